@@ -1,0 +1,171 @@
+//! One check of one backend: the edge where sockets are.
+//!
+//! A [`Checker`] connects as the pool does: its peer template carries TLS or not, SNI, certificate authority and
+//! verification, and only the address is the backend's. Every check makes a connection of its own and closes it, so
+//! that a full accept queue or a broken firewall cannot hide behind a connection from better days. One timeout covers
+//! the whole check, whatever it is waiting for.
+
+mod http;
+mod tcp;
+
+use std::error::Error as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use pingora::connectors::TransportConnector;
+use pingora::protocols::ALPN;
+use pingora::protocols::l4::socket::SocketAddr;
+use pingora::upstreams::peer::HttpPeer;
+use pingora::{BError, ErrorType};
+use thiserror::Error;
+
+use crate::settings::{CheckKind, Settings};
+
+/// Checks the backends of one pool.
+pub struct Checker {
+    connector: Arc<TransportConnector>,
+    peer: HttpPeer,
+    settings: Settings,
+}
+
+/// Why a check failed, in the few words that stand in the log and in the status.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum CheckError {
+    /// The check as a whole took longer than its timeout.
+    #[error("timeout after {0:?}")]
+    Timeout(Duration),
+    /// Nobody listens at the address.
+    #[error("connection refused")]
+    Refused,
+    /// The network does not know a way to the address.
+    #[error("no route to host")]
+    NoRoute,
+    /// The TLS handshake failed.
+    #[error("TLS: {0}")]
+    Tls(String),
+    /// The backend closed the connection in mid-answer.
+    #[error("connection closed before the end of the answer")]
+    Closed,
+    /// The answer is not HTTP.
+    #[error("answer is not valid HTTP")]
+    NotHttp,
+    /// The answer has a status that does not pass.
+    #[error("status {status}, expected {expected}")]
+    Status {
+        /// Status of the answer.
+        status: u16,
+        /// Statuses that pass: `200-399, 404`.
+        expected: String,
+    },
+    /// The body lacks the expected text.
+    #[error("body does not contain {0:?}")]
+    Body(String),
+    /// Anything else, in Pingora's words.
+    #[error("{0}")]
+    Other(String),
+}
+
+/// Something that can check a backend. The seam between the schedule and the sockets.
+#[async_trait]
+pub(crate) trait Check: Send + Sync {
+    /// Checks the backend at `address` once.
+    async fn check(&self, address: &SocketAddr) -> Result<(), CheckError>;
+}
+
+// === impl Checker ===
+
+impl Checker {
+    /// A checker that connects like `peer`, whose address is only a placeholder.
+    pub fn new(connector: Arc<TransportConnector>, peer: HttpPeer, settings: Settings) -> Self {
+        let peer = template(peer);
+        Self { connector, peer, settings }
+    }
+
+    /// Checks the backend at `address` once, within the timeout of the settings.
+    ///
+    /// # Errors
+    /// Says why the check failed. A pool without checks ([`CheckKind::None`]) passes always.
+    pub async fn check(&self, address: &SocketAddr) -> Result<(), CheckError> {
+        let timeout = self.settings.timeout;
+        tokio::time::timeout(timeout, self.check_without_timeout(address))
+            .await
+            .unwrap_or(Err(CheckError::Timeout(timeout)))
+    }
+
+    async fn check_without_timeout(&self, address: &SocketAddr) -> Result<(), CheckError> {
+        let peer = self.peer_at(address);
+        match &self.settings.kind {
+            CheckKind::None => Ok(()),
+            CheckKind::Tcp => tcp::check(&self.connector, &peer).await,
+            CheckKind::Http(check) => http::check(&self.connector, &peer, check).await,
+        }
+    }
+
+    fn peer_at(&self, address: &SocketAddr) -> HttpPeer {
+        let mut peer = self.peer.clone();
+        peer._address = address.clone();
+        if let Some(port) = self.settings.port {
+            peer._address.set_port(port.get());
+        }
+        peer
+    }
+}
+
+#[async_trait]
+impl Check for Checker {
+    async fn check(&self, address: &SocketAddr) -> Result<(), CheckError> {
+        Self::check(self, address).await
+    }
+}
+
+/// The peer as checks use it: without timeouts of its own, since a check has one for the whole, and without HTTP/2,
+/// which checks do not speak.
+fn template(mut peer: HttpPeer) -> HttpPeer {
+    let options = &mut peer.options;
+    options.connection_timeout = None;
+    options.total_connection_timeout = None;
+    options.read_timeout = None;
+    options.write_timeout = None;
+    options.alpn = ALPN::H1;
+    peer
+}
+
+// === impl CheckError ===
+
+impl From<BError> for CheckError {
+    fn from(error: BError) -> Self {
+        match error.etype() {
+            ErrorType::ConnectRefused => Self::Refused,
+            ErrorType::ConnectNoRoute => Self::NoRoute,
+            ErrorType::TLSHandshakeFailure | ErrorType::InvalidCert | ErrorType::HandshakeError => {
+                Self::Tls(tls_cause(&error))
+            }
+            ErrorType::ConnectionClosed | ErrorType::ReadError | ErrorType::WriteError => Self::Closed,
+            ErrorType::InvalidHTTPHeader | ErrorType::H1Error => Self::NotHttp,
+            _ => Self::Other(root_cause(&error)),
+        }
+    }
+}
+
+/// The innermost error of the chain, which names the fact; those around it name Pingora's functions.
+fn root_cause(error: &pingora::Error) -> String {
+    let Some(mut cause) = error.source() else {
+        return error.to_string().trim().to_owned();
+    };
+    while let Some(inner) = cause.source() {
+        cause = inner;
+    }
+    cause.to_string().trim().to_owned()
+}
+
+/// Pingora keeps the cause of a failed handshake only as text within the context:
+/// `TLS connect() failed: … cause: invalid peer certificate: UnknownIssuer, SNI: example.com`.
+fn tls_cause(error: &pingora::Error) -> String {
+    let Some(context) = &error.context else {
+        return root_cause(error);
+    };
+    let text = context.as_str();
+    let text = text.rsplit_once(", SNI: ").map_or(text, |(text, _)| text);
+    text.rsplit_once("cause: ").map_or(text, |(_, cause)| cause).trim().to_owned()
+}

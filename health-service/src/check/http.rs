@@ -1,0 +1,120 @@
+//! The HTTP check: a request of its own on a connection of its own, and a look at the answer.
+
+use pingora::connectors::TransportConnector;
+use pingora::http::RequestHeader;
+use pingora::protocols::http::v1::client::HttpSession;
+use pingora::protocols::l4::socket::SocketAddr;
+use pingora::upstreams::peer::HttpPeer;
+
+use super::CheckError;
+use crate::settings::HttpCheck;
+
+/// How much of a body is searched for the expected text.
+const LONGEST_BODY: usize = 256 * 1024;
+
+/// What a backend finds in its log.
+const USER_AGENT: &str = "load_balancer-health";
+
+pub(super) async fn check(
+    connector: &TransportConnector,
+    peer: &HttpPeer,
+    check: &HttpCheck,
+) -> Result<(), CheckError> {
+    let request = request(check, peer)?;
+    let stream = connector.new_stream(peer).await?;
+    let mut session = HttpSession::new_with_options(stream, peer);
+    session.write_request_header(Box::new(request)).await?;
+    session.finish_body().await?;
+    let status = read_status(&mut session).await?;
+    if !check.expects_status(status) {
+        return Err(CheckError::Status { status, expected: check.expected_statuses() });
+    }
+    match &check.expect_body {
+        Some(text) if !body_contains(&mut session, text.as_bytes()).await? => {
+            Err(CheckError::Body(text.clone()))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn request(check: &HttpCheck, peer: &HttpPeer) -> Result<RequestHeader, CheckError> {
+    let mut request = RequestHeader::build(check.method.clone(), check.path.as_str().as_bytes(), None)?;
+    request.insert_header("Host", host(check, peer))?;
+    request.insert_header("User-Agent", USER_AGENT)?;
+    request.insert_header("Accept", "*/*")?;
+    request.insert_header("Connection", "close")?;
+    if check.method == http::Method::POST
+        || check.method == http::Method::PUT
+        || check.method == http::Method::PATCH
+    {
+        // Servers may insist on being told that a body is empty, where the method usually has one.
+        request.insert_header("Content-Length", "0")?;
+    }
+    Ok(request)
+}
+
+fn host(check: &HttpCheck, peer: &HttpPeer) -> String {
+    match (&check.host, &peer._address) {
+        (Some(host), _) => host.clone(),
+        (None, _) if !peer.sni.is_empty() => peer.sni.clone(),
+        (None, SocketAddr::Inet(address)) => address.to_string(),
+        (None, SocketAddr::Unix(_)) => "localhost".to_owned(),
+    }
+}
+
+/// Reads the head of the answer, past interim ones such as 103.
+async fn read_status(session: &mut HttpSession) -> Result<u16, CheckError> {
+    loop {
+        session.read_response().await?;
+        match session.get_status() {
+            Some(status) if status.is_informational() && status != http::StatusCode::SWITCHING_PROTOCOLS => {}
+            Some(status) => return Ok(status.as_u16()),
+            None => return Err(CheckError::NotHttp),
+        }
+    }
+}
+
+/// Reads the body until the text appears, the body ends or [`LONGEST_BODY`] is reached.
+async fn body_contains(session: &mut HttpSession, text: &[u8]) -> Result<bool, CheckError> {
+    let mut body = Vec::new();
+    while body.len() < LONGEST_BODY
+        && let Some(part) = session.read_body_ref().await?
+    {
+        // The text may begin in what came before: look again at as much of it as a match could reach back to.
+        let unseen = body.len().saturating_sub(text.len().saturating_sub(1));
+        let room = LONGEST_BODY - body.len();
+        body.extend_from_slice(&part[..part.len().min(room)]);
+        if contains(&body[unseen..], text) {
+            return Ok(true);
+        }
+    }
+    Ok(text.is_empty())
+}
+
+fn contains(haystack: &[u8], needle: &[u8]) -> bool {
+    needle.is_empty() || haystack.windows(needle.len()).any(|window| window == needle)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn host_of(check: &HttpCheck, sni: &str) -> String {
+        host(check, &HttpPeer::new("10.0.0.1:8080", !sni.is_empty(), sni.to_owned()))
+    }
+
+    #[test]
+    fn the_host_is_the_configured_one_or_the_sni_or_the_address() {
+        let named = HttpCheck { host: Some("a.example".to_owned()), ..HttpCheck::default() };
+        assert_eq!(host_of(&named, "b.example"), "a.example");
+        assert_eq!(host_of(&HttpCheck::default(), "b.example"), "b.example");
+        assert_eq!(host_of(&HttpCheck::default(), ""), "10.0.0.1:8080");
+    }
+
+    #[test]
+    fn a_text_is_found_anywhere() {
+        assert!(contains(b"status: ok\n", b"ok"));
+        assert!(!contains(b"status: o", b"ok"));
+        assert!(contains(b"", b""));
+    }
+}

@@ -1,0 +1,242 @@
+//! The section `health_check` of a pool, as written in the configuration file.
+//!
+//! [`HealthCheckConfig`] is what was written, each value already parsed into a type that cannot hold a bad one.
+//! [`HealthCheckConfig::plan`] turns it into what was meant, [`Settings`]. Rules that span several keys (`timeout` at
+//! most `interval`, no HTTP keys in a check of another type) belong to whoever reads the whole file, since a refusal
+//! there can point at both places; the HTTP keys are `Option`s so that "written" and "left out" can be told apart.
+
+mod scalar;
+mod values;
+
+use std::num::NonZeroU16;
+
+use http::uri::PathAndQuery;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::settings::{CheckKind, HttpCheck, Settings, Thresholds};
+pub use values::{CheckCount, CheckMethod, CheckPath, CheckType, DurationText, Percent, StatusRange};
+
+/// How the backends of a pool are checked.
+#[derive(Deserialize, Serialize, JsonSchema, Clone, Debug)]
+#[serde(deny_unknown_fields, default)]
+pub struct HealthCheckConfig {
+    /// What a check does: `tcp` connects (with TLS, where the pool has it), `http` sends a request, `none` turns
+    /// checks off.
+    pub r#type: CheckType,
+    /// Time from the start of one check of a backend to the start of its next.
+    pub interval: DurationText,
+    /// The same while the backend is changing its state.
+    pub fast_interval: DurationText,
+    /// Time that a whole check may take, from the first packet to the last byte needed.
+    pub timeout: DurationText,
+    /// Checks in a row that must pass before a backend that is down is used again.
+    pub rise: CheckCount,
+    /// Checks in a row that must fail before a backend that is up is left out.
+    pub fall: CheckCount,
+    /// By how many percent an interval may be shorter or longer, at random.
+    pub jitter: Percent,
+    /// Port to check; default: the backend's own.
+    #[serde(deserialize_with = "values::port", skip_serializing_if = "Option::is_none")]
+    pub port: Option<NonZeroU16>,
+    /// Path of an HTTP check; default: `/`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path: Option<CheckPath>,
+    /// Method of an HTTP check; default: `GET`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub method: Option<CheckMethod>,
+    /// Host header of an HTTP check; default: the SNI of the pool, else the address of the backend.
+    #[serde(deserialize_with = "values::host", skip_serializing_if = "Option::is_none")]
+    pub host: Option<String>,
+    /// Status codes that pass an HTTP check; default: `["200-399"]`.
+    #[serde(deserialize_with = "values::status_ranges", skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1))]
+    pub expect_status: Option<Vec<StatusRange>>,
+    /// Text that the body of the answer to an HTTP check must contain, within its first 256 KiB.
+    #[serde(deserialize_with = "values::body_text", skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1))]
+    pub expect_body: Option<String>,
+}
+
+// === impl HealthCheckConfig ===
+
+impl Default for HealthCheckConfig {
+    fn default() -> Self {
+        Self {
+            r#type: CheckType::Tcp,
+            interval: DurationText::from_secs(5),
+            fast_interval: DurationText::from_secs(1),
+            timeout: DurationText::from_secs(2),
+            rise: CheckCount::of(2),
+            fall: CheckCount::of(3),
+            jitter: Percent::TEN,
+            port: None,
+            path: None,
+            method: None,
+            host: None,
+            expect_status: None,
+            expect_body: None,
+        }
+    }
+}
+
+impl HealthCheckConfig {
+    /// What the section means, with every default filled in.
+    pub fn plan(&self) -> Settings {
+        Settings {
+            kind: self.kind(),
+            interval: self.interval.get(),
+            fast_interval: self.fast_interval.get(),
+            timeout: self.timeout.get(),
+            thresholds: Thresholds { rise: self.rise.get(), fall: self.fall.get() },
+            jitter: self.jitter,
+            port: self.port,
+        }
+    }
+
+    fn kind(&self) -> CheckKind {
+        match self.r#type {
+            CheckType::None => CheckKind::None,
+            CheckType::Tcp => CheckKind::Tcp,
+            CheckType::Http => CheckKind::Http(HttpCheck {
+                method: self.method.as_ref().map_or(http::Method::GET, |method| method.get().clone()),
+                path: self.path.as_ref().map_or(PathAndQuery::from_static("/"), |path| path.get().clone()),
+                host: self.host.clone(),
+                expect_status: self
+                    .expect_status
+                    .clone()
+                    .unwrap_or_else(|| vec![StatusRange::SUCCESS_OR_REDIRECT]),
+                expect_body: self.expect_body.clone(),
+            }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn parse(yaml: &str) -> Result<HealthCheckConfig, String> {
+        serde_saphyr::from_str(yaml).map_err(|error| error.to_string())
+    }
+
+    fn refusal(yaml: &str) -> String {
+        match parse(yaml) {
+            Ok(config) => panic!("{yaml} was accepted as {config:?}"),
+            Err(message) => message,
+        }
+    }
+
+    #[test]
+    fn an_empty_section_has_the_documented_defaults() {
+        let settings = parse("{}").expect("an empty section is valid").plan();
+        assert_eq!(settings, Settings::default());
+        assert_eq!(settings.kind, CheckKind::Tcp);
+        assert_eq!(settings.interval, Duration::from_secs(5));
+        assert_eq!(settings.fast_interval, Duration::from_secs(1));
+        assert_eq!(settings.timeout, Duration::from_secs(2));
+        assert_eq!((settings.thresholds.rise.get(), settings.thresholds.fall.get()), (2, 3));
+        assert_eq!(settings.jitter.get(), 10);
+    }
+
+    #[test]
+    fn an_http_check_has_the_documented_defaults() {
+        let settings = parse("type: http").expect("valid").plan();
+        assert_eq!(settings.kind, CheckKind::Http(HttpCheck::default()));
+    }
+
+    #[test]
+    fn every_key_is_read() {
+        let config = parse(
+            "type: http\ninterval: 250ms\nfast_interval: 100ms\ntimeout: 1h\nrise: 1\nfall: 4\njitter: 0\nport: 8081\n\
+             path: /healthz?deep=1\nmethod: HEAD\nhost: example.com:80\nexpect_status: [\"200-299\", 304, \"404\"]\n\
+             expect_body: ok\n",
+        )
+        .expect("valid");
+        let settings = config.plan();
+        assert_eq!(settings.interval, Duration::from_millis(250));
+        assert_eq!(settings.timeout, Duration::from_secs(3600));
+        assert_eq!(settings.port.map(NonZeroU16::get), Some(8081));
+        let CheckKind::Http(check) = settings.kind else {
+            panic!("an HTTP check was asked for");
+        };
+        assert_eq!(check.method, http::Method::HEAD);
+        assert_eq!(check.path.as_str(), "/healthz?deep=1");
+        assert_eq!(check.host.as_deref(), Some("example.com:80"));
+        assert_eq!(check.expected_statuses(), "200-299, 304, 404");
+        assert_eq!(check.expect_body.as_deref(), Some("ok"));
+    }
+
+    #[test]
+    fn none_turns_checks_off() {
+        assert_eq!(parse("type: none").expect("valid").plan().kind, CheckKind::None);
+    }
+
+    #[test]
+    fn refusals_say_what_was_expected_and_found() {
+        for (yaml, expected) in [
+            ("interval: 5", "a duration needs a unit: write 5s or 250ms, found 5"),
+            ("interval: \"5\"", "a duration needs a unit"),
+            ("interval: 5d", "a duration such as 250ms, 5s, 1m or 1h, found \"5d\""),
+            ("interval: 1.5s", "found \"1.5s\""),
+            ("interval: 1.5", "found 1.5"),
+            ("interval: -5s", "found \"-5s\""),
+            ("interval: 0s", "must be above zero, found 0s"),
+            ("interval: 99999999999999999999s", "too long"),
+            ("interval: [5s]", "a duration such as"),
+            ("timeout: soon", "found \"soon\""),
+            ("rise: 0", "a number of checks, at least 1, found 0"),
+            ("fall: -1", "found -1"),
+            ("fall: 4294967296", "found 4294967296"),
+            ("jitter: 101", "percent from 0 to 100, found 101"),
+            ("jitter: 10%", "found \"10%\""),
+            ("port: 0", "a port from 1 to 65535, found 0"),
+            ("port: 65536", "found 65536"),
+            ("path: healthz", "begins with / such as /healthz, found \"healthz\""),
+            ("path: \"/a b\"", "percent-encode"),
+            ("path: \"/a#b\"", "drop the #"),
+            ("method: get", "in upper case such as GET or HEAD, found \"get\""),
+            ("method: CONNECT", "found \"CONNECT\""),
+            ("method: \"\"", "found \"\""),
+            ("host: \"a b\"", "a host name"),
+            ("host: \"user@example.com\"", "a host name"),
+            ("expect_status: []", "an empty list would fail every check"),
+            ("expect_status: [600]", "within 100 to 599, found 600"),
+            ("expect_status: [\"399-200\"]", "found \"399-200\""),
+            ("expect_status: [\"2xx\"]", "found \"2xx\""),
+            ("expect_status: [\"+99\"]", "found \"+99\""),
+            ("expect_body: \"\"", "every body contains an empty text"),
+            ("expect_body: 1", "put it in quotes"),
+            ("type: grpc", "not supported yet"),
+            ("type: icmp", "unknown type of health check \"icmp\": expected tcp, http or none"),
+            ("intervall: 5s", "unknown field `intervall`"),
+        ] {
+            let message = refusal(yaml);
+            assert!(message.contains(expected), "{yaml}: {message:?} does not say {expected:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_written_out_reads_back_the_same() {
+        let yaml = "{type: http, interval: 90s, timeout: 1500ms, expect_status: [\"200-299\", 304], host: a.example}";
+        let config = parse(yaml).expect("valid");
+        let written = serde_json::to_string(&config).expect("a configuration can be written");
+        assert!(written.contains(r#""interval":"90s""#), "{written}");
+        assert!(written.contains(r#""expect_status":["200-299","304"]"#), "{written}");
+        let again: HealthCheckConfig = serde_json::from_str(&written).expect("what is written is valid");
+        assert_eq!(again.plan(), config.plan());
+    }
+
+    #[test]
+    fn the_schema_shows_defaults_patterns_and_no_other_keys() {
+        let schema = schemars::schema_for!(HealthCheckConfig).to_value();
+        assert_eq!(schema["additionalProperties"], false);
+        assert_eq!(schema["properties"]["interval"]["default"], "5s");
+        assert_eq!(schema["properties"]["interval"]["type"], "string");
+        assert_eq!(schema["properties"]["type"]["enum"], serde_json::json!(["tcp", "http", "none"]));
+        assert_eq!(schema["properties"]["rise"]["minimum"], 1);
+        assert_eq!(schema["properties"]["jitter"]["maximum"], 100);
+    }
+}

@@ -1,0 +1,75 @@
+//! Active health checks for any Pingora `LoadBalancer`.
+//!
+//! Pingora's own checks run in passes: a pass is as slow as its slowest check, all backends share one schedule, and
+//! traffic is accepted before the first pass. Here each backend has a schedule of its own, one timeout covers a whole
+//! check, and the service is ready only when every backend was checked once.
+//!
+//! # Use
+//!
+//! A [`Prober`] is a Pingora `BackgroundService`. Each pool has its [`Verdicts`], which the prober writes and anyone
+//! may read, and which tell the `LoadBalancer` who is up by standing in for its health check:
+//!
+//! ```
+//! use std::sync::Arc;
+//!
+//! use health_service::{Metrics, Prober, Settings, Verdicts, registry};
+//! use pingora::lb::{Backends, LoadBalancer, discovery, selection::RoundRobin};
+//! use pingora::services::background::background_service;
+//! use pingora::upstreams::peer::HttpPeer;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # tokio::runtime::Runtime::new()?.block_on(async {
+//! let verdicts = Verdicts::new();
+//! let registry = registry(); // keeps health by address, so that a change of weight loses none
+//! registry.set_health_check(verdicts.publisher());
+//! let discovery = discovery::Static::try_from_iter(["10.0.0.1:80", "10.0.0.2:80"])?;
+//! let balancer = LoadBalancer::<RoundRobin>::from_backends(Backends::new_with_health_registry(discovery, registry));
+//! balancer.update().await?;
+//!
+//! let metrics = Metrics::new();
+//! metrics.register(&prometheus::Registry::new())?;
+//! let peer = HttpPeer::new("0.0.0.0:1", false, String::new()); // how to connect; the address is a placeholder
+//! let mut prober = Prober::new(metrics);
+//! prober.add_pool("web", Arc::new(balancer), Settings::default(), peer, verdicts.clone());
+//! let service = background_service("health checks", prober);
+//! // server.add_service(service); and let the listening services depend on it
+//! # drop(service);
+//! # Ok(())
+//! # })
+//! # }
+//! ```
+//!
+//! `examples/standalone.rs` is a whole program.
+//!
+//! # How it works
+//!
+//! 1. A task for each backend checks it (`check`), judges the result (`state`), and sleeps until the next (`schedule`).
+//! 2. It writes the verdict to [`Verdicts`]; when the state changed, it logs one line and wakes the task of the pool.
+//! 3. The task of the pool has the `LoadBalancer` ask its health check, which is [`Verdicts::publisher`] and answers
+//!    at once. From then on `select` leaves the backend out, or takes it in again.
+//!
+//! Pingora logs that, too, as `backend 10.0.0.1:80 becomes unhealthy`, from the target `pingora_load_balancing`. Log
+//! that target from `error` up to have one line for each change.
+
+mod check;
+mod config;
+#[cfg(test)]
+mod membership;
+mod metrics;
+mod pool;
+mod prober;
+mod schedule;
+mod settings;
+mod state;
+mod verdicts;
+
+pub use check::{CheckError, Checker};
+pub use config::{
+    CheckCount, CheckMethod, CheckPath, CheckType, DurationText, HealthCheckConfig, Percent, StatusRange,
+};
+pub use metrics::Metrics;
+pub use prober::Prober;
+pub use schedule::{Phase, pause};
+pub use settings::{CheckKind, HttpCheck, Settings, Thresholds};
+pub use state::{BackendHealth, Change, Outcome};
+pub use verdicts::{Verdict, Verdicts, registry};

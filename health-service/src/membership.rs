@@ -1,0 +1,40 @@
+//! For the tests of this crate: a balancer whose backends can change.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+use pingora::lb::discovery::ServiceDiscovery;
+use pingora::lb::selection::RoundRobin;
+use pingora::lb::{Backend, Backends, LoadBalancer};
+
+use crate::verdicts::{Verdicts, registry};
+
+/// Backends that tests can change; the balancer sees it at its next `update`.
+#[derive(Clone, Default)]
+pub(crate) struct Membership(Arc<Mutex<BTreeSet<Backend>>>);
+
+impl Membership {
+    /// Replaces the backends by these addresses and weights.
+    pub(crate) fn set(&self, backends: impl IntoIterator<Item = (&'static str, usize)>) {
+        *self.0.lock().expect("no test panics while it holds the lock") = backends
+            .into_iter()
+            .map(|(address, weight)| Backend::new_with_weight(address, weight).expect("valid address"))
+            .collect();
+    }
+}
+
+#[async_trait]
+impl ServiceDiscovery for Membership {
+    async fn discover(&self) -> pingora::Result<(BTreeSet<Backend>, HashMap<u64, bool>)> {
+        let backends = self.0.lock().expect("no test panics while it holds the lock").clone();
+        Ok((backends, HashMap::new()))
+    }
+}
+
+/// A balancer of `membership`, still without backends, that is told `verdicts`.
+pub(crate) fn balancer(membership: &Membership, verdicts: &Verdicts) -> LoadBalancer<RoundRobin> {
+    let registry = registry();
+    registry.set_health_check(verdicts.publisher());
+    LoadBalancer::from_backends(Backends::new_with_health_registry(Box::new(membership.clone()), registry))
+}

@@ -1,0 +1,86 @@
+//! When the next check of a backend starts.
+//!
+//! Checks are counted from the **start** of the one before, so a slow check does not stretch the interval; a check
+//! that takes longer than its interval is followed by the next one at once, never by two at a time. The first checks
+//! of all backends run together, at once; the second ones are spread at random over one interval, and stay spread.
+
+use std::time::Duration;
+
+use crate::settings::Settings;
+
+/// Where a backend is in its schedule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Its first check is done.
+    First,
+    /// It keeps its state.
+    Steady,
+    /// Results speak against its state, but not enough of them yet.
+    Changing,
+}
+
+/// No two checks of one backend start closer together than this, whatever the settings say.
+const SHORTEST: Duration = Duration::from_millis(1);
+
+/// Time from the start of one check to the start of the next. `random` is uniform in `0.0..1.0`.
+pub fn pause(settings: &Settings, phase: Phase, random: f64) -> Duration {
+    let pause = match phase {
+        Phase::First => settings.interval.mul_f64(random),
+        Phase::Steady => jittered(settings.interval, settings.jitter.as_fraction(), random),
+        Phase::Changing => jittered(settings.fast_interval, settings.jitter.as_fraction(), random),
+    };
+    pause.max(SHORTEST)
+}
+
+/// `interval`, shorter or longer by at most `jitter` of itself.
+fn jittered(interval: Duration, jitter: f64, random: f64) -> Duration {
+    interval.mul_f64(1.0 + jitter * (2.0 * random - 1.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::config::Percent;
+
+    fn settings(jitter: u8) -> Settings {
+        Settings {
+            interval: Duration::from_secs(10),
+            fast_interval: Duration::from_secs(2),
+            jitter: Percent::new(jitter).expect("tests use valid percentages"),
+            ..Settings::default()
+        }
+    }
+
+    #[test]
+    fn the_second_check_falls_anywhere_within_one_interval() {
+        assert_eq!(pause(&settings(10), Phase::First, 0.0), SHORTEST);
+        assert_eq!(pause(&settings(10), Phase::First, 0.25), Duration::from_millis(2500));
+        assert!(pause(&settings(10), Phase::First, 0.999) < Duration::from_secs(10));
+    }
+
+    #[test]
+    fn without_jitter_the_interval_is_kept_exactly() {
+        for random in [0.0, 0.5, 0.99] {
+            assert_eq!(pause(&settings(0), Phase::Steady, random), Duration::from_secs(10));
+            assert_eq!(pause(&settings(0), Phase::Changing, random), Duration::from_secs(2));
+        }
+    }
+
+    #[test]
+    fn jitter_goes_both_ways() {
+        assert_eq!(pause(&settings(10), Phase::Steady, 0.0), Duration::from_secs(9));
+        assert_eq!(pause(&settings(10), Phase::Steady, 0.5), Duration::from_secs(10));
+        assert_eq!(pause(&settings(50), Phase::Changing, 0.0), Duration::from_secs(1));
+    }
+
+    proptest! {
+        #[test]
+        fn a_pause_stays_within_its_jitter(jitter in 0_u8..=100, random in 0.0..1.0_f64) {
+            let pause = pause(&settings(jitter), Phase::Steady, random).as_secs_f64();
+            let spread = 10.0 * f64::from(jitter) / 100.0;
+            prop_assert!(pause >= (10.0 - spread - 1e-6).max(0.001) && pause <= 10.0 + spread + 1e-6);
+        }
+    }
+}

@@ -1,0 +1,223 @@
+//! Up or down: the state machine of one backend.
+//!
+//! The first result decides at once: one failure is enough to begin as down, one success to begin as up. After that
+//! it takes [`Thresholds::fall`] failures in a row to go down and [`Thresholds::rise`] successes in a row to come up.
+//! There is no clock and no socket here; the caller says what happened and when.
+
+use std::time::SystemTime;
+
+use crate::settings::Thresholds;
+use crate::verdicts::Verdict;
+
+/// The result of one check.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The check passed.
+    Passed,
+    /// The check failed, for the reason given.
+    Failed(String),
+}
+
+/// What is known about the health of one backend.
+#[derive(Clone, Debug)]
+pub struct BackendHealth {
+    thresholds: Thresholds,
+    state: State,
+    /// Results in a row that speak against the state.
+    streak: u32,
+}
+
+/// A state that was entered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// Whether the backend is up now.
+    pub up: bool,
+    /// Whether nothing was known before.
+    pub first: bool,
+    /// Why: `3 checks failed: connection refused`, `2 checks passed`.
+    pub reason: String,
+}
+
+#[derive(Clone, Debug)]
+enum State {
+    Unknown,
+    Known(Verdict),
+}
+
+// === impl BackendHealth ===
+
+impl BackendHealth {
+    /// A backend that was not checked yet.
+    pub fn new(thresholds: Thresholds) -> Self {
+        Self { thresholds, state: State::Unknown, streak: 0 }
+    }
+
+    /// Takes in the result of a check that ended at `now`; says so when the state changes.
+    pub fn observe(&mut self, outcome: &Outcome, now: SystemTime) -> Option<Change> {
+        let passed = *outcome == Outcome::Passed;
+        let first = match &mut self.state {
+            State::Unknown => true,
+            State::Known(verdict) => {
+                verdict.note(outcome, now);
+                if verdict.up == passed {
+                    self.streak = 0;
+                    return None;
+                }
+                false
+            }
+        };
+        self.streak += 1;
+        if !first && self.streak < self.threshold(passed) {
+            return None;
+        }
+        Some(self.enter(outcome, first, now))
+    }
+
+    /// Whether results speak against the state, but not enough of them yet.
+    pub fn is_changing(&self) -> bool {
+        self.streak > 0
+    }
+
+    /// The state, its reason and its times; `None` before the first result.
+    pub fn verdict(&self) -> Option<&Verdict> {
+        match &self.state {
+            State::Unknown => None,
+            State::Known(verdict) => Some(verdict),
+        }
+    }
+
+    fn threshold(&self, passed: bool) -> u32 {
+        if passed { self.thresholds.rise.get() } else { self.thresholds.fall.get() }
+    }
+
+    fn enter(&mut self, outcome: &Outcome, first: bool, now: SystemTime) -> Change {
+        let reason = reason(outcome, self.streak);
+        let up = *outcome == Outcome::Passed;
+        self.streak = 0;
+        self.state = State::Known(Verdict::entered(outcome, reason.clone(), now));
+        Change { up, first, reason }
+    }
+}
+
+fn reason(outcome: &Outcome, count: u32) -> String {
+    let checks = if count == 1 { "check" } else { "checks" };
+    match outcome {
+        Outcome::Passed => format!("{count} {checks} passed"),
+        Outcome::Failed(why) => format!("{count} {checks} failed: {why}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroU32;
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn thresholds(rise: u32, fall: u32) -> Thresholds {
+        let count = |count| NonZeroU32::new(count).expect("tests use thresholds above zero");
+        Thresholds { rise: count(rise), fall: count(fall) }
+    }
+
+    fn refused() -> Outcome {
+        Outcome::Failed("connection refused".to_owned())
+    }
+
+    fn at(second: u64) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(second)
+    }
+
+    #[test]
+    fn one_failure_is_enough_to_begin_as_down() {
+        let mut health = BackendHealth::new(thresholds(2, 3));
+        let change = health.observe(&refused(), at(1)).expect("the first result decides");
+        assert!(!change.up && change.first);
+        assert_eq!(change.reason, "1 check failed: connection refused");
+        assert!(!health.is_changing());
+    }
+
+    #[test]
+    fn one_success_is_enough_to_begin_as_up() {
+        let mut health = BackendHealth::new(thresholds(2, 3));
+        let change = health.observe(&Outcome::Passed, at(1)).expect("the first result decides");
+        assert_eq!(change, Change { up: true, first: true, reason: "1 check passed".to_owned() });
+    }
+
+    #[test]
+    fn it_takes_fall_failures_to_go_down_and_rise_successes_to_come_up() {
+        let mut health = BackendHealth::new(thresholds(2, 3));
+        health.observe(&Outcome::Passed, at(0));
+        assert_eq!(health.observe(&refused(), at(1)), None);
+        assert!(health.is_changing());
+        assert_eq!(health.observe(&refused(), at(2)), None);
+        let down = health.observe(&refused(), at(3)).expect("the third failure takes it down");
+        assert_eq!(down.reason, "3 checks failed: connection refused");
+        assert!(!down.first);
+        assert_eq!(health.observe(&Outcome::Passed, at(4)), None);
+        let up = health.observe(&Outcome::Passed, at(5)).expect("the second success brings it up");
+        assert_eq!(up.reason, "2 checks passed");
+    }
+
+    #[test]
+    fn a_success_in_between_begins_the_count_anew() {
+        let mut health = BackendHealth::new(thresholds(2, 2));
+        for outcome in [Outcome::Passed, refused(), Outcome::Passed, refused()] {
+            health.observe(&outcome, at(0));
+        }
+        assert!(health.verdict().is_some_and(|verdict| verdict.up));
+    }
+
+    #[test]
+    fn the_verdict_tells_since_when_and_what_came_last() {
+        let mut health = BackendHealth::new(thresholds(2, 3));
+        assert_eq!(health.verdict(), None);
+        health.observe(&Outcome::Passed, at(1));
+        health.observe(&refused(), at(2));
+        let verdict = health.verdict().expect("there was a result");
+        assert!(verdict.up);
+        assert_eq!((verdict.since, verdict.checked), (at(1), at(2)));
+        assert_eq!(verdict.reason, "1 check passed");
+        assert_eq!(verdict.last_failure.as_deref(), Some("connection refused"));
+    }
+
+    /// The state after `results`, found the slow way: look back over the whole history after each result.
+    fn reference(results: &[bool], rise: usize, fall: usize) -> Option<bool> {
+        let mut state = None;
+        for end in 1..=results.len() {
+            let history = &results[..end];
+            let ends_with = |result: bool, count: usize| {
+                history.len() >= count && history[end - count..].iter().all(|&seen| seen == result)
+            };
+            state = match state {
+                None => Some(history[0]),
+                Some(true) if ends_with(false, fall) => Some(false),
+                Some(false) if ends_with(true, rise) => Some(true),
+                same => same,
+            };
+        }
+        state
+    }
+
+    proptest! {
+        #[test]
+        fn it_flips_exactly_when_the_reference_does(
+            results in prop::collection::vec(any::<bool>(), 1..60),
+            rise in 1_u32..5,
+            fall in 1_u32..5,
+        ) {
+            let mut health = BackendHealth::new(thresholds(rise, fall));
+            for end in 1..=results.len() {
+                let (rise, fall) = (rise as usize, fall as usize);
+                let before = reference(&results[..end - 1], rise, fall);
+                let after = reference(&results[..end], rise, fall);
+                let outcome = if results[end - 1] { Outcome::Passed } else { refused() };
+                let change = health.observe(&outcome, at(end as u64));
+                prop_assert_eq!(change.map(|change| change.up), after.filter(|_| before != after));
+                prop_assert_eq!(health.verdict().map(|verdict| verdict.up), after);
+                prop_assert_eq!(health.is_changing(), after != Some(results[end - 1]));
+            }
+        }
+    }
+}

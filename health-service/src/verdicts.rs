@@ -1,0 +1,198 @@
+//! What the checks of one pool have found, by the address of the backend.
+//!
+//! [`Verdicts`] is the meeting point: the [`Prober`](crate::Prober) writes, the status page reads, and Pingora's
+//! `LoadBalancer` learns through [`Verdicts::publisher`], a `HealthCheck` that answers at once with what is already
+//! known. No request ever reads it.
+//!
+//! Verdicts are kept by **address**. Pingora's own identity of a backend includes its weight, so that a new weight would
+//! be a new backend, healthy until proven otherwise; [`registry`] makes Pingora, too, keep health by address.
+
+use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::SystemTime;
+
+use async_trait::async_trait;
+use pingora::lb::health_check::HealthCheck;
+use pingora::lb::{Backend, HealthRegistry};
+use pingora::protocols::l4::socket::SocketAddr;
+use pingora::{Error, ErrorType};
+
+use crate::state::Outcome;
+
+/// The verdicts on the backends of one pool. Clones share their contents.
+#[derive(Clone, Debug, Default)]
+pub struct Verdicts(Arc<RwLock<HashMap<SocketAddr, Verdict>>>);
+
+/// The verdict on one backend.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// Whether the backend is up.
+    pub up: bool,
+    /// Why it came to be so: `3 checks failed: connection refused`.
+    pub reason: String,
+    /// Since when it has been so.
+    pub since: SystemTime,
+    /// When the latest check ended.
+    pub checked: SystemTime,
+    /// Why the latest check failed, if it did: a backend may be failing and not be down yet.
+    pub last_failure: Option<String>,
+}
+
+/// A registry that keeps health by address, so that a change of weight keeps it.
+///
+/// Give it to `Backends::new_with_health_registry`, one registry for each pool, and set its check to
+/// [`Verdicts::publisher`].
+pub fn registry() -> Arc<HealthRegistry> {
+    Arc::new(HealthRegistry::with_equivalence(|backend| {
+        let mut hasher = DefaultHasher::new();
+        backend.addr.hash(&mut hasher);
+        hasher.finish()
+    }))
+}
+
+// === impl Verdicts ===
+
+impl Verdicts {
+    /// Verdicts on nobody.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The verdict on the backend at `address`; `None` before its first check, and for pools without checks.
+    pub fn get(&self, address: &SocketAddr) -> Option<Verdict> {
+        self.read().get(address).cloned()
+    }
+
+    /// The check to set on the `LoadBalancer` of the pool, or on its registry.
+    ///
+    /// It makes no connection: it tells Pingora the verdict, and each telling counts. A backend without a verdict
+    /// passes, which is how Pingora begins, too.
+    pub fn publisher(&self) -> Box<dyn HealthCheck + Send + Sync> {
+        Box::new(Publisher(self.clone()))
+    }
+
+    pub(crate) fn set(&self, address: &SocketAddr, verdict: Verdict) {
+        self.write().insert(address.clone(), verdict);
+    }
+
+    pub(crate) fn forget(&self, address: &SocketAddr) {
+        self.write().remove(address);
+    }
+
+    fn failure(&self, address: &SocketAddr) -> Option<String> {
+        self.read().get(address).filter(|verdict| !verdict.up).map(|verdict| verdict.reason.clone())
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, HashMap<SocketAddr, Verdict>> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, HashMap<SocketAddr, Verdict>> {
+        self.0.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+// === impl Verdict ===
+
+impl Verdict {
+    pub(crate) fn entered(outcome: &Outcome, reason: String, now: SystemTime) -> Self {
+        let mut verdict =
+            Self { up: *outcome == Outcome::Passed, reason, since: now, checked: now, last_failure: None };
+        verdict.note(outcome, now);
+        verdict
+    }
+
+    /// Takes in the latest result, which may or may not agree with the verdict.
+    pub(crate) fn note(&mut self, outcome: &Outcome, now: SystemTime) {
+        self.checked = now;
+        self.last_failure = match outcome {
+            Outcome::Passed => None,
+            Outcome::Failed(why) => Some(why.clone()),
+        };
+    }
+}
+
+// === impl Publisher ===
+
+struct Publisher(Verdicts);
+
+#[async_trait]
+impl HealthCheck for Publisher {
+    async fn check(&self, target: &Backend) -> pingora::Result<()> {
+        match self.0.failure(&target.addr) {
+            None => Ok(()),
+            Some(reason) => Error::e_explain(ErrorType::new("HealthCheck"), reason),
+        }
+    }
+
+    fn backend_summary(&self, target: &Backend) -> String {
+        format!("backend {}", target.addr)
+    }
+
+    // The thresholds were applied on the way to the verdict.
+    fn health_threshold(&self, _success: bool) -> usize {
+        1
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pingora::lb::LoadBalancer;
+    use pingora::lb::selection::RoundRobin;
+
+    use super::*;
+    use crate::membership::{Membership, balancer};
+
+    fn down() -> Verdict {
+        let refused = Outcome::Failed("connection refused".to_owned());
+        Verdict::entered(&refused, "1 check failed: connection refused".to_owned(), SystemTime::UNIX_EPOCH)
+    }
+
+    fn ready(balancer: &LoadBalancer<RoundRobin>) -> Vec<(String, bool)> {
+        let backends = balancer.backends();
+        backends
+            .get_backend()
+            .iter()
+            .map(|backend| (backend.addr.to_string(), backends.ready(backend)))
+            .collect()
+    }
+
+    #[tokio::test]
+    async fn a_pass_tells_the_balancer_each_verdict() {
+        let (membership, verdicts) = (Membership::default(), Verdicts::new());
+        membership.set([("10.0.0.1:80", 1), ("10.0.0.2:80", 1)]);
+        let balancer = balancer(&membership, &verdicts);
+        balancer.update().await.expect("the membership is there");
+
+        let first: SocketAddr = "10.0.0.1:80".parse().expect("valid address");
+        verdicts.set(&first, down());
+        balancer.backends().run_health_check(false).await;
+        assert_eq!(ready(&balancer), [("10.0.0.1:80".to_owned(), false), ("10.0.0.2:80".to_owned(), true)]);
+
+        verdicts.forget(&first);
+        balancer.backends().run_health_check(false).await;
+        assert!(ready(&balancer).iter().all(|(_, ready)| *ready));
+    }
+
+    #[tokio::test]
+    async fn a_change_of_weight_keeps_the_state_and_a_removal_forgets_it() {
+        let (membership, verdicts) = (Membership::default(), Verdicts::new());
+        membership.set([("10.0.0.1:80", 1)]);
+        let balancer = balancer(&membership, &verdicts);
+        balancer.update().await.expect("the membership is there");
+        verdicts.set(&"10.0.0.1:80".parse().expect("valid address"), down());
+        balancer.backends().run_health_check(false).await;
+
+        membership.set([("10.0.0.1:80", 7)]);
+        balancer.update().await.expect("the membership is there");
+        assert_eq!(balancer.backends().get_backend().first().map(|backend| backend.weight), Some(7));
+        assert_eq!(ready(&balancer), [("10.0.0.1:80".to_owned(), false)]);
+
+        membership.set([]);
+        balancer.update().await.expect("the membership is there");
+        membership.set([("10.0.0.1:80", 7)]);
+        balancer.update().await.expect("the membership is there");
+        assert_eq!(ready(&balancer), [("10.0.0.1:80".to_owned(), true)]);
+    }
+}

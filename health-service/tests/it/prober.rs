@@ -1,0 +1,232 @@
+//! The prober with real balancers and real backends.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use health_service::{CheckKind, HttpCheck, Metrics, Prober, Settings, Verdict, Verdicts, registry};
+use pingora::lb::discovery::Static;
+use pingora::lb::selection::RoundRobin;
+use pingora::lb::{Backends, LoadBalancer};
+use pingora::services::ServiceReadyNotifier;
+use pingora::services::background::BackgroundService;
+use pingora::upstreams::peer::HttpPeer;
+use prometheus::{Registry, TextEncoder};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::origin::{Manner, Origin, PATIENCE, eventually, ok, refusing};
+
+/// A balancer and the verdicts on its backends.
+pub(crate) struct Pool {
+    pub(crate) balancer: Arc<LoadBalancer<RoundRobin>>,
+    pub(crate) verdicts: Verdicts,
+}
+
+impl Pool {
+    pub(crate) async fn of(addresses: &[SocketAddr]) -> Self {
+        let verdicts = Verdicts::new();
+        let registry = registry();
+        registry.set_health_check(verdicts.publisher());
+        let backends = Static::try_from_iter(addresses).expect("addresses need no resolving");
+        let balancer = LoadBalancer::from_backends(Backends::new_with_health_registry(backends, registry));
+        balancer.update().await.expect("a static membership is always there");
+        Self { balancer: Arc::new(balancer), verdicts }
+    }
+
+    pub(crate) fn add_to(&self, prober: &mut Prober, name: &str, settings: Settings) {
+        let peer = HttpPeer::new("0.0.0.0:1", false, String::new());
+        prober.add_pool(name, Arc::clone(&self.balancer), settings, peer, self.verdicts.clone());
+    }
+
+    pub(crate) fn verdict(&self, address: SocketAddr) -> Verdict {
+        self.verdicts.get(&address.into()).expect("it was checked")
+    }
+
+    /// How many backends the balancer takes for ready.
+    pub(crate) fn ready(&self) -> usize {
+        let backends = self.balancer.backends();
+        backends.get_backend().iter().filter(|backend| backends.ready(backend)).count()
+    }
+}
+
+/// A prober at work.
+pub(crate) struct Running {
+    shutdown: watch::Sender<bool>,
+    pub(crate) ready: watch::Receiver<bool>,
+    task: JoinHandle<()>,
+}
+
+impl Running {
+    pub(crate) fn start(prober: Prober) -> Self {
+        let (shutdown, watch_shutdown) = watch::channel(false);
+        let (ready_tx, ready) = watch::channel(false);
+        let notifier = ServiceReadyNotifier::new(ready_tx);
+        let task =
+            tokio::spawn(async move { prober.start_with_ready_notifier(watch_shutdown, notifier).await });
+        Self { shutdown, ready, task }
+    }
+
+    pub(crate) async fn until_ready(&mut self) {
+        let ready = tokio::time::timeout(PATIENCE, self.ready.wait_for(|ready| *ready)).await;
+        ready.expect("it is ready in time").expect("it tells so before it ends");
+    }
+
+    pub(crate) async fn shut_down(self) {
+        self.shutdown.send(true).expect("the prober runs");
+        tokio::time::timeout(PATIENCE, self.task).await.expect("it ends in time").expect("it does not panic");
+    }
+}
+
+/// Quick checks, so that tests are quick.
+pub(crate) fn fast(kind: CheckKind) -> Settings {
+    Settings {
+        kind,
+        interval: Duration::from_millis(100),
+        fast_interval: Duration::from_millis(50),
+        timeout: Duration::from_secs(5),
+        ..Settings::default()
+    }
+}
+
+fn http() -> CheckKind {
+    CheckKind::Http(HttpCheck::default())
+}
+
+#[tokio::test]
+async fn it_is_ready_when_every_backend_of_every_pool_was_checked() {
+    let silent = Origin::start(Manner::Silence).await;
+    let healthy = Origin::healthy("").await;
+    let (_socket, refusing) = refusing();
+    let (web, api) = (Pool::of(&[silent.address, healthy.address]).await, Pool::of(&[refusing]).await);
+    let mut prober = Prober::new(Metrics::new());
+    web.add_to(&mut prober, "web", Settings { timeout: Duration::from_millis(500), ..fast(http()) });
+    api.add_to(&mut prober, "api", fast(CheckKind::Tcp));
+
+    let begun = Instant::now();
+    let mut running = Running::start(prober);
+    running.until_ready().await;
+    assert!(begun.elapsed() >= Duration::from_millis(500), "it waits for the slowest check");
+    assert_eq!((web.ready(), api.ready()), (1, 0));
+    assert_eq!(web.verdict(silent.address).reason, "1 check failed: timeout after 500ms");
+    assert_eq!(api.verdict(refusing).reason, "1 check failed: connection refused");
+    running.shut_down().await;
+}
+
+#[tokio::test]
+async fn the_same_address_has_a_state_in_each_pool() {
+    let failing = Origin::answering("HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n").await;
+    let (strict, lenient) = (Pool::of(&[failing.address]).await, Pool::of(&[failing.address]).await);
+    let mut prober = Prober::new(Metrics::new());
+    strict.add_to(&mut prober, "strict", fast(http()));
+    lenient.add_to(&mut prober, "lenient", fast(CheckKind::Tcp));
+    let mut running = Running::start(prober);
+    running.until_ready().await;
+    assert_eq!((strict.ready(), lenient.ready()), (0, 1));
+    assert!(!strict.verdict(failing.address).up && lenient.verdict(failing.address).up);
+    running.shut_down().await;
+}
+
+#[tokio::test]
+async fn a_pool_without_checks_is_left_alone() {
+    let origin = Origin::healthy("").await;
+    let (_socket, refusing) = refusing();
+    let (checked, left_alone) = (Pool::of(&[origin.address]).await, Pool::of(&[refusing]).await);
+    let mut prober = Prober::new(Metrics::new());
+    left_alone.add_to(&mut prober, "static", fast(CheckKind::None));
+    checked.add_to(&mut prober, "web", fast(http()));
+    let mut running = Running::start(prober);
+    running.until_ready().await;
+    assert_eq!(left_alone.ready(), 1);
+    assert_eq!(left_alone.verdicts.get(&refusing.into()), None);
+    running.shut_down().await;
+}
+
+#[tokio::test]
+async fn checks_end_with_the_server() {
+    let origin = Origin::healthy("").await;
+    let pool = Pool::of(&[origin.address]).await;
+    let mut prober = Prober::new(Metrics::new());
+    pool.add_to(&mut prober, "web", fast(http()));
+    let running = Running::start(prober);
+    eventually("three checks are done", || origin.seen().len() >= 3).await;
+    running.shut_down().await;
+    let checks = origin.seen().len();
+    // Many intervals in which a check that was left over would be seen.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    // One connection may have been on its way into the origin's queue.
+    assert!(origin.seen().len() <= checks + 1);
+}
+
+#[tokio::test]
+async fn a_shutdown_does_not_wait_for_a_check() {
+    let silent = Origin::start(Manner::Silence).await;
+    let pool = Pool::of(&[silent.address]).await;
+    let mut prober = Prober::new(Metrics::new());
+    pool.add_to(&mut prober, "web", Settings { timeout: 10 * PATIENCE, ..fast(http()) });
+    let running = Running::start(prober);
+    eventually("a check is under way", || !silent.seen().is_empty()).await;
+    running.shut_down().await;
+}
+
+#[tokio::test]
+async fn checks_are_counted() {
+    let origin = Origin::healthy("").await;
+    let pool = Pool::of(&[origin.address]).await;
+    let (metrics, registry) = (Metrics::new(), Registry::new());
+    metrics.register(&registry).expect("an empty registry has no names yet");
+    let mut prober = Prober::new(metrics);
+    pool.add_to(&mut prober, "web", Settings { interval: PATIENCE * 10, ..fast(http()) });
+    let mut running = Running::start(prober);
+    running.until_ready().await;
+    let text = TextEncoder::new().encode_to_string(&registry.gather()).expect("metrics can be encoded");
+    let line =
+        format!(r#"lb_health_checks_total{{backend="{}",pool="web",result="pass"}} 1"#, origin.address);
+    assert!(text.contains(&line), "{text}");
+    running.shut_down().await;
+}
+
+/// One slow or hanging backend delays no other: with 200 backends, 50 of them hanging, and an interval of one second,
+/// every healthy one is checked on time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn fifty_hanging_backends_of_two_hundred_delay_none() {
+    const INTERVAL: Duration = Duration::from_secs(1);
+    /// A machine with other work may be this late, and still be well below one hanging check.
+    const SLACK: Duration = Duration::from_secs(2);
+    const TIMEOUT: Duration = Duration::from_secs(4);
+
+    let (mut hanging, mut healthy) = (Vec::new(), Vec::new());
+    for number in 0..200 {
+        if number % 4 == 0 {
+            hanging.push(Origin::start(Manner::Silence).await);
+        } else {
+            healthy.push(Origin::answering(ok("ok")).await);
+        }
+    }
+    let addresses: Vec<SocketAddr> =
+        hanging.iter().chain(&healthy).map(|origin: &Origin| origin.address).collect();
+    let pool = Pool::of(&addresses).await;
+    let mut prober = Prober::new(Metrics::new());
+    let settings = Settings { interval: INTERVAL, fast_interval: INTERVAL, timeout: TIMEOUT, ..fast(http()) };
+    pool.add_to(&mut prober, "web", settings);
+    let mut running = Running::start(prober);
+    running.until_ready().await;
+    assert_eq!(pool.ready(), 150);
+
+    eventually("every healthy backend had five checks", || {
+        healthy.iter().all(|origin| origin.seen().len() >= 5)
+    })
+    .await;
+    for origin in &healthy {
+        let seen = origin.seen();
+        let gap = seen.windows(2).map(|pair| pair[1].at - pair[0].at).max().expect("five checks");
+        assert!(gap <= INTERVAL.mul_f64(1.1) + SLACK, "{}: {gap:?} between two checks", origin.address);
+        let verdict = pool.verdict(origin.address);
+        assert!(verdict.up && verdict.last_failure.is_none(), "{verdict:?}");
+    }
+    for origin in &hanging {
+        assert_eq!(pool.verdict(origin.address).reason, "1 check failed: timeout after 4s");
+    }
+    assert_eq!(pool.ready(), 150);
+    running.shut_down().await;
+}

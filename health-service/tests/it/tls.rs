@@ -1,0 +1,115 @@
+//! Checks of backends that speak TLS, with a certificate authority of the test's own.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::time::Duration;
+
+use health_service::{CheckError, CheckKind, Checker, HttpCheck, Settings};
+use pingora::connectors::TransportConnector;
+use pingora::upstreams::peer::HttpPeer;
+use pingora::utils::tls::{WrappedX509, parse_x509};
+use rustls::pki_types::PrivateKeyDer;
+
+use crate::origin::{Manner, Origin, ok};
+
+const NAME: &str = "origin.example";
+
+/// A TLS server that answers every request with 200; its thread ends with the process.
+struct TlsOrigin {
+    address: SocketAddr,
+    certificate: Vec<u8>,
+}
+
+impl TlsOrigin {
+    fn start() -> Self {
+        let made = rcgen::generate_simple_self_signed([NAME.to_owned()]).expect("a valid name");
+        let certificate = made.cert.der().to_vec();
+        let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).expect("a key of a known kind");
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .expect("ring has the default versions")
+            .with_no_client_auth()
+            .with_single_cert(vec![made.cert.der().clone()], key)
+            .expect("key and certificate fit");
+        let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has free ports");
+        let address = listener.local_addr().expect("a bound socket has an address");
+        std::thread::spawn(move || serve(&listener, &Arc::new(config)));
+        Self { address, certificate }
+    }
+
+    /// A peer that trusts the certificate of this origin and nobody else's.
+    fn peer(&self, sni: &str) -> HttpPeer {
+        let mut peer = HttpPeer::new("0.0.0.0:1", true, sni.to_owned());
+        let ca = [WrappedX509::new(self.certificate.clone(), parse_x509)];
+        peer.options.ca = Some(Arc::new(ca));
+        peer
+    }
+}
+
+fn serve(listener: &TcpListener, config: &Arc<rustls::ServerConfig>) {
+    for stream in listener.incoming().flatten() {
+        let Ok(connection) = rustls::ServerConnection::new(Arc::clone(config)) else { return };
+        let mut tls = rustls::StreamOwned::new(connection, stream);
+        let mut buffer = [0; 1024];
+        // A check that only connects leaves here: it sends no request.
+        if tls.read(&mut buffer).is_ok_and(|length| length > 0) {
+            let _ = tls.write_all(ok("ok").as_bytes());
+            tls.conn.send_close_notify();
+            let _ = tls.flush();
+        }
+    }
+}
+
+async fn check(kind: CheckKind, peer: HttpPeer, address: SocketAddr) -> Result<(), CheckError> {
+    let settings = Settings { kind, timeout: Duration::from_secs(10), ..Settings::default() };
+    Checker::new(Arc::new(TransportConnector::new(None)), peer, settings).check(&address.into()).await
+}
+
+fn http_ok() -> CheckKind {
+    CheckKind::Http(HttpCheck { expect_body: Some("ok".to_owned()), ..HttpCheck::default() })
+}
+
+#[tokio::test]
+async fn a_trusted_backend_passes() {
+    let origin = TlsOrigin::start();
+    assert_eq!(check(CheckKind::Tcp, origin.peer(NAME), origin.address).await, Ok(()));
+    assert_eq!(check(http_ok(), origin.peer(NAME), origin.address).await, Ok(()));
+}
+
+#[tokio::test]
+async fn an_unknown_issuer_fails_unless_nothing_is_verified() {
+    let (origin, other) = (TlsOrigin::start(), TlsOrigin::start());
+    let reason = check(CheckKind::Tcp, other.peer(NAME), origin.address).await.map_err(|e| e.to_string());
+    assert_eq!(reason, Err("TLS: invalid peer certificate: BadSignature".to_owned()));
+    let mut trusting = other.peer(NAME);
+    trusting.options.verify_cert = false;
+    assert_eq!(check(CheckKind::Tcp, trusting, origin.address).await, Ok(()));
+}
+
+#[tokio::test]
+async fn another_name_fails() {
+    let origin = TlsOrigin::start();
+    let error = check(CheckKind::Tcp, origin.peer("other.example"), origin.address).await;
+    let reason = error.expect_err("the name does not fit").to_string();
+    assert!(reason.starts_with("TLS: invalid peer certificate: certificate not valid for name"), "{reason}");
+}
+
+#[tokio::test]
+async fn a_backend_that_does_not_speak_tls_fails() {
+    let origin = Origin::start(Manner::Banner(b"220 mail.example.com ESMTP\r\n".to_vec())).await;
+    let error = check(CheckKind::Tcp, TlsOrigin::start().peer(NAME), origin.address).await;
+    let reason = error.expect_err("that is no handshake").to_string();
+    assert!(reason.starts_with("TLS: received corrupt message"), "{reason}");
+}
+
+#[tokio::test]
+async fn the_timeout_covers_the_handshake() {
+    let origin = Origin::start(Manner::Silence).await;
+    let timeout = Duration::from_millis(250);
+    let settings = Settings { timeout, ..Settings::default() };
+    let peer = TlsOrigin::start().peer(NAME);
+    let checker = Checker::new(Arc::new(TransportConnector::new(None)), peer, settings);
+    assert_eq!(checker.check(&origin.address.into()).await, Err(CheckError::Timeout(timeout)));
+}

@@ -1,0 +1,490 @@
+//! The two formats of a line, as functions from a [`Record`] to bytes.
+//!
+//! One request is always one line: what a client can choose (method, host, path) never ends a line, a quoted
+//! field or a JSON string, and never reaches a terminal as a control character.
+//!
+//! Numbers and times are put together by hand: a line costs a few hundred nanoseconds, and every request pays
+//! for one.
+
+use std::io::Write;
+use std::net::IpAddr;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use super::Record;
+
+/// Appends a line made for reading:
+///
+/// ```text
+/// 2026-11-22T12:00:00.123Z 127.0.0.1 "GET example.com/path HTTP/1.1" 200 123B 1.200ms web 10.0.0.1:8080 ttfb=1.000ms tries=1 reused=yes in=0B listener=main reason=-
+/// ```
+///
+/// What is absent is `-`. Bytes other than printable ASCII, `"` and `\` are written `\xHH`.
+pub fn format_text(record: &Record<'_>, line: &mut Vec<u8>) {
+    push_time(line, record.time);
+    line.push(b' ');
+    push_or_dash(line, record.client, push_ip);
+    line.extend_from_slice(b" \"");
+    push_request(line, record);
+    line.extend_from_slice(b"\" ");
+    push_or_dash(line, record.status, |line, status| push_number(line, status.into()));
+    line.push(b' ');
+    push_number(line, record.bytes_out);
+    line.extend_from_slice(b"B ");
+    push_milliseconds(line, record.duration);
+    line.extend_from_slice(b"ms ");
+    push_or_dash(line, record.pool, push_word);
+    line.push(b' ');
+    push_or_dash(line, record.backend, push_word);
+    line.extend_from_slice(b" ttfb=");
+    push_or_dash(line, record.ttfb, |line, ttfb| {
+        push_milliseconds(line, ttfb);
+        line.extend_from_slice(b"ms");
+    });
+    line.extend_from_slice(b" tries=");
+    push_number(line, record.tries.into());
+    line.extend_from_slice(b" reused=");
+    push_or_dash(line, record.reused, |line, reused| {
+        line.extend_from_slice(if reused { b"yes" } else { b"no" });
+    });
+    line.extend_from_slice(b" in=");
+    push_number(line, record.bytes_in);
+    line.extend_from_slice(b"B listener=");
+    push_word(line, record.listener);
+    line.extend_from_slice(b" reason=");
+    push_or_dash(line, record.failure, |line, reason| {
+        line.push(b'"');
+        push_quoted_text(line, reason.as_bytes());
+        line.push(b'"');
+    });
+    line.push(b'\n');
+}
+
+/// Appends a JSON object and a line end.
+///
+/// Its keys are `time` (RFC 3339, UTC), `client`, `listener`, `method`, `host`, `path`, `protocol`, `status`,
+/// `bytes_in`, `bytes_out`, `duration_ms`, `pool`, `backend`, `ttfb_ms`, `tries`, `reused` and `reason`,
+/// always all of them; what is absent is `null`. Bytes that are not UTF-8 become U+FFFD.
+pub fn format_json(record: &Record<'_>, line: &mut Vec<u8>) {
+    line.extend_from_slice(b"{\"time\":\"");
+    push_time(line, record.time);
+    line.extend_from_slice(b"\",\"client\":");
+    push_or_null(line, record.client, |line, ip| {
+        line.push(b'"');
+        push_ip(line, ip);
+        line.push(b'"');
+    });
+    line.extend_from_slice(b",\"listener\":");
+    push_json_string(line, record.listener.as_bytes());
+    line.extend_from_slice(b",\"method\":");
+    push_or_null(line, record.method, |line, method| push_json_string(line, method.as_bytes()));
+    line.extend_from_slice(b",\"host\":");
+    push_or_null(line, record.host, push_json_string);
+    line.extend_from_slice(b",\"path\":");
+    push_or_null(line, record.path, push_json_string);
+    line.extend_from_slice(b",\"protocol\":");
+    push_or_null(line, record.version.map(protocol), |line, name| push_json_string(line, name.as_bytes()));
+    line.extend_from_slice(b",\"status\":");
+    push_or_null(line, record.status, |line, status| push_number(line, status.into()));
+    line.extend_from_slice(b",\"bytes_in\":");
+    push_number(line, record.bytes_in);
+    line.extend_from_slice(b",\"bytes_out\":");
+    push_number(line, record.bytes_out);
+    line.extend_from_slice(b",\"duration_ms\":");
+    push_milliseconds(line, record.duration);
+    line.extend_from_slice(b",\"pool\":");
+    push_or_null(line, record.pool, |line, pool| push_json_string(line, pool.as_bytes()));
+    line.extend_from_slice(b",\"backend\":");
+    push_or_null(line, record.backend, |line, backend| push_json_string(line, backend.as_bytes()));
+    line.extend_from_slice(b",\"ttfb_ms\":");
+    push_or_null(line, record.ttfb, push_milliseconds);
+    line.extend_from_slice(b",\"tries\":");
+    push_number(line, record.tries.into());
+    line.extend_from_slice(b",\"reused\":");
+    push_or_null(line, record.reused, |line, reused| {
+        line.extend_from_slice(if reused { b"true" } else { b"false" });
+    });
+    line.extend_from_slice(b",\"reason\":");
+    push_or_null(line, record.failure, |line, reason| push_json_string(line, reason.as_bytes()));
+    line.extend_from_slice(b"}\n");
+}
+
+/// `GET example.com/path HTTP/1.1`, to stand between quotes.
+fn push_request(line: &mut Vec<u8>, record: &Record<'_>) {
+    push_or_dash(line, record.method, |line, method| push_quoted_text(line, method.as_bytes()));
+    line.push(b' ');
+    push_or_dash(line, record.host, push_quoted_text);
+    push_or_dash(line, record.path, push_quoted_text);
+    line.push(b' ');
+    push_or_dash(line, record.version.map(protocol), |line, name| line.extend_from_slice(name.as_bytes()));
+}
+
+fn protocol(version: http::Version) -> &'static str {
+    match version {
+        http::Version::HTTP_09 => "HTTP/0.9",
+        http::Version::HTTP_10 => "HTTP/1.0",
+        http::Version::HTTP_11 => "HTTP/1.1",
+        http::Version::HTTP_2 => "HTTP/2",
+        http::Version::HTTP_3 => "HTTP/3",
+        _ => "HTTP",
+    }
+}
+
+// === values ===
+
+fn push_or_dash<T>(line: &mut Vec<u8>, value: Option<T>, push: impl FnOnce(&mut Vec<u8>, T)) {
+    match value {
+        Some(value) => push(line, value),
+        None => line.push(b'-'),
+    }
+}
+
+fn push_or_null<T>(line: &mut Vec<u8>, value: Option<T>, push: impl FnOnce(&mut Vec<u8>, T)) {
+    match value {
+        Some(value) => push(line, value),
+        None => line.extend_from_slice(b"null"),
+    }
+}
+
+fn push_number(line: &mut Vec<u8>, mut number: u64) {
+    let mut digits = [0; 20];
+    let mut start = digits.len();
+    loop {
+        start -= 1;
+        digits[start] = b'0' + (number % 10) as u8;
+        number /= 10;
+        if number == 0 {
+            return line.extend_from_slice(&digits[start..]);
+        }
+    }
+}
+
+/// The number with leading zeros, so that it has `WIDTH` digits.
+fn push_padded<const WIDTH: usize>(line: &mut Vec<u8>, mut number: u64) {
+    let mut digits = [b'0'; WIDTH];
+    for digit in digits.iter_mut().rev() {
+        *digit += (number % 10) as u8;
+        number /= 10;
+    }
+    line.extend_from_slice(&digits);
+}
+
+/// Milliseconds with three decimals, which is exact to the microsecond.
+fn push_milliseconds(line: &mut Vec<u8>, duration: Duration) {
+    let micros = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
+    push_number(line, micros / 1000);
+    line.push(b'.');
+    push_padded::<3>(line, micros % 1000);
+}
+
+fn push_ip(line: &mut Vec<u8>, ip: IpAddr) {
+    match ip.to_canonical() {
+        IpAddr::V4(ip) => {
+            for (index, octet) in ip.octets().into_iter().enumerate() {
+                if index > 0 {
+                    line.push(b'.');
+                }
+                push_number(line, octet.into());
+            }
+        }
+        IpAddr::V6(ip) => write!(line, "{ip}").expect("a Vec takes everything"),
+    }
+}
+
+/// RFC 3339 in UTC with milliseconds. A time before 1970 is written as 1970.
+fn push_time(line: &mut Vec<u8>, time: SystemTime) {
+    let since_epoch = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let seconds = since_epoch.as_secs();
+    let (year, month, day) = civil_from_days(seconds / 86_400);
+    push_padded::<4>(line, year);
+    for (mark, number) in [
+        (b'-', month),
+        (b'-', day),
+        (b'T', seconds / 3600 % 24),
+        (b':', seconds / 60 % 60),
+        (b':', seconds % 60),
+    ] {
+        line.push(mark);
+        push_padded::<2>(line, number);
+    }
+    line.push(b'.');
+    push_padded::<3>(line, since_epoch.subsec_millis().into());
+    line.push(b'Z');
+}
+
+/// Year, month and day of the Gregorian calendar, from days since 1970-01-01.
+///
+/// The algorithm is Howard Hinnant's `civil_from_days`: years begin in March, so that the leap day is their
+/// last.
+fn civil_from_days(days: u64) -> (u64, u64, u64) {
+    let days = days + 719_468;
+    let (era, day_of_era) = (days / 146_097, days % 146_097);
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_from_march = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
+    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
+    (era * 400 + year_of_era + u64::from(month <= 2), month, day)
+}
+
+// === text that somebody else chose ===
+
+/// A name from the configuration, which must not fall into two words.
+fn push_word(line: &mut Vec<u8>, word: &str) {
+    push_escaped_text(line, word.as_bytes(), |byte| byte == b' ');
+}
+
+/// Text to stand between quotes.
+fn push_quoted_text(line: &mut Vec<u8>, text: &[u8]) {
+    push_escaped_text(line, text, |_| false);
+}
+
+/// Writes as `\xHH` what is no printable ASCII, quotes, backslashes, and what the caller wants escaped too.
+fn push_escaped_text(line: &mut Vec<u8>, text: &[u8], also: impl Fn(u8) -> bool) {
+    let special = |byte: u8| !(b' '..=b'~').contains(&byte) || matches!(byte, b'"' | b'\\') || also(byte);
+    push_runs(line, text, special, |line, byte| {
+        line.extend_from_slice(b"\\x");
+        push_hex(line, byte);
+    });
+}
+
+fn push_json_string(line: &mut Vec<u8>, text: &[u8]) {
+    line.push(b'"');
+    if text.is_ascii() {
+        push_json_ascii(line, text);
+    } else {
+        push_json_unicode(line, text);
+    }
+    line.push(b'"');
+}
+
+fn push_json_ascii(line: &mut Vec<u8>, text: &[u8]) {
+    let special = |byte: u8| byte < b' ' || matches!(byte, b'"' | b'\\' | 0x7f);
+    push_runs(line, text, special, |line, byte| match byte {
+        b'"' | b'\\' => line.extend_from_slice(&[b'\\', byte]),
+        control => {
+            line.extend_from_slice(b"\\u00");
+            push_hex(line, control);
+        }
+    });
+}
+
+/// Control characters beyond ASCII and line separators are escaped as well: JSON allows them, terminals and
+/// line-based readers do not all take them for text.
+fn push_json_unicode(line: &mut Vec<u8>, text: &[u8]) {
+    for character in text.utf8_chunks().flat_map(|chunk| {
+        chunk.valid().chars().chain((!chunk.invalid().is_empty()).then_some(char::REPLACEMENT_CHARACTER))
+    }) {
+        let mut encoded = [0; 4];
+        match character {
+            '\u{80}'..='\u{9f}' | '\u{2028}' | '\u{2029}' => {
+                write!(line, "\\u{:04x}", u32::from(character)).expect("a Vec takes everything");
+            }
+            ascii if ascii.is_ascii() => push_json_ascii(line, ascii.encode_utf8(&mut encoded).as_bytes()),
+            other => line.extend_from_slice(other.encode_utf8(&mut encoded).as_bytes()),
+        }
+    }
+}
+
+/// Copies `text`, in pieces between the special bytes, and hands those to `escape`.
+fn push_runs(
+    line: &mut Vec<u8>,
+    text: &[u8],
+    special: impl Fn(u8) -> bool,
+    escape: impl Fn(&mut Vec<u8>, u8),
+) {
+    let mut rest = text;
+    while let Some(at) = rest.iter().position(|&byte| special(byte)) {
+        line.extend_from_slice(&rest[..at]);
+        escape(line, rest[at]);
+        rest = &rest[at + 1..];
+    }
+    line.extend_from_slice(rest);
+}
+
+fn push_hex(line: &mut Vec<u8>, byte: u8) {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    line.push(DIGITS[usize::from(byte >> 4)]);
+    line.push(DIGITS[usize::from(byte & 0xf)]);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::{any, prop_assert, prop_assert_eq, proptest};
+
+    /// 2026-11-22T12:00:00.123Z
+    fn noon() -> SystemTime {
+        UNIX_EPOCH + Duration::from_millis(1_795_348_800_123)
+    }
+
+    fn complete() -> Record<'static> {
+        Record {
+            time: noon(),
+            client: Some([127, 0, 0, 1].into()),
+            listener: "main",
+            method: Some("GET"),
+            host: Some(b"example.com"),
+            path: Some(b"/path"),
+            version: Some(http::Version::HTTP_11),
+            status: Some(200),
+            bytes_in: 0,
+            bytes_out: 123,
+            duration: Duration::from_micros(1200),
+            pool: Some("web"),
+            backend: Some("10.0.0.1:8080"),
+            ttfb: Some(Duration::from_millis(1)),
+            tries: 1,
+            reused: Some(true),
+            failure: None,
+        }
+    }
+
+    /// Nothing is known but that somebody connected.
+    fn bare() -> Record<'static> {
+        Record {
+            time: noon(),
+            client: None,
+            listener: "unix:/run/a b",
+            method: None,
+            host: None,
+            path: None,
+            version: None,
+            status: None,
+            bytes_in: 0,
+            bytes_out: 0,
+            duration: Duration::ZERO,
+            pool: None,
+            backend: None,
+            ttfb: None,
+            tries: 0,
+            reused: None,
+            failure: Some("malformed request"),
+        }
+    }
+
+    fn text(record: &Record<'_>) -> String {
+        let mut line = Vec::new();
+        format_text(record, &mut line);
+        String::from_utf8(line).unwrap()
+    }
+
+    fn json(record: &Record<'_>) -> serde_json::Value {
+        let mut line = Vec::new();
+        format_json(record, &mut line);
+        assert_eq!(line.iter().filter(|&&byte| byte == b'\n').count(), 1);
+        serde_json::from_slice(&line).unwrap()
+    }
+
+    fn time_text(time: SystemTime) -> String {
+        let mut line = Vec::new();
+        push_time(&mut line, time);
+        String::from_utf8(line).unwrap()
+    }
+
+    #[test]
+    fn text_of_a_complete_record() {
+        assert_eq!(
+            text(&complete()),
+            "2026-11-22T12:00:00.123Z 127.0.0.1 \"GET example.com/path HTTP/1.1\" 200 123B 1.200ms web \
+             10.0.0.1:8080 ttfb=1.000ms tries=1 reused=yes in=0B listener=main reason=-\n"
+        );
+    }
+
+    #[test]
+    fn text_of_a_bare_record() {
+        assert_eq!(
+            text(&bare()),
+            "2026-11-22T12:00:00.123Z - \"- -- -\" - 0B 0.000ms - - ttfb=- tries=0 reused=- in=0B \
+             listener=unix:/run/a\\x20b reason=\"malformed request\"\n"
+        );
+    }
+
+    #[test]
+    fn json_of_a_complete_record() {
+        let expected = serde_json::json!({
+            "time": "2026-11-22T12:00:00.123Z", "client": "127.0.0.1", "listener": "main", "method": "GET",
+            "host": "example.com", "path": "/path", "protocol": "HTTP/1.1", "status": 200, "bytes_in": 0,
+            "bytes_out": 123, "duration_ms": 1.2, "pool": "web", "backend": "10.0.0.1:8080", "ttfb_ms": 1.0,
+            "tries": 1, "reused": true, "reason": null,
+        });
+        assert_eq!(json(&complete()), expected);
+    }
+
+    #[test]
+    fn json_of_a_bare_record_has_all_keys() {
+        let value = json(&bare());
+        assert_eq!(value.as_object().unwrap().len(), 17);
+        for key in
+            ["client", "method", "host", "path", "protocol", "status", "pool", "backend", "ttfb_ms", "reused"]
+        {
+            assert!(value[key].is_null(), "{key}");
+        }
+    }
+
+    #[test]
+    fn a_client_cannot_forge_a_line() {
+        let path = b"/\" 200\n2026-11-22T12:00:00.123Z 10.0.0.9 \"GET /\\\r\x1b[31m\x00\x7f";
+        let line = text(&Record { path: Some(path), ..complete() });
+        assert_eq!(line.lines().count(), 1);
+        assert_eq!(line.matches('"').count(), 2);
+        assert!(line.contains(r"/\x22 200\x0a2026"), "{line}");
+        let value = json(&Record { path: Some(path), ..complete() });
+        assert_eq!(value["path"].as_str().unwrap().as_bytes(), path);
+    }
+
+    #[test]
+    fn json_is_unicode_whatever_the_client_sent() {
+        let value = json(&Record { host: Some(b"gr\xc3\xbcn\xff\xc2\x85\xe2\x80\xa8\"\n"), ..complete() });
+        assert_eq!(value["host"], "grün\u{fffd}\u{85}\u{2028}\"\n");
+    }
+
+    #[test]
+    fn ipv4_client_on_a_dual_stack_socket_is_written_as_ipv4() {
+        let mapped = IpAddr::V6("::ffff:10.0.0.1".parse().unwrap());
+        assert!(text(&Record { client: Some(mapped), ..complete() }).contains(" 10.0.0.1 "));
+        let real = IpAddr::V6("2001:db8::1".parse().unwrap());
+        assert!(text(&Record { client: Some(real), ..complete() }).contains(" 2001:db8::1 "));
+    }
+
+    #[test]
+    fn times_at_the_turns_of_the_calendar() {
+        for (seconds, expected) in [
+            (0, "1970-01-01T00:00:00.000Z"),
+            (951_782_399, "2000-02-28T23:59:59.000Z"),
+            (951_782_400, "2000-02-29T00:00:00.000Z"),
+            (1_709_251_199, "2024-02-29T23:59:59.000Z"),
+            (1_735_689_599, "2024-12-31T23:59:59.000Z"),
+            (4_107_542_400, "2100-03-01T00:00:00.000Z"),
+        ] {
+            assert_eq!(time_text(UNIX_EPOCH + Duration::from_secs(seconds)), expected);
+        }
+        assert_eq!(time_text(UNIX_EPOCH - Duration::from_secs(1)), "1970-01-01T00:00:00.000Z");
+    }
+
+    proptest! {
+        #[test]
+        fn times_agree_with_jiff(millis in 0u64..253_402_300_799_000) {
+            let time = UNIX_EPOCH + Duration::from_millis(millis);
+            let expected = format!("{:.3}", jiff::Timestamp::try_from(time).unwrap());
+            prop_assert_eq!(time_text(time), expected);
+        }
+
+        #[test]
+        fn any_bytes_are_one_line_and_valid_json(bytes in any::<Vec<u8>>(), method in any::<String>()) {
+            let record = Record {
+                method: Some(&method),
+                host: Some(&bytes),
+                path: Some(&bytes),
+                pool: Some(&method),
+                failure: Some(&method),
+                ..complete()
+            };
+            let value = json(&record);
+            prop_assert_eq!(value["path"].as_str().unwrap(), String::from_utf8_lossy(&bytes));
+            prop_assert_eq!(value["method"].as_str().unwrap(), &method);
+            let line = text(&record);
+            prop_assert!(line.trim_end_matches('\n').bytes().all(|byte| (b' '..=b'~').contains(&byte)));
+            prop_assert_eq!(line.matches('"').count(), 4);
+        }
+    }
+}

@@ -1,0 +1,536 @@
+//! The leaf values of the sections. Each has no way to hold a bad value: it is refused where it is read.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use http::{HeaderName, HeaderValue, Method};
+use ipnet::IpNet;
+use schemars::{Schema, json_schema};
+
+use super::text::FromText;
+use crate::listener::ListenAddress;
+use crate::route::HostPattern;
+
+/// The longest path that fits into a Unix socket address, in bytes.
+const MAX_UNIX_PATH: usize = 107;
+/// Nothing waits longer than this.
+const MAX_DURATION: Duration = Duration::from_secs(24 * 3600);
+
+/// The name of a pool or a listener: 1 to 64 letters, digits and `.`, `_`, `-`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Name(Box<str>);
+
+/// A length of time above zero, at most a day.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PositiveDuration(pub Duration);
+
+/// A length of time, zero included, at most a day.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AnyDuration(pub Duration);
+
+/// The address of a backend: an IP address and a port above 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BackendAddress(pub SocketAddr);
+
+/// An IP address and a port above 0 to listen on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TcpAddress(pub SocketAddr);
+
+/// A host name with a port if need be, as in a `Host` header.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostHeader(pub HeaderValue);
+
+/// A name that a certificate can be for: a host name without wildcards, or an IP address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServerName(pub String);
+
+/// The path of a request: begins with `/`, without query and fragment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RequestPath(pub String);
+
+/// A path that does not depend on the directory that the program runs in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AbsolutePath(pub PathBuf);
+
+/// A path of a file that is read when the configuration is loaded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReadPath(pub PathBuf);
+
+/// A value of a request's header that can be typed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HeaderText(pub HeaderValue);
+
+// === names ===
+
+impl Name {
+    /// The name itself.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromText for Name {
+    const EXPECTED: &'static str = "a name of letters, digits, `.`, `_` and `-`";
+
+    fn from_text(text: &str) -> Result<Self, String> {
+        let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+        if text.is_empty() || text.len() > 64 || !text.chars().all(allowed) {
+            return Err(format!("{text:?} cannot be a name\nuse 1 to 64 letters, digits, `.`, `_` and `-`"));
+        }
+        Ok(Self(text.into()))
+    }
+
+    fn schema() -> Schema {
+        json_schema!({"type": "string", "pattern": "^[A-Za-z0-9._-]{1,64}$"})
+    }
+}
+
+// === durations ===
+
+impl FromText for PositiveDuration {
+    const EXPECTED: &'static str = AnyDuration::EXPECTED;
+    const READS_NUMBERS: bool = true;
+
+    fn from_text(text: &str) -> Result<Self, String> {
+        match AnyDuration::from_text(text)? {
+            AnyDuration(Duration::ZERO) => Err(format!("the duration must be above zero, found {text}")),
+            AnyDuration(duration) => Ok(Self(duration)),
+        }
+    }
+
+    fn schema() -> Schema {
+        json_schema!({"type": "string", "pattern": "^0*[1-9][0-9]*(ms|s|m|h)$"})
+    }
+}
+
+impl FromText for AnyDuration {
+    const EXPECTED: &'static str = "a duration such as 250ms, 5s, 1m or 1h";
+    const READS_NUMBERS: bool = true;
+
+    fn from_text(text: &str) -> Result<Self, String> {
+        let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+        let (number, unit) = text.split_at(digits);
+        let milliseconds = match unit {
+            "ms" => 1,
+            "s" => 1000,
+            "m" => 60 * 1000,
+            "h" => 3600 * 1000,
+            "" if !number.is_empty() => return Err(format!("{text:?} has no unit\nwrite {text}s or {text}ms")),
+            _ => return Err(format!("expected {}, found {text:?}", Self::EXPECTED)),
+        };
+        if number.is_empty() {
+            return Err(format!("expected {}, found {text:?}", Self::EXPECTED));
+        }
+        let count = number.parse::<u64>().ok().and_then(|number| number.checked_mul(milliseconds));
+        match count.map(Duration::from_millis) {
+            Some(duration) if duration <= MAX_DURATION => Ok(Self(duration)),
+            _ => Err(format!("the duration {text} is longer than a day (24h)")),
+        }
+    }
+
+    fn schema() -> Schema {
+        json_schema!({"type": "string", "pattern": "^[0-9]+(ms|s|m|h)$"})
+    }
+}
+
+// === addresses ===
+
+impl FromText for BackendAddress {
+    const EXPECTED: &'static str = "an address such as 10.0.0.1:8080";
+    const READS_NUMBERS: bool = true;
+
+    fn from_text(text: &str) -> Result<Self, String> {
+        if text.starts_with("unix:") {
+            return Err(format!("{text:?}: backends on Unix sockets are not supported yet\nuse an IP address and a port"));
+        }
+        let address = socket_address(text, Self::EXPECTED)?;
+        if address.ip().is_unspecified() {
+            return Err(format!("no backend can be reached at {}\nname the address of one machine", address.ip()));
+        }
+        Ok(Self(address))
+    }
+
+    fn schema() -> Schema {
+        json_schema!({"type": "string", "pattern": "^[0-9A-Fa-f.:%\\[\\]]+:[0-9]{1,5}$"})
+    }
+}
+
+impl FromText for TcpAddress {
+    const EXPECTED: &'static str = "an address such as 127.0.0.1:6192";
+    const READS_NUMBERS: bool = true;
+
+    fn from_text(text: &str) -> Result<Self, String> {
+        socket_address(text, Self::EXPECTED).map(Self)
+    }
+
+    fn schema() -> Schema {
+        json_schema!({"type": "string", "pattern": "^[0-9A-Fa-f.:%\\[\\]]+:[0-9]{1,5}$"})
+    }
+}
+
+impl FromText for ListenAddress {
+    const EXPECTED: &'static str = "an address such as 0.0.0.0:6188 or unix:/path";
+    const READS_NUMBERS: bool = true;
+
+    fn from_text(text: &str) -> Result<Self, String> {
+        match text.strip_prefix("unix:") {
+            Some(path) => unix_path(path).map(Self::Unix),
+            None => socket_address(text, Self::EXPECTED).map(Self::Tcp),
+        }
+    }
+
+    fn schema() -> Schema {
+        json_schema!({"type": "string", "pattern": "^(unix:/\\S+|[0-9A-Fa-f.:%\\[\\]]+:[0-9]{1,5})$"})
+    }
+}
+
+fn unix_path(path: &str) -> Result<PathBuf, String> {
+    if !path.starts_with('/') {
+        return Err(format!("the path of a Unix socket must be absolute, found {path:?}\nwrite unix:/path"));
+    }
+    if path.len() > MAX_UNIX_PATH {
+        let length = path.len();
+        return Err(format!("the path of a Unix socket has at most {MAX_UNIX_PATH} bytes, this one has {length}"));
+    }
+    if path.contains(|c: char| c.is_whitespace() || c.is_control()) {
+        return Err(format!("the path of a Unix socket cannot have white space, found {path:?}"));
+    }
+    Ok(PathBuf::from(path))
+}
+
+fn socket_address(text: &str, expected: &str) -> Result<SocketAddr, String> {
+    if let Ok(address) = text.parse::<SocketAddr>() {
+        if address.port() == 0 {
+            return Err(format!("{text:?}: the port must be given, from 1 to 65535"));
+        }
+        return Ok(address);
+    }
+    Err(address_refusal(text, expected))
+}
+
+/// What is wrong with a text that is not an address, and what to write instead.
+fn address_refusal(text: &str, expected: &str) -> String {
+    if let Ok(ip) = text.parse::<IpAddr>() {
+        return format!("{text:?} has no port\nwrite {}", SocketAddr::new(ip, 80));
+    }
+    if text.contains("://") {
+        return format!("{text:?} is a URL\nwrite {expected}; TLS to a backend is asked for with `tls` in its pool");
+    }
+    let port = text.strip_prefix(':').or_else(|| text.strip_prefix("*:")).unwrap_or(text);
+    if port.parse::<u16>().is_ok() {
+        return format!("{text:?} has no address\nwrite it in front of the port, such as 127.0.0.1:{port}");
+    }
+    let (host, port) = text.rsplit_once(':').unwrap_or((text, ""));
+    let is_port = port.parse::<u16>().is_ok();
+    if let (Ok(ip), false) = (host.trim_matches(['[', ']']).parse::<IpAddr>(), is_port) {
+        return format!("{port:?} is no port for {ip}\na port is a number from 1 to 65535");
+    }
+    if is_host_name(host) {
+        return format!(
+            "{host:?} is a host name, and names are not resolved yet\nuse an IP address: expected {expected}"
+        );
+    }
+    format!("expected {expected}, found {text:?}")
+}
+
+fn is_host_name(text: &str) -> bool {
+    let letter = |c: char| c.is_ascii_alphabetic();
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+    text.contains(letter) && text.chars().all(allowed) && text.len() <= 253
+}
+
+impl FromText for IpNet {
+    const EXPECTED: &'static str = "a network such as 10.0.0.0/8, or an address";
+
+    fn from_text(text: &str) -> Result<Self, String> {
+        if let Ok(address) = text.parse::<IpAddr>() {
+            return Ok(address.into());
+        }
+        let Ok(network) = text.parse::<Self>() else {
+            return Err(format!("expected {}, found {text:?}", Self::EXPECTED));
+        };
+        if network.addr() != network.network() {
+            return Err(format!("{text:?} has bits set beyond its prefix\ndid you mean {}?", network.trunc()));
+        }
+        Ok(network)
+    }
+
+    fn schema() -> Schema {
+        json_schema!({"type": "string", "pattern": "^[0-9A-Fa-f.:]+(/[0-9]{1,3})?$"})
+    }
+}
+
+// === HTTP ===
+
+impl FromText for HostPattern {
+    const EXPECTED: &'static str = "a host such as example.com or *.example.com";
+
+    fn from_text(text: &str) -> Result<Self, String> {
+        Self::parse(text).map_err(|error| format!("{error}, found {text:?}"))
+    }
+
+    fn schema() -> Schema {
+        json_schema!({"type": "string", "minLength": 1})
+    }
+}
+
+impl FromText for HostHeader {
+    const EXPECTED: &'static str = "a host name, with a port if need be";
+
+    fn from_text(text: &str) -> Result<Self, String> {
+        let refusal = || format!("expected {}, found {text:?}", Self::EXPECTED);
+        let authority = http::uri::Authority::try_from(text).map_err(|_| refusal())?;
+        let value = HeaderValue::from_str(text).map_err(|_| refusal())?;
+        if authority.host().is_empty() || text.contains('@') { Err(refusal()) } else { Ok(Self(value)) }
+    }
+
+    fn schema() -> Schema {
+        json_schema!({"type": "string", "minLength": 1})
+    }
+}
+
+impl FromText for ServerName {
+    const EXPECTED: &'static str = "a host name such as example.com";
+
+    fn from_text(text: &str) -> Result<Self, String> {
+        let is_address = text.parse::<IpAddr>().is_ok();
+        let empty_label = text.split('.').any(str::is_empty);
+        if text.contains('*') {
+            return Err(format!("{text:?}: one name is asked for, which cannot have a `*`"));
+        }
+        if !is_address && (!is_host_name(text) || empty_label) {
+            return Err(format!("expected {}, found {text:?}", Self::EXPECTED));
+        }
+        Ok(Self(text.to_owned()))
+    }
+
+    fn schema() -> Schema {
+        json_schema!({"type": "string", "pattern": "^[A-Za-z0-9._:-]+$"})
+    }
+}
+
+impl FromText for RequestPath {
+    const EXPECTED: &'static str = "a path that begins with / such as /v1";
+
+    fn from_text(text: &str) -> Result<Self, String> {
+        if !text.starts_with('/') {
+            return Err(format!("expected {}, found {text:?}", Self::EXPECTED));
+        }
+        if text.contains(['?', '#']) {
+            return Err(format!("{text:?}: routes look at the path only\ndrop what follows the path"));
+        }
+        if http::uri::PathAndQuery::try_from(text).is_err() {
+            return Err(format!("{text:?} has a character that a path cannot have\npercent-encode it"));
+        }
+        Ok(Self(text.to_owned()))
+    }
+
+    fn schema() -> Schema {
+        json_schema!({"type": "string", "pattern": "^/[^?#\\s]*$"})
+    }
+}
+
+impl FromText for Method {
+    const EXPECTED: &'static str = "a method in upper case such as GET or POST";
+
+    fn from_text(text: &str) -> Result<Self, String> {
+        let upper = text.to_ascii_uppercase();
+        match Self::from_bytes(text.as_bytes()) {
+            Ok(method) if upper == text => Ok(method),
+            Ok(_) => Err(format!("methods are case-sensitive, found {text:?}\ndid you mean {upper}?")),
+            Err(_) => Err(format!("expected {}, found {text:?}", Self::EXPECTED)),
+        }
+    }
+
+    fn schema() -> Schema {
+        json_schema!({"type": "string", "pattern": "^[^a-z\\s]+$"})
+    }
+}
+
+impl FromText for HeaderName {
+    const EXPECTED: &'static str = "the name of a header such as X-Canary";
+
+    fn from_text(text: &str) -> Result<Self, String> {
+        Self::from_bytes(text.as_bytes()).map_err(|_| format!("expected {}, found {text:?}", Self::EXPECTED))
+    }
+
+    fn schema() -> Schema {
+        json_schema!({"type": "string", "pattern": "^[!#$%&'*+.^_`|~0-9A-Za-z-]+$"})
+    }
+}
+
+impl FromText for HeaderText {
+    const EXPECTED: &'static str = "a text";
+
+    fn from_text(text: &str) -> Result<Self, String> {
+        if text.trim() != text {
+            return Err(format!("white space around a header's value is never sent, found {text:?}"));
+        }
+        let value = HeaderValue::from_str(text);
+        value.map(Self).map_err(|_| format!("{text:?} has a character that a header cannot have"))
+    }
+
+    fn schema() -> Schema {
+        json_schema!({"type": "string"})
+    }
+}
+
+// === paths ===
+
+impl FromText for AbsolutePath {
+    const EXPECTED: &'static str = "an absolute path such as /run/name.sock";
+
+    fn from_text(text: &str) -> Result<Self, String> {
+        let path = readable_path(text)?;
+        if !path.is_absolute() {
+            return Err(format!("the path {text:?} is relative\nwrite it from / on: a daemon runs in another directory"));
+        }
+        if text.ends_with('/') || path.file_name().is_none() {
+            return Err(format!("{text:?} is a directory, and a file is asked for"));
+        }
+        Ok(Self(path.to_owned()))
+    }
+
+    fn schema() -> Schema {
+        json_schema!({"type": "string", "pattern": "^/.*[^/]$"})
+    }
+}
+
+impl FromText for ReadPath {
+    const EXPECTED: &'static str = "a path";
+
+    fn from_text(text: &str) -> Result<Self, String> {
+        readable_path(text).map(|path| Self(path.to_owned()))
+    }
+
+    fn schema() -> Schema {
+        json_schema!({"type": "string", "minLength": 1})
+    }
+}
+
+fn readable_path(text: &str) -> Result<&Path, String> {
+    if text.is_empty() || text.contains('\0') {
+        return Err(format!("{text:?} is no path"));
+    }
+    Ok(Path::new(text))
+}
+
+// === Display ===
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Text;
+
+    fn refusal<T: FromText>(text: &str) -> String {
+        match Text::<T>::new(text) {
+            Ok(value) => panic!("{text:?} was accepted as {value}"),
+            Err(message) => message,
+        }
+    }
+
+    fn accepts<T: FromText>(texts: &[&str]) {
+        for text in texts {
+            Text::<T>::new(text).unwrap_or_else(|error| panic!("{text:?}: {error}"));
+        }
+    }
+
+    #[test]
+    fn durations_have_a_number_and_a_unit() {
+        let read = |text| AnyDuration::from_text(text).map(|duration| duration.0);
+        assert_eq!(read("250ms"), Ok(Duration::from_millis(250)));
+        assert_eq!(read("1m"), Ok(Duration::from_secs(60)));
+        assert_eq!(read("24h"), Ok(MAX_DURATION));
+        assert_eq!(read("0s"), Ok(Duration::ZERO));
+        assert!(refusal::<PositiveDuration>("0ms").contains("above zero"));
+        for text in ["", "s", "5 s", "5d", "-5s", "1.5s", "+5s", "5S", "ms"] {
+            assert!(refusal::<AnyDuration>(text).contains("expected a duration"), "{text}");
+        }
+        assert!(refusal::<AnyDuration>("5").contains("no unit"));
+        assert!(refusal::<AnyDuration>("25h").contains("longer than a day"));
+        assert!(refusal::<AnyDuration>("99999999999999999999h").contains("longer than a day"));
+    }
+
+    #[test]
+    fn addresses_are_numeric_and_have_a_port() {
+        accepts::<BackendAddress>(&["1.1.1.1:443", "[::1]:80"]);
+        for (text, why) in [
+            ("example.com:80", "names are not resolved yet"),
+            ("localhost", "names are not resolved yet"),
+            ("http://1.1.1.1:80", "is a URL"),
+            ("1.1.1.1", "has no port\nwrite 1.1.1.1:80"),
+            ("::1", "has no port\nwrite [::1]:80"),
+            ("1.1.1.1:0", "must be given"),
+            ("1.1.1.1:65536", "is no port for 1.1.1.1"),
+            ("1.1.1.1:http", "is no port for 1.1.1.1"),
+            ("0.0.0.0:80", "no backend can be reached"),
+            ("unix:/a", "not supported yet"),
+            ("1.1.1:80", "expected an address"),
+            ("", "expected an address"),
+            (":80", "has no address"),
+        ] {
+            assert!(refusal::<BackendAddress>(text).contains(why), "{text}: {}", refusal::<BackendAddress>(text));
+        }
+    }
+
+    #[test]
+    fn listeners_may_be_unix_sockets_with_an_absolute_path() {
+        accepts::<ListenAddress>(&["0.0.0.0:80", "[::]:80", "unix:/run/a.sock"]);
+        assert!(refusal::<ListenAddress>("unix:a.sock").contains("absolute"));
+        assert!(refusal::<ListenAddress>("unix:/run/a b").contains("white space"));
+        assert!(refusal::<ListenAddress>(&format!("unix:/{}", "a".repeat(107))).contains("this one has 108"));
+        assert!(refusal::<ListenAddress>("*:80").contains("such as 127.0.0.1:80"));
+    }
+
+    #[test]
+    fn networks_have_no_bits_beyond_their_prefix() {
+        accepts::<IpNet>(&["10.0.0.0/8", "10.0.0.1", "::1", "fd00::/8"]);
+        assert!(refusal::<IpNet>("10.0.0.1/8").contains("did you mean 10.0.0.0/8?"));
+        assert!(refusal::<IpNet>("10.0.0.0/33").contains("expected a network"));
+    }
+
+    #[test]
+    fn http_values_are_those_that_can_be_sent() {
+        accepts::<Method>(&["GET", "PATCH", "M-SEARCH"]);
+        assert!(refusal::<Method>("get").contains("did you mean GET?"));
+        assert!(refusal::<Method>("").contains("expected a method"));
+        accepts::<RequestPath>(&["/", "/a/b", "/a%20b"]);
+        assert!(refusal::<RequestPath>("a").contains("begins with /"));
+        assert!(refusal::<RequestPath>("/a?b").contains("path only"));
+        assert!(refusal::<RequestPath>("/a b").contains("percent-encode"));
+        accepts::<HostHeader>(&["example.com", "example.com:80", "[::1]:80"]);
+        assert!(refusal::<HostHeader>("a b").contains("a host name"));
+        assert!(refusal::<HostHeader>("me@example.com").contains("a host name"));
+        accepts::<ServerName>(&["one.one.one.one", "127.0.0.1", "a_b.example"]);
+        assert!(refusal::<ServerName>("*.example.com").contains("cannot have a `*`"));
+        assert!(refusal::<ServerName>("a..b").contains("a host name"));
+        assert!(refusal::<HeaderName>("X Canary").contains("the name of a header"));
+        assert!(refusal::<HeaderText>(" 1").contains("white space"));
+    }
+
+    #[test]
+    fn paths_of_files_to_create_are_absolute() {
+        accepts::<AbsolutePath>(&["/run/a.pid"]);
+        assert!(refusal::<AbsolutePath>("a.pid").contains("relative"));
+        assert!(refusal::<AbsolutePath>("/run/").contains("directory"));
+        assert!(refusal::<AbsolutePath>("/").contains("directory"));
+        assert!(refusal::<ReadPath>("").contains("no path"));
+    }
+
+    #[test]
+    fn names_are_short_and_plain() {
+        accepts::<Name>(&["web", "web-1.eu_west"]);
+        for text in ["", "a b", "a/b", "ä"] {
+            assert!(refusal::<Name>(text).contains("cannot be a name"), "{text}");
+        }
+        assert!(refusal::<Name>(&"a".repeat(65)).contains("cannot be a name"));
+    }
+}

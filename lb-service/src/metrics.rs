@@ -1,0 +1,293 @@
+//! The proxy's metrics: names and labels for the counters of [`Traffic`] and of the pools.
+//!
+//! `prometheus::*Vec` merges series whose label values run together (`web` + `11` and `web1` + `1`), so these come from a
+//! `Collector` of our own. It reads at scrape time; the request path only adds to atomics.
+
+use std::sync::Arc;
+
+use prometheus::core::{Collector, Desc};
+use prometheus::proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType};
+use prometheus::{Registry, Result};
+
+use crate::plan::Plan;
+use crate::pool::{Backend, Pool, PoolId};
+use crate::stats::{BUCKETS, HistogramSnapshot};
+use crate::traffic::{ListenerTraffic, PoolTraffic, Traffic};
+
+/// Everything the proxy tells Prometheus.
+pub struct Metrics {
+    plan: Arc<Plan>,
+    traffic: Arc<Traffic>,
+    descriptions: Vec<Desc>,
+}
+
+/// One metric family: its name, what it says, and its labels.
+struct Family {
+    name: &'static str,
+    help: &'static str,
+    labels: &'static [&'static str],
+}
+
+const REQUESTS: Family = Family {
+    name: "lb_requests_total",
+    help: "Requests answered, by the status the client saw (499: it left before an answer).",
+    labels: &["listener", "pool", "code"],
+};
+const REQUEST_DURATION: Family = Family {
+    name: "lb_request_duration_seconds",
+    help: "From the head of a request to the end of its answer.",
+    labels: &["listener", "pool"],
+};
+const REQUEST_BYTES: Family = Family {
+    name: "lb_request_bytes_total",
+    help: "Bytes of request bodies received from clients.",
+    labels: &["listener", "pool"],
+};
+const RESPONSE_BYTES: Family = Family {
+    name: "lb_response_bytes_total",
+    help: "Bytes of response bodies sent to clients.",
+    labels: &["listener", "pool"],
+};
+const IN_FLIGHT: Family = Family {
+    name: "lb_requests_in_flight",
+    help: "Requests being worked on, upgraded connections included.",
+    labels: &["listener"],
+};
+const CONNECTIONS: Family =
+    Family { name: "lb_connections_total", help: "Client connections accepted.", labels: &["listener"] };
+const CONNECTIONS_ACTIVE: Family =
+    Family { name: "lb_connections_active", help: "Client connections open.", labels: &["listener"] };
+const REJECTED: Family = Family {
+    name: "lb_rejected_total",
+    help: "Requests that were sent to no backend, by reason.",
+    labels: &["listener", "reason"],
+};
+const UPSTREAM_REQUESTS: Family = Family {
+    name: "lb_upstream_requests_total",
+    help: "Answers of backends, by status.",
+    labels: &["pool", "backend", "code"],
+};
+const UPSTREAM_DURATION: Family = Family {
+    name: "lb_upstream_request_duration_seconds",
+    help: "From sending a request to a backend to the first byte of its answer.",
+    labels: &["pool", "backend"],
+};
+const UPSTREAM_IN_FLIGHT: Family = Family {
+    name: "lb_upstream_requests_in_flight",
+    help: "Requests that a backend is working on.",
+    labels: &["pool", "backend"],
+};
+const UPSTREAM_CONNECTIONS: Family = Family {
+    name: "lb_upstream_connections_total",
+    help: "Requests by whether their connection to the backend was kept alive from an earlier one.",
+    labels: &["pool", "backend", "reused"],
+};
+const UPSTREAM_ERRORS: Family = Family {
+    name: "lb_upstream_errors_total",
+    help: "Failures of backends, by reason.",
+    labels: &["pool", "backend", "reason"],
+};
+const RETRIES: Family = Family {
+    name: "lb_upstream_retries_total",
+    help: "Requests sent to another backend because a connection could not be made.",
+    labels: &["pool"],
+};
+
+const FAMILIES: [&Family; 14] = [
+    &REQUESTS,
+    &REQUEST_DURATION,
+    &REQUEST_BYTES,
+    &RESPONSE_BYTES,
+    &IN_FLIGHT,
+    &CONNECTIONS,
+    &CONNECTIONS_ACTIVE,
+    &REJECTED,
+    &UPSTREAM_REQUESTS,
+    &UPSTREAM_DURATION,
+    &UPSTREAM_IN_FLIGHT,
+    &UPSTREAM_CONNECTIONS,
+    &UPSTREAM_ERRORS,
+    &RETRIES,
+];
+
+// === impl Metrics ===
+
+impl Metrics {
+    /// Adds the metrics of this plan and this traffic to `registry`.
+    ///
+    /// # Errors
+    /// When `registry` has a family of the same name already.
+    pub fn register(registry: &Registry, plan: Arc<Plan>, traffic: Arc<Traffic>) -> Result<()> {
+        let descriptions = FAMILIES.iter().map(|family| family.describe()).collect::<Result<_>>()?;
+        registry.register(Box::new(Self { plan, traffic, descriptions }))
+    }
+
+    fn listener_families(&self) -> Vec<MetricFamily> {
+        let per_listener = |read: fn(&ListenerTraffic) -> u64| {
+            self.listeners().map(move |(name, listener)| (vec![name], read(listener))).collect::<Vec<_>>()
+        };
+        let rejected = self.listeners().flat_map(|(name, listener)| {
+            listener.rejected().map(move |(reason, n)| (vec![name, reason.as_str()], n))
+        });
+        vec![
+            IN_FLIGHT.gauge(per_listener(|listener| listener.in_flight.get())),
+            CONNECTIONS.counter(per_listener(|listener| listener.connections.get())),
+            CONNECTIONS_ACTIVE.gauge(per_listener(|listener| listener.connections_active.get())),
+            REJECTED.counter(rejected),
+        ]
+    }
+
+    fn request_families(&self) -> Vec<MetricFamily> {
+        let cells: Vec<_> = self.cells().collect();
+        let requests = cells.iter().flat_map(|(listener, pool, cell)| {
+            cell.answers.counted().map(move |(code, n)| (strings([listener, pool, &code.to_string()]), n))
+        });
+        let bytes = |read: fn(&PoolTraffic) -> u64| {
+            cells.iter().map(move |(listener, pool, cell)| (vec![*listener, *pool], read(cell)))
+        };
+        let durations =
+            cells.iter().map(|(listener, pool, cell)| (vec![*listener, *pool], cell.duration.snapshot()));
+        vec![
+            REQUESTS.counter(requests),
+            REQUEST_DURATION.histogram(durations),
+            REQUEST_BYTES.counter(bytes(|cell| cell.request_bytes.get())),
+            RESPONSE_BYTES.counter(bytes(|cell| cell.response_bytes.get())),
+        ]
+    }
+
+    fn upstream_families(&self) -> Vec<MetricFamily> {
+        let answers = self.backends().flat_map(|(pool, backend)| {
+            backend.answers.counted().map(move |(code, n)| (strings([pool, &backend.label, &code.to_string()]), n))
+        });
+        let connections = self.backends().flat_map(|(pool, backend)| {
+            [
+                (vec![pool, &backend.label, "true"], backend.connections_reused.get()),
+                (vec![pool, &backend.label, "false"], backend.connections_new.get()),
+            ]
+        });
+        let errors = self.backends().flat_map(|(pool, backend)| {
+            backend.errors().map(move |(error, n)| (vec![pool, &*backend.label, error.as_str()], n))
+        });
+        vec![
+            UPSTREAM_REQUESTS.counter(answers),
+            UPSTREAM_DURATION.histogram(
+                self.backends().map(|(pool, b)| (vec![pool, &*b.label], b.time_to_first_byte.snapshot())),
+            ),
+            UPSTREAM_IN_FLIGHT.gauge(self.backends().map(|(pool, b)| (vec![pool, &*b.label], b.in_flight.get()))),
+            UPSTREAM_CONNECTIONS.counter(connections),
+            UPSTREAM_ERRORS.counter(errors),
+            RETRIES.counter(self.pools().map(|pool| (vec![&*pool.name], pool.retries.get()))),
+        ]
+    }
+
+    fn pools(&self) -> impl Iterator<Item = &Arc<Pool>> {
+        self.plan.pools.iter()
+    }
+
+    fn backends(&self) -> impl Iterator<Item = (&str, &Arc<Backend>)> {
+        self.pools().flat_map(|pool| pool.backends().iter().map(|backend| (&*pool.name, backend)))
+    }
+
+    fn listeners(&self) -> impl Iterator<Item = (&str, &ListenerTraffic)> {
+        self.plan.listeners.iter().map(|(id, listener)| (&*listener.name, self.traffic.listener(id)))
+    }
+
+    /// Each listener with each pool, and with none: requests that no route sent anywhere have an empty pool label.
+    fn cells(&self) -> impl Iterator<Item = (&str, &str, &PoolTraffic)> {
+        self.listeners().flat_map(|(listener, traffic)| {
+            let named = self.pools().enumerate().map(|(id, pool)| (Some(PoolId(id)), &*pool.name));
+            named.chain([(None, "")]).map(move |(id, pool)| (listener, pool, traffic.pool(id)))
+        })
+    }
+}
+
+impl Collector for Metrics {
+    fn desc(&self) -> Vec<&Desc> {
+        self.descriptions.iter().collect()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        let families = [self.listener_families(), self.request_families(), self.upstream_families()];
+        families.into_iter().flatten().filter(|family| !family.get_metric().is_empty()).collect()
+    }
+}
+
+// === impl Family ===
+
+impl Family {
+    fn describe(&self) -> Result<Desc> {
+        let labels = self.labels.iter().map(ToString::to_string).collect();
+        Desc::new(self.name.into(), self.help.into(), labels, Default::default())
+    }
+
+    fn counter<S: Into<String>>(&self, series: impl IntoIterator<Item = (Vec<S>, u64)>) -> MetricFamily {
+        self.family(MetricType::COUNTER, series, |metric, value| {
+            let mut counter = Counter::default();
+            counter.set_value(value as f64);
+            metric.set_counter(counter);
+        })
+    }
+
+    fn gauge<S: Into<String>>(&self, series: impl IntoIterator<Item = (Vec<S>, u64)>) -> MetricFamily {
+        self.family(MetricType::GAUGE, series, |metric, value| {
+            let mut gauge = Gauge::default();
+            gauge.set_value(value as f64);
+            metric.set_gauge(gauge);
+        })
+    }
+
+    fn histogram<S: Into<String>>(
+        &self,
+        series: impl IntoIterator<Item = (Vec<S>, HistogramSnapshot)>,
+    ) -> MetricFamily {
+        self.family(MetricType::HISTOGRAM, series, |metric, value| metric.set_histogram(histogram(&value)))
+    }
+
+    fn family<S: Into<String>, V>(
+        &self,
+        kind: MetricType,
+        series: impl IntoIterator<Item = (Vec<S>, V)>,
+        set: impl Fn(&mut Metric, V),
+    ) -> MetricFamily {
+        let metrics = series.into_iter().map(|(labels, value)| {
+            let mut metric = Metric::default();
+            metric.set_label(self.pairs(labels));
+            set(&mut metric, value);
+            metric
+        });
+        let mut family = MetricFamily::default();
+        family.set_name(self.name.into());
+        family.set_help(self.help.into());
+        family.set_field_type(kind);
+        family.set_metric(metrics.collect());
+        family
+    }
+
+    fn pairs<S: Into<String>>(&self, values: Vec<S>) -> Vec<LabelPair> {
+        let pair = |(name, value): (&&str, S)| {
+            let mut pair = LabelPair::default();
+            pair.set_name((*name).into());
+            pair.set_value(value.into());
+            pair
+        };
+        self.labels.iter().zip(values).map(pair).collect()
+    }
+}
+
+fn histogram(seen: &HistogramSnapshot) -> Histogram {
+    let bucket = |(bound, cumulative): (&f64, &u64)| {
+        let mut bucket = Bucket::default();
+        bucket.set_upper_bound(*bound);
+        bucket.set_cumulative_count(*cumulative);
+        bucket
+    };
+    let mut histogram = Histogram::default();
+    histogram.set_bucket(BUCKETS.iter().zip(&seen.cumulative).map(bucket).collect());
+    histogram.set_sample_count(seen.count);
+    histogram.set_sample_sum(seen.sum);
+    histogram
+}
+
+fn strings<const N: usize>(values: [&str; N]) -> Vec<String> {
+    values.iter().map(ToString::to_string).collect()
+}

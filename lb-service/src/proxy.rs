@@ -1,0 +1,375 @@
+//! One request, from its head to its log line, as Pingora's callbacks tell it.
+//!
+//! Each callback is a few lines that call what decides: [`crate::route`], [`crate::pool`], [`crate::forwarded`],
+//! [`crate::failure`]. Nothing is decided here.
+
+use std::any::Any;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use async_trait::async_trait;
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HOST};
+use http::StatusCode;
+use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::modules::http::HttpModules;
+use pingora::protocols::Digest;
+use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
+use pingora::upstreams::peer::HttpPeer;
+use pingora::{Error, ErrorType, Result};
+
+use crate::access_log::{AccessLog, Record};
+use crate::failure::{self, Failure};
+use crate::forwarded::{self, Downstream, Scheme, client_ip};
+use crate::plan::Plan;
+use crate::pool::{Attempt, Pool, PoolId, Tried, UpstreamError};
+use crate::route::RequestView;
+use crate::traffic::{Connection, InFlight, Rejection, Traffic};
+
+/// Pingora's callbacks for our requests.
+pub struct Proxy {
+    plan: Arc<Plan>,
+    traffic: Arc<Traffic>,
+    /// By listener.
+    access_logs: Box<[AccessLog]>,
+}
+
+/// What one request carries with it.
+pub struct RequestContext {
+    plan: Arc<Plan>,
+    arrived: Instant,
+    arrived_at: SystemTime,
+    connection: Option<(Arc<Connection>, InFlight)>,
+    pool: Option<PoolId>,
+    attempt: Option<Attempt>,
+    tries: u32,
+    tried: Tried,
+    failure: Option<Failure>,
+}
+
+/// An idle client connection ends after this many seconds, also after its first request: nginx's default.
+const IDLE_SECONDS: u64 = 75;
+/// A client that reads nothing for this long is given up.
+const CLIENT_WRITE_TIMEOUT: Duration = Duration::from_secs(60);
+/// What Pingora calls a keep-alive without a limit, and sets for every HTTP/1.1 request.
+const PINGORA_KEEPS_FOR_EVER: Option<u64> = Some(0);
+
+// === impl Proxy ===
+
+impl Proxy {
+    /// `access_logs` has one for each listener, in the order of their ids.
+    pub(crate) fn new(plan: Arc<Plan>, traffic: Arc<Traffic>, access_logs: Box<[AccessLog]>) -> Self {
+        Self { plan, traffic, access_logs }
+    }
+
+    /// Keeps the connection for the next request, unless we are about to leave.
+    fn limit_keepalive(&self, session: &mut Session) {
+        if self.traffic.is_draining() {
+            session.set_keepalive(None);
+        } else if session.get_keepalive() == PINGORA_KEEPS_FOR_EVER {
+            session.set_keepalive(Some(IDLE_SECONDS));
+        }
+    }
+
+    fn count(&self, session: &Session, ctx: &RequestContext, status: u16) {
+        let Some((connection, _)) = &ctx.connection else { return };
+        let listener = self.traffic.listener(connection.listener);
+        if let Some(Failure::Rejected(reason)) = ctx.failure {
+            listener.reject(reason);
+        }
+        let requests = listener.pool(ctx.pool);
+        requests.answers.increment(status);
+        requests.duration.observe(ctx.arrived.elapsed());
+        requests.request_bytes.add(session.body_bytes_read() as u64);
+        requests.response_bytes.add(session.body_bytes_sent() as u64);
+    }
+
+    fn log(&self, session: &Session, ctx: &RequestContext, status: u16) {
+        let Some((connection, _)) = &ctx.connection else { return };
+        let log = &self.access_logs[connection.listener.0];
+        if !log.is_on() {
+            return;
+        }
+        let request = session.req_header();
+        let attempt = ctx.attempt.as_ref();
+        log.record(&Record {
+            time: ctx.arrived_at,
+            client: peer(session).map(|ip| client_ip(ip, &request.headers, &self.plan.trusted_proxies)),
+            listener: &self.plan.listeners.get(connection.listener).name,
+            method: Some(request.method.as_str()),
+            host: host(request).map(str::as_bytes),
+            path: Some(request.uri.path().as_bytes()),
+            version: Some(request.version),
+            status: Some(status),
+            bytes_in: session.body_bytes_read() as u64,
+            bytes_out: session.body_bytes_sent() as u64,
+            duration: ctx.arrived.elapsed(),
+            pool: ctx.pool().map(|pool| &*pool.name),
+            backend: attempt.map(|attempt| &*attempt.backend.label),
+            ttfb: attempt.and_then(Attempt::time_to_first_byte),
+            tries: ctx.tries,
+            reused: attempt.and_then(|attempt| attempt.reused),
+            failure: ctx.failure.map(Failure::as_str),
+        });
+    }
+}
+
+#[async_trait]
+impl ProxyHttp for Proxy {
+    type CTX = RequestContext;
+
+    fn new_ctx(&self) -> RequestContext {
+        RequestContext::new(self.plan.clone())
+    }
+
+    /// No modules: Pingora would add one that compresses, and pay for it on every request.
+    fn init_downstream_modules(&self, _modules: &mut HttpModules) {}
+
+    fn on_connection_reuse(
+        &self,
+        _session: &mut Session,
+        ctx: &mut RequestContext,
+        connection: Box<dyn Any + Send + Sync>,
+    ) {
+        if let Ok(connection) = connection.downcast::<Arc<Connection>>() {
+            connection.used();
+            let in_flight = self.traffic.begin(connection.listener);
+            ctx.connection = Some((*connection, in_flight));
+        }
+    }
+
+    async fn early_request_filter(&self, session: &mut Session, _ctx: &mut RequestContext) -> Result<()> {
+        self.limit_keepalive(session);
+        session.set_write_timeout(Some(CLIENT_WRITE_TIMEOUT));
+        Ok(())
+    }
+
+    async fn request_filter(&self, session: &mut Session, ctx: &mut RequestContext) -> Result<bool> {
+        ctx.pool = ctx.route(session.req_header());
+        match ctx.pool {
+            Some(_) => Ok(false),
+            None => Err(ctx.fail(Failure::Rejected(Rejection::NoRoute))),
+        }
+    }
+
+    async fn upstream_peer(&self, _session: &mut Session, ctx: &mut RequestContext) -> Result<Box<HttpPeer>> {
+        ctx.attempt = None;
+        let Some(backend) = ctx.pool().and_then(|pool| pool.pick(&ctx.tried)).cloned() else {
+            let failure = ctx.failure.unwrap_or(Failure::Rejected(Rejection::NoBackend));
+            return Err(ctx.fail(failure));
+        };
+        let peer = Box::new(backend.peer().clone());
+        ctx.tries += 1;
+        ctx.attempt = Some(Attempt::new(backend, Instant::now()));
+        Ok(peer)
+    }
+
+    fn fail_to_connect(
+        &self,
+        _session: &mut Session,
+        _peer: &HttpPeer,
+        ctx: &mut RequestContext,
+        mut error: Box<Error>,
+    ) -> Box<Error> {
+        log::debug!("connection to a backend failed: {error}");
+        error.set_retry(ctx.connection_failed(error.etype()));
+        error
+    }
+
+    async fn connected_to_upstream(
+        &self,
+        _session: &mut Session,
+        reused: bool,
+        _peer: &HttpPeer,
+        _fd: std::os::unix::io::RawFd,
+        _digest: Option<&Digest>,
+        ctx: &mut RequestContext,
+    ) -> Result<()> {
+        if let Some(attempt) = &mut ctx.attempt {
+            attempt.connected(reused);
+        }
+        Ok(())
+    }
+
+    async fn upstream_request_filter(
+        &self,
+        session: &mut Session,
+        request: &mut RequestHeader,
+        ctx: &mut RequestContext,
+    ) -> Result<()> {
+        let sent = &session.req_header().headers;
+        let downstream = Downstream { peer: peer(session), scheme: Scheme::Http, host: sent.get(HOST) };
+        forwarded::decide(&downstream, sent, &ctx.plan.trusted_proxies).apply(request)?;
+        if let Some(host) = ctx.pool().and_then(|pool| pool.host.clone()) {
+            request.insert_header(HOST, host)?;
+        }
+        Ok(())
+    }
+
+    async fn upstream_response_filter(
+        &self,
+        session: &mut Session,
+        response: &mut ResponseHeader,
+        ctx: &mut RequestContext,
+    ) -> Result<()> {
+        let is_final = !response.status.is_informational() || response.status == StatusCode::SWITCHING_PROTOCOLS;
+        if let Some(attempt) = ctx.attempt.as_mut().filter(|_| is_final) {
+            attempt.answered(response.status.as_u16(), Instant::now());
+            self.limit_keepalive(session);
+        }
+        Ok(())
+    }
+
+    fn error_while_proxy(
+        &self,
+        _peer: &HttpPeer,
+        session: &mut Session,
+        mut error: Box<Error>,
+        ctx: &mut RequestContext,
+        reused: bool,
+    ) -> Box<Error> {
+        log::debug!("request failed: {error}");
+        let replayable = session.req_header().method.is_idempotent() && !session.as_ref().retry_buffer_truncated();
+        if replayable {
+            error.retry.decide_reuse(reused);
+        } else {
+            error.set_retry(false);
+        }
+        if !error.retry() {
+            ctx.broke(&error);
+        }
+        error
+    }
+
+    async fn fail_to_proxy(&self, session: &mut Session, error: &Error, ctx: &mut RequestContext) -> FailToProxy {
+        let failure = *ctx.failure.get_or_insert_with(|| Failure::of(error));
+        self.limit_keepalive(session);
+        let can_reuse_downstream = match failure.answer() {
+            Some(status) => answer(session, status).await.unwrap_or(false),
+            None => false,
+        };
+        FailToProxy { error_code: failure.status(), can_reuse_downstream }
+    }
+
+    async fn logging(&self, session: &mut Session, error: Option<&Error>, ctx: &mut RequestContext) {
+        if let Some(error) = error {
+            ctx.failure.get_or_insert_with(|| Failure::of(error));
+        }
+        let status = ctx.status(session);
+        self.count(session, ctx, status);
+        self.log(session, ctx, status);
+    }
+
+    /// A failed request has its access log line and its counters; a second line would flood the log in an outage.
+    fn suppress_error_log(&self, _session: &Session, _ctx: &RequestContext, _error: &Error) -> bool {
+        true
+    }
+
+    fn suppress_proxy_warn_log(
+        &self,
+        _session: &Session,
+        _ctx: &RequestContext,
+        _error: &Error,
+        _context: ProxyWarnLogContext,
+    ) -> bool {
+        true
+    }
+}
+
+/// The address that the client connected from; none on a Unix socket.
+fn peer(session: &Session) -> Option<IpAddr> {
+    session.client_addr()?.as_inet().map(SocketAddr::ip)
+}
+
+/// Sends an answer of our own; whether the connection can be kept.
+async fn answer(session: &mut Session, status: StatusCode) -> Result<bool> {
+    if session.response_written().is_some_and(|sent| !sent.status.is_informational()) {
+        return Ok(false);
+    }
+    let page = failure::page(status);
+    let mut head = ResponseHeader::build(status, Some(4))?;
+    head.insert_header(CONTENT_TYPE, "text/plain; charset=utf-8")?;
+    head.insert_header(CONTENT_LENGTH, page.len())?;
+    session.write_response_header(Box::new(head), false).await?;
+    session.write_response_body(Some(page), true).await?;
+    Ok(true)
+}
+
+// === impl RequestContext ===
+
+impl RequestContext {
+    fn new(plan: Arc<Plan>) -> Self {
+        Self {
+            plan,
+            arrived: Instant::now(),
+            arrived_at: SystemTime::now(),
+            connection: None,
+            pool: None,
+            attempt: None,
+            tries: 0,
+            tried: Tried::default(),
+            failure: None,
+        }
+    }
+
+    fn pool(&self) -> Option<&Arc<Pool>> {
+        self.pool.map(|id| self.plan.pool(id))
+    }
+
+    fn route(&self, request: &RequestHeader) -> Option<PoolId> {
+        let (connection, _) = self.connection.as_ref()?;
+        self.plan.routes.find(&RequestView {
+            listener: connection.listener,
+            host: host(request),
+            path: request.uri.path(),
+            method: &request.method,
+            headers: &request.headers,
+        })
+    }
+
+    fn fail(&mut self, failure: Failure) -> Box<Error> {
+        self.failure = Some(failure);
+        Error::explain(ErrorType::HTTPStatus(failure.status()), failure.as_str())
+    }
+
+    /// Whether the request shall go to another backend, now that a connection to this one could not be made.
+    fn connection_failed(&mut self, etype: &ErrorType) -> bool {
+        let Some(attempt) = self.attempt.take() else { return false };
+        let error = match UpstreamError::of(etype) {
+            UpstreamError::Tls => UpstreamError::Tls,
+            _ => UpstreamError::Connect,
+        };
+        attempt.backend.failed(error);
+        self.failure = Some(Failure::Upstream(error));
+        self.tried.insert(attempt.backend.address);
+        let retry = self.pool().is_some_and(|pool| pool.retry_after_failed_connection(&self.tried));
+        if !retry {
+            self.attempt = Some(attempt);
+        }
+        retry
+    }
+
+    /// The request failed after it was, at least in part, sent.
+    fn broke(&mut self, error: &Error) {
+        let failure = Failure::of(error);
+        self.failure = Some(failure);
+        if let (Some(attempt), Failure::Upstream(kind)) = (&self.attempt, failure) {
+            attempt.backend.failed(kind);
+        }
+    }
+
+    /// The status that the client saw, or what stands for it.
+    fn status(&self, session: &Session) -> u16 {
+        match (session.response_written(), self.failure) {
+            (Some(sent), _) => sent.status.as_u16(),
+            (None, Some(failure)) => failure.status(),
+            (None, None) => failure::CLIENT_CLOSED_REQUEST,
+        }
+    }
+}
+
+/// The host a request is for: of its target if that is absolute (RFC 9112, 3.2.2), else of its `Host` header.
+fn host(request: &RequestHeader) -> Option<&str> {
+    let of_target = request.uri.authority().map(http::uri::Authority::as_str);
+    of_target.or_else(|| request.headers.get(HOST)?.to_str().ok())
+}

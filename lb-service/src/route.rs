@@ -1,0 +1,687 @@
+//! Which pool a request goes to: the first route of the table that matches it.
+//!
+//! A route names any of listener, host, path, methods and headers; all that it names must match, and what it
+//! does not name matches everything. The table is read top-down, so a route is useless when an earlier one
+//! matches everything that it matches: [`shadowed_by`] finds those, and the configuration refuses them.
+//!
+//! Invariants: [`RouteTable::find`] allocates nothing and looks at nothing but its arguments;
+//! [`shadowed_by`] never accuses a route that some request could reach.
+//!
+//! Paths are compared as the client sent them: case-sensitive, without decoding `%2F` and the like and
+//! without resolving `..`. A route is therefore no access control for a backend that does decode them.
+
+use std::fmt;
+use std::net::Ipv6Addr;
+
+use http::{HeaderMap, HeaderName, HeaderValue, Method};
+
+use crate::listener::ListenerId;
+use crate::pool::PoolId;
+
+/// One row of the table: what it matches, and where that goes.
+#[derive(Clone, Debug)]
+pub struct Route {
+    /// The listener the client connected to; absent: any.
+    pub listener: Option<ListenerId>,
+    /// The host the client asked for; absent: any, and also none.
+    pub host: Option<HostPattern>,
+    /// The path, without the query.
+    pub path: PathPattern,
+    /// The methods; empty: any.
+    pub methods: Vec<Method>,
+    /// Header lines that must all be there; other lines of the same name do not matter.
+    pub headers: Vec<(HeaderName, HeaderValue)>,
+    /// Where matching requests go.
+    pub pool: PoolId,
+}
+
+/// A host name, or all names below a domain.
+///
+/// Letters are compared without regard to ASCII case. The port of the request's `Host` and a trailing dot are
+/// ignored. `*.example.com` matches `a.example.com` and `b.a.example.com`, but not `example.com`. An IPv6
+/// literal is compared as an address: `[::1]` matches `[0:0::1]:8080`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct HostPattern(HostRule);
+
+/// Names are in lower case and without a trailing dot.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum HostRule {
+    Exact(Box<str>),
+    /// What follows the `*`, from its dot on: `.example.com`.
+    Below(Box<str>),
+    Ipv6(Ipv6Addr),
+}
+
+/// Why a text is not a [`HostPattern`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum HostPatternError {
+    /// The text is empty.
+    #[error("a host cannot be empty")]
+    Empty,
+    /// There is a `*` other than in a leading `*.`.
+    #[error("`*` can only stand for the first labels, as in `*.example.com`")]
+    Wildcard,
+    /// It has a port, which would be ignored.
+    #[error("a host has no port here: the port of a request is ignored")]
+    Port,
+    /// Brackets around something else than an IPv6 address.
+    #[error("what stands in brackets must be an IPv6 address")]
+    Ipv6,
+    /// A character that no host name has; names in other scripts are written in their `xn--` form.
+    #[error("`{0}` cannot be part of a host name (other scripts are written as `xn--…`)")]
+    Character(char),
+    /// Two dots in a row, or a dot at the start.
+    #[error("there is nothing between two dots")]
+    EmptyLabel,
+    /// A label of more than 63 or a name of more than 253 characters.
+    #[error("a host name has at most 253 characters, and 63 between two dots")]
+    TooLong,
+}
+
+/// A path, or all paths below one. The query is never part of a path.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum PathPattern {
+    /// Every path, also the `*` of `OPTIONS *`.
+    Any,
+    /// This path only.
+    Exact(Box<str>),
+    /// This path and those below it. It ends where a segment ends: `/v1` matches `/v1`, `/v1/` and `/v1/x`
+    /// but not `/v10`; `/v1/` matches `/v1/` and `/v1/x` but not `/v1`.
+    Prefix(Box<str>),
+}
+
+/// What the table looks at in a request.
+#[derive(Clone, Copy, Debug)]
+pub struct RequestView<'a> {
+    /// The listener the client connected to.
+    pub listener: ListenerId,
+    /// The host the client asked for, with or without a port: the caller decides whether it is the `Host`
+    /// header or the authority of the request's URI.
+    pub host: Option<&'a str>,
+    /// The path without the query.
+    pub path: &'a str,
+    /// The method.
+    pub method: &'a Method,
+    /// All headers.
+    pub headers: &'a HeaderMap,
+}
+
+/// Routes in the order in which they are tried.
+#[derive(Clone, Debug)]
+pub struct RouteTable(Box<[Route]>);
+
+/// The host of a request, taken apart once for all routes.
+#[derive(Clone, Copy)]
+enum Host<'a> {
+    Name(&'a str),
+    Ipv6(Ipv6Addr),
+}
+
+/// The routes that no request can reach, each with the first earlier route that matches all it matches:
+/// `(unreachable, because of)`, as positions in `routes`.
+///
+/// One earlier route must do that alone. A route that several earlier ones cover together is not found.
+pub fn shadowed_by(routes: &[Route]) -> Vec<(usize, usize)> {
+    let cover = |index: usize| routes[..index].iter().position(|earlier| earlier.covers(&routes[index]));
+    (0..routes.len()).filter_map(|index| cover(index).map(|earlier| (index, earlier))).collect()
+}
+
+// === impl RouteTable ===
+
+impl RouteTable {
+    /// A table that tries `routes` in this order.
+    pub fn new(routes: Vec<Route>) -> Self {
+        Self(routes.into())
+    }
+
+    /// The pool of the first route that matches.
+    pub fn find(&self, request: &RequestView<'_>) -> Option<PoolId> {
+        let host = request.host.and_then(Host::parse);
+        self.0.iter().find(|route| route.matches(request, host)).map(|route| route.pool)
+    }
+
+    /// The routes in their order.
+    pub fn routes(&self) -> &[Route] {
+        &self.0
+    }
+}
+
+// === impl Route ===
+
+impl Route {
+    /// A route that sends everything to `pool`.
+    pub fn any(pool: PoolId) -> Self {
+        Self { listener: None, host: None, path: PathPattern::Any, methods: vec![], headers: vec![], pool }
+    }
+
+    fn matches(&self, request: &RequestView<'_>, host: Option<Host<'_>>) -> bool {
+        self.listener.is_none_or(|listener| listener == request.listener)
+            && self.host.as_ref().is_none_or(|pattern| host.is_some_and(|host| pattern.matches_host(host)))
+            && self.path.matches(request.path)
+            && (self.methods.is_empty() || self.methods.contains(request.method))
+            && self
+                .headers
+                .iter()
+                .all(|(name, value)| request.headers.get_all(name).iter().any(|v| v == value))
+    }
+
+    /// Whether every request that `later` matches is matched by `self`.
+    fn covers(&self, later: &Self) -> bool {
+        self.listener.is_none_or(|listener| later.listener == Some(listener))
+            && self
+                .host
+                .as_ref()
+                .is_none_or(|host| later.host.as_ref().is_some_and(|below| host.covers(below)))
+            && self.path.covers(&later.path)
+            && self.covers_methods(later)
+            && self.headers.iter().all(|line| later.headers.contains(line))
+    }
+
+    fn covers_methods(&self, later: &Self) -> bool {
+        self.methods.is_empty()
+            || (!later.methods.is_empty() && later.methods.iter().all(|method| self.methods.contains(method)))
+    }
+}
+
+// === impl HostPattern ===
+
+impl HostPattern {
+    /// Reads `api.example.com`, `*.example.com`, `10.0.0.1`, `[::1]` or `::1`.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with the text, if it is none of these.
+    pub fn parse(text: &str) -> Result<Self, HostPatternError> {
+        if let Ok(address) = text.parse() {
+            return Ok(Self(HostRule::Ipv6(address)));
+        }
+        if let Some(rest) = text.strip_prefix('[') {
+            return ipv6_rule(rest);
+        }
+        if text.contains(':') {
+            return Err(HostPatternError::Port);
+        }
+        match text.strip_prefix("*.") {
+            Some(domain) => Ok(Self(HostRule::Below(format!(".{}", checked_name(domain)?).into()))),
+            None => Ok(Self(HostRule::Exact(checked_name(text)?.into()))),
+        }
+    }
+
+    /// Whether a request for `host` (with or without a port) is meant.
+    pub fn matches(&self, host: &str) -> bool {
+        Host::parse(host).is_some_and(|host| self.matches_host(host))
+    }
+
+    fn matches_host(&self, host: Host<'_>) -> bool {
+        match (&self.0, host) {
+            (HostRule::Exact(own), Host::Name(name)) => own.eq_ignore_ascii_case(name),
+            (HostRule::Below(domain), Host::Name(name)) => is_below(name, domain),
+            (HostRule::Ipv6(own), Host::Ipv6(address)) => *own == address,
+            (HostRule::Ipv6(_), Host::Name(_)) | (_, Host::Ipv6(_)) => false,
+        }
+    }
+
+    /// Whether every host that `other` matches is matched by `self`.
+    fn covers(&self, other: &Self) -> bool {
+        match (&self.0, &other.0) {
+            (HostRule::Below(domain), HostRule::Exact(name)) => is_below(name, domain),
+            (HostRule::Below(domain), HostRule::Below(inner)) => inner.ends_with(&**domain),
+            (own, other) => own == other,
+        }
+    }
+}
+
+impl fmt::Display for HostPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            HostRule::Exact(name) => f.write_str(name),
+            HostRule::Below(domain) => write!(f, "*{domain}"),
+            HostRule::Ipv6(address) => write!(f, "[{address}]"),
+        }
+    }
+}
+
+/// The rest of a pattern after its `[`.
+fn ipv6_rule(rest: &str) -> Result<HostPattern, HostPatternError> {
+    match rest.split_once(']') {
+        Some((address, "")) => address
+            .parse()
+            .map(|address| HostPattern(HostRule::Ipv6(address)))
+            .map_err(|_| HostPatternError::Ipv6),
+        Some((_, port)) if port.starts_with(':') => Err(HostPatternError::Port),
+        _ => Err(HostPatternError::Ipv6),
+    }
+}
+
+/// The name in lower case and without a trailing dot.
+fn checked_name(name: &str) -> Result<String, HostPatternError> {
+    let name = name.strip_suffix('.').unwrap_or(name);
+    if name.is_empty() {
+        return Err(HostPatternError::Empty);
+    }
+    if name.contains('*') {
+        return Err(HostPatternError::Wildcard);
+    }
+    if let Some(wrong) = name.chars().find(|c| !(c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))) {
+        return Err(HostPatternError::Character(wrong));
+    }
+    if name.split('.').any(str::is_empty) {
+        return Err(HostPatternError::EmptyLabel);
+    }
+    if name.len() > 253 || name.split('.').any(|label| label.len() > 63) {
+        return Err(HostPatternError::TooLong);
+    }
+    Ok(name.to_ascii_lowercase())
+}
+
+/// Whether `name` is one or more labels followed by `domain`, which begins with its dot.
+fn is_below(name: &str, domain: &str) -> bool {
+    name.len().checked_sub(domain.len()).and_then(|at| name.split_at_checked(at)).is_some_and(
+        |(labels, rest)| rest.eq_ignore_ascii_case(domain) && !labels.split('.').any(str::is_empty),
+    )
+}
+
+// === impl Host ===
+
+impl<'a> Host<'a> {
+    /// `None` when it cannot be a host, which then matches no pattern.
+    fn parse(host: &'a str) -> Option<Self> {
+        let (host, port) = match host.strip_prefix('[') {
+            Some(rest) => {
+                let (address, port) = rest.split_once(']')?;
+                (Self::Ipv6(address.parse().ok()?), port)
+            }
+            None => {
+                let (name, port) = host.split_at(host.find(':').unwrap_or(host.len()));
+                (Self::Name(name.strip_suffix('.').unwrap_or(name)), port)
+            }
+        };
+        is_port(port).then_some(host)
+    }
+}
+
+/// Whether `text` is empty or a colon and digits.
+fn is_port(text: &str) -> bool {
+    text.is_empty() || text.strip_prefix(':').is_some_and(|port| port.bytes().all(|b| b.is_ascii_digit()))
+}
+
+// === impl PathPattern ===
+
+impl PathPattern {
+    /// Whether `path`, which has no query, is meant.
+    pub fn matches(&self, path: &str) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Exact(own) => **own == *path,
+            Self::Prefix(prefix) => path
+                .strip_prefix(&**prefix)
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with('/') || prefix.ends_with('/')),
+        }
+    }
+
+    /// Whether every path that `other` matches is matched by `self`.
+    ///
+    /// A prefix that matches another prefix as a path also matches what is below it: the match ended at the
+    /// end of a segment, and more text does not change that.
+    fn covers(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Any, _) => true,
+            (Self::Exact(own), Self::Exact(path)) => own == path,
+            (Self::Prefix(_), Self::Exact(path) | Self::Prefix(path)) => self.matches(path),
+            (Self::Exact(_) | Self::Prefix(_), _) => false,
+        }
+    }
+}
+
+impl fmt::Display for PathPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Any => f.write_str("any path"),
+            Self::Exact(path) => f.write_str(path),
+            Self::Prefix(prefix) => write!(f, "{prefix}…"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::collection::{btree_set, vec};
+    use proptest::option;
+    use proptest::prelude::{Just, Strategy, prop_assert, prop_assert_eq, prop_oneof, proptest};
+    use proptest::sample::select;
+
+    fn host(text: &str) -> HostPattern {
+        HostPattern::parse(text).unwrap()
+    }
+
+    fn prefix(text: &str) -> PathPattern {
+        PathPattern::Prefix(text.into())
+    }
+
+    fn exact(text: &str) -> PathPattern {
+        PathPattern::Exact(text.into())
+    }
+
+    fn header(name: &'static str, value: &'static str) -> (HeaderName, HeaderValue) {
+        (HeaderName::from_static(name), HeaderValue::from_static(value))
+    }
+
+    fn route() -> Route {
+        Route::any(PoolId(0))
+    }
+
+    #[test]
+    fn host_patterns() {
+        for (pattern, matching, other) in [
+            (
+                "Api.Example.com",
+                &["api.example.com", "API.EXAMPLE.COM", "api.example.com:8080", "api.example.com."][..],
+                &["example.com", "x.api.example.com", "api.example.com:x", "api.example.com..", ""][..],
+            ),
+            ("api.example.com.", &["api.example.com", "api.example.com.:80"], &["api.example.co"]),
+            (
+                "*.example.com",
+                &["a.example.com", "b.a.EXAMPLE.com:1", "a.example.com."],
+                &[
+                    "example.com",
+                    ".example.com",
+                    "a..example.com",
+                    "aexample.com",
+                    "a.example.com.evil",
+                    "ü.com",
+                ],
+            ),
+            ("[::1]", &["[::1]", "[0:0::1]:8080", "[::1]:"], &["::1", "[::2]", "[::1", "[::1]x"]),
+            ("2001:DB8::1", &["[2001:db8::1]"], &["2001:db8::1"]),
+            ("10.0.0.1", &["10.0.0.1", "10.0.0.1:80"], &["10.0.0.10", "10.0.0.1:80:80"]),
+        ] {
+            for text in matching {
+                assert!(host(pattern).matches(text), "{pattern} {text}");
+            }
+            for text in other {
+                assert!(!host(pattern).matches(text), "{pattern} {text}");
+            }
+        }
+    }
+
+    #[test]
+    fn host_patterns_that_are_none() {
+        use HostPatternError::{Character, Empty, EmptyLabel, Ipv6, Port, TooLong, Wildcard};
+        for (text, error) in [
+            ("", Empty),
+            (".", Empty),
+            ("*.", Empty),
+            ("*", Wildcard),
+            ("a.*.com", Wildcard),
+            ("*.*.com", Wildcard),
+            ("*a.com", Wildcard),
+            ("a.com:80", Port),
+            ("[::1]:80", Port),
+            ("[a.com]", Ipv6),
+            ("[::1", Ipv6),
+            ("grün.de", Character('ü')),
+            ("a.com/x", Character('/')),
+            ("a b", Character(' ')),
+            (".a.com", EmptyLabel),
+            ("a..com", EmptyLabel),
+            ("*..com", EmptyLabel),
+            (&"a".repeat(64), TooLong),
+            (&["a"; 128].join("."), TooLong),
+        ] {
+            assert_eq!(HostPattern::parse(text), Err(error), "{text}");
+        }
+    }
+
+    #[test]
+    fn host_pattern_is_written_as_it_is_read() {
+        for text in ["api.example.com", "*.example.com", "[::1]"] {
+            assert_eq!(host(text).to_string(), text);
+        }
+    }
+
+    #[test]
+    fn path_patterns() {
+        for (pattern, matching, other) in [
+            (prefix("/v1"), &["/v1", "/v1/", "/v1/x"][..], &["/v10", "/V1", "/", "", "/v1%2fx"][..]),
+            (prefix("/v1/"), &["/v1/", "/v1/x"], &["/v1", "/v10"]),
+            (prefix("/"), &["/", "/x", "//"], &["*", ""]),
+            (exact("/v1"), &["/v1"], &["/v1/", "/v1/x"]),
+            (PathPattern::Any, &["/", "*", ""], &[]),
+        ] {
+            for path in matching {
+                assert!(pattern.matches(path), "{pattern:?} {path}");
+            }
+            for path in other {
+                assert!(!pattern.matches(path), "{pattern:?} {path}");
+            }
+        }
+    }
+
+    #[test]
+    fn one_of_several_lines_of_a_header_is_enough() {
+        let table =
+            RouteTable::new(vec![Route { headers: vec![header("x", "1"), header("y", "1")], ..route() }]);
+        let find = |headers: &HeaderMap| {
+            let request =
+                RequestView { listener: ListenerId(0), host: None, path: "/", method: &Method::GET, headers };
+            table.find(&request)
+        };
+        let mut headers: HeaderMap = [header("x", "2"), header("y", "1")].into_iter().collect();
+        assert_eq!(find(&headers), None);
+        headers.append("x", HeaderValue::from_static("1"));
+        assert_eq!(find(&headers), Some(PoolId(0)));
+    }
+
+    #[test]
+    fn a_route_without_host_matches_a_request_without_host() {
+        let headers = HeaderMap::new();
+        let request = RequestView {
+            listener: ListenerId(0),
+            host: None,
+            path: "/",
+            method: &Method::GET,
+            headers: &headers,
+        };
+        assert_eq!(RouteTable::new(vec![route()]).find(&request), Some(PoolId(0)));
+        let named = Route { host: Some(host("a.com")), ..route() };
+        assert_eq!(RouteTable::new(vec![named]).find(&request), None);
+        assert_eq!(RouteTable::new(vec![]).find(&request), None);
+    }
+
+    #[test]
+    fn shadows() {
+        let on = |listener| Route { listener: Some(ListenerId(listener)), ..route() };
+        let at = |text| Route { host: Some(host(text)), ..route() };
+        let under = |path| Route { path, ..route() };
+        let by = |methods: &[Method]| Route { methods: methods.to_vec(), ..route() };
+        let with = |headers: &[(HeaderName, HeaderValue)]| Route { headers: headers.to_vec(), ..route() };
+        for (earlier, later, shadowed) in [
+            (route(), on(0), true),
+            (on(0), on(0), true),
+            (on(0), on(1), false),
+            (on(0), route(), false),
+            (at("*.a.com"), at("x.a.com"), true),
+            (at("*.a.com"), at("*.x.a.com"), true),
+            (at("*.a.com"), at("a.com"), false),
+            (at("*.x.a.com"), at("*.a.com"), false),
+            (at("A.com."), at("a.com"), true),
+            (at("[::1]"), at("[::2]"), false),
+            (under(prefix("/v1")), under(prefix("/v1/")), true),
+            (under(prefix("/v1")), under(exact("/v1/x")), true),
+            (under(prefix("/v1/")), under(prefix("/v1")), false),
+            (under(prefix("/v1")), under(prefix("/v10")), false),
+            (under(prefix("/")), route(), false),
+            (under(exact("/v1")), under(prefix("/v1")), false),
+            (by(&[Method::GET, Method::HEAD]), by(&[Method::GET]), true),
+            (by(&[Method::GET]), by(&[Method::GET, Method::HEAD]), false),
+            (by(&[Method::GET]), route(), false),
+            (with(&[header("x", "1")]), with(&[header("y", "1"), header("x", "1")]), true),
+            (with(&[header("x", "1")]), with(&[header("x", "2")]), false),
+            (with(&[header("x", "1")]), route(), false),
+        ] {
+            let expected = if shadowed { vec![(1, 0)] } else { vec![] };
+            assert_eq!(shadowed_by(&[earlier.clone(), later.clone()]), expected, "{earlier:?} {later:?}");
+        }
+    }
+
+    #[test]
+    fn the_first_cover_is_named() {
+        assert_eq!(shadowed_by(&[route(), route(), route()]), [(1, 0), (2, 0)]);
+    }
+
+    // === properties ===
+
+    const HOSTS: [&str; 7] = ["com", "a.com", "b.a.com", "c.b.a.com", "*.com", "*.a.com", "*.b.a.com"];
+    const PATHS: [&str; 7] = ["/", "/v1", "/v1/", "/v1/x", "/v1/x/", "/v10", "/v1//"];
+
+    #[derive(Debug)]
+    struct Request {
+        listener: ListenerId,
+        host: Option<String>,
+        path: &'static str,
+        method: Method,
+        headers: HeaderMap,
+    }
+
+    impl Request {
+        fn view(&self) -> RequestView<'_> {
+            let Self { listener, host, path, method, headers } = self;
+            RequestView { listener: *listener, host: host.as_deref(), path, method, headers }
+        }
+    }
+
+    fn any_header() -> impl Strategy<Value = (HeaderName, HeaderValue)> {
+        select(vec![header("x", "1"), header("x", "2"), header("y", "1")])
+    }
+
+    fn any_method() -> impl Strategy<Value = Method> {
+        select(vec![Method::GET, Method::POST, Method::HEAD])
+    }
+
+    fn any_path() -> impl Strategy<Value = PathPattern> {
+        prop_oneof![
+            Just(PathPattern::Any),
+            select(&PATHS[..]).prop_map(exact),
+            select(&PATHS[..]).prop_map(prefix)
+        ]
+    }
+
+    fn any_route() -> impl Strategy<Value = Route> {
+        (
+            option::weighted(0.3, (0..2usize).prop_map(ListenerId)),
+            option::of(select(&HOSTS[..]).prop_map(host)),
+            any_path(),
+            vec(any_method(), 0..3),
+            vec(any_header(), 0..2),
+        )
+            .prop_map(|(listener, host, path, methods, headers)| Route {
+                listener,
+                host,
+                path,
+                methods,
+                headers,
+                ..route()
+            })
+    }
+
+    /// Each route has its position as its pool.
+    fn any_routes() -> impl Strategy<Value = Vec<Route>> {
+        vec(any_route(), 0..8).prop_map(|mut routes| {
+            routes.iter_mut().enumerate().for_each(|(index, route)| route.pool = PoolId(index));
+            routes
+        })
+    }
+
+    fn any_request() -> impl Strategy<Value = Request> {
+        let host = (select(&HOSTS[..4]), select(&["", ":80", ".", ".:8080"][..]), proptest::bool::ANY)
+            .prop_map(|(name, rest, upper)| {
+                format!("{}{rest}", if upper { name.to_uppercase() } else { name.into() })
+            });
+        let headers = btree_set(0..3usize, 0..3).prop_map(|chosen| {
+            let all = [header("x", "1"), header("x", "2"), header("y", "1")];
+            let mut headers = HeaderMap::new();
+            for (name, value) in chosen.into_iter().map(|index| all[index].clone()) {
+                headers.append(name, value);
+            }
+            headers
+        });
+        (
+            (0..2usize).prop_map(ListenerId),
+            option::weighted(0.8, host),
+            select(&PATHS[..]),
+            any_method(),
+            headers,
+        )
+            .prop_map(|(listener, host, path, method, headers)| Request {
+                listener,
+                host,
+                path,
+                method,
+                headers,
+            })
+    }
+
+    /// The same decision, said in another way.
+    fn matches_by_definition(route: &Route, request: &Request) -> bool {
+        let name =
+            request.host.as_ref().map(|host| host.to_lowercase().split(':').next().unwrap().to_owned());
+        let labels: Option<Vec<&str>> =
+            name.as_ref().map(|name| name.trim_end_matches('.').split('.').collect());
+        let host = route.host.as_ref().map(ToString::to_string).is_none_or(|pattern| {
+            let wanted: Vec<&str> = pattern.split('.').collect();
+            labels.is_some_and(|labels| match wanted.split_first() {
+                Some((&"*", domain)) => labels.len() > domain.len() && labels.ends_with(domain),
+                _ => labels == wanted,
+            })
+        });
+        let path = match &route.path {
+            PathPattern::Any => true,
+            PathPattern::Exact(path) => request.path == &**path,
+            PathPattern::Prefix(path) if path.ends_with('/') => request.path.starts_with(&**path),
+            PathPattern::Prefix(path) => {
+                request.path == &**path || request.path.starts_with(&format!("{path}/"))
+            }
+        };
+        let has = |(name, value): &(HeaderName, HeaderValue)| {
+            request.headers.iter().any(|(own, its)| own == name && its == value)
+        };
+        route.listener.is_none_or(|listener| listener == request.listener)
+            && host
+            && path
+            && (route.methods.is_empty() || route.methods.contains(&request.method))
+            && route.headers.iter().all(has)
+    }
+
+    proptest! {
+        #[test]
+        fn first_match_wins(routes in any_routes(), requests in vec(any_request(), 20)) {
+            let table = RouteTable::new(routes.clone());
+            for request in &requests {
+                let expected = routes.iter().find(|route| matches_by_definition(route, request));
+                prop_assert_eq!(table.find(&request.view()), expected.map(|route| route.pool));
+            }
+        }
+
+        #[test]
+        fn a_shadowed_route_is_never_found(routes in any_routes(), requests in vec(any_request(), 50)) {
+            let table = RouteTable::new(routes.clone());
+            for (shadowed, by) in shadowed_by(&routes) {
+                prop_assert!(by < shadowed);
+                for request in &requests {
+                    prop_assert!(table.find(&request.view()) != Some(PoolId(shadowed)));
+                    let matches = |index: usize| matches_by_definition(&routes[index], request);
+                    prop_assert!(!matches(shadowed) || matches(by));
+                }
+            }
+        }
+
+        #[test]
+        fn any_host_is_read_without_panic(text in ".{0,20}", pattern in ".{0,20}") {
+            if let Ok(pattern) = HostPattern::parse(&pattern) {
+                pattern.matches(&text);
+                prop_assert!(HostPattern::parse(&pattern.to_string()).as_ref() == Ok(&pattern));
+            }
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! The policy inside Pingora's own load balancers, as any Pingora program would use it.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use async_trait::async_trait;
+use lb_service::{Policy, PolicyConfig};
+use pingora::lb::discovery::ServiceDiscovery;
+use pingora::lb::{Backend, Backends, LoadBalancer, LoadBalancerGroup};
+
+const A: (&str, usize) = ("10.0.0.1:1", 1);
+const B: (&str, usize) = ("10.0.0.2:1", 1);
+const C: (&str, usize) = ("10.0.0.3:1", 1);
+const D: (&str, usize) = ("10.0.0.4:1", 1);
+
+/// A set of backends that the test changes.
+#[derive(Clone, Default)]
+struct Membership(Arc<Mutex<BTreeSet<Backend>>>);
+
+#[async_trait]
+impl ServiceDiscovery for Membership {
+    async fn discover(&self) -> pingora::Result<(BTreeSet<Backend>, HashMap<u64, bool>)> {
+        Ok((self.0.lock().unwrap().clone(), HashMap::new()))
+    }
+}
+
+impl Membership {
+    fn set(&self, members: &[(&str, usize)]) {
+        *self.0.lock().unwrap() = members
+            .iter()
+            .map(|(address, weight)| Backend::new_with_weight(address, *weight).unwrap())
+            .collect();
+    }
+}
+
+/// A balancer and the set it takes its backends from.
+async fn balancer(members: &[(&str, usize)]) -> (LoadBalancer<Policy>, Membership) {
+    let membership = Membership::default();
+    membership.set(members);
+    let backends = Backends::new(Box::new(membership.clone()));
+    let balancer = LoadBalancer::from_backends_with_config(backends, Some(PolicyConfig::default()));
+    balancer.update().await.unwrap();
+    (balancer, membership)
+}
+
+async fn change(balancer: &LoadBalancer<Policy>, membership: &Membership, members: &[(&str, usize)]) {
+    membership.set(members);
+    balancer.update().await.unwrap();
+}
+
+/// The address as a letter: `10.0.0.1` is `a`.
+fn letter(backend: &Backend) -> char {
+    let address = backend.addr.to_string();
+    let last = address.split(['.', ':']).nth(3).unwrap().parse::<u8>().unwrap();
+    char::from(b'a' + last - 1)
+}
+
+fn picks(balancer: &LoadBalancer<Policy>, count: usize) -> String {
+    (0..count).map(|_| letter(&balancer.select(b"", 10).unwrap())).collect()
+}
+
+#[test]
+fn works_without_configuration() {
+    let balancer = LoadBalancer::<Policy>::try_from_iter(["10.0.0.1:1", "10.0.0.2:1"]).unwrap();
+    assert_eq!(picks(&balancer, 4), "abab");
+}
+
+#[tokio::test]
+async fn weights_5_1_1_give_nginx_s_sequence() {
+    let (balancer, _) = balancer(&[("10.0.0.1:1", 5), B, C]).await;
+    assert_eq!(picks(&balancer, 14), "aabacaaaabacaa");
+}
+
+#[tokio::test]
+async fn position_survives_a_membership_change() {
+    let (balancer, membership) = balancer(&[A, B, C]).await;
+    assert_eq!(picks(&balancer, 2), "ab");
+    change(&balancer, &membership, &[A, B, C, D]).await;
+    assert_eq!(picks(&balancer, 4), "cdab");
+    change(&balancer, &membership, &[A, B]).await;
+    assert_eq!(picks(&balancer, 3), "aba");
+    change(&balancer, &membership, &[A, ("10.0.0.2:1", 2)]).await;
+    assert_eq!(picks(&balancer, 3), "bab");
+}
+
+#[tokio::test]
+async fn constant_changes_do_not_favour_the_first() {
+    let (balancer, membership) = balancer(&[A, B, C]).await;
+    let mut counts: BTreeMap<char, usize> = BTreeMap::new();
+    for turn in 0..300 {
+        let weight = 1 + turn % 2;
+        change(
+            &balancer,
+            &membership,
+            &[("10.0.0.1:1", weight), ("10.0.0.2:1", weight), ("10.0.0.3:1", weight)],
+        )
+        .await;
+        *counts.entry(picks(&balancer, 1).chars().next().unwrap()).or_default() += 1;
+    }
+    assert!(counts.values().all(|count| *count == 100), "{counts:?}");
+}
+
+#[tokio::test]
+async fn a_set_may_become_empty_and_come_back() {
+    let (balancer, membership) = balancer(&[]).await;
+    assert!(balancer.select(b"", 10).is_none());
+    change(&balancer, &membership, &[("10.0.0.1:1", 0), ("10.0.0.2:1", 0)]).await;
+    assert!(balancer.select(b"", 10).is_some());
+    change(&balancer, &membership, &[]).await;
+    assert!(balancer.select(b"", 10).is_none());
+}
+
+#[tokio::test]
+async fn turns_of_a_disabled_backend_go_to_the_next() {
+    let (balancer, _) = balancer(&[A, B, C]).await;
+    let c = Backend::new(C.0).unwrap();
+    balancer.backends().set_enable(&c, false);
+    assert_eq!(picks(&balancer, 6), "ababab");
+    balancer.backends().set_enable(&c, true);
+    assert_eq!(picks(&balancer, 3).chars().collect::<BTreeSet<_>>().len(), 3);
+}
+
+#[tokio::test]
+async fn as_many_iterations_as_backends_are_enough() {
+    let members: Vec<(String, usize)> =
+        (1..=200).map(|last| (format!("10.0.0.{last}:1"), 201 - last)).collect();
+    let members: Vec<(&str, usize)> =
+        members.iter().map(|(address, weight)| (address.as_str(), *weight)).collect();
+    let (balancer, _) = balancer(&members).await;
+    for (address, _) in &members {
+        let found =
+            balancer.select_with(b"", members.len(), |backend, _| backend.addr.to_string() == *address);
+        assert_eq!(found.unwrap().addr.to_string(), *address);
+    }
+}
+
+#[tokio::test]
+async fn threads_share_one_position() {
+    let (balancer, _) = balancer(&[("10.0.0.1:1", 5), B, C]).await;
+    let mut counts: BTreeMap<char, usize> = BTreeMap::new();
+    let all: String = thread::scope(|scope| {
+        let threads: Vec<_> = (0..4).map(|_| scope.spawn(|| picks(&balancer, 7000))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    all.chars().for_each(|letter| *counts.entry(letter).or_default() += 1);
+    assert_eq!(counts, BTreeMap::from([('a', 20_000), ('b', 4_000), ('c', 4_000)]));
+}
+
+#[tokio::test]
+async fn two_selectors_of_a_group_have_their_own_positions() {
+    let membership = Membership::default();
+    membership.set(&[A, B]);
+    let backends = Backends::new(Box::new(membership));
+    backends.update(|_| {}).await.unwrap();
+    let configs = [Some(PolicyConfig::default()), Some(PolicyConfig::default())];
+    let group = LoadBalancerGroup::<Policy>::from_backends_with_configs(backends, configs);
+    let pick = |selector| letter(&group.select(selector, b"", 10).unwrap());
+    assert_eq!([pick(0), pick(1), pick(0), pick(1)], ['a', 'a', 'b', 'b']);
+}

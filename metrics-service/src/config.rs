@@ -1,0 +1,107 @@
+//! The section `metrics` of the configuration, as written in the file.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::net::{Ipv4Addr, SocketAddr};
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::de::{self, Deserializer, Visitor};
+use serde::{Deserialize, Serialize, Serializer};
+
+/// Metrics, probes and status over HTTP: what can be read, never anything that changes the daemon.
+#[derive(Deserialize, Serialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(deny_unknown_fields, default)]
+pub struct MetricsConfig {
+    /// The IP address and port that it is served on.
+    address: Address,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Address(SocketAddr);
+
+// === impl MetricsConfig ===
+
+impl MetricsConfig {
+    /// Where it is served; the port is above 0.
+    pub fn address(&self) -> SocketAddr {
+        self.address.0
+    }
+}
+
+// === impl Address ===
+
+impl Default for Address {
+    fn default() -> Self {
+        Self((Ipv4Addr::LOCALHOST, 6192).into())
+    }
+}
+
+impl Serialize for Address {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for Address {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_str(AddressVisitor)
+    }
+}
+
+impl JsonSchema for Address {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "MetricsAddress".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({"type": "string", "pattern": "^[0-9A-Fa-f.:%\\[\\]]+:[0-9]{1,5}$"})
+    }
+}
+
+struct AddressVisitor;
+
+impl Visitor<'_> for AddressVisitor {
+    type Value = Address;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an address such as 127.0.0.1:6192")
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<Address, E> {
+        match text.parse::<SocketAddr>() {
+            Ok(address) if address.port() != 0 => Ok(Address(address)),
+            Ok(_) => Err(E::custom(format!("{text:?}: the port must be given, from 1 to 65535"))),
+            Err(_) => Err(E::custom(format!("expected an address such as 127.0.0.1:6192, found {text:?}"))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::de::IntoDeserializer;
+    use serde::de::value::{Error, StrDeserializer};
+
+    use super::*;
+
+    fn read(text: &str) -> Result<SocketAddr, String> {
+        let text: StrDeserializer<'_, Error> = text.into_deserializer();
+        Address::deserialize(text).map(|address| address.0).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn it_can_be_read_on_this_machine_only_unless_said_otherwise() {
+        assert!(MetricsConfig::default().address().ip().is_loopback());
+    }
+
+    #[test]
+    fn an_address_is_numeric_and_has_a_port() {
+        assert_eq!(read("[::1]:9000"), Ok(SocketAddr::from(([0, 0, 0, 0, 0, 0, 0, 1], 9000))));
+        assert!(read("localhost:9000").is_err());
+        assert!(read("127.0.0.1:0").is_err());
+        assert!(read("9000").is_err());
+    }
+}

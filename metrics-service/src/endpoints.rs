@@ -1,0 +1,466 @@
+//! The HTTP side: which request gets which answer.
+//!
+//! ```text
+//! GET, HEAD  /metrics          Prometheus' text format
+//!            /livez            200 as long as the process answers at all
+//!            /readyz /healthz  200, or 503 with a reason per line
+//!            /api/v1/status    the JSON document of the caller
+//! ```
+//!
+//! Any other path is 404, any other method 405, and a request that brings a body 413. The body is
+//! never read: the connection ends after the answer instead.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use http::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE};
+use http::{HeaderValue, Method, Response, StatusCode, Version};
+use pingora::apps::http_app::{HttpServer, ServeHttp};
+use pingora::http::RequestHeader;
+use pingora::protocols::http::ServerSession;
+use pingora::services::listening::Service;
+use prometheus::Registry;
+
+use crate::exposition::{self, TEXT_CONTENT_TYPE};
+use crate::readiness::Readiness;
+
+const PLAIN: &str = "text/plain; charset=utf-8";
+const JSON: &str = "application/json";
+
+/// For how long a client may take in nothing of its answer before it is given up.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Makes the document that `/api/v1/status` answers with; it must be JSON.
+type StatusDocument = Arc<dyn Fn() -> String + Send + Sync>;
+
+/// All that is read over HTTP, as an application for Pingora's [`HttpServer`].
+pub struct Endpoints {
+    registry: Registry,
+    readiness: Readiness,
+    status: StatusDocument,
+}
+
+/// What a request gets, decided by its method and path alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Answer {
+    Metrics,
+    Live,
+    Ready,
+    Status,
+    NotFound,
+    MethodNotAllowed,
+}
+
+/// An answer before it becomes a response: status, content type, body.
+type Page = (StatusCode, &'static str, String);
+
+/// A service of one thread that answers as [`Endpoints`]. The caller adds the listeners.
+pub fn service(endpoints: Endpoints, name: impl Into<String>) -> Service<HttpServer<Endpoints>> {
+    let mut service = Service::new(name.into(), HttpServer::new_app(endpoints));
+    service.threads = Some(1);
+    service
+}
+
+fn route(method: &Method, path: &str) -> Answer {
+    if method != Method::GET && method != Method::HEAD {
+        return Answer::MethodNotAllowed;
+    }
+    match path {
+        "/metrics" => Answer::Metrics,
+        "/livez" => Answer::Live,
+        "/readyz" | "/healthz" => Answer::Ready,
+        "/api/v1/status" => Answer::Status,
+        _ => Answer::NotFound,
+    }
+}
+
+// === impl Endpoints ===
+
+impl Endpoints {
+    /// `status` is called once for each request to `/api/v1/status`, on the service's only
+    /// thread: it must not block.
+    pub fn new(
+        registry: Registry,
+        readiness: Readiness,
+        status: Arc<dyn Fn() -> String + Send + Sync>,
+    ) -> Self {
+        Endpoints { registry, readiness, status }
+    }
+
+    /// The response to HEAD has the headers of that to GET. Pingora adds no `Content-Length`, and
+    /// without one it would send a body that only the end of the connection ends.
+    fn respond(&self, method: &Method, path: &str, brings_body: bool) -> Response<Vec<u8>> {
+        let answer = route(method, path);
+        // A body with the wrong method goes unread as well, but the method is what is to be changed.
+        let (status, content_type, body) = if brings_body && answer != Answer::MethodNotAllowed {
+            plain(StatusCode::PAYLOAD_TOO_LARGE, "send no body\n")
+        } else {
+            self.page(answer)
+        };
+        let length = body.len();
+        let body = if *method == Method::HEAD { Vec::new() } else { body.into_bytes() };
+
+        let mut response = Response::new(body);
+        *response.status_mut() = status;
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+        headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        if answer == Answer::MethodNotAllowed {
+            headers.insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+        }
+        response
+    }
+
+    fn page(&self, answer: Answer) -> Page {
+        match answer {
+            Answer::Metrics => self.metrics(),
+            Answer::Live => plain(StatusCode::OK, "ok\n"),
+            Answer::Ready => self.ready(),
+            Answer::Status => (StatusCode::OK, JSON, (self.status)()),
+            Answer::NotFound => plain(StatusCode::NOT_FOUND, "not found\n"),
+            Answer::MethodNotAllowed => plain(StatusCode::METHOD_NOT_ALLOWED, "use GET or HEAD\n"),
+        }
+    }
+
+    fn metrics(&self) -> Page {
+        match exposition::text(&self.registry) {
+            Ok(text) => (StatusCode::OK, TEXT_CONTENT_TYPE, text),
+            Err(error) => {
+                log::error!("metrics: cannot encode: {error}");
+                let text = "cannot encode the metrics, see the log\n";
+                plain(StatusCode::INTERNAL_SERVER_ERROR, text)
+            }
+        }
+    }
+
+    fn ready(&self) -> Page {
+        match self.readiness.check() {
+            Ok(()) => plain(StatusCode::OK, "ok\n"),
+            Err(reasons) => {
+                let text = reasons.join("\n") + "\n";
+                (StatusCode::SERVICE_UNAVAILABLE, PLAIN, text)
+            }
+        }
+    }
+}
+
+fn plain(status: StatusCode, text: &str) -> Page {
+    (status, PLAIN, text.to_owned())
+}
+
+/// Whether the connection must end after this request. Pingora's `HttpServer` sees to a client
+/// that says `Connection: close`, but keeps alive also those of HTTP/1.0 that never asked for it
+/// and that take the end of the connection for the end of the answer.
+fn must_close(request: &RequestHeader, brings_body: bool) -> bool {
+    let asks_to_stay = || {
+        let connection = request.headers.get(CONNECTION);
+        connection.is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"keep-alive"))
+    };
+    brings_body || (request.version == Version::HTTP_10 && !asks_to_stay())
+}
+
+#[async_trait]
+impl ServeHttp for Endpoints {
+    async fn response(&self, session: &mut ServerSession) -> Response<Vec<u8>> {
+        session.set_write_timeout(Some(WRITE_TIMEOUT));
+        // Judged by Content-Length and Transfer-Encoding: reads nothing.
+        let brings_body = !session.is_body_empty();
+        if must_close(session.req_header(), brings_body) {
+            session.set_keepalive(None);
+        }
+        let request = session.req_header();
+        self.respond(&request.method, request.uri.path(), brings_body)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::SocketAddr;
+    use std::os::fd::IntoRawFd;
+
+    use pingora::server::{Fds, ListenFds};
+    use pingora::services::Service as _;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+    use tokio::sync::watch;
+    use tokio::task::JoinHandle;
+
+    use crate::exposition::tests::untyped;
+    use crate::pools::PoolView;
+    use crate::pools::tests::{FixedPool, member};
+
+    const DEADLINE: Duration = Duration::from_secs(5);
+
+    fn endpoints() -> Endpoints {
+        let registry = Registry::new();
+        crate::build_info(&registry, "1.2.3").expect("registers");
+        let readiness = Readiness::new(Vec::new());
+        readiness.set_listening(true);
+        Endpoints::new(registry, readiness, Arc::new(|| r#"{"pools":[]}"#.into()))
+    }
+
+    fn header<'a>(response: &'a Response<Vec<u8>>, name: &str) -> &'a str {
+        let value = response.headers().get(name).expect(name);
+        value.to_str().expect("text")
+    }
+
+    fn body(response: &Response<Vec<u8>>) -> &str {
+        std::str::from_utf8(response.body()).expect("text")
+    }
+
+    #[test]
+    fn each_path_has_its_answer() {
+        for (path, answer) in [
+            ("/metrics", Answer::Metrics),
+            ("/livez", Answer::Live),
+            ("/readyz", Answer::Ready),
+            ("/healthz", Answer::Ready),
+            ("/api/v1/status", Answer::Status),
+            ("", Answer::NotFound),
+            ("/", Answer::NotFound),
+            ("/metrics/", Answer::NotFound),
+            ("/Metrics", Answer::NotFound),
+            ("//metrics", Answer::NotFound),
+            ("/metrics/../livez", Answer::NotFound),
+            ("/api/v1", Answer::NotFound),
+        ] {
+            assert_eq!(route(&Method::GET, path), answer, "GET {path}");
+            assert_eq!(route(&Method::HEAD, path), answer, "HEAD {path}");
+        }
+    }
+
+    #[test]
+    fn only_get_and_head_are_allowed_anywhere() {
+        let odd = Method::from_bytes(b"BREW").expect("a method");
+        for method in [Method::POST, Method::PUT, Method::DELETE, Method::OPTIONS].into_iter().chain([
+            Method::PATCH,
+            Method::TRACE,
+            Method::CONNECT,
+            odd,
+        ]) {
+            for path in ["/metrics", "/nowhere", ""] {
+                assert_eq!(route(&method, path), Answer::MethodNotAllowed);
+            }
+        }
+    }
+
+    #[test]
+    fn each_page_has_its_type_and_length_and_is_not_kept() {
+        for (path, status, content_type, text) in [
+            ("/livez", 200, PLAIN, "ok\n"),
+            ("/readyz", 200, PLAIN, "ok\n"),
+            ("/healthz", 200, PLAIN, "ok\n"),
+            ("/api/v1/status", 200, JSON, r#"{"pools":[]}"#),
+            ("/nowhere", 404, PLAIN, "not found\n"),
+        ] {
+            let response = endpoints().respond(&Method::GET, path, false);
+            assert_eq!(response.status(), status, "{path}");
+            assert_eq!(body(&response), text);
+            assert_eq!(header(&response, "content-type"), content_type);
+            assert_eq!(header(&response, "content-length"), text.len().to_string());
+            assert_eq!(header(&response, "cache-control"), "no-store");
+        }
+        let metrics = endpoints().respond(&Method::GET, "/metrics", false);
+        assert_eq!(header(&metrics, "content-type"), "text/plain; version=0.0.4; charset=utf-8");
+        assert!(body(&metrics).contains("lb_build_info{version=\"1.2.3\"} 1\n"));
+    }
+
+    #[test]
+    fn reasons_for_not_being_ready_stand_one_per_line() {
+        let pool = FixedPool::new("web", vec![member("a:1", 1, false)]);
+        let readiness = Readiness::new(vec![Arc::new(pool) as Arc<dyn PoolView>]);
+        readiness.set_listening(true);
+        readiness.set_draining(true);
+        let endpoints = Endpoints::new(Registry::new(), readiness, Arc::new(String::new));
+        for path in ["/readyz", "/healthz"] {
+            let response = endpoints.respond(&Method::GET, path, false);
+            assert_eq!(response.status(), 503);
+            assert_eq!(body(&response), "draining\npool web: no backend is ready\n");
+        }
+        assert_eq!(endpoints.respond(&Method::GET, "/livez", false).status(), 200);
+    }
+
+    #[test]
+    fn head_has_the_headers_of_get_and_no_body() {
+        for path in ["/metrics", "/readyz", "/api/v1/status", "/nowhere"] {
+            let get = endpoints().respond(&Method::GET, path, false);
+            let head = endpoints().respond(&Method::HEAD, path, false);
+            assert_eq!(head.status(), get.status());
+            assert_eq!(head.headers(), get.headers());
+            assert!(head.body().is_empty());
+        }
+    }
+
+    #[test]
+    fn a_request_with_a_body_is_refused() {
+        let endpoints = endpoints();
+        for path in ["/metrics", "/nowhere"] {
+            let response = endpoints.respond(&Method::GET, path, true);
+            assert_eq!(response.status(), 413);
+        }
+        let response = endpoints.respond(&Method::POST, "/metrics", true);
+        assert_eq!(response.status(), 405);
+        assert_eq!(header(&response, "allow"), "GET, HEAD");
+    }
+
+    #[test]
+    fn metrics_that_cannot_be_encoded_are_a_500() {
+        let registry = Registry::new();
+        registry.register(Box::new(untyped())).expect("registers");
+        let endpoints = Endpoints::new(registry, Readiness::new(vec![]), Arc::new(String::new));
+        let response = endpoints.respond(&Method::GET, "/metrics", false);
+        assert_eq!(response.status(), 500);
+    }
+
+    #[test]
+    fn the_connection_ends_after_bodies_and_plain_http_1_0() {
+        let request = |version, connection: Option<&str>| {
+            let mut request = RequestHeader::build("GET", b"/metrics", None).expect("a request");
+            request.set_version(version);
+            if let Some(value) = connection {
+                request.insert_header("connection", value).expect("a header");
+            }
+            request
+        };
+        assert!(!must_close(&request(Version::HTTP_11, None), false));
+        assert!(must_close(&request(Version::HTTP_11, None), true));
+        assert!(must_close(&request(Version::HTTP_10, None), false));
+        let kept = request(Version::HTTP_10, Some("Keep-Alive"));
+        assert!(!must_close(&kept, false));
+    }
+
+    /// The real service on a loopback port.
+    struct Running {
+        address: SocketAddr,
+        shutdown: watch::Sender<bool>,
+        task: JoinHandle<()>,
+    }
+
+    impl Running {
+        /// The socket listens before the service runs, so there is nothing to wait for.
+        fn start(endpoints: Endpoints) -> Self {
+            let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("binds");
+            listener.set_nonblocking(true).expect("a socket");
+            let address = listener.local_addr().expect("a socket");
+
+            let mut fds = Fds::new();
+            fds.add(address.to_string(), listener.into_raw_fd());
+            let fds = ListenFds::new(fds.into());
+            let mut service = service(endpoints, "metrics");
+            service.add_tcp(&address.to_string());
+
+            let (shutdown, watch) = watch::channel(false);
+            let task = tokio::spawn(async move { service.start_service(Some(fds), watch, 1).await });
+            Running { address, shutdown, task }
+        }
+
+        async fn stop(self) {
+            self.shutdown.send(true).expect("the service runs");
+            let ended = tokio::time::timeout(DEADLINE, self.task).await;
+            ended.expect("in time").expect("without a panic");
+        }
+
+        /// All bytes that come back until the server closes.
+        async fn exchange(&self, request: &str) -> String {
+            let mut stream = TcpStream::connect(self.address).await.expect("connects");
+            stream.write_all(request.as_bytes()).await.expect("writes");
+            let mut answer = String::new();
+            tokio::time::timeout(DEADLINE, stream.read_to_string(&mut answer))
+                .await
+                .expect("the server closes the connection")
+                .expect("reads");
+            answer
+        }
+    }
+
+    /// Status line and headers in lower case, and the body.
+    fn split(answer: &str) -> (String, &str) {
+        let (head, body) = answer.split_once("\r\n\r\n").expect("a whole head");
+        (head.to_ascii_lowercase() + "\r\n", body)
+    }
+
+    fn content_length(head: &str) -> usize {
+        assert!(!head.contains("transfer-encoding"), "{head}");
+        let value = head.split("content-length: ").nth(1).expect("a length");
+        let (value, _) = value.split_once("\r\n").expect("a line");
+        value.parse().expect("a number")
+    }
+
+    #[tokio::test]
+    async fn over_a_real_socket() {
+        let server = Running::start(endpoints());
+        let close = "Host: x\r\nConnection: close\r\n\r\n";
+
+        for (request, status) in [
+            (format!("GET /livez HTTP/1.1\r\n{close}"), 200),
+            (format!("GET /metrics?a=/b HTTP/1.1\r\n{close}"), 200),
+            (format!("GET http://x/metrics HTTP/1.1\r\n{close}"), 200),
+            ("GET /metrics HTTP/1.0\r\n\r\n".to_owned(), 200),
+            (format!("GET /nowhere HTTP/1.1\r\n{close}"), 404),
+            (format!("DELETE /metrics HTTP/1.1\r\n{close}"), 405),
+        ] {
+            let answer = server.exchange(&request).await;
+            let (head, body) = split(&answer);
+            assert!(head.starts_with(&format!("http/1.1 {status} ")), "{head}");
+            assert!(head.contains("\r\nconnection: close\r\n"), "{head}");
+            assert_eq!(content_length(&head), body.len());
+            assert_eq!(head.contains("\r\nallow: get, head\r\n"), status == 405);
+        }
+        server.stop().await;
+    }
+
+    #[tokio::test]
+    async fn an_announced_body_is_refused_unread_and_ends_the_connection() {
+        let server = Running::start(endpoints());
+        // The bodies never come: an answer shows that nobody waits for them.
+        for announcement in ["Content-Length: 1000000", "Transfer-Encoding: chunked"] {
+            for (method, status) in [("GET", 413), ("HEAD", 413), ("POST", 405)] {
+                let request = format!("{method} /metrics HTTP/1.1\r\nHost: x\r\n{announcement}\r\n\r\n");
+                let answer = server.exchange(&request).await;
+                let (head, _) = split(&answer);
+                assert!(head.starts_with(&format!("http/1.1 {status} ")), "{head}");
+                assert!(head.contains("\r\nconnection: close\r\n"), "{head}");
+            }
+        }
+        let empty = "GET /livez HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+        assert!(server.exchange(empty).await.starts_with("HTTP/1.1 200 "));
+        server.stop().await;
+    }
+
+    #[tokio::test]
+    async fn head_sends_no_body_and_the_connection_goes_on() {
+        let server = Running::start(endpoints());
+        let mut stream = TcpStream::connect(server.address).await.expect("connects");
+        let mut next = async |method: &str, with_body: bool| {
+            let request = format!("{method} /metrics HTTP/1.1\r\nHost: x\r\n\r\n");
+            stream.write_all(request.as_bytes()).await.expect("writes");
+            let read = read_response(&mut stream, with_body);
+            tokio::time::timeout(DEADLINE, read).await.expect("in time")
+        };
+        let (head_of_head, body_of_head) = next("HEAD", false).await;
+        let (head_of_get, body_of_get) = next("GET", true).await;
+        assert_eq!(content_length(&head_of_head), body_of_get.len());
+        assert_eq!(content_length(&head_of_get), body_of_get.len());
+        assert!(head_of_head.contains("\r\nconnection: keep-alive\r\n"));
+        assert_eq!(body_of_head, "");
+        assert!(body_of_get.starts_with("# HELP "));
+        drop(stream);
+        server.stop().await;
+    }
+
+    /// Reads just one response, so that a body after HEAD would stand before the next one.
+    async fn read_response(stream: &mut TcpStream, with_body: bool) -> (String, String) {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(stream.read_u8().await.expect("a byte"));
+        }
+        let head = String::from_utf8(head).expect("text").to_ascii_lowercase();
+        assert!(head.starts_with("http/1.1 200 "), "{head}");
+        let mut body = vec![0; if with_body { content_length(&head) } else { 0 }];
+        stream.read_exact(&mut body).await.expect("the body");
+        (head, String::from_utf8(body).expect("text"))
+    }
+}

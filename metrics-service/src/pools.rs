@@ -1,0 +1,354 @@
+//! Pools as the metrics see them: who is there, with which weight, and who is ready.
+
+use std::sync::Arc;
+
+use pingora::lb::LoadBalancer;
+use pingora::lb::selection::{BackendIter, BackendSelection};
+use prometheus::core::{Collector, Desc};
+use prometheus::proto::{Metric, MetricFamily};
+
+use crate::exposition::{Family, Kind};
+
+/// One backend of a pool, at one moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// `1.2.3.4:80`, `[::1]:80` or the path of a Unix socket.
+    pub address: String,
+    /// The configured weight.
+    pub weight: usize,
+    /// Whether it is healthy and enabled, so that requests are sent to it.
+    pub ready: bool,
+}
+
+/// A pool that can be looked at while others use it.
+pub trait PoolView: Send + Sync {
+    /// The pool's name, different from that of every other pool in the same program.
+    fn name(&self) -> &str;
+
+    /// The backends now, each address once.
+    fn members(&self) -> Vec<Member>;
+}
+
+/// A Pingora [`LoadBalancer`] with the name of its pool.
+///
+/// The balancer is the very one that the proxy picks from and the prober checks.
+pub struct BalancedPool<S: BackendSelection> {
+    name: String,
+    balancer: Arc<LoadBalancer<S>>,
+}
+
+/// The states a backend can be in; in `lb_backend_state` each has a series, and exactly one is 1.
+///
+/// A Pingora balancer tells ready from not ready, so its backends are up or down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum BackendState {
+    Up,
+    Down,
+    Draining,
+    Ejected,
+}
+
+/// `lb_backend_up`, `lb_backend_weight` and `lb_backend_state` of some pools, read at each scrape.
+pub struct PoolCollector {
+    pools: Vec<Arc<dyn PoolView>>,
+    up: Family,
+    weight: Family,
+    state: Family,
+}
+
+// === impl BalancedPool ===
+
+impl<S: BackendSelection> BalancedPool<S> {
+    /// Shows `balancer` under the name `name`.
+    pub fn new(name: impl Into<String>, balancer: Arc<LoadBalancer<S>>) -> Self {
+        BalancedPool { name: name.into(), balancer }
+    }
+}
+
+impl<S> PoolView for BalancedPool<S>
+where
+    S: BackendSelection + Send + Sync + 'static,
+    S::Iter: BackendIter,
+{
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn members(&self) -> Vec<Member> {
+        let backends = self.balancer.backends();
+        let members = backends.get_backend();
+        let members = members.iter().map(|backend| Member {
+            address: backend.addr.to_string(),
+            weight: backend.weight,
+            ready: backends.ready(backend),
+        });
+        merge_addresses(members)
+    }
+}
+
+/// To Pingora one address with two weights is two backends. As two series of one name they would
+/// make Prometheus refuse the whole scrape, so they are shown as the one they are: with the sum of
+/// the weights, and ready when either is.
+///
+/// Equal addresses come next to each other, as the set of backends is ordered by address.
+fn merge_addresses(members: impl Iterator<Item = Member>) -> Vec<Member> {
+    let mut merged: Vec<Member> = Vec::new();
+    for member in members {
+        match merged.last_mut() {
+            Some(last) if last.address == member.address => {
+                last.weight = last.weight.saturating_add(member.weight);
+                last.ready |= member.ready;
+            }
+            _ => merged.push(member),
+        }
+    }
+    merged
+}
+
+// === impl BackendState ===
+
+impl BackendState {
+    const ALL: [BackendState; 4] =
+        [BackendState::Up, BackendState::Down, BackendState::Draining, BackendState::Ejected];
+
+    fn of(member: &Member) -> Self {
+        if member.ready { BackendState::Up } else { BackendState::Down }
+    }
+
+    /// The value of the label `state`.
+    fn label(self) -> &'static str {
+        match self {
+            BackendState::Up => "up",
+            BackendState::Down => "down",
+            BackendState::Draining => "draining",
+            BackendState::Ejected => "ejected",
+        }
+    }
+}
+
+// === impl PoolCollector ===
+
+impl PoolCollector {
+    /// Reports on `pools`, whose names must differ.
+    pub fn new(pools: Vec<Arc<dyn PoolView>>) -> Self {
+        PoolCollector {
+            pools,
+            up: Family::new(
+                Kind::Gauge,
+                "lb_backend_up",
+                "Whether the backend is healthy and enabled (1) or not (0).",
+                &["pool", "backend"],
+            ),
+            weight: Family::new(
+                Kind::Gauge,
+                "lb_backend_weight",
+                "The configured weight of the backend.",
+                &["pool", "backend"],
+            ),
+            state: Family::new(
+                Kind::Gauge,
+                "lb_backend_state",
+                "1 for the state that the backend is in, 0 for the others.",
+                &["pool", "backend", "state"],
+            ),
+        }
+    }
+
+    fn state_samples(&self, pool: &str, member: &Member) -> impl Iterator<Item = Metric> {
+        let current = BackendState::of(member);
+        BackendState::ALL.into_iter().map(move |state| {
+            let labels = [pool, member.address.as_str(), state.label()];
+            self.state.sample(&labels, one_if(state == current))
+        })
+    }
+}
+
+impl Collector for PoolCollector {
+    fn desc(&self) -> Vec<&Desc> {
+        vec![self.up.desc(), self.weight.desc(), self.state.desc()]
+    }
+
+    /// Each pool is read once, so that the three families of one scrape agree with each other.
+    fn collect(&self) -> Vec<MetricFamily> {
+        let (mut up, mut weight, mut state) = (Vec::new(), Vec::new(), Vec::new());
+        for pool in &self.pools {
+            for member in pool.members() {
+                let labels = [pool.name(), member.address.as_str()];
+                up.push(self.up.sample(&labels, one_if(member.ready)));
+                weight.push(self.weight.sample(&labels, member.weight as f64));
+                state.extend(self.state_samples(pool.name(), &member));
+            }
+        }
+        vec![self.up.with(up), self.weight.with(weight), self.state.with(state)]
+    }
+}
+
+fn one_if(condition: bool) -> f64 {
+    f64::from(u8::from(condition))
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use std::collections::{BTreeSet, HashMap};
+    use std::sync::Mutex;
+
+    use async_trait::async_trait;
+    use pingora::lb::discovery::ServiceDiscovery;
+    use pingora::lb::selection::RoundRobin;
+    use pingora::lb::{Backend, Backends};
+
+    use crate::exposition::tests::scrape;
+
+    /// A pool of given members.
+    pub(crate) struct FixedPool {
+        name: &'static str,
+        members: Vec<Member>,
+    }
+
+    impl FixedPool {
+        pub(crate) fn new(name: &'static str, members: Vec<Member>) -> Self {
+            FixedPool { name, members }
+        }
+    }
+
+    impl PoolView for FixedPool {
+        fn name(&self) -> &str {
+            self.name
+        }
+
+        fn members(&self) -> Vec<Member> {
+            self.members.clone()
+        }
+    }
+
+    pub(crate) fn member(address: &str, weight: usize, ready: bool) -> Member {
+        Member { address: address.to_owned(), weight, ready }
+    }
+
+    /// Finds whatever backends the test says there are.
+    #[derive(Clone, Default)]
+    struct Scripted(Arc<Mutex<BTreeSet<Backend>>>);
+
+    impl Scripted {
+        fn set(&self, backends: &[(&str, usize)]) {
+            let backend = |(address, weight): &(&str, usize)| {
+                Backend::new_with_weight(address, *weight).expect("an address")
+            };
+            *self.0.lock().expect("no test panics with it") = backends.iter().map(backend).collect();
+        }
+    }
+
+    #[async_trait]
+    impl ServiceDiscovery for Scripted {
+        async fn discover(&self) -> pingora::Result<(BTreeSet<Backend>, HashMap<u64, bool>)> {
+            let backends = self.0.lock().expect("no test panics with it").clone();
+            Ok((backends, HashMap::new()))
+        }
+    }
+
+    fn scripted_balancer() -> (Scripted, Arc<LoadBalancer<RoundRobin>>) {
+        let script = Scripted::default();
+        let backends = Backends::new(Box::new(script.clone()));
+        (script, Arc::new(LoadBalancer::from_backends(backends)))
+    }
+
+    fn collector(pool: impl PoolView + 'static) -> PoolCollector {
+        PoolCollector::new(vec![Arc::new(pool)])
+    }
+
+    #[test]
+    fn a_bare_balancer_is_shown_as_it_is() {
+        let balancer = LoadBalancer::<RoundRobin>::try_from_iter(["127.0.0.1:2", "[::1]:1"]);
+        let balancer = Arc::new(balancer.expect("addresses"));
+        let down = Backend::new("[::1]:1").expect("an address");
+        balancer.backends().set_enable(&down, false);
+        assert_eq!(
+            scrape(collector(BalancedPool::new("web", balancer))),
+            r#"# HELP lb_backend_state 1 for the state that the backend is in, 0 for the others.
+# TYPE lb_backend_state gauge
+lb_backend_state{pool="web",backend="127.0.0.1:2",state="down"} 0
+lb_backend_state{pool="web",backend="127.0.0.1:2",state="draining"} 0
+lb_backend_state{pool="web",backend="127.0.0.1:2",state="ejected"} 0
+lb_backend_state{pool="web",backend="127.0.0.1:2",state="up"} 1
+lb_backend_state{pool="web",backend="[::1]:1",state="down"} 1
+lb_backend_state{pool="web",backend="[::1]:1",state="draining"} 0
+lb_backend_state{pool="web",backend="[::1]:1",state="ejected"} 0
+lb_backend_state{pool="web",backend="[::1]:1",state="up"} 0
+# HELP lb_backend_up Whether the backend is healthy and enabled (1) or not (0).
+# TYPE lb_backend_up gauge
+lb_backend_up{pool="web",backend="127.0.0.1:2"} 1
+lb_backend_up{pool="web",backend="[::1]:1"} 0
+# HELP lb_backend_weight The configured weight of the backend.
+# TYPE lb_backend_weight gauge
+lb_backend_weight{pool="web",backend="127.0.0.1:2"} 1
+lb_backend_weight{pool="web",backend="[::1]:1"} 1
+"#
+        );
+    }
+
+    #[tokio::test]
+    async fn a_backend_gone_from_the_pool_is_gone_from_the_next_scrape() {
+        let (script, balancer) = scripted_balancer();
+        let registry = prometheus::Registry::new();
+        let pool = BalancedPool::new("web", Arc::clone(&balancer));
+        registry.register(Box::new(collector(pool))).expect("registers");
+        let scrape = || crate::exposition::text(&registry).expect("encodes");
+
+        script.set(&[("10.0.0.1:80", 1), ("10.0.0.2:80", 7)]);
+        balancer.update().await.expect("updates");
+        assert!(scrape().contains("lb_backend_weight{pool=\"web\",backend=\"10.0.0.2:80\"} 7\n"));
+
+        script.set(&[("10.0.0.1:80", 3)]);
+        balancer.update().await.expect("updates");
+        let text = scrape();
+        assert!(!text.contains("10.0.0.2"), "{text}");
+        assert!(text.contains("lb_backend_weight{pool=\"web\",backend=\"10.0.0.1:80\"} 3\n"));
+
+        script.set(&[]);
+        balancer.update().await.expect("updates");
+        assert_eq!(scrape(), "");
+    }
+
+    #[tokio::test]
+    async fn one_address_with_two_weights_is_one_member() {
+        let (script, balancer) = scripted_balancer();
+        script.set(&[("10.0.0.1:80", 1), ("10.0.0.1:80", 3), ("10.0.0.2:80", 1)]);
+        balancer.update().await.expect("updates");
+        let light = Backend::new("10.0.0.1:80").expect("an address");
+        balancer.backends().set_enable(&light, false);
+        assert_eq!(
+            BalancedPool::new("web", balancer).members(),
+            [member("10.0.0.1:80", 4, true), member("10.0.0.2:80", 1, true)]
+        );
+    }
+
+    /// The label vectors of `prometheus` would make one series of these two.
+    #[test]
+    fn label_values_that_run_together_stay_two_series() {
+        let text = scrape(PoolCollector::new(vec![
+            Arc::new(FixedPool::new("web", vec![member("11", 5, true)])),
+            Arc::new(FixedPool::new("web1", vec![member("1", 7, false)])),
+        ]));
+        for line in [
+            "lb_backend_weight{pool=\"web\",backend=\"11\"} 5\n",
+            "lb_backend_weight{pool=\"web1\",backend=\"1\"} 7\n",
+            "lb_backend_up{pool=\"web\",backend=\"11\"} 1\n",
+            "lb_backend_up{pool=\"web1\",backend=\"1\"} 0\n",
+            "lb_backend_state{pool=\"web\",backend=\"11\",state=\"up\"} 1\n",
+            "lb_backend_state{pool=\"web1\",backend=\"1\",state=\"up\"} 0\n",
+        ] {
+            assert!(text.contains(line), "{line} is not in\n{text}");
+        }
+    }
+
+    #[test]
+    fn the_same_backend_in_two_pools_has_its_own_series_in_each() {
+        let text = scrape(PoolCollector::new(vec![
+            Arc::new(FixedPool::new("a", vec![member("h:1", 1, true)])),
+            Arc::new(FixedPool::new("b", vec![member("h:1", 2, false)])),
+        ]));
+        assert!(text.contains("lb_backend_up{pool=\"a\",backend=\"h:1\"} 1\n"));
+        assert!(text.contains("lb_backend_up{pool=\"b\",backend=\"h:1\"} 0\n"));
+    }
+}

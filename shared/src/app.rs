@@ -1,0 +1,218 @@
+//! What each verb of the command line does.
+
+use std::io::{self, IsTerminal, Write};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use pingora::services::background::background_service;
+
+use crate::cli::{self, CheckArgs, Cli, DemoArgs, Format, ProxyArgs, RunArgs, Verb};
+use crate::config::{self, Context, Loaded, Plan, Problems, RealFiles};
+use crate::daemon::{self, AccessLogs, Mode};
+use crate::demo::{Demo, Once, POOL, Show};
+use crate::process::sockets::Sockets;
+
+/// The exit code of something that failed while running.
+const FAILED: u8 = 1;
+/// The exit code of a wrong command line or configuration: starting again will not help.
+const WRONG: u8 = 2;
+
+/// Where a configuration is looked for when none is named.
+const PLACES: [&str; 2] = ["./load_balancer.yaml", "/etc/load_balancer/load_balancer.yaml"];
+
+/// Does what the command line says.
+pub fn run(cli: Cli) -> ExitCode {
+    let code = match cli.verb {
+        None => run_file(&cli.run),
+        Some(Verb::Proxy(args)) => proxy(&cli.run, &args),
+        Some(Verb::Demo(args)) => demo(&args),
+        Some(Verb::Check(args)) => check(&cli.run, &args),
+        Some(Verb::Healthcheck) => healthcheck(&cli.run),
+        Some(Verb::Schema) => print(config::schema_text().as_bytes()),
+        Some(Verb::Completions { shell }) => print_with(|out| {
+            cli::completions(shell, out);
+            Ok(())
+        }),
+        Some(Verb::Man) => print_with(|out| cli::manual(out)),
+    };
+    ExitCode::from(code)
+}
+
+fn run_file(args: &RunArgs) -> u8 {
+    let Some(path) = configuration(args) else {
+        return match args.daemon || args.test || args.upgrade {
+            true => complain(&format!("no configuration: name one with -c, or put it at {}", PLACES.join(" or "))),
+            false => demo(&DemoArgs::default()),
+        };
+    };
+    match load(&path, args) {
+        Err(problems) => report(&problems),
+        Ok(loaded) if args.test => test(&path, &loaded.plan, args.upgrade),
+        Ok(loaded) => serve(&loaded.plan, args),
+    }
+}
+
+fn proxy(run: &RunArgs, args: &ProxyArgs) -> u8 {
+    let backends: Vec<_> = args.to.iter().map(ToString::to_string).collect();
+    let text = format!(
+        "listeners: [{{address: \"{}\"}}]\nmetrics: {{address: \"{}\"}}\npools: {{proxy: {{backends: [\"{}\"]}}}}\n",
+        args.listen,
+        args.metrics,
+        backends.join("\", \""),
+    );
+    match with_context(run, |context| config::load_text("command line", &text, context)) {
+        Err(problems) => report(&problems),
+        Ok(loaded) => serve(&loaded.plan, run),
+    }
+}
+
+fn serve(plan: &Plan, args: &RunArgs) -> u8 {
+    let mode = Mode { daemon: args.daemon || plan.server.daemon, upgrade: args.upgrade };
+    let started = daemon::serve(plan, mode, &AccessLogs::default(), Box::new(|_, _| Vec::new()));
+    started.unwrap_or_else(|error| fail(&error.to_string()))
+}
+
+/// Runs the daemon with a configuration of the demo's own, and the demo's services beside its own.
+fn demo(args: &DemoArgs) -> u8 {
+    let demo = match Demo::new() {
+        Ok(demo) => Arc::new(demo),
+        Err(error) => return fail(&format!("no free port for the demo: {error}")),
+    };
+    let text = demo.configuration();
+    let loaded = match with_context(&RunArgs::default(), |context| config::load_text("demo", &text, context)) {
+        Ok(loaded) => loaded,
+        Err(problems) => return report(&problems),
+    };
+    let mut outcome = None;
+    let logs = AccessLogs { silent: vec![Demo::TRAFFIC] };
+    let started = daemon::serve(&loaded.plan, Mode::default(), &logs, Box::new(|server, services| {
+        let origins = demo.origins.iter().map(|origin| server.add_service(origin.clone().service())).collect();
+        let pool = services.plan.pools.iter().find(|pool| &*pool.name == POOL).cloned();
+        let Some(pool) = pool else { return origins };
+        let show = Show::new(demo.clone(), pool, services.readiness());
+        if args.once {
+            let (once, result) = Once::new(show);
+            outcome = Some(result);
+            server.add_service(background_service("demo", once));
+        } else {
+            server.add_service(background_service("demo", show));
+        }
+        origins
+    }));
+    match started {
+        Err(error) => fail(&error.to_string()),
+        Ok(_) if outcome.is_some_and(|outcome| !outcome.passed()) => FAILED,
+        Ok(code) => code,
+    }
+}
+
+/// Everything that a start would need: that the configuration is right is known, what is left is the ports.
+fn test(path: &Path, plan: &Plan, upgrade: bool) -> u8 {
+    // The ports of a process that is to be replaced are in use, and will be handed over.
+    if !upgrade && let Err(error) = Sockets::bind(&daemon::endpoints(plan)) {
+        return complain(&error.to_string());
+    }
+    print(format!("{}: the configuration is right and its addresses are free\n", path.display()).as_bytes())
+}
+
+fn check(run: &RunArgs, args: &CheckArgs) -> u8 {
+    if let Some(id) = &args.explain {
+        return match config::explain(id) {
+            Some(text) => print(format!("{id}: {text}\n").as_bytes()),
+            None => complain(&format!("no problem has the id {id}")),
+        };
+    }
+    let Some(path) = configuration(run) else {
+        return complain(&format!("no configuration: name one with -c, or put it at {}", PLACES.join(" or ")));
+    };
+    match load(&path, run) {
+        Err(problems) if args.format == Format::Json => {
+            print(format!("{:#}\n", config::json(&problems)).as_bytes());
+            WRONG
+        }
+        Err(problems) => report(&problems),
+        Ok(loaded) if args.print => print(loaded.effective().as_bytes()),
+        Ok(_) if args.format == Format::Json => print(b"[]\n"),
+        Ok(_) => print(format!("{}: the configuration is right\n", path.display()).as_bytes()),
+    }
+}
+
+/// Asks the daemon of this configuration whether it is ready.
+fn healthcheck(run: &RunArgs) -> u8 {
+    let Some(path) = configuration(run) else {
+        return complain("no configuration: name one with -c");
+    };
+    match load(&path, run).map(|loaded| ready(loaded.plan.metrics)) {
+        Err(problems) => report(&problems),
+        Ok(Ok(answer)) if answer.starts_with("HTTP/1.1 200 ") => 0,
+        Ok(Ok(answer)) => fail(answer.split_once("\r\n\r\n").map_or("no answer", |(_, reasons)| reasons.trim_end())),
+        Ok(Err(error)) => fail(&format!("cannot ask the daemon: {error}")),
+    }
+}
+
+fn ready(metrics: std::net::SocketAddr) -> io::Result<String> {
+    const TIMEOUT: Duration = Duration::from_secs(2);
+    let mut stream = TcpStream::connect_timeout(&metrics, TIMEOUT)?;
+    stream.set_read_timeout(Some(TIMEOUT))?;
+    stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+    io::read_to_string(stream)
+}
+
+/// The file that is to be used: the one that was named, or the first that is there.
+fn configuration(args: &RunArgs) -> Option<PathBuf> {
+    let named = args.conf.clone().or_else(|| std::env::var_os("LB_CONFIG").map(PathBuf::from));
+    named.or_else(|| PLACES.into_iter().map(PathBuf::from).find(|path| path.exists()))
+}
+
+fn load(path: &Path, args: &RunArgs) -> Result<Loaded, Problems> {
+    with_context(args, |context| config::load(path, context))
+}
+
+fn with_context<T>(args: &RunArgs, load: impl FnOnce(&Context<'_>) -> T) -> T {
+    let variables = |name: &str| std::env::var(name).ok();
+    load(&Context {
+        variables: &variables,
+        uid: nix::unistd::Uid::effective().as_raw(),
+        cpus: std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get),
+        daemon: args.daemon,
+        files: &RealFiles,
+    })
+}
+
+fn report(problems: &Problems) -> u8 {
+    let colour = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    complain_as_is(&config::text(problems, colour));
+    WRONG
+}
+
+fn complain(problem: &str) -> u8 {
+    complain_as_is(&format!("error: {problem}\n"));
+    WRONG
+}
+
+fn fail(problem: &str) -> u8 {
+    complain_as_is(&format!("error: {problem}\n"));
+    FAILED
+}
+
+/// That standard error is gone is no reason to fail in another way.
+fn complain_as_is(text: &str) {
+    let _ = io::stderr().lock().write_all(text.as_bytes());
+}
+
+fn print(text: &[u8]) -> u8 {
+    print_with(|out| out.write_all(text))
+}
+
+/// A reader that has enough (`| head`) is not a failure.
+fn print_with(write: impl FnOnce(&mut io::StdoutLock<'static>) -> io::Result<()>) -> u8 {
+    let mut out = io::stdout().lock();
+    match write(&mut out).and_then(|()| out.flush()) {
+        Ok(()) => 0,
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => 0,
+        Err(error) => fail(&format!("cannot write: {error}")),
+    }
+}

@@ -1,0 +1,549 @@
+//! Rules that span several keys. One function per rule; each reports all of its findings.
+//!
+//! The configuration has been decoded, but values that were wrong may be missing from it. A rule about what is *not*
+//! there therefore asks [`Node::is_damaged`] first.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+
+use health_service::{CheckType, HealthCheckConfig};
+use lb_service::config::{FormatConfig, PoolConfig, RouteConfig, TlsConfig};
+use lb_service::listener::ListenAddress;
+use lb_service::route::shadowed_by;
+use rustls::RootCertStore;
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
+
+use super::context::{Context, runtime_directory};
+use super::decode::did_you_mean;
+use super::document::{Node, Step, Value};
+use super::plan;
+use super::problem::{Id, Problem, Span};
+use super::sections::Config;
+
+/// The most threads, or tasks, that any key can ask for.
+const MAX_THREADS: usize = 1024;
+
+/// Keys of a health check that only requests have a use for.
+const HTTP_KEYS: [&str; 5] = ["path", "method", "host", "expect_status", "expect_body"];
+
+/// What the checks found.
+#[derive(Default)]
+pub(crate) struct Findings {
+    pub(crate) problems: Vec<Problem>,
+    /// The authorities that a pool trusts, DER encoded, by the pool's name.
+    pub(crate) certificates: BTreeMap<String, Vec<Vec<u8>>>,
+}
+
+/// Checks a complete configuration.
+pub(crate) fn check(config: &Config, root: &Node, context: &Context<'_>) -> Findings {
+    let mut checker = Checker { config, root, context, findings: Findings::default() };
+    checker.check_threads();
+    checker.check_offload();
+    checker.check_ca_file();
+    checker.check_working_directory();
+    checker.check_listeners_given();
+    checker.check_listener_names();
+    checker.check_addresses();
+    checker.check_pools_given();
+    for (name, pool) in &config.pools {
+        checker.check_pool(name.written(), pool);
+    }
+    checker.check_routes_given();
+    checker.check_route_targets();
+    checker.check_route_paths();
+    checker.check_route_order();
+    checker.check_unused_pools();
+    checker.check_access_log();
+    checker.check_files();
+    checker.findings
+}
+
+struct Checker<'a> {
+    config: &'a Config,
+    root: &'a Node,
+    context: &'a Context<'a>,
+    findings: Findings,
+}
+
+/// A path from the root, written as its keys and indexes.
+macro_rules! path {
+    ($($step:expr),* $(,)?) => { [$(Step::from($step)),*] };
+}
+
+// === the process ===
+
+impl Checker<'_> {
+    fn report(&mut self, path: &[Step], problem: Problem) {
+        self.findings.problems.push(problem.at(self.root.place(path)));
+    }
+
+    fn report_key(&mut self, path: &[Step], problem: Problem) {
+        self.findings.problems.push(problem.at(self.root.key_place(path)));
+    }
+
+    fn is_written(&self, path: &[Step]) -> bool {
+        self.root.get(path).is_some()
+    }
+
+    fn check_threads(&mut self) {
+        let config = self.config;
+        let counts = [
+            ("threads", config.threads),
+            ("listener_tasks_per_fd", Some(config.listener_tasks_per_fd)),
+            ("upstream_connect_offload_threadpools", config.upstream_connect_offload_threadpools),
+            ("upstream_connect_offload_thread_per_pool", config.upstream_connect_offload_thread_per_pool),
+        ];
+        for (key, count) in counts {
+            let count = count.map_or(0, NonZeroUsize::get);
+            if count > MAX_THREADS && self.is_written(&path![key]) {
+                let message = format!("`{key}` is at most {MAX_THREADS}, found {count}");
+                self.report(&path![key], Problem::new(Id::InvalidValue, message));
+            }
+        }
+    }
+
+    fn check_offload(&mut self) {
+        let pools = "upstream_connect_offload_threadpools";
+        let threads = "upstream_connect_offload_thread_per_pool";
+        for (given, missing) in [(pools, threads), (threads, pools)] {
+            let is_missing = !self.is_written(&path![missing]) && !self.root.is_damaged(&path![missing]);
+            if self.is_written(&path![given]) && is_missing {
+                let problem = Problem::new(Id::Incomplete, format!("`{given}` has no effect without `{missing}`"));
+                self.report_key(&path![given], problem.hint(format!("add `{missing}: 1`")));
+            }
+        }
+    }
+
+    fn check_ca_file(&mut self) {
+        if let Some(path) = &self.config.ca_file {
+            self.read_certificates(&path!["ca_file"], &path.get().0);
+        }
+    }
+
+    fn check_working_directory(&mut self) {
+        let Some(directory) = &self.config.working_directory else { return };
+        if !self.context.files.is_directory(&directory.get().0) {
+            let problem = Problem::new(Id::Directory, format!("there is no directory {directory}"));
+            self.report(&path!["working_directory"], problem.hint("create it, or name another"));
+        }
+    }
+
+    fn read_certificates(&mut self, at: &[Step], file: &Path) -> Option<Vec<Vec<u8>>> {
+        let read = self.context.files.read(file);
+        match read.map_err(|error| reason(&error)).and_then(|pem| certificates(&pem)) {
+            Ok(certificates) => Some(certificates),
+            Err(reason) => {
+                let message = format!("no certificates can be read from {}: {reason}", file.display());
+                let problem = Problem::new(Id::Certificates, message);
+                self.report(at, problem.hint("name a PEM file with at least one `BEGIN CERTIFICATE`"));
+                None
+            }
+        }
+    }
+}
+
+/// An error of the system without its number.
+pub(crate) fn reason(error: &std::io::Error) -> String {
+    let text = error.to_string();
+    let end = text.find(" (os error").unwrap_or(text.len());
+    text[..end].to_lowercase()
+}
+
+fn certificates(pem: &[u8]) -> Result<Vec<Vec<u8>>, String> {
+    let parsed: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
+    let certificates = parsed.map_err(|error| format!("it is not PEM: {error}"))?;
+    if certificates.is_empty() {
+        return Err("it has none".to_owned());
+    }
+    let mut store = RootCertStore::empty();
+    for certificate in &certificates {
+        store.add(certificate.clone()).map_err(|error| format!("a certificate is broken: {error}"))?;
+    }
+    Ok(certificates.iter().map(|certificate| certificate.to_vec()).collect())
+}
+
+// === listeners ===
+
+impl Checker<'_> {
+    fn check_listeners_given(&mut self) {
+        let is_empty = self.config.listeners.as_ref().is_some_and(Vec::is_empty);
+        if is_empty && !self.root.is_damaged(&path!["listeners"]) {
+            let problem = Problem::new(Id::NoListeners, "the list of listeners is empty");
+            self.report_key(&path!["listeners"], problem.hint("add `- address: 0.0.0.0:6188`, or remove the key"));
+        }
+    }
+
+    fn check_listener_names(&mut self) {
+        let names: Vec<String> = self.config.listeners.iter().flatten().map(plan::listener_name).collect();
+        for (index, name) in names.iter().enumerate() {
+            let Some(first) = names[..index].iter().position(|earlier| earlier == name) else { continue };
+            let is_name = |at: usize| self.is_written(&path!["listeners", at, "name"]);
+            if !is_name(index) || !is_name(first) {
+                // The same address twice: reported as such.
+                continue;
+            }
+            let first = self.root.place(&path!["listeners", first, "name"]);
+            let problem = Problem::new(Id::DuplicateListener, format!("two listeners are called `{name}`"));
+            self.report(
+                &path!["listeners", index, "name"],
+                problem.related(first, "the first one").hint("give each listener a name of its own"),
+            );
+        }
+    }
+
+    fn check_addresses(&mut self) {
+        let used = self.addresses();
+        for (index, (path, address, what)) in used.iter().enumerate() {
+            let conflict = used[..index].iter().find(|(_, earlier, _)| in_conflict(earlier, address));
+            let Some((earlier_path, earlier, earlier_what)) = conflict else { continue };
+            let message = match earlier == address {
+                true => format!("{what} cannot listen on {address}, which {earlier_what} has already"),
+                false => format!("{what} cannot listen on {address}: {earlier_what} has that port on {earlier}"),
+            };
+            let other = if matches!(address, ListenAddress::Unix(_)) { "path" } else { "port" };
+            let hint = format!("give one of them another {other}");
+            let mut problem = Problem::new(Id::AddressTaken, message).hint(hint);
+            if self.is_written(earlier_path) {
+                problem = problem.related(self.root.place(earlier_path), "taken here");
+            }
+            self.report(path, problem);
+        }
+    }
+
+    /// Everything that is listened on, with the place that says so.
+    fn addresses(&self) -> Vec<(Vec<Step>, ListenAddress, &'static str)> {
+        let listeners = self.config.listeners.iter().flatten().enumerate().map(|(index, listener)| {
+            (path!["listeners", index, "address"].to_vec(), listener.address.get().clone(), "a listener")
+        });
+        let metrics = ListenAddress::Tcp(self.config.metrics.address());
+        let metrics = (path!["metrics", "address"].to_vec(), metrics, "the metrics server");
+        // What is written is blamed on what is not: a default comes first.
+        let (first, last) = match self.is_written(&metrics.0) {
+            true => (None, Some(metrics)),
+            false => (Some(metrics), None),
+        };
+        first.into_iter().chain(listeners).chain(last).collect()
+    }
+}
+
+fn in_conflict(one: &ListenAddress, other: &ListenAddress) -> bool {
+    match (one, other) {
+        (ListenAddress::Unix(one), ListenAddress::Unix(other)) => one == other,
+        (ListenAddress::Tcp(one), ListenAddress::Tcp(other)) => {
+            one.port() == other.port() && (one == other || covers(one, other) || covers(other, one))
+        }
+        _ => false,
+    }
+}
+
+/// Whether a socket bound to all addresses takes those of the other as well; `[::]` takes IPv4 too.
+fn covers(all: &SocketAddr, other: &SocketAddr) -> bool {
+    all.ip().is_unspecified() && (all.is_ipv6() || other.is_ipv4())
+        || (all.ip().is_unspecified() && other.ip().is_unspecified())
+}
+
+// === pools ===
+
+type Pool = PoolConfig<HealthCheckConfig>;
+
+impl Checker<'_> {
+    fn check_pools_given(&mut self) {
+        if self.config.pools.is_empty() && !self.root.is_damaged(&path!["pools"]) {
+            let problem = Problem::new(Id::NoPools, "there are no pools, so no request could be answered");
+            let hint = "the smallest configuration is\n\npools:\n  web:\n    backends: [10.0.0.1:8080]";
+            self.report_key(&path!["pools"], problem.hint(hint));
+        }
+    }
+
+    fn check_pool(&mut self, name: &str, pool: &Pool) {
+        self.check_backends_given(name, pool);
+        self.check_backend_addresses(name, pool);
+        if let Some(tls) = &pool.tls {
+            self.check_tls_name(name, pool, tls);
+            self.check_tls_authorities(name, tls);
+        }
+        self.check_check_times(name, &pool.health_check);
+        self.check_check_keys(name, &pool.health_check);
+    }
+
+    fn check_backends_given(&mut self, name: &str, pool: &Pool) {
+        let path = path!["pools", name, "backends"];
+        if pool.backends.is_empty() && !self.root.is_damaged(&path) {
+            let problem = Problem::new(Id::NoBackends, format!("the pool `{name}` has no backends"));
+            self.report_key(&path, problem.hint("add one, such as `backends: [10.0.0.1:8080]`"));
+        }
+    }
+
+    fn check_backend_addresses(&mut self, name: &str, pool: &Pool) {
+        let mut seen: BTreeMap<SocketAddr, usize> = BTreeMap::new();
+        for (index, backend) in pool.backends.iter().enumerate() {
+            let address = backend.address.get().0;
+            let Some(first) = seen.get(&address) else {
+                seen.insert(address, index);
+                continue;
+            };
+            let first = self.backend_place(name, *first);
+            let message = format!("the pool `{name}` names the backend {address} twice");
+            let problem = Problem::new(Id::DuplicateBackend, message).at(self.backend_place(name, index));
+            let hint = format!("for a larger share write {{address: {address}, weight: 2}}");
+            self.findings.problems.push(problem.related(first, "first named here").hint(hint));
+        }
+    }
+
+    fn backend_place(&self, pool: &str, index: usize) -> Span {
+        let long = path!["pools", pool, "backends", index, "address"];
+        self.root.place(if self.is_written(&long) { &long } else { &long[..4] })
+    }
+
+    fn check_tls_name(&mut self, name: &str, pool: &Pool, tls: &TlsConfig) {
+        let path = path!["pools", name, "tls"];
+        if !tls.verify || tls.sni.is_some() || self.root.is_damaged(&path) {
+            return;
+        }
+        let host = pool.host.as_ref().and_then(|host| host.written().split(':').next().map(str::to_owned));
+        let problem = Problem::new(Id::MissingName, "`tls` verifies certificates, but does not say for which name");
+        self.report_key(&path, problem.hint(format!("add `sni: {}`", host.as_deref().unwrap_or("example.com"))));
+    }
+
+    fn check_tls_authorities(&mut self, name: &str, tls: &TlsConfig) {
+        let path = path!["pools", name, "tls", "ca"];
+        let Some(ca) = &tls.ca else { return };
+        if !tls.verify {
+            let problem = Problem::new(Id::WithoutEffect, "`ca` has no effect: `verify: false` accepts any certificate");
+            self.report_key(&path, problem.hint("remove `verify: false`: with `ca`, certificates can be verified"));
+        }
+        if let Some(certificates) = self.read_certificates(&path, &ca.get().0) {
+            self.findings.certificates.insert(name.to_owned(), certificates);
+        }
+    }
+
+    fn check_check_times(&mut self, name: &str, check: &HealthCheckConfig) {
+        if check.r#type == CheckType::None {
+            return;
+        }
+        for (key, duration) in [("timeout", check.timeout), ("fast_interval", check.fast_interval)] {
+            if duration > check.interval {
+                let message = format!("`{key}` ({duration}) is longer than `interval` ({})", check.interval);
+                let problem = Problem::new(Id::CheckTiming, message);
+                let hint = format!("make `{key}` at most {}", check.interval);
+                self.report(&path!["pools", name, "health_check", key], problem.hint(hint));
+            }
+        }
+    }
+
+    fn check_check_keys(&mut self, name: &str, check: &HealthCheckConfig) {
+        let section = path!["pools", name, "health_check"];
+        let Some(Value::Map(map)) = self.root.get(&section).map(|node| &node.value) else { return };
+        for entry in &map.entries {
+            let key = entry.key.as_str();
+            let hint = match check.r#type {
+                CheckType::None if key != "type" => "remove the key, or turn checks on with `type: tcp`",
+                CheckType::Tcp if HTTP_KEYS.contains(&key) => "add `type: http`, or remove the key",
+                _ => continue,
+            };
+            let message = format!("`{key}` has no effect on a health check of the type {}", check.r#type);
+            let problem = Problem::new(Id::WithoutEffect, message).at(entry.key_span).hint(hint);
+            self.findings.problems.push(problem);
+        }
+    }
+}
+
+// === routes ===
+
+impl Checker<'_> {
+    /// The names of pools in the file, those in which something is wrong included.
+    fn pool_names(&self) -> Vec<&str> {
+        match self.root.get(&path!["pools"]).map(|node| &node.value) {
+            Some(Value::Map(map)) => map.written_keys().collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    fn check_routes_given(&mut self) {
+        let is_empty = self.config.routes.as_ref().is_none_or(Vec::is_empty);
+        let damaged = self.root.is_damaged(&path!["routes"]);
+        if !is_empty || damaged || (self.pool_names().len() < 2 && self.config.routes.is_none()) {
+            return;
+        }
+        let names = self.pool_names();
+        let message = match names.len() {
+            0 | 1 => "the list of routes is empty, so no request goes anywhere".to_owned(),
+            count => format!("there are {count} pools, but no routes that say which requests go where"),
+        };
+        let first = names.first().copied().unwrap_or("web").to_owned();
+        let written = self.is_written(&path!["routes"]);
+        let place = if written { "routes" } else { "pools" };
+        self.report_key(&path![place], Problem::new(Id::NoRoutes, message).hint(format!("add\n\nroutes:\n  - pool: {first}")));
+    }
+
+    fn routes(&self) -> impl Iterator<Item = (usize, &'_ RouteConfig)> + use<'_> {
+        let written = self.config.routes.iter().flatten().enumerate();
+        written.filter(|_| self.is_written(&path!["routes"]))
+    }
+
+    fn check_route_targets(&mut self) {
+        let mut problems = Vec::new();
+        for (index, route) in self.routes() {
+            problems.extend(self.unknown_pool(index, route));
+            problems.extend(self.unknown_listener(index, route));
+        }
+        self.findings.problems.extend(problems);
+    }
+
+    fn unknown_pool(&self, index: usize, route: &RouteConfig) -> Option<Problem> {
+        let names = self.pool_names();
+        let unknown = !names.contains(&route.pool.as_str()) && self.is_written(&path!["pools"]);
+        unknown.then(|| {
+            let problem = Problem::new(Id::UnknownPool, format!("there is no pool `{}`", route.pool));
+            one_of(problem, &route.pool, &names, "pools").at(self.root.place(&path!["routes", index, "pool"]))
+        })
+    }
+
+    fn unknown_listener(&self, index: usize, route: &RouteConfig) -> Option<Problem> {
+        let wanted = route.r#match.listener.as_ref()?;
+        let names: Vec<String> = self.config.listeners.iter().flatten().map(plan::listener_name).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let unknown = !names.contains(&wanted.as_str()) && !self.root.is_damaged(&path!["listeners"]);
+        unknown.then(|| {
+            let problem = Problem::new(Id::UnknownListener, format!("there is no listener `{wanted}`"));
+            let place = self.root.place(&path!["routes", index, "match", "listener"]);
+            one_of(problem, wanted, &names, "listeners").at(place)
+        })
+    }
+
+    fn check_route_paths(&mut self) {
+        let both = |rule: &lb_service::config::MatchConfig| rule.path.is_some() && rule.path_prefix.is_some();
+        let found: Vec<usize> = self.routes().filter(|(_, route)| both(&route.r#match)).map(|(index, _)| index).collect();
+        for index in found {
+            let path = path!["routes", index, "match", "path_prefix"];
+            let problem = Problem::new(Id::WithoutEffect, "`path_prefix` has no effect beside `path`");
+            let whole = self.root.place(&path!["routes", index, "match", "path"]);
+            self.report_key(&path, problem.related(whole, "the whole path is given here").hint("remove one of the two"));
+        }
+    }
+
+    fn check_route_order(&mut self) {
+        let planned = self.routes().filter_map(|(index, route)| self.without_target(index, route));
+        let (indexes, routes): (Vec<usize>, Vec<_>) = planned.unzip();
+        for (late, early) in shadowed_by(&routes) {
+            let (late, early) = (indexes[late], indexes[early]);
+            let catch_all = self.config.routes.iter().flatten().nth(early).is_some_and(|route| route.r#match.is_empty());
+            let why = match catch_all {
+                true => "this one matches every request",
+                false => "this one matches all that it matches",
+            };
+            let early = self.root.place(&path!["routes", early]);
+            let problem = Problem::new(Id::UnreachableRoute, "this route can never match").related(early, why);
+            self.report(&path!["routes", late], problem.hint("the first match wins: move the route up, or remove it"));
+        }
+    }
+
+    /// The route as far as matching goes: it counts even if its pool does not exist.
+    fn without_target(&self, index: usize, route: &RouteConfig) -> Option<(usize, lb_service::route::Route)> {
+        if self.root.is_damaged(&path!["routes", index]) {
+            return None;
+        }
+        let some_pool = self.config.pools.keys().next()?.written().to_owned();
+        let route = RouteConfig { pool: some_pool, ..route.clone() };
+        plan::route(&route, self.config).map(|route| (index, route))
+    }
+
+    fn check_unused_pools(&mut self) {
+        let given = self.config.routes.as_ref().is_some_and(|routes| !routes.is_empty());
+        if !given || !self.is_written(&path!["routes"]) || self.root.is_damaged(&path!["routes"]) {
+            return;
+        }
+        let used = |name: &str| self.config.routes.iter().flatten().any(|route| route.pool == name);
+        let unused = self.config.pools.keys().map(|name| name.written()).filter(|name| !used(name));
+        for name in unused.map(str::to_owned).collect::<Vec<_>>() {
+            let problem = Problem::new(Id::UnusedPool, format!("no route leads to the pool `{name}`"));
+            self.report_key(&path!["pools", name.as_str()], problem.hint("add a route, or remove the pool"));
+        }
+    }
+}
+
+fn one_of(problem: Problem, found: &str, names: &[&str], what: &str) -> Problem {
+    match did_you_mean(found, names.iter().copied()) {
+        Some(meant) => problem.hint(format!("did you mean `{meant}`?")),
+        None if names.is_empty() => problem,
+        None => problem.hint(format!("the {what} are {}", names.join(", "))),
+    }
+}
+
+// === files ===
+
+impl Checker<'_> {
+    fn check_access_log(&mut self) {
+        let Some(log) = &self.config.access_log else { return };
+        let path = path!["access_log", "path"];
+        if log.format == FormatConfig::Off && log.path.is_some() {
+            let problem = Problem::new(Id::WithoutEffect, "`path` has no effect: `format: off` writes nothing");
+            self.report_key(&path, problem.hint("remove `path`, or choose `text` or `json`"));
+        }
+        let to_stdout = log.format != FormatConfig::Off && log.path.is_none() && !self.root.is_damaged(&path);
+        if self.config.daemon && to_stdout {
+            let message = "a daemon has no standard output to write the access log to";
+            let problem = Problem::new(Id::NoStandardOutput, message);
+            self.report_key(&path!["access_log"], problem.hint("add `path: /var/log/load_balancer/access.log`"));
+        }
+    }
+
+    fn check_files(&mut self) {
+        let files = self.files();
+        let runtime = runtime_directory(self.context.uid, self.context.variables);
+        for (index, (path, file)) in files.iter().enumerate() {
+            if let Some((earlier, _)) = files[..index].iter().find(|(_, earlier)| earlier == file) {
+                let message = format!("two keys name the file {}", file.display());
+                let problem = Problem::new(Id::PathTaken, message).hint("give each a file of its own");
+                self.report(path, problem.related(self.root.place(earlier), "first named here"));
+            } else {
+                self.check_directory(path, file, &runtime);
+            }
+        }
+    }
+
+    fn check_directory(&mut self, path: &[Step], file: &Path, runtime: &Path) {
+        // The runtime directory is created at the start.
+        let Some(directory) = file.parent().filter(|directory| *directory != runtime) else { return };
+        if let Some(why) = self.context.files.refuses_new_files(directory) {
+            let message = format!("the directory {} {why}", directory.display());
+            let hint = "create it for the user that the load balancer runs as, or name another";
+            self.report(path, Problem::new(Id::Directory, message).hint(hint));
+        } else if self.context.files.is_directory(file) {
+            let message = format!("{} is a directory, and a file is asked for", file.display());
+            self.report(path, Problem::new(Id::Directory, message).hint("name a file in it"));
+        }
+    }
+
+    /// The files that the file says are to be created. Unix sockets on the same path are found as addresses.
+    fn files(&self) -> Vec<(Vec<Step>, PathBuf)> {
+        let config = self.config;
+        let path = |written: &Option<lb_service::config::Text<lb_service::config::AbsolutePath>>| {
+            written.as_ref().map(|path| path.get().0.clone())
+        };
+        let keys = [
+            (path!["pid_file"].to_vec(), path(&config.pid_file)),
+            (path!["error_log"].to_vec(), path(&config.error_log)),
+            (path!["upgrade_sock"].to_vec(), path(&config.upgrade_sock)),
+            (path!["access_log", "path"].to_vec(), config.access_log.as_ref().and_then(|log| path(&log.path))),
+        ];
+        let sockets = config.listeners.iter().flatten().enumerate().filter_map(|(index, listener)| {
+            let ListenAddress::Unix(socket) = listener.address.get() else { return None };
+            Some((path!["listeners", index, "address"].to_vec(), socket.clone()))
+        });
+        let named = keys.into_iter().filter_map(|(key, file)| Some((key, file?)));
+        let mut files: Vec<_> = named.chain(sockets).filter(|(key, _)| self.is_written(key)).collect();
+        let mut seen = Vec::new();
+        files.retain(|(key, file)| {
+            let socket_again = key.len() == 3 && seen.contains(file);
+            if key.len() == 3 {
+                seen.push(file.clone());
+            }
+            !socket_again
+        });
+        files
+    }
+}

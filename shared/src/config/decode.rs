@@ -1,0 +1,367 @@
+//! The tree to typed sections, with every problem found rather than only the first.
+//!
+//! serde stops at the first error. [`decode`] notes where it was, takes that value out of the tree and decodes again,
+//! until it goes through or nothing is left. A gap is marked in the tree ([`Node::is_damaged`]), so that what only
+//! follows from it (`missing field`) is not reported.
+//!
+//! A section's own types say what they want through serde's usual errors; a message that they make themselves may have
+//! a hint on a second line.
+
+use std::fmt;
+
+use serde::de::{
+    self, DeserializeOwned, DeserializeSeed, Deserializer, EnumAccess, Expected, IntoDeserializer, MapAccess,
+    SeqAccess, Unexpected, VariantAccess, Visitor,
+};
+use serde::forward_to_deserialize_any;
+
+use super::document::{Entry, Node, Step, Value};
+use super::keys::keys;
+use super::problem::{Id, MAX_PROBLEMS, Problem};
+
+/// Decodes a tree. What is wrong is reported and no longer in the tree afterwards; `None` when too little is left.
+pub(crate) fn decode<T: DeserializeOwned>(root: &mut Node, problems: &mut Vec<Problem>) -> Option<T> {
+    for _ in 0..MAX_PROBLEMS {
+        match T::deserialize(&*root) {
+            Ok(value) => return Some(value),
+            Err(error) => {
+                problems.extend(error.problem(root));
+                if !error.cut_out(root) {
+                    return None;
+                }
+            }
+        }
+    }
+    None
+}
+
+/// The word of `known` that was probably meant by `found`.
+pub(crate) fn did_you_mean<'a>(found: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    known
+        .into_iter()
+        .map(|word| (similarity(&found.to_lowercase(), &word.to_lowercase()), word))
+        .filter(|(score, _)| *score > 0.8)
+        .max_by(|(one, _), (other, _)| one.total_cmp(other))
+        .map(|(_, word)| word)
+}
+
+/// From 0 to 1. Two letters swapped in a short word count as much as a good beginning of a long one.
+fn similarity(one: &str, other: &str) -> f64 {
+    let slip = one.len() > 2 && strsim::osa_distance(one, other) == 1;
+    strsim::jaro_winkler(one, other).max(if slip { 0.9 } else { 0.0 })
+}
+
+/// What a type said about a value, and where.
+#[derive(Debug)]
+pub(crate) struct Error {
+    fault: Fault,
+    /// From the value back to the root.
+    upwards: Vec<Step>,
+    /// Whether it is about the last key of the path rather than its value.
+    on_key: bool,
+}
+
+#[derive(Debug)]
+enum Fault {
+    UnknownKey { found: String, known: &'static [&'static str] },
+    MissingKey(&'static str),
+    WrongType { found: String, expected: String, hint: Option<String> },
+    UnknownChoice { found: String, known: &'static [&'static str] },
+    Invalid(String),
+}
+
+// === impl Error ===
+
+impl Error {
+    fn new(fault: Fault) -> Self {
+        Self { fault, upwards: Vec::new(), on_key: false }
+    }
+
+    fn under(mut self, step: Step) -> Self {
+        self.upwards.push(step);
+        self
+    }
+
+    fn on_key(mut self, key: &str) -> Self {
+        self.on_key = true;
+        self.under(key.into())
+    }
+
+    fn path(&self) -> Vec<Step> {
+        self.upwards.iter().rev().cloned().collect()
+    }
+
+    /// `None` when it only follows from what was taken out before.
+    fn problem(&self, root: &Node) -> Option<Problem> {
+        let path = self.path();
+        let place = if self.on_key { root.key_place(&path) } else { root.place(&path) };
+        let follows = match self.fault {
+            Fault::MissingKey(key) => is_gap(root.get(&path)?, key),
+            Fault::Invalid(_) => !self.on_key && root.is_damaged(&path),
+            _ => false,
+        };
+        (!follows).then(|| self.fault.problem().at(place))
+    }
+
+    /// `false` when the root itself is wrong.
+    fn cut_out(&self, root: &mut Node) -> bool {
+        root.remove_wrong(&self.path())
+    }
+}
+
+/// Whether the key was there but was wrong, or is there under a misspelt name.
+fn is_gap(node: &Node, key: &str) -> bool {
+    match &node.value {
+        Value::Map(map) => map.removed.iter().any(|gone| gone == key || did_you_mean(gone, [key]).is_some()),
+        _ => false,
+    }
+}
+
+impl Fault {
+    fn problem(&self) -> Problem {
+        match self {
+            Self::UnknownKey { found, known } => {
+                let problem = Problem::new(Id::UnknownKey, format!("unknown key `{found}`"));
+                match elsewhere(found) {
+                    Some(places) if did_you_mean(found, known.iter().copied()).is_none() => problem.hint(places),
+                    _ => with_choices(problem, found, known, "keys"),
+                }
+            }
+            Self::UnknownChoice { found, known } => {
+                with_choices(Problem::new(Id::UnknownChoice, format!("unknown value `{found}`")), found, known, "values")
+            }
+            Self::MissingKey(key) => Problem::new(Id::MissingKey, format!("the key `{key}` is missing here"))
+                .hint(format!("add `{key}: …`")),
+            Self::WrongType { found, expected, hint } => {
+                let problem = Problem::new(Id::WrongType, format!("expected {expected}, found {found}"));
+                Problem { hint: hint.clone(), ..problem }
+            }
+            Self::Invalid(text) => match text.split_once('\n') {
+                Some((message, hint)) => Problem::new(Id::InvalidValue, message).hint(hint),
+                None => Problem::new(Id::InvalidValue, text),
+            },
+        }
+    }
+}
+
+fn with_choices(problem: Problem, found: &str, known: &[&str], what: &str) -> Problem {
+    match did_you_mean(found, known.iter().copied()) {
+        Some(meant) => problem.hint(format!("did you mean `{meant}`?")),
+        None => problem.hint(format!("the {what} here are {}", known.join(", "))),
+    }
+}
+
+/// Where a key belongs that is known, but not here.
+fn elsewhere(key: &str) -> Option<String> {
+    let keys = keys();
+    let places: Vec<&str> = keys.iter().filter(|path| path.rsplit('.').next() == Some(key)).map(String::as_str).collect();
+    (!places.is_empty()).then(|| format!("it is a key elsewhere: {}", places.join(", ")))
+}
+
+/// What to write instead of a value of the wrong type.
+fn remedy(found: Unexpected<'_>, expected: &str) -> Option<String> {
+    match (expected, found) {
+        (_, Unexpected::Unit) => Some("give the key a value, or remove it".to_owned()),
+        ("a text", _) => as_text(found).map(|text| format!("quote it: \"{text}\"")),
+        ("a mapping", Unexpected::Str(text)) if text.contains(':') => Some("put a space after the colon".to_owned()),
+        ("a mapping", Unexpected::Seq) => Some("write `key: value`, without `-` and brackets".to_owned()),
+        ("a list", Unexpected::Str(text)) => Some(format!("put it in brackets: [{text}]")),
+        _ => None,
+    }
+}
+
+impl de::Error for Error {
+    fn custom<T: fmt::Display>(text: T) -> Self {
+        Self::new(Fault::Invalid(text.to_string()))
+    }
+
+    fn invalid_type(found: Unexpected<'_>, expected: &dyn Expected) -> Self {
+        let expected = in_words(&expected.to_string());
+        let hint = remedy(found, &expected);
+        Self::new(Fault::WrongType { found: name(found), expected, hint })
+    }
+
+    fn invalid_value(found: Unexpected<'_>, expected: &dyn Expected) -> Self {
+        Self::new(Fault::Invalid(format!("expected {}, found {}", in_words(&expected.to_string()), name(found))))
+    }
+
+    fn unknown_variant(found: &str, known: &'static [&'static str]) -> Self {
+        Self::new(Fault::UnknownChoice { found: found.to_owned(), known })
+    }
+
+    fn unknown_field(found: &str, known: &'static [&'static str]) -> Self {
+        Self::new(Fault::UnknownKey { found: found.to_owned(), known })
+    }
+
+    fn missing_field(key: &'static str) -> Self {
+        Self::new(Fault::MissingKey(key))
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.fault)
+    }
+}
+
+impl std::error::Error for Error {}
+
+/// serde's names of what a type takes, in the words of a configuration.
+fn in_words(expected: &str) -> String {
+    let words = match expected {
+        "a string" | "a borrowed string" => "a text",
+        "a boolean" => "true or false",
+        "a sequence" => "a list",
+        "a map" => "a mapping",
+        "i64" | "u32" | "u64" | "usize" => "a whole number",
+        other if other.starts_with("a nonzero") => "a whole number above 0",
+        other if other.starts_with("struct ") => "a mapping",
+        other if other.starts_with("enum ") => "a word",
+        other => other,
+    };
+    words.to_owned()
+}
+
+fn name(found: Unexpected<'_>) -> String {
+    match found {
+        Unexpected::Bool(value) => format!("`{value}`"),
+        Unexpected::Unsigned(number) => format!("the number {number}"),
+        Unexpected::Signed(number) => format!("the number {number}"),
+        Unexpected::Float(number) => format!("the number {number}"),
+        Unexpected::Str(text) => format!("the text {text:?}"),
+        Unexpected::Unit | Unexpected::Option => "nothing".to_owned(),
+        Unexpected::Seq => "a list".to_owned(),
+        Unexpected::Map => "a mapping".to_owned(),
+        other => other.to_string(),
+    }
+}
+
+fn as_text(found: Unexpected<'_>) -> Option<String> {
+    match found {
+        Unexpected::Bool(value) => Some(value.to_string()),
+        Unexpected::Unsigned(number) => Some(number.to_string()),
+        Unexpected::Signed(number) => Some(number.to_string()),
+        Unexpected::Float(number) => Some(number.to_string()),
+        _ => None,
+    }
+}
+
+// === Deserializer ===
+
+impl<'de> Deserializer<'de> for &'de Node {
+    type Error = Error;
+
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        match &self.value {
+            Value::Null => visitor.visit_unit(),
+            Value::Bool(value) => visitor.visit_bool(*value),
+            Value::Int(number) => visitor.visit_i64(*number),
+            Value::Float(number) => visitor.visit_f64(*number),
+            Value::Text { text, .. } => visitor.visit_str(text),
+            Value::List(list) => visitor.visit_seq(Items { items: list.items.iter().enumerate() }),
+            Value::Map(map) => visitor.visit_map(Entries { entries: map.entries.iter(), current: None }),
+        }
+    }
+
+    /// A key without a value is never taken for a key that is left out: whoever wrote it meant something.
+    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        visitor.visit_some(self)
+    }
+
+    fn deserialize_newtype_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Result<V::Value, Error> {
+        visitor.visit_newtype_struct(self)
+    }
+
+    fn deserialize_enum<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        _: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, Error> {
+        match &self.value {
+            Value::Text { text, .. } => visitor.visit_enum(Word(text)),
+            Value::Null => Err(de::Error::invalid_type(Unexpected::Unit, &visitor)),
+            Value::Bool(value) => Err(de::Error::invalid_type(Unexpected::Bool(*value), &visitor)),
+            Value::Int(number) => Err(de::Error::invalid_type(Unexpected::Signed(*number), &visitor)),
+            Value::Float(number) => Err(de::Error::invalid_type(Unexpected::Float(*number), &visitor)),
+            Value::List(_) => Err(de::Error::invalid_type(Unexpected::Seq, &visitor)),
+            Value::Map(_) => Err(de::Error::invalid_type(Unexpected::Map, &visitor)),
+        }
+    }
+
+    fn deserialize_ignored_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        visitor.visit_unit()
+    }
+
+    forward_to_deserialize_any! {
+        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf unit unit_struct seq
+        tuple tuple_struct map struct identifier
+    }
+}
+
+struct Items<'de> {
+    items: std::iter::Enumerate<std::slice::Iter<'de, Node>>,
+}
+
+impl<'de> SeqAccess<'de> for Items<'de> {
+    type Error = Error;
+
+    fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, Error> {
+        let Some((index, node)) = self.items.next() else { return Ok(None) };
+        seed.deserialize(node).map(Some).map_err(|error| error.under(index.into()))
+    }
+}
+
+struct Entries<'de> {
+    entries: std::slice::Iter<'de, Entry>,
+    current: Option<&'de Entry>,
+}
+
+impl<'de> MapAccess<'de> for Entries<'de> {
+    type Error = Error;
+
+    fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, Error> {
+        self.current = self.entries.next();
+        let Some(entry) = self.current else { return Ok(None) };
+        let key: de::value::StrDeserializer<'_, Error> = entry.key.as_str().into_deserializer();
+        seed.deserialize(key).map(Some).map_err(|error| error.on_key(&entry.key))
+    }
+
+    fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, Error> {
+        let entry = self.current.expect("serde asks for a value only after its key");
+        seed.deserialize(&entry.node).map_err(|error| error.under(entry.key.as_str().into()))
+    }
+}
+
+/// A variant without data: the only kind that configurations have.
+struct Word<'de>(&'de str);
+
+impl<'de> EnumAccess<'de> for Word<'de> {
+    type Error = Error;
+    type Variant = Self;
+
+    fn variant_seed<V: DeserializeSeed<'de>>(self, seed: V) -> Result<(V::Value, Self), Error> {
+        let word: de::value::StrDeserializer<'_, Error> = self.0.into_deserializer();
+        Ok((seed.deserialize(word)?, self))
+    }
+}
+
+impl<'de> VariantAccess<'de> for Word<'de> {
+    type Error = Error;
+
+    fn unit_variant(self) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn newtype_variant_seed<T: DeserializeSeed<'de>>(self, _: T) -> Result<T::Value, Error> {
+        Err(de::Error::invalid_type(Unexpected::UnitVariant, &"a value with data"))
+    }
+
+    fn tuple_variant<V: Visitor<'de>>(self, _: usize, _: V) -> Result<V::Value, Error> {
+        Err(de::Error::invalid_type(Unexpected::UnitVariant, &"a value with data"))
+    }
+
+    fn struct_variant<V: Visitor<'de>>(self, _: &'static [&'static str], _: V) -> Result<V::Value, Error> {
+        Err(de::Error::invalid_type(Unexpected::UnitVariant, &"a value with data"))
+    }
+}

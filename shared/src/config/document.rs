@@ -1,0 +1,527 @@
+//! Text to a tree whose every key and value knows its place in the file.
+//!
+//! The only module that knows the YAML parser. It works on the parser's events, since only they have the bytes of keys,
+//! and since every duplicate key can then be reported, not only the first one. YAML is taken in its version 1.2 (`yes`
+//! and `off` are texts), one document per file; anchors and aliases work, up to a number of values that no
+//! configuration needs.
+
+use std::collections::HashMap;
+
+use granit_parser::{ErrorKind, Event, Parser, ScalarStyle, ScanError, StrInput};
+
+use super::problem::{Id, Problem, Span};
+
+/// Values in a file, those that aliases repeat included.
+const MAX_NODES: usize = 100_000;
+/// How deep values may lie in each other.
+const MAX_DEPTH: usize = 32;
+
+/// A value and its place.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Node {
+    /// The bytes of the value; of a block mapping, from its first key to the end of its last value.
+    pub(crate) span: Span,
+    /// What it is.
+    pub(crate) value: Value,
+}
+
+/// What a value is.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Value {
+    /// `null`, `~` or nothing at all.
+    Null,
+    /// `true` or `false`.
+    Bool(bool),
+    /// A whole number.
+    Int(i64),
+    /// Any other number.
+    Float(f64),
+    /// A text; `plain` when it was written without quotes.
+    Text { text: String, plain: bool },
+    /// A list.
+    List(List),
+    /// A mapping.
+    Map(Map),
+}
+
+/// The values of a list.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct List {
+    pub(crate) items: Vec<Node>,
+    /// Whether something in it was taken out because it was wrong.
+    pub(crate) damaged: bool,
+}
+
+/// The entries of a mapping in the order of the file; no key twice.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Map {
+    pub(crate) entries: Vec<Entry>,
+    /// Keys that were taken out because something was wrong with them, here or further down.
+    pub(crate) removed: Vec<String>,
+    /// Whether something in it was taken out because it was wrong.
+    pub(crate) damaged: bool,
+}
+
+/// A key with its value.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Entry {
+    pub(crate) key: String,
+    pub(crate) key_span: Span,
+    pub(crate) node: Node,
+}
+
+/// One step from a value to one inside it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// Into a mapping.
+    Key(String),
+    /// Into a list.
+    Index(usize),
+}
+
+impl From<&str> for Step {
+    fn from(key: &str) -> Self {
+        Self::Key(key.to_owned())
+    }
+}
+
+impl From<usize> for Step {
+    fn from(index: usize) -> Self {
+        Self::Index(index)
+    }
+}
+
+/// Reads the one document of a file. What can be read in spite of a problem is in the tree.
+pub(crate) fn parse(text: &str) -> (Option<Node>, Vec<Problem>) {
+    let mut builder = Builder::new(text);
+    let root = match builder.document() {
+        Ok(root) => Some(root),
+        Err(problem) => {
+            builder.problems.push(*problem);
+            None
+        }
+    };
+    (root, builder.problems)
+}
+
+/// The type that YAML gives to a value written without quotes.
+pub(crate) fn resolve(text: &str) -> Value {
+    match text {
+        "" | "~" | "null" | "Null" | "NULL" => Value::Null,
+        "true" | "True" | "TRUE" => Value::Bool(true),
+        "false" | "False" | "FALSE" => Value::Bool(false),
+        _ => number(text).unwrap_or_else(|| Value::Text { text: text.to_owned(), plain: true }),
+    }
+}
+
+fn number(text: &str) -> Option<Value> {
+    if let Some(digits) = text.strip_prefix("0x") {
+        return i64::from_str_radix(digits, 16).ok().map(Value::Int);
+    }
+    if let Some(digits) = text.strip_prefix("0o") {
+        return i64::from_str_radix(digits, 8).ok().map(Value::Int);
+    }
+    let has_digit = text.bytes().any(|byte| byte.is_ascii_digit());
+    // `inf` and `nan` are texts, although Rust reads them as numbers.
+    let numeric = text.bytes().all(|byte| byte.is_ascii_digit() || b"+-.eE".contains(&byte));
+    if !has_digit || !numeric {
+        return None;
+    }
+    text.parse().map(Value::Int).ok().or_else(|| text.parse().map(Value::Float).ok())
+}
+
+fn given_twice(key: &str, first: Span, second: Span) -> Problem {
+    Problem::new(Id::DuplicateKey, format!("the key `{key}` is given twice"))
+        .at(second)
+        .related(first, "first given here")
+        .hint("remove one of the two, or put both values under one key")
+}
+
+const NO_TABS: &str = "YAML is indented with spaces, never with tabs";
+
+fn remedy(kind: &ErrorKind) -> Option<&'static str> {
+    match kind {
+        ErrorKind::ExpectedBlockMappingKey | ErrorKind::InvalidIndentation | ErrorKind::ExpectedBlockSequenceEntry => {
+            Some("indent this line as the others that belong to the same mapping or list")
+        }
+        ErrorKind::MappingValueNotAllowed | ErrorKind::SimpleKeyExpected | ErrorKind::InvalidSimpleKey => {
+            Some("a key needs a colon and a space after it; quote a text that has them")
+        }
+        ErrorKind::UnknownAnchor => Some("no `&name` before it gives it a value; quote a text that begins with `*`"),
+        ErrorKind::TabNotAllowed | ErrorKind::TabInBlockIndentation | ErrorKind::TabInIndentation => Some(NO_TABS),
+        ErrorKind::UnclosedFlowCollection { .. } | ErrorKind::UnclosedQuotedScalar => Some("close it"),
+        _ => None,
+    }
+}
+
+/// An error that ends the reading; boxed, since it is rare and large.
+type Fatal = Box<Problem>;
+
+struct Builder<'a> {
+    text: &'a str,
+    events: Parser<'a, StrInput<'a>>,
+    /// By the parser's number of the anchor; only those whose value is complete.
+    anchors: HashMap<usize, Node>,
+    nodes: usize,
+    problems: Vec<Problem>,
+}
+
+// === impl Node ===
+
+impl Node {
+    /// The value at the end of `path`.
+    pub(crate) fn get(&self, path: &[Step]) -> Option<&Self> {
+        path.iter().try_fold(self, |node, step| node.child(step))
+    }
+
+    fn child(&self, step: &Step) -> Option<&Self> {
+        match (&self.value, step) {
+            (Value::Map(map), Step::Key(key)) => map.get(key).map(|entry| &entry.node),
+            (Value::List(list), Step::Index(index)) => list.items.get(*index),
+            _ => None,
+        }
+    }
+
+    fn child_mut(&mut self, step: &Step) -> Option<&mut Self> {
+        match (&mut self.value, step) {
+            (Value::Map(map), Step::Key(key)) => {
+                map.entries.iter_mut().find(|entry| entry.key == *key).map(|entry| &mut entry.node)
+            }
+            (Value::List(list), Step::Index(index)) => list.items.get_mut(*index),
+            _ => None,
+        }
+    }
+
+    /// Where to point for the value at the end of `path`: a scalar itself, else the key that leads to it. What is not
+    /// there is looked for one step up.
+    pub(crate) fn place(&self, path: &[Step]) -> Span {
+        let Some((last, parents)) = path.split_last() else { return self.first_line() };
+        let Some(parent) = self.get(parents) else { return self.place(parents) };
+        match (&parent.value, last) {
+            (Value::Map(map), Step::Key(key)) => match map.get(key) {
+                Some(entry) if entry.node.is_scalar() => entry.node.span,
+                Some(entry) => entry.key_span,
+                None => self.place(parents),
+            },
+            (Value::List(list), Step::Index(index)) => match list.items.get(*index) {
+                Some(item) => item.first_line(),
+                None => self.place(parents),
+            },
+            _ => self.place(parents),
+        }
+    }
+
+    /// Where the key at the end of `path` is written; the value's place if it has no key.
+    pub(crate) fn key_place(&self, path: &[Step]) -> Span {
+        let Some((Step::Key(key), parents)) = path.split_last() else { return self.place(path) };
+        match self.get(parents).map(|parent| &parent.value) {
+            Some(Value::Map(map)) => map.get(key).map_or_else(|| self.place(parents), |entry| entry.key_span),
+            _ => self.place(parents),
+        }
+    }
+
+    /// A mapping in block style is pointed at by its first key, everything else by all of it.
+    fn first_line(&self) -> Span {
+        match &self.value {
+            Value::Map(map) => match map.entries.first() {
+                Some(entry) if entry.key_span.start == self.span.start => entry.key_span,
+                _ => self.span,
+            },
+            _ => self.span,
+        }
+    }
+
+    fn is_scalar(&self) -> bool {
+        !matches!(self.value, Value::List(_) | Value::Map(_))
+    }
+
+    /// Takes out what is at the end of `path` because it is wrong; `false` if there is nothing.
+    ///
+    /// The containers on the way are marked, so that what follows from the gap is not reported as well.
+    pub(crate) fn remove_wrong(&mut self, path: &[Step]) -> bool {
+        let Some((step, rest)) = path.split_first() else { return false };
+        match &mut self.value {
+            Value::Map(map) => map.damaged = true,
+            Value::List(list) => list.damaged = true,
+            _ => return false,
+        }
+        if !rest.is_empty() {
+            return self.child_mut(step).is_some_and(|child| child.remove_wrong(rest));
+        }
+        self.remove_child(step)
+    }
+
+    fn remove_child(&mut self, step: &Step) -> bool {
+        match (&mut self.value, step) {
+            (Value::Map(map), Step::Key(key)) => map.remove(key),
+            (Value::List(list), Step::Index(index)) if *index < list.items.len() => {
+                list.items.remove(*index);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether something at or below the end of `path` was taken out because it was wrong.
+    pub(crate) fn is_damaged(&self, path: &[Step]) -> bool {
+        let Some((last, parents)) = path.split_last() else { return self.damaged() };
+        let removed = match (self.get(parents).map(|parent| &parent.value), last) {
+            (Some(Value::Map(map)), Step::Key(key)) => map.removed.contains(key),
+            _ => false,
+        };
+        removed || self.get(path).is_some_and(Self::damaged)
+    }
+
+    fn damaged(&self) -> bool {
+        match &self.value {
+            Value::Map(map) => map.damaged,
+            Value::List(list) => list.damaged,
+            _ => false,
+        }
+    }
+
+    fn count(&self) -> usize {
+        match &self.value {
+            Value::Map(map) => 1 + map.entries.iter().map(|entry| entry.node.count()).sum::<usize>(),
+            Value::List(list) => 1 + list.items.iter().map(Self::count).sum::<usize>(),
+            _ => 1,
+        }
+    }
+
+    fn depth(&self) -> usize {
+        match &self.value {
+            Value::Map(map) => 1 + map.entries.iter().map(|entry| entry.node.depth()).max().unwrap_or(0),
+            Value::List(list) => 1 + list.items.iter().map(Self::depth).max().unwrap_or(0),
+            _ => 1,
+        }
+    }
+}
+
+// === impl Map ===
+
+impl Map {
+    pub(crate) fn get(&self, key: &str) -> Option<&Entry> {
+        self.entries.iter().find(|entry| entry.key == key)
+    }
+
+    /// The keys in the file, those that were taken out included.
+    pub(crate) fn written_keys(&self) -> impl Iterator<Item = &str> {
+        self.entries.iter().map(|entry| entry.key.as_str()).chain(self.removed.iter().map(String::as_str))
+    }
+
+    fn remove(&mut self, key: &str) -> bool {
+        let before = self.entries.len();
+        self.entries.retain(|entry| entry.key != key);
+        let found = self.entries.len() < before;
+        if found {
+            self.removed.push(key.to_owned());
+        }
+        found
+    }
+}
+
+// === impl Builder ===
+
+impl<'a> Builder<'a> {
+    fn new(text: &'a str) -> Self {
+        Self {
+            text,
+            events: Parser::new_from_str(text),
+            anchors: HashMap::new(),
+            nodes: 0,
+            problems: Vec::new(),
+        }
+    }
+
+    /// The next event that carries data, with its place.
+    fn next(&mut self) -> Result<Option<(Event<'a>, Span)>, Fatal> {
+        loop {
+            match self.events.next_event() {
+                None | Some(Ok((Event::StreamEnd, _))) => return Ok(None),
+                Some(Ok((Event::StreamStart, _))) => {}
+                Some(Ok((event, span))) => return Ok(Some((event, self.span(&span)))),
+                Some(Err(error)) => return Err(self.syntax(&error)),
+            }
+        }
+    }
+
+    fn need(&mut self) -> Result<(Event<'a>, Span), Fatal> {
+        match self.next()? {
+            Some(event) => Ok(event),
+            None => Err(Box::new(Problem::new(Id::Syntax, "the file ends too early").at(self.end()))),
+        }
+    }
+
+    fn document(&mut self) -> Result<Node, Fatal> {
+        let Some((Event::DocumentStart(..), _)) = self.next()? else { return Ok(Node::nothing()) };
+        let (event, span) = self.need()?;
+        let root = self.node(event, span, 1)?;
+        self.need()?;
+        match self.next()? {
+            None => Ok(root),
+            Some((_, span)) => {
+                let problem = Problem::new(Id::Document, "a second document begins here").at(span);
+                Err(Box::new(problem.hint("a configuration is one document: remove the `---`")))
+            }
+        }
+    }
+
+    fn node(&mut self, event: Event<'a>, span: Span, depth: usize) -> Result<Node, Fatal> {
+        self.account(1, depth, span)?;
+        let (node, anchor) = match event {
+            Event::Scalar(text, style, anchor, tag) => {
+                self.refuse_tag(tag.is_some(), span)?;
+                let value = match style {
+                    ScalarStyle::Plain => resolve(&text),
+                    _ => Value::Text { text: text.into_owned(), plain: false },
+                };
+                (Node { span, value }, anchor)
+            }
+            Event::SequenceStart(_, anchor, tag) => {
+                self.refuse_tag(tag.is_some(), span)?;
+                (self.list(span, depth)?, anchor)
+            }
+            Event::MappingStart(_, anchor, tag) => {
+                self.refuse_tag(tag.is_some(), span)?;
+                (self.map(span, depth)?, anchor)
+            }
+            Event::Alias(anchor) => (self.alias(anchor, span, depth)?, 0),
+            _ => return Err(Box::new(Problem::new(Id::Syntax, "expected a value here").at(span))),
+        };
+        if anchor != 0 {
+            self.anchors.insert(anchor, node.clone());
+        }
+        Ok(node)
+    }
+
+    fn account(&mut self, nodes: usize, depth: usize, span: Span) -> Result<(), Fatal> {
+        self.nodes += nodes;
+        if self.nodes > MAX_NODES {
+            let message = format!("more than {MAX_NODES} values, those that aliases repeat included");
+            return Err(Box::new(Problem::new(Id::Document, message).at(span)));
+        }
+        if depth > MAX_DEPTH {
+            let message = format!("values lie more than {MAX_DEPTH} deep in each other");
+            return Err(Box::new(Problem::new(Id::Document, message).at(span)));
+        }
+        Ok(())
+    }
+
+    fn refuse_tag(&self, tagged: bool, span: Span) -> Result<(), Fatal> {
+        if !tagged {
+            return Ok(());
+        }
+        let problem = Problem::new(Id::Document, "a value has a YAML tag (`!…`)").at(span);
+        Err(Box::new(problem.hint("remove the tag; quote a value to make it a text")))
+    }
+
+    fn list(&mut self, start: Span, depth: usize) -> Result<Node, Fatal> {
+        let mut items = Vec::new();
+        loop {
+            let (event, span) = self.need()?;
+            if event == Event::SequenceEnd {
+                let last = items.last().map(|item: &Node| item.span);
+                let span = self.container(start, span, last);
+                return Ok(Node { span, value: Value::List(List { items, damaged: false }) });
+            }
+            items.push(self.node(event, span, depth + 1)?);
+        }
+    }
+
+    fn map(&mut self, start: Span, depth: usize) -> Result<Node, Fatal> {
+        let mut map = Map::default();
+        let mut seen = HashMap::new();
+        loop {
+            let (event, span) = self.need()?;
+            if event == Event::MappingEnd {
+                let last = map.entries.last().map(|entry| entry.node.span);
+                let span = self.container(start, span, last);
+                return Ok(Node { span, value: Value::Map(map) });
+            }
+            let key = self.key(&event, span)?;
+            let (event, value_span) = self.need()?;
+            let mut node = self.node(event, value_span, depth + 1)?;
+            if node.span.start == node.span.end {
+                // Nothing is written: the key has to stand for it.
+                node.span = span;
+            }
+            match seen.get(&key) {
+                Some(first) => self.problems.push(given_twice(&key, *first, span)),
+                None => {
+                    seen.insert(key.clone(), span);
+                    map.entries.push(Entry { key, key_span: span, node });
+                }
+            }
+        }
+    }
+
+    fn key(&self, event: &Event<'a>, span: Span) -> Result<String, Fatal> {
+        match event {
+            Event::Scalar(text, ScalarStyle::Plain, ..) if text == "<<" => {
+                let problem = Problem::new(Id::Document, "merge keys (`<<`) are not supported").at(span);
+                Err(Box::new(problem.hint("write the keys out, or use an alias for a whole value")))
+            }
+            Event::Scalar(text, ..) => Ok(text.to_string()),
+            _ => {
+                let problem = Problem::new(Id::Syntax, "a key must be a single word or text").at(span);
+                Err(Box::new(problem.hint("a value that begins with `{`, `[` or `*` must be quoted to be a text")))
+            }
+        }
+    }
+
+    fn alias(&mut self, anchor: usize, span: Span, depth: usize) -> Result<Node, Fatal> {
+        let Some(node) = self.anchors.get(&anchor) else {
+            let problem = Problem::new(Id::Syntax, "the alias stands inside the value that it repeats").at(span);
+            return Err(Box::new(problem));
+        };
+        let node = node.clone();
+        self.account(node.count(), depth + node.depth(), span)?;
+        Ok(node)
+    }
+
+    /// From the first to the last byte: in flow style to the closing bracket, in block style to the end of the last value.
+    fn container(&self, start: Span, end: Span, last: Option<Span>) -> Span {
+        let closed = end.end > end.start;
+        let end = if closed { end.end } else { last.map_or(start.end, |last| last.end) };
+        Span::new(start.start, end)
+    }
+
+    fn span(&self, span: &granit_parser::Span) -> Span {
+        let range = span.byte_range().unwrap_or(0..0);
+        self.clamp(range.start, range.end)
+    }
+
+    /// Within the text, on the boundaries of characters, without white space at the end.
+    fn clamp(&self, start: usize, end: usize) -> Span {
+        let start = self.text.floor_char_boundary(start);
+        let end = self.text.floor_char_boundary(end).max(start);
+        Span::new(start, start + self.text[start..end].trim_end().len())
+    }
+
+    fn end(&self) -> Span {
+        let end = self.text.trim_end().len();
+        Span::new(end, end)
+    }
+
+    fn syntax(&self, error: &ScanError) -> Fatal {
+        let offset = error.marker().byte_offset().unwrap_or(self.text.len());
+        let start = self.text.floor_char_boundary(offset);
+        let width = self.text[start..].chars().next().filter(|c| *c != '\n').map_or(0, char::len_utf8);
+        let problem = Problem::new(Id::Syntax, error.info()).at(Span::new(start, start + width));
+        let hint = if self.indented_with_tab(start) { Some(NO_TABS) } else { remedy(error.kind()) };
+        Box::new(Problem { hint: hint.map(str::to_owned), ..problem })
+    }
+
+    /// Whether the line of this byte begins with white space that has a tab in it.
+    fn indented_with_tab(&self, offset: usize) -> bool {
+        let start = self.text[..offset].rfind('\n').map_or(0, |newline| newline + 1);
+        let blank = |c: &char| matches!(c, ' ' | '\t');
+        self.text[start..].chars().take_while(blank).any(|c| c == '\t')
+    }
+}
+
+impl Node {
+    fn nothing() -> Self {
+        Self { span: Span::default(), value: Value::Null }
+    }
+}

@@ -1,0 +1,120 @@
+//! The configuration: from text to a [`Plan`], or to every problem that stands in the way.
+//!
+//! ```text
+//!  text ── document ──> tree with places ── env ──> expanded ── refused, decode ──> Config (as written)
+//!                                                                                     │ plan::complete (defaults)
+//!          Problems <── every step adds its own; a plan is made only of none <── check│
+//!             │ render                                                                v plan::plan
+//!         text or JSON                                                              Plan (as meant)
+//! ```
+//!
+//! Places in the file end with this module: what is wrong is known here, and types go on.
+
+mod check;
+mod context;
+mod decode;
+mod document;
+mod env;
+mod keys;
+mod plan;
+mod print;
+mod problem;
+mod refused;
+mod render;
+mod schema;
+mod sections;
+
+use std::path::Path;
+
+use document::{Map, Node, Value};
+use problem::{Id, Problem};
+
+pub use context::{Context, Files, RealFiles, runtime_directory};
+pub use env::Lookup;
+pub use keys::keys;
+pub use plan::{ConnectOffload, Plan, ServerPlan, ShutdownPlan};
+pub use problem::{Id as ProblemId, Problem as ConfigProblem, Problems, Source, Span, explain};
+pub use render::{json, text};
+pub use schema::{schema, schema_text};
+pub use sections::{Config, Directory, ShutdownConfig};
+
+/// The longest file that is read, in bytes.
+const MAX_BYTES: usize = 4 * 1024 * 1024;
+
+/// A configuration in which nothing is wrong.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// As written, with every default filled in.
+    pub config: Config,
+    /// As meant.
+    pub plan: Plan,
+}
+
+/// Reads a file and makes a plan of it.
+///
+/// # Errors
+///
+/// Every problem of the file, or the one that it cannot be read.
+pub fn load(path: &Path, context: &Context<'_>) -> Result<Loaded, Problems> {
+    let name = path.display().to_string();
+    let unreadable = |reason: String, hint: &str| {
+        let problem = Problem::new(Id::Unreadable, format!("the configuration cannot be read: {reason}"));
+        Problems::new(Source { name: name.clone(), text: String::new() }, vec![problem.hint(hint)])
+    };
+    let bytes = context.files.read(path);
+    let bytes = bytes.map_err(|error| unreadable(check::reason(&error), "name a file that exists with -c"))?;
+    if bytes.len() > MAX_BYTES {
+        return Err(unreadable(format!("it is longer than {MAX_BYTES} bytes"), "name a configuration with -c"));
+    }
+    match String::from_utf8(bytes) {
+        Ok(text) => load_text(&name, &text, context),
+        Err(_) => Err(unreadable("it is not UTF-8 text".to_owned(), "save it as UTF-8")),
+    }
+}
+
+/// Makes a plan of the text of a configuration; `name` stands for its path in problems.
+///
+/// # Errors
+///
+/// Every problem of the text.
+pub fn load_text(name: &str, text: &str, context: &Context<'_>) -> Result<Loaded, Problems> {
+    let mut problems = Vec::new();
+    let loaded = read(text, context, &mut problems);
+    match loaded {
+        Some(loaded) if problems.is_empty() => Ok(loaded),
+        _ => Err(Problems::new(Source { name: name.to_owned(), text: text.to_owned() }, problems)),
+    }
+}
+
+fn read(text: &str, context: &Context<'_>, problems: &mut Vec<Problem>) -> Option<Loaded> {
+    let (root, faults) = document::parse(text);
+    problems.extend(faults);
+    let mut root = root_mapping(root?);
+    env::expand(&mut root, context.variables, problems);
+    refused::refuse(&mut root, problems);
+    let mut config: Config = decode::decode(&mut root, problems)?;
+    plan::complete(&mut config, &root, context);
+    let mut findings = check::check(&config, &root, context);
+    problems.append(&mut findings.problems);
+    problems.is_empty().then(|| {
+        let plan = plan::plan(&config, context, &mut findings.certificates);
+        Loaded { config, plan }
+    })
+}
+
+/// An empty file is a mapping without keys.
+fn root_mapping(root: Node) -> Node {
+    match root.value {
+        Value::Null => Node { span: root.span, value: Value::Map(Map::default()) },
+        _ => root,
+    }
+}
+
+// === impl Loaded ===
+
+impl Loaded {
+    /// The configuration in effect, as YAML that loads to the same plan.
+    pub fn effective(&self) -> String {
+        print::yaml(&self.config)
+    }
+}

@@ -1,0 +1,253 @@
+//! The configuration as meant: every default filled in, every name resolved, nothing left to parse.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use health_service::HealthCheckConfig;
+use health_service::Settings as CheckSettings;
+use ipnet::IpNet;
+use lb_service::access_log;
+use lb_service::config::{
+    AbsolutePath, AccessLogConfig, FormatConfig, ListenerConfig, Name, PoolConfig, RouteConfig, Text,
+};
+use lb_service::listener::{ListenAddress, Listener, ListenerId, Listeners};
+use lb_service::pool::{PoolId, PoolSettings, UpstreamTls};
+use lb_service::route::Route;
+
+use super::context::{Context, runtime_directory};
+use super::document::Node;
+use super::sections::{Config, ShutdownConfig};
+
+/// Where the one listener listens when none is configured.
+const DEFAULT_LISTENER: &str = "0.0.0.0:6188";
+
+/// Everything that a start needs to know.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The process and Pingora's own settings.
+    pub server: ServerPlan,
+    /// How the process ends.
+    pub shutdown: ShutdownPlan,
+    /// Where clients connect; at least one.
+    pub listeners: Listeners,
+    /// Indexed by [`PoolId`], in the order of their names; at least one.
+    pub pools: Vec<(PoolSettings, CheckSettings)>,
+    /// In the order in which they are tried; at least one.
+    pub routes: Vec<Route>,
+    /// Where metrics, probes and status are read.
+    pub metrics: SocketAddr,
+    /// What is written about each request.
+    pub access_log: access_log::Settings,
+    /// Whose `X-Forwarded-*` headers are believed.
+    pub trusted_proxies: Vec<IpNet>,
+}
+
+/// The process and Pingora's own settings.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServerPlan {
+    /// Whether the configuration or `-d` asks for a daemon.
+    pub daemon: bool,
+    /// Threads of each service.
+    pub threads: usize,
+    /// Where the process id is written; absent in the foreground unless it is given.
+    pub pid_file: Option<PathBuf>,
+    /// Where a daemon writes its log; absent: the standard error.
+    pub error_log: Option<PathBuf>,
+    /// Where a new process takes the sockets over.
+    pub upgrade_sock: PathBuf,
+    /// The user that a daemon runs as.
+    pub user: Option<String>,
+    /// The group that a daemon runs as.
+    pub group: Option<String>,
+    /// The directory that a daemon runs in; absent: `/`.
+    pub working_directory: Option<PathBuf>,
+    /// Tasks that accept connections, for each listener.
+    pub listener_tasks_per_fd: usize,
+    /// Whether the threads of a service take work from each other.
+    pub work_stealing: bool,
+    /// The authorities to trust for backends; absent: the system's.
+    pub ca_file: Option<PathBuf>,
+    /// Addresses to connect to IPv4 backends from.
+    pub client_bind_to_ipv4: Vec<Ipv4Addr>,
+    /// Addresses to connect to IPv6 backends from.
+    pub client_bind_to_ipv6: Vec<Ipv6Addr>,
+    /// Idle connections to backends that each thread keeps.
+    pub upstream_keepalive_pool_size: usize,
+    /// Threads that only make connections to backends.
+    pub upstream_connect_offload: Option<ConnectOffload>,
+    /// The directory of files whose paths are not given; to be created with mode 0700.
+    pub runtime_directory: PathBuf,
+}
+
+/// Threads that only make connections to backends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConnectOffload {
+    /// Number of pools of threads.
+    pub pools: usize,
+    /// Threads in each of them.
+    pub threads_per_pool: usize,
+}
+
+/// How the process ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ShutdownPlan {
+    /// How long it is not ready but still accepts requests.
+    pub delay: Duration,
+    /// How long requests in flight may take to finish.
+    pub drain: Duration,
+}
+
+/// Fills in the defaults that depend on other keys or on the surroundings.
+pub(crate) fn complete(config: &mut Config, root: &Node, context: &Context<'_>) {
+    let runtime = runtime_directory(context.uid, context.variables);
+    config.daemon |= context.daemon;
+    config.threads = config.threads.or(NonZeroUsize::new(context.cpus));
+    if config.daemon {
+        config.pid_file.get_or_insert_with(|| in_directory(&runtime, "load_balancer.pid"));
+    }
+    config.upgrade_sock.get_or_insert_with(|| in_directory(&runtime, "upgrade.sock"));
+    config.listeners.get_or_insert_with(|| vec![default_listener()]);
+    let daemon = config.daemon;
+    config.access_log.get_or_insert_with(|| default_access_log(daemon));
+    for (name, pool) in &mut config.pools {
+        complete_check(&mut pool.health_check, |key| {
+            root.get(&["pools".into(), name.written().into(), "health_check".into(), key.into()]).is_some()
+        });
+    }
+    if config.routes.is_none() && config.pools.len() == 1 {
+        let only = config.pools.keys().map(|name| catch_all(name));
+        config.routes = Some(only.collect());
+    }
+}
+
+fn in_directory(directory: &Path, name: &str) -> Text<AbsolutePath> {
+    Text::new(&directory.join(name).to_string_lossy()).expect("the runtime directory is absolute")
+}
+
+fn default_listener() -> ListenerConfig {
+    ListenerConfig { address: Text::new(DEFAULT_LISTENER).expect("it is an address"), name: None }
+}
+
+/// A daemon has no standard output, so its log is off unless it is given a path.
+fn default_access_log(daemon: bool) -> AccessLogConfig {
+    let format = if daemon { FormatConfig::Off } else { FormatConfig::Text };
+    AccessLogConfig { format, path: None }
+}
+
+/// What is not written is at most the interval: `interval: 1s` alone makes sense.
+fn complete_check(check: &mut HealthCheckConfig, is_written: impl Fn(&str) -> bool) {
+    if !is_written("timeout") {
+        check.timeout = check.timeout.min(check.interval);
+    }
+    if !is_written("fast_interval") {
+        check.fast_interval = check.fast_interval.min(check.interval);
+    }
+}
+
+fn catch_all(pool: &Text<Name>) -> RouteConfig {
+    RouteConfig { r#match: Default::default(), pool: pool.written().to_owned() }
+}
+
+/// The plan of a complete configuration in which nothing is wrong. `certificates` are those that were read for the `ca`
+/// of a pool, by the name of the pool.
+pub(crate) fn plan(
+    config: &Config,
+    context: &Context<'_>,
+    certificates: &mut BTreeMap<String, Vec<Vec<u8>>>,
+) -> Plan {
+    Plan {
+        server: server(config, context),
+        shutdown: shutdown(&config.shutdown),
+        listeners: Listeners::new(config.listeners.iter().flatten().map(listener)),
+        pools: config
+            .pools
+            .iter()
+            .map(|(name, config)| {
+                let ca = certificates.remove(name.written()).unwrap_or_default();
+                (pool(name, config, ca), config.health_check.plan())
+            })
+            .collect(),
+        routes: config.routes.iter().flatten().filter_map(|written| route(written, config)).collect(),
+        metrics: config.metrics.address(),
+        access_log: config.access_log.clone().unwrap_or_default().plan(),
+        trusted_proxies: config.trusted_proxies.iter().map(|network| *network.get()).collect(),
+    }
+}
+
+fn server(config: &Config, context: &Context<'_>) -> ServerPlan {
+    let runtime_directory = runtime_directory(context.uid, context.variables);
+    let path = |written: &Option<Text<AbsolutePath>>| written.as_ref().map(|path| path.get().0.clone());
+    let offload = config.upstream_connect_offload_threadpools.zip(config.upstream_connect_offload_thread_per_pool);
+    ServerPlan {
+        daemon: config.daemon,
+        threads: config.threads.map_or(1, NonZeroUsize::get),
+        pid_file: path(&config.pid_file),
+        error_log: path(&config.error_log),
+        upgrade_sock: path(&config.upgrade_sock).unwrap_or_else(|| runtime_directory.join("upgrade.sock")),
+        user: config.user.clone(),
+        group: config.group.clone(),
+        working_directory: config.working_directory.as_ref().map(|directory| directory.get().0.clone()),
+        listener_tasks_per_fd: config.listener_tasks_per_fd.get(),
+        work_stealing: config.work_stealing,
+        ca_file: config.ca_file.as_ref().map(|path| path.get().0.clone()),
+        client_bind_to_ipv4: config.client_bind_to_ipv4.iter().map(|source| source.get().0).collect(),
+        client_bind_to_ipv6: config.client_bind_to_ipv6.iter().map(|source| source.get().0).collect(),
+        upstream_keepalive_pool_size: config.upstream_keepalive_pool_size.get(),
+        upstream_connect_offload: offload.map(|(pools, threads)| ConnectOffload {
+            pools: pools.get(),
+            threads_per_pool: threads.get(),
+        }),
+        runtime_directory,
+    }
+}
+
+fn shutdown(config: &ShutdownConfig) -> ShutdownPlan {
+    ShutdownPlan { delay: config.delay.get().0, drain: config.drain.get().0 }
+}
+
+/// The name by which routes know a listener.
+pub(crate) fn listener_name(config: &ListenerConfig) -> String {
+    config.name.as_ref().map_or_else(|| config.address.get().to_string(), |name| name.written().to_owned())
+}
+
+fn listener(config: &ListenerConfig) -> Listener {
+    let address: ListenAddress = config.address.get().clone();
+    Listener { name: listener_name(config).into(), address }
+}
+
+fn pool(name: &Text<Name>, config: &PoolConfig<HealthCheckConfig>, ca: Vec<Vec<u8>>) -> PoolSettings {
+    PoolSettings {
+        name: Arc::from(name.written()),
+        policy: config.policy.plan(),
+        backends: config.backends.iter().map(|backend| backend.plan()).collect(),
+        tls: config.tls.as_ref().map(|tls| UpstreamTls {
+            sni: tls.sni.as_ref().map(|sni| sni.get().0.clone()).unwrap_or_default(),
+            verify: tls.verify,
+            ca,
+        }),
+        host: config.host.as_ref().map(|host| host.get().0.clone()),
+        timeouts: config.timeouts.plan(),
+        retry_attempts: config.retries.attempts,
+    }
+}
+
+/// `None` when it names a listener or a pool that does not exist.
+pub(crate) fn route(written: &RouteConfig, config: &Config) -> Option<Route> {
+    let rule = &written.r#match;
+    let listener = match &rule.listener {
+        Some(name) => Some(ListenerId(config.listeners.iter().flatten().position(|l| listener_name(l) == *name)?)),
+        None => None,
+    };
+    Some(Route {
+        listener,
+        host: rule.host.as_ref().map(|host| host.get().clone()),
+        path: rule.path_pattern(),
+        methods: rule.methods(),
+        headers: rule.header.iter().map(|(name, value)| (name.get().clone(), value.get().0.clone())).collect(),
+        pool: PoolId(config.pools.keys().position(|name| name.written() == written.pool)?),
+    })
+}

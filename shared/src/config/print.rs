@@ -1,0 +1,81 @@
+//! The configuration in effect, written out as YAML that loads again.
+
+use std::fmt::Write;
+
+use serde_json::Value;
+
+use super::sections::Config;
+
+/// Every key that has a value, defaults included.
+pub(crate) fn yaml(config: &Config) -> String {
+    let value = serde_json::to_value(config).expect("a configuration has no maps with keys other than texts");
+    let mut text = String::new();
+    block(&mut text, &value, 0);
+    text
+}
+
+/// Writes a mapping or a list in block style, everything else on the same line.
+fn block(out: &mut String, value: &Value, indent: usize) {
+    match value {
+        Value::Object(map) if !map.is_empty() => {
+            for (key, value) in map {
+                let _ = write!(out, "{:indent$}{}:", "", scalar(&Value::from(key.as_str())));
+                nested(out, value, indent + 2);
+            }
+        }
+        Value::Array(items) if !items.is_empty() => {
+            for item in items {
+                let _ = write!(out, "{:indent$}-", "");
+                nested(out, item, indent + 2);
+            }
+        }
+        other => {
+            let _ = writeln!(out, "{:indent$}{}", "", scalar(other));
+        }
+    }
+}
+
+fn nested(out: &mut String, value: &Value, indent: usize) {
+    if is_short(value) {
+        let _ = writeln!(out, " {}", flow(value));
+    } else {
+        out.push('\n');
+        block(out, value, indent);
+    }
+}
+
+/// Whether a value reads well on one line: nothing in it has anything in it.
+fn is_short(value: &Value) -> bool {
+    let scalar = |value: &Value| !value.is_object() && !value.is_array();
+    match value {
+        Value::Object(map) => map.len() <= 3 && map.values().all(scalar),
+        Value::Array(items) => items.len() <= 8 && items.iter().all(scalar),
+        _ => true,
+    }
+}
+
+fn flow(value: &Value) -> String {
+    match value {
+        Value::Object(map) => {
+            let entries: Vec<String> =
+                map.iter().map(|(key, value)| format!("{}: {}", scalar(&Value::from(key.as_str())), flow(value))).collect();
+            format!("{{{}}}", entries.join(", "))
+        }
+        Value::Array(items) => format!("[{}]", items.iter().map(flow).collect::<Vec<_>>().join(", ")),
+        other => scalar(other),
+    }
+}
+
+/// A text without quotes where YAML reads it as that very text; otherwise as in JSON, which YAML understands.
+fn scalar(value: &Value) -> String {
+    let Value::String(text) = value else { return value.to_string() };
+    // What is written out is what was meant: it must not be expanded again.
+    let text = text.replace("${", "$${");
+    let word = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '/');
+    let plain = text.starts_with(word) && text.chars().all(|c| word(c) || c == '-') && is_text(&text);
+    if plain { text } else { Value::from(text).to_string() }
+}
+
+fn is_text(text: &str) -> bool {
+    matches!(super::document::resolve(text), super::document::Value::Text { .. })
+}

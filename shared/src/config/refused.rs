@@ -1,0 +1,149 @@
+//! Keys and values that are known but not available, each with the reason and what to do instead.
+//!
+//! Two kinds: what the design names and a later version will bring, and keys of Pingora that have no effect here.
+
+use super::document::{Node, Step, Value};
+use super::problem::{Id, Problem};
+
+/// One refusal.
+struct Refused {
+    /// Keys from the root; `*` stands for any key or item.
+    path: &'static [&'static str],
+    /// The values that are refused; empty: the key itself.
+    values: &'static [&'static str],
+    kind: Kind,
+    /// What to do instead.
+    hint: &'static str,
+}
+
+#[derive(Clone, Copy)]
+enum Kind {
+    /// A later version will have it.
+    Later,
+    /// Pingora's, without effect, for this reason.
+    Pingora(&'static str),
+}
+
+const fn later(path: &'static [&'static str], hint: &'static str) -> Refused {
+    Refused { path, values: &[], kind: Kind::Later, hint }
+}
+
+const fn later_value(path: &'static [&'static str], values: &'static [&'static str], hint: &'static str) -> Refused {
+    Refused { path, values, kind: Kind::Later, hint }
+}
+
+const fn pingora(key: &'static [&'static str], reason: &'static str, hint: &'static str) -> Refused {
+    Refused { path: key, values: &[], kind: Kind::Pingora(reason), hint }
+}
+
+const REMOVE: &str = "remove the key";
+const DRAINED_BEFORE: &str = "requests are given their time before Pingora's own shutdown begins";
+const ALWAYS_WAITS: &str = "`-d` always waits until the daemon serves or has failed";
+const NEEDS_TOKIO: &str = "it needs a special build of tokio";
+const NO_TLS_LISTENERS: &str = "listeners with TLS are not supported yet";
+const NOT_USED: &str = "nothing in this program uses what it sets";
+
+const REFUSED: &[Refused] = &[
+    pingora(&["grace_period_seconds"], DRAINED_BEFORE, "use `shutdown: {drain: 25s}`"),
+    pingora(&["graceful_shutdown_timeout_seconds"], DRAINED_BEFORE, "use `shutdown: {drain: 25s}`"),
+    pingora(&["max_retries"], "each pool says how often it tries", "use `retries: {attempts: 1}` in the pools"),
+    pingora(&["upgrade_sock_connect_accept_max_retries"], "Pingora never reads it", REMOVE),
+    pingora(&["daemon_wait_for_ready"], ALWAYS_WAITS, REMOVE),
+    pingora(&["daemon_ready_timeout_seconds"], ALWAYS_WAITS, REMOVE),
+    pingora(&["daemon_notify_timeout_seconds"], ALWAYS_WAITS, REMOVE),
+    pingora(&["runtime_enable_alt_timer"], NEEDS_TOKIO, REMOVE),
+    pingora(&["runtime_metrics_poll_time_histogram"], NEEDS_TOKIO, REMOVE),
+    pingora(&["runtime_metrics_poll_time_histogram_scale"], NEEDS_TOKIO, REMOVE),
+    pingora(&["runtime_metrics_poll_time_histogram_resolution_micros"], NEEDS_TOKIO, REMOVE),
+    pingora(&["runtime_metrics_poll_time_histogram_buckets"], NEEDS_TOKIO, REMOVE),
+    pingora(&["s2n_config_cache_size"], "this program speaks TLS with rustls, not with s2n", REMOVE),
+    pingora(&["downstream_tls_offload_threadpools"], NO_TLS_LISTENERS, REMOVE),
+    pingora(&["downstream_tls_offload_thread_per_pool"], NO_TLS_LISTENERS, REMOVE),
+    pingora(&["upstream_debug_ssl_keylog"], "Pingora does not write keys with rustls", REMOVE),
+    pingora(&["max_blocking_threads"], NOT_USED, REMOVE),
+    pingora(&["blocking_threads_ttl_seconds"], NOT_USED, REMOVE),
+    pingora(&["fast_timeout_to_tokio_threshold_seconds"], NOT_USED, REMOVE),
+    later_value(
+        &["pools", "*", "policy"],
+        &["random", "least_request", "peak_ewma", "consistent_hash", "maglev"],
+        "use `round_robin`, the default",
+    ),
+    later(&["pools", "*", "hash_on"], REMOVE),
+    later(&["pools", "*", "bounded_load"], REMOVE),
+    later(&["pools", "*", "sticky"], REMOVE),
+    later(&["pools", "*", "backends", "*", "backup"], REMOVE),
+    later(&["pools", "*", "backends", "*", "max_requests"], REMOVE),
+    later(&["pools", "*", "timeouts", "queue"], REMOVE),
+    later_value(&["pools", "*", "health_check", "type"], &["grpc"], "use `tcp`, `http` or `none`"),
+    later(&["pools", "*", "outlier_detection"], "remove the key; `health_check` leaves failing backends out"),
+    later(&["pools", "*", "panic_threshold"], REMOVE),
+    later(&["pools", "*", "slow_start"], REMOVE),
+    later(&["pools", "*", "retries", "budget_percent"], REMOVE),
+    later(&["pools", "*", "retries", "min_concurrent"], REMOVE),
+    later(&["pools", "*", "retries", "on"], "remove the key; connections that cannot be made are tried elsewhere"),
+    later(&["pools", "*", "limits"], REMOVE),
+    later(&["listeners", "*", "tls"], "end TLS in front of the load balancer for now"),
+    later(&["control"], "remove the key; the daemon takes signals"),
+    later(&["reload"], "remove the key; a new configuration is taken over by an upgrade (SIGQUIT, then `-d -u`)"),
+];
+
+/// Reports everything in the tree that is refused, and takes it out.
+pub(crate) fn refuse(root: &mut Node, problems: &mut Vec<Problem>) {
+    for refused in REFUSED {
+        let mut found = Vec::new();
+        collect(root, refused.path, &mut Vec::new(), &mut found);
+        for path in found {
+            if refused.applies_to(root, &path) {
+                problems.push(refused.problem(root, &path));
+                root.remove_wrong(&path);
+            }
+        }
+    }
+}
+
+fn collect(node: &Node, pattern: &[&str], path: &mut Vec<Step>, found: &mut Vec<Vec<Step>>) {
+    let Some((first, rest)) = pattern.split_first() else {
+        found.push(path.clone());
+        return;
+    };
+    let mut visit = |step: Step, child: &Node| {
+        path.push(step);
+        collect(child, rest, path, found);
+        path.pop();
+    };
+    match &node.value {
+        Value::Map(map) => {
+            let fits = |key: &str| *first == "*" || key == *first;
+            let entries = map.entries.iter().filter(|entry| fits(&entry.key));
+            entries.for_each(|entry| visit(entry.key.as_str().into(), &entry.node));
+        }
+        Value::List(list) if *first == "*" => {
+            list.items.iter().enumerate().for_each(|(index, item)| visit(index.into(), item));
+        }
+        _ => {}
+    }
+}
+
+// === impl Refused ===
+
+impl Refused {
+    fn applies_to(&self, root: &Node, path: &[Step]) -> bool {
+        self.values.is_empty() || self.value(root, path).is_some()
+    }
+
+    fn value(&self, root: &Node, path: &[Step]) -> Option<&'static str> {
+        let Value::Text { text, .. } = &root.get(path)?.value else { return None };
+        self.values.iter().find(|value| *value == text).copied()
+    }
+
+    fn problem(&self, root: &Node, path: &[Step]) -> Problem {
+        let key = self.path.last().expect("no path in the table is empty");
+        let (id, message) = match (self.kind, self.value(root, path)) {
+            (Kind::Later, None) => (Id::NotSupportedYet, format!("`{key}` is not supported yet")),
+            (Kind::Later, Some(value)) => (Id::NotSupportedYet, format!("`{key}: {value}` is not supported yet")),
+            (Kind::Pingora(reason), _) => (Id::NoSuchSetting, format!("`{key}` has no effect here: {reason}")),
+        };
+        let place = if self.values.is_empty() { root.key_place(path) } else { root.place(path) };
+        Problem::new(id, message).at(place).hint(self.hint)
+    }
+}

@@ -1,0 +1,87 @@
+//! The end of the start: tells everybody who waits for it that the daemon serves.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use async_trait::async_trait;
+use metrics_service::Readiness;
+use pingora::server::ShutdownWatch;
+use pingora::services::background::BackgroundService;
+use tokio::sync::{mpsc, watch};
+
+use crate::process::background::Announcer;
+use crate::process::lifecycle::Signals;
+use crate::process::pid_file::PidFile;
+use crate::process::sockets::Sockets;
+use crate::process::upgrade::Claim;
+
+/// A Pingora service that runs once, when the listeners accept.
+pub(super) struct Announce {
+    readiness: Readiness,
+    installed: watch::Receiver<bool>,
+    failures: mpsc::UnboundedSender<String>,
+    once: Mutex<Option<Once>>,
+}
+
+/// What is used up by it.
+pub(super) struct Once {
+    pub(super) announcer: Announcer,
+    /// Present when the sockets were taken over.
+    pub(super) claim: Option<Claim>,
+    pub(super) sockets: Arc<Sockets>,
+    pub(super) pid_path: Option<PathBuf>,
+    /// Where a pid file goes that is taken over.
+    pub(super) pid_file: Arc<Mutex<Option<PidFile>>>,
+    /// Whether standard error leads to a log file.
+    pub(super) keep_stderr: bool,
+    /// For the log line.
+    pub(super) listeners: String,
+}
+
+// === impl Announce ===
+
+impl Announce {
+    pub(super) fn new(readiness: Readiness, signals: &Signals, once: Once) -> Self {
+        Self {
+            readiness,
+            installed: signals.installed(),
+            failures: signals.failures(),
+            once: Mutex::new(Some(once)),
+        }
+    }
+}
+
+#[async_trait]
+impl BackgroundService for Announce {
+    /// Started when the listeners accept. It may block: a background service has a thread of its own.
+    async fn start(&self, _shutdown: ShutdownWatch) {
+        // The signal handlers come first: who is told that we serve may at once tell us to stop.
+        let installed = self.installed.clone().wait_for(|installed| *installed).await.is_ok();
+        let once = self.once.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(once) = once.filter(|_| installed) else { return };
+        self.readiness.set_listening(true);
+        if let Err(problem) = once.announce() {
+            // Nobody listens any more when the process ends anyway.
+            let _ = self.failures.send(problem);
+        }
+    }
+}
+
+// === impl Once ===
+
+impl Once {
+    fn announce(self) -> Result<(), String> {
+        if let Some(claim) = self.claim {
+            let old_pid = claim.old_pid();
+            claim.ready().map_err(|error| format!("upgrade: {error}"))?;
+            self.sockets.own_files();
+            if let Some(path) = &self.pid_path {
+                let taken = PidFile::take_over(path, old_pid).map_err(|error| error.to_string())?;
+                *self.pid_file.lock().unwrap_or_else(PoisonError::into_inner) = Some(taken);
+            }
+            log::info!("took over from process {old_pid}");
+        }
+        log::info!("process {} serves on {}", std::process::id(), self.listeners);
+        self.announcer.announce(self.keep_stderr).map_err(|error| format!("cannot leave the terminal: {error}"))
+    }
+}

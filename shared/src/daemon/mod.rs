@@ -1,0 +1,243 @@
+//! The composition root: from a plan to a process that serves, and to its end.
+//!
+//! [`serve`] follows the order of events that [`crate::process`] describes. The three services are put together in
+//! [`services`]: each pool is one `Arc<LoadBalancer<Policy>>` that the proxy, the prober and the metrics hold.
+
+mod announce;
+mod services;
+
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use lb_service::access_log::{AccessLog, WriterGuard};
+use lb_service::listener::ListenAddress;
+use pingora::server::configuration::ServerConf;
+use pingora::server::{RunArgs, Server};
+use pingora::services::ServiceHandle;
+use pingora::services::background::background_service;
+
+use crate::config::Plan;
+use crate::process::background::{self, Announcer, Role};
+use crate::process::lifecycle::{Parts, Phase, Signals, Timing};
+use crate::process::logging::{self, ErrorLog, LogError};
+use crate::process::pid_file::{PidFile, PidFileError};
+use crate::process::privileges::{self, Identity, PrivilegeError};
+use crate::process::sockets::{Class, Endpoint, Handed, ListenError, ListenSpec, Sockets};
+use crate::process::upgrade::{self, Claim, UpgradeError};
+use announce::{Announce, Once};
+pub use services::Services;
+use services::server_conf;
+
+/// How the process is to run.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Mode {
+    /// In the background.
+    pub daemon: bool,
+    /// With the sockets of a running process.
+    pub upgrade: bool,
+}
+
+/// Why the daemon did not start.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say it")]
+pub enum StartError {
+    #[error("cannot go into the background: {0}")]
+    Background(#[source] io::Error),
+    #[error(transparent)]
+    Log(#[from] LogError),
+    #[error("cannot open the access log: {0}")]
+    AccessLog(#[source] io::Error),
+    #[error(transparent)]
+    PidFile(#[from] PidFileError),
+    #[error(transparent)]
+    Privileges(#[from] PrivilegeError),
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    #[error(transparent)]
+    Upgrade(#[from] UpgradeError),
+    #[error("cannot register metrics: {0}")]
+    Metrics(#[from] prometheus::Error),
+}
+
+/// Adds services of its own to those of the daemon, as the demo does, and returns those that must be ready before the first
+/// health checks.
+pub type Extra<'a> = dyn FnOnce(&mut Server, &Services) -> Vec<ServiceHandle> + 'a;
+
+/// What the process holds and lets go at its end.
+struct Held {
+    error_log: Option<Arc<ErrorLog>>,
+    pid_file: Arc<Mutex<Option<PidFile>>>,
+    sockets: Arc<Sockets>,
+    claim: Option<Claim>,
+    announcer: Announcer,
+}
+
+/// Serves by `plan` until the process is told to end; the exit code.
+///
+/// # Errors
+/// When it cannot start. Nothing of another process is touched then.
+pub fn serve(plan: &Plan, mode: Mode, access_logs: &AccessLogs, extra: Box<Extra<'_>>) -> Result<u8, StartError> {
+    let announcer = match background::enter(mode.daemon).map_err(StartError::Background)? {
+        Role::Parent(code) => return Ok(code),
+        Role::Serve(announcer) => announcer,
+    };
+    let held = Held::acquire(plan, mode, announcer)?;
+    let conf = server_conf(plan);
+    let services = Services::compose(plan, &conf)?;
+    let (logs, _flush_at_end) = access_logs.open(plan).map_err(StartError::AccessLog)?;
+    Ok(run(plan, conf, services, held, &logs, extra))
+}
+
+/// Which listeners have an access log.
+#[derive(Clone, Debug, Default)]
+pub struct AccessLogs {
+    /// Names of the listeners that have none, whatever the configuration says.
+    pub silent: Vec<&'static str>,
+}
+
+impl AccessLogs {
+    /// One for each listener, over one writer.
+    fn open(&self, plan: &Plan) -> io::Result<(Vec<AccessLog>, WriterGuard)> {
+        let (log, guard) = AccessLog::open(plan.access_log.clone())?;
+        let of = |name: &str| if self.silent.contains(&name) { AccessLog::off() } else { log.clone() };
+        Ok((plan.listeners.iter().map(|(_, listener)| of(&listener.name)).collect(), guard))
+    }
+}
+
+fn run(
+    plan: &Plan,
+    conf: ServerConf,
+    services: Services,
+    held: Held,
+    logs: &[AccessLog],
+    extra: Box<Extra<'_>>,
+) -> u8 {
+    let mut server = Server::new_with_opt_and_conf(None, conf);
+    server.bootstrap();
+    let before_checks = extra(&mut server, &services);
+    let signals = signals(plan, &services, &held, logs);
+    let outcome = signals.outcome();
+    let (pid_file, sockets) = (held.pid_file.clone(), held.sockets.clone());
+    let announce = Announce::new(services.readiness.clone(), &signals, held.announcement(plan));
+    add_services(&mut server, services, &before_checks, &sockets, &signals, logs, announce);
+    server.run(RunArgs { shutdown_signal: Box::new(signals) });
+    let pid_file = pid_file.lock().unwrap_or_else(PoisonError::into_inner).take();
+    if outcome.is_handed_over() {
+        // The successor replaces it; there is no moment without one.
+        pid_file.map(PidFile::leave).unwrap_or_default();
+    }
+    outcome.exit_code()
+}
+
+// === impl Held ===
+
+impl Held {
+    fn acquire(plan: &Plan, mode: Mode, announcer: Announcer) -> Result<Self, StartError> {
+        let server = &plan.server;
+        let error_log = logging::init(server.error_log.as_deref())?;
+        if let Some(directory) = &server.working_directory {
+            privileges::enter_directory(directory)?;
+        }
+        let identity = Identity::resolve(server.user.as_deref(), server.group.as_deref())?;
+        let (inherited, claim) = if mode.upgrade {
+            let user = identity.as_ref().map(Identity::uid);
+            let (inherited, claim) = upgrade::take(&server.upgrade_sock, user, upgrade::PATIENCE)?;
+            (inherited, Some(claim))
+        } else {
+            (Vec::new(), None)
+        };
+        let pid_path = server.pid_file.as_deref().filter(|_| claim.is_none());
+        let pid_file = pid_path.map(PidFile::acquire).transpose()?;
+        let sockets = Sockets::adopt(inherited, &endpoints(plan))?;
+        if let Some(identity) = &identity {
+            sockets.give_files_to(identity)?;
+            identity.assume()?;
+        }
+        Ok(Self {
+            error_log: error_log.map(Arc::new),
+            pid_file: Arc::new(Mutex::new(pid_file)),
+            sockets: Arc::new(sockets),
+            claim,
+            announcer,
+        })
+    }
+
+    fn announcement(self, plan: &Plan) -> Once {
+        let listeners: Vec<_> = plan.listeners.iter().map(|(_, listener)| listener.address.to_string()).collect();
+        Once {
+            announcer: self.announcer,
+            claim: self.claim,
+            sockets: self.sockets,
+            pid_path: plan.server.pid_file.clone(),
+            pid_file: self.pid_file,
+            keep_stderr: self.error_log.is_some(),
+            listeners: listeners.join(", "),
+        }
+    }
+}
+
+/// Every socket that the daemon listens on.
+pub fn endpoints(plan: &Plan) -> Vec<ListenSpec> {
+    let traffic = plan.listeners.iter().map(|(_, listener)| ListenSpec::traffic(endpoint(&listener.address)));
+    let admin = ListenSpec::admin(Endpoint::Tcp(plan.metrics));
+    traffic.chain([admin]).collect()
+}
+
+fn endpoint(address: &ListenAddress) -> Endpoint {
+    match address {
+        ListenAddress::Tcp(address) => Endpoint::Tcp(*address),
+        ListenAddress::Unix(path) => Endpoint::Unix { path: path.clone(), mode: lb_service::service::UNIX_SOCKET_MODE },
+    }
+}
+
+fn signals(plan: &Plan, services: &Services, held: &Held, logs: &[AccessLog]) -> Signals {
+    let traffic = services.traffic.clone();
+    let (readiness, draining) = (services.readiness.clone(), services.traffic.clone());
+    let on_phase = move |phase| match phase {
+        Phase::Serving => {}
+        Phase::Delaying => readiness.set_draining(true),
+        Phase::Draining => {
+            readiness.set_draining(true);
+            draining.drain();
+        }
+    };
+    let (error_log, logs) = (held.error_log.clone(), logs.to_vec());
+    let reopen_logs = move || {
+        logs.iter().for_each(AccessLog::reopen);
+        if let Some(Err(error)) = error_log.as_ref().map(|log| log.reopen()) {
+            log::error!("{error}");
+        }
+    };
+    Signals::new(Parts {
+        timing: Timing { delay: plan.shutdown.delay, drain: plan.shutdown.drain },
+        upgrade_sock: plan.server.upgrade_sock.clone(),
+        sockets: held.sockets.clone(),
+        in_flight: Arc::new(move || traffic.unfinished()),
+        on_phase: Box::new(on_phase),
+        reopen_logs: Box::new(reopen_logs),
+    })
+}
+
+/// Adds the services in an order in which each finds what it needs: traffic is accepted after the first health checks, and
+/// the start is announced after that. Metrics can be read at once.
+fn add_services(
+    server: &mut Server,
+    services: Services,
+    before_checks: &[ServiceHandle],
+    sockets: &Sockets,
+    signals: &Signals,
+    logs: &[AccessLog],
+    announce: Announce,
+) {
+    let Services { plan, traffic, prober, metrics, .. } = services;
+    let prober = server.add_service(background_service("health", prober));
+    prober.add_dependencies(before_checks);
+    let proxy = lb_service::service::service(&server.configuration, &plan, &traffic, logs.into());
+    let traffic_closes = signals.shutdown(Class::Traffic);
+    let proxy = server.add_service(Handed::new(proxy, sockets, traffic_closes, signals.failures()));
+    proxy.add_dependency(&prober);
+    let announce = server.add_service(background_service("announce", announce));
+    announce.add_dependency(&proxy);
+    let admin_closes = signals.shutdown(Class::Admin);
+    server.add_service(Handed::new(metrics, sockets, admin_closes, signals.failures()));
+}

@@ -1,0 +1,136 @@
+//! A backend inside the process: a small HTTP server that can be broken and mended while it runs.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use http::Response;
+use pingora::apps::ServerApp;
+use pingora::apps::http_app::ServeHttp;
+use pingora::protocols::Stream;
+use pingora::protocols::http::ServerSession;
+use pingora::protocols::l4::stream::Stream as L4Stream;
+use pingora::server::ShutdownWatch;
+use pingora::services::ServiceReadyNotifier;
+use pingora::services::background::{BackgroundService, GenBackgroundService};
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+/// One origin; a Pingora background service.
+pub struct Origin {
+    name: &'static str,
+    address: SocketAddr,
+    /// Bound but not listening: keeps the port ours while the origin is broken and refuses connections.
+    _reservation: Socket,
+    broken: watch::Sender<bool>,
+}
+
+/// What an origin says.
+struct Greeting(&'static str);
+
+impl Origin {
+    /// An origin on a loopback port that the system chooses.
+    ///
+    /// # Errors
+    /// When no port can be had.
+    pub fn new(name: &'static str) -> std::io::Result<Self> {
+        let reservation = bind(SocketAddr::from(([127, 0, 0, 1], 0)))?;
+        let address = reservation.local_addr()?.as_socket().ok_or(std::io::ErrorKind::AddrNotAvailable)?;
+        Ok(Self { name, address, _reservation: reservation, broken: watch::Sender::new(false) })
+    }
+
+    /// As a service of a Pingora server.
+    pub fn service(self: Arc<Self>) -> GenBackgroundService<Self> {
+        GenBackgroundService::new(format!("origin {}", self.name), self)
+    }
+
+    /// Where it listens, when it is not broken.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// What it calls itself.
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// Whether it is broken at the moment.
+    pub fn is_broken(&self) -> bool {
+        *self.broken.borrow()
+    }
+
+    /// Cuts its connections and refuses new ones, or serves again.
+    pub fn set_broken(&self, broken: bool) {
+        self.broken.send_replace(broken);
+    }
+
+    fn listen(&self) -> std::io::Result<TcpListener> {
+        let socket = bind(self.address)?;
+        socket.listen(128)?;
+        socket.set_nonblocking(true)?;
+        TcpListener::from_std(socket.into())
+    }
+
+    /// Serves until it is broken; its connections are cut then.
+    async fn serve(&self, listener: TcpListener, shutdown: &ShutdownWatch) -> std::io::Result<()> {
+        let app = Arc::new(Greeting(self.name));
+        let mut broken = self.broken.subscribe();
+        // Dropping the set cuts the connections.
+        let mut connections = JoinSet::new();
+        loop {
+            tokio::select! {
+                accepted = listener.accept() => {
+                    let stream: Stream = Box::new(L4Stream::from(accepted?.0));
+                    let (app, shutdown) = (app.clone(), shutdown.clone());
+                    connections.spawn(async move { app.process_new(stream, &shutdown).await });
+                }
+                _ = broken.wait_for(|broken| *broken) => return Ok(()),
+            }
+        }
+    }
+
+    /// Serves, except while it is broken.
+    async fn run(&self, shutdown: &ShutdownWatch, ready: ServiceReadyNotifier) -> std::io::Result<()> {
+        let mut listener = self.listen()?;
+        ready.notify_ready();
+        let mut broken = self.broken.subscribe();
+        loop {
+            self.serve(listener, shutdown).await?;
+            if broken.wait_for(|broken| !*broken).await.is_err() {
+                return Ok(());
+            }
+            listener = self.listen()?;
+        }
+    }
+}
+
+#[async_trait]
+impl BackgroundService for Origin {
+    async fn start_with_ready_notifier(&self, shutdown: ShutdownWatch, ready: ServiceReadyNotifier) {
+        if let Err(error) = self.run(&shutdown, ready).await {
+            log::error!("demo: backend {} on {}: {error}", self.name, self.address);
+        }
+    }
+}
+
+#[async_trait]
+impl ServeHttp for Greeting {
+    async fn response(&self, _session: &mut ServerSession) -> Response<Vec<u8>> {
+        let body = format!("hello from {}\n", self.0).into_bytes();
+        let mut response = Response::new(body);
+        let length = response.body().len();
+        response.headers_mut().insert(http::header::CONTENT_LENGTH, length.into());
+        response
+    }
+}
+
+/// Several sockets of this process may be bound to the same port: the reservation, and the one that listens.
+fn bind(address: SocketAddr) -> std::io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(true)?;
+    socket.bind(&address.into())?;
+    Ok(socket)
+}

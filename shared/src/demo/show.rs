@@ -1,0 +1,251 @@
+//! What the demo shows, and what `demo --once` checks.
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use lb_service::pool::Pool;
+use metrics_service::Readiness;
+use pingora::server::ShutdownWatch;
+use pingora::services::background::BackgroundService;
+use tokio::time::{Instant, interval, timeout};
+
+use super::{Demo, load};
+
+/// Requests that the demo sends in a second.
+const RATE: u32 = 20;
+/// One backend is broken for `BROKEN_FOR` seconds out of every `PERIOD`, beginning after `FIRST`.
+const PERIOD: u64 = 15;
+const FIRST: u64 = 5;
+const BROKEN_FOR: u64 = 6;
+
+/// Shows traffic line by line until the process ends; a Pingora background service.
+pub struct Show {
+    demo: Arc<Demo>,
+    pool: Arc<Pool>,
+    readiness: Readiness,
+}
+
+/// Checks in a few seconds that every backend is used and that a broken one is left out, then ends the process.
+pub struct Once {
+    show: Show,
+    outcome: Arc<Outcome>,
+}
+
+/// How `demo --once` went.
+#[derive(Debug, Default)]
+pub struct Outcome(AtomicBool);
+
+/// What one line of the demo says about a second.
+struct Second {
+    at: u64,
+    sent: u32,
+    failed: u32,
+    answers: Vec<u64>,
+}
+
+/// The backend that is broken in this second, if any.
+fn broken_at(second: u64, backends: usize) -> Option<usize> {
+    let since = second.checked_sub(FIRST)?;
+    let turn = usize::try_from(since / PERIOD).ok()?;
+    (since % PERIOD < BROKEN_FOR).then(|| turn % backends)
+}
+
+// === impl Show ===
+
+impl Show {
+    /// Shows what `pool` does with the demo's traffic.
+    pub fn new(demo: Arc<Demo>, pool: Arc<Pool>, readiness: Readiness) -> Self {
+        Self { demo, pool, readiness }
+    }
+
+    async fn ready(&self) {
+        let mut pace = interval(Duration::from_millis(20));
+        while self.readiness.check().is_err() {
+            pace.tick().await;
+        }
+    }
+
+    fn header(&self) -> String {
+        let Demo { proxy, metrics, .. } = &*self.demo;
+        let names: String = self.demo.origins.iter().map(|origin| format!("{:>12}", origin.name())).collect();
+        format!(
+            "load_balancer {version} demo: Ctrl-C stops everything\n\n\
+             \x20 proxy     http://{proxy}/               try: curl -i http://{proxy}/\n\
+             \x20 metrics   http://{metrics}/metrics\n\
+             \x20 status    http://{metrics}/api/v1/status\n\
+             \x20 yours     load_balancer proxy --to 10.0.0.1:8080 --to 10.0.0.2:8080\n\n\
+             {PER_SECOND} requests a second go to three backends. One of them breaks now and then: its health check\n\
+             fails, the others take over, and no request fails. Your own requests are shown as log lines.\n\n\
+             {seconds:>8} {requests:>9} {failed:>7}{names}",
+            version = env!("CARGO_PKG_VERSION"),
+            PER_SECOND = RATE,
+            seconds = "second",
+            requests = "requests",
+            failed = "failed",
+        )
+    }
+
+    /// Answers of each backend so far, in the order of the demo's origins.
+    fn answers(&self) -> Vec<u64> {
+        let answered = |address| self.pool.backend(address).map_or(0, |b| b.answers.counted().map(|(_, n)| n).sum());
+        self.demo.origins.iter().map(|origin| answered(origin.address())).collect()
+    }
+
+    fn is_ready(&self, origin: usize) -> bool {
+        let backends = self.pool.balancer.backends();
+        let address = self.demo.origins[origin].address();
+        backends.get_backend().iter().any(|b| b.addr.as_inet() == Some(&address) && backends.ready(b))
+    }
+
+    async fn second(&self, at: u64) -> Second {
+        let before = self.answers();
+        let mut pace = interval(Duration::from_secs(1) / RATE);
+        let mut failed = 0;
+        for _ in 0..RATE {
+            pace.tick().await;
+            failed += u32::from(!load::request(self.demo.traffic).await);
+        }
+        let answers = self.answers().iter().zip(&before).map(|(now, then)| now - then).collect();
+        Second { at, sent: RATE, failed, answers }
+    }
+
+    fn line(&self, second: &Second) -> String {
+        let mut line = format!("{:>8} {:>9} {:>7}", second.at, second.sent, second.failed);
+        for (origin, answers) in second.answers.iter().enumerate() {
+            let state = if self.is_ready(origin) { "" } else { " down" };
+            let _ = write!(line, "{:>12}", format!("{answers}{state}"));
+        }
+        line
+    }
+
+    fn break_one(&self, second: u64) {
+        let broken = broken_at(second, self.demo.origins.len());
+        for (index, origin) in self.demo.origins.iter().enumerate() {
+            let shall = broken == Some(index);
+            if origin.is_broken() != shall {
+                say(&format!("          {} {}", origin.name(), if shall { "breaks" } else { "is mended" }));
+                origin.set_broken(shall);
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl BackgroundService for Show {
+    async fn start(&self, _shutdown: ShutdownWatch) {
+        self.ready().await;
+        say(&self.header());
+        for second in 1.. {
+            self.break_one(second);
+            let seen = self.second(second).await;
+            say(&self.line(&seen));
+        }
+    }
+}
+
+// === impl Once ===
+
+impl Once {
+    /// The check, and where its outcome can be read when the process has ended.
+    pub fn new(show: Show) -> (Self, Arc<Outcome>) {
+        let outcome = Arc::new(Outcome::default());
+        (Self { show, outcome: outcome.clone() }, outcome)
+    }
+
+    async fn check(&self) -> Result<(), String> {
+        self.show.ready().await;
+        let before = self.show.answers();
+        let all = self.send(RATE).await?;
+        let unused = before.iter().zip(&all).any(|(before, after)| before == after);
+        ensure(!unused, || format!("not every backend was used: {all:?}"))?;
+        say(&format!("demo: {RATE} requests, all answered, by every backend: {all:?}"));
+
+        let origin = &self.show.demo.origins[0];
+        origin.set_broken(true);
+        let down = Instant::now();
+        self.until("the broken backend is left out", || !self.show.is_ready(0)).await?;
+        let left_out = down.elapsed();
+        let before = self.show.answers()[0];
+        let after = self.send(RATE).await?[0];
+        ensure(before == after, || format!("the broken backend was used: {before} then {after} answers"))?;
+        say(&format!("demo: {} broke, was left out after {left_out:.1?}, and no request failed", origin.name()));
+
+        origin.set_broken(false);
+        self.until("the mended backend is ready", || self.show.is_ready(0)).await?;
+        ensure(self.send(RATE).await?[0] > after, || "the mended backend is not used".into())?;
+        say(&format!("demo: {} was mended and is used again", origin.name()));
+        Ok(())
+    }
+
+    /// Sends requests, none of which may fail; the answers of each backend so far.
+    async fn send(&self, requests: u32) -> Result<Vec<u64>, String> {
+        for request in 1..=requests {
+            ensure(load::request(self.show.demo.traffic).await, || format!("request {request} failed"))?;
+        }
+        Ok(self.show.answers())
+    }
+
+    async fn until(&self, what: &str, condition: impl Fn() -> bool) -> Result<(), String> {
+        let mut pace = interval(Duration::from_millis(20));
+        let held = timeout(Duration::from_secs(10), async {
+            while !condition() {
+                pace.tick().await;
+            }
+        });
+        held.await.map_err(|_| format!("it took more than 10 s until {what}"))
+    }
+}
+
+#[async_trait]
+impl BackgroundService for Once {
+    async fn start(&self, _shutdown: ShutdownWatch) {
+        match self.check().await {
+            Ok(()) => {
+                say("demo: ok");
+                self.outcome.0.store(true, Ordering::Release);
+            }
+            Err(problem) => say(&format!("demo: failed: {problem}")),
+        }
+        // Ends as any daemon does: by SIGTERM, through the drain.
+        if let Err(error) = nix::sys::signal::raise(nix::sys::signal::Signal::SIGTERM) {
+            log::error!("demo: cannot end: {error}");
+        }
+    }
+}
+
+// === impl Outcome ===
+
+impl Outcome {
+    /// Whether everything was as it should be.
+    pub fn passed(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+}
+
+fn ensure(holds: bool, otherwise: impl FnOnce() -> String) -> Result<(), String> {
+    if holds { Ok(()) } else { Err(otherwise()) }
+}
+
+/// Writes a line to standard output; that nobody reads it any more is no reason to stop.
+fn say(line: &str) {
+    let mut out = std::io::stdout().lock();
+    let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn backends_break_in_turn_and_are_mended_in_between() {
+        assert_eq!(broken_at(1, 3), None);
+        assert_eq!(broken_at(FIRST, 3), Some(0));
+        assert_eq!(broken_at(FIRST + BROKEN_FOR, 3), None);
+        assert_eq!(broken_at(FIRST + PERIOD, 3), Some(1));
+        assert_eq!(broken_at(FIRST + 3 * PERIOD, 3), Some(0));
+    }
+}

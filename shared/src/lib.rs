@@ -1,0 +1,13 @@
+//! The composition root of the load balancer: configuration, command line, process, and the three services as one daemon.
+//!
+//! [`run`] is the whole program. See `ARCHITECTURE.md` for the map.
+
+pub mod app;
+pub mod cli;
+pub mod config;
+pub mod daemon;
+pub mod demo;
+pub mod process;
+pub mod status;
+
+pub use app::run;

@@ -1,0 +1,157 @@
+//! Log lines: where they go and which of them.
+//!
+//! Everything goes to standard error through `env_logger`. With `error_log`, standard error *is* that file, so panics and
+//! whatever a library prints land there too. Lines are `[2026-01-31T12:00:00.123Z INFO target] text`, in UTC; the time is
+//! left out where the journal adds its own.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use env_logger::{Builder, TimestampPrecision, WriteStyle};
+
+/// What is logged unless `RUST_LOG` says otherwise. Names are prefixes, so `pingora` covers all of Pingora's crates; its
+/// load balancer reports each health change, which our prober does itself and with the reason.
+const DEFAULT_FILTER: &str = "info,pingora=warn,pingora_load_balancing=off";
+
+/// The file that standard error has become.
+#[derive(Debug)]
+pub struct ErrorLog {
+    path: PathBuf,
+    /// What standard error was, for errors of the start that a person waits for.
+    terminal: Mutex<Option<File>>,
+}
+
+/// Why logging could not be set up.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say it")]
+pub enum LogError {
+    #[error("cannot open error_log {path}: {source}")]
+    Open { path: PathBuf, source: io::Error },
+    #[error("cannot redirect standard error: {0}")]
+    Redirect(#[source] io::Error),
+    #[error("a logger is already set up: {0}")]
+    Logger(#[from] log::SetLoggerError),
+}
+
+/// Starts logging; to be called once, early. Messages of the start reach the file too.
+pub fn init(error_log: Option<&Path>) -> Result<Option<ErrorLog>, LogError> {
+    let error_log = error_log.map(ErrorLog::attach).transpose()?;
+    let rust_log = std::env::var("RUST_LOG").ok();
+    let mut builder = Builder::new();
+    builder.parse_filters(filter(rust_log.as_deref()));
+    let journal = std::env::var("JOURNAL_STREAM").is_ok_and(|stream| is_stderr(&stream));
+    builder.format_timestamp((!journal).then_some(TimestampPrecision::Millis));
+    if error_log.is_some() {
+        builder.write_style(WriteStyle::Never);
+    }
+    builder.try_init()?;
+    Ok(error_log)
+}
+
+impl ErrorLog {
+    /// Opens the file (append, created with mode 0640) and makes it standard error.
+    pub fn attach(path: &Path) -> Result<Self, LogError> {
+        let file = open(path)?;
+        let terminal = nix::unistd::dup(io::stderr()).map_err(redirect)?;
+        become_stderr(&file)?;
+        Ok(Self { path: path.to_owned(), terminal: Mutex::new(Some(File::from(terminal))) })
+    }
+
+    /// Opens the file anew by its name, after it was moved away by log rotation. On failure the old file stays in use.
+    pub fn reopen(&self) -> Result<(), LogError> {
+        become_stderr(&open(&self.path)?)
+    }
+
+    /// Gives up the former standard error: the daemon serves, nobody waits at the terminal any more.
+    pub fn release_terminal(&self) {
+        self.terminal().take();
+    }
+
+    /// Makes the terminal standard error again, to end with a message that a person can see.
+    pub fn restore_terminal(&self) -> Result<(), LogError> {
+        match self.terminal().take() {
+            Some(terminal) => become_stderr(&terminal),
+            None => Ok(()),
+        }
+    }
+
+    fn terminal(&self) -> std::sync::MutexGuard<'_, Option<File>> {
+        self.terminal.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn open(path: &Path) -> Result<File, LogError> {
+    OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(0o640)
+        .open(path)
+        .map_err(|source| LogError::Open { path: path.to_owned(), source })
+}
+
+fn become_stderr(file: &File) -> Result<(), LogError> {
+    nix::unistd::dup2_stderr(file).map_err(redirect)
+}
+
+fn redirect(errno: nix::Error) -> LogError {
+    LogError::Redirect(errno.into())
+}
+
+/// The filter to use, given `RUST_LOG`, which wins altogether when it says anything.
+fn filter(rust_log: Option<&str>) -> &str {
+    match rust_log {
+        Some(filter) if !filter.trim().is_empty() => filter,
+        _ => DEFAULT_FILTER,
+    }
+}
+
+/// Whether systemd's `JOURNAL_STREAM` speaks of this standard error, and not of one that was redirected since.
+fn is_stderr(journal_stream: &str) -> bool {
+    nix::sys::stat::fstat(io::stderr()).is_ok_and(|stat| names(journal_stream, stat.st_dev, stat.st_ino))
+}
+
+fn names(journal_stream: &str, device: u64, inode: u64) -> bool {
+    let Some((named_device, named_inode)) = journal_stream.split_once(':') else { return false };
+    named_device.parse() == Ok(device) && named_inode.parse() == Ok(inode)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rust_log_wins_when_it_says_something() {
+        assert_eq!(filter(None), DEFAULT_FILTER);
+        assert_eq!(filter(Some("  ")), DEFAULT_FILTER);
+        assert_eq!(filter(Some("INFO")), "INFO");
+    }
+
+    #[test]
+    fn the_default_quietens_pingora_only() {
+        let logger = Builder::new().parse_filters(filter(None)).build();
+        let shows = |target: &str, level: log::Level| {
+            log::Log::enabled(&logger, &log::Metadata::builder().target(target).level(level).build())
+        };
+        assert!(shows("lb_service::proxy", log::Level::Info));
+        assert!(!shows("lb_service::proxy", log::Level::Debug));
+        assert!(!shows("pingora_core::server", log::Level::Info));
+        assert!(shows("pingora_core::server", log::Level::Warn));
+        assert!(!shows("pingora_load_balancing", log::Level::Error));
+    }
+
+    #[test]
+    fn the_journal_is_recognised_by_device_and_inode() {
+        assert!(names("9:1234", 9, 1234));
+        assert!(!names("9:1234", 9, 1235));
+        assert!(!names("9", 9, 9) && !names("", 0, 0) && !names("a:b", 0, 0));
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_opened_is_named() {
+        let error = ErrorLog::attach(Path::new("/no/such/dir/error.log")).unwrap_err().to_string();
+        assert!(error.contains("error_log /no/such/dir/error.log"), "{error}");
+    }
+}

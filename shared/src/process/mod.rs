@@ -1,0 +1,85 @@
+//! The process: how the daemon starts, ends, and hands its sockets to its successor.
+//!
+//! This module stands around Pingora's `Server` and uses neither its daemonizing nor its pid file, socket hand-over
+//! and grace period: those rename the pid file of a live process, shut down even when nobody took the sockets, carry
+//! at most 32 sockets, and sleep the whole grace period with nothing left to wait for. Pingora is told
+//! `ServerConf.daemon = false` and `Opt.upgrade = false`, gets [listeners that are already bound](sockets), and is
+//! ended by [our own signal watch](lifecycle::Signals).
+//!
+//! # Start
+//!
+//! 1. The configuration is read and checked: nothing below happens with one that is wrong.
+//! 2. With `-d`, [`background::enter`] runs the program a second time, detached, and waits for it; what follows
+//!    happens in that second process.
+//! 3. The [error log](logging) is opened, the working directory entered.
+//! 4. Without `-u`: the [pid file](pid_file) is locked, then every [listener](sockets) is bound.
+//!    With `-u`: the running process's sockets are [taken](upgrade::take), and only the new ones bound.
+//! 5. [Privileges](privileges) are dropped.
+//! 6. Pingora's `Server` starts the services; the signal handlers are installed; the first health checks run.
+//! 7. With `-u`: [`upgrade::Claim::ready`] tells the old process, which then drains; after its acknowledgement the pid
+//!    file is taken over and the socket files become ours ([`sockets::Sockets::own_files`]).
+//! 8. Readiness is announced ([`background::Announcer`]): `load_balancer -d` returns.
+//!
+//! # Drain (TERM or INT)
+//!
+//! 1. `/readyz` answers 503; for `shutdown.delay` traffic is still accepted.
+//! 2. The traffic listeners close; the metrics listener stays. Requests in flight go on.
+//! 3. When none is left, or after `shutdown.drain`, `Server::run` returns at once.
+//! 4. The pid file and the socket files are removed; the exit code is 0, or 3 when requests were cut.
+//!
+//! A second TERM or INT ends the process at once.
+//!
+//! # Upgrade (QUIT, then a process started with `-u`)
+//!
+//! 1. The old process listens on `upgrade_sock` and goes on serving, for up to a minute.
+//! 2. The new process connects; both name their protocol version; the old one sends its listening sockets. From here on
+//!    both hold the same kernel sockets, so no connection can be refused whatever happens to either.
+//! 3. The new process starts as above and says that it is ready.
+//! 4. The old process withdraws its offer, acknowledges, closes all its listeners and drains.
+//! 5. If the new one ends, or nobody comes, the old one withdraws its offer and goes on as before; a later QUIT offers again.
+//!
+//! # Invariants
+//!
+//! - The pid file names a live process that serves, or does not exist. Nobody removes or rewrites one that another
+//!   live process holds.
+//! - At any moment of an upgrade at least one process accepts on every listener that both configurations have.
+//! - A socket file is removed only by the process that owns it and only while it is still the same file.
+//! - A process killed during its start (before the handlers of step 6) leaves a pid file whose lock is free and socket
+//!   files that nobody answers on; the next start recognises both and takes them over silently.
+
+pub mod background;
+pub mod lifecycle;
+pub mod logging;
+pub mod pid_file;
+pub mod privileges;
+pub mod sockets;
+pub mod upgrade;
+
+use std::fs::DirBuilder;
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
+
+/// Creates a directory and its missing parents, open to nobody but this user. One that exists is left as it is.
+pub fn create_private_dir(dir: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(dir)
+}
+
+/// The device and inode of what a path names, without following a symbolic link: tells whether a file that we made is
+/// still the one that stands there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct FileId {
+    device: u64,
+    inode: u64,
+}
+
+impl FileId {
+    fn of(metadata: &std::fs::Metadata) -> Self {
+        use std::os::unix::fs::MetadataExt;
+        Self { device: metadata.dev(), inode: metadata.ino() }
+    }
+
+    fn at(path: &Path) -> io::Result<Self> {
+        std::fs::symlink_metadata(path).map(|metadata| Self::of(&metadata))
+    }
+}

@@ -1,0 +1,276 @@
+//! The pid file: held by a lock for as long as the process lives, so a stale one can be told from a live one.
+//!
+//! The lock (`flock`) belongs to the open file, not to the number written in it: it is free the moment its process is
+//! gone, however that ended. The path may come to name another file (an upgrade renames the new process's file over
+//! it), so every decision compares the file that is locked with the file that the path names now.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{self, Read, Seek, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::libc::O_NOFOLLOW;
+
+use super::{FileId, create_private_dir};
+
+/// A pid file that names this process. Dropping it removes the file, unless the path has come to name another one.
+#[derive(Debug)]
+pub struct PidFile {
+    path: PathBuf,
+    /// Keeps the lock.
+    file: File,
+}
+
+/// Why the pid file could not be had.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say it")]
+pub enum PidFileError {
+    #[error("load_balancer already runs as {holder} (pid file {path})")]
+    AlreadyRuns { path: PathBuf, holder: Holder },
+    #[error("cannot use the pid file {path}: {source}")]
+    Io { path: PathBuf, source: io::Error },
+}
+
+/// The process that holds a pid file; its number is unknown for the moment between its locking and its writing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Holder(pub Option<u32>);
+
+impl std::fmt::Display for Holder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0 {
+            Some(pid) => write!(f, "process {pid}"),
+            None => f.write_str("another process"),
+        }
+    }
+}
+
+impl PidFile {
+    /// Locks the file at `path` and writes this process's number into it. A file that no live process holds is taken
+    /// over silently; missing parent directories are created with mode 0700.
+    ///
+    /// # Errors
+    /// [`PidFileError::AlreadyRuns`] when a live process holds it; the file is not touched then.
+    pub fn acquire(path: &Path) -> Result<Self, PidFileError> {
+        let failed = |source| PidFileError::Io { path: path.to_owned(), source };
+        create_parent(path).map_err(failed)?;
+        loop {
+            let file = open(path).map_err(failed)?;
+            let file = lock(file, path)?;
+            if is_at(&file, path) {
+                return Self::write(file, path).map_err(failed);
+            }
+            // Removed or replaced between our open and our lock: look again.
+        }
+    }
+
+    /// Makes `path` name this process in place of `old_pid`, which has handed its sockets over. There is no moment at
+    /// which the path is missing or names a process that does not serve.
+    ///
+    /// # Errors
+    /// [`PidFileError::AlreadyRuns`] when the file is held by a live process other than `old_pid`.
+    pub fn take_over(path: &Path, old_pid: u32) -> Result<Self, PidFileError> {
+        let failed = |source| PidFileError::Io { path: path.to_owned(), source };
+        create_parent(path).map_err(failed)?;
+        refuse_stranger(path, old_pid)?;
+        let beside = beside(path);
+        // A left-over of a process that had our number; never a live one's.
+        let _ = std::fs::remove_file(&beside);
+        let file = open(&beside).map_err(failed)?;
+        let pid_file = Self::write(lock(file, &beside)?, &beside).map_err(failed)?;
+        std::fs::rename(&beside, path).map_err(failed)?;
+        Ok(pid_file.renamed(path))
+    }
+
+    /// Lets go without removing the file: the successor replaces it.
+    pub fn leave(mut self) {
+        self.path = PathBuf::new();
+    }
+
+    /// Where it stands.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn write(mut file: File, path: &Path) -> io::Result<Self> {
+        file.set_len(0)?;
+        file.rewind()?;
+        writeln!(file, "{}", std::process::id())?;
+        file.set_permissions(std::fs::Permissions::from_mode(0o644))?;
+        Ok(Self { path: path.to_owned(), file })
+    }
+
+    fn renamed(mut self, path: &Path) -> Self {
+        self.path = path.to_owned();
+        self
+    }
+}
+
+impl Drop for PidFile {
+    fn drop(&mut self) {
+        if is_at(&self.file, &self.path)
+            && let Err(error) = std::fs::remove_file(&self.path)
+        {
+            log::warn!("pid file {}: cannot be removed: {error}", self.path.display());
+        }
+    }
+}
+
+fn create_parent(path: &Path) -> io::Result<()> {
+    match path.parent() {
+        Some(dir) if !dir.as_os_str().is_empty() => create_private_dir(dir),
+        _ => Ok(()),
+    }
+}
+
+/// Opens without emptying: the file may be a live process's. A symbolic link is refused, since it could point at a file
+/// that is none of ours.
+fn open(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o644)
+        .custom_flags(O_NOFOLLOW)
+        .open(path)
+}
+
+fn lock(mut file: File, path: &Path) -> Result<File, PidFileError> {
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => {
+            Err(PidFileError::AlreadyRuns { path: path.to_owned(), holder: read_holder(&mut file) })
+        }
+        Err(TryLockError::Error(source)) => Err(PidFileError::Io { path: path.to_owned(), source }),
+    }
+}
+
+fn read_holder(file: &mut File) -> Holder {
+    let mut text = String::new();
+    // A pid has at most ten digits; whatever else the file may hold is not read.
+    let read = file.take(32).read_to_string(&mut text);
+    Holder(read.ok().and_then(|_| text.trim().parse().ok()))
+}
+
+/// Fails when a live process other than `expected` holds the file at `path`.
+fn refuse_stranger(path: &Path, expected: u32) -> Result<(), PidFileError> {
+    let Ok(file) = File::open(path) else { return Ok(()) };
+    match lock(file, path) {
+        Err(PidFileError::AlreadyRuns { path, holder }) if holder != Holder(Some(expected)) => {
+            Err(PidFileError::AlreadyRuns { path, holder })
+        }
+        _ => Ok(()),
+    }
+}
+
+fn beside(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!(".{}", std::process::id()));
+    PathBuf::from(name)
+}
+
+fn is_at(file: &File, path: &Path) -> bool {
+    match (file.metadata(), FileId::at(path)) {
+        (Ok(ours), Ok(there)) => FileId::of(&ours) == there,
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn contents(path: &Path) -> String {
+        std::fs::read_to_string(path).unwrap()
+    }
+
+    fn own_pid() -> String {
+        format!("{}\n", std::process::id())
+    }
+
+    #[test]
+    fn is_written_and_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("run/deep/lb.pid");
+        let held = PidFile::acquire(&path).unwrap();
+        assert_eq!(contents(&path), own_pid());
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(&path), 0o644);
+        assert_eq!(mode(path.parent().unwrap()), 0o700);
+        drop(held);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_held_file_is_refused_by_name_and_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lb.pid");
+        let _held = PidFile::acquire(&path).unwrap();
+        let error = PidFile::acquire(&path).unwrap_err().to_string();
+        let expected = format!("already runs as process {} (pid file {}", std::process::id(), path.display());
+        assert!(error.contains(&expected), "{error}");
+        assert_eq!(contents(&path), own_pid());
+    }
+
+    #[test]
+    fn a_holder_that_has_not_written_yet_is_still_a_holder() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lb.pid");
+        let file = File::create(&path).unwrap();
+        file.lock().unwrap();
+        let error = PidFile::acquire(&path).unwrap_err().to_string();
+        assert!(error.contains("runs as another process"), "{error}");
+    }
+
+    #[test]
+    fn a_stale_file_is_taken_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lb.pid");
+        std::fs::write(&path, "4000000 and more than a pid\n").unwrap();
+        let _held = PidFile::acquire(&path).unwrap();
+        assert_eq!(contents(&path), own_pid());
+    }
+
+    #[test]
+    fn a_symbolic_link_is_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, target) = (dir.path().join("lb.pid"), dir.path().join("precious"));
+        std::fs::write(&target, "data").unwrap();
+        std::os::unix::fs::symlink(&target, &path).unwrap();
+        assert!(matches!(PidFile::acquire(&path), Err(PidFileError::Io { .. })));
+        assert_eq!(contents(&target), "data");
+    }
+
+    #[test]
+    fn after_a_take_over_the_old_process_leaves_the_file_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lb.pid");
+        let old = PidFile::acquire(&path).unwrap();
+        let new = PidFile::take_over(&path, std::process::id()).unwrap();
+        drop(old);
+        assert_eq!(contents(&path), own_pid());
+        assert!(matches!(PidFile::acquire(&path), Err(PidFileError::AlreadyRuns { .. })));
+        drop(new);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_take_over_from_a_stranger_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lb.pid");
+        let stranger = PidFile::acquire(&path).unwrap();
+        let refused = PidFile::take_over(&path, std::process::id() + 1);
+        assert!(matches!(refused, Err(PidFileError::AlreadyRuns { .. })));
+        drop(stranger);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_file_that_was_left_stays_and_can_be_had_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lb.pid");
+        PidFile::acquire(&path).unwrap().leave();
+        assert!(path.exists());
+        PidFile::acquire(&path).unwrap();
+    }
+}

@@ -1,0 +1,668 @@
+//! The listening sockets: bound before anything starts, kept by us, lent to Pingora.
+//!
+//! Pingora binds inside a task that it has started, retries for half a minute while the process looks alive, and then
+//! panics in that task only. Here a port that cannot be had is an error of the start, at once and with its remedy.
+//!
+//! # Who holds what
+//!
+//! For each address there are two descriptors of one kernel socket: ours (to hand over to a successor) and a copy in the
+//! [table](Sockets::listen_fds) that a Pingora service takes by address and closes when it stops accepting. A port is
+//! closed when both are: [`Sockets::close`] and the service's shutdown watch belong together. Every address must
+//! be given to exactly one service, or its copy would stay open.
+//!
+//! # Socket files
+//!
+//! The file of a Unix socket outlives the socket. Files that we bound are removed with [`Sockets`]; files that were
+//! inherited only once the old process has gone ([`Sockets::own_files`]); files that we have handed over never
+//! ([`Sockets::keep_files`]).
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, IntoRawFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use async_trait::async_trait;
+use pingora::server::{Fds, ListenFds, RuntimeOpts, ShutdownWatch};
+use pingora::services::Service;
+use socket2::{Domain, SockAddr, Socket, Type};
+use tokio::sync::{mpsc, watch};
+
+use super::FileId;
+use super::privileges::{Identity, PrivilegeError};
+
+/// As in Pingora; the kernel lowers it to `net.core.somaxconn`.
+const BACKLOG: i32 = 65535;
+
+/// One listener that the configuration asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListenSpec {
+    /// Where to listen.
+    pub endpoint: Endpoint,
+    /// When to stop listening.
+    pub class: Class,
+}
+
+/// Where to listen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Endpoint {
+    /// Port 0 lets the system choose.
+    Tcp(SocketAddr),
+    /// A socket file. Pingora sets the mode once more when it takes the socket (0666 unless its `ListenerConfig` is
+    /// given the same permissions).
+    Unix {
+        /// Where the file is made.
+        path: PathBuf,
+        /// Permission bits of the file, such as 0o660.
+        mode: u32,
+    },
+}
+
+/// When a listener closes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Class {
+    /// Closes when a drain begins.
+    Traffic,
+    /// Stays open during a drain, so that it can be watched; closes at once when a successor serves.
+    Admin,
+}
+
+/// The listening sockets of this process.
+#[derive(Debug)]
+pub struct Sockets {
+    table: Table,
+    addresses: Vec<String>,
+    open: Mutex<Vec<Listening>>,
+    files: Mutex<Files>,
+}
+
+/// A listening socket on its way from one process to the next.
+#[derive(Debug)]
+pub struct Inherited {
+    /// As the configuration of the process that bound it wrote it: with port 0, if it was 0.
+    pub address: String,
+    /// The socket, listening.
+    pub fd: OwnedFd,
+}
+
+/// Why an address cannot be listened on.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say it")]
+pub enum ListenError {
+    #[error(
+        "cannot listen on {address}: it is in use by another process (to replace a running load_balancer, send it \
+         SIGQUIT and start with -u)"
+    )]
+    InUse { address: String },
+    #[error("cannot listen on {address}: permission denied; {remedy}")]
+    Denied { address: String, remedy: &'static str },
+    #[error("cannot listen on {address}: no interface of this machine has this address")]
+    NotLocal { address: String },
+    #[error("cannot listen on {address}: a file that is not a socket stands there; it is left alone")]
+    NotASocket { address: String },
+    #[error("cannot listen on {address}: {source}")]
+    Io { address: String, source: io::Error },
+    #[error("what was inherited for {address} is not a listening socket")]
+    NotListening { address: String },
+}
+
+/// A Pingora service that is started with our sockets and our shutdown watch in place of the server's, so that it stops
+/// listening when [`super::lifecycle`] says so, and the server goes on.
+pub struct Handed<S> {
+    inner: S,
+    table: ListenFds,
+    shutdown: watch::Receiver<bool>,
+    failures: mpsc::UnboundedSender<String>,
+}
+
+/// The file of a Unix socket that this process made. Dropping it removes the file, if it is still the same.
+#[derive(Debug)]
+pub(super) struct SocketFile {
+    path: PathBuf,
+    id: FileId,
+}
+
+/// Our descriptor of a listening socket.
+#[derive(Debug)]
+struct Listening {
+    configured: String,
+    class: Class,
+    fd: OwnedFd,
+}
+
+#[derive(Debug, Default)]
+struct Files {
+    /// Ours: removed at the end.
+    owned: Vec<SocketFile>,
+    /// The old process's, as long as it may go on serving.
+    inherited: Vec<SocketFile>,
+    /// The old process's, of listeners that our configuration no longer has.
+    unclaimed: Vec<SocketFile>,
+}
+
+/// Pingora's table, which cannot be printed.
+struct Table(ListenFds);
+
+/// Tells that a service ended although nobody asked it to; by `Drop`, so that a panic tells it too.
+struct EndedEarly<'a> {
+    name: &'a str,
+    shutdown: &'a watch::Receiver<bool>,
+    failures: &'a mpsc::UnboundedSender<String>,
+}
+
+impl ListenSpec {
+    /// A listener for requests to be balanced.
+    pub fn traffic(endpoint: Endpoint) -> Self {
+        Self { endpoint, class: Class::Traffic }
+    }
+
+    /// A listener for those who look after the daemon.
+    pub fn admin(endpoint: Endpoint) -> Self {
+        Self { endpoint, class: Class::Admin }
+    }
+}
+
+impl Endpoint {
+    /// `1.2.3.4:80`, `[::1]:80` or a path.
+    fn configured(&self) -> String {
+        match self {
+            Self::Tcp(address) => address.to_string(),
+            Self::Unix { path, .. } => path.to_string_lossy().into_owned(),
+        }
+    }
+
+    fn path(&self) -> Option<&Path> {
+        match self {
+            Self::Tcp(_) => None,
+            Self::Unix { path, .. } => Some(path),
+        }
+    }
+}
+
+impl Sockets {
+    /// Binds every address and listens on it; all of them or none.
+    pub fn bind(specs: &[ListenSpec]) -> Result<Self, ListenError> {
+        Self::adopt(Vec::new(), specs)
+    }
+
+    /// Takes what was inherited by its configured address, binds what is new, and closes what no spec asks for.
+    pub fn adopt(mut inherited: Vec<Inherited>, specs: &[ListenSpec]) -> Result<Self, ListenError> {
+        let (mut open, mut files, mut addresses) = (Vec::new(), Files::default(), Vec::new());
+        for spec in specs {
+            let configured = spec.endpoint.configured();
+            let fd = match claim(&mut inherited, &spec.endpoint) {
+                Some(fd) => {
+                    check_listening(&fd, &configured)?;
+                    files.inherited.extend(spec.endpoint.path().and_then(SocketFile::at));
+                    fd
+                }
+                None => listen(&spec.endpoint, &mut files.owned)?,
+            };
+            addresses.push(bound_address(&fd, &spec.endpoint)?);
+            open.push(Listening { configured, class: spec.class, fd });
+        }
+        files.unclaimed.extend(inherited.iter().filter_map(unclaimed_file));
+        let table = lend(&addresses, &open)?;
+        Ok(Self { table, addresses, open: Mutex::new(open), files: Mutex::new(files) })
+    }
+
+    /// The addresses in the order of the specs, as Pingora's `Listeners` must be given them. A port that was 0 is
+    /// the one that the system chose.
+    pub fn addresses(&self) -> &[String] {
+        &self.addresses
+    }
+
+    /// The table in which Pingora's services find their sockets; one for all of them.
+    pub fn listen_fds(&self) -> ListenFds {
+        Arc::clone(&self.table.0)
+    }
+
+    /// Copies of what is open, for a successor.
+    pub fn to_hand_over(&self) -> io::Result<Vec<Inherited>> {
+        let copy = |listening: &Listening| {
+            let fd = listening.fd.try_clone()?;
+            Ok(Inherited { address: listening.configured.clone(), fd })
+        };
+        lock(&self.open).iter().map(copy).collect()
+    }
+
+    /// Closes our descriptors of a class; the ports close when Pingora's services have closed theirs.
+    pub fn close(&self, class: Class) {
+        lock(&self.open).retain(|listening| listening.class != class);
+    }
+
+    /// A successor has the socket files now: leave them when we end.
+    pub fn keep_files(&self) {
+        let mut files = lock(&self.files);
+        files.owned.drain(..).for_each(SocketFile::disown);
+    }
+
+    /// The process that we inherited from has let go: its socket files are ours to remove when we end, and those that
+    /// our configuration no longer has are removed now.
+    pub fn own_files(&self) {
+        let mut files = lock(&self.files);
+        let inherited = std::mem::take(&mut files.inherited);
+        files.owned.extend(inherited);
+        files.unclaimed.clear();
+    }
+
+    /// Gives the socket files to the user that the daemon will run as, who must be able to change their mode and to
+    /// remove them.
+    pub fn give_files_to(&self, identity: &Identity) -> Result<(), PrivilegeError> {
+        let files = lock(&self.files);
+        files.owned.iter().chain(&files.inherited).try_for_each(|file| identity.own(&file.path))
+    }
+}
+
+impl Drop for Files {
+    fn drop(&mut self) {
+        // Never confirmed as ours: the old process may still serve on them.
+        self.inherited.drain(..).chain(self.unclaimed.drain(..)).for_each(SocketFile::disown);
+    }
+}
+
+impl<S> Handed<S> {
+    /// `shutdown` turning true makes the service stop listening. A service that ends before that (its listeners could
+    /// not be built, a panic) has its name sent to `failures`.
+    pub fn new(
+        inner: S,
+        sockets: &Sockets,
+        shutdown: watch::Receiver<bool>,
+        failures: mpsc::UnboundedSender<String>,
+    ) -> Self {
+        Self { inner, table: sockets.listen_fds(), shutdown, failures }
+    }
+}
+
+#[async_trait]
+impl<S: Service> Service for Handed<S> {
+    async fn start_service(
+        &mut self,
+        _server_fds: Option<ListenFds>,
+        _server_shutdown: ShutdownWatch,
+        listeners_per_fd: usize,
+    ) {
+        let name = self.inner.name().to_owned();
+        let _guard = EndedEarly { name: &name, shutdown: &self.shutdown, failures: &self.failures };
+        let table = Some(Arc::clone(&self.table));
+        self.inner.start_service(table, self.shutdown.clone(), listeners_per_fd).await;
+    }
+
+    fn name(&self) -> &str {
+        self.inner.name()
+    }
+
+    fn threads(&self) -> Option<usize> {
+        self.inner.threads()
+    }
+
+    fn runtime_opts_override(&self, global: &RuntimeOpts) -> Option<RuntimeOpts> {
+        self.inner.runtime_opts_override(global)
+    }
+
+    fn listen_addresses(&self) -> Option<Vec<String>> {
+        // Nothing in the server's own table is ours.
+        Some(Vec::new())
+    }
+}
+
+impl Drop for EndedEarly<'_> {
+    fn drop(&mut self) {
+        if !*self.shutdown.borrow() {
+            // Nobody listens once the process is ending, and then nobody needs to know.
+            let _ = self.failures.send(self.name.to_owned());
+        }
+    }
+}
+
+impl SocketFile {
+    /// The file that stands at `path` now, if one does.
+    pub(super) fn at(path: &Path) -> Option<Self> {
+        FileId::at(path).ok().map(|id| Self { path: path.to_owned(), id })
+    }
+
+    fn disown(mut self) {
+        self.path = PathBuf::new();
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if FileId::at(&self.path).is_ok_and(|there| there == self.id)
+            && let Err(error) = std::fs::remove_file(&self.path)
+        {
+            log::warn!("socket {}: cannot be removed: {error}", self.path.display());
+        }
+    }
+}
+
+impl std::fmt::Debug for Table {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Table")
+    }
+}
+
+/// Makes way for a socket file: removes one that nobody answers on, refuses one that somebody does.
+pub(super) fn clear_stale_socket(path: &Path) -> Result<(), ListenError> {
+    let address = || path.display().to_string();
+    let metadata = match std::fs::symlink_metadata(path) {
+        Ok(metadata) => metadata,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(explain(error, address(), UNIX_REMEDY)),
+    };
+    if !metadata.file_type().is_socket() {
+        return Err(ListenError::NotASocket { address: address() });
+    }
+    match UnixStream::connect(path) {
+        Ok(_) => Err(ListenError::InUse { address: address() }),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            std::fs::remove_file(path).map_err(|error| explain(error, address(), UNIX_REMEDY))
+        }
+        Err(error) => Err(explain(error, address(), UNIX_REMEDY)),
+    }
+}
+
+const TCP_REMEDY: &str = "ports below 1024 need root or the capability CAP_NET_BIND_SERVICE (setcap cap_net_bind_service=+ep FILE)";
+const UNIX_REMEDY: &str = "the directory must be writable for this user";
+
+fn claim(inherited: &mut Vec<Inherited>, endpoint: &Endpoint) -> Option<OwnedFd> {
+    let configured = endpoint.configured();
+    let index = inherited.iter().position(|socket| socket.address == configured)?;
+    let socket = inherited.remove(index);
+    // A socket whose file somebody has removed can never be connected to again: bind a new one.
+    let reachable = endpoint.path().is_none_or(Path::exists);
+    reachable.then_some(socket.fd)
+}
+
+fn check_listening(fd: &OwnedFd, address: &str) -> Result<(), ListenError> {
+    match nix::sys::socket::getsockopt(fd, nix::sys::socket::sockopt::AcceptConn) {
+        Ok(true) => Ok(()),
+        _ => Err(ListenError::NotListening { address: address.to_owned() }),
+    }
+}
+
+fn unclaimed_file(socket: &Inherited) -> Option<SocketFile> {
+    log::info!("listener {}: inherited and no longer configured, closed", socket.address);
+    let is_file = socket.address.parse::<SocketAddr>().is_err();
+    is_file.then(|| SocketFile::at(Path::new(&socket.address))).flatten()
+}
+
+fn listen(endpoint: &Endpoint, files: &mut Vec<SocketFile>) -> Result<OwnedFd, ListenError> {
+    let (result, remedy) = match endpoint {
+        Endpoint::Tcp(address) => (listen_tcp(*address), TCP_REMEDY),
+        Endpoint::Unix { path, mode } => {
+            clear_stale_socket(path)?;
+            (listen_unix(path, *mode, files), UNIX_REMEDY)
+        }
+    };
+    result.map_err(|error| explain(error, endpoint.configured(), remedy))
+}
+
+fn listen_tcp(address: SocketAddr) -> io::Result<OwnedFd> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    // Connections of a former process in TIME_WAIT must not keep the port from us.
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+fn listen_unix(path: &Path, mode: u32, files: &mut Vec<SocketFile>) -> io::Result<OwnedFd> {
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&SockAddr::unix(path)?)?;
+    files.extend(SocketFile::at(path));
+    // Before listening: nobody connects while the mode is not yet the wanted one.
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+fn bound_address(fd: &OwnedFd, endpoint: &Endpoint) -> Result<String, ListenError> {
+    let local = || socket2::SockRef::from(fd).local_addr();
+    match endpoint {
+        Endpoint::Unix { .. } => Ok(endpoint.configured()),
+        Endpoint::Tcp(configured) => match local() {
+            Ok(address) => Ok(address.as_socket().unwrap_or(*configured).to_string()),
+            Err(source) => Err(ListenError::Io { address: configured.to_string(), source }),
+        },
+    }
+}
+
+/// The copies for Pingora. They are given away as bare numbers, which is all that its table takes: from here on only the
+/// service that takes one can close it.
+fn lend(addresses: &[String], open: &[Listening]) -> Result<Table, ListenError> {
+    let mut fds = Fds::new();
+    for (address, listening) in addresses.iter().zip(open) {
+        let copy = listening.fd.as_fd().try_clone_to_owned();
+        let copy = copy.map_err(|source| ListenError::Io { address: address.clone(), source })?;
+        fds.add(address.clone(), copy.into_raw_fd());
+    }
+    Ok(Table(Arc::new(fds.into())))
+}
+
+fn explain(source: io::Error, address: String, remedy: &'static str) -> ListenError {
+    match source.kind() {
+        io::ErrorKind::AddrInUse => ListenError::InUse { address },
+        io::ErrorKind::PermissionDenied => ListenError::Denied { address, remedy },
+        io::ErrorKind::AddrNotAvailable => ListenError::NotLocal { address },
+        _ => ListenError::Io { address, source },
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::net::TcpStream;
+    use std::time::{Duration, Instant};
+
+    use pingora::apps::ServerApp;
+    use pingora::protocols::Stream;
+    use pingora::services::listening::Service as Listener;
+
+    use super::*;
+
+    fn any_port() -> ListenSpec {
+        ListenSpec::traffic(Endpoint::Tcp("127.0.0.1:0".parse().unwrap()))
+    }
+
+    fn unix(path: &Path) -> ListenSpec {
+        ListenSpec::traffic(Endpoint::Unix { path: path.to_owned(), mode: 0o660 })
+    }
+
+    /// Closes the copies that no service of the test will take.
+    fn close_table(sockets: &Sockets) {
+        for fd in sockets.listen_fds().lock().serialize().1 {
+            nix::unistd::close(fd).unwrap();
+        }
+    }
+
+    #[test]
+    fn binds_and_names_the_real_ports() {
+        let v6 = ListenSpec::admin(Endpoint::Tcp("[::1]:0".parse().unwrap()));
+        let sockets = Sockets::bind(&[any_port(), any_port(), v6]).unwrap();
+        for address in sockets.addresses() {
+            assert!(!address.ends_with(":0"));
+            assert!(sockets.listen_fds().lock().get(address).is_some());
+            TcpStream::connect(address).unwrap();
+        }
+        assert!(sockets.addresses()[2].starts_with("[::1]:"));
+    }
+
+    #[test]
+    fn a_port_in_use_is_named_with_the_remedy() {
+        let first = Sockets::bind(&[any_port()]).unwrap();
+        let address = first.addresses()[0].clone();
+        let spec = ListenSpec::traffic(Endpoint::Tcp(address.parse().unwrap()));
+        let error = Sockets::bind(&[spec]).unwrap_err().to_string();
+        assert!(error.contains(&address) && error.contains("SIGQUIT"), "{error}");
+    }
+
+    #[test]
+    fn an_address_of_another_machine_is_refused() {
+        let spec = ListenSpec::traffic(Endpoint::Tcp("192.0.2.1:0".parse().unwrap()));
+        assert!(matches!(Sockets::bind(&[spec]), Err(ListenError::NotLocal { .. })));
+    }
+
+    #[test]
+    fn a_missing_permission_is_explained() {
+        let error = explain(io::ErrorKind::PermissionDenied.into(), "0.0.0.0:80".to_owned(), TCP_REMEDY);
+        assert!(error.to_string().contains("CAP_NET_BIND_SERVICE"));
+    }
+
+    #[test]
+    fn closing_a_class_closes_its_ports_only() {
+        let admin = ListenSpec::admin(Endpoint::Tcp("127.0.0.1:0".parse().unwrap()));
+        let sockets = Sockets::bind(&[any_port(), admin]).unwrap();
+        close_table(&sockets);
+        sockets.close(Class::Traffic);
+        assert!(TcpStream::connect(&sockets.addresses()[0]).is_err());
+        TcpStream::connect(&sockets.addresses()[1]).unwrap();
+    }
+
+    #[test]
+    fn a_socket_file_has_its_mode_and_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lb.sock");
+        let sockets = Sockets::bind(&[unix(&path)]).unwrap();
+        assert_eq!(sockets.addresses()[0], path.to_str().unwrap());
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o660);
+        UnixStream::connect(&path).unwrap();
+        assert!(matches!(Sockets::bind(&[unix(&path)]), Err(ListenError::InUse { .. })));
+        drop(sockets);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_stale_socket_file_is_replaced_and_any_other_file_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let (stale, file) = (dir.path().join("stale"), dir.path().join("file"));
+        drop(std::os::unix::net::UnixListener::bind(&stale).unwrap());
+        Sockets::bind(&[unix(&stale)]).unwrap();
+        std::fs::write(&file, "data").unwrap();
+        assert!(matches!(Sockets::bind(&[unix(&file)]), Err(ListenError::NotASocket { .. })));
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "data");
+    }
+
+    #[test]
+    fn a_failed_start_leaves_no_socket_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lb.sock");
+        let elsewhere = ListenSpec::traffic(Endpoint::Tcp("192.0.2.1:0".parse().unwrap()));
+        Sockets::bind(&[unix(&path), elsewhere]).unwrap_err();
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_successor_takes_what_it_knows_and_closes_the_rest() {
+        let dir = tempfile::tempdir().unwrap();
+        let (kept, gone) = (dir.path().join("kept"), dir.path().join("gone"));
+        let old = Sockets::bind(&[any_port(), unix(&kept), unix(&gone), any_port()]).unwrap();
+        let new = Sockets::adopt(old.to_hand_over().unwrap(), &[unix(&kept), any_port()]).unwrap();
+        assert_eq!(new.addresses()[0], old.addresses()[1]);
+        assert_eq!(new.addresses()[1], old.addresses()[0], "port 0 is inherited in order");
+
+        new.own_files();
+        old.keep_files();
+        drop(old);
+        assert!(kept.exists() && !gone.exists());
+        UnixStream::connect(&kept).unwrap();
+        drop(new);
+        assert!(!kept.exists());
+    }
+
+    #[test]
+    fn a_successor_that_fails_leaves_the_old_ones_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let (kept, gone) = (dir.path().join("kept"), dir.path().join("gone"));
+        let old = Sockets::bind(&[unix(&kept), unix(&gone)]).unwrap();
+        drop(Sockets::adopt(old.to_hand_over().unwrap(), &[unix(&kept)]).unwrap());
+        assert!(kept.exists() && gone.exists());
+    }
+
+    #[test]
+    fn what_is_inherited_must_listen() {
+        let (stream, _peer) = UnixStream::pair().unwrap();
+        let inherited = vec![Inherited { address: "127.0.0.1:0".to_owned(), fd: stream.into() }];
+        assert!(matches!(Sockets::adopt(inherited, &[any_port()]), Err(ListenError::NotListening { .. })));
+    }
+
+    /// Closes each connection at once.
+    struct Hello;
+
+    #[async_trait]
+    impl ServerApp for Hello {
+        async fn process_new(self: &Arc<Self>, _: Stream, _: &ShutdownWatch) -> Option<Stream> {
+            None
+        }
+    }
+
+    fn refused_by(deadline: Instant, address: &str) -> bool {
+        while Instant::now() < deadline {
+            if TcpStream::connect(address).is_err() {
+                return true;
+            }
+            std::thread::yield_now();
+        }
+        false
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+    async fn a_pingora_service_takes_the_socket_and_closes_it_when_told() {
+        let sockets = Sockets::bind(&[any_port()]).unwrap();
+        let address = sockets.addresses()[0].clone();
+        let mut listener = Listener::new("test".to_owned(), Hello);
+        listener.add_tcp(&address);
+        let (stop, stopped) = watch::channel(false);
+        let (failures, mut failed) = mpsc::unbounded_channel();
+        let (_server, server_shutdown) = watch::channel(false);
+        let mut handed = Handed::new(listener, &sockets, stopped, failures);
+        let running = tokio::spawn(async move {
+            Service::start_service(&mut handed, None, server_shutdown, 1).await;
+        });
+        let connected = address.clone();
+        let answer = tokio::task::spawn_blocking(move || {
+            let mut stream = TcpStream::connect(connected).unwrap();
+            stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+            stream.read(&mut [0])
+        });
+        assert_eq!(answer.await.unwrap().unwrap(), 0);
+
+        sockets.close(Class::Traffic);
+        stop.send(true).unwrap();
+        running.await.unwrap();
+        assert!(refused_by(Instant::now() + Duration::from_secs(5), &address));
+        assert_eq!(failed.recv().await, None, "an asked-for end is no failure");
+    }
+
+    struct Broken;
+
+    #[async_trait]
+    impl Service for Broken {
+        async fn start_service(&mut self, _: Option<ListenFds>, _: ShutdownWatch, _: usize) {
+            panic!("cannot build listeners");
+        }
+
+        fn name(&self) -> &str {
+            "broken"
+        }
+    }
+
+    #[tokio::test]
+    async fn a_service_that_panics_is_reported() {
+        let sockets = Sockets::bind(&[]).unwrap();
+        let (_stop, stopped) = watch::channel(false);
+        let (failures, mut failed) = mpsc::unbounded_channel();
+        let mut handed = Handed::new(Broken, &sockets, stopped.clone(), failures);
+        let task = tokio::spawn(async move { Service::start_service(&mut handed, None, stopped, 1).await });
+        assert!(task.await.unwrap_err().is_panic());
+        assert_eq!(failed.recv().await.as_deref(), Some("broken"));
+    }
+}

@@ -1,0 +1,668 @@
+//! The hand-over of the listening sockets from a running process to its successor, over `upgrade_sock`.
+//!
+//! ```text
+//! old (QUIT)                                new (-u)
+//! listens on upgrade_sock, mode 0600        connects, again and again for 10 s
+//! checks the peer's user            <-----  Hello {version, pid}
+//! Hello {version, pid}, Listeners,  ----->  has the same kernel sockets from here on
+//! the descriptors, 100 at a time
+//! goes on serving                           starts: adopts, binds what is new, checks health
+//!                                   <-----  Ready
+//! withdraws the offer, Ack          ----->  takes the pid file over
+//! drains
+//! ```
+//!
+//! A frame is one byte of kind, four of length (big-endian), and that many bytes. The descriptors follow the `Listeners`
+//! frame, attached to single bytes of value 0. `Hello` keeps its beginning in every version to come, so two versions can
+//! always tell each other apart.
+//!
+//! The invariant: until it has sent `Ack` the old process serves, and whatever goes wrong before that (nobody comes, the
+//! new process dies, another version, garbage) changes nothing for it.
+
+use std::io::{self, IoSlice, IoSliceMut, Read, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::kill;
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use nix::unistd::{Pid, Uid};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags,
+};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
+use tokio::time::timeout;
+
+use super::create_private_dir;
+use super::sockets::{Inherited, ListenError, SocketFile, clear_stale_socket};
+
+/// How long an offer stands, and how long a successor may take from its connection until it serves.
+pub const WINDOW: Duration = Duration::from_secs(60);
+/// How long a process started with `-u` looks for an offer.
+pub const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The version of this protocol.
+const VERSION: u16 = 1;
+const MAGIC: [u8; 8] = *b"LBUPGRAD";
+/// Bounds what a peer can make us allocate: some ten thousand listeners.
+const MAX_FRAME: usize = 1 << 20;
+/// The kernel takes at most 253 descriptors in one message.
+const BATCH: usize = 100;
+/// For everything that the other side answers without having to work for it.
+const ANSWER_TIME: Duration = Duration::from_secs(5);
+/// Shorter, since a silent stranger keeps the successor behind it waiting.
+const GREETING_TIME: Duration = Duration::from_secs(1);
+const RETRY: Duration = Duration::from_millis(50);
+
+/// What the old process holds out to a successor. Dropping it withdraws it.
+#[derive(Debug)]
+pub struct Offer {
+    listener: tokio::net::UnixListener,
+    /// Removes the socket file.
+    _file: Option<SocketFile>,
+}
+
+/// The new process's connection to the old one, between receiving its sockets and serving on them. Dropping it without
+/// [`ready`](Claim::ready) makes the old process go on as before.
+#[derive(Debug)]
+pub struct Claim {
+    stream: UnixStream,
+    old_pid: u32,
+}
+
+/// Why a hand-over did not come about.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say it")]
+pub enum UpgradeError {
+    #[error("cannot offer the sockets: {0}")]
+    Offer(#[from] ListenError),
+    #[error("no process started with -u came within {0:?}")]
+    NobodyCame(Duration),
+    #[error("the new process {pid} ended before it was ready")]
+    SuccessorEnded { pid: u32 },
+    #[error("the new process {pid} was not ready within {after:?}")]
+    SuccessorSlow { pid: u32, after: Duration },
+    #[error("no running process offers its sockets at {path}: send SIGQUIT to it first")]
+    NoOffer { path: PathBuf },
+    #[error("cannot connect to {path}: {source}")]
+    Connect { path: PathBuf, source: io::Error },
+    #[error("the other process runs as uid {0}, which is neither this user nor root")]
+    Untrusted(Uid),
+    #[error("the other process speaks version {theirs} of the hand-over, this one version {ours}")]
+    Version { theirs: u16, ours: u16 },
+    #[error("the other process refused: {0}")]
+    Refused(String),
+    #[error("the old process {old_pid} did not acknowledge and still runs")]
+    NotAcknowledged { old_pid: u32 },
+    #[error("the other process broke the protocol: {0}")]
+    Protocol(&'static str),
+    #[error("received {got} of {announced} sockets: is the limit of open files (ulimit -n) too low?")]
+    Truncated { got: usize, announced: usize },
+    #[error("the connection to the other process failed: {0}")]
+    Io(#[from] io::Error),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Frame {
+    Hello { version: u16, pid: u32 },
+    Listeners(Vec<String>),
+    Refused(String),
+    Ready,
+    Ack,
+}
+
+/// Kind and length of the frame that follows.
+type Header = [u8; 5];
+
+// === the old process ===
+
+impl Offer {
+    /// Listens at `path`. Missing parent directories are created with mode 0700; a stale socket is replaced.
+    ///
+    /// Must be called inside a tokio runtime.
+    pub fn open(path: &Path) -> Result<Self, UpgradeError> {
+        if let Some(dir) = path.parent().filter(|dir| !dir.as_os_str().is_empty()) {
+            create_private_dir(dir)?;
+        }
+        clear_stale_socket(path)?;
+        let listener = tokio::net::UnixListener::bind(path)?;
+        let file = SocketFile::at(path);
+        // Whoever connects before this is still judged by its user.
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+        Ok(Self { listener, _file: file })
+    }
+
+    /// Waits up to `window` for a successor, gives it the sockets, and returns its pid once it serves and has been
+    /// told that this process drains now. Cancelling this future withdraws the offer.
+    ///
+    /// # Errors
+    /// The offer is withdrawn and nothing has changed for this process. A peer that does not get as far as receiving the
+    /// sockets (another user, another version, garbage) is logged and does not end the offer.
+    pub async fn serve(self, sockets: Vec<Inherited>, window: Duration) -> Result<u32, UpgradeError> {
+        let greeted = async {
+            loop {
+                let (mut stream, _) = self.listener.accept().await?;
+                match greet(&mut stream, VERSION).await {
+                    Ok(pid) => return Ok::<_, UpgradeError>((stream, pid)),
+                    Err(error) => log::warn!("upgrade: a process was turned away: {error}"),
+                }
+            }
+        };
+        let (mut stream, pid) =
+            timeout(window, greeted).await.map_err(|_| UpgradeError::NobodyCame(window))??;
+        log::info!("upgrade: process {pid} takes {} listeners", sockets.len());
+        bounded(ANSWER_TIME, send_sockets(&mut stream, &sockets)).await?;
+        await_ready(&mut stream, pid, window).await?;
+        // Before the answer: the successor may itself be asked to offer at this path at any time after it.
+        drop(self);
+        bounded(ANSWER_TIME, async { Ok(stream.write_all(&Frame::Ack.encode()).await?) }).await?;
+        Ok(pid)
+    }
+}
+
+/// Checks who connected and which version it speaks; returns its pid.
+async fn greet(stream: &mut tokio::net::UnixStream, version: u16) -> Result<u32, UpgradeError> {
+    let credentials = getsockopt(stream, PeerCredentials).map_err(io::Error::from)?;
+    check_user(credentials.uid(), &[Uid::effective()])?;
+    let hello = Frame::Hello { version, pid: std::process::id() };
+    bounded(GREETING_TIME, async {
+        let Frame::Hello { version: theirs, pid } = receive(stream).await? else {
+            return Err(UpgradeError::Protocol("the first frame is not Hello"));
+        };
+        stream.write_all(&hello.encode()).await?;
+        if theirs == version {
+            return Ok(pid);
+        }
+        let error = UpgradeError::Version { theirs, ours: version };
+        stream.write_all(&Frame::Refused(error.to_string()).encode()).await?;
+        Err(error)
+    })
+    .await
+}
+
+async fn send_sockets(
+    stream: &mut tokio::net::UnixStream,
+    sockets: &[Inherited],
+) -> Result<(), UpgradeError> {
+    let addresses = sockets.iter().map(|socket| socket.address.clone()).collect();
+    stream.write_all(&Frame::Listeners(addresses).encode()).await?;
+    let fds: Vec<BorrowedFd<'_>> = sockets.iter().map(|socket| socket.fd.as_fd()).collect();
+    for batch in fds.chunks(BATCH) {
+        stream.async_io(Interest::WRITABLE, || send_fds(stream.as_fd(), batch)).await?;
+    }
+    Ok(())
+}
+
+async fn await_ready(
+    stream: &mut tokio::net::UnixStream,
+    pid: u32,
+    window: Duration,
+) -> Result<(), UpgradeError> {
+    match timeout(window, receive(stream)).await {
+        Ok(Ok(Frame::Ready)) => Ok(()),
+        Ok(Ok(_)) => Err(UpgradeError::Protocol("expected Ready")),
+        Ok(Err(UpgradeError::Io(_))) => Err(UpgradeError::SuccessorEnded { pid }),
+        Ok(Err(error)) => Err(error),
+        Err(_) => Err(UpgradeError::SuccessorSlow { pid, after: window }),
+    }
+}
+
+async fn receive(stream: &mut tokio::net::UnixStream) -> Result<Frame, UpgradeError> {
+    let mut header = Header::default();
+    stream.read_exact(&mut header).await?;
+    let mut payload = vec![0; payload_len(header)?];
+    stream.read_exact(&mut payload).await?;
+    Frame::parse(header[0], &payload)
+}
+
+async fn bounded<T>(
+    time: Duration,
+    answer: impl Future<Output = Result<T, UpgradeError>>,
+) -> Result<T, UpgradeError> {
+    timeout(time, answer).await.map_err(|_| UpgradeError::Io(io::ErrorKind::TimedOut.into()))?
+}
+
+// === the new process ===
+
+/// Connects to the process that offers its sockets at `path`, looking for it for `patience`, and receives them. The
+/// process may run as this user, as root, or as `user` (the one that the configuration says to run as).
+///
+/// Blocks; to be called before the server is started.
+pub fn take(
+    path: &Path,
+    user: Option<Uid>,
+    patience: Duration,
+) -> Result<(Vec<Inherited>, Claim), UpgradeError> {
+    let stream = connect(path, Instant::now() + patience)?;
+    let credentials = getsockopt(&stream, PeerCredentials).map_err(io::Error::from)?;
+    let trusted: Vec<Uid> = [Uid::effective()].into_iter().chain(user).collect();
+    check_user(credentials.uid(), &trusted)?;
+    take_from(stream, VERSION)
+}
+
+impl Claim {
+    /// The process that the sockets came from.
+    pub fn old_pid(&self) -> u32 {
+        self.old_pid
+    }
+
+    /// Tells the old process that this one serves, and waits (at most five seconds) for its acknowledgement, after
+    /// which it drains. An old process that is gone needs not acknowledge.
+    ///
+    /// # Errors
+    /// [`UpgradeError::NotAcknowledged`]: the old process has withdrawn its offer and goes on; this one must end.
+    pub fn ready(mut self) -> Result<(), UpgradeError> {
+        let answer = match self.stream.write_all(&Frame::Ready.encode()) {
+            Ok(()) => receive_blocking(&mut self.stream),
+            Err(error) => Err(error.into()),
+        };
+        match answer {
+            Ok(Frame::Ack) => Ok(()),
+            _ if is_gone(self.old_pid) => {
+                log::warn!("upgrade: the old process {} is gone, this one goes on", self.old_pid);
+                Ok(())
+            }
+            _ => Err(UpgradeError::NotAcknowledged { old_pid: self.old_pid }),
+        }
+    }
+}
+
+fn connect(path: &Path, deadline: Instant) -> Result<UnixStream, UpgradeError> {
+    let absent = [io::ErrorKind::NotFound, io::ErrorKind::ConnectionRefused];
+    loop {
+        match UnixStream::connect(path) {
+            Ok(stream) => return Ok(stream),
+            Err(error) if !absent.contains(&error.kind()) => {
+                return Err(UpgradeError::Connect { path: path.to_owned(), source: error });
+            }
+            Err(_) if Instant::now() >= deadline => {
+                return Err(UpgradeError::NoOffer { path: path.to_owned() });
+            }
+            Err(_) => std::thread::sleep(RETRY),
+        }
+    }
+}
+
+fn take_from(mut stream: UnixStream, version: u16) -> Result<(Vec<Inherited>, Claim), UpgradeError> {
+    stream.set_read_timeout(Some(ANSWER_TIME))?;
+    stream.set_write_timeout(Some(ANSWER_TIME))?;
+    let hello = Frame::Hello { version, pid: std::process::id() };
+    stream.write_all(&hello.encode())?;
+    let old_pid = match receive_blocking(&mut stream)? {
+        Frame::Hello { version: theirs, pid } if theirs == version => pid,
+        Frame::Hello { version: theirs, .. } => return Err(UpgradeError::Version { theirs, ours: version }),
+        _ => return Err(UpgradeError::Protocol("the first frame is not Hello")),
+    };
+    let addresses = match receive_blocking(&mut stream)? {
+        Frame::Listeners(addresses) => addresses,
+        Frame::Refused(reason) => return Err(UpgradeError::Refused(reason)),
+        _ => return Err(UpgradeError::Protocol("expected Listeners")),
+    };
+    let fds = receive_fds(&stream, addresses.len())?;
+    let inherited = addresses.into_iter().zip(fds).map(|(address, fd)| Inherited { address, fd });
+    Ok((inherited.collect(), Claim { stream, old_pid }))
+}
+
+fn receive_blocking(stream: &mut UnixStream) -> Result<Frame, UpgradeError> {
+    let mut header = Header::default();
+    stream.read_exact(&mut header)?;
+    let mut payload = vec![0; payload_len(header)?];
+    stream.read_exact(&mut payload)?;
+    Frame::parse(header[0], &payload)
+}
+
+fn is_gone(pid: u32) -> bool {
+    let pid = i32::try_from(pid).ok().filter(|pid| *pid > 0);
+    // Not allowed to signal it means that it is there.
+    pid.is_some_and(|pid| kill(Pid::from_raw(pid), None) == Err(nix::errno::Errno::ESRCH))
+}
+
+// === both ===
+
+/// The directory's and the file's modes keep others away already; a path in a shared directory has neither.
+fn check_user(peer: u32, trusted: &[Uid]) -> Result<(), UpgradeError> {
+    let peer = Uid::from_raw(peer);
+    if peer.is_root() || trusted.contains(&peer) { Ok(()) } else { Err(UpgradeError::Untrusted(peer)) }
+}
+
+fn send_fds(stream: BorrowedFd<'_>, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(BATCH))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !control.push(SendAncillaryMessage::ScmRights(fds)) {
+        return Err(io::Error::other("more descriptors than fit into a message"));
+    }
+    rustix::net::sendmsg(stream, &[IoSlice::new(&[0])], &mut control, SendFlags::NOSIGNAL)?;
+    Ok(())
+}
+
+fn receive_fds(stream: &UnixStream, announced: usize) -> Result<Vec<OwnedFd>, UpgradeError> {
+    let mut fds = Vec::new();
+    while fds.len() < announced {
+        let before = fds.len();
+        let complete = receive_batch(stream, &mut fds)?;
+        if !complete || fds.len() == before || fds.len() > announced {
+            return Err(UpgradeError::Truncated { got: fds.len(), announced });
+        }
+    }
+    Ok(fds)
+}
+
+/// Receives one byte and what is attached to it; false when the kernel could not give us all of it.
+fn receive_batch(stream: &UnixStream, fds: &mut Vec<OwnedFd>) -> io::Result<bool> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(BATCH))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut byte = [0];
+    // No child process inherits the sockets.
+    let received = rustix::io::retry_on_intr(|| {
+        rustix::net::recvmsg(stream, &mut [IoSliceMut::new(&mut byte)], &mut control, RecvFlags::CMSG_CLOEXEC)
+    })?;
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(rights) = message {
+            fds.extend(rights);
+        }
+    }
+    Ok(!received.flags.contains(ReturnFlags::CTRUNC))
+}
+
+fn payload_len(header: Header) -> Result<usize, UpgradeError> {
+    let [_, length @ ..] = header;
+    match usize::try_from(u32::from_be_bytes(length)) {
+        Ok(length) if length <= MAX_FRAME => Ok(length),
+        _ => Err(UpgradeError::Protocol("a frame is too long")),
+    }
+}
+
+impl Frame {
+    fn parse(kind: u8, payload: &[u8]) -> Result<Self, UpgradeError> {
+        match kind {
+            b'H' => parse_hello(payload).ok_or(UpgradeError::Protocol("a Hello that is none")),
+            b'L' => parse_listeners(payload).ok_or(UpgradeError::Protocol("a broken list of listeners")),
+            b'X' => Ok(Self::Refused(String::from_utf8_lossy(payload).into_owned())),
+            b'R' => Ok(Self::Ready),
+            b'A' => Ok(Self::Ack),
+            _ => Err(UpgradeError::Protocol("a frame of unknown kind")),
+        }
+    }
+
+    fn encode(&self) -> Vec<u8> {
+        let mut payload = Vec::new();
+        let kind = match self {
+            Self::Hello { version, pid } => {
+                payload.extend(MAGIC);
+                payload.extend(version.to_be_bytes());
+                payload.extend(pid.to_be_bytes());
+                b'H'
+            }
+            Self::Listeners(addresses) => {
+                for address in addresses {
+                    payload.extend(length(address.len()));
+                    payload.extend(address.as_bytes());
+                }
+                b'L'
+            }
+            Self::Refused(reason) => {
+                payload.extend(reason.as_bytes());
+                b'X'
+            }
+            Self::Ready => b'R',
+            Self::Ack => b'A',
+        };
+        let mut frame = vec![kind];
+        frame.extend(length(payload.len()));
+        frame.append(&mut payload);
+        frame
+    }
+}
+
+fn length(bytes: usize) -> [u8; 4] {
+    // Saturating makes an impossible length one that the other side refuses.
+    u32::try_from(bytes).unwrap_or(u32::MAX).to_be_bytes()
+}
+
+/// Later versions may say more after these fields.
+fn parse_hello(payload: &[u8]) -> Option<Frame> {
+    let rest = payload.strip_prefix(&MAGIC)?;
+    let (version, rest) = rest.split_first_chunk()?;
+    let pid = rest.first_chunk()?;
+    Some(Frame::Hello { version: u16::from_be_bytes(*version), pid: u32::from_be_bytes(*pid) })
+}
+
+fn parse_listeners(mut payload: &[u8]) -> Option<Frame> {
+    let mut addresses = Vec::new();
+    while let Some((length, rest)) = payload.split_first_chunk() {
+        let (address, rest) = rest.split_at_checked(usize::try_from(u32::from_be_bytes(*length)).ok()?)?;
+        addresses.push(String::from_utf8(address.to_vec()).ok()?);
+        payload = rest;
+    }
+    payload.is_empty().then_some(Frame::Listeners(addresses))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream};
+
+    use proptest::prelude::{any, prop_assert_eq, proptest};
+
+    use super::*;
+
+    const SOON: Duration = Duration::from_secs(5);
+
+    fn round_trip(frame: &Frame) -> Frame {
+        let bytes = frame.encode();
+        let (header, payload) = bytes.split_first_chunk::<5>().unwrap();
+        assert_eq!(payload_len(*header).unwrap(), payload.len());
+        Frame::parse(header[0], payload).unwrap()
+    }
+
+    /// Listeners on ports of the system's choice, under addresses of the test's choice.
+    fn listeners(count: usize, name: impl Fn(usize) -> String) -> Vec<(TcpListener, Inherited)> {
+        let listener = |index| {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let fd = listener.try_clone().unwrap().into();
+            (listener, Inherited { address: name(index), fd })
+        };
+        (0..count).map(listener).collect()
+    }
+
+    async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+        tokio::task::spawn_blocking(work).await.unwrap()
+    }
+
+    #[test]
+    fn frames_survive_the_journey() {
+        let long = "unix:/".to_owned() + &"x".repeat(5000);
+        for frame in [
+            Frame::Hello { version: 7, pid: 123_456 },
+            Frame::Listeners(vec![]),
+            Frame::Listeners(vec![String::new(), "[::1]:443".to_owned(), "/a path/ü".to_owned(), long]),
+            Frame::Refused("no".to_owned()),
+            Frame::Ready,
+            Frame::Ack,
+        ] {
+            assert_eq!(round_trip(&frame), frame);
+        }
+    }
+
+    #[test]
+    fn a_later_hello_may_say_more() {
+        let mut payload = Frame::Hello { version: 9, pid: 1 }.encode().split_off(5);
+        payload.extend(b"and more");
+        assert_eq!(Frame::parse(b'H', &payload).unwrap(), Frame::Hello { version: 9, pid: 1 });
+    }
+
+    #[test]
+    fn broken_frames_are_errors() {
+        assert!(Frame::parse(b'?', b"").is_err());
+        assert!(Frame::parse(b'H', b"GET / HTTP/1.1").is_err());
+        assert!(Frame::parse(b'L', &[0, 0, 0, 9, b'x']).is_err());
+        assert!(Frame::parse(b'L', &[0, 0]).is_err());
+        assert!(Frame::parse(b'L', &[0, 0, 0, 1, 0xff]).is_err());
+        assert!(payload_len(*b"GET /").is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_the_parser_panic(header in any::<[u8; 5]>(), payload in any::<Vec<u8>>()) {
+            let _ = payload_len(header);
+            for kind in [header[0], b'H', b'L', b'X', b'R', b'A'] {
+                let _ = Frame::parse(kind, &payload);
+            }
+        }
+
+        #[test]
+        fn every_list_of_addresses_survives(addresses in any::<Vec<String>>()) {
+            let frame = Frame::Listeners(addresses);
+            prop_assert_eq!(round_trip(&frame), frame);
+        }
+    }
+
+    #[test]
+    fn only_the_same_user_and_root_are_trusted() {
+        let own = [Uid::from_raw(1000)];
+        assert!(check_user(1000, &own).is_ok());
+        assert!(check_user(0, &own).is_ok());
+        assert!(matches!(check_user(1001, &own), Err(UpgradeError::Untrusted(_))));
+        assert!(check_user(1000, &[Uid::from_raw(0)]).is_err());
+    }
+
+    #[tokio::test]
+    async fn a_hundred_listeners_with_long_addresses_are_handed_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("private/upgrade.sock");
+        let offer = Offer::open(&path).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+
+        let name = |index| format!("/{}/{index}", "very-long".repeat(20));
+        let (old, sockets): (Vec<_>, Vec<_>) = listeners(103, name).into_iter().unzip();
+        let serving = tokio::spawn(offer.serve(sockets, SOON));
+        let at = path.clone();
+        let (inherited, claim) = blocking(move || take(&at, None, SOON)).await.unwrap();
+        assert_eq!(claim.old_pid(), std::process::id());
+        assert_eq!(inherited.len(), 103);
+        for (index, (socket, old)) in inherited.into_iter().zip(old).enumerate() {
+            assert_eq!(socket.address, name(index));
+            let address = old.local_addr().unwrap();
+            // The old descriptor is gone: what answers is the inherited one.
+            drop(old);
+            let listener = TcpListener::from(socket.fd);
+            TcpStream::connect(address).unwrap();
+            listener.accept().unwrap();
+        }
+        blocking(move || claim.ready()).await.unwrap();
+        assert_eq!(serving.await.unwrap().unwrap(), std::process::id());
+        assert!(!path.exists());
+    }
+
+    #[tokio::test]
+    async fn either_may_come_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("upgrade.sock");
+        let at = path.clone();
+        let taking =
+            tokio::task::spawn_blocking(move || take(&at, None, SOON).map(|(_, claim)| claim.ready()));
+        let offer = Offer::open(&path).unwrap();
+        offer.serve(Vec::new(), SOON).await.unwrap();
+        taking.await.unwrap().unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_successor_that_dies_changes_nothing_and_another_may_come() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("upgrade.sock");
+        let (mut old, sockets): (Vec<_>, Vec<_>) = listeners(1, |_| "a".to_owned()).into_iter().unzip();
+        let serving = tokio::spawn(Offer::open(&path).unwrap().serve(sockets, SOON));
+        let at = path.clone();
+        drop(blocking(move || take(&at, None, SOON)).await.unwrap());
+        assert!(matches!(serving.await.unwrap(), Err(UpgradeError::SuccessorEnded { .. })));
+        assert!(!path.exists());
+
+        let old = old.pop().unwrap();
+        TcpStream::connect(old.local_addr().unwrap()).unwrap();
+        let fd = old.try_clone().unwrap().into();
+        let sockets = vec![Inherited { address: "a".to_owned(), fd }];
+        let serving = tokio::spawn(Offer::open(&path).unwrap().serve(sockets, SOON));
+        let (_, claim) = blocking(move || take(&path, None, SOON)).await.unwrap();
+        blocking(move || claim.ready()).await.unwrap();
+        serving.await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn nobody_comes() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("upgrade.sock");
+        let served = Offer::open(&path).unwrap().serve(Vec::new(), Duration::from_millis(20)).await;
+        assert!(matches!(served, Err(UpgradeError::NobodyCame(_))));
+        assert!(!path.exists());
+    }
+
+    #[tokio::test]
+    async fn garbage_and_silence_do_not_end_an_offer() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("upgrade.sock");
+        let serving = tokio::spawn(Offer::open(&path).unwrap().serve(Vec::new(), SOON));
+        drop(UnixStream::connect(&path).unwrap());
+        UnixStream::connect(&path).unwrap().write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+        let (_, claim) = blocking(move || take(&path, None, SOON)).await.unwrap();
+        blocking(move || claim.ready()).await.unwrap();
+        serving.await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn both_sides_name_a_version_that_differs() {
+        let (old, new) = UnixStream::pair().unwrap();
+        old.set_nonblocking(true).unwrap();
+        let mut old = tokio::net::UnixStream::from_std(old).unwrap();
+        let taking = tokio::task::spawn_blocking(move || take_from(new, 2));
+        let greeted = greet(&mut old, 1).await.unwrap_err().to_string();
+        let taken = taking.await.unwrap().unwrap_err().to_string();
+        assert!(greeted.contains("version 2") && greeted.contains("this one version 1"), "{greeted}");
+        assert!(taken.contains("version 1") && taken.contains("this one version 2"), "{taken}");
+    }
+
+    #[test]
+    fn without_an_offer_the_remedy_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = take(&dir.path().join("none"), None, Duration::ZERO).unwrap_err().to_string();
+        assert!(
+            error.contains("no running process offers its sockets") && error.contains("SIGQUIT"),
+            "{error}"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_withdrawn_offer_is_not_mistaken_for_an_acknowledgement() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("upgrade.sock");
+        let serving = tokio::spawn(Offer::open(&path).unwrap().serve(Vec::new(), SOON));
+        let at = path.clone();
+        let (_, claim) = blocking(move || take(&at, None, SOON)).await.unwrap();
+        serving.abort();
+        assert!(serving.await.unwrap_err().is_cancelled());
+        assert!(!path.exists());
+        let refused = blocking(move || claim.ready()).await;
+        assert!(matches!(refused, Err(UpgradeError::NotAcknowledged { .. })));
+    }
+
+    #[test]
+    fn fewer_sockets_than_announced_are_an_error() {
+        let (old, new) = UnixStream::pair().unwrap();
+        let fd = old.as_fd();
+        send_fds(fd, &[fd]).unwrap();
+        drop(old);
+        assert!(matches!(receive_fds(&new, 2), Err(UpgradeError::Truncated { got: 1, announced: 2 })));
+    }
+
+    #[test]
+    fn a_process_that_is_gone_is_told_from_one_that_runs() {
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let pid = child.id();
+        child.wait().unwrap();
+        assert!(is_gone(pid));
+        assert!(!is_gone(std::process::id()));
+        assert!(!is_gone(0) && !is_gone(u32::MAX));
+    }
+}

@@ -1,0 +1,43 @@
+//! Where fixtures lie, and surroundings that are the same on every machine.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use shared::config::{Context, Files};
+
+/// The root of the repository.
+pub(crate) fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// The configurations in a directory, sorted.
+pub(crate) fn yaml_files(directory: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(directory).unwrap_or_else(|error| panic!("{}: {error}", directory.display()));
+    let paths = entries.map(|entry| entry.expect("a directory can be read").path());
+    let mut files: Vec<PathBuf> = paths.filter(|path| path.extension().is_some_and(|end| end == "yaml")).collect();
+    files.sort();
+    files
+}
+
+/// Root on a machine with two CPUs, no environment variables, and every file where it should be.
+pub(crate) fn context() -> Context<'static> {
+    Context { variables: &|_| None, uid: 0, cpus: 2, daemon: false, files: &EveryFile }
+}
+
+/// A file system on which every directory can be written to and every file holds the same certificate.
+struct EveryFile;
+
+impl Files for EveryFile {
+    fn read(&self, _: &Path) -> io::Result<Vec<u8>> {
+        fs::read(repository().join("tests/fixtures/config/authority.pem"))
+    }
+
+    fn refuses_new_files(&self, _: &Path) -> Option<String> {
+        None
+    }
+
+    fn is_directory(&self, path: &Path) -> bool {
+        path.extension().is_none()
+    }
+}

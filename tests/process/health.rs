@@ -1,0 +1,271 @@
+//! Health checks, seen from outside: which backends get traffic, and when.
+
+use std::time::{Duration, Instant};
+
+use tests::wait::{self, LONG};
+use tests::{Answer, Authority, Behaviour, Daemon, Lab, Origin, Unreachable};
+
+use crate::{pool, pool_of};
+
+/// The key `health_check` of a pool: quick checks, and what the test adds.
+fn check(kind: &str, more: &str) -> String {
+    format!("health_check: {{type: {kind}, interval: 200ms, fast_interval: 200ms, jitter: 0, {more}}}")
+}
+
+/// Waits until the metrics say that this backend is up, or is not.
+#[track_caller]
+fn wait_up(daemon: &Daemon, origin: &Origin, up: bool) {
+    let label = format!("backend=\"{}\"", origin.address);
+    let what = format!("{} is {}", origin.name(), if up { "up" } else { "down" });
+    let wanted = if up { 1.0 } else { 0.0 };
+    wait::until(LONG, &what, || daemon.metric("lb_backend_up", &[&label]) == wanted);
+}
+
+/// The origins that answer ten requests.
+fn answering(daemon: &Daemon) -> Vec<String> {
+    let names = (0..10).map(|_| daemon.get("/traffic").unwrap().origin().to_owned());
+    crate::tally(names).into_iter().map(|(name, _)| name).collect()
+}
+
+/// When an origin was asked for `path`, one instant per request, until there are `count` of them.
+#[track_caller]
+fn check_times(origin: &Origin, path: &str, count: usize) -> Vec<Instant> {
+    let asked = || origin.seen().iter().filter(|seen| seen.target() == path).count();
+    let (mut known, mut times) = (asked(), Vec::new());
+    wait::until(LONG, &format!("{count} checks have come"), || {
+        let now = asked();
+        times.extend(std::iter::repeat_n(Instant::now(), now - known));
+        known = now;
+        times.len() >= count
+    });
+    times
+}
+
+#[test]
+fn tcp_checks_leave_out_a_backend_that_goes_down_and_take_it_back() {
+    let lab = Lab::new();
+    let (one, mut two) = (Origin::start("one"), Origin::start("two"));
+    let daemon = lab.start(&pool(&[&one, &two], &check("tcp", "rise: 1, fall: 1")));
+    assert_eq!(answering(&daemon), ["one", "two"]);
+    two.refuse();
+    wait_up(&daemon, &two, false);
+    assert_eq!(answering(&daemon), ["one"]);
+    two.come_back();
+    wait_up(&daemon, &two, true);
+    assert_eq!(answering(&daemon), ["one", "two"]);
+    let address = two.address.to_string();
+    daemon.logged(&["web", &address, "1 check", "failed", "refused"]);
+}
+
+#[test]
+fn http_checks_send_what_is_configured() {
+    let lab = Lab::new();
+    let origin = Origin::start("one");
+    let more = "path: \"/health?deep=1\", method: HEAD, host: checked.test";
+    let _daemon = lab.start(&pool(&[&origin], &check("http", more)));
+    let seen = origin.saw("/health?deep=1");
+    assert_eq!((seen.method(), seen.header("host")), ("HEAD", Some("checked.test")));
+}
+
+#[test]
+fn http_checks_pass_by_the_expected_status() {
+    let lab = Lab::new();
+    let (one, two) = (Origin::start("one"), Origin::start("two"));
+    one.behave(Behaviour::Answer(Answer::status(204, "")));
+    two.behave(Behaviour::Answer(Answer::status(404, "missing")));
+    let daemon = lab.start(&pool(&[&one, &two], &check("http", "expect_status: [\"404\", \"500-502\"]")));
+    wait_up(&daemon, &one, false);
+    wait_up(&daemon, &two, true);
+    one.behave(Behaviour::Answer(Answer::status(501, "")));
+    wait_up(&daemon, &one, true);
+}
+
+#[test]
+fn http_checks_pass_by_the_default_status_range() {
+    let lab = Lab::new();
+    let (one, two) = (Origin::start("one"), Origin::start("two"));
+    one.behave(Behaviour::Answer(Answer::status(302, "")));
+    two.behave(Behaviour::Answer(Answer::status(500, "")));
+    let daemon = lab.start(&pool(&[&one, &two], &check("http", "path: /")));
+    wait_up(&daemon, &one, true);
+    wait_up(&daemon, &two, false);
+}
+
+#[test]
+fn http_checks_pass_by_what_the_body_contains() {
+    let lab = Lab::new();
+    let (one, two) = (Origin::start("one"), Origin::start("two"));
+    one.behave(Behaviour::Answer(Answer::ok("status: ok")));
+    two.behave(Behaviour::Answer(Answer::ok("status: bad")));
+    let daemon = lab.start(&pool(&[&one, &two], &check("http", "expect_body: \"status: ok\"")));
+    wait_up(&daemon, &one, true);
+    wait_up(&daemon, &two, false);
+}
+
+#[test]
+fn checks_speak_tls_where_the_pool_does() {
+    let lab = Lab::new();
+    let (authority, stranger) = (Authority::new(), Authority::new());
+    let ca = lab.path("ca.pem");
+    authority.write(&ca).unwrap();
+    let trusted = Origin::start_tls("trusted", authority.certify(&["a.test"]).server());
+    let untrusted = Origin::start_tls("untrusted", stranger.certify(&["a.test"]).server());
+    for kind in ["tcp", "http"] {
+        let more = format!("tls: {{sni: a.test, ca: {}}}\n{}", ca.display(), check(kind, "fall: 1"));
+        let daemon = lab.start(&pool(&[&trusted, &untrusted], &more));
+        wait_up(&daemon, &trusted, true);
+        wait_up(&daemon, &untrusted, false);
+        assert_eq!(answering(&daemon), ["trusted"]);
+    }
+    assert_eq!(trusted.saw("/").sni.as_deref(), Some("a.test"));
+}
+
+#[test]
+fn a_port_for_checks_is_used_in_place_of_the_backends() {
+    let lab = Lab::new();
+    let (traffic, beside) = (Origin::start("traffic"), Origin::start("beside"));
+    // The checked port lies on the IP of the backend.
+    let listener = std::net::TcpListener::bind((traffic.address.ip(), 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let more = check("tcp", &format!("port: {port}, rise: 1, fall: 1"));
+    let daemon = lab.start(&pool(&[&traffic, &beside], &format!("{more}\nretries: {{attempts: 1}}")));
+    wait_up(&daemon, &traffic, true);
+    // The other backend has nothing on that port.
+    wait_up(&daemon, &beside, false);
+    drop(listener);
+    wait_up(&daemon, &traffic, false);
+    assert!(traffic.requests() == 0);
+}
+
+#[test]
+fn it_takes_fall_failures_to_go_down_and_rise_successes_to_come_back() {
+    let lab = Lab::new();
+    let (one, two) = (Origin::start("one"), Origin::start("two"));
+    let daemon = lab.start(&pool(&[&one, &two], &check("http", "path: /check, rise: 4, fall: 3")));
+    wait_up(&daemon, &two, true);
+    two.behave(Behaviour::Answer(Answer::status(500, "")));
+    let failed_before = two.requests();
+    wait_up(&daemon, &two, false);
+    let failed = two.requests() - failed_before;
+    assert!((3..=5).contains(&failed), "down after {failed} failures");
+    daemon.logged(&[&two.address.to_string(), "3 checks failed"]);
+    two.behave(Behaviour::Answer(Answer::ok("")));
+    let passed_before = two.requests();
+    wait_up(&daemon, &two, true);
+    let passed = two.requests() - passed_before;
+    assert!((4..=6).contains(&passed), "up after {passed} successes");
+}
+
+#[test]
+fn checks_come_at_the_interval() {
+    let lab = Lab::new();
+    let origin = Origin::start("one");
+    let more = "health_check: {type: http, path: /check, interval: 600ms, fast_interval: 600ms, jitter: 0}";
+    let _daemon = lab.start(&pool(&[&origin], more));
+    let times = check_times(&origin, "/check", 4);
+    let span = times[3] - times[0];
+    assert!((1500..2600).contains(&span.as_millis()), "three intervals of 600 ms took {span:?}");
+}
+
+#[test]
+fn checks_come_at_the_fast_interval_while_the_state_changes() {
+    let lab = Lab::new();
+    let (one, two) = (Origin::start("one"), Origin::start("two"));
+    let more =
+        "health_check: {type: http, path: /check, interval: 2s, fast_interval: 100ms, fall: 10, jitter: 0}";
+    let daemon = lab.start(&pool(&[&one, &two], more));
+    two.behave(Behaviour::Answer(Answer::status(500, "")));
+    let begun = Instant::now();
+    wait_up(&daemon, &two, false);
+    // Ten checks at the slow interval would take 20 s.
+    let took = begun.elapsed();
+    assert!(took < Duration::from_secs(8), "took {took:?}");
+}
+
+#[test]
+fn jitter_spreads_the_checks() {
+    let lab = Lab::new();
+    let origin = Origin::start("one");
+    let more = "health_check: {type: http, path: /check, interval: 300ms, fast_interval: 300ms, jitter: 50}";
+    let _daemon = lab.start(&pool(&[&origin], more));
+    let times = check_times(&origin, "/check", 12);
+    let gaps: Vec<u128> = times.windows(2).map(|pair| (pair[1] - pair[0]).as_millis()).collect();
+    let (least, most) = (gaps.iter().min().unwrap(), gaps.iter().max().unwrap());
+    assert!(most - least > 60, "half of 300 ms of jitter, and yet the gaps are {gaps:?}");
+}
+
+#[test]
+fn a_check_that_takes_longer_than_its_timeout_has_failed() {
+    let lab = Lab::new();
+    let (one, two) = (Origin::start("one"), Origin::start("two"));
+    let slow = |answer| Behaviour::Slow(Duration::from_millis(600), answer);
+    one.behave(slow(Answer::ok("")));
+    two.behave(slow(Answer::ok("")));
+    let patient = lab.start(&pool(&[&one, &two], &check("http", "timeout: 10s")));
+    wait_up(&patient, &one, true);
+    drop(patient);
+    let hasty = lab.start_listening(&pool(&[&one, &two], &check("http", "timeout: 100ms, fall: 1")));
+    wait_up(&hasty, &one, false);
+    wait_up(&hasty, &two, false);
+}
+
+#[test]
+fn none_checks_nothing() {
+    let lab = Lab::new();
+    let origin = Origin::start("one");
+    let daemon = lab.start(&pool(&[&origin], "health_check: {type: none}"));
+    assert_eq!(daemon.get("/").unwrap().status, 200);
+    assert_eq!((origin.connections(), origin.requests()), (1, 1));
+}
+
+#[test]
+fn the_first_check_comes_before_the_first_request() {
+    let lab = Lab::new();
+    let (up, down) = (Origin::start("up"), Origin::refusing("down"));
+    let more = "health_check: {type: tcp, interval: 60s, fast_interval: 60s}\nretries: {attempts: 0}";
+    let daemon = lab.start(&pool(&[&down, &up], more));
+    for _ in 0..6 {
+        assert_eq!(daemon.get("/").unwrap().status, 200);
+    }
+}
+
+#[test]
+fn a_backend_that_hangs_delays_the_start_by_no_more_than_the_timeout() {
+    let lab = Lab::new();
+    let (up, hanging) = (Origin::start("up"), Unreachable::start());
+    let more = "health_check: {type: tcp, interval: 60s, fast_interval: 60s, timeout: 500ms}";
+    let begun = Instant::now();
+    let daemon = lab.start(&pool_of(&[hanging.address, up.address], more));
+    let took = begun.elapsed();
+    assert!(took < Duration::from_secs(5), "took {took:?}");
+    assert_eq!(answering(&daemon), ["up"]);
+}
+
+#[test]
+fn the_same_address_in_two_pools_has_two_states() {
+    let lab = Lab::new();
+    let origin = Origin::start("one");
+    let pools: String = [("strict", "expect_body: never"), ("lenient", "expect_body: one")]
+        .iter()
+        .map(|(name, more)| {
+            format!("  {name}:\n    backends: [\"{}\"]\n    {}\n", origin.address, check("http", more))
+        })
+        .collect();
+    let routes = "routes:\n  - {match: {path: /strict}, pool: strict}\n  - {pool: lenient}\n";
+    let daemon = lab.start_listening(&format!("pools:\n{pools}{routes}"));
+    wait::until(LONG, "the strict pool has no backend", || daemon.get("/strict").unwrap().status == 503);
+    assert_eq!(daemon.get("/lenient").unwrap().status, 200);
+}
+
+#[test]
+fn readyz_says_when_a_pool_has_no_backend_and_when_it_has_again() {
+    let lab = Lab::new();
+    let mut origin = Origin::start("one");
+    let daemon = lab.start(&pool(&[&origin], &check("tcp", "rise: 1, fall: 1")));
+    assert_eq!(daemon.read("/readyz").unwrap().status, 200);
+    origin.refuse();
+    wait::until(LONG, "/readyz answers 503", || daemon.read("/readyz").unwrap().status == 503);
+    assert!(daemon.read("/readyz").unwrap().text().contains("web"));
+    origin.come_back();
+    wait::until(LONG, "/readyz answers 200", || daemon.read("/readyz").unwrap().status == 200);
+}

@@ -1,0 +1,48 @@
+//! The tests that run the real daemon, against real origins, with real clients. One module per area.
+//!
+//! Every test has a [`Lab`](tests::Lab) of its own and shares nothing with the others, so they run side by side.
+
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test says what went wrong by panicking")]
+
+mod access_log;
+mod config;
+mod health;
+mod metrics;
+mod nginx;
+mod proxying;
+mod quickstart;
+mod routing;
+mod upgrade;
+
+use std::net::SocketAddr;
+
+use tests::Origin;
+
+/// The section `pools` with one pool, `web`, of these backends. `more` are further keys of the pool, a line each.
+/// Nothing is checked unless `more` says so, so that origins see the requests of the test only.
+fn pool_of(backends: &[SocketAddr], more: &str) -> String {
+    let addresses: Vec<String> = backends.iter().map(|address| format!("\"{address}\"")).collect();
+    let mut text = format!("pools:\n  web:\n    backends: [{}]\n", addresses.join(", "));
+    if !more.contains("health_check") {
+        text.push_str("    health_check: {type: none}\n");
+    }
+    for line in more.lines() {
+        text.push_str(&format!("    {line}\n"));
+    }
+    text
+}
+
+/// As [`pool_of`], of these origins.
+fn pool(origins: &[&Origin], more: &str) -> String {
+    let addresses: Vec<SocketAddr> = origins.iter().map(|origin| origin.address).collect();
+    pool_of(&addresses, more)
+}
+
+/// How often each value occurs, in order of the values.
+fn tally<T: Ord>(values: impl IntoIterator<Item = T>) -> Vec<(T, usize)> {
+    let mut counts = std::collections::BTreeMap::new();
+    for value in values {
+        *counts.entry(value).or_default() += 1;
+    }
+    counts.into_iter().collect()
+}

@@ -1,0 +1,496 @@
+//! What passes between client and backend, and what becomes of a request that cannot be served.
+
+use std::time::{Duration, Instant};
+
+use tests::client::head_bytes;
+use tests::daemon::path_str;
+use tests::pattern;
+use tests::wait::{self, LONG};
+use tests::{Answer, Authority, Behaviour, Daemon, Gate, Lab, Origin, Unreachable};
+
+use crate::{pool, pool_of, tally};
+
+const MIB: u64 = 1024 * 1024;
+const GIB: u64 = 1024 * MIB;
+
+/// One origin behind a daemon.
+struct Proxied {
+    daemon: Daemon,
+    origin: Origin,
+    _lab: Lab,
+}
+
+impl Proxied {
+    fn start(behaviour: Behaviour) -> Self {
+        Self::with(behaviour, "", "")
+    }
+
+    /// With further keys of the pool and of the file.
+    fn with(behaviour: Behaviour, of_pool: &str, of_file: &str) -> Self {
+        let (lab, origin) = (Lab::new(), Origin::start("one"));
+        origin.behave(behaviour);
+        let daemon = lab.start(&format!("{of_file}{}", pool(&[&origin], of_pool)));
+        Self { daemon, origin, _lab: lab }
+    }
+}
+
+// ===== messages =====
+
+#[test]
+fn requests_and_answers_pass_whole_and_connections_are_kept_on_both_sides() {
+    let proxied =
+        Proxied::start(Behaviour::Answer(Answer::ok("hello").with("X-Two", "a").with("X-Two", "b")));
+    let mut client = proxied.daemon.connect();
+    for _ in 0..3 {
+        let answer =
+            client.request("POST", "/path?q=1&r=%20", &[("X-In", "1"), ("X-In", "2")], b"sent").unwrap();
+        assert_eq!((answer.status, answer.text().as_str()), (200, "hello"));
+        assert_eq!(answer.head.all("x-two"), ["a", "b"]);
+        assert!(!answer.closes());
+    }
+    let seen = proxied.origin.saw("/path?q=1&r=%20");
+    assert_eq!((seen.method(), seen.body.start.as_slice()), ("POST", b"sent".as_slice()));
+    assert_eq!(seen.head.all("x-in"), ["1", "2"]);
+    assert_eq!((proxied.origin.requests(), proxied.origin.connections()), (3, 1));
+}
+
+#[test]
+fn a_client_of_http_1_0_is_answered() {
+    let proxied = Proxied::start(Behaviour::Answer(Answer::ok("hello")));
+    let mut client = proxied.daemon.connect();
+    client.send("GET / HTTP/1.0\r\nHost: a\r\n\r\n").unwrap();
+    assert_eq!(client.response("GET").unwrap().text(), "hello");
+    assert!(client.ends_within(LONG));
+}
+
+#[test]
+fn a_client_that_asks_for_the_end_of_the_connection_gets_it() {
+    let proxied = Proxied::start(Behaviour::Answer(Answer::ok("hello")));
+    let mut client = proxied.daemon.connect();
+    let answer = client.request("GET", "/", &[("Connection", "close")], b"").unwrap();
+    assert!(answer.closes());
+    assert!(client.ends_within(LONG));
+}
+
+#[test]
+fn head_204_and_304_have_no_body_and_the_connection_goes_on() {
+    let proxied = Proxied::start(Behaviour::ByPath);
+    let mut client = proxied.daemon.connect();
+    let head = client.request("HEAD", "/bytes/1000", &[], b"").unwrap();
+    assert_eq!((head.status, head.header("content-length")), (200, Some("1000")));
+    let no_content = client.get("/status/204").unwrap();
+    assert_eq!((no_content.status, no_content.header("content-length")), (204, None));
+    assert_eq!(no_content.header("transfer-encoding"), None);
+    assert_eq!(client.get("/status/304").unwrap().status, 304);
+    assert_eq!(client.get("/bytes/1000").unwrap().length, 1000);
+}
+
+#[test]
+fn chunked_bodies_pass_in_both_directions() {
+    let chunks = vec![b"first ".to_vec(), b"second".to_vec()];
+    let proxied = Proxied::start(Behaviour::Chunked { chunks, trailers: Vec::new() });
+    let mut client = proxied.daemon.connect();
+    client.send(head_bytes("POST", "/c", &[("Transfer-Encoding", "chunked")], 0)).unwrap();
+    client.send("3\r\nabc\r\n4\r\ndefg\r\n0\r\n\r\n").unwrap();
+    assert_eq!(client.response("POST").unwrap().text(), "first second");
+    assert_eq!(proxied.origin.saw("/c").body.start, b"abcdefg");
+    assert_eq!(client.get("/again").unwrap().text(), "first second");
+}
+
+#[test]
+fn trailers_of_an_answer_pass() {
+    let trailers = vec![("X-Checksum".to_owned(), "12345".to_owned())];
+    let proxied = Proxied::start(Behaviour::Chunked { chunks: vec![b"body".to_vec()], trailers });
+    let mut client = proxied.daemon.connect();
+    let answer = client.request("GET", "/", &[("TE", "trailers")], b"").unwrap();
+    assert_eq!((answer.text().as_str(), answer.trailer("x-checksum")), ("body", Some("12345")));
+}
+
+#[test]
+fn trailers_of_a_request_pass() {
+    let proxied = Proxied::start(Behaviour::Answer(Answer::ok("")));
+    let mut client = proxied.daemon.connect();
+    let headers = [("Transfer-Encoding", "chunked"), ("Trailer", "X-Checksum")];
+    client.send(head_bytes("POST", "/t", &headers, 0)).unwrap();
+    client.send("3\r\nabc\r\n0\r\nX-Checksum: 9\r\n\r\n").unwrap();
+    assert_eq!(client.response("POST").unwrap().status, 200);
+    assert_eq!(proxied.origin.saw("/t").trailers, [("X-Checksum".to_owned(), "9".to_owned())]);
+}
+
+#[test]
+fn a_client_that_waits_for_100_continue_gets_it_and_then_the_answer() {
+    let proxied = Proxied::start(Behaviour::Answer(Answer::ok("got it")));
+    let mut client = proxied.daemon.connect();
+    client.send(head_bytes("PUT", "/up", &[("Expect", "100-continue")], 5)).unwrap();
+    assert_eq!(client.response_head().unwrap().0, 100);
+    client.send("12345").unwrap();
+    assert_eq!(client.response("PUT").unwrap().text(), "got it");
+    assert_eq!(proxied.origin.saw("/up").body.start, b"12345");
+}
+
+#[test]
+fn a_websocket_passes_bytes_both_ways_until_it_ends() {
+    let proxied = Proxied::start(Behaviour::Upgrade);
+    let mut client = proxied.daemon.connect();
+    let headers = [
+        ("Connection", "Upgrade"),
+        ("Upgrade", "websocket"),
+        ("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ=="),
+        ("Sec-WebSocket-Version", "13"),
+    ];
+    client.send(head_bytes("GET", "/ws", &headers, 0)).unwrap();
+    let (status, head) = client.response_head().unwrap();
+    assert_eq!(status, 101);
+    assert!(head.lists("upgrade", "websocket") && head.lists("connection", "upgrade"), "{head:?}");
+    for message in [&b"\x81\x02hi"[..], &[0, 255, 13, 10, 13, 10], b"GET / HTTP/1.1\r\n\r\n"] {
+        client.send(message).unwrap();
+        let mut echoed = Vec::new();
+        while echoed.len() < message.len() {
+            let bytes = client.some_bytes();
+            assert!(!bytes.is_empty(), "the connection ended");
+            echoed.extend(bytes);
+        }
+        assert_eq!(echoed, message);
+    }
+    drop(client);
+    wait::until(LONG, "the backend's end is closed", || proxied.origin.open_connections() == 0);
+}
+
+#[test]
+fn a_body_streams_through_before_it_is_complete() {
+    let gate = Gate::closed();
+    let proxied = Proxied::start(Behaviour::HeldWithin(gate.clone(), Answer::ok("abc")));
+    let mut client = proxied.daemon.connect();
+    client.send(head_bytes("GET", "/", &[], 0)).unwrap();
+    assert_eq!(client.response_head().unwrap().0, 200);
+    assert_eq!(client.some_bytes(), b"a");
+    gate.open();
+    assert_eq!(client.some_bytes(), b"bc");
+}
+
+#[test]
+fn a_gibibyte_up_and_down_takes_less_than_20_mib_of_memory() {
+    let proxied = Proxied::start(Behaviour::Source(8 * MIB));
+    let process = proxied.daemon.process;
+    let mut client = proxied.daemon.connect();
+    // The first request takes the memory that every request needs.
+    assert!(client.request("PUT", "/warm-up", &[], &vec![1; 1 << 20]).unwrap().is_pattern);
+    let before = process.resident_bytes();
+    let mut most = before;
+    let mut watch = |position: u64| {
+        if position.is_multiple_of(64) {
+            most = most.max(process.resident_bytes());
+        }
+    };
+
+    proxied.origin.behave(Behaviour::Answer(Answer::ok("taken")));
+    client.send(head_bytes("PUT", "/up", &[], usize::try_from(GIB).unwrap())).unwrap();
+    let (mut sent, mut pieces) = (0, 0);
+    while sent < GIB {
+        let bytes = pattern::from(sent);
+        let piece = usize::try_from(GIB - sent).unwrap().min(bytes.len());
+        client.send(&bytes[..piece]).unwrap();
+        sent += piece as u64;
+        pieces += 1;
+        watch(pieces);
+    }
+    assert_eq!(client.response("PUT").unwrap().text(), "taken");
+    let body = proxied.origin.saw("/up").body;
+    assert_eq!((body.length, body.is_pattern), (GIB, true));
+
+    proxied.origin.behave(Behaviour::Source(GIB));
+    client.send(head_bytes("GET", "/down", &[], 0)).unwrap();
+    let (status, head) = client.response_head().unwrap();
+    assert_eq!((status, head.header("content-length")), (200, Some(GIB.to_string().as_str())));
+    let mut meter = pattern::Meter::new();
+    let mut pieces = 0;
+    let received = client.pass_body(&head, &mut |bytes| {
+        meter.feed(bytes);
+        pieces += 1;
+        watch(pieces);
+    });
+    received.expect("the whole body arrives");
+    assert_eq!((meter.length, meter.is_pattern), (GIB, true));
+
+    let growth = most.saturating_sub(before);
+    assert!(growth < 20 * MIB, "resident memory grew by {} MiB", growth / MIB);
+}
+
+// ===== headers =====
+
+#[test]
+fn hop_by_hop_headers_are_dropped_in_both_directions() {
+    let answer = Answer::ok("x")
+        .with("Connection", "X-Hop-Out")
+        .with("X-Hop-Out", "1")
+        .with("Keep-Alive", "timeout=5")
+        .with("X-End-Out", "1");
+    let proxied = Proxied::start(Behaviour::Answer(answer));
+    let headers = [
+        ("Connection", "keep-alive, X-Hop-In"),
+        ("X-Hop-In", "1"),
+        ("Keep-Alive", "timeout=5"),
+        ("Proxy-Connection", "keep-alive"),
+        ("X-End-In", "1"),
+    ];
+    let answer = proxied.daemon.connect().request("GET", "/hops", &headers, b"").unwrap();
+    let seen = proxied.origin.saw("/hops");
+    for dropped in ["x-hop-in", "keep-alive", "proxy-connection"] {
+        assert_eq!(seen.header(dropped), None, "{dropped} reached the backend");
+    }
+    assert_eq!(seen.header("x-end-in"), Some("1"));
+    for dropped in ["x-hop-out", "keep-alive"] {
+        assert_eq!(answer.header(dropped), None, "{dropped} reached the client");
+    }
+    assert!(!answer.head.lists("connection", "x-hop-out"));
+    assert_eq!(answer.header("x-end-out"), Some("1"));
+}
+
+const FORGED: [(&str, &str); 4] = [
+    ("Host", "shop.test"),
+    ("X-Forwarded-For", "6.6.6.6"),
+    ("X-Forwarded-Proto", "https"),
+    ("X-Forwarded-Host", "forged.test"),
+];
+
+#[test]
+fn x_forwarded_headers_say_who_came_and_what_a_stranger_sent_is_dropped() {
+    let proxied = Proxied::start(Behaviour::Answer(Answer::ok("x")));
+    proxied.daemon.connect().request("GET", "/f", &FORGED, b"").unwrap();
+    let seen = proxied.origin.saw("/f");
+    assert_eq!(seen.head.all("x-forwarded-for"), ["127.0.0.1"]);
+    assert_eq!(seen.head.all("x-forwarded-proto"), ["http"]);
+    assert_eq!(seen.head.all("x-forwarded-host"), ["shop.test"]);
+}
+
+#[test]
+fn what_a_trusted_proxy_sent_in_x_forwarded_headers_is_kept() {
+    let trusted = "trusted_proxies: [127.0.0.0/8]\n";
+    let proxied = Proxied::with(Behaviour::Answer(Answer::ok("x")), "", trusted);
+    proxied.daemon.connect().request("GET", "/f", &FORGED, b"").unwrap();
+    let seen = proxied.origin.saw("/f");
+    let chain = seen.head.all("x-forwarded-for").join(", ").replace(' ', "");
+    assert_eq!(chain, "6.6.6.6,127.0.0.1");
+    assert_eq!(seen.head.all("x-forwarded-proto"), ["https"]);
+    assert_eq!(seen.head.all("x-forwarded-host"), ["forged.test"]);
+}
+
+#[test]
+fn the_host_sent_to_the_backend_is_the_clients_unless_the_pool_names_one() {
+    let proxied = Proxied::start(Behaviour::Answer(Answer::ok("x")));
+    proxied.daemon.connect().request("GET", "/h", &[("Host", "shop.test")], b"").unwrap();
+    assert_eq!(proxied.origin.saw("/h").head.all("host"), ["shop.test"]);
+
+    let named = Proxied::with(Behaviour::Answer(Answer::ok("x")), "host: inner.test", "");
+    named.daemon.connect().request("GET", "/h", &[("Host", "shop.test")], b"").unwrap();
+    let seen = named.origin.saw("/h");
+    assert_eq!(seen.head.all("host"), ["inner.test"]);
+    assert_eq!(seen.header("x-forwarded-host"), Some("shop.test"));
+}
+
+// ===== weights =====
+
+#[test]
+fn weights_give_the_smooth_sequence() {
+    let lab = Lab::new();
+    let [a, b, c] = ["a", "b", "c"].map(Origin::start);
+    let yaml = format!(
+        "pools:\n  web:\n    health_check: {{type: none}}\n    backends:\n      - {{address: \"{}\", weight: 5}}\n      \
+         - \"{}\"\n      - {{address: \"{}\", weight: 1}}\n",
+        a.address, b.address, c.address
+    );
+    let daemon = lab.start(&yaml);
+    let names: String = (0..14).map(|_| daemon.get("/").unwrap().origin().to_owned()).collect();
+    assert_eq!(names, "aabacaa".repeat(2));
+}
+
+// ===== TLS to the backends =====
+
+#[test]
+fn a_certificate_that_does_not_match_is_refused_unless_verify_is_off() {
+    let lab = Lab::new();
+    let (authority, stranger) = (Authority::new(), Authority::new());
+    let ca = lab.path("ca.pem");
+    authority.write(&ca).unwrap();
+    let origin = Origin::start_tls("one", stranger.certify(&["a.test"]).server());
+    let tls = format!("tls: {{sni: a.test, ca: {}}}", ca.display());
+    let daemon = lab.start(&pool(&[&origin], &tls));
+    assert_eq!(daemon.get("/").unwrap().status, 502);
+    assert_eq!(origin.requests(), 0);
+    drop(daemon);
+
+    let daemon = lab.start(&pool(&[&origin], "tls: {sni: a.test, verify: false}"));
+    assert_eq!(daemon.get("/").unwrap().status, 200);
+}
+
+#[test]
+fn a_certificate_for_another_name_is_refused() {
+    let lab = Lab::new();
+    let authority = Authority::new();
+    let ca = lab.path("ca.pem");
+    authority.write(&ca).unwrap();
+    let origin = Origin::start_tls("one", authority.certify(&["other.test"]).server());
+    let daemon = lab.start(&pool(&[&origin], &format!("tls: {{sni: a.test, ca: {}}}", ca.display())));
+    assert_eq!(daemon.get("/").unwrap().status, 502);
+}
+
+// ===== failures =====
+
+/// Sends one request; expects this status with a short body, and the reason in the log.
+#[track_caller]
+fn fails_with(daemon: &Daemon, status: u16) {
+    let answer = daemon.get("/failing").unwrap();
+    assert_eq!(answer.status, status, "{}", daemon.log());
+    assert!((1..200).contains(&answer.length), "a short body: {:?}", answer.text());
+    daemon.logged(&["/failing", &status.to_string()]);
+}
+
+#[test]
+fn a_connection_that_cannot_be_made_goes_to_another_backend() {
+    let lab = Lab::new();
+    let (down, up) = (Origin::refusing("down"), Origin::start("up"));
+    let daemon = lab.start(&pool(&[&down, &up], ""));
+    let mut client = daemon.connect();
+    for _ in 0..10 {
+        let answer = client.request("POST", "/", &[], b"body").unwrap();
+        assert_eq!((answer.status, answer.origin()), (200, "up"));
+    }
+    assert_eq!(up.requests(), 10);
+    assert!(daemon.metric("lb_upstream_retries_total", &["pool=\"web\""]) >= 1.0);
+}
+
+#[test]
+fn each_backend_is_tried_once_and_no_more_often_than_attempts_says() {
+    let lab = Lab::new();
+    let downs = ["a", "b", "c"].map(Origin::refusing);
+    let up = Origin::start("up");
+    let all = [&downs[0], &downs[1], &downs[2], &up];
+    let daemon = lab.start(&pool(&all, "retries: {attempts: 3}"));
+    for _ in 0..8 {
+        assert_eq!(daemon.get("/").unwrap().origin(), "up");
+    }
+    drop(daemon);
+    let daemon = lab.start(&pool(&all, "retries: {attempts: 1}"));
+    let statuses = (0..4).map(|_| daemon.get("/").unwrap().status);
+    // Of four turns, two begin with two backends that are down.
+    assert_eq!(tally(statuses), [(200, 2), (502, 2)]);
+}
+
+#[test]
+fn when_no_backend_accepts_it_is_502() {
+    let lab = Lab::new();
+    let down = Origin::refusing("down");
+    let daemon = lab.start(&pool(&[&down], ""));
+    fails_with(&daemon, 502);
+    let address = down.address.to_string();
+    assert!(daemon.metric("lb_upstream_errors_total", &["reason=\"connect\"", &address]) >= 1.0);
+}
+
+#[test]
+fn with_no_ready_backend_it_is_503() {
+    let lab = Lab::new();
+    let down = Origin::refusing("down");
+    let daemon = lab.start_listening(&pool(&[&down], "health_check: {type: tcp, interval: 1s}"));
+    wait::until(LONG, "the backend is known to be down", || daemon.get("/").unwrap().status == 503);
+    fails_with(&daemon, 503);
+    assert!(daemon.metric("lb_rejected_total", &[]) >= 1.0);
+}
+
+#[test]
+fn a_backend_that_does_not_answer_in_time_is_504() {
+    let proxied = Proxied::with(Behaviour::Hang, "timeouts: {response: 300ms}", "");
+    let begun = Instant::now();
+    fails_with(&proxied.daemon, 504);
+    let took = begun.elapsed();
+    assert!((300..5_000).contains(&took.as_millis()), "a timeout of 300 ms took {took:?}");
+    assert_eq!(proxied.origin.requests(), 1, "a request that was sent is not sent again");
+}
+
+#[test]
+fn a_backend_slower_than_usual_but_within_its_time_is_waited_for() {
+    let slow = Behaviour::Slow(Duration::from_millis(700), Answer::ok("slow"));
+    let proxied = Proxied::with(slow, "timeouts: {response: 20s}", "");
+    assert_eq!(proxied.daemon.get("/").unwrap().text(), "slow");
+}
+
+#[test]
+fn a_connection_that_takes_too_long_to_make_is_given_up_after_the_connect_timeout() {
+    let lab = Lab::new();
+    let unreachable = Unreachable::start();
+    let more = "timeouts: {connect: 300ms}\nretries: {attempts: 0}";
+    let daemon = lab.start(&pool_of(&[unreachable.address], more));
+    let begun = Instant::now();
+    fails_with(&daemon, 502);
+    let took = begun.elapsed();
+    assert!((300..2_500).contains(&took.as_millis()), "a timeout of 300 ms took {took:?}");
+}
+
+#[test]
+fn an_idle_connection_to_a_backend_ends_after_the_idle_timeout() {
+    let answer = Behaviour::Answer(Answer::ok("x"));
+    let kept = Proxied::with(answer.clone(), "timeouts: {idle: 60s}", "");
+    let ended = Proxied::with(answer, "timeouts: {idle: 500ms}", "");
+    for proxied in [&kept, &ended] {
+        proxied.daemon.get("/").unwrap();
+    }
+    wait::until(LONG, "the connection ends", || ended.origin.open_connections() == 0);
+    assert_eq!(kept.origin.open_connections(), 1);
+}
+
+#[test]
+fn a_backend_that_resets_or_speaks_no_http_is_502_and_the_next_request_is_served() {
+    let proxied = Proxied::with(Behaviour::ResetOnRequest, "retries: {attempts: 0}", "");
+    fails_with(&proxied.daemon, 502);
+    proxied.origin.behave(Behaviour::Garbage);
+    fails_with(&proxied.daemon, 502);
+    proxied.origin.behave(Behaviour::Answer(Answer::ok("fine")));
+    assert_eq!(proxied.daemon.get("/").unwrap().text(), "fine");
+}
+
+#[test]
+fn an_answer_that_is_cut_short_is_not_passed_off_as_whole() {
+    let proxied = Proxied::start(Behaviour::CutShort);
+    assert!(proxied.daemon.get("/").is_err());
+    proxied.origin.behave(Behaviour::Answer(Answer::ok("fine")));
+    assert_eq!(proxied.daemon.get("/").unwrap().text(), "fine");
+}
+
+#[test]
+fn a_kept_connection_that_the_backend_closed_costs_no_request() {
+    let proxied = Proxied::start(Behaviour::Answer(Answer::ok("x")));
+    for _ in 0..5 {
+        assert_eq!(proxied.daemon.get("/").unwrap().status, 200);
+        proxied.origin.cut_connections();
+        wait::until(LONG, "the connection is cut", || proxied.origin.open_connections() == 0);
+    }
+}
+
+#[test]
+fn a_request_that_is_no_http_is_400_and_harms_nobody() {
+    let proxied = Proxied::start(Behaviour::Answer(Answer::ok("x")));
+    let mut client = proxied.daemon.connect();
+    client.send("this is not HTTP\r\n\r\n").unwrap();
+    let answer = client.response("GET");
+    assert!(answer.as_ref().map_or(true, |answer| answer.status == 400), "{answer:?}");
+    assert_eq!(proxied.daemon.get("/").unwrap().status, 200);
+    assert_eq!(proxied.origin.requests(), 1);
+}
+
+// ===== keys that belong to later issues =====
+
+#[test]
+fn keys_of_later_releases_are_refused_as_not_supported_yet() {
+    let lab = Lab::new();
+    for key in [
+        "policy: least_request",
+        "outlier_detection: {consecutive_failures: 5}",
+        "slow_start: 30s",
+        "panic_threshold: 50",
+        "sticky: {cookie: lb_session}",
+    ] {
+        let config = lab.config(&pool_of(&[tests::ports::free()], key));
+        let finished = lab.run(&["-c", path_str(&config), "-t"]);
+        assert_eq!(finished.code, Some(2), "{key}: {finished:?}");
+        assert!(finished.stderr.contains("not supported yet"), "{key}: {finished:?}");
+    }
+}

@@ -1,0 +1,453 @@
+//! Pingora's quick start, as written there: items 1 to 6 and 8 of it. Graceful upgrades are in [`crate::upgrade`].
+
+use std::fs;
+use std::net::TcpListener;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use tests::client::Failure;
+use tests::daemon::path_str;
+use tests::tools::curl;
+use tests::wait::{self, LONG};
+use tests::{Answer, Authority, Behaviour, Connection, Gate, Lab, Origin, Signal};
+
+use crate::{pool, pool_of, tally};
+
+const SNI: &str = "one.one.one.one";
+
+/// The backends of the quick start: two that speak TLS, and one where nobody listens.
+struct Backends {
+    one: Origin,
+    two: Origin,
+    broken: Origin,
+    /// The key `tls` of the pool.
+    tls: String,
+}
+
+impl Backends {
+    fn start(lab: &Lab) -> Self {
+        let authority = Authority::new();
+        let ca = lab.path("ca.pem");
+        authority.write(&ca).expect("the directory of the test is writable");
+        let server = authority.certify(&[SNI]).server();
+        Self {
+            one: Origin::start_tls("one", server.clone()),
+            two: Origin::start_tls("two", server.clone()),
+            broken: Origin::refusing_tls("broken", server),
+            tls: format!("tls: {{sni: {SNI}, verify: true, ca: {}}}\nhost: {SNI}", ca.display()),
+        }
+    }
+}
+
+// ===== 1. it runs, answers and says which backend was chosen =====
+
+#[test]
+fn backends_take_turns_and_the_log_names_the_one_chosen() {
+    let lab = Lab::new();
+    let backends = Backends::start(&lab);
+    let daemon = lab.start(&pool(&[&backends.one, &backends.two], &backends.tls));
+    let mut chosen = Vec::new();
+    for _ in 0..6 {
+        let before = daemon.log().len();
+        let answer = daemon.get("/").unwrap();
+        let origin =
+            [&backends.one, &backends.two].into_iter().find(|o| o.name() == answer.origin()).unwrap();
+        wait::until(LONG, "the log names the backend", || {
+            daemon.log()[before..].contains(&origin.address.to_string())
+        });
+        chosen.push(origin.name());
+    }
+    assert!(chosen.windows(2).all(|pair| pair[0] != pair[1]), "not alternating: {chosen:?}");
+}
+
+#[test]
+fn curl_gets_an_answer() {
+    let lab = Lab::new();
+    let backends = Backends::start(&lab);
+    let _daemon = lab.start(&pool(&[&backends.one, &backends.two], &backends.tls));
+    let output = curl(&[&lab.listener.to_string(), "-v", "-o", "/dev/null"]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.contains("< HTTP/1.1 200"), "{said}");
+}
+
+#[test]
+fn with_no_file_anywhere_the_demo_runs_and_answers() {
+    let lab = Lab::new();
+    let mut daemon = lab.spawn(&[]);
+    let mut answering = || {
+        let log = daemon.log();
+        let addresses = log.split(|c: char| !(c.is_ascii_digit() || ".:".contains(c)));
+        let mut addresses = addresses.filter(|word| word.starts_with("127.0.0.1:"));
+        addresses.find_map(|word| tests::get(word.trim_end_matches([':', '.']).parse().ok()?, "/").ok())
+    };
+    let answer = wait::poll(LONG, &mut answering).unwrap_or_else(|| panic!("no answer:\n{}", daemon.log()));
+    assert_eq!(answer.status, 200);
+    daemon.signal(Signal::SIGINT);
+    assert_eq!(daemon.wait_exit(LONG).code(), Some(0), "{}", daemon.log());
+}
+
+#[test]
+fn the_demo_checks_itself_once() {
+    let finished = Lab::new().run(&["demo", "--once"]);
+    assert_eq!(finished.code, Some(0), "{finished:?}");
+}
+
+#[test]
+fn proxy_runs_without_a_file() {
+    let lab = Lab::new();
+    let (one, two) = (Origin::start("one"), Origin::start("two"));
+    let (first, second) = (one.address.to_string(), two.address.to_string());
+    let daemon =
+        lab.spawn(&["proxy", "--to", &first, "--to", &second, "--listen", &lab.listener.to_string()]);
+    wait::until(LONG, "the listener answers", || daemon.get("/").is_ok_and(|answer| answer.status == 200));
+    let names = (0..4).map(|_| daemon.get("/").unwrap().origin().to_owned());
+    assert_eq!(tally(names), [("one".to_owned(), 2), ("two".to_owned(), 2)]);
+}
+
+// ===== 2. the final program as configuration =====
+
+/// The file that is shipped, with the addresses of the test in place of those that a test cannot reach.
+fn shipped_file(lab: &Lab, backends: &Backends) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/config/quickstart.yaml");
+    let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let text = text
+        .replace("1.1.1.1:443", &backends.one.address.to_string())
+        .replace("1.0.0.1:443", &backends.two.address.to_string())
+        .replace("127.0.0.1:343", &backends.broken.address.to_string())
+        .replace("0.0.0.0:6188", &lab.listener.to_string())
+        .replace("127.0.0.1:6192", &lab.metrics.to_string());
+    let ca = lab.path("ca.pem");
+    let mut file = String::new();
+    for line in text.lines() {
+        // The authority of the test, in either of YAML's styles.
+        match line.find(&format!("sni: {SNI}")) {
+            Some(_) if line.contains('{') => {
+                let with_ca = format!("sni: {SNI}, ca: {}", ca.display());
+                file.push_str(&line.replace(&format!("sni: {SNI}"), &with_ca));
+            }
+            Some(indent) => file.push_str(&format!("{line}\n{:indent$}ca: {}", "", ca.display())),
+            None => file.push_str(line),
+        }
+        file.push('\n');
+    }
+    let directory = lab.directory().display();
+    for (key, value) in [
+        ("pid_file", format!("{directory}/lb.pid")),
+        ("upgrade_sock", format!("{directory}/upgrade.sock")),
+        ("metrics", format!("{{address: \"{}\"}}", lab.metrics)),
+        ("listeners", format!("[{{address: \"{}\"}}]", lab.listener)),
+    ] {
+        if !file.lines().any(|line| line.starts_with(&format!("{key}:"))) {
+            file.push_str(&format!("{key}: {value}\n"));
+        }
+    }
+    file
+}
+
+#[test]
+fn the_shipped_quick_start_file_balances_over_tls_and_leaves_the_broken_backend_out() {
+    let lab = Lab::new();
+    let backends = Backends::start(&lab);
+    let file = lab.write("quickstart.yaml", &shipped_file(&lab, &backends));
+    let daemon = lab.start_file(&file);
+    let names = (0..20).map(|_| daemon.get("/").unwrap().origin().to_owned());
+    assert_eq!(tally(names), [("one".to_owned(), 10), ("two".to_owned(), 10)]);
+    daemon.get("/host").unwrap();
+    let seen = [backends.one.seen(), backends.two.seen()].concat();
+    let seen = seen.iter().find(|seen| seen.target() == "/host").unwrap();
+    assert_eq!((seen.header("host"), seen.sni.as_deref()), (Some(SNI), Some(SNI)));
+}
+
+#[test]
+fn without_health_checks_and_retries_one_request_in_three_fails_with_502() {
+    let lab = Lab::new();
+    let backends = Backends::start(&lab);
+    let more = format!("{}\nretries: {{attempts: 0}}\nhealth_check: {{type: none}}", backends.tls);
+    let daemon = lab.start(&pool(&[&backends.one, &backends.two, &backends.broken], &more));
+    let statuses: Vec<u16> = (0..9).map(|_| daemon.get("/").unwrap().status).collect();
+    assert_eq!(tally(statuses.clone()), [(200, 6), (502, 3)]);
+    let turns = statuses.chunks(3).map(|turn| turn.iter().filter(|status| **status == 502).count());
+    assert!(turns.into_iter().all(|failed| failed == 1), "not one in each three: {statuses:?}");
+}
+
+#[test]
+fn with_health_checks_no_request_fails_and_a_backend_that_comes_back_is_used_after_one_check() {
+    let lab = Lab::new();
+    let mut backends = Backends::start(&lab);
+    let check = "health_check: {type: tcp, interval: 1s, fast_interval: 1s, rise: 1, fall: 1, jitter: 0}";
+    let more = format!("{}\nretries: {{attempts: 0}}\n{check}", backends.tls);
+    let daemon = lab.start(&pool(&[&backends.one, &backends.two, &backends.broken], &more));
+    for _ in 0..30 {
+        assert_eq!(daemon.get("/").unwrap().status, 200);
+    }
+    backends.broken.come_back();
+    let back = Instant::now();
+    wait::until(LONG, "the backend that came back is used", || {
+        let answer = daemon.get("/").unwrap();
+        assert_eq!(answer.status, 200);
+        answer.origin() == "broken"
+    });
+    let took = back.elapsed();
+    assert!(took < Duration::from_millis(2500), "one check each second, but it took {took:?}");
+}
+
+// ===== 3. the command line explains itself =====
+
+#[test]
+fn help_shows_the_options_of_the_quick_start_and_our_verbs_each_explained() {
+    let lab = Lab::new();
+    for flag in ["-h", "--help"] {
+        let help = lab.run(&[flag]);
+        assert_eq!(help.code, Some(0), "{help:?}");
+        for option in ["-c, --conf", "-d, --daemon", "-t, --test", "-u, --upgrade"] {
+            assert!(help.stdout.contains(option), "{flag} does not show {option}:\n{}", help.stdout);
+        }
+        for verb in ["proxy", "demo", "check", "schema"] {
+            let explained = help.stdout.lines().any(|line| {
+                let mut words = line.split_whitespace();
+                words.next() == Some(verb) && words.count() > 1
+            });
+            assert!(explained, "{flag} does not explain {verb}:\n{}", help.stdout);
+        }
+    }
+}
+
+#[test]
+fn an_unknown_option_is_a_mistake_of_the_command_line() {
+    let finished = Lab::new().run(&["--no-such-option"]);
+    assert_eq!(finished.code, Some(2), "{finished:?}");
+    assert!(finished.stderr.contains("--no-such-option"), "{finished:?}");
+}
+
+// ===== 4. in the background =====
+
+#[test]
+fn a_daemon_writes_its_pid_file_and_error_log_and_removes_the_pid_file_at_its_end() {
+    let lab = Lab::new();
+    let origin = Origin::start("one");
+    let daemon = lab.daemonize(&pool(&[&origin], ""));
+    assert_eq!(daemon.get("/").unwrap().origin(), "one");
+    wait::until(LONG, "the error log has lines", || !lab.error_log().is_empty());
+    daemon.process.signal(Signal::SIGTERM);
+    daemon.process.wait_gone(LONG);
+    assert!(!lab.pid_file().exists());
+}
+
+#[test]
+fn a_second_start_on_the_same_pid_file_fails_at_once_and_leaves_the_first_alone() {
+    let lab = Lab::new();
+    let origin = Origin::start("one");
+    let daemon = lab.daemonize(&pool(&[&origin], ""));
+    let elsewhere = format!("listeners: [{{address: \"{}\"}}]\n", tests::ports::free());
+    let text = fs::read_to_string(lab.config_with(&elsewhere, &pool(&[&origin], ""))).unwrap();
+    let metrics = tests::ports::free().to_string();
+    let second = lab.write("second.yaml", &text.replace(&lab.metrics.to_string(), &metrics));
+    for background in [&[][..], &["-d"]] {
+        let begun = Instant::now();
+        let finished = lab.run(&[&["-c", path_str(&second)], background].concat());
+        assert!(begun.elapsed() < Duration::from_secs(5), "took {:?}", begun.elapsed());
+        assert!(matches!(finished.code, Some(1 | 2)), "{finished:?}");
+        let pid = daemon.process.0.to_string();
+        assert!(finished.stderr.contains(&pid) && finished.stderr.contains("lb.pid"), "{finished:?}");
+    }
+    assert_eq!(lab.pid_in_file(), Some(daemon.process));
+    assert_eq!(daemon.get("/").unwrap().status, 200);
+}
+
+#[test]
+fn a_second_start_on_the_same_port_fails_at_once_and_leaves_the_first_alone() {
+    let lab = Lab::new();
+    let origin = Origin::start("one");
+    let daemon = lab.daemonize(&pool(&[&origin], ""));
+    let other = Lab::new();
+    let listeners = format!("listeners: [{{address: \"{}\"}}]\n", lab.listener);
+    let second = other.config_with(&listeners, &pool(&[&origin], ""));
+    for background in [&[][..], &["-d"]] {
+        let begun = Instant::now();
+        let finished = other.run(&[&["-c", path_str(&second)], background].concat());
+        assert!(begun.elapsed() < Duration::from_secs(5), "took {:?}", begun.elapsed());
+        assert!(matches!(finished.code, Some(1 | 2)), "{finished:?}");
+        assert!(finished.stderr.contains(&lab.listener.to_string()), "{finished:?}");
+        assert!(!other.pid_file().exists());
+    }
+    assert_eq!(lab.pid_in_file(), Some(daemon.process));
+    assert_eq!(daemon.get("/").unwrap().status, 200);
+}
+
+// ===== 5. the end =====
+
+/// A daemon with one request in flight that the gate holds.
+fn with_a_request_in_flight(lab: &Lab, more: &str) -> (tests::Daemon, Origin, Gate, Connection) {
+    let (origin, gate) = (Origin::start("one"), Gate::closed());
+    origin.behave(Behaviour::Held(gate.clone(), Answer::ok("held")));
+    let daemon = lab.start(&format!("{more}{}", pool(&[&origin], "")));
+    let mut client = daemon.connect();
+    client.send("GET /held HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    origin.saw("/held");
+    (daemon, origin, gate, client)
+}
+
+#[track_caller]
+fn drains_after(signal: Signal) {
+    let lab = Lab::new();
+    let (mut daemon, _origin, gate, mut client) = with_a_request_in_flight(&lab, "shutdown: {drain: 60s}\n");
+    let mut idle = daemon.connect();
+    daemon.signal(signal);
+    wait::until(LONG, "connections are refused", || {
+        matches!(Connection::open(lab.listener), Err(Failure::Connect(_)))
+    });
+    assert!(daemon.process.alive(), "it ended with a request in flight");
+    gate.open();
+    let answer = client.response("GET").expect("the request in flight is answered");
+    assert_eq!((answer.status, answer.text().as_str()), (200, "held"));
+    assert!(answer.closes(), "no Connection: close in {:?}", answer.head);
+    assert!(client.ends_within(LONG), "said close and did not");
+    let answered = Instant::now();
+    assert_eq!(daemon.wait_exit(LONG).code(), Some(0), "{}", daemon.log());
+    let took = answered.elapsed();
+    assert!(took < Duration::from_secs(5), "nothing was left, yet it took {took:?} to end");
+    assert!(idle.ends_within(LONG));
+}
+
+#[test]
+fn sigterm_lets_the_request_in_flight_finish_and_then_ends_at_once() {
+    drains_after(Signal::SIGTERM);
+}
+
+#[test]
+fn sigint_does_the_same() {
+    drains_after(Signal::SIGINT);
+}
+
+#[test]
+fn with_nothing_in_flight_it_ends_at_once() {
+    let lab = Lab::new();
+    let origin = Origin::start("one");
+    let mut daemon = lab.start(&pool(&[&origin], ""));
+    let mut idle = daemon.connect();
+    idle.get("/").unwrap();
+    let begun = Instant::now();
+    assert_eq!(daemon.stop(), Some(0), "{}", daemon.log());
+    let took = begun.elapsed();
+    assert!(took < Duration::from_secs(3), "an idle connection held it up for {took:?}");
+}
+
+#[test]
+fn a_drain_that_runs_out_of_time_ends_with_3() {
+    let lab = Lab::new();
+    let (mut daemon, ..) = with_a_request_in_flight(&lab, "shutdown: {drain: 1s}\n");
+    let begun = Instant::now();
+    assert_eq!(daemon.stop(), Some(3), "{}", daemon.log());
+    let took = begun.elapsed();
+    assert!((900..5_000).contains(&took.as_millis()), "a drain of 1 s took {took:?}");
+}
+
+#[test]
+fn a_second_signal_ends_it_at_once() {
+    let lab = Lab::new();
+    let (mut daemon, ..) = with_a_request_in_flight(&lab, "shutdown: {drain: 60s}\n");
+    daemon.signal(Signal::SIGTERM);
+    wait::until(LONG, "the drain has begun", || {
+        matches!(Connection::open(lab.listener), Err(Failure::Connect(_)))
+    });
+    daemon.signal(Signal::SIGTERM);
+    let begun = Instant::now();
+    assert_ne!(daemon.wait_exit(LONG).code(), Some(0), "requests were cut, and it says all is well");
+    let took = begun.elapsed();
+    assert!(took < Duration::from_secs(3), "took {took:?}");
+}
+
+#[test]
+fn shutdown_delay_takes_traffic_while_not_ready() {
+    let lab = Lab::new();
+    let origin = Origin::start("one");
+    let mut daemon = lab.start(&format!("shutdown: {{delay: 2s}}\n{}", pool(&[&origin], "")));
+    let begun = Instant::now();
+    daemon.signal(Signal::SIGTERM);
+    wait::until(LONG, "/readyz answers 503", || daemon.read("/readyz").is_ok_and(|r| r.status == 503));
+    assert_eq!(daemon.get("/").expect("traffic is still accepted").status, 200);
+    assert_eq!(daemon.wait_exit(LONG).code(), Some(0), "{}", daemon.log());
+    assert!(begun.elapsed() >= Duration::from_millis(1900), "ended after {:?}", begun.elapsed());
+}
+
+// ===== 6. the five keys =====
+
+#[test]
+fn the_five_keys_of_the_quick_start_stand_beside_ours() {
+    let lab = Lab::new();
+    let origin = Origin::start("one");
+    let path = |name: &str| lab.path(name).display().to_string();
+    let text = format!(
+        "---\nversion: 1\nthreads: 2\npid_file: {}\nerror_log: {}\nupgrade_sock: {}\n\
+         listeners: [{{address: \"{}\"}}]\nmetrics: {{address: \"{}\"}}\n{}",
+        path("lb.pid"),
+        path("load_balancer_err.log"),
+        path("load_balancer.sock"),
+        lab.listener,
+        lab.metrics,
+        pool(&[&origin], "")
+    );
+    let daemon = lab.daemonize_file(&lab.write("conf.yaml", &text), &[]);
+    assert_eq!(daemon.get("/").unwrap().status, 200);
+    assert!(lab.path("load_balancer_err.log").exists());
+    assert_eq!(lab.pid_in_file(), Some(daemon.process));
+}
+
+// ===== 8. -t checks everything =====
+
+#[track_caller]
+fn refused_by_test(lab: &Lab, config: &Path, words: &[&str]) {
+    let finished = lab.run(&["-c", path_str(config), "-t"]);
+    assert_eq!(finished.code, Some(2), "{finished:?}");
+    for word in words {
+        assert!(finished.stderr.contains(word), "-t does not mention {word:?}: {finished:?}");
+    }
+}
+
+#[test]
+fn t_accepts_a_good_file_and_leaves_nothing_behind() {
+    let lab = Lab::new();
+    let origin = Origin::start("one");
+    let finished = lab.run(&["-c", path_str(&lab.config(&pool(&[&origin], ""))), "-t"]);
+    assert_eq!(finished.code, Some(0), "{finished:?}");
+    assert!(!lab.pid_file().exists());
+    assert!(TcpListener::bind(lab.listener).is_ok());
+}
+
+#[test]
+fn t_refuses_a_misspelt_key_and_says_which_was_meant() {
+    let lab = Lab::new();
+    let config = lab.config("pools:\n  web:\n    backendz: [\"127.0.0.1:1\"]\n");
+    refused_by_test(&lab, &config, &["backendz", "backends", "conf.yaml"]);
+}
+
+#[test]
+fn t_refuses_a_ca_file_that_is_missing() {
+    let lab = Lab::new();
+    let ca = lab.path("missing-ca.pem");
+    let more = format!("tls: {{sni: a.test, ca: {}}}", ca.display());
+    let config = lab.config(&pool_of(&[tests::ports::free()], &more));
+    refused_by_test(&lab, &config, &["missing-ca.pem"]);
+}
+
+#[test]
+fn t_refuses_a_port_that_another_process_has() {
+    let lab = Lab::new();
+    let _taken = TcpListener::bind(lab.listener).unwrap();
+    let config = lab.config(&pool_of(&[tests::ports::free()], ""));
+    refused_by_test(&lab, &config, &[&lab.listener.to_string()]);
+}
+
+#[test]
+fn t_refuses_a_file_that_is_missing() {
+    let lab = Lab::new();
+    refused_by_test(&lab, &lab.path("missing.yaml"), &["missing.yaml"]);
+}
+
+#[test]
+fn a_start_with_a_bad_file_ends_with_2() {
+    let lab = Lab::new();
+    let config = lab.config("pools:\n  web:\n    backends: []\n");
+    let finished = lab.run(&["-c", path_str(&config)]);
+    assert_eq!(finished.code, Some(2), "{finished:?}");
+}

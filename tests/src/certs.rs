@@ -1,0 +1,84 @@
+//! A certificate authority of the test's own, and certificates for any name.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::{fs, io};
+
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
+use rustls::ServerConfig;
+use rustls::crypto::ring;
+use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+
+/// An authority that signs certificates.
+pub struct Authority {
+    pem: String,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+/// A certificate with its key, signed by an [`Authority`].
+pub struct Certified {
+    certificate: rcgen::Certificate,
+    key: KeyPair,
+}
+
+impl Authority {
+    /// A new authority with a key of its own.
+    pub fn new() -> Self {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        params.distinguished_name.push(DnType::CommonName, "test authority");
+        let key = KeyPair::generate().expect("a key can be made");
+        let pem = params.self_signed(&key).expect("an authority signs itself").pem();
+        Self { pem, issuer: Issuer::new(params, key) }
+    }
+
+    /// Writes the authority's certificate for a client that is to trust it.
+    ///
+    /// # Errors
+    ///
+    /// Fails as writing a file does.
+    pub fn write(&self, path: &Path) -> io::Result<()> {
+        fs::write(path, &self.pem)
+    }
+
+    /// A certificate for these DNS names or IP addresses.
+    pub fn certify(&self, names: &[&str]) -> Certified {
+        let names: Vec<String> = names.iter().map(ToString::to_string).collect();
+        let mut params = CertificateParams::new(names).expect("the names of a test are valid");
+        params.distinguished_name.push(DnType::CommonName, "test server");
+        let key = KeyPair::generate().expect("a key can be made");
+        let certificate = params.signed_by(&key, &self.issuer).expect("the authority can sign");
+        Certified { certificate, key }
+    }
+}
+
+impl Default for Authority {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Certified {
+    /// Writes certificate and key as PEM files, for servers that read them from there.
+    ///
+    /// # Errors
+    ///
+    /// Fails as writing a file does.
+    pub fn write(&self, certificate: &Path, key: &Path) -> io::Result<()> {
+        fs::write(certificate, self.certificate.pem())?;
+        fs::write(key, self.key.serialize_pem())
+    }
+
+    /// A TLS server with this certificate.
+    pub fn server(&self) -> Arc<ServerConfig> {
+        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(self.key.serialize_der()));
+        let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .expect("the provider has the default versions")
+            .with_no_client_auth()
+            .with_single_cert(vec![self.certificate.der().clone()], key)
+            .expect("the key is that of the certificate");
+        Arc::new(config)
+    }
+}

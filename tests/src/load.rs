@@ -1,0 +1,213 @@
+//! Constant load while something happens to the daemon, counted without mercy.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use crate::client::{Connection, Failure, Response};
+
+/// Errors whose text is kept.
+const KEPT_ERRORS: usize = 5;
+
+/// Pause after each request, so that a test leaves some of the machine to others.
+const PAUSE: Duration = Duration::from_millis(2);
+
+/// Threads that send requests until told to stop.
+pub struct LoadGenerator {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// What came of a load.
+#[derive(Debug, Clone, Default)]
+pub struct Report {
+    /// Requests answered with 200.
+    pub ok: u64,
+    /// Requests that were not: refused, cut, or answered otherwise.
+    pub failed: u64,
+    /// Idle keep-alive connections found closed before the first byte of an answer, and made anew.
+    pub reconnects: u64,
+    /// Keep-alive connections that the daemon closed after saying so in an answer.
+    pub announced_closes: u64,
+    /// The first few failures.
+    pub errors: Vec<String>,
+}
+
+struct Shared {
+    address: SocketAddr,
+    stop: AtomicBool,
+    ok: AtomicU64,
+    failed: AtomicU64,
+    reconnects: AtomicU64,
+    announced_closes: AtomicU64,
+    errors: Mutex<Vec<String>>,
+}
+
+impl LoadGenerator {
+    /// Starts `keep_alive` threads that reuse their connection and `fresh` threads that make one per request.
+    pub fn start(address: SocketAddr, keep_alive: usize, fresh: usize) -> Self {
+        let shared = Arc::new(Shared::new(address));
+        let reusing = (0..keep_alive).map(|_| Arc::clone(&shared)).map(|s| thread::spawn(move || s.reuse()));
+        let fresh = (0..fresh).map(|_| Arc::clone(&shared)).map(|s| thread::spawn(move || s.connect_anew()));
+        let threads = reusing.chain(fresh).collect();
+        Self { shared, threads }
+    }
+
+    /// The counts so far.
+    pub fn report(&self) -> Report {
+        let shared = &self.shared;
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Report {
+            ok: count(&shared.ok),
+            failed: count(&shared.failed),
+            reconnects: count(&shared.reconnects),
+            announced_closes: count(&shared.announced_closes),
+            errors: shared.errors.lock().expect("no thread panics with it").clone(),
+        }
+    }
+
+    /// Lets every thread finish its request, and returns the final counts.
+    pub fn stop(mut self) -> Report {
+        self.end();
+        self.report()
+    }
+
+    fn end(&mut self) {
+        self.shared.stop.store(true, Ordering::Relaxed);
+        for thread in self.threads.drain(..) {
+            thread.join().expect("a load thread counts its failures and does not panic");
+        }
+    }
+}
+
+impl Drop for LoadGenerator {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+impl Shared {
+    fn new(address: SocketAddr) -> Self {
+        let counter = || AtomicU64::new(0);
+        Self {
+            address,
+            stop: AtomicBool::new(false),
+            ok: counter(),
+            failed: counter(),
+            reconnects: counter(),
+            announced_closes: counter(),
+            errors: Mutex::default(),
+        }
+    }
+
+    fn reuse(&self) {
+        let mut idle = None;
+        while !self.stop.load(Ordering::Relaxed) {
+            idle = self.reuse_once(idle.take());
+            thread::sleep(PAUSE);
+        }
+    }
+
+    /// One request, on the idle connection if there is one; returns the connection if it can be used again.
+    fn reuse_once(&self, idle: Option<Connection>) -> Option<Connection> {
+        let mut outcome = Err(Failure::Closed);
+        let mut connection = None;
+        if let Some(mut reused) = idle {
+            outcome = reused.get("/reused");
+            connection = Some(reused);
+            if matches!(outcome, Err(Failure::Closed)) {
+                self.reconnects.fetch_add(1, Ordering::Relaxed);
+                connection = None;
+            }
+        }
+        if connection.is_none() {
+            let mut fresh = self.open()?;
+            outcome = fresh.get("/first");
+            connection = Some(fresh);
+        }
+        let closes = self.count(&outcome);
+        connection.filter(|_| !closes)
+    }
+
+    fn connect_anew(&self) {
+        while !self.stop.load(Ordering::Relaxed) {
+            if let Some(mut connection) = self.open() {
+                self.count(&connection.request("GET", "/fresh", &[("Connection", "close")], b""));
+            }
+            thread::sleep(PAUSE);
+        }
+    }
+
+    fn open(&self) -> Option<Connection> {
+        Connection::open(self.address).map_err(|error| self.fail(error.to_string())).ok()
+    }
+
+    /// Counts an outcome; returns whether the connection is of no more use.
+    fn count(&self, outcome: &Result<Response, Failure>) -> bool {
+        match outcome {
+            Ok(answer) if answer.status == 200 => {
+                self.ok.fetch_add(1, Ordering::Relaxed);
+                let closes = answer.closes();
+                self.announced_closes.fetch_add(u64::from(closes), Ordering::Relaxed);
+                closes
+            }
+            Ok(answer) => {
+                self.fail(format!("answered {} {}", answer.head.start, answer.text()));
+                true
+            }
+            Err(error) => {
+                self.fail(error.to_string());
+                true
+            }
+        }
+    }
+
+    fn fail(&self, error: String) {
+        self.failed.fetch_add(1, Ordering::Relaxed);
+        let mut errors = self.errors.lock().expect("no thread panics with it");
+        if errors.len() < KEPT_ERRORS {
+            errors.push(error);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wait::{LONG, until};
+    use crate::{Answer, Behaviour, Origin};
+
+    #[test]
+    fn an_idle_connection_found_closed_is_no_failure() {
+        let origin = Origin::start("one");
+        let load = LoadGenerator::start(origin.address, 1, 0);
+        until(LONG, "requests are answered", || load.report().ok > 10);
+        origin.cut_connections();
+        until(LONG, "the client has connected anew", || load.report().reconnects > 0);
+        load.stop();
+    }
+
+    #[test]
+    fn refused_connections_and_other_answers_are_failures() {
+        let mut origin = Origin::start("one");
+        let load = LoadGenerator::start(origin.address, 1, 1);
+        origin.behave(Behaviour::Answer(Answer::status(503, "busy")));
+        until(LONG, "answers with 503 are counted", || load.report().failed > 2);
+        origin.refuse();
+        let before = load.report().failed;
+        until(LONG, "refused connections are counted", || load.report().failed > before + 2);
+        assert!(load.stop().errors[0].contains("503"));
+    }
+
+    #[test]
+    fn announced_closes_are_counted_and_harmless() {
+        let origin = Origin::start("one");
+        origin.behave(Behaviour::Answer(Answer::ok("").with("Connection", "close")));
+        let load = LoadGenerator::start(origin.address, 1, 0);
+        until(LONG, "closes are counted", || load.report().announced_closes > 2);
+        let report = load.stop();
+        assert_eq!(report.reconnects, 0, "{report:?}");
+    }
+}

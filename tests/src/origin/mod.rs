@@ -1,0 +1,495 @@
+//! An origin server whose behaviour a test changes while it runs.
+//!
+//! One thread accepts, one thread serves each connection. What an origin saw is kept for the test to look at:
+//! every request head byte by byte, what its body measured, and the TLS server name it came for.
+
+mod serve;
+mod unreachable;
+
+pub use unreachable::Unreachable;
+
+use std::collections::VecDeque;
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::thread;
+use std::time::Duration;
+
+use rustls::ServerConfig;
+use socket2::{Domain, Socket, Type};
+
+use crate::pattern::Meter;
+use crate::wire::Head;
+use crate::{ports, wait};
+
+/// The header by which an answer names the origin it comes from.
+pub const NAME_HEADER: &str = "X-Origin";
+
+/// The last so many requests are kept.
+const KEPT_REQUESTS: usize = 2_000;
+
+/// What an origin does with connections and requests.
+#[derive(Debug, Clone)]
+pub enum Behaviour {
+    /// Answers.
+    Answer(Answer),
+    /// Answers with the head of the request as body.
+    Echo,
+    /// Waits, then answers.
+    Slow(Duration, Answer),
+    /// Reads the request, waits until the gate opens, then answers.
+    Held(Gate, Answer),
+    /// Sends the head and one byte of a body, waits until the gate opens, then sends the rest.
+    HeldWithin(Gate, Answer),
+    /// Takes the connection and the request and never answers.
+    Hang,
+    /// Resets each connection as soon as it is made.
+    Reset,
+    /// Reads the request, then resets the connection.
+    ResetOnRequest,
+    /// Answers with something that is not HTTP.
+    Garbage,
+    /// Closes in the middle of the body that it announced.
+    CutShort,
+    /// Answers with these chunks and trailers.
+    Chunked {
+        /// The chunks of the body.
+        chunks: Vec<Vec<u8>>,
+        /// Names and values of the trailers.
+        trailers: Vec<(String, String)>,
+    },
+    /// Answers with a body of this many bytes of [`crate::pattern`].
+    Source(u64),
+    /// Agrees to a WebSocket upgrade, and then sends back every byte it receives.
+    Upgrade,
+    /// Answers as the path asks: `/status/404` with that status, `/bytes/100` with that many bytes,
+    /// anything else with 200.
+    ByPath,
+}
+
+/// A complete answer.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    /// Status code.
+    pub status: u16,
+    /// Headers beside `Content-Length` and the name of the origin.
+    pub headers: Vec<(String, String)>,
+    /// Body; not sent to `HEAD` and with 204 and 304.
+    pub body: Vec<u8>,
+}
+
+/// A request that an origin received.
+#[derive(Debug, Clone)]
+pub struct Seen {
+    /// Request line and headers.
+    pub head: Head,
+    /// Its body.
+    pub body: Meter,
+    /// Trailers of a chunked body.
+    pub trailers: Vec<(String, String)>,
+    /// Number of the connection that it came over, from 1.
+    pub connection: u64,
+    /// The TLS server name of that connection.
+    pub sni: Option<String>,
+}
+
+/// Holds back answers until the test opens it.
+#[derive(Debug, Clone, Default)]
+pub struct Gate(Arc<(Mutex<bool>, Condvar)>);
+
+/// A running origin. It ends with all its connections when it is dropped.
+pub struct Origin {
+    /// Where it listens.
+    pub address: SocketAddr,
+    shared: Arc<Shared>,
+    listener: Option<Listener>,
+}
+
+struct Shared {
+    name: String,
+    tls: Option<Arc<ServerConfig>>,
+    behaviour: Mutex<Behaviour>,
+    connections: AtomicU64,
+    requests: AtomicU64,
+    seen: Mutex<VecDeque<Seen>>,
+    /// Connections that are open, by number, to be cut when the origin goes down.
+    open: Mutex<Vec<(u64, TcpStream)>>,
+}
+
+struct Listener {
+    socket: Arc<Socket>,
+    thread: thread::JoinHandle<()>,
+}
+
+// ===== impl Answer =====
+
+impl Answer {
+    /// Status 200 with this body.
+    pub fn ok(body: impl Into<Vec<u8>>) -> Self {
+        Self::status(200, body)
+    }
+
+    /// This status with this body.
+    pub fn status(status: u16, body: impl Into<Vec<u8>>) -> Self {
+        Self { status, headers: Vec::new(), body: body.into() }
+    }
+
+    /// The same with one more header.
+    #[must_use]
+    pub fn with(mut self, name: &str, value: &str) -> Self {
+        self.headers.push((name.to_owned(), value.to_owned()));
+        self
+    }
+}
+
+// ===== impl Gate =====
+
+impl Gate {
+    /// A closed gate.
+    pub fn closed() -> Self {
+        Self::default()
+    }
+
+    /// Lets everything pass from now on.
+    pub fn open(&self) {
+        let (open, changed) = &*self.0;
+        *open.lock().expect("no holder panics") = true;
+        changed.notify_all();
+    }
+
+    /// Waits for it to open, but never longer than any test lasts.
+    fn pass(&self) {
+        let (open, changed) = &*self.0;
+        let guard = open.lock().expect("no holder panics");
+        let longest = Duration::from_secs(120);
+        drop(changed.wait_timeout_while(guard, longest, |open| !*open).expect("no holder panics"));
+    }
+}
+
+// ===== impl Seen =====
+
+impl Seen {
+    /// Method of the request.
+    pub fn method(&self) -> &str {
+        self.head.start.split(' ').next().unwrap_or_default()
+    }
+
+    /// Path and query of the request.
+    pub fn target(&self) -> &str {
+        self.head.start.split(' ').nth(1).unwrap_or_default()
+    }
+
+    /// The first value of a header.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.head.header(name)
+    }
+}
+
+// ===== impl Origin =====
+
+impl Origin {
+    /// Starts one that answers 200 with its name as body.
+    #[track_caller]
+    pub fn start(name: &str) -> Self {
+        Self::with(name, None)
+    }
+
+    /// Starts one that speaks TLS.
+    #[track_caller]
+    pub fn start_tls(name: &str, server: Arc<ServerConfig>) -> Self {
+        Self::with(name, Some(server))
+    }
+
+    /// One whose address nobody listens on until [`Origin::come_back`].
+    #[track_caller]
+    pub fn refusing(name: &str) -> Self {
+        let mut origin = Self::with(name, None);
+        origin.refuse();
+        origin
+    }
+
+    /// One that speaks TLS, and whose address nobody listens on until [`Origin::come_back`].
+    #[track_caller]
+    pub fn refusing_tls(name: &str, server: Arc<ServerConfig>) -> Self {
+        let mut origin = Self::with(name, Some(server));
+        origin.refuse();
+        origin
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.shared.name
+    }
+
+    /// Changes what it does, from the next connection or request on.
+    pub fn behave(&self, behaviour: Behaviour) {
+        *lock(&self.shared.behaviour) = behaviour;
+    }
+
+    /// Connections accepted so far.
+    pub fn connections(&self) -> u64 {
+        self.shared.connections.load(Ordering::SeqCst)
+    }
+
+    /// Connections that are open now.
+    pub fn open_connections(&self) -> usize {
+        lock(&self.shared.open).len()
+    }
+
+    /// Requests received so far.
+    pub fn requests(&self) -> u64 {
+        self.shared.requests.load(Ordering::SeqCst)
+    }
+
+    /// The last requests received, the oldest first.
+    pub fn seen(&self) -> Vec<Seen> {
+        lock(&self.shared.seen).iter().cloned().collect()
+    }
+
+    /// The request with this target; waits for it.
+    #[track_caller]
+    pub fn saw(&self, target: &str) -> Seen {
+        let what = format!("origin {} has seen {target}", self.name());
+        wait::until_some(wait::LONG, &what, || self.seen().into_iter().rev().find(|s| s.target() == target))
+    }
+
+    /// Goes down: refuses connections and cuts those it has.
+    pub fn refuse(&mut self) {
+        if let Some(listener) = self.listener.take() {
+            // Ends the accept that the thread waits in.
+            let _ = listener.socket.shutdown(Shutdown::Both);
+            listener.thread.join().expect("the accepting thread does not panic");
+        }
+        self.cut_connections();
+    }
+
+    /// Listens again, on the same address.
+    #[track_caller]
+    pub fn come_back(&mut self) {
+        if self.listener.is_none() {
+            self.listener = Some(Listener::start(self.address, &self.shared));
+        }
+    }
+
+    /// Cuts all connections it has.
+    pub fn cut_connections(&self) {
+        for (_, stream) in lock(&self.shared.open).drain(..) {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
+
+    #[track_caller]
+    fn with(name: &str, tls: Option<Arc<ServerConfig>>) -> Self {
+        let address = ports::free();
+        let shared = Arc::new(Shared {
+            name: name.to_owned(),
+            tls,
+            behaviour: Mutex::new(Behaviour::Answer(Answer::ok(name))),
+            connections: AtomicU64::new(0),
+            requests: AtomicU64::new(0),
+            seen: Mutex::default(),
+            open: Mutex::default(),
+        });
+        let listener = Some(Listener::start(address, &shared));
+        Self { address, shared, listener }
+    }
+}
+
+impl Drop for Origin {
+    fn drop(&mut self) {
+        self.refuse();
+    }
+}
+
+// ===== impl Listener =====
+
+impl Listener {
+    #[track_caller]
+    fn start(address: SocketAddr, shared: &Arc<Shared>) -> Self {
+        let socket = Arc::new(listen(address).expect("the address is the origin's own"));
+        let (accepting, shared) = (Arc::clone(&socket), Arc::clone(shared));
+        let thread = thread::spawn(move || accept_until_shut_down(&accepting, &shared));
+        Self { socket, thread }
+    }
+}
+
+fn listen(address: SocketAddr) -> std::io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(1024)?;
+    Ok(socket)
+}
+
+fn accept_until_shut_down(socket: &Socket, shared: &Arc<Shared>) {
+    while let Ok((stream, _)) = socket.accept() {
+        let number = shared.connections.fetch_add(1, Ordering::SeqCst) + 1;
+        if matches!(*lock(&shared.behaviour), Behaviour::Reset) {
+            reset(&stream);
+            continue;
+        }
+        let stream = TcpStream::from(stream);
+        if let Ok(clone) = stream.try_clone() {
+            lock(&shared.open).push((number, clone));
+        }
+        let shared = Arc::clone(shared);
+        thread::spawn(move || {
+            serve::connection(&shared, stream, number);
+            shared.forget(number);
+        });
+    }
+}
+
+/// Makes the close of this socket, when its last handle is dropped, a reset.
+fn reset(socket: &Socket) {
+    // A connection that is gone already cannot be told to go.
+    let _ = socket.set_linger(Some(Duration::ZERO));
+}
+
+// ===== impl Shared =====
+
+impl Shared {
+    fn behaviour(&self) -> Behaviour {
+        lock(&self.behaviour).clone()
+    }
+
+    fn record(&self, seen: Seen) {
+        let mut all = lock(&self.seen);
+        if all.len() == KEPT_REQUESTS {
+            all.pop_front();
+        }
+        all.push_back(seen);
+    }
+
+    fn forget(&self, number: u64) {
+        lock(&self.open).retain(|(open, _)| *open != number);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().expect("no thread panics while it holds this")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::client::{Connection, Failure, get};
+
+    fn origin(behaviour: Behaviour) -> Origin {
+        let origin = Origin::start("one");
+        origin.behave(behaviour);
+        origin
+    }
+
+    #[test]
+    fn answers_on_a_kept_connection_and_records_what_it_saw() {
+        let origin = Origin::start("one");
+        let mut client = Connection::open(origin.address).unwrap();
+        assert_eq!(client.get("/a").unwrap().text(), "one");
+        let posted = client.request("POST", "/b?c", &[("X-Two", "2")], b"body").unwrap();
+        assert_eq!(posted.origin(), "one");
+        assert_eq!((origin.connections(), origin.requests()), (1, 2));
+        let seen = origin.saw("/b?c");
+        assert_eq!((seen.method(), seen.header("x-two")), ("POST", Some("2")));
+        assert_eq!(seen.body.start, b"body");
+    }
+
+    #[test]
+    fn answers_without_a_body_have_none() {
+        let origin = origin(Behaviour::ByPath);
+        let mut client = Connection::open(origin.address).unwrap();
+        let head = client.request("HEAD", "/bytes/7", &[], b"").unwrap();
+        assert_eq!((head.header("content-length"), head.length), (Some("7"), 0));
+        assert_eq!(client.get("/status/204").unwrap().length, 0);
+        assert_eq!(client.get("/status/304").unwrap().status, 304);
+        assert_eq!(client.get("/bytes/100000").unwrap().length, 100_000);
+    }
+
+    #[test]
+    fn goes_down_and_comes_back_on_the_same_address() {
+        let mut origin = Origin::start("one");
+        let mut kept = Connection::open(origin.address).unwrap();
+        kept.get("/").unwrap();
+        origin.refuse();
+        assert!(matches!(get(origin.address, "/"), Err(Failure::Connect(_))));
+        assert!(kept.ends_within(wait::LONG));
+        origin.come_back();
+        assert_eq!(get(origin.address, "/").unwrap().status, 200);
+    }
+
+    #[test]
+    fn misbehaves_as_told() {
+        let origin = origin(Behaviour::Reset);
+        assert!(get(origin.address, "/").is_err());
+        origin.behave(Behaviour::Garbage);
+        assert!(matches!(get(origin.address, "/"), Err(Failure::Broken(_))));
+        origin.behave(Behaviour::CutShort);
+        assert!(matches!(get(origin.address, "/"), Err(Failure::Broken(_))));
+        origin.behave(Behaviour::ResetOnRequest);
+        assert!(matches!(get(origin.address, "/"), Err(Failure::Closed)));
+        origin.behave(Behaviour::Hang);
+        let mut client = Connection::open(origin.address).unwrap();
+        client.send("GET / HTTP/1.1\r\n\r\n").unwrap();
+        assert!(!client.ends_within(Duration::from_millis(50)));
+    }
+
+    #[test]
+    fn a_gate_holds_an_answer_until_it_opens() {
+        let gate = Gate::closed();
+        let origin = origin(Behaviour::Held(gate.clone(), Answer::ok("late")));
+        let mut client = Connection::open(origin.address).unwrap();
+        client.send("GET /held HTTP/1.1\r\n\r\n").unwrap();
+        origin.saw("/held");
+        gate.open();
+        assert_eq!(client.response("GET").unwrap().text(), "late");
+    }
+
+    #[test]
+    fn sends_chunks_with_trailers_and_reads_them() {
+        let trailers = vec![("X-Sum".to_owned(), "1".to_owned())];
+        let origin = origin(Behaviour::Chunked { chunks: vec![b"ab".to_vec(), b"c".to_vec()], trailers });
+        let mut client = Connection::open(origin.address).unwrap();
+        let request = "POST /t HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\nX-In: 2\r\n\r\n";
+        client.send(request).unwrap();
+        let answer = client.response("POST").unwrap();
+        assert_eq!((answer.text().as_str(), answer.trailer("x-sum")), ("abc", Some("1")));
+        assert_eq!(origin.saw("/t").trailers, [("X-In".to_owned(), "2".to_owned())]);
+    }
+
+    #[test]
+    fn continues_and_takes_large_bodies_both_ways() {
+        let origin = origin(Behaviour::Source(1_000_000));
+        let mut client = Connection::open(origin.address).unwrap();
+        client.send("PUT /up HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n").unwrap();
+        assert_eq!(client.response_head().unwrap().0, 100);
+        client.send("abc").unwrap();
+        let answer = client.response("PUT").unwrap();
+        assert_eq!((answer.length, answer.is_pattern), (1_000_000, true));
+        assert_eq!(origin.saw("/up").body.length, 3);
+    }
+
+    #[test]
+    fn upgrades_and_echoes() {
+        let origin = origin(Behaviour::Upgrade);
+        let mut client = Connection::open(origin.address).unwrap();
+        client.send("GET /ws HTTP/1.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n").unwrap();
+        assert_eq!(client.response("GET").unwrap().status, 101);
+        client.send([0, 1, 2, 255]).unwrap();
+        assert_eq!(client.some_bytes(), [0, 1, 2, 255]);
+    }
+
+    #[test]
+    fn speaks_tls_and_records_the_server_name() {
+        let lab = crate::Lab::new();
+        let authority = crate::Authority::new();
+        let ca = lab.path("ca.pem");
+        authority.write(&ca).unwrap();
+        let origin = Origin::start_tls("tls", authority.certify(&["one.one.one.one"]).server());
+        let resolve = format!("one.one.one.one:{}:{}", origin.address.port(), origin.address.ip());
+        let url = format!("https://one.one.one.one:{}/secret", origin.address.port());
+        let output =
+            crate::tools::curl(&["--cacert", &ca.display().to_string(), "--resolve", &resolve, &url]);
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "tls", "{output:?}");
+        assert_eq!(origin.saw("/secret").sni.as_deref(), Some("one.one.one.one"));
+    }
+}

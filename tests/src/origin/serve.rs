@@ -1,0 +1,231 @@
+//! One connection of an origin, from its first byte to its last.
+
+use std::io::{self, Read, Write};
+use std::net::TcpStream;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread;
+
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
+use socket2::SockRef;
+
+use super::{Answer, Behaviour, NAME_HEADER, Seen, Shared, reset};
+use crate::pattern::{self, Meter};
+use crate::wire::{Framing, Head, Wire};
+
+/// A connection, plain or TLS.
+enum Stream {
+    Plain(TcpStream),
+    Tls(Box<StreamOwned<ServerConnection, TcpStream>>),
+}
+
+/// Whether the connection can carry another request.
+#[derive(PartialEq, Eq)]
+enum After {
+    Keep,
+    Close,
+}
+
+/// Serves requests until either side closes.
+pub(super) fn connection(shared: &Shared, stream: TcpStream, number: u64) {
+    let _ = stream.set_nodelay(true);
+    let Ok(stream) = Stream::accept(stream, shared.tls.as_ref()) else { return };
+    let sni = stream.server_name();
+    let mut wire = Wire::new(stream);
+    // An error is the peer going away, which a test sees at its own end.
+    while let Ok(Some(seen)) = receive(&mut wire, number, sni.as_deref()) {
+        shared.requests.fetch_add(1, Ordering::SeqCst);
+        shared.record(seen.clone());
+        match answer(shared, &mut wire, &seen) {
+            Ok(After::Keep) if !seen.head.lists("connection", "close") => {}
+            _ => return,
+        }
+    }
+}
+
+fn receive(wire: &mut Wire<Stream>, connection: u64, sni: Option<&str>) -> io::Result<Option<Seen>> {
+    let Some(head) = wire.head()? else { return Ok(None) };
+    if head.lists("expect", "100-continue") {
+        wire.send(b"HTTP/1.1 100 Continue\r\n\r\n")?;
+    }
+    let mut body = Meter::new();
+    let framing = head.framing().unwrap_or(Framing::Empty);
+    let trailers = wire.body(framing, &mut |piece| body.feed(piece))?;
+    Ok(Some(Seen { head, body, trailers, connection, sni: sni.map(str::to_owned) }))
+}
+
+fn answer(shared: &Shared, wire: &mut Wire<Stream>, seen: &Seen) -> io::Result<After> {
+    let name = &shared.name;
+    match shared.behaviour() {
+        Behaviour::Answer(answer) => send(wire, seen, name, &answer),
+        Behaviour::Echo => send(wire, seen, name, &Answer::ok(seen.head.raw.clone())),
+        Behaviour::ByPath => send(wire, seen, name, &by_path(seen.target())),
+        Behaviour::Slow(delay, answer) => {
+            thread::sleep(delay);
+            send(wire, seen, name, &answer)
+        }
+        Behaviour::Held(gate, answer) => {
+            gate.pass();
+            send(wire, seen, name, &answer)
+        }
+        Behaviour::HeldWithin(gate, answer) => {
+            let (first, rest) = answer.body.split_at(1);
+            wire.send(&head_of(name, &answer))?;
+            wire.send(first)?;
+            gate.pass();
+            wire.send(rest).map(|()| After::Keep)
+        }
+        Behaviour::Hang => wire.some().map(|_| After::Close),
+        Behaviour::Reset | Behaviour::ResetOnRequest => {
+            wire.stream().reset();
+            Ok(After::Close)
+        }
+        Behaviour::Garbage => wire.send(b"\x16\x03 this is not HTTP\r\n\r\n").map(|()| After::Close),
+        Behaviour::CutShort => {
+            let head =
+                format!("HTTP/1.1 200 OK\r\n{NAME_HEADER}: {name}\r\nContent-Length: 1000\r\n\r\nshort");
+            wire.send(head.as_bytes()).map(|()| After::Close)
+        }
+        Behaviour::Chunked { chunks, trailers } => send_chunks(wire, name, &chunks, &trailers),
+        Behaviour::Source(length) => send_pattern(wire, name, length),
+        Behaviour::Upgrade => upgrade(wire, name, &seen.head),
+    }
+}
+
+fn send(wire: &mut Wire<Stream>, seen: &Seen, name: &str, answer: &Answer) -> io::Result<After> {
+    let mut bytes = head_of(name, answer);
+    if seen.method() != "HEAD" && !matches!(answer.status, 204 | 304) {
+        bytes.extend_from_slice(&answer.body);
+    }
+    wire.send(&bytes).map(|()| After::Keep)
+}
+
+fn head_of(name: &str, answer: &Answer) -> Vec<u8> {
+    let mut head = format!("HTTP/1.1 {} Status\r\n{NAME_HEADER}: {name}\r\n", answer.status);
+    if answer.status != 204 {
+        head.push_str(&format!("Content-Length: {}\r\n", answer.body.len()));
+    }
+    for (name, value) in &answer.headers {
+        head.push_str(&format!("{name}: {value}\r\n"));
+    }
+    head.push_str("\r\n");
+    head.into_bytes()
+}
+
+fn by_path(target: &str) -> Answer {
+    let path = target.split('?').next().unwrap_or_default();
+    let number = |prefix| path.strip_prefix(prefix).and_then(|rest: &str| rest.parse::<u32>().ok());
+    if let Some(status) = number("/status/").and_then(|status| u16::try_from(status).ok()) {
+        return Answer::status(status, if matches!(status, 204 | 304) { "" } else { "by path" });
+    }
+    if let Some(length) = number("/bytes/") {
+        let body = (0..u64::from(length)).map(|offset| pattern::from(offset)[0]).collect::<Vec<_>>();
+        return Answer::ok(body);
+    }
+    Answer::ok("by path")
+}
+
+fn send_chunks(
+    wire: &mut Wire<Stream>,
+    name: &str,
+    chunks: &[Vec<u8>],
+    trailers: &[(String, String)],
+) -> io::Result<After> {
+    let names: Vec<&str> = trailers.iter().map(|(name, _)| name.as_str()).collect();
+    let mut head = format!("HTTP/1.1 200 OK\r\n{NAME_HEADER}: {name}\r\nTransfer-Encoding: chunked\r\n");
+    if !names.is_empty() {
+        head.push_str(&format!("Trailer: {}\r\n", names.join(", ")));
+    }
+    wire.send(format!("{head}\r\n").as_bytes())?;
+    for chunk in chunks {
+        let size = format!("{:x}\r\n", chunk.len());
+        wire.send(&[size.as_bytes(), chunk, b"\r\n"].concat())?;
+    }
+    let trailers: String = trailers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+    wire.send(format!("0\r\n{trailers}\r\n").as_bytes()).map(|()| After::Keep)
+}
+
+fn send_pattern(wire: &mut Wire<Stream>, name: &str, length: u64) -> io::Result<After> {
+    let head = format!("HTTP/1.1 200 OK\r\n{NAME_HEADER}: {name}\r\nContent-Length: {length}\r\n\r\n");
+    wire.send(head.as_bytes())?;
+    let mut sent = 0;
+    while sent < length {
+        let bytes = pattern::from(sent);
+        let piece = usize::try_from(length - sent).map_or(bytes.len(), |left| left.min(bytes.len()));
+        wire.send(&bytes[..piece])?;
+        sent += piece as u64;
+    }
+    Ok(After::Keep)
+}
+
+fn upgrade(wire: &mut Wire<Stream>, name: &str, request: &Head) -> io::Result<After> {
+    if !request.lists("upgrade", "websocket") || !request.lists("connection", "upgrade") {
+        let refusal =
+            format!("HTTP/1.1 426 Upgrade Required\r\n{NAME_HEADER}: {name}\r\nContent-Length: 0\r\n\r\n");
+        return wire.send(refusal.as_bytes()).map(|()| After::Keep);
+    }
+    let head = format!(
+        "HTTP/1.1 101 Switching Protocols\r\n{NAME_HEADER}: {name}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n"
+    );
+    wire.send(head.as_bytes())?;
+    loop {
+        let bytes = wire.some()?;
+        if bytes.is_empty() {
+            return Ok(After::Close);
+        }
+        wire.send(&bytes)?;
+    }
+}
+
+// ===== impl Stream =====
+
+impl Stream {
+    fn accept(mut stream: TcpStream, tls: Option<&Arc<ServerConfig>>) -> io::Result<Self> {
+        let Some(config) = tls else { return Ok(Self::Plain(stream)) };
+        let mut session = ServerConnection::new(Arc::clone(config)).map_err(io::Error::other)?;
+        while session.is_handshaking() {
+            session.complete_io(&mut stream)?;
+        }
+        Ok(Self::Tls(Box::new(StreamOwned::new(session, stream))))
+    }
+
+    fn server_name(&self) -> Option<String> {
+        match self {
+            Self::Plain(_) => None,
+            Self::Tls(stream) => stream.conn.server_name().map(str::to_owned),
+        }
+    }
+
+    fn reset(&self) {
+        let socket = match self {
+            Self::Plain(stream) => stream,
+            Self::Tls(stream) => &stream.sock,
+        };
+        reset(&SockRef::from(socket));
+    }
+}
+
+impl Read for Stream {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Plain(stream) => stream.read(buffer),
+            Self::Tls(stream) => stream.read(buffer),
+        }
+    }
+}
+
+impl Write for Stream {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Plain(stream) => stream.write(buffer),
+            Self::Tls(stream) => stream.write(buffer),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::Plain(stream) => stream.flush(),
+            Self::Tls(stream) => stream.flush(),
+        }
+    }
+}

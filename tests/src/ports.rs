@@ -1,0 +1,59 @@
+//! Addresses that nobody else can take.
+//!
+//! A daemon's address must be known before it runs, so a port found free has to stay free for a while. On
+//! 127.0.0.1 it might not: any outgoing connection of any test may be given it. Connections to other loopback
+//! addresses also start from 127.0.0.1, so a port on an address of one's own stays free.
+
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::process;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+static NEXT: AtomicU32 = AtomicU32::new(0);
+
+/// A free address `127.x.y.z:port`: the IP is this call's own, the port is chosen by the system.
+///
+/// # Panics
+///
+/// Panics when the system does not let the test bind to loopback addresses.
+pub fn free() -> SocketAddr {
+    let listener = TcpListener::bind((own_ip(), 0)).expect("loopback addresses can be bound");
+    listener.local_addr().expect("a bound socket has an address")
+}
+
+/// A free port on 127.0.0.1 itself, for the few tests that need that very address.
+pub fn free_on_localhost() -> SocketAddr {
+    // A port below the range that outgoing connections are given from.
+    let below_ephemeral = (0..10_000).map(|step| {
+        let offset = process::id().wrapping_add(step * 7).wrapping_add(next() * 131) % 20_000;
+        u16::try_from(10_000 + offset).expect("below 30000")
+    });
+    below_ephemeral
+        .map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)))
+        .find(|address| TcpListener::bind(address).is_ok())
+        .expect("one of 10,000 ports is free")
+}
+
+/// Two test processes at a time get different addresses by their process ids, two calls by their number.
+fn own_ip() -> Ipv4Addr {
+    let (id, call) = (process::id(), next());
+    let [.., high, low] = (id % (100 * 256)).to_be_bytes();
+    let last = u8::try_from(1 + call % 254).expect("below 255");
+    Ipv4Addr::new(127, 101 + high, low, last)
+}
+
+fn next() -> u32 {
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_call_has_an_address_of_its_own_that_can_be_bound() {
+        let (one, two) = (free(), free());
+        assert_ne!(one.ip(), two.ip());
+        TcpListener::bind(one).expect("it is free");
+        TcpListener::bind(free_on_localhost()).expect("it is free");
+    }
+}

@@ -1,0 +1,115 @@
+//! What `/proc` tells about a process, and signals to it.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use nix::sys::signal::{self, Signal};
+use nix::unistd::Pid;
+
+use crate::wait;
+
+/// A process by its id; not necessarily a child of the test.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Process(pub u32);
+
+impl Process {
+    /// Whether it still runs; one that ended and was not waited for does not.
+    pub fn alive(self) -> bool {
+        self.status_field("State").is_some_and(|state| !state.starts_with(['Z', 'X']))
+    }
+
+    /// Sends a signal; none if it is gone.
+    pub fn signal(self, signal: Signal) {
+        if let Ok(id) = i32::try_from(self.0) {
+            // A process that ended in the meantime needs no signal any more.
+            let _ = signal::kill(Pid::from_raw(id), signal);
+        }
+    }
+
+    /// Waits until it is gone.
+    #[track_caller]
+    pub fn wait_gone(self, deadline: Duration) {
+        wait::until(deadline, &format!("process {} is gone", self.0), || !self.alive());
+    }
+
+    /// Resident memory, in bytes; 0 once it is gone.
+    pub fn resident_bytes(self) -> u64 {
+        let kib = self.status_field("VmRSS").and_then(|line| line.split(' ').next()?.parse::<u64>().ok());
+        kib.unwrap_or(0) * 1024
+    }
+
+    /// What its open file descriptors point to, such as `socket:[1234]`.
+    pub fn descriptors(self) -> Vec<String> {
+        let Ok(entries) = fs::read_dir(format!("/proc/{}/fd", self.0)) else { return Vec::new() };
+        let links = entries.filter_map(|entry| fs::read_link(entry.ok()?.path()).ok());
+        links.map(|target| target.to_string_lossy().into_owned()).collect()
+    }
+
+    /// Number of open sockets.
+    pub fn sockets(self) -> usize {
+        self.descriptors().iter().filter(|target| target.starts_with("socket:")).count()
+    }
+
+    /// Its arguments, the program first.
+    pub fn arguments(self) -> Vec<String> {
+        let text = fs::read(format!("/proc/{}/cmdline", self.0)).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text).into_owned();
+        text.split_terminator('\0').map(str::to_owned).collect()
+    }
+
+    fn status_field(self, name: &str) -> Option<String> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.0)).ok()?;
+        let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+        Some(line.trim().to_owned())
+    }
+}
+
+/// The running processes that have a path below `directory` among their arguments.
+pub fn started_with(directory: &Path) -> Vec<Process> {
+    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+    let all = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).map(Process);
+    let prefix = format!("{}/", directory.display());
+    let names_it = |process: &Process| process.arguments().iter().any(|argument| argument.contains(&prefix));
+    all.filter(|process| process.0 != std::process::id() && names_it(process)).collect()
+}
+
+/// Number of sockets listening on exactly this IPv4 address, in any process.
+pub fn listening_sockets(address: SocketAddr) -> usize {
+    let SocketAddr::V4(v4) = address else { panic!("only IPv4 is looked up") };
+    let ip = u32::from_le_bytes(v4.ip().octets());
+    let local = format!("{ip:08X}:{:04X}", v4.port());
+    let table = fs::read_to_string("/proc/net/tcp").unwrap_or_default();
+    let listens = |line: &&str| {
+        let mut fields = line.split_whitespace().skip(1);
+        fields.next() == Some(local.as_str()) && fields.nth(1) == Some("0A")
+    };
+    table.lines().filter(listens).count()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+    use crate::ports;
+
+    #[test]
+    fn reads_its_own_process() {
+        let own = Process(std::process::id());
+        assert!(own.alive());
+        assert!(own.resident_bytes() > 100_000);
+        assert!(!own.descriptors().is_empty());
+    }
+
+    #[test]
+    fn counts_listening_sockets_of_one_address() {
+        let address = ports::free();
+        assert_eq!(listening_sockets(address), 0);
+        let listener = TcpListener::bind(address).expect("it is free");
+        assert_eq!(listening_sockets(address), 1);
+        drop(listener);
+        assert_eq!(listening_sockets(address), 0);
+    }
+}

@@ -1,0 +1,154 @@
+//! The real programs that users have: `curl`, `wrk`, nginx, Prometheus. A missing one is a failure, not a skip.
+
+use std::fs::File;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+
+use crate::daemon::Lab;
+use crate::{Authority, ports, wait};
+
+/// Runs `curl`, silently, with these arguments.
+#[track_caller]
+pub fn curl(arguments: &[&str]) -> Output {
+    run("curl", &[&["--silent", "--show-error", "--max-time", "30"], arguments].concat())
+}
+
+/// Runs one of the tools to its end.
+///
+/// # Panics
+///
+/// Panics when it is not installed.
+#[track_caller]
+pub fn run(tool: &str, arguments: &[&str]) -> Output {
+    Command::new(tool)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap_or_else(|error| missing(tool, &error))
+}
+
+/// A program that serves until it is dropped.
+pub struct Server {
+    child: Child,
+    /// Where it listens.
+    pub address: SocketAddr,
+}
+
+/// Certificate of a TLS server: the authority that signs it, and its name.
+pub type Identity<'a> = (&'a Authority, &'a str);
+
+impl Server {
+    /// An nginx that answers every request with `name` and a line feed, over TLS when given a certificate.
+    #[track_caller]
+    pub fn nginx(lab: &Lab, name: &str, tls: Option<Identity>) -> Self {
+        let address = ports::free();
+        let directory = lab.path(&format!("nginx-{name}"));
+        std::fs::create_dir(&directory).expect("the directory of the test is writable");
+        let mut listen = format!("listen {address};");
+        if let Some((authority, host)) = tls {
+            let (certificate, key) = (directory.join("cert.pem"), directory.join("key.pem"));
+            authority.certify(&[host]).write(&certificate, &key).expect("the directory is writable");
+            listen = format!("listen {address} ssl; ssl_certificate cert.pem; ssl_certificate_key key.pem;");
+        }
+        let config = nginx_config(&directory, &listen, name);
+        let path = lab.write(&format!("nginx-{name}/nginx.conf"), &config);
+        let mut command = Command::new("nginx");
+        command.arg("-p").arg(&directory).arg("-c").arg(path).args(["-e", "stderr"]);
+        Self::start(lab, "nginx", command, address)
+    }
+
+    /// A Prometheus that scrapes this metrics address each second.
+    #[track_caller]
+    pub fn prometheus(lab: &Lab, target: SocketAddr) -> Self {
+        let address = ports::free();
+        let config = format!(
+            "global: {{scrape_interval: 1s, scrape_timeout: 1s}}\n\
+             scrape_configs:\n  - job_name: load_balancer\n    static_configs: [{{targets: ['{target}']}}]\n"
+        );
+        let path = lab.write("prometheus.yml", &config);
+        let mut command = Command::new("prometheus");
+        command.arg(format!("--config.file={}", path.display()));
+        command.arg(format!("--storage.tsdb.path={}", lab.path("prometheus").display()));
+        command.arg(format!("--web.listen-address={address}"));
+        Self::start(lab, "prometheus", command, address)
+    }
+
+    #[track_caller]
+    fn start(lab: &Lab, tool: &str, mut command: Command, address: SocketAddr) -> Self {
+        let log = lab.path(&format!("{tool}-{address}.log"));
+        let file = File::create(&log).expect("the directory of the test is writable");
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(file);
+        let child = command.spawn().unwrap_or_else(|error| missing(tool, &error));
+        let mut server = Self { child, address };
+        let started = wait::poll(wait::LONG, || {
+            let ended = server.child.try_wait().ok()?.is_some();
+            let listens = std::net::TcpStream::connect(address).is_ok();
+            (ended || listens).then_some(listens)
+        });
+        let text = || std::fs::read_to_string(&log).unwrap_or_default();
+        assert_eq!(started, Some(true), "{tool} did not start:\n{}", text());
+        server
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // The gentle signal lets nginx end its workers too.
+        crate::process::Process(self.child.id()).signal(crate::Signal::SIGTERM);
+        let _ = wait::poll(wait::LONG, || self.child.try_wait().ok().flatten());
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn nginx_config(directory: &Path, listen: &str, name: &str) -> String {
+    let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
+        .iter()
+        .map(|kind| format!("{kind}_temp_path {}/{kind};\n", directory.display()))
+        .collect();
+    format!(
+        "daemon off; worker_processes 1; pid {}/nginx.pid; error_log stderr;\n\
+         events {{ worker_connections 1024; }}\n\
+         http {{\n{temporary}access_log off; keepalive_requests 100000;\n\
+         server {{ {listen} add_header X-Origin {name} always;\n\
+         location / {{ default_type text/plain; return 200 \"{name} saw $http_host\\n\"; }}\n\
+         location /missing {{ return 404; }} }} }}\n",
+        directory.display()
+    )
+}
+
+#[track_caller]
+fn missing(tool: &str, error: &std::io::Error) -> ! {
+    panic!("cannot run {tool} ({error}): `make setup` installs what the tests need")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::get;
+
+    #[test]
+    fn nginx_answers_with_its_name_plain_and_over_tls() {
+        let (lab, authority) = (Lab::new(), Authority::new());
+        let plain = Server::nginx(&lab, "plain", None);
+        let answer = get(plain.address, "/").unwrap();
+        assert_eq!((answer.origin(), answer.text().as_str()), ("plain", "plain saw client.test\n"));
+        let secret = Server::nginx(&lab, "secret", Some((&authority, "a.test")));
+        let ca = lab.path("ca.pem");
+        authority.write(&ca).unwrap();
+        let resolve = format!("a.test:{}:{}", secret.address.port(), secret.address.ip());
+        let url = format!("https://a.test:{}/", secret.address.port());
+        let output = curl(&["--cacert", &ca.display().to_string(), "--resolve", &resolve, &url]);
+        assert!(output.stdout.starts_with(b"secret saw a.test"), "{output:?}");
+    }
+
+    #[test]
+    fn prometheus_runs_and_answers_queries() {
+        let lab = Lab::new();
+        let prometheus = Server::prometheus(&lab, lab.metrics);
+        wait::until(wait::LONG, "it answers a query", || {
+            get(prometheus.address, "/api/v1/query?query=up").is_ok_and(|answer| answer.status == 200)
+        });
+    }
+}
