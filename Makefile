@@ -1,11 +1,11 @@
 # The two commands a stranger needs are `make demo` and `make test`; both set up what is missing first.
-.PHONY: demo run test check setup bench fuzz
+.PHONY: demo run test setup bench
 
 CARGO ?= cargo
 
 demo: ## shows requests being balanced and a failing backend being left out
 	@sh deploy/setup.sh build
-	$(CARGO) run --quiet --package shared --bin load_balancer -- demo $(ARGS)
+	$(CARGO) run --package shared --bin load_balancer -- demo $(ARGS)
 
 run: ## runs the daemon: make run ARGS="-c FILE"
 	@sh deploy/setup.sh build

@@ -39,7 +39,7 @@
 //! # }
 //! ```
 //!
-//! `examples/standalone.rs` is a whole program.
+//! `examples/prober.rs` is a whole program.
 //!
 //! # How it works
 //!

@@ -50,7 +50,7 @@ impl Failure {
             Self::Upstream(_) => 502,
             Self::ClientGone => CLIENT_CLOSED_REQUEST,
             Self::ClientTimeout => 408,
-            Self::BadRequest => 400,
+            Self::BadRequest | Self::Rejected(Rejection::Malformed) => 400,
             Self::Internal => 500,
         }
     }

@@ -157,7 +157,10 @@ impl Metrics {
 
     fn upstream_families(&self) -> Vec<MetricFamily> {
         let answers = self.backends().flat_map(|(pool, backend)| {
-            backend.answers.counted().map(move |(code, n)| (strings([pool, &backend.label, &code.to_string()]), n))
+            backend
+                .answers
+                .counted()
+                .map(move |(code, n)| (strings([pool, &backend.label, &code.to_string()]), n))
         });
         let connections = self.backends().flat_map(|(pool, backend)| {
             [
@@ -173,7 +176,8 @@ impl Metrics {
             UPSTREAM_DURATION.histogram(
                 self.backends().map(|(pool, b)| (vec![pool, &*b.label], b.time_to_first_byte.snapshot())),
             ),
-            UPSTREAM_IN_FLIGHT.gauge(self.backends().map(|(pool, b)| (vec![pool, &*b.label], b.in_flight.get()))),
+            UPSTREAM_IN_FLIGHT
+                .gauge(self.backends().map(|(pool, b)| (vec![pool, &*b.label], b.in_flight.get()))),
             UPSTREAM_CONNECTIONS.counter(connections),
             UPSTREAM_ERRORS.counter(errors),
             RETRIES.counter(self.pools().map(|pool| (vec![&*pool.name], pool.retries.get()))),

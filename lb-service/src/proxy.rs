@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HOST};
 use http::StatusCode;
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HOST};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::protocols::Digest;
@@ -212,7 +212,8 @@ impl ProxyHttp for Proxy {
         response: &mut ResponseHeader,
         ctx: &mut RequestContext,
     ) -> Result<()> {
-        let is_final = !response.status.is_informational() || response.status == StatusCode::SWITCHING_PROTOCOLS;
+        let is_final =
+            !response.status.is_informational() || response.status == StatusCode::SWITCHING_PROTOCOLS;
         if let Some(attempt) = ctx.attempt.as_mut().filter(|_| is_final) {
             attempt.answered(response.status.as_u16(), Instant::now());
             self.limit_keepalive(session);
@@ -229,7 +230,8 @@ impl ProxyHttp for Proxy {
         reused: bool,
     ) -> Box<Error> {
         log::debug!("request failed: {error}");
-        let replayable = session.req_header().method.is_idempotent() && !session.as_ref().retry_buffer_truncated();
+        let replayable =
+            session.req_header().method.is_idempotent() && !session.as_ref().retry_buffer_truncated();
         if replayable {
             error.retry.decide_reuse(reused);
         } else {
@@ -241,7 +243,12 @@ impl ProxyHttp for Proxy {
         error
     }
 
-    async fn fail_to_proxy(&self, session: &mut Session, error: &Error, ctx: &mut RequestContext) -> FailToProxy {
+    async fn fail_to_proxy(
+        &self,
+        session: &mut Session,
+        error: &Error,
+        ctx: &mut RequestContext,
+    ) -> FailToProxy {
         let failure = *ctx.failure.get_or_insert_with(|| Failure::of(error));
         self.limit_keepalive(session);
         let can_reuse_downstream = match failure.answer() {

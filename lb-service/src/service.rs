@@ -31,8 +31,8 @@ pub fn service(
     traffic: &Arc<Traffic>,
     access_logs: Box<[AccessLog]>,
 ) -> Service<Frontend> {
-    let proxy = http_proxy(conf, Proxy::new(plan.clone(), traffic.clone(), access_logs));
-    let frontend = Frontend::new(proxy, plan.listeners.clone(), traffic.clone());
+    let proxy = http_proxy(conf, Proxy::new(plan.clone(), traffic.clone(), access_logs.clone()));
+    let frontend = Frontend::new(proxy, plan.listeners.clone(), traffic.clone(), access_logs);
     let mut service = Service::new("proxy".into(), frontend);
     for (_, listener) in plan.listeners.iter() {
         service.add_listener(endpoint(&listener.address));
@@ -47,7 +47,9 @@ fn endpoint(address: &ListenAddress) -> ListenerConfig {
     let key = address.bind_key();
     let config = match address {
         ListenAddress::Tcp(_) => ListenerConfig::tcp(key),
-        ListenAddress::Unix(_) => ListenerConfig::uds(key).permissions(Permissions::from_mode(UNIX_SOCKET_MODE)),
+        ListenAddress::Unix(_) => {
+            ListenerConfig::uds(key).permissions(Permissions::from_mode(UNIX_SOCKET_MODE))
+        }
     };
     config.l4_buffer(L4BufferSettings::new(READ_BUFFER, WRITE_BUFFER))
 }

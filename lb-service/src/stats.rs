@@ -27,7 +27,8 @@ pub struct Histogram {
 }
 
 /// Upper bounds of the buckets of a [`Histogram`], in seconds: 0.5 ms to 10 s.
-pub const BUCKETS: [f64; 14] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+pub const BUCKETS: [f64; 14] =
+    [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 
 /// What a [`Histogram`] held at one moment.
 #[derive(Clone, Debug, PartialEq)]

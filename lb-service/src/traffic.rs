@@ -1,7 +1,7 @@
 //! What goes on between the clients and us: connections, requests in flight, answers; and when a drain is over.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::time::Duration;
 
 use crate::listener::ListenerId;
@@ -52,6 +52,8 @@ pub enum Rejection {
     NoRoute,
     /// The pool has no backend that is ready.
     NoBackend,
+    /// It is not HTTP as Pingora takes it, or CONNECT.
+    Malformed,
 }
 
 /// One connection of a client; it counts as open until this is dropped.
@@ -60,6 +62,9 @@ pub struct Connection {
     /// The listener that accepted it.
     pub listener: ListenerId,
     fresh: AtomicBool,
+    between_requests: AtomicBool,
+    /// The status of an answer that was not ours; 0 when there is none.
+    refused: AtomicU16,
     traffic: Arc<Traffic>,
 }
 
@@ -105,7 +110,13 @@ impl Traffic {
         counters.connections.increment();
         counters.connections_active.enter();
         self.fresh.enter();
-        Arc::new(Connection { listener, fresh: AtomicBool::new(true), traffic: self.clone() })
+        Arc::new(Connection {
+            listener,
+            fresh: AtomicBool::new(true),
+            between_requests: AtomicBool::new(true),
+            refused: AtomicU16::new(0),
+            traffic: self.clone(),
+        })
     }
 
     /// A request arrived.
@@ -189,13 +200,14 @@ impl ListenerTraffic {
 
 impl Rejection {
     /// All of them, in the order of their discriminants.
-    pub const ALL: [Self; 2] = [Self::NoRoute, Self::NoBackend];
+    pub const ALL: [Self; 3] = [Self::NoRoute, Self::NoBackend, Self::Malformed];
 
     /// The `reason` label and the word in the access log.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::NoRoute => "no_route",
             Self::NoBackend => "no_backend",
+            Self::Malformed => "malformed",
         }
     }
 }
@@ -205,6 +217,31 @@ impl Rejection {
 impl Connection {
     /// The head of a request arrived on it.
     pub fn used(&self) {
+        self.between_requests.store(false, Ordering::Relaxed);
+        self.leave_fresh();
+    }
+
+    /// It is ready for another request.
+    pub fn awaits_request(&self) {
+        self.between_requests.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether no request is being worked on.
+    pub fn is_between_requests(&self) -> bool {
+        self.between_requests.load(Ordering::Relaxed)
+    }
+
+    /// Pingora answered with this status before the proxy saw a request.
+    pub(crate) fn refused(&self, status: u16) {
+        self.refused.store(status, Ordering::Relaxed);
+    }
+
+    /// The status of such an answer.
+    pub(crate) fn refusal(&self) -> Option<u16> {
+        Some(self.refused.load(Ordering::Relaxed)).filter(|status| *status > 0)
+    }
+
+    fn leave_fresh(&self) {
         if self.fresh.swap(false, Ordering::Relaxed) {
             self.traffic.fresh.leave();
         }
@@ -213,7 +250,7 @@ impl Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        self.used();
+        self.leave_fresh();
         self.traffic.listener(self.listener).connections_active.leave();
     }
 }

@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex};
 use std::thread;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use lb_service::{Policy, PolicyConfig};
@@ -154,9 +155,15 @@ async fn two_selectors_of_a_group_have_their_own_positions() {
     let membership = Membership::default();
     membership.set(&[A, B]);
     let backends = Backends::new(Box::new(membership));
-    backends.update(|_| {}).await.unwrap();
     let configs = [Some(PolicyConfig::default()), Some(PolicyConfig::default())];
     let group = LoadBalancerGroup::<Policy>::from_backends_with_configs(backends, configs);
+    group.update().await.unwrap();
+    let rebuilt = async {
+        while !group.selectors_ready_for(group.backend_generation()) {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), rebuilt).await.unwrap();
     let pick = |selector| letter(&group.select(selector, b"", 10).unwrap());
     assert_eq!([pick(0), pick(1), pick(0), pick(1)], ['a', 'a', 'b', 'b']);
 }

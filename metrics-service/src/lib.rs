@@ -19,7 +19,7 @@
 //! Nothing here changes the program it reports on: only GET and HEAD are answered, and the body
 //! of a request is never read.
 //!
-//! `examples/standalone.rs` shows the whole of it around a bare
+//! `examples/endpoint.rs` shows the whole of it around a bare
 //! `LoadBalancer::<RoundRobin>::try_from_iter`.
 
 pub mod config;

@@ -28,7 +28,7 @@ pub fn run(cli: Cli) -> ExitCode {
     let code = match cli.verb {
         None => run_file(&cli.run),
         Some(Verb::Proxy(args)) => proxy(&cli.run, &args),
-        Some(Verb::Demo(args)) => demo(&args),
+        Some(Verb::Demo(args)) => demo(&cli.run, &args),
         Some(Verb::Check(args)) => check(&cli.run, &args),
         Some(Verb::Healthcheck) => healthcheck(&cli.run),
         Some(Verb::Schema) => print(config::schema_text().as_bytes()),
@@ -36,16 +36,16 @@ pub fn run(cli: Cli) -> ExitCode {
             cli::completions(shell, out);
             Ok(())
         }),
-        Some(Verb::Man) => print_with(|out| cli::manual(out)),
+        Some(Verb::Man) => print_with(cli::manual),
     };
     ExitCode::from(code)
 }
 
 fn run_file(args: &RunArgs) -> u8 {
     let Some(path) = configuration(args) else {
-        return match args.daemon || args.test || args.upgrade {
-            true => complain(&format!("no configuration: name one with -c, or put it at {}", PLACES.join(" or "))),
-            false => demo(&DemoArgs::default()),
+        return match args.test || args.upgrade {
+            true => complain(&no_configuration()),
+            false => demo(args, &DemoArgs::default()),
         };
     };
     match load(&path, args) {
@@ -70,25 +70,28 @@ fn proxy(run: &RunArgs, args: &ProxyArgs) -> u8 {
 }
 
 fn serve(plan: &Plan, args: &RunArgs) -> u8 {
-    let mode = Mode { daemon: args.daemon || plan.server.daemon, upgrade: args.upgrade };
-    let started = daemon::serve(plan, mode, &AccessLogs::default(), Box::new(|_, _| Vec::new()));
+    let started = daemon::serve(plan, mode(plan, args), &AccessLogs::default(), Box::new(|_, _| Vec::new()));
     started.unwrap_or_else(|error| fail(&error.to_string()))
 }
 
+fn mode(plan: &Plan, args: &RunArgs) -> Mode {
+    Mode { daemon: plan.server.daemon, upgrade: args.upgrade }
+}
+
 /// Runs the daemon with a configuration of the demo's own, and the demo's services beside its own.
-fn demo(args: &DemoArgs) -> u8 {
+fn demo(run: &RunArgs, args: &DemoArgs) -> u8 {
     let demo = match Demo::new() {
         Ok(demo) => Arc::new(demo),
         Err(error) => return fail(&format!("no free port for the demo: {error}")),
     };
     let text = demo.configuration();
-    let loaded = match with_context(&RunArgs::default(), |context| config::load_text("demo", &text, context)) {
+    let loaded = match with_context(run, |context| config::load_text("demo", &text, context)) {
         Ok(loaded) => loaded,
         Err(problems) => return report(&problems),
     };
     let mut outcome = None;
     let logs = AccessLogs { silent: vec![Demo::TRAFFIC] };
-    let started = daemon::serve(&loaded.plan, Mode::default(), &logs, Box::new(|server, services| {
+    let started = daemon::serve(&loaded.plan, mode(&loaded.plan, run), &logs, Box::new(|server, services| {
         let origins = demo.origins.iter().map(|origin| server.add_service(origin.clone().service())).collect();
         let pool = services.plan.pools.iter().find(|pool| &*pool.name == POOL).cloned();
         let Some(pool) = pool else { return origins };
@@ -126,7 +129,7 @@ fn check(run: &RunArgs, args: &CheckArgs) -> u8 {
         };
     }
     let Some(path) = configuration(run) else {
-        return complain(&format!("no configuration: name one with -c, or put it at {}", PLACES.join(" or ")));
+        return complain(&no_configuration());
     };
     match load(&path, run) {
         Err(problems) if args.format == Format::Json => {
@@ -143,7 +146,7 @@ fn check(run: &RunArgs, args: &CheckArgs) -> u8 {
 /// Asks the daemon of this configuration whether it is ready.
 fn healthcheck(run: &RunArgs) -> u8 {
     let Some(path) = configuration(run) else {
-        return complain("no configuration: name one with -c");
+        return complain(&no_configuration());
     };
     match load(&path, run).map(|loaded| ready(loaded.plan.metrics)) {
         Err(problems) => report(&problems),
@@ -165,6 +168,10 @@ fn ready(metrics: std::net::SocketAddr) -> io::Result<String> {
 fn configuration(args: &RunArgs) -> Option<PathBuf> {
     let named = args.conf.clone().or_else(|| std::env::var_os("LB_CONFIG").map(PathBuf::from));
     named.or_else(|| PLACES.into_iter().map(PathBuf::from).find(|path| path.exists()))
+}
+
+fn no_configuration() -> String {
+    format!("no configuration: name one with -c, or put it at {}", PLACES.join(" or "))
 }
 
 fn load(path: &Path, args: &RunArgs) -> Result<Loaded, Problems> {

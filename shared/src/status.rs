@@ -120,7 +120,7 @@ impl StatusSource {
             ready += usize::from(is_ready);
             let verdict = health.verdicts.get(&member.addr);
             let backend = member.addr.as_inet().and_then(|address| pool.backend(*address));
-            backends.extend(backend.map(|backend| self.backend(backend, member.weight, is_ready, health, verdict)));
+            backends.extend(backend.map(|backend| self.backend(backend, member.weight, is_ready, health, verdict.as_ref())));
         }
         PoolStatus { name: &pool.name, ready, retries: pool.retries.get(), backends }
     }
@@ -131,7 +131,7 @@ impl StatusSource {
         weight: usize,
         ready: bool,
         health: &PoolHealth,
-        verdict: Option<Verdict>,
+        verdict: Option<&Verdict>,
     ) -> BackendStatus<'a> {
         let unchecked = match health.kind {
             CheckKind::None => "no health check",
@@ -142,9 +142,9 @@ impl StatusSource {
             address: &backend.label,
             weight,
             state: if ready { "up" } else { "down" },
-            reason: verdict.as_ref().map_or_else(|| unchecked.into(), |verdict| verdict.reason.clone()),
-            since: rfc3339(verdict.as_ref().map_or(self.started, |verdict| verdict.since)),
-            checked: verdict.as_ref().map(|verdict| rfc3339(verdict.checked)),
+            reason: verdict.map_or_else(|| unchecked.into(), |verdict| verdict.reason.clone()),
+            since: rfc3339(verdict.map_or(self.started, |verdict| verdict.since)),
+            checked: verdict.map(|verdict| rfc3339(verdict.checked)),
             requests_in_flight: backend.in_flight.get(),
             requests: answers.values().sum(),
             answers,

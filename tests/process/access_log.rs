@@ -130,13 +130,12 @@ fn usr1_reopens_the_error_log_too() {
 }
 
 #[test]
-fn off_writes_nothing_and_json_goes_to_standard_output_when_told() {
+fn off_writes_nothing_and_without_a_path_it_is_standard_output() {
     let (lab, origin) = (Lab::new(), Origin::start("one"));
     let daemon = lab.start(&format!("access_log: {{format: off}}\n{}", pool(&[&origin], "")));
     daemon.get("/silent").unwrap();
     drop(daemon);
-    let mut daemon =
-        lab.start(&format!("access_log: {{format: json, path: stdout}}\n{}", pool(&[&origin], "")));
+    let mut daemon = lab.start(&format!("access_log: {{format: json}}\n{}", pool(&[&origin], "")));
     daemon.get("/spoken").unwrap();
     daemon.logged(&["\"path\":\"/spoken\""]);
     assert_eq!(daemon.stop(), Some(0));

@@ -198,13 +198,17 @@ fn jitter_spreads_the_checks() {
 fn a_check_that_takes_longer_than_its_timeout_has_failed() {
     let lab = Lab::new();
     let (one, two) = (Origin::start("one"), Origin::start("two"));
-    let slow = |answer| Behaviour::Slow(Duration::from_millis(600), answer);
-    one.behave(slow(Answer::ok("")));
-    two.behave(slow(Answer::ok("")));
-    let patient = lab.start(&pool(&[&one, &two], &check("http", "timeout: 10s")));
+    for origin in [&one, &two] {
+        origin.behave(Behaviour::Slow(Duration::from_millis(600), Answer::ok("")));
+    }
+    let checks = |timeout: &str| {
+        format!("health_check: {{type: http, interval: 10s, fast_interval: 1s, fall: 1, timeout: {timeout}}}")
+    };
+    let patient = lab.start(&pool(&[&one, &two], &checks("9s")));
     wait_up(&patient, &one, true);
+    wait_up(&patient, &two, true);
     drop(patient);
-    let hasty = lab.start_listening(&pool(&[&one, &two], &check("http", "timeout: 100ms, fall: 1")));
+    let hasty = lab.start_listening(&pool(&[&one, &two], &checks("100ms")));
     wait_up(&hasty, &one, false);
     wait_up(&hasty, &two, false);
 }

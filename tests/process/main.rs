@@ -7,11 +7,13 @@
 mod access_log;
 mod config;
 mod health;
+mod keys;
 mod metrics;
 mod nginx;
 mod proxying;
 mod quickstart;
 mod routing;
+mod server_keys;
 mod upgrade;
 
 use std::net::SocketAddr;

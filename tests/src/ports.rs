@@ -4,7 +4,7 @@
 //! 127.0.0.1 it might not: any outgoing connection of any test may be given it. Connections to other loopback
 //! addresses also start from 127.0.0.1, so a port on an address of one's own stays free.
 
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::process;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -20,17 +20,27 @@ pub fn free() -> SocketAddr {
     listener.local_addr().expect("a bound socket has an address")
 }
 
+/// A free port on `::1`, for the few tests that are about IPv6; below the range that outgoing connections are given from.
+///
+/// # Panics
+///
+/// Panics when the machine has no IPv6.
+pub fn free_v6() -> SocketAddr {
+    below_ephemeral(Ipv6Addr::LOCALHOST.into())
+}
+
 /// A free port on 127.0.0.1 itself, for the few tests that need that very address.
 pub fn free_on_localhost() -> SocketAddr {
-    // A port below the range that outgoing connections are given from.
-    let below_ephemeral = (0..10_000).map(|step| {
+    below_ephemeral(Ipv4Addr::LOCALHOST.into())
+}
+
+fn below_ephemeral(ip: IpAddr) -> SocketAddr {
+    let ports = (0..10_000).map(|step| {
         let offset = process::id().wrapping_add(step * 7).wrapping_add(next() * 131) % 20_000;
         u16::try_from(10_000 + offset).expect("below 30000")
     });
-    below_ephemeral
-        .map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)))
-        .find(|address| TcpListener::bind(address).is_ok())
-        .expect("one of 10,000 ports is free")
+    let mut addresses = ports.map(|port| SocketAddr::new(ip, port));
+    addresses.find(|address| TcpListener::bind(address).is_ok()).expect("one of 10,000 ports is free")
 }
 
 /// Two test processes at a time get different addresses by their process ids, two calls by their number.

@@ -97,6 +97,33 @@ impl Settings {
     }
 }
 
+// === impl Record ===
+
+impl<'a> Record<'a> {
+    /// A request of which nothing is known but when it came, and through which listener.
+    pub fn new(time: SystemTime, listener: &'a str) -> Self {
+        Self {
+            time,
+            client: None,
+            listener,
+            method: None,
+            host: None,
+            path: None,
+            version: None,
+            status: None,
+            bytes_in: 0,
+            bytes_out: 0,
+            duration: Duration::ZERO,
+            pool: None,
+            backend: None,
+            ttfb: None,
+            tries: 0,
+            reused: None,
+            failure: None,
+        }
+    }
+}
+
 // === impl Target ===
 
 impl fmt::Display for Target {

@@ -22,8 +22,8 @@ use crate::pool::{BackendSettings, PolicyKind, Timeouts, Weight};
 use crate::route::{HostPattern, PathPattern};
 pub use text::{FromText, Text};
 pub use values::{
-    AbsolutePath, AnyDuration, BackendAddress, HeaderText, HostHeader, Name, PositiveDuration, ReadPath, RequestPath,
-    ServerName, TcpAddress,
+    AbsolutePath, AnyDuration, BackendAddress, HeaderText, HostHeader, Name, PositiveDuration, ReadPath,
+    RequestPath, ServerName, TcpAddress,
 };
 
 /// Where clients connect.
@@ -38,8 +38,8 @@ pub struct ListenerConfig {
 }
 
 /// Backends that serve the same thing, and how they are spoken to.
-///
-/// `Check` is the section `health_check`, which another crate owns.
+//
+// `Check` is the section `health_check`, which another crate owns. Doc comments are shown by editors.
 #[derive(Deserialize, Serialize, JsonSchema, Clone, Debug)]
 #[serde(deny_unknown_fields)]
 pub struct PoolConfig<Check: Default> {
@@ -228,7 +228,8 @@ impl<'de> Deserialize<'de> for BackendConfig {
 
 impl Serialize for BackendConfig {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        BackendMapping { address: self.address.clone(), weight: WeightNumber(self.weight) }.serialize(serializer)
+        BackendMapping { address: self.address.clone(), weight: WeightNumber(self.weight) }
+            .serialize(serializer)
     }
 }
 
@@ -286,7 +287,8 @@ impl<'de> Deserialize<'de> for WeightNumber {
         let number = i64::deserialize(deserializer)?;
         let weight = u64::try_from(number).ok().and_then(Weight::new);
         let refusal = || match number {
-            0 => "expected a weight from 1 to 1000, found 0\nremove a backend that is to have no traffic".to_owned(),
+            0 => "expected a weight from 1 to 1000, found 0\nremove a backend that is to have no traffic"
+                .to_owned(),
             _ => format!("expected a weight from 1 to 1000, found {number}"),
         };
         weight.map(Self).ok_or_else(|| de::Error::custom(refusal()))
@@ -318,11 +320,7 @@ impl Default for TimeoutsConfig {
 impl TimeoutsConfig {
     /// What they mean.
     pub fn plan(&self) -> Timeouts {
-        Timeouts {
-            connect: self.connect.get().0,
-            response: self.response.get().0,
-            idle: self.idle.get().0,
-        }
+        Timeouts { connect: self.connect.get().0, response: self.response.get().0, idle: self.idle.get().0 }
     }
 }
 
@@ -411,7 +409,9 @@ impl<'de, T: FromText> Visitor<'de> for OneOrManyVisitor<T> {
             many.push(item);
         }
         if many.is_empty() {
-            return Err(de::Error::custom("an empty list would never match\nremove the key to match everything"));
+            return Err(de::Error::custom(
+                "an empty list would never match\nremove the key to match everything",
+            ));
         }
         Ok(OneOrMany(many))
     }
@@ -452,7 +452,8 @@ mod tests {
 
     #[test]
     fn the_smallest_pool_has_the_documented_defaults() {
-        let pool: PoolConfig<()> = json(r#"{"backends": ["10.0.0.1:80"], "health_check": null}"#).expect("it is valid");
+        let pool: PoolConfig<()> =
+            json(r#"{"backends": ["10.0.0.1:80"], "health_check": null}"#).expect("it is valid");
         assert_eq!(pool.timeouts.plan(), Timeouts::default());
         assert_eq!(pool.retries.attempts, 1);
         assert_eq!(pool.policy.plan(), PolicyKind::RoundRobin);
@@ -466,7 +467,10 @@ mod tests {
         assert_eq!(short.plan(), long.plan());
         for weight in ["0", "1001", "-1"] {
             let text = format!(r#"{{"address": "10.0.0.1:80", "weight": {weight}}}"#);
-            assert!(json::<BackendConfig>(&text).expect_err("refused").contains("from 1 to 1000"), "{weight}");
+            assert!(
+                json::<BackendConfig>(&text).expect_err("refused").contains("from 1 to 1000"),
+                "{weight}"
+            );
         }
         assert!(json::<BackendConfig>("7").expect_err("refused").contains("an address such as"));
     }

@@ -117,7 +117,9 @@ impl FromText for AnyDuration {
             "s" => 1000,
             "m" => 60 * 1000,
             "h" => 3600 * 1000,
-            "" if !number.is_empty() => return Err(format!("{text:?} has no unit\nwrite {text}s or {text}ms")),
+            "" if !number.is_empty() => {
+                return Err(format!("{text:?} has no unit\nwrite {text}s or {text}ms"));
+            }
             _ => return Err(format!("expected {}, found {text:?}", Self::EXPECTED)),
         };
         if number.is_empty() {
@@ -143,11 +145,16 @@ impl FromText for BackendAddress {
 
     fn from_text(text: &str) -> Result<Self, String> {
         if text.starts_with("unix:") {
-            return Err(format!("{text:?}: backends on Unix sockets are not supported yet\nuse an IP address and a port"));
+            return Err(format!(
+                "{text:?}: backends on Unix sockets are not supported yet\nuse an IP address and a port"
+            ));
         }
         let address = socket_address(text, Self::EXPECTED)?;
         if address.ip().is_unspecified() {
-            return Err(format!("no backend can be reached at {}\nname the address of one machine", address.ip()));
+            return Err(format!(
+                "no backend can be reached at {}\nname the address of one machine",
+                address.ip()
+            ));
         }
         Ok(Self(address))
     }
@@ -192,7 +199,9 @@ fn unix_path(path: &str) -> Result<PathBuf, String> {
     }
     if path.len() > MAX_UNIX_PATH {
         let length = path.len();
-        return Err(format!("the path of a Unix socket has at most {MAX_UNIX_PATH} bytes, this one has {length}"));
+        return Err(format!(
+            "the path of a Unix socket has at most {MAX_UNIX_PATH} bytes, this one has {length}"
+        ));
     }
     if path.contains(|c: char| c.is_whitespace() || c.is_control()) {
         return Err(format!("the path of a Unix socket cannot have white space, found {path:?}"));
@@ -216,7 +225,9 @@ fn address_refusal(text: &str, expected: &str) -> String {
         return format!("{text:?} has no port\nwrite {}", SocketAddr::new(ip, 80));
     }
     if text.contains("://") {
-        return format!("{text:?} is a URL\nwrite {expected}; TLS to a backend is asked for with `tls` in its pool");
+        return format!(
+            "{text:?} is a URL\nwrite {expected}; TLS to a backend is asked for with `tls` in its pool"
+        );
     }
     let port = text.strip_prefix(':').or_else(|| text.strip_prefix("*:")).unwrap_or(text);
     if port.parse::<u16>().is_ok() {
@@ -252,7 +263,10 @@ impl FromText for IpNet {
             return Err(format!("expected {}, found {text:?}", Self::EXPECTED));
         };
         if network.addr() != network.network() {
-            return Err(format!("{text:?} has bits set beyond its prefix\ndid you mean {}?", network.trunc()));
+            return Err(format!(
+                "{text:?} has bits set beyond its prefix\ndid you mean {}?",
+                network.trunc()
+            ));
         }
         Ok(network)
     }
@@ -385,7 +399,9 @@ impl FromText for AbsolutePath {
     fn from_text(text: &str) -> Result<Self, String> {
         let path = readable_path(text)?;
         if !path.is_absolute() {
-            return Err(format!("the path {text:?} is relative\nwrite it from / on: a daemon runs in another directory"));
+            return Err(format!(
+                "the path {text:?} is relative\nwrite it from / on: a daemon runs in another directory"
+            ));
         }
         if text.ends_with('/') || path.file_name().is_none() {
             return Err(format!("{text:?} is a directory, and a file is asked for"));
@@ -477,7 +493,11 @@ mod tests {
             ("", "expected an address"),
             (":80", "has no address"),
         ] {
-            assert!(refusal::<BackendAddress>(text).contains(why), "{text}: {}", refusal::<BackendAddress>(text));
+            assert!(
+                refusal::<BackendAddress>(text).contains(why),
+                "{text}: {}",
+                refusal::<BackendAddress>(text)
+            );
         }
     }
 

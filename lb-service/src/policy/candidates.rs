@@ -48,15 +48,14 @@ fn weighted_shuffle(
     weight: impl Fn(usize) -> usize,
     seed: u64,
 ) -> Vec<usize> {
-    let mut timed: Vec<(f64, usize)> = indices
-        .map(|index| {
-            let uniform = (mix(seed ^ mix(index as u64)) >> 11) as f64 / (1u64 << 53) as f64;
-            // A weight of 0 makes this infinite.
-            (-(1.0 - uniform).ln() / weight(index) as f64, index)
-        })
-        .collect();
-    timed.sort_unstable_by(|a, b| a.0.total_cmp(&b.0));
-    timed.into_iter().map(|(_, index)| index).collect()
+    let timed = |index| {
+        let uniform = (mix(seed ^ mix(index as u64)) >> 11) as f64 / (1u64 << 53) as f64;
+        let weight = weight(index);
+        (weight == 0, -(1.0 - uniform).ln() / weight.max(1) as f64, index)
+    };
+    let mut events: Vec<(bool, f64, usize)> = indices.map(timed).collect();
+    events.sort_unstable_by(|a, b| a.0.cmp(&b.0).then(a.1.total_cmp(&b.1)));
+    events.into_iter().map(|(_, _, index)| index).collect()
 }
 
 /// SplitMix64: scatters consecutive numbers over all 64 bits.

@@ -176,26 +176,17 @@ mod tests {
     use super::*;
 
     fn pool(addresses: &[&str]) -> Pool {
-        let backend = |address: &&str| BackendSettings {
-            address: address.parse().unwrap(),
-            weight: Weight::default(),
-        };
-        let settings = PoolSettings {
-            name: "web".into(),
-            policy: PolicyKind::RoundRobin,
-            backends: addresses.iter().map(backend).collect(),
-            tls: None,
-            host: None,
-            timeouts: Timeouts::default(),
-            retry_attempts: 1,
-        };
+        let backend =
+            |address: &&str| BackendSettings { address: address.parse().unwrap(), weight: Weight::default() };
+        let settings = PoolSettings::new("web", addresses.iter().map(backend).collect());
         Pool::new(&settings, Arc::new(HealthRegistry::new()), None)
     }
 
     #[test]
     fn picks_alternate() {
         let pool = pool(&["127.0.0.1:2", "127.0.0.1:1"]);
-        let picks: Vec<_> = (0..4).filter_map(|_| pool.pick(&Tried::default())).map(|b| b.address.port()).collect();
+        let picks: Vec<_> =
+            (0..4).filter_map(|_| pool.pick(&Tried::default())).map(|b| b.address.port()).collect();
         assert_eq!(picks[..2], picks[2..]);
         assert_ne!(picks[0], picks[1]);
     }
@@ -215,7 +206,9 @@ mod tests {
     #[test]
     fn a_disabled_backend_is_not_picked() {
         let pool = pool(&["127.0.0.1:1", "127.0.0.1:2"]);
-        for backend in pool.balancer.backends().get_backend().iter().filter(|b| b.addr.as_inet().unwrap().port() == 1) {
+        for backend in
+            pool.balancer.backends().get_backend().iter().filter(|b| b.addr.as_inet().unwrap().port() == 1)
+        {
             pool.balancer.backends().set_enable(backend, false);
         }
         for _ in 0..4 {

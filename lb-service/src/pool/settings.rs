@@ -70,6 +70,23 @@ pub struct Timeouts {
     pub idle: Duration,
 }
 
+// === impl PoolSettings ===
+
+impl PoolSettings {
+    /// Plain HTTP to these backends, with the defaults of everything else.
+    pub fn new(name: &str, backends: Vec<BackendSettings>) -> Self {
+        Self {
+            name: name.into(),
+            policy: PolicyKind::default(),
+            backends,
+            tls: None,
+            host: None,
+            timeouts: Timeouts::default(),
+            retry_attempts: 1,
+        }
+    }
+}
+
 // === impl Weight ===
 
 impl Weight {

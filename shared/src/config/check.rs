@@ -9,7 +9,7 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 use health_service::{CheckType, HealthCheckConfig};
-use lb_service::config::{FormatConfig, PoolConfig, RouteConfig, TlsConfig};
+use lb_service::config::{AbsolutePath, FormatConfig, MatchConfig, PoolConfig, RouteConfig, Text, TlsConfig};
 use lb_service::listener::ListenAddress;
 use lb_service::route::shadowed_by;
 use rustls::RootCertStore;
@@ -415,7 +415,7 @@ impl Checker<'_> {
     }
 
     fn check_route_paths(&mut self) {
-        let both = |rule: &lb_service::config::MatchConfig| rule.path.is_some() && rule.path_prefix.is_some();
+        let both = |rule: &MatchConfig| rule.path.is_some() && rule.path_prefix.is_some();
         let found: Vec<usize> = self.routes().filter(|(_, route)| both(&route.r#match)).map(|(index, _)| index).collect();
         for index in found {
             let path = path!["routes", index, "match", "path_prefix"];
@@ -457,7 +457,7 @@ impl Checker<'_> {
             return;
         }
         let used = |name: &str| self.config.routes.iter().flatten().any(|route| route.pool == name);
-        let unused = self.config.pools.keys().map(|name| name.written()).filter(|name| !used(name));
+        let unused = self.config.pools.keys().map(lb_service::config::Text::written).filter(|name| !used(name));
         for name in unused.map(str::to_owned).collect::<Vec<_>>() {
             let problem = Problem::new(Id::UnusedPool, format!("no route leads to the pool `{name}`"));
             self.report_key(&path!["pools", name.as_str()], problem.hint("add a route, or remove the pool"));
@@ -521,7 +521,7 @@ impl Checker<'_> {
     /// The files that the file says are to be created. Unix sockets on the same path are found as addresses.
     fn files(&self) -> Vec<(Vec<Step>, PathBuf)> {
         let config = self.config;
-        let path = |written: &Option<lb_service::config::Text<lb_service::config::AbsolutePath>>| {
+        let path = |written: &Option<Text<AbsolutePath>>| {
             written.as_ref().map(|path| path.get().0.clone())
         };
         let keys = [

@@ -119,7 +119,7 @@ pub(crate) fn complete(config: &mut Config, root: &Node, context: &Context<'_>) 
         });
     }
     if config.routes.is_none() && config.pools.len() == 1 {
-        let only = config.pools.keys().map(|name| catch_all(name));
+        let only = config.pools.keys().map(catch_all);
         config.routes = Some(only.collect());
     }
 }
@@ -223,7 +223,7 @@ fn pool(name: &Text<Name>, config: &PoolConfig<HealthCheckConfig>, ca: Vec<Vec<u
     PoolSettings {
         name: Arc::from(name.written()),
         policy: config.policy.plan(),
-        backends: config.backends.iter().map(|backend| backend.plan()).collect(),
+        backends: config.backends.iter().map(lb_service::config::BackendConfig::plan).collect(),
         tls: config.tls.as_ref().map(|tls| UpstreamTls {
             sni: tls.sni.as_ref().map(|sni| sni.get().0.clone()).unwrap_or_default(),
             verify: tls.verify,

@@ -1,22 +1,28 @@
 //! The JSON Schema of the configuration, for editors and for whoever writes configurations by program.
 
 use schemars::generate::SchemaSettings;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::sections::Config;
 
+/// What any value may be instead: a text with a variable, whose meaning only the environment knows.
+const VARIABLE: &str = r"\$\{";
+
 /// The schema of the whole file, draft 2020-12.
 pub fn schema() -> Value {
-    let settings = SchemaSettings::draft2020_12();
-    let mut schema = settings.into_generator().into_root_schema_for::<Config>().to_value();
-    // An empty list of pools is refused with a message of its own, so the type has a default, which is none.
-    schema["required"] = json!(["pools"]);
-    if let Some(pools) = schema.pointer_mut("/properties/pools").and_then(Value::as_object_mut) {
-        pools.remove("default");
-        pools.insert("minProperties".to_owned(), json!(1));
-    }
+    let generator = SchemaSettings::draft2020_12().into_generator();
+    let mut schema = generator.into_root_schema_for::<Config>().to_value();
+    require_pools(&mut schema);
+    adjust(&mut schema);
     schema["title"] = json!("load_balancer");
-    schema
+    in_reading_order(schema)
+}
+
+/// What a reader looks for first comes first.
+fn in_reading_order(mut schema: Value) -> Value {
+    let first = ["$schema", "title", "description"].map(|key| (key.to_owned(), schema[key].take()));
+    let rest = schema.as_object().cloned().unwrap_or_default().into_iter().filter(|(_, value)| !value.is_null());
+    first.into_iter().chain(rest).collect()
 }
 
 /// The schema as it is kept in `deploy/load_balancer.schema.json`.
@@ -24,4 +30,65 @@ pub fn schema_text() -> String {
     let mut text = serde_json::to_string_pretty(&schema()).expect("a schema is JSON");
     text.push('\n');
     text
+}
+
+/// The type has a default for a file without pools, since that is refused with a message of its own.
+fn require_pools(schema: &mut Value) {
+    schema["required"] = json!(["pools"]);
+    if let Some(pools) = schema.pointer_mut("/properties/pools").and_then(Value::as_object_mut) {
+        pools.remove("default");
+        pools.insert("minProperties".to_owned(), json!(1));
+    }
+}
+
+/// Says of a schema and all within it what the types cannot: no value may be null, and any may be a variable.
+fn adjust(schema: &mut Value) {
+    let Some(object) = schema.as_object_mut() else { return };
+    refuse_null(object);
+    allow_variables(object);
+    for part in ["properties", "patternProperties", "$defs"] {
+        object.get_mut(part).and_then(Value::as_object_mut).into_iter().flat_map(Map::values_mut).for_each(adjust);
+    }
+    for part in ["items", "additionalProperties"] {
+        object.get_mut(part).into_iter().for_each(adjust);
+    }
+    for part in ["anyOf", "oneOf"] {
+        object.get_mut(part).and_then(Value::as_array_mut).into_iter().flatten().for_each(adjust);
+    }
+}
+
+/// A key without a value is refused, so what the types call optional is not nullable.
+fn refuse_null(object: &mut Map<String, Value>) {
+    if let Some(types) = object.get_mut("type").and_then(Value::as_array_mut) {
+        types.retain(|name| name != "null");
+        if let [only] = types.as_slice() {
+            object["type"] = only.clone();
+        }
+    }
+    let Some(choices) = object.get_mut("anyOf").and_then(Value::as_array_mut) else { return };
+    choices.retain(|choice| choice["type"] != "null");
+    if let [Value::Object(only)] = choices.as_slice() {
+        let only = only.clone();
+        object.remove("anyOf");
+        object.extend(only);
+    }
+}
+
+fn allow_variables(object: &mut Map<String, Value>) {
+    let variable = json!({"type": "string", "pattern": VARIABLE});
+    if let Some(Value::Array(words)) = object.remove("enum") {
+        object.remove("type");
+        object.insert("anyOf".to_owned(), json!([{"enum": words}, variable]));
+    }
+    let words = object.get_mut("oneOf").and_then(Value::as_array_mut);
+    if let Some(words) = words.filter(|words| words.iter().all(|word| word.get("const").is_some())) {
+        words.push(variable);
+    }
+    if let Some(kind @ ("integer" | "boolean")) = object.get("type").and_then(Value::as_str) {
+        let kinds = json!([kind, "string"]);
+        object.insert("type".to_owned(), kinds);
+        object.insert("pattern".to_owned(), json!(VARIABLE));
+    } else if let Some(Value::String(pattern)) = object.get_mut("pattern") {
+        *pattern = format!("{pattern}|{VARIABLE}");
+    }
 }

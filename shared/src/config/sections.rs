@@ -165,7 +165,7 @@ impl FromText for SourceIpv4 {
     }
 
     fn schema() -> Schema {
-        json_schema!({"type": "string", "format": "ipv4"})
+        json_schema!({"type": "string", "pattern": "^[0-9.]+$"})
     }
 }
 
@@ -177,7 +177,7 @@ impl FromText for SourceIpv6 {
     }
 
     fn schema() -> Schema {
-        json_schema!({"type": "string", "format": "ipv6"})
+        json_schema!({"type": "string", "pattern": "^[0-9A-Fa-f.:]+$"})
     }
 }
 

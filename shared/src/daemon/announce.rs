@@ -11,6 +11,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::process::background::Announcer;
 use crate::process::lifecycle::Signals;
+use crate::process::logging::ErrorLog;
 use crate::process::pid_file::PidFile;
 use crate::process::sockets::Sockets;
 use crate::process::upgrade::Claim;
@@ -32,8 +33,8 @@ pub(super) struct Once {
     pub(super) pid_path: Option<PathBuf>,
     /// Where a pid file goes that is taken over.
     pub(super) pid_file: Arc<Mutex<Option<PidFile>>>,
-    /// Whether standard error leads to a log file.
-    pub(super) keep_stderr: bool,
+    /// What standard error has become, if anything.
+    pub(super) error_log: Option<Arc<ErrorLog>>,
     /// For the log line.
     pub(super) listeners: String,
 }
@@ -60,7 +61,12 @@ impl BackgroundService for Announce {
         let once = self.once.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(once) = once.filter(|_| installed) else { return };
         self.readiness.set_listening(true);
+        let error_log = once.error_log.clone();
         if let Err(problem) = once.announce() {
+            // The end of the process is to be seen where its start was asked for.
+            if let Some(Err(error)) = error_log.map(|log| log.restore_terminal()) {
+                log::error!("{error}");
+            }
             // Nobody listens any more when the process ends anyway.
             let _ = self.failures.send(problem);
         }
@@ -82,6 +88,9 @@ impl Once {
             log::info!("took over from process {old_pid}");
         }
         log::info!("process {} serves on {}", std::process::id(), self.listeners);
-        self.announcer.announce(self.keep_stderr).map_err(|error| format!("cannot leave the terminal: {error}"))
+        if let Some(error_log) = &self.error_log {
+            error_log.release_terminal();
+        }
+        self.announcer.announce(self.error_log.is_some()).map_err(|error| format!("cannot leave the terminal: {error}"))
     }
 }

@@ -81,11 +81,14 @@ pub fn serve(plan: &Plan, mode: Mode, access_logs: &AccessLogs, extra: Box<Extra
         Role::Parent(code) => return Ok(code),
         Role::Serve(announcer) => announcer,
     };
-    let held = Held::acquire(plan, mode, announcer)?;
-    let conf = server_conf(plan);
-    let services = Services::compose(plan, &conf)?;
-    let (logs, _flush_at_end) = access_logs.open(plan).map_err(StartError::AccessLog)?;
-    Ok(run(plan, conf, services, held, &logs, extra))
+    let error_log = logging::init(plan.server.error_log.as_deref())?.map(Arc::new);
+    let started = start(plan, mode, announcer, error_log.clone(), access_logs, extra);
+    if let (Err(error), Some(error_log)) = (&started, &error_log) {
+        // For the log; the caller tells the person who waits at the terminal.
+        log::error!("{error}");
+        error_log.restore_terminal()?;
+    }
+    started
 }
 
 /// Which listeners have an access log.
@@ -93,6 +96,21 @@ pub fn serve(plan: &Plan, mode: Mode, access_logs: &AccessLogs, extra: Box<Extra
 pub struct AccessLogs {
     /// Names of the listeners that have none, whatever the configuration says.
     pub silent: Vec<&'static str>,
+}
+
+fn start(
+    plan: &Plan,
+    mode: Mode,
+    announcer: Announcer,
+    error_log: Option<Arc<ErrorLog>>,
+    access_logs: &AccessLogs,
+    extra: Box<Extra<'_>>,
+) -> Result<u8, StartError> {
+    let held = Held::acquire(plan, mode, announcer, error_log)?;
+    let conf = server_conf(plan);
+    let services = Services::compose(plan, &conf)?;
+    let (logs, _flush_at_end) = access_logs.open(plan).map_err(StartError::AccessLog)?;
+    Ok(run(plan, conf, services, held, &logs, extra))
 }
 
 impl AccessLogs {
@@ -132,9 +150,13 @@ fn run(
 // === impl Held ===
 
 impl Held {
-    fn acquire(plan: &Plan, mode: Mode, announcer: Announcer) -> Result<Self, StartError> {
+    fn acquire(
+        plan: &Plan,
+        mode: Mode,
+        announcer: Announcer,
+        error_log: Option<Arc<ErrorLog>>,
+    ) -> Result<Self, StartError> {
         let server = &plan.server;
-        let error_log = logging::init(server.error_log.as_deref())?;
         if let Some(directory) = &server.working_directory {
             privileges::enter_directory(directory)?;
         }
@@ -154,7 +176,7 @@ impl Held {
             identity.assume()?;
         }
         Ok(Self {
-            error_log: error_log.map(Arc::new),
+            error_log,
             pid_file: Arc::new(Mutex::new(pid_file)),
             sockets: Arc::new(sockets),
             claim,
@@ -170,7 +192,7 @@ impl Held {
             sockets: self.sockets,
             pid_path: plan.server.pid_file.clone(),
             pid_file: self.pid_file,
-            keep_stderr: self.error_log.is_some(),
+            error_log: self.error_log,
             listeners: listeners.join(", "),
         }
     }

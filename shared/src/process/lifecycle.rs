@@ -287,7 +287,12 @@ pub struct Outcome {
     handed_over: Arc<OnceLock<()>>,
 }
 
-/// The signal handlers of the process.
+/// Where signals come from.
+trait Source: Send {
+    fn next(&mut self) -> impl Future<Output = Came> + Send;
+}
+
+/// The signal handlers of the process; installed for good, whatever becomes of this value.
 struct Handlers {
     terminate: Signal,
     interrupt: Signal,
@@ -348,8 +353,7 @@ impl Signals {
         self.outcome.clone()
     }
 
-    async fn run(&self) -> io::Result<()> {
-        let mut handlers = Handlers::install()?;
+    async fn run(&self, mut signals: impl Source) -> io::Result<()> {
         self.installed.send_replace(true);
         let taken = self.failed.lock().unwrap_or_else(PoisonError::into_inner).take();
         let mut failed = taken.ok_or_else(|| io::Error::other("the signal watch is used twice"))?;
@@ -359,7 +363,7 @@ impl Signals {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let event = tokio::select! {
-                came = handlers.next() => self.translate(came),
+                came = signals.next() => self.translate(came),
                 result = poll(&mut handover) => {
                     handover = None;
                     Some(report(&result))
@@ -398,7 +402,7 @@ impl Signals {
             }
             Came::Hup => log::warn!("signal Hup: reload is not supported yet"),
             Came::Usr2 => {
-                log::warn!("signal Usr2: not supported yet; send QUIT and start with -u to upgrade")
+                log::warn!("signal Usr2: not supported yet; send QUIT and start with -u to upgrade");
             }
             Came::Usr1 => {
                 (self.parts.reopen_logs)();
@@ -473,7 +477,11 @@ impl Signals {
 #[async_trait]
 impl ShutdownSignalWatch for Signals {
     async fn recv(&self) -> ShutdownSignal {
-        if let Err(error) = self.run().await {
+        let ended = match Handlers::install() {
+            Ok(handlers) => self.run(handlers).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = ended {
             log::error!("cannot handle signals: {error}");
             self.outcome.set(FAILED);
         }
@@ -510,7 +518,9 @@ impl Handlers {
             user2: signal(SignalKind::user_defined2())?,
         })
     }
+}
 
+impl Source for Handlers {
     async fn next(&mut self) -> Came {
         tokio::select! {
             _ = self.terminate.recv() => Came::Term,
@@ -719,33 +729,54 @@ mod tests {
         (Arc::new(signals), phases)
     }
 
+    /// Signals as a test sends them: real ones would be for the whole test process.
+    impl Source for mpsc::UnboundedReceiver<Came> {
+        async fn next(&mut self) -> Came {
+            match self.recv().await {
+                Some(came) => came,
+                None => pending().await,
+            }
+        }
+    }
+
     #[tokio::test]
-    async fn a_failed_service_ends_the_server_with_its_exit_code() {
+    async fn a_failed_service_ends_the_process_with_its_exit_code() {
         let dir = tempfile::tempdir().unwrap();
         let (signals, _) = signals(dir.path().join("sock"), Arc::default());
         signals.failures().send("web".to_owned()).unwrap();
-        assert!(matches!(signals.recv().await, ShutdownSignal::FastShutdown));
+        let (_send, came) = mpsc::unbounded_channel();
+        signals.run(came).await.unwrap();
         assert_eq!(signals.outcome().exit_code(), FAILED);
         assert!(!signals.outcome().is_handed_over());
         assert!(*signals.shutdown(Class::Traffic).borrow() && *signals.shutdown(Class::Admin).borrow());
     }
 
-    // The one test that sends a signal to the test process: handlers are installed for good, so a second one could
-    // take the first one's signals for its own.
+    #[tokio::test]
+    async fn the_second_signal_counts_what_it_cuts() {
+        let dir = tempfile::tempdir().unwrap();
+        let (signals, phases) = signals(dir.path().join("sock"), Arc::new(AtomicUsize::new(2)));
+        let (send, came) = mpsc::unbounded_channel();
+        for signal in [Came::Hup, Came::Usr1, Came::Usr2, Came::Int, Came::Quit, Came::Term] {
+            send.send(signal).unwrap();
+        }
+        signals.run(came).await.unwrap();
+        assert_eq!(signals.outcome().exit_code(), CUT);
+        assert_eq!(*phases.lock().unwrap(), [Phase::Draining]);
+    }
+
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn signals_are_carried_out() {
+    async fn a_hand_over_is_carried_out() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("upgrade.sock");
         let requests = Arc::new(AtomicUsize::new(1));
         let (signals, phases) = signals(path.clone(), Arc::clone(&requests));
+        let (send, came) = mpsc::unbounded_channel();
         let running = tokio::spawn({
             let signals = Arc::clone(&signals);
-            async move { signals.recv().await }
+            async move { signals.run(came).await }
         });
         signals.installed().wait_for(|installed| *installed).await.unwrap();
-        let send = |signal| nix::sys::signal::kill(nix::unistd::Pid::this(), signal).unwrap();
-        send(nix::sys::signal::Signal::SIGHUP);
-        send(nix::sys::signal::Signal::SIGQUIT);
+        send.send(Came::Quit).unwrap();
 
         let taking = tokio::task::spawn_blocking(move || upgrade::take(&path, None, Duration::from_secs(5)));
         let (inherited, claim) = taking.await.unwrap().unwrap();
@@ -756,7 +787,7 @@ mod tests {
         signals.shutdown(Class::Admin).wait_for(|closed| *closed).await.unwrap();
         assert!(*signals.shutdown(Class::Traffic).borrow());
         requests.store(0, Ordering::Relaxed);
-        assert!(matches!(running.await.unwrap(), ShutdownSignal::FastShutdown));
+        running.await.unwrap().unwrap();
         assert_eq!(signals.outcome().exit_code(), DONE);
         assert!(signals.outcome().is_handed_over());
         assert_eq!(*phases.lock().unwrap(), [Phase::Draining]);

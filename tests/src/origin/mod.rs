@@ -39,8 +39,8 @@ pub enum Behaviour {
     Slow(Duration, Answer),
     /// Reads the request, waits until the gate opens, then answers.
     Held(Gate, Answer),
-    /// Sends the head and one byte of a body, waits until the gate opens, then sends the rest.
-    HeldWithin(Gate, Answer),
+    /// Sends the head and a first chunk, waits until the gate opens, then sends a second one.
+    HeldWithin(Gate, [Vec<u8>; 2]),
     /// Takes the connection and the request and never answers.
     Hang,
     /// Resets each connection as soon as it is made.
@@ -89,6 +89,8 @@ pub struct Seen {
     pub trailers: Vec<(String, String)>,
     /// Number of the connection that it came over, from 1.
     pub connection: u64,
+    /// Where that connection came from.
+    pub peer: Option<SocketAddr>,
     /// The TLS server name of that connection.
     pub sni: Option<String>,
 }
@@ -200,6 +202,12 @@ impl Origin {
         Self::with(name, Some(server))
     }
 
+    /// Starts one on the IPv6 loopback address.
+    #[track_caller]
+    pub fn start_v6(name: &str) -> Self {
+        Self::at(ports::free_v6(), name, None)
+    }
+
     /// One whose address nobody listens on until [`Origin::come_back`].
     #[track_caller]
     pub fn refusing(name: &str) -> Self {
@@ -280,7 +288,11 @@ impl Origin {
 
     #[track_caller]
     fn with(name: &str, tls: Option<Arc<ServerConfig>>) -> Self {
-        let address = ports::free();
+        Self::at(ports::free(), name, tls)
+    }
+
+    #[track_caller]
+    fn at(address: SocketAddr, name: &str, tls: Option<Arc<ServerConfig>>) -> Self {
         let shared = Arc::new(Shared {
             name: name.to_owned(),
             tls,

@@ -19,6 +19,13 @@ enum Stream {
     Tls(Box<StreamOwned<ServerConnection, TcpStream>>),
 }
 
+/// A request as it came over the wire.
+struct Request {
+    head: Head,
+    body: Meter,
+    trailers: Vec<(String, String)>,
+}
+
 /// Whether the connection can carry another request.
 #[derive(PartialEq, Eq)]
 enum After {
@@ -29,11 +36,13 @@ enum After {
 /// Serves requests until either side closes.
 pub(super) fn connection(shared: &Shared, stream: TcpStream, number: u64) {
     let _ = stream.set_nodelay(true);
+    let peer = stream.peer_addr().ok();
     let Ok(stream) = Stream::accept(stream, shared.tls.as_ref()) else { return };
     let sni = stream.server_name();
     let mut wire = Wire::new(stream);
     // An error is the peer going away, which a test sees at its own end.
-    while let Ok(Some(seen)) = receive(&mut wire, number, sni.as_deref()) {
+    while let Ok(Some(Request { head, body, trailers })) = receive(&mut wire) {
+        let seen = Seen { head, body, trailers, connection: number, peer, sni: sni.clone() };
         shared.requests.fetch_add(1, Ordering::SeqCst);
         shared.record(seen.clone());
         match answer(shared, &mut wire, &seen) {
@@ -43,7 +52,7 @@ pub(super) fn connection(shared: &Shared, stream: TcpStream, number: u64) {
     }
 }
 
-fn receive(wire: &mut Wire<Stream>, connection: u64, sni: Option<&str>) -> io::Result<Option<Seen>> {
+fn receive(wire: &mut Wire<Stream>) -> io::Result<Option<Request>> {
     let Some(head) = wire.head()? else { return Ok(None) };
     if head.lists("expect", "100-continue") {
         wire.send(b"HTTP/1.1 100 Continue\r\n\r\n")?;
@@ -51,7 +60,7 @@ fn receive(wire: &mut Wire<Stream>, connection: u64, sni: Option<&str>) -> io::R
     let mut body = Meter::new();
     let framing = head.framing().unwrap_or(Framing::Empty);
     let trailers = wire.body(framing, &mut |piece| body.feed(piece))?;
-    Ok(Some(Seen { head, body, trailers, connection, sni: sni.map(str::to_owned) }))
+    Ok(Some(Request { head, body, trailers }))
 }
 
 fn answer(shared: &Shared, wire: &mut Wire<Stream>, seen: &Seen) -> io::Result<After> {
@@ -68,12 +77,11 @@ fn answer(shared: &Shared, wire: &mut Wire<Stream>, seen: &Seen) -> io::Result<A
             gate.pass();
             send(wire, seen, name, &answer)
         }
-        Behaviour::HeldWithin(gate, answer) => {
-            let (first, rest) = answer.body.split_at(1);
-            wire.send(&head_of(name, &answer))?;
-            wire.send(first)?;
+        Behaviour::HeldWithin(gate, [first, second]) => {
+            wire.send(chunked_head(name, &[]).as_bytes())?;
+            wire.send(&chunk(&first))?;
             gate.pass();
-            wire.send(rest).map(|()| After::Keep)
+            wire.send(&[chunk(&second), chunk(b"")].concat()).map(|()| After::Keep)
         }
         Behaviour::Hang => wire.some().map(|_| After::Close),
         Behaviour::Reset | Behaviour::ResetOnRequest => {
@@ -131,18 +139,26 @@ fn send_chunks(
     chunks: &[Vec<u8>],
     trailers: &[(String, String)],
 ) -> io::Result<After> {
-    let names: Vec<&str> = trailers.iter().map(|(name, _)| name.as_str()).collect();
-    let mut head = format!("HTTP/1.1 200 OK\r\n{NAME_HEADER}: {name}\r\nTransfer-Encoding: chunked\r\n");
-    if !names.is_empty() {
-        head.push_str(&format!("Trailer: {}\r\n", names.join(", ")));
-    }
-    wire.send(format!("{head}\r\n").as_bytes())?;
-    for chunk in chunks {
-        let size = format!("{:x}\r\n", chunk.len());
-        wire.send(&[size.as_bytes(), chunk, b"\r\n"].concat())?;
+    wire.send(chunked_head(name, trailers).as_bytes())?;
+    for bytes in chunks {
+        wire.send(&chunk(bytes))?;
     }
     let trailers: String = trailers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
     wire.send(format!("0\r\n{trailers}\r\n").as_bytes()).map(|()| After::Keep)
+}
+
+fn chunked_head(name: &str, trailers: &[(String, String)]) -> String {
+    let names: Vec<&str> = trailers.iter().map(|(name, _)| name.as_str()).collect();
+    let announced = match names.is_empty() {
+        true => String::new(),
+        false => format!("Trailer: {}\r\n", names.join(", ")),
+    };
+    format!("HTTP/1.1 200 OK\r\n{NAME_HEADER}: {name}\r\nTransfer-Encoding: chunked\r\n{announced}\r\n")
+}
+
+/// An empty one ends the body.
+fn chunk(bytes: &[u8]) -> Vec<u8> {
+    [format!("{:x}\r\n", bytes.len()).as_bytes(), bytes, b"\r\n"].concat()
 }
 
 fn send_pattern(wire: &mut Wire<Stream>, name: &str, length: u64) -> io::Result<After> {

@@ -1,7 +1,7 @@
 //! A metrics endpoint in a Pingora `Server` of its own, over a bare Pingora load balancer.
 //!
 //! ```console
-//! $ cargo run -p metrics-service --example standalone
+//! $ cargo run -p metrics-service --example endpoint
 //! $ curl 127.0.0.1:6192/metrics
 //! $ curl 127.0.0.1:6192/readyz
 //! ```

@@ -1,7 +1,7 @@
 //! The prober in a Pingora server of its own, with a bare `LoadBalancer`: no proxy, only the state of the backends.
 //!
 //! ```text
-//! cargo run -p health-service --example standalone -- 127.0.0.1:8081 127.0.0.1:8082
+//! cargo run -p health-service --example prober -- 127.0.0.1:8081 127.0.0.1:8082
 //! ```
 //!
 //! Start and stop servers on these ports, and see the log. Ctrl-C ends it.

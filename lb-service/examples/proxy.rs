@@ -1,0 +1,44 @@
+//! The proxy in a Pingora server of its own, without a prober and without metrics.
+//!
+//! Listens on the first address and balances over the others:
+//!
+//! ```text
+//! cargo run -p lb-service --example proxy -- 127.0.0.1:6188 10.0.0.1:8080 10.0.0.2:8080
+//! ```
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use lb_service::access_log::{self, AccessLog, Format, Target};
+use lb_service::forwarded::TrustedProxies;
+use lb_service::listener::{ListenAddress, Listener, Listeners};
+use lb_service::plan::Plan;
+use lb_service::pool::{BackendSettings, Pool, PoolId, PoolSettings, Weight};
+use lb_service::route::{Route, RouteTable};
+use lb_service::traffic::Traffic;
+use pingora::lb::HealthRegistry;
+use pingora::server::Server;
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let mut addresses = std::env::args().skip(1).map(|text| text.parse::<SocketAddr>());
+    let listen = addresses.next().ok_or("say where to listen, then the backends")??;
+    let backends = addresses
+        .map(|address| Ok(BackendSettings { address: address?, weight: Weight::default() }))
+        .collect::<Result<Vec<_>, std::net::AddrParseError>>()?;
+
+    let pool = Pool::new(&PoolSettings::new("web", backends), Arc::new(HealthRegistry::new()), None);
+    let plan = Arc::new(Plan {
+        listeners: Listeners::new([Listener { name: "web".into(), address: ListenAddress::Tcp(listen) }]),
+        routes: RouteTable::new(vec![Route::any(PoolId(0))]),
+        pools: [Arc::new(pool)].into(),
+        trusted_proxies: TrustedProxies::default(),
+    });
+    let traffic = Traffic::new(plan.listeners.len(), plan.pools.len());
+    let settings = access_log::Settings { format: Format::Text, target: Target::Stdout };
+    let (log, _flush_at_end) = AccessLog::open(settings)?;
+
+    let mut server = Server::new(None)?;
+    server.bootstrap();
+    server.add_service(lb_service::service::service(&server.configuration, &plan, &traffic, [log].into()));
+    server.run_forever();
+}

@@ -1,0 +1,81 @@
+//! The JSON Schema: that of the types, the one that is shipped, and every key of it in the example.
+//!
+//! `UPDATE_SCHEMA=1 cargo test -p shared --test config_schema` writes `deploy/load_balancer.schema.json`.
+
+#[path = "support/fixtures.rs"]
+mod fixtures;
+
+use std::collections::BTreeSet;
+use std::fs;
+
+use fixtures::{context, repository};
+use serde_json::Value;
+use shared::config::{keys, load_text, schema, schema_text};
+
+#[test]
+fn the_shipped_schema_is_that_of_the_types() {
+    let path = repository().join("deploy/load_balancer.schema.json");
+    if std::env::var_os("UPDATE_SCHEMA").is_some() {
+        fs::write(&path, schema_text()).expect("the schema can be written");
+    }
+    let shipped = fs::read_to_string(&path).expect("the schema is shipped");
+    assert!(shipped == schema_text(), "run this test with UPDATE_SCHEMA=1");
+}
+
+#[test]
+fn the_example_has_every_key_of_the_schema() {
+    let path = repository().join("deploy/config/example.yaml");
+    let text = fs::read_to_string(&path).expect("the example is shipped");
+    let loaded = load_text("example.yaml", &text, &context()).unwrap_or_else(|problems| panic!("{problems}"));
+    let value = serde_json::to_value(&loaded.config).expect("a configuration is a value");
+    let mut written = BTreeSet::new();
+    collect(&value, "", &keys(), &mut written);
+    let missing: Vec<String> = keys().into_iter().filter(|key| !written.contains(key)).collect();
+    assert!(missing.is_empty(), "not in the example: {missing:?}");
+    let mentioned = |key: &String| text.contains(&format!("{}:", key.rsplit('.').next().unwrap_or_default()));
+    let unmentioned: Vec<String> = keys().into_iter().filter(|key| !mentioned(key)).collect();
+    assert!(unmentioned.is_empty(), "only as a default in the example: {unmentioned:?}");
+}
+
+/// Adds the keys of a configuration as paths of the schema; names that the user chose become `*`.
+fn collect(value: &Value, path: &str, keys: &[String], written: &mut BTreeSet<String>) {
+    match value {
+        Value::Object(map) => {
+            for (key, value) in map {
+                let own = join(path, key);
+                let path = if keys.contains(&own) { own } else { join(path, "*") };
+                collect(value, &path, keys, written);
+                written.insert(path);
+            }
+        }
+        Value::Array(items) => items.iter().for_each(|item| collect(item, &join(path, "*"), keys, written)),
+        _ => {}
+    }
+}
+
+fn join(path: &str, key: &str) -> String {
+    if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
+}
+
+#[test]
+fn every_mapping_refuses_unknown_keys_and_every_key_is_described() {
+    let schema = schema();
+    let mut faults = Vec::new();
+    inspect(&schema, "", &mut faults);
+    assert!(faults.is_empty(), "{faults:#?}");
+}
+
+fn inspect(schema: &Value, path: &str, faults: &mut Vec<String>) {
+    if let Some(properties) = schema["properties"].as_object() {
+        if schema["additionalProperties"] != Value::Bool(false) {
+            faults.push(format!("{path} accepts unknown keys"));
+        }
+        let silent = properties.iter().filter(|(_, key)| key.get("description").is_none());
+        faults.extend(silent.map(|(key, _)| format!("{path}/{key} has no description")));
+    }
+    match schema {
+        Value::Object(map) => map.iter().for_each(|(key, value)| inspect(value, &format!("{path}/{key}"), faults)),
+        Value::Array(items) => items.iter().for_each(|item| inspect(item, path, faults)),
+        _ => {}
+    }
+}

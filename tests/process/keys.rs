@@ -1,0 +1,154 @@
+//! No dead knobs: every key of the configuration, with the test that observes what it does to a running daemon.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+use serde_json::Value;
+use tests::Lab;
+
+/// Keys as paths, `*` for any name or item, each with its test as `module::name`. A key that only holds others is
+/// tested by them and is not listed.
+const TESTED: &[(&str, &str)] = &[
+    ("access_log.format", "access_log::json_has_an_object_per_request_with_all_that_is_known"),
+    ("access_log.path", "access_log::usr1_reopens_the_file_and_no_line_is_lost"),
+    ("ca_file", "server_keys::ca_file_is_trusted_for_backends_whose_pool_names_no_other"),
+    ("client_bind_to_ipv4", "server_keys::connections_to_backends_come_from_the_address_to_bind_to"),
+    ("client_bind_to_ipv6", "server_keys::connections_to_ipv6_backends_come_from_the_address_to_bind_to"),
+    ("daemon", "server_keys::the_key_daemon_does_what_the_option_does"),
+    (
+        "error_log",
+        "quickstart::a_daemon_writes_its_pid_file_and_error_log_and_removes_the_pid_file_at_its_end",
+    ),
+    ("group", "server_keys::user_and_group_are_those_it_runs_as"),
+    ("listeners.*.address", "routing::several_listeners_on_tcp_and_unix_sockets_have_routes_of_their_own"),
+    ("listeners.*.name", "routing::several_listeners_on_tcp_and_unix_sockets_have_routes_of_their_own"),
+    ("metrics.address", "metrics::endpoints_answer_as_documented_and_anything_else_is_404_or_405"),
+    (
+        "pid_file",
+        "quickstart::a_daemon_writes_its_pid_file_and_error_log_and_removes_the_pid_file_at_its_end",
+    ),
+    ("pools.*.backends.*.address", "proxying::weights_give_the_smooth_sequence"),
+    ("pools.*.backends.*.weight", "proxying::weights_give_the_smooth_sequence"),
+    ("pools.*.health_check.expect_body", "health::http_checks_pass_by_what_the_body_contains"),
+    ("pools.*.health_check.expect_status", "health::http_checks_pass_by_the_expected_status"),
+    (
+        "pools.*.health_check.fall",
+        "health::it_takes_fall_failures_to_go_down_and_rise_successes_to_come_back",
+    ),
+    (
+        "pools.*.health_check.fast_interval",
+        "health::checks_come_at_the_fast_interval_while_the_state_changes",
+    ),
+    ("pools.*.health_check.host", "health::http_checks_send_what_is_configured"),
+    ("pools.*.health_check.interval", "health::checks_come_at_the_interval"),
+    ("pools.*.health_check.jitter", "health::jitter_spreads_the_checks"),
+    ("pools.*.health_check.method", "health::http_checks_send_what_is_configured"),
+    ("pools.*.health_check.path", "health::http_checks_send_what_is_configured"),
+    ("pools.*.health_check.port", "health::a_port_for_checks_is_used_in_place_of_the_backends"),
+    (
+        "pools.*.health_check.rise",
+        "health::it_takes_fall_failures_to_go_down_and_rise_successes_to_come_back",
+    ),
+    ("pools.*.health_check.timeout", "health::a_check_that_takes_longer_than_its_timeout_has_failed"),
+    ("pools.*.health_check.type", "health::none_checks_nothing"),
+    ("pools.*.host", "proxying::the_host_sent_to_the_backend_is_the_clients_unless_the_pool_names_one"),
+    ("pools.*.policy", "proxying::weights_give_the_smooth_sequence"),
+    ("pools.*.retries.attempts", "proxying::each_backend_is_tried_once_and_no_more_often_than_attempts_says"),
+    (
+        "pools.*.timeouts.connect",
+        "proxying::a_connection_that_takes_too_long_to_make_is_given_up_after_the_connect_timeout",
+    ),
+    ("pools.*.timeouts.idle", "proxying::an_idle_connection_to_a_backend_ends_after_the_idle_timeout"),
+    ("pools.*.timeouts.response", "proxying::a_backend_that_does_not_answer_in_time_is_504"),
+    ("pools.*.tls.ca", "proxying::a_certificate_that_does_not_match_is_refused_unless_verify_is_off"),
+    ("pools.*.tls.sni", "proxying::a_certificate_for_another_name_is_refused"),
+    ("pools.*.tls.verify", "proxying::a_certificate_that_does_not_match_is_refused_unless_verify_is_off"),
+    ("routes.*.match.header", "routing::methods_and_headers_match"),
+    ("routes.*.match.host", "routing::hosts_match_exactly_or_by_wildcard_without_regard_to_case_and_port"),
+    (
+        "routes.*.match.listener",
+        "routing::several_listeners_on_tcp_and_unix_sockets_have_routes_of_their_own",
+    ),
+    ("routes.*.match.method", "routing::methods_and_headers_match"),
+    ("routes.*.match.path", "routing::paths_match_exactly_or_by_prefix_of_whole_segments"),
+    ("routes.*.match.path_prefix", "routing::paths_match_exactly_or_by_prefix_of_whole_segments"),
+    ("routes.*.pool", "routing::the_first_route_that_matches_wins_and_no_route_is_404"),
+    ("shutdown.delay", "quickstart::shutdown_delay_takes_traffic_while_not_ready"),
+    ("shutdown.drain", "quickstart::a_drain_that_runs_out_of_time_ends_with_3"),
+    ("threads", "server_keys::threads_is_the_number_of_threads_that_serve"),
+    ("trusted_proxies", "proxying::what_a_trusted_proxy_sent_in_x_forwarded_headers_is_kept"),
+    ("upgrade_sock", "upgrade::the_old_process_stays_until_its_last_request_ends"),
+    (
+        "upstream_connect_offload_thread_per_pool",
+        "server_keys::connections_to_backends_can_be_made_in_threads_of_their_own",
+    ),
+    (
+        "upstream_connect_offload_threadpools",
+        "server_keys::connections_to_backends_can_be_made_in_threads_of_their_own",
+    ),
+    (
+        "upstream_keepalive_pool_size",
+        "server_keys::no_more_idle_connections_to_backends_are_kept_than_the_pool_size_says",
+    ),
+    ("user", "server_keys::user_and_group_are_those_it_runs_as"),
+    ("version", "server_keys::version_takes_1_and_nothing_else"),
+    ("work_stealing", "server_keys::without_work_stealing_each_thread_waits_for_events_of_its_own"),
+    ("working_directory", "server_keys::working_directory_is_where_the_process_is"),
+];
+
+#[test]
+fn every_key_of_the_schema_has_its_test_and_every_tested_key_exists() {
+    let printed = Lab::new().run(&["schema"]);
+    let schema: Value = serde_json::from_str(&printed.stdout).expect("a schema is JSON");
+    let mut keys = BTreeSet::new();
+    collect(&schema, &schema, "", &mut keys);
+    let holds_others = |key: &String| keys.iter().any(|other| other.starts_with(&format!("{key}.")));
+    let known: BTreeSet<&str> = keys.iter().filter(|key| !holds_others(key)).map(String::as_str).collect();
+    let tested: BTreeSet<&str> = TESTED.iter().map(|(key, _)| *key).collect();
+    let untested: Vec<_> = known.difference(&tested).collect();
+    assert!(untested.is_empty(), "keys without a test: {untested:?}");
+    let unknown: Vec<_> = tested.difference(&known).collect();
+    assert!(unknown.is_empty(), "tests of keys that do not exist: {unknown:?}");
+}
+
+#[test]
+fn every_test_that_a_key_names_exists() {
+    for (key, test) in TESTED {
+        let (module, name) = test.split_once("::").expect("a test is named module::name");
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("process/{module}.rs"));
+        let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        let lines: Vec<&str> = text.lines().map(str::trim).collect();
+        let function = format!("fn {name}() {{");
+        let exists = lines.windows(2).any(|pair| pair[0] == "#[test]" && pair[1] == function);
+        assert!(exists, "{key}: there is no test {test}");
+    }
+}
+
+/// Adds the keys of a schema, below `path`.
+fn collect(root: &Value, schema: &Value, path: &str, keys: &mut BTreeSet<String>) {
+    let schema = resolve(root, schema);
+    let below = |key: &str| if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") };
+    for (key, value) in schema["properties"].as_object().into_iter().flatten() {
+        keys.insert(below(key));
+        collect(root, value, &below(key), keys);
+    }
+    for part in ["items", "additionalProperties"] {
+        if let Some(part) = schema.get(part) {
+            collect(root, part, &below("*"), keys);
+        }
+    }
+    for part in schema["patternProperties"].as_object().into_iter().flat_map(|parts| parts.values()) {
+        collect(root, part, &below("*"), keys);
+    }
+    for part in ["anyOf", "oneOf", "allOf"] {
+        for part in schema[part].as_array().into_iter().flatten() {
+            collect(root, part, path, keys);
+        }
+    }
+}
+
+fn resolve<'a>(root: &'a Value, schema: &'a Value) -> &'a Value {
+    let pointer = schema["$ref"].as_str().and_then(|reference| reference.strip_prefix('#'));
+    pointer.and_then(|pointer| root.pointer(pointer)).unwrap_or(schema)
+}

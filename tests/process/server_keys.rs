@@ -1,0 +1,173 @@
+//! Pingora's own keys, each by what it does to the process or its traffic.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+use tests::wait::{self, LONG};
+use tests::{Authority, Daemon, Lab, Origin, Signal};
+
+use crate::{pool, pool_of};
+
+/// The names of the threads of a daemon.
+fn thread_names(daemon: &Daemon) -> Vec<String> {
+    let tasks = fs::read_dir(format!("/proc/{}/task", daemon.process.0)).unwrap();
+    let names = tasks.filter_map(|task| fs::read_to_string(task.ok()?.path().join("comm")).ok());
+    names.map(|name| name.trim().to_owned()).collect()
+}
+
+/// One of the lines `Uid:` and `Gid:` in the status of a process: real, effective, saved and file system id.
+fn ids(daemon: &Daemon, line: &str) -> Vec<String> {
+    let status = fs::read_to_string(format!("/proc/{}/status", daemon.process.0)).unwrap();
+    let ids = status.lines().find_map(|text| text.strip_prefix(line)).unwrap();
+    ids.split_whitespace().map(str::to_owned).collect()
+}
+
+#[test]
+fn threads_is_the_number_of_threads_that_serve() {
+    let origin = Origin::start("one");
+    let serving = |threads: usize| {
+        let lab = Lab::new();
+        let daemon = lab.start(&format!("threads: {threads}\n{}", pool(&[&origin], "")));
+        thread_names(&daemon).iter().filter(|name| *name == "proxy").count()
+    };
+    assert_eq!((serving(1), serving(5)), (1, 5));
+}
+
+#[test]
+fn without_work_stealing_each_thread_waits_for_events_of_its_own() {
+    let origin = Origin::start("one");
+    let event_queues = |stealing: bool| {
+        let lab = Lab::new();
+        let daemon = lab.start(&format!("threads: 4\nwork_stealing: {stealing}\n{}", pool(&[&origin], "")));
+        assert_eq!(daemon.get("/").unwrap().status, 200);
+        daemon.process.descriptors().iter().filter(|target| target.contains("eventpoll")).count()
+    };
+    let (shared, own) = (event_queues(true), event_queues(false));
+    assert!(own >= shared + 3, "{shared} event queues with work stealing, {own} without");
+}
+
+#[test]
+fn connections_to_backends_can_be_made_in_threads_of_their_own() {
+    let (lab, origin) = (Lab::new(), Origin::start("one"));
+    let keys = "upstream_connect_offload_threadpools: 3\nupstream_connect_offload_thread_per_pool: 2\n";
+    let daemon = lab.start(&format!("{keys}{}", pool(&[&origin], "")));
+    assert_eq!(daemon.get("/").unwrap().status, 200);
+    let offloaded = thread_names(&daemon).iter().filter(|name| name.starts_with("upstream conn")).count();
+    assert_eq!(offloaded, 6, "{:?}", thread_names(&daemon));
+}
+
+#[test]
+fn no_more_idle_connections_to_backends_are_kept_than_the_pool_size_says() {
+    let (one, two) = (Origin::start("one"), Origin::start("two"));
+    let kept = |size: usize| {
+        let lab = Lab::new();
+        let keys = format!("threads: 1\nupstream_keepalive_pool_size: {size}\n");
+        let daemon = lab.start(&format!("{keys}{}", pool(&[&one, &two], "")));
+        for _ in 0..2 {
+            assert_eq!(daemon.get("/").unwrap().status, 200);
+        }
+        let open = || one.open_connections() + two.open_connections();
+        let settled = wait::poll(LONG, || (open() == size.min(2)).then_some(()));
+        assert!(settled.is_some(), "{} connections are kept with a pool size of {size}", open());
+    };
+    kept(1);
+    wait::until(LONG, "all are closed", || one.open_connections() + two.open_connections() == 0);
+    kept(128);
+}
+
+#[test]
+fn connections_to_backends_come_from_the_address_to_bind_to() {
+    let (lab, origin) = (Lab::new(), Origin::start("one"));
+    let daemon = lab.start(&format!("client_bind_to_ipv4: [127.0.0.77]\n{}", pool(&[&origin], "")));
+    assert_eq!(daemon.get("/bound").unwrap().status, 200);
+    assert_eq!(origin.saw("/bound").peer.unwrap().ip().to_string(), "127.0.0.77");
+}
+
+#[test]
+fn connections_to_ipv6_backends_come_from_the_address_to_bind_to() {
+    let (lab, origin) = (Lab::new(), Origin::start_v6("six"));
+    let daemon = lab.start(&pool(&[&origin], ""));
+    assert_eq!(daemon.get("/").unwrap().origin(), "six");
+    drop(daemon);
+    // An address that no interface has: nothing can come from there.
+    let keys = "client_bind_to_ipv6: [\"2001:db8::77\"]\n";
+    let daemon = lab.start(&format!("{keys}{}", pool(&[&origin], "")));
+    assert_eq!(daemon.get("/").unwrap().status, 502);
+}
+
+#[test]
+fn ca_file_is_trusted_for_backends_whose_pool_names_no_other() {
+    let (lab, authority) = (Lab::new(), Authority::new());
+    let ca = lab.path("ca.pem");
+    authority.write(&ca).unwrap();
+    let origin = Origin::start_tls("one", authority.certify(&["a.test"]).server());
+    let pools = pool(&[&origin], "tls: {sni: a.test}");
+    let daemon = lab.start(&format!("ca_file: {}\n{pools}", ca.display()));
+    assert_eq!(daemon.get("/").unwrap().status, 200);
+    drop(daemon);
+    let daemon = lab.start(&pools);
+    assert_eq!(daemon.get("/").unwrap().status, 502);
+}
+
+#[test]
+fn working_directory_is_where_the_process_is() {
+    let (lab, origin) = (Lab::new(), Origin::start("one"));
+    let directory = lab.path("elsewhere");
+    fs::create_dir(&directory).unwrap();
+    let daemon = lab.start(&format!("working_directory: {}\n{}", directory.display(), pool(&[&origin], "")));
+    let now = fs::read_link(format!("/proc/{}/cwd", daemon.process.0)).unwrap();
+    assert_eq!(now, directory);
+}
+
+#[test]
+fn the_key_daemon_does_what_the_option_does() {
+    let (lab, origin) = (Lab::new(), Origin::start("one"));
+    let config = lab.config(&format!("daemon: true\n{}", pool(&[&origin], "")));
+    let finished = lab.run(&["-c", tests::daemon::path_str(&config)]);
+    assert_eq!(finished.code, Some(0), "{finished:?}");
+    let process = lab.pid_in_file().expect("it has written its pid file");
+    assert!(process.alive());
+    assert_eq!(tests::get(lab.listener, "/").unwrap().origin(), "one");
+    process.signal(Signal::SIGTERM);
+    process.wait_gone(LONG);
+}
+
+#[test]
+fn user_and_group_are_those_it_runs_as() {
+    let (lab, origin) = (Lab::new(), Origin::start("one"));
+    fs::set_permissions(lab.directory(), fs::Permissions::from_mode(0o777)).unwrap();
+    let text = format!("user: www-data\ngroup: nogroup\n{}", pool(&[&origin], ""));
+    if !is_root() {
+        let config = lab.config(&text);
+        let finished = lab.run(&["-c", tests::daemon::path_str(&config)]);
+        assert!(matches!(finished.code, Some(1 | 2)), "{finished:?}");
+        assert!((finished.stderr + &lab.error_log()).contains("www-data"), "it says why");
+        return;
+    }
+    let daemon = lab.start(&text);
+    assert_eq!(daemon.get("/").unwrap().status, 200);
+    let (user, group) = (id_of("passwd", "www-data"), id_of("group", "nogroup"));
+    assert_eq!(ids(&daemon, "Uid:"), vec![user; 4]);
+    assert_eq!(ids(&daemon, "Gid:"), vec![group; 4]);
+}
+
+fn is_root() -> bool {
+    fs::metadata("/proc/self").is_ok_and(|own| std::os::unix::fs::MetadataExt::uid(&own) == 0)
+}
+
+/// The number of a user or group of this machine.
+fn id_of(database: &str, name: &str) -> String {
+    let output = tests::tools::run("getent", &[database, name]);
+    let line = String::from_utf8(output.stdout).unwrap();
+    line.split(':').nth(2).unwrap_or_else(|| panic!("no {name} in {database}")).to_owned()
+}
+
+#[test]
+fn version_takes_1_and_nothing_else() {
+    let lab = Lab::new();
+    for (version, code) in [("1", 0), ("2", 2)] {
+        let config = lab.config(&format!("version: {version}\n{}", pool_of(&[tests::ports::free()], "")));
+        let finished = lab.run(&["-c", tests::daemon::path_str(&config), "-t"]);
+        assert_eq!(finished.code, Some(code), "version {version}: {finished:?}");
+    }
+}
