@@ -24,6 +24,7 @@ pub mod config;
 pub mod failure;
 pub mod forwarded;
 pub mod frontend;
+pub mod hop_by_hop;
 pub mod listener;
 pub mod metrics;
 pub mod plan;

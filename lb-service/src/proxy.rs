@@ -21,6 +21,7 @@ use pingora::{Error, ErrorType, Result};
 use crate::access_log::{AccessLog, Record};
 use crate::failure::{self, Failure};
 use crate::forwarded::{self, Downstream, Scheme, client_ip};
+use crate::hop_by_hop;
 use crate::plan::Plan;
 use crate::pool::{Attempt, Pool, PoolId, Tried, UpstreamError};
 use crate::route::RequestView;
@@ -212,6 +213,7 @@ impl ProxyHttp for Proxy {
         response: &mut ResponseHeader,
         ctx: &mut RequestContext,
     ) -> Result<()> {
+        hop_by_hop::strip(response);
         let is_final =
             !response.status.is_informational() || response.status == StatusCode::SWITCHING_PROTOCOLS;
         if let Some(attempt) = ctx.attempt.as_mut().filter(|_| is_final) {

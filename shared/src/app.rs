@@ -91,20 +91,26 @@ fn demo(run: &RunArgs, args: &DemoArgs) -> u8 {
     };
     let mut outcome = None;
     let logs = AccessLogs { silent: vec![Demo::TRAFFIC] };
-    let started = daemon::serve(&loaded.plan, mode(&loaded.plan, run), &logs, Box::new(|server, services| {
-        let origins = demo.origins.iter().map(|origin| server.add_service(origin.clone().service())).collect();
-        let pool = services.plan.pools.iter().find(|pool| &*pool.name == POOL).cloned();
-        let Some(pool) = pool else { return origins };
-        let show = Show::new(demo.clone(), pool, services.readiness());
-        if args.once {
-            let (once, result) = Once::new(show);
-            outcome = Some(result);
-            server.add_service(background_service("demo", once));
-        } else {
-            server.add_service(background_service("demo", show));
-        }
-        origins
-    }));
+    let started = daemon::serve(
+        &loaded.plan,
+        mode(&loaded.plan, run),
+        &logs,
+        Box::new(|server, services| {
+            let origins =
+                demo.origins.iter().map(|origin| server.add_service(origin.clone().service())).collect();
+            let pool = services.plan.pools.iter().find(|pool| &*pool.name == POOL).cloned();
+            let Some(pool) = pool else { return origins };
+            let show = Show::new(demo.clone(), pool, services.readiness());
+            if args.once {
+                let (once, result) = Once::new(show);
+                outcome = Some(result);
+                server.add_service(background_service("demo", once));
+            } else {
+                server.add_service(background_service("demo", show));
+            }
+            origins
+        }),
+    );
     match started {
         Err(error) => fail(&error.to_string()),
         Ok(_) if outcome.is_some_and(|outcome| !outcome.passed()) => FAILED,
@@ -151,7 +157,9 @@ fn healthcheck(run: &RunArgs) -> u8 {
     match load(&path, run).map(|loaded| ready(loaded.plan.metrics)) {
         Err(problems) => report(&problems),
         Ok(Ok(answer)) if answer.starts_with("HTTP/1.1 200 ") => 0,
-        Ok(Ok(answer)) => fail(answer.split_once("\r\n\r\n").map_or("no answer", |(_, reasons)| reasons.trim_end())),
+        Ok(Ok(answer)) => {
+            fail(answer.split_once("\r\n\r\n").map_or("no answer", |(_, reasons)| reasons.trim_end()))
+        }
         Ok(Err(error)) => fail(&format!("cannot ask the daemon: {error}")),
     }
 }

@@ -91,9 +91,16 @@ impl StatusSource {
             started: rfc3339(self.started),
             uptime_seconds: now.duration_since(self.started).unwrap_or(Duration::ZERO).as_secs(),
             listeners: self.listeners(),
-            pools: self.plan.pools.iter().zip(&self.health).map(|(pool, health)| self.pool(pool, health)).collect(),
+            pools: self
+                .plan
+                .pools
+                .iter()
+                .zip(&self.health)
+                .map(|(pool, health)| self.pool(pool, health))
+                .collect(),
         };
-        serde_json::to_string_pretty(&status).expect("strings, numbers and maps with string keys are JSON") + "\n"
+        serde_json::to_string_pretty(&status).expect("strings, numbers and maps with string keys are JSON")
+            + "\n"
     }
 
     fn listeners<'a>(&'a self) -> Vec<ListenerStatus<'a>> {
@@ -120,7 +127,10 @@ impl StatusSource {
             ready += usize::from(is_ready);
             let verdict = health.verdicts.get(&member.addr);
             let backend = member.addr.as_inet().and_then(|address| pool.backend(*address));
-            backends.extend(backend.map(|backend| self.backend(backend, member.weight, is_ready, health, verdict.as_ref())));
+            backends.extend(
+                backend
+                    .map(|backend| self.backend(backend, member.weight, is_ready, health, verdict.as_ref())),
+            );
         }
         PoolStatus { name: &pool.name, ready, retries: pool.retries.get(), backends }
     }

@@ -21,6 +21,7 @@ const TESTED: &[(&str, &str)] = &[
         "quickstart::a_daemon_writes_its_pid_file_and_error_log_and_removes_the_pid_file_at_its_end",
     ),
     ("group", "server_keys::user_and_group_are_those_it_runs_as"),
+    ("listener_tasks_per_fd", "server_keys::as_many_tasks_accept_on_a_listener_as_it_is_told"),
     ("listeners.*.address", "routing::several_listeners_on_tcp_and_unix_sockets_have_routes_of_their_own"),
     ("listeners.*.name", "routing::several_listeners_on_tcp_and_unix_sockets_have_routes_of_their_own"),
     ("metrics.address", "metrics::endpoints_answer_as_documented_and_anything_else_is_404_or_405"),

@@ -234,24 +234,31 @@ fn a_client_that_leaves_takes_its_request_out_of_flight() {
     });
 }
 
+/// Listener `x` with pool `yz` and listener `xy` with pool `z` would be one series of a label vector of the crate
+/// prometheus, which hashes the values without a separator and compares nothing else.
 #[test]
 fn names_that_run_together_are_two_series() {
     let lab = Lab::new();
     let (one, two) = (Origin::start("one"), Origin::start("two"));
-    // `web` with backend 127… and `web1` with 27… would be one series of a label vector of the crate prometheus.
-    let pools = format!(
-        "pools:\n  a:\n    backends: [\"{}\"]\n    health_check: {{type: none}}\n  \
-         a1:\n    backends: [\"{}\"]\n    health_check: {{type: none}}\n\
-         routes:\n  - {{match: {{path_prefix: /one}}, pool: a}}\n  - {{pool: a1}}\n",
-        one.address, two.address
+    let (first, second) = (tests::ports::free(), tests::ports::free());
+    let config = lab.config_with(
+        &format!(
+            "listeners:\n  - {{address: \"{first}\", name: x}}\n  - {{address: \"{second}\", name: xy}}\n"
+        ),
+        &format!(
+            "pools:\n  yz:\n    backends: [\"{}\"]\n  z:\n    backends: [\"{}\"]\n\
+             routes:\n  - {{match: {{listener: x}}, pool: yz}}\n  - {{pool: z}}\n",
+            one.address, two.address
+        ),
     );
-    let daemon = lab.start(&pools);
-    daemon.get("/one").unwrap();
-    daemon.get("/two").unwrap();
-    daemon.get("/two").unwrap();
+    let daemon = lab.start_file(&config);
+    for listener in [first, second, second] {
+        assert_eq!(get(listener, "/").unwrap().status, 200);
+    }
     wait::until(LONG, "all are counted", || daemon.metric("lb_requests_total", &[]) == 3.0);
-    assert_eq!(daemon.metric("lb_requests_total", &["pool=\"a\""]), 1.0);
-    assert_eq!(daemon.metric("lb_requests_total", &["pool=\"a1\""]), 2.0);
+    let requests = |labels: &[&str]| daemon.metric("lb_requests_total", labels);
+    assert_eq!(requests(&["listener=\"x\"", "pool=\"yz\""]), 1.0);
+    assert_eq!(requests(&["listener=\"xy\"", "pool=\"z\""]), 2.0);
 }
 
 // ===== endpoints =====

@@ -33,6 +33,21 @@ fn threads_is_the_number_of_threads_that_serve() {
     assert_eq!((serving(1), serving(5)), (1, 5));
 }
 
+/// Each task says that it stops, which is the one thing of it that can be seen from outside.
+#[test]
+fn as_many_tasks_accept_on_a_listener_as_it_is_told() {
+    let origin = Origin::start("one");
+    let accepting = |tasks: usize| {
+        let lab = Lab::new();
+        let config = lab.config(&format!("listener_tasks_per_fd: {tasks}\n{}", pool(&[&origin], "")));
+        let mut daemon = lab.start_with(&config, &[("RUST_LOG", "info")]);
+        let listener = format!("Shutting down {}", daemon.listener);
+        assert_eq!(daemon.stop(), Some(0));
+        daemon.log().lines().filter(|line| line.ends_with(&listener)).count()
+    };
+    assert_eq!((accepting(1), accepting(3)), (1, 3));
+}
+
 #[test]
 fn without_work_stealing_each_thread_waits_for_events_of_its_own() {
     let origin = Origin::start("one");

@@ -162,7 +162,15 @@ impl Lab {
     /// As [`Lab::start`], with a file written before.
     #[track_caller]
     pub fn start_file(&self, config: &Path) -> Daemon {
-        let mut daemon = self.spawn(&["-c", path_str(config)]);
+        self.start_with(config, &[])
+    }
+
+    /// As [`Lab::start_file`], with these environment variables.
+    #[track_caller]
+    pub fn start_with(&self, config: &Path, variables: &[(&str, &str)]) -> Daemon {
+        let mut command = self.command();
+        command.envs(variables.iter().copied());
+        let mut daemon = self.spawn_command(command, &["-c", path_str(config)]);
         daemon.wait_started(Until::Ready);
         daemon
     }
@@ -178,9 +186,13 @@ impl Lab {
     /// Starts the program with these arguments and does not wait for anything.
     #[track_caller]
     pub fn spawn(&self, arguments: &[&str]) -> Daemon {
+        self.spawn_command(self.command(), arguments)
+    }
+
+    #[track_caller]
+    fn spawn_command(&self, mut command: Command, arguments: &[&str]) -> Daemon {
         let log = self.fresh_file("log");
         let file = create(&log);
-        let mut command = self.command();
         command.args(arguments).stdout(file.try_clone().expect("a file can be shared")).stderr(file);
         let child = command.spawn().expect("the program can be started");
         let process = Process(child.id());

@@ -218,6 +218,7 @@ struct BackendMapping {
     weight: WeightNumber,
 }
 
+#[derive(Default)]
 struct WeightNumber(Weight);
 
 impl<'de> Deserialize<'de> for BackendConfig {
@@ -269,12 +270,6 @@ impl<'de> Visitor<'de> for BackendVisitor {
 }
 
 // === impl WeightNumber ===
-
-impl Default for WeightNumber {
-    fn default() -> Self {
-        Self(Weight::default())
-    }
-}
 
 impl Serialize for WeightNumber {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {

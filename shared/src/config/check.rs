@@ -111,7 +111,8 @@ impl Checker<'_> {
         for (given, missing) in [(pools, threads), (threads, pools)] {
             let is_missing = !self.is_written(&path![missing]) && !self.root.is_damaged(&path![missing]);
             if self.is_written(&path![given]) && is_missing {
-                let problem = Problem::new(Id::Incomplete, format!("`{given}` has no effect without `{missing}`"));
+                let problem =
+                    Problem::new(Id::Incomplete, format!("`{given}` has no effect without `{missing}`"));
                 self.report_key(&path![given], problem.hint(format!("add `{missing}: 1`")));
             }
         }
@@ -172,7 +173,10 @@ impl Checker<'_> {
         let is_empty = self.config.listeners.as_ref().is_some_and(Vec::is_empty);
         if is_empty && !self.root.is_damaged(&path!["listeners"]) {
             let problem = Problem::new(Id::NoListeners, "the list of listeners is empty");
-            self.report_key(&path!["listeners"], problem.hint("add `- address: 0.0.0.0:6188`, or remove the key"));
+            self.report_key(
+                &path!["listeners"],
+                problem.hint("add `- address: 0.0.0.0:6188`, or remove the key"),
+            );
         }
     }
 
@@ -201,7 +205,9 @@ impl Checker<'_> {
             let Some((earlier_path, earlier, earlier_what)) = conflict else { continue };
             let message = match earlier == address {
                 true => format!("{what} cannot listen on {address}, which {earlier_what} has already"),
-                false => format!("{what} cannot listen on {address}: {earlier_what} has that port on {earlier}"),
+                false => {
+                    format!("{what} cannot listen on {address}: {earlier_what} has that port on {earlier}")
+                }
             };
             let other = if matches!(address, ListenAddress::Unix(_)) { "path" } else { "port" };
             let hint = format!("give one of them another {other}");
@@ -304,16 +310,26 @@ impl Checker<'_> {
             return;
         }
         let host = pool.host.as_ref().and_then(|host| host.written().split(':').next().map(str::to_owned));
-        let problem = Problem::new(Id::MissingName, "`tls` verifies certificates, but does not say for which name");
-        self.report_key(&path, problem.hint(format!("add `sni: {}`", host.as_deref().unwrap_or("example.com"))));
+        let problem =
+            Problem::new(Id::MissingName, "`tls` verifies certificates, but does not say for which name");
+        self.report_key(
+            &path,
+            problem.hint(format!("add `sni: {}`", host.as_deref().unwrap_or("example.com"))),
+        );
     }
 
     fn check_tls_authorities(&mut self, name: &str, tls: &TlsConfig) {
         let path = path!["pools", name, "tls", "ca"];
         let Some(ca) = &tls.ca else { return };
         if !tls.verify {
-            let problem = Problem::new(Id::WithoutEffect, "`ca` has no effect: `verify: false` accepts any certificate");
-            self.report_key(&path, problem.hint("remove `verify: false`: with `ca`, certificates can be verified"));
+            let problem = Problem::new(
+                Id::WithoutEffect,
+                "`ca` has no effect: `verify: false` accepts any certificate",
+            );
+            self.report_key(
+                &path,
+                problem.hint("remove `verify: false`: with `ca`, certificates can be verified"),
+            );
         }
         if let Some(certificates) = self.read_certificates(&path, &ca.get().0) {
             self.findings.certificates.insert(name.to_owned(), certificates);
@@ -376,7 +392,10 @@ impl Checker<'_> {
         let first = names.first().copied().unwrap_or("web").to_owned();
         let written = self.is_written(&path!["routes"]);
         let place = if written { "routes" } else { "pools" };
-        self.report_key(&path![place], Problem::new(Id::NoRoutes, message).hint(format!("add\n\nroutes:\n  - pool: {first}")));
+        self.report_key(
+            &path![place],
+            Problem::new(Id::NoRoutes, message).hint(format!("add\n\nroutes:\n  - pool: {first}")),
+        );
     }
 
     fn routes(&self) -> impl Iterator<Item = (usize, &'_ RouteConfig)> + use<'_> {
@@ -416,12 +435,16 @@ impl Checker<'_> {
 
     fn check_route_paths(&mut self) {
         let both = |rule: &MatchConfig| rule.path.is_some() && rule.path_prefix.is_some();
-        let found: Vec<usize> = self.routes().filter(|(_, route)| both(&route.r#match)).map(|(index, _)| index).collect();
+        let found: Vec<usize> =
+            self.routes().filter(|(_, route)| both(&route.r#match)).map(|(index, _)| index).collect();
         for index in found {
             let path = path!["routes", index, "match", "path_prefix"];
             let problem = Problem::new(Id::WithoutEffect, "`path_prefix` has no effect beside `path`");
             let whole = self.root.place(&path!["routes", index, "match", "path"]);
-            self.report_key(&path, problem.related(whole, "the whole path is given here").hint("remove one of the two"));
+            self.report_key(
+                &path,
+                problem.related(whole, "the whole path is given here").hint("remove one of the two"),
+            );
         }
     }
 
@@ -430,14 +453,19 @@ impl Checker<'_> {
         let (indexes, routes): (Vec<usize>, Vec<_>) = planned.unzip();
         for (late, early) in shadowed_by(&routes) {
             let (late, early) = (indexes[late], indexes[early]);
-            let catch_all = self.config.routes.iter().flatten().nth(early).is_some_and(|route| route.r#match.is_empty());
+            let catch_all =
+                self.config.routes.iter().flatten().nth(early).is_some_and(|route| route.r#match.is_empty());
             let why = match catch_all {
                 true => "this one matches every request",
                 false => "this one matches all that it matches",
             };
             let early = self.root.place(&path!["routes", early]);
-            let problem = Problem::new(Id::UnreachableRoute, "this route can never match").related(early, why);
-            self.report(&path!["routes", late], problem.hint("the first match wins: move the route up, or remove it"));
+            let problem =
+                Problem::new(Id::UnreachableRoute, "this route can never match").related(early, why);
+            self.report(
+                &path!["routes", late],
+                problem.hint("the first match wins: move the route up, or remove it"),
+            );
         }
     }
 
@@ -457,7 +485,7 @@ impl Checker<'_> {
             return;
         }
         let used = |name: &str| self.config.routes.iter().flatten().any(|route| route.pool == name);
-        let unused = self.config.pools.keys().map(lb_service::config::Text::written).filter(|name| !used(name));
+        let unused = self.config.pools.keys().map(Text::written).filter(|name| !used(name));
         for name in unused.map(str::to_owned).collect::<Vec<_>>() {
             let problem = Problem::new(Id::UnusedPool, format!("no route leads to the pool `{name}`"));
             self.report_key(&path!["pools", name.as_str()], problem.hint("add a route, or remove the pool"));
@@ -480,14 +508,18 @@ impl Checker<'_> {
         let Some(log) = &self.config.access_log else { return };
         let path = path!["access_log", "path"];
         if log.format == FormatConfig::Off && log.path.is_some() {
-            let problem = Problem::new(Id::WithoutEffect, "`path` has no effect: `format: off` writes nothing");
+            let problem =
+                Problem::new(Id::WithoutEffect, "`path` has no effect: `format: off` writes nothing");
             self.report_key(&path, problem.hint("remove `path`, or choose `text` or `json`"));
         }
         let to_stdout = log.format != FormatConfig::Off && log.path.is_none() && !self.root.is_damaged(&path);
         if self.config.daemon && to_stdout {
             let message = "a daemon has no standard output to write the access log to";
             let problem = Problem::new(Id::NoStandardOutput, message);
-            self.report_key(&path!["access_log"], problem.hint("add `path: /var/log/load_balancer/access.log`"));
+            self.report_key(
+                &path!["access_log"],
+                problem.hint("add `path: /var/log/load_balancer/access.log`"),
+            );
         }
     }
 
@@ -521,14 +553,15 @@ impl Checker<'_> {
     /// The files that the file says are to be created. Unix sockets on the same path are found as addresses.
     fn files(&self) -> Vec<(Vec<Step>, PathBuf)> {
         let config = self.config;
-        let path = |written: &Option<Text<AbsolutePath>>| {
-            written.as_ref().map(|path| path.get().0.clone())
-        };
+        let path = |written: &Option<Text<AbsolutePath>>| written.as_ref().map(|path| path.get().0.clone());
         let keys = [
             (path!["pid_file"].to_vec(), path(&config.pid_file)),
             (path!["error_log"].to_vec(), path(&config.error_log)),
             (path!["upgrade_sock"].to_vec(), path(&config.upgrade_sock)),
-            (path!["access_log", "path"].to_vec(), config.access_log.as_ref().and_then(|log| path(&log.path))),
+            (
+                path!["access_log", "path"].to_vec(),
+                config.access_log.as_ref().and_then(|log| path(&log.path)),
+            ),
         ];
         let sockets = config.listeners.iter().flatten().enumerate().filter_map(|(index, listener)| {
             let ListenAddress::Unix(socket) = listener.address.get() else { return None };

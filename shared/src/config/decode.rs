@@ -123,13 +123,18 @@ impl Fault {
             Self::UnknownKey { found, known } => {
                 let problem = Problem::new(Id::UnknownKey, format!("unknown key `{found}`"));
                 match elsewhere(found) {
-                    Some(places) if did_you_mean(found, known.iter().copied()).is_none() => problem.hint(places),
+                    Some(places) if did_you_mean(found, known.iter().copied()).is_none() => {
+                        problem.hint(places)
+                    }
                     _ => with_choices(problem, found, known, "keys"),
                 }
             }
-            Self::UnknownChoice { found, known } => {
-                with_choices(Problem::new(Id::UnknownChoice, format!("unknown value `{found}`")), found, known, "values")
-            }
+            Self::UnknownChoice { found, known } => with_choices(
+                Problem::new(Id::UnknownChoice, format!("unknown value `{found}`")),
+                found,
+                known,
+                "values",
+            ),
             Self::MissingKey(key) => Problem::new(Id::MissingKey, format!("the key `{key}` is missing here"))
                 .hint(format!("add `{key}: …`")),
             Self::WrongType { found, expected, hint } => {
@@ -154,7 +159,8 @@ fn with_choices(problem: Problem, found: &str, known: &[&str], what: &str) -> Pr
 /// Where a key belongs that is known, but not here.
 fn elsewhere(key: &str) -> Option<String> {
     let keys = keys();
-    let places: Vec<&str> = keys.iter().filter(|path| path.rsplit('.').next() == Some(key)).map(String::as_str).collect();
+    let places: Vec<&str> =
+        keys.iter().filter(|path| path.rsplit('.').next() == Some(key)).map(String::as_str).collect();
     (!places.is_empty()).then(|| format!("it is a key elsewhere: {}", places.join(", ")))
 }
 
@@ -163,7 +169,9 @@ fn remedy(found: Unexpected<'_>, expected: &str) -> Option<String> {
     match (expected, found) {
         (_, Unexpected::Unit) => Some("give the key a value, or remove it".to_owned()),
         ("a text", _) => as_text(found).map(|text| format!("quote it: \"{text}\"")),
-        ("a mapping", Unexpected::Str(text)) if text.contains(':') => Some("put a space after the colon".to_owned()),
+        ("a mapping", Unexpected::Str(text)) if text.contains(':') => {
+            Some("put a space after the colon".to_owned())
+        }
         ("a mapping", Unexpected::Seq) => Some("write `key: value`, without `-` and brackets".to_owned()),
         ("a list", Unexpected::Str(text)) => Some(format!("put it in brackets: [{text}]")),
         _ => None,
@@ -182,7 +190,11 @@ impl de::Error for Error {
     }
 
     fn invalid_value(found: Unexpected<'_>, expected: &dyn Expected) -> Self {
-        Self::new(Fault::Invalid(format!("expected {}, found {}", in_words(&expected.to_string()), name(found))))
+        Self::new(Fault::Invalid(format!(
+            "expected {}, found {}",
+            in_words(&expected.to_string()),
+            name(found)
+        )))
     }
 
     fn unknown_variant(found: &str, known: &'static [&'static str]) -> Self {
@@ -268,7 +280,11 @@ impl<'de> Deserializer<'de> for &'de Node {
         visitor.visit_some(self)
     }
 
-    fn deserialize_newtype_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Result<V::Value, Error> {
+    fn deserialize_newtype_struct<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        visitor: V,
+    ) -> Result<V::Value, Error> {
         visitor.visit_newtype_struct(self)
     }
 
@@ -363,5 +379,101 @@ impl<'de> VariantAccess<'de> for Word<'de> {
 
     fn struct_variant<V: Visitor<'de>>(self, _: &'static [&'static str], _: V) -> Result<V::Value, Error> {
         Err(de::Error::invalid_type(Unexpected::UnitVariant, &"a value with data"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use serde::Deserialize;
+
+    use super::super::document;
+    use super::*;
+
+    #[derive(Deserialize, Debug, PartialEq)]
+    #[serde(deny_unknown_fields)]
+    struct Section {
+        size: u16,
+        #[serde(default)]
+        names: Vec<String>,
+        #[serde(default)]
+        inner: BTreeMap<String, Inner>,
+        #[serde(default)]
+        colour: Option<Colour>,
+    }
+
+    #[derive(Deserialize, Debug, PartialEq)]
+    #[serde(deny_unknown_fields)]
+    struct Inner {
+        on: bool,
+    }
+
+    #[derive(Deserialize, Debug, PartialEq)]
+    #[serde(rename_all = "snake_case")]
+    enum Colour {
+        Red,
+        DarkGreen,
+    }
+
+    fn read(text: &str) -> (Option<Section>, Vec<String>) {
+        let (root, problems) = document::parse(text);
+        assert_eq!(problems, []);
+        let mut problems = Vec::new();
+        let section = decode(&mut root.expect("it is YAML"), &mut problems);
+        let place = |problem: &Problem| problem.span.map_or("?", |span| &text[span.range()]);
+        (section, problems.iter().map(|problem| format!("{}: {}", place(problem), problem.message)).collect())
+    }
+
+    #[test]
+    fn what_is_right_is_read() {
+        let (section, problems) = read("size: 3\nnames: [a]\ninner: {x: {on: true}}\ncolour: dark_green\n");
+        assert_eq!(problems, [""; 0]);
+        let section = section.expect("nothing is wrong");
+        assert_eq!((section.size, section.colour), (3, Some(Colour::DarkGreen)));
+        assert_eq!(section.inner["x"], Inner { on: true });
+    }
+
+    #[test]
+    fn everything_that_is_wrong_is_reported_where_it_is() {
+        let (section, problems) = read(
+            "size: 3\nnames: [a, 1, [b]]\ninner: {x: {on: maybe}, y: {}, z: {on: true, off: 1}}\ncolour: blue\nsiez: 4\n",
+        );
+        assert!(section.is_some_and(|section| section.names == ["a"] && section.inner.len() == 1));
+        assert_eq!(
+            problems,
+            [
+                "1: expected a text, found the number 1",
+                "[b]: expected a text, found a list",
+                "maybe: expected true or false, found the text \"maybe\"",
+                "y: the key `on` is missing here",
+                "off: unknown key `off`",
+                "blue: unknown value `blue`",
+                "siez: unknown key `siez`",
+            ]
+        );
+    }
+
+    #[test]
+    fn what_follows_from_a_problem_is_not_one() {
+        let (section, problems) = read("size: 70000\n");
+        assert_eq!((section, problems.len()), (None, 1));
+        let (section, problems) = read("sizze: 3\n");
+        assert_eq!((section, problems), (None, vec!["sizze: unknown key `sizze`".to_owned()]));
+    }
+
+    #[test]
+    fn a_root_of_the_wrong_type_is_one_problem() {
+        assert_eq!(read("[1, 2]\n").1, ["[1, 2]: expected a mapping, found a list"]);
+    }
+
+    #[test]
+    fn a_word_is_guessed_only_when_it_is_close() {
+        let known = ["round_robin", "web", "api"];
+        assert_eq!(did_you_mean("roundrobin", known), Some("round_robin"));
+        assert_eq!(did_you_mean("wbe", known), Some("web"));
+        assert_eq!(did_you_mean("WEB", known), Some("web"));
+        assert_eq!(did_you_mean("x", known), None);
+        assert_eq!(did_you_mean("something", known), None);
     }
 }

@@ -141,14 +141,20 @@ const NO_TABS: &str = "YAML is indented with spaces, never with tabs";
 
 fn remedy(kind: &ErrorKind) -> Option<&'static str> {
     match kind {
-        ErrorKind::ExpectedBlockMappingKey | ErrorKind::InvalidIndentation | ErrorKind::ExpectedBlockSequenceEntry => {
+        ErrorKind::ExpectedBlockMappingKey
+        | ErrorKind::InvalidIndentation
+        | ErrorKind::ExpectedBlockSequenceEntry => {
             Some("indent this line as the others that belong to the same mapping or list")
         }
         ErrorKind::MappingValueNotAllowed | ErrorKind::SimpleKeyExpected | ErrorKind::InvalidSimpleKey => {
             Some("a key needs a colon and a space after it; quote a text that has them")
         }
-        ErrorKind::UnknownAnchor => Some("no `&name` before it gives it a value; quote a text that begins with `*`"),
-        ErrorKind::TabNotAllowed | ErrorKind::TabInBlockIndentation | ErrorKind::TabInIndentation => Some(NO_TABS),
+        ErrorKind::UnknownAnchor => {
+            Some("no `&name` before it gives it a value; quote a text that begins with `*`")
+        }
+        ErrorKind::TabNotAllowed | ErrorKind::TabInBlockIndentation | ErrorKind::TabInIndentation => {
+            Some(NO_TABS)
+        }
         ErrorKind::UnclosedFlowCollection { .. } | ErrorKind::UnclosedQuotedScalar => Some("close it"),
         _ => None,
     }
@@ -464,14 +470,17 @@ impl<'a> Builder<'a> {
             Event::Scalar(text, ..) => Ok(text.to_string()),
             _ => {
                 let problem = Problem::new(Id::Syntax, "a key must be a single word or text").at(span);
-                Err(Box::new(problem.hint("a value that begins with `{`, `[` or `*` must be quoted to be a text")))
+                Err(Box::new(
+                    problem.hint("a value that begins with `{`, `[` or `*` must be quoted to be a text"),
+                ))
             }
         }
     }
 
     fn alias(&mut self, anchor: usize, span: Span, depth: usize) -> Result<Node, Fatal> {
         let Some(node) = self.anchors.get(&anchor) else {
-            let problem = Problem::new(Id::Syntax, "the alias stands inside the value that it repeats").at(span);
+            let problem =
+                Problem::new(Id::Syntax, "the alias stands inside the value that it repeats").at(span);
             return Err(Box::new(problem));
         };
         let node = node.clone();
@@ -523,5 +532,100 @@ impl<'a> Builder<'a> {
 impl Node {
     fn nothing() -> Self {
         Self { span: Span::default(), value: Value::Null }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn root(text: &str) -> Node {
+        let (root, problems) = parse(text);
+        assert_eq!(problems, [], "{text}");
+        root.expect("a document without problems has a root")
+    }
+
+    fn written<'a>(text: &'a str, path: &[Step]) -> &'a str {
+        &text[root(text).place(path).range()]
+    }
+
+    fn only_problem(text: &str) -> Problem {
+        let (_, mut problems) = parse(text);
+        assert_eq!(problems.len(), 1, "{problems:?}");
+        problems.remove(0)
+    }
+
+    #[test]
+    fn values_have_the_types_of_yaml_1_2() {
+        let text = |text: &str| Value::Text { text: text.to_owned(), plain: true };
+        for (written, value) in [
+            ("~", Value::Null),
+            ("", Value::Null),
+            ("true", Value::Bool(true)),
+            ("yes", text("yes")),
+            ("off", text("off")),
+            ("017", Value::Int(17)),
+            ("-5", Value::Int(-5)),
+            ("0x1F", Value::Int(31)),
+            ("0o17", Value::Int(15)),
+            ("1.5", Value::Float(1.5)),
+            ("1e3", Value::Float(1000.0)),
+            (".inf", text(".inf")),
+            ("nan", text("nan")),
+            ("1.1.1.1:443", text("1.1.1.1:443")),
+            ("5s", text("5s")),
+            ("-", text("-")),
+            ("+", text("+")),
+        ] {
+            assert_eq!(resolve(written), value, "{written}");
+        }
+    }
+
+    #[test]
+    fn places_are_those_of_what_is_written() {
+        let text = "a: 1\nb:\n  - {c: x, d: [y]}\n  - e: \"z\"\n    f:\n";
+        assert_eq!(written(text, &["a".into()]), "1");
+        assert_eq!(written(text, &["b".into()]), "b");
+        assert_eq!(written(text, &["b".into(), 0.into()]), "{c: x, d: [y]}");
+        assert_eq!(written(text, &["b".into(), 0.into(), "d".into(), 0.into()]), "y");
+        assert_eq!(written(text, &["b".into(), 1.into()]), "e");
+        assert_eq!(written(text, &["b".into(), 1.into(), "e".into()]), "\"z\"");
+        assert_eq!(written(text, &["b".into(), 1.into(), "f".into()]), "f");
+        assert_eq!(written(text, &["b".into(), 7.into(), "g".into()]), "b");
+    }
+
+    #[test]
+    fn every_duplicate_key_is_reported() {
+        let (root, problems) = parse("a: 1\na: 2\nb: {c: 1, c: 2}\na: 3\n");
+        assert_eq!(problems.len(), 3);
+        assert!(problems.iter().all(|problem| problem.id == Id::DuplicateKey));
+        let first = root.as_ref().and_then(|root| root.get(&["a".into()])).map(|node| &node.value);
+        assert_eq!(first, Some(&Value::Int(1)));
+    }
+
+    #[test]
+    fn aliases_repeat_values_but_not_without_end() {
+        let node = root("a: &x [1, 2]\nb: *x\n");
+        assert_eq!(node.get(&["b".into(), 1.into()]).map(|node| &node.value), Some(&Value::Int(2)));
+        assert_eq!(only_problem("a: &x [*x]\n").id, Id::Syntax);
+        let mut bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
+        for level in 1..9 {
+            bomb += &format!("a{level}: &a{level} [{}]\n", format!("*a{}, ", level - 1).repeat(10));
+        }
+        assert_eq!(only_problem(&bomb).id, Id::Document);
+    }
+
+    #[test]
+    fn what_is_taken_out_leaves_a_mark_on_the_way_to_it() {
+        let mut node = root("a: {b: [1, 2], c: 3}\nd: 4\n");
+        assert!(node.remove_wrong(&["a".into(), "b".into(), 0.into()]));
+        assert!(node.is_damaged(&["a".into(), "b".into()]));
+        assert!(node.is_damaged(&["a".into()]));
+        assert!(!node.is_damaged(&["a".into(), "c".into()]));
+        assert!(!node.is_damaged(&["d".into()]));
+        assert!(node.remove_wrong(&["d".into()]));
+        assert!(node.is_damaged(&["d".into()]));
+        assert!(!node.remove_wrong(&["d".into()]));
+        assert!(!node.remove_wrong(&[]));
     }
 }

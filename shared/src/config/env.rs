@@ -81,8 +81,13 @@ fn is_name(text: &str) -> bool {
 impl Expander<'_> {
     fn visit(&mut self, node: &mut Node) {
         match &mut node.value {
-            Value::Map(map) => map.entries.iter_mut().for_each(|entry| self.enter(entry.key.as_str().into(), &mut entry.node)),
-            Value::List(list) => list.items.iter_mut().enumerate().for_each(|(index, item)| self.enter(index.into(), item)),
+            Value::Map(map) => map
+                .entries
+                .iter_mut()
+                .for_each(|entry| self.enter(entry.key.as_str().into(), &mut entry.node)),
+            Value::List(list) => {
+                list.items.iter_mut().enumerate().for_each(|(index, item)| self.enter(index.into(), item))
+            }
             Value::Text { text, plain } if text.contains("${") => match expand_text(text, self.lookup) {
                 Ok(expanded) if *plain => node.value = document::resolve(&expanded),
                 Ok(expanded) => *text = expanded,

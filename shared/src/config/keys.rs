@@ -28,7 +28,8 @@ fn collect(root: &Value, schema: &Value, path: &str, found: &mut BTreeSet<String
     for part in object.get("patternProperties").and_then(Value::as_object).into_iter().flat_map(Map::values) {
         collect(root, part, &join(path, "*"), found);
     }
-    for part in ["anyOf", "oneOf", "allOf"].iter().filter_map(|part| object.get(*part)?.as_array()).flatten() {
+    for part in ["anyOf", "oneOf", "allOf"].iter().filter_map(|part| object.get(*part)?.as_array()).flatten()
+    {
         collect(root, part, path, found);
     }
 }

@@ -62,9 +62,13 @@ pub fn load(path: &Path, context: &Context<'_>) -> Result<Loaded, Problems> {
         Problems::new(Source { name: name.clone(), text: String::new() }, vec![problem.hint(hint)])
     };
     let bytes = context.files.read(path);
-    let bytes = bytes.map_err(|error| unreadable(check::reason(&error), "name a file that exists with -c"))?;
+    let bytes =
+        bytes.map_err(|error| unreadable(check::reason(&error), "name a file that exists with -c"))?;
     if bytes.len() > MAX_BYTES {
-        return Err(unreadable(format!("it is longer than {MAX_BYTES} bytes"), "name a configuration with -c"));
+        return Err(unreadable(
+            format!("it is longer than {MAX_BYTES} bytes"),
+            "name a configuration with -c",
+        ));
     }
     match String::from_utf8(bytes) {
         Ok(text) => load_text(&name, &text, context),

@@ -181,7 +181,8 @@ pub(crate) fn plan(
 fn server(config: &Config, context: &Context<'_>) -> ServerPlan {
     let runtime_directory = runtime_directory(context.uid, context.variables);
     let path = |written: &Option<Text<AbsolutePath>>| written.as_ref().map(|path| path.get().0.clone());
-    let offload = config.upstream_connect_offload_threadpools.zip(config.upstream_connect_offload_thread_per_pool);
+    let offload =
+        config.upstream_connect_offload_threadpools.zip(config.upstream_connect_offload_thread_per_pool);
     ServerPlan {
         daemon: config.daemon,
         threads: config.threads.map_or(1, NonZeroUsize::get),
@@ -197,10 +198,8 @@ fn server(config: &Config, context: &Context<'_>) -> ServerPlan {
         client_bind_to_ipv4: config.client_bind_to_ipv4.iter().map(|source| source.get().0).collect(),
         client_bind_to_ipv6: config.client_bind_to_ipv6.iter().map(|source| source.get().0).collect(),
         upstream_keepalive_pool_size: config.upstream_keepalive_pool_size.get(),
-        upstream_connect_offload: offload.map(|(pools, threads)| ConnectOffload {
-            pools: pools.get(),
-            threads_per_pool: threads.get(),
-        }),
+        upstream_connect_offload: offload
+            .map(|(pools, threads)| ConnectOffload { pools: pools.get(), threads_per_pool: threads.get() }),
         runtime_directory,
     }
 }
@@ -239,7 +238,9 @@ fn pool(name: &Text<Name>, config: &PoolConfig<HealthCheckConfig>, ca: Vec<Vec<u
 pub(crate) fn route(written: &RouteConfig, config: &Config) -> Option<Route> {
     let rule = &written.r#match;
     let listener = match &rule.listener {
-        Some(name) => Some(ListenerId(config.listeners.iter().flatten().position(|l| listener_name(l) == *name)?)),
+        Some(name) => {
+            Some(ListenerId(config.listeners.iter().flatten().position(|l| listener_name(l) == *name)?))
+        }
         None => None,
     };
     Some(Route {
@@ -247,7 +248,11 @@ pub(crate) fn route(written: &RouteConfig, config: &Config) -> Option<Route> {
         host: rule.host.as_ref().map(|host| host.get().clone()),
         path: rule.path_pattern(),
         methods: rule.methods(),
-        headers: rule.header.iter().map(|(name, value)| (name.get().clone(), value.get().0.clone())).collect(),
+        headers: rule
+            .header
+            .iter()
+            .map(|(name, value)| (name.get().clone(), value.get().0.clone()))
+            .collect(),
         pool: PoolId(config.pools.keys().position(|name| name.written() == written.pool)?),
     })
 }

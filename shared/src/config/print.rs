@@ -57,8 +57,10 @@ fn is_short(value: &Value) -> bool {
 fn flow(value: &Value) -> String {
     match value {
         Value::Object(map) => {
-            let entries: Vec<String> =
-                map.iter().map(|(key, value)| format!("{}: {}", scalar(&Value::from(key.as_str())), flow(value))).collect();
+            let entries: Vec<String> = map
+                .iter()
+                .map(|(key, value)| format!("{}: {}", scalar(&Value::from(key.as_str())), flow(value)))
+                .collect();
             format!("{{{}}}", entries.join(", "))
         }
         Value::Array(items) => format!("[{}]", items.iter().map(flow).collect::<Vec<_>>().join(", ")),

@@ -28,7 +28,11 @@ const fn later(path: &'static [&'static str], hint: &'static str) -> Refused {
     Refused { path, values: &[], kind: Kind::Later, hint }
 }
 
-const fn later_value(path: &'static [&'static str], values: &'static [&'static str], hint: &'static str) -> Refused {
+const fn later_value(
+    path: &'static [&'static str],
+    values: &'static [&'static str],
+    hint: &'static str,
+) -> Refused {
     Refused { path, values, kind: Kind::Later, hint }
 }
 
@@ -46,7 +50,11 @@ const NOT_USED: &str = "nothing in this program uses what it sets";
 const REFUSED: &[Refused] = &[
     pingora(&["grace_period_seconds"], DRAINED_BEFORE, "use `shutdown: {drain: 25s}`"),
     pingora(&["graceful_shutdown_timeout_seconds"], DRAINED_BEFORE, "use `shutdown: {drain: 25s}`"),
-    pingora(&["max_retries"], "each pool says how often it tries", "use `retries: {attempts: 1}` in the pools"),
+    pingora(
+        &["max_retries"],
+        "each pool says how often it tries",
+        "use `retries: {attempts: 1}` in the pools",
+    ),
     pingora(&["upgrade_sock_connect_accept_max_retries"], "Pingora never reads it", REMOVE),
     pingora(&["daemon_wait_for_ready"], ALWAYS_WAITS, REMOVE),
     pingora(&["daemon_ready_timeout_seconds"], ALWAYS_WAITS, REMOVE),
@@ -80,11 +88,17 @@ const REFUSED: &[Refused] = &[
     later(&["pools", "*", "slow_start"], REMOVE),
     later(&["pools", "*", "retries", "budget_percent"], REMOVE),
     later(&["pools", "*", "retries", "min_concurrent"], REMOVE),
-    later(&["pools", "*", "retries", "on"], "remove the key; connections that cannot be made are tried elsewhere"),
+    later(
+        &["pools", "*", "retries", "on"],
+        "remove the key; connections that cannot be made are tried elsewhere",
+    ),
     later(&["pools", "*", "limits"], REMOVE),
     later(&["listeners", "*", "tls"], "end TLS in front of the load balancer for now"),
     later(&["control"], "remove the key; the daemon takes signals"),
-    later(&["reload"], "remove the key; a new configuration is taken over by an upgrade (SIGQUIT, then `-d -u`)"),
+    later(
+        &["reload"],
+        "remove the key; a new configuration is taken over by an upgrade (SIGQUIT, then `-d -u`)",
+    ),
 ];
 
 /// Reports everything in the tree that is refused, and takes it out.
@@ -140,8 +154,12 @@ impl Refused {
         let key = self.path.last().expect("no path in the table is empty");
         let (id, message) = match (self.kind, self.value(root, path)) {
             (Kind::Later, None) => (Id::NotSupportedYet, format!("`{key}` is not supported yet")),
-            (Kind::Later, Some(value)) => (Id::NotSupportedYet, format!("`{key}: {value}` is not supported yet")),
-            (Kind::Pingora(reason), _) => (Id::NoSuchSetting, format!("`{key}` has no effect here: {reason}")),
+            (Kind::Later, Some(value)) => {
+                (Id::NotSupportedYet, format!("`{key}: {value}` is not supported yet"))
+            }
+            (Kind::Pingora(reason), _) => {
+                (Id::NoSuchSetting, format!("`{key}` has no effect here: {reason}"))
+            }
         };
         let place = if self.values.is_empty() { root.key_place(path) } else { root.place(path) };
         Problem::new(id, message).at(place).hint(self.hint)

@@ -40,9 +40,10 @@ fn group<'a>(problem: &'a Problem, source: &'a Source) -> Group<'a> {
     let group = match problem.span {
         Some(span) => {
             let primary = AnnotationKind::Primary.span(span.range());
-            let related = problem.related.as_ref().map(|(span, text)| {
-                AnnotationKind::Context.span(span.range()).label(text.as_str())
-            });
+            let related = problem
+                .related
+                .as_ref()
+                .map(|(span, text)| AnnotationKind::Context.span(span.range()).label(text.as_str()));
             let snippet = Snippet::source(source.text.as_str()).path(source.name.as_str());
             title.element(snippet.annotation(primary).annotations(related))
         }

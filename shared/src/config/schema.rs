@@ -21,7 +21,8 @@ pub fn schema() -> Value {
 /// What a reader looks for first comes first.
 fn in_reading_order(mut schema: Value) -> Value {
     let first = ["$schema", "title", "description"].map(|key| (key.to_owned(), schema[key].take()));
-    let rest = schema.as_object().cloned().unwrap_or_default().into_iter().filter(|(_, value)| !value.is_null());
+    let rest =
+        schema.as_object().cloned().unwrap_or_default().into_iter().filter(|(_, value)| !value.is_null());
     first.into_iter().chain(rest).collect()
 }
 
@@ -45,9 +46,13 @@ fn require_pools(schema: &mut Value) {
 fn adjust(schema: &mut Value) {
     let Some(object) = schema.as_object_mut() else { return };
     refuse_null(object);
-    allow_variables(object);
     for part in ["properties", "patternProperties", "$defs"] {
-        object.get_mut(part).and_then(Value::as_object_mut).into_iter().flat_map(Map::values_mut).for_each(adjust);
+        object
+            .get_mut(part)
+            .and_then(Value::as_object_mut)
+            .into_iter()
+            .flat_map(Map::values_mut)
+            .for_each(adjust);
     }
     for part in ["items", "additionalProperties"] {
         object.get_mut(part).into_iter().for_each(adjust);
@@ -55,6 +60,7 @@ fn adjust(schema: &mut Value) {
     for part in ["anyOf", "oneOf"] {
         object.get_mut(part).and_then(Value::as_array_mut).into_iter().flatten().for_each(adjust);
     }
+    allow_variables(object);
 }
 
 /// A key without a value is refused, so what the types call optional is not nullable.

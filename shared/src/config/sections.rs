@@ -7,7 +7,8 @@ use std::num::NonZeroUsize;
 use health_service::HealthCheckConfig;
 use ipnet::IpNet;
 use lb_service::config::{
-    AbsolutePath, AccessLogConfig, AnyDuration, FromText, ListenerConfig, Name, PoolConfig, ReadPath, RouteConfig, Text,
+    AbsolutePath, AccessLogConfig, AnyDuration, FromText, ListenerConfig, Name, PoolConfig, ReadPath,
+    RouteConfig, Text,
 };
 use metrics_service::config::MetricsConfig;
 use schemars::{JsonSchema, Schema, json_schema};

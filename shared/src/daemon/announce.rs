@@ -91,6 +91,8 @@ impl Once {
         if let Some(error_log) = &self.error_log {
             error_log.release_terminal();
         }
-        self.announcer.announce(self.error_log.is_some()).map_err(|error| format!("cannot leave the terminal: {error}"))
+        self.announcer
+            .announce(self.error_log.is_some())
+            .map_err(|error| format!("cannot leave the terminal: {error}"))
     }
 }

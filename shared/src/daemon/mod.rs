@@ -18,7 +18,9 @@ use pingora::services::background::background_service;
 
 use crate::config::Plan;
 use crate::process::background::{self, Announcer, Role};
+use crate::process::create_private_dir;
 use crate::process::lifecycle::{Parts, Phase, Signals, Timing};
+use crate::process::limits;
 use crate::process::logging::{self, ErrorLog, LogError};
 use crate::process::pid_file::{PidFile, PidFileError};
 use crate::process::privileges::{self, Identity, PrivilegeError};
@@ -45,6 +47,8 @@ pub enum StartError {
     Background(#[source] io::Error),
     #[error(transparent)]
     Log(#[from] LogError),
+    #[error("cannot create the runtime directory: {0}")]
+    RuntimeDirectory(#[source] io::Error),
     #[error("cannot open the access log: {0}")]
     AccessLog(#[source] io::Error),
     #[error(transparent)]
@@ -76,7 +80,12 @@ struct Held {
 ///
 /// # Errors
 /// When it cannot start. Nothing of another process is touched then.
-pub fn serve(plan: &Plan, mode: Mode, access_logs: &AccessLogs, extra: Box<Extra<'_>>) -> Result<u8, StartError> {
+pub fn serve(
+    plan: &Plan,
+    mode: Mode,
+    access_logs: &AccessLogs,
+    extra: Box<Extra<'_>>,
+) -> Result<u8, StartError> {
     let announcer = match background::enter(mode.daemon).map_err(StartError::Background)? {
         Role::Parent(code) => return Ok(code),
         Role::Serve(announcer) => announcer,
@@ -157,6 +166,7 @@ impl Held {
         error_log: Option<Arc<ErrorLog>>,
     ) -> Result<Self, StartError> {
         let server = &plan.server;
+        limits::raise_open_files();
         if let Some(directory) = &server.working_directory {
             privileges::enter_directory(directory)?;
         }
@@ -172,6 +182,8 @@ impl Held {
         let pid_file = pid_path.map(PidFile::acquire).transpose()?;
         let sockets = Sockets::adopt(inherited, &endpoints(plan))?;
         if let Some(identity) = &identity {
+            create_private_dir(&server.runtime_directory).map_err(StartError::RuntimeDirectory)?;
+            identity.own(&server.runtime_directory)?;
             sockets.give_files_to(identity)?;
             identity.assume()?;
         }
@@ -185,7 +197,8 @@ impl Held {
     }
 
     fn announcement(self, plan: &Plan) -> Once {
-        let listeners: Vec<_> = plan.listeners.iter().map(|(_, listener)| listener.address.to_string()).collect();
+        let listeners: Vec<_> =
+            plan.listeners.iter().map(|(_, listener)| listener.address.to_string()).collect();
         Once {
             announcer: self.announcer,
             claim: self.claim,
@@ -208,7 +221,9 @@ pub fn endpoints(plan: &Plan) -> Vec<ListenSpec> {
 fn endpoint(address: &ListenAddress) -> Endpoint {
     match address {
         ListenAddress::Tcp(address) => Endpoint::Tcp(*address),
-        ListenAddress::Unix(path) => Endpoint::Unix { path: path.clone(), mode: lb_service::service::UNIX_SOCKET_MODE },
+        ListenAddress::Unix(path) => {
+            Endpoint::Unix { path: path.clone(), mode: lb_service::service::UNIX_SOCKET_MODE }
+        }
     }
 }
 

@@ -8,7 +8,9 @@ use lb_service::forwarded::TrustedProxies;
 use lb_service::pool::{Pool, PoolSettings};
 use lb_service::route::RouteTable;
 use lb_service::traffic::Traffic;
-use metrics_service::{BalancedPool, ConfigMetrics, Endpoints, PoolCollector, PoolView, ProcessCollector, Readiness};
+use metrics_service::{
+    BalancedPool, ConfigMetrics, Endpoints, PoolCollector, PoolView, ProcessCollector, Readiness,
+};
 use pingora::apps::http_app::HttpServer;
 use pingora::connectors::{ConnectorOptions, TransportConnector};
 use pingora::listeners::ListenerConfig;
@@ -88,7 +90,9 @@ pub(super) fn server_conf(plan: &Plan) -> ServerConf {
         client_bind_to_ipv6: server.client_bind_to_ipv6.iter().map(ToString::to_string).collect(),
         upstream_keepalive_pool_size: server.upstream_keepalive_pool_size,
         upstream_connect_offload_threadpools: server.upstream_connect_offload.map(|offload| offload.pools),
-        upstream_connect_offload_thread_per_pool: server.upstream_connect_offload.map(|offload| offload.threads_per_pool),
+        upstream_connect_offload_thread_per_pool: server
+            .upstream_connect_offload
+            .map(|offload| offload.threads_per_pool),
         ..ServerConf::default()
     }
 }

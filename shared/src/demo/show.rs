@@ -91,7 +91,8 @@ impl Show {
 
     /// Answers of each backend so far, in the order of the demo's origins.
     fn answers(&self) -> Vec<u64> {
-        let answered = |address| self.pool.backend(address).map_or(0, |b| b.answers.counted().map(|(_, n)| n).sum());
+        let answered =
+            |address| self.pool.backend(address).map_or(0, |b| b.answers.counted().map(|(_, n)| n).sum());
         self.demo.origins.iter().map(|origin| answered(origin.address())).collect()
     }
 
@@ -172,7 +173,10 @@ impl Once {
         let before = self.show.answers()[0];
         let after = self.send(RATE).await?[0];
         ensure(before == after, || format!("the broken backend was used: {before} then {after} answers"))?;
-        say(&format!("demo: {} broke, was left out after {left_out:.1?}, and no request failed", origin.name()));
+        say(&format!(
+            "demo: {} broke, was left out after {left_out:.1?}, and no request failed",
+            origin.name()
+        ));
 
         origin.set_broken(false);
         self.until("the mended backend is ready", || self.show.is_ready(0)).await?;

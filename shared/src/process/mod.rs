@@ -49,6 +49,7 @@
 
 pub mod background;
 pub mod lifecycle;
+pub mod limits;
 pub mod logging;
 pub mod pid_file;
 pub mod privileges;

@@ -1,14 +1,11 @@
 //! The JSON Schema: that of the types, the one that is shipped, and every key of it in the example.
 //!
-//! `UPDATE_SCHEMA=1 cargo test -p shared --test config_schema` writes `deploy/load_balancer.schema.json`.
-
-#[path = "support/fixtures.rs"]
-mod fixtures;
+//! `UPDATE_SCHEMA=1 cargo test -p shared --test config schema` writes `deploy/load_balancer.schema.json`.
 
 use std::collections::BTreeSet;
 use std::fs;
 
-use fixtures::{context, repository};
+use crate::support::{context, repository};
 use serde_json::Value;
 use shared::config::{keys, load_text, schema, schema_text};
 
@@ -74,7 +71,9 @@ fn inspect(schema: &Value, path: &str, faults: &mut Vec<String>) {
         faults.extend(silent.map(|(key, _)| format!("{path}/{key} has no description")));
     }
     match schema {
-        Value::Object(map) => map.iter().for_each(|(key, value)| inspect(value, &format!("{path}/{key}"), faults)),
+        Value::Object(map) => {
+            map.iter().for_each(|(key, value)| inspect(value, &format!("{path}/{key}"), faults))
+        }
         Value::Array(items) => items.iter().for_each(|item| inspect(item, path, faults)),
         _ => {}
     }

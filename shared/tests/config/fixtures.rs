@@ -1,16 +1,13 @@
 //! Every invalid configuration has its expected diagnostic beside it; every valid one loads, and what is printed of it
 //! loads to the same plan.
 //!
-//! `UPDATE_FIXTURES=1 cargo test -p shared --test config_fixtures` writes the diagnostics; review them by eye.
-
-#[path = "support/fixtures.rs"]
-mod fixtures;
+//! `UPDATE_FIXTURES=1 cargo test -p shared --test config fixtures` writes the diagnostics; review them by eye.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
 
-use fixtures::{context, repository, yaml_files};
+use crate::support::{context, repository, yaml_files};
 use shared::config::{Context, ProblemId, RealFiles, json, load_text};
 
 #[test]
@@ -41,7 +38,8 @@ fn difference(file: &PathBuf) -> Option<String> {
 #[test]
 fn every_kind_of_problem_has_a_fixture() {
     let files = yaml_files(&repository().join("tests/fixtures/config/invalid"));
-    let expected = files.iter().map(|file| fs::read_to_string(file.with_extension("expected")).unwrap_or_default());
+    let expected =
+        files.iter().map(|file| fs::read_to_string(file.with_extension("expected")).unwrap_or_default());
     let all = expected.collect::<String>();
     let without: BTreeSet<&str> = ProblemId::ALL
         .iter()
@@ -61,7 +59,8 @@ fn valid_configurations_load_and_load_again_as_printed() {
         let text = fs::read_to_string(&file).expect("a fixture can be read");
         let loaded = load_text(&name, &text, &context()).unwrap_or_else(|problems| panic!("{problems}"));
         let printed = loaded.effective();
-        let again = load_text(&name, &printed, &context()).unwrap_or_else(|problems| panic!("{printed}\n{problems}"));
+        let again =
+            load_text(&name, &printed, &context()).unwrap_or_else(|problems| panic!("{printed}\n{problems}"));
         assert_eq!(format!("{:?}", again.plan), format!("{:?}", loaded.plan), "{printed}");
         assert_eq!(again.effective(), printed);
     }

@@ -1,0 +1,79 @@
+//! Headers of an answer that are meant for us and not for the client (RFC 9110, 7.6.1).
+//!
+//! Pingora drops those of a request, but passes those of an answer on.
+
+use http::HeaderMap;
+use http::header::{CONNECTION, HeaderName, UPGRADE};
+use pingora::http::ResponseHeader;
+
+/// Known as hop-by-hop, whether or not `Connection` names them. Not `Transfer-Encoding`: Pingora frames the answer by it.
+const ALWAYS: [HeaderName; 3] =
+    [HeaderName::from_static("keep-alive"), HeaderName::from_static("proxy-connection"), UPGRADE];
+
+/// Never dropped, whatever `Connection` says: without them the message would be read wrongly.
+const NEVER: [HeaderName; 4] =
+    [CONNECTION, http::header::CONTENT_LENGTH, http::header::TRANSFER_ENCODING, http::header::SET_COOKIE];
+
+/// Drops them. An answer that switches protocols keeps them: there they are the point.
+pub fn strip(answer: &mut ResponseHeader) {
+    if answer.status == http::StatusCode::SWITCHING_PROTOCOLS {
+        return;
+    }
+    for name in nominated(&answer.headers) {
+        answer.remove_header(&name);
+    }
+    for name in &ALWAYS {
+        answer.remove_header(name);
+    }
+}
+
+/// The headers that `Connection` names. Most answers have none, and pay no allocation.
+fn nominated(headers: &HeaderMap) -> Vec<HeaderName> {
+    let named = headers.get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
+    named
+        .flat_map(|value| value.split(','))
+        .filter_map(|name| HeaderName::from_bytes(name.trim().as_bytes()).ok())
+        .filter(|name| headers.contains_key(name) && !NEVER.contains(name))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(status: u16, headers: &[(&'static str, &'static str)]) -> ResponseHeader {
+        let mut answer = ResponseHeader::build(status, None).unwrap();
+        for (name, value) in headers {
+            answer.append_header(*name, *value).unwrap();
+        }
+        strip(&mut answer);
+        answer
+    }
+
+    #[test]
+    fn what_connection_names_is_dropped() {
+        let sent = [
+            ("connection", "close, X-Private"),
+            ("x-private", "1"),
+            ("keep-alive", "timeout=5"),
+            ("x-public", "2"),
+        ];
+        let answer = answer(200, &sent);
+        assert!(!answer.headers.contains_key("x-private"));
+        assert!(!answer.headers.contains_key("keep-alive"));
+        assert!(answer.headers.contains_key("x-public"));
+    }
+
+    #[test]
+    fn what_frames_the_message_stays() {
+        let sent = [("connection", "content-length, transfer-encoding"), ("content-length", "3")];
+        assert!(answer(200, &sent).headers.contains_key("content-length"));
+    }
+
+    #[test]
+    fn an_upgrade_stays_only_where_it_happens() {
+        let sent = [("connection", "Upgrade"), ("upgrade", "websocket")];
+        assert!(answer(101, &sent).headers.contains_key("upgrade"));
+        assert!(!answer(200, &sent).headers.contains_key("upgrade"));
+    }
+}

@@ -1,0 +1,60 @@
+//! What must hold for every text, however broken; shared with the fuzz target.
+
+use std::io;
+use std::path::Path;
+
+use shared::config::{Context, Files, Problems, json, load_text, text};
+
+/// Loads a text as a configuration.
+///
+/// # Panics
+///
+/// Panics when something does not hold: a configuration that is accepted is the same after it was printed and read
+/// again, and one that is refused has problems whose places lie within it.
+pub(crate) fn exercise(configuration: &str) {
+    let context = Context { variables: &variables, uid: 1000, cpus: 2, daemon: false, files: &NoFiles };
+    match load_text("fuzz.yaml", configuration, &context) {
+        Ok(loaded) => {
+            let printed = loaded.effective();
+            let again = load_text("printed.yaml", &printed, &context);
+            let again = again.unwrap_or_else(|problems| panic!("{printed}\n{problems}"));
+            assert_eq!(format!("{:?}", again.plan), format!("{:?}", loaded.plan), "{printed}");
+        }
+        Err(problems) => inspect(&problems),
+    }
+}
+
+fn inspect(problems: &Problems) {
+    assert!(!problems.list.is_empty(), "refused without a reason");
+    for span in problems.list.iter().filter_map(|problem| problem.span) {
+        assert!(problems.source.text.get(span.start..span.end).is_some(), "{span:?} is not within the text");
+    }
+    assert!(!text(problems, false).is_empty());
+    assert_eq!(json(problems).as_array().map(Vec::len), Some(problems.list.len()));
+}
+
+fn variables(name: &str) -> Option<String> {
+    match name {
+        "HOST" => Some("10.0.0.1".to_owned()),
+        "QUOTE" => Some("\": {[".to_owned()),
+        "EMPTY" => Some(String::new()),
+        _ => None,
+    }
+}
+
+/// A file system without files, on which every directory can be written to.
+struct NoFiles;
+
+impl Files for NoFiles {
+    fn read(&self, _: &Path) -> io::Result<Vec<u8>> {
+        Err(io::ErrorKind::NotFound.into())
+    }
+
+    fn refuses_new_files(&self, _: &Path) -> Option<String> {
+        None
+    }
+
+    fn is_directory(&self, _: &Path) -> bool {
+        false
+    }
+}
