@@ -1,17 +1,23 @@
 //! A connection of a client, from accept to close: finds its listener, counts it, and feeds its requests to the proxy.
 
 use std::convert::Infallible;
+use std::future::poll_fn;
+use std::mem::MaybeUninit;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::task::{Context, Poll};
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
-use pingora::apps::{HttpServerApp, ServerApp};
+use bytes::BytesMut;
+use pingora::apps::{HttpPersistentSettings, HttpServerApp, ServerApp};
 use pingora::protocols::Stream;
 use pingora::protocols::http::ServerSession;
 use pingora::protocols::l4::socket::SocketAddr as PingoraAddr;
 use pingora::proxy::HttpProxy;
 use pingora::server::ShutdownWatch;
+use tokio::io::{AsyncRead, ReadBuf};
 
 use crate::access_log::{AccessLog, Record};
 use crate::listener::{ListenerId, Listeners};
@@ -27,8 +33,12 @@ pub struct Frontend {
     access_logs: Box<[AccessLog]>,
 }
 
-/// How long a client may take to begin its first request, in seconds.
-const FIRST_REQUEST_SECONDS: u64 = 60;
+/// How long a client may take to begin its first request.
+const FIRST_REQUEST: Duration = Duration::from_secs(60);
+/// How long it may take to begin another one: nginx's default.
+pub(crate) const IDLE: Duration = Duration::from_secs(75);
+/// As much of a request as is read before Pingora takes over: more than the head of most, in one system call.
+const FIRST_READ: usize = 4096;
 
 impl Frontend {
     pub(crate) fn new(
@@ -41,22 +51,38 @@ impl Frontend {
     }
 
     /// Feeds the requests of a connection to the proxy until there is none any more.
+    ///
+    /// Between two requests only this future is alive. Pingora would wait inside its proxy's, which with its buffers is
+    /// most of what an idle connection costs there.
     async fn serve(
         &self,
-        stream: Stream,
+        mut stream: Stream,
         connection: &Arc<Connection>,
         shutdown: &ShutdownWatch,
     ) -> Option<Infallible> {
-        let mut session = ServerSession::new_http1(stream);
-        session.set_keepalive(Some(FIRST_REQUEST_SECONDS));
+        let mut patience = FIRST_REQUEST;
+        let mut settings: Option<HttpPersistentSettings> = None;
         loop {
             connection.awaits_request();
-            session.set_connection_user_context(Some(Box::new(connection.clone())));
-            let (stream, settings) = self.proxy.process_new_http(session, shutdown).await?.consume();
-            session = ServerSession::new_http1(stream);
-            if let Some(settings) = settings {
-                settings.apply_to_session(&mut session);
+            let begun = self.first_bytes(&mut stream, patience).await?;
+            let mut session = ServerSession::new_http1(stream);
+            match settings {
+                Some(settings) => settings.apply_to_session(&mut session),
+                None => session.set_keepalive(Some(FIRST_REQUEST.as_secs())),
             }
+            session.set_pipelined_prefix(begun);
+            session.set_connection_user_context(Some(Box::new(connection.clone())));
+            (stream, settings) = self.proxy.process_new_http(session, shutdown).await?.consume();
+            patience = IDLE;
+        }
+    }
+
+    /// The first bytes of a request; `None` when the client leaves, takes too long, or has to be sent away.
+    async fn first_bytes(&self, stream: &mut Stream, patience: Duration) -> Option<BytesMut> {
+        tokio::select! {
+            biased;
+            read = tokio::time::timeout(patience, poll_fn(|cx| poll_first_bytes(cx, stream))) => read.ok()?,
+            () = self.traffic.settled() => None,
         }
     }
 
@@ -80,6 +106,16 @@ impl Frontend {
             PingoraAddr::Unix(address) => self.listeners.accepted_unix(address.as_pathname()?),
         }
     }
+}
+
+/// Reads into the stack, so that a connection has no buffer while it waits.
+fn poll_first_bytes(cx: &mut Context<'_>, stream: &mut Stream) -> Poll<Option<BytesMut>> {
+    let mut space = [const { MaybeUninit::uninit() }; FIRST_READ];
+    let mut read = ReadBuf::uninit(&mut space);
+    Pin::new(stream).poll_read(cx, &mut read).map(|result| {
+        let bytes = read.filled();
+        (result.is_ok() && !bytes.is_empty()).then(|| BytesMut::from(bytes))
+    })
 }
 
 /// The address that a client connected from; none on a Unix socket.

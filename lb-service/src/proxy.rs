@@ -21,6 +21,7 @@ use pingora::{Error, ErrorType, Result};
 use crate::access_log::{AccessLog, Record};
 use crate::failure::{self, Failure};
 use crate::forwarded::{self, Downstream, Scheme, client_ip};
+use crate::frontend::IDLE;
 use crate::hop_by_hop;
 use crate::plan::Plan;
 use crate::pool::{Attempt, Pool, PoolId, Tried, UpstreamError};
@@ -48,8 +49,6 @@ pub struct RequestContext {
     failure: Option<Failure>,
 }
 
-/// An idle client connection ends after this many seconds, also after its first request: nginx's default.
-const IDLE_SECONDS: u64 = 75;
 /// A client that reads nothing for this long is given up.
 const CLIENT_WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 /// What Pingora calls a keep-alive without a limit, and sets for every HTTP/1.1 request.
@@ -68,7 +67,7 @@ impl Proxy {
         if self.traffic.is_draining() {
             session.set_keepalive(None);
         } else if session.get_keepalive() == PINGORA_KEEPS_FOR_EVER {
-            session.set_keepalive(Some(IDLE_SECONDS));
+            session.set_keepalive(Some(IDLE.as_secs()));
         }
     }
 

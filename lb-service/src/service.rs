@@ -17,9 +17,10 @@ use crate::plan::Plan;
 use crate::proxy::Proxy;
 use crate::traffic::Traffic;
 
-/// Buffers of a client connection, in bytes. Pingora's 64 KiB for reading are most of the memory of an idle connection;
-/// bodies are read around this buffer once it is empty.
-const READ_BUFFER: usize = 4 * 1024;
+/// Buffers of a client connection, in bytes. Pingora's 64 KiB for reading would be most of the memory of an idle connection,
+/// and everything that reads has a buffer of its own. What is written is gathered, so that the head of an answer does not
+/// travel alone.
+const READ_BUFFER: usize = 0;
 const WRITE_BUFFER: usize = 1460;
 
 /// A service that accepts on all listeners of `plan` and proxies by its routes.

@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::time::Duration;
 
+use tokio::sync::watch;
+
 use crate::listener::ListenerId;
 use crate::pool::PoolId;
 use crate::stats::{Codes, Counter, Histogram, Level};
@@ -15,7 +17,7 @@ pub struct Traffic {
     /// Connections on which no request has arrived yet.
     fresh: Level,
     draining: AtomicBool,
-    settled: AtomicBool,
+    settled: watch::Sender<bool>,
 }
 
 /// The clients of one listener.
@@ -90,7 +92,7 @@ impl Traffic {
             listeners: (0..listeners).map(|_| ListenerTraffic::new(pools)).collect(),
             fresh: Level::default(),
             draining: AtomicBool::new(false),
-            settled: AtomicBool::new(false),
+            settled: watch::Sender::new(false),
         })
     }
 
@@ -144,7 +146,7 @@ impl Traffic {
     /// was on its way has arrived, and all of it is answered.
     pub fn unfinished(&self) -> usize {
         let in_flight = usize::try_from(self.in_flight()).unwrap_or(usize::MAX);
-        let settling = self.is_draining() && !self.settled.load(Ordering::Acquire);
+        let settling = self.is_draining() && !*self.settled.borrow();
         in_flight.max(usize::from(settling))
     }
 
@@ -155,7 +157,13 @@ impl Traffic {
         while self.must_wait(closed.elapsed()) {
             tokio::time::sleep(POLL).await;
         }
-        self.settled.store(true, Ordering::Release);
+        self.settled.send_replace(true);
+    }
+
+    /// Returns when idle connections are to be closed.
+    pub async fn settled(&self) {
+        // The sender lives as long as `self`, so this cannot fail.
+        let _ = self.settled.subscribe().wait_for(|settled| *settled).await;
     }
 
     fn must_wait(&self, since_closed: Duration) -> bool {

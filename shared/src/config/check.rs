@@ -3,7 +3,7 @@
 //! The configuration has been decoded, but values that were wrong may be missing from it. A rule about what is *not*
 //! there therefore asks [`Node::is_damaged`] first.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -550,7 +550,8 @@ impl Checker<'_> {
         }
     }
 
-    /// The files that the file says are to be created. Unix sockets on the same path are found as addresses.
+    /// The files that the configuration says are to be created. Two Unix sockets on one path count once: they are found
+    /// as addresses.
     fn files(&self) -> Vec<(Vec<Step>, PathBuf)> {
         let config = self.config;
         let path = |written: &Option<Text<AbsolutePath>>| written.as_ref().map(|path| path.get().0.clone());
@@ -563,20 +564,13 @@ impl Checker<'_> {
                 config.access_log.as_ref().and_then(|log| path(&log.path)),
             ),
         ];
+        let mut seen = BTreeSet::new();
         let sockets = config.listeners.iter().flatten().enumerate().filter_map(|(index, listener)| {
             let ListenAddress::Unix(socket) = listener.address.get() else { return None };
-            Some((path!["listeners", index, "address"].to_vec(), socket.clone()))
+            let key = path!["listeners", index, "address"].to_vec();
+            seen.insert(socket).then(|| (key, socket.clone()))
         });
         let named = keys.into_iter().filter_map(|(key, file)| Some((key, file?)));
-        let mut files: Vec<_> = named.chain(sockets).filter(|(key, _)| self.is_written(key)).collect();
-        let mut seen = Vec::new();
-        files.retain(|(key, file)| {
-            let socket_again = key.len() == 3 && seen.contains(file);
-            if key.len() == 3 {
-                seen.push(file.clone());
-            }
-            !socket_again
-        });
-        files
+        named.chain(sockets).filter(|(key, _)| self.is_written(key)).collect()
     }
 }

@@ -86,7 +86,7 @@ impl Expander<'_> {
                 .iter_mut()
                 .for_each(|entry| self.enter(entry.key.as_str().into(), &mut entry.node)),
             Value::List(list) => {
-                list.items.iter_mut().enumerate().for_each(|(index, item)| self.enter(index.into(), item))
+                list.items.iter_mut().enumerate().for_each(|(index, item)| self.enter(index.into(), item));
             }
             Value::Text { text, plain } if text.contains("${") => match expand_text(text, self.lookup) {
                 Ok(expanded) if *plain => node.value = document::resolve(&expanded),

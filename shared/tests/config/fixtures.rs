@@ -14,7 +14,7 @@ use shared::config::{Context, ProblemId, RealFiles, json, load_text};
 fn invalid_configurations_have_the_diagnostics_beside_them() {
     let files = yaml_files(&repository().join("tests/fixtures/config/invalid"));
     assert!(files.len() >= 40, "only {} invalid configurations", files.len());
-    let wrong: Vec<String> = files.iter().filter_map(|file| difference(file)).collect();
+    let wrong: Vec<String> = files.iter().filter_map(difference).collect();
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 

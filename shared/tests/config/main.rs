@@ -1,7 +1,12 @@
 //! The configuration as a whole: its fixtures, its schema, and that no text makes it panic.
 
+#[cfg(test)]
 mod exercise;
+#[cfg(test)]
 mod fixtures;
+#[cfg(test)]
 mod properties;
+#[cfg(test)]
 mod schema;
+#[cfg(test)]
 mod support;

@@ -72,7 +72,7 @@ fn inspect(schema: &Value, path: &str, faults: &mut Vec<String>) {
     }
     match schema {
         Value::Object(map) => {
-            map.iter().for_each(|(key, value)| inspect(value, &format!("{path}/{key}"), faults))
+            map.iter().for_each(|(key, value)| inspect(value, &format!("{path}/{key}"), faults));
         }
         Value::Array(items) => items.iter().for_each(|item| inspect(item, path, faults)),
         _ => {}
