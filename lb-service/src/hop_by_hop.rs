@@ -3,12 +3,11 @@
 //! Pingora drops those of a request, but passes those of an answer on.
 
 use http::HeaderMap;
-use http::header::{CONNECTION, HeaderName, UPGRADE};
+use http::header::{CONNECTION, HeaderName};
 use pingora::http::ResponseHeader;
 
 /// Known as hop-by-hop, whether or not `Connection` names them. Not `Transfer-Encoding`: Pingora frames the answer by it.
-const ALWAYS: [HeaderName; 3] =
-    [HeaderName::from_static("keep-alive"), HeaderName::from_static("proxy-connection"), UPGRADE];
+const ALWAYS: [&str; 3] = ["keep-alive", "proxy-connection", "upgrade"];
 
 /// Never dropped, whatever `Connection` says: without them the message would be read wrongly.
 const NEVER: [HeaderName; 4] =
@@ -19,22 +18,28 @@ pub fn strip(answer: &mut ResponseHeader) {
     if answer.status == http::StatusCode::SWITCHING_PROTOCOLS {
         return;
     }
-    for name in nominated(&answer.headers) {
+    for name in to_drop(&answer.headers) {
         answer.remove_header(&name);
-    }
-    for name in &ALWAYS {
-        answer.remove_header(name);
     }
 }
 
-/// The headers that `Connection` names. Most answers have none, and pay no allocation.
-fn nominated(headers: &HeaderMap) -> Vec<HeaderName> {
+/// One look at each header; most answers have nothing to drop, and pay no allocation.
+fn to_drop(headers: &HeaderMap) -> Vec<HeaderName> {
+    let is_always = |name: &&HeaderName| ALWAYS.contains(&name.as_str());
+    let mut names: Vec<_> = headers.keys().filter(is_always).cloned().collect();
+    if headers.contains_key(CONNECTION) {
+        names.extend(nominated(headers));
+    }
+    names
+}
+
+/// The headers that `Connection` names.
+fn nominated(headers: &HeaderMap) -> impl Iterator<Item = HeaderName> {
     let named = headers.get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
     named
         .flat_map(|value| value.split(','))
         .filter_map(|name| HeaderName::from_bytes(name.trim().as_bytes()).ok())
         .filter(|name| headers.contains_key(name) && !NEVER.contains(name))
-        .collect()
 }
 
 #[cfg(test)]

@@ -71,7 +71,7 @@ impl Proxy {
         }
     }
 
-    fn count(&self, session: &Session, ctx: &RequestContext, status: u16) {
+    fn count(&self, session: &Session, ctx: &RequestContext, status: u16, duration: Duration) {
         let Some((connection, _)) = &ctx.connection else { return };
         let listener = self.traffic.listener(connection.listener);
         if let Some(Failure::Rejected(reason)) = ctx.failure {
@@ -79,12 +79,12 @@ impl Proxy {
         }
         let requests = listener.pool(ctx.pool);
         requests.answers.increment(status);
-        requests.duration.observe(ctx.arrived.elapsed());
+        requests.duration.observe(duration);
         requests.request_bytes.add(session.body_bytes_read() as u64);
         requests.response_bytes.add(session.body_bytes_sent() as u64);
     }
 
-    fn log(&self, session: &Session, ctx: &RequestContext, status: u16) {
+    fn log(&self, session: &Session, ctx: &RequestContext, status: u16, duration: Duration) {
         let Some((connection, _)) = &ctx.connection else { return };
         let log = &self.access_logs[connection.listener.0];
         if !log.is_on() {
@@ -103,7 +103,7 @@ impl Proxy {
             status: Some(status),
             bytes_in: session.body_bytes_read() as u64,
             bytes_out: session.body_bytes_sent() as u64,
-            duration: ctx.arrived.elapsed(),
+            duration,
             pool: ctx.pool().map(|pool| &*pool.name),
             backend: attempt.map(|attempt| &*attempt.backend.label),
             ttfb: attempt.and_then(Attempt::time_to_first_byte),
@@ -263,9 +263,9 @@ impl ProxyHttp for Proxy {
         if let Some(error) = error {
             ctx.failure.get_or_insert_with(|| Failure::of(error));
         }
-        let status = ctx.status(session);
-        self.count(session, ctx, status);
-        self.log(session, ctx, status);
+        let (status, duration) = (ctx.status(session), ctx.arrived.elapsed());
+        self.count(session, ctx, status, duration);
+        self.log(session, ctx, status, duration);
     }
 
     /// A failed request has its access log line and its counters; a second line would flood the log in an outage.

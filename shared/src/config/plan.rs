@@ -59,11 +59,11 @@ pub struct ServerPlan {
     pub error_log: Option<PathBuf>,
     /// Where a new process takes the sockets over.
     pub upgrade_sock: PathBuf,
-    /// The user that a daemon runs as.
+    /// The user to run as.
     pub user: Option<String>,
-    /// The group that a daemon runs as.
+    /// The group to run as.
     pub group: Option<String>,
-    /// The directory that a daemon runs in; absent: `/`.
+    /// The directory to run in; absent: that of the start, and `/` for a daemon.
     pub working_directory: Option<PathBuf>,
     /// Tasks that accept connections, for each listener.
     pub listener_tasks_per_fd: usize,

@@ -41,21 +41,21 @@ pub struct Config {
     /// Where a new process takes the sockets over; default: `upgrade.sock` in the runtime directory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub upgrade_sock: Option<Text<AbsolutePath>>,
-    /// The user that a daemon runs as.
+    /// The user to run as once ports and logs are open; needs a start as root.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
-    /// The group that a daemon runs as.
+    /// The group to run as once ports and logs are open.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group: Option<String>,
-    /// The directory that a daemon runs in; default: `/`.
+    /// The directory to run in; default: that of the start, and `/` for a daemon.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub working_directory: Option<Text<Directory>>,
     /// Tasks that accept connections, for each listener.
     #[serde(default = "one")]
     #[schemars(range(max = 1024))]
     pub listener_tasks_per_fd: NonZeroUsize,
-    /// Whether the threads of a service take work from each other.
-    #[serde(default = "yes")]
+    /// Whether the threads of a service take work from each other; default: false, which costs less for each request.
+    #[serde(default)]
     pub work_stealing: bool,
     /// A PEM file of the authorities to trust for backends; default: the system's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -133,10 +133,6 @@ fn version<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> 
             "this program reads version 1 of the format, not {other}\nwrite `version: 1`, or remove the key"
         ))),
     }
-}
-
-fn yes() -> bool {
-    true
 }
 
 fn one() -> NonZeroUsize {

@@ -7,6 +7,7 @@ mod announce;
 mod services;
 
 use std::io;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use lb_service::access_log::{AccessLog, WriterGuard};
@@ -167,7 +168,8 @@ impl Held {
     ) -> Result<Self, StartError> {
         let server = &plan.server;
         limits::raise_open_files();
-        if let Some(directory) = &server.working_directory {
+        let daemons_own = || mode.daemon.then(|| Path::new("/"));
+        if let Some(directory) = server.working_directory.as_deref().or_else(daemons_own) {
             privileges::enter_directory(directory)?;
         }
         let identity = Identity::resolve(server.user.as_deref(), server.group.as_deref())?;
