@@ -18,10 +18,11 @@ use std::future::{Future, pending};
 use std::io;
 use std::path::PathBuf;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use once_cell::sync::OnceCell;
 use pingora::server::{ShutdownSignal, ShutdownSignalWatch};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
@@ -283,8 +284,8 @@ pub struct Signals {
 /// How it ended, readable once `Server::run` has returned.
 #[derive(Debug, Clone, Default)]
 pub struct Outcome {
-    end: Arc<OnceLock<u8>>,
-    handed_over: Arc<OnceLock<()>>,
+    end: Arc<OnceCell<u8>>,
+    handed_over: Arc<OnceCell<()>>,
 }
 
 /// Where signals come from.
