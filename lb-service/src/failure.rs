@@ -34,8 +34,11 @@ impl Failure {
             ErrorSource::Upstream => Self::Upstream(UpstreamError::of(error.etype())),
             ErrorSource::Downstream => match error.etype() {
                 ErrorType::ReadTimedout => Self::ClientTimeout,
-                ErrorType::InvalidHTTPHeader => Self::BadRequest,
-                _ => Self::ClientGone,
+                ErrorType::ReadError
+                | ErrorType::WriteError
+                | ErrorType::WriteTimedout
+                | ErrorType::ConnectionClosed => Self::ClientGone,
+                _ => Self::BadRequest,
             },
             ErrorSource::Internal | ErrorSource::Unset => Self::Internal,
         }
@@ -135,7 +138,14 @@ mod tests {
     fn a_client_that_left_gets_no_answer() {
         assert_eq!(downstream(ErrorType::WriteError).answer(), None);
         assert_eq!(downstream(ErrorType::ConnectionClosed).status(), CLIENT_CLOSED_REQUEST);
-        assert_eq!(downstream(ErrorType::InvalidHTTPHeader).answer(), Some(StatusCode::BAD_REQUEST));
+    }
+
+    #[test]
+    fn a_client_that_sends_nonsense_is_told_so() {
+        for etype in [ErrorType::InvalidHTTPHeader, ErrorType::Custom("invalid chunk")] {
+            assert_eq!(downstream(etype).answer(), Some(StatusCode::BAD_REQUEST));
+        }
+        assert_eq!(downstream(ErrorType::ReadTimedout).status(), 408);
     }
 
     #[test]

@@ -1,6 +1,5 @@
 //! A connection of a client, from accept to close: finds its listener, counts it, and feeds its requests to the proxy.
 
-use std::convert::Infallible;
 use std::future::poll_fn;
 use std::mem::MaybeUninit;
 use std::net::{IpAddr, SocketAddr};
@@ -20,9 +19,10 @@ use pingora::server::ShutdownWatch;
 use tokio::io::{AsyncRead, ReadBuf};
 
 use crate::access_log::{AccessLog, Record};
+use crate::failure::Failure;
 use crate::listener::{ListenerId, Listeners};
 use crate::proxy::Proxy;
-use crate::traffic::{Connection, Rejection, Traffic};
+use crate::traffic::{Connection, Traffic};
 use crate::watched::Watched;
 
 /// Pingora's HTTP proxy behind our listeners.
@@ -37,6 +37,8 @@ pub struct Frontend {
 const FIRST_REQUEST: Duration = Duration::from_secs(60);
 /// How long it may take to begin another one: nginx's default.
 pub(crate) const IDLE: Duration = Duration::from_secs(75);
+/// How long the head of a request may take, from its first byte to its last.
+const HEAD: Duration = Duration::from_secs(10);
 /// As much of a request as is read before Pingora takes over: more than the head of most, in one system call.
 const FIRST_READ: usize = 4096;
 
@@ -50,7 +52,8 @@ impl Frontend {
         Self { proxy: Arc::new(proxy), listeners, traffic, access_logs }
     }
 
-    /// Feeds the requests of a connection to the proxy until there is none any more.
+    /// Feeds the requests of a connection to the proxy until there is none any more. What is left is a request that the proxy
+    /// has never seen, if there is one: the status that stands for it, and why.
     ///
     /// Between two requests only this future is alive. Pingora would wait inside its proxy's, which with its buffers is
     /// most of what an idle connection costs there.
@@ -59,20 +62,22 @@ impl Frontend {
         mut stream: Stream,
         connection: &Arc<Connection>,
         shutdown: &ShutdownWatch,
-    ) -> Option<Infallible> {
+    ) -> Option<(u16, Failure)> {
         let mut patience = FIRST_REQUEST;
         let mut settings: Option<HttpPersistentSettings> = None;
         loop {
-            connection.awaits_request();
             let begun = self.first_bytes(&mut stream, patience).await?;
-            let mut session = ServerSession::new_http1(stream);
-            match settings {
-                Some(settings) => settings.apply_to_session(&mut session),
-                None => session.set_keepalive(Some(FIRST_REQUEST.as_secs())),
-            }
-            session.set_pipelined_prefix(begun);
-            session.set_connection_user_context(Some(Box::new(connection.clone())));
-            (stream, settings) = self.proxy.process_new_http(session, shutdown).await?.consume();
+            let _in_flight = connection.begin_request();
+            let head = Head::of(&begun);
+            connection.set_last(head == Head::AndMore);
+            let session = session(stream, settings, begun, connection);
+            let request = self.proxy.process_new_http(session, shutdown);
+            let reusable = match head {
+                Head::Incomplete => until_head(request, connection).await,
+                Head::Complete | Head::AndMore => request.await,
+            };
+            let Some(reusable) = reusable else { return connection.unseen_request() };
+            (stream, settings) = reusable.consume();
             patience = IDLE;
         }
     }
@@ -86,15 +91,17 @@ impl Frontend {
         }
     }
 
-    /// Counts and logs a request that Pingora refused by itself.
-    fn refused(&self, listener: ListenerId, client: Option<IpAddr>, status: u16) {
+    /// Counts and logs a request that the proxy has never seen.
+    fn unseen(&self, listener: ListenerId, client: Option<IpAddr>, (status, failure): (u16, Failure)) {
         let traffic = self.traffic.listener(listener);
-        traffic.reject(Rejection::Malformed);
+        if let Failure::Rejected(reason) = failure {
+            traffic.reject(reason);
+        }
         traffic.pool(None).answers.increment(status);
         self.access_logs[listener.0].record(&Record {
             client,
             status: Some(status),
-            failure: Some(Rejection::Malformed.as_str()),
+            failure: Some(failure.as_str()),
             ..Record::new(SystemTime::now(), &self.listeners.get(listener).name)
         });
     }
@@ -106,6 +113,62 @@ impl Frontend {
             PingoraAddr::Unix(address) => self.listeners.accepted_unix(address.as_pathname()?),
         }
     }
+}
+
+/// How much of a request the first bytes hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Head {
+    /// Not all of its head.
+    Incomplete,
+    /// Its head, and maybe of its body.
+    Complete,
+    /// Its head, and more although such a request has no body: another request, sent before the first was answered.
+    /// Pingora would drop that one, so the answer to the first must be the last on the connection.
+    AndMore,
+}
+
+impl Head {
+    fn of(bytes: &[u8]) -> Self {
+        let is_bodiless = || bytes.starts_with(b"GET ") || bytes.starts_with(b"HEAD ");
+        match bytes.windows(4).position(|window| window == b"\r\n\r\n") {
+            None => Self::Incomplete,
+            Some(end) if end + 4 < bytes.len() && is_bodiless() => Self::AndMore,
+            Some(_) => Self::Complete,
+        }
+    }
+}
+
+/// A session whose first bytes have been read.
+fn session(
+    stream: Stream,
+    settings: Option<HttpPersistentSettings>,
+    begun: BytesMut,
+    connection: &Arc<Connection>,
+) -> ServerSession {
+    let mut session = ServerSession::new_http1(stream);
+    match settings {
+        Some(settings) => settings.apply_to_session(&mut session),
+        None => session.set_keepalive(Some(FIRST_REQUEST.as_secs())),
+    }
+    session.set_pipelined_prefix(begun);
+    session.set_connection_user_context(Some(Box::new(connection.clone())));
+    session
+}
+
+/// Works on a request whose head is not complete, but gives it up when it is not [`HEAD`] later: Pingora only limits the time
+/// between two reads.
+async fn until_head<T>(request: impl Future<Output = Option<T>>, connection: &Connection) -> Option<T> {
+    tokio::pin!(request);
+    tokio::select! {
+        biased;
+        done = &mut request => return done,
+        () = tokio::time::sleep(HEAD) => {}
+    }
+    if connection.is_unseen() {
+        connection.timed_out();
+        return None;
+    }
+    request.await
 }
 
 /// Reads into the stack, so that a connection has no buffer while it waits.
@@ -132,16 +195,29 @@ impl ServerApp for Frontend {
         };
         let connection = self.traffic.accept(listener);
         let client = client(&stream);
-        self.serve(Box::new(Watched::new(stream, connection.clone())), &connection, shutdown).await;
-        if let Some(status) = connection.refusal() {
-            self.refused(listener, client, status);
+        let stream = Box::new(Watched::new(stream, connection.clone()));
+        if let Some(unseen) = self.serve(stream, &connection, shutdown).await {
+            self.unseen(listener, client, unseen);
         }
         None
     }
 
-    /// The listeners are closed: lets what is on its way arrive, then closes the idle connections.
+    /// The listeners are closed: lets what is on its way arrive. The connections then end by themselves, the idle ones at
+    /// once. Pingora's own clean-up would also cut those on which a request has begun.
     async fn cleanup(&self) {
         self.traffic.settle().await;
-        self.proxy.http_cleanup().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_head_is_complete_with_its_empty_line() {
+        assert_eq!(Head::of(b"GET / HTTP/1.1\r\nHost: a\r\n"), Head::Incomplete);
+        assert_eq!(Head::of(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"), Head::Complete);
+        assert_eq!(Head::of(b"POST / HTTP/1.1\r\nContent-Length: 1\r\n\r\nx"), Head::Complete);
+        assert_eq!(Head::of(b"GET / HTTP/1.1\r\n\r\nGET / HTTP/1.1\r\n\r\n"), Head::AndMore);
     }
 }

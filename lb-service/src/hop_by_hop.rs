@@ -2,20 +2,20 @@
 //!
 //! Pingora drops those of a request, but passes those of an answer on.
 
-use http::HeaderMap;
 use http::header::{CONNECTION, HeaderName};
+use http::{HeaderMap, StatusCode};
 use pingora::http::ResponseHeader;
 
 /// Known as hop-by-hop, whether or not `Connection` names them. Not `Transfer-Encoding`: Pingora frames the answer by it.
 const ALWAYS: [&str; 3] = ["keep-alive", "proxy-connection", "upgrade"];
 
-/// Never dropped, whatever `Connection` says: without them the message would be read wrongly.
+/// Never dropped, whatever `Connection` says: they frame the message, or are the client's alone.
 const NEVER: [HeaderName; 4] =
     [CONNECTION, http::header::CONTENT_LENGTH, http::header::TRANSFER_ENCODING, http::header::SET_COOKIE];
 
-/// Drops them. An answer that switches protocols keeps them: there they are the point.
+/// Drops them. An answer that switches protocols, or demands it, keeps them: there they are the point.
 pub fn strip(answer: &mut ResponseHeader) {
-    if answer.status == http::StatusCode::SWITCHING_PROTOCOLS {
+    if matches!(answer.status, StatusCode::SWITCHING_PROTOCOLS | StatusCode::UPGRADE_REQUIRED) {
         return;
     }
     for name in to_drop(&answer.headers) {

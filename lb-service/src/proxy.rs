@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
-use http::StatusCode;
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HOST};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HOST, TRANSFER_ENCODING};
+use http::{StatusCode, Version};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::protocols::Digest;
@@ -26,7 +26,7 @@ use crate::hop_by_hop;
 use crate::plan::Plan;
 use crate::pool::{Attempt, Pool, PoolId, Tried, UpstreamError};
 use crate::route::RequestView;
-use crate::traffic::{Connection, InFlight, Rejection, Traffic};
+use crate::traffic::{Connection, Rejection, Traffic};
 
 /// Pingora's callbacks for our requests.
 pub struct Proxy {
@@ -41,7 +41,7 @@ pub struct RequestContext {
     plan: Arc<Plan>,
     arrived: Instant,
     arrived_at: SystemTime,
-    connection: Option<(Arc<Connection>, InFlight)>,
+    connection: Option<Arc<Connection>>,
     pool: Option<PoolId>,
     attempt: Option<Attempt>,
     tries: u32,
@@ -63,8 +63,9 @@ impl Proxy {
     }
 
     /// Keeps the connection for the next request, unless we are about to leave.
-    fn limit_keepalive(&self, session: &mut Session) {
-        if self.traffic.is_draining() {
+    fn limit_keepalive(&self, session: &mut Session, ctx: &RequestContext) {
+        let is_last = || ctx.connection.as_ref().is_some_and(|connection| connection.is_last());
+        if self.traffic.is_draining() || is_last() {
             session.set_keepalive(None);
         } else if session.get_keepalive() == PINGORA_KEEPS_FOR_EVER {
             session.set_keepalive(Some(IDLE.as_secs()));
@@ -72,7 +73,7 @@ impl Proxy {
     }
 
     fn count(&self, session: &Session, ctx: &RequestContext, status: u16, duration: Duration) {
-        let Some((connection, _)) = &ctx.connection else { return };
+        let Some(connection) = &ctx.connection else { return };
         let listener = self.traffic.listener(connection.listener);
         if let Some(Failure::Rejected(reason)) = ctx.failure {
             listener.reject(reason);
@@ -85,7 +86,7 @@ impl Proxy {
     }
 
     fn log(&self, session: &Session, ctx: &RequestContext, status: u16, duration: Duration) {
-        let Some((connection, _)) = &ctx.connection else { return };
+        let Some(connection) = &ctx.connection else { return };
         let log = &self.access_logs[connection.listener.0];
         if !log.is_on() {
             return;
@@ -132,15 +133,18 @@ impl ProxyHttp for Proxy {
         connection: Box<dyn Any + Send + Sync>,
     ) {
         if let Ok(connection) = connection.downcast::<Arc<Connection>>() {
-            connection.used();
-            let in_flight = self.traffic.begin(connection.listener);
-            ctx.connection = Some((*connection, in_flight));
+            connection.saw_head();
+            ctx.connection = Some(*connection);
         }
     }
 
-    async fn early_request_filter(&self, session: &mut Session, _ctx: &mut RequestContext) -> Result<()> {
-        self.limit_keepalive(session);
+    async fn early_request_filter(&self, session: &mut Session, ctx: &mut RequestContext) -> Result<()> {
+        self.limit_keepalive(session, ctx);
         session.set_write_timeout(Some(CLIENT_WRITE_TIMEOUT));
+        if session.req_header().version == Version::HTTP_10 {
+            // RFC 9110, 15.2: a client of HTTP/1.0 does not know informational answers.
+            session.set_ignore_info_resp(true);
+        }
         Ok(())
     }
 
@@ -213,11 +217,27 @@ impl ProxyHttp for Proxy {
         ctx: &mut RequestContext,
     ) -> Result<()> {
         hop_by_hop::strip(response);
-        let is_final =
-            !response.status.is_informational() || response.status == StatusCode::SWITCHING_PROTOCOLS;
-        if let Some(attempt) = ctx.attempt.as_mut().filter(|_| is_final) {
+        if let Some(attempt) = ctx.attempt.as_mut().filter(|_| is_final(response)) {
             attempt.answered(response.status.as_u16(), Instant::now());
-            self.limit_keepalive(session);
+            // Whatever went wrong before has been made good.
+            ctx.failure = None;
+            self.limit_keepalive(session, ctx);
+        }
+        Ok(())
+    }
+
+    async fn response_filter(
+        &self,
+        session: &mut Session,
+        response: &mut ResponseHeader,
+        _ctx: &mut RequestContext,
+    ) -> Result<()> {
+        if session.req_header().version == Version::HTTP_10
+            && response.headers.contains_key(TRANSFER_ENCODING)
+        {
+            // RFC 9112, 6.1: a client of HTTP/1.0 does not know transfer codings; the end of the connection ends the body.
+            response.remove_header(&TRANSFER_ENCODING);
+            session.set_keepalive(None);
         }
         Ok(())
     }
@@ -251,7 +271,11 @@ impl ProxyHttp for Proxy {
         ctx: &mut RequestContext,
     ) -> FailToProxy {
         let failure = *ctx.failure.get_or_insert_with(|| Failure::of(error));
-        self.limit_keepalive(session);
+        self.limit_keepalive(session, ctx);
+        if failure != Failure::Rejected(Rejection::NoRoute) {
+            // Pingora keeps the connection only when a request fails before it is sent to a backend; say so.
+            session.set_keepalive(None);
+        }
         let can_reuse_downstream = match failure.answer() {
             Some(status) => answer(session, status).await.unwrap_or(false),
             None => false,
@@ -289,9 +313,14 @@ fn peer(session: &Session) -> Option<IpAddr> {
     session.client_addr()?.as_inet().map(SocketAddr::ip)
 }
 
+/// Whether an answer ends its request, or hands the connection over to another protocol.
+fn is_final(answer: &ResponseHeader) -> bool {
+    !answer.status.is_informational() || answer.status == StatusCode::SWITCHING_PROTOCOLS
+}
+
 /// Sends an answer of our own; whether the connection can be kept.
 async fn answer(session: &mut Session, status: StatusCode) -> Result<bool> {
-    if session.response_written().is_some_and(|sent| !sent.status.is_informational()) {
+    if session.response_written().is_some_and(is_final) {
         return Ok(false);
     }
     let page = failure::page(status);
@@ -325,7 +354,7 @@ impl RequestContext {
     }
 
     fn route(&self, request: &RequestHeader) -> Option<PoolId> {
-        let (connection, _) = self.connection.as_ref()?;
+        let connection = self.connection.as_ref()?;
         self.plan.routes.find(&RequestView {
             listener: connection.listener,
             host: host(request),
@@ -368,7 +397,8 @@ impl RequestContext {
 
     /// The status that the client saw, or what stands for it.
     fn status(&self, session: &Session) -> u16 {
-        match (session.response_written(), self.failure) {
+        let is_final = |sent: &&ResponseHeader| is_final(sent);
+        match (session.response_written().filter(is_final), self.failure) {
             (Some(sent), _) => sent.status.as_u16(),
             (None, Some(failure)) => failure.status(),
             (None, None) => failure::CLIENT_CLOSED_REQUEST,

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
+use crate::failure::Failure;
 use crate::listener::ListenerId;
 use crate::pool::PoolId;
 use crate::stats::{Codes, Counter, Histogram, Level};
@@ -64,8 +65,11 @@ pub struct Connection {
     /// The listener that accepted it.
     pub listener: ListenerId,
     fresh: AtomicBool,
-    between_requests: AtomicBool,
-    /// The status of an answer that was not ours; 0 when there is none.
+    /// Whether a request has begun that the proxy has not seen yet.
+    unseen: AtomicBool,
+    /// Whether the request is to be the last.
+    last: AtomicBool,
+    /// The status of an answer that was not ours, or what stands for one; 0 when there is none.
     refused: AtomicU16,
     traffic: Arc<Traffic>,
 }
@@ -115,16 +119,11 @@ impl Traffic {
         Arc::new(Connection {
             listener,
             fresh: AtomicBool::new(true),
-            between_requests: AtomicBool::new(true),
+            unseen: AtomicBool::new(false),
+            last: AtomicBool::new(false),
             refused: AtomicU16::new(0),
             traffic: self.clone(),
         })
-    }
-
-    /// A request arrived.
-    pub fn begin(self: &Arc<Self>, listener: ListenerId) -> InFlight {
-        self.listener(listener).in_flight.enter();
-        InFlight { traffic: self.clone(), listener }
     }
 
     /// Requests being worked on, on all listeners.
@@ -223,20 +222,32 @@ impl Rejection {
 // === impl Connection ===
 
 impl Connection {
-    /// The head of a request arrived on it.
-    pub fn used(&self) {
-        self.between_requests.store(false, Ordering::Relaxed);
+    /// The first bytes of a request arrived on it. From now on the request is in flight, so that a drain waits for it.
+    pub fn begin_request(&self) -> InFlight {
         self.leave_fresh();
+        self.unseen.store(true, Ordering::Relaxed);
+        self.traffic.listener(self.listener).in_flight.enter();
+        InFlight { traffic: self.traffic.clone(), listener: self.listener }
     }
 
-    /// It is ready for another request.
-    pub fn awaits_request(&self) {
-        self.between_requests.store(true, Ordering::Relaxed);
+    /// The proxy has the head of the request.
+    pub fn saw_head(&self) {
+        self.unseen.store(false, Ordering::Relaxed);
     }
 
-    /// Whether no request is being worked on.
-    pub fn is_between_requests(&self) -> bool {
-        self.between_requests.load(Ordering::Relaxed)
+    /// Whether a request has begun that the proxy has not seen yet.
+    pub fn is_unseen(&self) -> bool {
+        self.unseen.load(Ordering::Relaxed)
+    }
+
+    /// Whether the request is to be the last on this connection.
+    pub fn set_last(&self, last: bool) {
+        self.last.store(last, Ordering::Relaxed);
+    }
+
+    /// See [`Self::set_last`].
+    pub fn is_last(&self) -> bool {
+        self.last.load(Ordering::Relaxed)
     }
 
     /// Pingora answered with this status before the proxy saw a request.
@@ -244,9 +255,18 @@ impl Connection {
         self.refused.store(status, Ordering::Relaxed);
     }
 
-    /// The status of such an answer.
-    pub(crate) fn refusal(&self) -> Option<u16> {
-        Some(self.refused.load(Ordering::Relaxed)).filter(|status| *status > 0)
+    /// The head of the request took too long.
+    pub(crate) fn timed_out(&self) {
+        self.refused.store(Failure::ClientTimeout.status(), Ordering::Relaxed);
+    }
+
+    /// The request that began and that the proxy has never seen, if there is one: the status that stands for it, and why.
+    pub(crate) fn unseen_request(&self) -> Option<(u16, Failure)> {
+        self.is_unseen().then(|| match self.refused.load(Ordering::Relaxed) {
+            0 => (Failure::ClientGone.status(), Failure::ClientGone),
+            408 => (408, Failure::ClientTimeout),
+            status => (status, Failure::Rejected(Rejection::Malformed)),
+        })
     }
 
     fn leave_fresh(&self) {
@@ -281,7 +301,7 @@ mod tests {
     fn guards_count_down_whatever_happens_to_the_request() {
         let traffic = Traffic::new(1, 1);
         let connection = traffic.accept(WEB);
-        let request = traffic.begin(WEB);
+        let request = connection.begin_request();
         assert_eq!(traffic.in_flight(), 1);
         assert_eq!(traffic.listener(WEB).connections_active.get(), 1);
         drop(request);
@@ -304,7 +324,7 @@ mod tests {
     async fn idle_connections_stay_for_a_moment() {
         let traffic = Traffic::new(1, 1);
         let idle = traffic.accept(WEB);
-        idle.used();
+        drop(idle.begin_request());
         let before = tokio::time::Instant::now();
         traffic.settle().await;
         assert!(before.elapsed() >= IDLE_GRACE && before.elapsed() < FRESH_GRACE);
@@ -324,10 +344,25 @@ mod tests {
         let traffic = Traffic::new(1, 1);
         traffic.drain();
         assert_eq!(traffic.unfinished(), 1, "the listeners are still open");
-        let requests = [traffic.begin(WEB), traffic.begin(WEB)];
+        let connection = traffic.accept(WEB);
+        let requests = [connection.begin_request(), connection.begin_request()];
         traffic.settle().await;
         assert_eq!(traffic.unfinished(), 2);
         drop(requests);
         assert_eq!(traffic.unfinished(), 0);
+    }
+    #[test]
+    fn a_request_that_the_proxy_never_saw_is_told_by_what_became_of_it() {
+        let traffic = Traffic::new(1, 1);
+        let connection = traffic.accept(WEB);
+        assert_eq!(connection.unseen_request(), None, "nothing has begun");
+        let _request = connection.begin_request();
+        assert_eq!(connection.unseen_request(), Some((499, Failure::ClientGone)));
+        connection.refused(405);
+        assert_eq!(connection.unseen_request(), Some((405, Failure::Rejected(Rejection::Malformed))));
+        connection.timed_out();
+        assert_eq!(connection.unseen_request(), Some((408, Failure::ClientTimeout)));
+        connection.saw_head();
+        assert_eq!(connection.unseen_request(), None);
     }
 }

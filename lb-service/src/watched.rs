@@ -1,7 +1,7 @@
 //! A client's stream that notices when Pingora answers a request by itself.
 //!
 //! Pingora refuses what it cannot read as HTTP, and CONNECT, before any callback of the proxy runs, and tells nobody. What is
-//! written while no request is being worked on is such an answer.
+//! written before the proxy has seen the request is such an answer.
 
 use std::io;
 use std::pin::Pin;
@@ -19,7 +19,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::traffic::Connection;
 
-/// A stream whose first bytes written between two requests are looked at.
+/// A stream that looks at what is written before the proxy has seen a request.
 #[derive(Debug)]
 pub(crate) struct Watched {
     inner: Stream,
@@ -38,7 +38,7 @@ impl Watched {
     }
 
     fn look_at(&self, written: &[u8]) {
-        if self.connection.is_between_requests()
+        if self.connection.is_unseen()
             && let Some(status) = status(written)
         {
             self.connection.refused(status);

@@ -13,7 +13,6 @@ use crate::cli::{self, CheckArgs, Cli, DemoArgs, Format, ProxyArgs, RunArgs, Ver
 use crate::config::{self, Context, Loaded, Plan, Problems, RealFiles};
 use crate::daemon::{self, AccessLogs, Mode};
 use crate::demo::{Demo, Once, POOL, Show};
-use crate::process::sockets::Sockets;
 
 /// The exit code of something that failed while running.
 const FAILED: u8 = 1;
@@ -25,6 +24,9 @@ const PLACES: [&str; 2] = ["./load_balancer.yaml", "/etc/load_balancer/load_bala
 
 /// Does what the command line says.
 pub fn run(cli: Cli) -> ExitCode {
+    if let Some(problem) = misplaced(&cli) {
+        return ExitCode::from(complain(problem));
+    }
     let code = match cli.verb {
         None => run_file(&cli.run),
         Some(Verb::Proxy(args)) => proxy(&cli.run, &args),
@@ -41,16 +43,30 @@ pub fn run(cli: Cli) -> ExitCode {
     ExitCode::from(code)
 }
 
+/// A flag that the verb would not look at.
+fn misplaced(cli: &Cli) -> Option<&'static str> {
+    let run = &cli.run;
+    let of_a_start = run.daemon || run.test || run.upgrade;
+    match &cli.verb {
+        Some(Verb::Proxy(_)) if run.conf.is_some() => Some("proxy runs without a file: leave --conf out"),
+        Some(Verb::Demo(_)) if run.conf.is_some() => Some("the demo has a configuration of its own: leave --conf out"),
+        Some(verb) if of_a_start && !matches!(verb, Verb::Proxy(_)) => {
+            Some("--daemon, --test and --upgrade go with no verb, or with proxy")
+        }
+        _ => None,
+    }
+}
+
 fn run_file(args: &RunArgs) -> u8 {
     let Some(path) = configuration(args) else {
-        return match args.test || args.upgrade {
-            true => complain(&no_configuration()),
-            false => demo(args, &DemoArgs::default()),
-        };
+        if args.test || args.upgrade {
+            return complain(&no_configuration());
+        }
+        return demo(args, &DemoArgs::default());
     };
     match load(&path, args) {
         Err(problems) => report(&problems),
-        Ok(loaded) if args.test => test(&path, &loaded.plan, args.upgrade),
+        Ok(loaded) if args.test => test(&path.display().to_string(), &loaded.plan, args.upgrade),
         Ok(loaded) => serve(&loaded.plan, args),
     }
 }
@@ -65,6 +81,7 @@ fn proxy(run: &RunArgs, args: &ProxyArgs) -> u8 {
     );
     match with_context(run, |context| config::load_text("command line", &text, context)) {
         Err(problems) => report(&problems),
+        Ok(loaded) if run.test => test("the command line", &loaded.plan, run.upgrade),
         Ok(loaded) => serve(&loaded.plan, run),
     }
 }
@@ -118,13 +135,14 @@ fn demo(run: &RunArgs, args: &DemoArgs) -> u8 {
     }
 }
 
-/// Everything that a start would need: that the configuration is right is known, what is left is the ports.
-fn test(path: &Path, plan: &Plan, upgrade: bool) -> u8 {
-    // The ports of a process that is to be replaced are in use, and will be handed over.
-    if !upgrade && let Err(error) = Sockets::bind(&daemon::endpoints(plan)) {
-        return complain(&error.to_string());
+/// Everything that a start would need; that the configuration itself is right is known.
+fn test(name: &str, plan: &Plan, upgrade: bool) -> u8 {
+    match daemon::preflight(plan, upgrade) {
+        Err(error) => complain(&error.to_string()),
+        Ok(()) => {
+            print(format!("{name}: the configuration is right, and a start would succeed\n").as_bytes())
+        }
     }
-    print(format!("{}: the configuration is right and its addresses are free\n", path.display()).as_bytes())
 }
 
 fn check(run: &RunArgs, args: &CheckArgs) -> u8 {

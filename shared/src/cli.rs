@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+use lb_service::config::FromText;
+use lb_service::listener::ListenAddress;
 
 /// A load balancer: spreads HTTP requests over backends, leaves out those that fail their health checks, and changes
 /// without losing a request.
@@ -67,8 +69,8 @@ pub struct ProxyArgs {
     #[arg(long, value_name = "ADDRESS", required = true)]
     pub to: Vec<SocketAddr>,
     /// Where to listen
-    #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:6188")]
-    pub listen: String,
+    #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:6188", value_parser = ListenAddress::from_text)]
+    pub listen: ListenAddress,
     /// Where metrics, readiness and status can be read
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:6192")]
     pub metrics: SocketAddr,
@@ -106,8 +108,8 @@ pub enum Format {
 }
 
 const AFTER_HELP: &str = "\
-Exit codes: 0 done; 1 failed while running; 2 the command line or the configuration is wrong (starting again will
-not help); 3 the drain ran out of time.
+Exit codes: 0 done; 1 could not start, or failed while running; 2 the command line or the configuration is wrong (starting again will
+not help); 3 requests were cut: the drain ran out of time, or a second signal came.
 
 Signals: TERM and INT finish the requests in flight and end, a second one ends at once; QUIT offers the listening
 sockets to a process started with --upgrade; USR1 reopens the log files.";

@@ -6,6 +6,7 @@
 
 mod access_log;
 mod config;
+mod edges;
 mod health;
 mod keys;
 mod metrics;

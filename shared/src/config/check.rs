@@ -120,7 +120,23 @@ impl Checker<'_> {
 
     fn check_ca_file(&mut self) {
         if let Some(path) = &self.config.ca_file {
-            self.read_certificates(&path!["ca_file"], &path.get().0);
+            let certificates = self.read_certificates(&path!["ca_file"], &path.get().0);
+            if certificates.is_some() {
+                self.check_nothing_else(&path!["ca_file"], &path.get().0);
+            }
+        }
+    }
+
+    /// Pingora ends the process when the file has anything but certificates.
+    fn check_nothing_else(&mut self, at: &[Step], file: &Path) {
+        let text = self.context.files.read(file).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        let mut others = text.lines().filter_map(|line| line.trim().strip_prefix("-----BEGIN "));
+        if let Some(other) = others.find(|label| *label != "CERTIFICATE-----") {
+            let other = other.trim_end_matches('-');
+            let message = format!("{} has something that is no certificate: {other}", file.display());
+            let problem = Problem::new(Id::Certificates, message);
+            self.report(at, problem.hint("keep the certificates only, and the rest in a file of its own"));
         }
     }
 

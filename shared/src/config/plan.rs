@@ -106,6 +106,9 @@ pub(crate) fn complete(config: &mut Config, root: &Node, context: &Context<'_>) 
     let runtime = runtime_directory(context.uid, context.variables);
     config.daemon |= context.daemon;
     config.threads = config.threads.or(NonZeroUsize::new(context.cpus));
+    // With several threads that share nothing, Pingora loses every tenth connection to a backend to a race between the
+    // one that watches it and the one that takes it again.
+    config.work_stealing.get_or_insert(config.threads.is_none_or(|threads| threads.get() > 1));
     if config.daemon {
         config.pid_file.get_or_insert_with(|| in_directory(&runtime, "load_balancer.pid"));
     }
@@ -193,7 +196,7 @@ fn server(config: &Config, context: &Context<'_>) -> ServerPlan {
         group: config.group.clone(),
         working_directory: config.working_directory.as_ref().map(|directory| directory.get().0.clone()),
         listener_tasks_per_fd: config.listener_tasks_per_fd.get(),
-        work_stealing: config.work_stealing,
+        work_stealing: config.work_stealing.unwrap_or(true),
         ca_file: config.ca_file.as_ref().map(|path| path.get().0.clone()),
         client_bind_to_ipv4: config.client_bind_to_ipv4.iter().map(|source| source.get().0).collect(),
         client_bind_to_ipv6: config.client_bind_to_ipv6.iter().map(|source| source.get().0).collect(),

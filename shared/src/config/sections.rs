@@ -54,9 +54,10 @@ pub struct Config {
     #[serde(default = "one")]
     #[schemars(range(max = 1024))]
     pub listener_tasks_per_fd: NonZeroUsize,
-    /// Whether the threads of a service take work from each other; default: false, which costs less for each request.
-    #[serde(default)]
-    pub work_stealing: bool,
+    /// Whether the threads of a service take work from each other; default: true with more than one thread. With one
+    /// thread, false costs less for each request.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub work_stealing: Option<bool>,
     /// A PEM file of the authorities to trust for backends; default: the system's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca_file: Option<Text<ReadPath>>,

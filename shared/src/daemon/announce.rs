@@ -1,6 +1,5 @@
 //! The end of the start: tells everybody who waits for it that the daemon serves.
 
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
@@ -12,7 +11,7 @@ use tokio::sync::{mpsc, watch};
 use crate::process::background::Announcer;
 use crate::process::lifecycle::Signals;
 use crate::process::logging::ErrorLog;
-use crate::process::pid_file::PidFile;
+use crate::process::pid_file::{PidFile, Prepared};
 use crate::process::sockets::Sockets;
 use crate::process::upgrade::Claim;
 
@@ -21,16 +20,17 @@ pub(super) struct Announce {
     readiness: Readiness,
     installed: watch::Receiver<bool>,
     failures: mpsc::UnboundedSender<String>,
-    once: Mutex<Option<Once>>,
+    once: Mutex<Option<Announcement>>,
 }
 
 /// What is used up by it.
-pub(super) struct Once {
+pub(super) struct Announcement {
     pub(super) announcer: Announcer,
     /// Present when the sockets were taken over.
     pub(super) claim: Option<Claim>,
     pub(super) sockets: Arc<Sockets>,
-    pub(super) pid_path: Option<PathBuf>,
+    /// What becomes the pid file when the sockets were taken over.
+    pub(super) prepared: Option<Prepared>,
     /// Where a pid file goes that is taken over.
     pub(super) pid_file: Arc<Mutex<Option<PidFile>>>,
     /// What standard error has become, if anything.
@@ -42,7 +42,7 @@ pub(super) struct Once {
 // === impl Announce ===
 
 impl Announce {
-    pub(super) fn new(readiness: Readiness, signals: &Signals, once: Once) -> Self {
+    pub(super) fn new(readiness: Readiness, signals: &Signals, once: Announcement) -> Self {
         Self {
             readiness,
             installed: signals.installed(),
@@ -73,17 +73,18 @@ impl BackgroundService for Announce {
     }
 }
 
-// === impl Once ===
+// === impl Announcement ===
 
-impl Once {
+impl Announcement {
     fn announce(self) -> Result<(), String> {
         if let Some(claim) = self.claim {
             let old_pid = claim.old_pid();
             claim.ready().map_err(|error| format!("upgrade: {error}"))?;
+            // From here on the old process drains: whatever fails now, this one goes on.
             self.sockets.own_files();
-            if let Some(path) = &self.pid_path {
-                let taken = PidFile::take_over(path, old_pid).map_err(|error| error.to_string())?;
-                *self.pid_file.lock().unwrap_or_else(PoisonError::into_inner) = Some(taken);
+            match self.prepared.map(Prepared::take_over).transpose() {
+                Ok(taken) => *self.pid_file.lock().unwrap_or_else(PoisonError::into_inner) = taken,
+                Err(error) => log::error!("{error}"),
             }
             log::info!("took over from process {old_pid}");
         }

@@ -7,10 +7,10 @@ mod announce;
 mod services;
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use lb_service::access_log::{AccessLog, WriterGuard};
+use lb_service::access_log::{AccessLog, Target, WriterGuard};
 use lb_service::listener::ListenAddress;
 use pingora::server::configuration::ServerConf;
 use pingora::server::{RunArgs, Server};
@@ -23,11 +23,11 @@ use crate::process::create_private_dir;
 use crate::process::lifecycle::{Parts, Phase, Signals, Timing};
 use crate::process::limits;
 use crate::process::logging::{self, ErrorLog, LogError};
-use crate::process::pid_file::{PidFile, PidFileError};
+use crate::process::pid_file::{PidFile, PidFileError, Prepared};
 use crate::process::privileges::{self, Identity, PrivilegeError};
 use crate::process::sockets::{Class, Endpoint, Handed, ListenError, ListenSpec, Sockets};
 use crate::process::upgrade::{self, Claim, UpgradeError};
-use announce::{Announce, Once};
+use announce::{Announce, Announcement};
 pub use services::Services;
 use services::server_conf;
 
@@ -72,6 +72,8 @@ pub type Extra<'a> = dyn FnOnce(&mut Server, &Services) -> Vec<ServiceHandle> + 
 struct Held {
     error_log: Option<Arc<ErrorLog>>,
     pid_file: Arc<Mutex<Option<PidFile>>>,
+    /// Takes the place of the old process's, in an upgrade.
+    prepared: Option<Prepared>,
     sockets: Arc<Sockets>,
     claim: Option<Claim>,
     announcer: Announcer,
@@ -116,10 +118,11 @@ fn start(
     access_logs: &AccessLogs,
     extra: Box<Extra<'_>>,
 ) -> Result<u8, StartError> {
+    // Opened first: the user to run as may be one who could not.
+    let (logs, _flush_at_end) = access_logs.open(plan).map_err(StartError::AccessLog)?;
     let held = Held::acquire(plan, mode, announcer, error_log)?;
     let conf = server_conf(plan);
     let services = Services::compose(plan, &conf)?;
-    let (logs, _flush_at_end) = access_logs.open(plan).map_err(StartError::AccessLog)?;
     Ok(run(plan, conf, services, held, &logs, extra))
 }
 
@@ -152,7 +155,9 @@ fn run(
     let pid_file = pid_file.lock().unwrap_or_else(PoisonError::into_inner).take();
     if outcome.is_handed_over() {
         // The successor replaces it; there is no moment without one.
-        pid_file.map(PidFile::leave).unwrap_or_default();
+        if let Some(pid_file) = pid_file {
+            pid_file.leave();
+        }
     }
     outcome.exit_code()
 }
@@ -180,36 +185,70 @@ impl Held {
         } else {
             (Vec::new(), None)
         };
-        let pid_path = server.pid_file.as_deref().filter(|_| claim.is_none());
+        let pid_path = server.pid_file.as_deref();
+        let prepared =
+            pid_path.zip(claim.as_ref()).map(|(path, claim)| PidFile::prepare(path, claim.old_pid()));
+        let prepared = prepared.transpose()?;
+        let pid_path = pid_path.filter(|_| claim.is_none());
         let pid_file = pid_path.map(PidFile::acquire).transpose()?;
         let sockets = Sockets::adopt(inherited, &endpoints(plan))?;
         if let Some(identity) = &identity {
             create_private_dir(&server.runtime_directory).map_err(StartError::RuntimeDirectory)?;
-            identity.own(&server.runtime_directory)?;
+            for path in [Some(&server.runtime_directory), server.error_log.as_ref(), access_log_file(plan)] {
+                path.map_or(Ok(()), |path| identity.own(path))?;
+            }
             sockets.give_files_to(identity)?;
             identity.assume()?;
         }
         Ok(Self {
             error_log,
             pid_file: Arc::new(Mutex::new(pid_file)),
+            prepared,
             sockets: Arc::new(sockets),
             claim,
             announcer,
         })
     }
 
-    fn announcement(self, plan: &Plan) -> Once {
+    fn announcement(self, plan: &Plan) -> Announcement {
         let listeners: Vec<_> =
             plan.listeners.iter().map(|(_, listener)| listener.address.to_string()).collect();
-        Once {
+        Announcement {
             announcer: self.announcer,
             claim: self.claim,
             sockets: self.sockets,
-            pid_path: plan.server.pid_file.clone(),
+            prepared: self.prepared,
             pid_file: self.pid_file,
             error_log: self.error_log,
             listeners: listeners.join(", "),
         }
+    }
+}
+
+/// Says what a start by `plan` would fail at, beside what the configuration itself tells.
+///
+/// # Errors
+/// The first such thing.
+pub fn preflight(plan: &Plan, upgrade: bool) -> Result<(), StartError> {
+    let server = &plan.server;
+    if let Some(identity) = Identity::resolve(server.user.as_deref(), server.group.as_deref())? {
+        identity.check()?;
+    }
+    upgrade::check_path(&server.upgrade_sock)?;
+    AccessLog::open(plan.access_log.clone()).map(drop).map_err(StartError::AccessLog)?;
+    if upgrade {
+        // The pid file and the ports of the process that is to be replaced are in use, and will be handed over.
+        return Ok(());
+    }
+    server.pid_file.as_deref().map_or(Ok(()), PidFile::probe)?;
+    Sockets::bind(&endpoints(plan))?;
+    Ok(())
+}
+
+fn access_log_file(plan: &Plan) -> Option<&PathBuf> {
+    match &plan.access_log.target {
+        Target::File(path) => Some(path),
+        Target::Stdout => None,
     }
 }
 

@@ -93,8 +93,16 @@ pub(super) fn server_conf(plan: &Plan) -> ServerConf {
         upstream_connect_offload_thread_per_pool: server
             .upstream_connect_offload
             .map(|offload| offload.threads_per_pool),
+        max_retries: tries(plan),
         ..ServerConf::default()
     }
+}
+
+/// How often Pingora may call for a backend in one request. What ends a request's tries is its pool; this only must not end
+/// them earlier, and leaves room for connections that turn out to be closed when they are used again.
+fn tries(plan: &Plan) -> usize {
+    let retries = plan.pools.iter().map(|(pool, _)| pool.retry_attempts).max();
+    ServerConf::default().max_retries + retries.unwrap_or_default()
 }
 
 fn prober(pools: &[Checked], conf: &ServerConf, registry: &Registry) -> prometheus::Result<Prober> {

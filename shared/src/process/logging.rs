@@ -13,8 +13,9 @@ use std::sync::{Mutex, PoisonError};
 use env_logger::{Builder, TimestampPrecision, WriteStyle};
 
 /// What is logged unless `RUST_LOG` says otherwise. Names are prefixes, so `pingora` covers all of Pingora's crates; its
-/// load balancer reports each health change, which our prober does itself and with the reason.
-const DEFAULT_FILTER: &str = "info,pingora=warn,pingora_load_balancing=off";
+/// load balancer reports each health change, which our prober does itself and with the reason, and its proxy each request
+/// that a client breaks off, which is in our access log and would let clients fill this one.
+const DEFAULT_FILTER: &str = "info,pingora=warn,pingora_load_balancing=off,pingora_proxy=off";
 
 /// The file that standard error has become.
 #[derive(Debug)]

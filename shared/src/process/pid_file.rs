@@ -21,6 +21,13 @@ pub struct PidFile {
     file: File,
 }
 
+/// A pid file beside the path that it is to take; removed when it does not come to that.
+#[derive(Debug)]
+pub struct Prepared {
+    pid_file: PidFile,
+    path: PathBuf,
+}
+
 /// Why the pid file could not be had.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages say it")]
@@ -45,6 +52,17 @@ impl std::fmt::Display for Holder {
 }
 
 impl PidFile {
+    /// Says whether [`acquire`](Self::acquire) would find a live process, without changing anything.
+    ///
+    /// # Errors
+    /// [`PidFileError::AlreadyRuns`].
+    pub fn probe(path: &Path) -> Result<(), PidFileError> {
+        match File::open(path) {
+            Ok(file) => lock(file, path).map(drop),
+            Err(_) => Ok(()),
+        }
+    }
+
     /// Locks the file at `path` and writes this process's number into it. A file that no live process holds is taken
     /// over silently; missing parent directories are created with mode 0700.
     ///
@@ -63,12 +81,12 @@ impl PidFile {
         }
     }
 
-    /// Makes `path` name this process in place of `old_pid`, which has handed its sockets over. There is no moment at
-    /// which the path is missing or names a process that does not serve.
+    /// Prepares to make `path` name this process in place of `old_pid`: everything that can fail, so that it fails before
+    /// the old process is told to leave.
     ///
     /// # Errors
     /// [`PidFileError::AlreadyRuns`] when the file is held by a live process other than `old_pid`.
-    pub fn take_over(path: &Path, old_pid: u32) -> Result<Self, PidFileError> {
+    pub fn prepare(path: &Path, old_pid: u32) -> Result<Prepared, PidFileError> {
         let failed = |source| PidFileError::Io { path: path.to_owned(), source };
         create_parent(path).map_err(failed)?;
         refuse_stranger(path, old_pid)?;
@@ -77,8 +95,7 @@ impl PidFile {
         let _ = std::fs::remove_file(&beside);
         let file = open(&beside).map_err(failed)?;
         let pid_file = Self::write(lock(file, &beside)?, &beside).map_err(failed)?;
-        std::fs::rename(&beside, path).map_err(failed)?;
-        Ok(pid_file.renamed(path))
+        Ok(Prepared { pid_file, path: path.to_owned() })
     }
 
     /// Lets go without removing the file: the successor replaces it.
@@ -102,6 +119,22 @@ impl PidFile {
     fn renamed(mut self, path: &Path) -> Self {
         self.path = path.to_owned();
         self
+    }
+}
+
+// === impl Prepared ===
+
+impl Prepared {
+    /// Makes the path name this process. There is no moment at which it is missing or names a process that does not serve.
+    ///
+    /// # Errors
+    /// When the directory may no longer be written to. The process goes on then; its file stands beside the path.
+    pub fn take_over(self) -> Result<PidFile, PidFileError> {
+        let Self { pid_file, path } = self;
+        match std::fs::rename(&pid_file.path, &path) {
+            Ok(()) => Ok(pid_file.renamed(&path)),
+            Err(source) => Err(PidFileError::Io { path, source }),
+        }
     }
 }
 
@@ -246,7 +279,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("lb.pid");
         let old = PidFile::acquire(&path).unwrap();
-        let new = PidFile::take_over(&path, std::process::id()).unwrap();
+        let new = PidFile::prepare(&path, std::process::id()).unwrap().take_over().unwrap();
         drop(old);
         assert_eq!(contents(&path), own_pid());
         assert!(matches!(PidFile::acquire(&path), Err(PidFileError::AlreadyRuns { .. })));
@@ -259,7 +292,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("lb.pid");
         let stranger = PidFile::acquire(&path).unwrap();
-        let refused = PidFile::take_over(&path, std::process::id() + 1);
+        let refused = PidFile::prepare(&path, std::process::id() + 1);
         assert!(matches!(refused, Err(PidFileError::AlreadyRuns { .. })));
         drop(stranger);
         assert!(!path.exists());

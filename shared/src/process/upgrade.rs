@@ -22,6 +22,7 @@
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -117,6 +118,19 @@ enum Frame {
 
 /// Kind and length of the frame that follows.
 type Header = [u8; 5];
+
+/// Says whether something stands at the path that an offer could not take the place of.
+///
+/// # Errors
+/// When it is a file that is no socket.
+pub fn check_path(path: &Path) -> Result<(), UpgradeError> {
+    match std::fs::symlink_metadata(path) {
+        Ok(there) if !there.file_type().is_socket() => {
+            Err(ListenError::NotASocket { address: path.display().to_string() }.into())
+        }
+        _ => Ok(()),
+    }
+}
 
 // === the old process ===
 
