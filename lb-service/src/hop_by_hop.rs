@@ -1,10 +1,11 @@
-//! Headers of an answer that are meant for us and not for the client (RFC 9110, 7.6.1).
+//! Headers that are meant for the next hop only (RFC 9110, 7.6.1).
 //!
-//! Pingora drops those of a request, but passes those of an answer on.
+//! Pingora drops those of a request, but passes those of an answer on; [`strip`] drops them. Of upgrades it passes on only
+//! WebSocket; [`upgrade`] says which others are.
 
-use http::header::{CONNECTION, HeaderName};
-use http::{HeaderMap, StatusCode};
-use pingora::http::ResponseHeader;
+use http::header::{CONNECTION, HeaderName, UPGRADE};
+use http::{HeaderMap, HeaderValue, StatusCode, Version};
+use pingora::http::{RequestHeader, ResponseHeader};
 
 /// Known as hop-by-hop, whether or not `Connection` names them. Not `Transfer-Encoding`: Pingora frames the answer by it.
 const ALWAYS: [&str; 3] = ["keep-alive", "proxy-connection", "upgrade"];
@@ -13,7 +14,22 @@ const ALWAYS: [&str; 3] = ["keep-alive", "proxy-connection", "upgrade"];
 const NEVER: [HeaderName; 4] =
     [CONNECTION, http::header::CONTENT_LENGTH, http::header::TRANSFER_ENCODING, http::header::SET_COOKIE];
 
-/// Drops them. An answer that switches protocols, or demands it, keeps them: there they are the point.
+/// The protocol that a request asks to switch to, if it is to be passed on beside WebSocket.
+///
+/// Not HTTP/2 in plain text: what follows such an upgrade are requests that no route would see.
+pub fn upgrade(sent: &RequestHeader) -> Option<&HeaderValue> {
+    let protocol = sent.headers.get(UPGRADE)?;
+    let is_http2 = protocol.to_str().is_ok_and(|text| text.to_ascii_lowercase().contains("h2c"));
+    let asks = sent.version == Version::HTTP_11 && lists(&sent.headers, &UPGRADE);
+    (asks && !is_http2 && sent.headers.get_all(UPGRADE).iter().count() == 1).then_some(protocol)
+}
+
+/// Whether `Connection` names this header.
+fn lists(headers: &HeaderMap, name: &HeaderName) -> bool {
+    nominated(headers).any(|nominated| nominated == *name)
+}
+
+/// Drops those of an answer. One that switches protocols, or demands it, keeps them: there they are the point.
 pub fn strip(answer: &mut ResponseHeader) {
     if matches!(answer.status, StatusCode::SWITCHING_PROTOCOLS | StatusCode::UPGRADE_REQUIRED) {
         return;
@@ -53,6 +69,25 @@ mod tests {
         }
         strip(&mut answer);
         answer
+    }
+
+    fn asks(headers: &[(&'static str, &'static str)]) -> Option<String> {
+        let mut request = RequestHeader::build("GET", b"/", None).unwrap();
+        for (name, value) in headers {
+            request.append_header(*name, *value).unwrap();
+        }
+        upgrade(&request).map(|protocol| protocol.to_str().unwrap().to_owned())
+    }
+
+    #[test]
+    fn an_upgrade_is_one_protocol_that_connection_names_and_not_http_2() {
+        let connection = ("connection", "keep-alive, Upgrade");
+        assert_eq!(asks(&[connection, ("upgrade", "irc/6.9")]).as_deref(), Some("irc/6.9"));
+        assert_eq!(asks(&[("upgrade", "irc/6.9")]), None);
+        assert_eq!(asks(&[connection]), None);
+        assert_eq!(asks(&[connection, ("upgrade", "h2c")]), None);
+        assert_eq!(asks(&[connection, ("upgrade", "irc/6.9, H2C")]), None);
+        assert_eq!(asks(&[connection, ("upgrade", "irc/6.9"), ("upgrade", "h2c")]), None);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HOST, TRANSFER_ENCODING};
+use http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST, TRANSFER_ENCODING, UPGRADE};
 use http::{StatusCode, Version};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
@@ -204,6 +204,10 @@ impl ProxyHttp for Proxy {
         let sent = &session.req_header().headers;
         let downstream = Downstream { peer: peer(session), scheme: Scheme::Http, host: sent.get(HOST) };
         forwarded::decide(&downstream, sent, &ctx.plan.trusted_proxies).apply(request)?;
+        if let Some(protocol) = hop_by_hop::upgrade(session.req_header()) {
+            request.insert_header(CONNECTION, "Upgrade")?;
+            request.insert_header(UPGRADE, protocol)?;
+        }
         if let Some(host) = ctx.pool().and_then(|pool| pool.host.clone()) {
             request.insert_header(HOST, host)?;
         }

@@ -49,7 +49,9 @@ fn misplaced(cli: &Cli) -> Option<&'static str> {
     let of_a_start = run.daemon || run.test || run.upgrade;
     match &cli.verb {
         Some(Verb::Proxy(_)) if run.conf.is_some() => Some("proxy runs without a file: leave --conf out"),
-        Some(Verb::Demo(_)) if run.conf.is_some() => Some("the demo has a configuration of its own: leave --conf out"),
+        Some(Verb::Demo(_)) if run.conf.is_some() => {
+            Some("the demo has a configuration of its own: leave --conf out")
+        }
         Some(verb) if of_a_start && !matches!(verb, Verb::Proxy(_)) => {
             Some("--daemon, --test and --upgrade go with no verb, or with proxy")
         }

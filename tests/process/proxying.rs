@@ -137,18 +137,38 @@ fn a_client_that_waits_for_100_continue_gets_it_and_then_the_answer() {
 
 #[test]
 fn a_websocket_passes_bytes_both_ways_until_it_ends() {
+    switches_to(
+        "websocket",
+        &[("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ=="), ("Sec-WebSocket-Version", "13")],
+    );
+}
+
+#[test]
+fn another_protocol_passes_too() {
+    switches_to("irc/6.9", &[]);
+}
+
+/// What would follow are requests that no route has seen.
+#[test]
+fn an_upgrade_to_http_2_in_plain_text_does_not_pass() {
     let proxied = Proxied::start(Behaviour::Upgrade);
     let mut client = proxied.daemon.connect();
-    let headers = [
-        ("Connection", "Upgrade"),
-        ("Upgrade", "websocket"),
-        ("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ=="),
-        ("Sec-WebSocket-Version", "13"),
-    ];
+    let headers =
+        [("Connection", "Upgrade, HTTP2-Settings"), ("Upgrade", "h2c"), ("HTTP2-Settings", "AAMAAABk")];
+    assert_eq!(client.request("GET", "/h2c", &headers, b"").unwrap().status, 426);
+    let seen = proxied.origin.saw("/h2c");
+    assert_eq!((seen.header("upgrade"), seen.header("http2-settings")), (None, None));
+}
+
+#[track_caller]
+fn switches_to(protocol: &str, more: &[(&str, &str)]) {
+    let proxied = Proxied::start(Behaviour::Upgrade);
+    let mut client = proxied.daemon.connect();
+    let headers = [&[("Connection", "Upgrade"), ("Upgrade", protocol)], more].concat();
     client.send(head_bytes("GET", "/ws", &headers, 0)).unwrap();
     let (status, head) = client.response_head().unwrap();
     assert_eq!(status, 101);
-    assert!(head.lists("upgrade", "websocket") && head.lists("connection", "upgrade"), "{head:?}");
+    assert!(head.lists("upgrade", protocol) && head.lists("connection", "upgrade"), "{head:?}");
     for message in [&b"\x81\x02hi"[..], &[0, 255, 13, 10, 13, 10], b"GET / HTTP/1.1\r\n\r\n"] {
         client.send(message).unwrap();
         let mut echoed = Vec::new();

@@ -60,7 +60,7 @@ pub enum Behaviour {
     },
     /// Answers with a body of this many bytes of [`crate::pattern`].
     Source(u64),
-    /// Agrees to a WebSocket upgrade, and then sends back every byte it receives.
+    /// Agrees to any upgrade, and then sends back every byte it receives.
     Upgrade,
     /// Answers as the path asks: `/status/404` with that status, `/bytes/100` with that many bytes,
     /// anything else with 200.

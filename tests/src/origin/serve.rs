@@ -175,13 +175,14 @@ fn send_pattern(wire: &mut Wire<Stream>, name: &str, length: u64) -> io::Result<
 }
 
 fn upgrade(wire: &mut Wire<Stream>, name: &str, request: &Head) -> io::Result<After> {
-    if !request.lists("upgrade", "websocket") || !request.lists("connection", "upgrade") {
+    let protocol = request.header("upgrade").filter(|_| request.lists("connection", "upgrade"));
+    let Some(protocol) = protocol else {
         let refusal =
             format!("HTTP/1.1 426 Upgrade Required\r\n{NAME_HEADER}: {name}\r\nContent-Length: 0\r\n\r\n");
         return wire.send(refusal.as_bytes()).map(|()| After::Keep);
-    }
+    };
     let head = format!(
-        "HTTP/1.1 101 Switching Protocols\r\n{NAME_HEADER}: {name}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n"
+        "HTTP/1.1 101 Switching Protocols\r\n{NAME_HEADER}: {name}\r\nUpgrade: {protocol}\r\nConnection: Upgrade\r\n\r\n"
     );
     wire.send(head.as_bytes())?;
     loop {
