@@ -56,6 +56,19 @@ fn nothing_but_the_six_folders_lies_at_the_top() {
 }
 
 #[test]
+fn a_build_without_cmake_says_in_one_line_what_to_install() {
+    let empty = tempfile::tempdir().expect("there is room for a directory");
+    // The stand-in finds its own place with dirname; nothing else is on this machine.
+    std::os::unix::fs::symlink("/usr/bin/dirname", empty.path().join("dirname")).expect("it can be linked");
+    let stand_in = root().join("deploy/cmake");
+    let said =
+        Command::new("/bin/sh").arg(&stand_in).env("PATH", empty.path()).output().expect("there is a shell");
+    let text = String::from_utf8_lossy(&said.stderr);
+    assert_eq!(said.status.code(), Some(127), "{text}");
+    assert!(text.lines().count() == 1 && text.contains("apt-get install -y cmake"), "{text}");
+}
+
+#[test]
 fn every_crate_takes_the_lints_of_the_workspace() {
     for (name, member) in members() {
         let manifest = fs::read_to_string(&member.manifest).expect("a member has a manifest");

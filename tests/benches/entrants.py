@@ -43,7 +43,9 @@ class Entrant:
         if not self.program or not self.version:
             return self.name
         said = subprocess.run([self.program, *self.version], capture_output=True, text=True, timeout=10)
-        found = re.search(r"\d+\.\d+\.\d+", said.stdout + said.stderr)
+        # Envoy begins with its path, which may have another program's version in it.
+        words = [word for word in (said.stdout + said.stderr).split() if not word.startswith("/")]
+        found = re.search(r"\d+\.\d+\.\d+", " ".join(words))
         return f"{self.name} {found.group()}" if found else self.name
 
 

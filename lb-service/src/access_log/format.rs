@@ -341,25 +341,7 @@ mod tests {
 
     /// Nothing is known but that somebody connected.
     fn bare() -> Record<'static> {
-        Record {
-            time: noon(),
-            client: None,
-            listener: "unix:/run/a b",
-            method: None,
-            host: None,
-            path: None,
-            version: None,
-            status: None,
-            bytes_in: 0,
-            bytes_out: 0,
-            duration: Duration::ZERO,
-            pool: None,
-            backend: None,
-            ttfb: None,
-            tries: 0,
-            reused: None,
-            failure: Some("malformed request"),
-        }
+        Record { failure: Some("malformed request"), ..Record::new(noon(), "unix:/run/a b") }
     }
 
     fn text(record: &Record<'_>) -> String {

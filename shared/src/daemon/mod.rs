@@ -7,19 +7,21 @@ mod announce;
 mod services;
 
 use std::io;
+use std::net::{IpAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use lb_service::access_log::{AccessLog, Target, WriterGuard};
 use lb_service::listener::ListenAddress;
+use nix::unistd::Uid;
 use pingora::server::configuration::ServerConf;
 use pingora::server::{RunArgs, Server};
 use pingora::services::ServiceHandle;
 use pingora::services::background::background_service;
 
 use crate::config::Plan;
+use crate::process;
 use crate::process::background::{self, Announcer, Role};
-use crate::process::create_private_dir;
 use crate::process::lifecycle::{Parts, Phase, Signals, Timing};
 use crate::process::limits;
 use crate::process::logging::{self, ErrorLog, LogError};
@@ -48,8 +50,10 @@ pub enum StartError {
     Background(#[source] io::Error),
     #[error(transparent)]
     Log(#[from] LogError),
-    #[error("cannot create the runtime directory: {0}")]
+    #[error("cannot use the runtime directory: {0}")]
     RuntimeDirectory(#[source] io::Error),
+    #[error("cannot connect to backends from {address}: {source}")]
+    Source { address: IpAddr, source: io::Error },
     #[error("cannot open the access log: {0}")]
     AccessLog(#[source] io::Error),
     #[error(transparent)]
@@ -178,6 +182,8 @@ impl Held {
             privileges::enter_directory(directory)?;
         }
         let identity = Identity::resolve(server.user.as_deref(), server.group.as_deref())?;
+        check_sources(plan)?;
+        take_runtime_dir(plan, identity.as_ref())?;
         let (inherited, claim) = if mode.upgrade {
             let user = identity.as_ref().map(Identity::uid);
             let (inherited, claim) = upgrade::take(&server.upgrade_sock, user, upgrade::PATIENCE)?;
@@ -193,9 +199,8 @@ impl Held {
         let pid_file = pid_path.map(PidFile::acquire).transpose()?;
         let sockets = Sockets::adopt(inherited, &endpoints(plan))?;
         if let Some(identity) = &identity {
-            create_private_dir(&server.runtime_directory).map_err(StartError::RuntimeDirectory)?;
-            for path in [Some(&server.runtime_directory), server.error_log.as_ref(), access_log_file(plan)] {
-                path.map_or(Ok(()), |path| identity.own(path))?;
+            for path in [server.error_log.as_ref(), access_log_file(plan)].into_iter().flatten() {
+                identity.own(path)?;
             }
             sockets.give_files_to(identity)?;
             identity.assume()?;
@@ -234,6 +239,7 @@ pub fn preflight(plan: &Plan, upgrade: bool) -> Result<(), StartError> {
     if let Some(identity) = Identity::resolve(server.user.as_deref(), server.group.as_deref())? {
         identity.check()?;
     }
+    check_sources(plan)?;
     upgrade::check_path(&server.upgrade_sock)?;
     AccessLog::open(plan.access_log.clone()).map(drop).map_err(StartError::AccessLog)?;
     if upgrade {
@@ -243,6 +249,26 @@ pub fn preflight(plan: &Plan, upgrade: bool) -> Result<(), StartError> {
     server.pid_file.as_deref().map_or(Ok(()), PidFile::probe)?;
     Sockets::bind(&endpoints(plan))?;
     Ok(())
+}
+
+/// The addresses to connect from must be this machine's, or no connection to a backend could be made.
+fn check_sources(plan: &Plan) -> Result<(), StartError> {
+    let (v4, v6) = (&plan.server.client_bind_to_ipv4, &plan.server.client_bind_to_ipv6);
+    let addresses = v4.iter().copied().map(IpAddr::from).chain(v6.iter().copied().map(IpAddr::from));
+    addresses.into_iter().try_for_each(|address| {
+        TcpListener::bind((address, 0)).map(drop).map_err(|source| StartError::Source { address, source })
+    })
+}
+
+/// Makes the directory of files whose paths are not given, if there is one.
+fn take_runtime_dir(plan: &Plan, identity: Option<&Identity>) -> Result<(), StartError> {
+    let server = &plan.server;
+    let mut files = [Some(&server.upgrade_sock), server.pid_file.as_ref()].into_iter().flatten();
+    if !files.any(|file| file.parent() == Some(&server.runtime_directory)) {
+        return Ok(());
+    }
+    let owner = identity.map_or_else(Uid::effective, Identity::uid);
+    process::take_runtime_dir(&server.runtime_directory, owner).map_err(StartError::RuntimeDirectory)
 }
 
 fn access_log_file(plan: &Plan) -> Option<&PathBuf> {
