@@ -182,7 +182,6 @@ impl Held {
             privileges::enter_directory(directory)?;
         }
         let identity = Identity::resolve(server.user.as_deref(), server.group.as_deref())?;
-        check_sources(plan)?;
         take_runtime_dir(plan, identity.as_ref())?;
         let (inherited, claim) = if mode.upgrade {
             let user = identity.as_ref().map(Identity::uid);
@@ -251,7 +250,8 @@ pub fn preflight(plan: &Plan, upgrade: bool) -> Result<(), StartError> {
     Ok(())
 }
 
-/// The addresses to connect from must be this machine's, or no connection to a backend could be made.
+/// The addresses to connect from must be this machine's, or no connection to a backend can be made. A start does not insist:
+/// an address that moves between machines may come later.
 fn check_sources(plan: &Plan) -> Result<(), StartError> {
     let (v4, v6) = (&plan.server.client_bind_to_ipv4, &plan.server.client_bind_to_ipv6);
     let addresses = v4.iter().copied().map(IpAddr::from).chain(v6.iter().copied().map(IpAddr::from));
