@@ -1,7 +1,7 @@
 //! The composition root: from a plan to a process that serves, and to its end.
 //!
 //! [`serve`] follows the order of events that [`crate::process`] describes. The three services are put together in
-//! [`services`]: each pool is one `Arc<LoadBalancer<Policy>>` that the proxy, the prober and the metrics hold.
+//! [`Services::compose`]: each pool is one `Arc<LoadBalancer<Policy>>` that the proxy, the prober and the metrics hold.
 
 mod announce;
 mod services;
