@@ -5,6 +5,7 @@
 //! that a full accept queue or a broken firewall cannot hide behind a connection from better days. One timeout covers
 //! the whole check, whatever it is waiting for.
 
+mod grpc;
 mod http;
 mod tcp;
 
@@ -21,6 +22,9 @@ use pingora::{BError, ErrorType};
 use thiserror::Error;
 
 use crate::settings::{CheckKind, Settings};
+
+/// What a backend finds in its log.
+const USER_AGENT: &str = "load_balancer-health";
 
 /// Checks the backends of one pool.
 pub struct Checker {
@@ -47,6 +51,15 @@ pub enum CheckError {
     /// The backend closed the connection in mid-answer.
     #[error("connection closed before the end of the answer")]
     Closed,
+    /// The backend closed the connection before it said anything in HTTP/2.
+    #[error("connection closed without a word of HTTP/2")]
+    ClosedAtOnce,
+    /// The backend speaks another protocol than HTTP/2.
+    #[error("the backend does not speak HTTP/2")]
+    NotHttp2,
+    /// The backend ended the stream or the connection, or broke the rules of HTTP/2.
+    #[error("HTTP/2: {0}")]
+    Http2(String),
     /// The answer is not HTTP.
     #[error("answer is not valid HTTP")]
     NotHttp,
@@ -61,6 +74,24 @@ pub enum CheckError {
     /// The body lacks the expected text.
     #[error("body does not contain {0:?}")]
     Body(String),
+    /// The answer is HTTP/2, but not the answer of a gRPC health service.
+    #[error("answer is not valid gRPC")]
+    NotGrpc,
+    /// The backend speaks gRPC, but has no health service.
+    #[error("no gRPC health service there (unimplemented)")]
+    NoHealthService,
+    /// The health service does not know this service; the name is empty for the server as a whole.
+    #[error("{}", unknown_service(.0))]
+    UnknownService(String),
+    /// The health service says that the service does not serve.
+    #[error("not serving")]
+    NotServing,
+    /// The health service does not know whether the service serves.
+    #[error("the backend does not know whether it serves (status UNKNOWN)")]
+    ServingUnknown,
+    /// The call failed with this gRPC status.
+    #[error("gRPC status {0}")]
+    Grpc(String),
     /// Anything else, in Pingora's words.
     #[error("{0}")]
     Other(String),
@@ -78,7 +109,7 @@ pub(crate) trait Check: Send + Sync {
 impl Checker {
     /// A checker that connects like `peer`, whose address is only a placeholder.
     pub fn new(connector: Arc<TransportConnector>, peer: HttpPeer, settings: Settings) -> Self {
-        let peer = template(peer);
+        let peer = template(peer, &settings.kind);
         Self { connector, peer, settings }
     }
 
@@ -99,6 +130,7 @@ impl Checker {
             CheckKind::None => Ok(()),
             CheckKind::Tcp => tcp::check(&self.connector, &peer).await,
             CheckKind::Http(check) => http::check(&self.connector, &peer, check).await,
+            CheckKind::Grpc(check) => grpc::check(&self.connector, &peer, check).await,
         }
     }
 
@@ -119,16 +151,26 @@ impl Check for Checker {
     }
 }
 
-/// The peer as checks use it: without timeouts of its own, since a check has one for the whole, and without HTTP/2,
-/// which checks do not speak.
-fn template(mut peer: HttpPeer) -> HttpPeer {
+/// The peer as checks use it: without timeouts of its own, since a check has one for the whole, and with the version of
+/// HTTP that the check speaks.
+fn template(mut peer: HttpPeer, kind: &CheckKind) -> HttpPeer {
     let options = &mut peer.options;
     options.connection_timeout = None;
     options.total_connection_timeout = None;
     options.read_timeout = None;
     options.write_timeout = None;
-    options.alpn = ALPN::H1;
+    options.alpn = if matches!(kind, CheckKind::Grpc(_)) { ALPN::H2 } else { ALPN::H1 };
     peer
+}
+
+/// Whom a request is for: the configured host, else the SNI, else the address.
+fn authority(host: Option<&str>, peer: &HttpPeer) -> String {
+    match (host, &peer._address) {
+        (Some(host), _) => host.to_owned(),
+        (None, _) if !peer.sni.is_empty() => peer.sni.clone(),
+        (None, SocketAddr::Inet(address)) => address.to_string(),
+        (None, SocketAddr::Unix(_)) => "localhost".to_owned(),
+    }
 }
 
 // === impl CheckError ===
@@ -168,4 +210,27 @@ fn tls_cause(error: &pingora::Error) -> String {
     let text = context.as_str();
     let text = text.rsplit_once(", SNI: ").map_or(text, |(text, _)| text);
     text.rsplit_once("cause: ").map_or(text, |(_, cause)| cause).trim().to_owned()
+}
+
+fn unknown_service(name: &str) -> String {
+    match name {
+        "" => "there is no status for the server as a whole: name a service".to_owned(),
+        name => format!("the service {name} is not known there"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn authority_of(host: Option<&str>, sni: &str) -> String {
+        authority(host, &HttpPeer::new("10.0.0.1:8080", !sni.is_empty(), sni.to_owned()))
+    }
+
+    #[test]
+    fn the_authority_is_the_configured_host_or_the_sni_or_the_address() {
+        assert_eq!(authority_of(Some("a.example"), "b.example"), "a.example");
+        assert_eq!(authority_of(None, "b.example"), "b.example");
+        assert_eq!(authority_of(None, ""), "10.0.0.1:8080");
+    }
 }

@@ -3,7 +3,8 @@
 //! [`HealthCheckConfig`] is what was written, each value already parsed into a type that cannot hold a bad one.
 //! [`HealthCheckConfig::plan`] turns it into what was meant, [`Settings`]. Rules that span several keys (`timeout` at
 //! most `interval`, no HTTP keys in a check of another type) belong to whoever reads the whole file, since a refusal
-//! there can point at both places; the HTTP keys are `Option`s so that "written" and "left out" can be told apart.
+//! there can point at both places; the keys of one type are `Option`s so that "written" and "left out" can be told
+//! apart.
 
 mod scalar;
 mod values;
@@ -14,15 +15,15 @@ use http::uri::PathAndQuery;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::settings::{CheckKind, HttpCheck, Settings, Thresholds};
+use crate::settings::{CheckKind, GrpcCheck, HttpCheck, Settings, Thresholds};
 pub use values::{CheckCount, CheckMethod, CheckPath, CheckType, DurationText, Percent, StatusRange};
 
 /// How the backends of a pool are checked.
 #[derive(Deserialize, Serialize, JsonSchema, Clone, Debug)]
 #[serde(deny_unknown_fields, default)]
 pub struct HealthCheckConfig {
-    /// What a check does: `tcp` connects (with TLS, where the pool has it), `http` sends a request, `none` turns
-    /// checks off.
+    /// What a check does: `tcp` connects (with TLS, where the pool has it), `http` sends a request, `grpc` asks the
+    /// backend's gRPC health service, `none` turns checks off.
     pub r#type: CheckType,
     /// Time from the start of one check of a backend to the start of its next.
     pub interval: DurationText,
@@ -45,7 +46,8 @@ pub struct HealthCheckConfig {
     /// Method of an HTTP check; default: `GET`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub method: Option<CheckMethod>,
-    /// Host header of an HTTP check; default: the SNI of the pool, else the address of the backend.
+    /// Host header of an HTTP check, authority of a gRPC check; default: the SNI of the pool, else the address of the
+    /// backend.
     #[serde(deserialize_with = "values::host", skip_serializing_if = "Option::is_none")]
     pub host: Option<String>,
     /// Status codes that pass an HTTP check; default: `["200-399"]`.
@@ -56,6 +58,10 @@ pub struct HealthCheckConfig {
     #[serde(deserialize_with = "values::body_text", skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1))]
     pub expect_body: Option<String>,
+    /// Name of the service that a gRPC check asks about; default: the server as a whole.
+    #[serde(deserialize_with = "values::service", skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1))]
+    pub service: Option<String>,
 }
 
 // === impl HealthCheckConfig ===
@@ -76,6 +82,7 @@ impl Default for HealthCheckConfig {
             host: None,
             expect_status: None,
             expect_body: None,
+            service: None,
         }
     }
 }
@@ -107,6 +114,10 @@ impl HealthCheckConfig {
                     .clone()
                     .unwrap_or_else(|| vec![StatusRange::SUCCESS_OR_REDIRECT]),
                 expect_body: self.expect_body.clone(),
+            }),
+            CheckType::Grpc => CheckKind::Grpc(GrpcCheck {
+                service: self.service.clone().unwrap_or_default(),
+                host: self.host.clone(),
             }),
         }
     }
@@ -176,6 +187,15 @@ mod tests {
     }
 
     #[test]
+    fn a_grpc_check_asks_about_a_service_or_the_whole_server() {
+        let settings = parse("type: grpc").expect("valid").plan();
+        assert_eq!(settings.kind, CheckKind::Grpc(GrpcCheck::default()));
+        let settings = parse("type: grpc\nservice: shop.Orders\nhost: a.example").expect("valid").plan();
+        let (service, host) = ("shop.Orders".to_owned(), Some("a.example".to_owned()));
+        assert_eq!(settings.kind, CheckKind::Grpc(GrpcCheck { service, host }));
+    }
+
+    #[test]
     fn none_turns_checks_off() {
         assert_eq!(parse("type: none").expect("valid").plan().kind, CheckKind::None);
     }
@@ -215,8 +235,9 @@ mod tests {
             ("expect_status: [\"+99\"]", "found \"+99\""),
             ("expect_body: \"\"", "every body contains an empty text"),
             ("expect_body: 1", "put it in quotes"),
-            ("type: grpc", "not supported yet"),
-            ("type: icmp", "unknown type of health check \"icmp\": expected tcp, http or none"),
+            ("service: \"\"", "leave the key out to ask about the server as a whole"),
+            ("service: 1", "put it in quotes"),
+            ("type: icmp", "unknown type of health check \"icmp\": expected tcp, http, grpc or none"),
             ("intervall: 5s", "unknown field `intervall`"),
         ] {
             let message = refusal(text);
@@ -242,7 +263,7 @@ mod tests {
         assert_eq!(schema["additionalProperties"], false);
         assert_eq!(schema["properties"]["interval"]["default"], "5s");
         assert_eq!(schema["properties"]["interval"]["type"], "string");
-        assert_eq!(schema["properties"]["type"]["enum"], serde_json::json!(["tcp", "http", "none"]));
+        assert_eq!(schema["properties"]["type"]["enum"], serde_json::json!(["tcp", "http", "grpc", "none"]));
         assert_eq!(schema["properties"]["rise"]["minimum"], 1);
         assert_eq!(schema["properties"]["jitter"]["maximum"], 100);
     }

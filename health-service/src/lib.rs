@@ -41,6 +41,14 @@
 //!
 //! `examples/prober.rs` is a whole program.
 //!
+//! # What a check does
+//!
+//! [`CheckKind`] says: connect (`Tcp`), send an HTTP/1.1 request and look at the answer (`Http`), or ask the backend's
+//! own health service over HTTP/2 (`Grpc`), by the protocol [`grpc.health.v1`]. Each is done with TLS when the peer has
+//! TLS; without it, `Grpc` takes for granted that the backend speaks HTTP/2 in plain text.
+//!
+//! [`grpc.health.v1`]: https://github.com/grpc/grpc/blob/master/doc/health-checking.md
+//!
 //! # How it works
 //!
 //! 1. A task for each backend checks it (`check`), judges the result (`state`), and sleeps until the next (`schedule`).
@@ -70,6 +78,6 @@ pub use config::{
 pub use metrics::Metrics;
 pub use prober::Prober;
 pub use schedule::{Phase, pause};
-pub use settings::{CheckKind, HttpCheck, Settings, Thresholds};
+pub use settings::{CheckKind, GrpcCheck, HttpCheck, Settings, Thresholds};
 pub use state::{BackendHealth, Change, Outcome};
 pub use verdicts::{Verdict, Verdicts, registry};

@@ -47,6 +47,8 @@ pub enum CheckKind {
     Tcp,
     /// A request is answered as expected.
     Http(HttpCheck),
+    /// The backend's gRPC health service says that it serves.
+    Grpc(GrpcCheck),
 }
 
 /// The request of an HTTP check, and the answer that passes it.
@@ -62,6 +64,15 @@ pub struct HttpCheck {
     pub expect_status: Vec<StatusRange>,
     /// Text that the body must contain, within its first 256 KiB.
     pub expect_body: Option<String>,
+}
+
+/// The question of a gRPC check, by the protocol `grpc.health.v1`. The default asks about the server as a whole.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct GrpcCheck {
+    /// Name of the service that is asked about; empty: the server as a whole.
+    pub service: String,
+    /// Authority of the request; `None`: the peer's SNI, else the address of the backend.
+    pub host: Option<String>,
 }
 
 /// How many checks in a row change the state of a backend.

@@ -14,6 +14,8 @@ pub enum Failure {
     Rejected(Rejection),
     /// The backend that it was sent to last failed.
     Upstream(UpstreamError),
+    /// The backend that it was sent to last gave an answer that was to be made good by another, but there was none.
+    Answer(u16),
     /// The client went away, or broke the connection.
     ClientGone,
     /// The client took too long to send its request.
@@ -48,7 +50,8 @@ impl Failure {
     pub fn status(self) -> u16 {
         match self {
             Self::Rejected(Rejection::NoRoute) => 404,
-            Self::Rejected(Rejection::NoBackend) => 503,
+            Self::Rejected(Rejection::NoBackend | Rejection::QueueFull | Rejection::QueueTimeout) => 503,
+            Self::Answer(status) => status,
             Self::Upstream(UpstreamError::Timeout) => 504,
             Self::Upstream(_) => 502,
             Self::ClientGone => CLIENT_CLOSED_REQUEST,
@@ -63,11 +66,17 @@ impl Failure {
         StatusCode::from_u16(self.status()).ok().filter(|_| self != Self::ClientGone)
     }
 
+    /// When a client may come again, in seconds, if that is soon.
+    pub fn retry_after(self) -> Option<u32> {
+        matches!(self, Self::Rejected(Rejection::QueueFull | Rejection::QueueTimeout)).then_some(1)
+    }
+
     /// The word for it in the access log.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Rejected(rejection) => rejection.as_str(),
             Self::Upstream(error) => error.as_str(),
+            Self::Answer(_) => "answer",
             Self::ClientGone => "client_gone",
             Self::ClientTimeout => "client_timeout",
             Self::BadRequest => "bad_request",

@@ -100,6 +100,15 @@ pub fn decide(downstream: &Downstream<'_>, sent: &HeaderMap, trusted: &TrustedPr
     }
 }
 
+/// Whether the client speaks TLS: to us, or to a trusted proxy that says so.
+pub fn is_https(downstream: &Downstream<'_>, sent: &HeaderMap, trusted: &TrustedProxies) -> bool {
+    let is_trusted = || downstream.peer.is_some_and(|peer| trusted.trusts(peer));
+    match sent.get(X_FORWARDED_PROTO) {
+        Some(proto) if is_trusted() => proto.as_bytes().eq_ignore_ascii_case(b"https"),
+        _ => downstream.scheme == Scheme::Https,
+    }
+}
+
 /// The client's address as far as trusted proxies tell: the rightmost address in `X-Forwarded-For` that is
 /// not one of theirs (nginx: `real_ip_recursive on`).
 ///

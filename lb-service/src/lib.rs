@@ -20,6 +20,7 @@
 //! Pingora server of its own, and [`policy::Policy`] works in any Pingora program.
 
 pub mod access_log;
+pub mod clock;
 pub mod config;
 pub mod failure;
 pub mod forwarded;
@@ -27,10 +28,12 @@ pub mod frontend;
 pub mod hop_by_hop;
 pub mod listener;
 pub mod metrics;
+mod patience;
 pub mod plan;
 pub mod policy;
 pub mod pool;
 pub mod proxy;
+mod request;
 pub mod route;
 pub mod service;
 pub mod stats;

@@ -4,6 +4,7 @@
 //! `Collector` of our own. It reads at scrape time; the request path only adds to atomics.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType};
@@ -89,11 +90,36 @@ const UPSTREAM_ERRORS: Family = Family {
 };
 const RETRIES: Family = Family {
     name: "lb_upstream_retries_total",
-    help: "Requests sent to another backend because a connection could not be made.",
+    help: "Requests sent to another backend because one had failed them.",
+    labels: &["pool"],
+};
+const RETRIES_DENIED: Family = Family {
+    name: "lb_upstream_retries_denied_total",
+    help: "Requests not sent to another backend because the budget for that was used up.",
+    labels: &["pool"],
+};
+const QUEUE_LENGTH: Family = Family {
+    name: "lb_upstream_queue_length",
+    help: "Requests that wait for a backend with room.",
+    labels: &["pool"],
+};
+const EJECTIONS: Family = Family {
+    name: "lb_backend_ejections_total",
+    help: "How often a backend was left out for a while because it failed requests.",
+    labels: &["pool", "backend"],
+};
+const PANIC: Family = Family {
+    name: "lb_pool_panic",
+    help: "Whether so few backends are available that all are used.",
+    labels: &["pool"],
+};
+const HASH_KEYS_MISSING: Family = Family {
+    name: "lb_hash_keys_missing_total",
+    help: "Requests without what the pool hashes on, which took turns instead.",
     labels: &["pool"],
 };
 
-const FAMILIES: [&Family; 14] = [
+const FAMILIES: [&Family; 19] = [
     &REQUESTS,
     &REQUEST_DURATION,
     &REQUEST_BYTES,
@@ -108,6 +134,11 @@ const FAMILIES: [&Family; 14] = [
     &UPSTREAM_CONNECTIONS,
     &UPSTREAM_ERRORS,
     &RETRIES,
+    &RETRIES_DENIED,
+    &QUEUE_LENGTH,
+    &EJECTIONS,
+    &PANIC,
+    &HASH_KEYS_MISSING,
 ];
 
 // === impl Metrics ===
@@ -177,10 +208,24 @@ impl Metrics {
                 self.backends().map(|(pool, b)| (vec![pool, &*b.label], b.time_to_first_byte.snapshot())),
             ),
             UPSTREAM_IN_FLIGHT
-                .gauge(self.backends().map(|(pool, b)| (vec![pool, &*b.label], b.in_flight.get()))),
+                .gauge(self.backends().map(|(pool, b)| (vec![pool, &*b.label], b.load.in_flight()))),
             UPSTREAM_CONNECTIONS.counter(connections),
             UPSTREAM_ERRORS.counter(errors),
-            RETRIES.counter(self.pools().map(|pool| (vec![&*pool.name], pool.retries.get()))),
+            EJECTIONS.counter(self.backends().map(|(pool, b)| (vec![pool, &*b.label], b.ejections()))),
+        ]
+    }
+
+    fn pool_families(&self) -> Vec<MetricFamily> {
+        let now = Instant::now();
+        let each = |read: &dyn Fn(&Pool) -> u64| {
+            self.pools().map(|pool| (vec![&*pool.name], read(pool))).collect::<Vec<_>>()
+        };
+        vec![
+            RETRIES.counter(each(&|pool| pool.retries.get())),
+            RETRIES_DENIED.counter(each(&|pool| pool.retries_denied.get())),
+            QUEUE_LENGTH.gauge(each(&|pool| pool.queue.len())),
+            PANIC.gauge(each(&|pool| pool.availability(now).panic.into())),
+            HASH_KEYS_MISSING.counter(each(&|pool| pool.keys_missing.get())),
         ]
     }
 
@@ -211,7 +256,12 @@ impl Collector for Metrics {
     }
 
     fn collect(&self) -> Vec<MetricFamily> {
-        let families = [self.listener_families(), self.request_families(), self.upstream_families()];
+        let families = [
+            self.listener_families(),
+            self.request_families(),
+            self.upstream_families(),
+            self.pool_families(),
+        ];
         families.into_iter().flatten().filter(|family| !family.get_metric().is_empty()).collect()
     }
 }

@@ -1,31 +1,34 @@
 //! One request, from its head to its log line, as Pingora's callbacks tell it.
 //!
-//! Each callback is a few lines that call what decides: [`crate::route`], [`crate::pool`], [`crate::forwarded`],
+//! Each callback is a few lines that call what decides: [`crate::request`], [`crate::pool`], [`crate::forwarded`],
 //! [`crate::failure`]. Nothing is decided here.
 
 use std::any::Any;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::Duration;
 
 use async_trait::async_trait;
-use http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST, TRANSFER_ENCODING, UPGRADE};
+use http::header::{
+    CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST, RETRY_AFTER, SET_COOKIE, TRANSFER_ENCODING, UPGRADE,
+};
 use http::{StatusCode, Version};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::protocols::Digest;
 use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use pingora::upstreams::peer::HttpPeer;
-use pingora::{Error, ErrorType, Result};
+use pingora::{Error, ErrorType, Result, RetryType};
 
 use crate::access_log::{AccessLog, Record};
 use crate::failure::{self, Failure};
 use crate::forwarded::{self, Downstream, Scheme, client_ip};
 use crate::frontend::IDLE;
 use crate::hop_by_hop;
+use crate::patience::unless_client_leaves;
 use crate::plan::Plan;
-use crate::pool::{Attempt, Pool, PoolId, Tried, UpstreamError};
-use crate::route::RequestView;
+use crate::pool::{Attempt, Unplaced, UpstreamError, Waiter};
+use crate::request::{RequestContext, Sent, host};
 use crate::traffic::{Connection, Rejection, Traffic};
 
 /// Pingora's callbacks for our requests.
@@ -34,19 +37,6 @@ pub struct Proxy {
     traffic: Arc<Traffic>,
     /// By listener.
     access_logs: Box<[AccessLog]>,
-}
-
-/// What one request carries with it.
-pub struct RequestContext {
-    plan: Arc<Plan>,
-    arrived: Instant,
-    arrived_at: SystemTime,
-    connection: Option<Arc<Connection>>,
-    pool: Option<PoolId>,
-    attempt: Option<Attempt>,
-    tries: u32,
-    tried: Tried,
-    failure: Option<Failure>,
 }
 
 /// A client that reads nothing for this long is given up.
@@ -70,6 +60,52 @@ impl Proxy {
         } else if session.get_keepalive() == PINGORA_KEEPS_FOR_EVER {
             session.set_keepalive(Some(IDLE.as_secs()));
         }
+    }
+
+    /// Gives the request to a backend, at once or after it has waited for one.
+    async fn place(&self, session: &mut Session, ctx: &mut RequestContext) -> Result<()> {
+        let Some(pool) = ctx.pool().cloned() else {
+            return Err(ctx.fail(Failure::Internal));
+        };
+        // Whoever came before and waits has precedence.
+        if !ctx.may_queue() || pool.queue.is_empty() {
+            match ctx.place(session.req_header(), peer(session)) {
+                Ok(()) => return Ok(()),
+                Err(Unplaced::Full) if ctx.may_queue() => {}
+                Err(_) => return Err(ctx.unplaced()),
+            }
+        }
+        let Ok(waiter) = pool.queue.join() else {
+            return Err(ctx.fail(Failure::Rejected(Rejection::QueueFull)));
+        };
+        self.queue(session, ctx, waiter, pool.queue_timeout).await
+    }
+
+    async fn queue(
+        &self,
+        session: &mut Session,
+        ctx: &mut RequestContext,
+        mut waiter: Waiter,
+        timeout: Duration,
+    ) -> Result<()> {
+        let deadline = tokio::time::Instant::now() + timeout;
+        loop {
+            let turn = tokio::time::timeout_at(deadline, waiter.turn());
+            match wait(session, ctx, turn).await? {
+                Ok(()) => {}
+                Err(_elapsed) => return Err(ctx.fail(Failure::Rejected(Rejection::QueueTimeout))),
+            }
+            match ctx.place(session.req_header(), peer(session)) {
+                Ok(()) => return Ok(()),
+                Err(Unplaced::Full) => {}
+                Err(Unplaced::Nobody) => return Err(ctx.unplaced()),
+            }
+        }
+    }
+
+    /// Whether the client speaks TLS, to us or to a proxy that we trust.
+    fn is_secure(&self, session: &Session) -> bool {
+        forwarded::is_https(&downstream(session), &session.req_header().headers, &self.plan.trusted_proxies)
     }
 
     fn count(&self, session: &Session, ctx: &RequestContext, status: u16, duration: Duration) {
@@ -109,6 +145,8 @@ impl Proxy {
             backend: attempt.map(|attempt| &*attempt.backend.label),
             ttfb: attempt.and_then(Attempt::time_to_first_byte),
             tries: ctx.tries,
+            tried: ctx.tried.iter().map(|(backend, how)| (&*backend.label, how.word())).collect(),
+            passed_over: ctx.passed.iter().map(|(b, why)| (&*b.label, why.as_str().into())).collect(),
             reused: attempt.and_then(|attempt| attempt.reused),
             failure: ctx.failure.map(Failure::as_str),
         });
@@ -149,34 +187,35 @@ impl ProxyHttp for Proxy {
     }
 
     async fn request_filter(&self, session: &mut Session, ctx: &mut RequestContext) -> Result<bool> {
-        ctx.pool = ctx.route(session.req_header());
-        match ctx.pool {
+        match ctx.route(session.req_header()) {
             Some(_) => Ok(false),
             None => Err(ctx.fail(Failure::Rejected(Rejection::NoRoute))),
         }
     }
 
-    async fn upstream_peer(&self, _session: &mut Session, ctx: &mut RequestContext) -> Result<Box<HttpPeer>> {
-        ctx.attempt = None;
-        let Some(backend) = ctx.pool().and_then(|pool| pool.pick(&ctx.tried)).cloned() else {
-            let failure = ctx.failure.unwrap_or(Failure::Rejected(Rejection::NoBackend));
-            return Err(ctx.fail(failure));
-        };
-        let peer = Box::new(backend.peer().clone());
-        ctx.tries += 1;
-        ctx.attempt = Some(Attempt::new(backend, Instant::now()));
-        Ok(peer)
+    async fn upstream_peer(&self, session: &mut Session, ctx: &mut RequestContext) -> Result<Box<HttpPeer>> {
+        if let Some(pause) = ctx.end_attempt().filter(|pause| !pause.is_zero()) {
+            wait(session, ctx, tokio::time::sleep(pause)).await?;
+        }
+        self.place(session, ctx).await?;
+        ctx.limit_attempt();
+        let attempt = ctx.attempt.as_ref().expect("it was placed");
+        Ok(Box::new(attempt.backend.peer().clone()))
     }
 
     fn fail_to_connect(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         _peer: &HttpPeer,
         ctx: &mut RequestContext,
         mut error: Box<Error>,
     ) -> Box<Error> {
         log::debug!("connection to a backend failed: {error}");
-        error.set_retry(ctx.connection_failed(error.etype()));
+        let kind = match UpstreamError::of(error.etype()) {
+            UpstreamError::Tls => UpstreamError::Tls,
+            _ => UpstreamError::Connect,
+        };
+        error.set_retry(ctx.broke(kind, sent(session, false)));
         error
     }
 
@@ -202,8 +241,7 @@ impl ProxyHttp for Proxy {
         ctx: &mut RequestContext,
     ) -> Result<()> {
         let sent = &session.req_header().headers;
-        let downstream = Downstream { peer: peer(session), scheme: Scheme::Http, host: sent.get(HOST) };
-        forwarded::decide(&downstream, sent, &ctx.plan.trusted_proxies).apply(request)?;
+        forwarded::decide(&downstream(session), sent, &ctx.plan.trusted_proxies).apply(request)?;
         if let Some(protocol) = hop_by_hop::upgrade(session.req_header()) {
             request.insert_header(CONNECTION, "Upgrade")?;
             request.insert_header(UPGRADE, protocol)?;
@@ -221,12 +259,17 @@ impl ProxyHttp for Proxy {
         ctx: &mut RequestContext,
     ) -> Result<()> {
         hop_by_hop::strip(response);
-        if let Some(attempt) = ctx.attempt.as_mut().filter(|_| is_final(response)) {
-            attempt.answered(response.status.as_u16(), Instant::now());
-            // Whatever went wrong before has been made good.
-            ctx.failure = None;
-            self.limit_keepalive(session, ctx);
+        if !is_final(response) {
+            return Ok(());
         }
+        ctx.unlimit_attempt();
+        if ctx.answered(response, sent(session, false)) {
+            return Error::e_explain(ErrorType::HTTPStatus(response.status.as_u16()), "another backend is tried");
+        }
+        if let Some(cookie) = ctx.set_cookie(self.is_secure(session)) {
+            response.append_header(SET_COOKIE, cookie)?;
+        }
+        self.limit_keepalive(session, ctx);
         Ok(())
     }
 
@@ -255,16 +298,19 @@ impl ProxyHttp for Proxy {
         reused: bool,
     ) -> Box<Error> {
         log::debug!("request failed: {error}");
-        let replayable =
-            session.req_header().method.is_idempotent() && !session.as_ref().retry_buffer_truncated();
-        if replayable {
-            error.retry.decide_reuse(reused);
-        } else {
-            error.set_retry(false);
+        if ctx.take_expired() {
+            error = Error::explain(ErrorType::ReadTimedout, "the attempt took too long").into_up();
         }
-        if !error.retry() {
-            ctx.broke(&error);
-        }
+        let stale = error.retry == RetryType::ReusedOnly && reused;
+        let again = ctx.goes_on()
+            || match Failure::of(&error) {
+                Failure::Upstream(kind) => ctx.broke(kind, sent(session, stale)),
+                failure => {
+                    ctx.failure = Some(failure);
+                    false
+                }
+            };
+        error.set_retry(again);
         error
     }
 
@@ -281,7 +327,7 @@ impl ProxyHttp for Proxy {
             session.set_keepalive(None);
         }
         let can_reuse_downstream = match failure.answer() {
-            Some(status) => answer(session, status).await.unwrap_or(false),
+            Some(status) => answer(session, status, failure.retry_after()).await.unwrap_or(false),
             None => false,
         };
         FailToProxy { error_code: failure.status(), can_reuse_downstream }
@@ -291,7 +337,7 @@ impl ProxyHttp for Proxy {
         if let Some(error) = error {
             ctx.failure.get_or_insert_with(|| Failure::of(error));
         }
-        let (status, duration) = (ctx.status(session), ctx.arrived.elapsed());
+        let (status, duration) = (status(session, ctx), ctx.arrived.elapsed());
         self.count(session, ctx, status, duration);
         self.log(session, ctx, status, duration);
     }
@@ -312,9 +358,31 @@ impl ProxyHttp for Proxy {
     }
 }
 
+/// What the connection itself tells about the client.
+fn downstream(session: &Session) -> Downstream<'_> {
+    Downstream { peer: peer(session), scheme: Scheme::Http, host: session.req_header().headers.get(HOST) }
+}
+
 /// The address that the client connected from; none on a Unix socket.
 fn peer(session: &Session) -> Option<IpAddr> {
     session.client_addr()?.as_inet().map(SocketAddr::ip)
+}
+
+/// Waits, but not longer than the client does.
+async fn wait<T>(session: &mut Session, ctx: &mut RequestContext, done: impl Future<Output = T>) -> Result<T> {
+    let Some(connection) = ctx.connection.clone() else { return Ok(done.await) };
+    let done = unless_client_leaves(session, &connection, done).await;
+    done.ok_or_else(|| ctx.fail(Failure::ClientGone))
+}
+
+/// What a request whose attempt has failed can still expect.
+fn sent(session: &Session, stale: bool) -> Sent {
+    Sent {
+        idempotent: session.req_header().method.is_idempotent(),
+        replayable: !session.as_ref().retry_buffer_truncated(),
+        answered: session.response_written().is_some(),
+        stale,
+    }
 }
 
 /// Whether an answer ends its request, or hands the connection over to another protocol.
@@ -323,95 +391,28 @@ fn is_final(answer: &ResponseHeader) -> bool {
 }
 
 /// Sends an answer of our own; whether the connection can be kept.
-async fn answer(session: &mut Session, status: StatusCode) -> Result<bool> {
+async fn answer(session: &mut Session, status: StatusCode, retry_after: Option<u32>) -> Result<bool> {
     if session.response_written().is_some_and(is_final) {
         return Ok(false);
     }
     let page = failure::page(status);
-    let mut head = ResponseHeader::build(status, Some(4))?;
+    let mut head = ResponseHeader::build(status, Some(5))?;
     head.insert_header(CONTENT_TYPE, "text/plain; charset=utf-8")?;
     head.insert_header(CONTENT_LENGTH, page.len())?;
+    if let Some(seconds) = retry_after {
+        head.insert_header(RETRY_AFTER, seconds)?;
+    }
     session.write_response_header(Box::new(head), false).await?;
     session.write_response_body(Some(page), true).await?;
     Ok(true)
 }
 
-// === impl RequestContext ===
-
-impl RequestContext {
-    fn new(plan: Arc<Plan>) -> Self {
-        Self {
-            plan,
-            arrived: Instant::now(),
-            arrived_at: SystemTime::now(),
-            connection: None,
-            pool: None,
-            attempt: None,
-            tries: 0,
-            tried: Tried::default(),
-            failure: None,
-        }
+/// The status that the client saw, or what stands for it.
+fn status(session: &Session, ctx: &RequestContext) -> u16 {
+    let is_final = |sent: &&ResponseHeader| is_final(sent);
+    match (session.response_written().filter(is_final), ctx.failure) {
+        (Some(sent), _) => sent.status.as_u16(),
+        (None, Some(failure)) => failure.status(),
+        (None, None) => failure::CLIENT_CLOSED_REQUEST,
     }
-
-    fn pool(&self) -> Option<&Arc<Pool>> {
-        self.pool.map(|id| self.plan.pool(id))
-    }
-
-    fn route(&self, request: &RequestHeader) -> Option<PoolId> {
-        let connection = self.connection.as_ref()?;
-        self.plan.routes.find(&RequestView {
-            listener: connection.listener,
-            host: host(request),
-            path: request.uri.path(),
-            method: &request.method,
-            headers: &request.headers,
-        })
-    }
-
-    fn fail(&mut self, failure: Failure) -> Box<Error> {
-        self.failure = Some(failure);
-        Error::explain(ErrorType::HTTPStatus(failure.status()), failure.as_str())
-    }
-
-    /// Whether the request shall go to another backend, now that a connection to this one could not be made.
-    fn connection_failed(&mut self, etype: &ErrorType) -> bool {
-        let Some(attempt) = self.attempt.take() else { return false };
-        let error = match UpstreamError::of(etype) {
-            UpstreamError::Tls => UpstreamError::Tls,
-            _ => UpstreamError::Connect,
-        };
-        attempt.backend.failed(error);
-        self.failure = Some(Failure::Upstream(error));
-        self.tried.insert(attempt.backend.address);
-        let retry = self.pool().is_some_and(|pool| pool.retry_after_failed_connection(&self.tried));
-        if !retry {
-            self.attempt = Some(attempt);
-        }
-        retry
-    }
-
-    /// The request failed after it was, at least in part, sent.
-    fn broke(&mut self, error: &Error) {
-        let failure = Failure::of(error);
-        self.failure = Some(failure);
-        if let (Some(attempt), Failure::Upstream(kind)) = (&self.attempt, failure) {
-            attempt.backend.failed(kind);
-        }
-    }
-
-    /// The status that the client saw, or what stands for it.
-    fn status(&self, session: &Session) -> u16 {
-        let is_final = |sent: &&ResponseHeader| is_final(sent);
-        match (session.response_written().filter(is_final), self.failure) {
-            (Some(sent), _) => sent.status.as_u16(),
-            (None, Some(failure)) => failure.status(),
-            (None, None) => failure::CLIENT_CLOSED_REQUEST,
-        }
-    }
-}
-
-/// The host a request is for: of its target if that is absolute (RFC 9112, 3.2.2), else of its `Host` header.
-fn host(request: &RequestHeader) -> Option<&str> {
-    let of_target = request.uri.authority().map(http::uri::Authority::as_str);
-    of_target.or_else(|| request.headers.get(HOST)?.to_str().ok())
 }

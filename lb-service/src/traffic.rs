@@ -9,6 +9,7 @@ use tokio::sync::watch;
 use crate::failure::Failure;
 use crate::listener::ListenerId;
 use crate::pool::PoolId;
+use crate::patience::Patience;
 use crate::stats::{Codes, Counter, Histogram, Level};
 
 /// Everything the proxy counts about its clients. One per daemon, shared by the listeners.
@@ -53,8 +54,12 @@ pub struct PoolTraffic {
 pub enum Rejection {
     /// No route matches.
     NoRoute,
-    /// The pool has no backend that is ready.
+    /// The pool has no backend that is available.
     NoBackend,
+    /// All backends are full, and no place is left to wait for one.
+    QueueFull,
+    /// It waited for a backend for too long.
+    QueueTimeout,
     /// It is not HTTP as Pingora takes it, or CONNECT.
     Malformed,
 }
@@ -69,6 +74,8 @@ pub struct Connection {
     unseen: AtomicBool,
     /// Whether the request is to be the last.
     last: AtomicBool,
+    /// What its stream is to do while the proxy waits.
+    pub(crate) patience: Patience,
     /// The status of an answer that was not ours, or what stands for one; 0 when there is none.
     refused: AtomicU16,
     traffic: Arc<Traffic>,
@@ -121,6 +128,7 @@ impl Traffic {
             fresh: AtomicBool::new(true),
             unseen: AtomicBool::new(false),
             last: AtomicBool::new(false),
+            patience: Patience::default(),
             refused: AtomicU16::new(0),
             traffic: self.clone(),
         })
@@ -207,13 +215,16 @@ impl ListenerTraffic {
 
 impl Rejection {
     /// All of them, in the order of their discriminants.
-    pub const ALL: [Self; 3] = [Self::NoRoute, Self::NoBackend, Self::Malformed];
+    pub const ALL: [Self; 5] =
+        [Self::NoRoute, Self::NoBackend, Self::QueueFull, Self::QueueTimeout, Self::Malformed];
 
     /// The `reason` label and the word in the access log.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::NoRoute => "no_route",
             Self::NoBackend => "no_backend",
+            Self::QueueFull => "queue_full",
+            Self::QueueTimeout => "queue_timeout",
             Self::Malformed => "malformed",
         }
     }

@@ -1,22 +1,26 @@
-//! A client's stream that notices when Pingora answers a request by itself.
+//! A client's stream that notices when Pingora answers a request by itself, and that waits as [`Patience`] says.
 //!
 //! Pingora refuses what it cannot read as HTTP, and CONNECT, before any callback of the proxy runs, and tells nobody. What is
 //! written before the proxy has seen the request is such an answer.
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::BytesMut;
 use pingora::protocols::raw_connect::ProxyDigest;
 use pingora::protocols::{
     GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, Stream,
     TimingDigest, UniqueID, UniqueIDType,
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Instant, Sleep};
 
+use crate::patience::Patience;
 use crate::traffic::Connection;
 
 /// A stream that looks at what is written before the proxy has seen a request.
@@ -24,7 +28,15 @@ use crate::traffic::Connection;
 pub(crate) struct Watched {
     inner: Stream,
     connection: Arc<Connection>,
+    /// What arrived while nothing was delivered.
+    ahead: BytesMut,
+    /// Wakes the reader at the deadline that it was set to.
+    timer: Option<(Instant, Pin<Box<Sleep>>)>,
 }
+
+/// As much is read ahead; a client that sends more is not seen to leave.
+const MAX_AHEAD: usize = 64 * 1024;
+const AHEAD_STEP: usize = 4096;
 
 /// The status in the first bytes of an HTTP/1 response: `HTTP/1.1 400 Bad Request`.
 fn status(head: &[u8]) -> Option<u16> {
@@ -34,7 +46,45 @@ fn status(head: &[u8]) -> Option<u16> {
 
 impl Watched {
     pub(crate) fn new(inner: Stream, connection: Arc<Connection>) -> Self {
-        Self { inner, connection }
+        Self { inner, connection, ahead: BytesMut::new(), timer: None }
+    }
+
+    fn patience(&self) -> &Patience {
+        &self.connection.patience
+    }
+
+    /// Reads until the end of the stream, and keeps it all.
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut space = [const { MaybeUninit::uninit() }; AHEAD_STEP];
+        while self.ahead.len() < MAX_AHEAD {
+            let mut read = ReadBuf::uninit(&mut space);
+            ready!(Pin::new(&mut self.inner).poll_read(cx, &mut read))?;
+            if read.filled().is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+            self.ahead.extend_from_slice(read.filled());
+        }
+        Poll::Pending
+    }
+
+    fn deliver_ahead(&mut self, buf: &mut ReadBuf<'_>) {
+        let n = self.ahead.len().min(buf.remaining());
+        buf.put_slice(&self.ahead.split_to(n));
+        if self.ahead.is_empty() {
+            self.ahead = BytesMut::new();
+        }
+    }
+
+    /// Whether the deadline has passed; wakes the reader when it does.
+    fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(deadline) = self.patience().deadline() else { return Poll::Pending };
+        if self.timer.as_ref().is_none_or(|(set, _)| *set != deadline) {
+            self.timer = Some((deadline, Box::pin(tokio::time::sleep_until(deadline))));
+        }
+        let (_, timer) = self.timer.as_mut().expect("it was set");
+        ready!(timer.as_mut().poll(cx));
+        self.patience().expire();
+        Poll::Ready(())
     }
 
     fn look_at(&self, written: &[u8]) {
@@ -52,6 +102,16 @@ impl AsyncRead for Watched {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if self.patience().is_held() {
+            return self.poll_end(cx);
+        }
+        if self.poll_deadline(cx).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        if !self.ahead.is_empty() {
+            self.deliver_ahead(buf);
+            return Poll::Ready(Ok(()));
+        }
         Pin::new(&mut self.inner).poll_read(cx, buf)
     }
 }

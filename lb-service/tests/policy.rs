@@ -8,6 +8,8 @@ use std::thread;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use lb_service::clock::Clock;
+use lb_service::policy::{Algorithm, Load};
 use lb_service::{Policy, PolicyConfig};
 use pingora::lb::discovery::ServiceDiscovery;
 use pingora::lb::{Backend, Backends, LoadBalancer, LoadBalancerGroup};
@@ -39,10 +41,17 @@ impl Membership {
 
 /// A balancer and the set it takes its backends from.
 async fn balancer(members: &[(&str, usize)]) -> (LoadBalancer<Policy>, Membership) {
+    balancer_with(PolicyConfig::default(), members).await
+}
+
+async fn balancer_with(
+    config: PolicyConfig,
+    members: &[(&str, usize)],
+) -> (LoadBalancer<Policy>, Membership) {
     let membership = Membership::default();
     membership.set(members);
     let backends = Backends::new(Box::new(membership.clone()));
-    let balancer = LoadBalancer::from_backends_with_config(backends, Some(PolicyConfig::default()));
+    let balancer = LoadBalancer::from_backends_with_config(backends, Some(config));
     balancer.update().await.unwrap();
     (balancer, membership)
 }
@@ -166,4 +175,98 @@ async fn two_selectors_of_a_group_have_their_own_positions() {
     tokio::time::timeout(Duration::from_secs(10), rebuilt).await.unwrap();
     let pick = |selector| letter(&group.select(selector, b"", 10).unwrap());
     assert_eq!([pick(0), pick(1), pick(0), pick(1)], ['a', 'a', 'b', 'b']);
+}
+
+fn load(config: &PolicyConfig, member: (&str, usize)) -> Arc<Load> {
+    config.load(&member.0.parse().unwrap())
+}
+
+#[tokio::test]
+async fn every_algorithm_follows_its_membership() {
+    for algorithm in Algorithm::ALL {
+        let (balancer, membership) = balancer_with(PolicyConfig::new(algorithm), &[A, B, C]).await;
+        for members in [&[A, B, C][..], &[A, B], &[], &[D], &[("10.0.0.1:1", 7), B, C, D]] {
+            change(&balancer, &membership, members).await;
+            let keys = (0..500).map(|key| format!("key {key}"));
+            let picked: BTreeSet<char> =
+                keys.filter_map(|key| Some(letter(&balancer.select(key.as_bytes(), 10)?))).collect();
+            let expected: BTreeSet<char> =
+                members.iter().map(|(address, _)| letter(&Backend::new(address).unwrap())).collect();
+            assert_eq!(picked, expected, "{algorithm:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn every_algorithm_finds_the_only_backend_that_is_ready() {
+    let members: Vec<String> = (1..=50).map(|last| format!("10.0.0.{last}:1")).collect();
+    let members: Vec<(&str, usize)> = members.iter().map(|address| (address.as_str(), 1)).collect();
+    for algorithm in Algorithm::ALL {
+        let (balancer, _) = balancer_with(PolicyConfig::new(algorithm), &members).await;
+        for (address, weight) in &members[1..] {
+            balancer.backends().set_enable(&Backend::new_with_weight(address, *weight).unwrap(), false);
+        }
+        for key in 0..100 {
+            let found = balancer.select(format!("key {key}").as_bytes(), members.len()).unwrap();
+            assert_eq!(found.addr.to_string(), members[0].0, "{algorithm:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn requests_in_flight_survive_changes_of_membership_and_weight() {
+    let config = PolicyConfig::new(Algorithm::LeastRequest);
+    let (balancer, membership) = balancer_with(config.clone(), &[A, B]).await;
+    let held = [(); 3].map(|()| load(&config, A).enter());
+    assert_eq!(picks(&balancer, 4), "bbbb");
+    change(&balancer, &membership, &[("10.0.0.1:1", 2), B]).await;
+    assert_eq!(picks(&balancer, 4), "bbbb");
+    change(&balancer, &membership, &[B]).await;
+    change(&balancer, &membership, &[A, B]).await;
+    assert_eq!(load(&config, A).in_flight(), 3);
+    assert_eq!(picks(&balancer, 4), "bbbb");
+    drop(held);
+    assert!(picks(&balancer, 2).contains('a'));
+}
+
+#[tokio::test]
+async fn latencies_survive_changes_of_membership_and_weight() {
+    let (clock, _hands) = Clock::manual();
+    let config = PolicyConfig::new(Algorithm::PeakEwma).with_clock(clock.clone());
+    let (balancer, membership) = balancer_with(config.clone(), &[A, B]).await;
+    let a = load(&config, A);
+    a.answered(Duration::from_secs(1), clock.now());
+    for members in [&[("10.0.0.1:1", 2), B][..], &[B], &[A, B, C], &[A, B]] {
+        change(&balancer, &membership, members).await;
+        assert!(!picks(&balancer, 10).contains('a'));
+        assert_eq!(load(&config, A).cost(clock.now()), Duration::from_secs(1));
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_known_of_a_backend_that_was_forgotten() {
+    let config = PolicyConfig::new(Algorithm::PeakEwma);
+    let (balancer, membership) = balancer_with(config.clone(), &[A, B]).await;
+    load(&config, A).answered(Duration::from_secs(1), Clock::system().now());
+    change(&balancer, &membership, &[B]).await;
+    change(&balancer, &membership, &[A, B]).await;
+    assert_eq!(load(&config, A).cost(Clock::system().now()), Duration::from_millis(30));
+}
+
+#[tokio::test]
+async fn requests_may_be_counted_where_they_are_accepted() {
+    let config = PolicyConfig::new(Algorithm::LeastRequest);
+    let (balancer, _) = balancer_with(config.clone(), &[A, B, C]).await;
+    let loads = [A, B, C].map(|member| (member.0, load(&config, member)));
+    let held = Mutex::new(Vec::new());
+    let enter = |backend: &Backend, ready: bool| {
+        let address = backend.addr.to_string();
+        let load = loads.iter().find(|(name, _)| *name == address).map(|(_, load)| load);
+        ready
+            && load.and_then(|load| load.try_enter(2)).map(|guard| held.lock().unwrap().push(guard)).is_some()
+    };
+    assert!((0..6).all(|_| balancer.select_with(b"", 3, enter).is_some()));
+    assert!(balancer.select_with(b"", 3, enter).is_none());
+    held.lock().unwrap().clear();
+    assert!(balancer.select_with(b"", 3, enter).is_some());
 }

@@ -32,6 +32,6 @@ mod readiness;
 
 pub use endpoints::{Endpoints, service};
 pub use info::{ConfigMetrics, build_info};
-pub use pools::{BalancedPool, Member, PoolCollector, PoolView};
+pub use pools::{BackendState, BalancedPool, Member, PoolCollector, PoolView};
 pub use process::ProcessCollector;
 pub use readiness::Readiness;

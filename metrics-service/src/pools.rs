@@ -16,8 +16,8 @@ pub struct Member {
     pub address: String,
     /// The configured weight.
     pub weight: usize,
-    /// Whether it is healthy and enabled, so that requests are sent to it.
-    pub ready: bool,
+    /// What it is at the moment.
+    pub state: BackendState,
 }
 
 /// A pool that can be looked at while others use it.
@@ -39,12 +39,16 @@ pub struct BalancedPool<S: BackendSelection> {
 
 /// The states a backend can be in; in `lb_backend_state` each has a series, and exactly one is 1.
 ///
-/// A Pingora balancer tells ready from not ready, so its backends are up or down.
+/// A bare Pingora balancer tells ready from not ready, so its backends are up or down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum BackendState {
+pub enum BackendState {
+    /// Requests are sent to it.
     Up,
+    /// Its health checks fail.
     Down,
+    /// An operator lets it finish.
     Draining,
+    /// It failed requests, and is left out for a while.
     Ejected,
 }
 
@@ -80,7 +84,7 @@ where
         let members = members.iter().map(|backend| Member {
             address: backend.addr.to_string(),
             weight: backend.weight,
-            ready: backends.ready(backend),
+            state: BackendState::of(backends.ready(backend)),
         });
         merge_addresses(members)
     }
@@ -88,7 +92,7 @@ where
 
 /// To Pingora one address with two weights is two backends. As two series of one name they would
 /// make Prometheus refuse the whole scrape, so they are shown as the one they are: with the sum of
-/// the weights, and ready when either is.
+/// the weights, and up when either is.
 ///
 /// Equal addresses come next to each other, as the set of backends is ordered by address.
 fn merge_addresses(members: impl Iterator<Item = Member>) -> Vec<Member> {
@@ -97,12 +101,23 @@ fn merge_addresses(members: impl Iterator<Item = Member>) -> Vec<Member> {
         match merged.last_mut() {
             Some(last) if last.address == member.address => {
                 last.weight = last.weight.saturating_add(member.weight);
-                last.ready |= member.ready;
+                if member.is_ready() {
+                    last.state = member.state;
+                }
             }
             _ => merged.push(member),
         }
     }
     merged
+}
+
+// === impl Member ===
+
+impl Member {
+    /// Whether requests are sent to it.
+    pub fn is_ready(&self) -> bool {
+        self.state == BackendState::Up
+    }
 }
 
 // === impl BackendState ===
@@ -111,8 +126,9 @@ impl BackendState {
     const ALL: [BackendState; 4] =
         [BackendState::Up, BackendState::Down, BackendState::Draining, BackendState::Ejected];
 
-    fn of(member: &Member) -> Self {
-        if member.ready { BackendState::Up } else { BackendState::Down }
+    /// The state of a backend of which only this is known.
+    pub fn of(ready: bool) -> Self {
+        if ready { BackendState::Up } else { BackendState::Down }
     }
 
     /// The value of the label `state`.
@@ -136,7 +152,7 @@ impl PoolCollector {
             up: Family::new(
                 Kind::Gauge,
                 "lb_backend_up",
-                "Whether the backend is healthy and enabled (1) or not (0).",
+                "Whether requests are sent to the backend (1) or not (0).",
                 &["pool", "backend"],
             ),
             weight: Family::new(
@@ -155,7 +171,7 @@ impl PoolCollector {
     }
 
     fn state_samples(&self, pool: &str, member: &Member) -> impl Iterator<Item = Metric> {
-        let current = BackendState::of(member);
+        let current = member.state;
         BackendState::ALL.into_iter().map(move |state| {
             let labels = [pool, member.address.as_str(), state.label()];
             self.state.sample(&labels, one_if(state == current))
@@ -174,7 +190,7 @@ impl Collector for PoolCollector {
         for pool in &self.pools {
             for member in pool.members() {
                 let labels = [pool.name(), member.address.as_str()];
-                up.push(self.up.sample(&labels, one_if(member.ready)));
+                up.push(self.up.sample(&labels, one_if(member.is_ready())));
                 weight.push(self.weight.sample(&labels, member.weight as f64));
                 state.extend(self.state_samples(pool.name(), &member));
             }
@@ -223,7 +239,7 @@ pub(crate) mod tests {
     }
 
     pub(crate) fn member(address: &str, weight: usize, ready: bool) -> Member {
-        Member { address: address.to_owned(), weight, ready }
+        Member { address: address.to_owned(), weight, state: BackendState::of(ready) }
     }
 
     /// Finds whatever backends the test says there are.
@@ -275,7 +291,7 @@ lb_backend_state{pool="web",backend="[::1]:1",state="down"} 1
 lb_backend_state{pool="web",backend="[::1]:1",state="draining"} 0
 lb_backend_state{pool="web",backend="[::1]:1",state="ejected"} 0
 lb_backend_state{pool="web",backend="[::1]:1",state="up"} 0
-# HELP lb_backend_up Whether the backend is healthy and enabled (1) or not (0).
+# HELP lb_backend_up Whether requests are sent to the backend (1) or not (0).
 # TYPE lb_backend_up gauge
 lb_backend_up{pool="web",backend="127.0.0.1:2"} 1
 lb_backend_up{pool="web",backend="[::1]:1"} 0

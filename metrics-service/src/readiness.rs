@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::pools::PoolView;
+use crate::pools::{Member, PoolView};
 
 /// The conditions behind `/readyz`. Clones share them.
 ///
@@ -50,7 +50,7 @@ impl Readiness {
             reasons.push("starting: the listeners do not accept yet".to_owned());
         }
         for pool in &self.conditions.pools {
-            if !pool.members().iter().any(|member| member.ready) {
+            if !pool.members().iter().any(Member::is_ready) {
                 reasons.push(format!("pool {}: no backend is ready", pool.name()));
             }
         }

@@ -2,14 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use health_service::{CheckKind, Verdict, Verdicts};
 use jiff::Timestamp;
 use lb_service::listener::Listener;
 use lb_service::plan::Plan;
-use lb_service::pool::{Backend, Pool};
+use lb_service::pool::{Backend, Level, Pool, State};
 use lb_service::traffic::Traffic;
+use pingora::protocols::l4::socket::SocketAddr as PingoraAddr;
 use serde::Serialize;
 
 /// Where the status is read from.
@@ -53,20 +54,42 @@ struct ListenerStatus<'a> {
 struct PoolStatus<'a> {
     name: &'a str,
     ready: usize,
+    /// Whether so few backends are available that all are used.
+    panic: bool,
+    /// Whether the backups are used.
+    backups_in_use: bool,
+    requests_in_flight: u64,
+    queue: QueueStatus,
     retries: u64,
+    retries_denied: u64,
     backends: Vec<BackendStatus<'a>>,
+}
+
+#[derive(Serialize)]
+struct QueueStatus {
+    waiting: u64,
+    places: u32,
 }
 
 #[derive(Serialize)]
 struct BackendStatus<'a> {
     address: &'a str,
     weight: usize,
+    #[serde(skip_serializing_if = "is_false")]
+    backup: bool,
     state: &'static str,
     reason: String,
     since: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     checked: Option<String>,
     requests_in_flight: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_requests: Option<u64>,
+    expected_answer_ms: f64,
+    consecutive_failures: u32,
+    ejections: u64,
+    /// How often it was the choice of the policy and was passed over, by reason.
+    passed_over: BTreeMap<&'static str, u64>,
     requests: u64,
     answers: BTreeMap<u16, u64>,
     errors: BTreeMap<&'static str, u64>,
@@ -119,43 +142,50 @@ impl StatusSource {
     }
 
     fn pool<'a>(&self, pool: &'a Pool, health: &PoolHealth) -> PoolStatus<'a> {
-        let members = pool.balancer.backends();
-        let mut backends = Vec::new();
-        let mut ready = 0;
-        for member in members.get_backend().iter() {
-            let is_ready = members.ready(member);
-            ready += usize::from(is_ready);
-            let verdict = health.verdicts.get(&member.addr);
-            let backend = member.addr.as_inet().and_then(|address| pool.backend(*address));
-            backends.extend(
-                backend
-                    .map(|backend| self.backend(backend, member.weight, is_ready, health, verdict.as_ref())),
-            );
+        let now = Instant::now();
+        let availability = pool.availability(now);
+        let backends = pool.backends().iter();
+        PoolStatus {
+            name: &pool.name,
+            ready: backends.clone().filter(|backend| pool.state(backend, now) == State::Up).count(),
+            panic: availability.panic,
+            backups_in_use: availability.level == Level::Backup,
+            requests_in_flight: pool.in_flight(),
+            queue: QueueStatus { waiting: pool.queue.len(), places: pool.queue.places() },
+            retries: pool.retries.get(),
+            retries_denied: pool.retries_denied.get(),
+            backends: backends.map(|backend| self.backend(pool, backend, health, now)).collect(),
         }
-        PoolStatus { name: &pool.name, ready, retries: pool.retries.get(), backends }
     }
 
     fn backend<'a>(
         &self,
+        pool: &Pool,
         backend: &'a Backend,
-        weight: usize,
-        ready: bool,
         health: &PoolHealth,
-        verdict: Option<&Verdict>,
+        now: Instant,
     ) -> BackendStatus<'a> {
-        let unchecked = match health.kind {
-            CheckKind::None => "no health check",
-            _ => "not checked yet",
-        };
+        let verdict = health.verdicts.get(&PingoraAddr::Inet(backend.address));
+        let state = pool.state(backend, now);
         let answers: BTreeMap<_, _> = backend.answers.counted().collect();
         BackendStatus {
             address: &backend.label,
-            weight,
-            state: if ready { "up" } else { "down" },
-            reason: verdict.map_or_else(|| unchecked.into(), |verdict| verdict.reason.clone()),
-            since: rfc3339(verdict.map_or(self.started, |verdict| verdict.since)),
+            weight: backend.weight(),
+            backup: backend.backup,
+            state: state.as_str(),
+            reason: reason(backend, state, &health.kind, verdict.as_ref(), now),
+            since: rfc3339(verdict.as_ref().map_or(self.started, |verdict| verdict.since)),
             checked: verdict.map(|verdict| rfc3339(verdict.checked)),
-            requests_in_flight: backend.in_flight.get(),
+            requests_in_flight: backend.load.in_flight(),
+            max_requests: Some(backend.max_requests).filter(|max| *max < u64::MAX),
+            expected_answer_ms: (backend.load.cost(now).as_secs_f64() * 1e6).round() / 1e3,
+            consecutive_failures: backend.consecutive_failures(),
+            ejections: backend.ejections(),
+            passed_over: backend
+                .passed_over()
+                .filter(|(_, n)| *n > 0)
+                .map(|(why, n)| (why.as_str(), n))
+                .collect(),
             requests: answers.values().sum(),
             answers,
             errors: backend.errors().filter(|(_, n)| *n > 0).map(|(error, n)| (error.as_str(), n)).collect(),
@@ -163,6 +193,31 @@ impl StatusSource {
             connections_reused: backend.connections_reused.get(),
         }
     }
+}
+
+/// Why a backend is what it is.
+fn reason(
+    backend: &Backend,
+    state: State,
+    kind: &CheckKind,
+    verdict: Option<&Verdict>,
+    now: Instant,
+) -> String {
+    match (state, backend.ejected_until(now), verdict) {
+        (State::Ejected, Some(until), _) => {
+            let left = until.saturating_duration_since(now).as_secs_f64();
+            format!("it failed requests; back in {left:.1} s")
+        }
+        (State::Draining, ..) => "it is draining".into(),
+        (_, _, Some(verdict)) => verdict.reason.clone(),
+        (_, _, None) if *kind == CheckKind::None => "no health check".into(),
+        (_, _, None) => "not checked yet".into(),
+    }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 /// UTC with milliseconds, as in the logs.

@@ -7,6 +7,7 @@
 mod access_log;
 mod config;
 mod edges;
+mod grpc_health;
 mod health;
 mod keys;
 mod metrics;

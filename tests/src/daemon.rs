@@ -8,6 +8,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 use std::{env, io};
 
+use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::client::{Failure, Response, get};
@@ -308,6 +309,43 @@ impl View {
         assert_eq!(status, 200, "{head:?}");
         let bytes = answer.rest_of_body(&head).expect("a whole body");
         String::from_utf8(bytes).expect("metrics are UTF-8")
+    }
+
+    /// The status as JSON.
+    ///
+    /// # Panics
+    ///
+    /// Panics when it cannot be read.
+    #[track_caller]
+    pub fn status(&self) -> Value {
+        let answer = self.read("/api/v1/status").expect("the metrics address answers");
+        serde_json::from_slice(&answer.body).expect("the status is JSON")
+    }
+
+    /// What the status says of a pool.
+    ///
+    /// # Panics
+    ///
+    /// Panics when it does not know the pool.
+    #[track_caller]
+    pub fn pool_status(&self, pool: &str) -> Value {
+        let status = self.status();
+        let pools = status["pools"].as_array().into_iter().flatten();
+        let found = pools.into_iter().find(|known| known["name"] == pool).cloned();
+        found.unwrap_or_else(|| panic!("no pool {pool} in {status:#}"))
+    }
+
+    /// What the status says of a backend of a pool.
+    ///
+    /// # Panics
+    ///
+    /// Panics when it does not know them.
+    #[track_caller]
+    pub fn backend_status(&self, pool: &str, backend: SocketAddr) -> Value {
+        let (status, address) = (self.pool_status(pool), backend.to_string());
+        let backends = status["backends"].as_array().into_iter().flatten();
+        let found = backends.into_iter().find(|known| known["address"] == address.as_str()).cloned();
+        found.unwrap_or_else(|| panic!("no backend {address} in {status:#}"))
     }
 
     /// All that it has logged.

@@ -35,4 +35,4 @@ pub use client::{Connection, Response, get};
 pub use daemon::{Background, Daemon, Lab};
 pub use load::LoadGenerator;
 pub use nix::sys::signal::Signal;
-pub use origin::{Answer, Behaviour, Gate, Origin, Unreachable};
+pub use origin::{Answer, Behaviour, Gate, GrpcBehaviour, GrpcOrigin, Origin, Serving, Unreachable};

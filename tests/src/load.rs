@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::client::{Connection, Failure, Response};
 
@@ -35,6 +35,15 @@ pub struct Report {
     pub errors: Vec<String>,
 }
 
+/// What became of one request of a [`burst`].
+#[derive(Debug, Clone)]
+pub struct Outcome {
+    /// The whole answer, or why there is none.
+    pub answer: Result<Response, String>,
+    /// From the request to the end of its answer.
+    pub took: Duration,
+}
+
 struct Shared {
     address: SocketAddr,
     stop: AtomicBool,
@@ -44,6 +53,43 @@ struct Shared {
     announced_closes: AtomicU64,
     errors: Mutex<Vec<String>>,
 }
+
+/// Sends `each` requests without a body from each of so many clients at once, and waits for all answers. No request is sent
+/// twice: whatever becomes of it, its client goes on with the next, over the same connection as long as that lasts.
+///
+/// # Panics
+///
+/// Panics when a client does.
+pub fn burst(address: SocketAddr, method: &'static str, clients: usize, each: usize) -> Vec<Outcome> {
+    let client = move || {
+        let mut connection = None;
+        (0..each).map(|_| one(address, method, &mut connection)).collect::<Vec<_>>()
+    };
+    let clients: Vec<_> = (0..clients).map(|_| thread::spawn(client)).collect();
+    clients.into_iter().flat_map(|client| client.join().expect("a client does not panic")).collect()
+}
+
+fn one(address: SocketAddr, method: &str, connection: &mut Option<Connection>) -> Outcome {
+    let began = Instant::now();
+    let open = connection.take().map_or_else(|| Connection::open(address), Ok);
+    let answer = open.and_then(|mut open| {
+        let answer = open.request(method, "/burst", &[], b"")?;
+        *connection = Some(open).filter(|_| !answer.closes());
+        Ok(answer)
+    });
+    Outcome { answer: answer.map_err(|error| error.to_string()), took: began.elapsed() }
+}
+
+// ===== impl Outcome =====
+
+impl Outcome {
+    /// The status of the answer; 0 when there is none.
+    pub fn status(&self) -> u16 {
+        self.answer.as_ref().map_or(0, |answer| answer.status)
+    }
+}
+
+// ===== impl LoadGenerator =====
 
 impl LoadGenerator {
     /// Starts `keep_alive` threads that reuse their connection and `fresh` threads that make one per request.
@@ -199,6 +245,16 @@ mod tests {
         let before = load.report().failed;
         until(LONG, "refused connections are counted", || load.report().failed > before + 2);
         assert!(load.stop().errors[0].contains("503"));
+    }
+
+    #[test]
+    fn a_burst_tells_what_became_of_each_request() {
+        let origin = Origin::start("one");
+        assert!(burst(origin.address, "GET", 3, 4).iter().all(|outcome| outcome.status() == 200));
+        assert_eq!((origin.requests(), origin.connections()), (12, 3));
+        origin.behave(Behaviour::ResetOnRequest);
+        assert!(burst(origin.address, "POST", 2, 2).iter().all(|outcome| outcome.status() == 0));
+        assert_eq!((origin.requests(), origin.connections()), (16, 7));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
 use crate::daemon::Lab;
@@ -42,19 +42,41 @@ impl Server {
     /// An nginx that answers every request with `name` and a line feed, over TLS when given a certificate.
     #[track_caller]
     pub fn nginx(lab: &Lab, name: &str, tls: Option<Identity>) -> Self {
-        let address = ports::free();
-        let directory = lab.path(&format!("nginx-{name}"));
-        std::fs::create_dir(&directory).expect("the directory of the test is writable");
+        let (address, directory) = (ports::free(), nginx_directory(lab, name));
         let mut listen = format!("listen {address};");
         if let Some((authority, host)) = tls {
             let (certificate, key) = (directory.join("cert.pem"), directory.join("key.pem"));
             authority.certify(&[host]).write(&certificate, &key).expect("the directory is writable");
             listen = format!("listen {address} ssl; ssl_certificate cert.pem; ssl_certificate_key key.pem;");
         }
-        let config = nginx_config(&directory, &listen, name);
-        let path = lab.write(&format!("nginx-{name}/nginx.conf"), &config);
+        let server = format!(
+            "server {{ {listen} add_header X-Origin {name} always;\n\
+             location / {{ default_type text/plain; return 200 \"{name} saw $http_host\\n\"; }}\n\
+             location /missing {{ return 404; }} }}"
+        );
+        Self::nginx_with(lab, &directory, &server, address)
+    }
+
+    /// An nginx that balances over these origins, each with its weight, by `hash KEY consistent`.
+    #[track_caller]
+    pub fn nginx_hashing(lab: &Lab, key: &str, origins: &[(SocketAddr, u32)]) -> Self {
+        let (address, directory) = (ports::free(), nginx_directory(lab, "hashing"));
+        let servers: String =
+            origins.iter().map(|(origin, weight)| format!("server {origin} weight={weight};\n")).collect();
+        let http = format!(
+            "upstream origins {{ hash {key} consistent;\n{servers} }}\n\
+             server {{ listen {address}; location / {{ proxy_pass http://origins; }} }}"
+        );
+        Self::nginx_with(lab, &directory, &http, address)
+    }
+
+    /// An nginx with this inside its section `http`.
+    #[track_caller]
+    fn nginx_with(lab: &Lab, directory: &Path, http: &str, address: SocketAddr) -> Self {
+        let path = directory.join("nginx.conf");
+        std::fs::write(&path, nginx_config(directory, http)).expect("the directory of the test is writable");
         let mut command = Command::new("nginx");
-        command.arg("-p").arg(&directory).arg("-c").arg(path).args(["-e", "stderr"]);
+        command.arg("-p").arg(directory).arg("-c").arg(path).args(["-e", "stderr"]);
         Self::start(lab, "nginx", command, address)
     }
 
@@ -102,7 +124,13 @@ impl Drop for Server {
     }
 }
 
-fn nginx_config(directory: &Path, listen: &str, name: &str) -> String {
+fn nginx_directory(lab: &Lab, name: &str) -> PathBuf {
+    let directory = lab.path(&format!("nginx-{name}"));
+    std::fs::create_dir(&directory).expect("the directory of the test is writable");
+    directory
+}
+
+fn nginx_config(directory: &Path, http: &str) -> String {
     let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
         .iter()
         .map(|kind| format!("{kind}_temp_path {}/{kind};\n", directory.display()))
@@ -110,10 +138,7 @@ fn nginx_config(directory: &Path, listen: &str, name: &str) -> String {
     format!(
         "daemon off; worker_processes 1; pid {}/nginx.pid; error_log stderr;\n\
          events {{ worker_connections 1024; }}\n\
-         http {{\n{temporary}access_log off; keepalive_requests 100000;\n\
-         server {{ {listen} add_header X-Origin {name} always;\n\
-         location / {{ default_type text/plain; return 200 \"{name} saw $http_host\\n\"; }}\n\
-         location /missing {{ return 404; }} }} }}\n",
+         http {{\n{temporary}access_log off; keepalive_requests 100000;\n{http} }}\n",
         directory.display()
     )
 }

@@ -3,17 +3,13 @@
 use pingora::connectors::TransportConnector;
 use pingora::http::RequestHeader;
 use pingora::protocols::http::v1::client::HttpSession;
-use pingora::protocols::l4::socket::SocketAddr;
 use pingora::upstreams::peer::HttpPeer;
 
-use super::CheckError;
+use super::{CheckError, USER_AGENT, authority};
 use crate::settings::HttpCheck;
 
 /// How much of a body is searched for the expected text.
 const LONGEST_BODY: usize = 256 * 1024;
-
-/// What a backend finds in its log.
-const USER_AGENT: &str = "load_balancer-health";
 
 pub(super) async fn check(
     connector: &TransportConnector,
@@ -39,7 +35,7 @@ pub(super) async fn check(
 
 fn request(check: &HttpCheck, peer: &HttpPeer) -> Result<RequestHeader, CheckError> {
     let mut request = RequestHeader::build(check.method.clone(), check.path.as_str().as_bytes(), None)?;
-    request.insert_header("Host", host(check, peer))?;
+    request.insert_header("Host", authority(check.host.as_deref(), peer))?;
     request.insert_header("User-Agent", USER_AGENT)?;
     request.insert_header("Accept", "*/*")?;
     request.insert_header("Connection", "close")?;
@@ -51,15 +47,6 @@ fn request(check: &HttpCheck, peer: &HttpPeer) -> Result<RequestHeader, CheckErr
         request.insert_header("Content-Length", "0")?;
     }
     Ok(request)
-}
-
-fn host(check: &HttpCheck, peer: &HttpPeer) -> String {
-    match (&check.host, &peer._address) {
-        (Some(host), _) => host.clone(),
-        (None, _) if !peer.sni.is_empty() => peer.sni.clone(),
-        (None, SocketAddr::Inet(address)) => address.to_string(),
-        (None, SocketAddr::Unix(_)) => "localhost".to_owned(),
-    }
 }
 
 /// Reads the head of the answer, past interim ones such as 103.
@@ -98,18 +85,6 @@ fn contains(haystack: &[u8], needle: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn host_of(check: &HttpCheck, sni: &str) -> String {
-        host(check, &HttpPeer::new("10.0.0.1:8080", !sni.is_empty(), sni.to_owned()))
-    }
-
-    #[test]
-    fn the_host_is_the_configured_one_or_the_sni_or_the_address() {
-        let named = HttpCheck { host: Some("a.example".to_owned()), ..HttpCheck::default() };
-        assert_eq!(host_of(&named, "b.example"), "a.example");
-        assert_eq!(host_of(&HttpCheck::default(), "b.example"), "b.example");
-        assert_eq!(host_of(&HttpCheck::default(), ""), "10.0.0.1:8080");
-    }
 
     #[test]
     fn a_text_is_found_anywhere() {

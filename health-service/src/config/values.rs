@@ -38,7 +38,7 @@ pub struct CheckMethod(http::Method);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CheckPath(PathAndQuery);
 
-/// The kind of check as written: `tcp`, `http` or `none`.
+/// The kind of check as written: `tcp`, `http`, `grpc` or `none`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum CheckType {
     /// A connection can be made (with the TLS handshake, where the pool speaks TLS).
@@ -46,6 +46,8 @@ pub enum CheckType {
     Tcp,
     /// A request is answered as expected.
     Http,
+    /// The backend's gRPC health service says that it serves.
+    Grpc,
     /// No checks: every backend counts as up.
     None,
 }
@@ -280,16 +282,14 @@ impl FromScalar for CheckPath {
 // === impl CheckType ===
 
 impl FromScalar for CheckType {
-    const EXPECTED: &'static str = "tcp, http or none";
+    const EXPECTED: &'static str = "tcp, http, grpc or none";
 
     fn from_text(text: &str) -> Result<Self, String> {
         match text {
             "tcp" => Ok(Self::Tcp),
             "http" => Ok(Self::Http),
+            "grpc" => Ok(Self::Grpc),
             "none" => Ok(Self::None),
-            "grpc" => {
-                Err("health checks of type grpc are not supported yet: use tcp, http or none".to_owned())
-            }
             _ => Err(format!("unknown type of health check {text:?}: expected {}", Self::EXPECTED)),
         }
     }
@@ -300,6 +300,7 @@ impl fmt::Display for CheckType {
         f.write_str(match self {
             Self::Tcp => "tcp",
             Self::Http => "http",
+            Self::Grpc => "grpc",
             Self::None => "none",
         })
     }
@@ -365,6 +366,30 @@ impl FromScalar for BodyText {
 
 pub(super) fn body_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
     scalar::read(deserializer).map(|BodyText(text)| Some(text))
+}
+
+struct Service(String);
+
+impl FromScalar for Service {
+    const EXPECTED: &'static str = "the name of a gRPC service such as shop.Orders";
+
+    fn from_text(text: &str) -> Result<Self, String> {
+        if text.is_empty() {
+            return Err(format!(
+                "expected {}: leave the key out to ask about the server as a whole",
+                Self::EXPECTED
+            ));
+        }
+        Ok(Self(text.to_owned()))
+    }
+
+    fn from_integer(number: i64) -> Result<Self, String> {
+        Err(format!("expected {}, found the number {number}: put it in quotes", Self::EXPECTED))
+    }
+}
+
+pub(super) fn service<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    scalar::read(deserializer).map(|Service(service)| Some(service))
 }
 
 pub(super) fn status_ranges<'de, D: Deserializer<'de>>(
@@ -447,5 +472,5 @@ leaf!(CheckPath, "HttpPath", |value| value.0.as_str(), {
 });
 leaf!(CheckType, "CheckType", |value| value.to_string(), {
     "type": "string",
-    "enum": ["tcp", "http", "none"]
+    "enum": ["tcp", "http", "grpc", "none"]
 });

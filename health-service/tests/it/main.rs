@@ -1,6 +1,7 @@
 //! The checks and the prober against real sockets on loopback.
 
 mod checks;
+mod grpc;
 mod log_lines;
 mod origin;
 mod prober;

@@ -115,7 +115,7 @@ async fn read_to_end(stream: &mut TcpStream) -> std::io::Result<()> {
 
 async fn read_head(stream: &mut TcpStream) -> std::io::Result<String> {
     let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
+    while !head.windows(4).any(|bytes| bytes == b"\r\n\r\n") {
         if stream.read_buf(&mut head).await? == 0 {
             break;
         }

@@ -13,7 +13,7 @@ use rustls::pki_types::PrivateKeyDer;
 
 use crate::origin::{Manner, Origin, ok};
 
-const NAME: &str = "origin.example";
+pub(crate) const NAME: &str = "origin.example";
 
 /// A TLS server that answers every request with 200; its thread ends with the process.
 struct TlsOrigin {
@@ -23,29 +23,38 @@ struct TlsOrigin {
 
 impl TlsOrigin {
     fn start() -> Self {
-        let made = rcgen::generate_simple_self_signed([NAME.to_owned()]).expect("a valid name");
-        let certificate = made.cert.der().to_vec();
-        let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).expect("a key of a known kind");
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let config = rustls::ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .expect("ring has the default versions")
-            .with_no_client_auth()
-            .with_single_cert(vec![made.cert.der().clone()], key)
-            .expect("key and certificate fit");
+        let (config, certificate) = server_config();
         let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has free ports");
         let address = listener.local_addr().expect("a bound socket has an address");
         std::thread::spawn(move || serve(&listener, &Arc::new(config)));
         Self { address, certificate }
     }
 
-    /// A peer that trusts the certificate of this origin and nobody else's.
     fn peer(&self, sni: &str) -> HttpPeer {
-        let mut peer = HttpPeer::new("0.0.0.0:1", true, sni.to_owned());
-        let ca = [WrappedX509::new(self.certificate.clone(), parse_x509)];
-        peer.options.ca = Some(Arc::new(ca));
-        peer
+        trusting(&self.certificate, sni)
     }
+}
+
+/// A TLS server with a certificate of its own for [`NAME`], and that certificate.
+pub(crate) fn server_config() -> (rustls::ServerConfig, Vec<u8>) {
+    let made = rcgen::generate_simple_self_signed([NAME.to_owned()]).expect("a valid name");
+    let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).expect("a key of a known kind");
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("ring has the default versions")
+        .with_no_client_auth()
+        .with_single_cert(vec![made.cert.der().clone()], key)
+        .expect("key and certificate fit");
+    (config, made.cert.der().to_vec())
+}
+
+/// A peer that trusts this certificate and no other.
+pub(crate) fn trusting(certificate: &[u8], sni: &str) -> HttpPeer {
+    let mut peer = HttpPeer::new("0.0.0.0:1", true, sni.to_owned());
+    let ca = [WrappedX509::new(certificate.to_vec(), parse_x509)];
+    peer.options.ca = Some(Arc::new(ca));
+    peer
 }
 
 fn serve(listener: &TcpListener, config: &Arc<rustls::ServerConfig>) {

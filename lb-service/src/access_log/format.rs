@@ -6,6 +6,7 @@
 //! Numbers and times are put together by hand: a line costs a few hundred nanoseconds, and every request pays
 //! for one.
 
+use std::borrow::Cow;
 use std::io::Write;
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -15,7 +16,7 @@ use super::Record;
 /// Appends a line made for reading:
 ///
 /// ```text
-/// 2026-11-22T12:00:00.123Z 127.0.0.1 "GET example.com/path HTTP/1.1" 200 123B 1.200ms web 10.0.0.1:8080 ttfb=1.000ms tries=1 reused=yes in=0B listener=main reason=-
+/// 2026-11-22T12:00:00.123Z 127.0.0.1 "GET example.com/path HTTP/1.1" 200 123B 1.200ms web 10.0.0.1:8080 ttfb=1.000ms tries=1 reused=yes in=0B listener=main tried=- passed_over=10.0.0.2:8080:down reason=-
 /// ```
 ///
 /// What is absent is `-`. Bytes other than printable ASCII, `"` and `\` are written `\xHH`.
@@ -50,6 +51,10 @@ pub fn format_text(record: &Record<'_>, line: &mut Vec<u8>) {
     push_number(line, record.bytes_in);
     line.extend_from_slice(b"B listener=");
     push_word(line, record.listener);
+    line.extend_from_slice(b" tried=");
+    push_list(line, &record.tried);
+    line.extend_from_slice(b" passed_over=");
+    push_list(line, &record.passed_over);
     line.extend_from_slice(b" reason=");
     push_or_dash(line, record.failure, |line, reason| {
         line.push(b'"');
@@ -62,8 +67,9 @@ pub fn format_text(record: &Record<'_>, line: &mut Vec<u8>) {
 /// Appends a JSON object and a line end.
 ///
 /// Its keys are `time` (RFC 3339, UTC), `client`, `listener`, `method`, `host`, `path`, `protocol`, `status`,
-/// `bytes_in`, `bytes_out`, `duration_ms`, `pool`, `backend`, `ttfb_ms`, `tries`, `reused` and `reason`,
-/// always all of them; what is absent is `null`. Bytes that are not UTF-8 become U+FFFD.
+/// `bytes_in`, `bytes_out`, `duration_ms`, `pool`, `backend`, `ttfb_ms`, `tries`, `reused`, `tried`, `passed_over` and
+/// `reason`, always all of them; what is absent is `null`. `tried` and `passed_over` are objects whose keys are backends.
+/// Bytes that are not UTF-8 become U+FFFD.
 pub fn format_json(record: &Record<'_>, line: &mut Vec<u8>) {
     line.extend_from_slice(b"{\"time\":\"");
     push_time(line, record.time);
@@ -103,9 +109,45 @@ pub fn format_json(record: &Record<'_>, line: &mut Vec<u8>) {
     push_or_null(line, record.reused, |line, reused| {
         line.extend_from_slice(if reused { b"true" } else { b"false" });
     });
+    line.extend_from_slice(b",\"tried\":");
+    push_json_object(line, &record.tried);
+    line.extend_from_slice(b",\"passed_over\":");
+    push_json_object(line, &record.passed_over);
     line.extend_from_slice(b",\"reason\":");
     push_or_null(line, record.failure, |line, reason| push_json_string(line, reason.as_bytes()));
     line.extend_from_slice(b"}\n");
+}
+
+/// `10.0.0.1:80:connect,10.0.0.2:80:503`.
+fn push_list(line: &mut Vec<u8>, pairs: &[(&str, Cow<'static, str>)]) {
+    for (index, (backend, word)) in pairs.iter().enumerate() {
+        if index > 0 {
+            line.push(b',');
+        }
+        push_word(line, backend);
+        line.push(b':');
+        push_word(line, word);
+    }
+    if pairs.is_empty() {
+        line.push(b'-');
+    }
+}
+
+/// `{"10.0.0.1:80":"connect"}`. A backend that comes twice keeps its first word.
+fn push_json_object(line: &mut Vec<u8>, pairs: &[(&str, Cow<'static, str>)]) {
+    if pairs.is_empty() {
+        return line.extend_from_slice(b"null");
+    }
+    for (index, (backend, word)) in pairs.iter().enumerate() {
+        if pairs[..index].iter().any(|(before, _)| before == backend) {
+            continue;
+        }
+        line.push(if index == 0 { b'{' } else { b',' });
+        push_json_string(line, backend.as_bytes());
+        line.push(b':');
+        push_json_string(line, word.as_bytes());
+    }
+    line.push(b'}');
 }
 
 /// `GET example.com/path HTTP/1.1`, to stand between quotes.
@@ -334,6 +376,8 @@ mod tests {
             backend: Some("10.0.0.1:8080"),
             ttfb: Some(Duration::from_millis(1)),
             tries: 1,
+            tried: Vec::new(),
+            passed_over: vec![("10.0.0.2:8080", "down".into())],
             reused: Some(true),
             failure: None,
         }
@@ -368,7 +412,7 @@ mod tests {
         assert_eq!(
             text(&complete()),
             "2026-11-22T12:00:00.123Z 127.0.0.1 \"GET example.com/path HTTP/1.1\" 200 123B 1.200ms web \
-             10.0.0.1:8080 ttfb=1.000ms tries=1 reused=yes in=0B listener=main reason=-\n"
+             10.0.0.1:8080 ttfb=1.000ms tries=1 reused=yes in=0B listener=main tried=- passed_over=10.0.0.2:8080:down reason=-\n"
         );
     }
 
@@ -377,7 +421,7 @@ mod tests {
         assert_eq!(
             text(&bare()),
             "2026-11-22T12:00:00.123Z - \"- -- -\" - 0B 0.000ms - - ttfb=- tries=0 reused=- in=0B \
-             listener=unix:/run/a\\x20b reason=\"malformed request\"\n"
+             listener=unix:/run/a\\x20b tried=- passed_over=- reason=\"malformed request\"\n"
         );
     }
 
@@ -387,7 +431,7 @@ mod tests {
             "time": "2026-11-22T12:00:00.123Z", "client": "127.0.0.1", "listener": "main", "method": "GET",
             "host": "example.com", "path": "/path", "protocol": "HTTP/1.1", "status": 200, "bytes_in": 0,
             "bytes_out": 123, "duration_ms": 1.2, "pool": "web", "backend": "10.0.0.1:8080", "ttfb_ms": 1.0,
-            "tries": 1, "reused": true, "reason": null,
+            "tries": 1, "reused": true, "tried": null, "passed_over": {"10.0.0.2:8080": "down"}, "reason": null,
         });
         assert_eq!(json(&complete()), expected);
     }
@@ -395,9 +439,9 @@ mod tests {
     #[test]
     fn json_of_a_bare_record_has_all_keys() {
         let value = json(&bare());
-        assert_eq!(value.as_object().unwrap().len(), 17);
+        assert_eq!(value.as_object().unwrap().len(), 19);
         for key in
-            ["client", "method", "host", "path", "protocol", "status", "pool", "backend", "ttfb_ms", "reused"]
+            ["client", "method", "host", "path", "status", "pool", "backend", "ttfb_ms", "reused", "tried"]
         {
             assert!(value[key].is_null(), "{key}");
         }

@@ -8,10 +8,12 @@
 mod format;
 mod writer;
 
+use std::borrow::Cow;
 use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
+
 
 pub use format::{format_json, format_text};
 pub use writer::{AccessLog, WriterGuard};
@@ -82,6 +84,10 @@ pub struct Record<'a> {
     pub ttfb: Option<Duration>,
     /// How many backends were tried.
     pub tries: u32,
+    /// Of them, those that failed it, each with how.
+    pub tried: Vec<(&'a str, Cow<'static, str>)>,
+    /// Those that were passed over, each with why.
+    pub passed_over: Vec<(&'a str, Cow<'static, str>)>,
     /// Whether the connection to the backend had been used before; absent when there was none.
     pub reused: Option<bool>,
     /// Why the request failed.
@@ -118,6 +124,8 @@ impl<'a> Record<'a> {
             backend: None,
             ttfb: None,
             tries: 0,
+            tried: Vec::new(),
+            passed_over: Vec::new(),
             reused: None,
             failure: None,
         }

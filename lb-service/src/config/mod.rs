@@ -4,6 +4,11 @@
 //! whoever reads the whole file, since a refusal there can point at all the places. Methods named `plan` turn what
 //! was written into what was meant.
 
+mod backend;
+mod balancing;
+mod number;
+mod pool;
+mod resilience;
 mod text;
 mod values;
 
@@ -13,18 +18,25 @@ use std::marker::PhantomData;
 
 use http::{HeaderName, Method};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::de::{self, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde::de::{self, Deserializer, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize, Serializer};
 
 use crate::access_log;
 use crate::listener::ListenAddress;
-use crate::pool::{BackendSettings, PolicyKind, Timeouts, Weight};
 use crate::route::{HostPattern, PathPattern};
+pub use backend::BackendConfig;
+pub use balancing::{HashOnConfig, PolicyName, StickyConfig};
+pub use number::{Number, Percent, Ratio};
+pub use pool::{LimitsConfig, PoolConfig, TimeoutsConfig, TlsConfig};
+pub use resilience::{GrayConfig, OutlierConfig, RetriesConfig, RetryOnConfig, RetryWord};
 pub use text::{FromText, Text};
 pub use values::{
-    AbsolutePath, AnyDuration, BackendAddress, HeaderText, HostHeader, Name, PositiveDuration, ReadPath,
-    RequestPath, ServerName, TcpAddress,
+    AbsolutePath, AnyDuration, BackendAddress, CookieAge, CookieName, HeaderText, HostHeader, Name,
+    PositiveDuration, QueryName, ReadPath, RequestPath, ServerName, TcpAddress,
 };
+
+/// The largest number of requests, or of anything else that is counted in them.
+pub const MAX_COUNT: u32 = 1_000_000;
 
 /// Where clients connect.
 #[derive(Deserialize, Serialize, JsonSchema, Clone, Debug)]
@@ -35,88 +47,6 @@ pub struct ListenerConfig {
     /// What routes, metrics and the access log call it; default: the address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<Text<Name>>,
-}
-
-/// Backends that serve the same thing, and how they are spoken to.
-//
-// `Check` is the section `health_check`, which another crate owns. Doc comments are shown by editors.
-#[derive(Deserialize, Serialize, JsonSchema, Clone, Debug)]
-#[serde(deny_unknown_fields)]
-pub struct PoolConfig<Check: Default> {
-    /// How the next backend is chosen.
-    #[serde(default)]
-    pub policy: PolicyConfig,
-    /// The backends: `10.0.0.1:8080`, or `{address: 10.0.0.1:8080, weight: 2}`.
-    pub backends: Vec<BackendConfig>,
-    /// TLS to the backends; default: plain HTTP.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub tls: Option<TlsConfig>,
-    /// The `Host` header sent to the backends; default: the client's own.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub host: Option<Text<HostHeader>>,
-    /// How long the backends may take.
-    #[serde(default)]
-    pub timeouts: TimeoutsConfig,
-    /// How the backends are checked.
-    #[serde(default)]
-    pub health_check: Check,
-    /// What happens to a request whose backend cannot be reached.
-    #[serde(default)]
-    pub retries: RetriesConfig,
-}
-
-/// The policies by name.
-#[derive(Deserialize, Serialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[serde(rename_all = "snake_case")]
-#[schemars(inline)]
-pub enum PolicyConfig {
-    /// One backend after the other, each as often as its weight says.
-    #[default]
-    RoundRobin,
-}
-
-/// One backend of a pool.
-#[derive(Clone, Debug)]
-pub struct BackendConfig {
-    /// Where it listens.
-    pub address: Text<BackendAddress>,
-    /// Its share of the traffic.
-    pub weight: Weight,
-}
-
-/// TLS to the backends of a pool.
-#[derive(Deserialize, Serialize, JsonSchema, Clone, Debug)]
-#[serde(deny_unknown_fields)]
-pub struct TlsConfig {
-    /// The name sent in the handshake, which the certificate must be for.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub sni: Option<Text<ServerName>>,
-    /// Whether the certificate is verified.
-    #[serde(default = "yes")]
-    pub verify: bool,
-    /// A PEM file of the authorities to trust instead of the system's.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub ca: Option<Text<ReadPath>>,
-}
-
-/// How long the backends of a pool may take.
-#[derive(Deserialize, Serialize, JsonSchema, Clone, Debug)]
-#[serde(deny_unknown_fields, default)]
-pub struct TimeoutsConfig {
-    /// To make a connection, TLS included.
-    pub connect: Text<PositiveDuration>,
-    /// To the head of the response, and between any two reads or writes after it.
-    pub response: Text<PositiveDuration>,
-    /// A connection that nothing used for this long is closed.
-    pub idle: Text<PositiveDuration>,
-}
-
-/// What happens to a request whose backend cannot be reached.
-#[derive(Deserialize, Serialize, JsonSchema, Clone, Debug)]
-#[serde(deny_unknown_fields, default)]
-pub struct RetriesConfig {
-    /// How many more backends are tried, each at most once.
-    pub attempts: usize,
 }
 
 /// Which pool a request goes to; the first route that matches decides.
@@ -181,150 +111,6 @@ pub enum FormatConfig {
     Text,
     /// One JSON object per line.
     Json,
-}
-
-fn yes() -> bool {
-    true
-}
-
-// === impl PolicyConfig ===
-
-impl PolicyConfig {
-    /// What it means.
-    pub fn plan(self) -> PolicyKind {
-        match self {
-            Self::RoundRobin => PolicyKind::RoundRobin,
-        }
-    }
-}
-
-// === impl BackendConfig ===
-
-impl BackendConfig {
-    /// What it means.
-    pub fn plan(&self) -> BackendSettings {
-        BackendSettings { address: self.address.get().0, weight: self.weight }
-    }
-}
-
-/// The long form of a backend.
-#[derive(Deserialize, Serialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-struct BackendMapping {
-    /// Where it listens.
-    address: Text<BackendAddress>,
-    /// Its share of the traffic relative to the other backends of the pool.
-    #[serde(default)]
-    weight: WeightNumber,
-}
-
-#[derive(Default)]
-struct WeightNumber(Weight);
-
-impl<'de> Deserialize<'de> for BackendConfig {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(BackendVisitor)
-    }
-}
-
-impl Serialize for BackendConfig {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        BackendMapping { address: self.address.clone(), weight: WeightNumber(self.weight) }
-            .serialize(serializer)
-    }
-}
-
-impl JsonSchema for BackendConfig {
-    fn inline_schema() -> bool {
-        true
-    }
-
-    fn schema_name() -> std::borrow::Cow<'static, str> {
-        "Backend".into()
-    }
-
-    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
-        let long = BackendMapping::json_schema(generator);
-        json_schema!({"anyOf": [BackendAddress::schema(), long]})
-    }
-}
-
-struct BackendVisitor;
-
-impl<'de> Visitor<'de> for BackendVisitor {
-    type Value = BackendConfig;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an address such as 10.0.0.1:8080, or {address: 10.0.0.1:8080, weight: 2}")
-    }
-
-    fn visit_str<E: de::Error>(self, text: &str) -> Result<BackendConfig, E> {
-        let address = Text::new(text).map_err(E::custom)?;
-        Ok(BackendConfig { address, weight: Weight::default() })
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<BackendConfig, A::Error> {
-        let backend = BackendMapping::deserialize(de::value::MapAccessDeserializer::new(map))?;
-        Ok(BackendConfig { address: backend.address, weight: backend.weight.0 })
-    }
-}
-
-// === impl WeightNumber ===
-
-impl Serialize for WeightNumber {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        self.0.get().serialize(serializer)
-    }
-}
-
-impl<'de> Deserialize<'de> for WeightNumber {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let number = i64::deserialize(deserializer)?;
-        let weight = u64::try_from(number).ok().and_then(Weight::new);
-        let refusal = || match number {
-            0 => "expected a weight from 1 to 1000, found 0\nremove a backend that is to have no traffic"
-                .to_owned(),
-            _ => format!("expected a weight from 1 to 1000, found {number}"),
-        };
-        weight.map(Self).ok_or_else(|| de::Error::custom(refusal()))
-    }
-}
-
-impl JsonSchema for WeightNumber {
-    fn inline_schema() -> bool {
-        true
-    }
-
-    fn schema_name() -> std::borrow::Cow<'static, str> {
-        "Weight".into()
-    }
-
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({"type": "integer", "minimum": 1, "maximum": 1000})
-    }
-}
-
-// === impl TimeoutsConfig ===
-
-impl Default for TimeoutsConfig {
-    fn default() -> Self {
-        Self { connect: Text::literal("3s"), response: Text::literal("60s"), idle: Text::literal("60s") }
-    }
-}
-
-impl TimeoutsConfig {
-    /// What they mean.
-    pub fn plan(&self) -> Timeouts {
-        Timeouts { connect: self.connect.get().0, response: self.response.get().0, idle: self.idle.get().0 }
-    }
-}
-
-// === impl RetriesConfig ===
-
-impl Default for RetriesConfig {
-    fn default() -> Self {
-        Self { attempts: 1 }
-    }
 }
 
 // === impl MatchConfig ===
@@ -443,31 +229,6 @@ mod tests {
 
     fn json<T: de::DeserializeOwned>(text: &str) -> Result<T, String> {
         serde_json::from_str(text).map_err(|error| error.to_string())
-    }
-
-    #[test]
-    fn the_smallest_pool_has_the_documented_defaults() {
-        let pool: PoolConfig<()> =
-            json(r#"{"backends": ["10.0.0.1:80"], "health_check": null}"#).expect("it is valid");
-        assert_eq!(pool.timeouts.plan(), Timeouts::default());
-        assert_eq!(pool.retries.attempts, 1);
-        assert_eq!(pool.policy.plan(), PolicyKind::RoundRobin);
-        assert!(pool.tls.is_none());
-    }
-
-    #[test]
-    fn backends_have_a_short_and_a_long_form() {
-        let short: BackendConfig = json(r#""10.0.0.1:80""#).expect("it is valid");
-        let long: BackendConfig = json(r#"{"address": "10.0.0.1:80", "weight": 1}"#).expect("it is valid");
-        assert_eq!(short.plan(), long.plan());
-        for weight in ["0", "1001", "-1"] {
-            let text = format!(r#"{{"address": "10.0.0.1:80", "weight": {weight}}}"#);
-            assert!(
-                json::<BackendConfig>(&text).expect_err("refused").contains("from 1 to 1000"),
-                "{weight}"
-            );
-        }
-        assert!(json::<BackendConfig>("7").expect_err("refused").contains("an address such as"));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, Method};
@@ -17,6 +18,8 @@ use crate::route::HostPattern;
 const MAX_UNIX_PATH: usize = 107;
 /// Nothing waits longer than this.
 const MAX_DURATION: Duration = Duration::from_secs(24 * 3600);
+/// Browsers keep no cookie for longer: 400 days.
+const MAX_COOKIE_AGE: Duration = Duration::from_secs(9600 * 3600);
 
 /// The name of a pool or a listener: 1 to 64 letters, digits and `.`, `_`, `-`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -61,6 +64,18 @@ pub struct ReadPath(pub PathBuf);
 /// A value of a request's header that can be typed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HeaderText(pub HeaderValue);
+
+/// The name of a cookie: a token of RFC 6265.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CookieName(pub Arc<str>);
+
+/// How long a client keeps a cookie: whole seconds, at most 400 days.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CookieAge(pub Duration);
+
+/// The name of a query parameter, as it is sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QueryName(pub Arc<str>);
 
 // === names ===
 
@@ -110,23 +125,7 @@ impl FromText for AnyDuration {
     const READS_NUMBERS: bool = true;
 
     fn from_text(text: &str) -> Result<Self, String> {
-        let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-        let (number, unit) = text.split_at(digits);
-        let milliseconds = match unit {
-            "ms" => 1,
-            "s" => 1000,
-            "m" => 60 * 1000,
-            "h" => 3600 * 1000,
-            "" if !number.is_empty() => {
-                return Err(format!("{text:?} has no unit\nwrite {text}s or {text}ms"));
-            }
-            _ => return Err(format!("expected {}, found {text:?}", Self::EXPECTED)),
-        };
-        if number.is_empty() {
-            return Err(format!("expected {}, found {text:?}", Self::EXPECTED));
-        }
-        let count = number.parse::<u64>().ok().and_then(|number| number.checked_mul(milliseconds));
-        match count.map(Duration::from_millis) {
+        match duration(text)? {
             Some(duration) if duration <= MAX_DURATION => Ok(Self(duration)),
             _ => Err(format!("the duration {text} is longer than a day (24h)")),
         }
@@ -135,6 +134,45 @@ impl FromText for AnyDuration {
     fn schema() -> Schema {
         json_schema!({"type": "string", "pattern": "^[0-9]+(ms|s|m|h)$"})
     }
+}
+
+impl FromText for CookieAge {
+    const EXPECTED: &'static str = AnyDuration::EXPECTED;
+    const READS_NUMBERS: bool = true;
+
+    fn from_text(text: &str) -> Result<Self, String> {
+        match duration(text)? {
+            Some(Duration::ZERO) => Err(format!("the duration must be above zero, found {text}")),
+            Some(age) if age.subsec_nanos() > 0 => {
+                Err(format!("the age of a cookie is counted in whole seconds, found {text}"))
+            }
+            Some(age) if age <= MAX_COOKIE_AGE => Ok(Self(age)),
+            _ => Err(format!("no browser keeps a cookie for longer than 400 days (9600h), found {text}")),
+        }
+    }
+
+    fn schema() -> Schema {
+        PositiveDuration::schema()
+    }
+}
+
+/// `None` when it is longer than can be counted.
+fn duration(text: &str) -> Result<Option<Duration>, String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let milliseconds = match unit {
+        _ if number.is_empty() => None,
+        "ms" => Some(1),
+        "s" => Some(1000),
+        "m" => Some(60 * 1000),
+        "h" => Some(3600 * 1000),
+        "" => return Err(format!("{text:?} has no unit\nwrite {text}s or {text}ms")),
+        _ => None,
+    };
+    let milliseconds =
+        milliseconds.ok_or_else(|| format!("expected {}, found {text:?}", AnyDuration::EXPECTED))?;
+    let count = number.parse::<u64>().ok().and_then(|number| number.checked_mul(milliseconds));
+    Ok(count.map(Duration::from_millis))
 }
 
 // === addresses ===
@@ -391,6 +429,46 @@ impl FromText for HeaderText {
     }
 }
 
+impl FromText for CookieName {
+    const EXPECTED: &'static str = "the name of a cookie such as lb_session";
+
+    fn from_text(text: &str) -> Result<Self, String> {
+        let allowed = |c: char| c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(c);
+        if text.is_empty() || text.len() > 128 || !text.chars().all(allowed) {
+            return Err(format!(
+                "{text:?} cannot be the name of a cookie\nuse 1 to 128 letters, digits, `_` and `-`"
+            ));
+        }
+        Ok(Self(text.into()))
+    }
+
+    fn schema() -> Schema {
+        json_schema!({"type": "string", "pattern": "^[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}$"})
+    }
+}
+
+impl FromText for QueryName {
+    const EXPECTED: &'static str = "the name of a query parameter such as id";
+
+    fn from_text(text: &str) -> Result<Self, String> {
+        let allowed = |c: char| c.is_ascii_graphic() && !"&=#\"<>".contains(c);
+        if text.is_empty() {
+            return Err(format!("expected {}, found an empty text", Self::EXPECTED));
+        }
+        if !text.chars().all(allowed) {
+            return Err(format!(
+                "{text:?} has a character that the name of a query parameter cannot have\n\
+                 write it as it is sent: percent-encoded"
+            ));
+        }
+        Ok(Self(text.into()))
+    }
+
+    fn schema() -> Schema {
+        json_schema!({"type": "string", "pattern": "^[^&=#\"<>\\s]+$"})
+    }
+}
+
 // === paths ===
 
 impl FromText for AbsolutePath {
@@ -473,6 +551,29 @@ mod tests {
         assert!(refusal::<AnyDuration>("5").contains("no unit"));
         assert!(refusal::<AnyDuration>("25h").contains("longer than a day"));
         assert!(refusal::<AnyDuration>("99999999999999999999h").contains("longer than a day"));
+    }
+
+    #[test]
+    fn cookies_have_names_that_can_be_sent_and_ages_that_can_be_told() {
+        accepts::<CookieName>(&["lb", "__Host-lb", "a.b"]);
+        for text in ["", "a b", "a=b", "a;b", "ä", "a\"", "a,b"] {
+            assert!(refusal::<CookieName>(text).contains("cannot be the name of a cookie"), "{text}");
+        }
+        accepts::<CookieAge>(&["1s", "1h", "168h", "9600h", "2000ms"]);
+        assert!(refusal::<CookieAge>("0s").contains("above zero"));
+        assert!(refusal::<CookieAge>("1500ms").contains("whole seconds"));
+        assert!(refusal::<CookieAge>("9601h").contains("400 days"));
+        assert!(refusal::<CookieAge>("99999999999999999999h").contains("400 days"));
+        assert!(refusal::<CookieAge>("7d").contains("expected a duration"));
+    }
+
+    #[test]
+    fn query_parameters_are_named_as_they_are_sent() {
+        accepts::<QueryName>(&["id", "a[]", "a%20b", "a?b"]);
+        assert!(refusal::<QueryName>("").contains("empty"));
+        for text in ["a b", "a=b", "a&b", "ä", "#"] {
+            assert!(refusal::<QueryName>(text).contains("percent-encoded"), "{text}");
+        }
     }
 
     #[test]

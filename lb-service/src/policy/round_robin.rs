@@ -19,6 +19,8 @@
 //! is the golden ratio, whose multiples crowd together least. Shares are then exact in the long run: the
 //! error in a count grows with the logarithm of the number of steps only.
 
+use super::weights::scaled;
+
 /// The work of computing one period, in additions, that is done at most: some ten milliseconds.
 const MAX_WORK: usize = 1 << 24;
 
@@ -96,19 +98,14 @@ fn period(weights: &[u32]) -> Box<[u16]> {
     (0..sum).map(|_| step()).collect()
 }
 
-/// Where each backend's piece of the line ends. Weights too large for 64-bit sums lose their lowest bits, but
-/// none becomes 0.
+/// Where each backend's piece of the line ends.
 fn ends(weights: &[usize]) -> Box<[u64]> {
-    let sum: u128 = weights.iter().map(|weight| *weight as u128).sum();
-    let shift = (u128::BITS - sum.leading_zeros()).saturating_sub(u64::BITS - 1);
     let mut end = 0;
-    weights
-        .iter()
-        .map(|weight| {
-            end += ((*weight as u64) >> shift).max(u64::from(*weight > 0));
-            end
-        })
-        .collect()
+    let add = |weight| {
+        end += weight;
+        end
+    };
+    scaled(weights).into_iter().map(add).collect()
 }
 
 /// The backend whose piece holds the point at `fraction / 2^64` of the line. A piece of length 0 holds none.

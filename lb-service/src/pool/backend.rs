@@ -1,16 +1,23 @@
-//! What the proxy knows of one backend: how to connect to it, and what it did so far.
+//! What the proxy knows of one backend: how to connect to it, what it is doing, and what it did so far.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
+use pingora::protocols::l4::socket::SocketAddr as PingoraAddr;
 use pingora::protocols::tls::CaType;
 use pingora::upstreams::peer::HttpPeer;
 use pingora::utils::tls::{WrappedX509, parse_x509};
 
+use super::gray;
+use super::outlier::Record;
+use super::pick::Refusal;
 use super::settings::{BackendSettings, PoolSettings, UpstreamTls};
-use crate::stats::{Codes, Counter, Histogram, Level};
+use super::slow_start::Comeback;
+use crate::policy::{Load, PolicyConfig};
+use crate::stats::{Codes, Counter, Histogram};
 
 /// One backend of one pool.
 #[derive(Debug)]
@@ -19,8 +26,16 @@ pub struct Backend {
     pub address: SocketAddr,
     /// The address as metrics and logs write it.
     pub label: Arc<str>,
-    /// Requests that it is working on.
-    pub in_flight: Level,
+    /// Whether it is used only when no other is available.
+    pub backup: bool,
+    /// The most requests that it is sent at a time; the largest number: no limit.
+    pub max_requests: u64,
+    /// What it is working on, and how quick it is. The policy looks at the same.
+    pub load: Arc<Load>,
+    /// Its failures and ejections.
+    pub(super) record: Record,
+    /// When it came back.
+    pub(super) comeback: Comeback,
     /// Its answers by status.
     pub answers: Codes,
     /// From sending a request to the first byte of its answer.
@@ -29,9 +44,28 @@ pub struct Backend {
     pub connections_new: Counter,
     /// Requests that went over a connection kept alive.
     pub connections_reused: Counter,
+    /// Its times in the current window.
+    pub(super) times: gray::Samples,
+    /// How Pingora knows it.
+    pub(super) identity: pingora::lb::Backend,
+    draining: AtomicBool,
+    passed_over: [Counter; Refusal::ALL.len()],
     /// Failures, by [`UpstreamError`].
     errors: [Counter; UpstreamError::ALL.len()],
     peer: HttpPeer,
+}
+
+/// What a backend is at the moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Requests are sent to it.
+    Up,
+    /// Its health checks fail.
+    Down,
+    /// An operator lets it finish.
+    Draining,
+    /// It failed requests, and is left out for a while.
+    Ejected,
 }
 
 /// How a backend failed a request.
@@ -49,32 +83,83 @@ pub enum UpstreamError {
     Protocol,
 }
 
-/// One request being sent to one backend; it counts as in flight there until this is dropped.
-#[derive(Debug)]
-pub struct Attempt {
-    /// The backend.
-    pub backend: Arc<Backend>,
-    /// Whether the connection was kept alive from an earlier request; unknown until there is one.
-    pub reused: Option<bool>,
-    started: Instant,
-    first_byte: Option<Duration>,
-}
-
 // === impl Backend ===
 
 impl Backend {
-    pub(super) fn new(pool: &PoolSettings, backend: &BackendSettings) -> Self {
+    pub(super) fn new(
+        pool: &PoolSettings,
+        backend: &BackendSettings,
+        policy: &PolicyConfig,
+        now: Instant,
+    ) -> Self {
+        let identity = identity(backend);
         Self {
             address: backend.address,
             label: backend.address.to_string().into(),
-            in_flight: Level::default(),
+            backup: backend.backup,
+            max_requests: backend.max_requests.map_or(u64::MAX, |max| max.get().into()),
+            load: policy.load(&identity.addr),
+            record: Record::new(now),
+            comeback: Comeback::new(now),
             answers: Codes::default(),
             time_to_first_byte: Histogram::default(),
             connections_new: Counter::default(),
             connections_reused: Counter::default(),
+            times: gray::Samples::default(),
+            identity,
+            draining: AtomicBool::new(false),
+            passed_over: Default::default(),
             errors: Default::default(),
             peer: peer(pool, backend.address),
         }
+    }
+
+    /// Its configured share relative to the others.
+    pub fn weight(&self) -> usize {
+        self.identity.weight
+    }
+
+    /// Whether it gets no new sessions.
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_draining(&self, draining: bool) {
+        self.draining.store(draining, Ordering::Relaxed);
+    }
+
+    /// What it is at the moment, given that its health checks say whether it is ready.
+    pub(super) fn state(&self, ready: bool, now: Instant) -> State {
+        match (self.is_draining(), ready) {
+            (true, _) => State::Draining,
+            (false, false) => State::Down,
+            (false, true) if self.record.is_ejected(now) => State::Ejected,
+            (false, true) => State::Up,
+        }
+    }
+
+    /// How often it was ejected.
+    pub fn ejections(&self) -> u64 {
+        self.record.ejections()
+    }
+
+    /// When its ejection ends; none: it is not ejected.
+    pub fn ejected_until(&self, now: Instant) -> Option<Instant> {
+        self.record.ejected_until(now)
+    }
+
+    /// Failures since its latest success, or since its latest ejection.
+    pub fn consecutive_failures(&self) -> u32 {
+        self.record.consecutive_failures()
+    }
+
+    pub(super) fn pass_over(&self, reason: Refusal) {
+        self.passed_over[reason as usize].increment();
+    }
+
+    /// How often it was the policy's choice and was not taken, by reason.
+    pub fn passed_over(&self) -> impl Iterator<Item = (Refusal, u64)> {
+        Refusal::ALL.into_iter().zip(self.passed_over.iter().map(Counter::get))
     }
 
     /// How to connect to it.
@@ -93,6 +178,15 @@ impl Backend {
     }
 }
 
+/// How Pingora knows a backend.
+pub(super) fn identity(backend: &BackendSettings) -> pingora::lb::Backend {
+    pingora::lb::Backend {
+        addr: PingoraAddr::Inet(backend.address),
+        weight: backend.weight.get(),
+        ext: http::Extensions::new(),
+    }
+}
+
 /// How the backends of `pool` are connected to, with the address of one of them.
 ///
 /// Pingora pools idle connections by address, SNI and `group_key`, but not by CA: two pools that trust different
@@ -101,8 +195,9 @@ fn peer(pool: &PoolSettings, address: SocketAddr) -> HttpPeer {
     let sni = pool.tls.as_ref().map(|tls| tls.sni.clone()).unwrap_or_default();
     let mut peer = HttpPeer::new(address, pool.tls.is_some(), sni);
     peer.group_key = group_key(&pool.name);
-    peer.options.connection_timeout = Some(pool.timeouts.connect);
-    peer.options.total_connection_timeout = Some(pool.timeouts.connect);
+    let connect = pool.retries.per_try.map_or(pool.timeouts.connect, |per_try| per_try.min(pool.timeouts.connect));
+    peer.options.connection_timeout = Some(connect);
+    peer.options.total_connection_timeout = Some(connect);
     peer.options.read_timeout = Some(pool.timeouts.response);
     peer.options.write_timeout = Some(pool.timeouts.response);
     peer.options.idle_timeout = Some(pool.timeouts.idle);
@@ -143,41 +238,19 @@ impl UpstreamError {
     }
 }
 
-// === impl Attempt ===
+// === impl State ===
 
-impl Attempt {
-    /// Begins to send a request to `backend`.
-    pub fn new(backend: Arc<Backend>, now: Instant) -> Self {
-        backend.in_flight.enter();
-        Self { backend, reused: None, started: now, first_byte: None }
-    }
+impl State {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Up, Self::Down, Self::Draining, Self::Ejected];
 
-    /// A connection is there.
-    pub fn connected(&mut self, reused: bool) {
-        self.reused = Some(reused);
-        if reused {
-            self.backend.connections_reused.increment();
-        } else {
-            self.backend.connections_new.increment();
+    /// The word for it in status and metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Up => "up",
+            Self::Down => "down",
+            Self::Draining => "draining",
+            Self::Ejected => "ejected",
         }
-    }
-
-    /// The head of the final answer is there.
-    pub fn answered(&mut self, status: u16, now: Instant) {
-        let elapsed = now.saturating_duration_since(self.started);
-        self.first_byte = Some(elapsed);
-        self.backend.answers.increment(status);
-        self.backend.time_to_first_byte.observe(elapsed);
-    }
-
-    /// From the beginning of the attempt to the head of the answer, if that is there.
-    pub fn time_to_first_byte(&self) -> Option<Duration> {
-        self.first_byte
-    }
-}
-
-impl Drop for Attempt {
-    fn drop(&mut self) {
-        self.backend.in_flight.leave();
     }
 }

@@ -1,24 +1,70 @@
-//! A pool: the backends that serve the same thing, and how they are spoken to.
+//! A pool: the backends that serve the same thing, how one of them is picked, and what happens when it fails.
 //!
 //! Who is there and who is ready is in Pingora's [`LoadBalancer`], which the proxy, the prober and the metrics share as
-//! one `Arc`; who is next is in our [`Policy`]. What the proxy itself knows of a backend (counters, how to connect to it)
-//! is in [`Backend`], kept by address beside the selector, because Pingora builds a new selector on every change.
+//! one `Arc`; who is next is in our [`Policy`]. What the proxy itself knows of a backend is in [`Backend`], kept by address
+//! beside the selector, because Pingora builds a new selector on every change.
+//!
+//! ```text
+//! Pool::place                    a request gets a backend, or not                       pick.rs
+//! ├── Sticky                     the backend that a cookie names, if it may be used     sticky.rs
+//! ├── LoadBalancer<Policy>       the others, best first                                 ../policy/
+//! │   └── Pool::refusal          why a candidate is passed over                         pick.rs
+//! │       ├── Availability       backups, panic                                         availability.rs
+//! │       ├── Record             ejected                                                outlier.rs
+//! │       └── Comeback           slow start                                             slow_start.rs
+//! └── Attempt                    one request at one backend, until it is dropped        attempt.rs
+//!     └── Ejector, Gray          what its end says about the backend                    outlier.rs, gray.rs
+//!
+//! Pool::again                    whether a failed request is sent again                 again.rs
+//! └── retry::decide, Budget                                                             retry.rs
+//! Queue                          who waits until a backend has room                     queue.rs
+//! ```
 
+mod again;
+mod attempt;
+mod availability;
 mod backend;
+mod gray;
+mod hash_key;
+mod outlier;
+mod pick;
+mod queue;
+mod retry;
 mod settings;
+mod slow_start;
+mod sticky;
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
+use async_trait::async_trait;
 use http::HeaderValue;
 use pingora::lb::health_check::HealthCheck;
 use pingora::lb::{Backends, HealthRegistry, LoadBalancer, discovery};
 
-pub use backend::{Attempt, Backend, UpstreamError};
-pub use settings::{BackendSettings, PolicyKind, PoolId, PoolSettings, Timeouts, UpstreamTls, Weight};
+pub use again::Again;
+pub use attempt::{Attempt, Outcome};
+pub use availability::{Availability, Level};
+pub use backend::{Backend, State, UpstreamError};
+pub use hash_key::KeySource;
+pub use pick::{Mishap, Passed, Refusal, Tried, Unplaced, Wish};
+pub use queue::{Line, Queue, QueueFull, Ticket, Waiter};
+pub use retry::{Budget, Decision, Failed, Repetition, WhyNot, backoff};
+pub use settings::{
+    BackendSettings, GraySettings, HashOn, OutlierSettings, PoolId, PoolSettings, RetryCause, RetryOn,
+    RetrySettings, StickySettings, Timeouts, UpstreamTls, Weight,
+};
 
+use crate::clock::Clock;
 use crate::policy::{Policy, PolicyConfig};
-use crate::stats::Counter;
+use crate::stats::{Counter, Level as Gauge};
+use availability::Member;
+use gray::Gray;
+use outlier::Ejector;
+use sticky::Sticky;
 
 /// A pool at work.
 pub struct Pool {
@@ -28,26 +74,48 @@ pub struct Pool {
     pub balancer: Arc<LoadBalancer<Policy>>,
     /// The `Host` header sent to the backends; absent: the client's own.
     pub host: Option<HeaderValue>,
-    /// How many more backends are tried when a connection cannot be made.
-    pub retry_attempts: usize,
-    /// Requests that were sent to another backend because a connection could not be made.
+    /// Requests that were sent once more.
     pub retries: Counter,
+    /// Requests that would have been sent once more, had the budget allowed it.
+    pub retries_denied: Counter,
+    /// Requests without what their hash is made of.
+    pub keys_missing: Counter,
+    /// Who waits for a backend.
+    pub queue: Arc<Queue>,
+    /// How long they wait.
+    pub queue_timeout: Duration,
+    in_flight: Gauge,
+    budget: Arc<Budget>,
+    settings: Rules,
+    sticky: Option<Sticky>,
+    ejector: Ejector,
+    gray: Option<Gray>,
+    watch: Arc<Watch>,
     /// Sorted by address, so that a pick finds its counters without hashing.
     backends: Box<[Arc<Backend>]>,
 }
 
-/// Why a candidate of the policy was passed over.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refusal {
-    /// Its health checks fail, or an operator disabled it.
-    Down,
-    /// This request was already sent to it.
-    Tried,
+/// What the configuration says about a pool and requests are decided by.
+#[derive(Debug)]
+struct Rules {
+    hash_on: Option<HashOn>,
+    bounded_load: Option<u32>,
+    panic_threshold: u8,
+    slow_start: Option<Duration>,
+    outlier_detection: OutlierSettings,
+    retries: RetrySettings,
 }
 
-/// The backends that one request was sent to.
-#[derive(Debug, Default)]
-pub struct Tried(Vec<SocketAddr>);
+/// What a pick may take for granted until something changes.
+#[derive(Debug)]
+struct Watch {
+    began: Instant,
+    /// The [`Availability`], packed.
+    availability: AtomicU64,
+    changed: AtomicBool,
+    /// When the next ejection ends, in nanoseconds after `began`; the largest number: none is under way.
+    next_return: AtomicU64,
+}
 
 // === impl Pool ===
 
@@ -61,168 +129,241 @@ impl Pool {
         registry: Arc<HealthRegistry>,
         health_check: Option<Box<dyn HealthCheck + Send + Sync>>,
     ) -> Self {
-        let mut backends: Vec<_> =
-            settings.backends.iter().map(|backend| Arc::new(Backend::new(settings, backend))).collect();
+        Self::with_policy(settings, registry, health_check, PolicyConfig::new(settings.policy), &Clock::system())
+    }
+
+    /// The same, with a policy of one's own making and its clock: a simulation moves its hands.
+    pub fn with_policy(
+        settings: &PoolSettings,
+        registry: Arc<HealthRegistry>,
+        health_check: Option<Box<dyn HealthCheck + Send + Sync>>,
+        policy: PolicyConfig,
+        clock: &Clock,
+    ) -> Self {
+        let policy = policy.with_clock(clock.clone());
+        let watch = Arc::new(Watch::new(clock.now()));
+        let mut backends: Vec<_> = settings
+            .backends
+            .iter()
+            .map(|backend| Arc::new(Backend::new(settings, backend, &policy, clock.now())))
+            .collect();
         backends.sort_by_key(|backend| backend.address);
-        Self {
+        let backends: Box<[_]> = backends.into();
+        let queue = Queue::new(settings.queue);
+        if let Some(check) = health_check {
+            let (backends, watch, clock) = (backends.clone(), watch.clone(), clock.clone());
+            let queue = queue.clone();
+            registry.set_health_check(Box::new(Observed { check, backends, watch, queue, clock }));
+        }
+        let pool = Self {
             name: settings.name.clone(),
-            balancer: Arc::new(balancer(settings, registry, health_check)),
+            balancer: Arc::new(balancer(settings, registry, policy)),
             host: settings.host.clone(),
-            retry_attempts: settings.retry_attempts,
             retries: Counter::default(),
-            backends: backends.into(),
-        }
-    }
-
-    /// The backend that the policy would send a request to, among those that are ready and were not tried.
-    pub fn pick(&self, tried: &Tried) -> Option<&Arc<Backend>> {
-        let accept = |address: SocketAddr, ready: bool| refusal(address, ready, tried).is_none();
-        let picked = self.balancer.select_with(b"", self.backends.len(), |backend, ready| {
-            backend.addr.as_inet().is_some_and(|address| accept(*address, ready))
-        })?;
-        self.backend(*picked.addr.as_inet()?)
-    }
-
-    /// Whether a request whose connection could not be made goes to yet another backend; counts it if so.
-    pub fn retry_after_failed_connection(&self, tried: &Tried) -> bool {
-        let again = tried.len() <= self.retry_attempts && self.has_candidate(tried);
-        if again {
-            self.retries.increment();
-        }
-        again
-    }
-
-    fn has_candidate(&self, tried: &Tried) -> bool {
-        let balanced = self.balancer.backends();
-        balanced.get_backend().iter().any(|backend| {
-            let address = backend.addr.as_inet();
-            address.is_some_and(|address| refusal(*address, balanced.ready(backend), tried).is_none())
-        })
+            retries_denied: Counter::default(),
+            keys_missing: Counter::default(),
+            queue,
+            queue_timeout: settings.timeouts.queue,
+            in_flight: Gauge::default(),
+            budget: Budget::of(&settings.retries),
+            settings: Rules::new(settings),
+            sticky: settings.sticky.as_ref().map(|sticky| {
+                Sticky::new(sticky, &settings.name, backends.iter().map(|backend| backend.address))
+            }),
+            ejector: Ejector::default(),
+            gray: settings.outlier_detection.gray.map(|gray| Gray::new(gray, clock.now())),
+            watch,
+            backends,
+        };
+        pool.assess(clock.now());
+        pool
     }
 
     /// The backend with this address.
     pub fn backend(&self, address: SocketAddr) -> Option<&Arc<Backend>> {
-        let index = self.backends.binary_search_by_key(&address, |backend| backend.address).ok()?;
-        self.backends.get(index)
+        self.index(address).and_then(|index| self.backends.get(index))
     }
 
     /// All backends, in the order of their addresses.
     pub fn backends(&self) -> &[Arc<Backend>] {
         &self.backends
     }
+
+    /// Requests that its backends are working on.
+    pub fn in_flight(&self) -> u64 {
+        self.in_flight.get()
+    }
+
+    /// Of them, those that were sent once more.
+    pub fn repetitions(&self) -> u64 {
+        self.budget.active()
+    }
+
+    /// Who may be picked: of the backends or of the backups, and whether readiness counts.
+    pub fn availability(&self, now: Instant) -> Availability {
+        if self.watch.is_stale(now) {
+            self.assess(now);
+        }
+        self.watch.availability()
+    }
+
+    /// The state that a backend is in.
+    pub fn state(&self, backend: &Backend, now: Instant) -> State {
+        backend.state(self.is_ready(backend), now)
+    }
+
+    /// From now on a backend gets no new sessions, or gets them again. What it is working on goes on.
+    pub fn set_draining(&self, address: SocketAddr, draining: bool) {
+        if let Some(backend) = self.backend(address) {
+            backend.set_draining(draining);
+            self.watch.changed();
+            self.queue.wake();
+        }
+    }
+
+    fn index(&self, address: SocketAddr) -> Option<usize> {
+        self.backends.binary_search_by_key(&address, |backend| backend.address).ok()
+    }
+
+    fn is_ready(&self, backend: &Backend) -> bool {
+        self.balancer.backends().ready(&backend.identity)
+    }
+
+    fn members(&self, now: Instant) -> impl Iterator<Item = Member> + Clone {
+        self.backends.iter().map(move |backend| Member {
+            ready: self.is_ready(backend),
+            ejected: backend.record.is_ejected(now),
+            draining: backend.is_draining(),
+            backup: backend.backup,
+            weight: backend.identity.weight,
+        })
+    }
+
+    /// Looks at every backend, and remembers what that means for the next picks.
+    fn assess(&self, now: Instant) {
+        // First the mark, so that a change during the look is looked at again.
+        self.watch.changed.store(false, Ordering::Release);
+        let returns = self.backends.iter().filter_map(|backend| backend.record.ejected_until(now)).min();
+        self.watch.set_next_return(returns);
+        let before = self.watch.availability();
+        let after = availability::assess(self.members(now), self.settings.panic_threshold);
+        self.watch.availability.store(after.pack(), Ordering::Release);
+        if before.panic != after.panic {
+            let (name, threshold) = (&self.name, self.settings.panic_threshold);
+            if after.panic {
+                log::warn!("pool {name}: panic: less than {threshold} % of its backends are available, all are used");
+            } else {
+                log::info!("pool {name}: panic is over");
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Pool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pool").field("name", &self.name).finish_non_exhaustive()
+    }
 }
 
 fn balancer(
     settings: &PoolSettings,
     registry: Arc<HealthRegistry>,
-    health_check: Option<Box<dyn HealthCheck + Send + Sync>>,
+    policy: PolicyConfig,
 ) -> LoadBalancer<Policy> {
-    let members = settings.backends.iter().map(|backend| pingora::lb::Backend {
-        addr: pingora::protocols::l4::socket::SocketAddr::Inet(backend.address),
-        weight: backend.weight.get(),
-        ext: http::Extensions::new(),
-    });
-    if let Some(check) = health_check {
-        registry.set_health_check(check);
-    }
-    let backends = Backends::new_with_health_registry(discovery::Static::new(members.collect()), registry);
-    let config = match settings.policy {
-        PolicyKind::RoundRobin => PolicyConfig::default(),
-    };
-    let balancer = LoadBalancer::from_backends_with_config(backends, Some(config));
+    let members = settings.backends.iter().map(backend::identity).collect();
+    let backends = Backends::new_with_health_registry(discovery::Static::new(members), registry);
+    let balancer = LoadBalancer::from_backends_with_config(backends, Some(policy));
     futures::FutureExt::now_or_never(balancer.update())
         .expect("a static list of backends is there at once")
         .expect("a static list of backends cannot fail");
     balancer
 }
 
-/// Why a request may not go to this backend; `None` if it may.
-fn refusal(address: SocketAddr, ready: bool, tried: &Tried) -> Option<Refusal> {
-    if !ready {
-        Some(Refusal::Down)
-    } else if tried.contains(address) {
-        Some(Refusal::Tried)
-    } else {
-        None
+// === impl Rules ===
+
+impl Rules {
+    fn new(settings: &PoolSettings) -> Self {
+        Self {
+            hash_on: settings.policy.is_hash().then(|| settings.hash_on.clone()),
+            bounded_load: settings.bounded_load.filter(|_| settings.policy.is_hash()),
+            panic_threshold: settings.panic_threshold,
+            slow_start: settings.slow_start,
+            outlier_detection: settings.outlier_detection,
+            retries: settings.retries,
+        }
     }
 }
 
-// === impl Tried ===
+// === impl Watch ===
 
-impl Tried {
-    /// Remembers that the request was sent to this backend.
-    pub fn insert(&mut self, address: SocketAddr) {
-        self.0.push(address);
+impl Watch {
+    const NEVER: u64 = u64::MAX;
+
+    fn new(now: Instant) -> Self {
+        let nobody = Availability { level: Level::Primary, panic: false, weight: 0 };
+        Self {
+            began: now,
+            availability: AtomicU64::new(nobody.pack()),
+            changed: AtomicBool::new(true),
+            next_return: AtomicU64::new(Self::NEVER),
+        }
     }
 
-    /// Whether the request was sent to this backend.
-    pub fn contains(&self, address: SocketAddr) -> bool {
-        self.0.contains(&address)
+    fn availability(&self) -> Availability {
+        Availability::unpack(self.availability.load(Ordering::Acquire))
     }
 
-    /// How many backends were tried.
-    pub fn len(&self) -> usize {
-        self.0.len()
+    /// Something changed: whoever picks next looks again.
+    fn changed(&self) {
+        self.changed.store(true, Ordering::Release);
     }
 
-    /// Whether none was.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+    fn is_stale(&self, now: Instant) -> bool {
+        self.changed.load(Ordering::Acquire)
+            || self.nanoseconds(now) >= self.next_return.load(Ordering::Relaxed)
+    }
+
+    fn set_next_return(&self, at: Option<Instant>) {
+        let at = at.map_or(Self::NEVER, |at| self.nanoseconds(at));
+        self.next_return.store(at, Ordering::Relaxed);
+    }
+
+    fn nanoseconds(&self, at: Instant) -> u64 {
+        u64::try_from(at.saturating_duration_since(self.began).as_nanos()).unwrap_or(Self::NEVER)
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// A health check whose changes the pool notices: a backend that comes back starts slowly, and the others are looked at
+/// again.
+struct Observed {
+    check: Box<dyn HealthCheck + Send + Sync>,
+    backends: Box<[Arc<Backend>]>,
+    watch: Arc<Watch>,
+    queue: Arc<Queue>,
+    clock: Clock,
+}
 
-    fn pool(addresses: &[&str]) -> Pool {
-        let backend =
-            |address: &&str| BackendSettings { address: address.parse().unwrap(), weight: Weight::default() };
-        let settings = PoolSettings::new("web", addresses.iter().map(backend).collect());
-        Pool::new(&settings, Arc::new(HealthRegistry::new()), None)
+#[async_trait]
+impl HealthCheck for Observed {
+    async fn check(&self, target: &pingora::lb::Backend) -> pingora::Result<()> {
+        self.check.check(target).await
     }
 
-    #[test]
-    fn picks_alternate() {
-        let pool = pool(&["127.0.0.1:2", "127.0.0.1:1"]);
-        let picks: Vec<_> =
-            (0..4).filter_map(|_| pool.pick(&Tried::default())).map(|b| b.address.port()).collect();
-        assert_eq!(picks[..2], picks[2..]);
-        assert_ne!(picks[0], picks[1]);
-    }
-
-    #[test]
-    fn a_tried_backend_is_not_picked_again() {
-        let pool = pool(&["127.0.0.1:1", "127.0.0.1:2"]);
-        let mut tried = Tried::default();
-        let first = pool.pick(&tried).unwrap().address;
-        tried.insert(first);
-        let second = pool.pick(&tried).unwrap().address;
-        assert_ne!(first, second);
-        tried.insert(second);
-        assert!(pool.pick(&tried).is_none());
-    }
-
-    #[test]
-    fn a_disabled_backend_is_not_picked() {
-        let pool = pool(&["127.0.0.1:1", "127.0.0.1:2"]);
-        for backend in
-            pool.balancer.backends().get_backend().iter().filter(|b| b.addr.as_inet().unwrap().port() == 1)
-        {
-            pool.balancer.backends().set_enable(backend, false);
+    async fn health_status_change(&self, target: &pingora::lb::Backend, healthy: bool) {
+        let backend = self.backends.iter().find(|backend| backend.identity.addr == target.addr);
+        if let Some(backend) = backend.filter(|_| healthy) {
+            backend.comeback.came_back(self.clock.now());
         }
-        for _ in 0..4 {
-            assert_eq!(pool.pick(&Tried::default()).unwrap().address.port(), 2);
-        }
+        self.watch.changed();
+        self.queue.wake();
+        self.check.health_status_change(target, healthy).await;
     }
 
-    #[test]
-    fn down_is_said_before_tried() {
-        let mut tried = Tried::default();
-        let address = "127.0.0.1:1".parse().unwrap();
-        assert_eq!(refusal(address, true, &tried), None);
-        tried.insert(address);
-        assert_eq!(refusal(address, true, &tried), Some(Refusal::Tried));
-        assert_eq!(refusal(address, false, &tried), Some(Refusal::Down));
+    fn backend_summary(&self, target: &pingora::lb::Backend) -> String {
+        self.check.backend_summary(target)
+    }
+
+    fn health_threshold(&self, success: bool) -> usize {
+        self.check.health_threshold(success)
     }
 }

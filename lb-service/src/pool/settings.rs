@@ -1,8 +1,13 @@
 //! What the configuration says about a pool.
 
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
+
+use http::HeaderName;
+
+use crate::policy::Algorithm;
 
 /// Index of a pool in the plan; routes and metrics use it instead of the name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -14,8 +19,14 @@ pub struct PoolSettings {
     /// Its name in the configuration, metrics and logs.
     pub name: Arc<str>,
     /// How the next backend is chosen.
-    pub policy: PolicyKind,
-    /// Never empty; no address twice.
+    pub policy: Algorithm,
+    /// What of a request a hash is made of; only the policies that hash look at it.
+    pub hash_on: HashOn,
+    /// The most that a hashed backend may hold, in percent of the average load, above 100; absent: no bound.
+    pub bounded_load: Option<u32>,
+    /// The cookie that keeps a client at its backend; absent: nothing does.
+    pub sticky: Option<StickySettings>,
+    /// Never empty; no address twice; at least one is no backup.
     pub backends: Vec<BackendSettings>,
     /// TLS towards the backends; absent: plain HTTP.
     pub tls: Option<UpstreamTls>,
@@ -23,16 +34,103 @@ pub struct PoolSettings {
     pub host: Option<http::HeaderValue>,
     /// How long the backends may take.
     pub timeouts: Timeouts,
-    /// How many more backends are tried when a connection cannot be made.
-    pub retry_attempts: usize,
+    /// When a backend that fails requests is left out for a while.
+    pub outlier_detection: OutlierSettings,
+    /// The share of backends that must be available, in percent, for the others to be left out; 0: none.
+    pub panic_threshold: u8,
+    /// How long a backend that comes back takes to get its whole share again; absent: none of it.
+    pub slow_start: Option<Duration>,
+    /// Which requests that failed are sent again.
+    pub retries: RetrySettings,
+    /// How many requests wait for a backend that is below its `max_requests`.
+    pub queue: u32,
 }
 
-/// The policies by name.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum PolicyKind {
-    /// Smooth weighted round robin.
+/// What of a request a hash is made of.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum HashOn {
+    /// The address of the client, as told by a trusted proxy if there is one.
     #[default]
-    RoundRobin,
+    ClientIp,
+    /// Path and query, as sent.
+    Uri,
+    /// The value of a header.
+    Header(HeaderName),
+    /// The value of a cookie.
+    Cookie(Arc<str>),
+    /// The value of a query parameter, as sent.
+    Query(Arc<str>),
+}
+
+/// The cookie that keeps a client at its backend.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StickySettings {
+    /// Its name, a token of RFC 6265.
+    pub cookie: Arc<str>,
+    /// How long the client keeps it after its last request; absent: for its session.
+    pub ttl: Option<Duration>,
+}
+
+/// When a backend that fails requests is left out for a while.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct OutlierSettings {
+    /// So many failures in a row eject a backend; 0: none do.
+    pub consecutive_failures: u32,
+    /// How long the first ejection lasts; the n-th in a row lasts n times as long.
+    pub base_ejection: Duration,
+    /// The longest ejection.
+    pub max_ejection: Duration,
+    /// The largest share of a pool that is ejected at any moment, in percent.
+    pub max_ejected_percent: u8,
+    /// When a backend that is much slower than the others is ejected; absent: never.
+    pub gray: Option<GraySettings>,
+}
+
+/// When a backend that is much slower than the others is ejected.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct GraySettings {
+    /// So many times the median of the pool is too slow; above 1.
+    pub ratio: f64,
+    /// A backend with fewer answers in a window is not judged.
+    pub min_samples: u32,
+    /// Times are compared over windows of this length.
+    pub window: Duration,
+}
+
+/// Which requests that failed are sent again, to another backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RetrySettings {
+    /// How many more backends are tried, each at most once.
+    pub attempts: usize,
+    /// How long one attempt may take to the head of its answer; absent: as long as `timeouts.response`.
+    pub per_try: Option<Duration>,
+    /// The share of the pool's requests in flight that may be repetitions, in percent.
+    pub budget_percent: u32,
+    /// So many repetitions at a time are allowed whatever the budget says.
+    pub min_concurrent: u32,
+    /// The failures that are worth another attempt.
+    pub on: RetryOn,
+}
+
+/// A set of [`RetryCause`]s.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RetryOn(u8);
+
+/// A failure that may be worth another attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RetryCause {
+    /// No connection could be made, so nothing was sent.
+    ConnectFailure,
+    /// The connection broke before the head of an answer, or what came was not HTTP.
+    Reset,
+    /// The head of the answer took too long.
+    Timeout,
+    /// The backend answered 502.
+    BadGateway,
+    /// The backend answered 503.
+    Unavailable,
+    /// The backend answered 504.
+    GatewayTimeout,
 }
 
 /// One backend of a pool.
@@ -42,6 +140,10 @@ pub struct BackendSettings {
     pub address: SocketAddr,
     /// Its share relative to the others.
     pub weight: Weight,
+    /// Whether it is used only when no other is available.
+    pub backup: bool,
+    /// The most requests it is sent at a time; absent: no limit.
+    pub max_requests: Option<NonZeroU32>,
 }
 
 /// A backend's share of the traffic relative to the other backends of its pool: 1 to 1000.
@@ -68,6 +170,8 @@ pub struct Timeouts {
     pub response: Duration,
     /// A connection that nothing used for this long is closed.
     pub idle: Duration,
+    /// How long a request waits for a backend that is below its `max_requests`.
+    pub queue: Duration,
 }
 
 // === impl PoolSettings ===
@@ -77,12 +181,92 @@ impl PoolSettings {
     pub fn new(name: &str, backends: Vec<BackendSettings>) -> Self {
         Self {
             name: name.into(),
-            policy: PolicyKind::default(),
+            policy: Algorithm::default(),
+            hash_on: HashOn::default(),
+            bounded_load: None,
+            sticky: None,
             backends,
             tls: None,
             host: None,
             timeouts: Timeouts::default(),
-            retry_attempts: 1,
+            outlier_detection: OutlierSettings::default(),
+            panic_threshold: 50,
+            slow_start: None,
+            retries: RetrySettings::default(),
+            queue: 0,
+        }
+    }
+}
+
+// === impl BackendSettings ===
+
+impl BackendSettings {
+    /// A backend like any other.
+    pub fn new(address: SocketAddr) -> Self {
+        Self { address, weight: Weight::default(), backup: false, max_requests: None }
+    }
+}
+
+// === impl OutlierSettings ===
+
+impl Default for OutlierSettings {
+    fn default() -> Self {
+        Self {
+            consecutive_failures: 5,
+            base_ejection: Duration::from_secs(30),
+            max_ejection: Duration::from_secs(300),
+            max_ejected_percent: 50,
+            gray: None,
+        }
+    }
+}
+
+// === impl RetrySettings ===
+
+impl Default for RetrySettings {
+    fn default() -> Self {
+        Self { attempts: 1, per_try: None, budget_percent: 20, min_concurrent: 3, on: RetryOn::ALL }
+    }
+}
+
+// === impl RetryOn ===
+
+impl RetryOn {
+    /// All of them.
+    pub const ALL: Self = Self((1 << RetryCause::ALL.len()) - 1);
+
+    /// Whether it holds this one.
+    pub fn contains(self, cause: RetryCause) -> bool {
+        self.0 & (1 << cause as u8) != 0
+    }
+}
+
+impl FromIterator<RetryCause> for RetryOn {
+    fn from_iter<I: IntoIterator<Item = RetryCause>>(causes: I) -> Self {
+        Self(causes.into_iter().fold(0, |set, cause| set | 1 << cause as u8))
+    }
+}
+
+// === impl RetryCause ===
+
+impl RetryCause {
+    /// All of them, in the order of their discriminants.
+    pub const ALL: [Self; 6] = [
+        Self::ConnectFailure,
+        Self::Reset,
+        Self::Timeout,
+        Self::BadGateway,
+        Self::Unavailable,
+        Self::GatewayTimeout,
+    ];
+
+    /// The one that an answer with this status is.
+    pub fn of_status(status: u16) -> Option<Self> {
+        match status {
+            502 => Some(Self::BadGateway),
+            503 => Some(Self::Unavailable),
+            504 => Some(Self::GatewayTimeout),
+            _ => None,
         }
     }
 }
@@ -120,6 +304,7 @@ impl Default for Timeouts {
             connect: Duration::from_secs(3),
             response: Duration::from_secs(60),
             idle: Duration::from_secs(60),
+            queue: Duration::from_secs(1),
         }
     }
 }

@@ -3,6 +3,8 @@
 //! The configuration has been decoded, but values that were wrong may be missing from it. A rule about what is *not*
 //! there therefore asks [`Node::is_damaged`] first.
 
+mod balancing;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
@@ -26,8 +28,8 @@ use super::sections::Config;
 /// The most threads, or tasks, that any key can ask for.
 const MAX_THREADS: usize = 1024;
 
-/// Keys of a health check that only requests have a use for.
-const HTTP_KEYS: [&str; 5] = ["path", "method", "host", "expect_status", "expect_body"];
+/// Keys of a health check that only requests over HTTP have a use for.
+const HTTP_KEYS: [&str; 4] = ["path", "method", "expect_status", "expect_body"];
 
 /// What the checks found.
 #[derive(Default)]
@@ -283,6 +285,7 @@ impl Checker<'_> {
     fn check_pool(&mut self, name: &str, pool: &Pool) {
         self.check_backends_given(name, pool);
         self.check_backend_addresses(name, pool);
+        self.check_balancing(name, pool);
         if let Some(tls) = &pool.tls {
             self.check_tls_name(name, pool, tls);
             self.check_tls_authorities(name, tls);
@@ -371,15 +374,24 @@ impl Checker<'_> {
         let Some(Value::Map(map)) = self.root.get(&section).map(|node| &node.value) else { return };
         for entry in &map.entries {
             let key = entry.key.as_str();
-            let hint = match check.r#type {
-                CheckType::None if key != "type" => "remove the key, or turn checks on with `type: tcp`",
-                CheckType::Tcp if HTTP_KEYS.contains(&key) => "add `type: http`, or remove the key",
-                _ => continue,
-            };
+            let Some(hint) = without_effect(key, check.r#type) else { continue };
             let message = format!("`{key}` has no effect on a health check of the type {}", check.r#type);
             let problem = Problem::new(Id::WithoutEffect, message).at(entry.key_span).hint(hint);
             self.findings.problems.push(problem);
         }
+    }
+}
+
+/// What to do about a key that a health check of this type has no use for.
+fn without_effect(key: &str, kind: CheckType) -> Option<&'static str> {
+    let is_http = HTTP_KEYS.contains(&key);
+    match kind {
+        CheckType::None if key != "type" => Some("remove the key, or turn checks on with `type: tcp`"),
+        CheckType::Tcp if is_http || key == "host" => Some("add `type: http`, or remove the key"),
+        CheckType::Tcp if key == "service" => Some("add `type: grpc`, or remove the key"),
+        CheckType::Http if key == "service" => Some("remove the key, or use `type: grpc`"),
+        CheckType::Grpc if is_http => Some("remove the key, or use `type: http`"),
+        _ => None,
     }
 }
 

@@ -100,7 +100,15 @@ impl Error {
             Fault::Invalid(_) => !self.on_key && root.is_damaged(&path),
             _ => false,
         };
-        (!follows).then(|| self.fault.problem().at(place))
+        (!follows).then(|| {
+            let problem = self.fault.problem().at(place);
+            match (&self.fault, &problem.hint) {
+                (Fault::WrongType { expected, .. }, None) if expected == "a mapping" && !path.is_empty() => {
+                    Problem { hint: keys_of(&path), ..problem }
+                }
+                _ => problem,
+            }
+        })
     }
 
     /// `false` when the root itself is wrong.
@@ -164,6 +172,20 @@ fn elsewhere(key: &str) -> Option<String> {
     (!places.is_empty()).then(|| format!("it is a key elsewhere: {}", places.join(", ")))
 }
 
+/// The keys of the mapping that belongs at the end of `path`.
+fn keys_of(path: &[Step]) -> Option<String> {
+    let fits = |(step, name): (&Step, &str)| name == "*" || matches!(step, Step::Key(key) if key == name);
+    let keys = keys();
+    let below = keys.iter().filter_map(|key| {
+        let names: Vec<&str> = key.split('.').collect();
+        let (last, parents) = names.split_last()?;
+        let is_here = parents.len() == path.len() && path.iter().zip(parents.iter().copied()).all(fits);
+        is_here.then_some(*last)
+    });
+    let below: Vec<&str> = below.filter(|key| *key != "*").collect();
+    (!below.is_empty()).then(|| format!("the keys here are {}", below.join(", ")))
+}
+
 /// What to write instead of a value of the wrong type.
 fn remedy(found: Unexpected<'_>, expected: &str) -> Option<String> {
     match (expected, found) {
@@ -174,8 +196,29 @@ fn remedy(found: Unexpected<'_>, expected: &str) -> Option<String> {
         }
         ("a mapping", Unexpected::Seq) => Some("write `key: value`, without `-` and brackets".to_owned()),
         ("a list", Unexpected::Str(text)) => Some(format!("put it in brackets: [{text}]")),
+        ("true or false", Unexpected::Str("yes" | "on")) => Some("write true".to_owned()),
+        ("true or false", Unexpected::Str("no" | "off")) => Some("write false".to_owned()),
+        (_, Unexpected::Str(text)) if is_numeric(expected) => as_number(text),
+        (_, Unexpected::Float(share))
+            if expected.starts_with("a percentage") && (0.01..10.0).contains(&share) =>
+        {
+            Some(format!("100 stands for the whole: write {:.0}", share * 100.0))
+        }
         _ => None,
     }
+}
+
+/// What to write instead of a text that has a number.
+fn as_number(text: &str) -> Option<String> {
+    let (number, what) = match text.strip_suffix('%') {
+        Some(number) => (number.trim_end(), "the sign"),
+        None => (text, "quotes"),
+    };
+    number.parse::<f64>().ok().map(|_| format!("write {number}, without {what}"))
+}
+
+fn is_numeric(expected: &str) -> bool {
+    ["a whole number", "a percentage", "a number"].iter().any(|noun| expected.starts_with(noun))
 }
 
 impl de::Error for Error {
@@ -237,14 +280,11 @@ fn in_words(expected: &str) -> String {
 fn name(found: Unexpected<'_>) -> String {
     match found {
         Unexpected::Bool(value) => format!("`{value}`"),
-        Unexpected::Unsigned(number) => format!("the number {number}"),
-        Unexpected::Signed(number) => format!("the number {number}"),
-        Unexpected::Float(number) => format!("the number {number}"),
         Unexpected::Str(text) => format!("the text {text:?}"),
         Unexpected::Unit | Unexpected::Option => "nothing".to_owned(),
         Unexpected::Seq => "a list".to_owned(),
         Unexpected::Map => "a mapping".to_owned(),
-        other => other.to_string(),
+        other => as_text(other).map_or_else(|| other.to_string(), |number| format!("the number {number}")),
     }
 }
 
@@ -255,6 +295,19 @@ fn as_text(found: Unexpected<'_>) -> Option<String> {
         Unexpected::Signed(number) => Some(number.to_string()),
         Unexpected::Float(number) => Some(number.to_string()),
         _ => None,
+    }
+}
+
+/// What serde calls a value.
+fn unexpected(value: &Value) -> Unexpected<'_> {
+    match value {
+        Value::Null => Unexpected::Unit,
+        Value::Bool(value) => Unexpected::Bool(*value),
+        Value::Int(number) => Unexpected::Signed(*number),
+        Value::Float(number) => Unexpected::Float(*number),
+        Value::Text { text, .. } => Unexpected::Str(text),
+        Value::List(_) => Unexpected::Seq,
+        Value::Map(_) => Unexpected::Map,
     }
 }
 
@@ -288,7 +341,7 @@ impl<'de> Deserializer<'de> for &'de Node {
         visitor: V,
     ) -> Result<V::Value, Error> {
         match &self.value {
-            Value::List(_) => Err(de::Error::invalid_type(Unexpected::Seq, &"a mapping")),
+            list @ Value::List(_) => Err(de::Error::invalid_type(unexpected(list), &"a mapping")),
             _ => self.deserialize_any(visitor),
         }
     }
@@ -309,12 +362,7 @@ impl<'de> Deserializer<'de> for &'de Node {
     ) -> Result<V::Value, Error> {
         match &self.value {
             Value::Text { text, .. } => visitor.visit_enum(Word(text)),
-            Value::Null => Err(de::Error::invalid_type(Unexpected::Unit, &visitor)),
-            Value::Bool(value) => Err(de::Error::invalid_type(Unexpected::Bool(*value), &visitor)),
-            Value::Int(number) => Err(de::Error::invalid_type(Unexpected::Signed(*number), &visitor)),
-            Value::Float(number) => Err(de::Error::invalid_type(Unexpected::Float(*number), &visitor)),
-            Value::List(_) => Err(de::Error::invalid_type(Unexpected::Seq, &visitor)),
-            Value::Map(_) => Err(de::Error::invalid_type(Unexpected::Map, &visitor)),
+            other => Err(de::Error::invalid_type(unexpected(other), &visitor)),
         }
     }
 

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use health_service::HealthCheckConfig;
@@ -12,10 +11,10 @@ use health_service::Settings as CheckSettings;
 use ipnet::IpNet;
 use lb_service::access_log;
 use lb_service::config::{
-    AbsolutePath, AccessLogConfig, FormatConfig, ListenerConfig, Name, PoolConfig, RouteConfig, Text,
+    AbsolutePath, AccessLogConfig, FormatConfig, ListenerConfig, Name, RouteConfig, Text,
 };
 use lb_service::listener::{ListenAddress, Listener, ListenerId, Listeners};
-use lb_service::pool::{PoolId, PoolSettings, UpstreamTls};
+use lb_service::pool::{PoolId, PoolSettings};
 use lb_service::route::Route;
 
 use super::context::{Context, runtime_directory};
@@ -117,6 +116,7 @@ pub(crate) fn complete(config: &mut Config, root: &Node, context: &Context<'_>) 
     let daemon = config.daemon;
     config.access_log.get_or_insert_with(|| default_access_log(daemon));
     for (name, pool) in &mut config.pools {
+        pool.complete();
         complete_check(&mut pool.health_check, |key| {
             root.get(&["pools".into(), name.written().into(), "health_check".into(), key.into()]).is_some()
         });
@@ -171,7 +171,7 @@ pub(crate) fn plan(
             .iter()
             .map(|(name, config)| {
                 let ca = certificates.remove(name.written()).unwrap_or_default();
-                (pool(name, config, ca), config.health_check.plan())
+                (config.plan(name.written(), ca), config.health_check.plan())
             })
             .collect(),
         routes: config.routes.iter().flatten().filter_map(|written| route(written, config)).collect(),
@@ -219,22 +219,6 @@ pub(crate) fn listener_name(config: &ListenerConfig) -> String {
 fn listener(config: &ListenerConfig) -> Listener {
     let address: ListenAddress = config.address.get().clone();
     Listener { name: listener_name(config).into(), address }
-}
-
-fn pool(name: &Text<Name>, config: &PoolConfig<HealthCheckConfig>, ca: Vec<Vec<u8>>) -> PoolSettings {
-    PoolSettings {
-        name: Arc::from(name.written()),
-        policy: config.policy.plan(),
-        backends: config.backends.iter().map(lb_service::config::BackendConfig::plan).collect(),
-        tls: config.tls.as_ref().map(|tls| UpstreamTls {
-            sni: tls.sni.as_ref().map(|sni| sni.get().0.clone()).unwrap_or_default(),
-            verify: tls.verify,
-            ca,
-        }),
-        host: config.host.as_ref().map(|host| host.get().0.clone()),
-        timeouts: config.timeouts.plan(),
-        retry_attempts: config.retries.attempts,
-    }
 }
 
 /// `None` when it names a listener or a pool that does not exist.

@@ -48,7 +48,7 @@ fn nested(out: &mut String, value: &Value, indent: usize) {
 fn is_short(value: &Value) -> bool {
     let scalar = |value: &Value| !value.is_object() && !value.is_array();
     match value {
-        Value::Object(map) => map.len() <= 3 && map.values().all(scalar),
+        Value::Object(map) => map.len() <= 4 && map.values().all(scalar),
         Value::Array(items) => items.len() <= 8 && items.iter().all(scalar),
         _ => true,
     }

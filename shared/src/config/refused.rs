@@ -1,4 +1,4 @@
-//! Keys and values that are known but not available, each with the reason and what to do instead.
+//! Keys that are known but not available, each with the reason and what to do instead.
 //!
 //! Two kinds: what the design names and a later version will bring, and keys of Pingora that have no effect here.
 
@@ -9,8 +9,6 @@ use super::problem::{Id, Problem};
 struct Refused {
     /// Keys from the root; `*` stands for any key or item.
     path: &'static [&'static str],
-    /// The values that are refused; empty: the key itself.
-    values: &'static [&'static str],
     kind: Kind,
     /// What to do instead.
     hint: &'static str,
@@ -25,19 +23,11 @@ enum Kind {
 }
 
 const fn later(path: &'static [&'static str], hint: &'static str) -> Refused {
-    Refused { path, values: &[], kind: Kind::Later, hint }
-}
-
-const fn later_value(
-    path: &'static [&'static str],
-    values: &'static [&'static str],
-    hint: &'static str,
-) -> Refused {
-    Refused { path, values, kind: Kind::Later, hint }
+    Refused { path, kind: Kind::Later, hint }
 }
 
 const fn pingora(key: &'static [&'static str], reason: &'static str, hint: &'static str) -> Refused {
-    Refused { path: key, values: &[], kind: Kind::Pingora(reason), hint }
+    Refused { path: key, kind: Kind::Pingora(reason), hint }
 }
 
 const REMOVE: &str = "remove the key";
@@ -71,28 +61,6 @@ const REFUSED: &[Refused] = &[
     pingora(&["max_blocking_threads"], NOT_USED, REMOVE),
     pingora(&["blocking_threads_ttl_seconds"], NOT_USED, REMOVE),
     pingora(&["fast_timeout_to_tokio_threshold_seconds"], NOT_USED, REMOVE),
-    later_value(
-        &["pools", "*", "policy"],
-        &["random", "least_request", "peak_ewma", "consistent_hash", "maglev"],
-        "use `round_robin`, the default",
-    ),
-    later(&["pools", "*", "hash_on"], REMOVE),
-    later(&["pools", "*", "bounded_load"], REMOVE),
-    later(&["pools", "*", "sticky"], REMOVE),
-    later(&["pools", "*", "backends", "*", "backup"], REMOVE),
-    later(&["pools", "*", "backends", "*", "max_requests"], REMOVE),
-    later(&["pools", "*", "timeouts", "queue"], REMOVE),
-    later_value(&["pools", "*", "health_check", "type"], &["grpc"], "use `tcp`, `http` or `none`"),
-    later(&["pools", "*", "outlier_detection"], "remove the key; `health_check` leaves failing backends out"),
-    later(&["pools", "*", "panic_threshold"], REMOVE),
-    later(&["pools", "*", "slow_start"], REMOVE),
-    later(&["pools", "*", "retries", "budget_percent"], REMOVE),
-    later(&["pools", "*", "retries", "min_concurrent"], REMOVE),
-    later(
-        &["pools", "*", "retries", "on"],
-        "remove the key; connections that cannot be made are tried elsewhere",
-    ),
-    later(&["pools", "*", "limits"], REMOVE),
     later(&["listeners", "*", "tls"], "end TLS in front of the load balancer for now"),
     later(&["control"], "remove the key; the daemon takes signals"),
     later(
@@ -107,10 +75,8 @@ pub(crate) fn refuse(root: &mut Node, problems: &mut Vec<Problem>) {
         let mut found = Vec::new();
         collect(root, refused.path, &mut Vec::new(), &mut found);
         for path in found {
-            if refused.applies_to(root, &path) {
-                problems.push(refused.problem(root, &path));
-                root.remove_wrong(&path);
-            }
+            problems.push(refused.problem(root, &path));
+            root.remove_wrong(&path);
         }
     }
 }
@@ -141,27 +107,12 @@ fn collect(node: &Node, pattern: &[&str], path: &mut Vec<Step>, found: &mut Vec<
 // === impl Refused ===
 
 impl Refused {
-    fn applies_to(&self, root: &Node, path: &[Step]) -> bool {
-        self.values.is_empty() || self.value(root, path).is_some()
-    }
-
-    fn value(&self, root: &Node, path: &[Step]) -> Option<&'static str> {
-        let Value::Text { text, .. } = &root.get(path)?.value else { return None };
-        self.values.iter().find(|value| *value == text).copied()
-    }
-
     fn problem(&self, root: &Node, path: &[Step]) -> Problem {
         let key = self.path.last().expect("no path in the table is empty");
-        let (id, message) = match (self.kind, self.value(root, path)) {
-            (Kind::Later, None) => (Id::NotSupportedYet, format!("`{key}` is not supported yet")),
-            (Kind::Later, Some(value)) => {
-                (Id::NotSupportedYet, format!("`{key}: {value}` is not supported yet"))
-            }
-            (Kind::Pingora(reason), _) => {
-                (Id::NoSuchSetting, format!("`{key}` has no effect here: {reason}"))
-            }
+        let (id, message) = match self.kind {
+            Kind::Later => (Id::NotSupportedYet, format!("`{key}` is not supported yet")),
+            Kind::Pingora(reason) => (Id::NoSuchSetting, format!("`{key}` has no effect here: {reason}")),
         };
-        let place = if self.values.is_empty() { root.key_place(path) } else { root.place(path) };
-        Problem::new(id, message).at(place).hint(self.hint)
+        Problem::new(id, message).at(root.key_place(path)).hint(self.hint)
     }
 }

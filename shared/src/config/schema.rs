@@ -90,7 +90,7 @@ fn allow_variables(object: &mut Map<String, Value>) {
     if let Some(words) = words.filter(|words| words.iter().all(|word| word.get("const").is_some())) {
         words.push(variable);
     }
-    if let Some(kind @ ("integer" | "boolean")) = object.get("type").and_then(Value::as_str) {
+    if let Some(kind @ ("integer" | "number" | "boolean")) = object.get("type").and_then(Value::as_str) {
         let kinds = json!([kind, "string"]);
         object.insert("type".to_owned(), kinds);
         object.insert("pattern".to_owned(), json!(VARIABLE));

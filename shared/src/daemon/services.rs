@@ -1,15 +1,15 @@
 //! The three services, put together over one `Arc<LoadBalancer<Policy>>` for each pool.
 
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use health_service::{CheckKind, Prober, Verdicts};
 use lb_service::forwarded::TrustedProxies;
-use lb_service::pool::{Pool, PoolSettings};
+use lb_service::pool::{Backend, Pool, PoolSettings, State};
 use lb_service::route::RouteTable;
 use lb_service::traffic::Traffic;
 use metrics_service::{
-    BalancedPool, ConfigMetrics, Endpoints, PoolCollector, PoolView, ProcessCollector, Readiness,
+    BackendState, ConfigMetrics, Endpoints, Member, PoolCollector, PoolView, ProcessCollector, Readiness,
 };
 use pingora::apps::http_app::HttpServer;
 use pingora::connectors::{ConnectorOptions, TransportConnector};
@@ -101,7 +101,7 @@ pub(super) fn server_conf(plan: &Plan) -> ServerConf {
 /// How often Pingora may call for a backend in one request. What ends a request's tries is its pool; this only must not end
 /// them earlier, and leaves room for connections that turn out to be closed when they are used again.
 fn tries(plan: &Plan) -> usize {
-    let retries = plan.pools.iter().map(|(pool, _)| pool.retry_attempts).max();
+    let retries = plan.pools.iter().map(|(pool, _)| pool.retries.attempts).max();
     ServerConf::default().max_retries + retries.unwrap_or_default()
 }
 
@@ -120,6 +120,30 @@ fn prober(pools: &[Checked], conf: &ServerConf, registry: &Registry) -> promethe
     Ok(prober)
 }
 
+/// A pool as the metrics see it: with the states that only the proxy knows of.
+struct ServedPool(Arc<Pool>);
+
+impl PoolView for ServedPool {
+    fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    fn members(&self) -> Vec<Member> {
+        let now = Instant::now();
+        let member = |backend: &Arc<Backend>| Member {
+            address: backend.label.to_string(),
+            weight: backend.weight(),
+            state: match self.0.state(backend, now) {
+                State::Up => BackendState::Up,
+                State::Down => BackendState::Down,
+                State::Draining => BackendState::Draining,
+                State::Ejected => BackendState::Ejected,
+            },
+        };
+        self.0.backends().iter().map(member).collect()
+    }
+}
+
 // === impl Checked ===
 
 impl Checked {
@@ -131,7 +155,7 @@ impl Checked {
     }
 
     fn view(&self) -> Arc<dyn PoolView> {
-        Arc::new(BalancedPool::new(&*self.pool.name, self.pool.balancer.clone()))
+        Arc::new(ServedPool(self.pool.clone()))
     }
 
     fn into_health(self) -> PoolHealth {

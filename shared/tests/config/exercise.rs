@@ -3,14 +3,14 @@
 use std::io;
 use std::path::Path;
 
-use shared::config::{Context, Files, Problems, json, load_text, text};
+use shared::config::{Context, Files, Plan, Problems, json, load_text, text};
 
 /// Loads a text as a configuration.
 ///
 /// # Panics
 ///
 /// Panics when something does not hold: a configuration that is accepted is the same after it was printed and read
-/// again, and one that is refused has problems whose places lie within it.
+/// again, and its pools can do what they promise; one that is refused has problems whose places lie within it.
 pub(crate) fn exercise(configuration: &str) {
     let context = Context { variables: &variables, uid: 1000, cpus: 2, daemon: false, files: &NoFiles };
     match load_text("fuzz.yaml", configuration, &context) {
@@ -19,8 +19,23 @@ pub(crate) fn exercise(configuration: &str) {
             let again = load_text("printed.yaml", &printed, &context);
             let again = again.unwrap_or_else(|problems| panic!("{printed}\n{problems}"));
             assert_eq!(format!("{:?}", again.plan), format!("{:?}", loaded.plan), "{printed}");
+            fits_together(&loaded.plan);
         }
         Err(problems) => inspect(&problems),
+    }
+}
+
+/// What the rules about several keys of a pool are for.
+fn fits_together(plan: &Plan) {
+    for (pool, _) in &plan.pools {
+        let ejection = &pool.outlier_detection;
+        assert!(pool.backends.iter().any(|backend| !backend.backup), "only backups: {pool:?}");
+        assert!(ejection.base_ejection <= ejection.max_ejection, "ejections that shrink: {pool:?}");
+        assert!(pool.retries.per_try.is_none_or(|time| time < pool.timeouts.response), "no use: {pool:?}");
+        let limited = pool.backends.iter().any(|backend| backend.max_requests.is_some());
+        assert!(pool.queue == 0 || limited, "a queue that nobody waits in: {pool:?}");
+        let hashes = ["ConsistentHash", "Maglev"].contains(&format!("{:?}", pool.policy).as_str());
+        assert!(hashes || pool.bounded_load.is_none(), "a bound without a hash: {pool:?}");
     }
 }
 

@@ -1,5 +1,6 @@
 //! No text makes the configuration panic: arbitrary ones, valid ones that were damaged, and the corpus of the fuzz target.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::sync::OnceLock;
 
@@ -7,7 +8,7 @@ use crate::exercise::exercise;
 use crate::support::{repository, yaml_files};
 use proptest::collection::vec;
 use proptest::prelude::{Just, ProptestConfig, Strategy, any, prop_oneof, proptest};
-use proptest::sample::Index;
+use proptest::sample::{Index, subsequence};
 
 /// Pieces that have a meaning to YAML or to the configuration.
 const PIECES: &[&str] = &[
@@ -59,6 +60,65 @@ const PIECES: &[&str] = &[
     "address",
     "unix:/a",
     "health_check",
+    "policy",
+    "maglev",
+    "hash_on",
+    "{header: X-User}",
+    "sticky",
+    "cookie",
+    "backup",
+    "max_requests",
+    "limits",
+    "queue",
+    "retries",
+    "on",
+    "502",
+    "outlier_detection",
+    "consecutive_failures",
+    "gray",
+    "ratio",
+    "50%",
+    "1.5",
+];
+
+/// What a pool can say, beside its backends, with values of which some cannot be used, or not together.
+const POOL_KEYS: &[(&str, &[&str])] = &[
+    (
+        "policy",
+        &["round_robin", "random", "least_request", "peak_ewma", "consistent_hash", "maglev", "least_conn"],
+    ),
+    (
+        "hash_on",
+        &["client_ip", "uri", "{header: X-User}", "{cookie: a}", "{query: b}", "{}", "{header: a, query: b}"],
+    ),
+    ("bounded_load", &["100", "101", "1000", "1001", "150%"]),
+    ("sticky", &["{cookie: lb}", "{cookie: lb, ttl: 1h}", "{cookie: lb, ttl: 1ms}", "{ttl: 1h}"]),
+    ("timeouts", &["{queue: 1s}", "{response: 1s}", "{response: 1s, queue: 250ms}", "{queue: 0s}"]),
+    ("panic_threshold", &["0", "100", "101"]),
+    ("slow_start", &["30s", "0s"]),
+    ("limits.max_requests", &["0", "1", "1000000", "1000001"]),
+    ("limits.queue", &["0", "7", "1000000", "-1"]),
+    ("outlier_detection.consecutive_failures", &["0", "1", "5"]),
+    ("outlier_detection.base_ejection", &["1s", "10m"]),
+    ("outlier_detection.max_ejection", &["10s", "24h"]),
+    ("outlier_detection.max_ejected_percent", &["0", "50", "100"]),
+    ("outlier_detection.gray", &["{}", "{ratio: 1.5, min_samples: 1}", "{ratio: 1}", "{window: 1m}"]),
+    ("retries.attempts", &["0", "1", "10"]),
+    ("retries.per_try", &["500ms", "2s", "60s"]),
+    ("retries.budget_percent", &["0", "20", "100"]),
+    ("retries.min_concurrent", &["0", "3"]),
+    ("retries.on", &["[connect_failure]", "[reset, 502]", "[502, \"502\"]", "[]"]),
+];
+
+/// Backends, of which some cannot be together.
+const BACKENDS: &[&str] = &[
+    "10.0.0.1:80",
+    "10.0.0.2:80",
+    "{address: 10.0.0.3:80, weight: 1000}",
+    "{address: 10.0.0.4:80, backup: true}",
+    "{address: 10.0.0.5:80, backup: true, max_requests: 3}",
+    "{address: 10.0.0.6:80, max_requests: 0}",
+    "{address: 10.0.0.7:80, max_requests: 1000000}",
 ];
 
 /// Every fixture and every shipped configuration.
@@ -98,6 +158,31 @@ fn damaged(text: &str, damages: &[Damage]) -> String {
     characters.into_iter().collect()
 }
 
+/// A pool with some of its keys, each with one of its values.
+fn pool() -> impl Strategy<Value = String> {
+    let backends = subsequence(BACKENDS, 1..=BACKENDS.len());
+    let keys = subsequence(POOL_KEYS, 0..=8);
+    (backends, keys, vec(any::<Index>(), 8))
+        .prop_map(|(backends, keys, values)| pool_of(&backends, &keys, &values))
+}
+
+fn pool_of(backends: &[&str], keys: &[(&str, &[&str])], values: &[Index]) -> String {
+    let mut sections: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    for ((path, choices), value) in keys.iter().zip(values) {
+        let value = value.get(choices);
+        match path.split_once('.') {
+            Some((section, key)) => sections.entry(section).or_default().push(format!("{key}: {value}")),
+            None => sections.entry(path).or_default().push((*value).to_owned()),
+        }
+    }
+    let lines =
+        sections.into_iter().map(|(key, values)| match POOL_KEYS.iter().any(|(path, _)| *path == key) {
+            true => format!("    {key}: {}\n", values.concat()),
+            false => format!("    {key}: {{{}}}\n", values.join(", ")),
+        });
+    format!("pools:\n  web:\n    backends: [{}]\n{}", backends.join(", "), lines.collect::<String>())
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -109,6 +194,11 @@ proptest! {
     #[test]
     fn pieces_in_any_order_are_accepted_or_refused(pieces in vec(any::<Index>(), 0..40)) {
         exercise(&pieces.iter().map(|index| *index.get(PIECES)).collect::<String>());
+    }
+
+    #[test]
+    fn keys_of_a_pool_in_any_combination_are_accepted_or_refused(text in pool()) {
+        exercise(&text);
     }
 
     #[test]

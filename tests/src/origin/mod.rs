@@ -3,9 +3,11 @@
 //! One thread accepts, one thread serves each connection. What an origin saw is kept for the test to look at:
 //! every request head byte by byte, what its body measured, and the TLS server name it came for.
 
+mod grpc;
 mod serve;
 mod unreachable;
 
+pub use grpc::{Asked, GrpcBehaviour, GrpcOrigin, Serving};
 pub use unreachable::Unreachable;
 
 use std::collections::VecDeque;
@@ -113,10 +115,15 @@ struct Shared {
     behaviour: Mutex<Behaviour>,
     connections: AtomicU64,
     requests: AtomicU64,
+    working: AtomicU64,
+    most_at_once: AtomicU64,
     seen: Mutex<VecDeque<Seen>>,
     /// Connections that are open, by number, to be cut when the origin goes down.
     open: Mutex<Vec<(u64, TcpStream)>>,
 }
+
+/// Counts a request from its head until its answer begins.
+struct Working<'a>(&'a Shared);
 
 struct Listener {
     socket: Arc<Socket>,
@@ -249,6 +256,16 @@ impl Origin {
         self.shared.requests.load(Ordering::SeqCst)
     }
 
+    /// Requests that it is working on: their head has come and their answer has not begun.
+    pub fn working(&self) -> u64 {
+        self.shared.working.load(Ordering::SeqCst)
+    }
+
+    /// The most requests that it ever worked on at once.
+    pub fn most_at_once(&self) -> u64 {
+        self.shared.most_at_once.load(Ordering::SeqCst)
+    }
+
     /// The last requests received, the oldest first.
     pub fn seen(&self) -> Vec<Seen> {
         lock(&self.shared.seen).iter().cloned().collect()
@@ -299,6 +316,8 @@ impl Origin {
             behaviour: Mutex::new(Behaviour::Answer(Answer::ok(name))),
             connections: AtomicU64::new(0),
             requests: AtomicU64::new(0),
+            working: AtomicU64::new(0),
+            most_at_once: AtomicU64::new(0),
             seen: Mutex::default(),
             open: Mutex::default(),
         });
@@ -356,6 +375,22 @@ fn accept_until_shut_down(socket: &Socket, shared: &Arc<Shared>) {
 fn reset(socket: &Socket) {
     // A connection that is gone already cannot be told to go.
     let _ = socket.set_linger(Some(Duration::ZERO));
+}
+
+// ===== impl Working =====
+
+impl<'a> Working<'a> {
+    fn new(shared: &'a Shared) -> Self {
+        let now = shared.working.fetch_add(1, Ordering::SeqCst) + 1;
+        shared.most_at_once.fetch_max(now, Ordering::SeqCst);
+        Self(shared)
+    }
+}
+
+impl Drop for Working<'_> {
+    fn drop(&mut self) {
+        self.0.working.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 // ===== impl Shared =====
@@ -454,6 +489,23 @@ mod tests {
         origin.saw("/held");
         gate.open();
         assert_eq!(client.response("GET").unwrap().text(), "late");
+    }
+
+    #[test]
+    fn counts_the_requests_that_it_works_on_at_once() {
+        let gate = Gate::closed();
+        let origin = origin(Behaviour::Held(gate.clone(), Answer::ok("")));
+        let clients = [(); 3].map(|()| {
+            let mut client = Connection::open(origin.address).unwrap();
+            client.send("GET / HTTP/1.1\r\n\r\n").unwrap();
+            client
+        });
+        wait::until(wait::LONG, "it works on all", || origin.working() == 3);
+        gate.open();
+        for mut client in clients {
+            client.response("GET").unwrap();
+        }
+        assert_eq!((origin.working(), origin.most_at_once()), (0, 3));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::thread;
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use socket2::SockRef;
 
-use super::{Answer, Behaviour, NAME_HEADER, Seen, Shared, reset};
+use super::{Answer, Behaviour, NAME_HEADER, Seen, Shared, Working, reset};
 use crate::pattern::{self, Meter};
 use crate::wire::{Framing, Head, Wire};
 
@@ -20,10 +20,11 @@ enum Stream {
 }
 
 /// A request as it came over the wire.
-struct Request {
+struct Request<'a> {
     head: Head,
     body: Meter,
     trailers: Vec<(String, String)>,
+    working: Working<'a>,
 }
 
 /// Whether the connection can carry another request.
@@ -41,47 +42,54 @@ pub(super) fn connection(shared: &Shared, stream: TcpStream, number: u64) {
     let sni = stream.server_name();
     let mut wire = Wire::new(stream);
     // An error is the peer going away, which a test sees at its own end.
-    while let Ok(Some(Request { head, body, trailers })) = receive(&mut wire) {
+    while let Ok(Some(Request { head, body, trailers, working })) = receive(shared, &mut wire) {
         let seen = Seen { head, body, trailers, connection: number, peer, sni: sni.clone() };
         shared.requests.fetch_add(1, Ordering::SeqCst);
         shared.record(seen.clone());
-        match answer(shared, &mut wire, &seen) {
+        let behaviour = shared.behaviour();
+        hold_back(&behaviour);
+        // Before the answer: its receiver may send the next request at once.
+        drop(working);
+        match answer(&behaviour, &shared.name, &mut wire, &seen) {
             Ok(After::Keep) if !seen.head.lists("connection", "close") => {}
             _ => return,
         }
     }
 }
 
-fn receive(wire: &mut Wire<Stream>) -> io::Result<Option<Request>> {
+fn receive<'a>(shared: &'a Shared, wire: &mut Wire<Stream>) -> io::Result<Option<Request<'a>>> {
     let Some(head) = wire.head()? else { return Ok(None) };
+    let working = Working::new(shared);
     if head.lists("expect", "100-continue") {
         wire.send(b"HTTP/1.1 100 Continue\r\n\r\n")?;
     }
     let mut body = Meter::new();
     let framing = head.framing().unwrap_or(Framing::Empty);
     let trailers = wire.body(framing, &mut |piece| body.feed(piece))?;
-    Ok(Some(Request { head, body, trailers }))
+    Ok(Some(Request { head, body, trailers, working }))
 }
 
-fn answer(shared: &Shared, wire: &mut Wire<Stream>, seen: &Seen) -> io::Result<After> {
-    let name = &shared.name;
-    match shared.behaviour() {
-        Behaviour::Answer(answer) => send(wire, seen, name, &answer),
+/// Waits as long as the behaviour wants before the answer.
+fn hold_back(behaviour: &Behaviour) {
+    match behaviour {
+        Behaviour::Slow(delay, _) => thread::sleep(*delay),
+        Behaviour::Held(gate, _) => gate.pass(),
+        _ => {}
+    }
+}
+
+fn answer(behaviour: &Behaviour, name: &str, wire: &mut Wire<Stream>, seen: &Seen) -> io::Result<After> {
+    match behaviour {
+        Behaviour::Answer(answer) | Behaviour::Slow(_, answer) | Behaviour::Held(_, answer) => {
+            send(wire, seen, name, answer)
+        }
         Behaviour::Echo => send(wire, seen, name, &Answer::ok(seen.head.raw.clone())),
         Behaviour::ByPath => send(wire, seen, name, &by_path(seen.target())),
-        Behaviour::Slow(delay, answer) => {
-            thread::sleep(delay);
-            send(wire, seen, name, &answer)
-        }
-        Behaviour::Held(gate, answer) => {
-            gate.pass();
-            send(wire, seen, name, &answer)
-        }
         Behaviour::HeldWithin(gate, [first, second]) => {
             wire.send(chunked_head(name, &[]).as_bytes())?;
-            wire.send(&chunk(&first))?;
+            wire.send(&chunk(first))?;
             gate.pass();
-            wire.send(&[chunk(&second), chunk(b"")].concat()).map(|()| After::Keep)
+            wire.send(&[chunk(second), chunk(b"")].concat()).map(|()| After::Keep)
         }
         Behaviour::Hang => wire.some().map(|_| After::Close),
         Behaviour::Reset | Behaviour::ResetOnRequest => {
@@ -94,8 +102,8 @@ fn answer(shared: &Shared, wire: &mut Wire<Stream>, seen: &Seen) -> io::Result<A
                 format!("HTTP/1.1 200 OK\r\n{NAME_HEADER}: {name}\r\nContent-Length: 1000\r\n\r\nshort");
             wire.send(head.as_bytes()).map(|()| After::Close)
         }
-        Behaviour::Chunked { chunks, trailers } => send_chunks(wire, name, &chunks, &trailers),
-        Behaviour::Source(length) => send_pattern(wire, name, length),
+        Behaviour::Chunked { chunks, trailers } => send_chunks(wire, name, chunks, trailers),
+        Behaviour::Source(length) => send_pattern(wire, name, *length),
         Behaviour::Upgrade => upgrade(wire, name, &seen.head),
     }
 }

@@ -1,0 +1,188 @@
+//! A backend of a pool, in its short form (an address) and its long one.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::num::NonZeroU32;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::de::{self, Deserializer, MapAccess, Visitor};
+use serde::{Deserialize, Serialize, Serializer};
+
+use super::MAX_COUNT;
+use super::number::Number;
+use super::text::{FromText, Text};
+use super::values::BackendAddress;
+use crate::pool::{BackendSettings, Weight};
+
+/// One backend of a pool.
+#[derive(Clone, Debug)]
+pub struct BackendConfig {
+    /// Where it listens.
+    pub address: Text<BackendAddress>,
+    /// Its share of the traffic.
+    pub weight: Weight,
+    /// Whether it is used only when no other is available.
+    pub backup: bool,
+    /// The most requests it is sent at a time, 0: no limit; absent: as the pool says.
+    pub max_requests: Option<Number<0, MAX_COUNT>>,
+}
+
+/// The long form of a backend.
+#[derive(Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct BackendMapping {
+    /// Where it listens.
+    address: Text<BackendAddress>,
+    /// Its share of the traffic relative to the other backends of the pool.
+    #[serde(default)]
+    weight: WeightNumber,
+    /// Whether it is used only when no other backend of the pool is available.
+    #[serde(default)]
+    backup: bool,
+    /// The most requests it is sent at a time, 0: no limit; default: `limits.max_requests` of the pool.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    max_requests: Option<Number<0, MAX_COUNT>>,
+}
+
+#[derive(Default)]
+struct WeightNumber(Weight);
+
+// === impl BackendConfig ===
+
+impl BackendConfig {
+    /// The most requests it is sent at a time in a pool whose own limit is `default`.
+    pub(super) fn limit(&self, default: Number<0, MAX_COUNT>) -> Option<NonZeroU32> {
+        NonZeroU32::new(self.max_requests.unwrap_or(default).get())
+    }
+
+    /// What it means in a pool whose own limit is `default`.
+    pub(super) fn plan(&self, default: Number<0, MAX_COUNT>) -> BackendSettings {
+        BackendSettings {
+            address: self.address.get().0,
+            weight: self.weight,
+            backup: self.backup,
+            max_requests: self.limit(default),
+        }
+    }
+}
+
+impl From<BackendMapping> for BackendConfig {
+    fn from(mapping: BackendMapping) -> Self {
+        let BackendMapping { address, weight, backup, max_requests } = mapping;
+        Self { address, weight: weight.0, backup, max_requests }
+    }
+}
+
+impl<'de> Deserialize<'de> for BackendConfig {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(BackendVisitor)
+    }
+}
+
+impl Serialize for BackendConfig {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Self { address, weight, backup, max_requests } = self.clone();
+        BackendMapping { address, weight: WeightNumber(weight), backup, max_requests }.serialize(serializer)
+    }
+}
+
+impl JsonSchema for BackendConfig {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "Backend".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let long = BackendMapping::json_schema(generator);
+        json_schema!({"anyOf": [BackendAddress::schema(), long]})
+    }
+}
+
+struct BackendVisitor;
+
+impl<'de> Visitor<'de> for BackendVisitor {
+    type Value = BackendConfig;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an address such as 10.0.0.1:8080, or {address: 10.0.0.1:8080, weight: 2}")
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<BackendConfig, E> {
+        let address = Text::new(text).map_err(E::custom)?;
+        Ok(BackendConfig { address, weight: Weight::default(), backup: false, max_requests: None })
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<BackendConfig, A::Error> {
+        BackendMapping::deserialize(de::value::MapAccessDeserializer::new(map)).map(BackendConfig::from)
+    }
+}
+
+// === impl WeightNumber ===
+
+impl Serialize for WeightNumber {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.0.get().serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for WeightNumber {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let number = i64::deserialize(deserializer)?;
+        let weight = u64::try_from(number).ok().and_then(Weight::new);
+        let refusal = || match number {
+            0 => "expected a weight from 1 to 1000, found 0\nremove a backend that is to have no traffic"
+                .to_owned(),
+            _ => format!("expected a weight from 1 to 1000, found {number}"),
+        };
+        weight.map(Self).ok_or_else(|| de::Error::custom(refusal()))
+    }
+}
+
+impl JsonSchema for WeightNumber {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "Weight".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({"type": "integer", "minimum": 1, "maximum": 1000})
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn json(text: &str) -> Result<BackendConfig, String> {
+        serde_json::from_str(text).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn backends_have_a_short_and_a_long_form() {
+        let none = Number::near(0);
+        let short = json(r#""10.0.0.1:80""#).expect("it is valid");
+        let long = json(r#"{"address": "10.0.0.1:80", "weight": 1, "backup": false}"#).expect("it is valid");
+        assert_eq!(short.plan(none), long.plan(none));
+        assert_eq!(short.plan(none), BackendSettings::new(short.address.get().0));
+        for weight in ["0", "1001", "-1"] {
+            let text = format!(r#"{{"address": "10.0.0.1:80", "weight": {weight}}}"#);
+            assert!(json(&text).expect_err("refused").contains("from 1 to 1000"), "{weight}");
+        }
+        assert!(json("7").expect_err("refused").contains("an address such as"));
+    }
+
+    #[test]
+    fn a_backends_own_limit_is_above_that_of_the_pool() {
+        let limit = |text: &str, pool| json(text).expect("it is valid").limit(Number::near(pool));
+        assert_eq!(limit(r#""10.0.0.1:80""#, 0), None);
+        assert_eq!(limit(r#""10.0.0.1:80""#, 7), NonZeroU32::new(7));
+        assert_eq!(limit(r#"{"address": "10.0.0.1:80", "max_requests": 3}"#, 7), NonZeroU32::new(3));
+        assert_eq!(limit(r#"{"address": "10.0.0.1:80", "max_requests": 0}"#, 7), None);
+    }
+}

@@ -1,0 +1,258 @@
+//! The section of a pool: who is in it, how one is chosen, and how they are spoken to.
+
+use std::sync::Arc;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::MAX_COUNT;
+use super::backend::BackendConfig;
+use super::balancing::{HashOnConfig, PolicyName, StickyConfig};
+use super::number::{Number, Percent};
+use super::resilience::{OutlierConfig, RetriesConfig};
+use super::text::Text;
+use super::values::{HostHeader, PositiveDuration, ReadPath, ServerName};
+use crate::pool::{HashOn, PoolSettings, Timeouts, UpstreamTls};
+
+/// Backends that serve the same thing, and how they are spoken to.
+//
+// `Check` is the section `health_check`, which another crate owns. Doc comments are shown by editors.
+#[derive(Deserialize, Serialize, JsonSchema, Clone, Debug)]
+#[serde(deny_unknown_fields)]
+pub struct PoolConfig<Check: Default> {
+    /// How the next backend is chosen.
+    #[serde(default)]
+    pub policy: PolicyName,
+    /// What of a request a hash is made of, for the policies `consistent_hash` and `maglev`; default: `client_ip`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hash_on: Option<HashOnConfig>,
+    /// The most that a hashed backend may hold, in percent of the average load; further requests go to the next one.
+    /// Default: no bound.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bounded_load: Option<Percent<101, 1000>>,
+    /// The cookie that keeps a client at its backend; default: nothing does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sticky: Option<StickyConfig>,
+    /// The backends: `10.0.0.1:8080`, or `{address: 10.0.0.1:8080, weight: 2}`.
+    pub backends: Vec<BackendConfig>,
+    /// TLS to the backends; default: plain HTTP.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<TlsConfig>,
+    /// The `Host` header sent to the backends; default: the client's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<Text<HostHeader>>,
+    /// How long the backends may take.
+    #[serde(default)]
+    pub timeouts: TimeoutsConfig,
+    /// How the backends are checked.
+    #[serde(default)]
+    pub health_check: Check,
+    /// When a backend that fails requests is left out for a while.
+    #[serde(default)]
+    pub outlier_detection: OutlierConfig,
+    /// When less than this percentage of the backends is available, readiness is ignored and all of them are used; 0:
+    /// never.
+    #[serde(default = "half")]
+    pub panic_threshold: Percent<0, 100>,
+    /// How long a backend that comes back takes to get its whole share again, from a tenth of it; default: it has
+    /// it at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slow_start: Option<Text<PositiveDuration>>,
+    /// Which requests that failed are sent again, to another backend.
+    #[serde(default)]
+    pub retries: RetriesConfig,
+    /// How much at a time, and how many requests wait for more.
+    #[serde(default)]
+    pub limits: LimitsConfig,
+}
+
+/// TLS to the backends of a pool.
+#[derive(Deserialize, Serialize, JsonSchema, Clone, Debug)]
+#[serde(deny_unknown_fields)]
+pub struct TlsConfig {
+    /// The name sent in the handshake, which the certificate must be for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sni: Option<Text<ServerName>>,
+    /// Whether the certificate is verified.
+    #[serde(default = "yes")]
+    pub verify: bool,
+    /// A PEM file of the authorities to trust instead of the system's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca: Option<Text<ReadPath>>,
+}
+
+/// How long the backends of a pool may take.
+#[derive(Deserialize, Serialize, JsonSchema, Clone, Debug)]
+#[serde(deny_unknown_fields, default)]
+pub struct TimeoutsConfig {
+    /// To make a connection, TLS included.
+    pub connect: Text<PositiveDuration>,
+    /// To the head of the response, and between any two reads or writes after it.
+    pub response: Text<PositiveDuration>,
+    /// A connection that nothing used for this long is closed.
+    pub idle: Text<PositiveDuration>,
+    /// How long a request waits for a backend that is below its `max_requests`; default: 1s.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub queue: Option<Text<PositiveDuration>>,
+}
+
+/// How much at a time, and how many requests wait for more.
+#[derive(Deserialize, Serialize, JsonSchema, Clone, Debug)]
+#[serde(deny_unknown_fields, default)]
+pub struct LimitsConfig {
+    /// The most requests that each backend is sent at a time, unless it says its own; 0: no limit.
+    pub max_requests: Number<0, MAX_COUNT>,
+    /// How many requests wait when every backend is at its limit; further ones are answered 503 at once. 0: none waits;
+    /// default: twice the sum of the limits.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub queue: Option<Number<0, MAX_COUNT>>,
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn half() -> Percent<0, 100> {
+    Percent::near(50)
+}
+
+// === impl PoolConfig ===
+
+impl<Check: Default> PoolConfig<Check> {
+    /// Fills in the defaults that depend on other keys. What is not in effect stays away.
+    pub fn complete(&mut self) {
+        if self.policy.hashes() {
+            self.hash_on.get_or_insert(HashOnConfig::ClientIp);
+        }
+        self.outlier_detection.complete();
+        self.retries.complete();
+        let limit = self.limits.max_requests;
+        if limit.get() > 0 {
+            for backend in &mut self.backends {
+                backend.max_requests.get_or_insert(limit);
+            }
+        }
+        let queue = self.queue();
+        self.limits.queue = Some(queue);
+        if queue.get() > 0 {
+            self.timeouts.queue.get_or_insert(Text::literal("1s"));
+        }
+    }
+
+    /// Whether any backend has a limit.
+    pub fn is_limited(&self) -> bool {
+        self.backends.iter().any(|backend| backend.limit(self.limits.max_requests).is_some())
+    }
+
+    /// How many requests wait: as written, or else twice the sum of the limits.
+    fn queue(&self) -> Number<0, MAX_COUNT> {
+        let limits = self.backends.iter().filter_map(|backend| backend.limit(self.limits.max_requests));
+        let twice = |sum: u32| sum.saturating_mul(2);
+        self.limits.queue.unwrap_or_else(|| {
+            Number::near(twice(limits.fold(0, |sum: u32, limit| sum.saturating_add(limit.get()))))
+        })
+    }
+
+    /// What it means. `ca` are the certificates of the file that `tls` names, DER encoded.
+    pub fn plan(&self, name: &str, ca: Vec<Vec<u8>>) -> PoolSettings {
+        let backends = self.backends.iter().map(|backend| backend.plan(self.limits.max_requests));
+        PoolSettings {
+            name: Arc::from(name),
+            policy: self.policy.plan(),
+            hash_on: self.hash_on.as_ref().map_or_else(HashOn::default, HashOnConfig::plan),
+            bounded_load: self.bounded_load.map(Percent::get),
+            sticky: self.sticky.as_ref().map(StickyConfig::plan),
+            backends: backends.collect(),
+            tls: self.tls.as_ref().map(|tls| tls.plan(ca)),
+            host: self.host.as_ref().map(|host| host.get().0.clone()),
+            timeouts: self.timeouts.plan(),
+            outlier_detection: self.outlier_detection.plan(),
+            panic_threshold: u8::try_from(self.panic_threshold.get()).expect("it is at most 100"),
+            slow_start: self.slow_start.as_ref().map(|duration| duration.get().0),
+            retries: self.retries.plan(),
+            queue: self.queue().get(),
+        }
+    }
+}
+
+// === impl TlsConfig ===
+
+impl TlsConfig {
+    fn plan(&self, ca: Vec<Vec<u8>>) -> UpstreamTls {
+        let sni = self.sni.as_ref().map(|sni| sni.get().0.clone()).unwrap_or_default();
+        UpstreamTls { sni, verify: self.verify, ca }
+    }
+}
+
+// === impl TimeoutsConfig ===
+
+impl Default for TimeoutsConfig {
+    fn default() -> Self {
+        Self {
+            connect: Text::literal("3s"),
+            response: Text::literal("60s"),
+            idle: Text::literal("60s"),
+            queue: None,
+        }
+    }
+}
+
+impl TimeoutsConfig {
+    fn plan(&self) -> Timeouts {
+        let queue = self.queue.as_ref().map(|queue| queue.get().0);
+        Timeouts {
+            connect: self.connect.get().0,
+            response: self.response.get().0,
+            idle: self.idle.get().0,
+            queue: queue.unwrap_or(Timeouts::default().queue),
+        }
+    }
+}
+
+// === impl LimitsConfig ===
+
+impl Default for LimitsConfig {
+    fn default() -> Self {
+        Self { max_requests: Number::near(0), queue: None }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pool(keys: &str) -> PoolConfig<()> {
+        let text = format!(r#"{{"backends": ["10.0.0.1:80", "10.0.0.2:80"], "health_check": null{keys}}}"#);
+        let mut pool: PoolConfig<()> = serde_json::from_str(&text).expect("it is valid");
+        pool.complete();
+        pool
+    }
+
+    #[test]
+    fn the_smallest_pool_has_the_documented_defaults() {
+        let settings = pool("").plan("web", Vec::new());
+        let defaults = PoolSettings::new("web", settings.backends.clone());
+        assert_eq!(format!("{settings:?}"), format!("{defaults:?}"));
+    }
+
+    #[test]
+    fn a_queue_is_twice_as_long_as_the_limits_unless_it_is_written() {
+        let queue = |keys| pool(keys).plan("web", Vec::new()).queue;
+        assert_eq!(queue(""), 0);
+        assert_eq!(queue(r#", "limits": {"max_requests": 10}"#), 40);
+        assert_eq!(queue(r#", "limits": {"max_requests": 10, "queue": 7}"#), 7);
+        assert_eq!(queue(r#", "limits": {"max_requests": 10, "queue": 0}"#), 0);
+        assert_eq!(queue(r#", "limits": {"max_requests": 1000000}"#), MAX_COUNT);
+    }
+
+    #[test]
+    fn only_what_is_in_effect_is_filled_in() {
+        let plain = pool("");
+        assert!(plain.hash_on.is_none() && plain.timeouts.queue.is_none());
+        assert!(plain.backends.iter().all(|backend| backend.max_requests.is_none()));
+        assert_eq!(pool(r#", "policy": "maglev""#).hash_on, Some(HashOnConfig::ClientIp));
+        let limited = pool(r#", "limits": {"max_requests": 10}"#);
+        assert!(limited.timeouts.queue.is_some());
+        assert!(limited.backends.iter().all(|backend| backend.max_requests == Some(Number::near(10))));
+    }
+}

@@ -1,0 +1,405 @@
+//! What becomes of backends that fail and of the requests that they failed.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::de::{self, Deserializer, Visitor};
+use serde::{Deserialize, Serialize, Serializer};
+
+use super::MAX_COUNT;
+use super::number::{Number, Percent, Ratio};
+use super::text::Text;
+use super::values::PositiveDuration;
+use crate::pool::{GraySettings, OutlierSettings, RetryCause, RetryOn, RetrySettings};
+
+/// When a backend that fails requests is left out for a while.
+//
+// A key is `None` when it was not written; `complete` fills in those that are in effect.
+#[derive(Deserialize, Serialize, JsonSchema, Clone, Debug, Default)]
+#[serde(deny_unknown_fields, default)]
+pub struct OutlierConfig {
+    /// So many failures in a row (no connection, a reset, a timeout, a 502, 503 or 504) eject a backend; 0: none do;
+    /// default: 5.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub consecutive_failures: Option<Number<0, MAX_COUNT>>,
+    /// How long the first ejection lasts; the second lasts twice as long, and so on; default: 30s.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub base_ejection: Option<Text<PositiveDuration>>,
+    /// The longest ejection; default: 300s.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_ejection: Option<Text<PositiveDuration>>,
+    /// The largest share of the pool that is ejected at any moment, in percent, and never the last backend; default:
+    /// 50.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_ejected_percent: Option<Percent<0, 100>>,
+    /// Ejects a backend that is much slower than the others; default: never.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gray: Option<GrayConfig>,
+}
+
+/// When a backend is much slower than the others.
+#[derive(Deserialize, Serialize, JsonSchema, Clone, Debug)]
+#[serde(deny_unknown_fields, default)]
+pub struct GrayConfig {
+    /// So many times the median of the pool, to the first byte of an answer, is too slow.
+    pub ratio: Ratio,
+    /// A backend with fewer answers in a window is not judged.
+    pub min_samples: Number<1, MAX_COUNT>,
+    /// The time over which backends are compared.
+    pub window: Text<PositiveDuration>,
+}
+
+/// Which requests that failed are sent again, to another backend.
+//
+// A key is `None` when it was not written; `complete` fills in those that are in effect.
+#[derive(Deserialize, Serialize, JsonSchema, Clone, Debug)]
+#[serde(deny_unknown_fields, default)]
+pub struct RetriesConfig {
+    /// How many more backends are tried, each at most once.
+    pub attempts: Number<0, 10>,
+    /// How long one attempt may take to the head of its answer; default: as long as `timeouts.response`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub per_try: Option<Text<PositiveDuration>>,
+    /// The share of the pool's requests in flight that may be repetitions, in percent; default: 20. Failed connections
+    /// do not count.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub budget_percent: Option<Percent<0, 100>>,
+    /// So many repetitions at a time are allowed whatever `budget_percent` says; default: 3.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min_concurrent: Option<Number<0, 10_000>>,
+    /// The failures that are worth another attempt; default: all of them. Only a failed connection is for every method,
+    /// the others are for those that may be repeated.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub on: Option<RetryOnConfig>,
+}
+
+/// Failures, in the order in which they were written; never empty.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RetryOnConfig(pub Vec<RetryWord>);
+
+/// A failure by its name, or an answer by its status.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RetryWord(pub RetryCause);
+
+// === impl OutlierConfig ===
+
+impl OutlierConfig {
+    /// Whether failures in a row eject.
+    pub fn counts_failures(&self) -> bool {
+        self.consecutive_failures.is_none_or(|count| count.get() > 0)
+    }
+
+    /// Whether any backend can be ejected.
+    pub fn is_in_effect(&self) -> bool {
+        let some = self.max_ejected_percent.is_none_or(|percent| percent.get() > 0);
+        some && (self.counts_failures() || self.gray.is_some())
+    }
+
+    /// Fills in the defaults of what is in effect. Of two lengths of which one is written, the other yields.
+    pub(super) fn complete(&mut self) {
+        if !self.is_in_effect() {
+            return;
+        }
+        let defaults = OutlierSettings::default();
+        self.consecutive_failures.get_or_insert(Number::near(defaults.consecutive_failures));
+        self.max_ejected_percent.get_or_insert(Percent::near(defaults.max_ejected_percent.into()));
+        let (base, max) = (Text::literal("30s"), Text::literal("300s"));
+        let longer =
+            |one: &Text<PositiveDuration>, other: &Text<PositiveDuration>| one.get().0 > other.get().0;
+        match (&self.base_ejection, &self.max_ejection) {
+            (Some(base), None) if longer(base, &max) => self.max_ejection = Some(base.clone()),
+            (None, Some(max)) if longer(&base, max) => self.base_ejection = Some(max.clone()),
+            _ => {}
+        }
+        self.base_ejection.get_or_insert(base);
+        self.max_ejection.get_or_insert(max);
+    }
+
+    /// What a complete section means.
+    pub(super) fn plan(&self) -> OutlierSettings {
+        let defaults = OutlierSettings::default();
+        let duration = |written: &Option<Text<PositiveDuration>>, default| {
+            written.as_ref().map_or(default, |duration| duration.get().0)
+        };
+        let percent = self.max_ejected_percent.map(Percent::get).and_then(|percent| percent.try_into().ok());
+        OutlierSettings {
+            consecutive_failures: self
+                .consecutive_failures
+                .map_or(defaults.consecutive_failures, Number::get),
+            base_ejection: duration(&self.base_ejection, defaults.base_ejection),
+            max_ejection: duration(&self.max_ejection, defaults.max_ejection),
+            max_ejected_percent: percent.unwrap_or(defaults.max_ejected_percent),
+            gray: self.gray.as_ref().map(GrayConfig::plan),
+        }
+    }
+}
+
+// === impl GrayConfig ===
+
+impl Default for GrayConfig {
+    fn default() -> Self {
+        Self { ratio: Ratio::from(5), min_samples: Number::near(50), window: Text::literal("10s") }
+    }
+}
+
+impl GrayConfig {
+    fn plan(&self) -> GraySettings {
+        GraySettings {
+            ratio: self.ratio.get(),
+            min_samples: self.min_samples.get(),
+            window: self.window.get().0,
+        }
+    }
+}
+
+// === impl RetriesConfig ===
+
+impl Default for RetriesConfig {
+    fn default() -> Self {
+        Self {
+            attempts: Number::near(1),
+            per_try: None,
+            budget_percent: None,
+            min_concurrent: None,
+            on: None,
+        }
+    }
+}
+
+impl RetriesConfig {
+    /// Whether anything is sent again that the budget counts. A failed connection is not: nothing was sent.
+    pub fn needs_budget(&self) -> bool {
+        let other = |on: &RetryOnConfig| on.0.iter().any(|word| word.0 != RetryCause::ConnectFailure);
+        self.attempts.get() > 0 && self.on.as_ref().is_none_or(other)
+    }
+
+    /// Fills in the defaults of what is in effect.
+    pub(super) fn complete(&mut self) {
+        let defaults = RetrySettings::default();
+        if self.needs_budget() {
+            self.budget_percent.get_or_insert(Percent::near(defaults.budget_percent));
+            self.min_concurrent.get_or_insert(Number::near(defaults.min_concurrent));
+        }
+        if self.attempts.get() > 0 {
+            self.on.get_or_insert_with(|| RetryOnConfig(RetryCause::ALL.map(RetryWord).into()));
+        }
+    }
+
+    /// What the section means.
+    pub(super) fn plan(&self) -> RetrySettings {
+        let defaults = RetrySettings::default();
+        RetrySettings {
+            attempts: usize::try_from(self.attempts.get()).expect("it is at most 10"),
+            per_try: self.per_try.as_ref().map(|duration| duration.get().0),
+            budget_percent: self.budget_percent.map_or(defaults.budget_percent, Percent::get),
+            min_concurrent: self.min_concurrent.map_or(defaults.min_concurrent, Number::get),
+            on: self.on.as_ref().map_or(defaults.on, RetryOnConfig::plan),
+        }
+    }
+}
+
+// === impl RetryOnConfig ===
+
+impl RetryOnConfig {
+    fn plan(&self) -> RetryOn {
+        self.0.iter().map(|word| word.0).collect()
+    }
+}
+
+impl Serialize for RetryOnConfig {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.0.serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for RetryOnConfig {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let words = Vec::<RetryWord>::deserialize(deserializer)?;
+        match words.is_empty() {
+            true => Err(de::Error::custom(
+                "the list is empty, so nothing would be sent again\nwrite `attempts: 0` if that is meant, or name failures such as reset",
+            )),
+            false => Ok(Self(words)),
+        }
+    }
+}
+
+impl JsonSchema for RetryOnConfig {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "RetryOn".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let word = RetryWord::json_schema(generator);
+        json_schema!({"type": "array", "items": word, "minItems": 1, "uniqueItems": true})
+    }
+}
+
+// === impl RetryWord ===
+
+/// The failures that have a name. Answers are named by their status.
+const NAMED: [(&str, RetryCause); 3] = [
+    ("connect_failure", RetryCause::ConnectFailure),
+    ("reset", RetryCause::Reset),
+    ("timeout", RetryCause::Timeout),
+];
+
+/// What can be written, for messages.
+const RETRY_ON: &[&str] = &["connect_failure", "reset", "timeout", "502", "503", "504"];
+
+const STATUSES: std::ops::RangeInclusive<u16> = 502..=504;
+
+impl RetryWord {
+    fn of_status<E: de::Error>(status: i64) -> Result<Self, E> {
+        let cause = u16::try_from(status).ok().and_then(RetryCause::of_status).map(Self);
+        let refusal =
+            || format!("a request that is answered {status} is not sent again\nuse 502, 503 or 504");
+        cause.ok_or_else(|| E::custom(refusal()))
+    }
+}
+
+impl fmt::Display for RetryWord {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let word = RetryCause::ALL.iter().zip(RETRY_ON).find(|(cause, _)| **cause == self.0);
+        f.write_str(word.map_or("", |(_, word)| word))
+    }
+}
+
+impl Serialize for RetryWord {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match STATUSES.clone().find(|status| RetryCause::of_status(*status) == Some(self.0)) {
+            Some(status) => serializer.serialize_u16(status),
+            None => serializer.collect_str(self),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for RetryWord {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(RetryWordVisitor)
+    }
+}
+
+impl JsonSchema for RetryWord {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "RetryCause".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({"anyOf": [
+            {"const": "connect_failure", "description": "No connection could be made, so nothing was sent."},
+            {"const": "reset", "description": "The connection broke before an answer, or what came was not HTTP."},
+            {"const": "timeout", "description": "The head of the answer took too long."},
+            {"enum": [502, 503, 504, "502", "503", "504"], "description": "The backend answered so."},
+        ]})
+    }
+}
+
+struct RetryWordVisitor;
+
+impl Visitor<'_> for RetryWordVisitor {
+    type Value = RetryWord;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "one of {}", RETRY_ON.join(", "))
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<RetryWord, E> {
+        if let Ok(status) = text.parse() {
+            return RetryWord::of_status(status);
+        }
+        let named = NAMED.iter().find(|(word, _)| *word == text);
+        named.map(|(_, cause)| RetryWord(*cause)).ok_or_else(|| E::unknown_variant(text, RETRY_ON))
+    }
+
+    fn visit_i64<E: de::Error>(self, status: i64) -> Result<RetryWord, E> {
+        RetryWord::of_status(status)
+    }
+
+    fn visit_u64<E: de::Error>(self, status: u64) -> Result<RetryWord, E> {
+        RetryWord::of_status(i64::try_from(status).unwrap_or(i64::MAX))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn json<T: de::DeserializeOwned>(text: &str) -> Result<T, String> {
+        serde_json::from_str(text).map_err(|error| error.to_string())
+    }
+
+    fn outliers(text: &str) -> OutlierConfig {
+        let mut section: OutlierConfig = json(text).expect("it is valid");
+        section.complete();
+        section
+    }
+
+    fn retries(text: &str) -> RetriesConfig {
+        let mut section: RetriesConfig = json(text).expect("it is valid");
+        section.complete();
+        section
+    }
+
+    #[test]
+    fn empty_sections_mean_the_defaults() {
+        assert_eq!(outliers("{}").plan(), OutlierSettings::default());
+        assert_eq!(retries("{}").plan(), RetrySettings::default());
+        let gray = GraySettings { ratio: 5.0, min_samples: 50, window: Duration::from_secs(10) };
+        assert_eq!(outliers(r#"{"gray":{}}"#).plan().gray, Some(gray));
+    }
+
+    #[test]
+    fn of_two_lengths_of_which_one_is_written_the_other_yields() {
+        let lengths = |text| (outliers(text).plan().base_ejection, outliers(text).plan().max_ejection);
+        let seconds = |base, max| (Duration::from_secs(base), Duration::from_secs(max));
+        assert_eq!(lengths(r#"{"base_ejection":"10m"}"#), seconds(600, 600));
+        assert_eq!(lengths(r#"{"base_ejection":"1s"}"#), seconds(1, 300));
+        assert_eq!(lengths(r#"{"max_ejection":"10s"}"#), seconds(10, 10));
+        assert_eq!(lengths(r#"{"max_ejection":"60s"}"#), seconds(30, 60));
+    }
+
+    #[test]
+    fn what_is_off_is_not_completed() {
+        for text in [r#"{"consecutive_failures":0}"#, r#"{"max_ejected_percent":0}"#] {
+            assert_eq!(serde_json::to_string(&outliers(text)).expect("it can be written"), text);
+        }
+        assert!(outliers(r#"{"consecutive_failures":0,"gray":{}}"#).base_ejection.is_some());
+        let text = r#"{"attempts":0}"#;
+        assert_eq!(serde_json::to_string(&retries(text)).expect("it can be written"), text);
+        let text = r#"{"attempts":1,"on":["connect_failure"]}"#;
+        assert_eq!(serde_json::to_string(&retries(text)).expect("it can be written"), text);
+    }
+
+    #[test]
+    fn causes_are_words_and_statuses() {
+        let all = r#"["connect_failure","reset","timeout",502,503,504]"#;
+        let written: RetryOnConfig = json(all).expect("it is valid");
+        assert_eq!(written.plan(), RetryOn::ALL);
+        assert_eq!(serde_json::to_string(&written).expect("it can be written"), all);
+        assert_eq!(written.0.iter().map(ToString::to_string).collect::<Vec<_>>(), RETRY_ON);
+        let text: RetryOnConfig = json(r#"["502"]"#).expect("it is valid");
+        assert!(text.plan().contains(RetryCause::BadGateway) && !text.plan().contains(RetryCause::Reset));
+        for (text, why) in [
+            ("[]", "write `attempts: 0` if that is meant, or name failures such as reset"),
+            ("[500]", "use 502, 503 or 504"),
+            (r#"["500"]"#, "use 502, 503 or 504"),
+            ("[-1]", "use 502, 503 or 504"),
+            (r#"["5xx"]"#, "unknown variant `5xx`"),
+        ] {
+            let message = json::<RetryOnConfig>(text).expect_err("refused");
+            assert!(message.contains(why), "{text}: {message}");
+        }
+    }
+}

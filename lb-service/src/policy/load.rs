@@ -1,0 +1,371 @@
+//! What each backend is doing: the requests that it is working on, and how long its answers take.
+//!
+//! The cost is a peak EWMA, an exponentially weighted moving average that rises at once and falls slowly, as in
+//! Finagle (`com.twitter.finagle.loadbalancer.PeakEwma`) and tower (`tower::load::PeakEwma`). An answer that took
+//! longer than the estimate becomes the estimate. One that was quicker moves it by `1 - exp(-t/10 s)`, where `t` is
+//! the time since the last one. While nothing is observed the estimate falls towards 0 with `exp(-t/10 s)`, so that a
+//! backend which was slow is tried again.
+//!
+//! A penalty is for answers that are quick but unwanted. A backend that is overloaded and says so (429, or 503 with
+//! `Retry-After`) or that fails at once has the best times to the first byte of all; without more it would get all
+//! requests. linkerd's `PenaltyPeakEwma` adds a cost for such an answer, which decays; so does
+//! [`penalize`](Load::penalize). linkerd adds 5 s and, for `Retry-After`, what that says up to a maximum.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use pingora::protocols::l4::socket::SocketAddr;
+
+/// The time in which an estimate falls to `1/e`, in seconds.
+const DECAY: f64 = 10.0;
+
+/// The cost of a backend of which nothing is known, in seconds.
+const DEFAULT: f64 = 0.030;
+
+/// After so many seconds without an observation nothing is known any more.
+///
+/// By then the estimate has fallen to 6 millionths of what it was. A backend that comes back after a long time
+/// would otherwise get every request until its first answer.
+const FORGOTTEN: f64 = 12.0 * DECAY;
+
+/// Stamps that are ahead by up to so many milliseconds are from a thread that was quicker, not from 49 days ago.
+const AHEAD: u32 = 60_000;
+
+/// What one backend is doing.
+///
+/// Kept by address outside the selector ([`PolicyConfig::load`](super::PolicyConfig::load)); it survives changes of
+/// membership and weight while anybody holds it.
+#[derive(Debug)]
+pub struct Load {
+    in_flight: AtomicU64,
+    /// An [`Estimate`] in one word, so that it changes as a whole without a lock.
+    estimate: AtomicU64,
+    /// What stamps count from.
+    epoch: Instant,
+}
+
+/// One request that a backend is working on, until this is dropped.
+#[derive(Debug)]
+#[must_use = "the request counts as in flight until this is dropped"]
+pub struct InFlight(Arc<Load>);
+
+/// A cost and when it was that. The word 0 is no estimate.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Estimate {
+    /// Seconds, more than 0.
+    cost: f32,
+    /// Milliseconds since the epoch; begins again after 49 days.
+    stamp: u32,
+}
+
+/// The loads of all backends by address. Clones share them.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Loads(Arc<Mutex<HashMap<SocketAddr, Weak<Load>>>>);
+
+// === impl Load ===
+
+impl Load {
+    pub(super) fn new(epoch: Instant) -> Self {
+        Self { in_flight: AtomicU64::new(0), estimate: AtomicU64::new(0), epoch }
+    }
+
+    /// Requests that it is working on.
+    pub fn in_flight(&self) -> u64 {
+        self.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// A request begins; it ends when the guard is dropped.
+    pub fn enter(self: &Arc<Self>) -> InFlight {
+        // Only the count matters, nothing is published through it. The same holds below.
+        self.in_flight.fetch_add(1, Ordering::Relaxed);
+        InFlight(self.clone())
+    }
+
+    /// A request begins unless `limit` or more are there already. However many threads try, there are never more
+    /// than `limit` from this.
+    pub fn try_enter(self: &Arc<Self>, limit: u64) -> Option<InFlight> {
+        let room = |count| (count < limit).then_some(count + 1);
+        self.in_flight.fetch_update(Ordering::Relaxed, Ordering::Relaxed, room).ok()?;
+        Some(InFlight(self.clone()))
+    }
+
+    /// It answered after so long, to the first byte.
+    pub fn answered(&self, after: Duration, now: Instant) {
+        let after = after.as_secs_f64();
+        self.change(now, |estimate, stamp| {
+            match estimate.map(|old| (old.decayed(stamp), old.fading(stamp))) {
+                Some((cost, fading)) if after < cost => cost + after * (1.0 - fading),
+                _ => after,
+            }
+        });
+    }
+
+    /// It refused, or failed: it costs so much more, less and less with time.
+    pub fn penalize(&self, cost: Duration, now: Instant) {
+        // The estimate and the penalty decay at the same rate, so their sum does as well and is all that is kept.
+        let cost = cost.as_secs_f64();
+        self.change(now, |estimate, stamp| estimate.map_or(DEFAULT, |old| old.decayed(stamp)) + cost);
+    }
+
+    /// The time that an answer is expected to take, with penalties; 30 ms while nothing is known.
+    pub fn cost(&self, now: Instant) -> Duration {
+        Duration::try_from_secs_f64(self.seconds(now)).unwrap_or(Duration::MAX)
+    }
+
+    pub(super) fn seconds(&self, now: Instant) -> f64 {
+        let stamp = self.stamp(now);
+        Estimate::from_word(self.estimate.load(Ordering::Relaxed))
+            .filter(|estimate| !estimate.is_forgotten(stamp))
+            .map_or(DEFAULT, |estimate| estimate.decayed(stamp))
+    }
+
+    /// Replaces the estimate by what `cost` makes of it.
+    fn change(&self, now: Instant, cost: impl Fn(Option<Estimate>, u32) -> f64) {
+        let stamp = self.stamp(now);
+        let next = |word| {
+            let old = Estimate::from_word(word).filter(|estimate| !estimate.is_forgotten(stamp));
+            Some(Estimate::new(cost(old, stamp), stamp).word())
+        };
+        // `next` always has a value, so this cannot fail.
+        let _ = self.estimate.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next);
+    }
+
+    fn stamp(&self, now: Instant) -> u32 {
+        // The high bits are cut off on purpose.
+        now.saturating_duration_since(self.epoch).as_millis() as u32
+    }
+}
+
+// === impl InFlight ===
+
+impl InFlight {
+    /// Where it counts.
+    pub fn load(&self) -> &Arc<Load> {
+        &self.0
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+// === impl Estimate ===
+
+impl Estimate {
+    fn new(seconds: f64, stamp: u32) -> Self {
+        Self { cost: (seconds as f32).clamp(f32::MIN_POSITIVE, f32::MAX), stamp }
+    }
+
+    fn from_word(word: u64) -> Option<Self> {
+        (word != 0).then(|| Self { cost: f32::from_bits((word >> 32) as u32), stamp: word as u32 })
+    }
+
+    fn word(self) -> u64 {
+        u64::from(self.cost.to_bits()) << 32 | u64::from(self.stamp)
+    }
+
+    /// Seconds from when it was made to `stamp`.
+    fn age(self, stamp: u32) -> f64 {
+        let age = stamp.wrapping_sub(self.stamp);
+        if age > u32::MAX - AHEAD { 0.0 } else { f64::from(age) / 1000.0 }
+    }
+
+    fn is_forgotten(self, stamp: u32) -> bool {
+        self.age(stamp) > FORGOTTEN
+    }
+
+    /// The part of it that is left.
+    fn fading(self, stamp: u32) -> f64 {
+        let age = self.age(stamp);
+        if age == 0.0 { 1.0 } else { (-age / DECAY).exp() }
+    }
+
+    fn decayed(self, stamp: u32) -> f64 {
+        f64::from(self.cost) * self.fading(stamp)
+    }
+}
+
+// === impl Loads ===
+
+impl Loads {
+    /// The load of the backend at `address`, made when there is none.
+    pub(super) fn get(&self, address: &SocketAddr, epoch: Instant) -> Arc<Load> {
+        let mut loads = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(load) = loads.get(address).and_then(Weak::upgrade) {
+            return load;
+        }
+        if loads.len() == loads.capacity() {
+            // It would grow: first those that nobody holds any more go.
+            loads.retain(|_, load| load.strong_count() > 0);
+        }
+        let load = Arc::new(Load::new(epoch));
+        loads.insert(address.clone(), Arc::downgrade(&load));
+        load
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+    use proptest::collection::vec;
+    use proptest::prelude::{Strategy, any, prop_assert, prop_oneof, proptest};
+
+    const MS: Duration = Duration::from_millis(1);
+
+    fn load() -> (Arc<Load>, Instant) {
+        let epoch = Instant::now();
+        (Arc::new(Load::new(epoch)), epoch)
+    }
+
+    fn close(actual: Duration, expected: f64) {
+        assert!((actual.as_secs_f64() / expected - 1.0).abs() < 1e-4, "{actual:?} is not {expected} s");
+    }
+
+    #[test]
+    fn guards_count_up_and_down() {
+        let (load, _) = load();
+        let first = load.enter();
+        let second = load.enter();
+        assert_eq!(load.in_flight(), 2);
+        assert!(Arc::ptr_eq(first.load(), &load));
+        drop((first, second));
+        assert_eq!(load.in_flight(), 0);
+    }
+
+    #[test]
+    fn nobody_enters_above_the_limit() {
+        let (load, _) = load();
+        assert!(load.try_enter(0).is_none());
+        let held = [load.try_enter(2), load.try_enter(2)];
+        assert!(held.iter().all(Option::is_some) && load.try_enter(2).is_none());
+        drop(held);
+        assert!(load.try_enter(2).is_some());
+    }
+
+    #[test]
+    fn threads_never_enter_above_the_limit_and_all_leave() {
+        let (load, _) = load();
+        let work = || {
+            for _ in 0..20_000 {
+                let guard = load.try_enter(3);
+                assert!(load.in_flight() <= 3);
+                drop(guard);
+            }
+        };
+        thread::scope(|scope| (0..8).for_each(|_| drop(scope.spawn(work))));
+        assert_eq!(load.in_flight(), 0);
+    }
+
+    #[test]
+    fn threads_lose_no_observation() {
+        let (load, now) = load();
+        let work = || (0..1000).for_each(|_| load.penalize(MS, now));
+        thread::scope(|scope| (0..4).for_each(|_| drop(scope.spawn(work))));
+        close(load.cost(now), 4.030);
+    }
+
+    #[test]
+    fn a_new_backend_costs_30_ms() {
+        let (load, now) = load();
+        close(load.cost(now + 5000 * MS), 0.030);
+    }
+
+    #[test]
+    fn a_slow_answer_counts_at_once_and_a_quick_one_slowly() {
+        let (load, now) = load();
+        load.answered(100 * MS, now);
+        close(load.cost(now), 0.1);
+        load.answered(400 * MS, now);
+        close(load.cost(now), 0.4);
+        load.answered(10 * MS, now);
+        close(load.cost(now), 0.4);
+        let later = now + Duration::from_secs(10);
+        load.answered(10 * MS, later);
+        let left = (-1f64).exp();
+        close(load.cost(later), 0.4 * left + 0.01 * (1.0 - left));
+    }
+
+    #[test]
+    fn the_first_answer_replaces_the_default() {
+        let (load, now) = load();
+        load.answered(MS, now);
+        close(load.cost(now), 0.001);
+        load.answered(Duration::ZERO, now);
+        assert!(load.cost(now) <= MS);
+    }
+
+    #[test]
+    fn the_estimate_decays_and_is_forgotten() {
+        let (load, now) = load();
+        load.answered(1000 * MS, now);
+        close(load.cost(now + 5000 * MS), (-0.5f64).exp());
+        close(load.cost(now + 100_000 * MS), (-10f64).exp());
+        close(load.cost(now + 121_000 * MS), 0.030);
+        load.answered(2 * MS, now + 121_000 * MS);
+        close(load.cost(now + 121_000 * MS), 0.002);
+    }
+
+    #[test]
+    fn a_penalty_adds_and_decays() {
+        let (load, now) = load();
+        load.penalize(5000 * MS, now);
+        close(load.cost(now), 5.030);
+        load.penalize(5000 * MS, now);
+        close(load.cost(now), 10.030);
+        // What answers quickly after that is not cheap at once.
+        load.answered(MS, now + 1000 * MS);
+        assert!(load.cost(now + 1000 * MS) > 9000 * MS);
+        assert!(load.cost(now + 60_000 * MS) < 50 * MS);
+    }
+
+    #[test]
+    fn time_may_stand_still_go_back_or_go_round() {
+        let (load, epoch) = load();
+        let now = epoch + Duration::from_millis(u64::from(u32::MAX));
+        load.answered(100 * MS, now);
+        close(load.cost(now - 50 * MS), 0.1);
+        close(load.cost(now + 1000 * MS), 0.1 * (-0.1f64).exp());
+        load.penalize(Duration::MAX, now);
+        assert!(load.cost(now) > Duration::from_secs(u64::MAX / 2));
+        assert!(load.cost(epoch - MS) > Duration::ZERO);
+    }
+
+    #[test]
+    fn loads_are_kept_while_somebody_holds_them() {
+        let (loads, epoch) = (Loads::default(), Instant::now());
+        let address = |port: u16| format!("10.0.0.1:{port}").parse::<SocketAddr>().unwrap();
+        let kept = loads.get(&address(1), epoch);
+        assert!(Arc::ptr_eq(&kept, &loads.get(&address(1), epoch)));
+        for port in 2..2000 {
+            loads.get(&address(port), epoch);
+        }
+        assert!(Arc::ptr_eq(&kept, &loads.get(&address(1), epoch)));
+        assert!(loads.0.lock().unwrap().len() < 10, "nobody held the others");
+    }
+
+    fn any_change() -> impl Strategy<Value = (bool, u64, u64)> {
+        (any::<bool>(), prop_oneof![4 => 0u64..10_000, 1 => any::<u64>()], 0u64..200_000)
+    }
+
+    proptest! {
+        #[test]
+        fn cost_is_always_a_number(changes in vec(any_change(), 0..30)) {
+            let (load, mut now) = load();
+            for (answered, millis, after) in changes {
+                now += Duration::from_millis(after);
+                let cost = Duration::from_millis(millis);
+                if answered { load.answered(cost, now) } else { load.penalize(cost, now) };
+                let seconds = load.seconds(now);
+                prop_assert!(seconds.is_finite() && seconds > 0.0, "{}", seconds);
+                let least = if answered { 0.0 } else { cost.as_secs_f64() };
+                prop_assert!(seconds >= least * 0.999_999);
+            }
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! One request at one backend: counted as long as it lasts, and judged when it ends.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::Pool;
+use super::backend::{Backend, UpstreamError};
+use super::outlier::Standing;
+use super::settings::RetryCause;
+use crate::policy::InFlight;
+
+/// One request being sent to one backend; it counts as in flight there until this is dropped.
+#[derive(Debug)]
+pub struct Attempt {
+    /// The backend.
+    pub backend: Arc<Backend>,
+    /// Whether the connection was kept alive from an earlier request; unknown until there is one.
+    pub reused: Option<bool>,
+    started: Instant,
+    first_byte: Option<Duration>,
+    place: Option<InFlight>,
+    pool: Arc<Pool>,
+}
+
+/// How an attempt ended, as far as the backend is concerned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It answered with this status.
+    Answered(u16),
+    /// It failed.
+    Failed(UpstreamError),
+}
+
+/// What a backend that fails, or asks for a pause, is taken to cost more, for [`peak_ewma`](crate::policy).
+const PENALTY: Duration = Duration::from_secs(1);
+/// The most that a backend can ask for.
+const MAX_PENALTY: Duration = Duration::from_secs(60);
+
+// === impl Attempt ===
+
+impl Attempt {
+    pub(super) fn new(pool: Arc<Pool>, backend: Arc<Backend>, place: InFlight, now: Instant) -> Self {
+        pool.in_flight.enter();
+        Self { backend, reused: None, started: now, first_byte: None, place: Some(place), pool }
+    }
+
+    /// A connection is there.
+    pub fn connected(&mut self, reused: bool) {
+        self.reused = Some(reused);
+        if reused {
+            self.backend.connections_reused.increment();
+        } else {
+            self.backend.connections_new.increment();
+        }
+    }
+
+    /// The head of the final answer is there. `retry_after` is what it says in the header of that name.
+    pub fn answered(&mut self, status: u16, retry_after: Option<Duration>, now: Instant) {
+        let elapsed = now.saturating_duration_since(self.started);
+        self.first_byte = Some(elapsed);
+        self.backend.answers.increment(status);
+        self.backend.time_to_first_byte.observe(elapsed);
+        self.backend.load.answered(elapsed, now);
+        if let Some(penalty) = penalty(status, retry_after) {
+            self.backend.load.penalize(penalty, now);
+        }
+        self.pool.judge(self, Outcome::Answered(status), now);
+        self.pool.compare(&self.backend, elapsed, now);
+    }
+
+    /// The backend failed it.
+    pub fn failed(&mut self, error: UpstreamError, now: Instant) {
+        self.backend.failed(error);
+        self.backend.load.penalize(PENALTY, now);
+        self.pool.judge(self, Outcome::Failed(error), now);
+    }
+
+    /// From the beginning of the attempt to the head of the answer, if that is there.
+    pub fn time_to_first_byte(&self) -> Option<Duration> {
+        self.first_byte
+    }
+}
+
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        // First the place is free, then who waits for it is told.
+        self.place = None;
+        self.pool.in_flight.leave();
+        self.pool.queue.wake();
+    }
+}
+
+/// What an answer adds to the cost of the backend that gave it.
+fn penalty(status: u16, retry_after: Option<Duration>) -> Option<Duration> {
+    let asked = retry_after.map(|pause| pause.min(MAX_PENALTY));
+    asked.or((status == 429).then_some(PENALTY))
+}
+
+// === impl Outcome ===
+
+impl Outcome {
+    /// Whether it speaks against the backend.
+    fn is_failure(self) -> bool {
+        match self {
+            Self::Answered(status) => RetryCause::of_status(status).is_some(),
+            Self::Failed(_) => true,
+        }
+    }
+}
+
+// === impl Pool ===
+
+impl Pool {
+    /// Takes note of how a backend did, and ejects it if that was once too often.
+    fn judge(&self, attempt: &Attempt, outcome: Outcome, now: Instant) {
+        let (settings, record) = (&self.settings.outlier_detection, &attempt.backend.record);
+        if !outcome.is_failure() {
+            record.succeeded(attempt.started);
+        } else if record.failed(settings, attempt.started) {
+            self.eject(&attempt.backend, "failures in a row", now);
+        }
+    }
+
+    /// Compares the times of the backends once per window.
+    fn compare(&self, backend: &Backend, time: Duration, now: Instant) {
+        let Some(gray) = &self.gray else { return };
+        backend.times.observe(time);
+        for index in gray.turn(now, self.backends.iter().map(|backend| &backend.times)) {
+            self.eject(&self.backends[index], "much slower than the others", now);
+        }
+    }
+
+    fn eject(&self, backend: &Arc<Backend>, why: &str, now: Instant) {
+        let Some(which) = self.index(backend.address) else { return };
+        let members: Vec<_> = self
+            .backends
+            .iter()
+            .map(|backend| Standing {
+                ready: self.is_ready(backend),
+                draining: backend.is_draining(),
+                record: &backend.record,
+            })
+            .collect();
+        let settings = &self.settings.outlier_detection;
+        match self.ejector.eject(settings, &members, which, now, fastrand::f64()) {
+            Ok(time) => {
+                // It counts as back when the ejection ends, and starts slowly then.
+                backend.comeback.came_back(now + time);
+                self.watch.changed();
+                log::warn!("pool {}: backend {} is ejected for {time:.1?}: {why}", self.name, backend.label);
+            }
+            Err(refused) => log::debug!("pool {}: {} is not ejected: {refused:?}", self.name, backend.label),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_gateway_errors_and_failures_speak_against_a_backend() {
+        for status in [502, 503, 504] {
+            assert!(Outcome::Answered(status).is_failure());
+        }
+        for status in [200, 404, 429, 500, 501, 505] {
+            assert!(!Outcome::Answered(status).is_failure());
+        }
+        assert!(Outcome::Failed(UpstreamError::Connect).is_failure());
+    }
+
+    #[test]
+    fn who_asks_for_a_pause_gets_one() {
+        let seconds = Duration::from_secs;
+        assert_eq!(penalty(200, None), None);
+        assert_eq!(penalty(429, None), Some(PENALTY));
+        assert_eq!(penalty(429, Some(seconds(7))), Some(seconds(7)));
+        assert_eq!(penalty(503, Some(seconds(3600))), Some(MAX_PENALTY));
+    }
+}

@@ -1,0 +1,251 @@
+//! Which backends of a pool may be picked at all.
+//!
+//! The idea is Envoy's (its documentation, "Panic threshold" and "Priority levels"): when too few backends
+//! are available, the few would be buried under the load of all, so it is better to take no notice of health
+//! and use every one. Two levels stand for Envoy's priorities: backups serve when no primary is available,
+//! never beside one. Where this differs:
+//!
+//! - A level is left as a whole. Envoy moves a growing part of the traffic to the next priority as the first
+//!   one loses hosts.
+//! - Backups come before panic: only the level in use can be in panic, so primaries that are all down stay
+//!   unused while a backup is available. Envoy sums the health of all priorities before any of them panics.
+//! - A draining backend never counts, neither as available nor as missing, and panic does not bring it back:
+//!   an operator took it out, not a check.
+//! - The share is compared in integers: 1 of 2 at a threshold of 50 is no panic, 1 of 3 is.
+
+/// One backend as this module sees it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Member {
+    /// Its health checks pass, and no operator disabled it.
+    pub(super) ready: bool,
+    /// It failed too many requests and is left out for a while.
+    pub(super) ejected: bool,
+    /// An operator takes it out.
+    pub(super) draining: bool,
+    /// It serves only when no primary is available.
+    pub(super) backup: bool,
+    /// Its share relative to the others.
+    pub(super) weight: usize,
+}
+
+/// Which backends of a pool are in use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Level {
+    /// Those that are no backups.
+    Primary,
+    /// The backups, because no primary is available.
+    Backup,
+}
+
+/// Who may be picked: a backend of the level, if it does not drain and is available or the pool is in panic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Availability {
+    /// The level in use.
+    pub level: Level,
+    /// Whether readiness and ejections are ignored.
+    pub panic: bool,
+    /// The sum of the weights of those that may be picked; 0: nobody may.
+    pub weight: usize,
+}
+
+/// What one level has, among its members that do not drain.
+#[derive(Clone, Copy, Debug, Default)]
+struct Tally {
+    members: u64,
+    weight: usize,
+    available: u64,
+    available_weight: usize,
+}
+
+/// Looks at every backend of a pool. `panic_threshold` is in percent; 0: never panic.
+pub(super) fn assess(members: impl Iterator<Item = Member>, panic_threshold: u8) -> Availability {
+    let (mut primaries, mut backups) = (Tally::default(), Tally::default());
+    for member in members.filter(|member| !member.draining) {
+        if member.backup { backups.count(member) } else { primaries.count(member) }
+    }
+    if primaries.available == 0 && backups.available > 0 {
+        backups.availability(Level::Backup, panic_threshold)
+    } else {
+        primaries.availability(Level::Primary, panic_threshold)
+    }
+}
+
+// === impl Member ===
+
+impl Member {
+    /// Whether it may be picked without panic.
+    fn is_available(self) -> bool {
+        self.ready && !self.ejected && !self.draining
+    }
+}
+
+// === impl Tally ===
+
+impl Tally {
+    fn count(&mut self, member: Member) {
+        self.members += 1;
+        self.weight = self.weight.saturating_add(member.weight);
+        if member.is_available() {
+            self.available += 1;
+            self.available_weight = self.available_weight.saturating_add(member.weight);
+        }
+    }
+
+    fn availability(self, level: Level, panic_threshold: u8) -> Availability {
+        let panic = self.available * 100 < self.members * u64::from(panic_threshold.min(100));
+        Availability { level, panic, weight: if panic { self.weight } else { self.available_weight } }
+    }
+}
+
+// === impl Availability ===
+
+impl Availability {
+    const BACKUP: u64 = 1 << 63;
+    const PANIC: u64 = 1 << 62;
+    const WEIGHT: u64 = Self::PANIC - 1;
+
+    /// As one number, so that one atomic holds it. A weight of 2^62 or more becomes 2^62 - 1.
+    pub fn pack(self) -> u64 {
+        let level = if self.level == Level::Backup { Self::BACKUP } else { 0 };
+        let panic = if self.panic { Self::PANIC } else { 0 };
+        level | panic | u64::try_from(self.weight).unwrap_or(u64::MAX).min(Self::WEIGHT)
+    }
+
+    /// What [`Self::pack`] made one number of.
+    pub fn unpack(packed: u64) -> Self {
+        Self {
+            level: if packed & Self::BACKUP == 0 { Level::Primary } else { Level::Backup },
+            panic: packed & Self::PANIC != 0,
+            weight: usize::try_from(packed & Self::WEIGHT).unwrap_or(usize::MAX),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::collection::vec;
+    use proptest::prelude::{Strategy, any, prop_assert, prop_assert_eq, proptest};
+
+    /// One letter for each backend: `u`p, `d`own, `e`jected, draining `x` (ready) or `y` (not); capitals are
+    /// backups. The weight of the i-th is 2^i, so that a sum tells who is in it.
+    fn members(letters: &str) -> Vec<Member> {
+        let member = |(index, letter): (usize, char)| Member {
+            ready: !matches!(letter.to_ascii_lowercase(), 'd' | 'y'),
+            ejected: letter.eq_ignore_ascii_case(&'e'),
+            draining: matches!(letter.to_ascii_lowercase(), 'x' | 'y'),
+            backup: letter.is_ascii_uppercase(),
+            weight: 1 << index,
+        };
+        letters.chars().enumerate().map(member).collect()
+    }
+
+    fn check(letters: &str, threshold: u8, level: Level, panic: bool, weight: usize) {
+        let assessed = assess(members(letters).into_iter(), threshold);
+        assert_eq!(assessed, Availability { level, panic, weight }, "{letters} at {threshold} %");
+    }
+
+    #[test]
+    fn only_available_primaries_are_used() {
+        check("uuU", 50, Level::Primary, false, 0b011);
+        check("udUuD", 50, Level::Primary, false, 0b01001);
+        check("ueU", 50, Level::Primary, false, 0b001);
+    }
+
+    #[test]
+    fn backups_are_used_when_no_primary_is_available() {
+        check("deU", 50, Level::Backup, false, 0b100);
+        check("xxU", 50, Level::Backup, false, 0b100);
+        check("dduU", 0, Level::Primary, false, 0b0100);
+    }
+
+    #[test]
+    fn backups_come_before_panic() {
+        check("dddU", 100, Level::Backup, false, 0b1000);
+        check("ddUD", 50, Level::Backup, false, 0b0100);
+        check("ddUDE", 50, Level::Backup, true, 0b11100);
+    }
+
+    #[test]
+    fn below_the_threshold_means_below() {
+        check("ud", 50, Level::Primary, false, 0b01);
+        check("ud", 51, Level::Primary, true, 0b11);
+        check("udd", 50, Level::Primary, true, 0b111);
+        check("udd", 33, Level::Primary, false, 0b001);
+        check("udd", 34, Level::Primary, true, 0b111);
+    }
+
+    #[test]
+    fn a_pool_that_is_all_down_panics_over_its_primaries() {
+        check("deDE", 50, Level::Primary, true, 0b0011);
+        check("deDE", 1, Level::Primary, true, 0b0011);
+        check("deDE", 0, Level::Primary, false, 0);
+    }
+
+    #[test]
+    fn a_threshold_of_100_panics_at_the_first_that_is_missing_and_not_before() {
+        check("uuu", 100, Level::Primary, false, 0b111);
+        check("uuu", 255, Level::Primary, false, 0b111);
+        check("uue", 100, Level::Primary, true, 0b111);
+    }
+
+    #[test]
+    fn a_draining_backend_neither_counts_nor_comes_back() {
+        check("uxxx", 50, Level::Primary, false, 0b0001);
+        check("uyyy", 100, Level::Primary, false, 0b0001);
+        check("dyx", 50, Level::Primary, true, 0b001);
+        check("xy", 50, Level::Primary, false, 0);
+        check("", 50, Level::Primary, false, 0);
+    }
+
+    #[test]
+    fn weights_saturate() {
+        let heavy = Member { weight: usize::MAX, ..members("u")[0] };
+        let assessed = assess([heavy, heavy].into_iter(), 50);
+        assert_eq!(assessed.weight, usize::MAX);
+        assert_eq!(Availability::unpack(assessed.pack()), Availability { weight: (1 << 62) - 1, ..assessed });
+    }
+
+    fn any_members() -> impl Strategy<Value = Vec<Member>> {
+        let member =
+            (any::<[bool; 4]>(), 0usize..2000).prop_map(|([ready, ejected, draining, backup], weight)| {
+                Member { ready, ejected, draining, backup, weight }
+            });
+        vec(member, 0..20)
+    }
+
+    proptest! {
+        #[test]
+        fn the_weight_is_that_of_all_who_may_be_picked(members in any_members(), threshold in 0u8..=100) {
+            let assessed = assess(members.iter().copied(), threshold);
+            let backups = assessed.level == Level::Backup;
+            let in_use = |member: &&Member| member.backup == backups && !member.draining;
+            let may = |member: &&Member| assessed.panic || (member.ready && !member.ejected);
+            let weight: usize = members.iter().filter(in_use).filter(may).map(|member| member.weight).sum();
+            prop_assert_eq!(assessed.weight, weight);
+
+            let level = members.iter().filter(in_use).count();
+            let available = members.iter().filter(in_use).filter(|m| m.ready && !m.ejected).count();
+            prop_assert_eq!(assessed.panic, available * 100 < level * usize::from(threshold));
+        }
+
+        #[test]
+        fn backups_are_used_if_and_only_if_they_alone_are_available(
+            members in any_members(), threshold in 0u8..=100,
+        ) {
+            let assessed = assess(members.iter().copied(), threshold);
+            let available = |backup| members.iter().any(|m| m.backup == backup && m.is_available());
+            match assessed.level {
+                Level::Primary => prop_assert!(available(false) || !available(true)),
+                Level::Backup => prop_assert!(available(true) && !available(false)),
+            }
+        }
+
+        #[test]
+        fn packing_loses_nothing(backup: bool, panic: bool, weight in 0usize..1 << 62) {
+            let level = if backup { Level::Backup } else { Level::Primary };
+            let availability = Availability { level, panic, weight };
+            prop_assert_eq!(Availability::unpack(availability.pack()), availability);
+        }
+    }
+}

@@ -1,0 +1,379 @@
+//! A backend that answers, but far slower than the others.
+//!
+//! Huang et al., "Gray Failure: The Achilles' Heel of Cloud-Scale Systems" (HotOS 2017): a component can be
+//! ill for those who use it while every check finds it well. Here the requests themselves are the
+//! measurement. Over a window the mean time to the first byte of each backend is compared with the median of
+//! these means. A backend is an outlier when its mean
+//!
+//! - is more than `ratio` times the median **and**
+//! - is at least 10 ms above it, because a multiple of next to nothing harms nobody,
+//!
+//! in two windows one after the other, so that one pause of a garbage collector ejects nobody. Backends with
+//! few answers in the window are not judged.
+//!
+//! Of an even number of means the median is the upper one of the two in the middle. So **fewer than half of
+//! the judged backends are outliers**, whatever the ratio, and at least three must be judged to find one:
+//! when half of a pool is slow, slow is what this pool is.
+//!
+//! A sum and a count over the window, not a moving average: a window says how many answers it stands for,
+//! forgets everything before it, and costs a request one load and one addition. Who finds that the window is
+//! over turns it with one exchange and judges; everybody else goes on.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use super::outlier::nanoseconds;
+use super::settings::GraySettings;
+
+/// How far above the median an outlier is at least, in microseconds.
+const MIN_EXCESS: f64 = 10_000.0;
+
+/// The window of one pool.
+#[derive(Debug)]
+pub(super) struct Gray {
+    settings: GraySettings,
+    /// Times are kept in nanoseconds after this.
+    epoch: Instant,
+    /// The beginning of the window.
+    began: AtomicU64,
+}
+
+/// How fast one backend answered in the window.
+#[derive(Debug, Default)]
+pub(super) struct Samples {
+    /// A [`Sum`], packed, so that the count and the sum always belong together.
+    sum: AtomicU64,
+    /// It was an outlier in the window before.
+    was_slow: AtomicBool,
+}
+
+/// So many answers, which took so long together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Sum {
+    count: u64,
+    microseconds: u64,
+}
+
+/// Which of these mean times, in microseconds, are outliers. `None` is a backend that is not judged.
+fn outliers(means: &[Option<f64>], ratio: f64) -> Vec<bool> {
+    let mut judged: Vec<f64> = means.iter().flatten().copied().collect();
+    judged.sort_unstable_by(f64::total_cmp);
+    let Some(median) = judged.get(judged.len() / 2) else {
+        return vec![false; means.len()];
+    };
+    let is_outlier = |mean: f64| mean > median * ratio.max(1.0) && mean >= median + MIN_EXCESS;
+    means.iter().map(|mean| mean.is_some_and(is_outlier)).collect()
+}
+
+// === impl Gray ===
+
+impl Gray {
+    /// The first window begins now. No time it is told later should be before.
+    pub(super) fn new(settings: GraySettings, now: Instant) -> Self {
+        Self { settings, epoch: now, began: AtomicU64::new(0) }
+    }
+
+    /// The indices of the backends to eject. Empty, after one load, unless this call finds the window over; then
+    /// the next one begins.
+    ///
+    /// `samples` are those of all backends of the pool, always in the same order. Called after each answer: a
+    /// window without answers lasts until the next one.
+    pub(super) fn turn<'a>(&self, now: Instant, samples: impl Iterator<Item = &'a Samples>) -> Vec<usize> {
+        if !self.turns(nanoseconds(self.epoch, now)) {
+            return Vec::new();
+        }
+        let (samples, means): (Vec<_>, Vec<_>) =
+            samples.map(|samples| (samples, samples.take().mean(self.settings.min_samples))).unzip();
+        let are_slow = outliers(&means, self.settings.ratio);
+        let stay = samples.into_iter().zip(are_slow).map(|(samples, is_slow)| samples.stays_slow(is_slow));
+        stay.enumerate().filter(|(_, stays)| *stays).map(|(index, _)| index).collect()
+    }
+
+    /// Whether the window is over and nobody else turns it.
+    fn turns(&self, now: u64) -> bool {
+        let began = self.began.load(Ordering::Relaxed);
+        let is_over = u128::from(now.saturating_sub(began)) >= self.settings.window.as_nanos().max(1);
+        is_over && self.begin(began, now)
+    }
+
+    /// Begins a window, unless another one has begun since the one at `began`.
+    fn begin(&self, began: u64, now: u64) -> bool {
+        self.began.compare_exchange(began, now, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+    }
+}
+
+// === impl Samples ===
+
+impl Samples {
+    /// One more answer. When the window holds as many as it can, half a million or 100 days of waiting, it
+    /// goes on without the rest: they would not change the mean.
+    pub(super) fn observe(&self, time_to_first_byte: Duration) {
+        if !Sum::unpack(self.sum.load(Ordering::Relaxed)).is_full() {
+            self.sum.fetch_add(Sum::of(time_to_first_byte).pack(), Ordering::Relaxed);
+        }
+    }
+
+    /// What there was in the window; the next one begins with nothing.
+    fn take(&self) -> Sum {
+        Sum::unpack(self.sum.swap(0, Ordering::Relaxed))
+    }
+
+    /// Whether it is an outlier for the second time in a row. After that it takes two windows again.
+    fn stays_slow(&self, is_slow: bool) -> bool {
+        let stays = is_slow && self.was_slow.load(Ordering::Relaxed);
+        self.was_slow.store(is_slow && !stays, Ordering::Relaxed);
+        stays
+    }
+}
+
+// === impl Sum ===
+
+impl Sum {
+    /// The sum has the lower bits, the count the 20 above them.
+    const SUM_BITS: u32 = 44;
+    /// Half of what fits: requests that add at the same moment to what is nearly full find room.
+    const FULL_COUNT: u64 = 1 << 19;
+    const FULL_SUM: u64 = 1 << 43;
+    /// 71 minutes.
+    const LONGEST: u64 = 1 << 32;
+
+    fn of(duration: Duration) -> Self {
+        let microseconds = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX).min(Self::LONGEST);
+        Self { count: 1, microseconds }
+    }
+
+    fn pack(self) -> u64 {
+        self.count << Self::SUM_BITS | self.microseconds
+    }
+
+    fn unpack(packed: u64) -> Self {
+        Self { count: packed >> Self::SUM_BITS, microseconds: packed & ((1 << Self::SUM_BITS) - 1) }
+    }
+
+    fn is_full(self) -> bool {
+        self.count >= Self::FULL_COUNT || self.microseconds >= Self::FULL_SUM
+    }
+
+    /// In microseconds, unless there are too few.
+    fn mean(self, min_samples: u32) -> Option<f64> {
+        let enough = self.is_full() || self.count >= u64::from(min_samples.max(1));
+        enough.then(|| self.microseconds as f64 / self.count as f64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::collection::vec;
+    use proptest::prelude::{Strategy, any, prop_assert, prop_assert_eq, proptest};
+
+    const WINDOW: Duration = Duration::from_secs(10);
+    const NOBODY: [usize; 0] = [];
+
+    /// Three times the median, 10 answers in 10 s.
+    fn settings() -> GraySettings {
+        GraySettings { ratio: 3.0, min_samples: 10, window: WINDOW }
+    }
+
+    /// A pool and its clock.
+    struct Bench {
+        gray: Gray,
+        samples: Vec<Samples>,
+        now: Instant,
+    }
+
+    impl Bench {
+        fn new(backends: usize) -> Self {
+            let now = Instant::now();
+            let samples = (0..backends).map(|_| Samples::default()).collect();
+            Self { gray: Gray::new(settings(), now), samples, now }
+        }
+
+        fn answers(&self, which: usize, count: usize, millis: u64) {
+            for _ in 0..count {
+                self.samples[which].observe(Duration::from_millis(millis));
+            }
+        }
+
+        fn turn(&self) -> Vec<usize> {
+            self.gray.turn(self.now, self.samples.iter())
+        }
+
+        /// A window in which each backend gives 20 answers that take so many milliseconds.
+        fn window(&mut self, millis: &[u64]) -> Vec<usize> {
+            for (which, millis) in millis.iter().enumerate() {
+                self.answers(which, 20, *millis);
+            }
+            self.now += WINDOW;
+            self.turn()
+        }
+    }
+
+    #[test]
+    fn a_backend_that_stays_slow_is_found_after_two_windows() {
+        let mut bench = Bench::new(4);
+        assert_eq!(bench.window(&[20, 20, 100, 20]), NOBODY);
+        assert_eq!(bench.window(&[20, 20, 100, 20]), [2]);
+        assert_eq!(bench.window(&[20, 20, 100, 20]), NOBODY, "it takes two windows again");
+        assert_eq!(bench.window(&[20, 20, 100, 20]), [2]);
+    }
+
+    #[test]
+    fn a_window_in_between_that_is_not_slow_starts_anew() {
+        let mut bench = Bench::new(3);
+        for slow_or_not in [100, 20, 100, 20] {
+            assert_eq!(bench.window(&[20, slow_or_not, 20]), NOBODY);
+        }
+    }
+
+    #[test]
+    fn so_does_one_in_which_it_is_not_judged() {
+        let mut bench = Bench::new(4);
+        assert_eq!(bench.window(&[20, 20, 20, 100]), NOBODY);
+        bench.answers(3, 9, 100);
+        assert_eq!(bench.window(&[20, 20, 20]), NOBODY);
+        assert_eq!(bench.window(&[20, 20, 20, 100]), NOBODY);
+        assert_eq!(bench.window(&[20, 20, 20, 100]), [3]);
+    }
+
+    #[test]
+    fn nobody_judges_before_the_window_is_over_and_one_does_then() {
+        let mut bench = Bench::new(3);
+        bench.window(&[20, 20, 100]);
+        (0..3).for_each(|which| bench.answers(which, 20, if which == 2 { 100 } else { 20 }));
+        bench.now += WINDOW - Duration::from_nanos(1);
+        assert_eq!(bench.turn(), NOBODY);
+        bench.now += Duration::from_nanos(1);
+        assert_eq!(bench.turn(), [2]);
+        assert_eq!(bench.turn(), NOBODY);
+        assert!(bench.samples.iter().all(|samples| samples.take() == Sum::default()));
+    }
+
+    #[test]
+    fn of_all_who_find_the_window_over_one_turns_it() {
+        let gray = Gray::new(settings(), Instant::now());
+        assert!(gray.begin(0, 10));
+        assert!(!gray.begin(0, 10), "this one found the same window over");
+        assert!(!gray.begin(0, 11));
+        assert!(gray.begin(10, 20));
+    }
+
+    #[test]
+    fn fewer_than_three_backends_are_not_judged() {
+        assert_eq!(outliers(&[Some(1.0), Some(1e9)], 2.0), [false, false]);
+        assert_eq!(outliers(&[Some(1.0), None, Some(1e9)], 2.0), [false, false, false]);
+        assert_eq!(outliers(&[Some(1.0), Some(1.0), Some(1e9)], 2.0), [false, false, true]);
+        assert_eq!(outliers(&[], 2.0), [] as [bool; 0]);
+    }
+
+    #[test]
+    fn a_few_milliseconds_are_no_reason() {
+        let means = |slow| [Some(1000.0), Some(1000.0), Some(slow)];
+        assert_eq!(outliers(&means(10_999.0), 2.0), [false; 3]);
+        assert_eq!(outliers(&means(11_000.0), 2.0), [false, false, true]);
+    }
+
+    #[test]
+    fn above_the_ratio_means_above() {
+        let means = |slow| [Some(20_000.0), Some(20_000.0), Some(slow)];
+        assert_eq!(outliers(&means(60_000.0), 3.0), [false; 3]);
+        assert_eq!(outliers(&means(60_001.0), 3.0), [false, false, true]);
+    }
+
+    #[test]
+    fn in_a_pool_that_is_half_slow_slow_is_normal() {
+        let (fast, slow) = (Some(1000.0), Some(1_000_000.0));
+        assert_eq!(outliers(&[fast, fast, slow, slow], 1.1), [false; 4]);
+        assert_eq!(outliers(&[fast, slow, slow], 1.1), [false; 3]);
+        assert_eq!(outliers(&[fast, fast, fast, slow, slow], 1.1), [false, false, false, true, true]);
+    }
+
+    #[test]
+    fn a_ratio_that_is_no_number_or_too_small_ejects_no_half() {
+        let means = [Some(0.0), Some(20_000.0), Some(40_000.0)];
+        for odd in [f64::NAN, -5.0, 0.0] {
+            assert_eq!(outliers(&means, odd), [false, false, true]);
+        }
+        assert_eq!(outliers(&means, f64::INFINITY), [false; 3]);
+    }
+
+    #[test]
+    fn a_full_window_keeps_its_mean() {
+        let samples = Samples::default();
+        for _ in 0..(2 * Sum::FULL_COUNT) {
+            samples.observe(Duration::from_millis(7));
+        }
+        let sum = samples.take();
+        assert_eq!(sum.count, Sum::FULL_COUNT);
+        assert_eq!(sum.mean(u32::MAX), Some(7000.0), "more than fit cannot be asked for");
+
+        for _ in 0..100_000 {
+            samples.observe(Duration::MAX);
+        }
+        assert_eq!(samples.take().mean(10), Some(Sum::LONGEST as f64));
+    }
+
+    #[test]
+    fn no_answers_have_no_mean() {
+        assert_eq!(Sum::default().mean(0), None);
+    }
+
+    /// Means in microseconds, some of them missing.
+    fn any_means() -> impl Strategy<Value = Vec<Option<f64>>> {
+        let mean = (any::<bool>(), 0.0..7.0f64).prop_map(|(there, power)| there.then(|| 10f64.powf(power)));
+        vec(mean, 0..30)
+    }
+
+    proptest! {
+        #[test]
+        fn fewer_than_half_are_outliers(means in any_means(), ratio in 1.0..5.0f64) {
+            let found = outliers(&means, ratio);
+            prop_assert_eq!(found.len(), means.len());
+            let judged = means.iter().flatten().count();
+            let count = found.iter().filter(|outlier| **outlier).count();
+            prop_assert!(count == 0 || 2 * count < judged, "{} of {}", count, judged);
+            for (mean, outlier) in means.iter().zip(found) {
+                prop_assert!(!outlier || mean.is_some());
+            }
+        }
+
+        #[test]
+        fn noise_below_the_ratio_ejects_nobody(
+            base in 1.0..1e6f64, noise in vec(1.0..2.0f64, 3..30),
+        ) {
+            let means: Vec<_> = noise.iter().map(|factor| Some(base * factor)).collect();
+            prop_assert!(outliers(&means, 2.0).iter().all(|outlier| !outlier));
+        }
+
+        #[test]
+        fn the_only_slow_one_is_found(
+            base in 100.0..1e5f64, noise in vec(1.0..1.5f64, 2..30), place in 0usize..30,
+        ) {
+            let mut means: Vec<_> = noise.iter().map(|factor| Some(base * factor)).collect();
+            let place = place % (means.len() + 1);
+            means.insert(place, Some(base * 3.1 + MIN_EXCESS * 2.0));
+            let found: Vec<_> = (0..means.len()).filter(|index| outliers(&means, 2.0)[*index]).collect();
+            prop_assert_eq!(found, [place]);
+        }
+
+        #[test]
+        fn few_answers_never_eject(counts in vec(0usize..10, 3..8), slow in 0usize..8) {
+            let mut bench = Bench::new(counts.len());
+            for _ in 0..4 {
+                for (which, count) in counts.iter().enumerate() {
+                    bench.answers(which, *count, if which == slow { 5000 } else { 1 });
+                }
+                bench.now += WINDOW;
+                prop_assert_eq!(bench.turn(), NOBODY);
+            }
+        }
+
+        #[test]
+        fn the_mean_is_that_of_what_was_observed(millis in vec(0u64..100_000, 1..200)) {
+            let samples = Samples::default();
+            millis.iter().for_each(|millis| samples.observe(Duration::from_millis(*millis)));
+            let expected = millis.iter().sum::<u64>() as f64 * 1000.0 / millis.len() as f64;
+            prop_assert_eq!(samples.take().mean(1), Some(expected));
+        }
+    }
+}

@@ -1,0 +1,725 @@
+//! Backends that fail requests are left out for a while.
+//!
+//! The algorithm is Envoy's ejection by consecutive failures (its documentation, "Outlier detection"): so
+//! many failures in a row eject a backend for the base time, the n-th ejection in a row for n times as long
+//! up to a maximum, and it comes back on its own. What Envoy does otherwise, and why not here:
+//!
+//! - Its default of 10 % may be exceeded by one host, and then even the only one is ejected. Here the share
+//!   is rounded down and one available backend always remains.
+//! - A backend that came back needs as many failures as before. Here it is **on probation**: the first
+//!   failure ejects it again, for longer; one success clears everything.
+//! - Its count of ejections falls by one in each interval without failure. Here one success resets it, as the
+//!   count of failures.
+//!
+//! ```text
+//!              so many failures                     the time is over
+//!   in use ───────────────────────▶ ejected (n) ─────────────────────▶ on probation (n)
+//!     ▲                                  ▲                               │         │
+//!     │                                  └─────── failure: n + 1 ────────┘         │
+//!     └────────────────────────────── success: n = 0 ──────────────────────────────┘
+//! ```
+//!
+//! **What a request says counts only if it began while the backend was in use, after its latest ejection.** A
+//! failure reported by a request that was sent before the ejection, or while it lasted (in a pool in panic),
+//! says nothing about the backend that came back: it neither extends the ejection nor ends the probation, and
+//! a late success does not either.
+//!
+//! Each backend has a [`Record`], atomics that requests read and write without a lock. Only an [`Ejector`]
+//! can eject, and it does so one at a time: two requests that fail at once cannot together exceed the share.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::settings::OutlierSettings;
+use crate::stats::Counter;
+
+/// What the requests to one backend say about it.
+#[derive(Debug)]
+pub(super) struct Record {
+    /// Times are kept in nanoseconds after this.
+    epoch: Instant,
+    /// A [`Streak`], packed.
+    streak: AtomicU64,
+    /// The end of the latest ejection; 0: there was none. Written before the streak that goes with it.
+    until: AtomicU64,
+    ejections: Counter,
+}
+
+/// What happened without a success in between.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Streak {
+    /// Above 0 the backend is ejected or on probation.
+    ejections: u32,
+    /// Since the latest ejection.
+    failures: u32,
+}
+
+/// Decides about the ejections of one pool, one after the other.
+#[derive(Debug, Default)]
+pub(super) struct Ejector(Mutex<()>);
+
+/// How one backend of the pool stands when an ejection is decided.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Standing<'a> {
+    /// Its health checks pass, and no operator disabled it.
+    pub(super) ready: bool,
+    /// An operator takes it out.
+    pub(super) draining: bool,
+    /// What its requests say.
+    pub(super) record: &'a Record,
+}
+
+/// Why a backend is not ejected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Refused {
+    /// There is no such backend.
+    Unknown,
+    /// It is already; the ejection is not extended.
+    AlreadyEjected,
+    /// No other backend is available.
+    LastOne,
+    /// As large a share of the pool as may be is ejected.
+    Share,
+}
+
+/// From `epoch` to `at`, in nanoseconds; 0 if it is before. 584 years fit.
+pub(super) fn nanoseconds(epoch: Instant, at: Instant) -> u64 {
+    saturated(at.saturating_duration_since(epoch).as_nanos())
+}
+
+fn saturated(nanoseconds: u128) -> u64 {
+    u64::try_from(nanoseconds).unwrap_or(u64::MAX)
+}
+
+/// How long the `n`-th ejection in a row lasts: `base × n` plus up to a tenth by `jitter` (0 to 1), so that
+/// backends that failed together do not come back together. Never longer than the maximum, jitter included:
+/// an operator who reads "at most five minutes" must not see more.
+fn ejection(settings: &OutlierSettings, n: u32, jitter: f64) -> Duration {
+    // A cast to an integer makes 0 of NaN and of negative numbers.
+    let thousandths = ((jitter * 1000.0) as u128).min(1000);
+    let plain = settings.base_ejection.as_nanos().saturating_mul(u128::from(n));
+    let longest = settings.max_ejection.as_nanos();
+    let plain = plain.min(longest);
+    Duration::from_nanos(saturated((plain + plain / 10_000 * thousandths).min(longest)))
+}
+
+// === impl Record ===
+
+impl Record {
+    /// Nothing happened yet. No time it is told later should be before `epoch`.
+    pub(super) fn new(epoch: Instant) -> Self {
+        Self {
+            epoch,
+            streak: AtomicU64::new(Streak::NONE.pack()),
+            until: AtomicU64::new(0),
+            ejections: Counter::default(),
+        }
+    }
+
+    /// Whether it is left out at this moment. One load for a backend that never was.
+    pub(super) fn is_ejected(&self, now: Instant) -> bool {
+        let until = self.until.load(Ordering::Acquire);
+        until != 0 && nanoseconds(self.epoch, now) < until
+    }
+
+    /// When it comes back, if it is left out at this moment.
+    pub(super) fn ejected_until(&self, now: Instant) -> Option<Instant> {
+        let until = self.until.load(Ordering::Acquire);
+        let ejected = nanoseconds(self.epoch, now) < until;
+        ejected.then(|| self.epoch.checked_add(Duration::from_nanos(until))).flatten()
+    }
+
+    /// A request that was sent at `began` succeeded: everything is forgiven. One load if there is nothing to
+    /// forgive.
+    pub(super) fn succeeded(&self, began: Instant) {
+        if self.streak.load(Ordering::Relaxed) != Streak::NONE.pack() {
+            self.update(began, |_| Streak::NONE);
+        }
+    }
+
+    /// A request that was sent at `began` failed. True: it is time to eject the backend.
+    ///
+    /// Where the ejection is refused it is asked for again after as many failures more, not at each of them:
+    /// in an outage of the whole pool every request fails, and deciding takes a lock.
+    pub(super) fn failed(&self, settings: &OutlierSettings, began: Instant) -> bool {
+        let enough = settings.consecutive_failures;
+        enough > 0 && self.update(began, Streak::failed).is_some_and(|streak| streak.is_time(enough))
+    }
+
+    /// How often it was ejected so far.
+    pub(super) fn ejections(&self) -> u64 {
+        self.ejections.get()
+    }
+
+    /// Failures in a row since its latest success or ejection.
+    pub(super) fn consecutive_failures(&self) -> u32 {
+        self.streak().failures
+    }
+
+    fn streak(&self) -> Streak {
+        Streak::unpack(self.streak.load(Ordering::Acquire))
+    }
+
+    /// The new streak; `None` if the request says nothing because it began too early.
+    ///
+    /// The streak is loaded first: whoever sees that of an ejection also sees its end, and whoever does not
+    /// fails to exchange it, because an ejection always changes it.
+    fn update(&self, began: Instant, change: impl Fn(Streak) -> Streak) -> Option<Streak> {
+        let began = nanoseconds(self.epoch, began);
+        let mut packed = self.streak.load(Ordering::Acquire);
+        while began >= self.until.load(Ordering::Relaxed) {
+            let changed = change(Streak::unpack(packed));
+            match self.streak.compare_exchange_weak(
+                packed,
+                changed.pack(),
+                Ordering::AcqRel,
+                Ordering::Acquire,
+            ) {
+                Ok(_) => return Some(changed),
+                Err(current) => packed = current,
+            }
+        }
+        None
+    }
+
+    /// Leaves it out from `now` on. Only an [`Ejector`] may, while it holds its lock.
+    fn eject(&self, settings: &OutlierSettings, now: Instant, jitter: f64) -> Duration {
+        let streak = self.streak().ejected();
+        let duration = ejection(settings, streak.ejections, jitter);
+        let until = nanoseconds(self.epoch, now).saturating_add(saturated(duration.as_nanos())).max(1);
+        self.until.store(until, Ordering::Release);
+        // Overwrites what a request said since the load. That request began before the ejection; a moment
+        // later it would have said nothing.
+        self.streak.store(streak.pack(), Ordering::Release);
+        self.ejections.increment();
+        duration
+    }
+}
+
+// === impl Streak ===
+
+impl Streak {
+    const NONE: Self = Self { ejections: 0, failures: 0 };
+
+    fn pack(self) -> u64 {
+        u64::from(self.ejections) << 32 | u64::from(self.failures)
+    }
+
+    fn unpack(packed: u64) -> Self {
+        Self { ejections: (packed >> 32) as u32, failures: packed as u32 }
+    }
+
+    fn failed(self) -> Self {
+        Self { failures: self.failures.saturating_add(1), ..self }
+    }
+
+    fn ejected(self) -> Self {
+        Self { ejections: self.ejections.saturating_add(1), failures: 0 }
+    }
+
+    /// Whether the failure counted last is one that ejects: the first on probation, or each `enough`-th.
+    fn is_time(self, enough: u32) -> bool {
+        let on_probation = self.ejections > 0;
+        (on_probation && self.failures == 1) || self.failures.is_multiple_of(enough)
+    }
+}
+
+// === impl Ejector ===
+
+impl Ejector {
+    /// Ejects the backend at index `which` of the pool's `members`, all of which must be there, backups
+    /// included.
+    ///
+    /// It is ejected for the time returned, if afterwards at most `max_ejected_percent` of all members,
+    /// rounded down, are ejected and another one is available. `jitter` is a random number from 0 to 1.
+    ///
+    /// Decisions of one `Ejector` come one after the other, so a pool has exactly one. A `now` from before
+    /// the wait for another decision is harmless: it makes for more ejected and fewer available ones, never
+    /// the other way round.
+    pub(super) fn eject(
+        &self,
+        settings: &OutlierSettings,
+        members: &[Standing<'_>],
+        which: usize,
+        now: Instant,
+        jitter: f64,
+    ) -> Result<Duration, Refused> {
+        // The lock guards no data that a panic could have left half written.
+        let _turn = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let record = members.get(which).ok_or(Refused::Unknown)?.record;
+        refusal(settings, members, which, now).map_or_else(|| Ok(record.eject(settings, now, jitter)), Err)
+    }
+}
+
+fn refusal(
+    settings: &OutlierSettings,
+    members: &[Standing<'_>],
+    which: usize,
+    now: Instant,
+) -> Option<Refused> {
+    let is_ejected = |member: &Standing<'_>| member.record.is_ejected(now);
+    let is_available = |member: &Standing<'_>| member.ready && !member.draining && !is_ejected(member);
+    let mut others = members.iter().enumerate().filter(|(index, _)| *index != which).map(|(_, other)| other);
+    if members.get(which).is_some_and(is_ejected) {
+        Some(Refused::AlreadyEjected)
+    } else if !others.any(is_available) {
+        Some(Refused::LastOne)
+    } else if members.iter().filter(|member| is_ejected(member)).count() >= most(settings, members.len()) {
+        Some(Refused::Share)
+    } else {
+        None
+    }
+}
+
+/// How many of so many backends may be ejected at once.
+fn most(settings: &OutlierSettings, backends: usize) -> usize {
+    backends.saturating_mul(usize::from(settings.max_ejected_percent.min(100))) / 100
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Barrier;
+    use std::sync::atomic::AtomicUsize;
+
+    use super::*;
+    use proptest::collection::vec;
+    use proptest::prelude::{Just, Strategy, any, prop_assert, prop_assert_eq, prop_oneof, proptest};
+    use proptest::test_runner::TestCaseError;
+
+    const SECOND: Duration = Duration::from_secs(1);
+    const NOBODY: [usize; 0] = [];
+
+    /// Three failures eject for 10 s times n, at most 35 s, at most half of the pool.
+    fn settings() -> OutlierSettings {
+        OutlierSettings {
+            consecutive_failures: 3,
+            base_ejection: 10 * SECOND,
+            max_ejection: 35 * SECOND,
+            max_ejected_percent: 50,
+            gray: None,
+        }
+    }
+
+    /// A pool and its clock.
+    struct Bench {
+        settings: OutlierSettings,
+        ejector: Ejector,
+        records: Vec<Record>,
+        ready: Vec<bool>,
+        draining: Vec<bool>,
+        began: Instant,
+        now: Instant,
+    }
+
+    impl Bench {
+        fn new(backends: usize) -> Self {
+            let began = Instant::now();
+            Self {
+                settings: settings(),
+                ejector: Ejector::default(),
+                records: (0..backends).map(|_| Record::new(began)).collect(),
+                ready: vec![true; backends],
+                draining: vec![false; backends],
+                began,
+                now: began,
+            }
+        }
+
+        fn with(backends: usize, change: impl FnOnce(&mut OutlierSettings)) -> Self {
+            let mut bench = Self::new(backends);
+            change(&mut bench.settings);
+            bench
+        }
+
+        fn standings(&self) -> Vec<Standing<'_>> {
+            let flags = self.ready.iter().zip(&self.draining);
+            let member = |(record, (&ready, &draining))| Standing { ready, draining, record };
+            self.records.iter().zip(flags).map(member).collect()
+        }
+
+        fn eject(&self, which: usize) -> Result<Duration, Refused> {
+            self.ejector.eject(&self.settings, &self.standings(), which, self.now, 0.0)
+        }
+
+        /// A request that begins and fails now; what became of the ejection if it was time for one.
+        fn fail(&self, which: usize) -> Option<Result<Duration, Refused>> {
+            self.fail_since(which, self.now)
+        }
+
+        fn fail_since(&self, which: usize, began: Instant) -> Option<Result<Duration, Refused>> {
+            self.records[which].failed(&self.settings, began).then(|| self.eject(which))
+        }
+
+        fn fail_until_ejected(&self, which: usize) -> Duration {
+            let outcome = (0..self.settings.consecutive_failures).find_map(|_| self.fail(which));
+            outcome.expect("so many failures are enough").expect("nothing speaks against it")
+        }
+
+        fn ejected(&self) -> Vec<usize> {
+            (0..self.records.len()).filter(|index| self.records[*index].is_ejected(self.now)).collect()
+        }
+    }
+
+    #[test]
+    fn so_many_failures_in_a_row_eject() {
+        let bench = Bench::new(3);
+        assert_eq!(bench.fail(1), None);
+        assert_eq!(bench.fail(1), None);
+        assert_eq!(bench.records[1].consecutive_failures(), 2);
+        assert_eq!(bench.ejected(), NOBODY);
+        assert_eq!(bench.fail(1), Some(Ok(10 * SECOND)));
+        assert_eq!(bench.ejected(), [1]);
+        assert_eq!(bench.records[1].ejected_until(bench.now), Some(bench.now + 10 * SECOND));
+        assert_eq!(bench.records[1].ejections(), 1);
+        assert_eq!(bench.records[0].ejections(), 0);
+    }
+
+    #[test]
+    fn a_success_in_between_starts_the_count_anew() {
+        let bench = Bench::new(3);
+        for _ in 0..10 {
+            assert_eq!((bench.fail(0), bench.fail(0)), (None, None));
+            bench.records[0].succeeded(bench.now);
+            assert_eq!(bench.records[0].consecutive_failures(), 0);
+        }
+    }
+
+    #[test]
+    fn no_number_of_failures_ejects_when_that_is_off() {
+        let bench = Bench::with(3, |settings| settings.consecutive_failures = 0);
+        assert!((0..100).all(|_| bench.fail(0).is_none()));
+    }
+
+    #[test]
+    fn it_comes_back_on_its_own_and_not_before() {
+        let mut bench = Bench::new(3);
+        bench.fail_until_ejected(0);
+        bench.now += 10 * SECOND - Duration::from_nanos(1);
+        assert_eq!(bench.ejected(), [0]);
+        bench.now += Duration::from_nanos(1);
+        assert_eq!(bench.ejected(), NOBODY);
+        assert_eq!(bench.records[0].ejected_until(bench.now), None);
+    }
+
+    #[test]
+    fn on_probation_the_first_failure_ejects_for_longer_up_to_the_maximum() {
+        let mut bench = Bench::new(3);
+        let first = bench.fail_until_ejected(0);
+        let mut lasted = vec![first];
+        for _ in 0..4 {
+            bench.now += *lasted.last().unwrap();
+            lasted.push(bench.fail(0).expect("it is on probation").expect("nothing speaks against it"));
+        }
+        assert_eq!(lasted, [10, 20, 30, 35, 35].map(|seconds| seconds * SECOND));
+        assert_eq!(bench.records[0].ejections(), 5);
+    }
+
+    #[test]
+    fn one_success_ends_probation_and_the_count_of_ejections() {
+        let mut bench = Bench::new(3);
+        bench.fail_until_ejected(0);
+        bench.now += 10 * SECOND;
+        bench.records[0].succeeded(bench.now);
+        assert_eq!((bench.fail(0), bench.fail(0)), (None, None));
+        assert_eq!(bench.fail(0), Some(Ok(10 * SECOND)));
+    }
+
+    #[test]
+    fn what_began_before_the_end_of_the_ejection_says_nothing() {
+        let mut bench = Bench::new(3);
+        let before = bench.now;
+        bench.now += SECOND;
+        bench.fail_until_ejected(0);
+        let during = bench.now + 5 * SECOND;
+        let until = bench.records[0].ejected_until(bench.now);
+        for _ in 0..10 {
+            assert_eq!(bench.fail_since(0, before), None);
+        }
+        assert_eq!(bench.records[0].ejected_until(bench.now), until, "it is not extended");
+
+        bench.now += 12 * SECOND;
+        for began in [before, during] {
+            bench.records[0].succeeded(began);
+            assert!((0..10).all(|_| bench.fail_since(0, began).is_none()), "it is not ejected again");
+        }
+        assert_eq!(bench.fail(0), Some(Ok(20 * SECOND)), "it is still on probation");
+    }
+
+    #[test]
+    fn an_ejection_is_not_extended() {
+        let mut bench = Bench::new(3);
+        bench.fail_until_ejected(0);
+        bench.now += SECOND;
+        assert_eq!(bench.eject(0), Err(Refused::AlreadyEjected));
+        bench.now += 9 * SECOND;
+        assert_eq!(bench.ejected(), NOBODY);
+    }
+
+    #[test]
+    fn the_share_is_rounded_down() {
+        for (backends, percent, most) in
+            [(2, 50, 1), (3, 50, 1), (4, 50, 2), (5, 50, 2), (9, 10, 0), (10, 10, 1), (3, 0, 0), (5, 100, 4)]
+        {
+            let bench = Bench::with(backends, |settings| settings.max_ejected_percent = percent);
+            let outcomes: Vec<_> = (0..backends).map(|which| bench.eject(which)).collect();
+            let ejected = outcomes.iter().filter(|outcome| outcome.is_ok()).count();
+            assert_eq!(ejected, most, "{percent} % of {backends}: {outcomes:?}");
+            let refused = if most + 1 == backends { Refused::LastOne } else { Refused::Share };
+            assert_eq!(outcomes.last(), Some(&Err(refused)));
+        }
+    }
+
+    #[test]
+    fn the_last_available_one_stays() {
+        assert_eq!(Bench::new(1).eject(0), Err(Refused::LastOne));
+        assert_eq!(Bench::new(0).eject(0), Err(Refused::Unknown));
+
+        let mut bench = Bench::with(3, |settings| settings.max_ejected_percent = 100);
+        (bench.ready[1], bench.draining[2]) = (false, true);
+        assert_eq!(bench.eject(0), Err(Refused::LastOne));
+        bench.draining[2] = false;
+        assert_eq!(bench.eject(0), Ok(10 * SECOND));
+        assert_eq!(bench.eject(1), Ok(10 * SECOND), "2 is left");
+        assert_eq!(bench.eject(2), Err(Refused::LastOne));
+        bench.now += 10 * SECOND;
+        assert_eq!(bench.eject(2), Ok(10 * SECOND), "0 is back");
+    }
+
+    #[test]
+    fn a_refused_ejection_is_asked_for_again_now_and_then() {
+        let mut bench = Bench::new(2);
+        bench.ready[1] = false;
+        let asked: Vec<_> = (0..9).map(|_| bench.fail(0).is_some()).collect();
+        assert_eq!(asked, [false, false, true, false, false, true, false, false, true]);
+        bench.ready[1] = true;
+        assert_eq!((bench.fail(0), bench.fail(0)), (None, None));
+        assert_eq!(bench.fail(0), Some(Ok(10 * SECOND)));
+    }
+
+    #[test]
+    fn jitter_adds_a_tenth_at_most_and_never_exceeds_the_maximum() {
+        let settings = settings();
+        assert_eq!(ejection(&settings, 1, 0.5), Duration::from_millis(10_500));
+        assert_eq!(ejection(&settings, 3, 0.999), Duration::from_millis(32_997));
+        assert_eq!(ejection(&settings, 4, 0.999), 35 * SECOND);
+        for odd in [f64::NAN, -1.0, f64::NEG_INFINITY] {
+            assert_eq!(ejection(&settings, 1, odd), 10 * SECOND);
+        }
+        assert_eq!(ejection(&settings, 1, f64::INFINITY), 11 * SECOND);
+        assert_eq!(ejection(&settings, u32::MAX, 0.0), 35 * SECOND);
+    }
+
+    #[test]
+    fn nothing_overflows() {
+        let longest = |settings: &mut OutlierSettings| {
+            (settings.base_ejection, settings.max_ejection) = (Duration::MAX, Duration::MAX);
+        };
+        let bench = Bench::with(3, longest);
+        assert!(bench.eject(0).is_ok());
+        assert_eq!(bench.ejected(), [0]);
+        let _ = bench.records[0].ejected_until(bench.now);
+    }
+
+    #[test]
+    fn failures_at_the_same_time_are_all_counted() {
+        const THREADS: usize = 8;
+        const EACH: usize = 3000;
+        let bench = Bench::new(2);
+        let times = AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..THREADS {
+                scope.spawn(|| {
+                    let asked =
+                        (0..EACH).filter(|_| bench.records[0].failed(&bench.settings, bench.now)).count();
+                    times.fetch_add(asked, Ordering::Relaxed);
+                });
+            }
+        });
+        assert_eq!(bench.records[0].consecutive_failures() as usize, THREADS * EACH);
+        assert_eq!(times.into_inner(), THREADS * EACH / 3);
+    }
+
+    #[test]
+    fn ejections_at_the_same_time_keep_the_share() {
+        const THREADS: usize = 4;
+        const BACKENDS: usize = 64;
+        for _ in 0..100 {
+            let bench = Bench::new(BACKENDS);
+            let start = Barrier::new(THREADS);
+            std::thread::scope(|scope| {
+                for thread in 0..THREADS {
+                    let (bench, start) = (&bench, &start);
+                    scope.spawn(move || {
+                        start.wait();
+                        (thread..BACKENDS)
+                            .step_by(THREADS)
+                            .filter(|which| bench.eject(*which).is_ok())
+                            .count()
+                    });
+                }
+            });
+            assert_eq!(bench.ejected().len(), BACKENDS / 2);
+        }
+    }
+
+    #[test]
+    fn an_ejection_waits_until_another_is_decided() {
+        let bench = Bench::new(3);
+        let decision = bench.ejector.0.lock().unwrap();
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| bench.eject(1));
+            let patience = Instant::now() + Duration::from_millis(30);
+            while Instant::now() < patience && !waiting.is_finished() {
+                std::thread::yield_now();
+            }
+            bench.records[0].eject(&bench.settings, bench.now, 0.0);
+            drop(decision);
+            assert_eq!(waiting.join().unwrap(), Err(Refused::Share));
+        });
+        assert_eq!(bench.ejected(), [0]);
+    }
+
+    #[test]
+    fn a_success_that_races_with_an_ejection_does_not_undo_it() {
+        for _ in 0..500 {
+            let mut bench = Bench::new(3);
+            assert_eq!((bench.fail(0), bench.fail(0)), (None, None));
+            assert!(bench.records[0].failed(&bench.settings, bench.now));
+            let start = Barrier::new(2);
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    start.wait();
+                    bench.records[0].succeeded(bench.now);
+                });
+                start.wait();
+                bench.eject(0).expect("nothing speaks against it");
+            });
+            assert_eq!(bench.ejected(), [0]);
+            bench.now += 10 * SECOND;
+            // Whichever came first: the backend is on probation.
+            assert!(matches!(bench.fail(0), Some(Ok(_))));
+        }
+    }
+
+    /// The same in plain words and milliseconds, without atomics.
+    #[derive(Clone, Default)]
+    struct Model {
+        failures: u32,
+        in_a_row: u32,
+        until: u64,
+        total: u64,
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Wait(u64),
+        Success { which: usize, age: u64 },
+        Failure { which: usize, age: u64 },
+        Ready(usize, bool),
+        Draining(usize, bool),
+    }
+
+    fn any_step(backends: usize) -> impl Strategy<Value = Step> {
+        let which = 0..backends;
+        let age = prop_oneof![3 => Just(0u64), 1 => 0u64..40_000];
+        prop_oneof![
+            3 => prop_oneof![0u64..2000, Just(10_000u64), 0u64..40_000].prop_map(Step::Wait),
+            1 => (which.clone(), age.clone()).prop_map(|(which, age)| Step::Success { which, age }),
+            12 => (which.clone(), age).prop_map(|(which, age)| Step::Failure { which, age }),
+            1 => (which.clone(), any::<bool>()).prop_map(|(which, ready)| Step::Ready(which, ready)),
+            1 => (which, any::<bool>()).prop_map(|(which, draining)| Step::Draining(which, draining)),
+        ]
+    }
+
+    fn any_steps() -> impl Strategy<Value = (usize, u8, Vec<Step>)> {
+        (1usize..8, 0u8..=100).prop_flat_map(|(backends, percent)| {
+            (Just(backends), Just(percent), vec(any_step(backends), 0..200))
+        })
+    }
+
+    /// What the model says about a failure: how long the ejection lasts, if it is one, in milliseconds.
+    fn model_failure(bench: &Bench, models: &mut [Model], which: usize, began: u64, now: u64) -> Option<u64> {
+        if began < models[which].until {
+            return None;
+        }
+        models[which].failures += 1;
+        let on_probation = models[which].in_a_row > 0 && models[which].failures == 1;
+        if !on_probation && !models[which].failures.is_multiple_of(3) {
+            return None;
+        }
+        let ejected = models.iter().filter(|model| now < model.until).count();
+        let share = (ejected + 1) * 100 <= models.len() * usize::from(bench.settings.max_ejected_percent);
+        let is_left = |other: usize| {
+            other != which && bench.ready[other] && !bench.draining[other] && now >= models[other].until
+        };
+        if now < models[which].until || !share || !(0..models.len()).any(is_left) {
+            return None;
+        }
+        let model = &mut models[which];
+        model.in_a_row += 1;
+        model.total += 1;
+        model.failures = 0;
+        let lasts = (10_000 * u64::from(model.in_a_row)).min(35_000);
+        model.until = now + lasts;
+        Some(lasts)
+    }
+
+    fn check_against_model(backends: usize, percent: u8, steps: Vec<Step>) -> Result<(), TestCaseError> {
+        let mut bench = Bench::with(backends, |settings| settings.max_ejected_percent = percent);
+        let mut models = vec![Model::default(); backends];
+        for step in steps {
+            let now = u64::try_from((bench.now - bench.began).as_millis()).unwrap();
+            let began = |age| now.saturating_sub(age);
+            let instant = |millis| bench.began + Duration::from_millis(millis);
+            match step {
+                Step::Wait(millis) => bench.now += Duration::from_millis(millis),
+                Step::Success { which, age } => {
+                    bench.records[which].succeeded(instant(began(age)));
+                    if began(age) >= models[which].until {
+                        (models[which].failures, models[which].in_a_row) = (0, 0);
+                    }
+                }
+                Step::Failure { which, age } => {
+                    let expected = model_failure(&bench, &mut models, which, began(age), now);
+                    let outcome = bench.fail_since(which, instant(began(age))).and_then(Result::ok);
+                    prop_assert_eq!(outcome, expected.map(Duration::from_millis));
+                    if outcome.is_some() {
+                        let left = bench.standings();
+                        prop_assert!(
+                            left.iter().any(|s| s.ready && !s.draining && !s.record.is_ejected(bench.now))
+                        );
+                    }
+                }
+                Step::Ready(which, ready) => bench.ready[which] = ready,
+                Step::Draining(which, draining) => bench.draining[which] = draining,
+            }
+            let now = u64::try_from((bench.now - bench.began).as_millis()).unwrap();
+            prop_assert!(bench.ejected().len() * 100 <= backends * usize::from(percent));
+            for (record, model) in bench.records.iter().zip(&models) {
+                prop_assert_eq!(record.is_ejected(bench.now), now < model.until);
+                prop_assert_eq!(record.consecutive_failures(), model.failures);
+                prop_assert_eq!(record.ejections(), model.total);
+            }
+        }
+        Ok(())
+    }
+
+    proptest! {
+        #[test]
+        fn any_sequence_does_what_a_simple_model_does((backends, percent, steps) in any_steps()) {
+            check_against_model(backends, percent, steps)?;
+        }
+
+        #[test]
+        fn an_ejection_lasts_base_times_n_and_at_most_a_tenth_more(
+            base in 0u64..1000, max in 0u64..10_000, n in 1u32..100, jitter in 0.0..1.0f64,
+        ) {
+            let (base_ejection, max_ejection) = (Duration::from_millis(base), Duration::from_millis(max));
+            let settings = OutlierSettings { base_ejection, max_ejection, ..settings() };
+            let plain = (base_ejection * n).min(max_ejection);
+            let lasts = ejection(&settings, n, jitter);
+            prop_assert!(plain <= lasts && lasts <= (plain * 11 / 10).min(max_ejection), "{:?}", lasts);
+        }
+    }
+}

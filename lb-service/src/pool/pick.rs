@@ -1,0 +1,646 @@
+//! Which backend a request goes to, and why the others were passed over.
+
+use std::borrow::Cow;
+use std::cell::{Cell, RefCell};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use http::{HeaderMap, HeaderValue};
+
+use super::attempt::Attempt;
+use super::availability::{Availability, Level};
+use super::backend::{Backend, UpstreamError};
+use super::hash_key::{self, Key, KeySource};
+use super::settings::RetryCause;
+use super::{Pool, slow_start};
+use crate::policy::{InFlight, bound};
+
+/// Why a candidate of the policy was passed over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// This request was already sent to it.
+    Tried,
+    /// It is used only when no other is available.
+    Backup,
+    /// An operator lets it finish.
+    Draining,
+    /// Its health checks fail.
+    Down,
+    /// It failed requests, and is left out for a while.
+    Ejected,
+    /// It works on as many requests as it may.
+    Full,
+    /// It holds more than its share of hashed requests.
+    AboveBound,
+    /// It came back a moment ago, and does not get its whole share yet.
+    SlowStart,
+}
+
+/// What a request wants of its pool.
+#[derive(Debug)]
+pub struct Wish<'a> {
+    /// What its hash is made of; empty: nothing.
+    pub key: &'a [u8],
+    /// The backend that its cookie names, as an index of [`Pool::backends`].
+    pub session: Option<usize>,
+    /// Where it was sent before.
+    pub tried: &'a Tried,
+    /// The time.
+    pub now: Instant,
+    /// A random number from 0 to 1, without 1.
+    pub draw: f64,
+}
+
+/// The backends that one request was sent to, and how each failed.
+#[derive(Clone, Debug, Default)]
+pub struct Tried(Vec<(Arc<Backend>, Mishap)>);
+
+/// How a backend failed a request that was sent on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mishap {
+    /// It failed.
+    Error(UpstreamError),
+    /// It gave an answer that is worth another attempt.
+    Status(u16),
+}
+
+/// The candidates of a request that were passed over, in the order of the policy.
+#[derive(Clone, Debug, Default)]
+pub struct Passed(Vec<(Arc<Backend>, Refusal)>);
+
+/// No backend takes the request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unplaced {
+    /// Some would, but work on as many requests as they may.
+    Full,
+    /// None is available.
+    Nobody,
+}
+
+/// So many are remembered: a log line has an end.
+const MAX_PASSED: usize = 16;
+
+/// How strictly candidates are looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pass {
+    /// As configured.
+    Strict,
+    /// Nobody was found: slow starts and bounds of hashed load, which only shift load, do not count.
+    Relaxed,
+}
+
+// === impl Pool ===
+
+impl Pool {
+    /// Gives a request to the backend that its session or the policy says, and notes who was passed over.
+    ///
+    /// # Errors
+    /// When no backend takes it.
+    pub fn place(self: &Arc<Self>, wish: &Wish<'_>, passed: &mut Passed) -> Result<Attempt, Unplaced> {
+        let availability = self.availability(wish.now);
+        let placed = self.continue_session(wish, availability, passed);
+        let placed = placed.or_else(|| self.choose(wish, availability, Pass::Strict, passed));
+        let placed = placed.or_else(|| {
+            passed.only_shifted().then(|| self.choose(wish, availability, Pass::Relaxed, passed)).flatten()
+        });
+        match placed {
+            Some((backend, place)) => Ok(Attempt::new(self.clone(), backend, place, wish.now)),
+            None if passed.contains(Refusal::Full) => Err(Unplaced::Full),
+            None => Err(Unplaced::Nobody),
+        }
+    }
+
+    /// Whether a request that was sent to these would be taken by another backend.
+    pub fn has_another(&self, tried: &Tried, also: &Backend, now: Instant) -> bool {
+        let availability = self.availability(now);
+        self.backends.iter().any(|backend| {
+            backend.address != also.address
+                && !tried.contains(backend.address)
+                && self.refusal(backend, availability, now).is_none()
+                && backend.load.in_flight() < backend.max_requests
+        })
+    }
+
+    /// Whether its policy hashes requests.
+    pub fn is_hashed(&self) -> bool {
+        self.settings.hash_on.is_some()
+    }
+
+    /// The key of a request for the policy, if that hashes and the request has one.
+    pub fn hash_key<'a>(&self, source: &KeySource<'a>) -> Option<Key<'a>> {
+        self.settings.hash_on.as_ref().and_then(|on| hash_key::key(on, source))
+    }
+
+    /// The backend that a cookie among these headers names.
+    pub fn session(&self, headers: &HeaderMap) -> Option<usize> {
+        self.sticky.as_ref()?.find(headers)
+    }
+
+    /// The cookie that an answer of `backend` sets, given the `session` that the request came with. None when the client
+    /// has it already, or when its own backend is only busy and will be there for the next request.
+    pub fn set_cookie(
+        &self,
+        backend: &Backend,
+        session: Option<usize>,
+        secure: bool,
+        now: Instant,
+    ) -> Option<HeaderValue> {
+        let sticky = self.sticky.as_ref()?;
+        let index = self.index(backend.address)?;
+        let stays = session.is_some_and(|session| session != index && self.holds_session(session, now));
+        let has_it = session == Some(index) && !sticky.renews();
+        (!stays && !has_it).then(|| sticky.set_cookie(index, secure))
+    }
+
+    /// Whether a session stays with its backend, even if one request of it went elsewhere.
+    fn holds_session(&self, session: usize, now: Instant) -> bool {
+        let availability = self.availability(now);
+        self.backends.get(session).is_some_and(|backend| {
+            matches!(self.refusal(backend, availability, now), None | Some(Refusal::Draining))
+        })
+    }
+
+    fn continue_session(
+        &self,
+        wish: &Wish<'_>,
+        availability: Availability,
+        passed: &mut Passed,
+    ) -> Option<(Arc<Backend>, InFlight)> {
+        let backend = self.backends.get(wish.session?)?;
+        let refusal = if wish.tried.contains(backend.address) {
+            Some(Refusal::Tried)
+        } else {
+            // A session stays where it is while its backend drains.
+            self.refusal(backend, availability, wish.now).filter(|refusal| *refusal != Refusal::Draining)
+        };
+        match refusal.map_or_else(|| backend.reserve(), Err) {
+            Ok(place) => Some((backend.clone(), place)),
+            Err(refusal) => {
+                passed.note(backend, refusal);
+                None
+            }
+        }
+    }
+
+    /// The policy's best candidate that may have the request.
+    fn choose(
+        &self,
+        wish: &Wish<'_>,
+        availability: Availability,
+        pass: Pass,
+        passed: &mut Passed,
+    ) -> Option<(Arc<Backend>, InFlight)> {
+        let (taken, passed) = (Cell::new(None), RefCell::new(passed));
+        self.balancer.select_with(wish.key, self.backends.len(), |candidate, ready| {
+            let Some(backend) = candidate.addr.as_inet().and_then(|address| self.backend(*address)) else {
+                return false;
+            };
+            let refusal = self.refusal_of_candidate(backend, ready, availability, pass, wish);
+            match refusal.map_or_else(|| backend.reserve(), Err) {
+                Ok(place) => taken.set(Some((backend.clone(), place))),
+                Err(refusal) => {
+                    passed.borrow_mut().note(backend, refusal);
+                    return false;
+                }
+            }
+            true
+        })?;
+        taken.into_inner()
+    }
+
+    fn refusal_of_candidate(
+        &self,
+        backend: &Backend,
+        ready: bool,
+        availability: Availability,
+        pass: Pass,
+        wish: &Wish<'_>,
+    ) -> Option<Refusal> {
+        if wish.tried.contains(backend.address) {
+            return Some(Refusal::Tried);
+        }
+        let refusal = refusal(backend, ready, availability, wish.now);
+        refusal.or_else(|| match pass {
+            Pass::Strict => self.shift(backend, availability, wish),
+            Pass::Relaxed => None,
+        })
+    }
+
+    fn refusal(&self, backend: &Backend, availability: Availability, now: Instant) -> Option<Refusal> {
+        refusal(backend, self.is_ready(backend), availability, now)
+    }
+
+    /// Whether load is to be shifted to the others.
+    fn shift(&self, backend: &Backend, availability: Availability, wish: &Wish<'_>) -> Option<Refusal> {
+        if availability.panic {
+            return None;
+        }
+        if self.is_above_bound(backend, availability, wish) {
+            return Some(Refusal::AboveBound);
+        }
+        (!self.is_admitted(backend, wish)).then_some(Refusal::SlowStart)
+    }
+
+    fn is_above_bound(&self, backend: &Backend, availability: Availability, wish: &Wish<'_>) -> bool {
+        let Some(percent) = self.settings.bounded_load.filter(|_| !wish.key.is_empty()) else { return false };
+        backend.load.in_flight() >= bound(percent, self.in_flight(), backend.weight(), availability.weight)
+    }
+
+    /// Whether a backend that came back a moment ago takes this request. By its key, if it has one: a key that comes back
+    /// to a backend stays there.
+    fn is_admitted(&self, backend: &Backend, wish: &Wish<'_>) -> bool {
+        let Some(window) = self.settings.slow_start else { return true };
+        let share = backend.comeback.share(wish.now, window);
+        let draw = || match wish.key {
+            [] => wish.draw,
+            key => slow_start::draw_for_key(key, backend.address),
+        };
+        share >= 1.0 || slow_start::admits(share, draw())
+    }
+}
+
+/// Why a backend may not have a request, whatever the request is; `None` if it may.
+fn refusal(backend: &Backend, ready: bool, availability: Availability, now: Instant) -> Option<Refusal> {
+    if backend.backup && availability.level == Level::Primary {
+        Some(Refusal::Backup)
+    } else if backend.is_draining() {
+        Some(Refusal::Draining)
+    } else if availability.panic && backend.backup == (availability.level == Level::Backup) {
+        None
+    } else if !ready {
+        Some(Refusal::Down)
+    } else {
+        backend.record.is_ejected(now).then_some(Refusal::Ejected)
+    }
+}
+
+// === impl Backend ===
+
+impl Backend {
+    /// A place for one more request.
+    fn reserve(&self) -> Result<InFlight, Refusal> {
+        self.load.try_enter(self.max_requests).ok_or(Refusal::Full)
+    }
+}
+
+// === impl Refusal ===
+
+impl Refusal {
+    /// All of them, in the order of their discriminants.
+    pub const ALL: [Self; 8] = [
+        Self::Tried,
+        Self::Backup,
+        Self::Draining,
+        Self::Down,
+        Self::Ejected,
+        Self::Full,
+        Self::AboveBound,
+        Self::SlowStart,
+    ];
+
+    /// The word for it in the access log and the status.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Tried => "tried",
+            Self::Backup => "backup",
+            Self::Draining => "draining",
+            Self::Down => "down",
+            Self::Ejected => "ejected",
+            Self::Full => "full",
+            Self::AboveBound => "above_bound",
+            Self::SlowStart => "slow_start",
+        }
+    }
+
+    /// Whether it only shifts load: better that backend than none.
+    fn only_shifts(self) -> bool {
+        matches!(self, Self::AboveBound | Self::SlowStart)
+    }
+}
+
+// === impl Tried ===
+
+impl Tried {
+    /// None yet.
+    pub const fn new() -> Self {
+        Self(Vec::new())
+    }
+
+    /// Remembers that the request was sent to this backend, and what came of it.
+    pub fn insert(&mut self, backend: Arc<Backend>, mishap: Mishap) {
+        self.0.push((backend, mishap));
+    }
+
+    /// Whether the request was sent to this backend.
+    pub fn contains(&self, address: SocketAddr) -> bool {
+        self.0.iter().any(|(backend, _)| backend.address == address)
+    }
+
+    /// How many backends were tried.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether none was.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Each with how it failed.
+    pub fn iter(&self) -> impl Iterator<Item = (&Backend, Mishap)> {
+        self.0.iter().map(|(backend, mishap)| (&**backend, *mishap))
+    }
+}
+
+// === impl Mishap ===
+
+impl Mishap {
+    /// The word for it in the access log.
+    pub fn word(self) -> Cow<'static, str> {
+        match self {
+            Self::Error(error) => error.as_str().into(),
+            Self::Status(status) => status.to_string().into(),
+        }
+    }
+
+    /// What it means for another attempt; none: it is not worth one.
+    pub fn cause(self) -> Option<RetryCause> {
+        match self {
+            Self::Error(UpstreamError::Connect | UpstreamError::Tls) => Some(RetryCause::ConnectFailure),
+            Self::Error(UpstreamError::Timeout) => Some(RetryCause::Timeout),
+            Self::Error(UpstreamError::Reset | UpstreamError::Protocol) => Some(RetryCause::Reset),
+            Self::Status(status) => RetryCause::of_status(status),
+        }
+    }
+}
+
+// === impl Passed ===
+
+impl Passed {
+    /// Nobody yet.
+    pub const fn new() -> Self {
+        Self(Vec::new())
+    }
+
+    fn note(&mut self, backend: &Arc<Backend>, refusal: Refusal) {
+        backend.pass_over(refusal);
+        let is_known = self.0.iter().any(|(known, why)| *why == refusal && known.address == backend.address);
+        // The last place is for what decides what becomes of the request.
+        if !is_known && (self.0.len() < MAX_PASSED || !self.contains(refusal)) {
+            self.0.push((backend.clone(), refusal));
+        }
+    }
+
+    /// Whether someone was passed over for this reason.
+    pub fn contains(&self, refusal: Refusal) -> bool {
+        self.0.iter().any(|(_, why)| *why == refusal)
+    }
+
+    fn only_shifted(&self) -> bool {
+        self.0.iter().any(|(_, why)| why.only_shifts())
+    }
+
+    /// Whether nobody was.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Each with the reason.
+    pub fn iter(&self) -> impl Iterator<Item = (&Backend, Refusal)> {
+        self.0.iter().map(|(backend, refusal)| (&**backend, *refusal))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    use crate::clock::{Clock, Hands};
+    use crate::policy::{Algorithm, PolicyConfig};
+    use crate::pool::{BackendSettings, PoolSettings, StickySettings};
+    use pingora::lb::HealthRegistry;
+
+    const SECOND: Duration = Duration::from_secs(1);
+    const NOBODY: &Tried = &Tried::new();
+
+    /// A pool whose clock stands still, and whose health checks say what the test says.
+    struct Bench {
+        pool: Arc<Pool>,
+        hands: Hands,
+        draw: f64,
+    }
+
+    /// Backends 127.0.0.1:1 and following.
+    fn settings(backends: u16) -> PoolSettings {
+        let backend = |port| BackendSettings::new(SocketAddr::from(([127, 0, 0, 1], port)));
+        PoolSettings::new("web", (1..=backends).map(backend).collect())
+    }
+
+    impl Bench {
+        fn new(settings: &PoolSettings) -> Self {
+            let (clock, hands) = Clock::manual();
+            let policy = PolicyConfig::new(settings.policy).with_seed(7);
+            let pool = Pool::with_policy(settings, Arc::new(HealthRegistry::new()), None, policy, &clock);
+            Self { pool: Arc::new(pool), hands, draw: 0.5 }
+        }
+
+        fn wish<'a>(&self, key: &'a [u8], session: Option<usize>, tried: &'a Tried) -> Wish<'a> {
+            Wish { key, session, tried, now: self.hands.now(), draw: self.draw }
+        }
+
+        fn place(&self, key: &[u8]) -> Result<Attempt, Unplaced> {
+            self.pool.place(&self.wish(key, None, NOBODY), &mut Passed::new())
+        }
+
+        /// The ports that so many requests go to, one after the other.
+        fn ports(&self, requests: usize) -> Vec<u16> {
+            (0..requests).map(|_| port(&self.place(b"").unwrap())).collect()
+        }
+
+        fn set_ready(&self, port: u16, ready: bool) {
+            let backend = &self.pool.backends()[usize::from(port) - 1];
+            self.pool.balancer.backends().set_enable(&backend.identity, ready);
+            self.pool.watch.changed();
+        }
+
+        fn fail(&self, port: u16) {
+            let mut others = Tried::new();
+            for backend in self.pool.backends().iter().filter(|backend| backend.address.port() != port) {
+                others.insert(backend.clone(), Mishap::Error(UpstreamError::Connect));
+            }
+            // An ejected backend takes no request that could fail.
+            if let Ok(mut attempt) = self.pool.place(&self.wish(b"", None, &others), &mut Passed::new()) {
+                attempt.failed(UpstreamError::Connect, self.hands.now());
+            }
+        }
+    }
+
+    fn port(attempt: &Attempt) -> u16 {
+        attempt.backend.address.port()
+    }
+
+    #[test]
+    fn a_tried_backend_is_not_picked_again() {
+        let bench = Bench::new(&settings(2));
+        let mut tried = Tried::new();
+        for expected in [1, 2] {
+            let attempt = bench.pool.place(&bench.wish(b"", None, &tried), &mut Passed::new()).unwrap();
+            assert_eq!(port(&attempt), expected);
+            tried.insert(attempt.backend.clone(), Mishap::Status(503));
+        }
+        let mut passed = Passed::new();
+        let placed = bench.pool.place(&bench.wish(b"", None, &tried), &mut passed);
+        assert_eq!(placed.unwrap_err(), Unplaced::Nobody);
+        assert_eq!(passed.iter().map(|(_, why)| why).collect::<Vec<_>>(), [Refusal::Tried; 2]);
+    }
+
+    #[test]
+    fn each_that_is_passed_over_has_its_reason() {
+        let mut settings = settings(5);
+        settings.backends[4].backup = true;
+        settings.backends[3].max_requests = std::num::NonZeroU32::new(1);
+        settings.panic_threshold = 0;
+        let bench = Bench::new(&settings);
+        let _full = bench.pool.backends()[3].load.try_enter(1).unwrap();
+        bench.set_ready(1, false);
+        bench.pool.set_draining(bench.pool.backends()[1].address, true);
+        for _ in 0..5 {
+            bench.fail(3);
+        }
+        let mut passed = Passed::new();
+        let placed = bench.pool.place(&bench.wish(b"", None, NOBODY), &mut passed);
+        assert_eq!(placed.unwrap_err(), Unplaced::Full);
+        let mut reasons: Vec<_> = passed.iter().map(|(b, why)| (b.address.port(), why)).collect();
+        reasons.sort_by_key(|(port, _)| *port);
+        let expected = [
+            (1, Refusal::Down),
+            (2, Refusal::Draining),
+            (3, Refusal::Ejected),
+            (4, Refusal::Full),
+            (5, Refusal::Backup),
+        ];
+        assert_eq!(reasons, expected);
+    }
+
+    #[test]
+    fn backups_are_used_when_no_other_is_available() {
+        let mut settings = settings(3);
+        settings.backends[2].backup = true;
+        let bench = Bench::new(&settings);
+        assert_eq!(bench.ports(4), [1, 2, 1, 2]);
+        bench.set_ready(1, false);
+        assert!(bench.ports(4).iter().all(|port| *port == 2));
+        bench.set_ready(2, false);
+        assert!(bench.ports(4).iter().all(|port| *port == 3));
+        bench.set_ready(1, true);
+        assert!(bench.ports(4).iter().all(|port| *port == 1));
+    }
+
+    #[test]
+    fn in_panic_all_are_used_but_those_that_drain() {
+        let bench = Bench::new(&settings(5));
+        for port in 1..=3 {
+            bench.set_ready(port, false);
+        }
+        bench.pool.set_draining(bench.pool.backends()[4].address, true);
+        // One of the four that do not drain is ready.
+        assert!(bench.pool.availability(bench.hands.now()).panic);
+        let mut ports = bench.ports(8);
+        ports.sort_unstable();
+        assert_eq!(ports, [1, 1, 2, 2, 3, 3, 4, 4]);
+    }
+
+    #[test]
+    fn a_backend_that_comes_back_starts_slowly_unless_it_is_alone() {
+        let mut settings = settings(2);
+        settings.slow_start = Some(10 * SECOND);
+        let mut bench = Bench::new(&settings);
+        assert_eq!(bench.ports(2), [1, 2], "never at process start");
+        bench.pool.backends()[0].comeback.came_back(bench.hands.now());
+        assert_eq!(bench.ports(2), [2, 2]);
+        bench.draw = 0.05;
+        assert_eq!(bench.ports(2), [1, 2], "a tenth of its requests");
+        bench.draw = 0.5;
+        bench.hands.advance(6 * SECOND);
+        assert_eq!(bench.ports(2), [1, 2]);
+        bench.pool.backends()[0].comeback.came_back(bench.hands.now());
+        bench.set_ready(2, false);
+        assert_eq!(bench.ports(2), [1, 1]);
+    }
+
+    #[test]
+    fn a_bound_sends_hashed_requests_on_when_their_backend_holds_too_many() {
+        let mut settings = settings(4);
+        settings.policy = Algorithm::ConsistentHash;
+        settings.bounded_load = Some(150);
+        let bench = Bench::new(&settings);
+        let held: Vec<_> = (0..40).map(|_| bench.place(b"one key").unwrap()).collect();
+        let most = bench.pool.backends().iter().map(|backend| backend.load.in_flight()).max();
+        assert_eq!(most, Some(15), "150 % of the average of 10");
+        drop(held);
+        assert_eq!(bench.pool.in_flight(), 0);
+    }
+
+    #[test]
+    fn a_session_stays_while_its_backend_drains_and_moves_when_it_is_ejected() {
+        let mut settings = settings(3);
+        settings.sticky = Some(StickySettings { cookie: "lb".into(), ttl: None });
+        let bench = Bench::new(&settings);
+        let session = Some(1);
+        let next = || {
+            let wish = bench.wish(b"", session, NOBODY);
+            bench.pool.place(&wish, &mut Passed::new()).unwrap()
+        };
+        let moved = |attempt: &Attempt| {
+            bench.pool.set_cookie(&attempt.backend, session, false, bench.hands.now()).is_some()
+        };
+        let attempt = next();
+        assert_eq!((port(&attempt), moved(&attempt)), (2, false));
+        bench.pool.set_draining(bench.pool.backends()[1].address, true);
+        let attempt = next();
+        assert_eq!((port(&attempt), moved(&attempt)), (2, false));
+        assert!(bench.ports(6).iter().all(|port| *port != 2), "no new sessions");
+        bench.pool.set_draining(bench.pool.backends()[1].address, false);
+        for _ in 0..5 {
+            bench.fail(2);
+        }
+        let attempt = next();
+        assert!(port(&attempt) != 2 && moved(&attempt));
+    }
+
+    #[test]
+    fn a_session_whose_backend_is_only_busy_does_not_move() {
+        let mut settings = settings(2);
+        settings.sticky = Some(StickySettings { cookie: "lb".into(), ttl: None });
+        settings.backends[0].max_requests = std::num::NonZeroU32::new(1);
+        let bench = Bench::new(&settings);
+        let _busy = bench.pool.backends()[0].load.try_enter(1).unwrap();
+        let wish = bench.wish(b"", Some(0), NOBODY);
+        let attempt = bench.pool.place(&wish, &mut Passed::new()).unwrap();
+        assert_eq!(port(&attempt), 2);
+        assert_eq!(bench.pool.set_cookie(&attempt.backend, Some(0), false, bench.hands.now()), None);
+    }
+
+    #[test]
+    fn an_ejected_backend_comes_back_on_its_own() {
+        let bench = Bench::new(&settings(2));
+        for _ in 0..5 {
+            bench.fail(1);
+        }
+        assert_eq!(bench.ports(3), [2, 2, 2]);
+        assert_eq!(bench.pool.backends()[0].ejections(), 1);
+        bench.hands.advance(34 * SECOND);
+        assert!(bench.ports(2).contains(&1));
+        for _ in 0..20 {
+            bench.fail(2);
+        }
+        for _ in 0..20 {
+            bench.fail(1);
+        }
+        let now = bench.hands.now();
+        let ejected = bench.pool.backends().iter().filter(|b| b.ejected_until(now).is_some()).count();
+        assert_eq!(ejected, 1, "never the last");
+    }
+}

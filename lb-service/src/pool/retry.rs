@@ -1,0 +1,445 @@
+//! Whether a request that failed is sent again, how long that waits, and how much of it a pool may do.
+//!
+//! A request may be sent again when that cannot do anything twice: either nothing of it was sent, or its
+//! method is idempotent, which a proxy must insist on (RFC 9110, 9.2.2). [`decide`] tells three ways of doing
+//! it apart:
+//!
+//! - **Replay**: a connection that was kept alive ended before the first byte of an answer. Servers close
+//!   idle connections whenever they like, so this says nothing about the backend, and RFC 9112, 9.3.1 lets a
+//!   client send an idempotent request again over a new connection. It costs neither an attempt nor a place
+//!   in the budget. It is done once: an automatic retry that fails should not be retried automatically (RFC
+//!   9110, 9.2.2).
+//! - **Reconnect**: no connection could be made. Nothing was sent, so the method does not matter, and the
+//!   backend did not work for it: it costs an attempt, and no place in the budget.
+//! - **Repeat**: everything else. A backend may have done the work already, so in an outage each of these
+//!   adds load where there is too much of it. It costs an attempt and a place in the [`Budget`].
+//!
+//! The budget bounds repetitions at one moment by a share of the requests in flight, as Envoy's retry budgets
+//! do (`source/common/upstream/upstream_impl.h`, `budget_percent` and `min_retry_concurrency`). The idea that
+//! the allowance follows the traffic instead of being a number per request is Finagle's (`RetryBudget`).
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use super::settings::{RetryCause, RetrySettings};
+
+/// What is known about a request when an attempt has failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Failed {
+    /// How it failed. That of a stale connection is [`RetryCause::Reset`].
+    pub cause: RetryCause,
+    /// Whether the method is idempotent (RFC 9110, 9.2.2).
+    pub idempotent: bool,
+    /// Whether the body can be sent again: there is none, none of it was read yet, or all that was read is
+    /// kept.
+    pub replayable: bool,
+    /// Whether bytes of an answer, one with a 1xx status included, reached the client.
+    pub answered: bool,
+    /// Backends tried so far, this one included.
+    pub tries: usize,
+    /// Whether the connection was kept alive from an earlier request and ended before the first byte of an
+    /// answer.
+    pub stale: bool,
+    /// Whether this request was already replayed because of a stale connection.
+    pub replayed: bool,
+}
+
+/// What becomes of a request when an attempt has failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// The client is told of the failure.
+    GiveUp(WhyNot),
+    /// It is sent again at once, free of attempts and budget.
+    Replay,
+    /// It is sent to another backend, outside the budget.
+    Reconnect,
+    /// It is sent to another backend after [`backoff`] if there is a place in the [`Budget`].
+    Repeat,
+}
+
+/// Why a request is not sent again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WhyNot {
+    /// It was tried as often as the settings allow.
+    Attempts,
+    /// The settings do not name this failure.
+    NotConfigured,
+    /// The backend may have acted on it, and acting twice is not the same as once.
+    NotIdempotent,
+    /// Its body was sent and is not kept any more.
+    BodyGone,
+    /// The client has a part of an answer.
+    AnswerBegun,
+}
+
+/// How many repetitions a pool may have in flight.
+#[derive(Debug)]
+pub struct Budget {
+    percent: u32,
+    min_concurrent: u32,
+    active: AtomicU64,
+}
+
+/// A repetition in flight; it has its place in the budget until this is dropped.
+#[derive(Debug)]
+pub struct Repetition(Arc<Budget>);
+
+/// The longest wait before the first repetition. It doubles with each further one.
+const BACKOFF_BASE: Duration = Duration::from_millis(25);
+/// The longest wait of all.
+const BACKOFF_MAX: Duration = Duration::from_millis(250);
+
+/// What becomes of a request when an attempt has failed.
+///
+/// What the request itself rules out is said before what the settings rule out.
+pub(super) fn decide(settings: &RetrySettings, failed: &Failed) -> Decision {
+    if failed.answered {
+        return Decision::GiveUp(WhyNot::AnswerBegun);
+    }
+    let nothing_sent = failed.cause == RetryCause::ConnectFailure;
+    if !nothing_sent && !failed.idempotent {
+        return Decision::GiveUp(WhyNot::NotIdempotent);
+    }
+    if !failed.replayable {
+        return Decision::GiveUp(WhyNot::BodyGone);
+    }
+    if !nothing_sent && failed.stale && !failed.replayed {
+        return Decision::Replay;
+    }
+    match refused_by(settings, failed) {
+        Some(why) => Decision::GiveUp(why),
+        None if nothing_sent => Decision::Reconnect,
+        None => Decision::Repeat,
+    }
+}
+
+fn refused_by(settings: &RetrySettings, failed: &Failed) -> Option<WhyNot> {
+    if !settings.on.contains(failed.cause) {
+        Some(WhyNot::NotConfigured)
+    } else if failed.tries > settings.attempts {
+        Some(WhyNot::Attempts)
+    } else {
+        None
+    }
+}
+
+/// How long the `repetition`-th repetition of a request waits, counted from 1, for a `random` from 0 up to
+/// and without 1; any other `random` counts as 0.
+///
+/// Uniform between nothing and a bound that doubles: the "full jitter" of M. Brooker, "Exponential Backoff
+/// And Jitter", AWS Architecture Blog, 2015. Requests that failed together do not come back together.
+pub fn backoff(repetition: usize, random: f64) -> Duration {
+    let doublings = u32::try_from(repetition.saturating_sub(1)).unwrap_or(u32::MAX);
+    let bound = BACKOFF_BASE.saturating_mul(2u32.saturating_pow(doublings)).min(BACKOFF_MAX);
+    let random = if (0.0..1.0).contains(&random) { random } else { 0.0 };
+    bound.mul_f64(random)
+}
+
+// === impl WhyNot ===
+
+impl WhyNot {
+    /// All of them, in the order of their discriminants.
+    pub const ALL: [Self; 5] =
+        [Self::Attempts, Self::NotConfigured, Self::NotIdempotent, Self::BodyGone, Self::AnswerBegun];
+
+    /// The word for it in logs and labels.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Attempts => "attempts",
+            Self::NotConfigured => "not_configured",
+            Self::NotIdempotent => "not_idempotent",
+            Self::BodyGone => "body_gone",
+            Self::AnswerBegun => "answer_begun",
+        }
+    }
+}
+
+// === impl Budget ===
+
+impl Budget {
+    /// At most `percent` of the requests in flight, rounded down, but always `min_concurrent`.
+    pub fn new(percent: u32, min_concurrent: u32) -> Arc<Self> {
+        Arc::new(Self { percent, min_concurrent, active: AtomicU64::new(0) })
+    }
+
+    /// The budget that these settings describe.
+    pub fn of(settings: &RetrySettings) -> Arc<Self> {
+        Self::new(settings.budget_percent, settings.min_concurrent)
+    }
+
+    /// Takes a place for a repetition while the pool has `in_flight` requests; `None` when there is none.
+    ///
+    /// The bound is looked at here only: repetitions that have begun stay when `in_flight` falls.
+    pub fn try_begin(self: &Arc<Self>, in_flight: u64) -> Option<Repetition> {
+        let limit = self.limit(in_flight);
+        // Nothing else is published with this number, so `Relaxed` is enough: every exchange sees the latest
+        // value.
+        let taken =
+            self.active.fetch_update(Relaxed, Relaxed, |active| (active < limit).then_some(active + 1));
+        taken.is_ok().then(|| Repetition(Arc::clone(self)))
+    }
+
+    /// How many repetitions may be in flight with this many requests in flight.
+    pub fn limit(&self, in_flight: u64) -> u64 {
+        let share = u128::from(in_flight) * u128::from(self.percent) / 100;
+        u64::try_from(share).unwrap_or(u64::MAX).max(u64::from(self.min_concurrent))
+    }
+
+    /// Repetitions in flight.
+    pub fn active(&self) -> u64 {
+        self.active.load(Relaxed)
+    }
+}
+
+// === impl Repetition ===
+
+impl Drop for Repetition {
+    fn drop(&mut self) {
+        self.0.active.fetch_sub(1, Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::settings::RetryOn;
+    use super::*;
+    use proptest::collection::vec;
+    use proptest::prelude::{
+        Just, Strategy, any, prop_assert, prop_assert_eq, prop_compose, prop_oneof, proptest,
+    };
+    use proptest::sample::select;
+
+    /// A GET without a body whose first attempt failed.
+    fn failed(cause: RetryCause) -> Failed {
+        Failed {
+            cause,
+            idempotent: true,
+            replayable: true,
+            answered: false,
+            tries: 1,
+            stale: false,
+            replayed: false,
+        }
+    }
+
+    fn settings(attempts: usize, on: &[RetryCause]) -> RetrySettings {
+        RetrySettings { attempts, on: on.iter().copied().collect(), ..RetrySettings::default() }
+    }
+
+    fn after_connecting() -> impl Iterator<Item = RetryCause> {
+        RetryCause::ALL.into_iter().filter(|cause| *cause != RetryCause::ConnectFailure)
+    }
+
+    #[test]
+    fn by_default_a_failed_request_has_one_more_attempt() {
+        let settings = RetrySettings::default();
+        for cause in after_connecting() {
+            assert_eq!(decide(&settings, &failed(cause)), Decision::Repeat, "{cause:?}");
+            let second = Failed { tries: 2, ..failed(cause) };
+            assert_eq!(decide(&settings, &second), Decision::GiveUp(WhyNot::Attempts), "{cause:?}");
+        }
+    }
+
+    #[test]
+    fn a_failed_connection_is_outside_the_budget_whatever_the_method() {
+        let post = Failed { idempotent: false, ..failed(RetryCause::ConnectFailure) };
+        assert_eq!(decide(&RetrySettings::default(), &post), Decision::Reconnect);
+        assert_eq!(
+            decide(&RetrySettings::default(), &Failed { tries: 2, ..post }),
+            Decision::GiveUp(WhyNot::Attempts)
+        );
+    }
+
+    #[test]
+    fn a_failed_connection_after_the_body_was_read_needs_the_body() {
+        let gone = Failed { replayable: false, ..failed(RetryCause::ConnectFailure) };
+        assert_eq!(decide(&RetrySettings::default(), &gone), Decision::GiveUp(WhyNot::BodyGone));
+    }
+
+    #[test]
+    fn what_is_not_configured_is_not_sent_again() {
+        for cause in RetryCause::ALL {
+            let others: Vec<_> = RetryCause::ALL.into_iter().filter(|other| *other != cause).collect();
+            let decision = decide(&settings(5, &others), &failed(cause));
+            assert_eq!(decision, Decision::GiveUp(WhyNot::NotConfigured), "{cause:?}");
+        }
+    }
+
+    #[test]
+    fn a_post_that_was_sent_is_not_sent_again() {
+        for cause in after_connecting() {
+            let post = Failed { idempotent: false, ..failed(cause) };
+            assert_eq!(decide(&settings(5, &[cause]), &post), Decision::GiveUp(WhyNot::NotIdempotent));
+        }
+    }
+
+    #[test]
+    fn a_stale_connection_is_replayed_once_without_attempts_or_configuration() {
+        let never = settings(0, &[]);
+        let stale = Failed { stale: true, ..failed(RetryCause::Reset) };
+        assert_eq!(decide(&never, &stale), Decision::Replay);
+        let again = Failed { replayed: true, ..stale };
+        assert_eq!(decide(&never, &again), Decision::GiveUp(WhyNot::NotConfigured));
+        assert_eq!(
+            decide(&settings(0, &[RetryCause::Reset]), &again),
+            Decision::GiveUp(WhyNot::Attempts),
+            "the second time it is a reset like any other"
+        );
+        assert_eq!(decide(&settings(1, &[RetryCause::Reset]), &again), Decision::Repeat);
+    }
+
+    #[test]
+    fn a_stale_connection_does_not_make_a_post_safe() {
+        let post = Failed { stale: true, idempotent: false, ..failed(RetryCause::Reset) };
+        assert_eq!(decide(&RetrySettings::default(), &post), Decision::GiveUp(WhyNot::NotIdempotent));
+        let gone = Failed { stale: true, replayable: false, ..failed(RetryCause::Reset) };
+        assert_eq!(decide(&RetrySettings::default(), &gone), Decision::GiveUp(WhyNot::BodyGone));
+    }
+
+    #[test]
+    fn reasons_have_words() {
+        let words: std::collections::BTreeSet<_> = WhyNot::ALL.into_iter().map(WhyNot::as_str).collect();
+        assert_eq!(words.len(), WhyNot::ALL.len());
+        for (index, why) in WhyNot::ALL.into_iter().enumerate() {
+            assert_eq!(why as usize, index);
+        }
+    }
+
+    #[test]
+    fn the_bound_of_the_backoff_doubles_up_to_250_ms() {
+        let bounds = [0, 1, 2, 3, 4, 5, 6, 100, usize::MAX].map(|n| (backoff(n, 0.5) * 2).as_millis());
+        assert_eq!(bounds, [25, 25, 50, 100, 200, 250, 250, 250, 250]);
+        assert_eq!(backoff(1, 0.0), Duration::ZERO);
+        for strange in [f64::NAN, f64::INFINITY, -1.0, 1.0] {
+            assert_eq!(backoff(3, strange), Duration::ZERO);
+        }
+    }
+
+    #[test]
+    fn the_budget_is_a_share_of_the_requests_in_flight_but_never_less_than_the_minimum() {
+        let budget = Budget::of(&RetrySettings::default());
+        let limits = [0, 1, 15, 19, 20, 24, 25, 1000, u64::MAX].map(|in_flight| budget.limit(in_flight));
+        assert_eq!(limits, [3, 3, 3, 3, 4, 4, 5, 200, u64::MAX / 5]);
+        assert_eq!(Budget::new(u32::MAX, 0).limit(u64::MAX), u64::MAX);
+    }
+
+    #[test]
+    fn without_a_budget_nothing_is_repeated() {
+        assert!(Budget::new(0, 0).try_begin(1_000_000).is_none());
+    }
+
+    #[test]
+    fn a_place_in_the_budget_is_free_again_when_its_guard_goes() {
+        let budget = Budget::new(0, 1);
+        let first = budget.try_begin(0);
+        assert!(first.is_some() && budget.try_begin(0).is_none());
+        drop(first);
+        assert_eq!(budget.active(), 0);
+        assert!(budget.try_begin(0).is_some());
+    }
+
+    #[test]
+    fn threads_never_get_more_than_the_limit() {
+        const LIMIT: u64 = 5;
+        let budget = Budget::new(50, 2);
+        let (held, peak, begun) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
+        let work = || {
+            for _ in 0..20_000 {
+                let Some(place) = budget.try_begin(2 * LIMIT) else { continue };
+                peak.fetch_max(held.fetch_add(1, Relaxed) + 1, Relaxed);
+                begun.fetch_add(1, Relaxed);
+                std::thread::yield_now();
+                held.fetch_sub(1, Relaxed);
+                drop(place);
+            }
+        };
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(work);
+            }
+        });
+        assert!(peak.load(Relaxed) <= LIMIT, "{peak:?}");
+        assert!(begun.load(Relaxed) > 0);
+        assert_eq!(budget.active(), 0);
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Begin(u64),
+        End(usize),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        let in_flight = prop_oneof![0u64..100, Just(u64::MAX), any::<u64>()];
+        prop_oneof![3 => in_flight.prop_map(Step::Begin), 1 => any::<usize>().prop_map(Step::End)]
+    }
+
+    prop_compose! {
+        fn any_failure()(
+            cause in select(&RetryCause::ALL[..]),
+            (idempotent, replayable, answered, stale, replayed) in any::<(bool, bool, bool, bool, bool)>(),
+            tries in 1usize..6,
+        ) -> Failed {
+            Failed { cause, idempotent, replayable, answered, tries, stale, replayed }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_happens_what_must_not_be_sent_twice_is_not(
+            failed in any_failure(),
+            attempts in 0usize..5,
+            on in vec(select(&RetryCause::ALL[..]), 0..6),
+        ) {
+            let on: RetryOn = on.into_iter().collect();
+            let settings = RetrySettings { attempts, on, ..RetrySettings::default() };
+            let decision = decide(&settings, &failed);
+            if matches!(decision, Decision::GiveUp(_)) {
+                return Ok(());
+            }
+            prop_assert!(!failed.answered && failed.replayable);
+            prop_assert!(failed.idempotent || failed.cause == RetryCause::ConnectFailure);
+            match decision {
+                Decision::Replay => prop_assert!(failed.stale && !failed.replayed),
+                _ => prop_assert!(on.contains(failed.cause) && failed.tries <= attempts),
+            }
+        }
+
+        #[test]
+        fn a_backoff_stays_below_its_bound(repetition in any::<usize>(), random in 0.0..1.0f64) {
+            let wait = backoff(repetition, random);
+            let doublings = repetition.saturating_sub(1).min(4);
+            let bound = Duration::from_millis((25 << doublings).min(250));
+            prop_assert!(wait <= bound);
+            prop_assert!((wait.as_secs_f64() - bound.as_secs_f64() * random).abs() < 1e-6);
+        }
+
+        #[test]
+        fn no_order_of_begins_and_ends_exceeds_the_budget(
+            percent in 0u32..200,
+            min_concurrent in 0u32..10,
+            steps in vec(step(), 0..200),
+        ) {
+            let budget = Budget::new(percent, min_concurrent);
+            let mut places = Vec::new();
+            for step in steps {
+                match step {
+                    Step::Begin(in_flight) => {
+                        let exact = u128::from(in_flight) * u128::from(percent) / 100;
+                        let limit = exact.max(u128::from(min_concurrent));
+                        let free = (places.len() as u128) < limit;
+                        let place = budget.try_begin(in_flight);
+                        prop_assert_eq!(place.is_some(), free);
+                        places.extend(place);
+                    }
+                    Step::End(_) if places.is_empty() => {}
+                    Step::End(index) => drop(places.swap_remove(index % places.len())),
+                }
+                prop_assert_eq!(budget.active(), places.len() as u64);
+            }
+            drop(places);
+            prop_assert_eq!(budget.active(), 0);
+        }
+    }
+}

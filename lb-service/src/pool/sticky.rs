@@ -1,0 +1,365 @@
+//! The cookie that keeps a client at its backend.
+//!
+//! Its value is a [`SessionId`]: a hash of the pool's name and the backend's address. It is computed, not
+//! stored, so every instance with the same configuration knows it, before and after a restart, and the order
+//! and the weights of the backends do not matter. A client whose backend is gone brings an id that nobody
+//! has; it gets another backend and its cookie.
+//!
+//! The id hides the address from a reader. It is no secret: who knows how it is made can test a guess. A
+//! client that makes up an id chooses among the backends of a pool that it may use anyway.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use http::{HeaderMap, HeaderValue, header};
+use xxhash_rust::xxh3::xxh3_128_with_seed;
+
+use super::settings::StickySettings;
+
+/// What a cookie says of the backend: XXH3, 128 bits, of its address and its pool's name.
+///
+/// The hash is part of the interface: a change of it moves every session, and two versions side by side would
+/// move them at every request.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct SessionId(u128);
+
+/// The cookies of one pool.
+#[derive(Debug)]
+pub(super) struct Sticky {
+    cookie: Box<str>,
+    renews: bool,
+    /// The id of each backend and its index, sorted.
+    ids: Box<[(SessionId, usize)]>,
+    /// By the backend's index: the `Set-Cookie` header over plain HTTP and over TLS.
+    headers: Box<[[HeaderValue; 2]]>,
+}
+
+/// The seed of the hash, so that nothing else that hashes with XXH3 gives the same ids.
+const SEED: u64 = u64::from_be_bytes(*b"lbsticky");
+
+/// The digits of an id.
+const DIGITS: usize = 32;
+
+/// The values of all cookies of this name, in the order in which they were sent, without optional quotes.
+///
+/// Reads every `Cookie` header, of which HTTP/2 may have several (RFC 9113, 8.2.3), as pairs of RFC 6265,
+/// 4.2.1. Spaces around names and values do not count, and what is no pair is skipped. Names differ by case.
+pub(super) fn cookies<'a, 'n>(
+    headers: &'a HeaderMap,
+    name: &'n str,
+) -> impl Iterator<Item = &'a [u8]> + use<'a, 'n> {
+    let lines = headers.get_all(header::COOKIE).into_iter();
+    let pairs = lines.flat_map(|line| line.as_bytes().split(|byte| *byte == b';'));
+    pairs.filter_map(move |pair| value_of(pair, name))
+}
+
+/// The value of a pair if it has this name.
+fn value_of<'a>(pair: &'a [u8], name: &str) -> Option<&'a [u8]> {
+    let equals = pair.iter().position(|byte| *byte == b'=')?;
+    let (left, right) = (&pair[..equals], &pair[equals + 1..]);
+    (left.trim_ascii() == name.as_bytes()).then(|| unquoted(right.trim_ascii()))
+}
+
+fn unquoted(value: &[u8]) -> &[u8] {
+    value.strip_prefix(b"\"").and_then(|value| value.strip_suffix(b"\"")).unwrap_or(value)
+}
+
+// === impl Sticky ===
+
+impl Sticky {
+    /// The cookies of a pool with these backends, whose order gives them their indexes.
+    ///
+    /// # Panics
+    ///
+    /// If the name of the cookie is not a token of RFC 6265.
+    pub(super) fn new(
+        settings: &StickySettings,
+        pool_name: &str,
+        addresses: impl Iterator<Item = SocketAddr>,
+    ) -> Self {
+        let of_backends: Vec<_> = addresses.map(|address| SessionId::new(pool_name, address)).collect();
+        let mut ids: Vec<_> = of_backends.iter().copied().zip(0..).collect();
+        ids.sort_unstable();
+        Self {
+            cookie: (*settings.cookie).into(),
+            renews: settings.ttl.is_some(),
+            ids: ids.into(),
+            headers: of_backends.into_iter().map(|id| set_cookie_headers(settings, id)).collect(),
+        }
+    }
+
+    /// The index of the backend that the request's cookie names: the first cookie whose value is the id of a
+    /// backend. Anything else, such as the id of a backend that is gone, is ignored.
+    pub(super) fn find(&self, headers: &HeaderMap) -> Option<usize> {
+        cookies(headers, &self.cookie).find_map(|value| self.index_of(SessionId::parse(value)?))
+    }
+
+    /// The `Set-Cookie` header that keeps a client at the backend with this index; `secure` when it came over
+    /// TLS.
+    ///
+    /// # Panics
+    ///
+    /// If there is no backend with this index.
+    pub(super) fn set_cookie(&self, index: usize, secure: bool) -> HeaderValue {
+        self.headers[index][usize::from(secure)].clone()
+    }
+
+    /// Whether the cookie is sent with every answer, so that its time counts from the last request.
+    pub(super) fn renews(&self) -> bool {
+        self.renews
+    }
+
+    fn index_of(&self, id: SessionId) -> Option<usize> {
+        let place = self.ids.binary_search_by_key(&id, |(id, _)| *id).ok()?;
+        Some(self.ids[place].1)
+    }
+}
+
+fn set_cookie_headers(settings: &StickySettings, id: SessionId) -> [HeaderValue; 2] {
+    let age = settings.ttl.map(|ttl| format!("; Max-Age={}", seconds(ttl))).unwrap_or_default();
+    ["", "; Secure"].map(|secure| {
+        let cookie = format!("{}={id}; Path=/; HttpOnly; SameSite=Lax{age}{secure}", settings.cookie);
+        HeaderValue::try_from(cookie).expect("a token and what is written here fit into a header")
+    })
+}
+
+/// Rounded up: `Max-Age=0` would delete the cookie.
+fn seconds(ttl: Duration) -> u64 {
+    ttl.as_secs().saturating_add(u64::from(ttl.subsec_nanos() > 0)).max(1)
+}
+
+// === impl SessionId ===
+
+impl SessionId {
+    /// The id of a backend of a pool.
+    pub(super) fn new(pool_name: &str, address: SocketAddr) -> Self {
+        let mut input = fixed_bytes(address).to_vec();
+        input.extend_from_slice(pool_name.as_bytes());
+        Self(xxh3_128_with_seed(&input, SEED))
+    }
+
+    /// Exactly what [`Display`](fmt::Display) writes.
+    fn parse(value: &[u8]) -> Option<Self> {
+        if value.len() != DIGITS {
+            return None;
+        }
+        value.iter().try_fold(0, |number, digit| Some(number << 4 | hex(*digit)?)).map(Self)
+    }
+}
+
+/// 4 or 6, the address, the port, the scope: always the same length, so that no two backends give the same
+/// input.
+fn fixed_bytes(address: SocketAddr) -> [u8; 23] {
+    let (family, octets, scope) = match address {
+        SocketAddr::V4(v4) => (4, v4.ip().to_ipv6_mapped().octets(), 0),
+        SocketAddr::V6(v6) => (6, v6.ip().octets(), v6.scope_id()),
+    };
+    let mut bytes = [0; 23];
+    bytes[0] = family;
+    bytes[1..17].copy_from_slice(&octets);
+    bytes[17..19].copy_from_slice(&address.port().to_be_bytes());
+    bytes[19..].copy_from_slice(&scope.to_be_bytes());
+    bytes
+}
+
+fn hex(digit: u8) -> Option<u128> {
+    match digit {
+        b'0'..=b'9' => Some(u128::from(digit - b'0')),
+        b'a'..=b'f' => Some(u128::from(digit - b'a') + 10),
+        _ => None,
+    }
+}
+
+impl fmt::Display for SessionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+impl fmt::Debug for SessionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::collection::vec;
+    use proptest::prelude::{Just, Strategy, any, prop_assert_eq, prop_oneof, proptest};
+    use std::collections::HashSet;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+    const ADDRESSES: [&str; 3] = ["10.0.0.1:8080", "10.0.0.2:8080", "[2001:db8::1]:443"];
+
+    fn addresses() -> impl Iterator<Item = SocketAddr> {
+        ADDRESSES.iter().map(|address| address.parse().unwrap())
+    }
+
+    fn sticky(ttl: Option<Duration>) -> Sticky {
+        Sticky::new(&StickySettings { cookie: "lb_session".into(), ttl }, "web", addresses())
+    }
+
+    fn id(index: usize) -> String {
+        SessionId::new("web", addresses().nth(index).unwrap()).to_string()
+    }
+
+    fn headers(lines: &[&str]) -> HeaderMap {
+        lines.iter().map(|line| (header::COOKIE, HeaderValue::from_str(line).unwrap())).collect()
+    }
+
+    fn found(lines: &[&str]) -> Option<usize> {
+        sticky(None).find(&headers(lines))
+    }
+
+    #[test]
+    fn ids_stay_what_they_are() {
+        let ids = [
+            "a78515a41af6c72acdf07d53ac74a96a",
+            "541fd7302e85e791dec031c85f2c2b94",
+            "583e52387e81e5b91e8d6ff2455bb93f",
+        ];
+        assert_eq!([0, 1, 2].map(id), ids, "a change moves every session of every client");
+    }
+
+    #[test]
+    fn every_pool_and_every_address_has_its_own_id() {
+        let others = ["10.0.0.1:8081", "[::ffff:10.0.0.1]:8080", "[fe80::1%1]:80", "[fe80::1%2]:80"];
+        let all: Vec<SocketAddr> =
+            addresses().chain(others.iter().map(|other| other.parse().unwrap())).collect();
+        let pools = ["web", "api", "", "w"];
+        let ids: HashSet<_> =
+            pools.iter().flat_map(|pool| all.iter().map(|address| SessionId::new(pool, *address))).collect();
+        assert_eq!(ids.len(), pools.len() * all.len());
+    }
+
+    #[test]
+    fn no_address_can_be_read_in_a_cookie() {
+        for (index, address) in addresses().enumerate() {
+            let cookie = sticky(Some(HOUR)).set_cookie(index, true);
+            let cookie = cookie.to_str().unwrap();
+            let hex: String = fixed_bytes(address)[1..17].iter().map(|byte| format!("{byte:02x}")).collect();
+            let (ip, port) = (address.ip().to_string(), format!("{:04x}", address.port()));
+            for text in [ip, address.port().to_string(), port, hex[24..].to_owned(), "web".into()] {
+                assert!(!cookie.contains(&text), "{text} in {cookie}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_cookie_is_for_the_session_or_for_its_ttl_and_secure_on_tls() {
+        let id = id(1);
+        let written = |ttl, secure| sticky(ttl).set_cookie(1, secure).to_str().unwrap().to_owned();
+        let session = format!("lb_session={id}; Path=/; HttpOnly; SameSite=Lax");
+        assert_eq!(written(None, false), session);
+        assert_eq!(written(None, true), format!("{session}; Secure"));
+        assert_eq!(written(Some(HOUR), false), format!("{session}; Max-Age=3600"));
+        assert_eq!(written(Some(HOUR), true), format!("{session}; Max-Age=3600; Secure"));
+        assert_eq!(written(Some(Duration::from_millis(1500)), false), format!("{session}; Max-Age=2"));
+        assert_eq!(written(Some(Duration::ZERO), false), format!("{session}; Max-Age=1"));
+    }
+
+    #[test]
+    fn only_a_cookie_with_a_ttl_is_renewed() {
+        assert!(sticky(Some(HOUR)).renews());
+        assert!(!sticky(None).renews());
+    }
+
+    #[test]
+    fn the_cookie_that_was_set_leads_back() {
+        for index in 0..ADDRESSES.len() {
+            let set = sticky(Some(HOUR)).set_cookie(index, true);
+            let pair = set.to_str().unwrap().split(';').next().unwrap();
+            assert_eq!(found(&[pair]), Some(index));
+        }
+    }
+
+    #[test]
+    fn the_first_known_id_counts_wherever_it_stands() {
+        let (one, two) = (format!("lb_session={}", id(1)), format!("lb_session={}", id(2)));
+        assert_eq!(found(&[&format!("a=b; {one}; {two}")]), Some(1));
+        assert_eq!(found(&["a=b", &two, &one]), Some(2));
+        let unknown = format!("lb_session={}", "0".repeat(DIGITS));
+        assert_eq!(found(&["lb_session=; lb_session=x; lb_session", &unknown, &one]), Some(1));
+        assert_eq!(found(&[&format!("lb_session = \"{}\" ;", id(0))]), Some(0));
+    }
+
+    #[test]
+    fn what_is_not_an_id_is_ignored() {
+        let id = id(1);
+        let upper = id.to_uppercase();
+        assert_ne!(upper, id);
+        for value in [
+            upper.as_str(),
+            &id[1..],
+            &format!("{id}0"),
+            &format!("0{id}"),
+            &format!("\"{id}"),
+            &format!("+{}", &id[1..]),
+        ] {
+            assert_eq!(found(&[&format!("lb_session={value}")]), None, "{value}");
+        }
+        for line in [format!("LB_SESSION={id}"), format!("xlb_session={id}"), format!("lb_session{id}"), id] {
+            assert_eq!(found(&[&line]), None, "{line}");
+        }
+        assert_eq!(found(&[]), None);
+    }
+
+    #[test]
+    fn a_backend_that_is_gone_is_not_found() {
+        let settings = StickySettings { cookie: "lb_session".into(), ttl: None };
+        let fewer = Sticky::new(&settings, "web", addresses().skip(1));
+        let cookie = |index| headers(&[&format!("lb_session={}", id(index))]);
+        assert_eq!(fewer.find(&cookie(0)), None);
+        assert_eq!(fewer.find(&cookie(2)), Some(1), "the others keep their ids");
+    }
+
+    #[test]
+    fn cookies_of_one_name_come_in_order_without_quotes() {
+        let headers = headers(&["a=1;b=2 ;  a = \"3\"; a", "a=;a=x=y; a=\"; =; ;;"]);
+        let values: Vec<_> =
+            cookies(&headers, "a").map(|value| std::str::from_utf8(value).unwrap()).collect();
+        assert_eq!(values, ["1", "3", "", "x=y", "\""]);
+    }
+
+    /// A pair of a `Cookie` header, and the backend that it names.
+    fn pair() -> impl Strategy<Value = (String, Option<usize>)> {
+        let known = (0..ADDRESSES.len(), "[ \t]{0,2}", any::<bool>()).prop_map(|(index, space, quoted)| {
+            let quote = if quoted { "\"" } else { "" };
+            (format!("{space}lb_session={quote}{}{quote}{space}", id(index)), Some(index))
+        });
+        prop_oneof![
+            2 => known,
+            2 => "lb_session=[0-9a-f]{31,33}".prop_map(|pair| (pair, None)),
+            2 => "[a-z_= \"]{0,12}".prop_map(|pair| (pair, None)),
+            1 => Just((String::new(), None)),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn the_first_known_id_of_all_lines_is_found(lines in vec(vec(pair(), 0..5), 0..4)) {
+            let expected = lines.iter().flatten().find_map(|(_, index)| *index);
+            let joined = |line: &Vec<(String, Option<usize>)>| {
+                line.iter().map(|(pair, _)| pair.as_str()).collect::<Vec<_>>().join(";")
+            };
+            let lines: Vec<_> = lines.iter().map(joined).collect();
+            let lines: Vec<_> = lines.iter().map(String::as_str).collect();
+            prop_assert_eq!(found(&lines), expected);
+        }
+
+        #[test]
+        fn any_bytes_are_read_without_a_panic(lines in vec(vec(any::<u8>(), 0..80), 0..4)) {
+            let lines = lines.iter().filter_map(|line| HeaderValue::from_bytes(line).ok());
+            let headers: HeaderMap = lines.map(|line| (header::COOKIE, line)).collect();
+            prop_assert_eq!(sticky(None).find(&headers), None);
+        }
+
+        #[test]
+        fn an_id_is_read_as_it_is_written(number in any::<u128>()) {
+            let id = SessionId(number);
+            prop_assert_eq!(SessionId::parse(id.to_string().as_bytes()), Some(id));
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! Health checks by `grpc.health.v1`, seen from outside.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use tests::wait::{self, LONG};
+use tests::{Authority, Behaviour, Daemon, GrpcBehaviour, GrpcOrigin, Lab, Origin, Serving};
+
+use crate::pool_of;
+
+/// The key `health_check` of a pool: quick gRPC checks, and what the test adds.
+fn check(more: &str) -> String {
+    format!(
+        "health_check: {{type: grpc, interval: 200ms, fast_interval: 200ms, jitter: 0, rise: 1, fall: 1{more}}}"
+    )
+}
+
+/// A daemon with one pool of these backends.
+#[track_caller]
+fn start(lab: &Lab, backends: &[SocketAddr], more: &str) -> Daemon {
+    lab.start_listening(&pool_of(backends, more))
+}
+
+/// Waits until the metrics say that this backend is up, or is not.
+#[track_caller]
+fn wait_up(daemon: &Daemon, backend: SocketAddr, up: bool) {
+    let label = format!("backend=\"{backend}\"");
+    let what = format!("{backend} is {}", if up { "up" } else { "down" });
+    let wanted = if up { 1.0 } else { 0.0 };
+    wait::until(LONG, &what, || {
+        let body = daemon.metrics_text();
+        let mut series =
+            body.lines().filter(|line| line.starts_with("lb_backend_up") && line.contains(&label));
+        series.next().and_then(|line| line.rsplit(' ').next()?.parse().ok()) == Some(wanted)
+    });
+}
+
+/// Waits until the log says that this backend is down for this reason.
+#[track_caller]
+fn wait_down(daemon: &Daemon, backend: SocketAddr, reason: &str) {
+    daemon.logged(&[&format!("backend {backend} is down"), reason]);
+    wait_up(daemon, backend, false);
+}
+
+#[test]
+fn a_backend_is_used_while_its_health_service_says_that_it_serves() {
+    let lab = Lab::new();
+    let (one, two) = (GrpcOrigin::start(), GrpcOrigin::start());
+    let daemon = start(&lab, &[one.address, two.address], &check(""));
+    wait_up(&daemon, one.address, true);
+    wait_up(&daemon, two.address, true);
+    two.set("", Serving::NotServing);
+    wait_down(&daemon, two.address, "1 check failed: not serving");
+    two.set("", Serving::Serving);
+    wait_up(&daemon, two.address, true);
+    two.set("", Serving::Unknown);
+    wait_down(&daemon, two.address, "does not know whether it serves");
+    assert!(one.asked().iter().all(|asked| asked.service.is_empty()));
+    daemon.logged(&["backend", &two.address.to_string(), "is up: 1 check passed"]);
+}
+
+#[test]
+fn the_status_says_why_a_backend_is_down() {
+    let lab = Lab::new();
+    let origin = GrpcOrigin::start();
+    origin.set("", Serving::NotServing);
+    let daemon = start(&lab, &[origin.address], &check(""));
+    wait_up(&daemon, origin.address, false);
+    let status = daemon.read("/api/v1/status").unwrap().text();
+    assert!(status.contains("1 check failed: not serving"), "{status}");
+}
+
+#[test]
+fn service_names_the_service_that_is_asked_about() {
+    let lab = Lab::new();
+    let (one, two) = (GrpcOrigin::start(), GrpcOrigin::start());
+    one.set("shop.Orders", Serving::Serving);
+    // Whether the server serves as a whole, or any other service, does not matter.
+    one.set("", Serving::NotServing);
+    two.set("shop.Billing", Serving::Serving);
+    let daemon = start(&lab, &[one.address, two.address], &check(", service: shop.Orders"));
+    wait_up(&daemon, one.address, true);
+    wait_down(&daemon, two.address, "the service shop.Orders is not known there");
+    two.set("shop.Orders", Serving::Serving);
+    wait_up(&daemon, two.address, true);
+    assert_eq!(one.asked()[0].service, "shop.Orders");
+}
+
+#[test]
+fn host_is_the_authority_of_the_question_and_the_address_unless_it_is_given() {
+    let lab = Lab::new();
+    let origin = GrpcOrigin::start();
+    let daemon = start(&lab, &[origin.address], &check(", host: checked.test"));
+    wait_up(&daemon, origin.address, true);
+    assert_eq!(origin.asked()[0].authority, "checked.test");
+    drop(daemon);
+    let asked = origin.asked().len();
+    let daemon = start(&lab, &[origin.address], &check(""));
+    wait_up(&daemon, origin.address, true);
+    wait::until(LONG, "the second daemon has asked", || origin.asked().len() > asked);
+    assert_eq!(origin.asked()[asked].authority, origin.address.to_string());
+}
+
+#[test]
+fn checks_speak_tls_where_the_pool_does() {
+    let lab = Lab::new();
+    let (authority, stranger) = (Authority::new(), Authority::new());
+    let ca = lab.path("ca.pem");
+    authority.write(&ca).unwrap();
+    let trusted = GrpcOrigin::start_tls(&authority.certify(&["a.test"]).server());
+    let untrusted = GrpcOrigin::start_tls(&stranger.certify(&["a.test"]).server());
+    // It agrees to no protocol, as servers of HTTP/1.1 do that do not know the extension.
+    let http1 = Origin::start_tls("http1", authority.certify(&["a.test"]).server());
+    let more = format!("tls: {{sni: a.test, ca: {}}}\n{}", ca.display(), check(""));
+    let backends = [trusted.address, untrusted.address, http1.address];
+    let daemon = start(&lab, &backends, &more);
+    wait_up(&daemon, trusted.address, true);
+    wait_down(&daemon, untrusted.address, "TLS: invalid peer certificate");
+    wait_down(&daemon, http1.address, "the backend does not speak HTTP/2");
+    let asked = &trusted.asked()[0];
+    assert_eq!((asked.sni.as_deref(), asked.authority.as_str()), (Some("a.test"), "a.test"));
+    trusted.set("", Serving::NotServing);
+    wait_down(&daemon, trusted.address, "not serving");
+}
+
+#[test]
+fn a_backend_without_health_service_or_without_http_2_is_down_and_the_log_says_so() {
+    let lab = Lab::new();
+    let (bare, http1) = (GrpcOrigin::start(), Origin::start("http1"));
+    bare.behave(GrpcBehaviour::Unimplemented);
+    let refusing = Origin::refusing("refusing");
+    let daemon = start(&lab, &[bare.address, http1.address, refusing.address], &check(""));
+    wait_down(&daemon, bare.address, "no gRPC health service there (unimplemented)");
+    wait_down(&daemon, http1.address, "the backend does not speak HTTP/2");
+    wait_down(&daemon, refusing.address, "connection refused");
+}
+
+#[test]
+fn a_backend_that_hangs_is_down_after_the_timeout_and_no_connection_is_left() {
+    let lab = Lab::new();
+    let (hanging, silent) = (GrpcOrigin::start(), Origin::start("silent"));
+    hanging.behave(GrpcBehaviour::Hang);
+    silent.behave(Behaviour::Hang);
+    let more = "health_check: {type: grpc, interval: 60s, fast_interval: 60s, timeout: 500ms}";
+    let begun = Instant::now();
+    let daemon = start(&lab, &[hanging.address, silent.address], more);
+    wait_down(&daemon, hanging.address, "timeout after 500ms");
+    wait_down(&daemon, silent.address, "timeout after 500ms");
+    let took = begun.elapsed();
+    assert!((Duration::from_millis(500)..Duration::from_secs(10)).contains(&took), "took {took:?}");
+    wait::until(LONG, "no connection is left", || {
+        hanging.open_connections() + silent.open_connections() == 0
+    });
+}
+
+#[test]
+fn a_port_for_checks_is_used_in_place_of_the_backends() {
+    let lab = Lab::new();
+    let health = GrpcOrigin::start();
+    // Traffic goes to another port of the address that the health service listens on.
+    let listener = std::net::TcpListener::bind((health.address.ip(), 0)).unwrap();
+    let traffic = listener.local_addr().unwrap();
+    let daemon = start(&lab, &[traffic], &check(&format!(", port: {}", health.address.port())));
+    wait_up(&daemon, traffic, true);
+    health.set("", Serving::NotServing);
+    wait_down(&daemon, traffic, "not serving");
+}

@@ -1,0 +1,100 @@
+//! The table: every policy in every scenario. Printed with `--nocapture`.
+
+use std::time::Duration;
+
+use lb_service::policy::Algorithm;
+use lb_service::pool::GraySettings;
+
+use crate::backend::{Fault, Model, Service, When};
+use crate::report::{HEAD, Report, line};
+use crate::world::Scenario;
+
+/// A scenario, the backend that is special in it, and how many failed requests must not be exceeded, in a thousand.
+struct Row {
+    scenario: Scenario,
+    special: Option<usize>,
+    may_fail: f64,
+}
+
+const REQUESTS: usize = 50_000;
+
+fn row(scenario: Scenario, special: Option<usize>, may_fail: f64) -> Row {
+    Row { scenario: scenario.requests(REQUESTS), special, may_fail }
+}
+
+/// So many backends that work on two requests at once, of which the first is ill.
+fn one_ill(name: &'static str, backends: usize, utilisation: f64, when: When) -> Scenario {
+    let mut models = vec![Model::new(2); backends];
+    models[0].when = when;
+    Scenario::new(name, models, utilisation)
+}
+
+fn rows() -> Vec<Row> {
+    let service = Service::LogNormal { mean: Duration::from_millis(10), sigma: 1.5 };
+    let heavy = Model { service, ..Model::new(2) };
+    let uneven = [1, 1, 1, 2, 2, 2, 4, 4, 8, 8];
+    let capacities = uneven.map(Model::new).to_vec();
+    let ill = |name, when| one_ill(name, 10, 0.6, when);
+    vec![
+        row(one_ill("10 even backends at 80 %", 10, 0.8, When::Never), None, 0.0),
+        row(Scenario::new("the same, answers with a long tail", vec![heavy; 10], 0.8), None, 0.0),
+        row(Scenario::new("capacities and weights 1 to 8, at 80 %", capacities.clone(), 0.8).weights(&uneven), None, 0.0),
+        row(Scenario::new("capacities 1 to 8 with equal weights, at 30 %", capacities, 0.3), Some(0), 0.0),
+        row(ill("one is 10 times slower, at 60 %", When::Always(Fault::slower(10.0))), Some(0), 0.0),
+        row(
+            ill("the same with gray ejection", When::Always(Fault::slower(10.0))).with(|scenario| {
+                let gray = GraySettings { ratio: 3.0, min_samples: 10, window: Duration::from_secs(1) };
+                scenario.settings.outlier_detection.gray = Some(gray);
+            }),
+            Some(0),
+            0.0,
+        ),
+        row(ill("one refuses, at 60 %", When::Always(Fault::refuses())), Some(0), 0.1),
+        row(ill("one refuses every second second, at 60 %", When::Flapping(1.0, Fault::refuses())), Some(0), 0.1),
+        row(
+            ill("the same with health checks every 100 ms and slow start", When::Flapping(1.0, Fault::refuses()))
+                .with(|scenario| {
+                    scenario.probes = Some(Duration::from_millis(100));
+                    scenario.settings.slow_start = Some(Duration::from_secs(2));
+                }),
+            Some(0),
+            0.1,
+        ),
+        row(ill("one answers 20 % with 503, at once, at 60 %", When::Always(Fault::unavailable(0.2))), Some(0), 1.0),
+        row(ill("one answers everything with 503, at once, at 60 %", When::Always(Fault::unavailable(1.0))), Some(0), 1.0),
+        row(
+            ill("one never answers, per_try 200 ms, at 60 %", When::Always(Fault { hangs: 1.0, ..Fault::default() }))
+                .with(|scenario| scenario.settings.retries.per_try = Some(Duration::from_millis(200))),
+            Some(0),
+            10.0,
+        ),
+        row(one_ill("100 even backends at 80 %", 100, 0.8, When::Never), None, 0.0),
+        Row {
+            scenario: one_ill("1000 even backends at 80 %", 1000, 0.8, When::Never).requests(150_000),
+            special: None,
+            may_fail: 0.0,
+        },
+    ]
+}
+
+fn run_all(row: &Row) -> Vec<(String, Report)> {
+    let plain = Algorithm::ALL.map(|policy| (policy.as_str().to_owned(), row.scenario.clone().policy(policy)));
+    let bounded = row.scenario.clone().policy(Algorithm::Maglev).with(|scenario| {
+        scenario.settings.bounded_load = Some(125);
+    });
+    let all = plain.into_iter().chain([("maglev, bounded 125".to_owned(), bounded)]);
+    all.map(|(name, scenario)| (name, scenario.run())).collect()
+}
+
+#[test]
+fn the_table() {
+    for row in rows() {
+        println!("\n**{}**\n\n{HEAD}", row.scenario.name);
+        for (name, report) in run_all(&row) {
+            println!("{}", line(&name, &report, row.special));
+            let allowed = (row.may_fail * report.requests() as f64 / 1000.0) as usize;
+            let (failed, failures) = (report.failed(), &report.failures);
+            assert!(failed <= allowed, "{}: {name}: {failed} of {} failed: {failures:?}", row.scenario.name, report.requests());
+        }
+    }
+}

@@ -1,0 +1,514 @@
+//! Virtual time: an agenda of events, and the loop of the proxy around the pool.
+//!
+//! A discrete-event simulation: the clock jumps from one event to the next. Everything that is random comes from the seed of
+//! the scenario, so a scenario always gives the same report. Two generators keep the traffic the same whatever the pool
+//! does: one for arrivals, one for the rest.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeSet, BinaryHeap};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use fastrand::Rng;
+use futures::FutureExt;
+use lb_service::PolicyConfig;
+use lb_service::clock::{Clock, Hands};
+use lb_service::pool::{Backend, BackendSettings, Pool, PoolSettings, Unplaced, UpstreamError, Weight};
+use lb_service::policy::Algorithm;
+use pingora::lb::HealthRegistry;
+use pingora::lb::health_check::HealthCheck;
+
+use crate::backend::{Job, Model, Origin, Reception, exponential};
+use crate::client::{At, Request};
+use crate::report::{Ending, Report};
+
+/// What is simulated.
+#[derive(Clone, Debug)]
+pub(crate) struct Scenario {
+    pub(crate) name: &'static str,
+    pub(crate) seed: u64,
+    pub(crate) settings: PoolSettings,
+    /// In the order of the backends of `settings`, which is that of their addresses.
+    pub(crate) models: Vec<Model>,
+    /// Requests per second, as a Poisson process: clients do not wait for each other.
+    pub(crate) rate: f64,
+    /// For how many seconds requests arrive; those that have come are seen to their end.
+    pub(crate) seconds: f64,
+    /// Nothing is measured before.
+    pub(crate) warm_up: f64,
+    /// How many different keys requests have.
+    pub(crate) keys: usize,
+    /// The share of requests that have the first of them.
+    pub(crate) hot: f64,
+    /// How often the health of all backends is checked; one check decides.
+    pub(crate) probes: Option<Duration>,
+}
+
+/// Something that a test may want to look at.
+pub(crate) enum Moment<'a> {
+    /// A request was given to a backend; before, so many were in flight in the pool.
+    Placed { backend: &'a Backend, before: u64, first: bool },
+    /// A repetition took its place in the budget.
+    Repeats,
+    /// A request that waited this long was given to a backend; the number counts arrivals.
+    Served { request: usize, waited: Duration },
+    /// A request gave up waiting after so long.
+    GaveUp { waited: Duration },
+    /// An event is over.
+    Settled,
+}
+
+/// What looks at the moments of a run.
+pub(crate) type Witness<'a> = dyn FnMut(&Moment<'_>, &Pool, Instant) + 'a;
+
+/// A simulation under way.
+pub(crate) struct World<'w> {
+    scenario: Scenario,
+    pub(crate) pool: Arc<Pool>,
+    registry: Arc<HealthRegistry>,
+    down: Down,
+    hands: Hands,
+    /// Nanoseconds since the beginning.
+    now: u64,
+    agenda: BinaryHeap<Reverse<(u64, u64, Event)>>,
+    planned: u64,
+    traffic: Rng,
+    rng: Rng,
+    origins: Vec<Origin>,
+    clients: Vec<Client>,
+    /// Those that wait in the queue, in the order of arrival.
+    waiting: Vec<usize>,
+    report: Report,
+    witness: &'w mut Witness<'w>,
+}
+
+/// What comes next, and to whom.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Event {
+    Arrival,
+    /// A backend is done with a request.
+    Done(usize, Job),
+    /// A backend fails a request.
+    Failure(usize, Job, Trouble),
+    /// A request is sent again.
+    Again(usize),
+    /// A request has waited as long as it may.
+    QueueTimeout(usize),
+    Probe,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Trouble {
+    Refused,
+    Reset,
+    Unavailable,
+    /// It took as long as it may.
+    TimedOut,
+}
+
+/// A request and who sent it.
+struct Client {
+    arrived: u64,
+    key: usize,
+    /// None: it has its answer.
+    request: Option<Request>,
+}
+
+/// The backends whose health checks fail.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Down(Arc<Mutex<BTreeSet<SocketAddr>>>);
+
+/// A health check that asks nobody.
+struct Probe(Down);
+
+/// How long a backend takes to refuse, to break a connection, or to say that it is unavailable.
+const QUICK: f64 = 0.001;
+/// What requests look at when nobody does.
+const SECOND: f64 = 1e9;
+
+// === impl Scenario ===
+
+impl Scenario {
+    /// These backends, all of the same weight, at this utilisation, without health checks.
+    pub(crate) fn new(name: &'static str, models: Vec<Model>, utilisation: f64) -> Self {
+        let backends = (0..models.len()).map(|index| BackendSettings::new(address(index))).collect();
+        let capacity: f64 = models.iter().map(Model::capacity).sum();
+        Self {
+            name,
+            seed: 1,
+            settings: PoolSettings::new("web", backends),
+            models,
+            rate: utilisation * capacity,
+            seconds: 10.0,
+            warm_up: 0.0,
+            keys: 10_000,
+            hot: 0.0,
+            probes: None,
+        }
+    }
+
+    /// Backends of this weight each.
+    pub(crate) fn weights(mut self, weights: &[usize]) -> Self {
+        for (backend, weight) in self.settings.backends.iter_mut().zip(weights) {
+            backend.weight = Weight::new(*weight as u64).expect("the test gives valid weights");
+        }
+        self
+    }
+
+    pub(crate) fn policy(mut self, policy: Algorithm) -> Self {
+        self.settings.policy = policy;
+        self
+    }
+
+    /// As long as it takes for so many requests.
+    pub(crate) fn requests(mut self, requests: usize) -> Self {
+        self.seconds = requests as f64 / self.rate;
+        self.warm_up = self.seconds / 10.0;
+        self
+    }
+
+    pub(crate) fn with(mut self, change: impl FnOnce(&mut Self)) -> Self {
+        change(&mut self);
+        self
+    }
+
+    pub(crate) fn run(&self) -> Report {
+        self.watch(&mut |_, _, _| {})
+    }
+
+    pub(crate) fn watch<'w>(&self, witness: &'w mut Witness<'w>) -> Report {
+        World::new(self.clone(), witness).run()
+    }
+}
+
+/// Of the backend with this index; the order of addresses is that of indexes.
+pub(crate) fn address(index: usize) -> SocketAddr {
+    SocketAddr::from(([10, 0, (index / 250) as u8, (index % 250) as u8], 80))
+}
+
+/// A pool with a clock of its own and seeded randomness, and what its health checks say.
+pub(crate) fn pool(settings: &PoolSettings, seed: u64) -> (Arc<Pool>, Arc<HealthRegistry>, Down, Hands) {
+    let (clock, hands) = Clock::manual();
+    let (registry, down) = (Arc::new(HealthRegistry::new()), Down::default());
+    let policy = PolicyConfig::new(settings.policy).with_seed(seed);
+    let check = Box::new(Probe(down.clone()));
+    let pool = Pool::with_policy(settings, registry.clone(), Some(check), policy, &clock);
+    (Arc::new(pool), registry, down, hands)
+}
+
+/// Checks the health of all backends.
+pub(crate) fn probe(registry: &HealthRegistry) {
+    registry.run_health_check(false).now_or_never().expect("the check never waits");
+}
+
+// === impl World ===
+
+impl<'w> World<'w> {
+    fn new(scenario: Scenario, witness: &'w mut Witness<'w>) -> Self {
+        // The jitter of ejections is drawn from the generator of the thread.
+        fastrand::seed(scenario.seed);
+        let (pool, registry, down, hands) = pool(&scenario.settings, scenario.seed);
+        let backends = scenario.models.len();
+        Self {
+            pool,
+            registry,
+            down,
+            hands,
+            now: 0,
+            agenda: BinaryHeap::new(),
+            planned: 0,
+            traffic: Rng::with_seed(scenario.seed),
+            rng: Rng::with_seed(scenario.seed ^ 0x5eed),
+            origins: scenario.models.iter().cloned().map(Origin::new).collect(),
+            clients: Vec::new(),
+            waiting: Vec::new(),
+            report: Report::new(backends),
+            witness,
+            scenario,
+        }
+    }
+
+    fn run(mut self) -> Report {
+        self.plan(0.0, Event::Arrival);
+        if self.scenario.probes.is_some() {
+            self.plan(0.0, Event::Probe);
+        }
+        while let Some(Reverse((at, _, event))) = self.agenda.pop() {
+            self.pass_time(at);
+            self.happen(event);
+            self.give_turns();
+            self.see(&Moment::Settled);
+        }
+        assert_eq!(self.pool.in_flight(), 0, "every request has ended");
+        assert_eq!((self.pool.repetitions(), self.pool.queue.len()), (0, 0));
+        self.report.finish(&self.pool);
+        self.report
+    }
+
+    fn pass_time(&mut self, at: u64) {
+        if self.is_measured() {
+            self.report.in_flight_for(self.pool.in_flight(), (at - self.now) as f64 / SECOND);
+        }
+        self.hands.advance(Duration::from_nanos(at - self.now));
+        self.now = at;
+    }
+
+    fn seconds(&self) -> f64 {
+        self.now as f64 / SECOND
+    }
+
+    fn is_measured(&self) -> bool {
+        self.seconds() >= self.scenario.warm_up && self.seconds() < self.scenario.seconds
+    }
+
+    fn plan(&mut self, after: f64, event: Event) {
+        self.planned += 1;
+        self.agenda.push(Reverse((self.now + (after * SECOND) as u64, self.planned, event)));
+    }
+
+    fn see(&mut self, moment: &Moment<'_>) {
+        (self.witness)(moment, &self.pool, self.hands.now());
+    }
+
+    fn happen(&mut self, event: Event) {
+        match event {
+            Event::Arrival => self.arrive(),
+            Event::Done(backend, job) => self.done(backend, job),
+            Event::Failure(backend, job, trouble) => self.fail(backend, job, trouble),
+            Event::Again(client) => self.place(client),
+            Event::QueueTimeout(client) => self.give_up(client),
+            Event::Probe => self.probe(),
+        }
+    }
+
+    fn arrive(&mut self) {
+        if self.seconds() >= self.scenario.seconds {
+            return;
+        }
+        let after = exponential(&mut self.traffic) / self.scenario.rate;
+        self.plan(after, Event::Arrival);
+        let is_hot = self.traffic.f64() < self.scenario.hot;
+        let key = if is_hot { 0 } else { self.traffic.usize(..self.scenario.keys) };
+        self.clients.push(Client { arrived: self.now, key, request: Some(Request::default()) });
+        self.place(self.clients.len() - 1);
+    }
+
+    /// The proxy's `place`: at once, or after it has waited.
+    fn place(&mut self, client: usize) {
+        let Some(mut request) = self.clients[client].request.take() else { return };
+        let pool = self.pool.clone();
+        if !request.may_queue() || pool.queue.is_empty() {
+            match self.try_place(client, &mut request) {
+                Ok(()) => return self.send(client, request),
+                Err(Unplaced::Full) if request.may_queue() => {}
+                Err(_) => return self.end(client, Ending::Nobody),
+            }
+        }
+        let Ok(waiter) = pool.queue.join() else {
+            return self.end(client, Ending::QueueFull);
+        };
+        request.waiter = Some(waiter);
+        self.clients[client].request = Some(request);
+        self.waiting.push(client);
+        self.plan(pool.queue_timeout.as_secs_f64(), Event::QueueTimeout(client));
+    }
+
+    /// The proxy's `queue`. Everyone is asked whether it was told, the last one first: the order is the queue's doing.
+    fn give_turns(&mut self) {
+        let mut place = self.waiting.len();
+        while place > 0 {
+            place -= 1;
+            let client = self.waiting[place];
+            if self.has_turn(client) && self.take_turn(client) {
+                // Whoever was told by that may stand anywhere.
+                place = self.waiting.len();
+            }
+        }
+    }
+
+    fn has_turn(&mut self, client: usize) -> bool {
+        let waiter = self.clients[client].request.as_mut().and_then(|request| request.waiter.as_mut());
+        waiter.is_some_and(|waiter| waiter.turn().now_or_never().is_some())
+    }
+
+    /// Whether it left the queue.
+    fn take_turn(&mut self, client: usize) -> bool {
+        let Some(mut request) = self.clients[client].request.take() else { return false };
+        match self.try_place(client, &mut request) {
+            Ok(()) => {
+                request.waiter = None;
+                self.waiting.retain(|waiting| *waiting != client);
+                let waited = self.waited(client);
+                self.see(&Moment::Served { request: client, waited });
+                self.send(client, request);
+                true
+            }
+            Err(Unplaced::Full) => {
+                self.clients[client].request = Some(request);
+                false
+            }
+            Err(Unplaced::Nobody) => {
+                drop(request);
+                self.waiting.retain(|waiting| *waiting != client);
+                self.end(client, Ending::Nobody);
+                true
+            }
+        }
+    }
+
+    fn give_up(&mut self, client: usize) {
+        if self.clients[client].request.as_ref().is_some_and(|request| request.waiter.is_some()) {
+            self.waiting.retain(|waiting| *waiting != client);
+            let waited = self.waited(client);
+            self.see(&Moment::GaveUp { waited });
+            self.end(client, Ending::QueueTimeout);
+        }
+    }
+
+    fn waited(&self, client: usize) -> Duration {
+        Duration::from_nanos(self.now - self.clients[client].arrived)
+    }
+
+    fn try_place(&mut self, client: usize, request: &mut Request) -> Result<(), Unplaced> {
+        let key = key(self.clients[client].key);
+        let key: &[u8] = if self.pool.is_hashed() { &key } else { &[] };
+        let before = self.pool.in_flight();
+        let first = request.tries == 0;
+        let at = At { pool: &self.pool, now: self.hands.now(), draw: self.rng.f64() };
+        request.place(key, &at)?;
+        if let Some(attempt) = &request.attempt {
+            let moment = Moment::Placed { backend: &attempt.backend, before, first };
+            (self.witness)(&moment, &self.pool, self.hands.now());
+        }
+        Ok(())
+    }
+
+    /// Its backend gets it.
+    fn send(&mut self, client: usize, request: Request) {
+        let Some(attempt) = &request.attempt else { return };
+        let backend = self.index(&attempt.backend);
+        let job = (client, request.tries);
+        self.report.sent(backend, attempt.backend.load.in_flight(), self.seconds(), self.is_measured());
+        self.clients[client].request = Some(request);
+        let seconds = self.seconds();
+        match self.origins[backend].receive(seconds, &mut self.rng) {
+            Reception::Refused => self.plan(QUICK, Event::Failure(backend, job, Trouble::Refused)),
+            Reception::Reset => self.plan(QUICK, Event::Failure(backend, job, Trouble::Reset)),
+            Reception::Unavailable => self.plan(QUICK, Event::Failure(backend, job, Trouble::Unavailable)),
+            Reception::Hung => {}
+            Reception::Taken => {
+                if let Some(after) = self.origins[backend].take(job, seconds, &mut self.rng) {
+                    self.plan(after, Event::Done(backend, job));
+                }
+            }
+        }
+        self.limit_attempt(backend, job);
+    }
+
+    fn limit_attempt(&mut self, backend: usize, job: Job) {
+        let may_hang = self.origins[backend].model().when.may_hang();
+        let limit = self.pool.per_try().or(may_hang.then_some(self.scenario.settings.timeouts.response));
+        if let Some(limit) = limit {
+            self.plan(limit.as_secs_f64(), Event::Failure(backend, job, Trouble::TimedOut));
+        }
+    }
+
+    fn index(&self, backend: &Backend) -> usize {
+        let backends = self.pool.backends();
+        backends.binary_search_by_key(&backend.address, |backend| backend.address).expect("it is of the pool")
+    }
+
+    fn done(&mut self, backend: usize, job: Job) {
+        let seconds = self.seconds();
+        if let Some((next, after)) = self.origins[backend].next(seconds, &mut self.rng) {
+            self.plan(after, Event::Done(backend, next));
+        }
+        self.judge(job, |request, at| request.answered(200, at), None);
+    }
+
+    fn fail(&mut self, _backend: usize, job: Job, trouble: Trouble) {
+        let error = match trouble {
+            Trouble::Refused => UpstreamError::Connect,
+            Trouble::Reset => UpstreamError::Reset,
+            Trouble::TimedOut => UpstreamError::Timeout,
+            Trouble::Unavailable => {
+                return self.judge(job, |request, at| request.answered(503, at), Some(Ending::Unavailable));
+            }
+        };
+        self.judge(job, |request, at| request.broke(error, at), Some(Ending::Upstream(error)));
+    }
+
+    /// What becomes of a request whose attempt is over: another attempt, or its end, which is good unless there is a
+    /// `failure`. Nobody waits any more for what a backend does after a timeout.
+    fn judge(
+        &mut self,
+        (client, attempt): Job,
+        tell: impl FnOnce(&mut Request, &At<'_>) -> bool,
+        failure: Option<Ending>,
+    ) {
+        let is_awaited = |request: &&mut Request| request.tries == attempt && request.attempt.is_some();
+        let draw = self.rng.f64();
+        let Some(request) = self.clients[client].request.as_mut().filter(is_awaited) else { return };
+        let goes_on = tell(request, &At { pool: &self.pool, now: self.hands.now(), draw });
+        if !goes_on {
+            return self.end(client, failure.unwrap_or(Ending::Good));
+        }
+        let is_repetition = request.is_repetition();
+        if is_repetition {
+            (self.witness)(&Moment::Repeats, &self.pool, self.hands.now());
+        }
+        let pause = request.end_attempt().unwrap_or_default();
+        self.plan(pause.as_secs_f64(), Event::Again(client));
+    }
+
+    fn end(&mut self, client: usize, ending: Ending) {
+        self.clients[client].request = None;
+        let arrived = self.clients[client].arrived;
+        let arrived_at = arrived as f64 / SECOND;
+        if arrived_at >= self.scenario.warm_up {
+            self.report.ended(ending, self.now - arrived);
+        }
+    }
+
+    fn probe(&mut self) {
+        let Some(interval) = self.scenario.probes.filter(|_| self.seconds() < self.scenario.seconds) else { return };
+        self.plan(interval.as_secs_f64(), Event::Probe);
+        let (seconds, models) = (self.seconds(), &self.scenario.models);
+        let down = (0..models.len()).filter(|index| models[*index].is_down(seconds));
+        self.down.set(down.map(address));
+        probe(&self.registry);
+    }
+}
+
+/// The bytes of a key.
+pub(crate) fn key(number: usize) -> Vec<u8> {
+    format!("/images/{number}.png").into_bytes()
+}
+
+// === impl Down ===
+
+impl Down {
+    /// From now on these are down, and no others.
+    pub(crate) fn set(&self, down: impl IntoIterator<Item = SocketAddr>) {
+        *self.0.lock().unwrap() = down.into_iter().collect();
+    }
+}
+
+// === impl Probe ===
+
+#[async_trait]
+impl HealthCheck for Probe {
+    async fn check(&self, target: &pingora::lb::Backend) -> pingora::Result<()> {
+        let address = target.addr.as_inet().copied();
+        match address.filter(|address| self.0.0.lock().unwrap().contains(address)) {
+            Some(_) => pingora::Error::e_explain(pingora::ErrorType::ConnectRefused, "it is down"),
+            None => Ok(()),
+        }
+    }
+
+    fn health_threshold(&self, _success: bool) -> usize {
+        1
+    }
+}

@@ -1,0 +1,17 @@
+//! An origin in a process of its own, for tests that kill one: `origin NAME DELAY`. It says where it listens, answers every
+//! request after so many milliseconds, and ends when its standard input does, so that it never outlives its test.
+
+use std::io::{self, Read, Write};
+use std::time::Duration;
+
+use tests::{Answer, Behaviour, Origin};
+
+fn main() -> io::Result<()> {
+    let mut arguments = std::env::args().skip(1);
+    let name = arguments.next().unwrap_or_default();
+    let delay = arguments.next().and_then(|delay| delay.parse().ok()).map_or(Duration::ZERO, Duration::from_millis);
+    let origin = Origin::start(&name);
+    origin.behave(Behaviour::Slow(delay, Answer::ok(name)));
+    writeln!(io::stdout(), "{}", origin.address)?;
+    io::stdin().read_to_end(&mut Vec::new()).map(drop)
+}
