@@ -4,13 +4,14 @@
 //! cargo run -p health-service --example prober -- 127.0.0.1:8081 127.0.0.1:8082
 //! ```
 //!
-//! Start and stop servers on these ports, and see the log. Ctrl-C ends it.
+//! Start and stop servers on these ports, and see the log. Ctrl-C ends it. With `--grpc` before the addresses it asks
+//! the health services of gRPC servers.
 
 use std::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
 
-use health_service::{Metrics, Prober, Settings, Verdicts};
+use health_service::{CheckKind, GrpcCheck, Metrics, Prober, Settings, Verdicts};
 use pingora::lb::LoadBalancer;
 use pingora::lb::selection::RoundRobin;
 use pingora::server::Server;
@@ -20,7 +21,9 @@ use pingora::upstreams::peer::HttpPeer;
 fn main() -> Result<(), Box<dyn Error>> {
     // Pingora reports changes of health, too: ours is the line with the reason.
     env_logger::Builder::new().parse_filters("info,pingora_load_balancing=error").init();
-    let mut addresses: Vec<String> = std::env::args().skip(1).collect();
+    let (options, mut addresses): (Vec<_>, Vec<_>) =
+        std::env::args().skip(1).partition(|argument| argument == "--grpc");
+    let kind = if options.is_empty() { CheckKind::Tcp } else { CheckKind::Grpc(GrpcCheck::default()) };
     if addresses.is_empty() {
         addresses = vec!["127.0.0.1:8081".to_owned(), "127.0.0.1:8082".to_owned()];
     }
@@ -32,7 +35,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let metrics = Metrics::new();
     metrics.register(prometheus::default_registry())?;
     let mut prober = Prober::new(metrics);
-    let settings = Settings { interval: Duration::from_secs(1), ..Settings::default() };
+    let settings = Settings { kind, interval: Duration::from_secs(1), ..Settings::default() };
     let plain = HttpPeer::new("0.0.0.0:1", false, String::new());
     prober.add_pool("example", Arc::new(balancer), settings, plain, verdicts);
 

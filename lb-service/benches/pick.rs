@@ -21,8 +21,8 @@ use pingora::lb::selection::{BackendIter, BackendSelection, RoundRobin};
 use pingora::lb::{Backend, Backends, LoadBalancer, discovery};
 
 const SIZES: [usize; 4] = [2, 10, 100, 1000];
-const ROUNDS: usize = 21;
-const PICKS: u32 = 20_000;
+const ROUNDS: usize = 41;
+const PICKS: u32 = 50_000;
 
 /// One line of the table for one number of backends: picks so often and says how long that took.
 type Subject = Box<dyn Fn(u32) -> Duration>;

@@ -13,7 +13,7 @@ use lb_service::access_log::{self, AccessLog, Format, Target};
 use lb_service::forwarded::TrustedProxies;
 use lb_service::listener::{ListenAddress, Listener, Listeners};
 use lb_service::plan::Plan;
-use lb_service::pool::{BackendSettings, Pool, PoolId, PoolSettings, Weight};
+use lb_service::pool::{BackendSettings, Pool, PoolId, PoolSettings};
 use lb_service::route::{Route, RouteTable};
 use lb_service::traffic::Traffic;
 use pingora::lb::HealthRegistry;
@@ -23,7 +23,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut addresses = std::env::args().skip(1).map(|text| text.parse::<SocketAddr>());
     let listen = addresses.next().ok_or("say where to listen, then the backends")??;
     let backends = addresses
-        .map(|address| Ok(BackendSettings { address: address?, weight: Weight::default() }))
+        .map(|address| Ok(BackendSettings::new(address?)))
         .collect::<Result<Vec<_>, std::net::AddrParseError>>()?;
 
     let pool = Pool::new(&PoolSettings::new("web", backends), Arc::new(HealthRegistry::new()), None);

@@ -40,4 +40,4 @@ pub mod stats;
 pub mod traffic;
 mod watched;
 
-pub use policy::{Policy, PolicyConfig};
+pub use policy::{Algorithm, InFlight, Load, Policy, PolicyConfig};

@@ -3,9 +3,8 @@
 //! Pingora offers no place to wait for a backend while looking at the client, nor to limit one attempt. But it reads from
 //! the client all the time, in order to notice when it leaves; so its stream is where both can be done.
 
-use std::sync::Mutex;
-use std::sync::PoisonError;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use pingora::proxy::Session;
 use tokio::time::Instant;
@@ -13,13 +12,13 @@ use tokio::time::Instant;
 use crate::traffic::Connection;
 
 /// What the stream of a client is told.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Patience {
     /// Nothing that arrives is delivered, only the end of the stream.
     held: AtomicBool,
-    /// Whether `deadline` says something: spares the others its lock.
-    limited: AtomicBool,
-    deadline: Mutex<Option<Instant>>,
+    began: Instant,
+    /// When reading fails, in nanoseconds after `began`; 0: it does not.
+    deadline: AtomicU64,
     expired: AtomicBool,
 }
 
@@ -44,6 +43,15 @@ pub(crate) async fn unless_client_leaves<T>(
 // === impl Patience ===
 
 impl Patience {
+    pub(crate) fn new() -> Self {
+        Self {
+            held: AtomicBool::new(false),
+            began: Instant::now(),
+            deadline: AtomicU64::new(0),
+            expired: AtomicBool::new(false),
+        }
+    }
+
     fn hold(&self) -> Hold<'_> {
         self.held.store(true, Ordering::Relaxed);
         Hold(self)
@@ -55,20 +63,20 @@ impl Patience {
 
     /// Reading fails after this moment. `None`: it does not.
     pub(crate) fn limit(&self, deadline: Option<Instant>) {
-        if deadline.is_some() || self.limited.load(Ordering::Relaxed) {
-            *self.deadline.lock().unwrap_or_else(PoisonError::into_inner) = deadline;
-            self.limited.store(deadline.is_some(), Ordering::Relaxed);
-        }
+        let nanoseconds =
+            |at: Instant| u64::try_from((at - self.began).as_nanos()).unwrap_or(u64::MAX).max(1);
+        self.expired.store(false, Ordering::Relaxed);
+        self.deadline.store(deadline.map_or(0, nanoseconds), Ordering::Relaxed);
     }
 
     pub(crate) fn deadline(&self) -> Option<Instant> {
-        let limited = self.limited.load(Ordering::Relaxed);
-        limited.then(|| *self.deadline.lock().unwrap_or_else(PoisonError::into_inner)).flatten()
+        let nanoseconds = self.deadline.load(Ordering::Relaxed);
+        (nanoseconds > 0).then(|| self.began + Duration::from_nanos(nanoseconds))
     }
 
     /// The moment has come.
     pub(crate) fn expire(&self) {
-        self.limit(None);
+        self.deadline.store(0, Ordering::Relaxed);
         self.expired.store(true, Ordering::Relaxed);
     }
 

@@ -1,6 +1,6 @@
 //! One request, from its head to its log line, as Pingora's callbacks tell it.
 //!
-//! Each callback is a few lines that call what decides: [`crate::request`], [`crate::pool`], [`crate::forwarded`],
+//! Each callback is a few lines that call what decides: `request.rs`, [`crate::pool`], [`crate::forwarded`],
 //! [`crate::failure`]. Nothing is decided here.
 
 use std::any::Any;
@@ -27,8 +27,8 @@ use crate::frontend::IDLE;
 use crate::hop_by_hop;
 use crate::patience::unless_client_leaves;
 use crate::plan::Plan;
-use crate::pool::{Attempt, Unplaced, UpstreamError, Waiter};
-use crate::request::{RequestContext, Sent, host};
+use crate::pool::{Attempt, Sent, Unplaced, UpstreamError, Waiter};
+use crate::request::{RequestContext, host};
 use crate::traffic::{Connection, Rejection, Traffic};
 
 /// Pingora's callbacks for our requests.
@@ -68,10 +68,10 @@ impl Proxy {
             return Err(ctx.fail(Failure::Internal));
         };
         // Whoever came before and waits has precedence.
-        if !ctx.may_queue() || pool.queue.is_empty() {
+        if !ctx.delivery.may_queue() || pool.queue.is_empty() {
             match ctx.place(session.req_header(), peer(session)) {
                 Ok(()) => return Ok(()),
-                Err(Unplaced::Full) if ctx.may_queue() => {}
+                Err(Unplaced::Full) if ctx.delivery.may_queue() => {}
                 Err(_) => return Err(ctx.unplaced()),
             }
         }
@@ -128,7 +128,7 @@ impl Proxy {
             return;
         }
         let request = session.req_header();
-        let attempt = ctx.attempt.as_ref();
+        let attempt = ctx.delivery.attempt.as_ref();
         log.record(&Record {
             time: ctx.arrived_at,
             client: peer(session).map(|ip| client_ip(ip, &request.headers, &self.plan.trusted_proxies)),
@@ -144,9 +144,14 @@ impl Proxy {
             pool: ctx.pool().map(|pool| &*pool.name),
             backend: attempt.map(|attempt| &*attempt.backend.label),
             ttfb: attempt.and_then(Attempt::time_to_first_byte),
-            tries: ctx.tries,
-            tried: ctx.tried.iter().map(|(backend, how)| (&*backend.label, how.word())).collect(),
-            passed_over: ctx.passed.iter().map(|(b, why)| (&*b.label, why.as_str().into())).collect(),
+            tries: ctx.delivery.tries,
+            tried: ctx.delivery.tried.iter().map(|(backend, how)| (&*backend.label, how.word())).collect(),
+            passed_over: ctx
+                .delivery
+                .passed
+                .iter()
+                .map(|(b, why)| (&*b.label, why.as_str().into()))
+                .collect(),
             reused: attempt.and_then(|attempt| attempt.reused),
             failure: ctx.failure.map(Failure::as_str),
         });
@@ -194,12 +199,12 @@ impl ProxyHttp for Proxy {
     }
 
     async fn upstream_peer(&self, session: &mut Session, ctx: &mut RequestContext) -> Result<Box<HttpPeer>> {
-        if let Some(pause) = ctx.end_attempt().filter(|pause| !pause.is_zero()) {
+        if let Some(pause) = ctx.delivery.end_attempt().filter(|pause| !pause.is_zero()) {
             wait(session, ctx, tokio::time::sleep(pause)).await?;
         }
         self.place(session, ctx).await?;
         ctx.limit_attempt();
-        let attempt = ctx.attempt.as_ref().expect("it was placed");
+        let attempt = ctx.delivery.attempt.as_ref().expect("it was placed");
         Ok(Box::new(attempt.backend.peer().clone()))
     }
 
@@ -228,7 +233,7 @@ impl ProxyHttp for Proxy {
         _digest: Option<&Digest>,
         ctx: &mut RequestContext,
     ) -> Result<()> {
-        if let Some(attempt) = &mut ctx.attempt {
+        if let Some(attempt) = &mut ctx.delivery.attempt {
             attempt.connected(reused);
         }
         Ok(())
@@ -264,7 +269,10 @@ impl ProxyHttp for Proxy {
         }
         ctx.unlimit_attempt();
         if ctx.answered(response, sent(session, false)) {
-            return Error::e_explain(ErrorType::HTTPStatus(response.status.as_u16()), "another backend is tried");
+            return Error::e_explain(
+                ErrorType::HTTPStatus(response.status.as_u16()),
+                "another backend is tried",
+            );
         }
         if let Some(cookie) = ctx.set_cookie(self.is_secure(session)) {
             response.append_header(SET_COOKIE, cookie)?;
@@ -302,7 +310,7 @@ impl ProxyHttp for Proxy {
             error = Error::explain(ErrorType::ReadTimedout, "the attempt took too long").into_up();
         }
         let stale = error.retry == RetryType::ReusedOnly && reused;
-        let again = ctx.goes_on()
+        let again = ctx.delivery.goes_on()
             || match Failure::of(&error) {
                 Failure::Upstream(kind) => ctx.broke(kind, sent(session, stale)),
                 failure => {
@@ -334,6 +342,7 @@ impl ProxyHttp for Proxy {
     }
 
     async fn logging(&self, session: &mut Session, error: Option<&Error>, ctx: &mut RequestContext) {
+        ctx.unlimit_attempt();
         if let Some(error) = error {
             ctx.failure.get_or_insert_with(|| Failure::of(error));
         }
@@ -369,7 +378,11 @@ fn peer(session: &Session) -> Option<IpAddr> {
 }
 
 /// Waits, but not longer than the client does.
-async fn wait<T>(session: &mut Session, ctx: &mut RequestContext, done: impl Future<Output = T>) -> Result<T> {
+async fn wait<T>(
+    session: &mut Session,
+    ctx: &mut RequestContext,
+    done: impl Future<Output = T>,
+) -> Result<T> {
     let Some(connection) = ctx.connection.clone() else { return Ok(done.await) };
     let done = unless_client_leaves(session, &connection, done).await;
     done.ok_or_else(|| ctx.fail(Failure::ClientGone))

@@ -4,18 +4,15 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use http::HeaderMap;
 use http::header::{HOST, RETRY_AFTER};
-use http::{HeaderMap};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::{Error, ErrorType};
 
 use crate::failure::Failure;
 use crate::forwarded::client_ip;
 use crate::plan::Plan;
-use crate::pool::{
-    Again, Attempt, Failed, KeySource, Mishap, Passed, Pool, PoolId, Repetition, Tried, Unplaced,
-    UpstreamError, Wish,
-};
+use crate::pool::{Delivery, KeySource, Moment, Pool, PoolId, Sent, Unplaced, UpstreamError};
 use crate::route::RequestView;
 use crate::traffic::{Connection, Rejection};
 
@@ -26,35 +23,10 @@ pub struct RequestContext {
     pub(crate) arrived_at: SystemTime,
     pub(crate) connection: Option<Arc<Connection>>,
     pub(crate) pool: Option<PoolId>,
-    pub(crate) attempt: Option<Attempt>,
-    /// How often it was sent, or tried to be sent.
-    pub(crate) tries: u32,
-    pub(crate) tried: Tried,
-    pub(crate) passed: Passed,
+    pub(crate) delivery: Delivery,
     pub(crate) failure: Option<Failure>,
-    /// The backend that its cookie names.
-    session: Option<usize>,
-    /// How long to wait before the next attempt, if there is to be one.
-    next: Option<Duration>,
-    /// The place of this attempt in the budget of its pool.
-    repetition: Option<Repetition>,
-    /// Whether its one replay on account of a stale connection is used up.
-    replayed: bool,
     /// Whether it was counted as a request without a key.
     key_is_missing: bool,
-}
-
-/// What is known about a request when a backend has failed it.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Sent {
-    /// Whether it may be sent twice (RFC 9110, 9.2.2).
-    pub(crate) idempotent: bool,
-    /// Whether its body can be sent again.
-    pub(crate) replayable: bool,
-    /// Whether bytes of an answer have reached the client.
-    pub(crate) answered: bool,
-    /// Whether its connection had been kept alive, and ended before the first byte of an answer.
-    pub(crate) stale: bool,
 }
 
 // === impl RequestContext ===
@@ -67,15 +39,8 @@ impl RequestContext {
             arrived_at: SystemTime::now(),
             connection: None,
             pool: None,
-            attempt: None,
-            tries: 0,
-            tried: Tried::default(),
-            passed: Passed::default(),
+            delivery: Delivery::default(),
             failure: None,
-            session: None,
-            next: None,
-            repetition: None,
-            replayed: false,
             key_is_missing: false,
         }
     }
@@ -94,19 +59,8 @@ impl RequestContext {
             method: &request.method,
             headers: &request.headers,
         });
-        self.session = self.pool().and_then(|pool| pool.session(&request.headers));
+        self.delivery.session = self.pool().and_then(|pool| pool.session(&request.headers));
         self.pool
-    }
-
-    /// Ends the attempt that was, if any; how long to wait before the next.
-    pub(crate) fn end_attempt(&mut self) -> Option<Duration> {
-        self.attempt = None;
-        self.next.take()
-    }
-
-    /// Whether it was never sent before, so that it may wait for a backend.
-    pub(crate) fn may_queue(&self) -> bool {
-        self.tries == 0
     }
 
     /// Gives it to a backend.
@@ -119,16 +73,7 @@ impl RequestContext {
             self.key_is_missing = true;
             pool.keys_missing.increment();
         }
-        let wish = Wish {
-            key: key.as_deref().unwrap_or_default(),
-            session: self.session,
-            tried: &self.tried,
-            now: Instant::now(),
-            draw: fastrand::f64(),
-        };
-        self.attempt = Some(pool.place(&wish, &mut self.passed)?);
-        self.tries += 1;
-        Ok(())
+        self.delivery.place(pool, key.as_deref().unwrap_or_default(), moment())
     }
 
     /// Starts the time that this attempt may take to the head of its answer.
@@ -164,66 +109,31 @@ impl RequestContext {
 
     /// The head of the final answer is there. Whether it is left for another attempt.
     pub(crate) fn answered(&mut self, answer: &ResponseHeader, sent: Sent) -> bool {
-        let (status, now) = (answer.status.as_u16(), Instant::now());
-        let Some(attempt) = self.attempt.as_mut() else { return false };
-        attempt.answered(status, retry_after(&answer.headers), now);
-        // Whatever went wrong before has been made good.
-        self.failure = None;
-        let mishap = Mishap::Status(status);
-        let Some(again) = self.decide(mishap, sent, now) else { return false };
-        self.failure = Some(Failure::Answer(status));
-        self.take_up(again, mishap, now);
-        true
+        let Some(pool) = self.pool().cloned() else { return false };
+        let status = answer.status.as_u16();
+        let again = self.delivery.answered(&pool, status, retry_after(&answer.headers), sent, moment());
+        // Whatever went wrong before has been made good, unless this is to be made good itself.
+        self.failure = again.then_some(Failure::Answer(status));
+        again
     }
 
     /// The backend failed the request. Whether there is to be another attempt.
     pub(crate) fn broke(&mut self, error: UpstreamError, sent: Sent) -> bool {
-        let (mishap, now) = (Mishap::Error(error), Instant::now());
         self.failure = Some(Failure::Upstream(error));
-        let again = self.decide(mishap, sent, now);
-        let is_replay = again.as_ref().is_some_and(|again| again.replay);
-        // A connection that was closed while it was idle says nothing about the backend.
-        if let Some(attempt) = self.attempt.as_mut().filter(|_| !is_replay) {
-            attempt.failed(error, now);
-        }
-        again.map(|again| self.take_up(again, mishap, now)).is_some()
-    }
-
-    /// Whether another attempt was decided on that has not begun.
-    pub(crate) fn goes_on(&self) -> bool {
-        self.next.is_some()
-    }
-
-    fn take_up(&mut self, again: Again, mishap: Mishap, now: Instant) {
-        self.replayed |= again.replay;
-        self.repetition = again.repetition;
-        self.next = Some(again.pause);
-        let Some(backend) = self.attempt.as_ref().map(|attempt| attempt.backend.clone()) else { return };
-        // Only a replay goes on when there is no other: to the same backend, over a new connection.
-        if self.pool().is_some_and(|pool| pool.has_another(&self.tried, &backend, now)) {
-            self.tried.insert(backend, mishap);
-        }
-    }
-
-    fn decide(&self, mishap: Mishap, sent: Sent, now: Instant) -> Option<Again> {
-        let failed = Failed {
-            cause: mishap.cause()?,
-            idempotent: sent.idempotent,
-            replayable: sent.replayable,
-            answered: sent.answered,
-            tries: self.tried.len() + 1,
-            stale: sent.stale,
-            replayed: self.replayed,
-        };
-        let backend = &self.attempt.as_ref()?.backend;
-        self.pool()?.again(&failed, &self.tried, backend, now, fastrand::f64())
+        let Some(pool) = self.pool().cloned() else { return false };
+        self.delivery.broke(&pool, error, sent, moment())
     }
 
     /// The cookie that its answer is to set, if any.
     pub(crate) fn set_cookie(&self, secure: bool) -> Option<http::HeaderValue> {
-        let backend = &self.attempt.as_ref()?.backend;
-        self.pool()?.set_cookie(backend, self.session, secure, Instant::now())
+        let backend = &self.delivery.attempt.as_ref()?.backend;
+        self.pool()?.set_cookie(backend, self.delivery.session, secure, Instant::now())
     }
+}
+
+/// The time, and a random number.
+fn moment() -> Moment {
+    Moment { now: Instant::now(), draw: fastrand::f64() }
 }
 
 /// The host a request is for: of its target if that is absolute (RFC 9112, 3.2.2), else of its `Host` header.

@@ -8,8 +8,8 @@ use tokio::sync::watch;
 
 use crate::failure::Failure;
 use crate::listener::ListenerId;
-use crate::pool::PoolId;
 use crate::patience::Patience;
+use crate::pool::PoolId;
 use crate::stats::{Codes, Counter, Histogram, Level};
 
 /// Everything the proxy counts about its clients. One per daemon, shared by the listeners.
@@ -128,7 +128,7 @@ impl Traffic {
             fresh: AtomicBool::new(true),
             unseen: AtomicBool::new(false),
             last: AtomicBool::new(false),
-            patience: Patience::default(),
+            patience: Patience::new(),
             refused: AtomicU16::new(0),
             traffic: self.clone(),
         })

@@ -19,6 +19,16 @@ CONFIGS = Path(__file__).parent / "configs"
 START_SECONDS = 15.0
 STOP_SECONDS = 5.0
 
+# Everything that a pool can do for each request.
+ALL_FEATURES = """
+    policy: peak_ewma
+    sticky: {cookie: lb_session, ttl: 1h}
+    limits: {max_requests: 10000, queue: 100}
+    retries: {attempts: 3, per_try: 10s}
+    outlier_detection: {gray: {}}
+    slow_start: 30s
+"""
+
 # What each path of the origin answers with, in bytes.
 BODIES = {"/small": 36, "/10k": 10 * 1024}
 
@@ -49,13 +59,17 @@ class Entrant:
         return f"{self.name} {found.group()}" if found else self.name
 
 
-def all_entrants(daemon: str, quickstart: str) -> list[Entrant]:
-    """Every entrant, those that are not on this machine too."""
+def all_entrants(daemon: str, quickstart: str, other: str | None) -> list[Entrant]:
+    """Every entrant, those that are not on this machine too. `other` is another build of the daemon to compare with."""
     off, json_log = '{format: "off"}', "{format: json, path: @DIR@/access.log}"
     ours = (program_at(daemon), f"no program at {daemon}", "load_balancer.yaml", ["-c", "@CONFIG@"])
+    plain = {"ACCESS_LOG": off, "BALANCING": ""}
+    another = (program_at(other), f"no program at {other}", *ours[2:]) if other else None
     return [
-        Entrant("load_balancer", *ours, values={"ACCESS_LOG": off}),
-        Entrant("load_balancer (access log)", *ours, values={"ACCESS_LOG": json_log}),
+        Entrant("load_balancer", *ours, values=plain),
+        *([Entrant("load_balancer (other build)", *another, values=plain)] if another else []),
+        Entrant("load_balancer (all features)", *ours, values=plain | {"BALANCING": ALL_FEATURES}),
+        Entrant("load_balancer (access log)", *ours, values=plain | {"ACCESS_LOG": json_log}),
         Entrant(
             "bare quick start", program_at(quickstart), f"no program at {quickstart}", "",
             ["1", "@LISTEN@", "@ORIGIN@"],

@@ -85,7 +85,7 @@ def main() -> int:
     # So that what was started is stopped then, too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
-    entrants = all_entrants(options.bin, options.quickstart)
+    entrants = all_entrants(options.bin, options.quickstart, options.other)
     if options.only:
         entrants = [entrant for entrant in entrants if entrant.name in options.only]
     present = [entrant for entrant in entrants if entrant.program]
@@ -106,6 +106,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bin", default="target/release/load_balancer", help="the daemon")
     parser.add_argument("--quickstart", default="target/release/examples/quickstart", help="the bare quick start")
+    parser.add_argument("--other", metavar="PATH", help="another build of the daemon, to compare with")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each entrant in each scenario (%(default)s)")
     parser.add_argument("--seconds", type=int, default=4, help="length of a turn (%(default)s)")
     parser.add_argument("--connections", type=int, default=64, help="connections under load (%(default)s)")

@@ -135,15 +135,15 @@ fn a_request_that_succeeds_at_the_second_try_is_no_failure_in_the_log() {
         assert_eq!(daemon.get("/again").unwrap().status, 200);
     }
     let line = daemon.logged(&["/again", "tries=2"]);
-    assert!(line.contains(" 200 ") && !line.contains("connect"), "{line}");
+    assert!(line.contains(" 200 ") && line.contains("reason=-"), "{line}");
 }
 
 #[test]
 fn as_many_backends_are_tried_as_attempts_says_however_many() {
     let lab = Lab::new();
-    let (down, up): (Vec<_>, _) = ((0..20).map(|_| Origin::refusing("down")).collect(), Origin::start("up"));
+    let (down, up): (Vec<_>, _) = ((0..10).map(|_| Origin::refusing("down")).collect(), Origin::start("up"));
     let all: Vec<&Origin> = down.iter().chain([&up]).collect();
-    let daemon = lab.start(&pool(&all, "retries: {attempts: 20}"));
+    let daemon = lab.start(&pool(&all, "retries: {attempts: 10}"));
     for _ in 0..3 {
         assert_eq!(daemon.get("/").unwrap().status, 200);
     }

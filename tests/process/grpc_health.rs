@@ -3,8 +3,9 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use tests::origin::Asked;
 use tests::wait::{self, LONG};
-use tests::{Authority, Behaviour, Daemon, GrpcBehaviour, GrpcOrigin, Lab, Origin, Serving};
+use tests::{Authority, Daemon, GrpcBehaviour, GrpcOrigin, Lab, Origin, Serving, Unreachable};
 
 use crate::pool_of;
 
@@ -21,17 +22,15 @@ fn start(lab: &Lab, backends: &[SocketAddr], more: &str) -> Daemon {
     lab.start_listening(&pool_of(backends, more))
 }
 
-/// Waits until the metrics say that this backend is up, or is not.
+/// Waits until the metrics say that this backend is up, or is not, and that a check has found so: before its first
+/// check a backend counts as up.
 #[track_caller]
 fn wait_up(daemon: &Daemon, backend: SocketAddr, up: bool) {
     let label = format!("backend=\"{backend}\"");
-    let what = format!("{backend} is {}", if up { "up" } else { "down" });
-    let wanted = if up { 1.0 } else { 0.0 };
-    wait::until(LONG, &what, || {
-        let body = daemon.metrics_text();
-        let mut series =
-            body.lines().filter(|line| line.starts_with("lb_backend_up") && line.contains(&label));
-        series.next().and_then(|line| line.rsplit(' ').next()?.parse().ok()) == Some(wanted)
+    let (state, wanted, result) = if up { ("up", 1.0, "pass") } else { ("down", 0.0, "fail") };
+    let checks = || daemon.metric("lb_health_checks_total", &[&label, &format!("result=\"{result}\"")]);
+    wait::until(LONG, &format!("{backend} is {state}"), || {
+        daemon.metric("lb_backend_up", &[&label]) == wanted && checks() > 0.0
     });
 }
 
@@ -40,6 +39,12 @@ fn wait_up(daemon: &Daemon, backend: SocketAddr, up: bool) {
 fn wait_down(daemon: &Daemon, backend: SocketAddr, reason: &str) {
     daemon.logged(&[&format!("backend {backend} is down"), reason]);
     wait_up(daemon, backend, false);
+}
+
+/// The question that came after `earlier` others.
+#[track_caller]
+fn question_after(origin: &GrpcOrigin, earlier: usize) -> Asked {
+    wait::until_some(LONG, "there is another question", || origin.asked().get(earlier).cloned())
 }
 
 #[test]
@@ -83,7 +88,7 @@ fn service_names_the_service_that_is_asked_about() {
     wait_down(&daemon, two.address, "the service shop.Orders is not known there");
     two.set("shop.Orders", Serving::Serving);
     wait_up(&daemon, two.address, true);
-    assert_eq!(one.asked()[0].service, "shop.Orders");
+    assert_eq!(question_after(&one, 0).service, "shop.Orders");
 }
 
 #[test]
@@ -91,14 +96,13 @@ fn host_is_the_authority_of_the_question_and_the_address_unless_it_is_given() {
     let lab = Lab::new();
     let origin = GrpcOrigin::start();
     let daemon = start(&lab, &[origin.address], &check(", host: checked.test"));
-    wait_up(&daemon, origin.address, true);
-    assert_eq!(origin.asked()[0].authority, "checked.test");
+    assert_eq!(question_after(&origin, 0).authority, "checked.test");
     drop(daemon);
-    let asked = origin.asked().len();
-    let daemon = start(&lab, &[origin.address], &check(""));
-    wait_up(&daemon, origin.address, true);
-    wait::until(LONG, "the second daemon has asked", || origin.asked().len() > asked);
-    assert_eq!(origin.asked()[asked].authority, origin.address.to_string());
+    // The origin sees the end of a connection only some time after the daemon is gone.
+    wait::until(LONG, "no connection is left", || origin.open_connections() == 0);
+    let earlier = origin.asked().len();
+    let _daemon = start(&lab, &[origin.address], &check(""));
+    assert_eq!(question_after(&origin, earlier).authority, origin.address.to_string());
 }
 
 #[test]
@@ -117,7 +121,7 @@ fn checks_speak_tls_where_the_pool_does() {
     wait_up(&daemon, trusted.address, true);
     wait_down(&daemon, untrusted.address, "TLS: invalid peer certificate");
     wait_down(&daemon, http1.address, "the backend does not speak HTTP/2");
-    let asked = &trusted.asked()[0];
+    let asked = question_after(&trusted, 0);
     assert_eq!((asked.sni.as_deref(), asked.authority.as_str()), (Some("a.test"), "a.test"));
     trusted.set("", Serving::NotServing);
     wait_down(&daemon, trusted.address, "not serving");
@@ -138,19 +142,16 @@ fn a_backend_without_health_service_or_without_http_2_is_down_and_the_log_says_s
 #[test]
 fn a_backend_that_hangs_is_down_after_the_timeout_and_no_connection_is_left() {
     let lab = Lab::new();
-    let (hanging, silent) = (GrpcOrigin::start(), Origin::start("silent"));
+    let (hanging, unreachable) = (GrpcOrigin::start(), Unreachable::start());
     hanging.behave(GrpcBehaviour::Hang);
-    silent.behave(Behaviour::Hang);
     let more = "health_check: {type: grpc, interval: 60s, fast_interval: 60s, timeout: 500ms}";
     let begun = Instant::now();
-    let daemon = start(&lab, &[hanging.address, silent.address], more);
+    let daemon = start(&lab, &[hanging.address, unreachable.address], more);
     wait_down(&daemon, hanging.address, "timeout after 500ms");
-    wait_down(&daemon, silent.address, "timeout after 500ms");
+    wait_down(&daemon, unreachable.address, "timeout after 500ms");
     let took = begun.elapsed();
     assert!((Duration::from_millis(500)..Duration::from_secs(10)).contains(&took), "took {took:?}");
-    wait::until(LONG, "no connection is left", || {
-        hanging.open_connections() + silent.open_connections() == 0
-    });
+    wait::until(LONG, "no connection is left", || hanging.open_connections() == 0);
 }
 
 #[test]

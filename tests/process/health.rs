@@ -252,7 +252,8 @@ fn the_same_address_in_two_pools_has_two_states() {
     let pools: String = [("strict", "expect_body: never"), ("lenient", "expect_body: one")]
         .iter()
         .map(|(name, more)| {
-            format!("  {name}:\n    backends: [\"{}\"]\n    {}\n", origin.address, check("http", more))
+            let (address, check) = (origin.address, check("http", more));
+            format!("  {name}:\n    panic_threshold: 0\n    backends: [\"{address}\"]\n    {check}\n")
         })
         .collect();
     let routes = "routes:\n  - {match: {path: /strict}, pool: strict}\n  - {pool: lenient}\n";

@@ -7,8 +7,8 @@ use std::path::Path;
 use serde_json::Value;
 use tests::Lab;
 
-/// Keys as paths, `*` for any name or item, each with its test as `module::name`. A key that only holds others is
-/// tested by them and is not listed.
+/// Keys as paths, `*` for any name or item, each with its test as `module::name`, or with several. A key that only
+/// holds others is tested by them and is not listed.
 const TESTED: &[(&str, &str)] = &[
     ("access_log.format", "access_log::json_has_an_object_per_request_with_all_that_is_known"),
     ("access_log.path", "access_log::usr1_reopens_the_file_and_no_line_is_lost"),
@@ -30,7 +30,13 @@ const TESTED: &[(&str, &str)] = &[
         "quickstart::a_daemon_writes_its_pid_file_and_error_log_and_removes_the_pid_file_at_its_end",
     ),
     ("pools.*.backends.*.address", "proxying::weights_give_the_smooth_sequence"),
+    ("pools.*.backends.*.backup", "balancing::backups_are_used_only_when_no_other_is_there"),
+    ("pools.*.backends.*.max_requests", "limits::a_backend_has_a_limit_of_its_own_or_that_of_the_pool"),
     ("pools.*.backends.*.weight", "proxying::weights_give_the_smooth_sequence"),
+    ("pools.*.bounded_load", "balancing::bounded_load_spreads_a_popular_key"),
+    ("pools.*.hash_on.cookie", "balancing::hash_on_decides_which_part_of_a_request_is_its_key"),
+    ("pools.*.hash_on.header", "balancing::hash_on_decides_which_part_of_a_request_is_its_key"),
+    ("pools.*.hash_on.query", "balancing::hash_on_decides_which_part_of_a_request_is_its_key"),
     ("pools.*.health_check.expect_body", "health::http_checks_pass_by_what_the_body_contains"),
     ("pools.*.health_check.expect_status", "health::http_checks_pass_by_the_expected_status"),
     (
@@ -54,13 +60,63 @@ const TESTED: &[(&str, &str)] = &[
     ("pools.*.health_check.timeout", "health::a_check_that_takes_longer_than_its_timeout_has_failed"),
     ("pools.*.health_check.type", "health::none_checks_nothing"),
     ("pools.*.host", "proxying::the_host_sent_to_the_backend_is_the_clients_unless_the_pool_names_one"),
+    (
+        "pools.*.outlier_detection.base_ejection",
+        "resilience::each_ejection_in_a_row_lasts_longer_up_to_the_maximum",
+    ),
+    (
+        "pools.*.outlier_detection.consecutive_failures",
+        "resilience::so_many_failures_in_a_row_of_whatever_kind_eject",
+    ),
+    (
+        "pools.*.outlier_detection.gray.min_samples",
+        "resilience::a_backend_much_slower_than_the_others_is_ejected",
+    ),
+    ("pools.*.outlier_detection.gray.ratio", "resilience::a_backend_much_slower_than_the_others_is_ejected"),
+    ("pools.*.outlier_detection.gray.window", "resilience::a_backend_much_slower_than_the_others_is_ejected"),
+    (
+        "pools.*.outlier_detection.max_ejected_percent",
+        "resilience::the_ejected_share_stays_below_its_limit_and_one_backend_always_remains",
+    ),
+    (
+        "pools.*.outlier_detection.max_ejection",
+        "resilience::each_ejection_in_a_row_lasts_longer_up_to_the_maximum",
+    ),
+    (
+        "pools.*.limits.max_requests",
+        "limits::a_backend_never_works_on_more_than_the_limit_and_all_who_may_wait_are_served",
+    ),
+    ("pools.*.limits.queue", "limits::who_finds_the_queue_full_is_turned_away_at_once"),
+    ("pools.*.panic_threshold", "resilience::the_threshold_of_panic_is_what_the_key_says"),
     ("pools.*.policy", "proxying::weights_give_the_smooth_sequence"),
+    ("pools.*.policy", "balancing::random_draws_by_weight_and_in_no_order"),
+    ("pools.*.policy", "balancing::least_request_leaves_out_who_holds_requests"),
+    ("pools.*.policy", "balancing::peak_ewma_moves_away_from_a_backend_that_became_slow"),
+    (
+        "pools.*.policy",
+        "balancing::consistent_hash_sends_keys_where_nginx_does_and_only_those_of_a_lost_backend_move",
+    ),
+    ("pools.*.policy", "balancing::maglev_is_the_same_after_a_restart_and_on_every_instance"),
     ("pools.*.retries.attempts", "proxying::each_backend_is_tried_once_and_no_more_often_than_attempts_says"),
+    ("pools.*.retries.budget_percent", "retries::an_outage_is_multiplied_by_no_more_than_the_budget"),
+    ("pools.*.retries.min_concurrent", "retries::min_concurrent_repetitions_are_allowed_whatever_the_share"),
+    ("pools.*.retries.on", "retries::only_the_failures_that_on_names_are_worth_another_attempt"),
+    ("pools.*.retries.per_try", "retries::an_attempt_that_hangs_is_made_good_by_another_after_per_try"),
+    (
+        "pools.*.slow_start",
+        "balancing::slow_start_gives_a_backend_that_comes_back_a_tenth_and_later_all_of_its_share",
+    ),
+    (
+        "pools.*.sticky.cookie",
+        "balancing::sessions_stay_under_every_policy_after_a_restart_and_on_another_instance",
+    ),
+    ("pools.*.sticky.ttl", "balancing::a_session_cookie_has_exactly_these_attributes"),
     (
         "pools.*.timeouts.connect",
         "proxying::a_connection_that_takes_too_long_to_make_is_given_up_after_the_connect_timeout",
     ),
     ("pools.*.timeouts.idle", "proxying::an_idle_connection_to_a_backend_ends_after_the_idle_timeout"),
+    ("pools.*.timeouts.queue", "limits::who_waits_too_long_is_turned_away"),
     ("pools.*.timeouts.response", "proxying::a_backend_that_does_not_answer_in_time_is_504"),
     ("pools.*.tls.ca", "proxying::a_certificate_that_does_not_match_is_refused_unless_verify_is_off"),
     ("pools.*.tls.sni", "proxying::a_certificate_for_another_name_is_refused"),

@@ -5,15 +5,19 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test says what went wrong by panicking")]
 
 mod access_log;
+mod balancing;
 mod config;
 mod edges;
 mod grpc_health;
 mod health;
 mod keys;
+mod limits;
 mod metrics;
 mod nginx;
 mod proxying;
 mod quickstart;
+mod resilience;
+mod retries;
 mod routing;
 mod server_keys;
 mod upgrade;

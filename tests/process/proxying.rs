@@ -3,7 +3,6 @@
 use std::time::{Duration, Instant};
 
 use tests::client::head_bytes;
-use tests::daemon::path_str;
 use tests::pattern;
 use tests::wait::{self, LONG};
 use tests::{Answer, Authority, Behaviour, Daemon, Gate, Lab, Origin, Unreachable};
@@ -427,7 +426,8 @@ fn when_no_backend_accepts_it_is_502() {
 fn with_no_ready_backend_it_is_503() {
     let lab = Lab::new();
     let down = Origin::refusing("down");
-    let daemon = lab.start_listening(&pool(&[&down], "health_check: {type: tcp, interval: 1s}"));
+    let more = "health_check: {type: tcp, interval: 1s}\npanic_threshold: 0";
+    let daemon = lab.start_listening(&pool(&[&down], more));
     wait::until(LONG, "the backend is known to be down", || daemon.get("/").unwrap().status == 503);
     fails_with(&daemon, 503);
     assert!(daemon.metric("lb_rejected_total", &[]) >= 1.0);
@@ -526,23 +526,4 @@ fn an_idle_client_connection_ends_after_75_seconds_also_after_its_first_request(
     let idle_since = Instant::now();
     assert!(client.ends_within(Duration::from_secs(90)));
     assert!(idle_since.elapsed() > Duration::from_secs(70), "{:?}", idle_since.elapsed());
-}
-
-// ===== keys that belong to later issues =====
-
-#[test]
-fn keys_of_later_releases_are_refused_as_not_supported_yet() {
-    let lab = Lab::new();
-    for key in [
-        "policy: least_request",
-        "outlier_detection: {consecutive_failures: 5}",
-        "slow_start: 30s",
-        "panic_threshold: 50",
-        "sticky: {cookie: lb_session}",
-    ] {
-        let config = lab.config(&pool_of(&[tests::ports::free()], key));
-        let finished = lab.run(&["-c", path_str(&config), "-t"]);
-        assert_eq!(finished.code, Some(2), "{key}: {finished:?}");
-        assert!(finished.stderr.contains("not supported yet"), "{key}: {finished:?}");
-    }
 }

@@ -1,6 +1,7 @@
 //! What a run was like, for clients and for backends.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::time::Duration;
 
 use lb_service::pool::{Pool, UpstreamError};
@@ -110,14 +111,19 @@ impl Report {
         Duration::from_nanos(nanoseconds.copied().unwrap_or_default())
     }
 
+    /// The mean time of the good requests.
+    pub(crate) fn mean(&self) -> Duration {
+        Duration::from_nanos(self.times.iter().sum::<u64>() / self.times.len().max(1) as u64)
+    }
+
     /// The share of all that was sent that this backend got.
     pub(crate) fn share(&self, backend: usize) -> f64 {
         self.sent[backend] as f64 / self.sent.iter().sum::<u64>().max(1) as f64
     }
 
     /// The same in these seconds.
-    pub(crate) fn share_in(&self, backend: usize, seconds: std::ops::Range<usize>) -> f64 {
-        let rows = &self.by_second[seconds.start.min(self.by_second.len())..seconds.end.min(self.by_second.len())];
+    pub(crate) fn share_in(&self, backend: usize, seconds: Range<usize>) -> f64 {
+        let rows = self.by_second.get(seconds).unwrap_or_default();
         let all: u32 = rows.iter().flatten().sum();
         let its: u32 = rows.iter().map(|row| row[backend]).sum();
         f64::from(its) / f64::from(all.max(1))
@@ -147,7 +153,17 @@ pub(crate) fn line(name: &str, report: &Report, of: Option<usize>) -> String {
     let (most, mean) = report.most_and_mean();
     let (failed, retries, denied) = (report.failed(), report.retries, report.retries_denied);
     let ejections: u64 = report.ejections.iter().sum();
-    format!(
-        "| {name} | {p50:.1} | {p99:.1} | {p999:.1} | {share:.2} % | {most} / {mean:.1} | {failed} | {retries} ({denied}) | {ejections} |"
-    )
+    let times = format!("{p50:.1} | {p99:.1} | {p999:.1}");
+    let retries = format!("{retries} ({denied})");
+    format!("| {name} | {times} | {share:.2} % | {most} / {mean:.1} | {failed} | {retries} | {ejections} |")
+}
+
+/// A table of what each backend got.
+pub(crate) fn shares(reports: &[(String, Report)]) -> String {
+    let line = |(name, report): &(String, Report)| {
+        let shares = (0..report.sent.len()).map(|backend| format!(" {:.1}", 100.0 * report.share(backend)));
+        format!("\n| {name} |{} |", shares.collect::<String>())
+    };
+    let lines: String = reports.iter().map(line).collect();
+    format!("| policy | share of each backend, % |\n|---|---|{lines}")
 }

@@ -1,8 +1,8 @@
 //! Virtual time: an agenda of events, and the loop of the proxy around the pool.
 //!
-//! A discrete-event simulation: the clock jumps from one event to the next. Everything that is random comes from the seed of
-//! the scenario, so a scenario always gives the same report. Two generators keep the traffic the same whatever the pool
-//! does: one for arrivals, one for the rest.
+//! A discrete-event simulation: the clock jumps from one event to the next. Everything that is random comes
+//! from the seed of the scenario, so a scenario always gives the same report. Two generators keep the traffic
+//! the same whatever the pool does: one for arrivals, one for the rest.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap};
@@ -15,13 +15,16 @@ use fastrand::Rng;
 use futures::FutureExt;
 use lb_service::PolicyConfig;
 use lb_service::clock::{Clock, Hands};
-use lb_service::pool::{Backend, BackendSettings, Pool, PoolSettings, Unplaced, UpstreamError, Weight};
 use lb_service::policy::Algorithm;
+use lb_service::pool::{
+    Attempt, Backend, BackendSettings, Delivery, Moment as Step, Passed, Pool, PoolSettings, Tried, Unplaced,
+    UpstreamError, Weight, Wish,
+};
 use pingora::lb::HealthRegistry;
 use pingora::lb::health_check::HealthCheck;
 
-use crate::backend::{Job, Model, Origin, Reception, exponential};
-use crate::client::{At, Request};
+use crate::backend::{Job, Model, Origin, Reception, When, exponential};
+use crate::client::{Request, SENT};
 use crate::report::{Ending, Report};
 
 /// What is simulated.
@@ -91,7 +94,7 @@ enum Event {
     /// A backend is done with a request.
     Done(usize, Job),
     /// A backend fails a request.
-    Failure(usize, Job, Trouble),
+    Failure(Job, Trouble),
     /// A request is sent again.
     Again(usize),
     /// A request has waited as long as it may.
@@ -125,7 +128,7 @@ struct Probe(Down);
 
 /// How long a backend takes to refuse, to break a connection, or to say that it is unavailable.
 const QUICK: f64 = 0.001;
-/// What requests look at when nobody does.
+/// In nanoseconds.
 const SECOND: f64 = 1e9;
 
 // === impl Scenario ===
@@ -139,14 +142,26 @@ impl Scenario {
             name,
             seed: 1,
             settings: PoolSettings::new("web", backends),
+            // A hash cannot be more even than its keys.
+            keys: 10_000.max(100 * models.len()),
             models,
             rate: utilisation * capacity,
             seconds: 10.0,
             warm_up: 0.0,
-            keys: 10_000,
             hot: 0.0,
             probes: None,
         }
+    }
+
+    /// Backends that work on two requests at once each, and nothing wrong with them.
+    pub(crate) fn even(backends: usize, utilisation: f64) -> Self {
+        Self::new("even", vec![Model::new(2); backends], utilisation)
+    }
+
+    /// This is wrong with the first backend.
+    pub(crate) fn first_is(mut self, when: When) -> Self {
+        self.models[0].when = when;
+        self
     }
 
     /// Backends of this weight each.
@@ -198,6 +213,12 @@ pub(crate) fn pool(settings: &PoolSettings, seed: u64) -> (Arc<Pool>, Arc<Health
     (Arc::new(pool), registry, down, hands)
 }
 
+/// Gives a request to a backend, while the clock stands still.
+pub(crate) fn place(pool: &Arc<Pool>, now: Instant, key: &[u8]) -> Attempt {
+    let wish = Wish { key, session: None, tried: &Tried::new(), now, draw: 0.5 };
+    pool.place(&wish, &mut Passed::new()).expect("a backend takes it")
+}
+
 /// Checks the health of all backends.
 pub(crate) fn probe(registry: &HealthRegistry) {
     registry.run_health_check(false).now_or_never().expect("the check never waits");
@@ -233,7 +254,8 @@ impl<'w> World<'w> {
     fn run(mut self) -> Report {
         self.plan(0.0, Event::Arrival);
         if self.scenario.probes.is_some() {
-            self.plan(0.0, Event::Probe);
+            // Not at the very moment at which something changes.
+            self.plan(0.0371, Event::Probe);
         }
         while let Some(Reverse((at, _, event))) = self.agenda.pop() {
             self.pass_time(at);
@@ -276,7 +298,7 @@ impl<'w> World<'w> {
         match event {
             Event::Arrival => self.arrive(),
             Event::Done(backend, job) => self.done(backend, job),
-            Event::Failure(backend, job, trouble) => self.fail(backend, job, trouble),
+            Event::Failure(job, trouble) => self.fail(job, trouble),
             Event::Again(client) => self.place(client),
             Event::QueueTimeout(client) => self.give_up(client),
             Event::Probe => self.probe(),
@@ -299,10 +321,10 @@ impl<'w> World<'w> {
     fn place(&mut self, client: usize) {
         let Some(mut request) = self.clients[client].request.take() else { return };
         let pool = self.pool.clone();
-        if !request.may_queue() || pool.queue.is_empty() {
+        if !request.delivery.may_queue() || pool.queue.is_empty() {
             match self.try_place(client, &mut request) {
                 Ok(()) => return self.send(client, request),
-                Err(Unplaced::Full) if request.may_queue() => {}
+                Err(Unplaced::Full) if request.delivery.may_queue() => {}
                 Err(_) => return self.end(client, Ending::Nobody),
             }
         }
@@ -315,7 +337,8 @@ impl<'w> World<'w> {
         self.plan(pool.queue_timeout.as_secs_f64(), Event::QueueTimeout(client));
     }
 
-    /// The proxy's `queue`. Everyone is asked whether it was told, the last one first: the order is the queue's doing.
+    /// The proxy's `queue`. Everyone is asked whether it was told, the last one first: the order is the
+    /// queue's doing.
     fn give_turns(&mut self) {
         let mut place = self.waiting.len();
         while place > 0 {
@@ -375,10 +398,10 @@ impl<'w> World<'w> {
         let key = key(self.clients[client].key);
         let key: &[u8] = if self.pool.is_hashed() { &key } else { &[] };
         let before = self.pool.in_flight();
-        let first = request.tries == 0;
-        let at = At { pool: &self.pool, now: self.hands.now(), draw: self.rng.f64() };
-        request.place(key, &at)?;
-        if let Some(attempt) = &request.attempt {
+        let first = request.delivery.tries == 0;
+        let at = Step { now: self.hands.now(), draw: self.rng.f64() };
+        request.delivery.place(&self.pool, key, at)?;
+        if let Some(attempt) = &request.delivery.attempt {
             let moment = Moment::Placed { backend: &attempt.backend, before, first };
             (self.witness)(&moment, &self.pool, self.hands.now());
         }
@@ -387,16 +410,16 @@ impl<'w> World<'w> {
 
     /// Its backend gets it.
     fn send(&mut self, client: usize, request: Request) {
-        let Some(attempt) = &request.attempt else { return };
+        let Some(attempt) = &request.delivery.attempt else { return };
         let backend = self.index(&attempt.backend);
-        let job = (client, request.tries);
+        let job = (client, request.delivery.tries);
         self.report.sent(backend, attempt.backend.load.in_flight(), self.seconds(), self.is_measured());
         self.clients[client].request = Some(request);
         let seconds = self.seconds();
         match self.origins[backend].receive(seconds, &mut self.rng) {
-            Reception::Refused => self.plan(QUICK, Event::Failure(backend, job, Trouble::Refused)),
-            Reception::Reset => self.plan(QUICK, Event::Failure(backend, job, Trouble::Reset)),
-            Reception::Unavailable => self.plan(QUICK, Event::Failure(backend, job, Trouble::Unavailable)),
+            Reception::Refused => self.plan(QUICK, Event::Failure(job, Trouble::Refused)),
+            Reception::Reset => self.plan(QUICK, Event::Failure(job, Trouble::Reset)),
+            Reception::Unavailable => self.plan(QUICK, Event::Failure(job, Trouble::Unavailable)),
             Reception::Hung => {}
             Reception::Taken => {
                 if let Some(after) = self.origins[backend].take(job, seconds, &mut self.rng) {
@@ -411,7 +434,7 @@ impl<'w> World<'w> {
         let may_hang = self.origins[backend].model().when.may_hang();
         let limit = self.pool.per_try().or(may_hang.then_some(self.scenario.settings.timeouts.response));
         if let Some(limit) = limit {
-            self.plan(limit.as_secs_f64(), Event::Failure(backend, job, Trouble::TimedOut));
+            self.plan(limit.as_secs_f64(), Event::Failure(job, Trouble::TimedOut));
         }
     }
 
@@ -425,41 +448,45 @@ impl<'w> World<'w> {
         if let Some((next, after)) = self.origins[backend].next(seconds, &mut self.rng) {
             self.plan(after, Event::Done(backend, next));
         }
-        self.judge(job, |request, at| request.answered(200, at), None);
+        self.judge(job, |delivery, pool, at| delivery.answered(pool, 200, None, SENT, at), None);
     }
 
-    fn fail(&mut self, _backend: usize, job: Job, trouble: Trouble) {
+    fn fail(&mut self, job: Job, trouble: Trouble) {
         let error = match trouble {
             Trouble::Refused => UpstreamError::Connect,
             Trouble::Reset => UpstreamError::Reset,
             Trouble::TimedOut => UpstreamError::Timeout,
             Trouble::Unavailable => {
-                return self.judge(job, |request, at| request.answered(503, at), Some(Ending::Unavailable));
+                let tell = |delivery: &mut Delivery, pool: &Arc<Pool>, at| {
+                    delivery.answered(pool, 503, None, SENT, at)
+                };
+                return self.judge(job, tell, Some(Ending::Unavailable));
             }
         };
-        self.judge(job, |request, at| request.broke(error, at), Some(Ending::Upstream(error)));
+        let tell = |delivery: &mut Delivery, pool: &Arc<Pool>, at| delivery.broke(pool, error, SENT, at);
+        self.judge(job, tell, Some(Ending::Upstream(error)));
     }
 
-    /// What becomes of a request whose attempt is over: another attempt, or its end, which is good unless there is a
-    /// `failure`. Nobody waits any more for what a backend does after a timeout.
+    /// What becomes of a request whose attempt is over: another attempt, or its end, which is good unless
+    /// there is a `failure`. Nobody waits any more for what a backend does after a timeout.
     fn judge(
         &mut self,
         (client, attempt): Job,
-        tell: impl FnOnce(&mut Request, &At<'_>) -> bool,
+        tell: impl FnOnce(&mut Delivery, &Arc<Pool>, Step) -> bool,
         failure: Option<Ending>,
     ) {
-        let is_awaited = |request: &&mut Request| request.tries == attempt && request.attempt.is_some();
+        let is_awaited = |delivery: &&mut Delivery| delivery.tries == attempt && delivery.attempt.is_some();
         let draw = self.rng.f64();
-        let Some(request) = self.clients[client].request.as_mut().filter(is_awaited) else { return };
-        let goes_on = tell(request, &At { pool: &self.pool, now: self.hands.now(), draw });
+        let delivery = self.clients[client].request.as_mut().map(|request| &mut request.delivery);
+        let Some(delivery) = delivery.filter(is_awaited) else { return };
+        let goes_on = tell(delivery, &self.pool, Step { now: self.hands.now(), draw });
         if !goes_on {
             return self.end(client, failure.unwrap_or(Ending::Good));
         }
-        let is_repetition = request.is_repetition();
-        if is_repetition {
+        if delivery.is_repetition() {
             (self.witness)(&Moment::Repeats, &self.pool, self.hands.now());
         }
-        let pause = request.end_attempt().unwrap_or_default();
+        let pause = delivery.end_attempt().unwrap_or_default();
         self.plan(pause.as_secs_f64(), Event::Again(client));
     }
 
@@ -473,7 +500,9 @@ impl<'w> World<'w> {
     }
 
     fn probe(&mut self) {
-        let Some(interval) = self.scenario.probes.filter(|_| self.seconds() < self.scenario.seconds) else { return };
+        let Some(interval) = self.scenario.probes.filter(|_| self.seconds() < self.scenario.seconds) else {
+            return;
+        };
         self.plan(interval.as_secs_f64(), Event::Probe);
         let (seconds, models) = (self.seconds(), &self.scenario.models);
         let down = (0..models.len()).filter(|index| models[*index].is_down(seconds));

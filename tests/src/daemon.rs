@@ -11,7 +11,7 @@ use std::{env, io};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::client::{Failure, Response, get};
+use crate::client::{Failure, Response, get, head_bytes};
 use crate::process::{self, Process};
 use crate::wait::LONG;
 use crate::{Connection, Signal, ports, wait};
@@ -271,6 +271,18 @@ impl View {
     #[track_caller]
     pub fn connect(&self) -> Connection {
         Connection::open(self.listener).expect("the listener accepts")
+    }
+
+    /// Sends a `GET` on a connection of its own, on which the answer is to be read.
+    ///
+    /// # Panics
+    ///
+    /// Panics when the listener takes no connection.
+    #[track_caller]
+    pub fn begin(&self, target: &str) -> Connection {
+        let mut connection = self.connect();
+        connection.send(head_bytes("GET", target, &[], 0)).expect("a new connection can be written to");
+        connection
     }
 
     /// A `GET` on the metrics address.

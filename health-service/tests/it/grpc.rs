@@ -12,6 +12,7 @@ use bytes::Bytes;
 use h2::server::{Connection, SendResponse};
 use h2::{Reason, RecvStream};
 use health_service::{CheckError, CheckKind, Checker, GrpcCheck, HttpCheck, Metrics, Prober, Settings};
+use http::uri::Authority;
 use http::{HeaderMap, Request, Response};
 use pingora::connectors::TransportConnector;
 use pingora::upstreams::peer::HttpPeer;
@@ -283,7 +284,7 @@ async fn the_service_the_host_and_the_port_are_as_configured() {
     let settings = Settings { kind: CheckKind::Grpc(asked), port, ..about("") };
     assert_eq!(check(settings, refusing).await, Ok(()));
     let (request, message) = server.request();
-    assert_eq!(request.uri().authority().map(|authority| authority.as_str()), Some("a.example"));
+    assert_eq!(request.uri().authority().map(Authority::as_str), Some("a.example"));
     assert_eq!(message, b"\0\0\0\0\x0d\x0a\x0bshop.Orders");
 }
 

@@ -14,7 +14,6 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
-
 pub use format::{format_json, format_text};
 pub use writer::{AccessLog, WriterGuard};
 

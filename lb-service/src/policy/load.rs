@@ -8,8 +8,9 @@
 //!
 //! A penalty is for answers that are quick but unwanted. A backend that is overloaded and says so (429, or 503 with
 //! `Retry-After`) or that fails at once has the best times to the first byte of all; without more it would get all
-//! requests. linkerd's `PenaltyPeakEwma` adds a cost for such an answer, which decays; so does
-//! [`penalize`](Load::penalize). linkerd adds 5 s and, for `Retry-After`, what that says up to a maximum.
+//! requests. linkerd's `PenaltyPeakEwma` adds a cost for such an answer, which decays. [`penalize`](Load::penalize) raises
+//! the estimate at least to it instead: in an outage a sum would grow with each failure, and keep a backend that is well
+//! again away for many times the decay.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -102,11 +103,10 @@ impl Load {
         });
     }
 
-    /// It refused, or failed: it costs so much more, less and less with time.
+    /// It refused, or failed: it costs at least so much, less and less with time. More penalties do not add up.
     pub fn penalize(&self, cost: Duration, now: Instant) {
-        // The estimate and the penalty decay at the same rate, so their sum does as well and is all that is kept.
         let cost = cost.as_secs_f64();
-        self.change(now, |estimate, stamp| estimate.map_or(DEFAULT, |old| old.decayed(stamp)) + cost);
+        self.change(now, |estimate, stamp| estimate.map_or(DEFAULT, |old| old.decayed(stamp)).max(cost));
     }
 
     /// The time that an answer is expected to take, with penalties; 30 ms while nothing is known.

@@ -93,7 +93,7 @@
 //! Cost of a pick that is not refused: one `fetch_add` (none for a key), one look-up, one reference count of the `Arc` that
 //! Pingora's trait demands; `LeastRequest` and `PeakEwma` read two to four loads, `PeakEwma` the clock. No lock, and no
 //! allocation before more than 128 backends have been refused or the walk has ended. Memory: at most 2 MiB for the
-//! period of unequal weights, 64 MiB for a ring (20 KiB for ten backends of weight 1, 12 MiB if their weight is 1000),
+//! period of unequal weights, 64 MiB for a ring (13 KiB for ten backends of weight 1, 12 MiB if their weight is 1000),
 //! 128 KiB for a table.
 
 mod bounded;

@@ -1,42 +1,40 @@
 //! Whether a request that a backend failed goes to another one.
 
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use super::Pool;
 use super::backend::Backend;
+use super::delivery::Moment;
 use super::pick::Tried;
 use super::retry::{Decision, Failed, Repetition, backoff, decide};
-use super::Pool;
 
 /// Another attempt.
 #[derive(Debug)]
-pub struct Again {
+pub(super) struct Again {
     /// How long to wait before it.
-    pub pause: Duration,
+    pub(super) pause: Duration,
     /// Its place in the budget, to be kept as long as it lasts.
-    pub repetition: Option<Repetition>,
+    pub(super) repetition: Option<Repetition>,
     /// Whether it only replaces a connection that turned out to be closed.
-    pub replay: bool,
+    pub(super) replay: bool,
 }
 
 // === impl Pool ===
 
 impl Pool {
-    /// Another attempt for a request that `backend` failed, if there is to be one. `draw` is a random number from 0 to 1,
-    /// without 1.
-    pub fn again(
-        self: &Arc<Self>,
+    /// Another attempt for a request that `backend` failed, if there is to be one.
+    pub(super) fn again(
+        &self,
         failed: &Failed,
         tried: &Tried,
         backend: &Backend,
-        now: Instant,
-        draw: f64,
+        at: Moment,
     ) -> Option<Again> {
         let decision = decide(&self.settings.retries, failed);
         if decision == Decision::Replay {
             return Some(Again { pause: Duration::ZERO, repetition: None, replay: true });
         }
-        if matches!(decision, Decision::GiveUp(_)) || !self.has_another(tried, backend, now) {
+        if matches!(decision, Decision::GiveUp(_)) || !self.has_another(tried, backend, at.now) {
             return None;
         }
         let repetition = match decision {
@@ -44,7 +42,7 @@ impl Pool {
             _ => None,
         };
         self.retries.increment();
-        Some(Again { pause: backoff(failed.tries, draw), repetition, replay: false })
+        Some(Again { pause: backoff(failed.tries, at.draw), repetition, replay: false })
     }
 
     /// How long one attempt may take to the head of its answer, if that is limited.

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::Pool;
 use super::backend::{Backend, UpstreamError};
 use super::outlier::Standing;
 use super::settings::RetryCause;
+use super::{Pool, slow_start};
 use crate::policy::InFlight;
 
 /// One request being sent to one backend; it counts as in flight there until this is dropped.
@@ -31,7 +31,8 @@ pub enum Outcome {
     Failed(UpstreamError),
 }
 
-/// What a backend that fails, or asks for a pause, is taken to cost more, for [`peak_ewma`](crate::policy).
+/// What a backend that fails, or asks for a pause, is taken to cost at least, for [`peak_ewma`](crate::policy): a quick
+/// failure must not look like a quick answer.
 const PENALTY: Duration = Duration::from_secs(1);
 /// The most that a backend can ask for.
 const MAX_PENALTY: Duration = Duration::from_secs(60);
@@ -90,10 +91,11 @@ impl Drop for Attempt {
     }
 }
 
-/// What an answer adds to the cost of the backend that gave it.
+/// What the backend that gave this answer costs at least.
 fn penalty(status: u16, retry_after: Option<Duration>) -> Option<Duration> {
     let asked = retry_after.map(|pause| pause.min(MAX_PENALTY));
-    asked.or((status == 429).then_some(PENALTY))
+    let is_failure = Outcome::Answered(status).is_failure();
+    asked.or((status == 429 || is_failure).then_some(PENALTY))
 }
 
 // === impl Outcome ===
@@ -142,7 +144,7 @@ impl Pool {
             })
             .collect();
         let settings = &self.settings.outlier_detection;
-        match self.ejector.eject(settings, &members, which, now, fastrand::f64()) {
+        match self.ejector.eject(settings, &members, which, now, self.jitter(backend, now)) {
             Ok(time) => {
                 // It counts as back when the ejection ends, and starts slowly then.
                 backend.comeback.came_back(now + time);
@@ -151,6 +153,11 @@ impl Pool {
             }
             Err(refused) => log::debug!("pool {}: {} is not ejected: {refused:?}", self.name, backend.label),
         }
+    }
+
+    /// From 0 to 1, different for backends that are ejected together.
+    fn jitter(&self, backend: &Backend, now: Instant) -> f64 {
+        slow_start::draw_for_key(&self.watch.nanoseconds(now).to_le_bytes(), backend.address)
     }
 }
 
@@ -174,6 +181,7 @@ mod tests {
         let seconds = Duration::from_secs;
         assert_eq!(penalty(200, None), None);
         assert_eq!(penalty(429, None), Some(PENALTY));
+        assert_eq!(penalty(502, None), Some(PENALTY));
         assert_eq!(penalty(429, Some(seconds(7))), Some(seconds(7)));
         assert_eq!(penalty(503, Some(seconds(3600))), Some(MAX_PENALTY));
     }

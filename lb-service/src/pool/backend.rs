@@ -195,7 +195,8 @@ fn peer(pool: &PoolSettings, address: SocketAddr) -> HttpPeer {
     let sni = pool.tls.as_ref().map(|tls| tls.sni.clone()).unwrap_or_default();
     let mut peer = HttpPeer::new(address, pool.tls.is_some(), sni);
     peer.group_key = group_key(&pool.name);
-    let connect = pool.retries.per_try.map_or(pool.timeouts.connect, |per_try| per_try.min(pool.timeouts.connect));
+    let connect =
+        pool.retries.per_try.map_or(pool.timeouts.connect, |per_try| per_try.min(pool.timeouts.connect));
     peer.options.connection_timeout = Some(connect);
     peer.options.total_connection_timeout = Some(connect);
     peer.options.read_timeout = Some(pool.timeouts.response);

@@ -5,6 +5,8 @@
 //! beside the selector, because Pingora builds a new selector on every change.
 //!
 //! ```text
+//! Delivery                       one request, from its first attempt to its answer     delivery.rs
+//!
 //! Pool::place                    a request gets a backend, or not                       pick.rs
 //! ├── Sticky                     the backend that a cookie names, if it may be used     sticky.rs
 //! ├── LoadBalancer<Policy>       the others, best first                                 ../policy/
@@ -24,6 +26,7 @@ mod again;
 mod attempt;
 mod availability;
 mod backend;
+mod delivery;
 mod gray;
 mod hash_key;
 mod outlier;
@@ -45,14 +48,14 @@ use http::HeaderValue;
 use pingora::lb::health_check::HealthCheck;
 use pingora::lb::{Backends, HealthRegistry, LoadBalancer, discovery};
 
-pub use again::Again;
 pub use attempt::{Attempt, Outcome};
 pub use availability::{Availability, Level};
 pub use backend::{Backend, State, UpstreamError};
-pub use hash_key::KeySource;
+pub use delivery::{Delivery, Moment, Sent};
+pub use hash_key::{Key, KeySource};
 pub use pick::{Mishap, Passed, Refusal, Tried, Unplaced, Wish};
 pub use queue::{Line, Queue, QueueFull, Ticket, Waiter};
-pub use retry::{Budget, Decision, Failed, Repetition, WhyNot, backoff};
+pub use retry::{Budget, Decision, Failed, Repetition, WhyNot, backoff, decide};
 pub use settings::{
     BackendSettings, GraySettings, HashOn, OutlierSettings, PoolId, PoolSettings, RetryCause, RetryOn,
     RetrySettings, StickySettings, Timeouts, UpstreamTls, Weight,
@@ -129,7 +132,13 @@ impl Pool {
         registry: Arc<HealthRegistry>,
         health_check: Option<Box<dyn HealthCheck + Send + Sync>>,
     ) -> Self {
-        Self::with_policy(settings, registry, health_check, PolicyConfig::new(settings.policy), &Clock::system())
+        Self::with_policy(
+            settings,
+            registry,
+            health_check,
+            PolicyConfig::new(settings.policy),
+            &Clock::system(),
+        )
     }
 
     /// The same, with a policy of one's own making and its clock: a simulation moves its hands.
@@ -251,7 +260,9 @@ impl Pool {
         if before.panic != after.panic {
             let (name, threshold) = (&self.name, self.settings.panic_threshold);
             if after.panic {
-                log::warn!("pool {name}: panic: less than {threshold} % of its backends are available, all are used");
+                log::warn!(
+                    "pool {name}: panic: less than {threshold} % of its backends are available, all are used"
+                );
             } else {
                 log::info!("pool {name}: panic is over");
             }

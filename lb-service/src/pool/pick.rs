@@ -100,19 +100,20 @@ impl Pool {
     pub fn place(self: &Arc<Self>, wish: &Wish<'_>, passed: &mut Passed) -> Result<Attempt, Unplaced> {
         let availability = self.availability(wish.now);
         let placed = self.continue_session(wish, availability, passed);
+        let placed = placed.or_else(|| self.choose_as_checked(wish, availability, passed));
         let placed = placed.or_else(|| self.choose(wish, availability, Pass::Strict, passed));
         let placed = placed.or_else(|| {
             passed.only_shifted().then(|| self.choose(wish, availability, Pass::Relaxed, passed)).flatten()
         });
         match placed {
             Some((backend, place)) => Ok(Attempt::new(self.clone(), backend, place, wish.now)),
-            None if passed.contains(Refusal::Full) => Err(Unplaced::Full),
+            None if self.has_full(wish, availability) => Err(Unplaced::Full),
             None => Err(Unplaced::Nobody),
         }
     }
 
     /// Whether a request that was sent to these would be taken by another backend.
-    pub fn has_another(&self, tried: &Tried, also: &Backend, now: Instant) -> bool {
+    pub(super) fn has_another(&self, tried: &Tried, also: &Backend, now: Instant) -> bool {
         let availability = self.availability(now);
         self.backends.iter().any(|backend| {
             backend.address != also.address
@@ -181,6 +182,29 @@ impl Pool {
                 None
             }
         }
+    }
+
+    /// In panic readiness is ignored, because the checks may be wrong. A request that was failed once believes them: if
+    /// they are right after all, its second attempt is the one that counts.
+    fn choose_as_checked(
+        &self,
+        wish: &Wish<'_>,
+        availability: Availability,
+        passed: &mut Passed,
+    ) -> Option<(Arc<Backend>, InFlight)> {
+        let checked = Availability { panic: false, ..availability };
+        (availability.panic && !wish.tried.is_empty())
+            .then(|| self.choose(wish, checked, Pass::Relaxed, passed))
+            .flatten()
+    }
+
+    /// Whether somebody would take the request, had it room.
+    fn has_full(&self, wish: &Wish<'_>, availability: Availability) -> bool {
+        self.backends.iter().enumerate().any(|(index, backend)| {
+            let refusal = self.refusal(backend, availability, wish.now);
+            let holds_session = wish.session == Some(index) && refusal == Some(Refusal::Draining);
+            (refusal.is_none() || holds_session) && !wish.tried.contains(backend.address)
+        })
     }
 
     /// The policy's best candidate that may have the request.

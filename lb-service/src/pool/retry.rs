@@ -93,7 +93,7 @@ const BACKOFF_MAX: Duration = Duration::from_millis(250);
 /// What becomes of a request when an attempt has failed.
 ///
 /// What the request itself rules out is said before what the settings rule out.
-pub(super) fn decide(settings: &RetrySettings, failed: &Failed) -> Decision {
+pub fn decide(settings: &RetrySettings, failed: &Failed) -> Decision {
     if failed.answered {
         return Decision::GiveUp(WhyNot::AnswerBegun);
     }

@@ -157,8 +157,29 @@ impl Fault {
     }
 }
 
+/// What other load balancers call it, and its name here.
+const ELSEWHERE: &[(&str, &str)] = &[
+    ("least_conn", "least_request"),
+    ("leastconn", "least_request"),
+    ("least_connections", "least_request"),
+    ("p2c", "least_request"),
+    ("least_time", "peak_ewma"),
+    ("leasttime", "peak_ewma"),
+    ("ewma", "peak_ewma"),
+    ("ring_hash", "consistent_hash"),
+    ("ip_hash", "consistent_hash"),
+    ("ketama", "consistent_hash"),
+    ("weighted_round_robin", "round_robin"),
+    ("wrr", "round_robin"),
+    ("max_conns", "max_requests"),
+    ("maxconn", "max_requests"),
+    ("max_connections", "max_requests"),
+];
+
 fn with_choices(problem: Problem, found: &str, known: &[&str], what: &str) -> Problem {
-    match did_you_mean(found, known.iter().copied()) {
+    let mut names = ELSEWHERE.iter().filter(|(other, _)| *other == found).map(|(_, name)| *name);
+    let here = names.find(|name| known.contains(name));
+    match here.or_else(|| did_you_mean(found, known.iter().copied())) {
         Some(meant) => problem.hint(format!("did you mean `{meant}`?")),
         None => problem.hint(format!("the {what} here are {}", known.join(", "))),
     }

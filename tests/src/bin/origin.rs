@@ -9,7 +9,8 @@ use tests::{Answer, Behaviour, Origin};
 fn main() -> io::Result<()> {
     let mut arguments = std::env::args().skip(1);
     let name = arguments.next().unwrap_or_default();
-    let delay = arguments.next().and_then(|delay| delay.parse().ok()).map_or(Duration::ZERO, Duration::from_millis);
+    let delay =
+        arguments.next().and_then(|delay| delay.parse().ok()).map_or(Duration::ZERO, Duration::from_millis);
     let origin = Origin::start(&name);
     origin.behave(Behaviour::Slow(delay, Answer::ok(name)));
     writeln!(io::stdout(), "{}", origin.address)?;

@@ -337,7 +337,10 @@ impl Drop for Origin {
 impl Listener {
     #[track_caller]
     fn start(address: SocketAddr, shared: &Arc<Shared>) -> Self {
-        let socket = Arc::new(listen(address).expect("the address is the origin's own"));
+        // The address is the origin's own, but a process that another test is just starting can hold a copy of the socket
+        // that it was found free with, until it becomes another program.
+        let listening = wait::poll(wait::LONG, || listen(address).ok());
+        let socket = Arc::new(listening.unwrap_or_else(|| panic!("{address} cannot be listened on")));
         let (accepting, shared) = (Arc::clone(&socket), Arc::clone(shared));
         let thread = thread::spawn(move || accept_until_shut_down(&accepting, &shared));
         Self { socket, thread }

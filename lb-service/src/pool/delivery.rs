@@ -1,0 +1,147 @@
+//! One request on its way through its pool: from its first attempt to the answer that its client gets.
+//!
+//! Whoever carries requests (the proxy, a simulation) says what happened, and is told whether there is to be another
+//! attempt. Nothing here waits, sends or looks at a clock.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::Pool;
+use super::again::Again;
+use super::attempt::Attempt;
+use super::backend::UpstreamError;
+use super::pick::{Mishap, Passed, Tried, Unplaced, Wish};
+use super::retry::{Failed, Repetition};
+
+/// A request that has not ended.
+#[derive(Debug, Default)]
+pub struct Delivery {
+    /// The attempt that is under way, or was the last.
+    pub attempt: Option<Attempt>,
+    /// How often it was sent, or tried to be sent.
+    pub tries: u32,
+    /// The backends that failed it.
+    pub tried: Tried,
+    /// The backends that it could not go to.
+    pub passed: Passed,
+    /// The backend that its cookie names, as an index of [`Pool::backends`].
+    pub session: Option<usize>,
+    /// How long to wait before the next attempt, if there is to be one.
+    next: Option<Duration>,
+    /// The place of this attempt in the budget of its pool.
+    repetition: Option<Repetition>,
+    /// Whether its one replay on account of a stale connection is used up.
+    replayed: bool,
+}
+
+/// What is known about a request when a backend has failed it.
+#[derive(Clone, Copy, Debug)]
+pub struct Sent {
+    /// Whether it may be sent twice (RFC 9110, 9.2.2).
+    pub idempotent: bool,
+    /// Whether its body can be sent again.
+    pub replayable: bool,
+    /// Whether bytes of an answer have reached the client.
+    pub answered: bool,
+    /// Whether its connection had been kept alive, and ended before the first byte of an answer.
+    pub stale: bool,
+}
+
+/// What a step is taken with.
+#[derive(Clone, Copy, Debug)]
+pub struct Moment {
+    /// The time.
+    pub now: Instant,
+    /// A random number from 0 to 1, without 1.
+    pub draw: f64,
+}
+
+// === impl Delivery ===
+
+impl Delivery {
+    /// Ends the attempt that was, if any; how long to wait before the next.
+    pub fn end_attempt(&mut self) -> Option<Duration> {
+        self.attempt = None;
+        self.next.take()
+    }
+
+    /// Whether it was never sent before, so that it may wait for a backend with room.
+    pub fn may_queue(&self) -> bool {
+        self.tries == 0
+    }
+
+    /// Gives it to a backend. An empty `key` is none.
+    ///
+    /// # Errors
+    /// When no backend takes it.
+    pub fn place(&mut self, pool: &Arc<Pool>, key: &[u8], at: Moment) -> Result<(), Unplaced> {
+        let wish = Wish { key, session: self.session, tried: &self.tried, now: at.now, draw: at.draw };
+        self.attempt = Some(pool.place(&wish, &mut self.passed)?);
+        self.tries += 1;
+        Ok(())
+    }
+
+    /// The head of the final answer is there. Whether it is left for another attempt.
+    pub fn answered(
+        &mut self,
+        pool: &Arc<Pool>,
+        status: u16,
+        retry_after: Option<Duration>,
+        sent: Sent,
+        at: Moment,
+    ) -> bool {
+        let Some(attempt) = self.attempt.as_mut() else { return false };
+        attempt.answered(status, retry_after, at.now);
+        let mishap = Mishap::Status(status);
+        let Some(again) = self.decide(pool, mishap, sent, at) else { return false };
+        self.take_up(pool, again, mishap, at.now);
+        true
+    }
+
+    /// The backend failed it. Whether there is to be another attempt.
+    pub fn broke(&mut self, pool: &Arc<Pool>, error: UpstreamError, sent: Sent, at: Moment) -> bool {
+        let mishap = Mishap::Error(error);
+        let again = self.decide(pool, mishap, sent, at);
+        let is_replay = again.as_ref().is_some_and(|again| again.replay);
+        // A connection that was closed while it was idle says nothing about the backend.
+        if let Some(attempt) = self.attempt.as_mut().filter(|_| !is_replay) {
+            attempt.failed(error, at.now);
+        }
+        again.map(|again| self.take_up(pool, again, mishap, at.now)).is_some()
+    }
+
+    /// Whether another attempt was decided on that has not begun.
+    pub fn goes_on(&self) -> bool {
+        self.next.is_some()
+    }
+
+    /// Whether this attempt has a place in the budget.
+    pub fn is_repetition(&self) -> bool {
+        self.repetition.is_some()
+    }
+
+    fn decide(&self, pool: &Arc<Pool>, mishap: Mishap, sent: Sent, at: Moment) -> Option<Again> {
+        let failed = Failed {
+            cause: mishap.cause()?,
+            idempotent: sent.idempotent,
+            replayable: sent.replayable,
+            answered: sent.answered,
+            tries: self.tried.len() + 1,
+            stale: sent.stale,
+            replayed: self.replayed,
+        };
+        let backend = &self.attempt.as_ref()?.backend;
+        pool.again(&failed, &self.tried, backend, at)
+    }
+
+    fn take_up(&mut self, pool: &Pool, again: Again, mishap: Mishap, now: Instant) {
+        self.replayed |= again.replay;
+        self.repetition = again.repetition;
+        self.next = Some(again.pause);
+        let Some(backend) = self.attempt.as_ref().map(|attempt| attempt.backend.clone()) else { return };
+        // Only a replay goes on when there is no other: to the same backend, over a new connection.
+        if pool.has_another(&self.tried, &backend, now) {
+            self.tried.insert(backend, mishap);
+        }
+    }
+}

@@ -1,0 +1,497 @@
+//! How many requests a backend gets at once, who waits for a place, and what becomes of those that find none.
+
+#![expect(clippy::print_stdout, reason = "the numbers are what these tests are for")]
+
+use std::net::TcpListener;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tests::client::head_bytes;
+use tests::wait::{self, LONG};
+use tests::{Answer, Behaviour, Connection, Daemon, Gate, Lab, Origin, Response, pattern};
+
+use crate::balancing::pool_with;
+use crate::{pool, tally};
+
+/// One origin behind a daemon, that holds its answers until the gate opens.
+struct Narrow {
+    daemon: Daemon,
+    origin: Origin,
+    gate: Gate,
+    _lab: Lab,
+}
+
+impl Narrow {
+    /// With these further keys of the pool.
+    fn start(more: &str) -> Self {
+        Self::before(Origin::start("one"), more)
+    }
+
+    fn before(origin: Origin, more: &str) -> Self {
+        let (lab, gate) = (Lab::new(), Gate::closed());
+        origin.behave(Behaviour::Held(gate.clone(), Answer::ok("done")));
+        let daemon = lab.start(&pool(&[&origin], more));
+        Self { daemon, origin, gate, _lab: lab }
+    }
+
+    /// Begins as many requests as the origin gets at once.
+    #[track_caller]
+    fn fill(&self, places: u64) -> Vec<Connection> {
+        let held = (0..places).map(|_| self.daemon.begin("/held")).collect();
+        wait::until(LONG, "the backend is full", || self.origin.working() == places);
+        held
+    }
+
+    /// Begins a request that has to wait.
+    #[track_caller]
+    fn join(&self, target: &str) -> Connection {
+        let before = queued(&self.daemon);
+        let client = self.daemon.begin(target);
+        wait_queued(&self.daemon, before + 1.0);
+        client
+    }
+
+    /// Answers from now on, at once or after a while.
+    fn open(&self, behaviour: Behaviour) {
+        self.origin.behave(behaviour);
+        self.gate.open();
+    }
+
+    fn answer_all(&self) {
+        self.open(Behaviour::Answer(Answer::ok("done")));
+    }
+}
+
+fn queued(daemon: &Daemon) -> f64 {
+    daemon.metric("lb_upstream_queue_length", &["pool=\"web\""])
+}
+
+#[track_caller]
+fn wait_queued(daemon: &Daemon, count: f64) {
+    wait::until(LONG, &format!("{count} requests wait"), || queued(daemon) == count);
+}
+
+/// Waits until so many requests were turned away, all for this reason. They are counted after they are answered.
+#[track_caller]
+fn wait_rejected(daemon: &Daemon, reason: &str, count: f64) {
+    let label = format!("reason=\"{reason}\"");
+    let of_reason = || daemon.metric("lb_rejected_total", &[&label]);
+    wait::until(LONG, &format!("{count} are {reason}"), || of_reason() >= count);
+    assert_eq!((of_reason(), daemon.metric("lb_rejected_total", &[])), (count, count), "{reason}");
+}
+
+/// Nothing is in flight and nobody waits, in every count that there is.
+#[track_caller]
+fn assert_nothing_leaks(daemon: &Daemon) {
+    let in_flight = || {
+        let upstream = daemon.metric("lb_upstream_requests_in_flight", &[]);
+        (upstream, daemon.metric("lb_requests_in_flight", &[]), queued(daemon))
+    };
+    wait::until(LONG, "nothing is in flight", || in_flight() == (0.0, 0.0, 0.0));
+    println!("at the end in flight at backends, in flight, waiting: {:?}", in_flight());
+}
+
+/// Reads the answers of all, which must be 200.
+#[track_caller]
+fn assert_all_answered(clients: Vec<Connection>) {
+    for mut client in clients {
+        assert_eq!(client.response("GET").unwrap().status, 200);
+    }
+}
+
+// ===== the cap =====
+
+/// The most requests that one origin sees at once when 24 clients send ten each.
+fn most_at_once(more: &str) -> u64 {
+    let (lab, origin) = (Lab::new(), Origin::start("one"));
+    origin.behave(Behaviour::Slow(Duration::from_millis(5), Answer::ok("")));
+    let daemon = lab.start(&pool(&[&origin], more));
+    let address = daemon.listener;
+    let client = |_| {
+        thread::spawn(move || {
+            let mut client = Connection::open(address).unwrap();
+            (0..10).map(|_| client.get("/").unwrap().status).collect::<Vec<_>>()
+        })
+    };
+    let clients: Vec<_> = (0..24).map(client).collect();
+    let statuses: Vec<u16> = clients.into_iter().flat_map(|client| client.join().unwrap()).collect();
+    println!("{more:?}: {:?}, at most {} at once", tally(statuses.clone()), origin.most_at_once());
+    assert_eq!(tally(statuses), [(200, 240)]);
+    assert_eq!(origin.requests(), 240);
+    assert_nothing_leaks(&daemon);
+    origin.most_at_once()
+}
+
+#[test]
+fn a_backend_never_works_on_more_than_the_limit_and_all_who_may_wait_are_served() {
+    let queue = "queue: 100}\ntimeouts: {queue: 20s}";
+    assert_eq!(most_at_once(&format!("limits: {{max_requests: 3, {queue}")), 3);
+    assert_eq!(most_at_once(&format!("limits: {{max_requests: 1, {queue}")), 1);
+    assert!(most_at_once("") > 3);
+    assert!(most_at_once("limits: {max_requests: 0}") > 3);
+}
+
+#[test]
+fn a_backend_has_a_limit_of_its_own_or_that_of_the_pool() {
+    let (lab, gate) = (Lab::new(), Gate::closed());
+    let origins = ["own", "pool", "none"].map(Origin::start);
+    for origin in &origins {
+        origin.behave(Behaviour::Held(gate.clone(), Answer::ok("")));
+    }
+    let [own, of_pool, none] = &origins;
+    let backends = [(own, "max_requests: 1"), (of_pool, ""), (none, "max_requests: 0")];
+    let daemon = lab.start(&pool_with(&backends, "limits: {max_requests: 3, queue: 0}"));
+    let clients: Vec<_> = (0..12).map(|_| daemon.begin("/")).collect();
+    let working = || origins.each_ref().map(Origin::working);
+    wait::until(LONG, "all are held", || working().iter().sum::<u64>() == 12);
+    println!("max_requests 1, 3 of the pool, 0: 12 held requests are {:?}", working());
+    assert_eq!(working(), [1, 3, 8]);
+    gate.open();
+    assert_all_answered(clients);
+    assert_nothing_leaks(&daemon);
+}
+
+// ===== the queue =====
+
+#[test]
+fn those_who_wait_are_served_in_the_order_in_which_they_came() {
+    let narrow = Narrow::start("limits: {max_requests: 1, queue: 100}\ntimeouts: {queue: 20s}");
+    let mut clients = narrow.fill(1);
+    let early: Vec<String> = (0..20).map(|number| format!("/early/{number}")).collect();
+    clients.extend(early.iter().map(|target| narrow.join(target)));
+    assert_eq!(queued(&narrow.daemon), 20.0);
+    narrow.open(Behaviour::Slow(Duration::from_millis(20), Answer::ok("")));
+    // These come while places become free, and must not overtake anybody.
+    let late: Vec<String> = (0..10).map(|number| format!("/late/{number}")).collect();
+    clients.extend(late.iter().map(|target| narrow.daemon.begin(target)));
+    assert_all_answered(clients);
+    let order: Vec<String> = narrow.origin.seen().iter().map(|seen| seen.target().to_owned()).collect();
+    println!("served in this order: {order:?}");
+    assert_eq!(order[1..21], early);
+    assert!(order[21..].iter().all(|target| target.starts_with("/late/")) && order.len() == 31);
+    assert_eq!(narrow.origin.most_at_once(), 1);
+    assert_nothing_leaks(&narrow.daemon);
+}
+
+#[test]
+fn who_finds_the_queue_full_is_turned_away_at_once() {
+    // The default is two places for each request that the backends may work on.
+    for (limits, held, places) in [
+        ("limits: {max_requests: 1, queue: 2}\ntimeouts: {queue: 20s}", 1, 2),
+        ("limits: {max_requests: 2}\ntimeouts: {queue: 20s}", 2, 4),
+        ("limits: {max_requests: 2, queue: 0}", 2, 0),
+    ] {
+        let narrow = Narrow::start(limits);
+        let mut clients = narrow.fill(held);
+        clients.extend((0..places).map(|_| narrow.join("/waits")));
+        for count in 1..=3 {
+            let begun = Instant::now();
+            let answer = narrow.daemon.get("/too-many").unwrap();
+            let took = begun.elapsed();
+            println!(
+                "{limits:?}: {} in {took:.1?}, Retry-After {:?}",
+                answer.status,
+                answer.header("retry-after")
+            );
+            assert_eq!((answer.status, answer.header("retry-after")), (503, Some("1")));
+            assert!(took < Duration::from_secs(5), "{took:?}");
+            wait_rejected(&narrow.daemon, "queue_full", f64::from(count));
+        }
+        narrow.daemon.logged(&["/too-many", "503", "queue_full"]);
+        narrow.answer_all();
+        assert_all_answered(clients);
+        assert_eq!(narrow.origin.most_at_once(), held);
+        assert_nothing_leaks(&narrow.daemon);
+    }
+}
+
+/// The answer to a request that waits in vain, and how long it took.
+fn in_vain(timeout: &str) -> (Response, Duration, Narrow) {
+    let narrow = Narrow::start(&format!("limits: {{max_requests: 1}}\n{timeout}"));
+    let clients = narrow.fill(1);
+    let begun = Instant::now();
+    let answer = narrow.daemon.get("/waits").unwrap();
+    let took = begun.elapsed();
+    println!("{timeout:?}: {} after {took:.1?}", answer.status);
+    narrow.answer_all();
+    assert_all_answered(clients);
+    (answer, took, narrow)
+}
+
+#[test]
+fn who_waits_too_long_is_turned_away() {
+    for (timeout, least, most) in
+        [("", 1000, 3000), ("timeouts: {queue: 200ms}", 200, 1000), ("timeouts: {queue: 4s}", 4000, 9000)]
+    {
+        let (mut answer, mut took, mut narrow) = in_vain(timeout);
+        if took.as_millis() >= most {
+            // A busy machine may be late once.
+            (answer, took, narrow) = in_vain(timeout);
+        }
+        assert_eq!((answer.status, answer.header("retry-after")), (503, Some("1")));
+        assert!((least..most).contains(&took.as_millis()), "{timeout}: {took:?}");
+        wait_rejected(&narrow.daemon, "queue_timeout", 1.0);
+        narrow.daemon.logged(&["/waits", "503", "queue_timeout"]);
+        assert_eq!(narrow.origin.requests(), 1, "it was sent to nobody");
+        assert_eq!(narrow.daemon.get("/next").unwrap().status, 200);
+        assert_nothing_leaks(&narrow.daemon);
+    }
+}
+
+#[test]
+fn the_queue_length_goes_up_and_down() {
+    let narrow = Narrow::start("limits: {max_requests: 1, queue: 10}\ntimeouts: {queue: 20s}");
+    let mut lengths = vec![queued(&narrow.daemon)];
+    let mut clients = narrow.fill(1);
+    for _ in 0..3 {
+        clients.push(narrow.join("/waits"));
+        lengths.push(queued(&narrow.daemon));
+    }
+    narrow.answer_all();
+    assert_all_answered(clients);
+    lengths.push(queued(&narrow.daemon));
+    println!("lb_upstream_queue_length: {lengths:?}");
+    assert_eq!(lengths, [0.0, 1.0, 2.0, 3.0, 0.0]);
+    assert_nothing_leaks(&narrow.daemon);
+}
+
+#[test]
+fn a_client_that_leaves_the_queue_frees_its_place_at_once() {
+    let narrow = Narrow::start("limits: {max_requests: 1, queue: 1}\ntimeouts: {queue: 20s}");
+    let clients = narrow.fill(1);
+    // A request without a body, whose body is there, whose body is still being sent, and a chunked one.
+    let requests = [
+        ("GET", "/get", "Accept", "*/*", String::new()),
+        ("POST", "/whole", "Content-Length", "5", "whole".to_owned()),
+        ("POST", "/large", "Content-Length", "40000", "x".repeat(40_000)),
+        ("POST", "/begun", "Content-Length", "40000", "begun".to_owned()),
+        ("POST", "/chunks", "Transfer-Encoding", "chunked", "3\r\nabc\r\n".to_owned()),
+        ("PUT", "/expects", "Expect", "100-continue\r\nContent-Length: 9", String::new()),
+    ];
+    for (method, target, header, value, body) in requests {
+        let mut client = narrow.daemon.connect();
+        client.send(head_bytes(method, target, &[(header, value)], 0)).unwrap();
+        client.send(body).unwrap();
+        wait_queued(&narrow.daemon, 1.0);
+        assert_eq!(narrow.daemon.get("/full").unwrap().status, 503, "the only place is taken");
+        let left = Instant::now();
+        drop(client);
+        wait_queued(&narrow.daemon, 0.0);
+        println!("{method} {target}: its place is free after {:.1?}", left.elapsed());
+        assert!(left.elapsed() < Duration::from_secs(5), "{:?}", left.elapsed());
+        narrow.daemon.logged(&[target, "499", "client_gone"]);
+    }
+    let waiting = narrow.join("/last");
+    narrow.answer_all();
+    assert_all_answered(clients.into_iter().chain([waiting]).collect());
+    let targets: Vec<String> = narrow.origin.seen().iter().map(|seen| seen.target().to_owned()).collect();
+    println!("the backend saw {targets:?}");
+    assert_eq!(targets, ["/held", "/last"]);
+    // Those who found it full, and none of those who left.
+    wait_rejected(&narrow.daemon, "queue_full", 6.0);
+    assert_nothing_leaks(&narrow.daemon);
+}
+
+#[test]
+fn those_who_leave_from_the_middle_and_the_front_hold_up_nobody() {
+    let narrow = Narrow::start("limits: {max_requests: 1, queue: 10}\ntimeouts: {queue: 20s}");
+    let mut clients = narrow.fill(1);
+    let mut waiting: Vec<_> = (0..6).map(|number| Some(narrow.join(&format!("/{number}")))).collect();
+    for number in [0, 3, 1] {
+        waiting[number] = None;
+    }
+    wait_queued(&narrow.daemon, 3.0);
+    narrow.answer_all();
+    clients.extend(waiting.into_iter().flatten());
+    assert_all_answered(clients);
+    let order: Vec<String> = narrow.origin.seen().iter().map(|seen| seen.target().to_owned()).collect();
+    println!("six waited, 0, 1 and 3 left, served: {order:?}");
+    assert_eq!(order, ["/held", "/2", "/4", "/5"]);
+    assert_nothing_leaks(&narrow.daemon);
+}
+
+#[test]
+fn a_client_that_leaves_while_a_backend_works_for_it_frees_the_place() {
+    let narrow = Narrow::start("limits: {max_requests: 1, queue: 1}\ntimeouts: {queue: 20s}");
+    let held = narrow.fill(1);
+    let waiting = narrow.join("/waits");
+    drop(held);
+    // The origin works on both: it does not look whether anybody still wants the first answer.
+    wait::until(LONG, "the next is sent", || narrow.origin.requests() == 2);
+    println!("the one in flight left, {} requests were sent", narrow.origin.requests());
+    narrow.answer_all();
+    assert_all_answered(vec![waiting]);
+    assert_nothing_leaks(&narrow.daemon);
+}
+
+/// What `length` bytes of the pattern look like in chunks of 1000.
+fn chunks(length: u64) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for chunk in body(length).chunks(1000) {
+        bytes.extend_from_slice(format!("{:x}\r\n", chunk.len()).as_bytes());
+        bytes.extend_from_slice(chunk);
+        bytes.extend_from_slice(b"\r\n");
+    }
+    bytes.extend_from_slice(b"0\r\n\r\n");
+    bytes
+}
+
+fn body(length: u64) -> Vec<u8> {
+    let length = usize::try_from(length).unwrap();
+    pattern::from(0).iter().copied().cycle().take(length).collect()
+}
+
+/// Sends a request with a body of this length in a thread, as a large one is not taken whole before it is passed on.
+fn send(daemon: &Daemon, target: &str, length: u64, is_chunked: bool) -> thread::JoinHandle<Connection> {
+    let (mut client, size) = (daemon.connect(), length.to_string());
+    let (header, body) = match is_chunked {
+        true => (("Transfer-Encoding", "chunked"), chunks(length)),
+        false => (("Content-Length", size.as_str()), body(length)),
+    };
+    client.send(head_bytes("POST", target, &[header], 0)).unwrap();
+    thread::spawn(move || {
+        client.send(body).unwrap();
+        client
+    })
+}
+
+#[test]
+fn a_body_that_waited_arrives_byte_for_byte() {
+    let narrow = Narrow::start("limits: {max_requests: 1, queue: 20}\ntimeouts: {queue: 20s}");
+    let clients = narrow.fill(1);
+    let mut senders = Vec::new();
+    for length in [5, 4_096, 65_536, 65_537, 200_000, 5_000_000] {
+        for (kind, is_chunked) in [("whole", false), ("chunks", true)] {
+            let target = format!("/{kind}/{length}");
+            let sender = send(&narrow.daemon, &target, length, is_chunked);
+            senders.push((target, length, sender));
+            wait_queued(&narrow.daemon, senders.len() as f64);
+        }
+    }
+    narrow.answer_all();
+    assert_all_answered(clients);
+    for (target, length, sender) in senders {
+        let mut client = sender.join().unwrap();
+        assert_eq!(client.response("POST").unwrap().status, 200, "{target}");
+        let body = narrow.origin.saw(&target).body;
+        println!("{target}: {} bytes, as sent: {}", body.length, body.is_pattern);
+        assert_eq!((body.length, body.is_pattern), (length, true), "{target}");
+        // What follows on the connection is read rightly too.
+        assert_eq!(client.get("/after").unwrap().status, 200);
+    }
+    assert_nothing_leaks(&narrow.daemon);
+}
+
+#[test]
+fn a_client_that_waits_for_100_continue_gets_it_after_the_queue() {
+    let narrow = Narrow::start("limits: {max_requests: 1}\ntimeouts: {queue: 20s}");
+    let clients = narrow.fill(1);
+    let mut client = narrow.daemon.connect();
+    client.send(head_bytes("PUT", "/up", &[("Expect", "100-continue")], 5)).unwrap();
+    wait_queued(&narrow.daemon, 1.0);
+    narrow.answer_all();
+    assert_eq!(client.response_head().unwrap().0, 100);
+    client.send("12345").unwrap();
+    assert_eq!(client.response("PUT").unwrap().status, 200);
+    assert_eq!(narrow.origin.saw("/up").body.start, b"12345");
+    assert_all_answered(clients);
+    assert_nothing_leaks(&narrow.daemon);
+}
+
+/// Nobody waits for a place that no backend can give.
+#[test]
+fn those_who_wait_are_turned_away_when_no_backend_is_left() {
+    let origin = Origin::start("one");
+    // What is checked is another port, so that the backend can be down while it works on a request.
+    let checked = TcpListener::bind((origin.address.ip(), 0)).unwrap();
+    let port = checked.local_addr().unwrap().port();
+    let check =
+        format!("health_check: {{type: tcp, port: {port}, interval: 200ms, fast_interval: 200ms, fall: 1}}");
+    let more = format!("{check}\npanic_threshold: 0\nlimits: {{max_requests: 1}}\ntimeouts: {{queue: 15s}}");
+    let narrow = Narrow::before(origin, &more);
+    let clients = narrow.fill(1);
+    let mut waiting = narrow.join("/waits");
+    let begun = Instant::now();
+    drop(checked);
+    let answer = waiting.response("GET").unwrap();
+    println!("no backend is left: {} after {:.1?}", answer.status, begun.elapsed());
+    assert_eq!(answer.status, 503);
+    wait_rejected(&narrow.daemon, "no_backend", 1.0);
+    narrow.answer_all();
+    assert_all_answered(clients);
+    assert_nothing_leaks(&narrow.daemon);
+}
+
+#[test]
+fn nothing_leaks_when_clients_leave_at_any_moment() {
+    let (lab, origin) = (Lab::new(), Origin::start("one"));
+    origin.behave(Behaviour::Slow(Duration::from_millis(3), Answer::ok("done")));
+    let more = "limits: {max_requests: 2, queue: 8}\ntimeouts: {queue: 20s}";
+    let daemon = lab.start(&pool(&[&origin], more));
+    let address = daemon.listener;
+    let client = |number: u64| {
+        thread::spawn(move || {
+            for step in 0..60u64 {
+                let mut client = Connection::open(address).unwrap();
+                let (head, patience) = match step % 3 {
+                    0 => (head_bytes("GET", "/leaves", &[], 0), step * 7 + number),
+                    1 => (head_bytes("POST", "/leaves", &[], 100), step * 11 + number),
+                    _ => (head_bytes("GET", "/stays", &[], 0), 0),
+                };
+                client.send(head).unwrap();
+                match step % 3 {
+                    2 => assert!(matches!(client.response("GET").unwrap().status, 200 | 503)),
+                    // From at once to later than its turn comes.
+                    _ => thread::sleep(Duration::from_millis(patience % 23)),
+                }
+            }
+        })
+    };
+    let clients: Vec<_> = (0..12).map(client).collect();
+    let mut longest = 0.0f64;
+    while clients.iter().any(|client| !client.is_finished()) {
+        longest = longest.max(queued(&daemon));
+        thread::sleep(Duration::from_millis(10));
+    }
+    clients.into_iter().for_each(|client| client.join().unwrap());
+    println!("720 requests, of which 480 are given up; the queue was up to {longest} long");
+    assert_nothing_leaks(&daemon);
+    // Every place can be taken again: two are worked on, eight wait, and the next is turned away.
+    let gate = Gate::closed();
+    origin.behave(Behaviour::Held(gate.clone(), Answer::ok("done")));
+    let clients: Vec<_> = (0..10).map(|_| daemon.begin("/held")).collect();
+    wait_queued(&daemon, 8.0);
+    wait::until(LONG, "two are worked on", || origin.working() == 2);
+    assert_eq!(daemon.get("/full").unwrap().status, 503);
+    gate.open();
+    assert_all_answered(clients);
+    assert_nothing_leaks(&daemon);
+}
+
+/// Nobody tells those who wait that an ejection ends, so they have to look.
+#[test]
+fn those_who_wait_are_served_by_a_backend_whose_ejection_ends() {
+    let (lab, gate) = (Lab::new(), Gate::closed());
+    let (busy, ejected) = (Origin::start("busy"), Origin::start("ejected"));
+    let more = "outlier_detection: {consecutive_failures: 1, base_ejection: 2s}\nretries: {attempts: 0}\n\
+                limits: {max_requests: 1}\ntimeouts: {queue: 15s}";
+    let daemon = lab.start(&pool(&[&busy, &ejected], more));
+    ejected.behave(Behaviour::Answer(Answer::status(503, "")));
+    wait::until(LONG, "one has failed", || daemon.get("/fails").unwrap().status == 503);
+    ejected.behave(Behaviour::Answer(Answer::ok("")));
+    busy.behave(Behaviour::Held(gate.clone(), Answer::ok("")));
+    let mut clients = vec![daemon.begin("/held")];
+    wait::until(LONG, "the other is full", || {
+        if busy.working() == 0 && ejected.requests() > clients.len() as u64 {
+            clients.push(daemon.begin("/held"));
+        }
+        busy.working() == 1
+    });
+    let begun = Instant::now();
+    let answer = daemon.begin("/waits").response("GET").unwrap();
+    println!("the ejection ends: {} from {} after {:.1?}", answer.status, answer.origin(), begun.elapsed());
+    assert_eq!((answer.status, answer.origin()), (200, "ejected"));
+    gate.open();
+    assert_all_answered(clients);
+    assert_nothing_leaks(&daemon);
+}

@@ -1,0 +1,459 @@
+//! Requests that a backend failed and another one answers, and those that nobody may send again.
+
+#![expect(clippy::print_stdout, reason = "the numbers are what these tests are for")]
+
+use std::collections::BTreeSet;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tests::client::head_bytes;
+use tests::load::{Outcome, burst};
+use tests::pattern;
+use tests::wait::{self, LONG};
+use tests::{Answer, Behaviour, Connection, Daemon, Gate, Lab, Origin};
+
+use crate::{pool, tally};
+
+/// What `retries.on` can name.
+const FAILURES: [&str; 6] = ["connect_failure", "reset", "timeout", "502", "503", "504"];
+
+/// Nobody is ejected, so that only retries help. What hangs is given up soon.
+const NO_EJECTION: &str = "outlier_detection: {consecutive_failures: 0}\ntimeouts: {response: 300ms}";
+
+/// The longest body that can be sent again.
+const REPLAYABLE: usize = 64 * 1024;
+
+/// An origin that fails in one of the ways of [`FAILURES`].
+pub(crate) fn failing(how: &str) -> Origin {
+    let behaviour = match how {
+        "connect_failure" => return Origin::refusing(how),
+        "reset" => Behaviour::ResetOnRequest,
+        "timeout" => Behaviour::Hang,
+        status => Behaviour::Answer(Answer::status(status.parse().unwrap(), status)),
+    };
+    let origin = Origin::start(how);
+    origin.behave(behaviour);
+    origin
+}
+
+/// What a client gets from a pool whose only backend fails so.
+pub(crate) fn status_of(failure: &str) -> u16 {
+    match failure {
+        "connect_failure" | "reset" => 502,
+        "timeout" => 504,
+        status => status.parse().unwrap(),
+    }
+}
+
+/// One origin that fails, one that does not, and a daemon before them.
+struct Pair {
+    daemon: Daemon,
+    bad: Origin,
+    up: Origin,
+    _lab: Lab,
+}
+
+impl Pair {
+    #[track_caller]
+    fn start(bad: Origin, more: &str) -> Self {
+        let (lab, up) = (Lab::new(), Origin::start("up"));
+        let daemon = lab.start(&pool(&[&bad, &up], &format!("{NO_EJECTION}\n{more}")));
+        Self { daemon, bad, up, _lab: lab }
+    }
+
+    /// The status of two requests, one of which is sent to the one that fails, if not both.
+    #[track_caller]
+    fn two(&self, method: &str, body: &[u8]) -> Vec<(u16, usize)> {
+        let request = || self.daemon.connect().request(method, "/two", &[], body).unwrap().status;
+        tally([request(), request()])
+    }
+}
+
+fn count(outcomes: &[Outcome], status: u16) -> usize {
+    outcomes.iter().filter(|outcome| outcome.status() == status).count()
+}
+
+// ===== attempts =====
+
+#[test]
+fn no_backend_is_tried_twice_however_many_attempts_there_are() {
+    let lab = Lab::new();
+    let all = [failing("503"), failing("502"), failing("504")];
+    let origins = [&all[0], &all[1], &all[2]];
+    let daemon = lab.start(&pool(&origins, &format!("{NO_EJECTION}\nretries: {{attempts: 10}}")));
+    let answer = daemon.get("/once").unwrap();
+    assert_eq!(all.each_ref().map(Origin::requests), [1, 1, 1]);
+    assert_eq!(answer.status.to_string(), answer.text(), "the last one's answer passes as it is");
+    drop(daemon);
+
+    for attempts in 0..3 {
+        let before: u64 = all.iter().map(Origin::requests).sum();
+        let more = format!("{NO_EJECTION}\nretries: {{attempts: {attempts}}}");
+        let daemon = lab.start(&pool(&origins, &more));
+        assert!(daemon.get("/some").unwrap().status >= 502);
+        let tries = all.iter().map(Origin::requests).sum::<u64>() - before;
+        assert_eq!(tries, attempts + 1, "with attempts: {attempts}");
+        assert_eq!(daemon.metric("lb_upstream_retries_total", &["pool=\"web\""]), attempts as f64);
+    }
+}
+
+#[test]
+fn the_failure_of_the_only_backend_passes_as_it_is() {
+    let (lab, origin) = (Lab::new(), Origin::start("only"));
+    origin.behave(Behaviour::Answer(Answer::status(503, "closed for lunch").with("Retry-After", "7")));
+    let daemon = lab.start(&pool(&[&origin], ""));
+    for request in 1..=10 {
+        let answer = daemon.get("/").unwrap();
+        assert_eq!((answer.status, answer.text().as_str()), (503, "closed for lunch"));
+        assert_eq!((answer.header("retry-after"), answer.origin()), (Some("7"), "only"));
+        assert_eq!(origin.requests(), request);
+    }
+    assert_eq!(daemon.metric("lb_upstream_retries_total", &[]), 0.0);
+}
+
+/// The backend that the replay goes to may fail as well, and there is still the attempt that the settings allow.
+#[test]
+fn a_replay_of_a_stale_connection_costs_no_attempt() {
+    let lab = Lab::new();
+    let mut origins = ["a", "b", "c"].map(Origin::start);
+    let daemon = lab.start(&pool(
+        &[&origins[0], &origins[1], &origins[2]],
+        &format!("{NO_EJECTION}\nretries: {{attempts: 1}}"),
+    ));
+    let order: Vec<String> = (0..3).map(|_| daemon.get("/warm-up").unwrap().origin().to_owned()).collect();
+    assert_eq!(order.iter().collect::<BTreeSet<_>>().len(), 3, "{order:?}");
+    let index = |turn: usize| origins.iter().position(|origin| origin.name() == order[turn]).unwrap();
+    let (first, second) = (index(0), index(1));
+    origins[first].behave(Behaviour::ResetOnRequest);
+    origins[second].refuse();
+    let answer = daemon.get("/replayed").unwrap();
+    assert_eq!((answer.status, answer.origin()), (200, order[2].as_str()), "{}", daemon.log());
+}
+
+// ===== what may be sent again =====
+
+#[test]
+fn a_post_is_sent_again_only_when_the_connection_failed() {
+    for failure in FAILURES {
+        let pair = Pair::start(failing(failure), "retries: {attempts: 5}");
+        let statuses = pair.two("POST", b"body");
+        let sent = pair.bad.requests() + pair.up.requests();
+        println!("POST, {failure}: {statuses:?}, the backends saw {sent} of 2");
+        assert_eq!(sent, 2, "{failure}: {statuses:?}");
+        let expected = if failure == "connect_failure" {
+            vec![(200, 2)]
+        } else {
+            vec![(200, 1), (status_of(failure), 1)]
+        };
+        assert_eq!(statuses, expected, "{failure}");
+    }
+}
+
+#[test]
+fn idempotent_requests_are_sent_again_whatever_the_failure() {
+    for failure in FAILURES {
+        let pair = Pair::start(failing(failure), "");
+        for method in ["GET", "HEAD", "PUT", "DELETE", "OPTIONS"] {
+            assert_eq!(pair.two(method, b""), [(200, 2)], "{method}, {failure}");
+        }
+        assert_eq!(pair.up.requests(), 10, "{failure}");
+        assert!(pair.daemon.metric("lb_upstream_retries_total", &[]) >= 5.0, "{failure}");
+    }
+}
+
+#[test]
+fn a_reset_of_a_connection_just_made_is_no_reason_to_fail() {
+    for behaviour in [Behaviour::Reset, Behaviour::Garbage] {
+        let bad = Origin::start("bad");
+        bad.behave(behaviour.clone());
+        let pair = Pair::start(bad, "");
+        for _ in 0..10 {
+            assert_eq!(pair.daemon.get("/").unwrap().origin(), "up", "{behaviour:?}");
+        }
+        assert!(pair.bad.connections() >= 5, "{behaviour:?}");
+    }
+}
+
+#[test]
+fn a_body_of_up_to_64_kib_is_sent_again_byte_for_byte() {
+    let body: Vec<u8> =
+        pattern::from(0).iter().chain(pattern::from(0)).copied().take(REPLAYABLE + 1).collect();
+    for failure in ["reset", "timeout", "503"] {
+        let pair = Pair::start(failing(failure), "");
+        for length in [1, 1000, 40_000, REPLAYABLE] {
+            assert_eq!(pair.two("PUT", &body[..length]), [(200, 2)], "{length} bytes, {failure}");
+            for seen in pair.up.seen().iter().rev().take(2) {
+                assert!(seen.body.is_pattern, "{length} bytes, {failure}");
+                assert_eq!(seen.body.length, length as u64, "{failure}");
+            }
+        }
+        let (before, failed) = (pair.up.requests(), (status_of(failure), 1));
+        assert_eq!(pair.two("PUT", &body), [(200, 1), failed], "a byte more, {failure}");
+        assert_eq!(pair.up.requests(), before + 1, "{failure}");
+    }
+}
+
+/// The first half is sent again from memory, the second comes from the client as it would have.
+#[test]
+fn a_body_on_its_way_when_the_backend_fails_arrives_whole_at_another() {
+    let bad = Origin::start("bad");
+    bad.behave(Behaviour::Reset);
+    let pair = Pair::start(bad, "");
+    let body = &pattern::from(0)[..40_000];
+    for _ in 0..2 {
+        let (resets, requests) = (pair.bad.connections(), pair.up.requests());
+        let mut client = pair.daemon.connect();
+        client.send(head_bytes("PUT", "/halves", &[], body.len())).unwrap();
+        client.send(&body[..20_000]).unwrap();
+        wait::until(LONG, "the head has arrived somewhere", || {
+            pair.bad.connections() > resets || pair.up.working() > 0
+        });
+        wait::until(LONG, "it has arrived where it stays", || pair.up.working() > 0);
+        client.send(&body[20_000..]).unwrap();
+        assert_eq!(client.response("PUT").unwrap().status, 200);
+        assert_eq!(pair.up.requests(), requests + 1);
+        let seen = pair.up.saw("/halves");
+        assert_eq!((seen.body.length, seen.body.is_pattern), (40_000, true));
+    }
+    assert!(pair.bad.connections() >= 1);
+}
+
+#[test]
+fn once_bytes_of_an_answer_have_reached_the_client_nothing_is_sent_again() {
+    let cut = Origin::start("cut");
+    cut.behave(Behaviour::CutShort);
+    let pair = Pair::start(cut, "retries: {attempts: 5}");
+    let outcomes = burst(pair.daemon.listener, "GET", 1, 10);
+    let failed = count(&outcomes, 0);
+    println!(
+        "closing mid-response: {failed} of {} failed, {} were sent",
+        outcomes.len(),
+        pair.bad.requests()
+    );
+    assert_eq!((failed, count(&outcomes, 200)), (5, 5), "{outcomes:?}");
+    assert_eq!((pair.bad.requests(), pair.up.requests()), (5, 5));
+    assert_eq!(pair.daemon.metric("lb_upstream_retries_total", &[]), 0.0);
+}
+
+#[test]
+fn only_the_failures_that_on_names_are_worth_another_attempt() {
+    for failure in FAILURES {
+        let pair = Pair::start(failing(failure), &format!("retries: {{on: [{failure}]}}"));
+        assert_eq!(pair.two("GET", b""), [(200, 2)], "on: [{failure}]");
+        let (origin, others) = (failing(failure), FAILURES.map(str::to_owned).to_vec());
+        let others: Vec<String> = others.into_iter().filter(|other| other != failure).collect();
+        let pair = Pair::start(origin, &format!("retries: {{on: [{}]}}", others.join(", ")));
+        assert_eq!(pair.two("GET", b""), [(200, 1), (status_of(failure), 1)], "on: {others:?}");
+    }
+}
+
+#[test]
+fn the_access_log_says_who_failed_and_how() {
+    let words = ["connect", "reset", "timeout", "502", "503", "504"];
+    for (failure, word) in FAILURES.into_iter().zip(words) {
+        for format in ["text", "json"] {
+            let (lab, bad, up) = (Lab::new(), failing(failure), Origin::start("up"));
+            let log = format!("access_log: {{format: {format}}}\n");
+            let daemon = lab.start(&format!("{log}{}", pool(&[&bad, &up], NO_EJECTION)));
+            for target in ["/first", "/second"] {
+                assert_eq!(daemon.get(target).unwrap().status, 200);
+            }
+            let (bad, up) = (bad.address, up.address.to_string());
+            let tried = match format {
+                "text" => format!("tried={bad}:{word}"),
+                _ => format!("\"tried\":{{\"{bad}\":\"{word}\"}}"),
+            };
+            let line = daemon.logged(&[&tried]);
+            assert!(line.contains(" 200 ") || line.contains("\"status\":200"), "{line}");
+            assert!(line.contains("tries=2") || line.contains("\"tries\":2"), "{line}");
+            assert!(line.contains(&up), "{line}");
+        }
+    }
+}
+
+// ===== per_try =====
+
+const PER_TRY: Duration = Duration::from_millis(400);
+
+/// Nobody is ejected, a whole request has all the time in the world, one attempt has little.
+const PATIENT: &str =
+    "outlier_detection: {consecutive_failures: 0}\ntimeouts: {response: 60s}\nretries: {per_try: 400ms}";
+
+#[test]
+fn an_attempt_that_hangs_is_made_good_by_another_after_per_try() {
+    let (lab, hanging, up) = (Lab::new(), failing("timeout"), Origin::start("up"));
+    let daemon = lab.start(&pool(&[&hanging, &up], PATIENT));
+    let outcomes = burst(daemon.listener, "GET", 2, 4);
+    let longest = outcomes.iter().map(|outcome| outcome.took).max().unwrap();
+    println!("hanging, per_try {PER_TRY:?}: the longest of {} took {longest:?}", outcomes.len());
+    assert_eq!(count(&outcomes, 200), 8, "{outcomes:?}");
+    assert!(longest >= PER_TRY && longest < Duration::from_secs(5), "{longest:?}");
+    assert!(hanging.requests() >= 4);
+    assert!(daemon.metric("lb_upstream_errors_total", &["reason=\"timeout\""]) >= 4.0);
+}
+
+#[test]
+fn with_nobody_else_to_try_it_is_504_after_per_try() {
+    let (lab, hanging) = (Lab::new(), failing("timeout"));
+    let daemon = lab.start(&pool(&[&hanging], PATIENT));
+    for (method, body) in [("GET", &b""[..]), ("POST", b"body"), ("PUT", b"body")] {
+        let began = Instant::now();
+        let answer = daemon.connect().request(method, "/alone", &[], body).unwrap();
+        let took = began.elapsed();
+        assert_eq!(answer.status, 504, "{method}");
+        assert!(took >= PER_TRY && took < Duration::from_secs(5), "{method}: {took:?}");
+    }
+    assert_eq!(hanging.requests(), 3);
+}
+
+#[test]
+fn an_answer_that_has_begun_in_time_may_last_longer_than_per_try() {
+    let (lab, origin, gate) = (Lab::new(), Origin::start("one"), Gate::closed());
+    origin.behave(Behaviour::HeldWithin(gate.clone(), [b"begun, ".to_vec(), b"ended".to_vec()]));
+    let daemon = lab.start(&pool(&[&origin], PATIENT));
+    let mut client = daemon.connect();
+    client.send(head_bytes("GET", "/long", &[], 0)).unwrap();
+    let (status, head) = client.response_head().unwrap();
+    assert_eq!(status, 200);
+    thread::sleep(3 * PER_TRY);
+    gate.open();
+    assert_eq!(client.rest_of_body(&head).unwrap(), b"begun, ended");
+    // The limit is gone with the request that it was for.
+    origin.behave(Behaviour::Answer(Answer::ok("next")));
+    thread::sleep(2 * PER_TRY);
+    assert_eq!(client.get("/next").unwrap().text(), "next");
+}
+
+#[test]
+fn an_upgrade_that_hangs_is_made_good_by_another_too() {
+    let (lab, hanging, up) = (Lab::new(), failing("timeout"), Origin::start("up"));
+    up.behave(Behaviour::Upgrade);
+    let daemon = lab.start(&pool(&[&hanging, &up], PATIENT));
+    for _ in 0..2 {
+        let began = Instant::now();
+        let mut client = daemon.connect();
+        let headers = [("Connection", "Upgrade"), ("Upgrade", "websocket")];
+        client.send(head_bytes("GET", "/ws", &headers, 0)).unwrap();
+        assert_eq!(client.response_head().unwrap().0, 101);
+        assert!(began.elapsed() < Duration::from_secs(5));
+        // Two messages, the second later than one attempt may take.
+        for message in [b"one", b"two"] {
+            client.send(message).unwrap();
+            assert_eq!(client.some_bytes(), message);
+            thread::sleep(2 * PER_TRY);
+        }
+    }
+    assert!(hanging.requests() >= 1);
+}
+
+/// Sends a body that takes three times as long as one attempt may.
+fn upload_slowly(client: &mut Connection, method: &str) {
+    client.send(head_bytes(method, "/up", &[], 6)).unwrap();
+    for byte in b"slowly" {
+        client.send([*byte]).unwrap();
+        thread::sleep(PER_TRY / 2);
+    }
+}
+
+#[test]
+fn a_client_that_takes_its_time_is_no_attempt_that_takes_too_long() {
+    let (lab, origin) = (Lab::new(), Origin::start("one"));
+    let daemon = lab.start(&pool(&[&origin], PATIENT));
+    for method in ["PUT", "POST"] {
+        let mut client = daemon.connect();
+        upload_slowly(&mut client, method);
+        assert_eq!(client.response(method).unwrap().status, 200, "{method}: {}", daemon.log());
+        assert_eq!(origin.saw("/up").body.start, b"slowly", "{method}");
+    }
+    assert_eq!(daemon.metric("lb_upstream_errors_total", &[]), 0.0);
+    assert_eq!(daemon.backend_status("web", origin.address)["consecutive_failures"], 0);
+}
+
+#[test]
+fn the_time_of_an_attempt_begins_when_its_request_is_whole() {
+    let (lab, hanging) = (Lab::new(), failing("timeout"));
+    let daemon = lab.start(&pool(&[&hanging], PATIENT));
+    let mut client = daemon.connect();
+    upload_slowly(&mut client, "POST");
+    let began = Instant::now();
+    assert_eq!(client.response("POST").unwrap().status, 504);
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    assert_eq!(hanging.saw("/up").body.start, b"slowly");
+}
+
+// ===== the budget =====
+
+const CLIENTS: usize = 50;
+const EACH: usize = 20;
+
+/// What 50 clients do to three backends that all fail so, with these keys of `retries`: how many repetitions were denied, and
+/// how many requests the backends saw.
+#[track_caller]
+fn outage(behaviour: &Behaviour, retries: &str) -> (f64, u64) {
+    let lab = Lab::new();
+    let origins = ["a", "b", "c"].map(Origin::start);
+    for origin in &origins {
+        origin.behave(behaviour.clone());
+    }
+    let more = format!("outlier_detection: {{consecutive_failures: 0}}\nretries: {{{retries}}}");
+    let daemon = lab.start(&pool(&origins.each_ref(), &more));
+    let outcomes = burst(daemon.listener, "GET", CLIENTS, EACH);
+    assert!(outcomes.iter().all(|outcome| outcome.status() >= 502), "{}", daemon.log());
+    let saw = origins.iter().map(Origin::requests).sum();
+    let metric = |name: &str| daemon.metric(name, &["pool=\"web\""]);
+    let denied = metric("lb_upstream_retries_denied_total");
+    println!(
+        "outage, {retries}: {} requests, {} sent again, {denied} denied, the backends saw {saw}",
+        outcomes.len(),
+        metric("lb_upstream_retries_total")
+    );
+    assert_eq!(daemon.pool_status("web")["retries_denied"], denied as u64);
+    (denied, saw)
+}
+
+#[test]
+fn an_outage_is_multiplied_by_no_more_than_the_budget() {
+    let requests = (CLIENTS * EACH) as u64;
+    let overloaded = Behaviour::Slow(Duration::from_millis(30), Answer::status(503, "overloaded"));
+    let (denied, saw) = outage(&overloaded, "attempts: 2");
+    assert!(denied > 0.0);
+    assert!(saw <= requests * 120 / 100 + 20, "{saw} of {requests}");
+    assert!(saw > requests, "nothing was sent again");
+
+    let (_, generous) = outage(&overloaded, "attempts: 2, budget_percent: 100");
+    assert!(generous > requests * 150 / 100, "{generous} of {requests}");
+
+    let (denied, least) = outage(&overloaded, "attempts: 2, budget_percent: 0, min_concurrent: 1");
+    assert!(denied > 0.0 && least > requests && least < saw, "{least} of {requests}");
+}
+
+/// Each client may be served once more before anybody knows that all backends fail.
+#[test]
+fn nor_is_an_outage_in_which_all_backends_reset() {
+    let (denied, saw) = outage(&Behaviour::ResetOnRequest, "attempts: 2");
+    let requests = (CLIENTS * EACH) as u64;
+    assert!(denied > 0.0);
+    assert!(saw <= requests * 120 / 100 + CLIENTS as u64, "{saw} of {requests}");
+}
+
+#[test]
+fn min_concurrent_repetitions_are_allowed_whatever_the_share() {
+    let pair = Pair::start(failing("503"), "retries: {budget_percent: 20, min_concurrent: 0}");
+    let statuses = tally((0..10).map(|_| pair.daemon.get("/").unwrap().status));
+    assert_eq!(statuses, [(200, 5), (503, 5)], "20 % of one request is none");
+    assert_eq!(pair.daemon.metric("lb_upstream_retries_denied_total", &[]), 5.0);
+
+    let pair = Pair::start(failing("503"), "retries: {budget_percent: 20, min_concurrent: 1}");
+    let statuses = tally((0..10).map(|_| pair.daemon.get("/").unwrap().status));
+    assert_eq!(statuses, [(200, 10)]);
+    assert_eq!(pair.daemon.metric("lb_upstream_retries_denied_total", &[]), 0.0);
+}
+
+#[test]
+fn a_failed_connection_needs_no_budget() {
+    let more = "retries: {budget_percent: 20, min_concurrent: 0}";
+    let pair = Pair::start(failing("connect_failure"), more);
+    let outcomes = burst(pair.daemon.listener, "POST", 4, 10);
+    assert_eq!(count(&outcomes, 200), 40, "{outcomes:?}");
+    assert_eq!(pair.daemon.metric("lb_upstream_retries_denied_total", &[]), 0.0);
+}

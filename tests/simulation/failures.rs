@@ -1,0 +1,189 @@
+//! What failures cost: repetitions, ejections, and errors that look like speed.
+
+use std::time::Duration;
+
+use fastrand::Rng;
+use lb_service::policy::Algorithm;
+use lb_service::pool::{RetrySettings, State};
+
+use crate::backend::{Fault, Model, When};
+use crate::world::{Moment, Scenario};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+// === Retries ===
+
+/// Whatever happens, when a repetition begins there are no more of them than the budget allows for the
+/// requests in flight.
+#[test]
+fn repetitions_never_exceed_the_budget() {
+    let troubles = Fault { slower: 0.0, refuses: 0.05, resets: 0.2, unavailable: 0.3, hangs: 0.01 };
+    let (mut begun, mut denied) = (0, 0);
+    for seed in 0..20 {
+        let mut rng = Rng::with_seed(seed);
+        let (percent, min_concurrent) = (rng.u32(..60), rng.u32(..6));
+        let mut scenario = Scenario::even(6, 0.7)
+            .policy(rng.choice(Algorithm::ALL).unwrap())
+            .requests(5000)
+            .with(|scenario| {
+                scenario.seed = seed;
+                scenario.settings.timeouts.response = SECOND / 10;
+                scenario.settings.retries = RetrySettings {
+                    attempts: 3,
+                    budget_percent: percent,
+                    min_concurrent,
+                    ..RetrySettings::default()
+                };
+            });
+        for model in &mut scenario.models {
+            model.when = When::Always(troubles);
+        }
+        let report = scenario.watch(&mut |moment, pool, _| {
+            if let Moment::Repeats = moment {
+                let limit = (pool.in_flight() * u64::from(percent) / 100).max(min_concurrent.into());
+                let active = pool.repetitions();
+                assert!(active <= limit, "{active} of at most {limit}, seed {seed}");
+                begun += 1;
+            }
+        });
+        denied += report.retries_denied;
+    }
+    assert!(begun > 1000 && denied > 1000, "{begun} repetitions, {denied} denied: the limit was hardly met");
+}
+
+/// A pool whose backends all answer like this, with three more attempts for each request.
+fn outage(fault: Fault) -> Scenario {
+    let mut models = vec![Model::new(8); 10];
+    models.iter_mut().for_each(|model| model.when = When::Always(fault));
+    Scenario::new("outage", models, 0.6).policy(Algorithm::LeastRequest).with(|scenario| {
+        scenario.seconds = 5.0;
+        scenario.settings.timeouts.response = SECOND / 10;
+        scenario.settings.retries.attempts = 3;
+    })
+}
+
+/// Without a budget, three more attempts would make four requests of one. By Little's law (1961) the rate of
+/// repetitions r times how long one is under way (its pause p and its time at the backend s) is how many
+/// there are on average, at most the minimum of 3 or 20 % of what is in flight, which is s times the rate of
+/// all: r (p + s) <= 3 + 0.2 s (x + r). With a mean first pause of 12.5 ms that is at most 0.25 x, and 3 /
+/// 12.5 ms = 240 in each second.
+///
+/// For backends that answer 503 at once s is nearly nothing, and only the 240 remain; where the failure is a
+/// timeout of 100 ms the share counts, of which the pauses take a ninth.
+#[test]
+fn a_total_outage_is_not_multiplied() {
+    for (fault, factor) in [(Fault::unavailable(1.0), 1.0), (Fault { hangs: 1.0, ..Fault::default() }, 1.25)]
+    {
+        let scenario = outage(fault);
+        let report = scenario.run();
+        assert_eq!(report.failed(), report.requests(), "it is total");
+        let (sent, requests) = (report.sent.iter().sum::<u64>() as f64, report.requests() as f64);
+        let allowed = factor * requests + 240.0 * scenario.seconds;
+        assert!(sent <= allowed, "{sent} were sent of {requests}, {allowed} allowed");
+        assert!(report.retries > 0 && report.retries_denied > 1000);
+    }
+}
+
+// === Ejections ===
+
+/// Random pools with random failures and flapping health checks: at every moment at most the share is
+/// ejected, rounded down, and at the moment of an ejection another backend is available.
+#[test]
+fn ejections_never_exceed_their_share_and_never_take_the_last() {
+    let mut ejections = 0;
+    for seed in 0..200 {
+        let mut rng = Rng::with_seed(seed);
+        let backends = rng.usize(1..9);
+        let percent = rng.u8(..=100);
+        let mut scenario =
+            Scenario::even(backends, 0.5).policy(rng.choice(Algorithm::ALL).unwrap()).with(|scenario| {
+                scenario.seed = seed;
+                scenario.probes = rng.bool().then_some(SECOND / 20);
+                scenario.settings.timeouts.response = SECOND / 5;
+                let outliers = &mut scenario.settings.outlier_detection;
+                outliers.max_ejected_percent = percent;
+                outliers.consecutive_failures = rng.u32(1..6);
+                outliers.base_ejection = SECOND.mul_f64(0.05 + rng.f64());
+            });
+        for model in &mut scenario.models {
+            let (unavailable, resets) = (0.6 * rng.f64(), 0.3 * rng.f64());
+            let fault = Fault { unavailable, resets, hangs: 0.02, ..Fault::default() };
+            model.when = if rng.f64() < 0.3 {
+                When::Flapping(0.1 + rng.f64(), Fault::refuses())
+            } else {
+                When::Always(fault)
+            };
+        }
+        let most = backends * usize::from(percent) / 100;
+        let mut before = 0;
+        let report = scenario.requests(1500).watch(&mut |moment, pool, now| {
+            let Moment::Settled = moment else { return };
+            let backends = pool.backends();
+            let ejected = backends.iter().filter(|backend| backend.ejected_until(now).is_some()).count();
+            assert!(ejected <= most, "{ejected} of at most {most} are ejected, seed {seed}");
+            let so_far: u64 = backends.iter().map(|backend| backend.ejections()).sum();
+            let is_up = backends.iter().any(|backend| pool.state(backend, now) == State::Up);
+            assert!(so_far == before || is_up, "the last one was ejected, seed {seed}");
+            before = so_far;
+        });
+        ejections += report.ejections.iter().sum::<u64>();
+    }
+    assert!(ejections > 1000, "only {ejections} ejections were seen");
+}
+
+/// One of four that fails everything costs at most the failures that eject it, once in each ejection: 5, and
+/// then one for each time that it is tried again (30 s, 60 s, 90 s ...).
+#[test]
+fn a_backend_that_fails_everything_is_tried_once_in_each_longer_ejection() {
+    let scenario = Scenario::even(4, 0.5).first_is(When::Always(Fault::unavailable(1.0)));
+    let report = scenario.with(|scenario| {
+        scenario.seconds = 200.0;
+        // All that it fails at the beginning is repeated at the same time.
+        scenario.settings.retries.min_concurrent = 10;
+    });
+    let report = report.run();
+    // Those that are under way when the fifth fails are not taken back: few, as it fails at once.
+    assert!(report.sent[0] <= 5 + 3 + 3, "{:?}", report.sent);
+    assert_eq!(report.ejections, [4, 0, 0, 0], "at 0, 30, 90 and 180 s");
+    assert_eq!(report.failed(), 0, "{:?}", report.failures);
+}
+
+// === Errors that look like speed ===
+
+/// A backend that answers 503 in a millisecond is the quickest of all. The penalty for failures has to
+/// outweigh that even where nobody is ejected, or most requests go where they fail.
+#[test]
+fn peak_ewma_is_not_attracted_by_quick_failures() {
+    for fault in [Fault::unavailable(1.0), Fault::refuses(), Fault { resets: 1.0, ..Fault::default() }] {
+        for backends in [3, 10] {
+            let scenario =
+                Scenario::even(backends, 0.5).first_is(When::Always(fault)).policy(Algorithm::PeakEwma);
+            let report = scenario
+                .with(|scenario| scenario.settings.outlier_detection.consecutive_failures = 0)
+                .requests(20_000)
+                .run();
+            assert!(report.share(0) < 0.02, "{fault:?}: {:.3} of {backends}", report.share(0));
+        }
+    }
+}
+
+// === Panic ===
+
+/// Four of five are dead and the health checks know it; below the threshold the first attempt ignores them,
+/// because they may lie. The second must not: who was failed once goes where it is answered. Only those fail
+/// whose backend died under them or that found no other before the first check.
+#[test]
+fn repetitions_go_to_those_that_are_available_even_in_panic() {
+    for policy in Algorithm::ALL {
+        let mut scenario = Scenario::even(5, 0.1).policy(policy).with(|scenario| {
+            scenario.seconds = 30.0;
+            scenario.probes = Some(SECOND);
+        });
+        for model in &mut scenario.models[1..] {
+            model.when = When::During(5.0..100.0, Fault::refuses());
+        }
+        let report = scenario.run();
+        let (failed, requests) = (report.failed(), report.requests());
+        assert!(failed * 100 < requests, "{policy:?}: {failed} of {requests} failed: {:?}", report.failures);
+    }
+}
