@@ -6,7 +6,7 @@
 use std::any::Any;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use http::header::{
@@ -27,7 +27,7 @@ use crate::frontend::IDLE;
 use crate::hop_by_hop;
 use crate::patience::unless_client_leaves;
 use crate::plan::Plan;
-use crate::pool::{Attempt, Sent, Unplaced, UpstreamError, Waiter};
+use crate::pool::{Attempt, Pool, Sent, Unplaced, UpstreamError, Waiter};
 use crate::request::{RequestContext, host};
 use crate::traffic::{Connection, Rejection, Traffic};
 
@@ -78,22 +78,29 @@ impl Proxy {
         let Ok(waiter) = pool.queue.join() else {
             return Err(ctx.fail(Failure::Rejected(Rejection::QueueFull)));
         };
-        self.queue(session, ctx, waiter, pool.queue_timeout).await
+        self.queue(session, ctx, waiter, &pool).await
     }
 
+    /// Waits in the line. A release and a change of health wake its front; an ejection that ends does not, so everybody
+    /// looks then.
     async fn queue(
         &self,
         session: &mut Session,
         ctx: &mut RequestContext,
         mut waiter: Waiter,
-        timeout: Duration,
+        pool: &Pool,
     ) -> Result<()> {
-        let deadline = tokio::time::Instant::now() + timeout;
+        let deadline = Instant::now() + pool.queue_timeout;
         loop {
-            let turn = tokio::time::timeout_at(deadline, waiter.turn());
+            let look = pool.next_return(Instant::now()).map_or(deadline, |at| at.min(deadline));
+            let turn = tokio::time::timeout_at(look.into(), waiter.turn());
             match wait(session, ctx, turn).await? {
                 Ok(()) => {}
-                Err(_elapsed) => return Err(ctx.fail(Failure::Rejected(Rejection::QueueTimeout))),
+                Err(_) if look < deadline => {
+                    pool.queue.wake();
+                    continue;
+                }
+                Err(_) => return Err(ctx.fail(Failure::Rejected(Rejection::QueueTimeout))),
             }
             match ctx.place(session.req_header(), peer(session)) {
                 Ok(()) => return Ok(()),

@@ -57,6 +57,7 @@ const TESTED: &[(&str, &str)] = &[
         "pools.*.health_check.rise",
         "health::it_takes_fall_failures_to_go_down_and_rise_successes_to_come_back",
     ),
+    ("pools.*.health_check.service", "grpc_health::service_names_the_service_that_is_asked_about"),
     ("pools.*.health_check.timeout", "health::a_check_that_takes_longer_than_its_timeout_has_failed"),
     ("pools.*.health_check.type", "health::none_checks_nothing"),
     ("pools.*.host", "proxying::the_host_sent_to_the_backend_is_the_clients_unless_the_pool_names_one"),

@@ -228,8 +228,6 @@ pub(crate) fn probe(registry: &HealthRegistry) {
 
 impl<'w> World<'w> {
     fn new(scenario: Scenario, witness: &'w mut Witness<'w>) -> Self {
-        // The jitter of ejections is drawn from the generator of the thread.
-        fastrand::seed(scenario.seed);
         let (pool, registry, down, hands) = pool(&scenario.settings, scenario.seed);
         let backends = scenario.models.len();
         Self {

@@ -216,6 +216,13 @@ impl Pool {
         self.watch.availability()
     }
 
+    /// When the next ejection ends, if one is under way.
+    pub fn next_return(&self, now: Instant) -> Option<Instant> {
+        // What has ended is forgotten by looking.
+        self.availability(now);
+        self.watch.next_return()
+    }
+
     /// The state that a backend is in.
     pub fn state(&self, backend: &Backend, now: Instant) -> State {
         backend.state(self.is_ready(backend), now)
@@ -337,6 +344,11 @@ impl Watch {
     fn set_next_return(&self, at: Option<Instant>) {
         let at = at.map_or(Self::NEVER, |at| self.nanoseconds(at));
         self.next_return.store(at, Ordering::Relaxed);
+    }
+
+    fn next_return(&self) -> Option<Instant> {
+        let at = self.next_return.load(Ordering::Relaxed);
+        (at != Self::NEVER).then(|| self.began + Duration::from_nanos(at))
     }
 
     fn nanoseconds(&self, at: Instant) -> u64 {

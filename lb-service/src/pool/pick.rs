@@ -175,7 +175,7 @@ impl Pool {
             // A session stays where it is while its backend drains.
             self.refusal(backend, availability, wish.now).filter(|refusal| *refusal != Refusal::Draining)
         };
-        match refusal.map_or_else(|| backend.reserve(), Err) {
+        match refusal.map_or_else(|| backend.reserve(u64::MAX), Err) {
             Ok(place) => Some((backend.clone(), place)),
             Err(refusal) => {
                 passed.note(backend, refusal);
@@ -220,8 +220,7 @@ impl Pool {
             let Some(backend) = candidate.addr.as_inet().and_then(|address| self.backend(*address)) else {
                 return false;
             };
-            let refusal = self.refusal_of_candidate(backend, ready, availability, pass, wish);
-            match refusal.map_or_else(|| backend.reserve(), Err) {
+            match self.take(backend, ready, availability, pass, wish) {
                 Ok(place) => taken.set(Some((backend.clone(), place))),
                 Err(refusal) => {
                     passed.borrow_mut().note(backend, refusal);
@@ -233,42 +232,38 @@ impl Pool {
         taken.into_inner()
     }
 
-    fn refusal_of_candidate(
+    /// A place at a candidate, or why there is none.
+    fn take(
         &self,
         backend: &Backend,
         ready: bool,
         availability: Availability,
         pass: Pass,
         wish: &Wish<'_>,
-    ) -> Option<Refusal> {
+    ) -> Result<InFlight, Refusal> {
         if wish.tried.contains(backend.address) {
-            return Some(Refusal::Tried);
+            return Err(Refusal::Tried);
         }
-        let refusal = refusal(backend, ready, availability, wish.now);
-        refusal.or_else(|| match pass {
-            Pass::Strict => self.shift(backend, availability, wish),
-            Pass::Relaxed => None,
-        })
+        refusal(backend, ready, availability, wish.now).map_or(Ok(()), Err)?;
+        if pass == Pass::Relaxed || availability.panic {
+            return backend.reserve(u64::MAX);
+        }
+        if !self.is_admitted(backend, wish) {
+            return Err(Refusal::SlowStart);
+        }
+        backend.reserve(self.bound(backend, availability, wish))
     }
 
     fn refusal(&self, backend: &Backend, availability: Availability, now: Instant) -> Option<Refusal> {
         refusal(backend, self.is_ready(backend), availability, now)
     }
 
-    /// Whether load is to be shifted to the others.
-    fn shift(&self, backend: &Backend, availability: Availability, wish: &Wish<'_>) -> Option<Refusal> {
-        if availability.panic {
-            return None;
-        }
-        if self.is_above_bound(backend, availability, wish) {
-            return Some(Refusal::AboveBound);
-        }
-        (!self.is_admitted(backend, wish)).then_some(Refusal::SlowStart)
-    }
-
-    fn is_above_bound(&self, backend: &Backend, availability: Availability, wish: &Wish<'_>) -> bool {
-        let Some(percent) = self.settings.bounded_load.filter(|_| !wish.key.is_empty()) else { return false };
-        backend.load.in_flight() >= bound(percent, self.in_flight(), backend.weight(), availability.weight)
+    /// The most that a backend may hold of hashed requests; the largest number: there is no bound.
+    fn bound(&self, backend: &Backend, availability: Availability, wish: &Wish<'_>) -> u64 {
+        let percent = self.settings.bounded_load.filter(|_| !wish.key.is_empty());
+        percent.map_or(u64::MAX, |percent| {
+            bound(percent, self.in_flight(), backend.weight(), availability.weight)
+        })
     }
 
     /// Whether a backend that came back a moment ago takes this request. By its key, if it has one: a key that comes back
@@ -302,9 +297,10 @@ fn refusal(backend: &Backend, ready: bool, availability: Availability, now: Inst
 // === impl Backend ===
 
 impl Backend {
-    /// A place for one more request.
-    fn reserve(&self) -> Result<InFlight, Refusal> {
-        self.load.try_enter(self.max_requests).ok_or(Refusal::Full)
+    /// A place for one more request, if it holds less than `bound` and less than it may.
+    fn reserve(&self, bound: u64) -> Result<InFlight, Refusal> {
+        let refusal = if bound < self.max_requests { Refusal::AboveBound } else { Refusal::Full };
+        self.load.try_enter(bound.min(self.max_requests)).ok_or(refusal)
     }
 }
 
