@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use http::header::{
     CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST, RETRY_AFTER, SET_COOKIE, TRANSFER_ENCODING, UPGRADE,
 };
@@ -210,7 +211,6 @@ impl ProxyHttp for Proxy {
             wait(session, ctx, tokio::time::sleep(pause)).await?;
         }
         self.place(session, ctx).await?;
-        ctx.limit_attempt();
         let attempt = ctx.delivery.attempt.as_ref().expect("it was placed");
         Ok(Box::new(attempt.backend.peer().clone()))
     }
@@ -264,6 +264,20 @@ impl ProxyHttp for Proxy {
         Ok(())
     }
 
+    async fn request_body_filter(
+        &self,
+        _session: &mut Session,
+        _body: &mut Option<Bytes>,
+        end_of_stream: bool,
+        ctx: &mut RequestContext,
+    ) -> Result<()> {
+        // Also called for a request without a body. What the client takes its time for is no fault of the backend.
+        if end_of_stream {
+            ctx.limit_attempt();
+        }
+        Ok(())
+    }
+
     async fn upstream_response_filter(
         &self,
         session: &mut Session,
@@ -286,6 +300,19 @@ impl ProxyHttp for Proxy {
         }
         self.limit_keepalive(session, ctx);
         Ok(())
+    }
+
+    fn upstream_response_body_filter(
+        &self,
+        _session: &mut Session,
+        _body: &mut Option<Bytes>,
+        end_of_stream: bool,
+        ctx: &mut RequestContext,
+    ) -> Result<Option<Duration>> {
+        if let Some(attempt) = ctx.delivery.attempt.as_mut().filter(|_| end_of_stream) {
+            attempt.finished();
+        }
+        Ok(None)
     }
 
     async fn response_filter(

@@ -12,7 +12,7 @@ use pingora::{Error, ErrorType};
 use crate::failure::Failure;
 use crate::forwarded::client_ip;
 use crate::plan::Plan;
-use crate::pool::{Delivery, KeySource, Moment, Pool, PoolId, Sent, Unplaced, UpstreamError};
+use crate::pool::{Attempt, Delivery, KeySource, Moment, Pool, PoolId, Sent, Unplaced, UpstreamError};
 use crate::route::RequestView;
 use crate::traffic::{Connection, Rejection};
 
@@ -76,9 +76,11 @@ impl RequestContext {
         self.delivery.place(pool, key.as_deref().unwrap_or_default(), moment())
     }
 
-    /// Starts the time that this attempt may take to the head of its answer.
+    /// The request is whole: starts the time that this attempt may take from here to the head of its answer.
     pub(crate) fn limit_attempt(&self) {
-        let limit = self.pool().and_then(|pool| pool.per_try());
+        let waits = |attempt: &Attempt| attempt.time_to_first_byte().is_none();
+        let is_waiting = self.delivery.attempt.as_ref().is_some_and(waits);
+        let limit = self.pool().filter(|_| is_waiting).and_then(|pool| pool.per_try());
         if let (Some(connection), Some(limit)) = (&self.connection, limit) {
             connection.patience.limit(Some(tokio::time::Instant::now() + limit));
         }

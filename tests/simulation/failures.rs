@@ -40,7 +40,7 @@ fn repetitions_never_exceed_the_budget() {
         }
         let report = scenario.watch(&mut |moment, pool, _| {
             if let Moment::Repeats = moment {
-                let limit = (pool.in_flight() * u64::from(percent) / 100).max(min_concurrent.into());
+                let limit = (pool.requests() * u64::from(percent) / 100).max(min_concurrent.into());
                 let active = pool.repetitions();
                 assert!(active <= limit, "{active} of at most {limit}, seed {seed}");
                 begun += 1;

@@ -265,8 +265,8 @@ mod tests {
     #[test]
     fn threads_lose_no_observation() {
         let (load, now) = load();
-        let work = || (0..1000).for_each(|_| load.penalize(MS, now));
-        thread::scope(|scope| (0..4).for_each(|_| drop(scope.spawn(work))));
+        let work = |most| (1..=most).for_each(|ms| load.answered(ms * MS, now));
+        thread::scope(|scope| [1000, 4030, 2000, 3000].map(|most| drop(scope.spawn(move || work(most)))));
         close(load.cost(now), 4.030);
     }
 
@@ -312,15 +312,16 @@ mod tests {
     }
 
     #[test]
-    fn a_penalty_adds_and_decays() {
+    fn a_penalty_is_the_least_cost_and_decays() {
         let (load, now) = load();
         load.penalize(5000 * MS, now);
-        close(load.cost(now), 5.030);
         load.penalize(5000 * MS, now);
-        close(load.cost(now), 10.030);
+        close(load.cost(now), 5.0);
+        load.penalize(MS, now);
+        close(load.cost(now), 5.0);
         // What answers quickly after that is not cheap at once.
         load.answered(MS, now + 1000 * MS);
-        assert!(load.cost(now + 1000 * MS) > 9000 * MS);
+        assert!(load.cost(now + 1000 * MS) > 4500 * MS);
         assert!(load.cost(now + 60_000 * MS) < 50 * MS);
     }
 

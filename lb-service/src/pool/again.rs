@@ -7,6 +7,7 @@ use super::backend::Backend;
 use super::delivery::Moment;
 use super::pick::Tried;
 use super::retry::{Decision, Failed, Repetition, backoff, decide};
+use super::settings::RetryCause;
 
 /// Another attempt.
 #[derive(Debug)]
@@ -38,7 +39,7 @@ impl Pool {
             return None;
         }
         let repetition = match decision {
-            Decision::Repeat => Some(self.in_budget()?),
+            Decision::Repeat if !self.is_alone(failed, tried, backend, at) => Some(self.in_budget()?),
             _ => None,
         };
         self.retries.increment();
@@ -50,8 +51,15 @@ impl Pool {
         self.settings.retries.per_try
     }
 
+    /// Whether a connection broke, and another backend is available that did not fail its latest request: then this is the end
+    /// of one backend and not an outage, and what it was working on would not fit into the budget.
+    fn is_alone(&self, failed: &Failed, tried: &Tried, backend: &Backend, at: Moment) -> bool {
+        failed.cause == RetryCause::Reset
+            && self.others(tried, backend, at.now).any(|other| other.consecutive_failures() == 0)
+    }
+
     fn in_budget(&self) -> Option<Repetition> {
-        let repetition = self.budget.try_begin(self.in_flight());
+        let repetition = self.budget.try_begin(self.requests.get());
         if repetition.is_none() {
             self.retries_denied.increment();
         }

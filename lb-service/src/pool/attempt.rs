@@ -18,22 +18,17 @@ pub struct Attempt {
     pub reused: Option<bool>,
     started: Instant,
     first_byte: Option<Duration>,
+    /// Whether the answer is a good one so far, which is said of the backend when it is whole.
+    promises: bool,
     place: Option<InFlight>,
     pool: Arc<Pool>,
-}
-
-/// How an attempt ended, as far as the backend is concerned.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// It answered with this status.
-    Answered(u16),
-    /// It failed.
-    Failed(UpstreamError),
 }
 
 /// What a backend that fails, or asks for a pause, is taken to cost at least, for [`peak_ewma`](crate::policy): a quick
 /// failure must not look like a quick answer.
 const PENALTY: Duration = Duration::from_secs(1);
+/// What follows such a head is no answer any more, and may last for hours.
+const SWITCHING_PROTOCOLS: u16 = 101;
 /// The most that a backend can ask for.
 const MAX_PENALTY: Duration = Duration::from_secs(60);
 
@@ -42,7 +37,15 @@ const MAX_PENALTY: Duration = Duration::from_secs(60);
 impl Attempt {
     pub(super) fn new(pool: Arc<Pool>, backend: Arc<Backend>, place: InFlight, now: Instant) -> Self {
         pool.in_flight.enter();
-        Self { backend, reused: None, started: now, first_byte: None, place: Some(place), pool }
+        Self {
+            backend,
+            reused: None,
+            started: now,
+            first_byte: None,
+            promises: false,
+            place: Some(place),
+            pool,
+        }
     }
 
     /// A connection is there.
@@ -65,15 +68,28 @@ impl Attempt {
         if let Some(penalty) = penalty(status, retry_after) {
             self.backend.load.penalize(penalty, now);
         }
-        self.pool.judge(self, Outcome::Answered(status), now);
+        self.promises = !is_failure(status);
+        if !self.promises {
+            self.pool.judge_failure(self, now);
+        } else if status == SWITCHING_PROTOCOLS {
+            self.finished();
+        }
         self.pool.compare(&self.backend, elapsed, now);
+    }
+
+    /// The answer is whole.
+    pub fn finished(&mut self) {
+        if std::mem::take(&mut self.promises) {
+            self.backend.record.succeeded(self.started);
+        }
     }
 
     /// The backend failed it.
     pub fn failed(&mut self, error: UpstreamError, now: Instant) {
         self.backend.failed(error);
         self.backend.load.penalize(PENALTY, now);
-        self.pool.judge(self, Outcome::Failed(error), now);
+        self.promises = false;
+        self.pool.judge_failure(self, now);
     }
 
     /// From the beginning of the attempt to the head of the answer, if that is there.
@@ -84,6 +100,8 @@ impl Attempt {
 
 impl Drop for Attempt {
     fn drop(&mut self) {
+        // An answer without a body, or one whose client left.
+        self.finished();
         // First the place is free, then who waits for it is told.
         self.place = None;
         self.pool.in_flight.leave();
@@ -91,34 +109,23 @@ impl Drop for Attempt {
     }
 }
 
+/// Whether an answer speaks against the backend that gave it.
+fn is_failure(status: u16) -> bool {
+    RetryCause::of_status(status).is_some()
+}
+
 /// What the backend that gave this answer costs at least.
 fn penalty(status: u16, retry_after: Option<Duration>) -> Option<Duration> {
     let asked = retry_after.map(|pause| pause.min(MAX_PENALTY));
-    let is_failure = Outcome::Answered(status).is_failure();
-    asked.or((status == 429 || is_failure).then_some(PENALTY))
-}
-
-// === impl Outcome ===
-
-impl Outcome {
-    /// Whether it speaks against the backend.
-    fn is_failure(self) -> bool {
-        match self {
-            Self::Answered(status) => RetryCause::of_status(status).is_some(),
-            Self::Failed(_) => true,
-        }
-    }
+    asked.or((status == 429 || is_failure(status)).then_some(PENALTY))
 }
 
 // === impl Pool ===
 
 impl Pool {
-    /// Takes note of how a backend did, and ejects it if that was once too often.
-    fn judge(&self, attempt: &Attempt, outcome: Outcome, now: Instant) {
-        let (settings, record) = (&self.settings.outlier_detection, &attempt.backend.record);
-        if !outcome.is_failure() {
-            record.succeeded(attempt.started);
-        } else if record.failed(settings, attempt.started) {
+    /// Takes note that a backend failed a request, and ejects it if that was once too often.
+    fn judge_failure(&self, attempt: &Attempt, now: Instant) {
+        if attempt.backend.record.failed(&self.settings.outlier_detection, attempt.started) {
             self.eject(&attempt.backend, "failures in a row", now);
         }
     }
@@ -166,14 +173,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_gateway_errors_and_failures_speak_against_a_backend() {
+    fn only_gateway_errors_speak_against_a_backend() {
         for status in [502, 503, 504] {
-            assert!(Outcome::Answered(status).is_failure());
+            assert!(is_failure(status));
         }
         for status in [200, 404, 429, 500, 501, 505] {
-            assert!(!Outcome::Answered(status).is_failure());
+            assert!(!is_failure(status));
         }
-        assert!(Outcome::Failed(UpstreamError::Connect).is_failure());
     }
 
     #[test]

@@ -32,7 +32,13 @@ pub struct Delivery {
     repetition: Option<Repetition>,
     /// Whether its one replay on account of a stale connection is used up.
     replayed: bool,
+    /// Counts it as a request of its pool.
+    counted: Option<Counted>,
 }
+
+/// One request of a pool, until this is dropped.
+#[derive(Debug)]
+struct Counted(Arc<Pool>);
 
 /// What is known about a request when a backend has failed it.
 #[derive(Clone, Copy, Debug)]
@@ -77,6 +83,7 @@ impl Delivery {
     pub fn place(&mut self, pool: &Arc<Pool>, key: &[u8], at: Moment) -> Result<(), Unplaced> {
         let wish = Wish { key, session: self.session, tried: &self.tried, now: at.now, draw: at.draw };
         self.attempt = Some(pool.place(&wish, &mut self.passed)?);
+        self.counted.get_or_insert_with(|| Counted::new(pool));
         self.tries += 1;
         Ok(())
     }
@@ -126,7 +133,7 @@ impl Delivery {
             idempotent: sent.idempotent,
             replayable: sent.replayable,
             answered: sent.answered,
-            tries: self.tried.len() + 1,
+            tries: (self.tries - u32::from(self.replayed)) as usize,
             stale: sent.stale,
             replayed: self.replayed,
         };
@@ -143,5 +150,20 @@ impl Delivery {
         if pool.has_another(&self.tried, &backend, now) {
             self.tried.insert(backend, mishap);
         }
+    }
+}
+
+// === impl Counted ===
+
+impl Counted {
+    fn new(pool: &Arc<Pool>) -> Self {
+        pool.requests.enter();
+        Self(pool.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.requests.leave();
     }
 }

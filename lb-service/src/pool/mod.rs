@@ -48,7 +48,7 @@ use http::HeaderValue;
 use pingora::lb::health_check::HealthCheck;
 use pingora::lb::{Backends, HealthRegistry, LoadBalancer, discovery};
 
-pub use attempt::{Attempt, Outcome};
+pub use attempt::Attempt;
 pub use availability::{Availability, Level};
 pub use backend::{Backend, State, UpstreamError};
 pub use delivery::{Delivery, Moment, Sent};
@@ -87,7 +87,10 @@ pub struct Pool {
     pub queue: Arc<Queue>,
     /// How long they wait.
     pub queue_timeout: Duration,
+    /// Attempts at its backends.
     in_flight: Gauge,
+    /// Requests, also those that pause between two attempts.
+    requests: Gauge,
     budget: Arc<Budget>,
     settings: Rules,
     sticky: Option<Sticky>,
@@ -174,6 +177,7 @@ impl Pool {
             queue,
             queue_timeout: settings.timeouts.queue,
             in_flight: Gauge::default(),
+            requests: Gauge::default(),
             budget: Budget::of(&settings.retries),
             settings: Rules::new(settings),
             sticky: settings.sticky.as_ref().map(|sticky| {
@@ -201,6 +205,11 @@ impl Pool {
     /// Requests that its backends are working on.
     pub fn in_flight(&self) -> u64 {
         self.in_flight.get()
+    }
+
+    /// Requests that it has not ended with, also those that pause between two attempts: what the budget is a share of.
+    pub fn requests(&self) -> u64 {
+        self.requests.get()
     }
 
     /// Of them, those that were sent once more.

@@ -144,7 +144,8 @@ impl Record {
     /// in an outage of the whole pool every request fails, and deciding takes a lock.
     pub(super) fn failed(&self, settings: &OutlierSettings, began: Instant) -> bool {
         let enough = settings.consecutive_failures;
-        enough > 0 && self.update(began, Streak::failed).is_some_and(|streak| streak.is_time(enough))
+        // Counted also where nobody is ejected: a repetition prefers a backend without a failure.
+        self.update(began, Streak::failed).is_some_and(|streak| enough > 0 && streak.is_time(enough))
     }
 
     /// How often it was ejected so far.

@@ -29,6 +29,8 @@ pub enum Refusal {
     Down,
     /// It failed requests, and is left out for a while.
     Ejected,
+    /// It failed its latest request, and this one was failed already: a better one is looked for first.
+    Failing,
     /// It works on as many requests as it may.
     Full,
     /// It holds more than its share of hashed requests.
@@ -83,11 +85,11 @@ const MAX_PASSED: usize = 16;
 
 /// How strictly candidates are looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Pass {
-    /// As configured.
-    Strict,
-    /// Nobody was found: slow starts and bounds of hashed load, which only shift load, do not count.
-    Relaxed,
+struct Pass {
+    /// None that failed its latest request.
+    sound: bool,
+    /// Slow starts and bounds of hashed load, which only shift load, count.
+    shifts: bool,
 }
 
 // === impl Pool ===
@@ -99,11 +101,14 @@ impl Pool {
     /// When no backend takes it.
     pub fn place(self: &Arc<Self>, wish: &Wish<'_>, passed: &mut Passed) -> Result<Attempt, Unplaced> {
         let availability = self.availability(wish.now);
+        let any = Pass { sound: false, shifts: !availability.panic };
         let placed = self.continue_session(wish, availability, passed);
-        let placed = placed.or_else(|| self.choose_as_checked(wish, availability, passed));
-        let placed = placed.or_else(|| self.choose(wish, availability, Pass::Strict, passed));
+        let placed = placed.or_else(|| self.choose_sound(wish, availability, passed));
+        let placed = placed.or_else(|| self.choose(wish, availability, any, passed));
+        // Better one that gets more than its share than none.
         let placed = placed.or_else(|| {
-            passed.only_shifted().then(|| self.choose(wish, availability, Pass::Relaxed, passed)).flatten()
+            let pass = Pass { shifts: false, ..any };
+            passed.only_shifted().then(|| self.choose(wish, availability, pass, passed)).flatten()
         });
         match placed {
             Some((backend, place)) => Ok(Attempt::new(self.clone(), backend, place, wish.now)),
@@ -114,8 +119,18 @@ impl Pool {
 
     /// Whether a request that was sent to these would be taken by another backend.
     pub(super) fn has_another(&self, tried: &Tried, also: &Backend, now: Instant) -> bool {
+        self.others(tried, also, now).next().is_some()
+    }
+
+    /// The backends that would take a request which was sent to these.
+    pub(super) fn others(
+        &self,
+        tried: &Tried,
+        also: &Backend,
+        now: Instant,
+    ) -> impl Iterator<Item = &Arc<Backend>> {
         let availability = self.availability(now);
-        self.backends.iter().any(|backend| {
+        self.backends.iter().filter(move |backend| {
             backend.address != also.address
                 && !tried.contains(backend.address)
                 && self.refusal(backend, availability, now).is_none()
@@ -184,18 +199,18 @@ impl Pool {
         }
     }
 
-    /// In panic readiness is ignored, because the checks may be wrong. A request that was failed once believes them: if
-    /// they are right after all, its second attempt is the one that counts.
-    fn choose_as_checked(
+    /// For a request that was failed once: a backend that is not known to fail, by its checks or by its latest request. In
+    /// panic readiness is ignored because the checks may be wrong; if they are right after all, this is the attempt that
+    /// counts.
+    fn choose_sound(
         &self,
         wish: &Wish<'_>,
         availability: Availability,
         passed: &mut Passed,
     ) -> Option<(Arc<Backend>, InFlight)> {
         let checked = Availability { panic: false, ..availability };
-        (availability.panic && !wish.tried.is_empty())
-            .then(|| self.choose(wish, checked, Pass::Relaxed, passed))
-            .flatten()
+        let pass = Pass { sound: true, shifts: !availability.panic };
+        (!wish.tried.is_empty()).then(|| self.choose(wish, checked, pass, passed)).flatten()
     }
 
     /// Whether somebody would take the request, had it room.
@@ -245,7 +260,10 @@ impl Pool {
             return Err(Refusal::Tried);
         }
         refusal(backend, ready, availability, wish.now).map_or(Ok(()), Err)?;
-        if pass == Pass::Relaxed || availability.panic {
+        if pass.sound && backend.consecutive_failures() > 0 {
+            return Err(Refusal::Failing);
+        }
+        if !pass.shifts {
             return backend.reserve(u64::MAX);
         }
         if !self.is_admitted(backend, wish) {
@@ -308,12 +326,13 @@ impl Backend {
 
 impl Refusal {
     /// All of them, in the order of their discriminants.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Tried,
         Self::Backup,
         Self::Draining,
         Self::Down,
         Self::Ejected,
+        Self::Failing,
         Self::Full,
         Self::AboveBound,
         Self::SlowStart,
@@ -327,6 +346,7 @@ impl Refusal {
             Self::Draining => "draining",
             Self::Down => "down",
             Self::Ejected => "ejected",
+            Self::Failing => "failing",
             Self::Full => "full",
             Self::AboveBound => "above_bound",
             Self::SlowStart => "slow_start",

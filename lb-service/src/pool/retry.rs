@@ -36,7 +36,7 @@ pub struct Failed {
     pub replayable: bool,
     /// Whether bytes of an answer, one with a 1xx status included, reached the client.
     pub answered: bool,
-    /// Backends tried so far, this one included.
+    /// Attempts so far, this one included. A replay is none.
     pub tries: usize,
     /// Whether the connection was kept alive from an earlier request and ended before the first byte of an
     /// answer.
