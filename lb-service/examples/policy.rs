@@ -20,7 +20,7 @@ use pingora::server::Server;
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorType, Result};
 
-/// What a backend that refuses or fails costs in addition, at first.
+/// What a backend that cannot be connected to, or asks for a pause, costs at least; it decays.
 const PENALTY: Duration = Duration::from_secs(5);
 
 struct Proxy {

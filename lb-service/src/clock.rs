@@ -1,7 +1,8 @@
 //! What time it is, for code that Pingora calls without telling it.
 //!
-//! Whatever decides is given the time as an argument. Only a [`Policy`](crate::Policy) cannot be: Pingora's trait has no
-//! place for it. It asks a clock, which is the system's, or one whose hands a test or a simulation moves.
+//! Whatever decides is given the time as an argument. Only a [`Policy`](crate::Policy) and a health check cannot be:
+//! Pingora's traits have no place for it. They ask a clock, which is the system's, or one whose hands a test or a
+//! simulation moves.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,4 +1,34 @@
-//! The load balancing proxy: listeners, routes, pools, policies and the access log, as a Pingora service.
+//! A load balancing proxy as a Pingora service, and its parts for Pingora programs of your own.
+//!
+//! | you want | take | begin with |
+//! |---|---|---|
+//! | one policy, in a proxy that you have | [`Policy`] | [`policy`], and `examples/policy.rs`, a whole proxy in a hundred lines |
+//! | ejection, retries, queues and sessions as well | [`Pool`](pool::Pool) | [`pool`] |
+//! | all of it | [`service::service`] | `examples/proxy.rs` |
+//!
+//! # One policy
+//!
+//! [`Policy`] stands where Pingora's own selection stands, in the type of the balancer. The rest of the program stays
+//! as it is:
+//!
+//! ```
+//! use lb_service::policy::{Algorithm, Policy, PolicyConfig};
+//! use pingora::lb::{Backends, LoadBalancer, discovery};
+//!
+//! let backends = Backends::new(discovery::Static::try_from_iter(["10.0.0.1:80", "10.0.0.2:80"])?);
+//! let config = PolicyConfig::new(Algorithm::ConsistentHash);
+//! let balancer = LoadBalancer::<Policy>::from_backends_with_config(backends, Some(config));
+//! # futures::FutureExt::now_or_never(balancer.update()).unwrap().unwrap();
+//! // For each request, in `upstream_peer`; the key is what is to meet the same backend again.
+//! let backend = balancer.select(b"/images/cat.png", 2).expect("both are taken for healthy until a check fails");
+//! # assert_eq!(balancer.select(b"/images/cat.png", 2), Some(backend));
+//! # Ok::<_, std::io::Error>(())
+//! ```
+//!
+//! [`policy`] says which of the six to choose, and what two of them have to be told. It uses nothing else of this
+//! crate but [`clock`].
+//!
+//! # How the proxy is made
 //!
 //! It speaks to the other services only in types of Pingora and of `prometheus`: whoever decides who is ready tells the pool's
 //! `LoadBalancer`, and whoever serves metrics passes a `Registry`.
@@ -16,8 +46,7 @@
 //!     └── AccessLog                 one line per request                               access_log/
 //! ```
 //!
-//! What decides is plain functions over values; the callbacks only call them. `examples/proxy.rs` puts the proxy into a
-//! Pingora server of its own, and [`policy::Policy`] works in any Pingora program.
+//! What decides is plain functions over values; the callbacks only call them.
 
 pub mod access_log;
 pub mod clock;

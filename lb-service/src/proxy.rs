@@ -79,7 +79,7 @@ impl Proxy {
         let Ok(waiter) = pool.queue.join() else {
             return Err(ctx.fail(Failure::Rejected(Rejection::QueueFull)));
         };
-        self.queue(session, ctx, waiter, &pool).await
+        Box::pin(self.queue(session, ctx, waiter, &pool)).await
     }
 
     /// Waits in the line. A release and a change of health wake its front; an ejection that ends does not, so everybody
@@ -208,7 +208,8 @@ impl ProxyHttp for Proxy {
 
     async fn upstream_peer(&self, session: &mut Session, ctx: &mut RequestContext) -> Result<Box<HttpPeer>> {
         if let Some(pause) = ctx.delivery.end_attempt().filter(|pause| !pause.is_zero()) {
-            wait(session, ctx, tokio::time::sleep(pause)).await?;
+            // In a box, as the queue is: the future of this callback is made, and moved, for every request.
+            Box::pin(wait(session, ctx, tokio::time::sleep(pause))).await?;
         }
         self.place(session, ctx).await?;
         let attempt = ctx.delivery.attempt.as_ref().expect("it was placed");
@@ -295,7 +296,9 @@ impl ProxyHttp for Proxy {
                 "another backend is tried",
             );
         }
-        if let Some(cookie) = ctx.set_cookie(self.is_secure(session)) {
+        if ctx.is_sticky()
+            && let Some(cookie) = ctx.set_cookie(self.is_secure(session))
+        {
             response.append_header(SET_COOKIE, cookie)?;
         }
         self.limit_keepalive(session, ctx);

@@ -4,7 +4,6 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use http::HeaderMap;
 use http::header::{HOST, RETRY_AFTER};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::{Error, ErrorType};
@@ -65,11 +64,13 @@ impl RequestContext {
 
     /// Gives it to a backend.
     pub(crate) fn place(&mut self, request: &RequestHeader, peer: Option<IpAddr>) -> Result<(), Unplaced> {
-        let plan = self.plan.clone();
-        let Some(pool) = self.pool.map(|id| plan.pool(id)) else { return Err(Unplaced::Nobody) };
-        let client = peer.map(|peer| client_ip(peer, &request.headers, &plan.trusted_proxies));
+        let Some(pool) = self.pool.map(|id| self.plan.pool(id)) else { return Err(Unplaced::Nobody) };
+        if !pool.is_hashed() {
+            return self.delivery.place(pool, &[], moment());
+        }
+        let client = peer.map(|peer| client_ip(peer, &request.headers, &self.plan.trusted_proxies));
         let key = pool.hash_key(&KeySource { client, uri: &request.uri, headers: &request.headers });
-        if key.is_none() && pool.is_hashed() && !self.key_is_missing {
+        if key.is_none() && !self.key_is_missing {
             self.key_is_missing = true;
             pool.keys_missing.increment();
         }
@@ -111,9 +112,9 @@ impl RequestContext {
 
     /// The head of the final answer is there. Whether it is left for another attempt.
     pub(crate) fn answered(&mut self, answer: &ResponseHeader, sent: Sent) -> bool {
-        let Some(pool) = self.pool().cloned() else { return false };
+        let Some(pool) = self.pool.map(|id| self.plan.pool(id)) else { return false };
         let status = answer.status.as_u16();
-        let again = self.delivery.answered(&pool, status, retry_after(&answer.headers), sent, moment());
+        let again = self.delivery.answered(pool, status, retry_after(answer), sent, moment());
         // Whatever went wrong before has been made good, unless this is to be made good itself.
         self.failure = again.then_some(Failure::Answer(status));
         again
@@ -122,8 +123,13 @@ impl RequestContext {
     /// The backend failed the request. Whether there is to be another attempt.
     pub(crate) fn broke(&mut self, error: UpstreamError, sent: Sent) -> bool {
         self.failure = Some(Failure::Upstream(error));
-        let Some(pool) = self.pool().cloned() else { return false };
-        self.delivery.broke(&pool, error, sent, moment())
+        let Some(pool) = self.pool.map(|id| self.plan.pool(id)) else { return false };
+        self.delivery.broke(pool, error, sent, moment())
+    }
+
+    /// Whether its answer may have to set a cookie.
+    pub(crate) fn is_sticky(&self) -> bool {
+        self.pool().is_some_and(|pool| pool.is_sticky())
     }
 
     /// The cookie that its answer is to set, if any.
@@ -144,9 +150,10 @@ pub(crate) fn host(request: &RequestHeader) -> Option<&str> {
     of_target.or_else(|| request.headers.get(HOST)?.to_str().ok())
 }
 
-/// How long a backend asks to be left alone, when it says so in seconds; a date stands for one second.
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let value = headers.get(RETRY_AFTER)?;
+/// How long a backend that refuses asks to be left alone, when it says so in seconds; a date stands for one second.
+fn retry_after(answer: &ResponseHeader) -> Option<Duration> {
+    let is_refusal = answer.status.is_client_error() || answer.status.is_server_error();
+    let value = is_refusal.then(|| answer.headers.get(RETRY_AFTER)).flatten()?;
     let seconds = value.to_str().ok().and_then(|text| text.trim().parse().ok());
     Some(Duration::from_secs(seconds.unwrap_or(1)))
 }

@@ -5,7 +5,11 @@
 //! "Consistent hashing with bounded loads", 2018). The policy only offers candidates; whoever accepts them applies
 //! [`bound`].
 
-/// The requests that a backend may hold at most, the new one included.
+/// The requests that a backend may hold at most, the new one included, when hashing has bounded loads (Mirrokni, Thorup,
+/// Zadimoghaddam, 2018).
+///
+/// Refuse a candidate that holds as many, and the policy offers the next for the same key;
+/// [`Load::try_enter`](super::Load::try_enter) does it without a race.
 ///
 /// This is `percent` of its share by weight of `total_in_flight + 1` requests, rounded up; 125 to 200 percent are
 /// usual, and less than 100 is taken for 100. The bounds of all backends add up to at least `total_in_flight + 1`, so

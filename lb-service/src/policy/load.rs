@@ -34,9 +34,14 @@ const FORGOTTEN: f64 = 12.0 * DECAY;
 /// Stamps that are ahead by up to so many milliseconds are from a thread that was quicker, not from 49 days ago.
 const AHEAD: u32 = 60_000;
 
-/// What one backend is doing.
+/// What one backend is doing: its requests in flight, and the time that an answer of it is expected to take.
 ///
-/// Kept by address outside the selector ([`PolicyConfig::load`](super::PolicyConfig::load)); it survives changes of
+/// The time is a peak EWMA, as in Finagle and tower: a slower answer replaces it at once, quicker ones move it with a
+/// decay of 10 s, and without answers it falls to `1/e` in 10 s. After 120 s without any it is unknown again, which
+/// counts as 30 ms.
+///
+/// Nothing is counted by itself: the program calls [`enter`](Self::enter) and [`answered`](Self::answered). Kept by
+/// address outside the selector ([`PolicyConfig::load`](super::PolicyConfig::load)); it survives changes of
 /// membership and weight while anybody holds it.
 #[derive(Debug)]
 pub struct Load {
@@ -92,7 +97,7 @@ impl Load {
         Some(InFlight(self.clone()))
     }
 
-    /// It answered after so long, to the first byte.
+    /// It answered after so long, from the choice of the backend to the first byte. Once for each request.
     pub fn answered(&self, after: Duration, now: Instant) {
         let after = after.as_secs_f64();
         self.change(now, |estimate, stamp| {

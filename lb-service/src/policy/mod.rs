@@ -27,7 +27,7 @@
 //! In doubt take `LeastRequest`: it never does much worse than round robin, and much better when a backend is slow.
 //! `PeakEwma` sends a slow backend less, but any backend that answers errors quickly looks fast to it:
 //! [`penalize`](Load::penalize) those answers. The hashes take weights as the others do, and both can have bounded loads
-//! ([`bound`]). Without a key (an empty one) they are a round robin.
+//! ([`bound`]). Without a key (an empty one) they are a round robin. Each algorithm names its source.
 //!
 //! # How to feed it
 //!
@@ -53,7 +53,7 @@
 //! let began = Instant::now();
 //! // ... the head of the answer arrives:
 //! load.answered(began.elapsed(), Instant::now());
-//! // ... and if it is a 429, or says Retry-After:
+//! // ... and if it is a 429 or 5xx, or says Retry-After, or if there is no answer at all:
 //! load.penalize(Duration::from_secs(5), Instant::now());
 //! // ... the request has ended:
 //! drop(in_flight);
@@ -92,7 +92,7 @@
 //!
 //! Cost of a pick that is not refused: one `fetch_add` (none for a key), one look-up, one reference count of the `Arc` that
 //! Pingora's trait demands; `LeastRequest` and `PeakEwma` read two to four loads, `PeakEwma` the clock. No lock, and no
-//! allocation before more than 128 backends have been refused or the walk has ended. Memory: at most 2 MiB for the
+//! allocation before the walk has ended or a backend beyond the first 128 has been refused. Memory: at most 2 MiB for the
 //! period of unequal weights, 64 MiB for a ring (13 KiB for ten backends of weight 1, 12 MiB if their weight is 1000),
 //! 128 KiB for a table.
 
@@ -131,20 +131,24 @@ use round_robin::RoundRobin;
 /// How a [`Policy`] chooses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Algorithm {
-    /// Each in turn, as evenly spread as the weights allow (smooth weighted round robin).
+    /// Each in turn, as evenly spread as the weights allow: nginx's smooth weighted round robin
+    /// (`ngx_http_upstream_round_robin.c`, 2012), with weights 5, 1, 1 `a a b a c a a`.
     #[default]
     RoundRobin,
-    /// Each with a chance proportional to its weight.
+    /// Each with a chance proportional to its weight. Drawn by the alias method (Walker, 1977; Vose, 1991), so the
+    /// number of backends does not matter.
     Random,
     /// The one with the fewest requests in flight for its weight: of all in pools of up to four backends, of two that
-    /// are drawn in larger ones.
+    /// are drawn by weight in larger ones ("The power of two choices in randomized load balancing", Mitzenmacher, 2001).
     LeastRequest,
     /// The one that is expected to answer soonest: as `LeastRequest`, by the peak EWMA of the time to the first byte
-    /// times the requests in flight.
+    /// times the requests in flight. Finagle's and tower's `PeakEwma`, with penalties as linkerd has them; see [`Load`].
     PeakEwma,
-    /// The owner of the key on a ring: ketama, with nginx's mapping.
+    /// The owner of the key on a ring of 160 points for each unit of weight (Karger et al., 1997; ketama, 2007). Keys
+    /// meet the same backends as with nginx's `hash … consistent`. When a backend leaves, only its own keys move.
     ConsistentHash,
-    /// The owner of the key in a table: Maglev.
+    /// The owner of the key in a table of 65,537 entries ("Maglev", Eisenbud et al., NSDI 2016, 3.4): more even than
+    /// a ring. When a backend leaves, its own keys move, and a few others.
     Maglev,
 }
 
@@ -220,7 +224,7 @@ impl Algorithm {
         matches!(self, Self::ConsistentHash | Self::Maglev)
     }
 
-    /// Its name in the configuration.
+    /// Its name in the configuration, such as `least_request`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::RoundRobin => "round_robin",

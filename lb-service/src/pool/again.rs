@@ -1,4 +1,8 @@
 //! Whether a request that a backend failed goes to another one.
+//!
+//! [`decide`] says what the request and the settings allow. Here it is added what the pool allows: another backend
+//! must be available, and a repetition needs a place in the budget, with one exception. When a connection broke while
+//! another backend is well, this is the end of one backend, and all that it was working on is sent again.
 
 use std::time::Duration;
 
@@ -46,7 +50,8 @@ impl Pool {
         Some(Again { pause: backoff(failed.tries, at.draw), repetition, replay: false })
     }
 
-    /// How long one attempt may take to the head of its answer, if that is limited.
+    /// How long one attempt may take from the end of the request to the head of its answer, if that is limited. The
+    /// time to connect is limited by the same, in [`Backend::peer`].
     pub fn per_try(&self) -> Option<Duration> {
         self.settings.retries.per_try
     }

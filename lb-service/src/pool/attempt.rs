@@ -48,7 +48,7 @@ impl Attempt {
         }
     }
 
-    /// A connection is there.
+    /// A connection is there; `reused`: it was kept alive from an earlier request.
     pub fn connected(&mut self, reused: bool) {
         self.reused = Some(reused);
         if reused {
@@ -58,7 +58,8 @@ impl Attempt {
         }
     }
 
-    /// The head of the final answer is there. `retry_after` is what it says in the header of that name.
+    /// The head of the final answer is there, or of a 101. `retry_after` is what it says in the header of that name;
+    /// more than 60 s count as 60 s. A 502, 503 or 504 is a failure of the backend.
     pub fn answered(&mut self, status: u16, retry_after: Option<Duration>, now: Instant) {
         let elapsed = now.saturating_duration_since(self.started);
         self.first_byte = Some(elapsed);
@@ -77,14 +78,15 @@ impl Attempt {
         self.pool.compare(&self.backend, elapsed, now);
     }
 
-    /// The answer is whole.
+    /// The answer is whole: a success, if its head was one, which forgives the backend its failures. Dropping the attempt says
+    /// the same, unless it [`failed`](Self::failed) before: of an answer without a body, or one that its client did not wait for.
     pub fn finished(&mut self) {
         if std::mem::take(&mut self.promises) {
             self.backend.record.succeeded(self.started);
         }
     }
 
-    /// The backend failed it.
+    /// The backend failed it, which may eject the backend.
     pub fn failed(&mut self, error: UpstreamError, now: Instant) {
         self.backend.failed(error);
         self.backend.load.penalize(PENALTY, now);

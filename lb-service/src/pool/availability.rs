@@ -38,6 +38,11 @@ pub enum Level {
 }
 
 /// Who may be picked: a backend of the level, if it does not drain and is available or the pool is in panic.
+///
+/// Available is who passes its health checks, is not ejected and does not drain. In panic less than
+/// [`panic_threshold`](super::PoolSettings::panic_threshold) percent of the level are, and all of it is used. Levels
+/// and panic are those of Envoy, simplified: backups serve only when no primary is available, and that is decided
+/// before panic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Availability {
     /// The level in use.

@@ -38,7 +38,7 @@ pub struct Backend {
     pub(super) comeback: Comeback,
     /// Its answers by status.
     pub answers: Codes,
-    /// From sending a request to the first byte of its answer.
+    /// From the choice of it for a request to the head of its answer.
     pub time_to_first_byte: Histogram,
     /// Requests that went over a connection made for them.
     pub connections_new: Counter,

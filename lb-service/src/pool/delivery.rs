@@ -1,7 +1,7 @@
 //! One request on its way through its pool: from its first attempt to the answer that its client gets.
 //!
 //! Whoever carries requests (the proxy, a simulation) says what happened, and is told whether there is to be another
-//! attempt. Nothing here waits, sends or looks at a clock.
+//! attempt. Nothing here waits, sends or looks at a clock. [`super`] has an example.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,14 +13,14 @@ use super::backend::UpstreamError;
 use super::pick::{Mishap, Passed, Tried, Unplaced, Wish};
 use super::retry::{Failed, Repetition};
 
-/// A request that has not ended.
+/// A request that has not ended. Dropping it ends it, and counts it out of its pool.
 #[derive(Debug, Default)]
 pub struct Delivery {
     /// The attempt that is under way, or was the last.
     pub attempt: Option<Attempt>,
-    /// How often it was sent, or tried to be sent.
+    /// How often it was sent, or tried to be sent; replays are counted too.
     pub tries: u32,
-    /// The backends that failed it.
+    /// The backends that failed it, and after which another one was looked for.
     pub tried: Tried,
     /// The backends that it could not go to.
     pub passed: Passed,
@@ -45,9 +45,9 @@ struct Counted(Arc<Pool>);
 pub struct Sent {
     /// Whether it may be sent twice (RFC 9110, 9.2.2).
     pub idempotent: bool,
-    /// Whether its body can be sent again.
+    /// Whether its body can be sent again: there is none, or all that was read of it is kept.
     pub replayable: bool,
-    /// Whether bytes of an answer have reached the client.
+    /// Whether bytes of an answer, one with a 1xx status included, have reached the client.
     pub answered: bool,
     /// Whether its connection had been kept alive, and ended before the first byte of an answer.
     pub stale: bool,
@@ -88,7 +88,7 @@ impl Delivery {
         Ok(())
     }
 
-    /// The head of the final answer is there. Whether it is left for another attempt.
+    /// The head of the final answer is there. Whether it is left for another attempt, and is not to be passed on.
     pub fn answered(
         &mut self,
         pool: &Arc<Pool>,
@@ -122,7 +122,7 @@ impl Delivery {
         self.next.is_some()
     }
 
-    /// Whether this attempt has a place in the budget.
+    /// Whether this attempt, or the next one if it was decided on, has a place in the budget.
     pub fn is_repetition(&self) -> bool {
         self.repetition.is_some()
     }

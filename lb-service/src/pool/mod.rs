@@ -1,5 +1,59 @@
 //! A pool: the backends that serve the same thing, how one of them is picked, and what happens when it fails.
 //!
+//! # Use
+//!
+//! A [`Pool`] is made of [`PoolSettings`]. Each request is a [`Delivery`], which is told what happens to the request,
+//! and says whether it is sent once more. It neither connects nor waits: that is left to the program.
+//!
+//! ```
+//! use std::sync::Arc;
+//! use std::time::Instant;
+//!
+//! use lb_service::pool::{BackendSettings, Delivery, Moment, Pool, PoolSettings, Sent, UpstreamError};
+//! use pingora::lb::HealthRegistry;
+//!
+//! let backends = ["10.0.0.1:80", "10.0.0.2:80"].map(|address| BackendSettings::new(address.parse().unwrap()));
+//! let settings = PoolSettings::new("web", backends.into());
+//! // No health check here. With one, whoever runs it does so on `pool.balancer`.
+//! let pool = Arc::new(Pool::new(&settings, Arc::new(HealthRegistry::new()), None));
+//! let at = || Moment { now: Instant::now(), draw: 0.5 }; // a random number, in a real program
+//!
+//! // In `upstream_peer`; the peer to connect to is `attempt.backend.peer()`.
+//! let mut delivery = Delivery::default(); // lives in the context of the request
+//! delivery.place(&pool, b"", at()).expect("a backend is available");
+//! # let first = delivery.attempt.as_ref().unwrap().backend.address;
+//!
+//! // In `error_while_proxy`, for a GET of which no byte of an answer was passed on:
+//! let get = Sent { idempotent: true, replayable: true, answered: false, stale: false };
+//! let again = delivery.broke(&pool, UpstreamError::Reset, get, at());
+//! assert!(again, "there is another backend");
+//!
+//! // In `upstream_peer` again: wait for so long, then it goes to another backend.
+//! let pause = delivery.end_attempt().expect("it is sent again");
+//! # assert!(pause.as_millis() <= 25);
+//! delivery.place(&pool, b"", at()).expect("another backend is available");
+//! # assert_ne!(delivery.attempt.as_ref().unwrap().backend.address, first);
+//!
+//! // In `upstream_response_filter`, with the status and `Retry-After`:
+//! let again = delivery.answered(&pool, 200, None, get, at());
+//! assert!(!again, "the client gets this answer");
+//! // When the body is whole, which is a success and forgives the backend its failures. If it breaks off: `broke`.
+//! delivery.attempt.as_mut().expect("it is under way").finished();
+//! ```
+//!
+//! What else a request may need:
+//!
+//! - **A key**, when the policy hashes: [`Pool::hash_key`], as the second argument of [`Delivery::place`].
+//! - **A session**: [`Pool::session`] reads the cookie into [`Delivery::session`], [`Pool::set_cookie`] writes it.
+//! - **Patience**, when `place` says [`Unplaced::Full`] and [`Delivery::may_queue`]: join [`Pool::queue`], and at
+//!   each [`Waiter::turn`] place it again. Whoever finds somebody waiting joins first. Look at [`Pool::next_return`]
+//!   as well: nobody is woken by an ejection that ends.
+//! - **Progress**: [`Attempt::connected`] counts connections; [`Pool::per_try`] is for the program to keep.
+//!
+//! The proxy of this crate does all of this in `request.rs` and `proxy.rs`.
+//!
+//! # How it is made
+//!
 //! Who is there and who is ready is in Pingora's [`LoadBalancer`], which the proxy, the prober and the metrics share as
 //! one `Arc`; who is next is in our [`Policy`]. What the proxy itself knows of a backend is in [`Backend`], kept by address
 //! beside the selector, because Pingora builds a new selector on every change.
@@ -69,7 +123,7 @@ use gray::Gray;
 use outlier::Ejector;
 use sticky::Sticky;
 
-/// A pool at work.
+/// A pool at work. Made once, and shared by all requests as an `Arc`.
 pub struct Pool {
     /// Its name in the configuration, metrics and logs.
     pub name: Arc<str>,
@@ -77,15 +131,15 @@ pub struct Pool {
     pub balancer: Arc<LoadBalancer<Policy>>,
     /// The `Host` header sent to the backends; absent: the client's own.
     pub host: Option<HeaderValue>,
-    /// Requests that were sent once more.
+    /// Attempts after the first. A replay over a new connection is none.
     pub retries: Counter,
-    /// Requests that would have been sent once more, had the budget allowed it.
+    /// Attempts that were not made because the budget was used up.
     pub retries_denied: Counter,
     /// Requests without what their hash is made of.
     pub keys_missing: Counter,
     /// Who waits for a backend.
     pub queue: Arc<Queue>,
-    /// How long they wait.
+    /// How long they wait at most; it is for the program to keep.
     pub queue_timeout: Duration,
     /// Attempts at its backends.
     in_flight: Gauge,
@@ -212,7 +266,7 @@ impl Pool {
         self.requests.get()
     }
 
-    /// Of them, those that were sent once more.
+    /// Of them, those that have a place in the budget because they are sent once more.
     pub fn repetitions(&self) -> u64 {
         self.budget.active()
     }

@@ -39,7 +39,7 @@ pub enum Refusal {
     SlowStart,
 }
 
-/// What a request wants of its pool.
+/// What a request wants of its pool. A [`Delivery`](super::Delivery) makes it.
 #[derive(Debug)]
 pub struct Wish<'a> {
     /// What its hash is made of; empty: nothing.
@@ -58,7 +58,7 @@ pub struct Wish<'a> {
 #[derive(Clone, Debug, Default)]
 pub struct Tried(Vec<(Arc<Backend>, Mishap)>);
 
-/// How a backend failed a request that was sent on.
+/// How a backend failed a request that was then sent to another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mishap {
     /// It failed.
@@ -97,8 +97,11 @@ struct Pass {
 impl Pool {
     /// Gives a request to the backend that its session or the policy says, and notes who was passed over.
     ///
+    /// A request that was tried before goes to a backend that passes its checks and did not fail its latest request,
+    /// also in panic; to any other that is left only when there is none of these.
+    ///
     /// # Errors
-    /// When no backend takes it.
+    /// When no backend takes it: [`Unplaced::Full`] if one would, had it room; else [`Unplaced::Nobody`].
     pub fn place(self: &Arc<Self>, wish: &Wish<'_>, passed: &mut Passed) -> Result<Attempt, Unplaced> {
         let availability = self.availability(wish.now);
         let any = Pass { sound: false, shifts: !availability.panic };
@@ -138,7 +141,8 @@ impl Pool {
         })
     }
 
-    /// Whether its policy hashes requests.
+    /// Whether its policy hashes requests. One without a [`hash_key`](Self::hash_key) then takes turns, and is to be
+    /// counted in [`keys_missing`](Self::keys_missing).
     pub fn is_hashed(&self) -> bool {
         self.settings.hash_on.is_some()
     }
@@ -148,7 +152,12 @@ impl Pool {
         self.settings.hash_on.as_ref().and_then(|on| hash_key::key(on, source))
     }
 
-    /// The backend that a cookie among these headers names.
+    /// Whether clients are kept at their backends by a cookie.
+    pub fn is_sticky(&self) -> bool {
+        self.sticky.is_some()
+    }
+
+    /// The backend that a cookie among these headers names, as an index of [`backends`](Self::backends).
     pub fn session(&self, headers: &HeaderMap) -> Option<usize> {
         self.sticky.as_ref()?.find(headers)
     }
@@ -404,7 +413,8 @@ impl Mishap {
         }
     }
 
-    /// What it means for another attempt; none: it is not worth one.
+    /// What it means for another attempt; none: it is not worth one. A TLS handshake that failed is a failed
+    /// connection, and what is not HTTP is a reset.
     pub fn cause(self) -> Option<RetryCause> {
         match self {
             Self::Error(UpstreamError::Connect | UpstreamError::Tls) => Some(RetryCause::ConnectFailure),
@@ -423,6 +433,7 @@ impl Passed {
         Self(Vec::new())
     }
 
+    /// Counts it at the backend, and remembers it for the log.
     fn note(&mut self, backend: &Arc<Backend>, refusal: Refusal) {
         backend.pass_over(refusal);
         let is_known = self.0.iter().any(|(known, why)| *why == refusal && known.address == backend.address);

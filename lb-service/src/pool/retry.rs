@@ -12,7 +12,8 @@
 //! - **Reconnect**: no connection could be made. Nothing was sent, so the method does not matter, and the
 //!   backend did not work for it: it costs an attempt, and no place in the budget.
 //! - **Repeat**: everything else. A backend may have done the work already, so in an outage each of these
-//!   adds load where there is too much of it. It costs an attempt and a place in the [`Budget`].
+//!   adds load where there is too much of it. It costs an attempt and a place in the [`Budget`]. The pool asks for
+//!   no place when a connection broke and another backend is well (`again.rs`).
 //!
 //! The budget bounds repetitions at one moment by a share of the requests in flight, as Envoy's retry budgets
 //! do (`source/common/upstream/upstream_impl.h`, `budget_percent` and `min_retry_concurrency`). The idea that
@@ -52,9 +53,10 @@ pub enum Decision {
     GiveUp(WhyNot),
     /// It is sent again at once, free of attempts and budget.
     Replay,
-    /// It is sent to another backend, outside the budget.
+    /// It is sent to another backend after [`backoff`], outside the budget.
     Reconnect,
-    /// It is sent to another backend after [`backoff`] if there is a place in the [`Budget`].
+    /// It is sent to another backend after [`backoff`] if there is a place in the [`Budget`], or if the pool sees
+    /// that this is the end of one backend and not an outage.
     Repeat,
 }
 
@@ -73,7 +75,7 @@ pub enum WhyNot {
     AnswerBegun,
 }
 
-/// How many repetitions a pool may have in flight.
+/// How many repetitions a pool may have in flight: a share of its requests, as Envoy's retry budgets.
 #[derive(Debug)]
 pub struct Budget {
     percent: u32,
@@ -90,7 +92,7 @@ const BACKOFF_BASE: Duration = Duration::from_millis(25);
 /// The longest wait of all.
 const BACKOFF_MAX: Duration = Duration::from_millis(250);
 
-/// What becomes of a request when an attempt has failed.
+/// What becomes of a request when an attempt has failed, as far as settings and request decide it.
 ///
 /// What the request itself rules out is said before what the settings rule out.
 pub fn decide(settings: &RetrySettings, failed: &Failed) -> Decision {

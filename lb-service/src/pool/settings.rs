@@ -22,7 +22,8 @@ pub struct PoolSettings {
     pub policy: Algorithm,
     /// What of a request a hash is made of; only the policies that hash look at it.
     pub hash_on: HashOn,
-    /// The most that a hashed backend may hold, in percent of the average load, above 100; absent: no bound.
+    /// The most that a hashed backend may hold, in percent of its share of the requests in flight, above 100; absent: no
+    /// bound. Consistent hashing with bounded loads (Mirrokni, Thorup, Zadimoghaddam, 2018).
     pub bounded_load: Option<u32>,
     /// The cookie that keeps a client at its backend; absent: nothing does.
     pub sticky: Option<StickySettings>,
@@ -36,13 +37,15 @@ pub struct PoolSettings {
     pub timeouts: Timeouts,
     /// When a backend that fails requests is left out for a while.
     pub outlier_detection: OutlierSettings,
-    /// The share of backends that must be available, in percent, for the others to be left out; 0: none.
+    /// The share of backends that must be available, in percent, for the others to be left out, 0 to 100; 0: none.
+    /// Envoy's panic threshold; see [`Availability`](super::Availability).
     pub panic_threshold: u8,
-    /// How long a backend that comes back takes to get its whole share again; absent: none of it.
+    /// How long a backend that comes back takes to get its whole share again, from a tenth of it; absent: it has it at
+    /// once. It never applies at the start of the process.
     pub slow_start: Option<Duration>,
     /// Which requests that failed are sent again.
     pub retries: RetrySettings,
-    /// How many requests wait for a backend that is below its `max_requests`.
+    /// How many requests wait when every backend is at its `max_requests`; 0: none.
     pub queue: u32,
 }
 
@@ -71,27 +74,37 @@ pub struct StickySettings {
     pub ttl: Option<Duration>,
 }
 
-/// When a backend that fails requests is left out for a while.
+/// When a backend that fails requests is left out for a while: Envoy's outlier detection by consecutive failures, with
+/// probation.
+///
+/// A failure is any [`UpstreamError`](super::UpstreamError), or an answer of 502, 503 or 504. Any other answer that
+/// is whole is a success, and clears the record. A backend comes back on its own; its first failure then ejects it
+/// again.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct OutlierSettings {
     /// So many failures in a row eject a backend; 0: none do.
     pub consecutive_failures: u32,
-    /// How long the first ejection lasts; the n-th in a row lasts n times as long.
+    /// How long the first ejection lasts; the n-th in a row lasts n times as long. Up to a tenth is added at random.
     pub base_ejection: Duration,
     /// The longest ejection.
     pub max_ejection: Duration,
-    /// The largest share of a pool that is ejected at any moment, in percent.
+    /// The largest share of a pool that is ejected at any moment, in percent, 0 to 100, rounded down to whole
+    /// backends. The last available one is never ejected.
     pub max_ejected_percent: u8,
     /// When a backend that is much slower than the others is ejected; absent: never.
     pub gray: Option<GraySettings>,
 }
 
-/// When a backend that is much slower than the others is ejected.
+/// When a backend that is much slower than the others is ejected: a gray failure (Huang et al., HotOS 2017), which no
+/// check finds.
+///
+/// Means of the time to the first byte are compared. A backend is ejected when it is too slow in two windows one
+/// after the other, by 10 ms at least. At least three must be judged.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct GraySettings {
     /// So many times the median of the pool is too slow; above 1.
     pub ratio: f64,
-    /// A backend with fewer answers in a window is not judged.
+    /// A backend with fewer answers in a window is not judged; at least 1.
     pub min_samples: u32,
     /// Times are compared over windows of this length.
     pub window: Duration,
@@ -102,9 +115,11 @@ pub struct GraySettings {
 pub struct RetrySettings {
     /// How many more backends are tried, each at most once.
     pub attempts: usize,
-    /// How long one attempt may take to the head of its answer; absent: as long as `timeouts.response`.
+    /// How long one attempt may take to connect, and then from the end of the request to the head of its answer;
+    /// absent: as long as [`Timeouts`] says.
     pub per_try: Option<Duration>,
-    /// The share of the pool's requests in flight that may be repetitions, in percent.
+    /// The share of the pool's requests in flight that may be repetitions, in percent, rounded down. Failed
+    /// connections do not count, nor do connections that broke while another backend is well.
     pub budget_percent: u32,
     /// So many repetitions at a time are allowed whatever the budget says.
     pub min_concurrent: u32,
@@ -119,7 +134,7 @@ pub struct RetryOn(u8);
 /// A failure that may be worth another attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RetryCause {
-    /// No connection could be made, so nothing was sent.
+    /// No connection could be made, TLS included, so nothing was sent. The only one that is for every method.
     ConnectFailure,
     /// The connection broke before the head of an answer, or what came was not HTTP.
     Reset,
@@ -170,14 +185,15 @@ pub struct Timeouts {
     pub response: Duration,
     /// A connection that nothing used for this long is closed.
     pub idle: Duration,
-    /// How long a request waits for a backend that is below its `max_requests`.
+    /// How long a request waits at most for a backend that is below its `max_requests`.
     pub queue: Duration,
 }
 
 // === impl PoolSettings ===
 
 impl PoolSettings {
-    /// Plain HTTP to these backends, with the defaults of everything else.
+    /// Plain HTTP to these backends, with the defaults of everything else: round robin, ejection after 5 failures,
+    /// one more attempt, panic below 50 %, no limits and no queue.
     pub fn new(name: &str, backends: Vec<BackendSettings>) -> Self {
         Self {
             name: name.into(),
@@ -201,7 +217,7 @@ impl PoolSettings {
 // === impl BackendSettings ===
 
 impl BackendSettings {
-    /// A backend like any other.
+    /// A backend of weight 1, no backup, without a limit.
     pub fn new(address: SocketAddr) -> Self {
         Self { address, weight: Weight::default(), backup: false, max_requests: None }
     }
