@@ -80,7 +80,7 @@ impl ProxyHttp for Proxy {
             let now = Instant::now();
             sent.backend.load().answered(now - sent.began, now);
             // A quick refusal must not make it look like the fastest of all.
-            if answer.status == 429 || answer.headers.contains_key("retry-after") {
+            if answer.status == 429 || answer.status.is_server_error() {
                 sent.backend.load().penalize(PENALTY, now);
             }
         }

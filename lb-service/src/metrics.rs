@@ -105,12 +105,17 @@ const QUEUE_LENGTH: Family = Family {
 };
 const EJECTIONS: Family = Family {
     name: "lb_backend_ejections_total",
-    help: "How often a backend was left out for a while because it failed requests.",
+    help: "How often a backend was left out for a while because it failed requests or was too slow.",
     labels: &["pool", "backend"],
 };
 const PANIC: Family = Family {
     name: "lb_pool_panic",
     help: "Whether so few backends are available that all are used.",
+    labels: &["pool"],
+};
+const PANICS: Family = Family {
+    name: "lb_pool_panics_total",
+    help: "How often so few backends were available that all were used.",
     labels: &["pool"],
 };
 const HASH_KEYS_MISSING: Family = Family {
@@ -119,7 +124,7 @@ const HASH_KEYS_MISSING: Family = Family {
     labels: &["pool"],
 };
 
-const FAMILIES: [&Family; 19] = [
+const FAMILIES: [&Family; 20] = [
     &REQUESTS,
     &REQUEST_DURATION,
     &REQUEST_BYTES,
@@ -138,6 +143,7 @@ const FAMILIES: [&Family; 19] = [
     &QUEUE_LENGTH,
     &EJECTIONS,
     &PANIC,
+    &PANICS,
     &HASH_KEYS_MISSING,
 ];
 
@@ -225,6 +231,7 @@ impl Metrics {
             RETRIES_DENIED.counter(each(&|pool| pool.retries_denied.get())),
             QUEUE_LENGTH.gauge(each(&|pool| pool.queue.len())),
             PANIC.gauge(each(&|pool| pool.availability(now).panic.into())),
+            PANICS.counter(each(&|pool| pool.panics.get())),
             HASH_KEYS_MISSING.counter(each(&|pool| pool.keys_missing.get())),
         ]
     }

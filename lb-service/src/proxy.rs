@@ -68,16 +68,17 @@ impl Proxy {
         let Some(pool) = ctx.pool().cloned() else {
             return Err(ctx.fail(Failure::Internal));
         };
-        // Whoever came before and waits has precedence.
-        if !ctx.delivery.may_queue() || pool.queue.is_empty() {
+        // Whoever came before and waits has precedence; a repetition came before.
+        let is_first = ctx.delivery.is_first();
+        if !is_first || pool.queue.is_empty() {
             match ctx.place(session.req_header(), peer(session)) {
                 Ok(()) => return Ok(()),
-                Err(Unplaced::Full) if ctx.delivery.may_queue() => {}
-                Err(_) => return Err(ctx.unplaced()),
+                Err(Unplaced::Full) => {}
+                Err(Unplaced::Nobody) => return Err(ctx.unplaced(Rejection::NoBackend)),
             }
         }
         let Ok(waiter) = pool.queue.join() else {
-            return Err(ctx.fail(Failure::Rejected(Rejection::QueueFull)));
+            return Err(ctx.unplaced(Rejection::QueueFull));
         };
         Box::pin(self.queue(session, ctx, waiter, &pool)).await
     }
@@ -101,12 +102,12 @@ impl Proxy {
                     pool.queue.wake();
                     continue;
                 }
-                Err(_) => return Err(ctx.fail(Failure::Rejected(Rejection::QueueTimeout))),
+                Err(_) => return Err(ctx.unplaced(Rejection::QueueTimeout)),
             }
             match ctx.place(session.req_header(), peer(session)) {
                 Ok(()) => return Ok(()),
                 Err(Unplaced::Full) => {}
-                Err(Unplaced::Nobody) => return Err(ctx.unplaced()),
+                Err(Unplaced::Nobody) => return Err(ctx.unplaced(Rejection::NoBackend)),
             }
         }
     }
@@ -259,6 +260,13 @@ impl ProxyHttp for Proxy {
             request.insert_header(CONNECTION, "Upgrade")?;
             request.insert_header(UPGRADE, protocol)?;
         }
+        if let Some(attempt) = ctx.delivery.attempt.as_mut().filter(|_| !session.is_body_empty()) {
+            attempt.uploading();
+        }
+        if ctx.delivery.tries > 1 && is_emptied(session) {
+            request.remove_header(&TRANSFER_ENCODING);
+            request.insert_header(CONTENT_LENGTH, 0)?;
+        }
         if let Some(host) = ctx.pool().and_then(|pool| pool.host.clone()) {
             request.insert_header(HOST, host)?;
         }
@@ -274,7 +282,7 @@ impl ProxyHttp for Proxy {
     ) -> Result<()> {
         // Also called for a request without a body. What the client takes its time for is no fault of the backend.
         if end_of_stream {
-            ctx.limit_attempt();
+            ctx.is_whole();
         }
         Ok(())
     }
@@ -345,8 +353,10 @@ impl ProxyHttp for Proxy {
         log::debug!("request failed: {error}");
         if ctx.take_expired() {
             error = Error::explain(ErrorType::ReadTimedout, "the attempt took too long").into_up();
+        } else if ctx.client_stalled(&error, session.req_header()) {
+            error.as_down();
         }
-        let stale = error.retry == RetryType::ReusedOnly && reused;
+        let stale = error.retry == RetryType::ReusedOnly && reused && nothing_was_read(&error);
         let again = ctx.delivery.goes_on()
             || match Failure::of(&error) {
                 Failure::Upstream(kind) => ctx.broke(kind, sent(session, stale)),
@@ -423,6 +433,18 @@ async fn wait<T>(
     let Some(connection) = ctx.connection.clone() else { return Ok(done.await) };
     let done = unless_client_leaves(session, &connection, done).await;
     done.ok_or_else(|| ctx.fail(Failure::ClientGone))
+}
+
+/// Whether the request has a chunked body that was read and is empty. Pingora, which has nothing to send again, would not even
+/// send the end of it.
+fn is_emptied(session: &mut Session) -> bool {
+    let is_chunked = session.req_header().headers.contains_key(TRANSFER_ENCODING);
+    is_chunked && session.as_mut().is_body_done() && session.as_ref().get_retry_buffer().is_none()
+}
+
+/// Whether a connection ended before the first byte of an answer, which Pingora says in words only.
+fn nothing_was_read(error: &Error) -> bool {
+    error.context.as_ref().is_some_and(|context| context.as_str().ends_with("bytes already read: 0"))
 }
 
 /// What a request whose attempt has failed can still expect.

@@ -4,14 +4,14 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use http::header::{HOST, RETRY_AFTER};
+use http::header::{EXPECT, HOST, RETRY_AFTER};
 use pingora::http::{RequestHeader, ResponseHeader};
-use pingora::{Error, ErrorType};
+use pingora::{Error, ErrorSource, ErrorType};
 
 use crate::failure::Failure;
 use crate::forwarded::client_ip;
 use crate::plan::Plan;
-use crate::pool::{Attempt, Delivery, KeySource, Moment, Pool, PoolId, Sent, Unplaced, UpstreamError};
+use crate::pool::{Delivery, KeySource, Moment, Pool, PoolId, Sent, Unplaced, UpstreamError};
 use crate::route::RequestView;
 use crate::traffic::{Connection, Rejection};
 
@@ -24,6 +24,8 @@ pub struct RequestContext {
     pub(crate) pool: Option<PoolId>,
     pub(crate) delivery: Delivery,
     pub(crate) failure: Option<Failure>,
+    /// Whether all of it has been passed on.
+    whole: bool,
     /// Whether it was counted as a request without a key.
     key_is_missing: bool,
 }
@@ -40,6 +42,7 @@ impl RequestContext {
             pool: None,
             delivery: Delivery::default(),
             failure: None,
+            whole: false,
             key_is_missing: false,
         }
     }
@@ -77,14 +80,24 @@ impl RequestContext {
         self.delivery.place(pool, key.as_deref().unwrap_or_default(), moment())
     }
 
-    /// The request is whole: starts the time that this attempt may take from here to the head of its answer.
-    pub(crate) fn limit_attempt(&self) {
-        let waits = |attempt: &Attempt| attempt.time_to_first_byte().is_none();
-        let is_waiting = self.delivery.attempt.as_ref().is_some_and(waits);
-        let limit = self.pool().filter(|_| is_waiting).and_then(|pool| pool.per_try());
+    /// All of the request has been passed on: from here on it is the backend that takes its time.
+    pub(crate) fn is_whole(&mut self) {
+        self.whole = true;
+        let Some(attempt) = self.delivery.attempt.as_mut() else { return };
+        attempt.sent(Instant::now());
+        let waits = attempt.time_to_first_byte().is_none();
+        let limit = self.pool.and_then(|id| self.plan.pool(id).per_try()).filter(|_| waits);
         if let (Some(connection), Some(limit)) = (&self.connection, limit) {
             connection.patience.limit(Some(tokio::time::Instant::now() + limit));
         }
+    }
+
+    /// Whether a backend seems to take too long, but it is the client that has not sent its request: unless it waits for the
+    /// backend to ask for that.
+    pub(crate) fn client_stalled(&self, error: &Error, request: &RequestHeader) -> bool {
+        let timed_out =
+            *error.esource() == ErrorSource::Upstream && *error.etype() == ErrorType::ReadTimedout;
+        timed_out && !self.whole && !request.headers.contains_key(EXPECT)
     }
 
     /// The head is there: what follows may take its time.
@@ -100,8 +113,8 @@ impl RequestContext {
     }
 
     /// No backend takes it. If one failed it before, that is why.
-    pub(crate) fn unplaced(&mut self) -> Box<Error> {
-        let failure = self.failure.unwrap_or(Failure::Rejected(Rejection::NoBackend));
+    pub(crate) fn unplaced(&mut self, otherwise: Rejection) -> Box<Error> {
+        let failure = self.failure.unwrap_or(Failure::Rejected(otherwise));
         self.fail(failure)
     }
 

@@ -56,6 +56,7 @@ struct PoolStatus<'a> {
     ready: usize,
     /// Whether so few backends are available that all are used.
     panic: bool,
+    panics: u64,
     /// Whether the backups are used.
     backups_in_use: bool,
     requests_in_flight: u64,
@@ -149,6 +150,7 @@ impl StatusSource {
             name: &pool.name,
             ready: backends.clone().filter(|backend| pool.state(backend, now) == State::Up).count(),
             panic: availability.panic,
+            panics: pool.panics.get(),
             backups_in_use: availability.level == Level::Backup,
             requests_in_flight: pool.in_flight(),
             queue: QueueStatus { waiting: pool.queue.len(), places: pool.queue.places() },
@@ -174,7 +176,10 @@ impl StatusSource {
             backup: backend.backup,
             state: state.as_str(),
             reason: reason(backend, state, &health.kind, verdict.as_ref(), now),
-            since: rfc3339(verdict.as_ref().map_or(self.started, |verdict| verdict.since)),
+            since: rfc3339(match backend.ejected_since(now).filter(|_| state == State::Ejected) {
+                Some(since) => SystemTime::now() - now.saturating_duration_since(since),
+                None => verdict.as_ref().map_or(self.started, |verdict| verdict.since),
+            }),
             checked: verdict.map(|verdict| rfc3339(verdict.checked)),
             requests_in_flight: backend.load.in_flight(),
             max_requests: Some(backend.max_requests).filter(|max| *max < u64::MAX),
@@ -206,7 +211,7 @@ fn reason(
     match (state, backend.ejected_until(now), verdict) {
         (State::Ejected, Some(until), _) => {
             let left = until.saturating_duration_since(now).as_secs_f64();
-            format!("it failed requests; back in {left:.1} s")
+            format!("it failed requests or was too slow; back in {left:.1} s")
         }
         (State::Draining, ..) => "it is draining".into(),
         (_, _, Some(verdict)) => verdict.reason.clone(),

@@ -19,8 +19,12 @@ CONFIGS = Path(__file__).parent / "configs"
 START_SECONDS = 15.0
 STOP_SECONDS = 5.0
 
-# Everything that a pool can do for each request.
-ALL_FEATURES = """
+PLAIN_POOL = """
+    backends: ["@ORIGIN@"]
+"""
+# Everything that a pool can do for each request, over three addresses of the same origin.
+FULL_POOL = """
+    backends: ["@ORIGIN@", "127.0.1.2:@ORIGIN_PORT@", "127.0.1.3:@ORIGIN_PORT@"]
     policy: peak_ewma
     sticky: {cookie: lb_session, ttl: 1h}
     limits: {max_requests: 10000, queue: 100}
@@ -63,12 +67,12 @@ def all_entrants(daemon: str, quickstart: str, other: str | None) -> list[Entran
     """Every entrant, those that are not on this machine too. `other` is another build of the daemon to compare with."""
     off, json_log = '{format: "off"}', "{format: json, path: @DIR@/access.log}"
     ours = (program_at(daemon), f"no program at {daemon}", "load_balancer.yaml", ["-c", "@CONFIG@"])
-    plain = {"ACCESS_LOG": off, "BALANCING": ""}
+    plain = {"ACCESS_LOG": off, "POOL": PLAIN_POOL}
     another = (program_at(other), f"no program at {other}", *ours[2:]) if other else None
     return [
         Entrant("load_balancer", *ours, values=plain),
         *([Entrant("load_balancer (other build)", *another, values=plain)] if another else []),
-        Entrant("load_balancer (all features)", *ours, values=plain | {"BALANCING": ALL_FEATURES}),
+        Entrant("load_balancer (all features)", *ours, values=plain | {"POOL": FULL_POOL}),
         Entrant("load_balancer (access log)", *ours, values=plain | {"ACCESS_LOG": json_log}),
         Entrant(
             "bare quick start", program_at(quickstart), f"no program at {quickstart}", "",

@@ -243,6 +243,27 @@ fn peak_ewma_stays_with_a_backend_that_is_quick_and_asks_for_nothing() {
     assert!(after >= 9, "{after}");
 }
 
+#[test]
+fn peak_ewma_starves_none_of_several_equal_idle_backends() {
+    let (lab, origins) = (Lab::new(), origins(3));
+    let daemon = lab.start(&equal(&origins, "policy: peak_ewma"));
+    let shares = shares("peak_ewma, all equal and idle", &daemon, 30);
+    assert_eq!(shares.len(), 3, "{shares:?}");
+}
+
+/// Whoever stands after the one that is down does not get its share too.
+#[test]
+fn least_request_is_even_between_idle_backends_when_another_is_down() {
+    for down in 0..3 {
+        let (lab, mut origins) = (Lab::new(), origins(3));
+        let daemon = lab.start(&equal(&origins, &format!("policy: least_request\n{CHECKED}")));
+        origins[down].refuse();
+        wait_up(&daemon, &origins[down], 0.0);
+        let shares = shares(&format!("least_request, o{down} is down"), &daemon, 60);
+        assert!(shares.len() == 2 && shares.values().all(|count| *count >= 21), "{shares:?}");
+    }
+}
+
 // ===== hashes =====
 
 /// The origin that each of `keys` keys goes to, in the query.

@@ -7,10 +7,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use tests::client::head_bytes;
+use tests::load::{Outcome, burst};
 use tests::wait::{self, LONG};
 use tests::{Answer, Behaviour, Connection, Daemon, Gate, Lab, Origin, Response, pattern};
 
 use crate::balancing::pool_with;
+use crate::retries::failing;
 use crate::{pool, tally};
 
 /// One origin behind a daemon, that holds its answers until the gate opens.
@@ -494,4 +496,25 @@ fn those_who_wait_are_served_by_a_backend_whose_ejection_ends() {
     gate.open();
     assert_all_answered(clients);
     assert_nothing_leaks(&daemon);
+}
+
+// ===== after a failure =====
+
+/// The other backend is at its limit nearly all the time: who was failed by one waits for it, as everybody else.
+#[test]
+fn who_was_failed_by_one_backend_waits_for_another_that_is_full() {
+    for (how, bad) in [("refuses", failing("connect_failure")), ("resets", failing("reset"))] {
+        let (lab, good) = (Lab::new(), Origin::start("good"));
+        good.behave(Behaviour::Slow(Duration::from_millis(50), Answer::ok("")));
+        let more = "limits: {max_requests: 2, queue: 50}\ntimeouts: {queue: 5s}\n\
+                    outlier_detection: {consecutive_failures: 0}";
+        let daemon = lab.start(&pool(&[&good, &bad], more));
+        let outcomes = burst(daemon.listener, "GET", 8, 10);
+        let statuses = tally(outcomes.iter().map(Outcome::status));
+        let retries = daemon.metric("lb_upstream_retries_total", &[]);
+        println!("one of two {how}: {statuses:?}, {retries} were sent again");
+        assert_eq!(statuses, [(200, 80)], "{how}: {}", daemon.log());
+        assert!(retries > 0.0 && good.most_at_once() <= 2, "{how}");
+        assert_nothing_leaks(&daemon);
+    }
 }

@@ -14,7 +14,7 @@ use tests::load::{Outcome, burst};
 use tests::wait::{self, LONG};
 use tests::{Answer, Behaviour, Daemon, Lab, LoadGenerator, Origin};
 
-use crate::retries::{failing, status_of};
+use crate::retries::{assert_no_failure, failing, status_of};
 use crate::{pool, pool_of, tally};
 
 /// Sends requests one after the other; how many had each status.
@@ -107,6 +107,21 @@ fn a_success_in_between_starts_the_count_anew() {
     assert_eq!(ejections(&daemon), 0.0);
 }
 
+/// It was closed while it was idle, as far as anybody can tell; but a POST is not sent twice.
+#[test]
+fn a_post_over_a_connection_that_the_backend_closed_is_502_and_no_failure_of_the_backend() {
+    let (lab, origin) = (Lab::new(), Origin::start("one"));
+    let daemon = lab.start(&pool(&[&origin], ""));
+    let post = || daemon.connect().request("POST", "/", &[], b"body").unwrap().status;
+    assert_eq!(post(), 200);
+    origin.behave(Behaviour::ResetOnRequest);
+    assert_eq!((post(), origin.requests(), origin.connections()), (502, 2, 1));
+    assert_no_failure(&daemon, &origin);
+    // Over a new connection it is one.
+    assert_eq!((post(), origin.connections()), (502, 2));
+    assert_eq!(daemon.backend_status("web", origin.address)["consecutive_failures"], 1);
+}
+
 /// Asks again and again until the answer has this status; when the request was sent, and when it was answered.
 #[track_caller]
 fn next_with(daemon: &Daemon, status: u16) -> (Instant, Instant) {
@@ -154,13 +169,13 @@ fn each_ejection_in_a_row_lasts_longer_up_to_the_maximum() {
 #[test]
 fn the_ejected_share_stays_below_its_limit_and_one_backend_always_remains() {
     for (backends, percent, most) in
-        [(4, 0, 0), (4, 25, 1), (4, 50, 2), (5, 50, 2), (4, 100, 3), (3, 30, 0), (1, 100, 0)]
+        [(4, 25, 1), (4, 50, 2), (5, 50, 2), (5, 39, 1), (4, 100, 3), (2, 100, 1)]
     {
         let lab = Lab::new();
         let origins: Vec<Origin> = (0..backends).map(|_| failing("503")).collect();
-        let count = if percent == 0 { "" } else { "consecutive_failures: 1, base_ejection: 60s, " };
         let more = format!(
-            "panic_threshold: 0\nretries: {{attempts: 0}}\noutlier_detection: {{{count}max_ejected_percent: {percent}}}"
+            "panic_threshold: 0\nretries: {{attempts: 0}}\noutlier_detection: \
+             {{consecutive_failures: 1, base_ejection: 60s, max_ejected_percent: {percent}}}"
         );
         let daemon = lab.start(&pool(&origins.iter().collect::<Vec<_>>(), &more));
         assert_eq!(statuses(&daemon, 60), [(503, 60)]);
@@ -173,6 +188,10 @@ fn the_ejected_share_stays_below_its_limit_and_one_backend_always_remains() {
         let none_left = daemon.metric("lb_rejected_total", &[]);
         assert_eq!(none_left, 0.0);
     }
+    // By itself, without a word of its settings.
+    let (lab, only) = (Lab::new(), failing("503"));
+    let daemon = lab.start(&pool(&[&only], "panic_threshold: 0"));
+    assert_eq!((statuses(&daemon, 20), ejections(&daemon)), (vec![(503, 20)], 0.0));
 }
 
 /// A pool of its own for each kind of patience with the same three backends, one of which takes 150 ms where the others take
@@ -275,14 +294,18 @@ impl Sick {
 fn with_too_few_backends_available_all_are_used() {
     let evenly = ["a", "b", "c", "d"].map(|name| (name.to_owned(), 10));
     let sick = Sick::start(1, "");
+    let panics = || sick.daemon.metric("lb_pool_panics_total", &["pool=\"web\""]);
     assert_eq!(sick.spread(), evenly);
-    assert_eq!(sick.in_panic(), (1.0, true.into()));
+    assert_eq!((sick.in_panic(), panics()), ((1.0, true.into()), 1.0));
     sick.daemon.logged(&["WARN", "pool web", "panic", "50 %"]);
     sick.origins[1].behave(Behaviour::Answer(Answer::ok("well")));
     wait::until(LONG, "panic is over", || sick.in_panic().0 == 0.0);
     sick.daemon.logged(&["INFO", "pool web", "panic is over"]);
     assert_eq!(sick.spread(), [("a".to_owned(), 20), ("b".to_owned(), 20)]);
-    assert_eq!(sick.in_panic(), (0.0, false.into()));
+    assert_eq!((sick.in_panic(), panics()), ((0.0, false.into()), 1.0));
+    sick.origins[1].behave(Behaviour::Answer(Answer::ok("sick")));
+    wait::until(LONG, "it panics again", || sick.in_panic().0 == 1.0);
+    assert_eq!(panics(), 2.0);
 }
 
 #[test]

@@ -36,6 +36,14 @@ pub(crate) fn failing(how: &str) -> Origin {
     origin
 }
 
+/// Nothing that happened is held against this backend.
+#[track_caller]
+pub(crate) fn assert_no_failure(daemon: &Daemon, origin: &Origin) {
+    let status = daemon.backend_status("web", origin.address);
+    let errors = status["errors"].as_object().is_none_or(|errors| errors.is_empty());
+    assert!(errors && status["consecutive_failures"] == 0, "{status:#}");
+}
+
 /// What a client gets from a pool whose only backend fails so.
 pub(crate) fn status_of(failure: &str) -> u16 {
     match failure {
@@ -193,6 +201,23 @@ fn a_body_of_up_to_64_kib_is_sent_again_byte_for_byte() {
     }
 }
 
+/// The end of such a body comes before the first backend has failed, and is all that there is of it.
+#[test]
+fn an_empty_body_in_chunks_is_sent_again_with_its_end() {
+    let pair = Pair::start(failing("503"), "");
+    for _ in 0..2 {
+        let (mut client, began) = (pair.daemon.connect(), Instant::now());
+        let mut request = head_bytes("DELETE", "/empty", &[("Transfer-Encoding", "chunked")], 0);
+        request.extend_from_slice(b"0\r\n\r\n");
+        client.send(request).unwrap();
+        assert_eq!(client.response("DELETE").unwrap().status, 200, "{}", pair.daemon.log());
+        assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    }
+    assert!(pair.bad.requests() >= 1);
+    assert_eq!(pair.up.requests(), 2);
+    assert!(pair.up.seen().iter().all(|seen| seen.method() == "DELETE" && seen.body.length == 0));
+}
+
 /// The first half is sent again from memory, the second comes from the client as it would have.
 #[test]
 fn a_body_on_its_way_when_the_backend_fails_arrives_whole_at_another() {
@@ -275,9 +300,8 @@ fn the_access_log_says_who_failed_and_how() {
 
 const PER_TRY: Duration = Duration::from_millis(400);
 
-/// Nobody is ejected, a whole request has all the time in the world, one attempt has little.
-const PATIENT: &str =
-    "outlier_detection: {consecutive_failures: 0}\ntimeouts: {response: 60s}\nretries: {per_try: 400ms}";
+/// A whole request has all the time in the world, one attempt has little.
+const PATIENT: &str = "timeouts: {response: 60s}\nretries: {per_try: 400ms}";
 
 #[test]
 fn an_attempt_that_hangs_is_made_good_by_another_after_per_try() {
@@ -381,6 +405,31 @@ fn the_time_of_an_attempt_begins_when_its_request_is_whole() {
     assert_eq!(hanging.saw("/up").body.start, b"slowly");
 }
 
+#[test]
+fn a_client_that_stalls_its_upload_is_no_failure_of_the_backend() {
+    let (lab, origin) = (Lab::new(), Origin::start("one"));
+    let daemon = lab.start(&pool(&[&origin], "timeouts: {response: 1s}"));
+    let mut client = daemon.connect();
+    client.send(head_bytes("POST", "/stalls", &[], 10)).unwrap();
+    client.send("1").unwrap();
+    assert_eq!(client.response("POST").unwrap().status, 408);
+    daemon.logged(&["/stalls", "408", "client_timeout"]);
+    assert_no_failure(&daemon, &origin);
+}
+
+/// The trickle of [`upload_slowly`] takes more than a second.
+#[test]
+fn a_slow_upload_does_not_count_as_the_time_of_the_backend() {
+    let (lab, origin) = (Lab::new(), Origin::start("one"));
+    let daemon = lab.start(&pool(&[&origin], ""));
+    let (mut client, began) = (daemon.connect(), Instant::now());
+    upload_slowly(&mut client, "POST");
+    assert_eq!(client.response("POST").unwrap().status, 200);
+    let expected = daemon.backend_status("web", origin.address)["expected_answer_ms"].as_f64().unwrap();
+    println!("an upload of {:.1?}: expected_answer_ms {expected}", began.elapsed());
+    assert!(expected < 500.0, "{expected}");
+}
+
 // ===== the budget =====
 
 const CLIENTS: usize = 50;
@@ -456,4 +505,46 @@ fn a_failed_connection_needs_no_budget() {
     let outcomes = burst(pair.daemon.listener, "POST", 4, 10);
     assert_eq!(count(&outcomes, 200), 40, "{outcomes:?}");
     assert_eq!(pair.daemon.metric("lb_upstream_retries_denied_total", &[]), 0.0);
+}
+
+/// Nobody is ejected, and one repetition is allowed at a time.
+const ONE_AT_A_TIME: &str = "outlier_detection: {consecutive_failures: 0}\n\
+                             retries: {attempts: 2, budget_percent: 0, min_concurrent: 1}";
+
+#[test]
+fn a_repetition_does_not_compete_with_its_own_place() {
+    let lab = Lab::new();
+    let origins = [failing("503"), failing("503"), Origin::start("up")];
+    let daemon = lab.start(&pool(&origins.each_ref(), ONE_AT_A_TIME));
+    for _ in 0..6 {
+        let answer = daemon.get("/third").unwrap();
+        assert_eq!((answer.status, answer.origin()), (200, "up"), "{}", daemon.log());
+    }
+    assert_eq!(daemon.metric("lb_upstream_retries_denied_total", &[]), 0.0);
+}
+
+/// The answer may last for hours, and nothing of it is sent twice any more.
+#[test]
+fn a_place_in_the_budget_is_given_back_with_the_head_of_the_answer() {
+    let (lab, bad, up) = (Lab::new(), failing("503"), Origin::start("up"));
+    up.behave(Behaviour::Upgrade);
+    let daemon = lab.start(&pool(&[&bad, &up], ONE_AT_A_TIME));
+    let open = |_| {
+        let mut client = daemon.connect();
+        let headers = [("Connection", "Upgrade"), ("Upgrade", "websocket")];
+        client.send(head_bytes("GET", "/ws", &headers, 0)).unwrap();
+        assert_eq!(client.response_head().unwrap().0, 101);
+        client
+    };
+    // One of the two went to the one that fails first, if not both, and they stay open.
+    let mut sockets = [0, 1].map(open);
+    assert!(daemon.metric("lb_upstream_retries_total", &[]) >= 1.0);
+    up.behave(Behaviour::Answer(Answer::ok("")));
+    let statuses = tally((0..10).map(|_| daemon.get("/").unwrap().status));
+    println!("while a WebSocket that was sent again is open: {statuses:?}");
+    assert_eq!(statuses, [(200, 10)], "{}", daemon.log());
+    for socket in &mut sockets {
+        socket.send(b"still open").unwrap();
+        assert_eq!(socket.some_bytes(), b"still open");
+    }
 }

@@ -319,11 +319,11 @@ impl<'w> World<'w> {
     fn place(&mut self, client: usize) {
         let Some(mut request) = self.clients[client].request.take() else { return };
         let pool = self.pool.clone();
-        if !request.delivery.may_queue() || pool.queue.is_empty() {
+        if !request.delivery.is_first() || pool.queue.is_empty() {
             match self.try_place(client, &mut request) {
                 Ok(()) => return self.send(client, request),
-                Err(Unplaced::Full) if request.delivery.may_queue() => {}
-                Err(_) => return self.end(client, Ending::Nobody),
+                Err(Unplaced::Full) => {}
+                Err(Unplaced::Nobody) => return self.end(client, Ending::Nobody),
             }
         }
         let Ok(waiter) = pool.queue.join() else {

@@ -85,8 +85,9 @@ pub struct TlsConfig {
 #[derive(Deserialize, Serialize, JsonSchema, Clone, Debug)]
 #[serde(deny_unknown_fields, default)]
 pub struct TimeoutsConfig {
-    /// To make a connection, TLS included.
-    pub connect: Text<PositiveDuration>,
+    /// To make a connection, TLS included; default: 3s, or `retries.per_try` if that is shorter.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub connect: Option<Text<PositiveDuration>>,
     /// To the head of the response, and between any two reads or writes after it.
     pub response: Text<PositiveDuration>,
     /// A connection that nothing used for this long is closed.
@@ -97,11 +98,12 @@ pub struct TimeoutsConfig {
 }
 
 /// How much at a time, and how many requests wait for more.
-#[derive(Deserialize, Serialize, JsonSchema, Clone, Debug)]
+#[derive(Deserialize, Serialize, JsonSchema, Clone, Debug, Default)]
 #[serde(deny_unknown_fields, default)]
 pub struct LimitsConfig {
-    /// The most requests that each backend is sent at a time, unless it says its own; 0: no limit.
-    pub max_requests: Number<0, MAX_COUNT>,
+    /// The most requests that each backend is sent at a time, unless it says its own; 0, the default: no limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_requests: Option<Number<0, MAX_COUNT>>,
     /// How many requests wait when every backend is at its limit; further ones are answered 503 at once. 0: none waits;
     /// default: twice the sum of the limits.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -124,13 +126,11 @@ impl<Check: Default> PoolConfig<Check> {
         if self.policy.hashes() {
             self.hash_on.get_or_insert(HashOnConfig::ClientIp);
         }
-        self.outlier_detection.complete();
-        self.retries.complete();
-        let limit = self.limits.max_requests;
-        if limit.get() > 0 {
-            for backend in &mut self.backends {
-                backend.max_requests.get_or_insert(limit);
-            }
+        self.outlier_detection.complete(self.backends.len());
+        self.retries.complete(self.backends.len());
+        self.timeouts.complete(self.retries.per_try.as_ref());
+        if !self.is_limited_by_backends() {
+            self.limits.max_requests.get_or_insert(Number::near(0));
         }
         let queue = self.queue();
         self.limits.queue = Some(queue);
@@ -141,12 +141,17 @@ impl<Check: Default> PoolConfig<Check> {
 
     /// Whether any backend has a limit.
     pub fn is_limited(&self) -> bool {
-        self.backends.iter().any(|backend| backend.limit(self.limits.max_requests).is_some())
+        self.backends.iter().any(|backend| backend.limit(self.limits.each()).is_some())
+    }
+
+    /// Whether every backend says its own limit, so that none has that of the pool.
+    pub fn is_limited_by_backends(&self) -> bool {
+        !self.backends.is_empty() && self.backends.iter().all(|backend| backend.max_requests.is_some())
     }
 
     /// How many requests wait: as written, or else twice the sum of the limits.
     fn queue(&self) -> Number<0, MAX_COUNT> {
-        let limits = self.backends.iter().filter_map(|backend| backend.limit(self.limits.max_requests));
+        let limits = self.backends.iter().filter_map(|backend| backend.limit(self.limits.each()));
         let twice = |sum: u32| sum.saturating_mul(2);
         self.limits.queue.unwrap_or_else(|| {
             Number::near(twice(limits.fold(0, |sum: u32, limit| sum.saturating_add(limit.get()))))
@@ -155,7 +160,7 @@ impl<Check: Default> PoolConfig<Check> {
 
     /// What it means. `ca` are the certificates of the file that `tls` names, DER encoded.
     pub fn plan(&self, name: &str, ca: Vec<Vec<u8>>) -> PoolSettings {
-        let backends = self.backends.iter().map(|backend| backend.plan(self.limits.max_requests));
+        let backends = self.backends.iter().map(|backend| backend.plan(self.limits.each()));
         PoolSettings {
             name: Arc::from(name),
             policy: self.policy.plan(),
@@ -188,37 +193,42 @@ impl TlsConfig {
 
 impl Default for TimeoutsConfig {
     fn default() -> Self {
-        Self {
-            connect: Text::literal("3s"),
-            response: Text::literal("60s"),
-            idle: Text::literal("60s"),
-            queue: None,
-        }
+        Self { connect: None, response: Text::literal("60s"), idle: Text::literal("60s"), queue: None }
     }
 }
 
 impl TimeoutsConfig {
+    /// Fills in the time to connect, of which each attempt takes at most `per_try`.
+    fn complete(&mut self, per_try: Option<&Text<PositiveDuration>>) {
+        let default: Text<PositiveDuration> = Text::literal("3s");
+        let shorter = per_try.filter(|per_try| per_try.get().0 < default.get().0).cloned();
+        self.connect.get_or_insert(shorter.unwrap_or(default));
+    }
+
     fn plan(&self) -> Timeouts {
-        let queue = self.queue.as_ref().map(|queue| queue.get().0);
+        let defaults = Timeouts::default();
         Timeouts {
-            connect: self.connect.get().0,
+            connect: self.connect.as_ref().map_or(defaults.connect, |connect| connect.get().0),
             response: self.response.get().0,
             idle: self.idle.get().0,
-            queue: queue.unwrap_or(Timeouts::default().queue),
+            queue: self.queue.as_ref().map_or(defaults.queue, |queue| queue.get().0),
         }
     }
 }
 
 // === impl LimitsConfig ===
 
-impl Default for LimitsConfig {
-    fn default() -> Self {
-        Self { max_requests: Number::near(0), queue: None }
+impl LimitsConfig {
+    /// The limit of a backend that says none itself.
+    fn each(&self) -> Number<0, MAX_COUNT> {
+        self.max_requests.unwrap_or(Number::near(0))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn pool(keys: &str) -> PoolConfig<()> {
@@ -249,10 +259,27 @@ mod tests {
     fn only_what_is_in_effect_is_filled_in() {
         let plain = pool("");
         assert!(plain.hash_on.is_none() && plain.timeouts.queue.is_none());
-        assert!(plain.backends.iter().all(|backend| backend.max_requests.is_none()));
+        assert_eq!(plain.limits.max_requests, Some(Number::near(0)));
         assert_eq!(pool(r#", "policy": "maglev""#).hash_on, Some(HashOnConfig::ClientIp));
-        let limited = pool(r#", "limits": {"max_requests": 10}"#);
-        assert!(limited.timeouts.queue.is_some());
-        assert!(limited.backends.iter().all(|backend| backend.max_requests == Some(Number::near(10))));
+        assert!(pool(r#", "limits": {"max_requests": 10}"#).timeouts.queue.is_some());
+    }
+
+    #[test]
+    fn the_limit_of_the_pool_is_not_filled_in_where_every_backend_has_its_own() {
+        let text = r#"{"backends": [{"address": "10.0.0.1:80", "max_requests": 5}], "health_check": null}"#;
+        let mut pool: PoolConfig<()> = serde_json::from_str(text).expect("it is valid");
+        pool.complete();
+        assert!(pool.limits.max_requests.is_none() && pool.is_limited());
+        assert_eq!(pool.plan("web", Vec::new()).queue, 10);
+    }
+
+    #[test]
+    fn the_time_to_connect_yields_to_that_of_an_attempt() {
+        let connect = |keys| pool(keys).plan("web", Vec::new()).timeouts.connect;
+        assert_eq!(connect(""), Duration::from_secs(3));
+        assert_eq!(connect(r#", "retries": {"per_try": "2s"}"#), Duration::from_secs(2));
+        assert_eq!(connect(r#", "retries": {"per_try": "5s"}"#), Duration::from_secs(3));
+        let both = r#", "retries": {"per_try": "5s"}, "timeouts": {"connect": "4s"}"#;
+        assert_eq!(connect(both), Duration::from_secs(4));
     }
 }

@@ -19,8 +19,8 @@ use crate::pool::{GraySettings, OutlierSettings, RetryCause, RetryOn, RetrySetti
 #[derive(Deserialize, Serialize, JsonSchema, Clone, Debug, Default)]
 #[serde(deny_unknown_fields, default)]
 pub struct OutlierConfig {
-    /// So many failures in a row (no connection, a reset, a timeout, a 502, 503 or 504) eject a backend; 0: none do;
-    /// default: 5.
+    /// So many failures in a row (no connection, a failed TLS handshake, a reset, a timeout, a 502, 503 or 504, or an
+    /// answer that breaks off) eject a backend; 0: none do; default: 5.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub consecutive_failures: Option<Number<0, MAX_COUNT>>,
     /// How long the first ejection lasts; the second lasts twice as long, and so on; default: 30s.
@@ -53,16 +53,18 @@ pub struct GrayConfig {
 /// Which requests that failed are sent again, to another backend.
 //
 // A key is `None` when it was not written; `complete` fills in those that are in effect.
-#[derive(Deserialize, Serialize, JsonSchema, Clone, Debug)]
+#[derive(Deserialize, Serialize, JsonSchema, Clone, Debug, Default)]
 #[serde(deny_unknown_fields, default)]
 pub struct RetriesConfig {
-    /// How many more backends are tried, each at most once.
-    pub attempts: Number<0, 10>,
-    /// How long one attempt may take to the head of its answer; default: as long as `timeouts.response`.
+    /// How many more backends are tried, each at most once; default: 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub attempts: Option<Number<0, 10>>,
+    /// How long one attempt may take to connect, and then from the end of the request to the head of its answer;
+    /// default: as `timeouts` says.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub per_try: Option<Text<PositiveDuration>>,
     /// The share of the pool's requests in flight that may be repetitions, in percent; default: 20. Failed connections
-    /// do not count.
+    /// do not count, nor do those that broke while another backend is well.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub budget_percent: Option<Percent<0, 100>>,
     /// So many repetitions at a time are allowed whatever `budget_percent` says; default: 3.
@@ -90,15 +92,16 @@ impl OutlierConfig {
         self.consecutive_failures.is_none_or(|count| count.get() > 0)
     }
 
-    /// Whether any backend can be ejected.
+    /// Whether any backend of a pool of more than one can be ejected.
     pub fn is_in_effect(&self) -> bool {
         let some = self.max_ejected_percent.is_none_or(|percent| percent.get() > 0);
         some && (self.counts_failures() || self.gray.is_some())
     }
 
-    /// Fills in the defaults of what is in effect. Of two lengths of which one is written, the other yields.
-    pub(super) fn complete(&mut self) {
-        if !self.is_in_effect() {
+    /// Fills in the defaults of what is in effect in a pool of so many backends, the last of which is never ejected. Of
+    /// two lengths of which one is written, the other yields.
+    pub(super) fn complete(&mut self, backends: usize) {
+        if backends < 2 || !self.is_in_effect() {
             return;
         }
         let defaults = OutlierSettings::default();
@@ -155,33 +158,30 @@ impl GrayConfig {
 
 // === impl RetriesConfig ===
 
-impl Default for RetriesConfig {
-    fn default() -> Self {
-        Self {
-            attempts: Number::near(1),
-            per_try: None,
-            budget_percent: None,
-            min_concurrent: None,
-            on: None,
-        }
-    }
-}
-
 impl RetriesConfig {
+    /// Whether other backends are tried.
+    pub fn is_in_effect(&self) -> bool {
+        self.attempts.is_none_or(|attempts| attempts.get() > 0)
+    }
+
     /// Whether anything is sent again that the budget counts. A failed connection is not: nothing was sent.
     pub fn needs_budget(&self) -> bool {
         let other = |on: &RetryOnConfig| on.0.iter().any(|word| word.0 != RetryCause::ConnectFailure);
-        self.attempts.get() > 0 && self.on.as_ref().is_none_or(other)
+        self.is_in_effect() && self.on.as_ref().is_none_or(other)
     }
 
-    /// Fills in the defaults of what is in effect.
-    pub(super) fn complete(&mut self) {
+    /// Fills in the defaults of what is in effect in a pool of so many backends, each of which is tried once.
+    pub(super) fn complete(&mut self, backends: usize) {
+        if backends < 2 {
+            return;
+        }
         let defaults = RetrySettings::default();
+        self.attempts.get_or_insert(Number::near(u32::try_from(defaults.attempts).unwrap_or(u32::MAX)));
         if self.needs_budget() {
             self.budget_percent.get_or_insert(Percent::near(defaults.budget_percent));
             self.min_concurrent.get_or_insert(Number::near(defaults.min_concurrent));
         }
-        if self.attempts.get() > 0 {
+        if self.is_in_effect() {
             self.on.get_or_insert_with(|| RetryOnConfig(RetryCause::ALL.map(RetryWord).into()));
         }
     }
@@ -189,8 +189,9 @@ impl RetriesConfig {
     /// What the section means.
     pub(super) fn plan(&self) -> RetrySettings {
         let defaults = RetrySettings::default();
+        let attempts = self.attempts.map(Number::get);
         RetrySettings {
-            attempts: usize::try_from(self.attempts.get()).expect("it is at most 10"),
+            attempts: attempts.and_then(|count| count.try_into().ok()).unwrap_or(defaults.attempts),
             per_try: self.per_try.as_ref().map(|duration| duration.get().0),
             budget_percent: self.budget_percent.map_or(defaults.budget_percent, Percent::get),
             min_concurrent: self.min_concurrent.map_or(defaults.min_concurrent, Number::get),
@@ -342,13 +343,13 @@ mod tests {
 
     fn outliers(text: &str) -> OutlierConfig {
         let mut section: OutlierConfig = json(text).expect("it is valid");
-        section.complete();
+        section.complete(2);
         section
     }
 
     fn retries(text: &str) -> RetriesConfig {
         let mut section: RetriesConfig = json(text).expect("it is valid");
-        section.complete();
+        section.complete(2);
         section
     }
 
@@ -380,6 +381,18 @@ mod tests {
         assert_eq!(serde_json::to_string(&retries(text)).expect("it can be written"), text);
         let text = r#"{"attempts":1,"on":["connect_failure"]}"#;
         assert_eq!(serde_json::to_string(&retries(text)).expect("it can be written"), text);
+    }
+
+    #[test]
+    fn what_needs_a_second_backend_is_not_completed_without_one() {
+        let mut outliers: OutlierConfig = json("{}").expect("it is valid");
+        outliers.complete(1);
+        assert_eq!(serde_json::to_string(&outliers).expect("it can be written"), "{}");
+        assert_eq!(outliers.plan(), OutlierSettings::default());
+        let mut retries: RetriesConfig = json("{}").expect("it is valid");
+        retries.complete(1);
+        assert_eq!(serde_json::to_string(&retries).expect("it can be written"), "{}");
+        assert_eq!(retries.plan(), RetrySettings::default());
     }
 
     #[test]

@@ -169,7 +169,12 @@ impl Walk {
     fn step(&mut self, policy: &Policy, refused: &IndexSet) -> Option<usize> {
         match (self, &policy.rule) {
             (Self::Draws(draws), Rule::Draws(alias)) => alias.at(draws.next()),
-            (Self::Least { measure, start }, _) => least(policy, refused, *measure, *start),
+            (Self::Least { measure, start }, _) => {
+                if refused.contains(*start) {
+                    *start = another_start(policy, refused).unwrap_or(*start);
+                }
+                least(policy, refused, *measure, *start)
+            }
             (Self::TwoChoices { measure, draws }, Rule::TwoChoices(alias)) => {
                 better_of_two(policy, refused, *measure, || alias.at(draws.next()))
             }
@@ -197,6 +202,16 @@ impl Walk {
             }
         }
     }
+}
+
+/// Where to begin among those that are left: by their weights, so that the turns of one that was refused do not all fall
+/// to its neighbour.
+fn another_start(policy: &Policy, refused: &IndexSet) -> Option<usize> {
+    let left = (0..policy.backends.len()).filter(|index| !refused.contains(*index));
+    let seed = policy.draws().next();
+    weighted_shuffle(left, |index| policy.weights[index], |index| mix(seed ^ mix(index as u64)))
+        .first()
+        .copied()
 }
 
 /// The one of all that has least to do, those aside that were refused or have no weight.

@@ -41,6 +41,9 @@ impl Measure {
         let weight = weight as f64;
         match self {
             Self::InFlight => Score { amount: in_flight, weight },
+            // One request at a time, until it has answered: who is not known to be quick would otherwise never be found
+            // out to be, where all are compared.
+            Self::Cost(now) if in_flight == 0.0 && !load.is_known(now) => Score { amount: 0.0, weight: 1.0 },
             Self::Cost(now) => {
                 Score { amount: load.seconds(now) * (1.0 + in_flight * mean / weight), weight: 1.0 }
             }
@@ -61,6 +64,7 @@ impl Score {
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
+    use std::time::Duration;
 
     use super::*;
 
@@ -73,6 +77,8 @@ mod tests {
     fn the_weight_divides_the_requests_before_only() {
         let load = Arc::new(Load::new(Instant::now()));
         let score = |weight| Measure::Cost(Instant::now()).score(&load, weight, 2.0).amount / 0.030;
+        assert_eq!([score(1), score(3)], [0.0, 0.0], "nothing is known yet");
+        load.answered(Duration::from_millis(30), Instant::now());
         assert_eq!([score(1), score(3)].map(f64::round), [1.0, 1.0]);
         let _held = [(); 3].map(|()| load.enter());
         assert_eq!([score(1), score(3)].map(f64::round), [7.0, 3.0]);

@@ -120,10 +120,18 @@ impl Load {
     }
 
     pub(super) fn seconds(&self, now: Instant) -> f64 {
+        self.known(now).unwrap_or(DEFAULT)
+    }
+
+    pub(super) fn is_known(&self, now: Instant) -> bool {
+        self.known(now).is_some()
+    }
+
+    fn known(&self, now: Instant) -> Option<f64> {
         let stamp = self.stamp(now);
         Estimate::from_word(self.estimate.load(Ordering::Relaxed))
             .filter(|estimate| !estimate.is_forgotten(stamp))
-            .map_or(DEFAULT, |estimate| estimate.decayed(stamp))
+            .map(|estimate| estimate.decayed(stamp))
     }
 
     /// Replaces the estimate by what `cost` makes of it.

@@ -43,7 +43,7 @@ impl Pool {
             return None;
         }
         let repetition = match decision {
-            Decision::Repeat if !self.is_alone(failed, tried, backend, at) => Some(self.in_budget()?),
+            Decision::Repeat if self.is_budgeted(failed, tried, backend, at) => Some(self.in_budget()?),
             _ => None,
         };
         self.retries.increment();
@@ -56,11 +56,13 @@ impl Pool {
         self.settings.retries.per_try
     }
 
-    /// Whether a connection broke, and another backend is available that did not fail its latest request: then this is the end
-    /// of one backend and not an outage, and what it was working on would not fit into the budget.
-    fn is_alone(&self, failed: &Failed, tried: &Tried, backend: &Backend, at: Moment) -> bool {
-        failed.cause == RetryCause::Reset
-            && self.others(tried, backend, at.now).any(|other| other.consecutive_failures() == 0)
+    /// Whether a repetition needs a place in the budget. Not when a connection broke and another backend is available that did
+    /// not fail its latest request: then this is the end of one backend and not an outage, and what it was working on would not
+    /// fit. A budget of nothing is meant so.
+    fn is_budgeted(&self, failed: &Failed, tried: &Tried, backend: &Backend, at: Moment) -> bool {
+        failed.cause != RetryCause::Reset
+            || self.budget.limit(u64::MAX) == 0
+            || self.others(tried, backend, at.now).all(|other| other.consecutive_failures() > 0)
     }
 
     fn in_budget(&self) -> Option<Repetition> {

@@ -17,6 +17,8 @@ pub struct Attempt {
     /// Whether the connection was kept alive from an earlier request; unknown until there is one.
     pub reused: Option<bool>,
     started: Instant,
+    /// From when on the backend is what takes time; none while the client is still sending the body.
+    sent: Option<Instant>,
     first_byte: Option<Duration>,
     /// Whether the answer is a good one so far, which is said of the backend when it is whole.
     promises: bool,
@@ -41,6 +43,7 @@ impl Attempt {
             backend,
             reused: None,
             started: now,
+            sent: Some(now),
             first_byte: None,
             promises: false,
             place: Some(place),
@@ -58,14 +61,26 @@ impl Attempt {
         }
     }
 
+    /// The client has yet to send the body: until it is [`sent`](Self::sent), it is not the backend that takes time.
+    pub fn uploading(&mut self) {
+        self.sent = None;
+    }
+
+    /// All of the request was passed on.
+    pub fn sent(&mut self, now: Instant) {
+        if self.first_byte.is_none() {
+            self.sent.get_or_insert(now);
+        }
+    }
+
     /// The head of the final answer is there, or of a 101. `retry_after` is what it says in the header of that name;
     /// more than 60 s count as 60 s. A 502, 503 or 504 is a failure of the backend.
     pub fn answered(&mut self, status: u16, retry_after: Option<Duration>, now: Instant) {
-        let elapsed = now.saturating_duration_since(self.started);
-        self.first_byte = Some(elapsed);
+        self.first_byte = Some(now.saturating_duration_since(self.started));
         self.backend.answers.increment(status);
-        self.backend.time_to_first_byte.observe(elapsed);
-        self.backend.load.answered(elapsed, now);
+        if let Some(sent) = self.sent {
+            self.took(now.saturating_duration_since(sent), now);
+        }
         if let Some(penalty) = penalty(status, retry_after) {
             self.backend.load.penalize(penalty, now);
         }
@@ -75,7 +90,13 @@ impl Attempt {
         } else if status == SWITCHING_PROTOCOLS {
             self.finished();
         }
-        self.pool.compare(&self.backend, elapsed, now);
+    }
+
+    /// So long it was the backend that took time.
+    fn took(&self, time: Duration, now: Instant) {
+        self.backend.time_to_first_byte.observe(time);
+        self.backend.load.answered(time, now);
+        self.pool.compare(&self.backend, time, now);
     }
 
     /// The answer is whole: a success, if its head was one, which forgives the backend its failures. Dropping the attempt says
@@ -89,7 +110,8 @@ impl Attempt {
     /// The backend failed it, which may eject the backend.
     pub fn failed(&mut self, error: UpstreamError, now: Instant) {
         self.backend.failed(error);
-        self.backend.load.penalize(PENALTY, now);
+        let time = self.sent.map_or(Duration::ZERO, |sent| now.saturating_duration_since(sent));
+        self.backend.load.penalize(time.max(PENALTY), now);
         self.promises = false;
         self.pool.judge_failure(self, now);
     }

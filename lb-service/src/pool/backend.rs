@@ -148,6 +148,11 @@ impl Backend {
         self.record.ejected_until(now)
     }
 
+    /// Since when it is ejected; none: it is not.
+    pub fn ejected_since(&self, now: Instant) -> Option<Instant> {
+        self.record.ejected_since(now)
+    }
+
     /// Failures since its latest success, or since its latest ejection.
     pub fn consecutive_failures(&self) -> u32 {
         self.record.consecutive_failures()

@@ -71,8 +71,8 @@ impl Delivery {
         self.next.take()
     }
 
-    /// Whether it was never sent before, so that it may wait for a backend with room.
-    pub fn may_queue(&self) -> bool {
+    /// Whether it was never sent before.
+    pub fn is_first(&self) -> bool {
         self.tries == 0
     }
 
@@ -100,7 +100,11 @@ impl Delivery {
         let Some(attempt) = self.attempt.as_mut() else { return false };
         attempt.answered(status, retry_after, at.now);
         let mishap = Mishap::Status(status);
-        let Some(again) = self.decide(pool, mishap, sent, at) else { return false };
+        let Some(again) = self.decide(pool, mishap, sent, at) else {
+            // What follows may take hours, and is no load on an outage.
+            self.repetition = None;
+            return false;
+        };
         self.take_up(pool, again, mishap, at.now);
         true
     }
@@ -111,7 +115,7 @@ impl Delivery {
         let again = self.decide(pool, mishap, sent, at);
         let is_replay = again.as_ref().is_some_and(|again| again.replay);
         // A connection that was closed while it was idle says nothing about the backend.
-        if let Some(attempt) = self.attempt.as_mut().filter(|_| !is_replay) {
+        if let Some(attempt) = self.attempt.as_mut().filter(|_| !is_replay && !sent.stale) {
             attempt.failed(error, at.now);
         }
         again.map(|again| self.take_up(pool, again, mishap, at.now)).is_some()
@@ -127,7 +131,7 @@ impl Delivery {
         self.repetition.is_some()
     }
 
-    fn decide(&self, pool: &Arc<Pool>, mishap: Mishap, sent: Sent, at: Moment) -> Option<Again> {
+    fn decide(&mut self, pool: &Arc<Pool>, mishap: Mishap, sent: Sent, at: Moment) -> Option<Again> {
         let failed = Failed {
             cause: mishap.cause()?,
             idempotent: sent.idempotent,
@@ -137,6 +141,8 @@ impl Delivery {
             stale: sent.stale,
             replayed: self.replayed,
         };
+        // The place of this attempt is free for the next.
+        self.repetition = None;
         let backend = &self.attempt.as_ref()?.backend;
         pool.again(&failed, &self.tried, backend, at)
     }
@@ -146,8 +152,12 @@ impl Delivery {
         self.repetition = again.repetition;
         self.next = Some(again.pause);
         let Some(backend) = self.attempt.as_ref().map(|attempt| attempt.backend.clone()) else { return };
-        // Only a replay goes on when there is no other: to the same backend, over a new connection.
-        if pool.has_another(&self.tried, &backend, now) {
+        let home = self.session.and_then(|session| pool.backends().get(session));
+        let is_home = home.is_some_and(|home| home.address == backend.address);
+        // Only a replay goes to the same backend again, over a new connection: when it is the home of the session, or the
+        // only one.
+        let stays = (again.replay && is_home) || !pool.has_another(&self.tried, &backend, now);
+        if !stays {
             self.tried.insert(backend, mishap);
         }
     }

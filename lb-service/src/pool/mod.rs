@@ -45,8 +45,8 @@
 //!
 //! - **A key**, when the policy hashes: [`Pool::hash_key`], as the second argument of [`Delivery::place`].
 //! - **A session**: [`Pool::session`] reads the cookie into [`Delivery::session`], [`Pool::set_cookie`] writes it.
-//! - **Patience**, when `place` says [`Unplaced::Full`] and [`Delivery::may_queue`]: join [`Pool::queue`], and at
-//!   each [`Waiter::turn`] place it again. Whoever finds somebody waiting joins first. Look at [`Pool::next_return`]
+//! - **Patience**, when `place` says [`Unplaced::Full`]: join [`Pool::queue`], and at each [`Waiter::turn`] place it again. A
+//!   request that [`is_first`](Delivery::is_first) and finds somebody waiting joins at once. Look at [`Pool::next_return`]
 //!   as well: nobody is woken by an ejection that ends.
 //! - **Progress**: [`Attempt::connected`] counts connections; [`Pool::per_try`] is for the program to keep.
 //!
@@ -93,8 +93,8 @@ mod sticky;
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -131,6 +131,8 @@ pub struct Pool {
     pub balancer: Arc<LoadBalancer<Policy>>,
     /// The `Host` header sent to the backends; absent: the client's own.
     pub host: Option<HeaderValue>,
+    /// How often so few backends were available that all were used.
+    pub panics: Counter,
     /// Attempts after the first. A replay over a new connection is none.
     pub retries: Counter,
     /// Attempts that were not made because the budget was used up.
@@ -173,6 +175,8 @@ struct Watch {
     /// The [`Availability`], packed.
     availability: AtomicU64,
     changed: AtomicBool,
+    /// Held while somebody looks, which happens once after each change.
+    assessing: Mutex<()>,
     /// When the next ejection ends, in nanoseconds after `began`; the largest number: none is under way.
     next_return: AtomicU64,
 }
@@ -225,6 +229,7 @@ impl Pool {
             name: settings.name.clone(),
             balancer: Arc::new(balancer(settings, registry, policy)),
             host: settings.host.clone(),
+            panics: Counter::default(),
             retries: Counter::default(),
             retries_denied: Counter::default(),
             keys_missing: Counter::default(),
@@ -320,8 +325,9 @@ impl Pool {
 
     /// Looks at every backend, and remembers what that means for the next picks.
     fn assess(&self, now: Instant) {
-        // First the mark, so that a change during the look is looked at again.
-        self.watch.changed.store(false, Ordering::Release);
+        // One after the other, so that no older look is kept; first the mark, so that a change meanwhile is looked at again.
+        let _turn = self.watch.assessing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.watch.changed.swap(false, Ordering::AcqRel);
         let returns = self.backends.iter().filter_map(|backend| backend.record.ejected_until(now)).min();
         self.watch.set_next_return(returns);
         let before = self.watch.availability();
@@ -330,6 +336,7 @@ impl Pool {
         if before.panic != after.panic {
             let (name, threshold) = (&self.name, self.settings.panic_threshold);
             if after.panic {
+                self.panics.increment();
                 log::warn!(
                     "pool {name}: panic: less than {threshold} % of its backends are available, all are used"
                 );
@@ -386,6 +393,7 @@ impl Watch {
             began: now,
             availability: AtomicU64::new(nobody.pack()),
             changed: AtomicBool::new(true),
+            assessing: Mutex::default(),
             next_return: AtomicU64::new(Self::NEVER),
         }
     }

@@ -43,6 +43,8 @@ pub(super) struct Record {
     streak: AtomicU64,
     /// The end of the latest ejection; 0: there was none. Written before the streak that goes with it.
     until: AtomicU64,
+    /// The beginning of the latest ejection.
+    since: AtomicU64,
     ejections: Counter,
 }
 
@@ -113,6 +115,7 @@ impl Record {
             epoch,
             streak: AtomicU64::new(Streak::NONE.pack()),
             until: AtomicU64::new(0),
+            since: AtomicU64::new(0),
             ejections: Counter::default(),
         }
     }
@@ -128,6 +131,12 @@ impl Record {
         let until = self.until.load(Ordering::Acquire);
         let ejected = nanoseconds(self.epoch, now) < until;
         ejected.then(|| self.epoch.checked_add(Duration::from_nanos(until))).flatten()
+    }
+
+    /// Since when it is ejected, if it is.
+    pub(super) fn ejected_since(&self, now: Instant) -> Option<Instant> {
+        let since = Duration::from_nanos(self.since.load(Ordering::Relaxed));
+        self.is_ejected(now).then(|| self.epoch.checked_add(since)).flatten()
     }
 
     /// A request that was sent at `began` succeeded: everything is forgiven. One load if there is nothing to
@@ -189,6 +198,7 @@ impl Record {
         let streak = self.streak().ejected();
         let duration = ejection(settings, streak.ejections, jitter);
         let until = nanoseconds(self.epoch, now).saturating_add(saturated(duration.as_nanos())).max(1);
+        self.since.store(nanoseconds(self.epoch, now), Ordering::Relaxed);
         self.until.store(until, Ordering::Release);
         // Overwrites what a request said since the load. That request began before the ejection; a moment
         // later it would have said nothing.

@@ -137,7 +137,7 @@ impl Pool {
             backend.address != also.address
                 && !tried.contains(backend.address)
                 && self.refusal(backend, availability, now).is_none()
-                && backend.load.in_flight() < backend.max_requests
+                && (self.queue.places() > 0 || backend.load.in_flight() < backend.max_requests)
         })
     }
 
@@ -181,9 +181,9 @@ impl Pool {
     /// Whether a session stays with its backend, even if one request of it went elsewhere.
     fn holds_session(&self, session: usize, now: Instant) -> bool {
         let availability = self.availability(now);
-        self.backends.get(session).is_some_and(|backend| {
-            matches!(self.refusal(backend, availability, now), None | Some(Refusal::Draining))
-        })
+        self.backends
+            .get(session)
+            .is_some_and(|backend| self.session_refusal(backend, availability, now).is_none())
     }
 
     fn continue_session(
@@ -196,8 +196,7 @@ impl Pool {
         let refusal = if wish.tried.contains(backend.address) {
             Some(Refusal::Tried)
         } else {
-            // A session stays where it is while its backend drains.
-            self.refusal(backend, availability, wish.now).filter(|refusal| *refusal != Refusal::Draining)
+            self.session_refusal(backend, availability, wish.now)
         };
         match refusal.map_or_else(|| backend.reserve(u64::MAX), Err) {
             Ok(place) => Some((backend.clone(), place)),
@@ -225,9 +224,11 @@ impl Pool {
     /// Whether somebody would take the request, had it room.
     fn has_full(&self, wish: &Wish<'_>, availability: Availability) -> bool {
         self.backends.iter().enumerate().any(|(index, backend)| {
-            let refusal = self.refusal(backend, availability, wish.now);
-            let holds_session = wish.session == Some(index) && refusal == Some(Refusal::Draining);
-            (refusal.is_none() || holds_session) && !wish.tried.contains(backend.address)
+            let refusal = match wish.session == Some(index) {
+                true => self.session_refusal(backend, availability, wish.now),
+                false => self.refusal(backend, availability, wish.now),
+            };
+            refusal.is_none() && !wish.tried.contains(backend.address)
         })
     }
 
@@ -279,6 +280,21 @@ impl Pool {
             return Err(Refusal::SlowStart);
         }
         backend.reserve(self.bound(backend, availability, wish))
+    }
+
+    /// The same for a session: it stays where it is while its backend drains, but not when that is gone as well.
+    fn session_refusal(
+        &self,
+        backend: &Backend,
+        availability: Availability,
+        now: Instant,
+    ) -> Option<Refusal> {
+        match self.refusal(backend, availability, now) {
+            Some(Refusal::Draining) if !self.is_ready(backend) => Some(Refusal::Down),
+            Some(Refusal::Draining) if backend.record.is_ejected(now) => Some(Refusal::Ejected),
+            Some(Refusal::Draining) => None,
+            other => other,
+        }
     }
 
     fn refusal(&self, backend: &Backend, availability: Availability, now: Instant) -> Option<Refusal> {
@@ -435,8 +451,10 @@ impl Passed {
 
     /// Counts it at the backend, and remembers it for the log.
     fn note(&mut self, backend: &Arc<Backend>, refusal: Refusal) {
-        backend.pass_over(refusal);
         let is_known = self.0.iter().any(|(known, why)| *why == refusal && known.address == backend.address);
+        if !is_known {
+            backend.pass_over(refusal);
+        }
         // The last place is for what decides what becomes of the request.
         if !is_known && (self.0.len() < MAX_PASSED || !self.contains(refusal)) {
             self.0.push((backend.clone(), refusal));

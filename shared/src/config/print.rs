@@ -8,10 +8,23 @@ use super::sections::Config;
 
 /// Every key that has a value, defaults included.
 pub(crate) fn yaml(config: &Config) -> String {
-    let value = serde_json::to_value(config).expect("a configuration has no maps with keys other than texts");
+    let mut value =
+        serde_json::to_value(config).expect("a configuration has no maps with keys other than texts");
+    drop_times_of_no_check(&mut value);
     let mut text = String::new();
     block(&mut text, &value, 0);
     text
+}
+
+/// Checks that are turned off have no times, and the keys for them would be refused.
+fn drop_times_of_no_check(config: &mut Value) {
+    let pools = config.get_mut("pools").and_then(Value::as_object_mut).into_iter().flatten();
+    for (_, pool) in pools {
+        let Some(Value::Object(check)) = pool.get_mut("health_check") else { continue };
+        if check.get("type").is_some_and(|kind| kind == "none") {
+            check.retain(|key, _| key == "type");
+        }
+    }
 }
 
 /// Writes a mapping or a list in block style, everything else on the same line.

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::Path;
 
+use lb_service::pool::PoolSettings;
 use shared::config::{Context, Files, Plan, Problems, json, load_text, text};
 
 /// Loads a text as a configuration.
@@ -36,7 +37,19 @@ fn fits_together(plan: &Plan) {
         assert!(pool.queue == 0 || limited, "a queue that nobody waits in: {pool:?}");
         let hashes = ["ConsistentHash", "Maglev"].contains(&format!("{:?}", pool.policy).as_str());
         assert!(hashes || pool.bounded_load.is_none(), "a bound without a hash: {pool:?}");
+        choices_have_others(pool);
     }
+}
+
+/// What there is to choose between, wherever a pool says how.
+fn choices_have_others(pool: &PoolSettings) {
+    let (backends, ejection) = (pool.backends.len(), &pool.outlier_detection);
+    assert!(backends > 1 || pool.sticky.is_none() && pool.slow_start.is_none(), "nobody else: {pool:?}");
+    assert!(backends > 2 || ejection.gray.is_none(), "too few to compare: {pool:?}");
+    let share = usize::from(ejection.max_ejected_percent);
+    assert!(backends == 1 || share == 0 || backends * share >= 100, "ejects nobody: {pool:?}");
+    let connect = pool.timeouts.connect;
+    assert!(pool.retries.per_try.is_none_or(|time| connect <= time), "no time to connect: {pool:?}");
 }
 
 fn inspect(problems: &Problems) {

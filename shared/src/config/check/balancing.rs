@@ -1,5 +1,6 @@
 //! Rules about how a pool chooses, ejects, repeats and limits.
 
+use health_service::CheckType;
 use lb_service::config::{PolicyName, RetryWord};
 
 use super::{Checker, Id, Pool, Problem, Step};
@@ -10,8 +11,17 @@ const MAX_RING_WEIGHT: usize = 8 * 1024 * 1024 / 160;
 /// Keys of `outlier_detection` that say how long and how many are ejected.
 const EJECTION_KEYS: [&str; 3] = ["base_ejection", "max_ejection", "max_ejected_percent"];
 
+/// The other keys of `outlier_detection`, which turn ejection on.
+const EJECTION_CAUSES: [&str; 2] = ["consecutive_failures", "gray"];
+
+/// As many backends are compared at least to find one that is much slower than the others.
+const MIN_COMPARED: usize = 3;
+
 /// Keys of `retries` that the budget is made of.
 const BUDGET_KEYS: [&str; 2] = ["budget_percent", "min_concurrent"];
+
+/// What to do about a key that only chooses between backends.
+const ONE_BACKEND: &str = "remove the key, or add a second backend";
 
 /// A path from the root to a key of a pool.
 macro_rules! path {
@@ -23,17 +33,42 @@ impl Checker<'_> {
         self.check_backups(name, pool);
         self.check_hash_keys(name, pool);
         self.check_ring(name, pool);
+        self.check_sticky(name, pool);
         self.check_ejections(name, pool);
+        self.check_share_ejected(name, pool);
+        self.check_gray(name, pool);
         self.check_ejection_times(name, pool);
+        self.check_slow_start(name, pool);
         self.check_retry_keys(name, pool);
         self.check_retry_causes(name, pool);
         self.check_per_try(name, pool);
+        self.check_connect(name, pool);
+        self.check_limit(name, pool);
         self.check_queue(name, pool);
         self.check_queue_timeout(name, pool);
     }
 
     fn without_effect(&mut self, path: &[Step], message: String, hint: &str) {
         self.report_key(path, Problem::new(Id::WithoutEffect, message).hint(hint));
+    }
+
+    /// How many backends there are; `None` when some of them were taken out because they were wrong, or none is given.
+    fn count(&self, name: &str, pool: &Pool) -> Option<usize> {
+        let damaged = self.root.is_damaged(&path![name, "backends"]);
+        Some(pool.backends.len()).filter(|count| *count > 0 && !damaged)
+    }
+
+    /// Keys without effect in a pool with one backend, for this reason.
+    fn useless_alone(&mut self, name: &str, paths: &[Vec<Step>], why: &str) {
+        let only = self.root.place(&path![name, "backends"]);
+        for path in paths {
+            let Some(Step::Key(key)) = path.last() else { continue };
+            if !self.is_written(path) {
+                continue;
+            }
+            let problem = Problem::new(Id::WithoutEffect, format!("`{key}` has no effect: {why}"));
+            self.report_key(path, problem.related(only, "the only backend").hint(ONE_BACKEND));
+        }
     }
 
     fn check_backups(&mut self, name: &str, pool: &Pool) {
@@ -89,11 +124,26 @@ impl Checker<'_> {
     }
 }
 
+// === sessions ===
+
+impl Checker<'_> {
+    fn check_sticky(&mut self, name: &str, pool: &Pool) {
+        if self.count(name, pool) == Some(1) {
+            let why = "every client has the same backend anyway";
+            self.useless_alone(name, &[path![name, "sticky"].to_vec()], why);
+        }
+    }
+}
+
 // === ejection ===
 
 impl Checker<'_> {
     /// Keys of an ejection that never happens.
     fn check_ejections(&mut self, name: &str, pool: &Pool) {
+        if self.count(name, pool) == Some(1) {
+            self.check_ejections_of_one(name, pool);
+            return;
+        }
         let config = &pool.outlier_detection;
         if config.is_in_effect() || self.root.is_damaged(&path![name, "outlier_detection"]) {
             return;
@@ -122,6 +172,61 @@ impl Checker<'_> {
         }
     }
 
+    /// To turn ejection off is no mistake, even where there is none.
+    fn check_ejections_of_one(&mut self, name: &str, pool: &Pool) {
+        let keys = EJECTION_CAUSES.into_iter().chain(EJECTION_KEYS);
+        let off = !pool.outlier_detection.counts_failures();
+        let keys = keys.filter(|key| *key != "consecutive_failures" || !off);
+        let paths: Vec<_> = keys.map(|key| path![name, "outlier_detection", key].to_vec()).collect();
+        self.useless_alone(name, &paths, "the last backend of a pool is never ejected");
+    }
+
+    /// A share of the pool that is less than one backend.
+    fn check_share_ejected(&mut self, name: &str, pool: &Pool) {
+        let path = path![name, "outlier_detection", "max_ejected_percent"];
+        let Some(count) = self.count(name, pool).filter(|count| *count > 1) else { return };
+        let percent = pool.outlier_detection.max_ejected_percent.map_or(0, |percent| percent.get());
+        let ejected = count.saturating_mul(usize::try_from(percent).unwrap_or(usize::MAX)) / 100;
+        let off = !pool.outlier_detection.is_in_effect();
+        if !self.is_written(&path) || off || ejected > 0 {
+            return;
+        }
+        let least = 100_usize.div_ceil(count);
+        let message =
+            format!("`max_ejected_percent` ejects nobody: {percent} % of {count} backends is less than one");
+        self.report(&path, Problem::new(Id::WithoutEffect, message).hint(format!("write at least {least}")));
+    }
+
+    fn check_gray(&mut self, name: &str, pool: &Pool) {
+        let path = path![name, "outlier_detection", "gray"];
+        // With one, nothing is ejected at all: reported as such.
+        let few = self.count(name, pool).filter(|count| (2..MIN_COMPARED).contains(count));
+        if let Some(count) = few.filter(|_| self.is_written(&path)) {
+            let message = format!(
+                "`gray` has no effect: it compares at least {MIN_COMPARED} backends, and there are {count}"
+            );
+            self.without_effect(&path, message, "remove the key, or add a backend");
+        }
+    }
+
+    fn check_slow_start(&mut self, name: &str, pool: &Pool) {
+        let path = path![name, "slow_start"];
+        if self.count(name, pool) == Some(1) {
+            self.useless_alone(name, &[path.to_vec()], "nobody else could take what is left of its share");
+            return;
+        }
+        let damaged =
+            ["health_check", "outlier_detection"].iter().any(|key| self.root.is_damaged(&path![name, *key]));
+        let returns =
+            pool.health_check.r#type != CheckType::None || pool.outlier_detection.is_in_effect() || damaged;
+        if self.is_written(&path) && !returns {
+            let message =
+                "`slow_start` has no effect: with neither health checks nor ejection no backend comes back";
+            let hint = "remove the key, or turn checks on with `type: tcp`";
+            self.without_effect(&path, message.to_owned(), hint);
+        }
+    }
+
     fn check_ejection_times(&mut self, name: &str, pool: &Pool) {
         let config = &pool.outlier_detection;
         let Some((base, max)) = config.base_ejection.as_ref().zip(config.max_ejection.as_ref()) else {
@@ -145,7 +250,13 @@ impl Checker<'_> {
     /// Keys about repetitions that never happen.
     fn check_retry_keys(&mut self, name: &str, pool: &Pool) {
         let path = |key: &str| path![name, "retries", key];
-        let none = pool.retries.attempts.get() == 0;
+        let none = !pool.retries.is_in_effect();
+        if self.count(name, pool) == Some(1) && !none {
+            let keys = ["attempts"].into_iter().chain(BUDGET_KEYS).chain(["on"]);
+            let paths: Vec<_> = keys.map(|key| path(key).to_vec()).collect();
+            self.useless_alone(name, &paths, "no backend is tried twice");
+            return;
+        }
         let budget = BUDGET_KEYS.into_iter().filter(|_| !pool.retries.needs_budget());
         let causes = ["on"].into_iter().filter(|_| none);
         let dead: Vec<&str> = budget.chain(causes).filter(|key| self.is_written(&path(key))).collect();
@@ -192,11 +303,39 @@ impl Checker<'_> {
         }
         self.report(&path![name, "retries", "per_try"], problem);
     }
+
+    /// Each attempt to connect ends with the attempt.
+    fn check_connect(&mut self, name: &str, pool: &Pool) {
+        let path = path![name, "timeouts", "connect"];
+        let Some((per_try, connect)) = pool.retries.per_try.as_ref().zip(pool.timeouts.connect.as_ref())
+        else {
+            return;
+        };
+        if !self.is_written(&path) || per_try.get().0 >= connect.get().0 {
+            return;
+        }
+        let message = format!(
+            "`connect` ({connect}) has no effect: it is longer than `retries.per_try` ({per_try}), which includes it"
+        );
+        let hint = format!("make `connect` at most {per_try}, or remove the key");
+        let ends = self.root.place(&path![name, "retries", "per_try"]);
+        let problem = Problem::new(Id::WithoutEffect, message).hint(hint);
+        self.report(&path, problem.related(ends, "ends every attempt"));
+    }
 }
 
 // === limits ===
 
 impl Checker<'_> {
+    fn check_limit(&mut self, name: &str, pool: &Pool) {
+        let path = path![name, "limits", "max_requests"];
+        let damaged = self.root.is_damaged(&path![name, "backends"]);
+        if self.is_written(&path) && pool.is_limited_by_backends() && !damaged {
+            let message = "`max_requests` has no effect: every backend of the pool has its own".to_owned();
+            self.without_effect(&path, message, "remove the key, or that of a backend");
+        }
+    }
+
     /// Whether no backend has a limit, and none lost its own because it was wrong.
     fn is_unlimited(&self, name: &str, pool: &Pool) -> bool {
         let damaged = ["backends", "limits"].iter().any(|key| self.root.is_damaged(&path![name, *key]));
