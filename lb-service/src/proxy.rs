@@ -263,10 +263,6 @@ impl ProxyHttp for Proxy {
         if let Some(attempt) = ctx.delivery.attempt.as_mut().filter(|_| !session.is_body_empty()) {
             attempt.uploading();
         }
-        if ctx.delivery.tries > 1 && is_emptied(session) {
-            request.remove_header(&TRANSFER_ENCODING);
-            request.insert_header(CONTENT_LENGTH, 0)?;
-        }
         if let Some(host) = ctx.pool().and_then(|pool| pool.host.clone()) {
             request.insert_header(HOST, host)?;
         }
@@ -433,18 +429,6 @@ async fn wait<T>(
     let Some(connection) = ctx.connection.clone() else { return Ok(done.await) };
     let done = unless_client_leaves(session, &connection, done).await;
     done.ok_or_else(|| ctx.fail(Failure::ClientGone))
-}
-
-/// Whether the request has a chunked body that was read and is empty. Pingora, which has nothing to send again, would not even
-/// send the end of it.
-fn is_emptied(session: &mut Session) -> bool {
-    let is_chunked = session.req_header().headers.contains_key(TRANSFER_ENCODING);
-    is_chunked && session.as_mut().is_body_done() && session.as_ref().get_retry_buffer().is_none()
-}
-
-/// Whether a connection ended before the first byte of an answer, which Pingora says in words only.
-fn nothing_was_read(error: &Error) -> bool {
-    error.context.as_ref().is_some_and(|context| context.as_str().ends_with("bytes already read: 0"))
 }
 
 /// What a request whose attempt has failed can still expect.

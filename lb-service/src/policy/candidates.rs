@@ -204,14 +204,10 @@ impl Walk {
     }
 }
 
-/// Where to begin among those that are left: by their weights, so that the turns of one that was refused do not all fall
-/// to its neighbour.
+/// Where to begin when the one whose turn it was has been refused: with whose turn comes next, as the round robin does.
 fn another_start(policy: &Policy, refused: &IndexSet) -> Option<usize> {
-    let left = (0..policy.backends.len()).filter(|index| !refused.contains(*index));
-    let seed = policy.draws().next();
-    weighted_shuffle(left, |index| policy.weights[index], |index| mix(seed ^ mix(index as u64)))
-        .first()
-        .copied()
+    let mut turns = (0..STEPS_PER_BACKEND * policy.backends.len()).filter_map(|_| policy.turn());
+    turns.find(|index| !refused.contains(*index))
 }
 
 /// The one of all that has least to do, those aside that were refused or have no weight.

@@ -1,7 +1,7 @@
 //! Rules about how a pool chooses, ejects, repeats and limits.
 
 use health_service::CheckType;
-use lb_service::config::{PolicyName, RetryWord};
+use lb_service::config::{Percent, PolicyName, RetryWord};
 
 use super::{Checker, Id, Pool, Problem, Step};
 
@@ -185,7 +185,7 @@ impl Checker<'_> {
     fn check_share_ejected(&mut self, name: &str, pool: &Pool) {
         let path = path![name, "outlier_detection", "max_ejected_percent"];
         let Some(count) = self.count(name, pool).filter(|count| *count > 1) else { return };
-        let percent = pool.outlier_detection.max_ejected_percent.map_or(0, |percent| percent.get());
+        let percent = pool.outlier_detection.max_ejected_percent.map_or(0, Percent::get);
         let ejected = count.saturating_mul(usize::try_from(percent).unwrap_or(usize::MAX)) / 100;
         let off = !pool.outlier_detection.is_in_effect();
         if !self.is_written(&path) || off || ejected > 0 {
