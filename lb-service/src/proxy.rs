@@ -431,6 +431,11 @@ async fn wait<T>(
     done.ok_or_else(|| ctx.fail(Failure::ClientGone))
 }
 
+/// Whether a connection ended before the first byte of an answer, which Pingora says in words only.
+fn nothing_was_read(error: &Error) -> bool {
+    error.context.as_ref().is_some_and(|context| context.as_str().ends_with("bytes already read: 0"))
+}
+
 /// What a request whose attempt has failed can still expect.
 fn sent(session: &Session, stale: bool) -> Sent {
     Sent {

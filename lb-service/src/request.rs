@@ -84,7 +84,9 @@ impl RequestContext {
     pub(crate) fn is_whole(&mut self) {
         self.whole = true;
         let Some(attempt) = self.delivery.attempt.as_mut() else { return };
-        attempt.sent(Instant::now());
+        if attempt.is_uploading() {
+            attempt.sent(Instant::now());
+        }
         let waits = attempt.time_to_first_byte().is_none();
         let limit = self.pool.and_then(|id| self.plan.pool(id).per_try()).filter(|_| waits);
         if let (Some(connection), Some(limit)) = (&self.connection, limit) {

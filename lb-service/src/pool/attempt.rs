@@ -66,6 +66,11 @@ impl Attempt {
         self.sent = None;
     }
 
+    /// Whether the client has yet to send the body.
+    pub fn is_uploading(&self) -> bool {
+        self.sent.is_none()
+    }
+
     /// All of the request was passed on.
     pub fn sent(&mut self, now: Instant) {
         if self.first_byte.is_none() {
