@@ -38,11 +38,21 @@ const RELATIVES: [&str; 5] =
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TrustedProxies(Vec<IpNet>);
 
+/// The other end of a connection. Made once for all its requests, since writing an address down costs more than copying
+/// what was written.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    /// Its address; that of an IPv4 client on an IPv6 socket is an IPv4 address.
+    pub ip: IpAddr,
+    /// The same for a header.
+    value: HeaderValue,
+}
+
 /// What the connection itself tells about the client.
 #[derive(Clone, Copy, Debug)]
 pub struct Downstream<'a> {
-    /// Its address; absent on a Unix socket.
-    pub peer: Option<IpAddr>,
+    /// Who it is; absent on a Unix socket.
+    pub peer: Option<&'a Peer>,
     /// How it speaks.
     pub scheme: Scheme,
     /// The host it asked for, as it was sent.
@@ -86,12 +96,12 @@ pub struct Forwarded {
 pub fn decide(downstream: &Downstream<'_>, sent: &HeaderMap, trusted: &TrustedProxies) -> Forwarded {
     let own_proto = || Edit::Set(HeaderValue::from_static(downstream.scheme.as_str()));
     let own_host = || downstream.host.cloned().map_or(Edit::Remove, Edit::Set);
-    let is_trusted = downstream.peer.is_some_and(|peer| trusted.trusts(peer));
+    let is_trusted = downstream.peer.is_some_and(|peer| trusted.trusts(peer.ip));
     let keep = |name: &HeaderName| is_trusted && sent.contains_key(name);
     Forwarded {
         addresses: match downstream.peer {
             Some(peer) if keep(&X_FORWARDED_FOR) => Edit::Set(appended(sent, peer)),
-            Some(peer) => Edit::Set(address_value(peer)),
+            Some(peer) => Edit::Set(peer.value.clone()),
             None => Edit::Remove,
         },
         proto: if keep(&X_FORWARDED_PROTO) { Edit::Keep } else { own_proto() },
@@ -102,7 +112,7 @@ pub fn decide(downstream: &Downstream<'_>, sent: &HeaderMap, trusted: &TrustedPr
 
 /// Whether the client speaks TLS: to us, or to a trusted proxy that says so.
 pub fn is_https(downstream: &Downstream<'_>, sent: &HeaderMap, trusted: &TrustedProxies) -> bool {
-    let is_trusted = || downstream.peer.is_some_and(|peer| trusted.trusts(peer));
+    let is_trusted = || downstream.peer.is_some_and(|peer| trusted.trusts(peer.ip));
     match sent.get(X_FORWARDED_PROTO) {
         Some(proto) if is_trusted() => proto.as_bytes().eq_ignore_ascii_case(b"https"),
         _ => downstream.scheme == Scheme::Https,
@@ -146,18 +156,24 @@ fn parse_entry(entry: &[u8]) -> Option<IpAddr> {
 }
 
 /// All that the client sent, as one line, and `peer`.
-fn appended(sent: &HeaderMap, peer: IpAddr) -> HeaderValue {
+fn appended(sent: &HeaderMap, peer: &Peer) -> HeaderValue {
     let mut line = Vec::with_capacity(64);
     for value in sent.get_all(X_FORWARDED_FOR).iter().filter(|value| !value.is_empty()) {
         line.extend_from_slice(value.as_bytes());
         line.extend_from_slice(b", ");
     }
-    line.extend_from_slice(address_value(peer).as_bytes());
+    line.extend_from_slice(peer.value.as_bytes());
     HeaderValue::try_from(line).expect("made of header values and an address")
 }
 
-fn address_value(address: IpAddr) -> HeaderValue {
-    HeaderValue::try_from(address.to_canonical().to_string()).expect("an address is ASCII")
+// === impl Peer ===
+
+impl Peer {
+    /// The one at this address.
+    pub fn new(address: IpAddr) -> Self {
+        let ip = address.to_canonical();
+        Self { ip, value: HeaderValue::try_from(ip.to_string()).expect("an address is ASCII") }
+    }
 }
 
 // === impl TrustedProxies ===
@@ -250,8 +266,8 @@ mod tests {
     /// The forwarding headers that a backend gets, in the order of their names.
     fn told(peer: Option<&str>, lines: &[(&'static str, &str)]) -> Vec<String> {
         let host = HeaderValue::from_static("example.com");
-        let downstream =
-            Downstream { peer: peer.map(|ip| ip.parse().unwrap()), scheme: Scheme::Https, host: Some(&host) };
+        let peer = peer.map(|ip| Peer::new(ip.parse().unwrap()));
+        let downstream = Downstream { peer: peer.as_ref(), scheme: Scheme::Https, host: Some(&host) };
         let mut request = request(lines);
         decide(&downstream, &request.headers, &trusted()).apply(&mut request).unwrap();
         let mut told: Vec<String> = request
@@ -372,12 +388,13 @@ mod tests {
         ) {
             let values = lines.iter().filter_map(|line| HeaderValue::from_bytes(line).ok());
             let sent: HeaderMap = values.map(|value| (X_FORWARDED_FOR, value)).collect();
-            let downstream = Downstream { peer: Some(peer), scheme: Scheme::Http, host: None };
+            let peer = Peer::new(peer);
+            let downstream = Downstream { peer: Some(&peer), scheme: Scheme::Http, host: None };
             let Edit::Set(value) = decide(&downstream, &sent, &trusted()).addresses else { panic!("always set") };
             let last = value.as_bytes().rsplit(|byte| *byte == b',').next().and_then(parse_entry);
-            prop_assert_eq!(last, Some(peer.to_canonical()));
-            let client = client_ip(peer, &sent, &trusted());
-            prop_assert!(trusted().trusts(peer) || client == peer.to_canonical());
+            prop_assert_eq!(last, Some(peer.ip));
+            let client = client_ip(peer.ip, &sent, &trusted());
+            prop_assert!(trusted().trusts(peer.ip) || client == peer.ip);
         }
     }
 }

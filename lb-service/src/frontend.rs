@@ -2,8 +2,7 @@
 
 use std::future::poll_fn;
 use std::mem::MaybeUninit;
-use std::net::{IpAddr, SocketAddr};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
@@ -17,9 +16,11 @@ use pingora::protocols::l4::socket::SocketAddr as PingoraAddr;
 use pingora::proxy::HttpProxy;
 use pingora::server::ShutdownWatch;
 use tokio::io::{AsyncRead, ReadBuf};
+use tokio::time::{Instant, Sleep, sleep};
 
 use crate::access_log::{AccessLog, Record};
 use crate::failure::Failure;
+use crate::forwarded::Peer;
 use crate::listener::{ListenerId, Listeners};
 use crate::proxy::Proxy;
 use crate::traffic::{Connection, Traffic};
@@ -63,10 +64,18 @@ impl Frontend {
         connection: &Arc<Connection>,
         shutdown: &ShutdownWatch,
     ) -> Option<(u16, Failure)> {
-        let mut patience = FIRST_REQUEST;
+        let mut farewell = pin!(self.traffic.settled());
+        let timer = pin!(sleep(FIRST_REQUEST));
+        let mut wait = Wait::new(timer);
         let mut settings: Option<HttpPersistentSettings> = None;
         loop {
-            let begun = self.first_bytes(&mut stream, patience).await?;
+            // `None`: the client leaves, takes too long, or has to be sent away.
+            let begun = tokio::select! {
+                biased;
+                begun = poll_fn(|cx| poll_first_bytes(cx, &mut stream)) => begun?,
+                () = wait.ends() => return None,
+                () = farewell.as_mut() => return None,
+            };
             let _in_flight = connection.begin_request();
             let head = Head::of(&begun);
             connection.set_last(head == Head::AndMore);
@@ -78,28 +87,20 @@ impl Frontend {
             };
             let Some(reusable) = reusable else { return connection.unseen_request() };
             (stream, settings) = reusable.consume();
-            patience = IDLE;
-        }
-    }
-
-    /// The first bytes of a request; `None` when the client leaves, takes too long, or has to be sent away.
-    async fn first_bytes(&self, stream: &mut Stream, patience: Duration) -> Option<BytesMut> {
-        tokio::select! {
-            biased;
-            read = tokio::time::timeout(patience, poll_fn(|cx| poll_first_bytes(cx, stream))) => read.ok()?,
-            () = self.traffic.settled() => None,
+            wait.renew(IDLE);
         }
     }
 
     /// Counts and logs a request that the proxy has never seen.
-    fn unseen(&self, listener: ListenerId, client: Option<IpAddr>, (status, failure): (u16, Failure)) {
+    fn unseen(&self, connection: &Connection, (status, failure): (u16, Failure)) {
+        let listener = connection.listener;
         let traffic = self.traffic.listener(listener);
         if let Failure::Rejected(reason) = failure {
             traffic.reject(reason);
         }
         traffic.pool(None).answers.increment(status);
         self.access_logs[listener.0].record(&Record {
-            client,
+            client: connection.peer.as_ref().map(|peer| peer.ip),
             status: Some(status),
             failure: Some(failure.as_str()),
             ..Record::new(SystemTime::now(), &self.listeners.get(listener).name)
@@ -113,6 +114,13 @@ impl Frontend {
             PingoraAddr::Unix(address) => self.listeners.accepted_unix(address.as_pathname()?),
         }
     }
+}
+
+/// How long a connection waits for its client. Its timer is set anew only when it has rung too early: once a minute on a busy
+/// connection, not once for each request.
+struct Wait<'a> {
+    ends: Instant,
+    timer: Pin<&'a mut Sleep>,
 }
 
 /// How much of a request the first bytes hold.
@@ -134,6 +142,27 @@ impl Head {
             None => Self::Incomplete,
             Some(end) if end + 4 < bytes.len() && is_bodiless() => Self::AndMore,
             Some(_) => Self::Complete,
+        }
+    }
+}
+
+// === impl Wait ===
+
+impl<'a> Wait<'a> {
+    fn new(timer: Pin<&'a mut Sleep>) -> Self {
+        Self { ends: timer.deadline(), timer }
+    }
+
+    /// So long from now; it never becomes shorter.
+    fn renew(&mut self, patience: Duration) {
+        self.ends = Instant::now() + patience;
+    }
+
+    async fn ends(&mut self) {
+        self.timer.as_mut().await;
+        while self.timer.deadline() < self.ends {
+            self.timer.as_mut().reset(self.ends);
+            self.timer.as_mut().await;
         }
     }
 }
@@ -162,7 +191,7 @@ async fn until_head<T>(request: impl Future<Output = Option<T>>, connection: &Co
     tokio::select! {
         biased;
         done = &mut request => return done,
-        () = tokio::time::sleep(HEAD) => {}
+        () = sleep(HEAD) => {}
     }
     if connection.is_unseen() {
         connection.timed_out();
@@ -181,9 +210,10 @@ fn poll_first_bytes(cx: &mut Context<'_>, stream: &mut Stream) -> Poll<Option<By
     })
 }
 
-/// The address that a client connected from; none on a Unix socket.
-fn client(stream: &Stream) -> Option<IpAddr> {
-    stream.get_socket_digest()?.peer_addr()?.as_inet().map(SocketAddr::ip)
+/// Who connected; none on a Unix socket.
+fn peer(stream: &Stream) -> Option<Peer> {
+    let digest = stream.get_socket_digest()?;
+    digest.peer_addr()?.as_inet().map(|address| Peer::new(address.ip()))
 }
 
 #[async_trait]
@@ -193,11 +223,10 @@ impl ServerApp for Frontend {
             log::error!("connection closed: its local address belongs to no listener");
             return None;
         };
-        let connection = self.traffic.accept(listener);
-        let client = client(&stream);
+        let connection = self.traffic.accept(listener, peer(&stream));
         let stream = Box::new(Watched::new(stream, connection.clone()));
         if let Some(unseen) = self.serve(stream, &connection, shutdown).await {
-            self.unseen(listener, client, unseen);
+            self.unseen(&connection, unseen);
         }
         None
     }
@@ -212,6 +241,20 @@ impl ServerApp for Frontend {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_wait_ends_so_long_after_it_was_renewed_last() {
+        let began = Instant::now();
+        let timer = pin!(sleep(FIRST_REQUEST));
+        let mut wait = Wait::new(timer);
+        for _ in 0..3 {
+            sleep(FIRST_REQUEST / 2).await;
+            wait.renew(IDLE);
+        }
+        wait.ends().await;
+        let waited = began.elapsed() - FIRST_REQUEST * 3 / 2;
+        assert!(waited >= IDLE && waited < IDLE + Duration::from_millis(10), "{waited:?}");
+    }
 
     #[test]
     fn a_head_is_complete_with_its_empty_line() {

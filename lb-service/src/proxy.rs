@@ -4,9 +4,8 @@
 //! [`crate::failure`]. Nothing is decided here.
 
 use std::any::Any;
-use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -23,7 +22,7 @@ use pingora::{Error, ErrorType, Result, RetryType};
 
 use crate::access_log::{AccessLog, Record};
 use crate::failure::{self, Failure};
-use crate::forwarded::{self, Downstream, Scheme, client_ip};
+use crate::forwarded::{self, Downstream, Scheme};
 use crate::frontend::IDLE;
 use crate::hop_by_hop;
 use crate::patience::unless_client_leaves;
@@ -71,7 +70,7 @@ impl Proxy {
         // Whoever came before and waits has precedence; a repetition came before.
         let is_first = ctx.delivery.is_first();
         if !is_first || pool.queue.is_empty() {
-            match ctx.place(session.req_header(), peer(session)) {
+            match ctx.place(session.req_header()) {
                 Ok(()) => return Ok(()),
                 Err(Unplaced::Full) => {}
                 Err(Unplaced::Nobody) => return Err(ctx.unplaced(Rejection::NoBackend)),
@@ -104,7 +103,7 @@ impl Proxy {
                 }
                 Err(_) => return Err(ctx.unplaced(Rejection::QueueTimeout)),
             }
-            match ctx.place(session.req_header(), peer(session)) {
+            match ctx.place(session.req_header()) {
                 Ok(()) => return Ok(()),
                 Err(Unplaced::Full) => {}
                 Err(Unplaced::Nobody) => return Err(ctx.unplaced(Rejection::NoBackend)),
@@ -113,8 +112,9 @@ impl Proxy {
     }
 
     /// Whether the client speaks TLS, to us or to a proxy that we trust.
-    fn is_secure(&self, session: &Session) -> bool {
-        forwarded::is_https(&downstream(session), &session.req_header().headers, &self.plan.trusted_proxies)
+    fn is_secure(&self, session: &Session, ctx: &RequestContext) -> bool {
+        let headers = &session.req_header().headers;
+        forwarded::is_https(&downstream(session, ctx), headers, &self.plan.trusted_proxies)
     }
 
     fn count(&self, session: &Session, ctx: &RequestContext, status: u16, duration: Duration) {
@@ -139,8 +139,8 @@ impl Proxy {
         let request = session.req_header();
         let attempt = ctx.delivery.attempt.as_ref();
         log.record(&Record {
-            time: ctx.arrived_at,
-            client: peer(session).map(|ip| client_ip(ip, &request.headers, &self.plan.trusted_proxies)),
+            time: SystemTime::now() - duration,
+            client: ctx.client(request),
             listener: &self.plan.listeners.get(connection.listener).name,
             method: Some(request.method.as_str()),
             host: host(request).map(str::as_bytes),
@@ -255,7 +255,7 @@ impl ProxyHttp for Proxy {
         ctx: &mut RequestContext,
     ) -> Result<()> {
         let sent = &session.req_header().headers;
-        forwarded::decide(&downstream(session), sent, &ctx.plan.trusted_proxies).apply(request)?;
+        forwarded::decide(&downstream(session, ctx), sent, &ctx.plan.trusted_proxies).apply(request)?;
         if let Some(protocol) = hop_by_hop::upgrade(session.req_header()) {
             request.insert_header(CONNECTION, "Upgrade")?;
             request.insert_header(UPGRADE, protocol)?;
@@ -301,7 +301,7 @@ impl ProxyHttp for Proxy {
             );
         }
         if ctx.is_sticky()
-            && let Some(cookie) = ctx.set_cookie(self.is_secure(session))
+            && let Some(cookie) = ctx.set_cookie(self.is_secure(session, ctx))
         {
             response.append_header(SET_COOKIE, cookie)?;
         }
@@ -411,13 +411,8 @@ impl ProxyHttp for Proxy {
 }
 
 /// What the connection itself tells about the client.
-fn downstream(session: &Session) -> Downstream<'_> {
-    Downstream { peer: peer(session), scheme: Scheme::Http, host: session.req_header().headers.get(HOST) }
-}
-
-/// The address that the client connected from; none on a Unix socket.
-fn peer(session: &Session) -> Option<IpAddr> {
-    session.client_addr()?.as_inet().map(SocketAddr::ip)
+fn downstream<'a>(session: &'a Session, ctx: &'a RequestContext) -> Downstream<'a> {
+    Downstream { peer: ctx.peer(), scheme: Scheme::Http, host: session.req_header().headers.get(HOST) }
 }
 
 /// Waits, but not longer than the client does.

@@ -2,14 +2,14 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use http::header::{EXPECT, HOST, RETRY_AFTER};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::{Error, ErrorSource, ErrorType};
 
 use crate::failure::Failure;
-use crate::forwarded::client_ip;
+use crate::forwarded::{Peer, client_ip};
 use crate::plan::Plan;
 use crate::pool::{Delivery, KeySource, Moment, Pool, PoolId, Sent, Unplaced, UpstreamError};
 use crate::route::RequestView;
@@ -19,7 +19,6 @@ use crate::traffic::{Connection, Rejection};
 pub struct RequestContext {
     pub(crate) plan: Arc<Plan>,
     pub(crate) arrived: Instant,
-    pub(crate) arrived_at: SystemTime,
     pub(crate) connection: Option<Arc<Connection>>,
     pub(crate) pool: Option<PoolId>,
     pub(crate) delivery: Delivery,
@@ -37,7 +36,6 @@ impl RequestContext {
         Self {
             plan,
             arrived: Instant::now(),
-            arrived_at: SystemTime::now(),
             connection: None,
             pool: None,
             delivery: Delivery::default(),
@@ -66,18 +64,32 @@ impl RequestContext {
     }
 
     /// Gives it to a backend.
-    pub(crate) fn place(&mut self, request: &RequestHeader, peer: Option<IpAddr>) -> Result<(), Unplaced> {
+    pub(crate) fn place(&mut self, request: &RequestHeader) -> Result<(), Unplaced> {
         let Some(pool) = self.pool.map(|id| self.plan.pool(id)) else { return Err(Unplaced::Nobody) };
         if !pool.is_hashed() {
             return self.delivery.place(pool, &[], moment());
         }
-        let client = peer.map(|peer| client_ip(peer, &request.headers, &self.plan.trusted_proxies));
-        let key = pool.hash_key(&KeySource { client, uri: &request.uri, headers: &request.headers });
+        let key = pool.hash_key(&KeySource {
+            client: self.client(request),
+            uri: &request.uri,
+            headers: &request.headers,
+        });
         if key.is_none() && !self.key_is_missing {
             self.key_is_missing = true;
             pool.keys_missing.increment();
         }
         self.delivery.place(pool, key.as_deref().unwrap_or_default(), moment())
+    }
+
+    /// The client's address, as far as trusted proxies tell.
+    pub(crate) fn client(&self, request: &RequestHeader) -> Option<IpAddr> {
+        let peer = self.peer()?;
+        Some(client_ip(peer.ip, &request.headers, &self.plan.trusted_proxies))
+    }
+
+    /// Who connected to us; none on a Unix socket.
+    pub(crate) fn peer(&self) -> Option<&Peer> {
+        self.connection.as_ref()?.peer.as_ref()
     }
 
     /// All of the request has been passed on: from here on it is the backend that takes its time.

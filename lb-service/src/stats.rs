@@ -21,8 +21,8 @@ pub struct Codes(Box<[Counter; Codes::COUNT]>);
 /// Durations in buckets, as Prometheus counts them.
 #[derive(Debug, Default)]
 pub struct Histogram {
-    buckets: [Counter; BUCKETS.len()],
-    count: Counter,
+    /// The last one has what is above all [`BUCKETS`].
+    buckets: [Counter; BUCKETS.len() + 1],
     nanoseconds: Counter,
 }
 
@@ -110,10 +110,7 @@ impl Histogram {
     /// Counts one duration.
     pub fn observe(&self, duration: Duration) {
         let seconds = duration.as_secs_f64();
-        if let Some(bucket) = self.buckets.get(BUCKETS.partition_point(|bound| *bound < seconds)) {
-            bucket.increment();
-        }
-        self.count.increment();
+        self.buckets[BUCKETS.partition_point(|bound| *bound < seconds)].increment();
         self.nanoseconds.add(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX));
     }
 
@@ -124,8 +121,7 @@ impl Histogram {
             below += self.buckets[bucket].get();
             below
         });
-        // A scrape may fall between the two counts of one observation; a total below its buckets would be refused.
-        let count = self.count.get().max(below);
+        let count = below + self.buckets[BUCKETS.len()].get();
         HistogramSnapshot { cumulative, count, sum: self.nanoseconds.get() as f64 / 1e9 }
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use crate::failure::Failure;
+use crate::forwarded::Peer;
 use crate::listener::ListenerId;
 use crate::patience::Patience;
 use crate::pool::PoolId;
@@ -69,6 +70,8 @@ pub enum Rejection {
 pub struct Connection {
     /// The listener that accepted it.
     pub listener: ListenerId,
+    /// Who made it; none on a Unix socket.
+    pub peer: Option<Peer>,
     fresh: AtomicBool,
     /// Whether a request has begun that the proxy has not seen yet.
     unseen: AtomicBool,
@@ -118,13 +121,14 @@ impl Traffic {
     }
 
     /// A client connected.
-    pub fn accept(self: &Arc<Self>, listener: ListenerId) -> Arc<Connection> {
+    pub fn accept(self: &Arc<Self>, listener: ListenerId, peer: Option<Peer>) -> Arc<Connection> {
         let counters = self.listener(listener);
         counters.connections.increment();
         counters.connections_active.enter();
         self.fresh.enter();
         Arc::new(Connection {
             listener,
+            peer,
             fresh: AtomicBool::new(true),
             unseen: AtomicBool::new(false),
             last: AtomicBool::new(false),
@@ -311,7 +315,7 @@ mod tests {
     #[test]
     fn guards_count_down_whatever_happens_to_the_request() {
         let traffic = Traffic::new(1, 1);
-        let connection = traffic.accept(WEB);
+        let connection = traffic.accept(WEB, None);
         let request = connection.begin_request();
         assert_eq!(traffic.in_flight(), 1);
         assert_eq!(traffic.listener(WEB).connections_active.get(), 1);
@@ -334,7 +338,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn idle_connections_stay_for_a_moment() {
         let traffic = Traffic::new(1, 1);
-        let idle = traffic.accept(WEB);
+        let idle = traffic.accept(WEB, None);
         drop(idle.begin_request());
         let before = tokio::time::Instant::now();
         traffic.settle().await;
@@ -344,7 +348,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_connection_without_a_request_yet_is_waited_for_longer_but_not_for_ever() {
         let traffic = Traffic::new(1, 1);
-        let _fresh = traffic.accept(WEB);
+        let _fresh = traffic.accept(WEB, None);
         let before = tokio::time::Instant::now();
         traffic.settle().await;
         assert!(before.elapsed() >= FRESH_GRACE);
@@ -355,7 +359,7 @@ mod tests {
         let traffic = Traffic::new(1, 1);
         traffic.drain();
         assert_eq!(traffic.unfinished(), 1, "the listeners are still open");
-        let connection = traffic.accept(WEB);
+        let connection = traffic.accept(WEB, None);
         let requests = [connection.begin_request(), connection.begin_request()];
         traffic.settle().await;
         assert_eq!(traffic.unfinished(), 2);
@@ -365,7 +369,7 @@ mod tests {
     #[test]
     fn a_request_that_the_proxy_never_saw_is_told_by_what_became_of_it() {
         let traffic = Traffic::new(1, 1);
-        let connection = traffic.accept(WEB);
+        let connection = traffic.accept(WEB, None);
         assert_eq!(connection.unseen_request(), None, "nothing has begun");
         let _request = connection.begin_request();
         assert_eq!(connection.unseen_request(), Some((499, Failure::ClientGone)));
