@@ -19,7 +19,7 @@ pub enum ListenAddress {
 }
 
 /// One listener as the proxy needs it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listener {
     /// What metrics, routes and the access log call it; the address unless it was given a name.
     pub name: Arc<str>,
@@ -28,7 +28,7 @@ pub struct Listener {
 }
 
 /// All listeners, in the order of the configuration.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listeners(Box<[Listener]>);
 
 // === impl ListenAddress ===

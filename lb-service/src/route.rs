@@ -19,7 +19,7 @@ use crate::listener::ListenerId;
 use crate::pool::PoolId;
 
 /// One row of the table: what it matches, and where that goes.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Route {
     /// The listener the client connected to; absent: any.
     pub listener: Option<ListenerId>,

@@ -14,7 +14,7 @@ use crate::policy::Algorithm;
 pub struct PoolId(pub usize);
 
 /// What the configuration says about a pool, checked and complete.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct PoolSettings {
     /// Its name in the configuration, metrics and logs.
     pub name: Arc<str>,
@@ -166,7 +166,7 @@ pub struct BackendSettings {
 pub struct Weight(u16);
 
 /// TLS towards the backends of a pool.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UpstreamTls {
     /// The name sent in the handshake, which the certificate must match.
     pub sni: String,

@@ -25,7 +25,7 @@ use super::sections::{Config, ShutdownConfig};
 const DEFAULT_LISTENER: &str = "0.0.0.0:6188";
 
 /// Everything that a start needs to know.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
     /// The process and Pingora's own settings.
     pub server: ServerPlan,
