@@ -195,14 +195,15 @@ impl Metrics {
     fn upstream_families(&self) -> Vec<MetricFamily> {
         let answers = self.backends().flat_map(|(pool, backend)| {
             backend
+                .history
                 .answers
                 .counted()
                 .map(move |(code, n)| (strings([pool, &backend.label, &code.to_string()]), n))
         });
         let connections = self.backends().flat_map(|(pool, backend)| {
             [
-                (vec![pool, &backend.label, "true"], backend.connections_reused.get()),
-                (vec![pool, &backend.label, "false"], backend.connections_new.get()),
+                (vec![pool, &backend.label, "true"], backend.history.connections_reused.get()),
+                (vec![pool, &backend.label, "false"], backend.history.connections_new.get()),
             ]
         });
         let errors = self.backends().flat_map(|(pool, backend)| {
@@ -211,7 +212,8 @@ impl Metrics {
         vec![
             UPSTREAM_REQUESTS.counter(answers),
             UPSTREAM_DURATION.histogram(
-                self.backends().map(|(pool, b)| (vec![pool, &*b.label], b.time_to_first_byte.snapshot())),
+                self.backends()
+                    .map(|(pool, b)| (vec![pool, &*b.label], b.history.time_to_first_byte.snapshot())),
             ),
             UPSTREAM_IN_FLIGHT
                 .gauge(self.backends().map(|(pool, b)| (vec![pool, &*b.label], b.load.in_flight()))),
@@ -227,12 +229,12 @@ impl Metrics {
             self.pools().map(|pool| (vec![&*pool.name], read(pool))).collect::<Vec<_>>()
         };
         vec![
-            RETRIES.counter(each(&|pool| pool.retries.get())),
-            RETRIES_DENIED.counter(each(&|pool| pool.retries_denied.get())),
-            QUEUE_LENGTH.gauge(each(&|pool| pool.queue.len())),
+            RETRIES.counter(each(&|pool| pool.counters().retries.get())),
+            RETRIES_DENIED.counter(each(&|pool| pool.counters().retries_denied.get())),
+            QUEUE_LENGTH.gauge(each(&|pool| pool.queue().len())),
             PANIC.gauge(each(&|pool| pool.availability(now).panic.into())),
-            PANICS.counter(each(&|pool| pool.panics.get())),
-            HASH_KEYS_MISSING.counter(each(&|pool| pool.keys_missing.get())),
+            PANICS.counter(each(&|pool| pool.counters().panics.get())),
+            HASH_KEYS_MISSING.counter(each(&|pool| pool.counters().keys_missing.get())),
         ]
     }
 

@@ -69,14 +69,14 @@ impl Proxy {
         };
         // Whoever came before and waits has precedence; a repetition came before.
         let is_first = ctx.delivery.is_first();
-        if !is_first || pool.queue.is_empty() {
+        if !is_first || pool.queue().is_empty() {
             match ctx.place(session.req_header()) {
                 Ok(()) => return Ok(()),
                 Err(Unplaced::Full) => {}
                 Err(Unplaced::Nobody) => return Err(ctx.unplaced(Rejection::NoBackend)),
             }
         }
-        let Ok(waiter) = pool.queue.join() else {
+        let Ok(waiter) = pool.queue().join() else {
             return Err(ctx.unplaced(Rejection::QueueFull));
         };
         Box::pin(self.queue(session, ctx, waiter, &pool)).await
@@ -98,7 +98,7 @@ impl Proxy {
             match wait(session, ctx, turn).await? {
                 Ok(()) => {}
                 Err(_) if look < deadline => {
-                    pool.queue.wake();
+                    pool.queue().wake();
                     continue;
                 }
                 Err(_) => return Err(ctx.unplaced(Rejection::QueueTimeout)),

@@ -76,7 +76,7 @@ impl RequestContext {
         });
         if key.is_none() && !self.key_is_missing {
             self.key_is_missing = true;
-            pool.keys_missing.increment();
+            pool.counters().keys_missing.increment();
         }
         self.delivery.place(pool, key.as_deref().unwrap_or_default(), moment())
     }

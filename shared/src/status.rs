@@ -150,12 +150,12 @@ impl StatusSource {
             name: &pool.name,
             ready: backends.clone().filter(|backend| pool.state(backend, now) == State::Up).count(),
             panic: availability.panic,
-            panics: pool.panics.get(),
+            panics: pool.counters().panics.get(),
             backups_in_use: availability.level == Level::Backup,
             requests_in_flight: pool.in_flight(),
-            queue: QueueStatus { waiting: pool.queue.len(), places: pool.queue.places() },
-            retries: pool.retries.get(),
-            retries_denied: pool.retries_denied.get(),
+            queue: QueueStatus { waiting: pool.queue().len(), places: pool.queue().places() },
+            retries: pool.counters().retries.get(),
+            retries_denied: pool.counters().retries_denied.get(),
             backends: backends.map(|backend| self.backend(pool, backend, health, now)).collect(),
         }
     }
@@ -194,8 +194,8 @@ impl StatusSource {
             requests: answers.values().sum(),
             answers,
             errors: backend.errors().filter(|(_, n)| *n > 0).map(|(error, n)| (error.as_str(), n)).collect(),
-            connections_new: backend.connections_new.get(),
-            connections_reused: backend.connections_reused.get(),
+            connections_new: backend.history.connections_new.get(),
+            connections_reused: backend.history.connections_reused.get(),
         }
     }
 }

@@ -39,10 +39,10 @@ fn the_queue_is_first_come_first_served_bounded_and_timely() {
                 gave_up += 1;
             }
             Moment::Settled => {
-                assert!(pool.queue.len() <= 50);
+                assert!(pool.queue().len() <= 50);
                 let room =
                     pool.backends().iter().any(|backend| backend.load.in_flight() < backend.max_requests);
-                assert!(pool.queue.is_empty() || !room, "somebody waits while there is room");
+                assert!(pool.queue().is_empty() || !room, "somebody waits while there is room");
                 assert!(pool.backends().iter().all(|backend| backend.load.in_flight() <= 4));
             }
             Moment::Placed { .. } | Moment::Repeats => {}

@@ -262,7 +262,7 @@ impl<'w> World<'w> {
             self.see(&Moment::Settled);
         }
         assert_eq!(self.pool.in_flight(), 0, "every request has ended");
-        assert_eq!((self.pool.repetitions(), self.pool.queue.len()), (0, 0));
+        assert_eq!((self.pool.repetitions(), self.pool.queue().len()), (0, 0));
         self.report.finish(&self.pool);
         self.report
     }
@@ -319,14 +319,14 @@ impl<'w> World<'w> {
     fn place(&mut self, client: usize) {
         let Some(mut request) = self.clients[client].request.take() else { return };
         let pool = self.pool.clone();
-        if !request.delivery.is_first() || pool.queue.is_empty() {
+        if !request.delivery.is_first() || pool.queue().is_empty() {
             match self.try_place(client, &mut request) {
                 Ok(()) => return self.send(client, request),
                 Err(Unplaced::Full) => {}
                 Err(Unplaced::Nobody) => return self.end(client, Ending::Nobody),
             }
         }
-        let Ok(waiter) = pool.queue.join() else {
+        let Ok(waiter) = pool.queue().join() else {
             return self.end(client, Ending::QueueFull);
         };
         request.waiter = Some(waiter);

@@ -12,7 +12,7 @@ use super::MAX_COUNT;
 use super::number::Number;
 use super::text::{FromText, Text};
 use super::values::BackendAddress;
-use crate::pool::{BackendSettings, Weight};
+use crate::pool::{Admin, BackendSettings, Weight};
 
 /// One backend of a pool.
 #[derive(Clone, Debug)]
@@ -62,6 +62,7 @@ impl BackendConfig {
             weight: self.weight,
             backup: self.backup,
             max_requests: self.limit(default),
+            admin: Admin::InService,
         }
     }
 }

@@ -265,6 +265,12 @@ impl PolicyConfig {
         Self { seed, ..self }
     }
 
+    /// The same with another algorithm: its position and what each backend is doing stay.
+    #[must_use]
+    pub fn with_algorithm(self, algorithm: Algorithm) -> Self {
+        Self { algorithm, ..self }
+    }
+
     /// The algorithm.
     pub fn algorithm(&self) -> Algorithm {
         self.algorithm

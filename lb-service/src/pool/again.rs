@@ -46,7 +46,7 @@ impl Pool {
             Decision::Repeat if self.is_budgeted(failed, tried, backend, at) => Some(self.in_budget()?),
             _ => None,
         };
-        self.retries.increment();
+        self.kept.counters.retries.increment();
         Some(Again { pause: backoff(failed.tries, at.draw), repetition, replay: false })
     }
 
@@ -61,14 +61,14 @@ impl Pool {
     /// fit. A budget of nothing is meant so.
     fn is_budgeted(&self, failed: &Failed, tried: &Tried, backend: &Backend, at: Moment) -> bool {
         failed.cause != RetryCause::Reset
-            || self.budget.limit(u64::MAX) == 0
+            || self.kept.budget.limit(u64::MAX) == 0
             || self.others(tried, backend, at.now).all(|other| other.consecutive_failures() > 0)
     }
 
     fn in_budget(&self) -> Option<Repetition> {
-        let repetition = self.budget.try_begin(self.requests.get());
+        let repetition = self.kept.budget.try_begin(self.requests());
         if repetition.is_none() {
-            self.retries_denied.increment();
+            self.kept.counters.retries_denied.increment();
         }
         repetition
     }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::backend::{Backend, UpstreamError};
 use super::outlier::Standing;
-use super::settings::RetryCause;
+use super::settings::{Admin, RetryCause};
 use super::{Pool, slow_start};
 use crate::policy::InFlight;
 
@@ -38,7 +38,7 @@ const MAX_PENALTY: Duration = Duration::from_secs(60);
 
 impl Attempt {
     pub(super) fn new(pool: Arc<Pool>, backend: Arc<Backend>, place: InFlight, now: Instant) -> Self {
-        pool.in_flight.enter();
+        pool.kept.counters.in_flight.enter();
         Self {
             backend,
             reused: None,
@@ -55,9 +55,9 @@ impl Attempt {
     pub fn connected(&mut self, reused: bool) {
         self.reused = Some(reused);
         if reused {
-            self.backend.connections_reused.increment();
+            self.backend.history.connections_reused.increment();
         } else {
-            self.backend.connections_new.increment();
+            self.backend.history.connections_new.increment();
         }
     }
 
@@ -82,7 +82,7 @@ impl Attempt {
     /// more than 60 s count as 60 s. A 502, 503 or 504 is a failure of the backend.
     pub fn answered(&mut self, status: u16, retry_after: Option<Duration>, now: Instant) {
         self.first_byte = Some(now.saturating_duration_since(self.started));
-        self.backend.answers.increment(status);
+        self.backend.history.answers.increment(status);
         if let Some(sent) = self.sent {
             self.took(now.saturating_duration_since(sent), now);
         }
@@ -99,7 +99,7 @@ impl Attempt {
 
     /// So long it was the backend that took time.
     fn took(&self, time: Duration, now: Instant) {
-        self.backend.time_to_first_byte.observe(time);
+        self.backend.history.time_to_first_byte.observe(time);
         self.backend.load.answered(time, now);
         self.pool.compare(&self.backend, time, now);
     }
@@ -108,7 +108,7 @@ impl Attempt {
     /// the same, unless it [`failed`](Self::failed) before: of an answer without a body, or one that its client did not wait for.
     pub fn finished(&mut self) {
         if std::mem::take(&mut self.promises) {
-            self.backend.record.succeeded(self.started);
+            self.backend.history.record.succeeded(self.started);
         }
     }
 
@@ -133,8 +133,8 @@ impl Drop for Attempt {
         self.finished();
         // First the place is free, then who waits for it is told.
         self.place = None;
-        self.pool.in_flight.leave();
-        self.pool.queue.wake();
+        self.pool.kept.counters.in_flight.leave();
+        self.pool.kept.queue.wake();
     }
 }
 
@@ -154,16 +154,16 @@ fn penalty(status: u16, retry_after: Option<Duration>) -> Option<Duration> {
 impl Pool {
     /// Takes note that a backend failed a request, and ejects it if that was once too often.
     fn judge_failure(&self, attempt: &Attempt, now: Instant) {
-        if attempt.backend.record.failed(&self.settings.outlier_detection, attempt.started) {
+        if attempt.backend.history.record.failed(&self.settings.outlier_detection, attempt.started) {
             self.eject(&attempt.backend, "failures in a row", now);
         }
     }
 
     /// Compares the times of the backends once per window.
     fn compare(&self, backend: &Backend, time: Duration, now: Instant) {
-        let Some(gray) = &self.gray else { return };
-        backend.times.observe(time);
-        for index in gray.turn(now, self.backends.iter().map(|backend| &backend.times)) {
+        let Some(gray) = &self.kept.gray else { return };
+        backend.history.times.observe(time);
+        for index in gray.turn(now, self.backends.iter().map(|backend| &backend.history.times)) {
             self.eject(&self.backends[index], "much slower than the others", now);
         }
     }
@@ -175,16 +175,16 @@ impl Pool {
             .iter()
             .map(|backend| Standing {
                 ready: self.is_ready(backend),
-                draining: backend.is_draining(),
-                record: &backend.record,
+                draining: backend.admin() != Admin::InService,
+                record: &backend.history.record,
             })
             .collect();
         let settings = &self.settings.outlier_detection;
-        match self.ejector.eject(settings, &members, which, now, self.jitter(backend, now)) {
+        match self.kept.ejector.eject(settings, &members, which, now, self.jitter(backend, now)) {
             Ok(time) => {
                 // It counts as back when the ejection ends, and starts slowly then.
-                backend.comeback.came_back(now + time);
-                self.watch.changed();
+                backend.history.comeback.came_back(now + time);
+                self.kept.changes.note();
                 log::warn!("pool {}: backend {} is ejected for {time:.1?}: {why}", self.name, backend.label);
             }
             Err(refused) => log::debug!("pool {}: {} is not ejected: {refused:?}", self.name, backend.label),

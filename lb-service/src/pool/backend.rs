@@ -1,9 +1,13 @@
 //! What the proxy knows of one backend: how to connect to it, what it is doing, and what it did so far.
+//!
+//! A [`Backend`] is what the configuration says, and never changes. Its [`History`] is what happens to the address: it stays
+//! when the configuration changes, and requests of before and after the change count in the same one.
 
+use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Instant;
 
 use pingora::protocols::l4::socket::SocketAddr as PingoraAddr;
@@ -14,7 +18,7 @@ use pingora::utils::tls::{WrappedX509, parse_x509};
 use super::gray;
 use super::outlier::Record;
 use super::pick::Refusal;
-use super::settings::{BackendSettings, PoolSettings, UpstreamTls};
+use super::settings::{Admin, BackendSettings, PoolSettings, UpstreamTls};
 use super::slow_start::Comeback;
 use crate::policy::{Load, PolicyConfig};
 use crate::stats::{Codes, Counter, Histogram};
@@ -32,10 +36,18 @@ pub struct Backend {
     pub max_requests: u64,
     /// What it is working on, and how quick it is. The policy looks at the same.
     pub load: Arc<Load>,
-    /// Its failures and ejections.
-    pub(super) record: Record,
-    /// When it came back.
-    pub(super) comeback: Comeback,
+    /// What happened to it so far.
+    pub history: Arc<History>,
+    /// How Pingora knows it.
+    pub(super) identity: pingora::lb::Backend,
+    /// What the settings say of it; in effect when its pool [`enters`](super::Pool::enter).
+    pub(super) admin: Admin,
+    peer: HttpPeer,
+}
+
+/// What happened to a backend, whatever the configuration says of it.
+#[derive(Debug)]
+pub struct History {
     /// Its answers by status.
     pub answers: Codes,
     /// From the choice of it for a request to the head of its answer.
@@ -44,16 +56,22 @@ pub struct Backend {
     pub connections_new: Counter,
     /// Requests that went over a connection kept alive.
     pub connections_reused: Counter,
+    /// Its failures and ejections.
+    pub(super) record: Record,
+    /// When it came back.
+    pub(super) comeback: Comeback,
     /// Its times in the current window.
     pub(super) times: gray::Samples,
-    /// How Pingora knows it.
-    pub(super) identity: pingora::lb::Backend,
-    draining: AtomicBool,
+    /// An [`Admin`]. Here, because it holds at once, also for requests that began before it was decided.
+    admin: AtomicU8,
     passed_over: [Counter; Refusal::ALL.len()],
     /// Failures, by [`UpstreamError`].
     errors: [Counter; UpstreamError::ALL.len()],
-    peer: HttpPeer,
 }
+
+/// The histories of the backends of one pool, by address. Clones share them.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Histories(Arc<Mutex<HashMap<SocketAddr, Weak<History>>>>);
 
 /// What a backend is at the moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,6 +84,8 @@ pub enum State {
     Draining,
     /// It failed requests, and is left out for a while.
     Ejected,
+    /// An operator took it out.
+    Disabled,
 }
 
 /// How a backend failed a request.
@@ -90,6 +110,7 @@ impl Backend {
         pool: &PoolSettings,
         backend: &BackendSettings,
         policy: &PolicyConfig,
+        histories: &Histories,
         now: Instant,
     ) -> Self {
         let identity = identity(backend);
@@ -99,17 +120,9 @@ impl Backend {
             backup: backend.backup,
             max_requests: backend.max_requests.map_or(u64::MAX, |max| max.get().into()),
             load: policy.load(&identity.addr),
-            record: Record::new(now),
-            comeback: Comeback::new(now),
-            answers: Codes::default(),
-            time_to_first_byte: Histogram::default(),
-            connections_new: Counter::default(),
-            connections_reused: Counter::default(),
-            times: gray::Samples::default(),
+            history: histories.of(backend.address, now),
             identity,
-            draining: AtomicBool::new(false),
-            passed_over: Default::default(),
-            errors: Default::default(),
+            admin: backend.admin,
             peer: peer(pool, backend.address),
         }
     }
@@ -119,52 +132,49 @@ impl Backend {
         self.identity.weight
     }
 
-    /// Whether it gets no new sessions.
-    pub fn is_draining(&self) -> bool {
-        self.draining.load(Ordering::Relaxed)
-    }
-
-    pub(super) fn set_draining(&self, draining: bool) {
-        self.draining.store(draining, Ordering::Relaxed);
+    /// What an operator decided about it.
+    pub fn admin(&self) -> Admin {
+        self.history.admin()
     }
 
     /// What it is at the moment, given that its health checks say whether it is ready.
     pub(super) fn state(&self, ready: bool, now: Instant) -> State {
-        match (self.is_draining(), ready) {
-            (true, _) => State::Draining,
-            (false, false) => State::Down,
-            (false, true) if self.record.is_ejected(now) => State::Ejected,
-            (false, true) => State::Up,
+        match self.admin() {
+            Admin::Disabled => State::Disabled,
+            Admin::Draining => State::Draining,
+            Admin::InService if !ready => State::Down,
+            Admin::InService if self.history.record.is_ejected(now) => State::Ejected,
+            Admin::InService => State::Up,
         }
     }
 
     /// How often it was ejected.
     pub fn ejections(&self) -> u64 {
-        self.record.ejections()
+        self.history.record.ejections()
     }
 
     /// When its ejection ends; none: it is not ejected.
     pub fn ejected_until(&self, now: Instant) -> Option<Instant> {
-        self.record.ejected_until(now)
+        self.history.record.ejected_until(now)
     }
 
     /// Since when it is ejected; none: it is not.
     pub fn ejected_since(&self, now: Instant) -> Option<Instant> {
-        self.record.ejected_since(now)
+        self.history.record.ejected_since(now)
     }
 
     /// Failures since its latest success, or since its latest ejection.
     pub fn consecutive_failures(&self) -> u32 {
-        self.record.consecutive_failures()
+        self.history.record.consecutive_failures()
     }
 
     pub(super) fn pass_over(&self, reason: Refusal) {
-        self.passed_over[reason as usize].increment();
+        self.history.passed_over[reason as usize].increment();
     }
 
     /// How often it was the policy's choice and was not taken, by reason.
     pub fn passed_over(&self) -> impl Iterator<Item = (Refusal, u64)> {
-        Refusal::ALL.into_iter().zip(self.passed_over.iter().map(Counter::get))
+        Refusal::ALL.into_iter().zip(self.history.passed_over.iter().map(Counter::get))
     }
 
     /// How to connect to it.
@@ -174,12 +184,64 @@ impl Backend {
 
     /// Counts a failure.
     pub fn failed(&self, error: UpstreamError) {
-        self.errors[error as usize].increment();
+        self.history.errors[error as usize].increment();
     }
 
     /// Failures so far, by kind.
     pub fn errors(&self) -> impl Iterator<Item = (UpstreamError, u64)> {
-        UpstreamError::ALL.into_iter().zip(self.errors.iter().map(Counter::get))
+        UpstreamError::ALL.into_iter().zip(self.history.errors.iter().map(Counter::get))
+    }
+}
+
+// === impl History ===
+
+impl History {
+    fn new(now: Instant) -> Self {
+        Self {
+            answers: Codes::default(),
+            time_to_first_byte: Histogram::default(),
+            connections_new: Counter::default(),
+            connections_reused: Counter::default(),
+            record: Record::new(now),
+            comeback: Comeback::new(now),
+            times: gray::Samples::default(),
+            admin: AtomicU8::new(Admin::InService as u8),
+            passed_over: Default::default(),
+            errors: Default::default(),
+        }
+    }
+
+    fn admin(&self) -> Admin {
+        match self.admin.load(Ordering::Relaxed) {
+            draining if draining == Admin::Draining as u8 => Admin::Draining,
+            disabled if disabled == Admin::Disabled as u8 => Admin::Disabled,
+            _ => Admin::InService,
+        }
+    }
+
+    pub(super) fn set_admin(&self, admin: Admin) {
+        self.admin.store(admin as u8, Ordering::Relaxed);
+    }
+}
+
+// === impl Histories ===
+
+impl Histories {
+    /// That of the backend at `address`, made when nobody holds it.
+    fn of(&self, address: SocketAddr, now: Instant) -> Arc<History> {
+        let mut histories = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(history) = histories.get(&address).and_then(Weak::upgrade) {
+            return history;
+        }
+        histories.retain(|_, history| history.strong_count() > 0);
+        let history = Arc::new(History::new(now));
+        histories.insert(address, Arc::downgrade(&history));
+        history
+    }
+
+    /// That of the backend at `address`, if anybody holds it.
+    pub(super) fn find(&self, address: SocketAddr) -> Option<Arc<History>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&address).and_then(Weak::upgrade)
     }
 }
 
@@ -195,11 +257,11 @@ pub(super) fn identity(backend: &BackendSettings) -> pingora::lb::Backend {
 /// How the backends of `pool` are connected to, with the address of one of them.
 ///
 /// Pingora pools idle connections by address, SNI and `group_key`, but not by CA: two pools that trust different
-/// CAs must not share connections, hence the key.
+/// CAs must not share connections, nor one before and after it trusts another, hence the key.
 fn peer(pool: &PoolSettings, address: SocketAddr) -> HttpPeer {
     let sni = pool.tls.as_ref().map(|tls| tls.sni.clone()).unwrap_or_default();
     let mut peer = HttpPeer::new(address, pool.tls.is_some(), sni);
-    peer.group_key = group_key(&pool.name);
+    peer.group_key = group_key(pool);
     let connect =
         pool.retries.per_try.map_or(pool.timeouts.connect, |per_try| per_try.min(pool.timeouts.connect));
     peer.options.connection_timeout = Some(connect);
@@ -215,9 +277,9 @@ fn peer(pool: &PoolSettings, address: SocketAddr) -> HttpPeer {
     peer
 }
 
-fn group_key(pool: &str) -> u64 {
+fn group_key(pool: &PoolSettings) -> u64 {
     let mut hasher = DefaultHasher::new();
-    pool.hash(&mut hasher);
+    (&pool.name, pool.tls.as_ref().map(|tls| (tls.verify, &tls.ca))).hash(&mut hasher);
     hasher.finish()
 }
 
@@ -248,7 +310,7 @@ impl UpstreamError {
 
 impl State {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Up, Self::Down, Self::Draining, Self::Ejected];
+    pub const ALL: [Self; 5] = [Self::Up, Self::Down, Self::Draining, Self::Ejected, Self::Disabled];
 
     /// The word for it in status and metrics.
     pub fn as_str(self) -> &'static str {
@@ -257,6 +319,7 @@ impl State {
             Self::Down => "down",
             Self::Draining => "draining",
             Self::Ejected => "ejected",
+            Self::Disabled => "disabled",
         }
     }
 }

@@ -167,13 +167,13 @@ impl Delivery {
 
 impl Counted {
     fn new(pool: &Arc<Pool>) -> Self {
-        pool.requests.enter();
+        pool.kept.counters.requests.enter();
         Self(pool.clone())
     }
 }
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        self.0.requests.leave();
+        self.0.kept.counters.requests.leave();
     }
 }

@@ -104,14 +104,14 @@ use pingora::lb::{Backends, HealthRegistry, LoadBalancer, discovery};
 
 pub use attempt::Attempt;
 pub use availability::{Availability, Level};
-pub use backend::{Backend, State, UpstreamError};
+pub use backend::{Backend, History, State, UpstreamError};
 pub use delivery::{Delivery, Moment, Sent};
 pub use hash_key::{Key, KeySource};
 pub use pick::{Mishap, Passed, Refusal, Tried, Unplaced, Wish};
 pub use queue::{Line, Queue, QueueFull, Ticket, Waiter};
 pub use retry::{Budget, Decision, Failed, Repetition, WhyNot, backoff, decide};
 pub use settings::{
-    BackendSettings, GraySettings, HashOn, OutlierSettings, PoolId, PoolSettings, RetryCause, RetryOn,
+    Admin, BackendSettings, GraySettings, HashOn, OutlierSettings, PoolId, PoolSettings, RetryCause, RetryOn,
     RetrySettings, StickySettings, Timeouts, UpstreamTls, Weight,
 };
 
@@ -119,11 +119,15 @@ use crate::clock::Clock;
 use crate::policy::{Policy, PolicyConfig};
 use crate::stats::{Counter, Level as Gauge};
 use availability::Member;
+use backend::Histories;
 use gray::Gray;
 use outlier::Ejector;
 use sticky::Sticky;
 
-/// A pool at work. Made once, and shared by all requests as an `Arc`.
+/// A pool at work, shared by all requests as an `Arc`.
+///
+/// It never changes. When its settings do, a [`successor`](Self::successor) takes its place, and a request that began with
+/// this one ends with this one; both count in the same [`Kept`] values.
 pub struct Pool {
     /// Its name in the configuration, metrics and logs.
     pub name: Arc<str>,
@@ -131,6 +135,39 @@ pub struct Pool {
     pub balancer: Arc<LoadBalancer<Policy>>,
     /// The `Host` header sent to the backends; absent: the client's own.
     pub host: Option<HeaderValue>,
+    /// How long requests wait at most in the [`queue`](Self::queue); it is for the program to keep.
+    pub queue_timeout: Duration,
+    queue_places: u32,
+    settings: Rules,
+    sticky: Option<Sticky>,
+    watch: Watch,
+    /// Sorted by address, so that a pick finds its counters without hashing.
+    backends: Box<[Arc<Backend>]>,
+    kept: Kept,
+}
+
+/// What a pool passes on to its successor. Clones share all of it.
+#[derive(Clone)]
+struct Kept {
+    counters: Arc<Counters>,
+    queue: Arc<Queue>,
+    budget: Arc<Budget>,
+    ejector: Arc<Ejector>,
+    gray: Option<Arc<Gray>>,
+    changes: Arc<Changes>,
+    /// Whether all backends are used, as was told last.
+    panic: Arc<AtomicBool>,
+    histories: Histories,
+    /// The position of the policy, and what each backend is doing.
+    policy: PolicyConfig,
+    /// Who passes the health checks.
+    registry: Arc<HealthRegistry>,
+    clock: Clock,
+}
+
+/// What a pool counts. It goes on when the settings change.
+#[derive(Debug, Default)]
+pub struct Counters {
     /// How often so few backends were available that all were used.
     pub panics: Counter,
     /// Attempts after the first. A replay over a new connection is none.
@@ -139,23 +176,15 @@ pub struct Pool {
     pub retries_denied: Counter,
     /// Requests without what their hash is made of.
     pub keys_missing: Counter,
-    /// Who waits for a backend.
-    pub queue: Arc<Queue>,
-    /// How long they wait at most; it is for the program to keep.
-    pub queue_timeout: Duration,
     /// Attempts at its backends.
     in_flight: Gauge,
     /// Requests, also those that pause between two attempts.
     requests: Gauge,
-    budget: Arc<Budget>,
-    settings: Rules,
-    sticky: Option<Sticky>,
-    ejector: Ejector,
-    gray: Option<Gray>,
-    watch: Arc<Watch>,
-    /// Sorted by address, so that a pick finds its counters without hashing.
-    backends: Box<[Arc<Backend>]>,
 }
+
+/// Counts what may change who can be picked: a change of health, an ejection, a decision of an operator.
+#[derive(Debug)]
+struct Changes(AtomicU64);
 
 /// What the configuration says about a pool and requests are decided by.
 #[derive(Debug)]
@@ -174,9 +203,12 @@ struct Watch {
     began: Instant,
     /// The [`Availability`], packed.
     availability: AtomicU64,
-    changed: AtomicBool,
+    /// The [`Changes`] that it takes account of.
+    seen: AtomicU64,
     /// Held while somebody looks, which happens once after each change.
     assessing: Mutex<()>,
+    /// A successor has taken its place, and speaks for the pool.
+    is_superseded: AtomicBool,
     /// When the next ejection ends, in nanoseconds after `began`; the largest number: none is under way.
     next_return: AtomicU64,
 }
@@ -210,45 +242,87 @@ impl Pool {
         policy: PolicyConfig,
         clock: &Clock,
     ) -> Self {
-        let policy = policy.with_clock(clock.clone());
-        let watch = Arc::new(Watch::new(clock.now()));
-        let mut backends: Vec<_> = settings
+        let mut kept = Kept {
+            counters: Arc::default(),
+            queue: Queue::new(settings.queue),
+            budget: Budget::of(&settings.retries),
+            ejector: Arc::default(),
+            gray: settings.outlier_detection.gray.map(|gray| Arc::new(Gray::new(gray, clock.now()))),
+            changes: Arc::default(),
+            panic: Arc::default(),
+            histories: Histories::default(),
+            policy: policy.with_clock(clock.clone()),
+            registry: Arc::new(HealthRegistry::new()),
+            clock: clock.clone(),
+        };
+        kept.take_health(registry, health_check);
+        let pool = Self::build(settings, kept);
+        pool.set_admin();
+        pool.assess(clock.now());
+        pool
+    }
+
+    /// The pool that takes the place of this one, by new settings and under the same name. Nothing changes for this one, nor
+    /// for anybody else, before the successor [`enters`](Self::enter).
+    ///
+    /// What is known of an address stays: its health, ejections, load, estimates and counters, and when it came back. So do
+    /// the requests in flight, the line of those that wait, and the position of the policy.
+    pub fn successor(&self, settings: &PoolSettings) -> Self {
+        Self::build(settings, self.kept.successor(settings, &self.settings))
+    }
+
+    /// The same, for a pool that begins or ceases to have health checks: what the old ones found does not count.
+    pub fn successor_with_health(
+        &self,
+        settings: &PoolSettings,
+        registry: Arc<HealthRegistry>,
+        health_check: Option<Box<dyn HealthCheck + Send + Sync>>,
+    ) -> Self {
+        let mut kept = self.kept.successor(settings, &self.settings);
+        kept.take_health(registry, health_check);
+        Self::build(settings, kept)
+    }
+
+    /// Takes the place of `predecessor`, from which it was made: from now on requests are given to this one. Backends that
+    /// the other does not have start slowly, and what operators decided is in effect for both.
+    pub fn enter(&self, predecessor: &Self) {
+        predecessor.watch.is_superseded.store(true, Ordering::Release);
+        let is_new = |backend: &&Arc<Backend>| predecessor.backend(backend.address).is_none();
+        for backend in self.backends.iter().filter(is_new) {
+            backend.history.comeback.came_back(self.kept.clock.now());
+        }
+        self.set_admin();
+        self.kept.queue.set_places(self.queue_places);
+        self.kept.changes.note();
+        self.kept.queue.wake();
+    }
+
+    fn build(settings: &PoolSettings, kept: Kept) -> Self {
+        let now = kept.clock.now();
+        let made = settings
             .backends
             .iter()
-            .map(|backend| Arc::new(Backend::new(settings, backend, &policy, clock.now())))
-            .collect();
+            .map(|backend| Arc::new(Backend::new(settings, backend, &kept.policy, &kept.histories, now)));
+        let mut backends: Box<[_]> = made.collect();
         backends.sort_by_key(|backend| backend.address);
-        let backends: Box<[_]> = backends.into();
-        let queue = Queue::new(settings.queue);
-        if let Some(check) = health_check {
-            let (backends, watch, clock) = (backends.clone(), watch.clone(), clock.clone());
-            let queue = queue.clone();
-            registry.set_health_check(Box::new(Observed { check, backends, watch, queue, clock }));
-        }
-        let pool = Self {
+        Self {
             name: settings.name.clone(),
-            balancer: Arc::new(balancer(settings, registry, policy)),
+            balancer: Arc::new(balancer(settings, &kept)),
             host: settings.host.clone(),
-            panics: Counter::default(),
-            retries: Counter::default(),
-            retries_denied: Counter::default(),
-            keys_missing: Counter::default(),
-            queue,
             queue_timeout: settings.timeouts.queue,
-            in_flight: Gauge::default(),
-            requests: Gauge::default(),
-            budget: Budget::of(&settings.retries),
+            queue_places: settings.queue,
             settings: Rules::new(settings),
             sticky: settings.sticky.as_ref().map(|sticky| {
                 Sticky::new(sticky, &settings.name, backends.iter().map(|backend| backend.address))
             }),
-            ejector: Ejector::default(),
-            gray: settings.outlier_detection.gray.map(|gray| Gray::new(gray, clock.now())),
-            watch,
+            watch: Watch::new(now),
             backends,
-        };
-        pool.assess(clock.now());
-        pool
+            kept,
+        }
+    }
+
+    fn set_admin(&self) {
+        self.backends.iter().for_each(|backend| backend.history.set_admin(backend.admin));
     }
 
     /// The backend with this address.
@@ -261,24 +335,39 @@ impl Pool {
         &self.backends
     }
 
+    /// What happened so far.
+    pub fn counters(&self) -> &Counters {
+        &self.kept.counters
+    }
+
+    /// Who waits for a backend.
+    pub fn queue(&self) -> &Arc<Queue> {
+        &self.kept.queue
+    }
+
+    /// Where its health is kept.
+    pub fn registry(&self) -> &Arc<HealthRegistry> {
+        &self.kept.registry
+    }
+
     /// Requests that its backends are working on.
     pub fn in_flight(&self) -> u64 {
-        self.in_flight.get()
+        self.kept.counters.in_flight.get()
     }
 
     /// Requests that it has not ended with, also those that pause between two attempts: what the budget is a share of.
     pub fn requests(&self) -> u64 {
-        self.requests.get()
+        self.kept.counters.requests.get()
     }
 
     /// Of them, those that have a place in the budget because they are sent once more.
     pub fn repetitions(&self) -> u64 {
-        self.budget.active()
+        self.kept.budget.active()
     }
 
     /// Who may be picked: of the backends or of the backups, and whether readiness counts.
     pub fn availability(&self, now: Instant) -> Availability {
-        if self.watch.is_stale(now) {
+        if self.watch.is_stale(self.kept.changes.count(), now) {
             self.assess(now);
         }
         self.watch.availability()
@@ -296,15 +385,6 @@ impl Pool {
         backend.state(self.is_ready(backend), now)
     }
 
-    /// From now on a backend gets no new sessions, or gets them again. What it is working on goes on.
-    pub fn set_draining(&self, address: SocketAddr, draining: bool) {
-        if let Some(backend) = self.backend(address) {
-            backend.set_draining(draining);
-            self.watch.changed();
-            self.queue.wake();
-        }
-    }
-
     fn index(&self, address: SocketAddr) -> Option<usize> {
         self.backends.binary_search_by_key(&address, |backend| backend.address).ok()
     }
@@ -316,8 +396,8 @@ impl Pool {
     fn members(&self, now: Instant) -> impl Iterator<Item = Member> + Clone {
         self.backends.iter().map(move |backend| Member {
             ready: self.is_ready(backend),
-            ejected: backend.record.is_ejected(now),
-            draining: backend.is_draining(),
+            ejected: backend.history.record.is_ejected(now),
+            draining: backend.admin() != Admin::InService,
             backup: backend.backup,
             weight: backend.identity.weight,
         })
@@ -327,22 +407,29 @@ impl Pool {
     fn assess(&self, now: Instant) {
         // One after the other, so that no older look is kept; first the mark, so that a change meanwhile is looked at again.
         let _turn = self.watch.assessing.lock().unwrap_or_else(PoisonError::into_inner);
-        self.watch.changed.swap(false, Ordering::AcqRel);
-        let returns = self.backends.iter().filter_map(|backend| backend.record.ejected_until(now)).min();
+        self.watch.seen.store(self.kept.changes.count(), Ordering::Release);
+        let returns =
+            self.backends.iter().filter_map(|backend| backend.history.record.ejected_until(now)).min();
         self.watch.set_next_return(returns);
-        let before = self.watch.availability();
-        let after = availability::assess(self.members(now), self.settings.panic_threshold);
-        self.watch.availability.store(after.pack(), Ordering::Release);
-        if before.panic != after.panic {
-            let (name, threshold) = (&self.name, self.settings.panic_threshold);
-            if after.panic {
-                self.panics.increment();
-                log::warn!(
-                    "pool {name}: panic: less than {threshold} % of its backends are available, all are used"
-                );
-            } else {
-                log::info!("pool {name}: panic is over");
-            }
+        let availability = availability::assess(self.members(now), self.settings.panic_threshold);
+        self.watch.availability.store(availability.pack(), Ordering::Release);
+        if !self.watch.is_superseded.load(Ordering::Acquire) {
+            self.tell_panic(availability.panic);
+        }
+    }
+
+    fn tell_panic(&self, panic: bool) {
+        let (name, threshold) = (&self.name, self.settings.panic_threshold);
+        if self.kept.panic.swap(panic, Ordering::AcqRel) == panic {
+            return;
+        }
+        if panic {
+            self.kept.counters.panics.increment();
+            log::warn!(
+                "pool {name}: panic: less than {threshold} % of its backends are available, all are used"
+            );
+        } else {
+            log::info!("pool {name}: panic is over");
         }
     }
 }
@@ -353,18 +440,66 @@ impl fmt::Debug for Pool {
     }
 }
 
-fn balancer(
-    settings: &PoolSettings,
-    registry: Arc<HealthRegistry>,
-    policy: PolicyConfig,
-) -> LoadBalancer<Policy> {
+fn balancer(settings: &PoolSettings, kept: &Kept) -> LoadBalancer<Policy> {
     let members = settings.backends.iter().map(backend::identity).collect();
-    let backends = Backends::new_with_health_registry(discovery::Static::new(members), registry);
-    let balancer = LoadBalancer::from_backends_with_config(backends, Some(policy));
+    let discovery = discovery::Static::new(members);
+    let backends = Backends::new_with_health_registry(discovery, kept.registry.clone());
+    let balancer = LoadBalancer::from_backends_with_config(backends, Some(kept.policy.clone()));
     futures::FutureExt::now_or_never(balancer.update())
         .expect("a static list of backends is there at once")
         .expect("a static list of backends cannot fail");
     balancer
+}
+
+// === impl Kept ===
+
+impl Kept {
+    fn successor(&self, settings: &PoolSettings, before: &Rules) -> Self {
+        let gray = settings.outlier_detection.gray;
+        Self {
+            budget: self.budget.successor(&settings.retries),
+            policy: self.policy.clone().with_algorithm(settings.policy),
+            gray: if gray == before.outlier_detection.gray {
+                self.gray.clone()
+            } else {
+                gray.map(|gray| Arc::new(Gray::new(gray, self.clock.now())))
+            },
+            ..self.clone()
+        }
+    }
+
+    fn take_health(
+        &mut self,
+        registry: Arc<HealthRegistry>,
+        check: Option<Box<dyn HealthCheck + Send + Sync>>,
+    ) {
+        if let Some(check) = check {
+            let (changes, histories) = (self.changes.clone(), self.histories.clone());
+            let (queue, clock) = (self.queue.clone(), self.clock.clone());
+            registry.set_health_check(Box::new(Observed { check, changes, histories, queue, clock }));
+        }
+        self.registry = registry;
+    }
+}
+
+// === impl Changes ===
+
+impl Changes {
+    /// One more: whoever picks next looks again.
+    fn note(&self) {
+        self.0.fetch_add(1, Ordering::AcqRel);
+    }
+
+    fn count(&self) -> u64 {
+        self.0.load(Ordering::Acquire)
+    }
+}
+
+impl Default for Changes {
+    /// Not 0, which nobody has seen.
+    fn default() -> Self {
+        Self(AtomicU64::new(1))
+    }
 }
 
 // === impl Rules ===
@@ -392,8 +527,9 @@ impl Watch {
         Self {
             began: now,
             availability: AtomicU64::new(nobody.pack()),
-            changed: AtomicBool::new(true),
+            seen: AtomicU64::new(0),
             assessing: Mutex::default(),
+            is_superseded: AtomicBool::new(false),
             next_return: AtomicU64::new(Self::NEVER),
         }
     }
@@ -402,13 +538,8 @@ impl Watch {
         Availability::unpack(self.availability.load(Ordering::Acquire))
     }
 
-    /// Something changed: whoever picks next looks again.
-    fn changed(&self) {
-        self.changed.store(true, Ordering::Release);
-    }
-
-    fn is_stale(&self, now: Instant) -> bool {
-        self.changed.load(Ordering::Acquire)
+    fn is_stale(&self, changes: u64, now: Instant) -> bool {
+        self.seen.load(Ordering::Acquire) != changes
             || self.nanoseconds(now) >= self.next_return.load(Ordering::Relaxed)
     }
 
@@ -427,12 +558,12 @@ impl Watch {
     }
 }
 
-/// A health check whose changes the pool notices: a backend that comes back starts slowly, and the others are looked at
-/// again.
+/// A health check whose changes the pool and its successors notice: a backend that comes back starts slowly, and the others
+/// are looked at again.
 struct Observed {
     check: Box<dyn HealthCheck + Send + Sync>,
-    backends: Box<[Arc<Backend>]>,
-    watch: Arc<Watch>,
+    changes: Arc<Changes>,
+    histories: Histories,
     queue: Arc<Queue>,
     clock: Clock,
 }
@@ -444,11 +575,11 @@ impl HealthCheck for Observed {
     }
 
     async fn health_status_change(&self, target: &pingora::lb::Backend, healthy: bool) {
-        let backend = self.backends.iter().find(|backend| backend.identity.addr == target.addr);
-        if let Some(backend) = backend.filter(|_| healthy) {
-            backend.comeback.came_back(self.clock.now());
+        let address = target.addr.as_inet().filter(|_| healthy);
+        if let Some(history) = address.and_then(|address| self.histories.find(*address)) {
+            history.comeback.came_back(self.clock.now());
         }
-        self.watch.changed();
+        self.changes.note();
         self.queue.wake();
         self.check.health_status_change(target, healthy).await;
     }
@@ -459,5 +590,161 @@ impl HealthCheck for Observed {
 
     fn health_threshold(&self, success: bool) -> usize {
         self.check.health_threshold(success)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use crate::clock::Hands;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    /// Backends 127.0.0.1:1 and following, each with its weight.
+    fn settings(weights: &[u64]) -> PoolSettings {
+        let backend = |(index, weight): (usize, &u64)| BackendSettings {
+            weight: Weight::new(*weight).unwrap(),
+            ..BackendSettings::new(address(index + 1))
+        };
+        PoolSettings::new("web", weights.iter().enumerate().map(backend).collect())
+    }
+
+    fn address(port: usize) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], u16::try_from(port).unwrap()))
+    }
+
+    fn pool(settings: &PoolSettings) -> (Arc<Pool>, Hands) {
+        let (clock, hands) = Clock::manual();
+        let policy = PolicyConfig::new(settings.policy).with_seed(7);
+        let registry = Arc::new(HealthRegistry::new());
+        (Arc::new(Pool::with_policy(settings, registry, None, policy, &clock)), hands)
+    }
+
+    fn succeed(pool: &Arc<Pool>, settings: &PoolSettings) -> Arc<Pool> {
+        let successor = Arc::new(pool.successor(settings));
+        successor.enter(pool);
+        successor
+    }
+
+    fn place(pool: &Arc<Pool>, hands: &Hands) -> Result<Attempt, Unplaced> {
+        let wish = Wish { key: b"", session: None, tried: &Tried::new(), now: hands.now(), draw: 0.5 };
+        pool.place(&wish, &mut Passed::new())
+    }
+
+    fn ports(pool: &Arc<Pool>, hands: &Hands, requests: usize) -> Vec<u16> {
+        (0..requests).map(|_| place(pool, hands).unwrap().backend.address.port()).collect()
+    }
+
+    fn state(pool: &Pool, port: usize, hands: &Hands) -> State {
+        pool.state(pool.backend(address(port)).unwrap(), hands.now())
+    }
+
+    fn eject(pool: &Arc<Pool>, port: usize, hands: &Hands) {
+        let mut others = Tried::new();
+        for other in pool.backends().iter().filter(|other| other.address != address(port)) {
+            others.insert(other.clone(), Mishap::Status(503));
+        }
+        for _ in 0..5 {
+            let wish = Wish { key: b"", session: None, tried: &others, now: hands.now(), draw: 0.5 };
+            let mut attempt = pool.place(&wish, &mut Passed::new()).unwrap();
+            attempt.failed(UpstreamError::Connect, hands.now());
+        }
+    }
+
+    #[test]
+    fn a_successor_takes_turns_where_its_predecessor_was() {
+        let (pool, hands) = pool(&settings(&[1, 1, 1]));
+        assert_eq!(ports(&pool, &hands, 2), [1, 2]);
+        let pool = succeed(&pool, &settings(&[1, 1, 1]));
+        assert_eq!(ports(&pool, &hands, 2), [3, 1]);
+    }
+
+    #[test]
+    fn an_ejection_outlasts_a_change_of_weights() {
+        let (pool, hands) = pool(&settings(&[1, 1, 1]));
+        eject(&pool, 1, &hands);
+        assert_eq!(state(&pool, 1, &hands), State::Ejected);
+        let pool = succeed(&pool, &settings(&[5, 1, 1]));
+        assert_eq!(state(&pool, 1, &hands), State::Ejected);
+        assert!(ports(&pool, &hands, 6).iter().all(|port| *port != 1));
+        assert_eq!(pool.backend(address(1)).unwrap().ejections(), 1);
+    }
+
+    #[test]
+    fn requests_in_flight_count_in_both() {
+        let (before, hands) = pool(&settings(&[1, 1]));
+        let attempt = place(&before, &hands).unwrap();
+        let after = succeed(&before, &settings(&[1, 2]));
+        assert_eq!((before.in_flight(), after.in_flight()), (1, 1));
+        assert_eq!(after.backend(attempt.backend.address).unwrap().load.in_flight(), 1);
+        drop(attempt);
+        assert_eq!((before.in_flight(), after.in_flight()), (0, 0));
+    }
+
+    #[test]
+    fn nothing_changes_before_a_successor_enters() {
+        let mut changed = settings(&[1, 1]);
+        changed.backends[0].admin = Admin::Disabled;
+        changed.queue = 10;
+        let (before, hands) = pool(&settings(&[1, 1]));
+        let after = Arc::new(before.successor(&changed));
+        assert_eq!(state(&before, 1, &hands), State::Up);
+        assert_eq!(before.queue().places(), 0);
+        after.enter(&before);
+        assert_eq!(state(&after, 1, &hands), State::Disabled);
+        assert_eq!(after.queue().places(), 10);
+    }
+
+    #[test]
+    fn what_an_operator_decides_holds_for_requests_that_began_before() {
+        let mut changed = settings(&[1, 1]);
+        changed.backends[0].admin = Admin::Draining;
+        let (before, hands) = pool(&settings(&[1, 1]));
+        let _after = succeed(&before, &changed);
+        assert_eq!(ports(&before, &hands, 3), [2, 2, 2]);
+    }
+
+    #[test]
+    fn a_backend_that_is_new_starts_slowly_and_the_others_do_not() {
+        let slow = |weights| PoolSettings { slow_start: Some(10 * SECOND), ..settings(weights) };
+        let (pool, hands) = pool(&slow(&[1, 1]));
+        hands.advance(SECOND);
+        let pool = succeed(&pool, &slow(&[1, 1, 1]));
+        // A draw of 0.5 is above the tenth that the third one has.
+        assert_eq!(ports(&pool, &hands, 4).iter().filter(|port| **port == 3).count(), 0);
+        hands.advance(10 * SECOND);
+        assert!(ports(&pool, &hands, 3).contains(&3));
+    }
+
+    #[test]
+    fn an_address_that_comes_back_while_somebody_uses_it_is_the_same() {
+        let (pool, hands) = pool(&settings(&[1, 1]));
+        let before = pool.backend(address(2)).unwrap().clone();
+        let without = succeed(&pool, &settings(&[1]));
+        let again = succeed(&without, &settings(&[1, 1]));
+        assert!(Arc::ptr_eq(&before.history, &again.backend(address(2)).unwrap().history));
+        assert_eq!(ports(&again, &hands, 2).len(), 2);
+    }
+
+    #[test]
+    fn panic_is_told_by_the_pool_in_use_only() {
+        let mut three = settings(&[1, 1, 1]);
+        three.panic_threshold = 100;
+        let (before, hands) = pool(&three);
+        eject(&before, 1, &hands);
+        assert!(before.availability(hands.now()).panic);
+        let after = succeed(&before, &three);
+        assert!(after.availability(hands.now()).panic && before.availability(hands.now()).panic);
+        assert_eq!(after.counters().panics.get(), 1, "it was in panic already");
+    }
+
+    #[test]
+    fn another_policy_goes_on_with_what_is_known() {
+        let (before, hands) = pool(&settings(&[1, 1]));
+        let _attempt = place(&before, &hands).unwrap();
+        let least = PoolSettings { policy: crate::policy::Algorithm::LeastRequest, ..settings(&[1, 1]) };
+        let after = succeed(&before, &least);
+        assert_eq!(ports(&after, &hands, 3), [2, 2, 2], "the other one is busy");
     }
 }

@@ -12,7 +12,7 @@ use super::attempt::Attempt;
 use super::availability::{Availability, Level};
 use super::backend::{Backend, UpstreamError};
 use super::hash_key::{self, Key, KeySource};
-use super::settings::RetryCause;
+use super::settings::{Admin, RetryCause};
 use super::{Pool, slow_start};
 use crate::policy::{InFlight, bound};
 
@@ -37,6 +37,8 @@ pub enum Refusal {
     AboveBound,
     /// It came back a moment ago, and does not get its whole share yet.
     SlowStart,
+    /// An operator took it out.
+    Disabled,
 }
 
 /// What a request wants of its pool. A [`Delivery`](super::Delivery) makes it.
@@ -137,7 +139,7 @@ impl Pool {
             backend.address != also.address
                 && !tried.contains(backend.address)
                 && self.refusal(backend, availability, now).is_none()
-                && (self.queue.places() > 0 || backend.load.in_flight() < backend.max_requests)
+                && (self.kept.queue.places() > 0 || backend.load.in_flight() < backend.max_requests)
         })
     }
 
@@ -291,7 +293,7 @@ impl Pool {
     ) -> Option<Refusal> {
         match self.refusal(backend, availability, now) {
             Some(Refusal::Draining) if !self.is_ready(backend) => Some(Refusal::Down),
-            Some(Refusal::Draining) if backend.record.is_ejected(now) => Some(Refusal::Ejected),
+            Some(Refusal::Draining) if backend.history.record.is_ejected(now) => Some(Refusal::Ejected),
             Some(Refusal::Draining) => None,
             other => other,
         }
@@ -313,7 +315,7 @@ impl Pool {
     /// to a backend stays there.
     fn is_admitted(&self, backend: &Backend, wish: &Wish<'_>) -> bool {
         let Some(window) = self.settings.slow_start else { return true };
-        let share = backend.comeback.share(wish.now, window);
+        let share = backend.history.comeback.share(wish.now, window);
         let draw = || match wish.key {
             [] => wish.draw,
             key => slow_start::draw_for_key(key, backend.address),
@@ -326,14 +328,22 @@ impl Pool {
 fn refusal(backend: &Backend, ready: bool, availability: Availability, now: Instant) -> Option<Refusal> {
     if backend.backup && availability.level == Level::Primary {
         Some(Refusal::Backup)
-    } else if backend.is_draining() {
-        Some(Refusal::Draining)
+    } else if let Some(refusal) = refused_by_operator(backend) {
+        Some(refusal)
     } else if availability.panic && backend.backup == (availability.level == Level::Backup) {
         None
     } else if !ready {
         Some(Refusal::Down)
     } else {
-        backend.record.is_ejected(now).then_some(Refusal::Ejected)
+        backend.history.record.is_ejected(now).then_some(Refusal::Ejected)
+    }
+}
+
+fn refused_by_operator(backend: &Backend) -> Option<Refusal> {
+    match backend.admin() {
+        Admin::InService => None,
+        Admin::Draining => Some(Refusal::Draining),
+        Admin::Disabled => Some(Refusal::Disabled),
     }
 }
 
@@ -351,7 +361,7 @@ impl Backend {
 
 impl Refusal {
     /// All of them, in the order of their discriminants.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Tried,
         Self::Backup,
         Self::Draining,
@@ -361,6 +371,7 @@ impl Refusal {
         Self::Full,
         Self::AboveBound,
         Self::SlowStart,
+        Self::Disabled,
     ];
 
     /// The word for it in the access log and the status.
@@ -375,6 +386,7 @@ impl Refusal {
             Self::Full => "full",
             Self::AboveBound => "above_bound",
             Self::SlowStart => "slow_start",
+            Self::Disabled => "disabled",
         }
     }
 
@@ -531,7 +543,12 @@ mod tests {
         fn set_ready(&self, port: u16, ready: bool) {
             let backend = &self.pool.backends()[usize::from(port) - 1];
             self.pool.balancer.backends().set_enable(&backend.identity, ready);
-            self.pool.watch.changed();
+            self.pool.kept.changes.note();
+        }
+
+        fn set_admin(&self, index: usize, admin: Admin) {
+            self.pool.backends()[index].history.set_admin(admin);
+            self.pool.kept.changes.note();
         }
 
         fn fail(&self, port: u16) {
@@ -574,7 +591,7 @@ mod tests {
         let bench = Bench::new(&settings);
         let _full = bench.pool.backends()[3].load.try_enter(1).unwrap();
         bench.set_ready(1, false);
-        bench.pool.set_draining(bench.pool.backends()[1].address, true);
+        bench.set_admin(1, Admin::Draining);
         for _ in 0..5 {
             bench.fail(3);
         }
@@ -613,7 +630,7 @@ mod tests {
         for port in 1..=3 {
             bench.set_ready(port, false);
         }
-        bench.pool.set_draining(bench.pool.backends()[4].address, true);
+        bench.set_admin(4, Admin::Draining);
         // One of the four that do not drain is ready.
         assert!(bench.pool.availability(bench.hands.now()).panic);
         let mut ports = bench.ports(8);
@@ -627,14 +644,14 @@ mod tests {
         settings.slow_start = Some(10 * SECOND);
         let mut bench = Bench::new(&settings);
         assert_eq!(bench.ports(2), [1, 2], "never at process start");
-        bench.pool.backends()[0].comeback.came_back(bench.hands.now());
+        bench.pool.backends()[0].history.comeback.came_back(bench.hands.now());
         assert_eq!(bench.ports(2), [2, 2]);
         bench.draw = 0.05;
         assert_eq!(bench.ports(2), [1, 2], "a tenth of its requests");
         bench.draw = 0.5;
         bench.hands.advance(6 * SECOND);
         assert_eq!(bench.ports(2), [1, 2]);
-        bench.pool.backends()[0].comeback.came_back(bench.hands.now());
+        bench.pool.backends()[0].history.comeback.came_back(bench.hands.now());
         bench.set_ready(2, false);
         assert_eq!(bench.ports(2), [1, 1]);
     }
@@ -667,11 +684,11 @@ mod tests {
         };
         let attempt = next();
         assert_eq!((port(&attempt), moved(&attempt)), (2, false));
-        bench.pool.set_draining(bench.pool.backends()[1].address, true);
+        bench.set_admin(1, Admin::Draining);
         let attempt = next();
         assert_eq!((port(&attempt), moved(&attempt)), (2, false));
         assert!(bench.ports(6).iter().all(|port| *port != 2), "no new sessions");
-        bench.pool.set_draining(bench.pool.backends()[1].address, false);
+        bench.set_admin(1, Admin::InService);
         for _ in 0..5 {
             bench.fail(2);
         }

@@ -14,7 +14,7 @@
 //! a load.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use thiserror::Error;
@@ -23,7 +23,7 @@ use tokio::sync::Notify;
 /// Requests that wait for a backend with a free place.
 #[derive(Debug)]
 pub struct Queue {
-    places: u32,
+    places: AtomicU32,
     /// As many as are in the line; written under its lock.
     waiting: AtomicU64,
     line: Mutex<Line<Arc<Notify>>>,
@@ -62,12 +62,22 @@ pub struct Ticket(u64);
 impl Queue {
     /// An empty line for at most `places` requests. With 0 nobody ever waits.
     pub fn new(places: u32) -> Arc<Self> {
-        Arc::new(Self { places, waiting: AtomicU64::new(0), line: Mutex::new(Line::new(places)) })
+        Arc::new(Self {
+            places: AtomicU32::new(places),
+            waiting: AtomicU64::new(0),
+            line: Mutex::new(Line::new(places)),
+        })
     }
 
     /// How many requests may wait.
     pub fn places(&self) -> u32 {
-        self.places
+        self.places.load(Ordering::Relaxed)
+    }
+
+    /// From now on so many may wait. Who waits already stays.
+    pub fn set_places(&self, places: u32) {
+        self.line().set_places(places);
+        self.places.store(places, Ordering::Relaxed);
     }
 
     /// How many requests wait.
@@ -87,7 +97,7 @@ impl Queue {
     /// When as many requests wait as may. That is found without the lock, so that a flood of refusals hinders
     /// nobody.
     pub fn join(self: &Arc<Self>) -> Result<Waiter, QueueFull> {
-        if self.len() >= u64::from(self.places) {
+        if self.len() >= u64::from(self.places()) {
             return Err(QueueFull);
         }
         let told = Arc::new(Notify::new());
@@ -107,7 +117,7 @@ impl Queue {
 
     /// Tells the front of the line that a place may be free. To be called after a place became free.
     pub fn wake(&self) {
-        if self.places == 0 {
+        if self.places() == 0 && self.is_empty() {
             return;
         }
         fence(Ordering::SeqCst);
@@ -167,6 +177,11 @@ impl<T> Line<T> {
     /// An empty line for at most `places`.
     pub fn new(places: u32) -> Self {
         Self { places: usize::try_from(places).unwrap_or(usize::MAX), next: 0, waiting: VecDeque::new() }
+    }
+
+    /// From now on at most so many join.
+    pub fn set_places(&mut self, places: u32) {
+        self.places = usize::try_from(places).unwrap_or(usize::MAX);
     }
 
     /// Goes to the end; `None` when the line is full. Who is alone in the line is its front and is to be

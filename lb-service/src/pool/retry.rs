@@ -80,7 +80,8 @@ pub enum WhyNot {
 pub struct Budget {
     percent: u32,
     min_concurrent: u32,
-    active: AtomicU64,
+    /// Shared with the budgets before and after this one.
+    active: Arc<AtomicU64>,
 }
 
 /// A repetition in flight; it has its place in the budget until this is dropped.
@@ -162,12 +163,18 @@ impl WhyNot {
 impl Budget {
     /// At most `percent` of the requests in flight, rounded down, but always `min_concurrent`.
     pub fn new(percent: u32, min_concurrent: u32) -> Arc<Self> {
-        Arc::new(Self { percent, min_concurrent, active: AtomicU64::new(0) })
+        Arc::new(Self { percent, min_concurrent, active: Arc::default() })
     }
 
     /// The budget that these settings describe.
     pub fn of(settings: &RetrySettings) -> Arc<Self> {
         Self::new(settings.budget_percent, settings.min_concurrent)
+    }
+
+    /// The same with other bounds: what is in flight stays.
+    pub(super) fn successor(&self, settings: &RetrySettings) -> Arc<Self> {
+        let RetrySettings { budget_percent: percent, min_concurrent, .. } = *settings;
+        Arc::new(Self { percent, min_concurrent, active: self.active.clone() })
     }
 
     /// Takes a place for a repetition while the pool has `in_flight` requests; `None` when there is none.

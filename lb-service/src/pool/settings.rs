@@ -159,6 +159,20 @@ pub struct BackendSettings {
     pub backup: bool,
     /// The most requests it is sent at a time; absent: no limit.
     pub max_requests: Option<NonZeroU32>,
+    /// What an operator decided about it. No key of the configuration: it is changed while the daemon runs.
+    pub admin: Admin,
+}
+
+/// What an operator decided about a backend.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Admin {
+    /// It is used.
+    #[default]
+    InService,
+    /// It gets no new sessions; those that it has go on.
+    Draining,
+    /// It gets no requests.
+    Disabled,
 }
 
 /// A backend's share of the traffic relative to the other backends of its pool: 1 to 1000.
@@ -219,7 +233,13 @@ impl PoolSettings {
 impl BackendSettings {
     /// A backend of weight 1, no backup, without a limit.
     pub fn new(address: SocketAddr) -> Self {
-        Self { address, weight: Weight::default(), backup: false, max_requests: None }
+        Self {
+            address,
+            weight: Weight::default(),
+            backup: false,
+            max_requests: None,
+            admin: Admin::InService,
+        }
     }
 }
 
