@@ -12,7 +12,7 @@ use std::sync::Arc;
 use lb_service::access_log::{self, AccessLog, Format, Target};
 use lb_service::forwarded::TrustedProxies;
 use lb_service::listener::{ListenAddress, Listener, Listeners};
-use lb_service::plan::Plan;
+use lb_service::plan::{Current, Parts, Plan};
 use lb_service::pool::{BackendSettings, Pool, PoolId, PoolSettings};
 use lb_service::route::{Route, RouteTable};
 use lb_service::traffic::Traffic;
@@ -27,18 +27,22 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .collect::<Result<Vec<_>, std::net::AddrParseError>>()?;
 
     let pool = Pool::new(&PoolSettings::new("web", backends), Arc::new(HealthRegistry::new()), None);
-    let plan = Arc::new(Plan {
-        listeners: Listeners::new([Listener { name: "web".into(), address: ListenAddress::Tcp(listen) }]),
-        routes: RouteTable::new(vec![Route::any(PoolId(0))]),
-        pools: [Arc::new(pool)].into(),
-        trusted_proxies: TrustedProxies::default(),
-    });
-    let traffic = Traffic::new(plan.listeners.len(), plan.pools.len());
     let settings = access_log::Settings { format: Format::Text, target: Target::Stdout };
     let (log, _flush_at_end) = AccessLog::open(settings)?;
+    let parts = Parts {
+        listeners: Listeners::new([Listener { name: "web".into(), address: ListenAddress::Tcp(listen) }]),
+        routes: RouteTable::new(vec![Route::any(PoolId(0))]),
+        pools: vec![Arc::new(pool)],
+        trusted_proxies: TrustedProxies::default(),
+        access_logs: vec![log],
+    };
+    let traffic = Traffic::new();
+    let current = Current::new(Plan::new(parts, &traffic));
 
     let mut server = Server::new(None)?;
     server.bootstrap();
-    server.add_service(lb_service::service::service(&server.configuration, &plan, &traffic, [log].into()));
+    // `doors` opens and closes sockets while the server runs, and `current.replace` changes everything else.
+    let (proxy, _doors) = lb_service::service::service(&server.configuration, &current, &traffic);
+    server.add_service(proxy);
     server.run_forever();
 }

@@ -12,26 +12,39 @@ use bytes::BytesMut;
 use pingora::apps::{HttpPersistentSettings, HttpServerApp, ServerApp};
 use pingora::protocols::Stream;
 use pingora::protocols::http::ServerSession;
-use pingora::protocols::l4::socket::SocketAddr as PingoraAddr;
 use pingora::proxy::HttpProxy;
 use pingora::server::ShutdownWatch;
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep};
 
-use crate::access_log::{AccessLog, Record};
+use crate::access_log::Record;
 use crate::failure::Failure;
 use crate::forwarded::Peer;
-use crate::listener::{ListenerId, Listeners};
+use crate::listener::ListenerId;
+use crate::plan::{Current, Plan};
 use crate::proxy::Proxy;
-use crate::traffic::{Connection, Traffic};
+use crate::traffic::{Connection, Door};
 use crate::watched::Watched;
 
-/// Pingora's HTTP proxy behind our listeners.
-pub struct Frontend {
+/// Pingora's HTTP proxy behind one socket. All of them share the proxy, and with it the connections to the backends.
+pub(crate) struct Frontend {
     proxy: Arc<HttpProxy<Proxy>>,
-    listeners: Listeners,
-    traffic: Arc<Traffic>,
-    access_logs: Box<[AccessLog]>,
+    current: Current,
+    door: Arc<Door>,
+}
+
+/// What a request is served by, and the connection that it came over.
+pub(crate) struct Turn {
+    pub(crate) connection: Arc<Connection>,
+    pub(crate) plan: Arc<Plan>,
+    /// That of the connection, in this plan.
+    pub(crate) listener: ListenerId,
+}
+
+/// What the latest request of a connection was served by.
+struct Seat {
+    plan: Arc<Plan>,
+    listener: ListenerId,
 }
 
 /// How long a client may take to begin its first request.
@@ -44,13 +57,8 @@ const HEAD: Duration = Duration::from_secs(10);
 const FIRST_READ: usize = 4096;
 
 impl Frontend {
-    pub(crate) fn new(
-        proxy: HttpProxy<Proxy>,
-        listeners: Listeners,
-        traffic: Arc<Traffic>,
-        access_logs: Box<[AccessLog]>,
-    ) -> Self {
-        Self { proxy: Arc::new(proxy), listeners, traffic, access_logs }
+    pub(crate) fn new(proxy: Arc<HttpProxy<Proxy>>, current: Current, door: Arc<Door>) -> Self {
+        Self { proxy, current, door }
     }
 
     /// Feeds the requests of a connection to the proxy until there is none any more. What is left is a request that the proxy
@@ -62,9 +70,10 @@ impl Frontend {
         &self,
         mut stream: Stream,
         connection: &Arc<Connection>,
+        seat: &mut Seat,
         shutdown: &ShutdownWatch,
     ) -> Option<(u16, Failure)> {
-        let mut farewell = pin!(self.traffic.settled());
+        let mut farewell = pin!(self.door.settled());
         let timer = pin!(sleep(FIRST_REQUEST));
         let mut wait = Wait::new(timer);
         let mut settings: Option<HttpPersistentSettings> = None;
@@ -78,8 +87,9 @@ impl Frontend {
             };
             let _in_flight = connection.begin_request();
             let head = Head::of(&begun);
+            self.refresh(seat);
             connection.set_last(head == Head::AndMore);
-            let session = session(stream, settings, begun, connection);
+            let session = session(stream, settings, begun, seat.turn(connection));
             let request = self.proxy.process_new_http(session, shutdown);
             let reusable = match head {
                 Head::Incomplete => until_head(request, connection).await,
@@ -91,28 +101,44 @@ impl Frontend {
         }
     }
 
-    /// Counts and logs a request that the proxy has never seen.
-    fn unseen(&self, connection: &Connection, (status, failure): (u16, Failure)) {
-        let listener = connection.listener;
-        let traffic = self.traffic.listener(listener);
-        if let Failure::Rejected(reason) = failure {
-            traffic.reject(reason);
-        }
-        traffic.pool(None).answers.increment(status);
-        self.access_logs[listener.0].record(&Record {
-            client: connection.peer.as_ref().map(|peer| peer.ip),
-            status: Some(status),
-            failure: Some(failure.as_str()),
-            ..Record::new(SystemTime::now(), &self.listeners.get(listener).name)
-        });
+    /// What the first request of a connection is served by. None: its listener was removed before it was ever served.
+    fn seat(&self) -> Option<Seat> {
+        let current = [self.current.plan()].into_iter();
+        let plans = current.chain(self.door.last_plan().cloned());
+        plans.filter_map(|plan| Some(Seat { listener: plan.listener_of(&self.door.listener)?, plan })).next()
     }
 
-    fn listener(&self, stream: &Stream) -> Option<ListenerId> {
-        let digest = stream.get_socket_digest()?;
-        match digest.local_addr()? {
-            PingoraAddr::Inet(address) => self.listeners.accepted_tcp(*address),
-            PingoraAddr::Unix(address) => self.listeners.accepted_unix(address.as_pathname()?),
+    /// Takes the plan of this moment. A plan without the listener is none for its connections: those that are open when it
+    /// is removed end with the plan that they have.
+    fn refresh(&self, seat: &mut Seat) {
+        let mut plan = seat.plan.clone();
+        if self.current.refresh(&mut plan)
+            && let Some(listener) = plan.listener_of(&self.door.listener)
+        {
+            *seat = Seat { plan, listener };
         }
+    }
+}
+
+/// Counts and logs a request that the proxy has never seen.
+fn unseen(seat: &Seat, connection: &Connection, (status, failure): (u16, Failure)) {
+    if let Failure::Rejected(reason) = failure {
+        connection.door.listener.reject(reason);
+    }
+    seat.plan.requests(seat.listener, None).answers.increment(status);
+    seat.plan.access_log(seat.listener).record(&Record {
+        client: connection.peer.as_ref().map(|peer| peer.ip),
+        status: Some(status),
+        failure: Some(failure.as_str()),
+        ..Record::new(SystemTime::now(), &connection.door.listener.name)
+    });
+}
+
+// === impl Seat ===
+
+impl Seat {
+    fn turn(&self, connection: &Arc<Connection>) -> Turn {
+        Turn { connection: connection.clone(), plan: self.plan.clone(), listener: self.listener }
     }
 }
 
@@ -172,7 +198,7 @@ fn session(
     stream: Stream,
     settings: Option<HttpPersistentSettings>,
     begun: BytesMut,
-    connection: &Arc<Connection>,
+    turn: Turn,
 ) -> ServerSession {
     let mut session = ServerSession::new_http1(stream);
     match settings {
@@ -180,7 +206,7 @@ fn session(
         None => session.set_keepalive(Some(FIRST_REQUEST.as_secs())),
     }
     session.set_pipelined_prefix(begun);
-    session.set_connection_user_context(Some(Box::new(connection.clone())));
+    session.set_connection_user_context(Some(Box::new(turn)));
     session
 }
 
@@ -219,22 +245,19 @@ fn peer(stream: &Stream) -> Option<Peer> {
 #[async_trait]
 impl ServerApp for Frontend {
     async fn process_new(self: &Arc<Self>, stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
-        let Some(listener) = self.listener(&stream) else {
-            log::error!("connection closed: its local address belongs to no listener");
-            return None;
-        };
-        let connection = self.traffic.accept(listener, peer(&stream));
+        let connection = self.door.accept(peer(&stream));
+        let mut seat = self.seat()?;
         let stream = Box::new(Watched::new(stream, connection.clone()));
-        if let Some(unseen) = self.serve(stream, &connection, shutdown).await {
-            self.unseen(&connection, unseen);
+        if let Some(failed) = self.serve(stream, &connection, &mut seat, shutdown).await {
+            unseen(&seat, &connection, failed);
         }
         None
     }
 
-    /// The listeners are closed: lets what is on its way arrive. The connections then end by themselves, the idle ones at
+    /// The socket is closed: lets what is on its way arrive. The connections then end by themselves, the idle ones at
     /// once. Pingora's own clean-up would also cut those on which a request has begun.
     async fn cleanup(&self) {
-        self.traffic.settle().await;
+        self.door.settle().await;
     }
 }
 

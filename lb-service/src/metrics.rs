@@ -10,17 +10,19 @@ use prometheus::core::{Collector, Desc};
 use prometheus::proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType};
 use prometheus::{Registry, Result};
 
-use crate::plan::Plan;
+use crate::plan::{Current, Plan};
 use crate::pool::{Backend, Pool, PoolId};
 use crate::stats::{BUCKETS, HistogramSnapshot};
-use crate::traffic::{ListenerTraffic, PoolTraffic, Traffic};
+use crate::traffic::{ListenerTraffic, PoolTraffic};
 
 /// Everything the proxy tells Prometheus.
 pub struct Metrics {
-    plan: Arc<Plan>,
-    traffic: Arc<Traffic>,
+    current: Current,
     descriptions: Vec<Desc>,
 }
+
+/// The plan of one scrape: what is in no plan any more is in no scrape.
+struct View<'a>(&'a Plan);
 
 /// One metric family: its name, what it says, and its labels.
 struct Family {
@@ -150,15 +152,19 @@ const FAMILIES: [&Family; 20] = [
 // === impl Metrics ===
 
 impl Metrics {
-    /// Adds the metrics of this plan and this traffic to `registry`.
+    /// Adds the metrics of whatever is the current plan to `registry`.
     ///
     /// # Errors
     /// When `registry` has a family of the same name already.
-    pub fn register(registry: &Registry, plan: Arc<Plan>, traffic: Arc<Traffic>) -> Result<()> {
+    pub fn register(registry: &Registry, current: Current) -> Result<()> {
         let descriptions = FAMILIES.iter().map(|family| family.describe()).collect::<Result<_>>()?;
-        registry.register(Box::new(Self { plan, traffic, descriptions }))
+        registry.register(Box::new(Self { current, descriptions }))
     }
+}
 
+// === impl View ===
+
+impl View<'_> {
     fn listener_families(&self) -> Vec<MetricFamily> {
         let per_listener = |read: fn(&ListenerTraffic) -> u64| {
             self.listeners().map(move |(name, listener)| (vec![name], read(listener))).collect::<Vec<_>>()
@@ -239,7 +245,7 @@ impl Metrics {
     }
 
     fn pools(&self) -> impl Iterator<Item = &Arc<Pool>> {
-        self.plan.pools.iter()
+        self.0.pools.iter()
     }
 
     fn backends(&self) -> impl Iterator<Item = (&str, &Arc<Backend>)> {
@@ -247,14 +253,15 @@ impl Metrics {
     }
 
     fn listeners(&self) -> impl Iterator<Item = (&str, &ListenerTraffic)> {
-        self.plan.listeners.iter().map(|(id, listener)| (&*listener.name, self.traffic.listener(id)))
+        self.0.listeners.iter().map(|(id, listener)| (&*listener.name, &**self.0.traffic(id)))
     }
 
     /// Each listener with each pool, and with none: requests that no route sent anywhere have an empty pool label.
     fn cells(&self) -> impl Iterator<Item = (&str, &str, &PoolTraffic)> {
-        self.listeners().flat_map(|(listener, traffic)| {
-            let named = self.pools().enumerate().map(|(id, pool)| (Some(PoolId(id)), &*pool.name));
-            named.chain([(None, "")]).map(move |(id, pool)| (listener, pool, traffic.pool(id)))
+        self.0.listeners.iter().flat_map(move |(id, listener)| {
+            let named = self.pools().enumerate().map(|(pool, named)| (Some(PoolId(pool)), &*named.name));
+            let cells = named.chain([(None, "")]);
+            cells.map(move |(pool, name)| (&*listener.name, name, self.0.requests(id, pool)))
         })
     }
 }
@@ -265,11 +272,13 @@ impl Collector for Metrics {
     }
 
     fn collect(&self) -> Vec<MetricFamily> {
+        let plan = self.current.plan();
+        let view = View(&plan);
         let families = [
-            self.listener_families(),
-            self.request_families(),
-            self.upstream_families(),
-            self.pool_families(),
+            view.listener_families(),
+            view.request_families(),
+            view.upstream_families(),
+            view.pool_families(),
         ];
         families.into_iter().flatten().filter(|family| !family.get_metric().is_empty()).collect()
     }

@@ -4,7 +4,6 @@
 //! [`crate::failure`]. Nothing is decided here.
 
 use std::any::Any;
-use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
@@ -20,24 +19,18 @@ use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorType, Result, RetryType};
 
-use crate::access_log::{AccessLog, Record};
+use crate::access_log::Record;
 use crate::failure::{self, Failure};
 use crate::forwarded::{self, Downstream, Scheme};
-use crate::frontend::IDLE;
+use crate::frontend::{IDLE, Turn};
 use crate::hop_by_hop;
 use crate::patience::unless_client_leaves;
-use crate::plan::Plan;
 use crate::pool::{Attempt, Pool, Sent, Unplaced, UpstreamError, Waiter};
 use crate::request::{RequestContext, host};
-use crate::traffic::{Connection, Rejection, Traffic};
+use crate::traffic::Rejection;
 
 /// Pingora's callbacks for our requests.
-pub struct Proxy {
-    plan: Arc<Plan>,
-    traffic: Arc<Traffic>,
-    /// By listener.
-    access_logs: Box<[AccessLog]>,
-}
+pub(crate) struct Proxy;
 
 /// A client that reads nothing for this long is given up.
 const CLIENT_WRITE_TIMEOUT: Duration = Duration::from_secs(60);
@@ -47,15 +40,10 @@ const PINGORA_KEEPS_FOR_EVER: Option<u64> = Some(0);
 // === impl Proxy ===
 
 impl Proxy {
-    /// `access_logs` has one for each listener, in the order of their ids.
-    pub(crate) fn new(plan: Arc<Plan>, traffic: Arc<Traffic>, access_logs: Box<[AccessLog]>) -> Self {
-        Self { plan, traffic, access_logs }
-    }
-
     /// Keeps the connection for the next request, unless we are about to leave.
     fn limit_keepalive(&self, session: &mut Session, ctx: &RequestContext) {
-        let is_last = || ctx.connection.as_ref().is_some_and(|connection| connection.is_last());
-        if self.traffic.is_draining() || is_last() {
+        let is_last = ctx.connection().is_some_and(|connection| connection.is_last());
+        if is_last {
             session.set_keepalive(None);
         } else if session.get_keepalive() == PINGORA_KEEPS_FOR_EVER {
             session.set_keepalive(Some(IDLE.as_secs()));
@@ -114,16 +102,17 @@ impl Proxy {
     /// Whether the client speaks TLS, to us or to a proxy that we trust.
     fn is_secure(&self, session: &Session, ctx: &RequestContext) -> bool {
         let headers = &session.req_header().headers;
-        forwarded::is_https(&downstream(session, ctx), headers, &self.plan.trusted_proxies)
+        ctx.turn.as_ref().is_some_and(|turn| {
+            forwarded::is_https(&downstream(session, ctx), headers, &turn.plan.trusted_proxies)
+        })
     }
 
     fn count(&self, session: &Session, ctx: &RequestContext, status: u16, duration: Duration) {
-        let Some(connection) = &ctx.connection else { return };
-        let listener = self.traffic.listener(connection.listener);
+        let Some(turn) = &ctx.turn else { return };
         if let Some(Failure::Rejected(reason)) = ctx.failure {
-            listener.reject(reason);
+            turn.connection.door.listener.reject(reason);
         }
-        let requests = listener.pool(ctx.pool);
+        let requests = turn.plan.requests(turn.listener, ctx.pool);
         requests.answers.increment(status);
         requests.duration.observe(duration);
         requests.request_bytes.add(session.body_bytes_read() as u64);
@@ -131,8 +120,8 @@ impl Proxy {
     }
 
     fn log(&self, session: &Session, ctx: &RequestContext, status: u16, duration: Duration) {
-        let Some(connection) = &ctx.connection else { return };
-        let log = &self.access_logs[connection.listener.0];
+        let Some(turn) = &ctx.turn else { return };
+        let log = turn.plan.access_log(turn.listener);
         if !log.is_on() {
             return;
         }
@@ -141,7 +130,7 @@ impl Proxy {
         log.record(&Record {
             time: SystemTime::now() - duration,
             client: ctx.client(request),
-            listener: &self.plan.listeners.get(connection.listener).name,
+            listener: &turn.connection.door.listener.name,
             method: Some(request.method.as_str()),
             host: host(request).map(str::as_bytes),
             path: Some(request.uri.path().as_bytes()),
@@ -172,7 +161,7 @@ impl ProxyHttp for Proxy {
     type CTX = RequestContext;
 
     fn new_ctx(&self) -> RequestContext {
-        RequestContext::new(self.plan.clone())
+        RequestContext::new()
     }
 
     /// No modules: Pingora would add one that compresses, and pay for it on every request.
@@ -182,11 +171,11 @@ impl ProxyHttp for Proxy {
         &self,
         _session: &mut Session,
         ctx: &mut RequestContext,
-        connection: Box<dyn Any + Send + Sync>,
+        turn: Box<dyn Any + Send + Sync>,
     ) {
-        if let Ok(connection) = connection.downcast::<Arc<Connection>>() {
-            connection.saw_head();
-            ctx.connection = Some(*connection);
+        if let Ok(turn) = turn.downcast::<Turn>() {
+            turn.connection.saw_head();
+            ctx.turn = Some(turn);
         }
     }
 
@@ -255,7 +244,10 @@ impl ProxyHttp for Proxy {
         ctx: &mut RequestContext,
     ) -> Result<()> {
         let sent = &session.req_header().headers;
-        forwarded::decide(&downstream(session, ctx), sent, &ctx.plan.trusted_proxies).apply(request)?;
+        if let Some(turn) = &ctx.turn {
+            let trusted = &turn.plan.trusted_proxies;
+            forwarded::decide(&downstream(session, ctx), sent, trusted).apply(request)?;
+        }
         if let Some(protocol) = hop_by_hop::upgrade(session.req_header()) {
             request.insert_header(CONNECTION, "Upgrade")?;
             request.insert_header(UPGRADE, protocol)?;
@@ -421,7 +413,7 @@ async fn wait<T>(
     ctx: &mut RequestContext,
     done: impl Future<Output = T>,
 ) -> Result<T> {
-    let Some(connection) = ctx.connection.clone() else { return Ok(done.await) };
+    let Some(connection) = ctx.connection().cloned() else { return Ok(done.await) };
     let done = unless_client_leaves(session, &connection, done).await;
     done.ok_or_else(|| ctx.fail(Failure::ClientGone))
 }

@@ -10,16 +10,16 @@ use pingora::{Error, ErrorSource, ErrorType};
 
 use crate::failure::Failure;
 use crate::forwarded::{Peer, client_ip};
-use crate::plan::Plan;
+use crate::frontend::Turn;
 use crate::pool::{Delivery, KeySource, Moment, Pool, PoolId, Sent, Unplaced, UpstreamError};
 use crate::route::RequestView;
 use crate::traffic::{Connection, Rejection};
 
 /// What one request carries with it.
-pub struct RequestContext {
-    pub(crate) plan: Arc<Plan>,
+pub(crate) struct RequestContext {
+    /// Absent until the head of the request is there.
+    pub(crate) turn: Option<Box<Turn>>,
     pub(crate) arrived: Instant,
-    pub(crate) connection: Option<Arc<Connection>>,
     pub(crate) pool: Option<PoolId>,
     pub(crate) delivery: Delivery,
     pub(crate) failure: Option<Failure>,
@@ -32,11 +32,10 @@ pub struct RequestContext {
 // === impl RequestContext ===
 
 impl RequestContext {
-    pub(crate) fn new(plan: Arc<Plan>) -> Self {
+    pub(crate) fn new() -> Self {
         Self {
-            plan,
+            turn: None,
             arrived: Instant::now(),
-            connection: None,
             pool: None,
             delivery: Delivery::default(),
             failure: None,
@@ -45,15 +44,19 @@ impl RequestContext {
         }
     }
 
+    pub(crate) fn connection(&self) -> Option<&Arc<Connection>> {
+        self.turn.as_ref().map(|turn| &turn.connection)
+    }
+
     pub(crate) fn pool(&self) -> Option<&Arc<Pool>> {
-        self.pool.map(|id| self.plan.pool(id))
+        pool_of(&self.turn, self.pool)
     }
 
     /// Finds its pool, and the session in it.
     pub(crate) fn route(&mut self, request: &RequestHeader) -> Option<PoolId> {
-        let connection = self.connection.as_ref()?;
-        self.pool = self.plan.routes.find(&RequestView {
-            listener: connection.listener,
+        let turn = self.turn.as_ref()?;
+        self.pool = turn.plan.routes.find(&RequestView {
+            listener: turn.listener,
             host: host(request),
             path: request.uri.path(),
             method: &request.method,
@@ -65,7 +68,7 @@ impl RequestContext {
 
     /// Gives it to a backend.
     pub(crate) fn place(&mut self, request: &RequestHeader) -> Result<(), Unplaced> {
-        let Some(pool) = self.pool.map(|id| self.plan.pool(id)) else { return Err(Unplaced::Nobody) };
+        let Some(pool) = pool_of(&self.turn, self.pool) else { return Err(Unplaced::Nobody) };
         if !pool.is_hashed() {
             return self.delivery.place(pool, &[], moment());
         }
@@ -84,12 +87,12 @@ impl RequestContext {
     /// The client's address, as far as trusted proxies tell.
     pub(crate) fn client(&self, request: &RequestHeader) -> Option<IpAddr> {
         let peer = self.peer()?;
-        Some(client_ip(peer.ip, &request.headers, &self.plan.trusted_proxies))
+        Some(client_ip(peer.ip, &request.headers, &self.turn.as_ref()?.plan.trusted_proxies))
     }
 
     /// Who connected to us; none on a Unix socket.
     pub(crate) fn peer(&self) -> Option<&Peer> {
-        self.connection.as_ref()?.peer.as_ref()
+        self.connection()?.peer.as_ref()
     }
 
     /// All of the request has been passed on: from here on it is the backend that takes its time.
@@ -100,8 +103,8 @@ impl RequestContext {
             attempt.sent(Instant::now());
         }
         let waits = attempt.time_to_first_byte().is_none();
-        let limit = self.pool.and_then(|id| self.plan.pool(id).per_try()).filter(|_| waits);
-        if let (Some(connection), Some(limit)) = (&self.connection, limit) {
+        let limit = self.pool().and_then(|pool| pool.per_try()).filter(|_| waits);
+        if let (Some(connection), Some(limit)) = (self.connection(), limit) {
             connection.patience.limit(Some(tokio::time::Instant::now() + limit));
         }
     }
@@ -116,14 +119,14 @@ impl RequestContext {
 
     /// The head is there: what follows may take its time.
     pub(crate) fn unlimit_attempt(&self) {
-        if let Some(connection) = &self.connection {
+        if let Some(connection) = self.connection() {
             connection.patience.limit(None);
         }
     }
 
     /// Whether this attempt took too long.
     pub(crate) fn take_expired(&self) -> bool {
-        self.connection.as_ref().is_some_and(|connection| connection.patience.take_expired())
+        self.connection().is_some_and(|connection| connection.patience.take_expired())
     }
 
     /// No backend takes it. If one failed it before, that is why.
@@ -139,7 +142,7 @@ impl RequestContext {
 
     /// The head of the final answer is there. Whether it is left for another attempt.
     pub(crate) fn answered(&mut self, answer: &ResponseHeader, sent: Sent) -> bool {
-        let Some(pool) = self.pool.map(|id| self.plan.pool(id)) else { return false };
+        let Some(pool) = pool_of(&self.turn, self.pool) else { return false };
         let status = answer.status.as_u16();
         let again = self.delivery.answered(pool, status, retry_after(answer), sent, moment());
         // Whatever went wrong before has been made good, unless this is to be made good itself.
@@ -150,7 +153,7 @@ impl RequestContext {
     /// The backend failed the request. Whether there is to be another attempt.
     pub(crate) fn broke(&mut self, error: UpstreamError, sent: Sent) -> bool {
         self.failure = Some(Failure::Upstream(error));
-        let Some(pool) = self.pool.map(|id| self.plan.pool(id)) else { return false };
+        let Some(pool) = pool_of(&self.turn, self.pool) else { return false };
         self.delivery.broke(pool, error, sent, moment())
     }
 
@@ -164,6 +167,10 @@ impl RequestContext {
         let backend = &self.delivery.attempt.as_ref()?.backend;
         self.pool()?.set_cookie(backend, self.delivery.session, secure, Instant::now())
     }
+}
+
+fn pool_of(turn: &Option<Box<Turn>>, pool: Option<PoolId>) -> Option<&Arc<Pool>> {
+    Some(turn.as_ref()?.plan.pool(pool?))
 }
 
 /// The time, and a random number.

@@ -1,21 +1,68 @@
-//! The proxy as a Pingora service.
+//! The proxy as a Pingora service whose sockets come and go while it runs.
+//!
+//! Pingora's services listen on what they are told at the start. Here each socket is a service of Pingora's own, with an end of
+//! its own, inside one that outlives them and that the [`Doors`] tell what to open and to close:
+//!
+//! ```text
+//! ProxyService                      one runtime, one HttpProxy, one pool of connections to backends
+//! ├── Service<Frontend>             a socket: accepts until it is closed
+//! └── Service<Frontend>             another one, opened by a reload
+//! ```
 
+use std::collections::HashMap;
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 
+use async_trait::async_trait;
 use pingora::listeners::ListenerConfig;
 use pingora::protocols::l4::stream::L4BufferSettings;
-use pingora::proxy::http_proxy;
+use pingora::proxy::{HttpProxy, http_proxy};
 use pingora::server::configuration::ServerConf;
+use pingora::server::{ListenFds, ShutdownWatch};
+use pingora::services::Service as _;
 use pingora::services::listening::Service;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
 
-use crate::access_log::AccessLog;
 use crate::frontend::Frontend;
-use crate::listener::ListenAddress;
-use crate::plan::Plan;
+use crate::listener::{ListenAddress, Listener};
+use crate::plan::{Current, Plan};
 use crate::proxy::Proxy;
-use crate::traffic::Traffic;
+use crate::traffic::{Door, Traffic};
+
+/// Accepts on the sockets that its [`Doors`] open, and proxies by the current plan.
+pub struct ProxyService {
+    proxy: Arc<HttpProxy<Proxy>>,
+    current: Current,
+    traffic: Arc<Traffic>,
+    orders: mpsc::UnboundedReceiver<Order>,
+    doors: HashMap<ListenAddress, Open>,
+}
+
+/// Opens and closes the sockets of a [`ProxyService`]. Clones do so for the same one.
+#[derive(Clone, Debug)]
+pub struct Doors(mpsc::UnboundedSender<Order>);
+
+/// What a [`ProxyService`] is told.
+#[derive(Debug)]
+enum Order {
+    Open(Listener),
+    Close(ListenAddress),
+    Retire(Vec<ListenAddress>, Arc<Plan>, oneshot::Sender<()>),
+}
+
+/// A socket that accepts.
+struct Open {
+    door: Arc<Door>,
+    closing: watch::Sender<bool>,
+}
+
+/// A socket that does not accept any more. Another one may have been opened at its address.
+struct Ended {
+    address: ListenAddress,
+    door: Arc<Door>,
+}
 
 /// Buffers of a client connection, in bytes. Pingora's 64 KiB for reading would be most of the memory of an idle connection,
 /// and everything that reads has a buffer of its own. What is written is gathered, so that the head of an answer does not
@@ -23,26 +70,153 @@ use crate::traffic::Traffic;
 const READ_BUFFER: usize = 0;
 const WRITE_BUFFER: usize = 1460;
 
-/// A service that accepts on all listeners of `plan` and proxies by its routes.
-///
-/// `access_logs` has one for each listener, in the order of their ids.
-pub fn service(
-    conf: &Arc<ServerConf>,
-    plan: &Arc<Plan>,
-    traffic: &Arc<Traffic>,
-    access_logs: Box<[AccessLog]>,
-) -> Service<Frontend> {
-    let proxy = http_proxy(conf, Proxy::new(plan.clone(), traffic.clone(), access_logs.clone()));
-    let frontend = Frontend::new(proxy, plan.listeners.clone(), traffic.clone(), access_logs);
-    let mut service = Service::new("proxy".into(), frontend);
-    for (_, listener) in plan.listeners.iter() {
-        service.add_listener(endpoint(&listener.address));
-    }
-    service
-}
-
 /// The mode of Unix socket files: whoever may enter their directory may connect, as with a TCP port.
 pub const UNIX_SOCKET_MODE: u32 = 0o666;
+
+/// A service that proxies by the `current` plan, and what opens and closes its sockets. Those of the plan are opened when it
+/// starts.
+///
+/// A socket is looked for by its address among those that the service is started with ([`ListenFds`]), and bound when it is
+/// not there.
+pub fn service(conf: &Arc<ServerConf>, current: &Current, traffic: &Arc<Traffic>) -> (ProxyService, Doors) {
+    let (sender, orders) = mpsc::unbounded_channel();
+    let doors = Doors(sender);
+    current.plan().listeners.iter().for_each(|(_, listener)| doors.open(listener.clone()));
+    let service = ProxyService {
+        proxy: Arc::new(http_proxy(conf, Proxy)),
+        current: current.clone(),
+        traffic: traffic.clone(),
+        orders,
+        doors: HashMap::new(),
+    };
+    (service, doors)
+}
+
+// === impl Doors ===
+
+impl Doors {
+    /// Accepts on the address of `listener`, which the current plan should have.
+    pub fn open(&self, listener: Listener) {
+        self.order(Order::Open(listener));
+    }
+
+    /// Accepts no more on this address. Connections that are open end with their next answer, idle ones in a moment.
+    pub fn close(&self, address: ListenAddress) {
+        self.order(Order::Close(address));
+    }
+
+    /// To be called before a plan without the listeners at these addresses becomes the current one: what comes through them
+    /// from then on is served by `last`. Returns when that is so.
+    pub async fn retire(&self, addresses: Vec<ListenAddress>, last: Arc<Plan>) {
+        let (done, is_done) = oneshot::channel();
+        self.order(Order::Retire(addresses, last, done));
+        // Without a service nothing comes through them.
+        let _ = is_done.await;
+    }
+
+    fn order(&self, order: Order) {
+        // A service that has ended has closed everything.
+        let _ = self.0.send(order);
+    }
+}
+
+// === impl ProxyService ===
+
+impl ProxyService {
+    fn follow(
+        &mut self,
+        order: Order,
+        tasks: &mut JoinSet<Ended>,
+        fds: Option<&ListenFds>,
+        tasks_per_fd: usize,
+    ) {
+        match order {
+            Order::Open(listener) => {
+                let task = self.open(listener, fds.cloned(), tasks_per_fd);
+                tasks.spawn(task);
+            }
+            Order::Close(address) => {
+                if let Some(open) = self.doors.remove(&address) {
+                    open.close();
+                }
+            }
+            Order::Retire(addresses, last, done) => {
+                let doors = addresses.iter().filter_map(|address| self.doors.get(address));
+                doors.for_each(|open| open.door.retire(&last));
+                // Whoever does not wait any more need not know.
+                let _ = done.send(());
+            }
+        }
+    }
+
+    /// Whether it ended although nobody closed it.
+    fn is_open(&self, ended: &Ended) -> bool {
+        self.doors.get(&ended.address).is_some_and(|open| Arc::ptr_eq(&open.door, &ended.door))
+    }
+
+    /// What accepts on one socket until it is told to stop; it ends when the idle connections may be closed, too.
+    fn open(
+        &mut self,
+        listener: Listener,
+        fds: Option<ListenFds>,
+        tasks_per_fd: usize,
+    ) -> impl Future<Output = Ended> + use<> {
+        let door = self.traffic.open(&listener.name);
+        let (closing, closes) = watch::channel(false);
+        let frontend = Frontend::new(self.proxy.clone(), self.current.clone(), door.clone());
+        let mut service = Service::new(listener.name.to_string(), frontend);
+        service.add_listener(endpoint(&listener.address));
+        self.doors.insert(listener.address.clone(), Open { door: door.clone(), closing });
+        async move {
+            service.start_service(fds, closes, tasks_per_fd).await;
+            Ended { address: listener.address, door }
+        }
+    }
+}
+
+impl Open {
+    fn close(&self) {
+        self.door.close();
+        self.closing.send_replace(true);
+    }
+}
+
+#[async_trait]
+impl pingora::services::Service for ProxyService {
+    /// Ends when `shutdown` says so, or when a socket could not be opened.
+    async fn start_service(
+        &mut self,
+        fds: Option<ListenFds>,
+        mut shutdown: ShutdownWatch,
+        listeners_per_fd: usize,
+    ) {
+        let mut tasks = JoinSet::new();
+        loop {
+            tokio::select! {
+                biased;
+                _ = shutdown.wait_for(|closes| *closes) => break,
+                Some(order) = self.orders.recv() => {
+                    self.follow(order, &mut tasks, fds.as_ref(), listeners_per_fd);
+                }
+                Some(ended) = tasks.join_next() => match ended {
+                    Ok(ended) if !self.is_open(&ended) => {}
+                    _ => break,
+                }
+            }
+        }
+        self.doors.drain().for_each(|(_, open)| open.close());
+        while tasks.join_next().await.is_some() {}
+    }
+
+    fn name(&self) -> &str {
+        "proxy"
+    }
+
+    fn listen_addresses(&self) -> Option<Vec<String>> {
+        let plan = self.current.plan();
+        Some(plan.listeners.iter().map(|(_, listener)| listener.address.bind_key()).collect())
+    }
+}
 
 fn endpoint(address: &ListenAddress) -> ListenerConfig {
     let key = address.bind_key();

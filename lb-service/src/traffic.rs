@@ -1,31 +1,30 @@
 //! What goes on between the clients and us: connections, requests in flight, answers; and when a drain is over.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::sync::watch;
 
 use crate::failure::Failure;
 use crate::forwarded::Peer;
-use crate::listener::ListenerId;
 use crate::patience::Patience;
-use crate::pool::PoolId;
+use crate::plan::Plan;
 use crate::stats::{Codes, Counter, Histogram, Level};
 
-/// Everything the proxy counts about its clients. One per daemon, shared by the listeners.
-#[derive(Debug)]
+/// Everything the proxy counts about its clients. One per daemon.
+#[derive(Debug, Default)]
 pub struct Traffic {
-    listeners: Box<[ListenerTraffic]>,
-    /// Connections on which no request has arrived yet.
-    fresh: Level,
+    listeners: Mutex<Vec<Arc<ListenerTraffic>>>,
+    doors: Mutex<Vec<Weak<Door>>>,
     draining: AtomicBool,
-    settled: watch::Sender<bool>,
 }
 
-/// The clients of one listener.
+/// The clients of one listener, by its name: whatever else of it changes, its counters go on.
 #[derive(Debug)]
 pub struct ListenerTraffic {
+    /// What the listener is called.
+    pub name: Arc<str>,
     /// Connections accepted.
     pub connections: Counter,
     /// Connections open.
@@ -33,8 +32,22 @@ pub struct ListenerTraffic {
     /// Requests being worked on, upgraded connections included.
     pub in_flight: Level,
     rejected: [Counter; Rejection::ALL.len()],
-    by_pool: Box<[PoolTraffic]>,
-    without_pool: PoolTraffic,
+    by_pool: Mutex<Vec<(Arc<str>, Arc<PoolTraffic>)>>,
+    without_pool: Arc<PoolTraffic>,
+}
+
+/// One socket that clients connect to, from when it is opened until the last connection that came through it has ended.
+#[derive(Debug)]
+pub struct Door {
+    /// Whose clients come through it.
+    pub listener: Arc<ListenerTraffic>,
+    open: Level,
+    /// Connections on which no request has arrived yet.
+    fresh: Level,
+    closing: AtomicBool,
+    settled: watch::Sender<bool>,
+    /// What its requests are served by when its listener is not configured any more.
+    last_plan: OnceLock<Arc<Plan>>,
 }
 
 /// The requests of one listener to one pool.
@@ -68,8 +81,8 @@ pub enum Rejection {
 /// One connection of a client; it counts as open until this is dropped.
 #[derive(Debug)]
 pub struct Connection {
-    /// The listener that accepted it.
-    pub listener: ListenerId,
+    /// Where it came in.
+    pub door: Arc<Door>,
     /// Who made it; none on a Unix socket.
     pub peer: Option<Peer>,
     fresh: AtomicBool,
@@ -81,15 +94,11 @@ pub struct Connection {
     pub(crate) patience: Patience,
     /// The status of an answer that was not ours, or what stands for one; 0 when there is none.
     refused: AtomicU16,
-    traffic: Arc<Traffic>,
 }
 
 /// A request being worked on, until this is dropped.
 #[derive(Debug)]
-pub struct InFlight {
-    traffic: Arc<Traffic>,
-    listener: ListenerId,
-}
+pub struct InFlight(Arc<Door>);
 
 /// How long a connection on which nothing has arrived yet may hold up a drain.
 const FRESH_GRACE: Duration = Duration::from_secs(1);
@@ -100,52 +109,44 @@ const POLL: Duration = Duration::from_millis(10);
 // === impl Traffic ===
 
 impl Traffic {
-    /// Counters for so many listeners and pools, all at zero.
-    pub fn new(listeners: usize, pools: usize) -> Arc<Self> {
-        Arc::new(Self {
-            listeners: (0..listeners).map(|_| ListenerTraffic::new(pools)).collect(),
-            fresh: Level::default(),
-            draining: AtomicBool::new(false),
-            settled: watch::Sender::new(false),
-        })
+    /// Nothing yet.
+    pub fn new() -> Arc<Self> {
+        Arc::default()
     }
 
-    /// The clients of this listener.
-    pub fn listener(&self, id: ListenerId) -> &ListenerTraffic {
-        &self.listeners[id.0]
+    /// The clients of the listener of this name; always the same, as long as the traffic or anybody else knows it.
+    pub fn listener(&self, name: &str) -> Arc<ListenerTraffic> {
+        let mut listeners = lock(&self.listeners);
+        if let Some(known) = listeners.iter().find(|known| *known.name == *name) {
+            return known.clone();
+        }
+        let listener = Arc::new(ListenerTraffic::new(name));
+        listeners.push(listener.clone());
+        listener
     }
 
-    /// The clients of each listener, in the order of their ids.
-    pub fn listeners(&self) -> &[ListenerTraffic] {
-        &self.listeners
+    /// Forgets the listeners that nobody uses.
+    pub fn forget_unused(&self) {
+        lock(&self.listeners).retain(|listener| Arc::strong_count(listener) > 1);
+        lock(&self.doors).retain(|door| door.strong_count() > 0);
     }
 
-    /// A client connected.
-    pub fn accept(self: &Arc<Self>, listener: ListenerId, peer: Option<Peer>) -> Arc<Connection> {
-        let counters = self.listener(listener);
-        counters.connections.increment();
-        counters.connections_active.enter();
-        self.fresh.enter();
-        Arc::new(Connection {
-            listener,
-            peer,
-            fresh: AtomicBool::new(true),
-            unseen: AtomicBool::new(false),
-            last: AtomicBool::new(false),
-            patience: Patience::new(),
-            refused: AtomicU16::new(0),
-            traffic: self.clone(),
-        })
+    /// A socket of this listener is opened.
+    pub fn open(&self, listener: &str) -> Arc<Door> {
+        let door = Arc::new(Door::new(self.listener(listener), self.is_draining()));
+        lock(&self.doors).push(Arc::downgrade(&door));
+        door
     }
 
     /// Requests being worked on, on all listeners.
     pub fn in_flight(&self) -> u64 {
-        self.listeners.iter().map(|listener| listener.in_flight.get()).sum()
+        lock(&self.listeners).iter().map(|listener| listener.in_flight.get()).sum()
     }
 
     /// From now on every answer says `Connection: close`.
     pub fn drain(&self) {
         self.draining.store(true, Ordering::Release);
+        lock(&self.doors).iter().filter_map(Weak::upgrade).for_each(|door| door.close());
     }
 
     /// Whether a drain has begun.
@@ -157,11 +158,106 @@ impl Traffic {
     /// was on its way has arrived, and all of it is answered.
     pub fn unfinished(&self) -> usize {
         let in_flight = usize::try_from(self.in_flight()).unwrap_or(usize::MAX);
-        let settling = self.is_draining() && !*self.settled.borrow();
-        in_flight.max(usize::from(settling))
+        let doors = lock(&self.doors);
+        let settling = doors.iter().filter_map(Weak::upgrade).any(|door| !door.is_settled());
+        in_flight.max(usize::from(self.is_draining() && settling))
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // None of these is left half changed by a panic.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+// === impl ListenerTraffic ===
+
+impl ListenerTraffic {
+    fn new(name: &str) -> Self {
+        Self {
+            name: name.into(),
+            connections: Counter::default(),
+            connections_active: Level::default(),
+            in_flight: Level::default(),
+            rejected: Default::default(),
+            by_pool: Mutex::default(),
+            without_pool: Arc::default(),
+        }
     }
 
-    /// Called when the listeners are closed. Returns when idle connections may be closed too: when each accepted
+    /// Its requests to the pool of this name; always the same. A request does not ask for it: its plan has it.
+    pub fn pool(&self, name: &Arc<str>) -> Arc<PoolTraffic> {
+        let mut pools = lock(&self.by_pool);
+        if let Some((_, known)) = pools.iter().find(|(known, _)| known == name) {
+            return known.clone();
+        }
+        let pool = Arc::new(PoolTraffic::default());
+        pools.push((name.clone(), pool.clone()));
+        pool
+    }
+
+    /// Its requests that no route sent anywhere.
+    pub fn without_pool(&self) -> &Arc<PoolTraffic> {
+        &self.without_pool
+    }
+
+    /// Forgets the pools that nobody uses.
+    pub fn forget_unused(&self) {
+        lock(&self.by_pool).retain(|(_, pool)| Arc::strong_count(pool) > 1);
+    }
+
+    /// Counts a request that the proxy answered itself.
+    pub fn reject(&self, reason: Rejection) {
+        self.rejected[reason as usize].increment();
+    }
+
+    /// Requests that the proxy answered itself, by reason.
+    pub fn rejected(&self) -> impl Iterator<Item = (Rejection, u64)> {
+        Rejection::ALL.into_iter().zip(self.rejected.iter().map(Counter::get))
+    }
+}
+
+// === impl Door ===
+
+impl Door {
+    fn new(listener: Arc<ListenerTraffic>, closing: bool) -> Self {
+        Self {
+            listener,
+            open: Level::default(),
+            fresh: Level::default(),
+            closing: AtomicBool::new(closing),
+            settled: watch::Sender::new(false),
+            last_plan: OnceLock::new(),
+        }
+    }
+
+    /// A client connected.
+    pub fn accept(self: &Arc<Self>, peer: Option<Peer>) -> Arc<Connection> {
+        self.listener.connections.increment();
+        self.listener.connections_active.enter();
+        self.open.enter();
+        self.fresh.enter();
+        Arc::new(Connection {
+            door: self.clone(),
+            peer,
+            fresh: AtomicBool::new(true),
+            unseen: AtomicBool::new(false),
+            last: AtomicBool::new(false),
+            patience: Patience::new(),
+            refused: AtomicU16::new(0),
+        })
+    }
+
+    /// From now on every answer says `Connection: close`.
+    pub fn close(&self) {
+        self.closing.store(true, Ordering::Release);
+    }
+
+    /// Whether it is closed, or about to be.
+    pub fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::Acquire)
+    }
+
+    /// Called when nobody accepts any more. Returns when idle connections may be closed too: when each accepted
     /// connection had the time to say what it wants.
     pub async fn settle(&self) {
         let closed = tokio::time::Instant::now();
@@ -177,41 +273,25 @@ impl Traffic {
         let _ = self.settled.subscribe().wait_for(|settled| *settled).await;
     }
 
+    fn is_settled(&self) -> bool {
+        *self.settled.borrow()
+    }
+
+    /// Its listener is in no plan after this one: what still comes through it is served by this one.
+    pub fn retire(&self, last: &Arc<Plan>) {
+        // The first is the last that had the listener.
+        let _ = self.last_plan.set(last.clone());
+    }
+
+    /// See [`Self::retire`].
+    pub(crate) fn last_plan(&self) -> Option<&Arc<Plan>> {
+        self.last_plan.get()
+    }
+
     fn must_wait(&self, since_closed: Duration) -> bool {
-        let open: u64 = self.listeners.iter().map(|listener| listener.connections_active.get()).sum();
         let grace = if self.fresh.get() > 0 { FRESH_GRACE } else { IDLE_GRACE };
-        // A connection accepted just before the listener closed may not be counted yet, hence at least one poll.
-        since_closed < POLL || (open > 0 && since_closed < grace)
-    }
-}
-
-// === impl ListenerTraffic ===
-
-impl ListenerTraffic {
-    fn new(pools: usize) -> Self {
-        Self {
-            connections: Counter::default(),
-            connections_active: Level::default(),
-            in_flight: Level::default(),
-            rejected: Default::default(),
-            by_pool: (0..pools).map(|_| PoolTraffic::default()).collect(),
-            without_pool: PoolTraffic::default(),
-        }
-    }
-
-    /// Requests to this pool, or those that no route sent anywhere.
-    pub fn pool(&self, pool: Option<PoolId>) -> &PoolTraffic {
-        pool.map_or(&self.without_pool, |id| &self.by_pool[id.0])
-    }
-
-    /// Counts a request that the proxy answered itself.
-    pub fn reject(&self, reason: Rejection) {
-        self.rejected[reason as usize].increment();
-    }
-
-    /// Requests that the proxy answered itself, by reason.
-    pub fn rejected(&self) -> impl Iterator<Item = (Rejection, u64)> {
-        Rejection::ALL.into_iter().zip(self.rejected.iter().map(Counter::get))
+        // A connection accepted just before the socket closed may not be counted yet, hence at least one poll.
+        since_closed < POLL || (self.open.get() > 0 && since_closed < grace)
     }
 }
 
@@ -241,8 +321,8 @@ impl Connection {
     pub fn begin_request(&self) -> InFlight {
         self.leave_fresh();
         self.unseen.store(true, Ordering::Relaxed);
-        self.traffic.listener(self.listener).in_flight.enter();
-        InFlight { traffic: self.traffic.clone(), listener: self.listener }
+        self.door.listener.in_flight.enter();
+        InFlight(self.door.clone())
     }
 
     /// The proxy has the head of the request.
@@ -260,9 +340,9 @@ impl Connection {
         self.last.store(last, Ordering::Relaxed);
     }
 
-    /// See [`Self::set_last`].
+    /// Whether the request is to be the last, for this or because the door closes.
     pub fn is_last(&self) -> bool {
-        self.last.load(Ordering::Relaxed)
+        self.last.load(Ordering::Relaxed) || self.door.is_closing()
     }
 
     /// Pingora answered with this status before the proxy saw a request.
@@ -286,7 +366,7 @@ impl Connection {
 
     fn leave_fresh(&self) {
         if self.fresh.swap(false, Ordering::Relaxed) {
-            self.traffic.fresh.leave();
+            self.door.fresh.leave();
         }
     }
 }
@@ -294,7 +374,8 @@ impl Connection {
 impl Drop for Connection {
     fn drop(&mut self) {
         self.leave_fresh();
-        self.traffic.listener(self.listener).connections_active.leave();
+        self.door.open.leave();
+        self.door.listener.connections_active.leave();
     }
 }
 
@@ -302,7 +383,7 @@ impl Drop for Connection {
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.traffic.listener(self.listener).in_flight.leave();
+        self.0.listener.in_flight.leave();
     }
 }
 
@@ -310,66 +391,96 @@ impl Drop for InFlight {
 mod tests {
     use super::*;
 
-    const WEB: ListenerId = ListenerId(0);
-
     #[test]
     fn guards_count_down_whatever_happens_to_the_request() {
-        let traffic = Traffic::new(1, 1);
-        let connection = traffic.accept(WEB, None);
+        let traffic = Traffic::new();
+        let door = traffic.open("web");
+        let connection = door.accept(None);
         let request = connection.begin_request();
         assert_eq!(traffic.in_flight(), 1);
-        assert_eq!(traffic.listener(WEB).connections_active.get(), 1);
+        assert_eq!(traffic.listener("web").connections_active.get(), 1);
         drop(request);
         drop(connection);
         assert_eq!(traffic.in_flight(), 0);
-        assert_eq!(traffic.listener(WEB).connections_active.get(), 0);
-        assert_eq!(traffic.fresh.get(), 0);
+        assert_eq!(traffic.listener("web").connections_active.get(), 0);
+        assert_eq!((door.fresh.get(), door.open.get()), (0, 0));
+    }
+
+    #[test]
+    fn counters_of_a_name_go_on_as_long_as_anybody_knows_them() {
+        let traffic = Traffic::new();
+        let pool: Arc<str> = "one".into();
+        let door = traffic.open("web");
+        drop(door.accept(None));
+        door.listener.pool(&pool).answers.increment(200);
+        traffic.forget_unused();
+        assert_eq!(traffic.open("web").listener.connections.get(), 1);
+        assert_eq!(door.listener.pool(&pool).answers.counted().count(), 1);
+        door.listener.forget_unused();
+        assert_eq!(door.listener.pool(&pool).answers.counted().count(), 0);
+        drop(door);
+        traffic.forget_unused();
+        assert_eq!(traffic.listener("web").connections.get(), 0);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn without_connections_a_drain_settles_at_once() {
-        let traffic = Traffic::new(1, 1);
+    async fn without_connections_a_door_settles_at_once() {
+        let traffic = Traffic::new();
+        let door = traffic.open("web");
         let before = tokio::time::Instant::now();
-        traffic.settle().await;
+        door.settle().await;
         assert!(before.elapsed() <= 2 * POLL);
         assert_eq!(traffic.unfinished(), 0);
     }
 
     #[tokio::test(start_paused = true)]
     async fn idle_connections_stay_for_a_moment() {
-        let traffic = Traffic::new(1, 1);
-        let idle = traffic.accept(WEB, None);
+        let door = Traffic::new().open("web");
+        let idle = door.accept(None);
         drop(idle.begin_request());
         let before = tokio::time::Instant::now();
-        traffic.settle().await;
+        door.settle().await;
         assert!(before.elapsed() >= IDLE_GRACE && before.elapsed() < FRESH_GRACE);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_connection_without_a_request_yet_is_waited_for_longer_but_not_for_ever() {
-        let traffic = Traffic::new(1, 1);
-        let _fresh = traffic.accept(WEB, None);
+        let door = Traffic::new().open("web");
+        let _fresh = door.accept(None);
         let before = tokio::time::Instant::now();
-        traffic.settle().await;
+        door.settle().await;
         assert!(before.elapsed() >= FRESH_GRACE);
     }
 
     #[tokio::test(start_paused = true)]
+    async fn connections_of_another_door_hold_up_nobody() {
+        let traffic = Traffic::new();
+        let (here, there) = (traffic.open("web"), traffic.open("web"));
+        let _fresh = there.accept(None);
+        let before = tokio::time::Instant::now();
+        here.settle().await;
+        assert!(before.elapsed() <= 2 * POLL);
+        assert!(here.is_settled() && !there.is_settled());
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_drain_is_not_over_while_a_request_is_in_flight() {
-        let traffic = Traffic::new(1, 1);
+        let traffic = Traffic::new();
+        let door = traffic.open("web");
         traffic.drain();
+        assert!(door.is_closing() && traffic.open("late").is_closing());
         assert_eq!(traffic.unfinished(), 1, "the listeners are still open");
-        let connection = traffic.accept(WEB, None);
+        let connection = door.accept(None);
         let requests = [connection.begin_request(), connection.begin_request()];
-        traffic.settle().await;
+        door.settle().await;
         assert_eq!(traffic.unfinished(), 2);
         drop(requests);
         assert_eq!(traffic.unfinished(), 0);
     }
+
     #[test]
     fn a_request_that_the_proxy_never_saw_is_told_by_what_became_of_it() {
-        let traffic = Traffic::new(1, 1);
-        let connection = traffic.accept(WEB, None);
+        let connection = Traffic::new().open("web").accept(None);
         assert_eq!(connection.unseen_request(), None, "nothing has begun");
         let _request = connection.begin_request();
         assert_eq!(connection.unseen_request(), Some((499, Failure::ClientGone)));

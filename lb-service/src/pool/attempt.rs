@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::backend::{Backend, UpstreamError};
 use super::outlier::Standing;
 use super::settings::{Admin, RetryCause};
-use super::{Pool, slow_start};
+use super::{Pool, PoolEvent, slow_start};
 use crate::policy::InFlight;
 
 /// One request being sent to one backend; it counts as in flight there until this is dropped.
@@ -168,7 +168,7 @@ impl Pool {
         }
     }
 
-    fn eject(&self, backend: &Arc<Backend>, why: &str, now: Instant) {
+    fn eject(&self, backend: &Arc<Backend>, why: &'static str, now: Instant) {
         let Some(which) = self.index(backend.address) else { return };
         let members: Vec<_> = self
             .backends
@@ -186,6 +186,7 @@ impl Pool {
                 backend.history.comeback.came_back(now + time);
                 self.kept.changes.note();
                 log::warn!("pool {}: backend {} is ejected for {time:.1?}: {why}", self.name, backend.label);
+                self.tell(&PoolEvent::Ejected { backend: &backend.label, time, why });
             }
             Err(refused) => log::debug!("pool {}: {} is not ejected: {refused:?}", self.name, backend.label),
         }

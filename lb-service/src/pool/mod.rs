@@ -146,6 +146,33 @@ pub struct Pool {
     kept: Kept,
 }
 
+/// Is told what happens in pools, by whoever notices it: a request, for which it must not wait, or a look at the pool.
+pub trait Observer: Send + Sync {
+    /// Something happened in the pool of this name.
+    fn observe(&self, pool: &str, event: &PoolEvent<'_>);
+}
+
+/// Something that happens in a pool without anybody's order.
+#[derive(Clone, Copy, Debug)]
+pub enum PoolEvent<'a> {
+    /// A backend is left out.
+    Ejected {
+        /// Its address.
+        backend: &'a str,
+        /// For how long.
+        time: Duration,
+        /// What it did.
+        why: &'static str,
+    },
+    /// The ejection of a backend is over. Told when somebody looks at the pool.
+    Returned {
+        /// Its address.
+        backend: &'a str,
+    },
+    /// So few backends are available that all are used, or no longer.
+    Panic(bool),
+}
+
 /// What a pool passes on to its successor. Clones share all of it.
 #[derive(Clone)]
 struct Kept {
@@ -163,6 +190,7 @@ struct Kept {
     /// Who passes the health checks.
     registry: Arc<HealthRegistry>,
     clock: Clock,
+    observer: Option<Arc<dyn Observer>>,
 }
 
 /// What a pool counts. It goes on when the settings change.
@@ -254,12 +282,20 @@ impl Pool {
             policy: policy.with_clock(clock.clone()),
             registry: Arc::new(HealthRegistry::new()),
             clock: clock.clone(),
+            observer: None,
         };
         kept.take_health(registry, health_check);
         let pool = Self::build(settings, kept);
         pool.set_admin();
         pool.assess(clock.now());
         pool
+    }
+
+    /// The same, and whoever is told what happens in it and in its successors.
+    #[must_use]
+    pub fn observed_by(mut self, observer: Arc<dyn Observer>) -> Self {
+        self.kept.observer = Some(observer);
+        self
     }
 
     /// The pool that takes the place of this one, by new settings and under the same name. Nothing changes for this one, nor
@@ -414,7 +450,21 @@ impl Pool {
         let availability = availability::assess(self.members(now), self.settings.panic_threshold);
         self.watch.availability.store(availability.pack(), Ordering::Release);
         if !self.watch.is_superseded.load(Ordering::Acquire) {
+            self.tell_returns(now);
             self.tell_panic(availability.panic);
+        }
+    }
+
+    fn tell_returns(&self, now: Instant) {
+        for backend in self.backends.iter().filter(|backend| backend.history.record.take_return(now)) {
+            log::info!("pool {}: backend {} is back from its ejection", self.name, backend.label);
+            self.tell(&PoolEvent::Returned { backend: &backend.label });
+        }
+    }
+
+    fn tell(&self, event: &PoolEvent<'_>) {
+        if let Some(observer) = &self.kept.observer {
+            observer.observe(&self.name, event);
         }
     }
 
@@ -431,6 +481,7 @@ impl Pool {
         } else {
             log::info!("pool {name}: panic is over");
         }
+        self.tell(&PoolEvent::Panic(panic));
     }
 }
 
@@ -737,6 +788,34 @@ mod tests {
         let after = succeed(&before, &three);
         assert!(after.availability(hands.now()).panic && before.availability(hands.now()).panic);
         assert_eq!(after.counters().panics.get(), 1, "it was in panic already");
+    }
+
+    #[derive(Default)]
+    struct Told(Mutex<Vec<String>>);
+
+    impl Observer for Told {
+        fn observe(&self, pool: &str, event: &PoolEvent<'_>) {
+            self.0.lock().unwrap().push(format!("{pool}: {event:?}"));
+        }
+    }
+
+    #[test]
+    fn ejections_their_ends_and_panic_are_told_once() {
+        let told = Arc::new(Told::default());
+        let mut three = settings(&[1, 1, 1]);
+        three.panic_threshold = 100;
+        let (clock, hands) = Clock::manual();
+        let registry = Arc::new(HealthRegistry::new());
+        let pool = Pool::with_policy(&three, registry, None, PolicyConfig::default(), &clock);
+        let pool = Arc::new(pool.observed_by(told.clone()));
+        eject(&pool, 1, &hands);
+        let pool = succeed(&pool, &three);
+        let _ = pool.availability(hands.now());
+        hands.advance(60 * SECOND);
+        let _ = (pool.availability(hands.now()), pool.availability(hands.now()));
+        let told = told.0.lock().unwrap();
+        let words: Vec<_> = told.iter().map(|event| event.split(' ').nth(1).unwrap()).collect();
+        assert_eq!(words, ["Ejected", "Panic(true)", "Returned", "Panic(false)"], "{told:?}");
     }
 
     #[test]

@@ -27,7 +27,7 @@
 //! Each backend has a [`Record`], atomics that requests read and write without a lock. Only an [`Ejector`]
 //! can eject, and it does so one at a time: two requests that fail at once cannot together exceed the share.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -46,6 +46,8 @@ pub(super) struct Record {
     /// The beginning of the latest ejection.
     since: AtomicU64,
     ejections: Counter,
+    /// Whether it was ejected, and nobody was told yet that it is back.
+    is_away: AtomicBool,
 }
 
 /// What happened without a success in between.
@@ -117,6 +119,7 @@ impl Record {
             until: AtomicU64::new(0),
             since: AtomicU64::new(0),
             ejections: Counter::default(),
+            is_away: AtomicBool::new(false),
         }
     }
 
@@ -137,6 +140,13 @@ impl Record {
     pub(super) fn ejected_since(&self, now: Instant) -> Option<Instant> {
         let since = Duration::from_nanos(self.since.load(Ordering::Relaxed));
         self.is_ejected(now).then(|| self.epoch.checked_add(since)).flatten()
+    }
+
+    /// Whether it came back since this was last asked.
+    pub(super) fn take_return(&self, now: Instant) -> bool {
+        self.is_away.load(Ordering::Relaxed)
+            && !self.is_ejected(now)
+            && self.is_away.swap(false, Ordering::Relaxed)
     }
 
     /// A request that was sent at `began` succeeded: everything is forgiven. One load if there is nothing to
@@ -204,6 +214,7 @@ impl Record {
         // later it would have said nothing.
         self.streak.store(streak.pack(), Ordering::Release);
         self.ejections.increment();
+        self.is_away.store(true, Ordering::Relaxed);
         duration
     }
 }
