@@ -4,7 +4,7 @@
 //! GET, HEAD  /metrics          Prometheus' text format
 //!            /livez            200 as long as the process answers at all
 //!            /readyz /healthz  200, or 503 with a reason per line
-//!            /api/v1/status    the JSON document of the caller
+//!            /api/v1/…         the JSON documents of the caller
 //! ```
 //!
 //! Any other path is 404, any other method 405, and a request that brings a body 413. The body is
@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use http::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE};
-use http::{HeaderValue, Method, Response, StatusCode, Version};
+use http::{HeaderValue, Method, Response, StatusCode, Uri, Version};
 use pingora::apps::http_app::{HttpServer, ServeHttp};
 use pingora::http::RequestHeader;
 use pingora::protocols::http::ServerSession;
@@ -31,23 +31,25 @@ const JSON: &str = "application/json";
 /// For how long a client may take in nothing of its answer before it is given up.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Makes the document that `/api/v1/status` answers with; it must be JSON.
-type StatusDocument = Arc<dyn Fn() -> String + Send + Sync>;
+/// Makes a document, which must be JSON, of the query of a request; or says what is wrong with the query.
+type Document = Arc<dyn Fn(Option<&str>) -> Result<String, String> + Send + Sync>;
 
 /// All that is read over HTTP, as an application for Pingora's [`HttpServer`].
 pub struct Endpoints {
     registry: Registry,
     readiness: Readiness,
-    status: StatusDocument,
+    /// By path.
+    documents: Vec<(&'static str, Document)>,
 }
 
 /// What a request gets, decided by its method and path alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Answer {
+    /// By index.
+    Document(usize),
     Metrics,
     Live,
     Ready,
-    Status,
     NotFound,
     MethodNotAllowed,
 }
@@ -62,7 +64,7 @@ pub fn service(endpoints: Endpoints, name: impl Into<String>) -> Service<HttpSer
     service
 }
 
-fn route(method: &Method, path: &str) -> Answer {
+fn route(method: &Method, path: &str, documents: &[(&str, Document)]) -> Answer {
     if method != Method::GET && method != Method::HEAD {
         return Answer::MethodNotAllowed;
     }
@@ -70,33 +72,42 @@ fn route(method: &Method, path: &str) -> Answer {
         "/metrics" => Answer::Metrics,
         "/livez" => Answer::Live,
         "/readyz" | "/healthz" => Answer::Ready,
-        "/api/v1/status" => Answer::Status,
-        _ => Answer::NotFound,
+        _ => {
+            let document = documents.iter().position(|(known, _)| *known == path);
+            document.map_or(Answer::NotFound, Answer::Document)
+        }
     }
 }
 
 // === impl Endpoints ===
 
 impl Endpoints {
-    /// `status` is called once for each request to `/api/v1/status`, on the service's only
-    /// thread: it must not block.
-    pub fn new(
-        registry: Registry,
-        readiness: Readiness,
-        status: Arc<dyn Fn() -> String + Send + Sync>,
+    /// Metrics and probes, and no documents yet.
+    pub fn new(registry: Registry, readiness: Readiness) -> Self {
+        Endpoints { registry, readiness, documents: Vec::new() }
+    }
+
+    /// The same, and a JSON document at `path`. `document` is given the query of each request to it, on the service's only
+    /// thread: it must not block. What it refuses is answered with 400 and its words.
+    #[must_use]
+    pub fn with_document(
+        mut self,
+        path: &'static str,
+        document: impl Fn(Option<&str>) -> Result<String, String> + Send + Sync + 'static,
     ) -> Self {
-        Endpoints { registry, readiness, status }
+        self.documents.push((path, Arc::new(document)));
+        self
     }
 
     /// The response to HEAD has the headers of that to GET. Pingora adds no `Content-Length`, and
     /// without one it would send a body that only the end of the connection ends.
-    fn respond(&self, method: &Method, path: &str, brings_body: bool) -> Response<Vec<u8>> {
-        let answer = route(method, path);
+    fn respond(&self, method: &Method, uri: &Uri, brings_body: bool) -> Response<Vec<u8>> {
+        let answer = route(method, uri.path(), &self.documents);
         // A body with the wrong method goes unread as well, but the method is what is to be changed.
         let (status, content_type, body) = if brings_body && answer != Answer::MethodNotAllowed {
             plain(StatusCode::PAYLOAD_TOO_LARGE, "send no body\n")
         } else {
-            self.page(answer)
+            self.page(answer, uri.query())
         };
         let length = body.len();
         let body = if *method == Method::HEAD { Vec::new() } else { body.into_bytes() };
@@ -113,12 +124,15 @@ impl Endpoints {
         response
     }
 
-    fn page(&self, answer: Answer) -> Page {
+    fn page(&self, answer: Answer, query: Option<&str>) -> Page {
         match answer {
             Answer::Metrics => self.metrics(),
             Answer::Live => plain(StatusCode::OK, "ok\n"),
             Answer::Ready => self.ready(),
-            Answer::Status => (StatusCode::OK, JSON, (self.status)()),
+            Answer::Document(index) => match (self.documents[index].1)(query) {
+                Ok(document) => (StatusCode::OK, JSON, document),
+                Err(problem) => plain(StatusCode::BAD_REQUEST, &format!("{problem}\n")),
+            },
             Answer::NotFound => plain(StatusCode::NOT_FOUND, "not found\n"),
             Answer::MethodNotAllowed => plain(StatusCode::METHOD_NOT_ALLOWED, "use GET or HEAD\n"),
         }
@@ -171,7 +185,7 @@ impl ServeHttp for Endpoints {
             session.set_keepalive(None);
         }
         let request = session.req_header();
-        self.respond(&request.method, request.uri.path(), brings_body)
+        self.respond(&request.method, &request.uri, brings_body)
     }
 }
 

@@ -29,6 +29,10 @@ pub trait PoolView: Send + Sync {
     fn members(&self) -> Vec<Member>;
 }
 
+/// The pools that there are at the moment: the same all the time, or what a function says. Clones share it.
+#[derive(Clone)]
+pub struct Views(Arc<dyn Fn() -> Vec<Arc<dyn PoolView>> + Send + Sync>);
+
 /// A Pingora [`LoadBalancer`] with the name of its pool.
 ///
 /// The balancer is the very one that the proxy picks from and the prober checks.
@@ -50,14 +54,35 @@ pub enum BackendState {
     Draining,
     /// It failed requests, and is left out for a while.
     Ejected,
+    /// An operator took it out.
+    Disabled,
 }
 
 /// `lb_backend_up`, `lb_backend_weight` and `lb_backend_state` of some pools, read at each scrape.
 pub struct PoolCollector {
-    pools: Vec<Arc<dyn PoolView>>,
+    pools: Views,
     up: Family,
     weight: Family,
     state: Family,
+}
+
+// === impl Views ===
+
+impl Views {
+    /// What `pools` returns whenever somebody looks.
+    pub fn read_by(pools: impl Fn() -> Vec<Arc<dyn PoolView>> + Send + Sync + 'static) -> Self {
+        Views(Arc::new(pools))
+    }
+
+    pub(crate) fn now(&self) -> Vec<Arc<dyn PoolView>> {
+        (self.0)()
+    }
+}
+
+impl From<Vec<Arc<dyn PoolView>>> for Views {
+    fn from(pools: Vec<Arc<dyn PoolView>>) -> Self {
+        Views::read_by(move || pools.clone())
+    }
 }
 
 // === impl BalancedPool ===
@@ -123,8 +148,13 @@ impl Member {
 // === impl BackendState ===
 
 impl BackendState {
-    const ALL: [BackendState; 4] =
-        [BackendState::Up, BackendState::Down, BackendState::Draining, BackendState::Ejected];
+    const ALL: [BackendState; 5] = [
+        BackendState::Up,
+        BackendState::Down,
+        BackendState::Draining,
+        BackendState::Ejected,
+        BackendState::Disabled,
+    ];
 
     /// The state of a backend of which only this is known.
     pub fn of(ready: bool) -> Self {
@@ -138,6 +168,7 @@ impl BackendState {
             BackendState::Down => "down",
             BackendState::Draining => "draining",
             BackendState::Ejected => "ejected",
+            BackendState::Disabled => "disabled",
         }
     }
 }
@@ -146,7 +177,7 @@ impl BackendState {
 
 impl PoolCollector {
     /// Reports on `pools`, whose names must differ.
-    pub fn new(pools: Vec<Arc<dyn PoolView>>) -> Self {
+    pub fn new(pools: impl Into<Views>) -> Self {
         PoolCollector {
             pools,
             up: Family::new(

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::pools::{Member, PoolView};
+use crate::pools::{Member, Views};
 
 /// The conditions behind `/readyz`. Clones share them.
 ///
@@ -15,16 +15,19 @@ pub struct Readiness {
 }
 
 struct Conditions {
-    pools: Vec<Arc<dyn PoolView>>,
+    pools: Views,
     listening: AtomicBool,
     draining: AtomicBool,
 }
 
 impl Readiness {
     /// Every one of `pools` must have a ready backend for the process to be ready.
-    pub fn new(pools: Vec<Arc<dyn PoolView>>) -> Self {
-        let conditions =
-            Conditions { pools, listening: AtomicBool::new(false), draining: AtomicBool::new(false) };
+    pub fn new(pools: impl Into<Views>) -> Self {
+        let conditions = Conditions {
+            pools: pools.into(),
+            listening: AtomicBool::new(false),
+            draining: AtomicBool::new(false),
+        };
         Readiness { conditions: Arc::new(conditions) }
     }
 
@@ -49,7 +52,7 @@ impl Readiness {
         if !self.conditions.listening.load(Ordering::Acquire) {
             reasons.push("starting: the listeners do not accept yet".to_owned());
         }
-        for pool in &self.conditions.pools {
+        for pool in self.conditions.pools.now() {
             if !pool.members().iter().any(Member::is_ready) {
                 reasons.push(format!("pool {}: no backend is ready", pool.name()));
             }
