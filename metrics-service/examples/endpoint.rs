@@ -44,8 +44,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     let readiness = Readiness::new(pools);
     readiness.set_listening(true);
 
-    let status = Arc::new(|| r#"{"example":"standalone"}"#.to_owned());
-    let mut metrics = service(Endpoints::new(registry, readiness, status), "metrics");
+    let endpoints = Endpoints::new(registry, readiness)
+        .with_document("/api/v1/status", |_query| Ok(r#"{"example":"standalone"}"#.to_owned()));
+    let mut metrics = service(endpoints, "metrics");
     metrics.add_tcp(LISTEN);
 
     server.add_service(health);

@@ -206,6 +206,7 @@ mod tests {
     use crate::pools::PoolView;
     use crate::pools::tests::{FixedPool, member};
 
+    const STATUS: &str = "/api/v1/status";
     const DEADLINE: Duration = Duration::from_secs(5);
 
     fn endpoints() -> Endpoints {
@@ -213,7 +214,14 @@ mod tests {
         crate::build_info(&registry, "1.2.3").expect("registers");
         let readiness = Readiness::new(Vec::new());
         readiness.set_listening(true);
-        Endpoints::new(registry, readiness, Arc::new(|| r#"{"pools":[]}"#.into()))
+        Endpoints::new(registry, readiness).with_document(STATUS, |query| match query {
+            None => Ok(r#"{"pools":[]}"#.into()),
+            Some(query) => Err(format!("what is `{query}`?")),
+        })
+    }
+
+    fn respond(endpoints: &Endpoints, method: &Method, uri: &'static str) -> Response<Vec<u8>> {
+        endpoints.respond(method, &Uri::from_static(uri), false)
     }
 
     fn header<'a>(response: &'a Response<Vec<u8>>, name: &str) -> &'a str {
@@ -227,12 +235,13 @@ mod tests {
 
     #[test]
     fn each_path_has_its_answer() {
+        let documents = endpoints().documents;
         for (path, answer) in [
             ("/metrics", Answer::Metrics),
             ("/livez", Answer::Live),
             ("/readyz", Answer::Ready),
             ("/healthz", Answer::Ready),
-            ("/api/v1/status", Answer::Status),
+            (STATUS, Answer::Document(0)),
             ("", Answer::NotFound),
             ("/", Answer::NotFound),
             ("/metrics/", Answer::NotFound),
@@ -241,8 +250,8 @@ mod tests {
             ("/metrics/../livez", Answer::NotFound),
             ("/api/v1", Answer::NotFound),
         ] {
-            assert_eq!(route(&Method::GET, path), answer, "GET {path}");
-            assert_eq!(route(&Method::HEAD, path), answer, "HEAD {path}");
+            assert_eq!(route(&Method::GET, path, &documents), answer, "GET {path}");
+            assert_eq!(route(&Method::HEAD, path, &documents), answer, "HEAD {path}");
         }
     }
 
@@ -256,7 +265,7 @@ mod tests {
             odd,
         ]) {
             for path in ["/metrics", "/nowhere", ""] {
-                assert_eq!(route(&method, path), Answer::MethodNotAllowed);
+                assert_eq!(route(&method, path, &[]), Answer::MethodNotAllowed);
             }
         }
     }
@@ -267,17 +276,19 @@ mod tests {
             ("/livez", 200, PLAIN, "ok\n"),
             ("/readyz", 200, PLAIN, "ok\n"),
             ("/healthz", 200, PLAIN, "ok\n"),
-            ("/api/v1/status", 200, JSON, r#"{"pools":[]}"#),
+            (STATUS, 200, JSON, r#"{"pools":[]}"#),
+            ("/api/v1/status?of=it", 400, PLAIN, "what is `of=it`?\n"),
+            ("/livez?of=it", 200, PLAIN, "ok\n"),
             ("/nowhere", 404, PLAIN, "not found\n"),
         ] {
-            let response = endpoints().respond(&Method::GET, path, false);
+            let response = respond(&endpoints(), &Method::GET, path);
             assert_eq!(response.status(), status, "{path}");
             assert_eq!(body(&response), text);
             assert_eq!(header(&response, "content-type"), content_type);
             assert_eq!(header(&response, "content-length"), text.len().to_string());
             assert_eq!(header(&response, "cache-control"), "no-store");
         }
-        let metrics = endpoints().respond(&Method::GET, "/metrics", false);
+        let metrics = respond(&endpoints(), &Method::GET, "/metrics");
         assert_eq!(header(&metrics, "content-type"), "text/plain; version=0.0.4; charset=utf-8");
         assert!(body(&metrics).contains("lb_build_info{version=\"1.2.3\"} 1\n"));
     }
@@ -288,20 +299,20 @@ mod tests {
         let readiness = Readiness::new(vec![Arc::new(pool) as Arc<dyn PoolView>]);
         readiness.set_listening(true);
         readiness.set_draining(true);
-        let endpoints = Endpoints::new(Registry::new(), readiness, Arc::new(String::new));
+        let endpoints = Endpoints::new(Registry::new(), readiness);
         for path in ["/readyz", "/healthz"] {
-            let response = endpoints.respond(&Method::GET, path, false);
+            let response = respond(&endpoints, &Method::GET, path);
             assert_eq!(response.status(), 503);
             assert_eq!(body(&response), "draining\npool web: no backend is ready\n");
         }
-        assert_eq!(endpoints.respond(&Method::GET, "/livez", false).status(), 200);
+        assert_eq!(respond(&endpoints, &Method::GET, "/livez").status(), 200);
     }
 
     #[test]
     fn head_has_the_headers_of_get_and_no_body() {
-        for path in ["/metrics", "/readyz", "/api/v1/status", "/nowhere"] {
-            let get = endpoints().respond(&Method::GET, path, false);
-            let head = endpoints().respond(&Method::HEAD, path, false);
+        for path in ["/metrics", "/readyz", STATUS, "/nowhere"] {
+            let get = respond(&endpoints(), &Method::GET, path);
+            let head = respond(&endpoints(), &Method::HEAD, path);
             assert_eq!(head.status(), get.status());
             assert_eq!(head.headers(), get.headers());
             assert!(head.body().is_empty());
@@ -312,10 +323,10 @@ mod tests {
     fn a_request_with_a_body_is_refused() {
         let endpoints = endpoints();
         for path in ["/metrics", "/nowhere"] {
-            let response = endpoints.respond(&Method::GET, path, true);
+            let response = endpoints.respond(&Method::GET, &Uri::from_static(path), true);
             assert_eq!(response.status(), 413);
         }
-        let response = endpoints.respond(&Method::POST, "/metrics", true);
+        let response = endpoints.respond(&Method::POST, &Uri::from_static("/metrics"), true);
         assert_eq!(response.status(), 405);
         assert_eq!(header(&response, "allow"), "GET, HEAD");
     }
@@ -324,8 +335,8 @@ mod tests {
     fn metrics_that_cannot_be_encoded_are_a_500() {
         let registry = Registry::new();
         registry.register(Box::new(untyped())).expect("registers");
-        let endpoints = Endpoints::new(registry, Readiness::new(vec![]), Arc::new(String::new));
-        let response = endpoints.respond(&Method::GET, "/metrics", false);
+        let endpoints = Endpoints::new(registry, Readiness::new(vec![]));
+        let response = respond(&endpoints, &Method::GET, "/metrics");
         assert_eq!(response.status(), 500);
     }
 

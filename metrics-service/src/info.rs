@@ -1,8 +1,8 @@
 //! Series about the program itself: which build runs, with which configuration.
 
-use prometheus::{Error, Gauge, IntGauge, Opts, Registry};
+use prometheus::{Error, Gauge, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 
-/// Which configuration is in effect.
+/// Which configuration is in effect, and what became of the others.
 ///
 /// The first configuration is generation 1, and having it loaded is a success; a program that
 /// never reloads stays there.
@@ -10,34 +10,19 @@ use prometheus::{Error, Gauge, IntGauge, Opts, Registry};
 pub struct ConfigMetrics {
     generation: IntGauge,
     last_reload_successful: Gauge,
+    /// In the order of [`Reload::ALL`].
+    reloads: [IntCounter; Reload::ALL.len()],
 }
 
-impl ConfigMetrics {
-    /// Adds `lb_config_generation` and `lb_config_last_reload_successful` to `registry`.
-    ///
-    /// # Errors
-    ///
-    /// When `registry` has series of these names already.
-    pub fn register(registry: &Registry) -> Result<Self, Error> {
-        let metrics = ConfigMetrics::first()?;
-        registry.register(Box::new(metrics.generation.clone()))?;
-        registry.register(Box::new(metrics.last_reload_successful.clone()))?;
-        Ok(metrics)
-    }
-
-    fn first() -> Result<Self, Error> {
-        let generation = IntGauge::new(
-            "lb_config_generation",
-            "Number of the configuration in effect; the one read at the start is 1.",
-        )?;
-        let last_reload_successful = Gauge::new(
-            "lb_config_last_reload_successful",
-            "Whether the configuration read last is in effect (1) or was refused (0).",
-        )?;
-        generation.set(1);
-        last_reload_successful.set(1.0);
-        Ok(ConfigMetrics { generation, last_reload_successful })
-    }
+/// What became of a configuration that was read again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reload {
+    /// It is in effect.
+    Applied,
+    /// It is not, and the one before it stays in effect.
+    Refused,
+    /// It was in effect, did harm, and the one before it is back.
+    RolledBack,
 }
 
 /// Adds `lb_build_info{version}`, which is always 1, to `registry`.
@@ -51,6 +36,69 @@ pub fn build_info(registry: &Registry, version: &str) -> Result<(), Error> {
     let info = IntGauge::with_opts(opts)?;
     info.set(1);
     registry.register(Box::new(info))
+}
+
+// === impl ConfigMetrics ===
+
+impl ConfigMetrics {
+    /// Adds `lb_config_generation`, `lb_config_last_reload_successful` and
+    /// `lb_config_reloads_total` to `registry`.
+    ///
+    /// # Errors
+    ///
+    /// When `registry` has series of these names already.
+    pub fn register(registry: &Registry) -> Result<Self, Error> {
+        let generation = IntGauge::new(
+            "lb_config_generation",
+            "Number of the configuration in effect; the one read at the start is 1.",
+        )?;
+        let last_reload_successful = Gauge::new(
+            "lb_config_last_reload_successful",
+            "Whether the configuration read last is in effect (1) or was refused (0).",
+        )?;
+        let reloads = IntCounterVec::new(
+            Opts::new(
+                "lb_config_reloads_total",
+                "Configurations that were read again, by what became of them.",
+            ),
+            &["result"],
+        )?;
+        generation.set(1);
+        last_reload_successful.set(1.0);
+        registry.register(Box::new(generation.clone()))?;
+        registry.register(Box::new(last_reload_successful.clone()))?;
+        registry.register(Box::new(reloads.clone()))?;
+        let reloads = Reload::ALL.map(|result| reloads.with_label_values(&[result.label()]));
+        Ok(ConfigMetrics { generation, last_reload_successful, reloads })
+    }
+
+    /// A configuration was read again, and this one is in effect now.
+    pub fn reloaded(&self, result: Reload, generation: u64) {
+        self.reloads[result as usize].inc();
+        self.last_reload_successful.set(f64::from(u8::from(result == Reload::Applied)));
+        self.set_generation(generation);
+    }
+
+    /// This configuration is in effect now, for another reason than that one was read.
+    pub fn set_generation(&self, generation: u64) {
+        self.generation.set(i64::try_from(generation).unwrap_or(i64::MAX));
+    }
+}
+
+// === impl Reload ===
+
+impl Reload {
+    /// All of them, in the order of their discriminants.
+    const ALL: [Self; 3] = [Self::Applied, Self::Refused, Self::RolledBack];
+
+    /// The value of the label `result`.
+    fn label(self) -> &'static str {
+        match self {
+            Self::Applied => "applied",
+            Self::Refused => "refused",
+            Self::RolledBack => "rolled_back",
+        }
+    }
 }
 
 #[cfg(test)]
@@ -74,6 +122,32 @@ mod tests {
         let text = exposition::text(&registry).expect("encodes");
         assert!(text.contains("\nlb_config_generation 1\n"));
         assert!(text.contains("\nlb_config_last_reload_successful 1\n"));
+    }
+
+    #[test]
+    fn a_reload_is_counted_by_its_result_and_the_last_one_shown() {
+        let registry = Registry::new();
+        let metrics = ConfigMetrics::register(&registry).expect("registers");
+        let shows = |lines: &[&str]| {
+            let text = exposition::text(&registry).expect("encodes");
+            for line in lines {
+                assert!(text.contains(&format!("\n{line}\n")), "{line} is not in {text}");
+            }
+        };
+        shows(&["lb_config_reloads_total{result=\"applied\"} 0"]);
+        metrics.reloaded(Reload::Applied, 2);
+        shows(&["lb_config_generation 2", "lb_config_last_reload_successful 1"]);
+        metrics.reloaded(Reload::Refused, 2);
+        metrics.reloaded(Reload::RolledBack, 3);
+        shows(&[
+            "lb_config_generation 3",
+            "lb_config_last_reload_successful 0",
+            "lb_config_reloads_total{result=\"applied\"} 1",
+            "lb_config_reloads_total{result=\"refused\"} 1",
+            "lb_config_reloads_total{result=\"rolled_back\"} 1",
+        ]);
+        metrics.set_generation(4);
+        shows(&["lb_config_generation 4", "lb_config_last_reload_successful 0"]);
     }
 
     #[test]

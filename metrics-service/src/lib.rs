@@ -1,5 +1,5 @@
 //! What can be read from a load balancer over HTTP: `/metrics` for Prometheus, `/livez` and
-//! `/readyz` for orchestrators, `/api/v1/status` for people and programs.
+//! `/readyz` for orchestrators, JSON documents such as `/api/v1/status` for people and programs.
 //!
 //! The crate speaks only in types of Pingora and of `prometheus`, so that it fits into any
 //! Pingora `Server`:
@@ -31,7 +31,7 @@ mod process;
 mod readiness;
 
 pub use endpoints::{Endpoints, service};
-pub use info::{ConfigMetrics, build_info};
-pub use pools::{BackendState, BalancedPool, Member, PoolCollector, PoolView};
+pub use info::{ConfigMetrics, Reload, build_info};
+pub use pools::{BackendState, BalancedPool, Member, PoolCollector, PoolView, Views};
 pub use process::ProcessCollector;
 pub use readiness::Readiness;

@@ -179,7 +179,7 @@ impl PoolCollector {
     /// Reports on `pools`, whose names must differ.
     pub fn new(pools: impl Into<Views>) -> Self {
         PoolCollector {
-            pools,
+            pools: pools.into(),
             up: Family::new(
                 Kind::Gauge,
                 "lb_backend_up",
@@ -218,7 +218,7 @@ impl Collector for PoolCollector {
     /// Each pool is read once, so that the three families of one scrape agree with each other.
     fn collect(&self) -> Vec<MetricFamily> {
         let (mut up, mut weight, mut state) = (Vec::new(), Vec::new(), Vec::new());
-        for pool in &self.pools {
+        for pool in self.pools.now() {
             for member in pool.members() {
                 let labels = [pool.name(), member.address.as_str()];
                 up.push(self.up.sample(&labels, one_if(member.is_ready())));
@@ -300,8 +300,13 @@ pub(crate) mod tests {
         (script, Arc::new(LoadBalancer::from_backends(backends)))
     }
 
+    /// For the types' sake: a list of views is not one of fixed pools.
+    pub(crate) fn views<P: PoolView + 'static>(pools: impl IntoIterator<Item = P>) -> Vec<Arc<dyn PoolView>> {
+        pools.into_iter().map(|pool| Arc::new(pool) as Arc<dyn PoolView>).collect()
+    }
+
     fn collector(pool: impl PoolView + 'static) -> PoolCollector {
-        PoolCollector::new(vec![Arc::new(pool)])
+        PoolCollector::new(views([pool]))
     }
 
     #[test]
@@ -314,10 +319,12 @@ pub(crate) mod tests {
             scrape(collector(BalancedPool::new("web", balancer))),
             r#"# HELP lb_backend_state 1 for the state that the backend is in, 0 for the others.
 # TYPE lb_backend_state gauge
+lb_backend_state{pool="web",backend="127.0.0.1:2",state="disabled"} 0
 lb_backend_state{pool="web",backend="127.0.0.1:2",state="down"} 0
 lb_backend_state{pool="web",backend="127.0.0.1:2",state="draining"} 0
 lb_backend_state{pool="web",backend="127.0.0.1:2",state="ejected"} 0
 lb_backend_state{pool="web",backend="127.0.0.1:2",state="up"} 1
+lb_backend_state{pool="web",backend="[::1]:1",state="disabled"} 0
 lb_backend_state{pool="web",backend="[::1]:1",state="down"} 1
 lb_backend_state{pool="web",backend="[::1]:1",state="draining"} 0
 lb_backend_state{pool="web",backend="[::1]:1",state="ejected"} 0
@@ -332,6 +339,22 @@ lb_backend_weight{pool="web",backend="127.0.0.1:2"} 1
 lb_backend_weight{pool="web",backend="[::1]:1"} 1
 "#
         );
+    }
+
+    #[test]
+    fn pools_that_come_and_go_are_seen_at_each_scrape() {
+        let pools: Arc<Mutex<Vec<Arc<dyn PoolView>>>> = Arc::default();
+        let seen = pools.clone();
+        let views = Views::read_by(move || seen.lock().expect("no test panics with it").clone());
+        let registry = prometheus::Registry::new();
+        registry.register(Box::new(PoolCollector::new(views))).expect("registers");
+        let scrape = || crate::exposition::text(&registry).expect("encodes");
+        assert_eq!(scrape(), "");
+        *pools.lock().expect("no test panics with it") =
+            super::tests::views([FixedPool::new("web", vec![member("a", 1, true)])]);
+        assert!(scrape().contains("lb_backend_up{pool=\"web\",backend=\"a\"} 1\n"));
+        pools.lock().expect("no test panics with it").clear();
+        assert_eq!(scrape(), "");
     }
 
     #[tokio::test]
@@ -373,10 +396,10 @@ lb_backend_weight{pool="web",backend="[::1]:1"} 1
     /// The label vectors of `prometheus` would make one series of these two.
     #[test]
     fn label_values_that_run_together_stay_two_series() {
-        let text = scrape(PoolCollector::new(vec![
-            Arc::new(FixedPool::new("web", vec![member("11", 5, true)])),
-            Arc::new(FixedPool::new("web1", vec![member("1", 7, false)])),
-        ]));
+        let text = scrape(PoolCollector::new(views([
+            FixedPool::new("web", vec![member("11", 5, true)]),
+            FixedPool::new("web1", vec![member("1", 7, false)]),
+        ])));
         for line in [
             "lb_backend_weight{pool=\"web\",backend=\"11\"} 5\n",
             "lb_backend_weight{pool=\"web1\",backend=\"1\"} 7\n",
@@ -391,10 +414,10 @@ lb_backend_weight{pool="web",backend="[::1]:1"} 1
 
     #[test]
     fn the_same_backend_in_two_pools_has_its_own_series_in_each() {
-        let text = scrape(PoolCollector::new(vec![
-            Arc::new(FixedPool::new("a", vec![member("h:1", 1, true)])),
-            Arc::new(FixedPool::new("b", vec![member("h:1", 2, false)])),
-        ]));
+        let text = scrape(PoolCollector::new(views([
+            FixedPool::new("a", vec![member("h:1", 1, true)]),
+            FixedPool::new("b", vec![member("h:1", 2, false)]),
+        ])));
         assert!(text.contains("lb_backend_up{pool=\"a\",backend=\"h:1\"} 1\n"));
         assert!(text.contains("lb_backend_up{pool=\"b\",backend=\"h:1\"} 0\n"));
     }

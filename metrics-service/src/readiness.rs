@@ -64,11 +64,10 @@ impl Readiness {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pools::tests::{FixedPool, member};
+    use crate::pools::tests::{FixedPool, member, views};
 
     fn readiness(pools: Vec<FixedPool>) -> Readiness {
-        let views = pools.into_iter().map(|pool| Arc::new(pool) as Arc<dyn PoolView>);
-        Readiness::new(views.collect())
+        Readiness::new(views(pools))
     }
 
     fn healthy() -> FixedPool {

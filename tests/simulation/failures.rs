@@ -1,10 +1,10 @@
 //! What failures cost: repetitions, ejections, and errors that look like speed.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fastrand::Rng;
 use lb_service::policy::Algorithm;
-use lb_service::pool::{RetrySettings, State};
+use lb_service::pool::{GraySettings, RetrySettings, State};
 
 use crate::backend::{Fault, Model, When};
 use crate::world::{Moment, Scenario};
@@ -146,6 +146,81 @@ fn a_backend_that_fails_everything_is_tried_once_in_each_longer_ejection() {
     assert!(report.sent[0] <= 5 + 3 + 3, "{:?}", report.sent);
     assert_eq!(report.ejections, [4, 0, 0, 0], "at 0, 30, 90 and 180 s");
     assert_eq!(report.failed(), 0, "{:?}", report.failures);
+}
+
+// === Gray ejections ===
+
+/// Four backends with time to spare, of which the first answers ten times more slowly now and then, but always
+/// correctly. Windows of a second, ejections of 5 s times n up to 18 s.
+fn gray(when: When) -> Scenario {
+    Scenario::new("gray", vec![Model::new(20); 4], 0.05).first_is(when).with(|scenario| {
+        scenario.seconds = 100.0;
+        let outliers = &mut scenario.settings.outlier_detection;
+        (outliers.base_ejection, outliers.max_ejection) = (5 * SECOND, 18 * SECOND);
+        outliers.gray = Some(GraySettings { ratio: 3.0, min_samples: 10, window: SECOND });
+    })
+}
+
+/// An ejection of the first backend.
+#[derive(Debug)]
+struct Ejection {
+    /// In seconds, and how long it lasts.
+    at: f64,
+    lasts: Duration,
+}
+
+/// Those of a scenario in which nothing fails and no other backend is ejected.
+fn ejections_of_the_first(scenario: &Scenario) -> Vec<Ejection> {
+    let (mut began, mut found) = (None, Vec::<(Instant, Instant)>::new());
+    let report = scenario.watch(&mut |_, pool, now| {
+        began.get_or_insert(now);
+        let backend = &pool.backends()[0];
+        let ejected = backend.ejected_since(now).zip(backend.ejected_until(now));
+        found.extend(ejected.filter(|ejection| found.last() != Some(ejection)));
+    });
+    assert_eq!(report.failed(), 0, "{:?}", report.failures);
+    assert_eq!(report.ejections, [found.len() as u64, 0, 0, 0]);
+    let began = began.expect("there were requests");
+    let ejection = |(since, until): (Instant, Instant)| Ejection {
+        at: (since - began).as_secs_f64(),
+        lasts: until.duration_since(since),
+    };
+    found.into_iter().map(ejection).collect()
+}
+
+/// Who is slow all the time is tried for two windows at most, the one in which it comes back and a whole one,
+/// after each longer ejection.
+#[test]
+fn a_backend_that_is_slow_all_the_time_is_ejected_for_longer_each_time() {
+    for policy in [Algorithm::RoundRobin, Algorithm::Random] {
+        let ejections = ejections_of_the_first(&gray(When::Always(Fault::slower(10.0))).policy(policy));
+        assert!(ejections.len() >= 6, "{policy:?}: {ejections:?}");
+        for (ejection, seconds) in ejections.iter().zip([5, 10, 15, 18, 18, 18]) {
+            let plain = seconds * SECOND;
+            let longest = (plain * 11 / 10).min(18 * SECOND);
+            assert!((plain..=longest).contains(&ejection.lasts), "{policy:?}: {ejections:?}");
+        }
+        for pair in ejections.windows(2) {
+            let tried = pair[1].at - pair[0].at - pair[0].lasts.as_secs_f64();
+            assert!((1.0..2.2).contains(&tried), "tried for {tried} s, {policy:?}: {ejections:?}");
+        }
+    }
+}
+
+/// Slow from 30 s to 60 s and from 90 s on. In between it is found fine, so that nothing is left of the first time.
+#[test]
+fn a_backend_that_was_fine_in_between_is_ejected_for_the_base_time_again() {
+    let scenario = gray(When::Flapping(30.0, Fault::slower(10.0))).with(|scenario| scenario.seconds = 110.0);
+    let ejections = ejections_of_the_first(&scenario);
+    // How many times the base time each lasts; up to a tenth is added.
+    let times = |from: f64, to: f64| -> Vec<_> {
+        let there = ejections.iter().filter(|ejection| (from..to).contains(&ejection.at));
+        there.map(|ejection| ejection.lasts.as_secs() / 5).collect()
+    };
+    assert_eq!(times(0.0, 30.0), [0; 0], "{ejections:?}");
+    assert_eq!(times(30.0, 60.0), [1, 2, 3], "{ejections:?}");
+    assert_eq!(times(60.0, 90.0), [0; 0], "{ejections:?}");
+    assert_eq!(times(90.0, 110.0), [1, 2], "{ejections:?}");
 }
 
 // === Errors that look like speed ===

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::backend::{Backend, UpstreamError};
-use super::outlier::Standing;
+use super::outlier::{Cause, Standing};
 use super::settings::{Admin, RetryCause};
 use super::{Pool, PoolEvent, slow_start};
 use crate::policy::InFlight;
@@ -155,7 +155,7 @@ impl Pool {
     /// Takes note that a backend failed a request, and ejects it if that was once too often.
     fn judge_failure(&self, attempt: &Attempt, now: Instant) {
         if attempt.backend.history.record.failed(&self.settings.outlier_detection, attempt.started) {
-            self.eject(&attempt.backend, "failures in a row", now);
+            self.eject(&attempt.backend, Cause::Failures, now);
         }
     }
 
@@ -163,12 +163,13 @@ impl Pool {
     fn compare(&self, backend: &Backend, time: Duration, now: Instant) {
         let Some(gray) = &self.kept.gray else { return };
         backend.history.times.observe(time);
-        for index in gray.turn(now, self.backends.iter().map(|backend| &backend.history.times)) {
-            self.eject(&self.backends[index], "much slower than the others", now);
+        let members = self.backends.iter().map(|backend| (&backend.history.times, &backend.history.record));
+        for index in gray.turn(now, members) {
+            self.eject(&self.backends[index], Cause::Slowness, now);
         }
     }
 
-    fn eject(&self, backend: &Arc<Backend>, why: &'static str, now: Instant) {
+    fn eject(&self, backend: &Arc<Backend>, why: Cause, now: Instant) {
         let Some(which) = self.index(backend.address) else { return };
         let members: Vec<_> = self
             .backends
@@ -180,13 +181,18 @@ impl Pool {
             })
             .collect();
         let settings = &self.settings.outlier_detection;
-        match self.kept.ejector.eject(settings, &members, which, now, self.jitter(backend, now)) {
+        match self.kept.ejector.eject(settings, &members, which, why, now, self.jitter(backend, now)) {
             Ok(time) => {
                 // It counts as back when the ejection ends, and starts slowly then.
                 backend.history.comeback.came_back(now + time);
                 self.kept.changes.note();
-                log::warn!("pool {}: backend {} is ejected for {time:.1?}: {why}", self.name, backend.label);
-                self.tell(&PoolEvent::Ejected { backend: &backend.label, time, why });
+                log::warn!(
+                    "pool {}: backend {} is ejected for {time:.1?}: {}",
+                    self.name,
+                    backend.label,
+                    why.as_str()
+                );
+                self.tell(&PoolEvent::Ejected { backend: &backend.label, time, why: why.as_str() });
             }
             Err(refused) => log::debug!("pool {}: {} is not ejected: {refused:?}", self.name, backend.label),
         }

@@ -11,9 +11,16 @@
 //! in two windows one after the other, so that one pause of a garbage collector ejects nobody. Backends with
 //! few answers in the window are not judged.
 //!
+//! A backend that was ejected for that and is back is on probation, of which [`outlier`](super::outlier) keeps
+//! the record: one window in which it is an outlier ejects it again, for longer, and one in which it is judged
+//! and is none ends the probation. Successes do not, since it never gave bad answers. A window in which
+//! it is not judged changes nothing about that. Whatever ejected a backend, the window in which it comes back
+//! does not judge it: what is left of it may be short, and one pause would be all of it.
+//!
 //! Of an even number of means the median is the upper one of the two in the middle. So **fewer than half of
 //! the judged backends are outliers**, whatever the ratio, and at least three must be judged to find one:
-//! when half of a pool is slow, slow is what this pool is.
+//! when half of a pool is slow, slow is what this pool is. With fewer than three nobody is judged, because
+//! nobody could be found slow: a slow backend must not be taken for a fine one only because others are away.
 //!
 //! A sum and a count over the window, not a moving average: a window says how many answers it stands for,
 //! forgets everything before it, and costs a request one load and one addition. Who finds that the window is
@@ -22,11 +29,13 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use super::outlier::nanoseconds;
+use super::outlier::{Record, Verdict, nanoseconds};
 use super::settings::GraySettings;
 
 /// How far above the median an outlier is at least, in microseconds.
 const MIN_EXCESS: f64 = 10_000.0;
+/// With fewer means none is above the median.
+const MIN_JUDGED: usize = 3;
 
 /// The window of one pool.
 #[derive(Debug)]
@@ -65,6 +74,25 @@ fn outliers(means: &[Option<f64>], ratio: f64) -> Vec<bool> {
     means.iter().map(|mean| mean.is_some_and(is_outlier)).collect()
 }
 
+/// What these mean times say about each backend, if anything.
+fn verdicts(means: &[Option<f64>], ratio: f64) -> Vec<Option<Verdict>> {
+    if means.iter().flatten().count() < MIN_JUDGED {
+        return vec![None; means.len()];
+    }
+    let verdict = |is_outlier| if is_outlier { Verdict::Slow } else { Verdict::Fine };
+    let are_outliers = outliers(means, ratio);
+    means.iter().zip(are_outliers).map(|(mean, is_outlier)| mean.map(|_| verdict(is_outlier))).collect()
+}
+
+/// Whether the verdict about the window that began at `began` is one that ejects. Both are told, because both
+/// remember it.
+fn is_time((samples, record): (&Samples, &Record), verdict: Option<Verdict>, began: Instant) -> bool {
+    let verdict = verdict.filter(|_| record.was_in_use_since(began));
+    let stays_slow = samples.stays_slow(verdict == Some(Verdict::Slow));
+    let is_slow_again = verdict.is_some_and(|verdict| record.judged(verdict, began));
+    stays_slow || is_slow_again
+}
+
 // === impl Gray ===
 
 impl Gray {
@@ -76,24 +104,32 @@ impl Gray {
     /// The indices of the backends to eject. Empty, after one load, unless this call finds the window over; then
     /// the next one begins.
     ///
-    /// `samples` are those of all backends of the pool, always in the same order. Called after each answer: a
+    /// `members` are what all backends of the pool keep, always in the same order. Called after each answer: a
     /// window without answers lasts until the next one.
-    pub(super) fn turn<'a>(&self, now: Instant, samples: impl Iterator<Item = &'a Samples>) -> Vec<usize> {
-        if !self.turns(nanoseconds(self.epoch, now)) {
+    pub(super) fn turn<'a>(
+        &self,
+        now: Instant,
+        members: impl Iterator<Item = (&'a Samples, &'a Record)>,
+    ) -> Vec<usize> {
+        let Some(began) = self.turned(nanoseconds(self.epoch, now)) else {
             return Vec::new();
-        }
-        let (samples, means): (Vec<_>, Vec<_>) =
-            samples.map(|samples| (samples, samples.take().mean(self.settings.min_samples))).unzip();
-        let are_slow = outliers(&means, self.settings.ratio);
-        let stay = samples.into_iter().zip(are_slow).map(|(samples, is_slow)| samples.stays_slow(is_slow));
-        stay.enumerate().filter(|(_, stays)| *stays).map(|(index, _)| index).collect()
+        };
+        let (members, means): (Vec<_>, Vec<_>) = members
+            .map(|(samples, record)| ((samples, record), samples.take().mean(self.settings.min_samples)))
+            .unzip();
+        let verdicts = verdicts(&means, self.settings.ratio);
+        let judged = members.into_iter().zip(verdicts).enumerate();
+        judged
+            .filter_map(|(index, (member, verdict))| is_time(member, verdict, began).then_some(index))
+            .collect()
     }
 
-    /// Whether the window is over and nobody else turns it.
-    fn turns(&self, now: u64) -> bool {
+    /// When the window began, if it is over and nobody else turns it.
+    fn turned(&self, now: u64) -> Option<Instant> {
         let began = self.began.load(Ordering::Relaxed);
         let is_over = u128::from(now.saturating_sub(began)) >= self.settings.window.as_nanos().max(1);
-        is_over && self.begin(began, now)
+        let turns = is_over && self.begin(began, now);
+        turns.then(|| self.epoch.checked_add(Duration::from_nanos(began))).flatten()
     }
 
     /// Begins a window, unless another one has begun since the one at `began`.
@@ -163,12 +199,16 @@ impl Sum {
 
 #[cfg(test)]
 mod tests {
+    use super::super::outlier::{Cause, Ejector, Standing};
+    use super::super::settings::OutlierSettings;
     use super::*;
     use proptest::collection::vec;
     use proptest::prelude::{Strategy, any, prop_assert, prop_assert_eq, proptest};
 
     const WINDOW: Duration = Duration::from_secs(10);
     const NOBODY: [usize; 0] = [];
+    const SLOW: [u64; 4] = [20, 20, 100, 20];
+    const FINE: [u64; 4] = [20; 4];
 
     /// Three times the median, 10 answers in 10 s.
     fn settings() -> GraySettings {
@@ -179,6 +219,8 @@ mod tests {
     struct Bench {
         gray: Gray,
         samples: Vec<Samples>,
+        records: Vec<Record>,
+        ejector: Ejector,
         now: Instant,
     }
 
@@ -186,7 +228,8 @@ mod tests {
         fn new(backends: usize) -> Self {
             let now = Instant::now();
             let samples = (0..backends).map(|_| Samples::default()).collect();
-            Self { gray: Gray::new(settings(), now), samples, now }
+            let records = (0..backends).map(|_| Record::new(now)).collect();
+            Self { gray: Gray::new(settings(), now), samples, records, ejector: Ejector::default(), now }
         }
 
         fn answers(&self, which: usize, count: usize, millis: u64) {
@@ -196,7 +239,7 @@ mod tests {
         }
 
         fn turn(&self) -> Vec<usize> {
-            self.gray.turn(self.now, self.samples.iter())
+            self.gray.turn(self.now, self.samples.iter().zip(&self.records))
         }
 
         /// A window in which each backend gives 20 answers that take so many milliseconds.
@@ -206,6 +249,34 @@ mod tests {
             }
             self.now += WINDOW;
             self.turn()
+        }
+
+        /// For three windows times n, and without jitter.
+        fn eject(&self, which: usize, cause: Cause) -> Duration {
+            let settings =
+                OutlierSettings { base_ejection: 3 * WINDOW, max_ejection: 8 * WINDOW, ..Default::default() };
+            let standing = |record| Standing { ready: true, draining: false, record };
+            let members: Vec<_> = self.records.iter().map(standing).collect();
+            let ejected = self.ejector.eject(&settings, &members, which, cause, self.now, 0.0);
+            ejected.expect("nothing speaks against it")
+        }
+
+        /// Ejected for so long at the end of a window, it comes back just after the beginning of another one,
+        /// which ends now.
+        fn come_back(&mut self, after: Duration, millis: &[u64]) {
+            self.now += after - Duration::from_nanos(1);
+            self.turn();
+            assert_eq!(self.window(millis), NOBODY, "in this window it came back");
+        }
+
+        /// The third of four was slow, was ejected, and is back.
+        fn with_one_that_was_slow() -> Self {
+            let mut bench = Self::new(4);
+            bench.window(&SLOW);
+            assert_eq!(bench.window(&SLOW), [2]);
+            let lasts = bench.eject(2, Cause::Slowness);
+            bench.come_back(lasts, &FINE);
+            bench
         }
     }
 
@@ -237,6 +308,69 @@ mod tests {
     }
 
     #[test]
+    fn who_is_slow_all_the_time_is_ejected_for_longer_after_one_window_each() {
+        let mut bench = Bench::new(4);
+        bench.window(&SLOW);
+        let mut lasted = Vec::new();
+        for _ in 0..4 {
+            assert_eq!(bench.window(&SLOW), [2]);
+            let lasts = bench.eject(2, Cause::Slowness);
+            lasted.push(lasts);
+            bench.come_back(lasts, &SLOW);
+            bench.records[2].succeeded(bench.now);
+        }
+        assert_eq!(lasted, [3, 6, 8, 8].map(|windows| windows * WINDOW));
+    }
+
+    #[test]
+    fn a_window_that_is_fine_ends_probation() {
+        let mut bench = Bench::with_one_that_was_slow();
+        bench.records[2].succeeded(bench.now);
+        assert_eq!(bench.window(&FINE), NOBODY);
+        assert_eq!(bench.window(&SLOW), NOBODY, "it takes two windows again");
+        assert_eq!(bench.window(&SLOW), [2]);
+        assert_eq!(bench.eject(2, Cause::Slowness), 3 * WINDOW);
+    }
+
+    #[test]
+    fn a_window_in_which_it_is_not_judged_does_not_end_probation() {
+        let mut bench = Bench::with_one_that_was_slow();
+        bench.records[2].succeeded(bench.now);
+        bench.answers(2, 9, 20);
+        bench.answers(3, 20, 20);
+        assert_eq!(bench.window(&[20, 20]), NOBODY, "its answers are too few");
+        assert_eq!(bench.window(&SLOW), [2]);
+    }
+
+    #[test]
+    fn a_window_in_which_fewer_than_three_are_judged_ends_no_probation() {
+        let mut bench = Bench::with_one_that_was_slow();
+        bench.records[2].succeeded(bench.now);
+        for which in [0, 2] {
+            bench.answers(which, 20, 20);
+        }
+        assert_eq!(bench.window(&[]), NOBODY);
+        assert_eq!(bench.window(&SLOW), [2]);
+    }
+
+    #[test]
+    fn a_refused_ejection_is_asked_for_after_the_next_window() {
+        let mut bench = Bench::with_one_that_was_slow();
+        assert_eq!(bench.window(&SLOW), [2]);
+        assert_eq!(bench.window(&SLOW), [2]);
+    }
+
+    #[test]
+    fn a_failure_makes_nobody_slow() {
+        let mut bench = Bench::new(4);
+        let lasts = bench.eject(2, Cause::Failures);
+        bench.come_back(lasts, &SLOW);
+        assert_eq!(bench.window(&SLOW), NOBODY);
+        assert_eq!(bench.window(&SLOW), [2]);
+        assert_eq!(bench.eject(2, Cause::Slowness), 6 * WINDOW, "there was no success in between");
+    }
+
+    #[test]
     fn nobody_judges_before_the_window_is_over_and_one_does_then() {
         let mut bench = Bench::new(3);
         bench.window(&[20, 20, 100]);
@@ -264,6 +398,13 @@ mod tests {
         assert_eq!(outliers(&[Some(1.0), None, Some(1e9)], 2.0), [false, false, false]);
         assert_eq!(outliers(&[Some(1.0), Some(1.0), Some(1e9)], 2.0), [false, false, true]);
         assert_eq!(outliers(&[], 2.0), [] as [bool; 0]);
+    }
+
+    #[test]
+    fn fewer_than_three_are_not_fine_either() {
+        assert_eq!(verdicts(&[Some(1.0), None, Some(1.0)], 2.0), [None; 3]);
+        let (fine, slow) = (Some(Verdict::Fine), Some(Verdict::Slow));
+        assert_eq!(verdicts(&[Some(1.0), None, Some(1.0), Some(1e9)], 2.0), [fine, None, fine, slow]);
     }
 
     #[test]

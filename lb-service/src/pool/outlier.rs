@@ -1,4 +1,4 @@
-//! Backends that fail requests are left out for a while.
+//! Backends that fail requests, or are much slower than the others, are left out for a while.
 //!
 //! The algorithm is Envoy's ejection by consecutive failures (its documentation, "Outlier detection"): so
 //! many failures in a row eject a backend for the base time, the n-th ejection in a row for n times as long
@@ -7,22 +7,40 @@
 //! - Its default of 10 % may be exceeded by one host, and then even the only one is ejected. Here the share
 //!   is rounded down and one available backend always remains.
 //! - A backend that came back needs as many failures as before. Here it is **on probation**: the first
-//!   failure ejects it again, for longer; one success clears everything.
-//! - Its count of ejections falls by one in each interval without failure. Here one success resets it, as the
-//!   count of failures.
+//!   failure ejects it again, for longer; one success forgives all failures.
+//! - Its count of ejections falls by one in each interval without failure. Here it starts anew when the
+//!   backend has shown that it is well again, as the count of failures does.
 //!
 //! ```text
-//!              so many failures                     the time is over
-//!   in use ───────────────────────▶ ejected (n) ─────────────────────▶ on probation (n)
-//!     ▲                                  ▲                               │         │
-//!     │                                  └─────── failure: n + 1 ────────┘         │
-//!     └────────────────────────────── success: n = 0 ──────────────────────────────┘
+//!              a cause                           the time is over
+//!   in use ───────────────▶ ejected (n) ─────────────────────────────▶ on probation (n)
+//!     ▲                          ▲                                       │         │
+//!     │                          └─────── a cause again: n + 1 ──────────┘         │
+//!     └────────────────────────── no doubt is left: n = 0 ─────────────────────────┘
 //! ```
 //!
-//! **What a request says counts only if it began while the backend was in use, after its latest ejection.** A
-//! failure reported by a request that was sent before the ejection, or while it lasted (in a pool in panic),
-//! says nothing about the backend that came back: it neither extends the ejection nor ends the probation, and
-//! a late success does not either.
+//! An ejection has one of two causes: failures, or slowness (a gray failure, which [`gray`](super::gray)
+//! finds). What ends probation has to answer the doubt: a backend that was ejected because it is slow gives
+//! good answers, so a success says nothing new about it. Therefore there are two doubts:
+//!
+//! | doubt          | begins with              | ejects again     | ends with                                |
+//! |----------------|--------------------------|------------------|------------------------------------------|
+//! | of its answers | each ejection            | one failure      | one success                              |
+//! | of its speed   | an ejection for slowness | one slow window  | one window in which it is judged as fine |
+//!
+//! - The count of ejections is one, whatever their causes, and starts anew when the last doubt ends.
+//! - Where there is no doubt of the kind, it takes what it takes in use: so many failures in a row, or two slow
+//!   windows. So one failure long after the return of a slow backend that gets too few requests to be judged
+//!   does not eject it.
+//! - A backend that was ejected for slowness, and then for a failure on probation, still has to answer both
+//!   doubts.
+//! - A success always starts the count of failures anew.
+//!
+//! **What a request or a window says counts only if it began while the backend was in use, after its latest
+//! ejection.** A failure reported by a request that was sent before the ejection, or while it lasted (in a pool
+//! in panic), says nothing about the backend that came back: it neither extends the ejection nor ends the
+//! probation, and a late success does not either. Of a window in which the backend came back the rest may be
+//! short, and one pause would be all of it; the next window is the first that counts on probation.
 //!
 //! Each backend has a [`Record`], atomics that requests read and write without a lock. Only an [`Ejector`]
 //! can eject, and it does so one at a time: two requests that fail at once cannot together exceed the share.
@@ -50,13 +68,35 @@ pub(super) struct Record {
     is_away: AtomicBool,
 }
 
-/// What happened without a success in between.
+/// What speaks against a backend and has not been refuted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Streak {
-    /// Above 0 the backend is ejected or on probation.
+    /// Above 0, which it is as long as there is a doubt, the backend is ejected or on probation.
     ejections: u32,
-    /// Since the latest ejection.
+    /// It was ejected for slowness, and not found fine since: its speed is in doubt.
+    slow: bool,
+    /// It was ejected, and there was no success since: its answers are in doubt.
+    unproven: bool,
+    /// Since the latest ejection or success.
     failures: u32,
+}
+
+/// Why a backend is ejected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Cause {
+    /// It failed requests.
+    Failures,
+    /// It is much slower than the others.
+    Slowness,
+}
+
+/// What a window says about the speed of a backend. Of one that is not judged it says nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// It is about as fast as the others.
+    Fine,
+    /// It is much slower than the others.
+    Slow,
 }
 
 /// Decides about the ejections of one pool, one after the other.
@@ -149,11 +189,16 @@ impl Record {
             && self.is_away.swap(false, Ordering::Relaxed)
     }
 
-    /// A request that was sent at `began` succeeded: everything is forgiven. One load if there is nothing to
-    /// forgive.
+    /// Whether no ejection has begun or ended since; what began at this moment says something.
+    pub(super) fn was_in_use_since(&self, began: Instant) -> bool {
+        nanoseconds(self.epoch, began) >= self.until.load(Ordering::Acquire)
+    }
+
+    /// A request that was sent at `began` succeeded: all failures are forgiven, but not slowness. One load if
+    /// there is nothing to forgive.
     pub(super) fn succeeded(&self, began: Instant) {
-        if self.streak.load(Ordering::Relaxed) != Streak::NONE.pack() {
-            self.update(began, |_| Streak::NONE);
+        if self.streak.load(Ordering::Relaxed) & Streak::FORGIVEN != 0 {
+            self.update(began, Streak::succeeded);
         }
     }
 
@@ -165,6 +210,14 @@ impl Record {
         let enough = settings.consecutive_failures;
         // Counted also where nobody is ejected: a repetition prefers a backend without a failure.
         self.update(began, Streak::failed).is_some_and(|streak| enough > 0 && streak.is_time(enough))
+    }
+
+    /// A window that began at `began` ended with this verdict. True: it is time to eject the backend, because
+    /// its speed was in doubt.
+    pub(super) fn judged(&self, verdict: Verdict, began: Instant) -> bool {
+        // Who is not in doubt, as nearly everyone, costs no exchange.
+        self.streak().slow
+            && self.update(began, |streak| streak.judged(verdict)).is_some_and(|streak| streak.slow)
     }
 
     /// How often it was ejected so far.
@@ -181,7 +234,7 @@ impl Record {
         Streak::unpack(self.streak.load(Ordering::Acquire))
     }
 
-    /// The new streak; `None` if the request says nothing because it began too early.
+    /// The new streak; `None` if the request or window says nothing because it began too early.
     ///
     /// The streak is loaded first: whoever sees that of an ejection also sees its end, and whoever does not
     /// fails to exchange it, because an ejection always changes it.
@@ -204,13 +257,13 @@ impl Record {
     }
 
     /// Leaves it out from `now` on. Only an [`Ejector`] may, while it holds its lock.
-    fn eject(&self, settings: &OutlierSettings, now: Instant, jitter: f64) -> Duration {
-        let streak = self.streak().ejected();
+    fn eject(&self, settings: &OutlierSettings, cause: Cause, now: Instant, jitter: f64) -> Duration {
+        let streak = self.streak().ejected(cause);
         let duration = ejection(settings, streak.ejections, jitter);
         let until = nanoseconds(self.epoch, now).saturating_add(saturated(duration.as_nanos())).max(1);
         self.since.store(nanoseconds(self.epoch, now), Ordering::Relaxed);
         self.until.store(until, Ordering::Release);
-        // Overwrites what a request said since the load. That request began before the ejection; a moment
+        // Overwrites what a request or a window said since the load. That began before the ejection; a moment
         // later it would have said nothing.
         self.streak.store(streak.pack(), Ordering::Release);
         self.ejections.increment();
@@ -222,28 +275,74 @@ impl Record {
 // === impl Streak ===
 
 impl Streak {
-    const NONE: Self = Self { ejections: 0, failures: 0 };
+    const NONE: Self = Self { ejections: 0, slow: false, unproven: false, failures: 0 };
+    /// Where what follows the failures begins, which have the lowest 32 bits.
+    const UNPROVEN: u32 = 32;
+    const SLOW: u32 = 33;
+    const EJECTIONS: u32 = 34;
+    const MOST_EJECTIONS: u32 = u32::MAX >> (Self::EJECTIONS - 32);
+    /// The bits that a success clears. Where all of them are 0 it changes nothing.
+    const FORGIVEN: u64 = (1 << (Self::UNPROVEN + 1)) - 1;
 
     fn pack(self) -> u64 {
-        u64::from(self.ejections) << 32 | u64::from(self.failures)
+        u64::from(self.ejections) << Self::EJECTIONS
+            | u64::from(self.slow) << Self::SLOW
+            | u64::from(self.unproven) << Self::UNPROVEN
+            | u64::from(self.failures)
     }
 
     fn unpack(packed: u64) -> Self {
-        Self { ejections: (packed >> 32) as u32, failures: packed as u32 }
+        Self {
+            ejections: (packed >> Self::EJECTIONS) as u32,
+            slow: (packed >> Self::SLOW) & 1 == 1,
+            unproven: (packed >> Self::UNPROVEN) & 1 == 1,
+            failures: packed as u32,
+        }
     }
 
     fn failed(self) -> Self {
         Self { failures: self.failures.saturating_add(1), ..self }
     }
 
-    fn ejected(self) -> Self {
-        Self { ejections: self.ejections.saturating_add(1), failures: 0 }
+    fn succeeded(self) -> Self {
+        Self { unproven: false, failures: 0, ..self }.settled()
     }
 
-    /// Whether the failure counted last is one that ejects: the first on probation, or each `enough`-th.
+    fn judged(self, verdict: Verdict) -> Self {
+        Self { slow: self.slow && verdict == Verdict::Slow, ..self }.settled()
+    }
+
+    fn ejected(self, cause: Cause) -> Self {
+        Self {
+            ejections: self.ejections.saturating_add(1).min(Self::MOST_EJECTIONS),
+            slow: self.slow || cause == Cause::Slowness,
+            unproven: true,
+            failures: 0,
+        }
+    }
+
+    /// Without a doubt there is no reason to remember ejections.
+    fn settled(self) -> Self {
+        let is_in_doubt = self.slow || self.unproven;
+        Self { ejections: if is_in_doubt { self.ejections } else { 0 }, ..self }
+    }
+
+    /// Whether the failure counted last is one that ejects: the first of all since the return, or each
+    /// `enough`-th.
     fn is_time(self, enough: u32) -> bool {
-        let on_probation = self.ejections > 0;
-        (on_probation && self.failures == 1) || self.failures.is_multiple_of(enough)
+        (self.unproven && self.failures == 1) || self.failures.is_multiple_of(enough)
+    }
+}
+
+// === impl Cause ===
+
+impl Cause {
+    /// In words.
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Failures => "failures in a row",
+            Self::Slowness => "much slower than the others",
+        }
     }
 }
 
@@ -264,13 +363,15 @@ impl Ejector {
         settings: &OutlierSettings,
         members: &[Standing<'_>],
         which: usize,
+        cause: Cause,
         now: Instant,
         jitter: f64,
     ) -> Result<Duration, Refused> {
         // The lock guards no data that a panic could have left half written.
         let _turn = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let record = members.get(which).ok_or(Refused::Unknown)?.record;
-        refusal(settings, members, which, now).map_or_else(|| Ok(record.eject(settings, now, jitter)), Err)
+        refusal(settings, members, which, now)
+            .map_or_else(|| Ok(record.eject(settings, cause, now, jitter)), Err)
     }
 }
 
@@ -361,7 +462,33 @@ mod tests {
         }
 
         fn eject(&self, which: usize) -> Result<Duration, Refused> {
-            self.ejector.eject(&self.settings, &self.standings(), which, self.now, 0.0)
+            self.eject_for(Cause::Failures, which)
+        }
+
+        fn eject_for(&self, cause: Cause, which: usize) -> Result<Duration, Refused> {
+            self.ejector.eject(&self.settings, &self.standings(), which, cause, self.now, 0.0)
+        }
+
+        /// A window that begins and ends now with this verdict; what became of the ejection if it was time for one.
+        fn judge(&self, which: usize, verdict: Verdict) -> Option<Result<Duration, Refused>> {
+            self.judge_since(which, verdict, self.now)
+        }
+
+        fn judge_since(
+            &self,
+            which: usize,
+            verdict: Verdict,
+            began: Instant,
+        ) -> Option<Result<Duration, Refused>> {
+            self.records[which].judged(verdict, began).then(|| self.eject_for(Cause::Slowness, which))
+        }
+
+        /// Ejected for slowness, and back: its speed is in doubt.
+        fn with_a_slow_one() -> Self {
+            let mut bench = Self::new(3);
+            assert_eq!(bench.eject_for(Cause::Slowness, 0), Ok(10 * SECOND));
+            bench.now += 10 * SECOND;
+            bench
         }
 
         /// A request that begins and fails now; what became of the ejection if it was time for one.
@@ -445,6 +572,112 @@ mod tests {
         bench.records[0].succeeded(bench.now);
         assert_eq!((bench.fail(0), bench.fail(0)), (None, None));
         assert_eq!(bench.fail(0), Some(Ok(10 * SECOND)));
+    }
+
+    #[test]
+    fn who_is_slow_all_the_time_is_ejected_for_longer_up_to_the_maximum() {
+        let mut bench = Bench::with_a_slow_one();
+        let mut lasted = Vec::new();
+        for _ in 0..4 {
+            bench.records[0].succeeded(bench.now);
+            lasted.push(bench.judge(0, Verdict::Slow).expect("its speed is in doubt").expect("no objection"));
+            bench.now += *lasted.last().unwrap();
+        }
+        assert_eq!(lasted, [20, 30, 35, 35].map(|seconds| seconds * SECOND));
+        assert_eq!(bench.records[0].ejections(), 5);
+    }
+
+    #[test]
+    fn a_window_in_which_it_is_fine_ends_the_doubt_of_its_speed() {
+        let bench = Bench::with_a_slow_one();
+        bench.records[0].succeeded(bench.now);
+        assert_eq!(bench.judge(0, Verdict::Fine), None);
+        assert_eq!(bench.records[0].streak(), Streak::NONE);
+        assert_eq!(
+            bench.judge(0, Verdict::Slow),
+            None,
+            "it takes two windows again, which are not counted here"
+        );
+        assert_eq!(bench.eject_for(Cause::Slowness, 0), Ok(10 * SECOND));
+    }
+
+    #[test]
+    fn a_success_forgives_a_slow_one_its_failures_only() {
+        let bench = Bench::with_a_slow_one();
+        for _ in 0..10 {
+            bench.records[0].succeeded(bench.now);
+            assert_eq!((bench.fail(0), bench.fail(0)), (None, None), "its answers are not in doubt");
+            assert_eq!(bench.records[0].consecutive_failures(), 2);
+            bench.records[0].succeeded(bench.now);
+            assert_eq!(bench.records[0].consecutive_failures(), 0);
+        }
+        assert_eq!(bench.judge(0, Verdict::Slow), Some(Ok(20 * SECOND)));
+    }
+
+    #[test]
+    fn a_slow_one_that_fails_first_when_it_is_back_has_to_answer_both_doubts() {
+        let slow_and_failed = || {
+            let mut bench = Bench::with_a_slow_one();
+            assert_eq!(bench.fail(0), Some(Ok(20 * SECOND)));
+            bench.now += 20 * SECOND;
+            bench
+        };
+        let bench = slow_and_failed();
+        bench.records[0].succeeded(bench.now);
+        assert_eq!(bench.judge(0, Verdict::Slow), Some(Ok(30 * SECOND)), "it may still be slow");
+
+        let bench = slow_and_failed();
+        assert_eq!(bench.judge(0, Verdict::Fine), None);
+        assert_eq!(bench.fail(0), Some(Ok(30 * SECOND)), "it may still fail");
+
+        let bench = slow_and_failed();
+        assert_eq!(bench.judge(0, Verdict::Fine), None);
+        bench.records[0].succeeded(bench.now);
+        assert_eq!(bench.records[0].streak(), Streak::NONE);
+    }
+
+    #[test]
+    fn a_slow_one_that_fails_later_is_ejected_for_longer() {
+        let mut bench = Bench::with_a_slow_one();
+        bench.records[0].succeeded(bench.now);
+        assert_eq!(bench.fail_until_ejected(0), 20 * SECOND);
+        bench.now += 20 * SECOND;
+        bench.records[0].succeeded(bench.now);
+        assert_eq!(bench.judge(0, Verdict::Slow), Some(Ok(30 * SECOND)));
+    }
+
+    #[test]
+    fn who_was_ejected_for_failures_is_not_in_doubt_of_its_speed() {
+        let mut bench = Bench::new(3);
+        bench.fail_until_ejected(0);
+        bench.now += 10 * SECOND;
+        for verdict in [Verdict::Slow, Verdict::Fine] {
+            assert_eq!(bench.judge(0, verdict), None);
+        }
+        assert_eq!(bench.fail(0), Some(Ok(20 * SECOND)), "its answers still are in doubt");
+    }
+
+    #[test]
+    fn a_window_that_began_before_the_end_of_the_ejection_says_nothing() {
+        let mut bench = Bench::with_a_slow_one();
+        let during = bench.now - Duration::from_nanos(1);
+        bench.now += SECOND;
+        bench.records[0].succeeded(bench.now);
+        for verdict in [Verdict::Slow, Verdict::Fine] {
+            assert_eq!(bench.judge_since(0, verdict, during), None);
+        }
+        assert_eq!(bench.judge(0, Verdict::Slow), Some(Ok(20 * SECOND)), "it is still on probation");
+    }
+
+    #[test]
+    fn a_refused_ejection_of_a_slow_one_is_asked_for_after_each_window() {
+        let mut bench = Bench::with_a_slow_one();
+        (bench.ready[1], bench.ready[2]) = (false, false);
+        for _ in 0..3 {
+            assert_eq!(bench.judge(0, Verdict::Slow), Some(Err(Refused::LastOne)));
+        }
+        bench.ready[1] = true;
+        assert_eq!(bench.judge(0, Verdict::Slow), Some(Ok(20 * SECOND)));
     }
 
     #[test]
@@ -533,6 +766,16 @@ mod tests {
     }
 
     #[test]
+    fn so_many_ejections_as_fit_are_counted() {
+        let mut streak = Streak { ejections: Streak::MOST_EJECTIONS - 1, ..Streak::NONE };
+        for _ in 0..3 {
+            streak = streak.ejected(Cause::Slowness);
+            assert_eq!(Streak::unpack(streak.pack()), streak);
+        }
+        assert_eq!(streak.ejections, Streak::MOST_EJECTIONS);
+    }
+
+    #[test]
     fn nothing_overflows() {
         let longest = |settings: &mut OutlierSettings| {
             (settings.base_ejection, settings.max_ejection) = (Duration::MAX, Duration::MAX);
@@ -595,7 +838,7 @@ mod tests {
             while Instant::now() < patience && !waiting.is_finished() {
                 std::thread::yield_now();
             }
-            bench.records[0].eject(&bench.settings, bench.now, 0.0);
+            bench.records[0].eject(&bench.settings, Cause::Failures, bench.now, 0.0);
             drop(decision);
             assert_eq!(waiting.join().unwrap(), Err(Refused::Share));
         });
@@ -629,6 +872,8 @@ mod tests {
     struct Model {
         failures: u32,
         in_a_row: u32,
+        may_fail: bool,
+        may_be_slow: bool,
         until: u64,
         total: u64,
     }
@@ -636,8 +881,23 @@ mod tests {
     #[derive(Clone, Debug)]
     enum Step {
         Wait(u64),
-        Success { which: usize, age: u64 },
-        Failure { which: usize, age: u64 },
+        Success {
+            which: usize,
+            age: u64,
+        },
+        Failure {
+            which: usize,
+            age: u64,
+        },
+        /// It is slow in two windows.
+        Slow {
+            which: usize,
+        },
+        Window {
+            which: usize,
+            verdict: Verdict,
+            age: u64,
+        },
         Ready(usize, bool),
         Draining(usize, bool),
     }
@@ -648,10 +908,17 @@ mod tests {
         prop_oneof![
             3 => prop_oneof![0u64..2000, Just(10_000u64), 0u64..40_000].prop_map(Step::Wait),
             1 => (which.clone(), age.clone()).prop_map(|(which, age)| Step::Success { which, age }),
-            12 => (which.clone(), age).prop_map(|(which, age)| Step::Failure { which, age }),
+            12 => (which.clone(), age.clone()).prop_map(|(which, age)| Step::Failure { which, age }),
+            1 => which.clone().prop_map(|which| Step::Slow { which }),
+            2 => (which.clone(), any_verdict(), age)
+                .prop_map(|(which, verdict, age)| Step::Window { which, verdict, age }),
             1 => (which.clone(), any::<bool>()).prop_map(|(which, ready)| Step::Ready(which, ready)),
             1 => (which, any::<bool>()).prop_map(|(which, draining)| Step::Draining(which, draining)),
         ]
+    }
+
+    fn any_verdict() -> impl Strategy<Value = Verdict> {
+        prop_oneof![Just(Verdict::Fine), Just(Verdict::Slow)]
     }
 
     fn any_steps() -> impl Strategy<Value = (usize, u8, Vec<Step>)> {
@@ -660,16 +927,52 @@ mod tests {
         })
     }
 
+    impl Model {
+        fn no_longer(&mut self, doubt: fn(&mut Self) -> &mut bool) {
+            *doubt(self) = false;
+            if !self.may_fail && !self.may_be_slow {
+                self.in_a_row = 0;
+            }
+        }
+    }
+
     /// What the model says about a failure: how long the ejection lasts, if it is one, in milliseconds.
     fn model_failure(bench: &Bench, models: &mut [Model], which: usize, began: u64, now: u64) -> Option<u64> {
-        if began < models[which].until {
+        let model = &mut models[which];
+        if began < model.until {
             return None;
         }
-        models[which].failures += 1;
-        let on_probation = models[which].in_a_row > 0 && models[which].failures == 1;
-        if !on_probation && !models[which].failures.is_multiple_of(3) {
+        model.failures += 1;
+        let is_time = (model.may_fail && model.failures == 1) || model.failures.is_multiple_of(3);
+        is_time.then(|| model_ejection(bench, models, Cause::Failures, which, now)).flatten()
+    }
+
+    /// The same of a window.
+    fn model_window(
+        bench: &Bench,
+        models: &mut [Model],
+        (which, verdict): (usize, Verdict),
+        began: u64,
+        now: u64,
+    ) -> Option<u64> {
+        let model = &mut models[which];
+        if began < model.until || !model.may_be_slow {
             return None;
         }
+        if verdict == Verdict::Fine {
+            model.no_longer(|model| &mut model.may_be_slow);
+            return None;
+        }
+        model_ejection(bench, models, Cause::Slowness, which, now)
+    }
+
+    fn model_ejection(
+        bench: &Bench,
+        models: &mut [Model],
+        cause: Cause,
+        which: usize,
+        now: u64,
+    ) -> Option<u64> {
         let ejected = models.iter().filter(|model| now < model.until).count();
         let share = (ejected + 1) * 100 <= models.len() * usize::from(bench.settings.max_ejected_percent);
         let is_left = |other: usize| {
@@ -681,7 +984,8 @@ mod tests {
         let model = &mut models[which];
         model.in_a_row += 1;
         model.total += 1;
-        model.failures = 0;
+        (model.failures, model.may_fail) = (0, true);
+        model.may_be_slow |= cause == Cause::Slowness;
         let lasts = (10_000 * u64::from(model.in_a_row)).min(35_000);
         model.until = now + lasts;
         Some(lasts)
@@ -699,8 +1003,19 @@ mod tests {
                 Step::Success { which, age } => {
                     bench.records[which].succeeded(instant(began(age)));
                     if began(age) >= models[which].until {
-                        (models[which].failures, models[which].in_a_row) = (0, 0);
+                        models[which].failures = 0;
+                        models[which].no_longer(|model| &mut model.may_fail);
                     }
+                }
+                Step::Slow { which } => {
+                    let expected = model_ejection(&bench, &mut models, Cause::Slowness, which, now);
+                    let outcome = bench.eject_for(Cause::Slowness, which).ok();
+                    prop_assert_eq!(outcome, expected.map(Duration::from_millis));
+                }
+                Step::Window { which, verdict, age } => {
+                    let expected = model_window(&bench, &mut models, (which, verdict), began(age), now);
+                    let outcome = bench.judge_since(which, verdict, instant(began(age))).and_then(Result::ok);
+                    prop_assert_eq!(outcome, expected.map(Duration::from_millis));
                 }
                 Step::Failure { which, age } => {
                     let expected = model_failure(&bench, &mut models, which, began(age), now);
@@ -721,13 +1036,27 @@ mod tests {
             for (record, model) in bench.records.iter().zip(&models) {
                 prop_assert_eq!(record.is_ejected(bench.now), now < model.until);
                 prop_assert_eq!(record.consecutive_failures(), model.failures);
+                prop_assert_eq!(record.streak().ejections, model.in_a_row);
                 prop_assert_eq!(record.ejections(), model.total);
             }
         }
         Ok(())
     }
 
+    fn any_streak() -> impl Strategy<Value = Streak> {
+        (0..=Streak::MOST_EJECTIONS, any::<bool>(), any::<bool>(), prop_oneof![Just(0), any::<u32>()])
+            .prop_map(|(ejections, slow, unproven, failures)| Streak { ejections, slow, unproven, failures })
+            .prop_map(Streak::settled)
+    }
+
     proptest! {
+        #[test]
+        fn a_streak_fits_and_a_success_is_skipped_only_where_it_changes_nothing(streak in any_streak()) {
+            prop_assert_eq!(Streak::unpack(streak.pack()), streak);
+            let is_skipped = streak.pack() & Streak::FORGIVEN == 0;
+            prop_assert_eq!(is_skipped, streak.succeeded() == streak);
+        }
+
         #[test]
         fn any_sequence_does_what_a_simple_model_does((backends, percent, steps) in any_steps()) {
             check_against_model(backends, percent, steps)?;
