@@ -345,13 +345,13 @@ lb_backend_weight{pool="web",backend="[::1]:1"} 1
     fn pools_that_come_and_go_are_seen_at_each_scrape() {
         let pools: Arc<Mutex<Vec<Arc<dyn PoolView>>>> = Arc::default();
         let seen = pools.clone();
-        let views = Views::read_by(move || seen.lock().expect("no test panics with it").clone());
+        let shown = Views::read_by(move || seen.lock().expect("no test panics with it").clone());
         let registry = prometheus::Registry::new();
-        registry.register(Box::new(PoolCollector::new(views))).expect("registers");
+        registry.register(Box::new(PoolCollector::new(shown))).expect("registers");
         let scrape = || crate::exposition::text(&registry).expect("encodes");
         assert_eq!(scrape(), "");
         *pools.lock().expect("no test panics with it") =
-            super::tests::views([FixedPool::new("web", vec![member("a", 1, true)])]);
+            views([FixedPool::new("web", vec![member("a", 1, true)])]);
         assert!(scrape().contains("lb_backend_up{pool=\"web\",backend=\"a\"} 1\n"));
         pools.lock().expect("no test panics with it").clear();
         assert_eq!(scrape(), "");

@@ -117,7 +117,7 @@ fn demo(run: &RunArgs, args: &DemoArgs) -> u8 {
         Box::new(|server, services| {
             let origins =
                 demo.origins.iter().map(|origin| server.add_service(origin.clone().service())).collect();
-            let pool = services.plan.pools.iter().find(|pool| &*pool.name == POOL).cloned();
+            let pool = services.current.plan().pools.iter().find(|pool| &*pool.name == POOL).cloned();
             let Some(pool) = pool else { return origins };
             let show = Show::new(demo.clone(), pool, services.readiness());
             if args.once {

@@ -4,29 +4,23 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use health_service::{CheckKind, Verdict, Verdicts};
+use health_service::{CheckKind, Verdict};
 use jiff::Timestamp;
 use lb_service::listener::Listener;
-use lb_service::plan::Plan;
-use lb_service::pool::{Backend, Level, Pool, State};
+use lb_service::plan::{Current, Plan};
+use lb_service::pool::{Backend, Level, State};
 use lb_service::traffic::Traffic;
 use pingora::protocols::l4::socket::SocketAddr as PingoraAddr;
 use serde::Serialize;
 
+use crate::daemon::{Checked, Pools};
+
 /// Where the status is read from.
 pub struct StatusSource {
-    plan: Arc<Plan>,
+    current: Current,
     traffic: Arc<Traffic>,
-    health: Vec<PoolHealth>,
+    pools: Pools,
     started: SystemTime,
-}
-
-/// What the prober knows of one pool.
-pub struct PoolHealth {
-    /// How its backends are checked.
-    pub kind: CheckKind,
-    /// What was found, by address.
-    pub verdicts: Verdicts,
 }
 
 #[derive(Serialize)]
@@ -101,48 +95,29 @@ struct BackendStatus<'a> {
 // === impl StatusSource ===
 
 impl StatusSource {
-    /// A source over what the services share; `health` is in the order of the plan's pools.
-    pub fn new(plan: Arc<Plan>, traffic: Arc<Traffic>, health: Vec<PoolHealth>, started: SystemTime) -> Self {
-        Self { plan, traffic, health, started }
+    /// A source over what the services share.
+    pub fn new(current: Current, traffic: Arc<Traffic>, pools: Pools, started: SystemTime) -> Self {
+        Self { current, traffic, pools, started }
     }
 
     /// The document as it is at `now`.
     pub fn json(&self, now: SystemTime) -> String {
+        let (plan, pools) = (self.current.plan(), self.pools.now());
         let status = Status {
             version: env!("CARGO_PKG_VERSION"),
             pid: std::process::id(),
             state: if self.traffic.is_draining() { "draining" } else { "serving" },
             started: rfc3339(self.started),
             uptime_seconds: now.duration_since(self.started).unwrap_or(Duration::ZERO).as_secs(),
-            listeners: self.listeners(),
-            pools: self
-                .plan
-                .pools
-                .iter()
-                .zip(&self.health)
-                .map(|(pool, health)| self.pool(pool, health))
-                .collect(),
+            listeners: listeners(&plan),
+            pools: pools.iter().map(|checked| self.pool(checked)).collect(),
         };
         serde_json::to_string_pretty(&status).expect("strings, numbers and maps with string keys are JSON")
             + "\n"
     }
 
-    fn listeners<'a>(&'a self) -> Vec<ListenerStatus<'a>> {
-        let status = |(id, listener): (_, &'a Listener)| {
-            let traffic = self.traffic.listener(id);
-            ListenerStatus {
-                name: &listener.name,
-                address: listener.address.to_string(),
-                connections: traffic.connections.get(),
-                connections_active: traffic.connections_active.get(),
-                requests_in_flight: traffic.in_flight.get(),
-                rejected: traffic.rejected().map(|(reason, n)| (reason.as_str(), n)).collect(),
-            }
-        };
-        self.plan.listeners.iter().map(status).collect()
-    }
-
-    fn pool<'a>(&self, pool: &'a Pool, health: &PoolHealth) -> PoolStatus<'a> {
+    fn pool<'a>(&self, checked: &'a Checked) -> PoolStatus<'a> {
+        let pool = &checked.pool;
         let now = Instant::now();
         let availability = pool.availability(now);
         let backends = pool.backends().iter();
@@ -156,26 +131,21 @@ impl StatusSource {
             queue: QueueStatus { waiting: pool.queue().len(), places: pool.queue().places() },
             retries: pool.counters().retries.get(),
             retries_denied: pool.counters().retries_denied.get(),
-            backends: backends.map(|backend| self.backend(pool, backend, health, now)).collect(),
+            backends: backends.map(|backend| self.backend(checked, backend, now)).collect(),
         }
     }
 
-    fn backend<'a>(
-        &self,
-        pool: &Pool,
-        backend: &'a Backend,
-        health: &PoolHealth,
-        now: Instant,
-    ) -> BackendStatus<'a> {
-        let verdict = health.verdicts.get(&PingoraAddr::Inet(backend.address));
+    fn backend<'a>(&self, checked: &Checked, backend: &'a Backend, now: Instant) -> BackendStatus<'a> {
+        let Checked { pool, settings, verdicts } = checked;
+        let verdict = verdicts.get(&PingoraAddr::Inet(backend.address));
         let state = pool.state(backend, now);
-        let answers: BTreeMap<_, _> = backend.answers.counted().collect();
+        let answers: BTreeMap<_, _> = backend.history.answers.counted().collect();
         BackendStatus {
             address: &backend.label,
             weight: backend.weight(),
             backup: backend.backup,
             state: state.as_str(),
-            reason: reason(backend, state, &health.kind, verdict.as_ref(), now),
+            reason: reason(backend, state, &settings.kind, verdict.as_ref(), now),
             since: rfc3339(match backend.ejected_since(now).filter(|_| state == State::Ejected) {
                 Some(since) => SystemTime::now() - now.saturating_duration_since(since),
                 None => verdict.as_ref().map_or(self.started, |verdict| verdict.since),
@@ -200,6 +170,22 @@ impl StatusSource {
     }
 }
 
+fn listeners(plan: &Plan) -> Vec<ListenerStatus<'_>> {
+    let status = |(id, listener)| {
+        let listener: &Listener = listener;
+        let traffic = plan.traffic(id);
+        ListenerStatus {
+            name: &listener.name,
+            address: listener.address.to_string(),
+            connections: traffic.connections.get(),
+            connections_active: traffic.connections_active.get(),
+            requests_in_flight: traffic.in_flight.get(),
+            rejected: traffic.rejected().map(|(reason, n)| (reason.as_str(), n)).collect(),
+        }
+    };
+    plan.listeners.iter().map(status).collect()
+}
+
 /// Why a backend is what it is.
 fn reason(
     backend: &Backend,
@@ -214,6 +200,7 @@ fn reason(
             format!("it failed requests or was too slow; back in {left:.1} s")
         }
         (State::Draining, ..) => "it is draining".into(),
+        (State::Disabled, ..) => "it is disabled".into(),
         (_, _, Some(verdict)) => verdict.reason.clone(),
         (_, _, None) if *kind == CheckKind::None => "no health check".into(),
         (_, _, None) => "not checked yet".into(),

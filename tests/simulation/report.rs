@@ -90,8 +90,8 @@ impl Report {
 
     pub(crate) fn finish(&mut self, pool: &Pool) {
         self.times.sort_unstable();
-        self.retries = pool.retries.get();
-        self.retries_denied = pool.retries_denied.get();
+        self.retries = pool.counters().retries.get();
+        self.retries_denied = pool.counters().retries_denied.get();
         self.ejections = pool.backends().iter().map(|backend| backend.ejections()).collect();
     }
 

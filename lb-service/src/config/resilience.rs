@@ -50,6 +50,9 @@ pub struct GrayConfig {
     pub window: Text<PositiveDuration>,
 }
 
+/// The most `attempts` that a pool can have.
+pub const MAX_ATTEMPTS: u32 = 10;
+
 /// Which requests that failed are sent again, to another backend.
 //
 // A key is `None` when it was not written; `complete` fills in those that are in effect.
@@ -58,7 +61,7 @@ pub struct GrayConfig {
 pub struct RetriesConfig {
     /// How many more backends are tried, each at most once; default: 1.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub attempts: Option<Number<0, 10>>,
+    pub attempts: Option<Number<0, MAX_ATTEMPTS>>,
     /// How long one attempt may take to connect, and then from the end of the request to the head of its answer;
     /// default: as `timeouts` says.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -4,6 +4,7 @@
 //! [`Services::compose`]: each pool is one `Arc<LoadBalancer<Policy>>` that the proxy, the prober and the metrics hold.
 
 mod announce;
+mod pools;
 mod services;
 
 use std::io;
@@ -14,7 +15,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use lb_service::access_log::{AccessLog, Target, WriterGuard};
 use lb_service::listener::ListenAddress;
 use nix::unistd::Uid;
-use pingora::server::configuration::ServerConf;
 use pingora::server::{RunArgs, Server};
 use pingora::services::ServiceHandle;
 use pingora::services::background::background_service;
@@ -30,6 +30,7 @@ use crate::process::privileges::{self, Identity, PrivilegeError};
 use crate::process::sockets::{Class, Endpoint, Handed, ListenError, ListenSpec, Sockets};
 use crate::process::upgrade::{self, Claim, UpgradeError};
 use announce::{Announce, Announcement};
+pub use pools::{Checked, Pools};
 pub use services::Services;
 use services::server_conf;
 
@@ -125,9 +126,9 @@ fn start(
     // Opened first: the user to run as may be one who could not.
     let (logs, _flush_at_end) = access_logs.open(plan).map_err(StartError::AccessLog)?;
     let held = Held::acquire(plan, mode, announcer, error_log)?;
-    let conf = server_conf(plan);
-    let services = Services::compose(plan, &conf)?;
-    Ok(run(plan, conf, services, held, &logs, extra))
+    let server = Server::new_with_opt_and_conf(None, server_conf(plan));
+    let services = Services::compose(plan, &server.configuration, logs)?;
+    Ok(run(plan, server, services, held, extra))
 }
 
 impl AccessLogs {
@@ -139,22 +140,14 @@ impl AccessLogs {
     }
 }
 
-fn run(
-    plan: &Plan,
-    conf: ServerConf,
-    services: Services,
-    held: Held,
-    logs: &[AccessLog],
-    extra: Box<Extra<'_>>,
-) -> u8 {
-    let mut server = Server::new_with_opt_and_conf(None, conf);
+fn run(plan: &Plan, mut server: Server, services: Services, held: Held, extra: Box<Extra<'_>>) -> u8 {
     server.bootstrap();
     let before_checks = extra(&mut server, &services);
-    let signals = signals(plan, &services, &held, logs);
+    let signals = signals(plan, &services, &held);
     let outcome = signals.outcome();
     let (pid_file, sockets) = (held.pid_file.clone(), held.sockets.clone());
     let announce = Announce::new(services.readiness.clone(), &signals, held.announcement(plan));
-    add_services(&mut server, services, &before_checks, &sockets, &signals, logs, announce);
+    add_services(&mut server, services, &before_checks, &sockets, &signals, announce);
     server.run(RunArgs { shutdown_signal: Box::new(signals) });
     let pid_file = pid_file.lock().unwrap_or_else(PoisonError::into_inner).take();
     if outcome.is_handed_over() {
@@ -294,7 +287,7 @@ fn endpoint(address: &ListenAddress) -> Endpoint {
     }
 }
 
-fn signals(plan: &Plan, services: &Services, held: &Held, logs: &[AccessLog]) -> Signals {
+fn signals(plan: &Plan, services: &Services, held: &Held) -> Signals {
     let traffic = services.traffic.clone();
     let (readiness, draining) = (services.readiness.clone(), services.traffic.clone());
     let on_phase = move |phase| match phase {
@@ -305,9 +298,9 @@ fn signals(plan: &Plan, services: &Services, held: &Held, logs: &[AccessLog]) ->
             draining.drain();
         }
     };
-    let (error_log, logs) = (held.error_log.clone(), logs.to_vec());
+    let (error_log, current) = (held.error_log.clone(), services.current.clone());
     let reopen_logs = move || {
-        logs.iter().for_each(AccessLog::reopen);
+        current.plan().access_logs().for_each(AccessLog::reopen);
         if let Some(Err(error)) = error_log.as_ref().map(|log| log.reopen()) {
             log::error!("{error}");
         }
@@ -330,13 +323,11 @@ fn add_services(
     before_checks: &[ServiceHandle],
     sockets: &Sockets,
     signals: &Signals,
-    logs: &[AccessLog],
     announce: Announce,
 ) {
-    let Services { plan, traffic, prober, metrics, .. } = services;
+    let Services { proxy, prober, metrics, .. } = services;
     let prober = server.add_service(background_service("health", prober));
     prober.add_dependencies(before_checks);
-    let proxy = lb_service::service::service(&server.configuration, &plan, &traffic, logs.into());
     let traffic_closes = signals.shutdown(Class::Traffic);
     let proxy = server.add_service(Handed::new(proxy, sockets, traffic_closes, signals.failures()));
     proxy.add_dependency(&prober);

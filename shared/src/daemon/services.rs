@@ -1,16 +1,17 @@
 //! The three services, put together over one `Arc<LoadBalancer<Policy>>` for each pool.
 
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::SystemTime;
 
-use health_service::{CheckKind, Prober, Verdicts};
+use health_service::Prober;
+use lb_service::access_log::AccessLog;
+use lb_service::config::MAX_ATTEMPTS;
 use lb_service::forwarded::TrustedProxies;
-use lb_service::pool::{Backend, Pool, PoolSettings, State};
+use lb_service::plan::Current;
 use lb_service::route::RouteTable;
+use lb_service::service::{Doors, ProxyService};
 use lb_service::traffic::Traffic;
-use metrics_service::{
-    BackendState, ConfigMetrics, Endpoints, Member, PoolCollector, PoolView, ProcessCollector, Readiness,
-};
+use metrics_service::{ConfigMetrics, Endpoints, PoolCollector, ProcessCollector, Readiness};
 use pingora::apps::http_app::HttpServer;
 use pingora::connectors::{ConnectorOptions, TransportConnector};
 use pingora::listeners::ListenerConfig;
@@ -18,25 +19,28 @@ use pingora::server::configuration::ServerConf;
 use pingora::services::listening::Service;
 use prometheus::Registry;
 
+use super::pools::{Checked, Pools};
 use crate::config::Plan;
-use crate::status::{PoolHealth, StatusSource};
+use crate::status::StatusSource;
+
+/// How often Pingora may call for a backend in one request. What ends a request's tries is its pool, whose settings may change
+/// while this cannot; so this only must not end them earlier, and leaves room for connections that turn out to be closed when
+/// they are used again.
+const TRIES: usize = 16 + MAX_ATTEMPTS as usize;
 
 /// The three services and what they share.
 pub struct Services {
     /// What requests are served by.
-    pub plan: Arc<lb_service::plan::Plan>,
+    pub current: Current,
     /// What they count.
     pub traffic: Arc<Traffic>,
+    /// The pools of the current plan.
+    pub pools: Pools,
     pub(super) readiness: Readiness,
+    pub(super) proxy: ProxyService,
+    pub(super) doors: Doors,
     pub(super) prober: Prober,
     pub(super) metrics: Service<HttpServer<Endpoints>>,
-}
-
-/// One pool and what is known of its health.
-struct Checked {
-    pool: Arc<Pool>,
-    settings: health_service::Settings,
-    verdicts: Verdicts,
 }
 
 impl Services {
@@ -45,36 +49,42 @@ impl Services {
         self.readiness.clone()
     }
 
-    /// The services of `plan`, not yet running.
+    /// The services of `plan`, not yet running; each of its listeners has one of `logs`.
     ///
     /// # Errors
     /// When two of them have a metric of the same name.
-    pub fn compose(plan: &Plan, conf: &ServerConf) -> prometheus::Result<Self> {
-        let pools: Vec<_> = plan.pools.iter().map(|(pool, health)| Checked::new(pool, health)).collect();
-        let traffic = Traffic::new(plan.listeners.len(), pools.len());
-        let served = Arc::new(lb_service::plan::Plan {
-            listeners: plan.listeners.clone(),
-            routes: RouteTable::new(plan.routes.clone()),
-            pools: pools.iter().map(|checked| checked.pool.clone()).collect(),
-            trusted_proxies: TrustedProxies::new(plan.trusted_proxies.clone()),
-        });
+    pub fn compose(plan: &Plan, conf: &Arc<ServerConf>, logs: Vec<AccessLog>) -> prometheus::Result<Self> {
+        let pools = Pools::new(plan.pools.iter().map(|(pool, health)| Checked::new(pool, health)).collect());
+        let traffic = Traffic::new();
+        let current = Current::new(served(plan, &pools.now(), logs, &traffic));
         let registry = Registry::new();
-        let prober = prober(&pools, conf, &registry)?;
-        let views: Vec<_> = pools.iter().map(Checked::view).collect();
-        let readiness = Readiness::new(views.clone());
-        lb_service::metrics::Metrics::register(&registry, served.clone(), traffic.clone())?;
-        registry.register(Box::new(PoolCollector::new(views)))?;
+        let prober = prober(&pools.now(), conf, &registry)?;
+        let readiness = Readiness::new(pools.views());
+        lb_service::metrics::Metrics::register(&registry, current.clone())?;
+        registry.register(Box::new(PoolCollector::new(pools.views())))?;
         registry.register(Box::new(ProcessCollector::new()))?;
         ConfigMetrics::register(&registry)?;
         metrics_service::build_info(&registry, env!("CARGO_PKG_VERSION"))?;
-        let health = pools.into_iter().map(Checked::into_health).collect();
-        let status = StatusSource::new(served.clone(), traffic.clone(), health, SystemTime::now());
-        let status = Arc::new(move || status.json(SystemTime::now()));
-        let endpoints = Endpoints::new(registry, readiness.clone(), status);
+        let status = StatusSource::new(current.clone(), traffic.clone(), pools.clone(), SystemTime::now());
+        let endpoints = Endpoints::new(registry, readiness.clone())
+            .with_document("/api/v1/status", move |_| Ok(status.json(SystemTime::now())));
         let mut metrics = metrics_service::service(endpoints, "metrics");
         metrics.add_listener(ListenerConfig::tcp(plan.metrics.to_string()));
-        Ok(Self { plan: served, traffic, readiness, prober, metrics })
+        let (proxy, doors) = lb_service::service::service(conf, &current, &traffic);
+        Ok(Self { current, traffic, pools, readiness, proxy, doors, prober, metrics })
     }
+}
+
+/// What requests are served by when they are served by `plan`.
+fn served(plan: &Plan, pools: &[Checked], logs: Vec<AccessLog>, traffic: &Traffic) -> lb_service::plan::Plan {
+    let parts = lb_service::plan::Parts {
+        listeners: plan.listeners.clone(),
+        routes: RouteTable::new(plan.routes.clone()),
+        pools: pools.iter().map(|checked| checked.pool.clone()).collect(),
+        trusted_proxies: TrustedProxies::new(plan.trusted_proxies.clone()),
+        access_logs: logs,
+    };
+    lb_service::plan::Plan::new(parts, traffic)
 }
 
 /// Pingora's configuration, as ours has it. What Pingora would do on its own (daemon, pid file, hand-over, waiting at the end)
@@ -93,16 +103,9 @@ pub(super) fn server_conf(plan: &Plan) -> ServerConf {
         upstream_connect_offload_thread_per_pool: server
             .upstream_connect_offload
             .map(|offload| offload.threads_per_pool),
-        max_retries: tries(plan),
+        max_retries: TRIES,
         ..ServerConf::default()
     }
-}
-
-/// How often Pingora may call for a backend in one request. What ends a request's tries is its pool; this only must not end
-/// them earlier, and leaves room for connections that turn out to be closed when they are used again.
-fn tries(plan: &Plan) -> usize {
-    let retries = plan.pools.iter().map(|(pool, _)| pool.retries.attempts).max();
-    ServerConf::default().max_retries + retries.unwrap_or_default()
 }
 
 fn prober(pools: &[Checked], conf: &ServerConf, registry: &Registry) -> prometheus::Result<Prober> {
@@ -118,47 +121,4 @@ fn prober(pools: &[Checked], conf: &ServerConf, registry: &Registry) -> promethe
         }
     }
     Ok(prober)
-}
-
-/// A pool as the metrics see it: with the states that only the proxy knows of.
-struct ServedPool(Arc<Pool>);
-
-impl PoolView for ServedPool {
-    fn name(&self) -> &str {
-        &self.0.name
-    }
-
-    fn members(&self) -> Vec<Member> {
-        let now = Instant::now();
-        let member = |backend: &Arc<Backend>| Member {
-            address: backend.label.to_string(),
-            weight: backend.weight(),
-            state: match self.0.state(backend, now) {
-                State::Up => BackendState::Up,
-                State::Down => BackendState::Down,
-                State::Draining => BackendState::Draining,
-                State::Ejected => BackendState::Ejected,
-            },
-        };
-        self.0.backends().iter().map(member).collect()
-    }
-}
-
-// === impl Checked ===
-
-impl Checked {
-    fn new(pool: &PoolSettings, settings: &health_service::Settings) -> Self {
-        let verdicts = Verdicts::new();
-        let check = (settings.kind != CheckKind::None).then(|| verdicts.publisher());
-        let pool = Arc::new(Pool::new(pool, health_service::registry(), check));
-        Self { pool, settings: settings.clone(), verdicts }
-    }
-
-    fn view(&self) -> Arc<dyn PoolView> {
-        Arc::new(ServedPool(self.pool.clone()))
-    }
-
-    fn into_health(self) -> PoolHealth {
-        PoolHealth { kind: self.settings.kind, verdicts: self.verdicts }
-    }
 }

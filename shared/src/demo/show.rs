@@ -91,8 +91,9 @@ impl Show {
 
     /// Answers of each backend so far, in the order of the demo's origins.
     fn answers(&self) -> Vec<u64> {
-        let answered =
-            |address| self.pool.backend(address).map_or(0, |b| b.answers.counted().map(|(_, n)| n).sum());
+        let answered = |address| {
+            self.pool.backend(address).map_or(0, |b| b.history.answers.counted().map(|(_, n)| n).sum())
+        };
         self.demo.origins.iter().map(|origin| answered(origin.address())).collect()
     }
 
