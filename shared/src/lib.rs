@@ -7,7 +7,10 @@ pub mod cli;
 pub mod config;
 pub mod daemon;
 pub mod demo;
+pub mod events;
+pub mod operator;
 pub mod process;
 pub mod status;
+pub mod time;
 
 pub use app::run;

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use health_service::{CheckKind, Verdict};
-use jiff::Timestamp;
 use lb_service::listener::Listener;
 use lb_service::plan::{Current, Plan};
 use lb_service::pool::{Backend, Level, State};
@@ -14,6 +13,7 @@ use pingora::protocols::l4::socket::SocketAddr as PingoraAddr;
 use serde::Serialize;
 
 use crate::daemon::{Checked, Pools};
+use crate::time::rfc3339;
 
 /// Where the status is read from.
 pub struct StatusSource {
@@ -210,9 +210,4 @@ fn reason(
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
 fn is_false(value: &bool) -> bool {
     !value
-}
-
-/// UTC with milliseconds, as in the logs.
-fn rfc3339(time: SystemTime) -> String {
-    Timestamp::try_from(time).map_or_else(|_| "unknown".into(), |time| format!("{time:.3}"))
 }

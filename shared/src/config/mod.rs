@@ -32,11 +32,11 @@ use problem::{Id, Problem};
 pub use context::{Context, Files, RealFiles, runtime_directory};
 pub use env::Lookup;
 pub use keys::keys;
-pub use plan::{ConnectOffload, Plan, ServerPlan, ShutdownPlan};
+pub use plan::{ConnectOffload, ControlPlan, Plan, ReloadPlan, RollbackPlan, ServerPlan, ShutdownPlan};
 pub use problem::{Id as ProblemId, Problem as ConfigProblem, Problems, Source, Span, explain};
 pub use render::{json, text};
 pub use schema::{schema, schema_text};
-pub use sections::{Config, Directory, ShutdownConfig};
+pub use sections::{Config, ControlConfig, Directory, ReloadConfig, RollbackConfig, ShutdownConfig};
 
 /// The longest file that is read, in bytes.
 const MAX_BYTES: usize = 4 * 1024 * 1024;

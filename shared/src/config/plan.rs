@@ -19,7 +19,7 @@ use lb_service::route::Route;
 
 use super::context::{Context, runtime_directory};
 use super::document::Node;
-use super::sections::{Config, ShutdownConfig};
+use super::sections::{Config, ReloadConfig, RollbackConfig, ShutdownConfig};
 
 /// Where the one listener listens when none is configured.
 const DEFAULT_LISTENER: &str = "0.0.0.0:6188";
@@ -43,6 +43,37 @@ pub struct Plan {
     pub access_log: access_log::Settings,
     /// Whose `X-Forwarded-*` headers are believed.
     pub trusted_proxies: Vec<IpNet>,
+    /// Where the daemon is told to change.
+    pub control: ControlPlan,
+    /// When the file is read again, and when that is taken back.
+    pub reload: ReloadPlan,
+}
+
+/// Where the daemon is told to change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ControlPlan {
+    /// The Unix socket.
+    pub socket: PathBuf,
+    /// Whether the file names it. One that nobody named may be another daemon's, which is no reason not to serve.
+    pub is_named: bool,
+}
+
+/// When the file is read again, and when that is taken back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReloadPlan {
+    /// Whether it is read again when it has changed.
+    pub watch: bool,
+    /// When a reload is taken back; absent: never.
+    pub rollback: Option<RollbackPlan>,
+}
+
+/// When a reload is taken back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RollbackPlan {
+    /// The share of failed requests above which it is, in percent.
+    pub error_rate: u32,
+    /// How long after the reload requests are looked at.
+    pub window: Duration,
 }
 
 /// The process and Pingora's own settings.
@@ -178,7 +209,30 @@ pub(crate) fn plan(
         metrics: config.metrics.address(),
         access_log: config.access_log.clone().unwrap_or_default().plan(),
         trusted_proxies: config.trusted_proxies.iter().map(|network| *network.get()).collect(),
+        control: control(config, context),
+        reload: reload(&config.reload),
     }
+}
+
+fn control(config: &Config, context: &Context<'_>) -> ControlPlan {
+    let named = config.control.socket.as_ref().map(|path| path.get().0.clone());
+    ControlPlan {
+        is_named: named.is_some(),
+        socket: named.unwrap_or_else(|| control_socket(&runtime_directory(context.uid, context.variables))),
+    }
+}
+
+/// Where the control socket is when no file names it.
+pub(crate) fn control_socket(runtime_directory: &Path) -> PathBuf {
+    runtime_directory.join("control.sock")
+}
+
+fn reload(config: &ReloadConfig) -> ReloadPlan {
+    let rollback = |rollback: &RollbackConfig| RollbackPlan {
+        error_rate: rollback.error_rate.get(),
+        window: rollback.window.get().0,
+    };
+    ReloadPlan { watch: config.watch, rollback: config.rollback.as_ref().map(rollback) }
 }
 
 fn server(config: &Config, context: &Context<'_>) -> ServerPlan {

@@ -62,11 +62,6 @@ const REFUSED: &[Refused] = &[
     pingora(&["blocking_threads_ttl_seconds"], NOT_USED, REMOVE),
     pingora(&["fast_timeout_to_tokio_threshold_seconds"], NOT_USED, REMOVE),
     later(&["listeners", "*", "tls"], "end TLS in front of the load balancer for now"),
-    later(&["control"], "remove the key; the daemon takes signals"),
-    later(
-        &["reload"],
-        "remove the key; a new configuration is taken over by an upgrade (SIGQUIT, then `-d -u`)",
-    ),
 ];
 
 /// Reports everything in the tree that is refused, and takes it out.

@@ -7,8 +7,8 @@ use std::num::NonZeroUsize;
 use health_service::HealthCheckConfig;
 use ipnet::IpNet;
 use lb_service::config::{
-    AbsolutePath, AccessLogConfig, AnyDuration, FromText, ListenerConfig, Name, PoolConfig, ReadPath,
-    RouteConfig, Text,
+    AbsolutePath, AccessLogConfig, AnyDuration, FromText, ListenerConfig, Name, Percent, PoolConfig,
+    PositiveDuration, ReadPath, RouteConfig, Text,
 };
 use metrics_service::config::MetricsConfig;
 use schemars::{JsonSchema, Schema, json_schema};
@@ -99,6 +99,42 @@ pub struct Config {
     /// Networks of proxies whose `X-Forwarded-*` headers are believed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub trusted_proxies: Vec<Text<IpNet>>,
+    /// Where a running daemon is told to change.
+    #[serde(default)]
+    pub control: ControlConfig,
+    /// When this file is read again, and when that is taken back.
+    #[serde(default)]
+    pub reload: ReloadConfig,
+}
+
+/// Where a running daemon is told to change.
+#[derive(Deserialize, Serialize, JsonSchema, Clone, Debug, Default)]
+#[serde(deny_unknown_fields, default)]
+pub struct ControlConfig {
+    /// A Unix socket of mode 0600; default: `control.sock` in the runtime directory.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub socket: Option<Text<AbsolutePath>>,
+}
+
+/// When this file is read again, and when that is taken back.
+#[derive(Deserialize, Serialize, JsonSchema, Clone, Debug, Default)]
+#[serde(deny_unknown_fields, default)]
+pub struct ReloadConfig {
+    /// Whether the file is read again whenever it has changed.
+    pub watch: bool,
+    /// When a reload is taken back; default: never.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rollback: Option<RollbackConfig>,
+}
+
+/// When a reload is taken back: too many requests fail after it.
+#[derive(Deserialize, Serialize, JsonSchema, Clone, Debug)]
+#[serde(deny_unknown_fields)]
+pub struct RollbackConfig {
+    /// The share of requests answered with 500 or more, in percent, above which it is.
+    pub error_rate: Percent<1, 99>,
+    /// How long after a reload the requests are looked at.
+    pub window: Text<PositiveDuration>,
 }
 
 /// What happens between a signal to stop and the end of the process.

@@ -1,0 +1,218 @@
+//! What changed, when and why: the last thousand changes, for those who ask afterwards.
+//!
+//! Whoever changes something, or notices that something changed by itself, [notes](Events::note) it. Readers ask for what came
+//! [`after`](Events::after) the event that they saw last, and may [wait](Events::wait_after) for it, so none is shown twice and
+//! a reader that is too slow can see that it missed some: numbers go up by one.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+use crate::time::rfc3339;
+
+/// So many are kept.
+pub const KEPT: usize = 1000;
+
+/// The latest changes. Clones share them.
+#[derive(Clone, Debug)]
+pub struct Events(Arc<Inner>);
+
+/// One change.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Event {
+    /// Its number; the first of a process is 1.
+    pub id: u64,
+    /// When, in UTC.
+    pub time: String,
+    /// What kind of change it is.
+    pub kind: Kind,
+    /// The pool that it is about.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub pool: Option<String>,
+    /// The backend that it is about.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub backend: Option<String>,
+    /// What and why, in words: `is down: 3 checks failed: connection refused`.
+    pub text: String,
+}
+
+/// What kind of change it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// The process began to serve, drains, or has handed over.
+    Process,
+    /// The checks of a backend changed their mind.
+    Health,
+    /// A backend was ejected, or came back.
+    Ejection,
+    /// A pool came to use all its backends, or ceased to.
+    Panic,
+    /// The configuration was read again: applied, refused or taken back.
+    Reload,
+    /// An operator changed something.
+    Operator,
+}
+
+/// What an event is about, before it has a number and a time.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct About<'a> {
+    /// The pool.
+    pub pool: Option<&'a str>,
+    /// The backend.
+    pub backend: Option<&'a str>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    ring: Mutex<VecDeque<Event>>,
+    /// The number of the latest.
+    latest: watch::Sender<u64>,
+}
+
+// === impl Events ===
+
+impl Events {
+    /// None yet.
+    pub fn new() -> Self {
+        Self(Arc::new(Inner { ring: Mutex::default(), latest: watch::Sender::new(0) }))
+    }
+
+    /// Something changed just now.
+    pub fn note(&self, kind: Kind, about: About<'_>, text: impl Into<String>) {
+        self.note_at(SystemTime::now(), kind, about, text.into());
+    }
+
+    fn note_at(&self, now: SystemTime, kind: Kind, about: About<'_>, text: String) {
+        let mut ring = self.ring();
+        let id = *self.0.latest.borrow() + 1;
+        if ring.len() == KEPT {
+            ring.pop_front();
+        }
+        ring.push_back(Event {
+            id,
+            time: rfc3339(now),
+            kind,
+            pool: about.pool.map(str::to_owned),
+            backend: about.backend.map(str::to_owned),
+            text,
+        });
+        // Within the lock, so that numbers and order agree.
+        self.0.latest.send_replace(id);
+    }
+
+    /// Those that came after the event with this number; 0: all that are kept. The oldest is first.
+    pub fn after(&self, id: u64) -> Vec<Event> {
+        self.ring().iter().filter(|event| event.id > id).cloned().collect()
+    }
+
+    /// The same, and waits for one for so long if there is none yet.
+    pub async fn wait_after(&self, id: u64, patience: Duration) -> Vec<Event> {
+        let mut latest = self.0.latest.subscribe();
+        // In time or not: what there is then is the answer.
+        let _ = tokio::time::timeout(patience, latest.wait_for(|latest| *latest > id)).await;
+        self.after(id)
+    }
+
+    fn ring(&self) -> MutexGuard<'_, VecDeque<Event>> {
+        self.0.ring.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Default for Events {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+// === impl Kind ===
+
+impl Kind {
+    /// The word in texts and documents.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Process => "process",
+            Self::Health => "health",
+            Self::Ejection => "ejection",
+            Self::Panic => "panic",
+            Self::Reload => "reload",
+            Self::Operator => "operator",
+        }
+    }
+}
+
+// === impl About ===
+
+impl<'a> About<'a> {
+    /// A backend of a pool.
+    pub fn backend(pool: &'a str, backend: &'a str) -> Self {
+        Self { pool: Some(pool), backend: Some(backend) }
+    }
+
+    /// A pool.
+    pub fn pool(pool: &'a str) -> Self {
+        Self { pool: Some(pool), backend: None }
+    }
+}
+
+// === impl Event ===
+
+impl std::fmt::Display for Event {
+    /// One line, as the terminal shows it.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {:<8} ", self.time, self.kind.as_str())?;
+        match (&self.pool, &self.backend) {
+            (Some(pool), Some(backend)) => write!(f, "{pool} {backend} ")?,
+            (Some(pool), None) => write!(f, "{pool} ")?,
+            _ => {}
+        }
+        f.write_str(&self.text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn texts(events: &[Event]) -> Vec<&str> {
+        events.iter().map(|event| event.text.as_str()).collect()
+    }
+
+    #[test]
+    fn the_latest_thousand_are_kept_in_order() {
+        let events = Events::new();
+        (1..=KEPT + 5).for_each(|n| events.note(Kind::Health, About::default(), n.to_string()));
+        let kept = events.after(0);
+        assert_eq!(kept.len(), KEPT);
+        assert_eq!((kept[0].id, kept[0].text.as_str()), (6, "6"));
+        assert!(kept.windows(2).all(|pair| pair[1].id == pair[0].id + 1));
+        assert_eq!(texts(&events.after(KEPT as u64 + 3)), ["1004", "1005"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_gets_the_next_or_nothing_in_time() {
+        let events = Events::new();
+        events.note(Kind::Process, About::default(), "serves");
+        assert_eq!(texts(&events.wait_after(0, Duration::from_secs(9)).await), ["serves"]);
+        assert!(events.wait_after(1, Duration::from_secs(9)).await.is_empty());
+        let waiting = tokio::spawn({
+            let events = events.clone();
+            async move { events.wait_after(1, Duration::from_secs(9)).await }
+        });
+        tokio::task::yield_now().await;
+        events.note(Kind::Panic, About::pool("web"), "is over");
+        assert_eq!(texts(&waiting.await.unwrap()), ["is over"]);
+    }
+
+    #[test]
+    fn a_line_says_when_what_kind_whom_and_what() {
+        let events = Events::new();
+        let about = About::backend("web", "10.0.0.1:80");
+        events.note_at(SystemTime::UNIX_EPOCH, Kind::Health, about, "is down: refused".into());
+        let line = events.after(0)[0].to_string();
+        assert_eq!(line, "1970-01-01T00:00:00.000Z health   web 10.0.0.1:80 is down: refused");
+    }
+}
