@@ -7,6 +7,7 @@
 mod access_log;
 mod balancing;
 mod config;
+mod control;
 mod edges;
 mod grpc_health;
 mod health;
