@@ -590,6 +590,40 @@ mod tests {
         assert_eq!(shadowed_by(&[route(), route(), route()]), [(1, 0), (2, 0)]);
     }
 
+    #[test]
+    fn what_does_not_match_is_the_first_that_differs() {
+        let full = Route {
+            listener: Some(ListenerId(0)),
+            host: Some(host("a.test")),
+            path: prefix("/v1"),
+            methods: vec![Method::GET],
+            headers: vec![header("x-one", "1"), header("x-two", "2")],
+            pool: PoolId(0),
+        };
+        let table = RouteTable::new(vec![full, route(), route()]);
+        let headers: HeaderMap = [header("x-one", "1"), header("x-two", "2")].into_iter().collect();
+        let one: HeaderMap = [header("x-one", "1")].into_iter().collect();
+        let good = RequestView {
+            listener: ListenerId(0),
+            host: Some("a.test"),
+            path: "/v1/x",
+            method: &Method::GET,
+            headers: &headers,
+        };
+        assert_eq!(table.explain(&good), [Verdict::Taken, Verdict::Behind(0), Verdict::Behind(0)]);
+        for (request, mismatch) in [
+            (RequestView { listener: ListenerId(1), host: None, ..good }, Mismatch::Listener),
+            (RequestView { host: None, path: "/", ..good }, Mismatch::Host),
+            (RequestView { path: "/v10", method: &Method::PUT, ..good }, Mismatch::Path),
+            (RequestView { method: &Method::PUT, headers: &one, ..good }, Mismatch::Method),
+            (RequestView { headers: &one, ..good }, Mismatch::Header(&HeaderName::from_static("x-two"))),
+        ] {
+            let expected = [Verdict::Not(mismatch), Verdict::Taken, Verdict::Behind(1)];
+            assert_eq!(table.explain(&request), expected);
+            assert_eq!(table.position(&request), Some(1));
+        }
+    }
+
     // === properties ===
 
     const HOSTS: [&str; 7] = ["com", "a.com", "b.a.com", "c.b.a.com", "*.com", "*.a.com", "*.b.a.com"];

@@ -198,7 +198,9 @@ impl Purpose for Rehearse {
                 break;
             }
         }
-        candidates.next_step().map_or((), |step| self.step.set(step));
+        if let Some(step) = candidates.next_step() {
+            self.step.set(step);
+        }
     }
 
     fn reserve(&self, backend: &Backend, bound: u64) -> Result<(), Refusal> {

@@ -82,6 +82,7 @@ fn served(plan: &Plan, pools: &[Checked], logs: Vec<AccessLog>, traffic: &Traffi
         routes: RouteTable::new(plan.routes.clone()),
         pools: pools.iter().map(|checked| checked.pool.clone()).collect(),
         trusted_proxies: TrustedProxies::new(plan.trusted_proxies.clone()),
+        explain_token: None,
         access_logs: logs,
     };
     lb_service::plan::Plan::new(parts, traffic)
