@@ -8,6 +8,7 @@ pub mod config;
 pub mod daemon;
 pub mod demo;
 pub mod events;
+pub mod explain;
 pub mod operator;
 pub mod process;
 pub mod status;

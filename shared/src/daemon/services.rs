@@ -23,6 +23,7 @@ use super::logs::{AccessLogs, Opened};
 use super::pools::{Checked, Pools};
 use super::running::Running;
 use crate::config::Plan;
+use crate::explain::ExplainSource;
 use crate::events::Events;
 use crate::operator::{self, ConfigFile, Operator, OperatorService, Runtime};
 use crate::process::sockets::Sockets;
@@ -100,8 +101,10 @@ impl Services {
             observer: Box::new(|_| {}),
         });
         let status = StatusSource::new(current.clone(), traffic.clone(), pools.clone(), operator.clone());
+        let explain = ExplainSource::new(current.clone());
         let endpoints = Endpoints::new(registry, readiness.clone())
-            .with_document("/api/v1/status", move |_| Ok(status.json(SystemTime::now())));
+            .with_document("/api/v1/status", move |_| Ok(status.json(SystemTime::now())))
+            .with_document("/api/v1/explain", move |query| explain.json(query));
         let mut metrics = metrics_service::service(endpoints, "metrics");
         metrics.add_listener(ListenerConfig::tcp(plan.metrics.to_string()));
         Ok(Self { current, traffic, pools, operator, readiness, proxy, prober, metrics, changer })
