@@ -324,7 +324,8 @@ mod tests {
         let plan = plan(&settings(Algorithm::Maglev));
         let key = |question: &Question| plan.explain(question, Instant::now()).pool.unwrap().key;
         assert_eq!(key(&get("/api")), None);
-        let from = |ip: [u8; 4]| get("/api").with_header("X-Forwarded-For", "192.0.2.1").unwrap().from(ip.into());
+        let from =
+            |ip: [u8; 4]| get("/api").with_header("X-Forwarded-For", "192.0.2.1").unwrap().from(ip.into());
         assert_eq!(key(&from(PROXY)).unwrap(), b"192.0.2.1");
         assert_eq!(key(&from([192, 0, 2, 7])).unwrap(), b"192.0.2.7");
     }

@@ -269,16 +269,17 @@ impl Document {
             route: RouteDocument::new(explained),
             pool: pool.map(|pool| pool.pool.name.to_string()),
             policy: pool.map(|pool| pool.pool.policy().as_str()),
-            key: pool.and_then(|pool| pool.key.as_deref()).map(|key| String::from_utf8_lossy(key).into_owned()),
+            key: pool
+                .and_then(|pool| pool.key.as_deref())
+                .map(|key| String::from_utf8_lossy(key).into_owned()),
             session: pool.and_then(session),
             availability: pool.map(|pool| AvailabilityDocument {
                 panic: pool.explanation.availability.panic,
                 backups_in_use: pool.explanation.availability.level == Level::Backup,
             }),
-            queue: pool.map(|pool| pool.pool.queue()).map(|queue| QueueDocument {
-                waiting: queue.len(),
-                places: queue.places(),
-            }),
+            queue: pool
+                .map(|pool| pool.pool.queue())
+                .map(|queue| QueueDocument { waiting: queue.len(), places: queue.places() }),
             taken: backends.iter().find(|backend| backend.would_be_taken).map(|taken| taken.address.clone()),
             backends,
             draw: outcome == "draw",
@@ -290,7 +291,11 @@ impl Document {
         let mut text = String::new();
         let host = self.host.as_deref().unwrap_or_default();
         let from = self.client.map(|client| format!(" from {client}")).unwrap_or_default();
-        line(&mut text, "request", &format!("{} {host}{}{from} through {}", self.method, self.path, self.listener));
+        line(
+            &mut text,
+            "request",
+            &format!("{} {host}{}{from} through {}", self.method, self.path, self.listener),
+        );
         self.push_routes(&mut text);
         if let (Some(pool), Some(policy)) = (&self.pool, self.policy) {
             line(&mut text, "pool", &format!("{pool}, {policy}{}", self.circumstances()));
@@ -461,7 +466,8 @@ fn candidacy(judged: &Judged, is_taken: bool, pool: &InPool<'_>) -> String {
         (false, false) => "another one comes first".to_owned(),
     };
     if matches!(judged.state, State::Down | State::Ejected) {
-        write!(words, ", although it is {}: panic", judged.state.as_str()).expect("a String takes everything");
+        write!(words, ", although it is {}: panic", judged.state.as_str())
+            .expect("a String takes everything");
     }
     if judged.share < 1.0 {
         write!(words, "; {}", slow(judged)).expect("a String takes everything");
@@ -592,7 +598,10 @@ mod tests {
         let source = source(Algorithm::RoundRobin);
         let document = json(&source, "host=b.test&path=/shop");
         assert_eq!(document["listener"], "web");
-        assert_eq!(document["route"], json!({"index": 1, "others": [{"index": 0, "reason": "another host"}]}));
+        assert_eq!(
+            document["route"],
+            json!({"index": 1, "others": [{"index": 0, "reason": "another host"}]})
+        );
         assert_eq!((&document["pool"], &document["policy"]), (&json!("shop"), &json!("round_robin")));
         assert_eq!(document["availability"], json!({"panic": false, "backups_in_use": false}));
         assert_eq!((&document["taken"], &document["outcome"]), (&json!("10.0.0.1:80"), &json!("taken")));

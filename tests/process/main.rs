@@ -8,6 +8,7 @@ mod access_log;
 mod balancing;
 mod config;
 mod edges;
+mod explain;
 mod grpc_health;
 mod health;
 mod keys;

@@ -12,10 +12,10 @@ use std::sync::Arc;
 use pingora::lb::selection::{BackendIter, BackendSelection};
 use pingora::protocols::l4::socket::SocketAddr as PingoraAddr;
 
+use super::Pool;
 use super::availability::Availability;
 use super::backend::{Backend, State};
 use super::pick::{Purpose, Refusal, Unplaced, Wish};
-use super::Pool;
 use crate::policy::{Policy, Preference};
 
 /// Where a request would go.
@@ -81,7 +81,8 @@ impl Pool {
         let availability = self.assessed(wish.now);
         let rehearsal = Rehearse::new(policy.clone());
         let taken = self.pick(wish, availability, &rehearsal).map(|(backend, ())| backend);
-        let judge = |place, backend| self.judge(wish, availability, &rehearsal, taken.as_ref(), place, backend);
+        let judge =
+            |place, backend| self.judge(wish, availability, &rehearsal, taken.as_ref(), place, backend);
         let offered = self.in_order(policy, wish.key);
         let mut backends: Vec<_> =
             offered.into_iter().enumerate().map(|(index, backend)| judge(index + 1, backend)).collect();
@@ -227,7 +228,8 @@ mod tests {
     use crate::clock::{Clock, Hands};
     use crate::policy::{Algorithm, InFlight, PolicyConfig};
     use crate::pool::{
-        Admin, Attempt, BackendSettings, Mishap, Passed, PoolSettings, StickySettings, Tried, UpstreamError, Weight,
+        Admin, Attempt, BackendSettings, Mishap, Passed, PoolSettings, StickySettings, Tried, UpstreamError,
+        Weight,
     };
     use pingora::lb::HealthRegistry;
     use proptest::collection::vec;
@@ -280,7 +282,8 @@ mod tests {
     }
 
     fn any_lot() -> impl Strategy<Value = Lot> {
-        let admin = prop_oneof![4 => Just(Admin::InService), 1 => Just(Admin::Draining), 1 => Just(Admin::Disabled)];
+        let admin =
+            prop_oneof![4 => Just(Admin::InService), 1 => Just(Admin::Draining), 1 => Just(Admin::Disabled)];
         let rarely = || any::<u8>().prop_map(|number| number < 50);
         (
             prop_oneof![3 => 1u64..4, 1 => 1u64..100],
@@ -290,9 +293,19 @@ mod tests {
             option::of(1u32..4),
             0u64..200,
         )
-            .prop_map(|(weight, (backup, down, fails, came_back), admin, held, most, answers_after)| {
-                Lot { weight, backup, down, admin, held, most, fails, came_back, answers_after }
-            })
+            .prop_map(
+                |(weight, (backup, down, fails, came_back), admin, held, most, answers_after)| Lot {
+                    weight,
+                    backup,
+                    down,
+                    admin,
+                    held,
+                    most,
+                    fails,
+                    came_back,
+                    answers_after,
+                },
+            )
     }
 
     fn any_rules() -> impl Strategy<Value = PoolSettings> {
