@@ -12,7 +12,9 @@ pub mod events;
 pub mod explain;
 pub mod operator;
 pub mod process;
+pub mod screen;
 pub mod status;
 pub mod time;
+pub mod verbs;
 
 pub use app::run;
