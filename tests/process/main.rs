@@ -9,6 +9,7 @@ mod balancing;
 mod config;
 mod control;
 mod edges;
+mod explain;
 mod grpc_health;
 mod health;
 mod keys;

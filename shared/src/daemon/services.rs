@@ -24,6 +24,7 @@ use super::pools::{Checked, Pools};
 use super::running::Running;
 use crate::config::Plan;
 use crate::events::{self, Events};
+use crate::explain::ExplainSource;
 use crate::operator::{self, ConfigFile, Operator, OperatorService, Runtime};
 use crate::process::sockets::Sockets;
 use crate::status::StatusSource;
@@ -104,9 +105,11 @@ impl Services {
         let status = StatusSource::new(current.clone(), traffic.clone(), pools.clone(), operator.clone());
         let status = Arc::new(status);
         let (read, happened) = (status.clone(), operator.events().clone());
+        let explain = ExplainSource::new(current.clone());
         let endpoints = Endpoints::new(registry, readiness.clone())
             .with_document("/api/v1/status", move |_| Ok(read.json(SystemTime::now())))
-            .with_document("/api/v1/events", move |query| events::document(&happened, query));
+            .with_document("/api/v1/events", move |query| events::document(&happened, query))
+            .with_document("/api/v1/explain", move |query| explain.json(query));
         let mut metrics = metrics_service::service(endpoints, "metrics");
         metrics.add_listener(ListenerConfig::tcp(plan.metrics.to_string()));
         Ok(Self { current, traffic, pools, operator, status, readiness, proxy, prober, metrics, changer })
@@ -125,6 +128,7 @@ pub(super) fn served(
         routes: RouteTable::new(plan.routes.clone()),
         pools: pools.iter().map(|checked| checked.pool.clone()).collect(),
         trusted_proxies: TrustedProxies::new(plan.trusted_proxies.clone()),
+        explain_token: None,
         access_logs: logs,
     };
     lb_service::plan::Plan::new(parts, traffic)
