@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use serde_json::{Value, json};
+use tests::daemon::path_str;
 use tests::wait::{self, LONG};
 use tests::{Answer, Behaviour, Daemon, Gate, Lab, Origin, Response};
 
@@ -304,4 +305,47 @@ fn a_stranger_is_told_nothing_and_does_not_ask_the_backend() {
     let seen = origin.seen();
     assert_eq!(seen.len(), 2);
     assert!(seen.iter().all(|seen| seen.header(EXPLAIN).is_none()));
+}
+
+#[test]
+fn the_verb_explains_as_text_and_json_over_the_control_socket() {
+    let lab = Lab::new();
+    let (one, two) = (Origin::start("one"), Origin::start("two"));
+    let daemon = lab.start(&pool(&[&one, &two], ""));
+    let config = lab.path("conf.yaml");
+    let explain = |more: &[&str]| lab.run(&[&["explain", "-c", path_str(&config)], more].concat());
+    let request =
+        ["--host", "shop.example.com", "--path", "/a b?c", "--header", "X-A: b & c", "--client", "10.0.0.9"];
+    let json = explain(&[&request[..], &["--format", "json"]].concat());
+    assert_eq!(json.code, Some(0), "{json:?}");
+    let document: Value = serde_json::from_str(&json.stdout).unwrap();
+    assert_eq!((&document["host"], &document["pool"]), (&"shop.example.com".into(), &"web".into()));
+    let taken = document["taken"].as_str().unwrap();
+    let text = explain(&request);
+    assert!(text.stdout.contains(taken) && text.stdout.contains("round_robin"), "{text:?}");
+    let answered = daemon.get("/").unwrap().origin().to_owned();
+    let expected = [&one, &two].into_iter().find(|origin| origin.address.to_string() == taken).unwrap();
+    assert_eq!(answered, expected.name());
+    let wrong = explain(&["--listener", "none"]);
+    assert_eq!(wrong.code, Some(2), "{wrong:?}");
+    assert!(wrong.stderr.contains("no listener `none`"), "{wrong:?}");
+}
+
+#[test]
+fn the_token_of_the_control_socket_lets_a_request_ask() {
+    let lab = Lab::new();
+    let origin = Origin::start("one");
+    let daemon = lab.start(&pool(&[&origin], ""));
+    let token = lab.run(&["explain", "--token", "-c", path_str(&lab.path("conf.yaml"))]).stdout;
+    let ask = |value: &str| {
+        let answer = daemon.connect().request("GET", "/", &[("X-Lb-Explain", value)], b"").unwrap();
+        answer.header("x-lb-explain").map(str::to_owned)
+    };
+    assert!(ask(token.trim()).unwrap().contains(&format!("backend={}", origin.address)));
+    assert_eq!(ask("1"), None);
+    assert!(origin.seen().iter().all(|seen| seen.header("x-lb-explain").is_none()));
+    // A reload keeps it.
+    lab.config(&pool(&[&origin], "policy: random"));
+    assert_eq!(lab.run(&["reload", "-c", path_str(&lab.path("conf.yaml"))]).code, Some(0));
+    assert!(ask(token.trim()).unwrap().contains("policy=random"));
 }
