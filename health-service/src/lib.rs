@@ -59,7 +59,9 @@
 //! Pingora logs that, too, as `backend 10.0.0.1:80 becomes unhealthy`, from the target `pingora_load_balancing`. Log
 //! that target from `error` up to have one line for each change.
 
+mod backend;
 mod check;
+mod checks;
 mod config;
 #[cfg(test)]
 mod membership;
@@ -71,7 +73,9 @@ mod settings;
 mod state;
 mod verdicts;
 
+pub use backend::Observer;
 pub use check::{CheckError, Checker};
+pub use checks::{CheckedPool, Checks, Staged, Stopped};
 pub use config::{
     CheckCount, CheckMethod, CheckPath, CheckType, DurationText, HealthCheckConfig, Percent, StatusRange,
 };

@@ -9,26 +9,25 @@
 //! A backend task waits for nobody but its own backend, so one that hangs delays no other. Only the pool task
 //! publishes: passes over the balancer never overlap, so an old verdict cannot overwrite a newer one, and many
 //! changes at a time make one pass.
+//!
+//! Another balancer, or another way to check, takes over while the tasks run ([`PoolTask::succeed`]). A backend that
+//! is there before and after, and is checked in the same way, does not notice. Requests that began with a balancer end
+//! with it, so the ones before stay in use for a while: what they know of a backend that is gone stays as it was.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::convert::Infallible;
-use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use async_trait::async_trait;
-use log::{debug, info, warn};
 use pingora::lb::selection::{BackendIter, BackendSelection};
 use pingora::lb::{Backend, LoadBalancer};
 use pingora::protocols::l4::socket::SocketAddr;
-use tokio::sync::{Notify, mpsc};
-use tokio::task::JoinHandle;
-use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
-use crate::check::Check;
-use crate::metrics::{BackendSeries, Metrics};
-use crate::schedule::{Phase, pause};
-use crate::settings::Settings;
-use crate::state::{BackendHealth, Change, Outcome};
+use crate::backend::{Beginning, Finding, Pending, Procedure, Reports, Task, Watch};
+use crate::settings::CheckKind;
 use crate::verdicts::Verdicts;
 
 /// How often the membership of a pool is looked at. Looking costs one pointer comparison while nothing changes.
@@ -44,29 +43,50 @@ pub(crate) trait Balancer: Send + Sync {
     async fn publish(&self);
 }
 
-/// One pool, and what its checks need.
+/// One pool, and how it is checked.
+#[derive(Clone)]
 pub(crate) struct Pool {
     pub(crate) name: String,
     pub(crate) balancer: Arc<dyn Balancer>,
-    pub(crate) settings: Settings,
-    pub(crate) check: Arc<dyn Check>,
     pub(crate) verdicts: Verdicts,
-    pub(crate) metrics: Metrics,
-    /// Set when a verdict has changed and the balancer does not know yet.
-    pub(crate) changed: Notify,
+    pub(crate) procedure: Arc<Procedure>,
 }
 
-/// Proof that something has not happened yet: whoever waits learns when all copies are dropped.
-pub(crate) type Pending = mpsc::Sender<Infallible>;
+/// What first checks found, by the address of the backend.
+pub(crate) type Findings = HashMap<SocketAddr, Finding>;
 
-/// The task of one backend; ends when this is dropped.
-struct BackendTask(JoinHandle<()>);
+/// The checks of one pool, at work. They end when this is dropped.
+pub(crate) struct PoolTask {
+    reports: Arc<Reports>,
+    orders: mpsc::Sender<Succession>,
+    task: Task,
+}
 
-/// What the task of one backend works with.
-struct BackendWatch {
-    pool: Arc<Pool>,
-    address: SocketAddr,
-    series: Arc<BackendSeries>,
+/// What the pool task works with.
+struct PoolChecks {
+    reports: Arc<Reports>,
+    balancer: Arc<dyn Balancer>,
+    procedure: Arc<Procedure>,
+    members: Arc<BTreeSet<Backend>>,
+    tasks: HashMap<SocketAddr, Task>,
+    /// The balancers before this one, until nobody uses them any more.
+    predecessors: Vec<Weak<dyn Balancer>>,
+}
+
+/// The order to go on with another balancer, or another way to check.
+struct Succession {
+    pool: Pool,
+    findings: Findings,
+    done: oneshot::Sender<()>,
+}
+
+/// What becomes of the task of one backend. Without a step it stays.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    /// It begins, in place of the one that is there, if any.
+    Begin,
+    /// It ends, and what is known is forgotten.
+    End,
 }
 
 // === impl Balancer ===
@@ -90,134 +110,198 @@ where
 // === impl Pool ===
 
 impl Pool {
-    /// Checks the pool until dropped. Drops `first_round` when every backend that was there at the start has had its
-    /// first check and the balancer knows the result.
-    pub(crate) async fn run(self: Arc<Self>, first_round: Pending) {
-        let mut first_round = Some(first_round);
-        let (unchecked, mut all_checked) = mpsc::channel(1);
-        let mut tasks = HashMap::new();
-        let mut members = self.balancer.members();
-        self.follow(&members, &mut tasks, Some(&unchecked)).await;
-        drop(unchecked);
+    /// Whether there is anything to check.
+    pub(crate) fn is_checked(&self) -> bool {
+        self.procedure.settings.kind != CheckKind::None
+    }
 
+    /// The members that nobody has checked yet.
+    pub(crate) fn unchecked(&self) -> Vec<SocketAddr> {
+        let mut unchecked = addresses(&self.balancer.members());
+        unchecked.retain(|address| self.is_checked() && self.verdicts.get(address).is_none());
+        unchecked.into_iter().collect()
+    }
+}
+
+/// Two backends may differ in weight only: they share one task.
+fn addresses(members: &BTreeSet<Backend>) -> BTreeSet<SocketAddr> {
+    members.iter().map(|backend| backend.addr.clone()).collect()
+}
+
+// === impl PoolTask ===
+
+impl PoolTask {
+    /// Begins to check the `pool` that `reports` is about. The balancer knows of the `findings` when this returns.
+    ///
+    /// Drops `first_round` when every backend that is there has a verdict and the balancer knows it.
+    pub(crate) async fn begin(
+        reports: Reports,
+        pool: Pool,
+        findings: Findings,
+        first_round: Option<Pending>,
+    ) -> Self {
+        let reports = Arc::new(reports);
+        let (unchecked, all_checked) = mpsc::channel(1);
+        let mut checks = PoolChecks {
+            reports: Arc::clone(&reports),
+            members: pool.balancer.members(),
+            balancer: pool.balancer,
+            procedure: pool.procedure,
+            tasks: HashMap::new(),
+            predecessors: Vec::new(),
+        };
+        checks.follow(true, findings, Some(&unchecked)).await;
+        drop(unchecked);
+        checks.balancer.publish().await;
+        let (orders, received) = mpsc::channel(1);
+        Self { reports, orders, task: Task::spawn(checks.run(received, all_checked, first_round)) }
+    }
+
+    /// Whether `pool` is the same pool: what was found about its backends goes on to count.
+    pub(crate) fn is_continued_by(&self, pool: &Pool) -> bool {
+        self.reports.pool == pool.name && self.reports.verdicts.is(&pool.verdicts) && pool.is_checked()
+    }
+
+    /// Goes on with `pool`, which continues this one. Its balancer knows all verdicts when this returns.
+    pub(crate) async fn succeed(&self, pool: Pool, findings: Findings) {
+        let (done, is_done) = oneshot::channel();
+        // An error means that the task is gone, which only a panic can have done: then there is nothing to change.
+        if self.orders.send(Succession { pool, findings, done }).await.is_ok() {
+            let _ = is_done.await;
+        }
+    }
+
+    /// Ends the checks and forgets what they found.
+    pub(crate) async fn end(self) {
+        let Self { reports, orders, task } = self;
+        drop(orders);
+        task.ended().await;
+        reports.verdicts.forget_all();
+    }
+}
+
+// === impl PoolChecks ===
+
+impl PoolChecks {
+    /// Checks the pool until nobody can give orders any more.
+    async fn run(
+        mut self,
+        mut orders: mpsc::Receiver<Succession>,
+        mut all_checked: mpsc::Receiver<Infallible>,
+        mut first_round: Option<Pending>,
+    ) {
         let mut cadence = interval_at(Instant::now() + MEMBERSHIP_CADENCE, MEMBERSHIP_CADENCE);
         cadence.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                () = self.changed.notified() => self.balancer.publish().await,
+                () = self.reports.changed.notified() => self.balancer.publish().await,
                 None = all_checked.recv(), if first_round.is_some() => {
                     self.balancer.publish().await;
                     first_round = None;
                 }
-                _ = cadence.tick() => {
-                    let present = self.balancer.members();
-                    if !Arc::ptr_eq(&present, &members) {
-                        members = present;
-                        self.follow(&members, &mut tasks, None).await;
-                        // A backend that went and came back began anew in the balancer.
-                        self.balancer.publish().await;
+                _ = cadence.tick() => self.look().await,
+                order = orders.recv() => match order {
+                    Some(Succession { pool, findings, done }) => {
+                        self.succeed(pool, findings).await;
+                        // Whoever gave the order may have lost interest.
+                        let _ = done.send(());
                     }
+                    None => break,
                 }
             }
         }
+        for (_, task) in self.tasks.drain() {
+            task.end().await;
+        }
     }
 
-    /// Ends the tasks of backends that are gone, and begins one for each that is new.
-    async fn follow(
-        self: &Arc<Self>,
-        members: &BTreeSet<Backend>,
-        tasks: &mut HashMap<SocketAddr, BackendTask>,
+    /// Looks whether the balancer has other members now, and whether its predecessors are still in use.
+    async fn look(&mut self) {
+        let present = self.balancer.members();
+        if !Arc::ptr_eq(&present, &self.members) {
+            self.members = present;
+            self.follow(false, Findings::new(), None).await;
+            // A backend that went and came back began anew in the balancer.
+            self.balancer.publish().await;
+        }
+        if !self.predecessors.is_empty() {
+            self.predecessors.retain(|balancer| balancer.strong_count() > 0);
+            if self.predecessors.is_empty() {
+                self.reports.verdicts.forget_retired();
+            }
+        }
+    }
+
+    async fn succeed(&mut self, pool: Pool, findings: Findings) {
+        let changed = !self.procedure.is_like(&pool.procedure);
+        if changed {
+            self.procedure = pool.procedure;
+        }
+        self.replace_balancer(pool.balancer);
+        self.members = self.balancer.members();
+        self.follow(changed, findings, None).await;
+        self.balancer.publish().await;
+    }
+
+    fn replace_balancer(&mut self, balancer: Arc<dyn Balancer>) {
+        let before = std::mem::replace(&mut self.balancer, balancer);
+        self.predecessors.push(Arc::downgrade(&before));
+        // It may be the one that it was, or one from before: then it is in use, but no predecessor.
+        let present = Arc::as_ptr(&self.balancer);
+        self.predecessors.retain(|balancer| !std::ptr::addr_eq(balancer.as_ptr(), present));
+    }
+
+    /// Ends the tasks of backends that are gone, and begins one for each that is new, or for all if the way to check
+    /// has `changed`.
+    async fn follow(&mut self, changed: bool, mut findings: Findings, unchecked: Option<&Pending>) {
+        for (address, step) in steps(self.tasks.keys(), &addresses(&self.members), changed) {
+            match step {
+                Step::Begin => self.begin(&address, findings.remove(&address), unchecked).await,
+                Step::End => self.end(&address).await,
+            }
+        }
+    }
+
+    async fn begin(
+        &mut self,
+        address: &SocketAddr,
+        finding: Option<Finding>,
         unchecked: Option<&Pending>,
     ) {
-        // Two backends may differ in weight only: they share one task.
-        let present: HashSet<&SocketAddr> = members.iter().map(|backend| &backend.addr).collect();
-        for (address, task) in tasks.extract_if(|address, _| !present.contains(address)) {
+        // Made first, so that the series has a user at all times and goes on.
+        let watch = Watch::new(&self.reports, &self.procedure, address);
+        if let Some(before) = self.tasks.remove(address) {
+            before.end().await;
+        }
+        let verdict = self.reports.verdicts.get(address);
+        let task = watch.begin(Beginning::from(verdict, finding, unchecked));
+        self.tasks.insert(address.clone(), task);
+    }
+
+    async fn end(&mut self, address: &SocketAddr) {
+        if let Some(task) = self.tasks.remove(address) {
             task.end().await;
-            self.verdicts.forget(&address);
         }
-        for address in present {
-            if !tasks.contains_key(address) {
-                tasks.insert(address.clone(), self.watch(address, unchecked.cloned()));
-            }
+        if self.predecessors.is_empty() {
+            self.reports.verdicts.forget(address);
+        } else {
+            // Requests that began with a predecessor must not take it for up because nothing is known any more.
+            self.reports.verdicts.retire(address);
         }
-    }
-
-    fn watch(self: &Arc<Self>, address: &SocketAddr, unchecked: Option<Pending>) -> BackendTask {
-        let watch = BackendWatch {
-            pool: Arc::clone(self),
-            address: address.clone(),
-            series: self.metrics.series(&self.name, &address.to_string()),
-        };
-        BackendTask(tokio::spawn(watch.run(unchecked)))
     }
 }
 
-// === impl BackendTask ===
-
-impl BackendTask {
-    /// Ends the task and waits until it has, so that nothing it does comes after this.
-    async fn end(mut self) {
-        self.0.abort();
-        // The only results are "cancelled" and "panicked": either way it is over.
-        let _ = (&mut self.0).await;
-    }
-}
-
-impl Drop for BackendTask {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
-// === impl BackendWatch ===
-
-impl BackendWatch {
-    async fn run(self, unchecked: Option<Pending>) {
-        let settings = &self.pool.settings;
-        let mut health = BackendHealth::new(settings.thresholds);
-        let mut started = self.check(&mut health).await;
-        drop(unchecked);
-        let mut phase = Phase::First;
-        loop {
-            sleep_until(started + pause(settings, phase, fastrand::f64())).await;
-            started = self.check(&mut health).await;
-            phase = if health.is_changing() { Phase::Changing } else { Phase::Steady };
-        }
-    }
-
-    /// Checks once and takes in the result. Returns when the check started.
-    async fn check(&self, health: &mut BackendHealth) -> Instant {
-        let started = Instant::now();
-        let result = self.pool.check.check(&self.address).await;
-        self.series.checked(result.is_ok(), started.elapsed());
-        let outcome = match result {
-            Ok(()) => Outcome::Passed,
-            Err(error) => Outcome::Failed(error.to_string()),
-        };
-        let change = health.observe(&outcome, SystemTime::now());
-        if let Some(verdict) = health.verdict() {
-            self.pool.verdicts.set(&self.address, verdict.clone());
-        }
-        if let Some(change) = change {
-            self.announce(&change);
-        }
-        started
-    }
-
-    fn announce(&self, change: &Change) {
-        let (pool, address, reason) = (&self.pool.name, &self.address, &change.reason);
-        match change {
-            // The balancer takes a backend for up until told otherwise: being found up at first is no change to it.
-            Change { up: true, first: true, .. } => {
-                debug!("pool {pool}: backend {address} is up: {reason}");
-                return;
-            }
-            Change { up: true, .. } => info!("pool {pool}: backend {address} is up: {reason}"),
-            Change { up: false, .. } => warn!("pool {pool}: backend {address} is down: {reason}"),
-        }
-        self.series.changed();
-        self.pool.changed.notify_one();
-    }
+/// What becomes of the tasks there are, and which begin, so that there is one for each member.
+fn steps<'a>(
+    tasks: impl Iterator<Item = &'a SocketAddr>,
+    members: &BTreeSet<SocketAddr>,
+    changed: bool,
+) -> BTreeMap<SocketAddr, Step> {
+    let tasks: BTreeSet<&SocketAddr> = tasks.collect();
+    let gone = tasks.iter().filter(|address| !members.contains(**address));
+    let begin = members.iter().filter(|address| changed || !tasks.contains(address));
+    let ends = gone.map(|address| ((*address).clone(), Step::End));
+    begin.map(|address| (address.clone(), Step::Begin)).chain(ends).collect()
 }
 
 #[cfg(test)]

@@ -22,7 +22,14 @@ use crate::state::Outcome;
 
 /// The verdicts on the backends of one pool. Clones share their contents.
 #[derive(Clone, Debug, Default)]
-pub struct Verdicts(Arc<RwLock<HashMap<SocketAddr, Verdict>>>);
+pub struct Verdicts(Arc<RwLock<Contents>>);
+
+#[derive(Debug, Default)]
+struct Contents {
+    members: HashMap<SocketAddr, Verdict>,
+    /// Why backends were down when they left the pool: balancers from before that still hold them learn nothing else.
+    retired: HashMap<SocketAddr, String>,
+}
 
 /// The verdict on one backend.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,7 +68,7 @@ impl Verdicts {
 
     /// The verdict on the backend at `address`; `None` before its first check, and for pools without checks.
     pub fn get(&self, address: &SocketAddr) -> Option<Verdict> {
-        self.read().get(address).cloned()
+        self.read().members.get(address).cloned()
     }
 
     /// The check to set on the `LoadBalancer` of the pool, or on its registry.
@@ -72,23 +79,51 @@ impl Verdicts {
         Box::new(Publisher(self.clone()))
     }
 
+    /// Whether both are the same, and not only equal.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     pub(crate) fn set(&self, address: &SocketAddr, verdict: Verdict) {
-        self.write().insert(address.clone(), verdict);
+        let mut contents = self.write();
+        contents.retired.remove(address);
+        contents.members.insert(address.clone(), verdict);
     }
 
     pub(crate) fn forget(&self, address: &SocketAddr) {
-        self.write().remove(address);
+        self.write().members.remove(address);
+    }
+
+    /// Forgets the verdict, but goes on to publish that the backend is down, if it is, until
+    /// [`forget_retired`](Self::forget_retired).
+    pub(crate) fn retire(&self, address: &SocketAddr) {
+        let mut contents = self.write();
+        if let Some(verdict) = contents.members.remove(address).filter(|verdict| !verdict.up) {
+            contents.retired.insert(address.clone(), verdict.reason);
+        }
+    }
+
+    pub(crate) fn forget_retired(&self) {
+        self.write().retired.clear();
+    }
+
+    pub(crate) fn forget_all(&self) {
+        *self.write() = Contents::default();
     }
 
     fn failure(&self, address: &SocketAddr) -> Option<String> {
-        self.read().get(address).filter(|verdict| !verdict.up).map(|verdict| verdict.reason.clone())
+        let contents = self.read();
+        match contents.members.get(address) {
+            Some(verdict) => (!verdict.up).then(|| verdict.reason.clone()),
+            None => contents.retired.get(address).cloned(),
+        }
     }
 
-    fn read(&self) -> RwLockReadGuard<'_, HashMap<SocketAddr, Verdict>> {
+    fn read(&self) -> RwLockReadGuard<'_, Contents> {
         self.0.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn write(&self) -> RwLockWriteGuard<'_, HashMap<SocketAddr, Verdict>> {
+    fn write(&self) -> RwLockWriteGuard<'_, Contents> {
         self.0.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
