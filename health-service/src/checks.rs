@@ -75,7 +75,7 @@ impl Checks {
     /// has been told all verdicts, so requests may be given to it. A predecessor of it over the same registry may go
     /// on to be used: it does not learn that backends which are gone are up again.
     ///
-    /// Before the service has started, it waits for that.
+    /// Before the service has started, it waits for that. What is on its way is not called back by dropping the future.
     ///
     /// # Errors
     /// When the service has ended.
@@ -132,5 +132,82 @@ impl CheckedPool {
         let Self { name, balancer, settings, peer, verdicts } = self;
         let check = Arc::new(Checker::new(Arc::clone(connector), peer.clone(), settings.clone()));
         Pool { name, balancer, verdicts, procedure: Arc::new(Procedure { settings, peer, check }) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::time::{Instant, timeout};
+
+    use super::*;
+    use crate::check::CheckError;
+    use crate::membership::members;
+    use crate::script::{Script, addr, procedure};
+    use crate::settings::CheckKind;
+    use crate::verdicts::registry;
+
+    const ONE: &str = "10.0.0.1:80";
+    const TWO: &str = "10.0.0.2:80";
+    const SECOND: Duration = Duration::from_secs(1);
+
+    async fn pool(name: &str, settings: Settings, backends: &[&'static str], script: &Arc<Script>) -> Pool {
+        Pool {
+            name: name.to_owned(),
+            balancer: members(backends, &registry()).await,
+            verdicts: Verdicts::new(),
+            procedure: procedure(settings, script),
+        }
+    }
+
+    /// Two backends that need a second and three; the second one is dead.
+    fn script() -> Arc<Script> {
+        let script = Script::default();
+        script.answer(ONE, SECOND, Ok(()));
+        script.answer(TWO, 3 * SECOND, Err(CheckError::Refused));
+        Arc::new(script)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn all_first_checks_are_made_at_the_same_time_and_leave_no_verdict() {
+        let script = script();
+        let web = pool("web", Settings::default(), &[ONE, TWO], &script).await;
+        let api = pool("api", Settings::default(), &[TWO], &script).await;
+        let begun = Instant::now();
+        let staged = stage(vec![web.clone(), api]).await;
+        assert_eq!(begun.elapsed().as_secs(), 3);
+        let found: Vec<usize> = staged.pools.iter().map(|(_, findings)| findings.len()).collect();
+        assert_eq!(found, [2, 1]);
+        assert_eq!((web.verdicts.get(&addr(ONE)), web.verdicts.get(&addr(TWO))), (None, None));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_those_that_nobody_has_checked_are_checked() {
+        let script = script();
+        let web = pool("web", Settings::default(), &[ONE, TWO], &script).await;
+        let known = crate::Verdict {
+            up: true,
+            reason: "1 check passed".to_owned(),
+            since: std::time::SystemTime::UNIX_EPOCH,
+            checked: std::time::SystemTime::UNIX_EPOCH,
+            last_failure: None,
+        };
+        web.verdicts.set(&addr(TWO), known);
+        let unchecked = Settings { kind: CheckKind::None, ..Settings::default() };
+        let left_alone = pool("static", unchecked, &[TWO], &script).await;
+        let staged = stage(vec![web, left_alone]).await;
+        assert!(staged.pools[0].1.contains_key(&addr(ONE)) && staged.pools[0].1.len() == 1);
+        assert!(staged.pools[1].1.is_empty());
+        assert!(script.starts(TWO).is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_gives_up_ends_the_checks() {
+        let script = script();
+        let web = pool("web", Settings::default(), &[ONE, TWO], &script).await;
+        assert!(timeout(2 * SECOND, stage(vec![web])).await.is_err());
+        tokio::time::sleep(10 * SECOND).await;
+        assert_eq!(script.ends(), 1, "the slow one did not go on");
     }
 }

@@ -262,12 +262,7 @@ impl PoolChecks {
         }
     }
 
-    async fn begin(
-        &mut self,
-        address: &SocketAddr,
-        finding: Option<Finding>,
-        unchecked: Option<&Pending>,
-    ) {
+    async fn begin(&mut self, address: &SocketAddr, finding: Option<Finding>, unchecked: Option<&Pending>) {
         // Made first, so that the series has a user at all times and goes on.
         let watch = Watch::new(&self.reports, &self.procedure, address);
         if let Some(before) = self.tasks.remove(address) {
@@ -308,49 +303,29 @@ fn steps<'a>(
 mod tests {
     use std::sync::Mutex;
 
+    use pingora::lb::HealthRegistry;
     use pingora::lb::selection::RoundRobin;
     use prometheus::Registry;
+    use tokio::sync::Notify;
 
     use super::*;
+    use crate::backend::Observer;
     use crate::check::CheckError;
     use crate::config::Percent;
-    use crate::membership::{self, Membership};
+    use crate::membership::{self, Membership, ready};
+    use crate::metrics::Metrics;
+    use crate::script::{Script, addr, procedure};
+    use crate::settings::Settings;
+    use crate::verdicts::{Verdict, registry};
 
-    /// How long a check takes, and what it finds.
-    type Answer = (Duration, Result<(), CheckError>);
-
-    /// A check without sockets: each address has a duration and a result, and each start is noted.
+    /// Changes of health, as they were told.
     #[derive(Default)]
-    struct Script {
-        answers: Mutex<HashMap<SocketAddr, Answer>>,
-        starts: Mutex<Vec<(SocketAddr, Instant)>>,
-    }
+    struct Told(Mutex<Vec<String>>);
 
-    impl Script {
-        fn answer(&self, address: &str, after: Duration, result: Result<(), CheckError>) {
-            self.answers.lock().expect("not poisoned").insert(addr(address), (after, result));
-        }
-
-        /// Seconds from one start of a check of `address` to the next.
-        fn gaps(&self, address: &str) -> Vec<f64> {
-            let starts = self.starts(address);
-            starts.windows(2).map(|pair| (pair[1] - pair[0]).as_secs_f64()).collect()
-        }
-
-        fn starts(&self, address: &str) -> Vec<Instant> {
-            let starts = self.starts.lock().expect("not poisoned");
-            starts.iter().filter(|(found, _)| *found == addr(address)).map(|(_, at)| *at).collect()
-        }
-    }
-
-    #[async_trait]
-    impl Check for Script {
-        async fn check(&self, address: &SocketAddr) -> Result<(), CheckError> {
-            self.starts.lock().expect("not poisoned").push((address.clone(), Instant::now()));
-            let answer = self.answers.lock().expect("not poisoned").get(address).cloned();
-            let (after, result) = answer.unwrap_or((Duration::ZERO, Ok(())));
-            tokio::time::sleep(after).await;
-            result
+    impl Observer for Told {
+        fn changed(&self, pool: &str, backend: &str, up: bool, reason: &str) {
+            let state = if up { "up" } else { "down" };
+            self.0.lock().expect("not poisoned").push(format!("{pool} {backend} {state}: {reason}"));
         }
     }
 
@@ -358,33 +333,41 @@ mod tests {
     struct Running {
         membership: Membership,
         balancer: Arc<LoadBalancer<RoundRobin>>,
+        health: Arc<HealthRegistry>,
         verdicts: Verdicts,
         registry: Registry,
         script: Arc<Script>,
+        told: Arc<Told>,
         first_round: mpsc::Receiver<Infallible>,
-        task: JoinHandle<()>,
+        task: PoolTask,
     }
 
     impl Running {
         async fn start(settings: Settings, backends: &[&'static str], script: Script) -> Self {
-            let (membership, verdicts) = (Membership::default(), Verdicts::new());
+            let (membership, verdicts, health) = (Membership::default(), Verdicts::new(), registry());
+            health.set_health_check(verdicts.publisher());
             membership.set(backends.iter().map(|address| (*address, 1)));
-            let balancer = Arc::new(membership::balancer(&membership, &verdicts));
+            let balancer = Arc::new(membership::view(&membership, &health));
             balancer.update().await.expect("the membership is there");
             let (metrics, registry, script) = (Metrics::new(), Registry::new(), Arc::new(script));
             metrics.register(&registry).expect("an empty registry has no names yet");
+            let told = Arc::<Told>::default();
+            let reports = Reports {
+                pool: "web".to_owned(),
+                verdicts: verdicts.clone(),
+                metrics,
+                observer: Some(told.clone()),
+                changed: Notify::new(),
+            };
             let pool = Pool {
                 name: "web".to_owned(),
                 balancer: balancer.clone(),
-                settings,
-                check: script.clone(),
                 verdicts: verdicts.clone(),
-                metrics,
-                changed: Notify::new(),
+                procedure: procedure(settings, &script),
             };
             let (pending, first_round) = mpsc::channel(1);
-            let task = tokio::spawn(Arc::new(pool).run(pending));
-            Self { membership, balancer, verdicts, registry, script, first_round, task }
+            let task = PoolTask::begin(reports, pool, Findings::new(), Some(pending)).await;
+            Self { membership, balancer, health, verdicts, registry, script, told, first_round, task }
         }
 
         async fn change_members(&self, backends: &[(&'static str, usize)]) {
@@ -393,20 +376,44 @@ mod tests {
             tokio::time::sleep(2 * MEMBERSHIP_CADENCE).await;
         }
 
+        /// Goes on with a new balancer of these backends over the same registry. Returns the one before.
+        async fn succeed(
+            &mut self,
+            settings: Settings,
+            backends: &[&'static str],
+        ) -> Arc<LoadBalancer<RoundRobin>> {
+            let balancer = membership::members(backends, &self.health).await;
+            let pool = Pool {
+                name: "web".to_owned(),
+                balancer: balancer.clone(),
+                verdicts: self.verdicts.clone(),
+                procedure: procedure(settings, &self.script),
+            };
+            let mut findings = Findings::new();
+            for address in pool.unchecked() {
+                let finding = Finding::make(&*self.script, &address).await;
+                findings.insert(address, finding);
+            }
+            assert!(self.task.is_continued_by(&pool));
+            self.task.succeed(pool, findings).await;
+            std::mem::replace(&mut self.balancer, balancer)
+        }
+
         fn ready(&self) -> Vec<bool> {
-            let backends = self.balancer.backends();
-            backends.get_backend().iter().map(|backend| backends.ready(backend)).collect()
+            ready(&self.balancer)
         }
-    }
 
-    impl Drop for Running {
-        fn drop(&mut self) {
-            self.task.abort();
+        fn verdict(&self, address: &str) -> Verdict {
+            self.verdicts.get(&addr(address)).expect("it was checked")
         }
-    }
 
-    fn addr(address: &str) -> SocketAddr {
-        address.parse().expect("valid address")
+        fn told(&self) -> Vec<String> {
+            self.told.0.lock().expect("not poisoned").clone()
+        }
+
+        fn scrape(&self) -> String {
+            prometheus::TextEncoder::new().encode_to_string(&self.registry.gather()).expect("encodes")
+        }
     }
 
     fn settings(interval: u64, jitter: u8) -> Settings {
@@ -548,10 +555,170 @@ mod tests {
     async fn nothing_is_checked_once_the_pool_task_is_gone() {
         let pool = Running::start(settings(1, 0), &[ONE, TWO], Script::default()).await;
         seconds(5).await;
-        pool.task.abort();
+        drop(pool.task);
         seconds(1).await;
         let checks = pool.script.starts(ONE).len();
         seconds(60).await;
         assert_eq!(pool.script.starts(ONE).len(), checks);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pool_that_ends_forgets_what_it_found() {
+        let script = Script::default();
+        script.answer(ONE, Duration::ZERO, Err(CheckError::Refused));
+        let mut pool = Running::start(settings(1, 0), &[ONE], script).await;
+        pool.first_round.recv().await;
+        pool.task.end().await;
+        assert_eq!(pool.verdicts.get(&addr(ONE)), None);
+        let families = pool.registry.gather();
+        assert!(families.is_empty(), "{families:?}");
+        let checks = pool.script.starts(ONE).len();
+        seconds(60).await;
+        assert_eq!(pool.script.starts(ONE).len(), checks);
+    }
+
+    #[test]
+    fn only_backends_that_come_and_go_make_a_step() {
+        let (one, two, three) = (addr(ONE), addr(TWO), addr("10.0.0.3:80"));
+        let members = BTreeSet::from([two.clone(), three.clone()]);
+        let steps = |changed| steps([&one, &two].into_iter(), &members, changed);
+        assert_eq!(steps(false), BTreeMap::from([(one.clone(), Step::End), (three.clone(), Step::Begin)]),);
+        assert_eq!(
+            steps(true),
+            BTreeMap::from([
+                (one.clone(), Step::End),
+                (two.clone(), Step::Begin),
+                (three.clone(), Step::Begin)
+            ]),
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_stays_does_not_notice_a_succession() {
+        let mut pool = Running::start(settings(5, 0), &[ONE, TWO], Script::default()).await;
+        seconds(12).await;
+        pool.script.answer(ONE, Duration::ZERO, Err(CheckError::Refused));
+        while pool.verdict(ONE).last_failure.is_none() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        // One of three failures; the count goes on in the midst of them.
+        let checks = pool.script.starts(TWO).len();
+        pool.succeed(settings(5, 0), &[ONE, TWO, "10.0.0.3:80"]).await;
+        assert_eq!(pool.script.starts(TWO).len(), checks);
+        assert_eq!(pool.ready(), [true, true, true]);
+        seconds(3).await;
+        assert_eq!(pool.verdict(ONE).reason, "3 checks failed: connection refused");
+        let failing = pool.script.gaps(ONE);
+        assert!(failing[failing.len() - 1] < 1.01, "{failing:?}");
+        seconds(20).await;
+        let gaps = pool.script.gaps(TWO);
+        assert!(gaps.len() > 5 && gaps[1..].iter().all(|gap| (gap - 5.0).abs() < 0.01), "{gaps:?}");
+        assert_eq!(pool.ready(), [false, true, true], "the new balancer is told");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn other_settings_keep_the_verdict_and_count_anew() {
+        let mut pool = Running::start(settings(5, 0), &[ONE], Script::default()).await;
+        pool.first_round.recv().await;
+        let before = pool.verdict(ONE);
+        pool.script.answer(ONE, Duration::ZERO, Err(CheckError::Refused));
+        while pool.script.starts(ONE).len() < 3 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        // Two of three failures; by the new settings none.
+        let checks = pool.script.starts(ONE).len();
+        pool.succeed(Settings { fast_interval: Duration::from_secs(2), ..settings(7, 0) }, &[ONE]).await;
+        assert_eq!((pool.verdict(ONE).since, pool.ready()), (before.since, vec![true]));
+        seconds(3).await;
+        assert!(pool.verdict(ONE).up && pool.script.starts(ONE).len() == checks + 2);
+        seconds(2).await;
+        assert_eq!(pool.verdict(ONE).reason, "3 checks failed: connection refused");
+        assert_eq!(pool.ready(), [false]);
+        let text = pool.scrape();
+        let all = pool.script.starts(ONE).len();
+        let failed =
+            format!(r#"lb_health_checks_total{{backend="{ONE}",pool="web",result="fail"}} {}"#, all - 1);
+        assert!(text.contains(&failed), "the series goes on: {text}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_backend_that_is_down_stays_down_by_other_settings() {
+        let script = Script::default();
+        script.answer(ONE, Duration::ZERO, Err(CheckError::Refused));
+        let mut pool = Running::start(settings(5, 0), &[ONE], script).await;
+        pool.first_round.recv().await;
+        let before = pool.verdict(ONE);
+        pool.script.answer(ONE, Duration::ZERO, Ok(()));
+        pool.succeed(settings(7, 0), &[ONE]).await;
+        assert_eq!((pool.ready(), pool.verdict(ONE).reason), (vec![false], before.reason));
+        seconds(2).await;
+        assert_eq!((pool.ready(), pool.verdict(ONE).reason), (vec![true], "2 checks passed".to_owned()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_new_backend_that_is_dead_is_never_ready_in_the_new_balancer() {
+        let script = Script::default();
+        script.answer(TWO, Duration::ZERO, Err(CheckError::Refused));
+        let mut pool = Running::start(settings(5, 0), &[ONE], script).await;
+        pool.first_round.recv().await;
+        pool.succeed(settings(5, 0), &[ONE, TWO]).await;
+        assert_eq!(pool.ready(), [true, false]);
+        assert_eq!(pool.told(), ["web 10.0.0.2:80 down: 1 check failed: connection refused"]);
+        let text = pool.scrape();
+        for line in [
+            r#"lb_health_checks_total{backend="10.0.0.2:80",pool="web",result="fail"} 1"#,
+            r#"lb_backend_state_changes_total{backend="10.0.0.2:80",pool="web"} 1"#,
+        ] {
+            assert!(text.contains(line), "no {line} in {text}");
+        }
+        assert_eq!(pool.script.starts(TWO).len(), 1, "its first check was made before");
+        pool.script.answer(TWO, Duration::ZERO, Ok(()));
+        seconds(12).await;
+        assert_eq!(pool.ready(), [true, true]);
+        assert_eq!(pool.told()[1..], ["web 10.0.0.2:80 up: 2 checks passed"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_backend_that_is_gone_is_forgotten_but_not_up_for_requests_from_before() {
+        let script = Script::default();
+        script.answer(TWO, Duration::ZERO, Err(CheckError::Refused));
+        let mut pool = Running::start(settings(5, 0), &[ONE, TWO], script).await;
+        pool.first_round.recv().await;
+        let before = pool.succeed(settings(5, 0), &[ONE]).await;
+        assert_eq!(pool.verdicts.get(&addr(TWO)), None);
+        let text = pool.scrape();
+        assert!(text.contains(ONE) && !text.contains(TWO), "{text}");
+        let checks = pool.script.starts(TWO).len();
+        seconds(60).await;
+        assert_eq!(pool.script.starts(TWO).len(), checks);
+        pool.balancer.backends().run_health_check(false).await;
+        assert_eq!(ready(&before), [true, false]);
+
+        // Once nobody uses the balancer from before, nothing is left of the backend.
+        drop(before);
+        assert_eq!(pool.verdicts.retired(), 1);
+        tokio::time::sleep(2 * MEMBERSHIP_CADENCE).await;
+        assert_eq!(pool.verdicts.retired(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_balancer_that_comes_back_is_no_predecessor_of_itself() {
+        let script = Script::default();
+        script.answer(TWO, Duration::ZERO, Err(CheckError::Refused));
+        let mut pool = Running::start(settings(5, 0), &[ONE, TWO], script).await;
+        pool.first_round.recv().await;
+        let pool_of = |balancer: &Arc<LoadBalancer<RoundRobin>>| Pool {
+            name: "web".to_owned(),
+            balancer: balancer.clone(),
+            verdicts: pool.verdicts.clone(),
+            procedure: procedure(settings(5, 0), &pool.script),
+        };
+        let other = membership::members(&[ONE], &pool.health).await;
+        pool.task.succeed(pool_of(&other), Findings::new()).await;
+        assert_eq!(pool.verdicts.retired(), 1);
+        pool.task.succeed(pool_of(&pool.balancer), Findings::new()).await;
+        drop(other);
+        pool.change_members(&[(ONE, 1)]).await;
+        assert_eq!(pool.verdicts.retired(), 0);
     }
 }

@@ -107,6 +107,12 @@ impl Verdicts {
         self.write().retired.clear();
     }
 
+    /// How many are retired.
+    #[cfg(test)]
+    pub(crate) fn retired(&self) -> usize {
+        self.read().retired.len()
+    }
+
     pub(crate) fn forget_all(&self) {
         *self.write() = Contents::default();
     }
@@ -229,5 +235,91 @@ mod tests {
         membership.set([("10.0.0.1:80", 7)]);
         balancer.update().await.expect("the membership is there");
         assert_eq!(ready(&balancer), [("10.0.0.1:80".to_owned(), true)]);
+    }
+
+    // What Pingora's registry does when the balancer of a pool is replaced by another over the same registry.
+
+    use crate::membership::{members, ready as readiness};
+
+    const ONE: &str = "10.0.0.1:80";
+    const TWO: &str = "10.0.0.2:80";
+    const THREE: &str = "10.0.0.3:80";
+
+    /// Verdicts by which these are down, and a registry that is told them.
+    fn down_are(addresses: &[&str]) -> (Verdicts, Arc<HealthRegistry>) {
+        let (verdicts, registry) = (Verdicts::new(), registry());
+        registry.set_health_check(verdicts.publisher());
+        for address in addresses {
+            verdicts.set(&address.parse().expect("valid address"), down());
+        }
+        (verdicts, registry)
+    }
+
+    #[tokio::test]
+    async fn a_second_balancer_has_the_health_of_those_that_stay_and_takes_the_new_ones_for_up() {
+        let (verdicts, registry) = down_are(&[ONE]);
+        let first = members(&[ONE, TWO], &registry).await;
+        registry.run_health_check(false).await;
+        let second = members(&[ONE, THREE], &registry).await;
+        assert_eq!(readiness(&second), [false, true], "a backend that is new begins as healthy");
+        assert_eq!(readiness(&first), [false, true], "the first balancer notices nothing");
+
+        verdicts.set(&THREE.parse().expect("valid address"), down());
+        first.backends().run_health_check(false).await;
+        assert_eq!(readiness(&second), [false, false], "a pass over one tells both");
+    }
+
+    #[tokio::test]
+    async fn the_end_of_one_balancer_takes_no_health_from_the_other() {
+        let (_verdicts, registry) = down_are(&[ONE, TWO]);
+        let first = members(&[ONE, TWO], &registry).await;
+        registry.run_health_check(false).await;
+        let second = members(&[ONE], &registry).await;
+        drop(first);
+        assert_eq!(registry.target_count(), 1, "the registry forgets those that only the first one had");
+        assert_eq!(readiness(&second), [false]);
+        let third = members(&[ONE, TWO], &registry).await;
+        assert_eq!(readiness(&third), [false, true], "who comes back after that begins as healthy");
+    }
+
+    #[tokio::test]
+    async fn fewer_members_in_one_balancer_take_no_health_from_the_other() {
+        let (_verdicts, registry) = down_are(&[ONE]);
+        let membership = Membership::default();
+        membership.set([(ONE, 1), (TWO, 1)]);
+        let first = crate::membership::view(&membership, &registry);
+        first.update().await.expect("the membership is there");
+        let second = members(&[ONE, TWO], &registry).await;
+        registry.run_health_check(false).await;
+        membership.set([]);
+        first.update().await.expect("the membership is there");
+        assert_eq!(readiness(&second), [false, true]);
+    }
+
+    #[tokio::test]
+    async fn a_backend_that_was_down_when_it_left_stays_down_for_balancers_from_before() {
+        let (verdicts, registry) = down_are(&[ONE, TWO]);
+        let (one, two) = (ONE.parse().expect("valid address"), TWO.parse().expect("valid address"));
+        let before = members(&[ONE, TWO], &registry).await;
+        registry.run_health_check(false).await;
+        verdicts.retire(&one);
+        verdicts.forget(&two);
+        assert_eq!((verdicts.get(&one), verdicts.get(&two)), (None, None));
+        registry.run_health_check(false).await;
+        assert_eq!(readiness(&before), [false, true]);
+        verdicts.forget_retired();
+        registry.run_health_check(false).await;
+        assert_eq!(readiness(&before), [true, true]);
+    }
+
+    #[tokio::test]
+    async fn a_new_verdict_takes_the_place_of_the_one_from_before_the_backend_left() {
+        let (verdicts, registry) = down_are(&[ONE]);
+        let address = ONE.parse().expect("valid address");
+        let balancer = members(&[ONE], &registry).await;
+        verdicts.retire(&address);
+        verdicts.set(&address, Verdict { up: true, ..down() });
+        registry.run_health_check(false).await;
+        assert_eq!(readiness(&balancer), [true]);
     }
 }
