@@ -88,7 +88,7 @@ impl Services {
         let current = Current::new(served(plan, &pools.now(), listeners_logs, &traffic, &token));
         logs.replace(log, Weak::new());
         let registry = Registry::new();
-        let prober = prober(&pools.now(), conf, &registry)?;
+        let prober = prober(&pools.now(), conf, &registry, Arc::new(events.clone()))?;
         let readiness = Readiness::new(pools.views());
         lb_service::metrics::Metrics::register(&registry, current.clone())?;
         registry.register(Box::new(PoolCollector::new(pools.views())))?;
@@ -100,6 +100,7 @@ impl Services {
             traffic: traffic.clone(),
             pools: pools.clone(),
             doors,
+            checks: prober.checks(),
             sockets: sockets.clone(),
             logs: logs.clone(),
             token,
@@ -190,17 +191,16 @@ pub(super) fn server_conf(plan: &Plan) -> ServerConf {
     }
 }
 
-fn prober(pools: &[Checked], conf: &ServerConf, registry: &Registry) -> prometheus::Result<Prober> {
+fn prober(
+    pools: &[Checked],
+    conf: &ServerConf,
+    registry: &Registry,
+    observer: Arc<dyn health_service::Observer>,
+) -> prometheus::Result<Prober> {
     let metrics = health_service::Metrics::new();
     metrics.register(registry)?;
     let connector = TransportConnector::new(Some(ConnectorOptions::from_server_conf(conf)));
-    let mut prober = Prober::with_connector(metrics, connector);
-    for Checked { pool, settings, verdicts } in pools {
-        // All backends of a pool are spoken to in the same way; the address is replaced by each one's own.
-        if let Some(any) = pool.backends().first() {
-            let peer = any.peer().clone();
-            prober.add_pool(&pool.name, pool.balancer.clone(), settings.clone(), peer, verdicts.clone());
-        }
-    }
+    let mut prober = Prober::with_connector(metrics, connector).observed_by(observer);
+    pools.iter().filter_map(Checked::to_check).for_each(|pool| prober.add(pool));
     Ok(prober)
 }
