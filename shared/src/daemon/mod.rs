@@ -22,12 +22,14 @@ use pingora::services::background::background_service;
 use crate::config::Plan;
 use crate::process;
 use crate::process::background::{self, Announcer, Role};
-use crate::process::lifecycle::{Parts, Phase, Signals, Timing};
+use crate::process::lifecycle::{Parts, Phase, Signals, Timing, Timings};
 use crate::process::limits;
 use crate::process::logging::{self, ErrorLog, LogError};
 use crate::process::pid_file::{PidFile, PidFileError, Prepared};
 use crate::process::privileges::{self, Identity, PrivilegeError};
-use crate::process::sockets::{Class, Endpoint, Handed, ListenError, ListenSpec, Sockets};
+use crate::process::sockets::{Class, Endpoint, Handed, Inherited, ListenError, ListenSpec, Sockets};
+use crate::process::successor::Launch;
+use crate::process::systemd::Supervisor;
 use crate::process::upgrade::{self, Claim, UpgradeError};
 use announce::{Announce, Announcement};
 pub use pools::{Checked, Pools};
@@ -51,6 +53,8 @@ pub enum StartError {
     Background(#[source] io::Error),
     #[error(transparent)]
     Log(#[from] LogError),
+    #[error("cannot find the executable of this process: {0}")]
+    Executable(#[source] io::Error),
     #[error("cannot use the runtime directory: {0}")]
     RuntimeDirectory(#[source] io::Error),
     #[error("cannot connect to backends from {address}: {source}")]
@@ -82,6 +86,8 @@ struct Held {
     sockets: Arc<Sockets>,
     claim: Option<Claim>,
     announcer: Announcer,
+    launch: Launch,
+    supervisor: Supervisor,
 }
 
 /// Serves by `plan` until the process is told to end; the exit code.
@@ -169,6 +175,8 @@ impl Held {
         error_log: Option<Arc<ErrorLog>>,
     ) -> Result<Self, StartError> {
         let server = &plan.server;
+        let launch = Launch::of_this_process(mode.upgrade, announcer.is_background());
+        let launch = launch.map_err(StartError::Executable)?;
         limits::raise_open_files();
         let daemons_own = || mode.daemon.then(|| Path::new("/"));
         if let Some(directory) = server.working_directory.as_deref().or_else(daemons_own) {
@@ -176,27 +184,20 @@ impl Held {
         }
         let identity = Identity::resolve(server.user.as_deref(), server.group.as_deref())?;
         take_runtime_dir(plan, identity.as_ref())?;
-        let (inherited, claim) = if mode.upgrade {
+        let (inherited, mut claim) = if mode.upgrade {
             let user = identity.as_ref().map(Identity::uid);
             let (inherited, claim) = upgrade::take(&server.upgrade_sock, user, upgrade::PATIENCE)?;
             (inherited, Some(claim))
         } else {
             (Vec::new(), None)
         };
-        let pid_path = server.pid_file.as_deref();
-        let prepared =
-            pid_path.zip(claim.as_ref()).map(|(path, claim)| PidFile::prepare(path, claim.old_pid()));
-        let prepared = prepared.transpose()?;
-        let pid_path = pid_path.filter(|_| claim.is_none());
-        let pid_file = pid_path.map(PidFile::acquire).transpose()?;
-        let sockets = Sockets::adopt(inherited, &endpoints(plan))?;
-        if let Some(identity) = &identity {
-            for path in [server.error_log.as_ref(), access_log_file(plan)].into_iter().flatten() {
-                identity.own(path)?;
-            }
-            sockets.give_files_to(identity)?;
-            identity.assume()?;
+        let files = take_files(plan, identity.as_ref(), inherited, claim.as_ref());
+        if let Err(error) = &files
+            && let Some(claim) = claim.take()
+        {
+            claim.failed(&error.to_string());
         }
+        let (pid_file, prepared, sockets) = files?;
         Ok(Self {
             error_log,
             pid_file: Arc::new(Mutex::new(pid_file)),
@@ -204,6 +205,8 @@ impl Held {
             sockets: Arc::new(sockets),
             claim,
             announcer,
+            launch,
+            supervisor: Supervisor::of(|name| std::env::var_os(name)),
         })
     }
 
@@ -217,9 +220,33 @@ impl Held {
             prepared: self.prepared,
             pid_file: self.pid_file,
             error_log: self.error_log,
+            supervisor: self.supervisor,
             listeners: listeners.join(", "),
         }
     }
+}
+
+/// Takes the pid file (or what will become it, in an upgrade) and the sockets, gives what must be given to the user to run as,
+/// and becomes that one.
+fn take_files(
+    plan: &Plan,
+    identity: Option<&Identity>,
+    inherited: Vec<Inherited>,
+    claim: Option<&Claim>,
+) -> Result<(Option<PidFile>, Option<Prepared>, Sockets), StartError> {
+    let pid_path = plan.server.pid_file.as_deref();
+    let prepared = pid_path.zip(claim).map(|(path, claim)| PidFile::prepare(path, claim.old_pid()));
+    let prepared = prepared.transpose()?;
+    let pid_file = pid_path.filter(|_| claim.is_none()).map(PidFile::acquire).transpose()?;
+    let sockets = Sockets::adopt(inherited, &endpoints(plan))?;
+    if let Some(identity) = identity {
+        for path in [plan.server.error_log.as_ref(), access_log_file(plan)].into_iter().flatten() {
+            identity.own(path)?;
+        }
+        sockets.give_files_to(identity)?;
+        identity.assume()?;
+    }
+    Ok((pid_file, prepared, sockets))
 }
 
 /// Says what a start by `plan` would fail at, beside what the configuration itself tells.
@@ -297,6 +324,10 @@ fn signals(plan: &Plan, services: &Services, held: &Held) -> Signals {
             readiness.set_draining(true);
             draining.drain();
         }
+        Phase::HandedOver { idle } => {
+            readiness.set_draining(true);
+            draining.drain_patiently(idle);
+        }
     };
     let (error_log, current) = (held.error_log.clone(), services.current.clone());
     let reopen_logs = move || {
@@ -306,12 +337,16 @@ fn signals(plan: &Plan, services: &Services, held: &Held) -> Signals {
         }
     };
     Signals::new(Parts {
-        timing: Timing { delay: plan.shutdown.delay, drain: plan.shutdown.drain },
+        timings: Timings::new(Timing { delay: plan.shutdown.delay, drain: plan.shutdown.drain }),
         upgrade_sock: plan.server.upgrade_sock.clone(),
+        window: upgrade::WINDOW,
+        launch: held.launch.clone(),
+        supervisor: held.supervisor.clone(),
         sockets: held.sockets.clone(),
         in_flight: Arc::new(move || traffic.unfinished()),
         on_phase: Box::new(on_phase),
         reopen_logs: Box::new(reopen_logs),
+        on_hangup: Box::new(|| log::warn!("signal Hup: reload is not supported yet")),
     })
 }
 
@@ -329,7 +364,7 @@ fn add_services(
     let prober = server.add_service(background_service("health", prober));
     prober.add_dependencies(before_checks);
     let traffic_closes = signals.shutdown(Class::Traffic);
-    let proxy = server.add_service(Handed::new(proxy, sockets, traffic_closes, signals.failures()));
+    let proxy = server.add_service(Handed::new(proxy, sockets, traffic_closes, signals.failures()).watched(signals.pulse()));
     proxy.add_dependency(&prober);
     let announce = server.add_service(background_service("announce", announce));
     announce.add_dependency(&proxy);
