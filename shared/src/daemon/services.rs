@@ -22,15 +22,15 @@ use pingora::server::configuration::ServerConf;
 use pingora::services::listening::Service;
 use prometheus::Registry;
 
-use super::StartError;
 use super::logs::{AccessLogs, Opened};
 use super::pools::{Checked, Pools};
 use super::running::Running;
+use super::{Held, StartError};
 use crate::config::Plan;
 use crate::events::{self, Events};
 use crate::explain::ExplainSource;
 use crate::operator::{self, ConfigFile, Operator, OperatorService, Runtime};
-use crate::process::sockets::Sockets;
+use crate::process::lifecycle::{Timing, Timings};
 use crate::status::StatusSource;
 
 /// How often Pingora may call for a backend in one request. What ends a request's tries is its pool, whose settings may change
@@ -54,6 +54,8 @@ pub struct Services {
     pub explain: ExplainSource,
     /// With which a request may ask how it is served.
     pub(super) secret: Arc<str>,
+    /// How long the end of the process may take.
+    pub(super) timings: Timings,
     pub(super) readiness: Readiness,
     pub(super) proxy: ProxyService,
     pub(super) prober: Prober,
@@ -71,13 +73,13 @@ impl Services {
     ///
     /// # Errors
     /// When two of them have a metric of the same name, or the system has no random numbers.
-    pub fn compose(
+    pub(super) fn compose(
         plan: &Plan,
         conf: &Arc<ServerConf>,
         file: Option<ConfigFile>,
         logs: &AccessLogs,
         log: Opened,
-        sockets: &Arc<Sockets>,
+        held: &Held,
     ) -> Result<Self, StartError> {
         let events = Events::new();
         let pools = Pools::new(plan, Arc::new(events.clone()));
@@ -101,11 +103,13 @@ impl Services {
             pools: pools.clone(),
             doors,
             checks: prober.checks(),
-            sockets: sockets.clone(),
+            sockets: held.sockets.clone(),
             logs: logs.clone(),
             token,
             leaving: Arc::default(),
         };
+        let timings = Timings::new(timing(plan));
+        let changed = timings.clone();
         let (operator, changer) = Operator::new(operator::Parts {
             running,
             file,
@@ -113,7 +117,8 @@ impl Services {
             runtime: Runtime::default(),
             events,
             metrics: ConfigMetrics::register(&registry)?,
-            observer: Box::new(|_| {}),
+            supervisor: held.supervisor.clone(),
+            observer: Box::new(move |plan| changed.set(timing(plan))),
         });
         let status = StatusSource::new(current.clone(), traffic.clone(), pools.clone(), operator.clone());
         let status = Arc::new(status);
@@ -134,6 +139,7 @@ impl Services {
             status,
             explain,
             secret,
+            timings,
             readiness,
             proxy,
             prober,
@@ -141,6 +147,10 @@ impl Services {
             changer,
         })
     }
+}
+
+fn timing(plan: &Plan) -> Timing {
+    Timing { delay: plan.shutdown.delay, drain: plan.shutdown.drain }
 }
 
 /// 128 random bits that nobody can guess.

@@ -39,6 +39,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use crate::config::{self, Plan, Problems};
 use crate::daemon::Running;
 use crate::events::{About, Events, Kind};
+use crate::process::systemd::Supervisor;
 pub use diff::Diff;
 pub use file::ConfigFile;
 pub use order::{Change, Joining, Order, Reload, Verb, Verdict};
@@ -74,6 +75,8 @@ pub struct Parts {
     pub events: Events,
     /// Where reloads are counted.
     pub metrics: ConfigMetrics,
+    /// Told when a reload begins and ends.
+    pub supervisor: Supervisor,
     /// Is told of each change that is in effect.
     pub observer: Box<dyn Fn(&Plan) + Send + Sync>,
 }
@@ -258,15 +261,19 @@ impl Changer {
         if let Some(file) = &self.parts.file {
             self.watch = Watch::new(Print::of(file.path()));
         }
-        let result = self.read_again(reload).await;
         if reload.dry_run {
+            let result = self.read_again(reload).await;
             return self.dry_verdict(result);
         }
+        self.parts.supervisor.reloading();
+        let result = self.read_again(reload).await;
         log::info!("reload: {by}");
-        match result {
-            Ok((lines, kept)) => self.reloaded(lines, kept),
+        let verdict = match result {
+            Ok((lines, lost)) => self.reloaded(lines, lost),
             Err(refusal) => self.not_reloaded(&refusal),
-        }
+        };
+        self.parts.supervisor.ready(&format!("configuration {} is in effect", verdict.generation));
+        verdict
     }
 
     /// What changed, and what was kept or lost of what operators had changed.
