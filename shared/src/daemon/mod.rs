@@ -25,7 +25,7 @@ use pingora::services::background::background_service;
 use crate::config::Plan;
 use crate::control::ControlService;
 use crate::events::{About, Kind};
-use crate::operator::ConfigFile;
+use crate::operator::{self, ConfigFile};
 use crate::process;
 use crate::process::background::{self, Announcer, Role};
 use crate::process::lifecycle::{Parts, Phase, Signals};
@@ -149,7 +149,9 @@ fn start(
     let opened = logs.open(&plan.access_log).map_err(StartError::AccessLog)?;
     let held = Held::acquire(plan, how.mode, announcer, error_log)?;
     let server = Server::new_with_opt_and_conf(None, server_conf(plan));
-    let services = Services::compose(plan, &server.configuration, how.file, &logs, opened, &held)?;
+    let variables = |name: &str| std::env::var(name).ok().filter(|_| how.mode.upgrade);
+    let before = (how.file, operator::inherited(plan, variables));
+    let services = Services::compose(plan, &server.configuration, before, &logs, opened, &held)?;
     let code = run(plan, server, services, held, verbosity, extra);
     logs.end();
     Ok(code)
@@ -383,12 +385,13 @@ fn signals(plan: &Plan, services: &Services, held: &Held) -> Signals {
             log::error!("{error}");
         }
     };
-    let operator = services.operator.clone();
+    let (operator, heir) = (services.operator.clone(), services.operator.clone());
     Signals::new(Parts {
         timings: services.timings.clone(),
         upgrade_sock: plan.server.upgrade_sock.clone(),
         window: upgrade::WINDOW,
         launch: held.launch.clone(),
+        heritage: Box::new(move || heir.heritage()),
         supervisor: held.supervisor.clone(),
         sockets: held.sockets.clone(),
         in_flight: Arc::new(move || traffic.unfinished()),

@@ -69,19 +69,22 @@ impl Services {
         self.readiness.clone()
     }
 
-    /// The services of `plan`, not yet running. It is what `file` says, if there is one.
+    /// The services of `plan`, not yet running. It is what `file` says, if there is one, with what operators changed in a
+    /// process before this one.
     ///
     /// # Errors
     /// When two of them have a metric of the same name, or the system has no random numbers.
     pub(super) fn compose(
         plan: &Plan,
         conf: &Arc<ServerConf>,
-        file: Option<ConfigFile>,
+        (file, runtime): (Option<ConfigFile>, Runtime),
         logs: &AccessLogs,
         log: Opened,
         held: &Held,
     ) -> Result<Self, StartError> {
         let events = Events::new();
+        let written = plan.clone();
+        let plan = &runtime.applied_to(plan);
         let pools = Pools::new(plan, Arc::new(events.clone()));
         let traffic = Traffic::new();
         let secret = secret()?;
@@ -113,8 +116,8 @@ impl Services {
         let (operator, changer) = Operator::new(operator::Parts {
             running,
             file,
-            plan: plan.clone(),
-            runtime: Runtime::default(),
+            plan: written,
+            runtime,
             events,
             metrics: ConfigMetrics::register(&registry)?,
             supervisor: held.supervisor.clone(),

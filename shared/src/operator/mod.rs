@@ -67,7 +67,7 @@ pub struct Parts {
     pub running: Running,
     /// What it was started by; absent: the command line.
     pub file: Option<ConfigFile>,
-    /// What the file says.
+    /// What the file says; with the next, it is in effect.
     pub plan: Plan,
     /// What operators had changed in the process before this one.
     pub runtime: Runtime,
@@ -172,6 +172,13 @@ impl Operator {
     /// When nobody knows it.
     pub async fn idle(&self, pool: &str, backend: SocketAddr) -> Result<(), String> {
         self.running.idle(pool, backend).await
+    }
+
+    /// What operators changed, for the process that takes over: a variable of its environment.
+    pub fn heritage(&self) -> Vec<(&'static str, String)> {
+        let portable = self.shown.load().runtime.portable();
+        let text = serde_json::to_string(&portable).expect("texts and numbers are JSON");
+        vec![(HERITAGE, text)]
     }
 
     /// Which configuration is in effect.
@@ -473,6 +480,18 @@ fn without_subject(line: &str, pool: &str, backend: &str) -> String {
         None => text,
     }
 }
+
+/// What operators changed in the process before this one, as far as `plan` has a place for it: what its
+/// [heritage](Operator::heritage) says, if it started this one.
+pub fn inherited(plan: &Plan, lookup: impl Fn(&str) -> Option<String>) -> Runtime {
+    let portable = lookup(HERITAGE).and_then(|text| serde_json::from_str::<Vec<Portable>>(&text).ok());
+    let (kept, lost) = Runtime::from_portable(portable.unwrap_or_default()).rebased(plan);
+    lost.iter().for_each(|line| log::warn!("upgrade: no longer, since the file has changed: {line}"));
+    kept
+}
+
+/// The name of the variable.
+const HERITAGE: &str = "LB_RUNTIME_CHANGES";
 
 const NO_FILE: &str = "it runs without a configuration file, so there is none to read again";
 

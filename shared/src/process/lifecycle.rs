@@ -316,6 +316,8 @@ pub struct Parts {
     pub window: Duration,
     /// How a successor is started.
     pub launch: Launch,
+    /// What a successor is told by its environment: called when it is started.
+    pub heritage: Box<dyn Fn() -> Vec<(&'static str, String)> + Send + Sync>,
     /// Told of the end, and that the process works.
     pub supervisor: Supervisor,
     /// Closed, offered and left to the successor.
@@ -610,7 +612,8 @@ impl Signals {
 
     fn succeed(&self) -> Handover {
         let (path, sockets) = (self.parts.upgrade_sock.clone(), Arc::clone(&self.parts.sockets));
-        let (launch, window) = (self.parts.launch.clone(), self.parts.window);
+        let (launch, window) =
+            (self.parts.launch.clone().with_variables((self.parts.heritage)()), self.parts.window);
         Box::pin(async move { successor::succeed(&launch, &path, sockets.to_hand_over()?, window).await })
     }
 
@@ -1057,6 +1060,7 @@ mod tests {
             upgrade_sock,
             window: WINDOW,
             launch: Launch::script(script, true),
+            heritage: Box::new(Vec::new),
             supervisor,
             sockets: Arc::new(sockets),
             in_flight: Arc::new(move || requests.load(Ordering::Relaxed)),

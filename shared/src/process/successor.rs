@@ -48,6 +48,8 @@ pub struct Launch {
     /// None when it could not be told; then it is wherever this process is.
     directory: Option<PathBuf>,
     background: bool,
+    /// What it is told beside what this process was told.
+    variables: Vec<(&'static str, String)>,
 }
 
 /// A new process that does not serve yet. Dropping it kills it.
@@ -117,12 +119,21 @@ impl Launch {
             arguments: with_upgrade(arguments, upgraded),
             directory,
             background: in_background,
+            variables: Vec::new(),
         })
+    }
+
+    /// The same, and the new process is told these by its environment.
+    #[must_use]
+    pub fn with_variables(mut self, variables: Vec<(&'static str, String)>) -> Self {
+        self.variables = variables;
+        self
     }
 
     fn command(&self) -> Command {
         let mut command = Command::new(&self.program);
         command.arg0(&self.name).args(&self.arguments).env_remove(systemd::WATCHDOG_PID);
+        command.envs(self.variables.iter().map(|(name, value)| (name, value)));
         if let Some(directory) = &self.directory {
             command.current_dir(directory);
         }
@@ -263,6 +274,7 @@ impl Launch {
             arguments: vec!["-c".into(), script.into()],
             directory: None,
             background,
+            variables: Vec::new(),
         }
     }
 }
