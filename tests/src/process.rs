@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::sys::signal::{self, Signal};
@@ -52,6 +52,22 @@ impl Process {
         self.descriptors().iter().filter(|target| target.starts_with("socket:")).count()
     }
 
+    /// The processes that it has started and not waited for, also those that have ended.
+    pub fn children(self) -> Vec<Self> {
+        let own = self.0.to_string();
+        all().filter(|process| process.status_field("PPid").as_deref() == Some(&own)).collect()
+    }
+
+    /// Its working directory.
+    pub fn directory(self) -> Option<PathBuf> {
+        fs::read_link(format!("/proc/{}/cwd", self.0)).ok()
+    }
+
+    /// Its real user id.
+    pub fn user(self) -> Option<u32> {
+        self.status_field("Uid")?.split_whitespace().next()?.parse().ok()
+    }
+
     /// Its arguments, the program first.
     pub fn arguments(self) -> Vec<String> {
         let text = fs::read(format!("/proc/{}/cmdline", self.0)).unwrap_or_default();
@@ -68,11 +84,14 @@ impl Process {
 
 /// The running processes that have a path below `directory` among their arguments.
 pub fn started_with(directory: &Path) -> Vec<Process> {
-    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
-    let all = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).map(Process);
     let prefix = format!("{}/", directory.display());
     let names_it = |process: &Process| process.arguments().iter().any(|argument| argument.contains(&prefix));
-    all.filter(|process| process.0 != std::process::id() && names_it(process)).collect()
+    all().filter(|process| process.0 != std::process::id() && names_it(process)).collect()
+}
+
+fn all() -> impl Iterator<Item = Process> {
+    let entries = fs::read_dir("/proc").into_iter().flatten();
+    entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).map(Process)
 }
 
 /// Number of sockets listening on exactly this IPv4 address, in any process.
