@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::sys::signal::{self, Signal};
@@ -40,6 +40,23 @@ impl Process {
         kib.unwrap_or(0) * 1024
     }
 
+    /// Its share of the memory in use, in bytes: what several processes have in common is divided among them.
+    pub fn proportional_bytes(self) -> u64 {
+        let rollup = fs::read_to_string(format!("/proc/{}/smaps_rollup", self.0)).unwrap_or_default();
+        let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:"));
+        line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or(0) * 1024
+    }
+
+    /// The process that started it, or took it over.
+    pub fn parent(self) -> Option<Self> {
+        self.status_field("PPid")?.parse().ok().map(Self)
+    }
+
+    /// The directory that it works in.
+    pub fn directory(self) -> Option<PathBuf> {
+        fs::read_link(format!("/proc/{}/cwd", self.0)).ok()
+    }
+
     /// What its open file descriptors point to, such as `socket:[1234]`.
     pub fn descriptors(self) -> Vec<String> {
         let Ok(entries) = fs::read_dir(format!("/proc/{}/fd", self.0)) else { return Vec::new() };
@@ -68,11 +85,27 @@ impl Process {
 
 /// The running processes that have a path below `directory` among their arguments.
 pub fn started_with(directory: &Path) -> Vec<Process> {
-    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
-    let all = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).map(Process);
     let prefix = format!("{}/", directory.display());
     let names_it = |process: &Process| process.arguments().iter().any(|argument| argument.contains(&prefix));
-    all.filter(|process| process.0 != std::process::id() && names_it(process)).collect()
+    others().filter(names_it).collect()
+}
+
+/// The running processes that were started in `directory`, or with a path below it: also those that write over their
+/// arguments, as nginx does.
+pub fn of(directory: &Path) -> Vec<Process> {
+    let works_in_it = |process: &Process| process.directory().is_some_and(|its| its.starts_with(directory));
+    let mut all = started_with(directory);
+    all.extend(others().filter(works_in_it));
+    all.sort_unstable_by_key(|process| process.0);
+    all.dedup();
+    all.retain(|process| process.alive());
+    all
+}
+
+fn others() -> impl Iterator<Item = Process> {
+    let entries = fs::read_dir("/proc").into_iter().flatten();
+    let all = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).map(Process);
+    all.filter(|process| process.0 != std::process::id())
 }
 
 /// Number of sockets listening on exactly this IPv4 address, in any process.
@@ -100,7 +133,23 @@ mod tests {
         let own = Process(std::process::id());
         assert!(own.alive());
         assert!(own.resident_bytes() > 100_000);
+        assert!(own.proportional_bytes() > 100_000);
+        assert!(own.parent().is_some_and(Process::alive));
         assert!(!own.descriptors().is_empty());
+    }
+
+    #[test]
+    fn finds_a_process_by_its_directory_until_it_has_ended() {
+        let directory = tempfile::tempdir().expect("there is room for a directory");
+        let mut child = std::process::Command::new("sleep")
+            .arg("60")
+            .current_dir(directory.path())
+            .spawn()
+            .expect("every system has it");
+        assert_eq!(of(directory.path()), [Process(child.id())]);
+        child.kill().expect("it is our child");
+        wait::until(wait::LONG, "it is gone", || of(directory.path()).is_empty());
+        child.wait().expect("it is our child");
     }
 
     #[test]
