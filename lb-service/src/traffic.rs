@@ -125,9 +125,11 @@ impl Traffic {
         listener
     }
 
-    /// Forgets the listeners that nobody uses.
+    /// Forgets the listeners that nobody uses, and the pools of the others that nobody uses.
     pub fn forget_unused(&self) {
-        lock(&self.listeners).retain(|listener| Arc::strong_count(listener) > 1);
+        let mut listeners = lock(&self.listeners);
+        listeners.retain(|listener| Arc::strong_count(listener) > 1);
+        listeners.iter().for_each(|listener| listener.forget_unused());
         lock(&self.doors).retain(|door| door.strong_count() > 0);
     }
 
@@ -141,6 +143,13 @@ impl Traffic {
     /// Requests being worked on, on all listeners.
     pub fn in_flight(&self) -> u64 {
         lock(&self.listeners).iter().map(|listener| listener.in_flight.get()).sum()
+    }
+
+    /// Answers so far on all listeners, and how many of them had a status of 500 or more.
+    pub fn answers(&self) -> (u64, u64) {
+        let listeners = lock(&self.listeners);
+        let sums = listeners.iter().map(|listener| listener.answers());
+        sums.fold((0, 0), |(all, failed), (more, of_them)| (all + more, failed + of_them))
     }
 
     /// From now on every answer says `Connection: close`.
@@ -200,8 +209,15 @@ impl ListenerTraffic {
         &self.without_pool
     }
 
-    /// Forgets the pools that nobody uses.
-    pub fn forget_unused(&self) {
+    fn answers(&self) -> (u64, u64) {
+        let by_pool = lock(&self.by_pool);
+        let pools = by_pool.iter().map(|(_, pool)| pool).chain([&self.without_pool]);
+        pools.flat_map(|pool| pool.answers.counted()).fold((0, 0), |(all, failed), (status, count)| {
+            (all + count, failed + if status >= 500 { count } else { 0 })
+        })
+    }
+
+    fn forget_unused(&self) {
         lock(&self.by_pool).retain(|(_, pool)| Arc::strong_count(pool) > 1);
     }
 
@@ -412,11 +428,15 @@ mod tests {
         let pool: Arc<str> = "one".into();
         let door = traffic.open("web");
         drop(door.accept(None));
-        door.listener.pool(&pool).answers.increment(200);
+        let used = door.listener.pool(&pool);
+        used.answers.increment(200);
+        used.answers.increment(503);
         traffic.forget_unused();
         assert_eq!(traffic.open("web").listener.connections.get(), 1);
-        assert_eq!(door.listener.pool(&pool).answers.counted().count(), 1);
-        door.listener.forget_unused();
+        assert_eq!(door.listener.pool(&pool).answers.counted().count(), 2);
+        assert_eq!(traffic.answers(), (2, 1));
+        drop(used);
+        traffic.forget_unused();
         assert_eq!(door.listener.pool(&pool).answers.counted().count(), 0);
         drop(door);
         traffic.forget_unused();

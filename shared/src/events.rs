@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use lb_service::pool::{Observer, PoolEvent};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
@@ -125,6 +126,24 @@ impl Events {
 impl Default for Events {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+impl Observer for Events {
+    fn observe(&self, pool: &str, event: &PoolEvent<'_>) {
+        match *event {
+            PoolEvent::Ejected { backend, time, why } => {
+                let text = format!("is ejected for {:.1} s: {why}", time.as_secs_f64());
+                self.note(Kind::Ejection, About::backend(pool, backend), text);
+            }
+            PoolEvent::Returned { backend } => {
+                self.note(Kind::Ejection, About::backend(pool, backend), "is back from its ejection");
+            }
+            PoolEvent::Panic(true) => {
+                self.note(Kind::Panic, About::pool(pool), "too few backends are available, all are used");
+            }
+            PoolEvent::Panic(false) => self.note(Kind::Panic, About::pool(pool), "panic is over"),
+        }
     }
 }
 

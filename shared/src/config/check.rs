@@ -18,6 +18,8 @@ use rustls::RootCertStore;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 
+pub(crate) use balancing::MAX_RING_WEIGHT;
+
 use super::context::{Context, runtime_directory};
 use super::decode::did_you_mean;
 use super::document::{Node, Step, Value};

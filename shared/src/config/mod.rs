@@ -26,6 +26,7 @@ mod sections;
 
 use std::path::Path;
 
+pub(crate) use check::MAX_RING_WEIGHT;
 use document::{Map, Node, Value};
 use problem::{Id, Problem};
 

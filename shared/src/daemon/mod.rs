@@ -4,7 +4,9 @@
 //! [`Services::compose`]: each pool is one `Arc<LoadBalancer<Policy>>` that the proxy, the prober and the metrics hold.
 
 mod announce;
+mod logs;
 mod pools;
+mod running;
 mod services;
 
 use std::io;
@@ -12,7 +14,7 @@ use std::net::{IpAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use lb_service::access_log::{AccessLog, Target, WriterGuard};
+use lb_service::access_log::{AccessLog, Target};
 use lb_service::listener::ListenAddress;
 use nix::unistd::Uid;
 use pingora::server::{RunArgs, Server};
@@ -20,6 +22,7 @@ use pingora::services::ServiceHandle;
 use pingora::services::background::background_service;
 
 use crate::config::Plan;
+use crate::operator::ConfigFile;
 use crate::process;
 use crate::process::background::{self, Announcer, Role};
 use crate::process::lifecycle::{Parts, Phase, Signals, Timing};
@@ -30,7 +33,9 @@ use crate::process::privileges::{self, Identity, PrivilegeError};
 use crate::process::sockets::{Class, Endpoint, Handed, ListenError, ListenSpec, Sockets};
 use crate::process::upgrade::{self, Claim, UpgradeError};
 use announce::{Announce, Announcement};
+use logs::AccessLogs;
 pub use pools::{Checked, Pools};
+pub use running::{Running, Staged};
 pub use services::Services;
 use services::server_conf;
 
@@ -84,22 +89,29 @@ struct Held {
     announcer: Announcer,
 }
 
+/// How the daemon is started.
+#[derive(Default)]
+pub struct Start<'a> {
+    /// How the process is to run.
+    pub mode: Mode,
+    /// What is read again by a reload; absent: it was started without a file.
+    pub file: Option<ConfigFile>,
+    /// Names of listeners that have no access log, whatever the configuration says.
+    pub silent: &'a [&'static str],
+}
+
 /// Serves by `plan` until the process is told to end; the exit code.
 ///
 /// # Errors
 /// When it cannot start. Nothing of another process is touched then.
-pub fn serve(
-    plan: &Plan,
-    mode: Mode,
-    access_logs: &AccessLogs,
-    extra: Box<Extra<'_>>,
-) -> Result<u8, StartError> {
+pub fn serve(plan: &Plan, how: Start<'_>, extra: Box<Extra<'_>>) -> Result<u8, StartError> {
+    let mode = how.mode;
     let announcer = match background::enter(mode.daemon).map_err(StartError::Background)? {
         Role::Parent(code) => return Ok(code),
         Role::Serve(announcer) => announcer,
     };
     let error_log = logging::init(plan.server.error_log.as_deref())?.map(Arc::new);
-    let started = start(plan, mode, announcer, error_log.clone(), access_logs, extra);
+    let started = start(plan, how, announcer, error_log.clone(), extra);
     if let (Err(error), Some(error_log)) = (&started, &error_log) {
         // For the log; the caller tells the person who waits at the terminal.
         log::error!("{error}");
@@ -108,36 +120,22 @@ pub fn serve(
     started
 }
 
-/// Which listeners have an access log.
-#[derive(Clone, Debug, Default)]
-pub struct AccessLogs {
-    /// Names of the listeners that have none, whatever the configuration says.
-    pub silent: Vec<&'static str>,
-}
-
 fn start(
     plan: &Plan,
-    mode: Mode,
+    how: Start<'_>,
     announcer: Announcer,
     error_log: Option<Arc<ErrorLog>>,
-    access_logs: &AccessLogs,
     extra: Box<Extra<'_>>,
 ) -> Result<u8, StartError> {
+    let logs = AccessLogs::without(how.silent);
     // Opened first: the user to run as may be one who could not.
-    let (logs, _flush_at_end) = access_logs.open(plan).map_err(StartError::AccessLog)?;
-    let held = Held::acquire(plan, mode, announcer, error_log)?;
+    let opened = logs.open(&plan.access_log).map_err(StartError::AccessLog)?;
+    let held = Held::acquire(plan, how.mode, announcer, error_log)?;
     let server = Server::new_with_opt_and_conf(None, server_conf(plan));
-    let services = Services::compose(plan, &server.configuration, logs)?;
-    Ok(run(plan, server, services, held, extra))
-}
-
-impl AccessLogs {
-    /// One for each listener, over one writer.
-    fn open(&self, plan: &Plan) -> io::Result<(Vec<AccessLog>, WriterGuard)> {
-        let (log, guard) = AccessLog::open(plan.access_log.clone())?;
-        let of = |name: &str| if self.silent.contains(&name) { AccessLog::off() } else { log.clone() };
-        Ok((plan.listeners.iter().map(|(_, listener)| of(&listener.name)).collect(), guard))
-    }
+    let services = Services::compose(plan, &server.configuration, how.file, &logs, opened, &held.sockets)?;
+    let code = run(plan, server, services, held, extra);
+    logs.end();
+    Ok(code)
 }
 
 fn run(plan: &Plan, mut server: Server, services: Services, held: Held, extra: Box<Extra<'_>>) -> u8 {
@@ -273,18 +271,19 @@ fn access_log_file(plan: &Plan) -> Option<&PathBuf> {
 
 /// Every socket that the daemon listens on.
 pub fn endpoints(plan: &Plan) -> Vec<ListenSpec> {
-    let traffic = plan.listeners.iter().map(|(_, listener)| ListenSpec::traffic(endpoint(&listener.address)));
+    let traffic = plan.listeners.iter().map(|(_, listener)| listen_spec(&listener.address));
     let admin = ListenSpec::admin(Endpoint::Tcp(plan.metrics));
     traffic.chain([admin]).collect()
 }
 
-fn endpoint(address: &ListenAddress) -> Endpoint {
-    match address {
+/// What has to be bound for requests to come in at an address.
+fn listen_spec(address: &ListenAddress) -> ListenSpec {
+    ListenSpec::traffic(match address {
         ListenAddress::Tcp(address) => Endpoint::Tcp(*address),
         ListenAddress::Unix(path) => {
             Endpoint::Unix { path: path.clone(), mode: lb_service::service::UNIX_SOCKET_MODE }
         }
-    }
+    })
 }
 
 fn signals(plan: &Plan, services: &Services, held: &Held) -> Signals {
@@ -305,12 +304,14 @@ fn signals(plan: &Plan, services: &Services, held: &Held) -> Signals {
             log::error!("{error}");
         }
     };
+    let operator = services.operator.clone();
     Signals::new(Parts {
         timing: Timing { delay: plan.shutdown.delay, drain: plan.shutdown.drain },
         upgrade_sock: plan.server.upgrade_sock.clone(),
         sockets: held.sockets.clone(),
         in_flight: Arc::new(move || traffic.unfinished()),
         on_phase: Box::new(on_phase),
+        on_hangup: Box::new(move || operator.reload_by_signal()),
         reopen_logs: Box::new(reopen_logs),
     })
 }
@@ -325,7 +326,8 @@ fn add_services(
     signals: &Signals,
     announce: Announce,
 ) {
-    let Services { proxy, prober, metrics, .. } = services;
+    let Services { proxy, prober, metrics, changer, .. } = services;
+    server.add_service(background_service("operator", changer));
     let prober = server.add_service(background_service("health", prober));
     prober.add_dependencies(before_checks);
     let traffic_closes = signals.shutdown(Class::Traffic);

@@ -1,6 +1,6 @@
 //! The three services, put together over one `Arc<LoadBalancer<Policy>>` for each pool.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::SystemTime;
 
 use health_service::Prober;
@@ -9,7 +9,7 @@ use lb_service::config::MAX_ATTEMPTS;
 use lb_service::forwarded::TrustedProxies;
 use lb_service::plan::Current;
 use lb_service::route::RouteTable;
-use lb_service::service::{Doors, ProxyService};
+use lb_service::service::ProxyService;
 use lb_service::traffic::Traffic;
 use metrics_service::{ConfigMetrics, Endpoints, PoolCollector, ProcessCollector, Readiness};
 use pingora::apps::http_app::HttpServer;
@@ -19,8 +19,13 @@ use pingora::server::configuration::ServerConf;
 use pingora::services::listening::Service;
 use prometheus::Registry;
 
+use super::logs::{AccessLogs, Opened};
 use super::pools::{Checked, Pools};
+use super::running::Running;
 use crate::config::Plan;
+use crate::events::Events;
+use crate::operator::{self, ConfigFile, Operator, OperatorService, Runtime};
+use crate::process::sockets::Sockets;
 use crate::status::StatusSource;
 
 /// How often Pingora may call for a backend in one request. What ends a request's tries is its pool, whose settings may change
@@ -36,11 +41,13 @@ pub struct Services {
     pub traffic: Arc<Traffic>,
     /// The pools of the current plan.
     pub pools: Pools,
+    /// Who changes it while the daemon runs.
+    pub operator: Operator,
     pub(super) readiness: Readiness,
     pub(super) proxy: ProxyService,
-    pub(super) doors: Doors,
     pub(super) prober: Prober,
     pub(super) metrics: Service<HttpServer<Endpoints>>,
+    pub(super) changer: OperatorService,
 }
 
 impl Services {
@@ -49,34 +56,65 @@ impl Services {
         self.readiness.clone()
     }
 
-    /// The services of `plan`, not yet running; each of its listeners has one of `logs`.
+    /// The services of `plan`, not yet running. It is what `file` says, if there is one.
     ///
     /// # Errors
     /// When two of them have a metric of the same name.
-    pub fn compose(plan: &Plan, conf: &Arc<ServerConf>, logs: Vec<AccessLog>) -> prometheus::Result<Self> {
-        let pools = Pools::new(plan.pools.iter().map(|(pool, health)| Checked::new(pool, health)).collect());
+    pub fn compose(
+        plan: &Plan,
+        conf: &Arc<ServerConf>,
+        file: Option<ConfigFile>,
+        logs: &AccessLogs,
+        log: Opened,
+        sockets: &Arc<Sockets>,
+    ) -> prometheus::Result<Self> {
+        let events = Events::new();
+        let pools = Pools::new(plan, Arc::new(events.clone()));
         let traffic = Traffic::new();
-        let current = Current::new(served(plan, &pools.now(), logs, &traffic));
+        let current = Current::new(served(plan, &pools.now(), logs.of(plan, Some(&log)), &traffic));
+        logs.replace(log, Weak::new());
         let registry = Registry::new();
         let prober = prober(&pools.now(), conf, &registry)?;
         let readiness = Readiness::new(pools.views());
         lb_service::metrics::Metrics::register(&registry, current.clone())?;
         registry.register(Box::new(PoolCollector::new(pools.views())))?;
         registry.register(Box::new(ProcessCollector::new()))?;
-        ConfigMetrics::register(&registry)?;
         metrics_service::build_info(&registry, env!("CARGO_PKG_VERSION"))?;
-        let status = StatusSource::new(current.clone(), traffic.clone(), pools.clone(), SystemTime::now());
+        let (proxy, doors) = lb_service::service::service(conf, &current, &traffic);
+        let running = Running {
+            current: current.clone(),
+            traffic: traffic.clone(),
+            pools: pools.clone(),
+            doors,
+            sockets: sockets.clone(),
+            logs: logs.clone(),
+            leaving: Arc::default(),
+        };
+        let (operator, changer) = Operator::new(operator::Parts {
+            running,
+            file,
+            plan: plan.clone(),
+            runtime: Runtime::default(),
+            events,
+            metrics: ConfigMetrics::register(&registry)?,
+            observer: Box::new(|_| {}),
+        });
+        let status = StatusSource::new(current.clone(), traffic.clone(), pools.clone(), operator.clone());
         let endpoints = Endpoints::new(registry, readiness.clone())
             .with_document("/api/v1/status", move |_| Ok(status.json(SystemTime::now())));
         let mut metrics = metrics_service::service(endpoints, "metrics");
         metrics.add_listener(ListenerConfig::tcp(plan.metrics.to_string()));
-        let (proxy, doors) = lb_service::service::service(conf, &current, &traffic);
-        Ok(Self { current, traffic, pools, readiness, proxy, doors, prober, metrics })
+        Ok(Self { current, traffic, pools, operator, readiness, proxy, prober, metrics, changer })
     }
 }
 
 /// What requests are served by when they are served by `plan`.
-fn served(plan: &Plan, pools: &[Checked], logs: Vec<AccessLog>, traffic: &Traffic) -> lb_service::plan::Plan {
+pub(super) fn served(
+    plan: &Plan,
+    pools: &[Checked],
+    logs: Vec<AccessLog>,
+    traffic: &Traffic,
+) -> lb_service::plan::Plan {
     let parts = lb_service::plan::Parts {
         listeners: plan.listeners.clone(),
         routes: RouteTable::new(plan.routes.clone()),

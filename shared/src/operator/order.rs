@@ -37,7 +37,7 @@ pub enum Change {
 }
 
 /// What is known of a backend that joins.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Joining {
     /// Its share relative to the others.
     pub weight: Weight,

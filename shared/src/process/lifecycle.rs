@@ -264,6 +264,8 @@ pub struct Parts {
     pub in_flight: Arc<dyn InFlight>,
     /// Called with each phase that is entered: readiness and `Connection: close` hang on it.
     pub on_phase: Box<dyn Fn(Phase) + Send + Sync>,
+    /// Called on HUP; it must not wait.
+    pub on_hangup: Box<dyn Fn() + Send + Sync>,
     /// Called on USR1.
     pub reopen_logs: Box<dyn Fn() + Send + Sync>,
 }
@@ -401,7 +403,7 @@ impl Signals {
                 log::info!("signal Quit: handing over to a new process");
                 return Some(Event::Quit);
             }
-            Came::Hup => log::warn!("signal Hup: reload is not supported yet"),
+            Came::Hup => (self.parts.on_hangup)(),
             Came::Usr2 => {
                 log::warn!("signal Usr2: not supported yet; send QUIT and start with -u to upgrade");
             }
@@ -725,6 +727,7 @@ mod tests {
             sockets: Arc::new(sockets),
             in_flight: Arc::new(move || requests.load(Ordering::Relaxed)),
             on_phase: Box::new(move |phase| seen.lock().unwrap().push(phase)),
+            on_hangup: Box::new(|| {}),
             reopen_logs: Box::new(|| {}),
         });
         (Arc::new(signals), phases)

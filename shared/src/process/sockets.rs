@@ -142,6 +142,13 @@ struct Files {
     unclaimed: Vec<SocketFile>,
 }
 
+/// Sockets that are bound and that nobody listens to yet. Dropping them closes them and removes their files.
+#[derive(Debug, Default)]
+pub struct Bound {
+    open: Vec<Listening>,
+    files: Vec<SocketFile>,
+}
+
 /// Pingora's table, which cannot be printed.
 struct Table(ListenFds);
 
@@ -217,6 +224,48 @@ impl Sockets {
     /// The table in which Pingora's services find their sockets; one for all of them.
     pub fn listen_fds(&self) -> ListenFds {
         Arc::clone(&self.table.0)
+    }
+
+    /// Binds more addresses, all of them or none.
+    ///
+    /// # Errors
+    /// The first address that cannot be had.
+    pub fn bind_more(&self, specs: &[ListenSpec]) -> Result<Bound, ListenError> {
+        let mut bound = Bound::default();
+        for spec in specs {
+            let fd = listen(&spec.endpoint, &mut bound.files)?;
+            bound.open.push(Listening { configured: spec.endpoint.configured(), class: spec.class, fd });
+        }
+        Ok(bound)
+    }
+
+    /// These are ours from now on, to be handed over and closed like all others, and in the table.
+    pub fn add(&self, bound: Bound) {
+        let Bound { open, files } = bound;
+        lock(&self.files).owned.extend(files);
+        let added: Vec<_> = open.iter().map(|listening| listening.configured.clone()).collect();
+        lock(&self.open).extend(open);
+        added.iter().for_each(|address| self.lend_again(address));
+    }
+
+    /// Puts another copy of an open socket into the table, for a service that is to listen at its address after one that
+    /// has taken the first copy.
+    pub fn lend_again(&self, address: &str) {
+        let open = lock(&self.open);
+        let Some(listening) = open.iter().find(|listening| listening.configured == address) else { return };
+        match listening.fd.try_clone() {
+            Ok(copy) => self.table.0.lock().add(address.to_owned(), copy.into_raw_fd()),
+            Err(error) => log::error!("listener {address}: {error}"),
+        }
+    }
+
+    /// Closes our descriptor of one address and removes its file; the port closes when Pingora's service has closed its own.
+    pub fn remove(&self, address: &str) {
+        lock(&self.open).retain(|listening| listening.configured != address);
+        let mut files = lock(&self.files);
+        let Files { owned, inherited, unclaimed: _ } = &mut *files;
+        owned.retain(|file| file.path != Path::new(address));
+        inherited.retain(|file| file.path != Path::new(address));
     }
 
     /// Copies of what is open, for a successor.
