@@ -41,21 +41,24 @@ const NARROW: usize = 16 * 1024;
 /// An idle connection that was closed is noticed in this time.
 const GLANCE: Duration = Duration::from_millis(1);
 
+/// How a body is sent.
+type SendBody<'a> = dyn FnMut(&mut Connection, &[u8]) -> Result<(), Failure> + 'a;
+
 /// What the clients are to do.
 #[derive(Debug, Clone)]
-pub struct Load {
+pub(crate) struct Load {
     /// Where they connect, each of them to one of these.
-    pub addresses: Vec<SocketAddr>,
+    pub(crate) addresses: Vec<SocketAddr>,
     /// Lengths of long downloads, in bytes; they are read at some 2 MB/s.
-    pub long_download: Range<u64>,
+    pub(crate) long_download: Range<u64>,
     /// Half of the WebSockets are opened at the start, the others one by one within this time.
-    pub latecomers: Duration,
+    pub(crate) latecomers: Duration,
     /// For the choices of the clients.
-    pub seed: u64,
+    pub(crate) seed: u64,
 }
 
 /// All clients of a run.
-pub struct Crowd {
+pub(crate) struct Crowd {
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -90,7 +93,7 @@ struct Socket {
 
 impl Crowd {
     /// Starts all clients.
-    pub fn start(load: &Load, ledger: &Arc<Ledger>) -> Self {
+    pub(crate) fn start(load: &Load, ledger: &Arc<Ledger>) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let kinds = CROWD.into_iter().flat_map(|(kind, count)| (0..count).map(move |number| (kind, number)));
         let client = |(index, (kind, number)): (usize, (Kind, usize))| Client {
@@ -109,12 +112,12 @@ impl Crowd {
     }
 
     /// How many there are.
-    pub fn size() -> usize {
+    pub(crate) fn size() -> usize {
         CROWD.iter().map(|(_, count)| count).sum()
     }
 
     /// Lets every client finish what it has begun.
-    pub fn stop(self) {
+    pub(crate) fn stop(self) {
         self.stop.store(true, Ordering::Relaxed);
         for thread in self.threads {
             thread.join().expect("a client writes its failures down and does not panic");
@@ -262,11 +265,7 @@ impl Client {
         });
     }
 
-    fn upload(
-        &mut self,
-        length: u64,
-        send: &mut dyn FnMut(&mut Connection, &[u8]) -> Result<(), Failure>,
-    ) {
+    fn upload(&mut self, length: u64, send: &mut SendBody) {
         let began = Instant::now();
         if self.idle.as_mut().is_some_and(|idle| idle.ends_within(GLANCE)) {
             self.ledger.found_closed(self.kind);

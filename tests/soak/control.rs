@@ -22,17 +22,17 @@ fn run(lab: &Lab, file: &Path, verb: &str, arguments: &[&str]) -> Result<String,
 }
 
 /// Puts the file into effect, and waits until it is.
-pub fn reload(lab: &Lab, file: &Path) -> Result<(), String> {
+pub(crate) fn reload(lab: &Lab, file: &Path) -> Result<(), String> {
     run(lab, file, "reload", &[]).map(drop)
 }
 
 /// Starts a new process, and waits until it has taken over.
-pub fn upgrade(lab: &Lab, file: &Path) -> Result<(), String> {
+pub(crate) fn upgrade(lab: &Lab, file: &Path) -> Result<(), String> {
     run(lab, file, "upgrade", &[]).map(drop)
 }
 
 /// Changes a backend of the pool `web` at run time. `drain` waits until the backend has no request left.
-pub fn order(lab: &Lab, file: &Path, order: &Order) -> Result<(), String> {
+pub(crate) fn order(lab: &Lab, file: &Path, order: &Order) -> Result<(), String> {
     let (verb, member, more): (&str, _, Vec<String>) = match order {
         Order::Drain(member) => ("drain", member, vec!["--wait".to_owned()]),
         Order::Undrain(member) => ("undrain", member, Vec::new()),

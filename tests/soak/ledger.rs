@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 /// A kind of client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Kind {
+pub(crate) enum Kind {
     /// `GET` on a kept connection.
     KeepAlive,
     /// `GET`, each on a connection of its own.
@@ -29,28 +29,28 @@ pub enum Kind {
 
 /// A request that failed, or a change.
 #[derive(Debug, Clone)]
-pub struct Failure {
+pub(crate) struct Failure {
     /// Since the start.
-    pub at: Duration,
+    pub(crate) at: Duration,
     /// Whose it was.
-    pub kind: Kind,
+    pub(crate) kind: Kind,
     /// What happened.
-    pub text: String,
+    pub(crate) text: String,
 }
 
 /// A WebSocket that was cut.
 #[derive(Debug, Clone)]
-pub struct Cut {
+pub(crate) struct Cut {
     /// When it was agreed to.
-    pub opened: Duration,
+    pub(crate) opened: Duration,
     /// When it was cut.
-    pub at: Duration,
+    pub(crate) at: Duration,
     /// How.
-    pub text: String,
+    pub(crate) text: String,
 }
 
 /// All that is written down in a run.
-pub struct Ledger {
+pub(crate) struct Ledger {
     began: Instant,
     counts: [Counts; Kind::ALL.len()],
     failures: Mutex<Vec<Failure>>,
@@ -61,7 +61,7 @@ pub struct Ledger {
 
 /// What is counted for each kind.
 #[derive(Debug, Default)]
-pub struct Counts {
+pub(crate) struct Counts {
     requests: AtomicU64,
     bytes: AtomicU64,
     announced: AtomicU64,
@@ -70,16 +70,16 @@ pub struct Counts {
 
 /// A request that was answered as it should be.
 #[derive(Debug, Clone, Copy)]
-pub struct Done {
+pub(crate) struct Done {
     /// When the client wanted it.
-    pub began: Instant,
+    pub(crate) began: Instant,
     /// Bytes of bodies that were checked.
-    pub bytes: u64,
+    pub(crate) bytes: u64,
 }
 
 impl Kind {
     /// All kinds, in the order of the report.
-    pub const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 8] = [
         Self::KeepAlive,
         Self::Fresh,
         Self::Post,
@@ -91,7 +91,7 @@ impl Kind {
     ];
 
     /// As the report calls it.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::KeepAlive => "keep-alive GET",
             Self::Fresh => "GET on new connections",
@@ -114,7 +114,7 @@ impl Kind {
 
 impl Ledger {
     /// An empty one, whose time begins now.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             began: Instant::now(),
             counts: Default::default(),
@@ -125,12 +125,12 @@ impl Ledger {
     }
 
     /// Time since the start.
-    pub fn now(&self) -> Duration {
+    pub(crate) fn now(&self) -> Duration {
         self.began.elapsed()
     }
 
     /// A request was answered as it should be.
-    pub fn done(&self, kind: Kind, done: Done) {
+    pub(crate) fn done(&self, kind: Kind, done: Done) {
         let counts = &self.counts[kind as usize];
         counts.requests.fetch_add(1, Ordering::Relaxed);
         counts.bytes.fetch_add(done.bytes, Ordering::Relaxed);
@@ -140,47 +140,47 @@ impl Ledger {
     }
 
     /// The peer said that it closes the connection: the client must connect anew.
-    pub fn announced(&self, kind: Kind) {
+    pub(crate) fn announced(&self, kind: Kind) {
         self.counts[kind as usize].announced.fetch_add(1, Ordering::Relaxed);
     }
 
     /// A kept connection was found closed, and nothing was lost by it.
-    pub fn found_closed(&self, kind: Kind) {
+    pub(crate) fn found_closed(&self, kind: Kind) {
         self.counts[kind as usize].found_closed.fetch_add(1, Ordering::Relaxed);
     }
 
     /// A request failed.
-    pub fn failed(&self, kind: Kind, text: impl Into<String>) {
+    pub(crate) fn failed(&self, kind: Kind, text: impl Into<String>) {
         lock(&self.failures).push(Failure { at: self.now(), kind, text: text.into() });
     }
 
     /// A WebSocket was cut.
-    pub fn cut(&self, opened: Duration, text: impl Into<String>) {
+    pub(crate) fn cut(&self, opened: Duration, text: impl Into<String>) {
         lock(&self.cuts).push(Cut { opened, at: self.now(), text: text.into() });
     }
 
     /// What was counted for a kind.
-    pub fn counts(&self, kind: Kind) -> &Counts {
+    pub(crate) fn counts(&self, kind: Kind) -> &Counts {
         &self.counts[kind as usize]
     }
 
     /// All failures, in order.
-    pub fn failures(&self) -> Vec<Failure> {
+    pub(crate) fn failures(&self) -> Vec<Failure> {
         lock(&self.failures).clone()
     }
 
     /// All WebSockets cut, in order.
-    pub fn cuts(&self) -> Vec<Cut> {
+    pub(crate) fn cuts(&self) -> Vec<Cut> {
         lock(&self.cuts).clone()
     }
 
     /// When the longest pause of a client ended, and how long it was.
-    pub fn longest_pause(&self) -> (Duration, Duration) {
+    pub(crate) fn longest_pause(&self) -> (Duration, Duration) {
         lock(&self.quick).iter().copied().max_by_key(|(_, took)| *took).unwrap_or_default()
     }
 
     /// The time that so many of a thousand quick requests did not exceed.
-    pub fn permille(&self, share: usize) -> Duration {
+    pub(crate) fn permille(&self, share: usize) -> Duration {
         let mut times: Vec<Duration> = lock(&self.quick).iter().map(|(_, took)| *took).collect();
         times.sort_unstable();
         let index = times.len() * share / 1000;
@@ -190,22 +190,22 @@ impl Ledger {
 
 impl Counts {
     /// Requests answered, or messages echoed, as they should be.
-    pub fn requests(&self) -> u64 {
+    pub(crate) fn requests(&self) -> u64 {
         self.requests.load(Ordering::Relaxed)
     }
 
     /// Bytes of bodies and messages, each of them checked.
-    pub fn bytes(&self) -> u64 {
+    pub(crate) fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
     }
 
     /// Kept connections that ended after an answer that said so.
-    pub fn announced(&self) -> u64 {
+    pub(crate) fn announced(&self) -> u64 {
         self.announced.load(Ordering::Relaxed)
     }
 
     /// Kept connections that were found closed.
-    pub fn found_closed(&self) -> u64 {
+    pub(crate) fn found_closed(&self) -> u64 {
         self.found_closed.load(Ordering::Relaxed)
     }
 }

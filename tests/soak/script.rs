@@ -7,34 +7,34 @@ use crate::setup::Change;
 
 /// How long a run is and how much happens in it.
 #[derive(Debug, Clone)]
-pub struct Plan {
+pub(crate) struct Plan {
     /// For all choices.
-    pub seed: u64,
+    pub(crate) seed: u64,
     /// Configuration files with another content.
-    pub reloads: usize,
+    pub(crate) reloads: usize,
     /// New processes.
-    pub upgrades: usize,
+    pub(crate) upgrades: usize,
     /// Of each kind of change at run time.
-    pub orders: usize,
+    pub(crate) orders: usize,
     /// Backends killed with requests under way.
-    pub kills: usize,
+    pub(crate) kills: usize,
     /// Load before the first change; memory is measured at its end.
-    pub warm_up: Duration,
+    pub(crate) warm_up: Duration,
     /// From the first change to the last.
-    pub changes_within: Duration,
+    pub(crate) changes_within: Duration,
     /// Load after the last change; memory is measured at its end.
-    pub calm: Duration,
+    pub(crate) calm: Duration,
     /// The time that the first process has to finish, so short that WebSockets are cut by it.
-    pub short_drain: Duration,
+    pub(crate) short_drain: Duration,
     /// The time that all others have, longer than the run.
-    pub long_drain: Duration,
+    pub(crate) long_drain: Duration,
     /// Bytes of a long download. It must be over before `short_drain` is.
-    pub long_download: Range<u64>,
+    pub(crate) long_download: Range<u64>,
 }
 
 /// One thing that happens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Step {
+pub(crate) enum Step {
     /// A new configuration file is put into effect.
     Reload(Change),
     /// A new process takes over.
@@ -51,7 +51,7 @@ pub enum Step {
 
 impl Plan {
     /// The run of `make soak`.
-    pub fn long() -> Self {
+    pub(crate) fn long() -> Self {
         Self {
             seed: 4,
             reloads: 50,
@@ -68,7 +68,7 @@ impl Plan {
     }
 
     /// The run of `make test`.
-    pub fn short() -> Self {
+    pub(crate) fn short() -> Self {
         Self {
             reloads: 8,
             upgrades: 2,
@@ -84,7 +84,7 @@ impl Plan {
     }
 
     /// All that happens, in its order. The last upgrade comes early enough that the last process lives through a third of it.
-    pub fn steps(&self) -> Vec<Step> {
+    pub(crate) fn steps(&self) -> Vec<Step> {
         let mut random = fastrand::Rng::with_seed(self.seed);
         let mut steps: Vec<Step> =
             Change::some(self.reloads, &mut random).into_iter().map(Step::Reload).collect();

@@ -11,19 +11,19 @@ use std::time::Duration;
 use tests::{Behaviour, Origin, ports};
 
 /// Asks for the pool `web`.
-pub const WEB_HOST: &str = "web.test";
+pub(crate) const WEB_HOST: &str = "web.test";
 /// Asks for the pool `frail`.
-pub const FRAIL_HOST: &str = "frail.test";
+pub(crate) const FRAIL_HOST: &str = "frail.test";
 /// Asks for the pool `sockets`.
-pub const SOCKETS_HOST: &str = "sockets.test";
+pub(crate) const SOCKETS_HOST: &str = "sockets.test";
 /// Asks for the pool `marker`.
-pub const MARKER_HOST: &str = "marker.test";
+pub(crate) const MARKER_HOST: &str = "marker.test";
 /// Answered by `sockets` while there is a route for it, by `web` otherwise.
-pub const CANARY_HOST: &str = "canary.test";
+pub(crate) const CANARY_HOST: &str = "canary.test";
 
 /// A pool that changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Group {
+pub(crate) enum Group {
     /// `web`.
     Web,
     /// `frail`.
@@ -34,8 +34,7 @@ pub enum Group {
 
 /// How a pool chooses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the names of the daemon's own policies")]
-pub enum Policy {
+pub(crate) enum Policy {
     RoundRobin,
     Random,
     LeastRequest,
@@ -46,65 +45,64 @@ pub enum Policy {
 
 /// A backend of a pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Member {
+pub(crate) struct Member {
     /// Its number among the origins of the pool.
-    pub origin: usize,
+    pub(crate) origin: usize,
     /// Where it is.
-    pub address: SocketAddr,
+    pub(crate) address: SocketAddr,
     /// Its share; 1 to 4.
-    pub weight: u32,
+    pub(crate) weight: u32,
     /// It gets no new requests.
-    pub drained: bool,
+    pub(crate) drained: bool,
 }
 
 /// A pool.
 #[derive(Debug, Clone)]
-pub struct Pool {
+pub(crate) struct Pool {
     /// Its name.
-    pub name: &'static str,
+    pub(crate) name: &'static str,
     /// How it chooses.
-    pub policy: Policy,
+    pub(crate) policy: Policy,
     /// Its backends.
-    pub members: Vec<Member>,
+    pub(crate) members: Vec<Member>,
 }
 
 /// All that a subject is configured to do.
 #[derive(Debug, Clone)]
-pub struct Setup {
+pub(crate) struct Setup {
     /// Goes up with each change.
-    pub generation: u32,
+    pub(crate) generation: u32,
     /// In the order of [`Group`].
-    pub pools: [Pool; 3],
+    pub(crate) pools: [Pool; 3],
     /// The backend of the pool `marker`.
-    pub marker: SocketAddr,
+    pub(crate) marker: SocketAddr,
     /// Where clients connect.
-    pub listeners: Vec<SocketAddr>,
+    pub(crate) listeners: Vec<SocketAddr>,
     /// Where they can connect now and then.
-    pub extra: SocketAddr,
+    pub(crate) extra: SocketAddr,
     /// Whether they can.
-    pub has_extra: bool,
+    pub(crate) has_extra: bool,
     /// Whether there is a route for [`CANARY_HOST`].
-    pub has_canary: bool,
+    pub(crate) has_canary: bool,
     /// Whether requests are logged.
-    pub access_log: bool,
+    pub(crate) access_log: bool,
     /// How long an answer may take, in seconds.
-    pub response_timeout: u32,
+    pub(crate) response_timeout: u32,
     /// Between two health checks, in milliseconds.
-    pub check_interval: u32,
+    pub(crate) check_interval: u32,
     /// How long what was begun before a change may take.
-    pub drain: Duration,
+    pub(crate) drain: Duration,
 }
 
 /// The origins behind a setup.
-pub struct Origins {
+pub(crate) struct Origins {
     pools: [Vec<Origin>; 3],
     marker: Origin,
 }
 
 /// A kind of change that a new configuration file brings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[expect(missing_docs, reason = "their names say it")]
-pub enum Change {
+pub(crate) enum Change {
     Backends,
     Weights,
     Policy,
@@ -118,7 +116,7 @@ pub enum Change {
 
 /// A change at run time, of a backend of the pool `web`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Order {
+pub(crate) enum Order {
     /// Gives it no new requests.
     Drain(Member),
     /// Takes that back.
@@ -135,7 +133,7 @@ pub enum Order {
 
 impl Origins {
     /// Starts all of them.
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let pools = [(Group::Web, 4), (Group::Frail, 4), (Group::Sockets, 4)].map(|(group, count)| {
             let name = |number| format!("{}-{number}", group.name());
             (0..count).map(|number| serving(&name(number))).collect()
@@ -144,22 +142,22 @@ impl Origins {
     }
 
     /// An origin of a pool.
-    pub fn of(&self, group: Group, number: usize) -> &Origin {
+    pub(crate) fn of(&self, group: Group, number: usize) -> &Origin {
         &self.pools[group as usize][number]
     }
 
     /// The same, to be killed.
-    pub fn to_change(&mut self, group: Group, number: usize) -> &mut Origin {
+    pub(crate) fn killable(&mut self, group: Group, number: usize) -> &mut Origin {
         &mut self.pools[group as usize][number]
     }
 
     /// The origin as a backend that is not in a pool yet.
-    pub fn member(&self, group: Group, origin: usize) -> Member {
+    pub(crate) fn member(&self, group: Group, origin: usize) -> Member {
         Member { origin, address: self.of(group, origin).address, weight: 1, drained: false }
     }
 
     /// What a run begins with.
-    pub fn setup(&self, drain: Duration) -> Setup {
+    pub(crate) fn setup(&self, drain: Duration) -> Setup {
         let pool = |group: Group| Pool {
             name: group.name(),
             policy: Policy::RoundRobin,
@@ -191,10 +189,10 @@ fn serving(name: &str) -> Origin {
 
 impl Group {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Web, Self::Frail, Self::Sockets];
+    pub(crate) const ALL: [Self; 3] = [Self::Web, Self::Frail, Self::Sockets];
 
     /// The pool's name.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Web => "web",
             Self::Frail => "frail",
@@ -216,7 +214,7 @@ impl Policy {
     ];
 
     /// As the daemon calls it.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::RoundRobin => "round_robin",
             Self::Random => "random",
@@ -232,7 +230,7 @@ impl Policy {
 
 impl Setup {
     /// A pool.
-    pub fn pool(&self, group: Group) -> &Pool {
+    pub(crate) fn pool(&self, group: Group) -> &Pool {
         &self.pools[group as usize]
     }
 
@@ -241,13 +239,13 @@ impl Setup {
     }
 
     /// Every address that is listened on.
-    pub fn addresses(&self) -> Vec<SocketAddr> {
+    pub(crate) fn addresses(&self) -> Vec<SocketAddr> {
         let extra = self.has_extra.then_some(self.extra);
         self.listeners.iter().copied().chain(extra).collect()
     }
 
     /// Becomes another setup by this kind of change; says in words what changed.
-    pub fn change(&mut self, change: Change, origins: &Origins, random: &mut fastrand::Rng) -> String {
+    pub(crate) fn change(&mut self, change: Change, origins: &Origins, random: &mut fastrand::Rng) -> String {
         self.generation += 1;
         let group = Group::ALL[random.usize(..3)];
         match change {
@@ -314,7 +312,7 @@ impl Setup {
     }
 
     /// The setup that an order at run time amounts to.
-    pub fn order(&mut self, order: &Order) {
+    pub(crate) fn order(&mut self, order: &Order) {
         let members = &mut self.pool_mut(Group::Web).members;
         let position = |wanted: &Member| members.iter().position(|member| member.origin == wanted.origin);
         match order {
@@ -340,7 +338,7 @@ fn came_or_went(came: bool) -> &'static str {
 
 impl Change {
     /// So many changes, of all kinds, in a random order.
-    pub fn some(count: usize, random: &mut fastrand::Rng) -> Vec<Self> {
+    pub(crate) fn some(count: usize, random: &mut fastrand::Rng) -> Vec<Self> {
         const ALL: [Change; 9] = [
             Change::Listener,
             Change::Backends,
@@ -363,7 +361,9 @@ impl std::fmt::Display for Order {
         match self {
             Self::Drain(member) => write!(to, "backend {} of web drained", member.origin),
             Self::Undrain(member) => write!(to, "backend {} of web no longer drained", member.origin),
-            Self::Weight(member, weight) => write!(to, "backend {} of web has weight {weight}", member.origin),
+            Self::Weight(member, weight) => {
+                write!(to, "backend {} of web has weight {weight}", member.origin)
+            }
             Self::Add(member) => write!(to, "backend {} of web added", member.origin),
             Self::Remove(member) => write!(to, "backend {} of web removed", member.origin),
         }

@@ -452,8 +452,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{pattern, websocket};
     use crate::client::{Connection, Failure, get};
+    use crate::{pattern, websocket};
 
     fn origin(behaviour: Behaviour) -> Origin {
         let origin = Origin::start("one");

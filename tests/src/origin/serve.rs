@@ -195,9 +195,7 @@ fn service(wire: &mut Wire<Stream>, name: &str, seen: &Seen) -> io::Result<After
             let said = format!("{} {}", seen.body.length, seen.body.is_pattern);
             send(wire, seen, name, &Answer::ok(said))
         }
-        (Some("host"), ..) => {
-            send(wire, seen, name, &Answer::ok(seen.header("host").unwrap_or_default()))
-        }
+        (Some("host"), ..) => send(wire, seen, name, &Answer::ok(seen.header("host").unwrap_or_default())),
         _ => send(wire, seen, name, &Answer::status(404, "the service has no such path")),
     }
 }

@@ -1,0 +1,117 @@
+//! What a subject is made of, looked at twice a second: its processes, their memory, their sockets.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use tests::process::Process;
+
+use crate::ledger::Ledger;
+use crate::subject::Place;
+
+const PERIOD: Duration = Duration::from_millis(500);
+/// Memory is the median of what was seen in such a time, since it goes up and down with what is under way.
+const SPAN: Duration = Duration::from_secs(3);
+
+/// One look.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Sample {
+    /// Since the start.
+    pub(crate) at: Duration,
+    /// The process that the pid file names.
+    pub(crate) main: Process,
+    /// Its resident memory, in bytes.
+    pub(crate) main_memory: u64,
+    /// Number of processes.
+    pub(crate) processes: usize,
+    /// The memory of all of them, in bytes; what they share is counted once.
+    pub(crate) memory: u64,
+}
+
+/// Looks until it is told to stop.
+pub(crate) struct Watch {
+    stop: Arc<AtomicBool>,
+    samples: Arc<Mutex<Vec<Sample>>>,
+    thread: JoinHandle<()>,
+}
+
+/// All that was seen.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Seen(pub(crate) Vec<Sample>);
+
+// ===== impl Watch =====
+
+impl Watch {
+    /// Begins to look.
+    pub(crate) fn start(place: Place, ledger: Arc<Ledger>) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let samples = Arc::new(Mutex::new(Vec::new()));
+        let (stopped, all) = (Arc::clone(&stop), Arc::clone(&samples));
+        let thread = thread::spawn(move || {
+            while !stopped.load(Ordering::Relaxed) {
+                let sample = look(&place, ledger.now());
+                all.lock().expect("nobody panics with it").extend(sample);
+                thread::sleep(PERIOD);
+            }
+        });
+        Self { stop, samples, thread }
+    }
+
+    /// Stops, and returns what was seen.
+    pub(crate) fn stop(self) -> Seen {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().expect("looking at /proc does not panic");
+        Seen(self.samples.lock().expect("nobody panics with it").clone())
+    }
+}
+
+fn look(place: &Place, at: Duration) -> Option<Sample> {
+    let main = place.main()?;
+    let all = place.processes();
+    let memory = all.iter().map(|process| process.proportional_bytes()).sum();
+    Some(Sample { at, main, main_memory: main.resident_bytes(), processes: all.len(), memory })
+}
+
+// ===== impl Seen =====
+
+impl Seen {
+    /// The processes that the pid file named, one after the other, each with the memory that it had when it had run for
+    /// `warm_up`, and that at its end.
+    pub(crate) fn generations(&self, warm_up: Duration) -> Vec<(Process, u64, u64)> {
+        let same = |one: &Sample, other: &Sample| one.main == other.main;
+        let each = self.0.chunk_by(same).map(|samples| {
+            let (first, last) = (samples[0].at, samples[samples.len() - 1].at);
+            let memory = |from, to| median(samples, from, to, |sample| sample.main_memory);
+            let warm = (first + warm_up).min(last);
+            (
+                samples[0].main,
+                memory(warm.saturating_sub(SPAN), warm),
+                memory(last.saturating_sub(SPAN), last),
+            )
+        });
+        each.collect()
+    }
+
+    /// The memory of all processes around this time.
+    pub(crate) fn memory_at(&self, at: Duration) -> u64 {
+        median(&self.0, at.saturating_sub(SPAN), at, |sample| sample.memory)
+    }
+
+    /// The most processes at a time.
+    pub(crate) fn most_processes(&self) -> usize {
+        self.0.iter().map(|sample| sample.processes).max().unwrap_or_default()
+    }
+
+    /// The most memory at a time, of all processes, in bytes.
+    pub(crate) fn most_memory(&self) -> u64 {
+        self.0.iter().map(|sample| sample.memory).max().unwrap_or_default()
+    }
+}
+
+fn median(samples: &[Sample], from: Duration, to: Duration, of: impl Fn(&Sample) -> u64) -> u64 {
+    let within = samples.iter().filter(|sample| (from..=to).contains(&sample.at));
+    let mut values: Vec<u64> = within.map(of).collect();
+    values.sort_unstable();
+    values.get(values.len() / 2).copied().unwrap_or_default()
+}
