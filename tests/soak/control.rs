@@ -9,6 +9,9 @@ use tests::daemon::path_str;
 
 use crate::setup::Order;
 
+/// Whether the daemon has these commands.
+pub(crate) const VERBS: bool = false;
+
 /// Runs `load_balancer VERB ARGUMENTS -c FILE`; the error is what it said.
 fn run(lab: &Lab, file: &Path, verb: &str, arguments: &[&str]) -> Result<String, String> {
     let began = Instant::now();

@@ -336,7 +336,7 @@ impl Run<'_> {
     }
 
     fn sockets(&self) -> usize {
-        self.subject.place().processes().iter().map(|process| process.sockets()).sum()
+        self.subject.place().processes().iter().map(|process| process.public_sockets()).sum()
     }
 
     fn listeners_off(&self) -> usize {

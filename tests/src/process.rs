@@ -1,5 +1,6 @@
 //! What `/proc` tells about a process, and signals to it.
 
+use std::collections::HashSet;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -69,6 +70,13 @@ impl Process {
         self.descriptors().iter().filter(|target| target.starts_with("socket:")).count()
     }
 
+    /// Number of open sockets that others can see: not the pairs that processes make for themselves.
+    pub fn public_sockets(self) -> usize {
+        let known = public_sockets();
+        let number = |target: &String| target.strip_prefix("socket:[")?.strip_suffix(']').map(str::to_owned);
+        self.descriptors().iter().filter_map(number).filter(|number| known.contains(number)).count()
+    }
+
     /// Its arguments, the program first.
     pub fn arguments(self) -> Vec<String> {
         let text = fs::read(format!("/proc/{}/cmdline", self.0)).unwrap_or_default();
@@ -100,6 +108,18 @@ pub fn of(directory: &Path) -> Vec<Process> {
     all.dedup();
     all.retain(|process| process.alive());
     all
+}
+
+/// The inodes of all sockets with an address.
+fn public_sockets() -> HashSet<String> {
+    let read = |name: &str| fs::read_to_string(format!("/proc/net/{name}")).unwrap_or_default();
+    let fields = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+    let internet = [read("tcp"), read("tcp6")].concat();
+    let inet = internet.lines().filter_map(|line| fields(line).get(9).cloned()).collect::<Vec<_>>();
+    // Its last field, if any, is a path.
+    let unix = read("unix");
+    let named = unix.lines().map(fields).filter(|fields| fields.len() > 7).map(|fields| fields[6].clone());
+    inet.into_iter().chain(named).collect()
 }
 
 fn others() -> impl Iterator<Item = Process> {
@@ -156,8 +176,13 @@ mod tests {
     fn counts_listening_sockets_of_one_address() {
         let address = ports::free();
         assert_eq!(listening_sockets(address), 0);
+        let own = Process(std::process::id());
         let listener = TcpListener::bind(address).expect("it is free");
         assert_eq!(listening_sockets(address), 1);
+        // Other tests open and close some at the same time.
+        wait::until(wait::LONG, "one of many is seen", || {
+            own.public_sockets() > 0 && own.public_sockets() <= own.sockets()
+        });
         drop(listener);
         assert_eq!(listening_sockets(address), 0);
     }

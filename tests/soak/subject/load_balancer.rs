@@ -59,7 +59,7 @@ impl LoadBalancer {
 }
 
 fn backends(pool: &Pool) -> String {
-    let members = pool.members.iter();
+    let members = pool.members.iter().filter(|member| control::VERBS || !member.drained);
     let written =
         members.map(|member| format!("{{address: \"{}\", weight: {}}}", member.address, member.weight));
     written.collect::<Vec<_>>().join(", ")
@@ -85,14 +85,30 @@ impl Subject for LoadBalancer {
     }
 
     fn reload(&mut self, setup: &Setup) -> Result<(), String> {
-        control::reload(&self.lab, &self.write(setup))
+        let file = self.write(setup);
+        if control::VERBS {
+            return control::reload(&self.lab, &file);
+        }
+        let main = self.place().main().ok_or("the daemon is gone")?;
+        main.signal(Signal::SIGHUP);
+        Ok(())
     }
 
     fn upgrade(&mut self, setup: &Setup) -> Result<(), String> {
-        control::upgrade(&self.lab, &self.write(setup))
+        let file = self.write(setup);
+        if control::VERBS {
+            return control::upgrade(&self.lab, &file);
+        }
+        let main = self.place().main().ok_or("the daemon is gone")?;
+        main.signal(Signal::SIGQUIT);
+        let finished = self.lab.run(&["-c", tests::daemon::path_str(&file), "-d", "-u"]);
+        (finished.code == Some(0)).then_some(()).ok_or_else(|| format!("{finished:?}"))
     }
 
-    fn order(&mut self, order: &Order, _setup: &Setup) -> Result<Ordered, String> {
+    fn order(&mut self, order: &Order, setup: &Setup) -> Result<Ordered, String> {
+        if !control::VERBS {
+            return self.reload(setup).map(|()| Ordered::ByReload);
+        }
         control::order(&self.lab, &self.lab.path("conf.yaml"), order).map(|()| Ordered::Live)
     }
 

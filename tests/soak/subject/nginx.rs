@@ -49,8 +49,9 @@ impl Nginx {
     fn run(&self, more: &[&str]) -> Result<String, String> {
         let directory = self.lab.directory().display().to_string();
         let conf = self.lab.path("nginx.conf").display().to_string();
+        // With its whole path: an upgrade runs it by the name that it was started by.
         finish(
-            "nginx",
+            &program(),
             &[&["-p", &directory, "-c", &conf, "-e", "error.log"], more].concat(),
             self.lab.directory(),
         )
@@ -68,6 +69,13 @@ impl Nginx {
             (new >= WORKERS).then_some(())
         })
     }
+}
+
+/// Debian has it where only root looks.
+fn program() -> String {
+    let path = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin";
+    let mut places = path.split(':').map(|directory| format!("{directory}/nginx"));
+    places.find(|place| std::path::Path::new(place).exists()).unwrap_or_else(|| "nginx".to_owned())
 }
 
 fn upstream(pool: &Pool) -> String {
@@ -88,7 +96,7 @@ fn upstream(pool: &Pool) -> String {
 
 impl Subject for Nginx {
     fn name(&self) -> String {
-        let said = finish("nginx", &["-v"], self.lab.directory()).unwrap_or_default();
+        let said = finish(&program(), &["-v"], self.lab.directory()).unwrap_or_default();
         format!("nginx {}", said.trim().rsplit('/').next().unwrap_or_default())
     }
 
