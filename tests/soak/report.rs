@@ -41,8 +41,8 @@ const ROWS: [(&str, Cell); 21] = [
     }),
     ("memory of all processes: after warm-up, most, at the end", memory),
     ("memory of the last process: after warm-up, at the end", last_process),
-    ("left after the load: processes / sockets / listeners", |run| {
-        format!("{} / {} / {}", run.left.processes, run.left.sockets, run.left.listeners)
+    ("left after the load: processes / connections / listening sockets", |run| {
+        format!("{} / {} / {}", run.left.processes, run.left.connections.len(), run.left.listeners)
     }),
     ("left after the stop", |run| run.left.after_stop.to_string()),
 ];
@@ -109,7 +109,7 @@ pub(crate) fn json(runs: &[Outcome]) -> Value {
             "longest_pause": run.ledger.longest_pause().1.as_secs_f64(),
             "left": {
                 "processes": run.left.processes,
-                "sockets": run.left.sockets,
+                "connections": run.left.connections.len(),
                 "listeners": run.left.listeners,
                 "after_stop": run.left.after_stop,
             },
@@ -134,7 +134,7 @@ pub(crate) fn faults(run: &Outcome) -> Vec<String> {
     must(cut == 0, format!("{cut} WebSockets were cut before the drain time was over"));
     let left = &run.left;
     must(
-        left.processes + left.sockets + left.listeners + left.after_stop == 0,
+        left.processes + left.connections.len() + left.listeners + left.after_stop == 0,
         format!("something was left: {left:?}"),
     );
     for (what, wanted) in

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use tests::process::listening_sockets;
+use tests::process::{Process, listening_sockets};
 use tests::{Connection, Response, wait};
 
 use crate::clients::{Crowd, Load};
@@ -43,8 +43,8 @@ pub(crate) struct Event {
 pub(crate) struct Leftovers {
     /// Processes beyond those of rest, after the load.
     pub(crate) processes: usize,
-    /// Sockets beyond those of the start, after the load, of all processes.
-    pub(crate) sockets: usize,
+    /// Connections after the load, of all processes: in rest there are none, but for a health check now and then.
+    pub(crate) connections: Vec<String>,
     /// Sockets that listen beyond one for each listener, or less than that.
     pub(crate) listeners: usize,
     /// Processes and listening sockets after the stop.
@@ -107,11 +107,6 @@ impl Run<'_> {
         self.subject.start(&self.setup)?;
         self.await_effect()?;
         let place = self.subject.place();
-        let idle = wait::poll(SETTLE, || {
-            let sockets = self.sockets();
-            thread::sleep(QUIET);
-            (self.sockets() == sockets).then_some(sockets)
-        });
         let load = Load {
             addresses: self.setup.listeners.clone(),
             long_download: self.plan.long_download.clone(),
@@ -127,7 +122,7 @@ impl Run<'_> {
         let ended = self.ledger.now();
         let seen = watch.stop();
         crowd.stop();
-        let left = self.leftovers(idle.unwrap_or_default());
+        let left = self.leftovers();
         Ok(Outcome {
             subject: self.subject.name(),
             shape: self.subject.shape(),
@@ -335,8 +330,8 @@ impl Run<'_> {
         }
     }
 
-    fn sockets(&self) -> usize {
-        self.subject.place().processes().iter().map(|process| process.public_sockets()).sum()
+    fn connections(&self) -> Vec<String> {
+        self.subject.place().processes().into_iter().flat_map(Process::connections).collect()
     }
 
     fn listeners_off(&self) -> usize {
@@ -348,16 +343,16 @@ impl Run<'_> {
     }
 
     /// Waits until nothing is left of the load, then of the subject.
-    fn leftovers(&mut self, idle: usize) -> Leftovers {
+    fn leftovers(&mut self) -> Leftovers {
         let began = Instant::now();
         let rest = self.subject.shape().processes;
         let now = |run: &Self| Leftovers {
             processes: run.subject.place().processes().len().saturating_sub(rest),
-            sockets: run.sockets().saturating_sub(idle),
+            connections: run.connections(),
             listeners: run.listeners_off(),
             ..Leftovers::default()
         };
-        let clean = |left: &Leftovers| left.processes + left.sockets + left.listeners == 0;
+        let clean = |left: &Leftovers| left.processes + left.connections.len() + left.listeners == 0;
         let settled = wait::poll(SETTLE, || Some(now(self)).filter(clean));
         let mut left = settled.unwrap_or_else(|| now(self));
         left.settled = began.elapsed();

@@ -1,6 +1,6 @@
 //! What `/proc` tells about a process, and signals to it.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -70,11 +70,12 @@ impl Process {
         self.descriptors().iter().filter(|target| target.starts_with("socket:")).count()
     }
 
-    /// Number of open sockets that others can see: not the pairs that processes make for themselves.
-    pub fn public_sockets(self) -> usize {
-        let known = public_sockets();
+    /// Its connections: sockets with an address that do not listen. Pairs that processes make for themselves have none.
+    pub fn connections(self) -> Vec<String> {
+        let known = connections();
         let number = |target: &String| target.strip_prefix("socket:[")?.strip_suffix(']').map(str::to_owned);
-        self.descriptors().iter().filter_map(number).filter(|number| known.contains(number)).count()
+        let numbers = self.descriptors();
+        numbers.iter().filter_map(|target| known.get(&number(target)?).cloned()).collect()
     }
 
     /// Its arguments, the program first.
@@ -110,16 +111,21 @@ pub fn of(directory: &Path) -> Vec<Process> {
     all
 }
 
-/// The inodes of all sockets with an address.
-fn public_sockets() -> HashSet<String> {
+/// All connections by the inodes of their sockets, each as the system tells of it.
+fn connections() -> HashMap<String, String> {
     let read = |name: &str| fs::read_to_string(format!("/proc/net/{name}")).unwrap_or_default();
-    let fields = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+    let entry = |line: &str, number: usize, listens: fn(&[&str]) -> bool| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let inode = fields.get(number).filter(|_| !listens(&fields))?;
+        Some(((*inode).to_owned(), line.trim().to_owned()))
+    };
     let internet = [read("tcp"), read("tcp6")].concat();
-    let inet = internet.lines().filter_map(|line| fields(line).get(9).cloned()).collect::<Vec<_>>();
-    // Its last field, if any, is a path.
+    let internet = internet.lines().filter_map(|line| entry(line, 9, |fields| fields[3] == "0A"));
+    // A path, if there is one, is the eighth field.
     let unix = read("unix");
-    let named = unix.lines().map(fields).filter(|fields| fields.len() > 7).map(|fields| fields[6].clone());
-    inet.into_iter().chain(named).collect()
+    let named = unix.lines().filter(|line| line.split_whitespace().count() > 7);
+    let unix = named.filter_map(|line| entry(line, 6, |fields| fields[3] == "00010000"));
+    internet.chain(unix).collect()
 }
 
 fn others() -> impl Iterator<Item = Process> {
@@ -176,14 +182,26 @@ mod tests {
     fn counts_listening_sockets_of_one_address() {
         let address = ports::free();
         assert_eq!(listening_sockets(address), 0);
-        let own = Process(std::process::id());
         let listener = TcpListener::bind(address).expect("it is free");
         assert_eq!(listening_sockets(address), 1);
-        // Other tests open and close some at the same time.
-        wait::until(wait::LONG, "one of many is seen", || {
-            own.public_sockets() > 0 && own.public_sockets() <= own.sockets()
-        });
         drop(listener);
         assert_eq!(listening_sockets(address), 0);
+    }
+
+    #[test]
+    fn tells_connections_from_sockets_that_listen() {
+        let own = Process(std::process::id());
+        let listener = TcpListener::bind(ports::free()).expect("it is free");
+        let address = listener.local_addr().expect("it is bound");
+        // As the table of the system has it: in hexadecimal.
+        let port = format!(":{:04X} ", address.port());
+        let to_it = || own.connections().iter().filter(|line| line.contains(&port)).count();
+        assert_eq!(to_it(), 0);
+        let client = std::net::TcpStream::connect(address).expect("it listens");
+        assert_eq!(to_it(), 1, "not accepted yet");
+        let accepted = listener.accept().expect("somebody has connected");
+        assert_eq!(to_it(), 2);
+        drop((client, accepted));
+        assert_eq!(to_it(), 0);
     }
 }
