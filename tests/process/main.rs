@@ -16,6 +16,7 @@ mod metrics;
 mod nginx;
 mod proxying;
 mod quickstart;
+mod reload;
 mod resilience;
 mod retries;
 mod routing;

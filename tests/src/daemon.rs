@@ -119,7 +119,8 @@ impl Lab {
     pub fn config_with(&self, listeners: &str, body: &str) -> PathBuf {
         let directory = self.directory().display();
         let files = format!(
-            "pid_file: {directory}/lb.pid\nerror_log: {directory}/error.log\nupgrade_sock: {directory}/upgrade.sock\n"
+            "pid_file: {directory}/lb.pid\nerror_log: {directory}/error.log\nupgrade_sock: {directory}/upgrade.sock\n\
+             control: {{socket: {directory}/control.sock}}\n"
         );
         let metrics = format!("metrics: {{address: \"{}\"}}\n", self.metrics);
         self.write("conf.yaml", &[&files, listeners, &metrics, body].concat())

@@ -30,7 +30,7 @@ use crate::process::limits;
 use crate::process::logging::{self, ErrorLog, LogError};
 use crate::process::pid_file::{PidFile, PidFileError, Prepared};
 use crate::process::privileges::{self, Identity, PrivilegeError};
-use crate::process::sockets::{Class, Endpoint, Handed, ListenError, ListenSpec, Sockets};
+use crate::process::sockets::{self, Class, Endpoint, Handed, Inherited, ListenError, ListenSpec, Sockets};
 use crate::process::upgrade::{self, Claim, UpgradeError};
 use announce::{Announce, Announcement};
 use logs::AccessLogs;
@@ -38,6 +38,9 @@ pub use pools::{Checked, Pools};
 pub use running::{Running, Staged};
 pub use services::Services;
 use services::server_conf;
+
+/// Nobody but the user that the daemon runs as, and root.
+const CONTROL_SOCKET_MODE: u32 = 0o600;
 
 /// How the process is to run.
 #[derive(Clone, Copy, Debug, Default)]
@@ -187,7 +190,9 @@ impl Held {
         let prepared = prepared.transpose()?;
         let pid_path = pid_path.filter(|_| claim.is_none());
         let pid_file = pid_path.map(PidFile::acquire).transpose()?;
-        let sockets = Sockets::adopt(inherited, &endpoints(plan))?;
+        let mut specs = endpoints(plan);
+        specs.extend(control_spec(plan, &inherited));
+        let sockets = Sockets::adopt(inherited, &specs)?;
         if let Some(identity) = &identity {
             for path in [server.error_log.as_ref(), access_log_file(plan)].into_iter().flatten() {
                 identity.own(path)?;
@@ -237,7 +242,10 @@ pub fn preflight(plan: &Plan, upgrade: bool) -> Result<(), StartError> {
         return Ok(());
     }
     server.pid_file.as_deref().map_or(Ok(()), PidFile::probe)?;
-    Sockets::bind(&endpoints(plan))?;
+    let mut specs = endpoints(plan);
+    // The directory of one that nobody named may not be there before the start.
+    specs.extend(control_spec(plan, &[]).filter(|_| plan.control.is_named));
+    Sockets::bind(&specs)?;
     Ok(())
 }
 
@@ -254,7 +262,8 @@ fn check_sources(plan: &Plan) -> Result<(), StartError> {
 /// Makes the directory of files whose paths are not given, if there is one.
 fn take_runtime_dir(plan: &Plan, identity: Option<&Identity>) -> Result<(), StartError> {
     let server = &plan.server;
-    let mut files = [Some(&server.upgrade_sock), server.pid_file.as_ref()].into_iter().flatten();
+    let files = [Some(&server.upgrade_sock), Some(&plan.control.socket), server.pid_file.as_ref()];
+    let mut files = files.into_iter().flatten();
     if !files.any(|file| file.parent() == Some(&server.runtime_directory)) {
         return Ok(());
     }
@@ -274,6 +283,20 @@ pub fn endpoints(plan: &Plan) -> Vec<ListenSpec> {
     let traffic = plan.listeners.iter().map(|(_, listener)| listen_spec(&listener.address));
     let admin = ListenSpec::admin(Endpoint::Tcp(plan.metrics));
     traffic.chain([admin]).collect()
+}
+
+/// The control socket; none when nobody named it and another daemon has it: two of them may run beside each other.
+fn control_spec(plan: &Plan, inherited: &[Inherited]) -> Option<ListenSpec> {
+    let path = &plan.control.socket;
+    let address = path.to_string_lossy();
+    let is_inherited = inherited.iter().any(|socket| socket.address == address);
+    if !plan.control.is_named && !is_inherited && sockets::is_answered(path) {
+        log::warn!(
+            "the control socket {address} is another process's: this one cannot be controlled; give it a              `control: {{socket: /path}}` of its own"
+        );
+        return None;
+    }
+    Some(ListenSpec::own(Endpoint::Unix { path: path.clone(), mode: CONTROL_SOCKET_MODE }))
 }
 
 /// What has to be bound for requests to come in at an address.

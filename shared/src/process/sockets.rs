@@ -43,6 +43,8 @@ pub struct ListenSpec {
     pub endpoint: Endpoint,
     /// When to stop listening.
     pub class: Class,
+    /// Whether a service of Pingora's listens on it; otherwise somebody who asks for [a copy](Sockets::copy).
+    pub is_lent: bool,
 }
 
 /// Where to listen.
@@ -129,6 +131,7 @@ pub(super) struct SocketFile {
 struct Listening {
     configured: String,
     class: Class,
+    is_lent: bool,
     fd: OwnedFd,
 }
 
@@ -162,12 +165,17 @@ struct EndedEarly<'a> {
 impl ListenSpec {
     /// A listener for requests to be balanced.
     pub fn traffic(endpoint: Endpoint) -> Self {
-        Self { endpoint, class: Class::Traffic }
+        Self { endpoint, class: Class::Traffic, is_lent: true }
     }
 
     /// A listener for those who look after the daemon.
     pub fn admin(endpoint: Endpoint) -> Self {
-        Self { endpoint, class: Class::Admin }
+        Self { endpoint, class: Class::Admin, is_lent: true }
+    }
+
+    /// The same, for a service that is none of Pingora's.
+    pub fn own(endpoint: Endpoint) -> Self {
+        Self { is_lent: false, ..Self::admin(endpoint) }
     }
 }
 
@@ -208,7 +216,7 @@ impl Sockets {
                 None => listen(&spec.endpoint, &mut files.owned)?,
             };
             addresses.push(bound_address(&fd, &spec.endpoint)?);
-            open.push(Listening { configured, class: spec.class, fd });
+            open.push(Listening { configured, class: spec.class, is_lent: spec.is_lent, fd });
         }
         files.unclaimed.extend(inherited.iter().filter_map(unclaimed_file));
         let table = lend(&addresses, &open)?;
@@ -234,7 +242,8 @@ impl Sockets {
         let mut bound = Bound::default();
         for spec in specs {
             let fd = listen(&spec.endpoint, &mut bound.files)?;
-            bound.open.push(Listening { configured: spec.endpoint.configured(), class: spec.class, fd });
+            let (configured, class) = (spec.endpoint.configured(), spec.class);
+            bound.open.push(Listening { configured, class, is_lent: spec.is_lent, fd });
         }
         Ok(bound)
     }
@@ -257,6 +266,16 @@ impl Sockets {
             Ok(copy) => self.table.0.lock().add(address.to_owned(), copy.into_raw_fd()),
             Err(error) => log::error!("listener {address}: {error}"),
         }
+    }
+
+    /// A copy of an open socket, for a service that is none of Pingora's; none if there is no such address.
+    ///
+    /// # Errors
+    /// When the process has too many open files.
+    pub fn copy(&self, address: &str) -> io::Result<Option<OwnedFd>> {
+        let open = lock(&self.open);
+        let found = open.iter().find(|listening| listening.configured == address);
+        found.map(|listening| listening.fd.try_clone()).transpose()
     }
 
     /// Closes our descriptor of one address and removes its file; the port closes when Pingora's service has closed its own.
@@ -393,6 +412,11 @@ impl std::fmt::Debug for Table {
     }
 }
 
+/// Whether somebody listens on this socket file.
+pub fn is_answered(path: &Path) -> bool {
+    UnixStream::connect(path).is_ok()
+}
+
 /// Makes way for a socket file: removes one that nobody answers on, refuses one that somebody does.
 pub(super) fn clear_stale_socket(path: &Path) -> Result<(), ListenError> {
     let address = || path.display().to_string();
@@ -485,7 +509,7 @@ fn bound_address(fd: &OwnedFd, endpoint: &Endpoint) -> Result<String, ListenErro
 /// service that takes one can close it.
 fn lend(addresses: &[String], open: &[Listening]) -> Result<Table, ListenError> {
     let mut fds = Fds::new();
-    for (address, listening) in addresses.iter().zip(open) {
+    for (address, listening) in addresses.iter().zip(open).filter(|(_, listening)| listening.is_lent) {
         let copy = listening.fd.as_fd().try_clone_to_owned();
         let copy = copy.map_err(|source| ListenError::Io { address: address.clone(), source })?;
         fds.add(address.clone(), copy.into_raw_fd());
