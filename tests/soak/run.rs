@@ -17,7 +17,7 @@ use crate::clients::{Crowd, Load};
 use crate::ledger::{Kind, Ledger};
 use crate::script::{Plan, Step};
 use crate::setup::{CANARY_HOST, Change, Group, MARKER_HOST, Order, Origins, Setup};
-use crate::subject::{Ordered, PATIENCE, Shape, Subject};
+use crate::subject::{Ordered, PATIENCE, Shape, Subject, awaited};
 use crate::watch::{Seen, Watch};
 
 /// How long a drained backend must have had nothing to do before it is killed.
@@ -210,10 +210,11 @@ impl Run<'_> {
         let guest = self.origins.member(Group::Web, origin);
         let before = self.origins.of(Group::Web, origin).requests();
         self.order(Order::Add(guest))?;
-        let used =
-            wait::poll(PATIENCE, || (self.origins.of(Group::Web, origin).requests() > before).then_some(()));
+        let used = awaited("the backend that was added gets a request", || {
+            (self.origins.of(Group::Web, origin).requests() > before).then_some(())
+        });
         self.order(Order::Remove(guest))?;
-        used.ok_or_else(|| format!("backend {origin} was added and got no request within {PATIENCE:?}"))
+        used
     }
 
     /// The same the other way round, when all are there.
@@ -289,13 +290,12 @@ impl Run<'_> {
     fn await_quiet(&self, origin: usize) -> Result<(), String> {
         let origin = self.origins.of(Group::Web, origin);
         let mut since = Instant::now();
-        let quiet = wait::poll(PATIENCE, || {
+        awaited("a drained backend has no request left", || {
             if origin.busy() > 0 {
                 since = Instant::now();
             }
             (since.elapsed() > QUIET).then_some(())
-        });
-        quiet.ok_or_else(|| format!("{} still had requests {PATIENCE:?} after its drain", origin.name()))
+        })
     }
 
     /// Waits until a new connection is served by the newest setup.
@@ -312,20 +312,18 @@ impl Run<'_> {
         effect.ok_or_else(|| format!("{wanted} was not in effect within {PATIENCE:?}, but {last}"))
     }
 
-    /// Looks whether those changes that can be seen from outside have come about.
+    /// Waits until those changes that can be seen from outside have come about: where new processes take over, the old ones
+    /// may still accept for a moment.
     fn look_at(&self, change: Change) -> Result<(), String> {
+        let extra = || Connection::open(self.setup.extra);
+        let canary = || ask(self.setup.listeners[1], CANARY_HOST);
+        let responsible = if self.setup.has_canary { "sockets" } else { "web" };
         match change {
             Change::Listener if self.setup.has_extra => ask(self.setup.extra, MARKER_HOST).map(drop),
-            Change::Listener => {
-                let gone = wait::poll(PATIENCE, || Connection::open(self.setup.extra).is_err().then_some(()));
-                gone.ok_or_else(|| "the listener that was removed still accepts".to_owned())
-            }
-            Change::Route => {
-                let answer = ask(self.setup.listeners[1], CANARY_HOST)?;
-                let wanted = if self.setup.has_canary { "sockets" } else { "web" };
-                let right = answer.origin().starts_with(wanted);
-                right.then_some(()).ok_or_else(|| format!("{CANARY_HOST} is answered by {}", answer.origin()))
-            }
+            Change::Listener => awaited("the listener is gone", || extra().is_err().then_some(())),
+            Change::Route => awaited("the route is in effect", || {
+                canary().ok().filter(|answer| answer.origin().starts_with(responsible)).map(drop)
+            }),
             _ => Ok(()),
         }
     }

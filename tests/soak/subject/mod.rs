@@ -114,6 +114,6 @@ fn finish(program: &str, arguments: &[&str], directory: &Path) -> Result<String,
 }
 
 /// Waits for a change that somebody else carries out.
-fn awaited<T>(what: &str, attempt: impl FnMut() -> Option<T>) -> Result<T, String> {
+pub(crate) fn awaited<T>(what: &str, attempt: impl FnMut() -> Option<T>) -> Result<T, String> {
     wait::poll(PATIENCE, attempt).ok_or_else(|| format!("waited {PATIENCE:?} in vain until {what}"))
 }
