@@ -353,3 +353,45 @@ fn right(status: u16, head: &Head) -> Result<(), Failure> {
 fn wrong(what: String) -> Failure {
     Failure::Broken(std::io::Error::other(what))
 }
+
+#[cfg(test)]
+mod checks {
+    use tests::wait::{LONG, until};
+    use tests::{Answer, Behaviour, Origin};
+
+    use super::*;
+
+    /// The load with an origin in the place of a load balancer.
+    #[test]
+    fn the_load_is_content_with_what_is_right_and_notices_what_is_not() {
+        let origin = Origin::start("one");
+        origin.behave(Behaviour::Service);
+        let ledger = Arc::new(Ledger::new());
+        let load = Load {
+            addresses: vec![origin.address],
+            long_download: 100_000..200_000,
+            latecomers: Duration::ZERO,
+            seed: 1,
+        };
+        let crowd = Crowd::start(&load, &ledger);
+        let loaded = Kind::ALL.into_iter().filter(|kind| *kind != Kind::Change);
+        for kind in loaded {
+            until(LONG, kind.name(), || {
+                ledger.counts(kind).requests() > 0 && ledger.counts(kind).bytes() > 0
+            });
+        }
+        assert!(ledger.failures().is_empty() && ledger.cuts().is_empty(), "{:?}", ledger.failures());
+        origin.cut_connections();
+        until(LONG, "WebSockets were cut", || !ledger.cuts().is_empty());
+        origin.behave(Behaviour::Source(70_000));
+        let failed = |kind| ledger.failures().iter().any(|failure| failure.kind == kind);
+        for kind in [Kind::KeepAlive, Kind::Fresh, Kind::Post, Kind::LongDownload] {
+            until(LONG, kind.name(), || failed(kind));
+        }
+        origin.behave(Behaviour::Answer(Answer::status(503, "")));
+        until(LONG, "503 is a failure", || {
+            ledger.failures().iter().any(|failure| failure.text.contains("503"))
+        });
+        crowd.stop();
+    }
+}

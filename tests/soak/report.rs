@@ -87,7 +87,7 @@ pub(crate) fn json(runs: &[Outcome]) -> Value {
             json!({"at": failure.at.as_secs_f64(), "kind": failure.kind.name(), "text": failure.text, "during": during})
         });
         let cuts = run.ledger.cuts().into_iter().map(|cut| {
-            let late = is_past_drain(run, &cut);
+            let late = is_past_drain(&run.events, &cut);
             json!({"opened": cut.opened.as_secs_f64(), "at": cut.at.as_secs_f64(), "past_drain": late, "text": cut.text})
         });
         let samples = run.seen.0.iter().map(|sample| {
@@ -172,17 +172,17 @@ impl Outcome {
 
     /// The WebSockets that were cut by the end of a drain, or those that were cut without one.
     fn cuts(&self, past_drain: bool) -> Vec<Cut> {
-        self.ledger.cuts().into_iter().filter(|cut| is_past_drain(self, cut) == past_drain).collect()
+        self.ledger.cuts().into_iter().filter(|cut| is_past_drain(&self.events, cut) == past_drain).collect()
     }
 }
 
 /// Whether a change since the WebSocket was agreed to has replaced its process, and given that no more time than it had.
-fn is_past_drain(run: &Outcome, cut: &Cut) -> bool {
+fn is_past_drain(events: &[Event], cut: &Cut) -> bool {
     let due = |event: &Event| {
         let end = event.drain.map(|drain| event.at + drain);
         cut.opened < event.at + event.took && end.is_some_and(|end| cut.at + TOLERANCE >= end)
     };
-    run.events.iter().any(due)
+    events.iter().any(due)
 }
 
 /// What was done at that time, or last before it.
@@ -283,4 +283,21 @@ fn millis(time: Duration) -> String {
 
 fn seconds(time: Duration) -> String {
     format!("{:.0} s", time.as_secs_f64())
+}
+
+#[cfg(test)]
+mod checks {
+    use super::*;
+
+    #[test]
+    fn a_websocket_may_be_cut_by_the_end_of_the_drain_that_it_lived_into() {
+        let seconds = Duration::from_secs;
+        let event = |at, drain| Event { at: seconds(at), took: seconds(1), text: String::new(), drain };
+        let events = [event(10, Some(seconds(20))), event(50, None)];
+        let cut = |opened, at| Cut { opened: seconds(opened), at: seconds(at), text: String::new() };
+        assert!(is_past_drain(&events, &cut(5, 30)));
+        assert!(!is_past_drain(&events, &cut(5, 29)), "too early");
+        assert!(!is_past_drain(&events, &cut(12, 40)), "it belongs to the process after that");
+        assert!(!is_past_drain(&events[1..], &cut(5, 60)), "nothing was replaced");
+    }
 }

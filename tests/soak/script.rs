@@ -105,3 +105,24 @@ impl Plan {
         steps
     }
 }
+
+#[cfg(test)]
+mod checks {
+    use super::*;
+
+    #[test]
+    fn a_plan_has_all_its_steps_in_an_order_of_its_seed() {
+        for plan in [Plan::long(), Plan::short()] {
+            let steps = plan.steps();
+            let count = |wanted: fn(&Step) -> bool| steps.iter().filter(|step| wanted(step)).count();
+            assert_eq!(count(|step| matches!(step, Step::Reload(_))), plan.reloads);
+            assert_eq!(count(|step| *step == Step::Upgrade), plan.upgrades);
+            assert_eq!(count(|step| *step == Step::Guest), plan.orders);
+            assert_eq!(count(|step| *step == Step::Kill), plan.kills);
+            assert_eq!(steps, plan.steps());
+            assert_ne!(steps, Plan { seed: plan.seed + 1, ..plan.clone() }.steps());
+            let last = steps.iter().rposition(|step| *step == Step::Upgrade);
+            assert!(last.is_some_and(|last| last <= steps.len() * 3 / 4), "{last:?} of {}", steps.len());
+        }
+    }
+}

@@ -115,3 +115,24 @@ fn median(samples: &[Sample], from: Duration, to: Duration, of: impl Fn(&Sample)
     values.sort_unstable();
     values.get(values.len() / 2).copied().unwrap_or_default()
 }
+
+#[cfg(test)]
+mod checks {
+    use super::*;
+
+    #[test]
+    fn memory_is_that_of_each_process_after_its_warm_up_and_at_its_end() {
+        let sample = |second, main, main_memory| Sample {
+            at: Duration::from_secs(second),
+            main: Process(main),
+            main_memory,
+            processes: 1 + usize::from(main > 1),
+            memory: 2 * main_memory,
+        };
+        let first = (0..20).map(|second| sample(second, 1, 10 + second));
+        let seen = Seen(first.chain((20..40).map(|second| sample(second, 2, 5))).collect());
+        let generations = seen.generations(Duration::from_secs(10));
+        assert_eq!(generations, [(Process(1), 19, 28), (Process(2), 5, 5)]);
+        assert_eq!((seen.most_processes(), seen.most_memory()), (2, 58));
+    }
+}
