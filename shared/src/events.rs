@@ -74,6 +74,22 @@ struct Inner {
     latest: watch::Sender<u64>,
 }
 
+/// The changes as a JSON document, all of them or `after=N`.
+///
+/// # Errors
+/// What is wrong with the query.
+pub fn document(events: &Events, query: Option<&str>) -> Result<String, String> {
+    let after = match query.filter(|query| !query.is_empty()).map(|query| (query, query.split_once('='))) {
+        None => Ok(0),
+        Some((_, Some(("after", number)))) => {
+            number.parse().map_err(|_| format!("`after` is no number: {number:?}"))
+        }
+        Some((query, _)) => Err(format!("only `after=NUMBER` can be asked, not {query:?}")),
+    };
+    let text = serde_json::to_string_pretty(&events.after(after?));
+    Ok(text.expect("texts and numbers are JSON") + "\n")
+}
+
 // === impl Events ===
 
 impl Events {
@@ -224,6 +240,17 @@ mod tests {
         tokio::task::yield_now().await;
         events.note(Kind::Panic, About::pool("web"), "is over");
         assert_eq!(texts(&waiting.await.unwrap()), ["is over"]);
+    }
+
+    #[test]
+    fn the_document_has_all_or_those_after_a_number() {
+        let events = Events::new();
+        ["one", "two"].iter().for_each(|text| events.note(Kind::Process, About::default(), *text));
+        let read =
+            |query| document(&events, query).map(|text| serde_json::from_str::<Vec<Event>>(&text).unwrap());
+        assert_eq!(read(None).unwrap().len(), 2);
+        assert_eq!(texts(&read(Some("after=1")).unwrap()), ["two"]);
+        assert!(read(Some("after=x")).is_err() && read(Some("since=1")).is_err());
     }
 
     #[test]

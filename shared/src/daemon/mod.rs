@@ -5,6 +5,7 @@
 
 mod announce;
 mod logs;
+mod operations;
 mod pools;
 mod running;
 mod services;
@@ -22,18 +23,20 @@ use pingora::services::ServiceHandle;
 use pingora::services::background::background_service;
 
 use crate::config::Plan;
+use crate::control::ControlService;
 use crate::operator::ConfigFile;
 use crate::process;
 use crate::process::background::{self, Announcer, Role};
 use crate::process::lifecycle::{Parts, Phase, Signals, Timing};
 use crate::process::limits;
-use crate::process::logging::{self, ErrorLog, LogError};
+use crate::process::logging::{self, ErrorLog, LogError, Verbosity};
 use crate::process::pid_file::{PidFile, PidFileError, Prepared};
 use crate::process::privileges::{self, Identity, PrivilegeError};
 use crate::process::sockets::{self, Class, Endpoint, Handed, Inherited, ListenError, ListenSpec, Sockets};
 use crate::process::upgrade::{self, Claim, UpgradeError};
 use announce::{Announce, Announcement};
 use logs::AccessLogs;
+use operations::Hands;
 pub use pools::{Checked, Pools};
 pub use running::{Running, Staged};
 pub use services::Services;
@@ -113,8 +116,9 @@ pub fn serve(plan: &Plan, how: Start<'_>, extra: Box<Extra<'_>>) -> Result<u8, S
         Role::Parent(code) => return Ok(code),
         Role::Serve(announcer) => announcer,
     };
-    let error_log = logging::init(plan.server.error_log.as_deref())?.map(Arc::new);
-    let started = start(plan, how, announcer, error_log.clone(), extra);
+    let (error_log, verbosity) = logging::init(plan.server.error_log.as_deref())?;
+    let error_log = error_log.map(Arc::new);
+    let started = start(plan, how, announcer, error_log.clone(), verbosity, extra);
     if let (Err(error), Some(error_log)) = (&started, &error_log) {
         // For the log; the caller tells the person who waits at the terminal.
         log::error!("{error}");
@@ -128,6 +132,7 @@ fn start(
     how: Start<'_>,
     announcer: Announcer,
     error_log: Option<Arc<ErrorLog>>,
+    verbosity: Verbosity,
     extra: Box<Extra<'_>>,
 ) -> Result<u8, StartError> {
     let logs = AccessLogs::without(how.silent);
@@ -136,18 +141,28 @@ fn start(
     let held = Held::acquire(plan, how.mode, announcer, error_log)?;
     let server = Server::new_with_opt_and_conf(None, server_conf(plan));
     let services = Services::compose(plan, &server.configuration, how.file, &logs, opened, &held.sockets)?;
-    let code = run(plan, server, services, held, extra);
+    let code = run(plan, server, services, held, verbosity, extra);
     logs.end();
     Ok(code)
 }
 
-fn run(plan: &Plan, mut server: Server, services: Services, held: Held, extra: Box<Extra<'_>>) -> u8 {
+fn run(
+    plan: &Plan,
+    mut server: Server,
+    services: Services,
+    held: Held,
+    verbosity: Verbosity,
+    extra: Box<Extra<'_>>,
+) -> u8 {
     server.bootstrap();
     let before_checks = extra(&mut server, &services);
     let signals = signals(plan, &services, &held);
     let outcome = signals.outcome();
     let (pid_file, sockets) = (held.pid_file.clone(), held.sockets.clone());
     let announce = Announce::new(services.readiness.clone(), &signals, held.announcement(plan));
+    if let Some(control) = control(plan, &services, &sockets, &signals, verbosity) {
+        server.add_service(background_service("control", control));
+    }
     add_services(&mut server, services, &before_checks, &sockets, &signals, announce);
     server.run(RunArgs { shutdown_signal: Box::new(signals) });
     let pid_file = pid_file.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -337,6 +352,24 @@ fn signals(plan: &Plan, services: &Services, held: &Held) -> Signals {
         on_hangup: Box::new(move || operator.reload_by_signal()),
         reopen_logs: Box::new(reopen_logs),
     })
+}
+
+/// What answers on the control socket; none when this process has none.
+fn control(
+    plan: &Plan,
+    services: &Services,
+    sockets: &Sockets,
+    signals: &Signals,
+    verbosity: Verbosity,
+) -> Option<ControlService> {
+    let socket = sockets.copy(&plan.control.socket.to_string_lossy());
+    let socket = socket.unwrap_or_else(|error| {
+        log::error!("control: {error}");
+        None
+    })?;
+    let (operator, status) = (services.operator.clone(), services.status.clone());
+    let hands = Hands { operator, status, verbosity };
+    Some(ControlService::new(socket, Arc::new(hands), signals.shutdown(Class::Admin)))
 }
 
 /// Adds the services in an order in which each finds what it needs: traffic is accepted after the first health checks, and

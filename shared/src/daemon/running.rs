@@ -36,8 +36,11 @@ pub struct Running {
     pub(super) sockets: Arc<Sockets>,
     pub(super) logs: AccessLogs,
     /// Backends that are in no pool any more and still work on requests.
-    pub(super) leaving: Arc<Mutex<Vec<(Arc<str>, Arc<Backend>)>>>,
+    pub(super) leaving: Arc<Mutex<Vec<Leaving>>>,
 }
+
+/// A backend with the name of the pool that it was in.
+type Leaving = (Arc<str>, Arc<Backend>);
 
 /// Everything that a new plan needs, made and not in use.
 pub struct Staged {
@@ -179,7 +182,7 @@ impl Running {
         }
     }
 
-    fn leaving(&self) -> std::sync::MutexGuard<'_, Vec<(Arc<str>, Arc<Backend>)>> {
+    fn leaving(&self) -> std::sync::MutexGuard<'_, Vec<Leaving>> {
         self.leaving.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -23,7 +23,7 @@ use super::logs::{AccessLogs, Opened};
 use super::pools::{Checked, Pools};
 use super::running::Running;
 use crate::config::Plan;
-use crate::events::Events;
+use crate::events::{self, Events};
 use crate::operator::{self, ConfigFile, Operator, OperatorService, Runtime};
 use crate::process::sockets::Sockets;
 use crate::status::StatusSource;
@@ -43,6 +43,8 @@ pub struct Services {
     pub pools: Pools,
     /// Who changes it while the daemon runs.
     pub operator: Operator,
+    /// What it is doing.
+    pub status: Arc<StatusSource>,
     pub(super) readiness: Readiness,
     pub(super) proxy: ProxyService,
     pub(super) prober: Prober,
@@ -100,11 +102,14 @@ impl Services {
             observer: Box::new(|_| {}),
         });
         let status = StatusSource::new(current.clone(), traffic.clone(), pools.clone(), operator.clone());
+        let status = Arc::new(status);
+        let (read, happened) = (status.clone(), operator.events().clone());
         let endpoints = Endpoints::new(registry, readiness.clone())
-            .with_document("/api/v1/status", move |_| Ok(status.json(SystemTime::now())));
+            .with_document("/api/v1/status", move |_| Ok(read.json(SystemTime::now())))
+            .with_document("/api/v1/events", move |query| events::document(&happened, query));
         let mut metrics = metrics_service::service(endpoints, "metrics");
         metrics.add_listener(ListenerConfig::tcp(plan.metrics.to_string()));
-        Ok(Self { current, traffic, pools, operator, readiness, proxy, prober, metrics, changer })
+        Ok(Self { current, traffic, pools, operator, status, readiness, proxy, prober, metrics, changer })
     }
 }
 

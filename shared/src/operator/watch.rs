@@ -69,21 +69,29 @@ impl Watch {
 mod tests {
     use super::*;
 
-    fn print(inode: u64) -> Option<Print> {
-        Some(Print { device: 1, inode, size: 1, modified: (0, 0), changed: (0, 0) })
+    const fn seen(inode: u64) -> Print {
+        Print { device: 1, inode, size: 1, modified: (0, 0), changed: (0, 0) }
     }
 
     #[test]
     fn a_file_is_read_once_after_it_has_settled() {
-        let mut watch = Watch::new(print(1));
-        let looks = [print(1), print(2), print(3), print(3), print(3), print(1), print(1)];
+        let mut watch = Watch::new(Some(seen(1)));
+        let looks = [
+            Some(seen(1)),
+            Some(seen(2)),
+            Some(seen(3)),
+            Some(seen(3)),
+            Some(seen(3)),
+            Some(seen(1)),
+            Some(seen(1)),
+        ];
         assert_eq!(looks.map(|look| watch.look(look)), [false, false, false, true, false, false, true]);
     }
 
     #[test]
     fn a_file_that_is_gone_for_a_moment_is_no_news() {
-        let mut watch = Watch::new(print(1));
-        let looks = [None, None, print(1), print(1), None, print(2), print(2)];
+        let mut watch = Watch::new(Some(seen(1)));
+        let looks = [None, None, Some(seen(1)), Some(seen(1)), None, Some(seen(2)), Some(seen(2))];
         assert_eq!(looks.map(|look| watch.look(look)), [false, false, false, false, false, false, true]);
     }
 

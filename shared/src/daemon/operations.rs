@@ -1,0 +1,60 @@
+//! What the control socket can ask for, carried out by whoever does it.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use async_trait::async_trait;
+
+use crate::control::Operations;
+use crate::events::{About, Events, Kind};
+use crate::operator::{Operator, Order, Reload, Verdict};
+use crate::process::logging::Verbosity;
+use crate::status::StatusSource;
+
+/// Who does what.
+pub(super) struct Hands {
+    pub(super) operator: Operator,
+    pub(super) status: Arc<StatusSource>,
+    pub(super) verbosity: Verbosity,
+}
+
+#[async_trait]
+impl Operations for Hands {
+    async fn reload(&self, reload: Reload) -> Verdict {
+        self.operator.reload(reload).await
+    }
+
+    async fn order(&self, order: Order) -> Verdict {
+        self.operator.order(order).await
+    }
+
+    async fn idle(&self, pool: &str, backend: SocketAddr) -> Result<(), String> {
+        self.operator.idle(pool, backend).await
+    }
+
+    async fn upgrade(&self) -> Result<u32, String> {
+        Err("not yet".into())
+    }
+
+    fn status(&self) -> String {
+        self.status.json(SystemTime::now())
+    }
+
+    fn events(&self) -> &Events {
+        self.operator.events()
+    }
+
+    fn explain(&self, _query: &str) -> Result<String, String> {
+        Err("not yet".into())
+    }
+
+    fn log_level(&self, filter: Option<&str>) -> Result<String, String> {
+        if let Some(filter) = filter {
+            self.verbosity.set(filter)?;
+            log::info!("operator: the log level is {filter}");
+            self.events().note(Kind::Operator, About::default(), format!("the log level is {filter}"));
+        }
+        Ok(self.verbosity.filter())
+    }
+}
