@@ -1,8 +1,9 @@
 //! The daemon of this project, in the background, as its documentation runs it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use tests::{Background, Lab, Signal};
+use tests::daemon::path_str;
+use tests::{Lab, Signal};
 
 use super::{Ordered, Place, Shape, Subject, fill};
 use crate::control;
@@ -11,21 +12,26 @@ use crate::setup::{Order, Policy, Pool, Setup};
 /// The configuration; names between `@` are filled in.
 const TEMPLATE: &str = include_str!("../load_balancer.yaml");
 
-/// A daemon and what stays of those before it.
+/// A daemon in the background. Whatever stays of it ends with the directory of its [`Lab`].
 pub(crate) struct LoadBalancer {
     lab: Lab,
-    first: Option<Background>,
 }
 
 impl LoadBalancer {
     /// One that does not run yet.
     pub(crate) fn new() -> Self {
-        Self { lab: Lab::new(), first: None }
+        Self { lab: Lab::new() }
     }
 
     /// All that it has logged.
     pub(crate) fn log(&self) -> String {
         self.lab.error_log()
+    }
+
+    /// Runs the program in the background.
+    fn run(&self, file: &Path, more: &[&str]) -> Result<(), String> {
+        let finished = self.lab.run(&[&["-c", path_str(file), "-d"], more].concat());
+        (finished.code == Some(0)).then_some(()).ok_or_else(|| format!("{finished:?}\n{}", self.log()))
     }
 
     fn write(&self, setup: &Setup) -> PathBuf {
@@ -59,7 +65,7 @@ impl LoadBalancer {
 }
 
 fn backends(pool: &Pool) -> String {
-    let members = pool.members.iter().filter(|member| control::VERBS || !member.drained);
+    let members = pool.members.iter();
     let written =
         members.map(|member| format!("{{address: \"{}\", weight: {}}}", member.address, member.weight));
     written.collect::<Vec<_>>().join(", ")
@@ -80,36 +86,23 @@ impl Subject for LoadBalancer {
 
     fn start(&mut self, setup: &Setup) -> Result<(), String> {
         let file = self.write(setup);
-        self.first = Some(self.lab.daemonize_file(&file, &[]));
-        Ok(())
+        self.run(&file, &[])
     }
 
     fn reload(&mut self, setup: &Setup) -> Result<(), String> {
-        let file = self.write(setup);
-        if control::VERBS {
-            return control::reload(&self.lab, &file);
-        }
-        let main = self.place().main().ok_or("the daemon is gone")?;
-        main.signal(Signal::SIGHUP);
-        Ok(())
+        self.write(setup);
+        control::reload(&self.lab)
     }
 
     fn upgrade(&mut self, setup: &Setup) -> Result<(), String> {
         let file = self.write(setup);
-        if control::VERBS {
-            return control::upgrade(&self.lab, &file);
-        }
-        let main = self.place().main().ok_or("the daemon is gone")?;
-        main.signal(Signal::SIGQUIT);
-        let finished = self.lab.run(&["-c", tests::daemon::path_str(&file), "-d", "-u"]);
-        (finished.code == Some(0)).then_some(()).ok_or_else(|| format!("{finished:?}"))
+        let old = self.place().main().ok_or("the daemon is gone")?;
+        old.signal(Signal::SIGQUIT);
+        self.run(&file, &["-u"])
     }
 
-    fn order(&mut self, order: &Order, setup: &Setup) -> Result<Ordered, String> {
-        if !control::VERBS {
-            return self.reload(setup).map(|()| Ordered::ByReload);
-        }
-        control::order(&self.lab, &self.lab.path("conf.yaml"), order).map(|()| Ordered::Live)
+    fn order(&mut self, order: &Order, _setup: &Setup) -> Result<Ordered, String> {
+        control::order(&self.lab, order).map(|()| Ordered::Live)
     }
 
     fn shape(&self) -> Shape {
