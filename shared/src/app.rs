@@ -9,11 +9,12 @@ use std::time::Duration;
 
 use pingora::services::background::background_service;
 
-use crate::cli::{self, CheckArgs, Cli, DemoArgs, Format, ProxyArgs, RunArgs, Verb};
+use crate::cli::{self, Ask, CheckArgs, Cli, DemoArgs, Format, ProxyArgs, RunArgs, Verb};
 use crate::config::{self, Context, Loaded, Plan, Problems, RealFiles};
 use crate::daemon::{self, Mode, Start};
 use crate::demo::{Demo, Once, POOL, Show};
 use crate::operator::ConfigFile;
+use crate::verbs::{self, AskError};
 
 /// The exit code of something that failed while running.
 const FAILED: u8 = 1;
@@ -34,6 +35,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Some(Verb::Demo(args)) => demo(&cli.run, &args),
         Some(Verb::Check(args)) => check(&cli.run, &args),
         Some(Verb::Healthcheck) => healthcheck(&cli.run),
+        Some(Verb::Ask(ask)) => ask_daemon(&cli.run, &ask),
         Some(Verb::Schema) => print(config::schema_text().as_bytes()),
         Some(Verb::Completions { shell }) => print_with(|out| {
             cli::completions(shell, out);
@@ -170,6 +172,23 @@ fn check(run: &RunArgs, args: &CheckArgs) -> u8 {
         Ok(loaded) if args.print => print(loaded.effective().as_bytes()),
         Ok(_) if args.format == Format::Json => print(b"[]\n"),
         Ok(_) => print(format!("{}: the configuration is right\n", path.display()).as_bytes()),
+    }
+}
+
+/// Has the daemon of this configuration do something, or say something.
+fn ask_daemon(run: &RunArgs, ask: &Ask) -> u8 {
+    let path = configuration(run);
+    let socket = with_context(run, |context| config::control_socket_of(path.as_deref(), context));
+    match verbs::run(ask, &socket, &mut io::stdout().lock()) {
+        Ok(()) => 0,
+        Err(AskError::Write(error)) if error.kind() == io::ErrorKind::BrokenPipe => 0,
+        // The diagnostics of a file stand as they are; anything else is a sentence.
+        Err(AskError::Refused(problem)) if problem.starts_with("error[") => {
+            complain_as_is(&problem);
+            WRONG
+        }
+        Err(AskError::Refused(problem)) => complain(&problem),
+        Err(error) => fail(&error.to_string()),
     }
 }
 

@@ -11,7 +11,9 @@ pub mod demo;
 pub mod events;
 pub mod operator;
 pub mod process;
+pub mod screen;
 pub mod status;
 pub mod time;
+pub mod verbs;
 
 pub use app::run;

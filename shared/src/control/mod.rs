@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! GET    /v1/status                                     as /api/v1/status
-//! GET    /v1/events?after=N&wait=SECONDS                changes after number N; waits for one, at most 60 s
+//! GET    /v1/events?after=N&wait=SECONDS                {"process": PID, "events": […]}: changes after number N; waits for
+//!                                                       one, at most 60 s
 //! GET    /v1/explain?host=H&path=P&…                    as /api/v1/explain
 //! GET    /v1/log_level                                  {"filter": "info"}
 //! PUT    /v1/log_level                                  {"filter": "debug"}

@@ -36,7 +36,10 @@ pub struct ControlService {
 }
 
 /// From a request to its answer.
-struct Control(Arc<dyn Operations>);
+struct Control {
+    operations: Arc<dyn Operations>,
+    closes: watch::Receiver<bool>,
+}
 
 /// An answer before it is sent.
 struct Answer {
@@ -59,7 +62,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 impl ControlService {
     /// A service that listens on `socket` until `closes` turns true.
     pub fn new(socket: OwnedFd, operations: Arc<dyn Operations>, closes: watch::Receiver<bool>) -> Self {
-        let app = Arc::new(HttpServer::new_app(Control(operations)));
+        let app = Arc::new(HttpServer::new_app(Control { operations, closes: closes.clone() }));
         Self { socket: Mutex::new(Some(socket)), app, closes }
     }
 
@@ -151,11 +154,22 @@ impl Control {
         }
     }
 
+    /// Nobody is kept waiting by a process that is replaced; its successor counts anew, so each says who it is.
+    async fn events(&self, after: u64, wait: Duration) -> Answer {
+        let events = self.operations.events();
+        let mut closes = self.closes.clone();
+        let told = tokio::select! {
+            told = events.wait_after(after, wait) => told,
+            _ = closes.wait_for(|closes| *closes) => events.after(after),
+        };
+        Answer::json(&json!({"process": std::process::id(), "events": told}))
+    }
+
     async fn carry_out(&self, call: Call) -> Answer {
-        let Self(operations) = self;
+        let operations = &self.operations;
         match call {
             Call::Status => Answer::ok(operations.status()),
-            Call::Events { after, wait } => Answer::json(&operations.events().wait_after(after, wait).await),
+            Call::Events { after, wait } => self.events(after, wait).await,
             Call::Explain(query) => {
                 operations.explain(&query).map_or_else(|problem| Answer::bad(&problem), Answer::ok)
             }
