@@ -71,7 +71,10 @@ pub enum Verb {
 
 /// What a running daemon is asked for. It is found by the key `control.socket` of the configuration, also when the rest of that is wrong.
 #[derive(Debug, Subcommand)]
-#[expect(missing_docs, reason = "clap would print the documentation of what is flattened in place of the verb's")]
+#[expect(
+    missing_docs,
+    reason = "clap would print the documentation of what is flattened in place of the verb's"
+)]
 pub enum Ask {
     /// Show whether anything is wrong with the running daemon, since when, and why; and what it is doing
     Status {

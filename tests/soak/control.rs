@@ -1,43 +1,39 @@
-//! The daemon's own control, over its socket. One function for each order, so that what the harness needs of it stands in one
-//! place.
+//! The daemon's own commands, as an operator types them. One function for each, so that what the harness needs of the command
+//! line stands in one place.
 
-use tests::{Connection, Lab};
+use std::path::Path;
+
+use tests::Lab;
+use tests::daemon::path_str;
 
 use crate::setup::Order;
 
-/// One request to the control socket; the error is what it answered.
-fn ask(lab: &Lab, method: &str, path: &str, body: &str) -> Result<(), String> {
-    let failed = |error: tests::client::Failure| format!("{method} {path}: {error}");
-    let mut socket = Connection::open_unix(&lab.path("control.sock")).map_err(failed)?;
-    let answer = socket.request(method, path, &[], body.as_bytes()).map_err(failed)?;
-    if answer.status == 200 {
+/// Runs `load_balancer VERB ARGUMENTS -c FILE`; the error is what it said.
+fn run(lab: &Lab, file: &Path, verb: &str, arguments: &[&str]) -> Result<(), String> {
+    let finished = lab.run(&[&[verb], arguments, &["-c", path_str(file)]].concat());
+    if finished.code == Some(0) {
         return Ok(());
     }
-    Err(format!("{method} {path}: {} {}", answer.head.start, answer.text()))
+    let said = format!("{}{}", finished.stdout, finished.stderr);
+    Err(format!("`{verb} {}` ended with {:?}: {}", arguments.join(" "), finished.code, said.trim()))
 }
 
 /// Puts the file into effect, and waits until it is.
-pub(crate) fn reload(lab: &Lab) -> Result<(), String> {
-    ask(lab, "POST", "/v1/reload", "{}")
+pub(crate) fn reload(lab: &Lab, file: &Path) -> Result<(), String> {
+    run(lab, file, "reload", &[])
 }
 
 /// Changes a backend of the pool `web` at run time. A drain waits until the backend has no request left.
-pub(crate) fn order(lab: &Lab, order: &Order) -> Result<(), String> {
-    let backends = "/v1/pools/web/backends";
-    match order {
-        Order::Drain(member) => {
-            ask(lab, "POST", &format!("{backends}/{}/drain", member.address), "")?;
-            ask(lab, "GET", &format!("{backends}/{}/idle?wait=25", member.address), "")
-        }
-        Order::Undrain(member) => ask(lab, "POST", &format!("{backends}/{}/undrain", member.address), ""),
-        Order::Weight(member, weight) => {
-            let body = format!("{{\"weight\": {weight}}}");
-            ask(lab, "PUT", &format!("{backends}/{}/weight", member.address), &body)
-        }
-        Order::Add(member) => {
-            let body = format!("{{\"address\": \"{}\", \"weight\": {}}}", member.address, member.weight);
-            ask(lab, "POST", backends, &body)
-        }
-        Order::Remove(member) => ask(lab, "DELETE", &format!("{backends}/{}", member.address), ""),
-    }
+pub(crate) fn order(lab: &Lab, file: &Path, order: &Order) -> Result<(), String> {
+    let (verb, member, more) = match order {
+        Order::Drain(member) => ("drain", member, vec!["--wait".to_owned()]),
+        Order::Undrain(member) => ("undrain", member, Vec::new()),
+        Order::Weight(member, weight) => ("weight", member, vec![weight.to_string()]),
+        Order::Add(member) => ("add", member, vec![format!("--weight={}", member.weight)]),
+        Order::Remove(member) => ("remove", member, Vec::new()),
+    };
+    let address = member.address.to_string();
+    let mut arguments = vec!["web", address.as_str()];
+    arguments.extend(more.iter().map(String::as_str));
+    run(lab, file, verb, &arguments)
 }

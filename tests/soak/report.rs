@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::clients::Crowd;
-use crate::ledger::{Cut, Kind};
+use crate::ledger::{Cut, Failure, Kind};
 use crate::run::{Event, Outcome};
 
 /// Memory at the end may be so much of that at the beginning, in percent.
@@ -19,7 +19,7 @@ const LISTED: usize = 12;
 type Cell = fn(&Outcome) -> String;
 
 /// The rows of the table.
-const ROWS: [(&str, Cell); 21] = [
+const ROWS: [(&str, Cell); 22] = [
     ("time under load", |run| seconds(run.changing.1)),
     ("new configuration files put into effect", |run| run.count("reloads").to_string()),
     ("new processes by upgrade", |run| run.count("upgrades").to_string()),
@@ -30,7 +30,8 @@ const ROWS: [(&str, Cell); 21] = [
     ("slow / long downloads", |run| requests(run, &[Kind::SlowDownload, Kind::LongDownload])),
     ("WebSocket messages echoed", |run| requests(run, &[Kind::WebSocket])),
     ("bytes checked, one by one", |run| format!("{} MB", run.bytes() / 1_000_000)),
-    ("**requests failed**", |run| format!("**{}**", run.ledger.failures().len())),
+    ("**requests failed**", |run| format!("**{}**", run.failures(false).len())),
+    ("changes that were refused or did not come about", |run| run.failures(true).len().to_string()),
     ("**WebSockets cut** before the drain time was over", |run| format!("**{}**", run.cuts(false).len())),
     ("WebSockets cut by its end", |run| run.cuts(true).len().to_string()),
     ("clients that had to connect anew: told so / found it closed", anew),
@@ -128,8 +129,8 @@ pub(crate) fn faults(run: &Outcome) -> Vec<String> {
             faults.push(what);
         }
     };
-    let failures = run.ledger.failures();
-    must(failures.is_empty(), format!("{} requests failed", failures.len()));
+    must(run.failures(false).is_empty(), format!("{} requests failed", run.failures(false).len()));
+    must(run.failures(true).is_empty(), format!("{} changes did not come about", run.failures(true).len()));
     let cut = run.cuts(false).len();
     must(cut == 0, format!("{cut} WebSockets were cut before the drain time was over"));
     let left = &run.left;
@@ -168,6 +169,12 @@ impl Outcome {
 
     fn bytes(&self) -> u64 {
         Kind::ALL.iter().map(|kind| self.ledger.counts(*kind).bytes()).sum()
+    }
+
+    /// The requests that failed, or the changes that did.
+    fn failures(&self, changes: bool) -> Vec<Failure> {
+        let all = self.ledger.failures().into_iter();
+        all.filter(|failure| (failure.kind == Kind::Change) == changes).collect()
     }
 
     /// The WebSockets that were cut by the end of a drain, or those that were cut without one.

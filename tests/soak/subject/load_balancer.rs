@@ -90,8 +90,7 @@ impl Subject for LoadBalancer {
     }
 
     fn reload(&mut self, setup: &Setup) -> Result<(), String> {
-        self.write(setup);
-        control::reload(&self.lab)
+        control::reload(&self.lab, &self.write(setup))
     }
 
     fn upgrade(&mut self, setup: &Setup) -> Result<(), String> {
@@ -102,7 +101,7 @@ impl Subject for LoadBalancer {
     }
 
     fn order(&mut self, order: &Order, _setup: &Setup) -> Result<Ordered, String> {
-        control::order(&self.lab, order).map(|()| Ordered::Live)
+        control::order(&self.lab, &self.lab.path("conf.yaml"), order).map(|()| Ordered::Live)
     }
 
     fn shape(&self) -> Shape {
