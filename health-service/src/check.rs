@@ -17,7 +17,7 @@ use async_trait::async_trait;
 use pingora::connectors::TransportConnector;
 use pingora::protocols::ALPN;
 use pingora::protocols::l4::socket::SocketAddr;
-use pingora::upstreams::peer::HttpPeer;
+use pingora::upstreams::peer::{HttpPeer, Peer};
 use pingora::{BError, ErrorType};
 use thiserror::Error;
 
@@ -163,6 +163,22 @@ fn template(mut peer: HttpPeer, kind: &CheckKind) -> HttpPeer {
     peer
 }
 
+/// Whether checks connect in the same way by both, as far as a pool says how; addresses are placeholders.
+pub(crate) fn connect_alike(one: &HttpPeer, other: &HttpPeer) -> bool {
+    let hash = |peer: &HttpPeer| {
+        let mut peer = peer.clone();
+        peer._address = SocketAddr::Inet(std::net::SocketAddr::from(([0, 0, 0, 0], 0)));
+        // What keeps connections apart, of which authorities and source addresses are no part.
+        peer.reuse_hash()
+    };
+    let source = |peer: &HttpPeer| peer.options.bind_to.as_ref().and_then(|bind_to| bind_to.addr);
+    hash(one) == hash(other) && source(one) == source(other) && authorities(one) == authorities(other)
+}
+
+fn authorities(peer: &HttpPeer) -> Option<Vec<&Vec<u8>>> {
+    peer.options.ca.as_ref().map(|ca| ca.iter().map(|certificate| certificate.borrow_raw_cert()).collect())
+}
+
 /// Whom a request is for: the configured host, else the SNI, else the address.
 fn authority(host: Option<&str>, peer: &HttpPeer) -> String {
     match (host, &peer._address) {
@@ -232,5 +248,26 @@ mod tests {
         assert_eq!(authority_of(Some("a.example"), "b.example"), "a.example");
         assert_eq!(authority_of(None, "b.example"), "b.example");
         assert_eq!(authority_of(None, ""), "10.0.0.1:8080");
+    }
+
+    #[test]
+    fn peers_connect_alike_whatever_their_address_and_timeouts() {
+        let peer = |address: &str, sni: &str| HttpPeer::new(address, true, sni.to_owned());
+        let mut patient = peer("10.0.0.2:80", "a.example");
+        patient.options.connection_timeout = Some(Duration::from_secs(1));
+        assert!(connect_alike(&peer("10.0.0.1:80", "a.example"), &patient));
+    }
+
+    #[test]
+    fn peers_with_another_name_or_trust_do_not_connect_alike() {
+        let peer = |sni: &str| HttpPeer::new("10.0.0.1:80", true, sni.to_owned());
+        let plain = HttpPeer::new("10.0.0.1:80", false, "a.example".to_owned());
+        let mut trusting = peer("a.example");
+        trusting.options.verify_cert = false;
+        let mut with_authorities = peer("a.example");
+        with_authorities.options.ca = Some(Arc::new([]));
+        for other in [plain, peer("b.example"), trusting, with_authorities] {
+            assert!(!connect_alike(&peer("a.example"), &other), "{other}");
+        }
     }
 }

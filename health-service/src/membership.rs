@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use async_trait::async_trait;
 use pingora::lb::discovery::ServiceDiscovery;
 use pingora::lb::selection::RoundRobin;
-use pingora::lb::{Backend, Backends, LoadBalancer};
+use pingora::lb::{Backend, Backends, HealthRegistry, LoadBalancer};
 
 use crate::verdicts::{Verdicts, registry};
 
@@ -36,5 +36,29 @@ impl ServiceDiscovery for Membership {
 pub(crate) fn balancer(membership: &Membership, verdicts: &Verdicts) -> LoadBalancer<RoundRobin> {
     let registry = registry();
     registry.set_health_check(verdicts.publisher());
-    LoadBalancer::from_backends(Backends::new_with_health_registry(Box::new(membership.clone()), registry))
+    view(membership, &registry)
+}
+
+/// The same over a registry that others may share.
+pub(crate) fn view(membership: &Membership, registry: &Arc<HealthRegistry>) -> LoadBalancer<RoundRobin> {
+    let backends = Backends::new_with_health_registry(Box::new(membership.clone()), Arc::clone(registry));
+    LoadBalancer::from_backends(backends)
+}
+
+/// A balancer of these addresses, which it has already.
+pub(crate) async fn members(
+    addresses: &[&'static str],
+    registry: &Arc<HealthRegistry>,
+) -> Arc<LoadBalancer<RoundRobin>> {
+    let membership = Membership::default();
+    membership.set(addresses.iter().map(|address| (*address, 1)));
+    let balancer = view(&membership, registry);
+    balancer.update().await.expect("the membership is there");
+    Arc::new(balancer)
+}
+
+/// Whether each of the members is ready, in the order of their addresses.
+pub(crate) fn ready(balancer: &LoadBalancer<RoundRobin>) -> Vec<bool> {
+    let backends = balancer.backends();
+    backends.get_backend().iter().map(|backend| backends.ready(backend)).collect()
 }

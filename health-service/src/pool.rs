@@ -9,26 +9,25 @@
 //! A backend task waits for nobody but its own backend, so one that hangs delays no other. Only the pool task
 //! publishes: passes over the balancer never overlap, so an old verdict cannot overwrite a newer one, and many
 //! changes at a time make one pass.
+//!
+//! Another balancer, or another way to check, takes over while the tasks run ([`PoolTask::succeed`]). A backend that
+//! is there before and after, and is checked in the same way, does not notice. Requests that began with a balancer end
+//! with it, so the ones before stay in use for a while: what they know of a backend that is gone stays as it was.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::convert::Infallible;
-use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use async_trait::async_trait;
-use log::{debug, info, warn};
 use pingora::lb::selection::{BackendIter, BackendSelection};
 use pingora::lb::{Backend, LoadBalancer};
 use pingora::protocols::l4::socket::SocketAddr;
-use tokio::sync::{Notify, mpsc};
-use tokio::task::JoinHandle;
-use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
-use crate::check::Check;
-use crate::metrics::{BackendSeries, Metrics};
-use crate::schedule::{Phase, pause};
-use crate::settings::Settings;
-use crate::state::{BackendHealth, Change, Outcome};
+use crate::backend::{Beginning, Finding, Pending, Procedure, Reports, Task, Watch};
+use crate::settings::CheckKind;
 use crate::verdicts::Verdicts;
 
 /// How often the membership of a pool is looked at. Looking costs one pointer comparison while nothing changes.
@@ -44,29 +43,50 @@ pub(crate) trait Balancer: Send + Sync {
     async fn publish(&self);
 }
 
-/// One pool, and what its checks need.
+/// One pool, and how it is checked.
+#[derive(Clone)]
 pub(crate) struct Pool {
     pub(crate) name: String,
     pub(crate) balancer: Arc<dyn Balancer>,
-    pub(crate) settings: Settings,
-    pub(crate) check: Arc<dyn Check>,
     pub(crate) verdicts: Verdicts,
-    pub(crate) metrics: Metrics,
-    /// Set when a verdict has changed and the balancer does not know yet.
-    pub(crate) changed: Notify,
+    pub(crate) procedure: Arc<Procedure>,
 }
 
-/// Proof that something has not happened yet: whoever waits learns when all copies are dropped.
-pub(crate) type Pending = mpsc::Sender<Infallible>;
+/// What first checks found, by the address of the backend.
+pub(crate) type Findings = HashMap<SocketAddr, Finding>;
 
-/// The task of one backend; ends when this is dropped.
-struct BackendTask(JoinHandle<()>);
+/// The checks of one pool, at work. They end when this is dropped.
+pub(crate) struct PoolTask {
+    reports: Arc<Reports>,
+    orders: mpsc::Sender<Succession>,
+    task: Task,
+}
 
-/// What the task of one backend works with.
-struct BackendWatch {
-    pool: Arc<Pool>,
-    address: SocketAddr,
-    series: Arc<BackendSeries>,
+/// What the pool task works with.
+struct PoolChecks {
+    reports: Arc<Reports>,
+    balancer: Arc<dyn Balancer>,
+    procedure: Arc<Procedure>,
+    members: Arc<BTreeSet<Backend>>,
+    tasks: HashMap<SocketAddr, Task>,
+    /// The balancers before this one, until nobody uses them any more.
+    predecessors: Vec<Weak<dyn Balancer>>,
+}
+
+/// The order to go on with another balancer, or another way to check.
+struct Succession {
+    pool: Pool,
+    findings: Findings,
+    done: oneshot::Sender<()>,
+}
+
+/// What becomes of the task of one backend. Without a step it stays.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    /// It begins, in place of the one that is there, if any.
+    Begin,
+    /// It ends, and what is known is forgotten.
+    End,
 }
 
 // === impl Balancer ===
@@ -90,183 +110,222 @@ where
 // === impl Pool ===
 
 impl Pool {
-    /// Checks the pool until dropped. Drops `first_round` when every backend that was there at the start has had its
-    /// first check and the balancer knows the result.
-    pub(crate) async fn run(self: Arc<Self>, first_round: Pending) {
-        let mut first_round = Some(first_round);
-        let (unchecked, mut all_checked) = mpsc::channel(1);
-        let mut tasks = HashMap::new();
-        let mut members = self.balancer.members();
-        self.follow(&members, &mut tasks, Some(&unchecked)).await;
-        drop(unchecked);
+    /// Whether there is anything to check.
+    pub(crate) fn is_checked(&self) -> bool {
+        self.procedure.settings.kind != CheckKind::None
+    }
 
+    /// The members that nobody has checked yet.
+    pub(crate) fn unchecked(&self) -> Vec<SocketAddr> {
+        let mut unchecked = addresses(&self.balancer.members());
+        unchecked.retain(|address| self.is_checked() && self.verdicts.get(address).is_none());
+        unchecked.into_iter().collect()
+    }
+}
+
+/// Two backends may differ in weight only: they share one task.
+fn addresses(members: &BTreeSet<Backend>) -> BTreeSet<SocketAddr> {
+    members.iter().map(|backend| backend.addr.clone()).collect()
+}
+
+// === impl PoolTask ===
+
+impl PoolTask {
+    /// Begins to check the `pool` that `reports` is about. The balancer knows of the `findings` when this returns.
+    ///
+    /// Drops `first_round` when every backend that is there has a verdict and the balancer knows it.
+    pub(crate) async fn begin(
+        reports: Reports,
+        pool: Pool,
+        findings: Findings,
+        first_round: Option<Pending>,
+    ) -> Self {
+        let reports = Arc::new(reports);
+        let (unchecked, all_checked) = mpsc::channel(1);
+        let mut checks = PoolChecks {
+            reports: Arc::clone(&reports),
+            members: pool.balancer.members(),
+            balancer: pool.balancer,
+            procedure: pool.procedure,
+            tasks: HashMap::new(),
+            predecessors: Vec::new(),
+        };
+        checks.follow(true, findings, Some(&unchecked)).await;
+        drop(unchecked);
+        checks.balancer.publish().await;
+        let (orders, received) = mpsc::channel(1);
+        Self { reports, orders, task: Task::spawn(checks.run(received, all_checked, first_round)) }
+    }
+
+    /// Whether `pool` is the same pool: what was found about its backends goes on to count.
+    pub(crate) fn is_continued_by(&self, pool: &Pool) -> bool {
+        self.reports.pool == pool.name && self.reports.verdicts.is(&pool.verdicts) && pool.is_checked()
+    }
+
+    /// Goes on with `pool`, which continues this one. Its balancer knows all verdicts when this returns.
+    pub(crate) async fn succeed(&self, pool: Pool, findings: Findings) {
+        let (done, is_done) = oneshot::channel();
+        // An error means that the task is gone, which only a panic can have done: then there is nothing to change.
+        if self.orders.send(Succession { pool, findings, done }).await.is_ok() {
+            let _ = is_done.await;
+        }
+    }
+
+    /// Ends the checks and forgets what they found.
+    pub(crate) async fn end(self) {
+        let Self { reports, orders, task } = self;
+        drop(orders);
+        task.ended().await;
+        reports.verdicts.forget_all();
+    }
+}
+
+// === impl PoolChecks ===
+
+impl PoolChecks {
+    /// Checks the pool until nobody can give orders any more.
+    async fn run(
+        mut self,
+        mut orders: mpsc::Receiver<Succession>,
+        mut all_checked: mpsc::Receiver<Infallible>,
+        mut first_round: Option<Pending>,
+    ) {
         let mut cadence = interval_at(Instant::now() + MEMBERSHIP_CADENCE, MEMBERSHIP_CADENCE);
         cadence.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                () = self.changed.notified() => self.balancer.publish().await,
+                () = self.reports.changed.notified() => self.balancer.publish().await,
                 None = all_checked.recv(), if first_round.is_some() => {
                     self.balancer.publish().await;
                     first_round = None;
                 }
-                _ = cadence.tick() => {
-                    let present = self.balancer.members();
-                    if !Arc::ptr_eq(&present, &members) {
-                        members = present;
-                        self.follow(&members, &mut tasks, None).await;
-                        // A backend that went and came back began anew in the balancer.
-                        self.balancer.publish().await;
+                _ = cadence.tick() => self.look().await,
+                order = orders.recv() => match order {
+                    Some(Succession { pool, findings, done }) => {
+                        self.succeed(pool, findings).await;
+                        // Whoever gave the order may have lost interest.
+                        let _ = done.send(());
                     }
+                    None => break,
                 }
             }
         }
-    }
-
-    /// Ends the tasks of backends that are gone, and begins one for each that is new.
-    async fn follow(
-        self: &Arc<Self>,
-        members: &BTreeSet<Backend>,
-        tasks: &mut HashMap<SocketAddr, BackendTask>,
-        unchecked: Option<&Pending>,
-    ) {
-        // Two backends may differ in weight only: they share one task.
-        let present: HashSet<&SocketAddr> = members.iter().map(|backend| &backend.addr).collect();
-        for (address, task) in tasks.extract_if(|address, _| !present.contains(address)) {
+        for (_, task) in self.tasks.drain() {
             task.end().await;
-            self.verdicts.forget(&address);
         }
-        for address in present {
-            if !tasks.contains_key(address) {
-                tasks.insert(address.clone(), self.watch(address, unchecked.cloned()));
+    }
+
+    /// Looks whether the balancer has other members now, and whether its predecessors are still in use.
+    async fn look(&mut self) {
+        let present = self.balancer.members();
+        if !Arc::ptr_eq(&present, &self.members) {
+            self.members = present;
+            self.follow(false, Findings::new(), None).await;
+            // A backend that went and came back began anew in the balancer.
+            self.balancer.publish().await;
+        }
+        if !self.predecessors.is_empty() {
+            self.predecessors.retain(|balancer| balancer.strong_count() > 0);
+            if self.predecessors.is_empty() {
+                self.reports.verdicts.forget_retired();
             }
         }
     }
 
-    fn watch(self: &Arc<Self>, address: &SocketAddr, unchecked: Option<Pending>) -> BackendTask {
-        let watch = BackendWatch {
-            pool: Arc::clone(self),
-            address: address.clone(),
-            series: self.metrics.series(&self.name, &address.to_string()),
-        };
-        BackendTask(tokio::spawn(watch.run(unchecked)))
-    }
-}
-
-// === impl BackendTask ===
-
-impl BackendTask {
-    /// Ends the task and waits until it has, so that nothing it does comes after this.
-    async fn end(mut self) {
-        self.0.abort();
-        // The only results are "cancelled" and "panicked": either way it is over.
-        let _ = (&mut self.0).await;
-    }
-}
-
-impl Drop for BackendTask {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
-// === impl BackendWatch ===
-
-impl BackendWatch {
-    async fn run(self, unchecked: Option<Pending>) {
-        let settings = &self.pool.settings;
-        let mut health = BackendHealth::new(settings.thresholds);
-        let mut started = self.check(&mut health).await;
-        drop(unchecked);
-        let mut phase = Phase::First;
-        loop {
-            sleep_until(started + pause(settings, phase, fastrand::f64())).await;
-            started = self.check(&mut health).await;
-            phase = if health.is_changing() { Phase::Changing } else { Phase::Steady };
+    async fn succeed(&mut self, pool: Pool, findings: Findings) {
+        let changed = !self.procedure.is_like(&pool.procedure);
+        if changed {
+            self.procedure = pool.procedure;
         }
+        self.replace_balancer(pool.balancer);
+        self.members = self.balancer.members();
+        self.follow(changed, findings, None).await;
+        self.balancer.publish().await;
     }
 
-    /// Checks once and takes in the result. Returns when the check started.
-    async fn check(&self, health: &mut BackendHealth) -> Instant {
-        let started = Instant::now();
-        let result = self.pool.check.check(&self.address).await;
-        self.series.checked(result.is_ok(), started.elapsed());
-        let outcome = match result {
-            Ok(()) => Outcome::Passed,
-            Err(error) => Outcome::Failed(error.to_string()),
-        };
-        let change = health.observe(&outcome, SystemTime::now());
-        if let Some(verdict) = health.verdict() {
-            self.pool.verdicts.set(&self.address, verdict.clone());
-        }
-        if let Some(change) = change {
-            self.announce(&change);
-        }
-        started
+    fn replace_balancer(&mut self, balancer: Arc<dyn Balancer>) {
+        let before = std::mem::replace(&mut self.balancer, balancer);
+        self.predecessors.push(Arc::downgrade(&before));
+        // It may be the one that it was, or one from before: then it is in use, but no predecessor.
+        let present = Arc::as_ptr(&self.balancer);
+        self.predecessors.retain(|balancer| !std::ptr::addr_eq(balancer.as_ptr(), present));
     }
 
-    fn announce(&self, change: &Change) {
-        let (pool, address, reason) = (&self.pool.name, &self.address, &change.reason);
-        match change {
-            // The balancer takes a backend for up until told otherwise: being found up at first is no change to it.
-            Change { up: true, first: true, .. } => {
-                debug!("pool {pool}: backend {address} is up: {reason}");
-                return;
+    /// Ends the tasks of backends that are gone, and begins one for each that is new, or for all if the way to check
+    /// has `changed`.
+    async fn follow(&mut self, changed: bool, mut findings: Findings, unchecked: Option<&Pending>) {
+        for (address, step) in steps(self.tasks.keys(), &addresses(&self.members), changed) {
+            match step {
+                Step::Begin => self.begin(&address, findings.remove(&address), unchecked).await,
+                Step::End => self.end(&address).await,
             }
-            Change { up: true, .. } => info!("pool {pool}: backend {address} is up: {reason}"),
-            Change { up: false, .. } => warn!("pool {pool}: backend {address} is down: {reason}"),
         }
-        self.series.changed();
-        self.pool.changed.notify_one();
     }
+
+    async fn begin(&mut self, address: &SocketAddr, finding: Option<Finding>, unchecked: Option<&Pending>) {
+        // Made first, so that the series has a user at all times and goes on.
+        let watch = Watch::new(&self.reports, &self.procedure, address);
+        if let Some(before) = self.tasks.remove(address) {
+            before.end().await;
+        }
+        let verdict = self.reports.verdicts.get(address);
+        let task = watch.begin(Beginning::from(verdict, finding, unchecked));
+        self.tasks.insert(address.clone(), task);
+    }
+
+    async fn end(&mut self, address: &SocketAddr) {
+        if let Some(task) = self.tasks.remove(address) {
+            task.end().await;
+        }
+        if self.predecessors.is_empty() {
+            self.reports.verdicts.forget(address);
+        } else {
+            // Requests that began with a predecessor must not take it for up because nothing is known any more.
+            self.reports.verdicts.retire(address);
+        }
+    }
+}
+
+/// What becomes of the tasks there are, and which begin, so that there is one for each member.
+fn steps<'a>(
+    tasks: impl Iterator<Item = &'a SocketAddr>,
+    members: &BTreeSet<SocketAddr>,
+    changed: bool,
+) -> BTreeMap<SocketAddr, Step> {
+    let tasks: BTreeSet<&SocketAddr> = tasks.collect();
+    let gone = tasks.iter().filter(|address| !members.contains(**address));
+    let begin = members.iter().filter(|address| changed || !tasks.contains(address));
+    let ends = gone.map(|address| ((*address).clone(), Step::End));
+    begin.map(|address| (address.clone(), Step::Begin)).chain(ends).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use std::sync::Mutex;
 
+    use pingora::lb::HealthRegistry;
     use pingora::lb::selection::RoundRobin;
     use prometheus::Registry;
+    use tokio::sync::Notify;
 
     use super::*;
+    use crate::backend::Observer;
     use crate::check::CheckError;
     use crate::config::Percent;
-    use crate::membership::{self, Membership};
+    use crate::membership::{self, Membership, ready};
+    use crate::metrics::Metrics;
+    use crate::script::{Script, addr, procedure};
+    use crate::settings::Settings;
+    use crate::verdicts::{Verdict, registry};
 
-    /// How long a check takes, and what it finds.
-    type Answer = (Duration, Result<(), CheckError>);
-
-    /// A check without sockets: each address has a duration and a result, and each start is noted.
+    /// Changes of health, as they were told.
     #[derive(Default)]
-    struct Script {
-        answers: Mutex<HashMap<SocketAddr, Answer>>,
-        starts: Mutex<Vec<(SocketAddr, Instant)>>,
-    }
+    struct Told(Mutex<Vec<String>>);
 
-    impl Script {
-        fn answer(&self, address: &str, after: Duration, result: Result<(), CheckError>) {
-            self.answers.lock().expect("not poisoned").insert(addr(address), (after, result));
-        }
-
-        /// Seconds from one start of a check of `address` to the next.
-        fn gaps(&self, address: &str) -> Vec<f64> {
-            let starts = self.starts(address);
-            starts.windows(2).map(|pair| (pair[1] - pair[0]).as_secs_f64()).collect()
-        }
-
-        fn starts(&self, address: &str) -> Vec<Instant> {
-            let starts = self.starts.lock().expect("not poisoned");
-            starts.iter().filter(|(found, _)| *found == addr(address)).map(|(_, at)| *at).collect()
-        }
-    }
-
-    #[async_trait]
-    impl Check for Script {
-        async fn check(&self, address: &SocketAddr) -> Result<(), CheckError> {
-            self.starts.lock().expect("not poisoned").push((address.clone(), Instant::now()));
-            let answer = self.answers.lock().expect("not poisoned").get(address).cloned();
-            let (after, result) = answer.unwrap_or((Duration::ZERO, Ok(())));
-            tokio::time::sleep(after).await;
-            result
+    impl Observer for Told {
+        fn changed(&self, pool: &str, backend: &str, up: bool, reason: &str) {
+            let state = if up { "up" } else { "down" };
+            self.0.lock().expect("not poisoned").push(format!("{pool} {backend} {state}: {reason}"));
         }
     }
 
@@ -274,33 +333,41 @@ mod tests {
     struct Running {
         membership: Membership,
         balancer: Arc<LoadBalancer<RoundRobin>>,
+        health: Arc<HealthRegistry>,
         verdicts: Verdicts,
         registry: Registry,
         script: Arc<Script>,
+        told: Arc<Told>,
         first_round: mpsc::Receiver<Infallible>,
-        task: JoinHandle<()>,
+        task: PoolTask,
     }
 
     impl Running {
         async fn start(settings: Settings, backends: &[&'static str], script: Script) -> Self {
-            let (membership, verdicts) = (Membership::default(), Verdicts::new());
+            let (membership, verdicts, health) = (Membership::default(), Verdicts::new(), registry());
+            health.set_health_check(verdicts.publisher());
             membership.set(backends.iter().map(|address| (*address, 1)));
-            let balancer = Arc::new(membership::balancer(&membership, &verdicts));
+            let balancer = Arc::new(membership::view(&membership, &health));
             balancer.update().await.expect("the membership is there");
             let (metrics, registry, script) = (Metrics::new(), Registry::new(), Arc::new(script));
             metrics.register(&registry).expect("an empty registry has no names yet");
+            let told = Arc::<Told>::default();
+            let reports = Reports {
+                pool: "web".to_owned(),
+                verdicts: verdicts.clone(),
+                metrics,
+                observer: Some(told.clone()),
+                changed: Notify::new(),
+            };
             let pool = Pool {
                 name: "web".to_owned(),
                 balancer: balancer.clone(),
-                settings,
-                check: script.clone(),
                 verdicts: verdicts.clone(),
-                metrics,
-                changed: Notify::new(),
+                procedure: procedure(settings, &script),
             };
             let (pending, first_round) = mpsc::channel(1);
-            let task = tokio::spawn(Arc::new(pool).run(pending));
-            Self { membership, balancer, verdicts, registry, script, first_round, task }
+            let task = PoolTask::begin(reports, pool, Findings::new(), Some(pending)).await;
+            Self { membership, balancer, health, verdicts, registry, script, told, first_round, task }
         }
 
         async fn change_members(&self, backends: &[(&'static str, usize)]) {
@@ -309,20 +376,44 @@ mod tests {
             tokio::time::sleep(2 * MEMBERSHIP_CADENCE).await;
         }
 
+        /// Goes on with a new balancer of these backends over the same registry. Returns the one before.
+        async fn succeed(
+            &mut self,
+            settings: Settings,
+            backends: &[&'static str],
+        ) -> Arc<LoadBalancer<RoundRobin>> {
+            let balancer = membership::members(backends, &self.health).await;
+            let pool = Pool {
+                name: "web".to_owned(),
+                balancer: balancer.clone(),
+                verdicts: self.verdicts.clone(),
+                procedure: procedure(settings, &self.script),
+            };
+            let mut findings = Findings::new();
+            for address in pool.unchecked() {
+                let finding = Finding::make(&*self.script, &address).await;
+                findings.insert(address, finding);
+            }
+            assert!(self.task.is_continued_by(&pool));
+            self.task.succeed(pool, findings).await;
+            std::mem::replace(&mut self.balancer, balancer)
+        }
+
         fn ready(&self) -> Vec<bool> {
-            let backends = self.balancer.backends();
-            backends.get_backend().iter().map(|backend| backends.ready(backend)).collect()
+            ready(&self.balancer)
         }
-    }
 
-    impl Drop for Running {
-        fn drop(&mut self) {
-            self.task.abort();
+        fn verdict(&self, address: &str) -> Verdict {
+            self.verdicts.get(&addr(address)).expect("it was checked")
         }
-    }
 
-    fn addr(address: &str) -> SocketAddr {
-        address.parse().expect("valid address")
+        fn told(&self) -> Vec<String> {
+            self.told.0.lock().expect("not poisoned").clone()
+        }
+
+        fn scrape(&self) -> String {
+            prometheus::TextEncoder::new().encode_to_string(&self.registry.gather()).expect("encodes")
+        }
     }
 
     fn settings(interval: u64, jitter: u8) -> Settings {
@@ -464,10 +555,170 @@ mod tests {
     async fn nothing_is_checked_once_the_pool_task_is_gone() {
         let pool = Running::start(settings(1, 0), &[ONE, TWO], Script::default()).await;
         seconds(5).await;
-        pool.task.abort();
+        drop(pool.task);
         seconds(1).await;
         let checks = pool.script.starts(ONE).len();
         seconds(60).await;
         assert_eq!(pool.script.starts(ONE).len(), checks);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pool_that_ends_forgets_what_it_found() {
+        let script = Script::default();
+        script.answer(ONE, Duration::ZERO, Err(CheckError::Refused));
+        let mut pool = Running::start(settings(1, 0), &[ONE], script).await;
+        pool.first_round.recv().await;
+        pool.task.end().await;
+        assert_eq!(pool.verdicts.get(&addr(ONE)), None);
+        let families = pool.registry.gather();
+        assert!(families.is_empty(), "{families:?}");
+        let checks = pool.script.starts(ONE).len();
+        seconds(60).await;
+        assert_eq!(pool.script.starts(ONE).len(), checks);
+    }
+
+    #[test]
+    fn only_backends_that_come_and_go_make_a_step() {
+        let (one, two, three) = (addr(ONE), addr(TWO), addr("10.0.0.3:80"));
+        let members = BTreeSet::from([two.clone(), three.clone()]);
+        let steps = |changed| steps([&one, &two].into_iter(), &members, changed);
+        assert_eq!(steps(false), BTreeMap::from([(one.clone(), Step::End), (three.clone(), Step::Begin)]),);
+        assert_eq!(
+            steps(true),
+            BTreeMap::from([
+                (one.clone(), Step::End),
+                (two.clone(), Step::Begin),
+                (three.clone(), Step::Begin)
+            ]),
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_stays_does_not_notice_a_succession() {
+        let mut pool = Running::start(settings(5, 0), &[ONE, TWO], Script::default()).await;
+        seconds(12).await;
+        pool.script.answer(ONE, Duration::ZERO, Err(CheckError::Refused));
+        while pool.verdict(ONE).last_failure.is_none() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        // One of three failures; the count goes on in the midst of them.
+        let checks = pool.script.starts(TWO).len();
+        pool.succeed(settings(5, 0), &[ONE, TWO, "10.0.0.3:80"]).await;
+        assert_eq!(pool.script.starts(TWO).len(), checks);
+        assert_eq!(pool.ready(), [true, true, true]);
+        seconds(3).await;
+        assert_eq!(pool.verdict(ONE).reason, "3 checks failed: connection refused");
+        let failing = pool.script.gaps(ONE);
+        assert!(failing[failing.len() - 1] < 1.01, "{failing:?}");
+        seconds(20).await;
+        let gaps = pool.script.gaps(TWO);
+        assert!(gaps.len() > 5 && gaps[1..].iter().all(|gap| (gap - 5.0).abs() < 0.01), "{gaps:?}");
+        assert_eq!(pool.ready(), [false, true, true], "the new balancer is told");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn other_settings_keep_the_verdict_and_count_anew() {
+        let mut pool = Running::start(settings(5, 0), &[ONE], Script::default()).await;
+        pool.first_round.recv().await;
+        let before = pool.verdict(ONE);
+        pool.script.answer(ONE, Duration::ZERO, Err(CheckError::Refused));
+        while pool.script.starts(ONE).len() < 3 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        // Two of three failures; by the new settings none.
+        let checks = pool.script.starts(ONE).len();
+        pool.succeed(Settings { fast_interval: Duration::from_secs(2), ..settings(7, 0) }, &[ONE]).await;
+        assert_eq!((pool.verdict(ONE).since, pool.ready()), (before.since, vec![true]));
+        seconds(3).await;
+        assert!(pool.verdict(ONE).up && pool.script.starts(ONE).len() == checks + 2);
+        seconds(2).await;
+        assert_eq!(pool.verdict(ONE).reason, "3 checks failed: connection refused");
+        assert_eq!(pool.ready(), [false]);
+        let text = pool.scrape();
+        let all = pool.script.starts(ONE).len();
+        let failed =
+            format!(r#"lb_health_checks_total{{backend="{ONE}",pool="web",result="fail"}} {}"#, all - 1);
+        assert!(text.contains(&failed), "the series goes on: {text}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_backend_that_is_down_stays_down_by_other_settings() {
+        let script = Script::default();
+        script.answer(ONE, Duration::ZERO, Err(CheckError::Refused));
+        let mut pool = Running::start(settings(5, 0), &[ONE], script).await;
+        pool.first_round.recv().await;
+        let before = pool.verdict(ONE);
+        pool.script.answer(ONE, Duration::ZERO, Ok(()));
+        pool.succeed(settings(7, 0), &[ONE]).await;
+        assert_eq!((pool.ready(), pool.verdict(ONE).reason), (vec![false], before.reason));
+        seconds(2).await;
+        assert_eq!((pool.ready(), pool.verdict(ONE).reason), (vec![true], "2 checks passed".to_owned()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_new_backend_that_is_dead_is_never_ready_in_the_new_balancer() {
+        let script = Script::default();
+        script.answer(TWO, Duration::ZERO, Err(CheckError::Refused));
+        let mut pool = Running::start(settings(5, 0), &[ONE], script).await;
+        pool.first_round.recv().await;
+        pool.succeed(settings(5, 0), &[ONE, TWO]).await;
+        assert_eq!(pool.ready(), [true, false]);
+        assert_eq!(pool.told(), ["web 10.0.0.2:80 down: 1 check failed: connection refused"]);
+        let text = pool.scrape();
+        for line in [
+            r#"lb_health_checks_total{backend="10.0.0.2:80",pool="web",result="fail"} 1"#,
+            r#"lb_backend_state_changes_total{backend="10.0.0.2:80",pool="web"} 1"#,
+        ] {
+            assert!(text.contains(line), "no {line} in {text}");
+        }
+        assert_eq!(pool.script.starts(TWO).len(), 1, "its first check was made before");
+        pool.script.answer(TWO, Duration::ZERO, Ok(()));
+        seconds(12).await;
+        assert_eq!(pool.ready(), [true, true]);
+        assert_eq!(pool.told()[1..], ["web 10.0.0.2:80 up: 2 checks passed"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_backend_that_is_gone_is_forgotten_but_not_up_for_requests_from_before() {
+        let script = Script::default();
+        script.answer(TWO, Duration::ZERO, Err(CheckError::Refused));
+        let mut pool = Running::start(settings(5, 0), &[ONE, TWO], script).await;
+        pool.first_round.recv().await;
+        let before = pool.succeed(settings(5, 0), &[ONE]).await;
+        assert_eq!(pool.verdicts.get(&addr(TWO)), None);
+        let text = pool.scrape();
+        assert!(text.contains(ONE) && !text.contains(TWO), "{text}");
+        let checks = pool.script.starts(TWO).len();
+        seconds(60).await;
+        assert_eq!(pool.script.starts(TWO).len(), checks);
+        pool.balancer.backends().run_health_check(false).await;
+        assert_eq!(ready(&before), [true, false]);
+
+        // Once nobody uses the balancer from before, nothing is left of the backend.
+        drop(before);
+        assert_eq!(pool.verdicts.retired(), 1);
+        tokio::time::sleep(2 * MEMBERSHIP_CADENCE).await;
+        assert_eq!(pool.verdicts.retired(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_balancer_that_comes_back_is_no_predecessor_of_itself() {
+        let script = Script::default();
+        script.answer(TWO, Duration::ZERO, Err(CheckError::Refused));
+        let mut pool = Running::start(settings(5, 0), &[ONE, TWO], script).await;
+        pool.first_round.recv().await;
+        let pool_of = |balancer: &Arc<LoadBalancer<RoundRobin>>| Pool {
+            name: "web".to_owned(),
+            balancer: balancer.clone(),
+            verdicts: pool.verdicts.clone(),
+            procedure: procedure(settings(5, 0), &pool.script),
+        };
+        let other = membership::members(&[ONE], &pool.health).await;
+        pool.task.succeed(pool_of(&other), Findings::new()).await;
+        assert_eq!(pool.verdicts.retired(), 1);
+        pool.task.succeed(pool_of(&pool.balancer), Findings::new()).await;
+        drop(other);
+        pool.change_members(&[(ONE, 1)]).await;
+        assert_eq!(pool.verdicts.retired(), 0);
     }
 }

@@ -52,6 +52,11 @@ impl BackendHealth {
         Self { thresholds, state: State::Unknown, streak: 0 }
     }
 
+    /// A backend whose `verdict` was reached by other thresholds: it stays until these are reached.
+    pub fn resumed(thresholds: Thresholds, verdict: Verdict) -> Self {
+        Self { thresholds, state: State::Known(verdict), streak: 0 }
+    }
+
     /// Takes in the result of a check that ended at `now`; says so when the state changes.
     pub fn observe(&mut self, outcome: &Outcome, now: SystemTime) -> Option<Change> {
         let passed = *outcome == Outcome::Passed;
@@ -180,6 +185,21 @@ mod tests {
         assert_eq!((verdict.since, verdict.checked), (at(1), at(2)));
         assert_eq!(verdict.reason, "1 check passed");
         assert_eq!(verdict.last_failure.as_deref(), Some("connection refused"));
+    }
+
+    #[test]
+    fn a_verdict_from_before_stays_until_the_new_thresholds_are_reached() {
+        let mut before = BackendHealth::new(thresholds(2, 3));
+        before.observe(&Outcome::Passed, at(1));
+        before.observe(&refused(), at(2));
+        before.observe(&refused(), at(3));
+        let verdict = before.verdict().expect("there was a result").clone();
+        let mut health = BackendHealth::resumed(thresholds(2, 2), verdict);
+        assert!(!health.is_changing());
+        assert_eq!(health.observe(&refused(), at(4)), None);
+        assert_eq!(health.verdict().map(|verdict| (verdict.up, verdict.since)), Some((true, at(1))));
+        let down = health.observe(&refused(), at(5)).expect("the second failure takes it down");
+        assert_eq!((down.first, down.reason.as_str()), (false, "2 checks failed: connection refused"));
     }
 
     /// The state after `results`, found the slow way: look back over the whole history after each result.

@@ -22,7 +22,14 @@ use crate::state::Outcome;
 
 /// The verdicts on the backends of one pool. Clones share their contents.
 #[derive(Clone, Debug, Default)]
-pub struct Verdicts(Arc<RwLock<HashMap<SocketAddr, Verdict>>>);
+pub struct Verdicts(Arc<RwLock<Contents>>);
+
+#[derive(Debug, Default)]
+struct Contents {
+    members: HashMap<SocketAddr, Verdict>,
+    /// Why backends were down when they left the pool: balancers from before that still hold them learn nothing else.
+    retired: HashMap<SocketAddr, String>,
+}
 
 /// The verdict on one backend.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,7 +68,7 @@ impl Verdicts {
 
     /// The verdict on the backend at `address`; `None` before its first check, and for pools without checks.
     pub fn get(&self, address: &SocketAddr) -> Option<Verdict> {
-        self.read().get(address).cloned()
+        self.read().members.get(address).cloned()
     }
 
     /// The check to set on the `LoadBalancer` of the pool, or on its registry.
@@ -72,23 +79,57 @@ impl Verdicts {
         Box::new(Publisher(self.clone()))
     }
 
+    /// Whether both are the same, and not only equal.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     pub(crate) fn set(&self, address: &SocketAddr, verdict: Verdict) {
-        self.write().insert(address.clone(), verdict);
+        let mut contents = self.write();
+        contents.retired.remove(address);
+        contents.members.insert(address.clone(), verdict);
     }
 
     pub(crate) fn forget(&self, address: &SocketAddr) {
-        self.write().remove(address);
+        self.write().members.remove(address);
+    }
+
+    /// Forgets the verdict, but goes on to publish that the backend is down, if it is, until
+    /// [`forget_retired`](Self::forget_retired).
+    pub(crate) fn retire(&self, address: &SocketAddr) {
+        let mut contents = self.write();
+        if let Some(verdict) = contents.members.remove(address).filter(|verdict| !verdict.up) {
+            contents.retired.insert(address.clone(), verdict.reason);
+        }
+    }
+
+    pub(crate) fn forget_retired(&self) {
+        self.write().retired.clear();
+    }
+
+    /// How many are retired.
+    #[cfg(test)]
+    pub(crate) fn retired(&self) -> usize {
+        self.read().retired.len()
+    }
+
+    pub(crate) fn forget_all(&self) {
+        *self.write() = Contents::default();
     }
 
     fn failure(&self, address: &SocketAddr) -> Option<String> {
-        self.read().get(address).filter(|verdict| !verdict.up).map(|verdict| verdict.reason.clone())
+        let contents = self.read();
+        match contents.members.get(address) {
+            Some(verdict) => (!verdict.up).then(|| verdict.reason.clone()),
+            None => contents.retired.get(address).cloned(),
+        }
     }
 
-    fn read(&self) -> RwLockReadGuard<'_, HashMap<SocketAddr, Verdict>> {
+    fn read(&self) -> RwLockReadGuard<'_, Contents> {
         self.0.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn write(&self) -> RwLockWriteGuard<'_, HashMap<SocketAddr, Verdict>> {
+    fn write(&self) -> RwLockWriteGuard<'_, Contents> {
         self.0.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -194,5 +235,91 @@ mod tests {
         membership.set([("10.0.0.1:80", 7)]);
         balancer.update().await.expect("the membership is there");
         assert_eq!(ready(&balancer), [("10.0.0.1:80".to_owned(), true)]);
+    }
+
+    // What Pingora's registry does when the balancer of a pool is replaced by another over the same registry.
+
+    use crate::membership::{members, ready as readiness};
+
+    const ONE: &str = "10.0.0.1:80";
+    const TWO: &str = "10.0.0.2:80";
+    const THREE: &str = "10.0.0.3:80";
+
+    /// Verdicts by which these are down, and a registry that is told them.
+    fn down_are(addresses: &[&str]) -> (Verdicts, Arc<HealthRegistry>) {
+        let (verdicts, registry) = (Verdicts::new(), registry());
+        registry.set_health_check(verdicts.publisher());
+        for address in addresses {
+            verdicts.set(&address.parse().expect("valid address"), down());
+        }
+        (verdicts, registry)
+    }
+
+    #[tokio::test]
+    async fn a_second_balancer_has_the_health_of_those_that_stay_and_takes_the_new_ones_for_up() {
+        let (verdicts, registry) = down_are(&[ONE]);
+        let first = members(&[ONE, TWO], &registry).await;
+        registry.run_health_check(false).await;
+        let second = members(&[ONE, THREE], &registry).await;
+        assert_eq!(readiness(&second), [false, true], "a backend that is new begins as healthy");
+        assert_eq!(readiness(&first), [false, true], "the first balancer notices nothing");
+
+        verdicts.set(&THREE.parse().expect("valid address"), down());
+        first.backends().run_health_check(false).await;
+        assert_eq!(readiness(&second), [false, false], "a pass over one tells both");
+    }
+
+    #[tokio::test]
+    async fn the_end_of_one_balancer_takes_no_health_from_the_other() {
+        let (_verdicts, registry) = down_are(&[ONE, TWO]);
+        let first = members(&[ONE, TWO], &registry).await;
+        registry.run_health_check(false).await;
+        let second = members(&[ONE], &registry).await;
+        drop(first);
+        assert_eq!(registry.target_count(), 1, "the registry forgets those that only the first one had");
+        assert_eq!(readiness(&second), [false]);
+        let third = members(&[ONE, TWO], &registry).await;
+        assert_eq!(readiness(&third), [false, true], "who comes back after that begins as healthy");
+    }
+
+    #[tokio::test]
+    async fn fewer_members_in_one_balancer_take_no_health_from_the_other() {
+        let (_verdicts, registry) = down_are(&[ONE]);
+        let membership = Membership::default();
+        membership.set([(ONE, 1), (TWO, 1)]);
+        let first = crate::membership::view(&membership, &registry);
+        first.update().await.expect("the membership is there");
+        let second = members(&[ONE, TWO], &registry).await;
+        registry.run_health_check(false).await;
+        membership.set([]);
+        first.update().await.expect("the membership is there");
+        assert_eq!(readiness(&second), [false, true]);
+    }
+
+    #[tokio::test]
+    async fn a_backend_that_was_down_when_it_left_stays_down_for_balancers_from_before() {
+        let (verdicts, registry) = down_are(&[ONE, TWO]);
+        let (one, two) = (ONE.parse().expect("valid address"), TWO.parse().expect("valid address"));
+        let before = members(&[ONE, TWO], &registry).await;
+        registry.run_health_check(false).await;
+        verdicts.retire(&one);
+        verdicts.forget(&two);
+        assert_eq!((verdicts.get(&one), verdicts.get(&two)), (None, None));
+        registry.run_health_check(false).await;
+        assert_eq!(readiness(&before), [false, true]);
+        verdicts.forget_retired();
+        registry.run_health_check(false).await;
+        assert_eq!(readiness(&before), [true, true]);
+    }
+
+    #[tokio::test]
+    async fn a_new_verdict_takes_the_place_of_the_one_from_before_the_backend_left() {
+        let (verdicts, registry) = down_are(&[ONE]);
+        let address = ONE.parse().expect("valid address");
+        let balancer = members(&[ONE], &registry).await;
+        verdicts.retire(&address);
+        verdicts.set(&address, Verdict { up: true, ..down() });
+        registry.run_health_check(false).await;
+        assert_eq!(readiness(&balancer), [true]);
     }
 }

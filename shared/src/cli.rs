@@ -236,6 +236,9 @@ pub struct ExplainArgs {
     /// How it is printed
     #[arg(long, value_enum, default_value_t = Format::Text)]
     pub format: Format,
+    /// Only print the token that lets a request ask how it is served: as value of its header X-Lb-Explain
+    #[arg(long)]
+    pub token: bool,
 }
 
 fn weight(text: &str) -> Result<Weight, String> {

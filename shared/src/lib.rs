@@ -9,6 +9,7 @@ pub mod control;
 pub mod daemon;
 pub mod demo;
 pub mod events;
+pub mod explain;
 pub mod operator;
 pub mod process;
 pub mod screen;

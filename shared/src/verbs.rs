@@ -243,17 +243,24 @@ fn write_events(events: &[Event], format: Format, out: &mut impl Write) -> Resul
 }
 
 fn explain(client: &Client, args: &ExplainArgs, out: &mut impl Write) -> Result<(), AskError> {
-    let ExplainArgs { to: _, host, path, method, header, client: from, listener, format } = args;
+    if args.token {
+        let token = document(&client.ask("GET", "/v1/explain/token", "", SOON)?)?;
+        writeln!(out, "{}", token["token"].as_str().unwrap_or_default())?;
+        return Ok(());
+    }
+    let ExplainArgs { to: _, token: _, host, path, method, header, client: from, listener, format } = args;
     let mut parameters = vec![("path", path.clone()), ("method", method.clone())];
     parameters.extend(host.clone().map(|host| ("host", host)));
     parameters.extend(header.iter().map(|header| ("header", header.clone())));
     parameters.extend(from.map(|from| ("client", from.to_string())));
     parameters.extend(listener.clone().map(|listener| ("listener", listener)));
     let pairs: Vec<_> = parameters.iter().map(|(name, value)| format!("{name}={}", encoded(value))).collect();
-    let reply = client.ask("GET", &format!("/v1/explain?{}", pairs.join("&")), "", SOON)?;
-    let document = document(&reply)?;
-    let _ = format;
-    writeln!(out, "{document:#}")?;
+    let path = if *format == Format::Text { "/v1/explain/text" } else { "/v1/explain" };
+    let document = document(&client.ask("GET", &format!("{path}?{}", pairs.join("&")), "", SOON)?)?;
+    match format {
+        Format::Text => out.write_all(document["text"].as_str().unwrap_or_default().as_bytes())?,
+        Format::Json => writeln!(out, "{document:#}")?,
+    }
     Ok(())
 }
 

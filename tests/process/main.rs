@@ -7,7 +7,9 @@
 mod access_log;
 mod balancing;
 mod config;
+mod control;
 mod edges;
+mod explain;
 mod grpc_health;
 mod health;
 mod keys;

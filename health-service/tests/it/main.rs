@@ -5,4 +5,5 @@ mod grpc;
 mod log_lines;
 mod origin;
 mod prober;
+mod reload;
 mod tls;

@@ -4,10 +4,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use health_service::{CheckKind, HttpCheck, Metrics, Prober, Settings, Verdict, Verdicts, registry};
+use health_service::{
+    CheckKind, CheckedPool, HttpCheck, Metrics, Prober, Settings, Verdict, Verdicts, registry,
+};
 use pingora::lb::discovery::Static;
 use pingora::lb::selection::RoundRobin;
-use pingora::lb::{Backends, LoadBalancer};
+use pingora::lb::{Backends, HealthRegistry, LoadBalancer};
 use pingora::services::ServiceReadyNotifier;
 use pingora::services::background::BackgroundService;
 use pingora::upstreams::peer::HttpPeer;
@@ -20,6 +22,7 @@ use crate::origin::{Manner, Origin, PATIENCE, eventually, ok, refusing};
 /// A balancer and the verdicts on its backends.
 pub(crate) struct Pool {
     pub(crate) balancer: Arc<LoadBalancer<RoundRobin>>,
+    registry: Arc<HealthRegistry>,
     pub(crate) verdicts: Verdicts,
 }
 
@@ -28,15 +31,28 @@ impl Pool {
         let verdicts = Verdicts::new();
         let registry = registry();
         registry.set_health_check(verdicts.publisher());
+        Self::over(addresses, registry, verdicts).await
+    }
+
+    /// The pool after a reload: other backends, the same health.
+    pub(crate) async fn successor(&self, addresses: &[SocketAddr]) -> Self {
+        Self::over(addresses, Arc::clone(&self.registry), self.verdicts.clone()).await
+    }
+
+    async fn over(addresses: &[SocketAddr], registry: Arc<HealthRegistry>, verdicts: Verdicts) -> Self {
         let backends = Static::try_from_iter(addresses).expect("addresses need no resolving");
-        let balancer = LoadBalancer::from_backends(Backends::new_with_health_registry(backends, registry));
+        let backends = Backends::new_with_health_registry(backends, Arc::clone(&registry));
+        let balancer = LoadBalancer::from_backends(backends);
         balancer.update().await.expect("a static membership is always there");
-        Self { balancer: Arc::new(balancer), verdicts }
+        Self { balancer: Arc::new(balancer), registry, verdicts }
     }
 
     pub(crate) fn add_to(&self, prober: &mut Prober, name: &str, settings: Settings) {
-        let peer = HttpPeer::new("0.0.0.0:1", false, String::new());
-        prober.add_pool(name, Arc::clone(&self.balancer), settings, peer, self.verdicts.clone());
+        prober.add_pool(name, Arc::clone(&self.balancer), settings, plain(), self.verdicts.clone());
+    }
+
+    pub(crate) fn checked(&self, name: &str, settings: Settings) -> CheckedPool {
+        CheckedPool::new(name, Arc::clone(&self.balancer), settings, plain(), self.verdicts.clone())
     }
 
     pub(crate) fn verdict(&self, address: SocketAddr) -> Verdict {
@@ -76,6 +92,10 @@ impl Running {
         self.shutdown.send(true).expect("the prober runs");
         tokio::time::timeout(PATIENCE, self.task).await.expect("it ends in time").expect("it does not panic");
     }
+}
+
+fn plain() -> HttpPeer {
+    HttpPeer::new("0.0.0.0:1", false, String::new())
 }
 
 /// Quick checks, so that tests are quick.

@@ -28,7 +28,14 @@ pub enum Call {
         wait: Duration,
     },
     /// Where a request would go.
-    Explain(String),
+    Explain {
+        /// The request.
+        query: String,
+        /// Whether people are to read it.
+        as_text: bool,
+    },
+    /// What lets a request ask how it is served.
+    ExplainToken,
     /// What is logged; with a filter, from now on that.
     LogLevel(Option<String>),
     /// Read the file again.
@@ -97,7 +104,9 @@ pub fn parse(method: &str, path: &str, query: &str, body: &[u8]) -> Result<Call,
     match segments.as_slice() {
         ["v1", "status"] => only(method, "GET", || none(body).map(|()| Call::Status)),
         ["v1", "events"] => only(method, "GET", || events(query)),
-        ["v1", "explain"] => only(method, "GET", || Ok(Call::Explain(query.to_owned()))),
+        ["v1", "explain"] => only(method, "GET", || Ok(explain(query, false))),
+        ["v1", "explain", "text"] => only(method, "GET", || Ok(explain(query, true))),
+        ["v1", "explain", "token"] => only(method, "GET", || none(body).map(|()| Call::ExplainToken)),
         ["v1", "log_level"] => log_level(method, body),
         ["v1", "reload"] => only(method, "POST", || object(body).map(Call::Reload)),
         ["v1", "upgrade"] => only(method, "POST", || none(body).map(|()| Call::Upgrade)),
@@ -171,6 +180,10 @@ fn events(query: &str) -> Result<Call, Unclear> {
     Ok(Call::Events { after, wait })
 }
 
+fn explain(query: &str, as_text: bool) -> Call {
+    Call::Explain { query: query.to_owned(), as_text }
+}
+
 fn log_level(method: &str, body: &[u8]) -> Result<Call, Unclear> {
     match method {
         "GET" => none(body).map(|()| Call::LogLevel(None)),
@@ -235,7 +248,9 @@ mod tests {
         assert_eq!(call("POST", "/v1/reload", ""), Ok(Call::Reload(Reload::default())));
         assert_eq!(call("POST", "/v1/reload", r#"{"dry_run": true}"#), Ok(Call::Reload(reload)));
         assert_eq!(call("POST", "/v1/upgrade", "{}"), Ok(Call::Upgrade));
-        assert_eq!(call("GET", "/v1/explain?host=a", ""), Ok(Call::Explain("host=a".into())));
+        assert_eq!(call("GET", "/v1/explain?host=a", ""), Ok(explain("host=a", false)));
+        assert_eq!(call("GET", "/v1/explain/text?host=a", ""), Ok(explain("host=a", true)));
+        assert_eq!(call("GET", "/v1/explain/token", ""), Ok(Call::ExplainToken));
         assert_eq!(call("GET", "/v1/log_level", ""), Ok(Call::LogLevel(None)));
         let debug = Call::LogLevel(Some("debug".into()));
         assert_eq!(call("PUT", "/v1/log_level", r#"{"filter": "debug"}"#), Ok(debug));

@@ -5,6 +5,8 @@
 //! GET    /v1/events?after=N&wait=SECONDS                {"process": PID, "events": […]}: changes after number N; waits for
 //!                                                       one, at most 60 s
 //! GET    /v1/explain?host=H&path=P&…                    as /api/v1/explain
+//! GET    /v1/explain/text?…                             {"text": "…"}: the same for people
+//! GET    /v1/explain/token                              {"token": "…"}: for the header X-Lb-Explain of a request
 //! GET    /v1/log_level                                  {"filter": "info"}
 //! PUT    /v1/log_level                                  {"filter": "debug"}
 //! POST   /v1/reload                                     {"dry_run": false, "keep_runtime": false}
@@ -73,6 +75,15 @@ pub trait Operations: Send + Sync {
     /// # Errors
     /// What is wrong with the query.
     fn explain(&self, query: &str) -> Result<String, String>;
+
+    /// The same for people.
+    ///
+    /// # Errors
+    /// What is wrong with the query.
+    fn explain_text(&self, query: &str) -> Result<String, String>;
+
+    /// What lets a request ask, by the header `X-Lb-Explain`, how it is served.
+    fn explain_token(&self) -> String;
 
     /// Sets what is logged, if there is a filter, and tells the filter that is in effect.
     ///

@@ -170,9 +170,14 @@ impl Control {
         match call {
             Call::Status => Answer::ok(operations.status()),
             Call::Events { after, wait } => self.events(after, wait).await,
-            Call::Explain(query) => {
+            Call::Explain { query, as_text: false } => {
                 operations.explain(&query).map_or_else(|problem| Answer::bad(&problem), Answer::ok)
             }
+            Call::Explain { query, as_text: true } => match operations.explain_text(&query) {
+                Ok(text) => Answer::json(&json!({"text": text})),
+                Err(problem) => Answer::bad(&problem),
+            },
+            Call::ExplainToken => Answer::json(&json!({"token": operations.explain_token()})),
             Call::LogLevel(filter) => match operations.log_level(filter.as_deref()) {
                 Ok(filter) => Answer::json(&json!({"filter": filter})),
                 Err(problem) => Answer::bad(&problem),

@@ -76,6 +76,8 @@ pub enum StartError {
     Listen(#[from] ListenError),
     #[error(transparent)]
     Upgrade(#[from] UpgradeError),
+    #[error("cannot read random numbers from /dev/urandom: {0}")]
+    Random(#[source] io::Error),
     #[error("cannot register metrics: {0}")]
     Metrics(#[from] prometheus::Error),
 }
@@ -368,7 +370,8 @@ fn control(
         None
     })?;
     let (operator, status) = (services.operator.clone(), services.status.clone());
-    let hands = Hands { operator, status, verbosity };
+    let (explain, secret) = (services.explain.clone(), services.secret.clone());
+    let hands = Hands { operator, status, verbosity, explain, secret };
     Some(ControlService::new(socket, Arc::new(hands), signals.shutdown(Class::Admin)))
 }
 

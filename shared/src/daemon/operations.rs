@@ -8,6 +8,7 @@ use async_trait::async_trait;
 
 use crate::control::Operations;
 use crate::events::{About, Events, Kind};
+use crate::explain::{ExplainSource, Request};
 use crate::operator::{Operator, Order, Reload, Verdict};
 use crate::process::logging::Verbosity;
 use crate::status::StatusSource;
@@ -17,6 +18,9 @@ pub(super) struct Hands {
     pub(super) operator: Operator,
     pub(super) status: Arc<StatusSource>,
     pub(super) verbosity: Verbosity,
+    pub(super) explain: ExplainSource,
+    /// With which a request may ask how it is served.
+    pub(super) secret: Arc<str>,
 }
 
 #[async_trait]
@@ -45,8 +49,16 @@ impl Operations for Hands {
         self.operator.events()
     }
 
-    fn explain(&self, _query: &str) -> Result<String, String> {
-        Err("not yet".into())
+    fn explain(&self, query: &str) -> Result<String, String> {
+        self.explain.json(Some(query))
+    }
+
+    fn explain_text(&self, query: &str) -> Result<String, String> {
+        self.explain.text(&Request::parse(Some(query))?)
+    }
+
+    fn explain_token(&self) -> String {
+        self.secret.to_string()
     }
 
     fn log_level(&self, filter: Option<&str>) -> Result<String, String> {

@@ -13,6 +13,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use lb_service::explain::Token;
 use lb_service::listener::Listener;
 use lb_service::plan::{Current, Plan as Served};
 use lb_service::pool::{Backend, Pool};
@@ -35,6 +36,7 @@ pub struct Running {
     pub(super) doors: Doors,
     pub(super) sockets: Arc<Sockets>,
     pub(super) logs: AccessLogs,
+    pub(super) token: Token,
     /// Backends that are in no pool any more and still work on requests.
     pub(super) leaving: Arc<Mutex<Vec<Leaving>>>,
 }
@@ -86,7 +88,7 @@ impl Running {
             pools.push(checked);
         }
         let logs = self.logs.of(new, log.as_ref());
-        let served = services::served(new, &pools, logs, &self.traffic);
+        let served = services::served(new, &pools, logs, &self.traffic, &self.token);
         let (opened, closed) = (diff.opened.clone(), diff.closed.clone());
         Ok(Staged { opened, closed, log, bound, pools, successions, served })
     }

@@ -1,11 +1,14 @@
 //! The three services, put together over one `Arc<LoadBalancer<Policy>>` for each pool.
 
+use std::fs::File;
+use std::io::Read;
 use std::sync::{Arc, Weak};
 use std::time::SystemTime;
 
 use health_service::Prober;
 use lb_service::access_log::AccessLog;
 use lb_service::config::MAX_ATTEMPTS;
+use lb_service::explain::Token;
 use lb_service::forwarded::TrustedProxies;
 use lb_service::plan::Current;
 use lb_service::route::RouteTable;
@@ -19,11 +22,13 @@ use pingora::server::configuration::ServerConf;
 use pingora::services::listening::Service;
 use prometheus::Registry;
 
+use super::StartError;
 use super::logs::{AccessLogs, Opened};
 use super::pools::{Checked, Pools};
 use super::running::Running;
 use crate::config::Plan;
 use crate::events::{self, Events};
+use crate::explain::ExplainSource;
 use crate::operator::{self, ConfigFile, Operator, OperatorService, Runtime};
 use crate::process::sockets::Sockets;
 use crate::status::StatusSource;
@@ -45,6 +50,10 @@ pub struct Services {
     pub operator: Operator,
     /// What it is doing.
     pub status: Arc<StatusSource>,
+    /// Where requests would go.
+    pub explain: ExplainSource,
+    /// With which a request may ask how it is served.
+    pub(super) secret: Arc<str>,
     pub(super) readiness: Readiness,
     pub(super) proxy: ProxyService,
     pub(super) prober: Prober,
@@ -61,7 +70,7 @@ impl Services {
     /// The services of `plan`, not yet running. It is what `file` says, if there is one.
     ///
     /// # Errors
-    /// When two of them have a metric of the same name.
+    /// When two of them have a metric of the same name, or the system has no random numbers.
     pub fn compose(
         plan: &Plan,
         conf: &Arc<ServerConf>,
@@ -69,11 +78,14 @@ impl Services {
         logs: &AccessLogs,
         log: Opened,
         sockets: &Arc<Sockets>,
-    ) -> prometheus::Result<Self> {
+    ) -> Result<Self, StartError> {
         let events = Events::new();
         let pools = Pools::new(plan, Arc::new(events.clone()));
         let traffic = Traffic::new();
-        let current = Current::new(served(plan, &pools.now(), logs.of(plan, Some(&log)), &traffic));
+        let secret = secret()?;
+        let token = Token::new(&*secret);
+        let listeners_logs = logs.of(plan, Some(&log));
+        let current = Current::new(served(plan, &pools.now(), listeners_logs, &traffic, &token));
         logs.replace(log, Weak::new());
         let registry = Registry::new();
         let prober = prober(&pools.now(), conf, &registry)?;
@@ -90,6 +102,7 @@ impl Services {
             doors,
             sockets: sockets.clone(),
             logs: logs.clone(),
+            token,
             leaving: Arc::default(),
         };
         let (operator, changer) = Operator::new(operator::Parts {
@@ -104,13 +117,37 @@ impl Services {
         let status = StatusSource::new(current.clone(), traffic.clone(), pools.clone(), operator.clone());
         let status = Arc::new(status);
         let (read, happened) = (status.clone(), operator.events().clone());
+        let explain = ExplainSource::new(current.clone());
+        let explained = explain.clone();
         let endpoints = Endpoints::new(registry, readiness.clone())
             .with_document("/api/v1/status", move |_| Ok(read.json(SystemTime::now())))
-            .with_document("/api/v1/events", move |query| events::document(&happened, query));
+            .with_document("/api/v1/events", move |query| events::document(&happened, query))
+            .with_document("/api/v1/explain", move |query| explained.json(query));
         let mut metrics = metrics_service::service(endpoints, "metrics");
         metrics.add_listener(ListenerConfig::tcp(plan.metrics.to_string()));
-        Ok(Self { current, traffic, pools, operator, status, readiness, proxy, prober, metrics, changer })
+        Ok(Self {
+            current,
+            traffic,
+            pools,
+            operator,
+            status,
+            explain,
+            secret,
+            readiness,
+            proxy,
+            prober,
+            metrics,
+            changer,
+        })
     }
+}
+
+/// 128 random bits that nobody can guess.
+fn secret() -> Result<Arc<str>, StartError> {
+    let mut bytes = [0; 16];
+    let read = File::open("/dev/urandom").and_then(|mut source| source.read_exact(&mut bytes));
+    read.map_err(StartError::Random)?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>().into())
 }
 
 /// What requests are served by when they are served by `plan`.
@@ -119,12 +156,14 @@ pub(super) fn served(
     pools: &[Checked],
     logs: Vec<AccessLog>,
     traffic: &Traffic,
+    token: &Token,
 ) -> lb_service::plan::Plan {
     let parts = lb_service::plan::Parts {
         listeners: plan.listeners.clone(),
         routes: RouteTable::new(plan.routes.clone()),
         pools: pools.iter().map(|checked| checked.pool.clone()).collect(),
         trusted_proxies: TrustedProxies::new(plan.trusted_proxies.clone()),
+        explain_token: Some(token.clone()),
         access_logs: logs,
     };
     lb_service::plan::Plan::new(parts, traffic)

@@ -1,0 +1,69 @@
+//! For the tests of this crate: checks without sockets.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use pingora::protocols::l4::socket::SocketAddr;
+use pingora::upstreams::peer::HttpPeer;
+use tokio::time::Instant;
+
+use crate::backend::Procedure;
+use crate::check::{Check, CheckError};
+use crate::settings::Settings;
+
+/// How long a check takes, and what it finds.
+type Answer = (Duration, Result<(), CheckError>);
+
+/// Each address has a duration and a result, and each start is noted. An address without them passes at once.
+#[derive(Default)]
+pub(crate) struct Script {
+    answers: Mutex<HashMap<SocketAddr, Answer>>,
+    starts: Mutex<Vec<(SocketAddr, Instant)>>,
+    ends: Mutex<usize>,
+}
+
+impl Script {
+    pub(crate) fn answer(&self, address: &str, after: Duration, result: Result<(), CheckError>) {
+        self.answers.lock().expect("not poisoned").insert(addr(address), (after, result));
+    }
+
+    /// Seconds from one start of a check of `address` to the next.
+    pub(crate) fn gaps(&self, address: &str) -> Vec<f64> {
+        let starts = self.starts(address);
+        starts.windows(2).map(|pair| (pair[1] - pair[0]).as_secs_f64()).collect()
+    }
+
+    pub(crate) fn starts(&self, address: &str) -> Vec<Instant> {
+        let starts = self.starts.lock().expect("not poisoned");
+        starts.iter().filter(|(found, _)| *found == addr(address)).map(|(_, at)| *at).collect()
+    }
+
+    /// How many checks went on to their end.
+    pub(crate) fn ends(&self) -> usize {
+        *self.ends.lock().expect("not poisoned")
+    }
+}
+
+#[async_trait]
+impl Check for Script {
+    async fn check(&self, address: &SocketAddr) -> Result<(), CheckError> {
+        self.starts.lock().expect("not poisoned").push((address.clone(), Instant::now()));
+        let answer = self.answers.lock().expect("not poisoned").get(address).cloned();
+        let (after, result) = answer.unwrap_or((Duration::ZERO, Ok(())));
+        tokio::time::sleep(after).await;
+        *self.ends.lock().expect("not poisoned") += 1;
+        result
+    }
+}
+
+pub(crate) fn addr(address: &str) -> SocketAddr {
+    address.parse().expect("valid address")
+}
+
+/// Checks by `script`, as `settings` say.
+pub(crate) fn procedure(settings: Settings, script: &Arc<Script>) -> Arc<Procedure> {
+    let peer = HttpPeer::new("0.0.0.0:1", false, String::new());
+    Arc::new(Procedure { settings, peer, check: script.clone() })
+}
