@@ -314,8 +314,16 @@ fn the_verb_explains_as_text_and_json_over_the_control_socket() {
     let daemon = lab.start(&pool(&[&one, &two], ""));
     let config = lab.path("conf.yaml");
     let explain = |more: &[&str]| lab.run(&[&["explain", "-c", path_str(&config)], more].concat());
-    let request =
-        ["--host", "shop.example.com", "--path", "/a%20b?c", "--header", "X-A: b & c", "--client", "10.0.0.9"];
+    let request = [
+        "--host",
+        "shop.example.com",
+        "--path",
+        "/a%20b?c",
+        "--header",
+        "X-A: b & c",
+        "--client",
+        "10.0.0.9",
+    ];
     let json = explain(&[&request[..], &["--format", "json"]].concat());
     assert_eq!(json.code, Some(0), "{json:?}");
     let document: Value = serde_json::from_str(&json.stdout).unwrap();

@@ -9,8 +9,6 @@ use crate::clients::Crowd;
 use crate::ledger::{Cut, Failure, Kind};
 use crate::run::{Event, Outcome};
 
-/// Memory at the end may be so much of that at the beginning, in percent.
-const MEMORY_LIMIT: u64 = 110;
 /// A WebSocket is cut by the end of a drain also when that came so much earlier than computed.
 const TOLERANCE: Duration = Duration::from_millis(500);
 /// Failures listed of each subject.
@@ -37,12 +35,12 @@ const ROWS: [(&str, Cell); 22] = [
     ("clients that had to connect anew: told so / found it closed", anew),
     ("longest pause of a client; 999 of 1000 below", pauses),
     ("a change was in effect after: middle / longest", in_effect),
-    ("most processes at a time (in rest)", |run| {
-        format!("{} ({})", run.seen.most_processes(), run.shape.processes)
+    ("processes in rest, on average, at most", |run| {
+        format!("{}, {:.1}, {}", run.shape.processes, run.seen.average_processes(), run.seen.most_processes())
     }),
     ("memory of all processes: after warm-up, most, at the end", memory),
     ("memory of the last process: after warm-up, at the end", last_process),
-    ("left after the load: processes / connections / listening sockets", |run| {
+    ("left 20 s after the load: processes / connections / listening sockets", |run| {
         format!("{} / {} / {}", run.left.processes, run.left.connections.len(), run.left.listeners)
     }),
     ("left after the stop", |run| run.left.after_stop.to_string()),
@@ -147,12 +145,12 @@ pub(crate) fn faults(run: &Outcome) -> Vec<String> {
     for kind in Kind::ALL.into_iter().filter(|kind| *kind != Kind::Change) {
         must(run.ledger.counts(kind).requests() > 0, format!("there was no {}", kind.name()));
     }
-    let generations = run.seen.generations(run.plan.warm_up);
+    let generations = run.seen.generations(run.plan.warm_up, run.plan.span);
     if let (Some((_, first, _)), Some((_, warm, end))) = (generations.first(), generations.last()) {
         for (whose, before) in [("the first process", first), ("the last process", warm)] {
             let percent = end * 100 / (*before).max(1);
             must(
-                percent <= MEMORY_LIMIT,
+                percent <= run.plan.memory_limit,
                 format!("memory at the end is {percent} % of that of {whose} after its warm-up"),
             );
         }
@@ -267,8 +265,9 @@ fn in_effect(run: &Outcome) -> String {
 
 fn memory(run: &Outcome) -> String {
     let (began, ended) = run.changing;
+    let span = run.plan.span.min(run.plan.warm_up / 2);
     let [begin, most, end] =
-        [run.seen.memory_at(began), run.seen.most_memory(), run.seen.memory_at(ended)].map(mib);
+        [run.seen.memory_at(began, span), run.seen.most_memory(), run.seen.memory_at(ended, span)].map(mib);
     format!("{begin}, {most}, {end}")
 }
 
@@ -276,7 +275,7 @@ fn last_process(run: &Outcome) -> String {
     if run.shape.processes > 1 {
         return "–".to_owned();
     }
-    let generations = run.seen.generations(run.plan.warm_up);
+    let generations = run.seen.generations(run.plan.warm_up, run.plan.span);
     generations.last().map_or_else(String::new, |(_, warm, end)| format!("{}, {}", mib(*warm), mib(*end)))
 }
 

@@ -11,8 +11,6 @@ use crate::ledger::Ledger;
 use crate::subject::Place;
 
 const PERIOD: Duration = Duration::from_millis(500);
-/// Memory is the median of what was seen in such a time, since it goes up and down with what is under way.
-const SPAN: Duration = Duration::from_secs(3);
 
 /// One look.
 #[derive(Debug, Clone, Copy)]
@@ -76,26 +74,28 @@ fn look(place: &Place, at: Duration) -> Option<Sample> {
 // ===== impl Seen =====
 
 impl Seen {
-    /// The processes that the pid file named, one after the other, each with the memory that it had when it had run for
-    /// `warm_up`, and that at its end.
-    pub(crate) fn generations(&self, warm_up: Duration) -> Vec<(Process, u64, u64)> {
+    /// The processes that the pid file named, one after the other, each with the memory that it had once it had run for
+    /// `warm_up`, and that at its end: the medians over a `span`.
+    pub(crate) fn generations(&self, warm_up: Duration, span: Duration) -> Vec<(Process, u64, u64)> {
         let same = |one: &Sample, other: &Sample| one.main == other.main;
         let each = self.0.chunk_by(same).map(|samples| {
             let (first, last) = (samples[0].at, samples[samples.len() - 1].at);
             let memory = |from, to| median(samples, from, to, |sample| sample.main_memory);
             let warm = (first + warm_up).min(last);
-            (
-                samples[0].main,
-                memory(warm.saturating_sub(SPAN), warm),
-                memory(last.saturating_sub(SPAN), last),
-            )
+            (samples[0].main, memory(warm, warm + span), memory(last.saturating_sub(span), last))
         });
         each.collect()
     }
 
-    /// The memory of all processes around this time.
-    pub(crate) fn memory_at(&self, at: Duration) -> u64 {
-        median(&self.0, at.saturating_sub(SPAN), at, |sample| sample.memory)
+    /// The memory of all processes in the time before this.
+    pub(crate) fn memory_at(&self, at: Duration, span: Duration) -> u64 {
+        median(&self.0, at.saturating_sub(span), at, |sample| sample.memory)
+    }
+
+    /// How many processes there were on average.
+    pub(crate) fn average_processes(&self) -> f64 {
+        let sum: usize = self.0.iter().map(|sample| sample.processes).sum();
+        sum as f64 / self.0.len().max(1) as f64
     }
 
     /// The most processes at a time.
@@ -131,8 +131,9 @@ mod checks {
         };
         let first = (0..20).map(|second| sample(second, 1, 10 + second));
         let seen = Seen(first.chain((20..40).map(|second| sample(second, 2, 5))).collect());
-        let generations = seen.generations(Duration::from_secs(10));
-        assert_eq!(generations, [(Process(1), 19, 28), (Process(2), 5, 5)]);
+        let generations = seen.generations(Duration::from_secs(10), Duration::from_secs(4));
+        assert_eq!(generations, [(Process(1), 22, 27), (Process(2), 5, 5)]);
         assert_eq!((seen.most_processes(), seen.most_memory()), (2, 58));
+        assert!((seen.average_processes() - 1.5).abs() < 0.01);
     }
 }
