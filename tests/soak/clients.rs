@@ -60,6 +60,7 @@ pub(crate) struct Load {
 /// All clients of a run.
 pub(crate) struct Crowd {
     stop: Arc<AtomicBool>,
+    rest: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -71,6 +72,7 @@ struct Client {
     load: Load,
     ledger: Arc<Ledger>,
     stop: Arc<AtomicBool>,
+    rest: Arc<AtomicBool>,
     random: fastrand::Rng,
     idle: Option<Connection>,
 }
@@ -94,7 +96,7 @@ struct Socket {
 impl Crowd {
     /// Starts all clients.
     pub(crate) fn start(load: &Load, ledger: &Arc<Ledger>) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
+        let (stop, rest) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
         let kinds = CROWD.into_iter().flat_map(|(kind, count)| (0..count).map(move |number| (kind, number)));
         let client = |(index, (kind, number)): (usize, (Kind, usize))| Client {
             kind,
@@ -103,17 +105,26 @@ impl Crowd {
             load: load.clone(),
             ledger: Arc::clone(ledger),
             stop: Arc::clone(&stop),
+            rest: Arc::clone(&rest),
             random: fastrand::Rng::with_seed(load.seed.wrapping_add(index as u64)),
             idle: None,
         };
         let clients: Vec<Client> = kinds.enumerate().map(client).collect();
         let threads = clients.into_iter().map(|client| thread::spawn(move || client.run())).collect();
-        Self { stop, threads }
+        Self { stop, rest, threads }
     }
 
     /// How many there are.
     pub(crate) fn size() -> usize {
         CROWD.iter().map(|(_, count)| count).sum()
+    }
+
+    /// Lets every client finish its request quickly and wait, its connection open, while somebody looks.
+    pub(crate) fn at_rest<T>(&self, look: impl FnOnce() -> T) -> T {
+        self.rest.store(true, Ordering::Relaxed);
+        let seen = look();
+        self.rest.store(false, Ordering::Relaxed);
+        seen
     }
 
     /// Lets every client finish what it has begun.
@@ -133,6 +144,10 @@ impl Client {
             return self.hold_sockets();
         }
         while !self.stopped() {
+            if self.rest.load(Ordering::Relaxed) {
+                thread::sleep(Duration::from_millis(20));
+                continue;
+            }
             match self.kind {
                 Kind::Post => self.post(),
                 Kind::SlowUpload => self.slow_upload(),
@@ -212,14 +227,14 @@ impl Client {
         Ok(())
     }
 
-    /// Reads slowly, if that is its kind; at the end of the run nobody waits for it.
+    /// Reads slowly, if that is its kind and nobody waits for it.
     fn dawdle(&self) {
         let pause = match self.kind {
             Kind::SlowDownload => 40,
             Kind::LongDownload => 30,
             _ => return,
         };
-        if !self.stopped() {
+        if !hurries(&self.stop, &self.rest) {
             thread::sleep(Duration::from_millis(pause));
         }
     }
@@ -253,11 +268,11 @@ impl Client {
     }
 
     fn slow_upload(&mut self) {
-        let stop = Arc::clone(&self.stop);
+        let (stop, rest) = (Arc::clone(&self.stop), Arc::clone(&self.rest));
         self.upload(SLOW_UPLOAD, &mut |open, body| {
             body.chunks(TRICKLE).try_for_each(|piece| {
                 open.send(piece)?;
-                if !stop.load(Ordering::Relaxed) {
+                if !hurries(&stop, &rest) {
                     thread::sleep(Duration::from_millis(100));
                 }
                 Ok(())
@@ -297,6 +312,10 @@ impl Client {
         }
         let mut socket = None;
         while !self.stopped() {
+            if socket.is_some() && self.rest.load(Ordering::Relaxed) {
+                thread::sleep(Duration::from_millis(20));
+                continue;
+            }
             let open = socket.take().map_or_else(|| self.agree(), Ok);
             socket = match open {
                 Ok(open) => self.message(open),
@@ -344,6 +363,10 @@ impl Client {
             }
         }
     }
+}
+
+fn hurries(stop: &AtomicBool, rest: &AtomicBool) -> bool {
+    stop.load(Ordering::Relaxed) || rest.load(Ordering::Relaxed)
 }
 
 fn right(status: u16, head: &Head) -> Result<(), Failure> {

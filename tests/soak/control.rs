@@ -23,6 +23,11 @@ pub(crate) fn reload(lab: &Lab, file: &Path) -> Result<(), String> {
     run(lab, file, "reload", &[])
 }
 
+/// Starts a new process, and waits until it has taken over.
+pub(crate) fn upgrade(lab: &Lab, file: &Path) -> Result<(), String> {
+    run(lab, file, "upgrade", &[])
+}
+
 /// Changes a backend of the pool `web` at run time. A drain waits until the backend has no request left.
 pub(crate) fn order(lab: &Lab, file: &Path, order: &Order) -> Result<(), String> {
     let (verb, member, more) = match order {

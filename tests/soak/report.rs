@@ -39,7 +39,7 @@ const ROWS: [(&str, Cell); 22] = [
         format!("{}, {:.1}, {}", run.shape.processes, run.seen.average_processes(), run.seen.most_processes())
     }),
     ("memory of all processes: after warm-up, most, at the end", memory),
-    ("memory of the last process: after warm-up, at the end", last_process),
+    ("memory at rest: first process and last process when warm, at the end", at_rest),
     ("left 20 s after the load: processes / connections / listening sockets", |run| {
         format!("{} / {} / {}", run.left.processes, run.left.connections.len(), run.left.listeners)
     }),
@@ -105,6 +105,7 @@ pub(crate) fn json(runs: &[Outcome]) -> Value {
             "load": kinds,
             "failures": failures.collect::<Vec<_>>(),
             "websockets_cut": cuts.collect::<Vec<_>>(),
+            "memory_at_rest": run.weighed,
             "longest_pause": run.ledger.longest_pause().1.as_secs_f64(),
             "left": {
                 "processes": run.left.processes,
@@ -145,16 +146,16 @@ pub(crate) fn faults(run: &Outcome) -> Vec<String> {
     for kind in Kind::ALL.into_iter().filter(|kind| *kind != Kind::Change) {
         must(run.ledger.counts(kind).requests() > 0, format!("there was no {}", kind.name()));
     }
-    let generations = run.seen.generations(run.plan.warm_up, run.plan.span);
-    if let (Some((_, first, _)), Some((_, warm, end))) = (generations.first(), generations.last()) {
+    if let [first, warm, end] = run.weighed[..] {
         for (whose, before) in [("the first process", first), ("the last process", warm)] {
-            let percent = end * 100 / (*before).max(1);
+            let percent = end * 100 / before.max(1);
             must(
                 percent <= run.plan.memory_limit,
-                format!("memory at the end is {percent} % of that of {whose} after its warm-up"),
+                format!("memory is {percent} % of that of {whose} when it was warm"),
             );
         }
     }
+    must(run.weighed.len() == 3, format!("the memory was looked at {} times", run.weighed.len()));
     faults
 }
 
@@ -265,18 +266,16 @@ fn in_effect(run: &Outcome) -> String {
 
 fn memory(run: &Outcome) -> String {
     let (began, ended) = run.changing;
-    let span = run.plan.span.min(run.plan.warm_up / 2);
     let [begin, most, end] =
-        [run.seen.memory_at(began, span), run.seen.most_memory(), run.seen.memory_at(ended, span)].map(mib);
+        [run.seen.memory_at(began), run.seen.most_memory(), run.seen.memory_at(ended)].map(mib);
     format!("{begin}, {most}, {end}")
 }
 
-fn last_process(run: &Outcome) -> String {
+fn at_rest(run: &Outcome) -> String {
     if run.shape.processes > 1 {
         return "–".to_owned();
     }
-    let generations = run.seen.generations(run.plan.warm_up, run.plan.span);
-    generations.last().map_or_else(String::new, |(_, warm, end)| format!("{}, {}", mib(*warm), mib(*end)))
+    run.weighed.iter().map(|bytes| mib(*bytes)).collect::<Vec<_>>().join(", ")
 }
 
 fn mib(bytes: u64) -> String {

@@ -22,6 +22,8 @@ use crate::watch::{Seen, Watch};
 
 /// How long a drained backend must have had nothing to do before it is killed.
 const QUIET: Duration = Duration::from_millis(300);
+/// How long clients rest before the memory is looked at: what was under way ends, and what was freed goes back to the system.
+const REST: Duration = Duration::from_secs(3);
 /// How soon everything that belongs to the load must be gone after it: connections kept to origins live for three seconds.
 const SETTLE: Duration = Duration::from_secs(20);
 
@@ -69,6 +71,8 @@ pub(crate) struct Outcome {
     pub(crate) done: BTreeMap<&'static str, usize>,
     /// Processes and memory over time.
     pub(crate) seen: Seen,
+    /// Memory of the process in charge at rest, in bytes: the first when it was warm, the last when it was, and at the end.
+    pub(crate) weighed: Vec<u64>,
     /// What stayed.
     pub(crate) left: Leftovers,
     /// When the first change began, and when the load ended.
@@ -85,6 +89,7 @@ struct Run<'a> {
     ledger: Arc<Ledger>,
     events: Vec<Event>,
     done: BTreeMap<&'static str, usize>,
+    weighed: Vec<u64>,
     /// The origin of `frail` that is dead, and for how many more steps.
     dead: Option<(usize, usize)>,
 }
@@ -97,7 +102,8 @@ pub(crate) fn run(plan: &Plan, subject: &mut dyn Subject) -> Result<Outcome, Str
     let (events, done) = (Vec::new(), BTreeMap::new());
     let ledger = Arc::new(Ledger::new());
     let plan = plan.clone();
-    Run { subject, plan, origins, setup, random, ledger, events, done, dead: None }.carry_out()
+    Run { subject, plan, origins, setup, random, ledger, events, done, weighed: Vec::new(), dead: None }
+        .carry_out()
 }
 
 // ===== impl Run =====
@@ -116,9 +122,11 @@ impl Run<'_> {
         let watch = Watch::start(place, Arc::clone(&self.ledger));
         let crowd = Crowd::start(&load, &self.ledger);
         thread::sleep(self.plan.warm_up);
+        self.weigh(&crowd);
         let began = self.ledger.now();
-        self.all_steps();
+        self.all_steps(&crowd);
         thread::sleep(self.plan.calm);
+        self.weigh(&crowd);
         let ended = self.ledger.now();
         let seen = watch.stop();
         crowd.stop();
@@ -131,23 +139,42 @@ impl Run<'_> {
             events: self.events,
             done: self.done,
             seen,
+            weighed: self.weighed,
             left,
             changing: (began, ended),
         })
     }
 
     /// Each step begins at its time, or when the one before is over.
-    fn all_steps(&mut self) {
+    fn all_steps(&mut self, crowd: &Crowd) {
         let steps = self.plan.steps();
+        let last_upgrade = steps.iter().rposition(|step| *step == Step::Upgrade);
+        let mut warm = None;
         let (began, count) = (Instant::now(), steps.len() as f64);
         for (number, step) in steps.into_iter().enumerate() {
             let due = began + self.plan.changes_within.mul_f64(number as f64 / count);
             thread::sleep(due.saturating_duration_since(Instant::now()));
             self.revive();
             self.step(step);
+            if Some(number) == last_upgrade {
+                warm = Some(Instant::now() + self.plan.warm_up);
+            }
+            if warm.take_if(|warm| *warm <= Instant::now()).is_some() {
+                self.weigh(crowd);
+            }
         }
         self.dead = self.dead.map(|(origin, _)| (origin, 0));
         self.revive();
+    }
+
+    /// Looks at the memory of the process in charge while nothing moves, since it goes up and down with what is under way.
+    fn weigh(&mut self, crowd: &Crowd) {
+        let place = self.subject.place();
+        let memory = crowd.at_rest(|| {
+            thread::sleep(REST);
+            place.main().map_or(0, Process::resident_bytes)
+        });
+        self.weighed.push(memory);
     }
 
     fn step(&mut self, step: Step) {

@@ -24,10 +24,8 @@ pub(crate) struct Plan {
     pub(crate) changes_within: Duration,
     /// Load after the last change.
     pub(crate) calm: Duration,
-    /// Memory is the median of such a time, since it goes up and down with what is under way.
-    pub(crate) span: Duration,
-    /// How much memory there may be at the end, in percent of that of a warm process. A short run cannot tell growth of a tenth
-    /// from the ups and downs.
+    /// How much memory there may be at the end, in percent of that of a warm process. After the few seconds of a short run a
+    /// process is not quite warm.
     pub(crate) memory_limit: u64,
     /// The time that the first process has to finish, so short that WebSockets are cut by it.
     pub(crate) short_drain: Duration,
@@ -65,8 +63,7 @@ impl Plan {
             kills: 8,
             warm_up: Duration::from_secs(10),
             changes_within: Duration::from_secs(240),
-            calm: Duration::from_secs(20),
-            span: Duration::from_secs(20),
+            calm: Duration::from_secs(10),
             memory_limit: 110,
             short_drain: Duration::from_secs(25),
             long_drain: Duration::from_secs(1800),
@@ -84,8 +81,7 @@ impl Plan {
             warm_up: Duration::from_secs(3),
             changes_within: Duration::from_secs(20),
             calm: Duration::from_secs(3),
-            span: Duration::from_secs(4),
-            memory_limit: 140,
+            memory_limit: 125,
             short_drain: Duration::from_secs(8),
             long_download: 2_000_000..4_000_000,
             ..Self::long()

@@ -11,6 +11,8 @@ use crate::ledger::Ledger;
 use crate::subject::Place;
 
 const PERIOD: Duration = Duration::from_millis(500);
+/// Memory under load is the median of such a time.
+const SPAN: Duration = Duration::from_secs(5);
 
 /// One look.
 #[derive(Debug, Clone, Copy)]
@@ -74,22 +76,12 @@ fn look(place: &Place, at: Duration) -> Option<Sample> {
 // ===== impl Seen =====
 
 impl Seen {
-    /// The processes that the pid file named, one after the other, each with the memory that it had once it had run for
-    /// `warm_up`, and that at its end: the medians over a `span`.
-    pub(crate) fn generations(&self, warm_up: Duration, span: Duration) -> Vec<(Process, u64, u64)> {
-        let same = |one: &Sample, other: &Sample| one.main == other.main;
-        let each = self.0.chunk_by(same).map(|samples| {
-            let (first, last) = (samples[0].at, samples[samples.len() - 1].at);
-            let memory = |from, to| median(samples, from, to, |sample| sample.main_memory);
-            let warm = (first + warm_up).min(last);
-            (samples[0].main, memory(warm, warm + span), memory(last.saturating_sub(span), last))
-        });
-        each.collect()
-    }
-
     /// The memory of all processes in the time before this.
-    pub(crate) fn memory_at(&self, at: Duration, span: Duration) -> u64 {
-        median(&self.0, at.saturating_sub(span), at, |sample| sample.memory)
+    pub(crate) fn memory_at(&self, at: Duration) -> u64 {
+        let within = self.0.iter().filter(|sample| (at.saturating_sub(SPAN)..=at).contains(&sample.at));
+        let mut values: Vec<u64> = within.map(|sample| sample.memory).collect();
+        values.sort_unstable();
+        values.get(values.len() / 2).copied().unwrap_or_default()
     }
 
     /// How many processes there were on average.
@@ -109,31 +101,23 @@ impl Seen {
     }
 }
 
-fn median(samples: &[Sample], from: Duration, to: Duration, of: impl Fn(&Sample) -> u64) -> u64 {
-    let within = samples.iter().filter(|sample| (from..=to).contains(&sample.at));
-    let mut values: Vec<u64> = within.map(of).collect();
-    values.sort_unstable();
-    values.get(values.len() / 2).copied().unwrap_or_default()
-}
-
 #[cfg(test)]
 mod checks {
     use super::*;
 
     #[test]
-    fn memory_is_that_of_each_process_after_its_warm_up_and_at_its_end() {
-        let sample = |second, main, main_memory| Sample {
+    fn memory_is_the_median_of_the_last_seconds() {
+        let sample = |second, memory| Sample {
             at: Duration::from_secs(second),
-            main: Process(main),
-            main_memory,
-            processes: 1 + usize::from(main > 1),
-            memory: 2 * main_memory,
+            main: Process(1),
+            main_memory: 0,
+            processes: 1 + usize::from(second >= 10),
+            memory,
         };
-        let first = (0..20).map(|second| sample(second, 1, 10 + second));
-        let seen = Seen(first.chain((20..40).map(|second| sample(second, 2, 5))).collect());
-        let generations = seen.generations(Duration::from_secs(10), Duration::from_secs(4));
-        assert_eq!(generations, [(Process(1), 22, 27), (Process(2), 5, 5)]);
-        assert_eq!((seen.most_processes(), seen.most_memory()), (2, 58));
+        let samples = (0..20).map(|second| sample(second, if second == 18 { 900 } else { second }));
+        let seen = Seen(samples.collect());
+        assert_eq!(seen.memory_at(Duration::from_secs(19)), 17);
+        assert_eq!((seen.most_processes(), seen.most_memory()), (2, 900));
         assert!((seen.average_processes() - 1.5).abs() < 0.01);
     }
 }

@@ -15,12 +15,13 @@ const TEMPLATE: &str = include_str!("../load_balancer.yaml");
 /// A daemon in the background. Whatever stays of it ends with the directory of its [`Lab`].
 pub(crate) struct LoadBalancer {
     lab: Lab,
+    upgrades: u32,
 }
 
 impl LoadBalancer {
     /// One that does not run yet.
     pub(crate) fn new() -> Self {
-        Self { lab: Lab::new() }
+        Self { lab: Lab::new(), upgrades: 0 }
     }
 
     /// All that it has logged.
@@ -93,8 +94,13 @@ impl Subject for LoadBalancer {
         control::reload(&self.lab, &self.write(setup))
     }
 
+    /// In turns by the command, and as Pingora's quick start does it: QUIT, then a process started with `-u`.
     fn upgrade(&mut self, setup: &Setup) -> Result<(), String> {
         let file = self.write(setup);
+        self.upgrades += 1;
+        if self.upgrades % 2 == 1 {
+            return control::upgrade(&self.lab, &file);
+        }
         let old = self.place().main().ok_or("the daemon is gone")?;
         old.signal(Signal::SIGQUIT);
         self.run(&file, &["-u"])
