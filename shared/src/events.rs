@@ -163,6 +163,13 @@ impl Observer for Events {
     }
 }
 
+impl health_service::Observer for Events {
+    fn changed(&self, pool: &str, backend: &str, up: bool, reason: &str) {
+        let text = format!("is {}: {reason}", if up { "up" } else { "down" });
+        self.note(Kind::Health, About::backend(pool, backend), text);
+    }
+}
+
 // === impl Kind ===
 
 impl Kind {

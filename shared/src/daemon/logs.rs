@@ -10,7 +10,7 @@ use crate::config::Plan;
 
 /// Keeps the writers. Clones share them; the last one that is dropped writes what is queued.
 #[derive(Clone, Debug, Default)]
-pub struct AccessLogs {
+pub(super) struct AccessLogs {
     /// Names of the listeners that have none, whatever the configuration says.
     silent: Arc<[&'static str]>,
     kept: Arc<Mutex<Kept>>,
@@ -18,7 +18,7 @@ pub struct AccessLogs {
 
 /// One log, not yet in use.
 #[derive(Debug)]
-pub struct Opened {
+pub(super) struct Opened {
     log: AccessLog,
     guard: WriterGuard,
 }
@@ -33,7 +33,7 @@ struct Kept {
 
 impl AccessLogs {
     /// Listeners of these names have no access log, whatever the configuration says.
-    pub fn without(silent: &[&'static str]) -> Self {
+    pub(super) fn without(silent: &[&'static str]) -> Self {
         Self { silent: silent.into(), kept: Arc::default() }
     }
 
@@ -41,13 +41,13 @@ impl AccessLogs {
     ///
     /// # Errors
     /// When its target cannot be written to.
-    pub fn open(&self, settings: &Settings) -> io::Result<Opened> {
+    pub(super) fn open(&self, settings: &Settings) -> io::Result<Opened> {
         let (log, guard) = AccessLog::open(settings.clone())?;
         Ok(Opened { log, guard })
     }
 
     /// One log for each listener of `plan`: of `opened`, or of the one in use.
-    pub fn of(&self, plan: &Plan, opened: Option<&Opened>) -> Vec<AccessLog> {
+    pub(super) fn of(&self, plan: &Plan, opened: Option<&Opened>) -> Vec<AccessLog> {
         let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         let in_use = kept.log.as_ref().map(|(log, _)| log);
         let log = opened.map(|opened| &opened.log).or(in_use).cloned().unwrap_or_else(AccessLog::off);
@@ -56,20 +56,20 @@ impl AccessLogs {
     }
 
     /// From now on `opened` is in use. The one before lives as long as requests of `former`, the plan that it belongs to.
-    pub fn replace(&self, opened: Opened, former: Weak<Served>) {
+    pub(super) fn replace(&self, opened: Opened, former: Weak<Served>) {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         let before = kept.log.replace((opened.log, opened.guard));
         kept.former.extend(before.map(|(_, guard)| (former, guard)));
     }
 
     /// Ends all writers, when they have written what is queued.
-    pub fn end(&self) {
+    pub(super) fn end(&self) {
         let all = std::mem::take(&mut *self.kept.lock().unwrap_or_else(PoisonError::into_inner));
         drop(all);
     }
 
     /// Ends the writers of plans that no request has any more. It waits until they have written what is queued.
-    pub fn end_unused(&self) {
+    pub(super) fn end_unused(&self) {
         let unused = {
             let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
             kept.former.extract_if(.., |(plan, _)| plan.strong_count() == 0).collect::<Vec<_>>()

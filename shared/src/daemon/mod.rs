@@ -24,15 +24,18 @@ use pingora::services::background::background_service;
 
 use crate::config::Plan;
 use crate::control::ControlService;
-use crate::operator::ConfigFile;
+use crate::events::{About, Kind};
+use crate::operator::{self, ConfigFile};
 use crate::process;
 use crate::process::background::{self, Announcer, Role};
-use crate::process::lifecycle::{Parts, Phase, Signals, Timing};
+use crate::process::lifecycle::{Parts, Phase, Signals};
 use crate::process::limits;
 use crate::process::logging::{self, ErrorLog, LogError, Verbosity};
 use crate::process::pid_file::{PidFile, PidFileError, Prepared};
 use crate::process::privileges::{self, Identity, PrivilegeError};
 use crate::process::sockets::{self, Class, Endpoint, Handed, Inherited, ListenError, ListenSpec, Sockets};
+use crate::process::successor::Launch;
+use crate::process::systemd::Supervisor;
 use crate::process::upgrade::{self, Claim, UpgradeError};
 use announce::{Announce, Announcement};
 use logs::AccessLogs;
@@ -62,6 +65,8 @@ pub enum StartError {
     Background(#[source] io::Error),
     #[error(transparent)]
     Log(#[from] LogError),
+    #[error("cannot find the executable of this process: {0}")]
+    Executable(#[source] io::Error),
     #[error("cannot use the runtime directory: {0}")]
     RuntimeDirectory(#[source] io::Error),
     #[error("cannot connect to backends from {address}: {source}")]
@@ -95,6 +100,8 @@ struct Held {
     sockets: Arc<Sockets>,
     claim: Option<Claim>,
     announcer: Announcer,
+    launch: Launch,
+    supervisor: Supervisor,
 }
 
 /// How the daemon is started.
@@ -142,7 +149,9 @@ fn start(
     let opened = logs.open(&plan.access_log).map_err(StartError::AccessLog)?;
     let held = Held::acquire(plan, how.mode, announcer, error_log)?;
     let server = Server::new_with_opt_and_conf(None, server_conf(plan));
-    let services = Services::compose(plan, &server.configuration, how.file, &logs, opened, &held.sockets)?;
+    let variables = |name: &str| std::env::var(name).ok().filter(|_| how.mode.upgrade);
+    let before = (how.file, operator::inherited(plan, variables));
+    let services = Services::compose(plan, &server.configuration, before, &logs, opened, &held)?;
     let code = run(plan, server, services, held, verbosity, extra);
     logs.end();
     Ok(code)
@@ -187,6 +196,8 @@ impl Held {
         error_log: Option<Arc<ErrorLog>>,
     ) -> Result<Self, StartError> {
         let server = &plan.server;
+        let launch = Launch::of_this_process(mode.upgrade, announcer.is_background());
+        let launch = launch.map_err(StartError::Executable)?;
         limits::raise_open_files();
         let daemons_own = || mode.daemon.then(|| Path::new("/"));
         if let Some(directory) = server.working_directory.as_deref().or_else(daemons_own) {
@@ -194,29 +205,20 @@ impl Held {
         }
         let identity = Identity::resolve(server.user.as_deref(), server.group.as_deref())?;
         take_runtime_dir(plan, identity.as_ref())?;
-        let (inherited, claim) = if mode.upgrade {
+        let (inherited, mut claim) = if mode.upgrade {
             let user = identity.as_ref().map(Identity::uid);
             let (inherited, claim) = upgrade::take(&server.upgrade_sock, user, upgrade::PATIENCE)?;
             (inherited, Some(claim))
         } else {
             (Vec::new(), None)
         };
-        let pid_path = server.pid_file.as_deref();
-        let prepared =
-            pid_path.zip(claim.as_ref()).map(|(path, claim)| PidFile::prepare(path, claim.old_pid()));
-        let prepared = prepared.transpose()?;
-        let pid_path = pid_path.filter(|_| claim.is_none());
-        let pid_file = pid_path.map(PidFile::acquire).transpose()?;
-        let mut specs = endpoints(plan);
-        specs.extend(control_spec(plan, &inherited));
-        let sockets = Sockets::adopt(inherited, &specs)?;
-        if let Some(identity) = &identity {
-            for path in [server.error_log.as_ref(), access_log_file(plan)].into_iter().flatten() {
-                identity.own(path)?;
-            }
-            sockets.give_files_to(identity)?;
-            identity.assume()?;
+        let files = take_files(plan, identity.as_ref(), inherited, claim.as_ref());
+        if let Err(error) = &files
+            && let Some(claim) = claim.take()
+        {
+            claim.failed(&error.to_string());
         }
+        let (pid_file, prepared, sockets) = files?;
         Ok(Self {
             error_log,
             pid_file: Arc::new(Mutex::new(pid_file)),
@@ -224,6 +226,8 @@ impl Held {
             sockets: Arc::new(sockets),
             claim,
             announcer,
+            launch,
+            supervisor: Supervisor::of(|name| std::env::var_os(name)),
         })
     }
 
@@ -237,9 +241,35 @@ impl Held {
             prepared: self.prepared,
             pid_file: self.pid_file,
             error_log: self.error_log,
+            supervisor: self.supervisor,
             listeners: listeners.join(", "),
         }
     }
+}
+
+/// Takes the pid file (or what will become it, in an upgrade) and the sockets, gives what must be given to the user to run as,
+/// and becomes that one.
+fn take_files(
+    plan: &Plan,
+    identity: Option<&Identity>,
+    inherited: Vec<Inherited>,
+    claim: Option<&Claim>,
+) -> Result<(Option<PidFile>, Option<Prepared>, Sockets), StartError> {
+    let pid_path = plan.server.pid_file.as_deref();
+    let prepared = pid_path.zip(claim).map(|(path, claim)| PidFile::prepare(path, claim.old_pid()));
+    let prepared = prepared.transpose()?;
+    let pid_file = pid_path.filter(|_| claim.is_none()).map(PidFile::acquire).transpose()?;
+    let mut specs = endpoints(plan);
+    specs.extend(control_spec(plan, &inherited));
+    let sockets = Sockets::adopt(inherited, &specs)?;
+    if let Some(identity) = identity {
+        for path in [plan.server.error_log.as_ref(), access_log_file(plan)].into_iter().flatten() {
+            identity.own(path)?;
+        }
+        sockets.give_files_to(identity)?;
+        identity.assume()?;
+    }
+    Ok((pid_file, prepared, sockets))
 }
 
 /// Says what a start by `plan` would fail at, beside what the configuration itself tells.
@@ -329,12 +359,23 @@ fn listen_spec(address: &ListenAddress) -> ListenSpec {
 fn signals(plan: &Plan, services: &Services, held: &Held) -> Signals {
     let traffic = services.traffic.clone();
     let (readiness, draining) = (services.readiness.clone(), services.traffic.clone());
+    let events = services.operator.events().clone();
+    let told = move |text: &str| events.note(Kind::Process, About::default(), text);
     let on_phase = move |phase| match phase {
         Phase::Serving => {}
-        Phase::Delaying => readiness.set_draining(true),
+        Phase::Delaying => {
+            told("is no longer ready, and still accepts");
+            readiness.set_draining(true);
+        }
         Phase::Draining => {
+            told("drains");
             readiness.set_draining(true);
             draining.drain();
+        }
+        Phase::HandedOver { idle } => {
+            told("has handed over, and drains");
+            readiness.set_draining(true);
+            draining.drain_patiently(idle);
         }
     };
     let (error_log, current) = (held.error_log.clone(), services.current.clone());
@@ -344,10 +385,14 @@ fn signals(plan: &Plan, services: &Services, held: &Held) -> Signals {
             log::error!("{error}");
         }
     };
-    let operator = services.operator.clone();
+    let (operator, heir) = (services.operator.clone(), services.operator.clone());
     Signals::new(Parts {
-        timing: Timing { delay: plan.shutdown.delay, drain: plan.shutdown.drain },
+        timings: services.timings.clone(),
         upgrade_sock: plan.server.upgrade_sock.clone(),
+        window: upgrade::WINDOW,
+        launch: held.launch.clone(),
+        heritage: Box::new(move || heir.heritage()),
+        supervisor: held.supervisor.clone(),
         sockets: held.sockets.clone(),
         in_flight: Arc::new(move || traffic.unfinished()),
         on_phase: Box::new(on_phase),
@@ -371,7 +416,7 @@ fn control(
     })?;
     let (operator, status) = (services.operator.clone(), services.status.clone());
     let (explain, secret) = (services.explain.clone(), services.secret.clone());
-    let hands = Hands { operator, status, verbosity, explain, secret };
+    let hands = Hands { operator, status, verbosity, explain, secret, upgrades: signals.upgrades() };
     Some(ControlService::new(socket, Arc::new(hands), signals.shutdown(Class::Admin)))
 }
 
@@ -390,7 +435,9 @@ fn add_services(
     let prober = server.add_service(background_service("health", prober));
     prober.add_dependencies(before_checks);
     let traffic_closes = signals.shutdown(Class::Traffic);
-    let proxy = server.add_service(Handed::new(proxy, sockets, traffic_closes, signals.failures()));
+    let proxy = server.add_service(
+        Handed::new(proxy, sockets, traffic_closes, signals.failures()).watched(signals.pulse()),
+    );
     proxy.add_dependency(&prober);
     let announce = server.add_service(background_service("announce", announce));
     announce.add_dependency(&proxy);

@@ -10,6 +10,7 @@ use crate::control::Operations;
 use crate::events::{About, Events, Kind};
 use crate::explain::{ExplainSource, Request};
 use crate::operator::{Operator, Order, Reload, Verdict};
+use crate::process::lifecycle::Upgrades;
 use crate::process::logging::Verbosity;
 use crate::status::StatusSource;
 
@@ -21,6 +22,7 @@ pub(super) struct Hands {
     pub(super) explain: ExplainSource,
     /// With which a request may ask how it is served.
     pub(super) secret: Arc<str>,
+    pub(super) upgrades: Upgrades,
 }
 
 #[async_trait]
@@ -38,7 +40,18 @@ impl Operations for Hands {
     }
 
     async fn upgrade(&self) -> Result<u32, String> {
-        Err("not yet".into())
+        match self.upgrades.upgrade().await {
+            Ok(upgraded) => Ok(upgraded.pid),
+            Err(failed) => {
+                let problem = failed.to_string();
+                self.events().note(
+                    Kind::Process,
+                    About::default(),
+                    format!("the upgrade has failed: {problem}"),
+                );
+                Err(problem)
+            }
+        }
     }
 
     fn status(&self) -> String {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
-use health_service::{CheckKind, Verdicts};
+use health_service::{CheckKind, CheckedPool, Verdicts};
 use lb_service::pool::{Backend, Observer, Pool, PoolSettings, State};
 use metrics_service::{BackendState, Member, PoolView, Views};
 use pingora::lb::health_check::HealthCheck;
@@ -98,6 +98,13 @@ impl Checked {
             (self.verdicts.clone(), Arc::new(self.pool.successor(pool)))
         };
         Self { pool, settings: settings.clone(), verdicts }
+    }
+
+    /// For the prober. All backends of a pool are spoken to in the same way; the address is replaced by each one's own.
+    pub(super) fn to_check(&self) -> Option<CheckedPool> {
+        let Self { pool, settings, verdicts } = self;
+        let peer = pool.backends().first()?.peer().clone();
+        Some(CheckedPool::new(&pool.name, pool.balancer.clone(), settings.clone(), peer, verdicts.clone()))
     }
 
     fn view(&self) -> Arc<dyn PoolView> {

@@ -3,8 +3,8 @@
 //!
 //! ```text
 //! stage     access log opened, new addresses bound, pools made, who is new in them checked
-//! commit    closed listeners keep the last plan that has them ─> pools take over from their predecessors
-//!           ─> requests take the new plan ─> listeners open and close ─> checks follow
+//! commit    the checks go on with the new pools, and tell them who is up ─> closed listeners keep the last plan that has them
+//!           ─> pools take over from their predecessors ─> requests take the new plan ─> listeners open and close
 //! ```
 //!
 //! A [`Staged`] that is dropped leaves no trace: what it bound and opened is closed with it.
@@ -13,6 +13,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use health_service::Checks;
 use lb_service::explain::Token;
 use lb_service::listener::Listener;
 use lb_service::plan::{Current, Plan as Served};
@@ -34,6 +35,7 @@ pub struct Running {
     pub(super) traffic: Arc<Traffic>,
     pub(super) pools: Pools,
     pub(super) doors: Doors,
+    pub(super) checks: Checks,
     pub(super) sockets: Arc<Sockets>,
     pub(super) logs: AccessLogs,
     pub(super) token: Token,
@@ -51,6 +53,7 @@ pub struct Staged {
     log: Option<Opened>,
     bound: Bound,
     pools: Vec<Checked>,
+    checks: health_service::Staged,
     /// Each pool that takes the place of another, with that.
     successions: Vec<(Arc<Pool>, Arc<Pool>)>,
     served: Served,
@@ -87,15 +90,18 @@ impl Running {
             }
             pools.push(checked);
         }
+        let checks = self.checks.stage(pools.iter().filter_map(Checked::to_check)).await;
         let logs = self.logs.of(new, log.as_ref());
         let served = services::served(new, &pools, logs, &self.traffic, &self.token);
         let (opened, closed) = (diff.opened.clone(), diff.closed.clone());
-        Ok(Staged { opened, closed, log, bound, pools, successions, served })
+        Ok(Staged { opened, closed, log, bound, pools, checks, successions, served })
     }
 
     /// Puts it in place of what was staged against.
     pub async fn commit(&self, staged: Staged) {
-        let Staged { opened, closed, log, bound, pools, successions, served } = staged;
+        let Staged { opened, closed, log, bound, pools, checks, successions, served } = staged;
+        // First, so that the new balancers know who is up. Without a prober the process is about to end.
+        let _ = self.checks.commit(checks).await;
         self.note_leaving(&pools);
         self.sockets.add(bound);
         let closed: Vec<_> = closed.into_iter().map(|listener| listener.address).collect();

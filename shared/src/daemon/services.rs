@@ -22,15 +22,15 @@ use pingora::server::configuration::ServerConf;
 use pingora::services::listening::Service;
 use prometheus::Registry;
 
-use super::StartError;
 use super::logs::{AccessLogs, Opened};
 use super::pools::{Checked, Pools};
 use super::running::Running;
+use super::{Held, StartError};
 use crate::config::Plan;
 use crate::events::{self, Events};
 use crate::explain::ExplainSource;
 use crate::operator::{self, ConfigFile, Operator, OperatorService, Runtime};
-use crate::process::sockets::Sockets;
+use crate::process::lifecycle::{Timing, Timings};
 use crate::status::StatusSource;
 
 /// How often Pingora may call for a backend in one request. What ends a request's tries is its pool, whose settings may change
@@ -54,6 +54,8 @@ pub struct Services {
     pub explain: ExplainSource,
     /// With which a request may ask how it is served.
     pub(super) secret: Arc<str>,
+    /// How long the end of the process may take.
+    pub(super) timings: Timings,
     pub(super) readiness: Readiness,
     pub(super) proxy: ProxyService,
     pub(super) prober: Prober,
@@ -67,19 +69,22 @@ impl Services {
         self.readiness.clone()
     }
 
-    /// The services of `plan`, not yet running. It is what `file` says, if there is one.
+    /// The services of `plan`, not yet running. It is what `file` says, if there is one, with what operators changed in a
+    /// process before this one.
     ///
     /// # Errors
     /// When two of them have a metric of the same name, or the system has no random numbers.
-    pub fn compose(
+    pub(super) fn compose(
         plan: &Plan,
         conf: &Arc<ServerConf>,
-        file: Option<ConfigFile>,
+        (file, runtime): (Option<ConfigFile>, Runtime),
         logs: &AccessLogs,
         log: Opened,
-        sockets: &Arc<Sockets>,
+        held: &Held,
     ) -> Result<Self, StartError> {
         let events = Events::new();
+        let written = plan.clone();
+        let plan = &runtime.applied_to(plan);
         let pools = Pools::new(plan, Arc::new(events.clone()));
         let traffic = Traffic::new();
         let secret = secret()?;
@@ -88,7 +93,7 @@ impl Services {
         let current = Current::new(served(plan, &pools.now(), listeners_logs, &traffic, &token));
         logs.replace(log, Weak::new());
         let registry = Registry::new();
-        let prober = prober(&pools.now(), conf, &registry)?;
+        let prober = prober(&pools.now(), conf, &registry, Arc::new(events.clone()))?;
         let readiness = Readiness::new(pools.views());
         lb_service::metrics::Metrics::register(&registry, current.clone())?;
         registry.register(Box::new(PoolCollector::new(pools.views())))?;
@@ -100,19 +105,23 @@ impl Services {
             traffic: traffic.clone(),
             pools: pools.clone(),
             doors,
-            sockets: sockets.clone(),
+            checks: prober.checks(),
+            sockets: held.sockets.clone(),
             logs: logs.clone(),
             token,
             leaving: Arc::default(),
         };
+        let timings = Timings::new(timing(plan));
+        let changed = timings.clone();
         let (operator, changer) = Operator::new(operator::Parts {
             running,
             file,
-            plan: plan.clone(),
-            runtime: Runtime::default(),
+            plan: written,
+            runtime,
             events,
             metrics: ConfigMetrics::register(&registry)?,
-            observer: Box::new(|_| {}),
+            supervisor: held.supervisor.clone(),
+            observer: Box::new(move |plan| changed.set(timing(plan))),
         });
         let status = StatusSource::new(current.clone(), traffic.clone(), pools.clone(), operator.clone());
         let status = Arc::new(status);
@@ -133,6 +142,7 @@ impl Services {
             status,
             explain,
             secret,
+            timings,
             readiness,
             proxy,
             prober,
@@ -140,6 +150,10 @@ impl Services {
             changer,
         })
     }
+}
+
+fn timing(plan: &Plan) -> Timing {
+    Timing { delay: plan.shutdown.delay, drain: plan.shutdown.drain }
 }
 
 /// 128 random bits that nobody can guess.
@@ -190,17 +204,16 @@ pub(super) fn server_conf(plan: &Plan) -> ServerConf {
     }
 }
 
-fn prober(pools: &[Checked], conf: &ServerConf, registry: &Registry) -> prometheus::Result<Prober> {
+fn prober(
+    pools: &[Checked],
+    conf: &ServerConf,
+    registry: &Registry,
+    observer: Arc<dyn health_service::Observer>,
+) -> prometheus::Result<Prober> {
     let metrics = health_service::Metrics::new();
     metrics.register(registry)?;
     let connector = TransportConnector::new(Some(ConnectorOptions::from_server_conf(conf)));
-    let mut prober = Prober::with_connector(metrics, connector);
-    for Checked { pool, settings, verdicts } in pools {
-        // All backends of a pool are spoken to in the same way; the address is replaced by each one's own.
-        if let Some(any) = pool.backends().first() {
-            let peer = any.peer().clone();
-            prober.add_pool(&pool.name, pool.balancer.clone(), settings.clone(), peer, verdicts.clone());
-        }
-    }
+    let mut prober = Prober::with_connector(metrics, connector).observed_by(observer);
+    pools.iter().filter_map(Checked::to_check).for_each(|pool| prober.add(pool));
     Ok(prober)
 }

@@ -39,6 +39,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use crate::config::{self, Plan, Problems};
 use crate::daemon::Running;
 use crate::events::{About, Events, Kind};
+use crate::process::systemd::Supervisor;
 pub use diff::Diff;
 pub use file::ConfigFile;
 pub use order::{Change, Joining, Order, Reload, Verb, Verdict};
@@ -66,7 +67,7 @@ pub struct Parts {
     pub running: Running,
     /// What it was started by; absent: the command line.
     pub file: Option<ConfigFile>,
-    /// What the file says.
+    /// What the file says; with the next, it is in effect.
     pub plan: Plan,
     /// What operators had changed in the process before this one.
     pub runtime: Runtime,
@@ -74,6 +75,8 @@ pub struct Parts {
     pub events: Events,
     /// Where reloads are counted.
     pub metrics: ConfigMetrics,
+    /// Told when a reload begins and ends.
+    pub supervisor: Supervisor,
     /// Is told of each change that is in effect.
     pub observer: Box<dyn Fn(&Plan) + Send + Sync>,
 }
@@ -171,6 +174,13 @@ impl Operator {
         self.running.idle(pool, backend).await
     }
 
+    /// What operators changed, for the process that takes over: a variable of its environment.
+    pub fn heritage(&self) -> Vec<(&'static str, String)> {
+        let portable = self.shown.load().runtime.portable();
+        let text = serde_json::to_string(&portable).expect("texts and numbers are JSON");
+        vec![(HERITAGE, text)]
+    }
+
     /// Which configuration is in effect.
     pub fn shown(&self) -> Arc<Shown> {
         self.shown.load_full()
@@ -258,15 +268,19 @@ impl Changer {
         if let Some(file) = &self.parts.file {
             self.watch = Watch::new(Print::of(file.path()));
         }
-        let result = self.read_again(reload).await;
         if reload.dry_run {
+            let result = self.read_again(reload).await;
             return self.dry_verdict(result);
         }
+        self.parts.supervisor.reloading();
+        let result = self.read_again(reload).await;
         log::info!("reload: {by}");
-        match result {
-            Ok((lines, kept)) => self.reloaded(lines, kept),
+        let verdict = match result {
+            Ok((lines, lost)) => self.reloaded(lines, lost),
             Err(refusal) => self.not_reloaded(&refusal),
-        }
+        };
+        self.parts.supervisor.ready(&format!("configuration {} is in effect", verdict.generation));
+        verdict
     }
 
     /// What changed, and what was kept or lost of what operators had changed.
@@ -466,6 +480,18 @@ fn without_subject(line: &str, pool: &str, backend: &str) -> String {
         None => text,
     }
 }
+
+/// What operators changed in the process before this one, as far as `plan` has a place for it: what its
+/// [heritage](Operator::heritage) says, if it started this one.
+pub fn inherited(plan: &Plan, lookup: impl Fn(&str) -> Option<String>) -> Runtime {
+    let portable = lookup(HERITAGE).and_then(|text| serde_json::from_str::<Vec<Portable>>(&text).ok());
+    let (kept, lost) = Runtime::from_portable(portable.unwrap_or_default()).rebased(plan);
+    lost.iter().for_each(|line| log::warn!("upgrade: no longer, since the file has changed: {line}"));
+    kept
+}
+
+/// The name of the variable.
+const HERITAGE: &str = "LB_RUNTIME_CHANGES";
 
 const NO_FILE: &str = "it runs without a configuration file, so there is none to read again";
 

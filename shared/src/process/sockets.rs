@@ -32,6 +32,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::FileId;
 use super::privileges::{Identity, PrivilegeError};
+use super::systemd::Pulse;
 
 /// As in Pingora; the kernel lowers it to `net.core.somaxconn`.
 const BACKLOG: i32 = 65535;
@@ -117,6 +118,7 @@ pub struct Handed<S> {
     table: ListenFds,
     shutdown: watch::Receiver<bool>,
     failures: mpsc::UnboundedSender<String>,
+    pulse: Option<Pulse>,
 }
 
 /// The file of a Unix socket that this process made. Dropping it removes the file, if it is still the same.
@@ -340,7 +342,12 @@ impl<S> Handed<S> {
         shutdown: watch::Receiver<bool>,
         failures: mpsc::UnboundedSender<String>,
     ) -> Self {
-        Self { inner, table: sockets.listen_fds(), shutdown, failures }
+        Self { inner, table: sockets.listen_fds(), shutdown, failures, pulse: None }
+    }
+
+    /// Its runtime is one that the process cannot do without.
+    pub fn watched(self, pulse: Pulse) -> Self {
+        Self { pulse: Some(pulse), ..self }
     }
 }
 
@@ -355,7 +362,14 @@ impl<S: Service> Service for Handed<S> {
         let name = self.inner.name().to_owned();
         let _guard = EndedEarly { name: &name, shutdown: &self.shutdown, failures: &self.failures };
         let table = Some(Arc::clone(&self.table));
-        self.inner.start_service(table, self.shutdown.clone(), listeners_per_fd).await;
+        let serving = self.inner.start_service(table, self.shutdown.clone(), listeners_per_fd);
+        match &self.pulse {
+            None => serving.await,
+            Some(pulse) => tokio::select! {
+                () = serving => {}
+                () = pulse.beat() => {}
+            },
+        }
     }
 
     fn name(&self) -> &str {
