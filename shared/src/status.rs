@@ -159,10 +159,15 @@ impl StatusSource {
             backup: backend.backup,
             state: state.as_str(),
             reason: reason(backend, state, &settings.kind, verdict.as_ref(), now),
-            since: rfc3339(match backend.ejected_since(now).filter(|_| state == State::Ejected) {
-                Some(since) => SystemTime::now() - now.saturating_duration_since(since),
-                None => verdict.as_ref().map_or(self.started, |verdict| verdict.since),
-            }),
+            since: rfc3339(
+                match state {
+                    State::Ejected => ejected_since(backend, now),
+                    State::Draining | State::Disabled => shown.changed(&pool.name, backend.address),
+                    State::Up | State::Down => None,
+                }
+                .or(verdict.as_ref().map(|verdict| verdict.since))
+                .unwrap_or(self.started),
+            ),
             runtime: shown.runtime(&pool.name, backend.address),
             checked: verdict.map(|verdict| rfc3339(verdict.checked)),
             requests_in_flight: backend.load.in_flight(),
@@ -198,6 +203,10 @@ fn listeners(plan: &Plan) -> Vec<ListenerStatus<'_>> {
         }
     };
     plan.listeners.iter().map(status).collect()
+}
+
+fn ejected_since(backend: &Backend, now: Instant) -> Option<SystemTime> {
+    backend.ejected_since(now).map(|since| SystemTime::now() - now.saturating_duration_since(since))
 }
 
 /// Why a backend is what it is.

@@ -13,7 +13,7 @@ use crate::cli::{Ask, BackendArgs, Daemon, ExplainArgs, Format, WaitArgs};
 use crate::control::Client;
 use crate::control::client::{Reply, Unreachable};
 use crate::events::Event;
-use crate::operator::{Verb, Verdict};
+use crate::operator::{Outcome, Verdict};
 use crate::screen::{self, Status};
 
 /// How long an answer may take that needs no waiting for anybody.
@@ -122,10 +122,10 @@ fn verdict(
         writeln!(out, "{line}")?;
     }
     match verdict.result {
-        Verb::Applied => writeln!(out, "configuration {} is in effect", verdict.generation)?,
-        Verb::Unchanged => writeln!(out, "nothing to change")?,
-        Verb::WouldApply => writeln!(out, "nothing has changed: this was a dry run")?,
-        Verb::Refused => return Err(AskError::Refused(verdict.problem)),
+        Outcome::Applied => writeln!(out, "configuration {} is in effect", verdict.generation)?,
+        Outcome::Unchanged => writeln!(out, "nothing to change")?,
+        Outcome::WouldApply => writeln!(out, "nothing has changed: this was a dry run")?,
+        Outcome::Refused => return Err(AskError::Refused(verdict.problem)),
     }
     Ok(())
 }

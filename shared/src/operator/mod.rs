@@ -14,6 +14,7 @@
 //! **Invariant:** one task makes all changes, one after the other, so a change that is asked for by somebody who leaves meanwhile
 //! is neither lost nor half done.
 
+mod changer;
 mod diff;
 mod file;
 mod order;
@@ -26,28 +27,25 @@ mod watch;
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
-use metrics_service::{ConfigMetrics, Reload as Counted};
+use metrics_service::ConfigMetrics;
 use pingora::server::ShutdownWatch;
 use pingora::services::background::BackgroundService;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{MissedTickBehavior, interval};
 
-use crate::config::{self, Plan, Problems};
+use crate::config::Plan;
 use crate::daemon::Running;
-use crate::events::{About, Events, Kind};
+use crate::events::Events;
 use crate::process::systemd::Supervisor;
+use changer::Changer;
 pub use diff::Diff;
 pub use file::ConfigFile;
-pub use order::{Change, Joining, Order, Reload, Verb, Verdict};
+pub use order::{Change, Joining, Order, Outcome, Reload, Verdict};
 pub use rollback::Answers;
-use rollback::{Judgement, Past, Trial};
 pub use runtime::{Portable, Runtime};
 pub use shown::{Document, LastReload, Shown};
-use watch::{Print, Watch};
 
 /// Asks for changes, and knows what they led to. Clones ask the same daemon.
 #[derive(Clone)]
@@ -87,65 +85,16 @@ enum Command {
     Order { order: Order, answer: oneshot::Sender<Verdict> },
 }
 
-/// Who makes the changes, and what is known to him alone.
-struct Changer {
-    parts: Parts,
-    commands: mpsc::UnboundedReceiver<Command>,
-    shown: Arc<ArcSwap<Shown>>,
-    wanted: Wanted,
-    /// What is in effect.
-    effective: Plan,
-    watch: Watch,
-    past: Past,
-    trial: Option<(Trial, Wanted)>,
-}
-
-/// What the plan in effect is made of.
-#[derive(Clone)]
-struct Wanted {
-    file: Plan,
-    runtime: Runtime,
-}
-
-/// Why a change is not made.
-enum Refusal {
-    /// The file is wrong.
-    File(Problems),
-    /// These keys need a new process; the lines say what else would change.
-    Process { keys: Vec<&'static str>, lines: Vec<String> },
-    /// In words.
-    Other(String),
-}
-
-/// How often the file and the answers are looked at.
-const LOOK: Duration = Duration::from_millis(500);
-
 // === impl Operator ===
 
 impl Operator {
     /// One that changes what `parts` say, and the service that does it.
-    pub fn new(mut parts: Parts) -> (Self, OperatorService) {
+    pub fn new(parts: Parts) -> (Self, OperatorService) {
         let (commands, received) = mpsc::unbounded_channel();
         let path = parts.file.as_ref().map(|file| file.path().to_owned());
-        let wanted = Wanted { file: parts.plan.clone(), runtime: std::mem::take(&mut parts.runtime) };
-        let shown = Arc::new(ArcSwap::from_pointee(Shown {
-            generation: 1,
-            file: path.clone(),
-            since: SystemTime::now(),
-            last_reload: None,
-            runtime: wanted.runtime.clone(),
-        }));
+        let shown = Arc::new(ArcSwap::from_pointee(Shown::first(path, parts.runtime.clone())));
         let (running, events) = (parts.running.clone(), parts.events.clone());
-        let changer = Changer {
-            commands: received,
-            shown: shown.clone(),
-            effective: wanted.effective(),
-            wanted,
-            watch: Watch::new(path.and_then(|path| Print::of(&path))),
-            past: Past::default(),
-            trial: None,
-            parts,
-        };
+        let changer = Changer::new(parts, received, shown.clone());
         (Self { commands, shown, running, events }, OperatorService(Mutex::new(Some(changer))))
     }
 
@@ -196,7 +145,7 @@ impl Operator {
         // Both fail when the process ends.
         let _ = self.commands.send(command(answer));
         answered.await.unwrap_or_else(|_| Verdict {
-            result: Verb::Refused,
+            result: Outcome::Refused,
             generation: self.shown.load().generation,
             changes: Vec::new(),
             problem: "the process is ending".into(),
@@ -219,268 +168,6 @@ impl BackgroundService for OperatorService {
     }
 }
 
-// === impl Changer ===
-
-impl Changer {
-    async fn run(mut self) {
-        let mut looks = interval(LOOK);
-        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            tokio::select! {
-                command = self.commands.recv() => match command {
-                    Some(command) => self.follow(command).await,
-                    None => return,
-                },
-                _ = looks.tick() => self.look().await,
-            }
-        }
-    }
-
-    async fn follow(&mut self, command: Command) {
-        match command {
-            Command::Reload { reload, by, answer } => {
-                let verdict = self.reload(reload, by).await;
-                // Whoever asked may have left: the change is made all the same.
-                answer.map(|answer| answer.send(verdict));
-            }
-            Command::Order { order, answer } => {
-                let verdict = self.order(&order).await;
-                let _ = answer.send(verdict);
-            }
-        }
-    }
-
-    /// What is due without an order.
-    async fn look(&mut self) {
-        let running = self.parts.running.clone();
-        // It waits for a disk when a log has ended; a panic in there is none of ours.
-        let _ = tokio::task::spawn_blocking(move || running.tidy()).await;
-        self.look_at_answers().await;
-        let now = self.parts.file.as_ref().and_then(|file| Print::of(file.path()));
-        if self.watch.look(now) && self.effective.reload.watch && !self.parts.running.is_draining() {
-            self.reload(Reload::default(), "the file has changed").await;
-        }
-    }
-
-    // --- the file ---
-
-    async fn reload(&mut self, reload: Reload, by: &'static str) -> Verdict {
-        if let Some(file) = &self.parts.file {
-            self.watch = Watch::new(Print::of(file.path()));
-        }
-        if reload.dry_run {
-            let result = self.read_again(reload).await;
-            return self.dry_verdict(result);
-        }
-        self.parts.supervisor.reloading();
-        let result = self.read_again(reload).await;
-        log::info!("reload: {by}");
-        let verdict = match result {
-            Ok((lines, lost)) => self.reloaded(lines, lost),
-            Err(refusal) => self.not_reloaded(&refusal),
-        };
-        self.parts.supervisor.ready(&format!("configuration {} is in effect", verdict.generation));
-        verdict
-    }
-
-    /// What changed, and what was kept or lost of what operators had changed.
-    async fn read_again(&mut self, reload: Reload) -> Result<(Vec<String>, Vec<String>), Refusal> {
-        self.refuse_while_ending()?;
-        let file = self.parts.file.as_ref().ok_or_else(|| Refusal::Other(NO_FILE.into()))?;
-        let plan = file.load().map_err(Refusal::File)?.plan;
-        let before = &self.wanted.runtime;
-        let (runtime, lost) = match reload.keep_runtime {
-            true => before.rebased(&plan),
-            false => (Runtime::default(), before.lines()),
-        };
-        let lost = lost.into_iter().map(|line| format!("! no longer, since the file is read again: {line}"));
-        let lost: Vec<_> = lost.collect();
-        let before = self.wanted.clone();
-        let lines = self.apply(Wanted { file: plan, runtime }, reload.dry_run).await?;
-        if !reload.dry_run && !lines.is_empty() {
-            self.begin_trial(before);
-        }
-        Ok((lines, lost))
-    }
-
-    fn reloaded(&mut self, mut lines: Vec<String>, lost: Vec<String>) -> Verdict {
-        let result = if lines.is_empty() { Verb::Unchanged } else { Verb::Applied };
-        let word = if result == Verb::Applied { "applied" } else { "unchanged" };
-        lines.extend(lost);
-        self.show(Some(LastReload::new(word, None)));
-        let generation = self.shown.load().generation;
-        self.parts.metrics.reloaded(Counted::Applied, generation);
-        for line in &lines {
-            log::info!("reload: {line}");
-        }
-        log::info!("reload: configuration {generation} is in effect");
-        let changes = if lines.is_empty() { "nothing to change".into() } else { lines.join("; ") };
-        self.note(Kind::Reload, format!("configuration {generation} is in effect: {changes}"));
-        Verdict { changes: lines, ..self.verdict(result) }
-    }
-
-    fn not_reloaded(&mut self, refusal: &Refusal) -> Verdict {
-        let problem = refusal.text();
-        self.show(Some(LastReload::new("refused", Some(problem.trim_end()))));
-        self.parts.metrics.reloaded(Counted::Refused, self.shown.load().generation);
-        log::error!("reload: refused, nothing has changed:\n{}", problem.trim_end());
-        self.note(Kind::Reload, format!("refused: {}", refusal.summary()));
-        Verdict { problem, problems: refusal.problems(), ..self.verdict(Verb::Refused) }
-    }
-
-    fn dry_verdict(&self, result: Result<(Vec<String>, Vec<String>), Refusal>) -> Verdict {
-        match result {
-            Ok((mut lines, lost)) => {
-                let result = if lines.is_empty() { Verb::Unchanged } else { Verb::WouldApply };
-                lines.extend(lost);
-                Verdict { changes: lines, ..self.verdict(result) }
-            }
-            Err(refusal) => {
-                let (problem, problems) = (refusal.text(), refusal.problems());
-                let changes = match refusal {
-                    Refusal::Process { lines, .. } => lines,
-                    _ => Vec::new(),
-                };
-                Verdict { changes, problem, problems, ..self.verdict(Verb::Refused) }
-            }
-        }
-    }
-
-    // --- orders ---
-
-    async fn order(&mut self, order: &Order) -> Verdict {
-        match self.carry_out(order).await {
-            Err(refusal) => Verdict { problem: refusal.text(), ..self.verdict(Verb::Refused) },
-            Ok(lines) if lines.is_empty() => self.verdict(Verb::Unchanged),
-            Ok(mut lines) => {
-                self.show(self.shown.load().last_reload.clone());
-                self.parts.metrics.set_generation(self.shown.load().generation);
-                if self.parts.running.is_out_of_service(&order.pool) {
-                    lines.push(format!("! pool {}: no backend is in service now", order.pool));
-                }
-                let backend = order.backend.to_string();
-                for line in &lines {
-                    log::info!("operator: {line}");
-                    let about = About::backend(&order.pool, &backend);
-                    self.parts.events.note(
-                        Kind::Operator,
-                        about,
-                        without_subject(line, &order.pool, &backend),
-                    );
-                }
-                Verdict { changes: lines, ..self.verdict(Verb::Applied) }
-            }
-        }
-    }
-
-    async fn carry_out(&mut self, order: &Order) -> Result<Vec<String>, Refusal> {
-        self.refuse_while_ending()?;
-        let runtime = self.wanted.runtime.after(order, &self.wanted.file).map_err(Refusal::Other)?;
-        self.apply(Wanted { file: self.wanted.file.clone(), runtime }, false).await
-    }
-
-    // --- both ---
-
-    /// Puts what is wanted into effect; what has changed, or would.
-    async fn apply(&mut self, wanted: Wanted, dry_run: bool) -> Result<Vec<String>, Refusal> {
-        let effective = wanted.effective();
-        let running = &self.parts.running;
-        let in_flight = |pool: &str, address| running.in_flight(pool, address);
-        let diff = Diff::between(&self.effective, &effective, &in_flight);
-        if !diff.needs_process.is_empty() {
-            return Err(Refusal::Process { keys: diff.needs_process, lines: diff.lines });
-        }
-        if dry_run {
-            return Ok(diff.lines);
-        }
-        if !diff.lines.is_empty() {
-            let staged = running.stage(&self.effective, &effective, &diff).await.map_err(Refusal::Other)?;
-            running.commit(staged).await;
-            (self.parts.observer)(&effective);
-        }
-        (self.wanted, self.effective) = (wanted, effective);
-        if !diff.lines.is_empty() {
-            let shown = Shown { since: SystemTime::now(), ..Shown::clone(&self.shown.load()) };
-            self.shown.store(Arc::new(Shown { generation: shown.generation + 1, ..shown }));
-        }
-        Ok(diff.lines)
-    }
-
-    fn refuse_while_ending(&self) -> Result<(), Refusal> {
-        let ends = self.parts.running.is_draining();
-        if ends { Err(Refusal::Other("the process is draining: ask its successor".into())) } else { Ok(()) }
-    }
-
-    fn show(&self, last_reload: Option<LastReload>) {
-        let shown = Shown::clone(&self.shown.load());
-        let runtime = self.wanted.runtime.clone();
-        self.shown.store(Arc::new(Shown { last_reload, runtime, ..shown }));
-    }
-
-    fn note(&self, kind: Kind, text: String) {
-        self.parts.events.note(kind, About::default(), text);
-    }
-
-    fn verdict(&self, result: Verb) -> Verdict {
-        Verdict {
-            result,
-            generation: self.shown.load().generation,
-            changes: Vec::new(),
-            problem: String::new(),
-            problems: Vec::new(),
-        }
-    }
-
-    // --- taking back ---
-
-    fn begin_trial(&mut self, before: Wanted) {
-        let rule = self.effective.reload.rollback;
-        let answers = self.parts.running.answers();
-        self.trial = rule.map(|rule| (self.past.try_it(rule, Instant::now(), answers), before));
-    }
-
-    async fn look_at_answers(&mut self) {
-        let (now, answers) = (Instant::now(), self.parts.running.answers());
-        if let Some(rule) = self.effective.reload.rollback {
-            self.past.note(now, answers, rule.window);
-        }
-        let Some((trial, _)) = &self.trial else { return };
-        match trial.judge(now, answers) {
-            Judgement::Open => {}
-            Judgement::Acquitted => self.trial = None,
-            Judgement::Guilty { rate } => {
-                if let Some((trial, before)) = self.trial.take() {
-                    self.roll_back(before, &trial.reason(rate, now)).await;
-                }
-            }
-        }
-    }
-
-    async fn roll_back(&mut self, before: Wanted, reason: &str) {
-        let undone = self.apply(before, false).await;
-        let generation = self.shown.load().generation;
-        let text = match undone {
-            Ok(_) => format!("taken back: {reason}; the configuration before is in effect as {generation}"),
-            Err(refusal) => format!("{reason}, and it cannot be taken back: {}", refusal.text()),
-        };
-        self.show(Some(LastReload::new("rolled_back", Some(&text))));
-        self.parts.metrics.reloaded(Counted::RolledBack, generation);
-        log::error!("reload: {text}");
-        self.note(Kind::Reload, text);
-    }
-}
-
-/// A line of a diff without what the event says already.
-fn without_subject(line: &str, pool: &str, backend: &str) -> String {
-    let text = line.replacen(&format!("pool {pool}: backend {backend}"), "", 1);
-    match text.split_once(' ') {
-        Some(("+", rest)) => format!("is added{rest}"),
-        Some(("-", rest)) => format!("is removed{rest}"),
-        Some((_, rest)) => rest.trim_start_matches(": ").to_owned(),
-        None => text,
-    }
-}
-
 /// What operators changed in the process before this one, as far as `plan` has a place for it: what its
 /// [heritage](Operator::heritage) says, if it started this one.
 pub fn inherited(plan: &Plan, lookup: impl Fn(&str) -> Option<String>) -> Runtime {
@@ -492,66 +179,3 @@ pub fn inherited(plan: &Plan, lookup: impl Fn(&str) -> Option<String>) -> Runtim
 
 /// The name of the variable.
 const HERITAGE: &str = "LB_RUNTIME_CHANGES";
-
-const NO_FILE: &str = "it runs without a configuration file, so there is none to read again";
-
-// === impl Wanted ===
-
-impl Wanted {
-    fn effective(&self) -> Plan {
-        self.runtime.applied_to(&self.file)
-    }
-}
-
-// === impl Refusal ===
-
-impl Refusal {
-    /// As it is printed.
-    fn text(&self) -> String {
-        match self {
-            Self::File(problems) => config::text(problems, false),
-            Self::Process { keys, .. } => format!(
-                "a running process cannot change {}: run `load_balancer upgrade`, which loses no request either",
-                keys.join(", ")
-            ),
-            Self::Other(text) => text.clone(),
-        }
-    }
-
-    /// In one line.
-    fn summary(&self) -> String {
-        match self {
-            Self::File(problems) => {
-                let first = problems.list.first().map(|problem| problem.message.as_str());
-                let more = problems.list.len().saturating_sub(1);
-                let more = if more == 0 { String::new() } else { format!(", and {more} more") };
-                format!("{}{more}", first.unwrap_or("the file is wrong"))
-            }
-            _ => self.text(),
-        }
-    }
-
-    fn problems(&self) -> Vec<serde_json::Value> {
-        match self {
-            Self::File(problems) => config::json(problems).as_array().cloned().unwrap_or_default(),
-            _ => Vec::new(),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_event_says_what_happens_and_leaves_out_whom() {
-        let text = |line: &str| without_subject(line, "web", "10.0.0.1:80");
-        assert_eq!(text("+ pool web: backend 10.0.0.1:80"), "is added");
-        assert_eq!(text("+ pool web: backend 10.0.0.1:80 (weight 2)"), "is added (weight 2)");
-        assert_eq!(text("~ pool web: backend 10.0.0.1:80: weight 1 -> 3"), "weight 1 -> 3");
-        assert_eq!(
-            text("- pool web: backend 10.0.0.1:80; its request in flight is finished"),
-            "is removed; its request in flight is finished"
-        );
-    }
-}

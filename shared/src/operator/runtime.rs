@@ -52,6 +52,11 @@ impl Runtime {
         self.0.get(&(pool.to_owned(), backend))
     }
 
+    /// Each change, with the pool and the backend that it is of.
+    pub fn iter(&self) -> impl Iterator<Item = (&(String, SocketAddr), &Changed)> {
+        self.0.iter()
+    }
+
     /// A line for each change.
     pub fn lines(&self) -> Vec<String> {
         let line = |((pool, backend), changed): (&(String, SocketAddr), &Changed)| {
