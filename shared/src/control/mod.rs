@@ -19,7 +19,7 @@
 //! ```
 //!
 //! 200: done, or nothing to do. 400: the request cannot be understood. 404, 405, 413. 409: refused, nothing has changed. The answer
-//! to what changes something is a [`Verdict`](crate::operator::Verdict). `curl --unix-socket PATH http://localhost/v1/status` works.
+//! to what changes something is a [`Verdict`]. `curl --unix-socket PATH http://localhost/v1/status` works.
 //!
 //! A connection is for one request: each answer says `Connection: close`. A body is at most 64 KiB, and comes within
 //! 10 s.

@@ -8,6 +8,7 @@ use pingora::server::ShutdownWatch;
 use pingora::services::background::BackgroundService;
 use tokio::sync::{mpsc, watch};
 
+use crate::events::{About, Events, Kind};
 use crate::process::background::Announcer;
 use crate::process::lifecycle::Signals;
 use crate::process::logging::ErrorLog;
@@ -39,6 +40,7 @@ pub(super) struct Announcement {
     pub(super) supervisor: Supervisor,
     /// For the log line.
     pub(super) listeners: String,
+    pub(super) events: Events,
 }
 
 // === impl Announce ===
@@ -91,6 +93,7 @@ impl Announcement {
             log::info!("took over from process {old_pid}");
         }
         log::info!("process {} serves on {}", std::process::id(), self.listeners);
+        self.events.note(Kind::Process, About::default(), format!("serves on {}", self.listeners));
         // Before a parent ends that systemd may still take for the main process.
         self.supervisor.ready(&format!("serving on {}", self.listeners));
         if let Some(error_log) = &self.error_log {

@@ -1,7 +1,7 @@
 //! The composition root: from a plan to a process that serves, and to its end.
 //!
 //! [`serve`] follows the order of events that [`crate::process`] describes. The three services are put together in
-//! [`Services::compose`]: each pool is one `Arc<LoadBalancer<Policy>>` that the proxy, the prober and the metrics hold.
+//! `Services::compose`: each pool is one `Arc<LoadBalancer<Policy>>` that the proxy, the prober and the metrics hold.
 
 mod announce;
 mod logs;
@@ -24,7 +24,7 @@ use pingora::services::background::background_service;
 
 use crate::config::Plan;
 use crate::control::ControlService;
-use crate::events::{About, Kind};
+use crate::events::{About, Events, Kind};
 use crate::operator::{self, ConfigFile};
 use crate::process;
 use crate::process::background::{self, Announcer, Role};
@@ -170,7 +170,8 @@ fn run(
     let signals = signals(plan, &services, &held);
     let outcome = signals.outcome();
     let (pid_file, sockets) = (held.pid_file.clone(), held.sockets.clone());
-    let announce = Announce::new(services.readiness.clone(), &signals, held.announcement(plan));
+    let events = services.operator.events().clone();
+    let announce = Announce::new(services.readiness.clone(), &signals, held.announcement(plan, events));
     if let Some(control) = control(plan, &services, &sockets, &signals, verbosity) {
         server.add_service(background_service("control", control));
     }
@@ -231,7 +232,7 @@ impl Held {
         })
     }
 
-    fn announcement(self, plan: &Plan) -> Announcement {
+    fn announcement(self, plan: &Plan, events: Events) -> Announcement {
         let listeners: Vec<_> =
             plan.listeners.iter().map(|(_, listener)| listener.address.to_string()).collect();
         Announcement {
@@ -243,6 +244,7 @@ impl Held {
             error_log: self.error_log,
             supervisor: self.supervisor,
             listeners: listeners.join(", "),
+            events,
         }
     }
 }
