@@ -312,6 +312,12 @@ fn curl_is_enough() {
     assert_eq!((status, &verdict["result"]), (200, &json!("applied")));
     assert_eq!(curl(&lab, &[], &format!("{of}/idle?wait=5")), (200, json!({"idle": true})));
     assert_eq!(curl(&lab, &["--request", "DELETE"], &of).0, 200);
+    assert_eq!(
+        curl(&lab, &[], &format!("{of}/idle")),
+        (200, json!({"idle": true})),
+        "who has left works on nothing"
+    );
+    assert_eq!(curl(&lab, &[], &format!("/v1/pools/api/backends/{}/idle", two.address)).0, 404);
     let (status, verdict) = curl(&lab, &["--request", "DELETE"], &of);
     assert_eq!((status, &verdict["result"]), (409, &json!("refused")));
     assert_eq!(post("", "/v1/reload").1["result"], "unchanged");

@@ -52,10 +52,10 @@ pub trait Operations: Send + Sync {
     /// Changes a backend.
     async fn order(&self, order: Order) -> Verdict;
 
-    /// Returns when the backend works on no request.
+    /// Returns when the backend works on no request. One that is not there works on none.
     ///
     /// # Errors
-    /// When nobody knows it.
+    /// When there is no such pool.
     async fn idle(&self, pool: &str, backend: SocketAddr) -> Result<(), String>;
 
     /// Starts a successor and hands over to it; its process id.

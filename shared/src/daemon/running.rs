@@ -134,13 +134,13 @@ impl Running {
         self.backends(pool, address).iter().map(|backend| backend.load.in_flight()).max().unwrap_or(0)
     }
 
-    /// Returns when a backend works on no request.
+    /// Returns when a backend works on no request. One that is not there, or not any more, works on none.
     ///
     /// # Errors
-    /// When nobody knows it.
+    /// When there is no such pool.
     pub async fn idle(&self, pool: &str, address: SocketAddr) -> Result<(), String> {
-        if self.backends(pool, address).is_empty() {
-            return Err(format!("pool {pool} has no backend {address}"));
+        if !self.pools.now().iter().any(|checked| *checked.pool.name == *pool) {
+            return Err(format!("there is no pool {pool}"));
         }
         while self.in_flight(pool, address) > 0 {
             tokio::time::sleep(POLL).await;

@@ -115,10 +115,10 @@ impl Operator {
         self.ask(|answer| Command::Order { order, answer }).await
     }
 
-    /// Returns when a backend works on no request.
+    /// Returns when a backend works on no request. One that is not there works on none.
     ///
     /// # Errors
-    /// When nobody knows it.
+    /// When there is no such pool.
     pub async fn idle(&self, pool: &str, backend: SocketAddr) -> Result<(), String> {
         self.running.idle(pool, backend).await
     }
