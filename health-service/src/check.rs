@@ -18,6 +18,7 @@ use pingora::connectors::TransportConnector;
 use pingora::protocols::ALPN;
 use pingora::protocols::l4::socket::SocketAddr;
 use pingora::upstreams::peer::{HttpPeer, Peer};
+use pingora::utils::tls::WrappedX509;
 use pingora::{BError, ErrorType};
 use thiserror::Error;
 
@@ -176,7 +177,7 @@ pub(crate) fn connect_alike(one: &HttpPeer, other: &HttpPeer) -> bool {
 }
 
 fn authorities(peer: &HttpPeer) -> Option<Vec<&Vec<u8>>> {
-    peer.options.ca.as_ref().map(|ca| ca.iter().map(|certificate| certificate.borrow_raw_cert()).collect())
+    peer.options.ca.as_ref().map(|ca| ca.iter().map(WrappedX509::borrow_raw_cert).collect())
 }
 
 /// Whom a request is for: the configured host, else the SNI, else the address.

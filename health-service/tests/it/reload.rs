@@ -214,7 +214,7 @@ async fn changes_are_told_and_a_first_success_is_none() {
         ("web".to_owned(), address.to_string(), up, reason.to_owned())
     };
     let down = change(address, false, "1 check failed: connection refused");
-    assert_eq!(told.all(), [down.clone()]);
+    assert_eq!(told.all(), std::slice::from_ref(&down));
     let _listener = socket.listen(16).expect("the address is ours");
     let up = change(address, true, "2 checks passed");
     eventually("it is told that the backend is up", || told.all() == [down.clone(), up.clone()]).await;
