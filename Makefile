@@ -1,5 +1,5 @@
 # The two commands a stranger needs are `make demo` and `make test`; both set up what is missing first.
-.PHONY: demo run test setup bench
+.PHONY: demo run test setup bench soak
 
 CARGO ?= cargo
 
@@ -28,3 +28,9 @@ bench: ## CPU, latency and memory side by side with nginx, HAProxy, Envoy and a 
 	$(CARGO) build --release --package shared --bin load_balancer --quiet
 	$(CARGO) build --release --package tests --example quickstart --quiet
 	python3 tests/benches/run.py --bin target/release/load_balancer --quickstart target/release/examples/quickstart $(ARGS)
+
+soak: ## a long run under load and change, of which every byte is checked, and the same on nginx and HAProxy: make soak SOAK="nginx"
+	@sh deploy/setup.sh build test bench
+	$(CARGO) build --release --package shared --bin load_balancer --quiet
+	SOAK="$(SOAK)" LOAD_BALANCER_BIN="$(CURDIR)/target/release/load_balancer" \
+		$(CARGO) test --package tests --test soak -- --ignored --nocapture

@@ -85,7 +85,11 @@ impl Prober {
         S: BackendSelection + Send + Sync + 'static,
         S::Iter: BackendIter,
     {
-        let pool = CheckedPool::new(name, balancer, settings, peer, verdicts);
+        self.add(CheckedPool::new(name, balancer, settings, peer, verdicts));
+    }
+
+    /// The same.
+    pub fn add(&mut self, pool: CheckedPool) {
         let pool = pool.checked_by(&self.checks.connector);
         if let Some(start) = self.start.get_mut().unwrap_or_else(PoisonError::into_inner) {
             start.pools.push(pool);

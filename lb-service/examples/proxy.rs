@@ -34,6 +34,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         routes: RouteTable::new(vec![Route::any(PoolId(0))]),
         pools: vec![Arc::new(pool)],
         trusted_proxies: TrustedProxies::default(),
+        explain_token: None,
         access_logs: vec![log],
     };
     let traffic = Traffic::new();

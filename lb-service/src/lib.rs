@@ -42,6 +42,7 @@
 //!     │   ├── TrustedProxies        what backends are told about the client            forwarded.rs
 //!     │   └── Pool                  which backend, and how to connect to it            pool/
 //!     │       └── Arc<LoadBalancer<Policy>>   who is there and ready; who is next      policy/
+//!     ├── explain                   where a request would go, and how one was served       explain.rs
 //!     ├── Traffic                   what is counted, and when a drain is over          traffic.rs, stats.rs, metrics.rs
 //!     └── AccessLog                 one line per request                               access_log/
 //! ```
@@ -51,6 +52,7 @@
 pub mod access_log;
 pub mod clock;
 pub mod config;
+pub mod explain;
 pub mod failure;
 pub mod forwarded;
 pub mod frontend;

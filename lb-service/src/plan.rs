@@ -9,6 +9,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 
 use crate::access_log::AccessLog;
+use crate::explain::Token;
 use crate::forwarded::TrustedProxies;
 use crate::listener::{Listener, ListenerId, Listeners};
 use crate::pool::{Pool, PoolId};
@@ -25,6 +26,8 @@ pub struct Plan {
     pub pools: Box<[Arc<Pool>]>,
     /// Whose `X-Forwarded-*` headers are believed.
     pub trusted_proxies: TrustedProxies,
+    /// With which anybody may ask how a request was served; absent: only trusted proxies may.
+    pub explain_token: Option<Token>,
     /// Indexed by [`ListenerId`].
     entries: Box<[Entry]>,
 }
@@ -39,6 +42,8 @@ pub struct Parts {
     pub pools: Vec<Arc<Pool>>,
     /// Whose `X-Forwarded-*` headers are believed.
     pub trusted_proxies: TrustedProxies,
+    /// With which anybody may ask how a request was served; absent: only trusted proxies may.
+    pub explain_token: Option<Token>,
     /// One for each listener, in the order of their ids.
     pub access_logs: Vec<AccessLog>,
 }
@@ -60,7 +65,7 @@ struct Entry {
 impl Plan {
     /// A plan whose requests are counted in `traffic`, under the names of its listeners and pools.
     pub fn new(parts: Parts, traffic: &Traffic) -> Self {
-        let Parts { listeners, routes, pools, trusted_proxies, access_logs } = parts;
+        let Parts { listeners, routes, pools, trusted_proxies, explain_token, access_logs } = parts;
         let logs = access_logs.into_iter().chain(std::iter::repeat_with(AccessLog::off));
         let entry = |((_, listener), log): ((ListenerId, &Listener), AccessLog)| {
             let traffic = traffic.listener(&listener.name);
@@ -68,7 +73,7 @@ impl Plan {
             Entry { traffic, pools, log }
         };
         let entries = listeners.iter().zip(logs).map(entry).collect();
-        Self { listeners, routes, pools: pools.into(), trusted_proxies, entries }
+        Self { listeners, routes, pools: pools.into(), trusted_proxies, explain_token, entries }
     }
 
     /// The pool with this id, which must come from this plan's routes.

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use http::header::{
     CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST, RETRY_AFTER, SET_COOKIE, TRANSFER_ENCODING, UPGRADE,
 };
-use http::{StatusCode, Version};
+use http::{HeaderValue, StatusCode, Version};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::protocols::Digest;
@@ -20,6 +20,7 @@ use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorType, Result, RetryType};
 
 use crate::access_log::Record;
+use crate::explain::X_LB_EXPLAIN;
 use crate::failure::{self, Failure};
 use crate::forwarded::{self, Downstream, Scheme};
 use crate::frontend::{IDLE, Turn};
@@ -143,7 +144,7 @@ impl Proxy {
             backend: attempt.map(|attempt| &*attempt.backend.label),
             ttfb: attempt.and_then(Attempt::time_to_first_byte),
             tries: ctx.delivery.tries,
-            tried: ctx.delivery.tried.iter().map(|(backend, how)| (&*backend.label, how.word())).collect(),
+            tried: ctx.delivery.failures().map(|(backend, how)| (&*backend.label, how.word())).collect(),
             passed_over: ctx
                 .delivery
                 .passed
@@ -190,6 +191,7 @@ impl ProxyHttp for Proxy {
     }
 
     async fn request_filter(&self, session: &mut Session, ctx: &mut RequestContext) -> Result<bool> {
+        ctx.read_question(session.req_header());
         match ctx.route(session.req_header()) {
             Some(_) => Ok(false),
             None => Err(ctx.fail(Failure::Rejected(Rejection::NoRoute))),
@@ -255,6 +257,9 @@ impl ProxyHttp for Proxy {
         if let Some(attempt) = ctx.delivery.attempt.as_mut().filter(|_| !session.is_body_empty()) {
             attempt.uploading();
         }
+        if ctx.has_question() {
+            request.remove_header(&X_LB_EXPLAIN);
+        }
         if let Some(host) = ctx.pool().and_then(|pool| pool.host.clone()) {
             request.insert_header(HOST, host)?;
         }
@@ -296,6 +301,9 @@ impl ProxyHttp for Proxy {
             && let Some(cookie) = ctx.set_cookie(self.is_secure(session, ctx))
         {
             response.append_header(SET_COOKIE, cookie)?;
+        }
+        if let Some(explanation) = ctx.explanation(session.req_header()) {
+            response.insert_header(X_LB_EXPLAIN, explanation)?;
         }
         self.limit_keepalive(session, ctx);
         Ok(())
@@ -370,7 +378,10 @@ impl ProxyHttp for Proxy {
             session.set_keepalive(None);
         }
         let can_reuse_downstream = match failure.answer() {
-            Some(status) => answer(session, status, failure.retry_after()).await.unwrap_or(false),
+            Some(status) => {
+                let explanation = ctx.explanation(session.req_header());
+                answer(session, status, failure.retry_after(), explanation).await.unwrap_or(false)
+            }
             None => false,
         };
         FailToProxy { error_code: failure.status(), can_reuse_downstream }
@@ -439,7 +450,12 @@ fn is_final(answer: &ResponseHeader) -> bool {
 }
 
 /// Sends an answer of our own; whether the connection can be kept.
-async fn answer(session: &mut Session, status: StatusCode, retry_after: Option<u32>) -> Result<bool> {
+async fn answer(
+    session: &mut Session,
+    status: StatusCode,
+    retry_after: Option<u32>,
+    explanation: Option<HeaderValue>,
+) -> Result<bool> {
     if session.response_written().is_some_and(is_final) {
         return Ok(false);
     }
@@ -449,6 +465,9 @@ async fn answer(session: &mut Session, status: StatusCode, retry_after: Option<u
     head.insert_header(CONTENT_LENGTH, page.len())?;
     if let Some(seconds) = retry_after {
         head.insert_header(RETRY_AFTER, seconds)?;
+    }
+    if let Some(explanation) = explanation {
+        head.insert_header(X_LB_EXPLAIN, explanation)?;
     }
     session.write_response_header(Box::new(head), false).await?;
     session.write_response_body(Some(page), true).await?;

@@ -4,13 +4,16 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use http::HeaderValue;
 use http::header::{EXPECT, HOST, RETRY_AFTER};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::{Error, ErrorSource, ErrorType};
 
+use crate::explain::{Asked, Served};
 use crate::failure::Failure;
 use crate::forwarded::{Peer, client_ip};
 use crate::frontend::Turn;
+use crate::listener::ListenerId;
 use crate::pool::{Delivery, KeySource, Moment, Pool, PoolId, Sent, Unplaced, UpstreamError};
 use crate::route::RequestView;
 use crate::traffic::{Connection, Rejection};
@@ -23,6 +26,8 @@ pub(crate) struct RequestContext {
     pub(crate) pool: Option<PoolId>,
     pub(crate) delivery: Delivery,
     pub(crate) failure: Option<Failure>,
+    /// Whether its answer is to say how it was served.
+    asked: Asked,
     /// Whether all of it has been passed on.
     whole: bool,
     /// Whether it was counted as a request without a key.
@@ -39,6 +44,7 @@ impl RequestContext {
             pool: None,
             delivery: Delivery::default(),
             failure: None,
+            asked: Asked::No,
             whole: false,
             key_is_missing: false,
         }
@@ -52,16 +58,34 @@ impl RequestContext {
         pool_of(&self.turn, self.pool)
     }
 
+    /// Sees whether its answer is to say how it was served.
+    pub(crate) fn read_question(&mut self, request: &RequestHeader) {
+        if let Some(turn) = &self.turn {
+            self.asked = Asked::of(&request.headers, self.peer(), &turn.plan);
+        }
+    }
+
+    /// Whether it came with a question, which is not for backends, whoever asks.
+    pub(crate) fn has_question(&self) -> bool {
+        self.asked != Asked::No
+    }
+
+    /// How it was served, if somebody asked who may.
+    pub(crate) fn explanation(&self, request: &RequestHeader) -> Option<HeaderValue> {
+        let turn = self.turn.as_ref().filter(|_| self.asked == Asked::ByRight)?;
+        let served = Served {
+            route: turn.plan.routes.position(&view(turn.listener, request)),
+            pool: self.pool(),
+            delivery: &self.delivery,
+            failure: self.failure,
+        };
+        served.header()
+    }
+
     /// Finds its pool, and the session in it.
     pub(crate) fn route(&mut self, request: &RequestHeader) -> Option<PoolId> {
         let turn = self.turn.as_ref()?;
-        self.pool = turn.plan.routes.find(&RequestView {
-            listener: turn.listener,
-            host: host(request),
-            path: request.uri.path(),
-            method: &request.method,
-            headers: &request.headers,
-        });
+        self.pool = turn.plan.routes.find(&view(turn.listener, request));
         self.delivery.session = self.pool().and_then(|pool| pool.session(&request.headers));
         self.pool
     }
@@ -72,11 +96,7 @@ impl RequestContext {
         if !pool.is_hashed() {
             return self.delivery.place(pool, &[], moment());
         }
-        let key = pool.hash_key(&KeySource {
-            client: self.client(request),
-            uri: &request.uri,
-            headers: &request.headers,
-        });
+        let key = pool.hash_key(&key_source(self.client(request), request));
         if key.is_none() && !self.key_is_missing {
             self.key_is_missing = true;
             pool.counters().keys_missing.increment();
@@ -163,10 +183,26 @@ impl RequestContext {
     }
 
     /// The cookie that its answer is to set, if any.
-    pub(crate) fn set_cookie(&self, secure: bool) -> Option<http::HeaderValue> {
+    pub(crate) fn set_cookie(&self, secure: bool) -> Option<HeaderValue> {
         let backend = &self.delivery.attempt.as_ref()?.backend;
         self.pool()?.set_cookie(backend, self.delivery.session, secure, Instant::now())
     }
+}
+
+/// What routes look at.
+pub(crate) fn view(listener: ListenerId, request: &RequestHeader) -> RequestView<'_> {
+    RequestView {
+        listener,
+        host: host(request),
+        path: request.uri.path(),
+        method: &request.method,
+        headers: &request.headers,
+    }
+}
+
+/// What a hash is made of.
+pub(crate) fn key_source(client: Option<IpAddr>, request: &RequestHeader) -> KeySource<'_> {
+    KeySource { client, uri: &request.uri, headers: &request.headers }
 }
 
 fn pool_of(turn: &Option<Box<Turn>>, pool: Option<PoolId>) -> Option<&Arc<Pool>> {

@@ -110,6 +110,32 @@ pub struct RequestView<'a> {
 #[derive(Clone, Debug)]
 pub struct RouteTable(Box<[Route]>);
 
+/// What of a route a request does not match: the first that differs, in the order of these.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mismatch<'a> {
+    /// It came through another listener.
+    Listener,
+    /// It asks for another host, or for none.
+    Host,
+    /// Its path is another.
+    Path,
+    /// Its method is another.
+    Method,
+    /// It has no line of this name with this value.
+    Header(&'a HeaderName),
+}
+
+/// What a route is to a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict<'a> {
+    /// The first that matches: the request takes it.
+    Taken,
+    /// It matches as well, but the route at this index comes first.
+    Behind(usize),
+    /// It does not match.
+    Not(Mismatch<'a>),
+}
+
 /// The host of a request, taken apart once for all routes.
 #[derive(Clone, Copy)]
 enum Host<'a> {
@@ -136,8 +162,29 @@ impl RouteTable {
 
     /// The pool of the first route that matches.
     pub fn find(&self, request: &RequestView<'_>) -> Option<PoolId> {
+        self.position(request).map(|index| self.0[index].pool)
+    }
+
+    /// The index of the first route that matches.
+    pub fn position(&self, request: &RequestView<'_>) -> Option<usize> {
         let host = request.host.and_then(Host::parse);
-        self.0.iter().find(|route| route.matches(request, host)).map(|route| route.pool)
+        self.0.iter().position(|route| route.mismatch(request, host).is_none())
+    }
+
+    /// What each route is to a request, in their order: at most one is [`Verdict::Taken`], the one that [`find`](Self::find)
+    /// finds.
+    pub fn explain<'a>(&'a self, request: &RequestView<'_>) -> Vec<Verdict<'a>> {
+        let host = request.host.and_then(Host::parse);
+        let mut taken = None;
+        let verdict = |(index, route): (usize, &'a Route)| match (route.mismatch(request, host), taken) {
+            (Some(mismatch), _) => Verdict::Not(mismatch),
+            (None, Some(first)) => Verdict::Behind(first),
+            (None, None) => {
+                taken = Some(index);
+                Verdict::Taken
+            }
+        };
+        self.0.iter().enumerate().map(verdict).collect()
     }
 
     /// The routes in their order.
@@ -154,15 +201,28 @@ impl Route {
         Self { listener: None, host: None, path: PathPattern::Any, methods: vec![], headers: vec![], pool }
     }
 
-    fn matches(&self, request: &RequestView<'_>, host: Option<Host<'_>>) -> bool {
-        self.listener.is_none_or(|listener| listener == request.listener)
-            && self.host.as_ref().is_none_or(|pattern| host.is_some_and(|host| pattern.matches_host(host)))
-            && self.path.matches(request.path)
-            && (self.methods.is_empty() || self.methods.contains(request.method))
-            && self
-                .headers
-                .iter()
-                .all(|(name, value)| request.headers.get_all(name).iter().any(|v| v == value))
+    /// What of this route the request does not match; none: it matches all of it.
+    fn mismatch(&self, request: &RequestView<'_>, host: Option<Host<'_>>) -> Option<Mismatch<'_>> {
+        if self.listener.is_some_and(|listener| listener != request.listener) {
+            Some(Mismatch::Listener)
+        } else if !self.matches_host(host) {
+            Some(Mismatch::Host)
+        } else if !self.path.matches(request.path) {
+            Some(Mismatch::Path)
+        } else if !(self.methods.is_empty() || self.methods.contains(request.method)) {
+            Some(Mismatch::Method)
+        } else {
+            self.missing_header(request.headers).map(Mismatch::Header)
+        }
+    }
+
+    fn matches_host(&self, host: Option<Host<'_>>) -> bool {
+        self.host.as_ref().is_none_or(|pattern| host.is_some_and(|host| pattern.matches_host(host)))
+    }
+
+    fn missing_header(&self, headers: &HeaderMap) -> Option<&HeaderName> {
+        let is_there = |name, value| headers.get_all(name).iter().any(|v| v == value);
+        self.headers.iter().find(|(name, value)| !is_there(name, value)).map(|(name, _)| name)
     }
 
     /// Whether every request that `later` matches is matched by `self`.
@@ -528,6 +588,40 @@ mod tests {
     #[test]
     fn the_first_cover_is_named() {
         assert_eq!(shadowed_by(&[route(), route(), route()]), [(1, 0), (2, 0)]);
+    }
+
+    #[test]
+    fn what_does_not_match_is_the_first_that_differs() {
+        let full = Route {
+            listener: Some(ListenerId(0)),
+            host: Some(host("a.test")),
+            path: prefix("/v1"),
+            methods: vec![Method::GET],
+            headers: vec![header("x-one", "1"), header("x-two", "2")],
+            pool: PoolId(0),
+        };
+        let table = RouteTable::new(vec![full, route(), route()]);
+        let headers: HeaderMap = [header("x-one", "1"), header("x-two", "2")].into_iter().collect();
+        let one: HeaderMap = [header("x-one", "1")].into_iter().collect();
+        let good = RequestView {
+            listener: ListenerId(0),
+            host: Some("a.test"),
+            path: "/v1/x",
+            method: &Method::GET,
+            headers: &headers,
+        };
+        assert_eq!(table.explain(&good), [Verdict::Taken, Verdict::Behind(0), Verdict::Behind(0)]);
+        for (request, mismatch) in [
+            (RequestView { listener: ListenerId(1), host: None, ..good }, Mismatch::Listener),
+            (RequestView { host: None, path: "/", ..good }, Mismatch::Host),
+            (RequestView { path: "/v10", method: &Method::PUT, ..good }, Mismatch::Path),
+            (RequestView { method: &Method::PUT, headers: &one, ..good }, Mismatch::Method),
+            (RequestView { headers: &one, ..good }, Mismatch::Header(&HeaderName::from_static("x-two"))),
+        ] {
+            let expected = [Verdict::Not(mismatch), Verdict::Taken, Verdict::Behind(1)];
+            assert_eq!(table.explain(&request), expected);
+            assert_eq!(table.position(&request), Some(1));
+        }
     }
 
     // === properties ===

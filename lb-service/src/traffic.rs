@@ -1,6 +1,6 @@
 //! What goes on between the clients and us: connections, requests in flight, answers; and when a drain is over.
 
-use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
@@ -45,6 +45,8 @@ pub struct Door {
     /// Connections on which no request has arrived yet.
     fresh: Level,
     closing: AtomicBool,
+    /// How long idle connections stay open once nobody accepts any more, in milliseconds.
+    grace: AtomicU64,
     settled: watch::Sender<bool>,
     /// What its requests are served by when its listener is not configured any more.
     last_plan: OnceLock<Arc<Plan>>,
@@ -102,8 +104,12 @@ pub struct InFlight(Arc<Door>);
 
 /// How long a connection on which nothing has arrived yet may hold up a drain.
 const FRESH_GRACE: Duration = Duration::from_secs(1);
-/// How long idle connections stay open when a drain begins: a request that is on its way arrives meanwhile, and is answered.
+/// How long idle connections stay open when the process is to end: a request that is on its way arrives meanwhile, and is
+/// answered. Not longer, since whoever stops a process waits for it.
 const IDLE_GRACE: Duration = Duration::from_millis(100);
+/// The same when only a listener is closed and the process goes on: a client that sends something every few seconds is told in an
+/// answer, and does not find its connection closed just when it sends.
+const CLOSED_GRACE: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(10);
 
 // === impl Traffic ===
@@ -125,9 +131,11 @@ impl Traffic {
         listener
     }
 
-    /// Forgets the listeners that nobody uses.
+    /// Forgets the listeners that nobody uses, and the pools of the others that nobody uses.
     pub fn forget_unused(&self) {
-        lock(&self.listeners).retain(|listener| Arc::strong_count(listener) > 1);
+        let mut listeners = lock(&self.listeners);
+        listeners.retain(|listener| Arc::strong_count(listener) > 1);
+        listeners.iter().for_each(|listener| listener.forget_unused());
         lock(&self.doors).retain(|door| door.strong_count() > 0);
     }
 
@@ -143,10 +151,26 @@ impl Traffic {
         lock(&self.listeners).iter().map(|listener| listener.in_flight.get()).sum()
     }
 
-    /// From now on every answer says `Connection: close`.
+    /// Answers so far on all listeners, and how many of them had a status of 500 or more.
+    pub fn answers(&self) -> (u64, u64) {
+        let listeners = lock(&self.listeners);
+        let sums = listeners.iter().map(|listener| listener.answers());
+        sums.fold((0, 0), |(all, failed), (more, of_them)| (all + more, failed + of_them))
+    }
+
+    /// The process is to end: from now on every answer says `Connection: close`, and idle connections are soon closed.
     pub fn drain(&self) {
+        self.drain_patiently(IDLE_GRACE);
+    }
+
+    /// Another process accepts in place of this one: as [`drain`](Self::drain), but idle connections stay open for so long, or
+    /// until their next request is answered. A later [`drain`](Self::drain) makes it short.
+    pub fn drain_patiently(&self, idle: Duration) {
         self.draining.store(true, Ordering::Release);
-        lock(&self.doors).iter().filter_map(Weak::upgrade).for_each(|door| door.close());
+        lock(&self.doors).iter().filter_map(Weak::upgrade).for_each(|door| {
+            door.set_grace(idle);
+            door.close();
+        });
     }
 
     /// Whether a drain has begun.
@@ -167,6 +191,10 @@ impl Traffic {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // None of these is left half changed by a panic.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 // === impl ListenerTraffic ===
@@ -200,8 +228,15 @@ impl ListenerTraffic {
         &self.without_pool
     }
 
-    /// Forgets the pools that nobody uses.
-    pub fn forget_unused(&self) {
+    fn answers(&self) -> (u64, u64) {
+        let by_pool = lock(&self.by_pool);
+        let pools = by_pool.iter().map(|(_, pool)| pool).chain([&self.without_pool]);
+        pools.flat_map(|pool| pool.answers.counted()).fold((0, 0), |(all, failed), (status, count)| {
+            (all + count, failed + if status >= 500 { count } else { 0 })
+        })
+    }
+
+    fn forget_unused(&self) {
         lock(&self.by_pool).retain(|(_, pool)| Arc::strong_count(pool) > 1);
     }
 
@@ -225,6 +260,7 @@ impl Door {
             open: Level::default(),
             fresh: Level::default(),
             closing: AtomicBool::new(closing),
+            grace: AtomicU64::new(millis(if closing { IDLE_GRACE } else { CLOSED_GRACE })),
             settled: watch::Sender::new(false),
             last_plan: OnceLock::new(),
         }
@@ -250,6 +286,10 @@ impl Door {
     /// From now on every answer says `Connection: close`.
     pub fn close(&self) {
         self.closing.store(true, Ordering::Release);
+    }
+
+    fn set_grace(&self, idle: Duration) {
+        self.grace.store(millis(idle), Ordering::Release);
     }
 
     /// Whether it is closed, or about to be.
@@ -289,7 +329,8 @@ impl Door {
     }
 
     fn must_wait(&self, since_closed: Duration) -> bool {
-        let grace = if self.fresh.get() > 0 { FRESH_GRACE } else { IDLE_GRACE };
+        let idle = Duration::from_millis(self.grace.load(Ordering::Acquire));
+        let grace = if self.fresh.get() > 0 { FRESH_GRACE.max(idle) } else { idle };
         // A connection accepted just before the socket closed may not be counted yet, hence at least one poll.
         since_closed < POLL || (self.open.get() > 0 && since_closed < grace)
     }
@@ -412,11 +453,15 @@ mod tests {
         let pool: Arc<str> = "one".into();
         let door = traffic.open("web");
         drop(door.accept(None));
-        door.listener.pool(&pool).answers.increment(200);
+        let used = door.listener.pool(&pool);
+        used.answers.increment(200);
+        used.answers.increment(503);
         traffic.forget_unused();
         assert_eq!(traffic.open("web").listener.connections.get(), 1);
-        assert_eq!(door.listener.pool(&pool).answers.counted().count(), 1);
-        door.listener.forget_unused();
+        assert_eq!(door.listener.pool(&pool).answers.counted().count(), 2);
+        assert_eq!(traffic.answers(), (2, 1));
+        drop(used);
+        traffic.forget_unused();
         assert_eq!(door.listener.pool(&pool).answers.counted().count(), 0);
         drop(door);
         traffic.forget_unused();
@@ -434,13 +479,42 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn idle_connections_stay_for_a_moment() {
-        let door = Traffic::new().open("web");
+    async fn idle_connections_stay_for_a_moment_at_the_end_and_longer_otherwise() {
+        for (drain, expected) in [
+            (Some(IDLE_GRACE), IDLE_GRACE),
+            (Some(Duration::from_secs(3)), Duration::from_secs(3)),
+            (None, CLOSED_GRACE),
+        ] {
+            let traffic = Traffic::new();
+            let door = traffic.open("web");
+            let idle = door.accept(None);
+            drop(idle.begin_request());
+            match drain {
+                Some(patience) if patience == IDLE_GRACE => traffic.drain(),
+                Some(patience) => traffic.drain_patiently(patience),
+                None => door.close(),
+            }
+            let before = tokio::time::Instant::now();
+            door.settle().await;
+            let took = before.elapsed();
+            assert!(took >= expected && took <= expected + 2 * POLL, "{took:?} for {expected:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_end_that_comes_later_makes_a_patient_drain_short() {
+        let traffic = Traffic::new();
+        let door = traffic.open("web");
         let idle = door.accept(None);
         drop(idle.begin_request());
+        traffic.drain_patiently(CLOSED_GRACE);
         let before = tokio::time::Instant::now();
-        door.settle().await;
-        assert!(before.elapsed() >= IDLE_GRACE && before.elapsed() < FRESH_GRACE);
+        let hurry = async {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            traffic.drain();
+        };
+        tokio::join!(door.settle(), hurry);
+        assert!(before.elapsed() < Duration::from_millis(1100), "{:?}", before.elapsed());
     }
 
     #[tokio::test(start_paused = true)]

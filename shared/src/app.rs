@@ -9,10 +9,12 @@ use std::time::Duration;
 
 use pingora::services::background::background_service;
 
-use crate::cli::{self, CheckArgs, Cli, DemoArgs, Format, ProxyArgs, RunArgs, Verb};
+use crate::cli::{self, Ask, CheckArgs, Cli, DemoArgs, Format, ProxyArgs, RunArgs, Verb};
 use crate::config::{self, Context, Loaded, Plan, Problems, RealFiles};
-use crate::daemon::{self, AccessLogs, Mode};
+use crate::daemon::{self, Mode, Start};
 use crate::demo::{Demo, Once, POOL, Show};
+use crate::operator::ConfigFile;
+use crate::verbs::{self, AskError};
 
 /// The exit code of something that failed while running.
 const FAILED: u8 = 1;
@@ -33,6 +35,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Some(Verb::Demo(args)) => demo(&cli.run, &args),
         Some(Verb::Check(args)) => check(&cli.run, &args),
         Some(Verb::Healthcheck) => healthcheck(&cli.run),
+        Some(Verb::Ask(ask)) => ask_daemon(&cli.run, &ask),
         Some(Verb::Schema) => print(config::schema_text().as_bytes()),
         Some(Verb::Completions { shell }) => print_with(|out| {
             cli::completions(shell, out);
@@ -69,7 +72,10 @@ fn run_file(args: &RunArgs) -> u8 {
     match load(&path, args) {
         Err(problems) => report(&problems),
         Ok(loaded) if args.test => test(&path.display().to_string(), &loaded.plan, args.upgrade),
-        Ok(loaded) => serve(&loaded.plan, args),
+        Ok(loaded) => match with_context(args, |context| ConfigFile::new(&path, context)) {
+            Ok(file) => serve(&loaded.plan, args, Some(file)),
+            Err(error) => fail(&format!("cannot tell the present directory: {error}")),
+        },
     }
 }
 
@@ -84,12 +90,13 @@ fn proxy(run: &RunArgs, args: &ProxyArgs) -> u8 {
     match with_context(run, |context| config::load_text("command line", &text, context)) {
         Err(problems) => report(&problems),
         Ok(loaded) if run.test => test("the command line", &loaded.plan, run.upgrade),
-        Ok(loaded) => serve(&loaded.plan, run),
+        Ok(loaded) => serve(&loaded.plan, run, None),
     }
 }
 
-fn serve(plan: &Plan, args: &RunArgs) -> u8 {
-    let started = daemon::serve(plan, mode(plan, args), &AccessLogs::default(), Box::new(|_, _| Vec::new()));
+fn serve(plan: &Plan, args: &RunArgs, file: Option<ConfigFile>) -> u8 {
+    let how = Start { mode: mode(plan, args), file, ..Start::default() };
+    let started = daemon::serve(plan, how, Box::new(|_, _| Vec::new()));
     started.unwrap_or_else(|error| fail(&error.to_string()))
 }
 
@@ -109,11 +116,10 @@ fn demo(run: &RunArgs, args: &DemoArgs) -> u8 {
         Err(problems) => return report(&problems),
     };
     let mut outcome = None;
-    let logs = AccessLogs { silent: vec![Demo::TRAFFIC] };
+    let how = Start { mode: mode(&loaded.plan, run), silent: &[Demo::TRAFFIC], ..Start::default() };
     let started = daemon::serve(
         &loaded.plan,
-        mode(&loaded.plan, run),
-        &logs,
+        how,
         Box::new(|server, services| {
             let origins =
                 demo.origins.iter().map(|origin| server.add_service(origin.clone().service())).collect();
@@ -166,6 +172,23 @@ fn check(run: &RunArgs, args: &CheckArgs) -> u8 {
         Ok(loaded) if args.print => print(loaded.effective().as_bytes()),
         Ok(_) if args.format == Format::Json => print(b"[]\n"),
         Ok(_) => print(format!("{}: the configuration is right\n", path.display()).as_bytes()),
+    }
+}
+
+/// Has the daemon of this configuration do something, or say something.
+fn ask_daemon(run: &RunArgs, ask: &Ask) -> u8 {
+    let path = configuration(run);
+    let socket = with_context(run, |context| config::control_socket_of(path.as_deref(), context));
+    match verbs::run(ask, &socket, &mut io::stdout().lock()) {
+        Ok(()) => 0,
+        Err(AskError::Write(error)) if error.kind() == io::ErrorKind::BrokenPipe => 0,
+        // The diagnostics of a file stand as they are; anything else is a sentence.
+        Err(AskError::Refused(problem)) if problem.starts_with("error[") => {
+            complain_as_is(&problem);
+            WRONG
+        }
+        Err(AskError::Refused(problem)) => complain(&problem),
+        Err(error) => fail(&error.to_string()),
     }
 }
 

@@ -1,12 +1,16 @@
 //! The command line: Pingora's four flags, with the meaning they have in its quick start, and our verbs.
 
-use std::net::SocketAddr;
+use std::io::{self, Write};
+use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU32;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
-use lb_service::config::FromText;
+use lb_service::config::{FromText, PositiveDuration};
 use lb_service::listener::ListenAddress;
+use lb_service::pool::Weight;
 
 /// A load balancer: spreads HTTP requests over backends, leaves out those that fail their health checks, and changes
 /// without losing a request.
@@ -51,6 +55,9 @@ pub enum Verb {
     Check(CheckArgs),
     /// Exit with 0 when the daemon of this configuration is ready: for containers
     Healthcheck,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would print it")]
+    Ask(Ask),
     /// Print the JSON Schema of the configuration file, for editors
     Schema,
     /// Print a completion script for a shell
@@ -60,6 +67,186 @@ pub enum Verb {
     },
     /// Print the manual page
     Man,
+}
+
+/// What a running daemon is asked for. It is found by the key `control.socket` of the configuration, also when the rest of that is wrong.
+#[derive(Debug, Subcommand)]
+#[expect(
+    missing_docs,
+    reason = "clap would print the documentation of what is flattened in place of the verb's"
+)]
+pub enum Ask {
+    /// Show whether anything is wrong with the running daemon, since when, and why; and what it is doing
+    Status {
+        #[command(flatten)]
+        to: Daemon,
+        /// Show it again each second
+        #[arg(long)]
+        watch: bool,
+        /// How it is printed
+        #[arg(long, value_enum, default_value_t = Format::Text)]
+        format: Format,
+    },
+    /// Show what changed in the running daemon: health, ejections, reloads, orders; the latest thousand
+    Events {
+        #[command(flatten)]
+        to: Daemon,
+        /// Go on with those to come
+        #[arg(long)]
+        follow: bool,
+        /// Only so many of the latest
+        #[arg(long, value_name = "N")]
+        last: Option<usize>,
+        /// How they are printed: a line each
+        #[arg(long, value_enum, default_value_t = Format::Text)]
+        format: Format,
+    },
+    /// Show where the running daemon would send a request, and why; changes nothing
+    Explain(ExplainArgs),
+    /// Have the running daemon read its file again; says what changed, or what is wrong with it
+    Reload {
+        #[command(flatten)]
+        to: Daemon,
+        /// Only say what would change
+        #[arg(long)]
+        dry_run: bool,
+        /// Keep what was changed by drain, weight, add and the like, which is dropped otherwise
+        #[arg(long)]
+        keep_runtime: bool,
+    },
+    /// Replace the running daemon by the program and the file as they are now; no request is lost, and it goes on if that fails
+    Upgrade {
+        #[command(flatten)]
+        to: Daemon,
+    },
+    /// Give a backend no new sessions; those that it has go on
+    Drain {
+        #[command(flatten)]
+        backend: BackendArgs,
+        #[command(flatten)]
+        wait: WaitArgs,
+    },
+    /// Use a backend again that is draining
+    Undrain(BackendArgs),
+    /// Use a backend again that is disabled
+    Enable(BackendArgs),
+    /// Give a backend no requests
+    Disable(BackendArgs),
+    /// Give a backend another share of the traffic
+    Weight {
+        #[command(flatten)]
+        backend: BackendArgs,
+        /// Its share relative to the others, 1 to 1000
+        #[arg(value_parser = weight)]
+        weight: Weight,
+    },
+    /// Add a backend to a pool, until the file is read again
+    Add {
+        #[command(flatten)]
+        backend: BackendArgs,
+        /// Its share relative to the others, 1 to 1000
+        #[arg(long, value_parser = weight, default_value = "1")]
+        weight: Weight,
+        /// Use it only when no other is available
+        #[arg(long)]
+        backup: bool,
+        /// The most requests it is sent at a time; default: what all others of the pool have
+        #[arg(long, value_name = "N")]
+        max_requests: Option<NonZeroU32>,
+    },
+    /// Remove a backend from its pool, until the file is read again; its requests in flight are finished
+    Remove {
+        #[command(flatten)]
+        backend: BackendArgs,
+        #[command(flatten)]
+        wait: WaitArgs,
+    },
+    /// Show what the running daemon logs, or change it
+    LogLevel {
+        #[command(flatten)]
+        to: Daemon,
+        /// As RUST_LOG is written: `debug`, or `info,health_service=debug`
+        filter: Option<String>,
+    },
+    /// Print the names of the pools, or of the backends of a pool: for completion
+    #[command(hide = true)]
+    Names {
+        #[command(flatten)]
+        to: Daemon,
+        /// The pool
+        pool: Option<String>,
+    },
+}
+
+/// Which daemon is asked.
+#[derive(Args, Debug, Clone)]
+pub struct Daemon {
+    /// The control socket of the daemon; default: what its configuration says
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+}
+
+/// One backend of the daemon.
+#[derive(Args, Debug)]
+pub struct BackendArgs {
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would print it")]
+    pub to: Daemon,
+    /// The name of its pool
+    pub pool: String,
+    /// Its address, such as 10.0.0.1:8080
+    pub backend: SocketAddr,
+}
+
+/// Whether to wait for a backend.
+#[derive(Args, Debug)]
+pub struct WaitArgs {
+    /// Return when it works on no request any more
+    #[arg(long)]
+    pub wait: bool,
+    /// How long to wait at most, such as 90s; then the exit code is 1
+    #[arg(long, value_name = "TIME", requires = "wait", value_parser = duration)]
+    pub timeout: Option<Duration>,
+}
+
+/// Arguments of `explain`.
+#[derive(Args, Debug)]
+pub struct ExplainArgs {
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would print it")]
+    pub to: Daemon,
+    /// The host that the client asks for
+    #[arg(long)]
+    pub host: Option<String>,
+    /// Path and query
+    #[arg(long, default_value = "/")]
+    pub path: String,
+    /// The method
+    #[arg(long, default_value = "GET")]
+    pub method: String,
+    /// A header, as `Name: value`; repeat it for more
+    #[arg(long, value_name = "HEADER")]
+    pub header: Vec<String>,
+    /// The address of the client
+    #[arg(long, value_name = "IP")]
+    pub client: Option<IpAddr>,
+    /// The name of the listener; default: the first
+    #[arg(long, value_name = "NAME")]
+    pub listener: Option<String>,
+    /// How it is printed
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    pub format: Format,
+    /// Only print the token that lets a request ask how it is served: as value of its header X-Lb-Explain
+    #[arg(long)]
+    pub token: bool,
+}
+
+fn weight(text: &str) -> Result<Weight, String> {
+    text.parse().ok().and_then(Weight::new).ok_or_else(|| "a weight is 1 to 1000".to_owned())
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    PositiveDuration::from_text(text).map(|PositiveDuration(duration)| duration)
 }
 
 /// Arguments of `proxy`.
@@ -111,21 +298,28 @@ const AFTER_HELP: &str = "\
 Exit codes: 0 done; 1 could not start, or failed while running; 2 the command line or the configuration is wrong (starting again will
 not help); 3 requests were cut: the drain ran out of time, or a second signal came.
 
-Signals: TERM and INT finish the requests in flight and end, a second one ends at once; QUIT offers the listening
-sockets to a process started with --upgrade; USR1 reopens the log files.";
+Signals: TERM and INT finish the requests in flight and end, a second one ends at once; HUP reads the file again; USR2 upgrades;
+QUIT offers the listening sockets to a process started with --upgrade; USR1 reopens the log files.";
 
 /// The manual page, in roff.
 ///
 /// # Errors
 /// When `out` cannot be written to.
-pub fn manual(out: &mut impl std::io::Write) -> std::io::Result<()> {
+pub fn manual(out: &mut impl Write) -> io::Result<()> {
     clap_mangen::Man::new(Cli::command()).render(out)
 }
 
 /// The completion script for `shell`.
-pub fn completions(shell: Shell, out: &mut impl std::io::Write) {
+pub fn completions(shell: Shell, out: &mut impl Write) {
     clap_complete::generate(shell, &mut Cli::command(), "load_balancer", out);
+    if shell == Shell::Bash {
+        // A reader that has enough is not a failure.
+        let _ = out.write_all(LIVE_NAMES);
+    }
 }
+
+/// What clap cannot know: the pools and backends of the running daemon.
+const LIVE_NAMES: &[u8] = include_bytes!("cli/live_names.bash");
 
 #[cfg(test)]
 mod tests {
@@ -144,12 +338,33 @@ mod tests {
     }
 
     #[test]
+    fn orders_name_a_pool_and_an_address() {
+        let parse = |words: &str| Cli::try_parse_from(words.split(' '));
+        let cli = parse("load_balancer drain web 10.0.0.1:80 --wait --timeout 90s -c conf.yaml").unwrap();
+        let Some(Verb::Ask(Ask::Drain { backend, wait })) = cli.verb else { panic!("no drain") };
+        assert_eq!((backend.pool.as_str(), backend.backend), ("web", "10.0.0.1:80".parse().unwrap()));
+        assert_eq!((wait.wait, wait.timeout), (true, Some(Duration::from_secs(90))));
+        assert_eq!(cli.run.conf, Some("conf.yaml".into()));
+        for wrong in [
+            "load_balancer drain web",
+            "load_balancer drain web nobody",
+            "load_balancer drain web 10.0.0.1:80 --timeout 1s",
+            "load_balancer weight web 10.0.0.1:80 0",
+            "load_balancer weight web 10.0.0.1:80 1001",
+            "load_balancer add web 10.0.0.1:80 --max-requests 0",
+        ] {
+            assert!(parse(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
     fn the_manual_and_the_completions_know_the_verbs() {
         let mut manual_page = Vec::new();
         manual(&mut manual_page).unwrap();
         assert!(String::from_utf8(manual_page).unwrap().contains("demo"));
         let mut script = Vec::new();
         completions(Shell::Bash, &mut script);
-        assert!(String::from_utf8(script).unwrap().contains("healthcheck"));
+        let script = String::from_utf8(script).unwrap();
+        assert!(script.contains("healthcheck") && script.contains("undrain"));
     }
 }

@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use lb_service::pool::{Observer, PoolEvent};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
@@ -73,6 +74,22 @@ struct Inner {
     latest: watch::Sender<u64>,
 }
 
+/// The changes as a JSON document, all of them or `after=N`.
+///
+/// # Errors
+/// What is wrong with the query.
+pub fn document(events: &Events, query: Option<&str>) -> Result<String, String> {
+    let after = match query.filter(|query| !query.is_empty()).map(|query| (query, query.split_once('='))) {
+        None => Ok(0),
+        Some((_, Some(("after", number)))) => {
+            number.parse().map_err(|_| format!("`after` is no number: {number:?}"))
+        }
+        Some((query, _)) => Err(format!("only `after=NUMBER` can be asked, not {query:?}")),
+    };
+    let text = serde_json::to_string_pretty(&events.after(after?));
+    Ok(text.expect("texts and numbers are JSON") + "\n")
+}
+
 // === impl Events ===
 
 impl Events {
@@ -125,6 +142,31 @@ impl Events {
 impl Default for Events {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+impl Observer for Events {
+    fn observe(&self, pool: &str, event: &PoolEvent<'_>) {
+        match *event {
+            PoolEvent::Ejected { backend, time, why } => {
+                let text = format!("is ejected for {:.1} s: {why}", time.as_secs_f64());
+                self.note(Kind::Ejection, About::backend(pool, backend), text);
+            }
+            PoolEvent::Returned { backend } => {
+                self.note(Kind::Ejection, About::backend(pool, backend), "is back from its ejection");
+            }
+            PoolEvent::Panic(true) => {
+                self.note(Kind::Panic, About::pool(pool), "too few backends are available, all are used");
+            }
+            PoolEvent::Panic(false) => self.note(Kind::Panic, About::pool(pool), "panic is over"),
+        }
+    }
+}
+
+impl health_service::Observer for Events {
+    fn changed(&self, pool: &str, backend: &str, up: bool, reason: &str) {
+        let text = format!("is {}: {reason}", if up { "up" } else { "down" });
+        self.note(Kind::Health, About::backend(pool, backend), text);
     }
 }
 
@@ -205,6 +247,17 @@ mod tests {
         tokio::task::yield_now().await;
         events.note(Kind::Panic, About::pool("web"), "is over");
         assert_eq!(texts(&waiting.await.unwrap()), ["is over"]);
+    }
+
+    #[test]
+    fn the_document_has_all_or_those_after_a_number() {
+        let events = Events::new();
+        ["one", "two"].iter().for_each(|text| events.note(Kind::Process, About::default(), *text));
+        let read =
+            |query| document(&events, query).map(|text| serde_json::from_str::<Vec<Event>>(&text).unwrap());
+        assert_eq!(read(None).unwrap().len(), 2);
+        assert_eq!(texts(&read(Some("after=1")).unwrap()), ["two"]);
+        assert!(read(Some("after=x")).is_err() && read(Some("since=1")).is_err());
     }
 
     #[test]

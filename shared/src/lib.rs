@@ -5,12 +5,16 @@
 pub mod app;
 pub mod cli;
 pub mod config;
+pub mod control;
 pub mod daemon;
 pub mod demo;
 pub mod events;
+pub mod explain;
 pub mod operator;
 pub mod process;
+pub mod screen;
 pub mod status;
 pub mod time;
+pub mod verbs;
 
 pub use app::run;

@@ -13,6 +13,7 @@ use pingora::protocols::l4::socket::SocketAddr as PingoraAddr;
 use serde::Serialize;
 
 use crate::daemon::{Checked, Pools};
+use crate::operator::{Document, Operator, Shown};
 use crate::time::rfc3339;
 
 /// Where the status is read from.
@@ -20,6 +21,7 @@ pub struct StatusSource {
     current: Current,
     traffic: Arc<Traffic>,
     pools: Pools,
+    operator: Operator,
     started: SystemTime,
 }
 
@@ -30,6 +32,7 @@ struct Status<'a> {
     state: &'static str,
     started: String,
     uptime_seconds: u64,
+    config: Document<'a>,
     listeners: Vec<ListenerStatus<'a>>,
     pools: Vec<PoolStatus<'a>>,
 }
@@ -75,6 +78,9 @@ struct BackendStatus<'a> {
     state: &'static str,
     reason: String,
     since: String,
+    /// What an operator changed about it, if anything.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    runtime: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     checked: Option<String>,
     requests_in_flight: u64,
@@ -96,27 +102,28 @@ struct BackendStatus<'a> {
 
 impl StatusSource {
     /// A source over what the services share.
-    pub fn new(current: Current, traffic: Arc<Traffic>, pools: Pools, started: SystemTime) -> Self {
-        Self { current, traffic, pools, started }
+    pub fn new(current: Current, traffic: Arc<Traffic>, pools: Pools, operator: Operator) -> Self {
+        Self { current, traffic, pools, operator, started: SystemTime::now() }
     }
 
     /// The document as it is at `now`.
     pub fn json(&self, now: SystemTime) -> String {
-        let (plan, pools) = (self.current.plan(), self.pools.now());
+        let (plan, pools, shown) = (self.current.plan(), self.pools.now(), self.operator.shown());
         let status = Status {
             version: env!("CARGO_PKG_VERSION"),
             pid: std::process::id(),
             state: if self.traffic.is_draining() { "draining" } else { "serving" },
             started: rfc3339(self.started),
             uptime_seconds: now.duration_since(self.started).unwrap_or(Duration::ZERO).as_secs(),
+            config: shown.document(),
             listeners: listeners(&plan),
-            pools: pools.iter().map(|checked| self.pool(checked)).collect(),
+            pools: pools.iter().map(|checked| self.pool(checked, &shown)).collect(),
         };
         serde_json::to_string_pretty(&status).expect("strings, numbers and maps with string keys are JSON")
             + "\n"
     }
 
-    fn pool<'a>(&self, checked: &'a Checked) -> PoolStatus<'a> {
+    fn pool<'a>(&self, checked: &'a Checked, shown: &Shown) -> PoolStatus<'a> {
         let pool = &checked.pool;
         let now = Instant::now();
         let availability = pool.availability(now);
@@ -131,11 +138,17 @@ impl StatusSource {
             queue: QueueStatus { waiting: pool.queue().len(), places: pool.queue().places() },
             retries: pool.counters().retries.get(),
             retries_denied: pool.counters().retries_denied.get(),
-            backends: backends.map(|backend| self.backend(checked, backend, now)).collect(),
+            backends: backends.map(|backend| self.backend(checked, backend, shown, now)).collect(),
         }
     }
 
-    fn backend<'a>(&self, checked: &Checked, backend: &'a Backend, now: Instant) -> BackendStatus<'a> {
+    fn backend<'a>(
+        &self,
+        checked: &Checked,
+        backend: &'a Backend,
+        shown: &Shown,
+        now: Instant,
+    ) -> BackendStatus<'a> {
         let Checked { pool, settings, verdicts } = checked;
         let verdict = verdicts.get(&PingoraAddr::Inet(backend.address));
         let state = pool.state(backend, now);
@@ -146,10 +159,16 @@ impl StatusSource {
             backup: backend.backup,
             state: state.as_str(),
             reason: reason(backend, state, &settings.kind, verdict.as_ref(), now),
-            since: rfc3339(match backend.ejected_since(now).filter(|_| state == State::Ejected) {
-                Some(since) => SystemTime::now() - now.saturating_duration_since(since),
-                None => verdict.as_ref().map_or(self.started, |verdict| verdict.since),
-            }),
+            since: rfc3339(
+                match state {
+                    State::Ejected => ejected_since(backend, now),
+                    State::Draining | State::Disabled => shown.changed(&pool.name, backend.address),
+                    State::Up | State::Down => None,
+                }
+                .or(verdict.as_ref().map(|verdict| verdict.since))
+                .unwrap_or(self.started),
+            ),
+            runtime: shown.runtime(&pool.name, backend.address),
             checked: verdict.map(|verdict| rfc3339(verdict.checked)),
             requests_in_flight: backend.load.in_flight(),
             max_requests: Some(backend.max_requests).filter(|max| *max < u64::MAX),
@@ -184,6 +203,10 @@ fn listeners(plan: &Plan) -> Vec<ListenerStatus<'_>> {
         }
     };
     plan.listeners.iter().map(status).collect()
+}
+
+fn ejected_since(backend: &Backend, now: Instant) -> Option<SystemTime> {
+    backend.ejected_since(now).map(|since| SystemTime::now() - now.saturating_duration_since(since))
 }
 
 /// Why a backend is what it is.

@@ -15,6 +15,7 @@ const TESTED: &[(&str, &str)] = &[
     ("ca_file", "server_keys::ca_file_is_trusted_for_backends_whose_pool_names_no_other"),
     ("client_bind_to_ipv4", "server_keys::connections_to_backends_come_from_the_address_to_bind_to"),
     ("client_bind_to_ipv6", "server_keys::connections_to_ipv6_backends_come_from_the_address_to_bind_to"),
+    ("control.socket", "control::the_socket_is_where_the_key_says"),
     ("daemon", "server_keys::the_key_daemon_does_what_the_option_does"),
     (
         "error_log",
@@ -132,6 +133,9 @@ const TESTED: &[(&str, &str)] = &[
     ("routes.*.match.path", "routing::paths_match_exactly_or_by_prefix_of_whole_segments"),
     ("routes.*.match.path_prefix", "routing::paths_match_exactly_or_by_prefix_of_whole_segments"),
     ("routes.*.pool", "routing::the_first_route_that_matches_wins_and_no_route_is_404"),
+    ("reload.rollback.error_rate", "reload::a_reload_after_which_requests_fail_is_taken_back"),
+    ("reload.rollback.window", "reload::the_window_of_a_rollback_ends"),
+    ("reload.watch", "reload::a_file_that_is_watched_is_read_when_it_changes_however_that_is_done"),
     ("shutdown.delay", "quickstart::shutdown_delay_takes_traffic_while_not_ready"),
     ("shutdown.drain", "quickstart::a_drain_that_runs_out_of_time_ends_with_3"),
     ("threads", "server_keys::threads_is_the_number_of_threads_that_serve"),

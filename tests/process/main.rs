@@ -7,7 +7,9 @@
 mod access_log;
 mod balancing;
 mod config;
+mod control;
 mod edges;
+mod explain;
 mod grpc_health;
 mod health;
 mod keys;
@@ -16,10 +18,12 @@ mod metrics;
 mod nginx;
 mod proxying;
 mod quickstart;
+mod reload;
 mod resilience;
 mod retries;
 mod routing;
 mod server_keys;
+mod systemd;
 mod upgrade;
 
 use std::net::SocketAddr;

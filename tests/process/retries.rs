@@ -296,6 +296,43 @@ fn the_access_log_says_who_failed_and_how() {
     }
 }
 
+#[test]
+fn the_access_log_says_how_the_last_one_failed_as_well() {
+    let words = ["connect", "reset", "timeout", "502", "503", "504"];
+    for (failure, word) in FAILURES.into_iter().zip(words) {
+        for format in ["text", "json"] {
+            let (lab, one, two) = (Lab::new(), failing(failure), failing("503"));
+            let log = format!("access_log: {{format: {format}}}\n");
+            let daemon = lab.start(&format!("{log}{}", pool(&[&one, &two], NO_EJECTION)));
+            let status = daemon.get("/fails").unwrap().status;
+            let entry = |origin: &Origin, word: &str| match format {
+                "text" => format!("{}:{word}", origin.address),
+                _ => format!("\"{}\":\"{word}\"", origin.address),
+            };
+            let (one, two) = (entry(&one, word), entry(&two, "503"));
+            let both = [format!("{one},{two}"), format!("{two},{one}")];
+            let line = daemon.logged(&["/fails", &status.to_string()]);
+            assert!(both.iter().any(|both| line.contains(both)), "neither of {both:?} in {line}");
+            assert!(line.contains("tries=2") || line.contains("\"tries\":2"), "{line}");
+            let last = if line.contains(&both[0]) { 503 } else { status_of(failure) };
+            assert_eq!(status, last, "{line}");
+        }
+    }
+}
+
+#[test]
+fn a_failure_within_an_answer_and_one_that_nobody_makes_good_are_in_the_access_log() {
+    for (behaviour, word) in [(Behaviour::CutShort, "reset"), (Behaviour::Garbage, "protocol")] {
+        let (lab, bad) = (Lab::new(), Origin::start("bad"));
+        bad.behave(behaviour);
+        let daemon = lab.start(&format!("access_log: {{format: text}}\n{}", pool(&[&bad], "")));
+        // Broken within: there is no whole answer.
+        let _ = daemon.get("/broken");
+        let line = daemon.logged(&["/broken", &format!("tried={}:{word} ", bad.address)]);
+        assert!(line.contains(&format!("reason=\"{word}\"")), "{line}");
+    }
+}
+
 // ===== per_try =====
 
 const PER_TRY: Duration = Duration::from_millis(400);

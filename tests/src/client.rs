@@ -6,7 +6,10 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
+use socket2::SockRef;
+
 use crate::pattern::Meter;
+use crate::websocket::{self, Frame};
 use crate::wire::{Framing, Head, Wire, header};
 
 /// No answer takes longer in a test that passes.
@@ -115,6 +118,19 @@ impl Connection {
         Ok(Self { wire: Wire::new(Stream::Unix(stream)) })
     }
 
+    /// Makes the system hold no more than about so many bytes that the client has not read, so that a client which reads
+    /// slowly is felt by the peer.
+    ///
+    /// # Errors
+    ///
+    /// Fails as the system does.
+    pub fn hold_at_most(&self, bytes: usize) -> io::Result<()> {
+        match self.wire.stream() {
+            Stream::Tcp(stream) => SockRef::from(stream).set_recv_buffer_size(bytes),
+            Stream::Unix(stream) => SockRef::from(stream).set_recv_buffer_size(bytes),
+        }
+    }
+
     /// Sends bytes as they are.
     ///
     /// # Errors
@@ -168,7 +184,7 @@ impl Connection {
             let framing = framing(method, status, &head);
             let body = self.wire.body(framing, &mut |piece| meter.feed(piece));
             let trailers = body.map_err(Failure::Broken)?;
-            let Meter { length, is_pattern, start: body } = meter;
+            let Meter { length, is_pattern, start: body, .. } = meter;
             return Ok(Response { status, head, body, length, is_pattern, trailers, informational });
         }
     }
@@ -209,6 +225,16 @@ impl Connection {
     pub fn pass_body(&mut self, head: &Head, sink: &mut dyn FnMut(&[u8])) -> Result<(), Failure> {
         let framing = head.framing().unwrap_or(Framing::ToEnd);
         self.wire.body(framing, sink).map(|_| ()).map_err(Failure::Broken)
+    }
+
+    /// Sends this in a frame of a WebSocket that was agreed to, and reads the frame that answers it.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`Failure::Closed`] when the peer has closed, [`Failure::Broken`] when the answer is cut or comes too late.
+    pub fn exchange_frame(&mut self, payload: &[u8]) -> Result<Frame, Failure> {
+        self.send(Frame::binary(payload.to_vec()).masked())?;
+        websocket::read(&mut self.wire).map_err(classify)?.ok_or(Failure::Closed)
     }
 
     /// The next bytes, whatever they are; empty at the end of the connection, however it ended.

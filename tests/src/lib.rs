@@ -28,6 +28,7 @@ pub mod ports;
 pub mod process;
 pub mod tools;
 pub mod wait;
+pub mod websocket;
 pub mod wire;
 
 pub use certs::Authority;

@@ -11,6 +11,18 @@ pub fn from(offset: u64) -> &'static [u8] {
     &block()[start..]
 }
 
+/// So many bytes of the pattern from `offset` on.
+pub fn bytes(mut offset: u64, length: usize) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(length);
+    while bytes.len() < length {
+        let piece = from(offset);
+        let piece = &piece[..piece.len().min(length - bytes.len())];
+        bytes.extend_from_slice(piece);
+        offset += piece.len() as u64;
+    }
+    bytes
+}
+
 /// Whether `bytes` are those of the pattern from `offset` on.
 pub fn matches(mut offset: u64, mut bytes: &[u8]) -> bool {
     while !bytes.is_empty() {
@@ -48,6 +60,8 @@ pub struct Meter {
     pub is_pattern: bool,
     /// The first [`Meter::KEPT`] bytes.
     pub start: Vec<u8>,
+    /// Where in the pattern the body begins.
+    seed: u64,
 }
 
 impl Meter {
@@ -56,12 +70,17 @@ impl Meter {
 
     /// A meter that has seen nothing.
     pub fn new() -> Self {
-        Self { length: 0, is_pattern: true, start: Vec::new() }
+        Self::at(0)
+    }
+
+    /// The same, for a body that is the pattern from `seed` on: bodies of other seeds are none of its.
+    pub fn at(seed: u64) -> Self {
+        Self { length: 0, is_pattern: true, start: Vec::new(), seed }
     }
 
     /// Takes the next bytes of the body.
     pub fn feed(&mut self, bytes: &[u8]) {
-        self.is_pattern = self.is_pattern && matches(self.length, bytes);
+        self.is_pattern = self.is_pattern && matches(self.seed + self.length, bytes);
         self.length += bytes.len() as u64;
         let room = (Self::KEPT - self.start.len()).min(bytes.len());
         self.start.extend_from_slice(&bytes[..room]);
@@ -90,5 +109,14 @@ mod tests {
         broken.feed(&whole[..4096]);
         broken.feed(&whole[8192..]);
         assert!(!broken.is_pattern);
+    }
+
+    #[test]
+    fn a_meter_tells_bodies_of_different_seeds_apart() {
+        for (seed, same) in [(7, true), (8, false), (65_528, true)] {
+            let mut meter = Meter::at(seed);
+            meter.feed(&bytes(7, 100_000));
+            assert_eq!(meter.is_pattern, same, "{seed}");
+        }
     }
 }

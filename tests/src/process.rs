@@ -1,8 +1,9 @@
 //! What `/proc` tells about a process, and signals to it.
 
+use std::collections::HashMap;
 use std::fs;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::sys::signal::{self, Signal};
@@ -40,6 +41,23 @@ impl Process {
         kib.unwrap_or(0) * 1024
     }
 
+    /// Its share of the memory in use, in bytes: what several processes have in common is divided among them.
+    pub fn proportional_bytes(self) -> u64 {
+        let rollup = fs::read_to_string(format!("/proc/{}/smaps_rollup", self.0)).unwrap_or_default();
+        let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:"));
+        line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or(0) * 1024
+    }
+
+    /// The process that started it, or took it over.
+    pub fn parent(self) -> Option<Self> {
+        self.status_field("PPid")?.parse().ok().map(Self)
+    }
+
+    /// The directory that it works in.
+    pub fn directory(self) -> Option<PathBuf> {
+        fs::read_link(format!("/proc/{}/cwd", self.0)).ok()
+    }
+
     /// What its open file descriptors point to, such as `socket:[1234]`.
     pub fn descriptors(self) -> Vec<String> {
         let Ok(entries) = fs::read_dir(format!("/proc/{}/fd", self.0)) else { return Vec::new() };
@@ -50,6 +68,20 @@ impl Process {
     /// Number of open sockets.
     pub fn sockets(self) -> usize {
         self.descriptors().iter().filter(|target| target.starts_with("socket:")).count()
+    }
+
+    /// The processes that it has started and not waited for, also those that have ended.
+    pub fn children(self) -> Vec<Self> {
+        let own = self.0.to_string();
+        all().filter(|process| process.status_field("PPid").as_deref() == Some(&own)).collect()
+    }
+
+    /// Its connections: sockets with an address that do not listen. Pairs that processes make for themselves have none.
+    pub fn connections(self) -> Vec<String> {
+        let known = connections();
+        let number = |target: &String| target.strip_prefix("socket:[")?.strip_suffix(']').map(str::to_owned);
+        let numbers = self.descriptors();
+        numbers.iter().filter_map(|target| known.get(&number(target)?).cloned()).collect()
     }
 
     /// Its arguments, the program first.
@@ -68,11 +100,47 @@ impl Process {
 
 /// The running processes that have a path below `directory` among their arguments.
 pub fn started_with(directory: &Path) -> Vec<Process> {
-    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
-    let all = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).map(Process);
     let prefix = format!("{}/", directory.display());
     let names_it = |process: &Process| process.arguments().iter().any(|argument| argument.contains(&prefix));
-    all.filter(|process| process.0 != std::process::id() && names_it(process)).collect()
+    others().filter(names_it).collect()
+}
+
+/// The running processes that were started in `directory`, or with a path below it: also those that write over their
+/// arguments, as nginx does.
+pub fn of(directory: &Path) -> Vec<Process> {
+    let works_in_it = |process: &Process| process.directory().is_some_and(|its| its.starts_with(directory));
+    let mut all = started_with(directory);
+    all.extend(others().filter(works_in_it));
+    all.sort_unstable_by_key(|process| process.0);
+    all.dedup();
+    all.retain(|process| process.alive());
+    all
+}
+
+/// All connections by the inodes of their sockets, each as the system tells of it.
+fn connections() -> HashMap<String, String> {
+    let read = |name: &str| fs::read_to_string(format!("/proc/net/{name}")).unwrap_or_default();
+    let entry = |line: &str, number: usize, listens: fn(&[&str]) -> bool| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let inode = fields.get(number).filter(|_| !listens(&fields))?;
+        Some(((*inode).to_owned(), line.trim().to_owned()))
+    };
+    let internet = [read("tcp"), read("tcp6")].concat();
+    let internet = internet.lines().filter_map(|line| entry(line, 9, |fields| fields[3] == "0A"));
+    // A path, if there is one, is the eighth field.
+    let unix = read("unix");
+    let named = unix.lines().filter(|line| line.split_whitespace().count() > 7);
+    let unix = named.filter_map(|line| entry(line, 6, |fields| fields[3] == "00010000"));
+    internet.chain(unix).collect()
+}
+
+fn others() -> impl Iterator<Item = Process> {
+    all().filter(|process| process.0 != std::process::id())
+}
+
+fn all() -> impl Iterator<Item = Process> {
+    let entries = fs::read_dir("/proc").into_iter().flatten();
+    entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).map(Process)
 }
 
 /// Number of sockets listening on exactly this IPv4 address, in any process.
@@ -100,7 +168,23 @@ mod tests {
         let own = Process(std::process::id());
         assert!(own.alive());
         assert!(own.resident_bytes() > 100_000);
+        assert!(own.proportional_bytes() > 100_000);
+        assert!(own.parent().is_some_and(Process::alive));
         assert!(!own.descriptors().is_empty());
+    }
+
+    #[test]
+    fn finds_a_process_by_its_directory_until_it_has_ended() {
+        let directory = tempfile::tempdir().expect("there is room for a directory");
+        let mut child = std::process::Command::new("sleep")
+            .arg("60")
+            .current_dir(directory.path())
+            .spawn()
+            .expect("every system has it");
+        assert_eq!(of(directory.path()), [Process(child.id())]);
+        child.kill().expect("it is our child");
+        wait::until(wait::LONG, "it is gone", || of(directory.path()).is_empty());
+        child.wait().expect("it is our child");
     }
 
     #[test]
@@ -111,5 +195,22 @@ mod tests {
         assert_eq!(listening_sockets(address), 1);
         drop(listener);
         assert_eq!(listening_sockets(address), 0);
+    }
+
+    #[test]
+    fn tells_connections_from_sockets_that_listen() {
+        let own = Process(std::process::id());
+        let listener = TcpListener::bind(ports::free()).expect("it is free");
+        let address = listener.local_addr().expect("it is bound");
+        // As the table of the system has it: in hexadecimal.
+        let port = format!(":{:04X} ", address.port());
+        let to_it = || own.connections().iter().filter(|line| line.contains(&port)).count();
+        assert_eq!(to_it(), 0);
+        let client = std::net::TcpStream::connect(address).expect("it listens");
+        assert_eq!(to_it(), 1, "not accepted yet");
+        let accepted = listener.accept().expect("somebody has connected");
+        assert_eq!(to_it(), 2);
+        drop((client, accepted));
+        assert_eq!(to_it(), 0);
     }
 }

@@ -133,15 +133,22 @@ impl<S: Read + Write> Wire<S> {
         }
     }
 
+    /// Whether there is another byte; waits for it, or for the end of the connection.
+    ///
+    /// # Errors
+    ///
+    /// Fails as the stream does.
+    pub fn more(&mut self) -> io::Result<bool> {
+        Ok(!self.unread().is_empty() || self.fill()? > 0)
+    }
+
     /// The next bytes that come, whatever they are; empty at the end of the connection.
     ///
     /// # Errors
     ///
     /// Fails as the stream does.
     pub fn some(&mut self) -> io::Result<Vec<u8>> {
-        if self.unread().is_empty() {
-            self.fill()?;
-        }
+        self.more()?;
         Ok(self.take(self.unread().len()))
     }
 

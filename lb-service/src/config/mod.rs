@@ -32,7 +32,7 @@ pub use resilience::{GrayConfig, MAX_ATTEMPTS, OutlierConfig, RetriesConfig, Ret
 pub use text::{FromText, Text};
 pub use values::{
     AbsolutePath, AnyDuration, BackendAddress, CookieAge, CookieName, HeaderText, HostHeader, Name,
-    PositiveDuration, QueryName, ReadPath, RequestPath, ServerName, TcpAddress,
+    PositiveDuration, QueryName, ReadPath, RequestPath, ServerName, SocketPath, TcpAddress,
 };
 
 /// The largest number of requests, or of anything else that is counted in them.

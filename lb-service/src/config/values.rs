@@ -57,6 +57,10 @@ pub struct RequestPath(pub String);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AbsolutePath(pub PathBuf);
 
+/// The path of a Unix socket, which does not depend on the directory that the program runs in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SocketPath(pub PathBuf);
+
 /// A path of a file that is read when the configuration is loaded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReadPath(pub PathBuf);
@@ -235,16 +239,19 @@ fn unix_path(path: &str) -> Result<PathBuf, String> {
     if !path.starts_with('/') {
         return Err(format!("the path of a Unix socket must be absolute, found {path:?}\nwrite unix:/path"));
     }
-    if path.len() > MAX_UNIX_PATH {
-        let length = path.len();
-        return Err(format!(
-            "the path of a Unix socket has at most {MAX_UNIX_PATH} bytes, this one has {length}"
-        ));
-    }
+    refuse_long(path)?;
     if path.contains(|c: char| c.is_whitespace() || c.is_control()) {
         return Err(format!("the path of a Unix socket cannot have white space, found {path:?}"));
     }
     Ok(PathBuf::from(path))
+}
+
+fn refuse_long(socket: &str) -> Result<(), String> {
+    let length = socket.len();
+    if length <= MAX_UNIX_PATH {
+        return Ok(());
+    }
+    Err(format!("the path of a Unix socket has at most {MAX_UNIX_PATH} bytes, this one has {length}"))
 }
 
 fn socket_address(text: &str, expected: &str) -> Result<SocketAddr, String> {
@@ -489,6 +496,20 @@ impl FromText for AbsolutePath {
 
     fn schema() -> Schema {
         json_schema!({"type": "string", "pattern": "^/.*[^/]$"})
+    }
+}
+
+impl FromText for SocketPath {
+    const EXPECTED: &'static str = AbsolutePath::EXPECTED;
+
+    fn from_text(text: &str) -> Result<Self, String> {
+        let AbsolutePath(path) = AbsolutePath::from_text(text)?;
+        refuse_long(text)?;
+        Ok(Self(path))
+    }
+
+    fn schema() -> Schema {
+        json_schema!({"type": "string", "pattern": "^/.*[^/]$", "maxLength": MAX_UNIX_PATH})
     }
 }
 

@@ -10,7 +10,7 @@ use super::ketama::{self, Ring};
 use super::least::{Measure, Score};
 use super::maglev::{self, Probe};
 use super::random::{Draws, mix};
-use super::{Policy, Rule};
+use super::{Policy, Rule, Steps};
 
 /// Steps of an algorithm that one request takes at most, for each backend there is.
 ///
@@ -33,6 +33,7 @@ const SECOND_DRAWS: usize = 8;
 pub struct Candidates {
     policy: Arc<Policy>,
     walk: Walk,
+    steps: Steps,
     /// The one offered last, which counts as refused when another one is asked for.
     current: Option<usize>,
     refused: IndexSet,
@@ -90,18 +91,24 @@ fn weighted_shuffle(
 // === impl Candidates ===
 
 impl Candidates {
-    pub(super) fn new(policy: Arc<Policy>, walk: Walk) -> Self {
+    pub(super) fn new(policy: Arc<Policy>, walk: Walk, steps: Steps) -> Self {
         let backends = policy.backends.len();
         let steps_left = backends.saturating_mul(walk.steps_per_backend());
         Self {
             policy,
             walk,
+            steps,
             current: None,
             refused: IndexSet::default(),
             left: backends,
             steps_left,
             rest: None,
         }
+    }
+
+    /// Where the next request's would begin, if these are [`ahead`](Policy::ahead) of it.
+    pub(crate) fn next_step(&self) -> Option<usize> {
+        self.steps.next()
     }
 
     fn refuse_current(&mut self) {
@@ -122,7 +129,7 @@ impl Candidates {
     fn search(&mut self) -> Option<usize> {
         while self.steps_left > 0 {
             self.steps_left -= 1;
-            if let Some(index) = self.walk.step(&self.policy, &self.refused)
+            if let Some(index) = self.walk.step(&self.policy, &self.refused, &mut self.steps)
                 && !self.refused.contains(index)
             {
                 return Some(index);
@@ -132,7 +139,7 @@ impl Candidates {
     }
 
     fn next_of_rest(&mut self) -> Option<usize> {
-        let rest = || self.walk.rest(&self.policy, &self.refused).into_iter();
+        let rest = || self.walk.rest(&self.policy, &self.refused, &mut self.steps).into_iter();
         self.rest.get_or_insert_with(rest).next()
     }
 }
@@ -166,12 +173,12 @@ impl Walk {
     }
 
     /// The backend that the next step leads to. It may be one that was refused.
-    fn step(&mut self, policy: &Policy, refused: &IndexSet) -> Option<usize> {
+    fn step(&mut self, policy: &Policy, refused: &IndexSet, steps: &mut Steps) -> Option<usize> {
         match (self, &policy.rule) {
             (Self::Draws(draws), Rule::Draws(alias)) => alias.at(draws.next()),
             (Self::Least { measure, start }, _) => {
                 if refused.contains(*start) {
-                    *start = another_start(policy, refused).unwrap_or(*start);
+                    *start = another_start(policy, refused, steps).unwrap_or(*start);
                 }
                 least(policy, refused, *measure, *start)
             }
@@ -183,13 +190,13 @@ impl Walk {
                 ring.at(*point - 1)
             }
             (Self::Table { probe, .. }, Rule::Table(table)) => table.next(probe),
-            _ => policy.turn(),
+            _ => policy.turn(steps),
         }
     }
 
     /// All that were not refused, in a weighted random order. For a key it is always the same order, whoever else is
     /// there (weighted rendezvous hashing).
-    fn rest(&self, policy: &Policy, refused: &IndexSet) -> Vec<usize> {
+    fn rest(&self, policy: &Policy, refused: &IndexSet, steps: &mut Steps) -> Vec<usize> {
         let indices = (0..policy.backends.len()).filter(|index| !refused.contains(*index));
         let weight = |index: usize| policy.backends[index].weight;
         match self {
@@ -197,7 +204,7 @@ impl Walk {
                 mix(key ^ maglev::name(&policy.backends[index].addr))
             }),
             _ => {
-                let seed = policy.draws().next();
+                let seed = policy.draws(steps).next();
                 weighted_shuffle(indices, weight, |index| mix(seed ^ mix(index as u64)))
             }
         }
@@ -205,8 +212,8 @@ impl Walk {
 }
 
 /// Where to begin when the one whose turn it was has been refused: with whose turn comes next, as the round robin does.
-fn another_start(policy: &Policy, refused: &IndexSet) -> Option<usize> {
-    let mut turns = (0..STEPS_PER_BACKEND * policy.backends.len()).filter_map(|_| policy.turn());
+fn another_start(policy: &Policy, refused: &IndexSet, steps: &mut Steps) -> Option<usize> {
+    let mut turns = (0..STEPS_PER_BACKEND * policy.backends.len()).filter_map(|_| policy.turn(steps));
     turns.find(|index| !refused.contains(*index))
 }
 

@@ -59,6 +59,11 @@ impl Score {
     pub(super) fn is_less_than(self, other: Self) -> bool {
         self.amount * other.weight < other.amount * self.weight
     }
+
+    /// What it has to do for its weight, as one number to be shown.
+    pub(super) fn value(self) -> f64 {
+        self.amount / self.weight
+    }
 }
 
 #[cfg(test)]

@@ -206,6 +206,28 @@ enum Rule {
 #[derive(Clone, Debug, Default)]
 struct Cursor(Arc<AtomicUsize>);
 
+/// The steps that a request takes.
+#[derive(Clone, Copy, Debug)]
+enum Steps {
+    /// Those that are next; nobody else takes them then.
+    Taken,
+    /// Those that would be next, from this one on. They are left to the next request.
+    Ahead(usize),
+}
+
+/// By what a policy prefers a backend to others.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Preference {
+    /// Whose turn comes first, or who is first in the order of the key.
+    Order,
+    /// A draw by weight.
+    Draw,
+    /// Requests in flight over weight.
+    InFlight(f64),
+    /// What an answer is expected to cost, in seconds.
+    Cost(f64),
+}
+
 // === impl Algorithm ===
 
 impl Algorithm {
@@ -305,22 +327,59 @@ impl Policy {
         Self { algorithm, backends, weights, mean_weight, loads, order, rule, cursor, seed, clock }
     }
 
+    /// The candidates that the next request with this key will be offered, if nothing changes until then. Looking at them
+    /// takes no turn: requests go where they would have gone.
+    pub fn ahead(self: &Arc<Self>, key: &[u8]) -> Candidates {
+        self.ahead_from(key, self.cursor.next())
+    }
+
+    /// The same, for a request that takes its steps from this one on.
+    pub(crate) fn ahead_from(self: &Arc<Self>, key: &[u8], step: usize) -> Candidates {
+        let mut steps = Steps::Ahead(step);
+        Candidates::new(self.clone(), self.walk(key, &mut steps), steps)
+    }
+
+    /// The step that the next request takes.
+    pub(crate) fn next_step(&self) -> usize {
+        self.cursor.next()
+    }
+
+    /// Whether random numbers decide, so that two requests of the same kind may go to different backends.
+    pub fn is_drawn(&self) -> bool {
+        matches!(self.rule, Rule::Draws(_) | Rule::TwoChoices(_))
+    }
+
+    /// By what the backend at this address is preferred, or not; none if there is no such backend.
+    pub(crate) fn preference(&self, address: &SocketAddr) -> Option<Preference> {
+        let index = self.backends.binary_search_by(|backend| backend.addr.cmp(address)).ok()?;
+        Some(match (&self.rule, self.measure()) {
+            (Rule::Draws(_), _) => Preference::Draw,
+            (Rule::Least | Rule::TwoChoices(_), measure @ Measure::InFlight) => {
+                Preference::InFlight(self.score(index, measure).value())
+            }
+            (Rule::Least | Rule::TwoChoices(_), measure) => {
+                Preference::Cost(self.score(index, measure).value())
+            }
+            (Rule::Turns | Rule::Ring(_) | Rule::Table(_), _) => Preference::Order,
+        })
+    }
+
     /// Whose turn it is now; the next call is about the next turn. `None` without backends.
-    fn turn(&self) -> Option<usize> {
-        self.order.at(self.cursor.advance())
+    fn turn(&self, steps: &mut Steps) -> Option<usize> {
+        self.order.at(steps.take(&self.cursor))
     }
 
     /// The random numbers of the next step.
-    fn draws(&self) -> Draws {
-        Draws::new(self.seed, self.cursor.advance())
+    fn draws(&self, steps: &mut Steps) -> Draws {
+        Draws::new(self.seed, steps.take(&self.cursor))
     }
 
     /// Where a request with this key begins.
-    fn walk(&self, key: &[u8]) -> Walk {
+    fn walk(&self, key: &[u8], steps: &mut Steps) -> Walk {
         match &self.rule {
-            Rule::Draws(_) => Walk::Draws(self.draws()),
-            Rule::TwoChoices(_) => Walk::TwoChoices { measure: self.measure(), draws: self.draws() },
-            Rule::Least => Walk::Least { measure: self.measure(), start: self.turn().unwrap_or(0) },
+            Rule::Draws(_) => Walk::Draws(self.draws(steps)),
+            Rule::TwoChoices(_) => Walk::TwoChoices { measure: self.measure(), draws: self.draws(steps) },
+            Rule::Least => Walk::Least { measure: self.measure(), start: self.turn(steps).unwrap_or(0) },
             Rule::Ring(ring) if !key.is_empty() => Walk::ring(ring, key),
             Rule::Table(_) if !key.is_empty() => Walk::table(key),
             Rule::Turns | Rule::Ring(_) | Rule::Table(_) => Walk::Turns,
@@ -355,7 +414,8 @@ impl BackendSelection for Policy {
     /// The candidates for one request. Only the hashes look at `key`; an empty one is no key, and they take turns
     /// then as in a round robin.
     fn iter(self: &Arc<Self>, key: &[u8]) -> Candidates {
-        Candidates::new(self.clone(), self.walk(key))
+        let mut steps = Steps::Taken;
+        Candidates::new(self.clone(), self.walk(key, &mut steps), steps)
     }
 }
 
@@ -384,5 +444,29 @@ impl Cursor {
     fn advance(&self) -> usize {
         // Only the count matters, nothing is published through it.
         self.0.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// The step that is taken next.
+    fn next(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+// === impl Steps ===
+
+impl Steps {
+    fn take(&mut self, cursor: &Cursor) -> usize {
+        match self {
+            Self::Taken => cursor.advance(),
+            Self::Ahead(next) => std::mem::replace(next, next.wrapping_add(1)),
+        }
+    }
+
+    /// The step after those that were looked at.
+    fn next(self) -> Option<usize> {
+        match self {
+            Self::Taken => None,
+            Self::Ahead(next) => Some(next),
+        }
     }
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::Pool;
 use super::again::Again;
 use super::attempt::Attempt;
-use super::backend::UpstreamError;
+use super::backend::{Backend, UpstreamError};
 use super::pick::{Mishap, Passed, Tried, Unplaced, Wish};
 use super::retry::{Failed, Repetition};
 
@@ -26,6 +26,8 @@ pub struct Delivery {
     pub passed: Passed,
     /// The backend that its cookie names, as an index of [`Pool::backends`].
     pub session: Option<usize>,
+    /// The backend that failed it last, unless it is among the tried ones or another attempt has begun.
+    last: Option<(Arc<Backend>, Mishap)>,
     /// How long to wait before the next attempt, if there is to be one.
     next: Option<Duration>,
     /// The place of this attempt in the budget of its pool.
@@ -76,6 +78,12 @@ impl Delivery {
         self.tries == 0
     }
 
+    /// The backends that failed it, each with how: those [`tried`](Self::tried), and the one that failed it last, after which
+    /// no other was looked for.
+    pub fn failures(&self) -> impl Iterator<Item = (&Backend, Mishap)> {
+        self.tried.iter().chain(self.last.iter().map(|(backend, mishap)| (&**backend, *mishap)))
+    }
+
     /// Gives it to a backend. An empty `key` is none.
     ///
     /// # Errors
@@ -83,6 +91,7 @@ impl Delivery {
     pub fn place(&mut self, pool: &Arc<Pool>, key: &[u8], at: Moment) -> Result<(), Unplaced> {
         let wish = Wish { key, session: self.session, tried: &self.tried, now: at.now, draw: at.draw };
         self.attempt = Some(pool.place(&wish, &mut self.passed)?);
+        self.last = None;
         self.counted.get_or_insert_with(|| Counted::new(pool));
         self.tries += 1;
         Ok(())
@@ -100,6 +109,9 @@ impl Delivery {
         let Some(attempt) = self.attempt.as_mut() else { return false };
         attempt.answered(status, retry_after, at.now);
         let mishap = Mishap::Status(status);
+        if mishap.cause().is_some() {
+            self.remember(mishap);
+        }
         let Some(again) = self.decide(pool, mishap, sent, at) else {
             // What follows may take hours, and is no load on an outage.
             self.repetition = None;
@@ -112,6 +124,7 @@ impl Delivery {
     /// The backend failed it. Whether there is to be another attempt.
     pub fn broke(&mut self, pool: &Arc<Pool>, error: UpstreamError, sent: Sent, at: Moment) -> bool {
         let mishap = Mishap::Error(error);
+        self.remember(mishap);
         let again = self.decide(pool, mishap, sent, at);
         let is_replay = again.as_ref().is_some_and(|again| again.replay);
         // A connection that was closed while it was idle says nothing about the backend.
@@ -158,8 +171,13 @@ impl Delivery {
         // only one.
         let stays = (again.replay && is_home) || !pool.has_another(&self.tried, &backend, now);
         if !stays {
+            self.last = None;
             self.tried.insert(backend, mishap);
         }
+    }
+
+    fn remember(&mut self, mishap: Mishap) {
+        self.last = self.attempt.as_ref().map(|attempt| (attempt.backend.clone(), mishap));
     }
 }
 

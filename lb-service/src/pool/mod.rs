@@ -73,6 +73,7 @@
 //!
 //! Pool::again                    whether a failed request is sent again                 again.rs
 //! └── retry::decide, Budget                                                             retry.rs
+//! Pool::explain                  where a request would go, and why                      explain.rs
 //! Queue                          who waits until a backend has room                     queue.rs
 //! ```
 
@@ -81,6 +82,7 @@ mod attempt;
 mod availability;
 mod backend;
 mod delivery;
+mod explain;
 mod gray;
 mod hash_key;
 mod outlier;
@@ -94,7 +96,7 @@ mod sticky;
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -106,6 +108,7 @@ pub use attempt::Attempt;
 pub use availability::{Availability, Level};
 pub use backend::{Backend, History, State, UpstreamError};
 pub use delivery::{Delivery, Moment, Sent};
+pub use explain::{Explanation, Judged, Score};
 pub use hash_key::{Key, KeySource};
 pub use pick::{Mishap, Passed, Refusal, Tried, Unplaced, Wish};
 pub use queue::{Line, Queue, QueueFull, Ticket, Waiter};
@@ -116,7 +119,7 @@ pub use settings::{
 };
 
 use crate::clock::Clock;
-use crate::policy::{Policy, PolicyConfig};
+use crate::policy::{Algorithm, Policy, PolicyConfig};
 use crate::stats::{Counter, Level as Gauge};
 use availability::Member;
 use backend::Histories;
@@ -127,7 +130,7 @@ use sticky::Sticky;
 /// A pool at work, shared by all requests as an `Arc`.
 ///
 /// It never changes. When its settings do, a [`successor`](Self::successor) takes its place, and a request that began with
-/// this one ends with this one; both count in the same [`Kept`] values.
+/// this one ends with this one; both count in the same values.
 pub struct Pool {
     /// Its name in the configuration, metrics and logs.
     pub name: Arc<str>,
@@ -143,6 +146,9 @@ pub struct Pool {
     watch: Watch,
     /// Sorted by address, so that a pick finds its counters without hashing.
     backends: Box<[Arc<Backend>]>,
+    /// For explanations: the selector of the balancer once more, made when it is asked for, since Pingora shows its own to
+    /// nobody.
+    outlook: OnceLock<Arc<Policy>>,
     kept: Kept,
 }
 
@@ -353,6 +359,7 @@ impl Pool {
             }),
             watch: Watch::new(now),
             backends,
+            outlook: OnceLock::new(),
             kept,
         }
     }
@@ -384,6 +391,11 @@ impl Pool {
     /// Where its health is kept.
     pub fn registry(&self) -> &Arc<HealthRegistry> {
         &self.kept.registry
+    }
+
+    /// How the next backend is chosen.
+    pub fn policy(&self) -> Algorithm {
+        self.kept.policy.algorithm()
     }
 
     /// Requests that its backends are working on.
@@ -447,12 +459,17 @@ impl Pool {
         let returns =
             self.backends.iter().filter_map(|backend| backend.history.record.ejected_until(now)).min();
         self.watch.set_next_return(returns);
-        let availability = availability::assess(self.members(now), self.settings.panic_threshold);
+        let availability = self.assessed(now);
         self.watch.availability.store(availability.pack(), Ordering::Release);
         if !self.watch.is_superseded.load(Ordering::Acquire) {
             self.tell_returns(now);
             self.tell_panic(availability.panic);
         }
+    }
+
+    /// Who may be picked, without a word to anybody.
+    fn assessed(&self, now: Instant) -> Availability {
+        availability::assess(self.members(now), self.settings.panic_threshold)
     }
 
     fn tell_returns(&self, now: Instant) {
@@ -822,7 +839,7 @@ mod tests {
     fn another_policy_goes_on_with_what_is_known() {
         let (before, hands) = pool(&settings(&[1, 1]));
         let _attempt = place(&before, &hands).unwrap();
-        let least = PoolSettings { policy: crate::policy::Algorithm::LeastRequest, ..settings(&[1, 1]) };
+        let least = PoolSettings { policy: Algorithm::LeastRequest, ..settings(&[1, 1]) };
         let after = succeed(&before, &least);
         assert_eq!(ports(&after, &hands, 3), [2, 2, 2], "the other one is busy");
     }

@@ -94,6 +94,27 @@ struct Pass {
     shifts: bool,
 }
 
+/// What a pick is for: to serve a request, or to say how one would be served. Both ask the same questions in the same order.
+pub(super) trait Purpose {
+    /// What the request has at the backend that it goes to.
+    type Place;
+
+    /// Offers the candidates for a key, best first, each with whether it passes its checks, until `accept` takes one.
+    fn offer(&self, pool: &Pool, key: &[u8], accept: impl Fn(&pingora::lb::Backend, bool) -> bool);
+
+    /// A place at a backend that may hold less than `bound`.
+    fn reserve(&self, backend: &Backend, bound: u64) -> Result<Self::Place, Refusal>;
+
+    /// A candidate was passed over.
+    fn note(&self, backend: &Arc<Backend>, refusal: Refusal);
+
+    /// Whether some were passed over only to shift load.
+    fn has_shifted(&self) -> bool;
+}
+
+/// A request is served: its turn is taken, its place counted, and who is passed over as well.
+struct Serve<'a>(RefCell<&'a mut Passed>);
+
 // === impl Pool ===
 
 impl Pool {
@@ -106,20 +127,33 @@ impl Pool {
     /// When no backend takes it: [`Unplaced::Full`] if one would, had it room; else [`Unplaced::Nobody`].
     pub fn place(self: &Arc<Self>, wish: &Wish<'_>, passed: &mut Passed) -> Result<Attempt, Unplaced> {
         let availability = self.availability(wish.now);
-        let any = Pass { sound: false, shifts: !availability.panic };
-        let placed = self.continue_session(wish, availability, passed);
-        let placed = placed.or_else(|| self.choose_sound(wish, availability, passed));
-        let placed = placed.or_else(|| self.choose(wish, availability, any, passed));
-        // Better one that gets more than its share than none.
-        let placed = placed.or_else(|| {
-            let pass = Pass { shifts: false, ..any };
-            passed.only_shifted().then(|| self.choose(wish, availability, pass, passed)).flatten()
-        });
-        match placed {
+        match self.pick(wish, availability, &Serve(RefCell::new(passed))) {
             Some((backend, place)) => Ok(Attempt::new(self.clone(), backend, place, wish.now)),
-            None if self.has_full(wish, availability) => Err(Unplaced::Full),
-            None => Err(Unplaced::Nobody),
+            None => Err(self.unplaced(wish, availability)),
         }
+    }
+
+    /// The backend that a request goes to, and its place there.
+    pub(super) fn pick<P: Purpose>(
+        &self,
+        wish: &Wish<'_>,
+        availability: Availability,
+        purpose: &P,
+    ) -> Option<(Arc<Backend>, P::Place)> {
+        let any = Pass::any(availability);
+        let picked = self.continue_session(wish, availability, purpose);
+        let picked = picked.or_else(|| self.choose_sound(wish, availability, purpose));
+        let picked = picked.or_else(|| self.choose(wish, availability, any, purpose));
+        // Better one that gets more than its share than none.
+        picked.or_else(|| {
+            let pass = Pass { shifts: false, ..any };
+            purpose.has_shifted().then(|| self.choose(wish, availability, pass, purpose)).flatten()
+        })
+    }
+
+    /// Why nobody took a request.
+    pub(super) fn unplaced(&self, wish: &Wish<'_>, availability: Availability) -> Unplaced {
+        if self.has_full(wish, availability) { Unplaced::Full } else { Unplaced::Nobody }
     }
 
     /// Whether a request that was sent to these would be taken by another backend.
@@ -144,7 +178,7 @@ impl Pool {
     }
 
     /// Whether its policy hashes requests. One without a [`hash_key`](Self::hash_key) then takes turns, and is to be
-    /// counted in [`keys_missing`](Self::keys_missing).
+    /// counted in [`keys_missing`](super::Counters::keys_missing).
     pub fn is_hashed(&self) -> bool {
         self.settings.hash_on.is_some()
     }
@@ -188,22 +222,22 @@ impl Pool {
             .is_some_and(|backend| self.session_refusal(backend, availability, now).is_none())
     }
 
-    fn continue_session(
+    fn continue_session<P: Purpose>(
         &self,
         wish: &Wish<'_>,
         availability: Availability,
-        passed: &mut Passed,
-    ) -> Option<(Arc<Backend>, InFlight)> {
+        purpose: &P,
+    ) -> Option<(Arc<Backend>, P::Place)> {
         let backend = self.backends.get(wish.session?)?;
         let refusal = if wish.tried.contains(backend.address) {
             Some(Refusal::Tried)
         } else {
             self.session_refusal(backend, availability, wish.now)
         };
-        match refusal.map_or_else(|| backend.reserve(u64::MAX), Err) {
+        match refusal.map_or_else(|| purpose.reserve(backend, u64::MAX), Err) {
             Ok(place) => Some((backend.clone(), place)),
             Err(refusal) => {
-                passed.note(backend, refusal);
+                purpose.note(backend, refusal);
                 None
             }
         }
@@ -212,15 +246,15 @@ impl Pool {
     /// For a request that was failed once: a backend that is not known to fail, by its checks or by its latest request. In
     /// panic readiness is ignored because the checks may be wrong; if they are right after all, this is the attempt that
     /// counts.
-    fn choose_sound(
+    fn choose_sound<P: Purpose>(
         &self,
         wish: &Wish<'_>,
         availability: Availability,
-        passed: &mut Passed,
-    ) -> Option<(Arc<Backend>, InFlight)> {
+        purpose: &P,
+    ) -> Option<(Arc<Backend>, P::Place)> {
         let checked = Availability { panic: false, ..availability };
         let pass = Pass { sound: true, shifts: !availability.panic };
-        (!wish.tried.is_empty()).then(|| self.choose(wish, checked, pass, passed)).flatten()
+        (!wish.tried.is_empty()).then(|| self.choose(wish, checked, pass, purpose)).flatten()
     }
 
     /// Whether somebody would take the request, had it room.
@@ -235,39 +269,52 @@ impl Pool {
     }
 
     /// The policy's best candidate that may have the request.
-    fn choose(
+    fn choose<P: Purpose>(
         &self,
         wish: &Wish<'_>,
         availability: Availability,
         pass: Pass,
-        passed: &mut Passed,
-    ) -> Option<(Arc<Backend>, InFlight)> {
-        let (taken, passed) = (Cell::new(None), RefCell::new(passed));
-        self.balancer.select_with(wish.key, self.backends.len(), |candidate, ready| {
+        purpose: &P,
+    ) -> Option<(Arc<Backend>, P::Place)> {
+        let taken = Cell::new(None);
+        purpose.offer(self, wish.key, |candidate, ready| {
             let Some(backend) = candidate.addr.as_inet().and_then(|address| self.backend(*address)) else {
                 return false;
             };
-            match self.take(backend, ready, availability, pass, wish) {
+            match self.take(backend, ready, availability, pass, wish, purpose) {
                 Ok(place) => taken.set(Some((backend.clone(), place))),
                 Err(refusal) => {
-                    passed.borrow_mut().note(backend, refusal);
+                    purpose.note(backend, refusal);
                     return false;
                 }
             }
             true
-        })?;
+        });
         taken.into_inner()
     }
 
+    /// Why a backend would not take a request that the policy offers to it.
+    pub(super) fn would_refuse<P: Purpose>(
+        &self,
+        backend: &Backend,
+        availability: Availability,
+        wish: &Wish<'_>,
+        purpose: &P,
+    ) -> Option<Refusal> {
+        let (ready, pass) = (self.is_ready(backend), Pass::any(availability));
+        self.take(backend, ready, availability, pass, wish, purpose).err()
+    }
+
     /// A place at a candidate, or why there is none.
-    fn take(
+    fn take<P: Purpose>(
         &self,
         backend: &Backend,
         ready: bool,
         availability: Availability,
         pass: Pass,
         wish: &Wish<'_>,
-    ) -> Result<InFlight, Refusal> {
+        purpose: &P,
+    ) -> Result<P::Place, Refusal> {
         if wish.tried.contains(backend.address) {
             return Err(Refusal::Tried);
         }
@@ -276,12 +323,12 @@ impl Pool {
             return Err(Refusal::Failing);
         }
         if !pass.shifts {
-            return backend.reserve(u64::MAX);
+            return purpose.reserve(backend, u64::MAX);
         }
         if !self.is_admitted(backend, wish) {
             return Err(Refusal::SlowStart);
         }
-        backend.reserve(self.bound(backend, availability, wish))
+        purpose.reserve(backend, self.bound(backend, availability, wish))
     }
 
     /// The same for a session: it stays where it is while its backend drains, but not when that is gone as well.
@@ -314,13 +361,17 @@ impl Pool {
     /// Whether a backend that came back a moment ago takes this request. By its key, if it has one: a key that comes back
     /// to a backend stays there.
     fn is_admitted(&self, backend: &Backend, wish: &Wish<'_>) -> bool {
-        let Some(window) = self.settings.slow_start else { return true };
-        let share = backend.history.comeback.share(wish.now, window);
+        let share = self.share(backend, wish.now);
         let draw = || match wish.key {
             [] => wish.draw,
             key => slow_start::draw_for_key(key, backend.address),
         };
         share >= 1.0 || slow_start::admits(share, draw())
+    }
+
+    /// The share of its weight, from 0.1 to 1, that a backend has while it starts slowly.
+    pub(super) fn share(&self, backend: &Backend, now: Instant) -> f64 {
+        self.settings.slow_start.map_or(1.0, |window| backend.history.comeback.share(now, window))
     }
 }
 
@@ -347,13 +398,45 @@ fn refused_by_operator(backend: &Backend) -> Option<Refusal> {
     }
 }
 
+// === impl Pass ===
+
+impl Pass {
+    /// All that may have a request; in panic load is not shifted.
+    fn any(availability: Availability) -> Self {
+        Self { sound: false, shifts: !availability.panic }
+    }
+}
+
+// === impl Serve ===
+
+impl Purpose for Serve<'_> {
+    type Place = InFlight;
+
+    fn offer(&self, pool: &Pool, key: &[u8], accept: impl Fn(&pingora::lb::Backend, bool) -> bool) {
+        pool.balancer.select_with(key, pool.backends.len(), accept);
+    }
+
+    fn reserve(&self, backend: &Backend, bound: u64) -> Result<InFlight, Refusal> {
+        let (bound, refusal) = backend.room(bound);
+        backend.load.try_enter(bound).ok_or(refusal)
+    }
+
+    fn note(&self, backend: &Arc<Backend>, refusal: Refusal) {
+        self.0.borrow_mut().note(backend, refusal);
+    }
+
+    fn has_shifted(&self) -> bool {
+        self.0.borrow().only_shifted()
+    }
+}
+
 // === impl Backend ===
 
 impl Backend {
-    /// A place for one more request, if it holds less than `bound` and less than it may.
-    fn reserve(&self, bound: u64) -> Result<InFlight, Refusal> {
+    /// The requests that it may hold when it is to hold less than `bound`, and what it is called when it does.
+    pub(super) fn room(&self, bound: u64) -> (u64, Refusal) {
         let refusal = if bound < self.max_requests { Refusal::AboveBound } else { Refusal::Full };
-        self.load.try_enter(bound.min(self.max_requests)).ok_or(refusal)
+        (bound.min(self.max_requests), refusal)
     }
 }
 
@@ -391,7 +474,7 @@ impl Refusal {
     }
 
     /// Whether it only shifts load: better that backend than none.
-    fn only_shifts(self) -> bool {
+    pub(super) fn only_shifts(self) -> bool {
         matches!(self, Self::AboveBound | Self::SlowStart)
     }
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::HeaderName;
+use serde::{Deserialize, Serialize};
 
 use crate::policy::Algorithm;
 
@@ -164,7 +165,8 @@ pub struct BackendSettings {
 }
 
 /// What an operator decided about a backend.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Admin {
     /// It is used.
     #[default]
@@ -176,7 +178,8 @@ pub enum Admin {
 }
 
 /// A backend's share of the traffic relative to the other backends of its pool: 1 to 1000.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "u64", into = "u64")]
 pub struct Weight(u16);
 
 /// TLS towards the backends of a pool.
@@ -323,6 +326,20 @@ impl Weight {
     /// The number itself.
     pub fn get(self) -> usize {
         usize::from(self.0)
+    }
+}
+
+impl TryFrom<u64> for Weight {
+    type Error = &'static str;
+
+    fn try_from(value: u64) -> Result<Self, Self::Error> {
+        Self::new(value).ok_or("a weight is 1 to 1000")
+    }
+}
+
+impl From<Weight> for u64 {
+    fn from(weight: Weight) -> Self {
+        weight.0.into()
     }
 }
 

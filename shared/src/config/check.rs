@@ -11,12 +11,16 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 use health_service::{CheckType, HealthCheckConfig};
-use lb_service::config::{AbsolutePath, FormatConfig, MatchConfig, PoolConfig, RouteConfig, Text, TlsConfig};
+use lb_service::config::{
+    AbsolutePath, FormatConfig, MatchConfig, PoolConfig, RouteConfig, SocketPath, Text, TlsConfig,
+};
 use lb_service::listener::ListenAddress;
 use lb_service::route::shadowed_by;
 use rustls::RootCertStore;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
+
+pub(crate) use balancing::MAX_RING_WEIGHT;
 
 use super::context::{Context, runtime_directory};
 use super::decode::did_you_mean;
@@ -583,10 +587,12 @@ impl Checker<'_> {
     fn files(&self) -> Vec<(Vec<Step>, PathBuf)> {
         let config = self.config;
         let path = |written: &Option<Text<AbsolutePath>>| written.as_ref().map(|path| path.get().0.clone());
+        let socket = |written: &Option<Text<SocketPath>>| written.as_ref().map(|path| path.get().0.clone());
         let keys = [
             (path!["pid_file"].to_vec(), path(&config.pid_file)),
             (path!["error_log"].to_vec(), path(&config.error_log)),
-            (path!["upgrade_sock"].to_vec(), path(&config.upgrade_sock)),
+            (path!["upgrade_sock"].to_vec(), socket(&config.upgrade_sock)),
+            (path!["control", "socket"].to_vec(), socket(&config.control.socket)),
             (
                 path!["access_log", "path"].to_vec(),
                 config.access_log.as_ref().and_then(|log| path(&log.path)),

@@ -24,8 +24,9 @@ mod render;
 mod schema;
 mod sections;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+pub(crate) use check::MAX_RING_WEIGHT;
 use document::{Map, Node, Value};
 use problem::{Id, Problem};
 
@@ -106,6 +107,22 @@ fn read(text: &str, context: &Context<'_>, problems: &mut Vec<Problem>) -> Optio
     })
 }
 
+/// Where the daemon of a configuration is told to change, as far as that can be known: also when the file is wrong in other
+/// places, since then somebody has to tell the daemon's operator so. Without a file, and when it says nothing, the default.
+pub fn control_socket_of(path: Option<&Path>, context: &Context<'_>) -> PathBuf {
+    let text =
+        path.and_then(|path| context.files.read(path).ok()).and_then(|text| String::from_utf8(text).ok());
+    let named = text.filter(|text| text.len() <= MAX_BYTES).and_then(|text| {
+        let mut root = document::parse(&text).0?;
+        env::expand(&mut root, context.variables, &mut Vec::new());
+        match &root.get(&["control".into(), "socket".into()])?.value {
+            Value::Text { text, .. } if text.starts_with('/') => Some(PathBuf::from(text)),
+            _ => None,
+        }
+    });
+    named.unwrap_or_else(|| plan::control_socket(&runtime_directory(context.uid, context.variables)))
+}
+
 /// An empty file is a mapping without keys.
 fn root_mapping(root: Node) -> Node {
     match root.value {
@@ -120,5 +137,31 @@ impl Loaded {
     /// The configuration in effect, as YAML that loads to the same plan.
     pub fn effective(&self) -> String {
         print::yaml(&self.config)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn socket_of(text: &str) -> PathBuf {
+        let directory = tempfile::tempdir().expect("a directory can be made");
+        let file = directory.path().join("conf.yaml");
+        std::fs::write(&file, text).expect("a file can be written");
+        let variables = |name: &str| (name == "RUN").then(|| "/run/here".to_owned());
+        let context = Context { variables: &variables, uid: 0, cpus: 1, daemon: false, files: &RealFiles };
+        control_socket_of(Some(&file), &context)
+    }
+
+    #[test]
+    fn the_control_socket_is_found_in_files_that_are_wrong_elsewhere() {
+        assert_eq!(socket_of("polls: 3\ncontrol: {socket: /a.sock, mood: 1}\n"), Path::new("/a.sock"));
+        assert_eq!(
+            socket_of("control: {socket: '${RUN}/a.sock'}\nx: ${NONE}\n"),
+            Path::new("/run/here/a.sock")
+        );
+        for other in ["", "pools: {", "control: 3", "control: {socket: a.sock}", "control: {socket: [1]}"] {
+            assert_eq!(socket_of(other), Path::new("/run/load_balancer/control.sock"), "{other}");
+        }
     }
 }

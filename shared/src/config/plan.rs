@@ -11,7 +11,8 @@ use health_service::Settings as CheckSettings;
 use ipnet::IpNet;
 use lb_service::access_log;
 use lb_service::config::{
-    AbsolutePath, AccessLogConfig, FormatConfig, ListenerConfig, Name, RouteConfig, Text,
+    AbsolutePath, AccessLogConfig, FormatConfig, FromText, ListenerConfig, Name, RouteConfig, SocketPath,
+    Text,
 };
 use lb_service::listener::{ListenAddress, Listener, ListenerId, Listeners};
 use lb_service::pool::{PoolId, PoolSettings};
@@ -23,6 +24,8 @@ use super::sections::{Config, ReloadConfig, RollbackConfig, ShutdownConfig};
 
 /// Where the one listener listens when none is configured.
 const DEFAULT_LISTENER: &str = "0.0.0.0:6188";
+/// The name of the control socket in the runtime directory.
+const CONTROL_SOCKET: &str = "control.sock";
 
 /// Everything that a start needs to know.
 #[derive(Clone, Debug, PartialEq)]
@@ -54,7 +57,7 @@ pub struct Plan {
 pub struct ControlPlan {
     /// The Unix socket.
     pub socket: PathBuf,
-    /// Whether the file names it. One that nobody named may be another daemon's, which is no reason not to serve.
+    /// Whether it is another than the default. That one may be another daemon's, which is no reason not to serve.
     pub is_named: bool,
 }
 
@@ -143,6 +146,7 @@ pub(crate) fn complete(config: &mut Config, root: &Node, context: &Context<'_>) 
         config.pid_file.get_or_insert_with(|| in_directory(&runtime, "load_balancer.pid"));
     }
     config.upgrade_sock.get_or_insert_with(|| in_directory(&runtime, "upgrade.sock"));
+    config.control.socket.get_or_insert_with(|| in_directory(&runtime, CONTROL_SOCKET));
     config.listeners.get_or_insert_with(|| vec![default_listener()]);
     let daemon = config.daemon;
     config.access_log.get_or_insert_with(|| default_access_log(daemon));
@@ -158,7 +162,7 @@ pub(crate) fn complete(config: &mut Config, root: &Node, context: &Context<'_>) 
     }
 }
 
-fn in_directory(directory: &Path, name: &str) -> Text<AbsolutePath> {
+fn in_directory<T: FromText>(directory: &Path, name: &str) -> Text<T> {
     Text::new(&directory.join(name).to_string_lossy()).expect("the runtime directory is absolute")
 }
 
@@ -215,16 +219,18 @@ pub(crate) fn plan(
 }
 
 fn control(config: &Config, context: &Context<'_>) -> ControlPlan {
-    let named = config.control.socket.as_ref().map(|path| path.get().0.clone());
-    ControlPlan {
-        is_named: named.is_some(),
-        socket: named.unwrap_or_else(|| control_socket(&runtime_directory(context.uid, context.variables))),
-    }
+    let default = control_socket(&runtime_directory(context.uid, context.variables));
+    let socket = socket(&config.control.socket).unwrap_or_else(|| default.clone());
+    ControlPlan { is_named: socket != default, socket }
 }
 
-/// Where the control socket is when no file names it.
+fn socket(written: &Option<Text<SocketPath>>) -> Option<PathBuf> {
+    written.as_ref().map(|path| path.get().0.clone())
+}
+
+/// Where the control socket is when no file names another.
 pub(crate) fn control_socket(runtime_directory: &Path) -> PathBuf {
-    runtime_directory.join("control.sock")
+    runtime_directory.join(CONTROL_SOCKET)
 }
 
 fn reload(config: &ReloadConfig) -> ReloadPlan {
@@ -245,7 +251,7 @@ fn server(config: &Config, context: &Context<'_>) -> ServerPlan {
         threads: config.threads.map_or(1, NonZeroUsize::get),
         pid_file: path(&config.pid_file),
         error_log: path(&config.error_log),
-        upgrade_sock: path(&config.upgrade_sock).unwrap_or_else(|| runtime_directory.join("upgrade.sock")),
+        upgrade_sock: socket(&config.upgrade_sock).unwrap_or_else(|| runtime_directory.join("upgrade.sock")),
         user: config.user.clone(),
         group: config.group.clone(),
         working_directory: config.working_directory.as_ref().map(|directory| directory.get().0.clone()),

@@ -8,7 +8,7 @@ use health_service::HealthCheckConfig;
 use ipnet::IpNet;
 use lb_service::config::{
     AbsolutePath, AccessLogConfig, AnyDuration, FromText, ListenerConfig, Name, Percent, PoolConfig,
-    PositiveDuration, ReadPath, RouteConfig, Text,
+    PositiveDuration, ReadPath, RouteConfig, SocketPath, Text,
 };
 use metrics_service::config::MetricsConfig;
 use schemars::{JsonSchema, Schema, json_schema};
@@ -40,7 +40,7 @@ pub struct Config {
     pub error_log: Option<Text<AbsolutePath>>,
     /// Where a new process takes the sockets over; default: `upgrade.sock` in the runtime directory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub upgrade_sock: Option<Text<AbsolutePath>>,
+    pub upgrade_sock: Option<Text<SocketPath>>,
     /// The user to run as once ports and logs are open; needs a start as root.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
@@ -113,7 +113,7 @@ pub struct Config {
 pub struct ControlConfig {
     /// A Unix socket of mode 0600; default: `control.sock` in the runtime directory.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub socket: Option<Text<AbsolutePath>>,
+    pub socket: Option<Text<SocketPath>>,
 }
 
 /// When this file is read again, and when that is taken back.

@@ -13,6 +13,7 @@ use crate::process::lifecycle::Signals;
 use crate::process::logging::ErrorLog;
 use crate::process::pid_file::{PidFile, Prepared};
 use crate::process::sockets::Sockets;
+use crate::process::systemd::Supervisor;
 use crate::process::upgrade::Claim;
 
 /// A Pingora service that runs once, when the listeners accept.
@@ -35,6 +36,7 @@ pub(super) struct Announcement {
     pub(super) pid_file: Arc<Mutex<Option<PidFile>>>,
     /// What standard error has become, if anything.
     pub(super) error_log: Option<Arc<ErrorLog>>,
+    pub(super) supervisor: Supervisor,
     /// For the log line.
     pub(super) listeners: String,
 }
@@ -89,6 +91,8 @@ impl Announcement {
             log::info!("took over from process {old_pid}");
         }
         log::info!("process {} serves on {}", std::process::id(), self.listeners);
+        // Before a parent ends that systemd may still take for the main process.
+        self.supervisor.ready(&format!("serving on {}", self.listeners));
         if let Some(error_log) = &self.error_log {
             error_log.release_terminal();
         }

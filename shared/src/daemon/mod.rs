@@ -4,7 +4,10 @@
 //! [`Services::compose`]: each pool is one `Arc<LoadBalancer<Policy>>` that the proxy, the prober and the metrics hold.
 
 mod announce;
+mod logs;
+mod operations;
 mod pools;
+mod running;
 mod services;
 
 use std::io;
@@ -12,7 +15,7 @@ use std::net::{IpAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use lb_service::access_log::{AccessLog, Target, WriterGuard};
+use lb_service::access_log::{AccessLog, Target};
 use lb_service::listener::ListenAddress;
 use nix::unistd::Uid;
 use pingora::server::{RunArgs, Server};
@@ -20,19 +23,30 @@ use pingora::services::ServiceHandle;
 use pingora::services::background::background_service;
 
 use crate::config::Plan;
+use crate::control::ControlService;
+use crate::events::{About, Kind};
+use crate::operator::{self, ConfigFile};
 use crate::process;
 use crate::process::background::{self, Announcer, Role};
-use crate::process::lifecycle::{Parts, Phase, Signals, Timing};
+use crate::process::lifecycle::{Parts, Phase, Signals};
 use crate::process::limits;
-use crate::process::logging::{self, ErrorLog, LogError};
+use crate::process::logging::{self, ErrorLog, LogError, Verbosity};
 use crate::process::pid_file::{PidFile, PidFileError, Prepared};
 use crate::process::privileges::{self, Identity, PrivilegeError};
-use crate::process::sockets::{Class, Endpoint, Handed, ListenError, ListenSpec, Sockets};
+use crate::process::sockets::{self, Class, Endpoint, Handed, Inherited, ListenError, ListenSpec, Sockets};
+use crate::process::successor::Launch;
+use crate::process::systemd::Supervisor;
 use crate::process::upgrade::{self, Claim, UpgradeError};
 use announce::{Announce, Announcement};
+use logs::AccessLogs;
+use operations::Hands;
 pub use pools::{Checked, Pools};
+pub use running::{Running, Staged};
 pub use services::Services;
 use services::server_conf;
+
+/// Nobody but the user that the daemon runs as, and root.
+const CONTROL_SOCKET_MODE: u32 = 0o600;
 
 /// How the process is to run.
 #[derive(Clone, Copy, Debug, Default)]
@@ -51,6 +65,8 @@ pub enum StartError {
     Background(#[source] io::Error),
     #[error(transparent)]
     Log(#[from] LogError),
+    #[error("cannot find the executable of this process: {0}")]
+    Executable(#[source] io::Error),
     #[error("cannot use the runtime directory: {0}")]
     RuntimeDirectory(#[source] io::Error),
     #[error("cannot connect to backends from {address}: {source}")]
@@ -65,6 +81,8 @@ pub enum StartError {
     Listen(#[from] ListenError),
     #[error(transparent)]
     Upgrade(#[from] UpgradeError),
+    #[error("cannot read random numbers from /dev/urandom: {0}")]
+    Random(#[source] io::Error),
     #[error("cannot register metrics: {0}")]
     Metrics(#[from] prometheus::Error),
 }
@@ -82,24 +100,34 @@ struct Held {
     sockets: Arc<Sockets>,
     claim: Option<Claim>,
     announcer: Announcer,
+    launch: Launch,
+    supervisor: Supervisor,
+}
+
+/// How the daemon is started.
+#[derive(Default)]
+pub struct Start<'a> {
+    /// How the process is to run.
+    pub mode: Mode,
+    /// What is read again by a reload; absent: it was started without a file.
+    pub file: Option<ConfigFile>,
+    /// Names of listeners that have no access log, whatever the configuration says.
+    pub silent: &'a [&'static str],
 }
 
 /// Serves by `plan` until the process is told to end; the exit code.
 ///
 /// # Errors
 /// When it cannot start. Nothing of another process is touched then.
-pub fn serve(
-    plan: &Plan,
-    mode: Mode,
-    access_logs: &AccessLogs,
-    extra: Box<Extra<'_>>,
-) -> Result<u8, StartError> {
+pub fn serve(plan: &Plan, how: Start<'_>, extra: Box<Extra<'_>>) -> Result<u8, StartError> {
+    let mode = how.mode;
     let announcer = match background::enter(mode.daemon).map_err(StartError::Background)? {
         Role::Parent(code) => return Ok(code),
         Role::Serve(announcer) => announcer,
     };
-    let error_log = logging::init(plan.server.error_log.as_deref())?.map(Arc::new);
-    let started = start(plan, mode, announcer, error_log.clone(), access_logs, extra);
+    let (error_log, verbosity) = logging::init(plan.server.error_log.as_deref())?;
+    let error_log = error_log.map(Arc::new);
+    let started = start(plan, how, announcer, error_log.clone(), verbosity, extra);
     if let (Err(error), Some(error_log)) = (&started, &error_log) {
         // For the log; the caller tells the person who waits at the terminal.
         log::error!("{error}");
@@ -108,45 +136,44 @@ pub fn serve(
     started
 }
 
-/// Which listeners have an access log.
-#[derive(Clone, Debug, Default)]
-pub struct AccessLogs {
-    /// Names of the listeners that have none, whatever the configuration says.
-    pub silent: Vec<&'static str>,
-}
-
 fn start(
     plan: &Plan,
-    mode: Mode,
+    how: Start<'_>,
     announcer: Announcer,
     error_log: Option<Arc<ErrorLog>>,
-    access_logs: &AccessLogs,
+    verbosity: Verbosity,
     extra: Box<Extra<'_>>,
 ) -> Result<u8, StartError> {
+    let logs = AccessLogs::without(how.silent);
     // Opened first: the user to run as may be one who could not.
-    let (logs, _flush_at_end) = access_logs.open(plan).map_err(StartError::AccessLog)?;
-    let held = Held::acquire(plan, mode, announcer, error_log)?;
+    let opened = logs.open(&plan.access_log).map_err(StartError::AccessLog)?;
+    let held = Held::acquire(plan, how.mode, announcer, error_log)?;
     let server = Server::new_with_opt_and_conf(None, server_conf(plan));
-    let services = Services::compose(plan, &server.configuration, logs)?;
-    Ok(run(plan, server, services, held, extra))
+    let variables = |name: &str| std::env::var(name).ok().filter(|_| how.mode.upgrade);
+    let before = (how.file, operator::inherited(plan, variables));
+    let services = Services::compose(plan, &server.configuration, before, &logs, opened, &held)?;
+    let code = run(plan, server, services, held, verbosity, extra);
+    logs.end();
+    Ok(code)
 }
 
-impl AccessLogs {
-    /// One for each listener, over one writer.
-    fn open(&self, plan: &Plan) -> io::Result<(Vec<AccessLog>, WriterGuard)> {
-        let (log, guard) = AccessLog::open(plan.access_log.clone())?;
-        let of = |name: &str| if self.silent.contains(&name) { AccessLog::off() } else { log.clone() };
-        Ok((plan.listeners.iter().map(|(_, listener)| of(&listener.name)).collect(), guard))
-    }
-}
-
-fn run(plan: &Plan, mut server: Server, services: Services, held: Held, extra: Box<Extra<'_>>) -> u8 {
+fn run(
+    plan: &Plan,
+    mut server: Server,
+    services: Services,
+    held: Held,
+    verbosity: Verbosity,
+    extra: Box<Extra<'_>>,
+) -> u8 {
     server.bootstrap();
     let before_checks = extra(&mut server, &services);
     let signals = signals(plan, &services, &held);
     let outcome = signals.outcome();
     let (pid_file, sockets) = (held.pid_file.clone(), held.sockets.clone());
     let announce = Announce::new(services.readiness.clone(), &signals, held.announcement(plan));
+    if let Some(control) = control(plan, &services, &sockets, &signals, verbosity) {
+        server.add_service(background_service("control", control));
+    }
     add_services(&mut server, services, &before_checks, &sockets, &signals, announce);
     server.run(RunArgs { shutdown_signal: Box::new(signals) });
     let pid_file = pid_file.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -169,6 +196,8 @@ impl Held {
         error_log: Option<Arc<ErrorLog>>,
     ) -> Result<Self, StartError> {
         let server = &plan.server;
+        let launch = Launch::of_this_process(mode.upgrade, announcer.is_background());
+        let launch = launch.map_err(StartError::Executable)?;
         limits::raise_open_files();
         let daemons_own = || mode.daemon.then(|| Path::new("/"));
         if let Some(directory) = server.working_directory.as_deref().or_else(daemons_own) {
@@ -176,27 +205,20 @@ impl Held {
         }
         let identity = Identity::resolve(server.user.as_deref(), server.group.as_deref())?;
         take_runtime_dir(plan, identity.as_ref())?;
-        let (inherited, claim) = if mode.upgrade {
+        let (inherited, mut claim) = if mode.upgrade {
             let user = identity.as_ref().map(Identity::uid);
             let (inherited, claim) = upgrade::take(&server.upgrade_sock, user, upgrade::PATIENCE)?;
             (inherited, Some(claim))
         } else {
             (Vec::new(), None)
         };
-        let pid_path = server.pid_file.as_deref();
-        let prepared =
-            pid_path.zip(claim.as_ref()).map(|(path, claim)| PidFile::prepare(path, claim.old_pid()));
-        let prepared = prepared.transpose()?;
-        let pid_path = pid_path.filter(|_| claim.is_none());
-        let pid_file = pid_path.map(PidFile::acquire).transpose()?;
-        let sockets = Sockets::adopt(inherited, &endpoints(plan))?;
-        if let Some(identity) = &identity {
-            for path in [server.error_log.as_ref(), access_log_file(plan)].into_iter().flatten() {
-                identity.own(path)?;
-            }
-            sockets.give_files_to(identity)?;
-            identity.assume()?;
+        let files = take_files(plan, identity.as_ref(), inherited, claim.as_ref());
+        if let Err(error) = &files
+            && let Some(claim) = claim.take()
+        {
+            claim.failed(&error.to_string());
         }
+        let (pid_file, prepared, sockets) = files?;
         Ok(Self {
             error_log,
             pid_file: Arc::new(Mutex::new(pid_file)),
@@ -204,6 +226,8 @@ impl Held {
             sockets: Arc::new(sockets),
             claim,
             announcer,
+            launch,
+            supervisor: Supervisor::of(|name| std::env::var_os(name)),
         })
     }
 
@@ -217,9 +241,35 @@ impl Held {
             prepared: self.prepared,
             pid_file: self.pid_file,
             error_log: self.error_log,
+            supervisor: self.supervisor,
             listeners: listeners.join(", "),
         }
     }
+}
+
+/// Takes the pid file (or what will become it, in an upgrade) and the sockets, gives what must be given to the user to run as,
+/// and becomes that one.
+fn take_files(
+    plan: &Plan,
+    identity: Option<&Identity>,
+    inherited: Vec<Inherited>,
+    claim: Option<&Claim>,
+) -> Result<(Option<PidFile>, Option<Prepared>, Sockets), StartError> {
+    let pid_path = plan.server.pid_file.as_deref();
+    let prepared = pid_path.zip(claim).map(|(path, claim)| PidFile::prepare(path, claim.old_pid()));
+    let prepared = prepared.transpose()?;
+    let pid_file = pid_path.filter(|_| claim.is_none()).map(PidFile::acquire).transpose()?;
+    let mut specs = endpoints(plan);
+    specs.extend(control_spec(plan, &inherited));
+    let sockets = Sockets::adopt(inherited, &specs)?;
+    if let Some(identity) = identity {
+        for path in [plan.server.error_log.as_ref(), access_log_file(plan)].into_iter().flatten() {
+            identity.own(path)?;
+        }
+        sockets.give_files_to(identity)?;
+        identity.assume()?;
+    }
+    Ok((pid_file, prepared, sockets))
 }
 
 /// Says what a start by `plan` would fail at, beside what the configuration itself tells.
@@ -239,7 +289,10 @@ pub fn preflight(plan: &Plan, upgrade: bool) -> Result<(), StartError> {
         return Ok(());
     }
     server.pid_file.as_deref().map_or(Ok(()), PidFile::probe)?;
-    Sockets::bind(&endpoints(plan))?;
+    let mut specs = endpoints(plan);
+    // The directory of one that nobody named may not be there before the start.
+    specs.extend(control_spec(plan, &[]).filter(|_| plan.control.is_named));
+    Sockets::bind(&specs)?;
     Ok(())
 }
 
@@ -256,7 +309,8 @@ fn check_sources(plan: &Plan) -> Result<(), StartError> {
 /// Makes the directory of files whose paths are not given, if there is one.
 fn take_runtime_dir(plan: &Plan, identity: Option<&Identity>) -> Result<(), StartError> {
     let server = &plan.server;
-    let mut files = [Some(&server.upgrade_sock), server.pid_file.as_ref()].into_iter().flatten();
+    let files = [Some(&server.upgrade_sock), Some(&plan.control.socket), server.pid_file.as_ref()];
+    let mut files = files.into_iter().flatten();
     if !files.any(|file| file.parent() == Some(&server.runtime_directory)) {
         return Ok(());
     }
@@ -273,29 +327,55 @@ fn access_log_file(plan: &Plan) -> Option<&PathBuf> {
 
 /// Every socket that the daemon listens on.
 pub fn endpoints(plan: &Plan) -> Vec<ListenSpec> {
-    let traffic = plan.listeners.iter().map(|(_, listener)| ListenSpec::traffic(endpoint(&listener.address)));
+    let traffic = plan.listeners.iter().map(|(_, listener)| listen_spec(&listener.address));
     let admin = ListenSpec::admin(Endpoint::Tcp(plan.metrics));
     traffic.chain([admin]).collect()
 }
 
-fn endpoint(address: &ListenAddress) -> Endpoint {
-    match address {
+/// The control socket; none when nobody named it and another daemon has it: two of them may run beside each other.
+fn control_spec(plan: &Plan, inherited: &[Inherited]) -> Option<ListenSpec> {
+    let path = &plan.control.socket;
+    let address = path.to_string_lossy();
+    let is_inherited = inherited.iter().any(|socket| socket.address == address);
+    if !plan.control.is_named && !is_inherited && sockets::is_answered(path) {
+        log::warn!(
+            "the control socket {address} is another process's: this one cannot be controlled; give it a              `control: {{socket: /path}}` of its own"
+        );
+        return None;
+    }
+    Some(ListenSpec::own(Endpoint::Unix { path: path.clone(), mode: CONTROL_SOCKET_MODE }))
+}
+
+/// What has to be bound for requests to come in at an address.
+fn listen_spec(address: &ListenAddress) -> ListenSpec {
+    ListenSpec::traffic(match address {
         ListenAddress::Tcp(address) => Endpoint::Tcp(*address),
         ListenAddress::Unix(path) => {
             Endpoint::Unix { path: path.clone(), mode: lb_service::service::UNIX_SOCKET_MODE }
         }
-    }
+    })
 }
 
 fn signals(plan: &Plan, services: &Services, held: &Held) -> Signals {
     let traffic = services.traffic.clone();
     let (readiness, draining) = (services.readiness.clone(), services.traffic.clone());
+    let events = services.operator.events().clone();
+    let told = move |text: &str| events.note(Kind::Process, About::default(), text);
     let on_phase = move |phase| match phase {
         Phase::Serving => {}
-        Phase::Delaying => readiness.set_draining(true),
+        Phase::Delaying => {
+            told("is no longer ready, and still accepts");
+            readiness.set_draining(true);
+        }
         Phase::Draining => {
+            told("drains");
             readiness.set_draining(true);
             draining.drain();
+        }
+        Phase::HandedOver { idle } => {
+            told("has handed over, and drains");
+            readiness.set_draining(true);
+            draining.drain_patiently(idle);
         }
     };
     let (error_log, current) = (held.error_log.clone(), services.current.clone());
@@ -305,14 +385,39 @@ fn signals(plan: &Plan, services: &Services, held: &Held) -> Signals {
             log::error!("{error}");
         }
     };
+    let (operator, heir) = (services.operator.clone(), services.operator.clone());
     Signals::new(Parts {
-        timing: Timing { delay: plan.shutdown.delay, drain: plan.shutdown.drain },
+        timings: services.timings.clone(),
         upgrade_sock: plan.server.upgrade_sock.clone(),
+        window: upgrade::WINDOW,
+        launch: held.launch.clone(),
+        heritage: Box::new(move || heir.heritage()),
+        supervisor: held.supervisor.clone(),
         sockets: held.sockets.clone(),
         in_flight: Arc::new(move || traffic.unfinished()),
         on_phase: Box::new(on_phase),
+        on_hangup: Box::new(move || operator.reload_by_signal()),
         reopen_logs: Box::new(reopen_logs),
     })
+}
+
+/// What answers on the control socket; none when this process has none.
+fn control(
+    plan: &Plan,
+    services: &Services,
+    sockets: &Sockets,
+    signals: &Signals,
+    verbosity: Verbosity,
+) -> Option<ControlService> {
+    let socket = sockets.copy(&plan.control.socket.to_string_lossy());
+    let socket = socket.unwrap_or_else(|error| {
+        log::error!("control: {error}");
+        None
+    })?;
+    let (operator, status) = (services.operator.clone(), services.status.clone());
+    let (explain, secret) = (services.explain.clone(), services.secret.clone());
+    let hands = Hands { operator, status, verbosity, explain, secret, upgrades: signals.upgrades() };
+    Some(ControlService::new(socket, Arc::new(hands), signals.shutdown(Class::Admin)))
 }
 
 /// Adds the services in an order in which each finds what it needs: traffic is accepted after the first health checks, and
@@ -325,11 +430,14 @@ fn add_services(
     signals: &Signals,
     announce: Announce,
 ) {
-    let Services { proxy, prober, metrics, .. } = services;
+    let Services { proxy, prober, metrics, changer, .. } = services;
+    server.add_service(background_service("operator", changer));
     let prober = server.add_service(background_service("health", prober));
     prober.add_dependencies(before_checks);
     let traffic_closes = signals.shutdown(Class::Traffic);
-    let proxy = server.add_service(Handed::new(proxy, sockets, traffic_closes, signals.failures()));
+    let proxy = server.add_service(
+        Handed::new(proxy, sockets, traffic_closes, signals.failures()).watched(signals.pulse()),
+    );
     proxy.add_dependency(&prober);
     let announce = server.add_service(background_service("announce", announce));
     announce.add_dependency(&proxy);

@@ -4,13 +4,19 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
-use health_service::{CheckKind, Verdicts};
-use lb_service::pool::{Backend, Pool, PoolSettings, State};
+use health_service::{CheckKind, CheckedPool, Verdicts};
+use lb_service::pool::{Backend, Observer, Pool, PoolSettings, State};
 use metrics_service::{BackendState, Member, PoolView, Views};
+use pingora::lb::health_check::HealthCheck;
+
+use crate::config::Plan;
 
 /// The pools of the current plan, in its order. Clones share them.
 #[derive(Clone)]
-pub struct Pools(Arc<ArcSwap<Vec<Checked>>>);
+pub struct Pools {
+    now: Arc<ArcSwap<Vec<Checked>>>,
+    observer: Arc<dyn Observer>,
+}
 
 /// One pool and what is known of its health. Clones share it.
 #[derive(Clone)]
@@ -29,19 +35,25 @@ struct ServedPool(Arc<Pool>);
 // === impl Pools ===
 
 impl Pools {
-    /// These, until others take their place.
-    pub fn new(pools: Vec<Checked>) -> Self {
-        Self(Arc::new(ArcSwap::from_pointee(pools)))
+    /// Those of `plan`, until others take their place; `observer` is told what happens in them.
+    pub fn new(plan: &Plan, observer: Arc<dyn Observer>) -> Self {
+        let pools = plan.pools.iter().map(|(pool, health)| Checked::new(pool, health, observer.clone()));
+        Self { now: Arc::new(ArcSwap::from_pointee(pools.collect())), observer }
     }
 
     /// The pools now.
     pub fn now(&self) -> Arc<Vec<Checked>> {
-        self.0.load_full()
+        self.now.load_full()
     }
 
     /// From now on there are these.
     pub fn replace(&self, pools: Vec<Checked>) {
-        self.0.store(Arc::new(pools));
+        self.now.store(Arc::new(pools));
+    }
+
+    /// Who is told what happens in them.
+    pub fn observer(&self) -> Arc<dyn Observer> {
+        self.observer.clone()
     }
 
     /// The same for the metrics.
@@ -55,16 +67,57 @@ impl Pools {
 
 impl Checked {
     /// A pool that nobody knew before.
-    pub fn new(pool: &PoolSettings, settings: &health_service::Settings) -> Self {
+    pub fn new(
+        pool: &PoolSettings,
+        settings: &health_service::Settings,
+        observer: Arc<dyn Observer>,
+    ) -> Self {
         let verdicts = Verdicts::new();
-        let check = (settings.kind != CheckKind::None).then(|| verdicts.publisher());
-        let pool = Arc::new(Pool::new(pool, health_service::registry(), check));
+        let check = publisher(settings, &verdicts);
+        let pool = Pool::new(pool, health_service::registry(), check).observed_by(observer);
+        Self { pool: Arc::new(pool), settings: settings.clone(), verdicts }
+    }
+
+    /// The one that takes the place of this one, which was made by the settings `was`. If only the checks are others, the
+    /// pool itself stays.
+    pub fn successor(
+        &self,
+        was: &(PoolSettings, health_service::Settings),
+        pool: &PoolSettings,
+        settings: &health_service::Settings,
+    ) -> Self {
+        let is_checked = |settings: &health_service::Settings| settings.kind != CheckKind::None;
+        let (verdicts, pool) = if is_checked(&self.settings) != is_checked(settings) {
+            let verdicts = Verdicts::new();
+            let check = publisher(settings, &verdicts);
+            let pool = self.pool.successor_with_health(pool, health_service::registry(), check);
+            (verdicts, Arc::new(pool))
+        } else if was.0 == *pool {
+            (self.verdicts.clone(), self.pool.clone())
+        } else {
+            (self.verdicts.clone(), Arc::new(self.pool.successor(pool)))
+        };
         Self { pool, settings: settings.clone(), verdicts }
+    }
+
+    /// For the prober. All backends of a pool are spoken to in the same way; the address is replaced by each one's own.
+    pub(super) fn to_check(&self) -> Option<CheckedPool> {
+        let Self { pool, settings, verdicts } = self;
+        let peer = pool.backends().first()?.peer().clone();
+        Some(CheckedPool::new(&pool.name, pool.balancer.clone(), settings.clone(), peer, verdicts.clone()))
     }
 
     fn view(&self) -> Arc<dyn PoolView> {
         Arc::new(ServedPool(self.pool.clone()))
     }
+}
+
+/// What tells the pool the verdicts, if it is checked at all.
+fn publisher(
+    settings: &health_service::Settings,
+    verdicts: &Verdicts,
+) -> Option<Box<dyn HealthCheck + Send + Sync>> {
+    (settings.kind != CheckKind::None).then(|| verdicts.publisher())
 }
 
 // === impl ServedPool ===

@@ -1,15 +1,18 @@
 //! The three services, put together over one `Arc<LoadBalancer<Policy>>` for each pool.
 
-use std::sync::Arc;
+use std::fs::File;
+use std::io::Read;
+use std::sync::{Arc, Weak};
 use std::time::SystemTime;
 
 use health_service::Prober;
 use lb_service::access_log::AccessLog;
 use lb_service::config::MAX_ATTEMPTS;
+use lb_service::explain::Token;
 use lb_service::forwarded::TrustedProxies;
 use lb_service::plan::Current;
 use lb_service::route::RouteTable;
-use lb_service::service::{Doors, ProxyService};
+use lb_service::service::ProxyService;
 use lb_service::traffic::Traffic;
 use metrics_service::{ConfigMetrics, Endpoints, PoolCollector, ProcessCollector, Readiness};
 use pingora::apps::http_app::HttpServer;
@@ -19,8 +22,15 @@ use pingora::server::configuration::ServerConf;
 use pingora::services::listening::Service;
 use prometheus::Registry;
 
+use super::logs::{AccessLogs, Opened};
 use super::pools::{Checked, Pools};
+use super::running::Running;
+use super::{Held, StartError};
 use crate::config::Plan;
+use crate::events::{self, Events};
+use crate::explain::ExplainSource;
+use crate::operator::{self, ConfigFile, Operator, OperatorService, Runtime};
+use crate::process::lifecycle::{Timing, Timings};
 use crate::status::StatusSource;
 
 /// How often Pingora may call for a backend in one request. What ends a request's tries is its pool, whose settings may change
@@ -36,11 +46,21 @@ pub struct Services {
     pub traffic: Arc<Traffic>,
     /// The pools of the current plan.
     pub pools: Pools,
+    /// Who changes it while the daemon runs.
+    pub operator: Operator,
+    /// What it is doing.
+    pub status: Arc<StatusSource>,
+    /// Where requests would go.
+    pub explain: ExplainSource,
+    /// With which a request may ask how it is served.
+    pub(super) secret: Arc<str>,
+    /// How long the end of the process may take.
+    pub(super) timings: Timings,
     pub(super) readiness: Readiness,
     pub(super) proxy: ProxyService,
-    pub(super) doors: Doors,
     pub(super) prober: Prober,
     pub(super) metrics: Service<HttpServer<Endpoints>>,
+    pub(super) changer: OperatorService,
 }
 
 impl Services {
@@ -49,39 +69,115 @@ impl Services {
         self.readiness.clone()
     }
 
-    /// The services of `plan`, not yet running; each of its listeners has one of `logs`.
+    /// The services of `plan`, not yet running. It is what `file` says, if there is one, with what operators changed in a
+    /// process before this one.
     ///
     /// # Errors
-    /// When two of them have a metric of the same name.
-    pub fn compose(plan: &Plan, conf: &Arc<ServerConf>, logs: Vec<AccessLog>) -> prometheus::Result<Self> {
-        let pools = Pools::new(plan.pools.iter().map(|(pool, health)| Checked::new(pool, health)).collect());
+    /// When two of them have a metric of the same name, or the system has no random numbers.
+    pub(super) fn compose(
+        plan: &Plan,
+        conf: &Arc<ServerConf>,
+        (file, runtime): (Option<ConfigFile>, Runtime),
+        logs: &AccessLogs,
+        log: Opened,
+        held: &Held,
+    ) -> Result<Self, StartError> {
+        let events = Events::new();
+        let written = plan.clone();
+        let plan = &runtime.applied_to(plan);
+        let pools = Pools::new(plan, Arc::new(events.clone()));
         let traffic = Traffic::new();
-        let current = Current::new(served(plan, &pools.now(), logs, &traffic));
+        let secret = secret()?;
+        let token = Token::new(&*secret);
+        let listeners_logs = logs.of(plan, Some(&log));
+        let current = Current::new(served(plan, &pools.now(), listeners_logs, &traffic, &token));
+        logs.replace(log, Weak::new());
         let registry = Registry::new();
-        let prober = prober(&pools.now(), conf, &registry)?;
+        let prober = prober(&pools.now(), conf, &registry, Arc::new(events.clone()))?;
         let readiness = Readiness::new(pools.views());
         lb_service::metrics::Metrics::register(&registry, current.clone())?;
         registry.register(Box::new(PoolCollector::new(pools.views())))?;
         registry.register(Box::new(ProcessCollector::new()))?;
-        ConfigMetrics::register(&registry)?;
         metrics_service::build_info(&registry, env!("CARGO_PKG_VERSION"))?;
-        let status = StatusSource::new(current.clone(), traffic.clone(), pools.clone(), SystemTime::now());
+        let (proxy, doors) = lb_service::service::service(conf, &current, &traffic);
+        let running = Running {
+            current: current.clone(),
+            traffic: traffic.clone(),
+            pools: pools.clone(),
+            doors,
+            checks: prober.checks(),
+            sockets: held.sockets.clone(),
+            logs: logs.clone(),
+            token,
+            leaving: Arc::default(),
+        };
+        let timings = Timings::new(timing(plan));
+        let changed = timings.clone();
+        let (operator, changer) = Operator::new(operator::Parts {
+            running,
+            file,
+            plan: written,
+            runtime,
+            events,
+            metrics: ConfigMetrics::register(&registry)?,
+            supervisor: held.supervisor.clone(),
+            observer: Box::new(move |plan| changed.set(timing(plan))),
+        });
+        let status = StatusSource::new(current.clone(), traffic.clone(), pools.clone(), operator.clone());
+        let status = Arc::new(status);
+        let (read, happened) = (status.clone(), operator.events().clone());
+        let explain = ExplainSource::new(current.clone());
+        let explained = explain.clone();
         let endpoints = Endpoints::new(registry, readiness.clone())
-            .with_document("/api/v1/status", move |_| Ok(status.json(SystemTime::now())));
+            .with_document("/api/v1/status", move |_| Ok(read.json(SystemTime::now())))
+            .with_document("/api/v1/events", move |query| events::document(&happened, query))
+            .with_document("/api/v1/explain", move |query| explained.json(query));
         let mut metrics = metrics_service::service(endpoints, "metrics");
         metrics.add_listener(ListenerConfig::tcp(plan.metrics.to_string()));
-        let (proxy, doors) = lb_service::service::service(conf, &current, &traffic);
-        Ok(Self { current, traffic, pools, readiness, proxy, doors, prober, metrics })
+        Ok(Self {
+            current,
+            traffic,
+            pools,
+            operator,
+            status,
+            explain,
+            secret,
+            timings,
+            readiness,
+            proxy,
+            prober,
+            metrics,
+            changer,
+        })
     }
 }
 
+fn timing(plan: &Plan) -> Timing {
+    Timing { delay: plan.shutdown.delay, drain: plan.shutdown.drain }
+}
+
+/// 128 random bits that nobody can guess.
+fn secret() -> Result<Arc<str>, StartError> {
+    let mut bytes = [0; 16];
+    let read = File::open("/dev/urandom").and_then(|mut source| source.read_exact(&mut bytes));
+    read.map_err(StartError::Random)?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>().into())
+}
+
 /// What requests are served by when they are served by `plan`.
-fn served(plan: &Plan, pools: &[Checked], logs: Vec<AccessLog>, traffic: &Traffic) -> lb_service::plan::Plan {
+pub(super) fn served(
+    plan: &Plan,
+    pools: &[Checked],
+    logs: Vec<AccessLog>,
+    traffic: &Traffic,
+    token: &Token,
+) -> lb_service::plan::Plan {
     let parts = lb_service::plan::Parts {
         listeners: plan.listeners.clone(),
         routes: RouteTable::new(plan.routes.clone()),
         pools: pools.iter().map(|checked| checked.pool.clone()).collect(),
         trusted_proxies: TrustedProxies::new(plan.trusted_proxies.clone()),
+        explain_token: Some(token.clone()),
         access_logs: logs,
     };
     lb_service::plan::Plan::new(parts, traffic)
@@ -108,17 +204,16 @@ pub(super) fn server_conf(plan: &Plan) -> ServerConf {
     }
 }
 
-fn prober(pools: &[Checked], conf: &ServerConf, registry: &Registry) -> prometheus::Result<Prober> {
+fn prober(
+    pools: &[Checked],
+    conf: &ServerConf,
+    registry: &Registry,
+    observer: Arc<dyn health_service::Observer>,
+) -> prometheus::Result<Prober> {
     let metrics = health_service::Metrics::new();
     metrics.register(registry)?;
     let connector = TransportConnector::new(Some(ConnectorOptions::from_server_conf(conf)));
-    let mut prober = Prober::with_connector(metrics, connector);
-    for Checked { pool, settings, verdicts } in pools {
-        // All backends of a pool are spoken to in the same way; the address is replaced by each one's own.
-        if let Some(any) = pool.backends().first() {
-            let peer = any.peer().clone();
-            prober.add_pool(&pool.name, pool.balancer.clone(), settings.clone(), peer, verdicts.clone());
-        }
-    }
+    let mut prober = Prober::with_connector(metrics, connector).observed_by(observer);
+    pools.iter().filter_map(Checked::to_check).for_each(|pool| prober.add(pool));
     Ok(prober)
 }

@@ -1,4 +1,181 @@
 //! What changes while the daemon runs: a file that is read again, and what operators order.
-mod order;
+//!
+//! ```text
+//! file ── config::load ──> Plan ─┐
+//!                                ├─ Runtime::applied_to ─> wanted ─┐
+//! orders ───────────────> Runtime┘                                 ├─ Diff ─> stage ─> commit
+//!                                                       in effect ─┘          (may fail, unseen)
+//! ```
+//!
+//! The plan in effect is always the file as it was read last, with what operators changed since. Either may change: then the
+//! difference is computed, everything that it needs is [staged](crate::daemon::Running::stage), and put in place at once. What
+//! cannot be staged changes nothing.
+//!
+//! **Invariant:** one task makes all changes, one after the other, so a change that is asked for by somebody who leaves meanwhile
+//! is neither lost nor half done.
 
-pub use order::{Change, Joining, Order, Reload, Verb, Verdict};
+mod changer;
+mod diff;
+mod file;
+mod order;
+mod rollback;
+mod runtime;
+mod shown;
+#[cfg(test)]
+mod testing;
+mod watch;
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use arc_swap::ArcSwap;
+use async_trait::async_trait;
+use metrics_service::ConfigMetrics;
+use pingora::server::ShutdownWatch;
+use pingora::services::background::BackgroundService;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::config::Plan;
+use crate::daemon::Running;
+use crate::events::Events;
+use crate::process::systemd::Supervisor;
+use changer::Changer;
+pub use diff::Diff;
+pub use file::ConfigFile;
+pub use order::{Change, Joining, Order, Outcome, Reload, Verdict};
+pub use rollback::Answers;
+pub use runtime::{Portable, Runtime};
+pub use shown::{Document, LastReload, Shown};
+
+/// Asks for changes, and knows what they led to. Clones ask the same daemon.
+#[derive(Clone)]
+pub struct Operator {
+    commands: mpsc::UnboundedSender<Command>,
+    shown: Arc<ArcSwap<Shown>>,
+    running: Running,
+    events: Events,
+}
+
+/// Makes the changes: a service of its own, so that a change goes on when whoever asked for it has left.
+pub struct OperatorService(Mutex<Option<Changer>>);
+
+/// What a changer works with.
+pub struct Parts {
+    /// What serves.
+    pub running: Running,
+    /// What it was started by; absent: the command line.
+    pub file: Option<ConfigFile>,
+    /// What the file says; with the next, it is in effect.
+    pub plan: Plan,
+    /// What operators had changed in the process before this one.
+    pub runtime: Runtime,
+    /// Where changes are told.
+    pub events: Events,
+    /// Where reloads are counted.
+    pub metrics: ConfigMetrics,
+    /// Told when a reload begins and ends.
+    pub supervisor: Supervisor,
+    /// Is told of each change that is in effect.
+    pub observer: Box<dyn Fn(&Plan) + Send + Sync>,
+}
+
+/// Somebody wants a change.
+enum Command {
+    Reload { reload: Reload, by: &'static str, answer: Option<oneshot::Sender<Verdict>> },
+    Order { order: Order, answer: oneshot::Sender<Verdict> },
+}
+
+// === impl Operator ===
+
+impl Operator {
+    /// One that changes what `parts` say, and the service that does it.
+    pub fn new(parts: Parts) -> (Self, OperatorService) {
+        let (commands, received) = mpsc::unbounded_channel();
+        let path = parts.file.as_ref().map(|file| file.path().to_owned());
+        let shown = Arc::new(ArcSwap::from_pointee(Shown::first(path, parts.runtime.clone())));
+        let (running, events) = (parts.running.clone(), parts.events.clone());
+        let changer = Changer::new(parts, received, shown.clone());
+        (Self { commands, shown, running, events }, OperatorService(Mutex::new(Some(changer))))
+    }
+
+    /// Reads the file again, and says what became of it.
+    pub async fn reload(&self, reload: Reload) -> Verdict {
+        self.ask(|answer| Command::Reload { reload, by: "command", answer: Some(answer) }).await
+    }
+
+    /// The same for a signal, which nobody waits for.
+    pub fn reload_by_signal(&self) {
+        // A process that has no changer any more is about to end.
+        let reload = Reload::default();
+        let _ = self.commands.send(Command::Reload { reload, by: "signal HUP", answer: None });
+    }
+
+    /// Carries an order out.
+    pub async fn order(&self, order: Order) -> Verdict {
+        self.ask(|answer| Command::Order { order, answer }).await
+    }
+
+    /// Returns when a backend works on no request.
+    ///
+    /// # Errors
+    /// When nobody knows it.
+    pub async fn idle(&self, pool: &str, backend: SocketAddr) -> Result<(), String> {
+        self.running.idle(pool, backend).await
+    }
+
+    /// What operators changed, for the process that takes over: a variable of its environment.
+    pub fn heritage(&self) -> Vec<(&'static str, String)> {
+        let portable = self.shown.load().runtime.portable();
+        let text = serde_json::to_string(&portable).expect("texts and numbers are JSON");
+        vec![(HERITAGE, text)]
+    }
+
+    /// Which configuration is in effect.
+    pub fn shown(&self) -> Arc<Shown> {
+        self.shown.load_full()
+    }
+
+    /// What changed.
+    pub fn events(&self) -> &Events {
+        &self.events
+    }
+
+    async fn ask(&self, command: impl FnOnce(oneshot::Sender<Verdict>) -> Command) -> Verdict {
+        let (answer, answered) = oneshot::channel();
+        // Both fail when the process ends.
+        let _ = self.commands.send(command(answer));
+        answered.await.unwrap_or_else(|_| Verdict {
+            result: Outcome::Refused,
+            generation: self.shown.load().generation,
+            changes: Vec::new(),
+            problem: "the process is ending".into(),
+            problems: Vec::new(),
+        })
+    }
+}
+
+// === impl OperatorService ===
+
+#[async_trait]
+impl BackgroundService for OperatorService {
+    async fn start(&self, mut shutdown: ShutdownWatch) {
+        let changer = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(changer) = changer else { return };
+        tokio::select! {
+            () = changer.run() => {}
+            _ = shutdown.wait_for(|ends| *ends) => {}
+        }
+    }
+}
+
+/// What operators changed in the process before this one, as far as `plan` has a place for it: what its
+/// [heritage](Operator::heritage) says, if it started this one.
+pub fn inherited(plan: &Plan, lookup: impl Fn(&str) -> Option<String>) -> Runtime {
+    let portable = lookup(HERITAGE).and_then(|text| serde_json::from_str::<Vec<Portable>>(&text).ok());
+    let (kept, lost) = Runtime::from_portable(portable.unwrap_or_default()).rebased(plan);
+    lost.iter().for_each(|line| log::warn!("upgrade: no longer, since the file has changed: {line}"));
+    kept
+}
+
+/// The name of the variable.
+const HERITAGE: &str = "LB_RUNTIME_CHANGES";

@@ -37,7 +37,7 @@ pub enum Change {
 }
 
 /// What is known of a backend that joins.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Joining {
     /// Its share relative to the others.
     pub weight: Weight,
@@ -62,7 +62,7 @@ pub struct Reload {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Verdict {
     /// In a word.
-    pub result: Verb,
+    pub result: Outcome,
     /// The number of the configuration that is in effect now.
     pub generation: u64,
     /// What changed, or would change: a line each.
@@ -79,7 +79,7 @@ pub struct Verdict {
 /// What became of it, in a word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Verb {
+pub enum Outcome {
     /// It is in effect.
     Applied,
     /// There was nothing to change.
@@ -95,7 +95,7 @@ pub enum Verb {
 impl Verdict {
     /// Whether what was asked for is so now, or would be.
     pub fn is_good(&self) -> bool {
-        self.result != Verb::Refused
+        self.result != Outcome::Refused
     }
 }
 
@@ -106,7 +106,7 @@ mod tests {
     #[test]
     fn a_verdict_is_the_same_after_it_was_sent() {
         let verdict = Verdict {
-            result: Verb::Refused,
+            result: Outcome::Refused,
             generation: 3,
             changes: vec!["pool web: backend 10.0.0.1:80 is added".into()],
             problem: "error[LB010]: unknown key `thread`".into(),

@@ -6,7 +6,8 @@
 //! lost in a fork.
 //!
 //! The second process recognises itself by an environment variable with its parent's pid, which is no longer true for
-//! any process that it may itself start. It says that it serves by a line on standard output, which is a pipe until then
+//! any process that it may itself start. In an upgrade the running process is the parent, and sets the variable for its
+//! [successor](super::successor). The second process says that it serves by a line on standard output, which is a pipe until then
 //! and `/dev/null` from then on.
 
 use std::ffi::{CString, OsStr};
@@ -19,7 +20,10 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 
 use nix::sys::stat::{Mode, umask};
 
-const MARKER: &str = "LB_BACKGROUND";
+use super::systemd;
+
+/// The variable that has the pid of the parent whose second process, or successor, is to run in the background.
+pub(super) const MARKER: &str = "LB_BACKGROUND";
 const READY: &str = "load_balancer: ready";
 /// The exit code for a second process that was killed.
 const FAILED: u8 = 1;
@@ -112,6 +116,7 @@ fn run_again() -> io::Result<Child> {
         .arg0(program)
         .args(arguments)
         .env(MARKER, std::process::id().to_string())
+        .env_remove(systemd::WATCHDOG_PID)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()

@@ -4,15 +4,19 @@
 //! [`Signals`] carries out: it is the `ShutdownSignalWatch` that Pingora's server waits on, and lives in its runtime.
 //!
 //! ```text
-//!             Quit                     NewProcessReady
-//!  Serving ----------> HandingOver --------------------------------+
-//!     ^                  |     |                                   |
-//!     +--HandoverFailed--+     | Terminate                         v
-//!     | Terminate              v      delay over                            drained, out of time,
+//!             Quit or Upgrade              NewProcessReady
+//!  Serving ----------> HandingOver, -------------------------------+
+//!     ^                Upgrading                                   |
+//!     +--HandoverFailed--+     | Terminate                         |
+//!     | Terminate              v      delay over                   v        drained, out of time,
 //!     +--------------------> Delaying -------------------------> Draining ----------------------> Done
 //!                              |                                           or Terminate again      ^
 //!                              +-- Terminate again ------------------------------------------------+
 //! ```
+//!
+//! There are two kinds of drain. At an end, idle connections are closed after a moment. After a hand-over they stay for some
+//! seconds ([`IDLE`]), so that most clients are told `Connection: close` in an answer and none finds its connection closed just
+//! when it sends: nothing is lost by an old process that lives longer.
 
 use std::future::{Future, pending};
 use std::io;
@@ -25,11 +29,13 @@ use async_trait::async_trait;
 use once_cell::sync::OnceCell;
 use pingora::server::{ShutdownSignal, ShutdownSignalWatch};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{mpsc, watch};
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use super::sockets::{Class, Sockets};
-use super::upgrade::{Offer, UpgradeError, WINDOW};
+use super::successor::{self, Launch};
+use super::systemd::{Pulse, Supervisor};
+use super::upgrade::{Offer, UpgradeError, UpgradeFailed, Upgraded};
 
 /// The exit code of a process that ended as it was told to.
 pub const DONE: u8 = 0;
@@ -43,6 +49,9 @@ pub const CUT: u8 = 3;
 const SETTLE: Duration = Duration::from_millis(100);
 /// How soon the last request's end is noticed.
 const TICK: Duration = Duration::from_millis(10);
+/// How long idle connections stay open after a hand-over: most clients that use theirs at all have done so once more by then. Also
+/// the usual timeout of idle connections in client libraries (Node.js, Gunicorn and others wait 5 s or less).
+pub const IDLE: Duration = Duration::from_secs(5);
 
 /// The section `shutdown` of the configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,6 +62,10 @@ pub struct Timing {
     pub drain: Duration,
 }
 
+/// The [`Timing`] of the configuration in effect, read when a delay or drain begins. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Timings(Arc<Mutex<Timing>>);
+
 /// What the rest of the process should be like.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
@@ -60,8 +73,13 @@ pub enum Phase {
     Serving,
     /// Accepting, but no longer ready.
     Delaying,
-    /// Not accepting; requests in flight are finished.
+    /// Not accepting; requests in flight are finished. Entered a second time when a process that has handed over is told to end.
     Draining,
+    /// The same while a successor accepts: nobody is in a hurry.
+    HandedOver {
+        /// How long idle connections stay open.
+        idle: Duration,
+    },
 }
 
 /// Something that the lifecycle may have to react to.
@@ -71,9 +89,11 @@ pub enum Event {
     Terminate,
     /// QUIT: hand the sockets over to a process started with `-u`.
     Quit,
+    /// USR2, or the command `upgrade`: start the successor ourselves.
+    Upgrade,
     /// The successor serves and knows that we know.
     NewProcessReady,
-    /// There will be no successor this time; the offer is withdrawn.
+    /// There will be no successor this time: the offer is withdrawn, and what we have started is ended.
     HandoverFailed,
     /// A service that must run has ended.
     ServiceFailed,
@@ -88,7 +108,9 @@ pub enum Action {
     Enter(Phase),
     /// Hold the sockets out to a successor.
     OpenOffer,
-    /// No longer do.
+    /// The same, and start who is to take them.
+    StartSuccessor,
+    /// No longer do either: withdraw the offer, and end the successor that does not serve yet.
     WithdrawOffer,
     /// The listeners of this class stop accepting.
     Close(Class),
@@ -126,6 +148,7 @@ pub enum EndReason {
 #[derive(Debug)]
 pub struct Lifecycle {
     timing: Timing,
+    hindrance: Option<&'static str>,
     state: State,
 }
 
@@ -133,16 +156,30 @@ pub struct Lifecycle {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     Serving,
+    /// To whoever comes.
     HandingOver,
-    Delaying { until: Instant },
-    Draining { settled: Instant, until: Instant, terminated: bool },
+    /// To a process that we have started.
+    Upgrading,
+    Delaying {
+        until: Instant,
+    },
+    Draining {
+        settled: Instant,
+        until: Instant,
+        terminated: bool,
+    },
     Done,
 }
 
 impl Lifecycle {
-    /// Serving.
-    pub fn new(timing: Timing) -> Self {
-        Self { timing, state: State::Serving }
+    /// Serving. With a `hindrance` there is no upgrade, for this reason.
+    pub fn new(timing: Timing, hindrance: Option<&'static str>) -> Self {
+        Self { timing, hindrance, state: State::Serving }
+    }
+
+    /// For delays and drains that begin from now on.
+    pub fn set_timing(&mut self, timing: Timing) {
+        self.timing = timing;
     }
 
     /// Whether [`Event::Tick`] can make a difference.
@@ -156,7 +193,7 @@ impl Lifecycle {
             (State::Done, _) => Vec::new(),
             (_, Event::ServiceFailed) => self.end(EndReason::ServiceFailed, requests),
             (State::Serving, Event::Terminate) => self.delay(now),
-            (State::HandingOver, Event::Terminate) => {
+            (State::HandingOver | State::Upgrading, Event::Terminate) => {
                 let mut actions = vec![Action::WithdrawOffer];
                 actions.append(&mut self.delay(now));
                 actions
@@ -164,7 +201,7 @@ impl Lifecycle {
             (State::Draining { settled, until, terminated: false }, Event::Terminate) => {
                 // The first one, of a process that drains because it has a successor.
                 self.state = State::Draining { settled, until, terminated: true };
-                vec![Action::Ignore("already draining")]
+                vec![Action::Enter(Phase::Draining)]
             }
             (State::Delaying { .. } | State::Draining { .. }, Event::Terminate) => {
                 self.end(EndReason::Hurried, requests)
@@ -173,10 +210,16 @@ impl Lifecycle {
                 self.state = State::HandingOver;
                 vec![Action::OpenOffer]
             }
-            (State::HandingOver, Event::Quit) => vec![Action::Ignore("the sockets are already on offer")],
-            (_, Event::Quit) => vec![Action::Ignore("already shutting down")],
-            (State::HandingOver, Event::NewProcessReady) => self.succeed(now),
-            (State::HandingOver, Event::HandoverFailed) => {
+            (State::Serving, Event::Upgrade) => self.upgrade(),
+            (State::HandingOver, Event::Quit | Event::Upgrade) => {
+                vec![Action::Ignore("the sockets are on offer to a process started with -u already")]
+            }
+            (State::Upgrading, Event::Quit | Event::Upgrade) => {
+                vec![Action::Ignore("an upgrade is under way already")]
+            }
+            (_, Event::Quit | Event::Upgrade) => vec![Action::Ignore("already shutting down")],
+            (State::HandingOver | State::Upgrading, Event::NewProcessReady) => self.succeed(now),
+            (State::HandingOver | State::Upgrading, Event::HandoverFailed) => {
                 self.state = State::Serving;
                 Vec::new()
             }
@@ -185,29 +228,40 @@ impl Lifecycle {
         }
     }
 
+    fn upgrade(&mut self) -> Vec<Action> {
+        if let Some(hindrance) = self.hindrance {
+            return vec![Action::Ignore(hindrance)];
+        }
+        self.state = State::Upgrading;
+        vec![Action::StartSuccessor]
+    }
+
     fn delay(&mut self, now: Instant) -> Vec<Action> {
         if self.timing.delay.is_zero() {
-            return self.drain(now, true);
+            return self.drain(now, Phase::Draining);
         }
         self.state = State::Delaying { until: now + self.timing.delay };
         vec![Action::Enter(Phase::Delaying)]
     }
 
-    fn drain(&mut self, now: Instant, terminated: bool) -> Vec<Action> {
+    fn drain(&mut self, now: Instant, phase: Phase) -> Vec<Action> {
+        let terminated = phase == Phase::Draining;
         self.state = State::Draining { settled: now + SETTLE, until: now + self.timing.drain, terminated };
-        vec![Action::Enter(Phase::Draining), Action::Close(Class::Traffic)]
+        vec![Action::Enter(phase), Action::Close(Class::Traffic)]
     }
 
     fn succeed(&mut self, now: Instant) -> Vec<Action> {
+        // Half of a short drain, so that waiting for idle connections is never what makes it run out of time.
+        let idle = IDLE.min(self.timing.drain / 2);
         let mut actions = vec![Action::LeaveFiles];
-        actions.append(&mut self.drain(now, false));
+        actions.append(&mut self.drain(now, Phase::HandedOver { idle }));
         actions.push(Action::Close(Class::Admin));
         actions
     }
 
     fn tick(&mut self, now: Instant, requests: usize) -> Vec<Action> {
         match self.state {
-            State::Delaying { until } if now >= until => self.drain(now, true),
+            State::Delaying { until } if now >= until => self.drain(now, Phase::Draining),
             State::Draining { settled, .. } if requests == 0 && now >= settled => {
                 self.end(EndReason::Drained, 0)
             }
@@ -255,15 +309,25 @@ impl<F: Fn() -> usize + Send + Sync> InFlight for F {
 /// What [`Signals`] works on.
 pub struct Parts {
     /// `shutdown.delay` and `shutdown.drain`.
-    pub timing: Timing,
+    pub timings: Timings,
     /// Where the sockets are offered to a successor.
     pub upgrade_sock: PathBuf,
+    /// How long an offer stands, and how long a successor may take until it serves; see [`WINDOW`](super::upgrade::WINDOW).
+    pub window: Duration,
+    /// How a successor is started.
+    pub launch: Launch,
+    /// What a successor is told by its environment: called when it is started.
+    pub heritage: Box<dyn Fn() -> Vec<(&'static str, String)> + Send + Sync>,
+    /// Told of the end, and that the process works.
+    pub supervisor: Supervisor,
     /// Closed, offered and left to the successor.
     pub sockets: Arc<Sockets>,
     /// Requests in flight.
     pub in_flight: Arc<dyn InFlight>,
     /// Called with each phase that is entered: readiness and `Connection: close` hang on it.
     pub on_phase: Box<dyn Fn(Phase) + Send + Sync>,
+    /// Called on HUP; it must not wait.
+    pub on_hangup: Box<dyn Fn() + Send + Sync>,
     /// Called on USR1.
     pub reopen_logs: Box<dyn Fn() + Send + Sync>,
 }
@@ -277,8 +341,31 @@ pub struct Signals {
     admin: watch::Sender<bool>,
     installed: watch::Sender<bool>,
     failures: mpsc::UnboundedSender<String>,
-    failed: Mutex<Option<mpsc::UnboundedReceiver<String>>>,
+    upgrades: Upgrades,
+    inbox: Mutex<Option<Inbox>>,
+    pulse: Pulse,
     outcome: Outcome,
+}
+
+/// Orders upgrades. Clones order them of the same process.
+#[derive(Debug, Clone)]
+pub struct Upgrades(mpsc::UnboundedSender<Asker>);
+
+/// Who waits for the result of an upgrade.
+type Asker = oneshot::Sender<Result<Upgraded, UpgradeFailed>>;
+
+/// What the rest of the process tells the lifecycle.
+struct Inbox {
+    failed: mpsc::UnboundedReceiver<String>,
+    upgrades: mpsc::UnboundedReceiver<Asker>,
+}
+
+/// What the lifecycle has under way.
+#[derive(Default)]
+struct Work {
+    handover: Option<Handover>,
+    /// Who asked for it, if anybody waits.
+    asker: Option<Asker>,
 }
 
 /// How it ended, readable once `Server::run` has returned.
@@ -316,19 +403,68 @@ enum Came {
 
 type Handover = Pin<Box<dyn Future<Output = Result<u32, UpgradeError>> + Send>>;
 
+// === impl Timings ===
+
+impl Timings {
+    /// As the configuration says.
+    pub fn new(timing: Timing) -> Self {
+        Self(Arc::new(Mutex::new(timing)))
+    }
+
+    /// The one in effect.
+    pub fn get(&self) -> Timing {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// For delays and drains that begin from now on.
+    pub fn set(&self, timing: Timing) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = timing;
+    }
+}
+
+// === impl Upgrades ===
+
+impl Upgrades {
+    /// Has a successor started, and returns once that serves: this process then drains.
+    ///
+    /// # Errors
+    /// This process goes on as if nothing had happened, unless it was shutting down anyway.
+    pub async fn upgrade(&self) -> Result<Upgraded, UpgradeFailed> {
+        let (asker, answer) = oneshot::channel();
+        // Without a lifecycle both fail, since the asker is dropped.
+        let _ = self.0.send(asker);
+        answer.await.unwrap_or(Err(UpgradeFailed::Refused("already shutting down")))
+    }
+}
+
+// === impl Signals ===
+
 impl Signals {
     /// Nothing is installed before [`recv`](ShutdownSignalWatch::recv) runs.
     pub fn new(parts: Parts) -> Self {
         let (failures, failed) = mpsc::unbounded_channel();
+        let (ordered, upgrades) = mpsc::unbounded_channel();
         Self {
             parts,
             traffic: watch::Sender::new(false),
             admin: watch::Sender::new(false),
             installed: watch::Sender::new(false),
             failures,
-            failed: Mutex::new(Some(failed)),
+            upgrades: Upgrades(ordered),
+            inbox: Mutex::new(Some(Inbox { failed, upgrades })),
+            pulse: Pulse::new(),
             outcome: Outcome::default(),
         }
+    }
+
+    /// For whoever may order an upgrade.
+    pub fn upgrades(&self) -> Upgrades {
+        self.upgrades.clone()
+    }
+
+    /// For the service whose runtime must work for the process to count as alive.
+    pub fn pulse(&self) -> Pulse {
+        self.pulse.clone()
     }
 
     /// The shutdown watch for the [`Handed`](super::sockets::Handed) services of a class.
@@ -356,38 +492,58 @@ impl Signals {
 
     async fn run(&self, mut signals: impl Source) -> io::Result<()> {
         self.installed.send_replace(true);
-        let taken = self.failed.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let mut failed = taken.ok_or_else(|| io::Error::other("the signal watch is used twice"))?;
-        let mut lifecycle = Lifecycle::new(self.parts.timing);
-        let mut handover: Option<Handover> = None;
-        let mut ticks = interval(TICK);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let taken = self.inbox.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let mut inbox = taken.ok_or_else(|| io::Error::other("the signal watch is used twice"))?;
+        let hindrance = successor::hindrance(std::process::id());
+        let mut lifecycle = Lifecycle::new(self.parts.timings.get(), hindrance);
+        let mut work = Work::default();
+        let mut ticks = every(TICK);
+        let mut pings = self.parts.supervisor.ping_interval().map(every);
         loop {
-            let event = tokio::select! {
-                came = signals.next() => self.translate(came),
-                result = poll(&mut handover) => {
-                    handover = None;
-                    Some(report(&result))
+            let (event, asker) = tokio::select! {
+                came = signals.next() => (self.translate(came), None),
+                Some(asker) = inbox.upgrades.recv() => {
+                    log::info!("upgrade: ordered");
+                    (Some(Event::Upgrade), Some(asker))
                 }
-                Some(service) = failed.recv() => {
+                result = poll(&mut work.handover) => (Some(work.finish(result)), None),
+                Some(service) = inbox.failed.recv() => {
                     log::error!("service {service} has ended: its listeners could not be started, or it panicked");
-                    Some(Event::ServiceFailed)
+                    (Some(Event::ServiceFailed), None)
                 }
-                _ = ticks.tick(), if lifecycle.is_timed() => Some(Event::Tick),
+                () = next(&mut pings) => {
+                    self.ping();
+                    (None, None)
+                }
+                _ = ticks.tick(), if lifecycle.is_timed() => (Some(Event::Tick), None),
             };
             let Some(event) = event else { continue };
-            for action in lifecycle.on(event, Instant::now(), self.parts.in_flight.requests()) {
-                match action {
-                    Action::OpenOffer => handover = Some(self.hand_over()),
-                    Action::WithdrawOffer => handover = None,
-                    Action::End(end) => {
-                        self.end(end);
-                        return Ok(());
-                    }
-                    action => self.apply(action),
-                }
+            lifecycle.set_timing(self.parts.timings.get());
+            let actions = lifecycle.on(event, Instant::now(), self.parts.in_flight.requests());
+            if self.carry_out(actions, &mut work, asker) {
+                return Ok(());
             }
         }
+    }
+
+    /// Does what was decided; true when that was the end.
+    fn carry_out(&self, actions: Vec<Action>, work: &mut Work, mut asker: Option<Asker>) -> bool {
+        for action in actions {
+            match action {
+                Action::OpenOffer => work.handover = Some(self.hand_over()),
+                Action::StartSuccessor => {
+                    *work = Work { handover: Some(self.succeed()), asker: asker.take() };
+                }
+                Action::WithdrawOffer => work.give_up(),
+                Action::Ignore(reason) => ignore(reason, asker.take()),
+                Action::End(end) => {
+                    self.end(end);
+                    return true;
+                }
+                action => self.apply(action),
+            }
+        }
+        false
     }
 
     /// What a signal means to the lifecycle; those that mean nothing to it are dealt with here.
@@ -401,10 +557,11 @@ impl Signals {
                 log::info!("signal Quit: handing over to a new process");
                 return Some(Event::Quit);
             }
-            Came::Hup => log::warn!("signal Hup: reload is not supported yet"),
             Came::Usr2 => {
-                log::warn!("signal Usr2: not supported yet; send QUIT and start with -u to upgrade");
+                log::info!("signal Usr2: upgrading");
+                return Some(Event::Upgrade);
             }
+            Came::Hup => (self.parts.on_hangup)(),
             Came::Usr1 => {
                 (self.parts.reopen_logs)();
                 log::info!("signal Usr1: log files reopened");
@@ -413,10 +570,19 @@ impl Signals {
         None
     }
 
+    /// Tells the service manager that the process works, if it does: this loop, and the runtime of the requests.
+    fn ping(&self) {
+        if self.pulse.is_felt() {
+            self.parts.supervisor.ping();
+        } else {
+            log::error!("watchdog: the runtime of the proxy does not answer");
+        }
+    }
+
     fn apply(&self, action: Action) {
         match action {
             Action::Enter(phase) => {
-                self.log_phase(phase);
+                self.tell_phase(phase);
                 (self.parts.on_phase)(phase);
             }
             Action::Close(class) => self.close(class),
@@ -425,18 +591,30 @@ impl Signals {
                 // Set twice only if the lifecycle could hand over twice, and then to the same value.
                 let _ = self.outcome.handed_over.set(());
             }
-            Action::Ignore(reason) => log::info!("signal ignored: {reason}"),
-            Action::OpenOffer | Action::WithdrawOffer | Action::End(_) => {}
+            // Of `carry_out`.
+            Action::OpenOffer
+            | Action::StartSuccessor
+            | Action::WithdrawOffer
+            | Action::Ignore(_)
+            | Action::End(_) => {}
         }
     }
 
     fn hand_over(&self) -> Handover {
         let (path, sockets) = (self.parts.upgrade_sock.clone(), Arc::clone(&self.parts.sockets));
+        let window = self.parts.window;
         Box::pin(async move {
             let offer = Offer::open(&path)?;
-            log::info!("upgrade: sockets on offer at {} for {WINDOW:?}", path.display());
-            offer.serve(sockets.to_hand_over()?, WINDOW).await
+            log::info!("upgrade: sockets on offer at {} for {window:?}", path.display());
+            offer.serve(sockets.to_hand_over()?, window).await
         })
+    }
+
+    fn succeed(&self) -> Handover {
+        let (path, sockets) = (self.parts.upgrade_sock.clone(), Arc::clone(&self.parts.sockets));
+        let (launch, window) =
+            (self.parts.launch.clone().with_variables((self.parts.heritage)()), self.parts.window);
+        Box::pin(async move { successor::succeed(&launch, &path, sockets.to_hand_over()?, window).await })
     }
 
     fn close(&self, class: Class) {
@@ -454,7 +632,11 @@ impl Signals {
         match end.reason {
             EndReason::Drained => log::info!("drained: no request is left"),
             EndReason::OutOfTime => {
-                log::warn!("drain out of time after {:?}: {} requests cut", self.parts.timing.drain, end.cut);
+                log::warn!(
+                    "drain out of time after {:?}: {} requests cut",
+                    self.parts.timings.get().drain,
+                    end.cut
+                );
             }
             EndReason::Hurried => log::warn!("second signal: ending at once, {} requests cut", end.cut),
             EndReason::ServiceFailed => log::error!("ending, {} requests cut", end.cut),
@@ -462,16 +644,81 @@ impl Signals {
         self.outcome.set(end.exit_code());
     }
 
-    fn log_phase(&self, phase: Phase) {
-        let Timing { delay, drain } = self.parts.timing;
+    fn tell_phase(&self, phase: Phase) {
+        let Timing { delay, drain } = self.parts.timings.get();
+        let requests = self.parts.in_flight.requests();
         match phase {
             Phase::Serving => {}
-            Phase::Delaying => log::info!("no longer ready; still accepting for {delay:?}"),
+            Phase::Delaying => {
+                log::info!("no longer ready; still accepting for {delay:?}");
+                self.parts.supervisor.stopping("no longer ready, still accepting");
+            }
             Phase::Draining => {
-                let requests = self.parts.in_flight.requests();
                 log::info!("draining: listeners closed, {requests} requests in flight, at most {drain:?}");
+                self.parts.supervisor.stopping(&format!("draining: {requests} requests in flight"));
+            }
+            Phase::HandedOver { .. } => {
+                log::info!("handed over, draining: {requests} requests in flight, at most {drain:?}");
+                self.parts.supervisor.hand_over();
             }
         }
+    }
+}
+
+// === impl Work ===
+
+impl Work {
+    /// The hand-over is over, one way or the other.
+    fn finish(&mut self, result: Result<u32, UpgradeError>) -> Event {
+        self.handover = None;
+        let (event, answer) = match result {
+            Ok(pid) => {
+                log::info!("upgrade: process {pid} serves now");
+                (Event::NewProcessReady, Ok(Upgraded { pid }))
+            }
+            Err(error) => {
+                log::error!("upgrade failed, this process goes on serving: {error}");
+                (Event::HandoverFailed, Err(UpgradeFailed::Failed(error.to_string())))
+            }
+        };
+        self.answer(answer);
+        event
+    }
+
+    /// Withdraws the offer and ends a successor that was started.
+    fn give_up(&mut self) {
+        self.handover = None;
+        self.answer(Err(UpgradeFailed::Failed("this process was told to end meanwhile".to_owned())));
+    }
+
+    fn answer(&mut self, answer: Result<Upgraded, UpgradeFailed>) {
+        if let Some(asker) = self.asker.take() {
+            // Who does not wait any more need not know.
+            let _ = asker.send(answer);
+        }
+    }
+}
+
+/// Tells who asked, by a signal or otherwise, that nothing is done.
+fn ignore(reason: &'static str, asker: Option<Asker>) {
+    log::info!("ignored: {reason}");
+    if let Some(asker) = asker {
+        let _ = asker.send(Err(UpgradeFailed::Refused(reason)));
+    }
+}
+
+fn every(time: Duration) -> Interval {
+    let mut ticks = interval(time);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
+}
+
+async fn next(ticks: &mut Option<Interval>) {
+    match ticks {
+        Some(ticks) => {
+            ticks.tick().await;
+        }
+        None => pending().await,
     }
 }
 
@@ -541,19 +788,6 @@ async fn poll(handover: &mut Option<Handover>) -> Result<u32, UpgradeError> {
     }
 }
 
-fn report(result: &Result<u32, UpgradeError>) -> Event {
-    match result {
-        Ok(pid) => {
-            log::info!("upgrade: process {pid} serves now");
-            Event::NewProcessReady
-        }
-        Err(error) => {
-            log::error!("upgrade failed, this process goes on serving: {error}");
-            Event::HandoverFailed
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
@@ -567,22 +801,32 @@ mod tests {
     const TIMING: Timing = Timing { delay: Duration::ZERO, drain: DRAIN };
     const DRAINING: [Action; 2] = [Action::Enter(Phase::Draining), Action::Close(Class::Traffic)];
 
+    const HANDED_OVER: [Action; 3] = [
+        Action::Enter(Phase::HandedOver { idle: IDLE }),
+        Action::Close(Class::Traffic),
+        Action::Close(Class::Admin),
+    ];
+
     fn end(reason: EndReason, cut: usize) -> Vec<Action> {
         vec![Action::End(End { reason, cut })]
     }
 
+    fn serving() -> Lifecycle {
+        Lifecycle::new(TIMING, None)
+    }
+
     fn draining(now: Instant) -> Lifecycle {
-        let mut lifecycle = Lifecycle::new(TIMING);
+        let mut lifecycle = serving();
         assert_eq!(lifecycle.on(Event::Terminate, now, 1), DRAINING);
         lifecycle
     }
 
     fn handed_over(now: Instant) -> Lifecycle {
-        let mut lifecycle = Lifecycle::new(Timing { delay: DELAY, drain: DRAIN });
+        let mut lifecycle = Lifecycle::new(Timing { delay: DELAY, drain: DRAIN }, None);
         assert_eq!(lifecycle.on(Event::Quit, now, 1), [Action::OpenOffer]);
         let actions = lifecycle.on(Event::NewProcessReady, now, 1);
         let [Action::LeaveFiles, rest @ ..] = &actions[..] else { panic!("{actions:?}") };
-        assert_eq!(rest, [DRAINING[0], DRAINING[1], Action::Close(Class::Admin)]);
+        assert_eq!(rest, HANDED_OVER);
         lifecycle
     }
 
@@ -616,7 +860,7 @@ mod tests {
     #[test]
     fn no_time_to_drain_cuts_at_once_but_only_what_there_is() {
         let now = Instant::now();
-        let mut lifecycle = Lifecycle::new(Timing { delay: Duration::ZERO, drain: Duration::ZERO });
+        let mut lifecycle = Lifecycle::new(Timing { delay: Duration::ZERO, drain: Duration::ZERO }, None);
         lifecycle.on(Event::Terminate, now, 0);
         assert_eq!(lifecycle.on(Event::Tick, now, 0), []);
         assert_eq!(lifecycle.on(Event::Tick, now + TICK, 1), end(EndReason::OutOfTime, 1));
@@ -625,7 +869,7 @@ mod tests {
     #[test]
     fn the_delay_comes_before_the_drain() {
         let now = Instant::now();
-        let mut lifecycle = Lifecycle::new(Timing { delay: DELAY, drain: DRAIN });
+        let mut lifecycle = Lifecycle::new(Timing { delay: DELAY, drain: DRAIN }, None);
         assert!(!lifecycle.is_timed());
         assert_eq!(lifecycle.on(Event::Terminate, now, 0), [Action::Enter(Phase::Delaying)]);
         assert!(lifecycle.is_timed());
@@ -638,7 +882,7 @@ mod tests {
     fn a_second_signal_ends_at_once() {
         let now = Instant::now();
         assert_eq!(draining(now).on(Event::Terminate, now, 3), end(EndReason::Hurried, 3));
-        let mut delaying = Lifecycle::new(Timing { delay: DELAY, drain: DRAIN });
+        let mut delaying = Lifecycle::new(Timing { delay: DELAY, drain: DRAIN }, None);
         delaying.on(Event::Terminate, now, 0);
         assert_eq!(delaying.on(Event::Terminate, now, 0), end(EndReason::Hurried, 0));
     }
@@ -658,7 +902,7 @@ mod tests {
         let now = Instant::now();
         let ignored = [Action::Ignore("already shutting down")];
         assert_eq!(draining(now).on(Event::Quit, now, 0), ignored);
-        let mut delaying = Lifecycle::new(Timing { delay: DELAY, drain: DRAIN });
+        let mut delaying = Lifecycle::new(Timing { delay: DELAY, drain: DRAIN }, None);
         delaying.on(Event::Terminate, now, 0);
         assert_eq!(delaying.on(Event::Quit, now, 0), ignored);
         assert_eq!(handed_over(now).on(Event::Quit, now, 0), ignored);
@@ -667,18 +911,99 @@ mod tests {
     #[test]
     fn a_failed_hand_over_changes_nothing_and_can_be_tried_again() {
         let now = Instant::now();
-        let mut lifecycle = Lifecycle::new(TIMING);
+        let mut lifecycle = serving();
         assert_eq!(lifecycle.on(Event::Quit, now, 0), [Action::OpenOffer]);
-        assert_eq!(lifecycle.on(Event::Quit, now, 0), [Action::Ignore("the sockets are already on offer")]);
+        let ignored = [Action::Ignore("the sockets are on offer to a process started with -u already")];
+        assert_eq!(lifecycle.on(Event::Quit, now, 0), ignored);
+        assert_eq!(lifecycle.on(Event::Upgrade, now, 0), ignored);
         assert_eq!(lifecycle.on(Event::HandoverFailed, now, 0), []);
         assert!(!lifecycle.is_timed());
         assert_eq!(lifecycle.on(Event::Quit, now, 0), [Action::OpenOffer]);
     }
 
     #[test]
+    fn an_upgrade_starts_a_successor_and_drains_for_it() {
+        let now = Instant::now();
+        let mut lifecycle = serving();
+        assert_eq!(lifecycle.on(Event::Upgrade, now, 1), [Action::StartSuccessor]);
+        assert!(!lifecycle.is_timed(), "it goes on serving");
+        let actions = lifecycle.on(Event::NewProcessReady, now, 1);
+        assert_eq!(actions, [&[Action::LeaveFiles][..], &HANDED_OVER].concat());
+        let ignored = [Action::Ignore("already shutting down")];
+        assert_eq!(lifecycle.on(Event::Upgrade, now, 1), ignored);
+    }
+
+    #[test]
+    fn one_upgrade_at_a_time() {
+        let now = Instant::now();
+        let mut lifecycle = serving();
+        lifecycle.on(Event::Upgrade, now, 0);
+        let ignored = [Action::Ignore("an upgrade is under way already")];
+        assert_eq!(lifecycle.on(Event::Upgrade, now, 0), ignored);
+        assert_eq!(lifecycle.on(Event::Quit, now, 0), ignored);
+        assert_eq!(lifecycle.on(Event::HandoverFailed, now, 0), []);
+        assert_eq!(lifecycle.on(Event::Upgrade, now, 0), [Action::StartSuccessor]);
+    }
+
+    #[test]
+    fn a_process_that_cannot_have_a_successor_says_why() {
+        let now = Instant::now();
+        let mut lifecycle = Lifecycle::new(TIMING, successor::hindrance(1));
+        let actions = lifecycle.on(Event::Upgrade, now, 0);
+        assert!(matches!(actions[..], [Action::Ignore(reason)] if reason.contains("start a container")));
+        assert_eq!(
+            lifecycle.on(Event::Quit, now, 0),
+            [Action::OpenOffer],
+            "whoever comes is somebody else's"
+        );
+        assert_eq!(successor::hindrance(2), None);
+    }
+
+    #[test]
+    fn a_termination_ends_an_upgrade() {
+        let now = Instant::now();
+        let mut lifecycle = serving();
+        lifecycle.on(Event::Upgrade, now, 0);
+        assert_eq!(lifecycle.on(Event::Terminate, now, 0), [Action::WithdrawOffer, DRAINING[0], DRAINING[1]]);
+        assert_eq!(lifecycle.on(Event::NewProcessReady, now, 0), []);
+        let mut failing = serving();
+        failing.on(Event::Upgrade, now, 0);
+        assert_eq!(failing.on(Event::ServiceFailed, now, 0), end(EndReason::ServiceFailed, 0));
+    }
+
+    #[test]
+    fn waiting_for_idle_connections_never_uses_up_the_drain() {
+        let now = Instant::now();
+        let idle = |drain| {
+            let mut lifecycle = Lifecycle::new(Timing { delay: DELAY, drain }, None);
+            lifecycle.on(Event::Upgrade, now, 0);
+            let actions = lifecycle.on(Event::NewProcessReady, now, 0);
+            actions.into_iter().find_map(|action| match action {
+                Action::Enter(Phase::HandedOver { idle }) => Some(idle),
+                _ => None,
+            })
+        };
+        assert_eq!(idle(DRAIN), Some(IDLE));
+        assert_eq!(idle(Duration::from_secs(1)), Some(Duration::from_millis(500)));
+        assert_eq!(idle(Duration::ZERO), Some(Duration::ZERO));
+    }
+
+    #[test]
+    fn the_timing_is_that_of_the_moment_in_which_a_drain_begins() {
+        let now = Instant::now();
+        let mut lifecycle = serving();
+        lifecycle.set_timing(Timing { delay: DELAY, drain: DRAIN * 2 });
+        assert_eq!(lifecycle.on(Event::Terminate, now, 1), [Action::Enter(Phase::Delaying)]);
+        assert_eq!(lifecycle.on(Event::Tick, now + DELAY, 1), DRAINING);
+        lifecycle.set_timing(TIMING);
+        assert_eq!(lifecycle.on(Event::Tick, now + DELAY + DRAIN, 1), []);
+        assert_eq!(lifecycle.on(Event::Tick, now + DELAY + DRAIN * 2, 1), end(EndReason::OutOfTime, 1));
+    }
+
+    #[test]
     fn a_termination_withdraws_the_offer() {
         let now = Instant::now();
-        let mut lifecycle = Lifecycle::new(TIMING);
+        let mut lifecycle = serving();
         lifecycle.on(Event::Quit, now, 0);
         assert_eq!(lifecycle.on(Event::Terminate, now, 0), [Action::WithdrawOffer, DRAINING[0], DRAINING[1]]);
         assert_eq!(lifecycle.on(Event::NewProcessReady, now, 0), []);
@@ -695,7 +1020,7 @@ mod tests {
     fn the_first_termination_of_a_process_with_a_successor_cuts_nothing() {
         let now = Instant::now();
         let mut lifecycle = handed_over(now);
-        assert_eq!(lifecycle.on(Event::Terminate, now, 1), [Action::Ignore("already draining")]);
+        assert_eq!(lifecycle.on(Event::Terminate, now, 1), [Action::Enter(Phase::Draining)]);
         assert_eq!(lifecycle.on(Event::Tick, now + DRAIN - TICK, 1), []);
         assert_eq!(lifecycle.on(Event::Terminate, now, 1), end(EndReason::Hurried, 1));
     }
@@ -703,31 +1028,66 @@ mod tests {
     #[test]
     fn a_failed_service_ends_the_process_in_any_state() {
         let now = Instant::now();
-        assert_eq!(Lifecycle::new(TIMING).on(Event::ServiceFailed, now, 0), end(EndReason::ServiceFailed, 0));
+        assert_eq!(serving().on(Event::ServiceFailed, now, 0), end(EndReason::ServiceFailed, 0));
         assert_eq!(draining(now).on(Event::ServiceFailed, now, 4), end(EndReason::ServiceFailed, 4));
     }
 
     #[test]
     fn ticks_mean_nothing_while_serving() {
         let now = Instant::now();
-        assert_eq!(Lifecycle::new(TIMING).on(Event::Tick, now + DRAIN, 0), []);
+        assert_eq!(serving().on(Event::Tick, now + DRAIN, 0), []);
     }
 
-    /// A watch over one traffic and one admin listener, and the phases that it went through.
-    fn signals(upgrade_sock: PathBuf, requests: Arc<AtomicUsize>) -> (Arc<Signals>, Arc<Mutex<Vec<Phase>>>) {
+    /// What a test reads of the parts.
+    #[derive(Clone, Default)]
+    struct Seen {
+        requests: Arc<AtomicUsize>,
+        phases: Arc<Mutex<Vec<Phase>>>,
+        hangups: Arc<AtomicUsize>,
+    }
+
+    /// How long successors of these tests have.
+    const WINDOW: Duration = Duration::from_secs(2);
+
+    /// A watch over one traffic and one admin listener, whose successor is this script.
+    fn signals_with(upgrade_sock: PathBuf, script: &str, supervisor: Supervisor) -> (Arc<Signals>, Seen) {
         let any = || Endpoint::Tcp("127.0.0.1:0".parse().unwrap());
         let sockets = Sockets::bind(&[ListenSpec::traffic(any()), ListenSpec::admin(any())]).unwrap();
-        let phases = Arc::new(Mutex::new(Vec::new()));
-        let seen = Arc::clone(&phases);
+        let seen = Seen::default();
+        let (requests, phases, hangups) = (seen.requests.clone(), seen.phases.clone(), seen.hangups.clone());
         let signals = Signals::new(Parts {
-            timing: TIMING,
+            timings: Timings::new(TIMING),
             upgrade_sock,
+            window: WINDOW,
+            launch: Launch::script(script, true),
+            heritage: Box::new(Vec::new),
+            supervisor,
             sockets: Arc::new(sockets),
             in_flight: Arc::new(move || requests.load(Ordering::Relaxed)),
-            on_phase: Box::new(move |phase| seen.lock().unwrap().push(phase)),
+            on_phase: Box::new(move |phase| phases.lock().unwrap().push(phase)),
             reopen_logs: Box::new(|| {}),
+            on_hangup: Box::new(move || {
+                hangups.fetch_add(1, Ordering::Relaxed);
+            }),
         });
-        (Arc::new(signals), phases)
+        (Arc::new(signals), seen)
+    }
+
+    fn signals(upgrade_sock: PathBuf) -> (Arc<Signals>, Seen) {
+        signals_with(upgrade_sock, "exit 0", Supervisor::default())
+    }
+
+    type Running = tokio::task::JoinHandle<io::Result<()>>;
+
+    /// The signals at work, and where signals are sent.
+    async fn run(signals: &Arc<Signals>) -> (mpsc::UnboundedSender<Came>, Running) {
+        let (send, came) = mpsc::unbounded_channel();
+        let running = tokio::spawn({
+            let signals = Arc::clone(signals);
+            async move { signals.run(came).await }
+        });
+        signals.installed().wait_for(|installed| *installed).await.unwrap();
+        (send, running)
     }
 
     /// Signals as a test sends them: real ones would be for the whole test process.
@@ -743,7 +1103,7 @@ mod tests {
     #[tokio::test]
     async fn a_failed_service_ends_the_process_with_its_exit_code() {
         let dir = tempfile::tempdir().unwrap();
-        let (signals, _) = signals(dir.path().join("sock"), Arc::default());
+        let (signals, _) = signals(dir.path().join("sock"));
         signals.failures().send("web".to_owned()).unwrap();
         let (_send, came) = mpsc::unbounded_channel();
         signals.run(came).await.unwrap();
@@ -755,42 +1115,169 @@ mod tests {
     #[tokio::test]
     async fn the_second_signal_counts_what_it_cuts() {
         let dir = tempfile::tempdir().unwrap();
-        let (signals, phases) = signals(dir.path().join("sock"), Arc::new(AtomicUsize::new(2)));
+        let (signals, seen) = signals(dir.path().join("sock"));
+        seen.requests.store(2, Ordering::Relaxed);
         let (send, came) = mpsc::unbounded_channel();
-        for signal in [Came::Hup, Came::Usr1, Came::Usr2, Came::Int, Came::Quit, Came::Term] {
+        for signal in [Came::Hup, Came::Usr1, Came::Int, Came::Usr2, Came::Quit, Came::Term] {
             send.send(signal).unwrap();
         }
         signals.run(came).await.unwrap();
         assert_eq!(signals.outcome().exit_code(), CUT);
-        assert_eq!(*phases.lock().unwrap(), [Phase::Draining]);
+        assert_eq!(*seen.phases.lock().unwrap(), [Phase::Draining]);
+        assert_eq!(seen.hangups.load(Ordering::Relaxed), 1);
+    }
+
+    /// Does what a process started with `-u` does.
+    async fn take_over(path: &std::path::Path, signals: &Signals) {
+        let path = path.to_owned();
+        let taking = tokio::task::spawn_blocking(move || upgrade::take(&path, None, Duration::from_secs(5)));
+        let (inherited, claim) = taking.await.unwrap().unwrap();
+        assert_eq!(inherited.len(), 2);
+        assert!(!*signals.shutdown(Class::Traffic).borrow());
+        tokio::task::spawn_blocking(move || claim.ready()).await.unwrap().unwrap();
+    }
+
+    async fn is_handed_over(signals: &Signals, seen: &Seen, running: Running) {
+        signals.shutdown(Class::Admin).wait_for(|closed| *closed).await.unwrap();
+        assert!(*signals.shutdown(Class::Traffic).borrow());
+        seen.requests.store(0, Ordering::Relaxed);
+        running.await.unwrap().unwrap();
+        assert_eq!(signals.outcome().exit_code(), DONE);
+        assert!(signals.outcome().is_handed_over());
+        assert_eq!(*seen.phases.lock().unwrap(), [Phase::HandedOver { idle: IDLE }]);
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_hand_over_is_carried_out() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("upgrade.sock");
-        let requests = Arc::new(AtomicUsize::new(1));
-        let (signals, phases) = signals(path.clone(), Arc::clone(&requests));
-        let (send, came) = mpsc::unbounded_channel();
-        let running = tokio::spawn({
-            let signals = Arc::clone(&signals);
-            async move { signals.run(came).await }
-        });
-        signals.installed().wait_for(|installed| *installed).await.unwrap();
+        let (signals, seen) = signals(path.clone());
+        seen.requests.store(1, Ordering::Relaxed);
+        let (send, running) = run(&signals).await;
         send.send(Came::Quit).unwrap();
+        take_over(&path, &signals).await;
+        is_handed_over(&signals, &seen, running).await;
+    }
 
-        let taking = tokio::task::spawn_blocking(move || upgrade::take(&path, None, Duration::from_secs(5)));
-        let (inherited, claim) = taking.await.unwrap().unwrap();
-        assert_eq!(inherited.len(), 2);
-        assert!(!*signals.shutdown(Class::Traffic).borrow());
-        tokio::task::spawn_blocking(move || claim.ready()).await.unwrap().unwrap();
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn an_upgrade_is_carried_out_and_who_asked_is_told_once_it_serves() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("upgrade.sock");
+        let (signals, seen) = signals_with(path.clone(), "exec sleep 60", Supervisor::default());
+        seen.requests.store(1, Ordering::Relaxed);
+        let (_send, running) = run(&signals).await;
+        let upgrading = tokio::spawn({
+            let upgrades = signals.upgrades();
+            async move { upgrades.upgrade().await }
+        });
+        take_over(&path, &signals).await;
+        // The test stands in for the process that was started.
+        assert_eq!(upgrading.await.unwrap(), Ok(Upgraded { pid: std::process::id() }));
+        is_handed_over(&signals, &seen, running).await;
+        let late = signals.upgrades().upgrade().await;
+        assert_eq!(late, Err(UpgradeFailed::Refused("already shutting down")));
+    }
 
-        signals.shutdown(Class::Admin).wait_for(|closed| *closed).await.unwrap();
-        assert!(*signals.shutdown(Class::Traffic).borrow());
-        requests.store(0, Ordering::Relaxed);
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_second_upgrade_at_the_same_time_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("upgrade.sock");
+        let (signals, _) = signals_with(path.clone(), "exec sleep 60", Supervisor::default());
+        let (_send, running) = run(&signals).await;
+        let (first, second) = (signals.upgrades(), signals.upgrades());
+        let (first, second) = tokio::join!(first.upgrade(), second.upgrade());
+        assert_eq!(second, Err(UpgradeFailed::Refused("an upgrade is under way already")));
+        let Err(UpgradeFailed::Failed(reason)) = first else { panic!("{first:?}") };
+        assert!(reason.contains("was not ready within 2s"), "{reason}");
+        assert!(!path.exists(), "the offer is withdrawn");
+        running.abort();
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn whatever_a_successor_fails_by_is_said_and_nothing_of_it_is_left() {
+        for (script, expected) in [
+            ("echo 'no such pool' >&2; exit 1", "ended with exit code 1: no such pool"),
+            ("exit 2", "ended with exit code 2 (the command line or the configuration is wrong)"),
+            ("kill -SEGV $$", "was killed by signal 11 (SIGSEGV)"),
+            ("trap '' TERM; echo $$ > pid; while :; do sleep 0.1; done", "was not ready within 2s"),
+            ("exit 0", "ended with exit code 0"),
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("upgrade.sock");
+            let script = format!("cd {}; {script}", dir.path().display());
+            let (signals, seen) = signals_with(path.clone(), &script, Supervisor::default());
+            let (send, running) = run(&signals).await;
+            let failed = signals.upgrades().upgrade().await.unwrap_err().to_string();
+            assert!(failed.contains(expected), "{failed} for {script}");
+            assert!(!path.exists(), "the offer is withdrawn");
+            if let Ok(pid) = std::fs::read_to_string(dir.path().join("pid")) {
+                assert!(!std::path::Path::new(&format!("/proc/{}", pid.trim())).exists(), "left over");
+            }
+            assert!(seen.phases.lock().unwrap().is_empty(), "the old process goes on");
+            send.send(Came::Term).unwrap();
+            running.await.unwrap().unwrap();
+            assert!(!signals.outcome().is_handed_over());
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_process_that_is_told_to_end_ends_its_successor_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let pid_file = dir.path().join("pid");
+        let script = format!("echo $$ > {}; exec sleep 60", pid_file.display());
+        let (signals, _) = signals_with(dir.path().join("sock"), &script, Supervisor::default());
+        let (send, running) = run(&signals).await;
+        let upgrades = signals.upgrades();
+        let end = async {
+            while !std::fs::read_to_string(&pid_file).is_ok_and(|pid| pid.ends_with('\n')) {
+                tokio::time::sleep(TICK).await;
+            }
+            send.send(Came::Term).unwrap();
+        };
+        let (upgraded, ()) = tokio::join!(upgrades.upgrade(), end);
+        assert!(matches!(upgraded, Err(UpgradeFailed::Failed(_))), "{upgraded:?}");
         running.await.unwrap().unwrap();
-        assert_eq!(signals.outcome().exit_code(), DONE);
-        assert!(signals.outcome().is_handed_over());
-        assert_eq!(*phases.lock().unwrap(), [Phase::Draining]);
+        let pid = std::fs::read_to_string(&pid_file).unwrap();
+        let gone = || {
+            let status = std::fs::read_to_string(format!("/proc/{}/status", pid.trim()));
+            status.map_or(true, |status| status.contains("State:\tZ"))
+        };
+        let ended = tokio::time::timeout(WINDOW, async {
+            while !gone() {
+                tokio::time::sleep(TICK).await;
+            }
+        });
+        ended.await.expect("it is killed at once");
+    }
+
+    #[tokio::test]
+    async fn the_service_manager_is_told_of_the_end_and_of_life_before_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = tokio::net::UnixDatagram::bind(dir.path().join("notify")).unwrap();
+        let variables = |name: &str| match name {
+            "NOTIFY_SOCKET" => Some(dir.path().join("notify").into_os_string()),
+            "WATCHDOG_USEC" => Some("40000".into()),
+            _ => None,
+        };
+        let (signals, _) = signals_with(dir.path().join("sock"), "exit 0", Supervisor::of(variables));
+        signals.parts.supervisor.ready("serving");
+        let beating = tokio::spawn({
+            let pulse = signals.pulse();
+            async move { pulse.beat().await }
+        });
+        let (send, running) = run(&signals).await;
+        let mut bytes = [0; 256];
+        let mut said = Vec::new();
+        while said.iter().filter(|said| *said == "WATCHDOG=1").count() < 3 {
+            let length = socket.recv(&mut bytes).await.unwrap();
+            said.push(String::from_utf8_lossy(&bytes[..length]).into_owned());
+        }
+        send.send(Came::Term).unwrap();
+        running.await.unwrap().unwrap();
+        beating.abort();
+        while !said.iter().any(|said| said.starts_with("STOPPING=1\nSTATUS=draining: 0 requests")) {
+            let length = socket.recv(&mut bytes).await.unwrap();
+            said.push(String::from_utf8_lossy(&bytes[..length]).into_owned());
+        }
     }
 }

@@ -4,13 +4,15 @@
 //! whatever a library prints land there too. Lines are `[2026-01-31T12:00:00.123Z INFO target] text`, in UTC; the time is
 //! left out where the journal adds its own.
 
+use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use env_logger::{Builder, TimestampPrecision, WriteStyle};
+use arc_swap::ArcSwap;
+use env_logger::{Builder, Logger, TimestampPrecision, WriteStyle};
 
 /// What is logged unless `RUST_LOG` says otherwise. Names are prefixes, so `pingora` covers all of Pingora's crates; its
 /// load balancer reports each health change, which our prober does itself and with the reason, and its proxy each request
@@ -23,6 +25,27 @@ pub struct ErrorLog {
     path: PathBuf,
     /// What standard error was, for errors of the start that a person waits for.
     terminal: Mutex<Option<File>>,
+}
+
+/// What is logged: it can be changed while the process runs. Clones are of the same logger.
+#[derive(Clone)]
+pub struct Verbosity(Arc<Switch>);
+
+struct Switch {
+    style: Style,
+    chosen: ArcSwap<Chosen>,
+}
+
+struct Chosen {
+    logger: Logger,
+    filter: String,
+}
+
+/// How lines look.
+#[derive(Clone, Copy)]
+struct Style {
+    timestamps: bool,
+    plain: bool,
 }
 
 /// Why logging could not be set up.
@@ -38,18 +61,83 @@ pub enum LogError {
 }
 
 /// Starts logging; to be called once, early. Messages of the start reach the file too.
-pub fn init(error_log: Option<&Path>) -> Result<Option<ErrorLog>, LogError> {
+pub fn init(error_log: Option<&Path>) -> Result<(Option<ErrorLog>, Verbosity), LogError> {
     let error_log = error_log.map(ErrorLog::attach).transpose()?;
     let rust_log = std::env::var("RUST_LOG").ok();
-    let mut builder = Builder::new();
-    builder.parse_filters(filter(rust_log.as_deref()));
     let journal = std::env::var("JOURNAL_STREAM").is_ok_and(|stream| is_stderr(&stream));
-    builder.format_timestamp((!journal).then_some(TimestampPrecision::Millis));
-    if error_log.is_some() {
-        builder.write_style(WriteStyle::Never);
+    let style = Style { timestamps: !journal, plain: error_log.is_some() };
+    let verbosity = Verbosity::new(style, filter(rust_log.as_deref()));
+    log::set_boxed_logger(Box::new(verbosity.clone()))?;
+    verbosity.publish();
+    Ok((error_log, verbosity))
+}
+
+// === impl Verbosity ===
+
+impl Verbosity {
+    fn new(style: Style, filter: &str) -> Self {
+        let chosen = Chosen { logger: style.logger(filter), filter: filter.to_owned() };
+        Self(Arc::new(Switch { style, chosen: ArcSwap::from_pointee(chosen) }))
     }
-    builder.try_init()?;
-    Ok(error_log)
+
+    /// What is logged, as `RUST_LOG` would be written.
+    pub fn filter(&self) -> String {
+        self.0.chosen.load().filter.clone()
+    }
+
+    /// From now on this is logged, written as `RUST_LOG` is.
+    ///
+    /// # Errors
+    /// What is wrong with it; nothing changes.
+    pub fn set(&self, filter: &str) -> Result<(), String> {
+        if filter.trim().is_empty() {
+            return Err("the filter is empty: write `info`, or `info,health_service=debug`".into());
+        }
+        env_filter::Builder::new().try_parse(filter).map_err(|error| error.to_string())?;
+        let chosen = Chosen { logger: self.0.style.logger(filter), filter: filter.to_owned() };
+        self.0.chosen.store(Arc::new(chosen));
+        self.publish();
+        Ok(())
+    }
+
+    /// Lines that nobody wants are not even made.
+    fn publish(&self) {
+        log::set_max_level(self.0.chosen.load().logger.filter());
+    }
+}
+
+impl fmt::Debug for Verbosity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Verbosity").field(&self.filter()).finish()
+    }
+}
+
+impl log::Log for Verbosity {
+    fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
+        self.0.chosen.load().logger.enabled(metadata)
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        self.0.chosen.load().logger.log(record);
+    }
+
+    fn flush(&self) {
+        self.0.chosen.load().logger.flush();
+    }
+}
+
+// === impl Style ===
+
+impl Style {
+    fn logger(self, filter: &str) -> Logger {
+        let mut builder = Builder::new();
+        builder.parse_filters(filter);
+        builder.format_timestamp(self.timestamps.then_some(TimestampPrecision::Millis));
+        if self.plain {
+            builder.write_style(WriteStyle::Never);
+        }
+        builder.build()
+    }
 }
 
 impl ErrorLog {
@@ -121,6 +209,8 @@ fn names(journal_stream: &str, device: u64, inode: u64) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use log::{Level, Log, Metadata};
+
     use super::*;
 
     #[test]
@@ -133,14 +223,14 @@ mod tests {
     #[test]
     fn the_default_quietens_pingora_only() {
         let logger = Builder::new().parse_filters(filter(None)).build();
-        let shows = |target: &str, level: log::Level| {
-            log::Log::enabled(&logger, &log::Metadata::builder().target(target).level(level).build())
+        let shows = |target: &str, level: Level| {
+            Log::enabled(&logger, &Metadata::builder().target(target).level(level).build())
         };
-        assert!(shows("lb_service::proxy", log::Level::Info));
-        assert!(!shows("lb_service::proxy", log::Level::Debug));
-        assert!(!shows("pingora_core::server", log::Level::Info));
-        assert!(shows("pingora_core::server", log::Level::Warn));
-        assert!(!shows("pingora_load_balancing", log::Level::Error));
+        assert!(shows("lb_service::proxy", Level::Info));
+        assert!(!shows("lb_service::proxy", Level::Debug));
+        assert!(!shows("pingora_core::server", Level::Info));
+        assert!(shows("pingora_core::server", Level::Warn));
+        assert!(!shows("pingora_load_balancing", Level::Error));
     }
 
     #[test]
@@ -154,5 +244,19 @@ mod tests {
     fn a_file_that_cannot_be_opened_is_named() {
         let error = ErrorLog::attach(Path::new("/no/such/dir/error.log")).unwrap_err().to_string();
         assert!(error.contains("error_log /no/such/dir/error.log"), "{error}");
+    }
+
+    #[test]
+    fn what_is_logged_changes_while_it_runs_and_nonsense_changes_nothing() {
+        let verbosity = Verbosity::new(Style { timestamps: true, plain: true }, "info,quiet=off");
+        let logs =
+            |target, level| verbosity.enabled(&Metadata::builder().target(target).level(level).build());
+        assert!(logs("a", Level::Info) && !logs("a", Level::Debug) && !logs("quiet", Level::Error));
+        verbosity.set("warn,a=debug").unwrap();
+        assert!(logs("a", Level::Debug) && !logs("b", Level::Info) && logs("quiet", Level::Warn));
+        for nonsense in ["", "a=loud", "a=b=c"] {
+            assert!(verbosity.set(nonsense).is_err(), "{nonsense}");
+        }
+        assert_eq!(verbosity.filter(), "warn,a=debug");
     }
 }

@@ -54,6 +54,8 @@ pub mod logging;
 pub mod pid_file;
 pub mod privileges;
 pub mod sockets;
+pub mod successor;
+pub mod systemd;
 pub mod upgrade;
 
 use std::fs::{DirBuilder, Permissions};

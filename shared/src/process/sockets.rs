@@ -32,6 +32,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::FileId;
 use super::privileges::{Identity, PrivilegeError};
+use super::systemd::Pulse;
 
 /// As in Pingora; the kernel lowers it to `net.core.somaxconn`.
 const BACKLOG: i32 = 65535;
@@ -43,6 +44,8 @@ pub struct ListenSpec {
     pub endpoint: Endpoint,
     /// When to stop listening.
     pub class: Class,
+    /// Whether a service of Pingora's listens on it; otherwise somebody who asks for [a copy](Sockets::copy).
+    pub is_lent: bool,
 }
 
 /// Where to listen.
@@ -115,6 +118,7 @@ pub struct Handed<S> {
     table: ListenFds,
     shutdown: watch::Receiver<bool>,
     failures: mpsc::UnboundedSender<String>,
+    pulse: Option<Pulse>,
 }
 
 /// The file of a Unix socket that this process made. Dropping it removes the file, if it is still the same.
@@ -129,6 +133,7 @@ pub(super) struct SocketFile {
 struct Listening {
     configured: String,
     class: Class,
+    is_lent: bool,
     fd: OwnedFd,
 }
 
@@ -140,6 +145,13 @@ struct Files {
     inherited: Vec<SocketFile>,
     /// The old process's, of listeners that our configuration no longer has.
     unclaimed: Vec<SocketFile>,
+}
+
+/// Sockets that are bound and that nobody listens to yet. Dropping them closes them and removes their files.
+#[derive(Debug, Default)]
+pub struct Bound {
+    open: Vec<Listening>,
+    files: Vec<SocketFile>,
 }
 
 /// Pingora's table, which cannot be printed.
@@ -155,12 +167,17 @@ struct EndedEarly<'a> {
 impl ListenSpec {
     /// A listener for requests to be balanced.
     pub fn traffic(endpoint: Endpoint) -> Self {
-        Self { endpoint, class: Class::Traffic }
+        Self { endpoint, class: Class::Traffic, is_lent: true }
     }
 
     /// A listener for those who look after the daemon.
     pub fn admin(endpoint: Endpoint) -> Self {
-        Self { endpoint, class: Class::Admin }
+        Self { endpoint, class: Class::Admin, is_lent: true }
+    }
+
+    /// The same, for a service that is none of Pingora's.
+    pub fn own(endpoint: Endpoint) -> Self {
+        Self { is_lent: false, ..Self::admin(endpoint) }
     }
 }
 
@@ -201,7 +218,7 @@ impl Sockets {
                 None => listen(&spec.endpoint, &mut files.owned)?,
             };
             addresses.push(bound_address(&fd, &spec.endpoint)?);
-            open.push(Listening { configured, class: spec.class, fd });
+            open.push(Listening { configured, class: spec.class, is_lent: spec.is_lent, fd });
         }
         files.unclaimed.extend(inherited.iter().filter_map(unclaimed_file));
         let table = lend(&addresses, &open)?;
@@ -217,6 +234,59 @@ impl Sockets {
     /// The table in which Pingora's services find their sockets; one for all of them.
     pub fn listen_fds(&self) -> ListenFds {
         Arc::clone(&self.table.0)
+    }
+
+    /// Binds more addresses, all of them or none.
+    ///
+    /// # Errors
+    /// The first address that cannot be had.
+    pub fn bind_more(&self, specs: &[ListenSpec]) -> Result<Bound, ListenError> {
+        let mut bound = Bound::default();
+        for spec in specs {
+            let fd = listen(&spec.endpoint, &mut bound.files)?;
+            let (configured, class) = (spec.endpoint.configured(), spec.class);
+            bound.open.push(Listening { configured, class, is_lent: spec.is_lent, fd });
+        }
+        Ok(bound)
+    }
+
+    /// These are ours from now on, to be handed over and closed like all others, and in the table.
+    pub fn add(&self, bound: Bound) {
+        let Bound { open, files } = bound;
+        lock(&self.files).owned.extend(files);
+        let added: Vec<_> = open.iter().map(|listening| listening.configured.clone()).collect();
+        lock(&self.open).extend(open);
+        added.iter().for_each(|address| self.lend_again(address));
+    }
+
+    /// Puts another copy of an open socket into the table, for a service that is to listen at its address after one that
+    /// has taken the first copy.
+    pub fn lend_again(&self, address: &str) {
+        let open = lock(&self.open);
+        let Some(listening) = open.iter().find(|listening| listening.configured == address) else { return };
+        match listening.fd.try_clone() {
+            Ok(copy) => self.table.0.lock().add(address.to_owned(), copy.into_raw_fd()),
+            Err(error) => log::error!("listener {address}: {error}"),
+        }
+    }
+
+    /// A copy of an open socket, for a service that is none of Pingora's; none if there is no such address.
+    ///
+    /// # Errors
+    /// When the process has too many open files.
+    pub fn copy(&self, address: &str) -> io::Result<Option<OwnedFd>> {
+        let open = lock(&self.open);
+        let found = open.iter().find(|listening| listening.configured == address);
+        found.map(|listening| listening.fd.try_clone()).transpose()
+    }
+
+    /// Closes our descriptor of one address and removes its file; the port closes when Pingora's service has closed its own.
+    pub fn remove(&self, address: &str) {
+        lock(&self.open).retain(|listening| listening.configured != address);
+        let mut files = lock(&self.files);
+        let Files { owned, inherited, unclaimed: _ } = &mut *files;
+        owned.retain(|file| file.path != Path::new(address));
+        inherited.retain(|file| file.path != Path::new(address));
     }
 
     /// Copies of what is open, for a successor.
@@ -272,7 +342,12 @@ impl<S> Handed<S> {
         shutdown: watch::Receiver<bool>,
         failures: mpsc::UnboundedSender<String>,
     ) -> Self {
-        Self { inner, table: sockets.listen_fds(), shutdown, failures }
+        Self { inner, table: sockets.listen_fds(), shutdown, failures, pulse: None }
+    }
+
+    /// Its runtime is one that the process cannot do without.
+    pub fn watched(self, pulse: Pulse) -> Self {
+        Self { pulse: Some(pulse), ..self }
     }
 }
 
@@ -287,7 +362,14 @@ impl<S: Service> Service for Handed<S> {
         let name = self.inner.name().to_owned();
         let _guard = EndedEarly { name: &name, shutdown: &self.shutdown, failures: &self.failures };
         let table = Some(Arc::clone(&self.table));
-        self.inner.start_service(table, self.shutdown.clone(), listeners_per_fd).await;
+        let serving = self.inner.start_service(table, self.shutdown.clone(), listeners_per_fd);
+        match &self.pulse {
+            None => serving.await,
+            Some(pulse) => tokio::select! {
+                () = serving => {}
+                () = pulse.beat() => {}
+            },
+        }
     }
 
     fn name(&self) -> &str {
@@ -342,6 +424,11 @@ impl std::fmt::Debug for Table {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Table")
     }
+}
+
+/// Whether somebody listens on this socket file.
+pub fn is_answered(path: &Path) -> bool {
+    UnixStream::connect(path).is_ok()
 }
 
 /// Makes way for a socket file: removes one that nobody answers on, refuses one that somebody does.
@@ -436,7 +523,7 @@ fn bound_address(fd: &OwnedFd, endpoint: &Endpoint) -> Result<String, ListenErro
 /// service that takes one can close it.
 fn lend(addresses: &[String], open: &[Listening]) -> Result<Table, ListenError> {
     let mut fds = Fds::new();
-    for (address, listening) in addresses.iter().zip(open) {
+    for (address, listening) in addresses.iter().zip(open).filter(|(_, listening)| listening.is_lent) {
         let copy = listening.fd.as_fd().try_clone_to_owned();
         let copy = copy.map_err(|source| ListenError::Io { address: address.clone(), source })?;
         fds.add(address.clone(), copy.into_raw_fd());

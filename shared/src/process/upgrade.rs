@@ -1,7 +1,7 @@
 //! The hand-over of the listening sockets from a running process to its successor, over `upgrade_sock`.
 //!
 //! ```text
-//! old (QUIT)                                new (-u)
+//! old (QUIT, USR2)                          new (-u)
 //! listens on upgrade_sock, mode 0600        connects, again and again for 10 s
 //! checks the peer's user            <-----  Hello {version, pid}
 //! Hello {version, pid}, Listeners,  ----->  has the same kernel sockets from here on
@@ -11,6 +11,8 @@
 //! withdraws the offer, Ack          ----->  takes the pid file over
 //! drains
 //! ```
+//!
+//! A new process that fails in between says `Refused {reason}` in place of `Ready`.
 //!
 //! A frame is one byte of kind, four of length (big-endian), and that many bytes. The descriptors follow the `Listeners`
 //! frame, attached to single bytes of value 0. `Hello` keeps its beginning in every version to come, so two versions can
@@ -85,6 +87,10 @@ pub enum UpgradeError {
     NobodyCame(Duration),
     #[error("the new process {pid} ended before it was ready")]
     SuccessorEnded { pid: u32 },
+    #[error("cannot start {}: {source}", program.display())]
+    NotStarted { program: PathBuf, source: io::Error },
+    #[error("the new process {pid} {how}: {reason}")]
+    SuccessorFailed { pid: u32, how: String, reason: String },
     #[error("the new process {pid} was not ready within {after:?}")]
     SuccessorSlow { pid: u32, after: Duration },
     #[error("no running process offers its sockets at {path}: send SIGQUIT to it first")]
@@ -105,6 +111,24 @@ pub enum UpgradeError {
     Truncated { got: usize, announced: usize },
     #[error("the connection to the other process failed: {0}")]
     Io(#[from] io::Error),
+}
+
+/// An upgrade that was asked for has come about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Upgraded {
+    /// The process that serves now.
+    pub pid: u32,
+}
+
+/// An upgrade that was asked for has not come about; this process goes on as before.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum UpgradeFailed {
+    /// Nothing was tried, for this reason.
+    #[error("no upgrade now: {0}")]
+    Refused(&'static str),
+    /// What went wrong with the new process.
+    #[error("{0}")]
+    Failed(String),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -219,6 +243,7 @@ async fn await_ready(
 ) -> Result<(), UpgradeError> {
     match timeout(window, receive(stream)).await {
         Ok(Ok(Frame::Ready)) => Ok(()),
+        Ok(Ok(Frame::Refused(reason))) => Err(UpgradeError::Refused(reason)),
         Ok(Ok(_)) => Err(UpgradeError::Protocol("expected Ready")),
         Ok(Err(UpgradeError::Io(_))) => Err(UpgradeError::SuccessorEnded { pid }),
         Ok(Err(error)) => Err(error),
@@ -283,6 +308,12 @@ impl Claim {
             }
             _ => Err(UpgradeError::NotAcknowledged { old_pid: self.old_pid }),
         }
+    }
+
+    /// Tells the old process why this one ends in place of serving.
+    pub fn failed(mut self, reason: &str) {
+        // One that does not listen any more will see that we are gone.
+        let _ = self.stream.write_all(&Frame::Refused(reason.to_owned()).encode());
     }
 }
 

@@ -67,6 +67,10 @@ pub enum Behaviour {
     /// Answers as the path asks: `/status/404` with that status, `/bytes/100` with that many bytes,
     /// anything else with 200.
     ByPath,
+    /// Serves load of which every byte is checked: `/pattern/SEED/LENGTH` is so many bytes of [`crate::pattern`] from `SEED`
+    /// on, `/digest/SEED` answers a body with its length and whether it is that pattern, `/host` says which `Host` the
+    /// request had, and a WebSocket gets back what it sends. Such requests are counted and not kept.
+    Service,
 }
 
 /// A complete answer.
@@ -116,6 +120,7 @@ struct Shared {
     connections: AtomicU64,
     requests: AtomicU64,
     working: AtomicU64,
+    busy: AtomicU64,
     most_at_once: AtomicU64,
     seen: Mutex<VecDeque<Seen>>,
     /// Connections that are open, by number, to be cut when the origin goes down.
@@ -124,6 +129,9 @@ struct Shared {
 
 /// Counts a request from its head until its answer begins.
 struct Working<'a>(&'a Shared);
+
+/// Counts a request from its head to the end of its answer.
+struct Busy<'a>(&'a AtomicU64);
 
 struct Listener {
     socket: Arc<Socket>,
@@ -261,6 +269,11 @@ impl Origin {
         self.shared.working.load(Ordering::SeqCst)
     }
 
+    /// Requests whose head has come and whose answer was not sent to its end; an agreed upgrade is one until it is closed.
+    pub fn busy(&self) -> u64 {
+        self.shared.busy.load(Ordering::SeqCst)
+    }
+
     /// The most requests that it ever worked on at once.
     pub fn most_at_once(&self) -> u64 {
         self.shared.most_at_once.load(Ordering::SeqCst)
@@ -317,6 +330,7 @@ impl Origin {
             connections: AtomicU64::new(0),
             requests: AtomicU64::new(0),
             working: AtomicU64::new(0),
+            busy: AtomicU64::new(0),
             most_at_once: AtomicU64::new(0),
             seen: Mutex::default(),
             open: Mutex::default(),
@@ -396,6 +410,21 @@ impl Drop for Working<'_> {
     }
 }
 
+// ===== impl Busy =====
+
+impl<'a> Busy<'a> {
+    fn new(count: &'a AtomicU64) -> Self {
+        count.fetch_add(1, Ordering::SeqCst);
+        Self(count)
+    }
+}
+
+impl Drop for Busy<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
 // ===== impl Shared =====
 
 impl Shared {
@@ -424,6 +453,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 mod tests {
     use super::*;
     use crate::client::{Connection, Failure, get};
+    use crate::{pattern, websocket};
 
     fn origin(behaviour: Behaviour) -> Origin {
         let origin = Origin::start("one");
@@ -558,5 +588,25 @@ mod tests {
             crate::tools::curl(&["--cacert", &ca.display().to_string(), "--resolve", &resolve, &url]);
         assert_eq!(String::from_utf8_lossy(&output.stdout), "tls", "{output:?}");
         assert_eq!(origin.saw("/secret").sni.as_deref(), Some("one.one.one.one"));
+    }
+
+    #[test]
+    fn the_service_sends_measures_and_echoes_what_is_checked() {
+        let origin = origin(Behaviour::Service);
+        let mut client = Connection::open(origin.address).unwrap();
+        let sent = client.get("/pattern/5/70000").unwrap();
+        assert_eq!((sent.status, sent.length, sent.body), (200, 70_000, pattern::bytes(5, Meter::KEPT)));
+        let body = pattern::bytes(9, 1000);
+        assert_eq!(client.request("POST", "/digest/9", &[], &body).unwrap().text(), "1000 true");
+        assert_eq!(client.request("POST", "/digest/8", &[], &body).unwrap().text(), "1000 false");
+        assert_eq!(client.get("/host").unwrap().text(), "client.test");
+        assert_eq!(client.get("/else").unwrap().status, 404);
+        let agreed = client.request("GET", "/socket", &websocket::handshake(), b"").unwrap();
+        assert_eq!((agreed.status, agreed.header("sec-websocket-accept")), (101, Some(websocket::ACCEPT)));
+        assert_eq!(client.exchange_frame(&body).unwrap().payload, body);
+        assert_eq!(origin.busy(), 1, "the WebSocket");
+        origin.cut_connections();
+        assert!(client.exchange_frame(&body).is_err());
+        wait::until(wait::LONG, "nothing is left to do", || origin.busy() == 0);
     }
 }

@@ -9,8 +9,9 @@ use std::thread;
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use socket2::SockRef;
 
-use super::{Answer, Behaviour, NAME_HEADER, Seen, Shared, Working, reset};
+use super::{Answer, Behaviour, Busy, NAME_HEADER, Seen, Shared, Working, reset};
 use crate::pattern::{self, Meter};
+use crate::websocket;
 use crate::wire::{Framing, Head, Wire};
 
 /// A connection, plain or TLS.
@@ -25,6 +26,7 @@ struct Request<'a> {
     body: Meter,
     trailers: Vec<(String, String)>,
     working: Working<'a>,
+    busy: Busy<'a>,
 }
 
 /// Whether the connection can carry another request.
@@ -42,15 +44,19 @@ pub(super) fn connection(shared: &Shared, stream: TcpStream, number: u64) {
     let sni = stream.server_name();
     let mut wire = Wire::new(stream);
     // An error is the peer going away, which a test sees at its own end.
-    while let Ok(Some(Request { head, body, trailers, working })) = receive(shared, &mut wire) {
+    while let Ok(Some(Request { head, body, trailers, working, busy })) = receive(shared, &mut wire) {
         let seen = Seen { head, body, trailers, connection: number, peer, sni: sni.clone() };
         shared.requests.fetch_add(1, Ordering::SeqCst);
-        shared.record(seen.clone());
         let behaviour = shared.behaviour();
+        if !matches!(behaviour, Behaviour::Service) {
+            shared.record(seen.clone());
+        }
         hold_back(&behaviour);
         // Before the answer: its receiver may send the next request at once.
         drop(working);
-        match answer(&behaviour, &shared.name, &mut wire, &seen) {
+        let after = answer(&behaviour, &shared.name, &mut wire, &seen);
+        drop(busy);
+        match after {
             Ok(After::Keep) if !seen.head.lists("connection", "close") => {}
             _ => return,
         }
@@ -59,14 +65,20 @@ pub(super) fn connection(shared: &Shared, stream: TcpStream, number: u64) {
 
 fn receive<'a>(shared: &'a Shared, wire: &mut Wire<Stream>) -> io::Result<Option<Request<'a>>> {
     let Some(head) = wire.head()? else { return Ok(None) };
-    let working = Working::new(shared);
+    let (working, busy) = (Working::new(shared), Busy::new(&shared.busy));
     if head.lists("expect", "100-continue") {
         wire.send(b"HTTP/1.1 100 Continue\r\n\r\n")?;
     }
-    let mut body = Meter::new();
+    let mut body = Meter::at(seed_of_body(&head));
     let framing = head.framing().unwrap_or(Framing::Empty);
     let trailers = wire.body(framing, &mut |piece| body.feed(piece))?;
-    Ok(Some(Request { head, body, trailers, working }))
+    Ok(Some(Request { head, body, trailers, working, busy }))
+}
+
+/// Where in the pattern the body of this request should begin.
+fn seed_of_body(head: &Head) -> u64 {
+    let target = head.start.split(' ').nth(1).unwrap_or_default();
+    target.strip_prefix("/digest/").and_then(|seed| seed.parse().ok()).unwrap_or(0)
 }
 
 /// Waits as long as the behaviour wants before the answer.
@@ -103,7 +115,8 @@ fn answer(behaviour: &Behaviour, name: &str, wire: &mut Wire<Stream>, seen: &See
             wire.send(head.as_bytes()).map(|()| After::Close)
         }
         Behaviour::Chunked { chunks, trailers } => send_chunks(wire, name, chunks, trailers),
-        Behaviour::Source(length) => send_pattern(wire, name, *length),
+        Behaviour::Source(length) => send_pattern(wire, name, 0, *length),
+        Behaviour::Service => service(wire, name, seen),
         Behaviour::Upgrade => upgrade(wire, name, &seen.head),
     }
 }
@@ -169,12 +182,47 @@ fn chunk(bytes: &[u8]) -> Vec<u8> {
     [format!("{:x}\r\n", bytes.len()).as_bytes(), bytes, b"\r\n"].concat()
 }
 
-fn send_pattern(wire: &mut Wire<Stream>, name: &str, length: u64) -> io::Result<After> {
+fn service(wire: &mut Wire<Stream>, name: &str, seen: &Seen) -> io::Result<After> {
+    if websocket::accepts(&seen.head).is_some() {
+        return echo_frames(wire, name, &seen.head);
+    }
+    let mut parts = seen.target().split('/').skip(1);
+    let kind = parts.next();
+    let mut number = || parts.next().and_then(|part| part.parse().ok());
+    match (kind, number(), number()) {
+        (Some("pattern"), Some(seed), Some(length)) => send_pattern(wire, name, seed, length),
+        (Some("digest"), ..) => {
+            let said = format!("{} {}", seen.body.length, seen.body.is_pattern);
+            send(wire, seen, name, &Answer::ok(said))
+        }
+        (Some("host"), ..) => send(wire, seen, name, &Answer::ok(seen.header("host").unwrap_or_default())),
+        _ => send(wire, seen, name, &Answer::status(404, "the service has no such path")),
+    }
+}
+
+/// Sends back every message of a WebSocket, until either side closes.
+fn echo_frames(wire: &mut Wire<Stream>, name: &str, request: &Head) -> io::Result<After> {
+    let accept = websocket::accepts(request).unwrap_or_default();
+    let head = format!(
+        "HTTP/1.1 101 Switching Protocols\r\n{NAME_HEADER}: {name}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+         Sec-WebSocket-Accept: {accept}\r\n\r\n"
+    );
+    wire.send(head.as_bytes())?;
+    while let Some(frame) = websocket::read(wire)? {
+        wire.send(&frame.plain())?;
+        if frame.is_close() {
+            break;
+        }
+    }
+    Ok(After::Close)
+}
+
+fn send_pattern(wire: &mut Wire<Stream>, name: &str, seed: u64, length: u64) -> io::Result<After> {
     let head = format!("HTTP/1.1 200 OK\r\n{NAME_HEADER}: {name}\r\nContent-Length: {length}\r\n\r\n");
     wire.send(head.as_bytes())?;
     let mut sent = 0;
     while sent < length {
-        let bytes = pattern::from(sent);
+        let bytes = pattern::from(seed + sent);
         let piece = usize::try_from(length - sent).map_or(bytes.len(), |left| left.min(bytes.len()));
         wire.send(&bytes[..piece])?;
         sent += piece as u64;

@@ -6,7 +6,7 @@ use lb_service::config::{Percent, PolicyName, RetryWord};
 use super::{Checker, Id, Pool, Problem, Step};
 
 /// The largest sum of weights of a pool on a ring: each makes 160 points, and there are at most 8 Mi of them.
-const MAX_RING_WEIGHT: usize = 8 * 1024 * 1024 / 160;
+pub(crate) const MAX_RING_WEIGHT: usize = 8 * 1024 * 1024 / 160;
 
 /// Keys of `outlier_detection` that say how long and how many are ejected.
 const EJECTION_KEYS: [&str; 3] = ["base_ejection", "max_ejection", "max_ejected_percent"];

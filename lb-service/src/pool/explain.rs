@@ -1,0 +1,508 @@
+//! Where a request would go, and why not elsewhere, without sending it there.
+//!
+//! An explanation is a pick ([`Pool::pick`]) with another purpose: the questions, their order and the candidates are those of
+//! a request, but no turn is taken, no place counted, and nobody is told. So the next request goes where the explanation says,
+//! unless something changes in between or random numbers decide ([`Explanation::draw`]).
+//!
+//! Invariant: nothing that a request, a metric or a log could see is different afterwards.
+
+use std::cell::{Cell, RefCell};
+use std::sync::Arc;
+
+use pingora::lb::selection::{BackendIter, BackendSelection};
+use pingora::protocols::l4::socket::SocketAddr as PingoraAddr;
+
+use super::Pool;
+use super::availability::Availability;
+use super::backend::{Backend, State};
+use super::pick::{Purpose, Refusal, Unplaced, Wish};
+use crate::policy::{Policy, Preference};
+
+/// Where a request would go.
+#[derive(Clone, Debug)]
+pub struct Explanation {
+    /// Which backends are used at all.
+    pub availability: Availability,
+    /// The backend that would be taken, or why none would. A random number says so if it is a [`draw`](Self::draw).
+    pub taken: Result<Arc<Backend>, Unplaced>,
+    /// Whether it is the session that says so.
+    pub by_session: bool,
+    /// Whether random numbers decide among several.
+    pub draw: bool,
+    /// All backends: in the order in which they would be offered, or by address if it is a draw.
+    pub backends: Vec<Judged>,
+}
+
+/// What a request would find at a backend.
+#[derive(Clone, Debug)]
+pub struct Judged {
+    /// The backend.
+    pub backend: Arc<Backend>,
+    /// What it is at the moment.
+    pub state: State,
+    /// Why it would not be taken; none: it is a candidate.
+    pub refusal: Option<Refusal>,
+    /// The share of its weight that it has, from 0.1 to 1: less than 1 after it came back.
+    pub share: f64,
+    /// What the policy compares.
+    pub score: Score,
+}
+
+/// What a policy compares.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Score {
+    /// The order of turns; 1 is next.
+    Turn(usize),
+    /// The order of the key; 1 is its own.
+    Position(usize),
+    /// The chance of a candidate to be drawn, from 0 to 1; about so while some start slowly.
+    Chance(f64),
+    /// Requests in flight over weight; the least is taken.
+    InFlight(f64),
+    /// What an answer is expected to cost, in seconds; the least is taken.
+    Cost(f64),
+}
+
+/// A pick that leaves everything as it is.
+struct Rehearse {
+    policy: Arc<Policy>,
+    /// The step that it would take next.
+    step: Cell<usize>,
+    /// In the order in which they were passed over.
+    passed: RefCell<Vec<(Arc<Backend>, Refusal)>>,
+}
+
+// === impl Pool ===
+
+impl Pool {
+    /// Where a request with this wish would go, and why not elsewhere. Whoever waits in the queue is not looked at.
+    pub fn explain(&self, wish: &Wish<'_>) -> Explanation {
+        let policy = self.outlook.get_or_init(|| self.another_selector());
+        let availability = self.assessed(wish.now);
+        let rehearsal = Rehearse::new(policy.clone());
+        let taken = self.pick(wish, availability, &rehearsal).map(|(backend, ())| backend);
+        let judge =
+            |place, backend| self.judge(wish, availability, &rehearsal, taken.as_ref(), place, backend);
+        let offered = self.in_order(policy, wish.key);
+        let mut backends: Vec<_> =
+            offered.into_iter().enumerate().map(|(index, backend)| judge(index + 1, backend)).collect();
+        if policy.is_drawn() {
+            share_chances(&mut backends);
+            backends.sort_by_key(|judged| judged.backend.address);
+        }
+        let home = wish.session.and_then(|session| self.backends.get(session));
+        let by_session = taken.as_ref().zip(home).is_some_and(|(taken, home)| Arc::ptr_eq(taken, home));
+        let draw = !by_session
+            && (policy.is_drawn() && backends.iter().filter(|judged| judged.refusal.is_none()).count() > 1
+                || self.slow_start_draws(wish, availability, taken.as_ref(), &rehearsal));
+        let taken = taken.ok_or_else(|| self.unplaced(wish, availability));
+        Explanation { availability, taken, by_session, draw, backends }
+    }
+
+    fn another_selector(&self) -> Arc<Policy> {
+        Arc::new(Policy::build_with_config(&self.balancer.backends().get_backend(), &self.kept.policy))
+    }
+
+    /// All backends, the one first that the next request with this key is offered first.
+    fn in_order(&self, policy: &Arc<Policy>, key: &[u8]) -> Vec<Arc<Backend>> {
+        let mut candidates = policy.ahead(key);
+        let next = || {
+            let address = *candidates.next()?.addr.as_inet()?;
+            self.backend(address).cloned()
+        };
+        std::iter::from_fn(next).collect()
+    }
+
+    fn judge(
+        &self,
+        wish: &Wish<'_>,
+        availability: Availability,
+        rehearsal: &Rehearse,
+        taken: Option<&Arc<Backend>>,
+        place: usize,
+        backend: Arc<Backend>,
+    ) -> Judged {
+        let is_taken = taken.is_some_and(|taken| Arc::ptr_eq(taken, &backend));
+        let refusal = (!is_taken).then(|| {
+            // Who was not asked, since another one was taken before it, is asked now.
+            let noted = rehearsal.refusal(&backend);
+            noted.or_else(|| self.would_refuse(&backend, availability, wish, rehearsal))
+        });
+        let address = PingoraAddr::Inet(backend.address);
+        let score = match rehearsal.policy.preference(&address) {
+            Some(Preference::InFlight(value)) => Score::InFlight(value),
+            Some(Preference::Cost(seconds)) => Score::Cost(seconds),
+            Some(Preference::Draw) => Score::Chance(0.0),
+            Some(Preference::Order) | None if wish.key.is_empty() => Score::Turn(place),
+            Some(Preference::Order) | None => Score::Position(place),
+        };
+        Judged {
+            state: self.state(&backend, wish.now),
+            refusal: refusal.flatten(),
+            share: self.share(&backend, wish.now),
+            score,
+            backend,
+        }
+    }
+
+    /// Whether it is the draw of a slow start that this choice hangs on. For a key it is no draw: it is always the same.
+    fn slow_start_draws(
+        &self,
+        wish: &Wish<'_>,
+        availability: Availability,
+        taken: Option<&Arc<Backend>>,
+        rehearsal: &Rehearse,
+    ) -> bool {
+        let starts_slowly = |backend: &Arc<Backend>| self.share(backend, wish.now) < 1.0;
+        let passed = rehearsal.passed.borrow();
+        let refused = passed.iter().any(|(_, refusal)| *refusal == Refusal::SlowStart);
+        wish.key.is_empty() && !availability.panic && (refused || taken.is_some_and(starts_slowly))
+    }
+}
+
+/// Candidates share by weight.
+fn share_chances(backends: &mut [Judged]) {
+    let part = |judged: &Judged| match judged.refusal {
+        None => judged.backend.weight() as f64 * judged.share,
+        Some(_) => 0.0,
+    };
+    let whole: f64 = backends.iter().map(part).sum();
+    for judged in backends.iter_mut().filter(|judged| judged.refusal.is_none()) {
+        let chance = part(judged) / whole;
+        if let Score::Chance(value) = &mut judged.score {
+            *value = chance;
+        }
+    }
+}
+
+// === impl Rehearse ===
+
+impl Rehearse {
+    fn new(policy: Arc<Policy>) -> Self {
+        Self { step: Cell::new(policy.next_step()), policy, passed: RefCell::default() }
+    }
+
+    /// Why a backend was passed over at last.
+    fn refusal(&self, backend: &Arc<Backend>) -> Option<Refusal> {
+        let passed = self.passed.borrow();
+        passed.iter().rev().find(|(known, _)| Arc::ptr_eq(known, backend)).map(|(_, refusal)| *refusal)
+    }
+}
+
+impl Purpose for Rehearse {
+    type Place = ();
+
+    fn offer(&self, pool: &Pool, key: &[u8], accept: impl Fn(&pingora::lb::Backend, bool) -> bool) {
+        let mut candidates = self.policy.ahead_from(key, self.step.get());
+        while let Some(candidate) = candidates.next() {
+            if accept(candidate, pool.balancer.backends().ready(candidate)) {
+                break;
+            }
+        }
+        if let Some(step) = candidates.next_step() {
+            self.step.set(step);
+        }
+    }
+
+    fn reserve(&self, backend: &Backend, bound: u64) -> Result<(), Refusal> {
+        let (bound, refusal) = backend.room(bound);
+        if backend.load.in_flight() < bound { Ok(()) } else { Err(refusal) }
+    }
+
+    fn note(&self, backend: &Arc<Backend>, refusal: Refusal) {
+        self.passed.borrow_mut().push((backend.clone(), refusal));
+    }
+
+    fn has_shifted(&self) -> bool {
+        self.passed.borrow().iter().any(|(_, refusal)| refusal.only_shifts())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+    use std::num::NonZeroU32;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::clock::{Clock, Hands};
+    use crate::policy::{Algorithm, InFlight, PolicyConfig};
+    use crate::pool::{
+        Admin, Attempt, BackendSettings, Mishap, Passed, PoolSettings, StickySettings, Tried, UpstreamError,
+        Weight,
+    };
+    use pingora::lb::HealthRegistry;
+    use proptest::collection::vec;
+    use proptest::option;
+    use proptest::prelude::{Just, Strategy, any, prop_assert_eq, prop_oneof, proptest};
+    use proptest::sample::select;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    /// What may be the matter with a backend.
+    #[derive(Clone, Debug)]
+    struct Lot {
+        weight: u64,
+        backup: bool,
+        down: bool,
+        admin: Admin,
+        held: u64,
+        most: Option<u32>,
+        fails: bool,
+        came_back: bool,
+        answers_after: u64,
+    }
+
+    impl Lot {
+        const WELL: Self = Self {
+            weight: 1,
+            backup: false,
+            down: false,
+            admin: Admin::InService,
+            held: 0,
+            most: None,
+            fails: false,
+            came_back: false,
+            answers_after: 0,
+        };
+
+        fn settings(&self, index: usize) -> BackendSettings {
+            BackendSettings {
+                weight: Weight::new(self.weight).unwrap(),
+                backup: self.backup,
+                max_requests: self.most.and_then(NonZeroU32::new),
+                admin: self.admin,
+                ..BackendSettings::new(address(index))
+            }
+        }
+    }
+
+    fn address(index: usize) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], u16::try_from(index + 1).unwrap()))
+    }
+
+    fn any_lot() -> impl Strategy<Value = Lot> {
+        let admin =
+            prop_oneof![4 => Just(Admin::InService), 1 => Just(Admin::Draining), 1 => Just(Admin::Disabled)];
+        let rarely = || any::<u8>().prop_map(|number| number < 50);
+        (
+            prop_oneof![3 => 1u64..4, 1 => 1u64..100],
+            (rarely(), rarely(), rarely(), rarely()),
+            admin,
+            0u64..4,
+            option::of(1u32..4),
+            0u64..200,
+        )
+            .prop_map(
+                |(weight, (backup, down, fails, came_back), admin, held, most, answers_after)| Lot {
+                    weight,
+                    backup,
+                    down,
+                    admin,
+                    held,
+                    most,
+                    fails,
+                    came_back,
+                    answers_after,
+                },
+            )
+    }
+
+    fn any_rules() -> impl Strategy<Value = PoolSettings> {
+        (select(Algorithm::ALL.to_vec()), option::of(Just(150u32)), select(vec![0u8, 50, 100]), any::<bool>())
+            .prop_map(|(policy, bounded_load, panic_threshold, slow)| PoolSettings {
+                policy,
+                bounded_load,
+                panic_threshold,
+                slow_start: slow.then_some(10 * SECOND),
+                sticky: Some(StickySettings { cookie: "lb".into(), ttl: None }),
+                ..PoolSettings::new("web", vec![])
+            })
+    }
+
+    struct Bench {
+        pool: Arc<Pool>,
+        hands: Hands,
+        _held: Vec<InFlight>,
+    }
+
+    impl Bench {
+        fn new(rules: &PoolSettings, lots: &[Lot]) -> Self {
+            let backends = lots.iter().enumerate().map(|(index, lot)| lot.settings(index)).collect();
+            let settings = PoolSettings { backends, ..rules.clone() };
+            let (clock, hands) = Clock::manual();
+            let policy = PolicyConfig::new(settings.policy).with_seed(7);
+            let pool = Pool::with_policy(&settings, Arc::new(HealthRegistry::new()), None, policy, &clock);
+            let mut bench = Self { pool: Arc::new(pool), hands, _held: Vec::new() };
+            for (index, lot) in lots.iter().enumerate() {
+                bench.befall(index, lot);
+            }
+            bench.pool.kept.changes.note();
+            bench.hands.advance(SECOND);
+            bench
+        }
+
+        fn befall(&mut self, index: usize, lot: &Lot) {
+            let (backend, now) = (self.pool.backends()[index].clone(), self.hands.now());
+            self._held.extend((0..lot.held).map(|_| backend.load.enter()));
+            self.pool.balancer.backends().set_enable(&backend.identity, !lot.down);
+            if lot.answers_after > 0 {
+                backend.load.answered(Duration::from_millis(lot.answers_after), now);
+            }
+            for _ in 0..if lot.fails { 5 } else { 0 } {
+                let place = backend.load.enter();
+                let mut attempt = Attempt::new(self.pool.clone(), backend.clone(), place, now);
+                attempt.failed(UpstreamError::Connect, now);
+            }
+            if lot.came_back {
+                backend.history.comeback.came_back(now);
+            }
+        }
+
+        fn wish<'a>(&self, key: &'a [u8], session: Option<usize>, tried: &'a Tried, draw: f64) -> Wish<'a> {
+            Wish { key, session, tried, now: self.hands.now(), draw }
+        }
+
+        /// Everything that is counted.
+        fn counts(&self) -> Vec<u64> {
+            let of_backend = |backend: &Arc<Backend>| {
+                let passed_over = backend.passed_over().map(|(_, count)| count);
+                passed_over.chain([backend.load.in_flight(), backend.ejections()]).collect::<Vec<_>>()
+            };
+            let counters = self.pool.counters();
+            let of_pool = [self.pool.in_flight(), counters.panics.get(), self.pool.outlook_step()];
+            self.pool.backends().iter().flat_map(of_backend).chain(of_pool).collect()
+        }
+
+        fn explain(&self, key: &[u8]) -> Explanation {
+            self.pool.explain(&self.wish(key, None, &Tried::new(), 0.0))
+        }
+    }
+
+    impl Pool {
+        fn outlook_step(&self) -> u64 {
+            self.outlook.get_or_init(|| self.another_selector()).next_step() as u64
+        }
+    }
+
+    fn three(policy: Algorithm) -> (PoolSettings, Vec<Lot>) {
+        (PoolSettings { policy, ..PoolSettings::new("web", vec![]) }, vec![Lot::WELL; 3])
+    }
+
+    fn refusals(explanation: &Explanation) -> Vec<(u16, Option<&'static str>)> {
+        let one = |judged: &Judged| (judged.backend.address.port(), judged.refusal.map(Refusal::as_str));
+        let mut refusals: Vec<_> = explanation.backends.iter().map(one).collect();
+        refusals.sort_unstable();
+        refusals
+    }
+
+    #[test]
+    fn each_has_the_reason_that_a_request_would_find() {
+        let (mut rules, mut lots) = three(Algorithm::RoundRobin);
+        rules.panic_threshold = 0;
+        lots.extend(vec![Lot::WELL; 3]);
+        lots[0].down = true;
+        lots[1].admin = Admin::Draining;
+        lots[2] = Lot { held: 2, most: Some(2), ..Lot::WELL };
+        lots[3].backup = true;
+        let explanation = Bench::new(&rules, &lots).explain(b"");
+        let expected = [(1, Some("down")), (2, Some("draining")), (3, Some("full")), (4, Some("backup"))];
+        assert_eq!(refusals(&explanation)[..4], expected);
+        assert_eq!(refusals(&explanation)[4..], [(5, None), (6, None)]);
+        assert_eq!(explanation.taken.unwrap().address.port(), 5);
+        assert!(!explanation.draw);
+    }
+
+    #[test]
+    fn turns_are_told_in_their_order() {
+        let (rules, mut lots) = three(Algorithm::RoundRobin);
+        lots[0].weight = 5;
+        let bench = Bench::new(&rules, &lots);
+        let explanation = bench.explain(b"");
+        let turns: Vec<_> =
+            explanation.backends.iter().map(|judged| (judged.backend.address.port(), judged.score)).collect();
+        assert_eq!(turns, [(1, Score::Turn(1)), (2, Score::Turn(2)), (3, Score::Turn(3))]);
+    }
+
+    #[test]
+    fn a_draw_has_chances_and_names_one_only_if_it_is_alone() {
+        let (rules, mut lots) = three(Algorithm::Random);
+        lots[0].weight = 3;
+        lots[1].down = true;
+        let explanation = Bench::new(&rules, &lots).explain(b"");
+        let scores: Vec<_> = explanation.backends.iter().map(|judged| judged.score).collect();
+        assert_eq!(scores, [Score::Chance(0.75), Score::Chance(0.0), Score::Chance(0.25)]);
+        assert!(explanation.draw);
+        lots[0].down = true;
+        rules_without_panic(&rules, &lots);
+    }
+
+    fn rules_without_panic(rules: &PoolSettings, lots: &[Lot]) {
+        let rules = PoolSettings { panic_threshold: 0, ..rules.clone() };
+        let explanation = Bench::new(&rules, lots).explain(b"");
+        assert!(!explanation.draw);
+        assert_eq!(explanation.taken.unwrap().address.port(), 3);
+    }
+
+    #[test]
+    fn a_slow_start_is_a_draw_for_turns_and_none_for_a_key() {
+        let (mut rules, mut lots) = three(Algorithm::Maglev);
+        rules.slow_start = Some(10 * SECOND);
+        lots.iter_mut().for_each(|lot| lot.came_back = true);
+        let bench = Bench::new(&rules, &lots);
+        assert!(bench.explain(b"").draw && !bench.explain(b"key").draw);
+        assert!(bench.explain(b"").backends.iter().all(|judged| judged.share < 1.0));
+    }
+
+    #[test]
+    fn without_anybody_it_is_said_why() {
+        let (mut rules, mut lots) = three(Algorithm::LeastRequest);
+        rules.panic_threshold = 0;
+        lots.iter_mut().for_each(|lot| lot.down = true);
+        assert_eq!(Bench::new(&rules, &lots).explain(b"").taken.unwrap_err(), Unplaced::Nobody);
+        lots[1] = Lot { held: 1, most: Some(1), ..Lot::WELL };
+        assert_eq!(Bench::new(&rules, &lots).explain(b"").taken.unwrap_err(), Unplaced::Full);
+    }
+
+    proptest! {
+        #[test]
+        fn the_next_request_goes_where_it_was_said_and_nothing_else_happens(
+            rules in any_rules(),
+            lots in vec(any_lot(), 1..8),
+            before in 0usize..20,
+            (key, session, draw) in (select(vec!["", "a", "b", "another key"]), option::of(0usize..9), 0.0..1.0f64),
+            tried in any::<bool>(),
+        ) {
+            let mut lots = lots;
+            lots[0].backup = false;
+            let bench = Bench::new(&rules, &lots);
+            let mut others = Tried::new();
+            if tried {
+                others.insert(bench.pool.backends()[0].clone(), Mishap::Status(503));
+            }
+            let key = if rules.policy.is_hash() { key.as_bytes() } else { b"" };
+            for _ in 0..before {
+                let _ = bench.pool.place(&bench.wish(key, None, &others, draw), &mut Passed::new());
+            }
+            let wish = bench.wish(key, session, &others, draw);
+            let counts = bench.counts();
+            let explanation = bench.pool.explain(&wish);
+            let again = bench.pool.explain(&wish);
+            prop_assert_eq!(bench.counts(), counts);
+            prop_assert_eq!(format!("{again:?}"), format!("{explanation:?}"));
+            prop_assert_eq!(explanation.backends.len(), lots.len());
+
+            let mut passed = Passed::new();
+            let placed = bench.pool.place(&wish, &mut passed);
+            let said = explanation.taken.map(|backend| backend.address.port());
+            prop_assert_eq!(placed.map(|attempt| attempt.backend.address.port()), said);
+            for (backend, _) in passed.iter() {
+                let told = explanation.backends.iter().find(|judged| judged.backend.address == backend.address);
+                let reasons: Vec<_> =
+                    passed.iter().filter(|(b, _)| b.address == backend.address).map(|(_, why)| Some(why)).collect();
+                let is_taken = said == Ok(backend.address.port());
+                prop_assert_eq!(reasons.contains(&told.unwrap().refusal), !is_taken);
+            }
+        }
+    }
+}

@@ -1,0 +1,314 @@
+//! What a request on the control socket asks for.
+
+use std::net::SocketAddr;
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use lb_service::pool::Weight;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use crate::operator::{Change, Joining, Order, Reload};
+
+/// The longest time that a request may wait for an event.
+pub const MAX_WAIT: Duration = Duration::from_secs(60);
+/// The longest time that a request may wait for a backend.
+const MAX_IDLE_WAIT: Duration = Duration::from_secs(24 * 3600);
+
+/// What a request asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Call {
+    /// What the daemon is doing.
+    Status,
+    /// The changes after this number; waits so long for one.
+    Events {
+        /// The number of the event that was seen last; 0: none.
+        after: u64,
+        /// At most a minute.
+        wait: Duration,
+    },
+    /// Where a request would go.
+    Explain {
+        /// The request.
+        query: String,
+        /// Whether people are to read it.
+        as_text: bool,
+    },
+    /// What lets a request ask how it is served.
+    ExplainToken,
+    /// What is logged; with a filter, from now on that.
+    LogLevel(Option<String>),
+    /// Read the file again.
+    Reload(Reload),
+    /// Hand over to a new process.
+    Upgrade,
+    /// Change a backend.
+    Order(Order),
+    /// Wait until a backend works on no request.
+    Idle {
+        /// The name of its pool.
+        pool: String,
+        /// Its address.
+        backend: SocketAddr,
+        /// How long.
+        wait: Duration,
+    },
+}
+
+/// Why a request asks for nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Unclear {
+    /// There is no such path.
+    NotFound,
+    /// The path takes these methods.
+    Method(&'static str),
+    /// In words.
+    Bad(String),
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NewBackend {
+    address: SocketAddr,
+    #[serde(default)]
+    weight: Weight,
+    #[serde(default)]
+    backup: bool,
+    #[serde(default)]
+    max_requests: Option<NonZeroU32>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NewWeight {
+    weight: Weight,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NewFilter {
+    filter: String,
+}
+
+/// Nothing may be said where nothing is read.
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct Nothing {}
+
+/// Reads a request.
+///
+/// # Errors
+/// Why it asks for nothing.
+pub fn parse(method: &str, path: &str, query: &str, body: &[u8]) -> Result<Call, Unclear> {
+    let segments: Vec<_> = path.split('/').skip(1).collect();
+    match segments.as_slice() {
+        ["v1", "status"] => only(method, "GET", || none(body).map(|()| Call::Status)),
+        ["v1", "events"] => only(method, "GET", || events(query)),
+        ["v1", "explain"] => only(method, "GET", || Ok(explain(query, false))),
+        ["v1", "explain", "text"] => only(method, "GET", || Ok(explain(query, true))),
+        ["v1", "explain", "token"] => only(method, "GET", || none(body).map(|()| Call::ExplainToken)),
+        ["v1", "log_level"] => log_level(method, body),
+        ["v1", "reload"] => only(method, "POST", || object(body).map(Call::Reload)),
+        ["v1", "upgrade"] => only(method, "POST", || none(body).map(|()| Call::Upgrade)),
+        ["v1", "pools", pool, "backends"] => only(method, "POST", || added(pool, body)),
+        ["v1", "pools", pool, "backends", address] => {
+            only(method, "DELETE", || none(body).and_then(|()| order(pool, address, Change::Remove)))
+        }
+        ["v1", "pools", pool, "backends", address, "weight"] => only(method, "PUT", || {
+            let NewWeight { weight } = object(body)?;
+            order(pool, address, Change::Weigh(weight))
+        }),
+        ["v1", "pools", pool, "backends", address, "idle"] => {
+            only(method, "GET", || idle(pool, address, query))
+        }
+        ["v1", "pools", pool, "backends", address, verb] => {
+            let change = change(verb).ok_or(Unclear::NotFound)?;
+            only(method, "POST", || none(body).and_then(|()| order(pool, address, change)))
+        }
+        _ => Err(Unclear::NotFound),
+    }
+}
+
+fn only(
+    method: &str,
+    allowed: &'static str,
+    call: impl FnOnce() -> Result<Call, Unclear>,
+) -> Result<Call, Unclear> {
+    if method == allowed { call() } else { Err(Unclear::Method(allowed)) }
+}
+
+fn change(verb: &str) -> Option<Change> {
+    match verb {
+        "drain" => Some(Change::Drain),
+        "undrain" => Some(Change::Undrain),
+        "enable" => Some(Change::Enable),
+        "disable" => Some(Change::Disable),
+        _ => None,
+    }
+}
+
+fn order(pool: &str, address: &str, change: Change) -> Result<Call, Unclear> {
+    Ok(Call::Order(Order { pool: pool.to_owned(), backend: backend(address)?, change }))
+}
+
+fn added(pool: &str, body: &[u8]) -> Result<Call, Unclear> {
+    let NewBackend { address, weight, backup, max_requests } = object(body)?;
+    let change = Change::Add(Joining { weight, backup, max_requests });
+    Ok(Call::Order(Order { pool: pool.to_owned(), backend: address, change }))
+}
+
+fn idle(pool: &str, address: &str, query: &str) -> Result<Call, Unclear> {
+    let mut wait = MAX_IDLE_WAIT;
+    for (name, value) in parameters(query) {
+        match name {
+            "wait" => wait = seconds(value)?.min(MAX_IDLE_WAIT),
+            other => return Err(unknown_parameter(other)),
+        }
+    }
+    Ok(Call::Idle { pool: pool.to_owned(), backend: backend(address)?, wait })
+}
+
+fn events(query: &str) -> Result<Call, Unclear> {
+    let (mut after, mut wait) = (0, Duration::ZERO);
+    for (name, value) in parameters(query) {
+        match name {
+            "after" => after = value.parse().map_err(|_| bad(format!("`after` is no number: {value:?}")))?,
+            "wait" => wait = seconds(value)?.min(MAX_WAIT),
+            other => return Err(unknown_parameter(other)),
+        }
+    }
+    Ok(Call::Events { after, wait })
+}
+
+fn explain(query: &str, as_text: bool) -> Call {
+    Call::Explain { query: query.to_owned(), as_text }
+}
+
+fn log_level(method: &str, body: &[u8]) -> Result<Call, Unclear> {
+    match method {
+        "GET" => none(body).map(|()| Call::LogLevel(None)),
+        "PUT" => object(body).map(|NewFilter { filter }| Call::LogLevel(Some(filter))),
+        _ => Err(Unclear::Method("GET, PUT")),
+    }
+}
+
+/// `10.0.0.1:80`, `[::1]:80`, also with its brackets as `%5B` and `%5D`.
+fn backend(text: &str) -> Result<SocketAddr, Unclear> {
+    let text = text.replace("%5B", "[").replace("%5D", "]").replace("%3A", ":");
+    text.parse().map_err(|_| bad(format!("{text:?} is no address of a backend: write 10.0.0.1:80")))
+}
+
+fn parameters(query: &str) -> impl Iterator<Item = (&str, &str)> {
+    query.split('&').filter(|part| !part.is_empty()).map(|part| part.split_once('=').unwrap_or((part, "")))
+}
+
+fn seconds(value: &str) -> Result<Duration, Unclear> {
+    let seconds = value.parse().map_err(|_| bad(format!("`wait` is no number of seconds: {value:?}")))?;
+    Duration::try_from_secs_f64(seconds)
+        .map_err(|_| bad(format!("`wait` is no number of seconds: {value:?}")))
+}
+
+fn unknown_parameter(name: &str) -> Unclear {
+    bad(format!("there is no parameter `{name}` here"))
+}
+
+fn none(body: &[u8]) -> Result<(), Unclear> {
+    object(body).map(|Nothing {}| ())
+}
+
+/// The JSON object of a body; one that is empty stands for `{}`.
+fn object<T: DeserializeOwned>(body: &[u8]) -> Result<T, Unclear> {
+    let body = if body.trim_ascii().is_empty() { b"{}" } else { body };
+    serde_json::from_slice(body).map_err(|error| bad(format!("the body: {error}")))
+}
+
+fn bad(text: String) -> Unclear {
+    Unclear::Bad(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn call(method: &str, target: &str, body: &str) -> Result<Call, Unclear> {
+        let (path, query) = target.split_once('?').unwrap_or((target, ""));
+        parse(method, path, query, body.as_bytes())
+    }
+
+    fn ordered(change: Change) -> Call {
+        Call::Order(Order { pool: "web".into(), backend: "10.0.0.1:80".parse().unwrap(), change })
+    }
+
+    #[test]
+    fn each_endpoint_asks_for_its_own() {
+        let of = "/v1/pools/web/backends/10.0.0.1:80";
+        let weight = Weight::new(3).unwrap();
+        let reload = Reload { dry_run: true, keep_runtime: false };
+        assert_eq!(call("GET", "/v1/status", ""), Ok(Call::Status));
+        assert_eq!(call("POST", "/v1/reload", ""), Ok(Call::Reload(Reload::default())));
+        assert_eq!(call("POST", "/v1/reload", r#"{"dry_run": true}"#), Ok(Call::Reload(reload)));
+        assert_eq!(call("POST", "/v1/upgrade", "{}"), Ok(Call::Upgrade));
+        assert_eq!(call("GET", "/v1/explain?host=a", ""), Ok(explain("host=a", false)));
+        assert_eq!(call("GET", "/v1/explain/text?host=a", ""), Ok(explain("host=a", true)));
+        assert_eq!(call("GET", "/v1/explain/token", ""), Ok(Call::ExplainToken));
+        assert_eq!(call("GET", "/v1/log_level", ""), Ok(Call::LogLevel(None)));
+        let debug = Call::LogLevel(Some("debug".into()));
+        assert_eq!(call("PUT", "/v1/log_level", r#"{"filter": "debug"}"#), Ok(debug));
+        for (verb, change) in [
+            ("drain", Change::Drain),
+            ("undrain", Change::Undrain),
+            ("enable", Change::Enable),
+            ("disable", Change::Disable),
+        ] {
+            assert_eq!(call("POST", &format!("{of}/{verb}"), ""), Ok(ordered(change)));
+        }
+        assert_eq!(call("DELETE", of, ""), Ok(ordered(Change::Remove)));
+        let three = call("PUT", &format!("{of}/weight"), r#"{"weight": 3}"#);
+        assert_eq!(three, Ok(ordered(Change::Weigh(weight))));
+        let joining = Joining { weight, backup: true, max_requests: NonZeroU32::new(9) };
+        let body = r#"{"address": "10.0.0.1:80", "weight": 3, "backup": true, "max_requests": 9}"#;
+        assert_eq!(call("POST", "/v1/pools/web/backends", body), Ok(ordered(Change::Add(joining))));
+    }
+
+    #[test]
+    fn waiting_has_bounds() {
+        let events = |after, seconds| Ok(Call::Events { after, wait: Duration::from_secs(seconds) });
+        assert_eq!(call("GET", "/v1/events", ""), events(0, 0));
+        assert_eq!(call("GET", "/v1/events?after=7&wait=3", ""), events(7, 3));
+        assert_eq!(call("GET", "/v1/events?wait=1e9", ""), events(0, 60));
+        let idle = call("GET", "/v1/pools/web/backends/%5B::1%5D:80/idle?wait=0.5", "");
+        let backend = "[::1]:80".parse().unwrap();
+        let wait = Duration::from_millis(500);
+        assert_eq!(idle, Ok(Call::Idle { pool: "web".into(), backend, wait }));
+    }
+
+    #[test]
+    fn what_cannot_be_understood_is_told_why() {
+        let why = |method, target, body| match call(method, target, body) {
+            Err(Unclear::Bad(why)) => why,
+            other => panic!("{other:?}"),
+        };
+        assert!(why("POST", "/v1/reload", r#"{"dry": true}"#).contains("unknown field `dry`"));
+        assert!(why("POST", "/v1/upgrade", r#"{"now": true}"#).contains("unknown field `now`"));
+        assert!(why("GET", "/v1/events?since=3", "").contains("no parameter `since`"));
+        assert!(why("GET", "/v1/events?after=x", "").contains("no number"));
+        assert!(why("GET", "/v1/events?wait=-1", "").contains("no number"));
+        assert!(why("DELETE", "/v1/pools/web/backends/web", "").contains("10.0.0.1:80"));
+        let weight = why("PUT", "/v1/pools/web/backends/10.0.0.1:80/weight", r#"{"weight": 0}"#);
+        assert!(weight.contains("1 to 1000"), "{weight}");
+        let body = why("PUT", "/v1/pools/web/backends/10.0.0.1:80/weight", "weight=3");
+        assert!(body.starts_with("the body:"), "{body}");
+    }
+
+    #[test]
+    fn other_paths_and_methods_are_refused() {
+        for path in ["/", "/v1", "/v1/", "/v1/status/", "/v2/status", "/v1/pools/web", "/metrics"] {
+            assert_eq!(call("GET", path, ""), Err(Unclear::NotFound), "{path}");
+        }
+        assert_eq!(call("POST", "/v1/pools/web/backends/10.0.0.1:80/kill", ""), Err(Unclear::NotFound));
+        assert_eq!(call("POST", "/v1/status", ""), Err(Unclear::Method("GET")));
+        assert_eq!(call("GET", "/v1/reload", ""), Err(Unclear::Method("POST")));
+        assert_eq!(call("POST", "/v1/log_level", ""), Err(Unclear::Method("GET, PUT")));
+        assert_eq!(call("GET", "/v1/pools/web/backends/10.0.0.1:80", ""), Err(Unclear::Method("DELETE")));
+    }
+}

@@ -1,0 +1,130 @@
+//! The other side of the control socket: one request, one answer, blocking.
+
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Speaks to the daemon that has this socket.
+#[derive(Clone, Debug)]
+pub struct Client {
+    socket: PathBuf,
+}
+
+/// What the daemon said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reply {
+    /// The status of HTTP.
+    pub status: u16,
+    /// JSON.
+    pub body: String,
+}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say it")]
+pub enum Unreachable {
+    #[error(
+        "no daemon listens at {path}: is it running, and with this configuration? (-c FILE or --socket PATH names another)"
+    )]
+    Nobody { path: PathBuf },
+    #[error("this user may not speak to the daemon at {path}: be the user that it runs as, or root")]
+    Denied { path: PathBuf },
+    #[error("cannot speak to the daemon at {path}: {source}")]
+    Io { path: PathBuf, source: io::Error },
+    #[error("what answers at {path} is no daemon of this kind")]
+    Stranger { path: PathBuf },
+}
+
+/// The longest answer.
+const MAX_ANSWER: u64 = 64 * 1024 * 1024;
+
+// === impl Client ===
+
+impl Client {
+    /// One for the daemon at `socket`.
+    pub fn new(socket: &Path) -> Self {
+        Self { socket: socket.to_owned() }
+    }
+
+    /// Where the daemon is.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// Sends a request; waits for its answer, at most so long.
+    ///
+    /// # Errors
+    /// When there is nobody to answer, or no answer.
+    pub fn ask(
+        &self,
+        method: &str,
+        target: &str,
+        body: &str,
+        patience: Duration,
+    ) -> Result<Reply, Unreachable> {
+        let text = self.exchange(method, target, body, patience).map_err(|error| self.explain(error))?;
+        let parsed = reply(&text);
+        parsed.ok_or_else(|| Unreachable::Stranger { path: self.socket.clone() })
+    }
+
+    fn exchange(&self, method: &str, target: &str, body: &str, patience: Duration) -> io::Result<Vec<u8>> {
+        let mut stream = UnixStream::connect(&self.socket)?;
+        stream.set_read_timeout(Some(patience))?;
+        stream.set_write_timeout(Some(patience))?;
+        let length = body.len();
+        write!(
+            stream,
+            "{method} {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}"
+        )?;
+        let mut answer = Vec::new();
+        stream.take(MAX_ANSWER).read_to_end(&mut answer)?;
+        Ok(answer)
+    }
+
+    fn explain(&self, source: io::Error) -> Unreachable {
+        let path = self.socket.clone();
+        match source.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Unreachable::Nobody { path },
+            io::ErrorKind::PermissionDenied => Unreachable::Denied { path },
+            _ => Unreachable::Io { path, source },
+        }
+    }
+}
+
+/// The daemon's answers have a `Content-Length` and end their connection.
+fn reply(answer: &[u8]) -> Option<Reply> {
+    let text = std::str::from_utf8(answer).ok()?;
+    let (head, body) = text.split_once("\r\n\r\n")?;
+    let status = head.strip_prefix("HTTP/1.1 ")?.get(..3)?.parse().ok()?;
+    let length = head.lines().find_map(|line| {
+        let (name, value) = line.split_once(':')?;
+        name.eq_ignore_ascii_case("content-length").then(|| value.trim().parse::<usize>().ok())?
+    });
+    (length == Some(body.len())).then(|| Reply { status, body: body.to_owned() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_is_whole_or_none() {
+        let whole = b"HTTP/1.1 409 Conflict\r\nContent-Type: a/b\r\ncontent-length: 2\r\n\r\n{}";
+        assert_eq!(reply(whole), Some(Reply { status: 409, body: "{}".into() }));
+        assert_eq!(reply(&whole[..whole.len() - 1]), None);
+        assert_eq!(reply(b"SSH-2.0-x\r\n"), None);
+        assert_eq!(reply(b"HTTP/1.1 200 OK\r\n\r\n{}"), None);
+    }
+
+    #[test]
+    fn nobody_there_is_told_with_the_remedy() {
+        let directory = tempfile::tempdir().unwrap();
+        let client = Client::new(&directory.path().join("none.sock"));
+        let error = client.ask("GET", "/", "", Duration::from_secs(1)).unwrap_err();
+        assert!(
+            matches!(error, Unreachable::Nobody { .. }) && error.to_string().contains("-c FILE"),
+            "{error}"
+        );
+    }
+}

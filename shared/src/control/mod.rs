@@ -1,0 +1,93 @@
+//! The control socket: HTTP/1.1 with JSON inside, on a Unix socket that nobody but the daemon's user and root can open.
+//!
+//! ```text
+//! GET    /v1/status                                     as /api/v1/status
+//! GET    /v1/events?after=N&wait=SECONDS                {"process": PID, "events": […]}: changes after number N; waits for
+//!                                                       one, at most 60 s
+//! GET    /v1/explain?host=H&path=P&…                    as /api/v1/explain
+//! GET    /v1/explain/text?…                             {"text": "…"}: the same for people
+//! GET    /v1/explain/token                              {"token": "…"}: for the header X-Lb-Explain of a request
+//! GET    /v1/log_level                                  {"filter": "info"}
+//! PUT    /v1/log_level                                  {"filter": "debug"}
+//! POST   /v1/reload                                     {"dry_run": false, "keep_runtime": false}
+//! POST   /v1/upgrade
+//! POST   /v1/pools/POOL/backends                        {"address": "10.0.0.1:80", "weight": 1, "backup": false, "max_requests": 9}
+//! DELETE /v1/pools/POOL/backends/ADDRESS
+//! PUT    /v1/pools/POOL/backends/ADDRESS/weight         {"weight": 3}
+//! POST   /v1/pools/POOL/backends/ADDRESS/drain          also undrain, enable, disable
+//! GET    /v1/pools/POOL/backends/ADDRESS/idle?wait=S    returns when it works on no request: 200, or 408 after S seconds
+//! ```
+//!
+//! 200: done, or nothing to do. 400: the request cannot be understood. 404, 405, 413. 409: refused, nothing has changed. The answer
+//! to what changes something is a [`Verdict`](crate::operator::Verdict). `curl --unix-socket PATH http://localhost/v1/status` works.
+//!
+//! A connection is for one request: each answer says `Connection: close`. A body is at most 64 KiB, and comes within
+//! 10 s.
+//!
+//! - [`api`] reads requests: a plain function from method, path, query and body to a [`Call`].
+//! - [`server`] carries calls out by [`Operations`], and is the only place that touches the socket.
+//! - [`client`] is the other side, for the verbs of the command line.
+
+pub mod api;
+pub mod client;
+pub mod server;
+
+use std::net::SocketAddr;
+
+use async_trait::async_trait;
+
+pub use api::Call;
+pub use client::Client;
+pub use server::ControlService;
+
+use crate::events::Events;
+use crate::operator::{Order, Reload, Verdict};
+
+/// What can be asked of a daemon.
+#[async_trait]
+pub trait Operations: Send + Sync {
+    /// Reads the file again.
+    async fn reload(&self, reload: Reload) -> Verdict;
+
+    /// Changes a backend.
+    async fn order(&self, order: Order) -> Verdict;
+
+    /// Returns when the backend works on no request.
+    ///
+    /// # Errors
+    /// When nobody knows it.
+    async fn idle(&self, pool: &str, backend: SocketAddr) -> Result<(), String>;
+
+    /// Starts a successor and hands over to it; its process id.
+    ///
+    /// # Errors
+    /// Why there is none; this process goes on.
+    async fn upgrade(&self) -> Result<u32, String>;
+
+    /// What the daemon is doing, as JSON.
+    fn status(&self) -> String;
+
+    /// What changed.
+    fn events(&self) -> &Events;
+
+    /// Where a request would go, as JSON.
+    ///
+    /// # Errors
+    /// What is wrong with the query.
+    fn explain(&self, query: &str) -> Result<String, String>;
+
+    /// The same for people.
+    ///
+    /// # Errors
+    /// What is wrong with the query.
+    fn explain_text(&self, query: &str) -> Result<String, String>;
+
+    /// What lets a request ask, by the header `X-Lb-Explain`, how it is served.
+    fn explain_token(&self) -> String;
+
+    /// Sets what is logged, if there is a filter, and tells the filter that is in effect.
+    ///
+    /// # Errors
+    /// What is wrong with the filter.
+    fn log_level(&self, filter: Option<&str>) -> Result<String, String>;
+}

@@ -1,0 +1,85 @@
+//! What the control socket can ask for, carried out by whoever does it.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use async_trait::async_trait;
+
+use crate::control::Operations;
+use crate::events::{About, Events, Kind};
+use crate::explain::{ExplainSource, Request};
+use crate::operator::{Operator, Order, Reload, Verdict};
+use crate::process::lifecycle::Upgrades;
+use crate::process::logging::Verbosity;
+use crate::status::StatusSource;
+
+/// Who does what.
+pub(super) struct Hands {
+    pub(super) operator: Operator,
+    pub(super) status: Arc<StatusSource>,
+    pub(super) verbosity: Verbosity,
+    pub(super) explain: ExplainSource,
+    /// With which a request may ask how it is served.
+    pub(super) secret: Arc<str>,
+    pub(super) upgrades: Upgrades,
+}
+
+#[async_trait]
+impl Operations for Hands {
+    async fn reload(&self, reload: Reload) -> Verdict {
+        self.operator.reload(reload).await
+    }
+
+    async fn order(&self, order: Order) -> Verdict {
+        self.operator.order(order).await
+    }
+
+    async fn idle(&self, pool: &str, backend: SocketAddr) -> Result<(), String> {
+        self.operator.idle(pool, backend).await
+    }
+
+    async fn upgrade(&self) -> Result<u32, String> {
+        match self.upgrades.upgrade().await {
+            Ok(upgraded) => Ok(upgraded.pid),
+            Err(failed) => {
+                let problem = failed.to_string();
+                self.events().note(
+                    Kind::Process,
+                    About::default(),
+                    format!("the upgrade has failed: {problem}"),
+                );
+                Err(problem)
+            }
+        }
+    }
+
+    fn status(&self) -> String {
+        self.status.json(SystemTime::now())
+    }
+
+    fn events(&self) -> &Events {
+        self.operator.events()
+    }
+
+    fn explain(&self, query: &str) -> Result<String, String> {
+        self.explain.json(Some(query))
+    }
+
+    fn explain_text(&self, query: &str) -> Result<String, String> {
+        self.explain.text(&Request::parse(Some(query))?)
+    }
+
+    fn explain_token(&self) -> String {
+        self.secret.to_string()
+    }
+
+    fn log_level(&self, filter: Option<&str>) -> Result<String, String> {
+        if let Some(filter) = filter {
+            self.verbosity.set(filter)?;
+            log::info!("operator: the log level is {filter}");
+            self.events().note(Kind::Operator, About::default(), format!("the log level is {filter}"));
+        }
+        Ok(self.verbosity.filter())
+    }
+}

@@ -1,0 +1,196 @@
+//! A daemon that serves, and how it comes to serve by another plan: everything that may fail is staged where nobody sees it, and
+//! is then put in place by steps that cannot fail.
+//!
+//! ```text
+//! stage     access log opened, new addresses bound, pools made, who is new in them checked
+//! commit    the checks go on with the new pools, and tell them who is up ─> closed listeners keep the last plan that has them
+//!           ─> pools take over from their predecessors ─> requests take the new plan ─> listeners open and close
+//! ```
+//!
+//! A [`Staged`] that is dropped leaves no trace: what it bound and opened is closed with it.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use health_service::Checks;
+use lb_service::explain::Token;
+use lb_service::listener::Listener;
+use lb_service::plan::{Current, Plan as Served};
+use lb_service::pool::{Backend, Pool};
+use lb_service::service::Doors;
+use lb_service::traffic::Traffic;
+
+use super::logs::{AccessLogs, Opened};
+use super::pools::{Checked, Pools};
+use super::{listen_spec, services};
+use crate::config::Plan;
+use crate::operator::{Answers, Diff};
+use crate::process::sockets::{Bound, Sockets};
+
+/// What a change of the plan touches. Clones share it.
+#[derive(Clone)]
+pub struct Running {
+    pub(super) current: Current,
+    pub(super) traffic: Arc<Traffic>,
+    pub(super) pools: Pools,
+    pub(super) doors: Doors,
+    pub(super) checks: Checks,
+    pub(super) sockets: Arc<Sockets>,
+    pub(super) logs: AccessLogs,
+    pub(super) token: Token,
+    /// Backends that are in no pool any more and still work on requests.
+    pub(super) leaving: Arc<Mutex<Vec<Leaving>>>,
+}
+
+/// A backend with the name of the pool that it was in.
+type Leaving = (Arc<str>, Arc<Backend>);
+
+/// Everything that a new plan needs, made and not in use.
+pub struct Staged {
+    opened: Vec<Listener>,
+    closed: Vec<Listener>,
+    log: Option<Opened>,
+    bound: Bound,
+    pools: Vec<Checked>,
+    checks: health_service::Staged,
+    /// Each pool that takes the place of another, with that.
+    successions: Vec<(Arc<Pool>, Arc<Pool>)>,
+    served: Served,
+}
+
+/// How often a backend is looked at that is to become idle.
+const POLL: Duration = Duration::from_millis(10);
+
+// === impl Running ===
+
+impl Running {
+    /// Makes everything that `new` needs beside what serves `old`. Nothing changes for any request.
+    ///
+    /// # Errors
+    /// What cannot be had, in words.
+    pub async fn stage(&self, old: &Plan, new: &Plan, diff: &Diff) -> Result<Staged, String> {
+        let log = (old.access_log != new.access_log).then(|| self.logs.open(&new.access_log)).transpose();
+        let log = log.map_err(|error| format!("cannot open the access log: {error}"))?;
+        let is_bound = |listener: &&Listener| diff.closed.iter().any(|old| old.address == listener.address);
+        let unbound = diff.opened.iter().filter(|listener| !is_bound(listener));
+        let specs: Vec<_> = unbound.map(|listener| listen_spec(&listener.address)).collect();
+        let bound = self.sockets.bind_more(&specs).map_err(|error| error.to_string())?;
+        let before = self.pools.now();
+        let (mut pools, mut successions) = (Vec::new(), Vec::new());
+        for (pool, check) in &new.pools {
+            let predecessor = before.iter().find(|known| known.pool.name == pool.name);
+            let was = old.pools.iter().find(|(known, _)| known.name == pool.name);
+            let checked = match predecessor.zip(was) {
+                None => Checked::new(pool, check, self.pools.observer()),
+                Some((known, was)) => known.successor(was, pool, check),
+            };
+            if let Some(known) = predecessor.filter(|known| !Arc::ptr_eq(&known.pool, &checked.pool)) {
+                successions.push((checked.pool.clone(), known.pool.clone()));
+            }
+            pools.push(checked);
+        }
+        let checks = self.checks.stage(pools.iter().filter_map(Checked::to_check)).await;
+        let logs = self.logs.of(new, log.as_ref());
+        let served = services::served(new, &pools, logs, &self.traffic, &self.token);
+        let (opened, closed) = (diff.opened.clone(), diff.closed.clone());
+        Ok(Staged { opened, closed, log, bound, pools, checks, successions, served })
+    }
+
+    /// Puts it in place of what was staged against.
+    pub async fn commit(&self, staged: Staged) {
+        let Staged { opened, closed, log, bound, pools, checks, successions, served } = staged;
+        // First, so that the new balancers know who is up. Without a prober the process is about to end.
+        let _ = self.checks.commit(checks).await;
+        self.note_leaving(&pools);
+        self.sockets.add(bound);
+        let closed: Vec<_> = closed.into_iter().map(|listener| listener.address).collect();
+        self.doors.retire(closed.clone(), self.current.plan()).await;
+        successions.iter().for_each(|(pool, predecessor)| pool.enter(predecessor));
+        self.pools.replace(pools);
+        let former = Arc::downgrade(&self.current.replace(served));
+        if let Some(log) = log {
+            self.logs.replace(log, former);
+        }
+        let is_renamed = |address| opened.iter().any(|listener| listener.address == address);
+        for address in closed {
+            if is_renamed(address.clone()) {
+                self.sockets.lend_again(&address.bind_key());
+            } else {
+                self.sockets.remove(&address.bind_key());
+            }
+            self.doors.close(address);
+        }
+        opened.into_iter().for_each(|listener| self.doors.open(listener));
+    }
+
+    /// Whether the process is about to end.
+    pub fn is_draining(&self) -> bool {
+        self.traffic.is_draining()
+    }
+
+    /// Requests that a backend works on, whether it is still in its pool or not.
+    pub fn in_flight(&self, pool: &str, address: SocketAddr) -> u64 {
+        self.backends(pool, address).iter().map(|backend| backend.load.in_flight()).max().unwrap_or(0)
+    }
+
+    /// Returns when a backend works on no request.
+    ///
+    /// # Errors
+    /// When nobody knows it.
+    pub async fn idle(&self, pool: &str, address: SocketAddr) -> Result<(), String> {
+        if self.backends(pool, address).is_empty() {
+            return Err(format!("pool {pool} has no backend {address}"));
+        }
+        while self.in_flight(pool, address) > 0 {
+            tokio::time::sleep(POLL).await;
+        }
+        Ok(())
+    }
+
+    /// Whether a pool has nobody in service.
+    pub fn is_out_of_service(&self, pool: &str) -> bool {
+        let pools = self.pools.now();
+        let pool = pools.iter().find(|checked| *checked.pool.name == *pool);
+        pool.is_some_and(|checked| {
+            let mut backends = checked.pool.backends().iter();
+            backends.all(|backend| backend.admin() != lb_service::pool::Admin::InService)
+        })
+    }
+
+    /// All answers so far.
+    pub fn answers(&self) -> Answers {
+        let (all, failed) = self.traffic.answers();
+        Answers { all, failed }
+    }
+
+    /// Lets go what no request uses any more. It may wait for a disk.
+    pub fn tidy(&self) {
+        self.logs.end_unused();
+        self.traffic.forget_unused();
+        self.leaving().retain(|(_, backend)| backend.load.in_flight() > 0);
+    }
+
+    fn backends(&self, pool: &str, address: SocketAddr) -> Vec<Arc<Backend>> {
+        let pools = self.pools.now();
+        let there = pools.iter().filter(|checked| *checked.pool.name == *pool);
+        let there = there.filter_map(|checked| checked.pool.backend(address).cloned());
+        let leaving = self.leaving();
+        let left = leaving.iter().filter(|(name, backend)| **name == *pool && backend.address == address);
+        there.chain(left.map(|(_, backend)| backend.clone())).collect()
+    }
+
+    fn note_leaving(&self, after: &[Checked]) {
+        let mut leaving = self.leaving();
+        for checked in self.pools.now().iter() {
+            let pool = after.iter().find(|known| known.pool.name == checked.pool.name);
+            let stays = |backend: &Backend| pool.is_some_and(|p| p.pool.backend(backend.address).is_some());
+            let left = checked.pool.backends().iter().filter(|backend| !stays(backend));
+            leaving.extend(left.map(|backend| (checked.pool.name.clone(), backend.clone())));
+        }
+    }
+
+    fn leaving(&self) -> std::sync::MutexGuard<'_, Vec<Leaving>> {
+        self.leaving.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,657 @@
+//! `/api/v1/explain` and the verb `explain`: where a request would go, and why, as JSON and as text.
+//!
+//! ```text
+//! query or arguments ──> Request ──> Question ──> lb_service: Plan::explain ──> Document ──> JSON, text
+//! ```
+//!
+//! Invariant: asking changes nothing, and both forms say the same.
+
+use std::fmt::Write as _;
+use std::net::IpAddr;
+use std::time::Instant;
+
+use http::Method;
+use lb_service::explain::{Explained, InPool, Question};
+use lb_service::listener::ListenerId;
+use lb_service::plan::{Current, Plan};
+use lb_service::pool::{Judged, Level, Refusal, Score, State, Unplaced};
+use lb_service::route::{Mismatch, Verdict};
+use serde::Serialize;
+
+/// Where explanations come from.
+#[derive(Clone)]
+pub struct ExplainSource {
+    current: Current,
+}
+
+/// A request that is asked about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// The name of the listener that it comes through; absent: the first.
+    pub listener: Option<String>,
+    /// The host that it asks for.
+    pub host: Option<String>,
+    /// Path and query.
+    pub path: String,
+    /// The method.
+    pub method: String,
+    /// Names and values of headers.
+    pub headers: Vec<(String, String)>,
+    /// Who connects; absent: somebody on a Unix socket.
+    pub client: Option<IpAddr>,
+}
+
+/// The parameters of a query.
+const PARAMETERS: [&str; 6] = ["listener", "host", "path", "method", "header", "client"];
+
+/// The answer. What is absent is `null`, so that readers need not look for keys.
+#[derive(Debug, Serialize)]
+struct Document {
+    listener: String,
+    method: String,
+    host: Option<String>,
+    path: String,
+    client: Option<IpAddr>,
+    route: RouteDocument,
+    pool: Option<String>,
+    policy: Option<&'static str>,
+    /// What the hash is made of.
+    key: Option<String>,
+    /// The backend that the cookie names.
+    session: Option<String>,
+    availability: Option<AvailabilityDocument>,
+    queue: Option<QueueDocument>,
+    /// In the order in which they would be offered, or by address if it is a draw.
+    backends: Vec<BackendDocument>,
+    /// The backend that would be taken; absent as well if it is a draw.
+    taken: Option<String>,
+    /// Whether random numbers decide.
+    draw: bool,
+    /// `taken`, `draw`, `waits`, or why the request is refused, in the words of the access log.
+    outcome: &'static str,
+}
+
+#[derive(Debug, Serialize)]
+struct RouteDocument {
+    /// From 0, in the order of the configuration.
+    index: Option<usize>,
+    others: Vec<OtherRoute>,
+}
+
+#[derive(Debug, Serialize)]
+struct OtherRoute {
+    index: usize,
+    reason: String,
+}
+
+#[derive(Debug, Serialize)]
+struct AvailabilityDocument {
+    panic: bool,
+    backups_in_use: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct QueueDocument {
+    waiting: u64,
+    places: u32,
+}
+
+#[derive(Debug, Serialize)]
+struct BackendDocument {
+    address: String,
+    state: &'static str,
+    candidate: bool,
+    /// The word of the access log for why it is none.
+    refusal: Option<&'static str>,
+    reason: String,
+    score: ScoreDocument,
+    would_be_taken: bool,
+}
+
+#[derive(Clone, Copy, Debug, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum ScoreDocument {
+    /// 1 is next.
+    Turn(usize),
+    /// 1 is the owner of the key.
+    Position(usize),
+    /// From 0 to 1.
+    Chance(f64),
+    InFlightOverWeight(f64),
+    ExpectedMs(f64),
+}
+
+// === impl Request ===
+
+impl Request {
+    /// Reads a query such as `host=H&path=P&method=M&header=Name:Value&client=IP&listener=NAME`, in which values are
+    /// percent-encoded. All may be left out; `header` may come more than once.
+    ///
+    /// # Errors
+    /// What is wrong, in words for whoever asked.
+    pub fn parse(query: Option<&str>) -> Result<Self, String> {
+        let mut request = Self::default();
+        for pair in query.unwrap_or_default().split('&').filter(|pair| !pair.is_empty()) {
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            request.set(&decoded(name)?, decoded(value)?)?;
+        }
+        Ok(request)
+    }
+
+    fn set(&mut self, name: &str, value: String) -> Result<(), String> {
+        match name {
+            "listener" => self.listener = Some(value),
+            "host" => self.host = Some(value),
+            "path" => self.path = value,
+            "method" => self.method = value,
+            "header" => self.headers.push(header(&value)?),
+            "client" => self.client = Some(address(&value)?),
+            unknown => {
+                return Err(format!("unknown parameter `{unknown}`; there are {}", PARAMETERS.join(", ")));
+            }
+        }
+        Ok(())
+    }
+
+    fn question(&self, plan: &Plan) -> Result<Question, String> {
+        let listener = self.listener_of(plan)?;
+        let method = Method::from_bytes(self.method.as_bytes())
+            .map_err(|_| format!("`{}` is no method", self.method))?;
+        let question = Question::new(listener, method, &self.path).map_err(|error| error.to_string())?;
+        let host = self.host.iter().map(|host| ("Host", host.as_str()));
+        let headers = self.headers.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+        let question = host
+            .chain(headers)
+            .try_fold(question, |question, (name, value)| question.with_header(name, value))
+            .map_err(|error| error.to_string())?;
+        Ok(match self.client {
+            Some(client) => question.from(client),
+            None => question,
+        })
+    }
+
+    fn listener_of(&self, plan: &Plan) -> Result<ListenerId, String> {
+        let is_meant = |name: &str| self.listener.as_ref().is_none_or(|meant| meant == name);
+        let mut listeners = plan.listeners.iter();
+        let found = listeners.find(|(_, listener)| is_meant(&listener.name)).map(|(id, _)| id);
+        found.ok_or_else(|| {
+            let names: Vec<&str> = plan.listeners.iter().map(|(_, listener)| &*listener.name).collect();
+            let meant = self.listener.as_deref().unwrap_or_default();
+            format!("no listener `{meant}`; there are {}", names.join(", "))
+        })
+    }
+}
+
+impl Default for Request {
+    /// `GET /`.
+    fn default() -> Self {
+        let (path, method) = ("/".to_owned(), "GET".to_owned());
+        Self { listener: None, host: None, path, method, headers: Vec::new(), client: None }
+    }
+}
+
+/// `Name:Value`, with or without spaces around the value.
+///
+/// # Errors
+/// When there is no colon.
+pub fn header(text: &str) -> Result<(String, String), String> {
+    let (name, value) =
+        text.split_once(':').ok_or_else(|| format!("`{text}` is no header: write NAME:VALUE"))?;
+    Ok((name.trim().to_owned(), value.trim().to_owned()))
+}
+
+fn address(text: &str) -> Result<IpAddr, String> {
+    text.parse().map_err(|_| format!("`{text}` is no IP address"))
+}
+
+/// Without its percent-encoding. A `+` is a plus: paths may have one.
+fn decoded(text: &str) -> Result<String, String> {
+    let wrong = || format!("`{text}` is not percent-encoded UTF-8");
+    let mut pieces = text.split('%');
+    let mut bytes = pieces.next().unwrap_or_default().as_bytes().to_vec();
+    for piece in pieces {
+        let digits = piece.get(..2).filter(|digits| digits.bytes().all(|digit| digit.is_ascii_hexdigit()));
+        let byte = digits.and_then(|digits| u8::from_str_radix(digits, 16).ok()).ok_or_else(wrong)?;
+        bytes.push(byte);
+        bytes.extend_from_slice(&piece.as_bytes()[2..]);
+    }
+    String::from_utf8(bytes).map_err(|_| wrong())
+}
+
+// === impl ExplainSource ===
+
+impl ExplainSource {
+    /// Explanations of what the `current` plan does.
+    pub fn new(current: Current) -> Self {
+        Self { current }
+    }
+
+    /// The answer to a query, see [`Request::parse`].
+    ///
+    /// # Errors
+    /// What is wrong with the query, in words for whoever asked.
+    pub fn json(&self, query: Option<&str>) -> Result<String, String> {
+        let document = self.document(&Request::parse(query)?)?;
+        let json = serde_json::to_string_pretty(&document).expect("strings, numbers and lists are JSON");
+        Ok(json + "\n")
+    }
+
+    /// The same for a terminal.
+    ///
+    /// # Errors
+    /// What is wrong with the request, in words for whoever asked.
+    pub fn text(&self, request: &Request) -> Result<String, String> {
+        self.document(request).map(|document| document.text())
+    }
+
+    fn document(&self, request: &Request) -> Result<Document, String> {
+        let (plan, now) = (self.current.plan(), Instant::now());
+        let question = request.question(&plan)?;
+        let explained = plan.explain(&question, now);
+        let listener = plan.listeners.get(question.listener).name.to_string();
+        Ok(Document::new(request, listener, &explained, now))
+    }
+}
+
+// === impl Document ===
+
+impl Document {
+    fn new(request: &Request, listener: String, explained: &Explained<'_>, now: Instant) -> Self {
+        let pool = explained.pool.as_ref();
+        let in_pool = |pool: &InPool<'_>| (outcome(pool), backends(pool, now));
+        let (outcome, backends) = pool.map_or(("no_route", Vec::new()), in_pool);
+        Self {
+            listener,
+            method: request.method.clone(),
+            host: request.host.clone(),
+            path: request.path.clone(),
+            client: request.client,
+            route: RouteDocument::new(explained),
+            pool: pool.map(|pool| pool.pool.name.to_string()),
+            policy: pool.map(|pool| pool.pool.policy().as_str()),
+            key: pool
+                .and_then(|pool| pool.key.as_deref())
+                .map(|key| String::from_utf8_lossy(key).into_owned()),
+            session: pool.and_then(session),
+            availability: pool.map(|pool| AvailabilityDocument {
+                panic: pool.explanation.availability.panic,
+                backups_in_use: pool.explanation.availability.level == Level::Backup,
+            }),
+            queue: pool
+                .map(|pool| pool.pool.queue())
+                .map(|queue| QueueDocument { waiting: queue.len(), places: queue.places() }),
+            taken: backends.iter().find(|backend| backend.would_be_taken).map(|taken| taken.address.clone()),
+            backends,
+            draw: outcome == "draw",
+            outcome,
+        }
+    }
+
+    fn text(&self) -> String {
+        let mut text = String::new();
+        let host = self.host.as_deref().unwrap_or_default();
+        let from = self.client.map(|client| format!(" from {client}")).unwrap_or_default();
+        line(
+            &mut text,
+            "request",
+            &format!("{} {host}{}{from} through {}", self.method, self.path, self.listener),
+        );
+        self.push_routes(&mut text);
+        if let (Some(pool), Some(policy)) = (&self.pool, self.policy) {
+            line(&mut text, "pool", &format!("{pool}, {policy}{}", self.circumstances()));
+            self.push_backends(&mut text);
+        }
+        line(&mut text, "outcome", &self.verdict());
+        text
+    }
+
+    fn push_routes(&self, text: &mut String) {
+        let index = self.route.index.map_or_else(|| "none matches".to_owned(), |index| index.to_string());
+        line(text, "route", &index);
+        for other in &self.route.others {
+            line(text, "", &format!("not {}: {}", other.index, other.reason));
+        }
+    }
+
+    /// What beside the backends decides, if anything does.
+    fn circumstances(&self) -> String {
+        let mut words = String::new();
+        let mut add = |word: &str| {
+            words.push_str(", ");
+            words.push_str(word);
+        };
+        if let Some(key) = &self.key {
+            add(&format!("key {key:?}"));
+        }
+        if let Some(session) = &self.session {
+            add(&format!("session at {session}"));
+        }
+        if let Some(availability) = &self.availability {
+            if availability.panic {
+                add("panic: health is ignored");
+            }
+            if availability.backups_in_use {
+                add("backups are in use");
+            }
+        }
+        if let Some(queue) = self.queue.as_ref().filter(|queue| queue.waiting > 0) {
+            add(&format!("{} of {} wait", queue.waiting, queue.places));
+        }
+        words
+    }
+
+    fn push_backends(&self, text: &mut String) {
+        let rows: Vec<[String; 4]> = self.backends.iter().map(BackendDocument::row).collect();
+        let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
+        let widths = [width(0), width(1), width(2)];
+        for row in &rows {
+            let [address, state, score, reason] = row;
+            let [first, second, third] = widths;
+            line(text, "", &format!("{address:first$}  {state:second$}  {score:third$}  {reason}"));
+        }
+    }
+
+    fn verdict(&self) -> String {
+        match (self.outcome, &self.taken) {
+            (_, Some(taken)) => taken.clone(),
+            ("draw", None) => "a draw".to_owned(),
+            ("waits", None) => "it waits until a backend has room".to_owned(),
+            (refused, None) => format!("refused: {refused}"),
+        }
+    }
+}
+
+fn line(text: &mut String, title: &str, words: &str) {
+    writeln!(text, "{title:8} {words}").expect("a String takes everything");
+}
+
+/// What becomes of the request. Whoever comes first waits behind those that wait already.
+fn outcome(pool: &InPool<'_>) -> &'static str {
+    let (queue, explanation) = (pool.pool.queue(), &pool.explanation);
+    let waits = || if queue.len() < queue.places().into() { "waits" } else { "queue_full" };
+    match explanation.taken {
+        _ if !queue.is_empty() => waits(),
+        Ok(_) if explanation.draw => "draw",
+        Ok(_) => "taken",
+        Err(Unplaced::Full) => waits(),
+        Err(Unplaced::Nobody) => "no_backend",
+    }
+}
+
+fn session(pool: &InPool<'_>) -> Option<String> {
+    pool.pool.backends().get(pool.session?).map(|backend| backend.label.to_string())
+}
+
+fn backends(pool: &InPool<'_>, now: Instant) -> Vec<BackendDocument> {
+    let is_taken = |judged: &Judged| {
+        let taken = pool.explanation.taken.as_ref();
+        outcome(pool) == "taken" && taken.is_ok_and(|taken| taken.address == judged.backend.address)
+    };
+    let one = |judged: &Judged| BackendDocument::new(judged, is_taken(judged), pool, now);
+    pool.explanation.backends.iter().map(one).collect()
+}
+
+// === impl RouteDocument ===
+
+impl RouteDocument {
+    fn new(explained: &Explained<'_>) -> Self {
+        let other = |(index, verdict): (usize, &Verdict<'_>)| {
+            let reason = match verdict {
+                Verdict::Taken => return None,
+                Verdict::Behind(first) => format!("route {first} comes first"),
+                Verdict::Not(Mismatch::Listener) => "another listener".to_owned(),
+                Verdict::Not(Mismatch::Host) => "another host".to_owned(),
+                Verdict::Not(Mismatch::Path) => "another path".to_owned(),
+                Verdict::Not(Mismatch::Method) => "another method".to_owned(),
+                Verdict::Not(Mismatch::Header(name)) => format!("header {name}"),
+            };
+            Some(OtherRoute { index, reason })
+        };
+        let others = explained.routes.iter().enumerate().filter_map(other).collect();
+        Self { index: explained.route, others }
+    }
+}
+
+// === impl BackendDocument ===
+
+impl BackendDocument {
+    fn new(judged: &Judged, is_taken: bool, pool: &InPool<'_>, now: Instant) -> Self {
+        Self {
+            address: judged.backend.label.to_string(),
+            state: judged.state.as_str(),
+            candidate: judged.refusal.is_none(),
+            refusal: judged.refusal.map(Refusal::as_str),
+            reason: reason(judged, is_taken, pool, now),
+            score: ScoreDocument::new(judged.score),
+            would_be_taken: is_taken,
+        }
+    }
+
+    fn row(&self) -> [String; 4] {
+        [self.address.clone(), self.state.to_owned(), self.score.words(), self.reason.clone()]
+    }
+}
+
+/// Why a backend is, or is not, a candidate.
+fn reason(judged: &Judged, is_taken: bool, pool: &InPool<'_>, now: Instant) -> String {
+    let Some(refusal) = judged.refusal else { return candidacy(judged, is_taken, pool) };
+    match (refusal, judged.backend.ejected_until(now)) {
+        (Refusal::Ejected, Some(until)) => {
+            let left = until.saturating_duration_since(now).as_secs_f64();
+            format!("it failed requests or was too slow; back in {left:.1} s")
+        }
+        (Refusal::Full | Refusal::AboveBound, _) => {
+            let (held, most) = (judged.backend.load.in_flight(), judged.backend.max_requests);
+            match refusal {
+                Refusal::Full => format!("it works on {held} requests, and may on {most}"),
+                _ => format!("it works on {held} requests, more than its share"),
+            }
+        }
+        (Refusal::SlowStart, _) => slow(judged),
+        (Refusal::Down, _) => "its health checks fail".to_owned(),
+        (Refusal::Backup, _) => "it is a backup, and others are available".to_owned(),
+        (Refusal::Draining, _) => "it is draining".to_owned(),
+        (Refusal::Disabled, _) => "it is disabled".to_owned(),
+        (Refusal::Ejected | Refusal::Tried | Refusal::Failing, _) => "it failed requests".to_owned(),
+    }
+}
+
+fn candidacy(judged: &Judged, is_taken: bool, pool: &InPool<'_>) -> String {
+    let explanation = &pool.explanation;
+    let mut words = match (is_taken, explanation.by_session) {
+        (true, true) => "its session".to_owned(),
+        (true, false) => "it would be taken".to_owned(),
+        (false, true) => "the session is elsewhere".to_owned(),
+        (false, false) if explanation.draw => "it may be drawn".to_owned(),
+        (false, false) => "another one comes first".to_owned(),
+    };
+    if matches!(judged.state, State::Down | State::Ejected) {
+        write!(words, ", although it is {}: panic", judged.state.as_str())
+            .expect("a String takes everything");
+    }
+    if judged.share < 1.0 {
+        write!(words, "; {}", slow(judged)).expect("a String takes everything");
+    }
+    words
+}
+
+fn slow(judged: &Judged) -> String {
+    format!("it came back a moment ago, with {:.0} % of its share", judged.share * 100.0)
+}
+
+// === impl ScoreDocument ===
+
+impl ScoreDocument {
+    fn new(score: Score) -> Self {
+        match score {
+            Score::Turn(turn) => Self::Turn(turn),
+            Score::Position(position) => Self::Position(position),
+            Score::Chance(chance) => Self::Chance(rounded(chance)),
+            Score::InFlight(value) => Self::InFlightOverWeight(rounded(value)),
+            Score::Cost(seconds) => Self::ExpectedMs(rounded(seconds * 1e3)),
+        }
+    }
+
+    fn words(self) -> String {
+        match self {
+            Self::Turn(turn) => format!("turn {turn}"),
+            Self::Position(position) => format!("position {position}"),
+            Self::Chance(chance) => format!("chance {:.1} %", chance * 100.0),
+            Self::InFlightOverWeight(value) => format!("in flight/weight {value:.2}"),
+            Self::ExpectedMs(value) => format!("expected {value:.1} ms"),
+        }
+    }
+}
+
+/// To three decimals.
+fn rounded(value: f64) -> f64 {
+    (value * 1e3).round() / 1e3
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use lb_service::forwarded::TrustedProxies;
+    use lb_service::listener::{ListenAddress, Listener, Listeners};
+    use lb_service::plan::Parts;
+    use lb_service::policy::Algorithm;
+    use lb_service::pool::{Admin, BackendSettings, Pool, PoolId, PoolSettings};
+    use lb_service::route::{HostPattern, PathPattern, Route, RouteTable};
+    use lb_service::traffic::Traffic;
+    use pingora::lb::HealthRegistry;
+    use proptest::prelude::{any, prop_assert, proptest};
+    use serde_json::{Value, json};
+
+    fn source(policy: Algorithm) -> ExplainSource {
+        let mut backends: Vec<_> =
+            (1..=3).map(|last| BackendSettings::new(([10, 0, 0, last], 80).into())).collect();
+        backends[1].admin = Admin::Draining;
+        let pool = Pool::new(
+            &PoolSettings { policy, ..PoolSettings::new("shop", backends) },
+            Arc::new(HealthRegistry::new()),
+            None,
+        );
+        let listener = |name: &str, port| Listener {
+            name: name.into(),
+            address: ListenAddress::Tcp(([127, 0, 0, 1], port).into()),
+        };
+        let api = HostPattern::parse("api.test").unwrap();
+        let routes = vec![
+            Route { host: Some(api), ..Route::any(PoolId(0)) },
+            Route { path: PathPattern::Prefix("/shop".into()), ..Route::any(PoolId(0)) },
+        ];
+        let parts = Parts {
+            listeners: Listeners::new([listener("web", 1), listener("private", 2)]),
+            routes: RouteTable::new(routes),
+            pools: vec![Arc::new(pool)],
+            trusted_proxies: TrustedProxies::default(),
+            explain_token: None,
+            access_logs: vec![],
+        };
+        ExplainSource::new(Current::new(Plan::new(parts, &Traffic::new())))
+    }
+
+    fn json(source: &ExplainSource, query: &str) -> Value {
+        serde_json::from_str(&source.json(Some(query)).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn a_query_is_read_with_its_encoding() {
+        let query = "host=a.test&path=%2Fa+b%3Fx%3D1%26y&method=PUT&header=X-One:%201&header=x:2&client=::1&listener=l";
+        let read = Request::parse(Some(query)).unwrap();
+        let header = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        let expected = Request {
+            listener: Some("l".into()),
+            host: Some("a.test".into()),
+            path: "/a+b?x=1&y".into(),
+            method: "PUT".into(),
+            headers: vec![header("X-One", "1"), header("x", "2")],
+            client: Some("::1".parse().unwrap()),
+        };
+        assert_eq!(read, expected);
+        assert_eq!(Request::parse(None).unwrap(), Request::default());
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_query_is_named() {
+        let source = source(Algorithm::RoundRobin);
+        for (query, words) in [
+            ("hots=a", "unknown parameter `hots`"),
+            ("path=%zz", "`%zz`"),
+            ("path=%e4", "`%e4`"),
+            ("path=x", "`x` is no path"),
+            ("method=a%20b", "`a b` is no method"),
+            ("header=x", "`x` is no header"),
+            ("header=a%20b:1", "`a b:1` is no header"),
+            ("client=me", "`me` is no IP address"),
+            ("listener=none", "no listener `none`; there are web, private"),
+        ] {
+            let problem = source.json(Some(query)).unwrap_err();
+            assert!(problem.contains(words), "{query}: {problem}");
+        }
+    }
+
+    #[test]
+    fn the_document_says_all_of_it() {
+        let source = source(Algorithm::RoundRobin);
+        let document = json(&source, "host=b.test&path=/shop");
+        assert_eq!(document["listener"], "web");
+        assert_eq!(
+            document["route"],
+            json!({"index": 1, "others": [{"index": 0, "reason": "another host"}]})
+        );
+        assert_eq!((&document["pool"], &document["policy"]), (&json!("shop"), &json!("round_robin")));
+        assert_eq!(document["availability"], json!({"panic": false, "backups_in_use": false}));
+        assert_eq!((&document["taken"], &document["outcome"]), (&json!("10.0.0.1:80"), &json!("taken")));
+        assert_eq!(
+            document["backends"][1],
+            json!({
+                "address": "10.0.0.2:80", "state": "draining", "candidate": false, "refusal": "draining",
+                "reason": "it is draining", "score": {"turn": 2}, "would_be_taken": false,
+            })
+        );
+        let document = json(&source, "host=api.test&path=/shop");
+        assert_eq!(document["route"]["others"][0]["reason"], "route 0 comes first");
+        let document = json(&source, "path=/other");
+        assert_eq!((&document["outcome"], &document["pool"]), (&json!("no_route"), &Value::Null));
+    }
+
+    #[test]
+    fn a_draw_names_nobody() {
+        let document = json(&source(Algorithm::Random), "path=/shop");
+        assert_eq!((&document["taken"], &document["draw"]), (&Value::Null, &json!(true)));
+        assert_eq!(document["backends"][0]["score"], json!({"chance": 0.5}));
+        assert!(document["backends"].as_array().unwrap().iter().all(|one| one["would_be_taken"] == false));
+    }
+
+    #[test]
+    fn the_text_is_aligned() {
+        let request = Request::parse(Some("host=b.test&path=/shop&client=192.0.2.1")).unwrap();
+        let text = source(Algorithm::RoundRobin).text(&request).unwrap();
+        let expected = "\
+request  GET b.test/shop from 192.0.2.1 through web
+route    1
+         not 0: another host
+pool     shop, round_robin
+         10.0.0.1:80  up        turn 1  it would be taken
+         10.0.0.2:80  draining  turn 2  it is draining
+         10.0.0.3:80  up        turn 3  another one comes first
+outcome  10.0.0.1:80
+";
+        assert_eq!(text, expected);
+    }
+
+    proptest! {
+        #[test]
+        fn any_query_is_answered_or_refused(query in "[a-z=&%:/ +]{0,40}", text in any::<String>()) {
+            let source = source(Algorithm::Maglev);
+            for query in [query, text.clone(), format!("path=/{text}")] {
+                let _ = source.json(Some(&query));
+            }
+            let encoded: String = text.bytes().map(|byte| format!("%{byte:02x}")).collect();
+            prop_assert!(decoded(&encoded).is_ok_and(|decoded| decoded == text));
+        }
+    }
+}

@@ -1,0 +1,386 @@
+//! Who makes the changes: reads the file, carries orders out, watches, and takes back.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use arc_swap::ArcSwap;
+use metrics_service::Reload as Counted;
+use tokio::sync::mpsc;
+use tokio::time::{MissedTickBehavior, interval};
+
+use super::diff::Diff;
+use super::order::{Order, Outcome, Reload, Verdict};
+use super::rollback::{Judgement, Past, Trial};
+use super::runtime::Runtime;
+use super::shown::{LastReload, Shown};
+use super::watch::{Print, Watch};
+use super::{Command, Parts};
+use crate::config::{self, Plan, Problems};
+use crate::events::{About, Kind};
+
+/// Who makes the changes, and what is known to him alone.
+pub(super) struct Changer {
+    parts: Parts,
+    commands: mpsc::UnboundedReceiver<Command>,
+    shown: Arc<ArcSwap<Shown>>,
+    wanted: Wanted,
+    /// What is in effect.
+    effective: Plan,
+    watch: Watch,
+    past: Past,
+    trial: Option<(Trial, Wanted)>,
+}
+
+/// What the plan in effect is made of.
+#[derive(Clone)]
+pub(super) struct Wanted {
+    file: Plan,
+    runtime: Runtime,
+}
+
+/// Why a change is not made.
+enum Refusal {
+    /// The file is wrong.
+    File(Problems),
+    /// These keys need a new process; the lines say what else would change.
+    Process { keys: Vec<&'static str>, lines: Vec<String> },
+    /// In words.
+    Other(String),
+}
+
+/// How often the file and the answers are looked at.
+const LOOK: Duration = Duration::from_millis(500);
+
+const NO_FILE: &str = "it runs without a configuration file, so there is none to read again";
+
+// === impl Changer ===
+
+impl Changer {
+    pub(super) fn new(
+        mut parts: Parts,
+        commands: mpsc::UnboundedReceiver<Command>,
+        shown: Arc<ArcSwap<Shown>>,
+    ) -> Self {
+        let wanted = Wanted { file: parts.plan.clone(), runtime: std::mem::take(&mut parts.runtime) };
+        let watch = Watch::new(parts.file.as_ref().and_then(|file| Print::of(file.path())));
+        let effective = wanted.effective();
+        Self { parts, commands, shown, wanted, effective, watch, past: Past::default(), trial: None }
+    }
+
+    pub(super) async fn run(mut self) {
+        let mut looks = interval(LOOK);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                command = self.commands.recv() => match command {
+                    Some(command) => self.follow(command).await,
+                    None => return,
+                },
+                _ = looks.tick() => self.look().await,
+            }
+        }
+    }
+
+    async fn follow(&mut self, command: Command) {
+        match command {
+            Command::Reload { reload, by, answer } => {
+                let verdict = self.reload(reload, by).await;
+                // Whoever asked may have left: the change is made all the same.
+                answer.map(|answer| answer.send(verdict));
+            }
+            Command::Order { order, answer } => {
+                let verdict = self.order(&order).await;
+                let _ = answer.send(verdict);
+            }
+        }
+    }
+
+    /// What is due without an order.
+    async fn look(&mut self) {
+        let running = self.parts.running.clone();
+        // It waits for a disk when a log has ended; a panic in there is none of ours.
+        let _ = tokio::task::spawn_blocking(move || running.tidy()).await;
+        self.look_at_answers().await;
+        let now = self.parts.file.as_ref().and_then(|file| Print::of(file.path()));
+        if self.watch.look(now) && self.effective.reload.watch && !self.parts.running.is_draining() {
+            self.reload(Reload::default(), "the file has changed").await;
+        }
+    }
+
+    // --- the file ---
+
+    async fn reload(&mut self, reload: Reload, by: &'static str) -> Verdict {
+        if let Some(file) = &self.parts.file {
+            self.watch = Watch::new(Print::of(file.path()));
+        }
+        if reload.dry_run {
+            let result = self.read_again(reload).await;
+            return self.dry_verdict(result);
+        }
+        self.parts.supervisor.reloading();
+        let result = self.read_again(reload).await;
+        log::info!("reload: {by}");
+        let verdict = match result {
+            Ok((lines, lost)) => self.reloaded(lines, lost),
+            Err(refusal) => self.not_reloaded(&refusal),
+        };
+        self.parts.supervisor.ready(&format!("configuration {} is in effect", verdict.generation));
+        verdict
+    }
+
+    /// What changed, and what was kept or lost of what operators had changed.
+    async fn read_again(&mut self, reload: Reload) -> Result<(Vec<String>, Vec<String>), Refusal> {
+        self.refuse_while_ending()?;
+        let file = self.parts.file.as_ref().ok_or_else(|| Refusal::Other(NO_FILE.into()))?;
+        let plan = file.load().map_err(Refusal::File)?.plan;
+        let before = &self.wanted.runtime;
+        let (runtime, lost) = match reload.keep_runtime {
+            true => before.rebased(&plan),
+            false => (Runtime::default(), before.lines()),
+        };
+        let lost = lost.into_iter().map(|line| format!("! no longer, since the file is read again: {line}"));
+        let lost: Vec<_> = lost.collect();
+        let before = self.wanted.clone();
+        let lines = self.apply(Wanted { file: plan, runtime }, reload.dry_run).await?;
+        if !reload.dry_run && !lines.is_empty() {
+            self.begin_trial(before);
+        }
+        Ok((lines, lost))
+    }
+
+    fn reloaded(&mut self, mut lines: Vec<String>, lost: Vec<String>) -> Verdict {
+        let result = if lines.is_empty() { Outcome::Unchanged } else { Outcome::Applied };
+        let word = if result == Outcome::Applied { "applied" } else { "unchanged" };
+        lines.extend(lost);
+        self.show(Some(LastReload::new(word, None)));
+        let generation = self.shown.load().generation;
+        self.parts.metrics.reloaded(Counted::Applied, generation);
+        for line in &lines {
+            log::info!("reload: {line}");
+        }
+        log::info!("reload: configuration {generation} is in effect");
+        let changes = if lines.is_empty() { "nothing to change".into() } else { lines.join("; ") };
+        self.note(Kind::Reload, format!("configuration {generation} is in effect: {changes}"));
+        Verdict { changes: lines, ..self.verdict(result) }
+    }
+
+    fn not_reloaded(&mut self, refusal: &Refusal) -> Verdict {
+        let problem = refusal.text();
+        self.show(Some(LastReload::new("refused", Some(problem.trim_end()))));
+        self.parts.metrics.reloaded(Counted::Refused, self.shown.load().generation);
+        log::error!("reload: refused, nothing has changed:\n{}", problem.trim_end());
+        self.note(Kind::Reload, format!("refused: {}", refusal.summary()));
+        Verdict { problem, problems: refusal.problems(), ..self.verdict(Outcome::Refused) }
+    }
+
+    fn dry_verdict(&self, result: Result<(Vec<String>, Vec<String>), Refusal>) -> Verdict {
+        match result {
+            Ok((mut lines, lost)) => {
+                let result = if lines.is_empty() { Outcome::Unchanged } else { Outcome::WouldApply };
+                lines.extend(lost);
+                Verdict { changes: lines, ..self.verdict(result) }
+            }
+            Err(refusal) => {
+                let (problem, problems) = (refusal.text(), refusal.problems());
+                let changes = match refusal {
+                    Refusal::Process { lines, .. } => lines,
+                    _ => Vec::new(),
+                };
+                Verdict { changes, problem, problems, ..self.verdict(Outcome::Refused) }
+            }
+        }
+    }
+
+    // --- orders ---
+
+    async fn order(&mut self, order: &Order) -> Verdict {
+        match self.carry_out(order).await {
+            Err(refusal) => Verdict { problem: refusal.text(), ..self.verdict(Outcome::Refused) },
+            Ok(lines) if lines.is_empty() => self.verdict(Outcome::Unchanged),
+            Ok(mut lines) => {
+                self.show(self.shown.load().last_reload.clone());
+                self.parts.metrics.set_generation(self.shown.load().generation);
+                if self.parts.running.is_out_of_service(&order.pool) {
+                    lines.push(format!("! pool {}: no backend is in service now", order.pool));
+                }
+                let backend = order.backend.to_string();
+                for line in &lines {
+                    log::info!("operator: {line}");
+                    let about = About::backend(&order.pool, &backend);
+                    self.parts.events.note(
+                        Kind::Operator,
+                        about,
+                        without_subject(line, &order.pool, &backend),
+                    );
+                }
+                Verdict { changes: lines, ..self.verdict(Outcome::Applied) }
+            }
+        }
+    }
+
+    async fn carry_out(&mut self, order: &Order) -> Result<Vec<String>, Refusal> {
+        self.refuse_while_ending()?;
+        let runtime = self.wanted.runtime.after(order, &self.wanted.file).map_err(Refusal::Other)?;
+        self.apply(Wanted { file: self.wanted.file.clone(), runtime }, false).await
+    }
+
+    // --- both ---
+
+    /// Puts what is wanted into effect; what has changed, or would.
+    async fn apply(&mut self, wanted: Wanted, dry_run: bool) -> Result<Vec<String>, Refusal> {
+        let effective = wanted.effective();
+        let running = &self.parts.running;
+        let in_flight = |pool: &str, address| running.in_flight(pool, address);
+        let diff = Diff::between(&self.effective, &effective, &in_flight);
+        if !diff.needs_process.is_empty() {
+            return Err(Refusal::Process { keys: diff.needs_process, lines: diff.lines });
+        }
+        if dry_run {
+            return Ok(diff.lines);
+        }
+        if !diff.lines.is_empty() {
+            let staged = running.stage(&self.effective, &effective, &diff).await.map_err(Refusal::Other)?;
+            running.commit(staged).await;
+            (self.parts.observer)(&effective);
+        }
+        (self.wanted, self.effective) = (wanted, effective);
+        if !diff.lines.is_empty() {
+            self.shown.store(Arc::new(self.shown.load().next(SystemTime::now())));
+        }
+        Ok(diff.lines)
+    }
+
+    fn refuse_while_ending(&self) -> Result<(), Refusal> {
+        let ends = self.parts.running.is_draining();
+        if ends { Err(Refusal::Other("the process is draining: ask its successor".into())) } else { Ok(()) }
+    }
+
+    fn show(&self, last_reload: Option<LastReload>) {
+        let shown = self.shown.load().with_runtime(self.wanted.runtime.clone(), SystemTime::now());
+        self.shown.store(Arc::new(shown.with_last_reload(last_reload)));
+    }
+
+    fn note(&self, kind: Kind, text: String) {
+        self.parts.events.note(kind, About::default(), text);
+    }
+
+    fn verdict(&self, result: Outcome) -> Verdict {
+        Verdict {
+            result,
+            generation: self.shown.load().generation,
+            changes: Vec::new(),
+            problem: String::new(),
+            problems: Vec::new(),
+        }
+    }
+
+    // --- taking back ---
+
+    fn begin_trial(&mut self, before: Wanted) {
+        let rule = self.effective.reload.rollback;
+        let answers = self.parts.running.answers();
+        self.trial = rule.map(|rule| (self.past.try_it(rule, Instant::now(), answers), before));
+    }
+
+    async fn look_at_answers(&mut self) {
+        let (now, answers) = (Instant::now(), self.parts.running.answers());
+        if let Some(rule) = self.effective.reload.rollback {
+            self.past.note(now, answers, rule.window);
+        }
+        let Some((trial, _)) = &self.trial else { return };
+        match trial.judge(now, answers) {
+            Judgement::Open => {}
+            Judgement::Acquitted => self.trial = None,
+            Judgement::Guilty { rate } => {
+                if let Some((trial, before)) = self.trial.take() {
+                    self.roll_back(before, &trial.reason(rate, now)).await;
+                }
+            }
+        }
+    }
+
+    async fn roll_back(&mut self, before: Wanted, reason: &str) {
+        let undone = self.apply(before, false).await;
+        let generation = self.shown.load().generation;
+        let text = match undone {
+            Ok(_) => format!("taken back: {reason}; the configuration before is in effect as {generation}"),
+            Err(refusal) => format!("{reason}, and it cannot be taken back: {}", refusal.text()),
+        };
+        self.show(Some(LastReload::new("rolled_back", Some(&text))));
+        self.parts.metrics.reloaded(Counted::RolledBack, generation);
+        log::error!("reload: {text}");
+        self.note(Kind::Reload, text);
+    }
+}
+
+/// A line of a diff without what the event says already.
+fn without_subject(line: &str, pool: &str, backend: &str) -> String {
+    let text = line.replacen(&format!("pool {pool}: backend {backend}"), "", 1);
+    match text.split_once(' ') {
+        Some(("+", rest)) => format!("is added{rest}"),
+        Some(("-", rest)) => format!("is removed{rest}"),
+        Some((_, rest)) => rest.trim_start_matches(": ").to_owned(),
+        None => text,
+    }
+}
+
+// === impl Wanted ===
+
+impl Wanted {
+    fn effective(&self) -> Plan {
+        self.runtime.applied_to(&self.file)
+    }
+}
+
+// === impl Refusal ===
+
+impl Refusal {
+    /// As it is printed.
+    fn text(&self) -> String {
+        match self {
+            Self::File(problems) => config::text(problems, false),
+            Self::Process { keys, .. } => format!(
+                "a running process cannot change {}: run `load_balancer upgrade`, which loses no request either",
+                keys.join(", ")
+            ),
+            Self::Other(text) => text.clone(),
+        }
+    }
+
+    /// In one line.
+    fn summary(&self) -> String {
+        match self {
+            Self::File(problems) => {
+                let first = problems.list.first().map(|problem| problem.message.as_str());
+                let more = problems.list.len().saturating_sub(1);
+                let more = if more == 0 { String::new() } else { format!(", and {more} more") };
+                format!("{}{more}", first.unwrap_or("the file is wrong"))
+            }
+            _ => self.text(),
+        }
+    }
+
+    fn problems(&self) -> Vec<serde_json::Value> {
+        match self {
+            Self::File(problems) => config::json(problems).as_array().cloned().unwrap_or_default(),
+            _ => Vec::new(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_says_what_happens_and_leaves_out_whom() {
+        let text = |line: &str| without_subject(line, "web", "10.0.0.1:80");
+        assert_eq!(text("+ pool web: backend 10.0.0.1:80"), "is added");
+        assert_eq!(text("+ pool web: backend 10.0.0.1:80 (weight 2)"), "is added (weight 2)");
+        assert_eq!(text("~ pool web: backend 10.0.0.1:80: weight 1 -> 3"), "weight 1 -> 3");
+        assert_eq!(
+            text("- pool web: backend 10.0.0.1:80; its request in flight is finished"),
+            "is removed; its request in flight is finished"
+        );
+    }
+}

@@ -1,0 +1,456 @@
+//! What differs between the plan that is in effect and one that is wanted, in words and as what has to be done.
+//!
+//! Plans are taken apart field by field, without `..`: a setting that is added to one of them does not compile here until it
+//! is said what a change of it means.
+
+use std::net::SocketAddr;
+
+use lb_service::listener::{Listener, ListenerId, Listeners};
+use lb_service::pool::{Admin, BackendSettings, PoolId, PoolSettings};
+use lb_service::route::{PathPattern, Route};
+
+use crate::config::{ControlPlan, Plan, ReloadPlan, ServerPlan, ShutdownPlan};
+
+/// The difference between two plans.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Diff {
+    /// Keys whose change needs a new process.
+    pub needs_process: Vec<&'static str>,
+    /// Listeners to accept on.
+    pub opened: Vec<Listener>,
+    /// Listeners to close. One that is only called otherwise is closed and opened, over the same socket.
+    pub closed: Vec<Listener>,
+    /// Every change that needs no new process: a line each.
+    pub lines: Vec<String>,
+}
+
+/// How many requests a backend is working on, by pool and address.
+type InFlight<'a> = &'a dyn Fn(&str, SocketAddr) -> u64;
+
+// === impl Diff ===
+
+impl Diff {
+    /// What makes `new` of `old`. `in_flight` tells what has to be finished by who leaves.
+    pub fn between(old: &Plan, new: &Plan, in_flight: InFlight<'_>) -> Self {
+        let mut diff = Self::default();
+        let Plan {
+            server,
+            shutdown,
+            listeners,
+            pools,
+            routes: _,
+            metrics,
+            access_log,
+            trusted_proxies,
+            control,
+            reload,
+        } = old;
+        diff.process(server, &new.server);
+        diff.needs("metrics.address", metrics != &new.metrics);
+        diff.control(control, &new.control);
+        diff.listeners(listeners, &new.listeners);
+        diff.pools(pools, &new.pools, in_flight);
+        diff.routes(old, new);
+        diff.changed("access_log", access_log != &new.access_log);
+        diff.changed("trusted_proxies", trusted_proxies != &new.trusted_proxies);
+        diff.shutdown(*shutdown, new.shutdown);
+        diff.reload(*reload, new.reload);
+        diff
+    }
+
+    /// Whether the plans are the same.
+    pub fn is_empty(&self) -> bool {
+        self.lines.is_empty() && self.needs_process.is_empty()
+    }
+
+    fn needs(&mut self, key: &'static str, differs: bool) {
+        self.needs_process.extend(differs.then_some(key));
+    }
+
+    fn changed(&mut self, key: &str, differs: bool) {
+        self.lines.extend(differs.then(|| format!("{key} is changed")));
+    }
+
+    fn process(&mut self, old: &ServerPlan, new: &ServerPlan) {
+        let ServerPlan {
+            daemon,
+            threads,
+            pid_file,
+            error_log,
+            upgrade_sock,
+            user,
+            group,
+            working_directory,
+            listener_tasks_per_fd,
+            work_stealing,
+            ca_file,
+            client_bind_to_ipv4,
+            client_bind_to_ipv6,
+            upstream_keepalive_pool_size,
+            upstream_connect_offload,
+            // Where files are whose paths are not given; it does not come from the configuration.
+            runtime_directory: _,
+        } = old;
+        self.needs("daemon", *daemon != new.daemon);
+        self.needs("threads", *threads != new.threads);
+        self.needs("pid_file", *pid_file != new.pid_file);
+        self.needs("error_log", *error_log != new.error_log);
+        self.needs("upgrade_sock", *upgrade_sock != new.upgrade_sock);
+        self.needs("user", *user != new.user);
+        self.needs("group", *group != new.group);
+        self.needs("working_directory", *working_directory != new.working_directory);
+        self.needs("listener_tasks_per_fd", *listener_tasks_per_fd != new.listener_tasks_per_fd);
+        self.needs("work_stealing", *work_stealing != new.work_stealing);
+        self.needs("ca_file", *ca_file != new.ca_file);
+        self.needs("client_bind_to_ipv4", *client_bind_to_ipv4 != new.client_bind_to_ipv4);
+        self.needs("client_bind_to_ipv6", *client_bind_to_ipv6 != new.client_bind_to_ipv6);
+        let size = *upstream_keepalive_pool_size != new.upstream_keepalive_pool_size;
+        self.needs("upstream_keepalive_pool_size", size);
+        let offload = *upstream_connect_offload != new.upstream_connect_offload;
+        self.needs("upstream_connect_offload_threadpools", offload);
+    }
+
+    fn control(&mut self, old: &ControlPlan, new: &ControlPlan) {
+        let ControlPlan { socket, is_named: _ } = old;
+        self.needs("control.socket", *socket != new.socket);
+    }
+
+    fn shutdown(&mut self, old: ShutdownPlan, new: ShutdownPlan) {
+        let ShutdownPlan { delay, drain } = old;
+        if delay != new.delay {
+            self.lines.push(format!("shutdown.delay {delay:?} -> {:?}", new.delay));
+        }
+        if drain != new.drain {
+            self.lines.push(format!("shutdown.drain {drain:?} -> {:?}", new.drain));
+        }
+    }
+
+    fn reload(&mut self, old: ReloadPlan, new: ReloadPlan) {
+        let ReloadPlan { watch, rollback } = old;
+        if watch != new.watch {
+            self.lines.push(format!("reload.watch {watch} -> {}", new.watch));
+        }
+        self.changed("reload.rollback", rollback != new.rollback);
+    }
+
+    fn listeners(&mut self, old: &Listeners, new: &Listeners) {
+        let differ = |one: &Listeners, other: &Listeners| -> Vec<Listener> {
+            let only = one.iter().filter(|(_, listener)| !other.iter().any(|(_, known)| known == *listener));
+            only.map(|(_, listener)| listener.clone()).collect()
+        };
+        (self.closed, self.opened) = (differ(old, new), differ(new, old));
+        for listener in &self.closed {
+            self.lines.push(match self.opened.iter().find(|opened| opened.address == listener.address) {
+                Some(opened) => format!("~ listener {} is called {}", listener.name, opened.name),
+                None => format!(
+                    "- listener {}: accepts no more, open connections end with their next answer",
+                    on(listener)
+                ),
+            });
+        }
+        let is_new = |opened: &&Listener| !self.closed.iter().any(|closed| closed.address == opened.address);
+        self.lines
+            .extend(self.opened.iter().filter(is_new).map(|opened| format!("+ listener {}", on(opened))));
+    }
+
+    fn routes(&mut self, old: &Plan, new: &Plan) {
+        let words = |plan: &Plan| -> Vec<String> { plan.routes.iter().map(|r| route(r, plan)).collect() };
+        let (before, after) = (words(old), words(new));
+        if before == after {
+            return;
+        }
+        let gone = before.iter().filter(|route| !after.contains(route));
+        let come = after.iter().filter(|route| !before.contains(route));
+        let lines: Vec<_> = gone
+            .map(|route| format!("- route {route}"))
+            .chain(come.map(|route| format!("+ route {route}")))
+            .collect();
+        if lines.is_empty() {
+            self.lines.push("~ routes are in another order".into());
+        }
+        self.lines.extend(lines);
+    }
+
+    fn pools<C: PartialEq>(
+        &mut self,
+        old: &[(PoolSettings, C)],
+        new: &[(PoolSettings, C)],
+        in_flight: InFlight<'_>,
+    ) {
+        for (pool, _) in old.iter().filter(|(pool, _)| find(new, &pool.name).is_none()) {
+            let requests = pool.backends.iter().map(|backend| in_flight(&pool.name, backend.address)).sum();
+            self.lines.push(format!("- pool {}{}", pool.name, to_finish(requests)));
+        }
+        for (pool, check) in new {
+            match find(old, &pool.name) {
+                None => self.lines.push(format!("+ pool {} of {}", pool.name, backends(pool.backends.len()))),
+                Some((before, checked_before)) => {
+                    self.pool(before, pool, check != checked_before, in_flight);
+                }
+            }
+        }
+    }
+
+    fn pool(&mut self, old: &PoolSettings, new: &PoolSettings, check: bool, in_flight: InFlight<'_>) {
+        let name = &new.name;
+        let keys = changed_keys(old, new, check);
+        if !keys.is_empty() {
+            self.lines.push(format!("~ pool {name}: {} changed", keys.join(", ")));
+        }
+        for gone in old.backends.iter().filter(|gone| backend(new, gone.address).is_none()) {
+            let finish = to_finish(in_flight(name, gone.address));
+            self.lines.push(format!("- pool {name}: backend {}{finish}", gone.address));
+        }
+        for now in &new.backends {
+            match backend(old, now.address) {
+                None => self.lines.push(format!("+ pool {name}: backend {}{}", now.address, traits(now))),
+                Some(before) => self.lines.extend(
+                    changed_traits(before, now)
+                        .map(|what| format!("~ pool {name}: backend {}: {what}", now.address)),
+                ),
+            }
+        }
+    }
+}
+
+fn find<'a, C>(pools: &'a [(PoolSettings, C)], name: &str) -> Option<&'a (PoolSettings, C)> {
+    pools.iter().find(|(pool, _)| *pool.name == *name)
+}
+
+fn backend(pool: &PoolSettings, address: SocketAddr) -> Option<&BackendSettings> {
+    pool.backends.iter().find(|backend| backend.address == address)
+}
+
+fn backends(count: usize) -> String {
+    if count == 1 { "1 backend".into() } else { format!("{count} backends") }
+}
+
+fn to_finish(requests: u64) -> String {
+    match requests {
+        0 => String::new(),
+        1 => "; its request in flight is finished".into(),
+        more => format!("; its {more} requests in flight are finished"),
+    }
+}
+
+fn on(listener: &Listener) -> String {
+    let (name, address) = (&listener.name, listener.address.to_string());
+    if **name == *address { address } else { format!("{name} on {address}") }
+}
+
+fn changed_keys(old: &PoolSettings, new: &PoolSettings, check: bool) -> Vec<&'static str> {
+    let PoolSettings {
+        name: _,
+        policy,
+        hash_on,
+        bounded_load,
+        sticky,
+        backends: _,
+        tls,
+        host,
+        timeouts,
+        outlier_detection,
+        panic_threshold,
+        slow_start,
+        retries,
+        queue,
+    } = old;
+    let changes = [
+        ("policy", *policy != new.policy),
+        ("hash_on", *hash_on != new.hash_on),
+        ("bounded_load", *bounded_load != new.bounded_load),
+        ("sticky", *sticky != new.sticky),
+        ("tls", *tls != new.tls),
+        ("host", *host != new.host),
+        ("timeouts", *timeouts != new.timeouts),
+        ("health_check", check),
+        ("outlier_detection", *outlier_detection != new.outlier_detection),
+        ("panic_threshold", *panic_threshold != new.panic_threshold),
+        ("slow_start", *slow_start != new.slow_start),
+        ("retries", *retries != new.retries),
+        ("limits.queue", *queue != new.queue),
+    ];
+    changes.into_iter().filter_map(|(key, changed)| changed.then_some(key)).collect()
+}
+
+/// What is not usual about a backend.
+fn traits(backend: &BackendSettings) -> String {
+    let BackendSettings { address: _, weight, backup, max_requests, admin } = backend;
+    let mut words = Vec::new();
+    words.extend((weight.get() != 1).then(|| format!("weight {}", weight.get())));
+    words.extend(backup.then(|| "backup".to_owned()));
+    words.extend(max_requests.map(|max| format!("max_requests {max}")));
+    words.extend((*admin != Admin::InService).then(|| state(*admin).to_owned()));
+    if words.is_empty() { String::new() } else { format!(" ({})", words.join(", ")) }
+}
+
+fn changed_traits(old: &BackendSettings, new: &BackendSettings) -> impl Iterator<Item = String> {
+    let BackendSettings { address: _, weight, backup, max_requests, admin } = old;
+    let max = |max: Option<_>| max.map_or("none".into(), |max: std::num::NonZeroU32| max.to_string());
+    let weight = (*weight != new.weight).then(|| format!("weight {} -> {}", weight.get(), new.weight.get()));
+    let backup = (*backup != new.backup)
+        .then(|| if new.backup { "it is a backup now".into() } else { "it is no backup any more".into() });
+    let limit = (*max_requests != new.max_requests)
+        .then(|| format!("max_requests {} -> {}", max(*max_requests), max(new.max_requests)));
+    let admin = (*admin != new.admin).then(|| format!("{} -> {}", state(*admin), state(new.admin)));
+    [weight, backup, limit, admin].into_iter().flatten()
+}
+
+/// What an operator decided, in words.
+pub(super) fn state(admin: Admin) -> &'static str {
+    match admin {
+        Admin::InService => "in service",
+        Admin::Draining => "draining",
+        Admin::Disabled => "disabled",
+    }
+}
+
+/// A route as a line: what it matches, and where that goes.
+fn route(route: &Route, plan: &Plan) -> String {
+    let Route { listener, host, path, methods, headers, pool } = route;
+    let mut words = Vec::new();
+    words.extend(listener.map(|ListenerId(index)| {
+        let name = plan.listeners.iter().nth(index).map(|(_, listener)| listener.name.to_string());
+        format!("listener {}", name.unwrap_or_default())
+    }));
+    words.extend(host.as_ref().map(|host| format!("host {host}")));
+    words.extend((*path != PathPattern::Any).then(|| match path {
+        PathPattern::Prefix(prefix) => format!("path_prefix {prefix}"),
+        other => format!("path {other}"),
+    }));
+    words.extend(methods.iter().map(|method| format!("method {method}")));
+    words.extend(headers.iter().map(|(name, value)| format!("header {name}: {value:?}")));
+    if words.is_empty() {
+        words.push("of everything".into());
+    }
+    let PoolId(index) = *pool;
+    let pool = plan.pools.get(index).map(|(pool, _)| pool.name.to_string()).unwrap_or_default();
+    format!("{} to pool {pool}", words.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::operator::testing::plan;
+
+    const BASE: &str = "
+listeners: [{address: '127.0.0.1:8080', name: web}]
+pools:
+  a: {backends: ['10.0.0.1:80', {address: '10.0.0.2:80', weight: 2}]}
+  b: {backends: ['10.0.1.1:80']}
+routes: [{match: {path_prefix: /b}, pool: b}, {pool: a}]
+";
+
+    fn diff(new: &str) -> Diff {
+        Diff::between(&plan(BASE), &plan(new), &|_, address| u64::from(address.port() == 80) * 2)
+    }
+
+    #[track_caller]
+    fn lines(new: &str, expected: &[&str]) {
+        let found = diff(new);
+        assert_eq!(found.lines, expected);
+        assert_eq!(found.needs_process, [""; 0]);
+    }
+
+    #[test]
+    fn the_same_file_differs_in_nothing() {
+        assert!(diff(BASE).is_empty());
+    }
+
+    #[test]
+    fn backends_come_go_and_change() {
+        lines(
+            &BASE.replace("'10.0.0.1:80', {address: '10.0.0.2:80', weight: 2}", "{address: '10.0.0.2:80', weight: 3, max_requests: 9}, {address: '10.0.0.3:80', backup: true}"),
+            &[
+                "~ pool a: limits.queue changed",
+                "- pool a: backend 10.0.0.1:80; its 2 requests in flight are finished",
+                "~ pool a: backend 10.0.0.2:80: weight 2 -> 3",
+                "~ pool a: backend 10.0.0.2:80: max_requests none -> 9",
+                "+ pool a: backend 10.0.0.3:80 (backup)",
+            ],
+        );
+    }
+
+    #[test]
+    fn pools_and_routes_come_and_go() {
+        let new = "
+listeners: [{address: '127.0.0.1:8080', name: web}]
+pools:
+  a: {backends: ['10.0.0.1:80', {address: '10.0.0.2:80', weight: 2}], policy: maglev, health_check: {interval: 9s}}
+  c: {backends: ['10.0.1.1:80', '10.0.1.2:80']}
+routes: [{match: {host: 'c.example.com', method: GET, header: {X-C: '1'}, listener: web}, pool: c}, {pool: a}]
+";
+        lines(
+            new,
+            &[
+                "- pool b; its 2 requests in flight are finished",
+                "~ pool a: policy, health_check changed",
+                "+ pool c of 2 backends",
+                "- route path_prefix /b to pool b",
+                "+ route listener web, host c.example.com, method GET, header x-c: \"1\" to pool c",
+            ],
+        );
+    }
+
+    #[test]
+    fn a_pool_that_moves_up_in_the_order_changes_no_route() {
+        lines(
+            &BASE
+                .replace("  b:", "  aa: {backends: ['10.0.2.1:80']}\n  b:")
+                .replace("routes: [", "routes: [{match: {path: /aa}, pool: aa}, "),
+            &["+ pool aa of 1 backend", "+ route path /aa to pool aa"],
+        );
+        let other = BASE.replace(
+            "routes: [{match: {path_prefix: /b}, pool: b}, {pool: a}]",
+            "routes: [{match: {path: /x}, pool: a}, {match: {path_prefix: /b}, pool: b}, {pool: a}]",
+        );
+        lines(&other, &["+ route path /x to pool a"]);
+    }
+
+    #[test]
+    fn listeners_are_opened_closed_and_renamed() {
+        let renamed = diff(&BASE.replace("name: web", "name: www"));
+        assert_eq!(renamed.lines, ["~ listener web is called www"]);
+        assert_eq!((renamed.opened.len(), renamed.closed.len()), (1, 1));
+        lines(
+            &BASE.replace("{address: '127.0.0.1:8080', name: web}", "{address: '127.0.0.1:8081'}"),
+            &[
+                "- listener web on 127.0.0.1:8080: accepts no more, open connections end with their next answer",
+                "+ listener 127.0.0.1:8081",
+            ],
+        );
+    }
+
+    #[test]
+    fn what_concerns_the_whole_daemon_is_named() {
+        let more = "shutdown: {drain: 9s}\nreload: {watch: true, rollback: {error_rate: 5, window: 1s}}\n\
+                    trusted_proxies: [10.0.0.0/8]\naccess_log: {format: json}\n";
+        lines(
+            &format!("{BASE}{more}"),
+            &[
+                "access_log is changed",
+                "trusted_proxies is changed",
+                "shutdown.drain 25s -> 9s",
+                "reload.watch false -> true",
+                "reload.rollback is changed",
+            ],
+        );
+    }
+
+    #[test]
+    fn what_needs_a_new_process_is_named_and_is_no_line() {
+        let more = "threads: 7\nmetrics: {address: '127.0.0.1:7'}\ncontrol: {socket: /tmp/c.sock}\n\
+                    upgrade_sock: /tmp/u.sock\nlistener_tasks_per_fd: 2\nupstream_keepalive_pool_size: 5\n";
+        let found = diff(&format!("{BASE}{more}"));
+        assert!(found.lines.is_empty());
+        let keys = [
+            "threads",
+            "upgrade_sock",
+            "listener_tasks_per_fd",
+            "upstream_keepalive_pool_size",
+            "metrics.address",
+            "control.socket",
+        ];
+        assert!(keys.iter().all(|key| found.needs_process.contains(key)), "{:?}", found.needs_process);
+    }
+}

@@ -1,0 +1,144 @@
+//! What the status says about the configuration: which one is in effect, and what operators changed.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::SystemTime;
+
+use serde::Serialize;
+
+use super::runtime::{Changed, Runtime};
+use crate::time::rfc3339;
+
+/// What is in effect. A new value takes the place of this one with each change.
+#[derive(Clone, Debug)]
+pub struct Shown {
+    /// Its number; that of the start is 1.
+    pub generation: u64,
+    /// The file it was read from; absent: the command line.
+    pub file: Option<PathBuf>,
+    /// Since when it is in effect.
+    pub since: SystemTime,
+    /// What became of the file when it was read again last.
+    pub last_reload: Option<LastReload>,
+    pub(super) runtime: Runtime,
+    /// When each of these changes was made.
+    changed: BTreeMap<(String, SocketAddr), SystemTime>,
+}
+
+/// What became of a file that was read again.
+#[derive(Clone, Debug, Serialize)]
+pub struct LastReload {
+    /// In a word: `applied`, `unchanged`, `refused` or `rolled_back`.
+    pub result: &'static str,
+    /// When.
+    pub time: String,
+    /// Why it is not in effect.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+}
+
+/// The part of the status.
+#[derive(Serialize)]
+pub struct Document<'a> {
+    generation: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    file: Option<String>,
+    since: String,
+    last_reload: Option<&'a LastReload>,
+    runtime_changes: Vec<String>,
+}
+
+// === impl Shown ===
+
+impl Shown {
+    /// What the process starts with.
+    pub(super) fn first(file: Option<PathBuf>, runtime: Runtime) -> Self {
+        let now = SystemTime::now();
+        let nothing = Self {
+            generation: 1,
+            file,
+            since: now,
+            last_reload: None,
+            runtime: Runtime::default(),
+            changed: BTreeMap::new(),
+        };
+        nothing.with_runtime(runtime, now)
+    }
+
+    /// Another configuration is in effect.
+    pub(super) fn next(&self, now: SystemTime) -> Self {
+        Self { generation: self.generation + 1, since: now, ..self.clone() }
+    }
+
+    /// The same with these changes of operators.
+    pub(super) fn with_runtime(&self, runtime: Runtime, now: SystemTime) -> Self {
+        let time = |(key, changed): (&(String, SocketAddr), &Changed)| {
+            let before = self.runtime.of(&key.0, key.1).filter(|before| *before == changed);
+            let since = before.and_then(|_| self.changed.get(key).copied());
+            (key.clone(), since.unwrap_or(now))
+        };
+        let changed = runtime.iter().map(time).collect();
+        Self { runtime, changed, ..self.clone() }
+    }
+
+    /// The same with what became of the file when it was read again last.
+    pub(super) fn with_last_reload(self, last_reload: Option<LastReload>) -> Self {
+        Self { last_reload, ..self }
+    }
+
+    /// When operators changed a backend, if they did.
+    pub fn changed(&self, pool: &str, backend: SocketAddr) -> Option<SystemTime> {
+        self.changed.get(&(pool.to_owned(), backend)).copied()
+    }
+
+    /// The part of the status.
+    pub fn document(&self) -> Document<'_> {
+        Document {
+            generation: self.generation,
+            file: self.file.as_ref().map(|path| path.display().to_string()),
+            since: rfc3339(self.since),
+            last_reload: self.last_reload.as_ref(),
+            runtime_changes: self.runtime.lines(),
+        }
+    }
+
+    /// What operators changed about a backend.
+    pub fn runtime(&self, pool: &str, backend: SocketAddr) -> Option<String> {
+        self.runtime.of(pool, backend).map(ToString::to_string)
+    }
+}
+
+// === impl LastReload ===
+
+impl LastReload {
+    pub(super) fn new(result: &'static str, problem: Option<&str>) -> Self {
+        Self { result, time: rfc3339(SystemTime::now()), problem: problem.map(str::to_owned) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use lb_service::pool::Weight;
+
+    use super::*;
+    use crate::operator::testing::plan;
+    use crate::operator::{Change, Order};
+
+    #[test]
+    fn a_change_keeps_its_time_until_it_is_another() {
+        let file = plan("pools: {web: {backends: ['10.0.0.1:80', '10.0.0.2:80']}}");
+        let (one, two) = ("10.0.0.1:80".parse().unwrap(), "10.0.0.2:80".parse().unwrap());
+        let order = |backend, change| Order { pool: "web".into(), backend, change };
+        let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+        let first = Runtime::default().after(&order(one, Change::Drain), &file).unwrap();
+        let second = first.after(&order(two, Change::Disable), &file).unwrap();
+        let third = second.after(&order(two, Change::Weigh(Weight::MAX)), &file).unwrap();
+        let shown = Shown::first(None, Runtime::default());
+        let shown = shown.with_runtime(first, at(1)).with_runtime(second, at(2)).with_runtime(third, at(3));
+        assert_eq!((shown.changed("web", one), shown.changed("web", two)), (Some(at(1)), Some(at(3))));
+        assert_eq!(shown.with_runtime(Runtime::default(), at(4)).changed("web", one), None);
+    }
+}

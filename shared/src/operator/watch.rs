@@ -1,0 +1,116 @@
+//! Whether the configuration file has changed: decided by what its path leads to, looked at twice a second.
+//!
+//! The path is followed anew each time, so a file that an editor puts in place by renaming, a link that Kubernetes swaps, and a
+//! file on a network are all seen; nothing has to be registered, and nothing runs out. A file is read when two looks in a row
+//! find the same, so that one which is being written is not read half done.
+
+use std::fs::Metadata;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+/// What tells one state of a file from another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Print {
+    device: u64,
+    inode: u64,
+    size: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+/// What was seen of a file; absent while it is not there.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Watch {
+    /// What was in effect, or was tried, last.
+    read: Option<Print>,
+    latest: Option<Print>,
+}
+
+// === impl Print ===
+
+impl Print {
+    /// Of what `path` leads to now.
+    pub(super) fn of(path: &Path) -> Option<Self> {
+        std::fs::metadata(path).ok().map(|metadata| Self::new(&metadata))
+    }
+
+    fn new(metadata: &Metadata) -> Self {
+        Self {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            size: metadata.size(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+        }
+    }
+}
+
+// === impl Watch ===
+
+impl Watch {
+    /// What there is now has been read.
+    pub(super) fn new(now: Option<Print>) -> Self {
+        Self { read: now, latest: now }
+    }
+
+    /// Takes a look in; whether the file is to be read.
+    pub(super) fn look(&mut self, now: Option<Print>) -> bool {
+        let is_settled = now == self.latest;
+        self.latest = now;
+        let is_new = now.is_some() && is_settled && now != self.read;
+        if is_new {
+            self.read = now;
+        }
+        is_new
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn seen(inode: u64) -> Print {
+        Print { device: 1, inode, size: 1, modified: (0, 0), changed: (0, 0) }
+    }
+
+    #[test]
+    fn a_file_is_read_once_after_it_has_settled() {
+        let mut watch = Watch::new(Some(seen(1)));
+        let looks = [
+            Some(seen(1)),
+            Some(seen(2)),
+            Some(seen(3)),
+            Some(seen(3)),
+            Some(seen(3)),
+            Some(seen(1)),
+            Some(seen(1)),
+        ];
+        assert_eq!(looks.map(|look| watch.look(look)), [false, false, false, true, false, false, true]);
+    }
+
+    #[test]
+    fn a_file_that_is_gone_for_a_moment_is_no_news() {
+        let mut watch = Watch::new(Some(seen(1)));
+        let looks = [None, None, Some(seen(1)), Some(seen(1)), None, Some(seen(2)), Some(seen(2))];
+        assert_eq!(looks.map(|look| watch.look(look)), [false, false, false, false, false, false, true]);
+    }
+
+    #[test]
+    fn renames_links_and_writes_are_seen() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        for (name, text) in [("one", "1"), ("two", "22")] {
+            std::fs::write(path(name), text).unwrap();
+        }
+        std::os::unix::fs::symlink(path("one"), path("conf")).unwrap();
+        let first = Print::of(&path("conf"));
+        std::os::unix::fs::symlink(path("two"), path("next")).unwrap();
+        std::fs::rename(path("next"), path("conf")).unwrap();
+        let second = Print::of(&path("conf"));
+        std::fs::write(path("two"), "333").unwrap();
+        let third = Print::of(&path("conf"));
+        std::fs::remove_file(path("two")).unwrap();
+        assert!(first.is_some() && first != second && second != third);
+        assert_eq!(Print::of(&path("conf")), None);
+    }
+}

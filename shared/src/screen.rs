@@ -1,0 +1,352 @@
+//! The status on one screen: is anything wrong, since when, which pool, which backend, why; and then what is going on.
+//!
+//! [`render`] is a plain function of the status document and the time. What is wrong comes first, the worst of it first.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::time::SystemTime;
+
+use jiff::Timestamp;
+use serde::Deserialize;
+
+/// The status document, as far as the screen shows it.
+#[derive(Debug, Deserialize)]
+pub struct Status {
+    version: String,
+    pid: u32,
+    state: String,
+    started: String,
+    config: Config,
+    listeners: Vec<Listener>,
+    pools: Vec<Pool>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Config {
+    generation: u64,
+    #[serde(default)]
+    file: Option<String>,
+    since: String,
+    #[serde(default)]
+    last_reload: Option<LastReload>,
+    #[serde(default)]
+    runtime_changes: Vec<String>,
+}
+
+#[derive(Debug, Deserialize)]
+struct LastReload {
+    result: String,
+    time: String,
+    #[serde(default)]
+    problem: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Listener {
+    name: String,
+    address: String,
+    connections_active: u64,
+    requests_in_flight: u64,
+}
+
+#[derive(Debug, Deserialize)]
+struct Pool {
+    name: String,
+    ready: usize,
+    panic: bool,
+    backups_in_use: bool,
+    requests_in_flight: u64,
+    queue: Queue,
+    backends: Vec<Backend>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Queue {
+    waiting: u64,
+}
+
+#[derive(Debug, Deserialize)]
+struct Backend {
+    address: String,
+    weight: u64,
+    #[serde(default)]
+    backup: bool,
+    state: String,
+    reason: String,
+    since: String,
+    #[serde(default)]
+    runtime: Option<String>,
+    requests_in_flight: u64,
+    #[serde(default)]
+    max_requests: Option<u64>,
+    expected_answer_ms: f64,
+    requests: u64,
+    errors: BTreeMap<String, u64>,
+}
+
+/// The screen, as text with lines of its own.
+pub fn render(status: &Status, now: SystemTime) -> String {
+    let mut text = String::new();
+    // Writing to a text cannot fail.
+    let _ = status.write(&mut text, now);
+    text
+}
+
+// === impl Status ===
+
+impl Status {
+    fn write(&self, text: &mut String, now: SystemTime) -> std::fmt::Result {
+        let Self { version, pid, state, started, config, listeners, pools } = self;
+        writeln!(
+            text,
+            "load_balancer {version}, process {pid}, {state}, started {}; configuration {}{}, in effect since {}",
+            ago(started, now),
+            config.generation,
+            config.file.as_ref().map(|file| format!(" of {file}")).unwrap_or_default(),
+            clock(&config.since),
+        )?;
+        self.write_problems(text, now)?;
+        if !config.runtime_changes.is_empty() {
+            writeln!(text, "\nchanged at run time, not in the file:")?;
+            config.runtime_changes.iter().try_for_each(|line| writeln!(text, "  {line}"))?;
+        }
+        writeln!(text)?;
+        for listener in listeners {
+            let Listener { name, address, connections_active, requests_in_flight } = listener;
+            let on = if name == address { String::new() } else { format!(" on {address}") };
+            writeln!(
+                text,
+                "listener {name}{on}: {connections_active} connections, {requests_in_flight} requests in flight"
+            )?;
+        }
+        pools.iter().try_for_each(|pool| pool.write(text, now))
+    }
+
+    fn write_problems(&self, text: &mut String, now: SystemTime) -> std::fmt::Result {
+        let problems = self.problems(now);
+        match problems.len() {
+            0 => return writeln!(text, "\nall is well"),
+            1 => writeln!(text, "\n1 thing is wrong:")?,
+            more => writeln!(text, "\n{more} things are wrong:")?,
+        }
+        problems.iter().try_for_each(|problem| writeln!(text, "  ! {problem}"))
+    }
+
+    /// The worst first.
+    fn problems(&self, now: SystemTime) -> Vec<String> {
+        let mut problems = Vec::new();
+        if self.state != "serving" {
+            problems.push(format!("the process is {}", self.state));
+        }
+        let unserved = self.pools.iter().filter(|pool| pool.ready == 0);
+        problems.extend(unserved.map(|pool| format!("pool {}: no backend is ready", pool.name)));
+        let panicking = self.pools.iter().filter(|pool| pool.panic);
+        problems.extend(
+            panicking
+                .map(|pool| format!("pool {}: panic, all its backends are used, ready or not", pool.name)),
+        );
+        let on_backups = self.pools.iter().filter(|pool| pool.backups_in_use && pool.ready > 0);
+        problems.extend(on_backups.map(|pool| format!("pool {}: its backups are in use", pool.name)));
+        problems.extend(self.config.last_reload.iter().filter_map(|reload| reload.wrong(now)));
+        for state in ["down", "ejected"] {
+            let backends = self.pools.iter().flat_map(|pool| pool.backends.iter().map(move |b| (pool, b)));
+            let found = backends.filter(|(_, backend)| backend.state == state);
+            problems.extend(found.map(|(pool, backend)| backend.problem(&pool.name, now)));
+        }
+        problems
+    }
+}
+
+// === impl LastReload ===
+
+impl LastReload {
+    fn wrong(&self, now: SystemTime) -> Option<String> {
+        let when = ago(&self.time, now);
+        let why = self.problem.as_deref().unwrap_or_default().replace('\n', "\n      ");
+        match self.result.as_str() {
+            "refused" => Some(format!("the file was refused {when}, the one before is in effect: {why}")),
+            "rolled_back" => Some(format!("the file was taken back {when}: {why}")),
+            _ => None,
+        }
+    }
+}
+
+// === impl Pool ===
+
+impl Pool {
+    fn write(&self, text: &mut String, now: SystemTime) -> std::fmt::Result {
+        let Self { name, ready, panic: _, backups_in_use: _, requests_in_flight, queue, backends } = self;
+        let of = backends.len();
+        writeln!(
+            text,
+            "\npool {name}: {ready} of {of} ready, {requests_in_flight} requests in flight, {} waiting",
+            queue.waiting
+        )?;
+        let rows = backends.iter().map(|backend| backend.row(now));
+        let head = ["backend", "state", "for", "weight", "in flight", "requests", "errors", "answers in"];
+        table(text, &head.map(str::to_owned), &rows.collect::<Vec<_>>())
+    }
+}
+
+// === impl Backend ===
+
+impl Backend {
+    fn problem(&self, pool: &str, now: SystemTime) -> String {
+        let Self { address, state, reason, since, .. } = self;
+        format!(
+            "pool {pool}: backend {address} is {state} since {}, {}: {reason}",
+            clock(since),
+            ago(since, now)
+        )
+    }
+
+    fn row(&self, now: SystemTime) -> [String; 8] {
+        let errors: u64 = self.errors.values().sum();
+        let max = self.max_requests.map(|max| format!("/{max}")).unwrap_or_default();
+        let marks = [self.backup.then_some(" backup"), self.runtime.as_ref().map(|_| " *")];
+        [
+            self.address.clone(),
+            format!("{}{}", self.state, marks.into_iter().flatten().collect::<String>()),
+            span(&self.since, now),
+            self.weight.to_string(),
+            format!("{}{max}", self.requests_in_flight),
+            self.requests.to_string(),
+            errors.to_string(),
+            format!("{:.1} ms", self.expected_answer_ms),
+        ]
+    }
+}
+
+/// Columns as wide as their widest value; numbers end in line.
+fn table(text: &mut String, head: &[String; 8], rows: &[[String; 8]]) -> std::fmt::Result {
+    const TEXTS: usize = 2;
+    let lines = || std::iter::once(head).chain(rows);
+    let width = |column: usize| lines().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: [usize; 8] = std::array::from_fn(width);
+    for row in lines() {
+        let mut line = String::from(" ");
+        for (column, (value, width)) in row.iter().zip(widths).enumerate() {
+            match column < TEXTS {
+                true => write!(line, " {value:<width$} ")?,
+                false => write!(line, " {value:>width$} ")?,
+            }
+        }
+        writeln!(text, "{}", line.trim_end())?;
+    }
+    Ok(())
+}
+
+/// The time of the day of a time in the document.
+fn clock(time: &str) -> &str {
+    time.split_once('T').and_then(|(_, clock)| clock.get(..8)).unwrap_or(time)
+}
+
+fn ago(time: &str, now: SystemTime) -> String {
+    format!("{} ago", span(time, now))
+}
+
+/// How long it is since a time in the document, roughly.
+fn span(time: &str, now: SystemTime) -> String {
+    let (Ok(then), Ok(now)) = (time.parse::<Timestamp>(), Timestamp::try_from(now)) else {
+        return "?".into();
+    };
+    let seconds = now.as_second().saturating_sub(then.as_second()).max(0);
+    match (seconds / 86_400, seconds / 3600, seconds / 60) {
+        (0, 0, 0) => format!("{seconds}s"),
+        (0, 0, minutes) => format!("{minutes}m{:02}s", seconds % 60),
+        (0, hours, minutes) => format!("{hours}h{:02}m", minutes % 60),
+        (days, hours, _) => format!("{days}d{:02}h", hours % 24),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn document() -> Value {
+        let backend = |address: &str, state: &str, reason: &str| {
+            json!({
+                "address": address, "weight": 1, "state": state, "reason": reason, "since": "2026-01-02T10:00:00.000Z",
+                "requests_in_flight": 2, "expected_answer_ms": 3.26, "requests": 120, "errors": {"reset": 1, "connect": 2},
+            })
+        };
+        json!({
+            "version": "0.1.0", "pid": 7, "state": "serving", "started": "2026-01-02T09:00:00.000Z", "uptime_seconds": 1,
+            "config": {
+                "generation": 3, "file": "/etc/lb.yaml", "since": "2026-01-02T09:30:00.000Z",
+                "last_reload": null, "runtime_changes": [],
+            },
+            "listeners": [{"name": "web", "address": "0.0.0.0:80", "connections_active": 5, "requests_in_flight": 4}],
+            "pools": [{
+                "name": "api", "ready": 2, "panic": false, "backups_in_use": false, "requests_in_flight": 4,
+                "queue": {"waiting": 0, "places": 0},
+                "backends": [backend("10.0.0.1:80", "up", "1 check passed"), backend("10.0.0.22:80", "up", "1 check passed")],
+            }],
+        })
+    }
+
+    fn screen(document: Value) -> String {
+        let now: Timestamp = "2026-01-02T11:02:03Z".parse().unwrap();
+        render(&serde_json::from_value(document).unwrap(), now.into())
+    }
+
+    #[test]
+    fn when_all_is_well_it_says_so_and_shows_what_goes_on() {
+        let expected = "\
+load_balancer 0.1.0, process 7, serving, started 2h02m ago; configuration 3 of /etc/lb.yaml, in effect since 09:30:00
+
+all is well
+
+listener web on 0.0.0.0:80: 5 connections, 4 requests in flight
+
+pool api: 2 of 2 ready, 4 requests in flight, 0 waiting
+  backend       state    for  weight  in flight  requests  errors  answers in
+  10.0.0.1:80   up     1h02m       1          2       120       3      3.3 ms
+  10.0.0.22:80  up     1h02m       1          2       120       3      3.3 ms
+";
+        assert_eq!(screen(document()), expected);
+    }
+
+    #[test]
+    fn what_is_wrong_comes_first_and_the_worst_of_it_before_all() {
+        let mut document = document();
+        document["state"] = "draining".into();
+        document["config"]["last_reload"] = json!({
+            "result": "refused", "time": "2026-01-02T11:00:00.000Z", "problem": "error[LB010]: unknown key\n --> a:1:1",
+        });
+        let pool = &mut document["pools"][0];
+        (pool["panic"], pool["ready"]) = (true.into(), 0.into());
+        pool["backends"][0]["state"] = "ejected".into();
+        pool["backends"][0]["reason"] = "it failed requests".into();
+        pool["backends"][1]["state"] = "down".into();
+        pool["backends"][1]["reason"] = "3 checks failed: connection refused".into();
+        let screen = screen(document);
+        let problems: Vec<_> = screen.lines().filter(|line| line.starts_with("  ! ")).collect();
+        assert!(screen.contains("6 things are wrong:"), "{screen}");
+        assert_eq!(
+            problems,
+            [
+                "  ! the process is draining",
+                "  ! pool api: no backend is ready",
+                "  ! pool api: panic, all its backends are used, ready or not",
+                "  ! the file was refused 2m03s ago, the one before is in effect: error[LB010]: unknown key",
+                "  ! pool api: backend 10.0.0.22:80 is down since 10:00:00, 1h02m ago: 3 checks failed: connection refused",
+                "  ! pool api: backend 10.0.0.1:80 is ejected since 10:00:00, 1h02m ago: it failed requests",
+            ]
+        );
+    }
+
+    #[test]
+    fn what_operators_changed_is_shown_and_is_nothing_wrong() {
+        let mut document = document();
+        document["config"]["runtime_changes"] = json!(["pool api: backend 10.0.0.1:80: draining"]);
+        let backend = &mut document["pools"][0]["backends"][0];
+        (backend["state"], backend["runtime"]) = ("draining".into(), "draining".into());
+        let screen = screen(document);
+        assert!(screen.contains("all is well"), "{screen}");
+        assert!(screen.contains("not in the file:\n  pool api: backend 10.0.0.1:80: draining\n"), "{screen}");
+        assert!(screen.contains("10.0.0.1:80   draining *"), "{screen}");
+    }
+}

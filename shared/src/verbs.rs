@@ -1,0 +1,332 @@
+//! The verbs that speak to a running daemon: each a request on its control socket, and its answer in words.
+
+use std::io::{self, Write};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::thread::sleep;
+use std::time::{Duration, Instant, SystemTime};
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::cli::{Ask, BackendArgs, Daemon, ExplainArgs, Format, WaitArgs};
+use crate::control::Client;
+use crate::control::client::{Reply, Unreachable};
+use crate::events::Event;
+use crate::operator::{Outcome, Verdict};
+use crate::screen::{self, Status};
+
+/// How long an answer may take that needs no waiting for anybody.
+const SOON: Duration = Duration::from_secs(30);
+/// The same when health checks have to be made, or a process has to be started.
+const LATER: Duration = Duration::from_secs(300);
+/// How long one request waits for an event.
+const POLL_SECONDS: u64 = 30;
+/// Pause between two pictures of the status, and between attempts to reach a daemon that is being replaced.
+const PAUSE: Duration = Duration::from_secs(1);
+/// How long a daemon that was there may be away, while it is replaced.
+const ABSENCE: Duration = Duration::from_secs(10);
+
+/// Why a verb failed.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say it")]
+pub enum AskError {
+    /// The configuration or the command line is wrong.
+    #[error("{0}")]
+    Refused(String),
+    #[error("{0}")]
+    Failed(String),
+    #[error(transparent)]
+    Unreachable(#[from] Unreachable),
+    #[error("cannot write: {0}")]
+    Write(#[from] io::Error),
+}
+
+/// The changes as the daemon tells them.
+#[derive(Deserialize)]
+struct Told {
+    process: u32,
+    events: Vec<Event>,
+}
+
+/// Asks the daemon, which has its socket at `socket` unless the arguments name another; writes what it says to `out`.
+///
+/// # Errors
+/// When it refuses or fails, or is not there.
+pub fn run(ask: &Ask, socket: &Path, out: &mut impl Write) -> Result<(), AskError> {
+    let to = |daemon: &Daemon| Client::new(daemon.socket.as_deref().unwrap_or(socket));
+    match ask {
+        Ask::Status { to: daemon, watch, format } => status(&to(daemon), *watch, *format, out),
+        Ask::Events { to: daemon, follow, last, format } => events(&to(daemon), *follow, *last, *format, out),
+        Ask::Explain(args) => explain(&to(&args.to), args, out),
+        Ask::Reload { to: daemon, dry_run, keep_runtime } => {
+            let body = json!({"dry_run": dry_run, "keep_runtime": keep_runtime});
+            verdict(&to(daemon), "POST", "/v1/reload", &body, out)
+        }
+        Ask::Upgrade { to: daemon } => upgrade(&to(daemon), out),
+        Ask::Drain { backend, wait } => {
+            let client = to(&backend.to);
+            order(&client, backend, "POST", "/drain", &json!({}), out)?;
+            wait_idle(&client, backend, wait, out)
+        }
+        Ask::Undrain(backend) => order(&to(&backend.to), backend, "POST", "/undrain", &json!({}), out),
+        Ask::Enable(backend) => order(&to(&backend.to), backend, "POST", "/enable", &json!({}), out),
+        Ask::Disable(backend) => order(&to(&backend.to), backend, "POST", "/disable", &json!({}), out),
+        Ask::Weight { backend, weight } => {
+            order(&to(&backend.to), backend, "PUT", "/weight", &json!({"weight": weight}), out)
+        }
+        Ask::Add { backend, weight, backup, max_requests } => {
+            let BackendArgs { to: daemon, pool, backend } = backend;
+            let body =
+                json!({"address": backend, "weight": weight, "backup": backup, "max_requests": max_requests});
+            verdict(&to(daemon), "POST", &format!("/v1/pools/{pool}/backends"), &body, out)
+        }
+        Ask::Remove { backend, wait } => {
+            let client = to(&backend.to);
+            order(&client, backend, "DELETE", "", &json!({}), out)?;
+            wait_idle(&client, backend, wait, out)
+        }
+        Ask::LogLevel { to: daemon, filter } => log_level(&to(daemon), filter.as_deref(), out),
+        Ask::Names { to: daemon, pool } => names(&to(daemon), pool.as_deref(), out),
+    }
+}
+
+// === what changes something ===
+
+fn order(
+    client: &Client,
+    backend: &BackendArgs,
+    method: &str,
+    verb: &str,
+    body: &Value,
+    out: &mut impl Write,
+) -> Result<(), AskError> {
+    verdict(client, method, &format!("{}{verb}", path(&backend.pool, backend.backend)), body, out)
+}
+
+fn path(pool: &str, backend: SocketAddr) -> String {
+    let address = backend.to_string().replace('[', "%5B").replace(']', "%5D");
+    format!("/v1/pools/{pool}/backends/{address}")
+}
+
+fn verdict(
+    client: &Client,
+    method: &str,
+    target: &str,
+    body: &Value,
+    out: &mut impl Write,
+) -> Result<(), AskError> {
+    let reply = client.ask(method, target, &body.to_string(), LATER)?;
+    let Ok(verdict) = serde_json::from_str::<Verdict>(&reply.body) else { return Err(failure(&reply)) };
+    for line in &verdict.changes {
+        writeln!(out, "{line}")?;
+    }
+    match verdict.result {
+        Outcome::Applied => writeln!(out, "configuration {} is in effect", verdict.generation)?,
+        Outcome::Unchanged => writeln!(out, "nothing to change")?,
+        Outcome::WouldApply => writeln!(out, "nothing has changed: this was a dry run")?,
+        Outcome::Refused => return Err(AskError::Refused(verdict.problem)),
+    }
+    Ok(())
+}
+
+fn upgrade(client: &Client, out: &mut impl Write) -> Result<(), AskError> {
+    let reply = client.ask("POST", "/v1/upgrade", "", LATER)?;
+    let pid = document(&reply)?["pid"].clone();
+    writeln!(out, "process {pid} has taken over")?;
+    Ok(())
+}
+
+fn wait_idle(
+    client: &Client,
+    backend: &BackendArgs,
+    wait: &WaitArgs,
+    out: &mut impl Write,
+) -> Result<(), AskError> {
+    if !wait.wait {
+        return Ok(());
+    }
+    let patience = wait.timeout.unwrap_or(Duration::from_secs(24 * 3600));
+    let target = format!("{}/idle?wait={}", path(&backend.pool, backend.backend), patience.as_secs_f64());
+    document(&client.ask("GET", &target, "", patience + SOON)?)?;
+    writeln!(out, "{} works on no request", backend.backend)?;
+    Ok(())
+}
+
+fn log_level(client: &Client, filter: Option<&str>, out: &mut impl Write) -> Result<(), AskError> {
+    let reply = match filter {
+        None => client.ask("GET", "/v1/log_level", "", SOON)?,
+        Some(filter) => client.ask("PUT", "/v1/log_level", &json!({"filter": filter}).to_string(), SOON)?,
+    };
+    writeln!(out, "{}", document(&reply)?["filter"].as_str().unwrap_or_default())?;
+    Ok(())
+}
+
+// === what only looks ===
+
+fn status(client: &Client, watch: bool, format: Format, out: &mut impl Write) -> Result<(), AskError> {
+    if !watch {
+        let reply = client.ask("GET", "/v1/status", "", SOON)?;
+        return Ok(out.write_all(picture(&reply, format)?.as_bytes())?);
+    }
+    let mut seen = None;
+    loop {
+        match client.ask("GET", "/v1/status", "", SOON) {
+            Ok(reply) => {
+                seen = Some(Instant::now());
+                // Home, the picture with what is left of each old line cleared, and what is below it.
+                let picture = picture(&reply, format)?.replace('\n', "\x1b[K\n");
+                write!(out, "\x1b[H{picture}\x1b[J")?;
+                out.flush()?;
+            }
+            Err(_) if seen.is_some_and(|at| at.elapsed() < ABSENCE) => {}
+            Err(error) => return Err(error.into()),
+        }
+        sleep(PAUSE);
+    }
+}
+
+fn picture(reply: &Reply, format: Format) -> Result<String, AskError> {
+    let document = document(reply)?;
+    if format == Format::Json {
+        return Ok(format!("{document:#}\n"));
+    }
+    let status: Status = serde_json::from_value(document)
+        .map_err(|error| AskError::Failed(format!("the status of the daemon is not understood: {error}")))?;
+    Ok(screen::render(&status, SystemTime::now()))
+}
+
+fn events(
+    client: &Client,
+    follow: bool,
+    last: Option<usize>,
+    format: Format,
+    out: &mut impl Write,
+) -> Result<(), AskError> {
+    let Told { mut process, mut events } = told(client, 0, 0)?;
+    events.drain(..events.len().saturating_sub(last.unwrap_or(usize::MAX)));
+    let mut seen = write_events(&events, format, out)?.unwrap_or_default();
+    if !follow {
+        return Ok(());
+    }
+    let mut answered = Instant::now();
+    loop {
+        match told(client, seen, POLL_SECONDS) {
+            // A successor counts anew.
+            Ok(told) if told.process != process => (process, seen) = (told.process, 0),
+            Ok(told) => {
+                answered = Instant::now();
+                seen = write_events(&told.events, format, out)?.unwrap_or(seen);
+            }
+            Err(AskError::Unreachable(_)) if answered.elapsed() < ABSENCE => sleep(PAUSE / 10),
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+fn told(client: &Client, after: u64, wait: u64) -> Result<Told, AskError> {
+    let target = format!("/v1/events?after={after}&wait={wait}");
+    let reply = client.ask("GET", &target, "", Duration::from_secs(wait) + SOON)?;
+    serde_json::from_value(document(&reply)?).map_err(|error| AskError::Failed(error.to_string()))
+}
+
+/// The number of the last one.
+fn write_events(events: &[Event], format: Format, out: &mut impl Write) -> Result<Option<u64>, AskError> {
+    for event in events {
+        match format {
+            Format::Text => writeln!(out, "{event}")?,
+            Format::Json => writeln!(out, "{}", json!(event))?,
+        }
+    }
+    out.flush()?;
+    Ok(events.last().map(|event| event.id))
+}
+
+fn explain(client: &Client, args: &ExplainArgs, out: &mut impl Write) -> Result<(), AskError> {
+    if args.token {
+        let token = document(&client.ask("GET", "/v1/explain/token", "", SOON)?)?;
+        writeln!(out, "{}", token["token"].as_str().unwrap_or_default())?;
+        return Ok(());
+    }
+    let ExplainArgs { to: _, token: _, host, path, method, header, client: from, listener, format } = args;
+    let mut parameters = vec![("path", path.clone()), ("method", method.clone())];
+    parameters.extend(host.clone().map(|host| ("host", host)));
+    parameters.extend(header.iter().map(|header| ("header", header.clone())));
+    parameters.extend(from.map(|from| ("client", from.to_string())));
+    parameters.extend(listener.clone().map(|listener| ("listener", listener)));
+    let pairs: Vec<_> = parameters.iter().map(|(name, value)| format!("{name}={}", encoded(value))).collect();
+    let path = if *format == Format::Text { "/v1/explain/text" } else { "/v1/explain" };
+    let document = document(&client.ask("GET", &format!("{path}?{}", pairs.join("&")), "", SOON)?)?;
+    match format {
+        Format::Text => out.write_all(document["text"].as_str().unwrap_or_default().as_bytes())?,
+        Format::Json => writeln!(out, "{document:#}")?,
+    }
+    Ok(())
+}
+
+/// RFC 3986: everything but the unreserved characters.
+fn encoded(text: &str) -> String {
+    text.bytes().fold(String::new(), |mut encoded, byte| {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => encoded.push(byte.into()),
+            _ => encoded.push_str(&format!("%{byte:02X}")),
+        }
+        encoded
+    })
+}
+
+fn names(client: &Client, pool: Option<&str>, out: &mut impl Write) -> Result<(), AskError> {
+    let document = document(&client.ask("GET", "/v1/status", "", SOON)?)?;
+    let empty = Vec::new();
+    let list = |value: &Value| value.as_array().cloned().unwrap_or_else(|| empty.clone());
+    for known in list(&document["pools"]) {
+        match pool {
+            None => writeln!(out, "{}", known["name"].as_str().unwrap_or_default())?,
+            Some(pool) if known["name"] == pool => {
+                for backend in list(&known["backends"]) {
+                    writeln!(out, "{}", backend["address"].as_str().unwrap_or_default())?;
+                }
+            }
+            Some(_) => {}
+        }
+    }
+    Ok(())
+}
+
+// === answers ===
+
+fn document(reply: &Reply) -> Result<Value, AskError> {
+    match serde_json::from_str(&reply.body) {
+        Ok(document) if reply.status == 200 => Ok(document),
+        _ => Err(failure(reply)),
+    }
+}
+
+fn failure(reply: &Reply) -> AskError {
+    let document: Value = serde_json::from_str(&reply.body).unwrap_or_default();
+    let problem = document["problem"].as_str().unwrap_or(reply.body.trim()).to_owned();
+    match reply.status {
+        400 | 404 | 405 => AskError::Refused(problem),
+        _ => AskError::Failed(problem),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_part_of_a_path() {
+        assert_eq!(path("web", "[::1]:80".parse().unwrap()), "/v1/pools/web/backends/%5B::1%5D:80");
+        assert_eq!(encoded("a b&c=ä"), "a%20b%26c%3D%C3%A4");
+    }
+
+    #[test]
+    fn a_refusal_is_told_from_a_failure() {
+        let reply = |status, body: &str| Reply { status, body: body.into() };
+        let refused = failure(&reply(400, r#"{"problem": "no such parameter"}"#));
+        assert!(matches!(&refused, AskError::Refused(problem) if problem == "no such parameter"));
+        assert!(matches!(failure(&reply(409, r#"{"problem": "it died"}"#)), AskError::Failed(_)));
+        assert!(matches!(failure(&reply(500, "oh")), AskError::Failed(problem) if problem == "oh"));
+    }
+}

@@ -1,0 +1,466 @@
+//! A running daemon is told to change: by the verbs of the command line, and by what they speak.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tests::daemon::{Finished, View, path_str};
+use tests::wait::{self, LONG};
+use tests::{Answer, Behaviour, Connection, Gate, Lab, LoadGenerator, Origin, Signal};
+
+use crate::{pool, tally};
+
+/// Runs a verb for the daemon of this lab.
+#[track_caller]
+fn verb(lab: &Lab, words: &[&str]) -> Finished {
+    let config = lab.path("conf.yaml");
+    lab.run(&[words, &["-c", path_str(&config)]].concat())
+}
+
+/// The same for one that must succeed; what it printed.
+#[track_caller]
+fn done(lab: &Lab, words: &[&str]) -> String {
+    let finished = verb(lab, words);
+    assert_eq!((finished.code, finished.stderr.as_str()), (Some(0), ""), "{words:?}: {finished:?}");
+    finished.stdout
+}
+
+/// The same for one that must be refused; what it said.
+#[track_caller]
+fn refused(lab: &Lab, words: &[&str]) -> String {
+    let finished = verb(lab, words);
+    assert_eq!((finished.code, finished.stdout.as_str()), (Some(2), ""), "{words:?}: {finished:?}");
+    finished.stderr
+}
+
+/// The origins that answer, each with how many of `requests`.
+fn names(view: &View, requests: usize) -> Vec<(String, usize)> {
+    tally((0..requests).map(|_| view.get("/").unwrap().origin().to_owned()))
+}
+
+fn counted(expected: &[(&str, usize)]) -> Vec<(String, usize)> {
+    expected.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect()
+}
+
+fn text(address: SocketAddr) -> String {
+    address.to_string()
+}
+
+/// The permissions of a file.
+fn mode(path: &Path) -> u32 {
+    fs::metadata(path).unwrap().permissions().mode() & 0o777
+}
+
+/// A request on the control socket, as `curl` makes it; status and document.
+#[track_caller]
+fn curl(lab: &Lab, arguments: &[&str], target: &str) -> (u16, Value) {
+    let socket = lab.path("control.sock");
+    let mut command = Command::new("curl");
+    command.args(["--silent", "--max-time", "20", "--write-out", "\n%{http_code}", "--unix-socket"]);
+    command.arg(socket).args(arguments).arg(format!("http://localhost{target}"));
+    let output = String::from_utf8(command.output().unwrap().stdout).unwrap();
+    let (body, status) = output.rsplit_once('\n').unwrap();
+    (status.parse().unwrap(), serde_json::from_str(body).unwrap_or(Value::Null))
+}
+
+#[test]
+fn backends_are_drained_disabled_and_used_again() {
+    let lab = Lab::new();
+    let (one, two) = (Origin::start("one"), Origin::start("two"));
+    let daemon = lab.start(&pool(&[&one, &two], ""));
+    let address = text(one.address);
+    for (out, back, state) in [("drain", "undrain", "draining"), ("disable", "enable", "disabled")] {
+        let said = done(&lab, &[out, "web", &address]);
+        assert!(said.contains(&format!("{address}: in service -> {state}")), "{said}");
+        assert_eq!(names(&daemon, 6), counted(&[("two", 6)]));
+        let status = daemon.backend_status("web", one.address);
+        assert_eq!((&status["state"], &status["runtime"]), (&json!(state), &json!(state)));
+        assert!(done(&lab, &[out, "web", &address]).contains("nothing to change"));
+        done(&lab, &[back, "web", &address]);
+        assert_eq!(names(&daemon, 6), counted(&[("one", 3), ("two", 3)]));
+        assert_eq!(daemon.backend_status("web", one.address)["runtime"], Value::Null);
+    }
+}
+
+#[test]
+fn sessions_stay_while_their_backend_drains_and_leave_when_it_is_disabled() {
+    let lab = Lab::new();
+    let (one, two) = (Origin::start("one"), Origin::start("two"));
+    let daemon = lab.start(&pool(&[&one, &two], "sticky: {cookie: lb}"));
+    let first = daemon.get("/").unwrap();
+    let cookie = first.header("set-cookie").unwrap().split(';').next().unwrap().to_owned();
+    let (own, other) = if first.origin() == "one" { (&one, &two) } else { (&two, &one) };
+    let again =
+        || daemon.connect().request("GET", "/", &[("Cookie", &cookie)], b"").unwrap().origin().to_owned();
+    done(&lab, &["drain", "web", &text(own.address)]);
+    assert_eq!(again(), own.name());
+    assert_eq!(names(&daemon, 5), counted(&[(other.name(), 5)]), "no new sessions");
+    done(&lab, &["disable", "web", &text(own.address)]);
+    assert_eq!(again(), other.name());
+}
+
+#[test]
+fn drain_with_wait_returns_when_no_request_is_left() {
+    let lab = Lab::new();
+    let (one, two) = (Origin::start("one"), Origin::start("two"));
+    let daemon = lab.start(&pool(&[&one, &two], ""));
+    let gate = Gate::closed();
+    one.behave(Behaviour::Held(gate.clone(), Answer::ok("held")));
+    two.behave(Behaviour::Held(gate.clone(), Answer::ok("held")));
+    let mut held = [daemon.begin("/held"), daemon.begin("/held")];
+    one.saw("/held");
+    let address = text(one.address);
+    let late = verb(&lab, &["drain", "web", &address, "--wait", "--timeout", "200ms"]);
+    assert_eq!(late.code, Some(1), "{late:?}");
+    assert!(late.stderr.contains("still works on requests"), "{late:?}");
+    std::thread::scope(|scope| {
+        let began = Instant::now();
+        let waiting = scope.spawn(|| (done(&lab, &["drain", "web", &address, "--wait"]), Instant::now()));
+        wait::until(LONG, "it waits", || began.elapsed() > Duration::from_millis(300));
+        let opened = Instant::now();
+        gate.open();
+        let (said, ended) = waiting.join().unwrap();
+        assert!(ended >= opened, "it has waited for the request");
+        assert!(said.contains("works on no request"), "{said}");
+    });
+    held.iter_mut().for_each(|held| assert_eq!(held.response("GET").unwrap().text(), "held"));
+}
+
+#[test]
+fn weights_change_and_what_operators_changed_is_dropped_or_kept_by_a_reload() {
+    let lab = Lab::new();
+    let (one, two, three) = (Origin::start("one"), Origin::start("two"), Origin::start("three"));
+    let daemon = lab.start(&pool(&[&one, &two], ""));
+    done(&lab, &["weight", "web", &text(one.address), "4"]);
+    assert_eq!(names(&daemon, 10), counted(&[("one", 8), ("two", 2)]));
+    lab.config(&pool(&[&one, &two, &three], ""));
+    let kept = done(&lab, &["reload", "--keep-runtime"]);
+    assert!(kept.contains(&format!("+ pool web: backend {}", three.address)), "{kept}");
+    assert_eq!(names(&daemon, 12), counted(&[("one", 8), ("three", 2), ("two", 2)]));
+    let changes = daemon.status()["config"]["runtime_changes"].clone();
+    assert_eq!(changes, json!([format!("pool web: backend {}: weight 4", one.address)]));
+    let dropped = done(&lab, &["reload"]);
+    assert!(dropped.contains("no longer") && dropped.contains("weight 4 -> 1"), "{dropped}");
+    assert_eq!(names(&daemon, 9), counted(&[("one", 3), ("three", 3), ("two", 3)]));
+    assert_eq!(daemon.status()["config"]["runtime_changes"], json!([]));
+}
+
+#[test]
+fn backends_are_added_and_removed_under_load_and_no_request_fails() {
+    let lab = Lab::new();
+    let (one, two) = (Origin::start("one"), Origin::start("two"));
+    let daemon = lab.start(&pool(&[&one], ""));
+    let load = LoadGenerator::start(lab.listener, 3, 0);
+    let (first, second) = (text(one.address), text(two.address));
+    for _ in 0..5 {
+        done(&lab, &["add", "web", &second, "--weight", "3"]);
+        assert_eq!(names(&daemon, 40).len(), 2);
+        let removed = done(&lab, &["remove", "web", &first, "--wait"]);
+        assert!(removed.contains("works on no request"), "{removed}");
+        assert_eq!(names(&daemon, 3), counted(&[("two", 3)]));
+        done(&lab, &["add", "web", &first]);
+        done(&lab, &["remove", "web", &second, "--wait"]);
+    }
+    let report = load.stop();
+    assert_eq!((report.failed, report.reconnects), (0, 0), "{report:?}");
+    assert_eq!(names(&daemon, 3), counted(&[("one", 3)]));
+    assert_eq!(daemon.status()["config"]["runtime_changes"], json!([]), "all is as the file says");
+}
+
+#[test]
+fn orders_that_make_no_sense_are_refused_with_the_remedy() {
+    let lab = Lab::new();
+    let origin = Origin::start("one");
+    let daemon = lab.start(&pool(&[&origin], ""));
+    let address = text(origin.address);
+    assert!(refused(&lab, &["drain", "api", &address]).contains("there is no pool api; there are: web"));
+    assert!(refused(&lab, &["drain", "web", "10.9.9.9:80"]).contains(&format!("it has: {address}")));
+    assert!(refused(&lab, &["remove", "web", &address]).contains("last backend"));
+    assert!(refused(&lab, &["add", "web", &address]).contains("already"));
+    assert!(refused(&lab, &["log-level", "a=loud"]).contains("loud"));
+    assert_eq!(names(&daemon, 3), counted(&[("one", 3)]));
+    let nobody = lab.run(&["drain", "web", &address, "--socket", "/nowhere/control.sock"]);
+    assert_eq!(nobody.code, Some(1), "{nobody:?}");
+    assert!(nobody.stderr.contains("is it running"), "{nobody:?}");
+}
+
+#[test]
+fn the_last_backend_in_service_may_be_drained_and_that_is_said() {
+    let lab = Lab::new();
+    let origin = Origin::start("one");
+    let daemon = lab.start(&pool(&[&origin], ""));
+    let said = done(&lab, &["disable", "web", &text(origin.address)]);
+    assert!(said.contains("! pool web: no backend is in service now"), "{said}");
+    assert_eq!(daemon.get("/").unwrap().status, 503);
+}
+
+#[test]
+fn a_wrong_file_is_printed_as_check_prints_it() {
+    let lab = Lab::new();
+    let origin = Origin::start("one");
+    let daemon = lab.start(&pool(&[&origin], ""));
+    lab.config(&pool(&[&origin], "polcy: maglev"));
+    let checked = verb(&lab, &["check"]);
+    let reloaded = verb(&lab, &["reload"]);
+    assert_eq!((reloaded.code, &reloaded.stderr), (Some(2), &checked.stderr));
+    assert!(reloaded.stderr.contains("did you mean `policy`"), "{reloaded:?}");
+    assert_eq!(daemon.status()["config"]["last_reload"]["result"], "refused");
+    let screen = done(&lab, &["status"]);
+    assert!(screen.contains("1 thing is wrong") && screen.contains("the file was refused"), "{screen}");
+}
+
+#[test]
+fn a_dry_run_says_what_would_change_and_changes_nothing() {
+    let lab = Lab::new();
+    let (one, two) = (Origin::start("one"), Origin::start("two"));
+    let daemon = lab.start(&pool(&[&one], ""));
+    let before = daemon.status()["config"].clone();
+    lab.config(&pool(&[&two], "policy: maglev"));
+    let said = done(&lab, &["reload", "--dry-run"]);
+    for line in [
+        "~ pool web: policy changed".to_owned(),
+        format!("- pool web: backend {}", one.address),
+        format!("+ pool web: backend {}", two.address),
+    ] {
+        assert!(said.contains(&line), "{said}");
+    }
+    lab.config(&format!("threads: 3\n{}", pool(&[&two], "")));
+    let refused = verb(&lab, &["reload", "--dry-run"]);
+    assert_eq!(refused.code, Some(2), "{refused:?}");
+    assert!(refused.stdout.contains(&format!("+ pool web: backend {}", two.address)), "{refused:?}");
+    assert!(refused.stderr.contains("threads") && refused.stderr.contains("upgrade"), "{refused:?}");
+    assert_eq!(daemon.status()["config"], before);
+    assert_eq!(names(&daemon, 2), counted(&[("one", 2)]));
+}
+
+#[test]
+fn the_socket_is_where_the_key_says() {
+    let lab = Lab::new();
+    let origin = Origin::start("one");
+    let _daemon = lab.start(&pool(&[&origin], ""));
+    assert_eq!(mode(&lab.path("control.sock")), 0o600);
+    let (status, document) = curl(&lab, &[], "/v1/status");
+    assert_eq!((status, &document["state"]), (200, &json!("serving")));
+}
+
+#[test]
+fn the_socket_goes_with_the_daemon() {
+    let lab = Lab::new();
+    let origin = Origin::start("one");
+    let mut daemon = lab.start(&pool(&[&origin], ""));
+    assert!(lab.path("control.sock").exists());
+    assert_eq!(daemon.stop(), Some(0));
+    assert!(!lab.path("control.sock").exists());
+}
+
+/// Only root can become somebody else to try it.
+#[test]
+fn another_user_is_turned_away() {
+    let lab = Lab::new();
+    if fs::metadata(lab.directory()).unwrap().uid() != 0 {
+        return;
+    }
+    let origin = Origin::start("one");
+    let daemon = lab.start(&pool(&[&origin], ""));
+    let (directory, socket) = (lab.directory(), lab.path("control.sock"));
+    let open = |path: &Path, mode| {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    };
+    let ask = || {
+        let mut command = Command::new("setpriv");
+        command.args([
+            "--reuid=65534",
+            "--regid=65534",
+            "--clear-groups",
+            "curl",
+            "--silent",
+            "--max-time",
+            "10",
+        ]);
+        command.arg("--unix-socket").arg(&socket).arg("http://localhost/v1/status");
+        let output = command.output().unwrap();
+        (output.status.success(), output.stdout.len())
+    };
+    open(directory, 0o700);
+    assert_eq!(ask(), (false, 0), "the directory keeps it out");
+    open(directory, 0o755);
+    assert_eq!(ask(), (false, 0), "the socket keeps it out");
+    open(&socket, 0o666);
+    assert_eq!(ask(), (false, 0), "the daemon turns it away");
+    daemon.logged(&["control", "uid 65534", "turned away"]);
+}
+
+#[test]
+fn curl_is_enough() {
+    let lab = Lab::new();
+    let (one, two) = (Origin::start("one"), Origin::start("two"));
+    let daemon = lab.start(&pool(&[&one], ""));
+    let backends = "/v1/pools/web/backends";
+    let of = format!("{backends}/{}", two.address);
+    let post = |body: &str, target: &str| curl(&lab, &["--data", body], target);
+    let (status, verdict) = post(&json!({"address": text(two.address)}).to_string(), backends);
+    assert_eq!((status, &verdict["result"], &verdict["generation"]), (200, &json!("applied"), &json!(2)));
+    let (status, _) =
+        curl(&lab, &["--request", "PUT", "--data", r#"{"weight": 3}"#], &format!("{of}/weight"));
+    assert_eq!(status, 200);
+    assert_eq!(names(&daemon, 8), counted(&[("one", 2), ("two", 6)]));
+    let (status, verdict) = post("", &format!("{of}/drain"));
+    assert_eq!((status, &verdict["result"]), (200, &json!("applied")));
+    assert_eq!(curl(&lab, &[], &format!("{of}/idle?wait=5")), (200, json!({"idle": true})));
+    assert_eq!(curl(&lab, &["--request", "DELETE"], &of).0, 200);
+    let (status, verdict) = curl(&lab, &["--request", "DELETE"], &of);
+    assert_eq!((status, &verdict["result"]), (409, &json!("refused")));
+    assert_eq!(post("", "/v1/reload").1["result"], "unchanged");
+    assert_eq!(curl(&lab, &["--request", "PUT", "--data", r#"{"filter": "debug"}"#], "/v1/log_level").0, 200);
+    assert_eq!(curl(&lab, &[], "/v1/log_level").1, json!({"filter": "debug"}));
+}
+
+#[test]
+fn what_is_asked_wrongly_has_the_right_status_and_a_reason() {
+    let lab = Lab::new();
+    let origin = Origin::start("one");
+    let daemon = lab.start(&pool(&[&origin], ""));
+    let huge = "x".repeat(70_000);
+    let cases: [(&[&str], &str, u16, &str); 6] = [
+        (&[], "/v2/status", 404, "nothing at this path"),
+        (&["--request", "PATCH"], "/v1/reload", 405, "POST"),
+        (&["--data", "{"], "/v1/reload", 400, "the body"),
+        (&["--data", r#"{"dry": 1}"#], "/v1/reload", 400, "unknown field"),
+        (&["--data", &huge], "/v1/reload", 413, "64 KiB"),
+        (&[], "/v1/events?since=1", 400, "since"),
+    ];
+    for (arguments, target, expected, reason) in cases {
+        let (status, document) = curl(&lab, arguments, target);
+        assert_eq!(status, expected, "{target} {document}");
+        assert!(document["problem"].as_str().unwrap().contains(reason), "{document}");
+    }
+    let mut garbage = Connection::open_unix(&lab.path("control.sock")).unwrap();
+    garbage.send("\x00\x01 nonsense\r\n\r\n").unwrap();
+    assert!(garbage.ends_within(LONG));
+    assert_eq!(daemon.get("/").unwrap().status, 200);
+}
+
+#[test]
+fn events_are_told_as_text_and_json_and_followed() {
+    let lab = Lab::new();
+    let (one, mut two) = (Origin::start("one"), Origin::start("two"));
+    let check = "health_check: {type: tcp, interval: 100ms, fast_interval: 100ms, rise: 1, fall: 1}";
+    let daemon = lab.start(&pool(&[&one, &two], check));
+    let mut following = lab.spawn(&["events", "--follow", "-c", path_str(&lab.path("conf.yaml"))]);
+    two.refuse();
+    following.logged(&["health", "web", &text(two.address), "is down", "refused"]);
+    two.come_back();
+    following.logged(&["health", "web", &text(two.address), "is up"]);
+    done(&lab, &["drain", "web", &text(one.address)]);
+    following.logged(&["operator", "web", &text(one.address), "in service -> draining"]);
+    lab.config(&pool(&[&one], check));
+    done(&lab, &["reload"]);
+    following.logged(&["reload", "configuration 3 is in effect"]);
+    following.signal(Signal::SIGTERM);
+    following.wait_exit(LONG);
+    let last = done(&lab, &["events", "--last", "1", "--format", "json"]);
+    let event: Value = serde_json::from_str(&last).unwrap();
+    assert_eq!((&event["kind"], last.lines().count()), (&json!("reload"), 1), "{last}");
+    let read = daemon.read("/api/v1/events?after=1").unwrap();
+    let read: Vec<Value> = serde_json::from_slice(&read.body).unwrap();
+    assert!(read.iter().all(|event| event["id"].as_u64() > Some(1)) && read.len() >= 3, "{read:?}");
+    assert_eq!(daemon.read("/api/v1/events?since=1").unwrap().status, 400);
+}
+
+#[test]
+fn the_screen_says_what_is_wrong_since_when_and_why() {
+    let lab = Lab::new();
+    let (one, mut two) = (Origin::start("one"), Origin::start("two"));
+    let check = "health_check: {type: tcp, interval: 100ms, fast_interval: 100ms, rise: 1, fall: 1}";
+    let daemon = lab.start(&pool(&[&one, &two], check));
+    assert!(done(&lab, &["status"]).contains("all is well"));
+    two.refuse();
+    wait::until(LONG, "it is down", || daemon.backend_status("web", two.address)["state"] == "down");
+    let screen = done(&lab, &["status"]);
+    let line = format!("! pool web: backend {} is down since", two.address);
+    assert!(screen.contains("1 thing is wrong") && screen.contains(&line), "{screen}");
+    assert!(screen.contains("connection refused"), "{screen}");
+    let document: Value = serde_json::from_str(&done(&lab, &["status", "--format", "json"])).unwrap();
+    assert_eq!(document["pools"][0]["ready"], 1);
+    let mut watching = lab.spawn(&["status", "--watch", "-c", path_str(&lab.path("conf.yaml"))]);
+    watching.logged(&["1 thing is wrong"]);
+    two.come_back();
+    watching.logged(&["all is well"]);
+    watching.signal(Signal::SIGTERM);
+    watching.wait_exit(LONG);
+}
+
+#[test]
+fn what_is_logged_changes_while_it_runs() {
+    let lab = Lab::new();
+    let origin = Origin::start("one");
+    let daemon = lab.start(&pool(&[&origin], "health_check: {type: tcp, interval: 100ms}"));
+    assert!(done(&lab, &["log-level"]).starts_with("info"));
+    done(&lab, &["log-level", "debug"]);
+    daemon.logged(&["DEBUG"]);
+    assert_eq!(done(&lab, &["log-level", "info"]), "info\n");
+}
+
+#[test]
+fn two_daemons_run_beside_each_other_without_a_socket_of_their_own() {
+    let lab = Lab::new();
+    let origin = Origin::start("one");
+    let config = |number: usize| {
+        let (listener, metrics) = (tests::ports::free(), tests::ports::free());
+        let text = format!(
+            "listeners: [{{address: \"{listener}\"}}]\nmetrics: {{address: \"{metrics}\"}}\n{}",
+            pool(&[&origin], "")
+        );
+        (lab.write(&format!("{number}.yaml"), &text), listener)
+    };
+    let ((first, one), (second, two)) = (config(1), config(2));
+    let answers = |address| tests::get(address, "/").is_ok_and(|answer| answer.status == 200);
+    let _one = lab.spawn(&["-c", path_str(&first)]);
+    wait::until(LONG, "the first serves", || answers(one));
+    let other = lab.spawn(&["-c", path_str(&second)]);
+    wait::until(LONG, "the second serves", || answers(two));
+    other.logged(&["control socket", "another process's"]);
+    let is_root = fs::metadata(lab.directory()).unwrap().uid() == 0;
+    let runtime = if is_root { "/run/load_balancer".into() } else { lab.path("load_balancer") };
+    assert_eq!(mode(&runtime), 0o700);
+    assert_eq!(mode(&runtime.join("control.sock")), 0o600);
+}
+
+#[test]
+fn the_completion_knows_verbs_pools_and_backends() {
+    let lab = Lab::new();
+    let (one, two) = (Origin::start("one"), Origin::start("two"));
+    let _daemon = lab.start(&pool(&[&one, &two], ""));
+    let script = lab.write("complete.bash", &done_without_config(&lab, &["completions", "bash"]));
+    let program = lab.command().get_program().to_str().unwrap().to_owned();
+    let complete = |words: &str| {
+        let test = format!(
+            "source {}; COMP_WORDS=({program} {words}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); \
+             _load_balancer_live {program} \"${{COMP_WORDS[COMP_CWORD]}}\" \"${{COMP_WORDS[COMP_CWORD-1]}}\"; \
+             printf '%s\\n' \"${{COMPREPLY[@]}}\"",
+            script.display()
+        );
+        let mut bash = Command::new("bash");
+        bash.args(["-c", &test]).env("LB_CONFIG", lab.path("conf.yaml"));
+        String::from_utf8(bash.output().unwrap().stdout).unwrap()
+    };
+    assert_eq!(complete("dra"), "drain\n");
+    assert_eq!(complete("drain ''"), "web\n");
+    let backends = complete("drain web ''");
+    assert!(backends.contains(&text(one.address)) && backends.contains(&text(two.address)), "{backends}");
+    assert_eq!(
+        complete(&format!("drain web {}", &text(one.address)[..text(one.address).len() - 1])).trim(),
+        text(one.address)
+    );
+}
+
+#[track_caller]
+fn done_without_config(lab: &Lab, words: &[&str]) -> String {
+    let finished = lab.run(words);
+    assert_eq!(finished.code, Some(0), "{finished:?}");
+    finished.stdout
+}

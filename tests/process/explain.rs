@@ -1,0 +1,384 @@
+//! Answers to "why?": `/api/v1/explain` says where a request would go, and `X-Lb-Explain` how one was served.
+
+use std::net::SocketAddr;
+
+use serde_json::{Value, json};
+use tests::daemon::path_str;
+use tests::wait::{self, LONG};
+use tests::{Answer, Behaviour, Daemon, Gate, Lab, Origin, Response};
+
+use crate::balancing::pool_with;
+use crate::{pool, pool_of};
+
+/// Quick checks of the ports.
+const CHECKED: &str =
+    "health_check: {type: tcp, interval: 200ms, fast_interval: 200ms, rise: 1, fall: 1, jitter: 0}";
+
+/// What explains, in a test.
+const EXPLAIN: &str = "x-lb-explain";
+
+/// The answer to a query.
+#[track_caller]
+fn explain(daemon: &Daemon, query: &str) -> Value {
+    let answer = daemon.read(&format!("/api/v1/explain?{query}")).unwrap();
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    serde_json::from_slice(&answer.body).unwrap()
+}
+
+/// What it says of one backend.
+#[track_caller]
+fn of_backend(document: &Value, address: SocketAddr) -> Value {
+    let address = address.to_string();
+    let backends = document["backends"].as_array().unwrap();
+    backends.iter().find(|backend| backend["address"] == address.as_str()).unwrap().clone()
+}
+
+/// What is counted of traffic.
+fn counts(daemon: &Daemon) -> Vec<String> {
+    let of_traffic = |line: &&str| line.starts_with("lb_") && !line.starts_with("lb_health_check");
+    daemon.metrics_text().lines().filter(of_traffic).map(str::to_owned).collect()
+}
+
+/// The answer of `ask`, which is counted nowhere. What requests before it are counted as may take a moment.
+#[track_caller]
+fn uncounted(daemon: &Daemon, ask: impl Fn() -> Value) -> Value {
+    wait::until_some(LONG, "asking is counted nowhere", || {
+        let before = counts(daemon);
+        let document = ask();
+        (counts(daemon) == before).then_some(document)
+    })
+}
+
+/// The name of the origin that the document says would be taken.
+#[track_caller]
+fn foretold<'a>(document: &Value, origins: &'a [Origin]) -> &'a str {
+    let taken = document["taken"].as_str().unwrap_or_else(|| panic!("nobody is taken: {document:#}"));
+    origins.iter().find(|origin| origin.address.to_string() == taken).unwrap().name()
+}
+
+/// Origins `o0`, `o1`, … of which the last refuses connections.
+fn origins_and_a_dead_one(count: usize) -> Vec<Origin> {
+    let mut origins: Vec<Origin> = (0..count).map(|number| Origin::start(&format!("o{number}"))).collect();
+    origins.push(Origin::refusing("dead"));
+    origins
+}
+
+/// A daemon over these origins with weights 3, 1, 2, …, that has found out which one is dead.
+fn checked(lab: &Lab, origins: &[Origin], more: &str) -> Daemon {
+    let weights = ["weight: 3", "weight: 1", "weight: 2", "weight: 1"];
+    let backends: Vec<_> = origins.iter().zip(weights).collect();
+    let daemon = lab.start(&pool_with(&backends, &format!("{CHECKED}\n{more}")));
+    let dead = origins.last().unwrap().address;
+    wait::until(LONG, "the dead one is down", || daemon.backend_status("web", dead)["state"] == "down");
+    daemon
+}
+
+/// Asks, sends the request, and asks again, so often; the origins that answered.
+#[track_caller]
+fn as_foretold(
+    daemon: &Daemon,
+    origins: &[Origin],
+    requests: usize,
+    query: impl Fn(usize) -> String,
+    send: impl Fn(usize) -> Response,
+) -> Vec<String> {
+    let one = |number| {
+        let document = uncounted(daemon, || explain(daemon, &query(number)));
+        assert_eq!(explain(daemon, &query(number)), document, "the same question, the same answer");
+        let dead = of_backend(&document, origins.last().unwrap().address);
+        assert_eq!(
+            (&dead["candidate"], &dead["refusal"], &dead["state"]),
+            (&json!(false), &json!("down"), &json!("down"))
+        );
+        let answer = send(number);
+        assert_eq!(answer.origin(), foretold(&document, origins), "request {number}: {document:#}");
+        answer.origin().to_owned()
+    };
+    (0..requests).map(one).collect()
+}
+
+fn kinds(names: &[String]) -> usize {
+    crate::tally(names.iter()).len()
+}
+
+#[test]
+fn turns_come_as_foretold_and_asking_takes_none() {
+    let (lab, origins) = (Lab::new(), origins_and_a_dead_one(3));
+    let daemon = checked(&lab, &origins, "policy: round_robin");
+    let names = as_foretold(&daemon, &origins, 12, |_| "path=/".into(), |_| daemon.get("/").unwrap());
+    assert_eq!(kinds(&names), 3, "{names:?}");
+}
+
+#[test]
+fn keys_go_where_foretold() {
+    for policy in ["consistent_hash", "maglev"] {
+        let (lab, origins) = (Lab::new(), origins_and_a_dead_one(3));
+        let daemon = checked(&lab, &origins, &format!("policy: {policy}\nhash_on: {{header: X-Key}}"));
+        let query = |number| format!("path=/&header=X-Key:key%20{number}");
+        let send = |number| {
+            let key = format!("key {number}");
+            daemon.connect().request("GET", "/", &[("X-Key", &key)], b"").unwrap()
+        };
+        let names = as_foretold(&daemon, &origins, 12, query, send);
+        assert!(kinds(&names) >= 2, "{policy}: {names:?}");
+        let document = explain(&daemon, "path=/&header=X-Key:key%201");
+        assert_eq!(document["key"], "key 1");
+        // The dead one may own a key as well: then the next of the order has it.
+        let taken = document["backends"].as_array().unwrap().iter().find(|one| one["would_be_taken"] == true);
+        assert!(
+            taken.unwrap()["score"]["position"].as_u64().is_some_and(|position| position <= 2),
+            "{document:#}"
+        );
+    }
+}
+
+#[test]
+fn the_least_busy_is_foretold_with_its_load() {
+    let (lab, origins) = (Lab::new(), origins_and_a_dead_one(3));
+    let daemon = checked(&lab, &origins, "policy: least_request");
+    let gate = Gate::closed();
+    origins[0].behave(Behaviour::Held(gate.clone(), Answer::ok("")));
+    let mut held = Vec::new();
+    while origins[0].working() == 0 {
+        let taken = foretold(&explain(&daemon, "path=/"), &origins).to_owned();
+        let mut client = daemon.begin("/");
+        if taken == "o0" {
+            wait::until(LONG, "it has come to o0", || origins[0].working() == 1);
+            held.push(client);
+        } else {
+            assert_eq!(client.response("GET").unwrap().origin(), taken);
+        }
+    }
+    let busy = of_backend(&explain(&daemon, "path=/"), origins[0].address);
+    assert_eq!(busy["score"], json!({"in_flight_over_weight": 0.333}), "one over a weight of three");
+    let in_flight = || daemon.metric("lb_upstream_requests_in_flight", &["pool=\"web\""]);
+    wait::until(LONG, "only one is in flight", || in_flight() == 1.0);
+    let send = |_| {
+        let answer = daemon.get("/").unwrap();
+        wait::until(LONG, "it has ended", || in_flight() == 1.0);
+        answer
+    };
+    let names = as_foretold(&daemon, &origins, 6, |_| "path=/".into(), send);
+    assert!(!names.contains(&"o0".to_owned()), "{names:?}");
+    gate.open();
+}
+
+#[test]
+fn the_one_that_answers_soonest_is_foretold() {
+    let (lab, origins) = (Lab::new(), origins_and_a_dead_one(2));
+    let daemon = checked(&lab, &origins, "policy: peak_ewma");
+    let in_flight = || daemon.metric("lb_upstream_requests_in_flight", &["pool=\"web\""]);
+    for _ in 0..8 {
+        let document = explain(&daemon, "path=/");
+        assert!(
+            of_backend(&document, origins[0].address)["score"]["expected_ms"].is_number(),
+            "{document:#}"
+        );
+        assert_eq!(daemon.get("/").unwrap().origin(), foretold(&document, &origins));
+        wait::until(LONG, "it has ended", || in_flight() == 0.0);
+    }
+}
+
+#[test]
+fn a_session_leads_where_foretold() {
+    let (lab, origins) = (Lab::new(), origins_and_a_dead_one(3));
+    let daemon = checked(&lab, &origins, "sticky: {cookie: lb_session}");
+    for _ in 0..3 {
+        let first = daemon.get("/").unwrap();
+        let cookie = first.header("set-cookie").unwrap().split(';').next().unwrap().to_owned();
+        let query = |_| format!("path=/&header=Cookie:{cookie}");
+        let send = |_| daemon.connect().request("GET", "/", &[("Cookie", &cookie)], b"").unwrap();
+        let names = as_foretold(&daemon, &origins, 2, query, send);
+        assert_eq!(names, [first.origin(), first.origin()]);
+        let document = explain(&daemon, &query(0));
+        assert_eq!(document["session"], document["taken"]);
+    }
+}
+
+#[test]
+fn who_drains_has_its_sessions_and_no_others() {
+    let lab = Lab::new();
+    let (one, two) = (Origin::start("one"), Origin::start("two"));
+    let daemon = lab.start(&pool(&[&one, &two], "sticky: {cookie: lb_session}"));
+    let first = daemon.get("/").unwrap();
+    let cookie = first.header("set-cookie").unwrap().split(';').next().unwrap().to_owned();
+    let (home, other) = if first.origin() == "one" { (&one, &two) } else { (&two, &one) };
+    let config = lab.path("conf.yaml");
+    let drained = lab.run(&["drain", "web", &home.address.to_string(), "-c", path_str(&config)]);
+    assert_eq!(drained.code, Some(0), "{drained:?}");
+    for _ in 0..2 {
+        let document = explain(&daemon, "path=/");
+        let draining = of_backend(&document, home.address);
+        assert_eq!((&draining["state"], &draining["refusal"]), (&json!("draining"), &json!("draining")));
+        assert_eq!(document["taken"], other.address.to_string());
+        assert_eq!(daemon.get("/").unwrap().origin(), other.name());
+    }
+    let document = explain(&daemon, &format!("path=/&header=Cookie:{cookie}"));
+    assert_eq!(document["taken"], home.address.to_string());
+    assert_eq!(of_backend(&document, home.address)["candidate"], true);
+    let answer = daemon.connect().request("GET", "/", &[("Cookie", &cookie)], b"").unwrap();
+    assert_eq!(answer.origin(), home.name());
+}
+
+#[test]
+fn a_draw_is_called_one() {
+    let (lab, origins) = (Lab::new(), origins_and_a_dead_one(3));
+    let daemon = checked(&lab, &origins, "policy: random");
+    let document = explain(&daemon, "path=/");
+    assert_eq!(
+        (&document["draw"], &document["taken"], &document["outcome"]),
+        (&json!(true), &Value::Null, &json!("draw"))
+    );
+    assert_eq!(of_backend(&document, origins[0].address)["score"], json!({"chance": 0.5}));
+    assert_eq!(of_backend(&document, origins[3].address)["score"], json!({"chance": 0.0}));
+}
+
+#[test]
+fn routes_are_explained_as_they_are_taken() {
+    let (lab, one, two) = (Lab::new(), Origin::start("one"), Origin::start("two"));
+    let pools = format!(
+        "{}  other:\n    backends: [\"{}\"]\n    health_check: {{type: none}}\n",
+        pool(&[&one], ""),
+        two.address
+    );
+    let routes = "routes:\n  - {match: {host: a.test, method: [PUT]}, pool: web}\n  - {match: {path_prefix: /v1, header: {X-Canary: \"1\"}}, pool: other}\n  - {match: {path_prefix: /v1}, pool: web}\n";
+    let daemon = lab.start(&format!("{pools}{routes}"));
+    let document = explain(&daemon, "host=a.test&path=/v1/x&header=X-Canary:1");
+    let others =
+        json!([{"index": 0, "reason": "another method"}, {"index": 2, "reason": "route 1 comes first"}]);
+    assert_eq!(document["route"], json!({"index": 1, "others": others}));
+    assert_eq!((&document["pool"], &document["policy"]), (&json!("other"), &json!("round_robin")));
+    let canary = daemon.connect().request("GET", "/v1/x", &[("X-Canary", "1")], b"").unwrap();
+    assert_eq!(canary.origin(), "two");
+    let document = explain(&daemon, "host=b.test&path=/v1");
+    let others = json!([{"index": 0, "reason": "another host"}, {"index": 1, "reason": "header x-canary"}]);
+    assert_eq!((&document["route"]["others"], &document["pool"]), (&others, &json!("web")));
+    let document = explain(&daemon, "host=b.test&path=/v2");
+    assert_eq!((&document["route"]["index"], &document["outcome"]), (&Value::Null, &json!("no_route")));
+    assert_eq!(daemon.get("/v2").unwrap().status, 404);
+}
+
+#[test]
+fn a_question_that_is_wrong_is_refused_in_words() {
+    let (lab, origin) = (Lab::new(), Origin::start("one"));
+    let daemon = lab.start(&pool(&[&origin], ""));
+    for (query, words) in [("hots=a", "unknown parameter `hots`"), ("client=me", "`me` is no IP address")] {
+        let answer = daemon.read(&format!("/api/v1/explain?{query}")).unwrap();
+        assert_eq!(answer.status, 400);
+        assert!(answer.text().contains(words), "{}", answer.text());
+    }
+}
+
+// ===== X-Lb-Explain =====
+
+const TRUSTED: &str = "trusted_proxies: [127.0.0.0/8]\n";
+
+fn ask(daemon: &Daemon, target: &str) -> Response {
+    daemon.connect().request("GET", target, &[("X-Lb-Explain", "1")], b"").unwrap()
+}
+
+#[test]
+fn a_trusted_proxy_is_told_how_its_request_was_served() {
+    let (lab, up, bad) = (Lab::new(), Origin::start("up"), Origin::refusing("bad"));
+    let routes =
+        "routes:\n  - {match: {path: /none}, pool: web}\n  - {match: {path_prefix: /a}, pool: web}\n";
+    let pools = pool(&[&up, &bad], "outlier_detection: {consecutive_failures: 0}");
+    let daemon = lab.start(&format!("{TRUSTED}{pools}{routes}"));
+    let said: Vec<String> =
+        (0..2).map(|_| ask(&daemon, "/a").header(EXPLAIN).unwrap_or_default().to_owned()).collect();
+    let start = format!("route=1 pool=web policy=round_robin backend={} tries=", up.address);
+    assert!(said.iter().all(|line| line.starts_with(&start) && line.ends_with("session=no")), "{said:?}");
+    let tried = format!("tries=2 tried={}/connect ", bad.address);
+    assert_eq!(said.iter().filter(|line| line.contains(&tried)).count(), 1, "{said:?}");
+    assert_eq!(daemon.get("/a").unwrap().header(EXPLAIN), None, "nobody asked");
+    let answer = ask(&daemon, "/elsewhere");
+    assert_eq!((answer.status, answer.header(EXPLAIN)), (404, Some("route=none reason=no_route")));
+    assert!(up.seen().iter().all(|seen| seen.header(EXPLAIN).is_none()), "a backend was asked");
+}
+
+#[test]
+fn answers_of_our_own_say_it_too() {
+    let (lab, one, two) = (Lab::new(), Origin::refusing("one"), Origin::refusing("two"));
+    let daemon = lab.start(&format!("{TRUSTED}{}", pool(&[&one, &two], "")));
+    let answer = ask(&daemon, "/");
+    assert_eq!(answer.status, 502);
+    let said = answer.header(EXPLAIN).unwrap();
+    assert!(said.contains("tries=2") && said.ends_with("reason=connect"), "{said}");
+    for origin in [&one, &two] {
+        assert!(said.contains(&format!("{}/connect", origin.address)), "{said}");
+    }
+    let nowhere = pool_of(&[one.address], "panic_threshold: 0\noutlier_detection: {consecutive_failures: 0}");
+    let nowhere = nowhere.replace("health_check: {type: none}", CHECKED);
+    let lab = Lab::new();
+    let daemon = lab.start_listening(&format!("{TRUSTED}{nowhere}"));
+    let answer = ask(&daemon, "/");
+    let expected = format!("backend=none tries=0 passed={}/down session=no reason=no_backend", one.address);
+    assert_eq!(answer.status, 503);
+    assert!(
+        answer.header(EXPLAIN).is_some_and(|said| said.ends_with(&expected)),
+        "{:?}",
+        answer.header(EXPLAIN)
+    );
+}
+
+#[test]
+fn a_stranger_is_told_nothing_and_does_not_ask_the_backend() {
+    let (lab, origin) = (Lab::new(), Origin::start("one"));
+    let daemon = lab.start(&pool(&[&origin], ""));
+    assert_eq!(ask(&daemon, "/").header(EXPLAIN), None);
+    assert_eq!(ask(&daemon, "/").status, 200);
+    let seen = origin.seen();
+    assert_eq!(seen.len(), 2);
+    assert!(seen.iter().all(|seen| seen.header(EXPLAIN).is_none()));
+}
+
+#[test]
+fn the_verb_explains_as_text_and_json_over_the_control_socket() {
+    let lab = Lab::new();
+    let (one, two) = (Origin::start("one"), Origin::start("two"));
+    let daemon = lab.start(&pool(&[&one, &two], ""));
+    let config = lab.path("conf.yaml");
+    let explain = |more: &[&str]| lab.run(&[&["explain", "-c", path_str(&config)], more].concat());
+    let request = [
+        "--host",
+        "shop.example.com",
+        "--path",
+        "/a%20b?c",
+        "--header",
+        "X-A: b & c",
+        "--client",
+        "10.0.0.9",
+    ];
+    let json = explain(&[&request[..], &["--format", "json"]].concat());
+    assert_eq!(json.code, Some(0), "{json:?}");
+    let document: Value = serde_json::from_str(&json.stdout).unwrap();
+    assert_eq!((&document["host"], &document["pool"]), (&"shop.example.com".into(), &"web".into()));
+    let taken = document["taken"].as_str().unwrap();
+    let text = explain(&request);
+    assert!(text.stdout.contains(taken) && text.stdout.contains("round_robin"), "{text:?}");
+    let answered = daemon.get("/").unwrap().origin().to_owned();
+    let expected = [&one, &two].into_iter().find(|origin| origin.address.to_string() == taken).unwrap();
+    assert_eq!(answered, expected.name());
+    let wrong = explain(&["--listener", "none"]);
+    assert_eq!(wrong.code, Some(2), "{wrong:?}");
+    assert!(wrong.stderr.contains("no listener `none`"), "{wrong:?}");
+}
+
+#[test]
+fn the_token_of_the_control_socket_lets_a_request_ask() {
+    let lab = Lab::new();
+    let origin = Origin::start("one");
+    let daemon = lab.start(&pool(&[&origin], ""));
+    let token = lab.run(&["explain", "--token", "-c", path_str(&lab.path("conf.yaml"))]).stdout;
+    let ask = |value: &str| {
+        let answer = daemon.connect().request("GET", "/", &[("X-Lb-Explain", value)], b"").unwrap();
+        answer.header("x-lb-explain").map(str::to_owned)
+    };
+    assert!(ask(token.trim()).unwrap().contains(&format!("backend={}", origin.address)));
+    assert_eq!(ask("1"), None);
+    assert!(origin.seen().iter().all(|seen| seen.header("x-lb-explain").is_none()));
+    // A reload keeps it.
+    lab.config(&pool(&[&origin], "policy: random"));
+    assert_eq!(lab.run(&["reload", "-c", path_str(&lab.path("conf.yaml"))]).code, Some(0));
+    assert!(ask(token.trim()).unwrap().contains("policy=random"));
+}

@@ -1,0 +1,458 @@
+//! Reload: the file is read again while the daemon serves, and nobody notices but by what has changed.
+
+use std::fs;
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::symlink;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tests::daemon::View;
+use tests::process::listening_sockets;
+use tests::wait::{self, LONG};
+use tests::{Answer, Behaviour, Connection, Daemon, Gate, Lab, LoadGenerator, Origin, Signal, ports};
+
+use crate::{pool, pool_of, tally};
+
+/// Sends HUP and waits for what becomes of it; the part `config` of the status.
+#[track_caller]
+fn reload(daemon: &Daemon) -> Value {
+    let before = daemon.status()["config"]["last_reload"]["time"].clone();
+    daemon.signal(Signal::SIGHUP);
+    wait::until_some(LONG, "the file has been read again", || {
+        let config = daemon.status()["config"].clone();
+        let is_new = !config["last_reload"].is_null() && config["last_reload"]["time"] != before;
+        is_new.then_some(config)
+    })
+}
+
+/// The same with another file, which must come into effect.
+#[track_caller]
+fn apply(lab: &Lab, daemon: &Daemon, body: &str) {
+    lab.config(body);
+    let config = reload(daemon);
+    assert_eq!(config["last_reload"]["result"], "applied", "{config:#}\n{}", daemon.log());
+}
+
+/// The same with other listeners.
+#[track_caller]
+fn listen(lab: &Lab, daemon: &Daemon, listeners: &str, body: &str) {
+    lab.config_with(listeners, body);
+    let config = reload(daemon);
+    assert_eq!(config["last_reload"]["result"], "applied", "{config:#}\n{}", daemon.log());
+}
+
+fn names(view: &View, requests: usize) -> Vec<(String, usize)> {
+    tally((0..requests).map(|_| view.get("/").unwrap().origin().to_owned()))
+}
+
+#[test]
+fn backends_pools_and_routes_change_and_counters_go_on() {
+    let lab = Lab::new();
+    let (one, two, api) = (Origin::start("one"), Origin::start("two"), Origin::start("api"));
+    let daemon = lab.start(&pool(&[&one], ""));
+    assert_eq!(names(&daemon, 10), [("one".to_owned(), 10)]);
+    apply(&lab, &daemon, &pool(&[&one, &two], ""));
+    assert_eq!(names(&daemon, 10), [("one".to_owned(), 5), ("two".to_owned(), 5)]);
+    let weighted = format!(
+        "pools:\n  web: {{backends: [{{address: \"{}\", weight: 4}}, \"{}\"], health_check: {{type: none}}}}\n  \
+         api: {{backends: [\"{}\"], health_check: {{type: none}}}}\n\
+         routes: [{{match: {{path_prefix: /api}}, pool: api}}, {{pool: web}}]\n",
+        one.address, two.address, api.address
+    );
+    apply(&lab, &daemon, &weighted);
+    assert_eq!(names(&daemon, 10), [("one".to_owned(), 8), ("two".to_owned(), 2)]);
+    assert_eq!(daemon.get("/api/x").unwrap().origin(), "api");
+    let sent = |origin: &Origin| {
+        daemon.metric("lb_upstream_requests_total", &[&format!("backend=\"{}\"", origin.address)])
+    };
+    assert_eq!((sent(&one), sent(&two)), (23.0, 7.0), "counters go on");
+    assert_eq!(daemon.metric("lb_backend_weight", &[&format!("backend=\"{}\"", one.address)]), 4.0);
+    apply(&lab, &daemon, &pool(&[&two], ""));
+    assert_eq!(names(&daemon, 4), [("two".to_owned(), 4)]);
+    assert!(
+        !daemon.metrics_text().contains(&one.address.to_string()),
+        "what is gone is gone from the scrape"
+    );
+    assert!(!daemon.metrics_text().contains("pool=\"api\""));
+    assert_eq!(daemon.metric("lb_config_generation", &[]), 4.0);
+    assert_eq!(daemon.metric("lb_config_reloads_total", &["result=\"applied\""]), 3.0);
+}
+
+#[test]
+fn a_wrong_file_changes_nothing_and_is_shown() {
+    let lab = Lab::new();
+    let origin = Origin::start("one");
+    let daemon = lab.start(&pool(&[&origin], ""));
+    lab.config(&pool(&[&origin], "polcy: maglev"));
+    let config = reload(&daemon);
+    assert_eq!((&config["generation"], &config["last_reload"]["result"]), (&1.into(), &"refused".into()));
+    let problem = config["last_reload"]["problem"].as_str().unwrap();
+    assert!(problem.contains("LB010") && problem.contains("did you mean `policy`"), "{problem}");
+    assert!(problem.contains("conf.yaml:"), "{problem}");
+    daemon.logged(&["refused", "nothing has changed"]);
+    assert_eq!(daemon.metric("lb_config_last_reload_successful", &[]), 0.0);
+    assert_eq!(daemon.metric("lb_config_reloads_total", &["result=\"refused\""]), 1.0);
+    assert_eq!(names(&daemon, 3), [("one".to_owned(), 3)]);
+    lab.config(&pool(&[&origin], ""));
+    assert_eq!(reload(&daemon)["last_reload"]["result"], "unchanged");
+    assert_eq!(daemon.metric("lb_config_last_reload_successful", &[]), 1.0);
+}
+
+#[test]
+fn what_needs_a_new_process_is_refused_by_name_and_nothing_else_happens() {
+    let lab = Lab::new();
+    let (one, two) = (Origin::start("one"), Origin::start("two"));
+    let daemon = lab.start(&pool(&[&one], ""));
+    lab.config(&format!("threads: 3\nupstream_keepalive_pool_size: 9\n{}", pool(&[&two], "")));
+    let config = reload(&daemon);
+    assert_eq!(config["last_reload"]["result"], "refused");
+    let problem = config["last_reload"]["problem"].as_str().unwrap();
+    assert!(problem.contains("threads, upstream_keepalive_pool_size"), "{problem}");
+    assert!(problem.contains("load_balancer upgrade"), "{problem}");
+    assert_eq!(names(&daemon, 3), [("one".to_owned(), 3)]);
+}
+
+#[test]
+fn a_port_that_cannot_be_had_changes_nothing() {
+    let lab = Lab::new();
+    let (one, two) = (Origin::start("one"), Origin::start("two"));
+    let daemon = lab.start(&pool(&[&one], ""));
+    let (taken, free) = (ports::free(), ports::free());
+    let _in_use = TcpListener::bind(taken).unwrap();
+    let listeners = format!(
+        "listeners: [{{address: \"{}\"}}, {{address: \"{free}\"}}, {{address: \"{taken}\"}}]\n",
+        lab.listener
+    );
+    lab.config_with(&listeners, &pool(&[&two], ""));
+    let config = reload(&daemon);
+    assert_eq!(config["last_reload"]["result"], "refused", "{config:#}");
+    assert!(config["last_reload"]["problem"].as_str().unwrap().contains("in use"), "{config:#}");
+    assert_eq!(listening_sockets(free), 0, "what was bound before is let go");
+    assert_eq!(names(&daemon, 2), [("one".to_owned(), 2)]);
+}
+
+#[test]
+fn requests_connections_and_websockets_are_untouched() {
+    let lab = Lab::new();
+    let (one, two) = (Origin::start("one"), Origin::start("two"));
+    let daemon = lab.start(&pool(&[&one], ""));
+    let mut idle = daemon.connect();
+    assert_eq!(idle.get("/").unwrap().origin(), "one");
+    one.behave(Behaviour::Upgrade);
+    let mut socket = daemon.connect();
+    socket.send("GET /ws HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n").unwrap();
+    assert_eq!(socket.response_head().unwrap().0, 101);
+    let gate = Gate::closed();
+    one.behave(Behaviour::Held(gate.clone(), Answer::ok("held")));
+    let mut held = daemon.begin("/held");
+    one.saw("/held");
+    apply(&lab, &daemon, &pool(&[&two], ""));
+    for word in ["first", "second"] {
+        socket.send(word).unwrap();
+        assert_eq!(socket.some_bytes(), word.as_bytes());
+    }
+    gate.open();
+    assert_eq!(held.response("GET").unwrap().text(), "held");
+    let answer = idle.get("/").unwrap();
+    assert_eq!(
+        (answer.origin(), answer.closes()),
+        ("two", false),
+        "the connection goes on with the new plan"
+    );
+    socket.send("third").unwrap();
+    assert_eq!(socket.some_bytes(), b"third");
+}
+
+#[test]
+fn connections_to_backends_of_what_stays_are_kept() {
+    let lab = Lab::new();
+    let (one, two) = (Origin::start("one"), Origin::start("two"));
+    let daemon = lab.start(&pool(&[&one], ""));
+    names(&daemon, 3);
+    apply(&lab, &daemon, &pool(&[&one, &two], "timeouts: {connect: 2s}"));
+    names(&daemon, 6);
+    assert_eq!(one.connections(), 1);
+}
+
+#[test]
+fn listeners_open_close_and_get_another_name() {
+    let lab = Lab::new();
+    let origin = Origin::start("one");
+    let body = pool(&[&origin], "");
+    let (first, second, unix) = (lab.listener, ports::free(), lab.path("web.sock"));
+    let daemon = lab.start(&body);
+    let mut old = daemon.connect();
+    assert_eq!(old.get("/").unwrap().status, 200);
+    listen(
+        &lab,
+        &daemon,
+        &format!(
+            "listeners: [{{address: \"{first}\"}}, {{address: \"{second}\", name: more}}, {{address: \"unix:{}\"}}]\n",
+            unix.display()
+        ),
+        &body,
+    );
+    let answers = |address: SocketAddr| Connection::open(address).and_then(|mut c| c.get("/")).is_ok();
+    wait::until(LONG, "the new ones accept", || answers(second) && Connection::open_unix(&unix).is_ok());
+    assert_eq!(Connection::open_unix(&unix).unwrap().get("/").unwrap().status, 200);
+    assert!(daemon.metric("lb_requests_total", &["listener=\"more\""]) >= 1.0);
+    // The first goes: nobody can connect any more, who is connected gets an answer.
+    listen(&lab, &daemon, &format!("listeners: [{{address: \"{second}\", name: called}}]\n"), &body);
+    wait::until(LONG, "the first is closed", || listening_sockets(first) == 0);
+    assert!(Connection::open(first).is_err());
+    assert!(!unix.exists(), "the file of the closed one is gone");
+    assert!(answers(second));
+    assert_eq!(listening_sockets(second), 1);
+    assert!(daemon.metric("lb_requests_total", &["listener=\"called\""]) >= 1.0);
+    assert!(!daemon.metrics_text().contains("listener=\"more\""));
+    // And back again.
+    listen(&lab, &daemon, &format!("listeners: [{{address: \"{first}\"}}]\n"), &body);
+    wait::until(LONG, "the first is back", || answers(first));
+    wait::until(LONG, "the second is closed", || listening_sockets(second) == 0);
+    assert_eq!(listening_sockets(first), 1);
+}
+
+#[test]
+fn who_is_connected_to_a_removed_listener_gets_an_answer_that_says_close() {
+    let lab = Lab::new();
+    let origin = Origin::start("one");
+    let body = pool(&[&origin], "");
+    let daemon = lab.start(&body);
+    let gate = Gate::closed();
+    origin.behave(Behaviour::Held(gate.clone(), Answer::ok("held")));
+    let mut held = daemon.begin("/held");
+    origin.saw("/held");
+    listen(&lab, &daemon, &format!("listeners: [{{address: \"{}\"}}]\n", ports::free()), &body);
+    gate.open();
+    let answer = held.response("GET").unwrap();
+    assert_eq!((answer.text().as_str(), answer.closes()), ("held", true));
+}
+
+#[test]
+fn health_and_ejections_survive_for_backends_that_stay() {
+    let lab = Lab::new();
+    let (up, mut down, ejected) = (Origin::start("up"), Origin::start("down"), Origin::start("ejected"));
+    down.refuse();
+    let more = |weight: &str| {
+        format!(
+            "pools:\n  web:\n    panic_threshold: 0\n    outlier_detection: {{consecutive_failures: 2, base_ejection: 60s}}\n    \
+             health_check: {{type: tcp, interval: 60s, fast_interval: 60s, rise: 1, fall: 1}}\n    \
+             backends: [{{address: \"{}\", weight: {weight}}}, {{address: \"{}\", weight: {weight}}}, {{address: \"{}\", weight: {weight}}}]\n",
+            up.address, down.address, ejected.address
+        )
+    };
+    let daemon = lab.start(&more("1"));
+    let state = |origin: &Origin| daemon.backend_status("web", origin.address)["state"].clone();
+    assert_eq!(state(&down), "down");
+    ejected.behave(Behaviour::Answer(Answer::status(503, "")));
+    wait::until(LONG, "one is ejected", || {
+        daemon.get("/").unwrap();
+        state(&ejected) == "ejected"
+    });
+    let requests = || daemon.backend_status("web", up.address)["requests"].clone();
+    let before = requests();
+    let weighted = more("3");
+    down.come_back();
+    apply(&lab, &daemon, &weighted);
+    assert_eq!(daemon.backend_status("web", up.address)["weight"], 3);
+    assert_eq!((state(&up), state(&down), state(&ejected)), ("up".into(), "down".into(), "ejected".into()));
+    assert_eq!(requests(), before);
+    assert_eq!(names(&daemon, 5), [("up".to_owned(), 5)], "neither is taken because the weights changed");
+}
+
+#[test]
+fn sessions_stay_where_they_are() {
+    let lab = Lab::new();
+    let (one, two, three) = (Origin::start("one"), Origin::start("two"), Origin::start("three"));
+    let sticky = "sticky: {cookie: lb}";
+    let daemon = lab.start(&pool(&[&one, &two], sticky));
+    let first = daemon.get("/").unwrap();
+    let cookie = first.header("set-cookie").unwrap().split(';').next().unwrap().to_owned();
+    apply(&lab, &daemon, &pool(&[&one, &two, &three], &format!("{sticky}\npolicy: random")));
+    for _ in 0..10 {
+        let mut connection = daemon.connect();
+        let answer = connection.request("GET", "/", &[("Cookie", &cookie)], b"").unwrap();
+        assert_eq!(answer.origin(), first.origin());
+    }
+}
+
+#[test]
+fn a_new_backend_that_is_dead_gets_no_request() {
+    let lab = Lab::new();
+    let origin = Origin::start("one");
+    let check = "health_check: {type: tcp, interval: 60s, fast_interval: 60s}\nretries: {attempts: 0}\npanic_threshold: 0";
+    let daemon = lab.start(&pool(&[&origin], check));
+    let mut dead = Origin::start("dead");
+    dead.refuse();
+    apply(&lab, &daemon, &pool(&[&origin, &dead], check));
+    assert_eq!(daemon.backend_status("web", dead.address)["state"], "down");
+    assert_eq!(names(&daemon, 10), [("one".to_owned(), 10)]);
+}
+
+#[test]
+fn checks_follow_the_new_settings() {
+    let lab = Lab::new();
+    let (one, two) = (Origin::start("one"), Origin::start("two"));
+    let daemon = lab.start(&pool(&[&one, &two], "health_check: {type: http, path: /a, interval: 100ms}"));
+    one.saw("/a");
+    apply(&lab, &daemon, &pool(&[&one, &two], "health_check: {type: http, path: /b, interval: 100ms}"));
+    one.saw("/b");
+    let asked =
+        |origin: &Origin, path: &str| origin.seen().iter().filter(|seen| seen.target() == path).count();
+    let (a, b) = (asked(&one, "/a"), asked(&one, "/b"));
+    wait::until(LONG, "further checks", || asked(&one, "/b") > b + 3);
+    assert_eq!(asked(&one, "/a"), a, "the old check is over");
+    apply(&lab, &daemon, &pool(&[&one, &two], ""));
+    let mut quiet = asked(&one, "/b");
+    let began = Instant::now();
+    wait::until(LONG, "no checks any more", || {
+        let now = asked(&one, "/b");
+        let is_quiet = now == quiet && began.elapsed() > Duration::from_millis(500);
+        quiet = now;
+        is_quiet
+    });
+    assert_eq!(daemon.get("/").unwrap().status, 200);
+}
+
+#[test]
+fn the_access_log_moves_and_no_line_is_lost() {
+    let lab = Lab::new();
+    let origin = Origin::start("one");
+    let log = |name: &str| format!("access_log: {{format: json, path: {}}}\n", lab.path(name).display());
+    let body = |name: &str| format!("{}{}", log(name), pool(&[&origin], ""));
+    let daemon = lab.start(&body("a.log"));
+    let lines = |name: &str| fs::read_to_string(lab.path(name)).unwrap_or_default().lines().count();
+    let gate = Gate::closed();
+    origin.behave(Behaviour::Held(gate.clone(), Answer::ok("held")));
+    let mut held = daemon.begin("/held");
+    origin.saw("/held");
+    apply(&lab, &daemon, &body("b.log"));
+    origin.behave(Behaviour::Answer(Answer::ok("new")));
+    names(&daemon, 3);
+    gate.open();
+    held.response("GET").unwrap();
+    wait::until(LONG, "each log has its lines", || lines("a.log") == 1 && lines("b.log") == 3);
+}
+
+#[test]
+fn a_file_that_is_watched_is_read_when_it_changes_however_that_is_done() {
+    let lab = Lab::new();
+    let origins = ["one", "two", "three", "four"].map(Origin::start);
+    let body = |origin: &Origin| format!("reload: {{watch: true}}\n{}", pool(&[origin], ""));
+    let daemon = lab.start(&body(&origins[0]));
+    let serves = |name: &str| {
+        wait::until(LONG, name, || daemon.get("/").is_ok_and(|answer| answer.origin() == name));
+    };
+    serves("one");
+    // Written in place.
+    lab.config(&body(&origins[1]));
+    serves("two");
+    // Renamed over it, as editors do.
+    let text = fs::read_to_string(lab.path("conf.yaml")).unwrap();
+    let text = text.replace(&origins[1].address.to_string(), &origins[2].address.to_string());
+    fs::rename(lab.write("conf.new", &text), lab.path("conf.yaml")).unwrap();
+    serves("three");
+    // A link that is swapped, as Kubernetes does.
+    let text = text.replace(&origins[2].address.to_string(), &origins[3].address.to_string());
+    fs::create_dir(lab.path("next")).unwrap();
+    lab.write("next/conf.yaml", &text);
+    symlink(lab.path("next/conf.yaml"), lab.path("link")).unwrap();
+    fs::rename(lab.path("link"), lab.path("conf.yaml")).unwrap();
+    serves("four");
+    // A wrong one is told, and changes nothing.
+    lab.write("next/conf.yaml", "pools: {");
+    daemon.logged(&["reload", "refused"]);
+    serves("four");
+}
+
+#[test]
+fn a_file_that_is_not_watched_is_left_alone() {
+    let lab = Lab::new();
+    let (one, two) = (Origin::start("one"), Origin::start("two"));
+    let daemon = lab.start(&pool(&[&one], ""));
+    lab.config(&pool(&[&two], ""));
+    wait::throughout(Duration::from_millis(1500), "the old file is in effect", || {
+        daemon.get("/").is_ok_and(|answer| answer.origin() == "one")
+    });
+}
+
+#[test]
+fn a_reload_after_which_requests_fail_is_taken_back() {
+    let lab = Lab::new();
+    let (good, bad) = (Origin::start("good"), Origin::start("bad"));
+    bad.behave(Behaviour::Answer(Answer::status(500, "broken")));
+    let body = |origin: &Origin, rule: &str| format!("reload: {{rollback: {rule}}}\n{}", pool(&[origin], ""));
+    let daemon = lab.start(&body(&good, "{error_rate: 30, window: 20s}"));
+    let load = LoadGenerator::start(lab.listener, 2, 0);
+    wait::until(LONG, "some load", || load.report().ok > 100);
+    apply(&lab, &daemon, &body(&bad, "{error_rate: 30, window: 20s}"));
+    daemon.logged(&["taken back", "more than 30 %"]);
+    wait::until(LONG, "the old plan", || daemon.get("/").is_ok_and(|answer| answer.origin() == "good"));
+    let config = daemon.status()["config"].clone();
+    assert_eq!(config["last_reload"]["result"], "rolled_back", "{config:#}");
+    assert_eq!(daemon.metric("lb_config_reloads_total", &["result=\"rolled_back\""]), 1.0);
+    assert_eq!(daemon.metric("lb_config_generation", &[]), 3.0);
+    drop(load.stop());
+    // Without the rule, or after its window, the same file stays in effect.
+    lab.config(&pool(&[&bad], ""));
+    assert_eq!(reload(&daemon)["last_reload"]["result"], "applied");
+    assert!((0..100).all(|_| daemon.get("/").unwrap().status == 500));
+    wait::throughout(Duration::from_millis(1500), "it stays", || daemon.get("/").unwrap().status == 500);
+}
+
+#[test]
+fn the_window_of_a_rollback_ends() {
+    let lab = Lab::new();
+    let (good, turns) = (Origin::start("good"), Origin::start("turns"));
+    let body = |origin: &Origin| {
+        format!("reload: {{rollback: {{error_rate: 30, window: 1s}}}}\n{}", pool(&[origin], ""))
+    };
+    let daemon = lab.start(&body(&good));
+    apply(&lab, &daemon, &body(&turns));
+    let began = Instant::now();
+    wait::until(LONG, "the window is over", || began.elapsed() > Duration::from_secs(2));
+    turns.behave(Behaviour::Answer(Answer::status(500, "broken")));
+    assert!((0..100).all(|_| daemon.get("/").unwrap().status == 500));
+    wait::throughout(Duration::from_millis(1500), "it stays", || daemon.get("/").unwrap().status == 500);
+}
+
+#[test]
+fn timeouts_and_limits_of_the_process_change_in_place() {
+    let lab = Lab::new();
+    let origin = Origin::start("one");
+    let mut daemon = lab.start(&format!("shutdown: {{drain: 60s}}\n{}", pool(&[&origin], "")));
+    apply(&lab, &daemon, &format!("shutdown: {{drain: 200ms}}\n{}", pool(&[&origin], "")));
+    origin.behave(Behaviour::Hang);
+    let _hangs = daemon.begin("/hangs");
+    origin.saw("/hangs");
+    daemon.signal(Signal::SIGTERM);
+    assert_eq!(daemon.wait_exit(Duration::from_secs(10)).code(), Some(3), "{}", daemon.log());
+}
+
+#[test]
+fn fifty_reloads_under_load_fail_no_request() {
+    let lab = Lab::new();
+    let origins = ["one", "two", "three", "four"].map(Origin::start);
+    let of = |number: usize| -> Vec<SocketAddr> {
+        let chosen = origins.iter().enumerate().filter(|(index, _)| !(number + index).is_multiple_of(3));
+        chosen.map(|(_, origin)| origin.address).collect()
+    };
+    let policies = ["round_robin", "random", "least_request", "peak_ewma", "consistent_hash", "maglev"];
+    let body = |number: usize| {
+        let policy = policies[number % policies.len()];
+        pool_of(&of(number), &format!("policy: {policy}\nhealth_check: {{interval: 100ms}}"))
+    };
+    let daemon = lab.start(&body(0));
+    let (load, fresh) = (LoadGenerator::start(lab.listener, 3, 0), LoadGenerator::start(lab.listener, 0, 2));
+    for number in 1..=50 {
+        let answered = load.report().ok;
+        apply(&lab, &daemon, &body(number));
+        wait::until(LONG, "requests go on", || load.report().ok > answered + 5);
+    }
+    let (report, fresh) = (load.stop(), fresh.stop());
+    println!("{report:?} {fresh:?}");
+    assert_eq!((report.failed, report.reconnects, report.announced_closes), (0, 0, 0), "{report:?}");
+    assert_eq!(fresh.failed, 0, "{fresh:?}");
+    assert_eq!(daemon.metric("lb_config_generation", &[]), 51.0);
+    assert_eq!(daemon.metric("lb_requests_in_flight", &[]), 0.0);
+}

@@ -1,0 +1,420 @@
+//! The load: one thread for each client, and each client one kind of use, with pauses.
+//!
+//! What counts as a failure is what a user would see. A client whose kept connection is closed after an answer that said so,
+//! or is found closed before it sends, connects anew; so does one whose `GET` got no byte of an answer, once. Everything
+//! else is a failure: a `POST` that gets no answer, a body that is cut or has one wrong byte, any status but 200.
+
+use std::net::SocketAddr;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use tests::client::{Failure, head_bytes};
+use tests::pattern::{self, Meter};
+use tests::wire::Head;
+use tests::{Connection, websocket};
+
+use crate::ledger::{Done, Kind, Ledger};
+use crate::setup::{FRAIL_HOST, SOCKETS_HOST, WEB_HOST};
+
+/// How many clients of each kind there are.
+const CROWD: [(Kind, usize); 7] = [
+    (Kind::KeepAlive, 6),
+    (Kind::Fresh, 3),
+    (Kind::Post, 3),
+    (Kind::SlowUpload, 2),
+    (Kind::SlowDownload, 2),
+    (Kind::LongDownload, 2),
+    (Kind::WebSocket, 8),
+];
+/// Below the buffers of loopback sockets, so that an origin's answer is out in one write. Bodies of the pool whose origins
+/// are killed are no longer than this: an answer that is cut within cannot be saved by anybody.
+const SMALL: Range<u64> = 0..8 * 1024;
+const MIDDLING: Range<u64> = 0..128 * 1024;
+const SLOW_UPLOAD: u64 = 64 * 1024;
+const SLOW_DOWNLOAD: u64 = 1024 * 1024;
+const TRICKLE: usize = 2 * 1024;
+/// What a slow reader's system takes in before it reads.
+const NARROW: usize = 16 * 1024;
+/// An idle connection that was closed is noticed in this time.
+const GLANCE: Duration = Duration::from_millis(1);
+
+/// How a body is sent.
+type SendBody<'a> = dyn FnMut(&mut Connection, &[u8]) -> Result<(), Failure> + 'a;
+
+/// What the clients are to do.
+#[derive(Debug, Clone)]
+pub(crate) struct Load {
+    /// Where they connect, each of them to one of these.
+    pub(crate) addresses: Vec<SocketAddr>,
+    /// Lengths of long downloads, in bytes; they are read at some 2 MB/s.
+    pub(crate) long_download: Range<u64>,
+    /// Half of the WebSockets are opened at the start, the others one by one within this time.
+    pub(crate) latecomers: Duration,
+    /// For the choices of the clients.
+    pub(crate) seed: u64,
+}
+
+/// All clients of a run.
+pub(crate) struct Crowd {
+    stop: Arc<AtomicBool>,
+    rest: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// One client.
+struct Client {
+    kind: Kind,
+    number: usize,
+    address: SocketAddr,
+    load: Load,
+    ledger: Arc<Ledger>,
+    stop: Arc<AtomicBool>,
+    rest: Arc<AtomicBool>,
+    random: fastrand::Rng,
+    idle: Option<Connection>,
+}
+
+/// A request and what its answer should be.
+struct Wish {
+    host: &'static str,
+    seed: u64,
+    length: u64,
+}
+
+/// An agreed WebSocket, and since when.
+struct Socket {
+    connection: Connection,
+    opened: Duration,
+    offset: u64,
+}
+
+// ===== impl Crowd =====
+
+impl Crowd {
+    /// Starts all clients.
+    pub(crate) fn start(load: &Load, ledger: &Arc<Ledger>) -> Self {
+        let (stop, rest) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+        let kinds = CROWD.into_iter().flat_map(|(kind, count)| (0..count).map(move |number| (kind, number)));
+        let client = |(index, (kind, number)): (usize, (Kind, usize))| Client {
+            kind,
+            number,
+            address: load.addresses[index % load.addresses.len()],
+            load: load.clone(),
+            ledger: Arc::clone(ledger),
+            stop: Arc::clone(&stop),
+            rest: Arc::clone(&rest),
+            random: fastrand::Rng::with_seed(load.seed.wrapping_add(index as u64)),
+            idle: None,
+        };
+        let clients: Vec<Client> = kinds.enumerate().map(client).collect();
+        let threads = clients.into_iter().map(|client| thread::spawn(move || client.run())).collect();
+        Self { stop, rest, threads }
+    }
+
+    /// How many there are.
+    pub(crate) fn size() -> usize {
+        CROWD.iter().map(|(_, count)| count).sum()
+    }
+
+    /// Lets every client finish its request quickly and wait, its connection open, while somebody looks.
+    pub(crate) fn at_rest<T>(&self, look: impl FnOnce() -> T) -> T {
+        self.rest.store(true, Ordering::Relaxed);
+        let seen = look();
+        self.rest.store(false, Ordering::Relaxed);
+        seen
+    }
+
+    /// Lets every client finish what it has begun.
+    pub(crate) fn stop(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        for thread in self.threads {
+            thread.join().expect("a client writes its failures down and does not panic");
+        }
+    }
+}
+
+// ===== impl Client =====
+
+impl Client {
+    fn run(mut self) {
+        if self.kind == Kind::WebSocket {
+            return self.hold_sockets();
+        }
+        while !self.stopped() {
+            if self.rest.load(Ordering::Relaxed) {
+                thread::sleep(Duration::from_millis(20));
+                continue;
+            }
+            match self.kind {
+                Kind::Post => self.post(),
+                Kind::SlowUpload => self.slow_upload(),
+                _ => self.get(),
+            }
+            let pause = if self.kind == Kind::Fresh { 30..60 } else { 10..40 };
+            thread::sleep(Duration::from_millis(self.random.u64(pause)));
+        }
+    }
+
+    fn stopped(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+
+    /// One `GET` of whatever this kind of client wants.
+    fn get(&mut self) {
+        let began = Instant::now();
+        let wish = self.wish();
+        let mut outcome = self.connection().and_then(|open| self.get_on(open, &wish));
+        if matches!(outcome, Err((Failure::Closed, true))) {
+            self.ledger.found_closed(self.kind);
+            outcome = self.connection().and_then(|open| self.get_on(open, &wish));
+        }
+        self.judge(began, outcome, wish.length);
+    }
+
+    /// The idle connection, or a new one, and whether it was used before.
+    fn connection(&mut self) -> Result<(Connection, bool), (Failure, bool)> {
+        match self.idle.take() {
+            Some(idle) => Ok((idle, true)),
+            None => Ok((self.open().map_err(|error| (error, false))?, false)),
+        }
+    }
+
+    fn open(&self) -> Result<Connection, Failure> {
+        let open = Connection::open(self.address)?;
+        if self.kind == Kind::SlowDownload {
+            open.hold_at_most(NARROW).map_err(Failure::Connect)?;
+        }
+        Ok(open)
+    }
+
+    fn wish(&mut self) -> Wish {
+        let frail = matches!(self.kind, Kind::KeepAlive | Kind::Fresh) && self.random.bool();
+        let (host, length) = match self.kind {
+            Kind::SlowDownload => (WEB_HOST, SLOW_DOWNLOAD..SLOW_DOWNLOAD + 1),
+            Kind::LongDownload => (SOCKETS_HOST, self.load.long_download.clone()),
+            _ if frail => (FRAIL_HOST, SMALL),
+            _ => (WEB_HOST, MIDDLING),
+        };
+        Wish { host, seed: self.random.u64(..1_000_000), length: self.random.u64(length) }
+    }
+
+    /// One `GET` on this connection: whether its answer is the wished one to the last byte. The error says whether the
+    /// connection had been used before.
+    fn get_on(&mut self, (mut open, used): (Connection, bool), wish: &Wish) -> Result<(), (Failure, bool)> {
+        let target = format!("/pattern/{}/{}", wish.seed, wish.length);
+        let mut headers = vec![("Host", wish.host)];
+        if self.kind == Kind::Fresh {
+            headers.push(("Connection", "close"));
+        }
+        let mut meter = Meter::at(wish.seed);
+        let exchange = open.send(head_bytes("GET", &target, &headers, 0)).and_then(|()| {
+            let (status, head) = open.response_head()?;
+            open.pass_body(&head, &mut |piece| {
+                meter.feed(piece);
+                self.dawdle();
+            })?;
+            right(status, &head)?;
+            Ok(head)
+        });
+        let head = exchange.map_err(|error| (error, used))?;
+        if !meter.is_pattern || meter.length != wish.length {
+            return Err((wrong(format!("{} of {} bytes came, or others", meter.length, wish.length)), used));
+        }
+        self.keep(open, &head);
+        Ok(())
+    }
+
+    /// Reads slowly, if that is its kind and nobody waits for it.
+    fn dawdle(&self) {
+        let pause = match self.kind {
+            Kind::SlowDownload => 40,
+            Kind::LongDownload => 30,
+            _ => return,
+        };
+        if !hurries(&self.stop, &self.rest) {
+            thread::sleep(Duration::from_millis(pause));
+        }
+    }
+
+    /// Keeps a connection for the next request, unless the peer closes it.
+    fn keep(&mut self, open: Connection, head: &Head) {
+        if self.kind == Kind::Fresh {
+            return;
+        }
+        if head.lists("connection", "close") {
+            self.ledger.announced(self.kind);
+            return;
+        }
+        self.idle = Some(open);
+    }
+
+    fn judge(&self, began: Instant, outcome: Result<(), (Failure, bool)>, bytes: u64) {
+        match outcome {
+            Ok(()) => self.ledger.done(self.kind, Done { began, bytes }),
+            Err((error, used)) => {
+                let place = if used { "on a kept connection" } else { "on a new connection" };
+                self.ledger.failed(self.kind, format!("{error} {place}"));
+            }
+        }
+    }
+
+    /// One `POST`, which the origin measures.
+    fn post(&mut self) {
+        let length = self.random.u64(1..MIDDLING.end);
+        self.upload(length, &mut |open, body| open.send(body));
+    }
+
+    fn slow_upload(&mut self) {
+        let (stop, rest) = (Arc::clone(&self.stop), Arc::clone(&self.rest));
+        self.upload(SLOW_UPLOAD, &mut |open, body| {
+            body.chunks(TRICKLE).try_for_each(|piece| {
+                open.send(piece)?;
+                if !hurries(&stop, &rest) {
+                    thread::sleep(Duration::from_millis(100));
+                }
+                Ok(())
+            })
+        });
+    }
+
+    fn upload(&mut self, length: u64, send: &mut SendBody) {
+        let began = Instant::now();
+        if self.idle.as_mut().is_some_and(|idle| idle.ends_within(GLANCE)) {
+            self.ledger.found_closed(self.kind);
+            self.idle = None;
+        }
+        let seed = self.random.u64(..1_000_000);
+        let body = pattern::bytes(seed, usize::try_from(length).expect("uploads fit into memory"));
+        let outcome = self.connection().and_then(|(mut open, used)| {
+            let head = head_bytes("POST", &format!("/digest/{seed}"), &[("Host", WEB_HOST)], body.len());
+            let answer = open.send(head).and_then(|()| send(&mut open, &body));
+            let answer = answer.and_then(|()| open.response("POST")).map_err(|error| (error, used))?;
+            right(answer.status, &answer.head).map_err(|error| (error, used))?;
+            if answer.text() != format!("{length} true") {
+                return Err((wrong(format!("the origin got other bytes: {}", answer.text())), used));
+            }
+            self.keep(open, &answer.head);
+            Ok(())
+        });
+        self.judge(began, outcome, length);
+    }
+
+    /// One WebSocket after the other: the next when one is cut.
+    fn hold_sockets(mut self) {
+        let late = self.number / 2 * (self.number % 2);
+        let delay = self.load.latecomers.mul_f64(late as f64 / 4.0);
+        let begin = Instant::now() + delay;
+        while Instant::now() < begin && !self.stopped() {
+            thread::sleep(Duration::from_millis(50));
+        }
+        let mut socket = None;
+        while !self.stopped() {
+            if socket.is_some() && self.rest.load(Ordering::Relaxed) {
+                thread::sleep(Duration::from_millis(20));
+                continue;
+            }
+            let open = socket.take().map_or_else(|| self.agree(), Ok);
+            socket = match open {
+                Ok(open) => self.message(open),
+                Err(error) => {
+                    self.ledger.failed(self.kind, format!("no WebSocket was agreed to: {error}"));
+                    None
+                }
+            };
+            thread::sleep(Duration::from_millis(self.random.u64(80..160)));
+        }
+        if let Some(Socket { mut connection, .. }) = socket {
+            // The run is over; what becomes of the farewell is of no interest.
+            let _ = connection.send(websocket::Frame::close().masked());
+        }
+    }
+
+    fn agree(&mut self) -> Result<Socket, Failure> {
+        let mut connection = Connection::open(self.address)?;
+        let headers = [&[("Host", SOCKETS_HOST)], websocket::handshake().as_slice()].concat();
+        connection.send(head_bytes("GET", "/socket", &headers, 0))?;
+        let (status, head) = connection.response_head()?;
+        if status != 101 || head.header("sec-websocket-accept") != Some(websocket::ACCEPT) {
+            return Err(wrong(format!("answered {}", head.start)));
+        }
+        Ok(Socket { connection, opened: self.ledger.now(), offset: self.random.u64(..1_000_000) })
+    }
+
+    /// Sends a message and checks its echo; returns the WebSocket if it still is one.
+    fn message(&mut self, mut socket: Socket) -> Option<Socket> {
+        let began = Instant::now();
+        let sent = pattern::bytes(socket.offset, self.random.usize(1..2000));
+        match socket.connection.exchange_frame(&sent) {
+            Ok(echo) if echo.payload == sent => {
+                self.ledger.done(self.kind, Done { began, bytes: sent.len() as u64 });
+                socket.offset += sent.len() as u64;
+                Some(socket)
+            }
+            Ok(echo) => {
+                self.ledger.failed(self.kind, format!("{} other bytes came back", echo.payload.len()));
+                None
+            }
+            Err(error) => {
+                self.ledger.cut(socket.opened, error.to_string());
+                None
+            }
+        }
+    }
+}
+
+fn hurries(stop: &AtomicBool, rest: &AtomicBool) -> bool {
+    stop.load(Ordering::Relaxed) || rest.load(Ordering::Relaxed)
+}
+
+fn right(status: u16, head: &Head) -> Result<(), Failure> {
+    if status == 200 { Ok(()) } else { Err(wrong(format!("answered {}", head.start))) }
+}
+
+fn wrong(what: String) -> Failure {
+    Failure::Broken(std::io::Error::other(what))
+}
+
+#[cfg(test)]
+mod checks {
+    use tests::wait::{LONG, until};
+    use tests::{Answer, Behaviour, Origin};
+
+    use super::*;
+
+    /// The load with an origin in the place of a load balancer.
+    #[test]
+    fn the_load_is_content_with_what_is_right_and_notices_what_is_not() {
+        let origin = Origin::start("one");
+        origin.behave(Behaviour::Service);
+        let ledger = Arc::new(Ledger::new());
+        let load = Load {
+            addresses: vec![origin.address],
+            long_download: 100_000..200_000,
+            latecomers: Duration::ZERO,
+            seed: 1,
+        };
+        let crowd = Crowd::start(&load, &ledger);
+        let loaded = Kind::ALL.into_iter().filter(|kind| *kind != Kind::Change);
+        for kind in loaded {
+            until(LONG, kind.name(), || {
+                ledger.counts(kind).requests() > 0 && ledger.counts(kind).bytes() > 0
+            });
+        }
+        assert!(ledger.failures().is_empty() && ledger.cuts().is_empty(), "{:?}", ledger.failures());
+        origin.cut_connections();
+        until(LONG, "WebSockets were cut", || !ledger.cuts().is_empty());
+        origin.behave(Behaviour::Source(70_000));
+        let failed = |kind| ledger.failures().iter().any(|failure| failure.kind == kind);
+        for kind in [Kind::KeepAlive, Kind::Fresh, Kind::Post, Kind::LongDownload] {
+            until(LONG, kind.name(), || failed(kind));
+        }
+        origin.behave(Behaviour::Answer(Answer::status(503, "")));
+        until(LONG, "503 is a failure", || {
+            ledger.failures().iter().any(|failure| failure.text.contains("503"))
+        });
+        crowd.stop();
+    }
+}
