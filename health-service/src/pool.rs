@@ -702,6 +702,18 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_balancer_that_knows_nothing_is_told_everything_before_it_is_used() {
+        let script = Script::default();
+        script.answer(ONE, Duration::ZERO, Err(CheckError::Refused));
+        let mut pool = Running::start(settings(1000, 0), &[ONE], script).await;
+        pool.first_round.recv().await;
+        pool.health = registry();
+        pool.health.set_health_check(pool.verdicts.publisher());
+        pool.succeed(settings(1000, 0), &[ONE]).await;
+        assert_eq!(pool.ready(), [false]);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_balancer_that_comes_back_is_no_predecessor_of_itself() {
         let script = Script::default();
         script.answer(TWO, Duration::ZERO, Err(CheckError::Refused));
