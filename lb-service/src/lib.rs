@@ -69,6 +69,7 @@ pub mod route;
 pub mod service;
 pub mod stats;
 pub mod traffic;
+mod upgraded;
 mod watched;
 
 pub use policy::{Algorithm, InFlight, Load, Policy, PolicyConfig};

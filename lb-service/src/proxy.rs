@@ -4,6 +4,7 @@
 //! [`crate::failure`]. Nothing is decided here.
 
 use std::any::Any;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
@@ -29,9 +30,13 @@ use crate::patience::unless_client_leaves;
 use crate::pool::{Attempt, Pool, Sent, Unplaced, UpstreamError, Waiter};
 use crate::request::{RequestContext, host};
 use crate::traffic::Rejection;
+use crate::upgraded::Sources;
 
 /// Pingora's callbacks for our requests.
-pub(crate) struct Proxy;
+pub(crate) struct Proxy {
+    /// Where connections for other protocols are made from.
+    pub(crate) sources: Sources,
+}
 
 /// A client that reads nothing for this long is given up.
 const CLIENT_WRITE_TIMEOUT: Duration = Duration::from_secs(60);
@@ -205,7 +210,11 @@ impl ProxyHttp for Proxy {
         }
         self.place(session, ctx).await?;
         let attempt = ctx.delivery.attempt.as_ref().expect("it was placed");
-        Ok(Box::new(attempt.backend.peer().clone()))
+        let mut peer = Box::new(attempt.backend.peer().clone());
+        if session.is_upgrade_req() && session.is_body_empty() {
+            ctx.gate.insert(Arc::default()).guard(&mut peer, &self.sources);
+        }
+        Ok(peer)
     }
 
     fn fail_to_connect(
@@ -263,6 +272,9 @@ impl ProxyHttp for Proxy {
         if let Some(host) = ctx.pool().and_then(|pool| pool.host.clone()) {
             request.insert_header(HOST, host)?;
         }
+        if let Some(gate) = &ctx.gate {
+            gate.hold();
+        }
         Ok(())
     }
 
@@ -276,6 +288,9 @@ impl ProxyHttp for Proxy {
         // Also called for a request without a body. What the client takes its time for is no fault of the backend.
         if end_of_stream {
             ctx.is_whole();
+            if let Some(gate) = &ctx.gate {
+                gate.request_ended();
+            }
         }
         Ok(())
     }

@@ -17,6 +17,7 @@ use crate::listener::ListenerId;
 use crate::pool::{Delivery, KeySource, Moment, Pool, PoolId, Sent, Unplaced, UpstreamError};
 use crate::route::RequestView;
 use crate::traffic::{Connection, Rejection};
+use crate::upgraded::Gate;
 
 /// What one request carries with it.
 pub(crate) struct RequestContext {
@@ -26,6 +27,8 @@ pub(crate) struct RequestContext {
     pub(crate) pool: Option<PoolId>,
     pub(crate) delivery: Delivery,
     pub(crate) failure: Option<Failure>,
+    /// What holds back the answer to a request for another protocol.
+    pub(crate) gate: Option<Arc<Gate>>,
     /// Whether its answer is to say how it was served.
     asked: Asked,
     /// Whether all of it has been passed on.
@@ -44,6 +47,7 @@ impl RequestContext {
             pool: None,
             delivery: Delivery::default(),
             failure: None,
+            gate: None,
             asked: Asked::No,
             whole: false,
             key_is_missing: false,

@@ -30,6 +30,7 @@ use crate::listener::{ListenAddress, Listener};
 use crate::plan::{Current, Plan};
 use crate::proxy::Proxy;
 use crate::traffic::{Door, Traffic};
+use crate::upgraded::Sources;
 
 /// Accepts on the sockets that its [`Doors`] open, and proxies by the current plan.
 pub struct ProxyService {
@@ -83,7 +84,7 @@ pub fn service(conf: &Arc<ServerConf>, current: &Current, traffic: &Arc<Traffic>
     let doors = Doors(sender);
     current.plan().listeners.iter().for_each(|(_, listener)| doors.open(listener.clone()));
     let service = ProxyService {
-        proxy: Arc::new(http_proxy(conf, Proxy)),
+        proxy: Arc::new(http_proxy(conf, Proxy { sources: Sources::of(conf) })),
         current: current.clone(),
         traffic: traffic.clone(),
         orders,

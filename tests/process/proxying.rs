@@ -527,3 +527,64 @@ fn an_idle_client_connection_ends_after_75_seconds_also_after_its_first_request(
     assert!(client.ends_within(Duration::from_secs(90)));
     assert!(idle_since.elapsed() > Duration::from_secs(70), "{:?}", idle_since.elapsed());
 }
+
+/// A backend that agrees before Pingora has noticed that the request is over must not be cut off.
+#[test]
+fn no_websocket_is_lost_to_a_backend_that_agrees_at_once() {
+    let lab = Lab::new();
+    let origin = Origin::start("one");
+    origin.behave(Behaviour::Upgrade);
+    let daemon = lab.start(&pool(&[&origin], ""));
+    let talk = || {
+        let mut socket = daemon.connect();
+        socket
+            .send("GET /ws HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+            .unwrap();
+        let agreed = socket.response_head().is_ok_and(|(status, _)| status == 101);
+        agreed && socket.send("hello").is_ok() && socket.some_bytes() == b"hello"
+    };
+    let clients = || (0..500).filter(|_| !talk()).count();
+    let lost: usize = std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..4).map(|_| scope.spawn(clients)).collect();
+        clients.into_iter().map(|client| client.join().unwrap()).sum()
+    });
+    assert_eq!(lost, 0, "of 2000");
+}
+
+#[test]
+fn websockets_go_to_tls_backends_and_come_from_the_configured_address() {
+    let lab = Lab::new();
+    let authority = Authority::new();
+    let ca = lab.path("ca.pem");
+    authority.write(&ca).unwrap();
+    let origin = Origin::start_tls("one", authority.certify(&["a.test"]).server());
+    origin.behave(Behaviour::Upgrade);
+    let tls = format!("tls: {{sni: a.test, ca: {}}}", ca.display());
+    let daemon = lab.start(&format!("client_bind_to_ipv4: [127.0.0.77]\n{}", pool(&[&origin], &tls)));
+    let mut socket = daemon.connect();
+    socket.send("GET /ws HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n").unwrap();
+    assert_eq!(socket.response_head().unwrap().0, 101);
+    socket.send("hello").unwrap();
+    assert_eq!(socket.some_bytes(), b"hello");
+    assert_eq!(origin.saw("/ws").peer.unwrap().ip().to_string(), "127.0.0.77");
+}
+
+#[test]
+fn an_upgrade_that_is_refused_or_cannot_connect_is_answered_like_any_request() {
+    let lab = Lab::new();
+    let (mut dead, origin) = (Origin::start("dead"), Origin::start("one"));
+    origin.behave(Behaviour::Answer(Answer::status(403, "no")));
+    dead.refuse();
+    let daemon = lab.start(&pool(&[&dead, &origin], ""));
+    let mut client = daemon.connect();
+    for _ in 0..4 {
+        let headers = [("Connection", "Upgrade"), ("Upgrade", "websocket")];
+        let answer = client.request("GET", "/ws", &headers, b"").unwrap();
+        assert_eq!((answer.status, answer.text().as_str()), (403, "no"));
+        if answer.closes() {
+            client = daemon.connect();
+        }
+    }
+    let refused = format!("backend=\"{}\"", dead.address);
+    assert!(daemon.metric("lb_upstream_errors_total", &[&refused, "reason=\"connect\""]) >= 1.0);
+}
