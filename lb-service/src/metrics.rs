@@ -1,4 +1,4 @@
-//! The proxy's metrics: names and labels for the counters of [`Traffic`] and of the pools.
+//! The proxy's metrics: names and labels for the counters of [`Traffic`](crate::traffic::Traffic) and of the pools.
 //!
 //! `prometheus::*Vec` merges series whose label values run together (`web` + `11` and `web1` + `1`), so these come from a
 //! `Collector` of our own. It reads at scrape time; the request path only adds to atomics.

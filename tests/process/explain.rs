@@ -196,6 +196,31 @@ fn a_session_leads_where_foretold() {
 }
 
 #[test]
+fn who_drains_has_its_sessions_and_no_others() {
+    let lab = Lab::new();
+    let (one, two) = (Origin::start("one"), Origin::start("two"));
+    let daemon = lab.start(&pool(&[&one, &two], "sticky: {cookie: lb_session}"));
+    let first = daemon.get("/").unwrap();
+    let cookie = first.header("set-cookie").unwrap().split(';').next().unwrap().to_owned();
+    let (home, other) = if first.origin() == "one" { (&one, &two) } else { (&two, &one) };
+    let config = lab.path("conf.yaml");
+    let drained = lab.run(&["drain", "web", &home.address.to_string(), "-c", path_str(&config)]);
+    assert_eq!(drained.code, Some(0), "{drained:?}");
+    for _ in 0..2 {
+        let document = explain(&daemon, "path=/");
+        let draining = of_backend(&document, home.address);
+        assert_eq!((&draining["state"], &draining["refusal"]), (&json!("draining"), &json!("draining")));
+        assert_eq!(document["taken"], other.address.to_string());
+        assert_eq!(daemon.get("/").unwrap().origin(), other.name());
+    }
+    let document = explain(&daemon, &format!("path=/&header=Cookie:{cookie}"));
+    assert_eq!(document["taken"], home.address.to_string());
+    assert_eq!(of_backend(&document, home.address)["candidate"], true);
+    let answer = daemon.connect().request("GET", "/", &[("Cookie", &cookie)], b"").unwrap();
+    assert_eq!(answer.origin(), home.name());
+}
+
+#[test]
 fn a_draw_is_called_one() {
     let (lab, origins) = (Lab::new(), origins_and_a_dead_one(3));
     let daemon = checked(&lab, &origins, "policy: random");

@@ -23,6 +23,7 @@ mod resilience;
 mod retries;
 mod routing;
 mod server_keys;
+mod systemd;
 mod upgrade;
 
 use std::net::SocketAddr;

@@ -434,7 +434,7 @@ fn fifty_reloads_under_load_fail_no_request() {
     let lab = Lab::new();
     let origins = ["one", "two", "three", "four"].map(Origin::start);
     let of = |number: usize| -> Vec<SocketAddr> {
-        let chosen = origins.iter().enumerate().filter(|(index, _)| (number + index) % 3 != 0);
+        let chosen = origins.iter().enumerate().filter(|(index, _)| !(number + index).is_multiple_of(3));
         chosen.map(|(_, origin)| origin.address).collect()
     };
     let policies = ["round_robin", "random", "least_request", "peak_ewma", "consistent_hash", "maglev"];

@@ -2,14 +2,15 @@
 
 use std::fs;
 use std::net::TcpListener;
-use std::time::Duration;
+use std::os::unix::fs::PermissionsExt;
+use std::time::{Duration, Instant};
 
-use tests::daemon::path_str;
-use tests::process::listening_sockets;
+use tests::daemon::{Finished, path_str};
+use tests::process::{listening_sockets, started_with};
 use tests::wait::{self, LONG};
 use tests::{Answer, Background, Behaviour, Connection, Gate, Lab, LoadGenerator, Origin, Signal, ports};
 
-use crate::pool;
+use crate::{pool, pool_of};
 
 /// Hands over from `old` to a process started as the quick start does it, and returns that.
 #[track_caller]
@@ -141,4 +142,241 @@ fn when_the_new_process_dies_in_its_start_the_old_one_keeps_serving() {
     let new = upgrade(&lab, &daemon);
     daemon.process.wait_gone(LONG);
     assert_eq!(new.get("/").unwrap().status, 200);
+}
+
+// === the daemon starts its successor itself ===
+
+/// Has the daemon replace itself by SIGUSR2, and returns the one that came.
+#[track_caller]
+fn usr2(lab: &Lab, old: &Background) -> Background {
+    old.process.signal(Signal::SIGUSR2);
+    let new = lab.successor(old.process);
+    old.process.wait_gone(LONG);
+    new
+}
+
+/// Orders an upgrade by the verb.
+#[track_caller]
+fn order(lab: &Lab) -> Finished {
+    lab.run_built(&["upgrade", "-c", path_str(&lab.path("conf.yaml"))])
+}
+
+#[test]
+fn ten_upgrades_by_signal_under_load_fail_no_request_and_leave_nobody_behind() {
+    let lab = Lab::new();
+    let (one, two) = (Origin::start("one"), Origin::start("two"));
+    let mut daemon = lab.daemonize(&pool(&[&one, &two], ""));
+    let (load, fresh) = (LoadGenerator::start(lab.listener, 2, 0), LoadGenerator::start(lab.listener, 0, 2));
+    for number in 1..=10 {
+        let answered = load.report().ok;
+        let new = usr2(&lab, &daemon);
+        assert_eq!(lab.pid_in_file(), Some(new.process), "after upgrade {number}");
+        assert_eq!(listening_sockets(lab.listener), 1, "after upgrade {number}");
+        assert_eq!(started_with(lab.directory()), [new.process], "after upgrade {number}");
+        assert!(new.process.children().is_empty(), "no zombie");
+        wait::until(LONG, "the new process serves", || load.report().ok > answered + 20);
+        daemon = new;
+    }
+    let (kept, fresh) = (load.stop(), fresh.stop());
+    println!("10 upgrades: {kept:?} {fresh:?}");
+    assert_eq!((kept.failed, fresh.failed), (0, 0), "{kept:?} {fresh:?}\n{}", lab.error_log());
+    assert_eq!(kept.reconnects, 0, "nobody found an idle connection closed: {kept:?}");
+    assert!(kept.ok > 200, "{kept:?}");
+    daemon.process.signal(Signal::SIGTERM);
+    daemon.process.wait_gone(LONG);
+    assert!(!lab.pid_file().exists() && !lab.path("upgrade.sock").exists());
+}
+
+#[test]
+fn the_verb_waits_for_the_successor_and_takes_the_new_file() {
+    let lab = Lab::new();
+    let (one, two) = (Origin::start("one"), Origin::start("two"));
+    let old = lab.daemonize(&pool(&[&one], ""));
+    lab.config(&format!("threads: 1\n{}", pool(&[&two], "")));
+    let finished = order(&lab);
+    assert_eq!(finished.code, Some(0), "{finished:?}\n{}", lab.error_log());
+    let new = lab.pid_in_file().unwrap();
+    assert!(finished.stdout.contains(&format!("process {} has taken over", new.0)), "{finished:?}");
+    assert_ne!(new, old.process);
+    assert_eq!(old.get("/").unwrap().origin(), "two");
+    old.process.wait_gone(LONG);
+    // The new one can be controlled and upgraded like the old one.
+    assert_eq!(order(&lab).code, Some(0));
+    assert_ne!(lab.pid_in_file().unwrap(), new);
+}
+
+#[test]
+fn in_the_foreground_it_goes_on_under_another_number() {
+    let lab = Lab::new();
+    let origin = Origin::start("one");
+    let mut old = lab.start(&pool(&[&origin], ""));
+    let finished = order(&lab);
+    assert_eq!(finished.code, Some(0), "{finished:?}\n{}", old.log());
+    assert_eq!(old.wait_exit(LONG).code(), Some(0));
+    let new = lab.pid_in_file().unwrap();
+    assert!(new.alive() && new != old.process);
+    assert_eq!(old.get("/").unwrap().status, 200);
+    new.signal(Signal::SIGTERM);
+    new.wait_gone(LONG);
+    assert_eq!(listening_sockets(lab.listener), 0);
+}
+
+#[test]
+fn what_operators_changed_goes_on_in_the_successor() {
+    let lab = Lab::new();
+    let (one, two) = (Origin::start("one"), Origin::start("two"));
+    let old = lab.daemonize(&pool(&[&one, &two], ""));
+    let config = lab.path("conf.yaml");
+    let address = one.address.to_string();
+    assert_eq!(lab.run(&["drain", "web", &address, "-c", path_str(&config)]).code, Some(0));
+    assert_eq!(order(&lab).code, Some(0), "{}", lab.error_log());
+    old.process.wait_gone(LONG);
+    assert!((0..6).all(|_| old.get("/").unwrap().origin() == "two"));
+    assert_eq!(old.backend_status("web", one.address)["runtime"], "draining");
+    assert_eq!(lab.run(&["reload", "-c", path_str(&config)]).code, Some(0));
+    assert_eq!(old.backend_status("web", one.address)["state"], "up");
+}
+
+/// Each script stands where the new program should, and the old process has to go on.
+#[test]
+fn a_new_program_that_fails_changes_nothing() {
+    let lab = Lab::new();
+    let program = lab.install();
+    let origin = Origin::start("one");
+    let daemon = lab.daemonize(&pool(&[&origin], ""));
+    let load = LoadGenerator::start(lab.listener, 2, 0);
+    for (script, said) in
+        [("echo cannot start >&2; exit 7", "exit"), ("kill -9 $$", "signal"), ("exec /nowhere/program", "")]
+    {
+        lab.replace_program(Some(script));
+        let finished = order(&lab);
+        assert_eq!(finished.code, Some(1), "{script}: {finished:?}");
+        assert!(finished.stderr.contains(said), "{script}: {finished:?}");
+        assert!(daemon.process.alive() && lab.pid_in_file() == Some(daemon.process), "{script}");
+        assert_eq!(started_with(lab.directory()), [daemon.process], "{script}");
+        assert!(daemon.process.children().is_empty(), "{script}: no zombie");
+        assert!(!lab.path("upgrade.sock").exists(), "{script}: the offer is withdrawn");
+        assert_eq!(daemon.get("/").unwrap().status, 200);
+    }
+    // A file that is wrong is as good a reason.
+    lab.replace_program(None);
+    lab.config(&pool(&[&origin], "polcy: maglev"));
+    let finished = order(&lab);
+    assert_eq!(finished.code, Some(1), "{finished:?}");
+    assert!(finished.stderr.contains("unknown key `polcy`"), "{finished:?}");
+    // And with all mended it works.
+    lab.config(&pool(&[&origin], ""));
+    assert_eq!(order(&lab).code, Some(0), "{}", lab.error_log());
+    daemon.process.wait_gone(LONG);
+    let report = load.stop();
+    assert_eq!(report.failed, 0, "{report:?}");
+    drop(program);
+}
+
+#[test]
+fn a_new_process_that_dies_after_it_has_the_sockets_changes_nothing() {
+    let lab = Lab::new();
+    lab.install();
+    let origin = Origin::start("one");
+    let daemon = lab.daemonize(&pool(&[&origin], ""));
+    // Its checks take a while, so it can be killed before it is ready.
+    let unanswered = tests::Unreachable::start();
+    let check = "health_check: {type: tcp, timeout: 5s, interval: 5s}";
+    lab.config(&pool_of(&[origin.address, unanswered.address], check));
+    daemon.process.signal(Signal::SIGUSR2);
+    daemon.logged(&["takes", "listeners"]);
+    let new = wait::until_some(LONG, "the new process", || {
+        started_with(lab.directory()).into_iter().find(|process| *process != daemon.process)
+    });
+    new.signal(Signal::SIGKILL);
+    daemon.logged(&["upgrade failed", "goes on serving", "SIGKILL"]);
+    wait::until(LONG, "nobody is left", || started_with(lab.directory()) == [daemon.process]);
+    assert_eq!(daemon.get("/").unwrap().status, 200);
+    assert_eq!(lab.pid_in_file(), Some(daemon.process));
+    lab.config(&pool(&[&origin], ""));
+    usr2(&lab, &daemon);
+}
+
+#[test]
+fn a_second_order_is_refused_while_one_is_carried_out() {
+    let lab = Lab::new();
+    let origin = Origin::start("one");
+    let daemon = lab.daemonize(&pool(&[&origin], ""));
+    let unanswered = tests::Unreachable::start();
+    let check = "health_check: {type: tcp, timeout: 3s, interval: 3s}";
+    lab.config(&pool_of(&[origin.address, unanswered.address], check));
+    daemon.process.signal(Signal::SIGUSR2);
+    daemon.logged(&["takes", "listeners"]);
+    let second = order(&lab);
+    assert_eq!(second.code, Some(1), "{second:?}");
+    assert!(second.stderr.contains("under way"), "{second:?}");
+    lab.successor(daemon.process);
+}
+
+#[test]
+fn websockets_and_downloads_live_on_the_old_process_until_the_drain_is_over() {
+    let lab = Lab::new();
+    let origin = Origin::start("one");
+    let old = lab.daemonize(&format!("shutdown: {{drain: 3s}}\n{}", pool(&[&origin], "")));
+    origin.behave(Behaviour::Upgrade);
+    let mut socket = old.connect();
+    socket.send("GET /ws HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n").unwrap();
+    assert_eq!(socket.response_head().unwrap().0, 101);
+    let gate = Gate::closed();
+    origin.behave(Behaviour::HeldWithin(gate.clone(), [b"first".to_vec(), b"second".to_vec()]));
+    let mut download = old.begin("/download");
+    let (_, head) = download.response_head().unwrap();
+    assert_eq!(order(&lab).code, Some(0), "{}", lab.error_log());
+    for word in ["still", "there"] {
+        socket.send(word).unwrap();
+        assert_eq!(socket.some_bytes(), word.as_bytes());
+    }
+    gate.open();
+    assert_eq!(download.rest_of_body(&head).unwrap(), b"firstsecond");
+    assert!(old.process.alive(), "the WebSocket is open");
+    old.process.wait_gone(LONG);
+    assert!(socket.ends_within(LONG), "it is cut when the time is over");
+    assert_eq!(old.get("/").unwrap().status, 200, "the new one serves");
+    lab.pid_in_file().unwrap().signal(Signal::SIGTERM);
+}
+
+#[test]
+fn a_client_that_is_idle_for_a_moment_hears_of_the_hand_over_in_an_answer() {
+    let lab = Lab::new();
+    let origin = Origin::start("one");
+    let old = lab.daemonize(&pool(&[&origin], ""));
+    let mut client = old.connect();
+    assert!(!client.get("/").unwrap().closes());
+    assert_eq!(order(&lab).code, Some(0), "{}", lab.error_log());
+    let began = Instant::now();
+    wait::until(LONG, "a second has passed", || began.elapsed() > Duration::from_secs(1));
+    let answer = client.get("/").unwrap();
+    assert_eq!(
+        (answer.status, answer.closes()),
+        (200, true),
+        "its connection was still there, and the last answer says so"
+    );
+    old.process.wait_gone(Duration::from_secs(10));
+}
+
+#[test]
+fn the_sockets_of_forty_listeners_with_long_names_are_handed_over_to_nobody_else() {
+    let lab = Lab::new();
+    let origin = Origin::start("one");
+    let paths: Vec<_> =
+        (0..40).map(|number| lab.path(&format!("{}-{number}.sock", "long".repeat(12)))).collect();
+    let items: String = paths.iter().map(|path| format!("  - address: unix:{}\n", path.display())).collect();
+    let config = lab.config_with(&format!("listeners:\n{items}"), &pool(&[&origin], ""));
+    let mut old = lab.start_file(&config);
+    old.signal(Signal::SIGQUIT);
+    wait::until(LONG, "the offer", || lab.path("upgrade.sock").exists());
+    let mode = fs::metadata(lab.path("upgrade.sock")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    let mut new = lab.spawn(&["-c", path_str(&config), "-u"]);
+    assert_eq!(old.wait_exit(LONG).code(), Some(0), "{}", old.log());
+    for path in &paths {
+        assert_eq!(Connection::open_unix(path).unwrap().get("/").unwrap().status, 200);
+    }
+    assert_eq!(new.stop(), Some(0));
+    assert!(paths.iter().all(|path| !path.exists()));
 }

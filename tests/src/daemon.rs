@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::OnceLock;
@@ -20,6 +21,8 @@ use crate::{Connection, Signal, ports, wait};
 /// directory ends with it.
 pub struct Lab {
     directory: TempDir,
+    /// The program, if not the one that was built.
+    installed: OnceLock<PathBuf>,
     /// Where the daemon takes requests.
     pub listener: SocketAddr,
     /// Where the daemon is read.
@@ -78,7 +81,7 @@ impl Lab {
     pub fn new() -> Self {
         let directory = tempfile::Builder::new().prefix("lb-test-").tempdir();
         let directory = directory.expect("the directory for temporary files is writable");
-        Self { directory, listener: ports::free(), metrics: ports::free() }
+        Self { directory, installed: OnceLock::new(), listener: ports::free(), metrics: ports::free() }
     }
 
     /// The directory.
@@ -126,10 +129,39 @@ impl Lab {
         self.write("conf.yaml", &[&files, listeners, &metrics, body].concat())
     }
 
+    /// Where the program stands that is run from now on: a copy in this directory, which a test may replace.
+    pub fn install(&self) -> PathBuf {
+        let path = self.path("load_balancer");
+        fs::copy(binary(), &path).expect("the directory of the test is writable");
+        self.installed.get_or_init(|| path).clone()
+    }
+
+    /// Puts this script in the place of the [installed](Self::install) program, in one step, as a package manager would;
+    /// `None` puts the program back.
+    pub fn replace_program(&self, script: Option<&str>) {
+        let beside = self.path("load_balancer.new");
+        match script {
+            Some(script) => fs::write(&beside, format!("#!/bin/sh\n{script}\n")).map(|()| 0),
+            None => fs::copy(binary(), &beside),
+        }
+        .and_then(|_| fs::set_permissions(&beside, fs::Permissions::from_mode(0o755)))
+        .and_then(|()| fs::rename(&beside, self.path("load_balancer")))
+        .expect("the directory of the test is writable");
+    }
+
+    fn program(&self) -> &Path {
+        self.installed.get().map_or_else(|| binary(), PathBuf::as_path)
+    }
+
     /// The program, in the environment of the test.
     pub fn command(&self) -> Command {
-        let mut command = Command::new(binary());
-        command.env_remove("LB_CONFIG").env_remove("RUST_LOG").env("XDG_RUNTIME_DIR", self.directory());
+        self.command_of(self.program())
+    }
+
+    fn command_of(&self, program: &Path) -> Command {
+        let mut command = Command::new(program);
+        command.env_remove("LB_CONFIG").env_remove("RUST_LOG").env_remove("NOTIFY_SOCKET");
+        command.env("XDG_RUNTIME_DIR", self.directory());
         command.current_dir(self.directory()).stdin(Stdio::null());
         command
     }
@@ -141,8 +173,18 @@ impl Lab {
     /// Panics when it does not end in time.
     #[track_caller]
     pub fn run(&self, arguments: &[&str]) -> Finished {
+        self.finish(self.command(), arguments)
+    }
+
+    /// The same with the program that was built, whatever stands in the place of the [installed](Self::install) one.
+    #[track_caller]
+    pub fn run_built(&self, arguments: &[&str]) -> Finished {
+        self.finish(self.command_of(binary()), arguments)
+    }
+
+    #[track_caller]
+    fn finish(&self, mut command: Command, arguments: &[&str]) -> Finished {
         let (stdout, stderr) = (self.fresh_file("stdout"), self.fresh_file("stderr"));
-        let mut command = self.command();
         // Files and no pipes: a daemon that goes to the background keeps a pipe open.
         command.args(arguments).stdout(create(&stdout)).stderr(create(&stderr));
         let mut child = command.spawn().expect("the program can be started");
@@ -214,8 +256,21 @@ impl Lab {
         let before = self.pid_in_file();
         let finished = self.run(&[&["-c", path_str(config), "-d"], more].concat());
         assert_eq!(finished.code, Some(0), "-d failed: {finished:?}\n{}", self.error_log());
+        self.newer_than(before)
+    }
+
+    /// The process that takes over from `old`, when it has.
+    #[track_caller]
+    pub fn successor(&self, old: Process) -> Background {
+        self.newer_than(Some(old))
+    }
+
+    #[track_caller]
+    fn newer_than(&self, before: Option<Process>) -> Background {
         let changed = || self.pid_in_file().filter(|now| Some(*now) != before && now.alive());
-        let process = wait::until_some(LONG, "the pid file names a new running process", changed);
+        let Some(process) = wait::poll(LONG, changed) else {
+            panic!("the pid file names no new running process:\n{}", self.error_log());
+        };
         let view = self.view(vec![self.path("error.log")]);
         let ready = wait::poll(LONG, || view.is(Until::Ready).then_some(()));
         assert!(ready.is_some(), "not ready: {:?}\n{}", view.read("/readyz"), view.log());
@@ -477,6 +532,11 @@ fn build() -> PathBuf {
     command.args(["build", "--quiet", "--package", "shared", "--bin", "load_balancer", "--target-dir"]);
     command.arg(target).args(["--profile", if name == "debug" { "dev" } else { name }]);
     command.current_dir(env!("CARGO_MANIFEST_DIR"));
+    // What cargo tells a test about itself would make build scripts run again, and with them most of the build.
+    let about_the_test = |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
+    for (name, _) in env::vars().filter(|(name, _)| about_the_test(name)) {
+        command.env_remove(name);
+    }
     let status = command.status().expect("cargo can be run");
     assert!(status.success(), "the daemon does not build");
     profile.join("load_balancer")

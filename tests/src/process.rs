@@ -70,6 +70,12 @@ impl Process {
         self.descriptors().iter().filter(|target| target.starts_with("socket:")).count()
     }
 
+    /// The processes that it has started and not waited for, also those that have ended.
+    pub fn children(self) -> Vec<Self> {
+        let own = self.0.to_string();
+        all().filter(|process| process.status_field("PPid").as_deref() == Some(&own)).collect()
+    }
+
     /// Its connections: sockets with an address that do not listen. Pairs that processes make for themselves have none.
     pub fn connections(self) -> Vec<String> {
         let known = connections();
@@ -129,9 +135,12 @@ fn connections() -> HashMap<String, String> {
 }
 
 fn others() -> impl Iterator<Item = Process> {
+    all().filter(|process| process.0 != std::process::id())
+}
+
+fn all() -> impl Iterator<Item = Process> {
     let entries = fs::read_dir("/proc").into_iter().flatten();
-    let all = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).map(Process);
-    all.filter(|process| process.0 != std::process::id())
+    entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).map(Process)
 }
 
 /// Number of sockets listening on exactly this IPv4 address, in any process.

@@ -130,7 +130,7 @@ use sticky::Sticky;
 /// A pool at work, shared by all requests as an `Arc`.
 ///
 /// It never changes. When its settings do, a [`successor`](Self::successor) takes its place, and a request that began with
-/// this one ends with this one; both count in the same [`Kept`] values.
+/// this one ends with this one; both count in the same values.
 pub struct Pool {
     /// Its name in the configuration, metrics and logs.
     pub name: Arc<str>,

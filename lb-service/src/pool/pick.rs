@@ -178,7 +178,7 @@ impl Pool {
     }
 
     /// Whether its policy hashes requests. One without a [`hash_key`](Self::hash_key) then takes turns, and is to be
-    /// counted in [`keys_missing`](Self::keys_missing).
+    /// counted in [`keys_missing`](super::Counters::keys_missing).
     pub fn is_hashed(&self) -> bool {
         self.settings.hash_on.is_some()
     }

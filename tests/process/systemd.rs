@@ -1,0 +1,117 @@
+//! What a service manager is told: by `sd_notify`, to a socket that stands for systemd's.
+
+use std::os::unix::net::UnixDatagram;
+use std::time::Duration;
+
+use tests::daemon::path_str;
+use tests::wait::{self, LONG};
+use tests::{Behaviour, Lab, Origin, Signal};
+
+use crate::pool;
+
+/// Where the daemon thinks that systemd listens.
+struct Manager {
+    socket: UnixDatagram,
+    path: String,
+}
+
+impl Manager {
+    fn new(lab: &Lab) -> Self {
+        let path = lab.path("notify.sock");
+        let socket = UnixDatagram::bind(&path).unwrap();
+        socket.set_read_timeout(Some(LONG)).unwrap();
+        Self { socket, path: path_str(&path).to_owned() }
+    }
+
+    /// The next message.
+    #[track_caller]
+    fn heard(&self) -> String {
+        let mut message = [0; 4096];
+        let length = self.socket.recv(&mut message).expect("a message comes in time");
+        String::from_utf8(message[..length].to_vec()).unwrap()
+    }
+
+    /// The next message with all these lines; others are passed over.
+    #[track_caller]
+    fn hears(&self, lines: &[&str]) -> String {
+        wait::until_some(LONG, &format!("{lines:?}"), || {
+            let message = self.heard();
+            lines.iter().all(|line| message.lines().any(|said| said.starts_with(line))).then_some(message)
+        })
+    }
+}
+
+#[test]
+fn start_reload_and_end_are_told() {
+    let lab = Lab::new();
+    let (manager, origin) = (Manager::new(&lab), Origin::start("one"));
+    let config = lab.config(&pool(&[&origin], ""));
+    let mut daemon = lab.start_with(&config, &[("NOTIFY_SOCKET", &manager.path)]);
+    manager.hears(&["READY=1", &format!("MAINPID={}", daemon.process.0), "STATUS="]);
+    lab.config(&pool(&[&origin], "policy: random"));
+    daemon.signal(Signal::SIGHUP);
+    let reloading = manager.hears(&["RELOADING=1", "MONOTONIC_USEC="]);
+    assert!(!reloading.contains("READY"), "{reloading}");
+    let ready = manager.hears(&["READY=1", "STATUS="]);
+    assert!(ready.contains("configuration 2"), "{ready}");
+    // A reload that is refused ends, too.
+    lab.config("pools: 3");
+    daemon.signal(Signal::SIGHUP);
+    manager.hears(&["RELOADING=1"]);
+    manager.hears(&["READY=1"]);
+    origin.behave(Behaviour::Hang);
+    daemon.signal(Signal::SIGTERM);
+    manager.hears(&["STOPPING=1"]);
+    daemon.wait_exit(LONG);
+}
+
+#[test]
+fn systemd_follows_an_upgrade_to_the_new_process() {
+    let lab = Lab::new();
+    let (manager, origin) = (Manager::new(&lab), Origin::start("one"));
+    let config = lab.config(&pool(&[&origin], ""));
+    let mut old = lab.start_with(&config, &[("NOTIFY_SOCKET", &manager.path)]);
+    manager.hears(&["READY=1"]);
+    old.signal(Signal::SIGUSR2);
+    let said = manager.hears(&["READY=1", "MAINPID="]);
+    let new = lab.successor(old.process);
+    assert!(said.contains(&format!("MAINPID={}", new.process.0)), "{said}");
+    old.wait_exit(LONG);
+    new.process.signal(Signal::SIGTERM);
+    let last = manager.hears(&["STOPPING=1"]);
+    assert!(!last.contains("MAINPID"), "only the new one says so: {last}");
+    new.process.wait_gone(LONG);
+}
+
+#[test]
+fn a_daemon_that_works_says_so_again_and_again() {
+    let lab = Lab::new();
+    let (manager, origin) = (Manager::new(&lab), Origin::start("one"));
+    let config = lab.config(&pool(&[&origin], ""));
+    let variables = [("NOTIFY_SOCKET", manager.path.as_str()), ("WATCHDOG_USEC", "400000")];
+    let daemon = lab.start_with(&config, &variables);
+    for _ in 0..5 {
+        manager.hears(&["WATCHDOG=1"]);
+    }
+    // One that hangs does not.
+    daemon.signal(Signal::SIGSTOP);
+    manager.socket.set_read_timeout(Some(Duration::from_millis(700))).unwrap();
+    let mut message = [0; 4096];
+    let silent = wait::poll(LONG, || manager.socket.recv(&mut message).is_err().then_some(()));
+    assert!(silent.is_some(), "a process that is stopped says nothing");
+    daemon.signal(Signal::SIGCONT);
+    manager.socket.set_read_timeout(Some(LONG)).unwrap();
+    manager.hears(&["WATCHDOG=1"]);
+}
+
+#[test]
+fn in_the_background_it_is_told_by_the_process_that_serves() {
+    let lab = Lab::new();
+    let (manager, origin) = (Manager::new(&lab), Origin::start("one"));
+    let config = lab.config(&pool(&[&origin], ""));
+    let mut command = lab.command();
+    command.args(["-c", path_str(&config), "-d"]).env("NOTIFY_SOCKET", &manager.path);
+    assert!(command.status().unwrap().success(), "{}", lab.error_log());
+    let said = manager.hears(&["READY=1", "MAINPID="]);
+    assert!(said.contains(&format!("MAINPID={}", lab.pid_in_file().unwrap().0)), "{said}");
+}
