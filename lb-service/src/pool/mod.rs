@@ -786,6 +786,16 @@ mod tests {
     }
 
     #[test]
+    fn a_slow_start_that_is_over_does_not_begin_anew_with_another_weight() {
+        let slow = |weights| PoolSettings { slow_start: Some(10 * SECOND), ..settings(weights) };
+        let (pool, hands) = pool(&slow(&[1, 1]));
+        let pool = succeed(&pool, &slow(&[1, 1, 1]));
+        hands.advance(10 * SECOND);
+        let pool = succeed(&pool, &slow(&[1, 1, 2]));
+        assert!(ports(&pool, &hands, 4).contains(&3));
+    }
+
+    #[test]
     fn an_address_that_comes_back_while_somebody_uses_it_is_the_same() {
         let (pool, hands) = pool(&settings(&[1, 1]));
         let before = pool.backend(address(2)).unwrap().clone();
