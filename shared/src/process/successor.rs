@@ -26,6 +26,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::io::AsyncReadExt;
 use tokio::process::{Child, ChildStderr, Command};
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::sockets::Inherited;
@@ -57,6 +58,8 @@ struct Successor {
     child: Child,
     pid: u32,
     said: Arc<Mutex<Vec<u8>>>,
+    /// Ends when nobody can say anything any more; none in the foreground.
+    listening: Option<JoinHandle<()>>,
     is_running: bool,
 }
 
@@ -181,10 +184,9 @@ impl Successor {
         let mut child = launch.command().spawn().map_err(failed)?;
         let pid = child.id().ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
         let said = Arc::default();
-        if let Some(stderr) = child.stderr.take() {
-            tokio::spawn(listen(stderr, Arc::clone(&said)));
-        }
-        Ok(Self { child, pid, said, is_running: true })
+        let stderr = child.stderr.take();
+        let listening = stderr.map(|stderr| tokio::spawn(listen(stderr, Arc::clone(&said))));
+        Ok(Self { child, pid, said, listening, is_running: true })
     }
 
     /// It serves: it lives on without us. As long as we live, it is waited for should it end.
@@ -214,12 +216,16 @@ impl Successor {
         let how = status.map_or_else(|error| format!("has ended: {error}"), describe);
         let reason = match error {
             UpgradeError::Refused(reason) => reason,
-            _ => self.last_words(),
+            _ => self.last_words().await,
         };
         UpgradeError::SuccessorFailed { pid: self.pid, how, reason }
     }
 
-    fn last_words(&self) -> String {
+    async fn last_words(&mut self) -> String {
+        if let Some(listening) = self.listening.take() {
+            // What it has said is still on its way; somebody that it has started may hold the line open, though.
+            let _ = timeout(LAST_BREATH, listening).await;
+        }
         let said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
         let said = String::from_utf8_lossy(&said).trim().to_owned();
         if said.is_empty() { "the log has its messages, if it had any".to_owned() } else { said }
