@@ -293,13 +293,13 @@ mod tests {
 
     #[test]
     fn a_program_is_looked_for_as_the_shell_does() {
-        let directory = Some(Path::new("/work"));
+        let directory = Some(Path::new("/srv"));
         let path = Some(OsStr::new("/bin:/usr/bin"));
         assert_eq!(
             named(OsStr::new("lb"), directory, path),
             [Path::new("/bin/lb"), Path::new("/usr/bin/lb")]
         );
-        assert_eq!(named(OsStr::new("./lb"), directory, path), [Path::new("/work/./lb")]);
+        assert_eq!(named(OsStr::new("./lb"), directory, path), [Path::new("/srv/./lb")]);
         assert_eq!(named(OsStr::new("/opt/lb"), directory, path), [Path::new("/opt/lb")]);
         assert!(named(OsStr::new("lb"), directory, None).is_empty());
     }
