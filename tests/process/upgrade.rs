@@ -307,6 +307,9 @@ fn a_second_order_is_refused_while_one_is_carried_out() {
     lab.config(&pool_of(&[origin.address, unanswered.address], check));
     daemon.process.signal(Signal::SIGUSR2);
     daemon.logged(&["takes", "listeners"]);
+    wait::throughout(Duration::from_millis(500), "whoever asks is told that all is well", || {
+        daemon.read("/readyz").is_ok_and(|answer| answer.status == 200)
+    });
     let second = order(&lab);
     assert_eq!(second.code, Some(1), "{second:?}");
     assert!(second.stderr.contains("under way"), "{second:?}");

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use async_trait::async_trait;
 use metrics_service::Readiness;
 use pingora::server::ShutdownWatch;
+use pingora::services::ServiceReadyNotifier;
 use pingora::services::background::BackgroundService;
 use tokio::sync::{mpsc, watch};
 
@@ -58,6 +59,12 @@ impl Announce {
 
 #[async_trait]
 impl BackgroundService for Announce {
+    /// Whoever depends on it starts when everybody has been told. In an upgrade that is when the old process has let go.
+    async fn start_with_ready_notifier(&self, shutdown: ShutdownWatch, ready: ServiceReadyNotifier) {
+        self.start(shutdown).await;
+        ready.notify_ready();
+    }
+
     /// Started when the listeners accept. It may block: a background service has a thread of its own.
     async fn start(&self, _shutdown: ShutdownWatch) {
         // The signal handlers come first: who is told that we serve may at once tell us to stop.

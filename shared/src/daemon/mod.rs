@@ -170,12 +170,15 @@ fn run(
     let signals = signals(plan, &services, &held);
     let outcome = signals.outcome();
     let (pid_file, sockets) = (held.pid_file.clone(), held.sockets.clone());
-    let events = services.operator.events().clone();
+    let (events, takes_over) = (services.operator.events().clone(), held.claim.is_some());
     let announce = Announce::new(services.readiness.clone(), &signals, held.announcement(plan, events));
-    if let Some(control) = control(plan, &services, &sockets, &signals, verbosity) {
-        server.add_service(background_service("control", control));
+    let control = control(plan, &services, &sockets, &signals, verbosity);
+    let first = Before { checks: &before_checks, takes_over };
+    let announced = add_services(&mut server, services, first, &sockets, &signals, announce);
+    if let Some(control) = control {
+        // Both processes of an upgrade have the socket: the new one takes no orders before it is the one.
+        server.add_service(background_service("control", control)).add_dependency(&announced);
     }
-    add_services(&mut server, services, &before_checks, &sockets, &signals, announce);
     server.run(RunArgs { shutdown_signal: Box::new(signals) });
     let pid_file = pid_file.lock().unwrap_or_else(PoisonError::into_inner).take();
     if outcome.is_handed_over() {
@@ -422,20 +425,30 @@ fn control(
     Some(ControlService::new(socket, Arc::new(hands), signals.shutdown(Class::Admin)))
 }
 
+/// What comes before what.
+#[derive(Clone, Copy)]
+struct Before<'a> {
+    /// Services that must be ready before the first health checks.
+    checks: &'a [ServiceHandle],
+    /// Whether the sockets are another process's until this one is announced.
+    takes_over: bool,
+}
+
 /// Adds the services in an order in which each finds what it needs: traffic is accepted after the first health checks, and
-/// the start is announced after that. Metrics can be read at once.
+/// the start is announced after that. Metrics can be read at once, but in an upgrade the old process answers, which is ready, until
+/// the new one has been announced. Returns what has been announced when it is ready.
 fn add_services(
     server: &mut Server,
     services: Services,
-    before_checks: &[ServiceHandle],
+    before: Before<'_>,
     sockets: &Sockets,
     signals: &Signals,
     announce: Announce,
-) {
+) -> ServiceHandle {
     let Services { proxy, prober, metrics, changer, .. } = services;
     server.add_service(background_service("operator", changer));
     let prober = server.add_service(background_service("health", prober));
-    prober.add_dependencies(before_checks);
+    prober.add_dependencies(before.checks);
     let traffic_closes = signals.shutdown(Class::Traffic);
     let proxy = server.add_service(
         Handed::new(proxy, sockets, traffic_closes, signals.failures()).watched(signals.pulse()),
@@ -444,5 +457,9 @@ fn add_services(
     let announce = server.add_service(background_service("announce", announce));
     announce.add_dependency(&proxy);
     let admin_closes = signals.shutdown(Class::Admin);
-    server.add_service(Handed::new(metrics, sockets, admin_closes, signals.failures()));
+    let metrics = server.add_service(Handed::new(metrics, sockets, admin_closes, signals.failures()));
+    if before.takes_over {
+        metrics.add_dependency(&announce);
+    }
+    announce
 }
