@@ -125,15 +125,9 @@ impl Services {
         });
         let status = StatusSource::new(current.clone(), traffic.clone(), pools.clone(), operator.clone());
         let status = Arc::new(status);
-        let (read, happened) = (status.clone(), operator.events().clone());
         let explain = ExplainSource::new(current.clone());
-        let explained = explain.clone();
-        let endpoints = Endpoints::new(registry, readiness.clone())
-            .with_document("/api/v1/status", move |_| Ok(read.json(SystemTime::now())))
-            .with_document("/api/v1/events", move |query| events::document(&happened, query))
-            .with_document("/api/v1/explain", move |query| explained.json(query));
-        let mut metrics = metrics_service::service(endpoints, "metrics");
-        metrics.add_listener(ListenerConfig::tcp(plan.metrics.to_string()));
+        let documents = (status.clone(), operator.events().clone(), explain.clone());
+        let metrics = readable(plan, registry, &readiness, documents);
         Ok(Self {
             current,
             traffic,
@@ -162,6 +156,22 @@ fn secret() -> Result<Arc<str>, StartError> {
     let read = File::open("/dev/urandom").and_then(|mut source| source.read_exact(&mut bytes));
     read.map_err(StartError::Random)?;
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>().into())
+}
+
+/// What is read on the metrics address.
+fn readable(
+    plan: &Plan,
+    registry: Registry,
+    readiness: &Readiness,
+    (status, events, explain): (Arc<StatusSource>, Events, ExplainSource),
+) -> Service<HttpServer<Endpoints>> {
+    let endpoints = Endpoints::new(registry, readiness.clone())
+        .with_document("/api/v1/status", move |_| Ok(status.json(SystemTime::now())))
+        .with_document("/api/v1/events", move |query| events::document(&events, query))
+        .with_document("/api/v1/explain", move |query| explain.json(query));
+    let mut metrics = metrics_service::service(endpoints, "metrics");
+    metrics.add_listener(ListenerConfig::tcp(plan.metrics.to_string()));
+    metrics
 }
 
 /// What requests are served by when they are served by `plan`.
