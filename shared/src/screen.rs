@@ -1,6 +1,7 @@
 //! The status on one screen: is anything wrong, since when, which pool, which backend, why; and then what is going on.
 //!
 //! [`render`] is a plain function of the status document and the time. What is wrong comes first, the worst of it first.
+//! [`redraw`] is the same picture over the one before it, on a terminal.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -84,6 +85,42 @@ struct Backend {
     errors: BTreeMap<String, u64>,
 }
 
+/// The size of a terminal, in characters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Window {
+    /// Of a line.
+    pub columns: usize,
+    /// Lines.
+    pub rows: usize,
+}
+
+/// What draws `picture` over another one: no more of it than the window has room for, since the terminal would scroll, and
+/// nothing cleared before it is drawn over, since that would flicker.
+pub fn redraw(picture: &str, window: Window) -> String {
+    let columns = window.columns.max(1);
+    let mut drawn = String::from("\x1b[H");
+    // The line after the last one is where the cursor stands.
+    let mut room = window.rows.saturating_sub(1);
+    let lines: Vec<_> = picture.lines().collect();
+    for (at, line) in lines.iter().enumerate() {
+        let length = line.chars().count();
+        let rows = length.div_ceil(columns).max(1);
+        let is_last = at + 1 == lines.len();
+        if rows + usize::from(!is_last) > room {
+            drawn.push_str(&format!("… {} more lines\x1b[K\n", lines.len() - at));
+            break;
+        }
+        room -= rows;
+        drawn.push_str(line);
+        // A row that is full has nothing left of an old one.
+        if length == 0 || length % columns != 0 {
+            drawn.push_str("\x1b[K");
+        }
+        drawn.push('\n');
+    }
+    drawn + "\x1b[J"
+}
+
 /// The screen, as text with lines of its own.
 pub fn render(status: &Status, now: SystemTime) -> String {
     let mut text = String::new();
@@ -139,7 +176,7 @@ impl Status {
             problems.push(format!("the process is {}", self.state));
         }
         let unserved = self.pools.iter().filter(|pool| pool.ready == 0);
-        problems.extend(unserved.map(|pool| format!("pool {}: no backend is ready", pool.name)));
+        problems.extend(unserved.map(|pool| pool.without_backend(now)));
         let panicking = self.pools.iter().filter(|pool| pool.panic);
         problems.extend(
             panicking
@@ -174,6 +211,15 @@ impl LastReload {
 // === impl Pool ===
 
 impl Pool {
+    /// It is so since the last of its backends is what it is.
+    fn without_backend(&self, now: SystemTime) -> String {
+        let Self { name, backends, .. } = self;
+        // Times of one form and zone are in the order of their texts.
+        let since = backends.iter().map(|backend| backend.since.as_str()).max();
+        let since = since.map(|since| format!(" since {}, {}", clock(since), ago(since, now)));
+        format!("pool {name}: no backend is ready{}", since.unwrap_or_default())
+    }
+
     fn write(&self, text: &mut String, now: SystemTime) -> std::fmt::Result {
         let Self { name, ready, panic: _, backups_in_use: _, requests_in_flight, queue, backends } = self;
         let of = backends.len();
@@ -322,6 +368,7 @@ pool api: 2 of 2 ready, 4 requests in flight, 0 waiting
         pool["backends"][0]["reason"] = "it failed requests".into();
         pool["backends"][1]["state"] = "down".into();
         pool["backends"][1]["reason"] = "3 checks failed: connection refused".into();
+        pool["backends"][1]["since"] = "2026-01-02T10:30:00.000Z".into();
         let screen = screen(document);
         let problems: Vec<_> = screen.lines().filter(|line| line.starts_with("  ! ")).collect();
         assert!(screen.contains("6 things are wrong:"), "{screen}");
@@ -329,10 +376,10 @@ pool api: 2 of 2 ready, 4 requests in flight, 0 waiting
             problems,
             [
                 "  ! the process is draining",
-                "  ! pool api: no backend is ready",
+                "  ! pool api: no backend is ready since 10:30:00, 32m03s ago",
                 "  ! pool api: panic, all its backends are used, ready or not",
                 "  ! the file was refused 2m03s ago, the one before is in effect: error[LB010]: unknown key",
-                "  ! pool api: backend 10.0.0.22:80 is down since 10:00:00, 1h02m ago: 3 checks failed: connection refused",
+                "  ! pool api: backend 10.0.0.22:80 is down since 10:30:00, 32m03s ago: 3 checks failed: connection refused",
                 "  ! pool api: backend 10.0.0.1:80 is ejected since 10:00:00, 1h02m ago: it failed requests",
             ]
         );
@@ -348,5 +395,20 @@ pool api: 2 of 2 ready, 4 requests in flight, 0 waiting
         assert!(screen.contains("all is well"), "{screen}");
         assert!(screen.contains("not in the file:\n  pool api: backend 10.0.0.1:80: draining\n"), "{screen}");
         assert!(screen.contains("10.0.0.1:80   draining *"), "{screen}");
+    }
+
+    #[test]
+    fn a_picture_is_drawn_over_another_one_as_far_as_there_is_room() {
+        let draw = |picture, columns, rows| redraw(picture, Window { columns, rows });
+        assert_eq!(draw("ab\n\nc\n", 80, 24), "\x1b[Hab\x1b[K\n\x1b[K\nc\x1b[K\n\x1b[J");
+        assert_eq!(draw("a\nb\nc\n", 80, 4), "\x1b[Ha\x1b[K\nb\x1b[K\nc\x1b[K\n\x1b[J", "it just fits");
+        assert_eq!(draw("a\nb\nc\nd\n", 80, 4), "\x1b[Ha\x1b[K\nb\x1b[K\n… 2 more lines\x1b[K\n\x1b[J");
+        assert_eq!(draw("abcd\ne\n", 4, 24), "\x1b[Habcd\ne\x1b[K\n\x1b[J", "the last column is kept");
+        assert_eq!(
+            draw("abcdef\ng\nh\n", 4, 4),
+            "\x1b[Habcdef\x1b[K\n… 2 more lines\x1b[K\n\x1b[J",
+            "wrapped"
+        );
+        assert_eq!(draw("a\n", 0, 0), "\x1b[H… 1 more lines\x1b[K\n\x1b[J");
     }
 }

@@ -14,7 +14,7 @@ use crate::control::Client;
 use crate::control::client::{Reply, Unreachable};
 use crate::events::Event;
 use crate::operator::{Outcome, Verdict};
-use crate::screen::{self, Status};
+use crate::screen::{self, Status, Window};
 
 /// How long an answer may take that needs no waiting for anybody.
 const SOON: Duration = Duration::from_secs(30);
@@ -174,9 +174,9 @@ fn status(client: &Client, watch: bool, format: Format, out: &mut impl Write) ->
         match client.ask("GET", "/v1/status", "", SOON) {
             Ok(reply) => {
                 seen = Some(Instant::now());
-                // Home, the picture with what is left of each old line cleared, and what is below it.
-                let picture = picture(&reply, format)?.replace('\n', "\x1b[K\n");
-                write!(out, "\x1b[H{picture}\x1b[J")?;
+                let picture = picture(&reply, format)?;
+                let drawn = window().map(|window| screen::redraw(&picture, window));
+                out.write_all(drawn.unwrap_or(picture).as_bytes())?;
                 out.flush()?;
             }
             Err(_) if seen.is_some_and(|at| at.elapsed() < ABSENCE) => {}
@@ -184,6 +184,12 @@ fn status(client: &Client, watch: bool, format: Format, out: &mut impl Write) ->
         }
         sleep(PAUSE);
     }
+}
+
+/// None: nobody looks, or the lines go on elsewhere.
+fn window() -> Option<Window> {
+    let size = rustix::termios::tcgetwinsize(io::stdout()).ok()?;
+    Some(Window { columns: size.ws_col.into(), rows: size.ws_row.into() })
 }
 
 fn picture(reply: &Reply, format: Format) -> Result<String, AskError> {
@@ -203,7 +209,7 @@ fn events(
     format: Format,
     out: &mut impl Write,
 ) -> Result<(), AskError> {
-    let Told { mut process, mut events } = told(client, 0, 0)?;
+    let Told { mut process, mut events } = told(client, None, 0)?;
     events.drain(..events.len().saturating_sub(last.unwrap_or(usize::MAX)));
     let mut seen = write_events(&events, format, out)?.unwrap_or_default();
     if !follow {
@@ -211,12 +217,13 @@ fn events(
     }
     let mut answered = Instant::now();
     loop {
-        match told(client, seen, POLL_SECONDS) {
-            // A successor counts anew.
-            Ok(told) if told.process != process => (process, seen) = (told.process, 0),
+        match told(client, Some((process, seen)), POLL_SECONDS) {
             Ok(told) => {
                 answered = Instant::now();
-                seen = write_events(&told.events, format, out)?.unwrap_or(seen);
+                // A successor counts anew, and has told all.
+                let before = if told.process == process { seen } else { 0 };
+                process = told.process;
+                seen = write_events(&told.events, format, out)?.unwrap_or(before);
             }
             Err(AskError::Unreachable(_)) if answered.elapsed() < ABSENCE => sleep(PAUSE / 10),
             Err(error) => return Err(error),
@@ -224,8 +231,10 @@ fn events(
     }
 }
 
-fn told(client: &Client, after: u64, wait: u64) -> Result<Told, AskError> {
-    let target = format!("/v1/events?after={after}&wait={wait}");
+/// What came after the event that was seen last, of the process that told it.
+fn told(client: &Client, seen: Option<(u32, u64)>, wait: u64) -> Result<Told, AskError> {
+    let after = seen.map(|(process, id)| format!("&process={process}&after={id}")).unwrap_or_default();
+    let target = format!("/v1/events?wait={wait}{after}");
     let reply = client.ask("GET", &target, "", Duration::from_secs(wait) + SOON)?;
     serde_json::from_value(document(&reply)?).map_err(|error| AskError::Failed(error.to_string()))
 }

@@ -1,5 +1,6 @@
 //! A running daemon is told to change: by the verbs of the command line, and by what they speak.
 
+use std::cell::Cell;
 use std::fs;
 use std::net::SocketAddr;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -358,14 +359,15 @@ fn events_are_told_as_text_and_json_and_followed() {
     let daemon = lab.start(&pool(&[&one, &two], check));
     let mut following = lab.spawn(&["events", "--follow", "-c", path_str(&lab.path("conf.yaml"))]);
     two.refuse();
-    following.logged(&["health", "web", &text(two.address), "is down", "refused"]);
+    // Not as the daemon's own log says it.
+    following.logged(&[&format!(" health   web {} is down", two.address), "refused"]);
     two.come_back();
-    following.logged(&["health", "web", &text(two.address), "is up"]);
+    following.logged(&[&format!(" health   web {} is up", two.address)]);
     done(&lab, &["drain", "web", &text(one.address)]);
-    following.logged(&["operator", "web", &text(one.address), "in service -> draining"]);
+    following.logged(&[&format!(" operator web {} in service -> draining", one.address)]);
     lab.config(&pool(&[&one], check));
     done(&lab, &["reload"]);
-    following.logged(&["reload", "configuration 3 is in effect"]);
+    following.logged(&[" reload   configuration 3 is in effect"]);
     following.signal(Signal::SIGTERM);
     following.wait_exit(LONG);
     let last = done(&lab, &["events", "--last", "1", "--format", "json"]);
@@ -375,6 +377,79 @@ fn events_are_told_as_text_and_json_and_followed() {
     let read: Vec<Value> = serde_json::from_slice(&read.body).unwrap();
     assert!(read.iter().all(|event| event["id"].as_u64() > Some(1)) && read.len() >= 3, "{read:?}");
     assert_eq!(daemon.read("/api/v1/events?since=1").unwrap().status, 400);
+}
+
+/// The numbers of the new process begin at 1 again.
+#[test]
+fn who_follows_sees_what_a_successor_does_at_once() {
+    let lab = Lab::new();
+    let (one, two) = (Origin::start("one"), Origin::start("two"));
+    let _daemon = lab.start(&pool(&[&one, &two], ""));
+    let address = text(one.address);
+    for verb in ["drain", "undrain", "drain", "undrain"] {
+        done(&lab, &[verb, "web", &address]);
+    }
+    let mut following = lab.spawn(&["events", "--follow", "-c", path_str(&lab.path("conf.yaml"))]);
+    following.logged(&[&format!("operator web {address} draining -> in service")]);
+    let said = done(&lab, &["upgrade"]);
+    let pid = said.split_whitespace().nth(1).unwrap().parse().unwrap();
+    let began = Instant::now();
+    done(&lab, &["disable", "web", &address]);
+    // Not as the daemon's own log says it.
+    let told = format!(" operator web {address} in service -> disabled");
+    following.logged(&[&told]);
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    let log = following.log();
+    let line = |words: &str| log.lines().filter(|line| line.ends_with(words)).count();
+    assert_eq!((line("process  has handed over, and drains"), line(&told)), (1, 1), "{log}");
+    following.signal(Signal::SIGTERM);
+    following.wait_exit(LONG);
+    let successor = tests::process::Process(pid);
+    successor.signal(Signal::SIGTERM);
+    successor.wait_gone(LONG);
+}
+
+/// As many as are answered at a time, and all of them gone.
+#[test]
+fn waits_that_nobody_waits_for_keep_no_operator_out() {
+    let lab = Lab::new();
+    let (one, two) = (Origin::start("one"), Origin::start("two"));
+    let daemon = lab.start(&pool(&[&one, &two], ""));
+    let gate = Gate::closed();
+    one.behave(Behaviour::Held(gate.clone(), Answer::ok("held")));
+    two.behave(Behaviour::Held(gate.clone(), Answer::ok("held")));
+    let mut held = [daemon.begin("/held"), daemon.begin("/held")];
+    one.saw("/held");
+    let wait = format!("GET /v1/pools/web/backends/{}/idle HTTP/1.1\r\nHost: a\r\n\r\n", one.address);
+    let waiting: Vec<_> = (0..64)
+        .map(|_| {
+            let mut connection = Connection::open_unix(&lab.path("control.sock")).unwrap();
+            connection.send(&wait).unwrap();
+            connection
+        })
+        .collect();
+    drop(waiting);
+    assert!(done(&lab, &["status"]).contains("all is well"));
+    gate.open();
+    held.iter_mut().for_each(|held| assert_eq!(held.response("GET").unwrap().text(), "held"));
+}
+
+#[test]
+fn remove_with_wait_returns_when_its_requests_are_finished() {
+    let lab = Lab::new();
+    let (one, two) = (Origin::start("one"), Origin::start("two"));
+    let daemon = lab.start(&pool(&[&one, &two], ""));
+    let gate = Gate::closed();
+    one.behave(Behaviour::Held(gate.clone(), Answer::ok("held")));
+    two.behave(Behaviour::Held(gate.clone(), Answer::ok("held")));
+    let mut held = [daemon.begin("/held"), daemon.begin("/held")];
+    one.saw("/held");
+    let address = text(one.address);
+    let late = verb(&lab, &["remove", "web", &address, "--wait", "--timeout", "200ms"]);
+    assert_eq!(late.code, Some(1), "{late:?}");
+    assert!(late.stderr.contains("still works on requests"), "{late:?}");
+    gate.open();
+    held.iter_mut().for_each(|held| assert_eq!(held.response("GET").unwrap().text(), "held"));
 }
 
 #[test]
@@ -442,6 +517,7 @@ fn the_completion_knows_verbs_pools_and_backends() {
     let _daemon = lab.start(&pool(&[&one, &two], ""));
     let script = lab.write("complete.bash", &done_without_config(&lab, &["completions", "bash"]));
     let program = lab.command().get_program().to_str().unwrap().to_owned();
+    let config = Cell::new("conf.yaml");
     let complete = |words: &str| {
         let test = format!(
             "source {}; COMP_WORDS=({program} {words}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); \
@@ -450,7 +526,7 @@ fn the_completion_knows_verbs_pools_and_backends() {
             script.display()
         );
         let mut bash = Command::new("bash");
-        bash.args(["-c", &test]).env("LB_CONFIG", lab.path("conf.yaml"));
+        bash.args(["-c", &test]).env("LB_CONFIG", lab.path(config.get()));
         String::from_utf8(bash.output().unwrap().stdout).unwrap()
     };
     assert_eq!(complete("dra"), "drain\n");
@@ -461,6 +537,20 @@ fn the_completion_knows_verbs_pools_and_backends() {
         complete(&format!("drain web {}", &text(one.address)[..text(one.address).len() - 1])).trim(),
         text(one.address)
     );
+    lab.write("nowhere.yaml", "control: {socket: /nowhere/control.sock}");
+    config.set("nowhere.yaml");
+    assert_eq!(complete("drain ''"), "\n");
+    for daemon in [format!("-c {}", lab.path("conf.yaml").display()), socket_of(&lab)] {
+        assert_eq!(complete(&format!("drain {daemon} ''")), "web\n");
+        let named = complete(&format!("{daemon} add --weight 3 web {}", &text(two.address)[..11]));
+        assert!(named.contains(&text(two.address)), "{daemon}: {named}");
+        let all = complete(&format!("add web {daemon} 10.0.0.1:80 ''"));
+        assert!(!all.contains(&text(two.address)), "nothing is left to name: {all}");
+    }
+}
+
+fn socket_of(lab: &Lab) -> String {
+    format!("--socket {}", lab.path("control.sock").display())
 }
 
 #[track_caller]

@@ -1,21 +1,29 @@
 
-# Pools and backends are those of the running daemon.
+# Pools and backends are those of the running daemon, which may be named by -c or --socket.
 _load_balancer_live() {
     _load_balancer "$@"
-    local word position=0 words=()
-    for ((word = 1; word < COMP_CWORD; word++)); do
-        if ((position > 0)); then
-            words+=("${COMP_WORDS[word]}")
+    local word value="" verb="" daemon=() words=()
+    for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
+        if [[ -n "$value" ]]; then
+            case "$value" in
+                -c|--conf|--socket) daemon+=("$value" "${word/#\~/$HOME}") ;;
+            esac
+            value=""
+            continue
         fi
-        case "${COMP_WORDS[word]}" in
-            drain|undrain|enable|disable|weight|add|remove) position=1 ;;
+        case "$word" in
+            -c|--conf|--socket|--timeout|--weight|--max-requests) value="$word" ;;
+            -*) ;;
+            drain|undrain|enable|disable|weight|add|remove)
+                if [[ -z "$verb" ]]; then verb="$word"; else words+=("$word"); fi ;;
+            *) if [[ -n "$verb" ]]; then words+=("$word"); fi ;;
         esac
     done
     local current="${COMP_WORDS[COMP_CWORD]}"
-    if ((position == 0)) || [[ "$current" == -* ]] || ((${#words[@]} > 1)); then
+    if [[ -z "$verb" || -n "$value" || "$current" == -* ]] || ((${#words[@]} > 1)); then
         return 0
     fi
-    COMPREPLY=($(compgen -W "$("${COMP_WORDS[0]}" names "${words[@]}" 2>/dev/null)" -- "$current"))
+    COMPREPLY=($(compgen -W "$("${COMP_WORDS[0]}" names "${daemon[@]}" "${words[@]}" 2>/dev/null)" -- "$current"))
 }
 # An address is one word.
 COMP_WORDBREAKS=${COMP_WORDBREAKS//:/}

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
+use std::str::FromStr;
 use std::time::Duration;
 
 use lb_service::pool::Weight;
@@ -24,6 +25,8 @@ pub enum Call {
     Events {
         /// The number of the event that was seen last; 0: none.
         after: u64,
+        /// The process that gave it; absent: this one. The numbers of another one say nothing: then all are meant.
+        process: Option<u32>,
         /// At most a minute.
         wait: Duration,
     },
@@ -94,6 +97,15 @@ struct NewFilter {
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields)]
 struct Nothing {}
+
+// === impl Call ===
+
+impl Call {
+    /// Whether it is of use only to whoever waits for the answer, and changes nothing.
+    pub fn only_waits(&self) -> bool {
+        matches!(self, Self::Events { .. } | Self::Idle { .. })
+    }
+}
 
 /// Reads a request.
 ///
@@ -169,15 +181,16 @@ fn idle(pool: &str, address: &str, query: &str) -> Result<Call, Unclear> {
 }
 
 fn events(query: &str) -> Result<Call, Unclear> {
-    let (mut after, mut wait) = (0, Duration::ZERO);
+    let (mut after, mut process, mut wait) = (0, None, Duration::ZERO);
     for (name, value) in parameters(query) {
         match name {
-            "after" => after = value.parse().map_err(|_| bad(format!("`after` is no number: {value:?}")))?,
+            "after" => after = number(name, value)?,
+            "process" => process = Some(number(name, value)?),
             "wait" => wait = seconds(value)?.min(MAX_WAIT),
             other => return Err(unknown_parameter(other)),
         }
     }
-    Ok(Call::Events { after, wait })
+    Ok(Call::Events { after, process, wait })
 }
 
 fn explain(query: &str, as_text: bool) -> Call {
@@ -200,6 +213,10 @@ fn backend(text: &str) -> Result<SocketAddr, Unclear> {
 
 fn parameters(query: &str) -> impl Iterator<Item = (&str, &str)> {
     query.split('&').filter(|part| !part.is_empty()).map(|part| part.split_once('=').unwrap_or((part, "")))
+}
+
+fn number<N: FromStr>(name: &str, value: &str) -> Result<N, Unclear> {
+    value.parse().map_err(|_| bad(format!("`{name}` is no number: {value:?}")))
 }
 
 fn seconds(value: &str) -> Result<Duration, Unclear> {
@@ -272,10 +289,11 @@ mod tests {
 
     #[test]
     fn waiting_has_bounds() {
-        let events = |after, seconds| Ok(Call::Events { after, wait: Duration::from_secs(seconds) });
-        assert_eq!(call("GET", "/v1/events", ""), events(0, 0));
-        assert_eq!(call("GET", "/v1/events?after=7&wait=3", ""), events(7, 3));
-        assert_eq!(call("GET", "/v1/events?wait=1e9", ""), events(0, 60));
+        let events =
+            |after, process, seconds| Ok(Call::Events { after, process, wait: Duration::from_secs(seconds) });
+        assert_eq!(call("GET", "/v1/events", ""), events(0, None, 0));
+        assert_eq!(call("GET", "/v1/events?after=7&process=9&wait=3", ""), events(7, Some(9), 3));
+        assert_eq!(call("GET", "/v1/events?wait=1e9", ""), events(0, None, 60));
         let idle = call("GET", "/v1/pools/web/backends/%5B::1%5D:80/idle?wait=0.5", "");
         let backend = "[::1]:80".parse().unwrap();
         let wait = Duration::from_millis(500);
@@ -292,6 +310,7 @@ mod tests {
         assert!(why("POST", "/v1/upgrade", r#"{"now": true}"#).contains("unknown field `now`"));
         assert!(why("GET", "/v1/events?since=3", "").contains("no parameter `since`"));
         assert!(why("GET", "/v1/events?after=x", "").contains("no number"));
+        assert!(why("GET", "/v1/events?process=-1", "").contains("`process` is no number"));
         assert!(why("GET", "/v1/events?wait=-1", "").contains("no number"));
         assert!(why("DELETE", "/v1/pools/web/backends/web", "").contains("10.0.0.1:80"));
         let weight = why("PUT", "/v1/pools/web/backends/10.0.0.1:80/weight", r#"{"weight": 0}"#);

@@ -32,6 +32,10 @@ pub enum Unreachable {
     Denied { path: PathBuf },
     #[error("cannot speak to the daemon at {path}: {source}")]
     Io { path: PathBuf, source: io::Error },
+    #[error("the daemon at {path} has not answered within {patience:?}; it may still do what was asked")]
+    Silent { path: PathBuf, patience: Duration },
+    #[error("the daemon at {path} has ended before it answered")]
+    Gone { path: PathBuf },
     #[error("what answers at {path} is no daemon of this kind")]
     Stranger { path: PathBuf },
 }
@@ -63,9 +67,12 @@ impl Client {
         body: &str,
         patience: Duration,
     ) -> Result<Reply, Unreachable> {
-        let text = self.exchange(method, target, body, patience).map_err(|error| self.explain(error))?;
-        let parsed = reply(&text);
-        parsed.ok_or_else(|| Unreachable::Stranger { path: self.socket.clone() })
+        let answer = self.exchange(method, target, body, patience);
+        let answer = answer.map_err(|error| self.explain(error, patience))?;
+        if answer.is_empty() {
+            return Err(Unreachable::Gone { path: self.socket.clone() });
+        }
+        reply(&answer).ok_or_else(|| Unreachable::Stranger { path: self.socket.clone() })
     }
 
     fn exchange(&self, method: &str, target: &str, body: &str, patience: Duration) -> io::Result<Vec<u8>> {
@@ -82,11 +89,13 @@ impl Client {
         Ok(answer)
     }
 
-    fn explain(&self, source: io::Error) -> Unreachable {
+    fn explain(&self, source: io::Error, patience: Duration) -> Unreachable {
         let path = self.socket.clone();
         match source.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Unreachable::Nobody { path },
             io::ErrorKind::PermissionDenied => Unreachable::Denied { path },
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Unreachable::Silent { path, patience },
+            io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => Unreachable::Gone { path },
             _ => Unreachable::Io { path, source },
         }
     }
@@ -115,6 +124,26 @@ mod tests {
         assert_eq!(reply(&whole[..whole.len() - 1]), None);
         assert_eq!(reply(b"SSH-2.0-x\r\n"), None);
         assert_eq!(reply(b"HTTP/1.1 200 OK\r\n\r\n{}"), None);
+    }
+
+    #[test]
+    fn one_that_says_nothing_is_told_from_one_that_has_ended() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("control.sock");
+        let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        let client = Client::new(&socket);
+        let error = client.ask("GET", "/", "", Duration::from_millis(20)).unwrap_err();
+        assert!(matches!(error, Unreachable::Silent { .. }), "{error}");
+        drop(listener.accept().unwrap());
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let (mut stream, _) = listener.accept().unwrap();
+                // All of the request, so that the end is one and no reset.
+                while stream.read(&mut [0; 1024]).unwrap() == 1024 {}
+            });
+            let error = client.ask("GET", "/", "", Duration::from_secs(9)).unwrap_err();
+            assert!(matches!(error, Unreachable::Gone { .. }), "{error}");
+        });
     }
 
     #[test]

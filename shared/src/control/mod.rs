@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! GET    /v1/status                                     as /api/v1/status
-//! GET    /v1/events?after=N&wait=SECONDS                {"process": PID, "events": […]}: changes after number N; waits for
-//!                                                       one, at most 60 s
+//! GET    /v1/events?after=N&process=PID&wait=SECONDS    {"process": PID, "events": […]}: changes after number N of that process,
+//!                                                       or all if it is another one; waits for one, at most 60 s
 //! GET    /v1/explain?host=H&path=P&…                    as /api/v1/explain
 //! GET    /v1/explain/text?…                             {"text": "…"}: the same for people
 //! GET    /v1/explain/token                              {"token": "…"}: for the header X-Lb-Explain of a request
@@ -22,7 +22,7 @@
 //! to what changes something is a [`Verdict`]. `curl --unix-socket PATH http://localhost/v1/status` works.
 //!
 //! A connection is for one request: each answer says `Connection: close`. A body is at most 64 KiB, and comes within
-//! 10 s.
+//! 10 s. 64 requests are answered at a time. Who only waits and leaves gives up the place; what changes something goes on.
 //!
 //! - [`api`] reads requests: a plain function from method, path, query and body to a [`Call`].
 //! - [`server`] carries calls out by [`Operations`], and is the only place that touches the socket.

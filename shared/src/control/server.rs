@@ -9,10 +9,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::BytesMut;
 use http::header::{ALLOW, CONTENT_LENGTH, CONTENT_TYPE};
-use http::{HeaderValue, Response, StatusCode};
+use http::{Method, StatusCode};
 use nix::unistd::Uid;
-use pingora::apps::ServerApp;
-use pingora::apps::http_app::{HttpServer, ServeHttp};
+use pingora::http::ResponseHeader;
 use pingora::protocols::http::ServerSession;
 use pingora::protocols::l4::stream::Stream as L4Stream;
 use pingora::server::ShutdownWatch;
@@ -31,7 +30,7 @@ use crate::operator::Verdict;
 /// Answers on the control socket until it is told to close; what has been asked by then is answered.
 pub struct ControlService {
     socket: Mutex<Option<OwnedFd>>,
-    app: Arc<HttpServer<Control>>,
+    control: Arc<Control>,
     closes: watch::Receiver<bool>,
 }
 
@@ -39,6 +38,8 @@ pub struct ControlService {
 struct Control {
     operations: Arc<dyn Operations>,
     closes: watch::Receiver<bool>,
+    /// How long a request may take to arrive.
+    arrival: Duration,
 }
 
 /// An answer before it is sent.
@@ -48,9 +49,21 @@ struct Answer {
     allow: Option<&'static str>,
 }
 
+/// What became of a request on its way.
+enum Arrival {
+    /// All of it is there; its body.
+    Whole(BytesMut),
+    /// Its body is longer than is read.
+    TooLong,
+    /// There is none.
+    Nothing,
+    /// It is no HTTP, or ends early.
+    Broken(Box<pingora::Error>),
+}
+
 /// More bytes of a body are not read.
 const MAX_BODY: usize = 64 * 1024;
-/// How long a request may take to arrive.
+/// How long a request may take to arrive, and its answer to be taken.
 const ARRIVAL: Duration = Duration::from_secs(10);
 /// So many requests at a time.
 const MAX_CONNECTIONS: usize = 64;
@@ -62,11 +75,11 @@ const PAUSE: Duration = Duration::from_millis(100);
 impl ControlService {
     /// A service that listens on `socket` until `closes` turns true.
     pub fn new(socket: OwnedFd, operations: Arc<dyn Operations>, closes: watch::Receiver<bool>) -> Self {
-        let app = Arc::new(HttpServer::new_app(Control { operations, closes: closes.clone() }));
-        Self { socket: Mutex::new(Some(socket)), app, closes }
+        let control = Arc::new(Control { operations, closes: closes.clone(), arrival: ARRIVAL });
+        Self { socket: Mutex::new(Some(socket)), control, closes }
     }
 
-    async fn run(&self, shutdown: &ShutdownWatch) -> io::Result<()> {
+    async fn run(&self) -> io::Result<()> {
         let socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(socket) = socket else { return Ok(()) };
         let listener = StdListener::from(socket);
@@ -88,10 +101,10 @@ impl ControlService {
             };
             match accepted {
                 Ok((stream, _)) => {
-                    let (app, shutdown) = (self.app.clone(), shutdown.clone());
+                    let control = self.control.clone();
                     requests.spawn(async move {
                         let _place = place;
-                        serve(&app, stream, &shutdown).await;
+                        control.serve(stream).await;
                     });
                 }
                 Err(error) => {
@@ -108,22 +121,10 @@ impl ControlService {
 
 #[async_trait]
 impl BackgroundService for ControlService {
-    async fn start(&self, shutdown: ShutdownWatch) {
-        if let Err(error) = self.run(&shutdown).await {
+    async fn start(&self, _shutdown: ShutdownWatch) {
+        if let Err(error) = self.run().await {
             log::error!("control: {error}");
         }
-    }
-}
-
-/// One request of who may make one.
-async fn serve(app: &Arc<HttpServer<Control>>, stream: UnixStream, shutdown: &ShutdownWatch) {
-    match stream.peer_cred() {
-        Ok(peer) if is_trusted(peer.uid()) => {
-            let stream = Box::new(L4Stream::from(stream));
-            app.process_new(stream, shutdown).await;
-        }
-        Ok(peer) => log::warn!("control: uid {} is turned away", peer.uid()),
-        Err(error) => log::warn!("control: nobody knows who asks: {error}"),
     }
 }
 
@@ -136,27 +137,58 @@ fn is_trusted(peer: u32) -> bool {
 // === impl Control ===
 
 impl Control {
-    async fn answer(&self, session: &mut ServerSession) -> Answer {
-        let body = match timeout(ARRIVAL, read_body(session)).await {
-            Ok(Ok(Some(body))) => body,
-            Ok(Ok(None)) => {
-                return Answer::problem(StatusCode::PAYLOAD_TOO_LARGE, "a body has at most 64 KiB");
+    /// One request of who may make one.
+    async fn serve(&self, stream: UnixStream) {
+        match stream.peer_cred() {
+            Ok(peer) if is_trusted(peer.uid()) => {
+                let session = ServerSession::new_http1(Box::new(L4Stream::from(stream)));
+                if let Err(error) = self.exchange(session).await {
+                    // Whoever asks sees that there is no answer, or has left.
+                    log::debug!("control: {error}");
+                }
             }
-            Ok(Err(_)) | Err(_) => {
-                return Answer::problem(StatusCode::REQUEST_TIMEOUT, "the body did not arrive");
-            }
-        };
-        let request = session.req_header();
-        let (path, query) = (request.uri.path(), request.uri.query().unwrap_or_default());
-        match api::parse(request.method.as_str(), path, query, &body) {
-            Ok(call) => self.carry_out(call).await,
-            Err(unclear) => Answer::unclear(unclear),
+            Ok(peer) => log::warn!("control: uid {} is turned away", peer.uid()),
+            Err(error) => log::warn!("control: nobody knows who asks: {error}"),
         }
     }
 
-    /// Nobody is kept waiting by a process that is replaced; its successor counts anew, so each says who it is.
-    async fn events(&self, after: u64, wait: Duration) -> Answer {
+    async fn exchange(&self, mut session: ServerSession) -> pingora::Result<()> {
+        session.set_write_timeout(Some(ARRIVAL));
+        let answer = match timeout(self.arrival, arrival(&mut session)).await {
+            Ok(Arrival::Whole(body)) => self.answer(&mut session, &body).await,
+            Ok(Arrival::TooLong) => {
+                Some(Answer::problem(StatusCode::PAYLOAD_TOO_LARGE, "a body has at most 64 KiB"))
+            }
+            Ok(Arrival::Broken(error)) => return Err(error),
+            Ok(Arrival::Nothing) | Err(_) => None,
+        };
+        match answer {
+            Some(answer) => answer.send(session).await,
+            None => Ok(()),
+        }
+    }
+
+    /// None: whoever waited for it has left.
+    async fn answer(&self, session: &mut ServerSession, body: &[u8]) -> Option<Answer> {
+        let request = session.req_header();
+        let (path, query) = (request.uri.path(), request.uri.query().unwrap_or_default());
+        match api::parse(request.method.as_str(), path, query, body) {
+            Ok(call) if call.only_waits() => tokio::select! {
+                biased;
+                answer = self.carry_out(call) => Some(answer),
+                _ = session.read_body_or_idle(true) => None,
+            },
+            Ok(call) => Some(self.carry_out(call).await),
+            Err(unclear) => Some(Answer::unclear(unclear)),
+        }
+    }
+
+    /// Nobody is kept waiting by a process that is replaced. Its successor counts anew, so each says who it is, and gives all
+    /// that it has to who has counted with another.
+    async fn events(&self, after: u64, process: Option<u32>, wait: Duration) -> Answer {
         let events = self.operations.events();
+        let is_ours = process.is_none_or(|process| process == std::process::id());
+        let after = if is_ours { after } else { 0 };
         let mut closes = self.closes.clone();
         let told = tokio::select! {
             told = events.wait_after(after, wait) => told,
@@ -169,7 +201,7 @@ impl Control {
         let operations = &self.operations;
         match call {
             Call::Status => Answer::ok(operations.status()),
-            Call::Events { after, wait } => self.events(after, wait).await,
+            Call::Events { after, process, wait } => self.events(after, process, wait).await,
             Call::Explain { query, as_text: false } => {
                 operations.explain(&query).map_or_else(|problem| Answer::bad(&problem), Answer::ok)
             }
@@ -202,40 +234,45 @@ impl Control {
     }
 }
 
-/// None: it is too long.
-async fn read_body(session: &mut ServerSession) -> pingora::Result<Option<BytesMut>> {
-    let mut body = BytesMut::new();
-    while let Some(bytes) = session.read_request_body().await? {
-        if body.len() + bytes.len() > MAX_BODY {
-            return Ok(None);
-        }
-        body.extend_from_slice(&bytes);
+/// Reads a request.
+async fn arrival(session: &mut ServerSession) -> Arrival {
+    match session.read_request().await {
+        Ok(true) => {}
+        Ok(false) => return Arrival::Nothing,
+        Err(error) => return Arrival::Broken(error),
     }
-    Ok(Some(body))
-}
-
-#[async_trait]
-impl ServeHttp for Control {
-    async fn response(&self, session: &mut ServerSession) -> Response<Vec<u8>> {
-        session.set_write_timeout(Some(ARRIVAL));
-        session.set_keepalive(None);
-        let Answer { status, body, allow } = self.answer(session).await;
-        let mut response = Response::new(body.into_bytes());
-        *response.status_mut() = status;
-        let length = response.body().len();
-        let headers = response.headers_mut();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
-        if let Some(allow) = allow {
-            headers.insert(ALLOW, HeaderValue::from_static(allow));
+    let mut body = BytesMut::new();
+    loop {
+        match session.read_request_body().await {
+            Ok(Some(bytes)) if body.len() + bytes.len() > MAX_BODY => return Arrival::TooLong,
+            Ok(Some(bytes)) => body.extend_from_slice(&bytes),
+            Ok(None) => return Arrival::Whole(body),
+            Err(error) => return Arrival::Broken(error),
         }
-        response
     }
 }
 
 // === impl Answer ===
 
 impl Answer {
+    async fn send(self, mut session: ServerSession) -> pingora::Result<()> {
+        let Self { status, body, allow } = self;
+        // Only now: reading the request has set it to what that asks for.
+        session.set_keepalive(None);
+        let mut head = ResponseHeader::build(status, Some(4))?;
+        head.insert_header(CONTENT_TYPE, "application/json")?;
+        head.insert_header(CONTENT_LENGTH, body.len())?;
+        if let Some(allow) = allow {
+            head.insert_header(ALLOW, allow)?;
+        }
+        let is_head = session.req_header().method == Method::HEAD;
+        session.write_response_header(Box::new(head)).await?;
+        if !is_head {
+            session.write_response_body(body.into(), true).await?;
+        }
+        session.finish().await.map(drop)
+    }
+
     fn ok(body: String) -> Self {
         Self { status: StatusCode::OK, body, allow: None }
     }
@@ -268,5 +305,238 @@ impl Answer {
             }
             Unclear::Bad(problem) => Self::bad(&problem),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+    use std::path::PathBuf;
+
+    use serde_json::Value;
+    use tempfile::TempDir;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::sync::Notify;
+    use tokio::task::JoinHandle;
+
+    use super::*;
+    use crate::events::{About, Events, Kind};
+    use crate::operator::{Order, Outcome, Reload};
+
+    const DEADLINE: Duration = Duration::from_secs(9);
+    const IDLE: &str = "GET /v1/pools/web/backends/10.0.0.1:80/idle";
+
+    /// Changes take until they are let through; no backend is ever idle.
+    #[derive(Default)]
+    struct Fake {
+        events: Events,
+        asked: Notify,
+        through: Notify,
+        done: Notify,
+    }
+
+    #[async_trait]
+    impl Operations for Fake {
+        async fn reload(&self, _: Reload) -> Verdict {
+            self.asked.notify_one();
+            self.through.notified().await;
+            self.done.notify_one();
+            let problem = "no such file".into();
+            let (changes, problems) = (Vec::new(), Vec::new());
+            Verdict { result: Outcome::Refused, generation: 1, changes, problem, problems }
+        }
+
+        async fn order(&self, order: Order) -> Verdict {
+            let changes = vec![format!("{order:?}")];
+            let (problem, problems) = (String::new(), Vec::new());
+            Verdict { result: Outcome::Applied, generation: 2, changes, problem, problems }
+        }
+
+        async fn idle(&self, pool: &str, _: SocketAddr) -> Result<(), String> {
+            if pool != "web" {
+                return Err(format!("there is no pool {pool}"));
+            }
+            self.asked.notify_one();
+            std::future::pending().await
+        }
+
+        async fn upgrade(&self) -> Result<u32, String> {
+            self.asked.notify_one();
+            self.through.notified().await;
+            Ok(77)
+        }
+
+        fn status(&self) -> String {
+            r#"{"state": "serving"}"#.into()
+        }
+
+        fn events(&self) -> &Events {
+            &self.events
+        }
+
+        fn explain(&self, query: &str) -> Result<String, String> {
+            Err(format!("what is {query}?"))
+        }
+
+        fn explain_text(&self, query: &str) -> Result<String, String> {
+            Ok(query.into())
+        }
+
+        fn explain_token(&self) -> String {
+            "secret".into()
+        }
+
+        fn log_level(&self, filter: Option<&str>) -> Result<String, String> {
+            Ok(filter.unwrap_or("info").into())
+        }
+    }
+
+    /// The real service on a socket file.
+    struct Running {
+        fake: Arc<Fake>,
+        socket: PathBuf,
+        closing: watch::Sender<bool>,
+        task: JoinHandle<()>,
+        _directory: TempDir,
+    }
+
+    impl Running {
+        fn start(arrival: Duration) -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            let socket = directory.path().join("control.sock");
+            let listener = StdListener::bind(&socket).unwrap();
+            let (closing, closes) = watch::channel(false);
+            let fake = Arc::new(Fake::default());
+            let mut service = ControlService::new(listener.into(), fake.clone(), closes.clone());
+            let control = Control { operations: fake.clone(), closes: closes.clone(), arrival };
+            service.control = Arc::new(control);
+            let task = tokio::spawn(async move { service.start(closes).await });
+            Self { fake, socket, closing, task, _directory: directory }
+        }
+
+        async fn connect(&self) -> UnixStream {
+            UnixStream::connect(&self.socket).await.unwrap()
+        }
+
+        async fn begin(&self, request: &str) -> UnixStream {
+            let mut stream = self.connect().await;
+            let text = format!("{request} HTTP/1.1\r\nHost: localhost\r\n\r\n");
+            stream.write_all(text.as_bytes()).await.unwrap();
+            stream
+        }
+
+        async fn ask(&self, request: &str) -> (u16, Value) {
+            answer(self.begin(request).await).await
+        }
+
+        async fn ended(self) {
+            timeout(DEADLINE, self.task).await.expect("the service ends").unwrap();
+        }
+    }
+
+    /// All that comes until the end of the connection, in time.
+    async fn rest(mut stream: UnixStream) -> String {
+        let mut text = String::new();
+        timeout(DEADLINE, stream.read_to_string(&mut text)).await.expect("an end").unwrap();
+        text
+    }
+
+    async fn answer(stream: UnixStream) -> (u16, Value) {
+        let text = rest(stream).await;
+        let (head, body) = text.split_once("\r\n\r\n").expect(&text);
+        assert!(head.to_lowercase().contains("connection: close"), "{head}");
+        (head[9..12].parse().unwrap(), serde_json::from_str(body).expect(body))
+    }
+
+    #[tokio::test]
+    async fn each_answer_has_its_status() {
+        let running = Running::start(ARRIVAL);
+        assert_eq!(running.ask("GET /v1/status").await, (200, json!({"state": "serving"})));
+        let (status, verdict) = running.ask("POST /v1/pools/web/backends/10.0.0.1:80/drain").await;
+        assert_eq!((status, &verdict["result"]), (200, &json!("applied")));
+        running.fake.through.notify_one();
+        let (status, verdict) = running.ask("POST /v1/reload").await;
+        assert_eq!((status, &verdict["problem"]), (409, &json!("no such file")));
+        running.fake.through.notify_one();
+        assert_eq!(running.ask("POST /v1/upgrade").await, (200, json!({"pid": 77})));
+        assert_eq!(running.ask("GET /v1/log_level").await, (200, json!({"filter": "info"})));
+        assert_eq!(running.ask("GET /v1/explain?a").await, (400, json!({"problem": "what is a?"})));
+        assert_eq!(running.ask("GET /v1/explain/text?a").await, (200, json!({"text": "a"})));
+        assert_eq!(running.ask("GET /v1/explain/token").await, (200, json!({"token": "secret"})));
+        assert_eq!(running.ask("GET /v1/pools/api/backends/10.0.0.1:80/idle").await.0, 404);
+        let (status, problem) = running.ask(&format!("{IDLE}?wait=0.01")).await;
+        assert_eq!((status, &problem["problem"]), (408, &json!("it still works on requests after 10ms")));
+        assert_eq!(running.ask("GET /").await.0, 404);
+        let head = rest(running.begin("HEAD /v1/status").await).await;
+        assert!(head.starts_with("HTTP/1.1 405 ") && head.to_lowercase().contains("allow: get"), "{head}");
+        assert!(head.ends_with("\r\n\r\n"), "an answer to HEAD has no body: {head}");
+    }
+
+    #[tokio::test]
+    async fn who_only_waits_and_leaves_gives_up_the_place() {
+        let running = Running::start(ARRIVAL);
+        let mut waiting = Vec::new();
+        for _ in 0..MAX_CONNECTIONS {
+            waiting.push(running.begin(IDLE).await);
+            running.fake.asked.notified().await;
+        }
+        let next = running.begin("GET /v1/status").await;
+        drop(waiting);
+        assert_eq!(answer(next).await.0, 200);
+    }
+
+    #[tokio::test]
+    async fn who_says_nothing_or_only_half_is_given_up() {
+        let running = Running::start(Duration::from_millis(50));
+        assert_eq!(rest(running.connect().await).await, "");
+        let mut slow = running.connect().await;
+        slow.write_all(b"POST /v1/reload HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n{").await.unwrap();
+        assert_eq!(rest(slow).await, "");
+    }
+
+    #[tokio::test]
+    async fn a_change_goes_on_when_who_asked_for_it_has_left() {
+        let running = Running::start(ARRIVAL);
+        let asking = running.begin("POST /v1/reload").await;
+        running.fake.asked.notified().await;
+        drop(asking);
+        assert_eq!(running.ask("GET /v1/status").await.0, 200);
+        running.fake.through.notify_one();
+        timeout(DEADLINE, running.fake.done.notified()).await.expect("it is done");
+    }
+
+    #[tokio::test]
+    async fn what_was_asked_before_the_end_is_answered() {
+        let running = Running::start(ARRIVAL);
+        let upgrading = running.begin("POST /v1/upgrade").await;
+        running.fake.asked.notified().await;
+        let following = running.begin("GET /v1/events?wait=60").await;
+        // Accepted after the one before.
+        running.ask("GET /v1/status").await;
+        running.closing.send_replace(true);
+        assert_eq!(answer(following).await, (200, json!({"process": std::process::id(), "events": []})));
+        while UnixStream::connect(&running.socket).await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+        assert!(!running.task.is_finished(), "it waits for the upgrade");
+        running.fake.through.notify_one();
+        assert_eq!(answer(upgrading).await, (200, json!({"pid": 77})));
+        running.ended().await;
+    }
+
+    #[tokio::test]
+    async fn numbers_of_another_process_say_nothing() {
+        let running = Running::start(ARRIVAL);
+        let own = std::process::id();
+        running.fake.events.note(Kind::Process, About::default(), "serves");
+        let told = |(status, document): (u16, Value)| {
+            assert_eq!(status, 200);
+            document["events"].as_array().unwrap().len()
+        };
+        assert_eq!(told(running.ask("GET /v1/events").await), 1);
+        assert_eq!(told(running.ask(&format!("GET /v1/events?after=1&process={own}")).await), 0);
+        assert_eq!(told(running.ask("GET /v1/events?after=1").await), 0);
+        let other = format!("GET /v1/events?after=1&process={}&wait=60", own + 1);
+        assert_eq!(told(running.ask(&other).await), 1);
     }
 }
