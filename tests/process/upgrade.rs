@@ -2,11 +2,12 @@
 
 use std::fs;
 use std::net::TcpListener;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use tests::daemon::{Finished, path_str};
-use tests::process::{listening_sockets, started_with};
+use tests::process::{Process, listening_sockets, started_with};
 use tests::wait::{self, LONG};
 use tests::{Answer, Background, Behaviour, Connection, Gate, Lab, LoadGenerator, Origin, Signal, ports};
 
@@ -382,4 +383,134 @@ fn the_sockets_of_forty_listeners_with_long_names_are_handed_over_to_nobody_else
     }
     assert_eq!(new.stop(), Some(0));
     assert!(paths.iter().all(|path| !path.exists()));
+}
+
+#[test]
+fn a_new_process_that_never_gets_ready_is_ended_after_a_minute() {
+    let lab = Lab::new();
+    let origin = Origin::start("one");
+    lab.install();
+    let daemon = lab.daemonize(&pool(&[&origin], ""));
+    lab.replace_program(Some("trap '' TERM; while :; do sleep 1; done"));
+    let begun = Instant::now();
+    daemon.process.signal(Signal::SIGUSR2);
+    let hanging = wait::until_some(LONG, "it is started", || daemon.process.children().first().copied());
+    wait::until(Duration::from_secs(90), "the old process has had enough", || {
+        let answer = daemon.get("/").expect("the old process serves");
+        assert!(answer.status == 200 && !answer.closes(), "{answer:?}");
+        lab.error_log().contains("was not ready within 60s")
+    });
+    assert!(begun.elapsed() >= Duration::from_secs(60));
+    assert!(!hanging.alive() && daemon.process.children().is_empty());
+    lab.replace_program(None);
+    let new = usr2(&lab, &daemon);
+    assert_eq!(new.get("/").unwrap().status, 200);
+}
+
+#[test]
+fn who_is_told_to_end_ends_the_new_process_too() {
+    let lab = Lab::new();
+    let origin = Origin::start("one");
+    let mut daemon = lab.start(&pool(&[&origin], ""));
+    let unanswered = tests::Unreachable::start();
+    let check = "health_check: {type: tcp, timeout: 60s, interval: 60s}";
+    lab.config(&pool_of(&[origin.address, unanswered.address], check));
+    daemon.signal(Signal::SIGUSR2);
+    daemon.logged(&["takes", "listeners"]);
+    let children = daemon.process.children();
+    assert_eq!(children.len(), 1, "{children:?}");
+    assert_eq!(daemon.stop(), Some(0), "{}", daemon.log());
+    children[0].wait_gone(LONG);
+    assert_eq!(listening_sockets(lab.listener), 0);
+}
+
+#[test]
+fn connections_that_stay_idle_hold_the_old_process_for_some_seconds_only() {
+    let lab = Lab::new();
+    let origin = Origin::start("one");
+    let old = lab.daemonize(&pool(&[&origin], ""));
+    let mut idle = old.connect();
+    idle.get("/").unwrap();
+    let begun = Instant::now();
+    let new = usr2(&lab, &old);
+    let took = begun.elapsed();
+    assert!(took > Duration::from_secs(4) && took < Duration::from_secs(10), "{took:?}");
+    assert!(idle.ends_within(LONG));
+    assert!(lab.error_log().contains("drained: no request is left"), "nothing was cut:\n{}", lab.error_log());
+
+    // Told to end on top, it does not keep anybody waiting.
+    let mut idle = new.connect();
+    idle.get("/").unwrap();
+    new.process.signal(Signal::SIGUSR2);
+    let next = lab.successor(new.process);
+    let begun = Instant::now();
+    new.process.signal(Signal::SIGTERM);
+    new.process.wait_gone(LONG);
+    assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+    drop(next);
+}
+
+/// The real user id of a process.
+fn user(process: Process) -> u32 {
+    fs::metadata(format!("/proc/{}", process.0)).unwrap().uid()
+}
+
+#[test]
+fn who_gave_up_root_starts_its_successor_as_the_user_it_has_become() {
+    if user(Process(std::process::id())) != 0 {
+        // There is nothing to give up.
+        return;
+    }
+    let (lab, origin) = (Lab::new(), Origin::start("one"));
+    lab.install();
+    fs::set_permissions(lab.directory(), fs::Permissions::from_mode(0o777)).unwrap();
+    let body = format!("user: www-data\n{}", pool(&[&origin], ""));
+    let old = lab.daemonize(&body);
+    let became = user(old.process);
+    assert_ne!(became, 0);
+    let new = usr2(&lab, &old);
+    assert_eq!(user(new.process), became);
+    assert_eq!(new.get("/").unwrap().status, 200);
+
+    // What needs root fails, and leaves the old one alone.
+    let closed = lab.path("closed");
+    fs::create_dir(&closed).unwrap();
+    fs::set_permissions(&closed, fs::Permissions::from_mode(0o700)).unwrap();
+    let another = format!("  - {{address: \"unix:{}/web.sock\"}}\n", closed.display());
+    lab.config_with(&format!("listeners:\n  - {{address: \"{}\"}}\n{another}", lab.listener), &body);
+    new.process.signal(Signal::SIGUSR2);
+    let reason = new.logged(&["upgrade failed", "closed cannot be written to: Permission denied"]);
+    assert!(reason.contains("ended with exit code"), "{reason}");
+    assert_eq!(new.get("/").unwrap().status, 200);
+
+    // Who is still root can take over from it.
+    lab.config(&body);
+    let third = upgrade(&lab, &new);
+    new.process.wait_gone(LONG);
+    assert_eq!(third.get("/").unwrap().status, 200);
+    assert_eq!(user(third.process), became);
+}
+
+#[test]
+fn process_1_refuses_and_says_what_to_do() {
+    let lab = Lab::new();
+    let origin = Origin::start("one");
+    let config = lab.config(&pool(&[&origin], ""));
+    let program = lab.install();
+    // A namespace of its own, in which the daemon is process 1.
+    let mut unshare = Command::new("unshare");
+    unshare.args(["--user", "--map-root-user", "--pid", "--fork", "--kill-child"]);
+    let log = fs::File::create(lab.path("log")).unwrap();
+    unshare.arg(program).arg("-c").arg(&config).stdout(log.try_clone().unwrap()).stderr(log);
+    let mut child = unshare.spawn().expect("util-linux is installed");
+    wait::until(LONG, "the daemon serves", || tests::get(lab.listener, "/").is_ok());
+    let daemon = Process(child.id()).children()[0];
+    daemon.signal(Signal::SIGUSR2);
+    wait::until(LONG, "the remedy is named", || {
+        lab.error_log().contains("this is process 1 of a container, which ends with it: start a container")
+    });
+    assert!(daemon.children().is_empty());
+    assert_eq!(tests::get(lab.listener, "/").unwrap().status, 200);
+    daemon.signal(Signal::SIGTERM);
+    child.wait().unwrap();
 }

@@ -18,30 +18,48 @@
 //! 6. Pingora's `Server` starts the services; the signal handlers are installed; the first health checks run.
 //! 7. With `-u`: [`upgrade::Claim::ready`] tells the old process, which then drains; after its acknowledgement the pid
 //!    file is taken over and the socket files become ours ([`sockets::Sockets::own_files`]).
-//! 8. Readiness is announced ([`background::Announcer`]): `load_balancer -d` returns.
+//! 8. Readiness is announced: to systemd ([`systemd::Supervisor`]), with the number of this process, and to who waits for `-d`
+//!    ([`background::Announcer`]), which then returns.
 //!
 //! # Drain (TERM or INT)
 //!
 //! 1. `/readyz` answers 503; for `shutdown.delay` traffic is still accepted.
 //! 2. The traffic listeners close; the metrics listener stays. Requests in flight go on.
-//! 3. When none is left, or after `shutdown.drain`, `Server::run` returns at once.
-//! 4. The pid file and the socket files are removed; the exit code is 0, or 3 when requests were cut.
+//! 3. Answers say `Connection: close`. Idle connections are closed after a tenth of a second, in which a request that is on its way
+//!    arrives.
+//! 4. When no request is left, or after `shutdown.drain`, `Server::run` returns at once.
+//! 5. The pid file and the socket files are removed; the exit code is 0, or 3 when requests were cut.
 //!
 //! A second TERM or INT ends the process at once.
 //!
-//! # Upgrade (QUIT, then a process started with `-u`)
+//! # Upgrade (USR2 or an [order](lifecycle::Upgrades); or QUIT, then a process started with `-u`)
 //!
-//! 1. The old process listens on `upgrade_sock` and goes on serving, for up to a minute.
+//! 1. The old process listens on `upgrade_sock` and goes on serving, for up to a minute. On USR2 it also starts the new one, as it
+//!    was started itself, with `-u` ([`successor`]).
 //! 2. The new process connects; both name their protocol version; the old one sends its listening sockets. From here on
 //!    both hold the same kernel sockets, so no connection can be refused whatever happens to either.
 //! 3. The new process starts as above and says that it is ready.
-//! 4. The old process withdraws its offer, acknowledges, closes all its listeners and drains.
-//! 5. If the new one ends, or nobody comes, the old one withdraws its offer and goes on as before; a later QUIT offers again.
+//! 4. The old process withdraws its offer, acknowledges, closes all its listeners and drains. Idle connections stay for up to five
+//!    seconds, or half of `shutdown.drain`: almost all clients are then told `Connection: close` in an answer before their
+//!    connection is closed. WebSockets and downloads go on until `shutdown.drain`.
+//! 5. If the new one ends, or nobody comes, the old one withdraws its offer and goes on as before; a later QUIT or USR2 begins
+//!    again. A new process that the old one has started is ended and waited for, and why it failed is logged and told to who asked.
+//!
+//! A process that gave up root (`user`) starts its successor as the user that it has become: what is inherited needs no more than
+//! that. Where something new needs root, the attempt fails, and QUIT with a start by root is the way. Process 1 of a container
+//! starts no successor, since the container ends with it.
+//!
+//! # Under systemd
+//!
+//! The unit is `Type=notify`. `READY=1` comes with step 8 of the start and `STOPPING=1` with a drain; in an upgrade the new process
+//! says `MAINPID=` itself, and the old one is silent from the hand-over on. `WATCHDOG=1` comes from the loop of the lifecycle as long
+//! as the runtime of the proxy answers it.
 //!
 //! # Invariants
 //!
 //! - The pid file names a live process that serves, or does not exist. Nobody removes or rewrites one that another
 //!   live process holds.
+//! - There is at most one successor at a time, and none is left of an upgrade that failed.
 //! - At any moment of an upgrade at least one process accepts on every listener that both configurations have.
 //! - A socket file is removed only by the process that owns it and only while it is still the same file.
 //! - A process killed during its start (before the handlers of step 6) leaves a pid file whose lock is free and socket

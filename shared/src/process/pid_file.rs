@@ -4,6 +4,7 @@
 //! gone, however that ended. The path may come to name another file (an upgrade renames the new process's file over
 //! it), so every decision compares the file that is locked with the file that the path names now.
 
+use std::ffi::OsStr;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
@@ -90,9 +91,8 @@ impl PidFile {
         let failed = |source| PidFileError::Io { path: path.to_owned(), source };
         create_parent(path).map_err(failed)?;
         refuse_stranger(path, old_pid)?;
+        sweep(path);
         let beside = beside(path);
-        // A left-over of a process that had our number; never a live one's.
-        let _ = std::fs::remove_file(&beside);
         let file = open(&beside).map_err(failed)?;
         let pid_file = Self::write(lock(file, &beside)?, &beside).map_err(failed)?;
         Ok(Prepared { pid_file, path: path.to_owned() })
@@ -196,6 +196,28 @@ fn refuse_stranger(path: &Path, expected: u32) -> Result<(), PidFileError> {
     }
 }
 
+/// Removes what processes have left beside the path that were killed before it was theirs. There is at most one successor at a
+/// time, so nobody else is just preparing one.
+fn sweep(path: &Path) {
+    let (Some(directory), Some(name)) = (path.parent(), path.file_name().and_then(OsStr::to_str)) else {
+        return;
+    };
+    let directory = if directory.as_os_str().is_empty() { Path::new(".") } else { directory };
+    let is_beside = |other: &OsStr| {
+        let suffix = other.to_str().and_then(|other| other.strip_prefix(name)?.strip_prefix('.'));
+        suffix.is_some_and(|pid| pid.parse::<u32>().is_ok())
+    };
+    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+        let other = entry.path();
+        if is_beside(&entry.file_name())
+            && File::open(&other).is_ok_and(|file| file.try_lock().is_ok())
+            && let Err(error) = std::fs::remove_file(&other)
+        {
+            log::warn!("pid file {}: left over, cannot be removed: {error}", other.display());
+        }
+    }
+}
+
 fn beside(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(format!(".{}", std::process::id()));
@@ -285,6 +307,23 @@ mod tests {
         assert!(matches!(PidFile::acquire(&path), Err(PidFileError::AlreadyRuns { .. })));
         drop(new);
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_killed_successors_have_left_is_removed_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lb.pid");
+        let live = File::create(dir.path().join("lb.pid.7")).unwrap();
+        live.lock().unwrap();
+        for name in ["lb.pid.4000000", "lb.pid.old", "other.pid.8"] {
+            std::fs::write(dir.path().join(name), "4000000\n").unwrap();
+        }
+        let _new = PidFile::prepare(&path, 1).unwrap().take_over().unwrap();
+        let entries = std::fs::read_dir(dir.path()).unwrap();
+        let mut names: Vec<_> =
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        assert_eq!(names, ["lb.pid", "lb.pid.7", "lb.pid.old", "other.pid.8"]);
     }
 
     #[test]

@@ -86,7 +86,10 @@ impl Supervisor {
     /// The process serves, or does so again after a reload; `status` is what `systemctl status` shows.
     pub fn ready(&self, status: &str) {
         let pid = std::process::id();
-        self.advance(Stage::Serving, || Some(format!("READY=1\nMAINPID={pid}\n{}", status_line(status))));
+        // In an upgrade the next ping may be half of the time away, and the old process's last one as well.
+        let ping = if self.ping_interval().is_some() { "\nWATCHDOG=1" } else { "" };
+        let text = format!("READY=1\nMAINPID={pid}\n{}{ping}", status_line(status));
+        self.advance(Stage::Serving, || Some(text));
     }
 
     /// A reload begins. It must be followed by [`ready`](Self::ready), however the reload ends.
@@ -302,7 +305,9 @@ mod tests {
         assert!(said(&socket).is_empty());
         supervisor.ready("serves");
         supervisor.ping();
-        assert_eq!(said(&socket)[1..], ["WATCHDOG=1"]);
+        let said = said(&socket);
+        assert!(said[0].ends_with("STATUS=serves\nWATCHDOG=1"), "{said:?}");
+        assert_eq!(said[1..], ["WATCHDOG=1"]);
     }
 
     #[test]
