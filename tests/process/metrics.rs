@@ -34,6 +34,7 @@ fn every_family_of_this_release_is_there() {
     let (one, down) = (Origin::start("one"), Origin::refusing("down"));
     let daemon = lab.start(&pool(&[&one, &down], "health_check: {type: tcp, interval: 1s}"));
     daemon.get("/").unwrap();
+    daemon.settle();
     let text = daemon.metrics_text();
     for (family, kind) in [
         ("lb_requests_total", "counter"),
@@ -157,7 +158,7 @@ fn ten_thousand_mixed_requests_add_up_exactly() {
     let (daemon, origins) = mixed(&lab);
     let counted = Counted::send(&daemon, 10_000);
     assert_eq!(counted.total(), 10_000);
-    wait::until(LONG, "nothing is in flight", || daemon.metric("lb_requests_in_flight", &[]) == 0.0);
+    daemon.settle();
     let exact = |name: &str, labels: &[&str]| daemon.metric(name, labels) as u64;
 
     for (code, count) in &counted.codes {

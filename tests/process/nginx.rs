@@ -67,6 +67,7 @@ fn wrk_gets_nothing_but_answers() {
         report.lines().find_map(|line| line.trim().split_once(" requests in")?.0.parse::<u64>().ok());
     let requests = requests.unwrap_or_else(|| panic!("no count in {report}"));
     assert!(requests > 100, "{report}");
+    daemon.settle();
     let counted = daemon.metric("lb_requests_total", &["code=\"200\""]);
     assert!(counted >= requests as f64, "{counted} counted, but wrk got {requests}");
     println!("{report}");

@@ -512,8 +512,9 @@ fn a_request_that_is_no_http_is_400_and_harms_nobody() {
     assert_eq!(proxied.daemon.get("/").unwrap().status, 200);
     assert_eq!(proxied.origin.requests(), 1);
     // Pingora answers these by itself, before any callback of the proxy runs; they are counted and logged all the same.
-    assert_eq!(proxied.daemon.metric("lb_rejected_total", &["reason=\"malformed\""]), 1.0);
-    assert_eq!(proxied.daemon.metric("lb_requests_total", &["code=\"400\""]), 1.0);
+    let count = |name, label| proxied.daemon.metric(name, &[label]);
+    wait::until(LONG, "it is counted", || count("lb_requests_total", "code=\"400\"") == 1.0);
+    assert_eq!(count("lb_rejected_total", "reason=\"malformed\""), 1.0);
     proxied.daemon.logged(&["400", "malformed"]);
 }
 

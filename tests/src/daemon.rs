@@ -364,6 +364,16 @@ impl View {
         with_labels.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
     }
 
+    /// Waits until no request is in flight: one is counted a moment after its answer has been sent.
+    ///
+    /// # Panics
+    ///
+    /// Panics when one goes on.
+    #[track_caller]
+    pub fn settle(&self) {
+        wait::until(LONG, "nothing is in flight", || self.metric("lb_requests_in_flight", &[]) == 0.0);
+    }
+
     /// The metrics as Prometheus reads them.
     ///
     /// # Panics

@@ -22,7 +22,8 @@
 //! to what changes something is a [`Verdict`]. `curl --unix-socket PATH http://localhost/v1/status` works.
 //!
 //! A connection is for one request: each answer says `Connection: close`. A body is at most 64 KiB, and comes within
-//! 10 s. 64 requests are answered at a time. Who only waits and leaves gives up the place; what changes something goes on.
+//! 10 s. 64 requests are carried out at a time; beside them 512 only wait (for an event, or until a backend has no request
+//! left), as long as whoever asked is there. What changes something goes on when that has left.
 //!
 //! - [`api`] reads requests: a plain function from method, path, query and body to a [`Call`].
 //! - [`server`] carries calls out by [`Operations`], and is the only place that touches the socket.

@@ -19,7 +19,7 @@ use pingora::services::background::BackgroundService;
 use serde::Serialize;
 use serde_json::json;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
@@ -40,6 +40,8 @@ struct Control {
     closes: watch::Receiver<bool>,
     /// How long a request may take to arrive.
     arrival: Duration,
+    /// The places of who only waits, apart from the others: who waits for long must not keep an operator out.
+    waits: Semaphore,
 }
 
 /// An answer before it is sent.
@@ -65,8 +67,10 @@ enum Arrival {
 const MAX_BODY: usize = 64 * 1024;
 /// How long a request may take to arrive, and its answer to be taken.
 const ARRIVAL: Duration = Duration::from_secs(10);
-/// So many requests at a time.
-const MAX_CONNECTIONS: usize = 64;
+/// So many requests at a time that arrive or are carried out.
+const MAX_REQUESTS: usize = 64;
+/// So many at a time that only wait.
+const MAX_WAITS: usize = 512;
 /// How long nobody is accepted when the system is out of something.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -75,7 +79,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 impl ControlService {
     /// A service that listens on `socket` until `closes` turns true.
     pub fn new(socket: OwnedFd, operations: Arc<dyn Operations>, closes: watch::Receiver<bool>) -> Self {
-        let control = Arc::new(Control { operations, closes: closes.clone(), arrival: ARRIVAL });
+        let control = Arc::new(Control::new(operations, closes.clone(), ARRIVAL));
         Self { socket: Mutex::new(Some(socket)), control, closes }
     }
 
@@ -86,7 +90,7 @@ impl ControlService {
         listener.set_nonblocking(true)?;
         let listener = UnixListener::from_std(listener)?;
         let (mut closes, mut requests) = (self.closes.clone(), JoinSet::new());
-        let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let places = Arc::new(Semaphore::new(MAX_REQUESTS));
         loop {
             let place = tokio::select! {
                 biased;
@@ -101,11 +105,8 @@ impl ControlService {
             };
             match accepted {
                 Ok((stream, _)) => {
-                    let control = self.control.clone();
-                    requests.spawn(async move {
-                        let _place = place;
-                        control.serve(stream).await;
-                    });
+                    let (control, place) = (self.control.clone(), place.expect("nobody closes it"));
+                    requests.spawn(async move { control.serve(stream, place).await });
                 }
                 Err(error) => {
                     log::warn!("control: {error}");
@@ -137,12 +138,16 @@ fn is_trusted(peer: u32) -> bool {
 // === impl Control ===
 
 impl Control {
+    fn new(operations: Arc<dyn Operations>, closes: watch::Receiver<bool>, arrival: Duration) -> Self {
+        Self { operations, closes, arrival, waits: Semaphore::new(MAX_WAITS) }
+    }
+
     /// One request of who may make one.
-    async fn serve(&self, stream: UnixStream) {
+    async fn serve(&self, stream: UnixStream, place: OwnedSemaphorePermit) {
         match stream.peer_cred() {
             Ok(peer) if is_trusted(peer.uid()) => {
                 let session = ServerSession::new_http1(Box::new(L4Stream::from(stream)));
-                if let Err(error) = self.exchange(session).await {
+                if let Err(error) = self.exchange(session, place).await {
                     // Whoever asks sees that there is no answer, or has left.
                     log::debug!("control: {error}");
                 }
@@ -152,10 +157,10 @@ impl Control {
         }
     }
 
-    async fn exchange(&self, mut session: ServerSession) -> pingora::Result<()> {
+    async fn exchange(&self, mut session: ServerSession, place: OwnedSemaphorePermit) -> pingora::Result<()> {
         session.set_write_timeout(Some(ARRIVAL));
         let answer = match timeout(self.arrival, arrival(&mut session)).await {
-            Ok(Arrival::Whole(body)) => self.answer(&mut session, &body).await,
+            Ok(Arrival::Whole(body)) => self.answer(&mut session, &body, place).await,
             Ok(Arrival::TooLong) => {
                 Some(Answer::problem(StatusCode::PAYLOAD_TOO_LARGE, "a body has at most 64 KiB"))
             }
@@ -169,17 +174,33 @@ impl Control {
     }
 
     /// None: whoever waited for it has left.
-    async fn answer(&self, session: &mut ServerSession, body: &[u8]) -> Option<Answer> {
+    async fn answer(
+        &self,
+        session: &mut ServerSession,
+        body: &[u8],
+        place: OwnedSemaphorePermit,
+    ) -> Option<Answer> {
         let request = session.req_header();
         let (path, query) = (request.uri.path(), request.uri.query().unwrap_or_default());
         match api::parse(request.method.as_str(), path, query, body) {
-            Ok(call) if call.only_waits() => tokio::select! {
-                biased;
-                answer = self.carry_out(call) => Some(answer),
-                _ = session.read_body_or_idle(true) => None,
-            },
+            Ok(call) if call.only_waits() => {
+                drop(place);
+                self.wait(session, call).await
+            }
             Ok(call) => Some(self.carry_out(call).await),
             Err(unclear) => Some(Answer::unclear(unclear)),
+        }
+    }
+
+    async fn wait(&self, session: &mut ServerSession, call: Call) -> Option<Answer> {
+        let Ok(_place) = self.waits.try_acquire() else {
+            let problem = format!("{MAX_WAITS} wait already");
+            return Some(Answer::problem(StatusCode::SERVICE_UNAVAILABLE, &problem));
+        };
+        tokio::select! {
+            biased;
+            answer = self.carry_out(call) => Some(answer),
+            _ = session.read_body_or_idle(true) => None,
         }
     }
 
@@ -394,6 +415,7 @@ mod tests {
     /// The real service on a socket file.
     struct Running {
         fake: Arc<Fake>,
+        control: Arc<Control>,
         socket: PathBuf,
         closing: watch::Sender<bool>,
         task: JoinHandle<()>,
@@ -408,10 +430,10 @@ mod tests {
             let (closing, closes) = watch::channel(false);
             let fake = Arc::new(Fake::default());
             let mut service = ControlService::new(listener.into(), fake.clone(), closes.clone());
-            let control = Control { operations: fake.clone(), closes: closes.clone(), arrival };
-            service.control = Arc::new(control);
+            let control = Arc::new(Control::new(fake.clone(), closes.clone(), arrival));
+            service.control = control.clone();
             let task = tokio::spawn(async move { service.start(closes).await });
-            Self { fake, socket, closing, task, _directory: directory }
+            Self { fake, control, socket, closing, task, _directory: directory }
         }
 
         async fn connect(&self) -> UnixStream {
@@ -473,15 +495,48 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_only_waits_and_leaves_gives_up_the_place() {
+    async fn who_only_waits_keeps_nobody_else_out() {
         let running = Running::start(ARRIVAL);
         let mut waiting = Vec::new();
-        for _ in 0..MAX_CONNECTIONS {
+        for _ in 0..=MAX_REQUESTS {
             waiting.push(running.begin(IDLE).await);
             running.fake.asked.notified().await;
         }
+        assert_eq!(running.ask("GET /v1/status").await.0, 200);
+    }
+
+    #[tokio::test]
+    async fn who_only_waits_and_leaves_gives_up_the_place() {
+        let running = Running::start(ARRIVAL);
+        let places = || running.control.waits.available_permits();
+        let waits = running.begin(IDLE).await;
+        running.fake.asked.notified().await;
+        assert_eq!(places(), MAX_WAITS - 1);
+        drop(waits);
+        let all_free = async {
+            while places() < MAX_WAITS {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(DEADLINE, all_free).await.expect("the place is free");
+    }
+
+    #[tokio::test]
+    async fn one_wait_too_many_is_turned_away() {
+        let running = Running::start(ARRIVAL);
+        let _all = running.control.waits.acquire_many(MAX_WAITS as u32).await.unwrap();
+        assert_eq!(running.ask(IDLE).await, (503, json!({"problem": "512 wait already"})));
+    }
+
+    #[tokio::test]
+    async fn who_takes_all_places_is_waited_for() {
+        let running = Running::start(ARRIVAL);
+        let mut silent = Vec::new();
+        for _ in 0..MAX_REQUESTS {
+            silent.push(running.connect().await);
+        }
         let next = running.begin("GET /v1/status").await;
-        drop(waiting);
+        drop(silent);
         assert_eq!(answer(next).await.0, 200);
     }
 
