@@ -18,6 +18,7 @@ mod metrics;
 mod nginx;
 mod proxying;
 mod quickstart;
+mod readme;
 mod reload;
 mod resilience;
 mod retries;

@@ -1,0 +1,89 @@
+//! The README names what there is, and nothing else.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::Path;
+
+use tests::{Lab, Origin};
+
+use crate::pool;
+
+/// By the name of a family, those of its labels.
+type Families = BTreeMap<String, BTreeSet<String>>;
+
+#[test]
+fn every_metric_of_ours_stands_there_with_its_labels() {
+    let lab = Lab::new();
+    let (one, down) = (Origin::start("one"), Origin::refusing("down"));
+    let daemon = lab.start(&pool(&[&one, &down], "health_check: {type: tcp, interval: 1s}"));
+    daemon.get("/").unwrap();
+    daemon.settle();
+    let mut listed = listed();
+    // They are not of ours, and their names are each system's.
+    listed.retain(|family, _| family.starts_with("lb_"));
+    assert_eq!(listed, served(&daemon.metrics_text()));
+}
+
+#[test]
+fn every_verb_stands_there() {
+    let help = Lab::new().run(&["--help"]).stdout;
+    let (_, commands) = help.split_once("Commands:\n").expect("--help has commands");
+    let verbs: Vec<&str> = commands.lines().take_while(|line| !line.is_empty()).map(first_word).collect();
+    assert!(verbs.contains(&"drain"), "{help}");
+    let readme = readme();
+    for verb in verbs.into_iter().filter(|verb| *verb != "help") {
+        let mentions = ["`", "make ", "load_balancer "].map(|before| format!("{before}{verb}"));
+        assert!(mentions.iter().any(|mention| readme.contains(mention)), "{verb} is nowhere in the README");
+    }
+}
+
+/// Those of the section on metrics: rows of families, and of the labels that they have in common. A label's values stand in
+/// backticks behind it.
+fn listed() -> Families {
+    let readme = readme();
+    let (_, section) = readme.split_once("\n### Metrics\n").expect("there is a section on metrics");
+    let (section, _) = section.split_once("\n### ").expect("it is not the last");
+    let rows = section.lines().filter_map(|line| line.strip_prefix("| `")?.split_once(" | "));
+    let families = rows.flat_map(|(families, labels)| {
+        let labels: BTreeSet<String> = words(&outside_backticks(labels)).map(str::to_owned).collect();
+        let families = families.split('`').filter(|part| part.contains('_') && !part.contains(' '));
+        families.map(move |family| (family.to_owned(), labels.clone()))
+    });
+    families.collect()
+}
+
+fn served(text: &str) -> Families {
+    let of_ours = text.lines().filter_map(|line| line.strip_prefix("# TYPE lb_"));
+    let names = of_ours.map(|line| format!("lb_{}", first_word(line)));
+    names.map(|family| (labels_of(&family, text), family)).map(|(labels, family)| (family, labels)).collect()
+}
+
+/// Of its first series, without what every histogram has.
+fn labels_of(family: &str, text: &str) -> BTreeSet<String> {
+    let series = text.lines().find_map(|line| {
+        let rest = line.strip_prefix(family)?;
+        let rest = rest.strip_prefix("_bucket").unwrap_or(rest);
+        Some(rest.strip_prefix('{')?.rsplit_once('}')?.0)
+    });
+    let labels =
+        series.into_iter().flat_map(|series| series.split("\",")).filter_map(|pair| pair.split_once('='));
+    labels.map(|(label, _)| label.to_owned()).filter(|label| label != "le").collect()
+}
+
+fn readme() -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md");
+    fs::read_to_string(path).expect("there is a README")
+}
+
+fn first_word(line: &str) -> &str {
+    line.split_whitespace().next().unwrap_or_default()
+}
+
+fn outside_backticks(text: &str) -> String {
+    text.split('`').step_by(2).collect()
+}
+
+fn words(text: &str) -> impl Iterator<Item = &str> {
+    let is_of_word = |letter: char| letter.is_alphanumeric() || letter == '_';
+    text.split(move |letter| !is_of_word(letter)).filter(|word| !word.is_empty())
+}
