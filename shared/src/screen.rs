@@ -80,7 +80,8 @@ struct Backend {
     requests_in_flight: u64,
     #[serde(default)]
     max_requests: Option<u64>,
-    expected_answer_ms: f64,
+    #[serde(default)]
+    expected_answer_ms: Option<f64>,
     requests: u64,
     errors: BTreeMap<String, u64>,
 }
@@ -258,7 +259,7 @@ impl Backend {
             format!("{}{max}", self.requests_in_flight),
             self.requests.to_string(),
             errors.to_string(),
-            format!("{:.1} ms", self.expected_answer_ms),
+            self.expected_answer_ms.map_or_else(|| "-".into(), |time| format!("{time:.1} ms")),
         ]
     }
 }
@@ -353,6 +354,15 @@ pool api: 2 of 2 ready, 4 requests in flight, 0 waiting
   10.0.0.22:80  up     1h02m       1          2       120       3      3.3 ms
 ";
         assert_eq!(screen(document()), expected);
+    }
+
+    #[test]
+    fn of_a_backend_that_has_not_answered_nobody_knows_how_long_it_takes() {
+        let mut document = document();
+        document["pools"][0]["backends"][0]["expected_answer_ms"].take();
+        document["pools"][0]["backends"][1].as_object_mut().unwrap().remove("expected_answer_ms");
+        let screen = screen(document);
+        assert_eq!(screen.lines().filter(|line| line.ends_with("  3           -")).count(), 2, "{screen}");
     }
 
     #[test]

@@ -86,7 +86,9 @@ struct BackendStatus<'a> {
     requests_in_flight: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     max_requests: Option<u64>,
-    expected_answer_ms: f64,
+    /// By the last answers; absent while there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expected_answer_ms: Option<f64>,
     consecutive_failures: u32,
     ejections: u64,
     /// How often it was the choice of the policy and was passed over, by reason.
@@ -172,7 +174,7 @@ impl StatusSource {
             checked: verdict.map(|verdict| rfc3339(verdict.checked)),
             requests_in_flight: backend.load.in_flight(),
             max_requests: Some(backend.max_requests).filter(|max| *max < u64::MAX),
-            expected_answer_ms: (backend.load.cost(now).as_secs_f64() * 1e6).round() / 1e3,
+            expected_answer_ms: backend.load.latest(now).map(|time| (time.as_secs_f64() * 1e6).round() / 1e3),
             consecutive_failures: backend.consecutive_failures(),
             ejections: backend.ejections(),
             passed_over: backend

@@ -304,6 +304,8 @@ fn status_shows_pools_and_backends_with_state_reason_and_counters() {
     assert_eq!((&up["state"], &down["state"]), (&"up".into(), &"down".into()), "{pool:#}");
     assert!(down["reason"].as_str().is_some_and(|reason| reason.contains("refused")), "{down:#}");
     assert!(down["since"].is_string(), "{down:#}");
+    assert!(up["expected_answer_ms"].as_f64().is_some_and(|time| time > 0.0), "{up:#}");
+    assert!(down.get("expected_answer_ms").is_none(), "it has never answered: {down:#}");
 }
 
 /// The object that has `name` as one of its values, or is found under that key.

@@ -116,7 +116,13 @@ impl Load {
 
     /// The time that an answer is expected to take, with penalties; 30 ms while nothing is known.
     pub fn cost(&self, now: Instant) -> Duration {
-        Duration::try_from_secs_f64(self.seconds(now)).unwrap_or(Duration::MAX)
+        duration(self.seconds(now))
+    }
+
+    /// What the last answer has made of the estimate, for people to look at: it does not fall while there is none. Absent while
+    /// nothing is known.
+    pub fn latest(&self, now: Instant) -> Option<Duration> {
+        self.estimate(self.stamp(now)).map(|estimate| duration(estimate.cost.into()))
     }
 
     pub(super) fn seconds(&self, now: Instant) -> f64 {
@@ -129,9 +135,12 @@ impl Load {
 
     fn known(&self, now: Instant) -> Option<f64> {
         let stamp = self.stamp(now);
+        self.estimate(stamp).map(|estimate| estimate.decayed(stamp))
+    }
+
+    fn estimate(&self, stamp: u32) -> Option<Estimate> {
         Estimate::from_word(self.estimate.load(Ordering::Relaxed))
             .filter(|estimate| !estimate.is_forgotten(stamp))
-            .map(|estimate| estimate.decayed(stamp))
     }
 
     /// Replaces the estimate by what `cost` makes of it.
@@ -149,6 +158,10 @@ impl Load {
         // The high bits are cut off on purpose.
         now.saturating_duration_since(self.epoch).as_millis() as u32
     }
+}
+
+fn duration(seconds: f64) -> Duration {
+    Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
 }
 
 // === impl InFlight ===
@@ -302,6 +315,15 @@ mod tests {
         load.answered(10 * MS, later);
         let left = (-1f64).exp();
         close(load.cost(later), 0.4 * left + 0.01 * (1.0 - left));
+    }
+
+    #[test]
+    fn the_latest_does_not_fall_but_is_forgotten() {
+        let (load, now) = load();
+        assert_eq!(load.latest(now), None);
+        load.answered(1000 * MS, now);
+        close(load.latest(now + 100_000 * MS).unwrap(), 1.0);
+        assert_eq!(load.latest(now + 121_000 * MS), None);
     }
 
     #[test]
