@@ -100,7 +100,9 @@ impl Diff {
         self.needs("group", *group != new.group);
         self.needs("working_directory", *working_directory != new.working_directory);
         self.needs("listener_tasks_per_fd", *listener_tasks_per_fd != new.listener_tasks_per_fd);
-        self.needs("work_stealing", *work_stealing != new.work_stealing);
+        // Unless it is given it follows from the threads, and is no change of the file's.
+        let stealing = *threads == new.threads && *work_stealing != new.work_stealing;
+        self.needs("work_stealing", stealing);
         self.needs("ca_file", *ca_file != new.ca_file);
         self.needs("client_bind_to_ipv4", *client_bind_to_ipv4 != new.client_bind_to_ipv4);
         self.needs("client_bind_to_ipv6", *client_bind_to_ipv6 != new.client_bind_to_ipv6);
@@ -452,5 +454,13 @@ routes: [{match: {host: 'c.example.com', method: GET, header: {X-C: '1'}, listen
             "control.socket",
         ];
         assert!(keys.iter().all(|key| found.needs_process.contains(key)), "{:?}", found.needs_process);
+    }
+
+    #[test]
+    fn a_key_that_only_follows_from_another_one_is_not_named() {
+        let one = plan(&format!("threads: 1\n{BASE}"));
+        let keys = |new| Diff::between(&one, &plan(&format!("{new}{BASE}")), &|_, _| 0).needs_process;
+        assert_eq!(keys("threads: 2\n"), ["threads"]);
+        assert_eq!(keys("threads: 1\nwork_stealing: true\n"), ["work_stealing"]);
     }
 }
