@@ -2,6 +2,7 @@
 .PHONY: demo run test setup bench soak
 
 CARGO ?= cargo
+TARGET := $(or $(CARGO_TARGET_DIR),target)
 
 demo: ## shows requests being balanced and a failing backend being left out
 	@sh deploy/setup.sh build
@@ -27,10 +28,10 @@ bench: ## CPU, latency and memory side by side with nginx, HAProxy, Envoy and a 
 	@sh deploy/setup.sh build bench
 	$(CARGO) build --release --package shared --bin load_balancer --quiet
 	$(CARGO) build --release --package tests --example quickstart --quiet
-	python3 tests/benches/run.py --bin target/release/load_balancer --quickstart target/release/examples/quickstart $(ARGS)
+	python3 tests/benches/run.py --bin $(TARGET)/release/load_balancer --quickstart $(TARGET)/release/examples/quickstart $(ARGS)
 
 soak: ## a long run under load and change, of which every byte is checked, and the same on nginx and HAProxy: make soak SOAK="nginx"
 	@sh deploy/setup.sh build test bench
 	$(CARGO) build --release --package shared --bin load_balancer --quiet
-	SOAK="$(SOAK)" LOAD_BALANCER_BIN="$(CURDIR)/target/release/load_balancer" \
+	SOAK="$(SOAK)" LOAD_BALANCER_BIN="$(abspath $(TARGET))/release/load_balancer" \
 		$(CARGO) test --package tests --test soak -- --ignored --nocapture
