@@ -69,13 +69,14 @@ fn run_file(args: &RunArgs) -> u8 {
         }
         return demo(args, &DemoArgs::default());
     };
+    let file = match with_context(args, |context| ConfigFile::new(&path, context)) {
+        Ok(file) => file,
+        Err(error) => return fail(&format!("cannot tell the present directory: {error}")),
+    };
     match load(&path, args) {
         Err(problems) => report(&problems),
         Ok(loaded) if args.test => test(&path.display().to_string(), &loaded.plan, args.upgrade),
-        Ok(loaded) => match with_context(args, |context| ConfigFile::new(&path, context)) {
-            Ok(file) => serve(&loaded.plan, args, Some(file)),
-            Err(error) => fail(&format!("cannot tell the present directory: {error}")),
-        },
+        Ok(loaded) => serve(&loaded.plan, args, Some(file)),
     }
 }
 

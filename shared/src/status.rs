@@ -14,6 +14,7 @@ use serde::Serialize;
 
 use crate::daemon::{Checked, Pools};
 use crate::operator::{Document, Operator, Shown};
+use crate::process::logging::Verbosity;
 use crate::time::rfc3339;
 
 /// Where the status is read from.
@@ -22,6 +23,7 @@ pub struct StatusSource {
     traffic: Arc<Traffic>,
     pools: Pools,
     operator: Operator,
+    verbosity: Verbosity,
     started: SystemTime,
 }
 
@@ -104,8 +106,14 @@ struct BackendStatus<'a> {
 
 impl StatusSource {
     /// A source over what the services share.
-    pub fn new(current: Current, traffic: Arc<Traffic>, pools: Pools, operator: Operator) -> Self {
-        Self { current, traffic, pools, operator, started: SystemTime::now() }
+    pub fn new(
+        current: Current,
+        traffic: Arc<Traffic>,
+        pools: Pools,
+        operator: Operator,
+        verbosity: Verbosity,
+    ) -> Self {
+        Self { current, traffic, pools, operator, verbosity, started: SystemTime::now() }
     }
 
     /// The document as it is at `now`.
@@ -117,7 +125,7 @@ impl StatusSource {
             state: if self.traffic.is_draining() { "draining" } else { "serving" },
             started: rfc3339(self.started),
             uptime_seconds: now.duration_since(self.started).unwrap_or(Duration::ZERO).as_secs(),
-            config: shown.document(),
+            config: shown.document(self.verbosity.changed().as_deref()),
             listeners: listeners(&plan),
             pools: pools.iter().map(|checked| self.pool(checked, &shown)).collect(),
         };

@@ -6,7 +6,7 @@ use std::os::unix::fs::symlink;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use tests::daemon::View;
+use tests::daemon::{View, path_str};
 use tests::process::listening_sockets;
 use tests::wait::{self, LONG};
 use tests::{Answer, Behaviour, Connection, Daemon, Gate, Lab, LoadGenerator, Origin, Signal, ports};
@@ -401,6 +401,24 @@ fn a_reload_after_which_requests_fail_is_taken_back() {
     assert_eq!(reload(&daemon)["last_reload"]["result"], "applied");
     assert!((0..100).all(|_| daemon.get("/").unwrap().status == 500));
     wait::throughout(Duration::from_millis(1500), "it stays", || daemon.get("/").unwrap().status == 500);
+}
+
+#[test]
+fn what_operators_order_is_not_taken_back_with_a_reload() {
+    let lab = Lab::new();
+    let (good, other, bad) = (Origin::start("good"), Origin::start("other"), Origin::start("bad"));
+    bad.behave(Behaviour::Answer(Answer::status(500, "broken")));
+    let rule = "reload: {rollback: {error_rate: 30, window: 20s}}\n";
+    let daemon = lab.start(&format!("{rule}{}", pool(&[&good, &other], "")));
+    apply(&lab, &daemon, &format!("{rule}{}", pool(&[&good, &other, &bad], "policy: random")));
+    let address = other.address.to_string();
+    let config = lab.path("conf.yaml");
+    assert_eq!(lab.run(&["drain", "web", &address, "-c", path_str(&config)]).code, Some(0));
+    let load = LoadGenerator::start(lab.listener, 2, 0);
+    daemon.logged(&["taken back", "more than 30 %"]);
+    drop(load.stop());
+    assert!((0..6).all(|_| daemon.get("/").unwrap().origin() == "good"));
+    assert_eq!(daemon.backend_status("web", other.address)["runtime"], "draining");
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use serde_json::json;
 use tests::daemon::{Finished, path_str};
 use tests::process::{Process, listening_sockets, started_with};
 use tests::wait::{self, LONG};
@@ -229,13 +230,107 @@ fn what_operators_changed_goes_on_in_the_successor() {
     let old = lab.daemonize(&pool(&[&one, &two], ""));
     let config = lab.path("conf.yaml");
     let address = one.address.to_string();
+    let changes = || old.status()["config"]["runtime_changes"].clone();
+    let drained = format!("pool web: backend {address}: draining");
     assert_eq!(lab.run(&["drain", "web", &address, "-c", path_str(&config)]).code, Some(0));
+    assert_eq!(lab.run(&["log-level", "debug", "-c", path_str(&config)]).code, Some(0));
+    assert_eq!(changes(), json!([drained, "the log level is debug"]));
     assert_eq!(order(&lab).code, Some(0), "{}", lab.error_log());
     old.process.wait_gone(LONG);
     assert!((0..6).all(|_| old.get("/").unwrap().origin() == "two"));
     assert_eq!(old.backend_status("web", one.address)["runtime"], "draining");
+    assert_eq!(changes(), json!([drained, "the log level is debug"]));
+    assert_eq!(lab.run(&["log-level", "-c", path_str(&config)]).stdout, "debug\n");
+    // The file says nothing of the log level.
     assert_eq!(lab.run(&["reload", "-c", path_str(&config)]).code, Some(0));
     assert_eq!(old.backend_status("web", one.address)["state"], "up");
+    assert_eq!(changes(), json!(["the log level is debug"]));
+}
+
+/// A daemon with the backends `one` and `two`, and a successor of it that has read its file and is kept busy by its checks for
+/// three seconds.
+struct Busy {
+    lab: Lab,
+    daemon: Background,
+    origins: [Origin; 2],
+    _unanswered: tests::Unreachable,
+}
+
+impl Busy {
+    fn start() -> Self {
+        let lab = Lab::new();
+        let origins = [Origin::start("one"), Origin::start("two")];
+        let daemon = lab.daemonize(&pool(&[&origins[0], &origins[1]], ""));
+        let unanswered = tests::Unreachable::start();
+        let all = [origins[0].address, origins[1].address, unanswered.address];
+        lab.config(&pool_of(&all, "health_check: {type: tcp, timeout: 3s, interval: 3s}"));
+        daemon.process.signal(Signal::SIGUSR2);
+        daemon.logged(&["takes", "listeners"]);
+        Self { lab, daemon, origins, _unanswered: unanswered }
+    }
+
+    /// The verb that drains the first.
+    fn drain(&self) -> Finished {
+        let address = self.origins[0].address.to_string();
+        self.lab.run(&["drain", "web", &address, "-c", path_str(&self.lab.path("conf.yaml"))])
+    }
+}
+
+#[test]
+fn an_order_while_a_successor_starts_is_not_lost_in_silence() {
+    let busy = Busy::start();
+    let drained = busy.drain();
+    let successor = busy.lab.successor(busy.daemon.process);
+    assert_eq!(drained.code, Some(2), "{drained:?}");
+    assert!(drained.stderr.contains("successor"), "{drained:?}");
+    assert_eq!(busy.drain().code, Some(0));
+    assert_eq!(successor.backend_status("web", busy.origins[0].address)["runtime"], "draining");
+}
+
+#[test]
+fn an_order_while_a_successor_starts_is_carried_out_when_that_fails() {
+    let busy = Busy::start();
+    let new = wait::until_some(LONG, "the new process", || {
+        let all = started_with(busy.lab.directory()).into_iter();
+        all.filter(|process| *process != busy.daemon.process).max_by_key(|process| process.0)
+    });
+    let drained = std::thread::scope(|scope| {
+        let draining = scope.spawn(|| busy.drain());
+        wait::throughout(Duration::from_millis(300), "it waits", || !draining.is_finished());
+        new.signal(Signal::SIGKILL);
+        draining.join().unwrap()
+    });
+    assert_eq!(drained.code, Some(0), "{drained:?}");
+    assert_eq!(busy.daemon.backend_status("web", busy.origins[0].address)["runtime"], "draining");
+}
+
+#[test]
+fn a_file_that_changes_while_a_successor_starts_is_read_by_that_one() {
+    let busy = Busy::start();
+    busy.lab.config(&pool(&[&busy.origins[1]], ""));
+    busy.daemon.process.signal(Signal::SIGHUP);
+    let successor = busy.lab.successor(busy.daemon.process);
+    wait::until(LONG, "the file is in effect", || {
+        (0..4).all(|_| successor.get("/").is_ok_and(|answer| answer.origin() == "two"))
+    });
+    assert_eq!(successor.status()["config"]["last_reload"]["result"], "applied");
+}
+
+#[test]
+fn a_watched_file_that_changes_while_a_successor_starts_is_read_by_that_one() {
+    let lab = Lab::new();
+    let (one, two, unanswered) = (Origin::start("one"), Origin::start("two"), tests::Unreachable::start());
+    let watched = |body: &str| format!("reload: {{watch: true}}\n{body}");
+    let check = "health_check: {type: tcp, timeout: 3s, interval: 3s}";
+    let daemon = lab.daemonize(&watched(&pool_of(&[one.address, unanswered.address], check)));
+    daemon.process.signal(Signal::SIGUSR2);
+    daemon.logged(&["takes", "listeners"]);
+    lab.config(&watched(&pool(&[&two], "")));
+    let successor = lab.successor(daemon.process);
+    wait::until(LONG, "the file is in effect", || {
+        successor.get("/").is_ok_and(|answer| answer.origin() == "two")
+    });
+    assert_eq!(successor.status()["config"]["last_reload"]["result"], "applied");
 }
 
 /// Each script stands where the new program should, and the old process has to go on.

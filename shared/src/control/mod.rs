@@ -89,6 +89,6 @@ pub trait Operations: Send + Sync {
     /// Sets what is logged, if there is a filter, and tells the filter that is in effect.
     ///
     /// # Errors
-    /// What is wrong with the filter.
-    fn log_level(&self, filter: Option<&str>) -> Result<String, String>;
+    /// What is wrong with the filter, or that the process is ending.
+    async fn log_level(&self, filter: Option<&str>) -> Result<String, String>;
 }

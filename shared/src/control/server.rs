@@ -231,7 +231,7 @@ impl Control {
                 Err(problem) => Answer::bad(&problem),
             },
             Call::ExplainToken => Answer::json(&json!({"token": operations.explain_token()})),
-            Call::LogLevel(filter) => match operations.log_level(filter.as_deref()) {
+            Call::LogLevel(filter) => match operations.log_level(filter.as_deref()).await {
                 Ok(filter) => Answer::json(&json!({"filter": filter})),
                 Err(problem) => Answer::bad(&problem),
             },
@@ -407,7 +407,7 @@ mod tests {
             "secret".into()
         }
 
-        fn log_level(&self, filter: Option<&str>) -> Result<String, String> {
+        async fn log_level(&self, filter: Option<&str>) -> Result<String, String> {
             Ok(filter.unwrap_or("info").into())
         }
     }

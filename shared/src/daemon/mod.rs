@@ -28,7 +28,7 @@ use crate::events::{About, Events, Kind};
 use crate::operator::{self, ConfigFile};
 use crate::process;
 use crate::process::background::{self, Announcer, Role};
-use crate::process::lifecycle::{Parts, Phase, Signals};
+use crate::process::lifecycle::{Heritage, Later, Parts, Phase, Signals};
 use crate::process::limits;
 use crate::process::logging::{self, ErrorLog, LogError, Verbosity};
 use crate::process::pid_file::{PidFile, PidFileError, Prepared};
@@ -102,6 +102,7 @@ struct Held {
     announcer: Announcer,
     launch: Launch,
     supervisor: Supervisor,
+    verbosity: Verbosity,
 }
 
 /// How the daemon is started.
@@ -147,30 +148,24 @@ fn start(
     let logs = AccessLogs::without(how.silent);
     // Opened first: the user to run as may be one who could not.
     let opened = logs.open(&plan.access_log).map_err(StartError::AccessLog)?;
-    let held = Held::acquire(plan, how.mode, announcer, error_log)?;
+    let held = Held::acquire(plan, how.mode, announcer, error_log, verbosity)?;
     let server = Server::new_with_opt_and_conf(None, server_conf(plan));
     let variables = |name: &str| std::env::var(name).ok().filter(|_| how.mode.upgrade);
-    let before = (how.file, operator::inherited(plan, variables));
+    let before = (how.file, operator::inherited(plan, &held.verbosity, variables));
     let services = Services::compose(plan, &server.configuration, before, &logs, opened, &held)?;
-    let code = run(plan, server, services, held, verbosity, extra);
+    let code = run(plan, server, services, held, extra);
     logs.end();
     Ok(code)
 }
 
-fn run(
-    plan: &Plan,
-    mut server: Server,
-    services: Services,
-    held: Held,
-    verbosity: Verbosity,
-    extra: Box<Extra<'_>>,
-) -> u8 {
+fn run(plan: &Plan, mut server: Server, services: Services, held: Held, extra: Box<Extra<'_>>) -> u8 {
     server.bootstrap();
     let before_checks = extra(&mut server, &services);
     let signals = signals(plan, &services, &held);
     let outcome = signals.outcome();
     let (pid_file, sockets) = (held.pid_file.clone(), held.sockets.clone());
     let (events, takes_over) = (services.operator.events().clone(), held.claim.is_some());
+    let verbosity = held.verbosity.clone();
     let announce = Announce::new(services.readiness.clone(), &signals, held.announcement(plan, events));
     let control = control(plan, &services, &sockets, &signals, verbosity);
     let first = Before { checks: &before_checks, takes_over };
@@ -198,6 +193,7 @@ impl Held {
         mode: Mode,
         announcer: Announcer,
         error_log: Option<Arc<ErrorLog>>,
+        verbosity: Verbosity,
     ) -> Result<Self, StartError> {
         let server = &plan.server;
         let launch = Launch::of_this_process(mode.upgrade, announcer.is_background());
@@ -232,6 +228,7 @@ impl Held {
             announcer,
             launch,
             supervisor: Supervisor::of(|name| std::env::var_os(name)),
+            verbosity,
         })
     }
 
@@ -344,7 +341,8 @@ fn control_spec(plan: &Plan, inherited: &[Inherited]) -> Option<ListenSpec> {
     let is_inherited = inherited.iter().any(|socket| socket.address == address);
     if !plan.control.is_named && !is_inherited && sockets::is_answered(path) {
         log::warn!(
-            "the control socket {address} is another process's: this one cannot be controlled; give it a              `control: {{socket: /path}}` of its own"
+            "the control socket {address} is another process's: this one cannot be controlled; give it a \
+             `control: {{socket: /path}}` of its own"
         );
         return None;
     }
@@ -390,13 +388,18 @@ fn signals(plan: &Plan, services: &Services, held: &Held) -> Signals {
             log::error!("{error}");
         }
     };
-    let (operator, heir) = (services.operator.clone(), services.operator.clone());
+    let (operator, testator) = (services.operator.clone(), services.operator.clone());
+    let verbosity = held.verbosity.clone();
+    let heritage = move || -> Later<Heritage> {
+        let (operator, verbosity) = (testator.clone(), verbosity.clone());
+        Box::pin(async move { operator.heritage(&verbosity).await })
+    };
     Signals::new(Parts {
         timings: services.timings.clone(),
         upgrade_sock: plan.server.upgrade_sock.clone(),
         window: upgrade::WINDOW,
         launch: held.launch.clone(),
-        heritage: Box::new(move || heir.heritage()),
+        heritage: Box::new(heritage),
         supervisor: held.supervisor.clone(),
         sockets: held.sockets.clone(),
         in_flight: Arc::new(move || traffic.unfinished()),

@@ -74,8 +74,9 @@ impl Operations for Hands {
         self.secret.to_string()
     }
 
-    fn log_level(&self, filter: Option<&str>) -> Result<String, String> {
+    async fn log_level(&self, filter: Option<&str>) -> Result<String, String> {
         if let Some(filter) = filter {
+            let _turn = self.operator.turn().await?;
             self.verbosity.set(filter)?;
             log::info!("operator: the log level is {filter}");
             self.events().note(Kind::Operator, About::default(), format!("the log level is {filter}"));

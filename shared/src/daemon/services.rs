@@ -123,7 +123,13 @@ impl Services {
             supervisor: held.supervisor.clone(),
             observer: Box::new(move |plan| changed.set(timing(plan))),
         });
-        let status = StatusSource::new(current.clone(), traffic.clone(), pools.clone(), operator.clone());
+        let status = StatusSource::new(
+            current.clone(),
+            traffic.clone(),
+            pools.clone(),
+            operator.clone(),
+            held.verbosity.clone(),
+        );
         let status = Arc::new(status);
         let explain = ExplainSource::new(current.clone());
         let documents = (status.clone(), operator.events().clone(), explain.clone());

@@ -9,12 +9,13 @@ use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::diff::Diff;
+use super::file::ConfigFile;
 use super::order::{Order, Outcome, Reload, Verdict};
 use super::rollback::{Judgement, Past, Trial};
 use super::runtime::Runtime;
 use super::shown::{LastReload, Shown};
 use super::watch::{Print, Watch};
-use super::{Command, Parts};
+use super::{Command, ENDING, Parts, TurnLock};
 use crate::config::{self, Plan, Problems};
 use crate::events::{About, Kind};
 
@@ -23,6 +24,7 @@ pub(super) struct Changer {
     parts: Parts,
     commands: mpsc::UnboundedReceiver<Command>,
     shown: Arc<ArcSwap<Shown>>,
+    turn: Arc<TurnLock>,
     wanted: Wanted,
     /// What is in effect.
     effective: Plan,
@@ -60,11 +62,12 @@ impl Changer {
         mut parts: Parts,
         commands: mpsc::UnboundedReceiver<Command>,
         shown: Arc<ArcSwap<Shown>>,
+        turn: Arc<TurnLock>,
     ) -> Self {
         let wanted = Wanted { file: parts.plan.clone(), runtime: std::mem::take(&mut parts.runtime) };
-        let watch = Watch::new(parts.file.as_ref().and_then(|file| Print::of(file.path())));
+        let watch = Watch::new(parts.file.as_ref().and_then(ConfigFile::first_seen));
         let effective = wanted.effective();
-        Self { parts, commands, shown, wanted, effective, watch, past: Past::default(), trial: None }
+        Self { parts, commands, shown, turn, wanted, effective, watch, past: Past::default(), trial: None }
     }
 
     pub(super) async fn run(mut self) {
@@ -73,10 +76,16 @@ impl Changer {
         loop {
             tokio::select! {
                 command = self.commands.recv() => match command {
-                    Some(command) => self.follow(command).await,
+                    Some(command) => {
+                        let _turn = self.turn.clone().lock_owned().await;
+                        self.follow(command).await;
+                    }
                     None => return,
                 },
-                _ = looks.tick() => self.look().await,
+                _ = looks.tick() => {
+                    let _turn = self.turn.clone().lock_owned().await;
+                    self.look().await;
+                }
             }
         }
     }
@@ -221,7 +230,11 @@ impl Changer {
     async fn carry_out(&mut self, order: &Order) -> Result<Vec<String>, Refusal> {
         self.refuse_while_ending()?;
         let runtime = self.wanted.runtime.after(order, &self.wanted.file).map_err(Refusal::Other)?;
-        self.apply(Wanted { file: self.wanted.file.clone(), runtime }, false).await
+        let lines = self.apply(Wanted { file: self.wanted.file.clone(), runtime }, false).await?;
+        if let Some((_, before)) = &mut self.trial {
+            before.follow(order);
+        }
+        Ok(lines)
     }
 
     // --- both ---
@@ -252,7 +265,7 @@ impl Changer {
 
     fn refuse_while_ending(&self) -> Result<(), Refusal> {
         let ends = self.parts.running.is_draining();
-        if ends { Err(Refusal::Other("the process is draining: ask its successor".into())) } else { Ok(()) }
+        if ends { Err(Refusal::Other(ENDING.into())) } else { Ok(()) }
     }
 
     fn show(&self, last_reload: Option<LastReload>) {
@@ -329,6 +342,13 @@ fn without_subject(line: &str, pool: &str, backend: &str) -> String {
 impl Wanted {
     fn effective(&self) -> Plan {
         self.runtime.applied_to(&self.file)
+    }
+
+    /// What was ordered since is not taken back with a reload, unless it is of a backend that the file before did not have.
+    fn follow(&mut self, order: &Order) {
+        if let Ok(runtime) = self.runtime.after(order, &self.file) {
+            self.runtime = runtime;
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::watch::Print;
 use crate::config::{self, Context, Files, Loaded, Problems, RealFiles};
 
 /// A file that can be read again, whatever the process has become since: it may have another directory and another user.
@@ -14,6 +15,7 @@ pub struct ConfigFile {
     uid: u32,
     cpus: usize,
     daemon: bool,
+    first_seen: Option<Print>,
 }
 
 /// The file system as a process sees it that may have given up its rights: whether it can write to a directory says nothing
@@ -23,13 +25,15 @@ struct OpenFiles;
 // === impl ConfigFile ===
 
 impl ConfigFile {
-    /// The file at `path`, which may be relative to the present directory; `context` is that of the start.
+    /// The file at `path`, which may be relative to the present directory; `context` is that of the start. To be called before it
+    /// is read, so that no change after that is missed.
     ///
     /// # Errors
     /// When the present directory is unknown.
     pub fn new(path: &Path, context: &Context<'_>) -> io::Result<Self> {
         Ok(Self {
             name: path.display().to_string(),
+            first_seen: Print::of(path),
             path: std::path::absolute(path)?,
             uid: context.uid,
             cpus: context.cpus,
@@ -40,6 +44,10 @@ impl ConfigFile {
     /// Where it is, from `/` on.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    pub(super) fn first_seen(&self) -> Option<Print> {
+        self.first_seen
     }
 
     /// Its text as it is now.

@@ -12,7 +12,8 @@
 //! cannot be staged changes nothing.
 //!
 //! **Invariant:** one task makes all changes, one after the other, so a change that is asked for by somebody who leaves meanwhile
-//! is neither lost nor half done.
+//! is neither lost nor half done. While a successor starts nothing is changed, since it would not know; what is asked for
+//! meanwhile waits.
 
 mod changer;
 mod diff;
@@ -33,11 +34,14 @@ use async_trait::async_trait;
 use metrics_service::ConfigMetrics;
 use pingora::server::ShutdownWatch;
 use pingora::services::background::BackgroundService;
+use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::config::Plan;
 use crate::daemon::Running;
 use crate::events::Events;
+use crate::process::lifecycle::{Heritage, Hold};
+use crate::process::logging::Verbosity;
 use crate::process::systemd::Supervisor;
 use changer::Changer;
 pub use diff::Diff;
@@ -54,7 +58,11 @@ pub struct Operator {
     shown: Arc<ArcSwap<Shown>>,
     running: Running,
     events: Events,
+    turn: Arc<TurnLock>,
 }
+
+/// Who has it may change something.
+type TurnLock = tokio::sync::Mutex<()>;
 
 /// Makes the changes: a service of its own, so that a change goes on when whoever asked for it has left.
 pub struct OperatorService(Mutex<Option<Changer>>);
@@ -79,6 +87,14 @@ pub struct Parts {
     pub observer: Box<dyn Fn(&Plan) + Send + Sync>,
 }
 
+/// What operators have changed, as it is handed on.
+#[derive(Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Changes {
+    backends: Vec<Portable>,
+    log_level: Option<String>,
+}
+
 /// Somebody wants a change.
 enum Command {
     Reload { reload: Reload, by: &'static str, answer: Option<oneshot::Sender<Verdict>> },
@@ -94,8 +110,9 @@ impl Operator {
         let path = parts.file.as_ref().map(|file| file.path().to_owned());
         let shown = Arc::new(ArcSwap::from_pointee(Shown::first(path, parts.runtime.clone())));
         let (running, events) = (parts.running.clone(), parts.events.clone());
-        let changer = Changer::new(parts, received, shown.clone());
-        (Self { commands, shown, running, events }, OperatorService(Mutex::new(Some(changer))))
+        let turn = Arc::<TurnLock>::default();
+        let changer = Changer::new(parts, received, shown.clone(), turn.clone());
+        (Self { commands, shown, running, events, turn }, OperatorService(Mutex::new(Some(changer))))
     }
 
     /// Reads the file again, and says what became of it.
@@ -123,11 +140,24 @@ impl Operator {
         self.running.idle(pool, backend).await
     }
 
-    /// What operators changed, for the process that takes over: a variable of its environment.
-    pub fn heritage(&self) -> Vec<(&'static str, String)> {
-        let portable = self.shown.load().runtime.portable();
-        let text = serde_json::to_string(&portable).expect("texts and numbers are JSON");
-        vec![(HERITAGE, text)]
+    /// What operators changed, for the process that takes over: a variable of its environment. Nothing is changed any more as
+    /// long as the hold lives.
+    pub async fn heritage(&self, verbosity: &Verbosity) -> Heritage {
+        let hold = self.turn.clone().lock_owned().await;
+        let backends = self.shown.load().runtime.portable();
+        let changes = Changes { backends, log_level: verbosity.changed() };
+        let text = serde_json::to_string(&changes).expect("texts and numbers are JSON");
+        Heritage { variables: vec![(HERITAGE, text)], hold }
+    }
+
+    /// For a change that somebody else makes, which is to be made as long as the hold lives. Waits until no successor starts that
+    /// would not know of it.
+    ///
+    /// # Errors
+    /// When the process is ending.
+    pub async fn turn(&self) -> Result<Hold, String> {
+        let hold = self.turn.clone().lock_owned().await;
+        if self.running.is_draining() { Err(ENDING.into()) } else { Ok(hold) }
     }
 
     /// Which configuration is in effect.
@@ -168,14 +198,26 @@ impl BackgroundService for OperatorService {
     }
 }
 
-/// What operators changed in the process before this one, as far as `plan` has a place for it: what its
-/// [heritage](Operator::heritage) says, if it started this one.
-pub fn inherited(plan: &Plan, lookup: impl Fn(&str) -> Option<String>) -> Runtime {
-    let portable = lookup(HERITAGE).and_then(|text| serde_json::from_str::<Vec<Portable>>(&text).ok());
-    let (kept, lost) = Runtime::from_portable(portable.unwrap_or_default()).rebased(plan);
+/// What operators changed in the process before this one: what its [heritage](Operator::heritage) says, if it started this one.
+/// Of the backends, what `plan` has a place for; the log level is changed here and now.
+pub fn inherited(plan: &Plan, verbosity: &Verbosity, lookup: impl Fn(&str) -> Option<String>) -> Runtime {
+    let changes = lookup(HERITAGE).map(|text| serde_json::from_str(&text)).transpose();
+    let Changes { backends, log_level } = changes.map(Option::unwrap_or_default).unwrap_or_else(|error| {
+        log::error!(
+            "upgrade: what operators have changed is lost, the program before says it otherwise: {error}"
+        );
+        Changes::default()
+    });
+    if let Some(Err(problem)) = log_level.map(|level| verbosity.set(&level)) {
+        log::error!("upgrade: the log level is as at the start: {problem}");
+    }
+    let (kept, lost) = Runtime::from_portable(backends).rebased(plan);
     lost.iter().for_each(|line| log::warn!("upgrade: no longer, since the file has changed: {line}"));
     kept
 }
+
+const ENDING: &str =
+    "the process is draining and changes nothing any more: if it has a successor, ask that one";
 
 /// The name of the variable.
 const HERITAGE: &str = "LB_RUNTIME_CHANGES";

@@ -1,6 +1,6 @@
 //! Whether a reload is to be taken back: what the answers of the last seconds say about it.
 //!
-//! Answers are counted once a second. A reload is judged until its window is over, and is blamed when more of the answers after
+//! Answers are counted twice a second. A reload is judged until its window is over, and is blamed when more of the answers after
 //! it failed than the configuration allows, and more than did in as long a time before it: what was broken already is no
 //! reason to take back what may have been meant to mend it.
 

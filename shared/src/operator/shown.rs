@@ -92,14 +92,15 @@ impl Shown {
         self.changed.get(&(pool.to_owned(), backend)).copied()
     }
 
-    /// The part of the status.
-    pub fn document(&self) -> Document<'_> {
+    /// The part of the status, with the log level if operators have changed that.
+    pub fn document(&self, log_level: Option<&str>) -> Document<'_> {
+        let level = log_level.map(|level| format!("the log level is {level}"));
         Document {
             generation: self.generation,
             file: self.file.as_ref().map(|path| path.display().to_string()),
             since: rfc3339(self.since),
             last_reload: self.last_reload.as_ref(),
-            runtime_changes: self.runtime.lines(),
+            runtime_changes: self.runtime.lines().into_iter().chain(level).collect(),
         }
     }
 

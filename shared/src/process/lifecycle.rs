@@ -26,10 +26,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use nix::sys::signal::{Signal as NixSignal, kill};
+use nix::unistd::Pid;
 use once_cell::sync::OnceCell;
 use pingora::server::{ShutdownSignal, ShutdownSignalWatch};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{OwnedMutexGuard, mpsc, oneshot, watch};
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use super::sockets::{Class, Sockets};
@@ -316,8 +318,8 @@ pub struct Parts {
     pub window: Duration,
     /// How a successor is started.
     pub launch: Launch,
-    /// What a successor is told by its environment: called when it is started.
-    pub heritage: Box<dyn Fn() -> Vec<(&'static str, String)> + Send + Sync>,
+    /// What a successor is told by its environment: asked for when it is started.
+    pub heritage: Box<dyn Fn() -> Later<Heritage> + Send + Sync>,
     /// Told of the end, and that the process works.
     pub supervisor: Supervisor,
     /// Closed, offered and left to the successor.
@@ -331,6 +333,20 @@ pub struct Parts {
     /// Called on USR1.
     pub reopen_logs: Box<dyn Fn() + Send + Sync>,
 }
+
+/// What a successor is told by its environment.
+pub struct Heritage {
+    /// Variables.
+    pub variables: Vec<(&'static str, String)>,
+    /// As long as it lives nothing changes that the successor would have to know.
+    pub hold: Hold,
+}
+
+/// Nothing changes as long as it lives.
+pub type Hold = OwnedMutexGuard<()>;
+
+/// What takes a while.
+pub type Later<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 /// The signals of the daemon, as Pingora's server waits for them.
 ///
@@ -366,6 +382,16 @@ struct Work {
     handover: Option<Handover>,
     /// Who asked for it, if anybody waits.
     asker: Option<Asker>,
+    /// HUP came meanwhile, when the successor may have read the file already: whoever serves in the end reads it again.
+    hangup: bool,
+    /// Until this process drains: whoever wants a change then is told to ask the successor.
+    hold: Option<Hold>,
+}
+
+/// A successor that serves.
+struct Heir {
+    pid: u32,
+    hold: Option<Hold>,
 }
 
 /// How it ended, readable once `Server::run` has returned.
@@ -401,7 +427,7 @@ enum Came {
     Usr2,
 }
 
-type Handover = Pin<Box<dyn Future<Output = Result<u32, UpgradeError>> + Send>>;
+type Handover = Later<Result<Heir, UpgradeError>>;
 
 // === impl Timings ===
 
@@ -501,12 +527,12 @@ impl Signals {
         let mut pings = self.parts.supervisor.ping_interval().map(every);
         loop {
             let (event, asker) = tokio::select! {
-                came = signals.next() => (self.translate(came), None),
+                came = signals.next() => (self.translate(came, &mut work), None),
                 Some(asker) = inbox.upgrades.recv() => {
                     log::info!("upgrade: ordered");
                     (Some(Event::Upgrade), Some(asker))
                 }
-                result = poll(&mut work.handover) => (Some(work.finish(result)), None),
+                result = poll(&mut work.handover) => (Some(self.finish(result, &mut work)), None),
                 Some(service) = inbox.failed.recv() => {
                     log::error!("service {service} has ended: its listeners could not be started, or it panicked");
                     (Some(Event::ServiceFailed), None)
@@ -523,6 +549,9 @@ impl Signals {
             if self.carry_out(actions, &mut work, asker) {
                 return Ok(());
             }
+            if work.handover.is_none() {
+                work.hold = None;
+            }
         }
     }
 
@@ -532,7 +561,7 @@ impl Signals {
             match action {
                 Action::OpenOffer => work.handover = Some(self.hand_over()),
                 Action::StartSuccessor => {
-                    *work = Work { handover: Some(self.succeed()), asker: asker.take() };
+                    *work = Work { handover: Some(self.succeed()), asker: asker.take(), ..Work::default() };
                 }
                 Action::WithdrawOffer => work.give_up(),
                 Action::Ignore(reason) => ignore(reason, asker.take()),
@@ -547,7 +576,7 @@ impl Signals {
     }
 
     /// What a signal means to the lifecycle; those that mean nothing to it are dealt with here.
-    fn translate(&self, came: Came) -> Option<Event> {
+    fn translate(&self, came: Came, work: &mut Work) -> Option<Event> {
         match came {
             Came::Term | Came::Int => {
                 log::info!("signal {came:?}: shutting down");
@@ -560,6 +589,10 @@ impl Signals {
             Came::Usr2 => {
                 log::info!("signal Usr2: upgrading");
                 return Some(Event::Upgrade);
+            }
+            Came::Hup if work.handover.is_some() => {
+                log::info!("signal Hup: the file is read again when it is known which process serves");
+                work.hangup = true;
             }
             Came::Hup => (self.parts.on_hangup)(),
             Came::Usr1 => {
@@ -606,15 +639,46 @@ impl Signals {
         Box::pin(async move {
             let offer = Offer::open(&path)?;
             log::info!("upgrade: sockets on offer at {} for {window:?}", path.display());
-            offer.serve(sockets.to_hand_over()?, window).await
+            let pid = offer.serve(sockets.to_hand_over()?, window).await?;
+            Ok(Heir { pid, hold: None })
         })
     }
 
     fn succeed(&self) -> Handover {
         let (path, sockets) = (self.parts.upgrade_sock.clone(), Arc::clone(&self.parts.sockets));
-        let (launch, window) =
-            (self.parts.launch.clone().with_variables((self.parts.heritage)()), self.parts.window);
-        Box::pin(async move { successor::succeed(&launch, &path, sockets.to_hand_over()?, window).await })
+        let (launch, window) = (self.parts.launch.clone(), self.parts.window);
+        let heritage = (self.parts.heritage)();
+        Box::pin(async move {
+            let Heritage { variables, hold } = heritage.await;
+            let launch = launch.with_variables(variables);
+            let pid = successor::succeed(&launch, &path, sockets.to_hand_over()?, window).await?;
+            Ok(Heir { pid, hold: Some(hold) })
+        })
+    }
+
+    /// The hand-over is over, one way or the other.
+    fn finish(&self, result: Result<Heir, UpgradeError>, work: &mut Work) -> Event {
+        work.handover = None;
+        let hangup = std::mem::take(&mut work.hangup);
+        match result {
+            Ok(Heir { pid, hold }) => {
+                log::info!("upgrade: process {pid} serves now");
+                if hangup {
+                    hang_up(pid);
+                }
+                work.hold = hold;
+                work.answer(Ok(Upgraded { pid }));
+                Event::NewProcessReady
+            }
+            Err(error) => {
+                log::error!("upgrade failed, this process goes on serving: {error}");
+                if hangup {
+                    (self.parts.on_hangup)();
+                }
+                work.answer(Err(UpgradeFailed::Failed(error.to_string())));
+                Event::HandoverFailed
+            }
+        }
     }
 
     fn close(&self, class: Class) {
@@ -668,23 +732,6 @@ impl Signals {
 // === impl Work ===
 
 impl Work {
-    /// The hand-over is over, one way or the other.
-    fn finish(&mut self, result: Result<u32, UpgradeError>) -> Event {
-        self.handover = None;
-        let (event, answer) = match result {
-            Ok(pid) => {
-                log::info!("upgrade: process {pid} serves now");
-                (Event::NewProcessReady, Ok(Upgraded { pid }))
-            }
-            Err(error) => {
-                log::error!("upgrade failed, this process goes on serving: {error}");
-                (Event::HandoverFailed, Err(UpgradeFailed::Failed(error.to_string())))
-            }
-        };
-        self.answer(answer);
-        event
-    }
-
     /// Withdraws the offer and ends a successor that was started.
     fn give_up(&mut self) {
         self.handover = None;
@@ -704,6 +751,15 @@ fn ignore(reason: &'static str, asker: Option<Asker>) {
     log::info!("ignored: {reason}");
     if let Some(asker) = asker {
         let _ = asker.send(Err(UpgradeFailed::Refused(reason)));
+    }
+}
+
+/// The successor reads its file again.
+fn hang_up(pid: u32) {
+    let pid = i32::try_from(pid).map(Pid::from_raw);
+    match pid.map(|pid| kill(pid, NixSignal::SIGHUP)) {
+        Ok(Ok(())) => log::info!("upgrade: signal Hup is passed on"),
+        failed => log::error!("upgrade: signal Hup cannot be passed on: {failed:?}"),
     }
 }
 
@@ -781,7 +837,7 @@ impl Source for Handlers {
     }
 }
 
-async fn poll(handover: &mut Option<Handover>) -> Result<u32, UpgradeError> {
+async fn poll(handover: &mut Option<Handover>) -> Result<Heir, UpgradeError> {
     match handover {
         Some(handover) => handover.await,
         None => pending().await,
@@ -1060,7 +1116,7 @@ mod tests {
             upgrade_sock,
             window: WINDOW,
             launch: Launch::script(script, true),
-            heritage: Box::new(Vec::new),
+            heritage: Box::new(|| Box::pin(nothing())),
             supervisor,
             sockets: Arc::new(sockets),
             in_flight: Arc::new(move || requests.load(Ordering::Relaxed)),
@@ -1071,6 +1127,10 @@ mod tests {
             }),
         });
         (Arc::new(signals), seen)
+    }
+
+    async fn nothing() -> Heritage {
+        Heritage { variables: Vec::new(), hold: Arc::<tokio::sync::Mutex<()>>::default().lock_owned().await }
     }
 
     fn signals(upgrade_sock: PathBuf) -> (Arc<Signals>, Seen) {
@@ -1176,6 +1236,29 @@ mod tests {
         is_handed_over(&signals, &seen, running).await;
         let late = signals.upgrades().upgrade().await;
         assert_eq!(late, Err(UpgradeFailed::Refused("already shutting down")));
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn the_file_is_read_again_after_an_upgrade_that_failed_and_not_meanwhile() {
+        let dir = tempfile::tempdir().unwrap();
+        let script = "exec sleep 60";
+        let (signals, seen) = signals_with(dir.path().join("sock"), script, Supervisor::default());
+        let hangups = || seen.hangups.load(Ordering::Relaxed);
+        let (send, running) = run(&signals).await;
+        send.send(Came::Usr2).unwrap();
+        send.send(Came::Hup).unwrap();
+        // Refused at once, so what was sent before is dealt with.
+        let second = signals.upgrades().upgrade().await;
+        assert_eq!(second, Err(UpgradeFailed::Refused("an upgrade is under way already")));
+        assert_eq!(hangups(), 0);
+        while hangups() == 0 {
+            tokio::time::sleep(TICK).await;
+        }
+        send.send(Came::Hup).unwrap();
+        while hangups() == 1 {
+            tokio::time::sleep(TICK).await;
+        }
+        running.abort();
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

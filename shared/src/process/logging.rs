@@ -33,6 +33,8 @@ pub struct Verbosity(Arc<Switch>);
 
 struct Switch {
     style: Style,
+    /// The filter of the start.
+    first: String,
     chosen: ArcSwap<Chosen>,
 }
 
@@ -77,12 +79,17 @@ pub fn init(error_log: Option<&Path>) -> Result<(Option<ErrorLog>, Verbosity), L
 impl Verbosity {
     fn new(style: Style, filter: &str) -> Self {
         let chosen = Chosen { logger: style.logger(filter), filter: filter.to_owned() };
-        Self(Arc::new(Switch { style, chosen: ArcSwap::from_pointee(chosen) }))
+        Self(Arc::new(Switch { style, first: filter.to_owned(), chosen: ArcSwap::from_pointee(chosen) }))
     }
 
     /// What is logged, as `RUST_LOG` would be written.
     pub fn filter(&self) -> String {
         self.0.chosen.load().filter.clone()
+    }
+
+    /// The same if it is not that of the start.
+    pub fn changed(&self) -> Option<String> {
+        Some(self.filter()).filter(|filter| *filter != self.0.first)
     }
 
     /// From now on this is logged, written as `RUST_LOG` is.
