@@ -241,6 +241,13 @@ fn what_operators_changed_goes_on_in_the_successor() {
     assert_eq!(old.backend_status("web", one.address)["runtime"], "draining");
     assert_eq!(changes(), json!([drained, "the log level is debug"]));
     assert_eq!(lab.run(&["log-level", "-c", path_str(&config)]).stdout, "debug\n");
+    // So they do when the new process is started by hand.
+    let before = lab.pid_in_file().unwrap();
+    before.signal(Signal::SIGQUIT);
+    let new = lab.daemonize_file(&config, &["-u"]);
+    before.wait_gone(LONG);
+    assert_eq!(changes(), json!([drained, "the log level is debug"]));
+    assert_eq!(new.backend_status("web", one.address)["state"], "draining");
     // The file says nothing of the log level.
     assert_eq!(lab.run(&["reload", "-c", path_str(&config)]).code, Some(0));
     assert_eq!(old.backend_status("web", one.address)["state"], "up");

@@ -28,7 +28,7 @@ use crate::events::{About, Events, Kind};
 use crate::operator::{self, ConfigFile};
 use crate::process;
 use crate::process::background::{self, Announcer, Role};
-use crate::process::lifecycle::{Heritage, Later, Parts, Phase, Signals};
+use crate::process::lifecycle::{Later, Parts, Phase, Signals};
 use crate::process::limits;
 use crate::process::logging::{self, ErrorLog, LogError, Verbosity};
 use crate::process::pid_file::{PidFile, PidFileError, Prepared};
@@ -36,7 +36,7 @@ use crate::process::privileges::{self, Identity, PrivilegeError};
 use crate::process::sockets::{self, Class, Endpoint, Handed, Inherited, ListenError, ListenSpec, Sockets};
 use crate::process::successor::Launch;
 use crate::process::systemd::Supervisor;
-use crate::process::upgrade::{self, Claim, UpgradeError};
+use crate::process::upgrade::{self, Claim, Legacy, UpgradeError};
 use announce::{Announce, Announcement};
 use logs::AccessLogs;
 use operations::Hands;
@@ -150,9 +150,9 @@ fn start(
     let opened = logs.open(&plan.access_log).map_err(StartError::AccessLog)?;
     let held = Held::acquire(plan, how.mode, announcer, error_log, verbosity)?;
     let server = Server::new_with_opt_and_conf(None, server_conf(plan));
-    let variables = |name: &str| std::env::var(name).ok().filter(|_| how.mode.upgrade);
-    let before = (how.file, operator::inherited(plan, &held.verbosity, variables));
-    let services = Services::compose(plan, &server.configuration, before, &logs, opened, &held)?;
+    let inherited = |claim: &Claim| operator::inherited(plan, &held.verbosity, claim.changes());
+    let runtime = held.claim.as_ref().map(inherited).unwrap_or_default();
+    let services = Services::compose(plan, &server.configuration, (how.file, runtime), &logs, opened, &held)?;
     let code = run(plan, server, services, held, extra);
     logs.end();
     Ok(code)
@@ -389,17 +389,20 @@ fn signals(plan: &Plan, services: &Services, held: &Held) -> Signals {
         }
     };
     let (operator, testator) = (services.operator.clone(), services.operator.clone());
-    let verbosity = held.verbosity.clone();
-    let heritage = move || -> Later<Heritage> {
-        let (operator, verbosity) = (testator.clone(), verbosity.clone());
-        Box::pin(async move { operator.heritage(&verbosity).await })
+    let (sockets, verbosity) = (held.sockets.clone(), held.verbosity.clone());
+    let legacy = move || -> Later<io::Result<Legacy>> {
+        let (operator, sockets, verbosity) = (testator.clone(), sockets.clone(), verbosity.clone());
+        Box::pin(async move {
+            let (changes, hold) = operator.heritage(&verbosity).await;
+            Ok(Legacy { sockets: sockets.to_hand_over()?, changes, hold })
+        })
     };
     Signals::new(Parts {
         timings: services.timings.clone(),
         upgrade_sock: plan.server.upgrade_sock.clone(),
         window: upgrade::WINDOW,
         launch: held.launch.clone(),
-        heritage: Box::new(heritage),
+        legacy: Box::new(legacy),
         supervisor: held.supervisor.clone(),
         sockets: held.sockets.clone(),
         in_flight: Arc::new(move || traffic.unfinished()),

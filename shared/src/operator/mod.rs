@@ -40,9 +40,9 @@ use tokio::sync::{mpsc, oneshot};
 use crate::config::Plan;
 use crate::daemon::Running;
 use crate::events::Events;
-use crate::process::lifecycle::{Heritage, Hold};
 use crate::process::logging::Verbosity;
 use crate::process::systemd::Supervisor;
+use crate::process::upgrade::Hold;
 use changer::Changer;
 pub use diff::Diff;
 pub use file::ConfigFile;
@@ -140,14 +140,12 @@ impl Operator {
         self.running.idle(pool, backend).await
     }
 
-    /// What operators changed, for the process that takes over: a variable of its environment. Nothing is changed any more as
-    /// long as the hold lives.
-    pub async fn heritage(&self, verbosity: &Verbosity) -> Heritage {
+    /// What operators changed, as a text for the process that takes over. Nothing is changed any more as long as the hold lives.
+    pub async fn heritage(&self, verbosity: &Verbosity) -> (String, Hold) {
         let hold = self.turn.clone().lock_owned().await;
         let backends = self.shown.load().runtime.portable();
         let changes = Changes { backends, log_level: verbosity.changed() };
-        let text = serde_json::to_string(&changes).expect("texts and numbers are JSON");
-        Heritage { variables: vec![(HERITAGE, text)], hold }
+        (serde_json::to_string(&changes).expect("texts and numbers are JSON"), hold)
     }
 
     /// For a change that somebody else makes, which is to be made as long as the hold lives. Waits until no successor starts that
@@ -198,11 +196,10 @@ impl BackgroundService for OperatorService {
     }
 }
 
-/// What operators changed in the process before this one: what its [heritage](Operator::heritage) says, if it started this one.
-/// Of the backends, what `plan` has a place for; the log level is changed here and now.
-pub fn inherited(plan: &Plan, verbosity: &Verbosity, lookup: impl Fn(&str) -> Option<String>) -> Runtime {
-    let changes = lookup(HERITAGE).map(|text| serde_json::from_str(&text)).transpose();
-    let Changes { backends, log_level } = changes.map(Option::unwrap_or_default).unwrap_or_else(|error| {
+/// What operators changed in the process before this one, by its [heritage](Operator::heritage): of the backends, what `plan` has a
+/// place for. The log level is changed here and now.
+pub fn inherited(plan: &Plan, verbosity: &Verbosity, heritage: &str) -> Runtime {
+    let Changes { backends, log_level } = serde_json::from_str(heritage).unwrap_or_else(|error| {
         log::error!(
             "upgrade: what operators have changed is lost, the program before says it otherwise: {error}"
         );
@@ -218,6 +215,3 @@ pub fn inherited(plan: &Plan, verbosity: &Verbosity, lookup: impl Fn(&str) -> Op
 
 const ENDING: &str =
     "the process is draining and changes nothing any more: if it has a successor, ask that one";
-
-/// The name of the variable.
-const HERITAGE: &str = "LB_RUNTIME_CHANGES";

@@ -31,13 +31,13 @@ use nix::unistd::Pid;
 use once_cell::sync::OnceCell;
 use pingora::server::{ShutdownSignal, ShutdownSignalWatch};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{OwnedMutexGuard, mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use super::sockets::{Class, Sockets};
 use super::successor::{self, Launch};
 use super::systemd::{Pulse, Supervisor};
-use super::upgrade::{Offer, UpgradeError, UpgradeFailed, Upgraded};
+use super::upgrade::{Heir, Hold, Legacy, Offer, UpgradeError, UpgradeFailed, Upgraded};
 
 /// The exit code of a process that ended as it was told to.
 pub const DONE: u8 = 0;
@@ -318,8 +318,8 @@ pub struct Parts {
     pub window: Duration,
     /// How a successor is started.
     pub launch: Launch,
-    /// What a successor is told by its environment: asked for when it is started.
-    pub heritage: Box<dyn Fn() -> Later<Heritage> + Send + Sync>,
+    /// What a successor gets: asked for before one is started, or once it has come by itself.
+    pub legacy: Box<dyn Fn() -> Later<io::Result<Legacy>> + Send + Sync>,
     /// Told of the end, and that the process works.
     pub supervisor: Supervisor,
     /// Closed, offered and left to the successor.
@@ -333,17 +333,6 @@ pub struct Parts {
     /// Called on USR1.
     pub reopen_logs: Box<dyn Fn() + Send + Sync>,
 }
-
-/// What a successor is told by its environment.
-pub struct Heritage {
-    /// Variables.
-    pub variables: Vec<(&'static str, String)>,
-    /// As long as it lives nothing changes that the successor would have to know.
-    pub hold: Hold,
-}
-
-/// Nothing changes as long as it lives.
-pub type Hold = OwnedMutexGuard<()>;
 
 /// What takes a while.
 pub type Later<T> = Pin<Box<dyn Future<Output = T> + Send>>;
@@ -385,12 +374,6 @@ struct Work {
     /// HUP came meanwhile, when the successor may have read the file already: whoever serves in the end reads it again.
     hangup: bool,
     /// Until this process drains: whoever wants a change then is told to ask the successor.
-    hold: Option<Hold>,
-}
-
-/// A successor that serves.
-struct Heir {
-    pid: u32,
     hold: Option<Hold>,
 }
 
@@ -634,26 +617,21 @@ impl Signals {
     }
 
     fn hand_over(&self) -> Handover {
-        let (path, sockets) = (self.parts.upgrade_sock.clone(), Arc::clone(&self.parts.sockets));
-        let window = self.parts.window;
+        let (path, window, legacy) = self.offered();
         Box::pin(async move {
             let offer = Offer::open(&path)?;
             log::info!("upgrade: sockets on offer at {} for {window:?}", path.display());
-            let pid = offer.serve(sockets.to_hand_over()?, window).await?;
-            Ok(Heir { pid, hold: None })
+            offer.serve(legacy, window).await
         })
     }
 
     fn succeed(&self) -> Handover {
-        let (path, sockets) = (self.parts.upgrade_sock.clone(), Arc::clone(&self.parts.sockets));
-        let (launch, window) = (self.parts.launch.clone(), self.parts.window);
-        let heritage = (self.parts.heritage)();
-        Box::pin(async move {
-            let Heritage { variables, hold } = heritage.await;
-            let launch = launch.with_variables(variables);
-            let pid = successor::succeed(&launch, &path, sockets.to_hand_over()?, window).await?;
-            Ok(Heir { pid, hold: Some(hold) })
-        })
+        let ((path, window, legacy), launch) = (self.offered(), self.parts.launch.clone());
+        Box::pin(async move { successor::succeed(&launch, &path, legacy.await?, window).await })
+    }
+
+    fn offered(&self) -> (PathBuf, Duration, Later<io::Result<Legacy>>) {
+        (self.parts.upgrade_sock.clone(), self.parts.window, (self.parts.legacy)())
     }
 
     /// The hand-over is over, one way or the other.
@@ -666,7 +644,7 @@ impl Signals {
                 if hangup {
                     hang_up(pid);
                 }
-                work.hold = hold;
+                work.hold = Some(hold);
                 work.answer(Ok(Upgraded { pid }));
                 Event::NewProcessReady
             }
@@ -1109,16 +1087,17 @@ mod tests {
     fn signals_with(upgrade_sock: PathBuf, script: &str, supervisor: Supervisor) -> (Arc<Signals>, Seen) {
         let any = || Endpoint::Tcp("127.0.0.1:0".parse().unwrap());
         let sockets = Sockets::bind(&[ListenSpec::traffic(any()), ListenSpec::admin(any())]).unwrap();
-        let seen = Seen::default();
+        let sockets = Arc::new(sockets);
+        let (seen, offered) = (Seen::default(), sockets.clone());
         let (requests, phases, hangups) = (seen.requests.clone(), seen.phases.clone(), seen.hangups.clone());
         let signals = Signals::new(Parts {
             timings: Timings::new(TIMING),
             upgrade_sock,
             window: WINDOW,
             launch: Launch::script(script, true),
-            heritage: Box::new(|| Box::pin(nothing())),
+            legacy: Box::new(move || Box::pin(legacy(offered.clone()))),
             supervisor,
-            sockets: Arc::new(sockets),
+            sockets,
             in_flight: Arc::new(move || requests.load(Ordering::Relaxed)),
             on_phase: Box::new(move |phase| phases.lock().unwrap().push(phase)),
             reopen_logs: Box::new(|| {}),
@@ -1129,8 +1108,9 @@ mod tests {
         (Arc::new(signals), seen)
     }
 
-    async fn nothing() -> Heritage {
-        Heritage { variables: Vec::new(), hold: Arc::<tokio::sync::Mutex<()>>::default().lock_owned().await }
+    async fn legacy(sockets: Arc<Sockets>) -> io::Result<Legacy> {
+        let hold = Arc::<tokio::sync::Mutex<()>>::default().lock_owned().await;
+        Ok(Legacy { sockets: sockets.to_hand_over()?, changes: String::new(), hold })
     }
 
     fn signals(upgrade_sock: PathBuf) -> (Arc<Signals>, Seen) {

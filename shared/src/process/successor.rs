@@ -15,6 +15,7 @@
 //! What the executable runs in turn is not known here: a script in its place should `exec` the daemon.
 
 use std::ffi::{OsStr, OsString};
+use std::future::ready;
 use std::io;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -29,8 +30,7 @@ use tokio::process::{Child, ChildStderr, Command};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use super::sockets::Inherited;
-use super::upgrade::{Offer, UpgradeError};
+use super::upgrade::{Heir, Legacy, Offer, UpgradeError};
 use super::{FileId, background, systemd};
 
 /// How long a new process that lets go of the connection may take to end by itself.
@@ -49,8 +49,6 @@ pub struct Launch {
     /// None when it could not be told; then it is wherever this process is.
     directory: Option<PathBuf>,
     background: bool,
-    /// What it is told beside what this process was told.
-    variables: Vec<(&'static str, String)>,
 }
 
 /// A new process that does not serve yet. Dropping it kills it.
@@ -71,17 +69,17 @@ pub fn hindrance(pid: u32) -> Option<&'static str> {
     )
 }
 
-/// Starts a successor that takes the sockets, offered to it at `upgrade_sock`, and returns its number once it serves. All of it
-/// takes at most `window`.
+/// Starts a successor that takes the legacy, offered to it at `upgrade_sock`, and returns once it serves. All of it takes at most
+/// `window`.
 ///
 /// # Errors
 /// Nothing has changed for this process; the one that was started has ended.
 pub async fn succeed(
     launch: &Launch,
     upgrade_sock: &Path,
-    sockets: Vec<Inherited>,
+    legacy: Legacy,
     window: Duration,
-) -> Result<u32, UpgradeError> {
+) -> Result<Heir, UpgradeError> {
     let offer = Offer::open(upgrade_sock)?;
     let mut successor = Successor::start(launch)?;
     log::info!("upgrade: process {} is started from {}", successor.pid, launch.program.display());
@@ -89,15 +87,15 @@ pub async fn succeed(
         // The answer to a new process that serves comes before its parent's end, if it has one of its own.
         biased;
         // One limit for all of its steps.
-        served = timeout(window, offer.serve(sockets, Duration::MAX)) => {
+        served = timeout(window, offer.serve(ready(Ok(legacy)), Duration::MAX)) => {
             served.unwrap_or(Err(UpgradeError::SuccessorSlow { pid: successor.pid, after: window }))
         }
         _ = successor.child.wait() => Err(UpgradeError::SuccessorEnded { pid: successor.pid }),
     };
     match served {
-        Ok(pid) => {
+        Ok(heir) => {
             successor.release();
-            Ok(pid)
+            Ok(heir)
         }
         Err(error) => Err(successor.end(error).await),
     }
@@ -122,21 +120,12 @@ impl Launch {
             arguments: with_upgrade(arguments, upgraded),
             directory,
             background: in_background,
-            variables: Vec::new(),
         })
-    }
-
-    /// The same, and the new process is told these by its environment.
-    #[must_use]
-    pub fn with_variables(mut self, variables: Vec<(&'static str, String)>) -> Self {
-        self.variables = variables;
-        self
     }
 
     fn command(&self) -> Command {
         let mut command = Command::new(&self.program);
         command.arg0(&self.name).args(&self.arguments).env_remove(systemd::WATCHDOG_PID);
-        command.envs(self.variables.iter().map(|(name, value)| (name, value)));
         if let Some(directory) = &self.directory {
             command.current_dir(directory);
         }
@@ -280,7 +269,6 @@ impl Launch {
             arguments: vec!["-c".into(), script.into()],
             directory: None,
             background,
-            variables: Vec::new(),
         }
     }
 }
@@ -290,6 +278,11 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     use super::*;
+
+    async fn nothing() -> Legacy {
+        let hold = Arc::<tokio::sync::Mutex<()>>::default().lock_owned().await;
+        Legacy { sockets: Vec::new(), changes: String::new(), hold }
+    }
 
     #[test]
     fn a_program_is_looked_for_as_the_shell_does() {
@@ -350,7 +343,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let launch = Launch { program: "/no/such/program".into(), ..Launch::script("", false) };
         let failed =
-            succeed(&launch, &dir.path().join("sock"), Vec::new(), END).await.unwrap_err().to_string();
+            succeed(&launch, &dir.path().join("sock"), nothing().await, END).await.unwrap_err().to_string();
         assert!(failed.contains("cannot start /no/such/program"), "{failed}");
         assert!(!dir.path().join("sock").exists());
     }
@@ -360,7 +353,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let script = "i=0; while [ $i -lt 2000 ]; do echo line $i >&2; i=$((i+1)); done; exit 3";
         let launch = Launch::script(script, true);
-        let failed = succeed(&launch, &dir.path().join("sock"), Vec::new(), END * 3).await.unwrap_err();
+        let failed = succeed(&launch, &dir.path().join("sock"), nothing().await, END * 3).await.unwrap_err();
         let UpgradeError::SuccessorFailed { how, reason, .. } = failed else { panic!("{failed}") };
         assert_eq!(how, "ended with exit code 3");
         assert!(reason.len() <= SAID && reason.ends_with("line 1999"), "{reason}");

@@ -1,10 +1,13 @@
-//! The hand-over of the listening sockets from a running process to its successor, over `upgrade_sock`.
+//! The hand-over of the listening sockets, and of what operators have changed, from a running process to its successor, over
+//! `upgrade_sock`.
 //!
 //! ```text
 //! old (QUIT, USR2)                          new (-u)
 //! listens on upgrade_sock, mode 0600        connects, again and again for 10 s
 //! checks the peer's user            <-----  Hello {version, pid}
-//! Hello {version, pid}, Listeners,  ----->  has the same kernel sockets from here on
+//! Hello {version, pid}              ----->
+//! finishes a change under way
+//! Listeners, Changes,               ----->  has the same kernel sockets from here on
 //! the descriptors, 100 at a time
 //! goes on serving                           starts: adopts, binds what is new, checks health
 //!                                   <-----  Ready
@@ -17,6 +20,9 @@
 //! A frame is one byte of kind, four of length (big-endian), and that many bytes. The descriptors follow the `Listeners`
 //! frame, attached to single bytes of value 0. `Hello` keeps its beginning in every version to come, so two versions can
 //! always tell each other apart.
+//!
+//! From the moment that it is decided what a successor gets until that serves, or has failed, nothing of it changes: a [`Hold`]
+//! goes with it.
 //!
 //! The invariant: until it has sent `Ack` the old process serves, and whatever goes wrong before that (nobody comes, the
 //! new process dies, another version, garbage) changes nothing for it.
@@ -38,6 +44,7 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
+use tokio::sync::OwnedMutexGuard;
 use tokio::time::timeout;
 
 use super::create_private_dir;
@@ -49,7 +56,7 @@ pub const WINDOW: Duration = Duration::from_secs(60);
 pub const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The version of this protocol.
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
 const MAGIC: [u8; 8] = *b"LBUPGRAD";
 /// Bounds what a peer can make us allocate: some ten thousand listeners.
 const MAX_FRAME: usize = 1 << 20;
@@ -69,12 +76,36 @@ pub struct Offer {
     _file: Option<SocketFile>,
 }
 
+/// What a successor gets.
+#[derive(Debug)]
+pub struct Legacy {
+    /// The listening sockets.
+    pub sockets: Vec<Inherited>,
+    /// What operators have changed, as a text that means nothing here.
+    pub changes: String,
+    /// Neither changes as long as it lives.
+    pub hold: Hold,
+}
+
+/// Nothing changes that a successor would have to know as long as it lives.
+pub type Hold = OwnedMutexGuard<()>;
+
+/// A successor that serves, and what was held for it.
+#[derive(Debug)]
+pub struct Heir {
+    /// Its number.
+    pub pid: u32,
+    /// To be dropped once this process drains, so that whoever waits for a change sees that.
+    pub hold: Hold,
+}
+
 /// The new process's connection to the old one, between receiving its sockets and serving on them. Dropping it without
 /// [`ready`](Claim::ready) makes the old process go on as before.
 #[derive(Debug)]
 pub struct Claim {
     stream: UnixStream,
     old_pid: u32,
+    changes: String,
 }
 
 /// Why a hand-over did not come about.
@@ -135,6 +166,7 @@ pub enum UpgradeFailed {
 enum Frame {
     Hello { version: u16, pid: u32 },
     Listeners(Vec<String>),
+    Changes(String),
     Refused(String),
     Ready,
     Ack,
@@ -174,13 +206,17 @@ impl Offer {
         Ok(Self { listener, _file: file })
     }
 
-    /// Waits up to `window` for a successor, gives it the sockets, and returns its pid once it serves and has been
-    /// told that this process drains now. Cancelling this future withdraws the offer.
+    /// Waits up to `window` for a successor, gives it what `legacy` comes to then, and returns once it serves and has been told that
+    /// this process drains now. Cancelling this future withdraws the offer.
     ///
     /// # Errors
     /// The offer is withdrawn and nothing has changed for this process. A peer that does not get as far as receiving the
     /// sockets (another user, another version, garbage) is logged and does not end the offer.
-    pub async fn serve(self, sockets: Vec<Inherited>, window: Duration) -> Result<u32, UpgradeError> {
+    pub async fn serve(
+        self,
+        legacy: impl Future<Output = io::Result<Legacy>>,
+        window: Duration,
+    ) -> Result<Heir, UpgradeError> {
         let greeted = async {
             loop {
                 let (mut stream, _) = self.listener.accept().await?;
@@ -192,13 +228,14 @@ impl Offer {
         };
         let (mut stream, pid) =
             timeout(window, greeted).await.map_err(|_| UpgradeError::NobodyCame(window))??;
+        let Legacy { sockets, changes, hold } = bounded(window, async { Ok(legacy.await?) }).await?;
         log::info!("upgrade: process {pid} takes {} listeners", sockets.len());
-        bounded(ANSWER_TIME, send_sockets(&mut stream, &sockets)).await?;
+        bounded(ANSWER_TIME, send(&mut stream, &sockets, changes)).await?;
         await_ready(&mut stream, pid, window).await?;
         // Before the answer: the successor may itself be asked to offer at this path at any time after it.
         drop(self);
         bounded(ANSWER_TIME, async { Ok(stream.write_all(&Frame::Ack.encode()).await?) }).await?;
-        Ok(pid)
+        Ok(Heir { pid, hold })
     }
 }
 
@@ -223,12 +260,15 @@ async fn greet(stream: &mut tokio::net::UnixStream, version: u16) -> Result<u32,
     .await
 }
 
-async fn send_sockets(
+async fn send(
     stream: &mut tokio::net::UnixStream,
     sockets: &[Inherited],
+    changes: String,
 ) -> Result<(), UpgradeError> {
     let addresses = sockets.iter().map(|socket| socket.address.clone()).collect();
-    stream.write_all(&Frame::Listeners(addresses).encode()).await?;
+    for frame in [Frame::Listeners(addresses), Frame::Changes(changes)] {
+        stream.write_all(&frame.encode()).await?;
+    }
     let fds: Vec<BorrowedFd<'_>> = sockets.iter().map(|socket| socket.fd.as_fd()).collect();
     for batch in fds.chunks(BATCH) {
         stream.async_io(Interest::WRITABLE, || send_fds(stream.as_fd(), batch)).await?;
@@ -290,6 +330,11 @@ impl Claim {
         self.old_pid
     }
 
+    /// What operators have changed in the old process.
+    pub fn changes(&self) -> &str {
+        &self.changes
+    }
+
     /// Tells the old process that this one serves, and waits (at most five seconds) for its acknowledgement, after
     /// which it drains. An old process that is gone needs not acknowledge.
     ///
@@ -343,14 +388,20 @@ fn take_from(mut stream: UnixStream, version: u16) -> Result<(Vec<Inherited>, Cl
         Frame::Hello { version: theirs, .. } => return Err(UpgradeError::Version { theirs, ours: version }),
         _ => return Err(UpgradeError::Protocol("the first frame is not Hello")),
     };
+    // It finishes a change first, for which it may have to wait for health checks.
+    stream.set_read_timeout(Some(WINDOW))?;
     let addresses = match receive_blocking(&mut stream)? {
         Frame::Listeners(addresses) => addresses,
         Frame::Refused(reason) => return Err(UpgradeError::Refused(reason)),
         _ => return Err(UpgradeError::Protocol("expected Listeners")),
     };
+    stream.set_read_timeout(Some(ANSWER_TIME))?;
+    let Frame::Changes(changes) = receive_blocking(&mut stream)? else {
+        return Err(UpgradeError::Protocol("expected Changes"));
+    };
     let fds = receive_fds(&stream, addresses.len())?;
     let inherited = addresses.into_iter().zip(fds).map(|(address, fd)| Inherited { address, fd });
-    Ok((inherited.collect(), Claim { stream, old_pid }))
+    Ok((inherited.collect(), Claim { stream, old_pid, changes }))
 }
 
 fn receive_blocking(stream: &mut UnixStream) -> Result<Frame, UpgradeError> {
@@ -427,6 +478,7 @@ impl Frame {
         match kind {
             b'H' => parse_hello(payload).ok_or(UpgradeError::Protocol("a Hello that is none")),
             b'L' => parse_listeners(payload).ok_or(UpgradeError::Protocol("a broken list of listeners")),
+            b'C' => Ok(Self::Changes(String::from_utf8_lossy(payload).into_owned())),
             b'X' => Ok(Self::Refused(String::from_utf8_lossy(payload).into_owned())),
             b'R' => Ok(Self::Ready),
             b'A' => Ok(Self::Ack),
@@ -449,6 +501,10 @@ impl Frame {
                     payload.extend(address.as_bytes());
                 }
                 b'L'
+            }
+            Self::Changes(text) => {
+                payload.extend(text.as_bytes());
+                b'C'
             }
             Self::Refused(reason) => {
                 payload.extend(reason.as_bytes());
@@ -490,6 +546,7 @@ fn parse_listeners(mut payload: &[u8]) -> Option<Frame> {
 #[cfg(test)]
 mod tests {
     use std::net::{TcpListener, TcpStream};
+    use std::sync::Arc;
 
     use proptest::prelude::{any, prop_assert_eq, proptest};
 
@@ -514,6 +571,11 @@ mod tests {
         (0..count).map(listener).collect()
     }
 
+    async fn legacy(sockets: Vec<Inherited>) -> io::Result<Legacy> {
+        let hold = Arc::<tokio::sync::Mutex<()>>::default().lock_owned().await;
+        Ok(Legacy { sockets, changes: "drained".to_owned(), hold })
+    }
+
     async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
         tokio::task::spawn_blocking(work).await.unwrap()
     }
@@ -525,6 +587,7 @@ mod tests {
             Frame::Hello { version: 7, pid: 123_456 },
             Frame::Listeners(vec![]),
             Frame::Listeners(vec![String::new(), "[::1]:443".to_owned(), "/a path/ü".to_owned(), long]),
+            Frame::Changes("{\"ü\": 1}".to_owned()),
             Frame::Refused("no".to_owned()),
             Frame::Ready,
             Frame::Ack,
@@ -554,7 +617,7 @@ mod tests {
         #[test]
         fn no_bytes_make_the_parser_panic(header in any::<[u8; 5]>(), payload in any::<Vec<u8>>()) {
             let _ = payload_len(header);
-            for kind in [header[0], b'H', b'L', b'X', b'R', b'A'] {
+            for kind in [header[0], b'H', b'L', b'C', b'X', b'R', b'A'] {
                 let _ = Frame::parse(kind, &payload);
             }
         }
@@ -584,10 +647,10 @@ mod tests {
 
         let name = |index| format!("/{}/{index}", "very-long".repeat(20));
         let (old, sockets): (Vec<_>, Vec<_>) = listeners(103, name).into_iter().unzip();
-        let serving = tokio::spawn(offer.serve(sockets, SOON));
+        let serving = tokio::spawn(offer.serve(legacy(sockets), SOON));
         let at = path.clone();
         let (inherited, claim) = blocking(move || take(&at, None, SOON)).await.unwrap();
-        assert_eq!(claim.old_pid(), std::process::id());
+        assert_eq!((claim.old_pid(), claim.changes()), (std::process::id(), "drained"));
         assert_eq!(inherited.len(), 103);
         for (index, (socket, old)) in inherited.into_iter().zip(old).enumerate() {
             assert_eq!(socket.address, name(index));
@@ -599,7 +662,7 @@ mod tests {
             listener.accept().unwrap();
         }
         blocking(move || claim.ready()).await.unwrap();
-        assert_eq!(serving.await.unwrap().unwrap(), std::process::id());
+        assert_eq!(serving.await.unwrap().unwrap().pid, std::process::id());
         assert!(!path.exists());
     }
 
@@ -611,7 +674,7 @@ mod tests {
         let taking =
             tokio::task::spawn_blocking(move || take(&at, None, SOON).map(|(_, claim)| claim.ready()));
         let offer = Offer::open(&path).unwrap();
-        offer.serve(Vec::new(), SOON).await.unwrap();
+        offer.serve(legacy(Vec::new()), SOON).await.unwrap();
         taking.await.unwrap().unwrap().unwrap();
     }
 
@@ -620,7 +683,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("upgrade.sock");
         let (mut old, sockets): (Vec<_>, Vec<_>) = listeners(1, |_| "a".to_owned()).into_iter().unzip();
-        let serving = tokio::spawn(Offer::open(&path).unwrap().serve(sockets, SOON));
+        let serving = tokio::spawn(Offer::open(&path).unwrap().serve(legacy(sockets), SOON));
         let at = path.clone();
         drop(blocking(move || take(&at, None, SOON)).await.unwrap());
         assert!(matches!(serving.await.unwrap(), Err(UpgradeError::SuccessorEnded { .. })));
@@ -630,7 +693,7 @@ mod tests {
         TcpStream::connect(old.local_addr().unwrap()).unwrap();
         let fd = old.try_clone().unwrap().into();
         let sockets = vec![Inherited { address: "a".to_owned(), fd }];
-        let serving = tokio::spawn(Offer::open(&path).unwrap().serve(sockets, SOON));
+        let serving = tokio::spawn(Offer::open(&path).unwrap().serve(legacy(sockets), SOON));
         let (_, claim) = blocking(move || take(&path, None, SOON)).await.unwrap();
         blocking(move || claim.ready()).await.unwrap();
         serving.await.unwrap().unwrap();
@@ -640,7 +703,7 @@ mod tests {
     async fn nobody_comes() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("upgrade.sock");
-        let served = Offer::open(&path).unwrap().serve(Vec::new(), Duration::from_millis(20)).await;
+        let served = Offer::open(&path).unwrap().serve(legacy(Vec::new()), Duration::from_millis(20)).await;
         assert!(matches!(served, Err(UpgradeError::NobodyCame(_))));
         assert!(!path.exists());
     }
@@ -649,7 +712,7 @@ mod tests {
     async fn garbage_and_silence_do_not_end_an_offer() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("upgrade.sock");
-        let serving = tokio::spawn(Offer::open(&path).unwrap().serve(Vec::new(), SOON));
+        let serving = tokio::spawn(Offer::open(&path).unwrap().serve(legacy(Vec::new()), SOON));
         drop(UnixStream::connect(&path).unwrap());
         UnixStream::connect(&path).unwrap().write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
         let (_, claim) = blocking(move || take(&path, None, SOON)).await.unwrap();
@@ -683,7 +746,7 @@ mod tests {
     async fn a_withdrawn_offer_is_not_mistaken_for_an_acknowledgement() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("upgrade.sock");
-        let serving = tokio::spawn(Offer::open(&path).unwrap().serve(Vec::new(), SOON));
+        let serving = tokio::spawn(Offer::open(&path).unwrap().serve(legacy(Vec::new()), SOON));
         let at = path.clone();
         let (_, claim) = blocking(move || take(&at, None, SOON)).await.unwrap();
         serving.abort();
