@@ -250,6 +250,8 @@ impl Backend {
     fn row(&self, now: SystemTime) -> [String; 8] {
         let errors: u64 = self.errors.values().sum();
         let max = self.max_requests.map(|max| format!("/{max}")).unwrap_or_default();
+        // Of one that is down it is what its failures count as.
+        let time = self.expected_answer_ms.filter(|_| self.state != "down");
         let marks = [self.backup.then_some(" backup"), self.runtime.as_ref().map(|_| " *")];
         [
             self.address.clone(),
@@ -259,7 +261,7 @@ impl Backend {
             format!("{}{max}", self.requests_in_flight),
             self.requests.to_string(),
             errors.to_string(),
-            self.expected_answer_ms.map_or_else(|| "-".into(), |time| format!("{time:.1} ms")),
+            time.map_or_else(|| "-".into(), |time| format!("{time:.1} ms")),
         ]
     }
 }
@@ -357,10 +359,10 @@ pool api: 2 of 2 ready, 4 requests in flight, 0 waiting
     }
 
     #[test]
-    fn of_a_backend_that_has_not_answered_nobody_knows_how_long_it_takes() {
+    fn of_a_backend_that_does_not_answer_nobody_knows_how_long_it_takes() {
         let mut document = document();
         document["pools"][0]["backends"][0]["expected_answer_ms"].take();
-        document["pools"][0]["backends"][1].as_object_mut().unwrap().remove("expected_answer_ms");
+        document["pools"][0]["backends"][1]["state"] = "down".into();
         let screen = screen(document);
         assert_eq!(screen.lines().filter(|line| line.ends_with("  3           -")).count(), 2, "{screen}");
     }
