@@ -107,9 +107,7 @@ struct BackendStatus<'a> {
 impl StatusSource {
     /// A source over what the services share.
     pub fn new(
-        current: Current,
-        traffic: Arc<Traffic>,
-        pools: Pools,
+        (current, traffic, pools): (Current, Arc<Traffic>, Pools),
         operator: Operator,
         verbosity: Verbosity,
     ) -> Self {

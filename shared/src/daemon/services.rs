@@ -92,13 +92,9 @@ impl Services {
         let listeners_logs = logs.of(plan, Some(&log));
         let current = Current::new(served(plan, &pools.now(), listeners_logs, &traffic, &token));
         logs.replace(log, Weak::new());
-        let registry = Registry::new();
+        let registry = registry(&current, &pools)?;
         let prober = prober(&pools.now(), conf, &registry, Arc::new(events.clone()))?;
         let readiness = Readiness::new(pools.views());
-        lb_service::metrics::Metrics::register(&registry, current.clone())?;
-        registry.register(Box::new(PoolCollector::new(pools.views())))?;
-        registry.register(Box::new(ProcessCollector::new()))?;
-        metrics_service::build_info(&registry, env!("CARGO_PKG_VERSION"))?;
         let (proxy, doors) = lb_service::service::service(conf, &current, &traffic);
         let running = Running {
             current: current.clone(),
@@ -112,7 +108,6 @@ impl Services {
             leaving: Arc::default(),
         };
         let timings = Timings::new(timing(plan));
-        let changed = timings.clone();
         let (operator, changer) = Operator::new(operator::Parts {
             running,
             file,
@@ -121,16 +116,10 @@ impl Services {
             events,
             metrics: ConfigMetrics::register(&registry)?,
             supervisor: held.supervisor.clone(),
-            observer: Box::new(move |plan| changed.set(timing(plan))),
+            observer: follow(timings.clone()),
         });
-        let status = StatusSource::new(
-            current.clone(),
-            traffic.clone(),
-            pools.clone(),
-            operator.clone(),
-            held.verbosity.clone(),
-        );
-        let status = Arc::new(status);
+        let shared = (current.clone(), traffic.clone(), pools.clone());
+        let status = Arc::new(StatusSource::new(shared, operator.clone(), held.verbosity.clone()));
         let explain = ExplainSource::new(current.clone());
         let documents = (status.clone(), operator.events().clone(), explain.clone());
         let metrics = readable(plan, registry, &readiness, documents);
@@ -154,6 +143,21 @@ impl Services {
 
 fn timing(plan: &Plan) -> Timing {
     Timing { delay: plan.shutdown.delay, drain: plan.shutdown.drain }
+}
+
+/// Sees to it that the timings are those of the plan in effect.
+fn follow(timings: Timings) -> Box<dyn Fn(&Plan) + Send + Sync> {
+    Box::new(move |plan| timings.set(timing(plan)))
+}
+
+/// With the metrics of everything but the prober and the operator, who register their own.
+fn registry(current: &Current, pools: &Pools) -> prometheus::Result<Registry> {
+    let registry = Registry::new();
+    lb_service::metrics::Metrics::register(&registry, current.clone())?;
+    registry.register(Box::new(PoolCollector::new(pools.views())))?;
+    registry.register(Box::new(ProcessCollector::new()))?;
+    metrics_service::build_info(&registry, env!("CARGO_PKG_VERSION"))?;
+    Ok(registry)
 }
 
 /// 128 random bits that nobody can guess.
