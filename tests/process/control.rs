@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tests::daemon::{Finished, View, path_str};
 use tests::wait::{self, LONG};
-use tests::{Answer, Behaviour, Connection, Gate, Lab, LoadGenerator, Origin, Signal};
+use tests::{Answer, Behaviour, Connection, Daemon, Gate, Lab, LoadGenerator, Origin, Signal};
 
 use crate::{pool, tally};
 
@@ -104,31 +104,56 @@ fn sessions_stay_while_their_backend_drains_and_leave_when_it_is_disabled() {
     assert_eq!(again(), other.name());
 }
 
+/// A daemon with two backends, each of which works on a request until it is let go.
+struct Held {
+    lab: Lab,
+    _daemon: Daemon,
+    /// Of the first.
+    address: String,
+    gate: Gate,
+    requests: [Connection; 2],
+    _origins: [Origin; 2],
+}
+
+impl Held {
+    fn start() -> Self {
+        let (lab, origins, gate) = (Lab::new(), [Origin::start("one"), Origin::start("two")], Gate::closed());
+        let daemon = lab.start(&pool(&[&origins[0], &origins[1]], ""));
+        for origin in &origins {
+            origin.behave(Behaviour::Held(gate.clone(), Answer::ok("held")));
+        }
+        let requests = [daemon.begin("/held"), daemon.begin("/held")];
+        origins[0].saw("/held");
+        let address = text(origins[0].address);
+        Self { lab, _daemon: daemon, address, gate, requests, _origins: origins }
+    }
+
+    fn let_go(mut self) {
+        self.gate.open();
+        for request in &mut self.requests {
+            assert_eq!(request.response("GET").unwrap().text(), "held");
+        }
+    }
+}
+
 #[test]
 fn drain_with_wait_returns_when_no_request_is_left() {
-    let lab = Lab::new();
-    let (one, two) = (Origin::start("one"), Origin::start("two"));
-    let daemon = lab.start(&pool(&[&one, &two], ""));
-    let gate = Gate::closed();
-    one.behave(Behaviour::Held(gate.clone(), Answer::ok("held")));
-    two.behave(Behaviour::Held(gate.clone(), Answer::ok("held")));
-    let mut held = [daemon.begin("/held"), daemon.begin("/held")];
-    one.saw("/held");
-    let address = text(one.address);
-    let late = verb(&lab, &["drain", "web", &address, "--wait", "--timeout", "200ms"]);
+    let held = Held::start();
+    let late = verb(&held.lab, &["drain", "web", &held.address, "--wait", "--timeout", "200ms"]);
     assert_eq!(late.code, Some(1), "{late:?}");
     assert!(late.stderr.contains("still works on requests"), "{late:?}");
     std::thread::scope(|scope| {
         let began = Instant::now();
-        let waiting = scope.spawn(|| (done(&lab, &["drain", "web", &address, "--wait"]), Instant::now()));
+        let waiting =
+            scope.spawn(|| (done(&held.lab, &["drain", "web", &held.address, "--wait"]), Instant::now()));
         wait::until(LONG, "it waits", || began.elapsed() > Duration::from_millis(300));
         let opened = Instant::now();
-        gate.open();
+        held.gate.open();
         let (said, ended) = waiting.join().unwrap();
         assert!(ended >= opened, "it has waited for the request");
         assert!(said.contains("works on no request"), "{said}");
     });
-    held.iter_mut().for_each(|held| assert_eq!(held.response("GET").unwrap().text(), "held"));
+    held.let_go();
 }
 
 #[test]
@@ -412,43 +437,26 @@ fn who_follows_sees_what_a_successor_does_at_once() {
 /// As many as there may be of other requests at a time, and one more.
 #[test]
 fn who_waits_keeps_no_operator_out() {
-    let lab = Lab::new();
-    let (one, two) = (Origin::start("one"), Origin::start("two"));
-    let daemon = lab.start(&pool(&[&one, &two], ""));
-    let gate = Gate::closed();
-    one.behave(Behaviour::Held(gate.clone(), Answer::ok("held")));
-    two.behave(Behaviour::Held(gate.clone(), Answer::ok("held")));
-    let mut held = [daemon.begin("/held"), daemon.begin("/held")];
-    one.saw("/held");
-    let wait = format!("GET /v1/pools/web/backends/{}/idle HTTP/1.1\r\nHost: a\r\n\r\n", one.address);
+    let held = Held::start();
+    let wait = format!("GET /v1/pools/web/backends/{}/idle HTTP/1.1\r\nHost: a\r\n\r\n", held.address);
     let _waiting: Vec<_> = (0..=64)
         .map(|_| {
-            let mut connection = Connection::open_unix(&lab.path("control.sock")).unwrap();
+            let mut connection = Connection::open_unix(&held.lab.path("control.sock")).unwrap();
             connection.send(&wait).unwrap();
             connection
         })
         .collect();
-    assert!(done(&lab, &["status"]).contains("all is well"));
-    gate.open();
-    held.iter_mut().for_each(|held| assert_eq!(held.response("GET").unwrap().text(), "held"));
+    assert!(done(&held.lab, &["status"]).contains("all is well"));
+    held.let_go();
 }
 
 #[test]
 fn remove_with_wait_returns_when_its_requests_are_finished() {
-    let lab = Lab::new();
-    let (one, two) = (Origin::start("one"), Origin::start("two"));
-    let daemon = lab.start(&pool(&[&one, &two], ""));
-    let gate = Gate::closed();
-    one.behave(Behaviour::Held(gate.clone(), Answer::ok("held")));
-    two.behave(Behaviour::Held(gate.clone(), Answer::ok("held")));
-    let mut held = [daemon.begin("/held"), daemon.begin("/held")];
-    one.saw("/held");
-    let address = text(one.address);
-    let late = verb(&lab, &["remove", "web", &address, "--wait", "--timeout", "200ms"]);
+    let held = Held::start();
+    let late = verb(&held.lab, &["remove", "web", &held.address, "--wait", "--timeout", "200ms"]);
     assert_eq!(late.code, Some(1), "{late:?}");
     assert!(late.stderr.contains("still works on requests"), "{late:?}");
-    gate.open();
-    held.iter_mut().for_each(|held| assert_eq!(held.response("GET").unwrap().text(), "held"));
+    held.let_go();
 }
 
 #[test]

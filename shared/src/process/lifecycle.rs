@@ -1109,8 +1109,7 @@ mod tests {
     }
 
     async fn legacy(sockets: Arc<Sockets>) -> io::Result<Legacy> {
-        let hold = Arc::<tokio::sync::Mutex<()>>::default().lock_owned().await;
-        Ok(Legacy { sockets: sockets.to_hand_over()?, changes: String::new(), hold })
+        Ok(Legacy::of(sockets.to_hand_over()?).await)
     }
 
     fn signals(upgrade_sock: PathBuf) -> (Arc<Signals>, Seen) {

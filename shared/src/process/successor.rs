@@ -279,11 +279,6 @@ mod tests {
 
     use super::*;
 
-    async fn nothing() -> Legacy {
-        let hold = Arc::<tokio::sync::Mutex<()>>::default().lock_owned().await;
-        Legacy { sockets: Vec::new(), changes: String::new(), hold }
-    }
-
     #[test]
     fn a_program_is_looked_for_as_the_shell_does() {
         let directory = Some(Path::new("/srv"));
@@ -342,8 +337,10 @@ mod tests {
     async fn what_cannot_be_started_is_named() {
         let dir = tempfile::tempdir().unwrap();
         let launch = Launch { program: "/no/such/program".into(), ..Launch::script("", false) };
-        let failed =
-            succeed(&launch, &dir.path().join("sock"), nothing().await, END).await.unwrap_err().to_string();
+        let failed = succeed(&launch, &dir.path().join("sock"), Legacy::of(Vec::new()).await, END)
+            .await
+            .unwrap_err()
+            .to_string();
         assert!(failed.contains("cannot start /no/such/program"), "{failed}");
         assert!(!dir.path().join("sock").exists());
     }
@@ -353,7 +350,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let script = "i=0; while [ $i -lt 2000 ]; do echo line $i >&2; i=$((i+1)); done; exit 3";
         let launch = Launch::script(script, true);
-        let failed = succeed(&launch, &dir.path().join("sock"), nothing().await, END * 3).await.unwrap_err();
+        let failed = succeed(&launch, &dir.path().join("sock"), Legacy::of(Vec::new()).await, END * 3)
+            .await
+            .unwrap_err();
         let UpgradeError::SuccessorFailed { how, reason, .. } = failed else { panic!("{failed}") };
         assert_eq!(how, "ended with exit code 3");
         assert!(reason.len() <= SAID && reason.ends_with("line 1999"), "{reason}");

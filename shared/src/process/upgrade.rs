@@ -544,9 +544,17 @@ fn parse_listeners(mut payload: &[u8]) -> Option<Frame> {
 }
 
 #[cfg(test)]
+impl Legacy {
+    /// Of an operator who has changed nothing.
+    pub(super) async fn of(sockets: Vec<Inherited>) -> Self {
+        let hold = std::sync::Arc::<tokio::sync::Mutex<()>>::default().lock_owned().await;
+        Self { sockets, changes: String::new(), hold }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use std::net::{TcpListener, TcpStream};
-    use std::sync::Arc;
 
     use proptest::prelude::{any, prop_assert_eq, proptest};
 
@@ -572,8 +580,7 @@ mod tests {
     }
 
     async fn legacy(sockets: Vec<Inherited>) -> io::Result<Legacy> {
-        let hold = Arc::<tokio::sync::Mutex<()>>::default().lock_owned().await;
-        Ok(Legacy { sockets, changes: "drained".to_owned(), hold })
+        Ok(Legacy { changes: "drained".to_owned(), ..Legacy::of(sockets).await })
     }
 
     async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
