@@ -58,6 +58,7 @@ impl Proxy {
 
     /// Gives the request to a backend, at once or after it has waited for one.
     async fn place(&self, session: &mut Session, ctx: &mut RequestContext) -> Result<()> {
+        ctx.keep_up(session.req_header());
         let Some(pool) = ctx.pool().cloned() else {
             return Err(ctx.fail(Failure::Internal));
         };
@@ -73,7 +74,7 @@ impl Proxy {
         let Ok(waiter) = pool.queue().join() else {
             return Err(ctx.unplaced(Rejection::QueueFull));
         };
-        Box::pin(self.queue(session, ctx, waiter, &pool)).await
+        Box::pin(self.queue(session, ctx, waiter, pool)).await
     }
 
     /// Waits in the line. A release and a change of health wake its front; an ejection that ends does not, so everybody
@@ -83,7 +84,7 @@ impl Proxy {
         session: &mut Session,
         ctx: &mut RequestContext,
         mut waiter: Waiter,
-        pool: &Pool,
+        mut pool: Arc<Pool>,
     ) -> Result<()> {
         let deadline = Instant::now() + pool.queue_timeout;
         loop {
@@ -97,6 +98,8 @@ impl Proxy {
                 }
                 Err(_) => return Err(ctx.unplaced(Rejection::QueueTimeout)),
             }
+            ctx.keep_up(session.req_header());
+            pool = ctx.pool().cloned().unwrap_or(pool);
             match ctx.place(session.req_header()) {
                 Ok(()) => return Ok(()),
                 Err(Unplaced::Full) => {}

@@ -25,6 +25,8 @@ pub(crate) struct RequestContext {
     pub(crate) turn: Option<Box<Turn>>,
     pub(crate) arrived: Instant,
     pub(crate) pool: Option<PoolId>,
+    /// What has taken the place of its pool since.
+    newer: Option<Arc<Pool>>,
     pub(crate) delivery: Delivery,
     pub(crate) failure: Option<Failure>,
     /// What holds back the answer to a request for another protocol.
@@ -45,6 +47,7 @@ impl RequestContext {
             turn: None,
             arrived: Instant::now(),
             pool: None,
+            newer: None,
             delivery: Delivery::default(),
             failure: None,
             gate: None,
@@ -59,7 +62,7 @@ impl RequestContext {
     }
 
     pub(crate) fn pool(&self) -> Option<&Arc<Pool>> {
-        pool_of(&self.turn, self.pool)
+        pool_of(&self.newer, &self.turn, self.pool)
     }
 
     /// Sees whether its answer is to say how it was served.
@@ -94,9 +97,17 @@ impl RequestContext {
         self.pool
     }
 
+    /// From now on its pool is the one that has taken the place of it, if there is one.
+    pub(crate) fn keep_up(&mut self, request: &RequestHeader) {
+        if let Some(newer) = self.pool().and_then(|pool| pool.newest()) {
+            self.delivery.session = newer.session(&request.headers);
+            self.newer = Some(newer);
+        }
+    }
+
     /// Gives it to a backend.
     pub(crate) fn place(&mut self, request: &RequestHeader) -> Result<(), Unplaced> {
-        let Some(pool) = pool_of(&self.turn, self.pool) else { return Err(Unplaced::Nobody) };
+        let Some(pool) = pool_of(&self.newer, &self.turn, self.pool) else { return Err(Unplaced::Nobody) };
         if !pool.is_hashed() {
             return self.delivery.place(pool, &[], moment());
         }
@@ -166,7 +177,7 @@ impl RequestContext {
 
     /// The head of the final answer is there. Whether it is left for another attempt.
     pub(crate) fn answered(&mut self, answer: &ResponseHeader, sent: Sent) -> bool {
-        let Some(pool) = pool_of(&self.turn, self.pool) else { return false };
+        let Some(pool) = pool_of(&self.newer, &self.turn, self.pool) else { return false };
         let status = answer.status.as_u16();
         let again = self.delivery.answered(pool, status, retry_after(answer), sent, moment());
         // Whatever went wrong before has been made good, unless this is to be made good itself.
@@ -177,7 +188,7 @@ impl RequestContext {
     /// The backend failed the request. Whether there is to be another attempt.
     pub(crate) fn broke(&mut self, error: UpstreamError, sent: Sent) -> bool {
         self.failure = Some(Failure::Upstream(error));
-        let Some(pool) = pool_of(&self.turn, self.pool) else { return false };
+        let Some(pool) = pool_of(&self.newer, &self.turn, self.pool) else { return false };
         self.delivery.broke(pool, error, sent, moment())
     }
 
@@ -209,8 +220,12 @@ pub(crate) fn key_source(client: Option<IpAddr>, request: &RequestHeader) -> Key
     KeySource { client, uri: &request.uri, headers: &request.headers }
 }
 
-fn pool_of(turn: &Option<Box<Turn>>, pool: Option<PoolId>) -> Option<&Arc<Pool>> {
-    Some(turn.as_ref()?.plan.pool(pool?))
+fn pool_of<'a>(
+    newer: &'a Option<Arc<Pool>>,
+    turn: &'a Option<Box<Turn>>,
+    pool: Option<PoolId>,
+) -> Option<&'a Arc<Pool>> {
+    if newer.is_some() { newer.as_ref() } else { Some(turn.as_ref()?.plan.pool(pool?)) }
 }
 
 /// The time, and a random number.

@@ -1,5 +1,6 @@
 //! What goes on between the clients and us: connections, requests in flight, answers; and when a drain is over.
 
+use std::ops::AddAssign;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
@@ -18,6 +19,17 @@ pub struct Traffic {
     listeners: Mutex<Vec<Arc<ListenerTraffic>>>,
     doors: Mutex<Vec<Weak<Door>>>,
     draining: AtomicBool,
+    /// Of what was forgotten, so that the sums never become smaller.
+    forgotten: Mutex<Answers>,
+}
+
+/// Answers so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Answers {
+    /// All of them.
+    pub all: u64,
+    /// Those with a status of 500 or more.
+    pub failed: u64,
 }
 
 /// The clients of one listener, by its name: whatever else of it changes, its counters go on.
@@ -134,8 +146,10 @@ impl Traffic {
     /// Forgets the listeners that nobody uses, and the pools of the others that nobody uses.
     pub fn forget_unused(&self) {
         let mut listeners = lock(&self.listeners);
-        listeners.retain(|listener| Arc::strong_count(listener) > 1);
-        listeners.iter().for_each(|listener| listener.forget_unused());
+        let mut forgotten = lock(&self.forgotten);
+        let unused = listeners.extract_if(.., |listener| Arc::strong_count(listener) == 1);
+        unused.for_each(|listener| *forgotten += listener.answers());
+        listeners.iter().for_each(|listener| *forgotten += listener.forget_unused());
         lock(&self.doors).retain(|door| door.strong_count() > 0);
     }
 
@@ -151,11 +165,12 @@ impl Traffic {
         lock(&self.listeners).iter().map(|listener| listener.in_flight.get()).sum()
     }
 
-    /// Answers so far on all listeners, and how many of them had a status of 500 or more.
-    pub fn answers(&self) -> (u64, u64) {
+    /// Answers so far, also on listeners and of pools that are gone.
+    pub fn answers(&self) -> Answers {
         let listeners = lock(&self.listeners);
-        let sums = listeners.iter().map(|listener| listener.answers());
-        sums.fold((0, 0), |(all, failed), (more, of_them)| (all + more, failed + of_them))
+        let mut answers = *lock(&self.forgotten);
+        listeners.iter().for_each(|listener| answers += listener.answers());
+        answers
     }
 
     /// The process is to end: from now on every answer says `Connection: close`, and idle connections are soon closed.
@@ -228,16 +243,19 @@ impl ListenerTraffic {
         &self.without_pool
     }
 
-    fn answers(&self) -> (u64, u64) {
-        let by_pool = lock(&self.by_pool);
-        let pools = by_pool.iter().map(|(_, pool)| pool).chain([&self.without_pool]);
-        pools.flat_map(|pool| pool.answers.counted()).fold((0, 0), |(all, failed), (status, count)| {
-            (all + count, failed + if status >= 500 { count } else { 0 })
-        })
+    fn answers(&self) -> Answers {
+        let mut answers = self.without_pool.answered();
+        lock(&self.by_pool).iter().for_each(|(_, pool)| answers += pool.answered());
+        answers
     }
 
-    fn forget_unused(&self) {
-        lock(&self.by_pool).retain(|(_, pool)| Arc::strong_count(pool) > 1);
+    /// The answers of what is forgotten.
+    fn forget_unused(&self) -> Answers {
+        let mut answers = Answers::default();
+        let mut pools = lock(&self.by_pool);
+        let unused = pools.extract_if(.., |(_, pool)| Arc::strong_count(pool) == 1);
+        unused.for_each(|(_, pool)| answers += pool.answered());
+        answers
     }
 
     /// Counts a request that the proxy answered itself.
@@ -248,6 +266,27 @@ impl ListenerTraffic {
     /// Requests that the proxy answered itself, by reason.
     pub fn rejected(&self) -> impl Iterator<Item = (Rejection, u64)> {
         Rejection::ALL.into_iter().zip(self.rejected.iter().map(Counter::get))
+    }
+}
+
+// === impl PoolTraffic ===
+
+impl PoolTraffic {
+    fn answered(&self) -> Answers {
+        let mut answers = Answers::default();
+        for (status, count) in self.answers.counted() {
+            answers += Answers { all: count, failed: if status >= 500 { count } else { 0 } };
+        }
+        answers
+    }
+}
+
+// === impl Answers ===
+
+impl AddAssign for Answers {
+    fn add_assign(&mut self, more: Self) {
+        self.all += more.all;
+        self.failed += more.failed;
     }
 }
 
@@ -459,7 +498,7 @@ mod tests {
         traffic.forget_unused();
         assert_eq!(traffic.open("web").listener.connections.get(), 1);
         assert_eq!(door.listener.pool(&pool).answers.counted().count(), 2);
-        assert_eq!(traffic.answers(), (2, 1));
+        assert_eq!(traffic.answers(), Answers { all: 2, failed: 1 });
         drop(used);
         traffic.forget_unused();
         assert_eq!(door.listener.pool(&pool).answers.counted().count(), 0);

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
-use lb_service::config::{FromText, PositiveDuration};
+use lb_service::config::{BackendAddress, FromText, PositiveDuration};
 use lb_service::listener::ListenAddress;
 use lb_service::pool::Weight;
 
@@ -195,6 +195,7 @@ pub struct BackendArgs {
     /// The name of its pool
     pub pool: String,
     /// Its address, such as 10.0.0.1:8080
+    #[arg(value_parser = backend)]
     pub backend: SocketAddr,
 }
 
@@ -243,6 +244,10 @@ pub struct ExplainArgs {
 
 fn weight(text: &str) -> Result<Weight, String> {
     text.parse().ok().and_then(Weight::new).ok_or_else(|| "a weight is 1 to 1000".to_owned())
+}
+
+fn backend(text: &str) -> Result<SocketAddr, String> {
+    BackendAddress::from_text(text).map(|BackendAddress(address)| address)
 }
 
 fn duration(text: &str) -> Result<Duration, String> {

@@ -210,8 +210,9 @@ fn events(
     out: &mut impl Write,
 ) -> Result<(), AskError> {
     let Told { mut process, mut events } = told(client, None, 0)?;
+    let mut seen = events.last().map(|event| event.id).unwrap_or_default();
     events.drain(..events.len().saturating_sub(last.unwrap_or(usize::MAX)));
-    let mut seen = write_events(&events, format, out)?.unwrap_or_default();
+    write_events(&events, format, out)?;
     if !follow {
         return Ok(());
     }

@@ -207,6 +207,10 @@ fn orders_that_make_no_sense_are_refused_with_the_remedy() {
     assert!(refused(&lab, &["drain", "web", "10.9.9.9:80"]).contains(&format!("it has: {address}")));
     assert!(refused(&lab, &["remove", "web", &address]).contains("last backend"));
     assert!(refused(&lab, &["add", "web", &address]).contains("already"));
+    // As the file would be.
+    assert!(refused(&lab, &["add", "web", "0.0.0.0:80"]).contains("name the address of one machine"));
+    assert!(refused(&lab, &["add", "web", "127.0.0.1:0"]).contains("the port must be given"));
+    assert!(refused(&lab, &["add", "web", "[::ffff:127.0.0.1]:80"]).contains("write 127.0.0.1:80"));
     assert!(refused(&lab, &["log-level", "a=loud"]).contains("loud"));
     assert_eq!(names(&daemon, 3), counted(&[("one", 3)]));
     let nobody = lab.run(&["drain", "web", &address, "--socket", "/nowhere/control.sock"]);
@@ -398,6 +402,17 @@ fn events_are_told_as_text_and_json_and_followed() {
     let last = done(&lab, &["events", "--last", "1", "--format", "json"]);
     let event: Value = serde_json::from_str(&last).unwrap();
     assert_eq!((&event["kind"], last.lines().count()), (&json!("reload"), 1), "{last}");
+    // What was before is not told to who wants none of it.
+    let mut late = lab.spawn(&["events", "--last", "0", "--follow", "-c", path_str(&lab.path("conf.yaml"))]);
+    let told = format!(" operator web {} draining -> in service", one.address);
+    wait::until(LONG, "something new is told", || {
+        done(&lab, &["drain", "web", &text(one.address)]);
+        done(&lab, &["undrain", "web", &text(one.address)]);
+        late.log().contains(&told)
+    });
+    assert!(!late.log().contains(" health   web"), "{}", late.log());
+    late.signal(Signal::SIGTERM);
+    late.wait_exit(LONG);
     let read = daemon.read("/api/v1/events?after=1").unwrap();
     let read: Vec<Value> = serde_json::from_slice(&read.body).unwrap();
     assert!(read.iter().all(|event| event["id"].as_u64() > Some(1)) && read.len() >= 3, "{read:?}");
@@ -432,6 +447,44 @@ fn who_follows_sees_what_a_successor_does_at_once() {
     let successor = tests::process::Process(pid);
     successor.signal(Signal::SIGTERM);
     successor.wait_gone(LONG);
+}
+
+#[test]
+fn a_backend_that_was_removed_gets_no_retry_of_a_request_from_before() {
+    let lab = Lab::new();
+    let origins = [Origin::start("one"), Origin::start("two")];
+    let daemon = lab.start(&pool(&[&origins[0], &origins[1]], ""));
+    let gate = Gate::closed();
+    for origin in &origins {
+        origin.behave(Behaviour::Held(gate.clone(), Answer::status(503, "no")));
+    }
+    let mut held = daemon.begin("/held");
+    wait::until(LONG, "a backend has it", || origins.iter().any(|origin| origin.requests() == 1));
+    let idle = origins.iter().find(|origin| origin.requests() == 0).unwrap();
+    done(&lab, &["remove", "web", &text(idle.address), "--wait"]);
+    gate.open();
+    assert_eq!(held.response("GET").unwrap().status, 503);
+    assert_eq!(idle.requests(), 0, "it was said to be free");
+}
+
+#[test]
+fn who_waits_in_the_queue_goes_to_a_backend_that_joins() {
+    let lab = Lab::new();
+    let (one, two) = (Origin::start("one"), Origin::start("two"));
+    let limits = "limits: {max_requests: 1, queue: 5}\ntimeouts: {queue: 20s}";
+    let daemon = lab.start(&pool(&[&one], limits));
+    let gate = Gate::closed();
+    one.behave(Behaviour::Held(gate.clone(), Answer::ok("held")));
+    let mut held = daemon.begin("/held");
+    one.saw("/held");
+    let mut waits = daemon.begin("/waits");
+    let waiting = || daemon.metric("lb_upstream_queue_length", &["pool=\"web\""]);
+    wait::until(LONG, "it waits", || waiting() == 1.0);
+    done(&lab, &["add", "web", &text(two.address)]);
+    assert_eq!(waits.response("GET").unwrap().origin(), "two");
+    assert_eq!(daemon.get("/").unwrap().origin(), "two");
+    gate.open();
+    assert_eq!(held.response("GET").unwrap().text(), "held");
 }
 
 /// As many as there may be of other requests at a time, and one more.

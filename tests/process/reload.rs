@@ -338,6 +338,33 @@ fn the_access_log_moves_and_no_line_is_lost() {
 }
 
 #[test]
+fn usr1_opens_the_access_log_of_requests_from_before_as_well() {
+    let lab = Lab::new();
+    let origin = Origin::start("one");
+    let path = lab.path("a.log");
+    let body = |format: &str| {
+        format!("access_log: {{format: {format}, path: {}}}\n{}", path.display(), pool(&[&origin], ""))
+    };
+    let daemon = lab.start(&body("json"));
+    let gate = Gate::closed();
+    origin.behave(Behaviour::Held(gate.clone(), Answer::ok("held")));
+    let mut held = daemon.begin("/held");
+    origin.saw("/held");
+    apply(&lab, &daemon, &body("text"));
+    let rotated = lab.path("a.log.1");
+    fs::rename(&path, &rotated).unwrap();
+    daemon.signal(Signal::SIGUSR1);
+    let reopened = || daemon.log().matches("a.log reopened").count();
+    wait::until(LONG, "both are opened anew", || reopened() == 2);
+    gate.open();
+    held.response("GET").unwrap();
+    wait::until(LONG, "it is in the new file", || {
+        fs::read_to_string(&path).is_ok_and(|log| log.contains("/held"))
+    });
+    assert_eq!(fs::read_to_string(&rotated).unwrap(), "");
+}
+
+#[test]
 fn a_file_that_is_watched_is_read_when_it_changes_however_that_is_done() {
     let lab = Lab::new();
     let origins = ["one", "two", "three", "four"].map(Origin::start);
@@ -401,6 +428,23 @@ fn a_reload_after_which_requests_fail_is_taken_back() {
     assert_eq!(reload(&daemon)["last_reload"]["result"], "applied");
     assert!((0..100).all(|_| daemon.get("/").unwrap().status == 500));
     wait::throughout(Duration::from_millis(1500), "it stays", || daemon.get("/").unwrap().status == 500);
+}
+
+#[test]
+fn a_reload_that_renames_the_pool_is_judged_all_the_same() {
+    let lab = Lab::new();
+    let (good, bad) = (Origin::start("good"), Origin::start("bad"));
+    bad.behave(Behaviour::Answer(Answer::status(500, "broken")));
+    let rule = "reload: {rollback: {error_rate: 30, window: 20s}}\n";
+    let daemon = lab.start(&format!("{rule}{}", pool(&[&good], "")));
+    assert!((0..2000).all(|_| daemon.get("/").unwrap().status == 200));
+    // No request and no connection holds what was before, so its counters are forgotten.
+    apply(&lab, &daemon, &format!("{rule}{}", pool(&[&bad], "").replace("web:", "other:")));
+    wait::until(LONG, "it is taken back", || {
+        let _ = daemon.get("/");
+        daemon.status()["config"]["last_reload"]["result"] == "rolled_back"
+    });
+    assert_eq!(daemon.get("/").unwrap().origin(), "good");
 }
 
 #[test]

@@ -133,19 +133,21 @@ fn push_list(line: &mut Vec<u8>, pairs: &[(&str, Cow<'static, str>)]) {
     }
 }
 
-/// `{"10.0.0.1:80":"connect"}`. A backend that comes twice keeps its first word.
+/// `{"10.0.0.1:80":"connect"}`. A backend that comes twice has both words: `"reset,connect"`.
 fn push_json_object(line: &mut Vec<u8>, pairs: &[(&str, Cow<'static, str>)]) {
     if pairs.is_empty() {
         return line.extend_from_slice(b"null");
     }
-    for (index, (backend, word)) in pairs.iter().enumerate() {
+    for (index, (backend, _)) in pairs.iter().enumerate() {
         if pairs[..index].iter().any(|(before, _)| before == backend) {
             continue;
         }
         line.push(if index == 0 { b'{' } else { b',' });
         push_json_string(line, backend.as_bytes());
         line.push(b':');
-        push_json_string(line, word.as_bytes());
+        let of_it = pairs[index..].iter().filter(|(other, _)| other == backend);
+        let words: Vec<&str> = of_it.map(|(_, word)| &**word).collect();
+        push_json_string(line, words.join(",").as_bytes());
     }
     line.push(b'}');
 }

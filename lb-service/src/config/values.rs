@@ -198,6 +198,11 @@ impl FromText for BackendAddress {
                 address.ip()
             ));
         }
+        // Or one backend could be two.
+        let canonical = SocketAddr::new(address.ip().to_canonical(), address.port());
+        if address.is_ipv6() && canonical.is_ipv4() {
+            return Err(format!("{text:?} is an IPv4 address in the form of IPv6\nwrite {canonical}"));
+        }
         Ok(Self(address))
     }
 
@@ -610,6 +615,7 @@ mod tests {
             ("1.1.1.1:65536", "is no port for 1.1.1.1"),
             ("1.1.1.1:http", "is no port for 1.1.1.1"),
             ("0.0.0.0:80", "no backend can be reached"),
+            ("[::ffff:10.0.0.1]:80", "write 10.0.0.1:80"),
             ("unix:/a", "not supported yet"),
             ("1.1.1:80", "expected an address"),
             ("", "expected an address"),

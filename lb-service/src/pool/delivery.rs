@@ -28,6 +28,8 @@ pub struct Delivery {
     pub session: Option<usize>,
     /// The backend that failed it last, unless it is among the tried ones or another attempt has begun.
     last: Option<(Arc<Backend>, Mishap)>,
+    /// The backend whose connection turned out to be closed, if it was then sent to the same one over a new connection.
+    stale: Option<(Arc<Backend>, Mishap)>,
     /// How long to wait before the next attempt, if there is to be one.
     next: Option<Duration>,
     /// The place of this attempt in the budget of its pool.
@@ -78,10 +80,11 @@ impl Delivery {
         self.tries == 0
     }
 
-    /// The backends that failed it, each with how: those [`tried`](Self::tried), and the one that failed it last, after which
-    /// no other was looked for.
+    /// The backends that failed it, each with how: the one whose connection turned out to be closed and that got it again, those
+    /// [`tried`](Self::tried), and the one that failed it last, after which no other was looked for.
     pub fn failures(&self) -> impl Iterator<Item = (&Backend, Mishap)> {
-        self.tried.iter().chain(self.last.iter().map(|(backend, mishap)| (&**backend, *mishap)))
+        let (first, last) = (self.stale.iter().map(named), self.last.iter().map(named));
+        first.chain(self.tried.iter()).chain(last)
     }
 
     /// Gives it to a backend. An empty `key` is none.
@@ -170,8 +173,10 @@ impl Delivery {
         // Only a replay goes to the same backend again, over a new connection: when it is the home of the session, or the
         // only one.
         let stays = (again.replay && is_home) || !pool.has_another(&self.tried, &backend, now);
-        if !stays {
-            self.last = None;
+        let last = self.last.take();
+        if stays {
+            self.stale = last;
+        } else {
             self.tried.insert(backend, mishap);
         }
     }
@@ -179,6 +184,10 @@ impl Delivery {
     fn remember(&mut self, mishap: Mishap) {
         self.last = self.attempt.as_ref().map(|attempt| (attempt.backend.clone(), mishap));
     }
+}
+
+fn named((backend, mishap): &(Arc<Backend>, Mishap)) -> (&Backend, Mishap) {
+    (backend, *mishap)
 }
 
 // === impl Counted ===

@@ -96,7 +96,7 @@ mod sticky;
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -241,8 +241,8 @@ struct Watch {
     seen: AtomicU64,
     /// Held while somebody looks, which happens once after each change.
     assessing: Mutex<()>,
-    /// A successor has taken its place, and speaks for the pool.
-    is_superseded: AtomicBool,
+    /// What has taken its place, and speaks for the pool.
+    successor: OnceLock<Weak<Pool>>,
     /// When the next ejection ends, in nanoseconds after `began`; the largest number: none is under way.
     next_return: AtomicU64,
 }
@@ -327,8 +327,9 @@ impl Pool {
 
     /// Takes the place of `predecessor`, from which it was made: from now on requests are given to this one. Backends that
     /// the other does not have start slowly, and what operators decided is in effect for both.
-    pub fn enter(&self, predecessor: &Self) {
-        predecessor.watch.is_superseded.store(true, Ordering::Release);
+    pub fn enter(self: &Arc<Self>, predecessor: &Self) {
+        // It is made from that one alone, so nobody has taken its place before.
+        let _ = predecessor.watch.successor.set(Arc::downgrade(self));
         let is_new = |backend: &&Arc<Backend>| predecessor.backend(backend.address).is_none();
         for backend in self.backends.iter().filter(is_new) {
             backend.history.comeback.came_back(self.kept.clock.now());
@@ -337,6 +338,18 @@ impl Pool {
         self.kept.queue.set_places(self.queue_places);
         self.kept.changes.note();
         self.kept.queue.wake();
+    }
+
+    /// What has taken its place; none: it is the pool of its name.
+    ///
+    /// A request that has waited, or is to be sent once more, goes on with that one: a backend that has left the pool gets nothing
+    /// more, and one that has joined is of use to those who wait.
+    pub fn newest(&self) -> Option<Arc<Self>> {
+        let mut newest = self.watch.successor()?;
+        while let Some(next) = newest.watch.successor() {
+            newest = next;
+        }
+        Some(newest)
     }
 
     fn build(settings: &PoolSettings, kept: Kept) -> Self {
@@ -461,7 +474,7 @@ impl Pool {
         self.watch.set_next_return(returns);
         let availability = self.assessed(now);
         self.watch.availability.store(availability.pack(), Ordering::Release);
-        if !self.watch.is_superseded.load(Ordering::Acquire) {
+        if self.watch.successor.get().is_none() {
             self.tell_returns(now);
             self.tell_panic(availability.panic);
         }
@@ -597,9 +610,13 @@ impl Watch {
             availability: AtomicU64::new(nobody.pack()),
             seen: AtomicU64::new(0),
             assessing: Mutex::default(),
-            is_superseded: AtomicBool::new(false),
+            successor: OnceLock::new(),
             next_return: AtomicU64::new(Self::NEVER),
         }
+    }
+
+    fn successor(&self) -> Option<Arc<Pool>> {
+        self.successor.get().and_then(Weak::upgrade)
     }
 
     fn availability(&self) -> Availability {
@@ -748,6 +765,17 @@ mod tests {
         assert_eq!(after.backend(attempt.backend.address).unwrap().load.in_flight(), 1);
         drop(attempt);
         assert_eq!((before.in_flight(), after.in_flight()), (0, 0));
+    }
+
+    #[test]
+    fn the_newest_is_found_however_many_came_between() {
+        let (first, _) = pool(&settings(&[1, 1]));
+        assert!(first.newest().is_none());
+        let second = succeed(&first, &settings(&[1, 2]));
+        let third = succeed(&second, &settings(&[1, 3]));
+        assert!(Arc::ptr_eq(&first.newest().unwrap(), &third) && third.newest().is_none());
+        drop(third);
+        assert!(Arc::ptr_eq(&first.newest().unwrap(), &second));
     }
 
     #[test]

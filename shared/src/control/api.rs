@@ -5,6 +5,7 @@ use std::num::NonZeroU32;
 use std::str::FromStr;
 use std::time::Duration;
 
+use lb_service::config::{BackendAddress, FromText};
 use lb_service::pool::Weight;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -72,7 +73,7 @@ pub enum Unclear {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct NewBackend {
-    address: SocketAddr,
+    address: String,
     #[serde(default)]
     weight: Weight,
     #[serde(default)]
@@ -166,7 +167,7 @@ fn order(pool: &str, address: &str, change: Change) -> Result<Call, Unclear> {
 fn added(pool: &str, body: &[u8]) -> Result<Call, Unclear> {
     let NewBackend { address, weight, backup, max_requests } = object(body)?;
     let change = Change::Add(Joining { weight, backup, max_requests });
-    Ok(Call::Order(Order { pool: pool.to_owned(), backend: address, change }))
+    order(pool, &address, change)
 }
 
 fn idle(pool: &str, address: &str, query: &str) -> Result<Call, Unclear> {
@@ -208,7 +209,8 @@ fn log_level(method: &str, body: &[u8]) -> Result<Call, Unclear> {
 /// `10.0.0.1:80`, `[::1]:80`, also with its brackets as `%5B` and `%5D`.
 fn backend(text: &str) -> Result<SocketAddr, Unclear> {
     let text = text.replace("%5B", "[").replace("%5D", "]").replace("%3A", ":");
-    text.parse().map_err(|_| bad(format!("{text:?} is no address of a backend: write 10.0.0.1:80")))
+    let address = BackendAddress::from_text(&text);
+    address.map(|BackendAddress(address)| address).map_err(|problem| bad(problem.replace('\n', ": ")))
 }
 
 fn parameters(query: &str) -> impl Iterator<Item = (&str, &str)> {

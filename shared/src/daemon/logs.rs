@@ -23,10 +23,18 @@ pub(super) struct Opened {
     guard: WriterGuard,
 }
 
+/// One that requests of an earlier plan write to.
+#[derive(Debug)]
+struct Former {
+    plan: Weak<Served>,
+    log: AccessLog,
+    _guard: WriterGuard,
+}
+
 #[derive(Debug, Default)]
 struct Kept {
     log: Option<(AccessLog, WriterGuard)>,
-    former: Vec<(Weak<Served>, WriterGuard)>,
+    former: Vec<Former>,
 }
 
 // === impl AccessLogs ===
@@ -59,7 +67,14 @@ impl AccessLogs {
     pub(super) fn replace(&self, opened: Opened, former: Weak<Served>) {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         let before = kept.log.replace((opened.log, opened.guard));
-        kept.former.extend(before.map(|(_, guard)| (former, guard)));
+        kept.former.extend(before.map(|(log, guard)| Former { plan: former, log, _guard: guard }));
+    }
+
+    /// Opens all files anew.
+    pub(super) fn reopen(&self) {
+        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let former = kept.former.iter().map(|former| &former.log);
+        kept.log.iter().map(|(log, _)| log).chain(former).for_each(AccessLog::reopen);
     }
 
     /// Ends all writers, when they have written what is queued.
@@ -72,7 +87,7 @@ impl AccessLogs {
     pub(super) fn end_unused(&self) {
         let unused = {
             let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-            kept.former.extract_if(.., |(plan, _)| plan.strong_count() == 0).collect::<Vec<_>>()
+            kept.former.extract_if(.., |former| former.plan.strong_count() == 0).collect::<Vec<_>>()
         };
         // Outside of the lock: this waits.
         drop(unused);

@@ -381,9 +381,9 @@ fn signals(plan: &Plan, services: &Services, held: &Held) -> Signals {
             draining.drain_patiently(idle);
         }
     };
-    let (error_log, current) = (held.error_log.clone(), services.current.clone());
+    let (error_log, access_logs) = (held.error_log.clone(), services.logs.clone());
     let reopen_logs = move || {
-        current.plan().access_logs().for_each(AccessLog::reopen);
+        access_logs.reopen();
         if let Some(Err(error)) = error_log.as_ref().map(|log| log.reopen()) {
             log::error!("{error}");
         }

@@ -2,7 +2,7 @@
 //! is then put in place by steps that cannot fail.
 //!
 //! ```text
-//! stage     access log opened, new addresses bound, pools made, who is new in them checked
+//! stage     new addresses bound, pools made, who is new in them checked, access log opened
 //! commit    the checks go on with the new pools, and tell them who is up ─> closed listeners keep the last plan that has them
 //!           ─> pools take over from their predecessors ─> requests take the new plan ─> listeners open and close
 //! ```
@@ -19,13 +19,13 @@ use lb_service::listener::Listener;
 use lb_service::plan::{Current, Plan as Served};
 use lb_service::pool::{Backend, Pool};
 use lb_service::service::Doors;
-use lb_service::traffic::Traffic;
+use lb_service::traffic::{Answers, Traffic};
 
 use super::logs::{AccessLogs, Opened};
 use super::pools::{Checked, Pools};
 use super::{listen_spec, services};
 use crate::config::Plan;
-use crate::operator::{Answers, Diff};
+use crate::operator::Diff;
 use crate::process::sockets::{Bound, Sockets};
 
 /// What a change of the plan touches. Clones share it.
@@ -70,8 +70,6 @@ impl Running {
     /// # Errors
     /// What cannot be had, in words.
     pub async fn stage(&self, old: &Plan, new: &Plan, diff: &Diff) -> Result<Staged, String> {
-        let log = (old.access_log != new.access_log).then(|| self.logs.open(&new.access_log)).transpose();
-        let log = log.map_err(|error| format!("cannot open the access log: {error}"))?;
         let is_bound = |listener: &&Listener| diff.closed.iter().any(|old| old.address == listener.address);
         let unbound = diff.opened.iter().filter(|listener| !is_bound(listener));
         let specs: Vec<_> = unbound.map(|listener| listen_spec(&listener.address)).collect();
@@ -91,6 +89,9 @@ impl Running {
             pools.push(checked);
         }
         let checks = self.checks.stage(pools.iter().filter_map(Checked::to_check)).await;
+        // Last of what may fail: a file that was opened is there, whatever becomes of the rest.
+        let log = (old.access_log != new.access_log).then(|| self.logs.open(&new.access_log)).transpose();
+        let log = log.map_err(|error| format!("cannot open the access log: {error}"))?;
         let logs = self.logs.of(new, log.as_ref());
         let served = services::served(new, &pools, logs, &self.traffic, &self.token);
         let (opened, closed) = (diff.opened.clone(), diff.closed.clone());
@@ -160,8 +161,7 @@ impl Running {
 
     /// All answers so far.
     pub fn answers(&self) -> Answers {
-        let (all, failed) = self.traffic.answers();
-        Answers { all, failed }
+        self.traffic.answers()
     }
 
     /// Lets go what no request uses any more. It may wait for a disk.

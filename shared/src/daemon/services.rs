@@ -61,6 +61,7 @@ pub struct Services {
     pub(super) prober: Prober,
     pub(super) metrics: Service<HttpServer<Endpoints>>,
     pub(super) changer: OperatorService,
+    pub(super) logs: AccessLogs,
 }
 
 impl Services {
@@ -137,6 +138,7 @@ impl Services {
             prober,
             metrics,
             changer,
+            logs: logs.clone(),
         })
     }
 }

@@ -107,11 +107,15 @@ impl Changer {
     /// What is due without an order.
     async fn look(&mut self) {
         let running = self.parts.running.clone();
+        let tidied = running.clone();
         // It waits for a disk when a log has ended; a panic in there is none of ours.
-        let _ = tokio::task::spawn_blocking(move || running.tidy()).await;
+        let _ = tokio::task::spawn_blocking(move || tidied.tidy()).await;
+        if running.is_draining() {
+            return;
+        }
         self.look_at_answers().await;
         let now = self.parts.file.as_ref().and_then(|file| Print::of(file.path()));
-        if self.watch.look(now) && self.effective.reload.watch && !self.parts.running.is_draining() {
+        if self.watch.look(now) && self.effective.reload.watch {
             self.reload(Reload::default(), "the file has changed").await;
         }
     }
@@ -253,6 +257,8 @@ impl Changer {
         }
         if !diff.lines.is_empty() {
             let staged = running.stage(&self.effective, &effective, &diff).await.map_err(Refusal::Other)?;
+            // That may have taken a while.
+            self.refuse_while_ending()?;
             running.commit(staged).await;
             (self.parts.observer)(&effective);
         }
@@ -289,10 +295,17 @@ impl Changer {
 
     // --- taking back ---
 
+    /// One that is judged already is not known to be good: with it goes what came after it.
     fn begin_trial(&mut self, before: Wanted) {
-        let rule = self.effective.reload.rollback;
+        let (rule, open) = (self.effective.reload.rollback, self.trial.take());
         let answers = self.parts.running.answers();
-        self.trial = rule.map(|rule| (self.past.try_it(rule, Instant::now(), answers), before));
+        self.trial = rule.map(|rule| {
+            let trial = self.past.try_it(rule, Instant::now(), answers);
+            match open {
+                Some((first, before)) => (trial.together_with(&first), before),
+                None => (trial, before),
+            }
+        });
     }
 
     async fn look_at_answers(&mut self) {

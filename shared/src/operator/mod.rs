@@ -47,7 +47,6 @@ use changer::Changer;
 pub use diff::Diff;
 pub use file::ConfigFile;
 pub use order::{Change, Joining, Order, Outcome, Reload, Verdict};
-pub use rollback::Answers;
 pub use runtime::{Portable, Runtime};
 pub use shown::{Document, LastReload, Shown};
 

@@ -7,21 +7,14 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+use lb_service::traffic::Answers;
+
 use crate::config::RollbackPlan;
 
 /// Fewer answers say nothing.
 const ENOUGH: u64 = 20;
 /// As far back as is ever asked for: the longest time that is kept.
 const LONGEST: Duration = Duration::from_secs(3600);
-
-/// Answers so far, and how many of them failed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Answers {
-    /// All of them.
-    pub all: u64,
-    /// Those with a status of 500 or more.
-    pub failed: u64,
-}
 
 /// Counts of the past.
 #[derive(Debug, Default)]
@@ -51,19 +44,15 @@ pub(super) enum Judgement {
     },
 }
 
-// === impl Answers ===
+/// Those since `before`.
+fn since(now: Answers, before: Answers) -> Answers {
+    Answers { all: now.all - before.all, failed: now.failed - before.failed }
+}
 
-impl Answers {
-    fn since(self, before: Self) -> Self {
-        // Counters of what is gone from the configuration are gone as well, so a sum may become smaller.
-        Self { all: self.all.saturating_sub(before.all), failed: self.failed.saturating_sub(before.failed) }
-    }
-
-    /// In percent; none of too few.
-    fn rate(self) -> Option<f64> {
-        #[expect(clippy::cast_precision_loss, reason = "counts of a window are far below 2^52")]
-        (self.all >= ENOUGH).then(|| 100.0 * self.failed as f64 / self.all as f64)
-    }
+/// Which part of them failed, in percent; none of too few.
+fn rate(answers: Answers) -> Option<f64> {
+    #[expect(clippy::cast_precision_loss, reason = "counts of a window are far below 2^52")]
+    (answers.all >= ENOUGH).then(|| 100.0 * answers.failed as f64 / answers.all as f64)
 }
 
 // === impl Past ===
@@ -82,7 +71,7 @@ impl Past {
     /// A reload by this rule has come into effect.
     pub(super) fn try_it(&self, rule: RollbackPlan, now: Instant, answers: Answers) -> Trial {
         let from = self.0.iter().find(|(at, _)| now.saturating_duration_since(*at) <= rule.window);
-        let rate_before = from.and_then(|(_, then)| answers.since(*then).rate());
+        let rate_before = from.and_then(|(_, then)| rate(since(answers, *then)));
         Trial { rule, began: now, before: answers, rate_before: rate_before.unwrap_or(0.0) }
     }
 }
@@ -90,6 +79,12 @@ impl Past {
 // === impl Trial ===
 
 impl Trial {
+    /// The same when one before it is still being judged: what failed since then was not so before.
+    #[must_use]
+    pub(super) fn together_with(self, first: &Self) -> Self {
+        Self { rate_before: first.rate_before, ..self }
+    }
+
     /// Why it is taken back, in words.
     pub(super) fn reason(&self, rate: f64, now: Instant) -> String {
         let seconds = now.saturating_duration_since(self.began).as_secs_f64();
@@ -99,7 +94,7 @@ impl Trial {
 
     /// Judges by what there is now.
     pub(super) fn judge(&self, now: Instant, answers: Answers) -> Judgement {
-        let rate = answers.since(self.before).rate().unwrap_or(0.0);
+        let rate = rate(since(answers, self.before)).unwrap_or(0.0);
         if rate > f64::from(self.rule.error_rate) && rate > self.rate_before {
             Judgement::Guilty { rate }
         } else if now.saturating_duration_since(self.began) >= self.rule.window {
@@ -159,6 +154,15 @@ mod tests {
         let later = |failed| answers(before.all + 100, before.failed + failed);
         assert_eq!(trial.judge(now, later(55)), Judgement::Open);
         assert!(matches!(trial.judge(now, later(70)), Judgement::Guilty { .. }));
+    }
+
+    #[test]
+    fn what_another_reload_has_broken_a_moment_ago_is_blamed_all_the_same() {
+        let (first, ..) = trial(0);
+        let (second, now, before) = trial(60);
+        let second = second.together_with(&first);
+        let later = answers(before.all + 100, before.failed + 55);
+        assert_eq!(second.judge(now, later), Judgement::Guilty { rate: 55.0 });
     }
 
     #[test]
