@@ -156,7 +156,7 @@ fn wait_idle(
 fn log_level(client: &Client, filter: Option<&str>, out: &mut impl Write) -> Result<(), AskError> {
     let reply = match filter {
         None => client.ask("GET", "/v1/log_level", "", SOON)?,
-        Some(filter) => client.ask("PUT", "/v1/log_level", &json!({"filter": filter}).to_string(), SOON)?,
+        Some(filter) => client.ask("PUT", "/v1/log_level", &json!({"filter": filter}).to_string(), LATER)?,
     };
     writeln!(out, "{}", document(&reply)?["filter"].as_str().unwrap_or_default())?;
     Ok(())

@@ -4,10 +4,11 @@ use std::os::unix::net::UnixDatagram;
 use std::time::Duration;
 
 use tests::daemon::path_str;
+use tests::process::started_with;
 use tests::wait::{self, LONG};
 use tests::{Behaviour, Lab, Origin, Signal};
 
-use crate::pool;
+use crate::{pool, pool_of};
 
 /// Where the daemon thinks that systemd listens.
 struct Manager {
@@ -81,6 +82,38 @@ fn systemd_follows_an_upgrade_to_the_new_process() {
     let last = manager.hears(&["STOPPING=1"]);
     assert!(!last.contains("MAINPID"), "only the new one says so: {last}");
     new.process.wait_gone(LONG);
+}
+
+/// What systemd took for the end of the main process would be the end of the old one, too.
+#[test]
+fn a_successor_that_is_told_to_end_before_it_serves_changes_nothing() {
+    let lab = Lab::new();
+    let (manager, origin) = (Manager::new(&lab), Origin::start("one"));
+    let config = lab.config(&pool(&[&origin], ""));
+    let old = lab.start_with(&config, &[("NOTIFY_SOCKET", &manager.path)]);
+    manager.hears(&["READY=1"]);
+    let unanswered = tests::Unreachable::start();
+    let slow = pool_of(
+        &[origin.address, unanswered.address],
+        "health_check: {type: tcp, timeout: 3s, interval: 3s}",
+    );
+    lab.config(&format!("shutdown: {{delay: 5s}}\nreload: {{watch: true}}\n{slow}"));
+    old.signal(Signal::SIGUSR2);
+    old.logged(&["takes", "listeners"]);
+    let new = wait::until_some(LONG, "the new process", || {
+        started_with(lab.directory()).into_iter().find(|process| *process != old.process)
+    });
+    wait::until(LONG, "it has its handlers", || new.catches(Signal::SIGTERM));
+    // It would have told of the one, and have waited for five more seconds with the other.
+    new.signal(Signal::SIGHUP);
+    new.signal(Signal::SIGTERM);
+    old.logged(&["upgrade failed", "told to end before it served"]);
+    new.wait_gone(LONG);
+    assert_eq!(old.get("/").unwrap().status, 200);
+    assert_eq!(lab.pid_in_file(), Some(old.process));
+    manager.socket.set_nonblocking(true).unwrap();
+    let mut message = [0; 4096];
+    assert!(manager.socket.recv(&mut message).is_err(), "the new process has said something");
 }
 
 #[test]

@@ -320,7 +320,34 @@ fn a_file_that_changes_while_a_successor_starts_is_read_by_that_one() {
     wait::until(LONG, "the file is in effect", || {
         (0..4).all(|_| successor.get("/").is_ok_and(|answer| answer.origin() == "two"))
     });
-    assert_eq!(successor.status()["config"]["last_reload"]["result"], "applied");
+    // That it had changed was seen when the start was over; then the signal came.
+    wait::until(LONG, "the signal is passed on", || {
+        successor.status()["config"]["last_reload"]["result"] == "unchanged"
+    });
+}
+
+/// The old process reads it once more, after the new one has, which is to be no step back.
+#[test]
+fn a_file_that_was_read_again_before_the_sockets_are_taken_is_in_effect_after_it() {
+    let lab = Lab::new();
+    let (one, two) = (Origin::start("one"), Origin::start("two"));
+    let old = lab.daemonize(&pool(&[&one], ""));
+    let config = lab.path("conf.yaml");
+    std::thread::scope(|scope| {
+        // It reads the file, and waits for the offer.
+        let starting = scope.spawn(|| lab.daemonize_file(&config, &["-u"]));
+        wait::until(LONG, "the new process waits", || started_with(lab.directory()).len() > 1);
+        let began = Instant::now();
+        wait::until(LONG, "it has read the file", || began.elapsed() > Duration::from_secs(1));
+        lab.config(&pool(&[&two], ""));
+        assert_eq!(lab.run(&["reload", "-c", path_str(&config)]).code, Some(0));
+        old.process.signal(Signal::SIGQUIT);
+        let new = starting.join().unwrap();
+        old.process.wait_gone(LONG);
+        wait::until(LONG, "the file of the reload is in effect", || {
+            new.get("/").is_ok_and(|answer| answer.origin() == "two")
+        });
+    });
 }
 
 #[test]

@@ -29,6 +29,12 @@ impl Process {
         }
     }
 
+    /// Whether it has a handler of its own for this signal.
+    pub fn catches(self, signal: Signal) -> bool {
+        let caught = self.status_field("SigCgt").and_then(|mask| u64::from_str_radix(&mask, 16).ok());
+        caught.is_some_and(|mask| mask >> (signal as i32 - 1) & 1 == 1)
+    }
+
     /// Waits until it is gone.
     #[track_caller]
     pub fn wait_gone(self, deadline: Duration) {

@@ -11,18 +11,19 @@ use tokio::sync::{mpsc, watch};
 
 use crate::events::{About, Events, Kind};
 use crate::process::background::Announcer;
-use crate::process::lifecycle::Signals;
+use crate::process::lifecycle::{Outset, Signals};
 use crate::process::logging::ErrorLog;
 use crate::process::pid_file::{PidFile, Prepared};
 use crate::process::sockets::Sockets;
 use crate::process::systemd::Supervisor;
-use crate::process::upgrade::Claim;
+use crate::process::upgrade::{Claim, Hold};
 
 /// A Pingora service that runs once, when the listeners accept.
 pub(super) struct Announce {
     readiness: Readiness,
     installed: watch::Receiver<bool>,
     failures: mpsc::UnboundedSender<String>,
+    outset: Outset,
     once: Mutex<Option<Announcement>>,
 }
 
@@ -42,6 +43,8 @@ pub(super) struct Announcement {
     /// For the log line.
     pub(super) listeners: String,
     pub(super) events: Events,
+    /// Until it is over nothing is changed.
+    pub(super) _hold: Option<Hold>,
 }
 
 // === impl Announce ===
@@ -52,6 +55,7 @@ impl Announce {
             readiness,
             installed: signals.installed(),
             failures: signals.failures(),
+            outset: signals.outset(),
             once: Mutex::new(Some(once)),
         }
     }
@@ -59,28 +63,41 @@ impl Announce {
 
 #[async_trait]
 impl BackgroundService for Announce {
-    /// Whoever depends on it starts when everybody has been told. In an upgrade that is when the old process has let go.
-    async fn start_with_ready_notifier(&self, shutdown: ShutdownWatch, ready: ServiceReadyNotifier) {
-        self.start(shutdown).await;
-        ready.notify_ready();
+    /// Whoever depends on it starts when everybody has been told. In an upgrade that is when the old process has let go; should
+    /// it not, they never start.
+    async fn start_with_ready_notifier(&self, _shutdown: ShutdownWatch, ready: ServiceReadyNotifier) {
+        if self.announce().await {
+            ready.notify_ready();
+        }
     }
 
-    /// Started when the listeners accept. It may block: a background service has a thread of its own.
     async fn start(&self, _shutdown: ShutdownWatch) {
+        self.announce().await;
+    }
+}
+
+impl Announce {
+    /// Called when the listeners accept; whether this process is the one that serves. It may block: a background service has a
+    /// thread of its own.
+    async fn announce(&self) -> bool {
         // The signal handlers come first: who is told that we serve may at once tell us to stop.
         let installed = self.installed.clone().wait_for(|installed| *installed).await.is_ok();
         let once = self.once.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Some(once) = once.filter(|_| installed) else { return };
+        let Some(once) = once.filter(|_| installed) else { return false };
+        if !self.outset.decide() {
+            once.give_up();
+            return false;
+        }
         self.readiness.set_listening(true);
         let error_log = once.error_log.clone();
-        if let Err(problem) = once.announce() {
-            // The end of the process is to be seen where its start was asked for.
-            if let Some(Err(error)) = error_log.map(|log| log.restore_terminal()) {
-                log::error!("{error}");
-            }
-            // Nobody listens any more when the process ends anyway.
-            let _ = self.failures.send(problem);
+        let Err(problem) = once.announce() else { return true };
+        // The end of the process is to be seen where its start was asked for.
+        if let Some(Err(error)) = error_log.map(|log| log.restore_terminal()) {
+            log::error!("{error}");
         }
+        // Nobody listens any more when the process ends anyway.
+        let _ = self.failures.send(problem);
+        false
     }
 }
 
@@ -88,6 +105,8 @@ impl BackgroundService for Announce {
 
 impl Announcement {
     fn announce(self) -> Result<(), String> {
+        let announcer = self.announcer.prepare();
+        let announcer = announcer.map_err(|error| format!("cannot leave the terminal: {error}"))?;
         if let Some(claim) = self.claim {
             let old_pid = claim.old_pid();
             claim.ready().map_err(|error| format!("upgrade: {error}"))?;
@@ -102,12 +121,21 @@ impl Announcement {
         log::info!("process {} serves on {}", std::process::id(), self.listeners);
         self.events.note(Kind::Process, About::default(), format!("serves on {}", self.listeners));
         // Before a parent ends that systemd may still take for the main process.
-        self.supervisor.ready(&format!("serving on {}", self.listeners));
+        self.supervisor.serves(&format!("serving on {}", self.listeners));
         if let Some(error_log) = &self.error_log {
             error_log.release_terminal();
         }
-        self.announcer
-            .announce(self.error_log.is_some())
-            .map_err(|error| format!("cannot leave the terminal: {error}"))
+        if let Err(error) = announcer.announce(self.error_log.is_some()) {
+            log::error!("cannot leave the terminal: {error}");
+        }
+        Ok(())
+    }
+
+    /// The process was told to end before it served: the old one goes on.
+    fn give_up(self) {
+        log::info!("told to end before it served");
+        if let Some(claim) = self.claim {
+            claim.failed("it was told to end before it served");
+        }
     }
 }

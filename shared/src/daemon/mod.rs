@@ -36,7 +36,7 @@ use crate::process::privileges::{self, Identity, PrivilegeError};
 use crate::process::sockets::{self, Class, Endpoint, Handed, Inherited, ListenError, ListenSpec, Sockets};
 use crate::process::successor::Launch;
 use crate::process::systemd::Supervisor;
-use crate::process::upgrade::{self, Claim, Legacy, UpgradeError};
+use crate::process::upgrade::{self, Claim, Hold, Legacy, UpgradeError};
 use announce::{Announce, Announcement};
 use logs::AccessLogs;
 use operations::Hands;
@@ -158,7 +158,7 @@ fn start(
     Ok(code)
 }
 
-fn run(plan: &Plan, mut server: Server, services: Services, held: Held, extra: Box<Extra<'_>>) -> u8 {
+fn run(plan: &Plan, mut server: Server, mut services: Services, held: Held, extra: Box<Extra<'_>>) -> u8 {
     server.bootstrap();
     let before_checks = extra(&mut server, &services);
     let signals = signals(plan, &services, &held);
@@ -166,7 +166,8 @@ fn run(plan: &Plan, mut server: Server, services: Services, held: Held, extra: B
     let (pid_file, sockets) = (held.pid_file.clone(), held.sockets.clone());
     let (events, takes_over) = (services.operator.events().clone(), held.claim.is_some());
     let verbosity = held.verbosity.clone();
-    let announce = Announce::new(services.readiness.clone(), &signals, held.announcement(plan, events));
+    let announcement = held.announcement(plan, events, services.hold.take());
+    let announce = Announce::new(services.readiness.clone(), &signals, announcement);
     let control = control(plan, &services, &sockets, &signals, verbosity);
     let first = Before { checks: &before_checks, takes_over };
     let announced = add_services(&mut server, services, first, &sockets, &signals, announce);
@@ -227,12 +228,12 @@ impl Held {
             claim,
             announcer,
             launch,
-            supervisor: Supervisor::of(|name| std::env::var_os(name)),
+            supervisor: Supervisor::of(|name| std::env::var_os(name), mode.upgrade),
             verbosity,
         })
     }
 
-    fn announcement(self, plan: &Plan, events: Events) -> Announcement {
+    fn announcement(self, plan: &Plan, events: Events, hold: Option<Hold>) -> Announcement {
         let listeners: Vec<_> =
             plan.listeners.iter().map(|(_, listener)| listener.address.to_string()).collect();
         Announcement {
@@ -245,6 +246,7 @@ impl Held {
             supervisor: self.supervisor,
             listeners: listeners.join(", "),
             events,
+            _hold: hold,
         }
     }
 }

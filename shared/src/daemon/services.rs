@@ -31,6 +31,7 @@ use crate::events::{self, Events};
 use crate::explain::ExplainSource;
 use crate::operator::{self, ConfigFile, Operator, OperatorService, Runtime};
 use crate::process::lifecycle::{Timing, Timings};
+use crate::process::upgrade::Hold;
 use crate::status::StatusSource;
 
 /// How often Pingora may call for a backend in one request. What ends a request's tries is its pool, whose settings may change
@@ -61,6 +62,8 @@ pub struct Services {
     pub(super) prober: Prober,
     pub(super) metrics: Service<HttpServer<Endpoints>>,
     pub(super) changer: OperatorService,
+    /// Nothing is changed before the start is over.
+    pub(super) hold: Option<Hold>,
     pub(super) logs: AccessLogs,
 }
 
@@ -109,8 +112,9 @@ impl Services {
             leaving: Arc::default(),
         };
         let timings = Timings::new(timing(plan));
-        let (operator, changer) = Operator::new(operator::Parts {
+        let (operator, changer, hold) = Operator::new(operator::Parts {
             running,
+            takes_over: held.claim.is_some(),
             file,
             plan: written,
             runtime,
@@ -138,6 +142,7 @@ impl Services {
             prober,
             metrics,
             changer,
+            hold: Some(hold),
             logs: logs.clone(),
         })
     }

@@ -71,6 +71,7 @@ impl Changer {
     }
 
     pub(super) async fn run(mut self) {
+        self.catch_up().await;
         let mut looks = interval(LOOK);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -87,6 +88,16 @@ impl Changer {
                     self.look().await;
                 }
             }
+        }
+    }
+
+    /// The process before this one may have read the file once more after this one did.
+    async fn catch_up(&mut self) {
+        let _turn = self.turn.clone().lock_owned().await;
+        let file = self.parts.file.as_ref().filter(|_| self.parts.takes_over);
+        if file.is_some_and(|file| Print::of(file.path()) != file.first_seen()) {
+            self.reload(Reload { keep_runtime: true, ..Reload::default() }, "the file has changed meanwhile")
+                .await;
         }
     }
 
@@ -137,7 +148,7 @@ impl Changer {
             Ok((lines, lost)) => self.reloaded(lines, lost),
             Err(refusal) => self.not_reloaded(&refusal),
         };
-        self.parts.supervisor.ready(&format!("configuration {} is in effect", verdict.generation));
+        self.parts.supervisor.reloaded(&format!("configuration {} is in effect", verdict.generation));
         verdict
     }
 

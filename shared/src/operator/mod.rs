@@ -70,6 +70,8 @@ pub struct OperatorService(Mutex<Option<Changer>>);
 pub struct Parts {
     /// What serves.
     pub running: Running,
+    /// Whether it takes over from another process.
+    pub takes_over: bool,
     /// What it was started by; absent: the command line.
     pub file: Option<ConfigFile>,
     /// What the file says; with the next, it is in effect.
@@ -103,15 +105,18 @@ enum Command {
 // === impl Operator ===
 
 impl Operator {
-    /// One that changes what `parts` say, and the service that does it.
-    pub fn new(parts: Parts) -> (Self, OperatorService) {
+    /// One that changes what `parts` say, and the service that does it. It changes nothing as long as the hold lives: that is for
+    /// the time of the start.
+    pub fn new(parts: Parts) -> (Self, OperatorService, Hold) {
         let (commands, received) = mpsc::unbounded_channel();
         let path = parts.file.as_ref().map(|file| file.path().to_owned());
         let shown = Arc::new(ArcSwap::from_pointee(Shown::first(path, parts.runtime.clone())));
         let (running, events) = (parts.running.clone(), parts.events.clone());
         let turn = Arc::<TurnLock>::default();
+        let hold = turn.clone().try_lock_owned().expect("nobody else knows of it");
         let changer = Changer::new(parts, received, shown.clone(), turn.clone());
-        (Self { commands, shown, running, events, turn }, OperatorService(Mutex::new(Some(changer))))
+        let service = OperatorService(Mutex::new(Some(changer)));
+        (Self { commands, shown, running, events, turn }, service, hold)
     }
 
     /// Reads the file again, and says what became of it.

@@ -44,6 +44,10 @@ pub struct Announcer {
     background: bool,
 }
 
+/// An announcement that nothing is missing for; holds what standard output becomes, in the background.
+#[derive(Debug)]
+pub struct Prepared(Option<File>);
+
 /// Decides the role of this process: serving in the foreground, waiting for the one in the background, or being it
 /// (its own session, umask 027). To be called before any thread is started and anything is opened.
 ///
@@ -68,15 +72,23 @@ impl Announcer {
         self.background
     }
 
+    /// Has what it needs at hand, so that nothing is missing once the announcement cannot be taken back.
+    ///
+    /// # Errors
+    /// When `/dev/null` cannot be opened.
+    pub fn prepare(self) -> io::Result<Prepared> {
+        let open = || File::options().write(true).open("/dev/null");
+        Ok(Prepared(self.background.then(open).transpose()?))
+    }
+}
+
+impl Prepared {
     /// Lets the waiting parent end, and turns away from the terminal. Without an error log (`keep_stderr` false) what is
     /// logged from now on is lost, as with any daemon that is not told where to write.
     ///
     /// In the foreground nothing happens.
     pub fn announce(self, keep_stderr: bool) -> io::Result<()> {
-        if !self.background {
-            return Ok(());
-        }
-        let null = File::options().write(true).open("/dev/null")?;
+        let Some(null) = self.0 else { return Ok(()) };
         if let Err(error) = writeln!(io::stdout().lock(), "{READY}") {
             log::warn!("background: nobody waits for the start any more: {error}");
         }
@@ -162,7 +174,7 @@ mod tests {
     fn in_the_foreground_there_is_nobody_to_tell() {
         let Role::Serve(announcer) = enter(false).unwrap() else { panic!("not serving") };
         assert!(!announcer.is_background());
-        announcer.announce(false).unwrap();
+        announcer.prepare().unwrap().announce(false).unwrap();
     }
 
     #[test]

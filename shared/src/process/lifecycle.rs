@@ -22,6 +22,7 @@ use std::future::{Future, pending};
 use std::io;
 use std::path::PathBuf;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -32,7 +33,7 @@ use once_cell::sync::OnceCell;
 use pingora::server::{ShutdownSignal, ShutdownSignalWatch};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::{Interval, MissedTickBehavior, interval};
+use tokio::time::{Interval, MissedTickBehavior, interval, timeout};
 
 use super::sockets::{Class, Sockets};
 use super::successor::{self, Launch};
@@ -308,6 +309,17 @@ impl<F: Fn() -> usize + Send + Sync> InFlight for F {
     }
 }
 
+/// Whether this process comes to serve, or is told to end before that: what comes first holds. Clones decide the same.
+#[derive(Clone, Debug, Default)]
+pub struct Outset(Arc<AtomicBool>);
+
+impl Outset {
+    /// Whether nothing was decided before.
+    pub fn decide(&self) -> bool {
+        !self.0.swap(true, Ordering::AcqRel)
+    }
+}
+
 /// What [`Signals`] works on.
 pub struct Parts {
     /// `shutdown.delay` and `shutdown.drain`.
@@ -349,6 +361,7 @@ pub struct Signals {
     upgrades: Upgrades,
     inbox: Mutex<Option<Inbox>>,
     pulse: Pulse,
+    outset: Outset,
     outcome: Outcome,
 }
 
@@ -462,6 +475,7 @@ impl Signals {
             upgrades: Upgrades(ordered),
             inbox: Mutex::new(Some(Inbox { failed, upgrades })),
             pulse: Pulse::new(),
+            outset: Outset::default(),
             outcome: Outcome::default(),
         }
     }
@@ -492,6 +506,11 @@ impl Signals {
     /// Turns true when the signal handlers are installed; readiness must not be announced before.
     pub fn installed(&self) -> watch::Receiver<bool> {
         self.installed.subscribe()
+    }
+
+    /// For whoever says that the process serves.
+    pub fn outset(&self) -> Outset {
+        self.outset.clone()
     }
 
     /// To be read after `Server::run`.
@@ -598,6 +617,7 @@ impl Signals {
     fn apply(&self, action: Action) {
         match action {
             Action::Enter(phase) => {
+                self.outset.decide();
                 self.tell_phase(phase);
                 (self.parts.on_phase)(phase);
             }
@@ -627,7 +647,10 @@ impl Signals {
 
     fn succeed(&self) -> Handover {
         let ((path, window, legacy), launch) = (self.offered(), self.parts.launch.clone());
-        Box::pin(async move { successor::succeed(&launch, &path, legacy.await?, window).await })
+        Box::pin(async move {
+            let legacy = timeout(window, legacy).await.map_err(|_| UpgradeError::Busy(window))??;
+            successor::succeed(&launch, &path, legacy, window).await
+        })
     }
 
     fn offered(&self) -> (PathBuf, Duration, Later<io::Result<Legacy>>) {
@@ -824,7 +847,7 @@ async fn poll(handover: &mut Option<Handover>) -> Result<Heir, UpgradeError> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::atomic::AtomicUsize;
 
     use super::*;
     use crate::process::sockets::{Endpoint, ListenSpec};
@@ -1304,7 +1327,7 @@ mod tests {
             let status = std::fs::read_to_string(format!("/proc/{}/status", pid.trim()));
             status.map_or(true, |status| status.contains("State:\tZ"))
         };
-        let ended = tokio::time::timeout(WINDOW, async {
+        let ended = timeout(WINDOW, async {
             while !gone() {
                 tokio::time::sleep(TICK).await;
             }
@@ -1321,8 +1344,8 @@ mod tests {
             "WATCHDOG_USEC" => Some("40000".into()),
             _ => None,
         };
-        let (signals, _) = signals_with(dir.path().join("sock"), "exit 0", Supervisor::of(variables));
-        signals.parts.supervisor.ready("serving");
+        let (signals, _) = signals_with(dir.path().join("sock"), "exit 0", Supervisor::of(variables, false));
+        signals.parts.supervisor.serves("serving");
         let beating = tokio::spawn({
             let pulse = signals.pulse();
             async move { pulse.beat().await }

@@ -24,7 +24,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::unistd::{AccessFlags, Pid, access};
 use tokio::io::AsyncReadExt;
 use tokio::process::{Child, ChildStderr, Command};
 use tokio::task::JoinHandle;
@@ -123,6 +123,13 @@ impl Launch {
         })
     }
 
+    /// What would else be said of the program.
+    fn refuse_closed_directory(&self) -> Result<(), UpgradeError> {
+        let Some(directory) = &self.directory else { return Ok(()) };
+        access(directory, AccessFlags::X_OK)
+            .map_err(|error| UpgradeError::Directory { directory: directory.clone(), source: error.into() })
+    }
+
     fn command(&self) -> Command {
         let mut command = Command::new(&self.program);
         command.arg0(&self.name).args(&self.arguments).env_remove(systemd::WATCHDOG_PID);
@@ -170,6 +177,7 @@ fn with_upgrade(arguments: impl Iterator<Item = OsString>, already: bool) -> Vec
 impl Successor {
     fn start(launch: &Launch) -> Result<Self, UpgradeError> {
         let failed = |source| UpgradeError::NotStarted { program: launch.program.clone(), source };
+        launch.refuse_closed_directory()?;
         let mut child = launch.command().spawn().map_err(failed)?;
         let pid = child.id().ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
         let said = Arc::default();
@@ -343,6 +351,17 @@ mod tests {
             .to_string();
         assert!(failed.contains("cannot start /no/such/program"), "{failed}");
         assert!(!dir.path().join("sock").exists());
+    }
+
+    #[tokio::test]
+    async fn a_directory_that_cannot_be_entered_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let gone = dir.path().join("gone");
+        let launch = Launch { directory: Some(gone.clone()), ..Launch::script("", false) };
+        let sock = dir.path().join("sock");
+        let failed =
+            succeed(&launch, &sock, Legacy::of(Vec::new()).await, END).await.unwrap_err().to_string();
+        assert!(failed.contains(&format!("cannot enter {}", gone.display())), "{failed}");
     }
 
     #[tokio::test]

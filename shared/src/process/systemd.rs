@@ -11,8 +11,9 @@
 //! worked on in: the lifecycle asks, a task in that runtime answers, and only who was answered pings. A process that hangs, in
 //! either of the two, is killed and started anew by systemd.
 //!
-//! The invariant: a process that has handed over says nothing any more. Its successor is the main process, and a ping of the old
-//! one would hide that the new one hangs.
+//! The invariant: only the process that serves says anything. A successor is silent until it has taken over: what systemd took for
+//! its end would be the end of the unit. A process that has handed over says nothing any more: a ping of it would hide that its
+//! successor hangs.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -40,6 +41,8 @@ struct Link {
     socket: UnixDatagram,
     address: SocketAddr,
     watchdog: Option<Duration>,
+    /// Another process serves until this one has taken over.
+    is_successor: bool,
     stage: Mutex<Stage>,
 }
 
@@ -49,7 +52,8 @@ enum Stage {
     Starting,
     Serving,
     Stopping,
-    HandedOver,
+    /// Another process serves: this one has handed over, or has never taken over.
+    Silent,
 }
 
 /// A sign of life of the runtime that [`beat`](Pulse::beat) runs in.
@@ -68,13 +72,14 @@ struct Heart {
 
 impl Supervisor {
     /// By the `variables` that systemd sets: `NOTIFY_SOCKET`, a path or an abstract name (`@…`), `WATCHDOG_USEC` and
-    /// `WATCHDOG_PID`. What cannot be used is logged and left.
-    pub fn of(variables: impl Fn(&str) -> Option<OsString>) -> Self {
+    /// `WATCHDOG_PID`. What cannot be used is logged and left. `is_successor` tells whether another process serves until this one
+    /// [`serves`](Self::serves).
+    pub fn of(variables: impl Fn(&str) -> Option<OsString>, is_successor: bool) -> Self {
         let Some(address) = variables("NOTIFY_SOCKET").filter(|address| !address.is_empty()) else {
             return Self::default();
         };
         let watchdog = watchdog(&variables, std::process::id());
-        match Link::open(&address, watchdog) {
+        match Link::open(&address, watchdog, is_successor) {
             Ok(link) => Self(Some(Arc::new(link))),
             Err(error) => {
                 log::warn!("systemd: cannot use NOTIFY_SOCKET {}: {error}", address.display());
@@ -83,16 +88,24 @@ impl Supervisor {
         }
     }
 
-    /// The process serves, or does so again after a reload; `status` is what `systemctl status` shows.
-    pub fn ready(&self, status: &str) {
+    /// The process serves from now on; `status` is what `systemctl status` shows.
+    pub fn serves(&self, status: &str) {
+        self.advance(Stage::Serving, || Some(self.ready(status)));
+    }
+
+    /// A reload is over, however it has ended.
+    pub fn reloaded(&self, status: &str) {
+        self.say(|stage| (stage == Stage::Serving).then(|| self.ready(status)));
+    }
+
+    fn ready(&self, status: &str) -> String {
         let pid = std::process::id();
         // In an upgrade the next ping may be half of the time away, and the old process's last one as well.
         let ping = if self.ping_interval().is_some() { "\nWATCHDOG=1" } else { "" };
-        let text = format!("READY=1\nMAINPID={pid}\n{}{ping}", status_line(status));
-        self.advance(Stage::Serving, || Some(text));
+        format!("READY=1\nMAINPID={pid}\n{}{ping}", status_line(status))
     }
 
-    /// A reload begins. It must be followed by [`ready`](Self::ready), however the reload ends.
+    /// A reload begins. It must be followed by [`reloaded`](Self::reloaded).
     pub fn reloading(&self) {
         self.say(|stage| {
             (stage == Stage::Serving).then(|| format!("RELOADING=1\nMONOTONIC_USEC={}", monotonic_usec()))
@@ -101,17 +114,14 @@ impl Supervisor {
 
     /// The process has begun to end.
     pub fn stopping(&self, status: &str) {
-        self.advance(Stage::Stopping, || Some(format!("STOPPING=1\n{}", status_line(status))));
-    }
-
-    /// What `systemctl status` shows.
-    pub fn status(&self, status: &str) {
-        self.say(|_| Some(status_line(status)));
+        if !self.advance_silently() {
+            self.advance(Stage::Stopping, || Some(format!("STOPPING=1\n{}", status_line(status))));
+        }
     }
 
     /// A successor is the main process now: this one has nothing more to say.
     pub fn hand_over(&self) {
-        self.advance(Stage::HandedOver, || None);
+        self.advance(Stage::Silent, || None);
     }
 
     /// How often to [`ping`](Self::ping); none when nobody waits for it.
@@ -128,16 +138,26 @@ impl Supervisor {
     fn advance(&self, next: Stage, text: impl FnOnce() -> Option<String>) {
         let Some(link) = &self.0 else { return };
         let mut stage = link.stage();
-        if *stage <= next && *stage != Stage::HandedOver {
+        if *stage <= next && *stage != Stage::Silent {
             *stage = next;
             link.send(text());
         }
     }
 
+    /// A successor that ends before it has taken over is not the end of what systemd has started.
+    fn advance_silently(&self) -> bool {
+        let Some(link) = self.0.as_ref().filter(|link| link.is_successor) else { return false };
+        let mut stage = link.stage();
+        if *stage == Stage::Starting {
+            *stage = Stage::Silent;
+        }
+        *stage == Stage::Silent
+    }
+
     fn say(&self, text: impl FnOnce(Stage) -> Option<String>) {
         let Some(link) = &self.0 else { return };
         let stage = link.stage();
-        if *stage != Stage::HandedOver {
+        if *stage != Stage::Silent {
             link.send(text(*stage));
         }
     }
@@ -146,14 +166,14 @@ impl Supervisor {
 // === impl Link ===
 
 impl Link {
-    fn open(address: &OsStr, watchdog: Option<Duration>) -> io::Result<Self> {
+    fn open(address: &OsStr, watchdog: Option<Duration>, is_successor: bool) -> io::Result<Self> {
         let address = match address.as_bytes().strip_prefix(b"@") {
             Some(name) => SocketAddr::from_abstract_name(name)?,
             None => SocketAddr::from_pathname(address)?,
         };
         let socket = UnixDatagram::unbound()?;
         socket.set_write_timeout(Some(PATIENCE))?;
-        Ok(Self { socket, address, watchdog, stage: Mutex::new(Stage::Starting) })
+        Ok(Self { socket, address, watchdog, is_successor, stage: Mutex::new(Stage::Starting) })
     }
 
     fn send(&self, text: Option<String>) {
@@ -239,14 +259,18 @@ mod tests {
     use super::*;
 
     /// A supervisor that speaks to the socket returned, in which every message is one datagram.
-    fn supervised(more: &[(&str, &str)]) -> (Supervisor, UnixDatagram) {
+    fn supervised_as(is_successor: bool, more: &[(&str, &str)]) -> (Supervisor, UnixDatagram) {
         let name = format!("lb-test-{}-{:?}", std::process::id(), std::thread::current().id());
         let socket = UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
         socket.set_nonblocking(true).unwrap();
         let mut variables: HashMap<_, _> =
             more.iter().map(|(name, value)| (*name, (*value).into())).collect();
         variables.insert("NOTIFY_SOCKET", OsString::from(format!("@{name}")));
-        (Supervisor::of(|name| variables.get(name).cloned()), socket)
+        (Supervisor::of(|name| variables.get(name).cloned(), is_successor), socket)
+    }
+
+    fn supervised(more: &[(&str, &str)]) -> (Supervisor, UnixDatagram) {
+        supervised_as(false, more)
     }
 
     /// Everything said so far.
@@ -259,12 +283,11 @@ mod tests {
     #[test]
     fn a_life_is_told_from_the_start_to_the_end() {
         let (supervisor, socket) = supervised(&[]);
-        supervisor.status("checking\nbackends");
-        supervisor.ready("serves");
+        supervisor.serves("serves\nwell");
         supervisor.stopping("drains");
-        let ready = format!("READY=1\nMAINPID={}\nSTATUS=serves", std::process::id());
-        assert_eq!(said(&socket), ["STATUS=checking backends", &ready, "STOPPING=1\nSTATUS=drains"]);
-        supervisor.ready("a reload that ended too late");
+        let ready = format!("READY=1\nMAINPID={}\nSTATUS=serves well", std::process::id());
+        assert_eq!(said(&socket), [&ready, "STOPPING=1\nSTATUS=drains"]);
+        supervisor.reloaded("a reload that ended too late");
         assert!(said(&socket).is_empty());
     }
 
@@ -272,11 +295,12 @@ mod tests {
     fn a_reload_says_when_it_began_and_that_it_is_over() {
         let (supervisor, socket) = supervised(&[]);
         supervisor.reloading();
+        supervisor.reloaded("too early");
         assert!(said(&socket).is_empty(), "nothing was ready that could be reloaded");
-        supervisor.ready("serves");
+        supervisor.serves("serves");
         let before = monotonic_usec();
         supervisor.reloading();
-        supervisor.ready("serves the new configuration");
+        supervisor.reloaded("serves the new configuration");
         let said = said(&socket);
         let began = said[1].strip_prefix("RELOADING=1\nMONOTONIC_USEC=").unwrap().parse::<i64>().unwrap();
         assert!((before..=monotonic_usec()).contains(&began));
@@ -286,15 +310,30 @@ mod tests {
     #[test]
     fn who_has_handed_over_says_nothing() {
         let (supervisor, socket) = supervised(&[("WATCHDOG_USEC", "1000000")]);
-        supervisor.ready("serves");
+        supervisor.serves("serves");
         said(&socket);
         supervisor.clone().hand_over();
         supervisor.ping();
-        supervisor.status("drains");
         supervisor.reloading();
-        supervisor.ready("serves");
+        supervisor.reloaded("serves");
         supervisor.stopping("drains");
         assert!(said(&socket).is_empty());
+    }
+
+    #[test]
+    fn a_successor_that_ends_before_it_has_taken_over_says_nothing() {
+        let (supervisor, socket) = supervised_as(true, &[("WATCHDOG_USEC", "1000000")]);
+        supervisor.reloading();
+        supervisor.reloaded("serves");
+        supervisor.stopping("drains");
+        supervisor.ping();
+        supervisor.serves("too late");
+        assert!(said(&socket).is_empty());
+        drop(socket);
+        let (supervisor, socket) = supervised_as(true, &[]);
+        supervisor.serves("serves");
+        supervisor.stopping("drains");
+        assert_eq!(said(&socket).len(), 2);
     }
 
     #[test]
@@ -303,7 +342,7 @@ mod tests {
         assert_eq!(supervisor.ping_interval(), Some(Duration::from_millis(1500)));
         supervisor.ping();
         assert!(said(&socket).is_empty());
-        supervisor.ready("serves");
+        supervisor.serves("serves");
         supervisor.ping();
         let said = said(&socket);
         assert!(said[0].ends_with("STATUS=serves\nWATCHDOG=1"), "{said:?}");
@@ -327,12 +366,12 @@ mod tests {
 
     #[test]
     fn without_systemd_nothing_is_said_and_a_bad_address_is_no_end() {
-        let alone = Supervisor::of(|_| None);
-        alone.ready("serves");
+        let alone = Supervisor::of(|_| None, false);
+        alone.serves("serves");
         assert_eq!(alone.ping_interval(), None);
         let long = OsString::from("/x".repeat(200));
-        assert!(Supervisor::of(|_| Some(long.clone())).0.is_none());
-        Supervisor::of(|_| Some("/no/such/socket".into())).ready("nobody reads it");
+        assert!(Supervisor::of(|_| Some(long.clone()), false).0.is_none());
+        Supervisor::of(|_| Some("/no/such/socket".into()), false).serves("nobody reads it");
     }
 
     #[tokio::test]

@@ -114,10 +114,17 @@ pub struct Claim {
 pub enum UpgradeError {
     #[error("cannot offer the sockets: {0}")]
     Offer(#[from] ListenError),
+    #[error("another change is still under way after {0:?}")]
+    Busy(Duration),
     #[error("no process started with -u came within {0:?}")]
     NobodyCame(Duration),
     #[error("the new process {pid} ended before it was ready")]
     SuccessorEnded { pid: u32 },
+    #[error(
+        "cannot enter {}, where this process was started: {source}; start it in a directory that its user may enter",
+        directory.display()
+    )]
+    Directory { directory: PathBuf, source: io::Error },
     #[error("cannot start {}: {source}", program.display())]
     NotStarted { program: PathBuf, source: io::Error },
     #[error("the new process {pid} {how}: {reason}")]
