@@ -11,6 +11,7 @@
 
 use std::collections::HashMap;
 use std::fs::Permissions;
+use std::os::fd::{IntoRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 
@@ -19,7 +20,7 @@ use pingora::listeners::ListenerConfig;
 use pingora::protocols::l4::stream::L4BufferSettings;
 use pingora::proxy::{HttpProxy, http_proxy};
 use pingora::server::configuration::ServerConf;
-use pingora::server::{ListenFds, ShutdownWatch};
+use pingora::server::{Fds, ListenFds, ShutdownWatch};
 use pingora::services::Service as _;
 use pingora::services::listening::Service;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -48,7 +49,7 @@ pub struct Doors(mpsc::UnboundedSender<Order>);
 /// What a [`ProxyService`] is told.
 #[derive(Debug)]
 enum Order {
-    Open(Listener),
+    Open(Listener, Option<OwnedFd>),
     Close(ListenAddress),
     Retire(Vec<ListenAddress>, Arc<Plan>, oneshot::Sender<()>),
 }
@@ -98,7 +99,12 @@ pub fn service(conf: &Arc<ServerConf>, current: &Current, traffic: &Arc<Traffic>
 impl Doors {
     /// Accepts on the address of `listener`, which the current plan should have.
     pub fn open(&self, listener: Listener) {
-        self.order(Order::Open(listener));
+        self.order(Order::Open(listener, None));
+    }
+
+    /// The same, on a socket that listens there already.
+    pub fn open_on(&self, listener: Listener, socket: OwnedFd) {
+        self.order(Order::Open(listener, Some(socket)));
     }
 
     /// Accepts no more on this address. Connections that are open end with their next answer, idle ones in a moment.
@@ -132,8 +138,11 @@ impl ProxyService {
         tasks_per_fd: usize,
     ) {
         match order {
-            Order::Open(listener) => {
-                let task = self.open(listener, fds.cloned(), tasks_per_fd);
+            Order::Open(listener, socket) => {
+                // What others have is none of its business: an entry that was taken once names a descriptor that may be another's
+                // by now.
+                let own = socket.map(|socket| table(&listener.address, socket));
+                let task = self.open(listener, own.or_else(|| fds.cloned()), tasks_per_fd);
                 tasks.spawn(task);
             }
             Order::Close(address) => {
@@ -217,6 +226,13 @@ impl pingora::services::Service for ProxyService {
         let plan = self.current.plan();
         Some(plan.listeners.iter().map(|(_, listener)| listener.address.bind_key()).collect())
     }
+}
+
+/// In which Pingora finds one socket.
+fn table(address: &ListenAddress, socket: OwnedFd) -> ListenFds {
+    let mut fds = Fds::new();
+    fds.add(address.bind_key(), socket.into_raw_fd());
+    Arc::new(fds.into())
 }
 
 fn endpoint(address: &ListenAddress) -> ListenerConfig {

@@ -318,6 +318,35 @@ fn checks_follow_the_new_settings() {
 }
 
 #[test]
+fn a_listener_whose_socket_file_is_gone_gets_another_when_it_is_renamed() {
+    let lab = Lab::new();
+    let origin = Origin::start("one");
+    let (body, path) = (pool(&[&origin], ""), lab.path("web.sock"));
+    let named = |name: &str| {
+        format!(
+            "listeners: [{{address: \"{}\"}}, {{address: \"unix:{}\", name: {name}}}]\n",
+            lab.listener,
+            path.display()
+        )
+    };
+    let daemon = lab.start_file(&lab.config_with(&named("first"), &body));
+    let answers = || Connection::open_unix(&path).and_then(|mut c| c.get("/")).is_ok_and(|a| a.status == 200);
+    wait::until(LONG, "it accepts", answers);
+    fs::remove_file(&path).unwrap();
+    listen(&lab, &daemon, &named("second"), &body);
+    wait::until(LONG, "it accepts again", answers);
+    assert!(daemon.process.alive());
+    assert_eq!(daemon.get("/").unwrap().status, 200);
+    // And with the file there.
+    listen(&lab, &daemon, &named("third"), &body);
+    wait::until(LONG, "it still accepts", answers);
+    daemon.settle();
+    assert!(daemon.metric("lb_requests_total", &["listener=\"third\""]) >= 1.0);
+    listen(&lab, &daemon, &format!("listeners: [{{address: \"{}\"}}]\n", lab.listener), &body);
+    wait::until(LONG, "its file is gone", || !path.exists());
+}
+
+#[test]
 fn the_access_log_moves_and_no_line_is_lost() {
     let lab = Lab::new();
     let origin = Origin::start("one");

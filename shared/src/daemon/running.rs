@@ -10,12 +10,13 @@
 //! A [`Staged`] that is dropped leaves no trace: what it bound and opened is closed with it.
 
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use health_service::Checks;
 use lb_service::explain::Token;
-use lb_service::listener::Listener;
+use lb_service::listener::{ListenAddress, Listener};
 use lb_service::plan::{Current, Plan as Served};
 use lb_service::pool::{Backend, Pool};
 use lb_service::service::Doors;
@@ -48,7 +49,8 @@ type Leaving = (Arc<str>, Arc<Backend>);
 
 /// Everything that a new plan needs, made and not in use.
 pub struct Staged {
-    opened: Vec<Listener>,
+    /// With the sockets that they are to listen on.
+    opened: Vec<(Listener, OwnedFd)>,
     closed: Vec<Listener>,
     log: Option<Opened>,
     bound: Bound,
@@ -70,10 +72,11 @@ impl Running {
     /// # Errors
     /// What cannot be had, in words.
     pub async fn stage(&self, old: &Plan, new: &Plan, diff: &Diff) -> Result<Staged, String> {
-        let is_bound = |listener: &&Listener| diff.closed.iter().any(|old| old.address == listener.address);
+        let is_bound = |listener: &&Listener| self.sockets.is_reachable(&listener.address.bind_key());
         let unbound = diff.opened.iter().filter(|listener| !is_bound(listener));
         let specs: Vec<_> = unbound.map(|listener| listen_spec(&listener.address)).collect();
         let bound = self.sockets.bind_more(&specs).map_err(|error| error.to_string())?;
+        let opened = self.with_sockets(&diff.opened, &bound)?;
         let before = self.pools.now();
         let (mut pools, mut successions) = (Vec::new(), Vec::new());
         for (pool, check) in &new.pools {
@@ -94,7 +97,7 @@ impl Running {
         let log = log.map_err(|error| format!("cannot open the access log: {error}"))?;
         let logs = self.logs.of(new, log.as_ref());
         let served = services::served(new, &pools, logs, &self.traffic, &self.token);
-        let (opened, closed) = (diff.opened.clone(), diff.closed.clone());
+        let closed = diff.closed.clone();
         Ok(Staged { opened, closed, log, bound, pools, checks, successions, served })
     }
 
@@ -113,16 +116,24 @@ impl Running {
         if let Some(log) = log {
             self.logs.replace(log, former);
         }
-        let is_renamed = |address| opened.iter().any(|listener| listener.address == address);
+        let is_renamed =
+            |address: &ListenAddress| opened.iter().any(|(listener, _)| listener.address == *address);
         for address in closed {
-            if is_renamed(address.clone()) {
-                self.sockets.lend_again(&address.bind_key());
-            } else {
+            if !is_renamed(&address) {
                 self.sockets.remove(&address.bind_key());
             }
             self.doors.close(address);
         }
-        opened.into_iter().for_each(|listener| self.doors.open(listener));
+        opened.into_iter().for_each(|(listener, socket)| self.doors.open_on(listener, socket));
+    }
+
+    fn with_sockets(&self, opened: &[Listener], bound: &Bound) -> Result<Vec<(Listener, OwnedFd)>, String> {
+        let with_socket = |listener: &Listener| {
+            let socket = self.sockets.copy_for(&listener.address.bind_key(), bound);
+            let socket = socket.map_err(|error| format!("cannot listen on {}: {error}", listener.address))?;
+            Ok((listener.clone(), socket))
+        };
+        opened.iter().map(with_socket).collect()
     }
 
     /// Whether the process is about to end.

@@ -5,10 +5,11 @@
 //!
 //! # Who holds what
 //!
-//! For each address there are two descriptors of one kernel socket: ours (to hand over to a successor) and a copy in the
-//! [table](Sockets::listen_fds) that a Pingora service takes by address and closes when it stops accepting. A port is
-//! closed when both are: [`Sockets::close`] and the service's shutdown watch belong together. Every address must
-//! be given to exactly one service, or its copy would stay open.
+//! For each address there are two descriptors of one kernel socket: ours (to hand over to a successor) and a copy that a
+//! Pingora service takes and closes when it stops accepting: of what is bound at the start in the
+//! [table](Sockets::listen_fds), by address, of what a reload opens [made for it](Sockets::copy_for). A port is closed when both
+//! are: [`Sockets::close`] and the service's shutdown watch belong together. Every address of the start must be given to exactly
+//! one service, or its copy would stay open.
 //!
 //! # Socket files
 //!
@@ -250,24 +251,36 @@ impl Sockets {
         Ok(bound)
     }
 
-    /// These are ours from now on, to be handed over and closed like all others, and in the table.
-    pub fn add(&self, bound: Bound) {
-        let Bound { open, files } = bound;
-        lock(&self.files).owned.extend(files);
-        let added: Vec<_> = open.iter().map(|listening| listening.configured.clone()).collect();
-        lock(&self.open).extend(open);
-        added.iter().for_each(|address| self.lend_again(address));
+    /// Whether a socket is open at this address, and can be reached by it: the file of a Unix socket may be gone.
+    pub fn is_reachable(&self, address: &str) -> bool {
+        let is_open = lock(&self.open).iter().any(|listening| listening.configured == address);
+        let path = Path::new(address);
+        let is_there = |file: &SocketFile| FileId::at(path).is_ok_and(|there| there == file.id);
+        let files = lock(&self.files);
+        let mut of_it = files.owned.iter().chain(&files.inherited).filter(|file| file.path == path);
+        is_open && (!path.is_absolute() || of_it.any(is_there))
     }
 
-    /// Puts another copy of an open socket into the table, for a service that is to listen at its address after one that
-    /// has taken the first copy.
-    pub fn lend_again(&self, address: &str) {
-        let open = lock(&self.open);
-        let Some(listening) = open.iter().find(|listening| listening.configured == address) else { return };
-        match listening.fd.try_clone() {
-            Ok(copy) => self.table.0.lock().add(address.to_owned(), copy.into_raw_fd()),
-            Err(error) => log::error!("listener {address}: {error}"),
+    /// A copy of what was bound or is open at this address, for a service of Pingora's that is to listen there.
+    ///
+    /// # Errors
+    /// When there is no such socket, or the process has too many open files.
+    pub fn copy_for(&self, address: &str, bound: &Bound) -> io::Result<OwnedFd> {
+        let new = bound.open.iter().find(|listening| listening.configured == address);
+        match new {
+            Some(listening) => listening.fd.try_clone(),
+            None => self.copy(address)?.ok_or_else(|| io::ErrorKind::NotFound.into()),
         }
+    }
+
+    /// These are ours from now on, to be handed over and closed like all others. One whose address is open already takes its
+    /// place.
+    pub fn add(&self, bound: Bound) {
+        let Bound { open, files } = bound;
+        let is_new = |address: &str| open.iter().any(|listening| listening.configured == address);
+        lock(&self.open).retain(|listening| !is_new(&listening.configured));
+        lock(&self.files).owned.extend(files);
+        lock(&self.open).extend(open);
     }
 
     /// A copy of an open socket, for a service that is none of Pingora's; none if there is no such address.
