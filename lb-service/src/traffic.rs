@@ -197,9 +197,13 @@ impl Traffic {
     /// was on its way has arrived, and all of it is answered.
     pub fn unfinished(&self) -> usize {
         let in_flight = usize::try_from(self.in_flight()).unwrap_or(usize::MAX);
-        let doors = lock(&self.doors);
-        let settling = doors.iter().filter_map(Weak::upgrade).any(|door| !door.is_settled());
-        in_flight.max(usize::from(self.is_draining() && settling))
+        in_flight.max(usize::from(!self.is_settled()))
+    }
+
+    /// Whether no client can send another request, once a drain has begun; before, nothing has to settle.
+    pub fn is_settled(&self) -> bool {
+        !self.is_draining()
+            || lock(&self.doors).iter().filter_map(Weak::upgrade).all(|door| door.is_settled())
     }
 }
 

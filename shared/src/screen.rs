@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::path::PathBuf;
 use std::time::SystemTime;
 
 use jiff::Timestamp;
@@ -122,18 +123,19 @@ pub fn redraw(picture: &str, window: Window) -> String {
     drawn + "\x1b[J"
 }
 
-/// The screen, as text with lines of its own.
-pub fn render(status: &Status, now: SystemTime) -> String {
+/// The screen, as text with lines of its own. `before` are the processes that have handed over and still work on requests, with where
+/// they can be asked.
+pub fn render(status: &Status, before: &[(PathBuf, Status)], now: SystemTime) -> String {
     let mut text = String::new();
     // Writing to a text cannot fail.
-    let _ = status.write(&mut text, now);
+    let _ = status.write(&mut text, before, now);
     text
 }
 
 // === impl Status ===
 
 impl Status {
-    fn write(&self, text: &mut String, now: SystemTime) -> std::fmt::Result {
+    fn write(&self, text: &mut String, before: &[(PathBuf, Self)], now: SystemTime) -> std::fmt::Result {
         let Self { version, pid, state, started, config, listeners, pools } = self;
         writeln!(
             text,
@@ -147,6 +149,11 @@ impl Status {
         if !config.runtime_changes.is_empty() {
             writeln!(text, "\nchanged at run time, not in the file:")?;
             config.runtime_changes.iter().try_for_each(|line| writeln!(text, "  {line}"))?;
+        }
+        for (socket, process) in before {
+            let requests: u64 = process.pools.iter().map(|pool| pool.requests_in_flight).sum();
+            write!(text, "\nprocess {} has handed over and works on {requests} requests still", process.pid)?;
+            write!(text, " (status --socket {})", socket.display())?;
         }
         writeln!(text)?;
         for listener in listeners {
@@ -338,7 +345,7 @@ mod tests {
 
     fn screen(document: Value) -> String {
         let now: Timestamp = "2026-01-02T11:02:03Z".parse().unwrap();
-        render(&serde_json::from_value(document).unwrap(), now.into())
+        render(&serde_json::from_value(document).unwrap(), &[], now.into())
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! The verbs that speak to a running daemon: each a request on its control socket, and its answer in words.
 
 use std::io::{self, Write};
-use std::net::SocketAddr;
 use std::path::Path;
+use std::path::PathBuf;
 use std::thread::sleep;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -11,7 +11,8 @@ use serde_json::{Value, json};
 
 use crate::cli::{Ask, BackendArgs, Daemon, ExplainArgs, Format, WaitArgs};
 use crate::control::Client;
-use crate::control::client::{Reply, Unreachable};
+use crate::control::before;
+use crate::control::client::{Reply, Unreachable, target_of};
 use crate::events::Event;
 use crate::operator::{Outcome, Verdict};
 use crate::screen::{self, Status, Window};
@@ -101,12 +102,7 @@ fn order(
     body: &Value,
     out: &mut impl Write,
 ) -> Result<(), AskError> {
-    verdict(client, method, &format!("{}{verb}", path(&backend.pool, backend.backend)), body, out)
-}
-
-fn path(pool: &str, backend: SocketAddr) -> String {
-    let address = backend.to_string().replace('[', "%5B").replace(']', "%5D");
-    format!("/v1/pools/{pool}/backends/{address}")
+    verdict(client, method, &format!("{}{verb}", target_of(&backend.pool, backend.backend)), body, out)
 }
 
 fn verdict(
@@ -147,7 +143,8 @@ fn wait_idle(
         return Ok(());
     }
     let patience = wait.timeout.unwrap_or(Duration::from_secs(24 * 3600));
-    let target = format!("{}/idle?wait={}", path(&backend.pool, backend.backend), patience.as_secs_f64());
+    let target =
+        format!("{}/idle?wait={}", target_of(&backend.pool, backend.backend), patience.as_secs_f64());
     document(&client.ask("GET", &target, "", patience + SOON)?)?;
     writeln!(out, "{} works on no request", backend.backend)?;
     Ok(())
@@ -167,14 +164,14 @@ fn log_level(client: &Client, filter: Option<&str>, out: &mut impl Write) -> Res
 fn status(client: &Client, watch: bool, format: Format, out: &mut impl Write) -> Result<(), AskError> {
     if !watch {
         let reply = client.ask("GET", "/v1/status", "", SOON)?;
-        return Ok(out.write_all(picture(&reply, format)?.as_bytes())?);
+        return Ok(out.write_all(picture(client, &reply, format)?.as_bytes())?);
     }
     let mut seen = None;
     loop {
         match client.ask("GET", "/v1/status", "", SOON) {
             Ok(reply) => {
                 seen = Some(Instant::now());
-                let picture = picture(&reply, format)?;
+                let picture = picture(client, &reply, format)?;
                 let drawn = window().map(|window| screen::redraw(&picture, window));
                 out.write_all(drawn.unwrap_or(picture).as_bytes())?;
                 out.flush()?;
@@ -192,14 +189,23 @@ fn window() -> Option<Window> {
     Some(Window { columns: size.ws_col.into(), rows: size.ws_row.into() })
 }
 
-fn picture(reply: &Reply, format: Format) -> Result<String, AskError> {
+fn picture(client: &Client, reply: &Reply, format: Format) -> Result<String, AskError> {
     let document = document(reply)?;
     if format == Format::Json {
         return Ok(format!("{document:#}\n"));
     }
     let status: Status = serde_json::from_value(document)
         .map_err(|error| AskError::Failed(format!("the status of the daemon is not understood: {error}")))?;
-    Ok(screen::render(&status, SystemTime::now()))
+    Ok(screen::render(&status, &predecessors(client), SystemTime::now()))
+}
+
+/// The processes before this one that still work on requests, each with where it can be asked.
+fn predecessors(client: &Client) -> Vec<(PathBuf, Status)> {
+    let ask = |socket: PathBuf| {
+        let reply = Client::new(&socket).ask("GET", "/v1/status", "", PAUSE).ok()?;
+        Some((socket, serde_json::from_str(&reply.body).ok()?))
+    };
+    before::sockets(client.socket()).into_iter().filter_map(ask).collect()
 }
 
 fn events(
@@ -327,7 +333,7 @@ mod tests {
 
     #[test]
     fn an_address_is_part_of_a_path() {
-        assert_eq!(path("web", "[::1]:80".parse().unwrap()), "/v1/pools/web/backends/%5B::1%5D:80");
+        assert_eq!(target_of("web", "[::1]:80".parse().unwrap()), "/v1/pools/web/backends/%5B::1%5D:80");
         assert_eq!(encoded("a b&c=ä"), "a%20b%26c%3D%C3%A4");
     }
 

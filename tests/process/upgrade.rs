@@ -312,6 +312,44 @@ fn an_order_while_a_successor_starts_is_carried_out_when_that_fails() {
 }
 
 #[test]
+fn a_backend_is_not_free_as_long_as_a_process_before_has_a_request_at_it() {
+    let lab = Lab::new();
+    let (one, two, gate) = (Origin::start("one"), Origin::start("two"), Gate::closed());
+    let first = lab.daemonize(&pool(&[&one, &two], ""));
+    let config = lab.path("conf.yaml");
+    one.behave(Behaviour::Held(gate.clone(), Answer::ok("held")));
+    two.behave(Behaviour::Held(gate.clone(), Answer::ok("held")));
+    let mut held = [first.begin("/held"), first.begin("/held")];
+    one.saw("/held");
+    // With one more process between it and the last.
+    assert_eq!(order(&lab).code, Some(0), "{}", lab.error_log());
+    assert_eq!(order(&lab).code, Some(0), "{}", lab.error_log());
+    let address = one.address.to_string();
+    let drain = |more: &[&str]| {
+        lab.run(&[&["drain", "web", &address, "--wait", "-c", path_str(&config)], more].concat())
+    };
+    let late = drain(&["--timeout", "300ms"]);
+    assert_eq!(late.code, Some(1), "{late:?}");
+    assert!(late.stderr.contains("still works on requests"), "{late:?}");
+    let screen = lab.run(&["status", "-c", path_str(&config)]).stdout;
+    let line = format!("process {} has handed over and works on 2 requests still", first.process.0);
+    assert!(screen.contains(&line), "{screen}");
+    std::thread::scope(|scope| {
+        let draining = scope.spawn(|| drain(&[]));
+        wait::throughout(Duration::from_millis(300), "it waits", || !draining.is_finished());
+        gate.open();
+        let drained = draining.join().unwrap();
+        assert_eq!(drained.code, Some(0), "{drained:?}");
+    });
+    held.iter_mut().for_each(|held| assert_eq!(held.response("GET").unwrap().text(), "held"));
+    first.process.wait_gone(LONG);
+    wait::until(LONG, "only one process is left", || started_with(lab.directory()).len() == 1);
+    let files = fs::read_dir(lab.directory()).unwrap().map(|file| file.unwrap().file_name());
+    let sockets: Vec<_> = files.filter(|name| name.to_string_lossy().starts_with("control.sock")).collect();
+    assert_eq!(sockets, ["control.sock"], "each is removed with its process");
+}
+
+#[test]
 fn a_file_that_changes_while_a_successor_starts_is_read_by_that_one() {
     let busy = Busy::start();
     busy.lab.config(&pool(&[&busy.origins[1]], ""));

@@ -1,6 +1,7 @@
 //! The other side of the control socket: one request, one answer, blocking.
 
 use std::io::{self, Read, Write};
+use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -101,8 +102,14 @@ impl Client {
     }
 }
 
+/// The path of what concerns one backend.
+pub(crate) fn target_of(pool: &str, backend: SocketAddr) -> String {
+    let address = backend.to_string().replace('[', "%5B").replace(']', "%5D");
+    format!("/v1/pools/{pool}/backends/{address}")
+}
+
 /// The daemon's answers have a `Content-Length` and end their connection.
-fn reply(answer: &[u8]) -> Option<Reply> {
+pub(super) fn reply(answer: &[u8]) -> Option<Reply> {
     let text = std::str::from_utf8(answer).ok()?;
     let (head, body) = text.split_once("\r\n\r\n")?;
     let status = head.strip_prefix("HTTP/1.1 ")?.get(..3)?.parse().ok()?;

@@ -25,11 +25,13 @@
 //! 10 s. 64 requests are carried out at a time; beside them 512 only wait (for an event, or until a backend has no request
 //! left), as long as whoever asked is there. What changes something goes on when that has left.
 //!
+//! - [`before`] knows of the processes before this one.
 //! - [`api`] reads requests: a plain function from method, path, query and body to a [`Call`].
 //! - [`server`] carries calls out by [`Operations`], and is the only place that touches the socket.
 //! - [`client`] is the other side, for the verbs of the command line.
 
 pub mod api;
+pub mod before;
 pub mod client;
 pub mod server;
 
@@ -39,7 +41,7 @@ use async_trait::async_trait;
 
 pub use api::Call;
 pub use client::Client;
-pub use server::ControlService;
+pub use server::{Aside, ControlService};
 
 use crate::events::Events;
 use crate::operator::{Order, Reload, Verdict};

@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener as StdListener;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -26,12 +27,21 @@ use tokio::time::timeout;
 use super::Operations;
 use super::api::{self, Call, Unclear};
 use crate::operator::Verdict;
+use crate::process::lifecycle::Outcome;
+use crate::process::sockets::SocketFile;
 
 /// Answers on the control socket until it is told to close; what has been asked by then is answered.
 pub struct ControlService {
     socket: Mutex<Option<OwnedFd>>,
     control: Arc<Control>,
     closes: watch::Receiver<bool>,
+    aside: Option<Aside>,
+}
+
+/// Where a process answers that has handed over its control socket, for as long as it works on requests.
+pub struct Aside {
+    path: PathBuf,
+    outcome: Outcome,
 }
 
 /// From a request to its answer.
@@ -80,16 +90,38 @@ impl ControlService {
     /// A service that listens on `socket` until `closes` turns true.
     pub fn new(socket: OwnedFd, operations: Arc<dyn Operations>, closes: watch::Receiver<bool>) -> Self {
         let control = Arc::new(Control::new(operations, closes.clone(), ARRIVAL));
-        Self { socket: Mutex::new(Some(socket)), control, closes }
+        Self { socket: Mutex::new(Some(socket)), control, closes, aside: None }
+    }
+
+    /// The same, and it goes on there when another process has the socket.
+    #[must_use]
+    pub fn or_aside(self, aside: Aside) -> Self {
+        Self { aside: Some(aside), ..self }
     }
 
     async fn run(&self) -> io::Result<()> {
         let socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(socket) = socket else { return Ok(()) };
-        let listener = StdListener::from(socket);
+        let mut requests = JoinSet::new();
+        self.accept(StdListener::from(socket), self.closes.clone(), &mut requests).await?;
+        // The file is removed when the process ends, and this with it.
+        if let Some((listener, _file)) = self.aside.as_ref().and_then(Aside::open) {
+            let (_never, closes) = watch::channel(false);
+            self.accept(listener, closes, &mut requests).await?;
+        }
+        while requests.join_next().await.is_some() {}
+        Ok(())
+    }
+
+    /// Until `closes` turns true.
+    async fn accept(
+        &self,
+        listener: StdListener,
+        mut closes: watch::Receiver<bool>,
+        requests: &mut JoinSet<()>,
+    ) -> io::Result<()> {
         listener.set_nonblocking(true)?;
         let listener = UnixListener::from_std(listener)?;
-        let (mut closes, mut requests) = (self.closes.clone(), JoinSet::new());
         let places = Arc::new(Semaphore::new(MAX_REQUESTS));
         loop {
             let place = tokio::select! {
@@ -114,9 +146,24 @@ impl ControlService {
                 }
             }
         }
-        drop(listener);
-        while requests.join_next().await.is_some() {}
         Ok(())
+    }
+}
+
+impl Aside {
+    /// At `path`, once `outcome` says that the process has handed over.
+    pub fn new(path: PathBuf, outcome: Outcome) -> Self {
+        Self { path, outcome }
+    }
+
+    fn open(&self) -> Option<(StdListener, SocketFile)> {
+        if !self.outcome.is_handed_over() {
+            return None;
+        }
+        let opened = SocketFile::listen(&self.path);
+        opened
+            .inspect_err(|error| log::warn!("control: nobody can ask what is left to do here: {error}"))
+            .ok()
     }
 }
 
@@ -342,7 +389,7 @@ mod tests {
 
     use super::*;
     use crate::events::{About, Events, Kind};
-    use crate::operator::{Order, Outcome, Reload};
+    use crate::operator::{self, Order, Reload};
 
     const DEADLINE: Duration = Duration::from_secs(9);
     const IDLE: &str = "GET /v1/pools/web/backends/10.0.0.1:80/idle";
@@ -364,13 +411,13 @@ mod tests {
             self.done.notify_one();
             let problem = "no such file".into();
             let (changes, problems) = (Vec::new(), Vec::new());
-            Verdict { result: Outcome::Refused, generation: 1, changes, problem, problems }
+            Verdict { result: operator::Outcome::Refused, generation: 1, changes, problem, problems }
         }
 
         async fn order(&self, order: Order) -> Verdict {
             let changes = vec![format!("{order:?}")];
             let (problem, problems) = (String::new(), Vec::new());
-            Verdict { result: Outcome::Applied, generation: 2, changes, problem, problems }
+            Verdict { result: operator::Outcome::Applied, generation: 2, changes, problem, problems }
         }
 
         async fn idle(&self, pool: &str, _: SocketAddr) -> Result<(), String> {

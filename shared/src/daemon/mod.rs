@@ -23,7 +23,7 @@ use pingora::services::ServiceHandle;
 use pingora::services::background::background_service;
 
 use crate::config::Plan;
-use crate::control::ControlService;
+use crate::control::{Aside, ControlService, before};
 use crate::events::{About, Events, Kind};
 use crate::operator::{self, ConfigFile};
 use crate::process;
@@ -429,8 +429,10 @@ fn control(
     })?;
     let (operator, status) = (services.operator.clone(), services.status.clone());
     let (explain, secret) = (services.explain.clone(), services.secret.clone());
-    let hands = Hands { operator, status, verbosity, explain, secret, upgrades: signals.upgrades() };
-    Some(ControlService::new(socket, Arc::new(hands), signals.shutdown(Class::Admin)))
+    let (path, upgrades) = (plan.control.socket.clone(), signals.upgrades());
+    let aside = Aside::new(before::socket_of(&path, std::process::id()), signals.outcome());
+    let hands = Hands { operator, status, verbosity, explain, secret, upgrades, socket: path };
+    Some(ControlService::new(socket, Arc::new(hands), signals.shutdown(Class::Admin)).or_aside(aside))
 }
 
 /// What comes before what.

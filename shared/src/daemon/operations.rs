@@ -1,12 +1,13 @@
 //! What the control socket can ask for, carried out by whoever does it.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use async_trait::async_trait;
 
-use crate::control::Operations;
+use crate::control::{Operations, before};
 use crate::events::{About, Events, Kind};
 use crate::explain::{ExplainSource, Request};
 use crate::operator::{Operator, Order, Reload, Verdict};
@@ -23,6 +24,8 @@ pub(super) struct Hands {
     /// With which a request may ask how it is served.
     pub(super) secret: Arc<str>,
     pub(super) upgrades: Upgrades,
+    /// The control socket.
+    pub(super) socket: PathBuf,
 }
 
 #[async_trait]
@@ -35,8 +38,13 @@ impl Operations for Hands {
         self.operator.order(order).await
     }
 
+    /// Also in the processes before this one. They do not ask each other.
     async fn idle(&self, pool: &str, backend: SocketAddr) -> Result<(), String> {
-        self.operator.idle(pool, backend).await
+        self.operator.idle(pool, backend).await?;
+        if !self.operator.is_draining() {
+            before::idle(&self.socket, pool, backend).await;
+        }
+        Ok(())
     }
 
     async fn upgrade(&self) -> Result<u32, String> {

@@ -146,7 +146,8 @@ impl Running {
         self.backends(pool, address).iter().map(|backend| backend.load.in_flight()).max().unwrap_or(0)
     }
 
-    /// Returns when a backend works on no request. One that is not there, or not any more, works on none.
+    /// Returns when a backend works on no request. One that is not there, or not any more, works on none. In a process that has
+    /// handed over, clients may still send over connections that are idle; so it waits for their end, too.
     ///
     /// # Errors
     /// When there is no such pool.
@@ -154,7 +155,7 @@ impl Running {
         if !self.pools.now().iter().any(|checked| *checked.pool.name == *pool) {
             return Err(format!("there is no pool {pool}"));
         }
-        while self.in_flight(pool, address) > 0 {
+        while self.in_flight(pool, address) > 0 || !self.traffic.is_settled() {
             tokio::time::sleep(POLL).await;
         }
         Ok(())

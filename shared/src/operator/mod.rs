@@ -162,6 +162,11 @@ impl Operator {
         if self.running.is_draining() { Err(ENDING.into()) } else { Ok(hold) }
     }
 
+    /// Whether the process is about to end.
+    pub fn is_draining(&self) -> bool {
+        self.running.is_draining()
+    }
+
     /// Which configuration is in effect.
     pub fn shown(&self) -> Arc<Shown> {
         self.shown.load_full()

@@ -21,7 +21,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, IntoRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -124,7 +124,7 @@ pub struct Handed<S> {
 
 /// The file of a Unix socket that this process made. Dropping it removes the file, if it is still the same.
 #[derive(Debug)]
-pub(super) struct SocketFile {
+pub struct SocketFile {
     path: PathBuf,
     id: FileId,
 }
@@ -413,6 +413,19 @@ impl Drop for EndedEarly<'_> {
 }
 
 impl SocketFile {
+    /// Listens at `path`, for this user alone.
+    ///
+    /// # Errors
+    /// When it cannot be had.
+    pub fn listen(path: &Path) -> Result<(UnixListener, Self), ListenError> {
+        let mut files = Vec::new();
+        let mode = 0o600;
+        let socket = listen(&Endpoint::Unix { path: path.to_owned(), mode }, &mut files)?;
+        let file =
+            files.pop().ok_or_else(|| ListenError::NotASocket { address: path.display().to_string() })?;
+        Ok((socket.into(), file))
+    }
+
     /// The file that stands at `path` now, if one does.
     pub(super) fn at(path: &Path) -> Option<Self> {
         FileId::at(path).ok().map(|id| Self { path: path.to_owned(), id })
@@ -644,7 +657,7 @@ mod tests {
     fn a_stale_socket_file_is_replaced_and_any_other_file_is_kept() {
         let dir = tempfile::tempdir().unwrap();
         let (stale, file) = (dir.path().join("stale"), dir.path().join("file"));
-        drop(std::os::unix::net::UnixListener::bind(&stale).unwrap());
+        drop(UnixListener::bind(&stale).unwrap());
         Sockets::bind(&[unix(&stale)]).unwrap();
         std::fs::write(&file, "data").unwrap();
         assert!(matches!(Sockets::bind(&[unix(&file)]), Err(ListenError::NotASocket { .. })));

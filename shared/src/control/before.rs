@@ -1,0 +1,95 @@
+//! Processes that have handed over and finish their requests. Each goes on answering at a socket of its own, beside the control
+//! socket and named by its number (`control.sock.1234`), until it ends: so a backend is not said to be free that one of them still
+//! has a request at, and an operator can look at them.
+
+use std::ffi::OsStr;
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::time::sleep;
+
+use super::client::{reply, target_of};
+
+/// How long until one is asked again that could not say that it is done.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Where the process `pid` answers once it has handed over.
+pub fn socket_of(control: &Path, pid: u32) -> PathBuf {
+    let mut name = control.as_os_str().to_owned();
+    name.push(format!(".{pid}"));
+    name.into()
+}
+
+/// Those that may still be there, but this process.
+pub fn sockets(control: &Path) -> Vec<PathBuf> {
+    let (Some(directory), Some(name)) = (control.parent(), control.file_name().and_then(OsStr::to_str))
+    else {
+        return Vec::new();
+    };
+    let own = std::process::id();
+    let is_other = |other: &OsStr| {
+        let pid = other.to_str().and_then(|other| other.strip_prefix(name)?.strip_prefix('.'));
+        pid.and_then(|pid| pid.parse::<u32>().ok()).is_some_and(|pid| pid != own)
+    };
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    entries.filter(|entry| is_other(&entry.file_name())).map(|entry| entry.path()).collect()
+}
+
+/// Returns when none of them has a request at this backend.
+pub async fn idle(control: &Path, pool: &str, backend: SocketAddr) {
+    let target = format!("{}/idle", target_of(pool, backend));
+    for socket in sockets(control) {
+        // One that is not there any more has none.
+        while let Ok(is_idle) = ask(&socket, &target).await
+            && !is_idle
+        {
+            sleep(PAUSE).await;
+        }
+    }
+}
+
+/// Whether it says that it is so. One whose pool has another name, or that ends before it answers, is asked again or is gone.
+async fn ask(socket: &Path, target: &str) -> io::Result<bool> {
+    let mut stream = UnixStream::connect(socket).await?;
+    let request = format!("GET {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    let mut answer = Vec::new();
+    let exchange = async {
+        stream.write_all(request.as_bytes()).await?;
+        stream.read_to_end(&mut answer).await
+    };
+    let answered = exchange.await.is_ok();
+    let status = reply(&answer).filter(|_| answered).map(|reply| reply.status);
+    // 404: it has no such pool.
+    Ok(matches!(status, Some(200 | 404)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_is_found_by_its_number_and_nothing_else_is() {
+        let directory = tempfile::tempdir().unwrap();
+        let control = directory.path().join("control.sock");
+        let own = std::process::id();
+        for name in ["control.sock", "control.sock.7", "control.sock.new", "other.sock.8"] {
+            std::fs::write(directory.path().join(name), "").unwrap();
+        }
+        std::fs::write(socket_of(&control, own), "").unwrap();
+        assert_eq!(sockets(&control), [directory.path().join("control.sock.7")]);
+        assert!(sockets(Path::new("/nowhere/control.sock")).is_empty());
+    }
+
+    #[tokio::test]
+    async fn one_that_is_gone_is_not_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let control = directory.path().join("control.sock");
+        drop(tokio::net::UnixListener::bind(socket_of(&control, 7)).unwrap());
+        assert_eq!(sockets(&control).len(), 1, "a process that was killed has left it");
+        idle(&control, "web", "10.0.0.1:80".parse().unwrap()).await;
+    }
+}
