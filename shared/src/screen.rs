@@ -56,7 +56,11 @@ struct Pool {
     name: String,
     ready: usize,
     panic: bool,
+    #[serde(default)]
+    panic_since: Option<String>,
     backups_in_use: bool,
+    #[serde(default)]
+    backups_since: Option<String>,
     requests_in_flight: u64,
     queue: Queue,
     backends: Vec<Backend>,
@@ -186,12 +190,14 @@ impl Status {
         let unserved = self.pools.iter().filter(|pool| pool.ready == 0);
         problems.extend(unserved.map(|pool| pool.without_backend(now)));
         let panicking = self.pools.iter().filter(|pool| pool.panic);
-        problems.extend(
-            panicking
-                .map(|pool| format!("pool {}: panic, all its backends are used, ready or not", pool.name)),
-        );
+        problems.extend(panicking.map(|pool| {
+            let since = since(pool.panic_since.as_deref(), now);
+            format!("pool {}: panic{since}: all its backends are used, ready or not", pool.name)
+        }));
         let on_backups = self.pools.iter().filter(|pool| pool.backups_in_use && pool.ready > 0);
-        problems.extend(on_backups.map(|pool| format!("pool {}: its backups are in use", pool.name)));
+        problems.extend(on_backups.map(|pool| {
+            format!("pool {}: its backups are in use{}", pool.name, since(pool.backups_since.as_deref(), now))
+        }));
         problems.extend(self.config.last_reload.iter().filter_map(|reload| reload.wrong(now)));
         for state in ["down", "ejected"] {
             let backends = self.pools.iter().flat_map(|pool| pool.backends.iter().map(move |b| (pool, b)));
@@ -223,13 +229,12 @@ impl Pool {
     fn without_backend(&self, now: SystemTime) -> String {
         let Self { name, backends, .. } = self;
         // Times of one form and zone are in the order of their texts.
-        let since = backends.iter().map(|backend| backend.since.as_str()).max();
-        let since = since.map(|since| format!(" since {}, {}", clock(since), ago(since, now)));
-        format!("pool {name}: no backend is ready{}", since.unwrap_or_default())
+        let last = backends.iter().map(|backend| backend.since.as_str()).max();
+        format!("pool {name}: no backend is ready{}", since(last, now))
     }
 
     fn write(&self, text: &mut String, now: SystemTime) -> std::fmt::Result {
-        let Self { name, ready, panic: _, backups_in_use: _, requests_in_flight, queue, backends } = self;
+        let Self { name, ready, requests_in_flight, queue, backends, .. } = self;
         let of = backends.len();
         writeln!(
             text,
@@ -247,11 +252,7 @@ impl Pool {
 impl Backend {
     fn problem(&self, pool: &str, now: SystemTime) -> String {
         let Self { address, state, reason, since, .. } = self;
-        format!(
-            "pool {pool}: backend {address} is {state} since {}, {}: {reason}",
-            clock(since),
-            ago(since, now)
-        )
+        format!("pool {pool}: backend {address} is {state}{}: {reason}", self::since(Some(since), now))
     }
 
     fn row(&self, now: SystemTime) -> [String; 8] {
@@ -295,6 +296,11 @@ fn table(text: &mut String, head: &[String; 8], rows: &[[String; 8]]) -> std::fm
 /// The time of the day of a time in the document.
 fn clock(time: &str) -> &str {
     time.split_once('T').and_then(|(_, clock)| clock.get(..8)).unwrap_or(time)
+}
+
+/// Nothing when it is not known.
+fn since(time: Option<&str>, now: SystemTime) -> String {
+    time.map(|time| format!(" since {}, {}", clock(time), ago(time, now))).unwrap_or_default()
 }
 
 fn ago(time: &str, now: SystemTime) -> String {
@@ -388,6 +394,7 @@ pool api: 2 of 2 ready, 4 requests in flight, 0 waiting
         pool["backends"][1]["state"] = "down".into();
         pool["backends"][1]["reason"] = "3 checks failed: connection refused".into();
         pool["backends"][1]["since"] = "2026-01-02T10:30:00.000Z".into();
+        pool["panic_since"] = "2026-01-02T10:45:00.000Z".into();
         let screen = screen(document);
         let problems: Vec<_> = screen.lines().filter(|line| line.starts_with("  ! ")).collect();
         assert!(screen.contains("6 things are wrong:"), "{screen}");
@@ -396,7 +403,7 @@ pool api: 2 of 2 ready, 4 requests in flight, 0 waiting
             [
                 "  ! the process is draining",
                 "  ! pool api: no backend is ready since 10:30:00, 32m03s ago",
-                "  ! pool api: panic, all its backends are used, ready or not",
+                "  ! pool api: panic since 10:45:00, 17m03s ago: all its backends are used, ready or not",
                 "  ! the file was refused 2m03s ago, the one before is in effect: error[LB010]: unknown key",
                 "  ! pool api: backend 10.0.0.22:80 is down since 10:30:00, 32m03s ago: 3 checks failed: connection refused",
                 "  ! pool api: backend 10.0.0.1:80 is ejected since 10:00:00, 1h02m ago: it failed requests",

@@ -55,9 +55,13 @@ struct PoolStatus<'a> {
     ready: usize,
     /// Whether so few backends are available that all are used.
     panic: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    panic_since: Option<String>,
     panics: u64,
     /// Whether the backups are used.
     backups_in_use: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    backups_since: Option<String>,
     requests_in_flight: u64,
     queue: QueueStatus,
     retries: u64,
@@ -140,8 +144,10 @@ impl StatusSource {
             name: &pool.name,
             ready: backends.clone().filter(|backend| pool.state(backend, now) == State::Up).count(),
             panic: availability.panic,
+            panic_since: pool.panic_since().map(|since| rfc3339(time_of(since, now))),
             panics: pool.counters().panics.get(),
             backups_in_use: availability.level == Level::Backup,
+            backups_since: pool.backups_since().map(|since| rfc3339(time_of(since, now))),
             requests_in_flight: pool.in_flight(),
             queue: QueueStatus { waiting: pool.queue().len(), places: pool.queue().places() },
             retries: pool.counters().retries.get(),
@@ -214,7 +220,11 @@ fn listeners(plan: &Plan) -> Vec<ListenerStatus<'_>> {
 }
 
 fn ejected_since(backend: &Backend, now: Instant) -> Option<SystemTime> {
-    backend.ejected_since(now).map(|since| SystemTime::now() - now.saturating_duration_since(since))
+    backend.ejected_since(now).map(|since| time_of(since, now))
+}
+
+fn time_of(instant: Instant, now: Instant) -> SystemTime {
+    SystemTime::now() - now.saturating_duration_since(instant)
 }
 
 /// Why a backend is what it is.

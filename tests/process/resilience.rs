@@ -280,7 +280,9 @@ impl Sick {
 
     fn in_panic(&self) -> (f64, Value) {
         let gauge = self.daemon.metric("lb_pool_panic", &["pool=\"web\""]);
-        (gauge, self.daemon.pool_status("web")["panic"].clone())
+        let status = self.daemon.pool_status("web");
+        assert_eq!(status["panic"] == true, status["panic_since"].is_string(), "{status:#}");
+        (gauge, status["panic"].clone())
     }
 
     /// The origins that answer 40 requests, each with how many.

@@ -235,8 +235,11 @@ fn what_operators_changed_goes_on_in_the_successor() {
     assert_eq!(lab.run(&["drain", "web", &address, "-c", path_str(&config)]).code, Some(0));
     assert_eq!(lab.run(&["log-level", "debug", "-c", path_str(&config)]).code, Some(0));
     assert_eq!(changes(), json!([drained, "the log level is debug"]));
+    let since = || old.backend_status("web", one.address)["since"].clone();
+    let before = since();
     assert_eq!(order(&lab).code, Some(0), "{}", lab.error_log());
     old.process.wait_gone(LONG);
+    assert_eq!(since(), before, "it has been so since then");
     assert!((0..6).all(|_| old.get("/").unwrap().origin() == "two"));
     assert_eq!(old.backend_status("web", one.address)["runtime"], "draining");
     assert_eq!(changes(), json!([drained, "the log level is debug"]));

@@ -95,8 +95,8 @@ mod sticky;
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -188,8 +188,7 @@ struct Kept {
     ejector: Arc<Ejector>,
     gray: Option<Arc<Gray>>,
     changes: Arc<Changes>,
-    /// Whether all backends are used, as was told last.
-    panic: Arc<AtomicBool>,
+    standing: Arc<Mutex<Standing>>,
     histories: Histories,
     /// The position of the policy, and what each backend is doing.
     policy: PolicyConfig,
@@ -219,6 +218,15 @@ pub struct Counters {
 /// Counts what may change who can be picked: a change of health, an ejection, a decision of an operator.
 #[derive(Debug)]
 struct Changes(AtomicU64);
+
+/// Since when a pool is in a bad way, as was seen last.
+#[derive(Debug, Default)]
+struct Standing {
+    /// All backends are used, available or not.
+    panic: Option<Instant>,
+    /// The backups are used.
+    backups: Option<Instant>,
+}
 
 /// What the configuration says about a pool and requests are decided by.
 #[derive(Debug)]
@@ -283,7 +291,7 @@ impl Pool {
             ejector: Arc::default(),
             gray: settings.outlier_detection.gray.map(|gray| Arc::new(Gray::new(gray, clock.now()))),
             changes: Arc::default(),
-            panic: Arc::default(),
+            standing: Arc::default(),
             histories: Histories::default(),
             policy: policy.with_clock(clock.clone()),
             registry: Arc::new(HealthRegistry::new()),
@@ -426,6 +434,16 @@ impl Pool {
         self.kept.budget.active()
     }
 
+    /// Since when all backends are used, available or not; none: they are not.
+    pub fn panic_since(&self) -> Option<Instant> {
+        self.standing().panic
+    }
+
+    /// Since when the backups are used; none: they are not.
+    pub fn backups_since(&self) -> Option<Instant> {
+        self.standing().backups
+    }
+
     /// Who may be picked: of the backends or of the backups, and whether readiness counts.
     pub fn availability(&self, now: Instant) -> Availability {
         if self.watch.is_stale(self.kept.changes.count(), now) {
@@ -476,7 +494,7 @@ impl Pool {
         self.watch.availability.store(availability.pack(), Ordering::Release);
         if self.watch.successor.get().is_none() {
             self.tell_returns(now);
-            self.tell_panic(availability.panic);
+            self.note_standing(availability, now);
         }
     }
 
@@ -498,11 +516,25 @@ impl Pool {
         }
     }
 
+    fn note_standing(&self, Availability { level, panic, .. }: Availability, now: Instant) {
+        let was_panic = {
+            let mut standing = self.standing();
+            let was_panic = standing.panic.is_some();
+            standing.panic = panic.then(|| standing.panic.unwrap_or(now));
+            standing.backups = (level == Level::Backup).then(|| standing.backups.unwrap_or(now));
+            was_panic
+        };
+        if was_panic != panic {
+            self.tell_panic(panic);
+        }
+    }
+
+    fn standing(&self) -> MutexGuard<'_, Standing> {
+        self.kept.standing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn tell_panic(&self, panic: bool) {
         let (name, threshold) = (&self.name, self.settings.panic_threshold);
-        if self.kept.panic.swap(panic, Ordering::AcqRel) == panic {
-            return;
-        }
         if panic {
             self.kept.counters.panics.increment();
             log::warn!(
@@ -843,6 +875,7 @@ mod tests {
         let after = succeed(&before, &three);
         assert!(after.availability(hands.now()).panic && before.availability(hands.now()).panic);
         assert_eq!(after.counters().panics.get(), 1, "it was in panic already");
+        assert!(after.panic_since().is_some() && after.panic_since() == before.panic_since());
     }
 
     #[derive(Default)]

@@ -29,7 +29,7 @@ use super::{Held, StartError};
 use crate::config::Plan;
 use crate::events::{self, Events};
 use crate::explain::ExplainSource;
-use crate::operator::{self, ConfigFile, Operator, OperatorService, Runtime};
+use crate::operator::{self, ConfigFile, Operator, OperatorService, Runtime, Times};
 use crate::process::lifecycle::{Timing, Timings};
 use crate::process::upgrade::Hold;
 use crate::status::StatusSource;
@@ -81,7 +81,7 @@ impl Services {
     pub(super) fn compose(
         plan: &Plan,
         conf: &Arc<ServerConf>,
-        (file, runtime): (Option<ConfigFile>, Runtime),
+        (file, (runtime, times)): (Option<ConfigFile>, (Runtime, Times)),
         logs: &AccessLogs,
         log: Opened,
         held: &Held,
@@ -118,6 +118,7 @@ impl Services {
             file,
             plan: written,
             runtime,
+            times,
             events,
             metrics: ConfigMetrics::register(&registry)?,
             supervisor: held.supervisor.clone(),

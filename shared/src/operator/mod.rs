@@ -47,7 +47,7 @@ use changer::Changer;
 pub use diff::Diff;
 pub use file::ConfigFile;
 pub use order::{Change, Joining, Order, Outcome, Reload, Verdict};
-pub use runtime::{Portable, Runtime};
+pub use runtime::{Portable, Runtime, Times};
 pub use shown::{Document, LastReload, Shown};
 
 /// Asks for changes, and knows what they led to. Clones ask the same daemon.
@@ -78,6 +78,8 @@ pub struct Parts {
     pub plan: Plan,
     /// What operators had changed in the process before this one.
     pub runtime: Runtime,
+    /// When.
+    pub times: Times,
     /// Where changes are told.
     pub events: Events,
     /// Where reloads are counted.
@@ -110,7 +112,8 @@ impl Operator {
     pub fn new(parts: Parts) -> (Self, OperatorService, Hold) {
         let (commands, received) = mpsc::unbounded_channel();
         let path = parts.file.as_ref().map(|file| file.path().to_owned());
-        let shown = Arc::new(ArcSwap::from_pointee(Shown::first(path, parts.runtime.clone())));
+        let first = Shown::first(path, parts.runtime.clone(), parts.times.clone());
+        let shown = Arc::new(ArcSwap::from_pointee(first));
         let (running, events) = (parts.running.clone(), parts.events.clone());
         let turn = Arc::<TurnLock>::default();
         let hold = turn.clone().try_lock_owned().expect("nobody else knows of it");
@@ -147,7 +150,7 @@ impl Operator {
     /// What operators changed, as a text for the process that takes over. Nothing is changed any more as long as the hold lives.
     pub async fn heritage(&self, verbosity: &Verbosity) -> (String, Hold) {
         let hold = self.turn.clone().lock_owned().await;
-        let backends = self.shown.load().runtime.portable();
+        let backends = self.shown.load().portable();
         let changes = Changes { backends, log_level: verbosity.changed() };
         (serde_json::to_string(&changes).expect("texts and numbers are JSON"), hold)
     }
@@ -207,7 +210,7 @@ impl BackgroundService for OperatorService {
 
 /// What operators changed in the process before this one, by its [heritage](Operator::heritage): of the backends, what `plan` has a
 /// place for. The log level is changed here and now.
-pub fn inherited(plan: &Plan, verbosity: &Verbosity, heritage: &str) -> Runtime {
+pub fn inherited(plan: &Plan, verbosity: &Verbosity, heritage: &str) -> (Runtime, Times) {
     let Changes { backends, log_level } = serde_json::from_str(heritage).unwrap_or_else(|error| {
         log::error!(
             "upgrade: what operators have changed is lost, the program before says it otherwise: {error}"
@@ -217,9 +220,10 @@ pub fn inherited(plan: &Plan, verbosity: &Verbosity, heritage: &str) -> Runtime 
     if let Some(Err(problem)) = log_level.map(|level| verbosity.set(&level)) {
         log::error!("upgrade: the log level is as at the start: {problem}");
     }
-    let (kept, lost) = Runtime::from_portable(backends).rebased(plan);
+    let (runtime, times) = Runtime::from_portable(backends);
+    let (kept, lost) = runtime.rebased(plan);
     lost.iter().for_each(|line| log::warn!("upgrade: no longer, since the file has changed: {line}"));
-    kept
+    (kept, times)
 }
 
 const ENDING: &str =

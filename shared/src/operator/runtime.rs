@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
+use std::time::SystemTime;
 
 use lb_service::Algorithm;
 use lb_service::pool::{Admin, BackendSettings, PoolSettings, Weight};
@@ -37,7 +38,12 @@ pub struct Portable {
     pool: String,
     backend: SocketAddr,
     changed: Changed,
+    /// When it was made.
+    since: SystemTime,
 }
+
+/// When changes were made, by pool and backend.
+pub type Times = BTreeMap<(String, SocketAddr), SystemTime>;
 
 // === impl Runtime ===
 
@@ -131,18 +137,24 @@ impl Runtime {
     }
 
     /// For the next process.
-    pub fn portable(&self) -> Vec<Portable> {
-        let portable = |((pool, backend), changed): (&(String, SocketAddr), &Changed)| Portable {
-            pool: pool.clone(),
-            backend: *backend,
+    pub fn portable(&self, times: &Times) -> Vec<Portable> {
+        let portable = |(key, changed): (&(String, SocketAddr), &Changed)| Portable {
+            pool: key.0.clone(),
+            backend: key.1,
             changed: *changed,
+            since: times.get(key).copied().unwrap_or_else(SystemTime::now),
         };
         self.0.iter().map(portable).collect()
     }
 
     /// From the process before.
-    pub fn from_portable(changes: Vec<Portable>) -> Self {
-        Self(changes.into_iter().map(|change| ((change.pool, change.backend), change.changed)).collect())
+    pub fn from_portable(changes: Vec<Portable>) -> (Self, Times) {
+        let (mut runtime, mut times) = (BTreeMap::new(), Times::new());
+        for Portable { pool, backend, changed, since } in changes {
+            runtime.insert((pool.clone(), backend), changed);
+            times.insert((pool, backend), since);
+        }
+        (Self(runtime), times)
     }
 
     fn without_what_the_file_says(mut self, file: &Plan) -> Self {
@@ -425,8 +437,13 @@ mod tests {
             order("10.0.0.3:80", joining()),
             order("10.0.0.9:80", Change::Remove),
         ]);
-        let text = serde_json::to_string(&runtime.portable()).unwrap();
+        let times: Times = runtime
+            .iter()
+            .map(|(key, _)| key.clone())
+            .zip(std::iter::repeat(SystemTime::UNIX_EPOCH))
+            .collect();
+        let text = serde_json::to_string(&runtime.portable(&times)).unwrap();
         let portable: Vec<Portable> = serde_json::from_str(&text).unwrap();
-        assert_eq!(Runtime::from_portable(portable), runtime);
+        assert_eq!(Runtime::from_portable(portable), (runtime, times));
     }
 }

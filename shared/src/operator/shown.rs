@@ -1,13 +1,12 @@
 //! What the status says about the configuration: which one is in effect, and what operators changed.
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::SystemTime;
 
 use serde::Serialize;
 
-use super::runtime::{Changed, Runtime};
+use super::runtime::{Changed, Portable, Runtime, Times};
 use crate::time::rfc3339;
 
 /// What is in effect. A new value takes the place of this one with each change.
@@ -23,7 +22,7 @@ pub struct Shown {
     pub last_reload: Option<LastReload>,
     pub(super) runtime: Runtime,
     /// When each of these changes was made.
-    changed: BTreeMap<(String, SocketAddr), SystemTime>,
+    changed: Times,
 }
 
 /// What became of a file that was read again.
@@ -53,17 +52,22 @@ pub struct Document<'a> {
 
 impl Shown {
     /// What the process starts with.
-    pub(super) fn first(file: Option<PathBuf>, runtime: Runtime) -> Self {
+    pub(super) fn first(file: Option<PathBuf>, runtime: Runtime, times: Times) -> Self {
         let now = SystemTime::now();
-        let nothing = Self {
+        let first = Self {
             generation: 1,
             file,
             since: now,
             last_reload: None,
-            runtime: Runtime::default(),
-            changed: BTreeMap::new(),
+            runtime: runtime.clone(),
+            changed: times,
         };
-        nothing.with_runtime(runtime, now)
+        first.with_runtime(runtime, now)
+    }
+
+    /// For the next process.
+    pub(super) fn portable(&self) -> Vec<Portable> {
+        self.runtime.portable(&self.changed)
     }
 
     /// Another configuration is in effect.
@@ -137,7 +141,7 @@ mod tests {
         let first = Runtime::default().after(&order(one, Change::Drain), &file).unwrap();
         let second = first.after(&order(two, Change::Disable), &file).unwrap();
         let third = second.after(&order(two, Change::Weigh(Weight::MAX)), &file).unwrap();
-        let shown = Shown::first(None, Runtime::default());
+        let shown = Shown::first(None, Runtime::default(), Times::new());
         let shown = shown.with_runtime(first, at(1)).with_runtime(second, at(2)).with_runtime(third, at(3));
         assert_eq!((shown.changed("web", one), shown.changed("web", two)), (Some(at(1)), Some(at(3))));
         assert_eq!(shown.with_runtime(Runtime::default(), at(4)).changed("web", one), None);
