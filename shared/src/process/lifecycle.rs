@@ -1247,12 +1247,21 @@ mod tests {
         let (signals, seen) = signals_with(dir.path().join("sock"), script, Supervisor::default());
         let hangups = || seen.hangups.load(Ordering::Relaxed);
         let (send, running) = run(&signals).await;
-        send.send(Came::Usr2).unwrap();
-        send.send(Came::Hup).unwrap();
-        // Refused at once, so what was sent before is dealt with.
-        let second = signals.upgrades().upgrade().await;
-        assert_eq!(second, Err(UpgradeFailed::Refused("an upgrade is under way already")));
-        assert_eq!(hangups(), 0);
+        let (first, second) = (signals.upgrades(), signals.upgrades());
+        let meanwhile = async {
+            assert!(
+                matches!(second.upgrade().await, Err(UpgradeFailed::Refused(_))),
+                "the first is under way"
+            );
+            send.send(Came::Hup).unwrap();
+            let (began, soon) = (Instant::now(), WINDOW / 4);
+            while began.elapsed() < soon {
+                assert_eq!(hangups(), 0);
+                tokio::time::sleep(TICK).await;
+            }
+        };
+        let (first, ()) = tokio::join!(first.upgrade(), meanwhile);
+        assert!(matches!(first, Err(UpgradeFailed::Failed(_))), "{first:?}");
         while hangups() == 0 {
             tokio::time::sleep(TICK).await;
         }
