@@ -39,6 +39,17 @@ pub fn sockets(control: &Path) -> Vec<PathBuf> {
     entries.filter(|entry| is_other(&entry.file_name())).map(|entry| entry.path()).collect()
 }
 
+/// Removes the files of those that were killed.
+pub fn sweep(control: &Path) {
+    for socket in sockets(control) {
+        let nobody = std::os::unix::net::UnixStream::connect(&socket)
+            .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
+        if nobody && let Err(error) = std::fs::remove_file(&socket) {
+            log::warn!("control: {} is left over and cannot be removed: {error}", socket.display());
+        }
+    }
+}
+
 /// Returns when none of them has a request at this backend.
 pub async fn idle(control: &Path, pool: &str, backend: SocketAddr) {
     let target = format!("{}/idle", target_of(pool, backend));
@@ -85,11 +96,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_that_is_gone_is_not_waited_for() {
+    async fn one_that_is_gone_is_not_waited_for_and_is_swept() {
         let directory = tempfile::tempdir().unwrap();
         let control = directory.path().join("control.sock");
         drop(tokio::net::UnixListener::bind(socket_of(&control, 7)).unwrap());
         assert_eq!(sockets(&control).len(), 1, "a process that was killed has left it");
         idle(&control, "web", "10.0.0.1:80".parse().unwrap()).await;
+        let _alive = tokio::net::UnixListener::bind(socket_of(&control, 8)).unwrap();
+        sweep(&control);
+        assert_eq!(sockets(&control), [socket_of(&control, 8)]);
     }
 }

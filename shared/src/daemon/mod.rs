@@ -430,6 +430,7 @@ fn control(
     let (operator, status) = (services.operator.clone(), services.status.clone());
     let (explain, secret) = (services.explain.clone(), services.secret.clone());
     let (path, upgrades) = (plan.control.socket.clone(), signals.upgrades());
+    before::sweep(&path);
     let aside = Aside::new(before::socket_of(&path, std::process::id()), signals.outcome());
     let hands = Hands { operator, status, verbosity, explain, secret, upgrades, socket: path };
     Some(ControlService::new(socket, Arc::new(hands), signals.shutdown(Class::Admin)).or_aside(aside))
