@@ -480,6 +480,9 @@ fn who_waits_in_the_queue_goes_to_a_backend_that_joins() {
     let mut waits = daemon.begin("/waits");
     let waiting = || daemon.metric("lb_upstream_queue_length", &["pool=\"web\""]);
     wait::until(LONG, "it waits", || waiting() == 1.0);
+    // What is between the pool that it waits in and the one that it is served by is gone by then.
+    done(&lab, &["weight", "web", &text(one.address), "2"]);
+    done(&lab, &["weight", "web", &text(one.address), "3"]);
     done(&lab, &["add", "web", &text(two.address)]);
     assert_eq!(waits.response("GET").unwrap().origin(), "two");
     assert_eq!(daemon.get("/").unwrap().origin(), "two");

@@ -95,7 +95,7 @@ mod sticky;
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -189,6 +189,8 @@ struct Kept {
     gray: Option<Arc<Gray>>,
     changes: Arc<Changes>,
     standing: Arc<Mutex<Standing>>,
+    /// The last that has entered. What is between may be gone before what it has taken the place of.
+    newest: Arc<Mutex<Weak<Pool>>>,
     histories: Histories,
     /// The position of the policy, and what each backend is doing.
     policy: PolicyConfig,
@@ -249,8 +251,8 @@ struct Watch {
     seen: AtomicU64,
     /// Held while somebody looks, which happens once after each change.
     assessing: Mutex<()>,
-    /// What has taken its place, and speaks for the pool.
-    successor: OnceLock<Weak<Pool>>,
+    /// A successor has taken its place, and speaks for the pool.
+    is_superseded: AtomicBool,
     /// When the next ejection ends, in nanoseconds after `began`; the largest number: none is under way.
     next_return: AtomicU64,
 }
@@ -292,6 +294,7 @@ impl Pool {
             gray: settings.outlier_detection.gray.map(|gray| Arc::new(Gray::new(gray, clock.now()))),
             changes: Arc::default(),
             standing: Arc::default(),
+            newest: Arc::default(),
             histories: Histories::default(),
             policy: policy.with_clock(clock.clone()),
             registry: Arc::new(HealthRegistry::new()),
@@ -336,8 +339,9 @@ impl Pool {
     /// Takes the place of `predecessor`, from which it was made: from now on requests are given to this one. Backends that
     /// the other does not have start slowly, and what operators decided is in effect for both.
     pub fn enter(self: &Arc<Self>, predecessor: &Self) {
-        // It is made from that one alone, so nobody has taken its place before.
-        let _ = predecessor.watch.successor.set(Arc::downgrade(self));
+        // First where it is found, then that there is one to be looked for.
+        *self.kept.newest.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(self);
+        predecessor.watch.is_superseded.store(true, Ordering::Release);
         let is_new = |backend: &&Arc<Backend>| predecessor.backend(backend.address).is_none();
         for backend in self.backends.iter().filter(is_new) {
             backend.history.comeback.came_back(self.kept.clock.now());
@@ -353,11 +357,10 @@ impl Pool {
     /// A request that has waited, or is to be sent once more, goes on with that one: a backend that has left the pool gets nothing
     /// more, and one that has joined is of use to those who wait.
     pub fn newest(&self) -> Option<Arc<Self>> {
-        let mut newest = self.watch.successor()?;
-        while let Some(next) = newest.watch.successor() {
-            newest = next;
+        if !self.watch.is_superseded.load(Ordering::Acquire) {
+            return None;
         }
-        Some(newest)
+        self.kept.newest.lock().unwrap_or_else(PoisonError::into_inner).upgrade()
     }
 
     fn build(settings: &PoolSettings, kept: Kept) -> Self {
@@ -492,7 +495,7 @@ impl Pool {
         self.watch.set_next_return(returns);
         let availability = self.assessed(now);
         self.watch.availability.store(availability.pack(), Ordering::Release);
-        if self.watch.successor.get().is_none() {
+        if !self.watch.is_superseded.load(Ordering::Acquire) {
             self.tell_returns(now);
             self.note_standing(availability, now);
         }
@@ -642,13 +645,9 @@ impl Watch {
             availability: AtomicU64::new(nobody.pack()),
             seen: AtomicU64::new(0),
             assessing: Mutex::default(),
-            successor: OnceLock::new(),
+            is_superseded: AtomicBool::new(false),
             next_return: AtomicU64::new(Self::NEVER),
         }
-    }
-
-    fn successor(&self) -> Option<Arc<Pool>> {
-        self.successor.get().and_then(Weak::upgrade)
     }
 
     fn availability(&self) -> Availability {
@@ -804,10 +803,13 @@ mod tests {
         let (first, _) = pool(&settings(&[1, 1]));
         assert!(first.newest().is_none());
         let second = succeed(&first, &settings(&[1, 2]));
+        assert!(Arc::ptr_eq(&first.newest().unwrap(), &second) && second.newest().is_none());
         let third = succeed(&second, &settings(&[1, 3]));
+        drop(second);
         assert!(Arc::ptr_eq(&first.newest().unwrap(), &third) && third.newest().is_none());
+        // The pool is gone from the configuration: who began with it ends with it.
         drop(third);
-        assert!(Arc::ptr_eq(&first.newest().unwrap(), &second));
+        assert!(first.newest().is_none());
     }
 
     #[test]
