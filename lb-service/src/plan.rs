@@ -97,11 +97,6 @@ impl Plan {
         &self.entries[id.0].log
     }
 
-    /// All of these.
-    pub fn access_logs(&self) -> impl Iterator<Item = &AccessLog> {
-        self.entries.iter().map(|entry| &entry.log)
-    }
-
     /// The listener that counts in `traffic`.
     pub(crate) fn listener_of(&self, traffic: &Arc<ListenerTraffic>) -> Option<ListenerId> {
         self.entries.iter().position(|entry| Arc::ptr_eq(&entry.traffic, traffic)).map(ListenerId)
