@@ -95,7 +95,10 @@ impl Changer {
     async fn catch_up(&mut self) {
         let _turn = self.turn.clone().lock_owned().await;
         let file = self.parts.file.as_ref().filter(|_| self.parts.takes_over);
-        if file.is_some_and(|file| Print::of(file.path()) != file.first_seen()) {
+        // One that this user may not see is as it was, for all that is known.
+        let has_changed =
+            |file: &ConfigFile| Print::of(file.path()).is_some_and(|now| file.first_seen() != Some(now));
+        if file.is_some_and(has_changed) {
             self.reload(Reload { keep_runtime: true, ..Reload::default() }, "the file has changed meanwhile")
                 .await;
         }
