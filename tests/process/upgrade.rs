@@ -337,6 +337,11 @@ fn a_backend_is_not_free_as_long_as_a_process_before_has_a_request_at_it() {
     let screen = lab.run(&["status", "-c", path_str(&config)]).stdout;
     let line = format!("process {} has handed over and works on 2 requests still", first.process.0);
     assert!(screen.contains(&line), "{screen}");
+    // Who follows what it does is kept waiting until something happens.
+    let mut following =
+        Connection::open_unix(&lab.path(&format!("control.sock.{}", first.process.0))).unwrap();
+    following.send("GET /v1/events?after=1000&wait=60 HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    assert!(!following.ends_within(Duration::from_millis(300)));
     std::thread::scope(|scope| {
         let draining = scope.spawn(|| drain(&[]));
         wait::throughout(Duration::from_millis(300), "it waits", || !draining.is_finished());

@@ -34,7 +34,6 @@ use crate::process::sockets::SocketFile;
 pub struct ControlService {
     socket: Mutex<Option<OwnedFd>>,
     control: Arc<Control>,
-    closes: watch::Receiver<bool>,
     aside: Option<Aside>,
 }
 
@@ -89,8 +88,8 @@ const PAUSE: Duration = Duration::from_millis(100);
 impl ControlService {
     /// A service that listens on `socket` until `closes` turns true.
     pub fn new(socket: OwnedFd, operations: Arc<dyn Operations>, closes: watch::Receiver<bool>) -> Self {
-        let control = Arc::new(Control::new(operations, closes.clone(), ARRIVAL));
-        Self { socket: Mutex::new(Some(socket)), control, closes, aside: None }
+        let control = Arc::new(Control::new(operations, closes, ARRIVAL));
+        Self { socket: Mutex::new(Some(socket)), control, aside: None }
     }
 
     /// The same, and it goes on there when another process has the socket.
@@ -103,51 +102,49 @@ impl ControlService {
         let socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(socket) = socket else { return Ok(()) };
         let mut requests = JoinSet::new();
-        self.accept(StdListener::from(socket), self.closes.clone(), &mut requests).await?;
+        accept(StdListener::from(socket), &self.control, &mut requests).await?;
         // The file is removed when the process ends, and this with it.
         if let Some((listener, _file)) = self.aside.as_ref().and_then(Aside::open) {
             let (_never, closes) = watch::channel(false);
-            self.accept(listener, closes, &mut requests).await?;
+            let Control { operations, arrival, .. } = &*self.control;
+            let control = Arc::new(Control::new(operations.clone(), closes, *arrival));
+            accept(listener, &control, &mut requests).await?;
         }
         while requests.join_next().await.is_some() {}
         Ok(())
     }
+}
 
-    /// Until `closes` turns true.
-    async fn accept(
-        &self,
-        listener: StdListener,
-        mut closes: watch::Receiver<bool>,
-        requests: &mut JoinSet<()>,
-    ) -> io::Result<()> {
-        listener.set_nonblocking(true)?;
-        let listener = UnixListener::from_std(listener)?;
-        let places = Arc::new(Semaphore::new(MAX_REQUESTS));
-        loop {
-            let place = tokio::select! {
-                biased;
-                _ = closes.wait_for(|closes| *closes) => break,
-                Some(_) = requests.join_next() => continue,
-                place = places.clone().acquire_owned() => place,
-            };
-            let accepted = tokio::select! {
-                biased;
-                _ = closes.wait_for(|closes| *closes) => break,
-                accepted = listener.accept() => accepted,
-            };
-            match accepted {
-                Ok((stream, _)) => {
-                    let (control, place) = (self.control.clone(), place.expect("nobody closes it"));
-                    requests.spawn(async move { control.serve(stream, place).await });
-                }
-                Err(error) => {
-                    log::warn!("control: {error}");
-                    tokio::time::sleep(PAUSE).await;
-                }
+/// Until it is told to close.
+async fn accept(listener: StdListener, control: &Arc<Control>, requests: &mut JoinSet<()>) -> io::Result<()> {
+    let mut closes = control.closes.clone();
+    listener.set_nonblocking(true)?;
+    let listener = UnixListener::from_std(listener)?;
+    let places = Arc::new(Semaphore::new(MAX_REQUESTS));
+    loop {
+        let place = tokio::select! {
+            biased;
+            _ = closes.wait_for(|closes| *closes) => break,
+            Some(_) = requests.join_next() => continue,
+            place = places.clone().acquire_owned() => place,
+        };
+        let accepted = tokio::select! {
+            biased;
+            _ = closes.wait_for(|closes| *closes) => break,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                let (control, place) = (control.clone(), place.expect("nobody closes it"));
+                requests.spawn(async move { control.serve(stream, place).await });
+            }
+            Err(error) => {
+                log::warn!("control: {error}");
+                tokio::time::sleep(PAUSE).await;
             }
         }
-        Ok(())
     }
+    Ok(())
 }
 
 impl Aside {
