@@ -80,9 +80,14 @@ impl Metrics {
         registry.register(Box::new(self.clone()))
     }
 
-    /// The numbers of one backend; those in use already, where there are some.
+    /// The numbers of one backend; those in use already, where there are some. Also drops those that nobody uses any more: there may
+    /// be nobody who reads the metrics.
     pub(crate) fn series(&self, pool: &str, backend: &str) -> Arc<BackendSeries> {
         let mut all = self.series.lock().unwrap_or_else(PoisonError::into_inner);
+        // Now and then, so that many backends cost no more than twice as much.
+        if all.len().is_power_of_two() {
+            all.retain(|_, series| series.strong_count() > 0);
+        }
         let slot = all.entry((pool.to_owned(), backend.to_owned())).or_default();
         slot.upgrade().unwrap_or_else(|| {
             let series = Arc::default();
@@ -244,6 +249,17 @@ mod tests {
         ] {
             assert!(text.lines().any(|found| found == line), "no line {line} in:\n{text}");
         }
+    }
+
+    #[test]
+    fn backends_that_are_gone_are_forgotten_although_nobody_reads_the_metrics() {
+        let metrics = Metrics::new();
+        let stays = metrics.series("web", "10.0.0.1:80");
+        for port in 0..1000 {
+            drop(metrics.series("web", &format!("10.0.0.2:{port}")));
+        }
+        assert!(metrics.series.lock().unwrap().len() < 4);
+        assert!(Arc::ptr_eq(&stays, &metrics.series("web", "10.0.0.1:80")));
     }
 
     #[test]

@@ -224,11 +224,17 @@ impl PoolChecks {
             // A backend that went and came back began anew in the balancer.
             self.balancer.publish().await;
         }
-        if !self.predecessors.is_empty() {
-            self.predecessors.retain(|balancer| balancer.strong_count() > 0);
-            if self.predecessors.is_empty() {
-                self.reports.verdicts.forget_retired();
-            }
+        self.let_go();
+    }
+
+    /// Forgets the predecessors that nobody uses any more, and what was kept for them only.
+    fn let_go(&mut self) {
+        let before = self.predecessors.len();
+        self.predecessors.retain(|balancer| balancer.strong_count() > 0);
+        if self.predecessors.len() < before {
+            let living = self.predecessors.iter().filter_map(Weak::upgrade);
+            let held: BTreeSet<_> = living.flat_map(|balancer| addresses(&balancer.members())).collect();
+            self.reports.verdicts.keep_retired(|address| held.contains(address));
         }
     }
 
@@ -696,6 +702,20 @@ mod tests {
 
         // Once nobody uses the balancer from before, nothing is left of the backend.
         drop(before);
+        assert_eq!(pool.verdicts.retired(), 1);
+        tokio::time::sleep(2 * MEMBERSHIP_CADENCE).await;
+        assert_eq!(pool.verdicts.retired(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_backend_that_is_gone_is_forgotten_although_a_balancer_without_it_is_still_in_use() {
+        let script = Script::default();
+        script.answer(TWO, Duration::ZERO, Err(CheckError::Refused));
+        let mut pool = Running::start(settings(5, 0), &[ONE], script).await;
+        pool.first_round.recv().await;
+        let _eternal = pool.succeed(settings(5, 0), &[ONE, TWO]).await;
+        seconds(12).await;
+        drop(pool.succeed(settings(5, 0), &[ONE]).await);
         assert_eq!(pool.verdicts.retired(), 1);
         tokio::time::sleep(2 * MEMBERSHIP_CADENCE).await;
         assert_eq!(pool.verdicts.retired(), 0);

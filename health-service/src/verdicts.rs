@@ -94,8 +94,8 @@ impl Verdicts {
         self.write().members.remove(address);
     }
 
-    /// Forgets the verdict, but goes on to publish that the backend is down, if it is, until
-    /// [`forget_retired`](Self::forget_retired).
+    /// Forgets the verdict, but goes on to publish that the backend is down, if it is, until it
+    /// [need not](Self::keep_retired).
     pub(crate) fn retire(&self, address: &SocketAddr) {
         let mut contents = self.write();
         if let Some(verdict) = contents.members.remove(address).filter(|verdict| !verdict.up) {
@@ -103,8 +103,9 @@ impl Verdicts {
         }
     }
 
-    pub(crate) fn forget_retired(&self) {
-        self.write().retired.clear();
+    /// Goes on to publish of those that have left only the backends that balancers from before still `hold`.
+    pub(crate) fn keep_retired(&self, hold: impl Fn(&SocketAddr) -> bool) {
+        self.write().retired.retain(|address, _| hold(address));
     }
 
     /// How many are retired.
@@ -307,7 +308,7 @@ mod tests {
         assert_eq!((verdicts.get(&one), verdicts.get(&two)), (None, None));
         registry.run_health_check(false).await;
         assert_eq!(readiness(&before), [false, true]);
-        verdicts.forget_retired();
+        verdicts.keep_retired(|_| false);
         registry.run_health_check(false).await;
         assert_eq!(readiness(&before), [true, true]);
     }

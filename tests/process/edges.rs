@@ -229,3 +229,29 @@ fn flags_that_a_verb_would_not_look_at_are_refused() {
     let proxy = ["-t", "proxy", "--to", &to, "--listen", &listen, "--metrics", &metrics];
     assert_eq!(lab.run(&proxy).code, Some(0), "it is a test, and ends");
 }
+
+// ===== signals that come at once =====
+
+/// Several starts, since each gives the signals some milliseconds only.
+#[test]
+fn a_signal_as_soon_as_there_is_a_pid_file_is_carried_out_and_does_not_end_the_process() {
+    let origin = Origin::start("one");
+    for _ in 0..5 {
+        let lab = Lab::new();
+        let daemon = lab.spawn(&["-c", path_str(&lab.config(&pool(&[&origin], "")))]);
+        let begun = Instant::now();
+        let process = loop {
+            assert!(begun.elapsed() < LONG, "there is no pid file: {}", daemon.log());
+            match lab.pid_in_file() {
+                Some(process) => break process,
+                None => std::thread::yield_now(),
+            }
+        };
+        process.signal(Signal::SIGHUP);
+        process.signal(Signal::SIGUSR1);
+        wait::until(LONG, "the log files are opened again", || daemon.log().contains("log files reopened"));
+        wait::until(LONG, "the file is read again", || daemon.log().contains("reload"));
+        wait::until(LONG, "it serves", || daemon.get("/").is_ok_and(|answer| answer.status == 200));
+        assert_eq!(lab.pid_in_file(), Some(process));
+    }
+}

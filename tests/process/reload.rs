@@ -358,9 +358,12 @@ fn the_access_log_moves_and_no_line_is_lost() {
     origin.behave(Behaviour::Held(gate.clone(), Answer::ok("held")));
     let mut held = daemon.begin("/held");
     origin.saw("/held");
+    // A plan in between, which nobody uses when the log moves.
+    apply(&lab, &daemon, &format!("{}shutdown: {{drain: 7s}}\n", body("a.log")));
     apply(&lab, &daemon, &body("b.log"));
     origin.behave(Behaviour::Answer(Answer::ok("new")));
     names(&daemon, 3);
+    wait::throughout(Duration::from_millis(1200), "what is not used is let go", || lines("a.log") == 0);
     gate.open();
     held.response("GET").unwrap();
     wait::until(LONG, "each log has its lines", || lines("a.log") == 1 && lines("b.log") == 3);
@@ -422,6 +425,18 @@ fn a_file_that_is_watched_is_read_when_it_changes_however_that_is_done() {
     lab.write("next/conf.yaml", "pools: {");
     daemon.logged(&["reload", "refused"]);
     serves("four");
+}
+
+#[test]
+fn a_dry_run_does_not_keep_a_file_that_is_watched_from_being_read() {
+    let lab = Lab::new();
+    let (one, two) = (Origin::start("one"), Origin::start("two"));
+    let body = |origin: &Origin| format!("reload: {{watch: true}}\n{}", pool(&[origin], ""));
+    let daemon = lab.start(&body(&one));
+    let config = lab.config(&body(&two));
+    let dry_run = lab.run(&["reload", "--dry-run", "-c", path_str(&config)]);
+    assert_eq!(dry_run.code, Some(0), "{dry_run:?}");
+    wait::until(LONG, "it is read", || daemon.get("/").is_ok_and(|answer| answer.origin() == "two"));
 }
 
 #[test]

@@ -466,6 +466,10 @@ fn a_new_process_that_dies_after_it_has_the_sockets_changes_nothing() {
     });
     new.signal(Signal::SIGKILL);
     daemon.logged(&["upgrade failed", "goes on serving", "SIGKILL"]);
+    wait::until(LONG, "it is told among the events", || {
+        let events = daemon.read("/api/v1/events").map(|answer| answer.text());
+        events.is_ok_and(|events| events.contains("the upgrade has failed") && events.contains("SIGKILL"))
+    });
     wait::until(LONG, "nobody is left", || started_with(lab.directory()) == [daemon.process]);
     assert_eq!(daemon.get("/").unwrap().status, 200);
     assert_eq!(lab.pid_in_file(), Some(daemon.process));

@@ -172,6 +172,12 @@ impl AccessLog {
         self.queue.as_ref().map_or(0, |queue| queue.shared.dropped.load(Ordering::Relaxed))
     }
 
+    /// Whether no other clone is left that could write a line.
+    pub fn is_last(&self) -> bool {
+        // Beside the clones the guard and the thread have it.
+        self.queue.as_ref().is_none_or(|queue| Arc::strong_count(&queue.shared) <= 3)
+    }
+
     /// Opens the file anew, for a log rotation that has renamed it. Returns at once; no line is lost.
     ///
     /// If that fails, the old file is kept and the failure is logged.

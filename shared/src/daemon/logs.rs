@@ -1,10 +1,9 @@
 //! The access logs of the plan that is in effect, and of those before it as long as requests write to them.
 
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use lb_service::access_log::{AccessLog, Settings, WriterGuard};
-use lb_service::plan::Plan as Served;
 
 use crate::config::Plan;
 
@@ -16,25 +15,18 @@ pub(super) struct AccessLogs {
     kept: Arc<Mutex<Kept>>,
 }
 
-/// One log, not yet in use.
+/// One log, with what keeps its writer alive.
 #[derive(Debug)]
 pub(super) struct Opened {
-    log: AccessLog,
-    guard: WriterGuard,
-}
-
-/// One that requests of an earlier plan write to.
-#[derive(Debug)]
-struct Former {
-    plan: Weak<Served>,
     log: AccessLog,
     _guard: WriterGuard,
 }
 
 #[derive(Debug, Default)]
 struct Kept {
-    log: Option<(AccessLog, WriterGuard)>,
-    former: Vec<Former>,
+    in_use: Option<Opened>,
+    /// Of earlier plans.
+    former: Vec<Opened>,
 }
 
 // === impl AccessLogs ===
@@ -51,30 +43,29 @@ impl AccessLogs {
     /// When its target cannot be written to.
     pub(super) fn open(&self, settings: &Settings) -> io::Result<Opened> {
         let (log, guard) = AccessLog::open(settings.clone())?;
-        Ok(Opened { log, guard })
+        Ok(Opened { log, _guard: guard })
     }
 
     /// One log for each listener of `plan`: of `opened`, or of the one in use.
     pub(super) fn of(&self, plan: &Plan, opened: Option<&Opened>) -> Vec<AccessLog> {
         let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        let in_use = kept.log.as_ref().map(|(log, _)| log);
-        let log = opened.map(|opened| &opened.log).or(in_use).cloned().unwrap_or_else(AccessLog::off);
+        let log = opened.or(kept.in_use.as_ref());
+        let log = log.map_or_else(AccessLog::off, |opened| opened.log.clone());
         let of = |name: &str| if self.silent.contains(&name) { AccessLog::off() } else { log.clone() };
         plan.listeners.iter().map(|(_, listener)| of(&listener.name)).collect()
     }
 
-    /// From now on `opened` is in use. The one before lives as long as requests of `former`, the plan that it belongs to.
-    pub(super) fn replace(&self, opened: Opened, former: Weak<Served>) {
+    /// From now on `opened` is in use. The one before lives as long as any plan has it.
+    pub(super) fn replace(&self, opened: Opened) {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = kept.log.replace((opened.log, opened.guard));
-        kept.former.extend(before.map(|(log, guard)| Former { plan: former, log, _guard: guard }));
+        let before = kept.in_use.replace(opened);
+        kept.former.extend(before);
     }
 
     /// Opens all files anew.
     pub(super) fn reopen(&self) {
         let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        let former = kept.former.iter().map(|former| &former.log);
-        kept.log.iter().map(|(log, _)| log).chain(former).for_each(AccessLog::reopen);
+        kept.in_use.iter().chain(&kept.former).for_each(|opened| opened.log.reopen());
     }
 
     /// Ends all writers, when they have written what is queued.
@@ -83,11 +74,12 @@ impl AccessLogs {
         drop(all);
     }
 
-    /// Ends the writers of plans that no request has any more. It waits until they have written what is queued.
+    /// Ends the writers that no plan has any more, be it an old one that a request still works by. It waits until they have
+    /// written what is queued.
     pub(super) fn end_unused(&self) {
         let unused = {
             let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-            kept.former.extract_if(.., |former| former.plan.strong_count() == 0).collect::<Vec<_>>()
+            kept.former.extract_if(.., |opened| opened.log.is_last()).collect::<Vec<_>>()
         };
         // Outside of the lock: this waits.
         drop(unused);

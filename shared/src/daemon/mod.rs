@@ -28,6 +28,7 @@ use crate::events::{About, Events, Kind};
 use crate::operator::{self, ConfigFile};
 use crate::process;
 use crate::process::background::{self, Announcer, Role};
+use crate::process::handlers::Early;
 use crate::process::lifecycle::{Later, Parts, Phase, Signals};
 use crate::process::limits;
 use crate::process::logging::{self, ErrorLog, LogError, Verbosity};
@@ -65,6 +66,8 @@ pub enum StartError {
     Background(#[source] io::Error),
     #[error(transparent)]
     Log(#[from] LogError),
+    #[error("cannot handle signals: {0}")]
+    Signals(#[source] io::Error),
     #[error("cannot find the executable of this process: {0}")]
     Executable(#[source] io::Error),
     #[error("cannot use the runtime directory: {0}")]
@@ -93,6 +96,7 @@ pub type Extra<'a> = dyn FnOnce(&mut Server, &Services) -> Vec<ServiceHandle> + 
 
 /// What the process holds and lets go at its end.
 struct Held {
+    early: Early,
     error_log: Option<Arc<ErrorLog>>,
     pid_file: Arc<Mutex<Option<PidFile>>>,
     /// Takes the place of the old process's, in an upgrade.
@@ -197,6 +201,7 @@ impl Held {
         verbosity: Verbosity,
     ) -> Result<Self, StartError> {
         let server = &plan.server;
+        let early = Early::expect().map_err(StartError::Signals)?;
         let launch = Launch::of_this_process(mode.upgrade, announcer.is_background());
         let launch = launch.map_err(StartError::Executable)?;
         limits::raise_open_files();
@@ -221,6 +226,7 @@ impl Held {
         }
         let (pid_file, prepared, sockets) = files?;
         Ok(Self {
+            early,
             error_log,
             pid_file: Arc::new(Mutex::new(pid_file)),
             prepared,
@@ -366,6 +372,7 @@ fn signals(plan: &Plan, services: &Services, held: &Held) -> Signals {
     let (readiness, draining) = (services.readiness.clone(), services.traffic.clone());
     let events = services.operator.events().clone();
     let told = move |text: &str| events.note(Kind::Process, About::default(), text);
+    let told_too = told.clone();
     let on_phase = move |phase| match phase {
         Phase::Serving => {}
         Phase::Delaying => {
@@ -407,8 +414,10 @@ fn signals(plan: &Plan, services: &Services, held: &Held) -> Signals {
         legacy: Box::new(legacy),
         supervisor: held.supervisor.clone(),
         sockets: held.sockets.clone(),
+        early: held.early.clone(),
         in_flight: Arc::new(move || traffic.unfinished()),
         on_phase: Box::new(on_phase),
+        on_failed_upgrade: Box::new(move |error| told_too(&format!("the upgrade has failed: {error}"))),
         on_hangup: Box::new(move || operator.reload_by_signal()),
         reopen_logs: Box::new(reopen_logs),
     })

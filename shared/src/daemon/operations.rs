@@ -48,18 +48,8 @@ impl Operations for Hands {
     }
 
     async fn upgrade(&self) -> Result<u32, String> {
-        match self.upgrades.upgrade().await {
-            Ok(upgraded) => Ok(upgraded.pid),
-            Err(failed) => {
-                let problem = failed.to_string();
-                self.events().note(
-                    Kind::Process,
-                    About::default(),
-                    format!("the upgrade has failed: {problem}"),
-                );
-                Err(problem)
-            }
-        }
+        let upgraded = self.upgrades.upgrade().await;
+        upgraded.map(|upgraded| upgraded.pid).map_err(|failed| failed.to_string())
     }
 
     fn status(&self) -> String {

@@ -112,9 +112,9 @@ impl Running {
         self.doors.retire(closed.clone(), self.current.plan()).await;
         successions.iter().for_each(|(pool, predecessor)| pool.enter(predecessor));
         self.pools.replace(pools);
-        let former = Arc::downgrade(&self.current.replace(served));
+        self.current.replace(served);
         if let Some(log) = log {
-            self.logs.replace(log, former);
+            self.logs.replace(log);
         }
         let is_renamed =
             |address: &ListenAddress| opened.iter().any(|(listener, _)| listener.address == *address);

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use health_service::Prober;
@@ -95,7 +95,7 @@ impl Services {
         let token = Token::new(&*secret);
         let listeners_logs = logs.of(plan, Some(&log));
         let current = Current::new(served(plan, &pools.now(), listeners_logs, &traffic, &token));
-        logs.replace(log, Weak::new());
+        logs.replace(log);
         let registry = registry(&current, &pools)?;
         let prober = prober(&pools.now(), conf, &registry, Arc::new(events.clone()))?;
         let readiness = Readiness::new(pools.views());

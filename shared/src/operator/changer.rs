@@ -137,12 +137,12 @@ impl Changer {
     // --- the file ---
 
     async fn reload(&mut self, reload: Reload, by: &'static str) -> Verdict {
-        if let Some(file) = &self.parts.file {
-            self.watch = Watch::new(Print::of(file.path()));
-        }
         if reload.dry_run {
             let result = self.read_again(reload).await;
             return self.dry_verdict(result);
+        }
+        if let Some(file) = &self.parts.file {
+            self.watch = Watch::new(Print::of(file.path()));
         }
         self.parts.supervisor.reloading();
         let result = self.read_again(reload).await;

@@ -167,10 +167,12 @@ impl Diff {
             .map(|route| format!("- route {route}"))
             .chain(come.map(|route| format!("+ route {route}")))
             .collect();
-        if lines.is_empty() {
-            self.lines.push("~ routes are in another order".into());
-        }
         self.lines.extend(lines);
+        let stays_before = before.iter().filter(|route| after.contains(route));
+        let stays_after = after.iter().filter(|route| before.contains(route));
+        if !stays_before.eq(stays_after) {
+            self.lines.push("~ routes are in another order: the first that matches is taken".into());
+        }
     }
 
     fn pools<C: PartialEq>(
@@ -371,6 +373,28 @@ routes: [{match: {path_prefix: /b}, pool: b}, {pool: a}]
                 "+ pool a: backend 10.0.0.3:80 (backup)",
             ],
         );
+    }
+
+    #[test]
+    fn a_change_of_the_order_of_routes_is_said_whatever_else_changes() {
+        let reordered = "~ routes are in another order: the first that matches is taken";
+        let (b, get, c, rest) = (
+            "{match: {path_prefix: /b}, pool: b}, ",
+            "{match: {method: GET}, pool: a}, ",
+            "{match: {path: /c}, pool: a}, ",
+            "{pool: a}",
+        );
+        let with = |routes: &[&str]| {
+            BASE.replace(
+                "[{match: {path_prefix: /b}, pool: b}, {pool: a}]",
+                &format!("[{}]", routes.concat()),
+            )
+        };
+        let changes =
+            |new: &[&str]| Diff::between(&plan(&with(&[b, get, rest])), &plan(&with(new)), &|_, _| 0).lines;
+        assert_eq!(changes(&[get, b, rest]), [reordered]);
+        assert_eq!(changes(&[get, c, b, rest]), ["+ route path /c to pool a", reordered]);
+        assert_eq!(changes(&[b, c, get, rest]), ["+ route path /c to pool a"]);
     }
 
     #[test]

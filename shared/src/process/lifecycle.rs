@@ -31,10 +31,10 @@ use nix::sys::signal::{Signal as NixSignal, kill};
 use nix::unistd::Pid;
 use once_cell::sync::OnceCell;
 use pingora::server::{ShutdownSignal, ShutdownSignalWatch};
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Interval, MissedTickBehavior, interval, timeout};
 
+use super::handlers::{Came, Early, Handlers, Source};
 use super::sockets::{Class, Sockets};
 use super::successor::{self, Launch};
 use super::systemd::{Pulse, Supervisor};
@@ -336,10 +336,14 @@ pub struct Parts {
     pub supervisor: Supervisor,
     /// Closed, offered and left to the successor.
     pub sockets: Arc<Sockets>,
+    /// What came before there were handlers.
+    pub early: Early,
     /// Requests in flight.
     pub in_flight: Arc<dyn InFlight>,
     /// Called with each phase that is entered: readiness and `Connection: close` hang on it.
     pub on_phase: Box<dyn Fn(Phase) + Send + Sync>,
+    /// Called when an upgrade, whoever asked for it, has failed.
+    pub on_failed_upgrade: Box<dyn Fn(&UpgradeError) + Send + Sync>,
     /// Called on HUP; it must not wait.
     pub on_hangup: Box<dyn Fn() + Send + Sync>,
     /// Called on USR1.
@@ -395,32 +399,6 @@ struct Work {
 pub struct Outcome {
     end: Arc<OnceCell<u8>>,
     handed_over: Arc<OnceCell<()>>,
-}
-
-/// Where signals come from.
-trait Source: Send {
-    fn next(&mut self) -> impl Future<Output = Came> + Send;
-}
-
-/// The signal handlers of the process; installed for good, whatever becomes of this value.
-struct Handlers {
-    terminate: Signal,
-    interrupt: Signal,
-    quit: Signal,
-    hangup: Signal,
-    user1: Signal,
-    user2: Signal,
-}
-
-/// A signal as it came.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Came {
-    Term,
-    Int,
-    Quit,
-    Hup,
-    Usr1,
-    Usr2,
 }
 
 type Handover = Later<Result<Heir, UpgradeError>>;
@@ -673,6 +651,7 @@ impl Signals {
             }
             Err(error) => {
                 log::error!("upgrade failed, this process goes on serving: {error}");
+                (self.parts.on_failed_upgrade)(&error);
                 if hangup {
                     (self.parts.on_hangup)();
                 }
@@ -782,7 +761,7 @@ async fn next(ticks: &mut Option<Interval>) {
 #[async_trait]
 impl ShutdownSignalWatch for Signals {
     async fn recv(&self) -> ShutdownSignal {
-        let ended = match Handlers::install() {
+        let ended = match Handlers::install(&self.parts.early) {
             Ok(handlers) => self.run(handlers).await,
             Err(error) => Err(error),
         };
@@ -809,32 +788,6 @@ impl Outcome {
     fn set(&self, code: u8) {
         // The first end counts.
         let _ = self.end.set(code);
-    }
-}
-
-impl Handlers {
-    fn install() -> io::Result<Self> {
-        Ok(Self {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-            quit: signal(SignalKind::quit())?,
-            hangup: signal(SignalKind::hangup())?,
-            user1: signal(SignalKind::user_defined1())?,
-            user2: signal(SignalKind::user_defined2())?,
-        })
-    }
-}
-
-impl Source for Handlers {
-    async fn next(&mut self) -> Came {
-        tokio::select! {
-            _ = self.terminate.recv() => Came::Term,
-            _ = self.interrupt.recv() => Came::Int,
-            _ = self.quit.recv() => Came::Quit,
-            _ = self.hangup.recv() => Came::Hup,
-            _ = self.user1.recv() => Came::Usr1,
-            _ = self.user2.recv() => Came::Usr2,
-        }
     }
 }
 
@@ -1121,8 +1074,10 @@ mod tests {
             legacy: Box::new(move || Box::pin(legacy(offered.clone()))),
             supervisor,
             sockets,
+            early: Early::default(),
             in_flight: Arc::new(move || requests.load(Ordering::Relaxed)),
             on_phase: Box::new(move |phase| phases.lock().unwrap().push(phase)),
+            on_failed_upgrade: Box::new(|_| {}),
             reopen_logs: Box::new(|| {}),
             on_hangup: Box::new(move || {
                 hangups.fetch_add(1, Ordering::Relaxed);

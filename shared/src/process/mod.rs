@@ -66,6 +66,7 @@
 //!   files that nobody answers on; the next start recognises both and takes them over silently.
 
 pub mod background;
+pub mod handlers;
 pub mod lifecycle;
 pub mod limits;
 pub mod logging;

@@ -58,8 +58,8 @@ pub const PATIENCE: Duration = Duration::from_secs(10);
 /// The version of this protocol.
 const VERSION: u16 = 2;
 const MAGIC: [u8; 8] = *b"LBUPGRAD";
-/// Bounds what a peer can make us allocate: some ten thousand listeners.
-const MAX_FRAME: usize = 1 << 20;
+/// Bounds what a peer can make us allocate. Some hundred thousand changes of operators fit.
+const MAX_FRAME: usize = 64 << 20;
 /// The kernel takes at most 253 descriptors in one message.
 const BATCH: usize = 100;
 /// For everything that the other side answers without having to work for it.
