@@ -3,7 +3,7 @@
 use std::future::poll_fn;
 use std::mem::MaybeUninit;
 use std::pin::{Pin, pin};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
@@ -41,9 +41,10 @@ pub(crate) struct Turn {
     pub(crate) listener: ListenerId,
 }
 
-/// What the latest request of a connection was served by.
+/// What the latest request of a connection was served by. A connection that waits keeps no plan alive, with its pools: it may wait
+/// for long, and plans may come often.
 struct Seat {
-    plan: Arc<Plan>,
+    plan: Weak<Plan>,
     listener: ListenerId,
 }
 
@@ -70,13 +71,13 @@ impl Frontend {
         &self,
         mut stream: Stream,
         connection: &Arc<Connection>,
-        seat: &mut Seat,
         shutdown: &ShutdownWatch,
     ) -> Option<(u16, Failure)> {
         let mut farewell = pin!(self.door.settled());
         let timer = pin!(sleep(FIRST_REQUEST));
         let mut wait = Wait::new(timer);
         let mut settings: Option<HttpPersistentSettings> = None;
+        let mut seat = None;
         loop {
             // `None`: the client leaves, takes too long, or has to be sent away.
             let begun = tokio::select! {
@@ -87,9 +88,9 @@ impl Frontend {
             };
             let _in_flight = connection.begin_request();
             let head = Head::of(&begun);
-            self.refresh(seat);
+            let turn = self.turn(connection, &mut seat)?;
             connection.set_last(head == Head::AndMore);
-            let session = session(stream, settings, begun, seat.turn(connection));
+            let session = session(stream, settings, begun, turn);
             let request = self.proxy.process_new_http(session, shutdown);
             let reusable = match head {
                 Head::Incomplete => until_head(request, connection).await,
@@ -101,45 +102,45 @@ impl Frontend {
         }
     }
 
-    /// What the first request of a connection is served by. None: its listener was removed before it was ever served.
-    fn seat(&self) -> Option<Seat> {
-        let current = [self.current.plan()].into_iter();
-        let plans = current.chain(self.door.last_plan().cloned());
-        plans.filter_map(|plan| Some(Seat { listener: plan.listener_of(&self.door.listener)?, plan })).next()
-    }
-
-    /// Takes the plan of this moment. A plan without the listener is none for its connections: those that are open when it
-    /// is removed end with the plan that they have.
-    fn refresh(&self, seat: &mut Seat) {
-        let mut plan = seat.plan.clone();
-        if self.current.refresh(&mut plan)
-            && let Some(listener) = plan.listener_of(&self.door.listener)
-        {
-            *seat = Seat { plan, listener };
+    /// What a request is served by that begins now. None: its listener was removed before it was ever served.
+    fn turn(&self, connection: &Arc<Connection>, seat: &mut Option<Seat>) -> Option<Turn> {
+        let (connection, current) = (connection.clone(), self.current.plan());
+        if let Some(Seat { listener, .. }) = seat.as_ref().filter(|seat| seat.is_of(&current)) {
+            return Some(Turn { connection, plan: current, listener: *listener });
         }
+        let (plan, listener) = self.with_listener(current)?;
+        *seat = Some(Seat { plan: Arc::downgrade(&plan), listener });
+        Some(Turn { connection, plan, listener })
     }
-}
 
-/// Counts and logs a request that the proxy has never seen.
-fn unseen(seat: &Seat, connection: &Connection, (status, failure): (u16, Failure)) {
-    if let Failure::Rejected(reason) = failure {
-        connection.door.listener.reject(reason);
+    /// `current`, if it has our listener; else the last plan that had it.
+    fn with_listener(&self, current: Arc<Plan>) -> Option<(Arc<Plan>, ListenerId)> {
+        let plans = [current].into_iter().chain(self.door.last_plan().cloned());
+        plans.filter_map(|plan| plan.listener_of(&self.door.listener).map(|listener| (plan, listener))).next()
     }
-    seat.plan.requests(seat.listener, None).answers.increment(status);
-    seat.plan.access_log(seat.listener).record(&Record {
-        client: connection.peer.as_ref().map(|peer| peer.ip),
-        status: Some(status),
-        failure: Some(failure.as_str()),
-        ..Record::new(SystemTime::now(), &connection.door.listener.name)
-    });
 }
 
 // === impl Seat ===
 
 impl Seat {
-    fn turn(&self, connection: &Arc<Connection>) -> Turn {
-        Turn { connection: connection.clone(), plan: self.plan.clone(), listener: self.listener }
+    fn is_of(&self, plan: &Arc<Plan>) -> bool {
+        // The memory of a plan that is gone is not another's as long as it is remembered here.
+        std::ptr::eq(self.plan.as_ptr(), Arc::as_ptr(plan))
     }
+}
+
+/// Counts and logs a request that the proxy has never seen.
+fn unseen(plan: &Plan, listener: ListenerId, connection: &Connection, (status, failure): (u16, Failure)) {
+    if let Failure::Rejected(reason) = failure {
+        connection.door.listener.reject(reason);
+    }
+    plan.requests(listener, None).answers.increment(status);
+    plan.access_log(listener).record(&Record {
+        client: connection.peer.as_ref().map(|peer| peer.ip),
+        status: Some(status),
+        failure: Some(failure.as_str()),
+        ..Record::new(SystemTime::now(), &connection.door.listener.name)
+    });
 }
 
 /// How long a connection waits for its client. Its timer is set anew only when it has rung too early: once a minute on a busy
@@ -246,10 +247,11 @@ fn peer(stream: &Stream) -> Option<Peer> {
 impl ServerApp for Frontend {
     async fn process_new(self: &Arc<Self>, stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
         let connection = self.door.accept(peer(&stream));
-        let mut seat = self.seat()?;
         let stream = Box::new(Watched::new(stream, connection.clone()));
-        if let Some(failed) = self.serve(stream, &connection, &mut seat, shutdown).await {
-            unseen(&seat, &connection, failed);
+        if let Some(failed) = self.serve(stream, &connection, shutdown).await
+            && let Some((plan, listener)) = self.with_listener(self.current.plan())
+        {
+            unseen(&plan, listener, &connection, failed);
         }
         None
     }

@@ -126,14 +126,4 @@ impl Current {
     pub fn replace(&self, plan: Plan) -> Arc<Plan> {
         self.0.swap(Arc::new(plan))
     }
-
-    /// Makes `plan` that for a request that begins now, if it is another. Whether it was.
-    pub(crate) fn refresh(&self, plan: &mut Arc<Plan>) -> bool {
-        let current = self.0.load();
-        let is_other = !Arc::ptr_eq(&current, plan);
-        if is_other {
-            *plan = Arc::clone(&current);
-        }
-        is_other
-    }
 }

@@ -374,6 +374,48 @@ fn usr1_opens_the_access_log_of_requests_from_before_as_well() {
     let lab = Lab::new();
     let origin = Origin::start("one");
     let path = lab.path("a.log");
+    let body = |name: &str| {
+        let path = lab.path(name);
+        format!("access_log: {{format: json, path: {}}}\n{}", path.display(), pool(&[&origin], ""))
+    };
+    let daemon = lab.start(&body("a.log"));
+    let gate = Gate::closed();
+    origin.behave(Behaviour::Held(gate.clone(), Answer::ok("held")));
+    let mut held = daemon.begin("/held");
+    origin.saw("/held");
+    apply(&lab, &daemon, &body("b.log"));
+    let rotated = lab.path("a.log.1");
+    fs::rename(&path, &rotated).unwrap();
+    daemon.signal(Signal::SIGUSR1);
+    let reopened = |name: &str| daemon.log().contains(&format!("{name} reopened"));
+    wait::until(LONG, "both are opened anew", || reopened("a.log") && reopened("b.log"));
+    gate.open();
+    held.response("GET").unwrap();
+    wait::until(LONG, "it is in the new file", || {
+        fs::read_to_string(&path).is_ok_and(|log| log.contains("/held"))
+    });
+    assert_eq!(fs::read_to_string(&rotated).unwrap(), "");
+}
+
+#[test]
+fn a_connection_that_waits_keeps_nothing_of_what_was_before() {
+    let lab = Lab::new();
+    let origin = Origin::start("one");
+    let daemon = lab.start(&pool(&[&origin], ""));
+    let mut idle = daemon.connect();
+    assert_eq!(idle.get("/").unwrap().status, 200);
+    assert!(daemon.metrics_text().contains("pool=\"web\""));
+    apply(&lab, &daemon, &pool(&[&origin], "").replace("web:", "other:"));
+    wait::until(LONG, "the pool is forgotten", || !daemon.metrics_text().contains("pool=\"web\""));
+    assert_eq!(idle.get("/").unwrap().status, 200, "the connection goes on");
+    assert!(daemon.metrics_text().contains("pool=\"other\""));
+}
+
+#[test]
+fn an_access_log_goes_on_in_another_format_and_has_one_writer() {
+    let lab = Lab::new();
+    let origin = Origin::start("one");
+    let path = lab.path("a.log");
     let body = |format: &str| {
         format!("access_log: {{format: {format}, path: {}}}\n{}", path.display(), pool(&[&origin], ""))
     };
@@ -383,17 +425,22 @@ fn usr1_opens_the_access_log_of_requests_from_before_as_well() {
     let mut held = daemon.begin("/held");
     origin.saw("/held");
     apply(&lab, &daemon, &body("text"));
-    let rotated = lab.path("a.log.1");
-    fs::rename(&path, &rotated).unwrap();
-    daemon.signal(Signal::SIGUSR1);
-    let reopened = || daemon.log().matches("a.log reopened").count();
-    wait::until(LONG, "both are opened anew", || reopened() == 2);
+    assert_eq!(daemon.process.threads_named("access-log"), 1);
+    origin.behave(Behaviour::Answer(Answer::ok("new")));
+    names(&daemon, 1);
     gate.open();
     held.response("GET").unwrap();
-    wait::until(LONG, "it is in the new file", || {
-        fs::read_to_string(&path).is_ok_and(|log| log.contains("/held"))
-    });
-    assert_eq!(fs::read_to_string(&rotated).unwrap(), "");
+    let lines = || fs::read_to_string(&path).unwrap();
+    wait::until(LONG, "both are written", || lines().lines().count() == 2);
+    let is_json = |line: &str| serde_json::from_str::<Value>(line).is_ok();
+    assert_eq!(lines().lines().map(is_json).collect::<Vec<_>>(), [false, true], "{}", lines());
+    // Off and on again, the file is another writer's.
+    apply(&lab, &daemon, &format!("access_log: {{format: \"off\"}}\n{}", pool(&[&origin], "")));
+    names(&daemon, 1);
+    wait::until(LONG, "nobody writes", || daemon.process.threads_named("access-log") == 0);
+    apply(&lab, &daemon, &body("json"));
+    names(&daemon, 1);
+    wait::until(LONG, "it is written to again", || lines().lines().count() == 3);
 }
 
 #[test]

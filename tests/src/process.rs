@@ -54,6 +54,13 @@ impl Process {
         line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or(0) * 1024
     }
 
+    /// How many of its threads have this name.
+    pub fn threads_named(self, name: &str) -> usize {
+        let threads = fs::read_dir(format!("/proc/{}/task", self.0)).into_iter().flatten().flatten();
+        let names = threads.filter_map(|thread| fs::read_to_string(thread.path().join("comm")).ok());
+        names.filter(|found| found.trim_end() == name).count()
+    }
+
     /// The process that started it, or took it over.
     pub fn parent(self) -> Option<Self> {
         self.status_field("PPid")?.parse().ok().map(Self)

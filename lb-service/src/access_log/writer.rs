@@ -172,6 +172,12 @@ impl AccessLog {
         self.queue.as_ref().map_or(0, |queue| queue.shared.dropped.load(Ordering::Relaxed))
     }
 
+    /// The same way to the same target in another format; none when either is off.
+    pub fn in_format(&self, format: Format) -> Option<Self> {
+        let queue = self.queue.clone().filter(|_| format != Format::Off)?;
+        Some(Self { format, queue: Some(queue) })
+    }
+
     /// Whether no other clone is left that could write a line.
     pub fn is_last(&self) -> bool {
         // Beside the clones the guard and the thread have it.

@@ -1,9 +1,9 @@
 //! The access logs of the plan that is in effect, and of those before it as long as requests write to them.
 
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use lb_service::access_log::{AccessLog, Settings, WriterGuard};
+use lb_service::access_log::{AccessLog, Settings, Target, WriterGuard};
 
 use crate::config::Plan;
 
@@ -15,18 +15,26 @@ pub(super) struct AccessLogs {
     kept: Arc<Mutex<Kept>>,
 }
 
-/// One log, with what keeps its writer alive.
+/// One log, not yet in use.
 #[derive(Debug)]
 pub(super) struct Opened {
     log: AccessLog,
+    /// None: that of the log in use, which has the same target.
+    writer: Option<Writer>,
+}
+
+/// What keeps a writer alive.
+#[derive(Debug)]
+struct Writer {
+    target: Target,
     _guard: WriterGuard,
 }
 
 #[derive(Debug, Default)]
 struct Kept {
-    in_use: Option<Opened>,
+    in_use: Option<(AccessLog, Writer)>,
     /// Of earlier plans.
-    former: Vec<Opened>,
+    former: Vec<(AccessLog, Writer)>,
 }
 
 // === impl AccessLogs ===
@@ -37,40 +45,50 @@ impl AccessLogs {
         Self { silent: silent.into(), kept: Arc::default() }
     }
 
-    /// Opens the log that the settings name.
+    /// Opens the log that the settings name; one that is in use gets no second writer for another format.
     ///
     /// # Errors
     /// When its target cannot be written to.
     pub(super) fn open(&self, settings: &Settings) -> io::Result<Opened> {
+        let Settings { format, target } = settings;
+        let same_target =
+            |(log, writer): &(AccessLog, Writer)| log.in_format(*format).filter(|_| writer.target == *target);
+        if let Some(log) = self.lock().in_use.as_ref().and_then(same_target) {
+            return Ok(Opened { log, writer: None });
+        }
         let (log, guard) = AccessLog::open(settings.clone())?;
-        Ok(Opened { log, _guard: guard })
+        Ok(Opened { log, writer: Some(Writer { target: target.clone(), _guard: guard }) })
     }
 
     /// One log for each listener of `plan`: of `opened`, or of the one in use.
     pub(super) fn of(&self, plan: &Plan, opened: Option<&Opened>) -> Vec<AccessLog> {
-        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        let log = opened.or(kept.in_use.as_ref());
-        let log = log.map_or_else(AccessLog::off, |opened| opened.log.clone());
+        let kept = self.lock();
+        let in_use = kept.in_use.as_ref().map(|(log, _)| log);
+        let log = opened.map(|opened| &opened.log).or(in_use).cloned().unwrap_or_else(AccessLog::off);
         let of = |name: &str| if self.silent.contains(&name) { AccessLog::off() } else { log.clone() };
         plan.listeners.iter().map(|(_, listener)| of(&listener.name)).collect()
     }
 
     /// From now on `opened` is in use. The one before lives as long as any plan has it.
     pub(super) fn replace(&self, opened: Opened) {
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = kept.in_use.replace(opened);
-        kept.former.extend(before);
+        let mut kept = self.lock();
+        let Kept { in_use, former } = &mut *kept;
+        match (opened.writer, &mut *in_use) {
+            (None, Some((log, _))) => *log = opened.log,
+            (None, None) => {}
+            (Some(writer), _) => former.extend(in_use.replace((opened.log, writer))),
+        }
     }
 
     /// Opens all files anew.
     pub(super) fn reopen(&self) {
-        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.in_use.iter().chain(&kept.former).for_each(|opened| opened.log.reopen());
+        let kept = self.lock();
+        kept.in_use.iter().chain(&kept.former).for_each(|(log, _)| log.reopen());
     }
 
     /// Ends all writers, when they have written what is queued.
     pub(super) fn end(&self) {
-        let all = std::mem::take(&mut *self.kept.lock().unwrap_or_else(PoisonError::into_inner));
+        let all = std::mem::take(&mut *self.lock());
         drop(all);
     }
 
@@ -78,10 +96,14 @@ impl AccessLogs {
     /// written what is queued.
     pub(super) fn end_unused(&self) {
         let unused = {
-            let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-            kept.former.extract_if(.., |opened| opened.log.is_last()).collect::<Vec<_>>()
+            let mut kept = self.lock();
+            kept.former.extract_if(.., |(log, _)| log.is_last()).collect::<Vec<_>>()
         };
         // Outside of the lock: this waits.
         drop(unused);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Kept> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
