@@ -66,6 +66,11 @@ impl Failure {
         StatusCode::from_u16(self.status()).ok().filter(|_| self != Self::ClientGone)
     }
 
+    /// Whether it ends an answer that has begun, through no fault of the client.
+    pub fn breaks_off(self) -> bool {
+        matches!(self, Self::Upstream(_) | Self::Internal)
+    }
+
     /// When a client may come again, in seconds, if that is soon.
     pub fn retry_after(self) -> Option<u32> {
         matches!(self, Self::Rejected(Rejection::QueueFull | Rejection::QueueTimeout)).then_some(1)

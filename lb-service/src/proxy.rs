@@ -123,6 +123,9 @@ impl Proxy {
         }
         let requests = turn.plan.requests(turn.listener, ctx.pool);
         requests.answers.increment(status);
+        if status < 500 && ctx.failure.is_some_and(Failure::breaks_off) {
+            requests.broken_off.increment();
+        }
         requests.duration.observe(duration);
         requests.request_bytes.add(session.body_bytes_read() as u64);
         requests.response_bytes.add(session.body_bytes_sent() as u64);

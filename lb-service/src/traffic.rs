@@ -28,7 +28,7 @@ pub struct Traffic {
 pub struct Answers {
     /// All of them.
     pub all: u64,
-    /// Those with a status of 500 or more.
+    /// Those with a status of 500 or more, and those that broke off.
     pub failed: u64,
 }
 
@@ -69,6 +69,8 @@ pub struct Door {
 pub struct PoolTraffic {
     /// Answers by status.
     pub answers: Codes,
+    /// Those of them that had begun well, with a status below 500, and then broke off.
+    pub broken_off: Counter,
     /// From the head of the request to the end of the answer.
     pub duration: Histogram,
     /// Bytes of request bodies.
@@ -277,7 +279,7 @@ impl ListenerTraffic {
 
 impl PoolTraffic {
     fn answered(&self) -> Answers {
-        let mut answers = Answers::default();
+        let mut answers = Answers { all: 0, failed: self.broken_off.get() };
         for (status, count) in self.answers.counted() {
             answers += Answers { all: count, failed: if status >= 500 { count } else { 0 } };
         }
@@ -499,10 +501,11 @@ mod tests {
         let used = door.listener.pool(&pool);
         used.answers.increment(200);
         used.answers.increment(503);
+        used.broken_off.increment();
         traffic.forget_unused();
         assert_eq!(traffic.open("web").listener.connections.get(), 1);
         assert_eq!(door.listener.pool(&pool).answers.counted().count(), 2);
-        assert_eq!(traffic.answers(), Answers { all: 2, failed: 1 });
+        assert_eq!(traffic.answers(), Answers { all: 2, failed: 2 });
         drop(used);
         traffic.forget_unused();
         assert_eq!(door.listener.pool(&pool).answers.counted().count(), 0);

@@ -52,12 +52,16 @@ impl Readiness {
         if !self.conditions.listening.load(Ordering::Acquire) {
             reasons.push("starting: the listeners do not accept yet".to_owned());
         }
-        for pool in self.conditions.pools.now() {
-            if !pool.members().iter().any(Member::is_ready) {
-                reasons.push(format!("pool {}: no backend is ready", pool.name()));
-            }
-        }
+        let unready = self.pools(false).into_iter();
+        reasons.extend(unready.map(|pool| format!("pool {pool}: no backend is ready")));
         if reasons.is_empty() { Ok(()) } else { Err(reasons) }
+    }
+
+    /// The names of the pools that have a ready backend, or of those that have none.
+    pub fn pools(&self, ready: bool) -> Vec<String> {
+        let pools = self.conditions.pools.now().into_iter();
+        let wanted = pools.filter(|pool| pool.members().iter().any(Member::is_ready) == ready);
+        wanted.map(|pool| pool.name().to_owned()).collect()
     }
 }
 
@@ -97,6 +101,7 @@ mod tests {
         let reasons =
             vec!["pool api: no backend is ready".to_owned(), "pool void: no backend is ready".to_owned()];
         assert_eq!(readiness.check(), Err(reasons));
+        assert_eq!((readiness.pools(true), readiness.pools(false).len()), (vec!["web".to_owned()], 2));
     }
 
     #[test]

@@ -3,6 +3,9 @@
 //! Whoever changes something, or notices that something changed by itself, [notes](Events::note) it. Readers ask for what came
 //! [`after`](Events::after) the event that they saw last, and may [wait](Events::wait_after) for it, so none is shown twice and
 //! a reader that is too slow can see that it missed some: numbers go up by one.
+//!
+//! A process that takes over goes on with the changes that the one before it kept. Each process numbers its own, so that what the
+//! old one notes while it finishes and what the new one notes are never taken for each other.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,6 +19,8 @@ use crate::time::rfc3339;
 
 /// So many are kept.
 pub const KEPT: usize = 1000;
+/// A longer text is cut, in bytes: what a reload of a long file changed is in the log.
+const LONGEST: usize = 2000;
 
 /// The latest changes. Clones share them.
 #[derive(Clone, Debug)]
@@ -26,6 +31,9 @@ pub struct Events(Arc<Inner>);
 pub struct Event {
     /// Its number; the first of a process is 1.
     pub id: u64,
+    /// The process that noted it.
+    #[serde(default)]
+    pub process: u32,
     /// When, in UTC.
     pub time: String,
     /// What kind of change it is.
@@ -69,6 +77,8 @@ pub struct About<'a> {
 
 #[derive(Debug)]
 struct Inner {
+    process: u32,
+    /// Of processes before this one, then of this one.
     ring: Mutex<VecDeque<Event>>,
     /// The number of the latest.
     latest: watch::Sender<u64>,
@@ -86,7 +96,7 @@ pub fn document(events: &Events, query: Option<&str>) -> Result<String, String> 
         }
         Some((query, _)) => Err(format!("only `after=NUMBER` can be asked, not {query:?}")),
     };
-    let text = serde_json::to_string_pretty(&events.after(after?));
+    let text = serde_json::to_string_pretty(&events.after(events.process(), after?));
     Ok(text.expect("texts and numbers are JSON") + "\n")
 }
 
@@ -95,7 +105,19 @@ pub fn document(events: &Events, query: Option<&str>) -> Result<String, String> 
 impl Events {
     /// None yet.
     pub fn new() -> Self {
-        Self(Arc::new(Inner { ring: Mutex::default(), latest: watch::Sender::new(0) }))
+        Self::continued(Vec::new(), std::process::id())
+    }
+
+    /// Those of processes before this one, as they were handed over, until there are newer ones.
+    pub fn continued(before: Vec<Event>, process: u32) -> Self {
+        let surplus = before.len().saturating_sub(KEPT);
+        let ring = Mutex::new(before.into_iter().skip(surplus).collect());
+        Self(Arc::new(Inner { process, ring, latest: watch::Sender::new(0) }))
+    }
+
+    /// The process that notes here.
+    pub fn process(&self) -> u32 {
+        self.0.process
     }
 
     /// Something changed just now.
@@ -111,32 +133,52 @@ impl Events {
         }
         ring.push_back(Event {
             id,
+            process: self.0.process,
             time: rfc3339(now),
             kind,
             pool: about.pool.map(str::to_owned),
             backend: about.backend.map(str::to_owned),
-            text,
+            text: shortened(text),
         });
         // Within the lock, so that numbers and order agree.
         self.0.latest.send_replace(id);
     }
 
-    /// Those that came after the event with this number; 0: all that are kept. The oldest is first.
-    pub fn after(&self, id: u64) -> Vec<Event> {
-        self.ring().iter().filter(|event| event.id > id).cloned().collect()
+    /// Those that came after the event with this number, of this process or of one before; all that are kept when that is 0, or a
+    /// process of which nothing is known. The oldest is first.
+    pub fn after(&self, process: u32, id: u64) -> Vec<Event> {
+        let ring = self.ring();
+        let seen = ring.iter().rposition(|event| event.process == process && event.id <= id);
+        ring.iter().skip(seen.map_or(0, |seen| seen + 1)).cloned().collect()
     }
 
     /// The same, and waits for one for so long if there is none yet.
-    pub async fn wait_after(&self, id: u64, patience: Duration) -> Vec<Event> {
+    pub async fn wait_after(&self, process: u32, id: u64, patience: Duration) -> Vec<Event> {
         let mut latest = self.0.latest.subscribe();
+        let is_there = |_: &u64| self.is_newer(process, id);
         // In time or not: what there is then is the answer.
-        let _ = tokio::time::timeout(patience, latest.wait_for(|latest| *latest > id)).await;
-        self.after(id)
+        let _ = tokio::time::timeout(patience, latest.wait_for(is_there)).await;
+        self.after(process, id)
+    }
+
+    fn is_newer(&self, process: u32, id: u64) -> bool {
+        let ring = self.ring();
+        ring.back().is_some_and(|event| event.process != process || event.id > id)
     }
 
     fn ring(&self) -> MutexGuard<'_, VecDeque<Event>> {
         self.0.ring.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// At most [`LONGEST`] bytes of it.
+fn shortened(mut text: String) -> String {
+    if text.len() > LONGEST {
+        let more = text.len() - text.floor_char_boundary(LONGEST);
+        text.truncate(text.len() - more);
+        text.push_str(&format!("... (and {more} bytes, which the log has)"));
+    }
+    text
 }
 
 impl Default for Events {
@@ -227,22 +269,23 @@ mod tests {
     fn the_latest_thousand_are_kept_in_order() {
         let events = Events::new();
         (1..=KEPT + 5).for_each(|n| events.note(Kind::Health, About::default(), n.to_string()));
-        let kept = events.after(0);
+        let kept = events.after(0, 0);
         assert_eq!(kept.len(), KEPT);
         assert_eq!((kept[0].id, kept[0].text.as_str()), (6, "6"));
         assert!(kept.windows(2).all(|pair| pair[1].id == pair[0].id + 1));
-        assert_eq!(texts(&events.after(KEPT as u64 + 3)), ["1004", "1005"]);
+        assert_eq!(texts(&events.after(events.process(), KEPT as u64 + 3)), ["1004", "1005"]);
     }
 
     #[tokio::test(start_paused = true)]
     async fn who_waits_gets_the_next_or_nothing_in_time() {
         let events = Events::new();
+        let own = events.process();
         events.note(Kind::Process, About::default(), "serves");
-        assert_eq!(texts(&events.wait_after(0, Duration::from_secs(9)).await), ["serves"]);
-        assert!(events.wait_after(1, Duration::from_secs(9)).await.is_empty());
+        assert_eq!(texts(&events.wait_after(own, 0, Duration::from_secs(9)).await), ["serves"]);
+        assert!(events.wait_after(own, 1, Duration::from_secs(9)).await.is_empty());
         let waiting = tokio::spawn({
             let events = events.clone();
-            async move { events.wait_after(1, Duration::from_secs(9)).await }
+            async move { events.wait_after(own, 1, Duration::from_secs(9)).await }
         });
         tokio::task::yield_now().await;
         events.note(Kind::Panic, About::pool("web"), "is over");
@@ -260,12 +303,39 @@ mod tests {
         assert!(read(Some("after=x")).is_err() && read(Some("since=1")).is_err());
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn who_followed_the_process_before_gets_what_it_has_not_seen() {
+        let old = Events::continued(Vec::new(), 7);
+        ["1", "2", "3"].iter().for_each(|text| old.note(Kind::Health, About::default(), *text));
+        let new = Events::continued(old.after(7, 0), 8);
+        old.note(Kind::Process, About::default(), "has handed over");
+        assert!(new.wait_after(7, 3, Duration::from_secs(9)).await.is_empty());
+        new.note(Kind::Process, About::default(), "serves");
+        assert_eq!(texts(&new.after(8, 0)), ["1", "2", "3", "serves"]);
+        assert_eq!(texts(&new.after(7, 2)), ["3", "serves"]);
+        assert_eq!(texts(&new.after(7, 4)), ["serves"], "the end of the old one was seen there");
+        assert_eq!(texts(&new.wait_after(7, 4, Duration::from_secs(9)).await), ["serves"]);
+        assert!(new.after(8, 1).is_empty());
+        assert_eq!(new.after(9, 5).len(), 4, "of a process that nobody knows");
+        (0..KEPT).for_each(|_| new.note(Kind::Health, About::default(), "more"));
+        assert_eq!(new.after(7, 4).len(), KEPT);
+        assert_eq!(Events::continued(new.after(8, 0), 9).after(8, KEPT as u64).len(), 1);
+    }
+
+    #[test]
+    fn a_long_text_is_cut_between_characters() {
+        assert_eq!(shortened("short".into()), "short");
+        let cut = shortened(format!("a{}", "ä".repeat(LONGEST)));
+        assert!(cut.starts_with("aä") && cut.len() < LONGEST + 50, "{}", cut.len());
+        assert!(cut.ends_with("ä... (and 2002 bytes, which the log has)"), "{}", &cut[LONGEST - 20..]);
+    }
+
     #[test]
     fn a_line_says_when_what_kind_whom_and_what() {
         let events = Events::new();
         let about = About::backend("web", "10.0.0.1:80");
         events.note_at(SystemTime::UNIX_EPOCH, Kind::Health, about, "is down: refused".into());
-        let line = events.after(0)[0].to_string();
+        let line = events.after(0, 0)[0].to_string();
         assert_eq!(line, "1970-01-01T00:00:00.000Z health   web 10.0.0.1:80 is down: refused");
     }
 }

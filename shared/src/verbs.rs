@@ -46,7 +46,6 @@ pub enum AskError {
 /// The changes as the daemon tells them.
 #[derive(Deserialize)]
 struct Told {
-    process: u32,
     events: Vec<Event>,
 }
 
@@ -215,8 +214,8 @@ fn events(
     format: Format,
     out: &mut impl Write,
 ) -> Result<(), AskError> {
-    let Told { mut process, mut events } = told(client, None, 0)?;
-    let mut seen = events.last().map(|event| event.id).unwrap_or_default();
+    let Told { mut events } = told(client, None, 0)?;
+    let mut seen = latest(&events);
     events.drain(..events.len().saturating_sub(last.unwrap_or(usize::MAX)));
     write_events(&events, format, out)?;
     if !follow {
@@ -224,13 +223,11 @@ fn events(
     }
     let mut answered = Instant::now();
     loop {
-        match told(client, Some((process, seen)), POLL_SECONDS) {
+        match told(client, seen, POLL_SECONDS) {
             Ok(told) => {
                 answered = Instant::now();
-                // A successor counts anew, and has told all.
-                let before = if told.process == process { seen } else { 0 };
-                process = told.process;
-                seen = write_events(&told.events, format, out)?.unwrap_or(before);
+                write_events(&told.events, format, out)?;
+                seen = latest(&told.events).or(seen);
             }
             Err(AskError::Unreachable(_)) if answered.elapsed() < ABSENCE => sleep(PAUSE / 10),
             Err(error) => return Err(error),
@@ -238,7 +235,12 @@ fn events(
     }
 }
 
-/// What came after the event that was seen last, of the process that told it.
+/// Which is the last one: its process and its number there.
+fn latest(events: &[Event]) -> Option<(u32, u64)> {
+    events.last().map(|event| (event.process, event.id))
+}
+
+/// What came after the event that was seen last.
 fn told(client: &Client, seen: Option<(u32, u64)>, wait: u64) -> Result<Told, AskError> {
     let after = seen.map(|(process, id)| format!("&process={process}&after={id}")).unwrap_or_default();
     let target = format!("/v1/events?wait={wait}{after}");
@@ -246,16 +248,14 @@ fn told(client: &Client, seen: Option<(u32, u64)>, wait: u64) -> Result<Told, As
     serde_json::from_value(document(&reply)?).map_err(|error| AskError::Failed(error.to_string()))
 }
 
-/// The number of the last one.
-fn write_events(events: &[Event], format: Format, out: &mut impl Write) -> Result<Option<u64>, AskError> {
+fn write_events(events: &[Event], format: Format, out: &mut impl Write) -> Result<(), AskError> {
     for event in events {
         match format {
             Format::Text => writeln!(out, "{event}")?,
             Format::Json => writeln!(out, "{}", json!(event))?,
         }
     }
-    out.flush()?;
-    Ok(events.last().map(|event| event.id))
+    Ok(out.flush()?)
 }
 
 fn explain(client: &Client, args: &ExplainArgs, out: &mut impl Write) -> Result<(), AskError> {

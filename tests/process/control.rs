@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 use std::fs;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::Command;
@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tests::daemon::{Finished, View, path_str};
+use tests::process::listening_sockets;
 use tests::wait::{self, LONG};
-use tests::{Answer, Behaviour, Connection, Daemon, Gate, Lab, LoadGenerator, Origin, Signal};
+use tests::{Answer, Behaviour, Connection, Daemon, Gate, Lab, LoadGenerator, Origin, Signal, ports};
 
 use crate::{pool, tally};
 
@@ -268,6 +269,81 @@ fn a_dry_run_says_what_would_change_and_changes_nothing() {
 }
 
 #[test]
+fn a_dry_run_says_what_will_drain_and_what_opens_and_closes() {
+    let lab = Lab::new();
+    let (one, two) = (Origin::start("one"), Origin::start("two"));
+    let (first, second) = (ports::free(), ports::free());
+    let on = |addresses: &[SocketAddr]| {
+        let listeners: Vec<_> =
+            addresses.iter().map(|address| format!("{{address: \"{address}\"}}")).collect();
+        format!("listeners: [{}]\n", listeners.join(", "))
+    };
+    let weighted = |weight: u32, more: &str, routes: &str| {
+        format!(
+            "pools: {{web: {{backends: [{{address: \"{}\", weight: {weight}}}{more}]}}}}\nroutes: [{routes}{{pool: web}}]\n",
+            one.address
+        )
+    };
+    let gate = Gate::closed();
+    two.behave(Behaviour::Held(gate.clone(), Answer::ok("held")));
+    let more = format!(", \"{}\"", two.address);
+    let config = lab.config_with(&on(&[lab.listener, first]), &weighted(1, &more, ""));
+    let daemon = lab.start_file(&config);
+    let mut held: Vec<_> = (0..2).map(|_| daemon.begin("/")).collect();
+    two.saw("/");
+    lab.config_with(
+        &on(&[lab.listener, second]),
+        &weighted(3, "", "{match: {path_prefix: /a}, pool: web}, "),
+    );
+    let said = done(&lab, &["reload", "--dry-run"]);
+    for line in [
+        format!("- pool web: backend {}; its request in flight is finished", two.address),
+        format!("~ pool web: backend {}: weight 1 -> 3", one.address),
+        "+ route path_prefix /a to pool web".to_owned(),
+    ] {
+        assert!(said.contains(&line), "{line}\n{said}");
+    }
+    for (sign, address) in [('-', first), ('+', second)] {
+        let has_line = |line: &str| line.trim().starts_with(sign) && line.contains(&address.to_string());
+        assert!(said.lines().any(has_line), "{sign} {address}\n{said}");
+    }
+    assert_eq!((listening_sockets(first), listening_sockets(second)), (1, 0));
+    gate.open();
+    held.iter_mut().for_each(|client| assert_eq!(client.response("GET").unwrap().status, 200));
+}
+
+#[test]
+fn a_dry_run_finds_what_a_reload_would_fail_at() {
+    let lab = Lab::new();
+    let origin = Origin::start("one");
+    let daemon = lab.start(&pool(&[&origin], ""));
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = taken.local_addr().unwrap();
+    let also = format!("listeners: [{{address: \"{}\"}}, {{address: \"{taken}\"}}]\n", lab.listener);
+    let (missing, fresh) = (lab.path("missing/a.log"), lab.path("a.log"));
+    let log = |path: &Path| format!("access_log: {{format: json, path: {}}}\n", path.display());
+    for (listeners, body, said) in
+        [(also.as_str(), String::new(), taken.to_string()), ("", log(&missing), "access log".to_owned())]
+    {
+        let body = format!("{body}{}", pool(&[&origin], ""));
+        if listeners.is_empty() {
+            lab.config(&body)
+        } else {
+            lab.config_with(listeners, &body)
+        };
+        for arguments in [&["reload", "--dry-run"][..], &["reload"]] {
+            let refused = verb(&lab, arguments);
+            assert_eq!(refused.code, Some(2), "{refused:?}");
+            assert!(refused.stderr.contains(&said), "{refused:?}");
+        }
+    }
+    lab.config(&format!("{}{}", log(&fresh), pool(&[&origin], "")));
+    done(&lab, &["reload", "--dry-run"]);
+    assert!(!fresh.exists(), "nothing is made");
+    assert_eq!(names(&daemon, 1), counted(&[("one", 1)]));
+}
+
+#[test]
 fn the_socket_is_where_the_key_says() {
     let lab = Lab::new();
     let origin = Origin::start("one");
@@ -419,12 +495,12 @@ fn events_are_told_as_text_and_json_and_followed() {
     assert_eq!(daemon.read("/api/v1/events?since=1").unwrap().status, 400);
 }
 
-/// The numbers of the new process begin at 1 again.
+/// The numbers of the new process begin at 1 again; it knows the changes of the old one.
 #[test]
-fn who_follows_sees_what_a_successor_does_at_once() {
+fn who_follows_sees_what_a_successor_does_at_once_and_nothing_twice() {
     let lab = Lab::new();
     let (one, two) = (Origin::start("one"), Origin::start("two"));
-    let _daemon = lab.start(&pool(&[&one, &two], ""));
+    let daemon = lab.start(&pool(&[&one, &two], ""));
     let address = text(one.address);
     for verb in ["drain", "undrain", "drain", "undrain"] {
         done(&lab, &[verb, "web", &address]);
@@ -442,6 +518,12 @@ fn who_follows_sees_what_a_successor_does_at_once() {
     let log = following.log();
     let line = |words: &str| log.lines().filter(|line| line.ends_with(words)).count();
     assert_eq!((line("process  has handed over, and drains"), line(&told)), (1, 1), "{log}");
+    assert_eq!(line(&format!("operator web {address} draining -> in service")), 2, "{log}");
+    let (_, document) = curl(&lab, &[], "/v1/events");
+    let events = document["events"].as_array().unwrap();
+    let of = |process: u32| events.iter().filter(|event| event["process"] == process).count();
+    assert!(of(daemon.process.0) >= 5 && of(pid) >= 2, "{document:#}");
+    assert_eq!(of(daemon.process.0) + of(pid), events.len(), "{document:#}");
     following.signal(Signal::SIGTERM);
     following.wait_exit(LONG);
     let successor = tests::process::Process(pid);
@@ -554,7 +636,7 @@ fn two_daemons_run_beside_each_other_without_a_socket_of_their_own() {
     let lab = Lab::new();
     let origin = Origin::start("one");
     let config = |number: usize| {
-        let (listener, metrics) = (tests::ports::free(), tests::ports::free());
+        let (listener, metrics) = (ports::free(), ports::free());
         let text = format!(
             "listeners: [{{address: \"{listener}\"}}]\nmetrics: {{address: \"{metrics}\"}}\n{}",
             pool(&[&origin], "")

@@ -220,6 +220,13 @@ fn an_unknown_option_is_a_mistake_of_the_command_line() {
     assert!(finished.stderr.contains("--no-such-option"), "{finished:?}");
 }
 
+#[test]
+fn a_daemon_is_given_no_huge_pages() {
+    let (lab, origin) = (Lab::new(), Origin::start("one"));
+    let daemon = lab.start(&pool(&[&origin], ""));
+    assert_ne!(daemon.process.may_have_huge_pages(), Some(true));
+}
+
 // ===== 4. in the background =====
 
 #[test]

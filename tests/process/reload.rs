@@ -525,6 +525,22 @@ fn a_reload_after_which_requests_fail_is_taken_back() {
 }
 
 #[test]
+fn a_reload_after_which_answers_break_off_is_taken_back() {
+    let lab = Lab::new();
+    let (good, bad) = (Origin::start("good"), Origin::start("bad"));
+    bad.behave(Behaviour::CutShort);
+    let rule = "reload: {rollback: {error_rate: 30, window: 20s}}\n";
+    let daemon = lab.start(&format!("{rule}{}", pool(&[&good], "")));
+    apply(&lab, &daemon, &format!("{rule}{}", pool(&[&bad], "")));
+    let load = LoadGenerator::start(lab.listener, 2, 0);
+    daemon.logged(&["taken back", "more than 30 %"]);
+    drop(load.stop());
+    assert_eq!(daemon.get("/").unwrap().origin(), "good");
+    let ok = daemon.metric("lb_requests_total", &["code=\"200\""]);
+    assert!(ok >= 20.0, "their status was 200: {ok}");
+}
+
+#[test]
 fn a_reload_that_renames_the_pool_is_judged_all_the_same() {
     let lab = Lab::new();
     let (good, bad) = (Origin::start("good"), Origin::start("bad"));

@@ -477,6 +477,43 @@ fn a_new_process_that_dies_after_it_has_the_sockets_changes_nothing() {
     usr2(&lab, &daemon);
 }
 
+/// As when the file that the new process reads has a wrong path, or the wrong CA.
+#[test]
+fn a_new_process_that_finds_no_backend_where_the_old_one_has_some_does_not_take_over() {
+    let lab = Lab::new();
+    let origin = Origin::start("one");
+    let dead = ports::free();
+    let body = |path: &str, also: &str| {
+        let check = format!("health_check: {{type: http, path: {path}, interval: 1s}}");
+        format!(
+            "pools:\n  web: {{backends: [\"{}\"], {check}}}\n  dead: {{backends: [\"{dead}\"], {check}}}\n{also}\
+             routes: [{{match: {{path_prefix: /dead}}, pool: dead}}, {{pool: web}}]\n",
+            origin.address
+        )
+    };
+    origin.behave(Behaviour::ByPath);
+    let daemon = lab.start_listening(&body("/healthy", ""));
+    wait::until(LONG, "the backend is up", || daemon.get("/").is_ok_and(|answer| answer.status == 200));
+    let load = LoadGenerator::start(lab.listener, 2, 0);
+    lab.config(&body("/status/404", ""));
+    let refused = order(&lab);
+    assert_eq!(refused.code, Some(1), "{refused:?}");
+    for said in ["no backend of pool web is ready", "the process before has some"] {
+        assert!(refused.stderr.contains(said), "{refused:?}");
+    }
+    assert!(!refused.stderr.contains("dead,") && daemon.process.alive(), "{refused:?}");
+    wait::until(LONG, "nobody is left", || started_with(lab.directory()) == [daemon.process]);
+    assert!(daemon.read("/api/v1/events").unwrap().text().contains("the upgrade has failed"));
+    // A pool that is down in both is no hindrance, nor is a new one.
+    let new = format!("  new: {{backends: [\"{dead}\"]}}\n");
+    lab.config(
+        &body("/healthy", &new).replace("{pool: web}", "{match: {method: PUT}, pool: new}, {pool: web}"),
+    );
+    assert_eq!(order(&lab).code, Some(0), "{}", lab.error_log());
+    let report = load.stop();
+    assert_eq!(report.failed, 0, "{report:?}");
+}
+
 #[test]
 fn a_second_order_is_refused_while_one_is_carried_out() {
     let lab = Lab::new();

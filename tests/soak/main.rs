@@ -42,7 +42,7 @@ fn nothing_is_lost_while_the_daemon_changes() {
 }
 
 #[test]
-#[ignore = "takes a quarter of an hour: `make soak`"]
+#[ignore = "takes half an hour: `make soak`"]
 fn the_long_run_and_the_same_on_nginx_and_haproxy() {
     let wanted = std::env::var("SOAK").unwrap_or_default();
     let wanted = if wanted.is_empty() { "load_balancer nginx haproxy" } else { wanted.as_str() };

@@ -24,6 +24,8 @@ use crate::watch::{Seen, Watch};
 const QUIET: Duration = Duration::from_millis(300);
 /// How long clients rest before the memory is looked at: what was under way ends, and what was freed goes back to the system.
 const REST: Duration = Duration::from_secs(3);
+/// How long they are busy between two rests.
+const BETWEEN_RESTS: Duration = Duration::from_secs(1);
 /// How soon everything that belongs to the load must be gone after it: connections kept to origins live for three seconds.
 const SETTLE: Duration = Duration::from_secs(20);
 
@@ -170,11 +172,16 @@ impl Run<'_> {
     /// Looks at the memory of the process in charge while nothing moves, since it goes up and down with what is under way.
     fn weigh(&mut self, crowd: &Crowd) {
         let place = self.subject.place();
-        let memory = crowd.at_rest(|| {
-            thread::sleep(REST);
-            place.main().map_or(0, Process::resident_bytes)
-        });
-        self.weighed.push(memory);
+        let rest = |number: usize| {
+            thread::sleep(BETWEEN_RESTS * u32::from(number > 0));
+            crowd.at_rest(|| {
+                thread::sleep(REST);
+                place.main().map_or(0, Process::resident_bytes)
+            })
+        };
+        let mut seen: Vec<u64> = (0..self.plan.rests).map(rest).collect();
+        seen.sort_unstable();
+        self.weighed.push(seen[seen.len() / 2]);
     }
 
     fn step(&mut self, step: Step) {

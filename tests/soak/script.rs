@@ -18,7 +18,8 @@ pub(crate) struct Plan {
     pub(crate) orders: usize,
     /// Backends killed with requests under way.
     pub(crate) kills: usize,
-    /// Load before the first change, and the age at which a process counts as warm.
+    /// Load before the first change, and the age at which a process counts as warm: in the long run that is after the longest of
+    /// the timeouts, since what is set up for each is there for as long.
     pub(crate) warm_up: Duration,
     /// From the first change to the last.
     pub(crate) changes_within: Duration,
@@ -27,6 +28,9 @@ pub(crate) struct Plan {
     /// How much memory there may be at the end, in percent of that of a warm process. After the few seconds of a short run a
     /// process is not quite warm.
     pub(crate) memory_limit: u64,
+    /// How often the clients rest for one look at the memory, of which the median counts: how much of what was freed has gone back
+    /// to the system is a matter of chance.
+    pub(crate) rests: usize,
     /// The time that the first process has to finish, so short that WebSockets are cut by it.
     pub(crate) short_drain: Duration,
     /// The time that all others have, longer than the run.
@@ -61,10 +65,11 @@ impl Plan {
             upgrades: 10,
             orders: 4,
             kills: 8,
-            warm_up: Duration::from_secs(10),
-            changes_within: Duration::from_secs(240),
+            warm_up: Duration::from_secs(80),
+            changes_within: Duration::from_secs(360),
             calm: Duration::from_secs(10),
             memory_limit: 110,
+            rests: 5,
             short_drain: Duration::from_secs(25),
             long_drain: Duration::from_secs(1800),
             long_download: 8_000_000..20_000_000,
@@ -82,6 +87,7 @@ impl Plan {
             changes_within: Duration::from_secs(20),
             calm: Duration::from_secs(3),
             memory_limit: 125,
+            rests: 1,
             short_drain: Duration::from_secs(8),
             long_download: 2_000_000..4_000_000,
             ..Self::long()

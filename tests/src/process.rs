@@ -47,6 +47,11 @@ impl Process {
         kib.unwrap_or(0) * 1024
     }
 
+    /// Whether the kernel may give it huge pages; none if it does not say.
+    pub fn may_have_huge_pages(self) -> Option<bool> {
+        self.status_field("THP_enabled").map(|enabled| enabled == "1")
+    }
+
     /// Its share of the memory in use, in bytes: what several processes have in common is divided among them.
     pub fn proportional_bytes(self) -> u64 {
         let rollup = fs::read_to_string(format!("/proc/{}/smaps_rollup", self.0)).unwrap_or_default();

@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! GET    /v1/status                                     as /api/v1/status
-//! GET    /v1/events?after=N&process=PID&wait=SECONDS    {"process": PID, "events": […]}: changes after number N of that process,
-//!                                                       or all if it is another one; waits for one, at most 60 s
+//! GET    /v1/events?after=N&process=PID&wait=SECONDS    {"process": PID, "events": […]}: changes after number N of this process, or
+//!                                                       of one before it; waits for one, at most 60 s
 //! GET    /v1/explain?host=H&path=P&…                    as /api/v1/explain
 //! GET    /v1/explain/text?…                             {"text": "…"}: the same for people
 //! GET    /v1/explain/token                              {"token": "…"}: for the header X-Lb-Explain of a request

@@ -248,18 +248,16 @@ impl Control {
         }
     }
 
-    /// Nobody is kept waiting by a process that is replaced. Its successor counts anew, so each says who it is, and gives all
-    /// that it has to who has counted with another.
+    /// Nobody is kept waiting by a process that is replaced. Each numbers its own, so a number is one of a process.
     async fn events(&self, after: u64, process: Option<u32>, wait: Duration) -> Answer {
         let events = self.operations.events();
-        let is_ours = process.is_none_or(|process| process == std::process::id());
-        let after = if is_ours { after } else { 0 };
+        let process = process.unwrap_or_else(|| events.process());
         let mut closes = self.closes.clone();
         let told = tokio::select! {
-            told = events.wait_after(after, wait) => told,
-            _ = closes.wait_for(|closes| *closes) => events.after(after),
+            told = events.wait_after(process, after, wait) => told,
+            _ = closes.wait_for(|closes| *closes) => events.after(process, after),
         };
-        Answer::json(&json!({"process": std::process::id(), "events": told}))
+        Answer::json(&json!({"process": events.process(), "events": told}))
     }
 
     async fn carry_out(&self, call: Call) -> Answer {

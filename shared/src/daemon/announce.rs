@@ -77,6 +77,26 @@ impl BackgroundService for Announce {
 }
 
 impl Announce {
+    /// Nothing will be announced, for this reason: the process before this one is told, and goes on; this one ends.
+    pub(super) fn refuse(&self, problem: &str) {
+        let once = self.once.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(once) = once.filter(|_| self.outset.decide()) {
+            let error_log = once.error_log.clone();
+            // First, or the old one would only see that this one has ended.
+            once.refuse(problem);
+            self.end(error_log, format!("upgrade: {problem}"));
+        }
+    }
+
+    /// The end of the process is to be seen where its start was asked for.
+    fn end(&self, error_log: Option<Arc<ErrorLog>>, problem: String) {
+        if let Some(Err(error)) = error_log.map(|log| log.restore_terminal()) {
+            log::error!("{error}");
+        }
+        // Nobody listens any more when the process ends anyway.
+        let _ = self.failures.send(problem);
+    }
+
     /// Called when the listeners accept; whether this process is the one that serves. It may block: a background service has a
     /// thread of its own.
     async fn announce(&self) -> bool {
@@ -91,12 +111,7 @@ impl Announce {
         self.readiness.set_listening(true);
         let error_log = once.error_log.clone();
         let Err(problem) = once.announce() else { return true };
-        // The end of the process is to be seen where its start was asked for.
-        if let Some(Err(error)) = error_log.map(|log| log.restore_terminal()) {
-            log::error!("{error}");
-        }
-        // Nobody listens any more when the process ends anyway.
-        let _ = self.failures.send(problem);
+        self.end(error_log, problem);
         false
     }
 }
@@ -134,8 +149,13 @@ impl Announcement {
     /// The process was told to end before it served: the old one goes on.
     fn give_up(self) {
         log::info!("told to end before it served");
+        self.refuse("it was told to end before it served");
+    }
+
+    /// The old process goes on, for this reason.
+    fn refuse(self, reason: &str) {
         if let Some(claim) = self.claim {
-            claim.failed("it was told to end before it served");
+            claim.failed(reason);
         }
     }
 }

@@ -1,9 +1,13 @@
 //! The access logs of the plan that is in effect, and of those before it as long as requests write to them.
 
+use std::fs::OpenOptions;
 use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use lb_service::access_log::{AccessLog, Settings, Target, WriterGuard};
+use lb_service::access_log::{AccessLog, Format, Settings, Target, WriterGuard};
+use nix::unistd::{AccessFlags, access};
 
 use crate::config::Plan;
 
@@ -58,6 +62,25 @@ impl AccessLogs {
         }
         let (log, guard) = AccessLog::open(settings.clone())?;
         Ok(Opened { log, writer: Some(Writer { target: target.clone(), _guard: guard }) })
+    }
+
+    /// Whether the log that the settings name can be opened; nothing is made.
+    ///
+    /// # Errors
+    /// Why not.
+    pub(super) fn check(settings: &Settings) -> io::Result<()> {
+        let path = match &settings.target {
+            Target::File(path) if settings.format != Format::Off => path,
+            _ => return Ok(()),
+        };
+        match OpenOptions::new().append(true).custom_flags(nix::libc::O_NONBLOCK).open(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let directory = path.parent().filter(|directory| !directory.as_os_str().is_empty());
+                let may = AccessFlags::W_OK | AccessFlags::X_OK;
+                Ok(access(directory.unwrap_or(Path::new(".")), may)?)
+            }
+            opened => opened.map(drop),
+        }
     }
 
     /// One log for each listener of `plan`: of `opened`, or of the one in use.

@@ -4,6 +4,7 @@
 //! `Services::compose`: each pool is one `Arc<LoadBalancer<Policy>>` that the proxy, the prober and the metrics hold.
 
 mod announce;
+mod gate;
 mod logs;
 mod operations;
 mod pools;
@@ -20,7 +21,7 @@ use lb_service::listener::ListenAddress;
 use nix::unistd::Uid;
 use pingora::server::{RunArgs, Server};
 use pingora::services::ServiceHandle;
-use pingora::services::background::background_service;
+use pingora::services::background::{GenBackgroundService, background_service};
 
 use crate::config::Plan;
 use crate::control::{Aside, ControlService, before};
@@ -39,6 +40,7 @@ use crate::process::successor::Launch;
 use crate::process::systemd::Supervisor;
 use crate::process::upgrade::{self, Claim, Hold, Legacy, UpgradeError};
 use announce::{Announce, Announcement};
+use gate::Gate;
 use logs::AccessLogs;
 use operations::Hands;
 pub use pools::{Checked, Pools};
@@ -154,9 +156,10 @@ fn start(
     let opened = logs.open(&plan.access_log).map_err(StartError::AccessLog)?;
     let held = Held::acquire(plan, how.mode, announcer, error_log, verbosity)?;
     let server = Server::new_with_opt_and_conf(None, server_conf(plan));
-    let inherited = |claim: &Claim| operator::inherited(plan, &held.verbosity, claim.changes());
-    let runtime = held.claim.as_ref().map(inherited).unwrap_or_default();
-    let services = Services::compose(plan, &server.configuration, (how.file, runtime), &logs, opened, &held)?;
+    let inherited = |claim: &Claim| operator::inherited(plan, &held.verbosity, claim.heritage());
+    let inherited = held.claim.as_ref().map(inherited).unwrap_or_default();
+    let services =
+        Services::compose(plan, &server.configuration, (how.file, inherited), &logs, opened, &held)?;
     let code = run(plan, server, services, held, extra);
     logs.end();
     Ok(code)
@@ -171,7 +174,7 @@ fn run(plan: &Plan, mut server: Server, mut services: Services, held: Held, extr
     let (events, takes_over) = (services.operator.events().clone(), held.claim.is_some());
     let verbosity = held.verbosity.clone();
     let announcement = held.announcement(plan, events, services.hold.take());
-    let announce = Announce::new(services.readiness.clone(), &signals, announcement);
+    let announce = Arc::new(Announce::new(services.readiness.clone(), &signals, announcement));
     let control = control(plan, &services, &sockets, &signals, verbosity);
     let first = Before { checks: &before_checks, takes_over };
     let announced = add_services(&mut server, services, first, &sockets, &signals, announce);
@@ -399,11 +402,13 @@ fn signals(plan: &Plan, services: &Services, held: &Held) -> Signals {
     };
     let (operator, testator) = (services.operator.clone(), services.operator.clone());
     let (sockets, verbosity) = (held.sockets.clone(), held.verbosity.clone());
+    let ready = services.readiness.clone();
     let legacy = move || -> Later<io::Result<Legacy>> {
         let (operator, sockets, verbosity) = (testator.clone(), sockets.clone(), verbosity.clone());
+        let readiness = ready.clone();
         Box::pin(async move {
-            let (changes, hold) = operator.heritage(&verbosity).await;
-            Ok(Legacy { sockets: sockets.to_hand_over()?, changes, hold })
+            let (heritage, hold) = operator.heritage(&verbosity, || readiness.pools(true)).await;
+            Ok(Legacy { sockets: sockets.to_hand_over()?, heritage, hold })
         })
     };
     Signals::new(Parts {
@@ -454,8 +459,8 @@ struct Before<'a> {
     takes_over: bool,
 }
 
-/// Adds the services in an order in which each finds what it needs: traffic is accepted after the first health checks, and
-/// the start is announced after that. Metrics can be read at once, but in an upgrade the old process answers, which is ready, until
+/// Adds the services in an order in which each finds what it needs: traffic is accepted after the first health checks, and, in an
+/// upgrade, no worse than by the old process; the start is announced after that. Metrics can be read at once, but in an upgrade the old process answers, which is ready, until
 /// the new one has been announced. Returns what has been announced when it is ready.
 fn add_services(
     server: &mut Server,
@@ -463,18 +468,21 @@ fn add_services(
     before: Before<'_>,
     sockets: &Sockets,
     signals: &Signals,
-    announce: Announce,
+    announce: Arc<Announce>,
 ) -> ServiceHandle {
-    let Services { proxy, prober, metrics, changer, .. } = services;
+    let Services { proxy, prober, metrics, changer, readiness, wanted, .. } = services;
     server.add_service(background_service("operator", changer));
     let prober = server.add_service(background_service("health", prober));
     prober.add_dependencies(before.checks);
+    let gate = Gate::new(readiness, wanted, announce.clone());
+    let gate = server.add_service(background_service("gate", gate));
+    gate.add_dependency(&prober);
     let traffic_closes = signals.shutdown(Class::Traffic);
     let proxy = server.add_service(
         Handed::new(proxy, sockets, traffic_closes, signals.failures()).watched(signals.pulse()),
     );
-    proxy.add_dependency(&prober);
-    let announce = server.add_service(background_service("announce", announce));
+    proxy.add_dependency(&gate);
+    let announce = server.add_service(GenBackgroundService::new("announce".to_owned(), announce));
     announce.add_dependency(&proxy);
     let admin_closes = signals.shutdown(Class::Admin);
     let metrics = server.add_service(Handed::new(metrics, sockets, admin_closes, signals.failures()));

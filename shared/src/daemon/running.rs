@@ -27,7 +27,7 @@ use super::pools::{Checked, Pools};
 use super::{listen_spec, services};
 use crate::config::Plan;
 use crate::operator::Diff;
-use crate::process::sockets::{Bound, Sockets};
+use crate::process::sockets::{Bound, Class, Sockets};
 
 /// What a change of the plan touches. Clones share it.
 #[derive(Clone)]
@@ -64,6 +64,10 @@ pub struct Staged {
 /// How often a backend is looked at that is to become idle.
 const POLL: Duration = Duration::from_millis(10);
 
+fn no_log(error: &std::io::Error) -> String {
+    format!("cannot open the access log: {error}")
+}
+
 // === impl Running ===
 
 impl Running {
@@ -72,10 +76,7 @@ impl Running {
     /// # Errors
     /// What cannot be had, in words.
     pub async fn stage(&self, old: &Plan, new: &Plan, diff: &Diff) -> Result<Staged, String> {
-        let is_bound = |listener: &&Listener| self.sockets.is_reachable(&listener.address.bind_key());
-        let unbound = diff.opened.iter().filter(|listener| !is_bound(listener));
-        let specs: Vec<_> = unbound.map(|listener| listen_spec(&listener.address)).collect();
-        let bound = self.sockets.bind_more(&specs).map_err(|error| error.to_string())?;
+        let bound = self.bind(diff)?;
         let opened = self.with_sockets(&diff.opened, &bound)?;
         let before = self.pools.now();
         let (mut pools, mut successions) = (Vec::new(), Vec::new());
@@ -94,11 +95,23 @@ impl Running {
         let checks = self.checks.stage(pools.iter().filter_map(Checked::to_check)).await;
         // Last of what may fail: a file that was opened is there, whatever becomes of the rest.
         let log = (old.access_log != new.access_log).then(|| self.logs.open(&new.access_log)).transpose();
-        let log = log.map_err(|error| format!("cannot open the access log: {error}"))?;
+        let log = log.map_err(|error| no_log(&error))?;
         let logs = self.logs.of(new, log.as_ref());
         let served = services::served(new, &pools, logs, &self.traffic, &self.token);
         let closed = diff.closed.clone();
         Ok(Staged { opened, closed, log, bound, pools, checks, successions, served })
+    }
+
+    /// Says what [`stage`](Self::stage) would fail at, beside what comes of checks, and leaves nothing behind.
+    ///
+    /// # Errors
+    /// What cannot be had, in words.
+    pub fn rehearse(&self, old: &Plan, new: &Plan, diff: &Diff) -> Result<(), String> {
+        self.bind(diff)?;
+        if old.access_log != new.access_log {
+            AccessLogs::check(&new.access_log).map_err(|error| no_log(&error))?;
+        }
+        Ok(())
     }
 
     /// Puts it in place of what was staged against.
@@ -125,6 +138,18 @@ impl Running {
             self.doors.close(address);
         }
         opened.into_iter().for_each(|(listener, socket)| self.doors.open_on(listener, socket));
+        if self.traffic.is_draining() {
+            // That has begun meanwhile, and has closed only what was there.
+            self.sockets.close(Class::Traffic);
+        }
+    }
+
+    /// The addresses that are new.
+    fn bind(&self, diff: &Diff) -> Result<Bound, String> {
+        let is_bound = |listener: &&Listener| self.sockets.is_reachable(&listener.address.bind_key());
+        let unbound = diff.opened.iter().filter(|listener| !is_bound(listener));
+        let specs: Vec<_> = unbound.map(|listener| listen_spec(&listener.address)).collect();
+        self.sockets.bind_more(&specs).map_err(|error| error.to_string())
     }
 
     fn with_sockets(&self, opened: &[Listener], bound: &Bound) -> Result<Vec<(Listener, OwnedFd)>, String> {

@@ -29,7 +29,7 @@ use super::{Held, StartError};
 use crate::config::Plan;
 use crate::events::{self, Events};
 use crate::explain::ExplainSource;
-use crate::operator::{self, ConfigFile, Operator, OperatorService, Runtime, Times};
+use crate::operator::{self, ConfigFile, Inherited, Operator, OperatorService};
 use crate::process::lifecycle::{Timing, Timings};
 use crate::process::upgrade::Hold;
 use crate::status::StatusSource;
@@ -58,6 +58,8 @@ pub struct Services {
     /// How long the end of the process may take.
     pub(super) timings: Timings,
     pub(super) readiness: Readiness,
+    /// The pools that must have a ready backend before a process takes over from one where they have.
+    pub(super) wanted: Vec<String>,
     pub(super) proxy: ProxyService,
     pub(super) prober: Prober,
     pub(super) metrics: Service<HttpServer<Endpoints>>,
@@ -81,12 +83,13 @@ impl Services {
     pub(super) fn compose(
         plan: &Plan,
         conf: &Arc<ServerConf>,
-        (file, (runtime, times)): (Option<ConfigFile>, (Runtime, Times)),
+        (file, inherited): (Option<ConfigFile>, Inherited),
         logs: &AccessLogs,
         log: Opened,
         held: &Held,
     ) -> Result<Self, StartError> {
-        let events = Events::new();
+        let Inherited { runtime, times, ready: wanted, events } = inherited;
+        let events = Events::continued(events, std::process::id());
         let written = plan.clone();
         let plan = &runtime.applied_to(plan);
         let pools = Pools::new(plan, Arc::new(events.clone()));
@@ -139,6 +142,7 @@ impl Services {
             secret,
             timings,
             readiness,
+            wanted,
             proxy,
             prober,
             metrics,

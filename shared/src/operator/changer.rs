@@ -267,6 +267,7 @@ impl Changer {
             return Err(Refusal::Process { keys: diff.needs_process, lines: diff.lines });
         }
         if dry_run {
+            running.rehearse(&self.effective, &effective, &diff).map_err(Refusal::Other)?;
             return Ok(diff.lines);
         }
         if !diff.lines.is_empty() {

@@ -39,7 +39,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::config::Plan;
 use crate::daemon::Running;
-use crate::events::Events;
+use crate::events::{Event, Events};
 use crate::process::logging::Verbosity;
 use crate::process::systemd::Supervisor;
 use crate::process::upgrade::Hold;
@@ -90,12 +90,29 @@ pub struct Parts {
     pub observer: Box<dyn Fn(&Plan) + Send + Sync>,
 }
 
-/// What operators have changed, as it is handed on.
+/// What is handed on. What a process before or after this one does not know is left out by it.
 #[derive(Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Changes {
+#[serde(default)]
+struct Heritage {
+    /// What operators have changed.
     backends: Vec<Portable>,
     log_level: Option<String>,
+    /// The pools that have a ready backend.
+    ready: Vec<String>,
+    events: Vec<Event>,
+}
+
+/// What this process has from the one before it.
+#[derive(Default)]
+pub struct Inherited {
+    /// What operators changed, of the backends that there still are.
+    pub runtime: Runtime,
+    /// When.
+    pub times: Times,
+    /// The pools that had a ready backend.
+    pub ready: Vec<String>,
+    /// What had changed.
+    pub events: Vec<Event>,
 }
 
 /// Somebody wants a change.
@@ -147,12 +164,21 @@ impl Operator {
         self.running.idle(pool, backend).await
     }
 
-    /// What operators changed, as a text for the process that takes over. Nothing is changed any more as long as the hold lives.
-    pub async fn heritage(&self, verbosity: &Verbosity) -> (String, Hold) {
+    /// What the process that takes over should know, as a text: beside what operators changed, which pools are `ready`. Nothing is
+    /// changed any more as long as the hold lives.
+    pub async fn heritage(
+        &self,
+        verbosity: &Verbosity,
+        ready: impl FnOnce() -> Vec<String>,
+    ) -> (String, Hold) {
         let hold = self.turn.clone().lock_owned().await;
-        let backends = self.shown.load().portable();
-        let changes = Changes { backends, log_level: verbosity.changed() };
-        (serde_json::to_string(&changes).expect("texts and numbers are JSON"), hold)
+        let heritage = Heritage {
+            backends: self.shown.load().portable(),
+            log_level: verbosity.changed(),
+            ready: ready(),
+            events: self.events.after(self.events.process(), 0),
+        };
+        (serde_json::to_string(&heritage).expect("texts and numbers are JSON"), hold)
     }
 
     /// For a change that somebody else makes, which is to be made as long as the hold lives. Waits until no successor starts that
@@ -208,22 +234,23 @@ impl BackgroundService for OperatorService {
     }
 }
 
-/// What operators changed in the process before this one, by its [heritage](Operator::heritage): of the backends, what `plan` has a
-/// place for. The log level is changed here and now.
-pub fn inherited(plan: &Plan, verbosity: &Verbosity, heritage: &str) -> (Runtime, Times) {
-    let Changes { backends, log_level } = serde_json::from_str(heritage).unwrap_or_else(|error| {
+/// What this process has from the one before it, by its [heritage](Operator::heritage): of the changed backends, those that `plan`
+/// has a place for. The log level is changed here and now.
+pub fn inherited(plan: &Plan, verbosity: &Verbosity, heritage: &str) -> Inherited {
+    let heritage = serde_json::from_str(heritage).unwrap_or_else(|error| {
         log::error!(
             "upgrade: what operators have changed is lost, the program before says it otherwise: {error}"
         );
-        Changes::default()
+        Heritage::default()
     });
+    let Heritage { backends, log_level, ready, events } = heritage;
     if let Some(Err(problem)) = log_level.map(|level| verbosity.set(&level)) {
         log::error!("upgrade: the log level is as at the start: {problem}");
     }
     let (runtime, times) = Runtime::from_portable(backends);
     let (kept, lost) = runtime.rebased(plan);
     lost.iter().for_each(|line| log::warn!("upgrade: no longer, since the file has changed: {line}"));
-    (kept, times)
+    Inherited { runtime: kept, times, ready, events }
 }
 
 const ENDING: &str =

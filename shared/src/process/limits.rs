@@ -1,4 +1,4 @@
-//! Limits of the system that a proxy runs into.
+//! Limits of the system that a proxy runs into, and one that it sets itself.
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
@@ -10,4 +10,11 @@ pub fn raise_open_files() {
     if let Err(error) = raised {
         log::warn!("cannot raise the limit of open files: {error}");
     }
+}
+
+/// Keeps the kernel from giving the process, and those that it starts, huge pages for small needs: half of the memory of this daemon
+/// would be such pages, and no request is served faster. To be called before there is much to allocate.
+pub fn refuse_huge_pages() {
+    // A kernel without them gives none, and one that is too old to be told is no reason not to start.
+    let _ = rustix::thread::disable_transparent_huge_pages(true);
 }

@@ -1,4 +1,4 @@
-//! The hand-over of the listening sockets, and of what operators have changed, from a running process to its successor, over
+//! The hand-over of the listening sockets, and of what else a successor should know, from a running process to its successor, over
 //! `upgrade_sock`.
 //!
 //! ```text
@@ -7,7 +7,7 @@
 //! checks the peer's user            <-----  Hello {version, pid}
 //! Hello {version, pid}              ----->
 //! finishes a change under way
-//! Listeners, Changes,               ----->  has the same kernel sockets from here on
+//! Listeners, Heritage,              ----->  has the same kernel sockets from here on
 //! the descriptors, 100 at a time
 //! goes on serving                           starts: adopts, binds what is new, checks health
 //!                                   <-----  Ready
@@ -81,8 +81,8 @@ pub struct Offer {
 pub struct Legacy {
     /// The listening sockets.
     pub sockets: Vec<Inherited>,
-    /// What operators have changed, as a text that means nothing here.
-    pub changes: String,
+    /// What else it should know, as a text that means nothing here.
+    pub heritage: String,
     /// Neither changes as long as it lives.
     pub hold: Hold,
 }
@@ -105,7 +105,7 @@ pub struct Heir {
 pub struct Claim {
     stream: UnixStream,
     old_pid: u32,
-    changes: String,
+    heritage: String,
 }
 
 /// Why a hand-over did not come about.
@@ -173,7 +173,7 @@ pub enum UpgradeFailed {
 enum Frame {
     Hello { version: u16, pid: u32 },
     Listeners(Vec<String>),
-    Changes(String),
+    Heritage(String),
     Refused(String),
     Ready,
     Ack,
@@ -235,9 +235,9 @@ impl Offer {
         };
         let (mut stream, pid) =
             timeout(window, greeted).await.map_err(|_| UpgradeError::NobodyCame(window))??;
-        let Legacy { sockets, changes, hold } = bounded(window, async { Ok(legacy.await?) }).await?;
+        let Legacy { sockets, heritage, hold } = bounded(window, async { Ok(legacy.await?) }).await?;
         log::info!("upgrade: process {pid} takes {} listeners", sockets.len());
-        bounded(ANSWER_TIME, send(&mut stream, &sockets, changes)).await?;
+        bounded(ANSWER_TIME, send(&mut stream, &sockets, heritage)).await?;
         await_ready(&mut stream, pid, window).await?;
         // Before the answer: the successor may itself be asked to offer at this path at any time after it.
         drop(self);
@@ -270,10 +270,10 @@ async fn greet(stream: &mut tokio::net::UnixStream, version: u16) -> Result<u32,
 async fn send(
     stream: &mut tokio::net::UnixStream,
     sockets: &[Inherited],
-    changes: String,
+    heritage: String,
 ) -> Result<(), UpgradeError> {
     let addresses = sockets.iter().map(|socket| socket.address.clone()).collect();
-    for frame in [Frame::Listeners(addresses), Frame::Changes(changes)] {
+    for frame in [Frame::Listeners(addresses), Frame::Heritage(heritage)] {
         stream.write_all(&frame.encode()).await?;
     }
     let fds: Vec<BorrowedFd<'_>> = sockets.iter().map(|socket| socket.fd.as_fd()).collect();
@@ -337,9 +337,9 @@ impl Claim {
         self.old_pid
     }
 
-    /// What operators have changed in the old process.
-    pub fn changes(&self) -> &str {
-        &self.changes
+    /// What the old process has told, beside its sockets.
+    pub fn heritage(&self) -> &str {
+        &self.heritage
     }
 
     /// Tells the old process that this one serves, and waits (at most five seconds) for its acknowledgement, after
@@ -403,12 +403,12 @@ fn take_from(mut stream: UnixStream, version: u16) -> Result<(Vec<Inherited>, Cl
         _ => return Err(UpgradeError::Protocol("expected Listeners")),
     };
     stream.set_read_timeout(Some(ANSWER_TIME))?;
-    let Frame::Changes(changes) = receive_blocking(&mut stream)? else {
-        return Err(UpgradeError::Protocol("expected Changes"));
+    let Frame::Heritage(heritage) = receive_blocking(&mut stream)? else {
+        return Err(UpgradeError::Protocol("expected Heritage"));
     };
     let fds = receive_fds(&stream, addresses.len())?;
     let inherited = addresses.into_iter().zip(fds).map(|(address, fd)| Inherited { address, fd });
-    Ok((inherited.collect(), Claim { stream, old_pid, changes }))
+    Ok((inherited.collect(), Claim { stream, old_pid, heritage }))
 }
 
 fn receive_blocking(stream: &mut UnixStream) -> Result<Frame, UpgradeError> {
@@ -485,7 +485,7 @@ impl Frame {
         match kind {
             b'H' => parse_hello(payload).ok_or(UpgradeError::Protocol("a Hello that is none")),
             b'L' => parse_listeners(payload).ok_or(UpgradeError::Protocol("a broken list of listeners")),
-            b'C' => Ok(Self::Changes(String::from_utf8_lossy(payload).into_owned())),
+            b'C' => Ok(Self::Heritage(String::from_utf8_lossy(payload).into_owned())),
             b'X' => Ok(Self::Refused(String::from_utf8_lossy(payload).into_owned())),
             b'R' => Ok(Self::Ready),
             b'A' => Ok(Self::Ack),
@@ -509,7 +509,7 @@ impl Frame {
                 }
                 b'L'
             }
-            Self::Changes(text) => {
+            Self::Heritage(text) => {
                 payload.extend(text.as_bytes());
                 b'C'
             }
@@ -555,7 +555,7 @@ impl Legacy {
     /// Of an operator who has changed nothing.
     pub(super) async fn of(sockets: Vec<Inherited>) -> Self {
         let hold = std::sync::Arc::<tokio::sync::Mutex<()>>::default().lock_owned().await;
-        Self { sockets, changes: String::new(), hold }
+        Self { sockets, heritage: String::new(), hold }
     }
 }
 
@@ -587,7 +587,7 @@ mod tests {
     }
 
     async fn legacy(sockets: Vec<Inherited>) -> io::Result<Legacy> {
-        Ok(Legacy { changes: "drained".to_owned(), ..Legacy::of(sockets).await })
+        Ok(Legacy { heritage: "drained".to_owned(), ..Legacy::of(sockets).await })
     }
 
     async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
@@ -601,7 +601,7 @@ mod tests {
             Frame::Hello { version: 7, pid: 123_456 },
             Frame::Listeners(vec![]),
             Frame::Listeners(vec![String::new(), "[::1]:443".to_owned(), "/a path/ü".to_owned(), long]),
-            Frame::Changes("{\"ü\": 1}".to_owned()),
+            Frame::Heritage("{\"ü\": 1}".to_owned()),
             Frame::Refused("no".to_owned()),
             Frame::Ready,
             Frame::Ack,
@@ -664,7 +664,7 @@ mod tests {
         let serving = tokio::spawn(offer.serve(legacy(sockets), SOON));
         let at = path.clone();
         let (inherited, claim) = blocking(move || take(&at, None, SOON)).await.unwrap();
-        assert_eq!((claim.old_pid(), claim.changes()), (std::process::id(), "drained"));
+        assert_eq!((claim.old_pid(), claim.heritage()), (std::process::id(), "drained"));
         assert_eq!(inherited.len(), 103);
         for (index, (socket, old)) in inherited.into_iter().zip(old).enumerate() {
             assert_eq!(socket.address, name(index));
