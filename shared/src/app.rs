@@ -51,6 +51,9 @@ fn misplaced(cli: &Cli) -> Option<&'static str> {
     let run = &cli.run;
     let of_a_start = run.daemon || run.test || run.upgrade;
     match &cli.verb {
+        Some(Verb::Schema | Verb::Completions { .. } | Verb::Man) if run.conf.is_some() => {
+            Some("it is the same for every file: leave --conf out")
+        }
         Some(Verb::Proxy(_)) if run.conf.is_some() => Some("proxy runs without a file: leave --conf out"),
         Some(Verb::Demo(_)) if run.conf.is_some() => {
             Some("the demo has a configuration of its own: leave --conf out")
@@ -179,7 +182,15 @@ fn check(run: &RunArgs, args: &CheckArgs) -> u8 {
 /// Has the daemon of this configuration do something, or say something.
 fn ask_daemon(run: &RunArgs, ask: &Ask) -> u8 {
     let path = configuration(run);
-    let socket = with_context(run, |context| config::control_socket_of(path.as_deref(), context));
+    let socket = match &ask.daemon().socket {
+        Some(socket) => Ok(socket.clone()),
+        None => with_context(run, |context| config::control_socket_of(path.as_deref(), context)),
+    };
+    let socket = match socket {
+        Ok(socket) => socket,
+        // The default would be another daemon's.
+        Err(problems) => return report(&problems),
+    };
     match verbs::run(ask, &socket, &mut io::stdout().lock()) {
         Ok(()) => 0,
         Err(AskError::Write(error)) if error.kind() == io::ErrorKind::BrokenPipe => 0,

@@ -242,6 +242,28 @@ pub struct ExplainArgs {
     pub token: bool,
 }
 
+impl Ask {
+    /// Which daemon is asked.
+    pub fn daemon(&self) -> &Daemon {
+        match self {
+            Self::Status { to, .. }
+            | Self::Events { to, .. }
+            | Self::Reload { to, .. }
+            | Self::Upgrade { to }
+            | Self::LogLevel { to, .. }
+            | Self::Names { to, .. } => to,
+            Self::Explain(args) => &args.to,
+            Self::Undrain(backend)
+            | Self::Enable(backend)
+            | Self::Disable(backend)
+            | Self::Drain { backend, .. }
+            | Self::Weight { backend, .. }
+            | Self::Add { backend, .. }
+            | Self::Remove { backend, .. } => &backend.to,
+        }
+    }
+}
+
 fn weight(text: &str) -> Result<Weight, String> {
     text.parse().ok().and_then(Weight::new).ok_or_else(|| "a weight is 1 to 1000".to_owned())
 }
@@ -290,10 +312,10 @@ pub struct CheckArgs {
     pub explain: Option<String>,
 }
 
-/// How problems are printed.
+/// How something is printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Format {
-    /// With the line and a caret, for people
+    /// For people
     Text,
     /// For programs
     Json,

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::cli::{Ask, BackendArgs, Daemon, ExplainArgs, Format, WaitArgs};
+use crate::cli::{Ask, BackendArgs, ExplainArgs, Format, WaitArgs};
 use crate::control::Client;
 use crate::control::before;
 use crate::control::client::{Reply, Unreachable, target_of};
@@ -49,45 +49,43 @@ struct Told {
     events: Vec<Event>,
 }
 
-/// Asks the daemon, which has its socket at `socket` unless the arguments name another; writes what it says to `out`.
+/// Asks the daemon that has its socket at `socket`; writes what it says to `out`.
 ///
 /// # Errors
 /// When it refuses or fails, or is not there.
 pub fn run(ask: &Ask, socket: &Path, out: &mut impl Write) -> Result<(), AskError> {
-    let to = |daemon: &Daemon| Client::new(daemon.socket.as_deref().unwrap_or(socket));
+    let client = &Client::new(socket);
     match ask {
-        Ask::Status { to: daemon, watch, format } => status(&to(daemon), *watch, *format, out),
-        Ask::Events { to: daemon, follow, last, format } => events(&to(daemon), *follow, *last, *format, out),
-        Ask::Explain(args) => explain(&to(&args.to), args, out),
-        Ask::Reload { to: daemon, dry_run, keep_runtime } => {
+        Ask::Status { watch, format, .. } => status(client, *watch, *format, out),
+        Ask::Events { follow, last, format, .. } => events(client, *follow, *last, *format, out),
+        Ask::Explain(args) => explain(client, args, out),
+        Ask::Reload { dry_run, keep_runtime, .. } => {
             let body = json!({"dry_run": dry_run, "keep_runtime": keep_runtime});
-            verdict(&to(daemon), "POST", "/v1/reload", &body, out)
+            verdict(client, "POST", "/v1/reload", &body, out)
         }
-        Ask::Upgrade { to: daemon } => upgrade(&to(daemon), out),
+        Ask::Upgrade { .. } => upgrade(client, out),
         Ask::Drain { backend, wait } => {
-            let client = to(&backend.to);
-            order(&client, backend, "POST", "/drain", &json!({}), out)?;
-            wait_idle(&client, backend, wait, out)
+            order(client, backend, "POST", "/drain", &json!({}), out)?;
+            wait_idle(client, backend, wait, out)
         }
-        Ask::Undrain(backend) => order(&to(&backend.to), backend, "POST", "/undrain", &json!({}), out),
-        Ask::Enable(backend) => order(&to(&backend.to), backend, "POST", "/enable", &json!({}), out),
-        Ask::Disable(backend) => order(&to(&backend.to), backend, "POST", "/disable", &json!({}), out),
+        Ask::Undrain(backend) => order(client, backend, "POST", "/undrain", &json!({}), out),
+        Ask::Enable(backend) => order(client, backend, "POST", "/enable", &json!({}), out),
+        Ask::Disable(backend) => order(client, backend, "POST", "/disable", &json!({}), out),
         Ask::Weight { backend, weight } => {
-            order(&to(&backend.to), backend, "PUT", "/weight", &json!({"weight": weight}), out)
+            order(client, backend, "PUT", "/weight", &json!({"weight": weight}), out)
         }
         Ask::Add { backend, weight, backup, max_requests } => {
-            let BackendArgs { to: daemon, pool, backend } = backend;
+            let BackendArgs { pool, backend, .. } = backend;
             let body =
                 json!({"address": backend, "weight": weight, "backup": backup, "max_requests": max_requests});
-            verdict(&to(daemon), "POST", &format!("/v1/pools/{pool}/backends"), &body, out)
+            verdict(client, "POST", &format!("/v1/pools/{pool}/backends"), &body, out)
         }
         Ask::Remove { backend, wait } => {
-            let client = to(&backend.to);
-            order(&client, backend, "DELETE", "", &json!({}), out)?;
-            wait_idle(&client, backend, wait, out)
+            order(client, backend, "DELETE", "", &json!({}), out)?;
+            wait_idle(client, backend, wait, out)
         }
-        Ask::LogLevel { to: daemon, filter } => log_level(&to(daemon), filter.as_deref(), out),
-        Ask::Names { to: daemon, pool } => names(&to(daemon), pool.as_deref(), out),
+        Ask::LogLevel { filter, .. } => log_level(client, filter.as_deref(), out),
+        Ask::Names { pool, .. } => names(client, pool.as_deref(), out),
     }
 }
 

@@ -163,10 +163,17 @@ fn healthcheck_is_0_while_ready_and_1_while_not() {
 #[test]
 fn completions_and_the_manual_are_printed() {
     let lab = Lab::new();
-    for (arguments, part) in [(&["completions", "bash"][..], "load_balancer"), (&["man"], ".TH")] {
+    for (arguments, parts) in [
+        (&["completions", "bash"][..], &["load_balancer", "drain", "upgrade"][..]),
+        (&["completions", "zsh"], &["#compdef load_balancer", "drain", "upgrade"]),
+        (&["completions", "fish"], &["complete -c load_balancer", "drain", "upgrade"]),
+        (&["man"], &[".TH"]),
+    ] {
         let finished = lab.run(arguments);
         assert_eq!(finished.code, Some(0), "{arguments:?}: {finished:?}");
-        assert!(finished.stdout.contains(part), "{arguments:?}");
+        assert!(parts.iter().all(|part| finished.stdout.contains(part)), "{arguments:?}");
+        let refused = lab.run(&[arguments, &["-c", "any.yaml"]].concat());
+        assert_eq!(refused.code, Some(2), "a file makes no difference: {refused:?}");
     }
 }
 

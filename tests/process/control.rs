@@ -353,6 +353,27 @@ fn the_socket_is_where_the_key_says() {
     assert_eq!((status, &document["state"]), (200, &json!("serving")));
 }
 
+/// The default socket would be another daemon's.
+#[test]
+fn a_verb_with_a_file_that_cannot_be_read_asks_nobody() {
+    let lab = Lab::new();
+    let (one, two) = (Origin::start("one"), Origin::start("two"));
+    let daemon = lab.start(&pool(&[&one, &two], ""));
+    let (address, socket) = (text(one.address), lab.path("control.sock"));
+    let drained = || daemon.status()["pools"][0]["backends"][0]["state"].clone();
+    let typo = lab.path("cnof.yaml");
+    for (file, said) in
+        [(typo.as_path(), "name a file that exists"), (lab.directory(), "name the file in it")]
+    {
+        let refused = lab.run(&["drain", "web", &address, "-c", path_str(file)]);
+        assert_eq!((refused.code, refused.stdout.as_str()), (Some(2), ""), "{refused:?}");
+        assert!(refused.stderr.contains("LB001") && refused.stderr.contains(said), "{refused:?}");
+    }
+    assert_ne!(drained(), "draining");
+    let done = lab.run(&["drain", "web", &address, "-c", path_str(&typo), "--socket", path_str(&socket)]);
+    assert_eq!((done.code, drained()), (Some(0), json!("draining")), "{done:?}");
+}
+
 #[test]
 fn the_socket_goes_with_the_daemon() {
     let lab = Lab::new();
@@ -627,6 +648,7 @@ fn what_is_logged_changes_while_it_runs() {
     let daemon = lab.start(&pool(&[&origin], "health_check: {type: tcp, interval: 100ms}"));
     assert!(done(&lab, &["log-level"]).starts_with("info"));
     done(&lab, &["log-level", "debug"]);
+    assert!(done(&lab, &["events"]).contains(" operator the log level is debug"));
     daemon.logged(&["DEBUG"]);
     assert_eq!(done(&lab, &["log-level", "info"]), "info\n");
 }

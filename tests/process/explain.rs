@@ -336,7 +336,9 @@ fn a_stranger_is_told_nothing_and_does_not_ask_the_backend() {
 fn the_verb_explains_as_text_and_json_over_the_control_socket() {
     let lab = Lab::new();
     let (one, two) = (Origin::start("one"), Origin::start("two"));
-    let daemon = lab.start(&pool(&[&one, &two], ""));
+    let routes =
+        "routes: [{match: {header: {X-A: b & c}, method: PUT, path_prefix: /put}, pool: web}, {pool: web}]";
+    let daemon = lab.start(&format!("{}{routes}\n", pool(&[&one, &two], "")));
     let config = lab.path("conf.yaml");
     let explain = |more: &[&str]| lab.run(&[&["explain", "-c", path_str(&config)], more].concat());
     let request = [
@@ -353,6 +355,14 @@ fn the_verb_explains_as_text_and_json_over_the_control_socket() {
     assert_eq!(json.code, Some(0), "{json:?}");
     let document: Value = serde_json::from_str(&json.stdout).unwrap();
     assert_eq!((&document["host"], &document["pool"]), (&"shop.example.com".into(), &"web".into()));
+    assert_eq!((&document["path"], &document["client"]), (&"/a%20b?c".into(), &"10.0.0.9".into()));
+    assert_eq!(document["method"], "GET");
+    let matched = |document: &Value| document["route"]["index"].clone();
+    assert_eq!(matched(&document), 1);
+    let put = explain(
+        &[&request[..2], &request[4..], &["--path", "/put", "--method", "PUT", "--format", "json"]].concat(),
+    );
+    assert_eq!(matched(&serde_json::from_str(&put.stdout).unwrap()), 0, "{put:?}");
     let taken = document["taken"].as_str().unwrap();
     let text = explain(&request);
     assert!(text.stdout.contains(taken) && text.stdout.contains("round_robin"), "{text:?}");

@@ -200,7 +200,8 @@ fn listeners_open_close_and_get_another_name() {
     assert!(daemon.metric("lb_requests_total", &["listener=\"more\""]) >= 1.0);
     // The first goes: nobody can connect any more, who is connected gets an answer.
     listen(&lab, &daemon, &format!("listeners: [{{address: \"{second}\", name: called}}]\n"), &body);
-    wait::until(LONG, "the first is closed", || listening_sockets(first) == 0);
+    // At once, and not when the connection that waits has ended.
+    wait::until(Duration::from_secs(1), "the first is closed", || listening_sockets(first) == 0);
     assert!(Connection::open(first).is_err());
     assert!(!unix.exists(), "the file of the closed one is gone");
     assert!(answers(second));
@@ -213,6 +214,21 @@ fn listeners_open_close_and_get_another_name() {
     wait::until(LONG, "the first is back", || answers(first));
     wait::until(LONG, "the second is closed", || listening_sockets(second) == 0);
     assert_eq!(listening_sockets(first), 1);
+}
+
+/// See the known limits in README.md.
+#[test]
+fn a_listener_that_goes_from_one_address_to_all_is_refused_and_stays() {
+    let (lab, origin) = (Lab::new(), Origin::start("one"));
+    let body = pool(&[&origin], "");
+    let daemon = lab.start(&body);
+    let all = SocketAddr::from(([0, 0, 0, 0], lab.listener.port()));
+    lab.config_with(&format!("listeners: [{{address: \"{all}\"}}]\n"), &body);
+    let config = reload(&daemon);
+    assert_eq!(config["last_reload"]["result"], "refused", "{config:#}");
+    let problem = config["last_reload"]["problem"].as_str().unwrap();
+    assert!(problem.contains(&all.to_string()) && problem.contains("in use"), "{problem}");
+    assert_eq!(daemon.get("/").unwrap().status, 200);
 }
 
 #[test]

@@ -42,6 +42,23 @@ impl Manager {
     }
 }
 
+/// What the daemon relies on: without `NotifyAccess=all` systemd would not listen to a successor.
+#[test]
+fn the_unit_has_what_the_daemon_needs_of_systemd() {
+    let unit = include_str!("../../deploy/systemd/load_balancer.service");
+    for line in [
+        "Type=notify",
+        "NotifyAccess=all",
+        "WatchdogSec=10",
+        "ExecReload=/usr/local/bin/load_balancer reload -c /etc/load_balancer/load_balancer.yaml",
+        "RestartPreventExitStatus=2",
+        "RuntimeDirectory=load_balancer",
+        "Environment=XDG_RUNTIME_DIR=/run",
+    ] {
+        assert!(unit.lines().any(|found| found == line), "{line}");
+    }
+}
+
 #[test]
 fn start_reload_and_end_are_told() {
     let lab = Lab::new();

@@ -50,6 +50,7 @@ pub(crate) fn check(config: &Config, root: &Node, context: &Context<'_>) -> Find
     checker.check_offload();
     checker.check_ca_file();
     checker.check_working_directory();
+    checker.check_accounts();
     checker.check_listeners_given();
     checker.check_listener_names();
     checker.check_addresses();
@@ -151,6 +152,16 @@ impl Checker<'_> {
         if !self.context.files.is_directory(&directory.get().0) {
             let problem = Problem::new(Id::Directory, format!("there is no directory {directory}"));
             self.report(&path!["working_directory"], problem.hint("create it, or name another"));
+        }
+    }
+
+    fn check_accounts(&mut self) {
+        let (user, group) = (self.config.user.as_deref(), self.config.group.as_deref());
+        for (key, user, group) in [("user", user, None), ("group", None, group)] {
+            if let Some(reason) = self.context.files.refuses_accounts(user, group) {
+                let problem = Problem::new(Id::Account, reason);
+                self.report(&path![key], problem.hint("create it, or name another by its name or number"));
+            }
         }
     }
 

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use nix::unistd::{AccessFlags, access};
 
 use super::env::Lookup;
+use crate::process::privileges::Identity;
 
 /// The surroundings that a configuration is loaded in.
 #[derive(Clone, Copy)]
@@ -19,11 +20,11 @@ pub struct Context<'a> {
     pub cpus: usize,
     /// Whether `-d` was given.
     pub daemon: bool,
-    /// The files that the configuration names.
+    /// The files and accounts that the configuration names.
     pub files: &'a dyn Files,
 }
 
-/// What checking a configuration needs of a file system.
+/// What checking a configuration needs of the files of a machine, those of its users and groups among them.
 pub trait Files {
     /// The content of a file.
     ///
@@ -37,6 +38,9 @@ pub trait Files {
 
     /// Whether the path is that of an existing directory.
     fn is_directory(&self, path: &Path) -> bool;
+
+    /// Why the process cannot run as this user and group, in words, whoever starts it; `None` if there are such.
+    fn refuses_accounts(&self, user: Option<&str>, group: Option<&str>) -> Option<String>;
 }
 
 /// The real file system.
@@ -80,6 +84,10 @@ impl Files for RealFiles {
 
     fn is_directory(&self, path: &Path) -> bool {
         path.is_dir()
+    }
+
+    fn refuses_accounts(&self, user: Option<&str>, group: Option<&str>) -> Option<String> {
+        Identity::resolve(user, group).err().map(|error| error.to_string())
     }
 }
 

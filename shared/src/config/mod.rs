@@ -24,6 +24,7 @@ mod render;
 mod schema;
 mod sections;
 
+use std::io;
 use std::path::{Path, PathBuf};
 
 pub(crate) use check::MAX_RING_WEIGHT;
@@ -57,23 +58,33 @@ pub struct Loaded {
 ///
 /// Every problem of the file, or the one that it cannot be read.
 pub fn load(path: &Path, context: &Context<'_>) -> Result<Loaded, Problems> {
-    let name = path.display().to_string();
-    let unreadable = |reason: String, hint: &str| {
+    load_text(&path.display().to_string(), &text_of(path, context)?, context)
+}
+
+fn text_of(path: &Path, context: &Context<'_>) -> Result<String, Problems> {
+    let unreadable = |reason: &str, hint: &str| {
         let problem = Problem::new(Id::Unreadable, format!("the configuration cannot be read: {reason}"));
-        Problems::new(Source { name: name.clone(), text: String::new() }, vec![problem.hint(hint)])
+        let source = Source { name: path.display().to_string(), text: String::new() };
+        Problems::new(source, vec![problem.hint(hint)])
     };
     let bytes = context.files.read(path);
-    let bytes =
-        bytes.map_err(|error| unreadable(check::reason(&error), "name a file that exists with -c"))?;
+    let bytes = bytes.map_err(|error| unreadable(&check::reason(&error), remedy(&error)))?;
     if bytes.len() > MAX_BYTES {
-        return Err(unreadable(
-            format!("it is longer than {MAX_BYTES} bytes"),
-            "name a configuration with -c",
-        ));
+        let reason = format!("it is longer than {MAX_BYTES} bytes");
+        return Err(unreadable(&reason, "name a configuration with -c"));
     }
-    match String::from_utf8(bytes) {
-        Ok(text) => load_text(&name, &text, context),
-        Err(_) => Err(unreadable("it is not UTF-8 text".to_owned(), "save it as UTF-8")),
+    String::from_utf8(bytes).map_err(|error| {
+        let right = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+        let line = 1 + right.iter().filter(|byte| **byte == b'\n').count();
+        unreadable(&format!("line {line} is not UTF-8 text"), "save it as UTF-8")
+    })
+}
+
+fn remedy(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => "run this as a user who may read it",
+        io::ErrorKind::IsADirectory => "name the file in it with -c",
+        _ => "name a file that exists with -c",
     }
 }
 
@@ -109,10 +120,12 @@ fn read(text: &str, context: &Context<'_>, problems: &mut Vec<Problem>) -> Optio
 
 /// Where the daemon of a configuration is told to change, as far as that can be known: also when the file is wrong in other
 /// places, since then somebody has to tell the daemon's operator so. Without a file, and when it says nothing, the default.
-pub fn control_socket_of(path: Option<&Path>, context: &Context<'_>) -> PathBuf {
-    let text =
-        path.and_then(|path| context.files.read(path).ok()).and_then(|text| String::from_utf8(text).ok());
-    let named = text.filter(|text| text.len() <= MAX_BYTES).and_then(|text| {
+///
+/// # Errors
+/// When the file cannot be read: then nobody knows which daemon is meant.
+pub fn control_socket_of(path: Option<&Path>, context: &Context<'_>) -> Result<PathBuf, Problems> {
+    let text = path.map(|path| text_of(path, context)).transpose()?;
+    let named = text.and_then(|text| {
         let mut root = document::parse(&text).0?;
         env::expand(&mut root, context.variables, &mut Vec::new());
         match &root.get(&["control".into(), "socket".into()])?.value {
@@ -120,7 +133,7 @@ pub fn control_socket_of(path: Option<&Path>, context: &Context<'_>) -> PathBuf 
             _ => None,
         }
     });
-    named.unwrap_or_else(|| plan::control_socket(&runtime_directory(context.uid, context.variables)))
+    Ok(named.unwrap_or_else(|| plan::control_socket(&runtime_directory(context.uid, context.variables))))
 }
 
 /// An empty file is a mapping without keys.
@@ -150,7 +163,7 @@ mod tests {
         std::fs::write(&file, text).expect("a file can be written");
         let variables = |name: &str| (name == "RUN").then(|| "/run/here".to_owned());
         let context = Context { variables: &variables, uid: 0, cpus: 1, daemon: false, files: &RealFiles };
-        control_socket_of(Some(&file), &context)
+        control_socket_of(Some(&file), &context).unwrap()
     }
 
     #[test]

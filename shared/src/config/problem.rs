@@ -114,6 +114,7 @@ ids! {
     "071" PathTaken "Two parts of the configuration want to use the same file.",
     "072" Incomplete "Two keys only work together, and one of them is missing.",
     "073" NoStandardOutput "A daemon has no standard output to write the access log to.",
+    "074" Account "There is no such user, or no such group, on this machine.",
 }
 
 /// One line about the kind with this id, such as `LB012`; `None` if there is no such kind.

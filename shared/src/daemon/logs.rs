@@ -23,22 +23,23 @@ pub(super) struct AccessLogs {
 #[derive(Debug)]
 pub(super) struct Opened {
     log: AccessLog,
-    /// None: that of the log in use, which has the same target.
+    /// None: there is one for the same target already, or the log is off.
     writer: Option<Writer>,
 }
 
-/// What keeps a writer alive.
+/// One target that is written to.
 #[derive(Debug)]
 struct Writer {
     target: Target,
+    log: AccessLog,
     _guard: WriterGuard,
 }
 
 #[derive(Debug, Default)]
 struct Kept {
-    in_use: Option<(AccessLog, Writer)>,
-    /// Of earlier plans.
-    former: Vec<(AccessLog, Writer)>,
+    in_use: Option<AccessLog>,
+    /// Of the log in use, and of those that requests of earlier plans write to.
+    writers: Vec<Writer>,
 }
 
 // === impl AccessLogs ===
@@ -49,19 +50,20 @@ impl AccessLogs {
         Self { silent: silent.into(), kept: Arc::default() }
     }
 
-    /// Opens the log that the settings name; one that is in use gets no second writer for another format.
+    /// Opens the log that the settings name; a target that is written to already gets no second writer for another format.
     ///
     /// # Errors
     /// When its target cannot be written to.
     pub(super) fn open(&self, settings: &Settings) -> io::Result<Opened> {
         let Settings { format, target } = settings;
         let same_target =
-            |(log, writer): &(AccessLog, Writer)| log.in_format(*format).filter(|_| writer.target == *target);
-        if let Some(log) = self.lock().in_use.as_ref().and_then(same_target) {
+            |writer: &Writer| writer.log.in_format(*format).filter(|_| writer.target == *target);
+        if let Some(log) = self.lock().writers.iter().find_map(same_target) {
             return Ok(Opened { log, writer: None });
         }
         let (log, guard) = AccessLog::open(settings.clone())?;
-        Ok(Opened { log, writer: Some(Writer { target: target.clone(), _guard: guard }) })
+        let writer = log.is_on().then(|| Writer { target: target.clone(), log: log.clone(), _guard: guard });
+        Ok(Opened { log, writer })
     }
 
     /// Whether the log that the settings name can be opened; nothing is made.
@@ -86,27 +88,22 @@ impl AccessLogs {
     /// One log for each listener of `plan`: of `opened`, or of the one in use.
     pub(super) fn of(&self, plan: &Plan, opened: Option<&Opened>) -> Vec<AccessLog> {
         let kept = self.lock();
-        let in_use = kept.in_use.as_ref().map(|(log, _)| log);
-        let log = opened.map(|opened| &opened.log).or(in_use).cloned().unwrap_or_else(AccessLog::off);
+        let log = opened.map(|opened| &opened.log).or(kept.in_use.as_ref());
+        let log = log.cloned().unwrap_or_else(AccessLog::off);
         let of = |name: &str| if self.silent.contains(&name) { AccessLog::off() } else { log.clone() };
         plan.listeners.iter().map(|(_, listener)| of(&listener.name)).collect()
     }
 
-    /// From now on `opened` is in use. The one before lives as long as any plan has it.
+    /// From now on `opened` is in use. The writer of the one before lives as long as any plan has it.
     pub(super) fn replace(&self, opened: Opened) {
         let mut kept = self.lock();
-        let Kept { in_use, former } = &mut *kept;
-        match (opened.writer, &mut *in_use) {
-            (None, Some((log, _))) => *log = opened.log,
-            (None, None) => {}
-            (Some(writer), _) => former.extend(in_use.replace((opened.log, writer))),
-        }
+        kept.in_use = Some(opened.log);
+        kept.writers.extend(opened.writer);
     }
 
     /// Opens all files anew.
     pub(super) fn reopen(&self) {
-        let kept = self.lock();
-        kept.in_use.iter().chain(&kept.former).for_each(|(log, _)| log.reopen());
+        self.lock().writers.iter().for_each(|writer| writer.log.reopen());
     }
 
     /// Ends all writers, when they have written what is queued.
@@ -118,10 +115,7 @@ impl AccessLogs {
     /// Ends the writers that no plan has any more, be it an old one that a request still works by. It waits until they have
     /// written what is queued.
     pub(super) fn end_unused(&self) {
-        let unused = {
-            let mut kept = self.lock();
-            kept.former.extract_if(.., |(log, _)| log.is_last()).collect::<Vec<_>>()
-        };
+        let unused: Vec<_> = self.lock().writers.extract_if(.., |writer| writer.log.is_last()).collect();
         // Outside of the lock: this waits.
         drop(unused);
     }

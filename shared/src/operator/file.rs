@@ -92,4 +92,8 @@ impl Files for OpenFiles {
     fn is_directory(&self, path: &Path) -> bool {
         RealFiles.is_directory(path)
     }
+
+    fn refuses_accounts(&self, _user: Option<&str>, _group: Option<&str>) -> Option<String> {
+        None
+    }
 }

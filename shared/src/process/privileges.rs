@@ -23,9 +23,9 @@ pub struct Identity {
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages say it")]
 pub enum PrivilegeError {
-    #[error("user: there is no user `{0}` on this machine")]
+    #[error("there is no user `{0}` on this machine")]
     UnknownUser(String),
-    #[error("group: there is no group `{0}` on this machine")]
+    #[error("there is no group `{0}` on this machine")]
     UnknownGroup(String),
     #[error(
         "user/group: only root can run as someone else; start as root or leave the keys out (this is uid {0})"
@@ -156,9 +156,9 @@ mod tests {
     #[test]
     fn unknown_names_are_named() {
         let error = Identity::resolve(Some("no-such-user"), None).unwrap_err().to_string();
-        assert_eq!(error, "user: there is no user `no-such-user` on this machine");
+        assert_eq!(error, "there is no user `no-such-user` on this machine");
         let error = Identity::resolve(None, Some("no-such-group")).unwrap_err().to_string();
-        assert_eq!(error, "group: there is no group `no-such-group` on this machine");
+        assert_eq!(error, "there is no group `no-such-group` on this machine");
     }
 
     #[test]

@@ -85,4 +85,8 @@ impl Files for NoFiles {
     fn is_directory(&self, _: &Path) -> bool {
         false
     }
+
+    fn refuses_accounts(&self, _: Option<&str>, _: Option<&str>) -> Option<String> {
+        None
+    }
 }

@@ -41,4 +41,8 @@ impl Files for EveryFile {
     fn is_directory(&self, path: &Path) -> bool {
         path.extension().is_none()
     }
+
+    fn refuses_accounts(&self, _: Option<&str>, _: Option<&str>) -> Option<String> {
+        None
+    }
 }
