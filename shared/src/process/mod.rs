@@ -15,7 +15,8 @@
 //! 4. Without `-u`: the [pid file](pid_file) is locked, then every [listener](sockets) is bound.
 //!    With `-u`: the running process's sockets are [taken](upgrade::take), and only the new ones bound.
 //! 5. [Privileges](privileges) are dropped.
-//! 6. Pingora's `Server` starts the services; the signal handlers are installed; the first health checks run.
+//! 6. Pingora's `Server` starts the services; the signal handlers are installed; the first health checks run. HUP, USR1 and USR2 that
+//!    came before, from step 4 on, are [carried out now](handlers::Early).
 //! 7. With `-u`: [`upgrade::Claim::ready`] tells the old process, which then drains; after its acknowledgement the pid
 //!    file is taken over and the socket files become ours ([`sockets::Sockets::own_files`]).
 //! 8. Readiness is announced: to systemd ([`systemd::Supervisor`]), with the number of this process, and to who waits for `-d`
@@ -38,7 +39,8 @@
 //!    was started itself, with `-u` ([`successor`]).
 //! 2. The new process connects; both name their protocol version; the old one sends its listening sockets. From here on
 //!    both hold the same kernel sockets, so no connection can be refused whatever happens to either.
-//! 3. The new process starts as above and says that it is ready.
+//! 3. The new process starts as above and says that it is ready. It is, when each pool that has a ready backend in the old process has
+//!    one in the new.
 //! 4. The old process withdraws its offer, acknowledges, closes all its listeners and drains. Idle connections stay for up to five
 //!    seconds, or half of `shutdown.drain`: almost all clients are then told `Connection: close` in an answer before their
 //!    connection is closed. WebSockets and downloads go on until `shutdown.drain`.
@@ -62,7 +64,7 @@
 //! - There is at most one successor at a time, and none is left of an upgrade that failed.
 //! - At any moment of an upgrade at least one process accepts on every listener that both configurations have.
 //! - A socket file is removed only by the process that owns it and only while it is still the same file.
-//! - A process killed during its start (before the handlers of step 6) leaves a pid file whose lock is free and socket
+//! - A process killed during its start (by TERM, INT or QUIT before the handlers of step 6) leaves a pid file whose lock is free and socket
 //!   files that nobody answers on; the next start recognises both and takes them over silently.
 
 pub mod background;
