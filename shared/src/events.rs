@@ -84,19 +84,21 @@ struct Inner {
     latest: watch::Sender<u64>,
 }
 
-/// The changes as a JSON document, all of them or `after=N`.
+/// The changes as a JSON document, all of them or those `after=N` of this process, or of `process=PID`.
 ///
 /// # Errors
 /// What is wrong with the query.
 pub fn document(events: &Events, query: Option<&str>) -> Result<String, String> {
-    let after = match query.filter(|query| !query.is_empty()).map(|query| (query, query.split_once('='))) {
-        None => Ok(0),
-        Some((_, Some(("after", number)))) => {
-            number.parse().map_err(|_| format!("`after` is no number: {number:?}"))
+    let (mut process, mut after) = (events.process(), 0);
+    for pair in query.unwrap_or_default().split('&').filter(|pair| !pair.is_empty()) {
+        let wrong = |_| format!("`{pair}` has no number");
+        match pair.split_once('=') {
+            Some(("after", number)) => after = number.parse().map_err(wrong)?,
+            Some(("process", number)) => process = number.parse().map_err(wrong)?,
+            _ => return Err(format!("only `after=NUMBER` and `process=NUMBER` can be asked, not {pair:?}")),
         }
-        Some((query, _)) => Err(format!("only `after=NUMBER` can be asked, not {query:?}")),
-    };
-    let text = serde_json::to_string_pretty(&events.after(events.process(), after?));
+    }
+    let text = serde_json::to_string_pretty(&events.after(process, after));
     Ok(text.expect("texts and numbers are JSON") + "\n")
 }
 
@@ -144,26 +146,31 @@ impl Events {
         self.0.latest.send_replace(id);
     }
 
-    /// Those that came after the event with this number, of this process or of one before; all that are kept when that is 0, or a
-    /// process of which nothing is known. The oldest is first.
+    /// Those that came after the event with this number, of this process or of one before; all that are kept when that is 0, a
+    /// number that this process has not come to, or one of a process of which nothing is known. The oldest is first.
     pub fn after(&self, process: u32, id: u64) -> Vec<Event> {
         let ring = self.ring();
-        let seen = ring.iter().rposition(|event| event.process == process && event.id <= id);
+        let is_to_come = process == self.0.process && id > *self.0.latest.borrow();
+        let is_seen = |event: &Event| !is_to_come && event.process == process && event.id <= id;
+        let seen = ring.iter().rposition(is_seen);
         ring.iter().skip(seen.map_or(0, |seen| seen + 1)).cloned().collect()
     }
 
     /// The same, and waits for one for so long if there is none yet.
     pub async fn wait_after(&self, process: u32, id: u64, patience: Duration) -> Vec<Event> {
         let mut latest = self.0.latest.subscribe();
-        let is_there = |_: &u64| self.is_newer(process, id);
-        // In time or not: what there is then is the answer.
-        let _ = tokio::time::timeout(patience, latest.wait_for(is_there)).await;
-        self.after(process, id)
-    }
-
-    fn is_newer(&self, process: u32, id: u64) -> bool {
-        let ring = self.ring();
-        ring.back().is_some_and(|event| event.process != process || event.id > id)
+        let newer = async {
+            loop {
+                // Marked as seen first: what comes while we look is a change.
+                latest.mark_unchanged();
+                let newer = self.after(process, id);
+                // The sender lives as long as `self`.
+                if !newer.is_empty() || latest.changed().await.is_err() {
+                    return newer;
+                }
+            }
+        };
+        tokio::time::timeout(patience, newer).await.unwrap_or_default()
     }
 
     fn ring(&self) -> MutexGuard<'_, VecDeque<Event>> {
@@ -300,6 +307,8 @@ mod tests {
             |query| document(&events, query).map(|text| serde_json::from_str::<Vec<Event>>(&text).unwrap());
         assert_eq!(read(None).unwrap().len(), 2);
         assert_eq!(texts(&read(Some("after=1")).unwrap()), ["two"]);
+        assert_eq!(read(Some("after=3")).unwrap().len(), 2, "a number of another process, so it seems");
+        assert_eq!(read(Some("after=1&process=1")).unwrap().len(), 2, "of a process that nobody knows");
         assert!(read(Some("after=x")).is_err() && read(Some("since=1")).is_err());
     }
 
@@ -320,6 +329,36 @@ mod tests {
         (0..KEPT).for_each(|_| new.note(Kind::Health, About::default(), "more"));
         assert_eq!(new.after(7, 4).len(), KEPT);
         assert_eq!(Events::continued(new.after(8, 0), 9).after(8, KEPT as u64).len(), 1);
+    }
+
+    /// Who looks for events holds none of the locks that who notes them needs. All are threads that a test may leave behind.
+    #[test]
+    fn who_waits_and_who_notes_do_not_wait_for_each_other() {
+        const EACH: usize = 3000;
+        let events = Events::continued(Vec::new(), 7);
+        let follow = |events: Events| async move {
+            let mut seen = 0;
+            while seen < 2 * EACH as u64 {
+                let told = events.wait_after(7, seen, Duration::from_secs(20)).await;
+                seen = told.last().expect("one comes in time").id;
+            }
+        };
+        let (done, is_done) = std::sync::mpsc::channel();
+        for _ in 0..2 {
+            let (events, done) = (events.clone(), done.clone());
+            std::thread::spawn(move || {
+                (0..EACH).for_each(|_| events.note(Kind::Health, About::default(), "more"));
+                done.send(()).unwrap();
+            });
+        }
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(follow(events));
+            done.send(()).unwrap();
+        });
+        for _ in 0..3 {
+            is_done.recv_timeout(Duration::from_secs(20)).expect("nobody keeps the others from going on");
+        }
     }
 
     #[test]

@@ -201,7 +201,7 @@ fn listeners_open_close_and_get_another_name() {
     // The first goes: nobody can connect any more, who is connected gets an answer.
     listen(&lab, &daemon, &format!("listeners: [{{address: \"{second}\", name: called}}]\n"), &body);
     // At once, and not when the connection that waits has ended.
-    wait::until(Duration::from_secs(1), "the first is closed", || listening_sockets(first) == 0);
+    wait::until(Duration::from_secs(3), "the first is closed", || listening_sockets(first) == 0);
     assert!(Connection::open(first).is_err());
     assert!(!unix.exists(), "the file of the closed one is gone");
     assert!(answers(second));

@@ -494,11 +494,11 @@ fn a_new_process_that_finds_no_backend_where_the_old_one_has_some_does_not_take_
     origin.behave(Behaviour::ByPath);
     let daemon = lab.start_listening(&body("/healthy", ""));
     wait::until(LONG, "the backend is up", || daemon.get("/").is_ok_and(|answer| answer.status == 200));
-    let load = LoadGenerator::start(lab.listener, 2, 0);
+    let load = LoadGenerator::start(lab.listener, 2, 4);
     lab.config(&body("/status/404", ""));
     let refused = order(&lab);
     assert_eq!(refused.code, Some(1), "{refused:?}");
-    for said in ["no backend of pool web is ready", "the process before has some"] {
+    for said in ["no backend of pool web is ready", "the process before had some"] {
         assert!(refused.stderr.contains(said), "{refused:?}");
     }
     assert!(!refused.stderr.contains("dead,") && daemon.process.alive(), "{refused:?}");

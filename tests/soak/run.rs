@@ -165,6 +165,10 @@ impl Run<'_> {
                 self.weigh(crowd);
             }
         }
+        if let Some(warm) = warm {
+            thread::sleep(warm.saturating_duration_since(Instant::now()));
+            self.weigh(crowd);
+        }
         self.dead = self.dead.map(|(origin, _)| (origin, 0));
         self.revive();
     }

@@ -1,5 +1,6 @@
 //! The end of the start: tells everybody who waits for it that the daemon serves.
 
+use std::future::pending;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
@@ -68,6 +69,8 @@ impl BackgroundService for Announce {
     async fn start_with_ready_notifier(&self, _shutdown: ShutdownWatch, ready: ServiceReadyNotifier) {
         if self.announce().await {
             ready.notify_ready();
+        } else {
+            never(ready).await;
         }
     }
 
@@ -80,11 +83,14 @@ impl Announce {
     /// Nothing will be announced, for this reason: the process before this one is told, and goes on; this one ends.
     pub(super) fn refuse(&self, problem: &str) {
         let once = self.once.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(once) = once.filter(|_| self.outset.decide()) {
+        let Some(once) = once else { return };
+        if self.outset.decide() {
             let error_log = once.error_log.clone();
             // First, or the old one would only see that this one has ended.
             once.refuse(problem);
             self.end(error_log, format!("upgrade: {problem}"));
+        } else {
+            once.give_up();
         }
     }
 
@@ -114,6 +120,11 @@ impl Announce {
         self.end(error_log, problem);
         false
     }
+}
+
+/// Nobody who depends on it starts. A notifier that is dropped says that its service is ready.
+pub(super) async fn never(_ready: ServiceReadyNotifier) {
+    pending::<()>().await;
 }
 
 // === impl Announcement ===

@@ -13,7 +13,7 @@ use pingora::services::ServiceReadyNotifier;
 use pingora::services::background::BackgroundService;
 use tokio::time::{Instant, sleep};
 
-use super::announce::Announce;
+use super::announce::{Announce, never};
 
 /// A Pingora service that runs once, after the first health checks: who depends on it starts when the gate is passed.
 pub(super) struct Gate {
@@ -23,7 +23,8 @@ pub(super) struct Gate {
     announce: Arc<Announce>,
 }
 
-/// How long after its first check a backend may take to become ready: with the defaults it takes two more checks, a second apart.
+/// How long after its first check a backend may take to become ready: with the defaults it takes two more checks, after five
+/// seconds and one more. With longer intervals a first check that fails decides.
 const PATIENCE: Duration = Duration::from_secs(10);
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -44,7 +45,7 @@ impl Gate {
             }
             if Instant::now() >= ends {
                 return Err(format!(
-                    "no backend of pool {} is ready, but the process before has some: see its health_check, tls and addresses",
+                    "no backend of pool {} is ready, but the process before had some: see its health_check, tls and addresses",
                     unready.join(", ")
                 ));
             }
@@ -64,7 +65,10 @@ impl BackgroundService for Gate {
     async fn start_with_ready_notifier(&self, _shutdown: ShutdownWatch, ready: ServiceReadyNotifier) {
         match self.pass().await {
             Ok(()) => ready.notify_ready(),
-            Err(problem) => self.announce.refuse(&problem),
+            Err(problem) => {
+                self.announce.refuse(&problem);
+                never(ready).await;
+            }
         }
     }
 }

@@ -1,12 +1,11 @@
 //! The access logs of the plan that is in effect, and of those before it as long as requests write to them.
 
-use std::fs::OpenOptions;
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use lb_service::access_log::{AccessLog, Format, Settings, Target, WriterGuard};
+use nix::errno::Errno;
 use nix::unistd::{AccessFlags, access};
 
 use crate::config::Plan;
@@ -66,23 +65,26 @@ impl AccessLogs {
         Ok(Opened { log, writer })
     }
 
-    /// Whether the log that the settings name can be opened; nothing is made.
+    /// Whether the log that the settings name can be opened; nothing is made, and no reader of a FIFO sees it.
     ///
     /// # Errors
     /// Why not.
-    pub(super) fn check(settings: &Settings) -> io::Result<()> {
+    pub(super) fn check(&self, settings: &Settings) -> io::Result<()> {
         let path = match &settings.target {
             Target::File(path) if settings.format != Format::Off => path,
             _ => return Ok(()),
         };
-        match OpenOptions::new().append(true).custom_flags(nix::libc::O_NONBLOCK).open(path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let directory = path.parent().filter(|directory| !directory.as_os_str().is_empty());
-                let may = AccessFlags::W_OK | AccessFlags::X_OK;
-                Ok(access(directory.unwrap_or(Path::new(".")), may)?)
-            }
-            opened => opened.map(drop),
+        if self.lock().writers.iter().any(|writer| writer.target == settings.target) {
+            return Ok(());
         }
+        let directory = path.parent().filter(|directory| !directory.as_os_str().is_empty());
+        match access(path, AccessFlags::W_OK) {
+            Err(Errno::ENOENT) => {
+                access(directory.unwrap_or(Path::new(".")), AccessFlags::W_OK | AccessFlags::X_OK)?;
+            }
+            found => found?,
+        }
+        Ok(())
     }
 
     /// One log for each listener of `plan`: of `opened`, or of the one in use.

@@ -109,7 +109,7 @@ impl Running {
     pub fn rehearse(&self, old: &Plan, new: &Plan, diff: &Diff) -> Result<(), String> {
         self.bind(diff)?;
         if old.access_log != new.access_log {
-            AccessLogs::check(&new.access_log).map_err(|error| no_log(&error))?;
+            self.logs.check(&new.access_log).map_err(|error| no_log(&error))?;
         }
         Ok(())
     }

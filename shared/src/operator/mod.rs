@@ -35,6 +35,7 @@ use metrics_service::ConfigMetrics;
 use pingora::server::ShutdownWatch;
 use pingora::services::background::BackgroundService;
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::config::Plan;
@@ -99,7 +100,8 @@ struct Heritage {
     log_level: Option<String>,
     /// The pools that have a ready backend.
     ready: Vec<String>,
-    events: Vec<Event>,
+    /// Each by itself: one that is not understood is left out.
+    events: Vec<serde_json::Value>,
 }
 
 /// What this process has from the one before it.
@@ -176,7 +178,7 @@ impl Operator {
             backends: self.shown.load().portable(),
             log_level: verbosity.changed(),
             ready: ready(),
-            events: self.events.after(self.events.process(), 0),
+            events: self.events.after(self.events.process(), 0).iter().map(|event| json!(event)).collect(),
         };
         (serde_json::to_string(&heritage).expect("texts and numbers are JSON"), hold)
     }
@@ -250,6 +252,7 @@ pub fn inherited(plan: &Plan, verbosity: &Verbosity, heritage: &str) -> Inherite
     let (runtime, times) = Runtime::from_portable(backends);
     let (kept, lost) = runtime.rebased(plan);
     lost.iter().for_each(|line| log::warn!("upgrade: no longer, since the file has changed: {line}"));
+    let events = events.into_iter().filter_map(|event| serde_json::from_value(event).ok()).collect();
     Inherited { runtime: kept, times, ready, events }
 }
 

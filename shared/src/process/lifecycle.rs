@@ -476,7 +476,7 @@ impl Signals {
         }
     }
 
-    /// Where a service reports that it has ended unasked; the process then ends with [`FAILED`].
+    /// Where it is said, in a sentence, why a service has ended unasked; the process then ends with [`FAILED`].
     pub fn failures(&self) -> mpsc::UnboundedSender<String> {
         self.failures.clone()
     }
@@ -513,8 +513,8 @@ impl Signals {
                     (Some(Event::Upgrade), Some(asker))
                 }
                 result = poll(&mut work.handover) => (Some(self.finish(result, &mut work)), None),
-                Some(service) = inbox.failed.recv() => {
-                    log::error!("service {service} has ended: its listeners could not be started, or it panicked");
+                Some(problem) = inbox.failed.recv() => {
+                    log::error!("{problem}");
                     (Some(Event::ServiceFailed), None)
                 }
                 () = next(&mut pings) => {

@@ -407,7 +407,10 @@ impl Drop for EndedEarly<'_> {
     fn drop(&mut self) {
         if !*self.shutdown.borrow() {
             // Nobody listens once the process is ending, and then nobody needs to know.
-            let _ = self.failures.send(self.name.to_owned());
+            let _ = self.failures.send(format!(
+                "service {} has ended: its listeners could not be started, or it panicked",
+                self.name
+            ));
         }
     }
 }
@@ -776,6 +779,6 @@ mod tests {
         let mut handed = Handed::new(Broken, &sockets, stopped.clone(), failures);
         let task = tokio::spawn(async move { Service::start_service(&mut handed, None, stopped, 1).await });
         assert!(task.await.unwrap_err().is_panic());
-        assert_eq!(failed.recv().await.as_deref(), Some("broken"));
+        assert!(failed.recv().await.is_some_and(|problem| problem.starts_with("service broken has ended")));
     }
 }
