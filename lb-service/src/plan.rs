@@ -122,8 +122,8 @@ impl Current {
         self.0.load_full()
     }
 
-    /// From now on requests are served by `plan`. Returns the one before.
-    pub fn replace(&self, plan: Plan) -> Arc<Plan> {
-        self.0.swap(Arc::new(plan))
+    /// From now on requests are served by `plan`.
+    pub fn replace(&self, plan: Plan) {
+        self.0.store(Arc::new(plan));
     }
 }

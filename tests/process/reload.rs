@@ -3,6 +3,7 @@
 use std::fs;
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::symlink;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -39,6 +40,11 @@ fn listen(lab: &Lab, daemon: &Daemon, listeners: &str, body: &str) {
     lab.config_with(listeners, body);
     let config = reload(daemon);
     assert_eq!(config["last_reload"]["result"], "applied", "{config:#}\n{}", daemon.log());
+}
+
+/// A pool of this origin, with its requests logged at `path`.
+fn logged(path: &Path, format: &str, origin: &Origin) -> String {
+    format!("access_log: {{format: {format}, path: {}}}\n{}", path.display(), pool(&[origin], ""))
 }
 
 fn names(view: &View, requests: usize) -> Vec<(String, usize)> {
@@ -366,8 +372,7 @@ fn a_listener_whose_socket_file_is_gone_gets_another_when_it_is_renamed() {
 fn the_access_log_moves_and_no_line_is_lost() {
     let lab = Lab::new();
     let origin = Origin::start("one");
-    let log = |name: &str| format!("access_log: {{format: json, path: {}}}\n", lab.path(name).display());
-    let body = |name: &str| format!("{}{}", log(name), pool(&[&origin], ""));
+    let body = |name: &str| logged(&lab.path(name), "json", &origin);
     let daemon = lab.start(&body("a.log"));
     let lines = |name: &str| fs::read_to_string(lab.path(name)).unwrap_or_default().lines().count();
     let gate = Gate::closed();
@@ -390,10 +395,7 @@ fn usr1_opens_the_access_log_of_requests_from_before_as_well() {
     let lab = Lab::new();
     let origin = Origin::start("one");
     let path = lab.path("a.log");
-    let body = |name: &str| {
-        let path = lab.path(name);
-        format!("access_log: {{format: json, path: {}}}\n{}", path.display(), pool(&[&origin], ""))
-    };
+    let body = |name: &str| logged(&lab.path(name), "json", &origin);
     let daemon = lab.start(&body("a.log"));
     let gate = Gate::closed();
     origin.behave(Behaviour::Held(gate.clone(), Answer::ok("held")));
@@ -417,9 +419,7 @@ fn usr1_opens_the_access_log_of_requests_from_before_as_well() {
 fn a_connection_that_waits_keeps_nothing_of_what_was_before() {
     let lab = Lab::new();
     let origin = Origin::start("one");
-    let body = |name: &str| {
-        format!("access_log: {{format: json, path: {}}}\n{}", lab.path(name).display(), pool(&[&origin], ""))
-    };
+    let body = |name: &str| logged(&lab.path(name), "json", &origin);
     let daemon = lab.start(&body("a.log"));
     let mut idle = daemon.connect();
     assert_eq!(idle.get("/").unwrap().status, 200);
@@ -435,9 +435,7 @@ fn an_access_log_goes_on_in_another_format_and_has_one_writer() {
     let lab = Lab::new();
     let origin = Origin::start("one");
     let path = lab.path("a.log");
-    let body = |format: &str| {
-        format!("access_log: {{format: {format}, path: {}}}\n{}", path.display(), pool(&[&origin], ""))
-    };
+    let body = |format: &str| logged(&path, format, &origin);
     let daemon = lab.start(&body("json"));
     let gate = Gate::closed();
     origin.behave(Behaviour::Held(gate.clone(), Answer::ok("held")));
