@@ -17,10 +17,12 @@ use super::announce::{Announce, never};
 
 /// A Pingora service that runs once, after the first health checks: who depends on it starts when the gate is passed.
 pub(super) struct Gate {
-    readiness: Readiness,
-    /// The pools that must have a ready backend.
+    /// The pools that have no ready backend now.
+    unready: Box<dyn Fn() -> Vec<String> + Send + Sync>,
+    /// The pools that must have one.
     wanted: Vec<String>,
-    announce: Arc<Announce>,
+    /// Told why the gate is not passed.
+    refuse: Box<dyn Fn(&str) + Send + Sync>,
 }
 
 /// How long after its first check a backend may take to become ready: with the defaults it takes two more checks, after five
@@ -33,7 +35,8 @@ const LOOK: Duration = Duration::from_millis(50);
 impl Gate {
     /// One that is passed when each pool in `wanted` has a ready backend; if that takes too long, nothing is announced.
     pub(super) fn new(readiness: Readiness, wanted: Vec<String>, announce: Arc<Announce>) -> Self {
-        Self { readiness, wanted, announce }
+        let unready = Box::new(move || readiness.pools(false));
+        Self { unready, wanted, refuse: Box::new(move |problem| announce.refuse(problem)) }
     }
 
     async fn pass(&self) -> Result<(), String> {
@@ -54,7 +57,7 @@ impl Gate {
     }
 
     fn unready(&self) -> Vec<String> {
-        let mut unready = self.readiness.pools(false);
+        let mut unready = (self.unready)();
         unready.retain(|pool| self.wanted.contains(pool));
         unready
     }
@@ -66,9 +69,57 @@ impl BackgroundService for Gate {
         match self.pass().await {
             Ok(()) => ready.notify_ready(),
             Err(problem) => {
-                self.announce.refuse(&problem);
+                (self.refuse)(&problem);
                 never(ready).await;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use tokio::sync::watch;
+    use tokio::time::timeout;
+
+    use super::*;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    /// Whether who depends on the gate has started after an hour, when `down` has no ready backend for so long, and what was refused.
+    async fn after_an_hour(down: &'static str, recovery: Duration) -> (bool, Vec<String>) {
+        let began = Instant::now();
+        let refused = Arc::new(Mutex::new(Vec::new()));
+        let told = refused.clone();
+        let gate = Gate {
+            unready: Box::new(move || {
+                [down].map(str::to_owned).into_iter().filter(|_| began.elapsed() < recovery).collect()
+            }),
+            wanted: vec!["web".to_owned(), "api".to_owned()],
+            refuse: Box::new(move |problem| told.lock().unwrap().push(problem.to_owned())),
+        };
+        let (ready, is_ready) = watch::channel(false);
+        let (_stop, shutdown) = watch::channel(false);
+        let mut started = gate.start_with_ready_notifier(shutdown, ServiceReadyNotifier::new(ready));
+        // Looked at while a gate that is refused still stands: it is over when the gate is passed.
+        let _ = timeout(HOUR, &mut started).await;
+        let seen = *is_ready.borrow();
+        let refused = refused.lock().unwrap().clone();
+        (seen, refused)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn it_opens_when_each_wanted_pool_is_ready() {
+        assert_eq!(after_an_hour("web", Duration::ZERO).await, (true, vec![]));
+        assert_eq!(after_an_hour("web", PATIENCE / 2).await, (true, vec![]));
+        assert_eq!(after_an_hour("new", HOUR * 2).await, (true, vec![]), "nobody waits for this one");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn it_stays_shut_when_one_is_not_ready_in_time() {
+        let (is_open, refused) = after_an_hour("api", PATIENCE * 2).await;
+        assert!(!is_open, "who depends on it has started");
+        assert!(refused.len() == 1 && refused[0].contains("pool api"), "{refused:?}");
     }
 }
