@@ -1,4 +1,4 @@
-//! The section `metrics` of the configuration, as written in the file.
+//! The sections `metrics` and `readiness` of the configuration, as written in the file.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -16,6 +16,29 @@ pub struct MetricsConfig {
     address: Address,
 }
 
+/// When `/readyz` says that this process may be sent requests, once it has started and as long as it does not drain.
+#[derive(Deserialize, Serialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(deny_unknown_fields, default)]
+pub struct ReadinessConfig {
+    /// Which pools must have a ready backend. With `any` one is enough, so that a broken application does not take every load
+    /// balancer in front of it out of service.
+    pools: RequiredPools,
+}
+
+/// The pools that must have a ready backend for the process to be ready.
+#[derive(Deserialize, Serialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline)]
+pub enum RequiredPools {
+    /// At least one of them.
+    #[default]
+    Any,
+    /// Each of them.
+    All,
+    /// The process is ready whatever its pools are.
+    None,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Address(SocketAddr);
 
@@ -25,6 +48,37 @@ impl MetricsConfig {
     /// Where it is served; the port is above 0.
     pub fn address(&self) -> SocketAddr {
         self.address.0
+    }
+}
+
+// === impl ReadinessConfig ===
+
+impl ReadinessConfig {
+    /// Which pools must have a ready backend.
+    pub fn pools(&self) -> RequiredPools {
+        self.pools
+    }
+}
+
+// === impl RequiredPools ===
+
+impl RequiredPools {
+    /// The value of the key.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Any => "any",
+            Self::All => "all",
+            Self::None => "none",
+        }
+    }
+
+    /// The one with this discriminant.
+    pub(crate) fn of(discriminant: u8) -> Self {
+        match discriminant {
+            all if all == Self::All as u8 => Self::All,
+            none if none == Self::None as u8 => Self::None,
+            _ => Self::Any,
+        }
     }
 }
 
@@ -90,6 +144,13 @@ mod tests {
     fn read(text: &str) -> Result<SocketAddr, String> {
         let text: StrDeserializer<'_, Error> = text.into_deserializer();
         Address::deserialize(text).map(|address| address.0).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn what_is_required_is_found_by_its_discriminant() {
+        for required in [RequiredPools::Any, RequiredPools::All, RequiredPools::None] {
+            assert_eq!(RequiredPools::of(required as u8), required);
+        }
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! ```text
 //! GET, HEAD  /metrics          Prometheus' text format
 //!            /livez            200 as long as the process answers at all
-//!            /readyz /healthz  200, or 503 with a reason per line
+//!            /readyz /healthz  200, or 503 with a reason per line; with ?verbose also a line for each pool
 //!            /api/v1/…         the JSON documents of the caller
 //! ```
 //!
@@ -128,7 +128,7 @@ impl Endpoints {
         match answer {
             Answer::Metrics => self.metrics(),
             Answer::Live => plain(StatusCode::OK, "ok\n"),
-            Answer::Ready => self.ready(),
+            Answer::Ready => self.ready(is_verbose(query)),
             Answer::Document(index) => match (self.documents[index].1)(query) {
                 Ok(document) => (StatusCode::OK, JSON, document),
                 Err(problem) => plain(StatusCode::BAD_REQUEST, &format!("{problem}\n")),
@@ -149,15 +149,23 @@ impl Endpoints {
         }
     }
 
-    fn ready(&self) -> Page {
-        match self.readiness.check() {
-            Ok(()) => plain(StatusCode::OK, "ok\n"),
-            Err(reasons) => {
-                let text = reasons.join("\n") + "\n";
-                (StatusCode::SERVICE_UNAVAILABLE, PLAIN, text)
-            }
-        }
+    fn ready(&self, verbose: bool) -> Page {
+        let report = self.readiness.report();
+        let reasons = report.reasons();
+        let status = if reasons.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+        let lines = match reasons {
+            _ if verbose => report.lines(),
+            reasons if reasons.is_empty() => vec!["ok".to_owned()],
+            reasons => reasons,
+        };
+        (status, PLAIN, lines.join("\n") + "\n")
     }
+}
+
+/// As Kubernetes' own probes are asked: `?verbose`, with or without a value.
+fn is_verbose(query: Option<&str>) -> bool {
+    let mut names = query.unwrap_or_default().split('&').map(|pair| pair.split('=').next());
+    names.any(|name| name == Some("verbose"))
 }
 
 fn plain(status: StatusCode, text: &str) -> Page {
@@ -306,6 +314,25 @@ mod tests {
             assert_eq!(body(&response), "draining\npool web: no backend is ready\n");
         }
         assert_eq!(respond(&endpoints, &Method::GET, "/livez").status(), 200);
+    }
+
+    #[test]
+    fn a_verbose_answer_names_each_pool_also_when_the_process_is_ready() {
+        let pools = [FixedPool::new("web", vec![member("a:1", 1, true)]), FixedPool::new("api", vec![])];
+        let readiness = Readiness::new(crate::pools::tests::views(pools));
+        readiness.set_listening(true);
+        let endpoints = Endpoints::new(Registry::new(), readiness);
+        let all = "ok\npool api: no backend is ready\npool web: its backend is ready\n";
+        for (path, text) in [
+            ("/readyz", "ok\n"),
+            ("/readyz?verbose", all),
+            ("/healthz?verbose", all),
+            ("/readyz?a=b&verbose=1", all),
+            ("/readyz?verbosely", "ok\n"),
+        ] {
+            let response = respond(&endpoints, &Method::GET, path);
+            assert_eq!((response.status().as_u16(), body(&response)), (200, text), "{path}");
+        }
     }
 
     #[test]

@@ -34,4 +34,4 @@ pub use endpoints::{Endpoints, service};
 pub use info::{ConfigMetrics, Reload, build_info};
 pub use pools::{BackendState, BalancedPool, Member, PoolCollector, PoolView, Views};
 pub use process::ProcessCollector;
-pub use readiness::Readiness;
+pub use readiness::{Readiness, Report};

@@ -1,13 +1,19 @@
 //! Whether this process should be sent traffic, and if not, why.
+//!
+//! Readiness is about this process: it has its configuration, its first checks are done, its listeners accept, and it does not
+//! drain. Pools are shared: where several balancers stand in front of the same pools, one broken application must not take all of
+//! the balancers out of service. So [`RequiredPools`] says how far the pools count, and by default it is enough that one of them
+//! has a ready backend.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
-use crate::pools::{Member, Views};
+use crate::config::RequiredPools;
+use crate::pools::{Member, PoolView, Views};
 
 /// The conditions behind `/readyz`. Clones share them.
 ///
-/// Ready means all of: every listener accepts, every pool has a ready backend, no drain runs.
+/// Ready means all of: every listener accepts, no drain runs, and as many pools have a ready backend as [`RequiredPools`] says.
 /// Starts as not listening and not draining.
 #[derive(Clone)]
 pub struct Readiness {
@@ -16,19 +22,46 @@ pub struct Readiness {
 
 struct Conditions {
     pools: Views,
+    /// A [`RequiredPools`].
+    required: AtomicU8,
     listening: AtomicBool,
     draining: AtomicBool,
 }
 
+/// The conditions at one moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// What the process itself lacks, a line each.
+    process: Vec<String>,
+    required: RequiredPools,
+    pools: Vec<PoolReport>,
+}
+
+/// How many backends of a pool are ready.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct PoolReport {
+    name: String,
+    ready: usize,
+    members: usize,
+}
+
+// === impl Readiness ===
+
 impl Readiness {
-    /// Every one of `pools` must have a ready backend for the process to be ready.
+    /// One of `pools` must have a ready backend for the process to be ready, until [`require`](Self::require) says otherwise.
     pub fn new(pools: impl Into<Views>) -> Self {
         let conditions = Conditions {
             pools: pools.into(),
+            required: AtomicU8::new(RequiredPools::default() as u8),
             listening: AtomicBool::new(false),
             draining: AtomicBool::new(false),
         };
         Readiness { conditions: Arc::new(conditions) }
+    }
+
+    /// From now on these pools must have a ready backend.
+    pub fn require(&self, pools: RequiredPools) {
+        self.conditions.required.store(pools as u8, Ordering::Release);
     }
 
     /// To be called with `true` once every listener is bound and accepts.
@@ -41,27 +74,90 @@ impl Readiness {
         self.conditions.draining.store(draining, Ordering::Release);
     }
 
+    /// Whether every listener accepts.
+    pub fn is_listening(&self) -> bool {
+        self.conditions.listening.load(Ordering::Acquire)
+    }
+
+    /// Whether a drain has begun.
+    pub fn is_draining(&self) -> bool {
+        self.conditions.draining.load(Ordering::Acquire)
+    }
+
+    /// All conditions as they are now.
+    pub fn report(&self) -> Report {
+        let mut process = Vec::new();
+        if self.is_draining() {
+            process.push("draining".to_owned());
+        }
+        if !self.is_listening() {
+            process.push("starting: the listeners do not accept yet".to_owned());
+        }
+        let required = RequiredPools::of(self.conditions.required.load(Ordering::Acquire));
+        let pools = self.conditions.pools.now();
+        Report { process, required, pools: pools.iter().map(|pool| PoolReport::of(&**pool)).collect() }
+    }
+
     /// # Errors
     ///
     /// Every reason for not being ready, each a line for a person to read.
     pub fn check(&self) -> Result<(), Vec<String>> {
-        let mut reasons = Vec::new();
-        if self.conditions.draining.load(Ordering::Acquire) {
-            reasons.push("draining".to_owned());
-        }
-        if !self.conditions.listening.load(Ordering::Acquire) {
-            reasons.push("starting: the listeners do not accept yet".to_owned());
-        }
-        let unready = self.pools(false).into_iter();
-        reasons.extend(unready.map(|pool| format!("pool {pool}: no backend is ready")));
+        let reasons = self.report().reasons();
         if reasons.is_empty() { Ok(()) } else { Err(reasons) }
     }
 
-    /// The names of the pools that have a ready backend, or of those that have none.
+    /// The names of the pools that have a ready backend, or of those that have none; whether they are required or not.
     pub fn pools(&self, ready: bool) -> Vec<String> {
-        let pools = self.conditions.pools.now().into_iter();
-        let wanted = pools.filter(|pool| pool.members().iter().any(Member::is_ready) == ready);
-        wanted.map(|pool| pool.name().to_owned()).collect()
+        let pools = self.report().pools.into_iter();
+        pools.filter(|pool| (pool.ready > 0) == ready).map(|pool| pool.name).collect()
+    }
+}
+
+// === impl Report ===
+
+impl Report {
+    /// Why the process is not ready, a line each; none: it is ready.
+    pub fn reasons(&self) -> Vec<String> {
+        let lacking = self.lacking().into_iter().map(PoolReport::line);
+        self.process.iter().cloned().chain(lacking).collect()
+    }
+
+    /// The state of the process, and of every pool, required or not. Pools without a ready backend come first.
+    pub fn lines(&self) -> Vec<String> {
+        let ok = self.reasons().is_empty().then(|| "ok".to_owned());
+        let (down, up): (Vec<_>, Vec<_>) = self.pools.iter().partition(|pool| pool.ready == 0);
+        let pools = down.into_iter().chain(up).map(PoolReport::line);
+        ok.into_iter().chain(self.process.iter().cloned()).chain(pools).collect()
+    }
+
+    /// The pools whose missing backends make the process not ready.
+    fn lacking(&self) -> Vec<&PoolReport> {
+        let down: Vec<_> = self.pools.iter().filter(|pool| pool.ready == 0).collect();
+        match self.required {
+            RequiredPools::All => down,
+            RequiredPools::Any if down.len() == self.pools.len() => down,
+            RequiredPools::Any | RequiredPools::None => Vec::new(),
+        }
+    }
+}
+
+// === impl PoolReport ===
+
+impl PoolReport {
+    fn of(pool: &dyn PoolView) -> Self {
+        let members = pool.members();
+        let ready = members.iter().filter(|member| Member::is_ready(member)).count();
+        Self { name: pool.name().to_owned(), ready, members: members.len() }
+    }
+
+    fn line(&self) -> String {
+        let Self { name, ready, members } = self;
+        match (ready, members) {
+            (0, _) => format!("pool {name}: no backend is ready"),
+            (1, 1) => format!("pool {name}: its backend is ready"),
+            (1, members) => format!("pool {name}: 1 of {members} backends is ready"),
+            (ready, members) => format!("pool {name}: {ready} of {members} backends are ready"),
+        }
     }
 }
 
@@ -74,8 +170,23 @@ mod tests {
         Readiness::new(views(pools))
     }
 
+    fn listening(required: RequiredPools, pools: Vec<FixedPool>) -> Readiness {
+        let readiness = readiness(pools);
+        readiness.set_listening(true);
+        readiness.require(required);
+        readiness
+    }
+
     fn healthy() -> FixedPool {
         FixedPool::new("web", vec![member("a", 1, false), member("b", 1, true)])
+    }
+
+    fn down() -> FixedPool {
+        FixedPool::new("api", vec![member("a", 1, false)])
+    }
+
+    fn no_backend(pools: &[&str]) -> Result<(), Vec<String>> {
+        Err(pools.iter().map(|pool| format!("pool {pool}: no backend is ready")).collect())
     }
 
     #[test]
@@ -86,22 +197,60 @@ mod tests {
     }
 
     #[test]
-    fn one_ready_backend_in_each_pool_is_enough() {
-        let readiness = readiness(vec![healthy(), healthy()]);
+    fn by_default_one_pool_with_a_ready_backend_is_enough() {
+        let readiness = readiness(vec![down(), healthy()]);
         readiness.set_listening(true);
         assert_eq!(readiness.check(), Ok(()));
     }
 
     #[test]
-    fn a_pool_with_no_ready_backend_is_named() {
-        let down = FixedPool::new("api", vec![member("a", 1, false)]);
+    fn with_any_the_process_is_not_ready_when_no_pool_is() {
         let empty = FixedPool::new("void", vec![]);
-        let readiness = readiness(vec![healthy(), down, empty]);
-        readiness.set_listening(true);
-        let reasons =
-            vec!["pool api: no backend is ready".to_owned(), "pool void: no backend is ready".to_owned()];
-        assert_eq!(readiness.check(), Err(reasons));
-        assert_eq!((readiness.pools(true), readiness.pools(false).len()), (vec!["web".to_owned()], 2));
+        let readiness = listening(RequiredPools::Any, vec![down(), empty]);
+        assert_eq!(readiness.check(), no_backend(&["api", "void"]));
+    }
+
+    #[test]
+    fn with_all_each_pool_without_a_ready_backend_is_a_reason() {
+        let empty = FixedPool::new("void", vec![]);
+        let readiness = listening(RequiredPools::All, vec![healthy(), down(), empty]);
+        assert_eq!(readiness.check(), no_backend(&["api", "void"]));
+        assert_eq!(listening(RequiredPools::All, vec![healthy()]).check(), Ok(()));
+    }
+
+    #[test]
+    fn with_none_pools_do_not_count() {
+        assert_eq!(listening(RequiredPools::None, vec![down()]).check(), Ok(()));
+    }
+
+    #[test]
+    fn what_is_required_can_change() {
+        let readiness = listening(RequiredPools::Any, vec![healthy(), down()]);
+        readiness.clone().require(RequiredPools::All);
+        assert_eq!(readiness.check(), no_backend(&["api"]));
+        readiness.require(RequiredPools::None);
+        assert_eq!(readiness.check(), Ok(()));
+    }
+
+    #[test]
+    fn pools_are_named_whether_they_are_required_or_not() {
+        for required in [RequiredPools::Any, RequiredPools::All, RequiredPools::None] {
+            let readiness = listening(required, vec![healthy(), down()]);
+            assert_eq!(readiness.pools(true), ["web"]);
+            assert_eq!(readiness.pools(false), ["api"]);
+        }
+    }
+
+    #[test]
+    fn all_lines_name_every_pool_and_those_without_a_ready_backend_first() {
+        let readiness = listening(RequiredPools::Any, vec![healthy(), down()]);
+        let pools = ["pool api: no backend is ready", "pool web: 1 of 2 backends is ready"];
+        assert_eq!(readiness.report().lines(), [&["ok"], &pools[..]].concat());
+        readiness.set_draining(true);
+        assert_eq!(readiness.report().lines(), [&["draining"], &pools[..]].concat());
+        readiness.set_draining(false);
+        readiness.require(RequiredPools::All);
+        assert_eq!(readiness.report().lines(), pools, "the pool is the reason");
     }
 
     #[test]

@@ -17,6 +17,9 @@ pub struct Status {
     version: String,
     pid: u32,
     state: String,
+    /// Older processes do not say it.
+    #[serde(default)]
+    ready: Option<bool>,
     started: String,
     config: Config,
     listeners: Vec<Listener>,
@@ -140,10 +143,11 @@ pub fn render(status: &Status, before: &[(PathBuf, Status)], now: SystemTime) ->
 
 impl Status {
     fn write(&self, text: &mut String, before: &[(PathBuf, Self)], now: SystemTime) -> std::fmt::Result {
-        let Self { version, pid, state, started, config, listeners, pools } = self;
+        let Self { version, pid, state, ready, started, config, listeners, pools } = self;
+        let unready = if *ready == Some(false) { ", not ready" } else { "" };
         writeln!(
             text,
-            "load_balancer {version}, process {pid}, {state}, started {}; configuration {}{}, in effect since {}",
+            "load_balancer {version}, process {pid}, {state}{unready}, started {}; configuration {}{}, in effect since {}",
             ago(started, now),
             config.generation,
             config.file.as_ref().map(|file| format!(" of {file}")).unwrap_or_default(),

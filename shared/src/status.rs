@@ -9,6 +9,7 @@ use lb_service::listener::Listener;
 use lb_service::plan::{Current, Plan};
 use lb_service::pool::{Backend, Level, State};
 use lb_service::traffic::Traffic;
+use metrics_service::Readiness;
 use pingora::protocols::l4::socket::SocketAddr as PingoraAddr;
 use serde::Serialize;
 
@@ -24,6 +25,7 @@ pub struct StatusSource {
     pools: Pools,
     operator: Operator,
     verbosity: Verbosity,
+    readiness: Readiness,
     started: SystemTime,
 }
 
@@ -31,7 +33,13 @@ pub struct StatusSource {
 struct Status<'a> {
     version: &'static str,
     pid: u32,
+    /// `starting`, `serving` or `draining`.
     state: &'static str,
+    /// Whether `/readyz` answers 200.
+    ready: bool,
+    /// Why it does not.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    not_ready: Vec<String>,
     started: String,
     uptime_seconds: u64,
     config: Document<'a>,
@@ -114,17 +122,21 @@ impl StatusSource {
         (current, traffic, pools): (Current, Arc<Traffic>, Pools),
         operator: Operator,
         verbosity: Verbosity,
+        readiness: Readiness,
     ) -> Self {
-        Self { current, traffic, pools, operator, verbosity, started: SystemTime::now() }
+        Self { current, traffic, pools, operator, verbosity, readiness, started: SystemTime::now() }
     }
 
     /// The document as it is at `now`.
     pub fn json(&self, now: SystemTime) -> String {
         let (plan, pools, shown) = (self.current.plan(), self.pools.now(), self.operator.shown());
+        let not_ready = self.readiness.report().reasons();
         let status = Status {
             version: env!("CARGO_PKG_VERSION"),
             pid: std::process::id(),
-            state: if self.traffic.is_draining() { "draining" } else { "serving" },
+            state: self.state(),
+            ready: not_ready.is_empty(),
+            not_ready,
             started: rfc3339(self.started),
             uptime_seconds: now.duration_since(self.started).unwrap_or(Duration::ZERO).as_secs(),
             config: shown.document(self.verbosity.changed().as_deref()),
@@ -133,6 +145,16 @@ impl StatusSource {
         };
         serde_json::to_string_pretty(&status).expect("strings, numbers and maps with string keys are JSON")
             + "\n"
+    }
+
+    fn state(&self) -> &'static str {
+        if self.readiness.is_draining() || self.traffic.is_draining() {
+            "draining"
+        } else if self.readiness.is_listening() {
+            "serving"
+        } else {
+            "starting"
+        }
     }
 
     fn pool<'a>(&self, checked: &'a Checked, shown: &Shown) -> PoolStatus<'a> {

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use tests::daemon::{View, path_str};
 use tests::wait::{self, LONG};
 use tests::{Answer, Authority, Behaviour, Daemon, Lab, Origin, Unreachable};
 
@@ -260,6 +261,67 @@ fn the_same_address_in_two_pools_has_two_states() {
     let daemon = lab.start_listening(&format!("pools:\n{pools}{routes}"));
     wait::until(LONG, "the strict pool has no backend", || daemon.get("/strict").unwrap().status == 503);
     assert_eq!(daemon.get("/lenient").unwrap().status, 200);
+}
+
+/// A pool `web` of a healthy backend and a pool `api` of `broken`, with these keys beside them.
+fn two_pools(healthy: &Origin, broken: &Origin, more: &str) -> String {
+    let check = check("tcp", "rise: 1, fall: 1");
+    let of = |name: &str, origin: &Origin| format!("  {name}: {{backends: [\"{}\"], {check}}}\n", origin.address);
+    let routes = "routes: [{match: {path: /api}, pool: api}, {pool: web}]\n";
+    format!("{more}pools:\n{}{}{routes}", of("web", healthy), of("api", broken))
+}
+
+fn probe(daemon: &View, target: &str) -> (u16, String) {
+    let answer = daemon.read(target).unwrap();
+    (answer.status, answer.text())
+}
+
+#[test]
+fn a_pool_without_a_ready_backend_does_not_take_the_daemon_out_of_service() {
+    let lab = Lab::new();
+    let (healthy, broken) = (Origin::start("healthy"), Origin::refusing("broken"));
+    let daemon = lab.start(&two_pools(&healthy, &broken, ""));
+    for path in ["/readyz", "/healthz"] {
+        assert_eq!(probe(&daemon, path), (200, "ok\n".to_owned()));
+        let all = "ok\npool api: no backend is ready\npool web: its backend is ready\n";
+        assert_eq!(probe(&daemon, &format!("{path}?verbose")), (200, all.to_owned()));
+    }
+    let config = lab.path("conf.yaml");
+    assert_eq!(lab.run(&["healthcheck", "-c", path_str(&config)]).code, Some(0));
+    let status = lab.run(&["status", "-c", path_str(&config)]).stdout;
+    assert!(status.contains("! pool api: no backend is ready since"), "{status}");
+    assert!(!status.contains("not ready"), "{status}");
+    assert_eq!(daemon.status()["ready"], true);
+}
+
+#[test]
+fn readiness_asks_for_the_pools_that_the_key_names() {
+    let lab = Lab::new();
+    let (mut healthy, broken) = (Origin::start("healthy"), Origin::refusing("broken"));
+    let text = |pools: &str| two_pools(&healthy, &broken, &format!("readiness: {{pools: {pools}}}\n"));
+    let texts = ["all", "none", "any"].map(text);
+    let daemon = lab.start_listening(&texts[0]);
+    let config = lab.path("conf.yaml");
+    let reload = |text: &str| {
+        lab.config(text);
+        let done = lab.run(&["reload", "-c", path_str(&config)]);
+        assert_eq!(done.code, Some(0), "{done:?}");
+        done.stdout
+    };
+    let down = |pools: &[&str]| (503, pools.iter().map(|p| format!("pool {p}: no backend is ready\n")).collect());
+    assert_eq!(probe(&daemon, "/readyz"), down(&["api"]));
+    let check = lab.run(&["healthcheck", "-c", path_str(&config)]);
+    assert_eq!((check.code, check.stderr.as_str()), (Some(1), "error: pool api: no backend is ready\n"));
+    assert_eq!(daemon.status()["not_ready"][0], "pool api: no backend is ready");
+    assert!(lab.run(&["status", "-c", path_str(&config)]).stdout.contains("serving, not ready"));
+    healthy.refuse();
+    wait::until(LONG, "no pool is ready", || probe(&daemon, "/readyz") == down(&["api", "web"]));
+    assert!(reload(&texts[1]).contains("readiness.pools all -> none"));
+    assert_eq!(probe(&daemon, "/readyz"), (200, "ok\n".to_owned()));
+    reload(&texts[2]);
+    assert_eq!(probe(&daemon, "/readyz"), down(&["api", "web"]));
+    healthy.come_back();
+    wait::until(LONG, "one pool is enough", || probe(&daemon, "/readyz").0 == 200);
 }
 
 #[test]

@@ -133,6 +133,7 @@ const TESTED: &[(&str, &str)] = &[
     ("routes.*.match.path", "routing::paths_match_exactly_or_by_prefix_of_whole_segments"),
     ("routes.*.match.path_prefix", "routing::paths_match_exactly_or_by_prefix_of_whole_segments"),
     ("routes.*.pool", "routing::the_first_route_that_matches_wins_and_no_route_is_404"),
+    ("readiness.pools", "health::readiness_asks_for_the_pools_that_the_key_names"),
     ("reload.rollback.error_rate", "reload::a_reload_after_which_requests_fail_is_taken_back"),
     ("reload.rollback.window", "reload::the_window_of_a_rollback_ends"),
     ("reload.watch", "reload::a_file_that_is_watched_is_read_when_it_changes_however_that_is_done"),

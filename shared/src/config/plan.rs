@@ -17,6 +17,7 @@ use lb_service::config::{
 use lb_service::listener::{ListenAddress, Listener, ListenerId, Listeners};
 use lb_service::pool::{PoolId, PoolSettings};
 use lb_service::route::Route;
+use metrics_service::config::RequiredPools;
 
 use super::context::{Context, runtime_directory};
 use super::document::Node;
@@ -42,6 +43,8 @@ pub struct Plan {
     pub routes: Vec<Route>,
     /// Where metrics, probes and status are read.
     pub metrics: SocketAddr,
+    /// Which pools must have a ready backend for the process to be ready.
+    pub readiness: RequiredPools,
     /// What is written about each request.
     pub access_log: access_log::Settings,
     /// Whose `X-Forwarded-*` headers are believed.
@@ -211,6 +214,7 @@ pub(crate) fn plan(
             .collect(),
         routes: config.routes.iter().flatten().filter_map(|written| route(written, config)).collect(),
         metrics: config.metrics.address(),
+        readiness: config.readiness.pools(),
         access_log: config.access_log.clone().unwrap_or_default().plan(),
         trusted_proxies: config.trusted_proxies.iter().map(|network| *network.get()).collect(),
         control: control(config, context),

@@ -10,7 +10,7 @@ use lb_service::config::{
     AbsolutePath, AccessLogConfig, AnyDuration, FromText, ListenerConfig, Name, Percent, PoolConfig,
     PositiveDuration, ReadPath, RouteConfig, SocketPath, Text,
 };
-use metrics_service::config::MetricsConfig;
+use metrics_service::config::{MetricsConfig, ReadinessConfig};
 use schemars::{JsonSchema, Schema, json_schema};
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -93,6 +93,9 @@ pub struct Config {
     /// Metrics, probes and status over HTTP.
     #[serde(default)]
     pub metrics: MetricsConfig,
+    /// When `/readyz` says that this process may be sent requests.
+    #[serde(default)]
+    pub readiness: ReadinessConfig,
     /// What is written about each request; default: text to the standard output, and for a daemon nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub access_log: Option<AccessLogConfig>,

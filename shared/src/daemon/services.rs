@@ -102,6 +102,7 @@ impl Services {
         let registry = registry(&current, &pools)?;
         let prober = prober(&pools.now(), conf, &registry, Arc::new(events.clone()))?;
         let readiness = Readiness::new(pools.views());
+        readiness.require(plan.readiness);
         let (proxy, doors) = lb_service::service::service(conf, &current, &traffic);
         let running = Running {
             current: current.clone(),
@@ -125,10 +126,12 @@ impl Services {
             events,
             metrics: ConfigMetrics::register(&registry)?,
             supervisor: held.supervisor.clone(),
-            observer: follow(timings.clone()),
+            observer: follow(timings.clone(), readiness.clone()),
         });
         let shared = (current.clone(), traffic.clone(), pools.clone());
-        let status = Arc::new(StatusSource::new(shared, operator.clone(), held.verbosity.clone()));
+        let status =
+            StatusSource::new(shared, operator.clone(), held.verbosity.clone(), readiness.clone());
+        let status = Arc::new(status);
         let explain = ExplainSource::new(current.clone());
         let documents = (status.clone(), operator.events().clone(), explain.clone());
         let metrics = readable(plan, registry, &readiness, documents);
@@ -157,9 +160,12 @@ fn timing(plan: &Plan) -> Timing {
     Timing { delay: plan.shutdown.delay, drain: plan.shutdown.drain }
 }
 
-/// Sees to it that the timings are those of the plan in effect.
-fn follow(timings: Timings) -> Box<dyn Fn(&Plan) + Send + Sync> {
-    Box::new(move |plan| timings.set(timing(plan)))
+/// Keeps the timings and the pools that readiness requires as the plan in effect has them.
+fn follow(timings: Timings, readiness: Readiness) -> Box<dyn Fn(&Plan) + Send + Sync> {
+    Box::new(move |plan| {
+        timings.set(timing(plan));
+        readiness.require(plan.readiness);
+    })
 }
 
 /// With the metrics of everything but the prober and the operator, who register their own.

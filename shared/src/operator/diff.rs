@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use lb_service::listener::{Listener, ListenerId, Listeners};
 use lb_service::pool::{Admin, BackendSettings, PoolId, PoolSettings};
 use lb_service::route::{PathPattern, Route};
+use metrics_service::config::RequiredPools;
 
 use crate::config::{ControlPlan, Plan, ReloadPlan, ServerPlan, ShutdownPlan};
 
@@ -40,6 +41,7 @@ impl Diff {
             pools,
             routes: _,
             metrics,
+            readiness,
             access_log,
             trusted_proxies,
             control,
@@ -53,6 +55,7 @@ impl Diff {
         diff.routes(old, new);
         diff.changed("access_log", access_log != &new.access_log);
         diff.changed("trusted_proxies", trusted_proxies != &new.trusted_proxies);
+        diff.readiness(*readiness, new.readiness);
         diff.shutdown(*shutdown, new.shutdown);
         diff.reload(*reload, new.reload);
         diff
@@ -115,6 +118,12 @@ impl Diff {
     fn control(&mut self, old: &ControlPlan, new: &ControlPlan) {
         let ControlPlan { socket, is_named: _ } = old;
         self.needs("control.socket", *socket != new.socket);
+    }
+
+    fn readiness(&mut self, old: RequiredPools, new: RequiredPools) {
+        if old != new {
+            self.lines.push(format!("readiness.pools {} -> {}", old.as_str(), new.as_str()));
+        }
     }
 
     fn shutdown(&mut self, old: ShutdownPlan, new: ShutdownPlan) {
@@ -450,12 +459,13 @@ routes: [{match: {host: 'c.example.com', method: GET, header: {X-C: '1'}, listen
     #[test]
     fn what_concerns_the_whole_daemon_is_named() {
         let more = "shutdown: {drain: 9s}\nreload: {watch: true, rollback: {error_rate: 5, window: 1s}}\n\
-                    trusted_proxies: [10.0.0.0/8]\naccess_log: {format: json}\n";
+                    trusted_proxies: [10.0.0.0/8]\naccess_log: {format: json}\nreadiness: {pools: all}\n";
         lines(
             &format!("{BASE}{more}"),
             &[
                 "access_log is changed",
                 "trusted_proxies is changed",
+                "readiness.pools any -> all",
                 "shutdown.drain 25s -> 9s",
                 "reload.watch false -> true",
                 "reload.rollback is changed",
