@@ -5,7 +5,7 @@
 //! the balancers out of service. So [`RequiredPools`] says how far the pools count, and by default it is enough that one of them
 //! has a ready backend.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use crate::config::RequiredPools;
@@ -26,6 +26,8 @@ struct Conditions {
     required: AtomicU8,
     listening: AtomicBool,
     draining: AtomicBool,
+    /// Why the process is never ready.
+    withheld: OnceLock<&'static str>,
 }
 
 /// The conditions at one moment.
@@ -55,6 +57,7 @@ impl Readiness {
             required: AtomicU8::new(RequiredPools::default() as u8),
             listening: AtomicBool::new(false),
             draining: AtomicBool::new(false),
+            withheld: OnceLock::new(),
         };
         Readiness { conditions: Arc::new(conditions) }
     }
@@ -74,6 +77,11 @@ impl Readiness {
         self.conditions.draining.store(draining, Ordering::Release);
     }
 
+    /// For this reason the process is never ready, whatever its pools are. The first reason stays.
+    pub fn withhold(&self, reason: &'static str) {
+        let _ = self.conditions.withheld.set(reason);
+    }
+
     /// Whether every listener accepts.
     pub fn is_listening(&self) -> bool {
         self.conditions.listening.load(Ordering::Acquire)
@@ -86,7 +94,8 @@ impl Readiness {
 
     /// All conditions as they are now.
     pub fn report(&self) -> Report {
-        let mut process = Vec::new();
+        let withheld = self.conditions.withheld.get().copied();
+        let mut process: Vec<_> = withheld.into_iter().map(str::to_owned).collect();
         if self.is_draining() {
             process.push("draining".to_owned());
         }
@@ -251,6 +260,13 @@ mod tests {
         readiness.set_draining(false);
         readiness.require(RequiredPools::All);
         assert_eq!(readiness.report().lines(), pools, "the pool is the reason");
+    }
+
+    #[test]
+    fn a_process_whose_readiness_is_withheld_is_never_ready() {
+        let readiness = listening(RequiredPools::None, vec![healthy()]);
+        readiness.clone().withhold("demo");
+        assert_eq!(readiness.check(), Err(vec!["demo".to_owned()]));
     }
 
     #[test]

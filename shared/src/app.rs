@@ -11,18 +11,17 @@ use pingora::services::background::background_service;
 
 use crate::cli::{self, Ask, CheckArgs, Cli, DemoArgs, Format, ProxyArgs, RunArgs, Verb};
 use crate::config::{self, Context, Loaded, Plan, Problems, RealFiles};
-use crate::daemon::{self, Mode, Start};
+use crate::daemon::{self, Mode, Purpose, Start};
 use crate::demo::{Demo, Once, POOL, Show};
 use crate::operator::ConfigFile;
+use crate::places::{self, Missing};
+use crate::process::systemd;
 use crate::verbs::{self, AskError};
 
 /// The exit code of something that failed while running.
 const FAILED: u8 = 1;
 /// The exit code of a wrong command line or configuration: starting again will not help.
 const WRONG: u8 = 2;
-
-/// Where a configuration is looked for when none is named.
-const PLACES: [&str; 2] = ["./load_balancer.yaml", "/etc/load_balancer/load_balancer.yaml"];
 
 /// Does what the command line says.
 pub fn run(cli: Cli) -> ExitCode {
@@ -32,7 +31,7 @@ pub fn run(cli: Cli) -> ExitCode {
     let code = match cli.verb {
         None => run_file(&cli.run),
         Some(Verb::Proxy(args)) => proxy(&cli.run, &args),
-        Some(Verb::Demo(args)) => demo(&cli.run, &args),
+        Some(Verb::Demo(args)) => demo(&cli.run, &args, Purpose::Demo),
         Some(Verb::Check(args)) => check(&cli.run, &args),
         Some(Verb::Healthcheck) => healthcheck(&cli.run),
         Some(Verb::Ask(ask)) => ask_daemon(&cli.run, &ask),
@@ -66,11 +65,9 @@ fn misplaced(cli: &Cli) -> Option<&'static str> {
 }
 
 fn run_file(args: &RunArgs) -> u8 {
-    let Some(path) = configuration(args) else {
-        if args.test || args.upgrade {
-            return complain(&no_configuration());
-        }
-        return demo(args, &DemoArgs::default());
+    let path = match configuration(args) {
+        Ok(path) => path,
+        Err(missing) => return run_without_file(args, missing),
     };
     let file = match with_context(args, |context| ConfigFile::new(&path, context)) {
         Ok(file) => file,
@@ -81,6 +78,18 @@ fn run_file(args: &RunArgs) -> u8 {
         Ok(loaded) if args.test => test(&path.display().to_string(), &loaded.plan, args.upgrade),
         Ok(loaded) => serve(&loaded.plan, args, Some(file)),
     }
+}
+
+/// The demo takes the place of a configuration only for a person who tries the program, never where something relies on it.
+fn run_without_file(args: &RunArgs, missing: Missing) -> u8 {
+    if args.test || args.upgrade {
+        return complain(&no_configuration(&missing));
+    }
+    if systemd::is_expected(|name| std::env::var_os(name)) {
+        let manager = "a service manager has started this (NOTIFY_SOCKET is set), so the demo does not take its place";
+        return complain(&format!("{}\n{manager}", no_configuration(&missing)));
+    }
+    demo(args, &DemoArgs::default(), Purpose::Stopgap(missing))
 }
 
 fn proxy(run: &RunArgs, args: &ProxyArgs) -> u8 {
@@ -109,7 +118,7 @@ fn mode(plan: &Plan, args: &RunArgs) -> Mode {
 }
 
 /// Runs the daemon with a configuration of the demo's own, and the demo's services beside its own.
-fn demo(run: &RunArgs, args: &DemoArgs) -> u8 {
+fn demo(run: &RunArgs, args: &DemoArgs, purpose: Purpose) -> u8 {
     let demo = match Demo::new() {
         Ok(demo) => Arc::new(demo),
         Err(error) => return fail(&format!("no free port for the demo: {error}")),
@@ -120,11 +129,18 @@ fn demo(run: &RunArgs, args: &DemoArgs) -> u8 {
         Err(problems) => return report(&problems),
     };
     let mut outcome = None;
-    let how = Start { mode: mode(&loaded.plan, run), silent: &[Demo::TRAFFIC], ..Start::default() };
+    let notice = match &purpose {
+        Purpose::Stopgap(missing) => format!("{missing}\n{}\n", demo.notice(run.daemon)),
+        _ => String::new(),
+    };
+    let mode = mode(&loaded.plan, run);
+    let how = Start { mode, purpose, silent: &[Demo::TRAFFIC], ..Start::default() };
     let started = daemon::serve(
         &loaded.plan,
         how,
         Box::new(|server, services| {
+            // Here only the process that serves says it, and not its parent as well.
+            complain_as_is(&notice);
             let origins =
                 demo.origins.iter().map(|origin| server.add_service(origin.clone().service())).collect();
             let pool = services.current.plan().pools.iter().find(|pool| &*pool.name == POOL).cloned();
@@ -164,8 +180,9 @@ fn check(run: &RunArgs, args: &CheckArgs) -> u8 {
             None => complain(&format!("no problem has the id {id}")),
         };
     }
-    let Some(path) = configuration(run) else {
-        return complain(&no_configuration());
+    let path = match configuration(run) {
+        Ok(path) => path,
+        Err(missing) => return complain(&no_configuration(&missing)),
     };
     match load(&path, run) {
         Err(problems) if args.format == Format::Json => {
@@ -181,7 +198,7 @@ fn check(run: &RunArgs, args: &CheckArgs) -> u8 {
 
 /// Has the daemon of this configuration do something, or say something.
 fn ask_daemon(run: &RunArgs, ask: &Ask) -> u8 {
-    let path = configuration(run);
+    let path = configuration(run).ok();
     let socket = match &ask.daemon().socket {
         Some(socket) => Ok(socket.clone()),
         None => with_context(run, |context| config::control_socket_of(path.as_deref(), context)),
@@ -206,8 +223,9 @@ fn ask_daemon(run: &RunArgs, ask: &Ask) -> u8 {
 
 /// Asks the daemon of this configuration whether it is ready.
 fn healthcheck(run: &RunArgs) -> u8 {
-    let Some(path) = configuration(run) else {
-        return complain(&no_configuration());
+    let path = match configuration(run) {
+        Ok(path) => path,
+        Err(missing) => return complain(&no_configuration(&missing)),
     };
     match load(&path, run).map(|loaded| ready(loaded.plan.metrics)) {
         Err(problems) => report(&problems),
@@ -228,13 +246,13 @@ fn ready(metrics: std::net::SocketAddr) -> io::Result<String> {
 }
 
 /// The file that is to be used: the one that was named, or the first that is there.
-fn configuration(args: &RunArgs) -> Option<PathBuf> {
-    let named = args.conf.clone().or_else(|| std::env::var_os("LB_CONFIG").map(PathBuf::from));
-    named.or_else(|| PLACES.into_iter().map(PathBuf::from).find(|path| path.exists()))
+fn configuration(args: &RunArgs) -> Result<PathBuf, Missing> {
+    let directory = std::env::current_dir().unwrap_or_else(|_| ".".into());
+    args.conf.clone().map_or_else(|| places::find(std::env::var_os(places::VARIABLE), &directory), Ok)
 }
 
-fn no_configuration() -> String {
-    format!("no configuration: name one with -c, or put it at {}", PLACES.join(" or "))
+fn no_configuration(missing: &Missing) -> String {
+    format!("{missing}\nname a file with -c, or put one at one of these places")
 }
 
 fn load(path: &Path, args: &RunArgs) -> Result<Loaded, Problems> {

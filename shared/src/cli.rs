@@ -16,7 +16,8 @@ use lb_service::pool::Weight;
 /// without losing a request.
 ///
 /// Without a verb it runs with the file given by --conf, else $LB_CONFIG, else ./load_balancer.yaml, else
-/// /etc/load_balancer/load_balancer.yaml; with none of them there, it shows the demo.
+/// /etc/load_balancer/load_balancer.yaml; with none of them there, it shows the demo, which is never taken for ready
+/// in the background.
 #[derive(Debug, Parser)]
 #[expect(missing_docs, reason = "clap would print the fields' documentation in place of the program's")]
 #[command(name = "load_balancer", version, max_term_width = 100, after_help = AFTER_HELP)]

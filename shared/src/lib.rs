@@ -11,6 +11,7 @@ pub mod demo;
 pub mod events;
 pub mod explain;
 pub mod operator;
+pub mod places;
 pub mod process;
 pub mod screen;
 pub mod status;

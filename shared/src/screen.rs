@@ -16,6 +16,8 @@ use serde::Deserialize;
 pub struct Status {
     version: String,
     pid: u32,
+    #[serde(default)]
+    demo: bool,
     state: String,
     /// Older processes do not say it.
     #[serde(default)]
@@ -143,11 +145,12 @@ pub fn render(status: &Status, before: &[(PathBuf, Status)], now: SystemTime) ->
 
 impl Status {
     fn write(&self, text: &mut String, before: &[(PathBuf, Self)], now: SystemTime) -> std::fmt::Result {
-        let Self { version, pid, state, ready, started, config, listeners, pools } = self;
+        let Self { version, pid, demo, state, ready, started, config, listeners, pools } = self;
+        let demo = if *demo { " demo" } else { "" };
         let unready = if *ready == Some(false) { ", not ready" } else { "" };
         writeln!(
             text,
-            "load_balancer {version}, process {pid}, {state}{unready}, started {}; configuration {}{}, in effect since {}",
+            "load_balancer {version}{demo}, process {pid}, {state}{unready}, started {}; configuration {}{}, in effect since {}",
             ago(started, now),
             config.generation,
             config.file.as_ref().map(|file| format!(" of {file}")).unwrap_or_default(),

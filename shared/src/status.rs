@@ -13,7 +13,7 @@ use metrics_service::Readiness;
 use pingora::protocols::l4::socket::SocketAddr as PingoraAddr;
 use serde::Serialize;
 
-use crate::daemon::{Checked, Pools};
+use crate::daemon::{Checked, Pools, Purpose};
 use crate::operator::{Document, Operator, Shown};
 use crate::process::logging::Verbosity;
 use crate::time::rfc3339;
@@ -26,6 +26,7 @@ pub struct StatusSource {
     operator: Operator,
     verbosity: Verbosity,
     readiness: Readiness,
+    purpose: Purpose,
     started: SystemTime,
 }
 
@@ -33,6 +34,8 @@ pub struct StatusSource {
 struct Status<'a> {
     version: &'static str,
     pid: u32,
+    #[serde(skip_serializing_if = "is_false")]
+    demo: bool,
     /// `starting`, `serving` or `draining`.
     state: &'static str,
     /// Whether `/readyz` answers 200.
@@ -121,10 +124,10 @@ impl StatusSource {
     pub fn new(
         (current, traffic, pools): (Current, Arc<Traffic>, Pools),
         operator: Operator,
-        verbosity: Verbosity,
-        readiness: Readiness,
+        (verbosity, readiness, purpose): (Verbosity, Readiness, Purpose),
     ) -> Self {
-        Self { current, traffic, pools, operator, verbosity, readiness, started: SystemTime::now() }
+        let started = SystemTime::now();
+        Self { current, traffic, pools, operator, verbosity, readiness, purpose, started }
     }
 
     /// The document as it is at `now`.
@@ -134,6 +137,7 @@ impl StatusSource {
         let status = Status {
             version: env!("CARGO_PKG_VERSION"),
             pid: std::process::id(),
+            demo: self.purpose.is_demo(),
             state: self.state(),
             ready: not_ready.is_empty(),
             not_ready,

@@ -87,6 +87,76 @@ fn with_no_file_anywhere_the_demo_runs_and_answers() {
     assert_eq!(daemon.wait_exit(LONG).code(), Some(0), "{}", daemon.log());
 }
 
+/// Runs this shell script, in which `lb` is the program, where nobody else has files in `/run`.
+fn in_a_world_of_its_own(lab: &Lab, script: &str) -> std::process::Output {
+    let program = lab.install();
+    let whole = format!("mount -t tmpfs tmpfs /run || exit 99\nlb() {{ {} \"$@\"; }}\n{script}", program.display());
+    let mut command = lab.command();
+    let environment: Vec<_> = command.get_envs().map(|(name, value)| (name.to_owned(), value.map(ToOwned::to_owned))).collect();
+    command = std::process::Command::new("unshare");
+    for (name, value) in environment {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    command.args(["--user", "--map-root-user", "--mount", "sh", "-c", &whole]).current_dir(lab.directory());
+    command.output().expect("util-linux is installed")
+}
+
+#[test]
+fn a_daemon_without_a_file_is_the_demo_and_says_so_wherever_one_looks() {
+    let lab = Lab::new();
+    let output = in_a_world_of_its_own(
+        &lab,
+        "lb -d; echo \"start $?\"; lb status; lb status --format json; lb upgrade 2>&1; echo \"upgrade $?\"; lb events",
+    );
+    let (said, problems) =
+        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let all = format!("{said}\n{problems}");
+    let word_after = |before: &str| all.split(before).nth(1).and_then(|rest| rest.split([' ', '/', ',']).next());
+    let pid: u32 = word_after(" demo, process ").and_then(|pid| pid.parse().ok()).expect(&all);
+    let demo = tests::process::Process(pid);
+    assert!(all.contains("start 0\n") && demo.alive(), "it runs in the background: {all}");
+    for place in ["$LB_CONFIG, which is not set", &format!("\n  {}", lab.path("load_balancer.yaml").display())] {
+        assert!(problems.contains(place), "{place}: {all}");
+    }
+    assert!(problems.contains("\n  /etc/load_balancer/load_balancer.yaml\n"), "{all}");
+    let metrics = word_after("status at http://").and_then(|address| address.parse().ok()).expect(&all);
+    let ready = tests::get(metrics, "/readyz").unwrap();
+    assert!(ready.status == 503 && ready.text().starts_with("demo"), "{}", ready.text());
+    assert_eq!(tests::get(metrics, "/livez").unwrap().status, 200);
+    assert!(said.contains("serving, not ready") && said.contains("\"demo\": true"), "{all}");
+    assert!(said.contains("serves the demo on 127.0.0.1:"), "{all}");
+    assert!(said.contains("no configuration was found") && said.contains("upgrade 1\n"), "{all}");
+    demo.signal(Signal::SIGTERM);
+    demo.wait_gone(LONG);
+}
+
+#[test]
+fn what_relies_on_a_configuration_does_not_get_the_demo_instead() {
+    let lab = Lab::new();
+    let refused = |done: &tests::daemon::Finished| {
+        assert_eq!(done.code, Some(2), "{done:?}");
+        let place = format!("\n  {}\n", lab.path("load_balancer.yaml").display());
+        assert!(done.stderr.contains("$LB_CONFIG") && done.stderr.contains(&place), "{done:?}");
+    };
+    for arguments in [&["-u"][..], &["-t"], &["-d", "-u"], &["check"], &["healthcheck"]] {
+        refused(&lab.run(arguments));
+    }
+    for arguments in [&[][..], &["-d"]] {
+        let done = lab.run_with(arguments, &[("NOTIFY_SOCKET", "/run/systemd/notify")]);
+        refused(&done);
+        assert!(done.stderr.contains("service manager"), "{done:?}");
+    }
+    // One that is named, or is there and cannot be read, is not passed over.
+    let done = lab.run_with(&["-d"], &[("LB_CONFIG", "/no/such/file.yaml")]);
+    assert!(done.code == Some(2) && done.stderr.contains("/no/such/file.yaml"), "{done:?}");
+    std::os::unix::fs::symlink("/no/such/file.yaml", lab.path("load_balancer.yaml")).unwrap();
+    let done = lab.run(&["-d"]);
+    assert!(done.code == Some(2) && done.stderr.contains("./load_balancer.yaml"), "{done:?}");
+}
+
 #[test]
 fn the_demo_checks_itself_once() {
     let finished = Lab::new().run(&["demo", "--once"]);

@@ -176,7 +176,15 @@ impl Lab {
         self.finish(self.command(), arguments)
     }
 
-    /// The same with the program that was built, whatever stands in the place of the [installed](Self::install) one.
+    /// The same with these environment variables.
+    #[track_caller]
+    pub fn run_with(&self, arguments: &[&str], variables: &[(&str, &str)]) -> Finished {
+        let mut command = self.command();
+        command.envs(variables.iter().copied());
+        self.finish(command, arguments)
+    }
+
+    /// As [`Lab::run`] with the program that was built, whatever stands in the place of the [installed](Self::install) one.
     #[track_caller]
     pub fn run_built(&self, arguments: &[&str]) -> Finished {
         self.finish(self.command_of(binary()), arguments)

@@ -41,8 +41,8 @@ pub(super) struct Announcement {
     /// What standard error has become, if anything.
     pub(super) error_log: Option<Arc<ErrorLog>>,
     pub(super) supervisor: Supervisor,
-    /// For the log line.
-    pub(super) listeners: String,
+    /// What is served where: `on 0.0.0.0:80`.
+    pub(super) serves: String,
     pub(super) events: Events,
     /// Until it is over nothing is changed.
     pub(super) _hold: Option<Hold>,
@@ -144,10 +144,11 @@ impl Announcement {
             }
             log::info!("took over from process {old_pid}");
         }
-        log::info!("process {} serves on {}", std::process::id(), self.listeners);
-        self.events.note(Kind::Process, About::default(), format!("serves on {}", self.listeners));
+        let serves = &self.serves;
+        log::info!("process {} serves {serves}", std::process::id());
+        self.events.note(Kind::Process, About::default(), format!("serves {serves}"));
         // Before a parent ends that systemd may still take for the main process.
-        self.supervisor.serves(&format!("serving on {}", self.listeners));
+        self.supervisor.serves(&format!("serving {serves}"));
         if let Some(error_log) = &self.error_log {
             error_log.release_terminal();
         }

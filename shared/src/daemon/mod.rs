@@ -27,6 +27,7 @@ use crate::config::Plan;
 use crate::control::{Aside, ControlService, before};
 use crate::events::{About, Events, Kind};
 use crate::operator::{self, ConfigFile};
+use crate::places::Missing;
 use crate::process;
 use crate::process::background::{self, Announcer, Role};
 use crate::process::handlers::Early;
@@ -46,7 +47,7 @@ use operations::Hands;
 pub use pools::{Checked, Pools};
 pub use running::{Running, Staged};
 pub use services::Services;
-use services::server_conf;
+use services::{Origin, server_conf};
 
 /// Nobody but the user that the daemon runs as, and root.
 const CONTROL_SOCKET_MODE: u32 = 0o600;
@@ -111,11 +112,25 @@ struct Held {
     verbosity: Verbosity,
 }
 
+/// What the process is there for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Purpose {
+    /// It serves what its configuration says.
+    #[default]
+    Service,
+    /// It shows the demo, as it was told to.
+    Demo,
+    /// It shows the demo, because there is no configuration at any of these places.
+    Stopgap(Missing),
+}
+
 /// How the daemon is started.
 #[derive(Default)]
 pub struct Start<'a> {
     /// How the process is to run.
     pub mode: Mode,
+    /// What it is there for.
+    pub purpose: Purpose,
     /// What is read again by a reload; absent: it was started without a file.
     pub file: Option<ConfigFile>,
     /// Names of listeners that have no access log, whatever the configuration says.
@@ -158,8 +173,11 @@ fn start(
     let server = Server::new_with_opt_and_conf(None, server_conf(plan));
     let inherited = |claim: &Claim| operator::inherited(plan, &held.verbosity, claim.heritage());
     let inherited = held.claim.as_ref().map(inherited).unwrap_or_default();
-    let services =
-        Services::compose(plan, &server.configuration, (how.file, inherited), &logs, opened, &held)?;
+    let origin = Origin { file: how.file, purpose: how.purpose.clone(), inherited };
+    let services = Services::compose(plan, &server.configuration, origin, &logs, opened, &held)?;
+    if matches!(how.purpose, Purpose::Stopgap(_)) && held.announcer.is_background() {
+        services.readiness.withhold("demo: it was started without a configuration");
+    }
     let code = run(plan, server, services, held, extra);
     logs.end();
     Ok(code)
@@ -173,7 +191,8 @@ fn run(plan: &Plan, mut server: Server, mut services: Services, held: Held, extr
     let (pid_file, sockets) = (held.pid_file.clone(), held.sockets.clone());
     let (events, takes_over) = (services.operator.events().clone(), held.claim.is_some());
     let verbosity = held.verbosity.clone();
-    let announcement = held.announcement(plan, events, services.hold.take());
+    let serves = services.purpose.on(plan);
+    let announcement = held.announcement(serves, events, services.hold.take());
     let announce = Arc::new(Announce::new(services.readiness.clone(), &signals, announcement));
     let control = control(plan, &services, &sockets, &signals, verbosity);
     let first = Before { checks: &before_checks, takes_over };
@@ -191,6 +210,22 @@ fn run(plan: &Plan, mut server: Server, mut services: Services, held: Held, extr
         }
     }
     outcome.exit_code()
+}
+
+// === impl Purpose ===
+
+impl Purpose {
+    /// Whether it is the demo.
+    pub fn is_demo(&self) -> bool {
+        *self != Self::Service
+    }
+
+    /// What is served where, for texts that begin with "serves".
+    fn on(&self, plan: &Plan) -> String {
+        let listeners = plan.listeners.iter().map(|(_, listener)| listener.address.to_string());
+        let what = if self.is_demo() { "the demo on " } else { "on " };
+        format!("{what}{}", listeners.collect::<Vec<_>>().join(", "))
+    }
 }
 
 // === impl Held ===
@@ -242,9 +277,7 @@ impl Held {
         })
     }
 
-    fn announcement(self, plan: &Plan, events: Events, hold: Option<Hold>) -> Announcement {
-        let listeners: Vec<_> =
-            plan.listeners.iter().map(|(_, listener)| listener.address.to_string()).collect();
+    fn announcement(self, serves: String, events: Events, hold: Option<Hold>) -> Announcement {
         Announcement {
             announcer: self.announcer,
             claim: self.claim,
@@ -253,7 +286,7 @@ impl Held {
             pid_file: self.pid_file,
             error_log: self.error_log,
             supervisor: self.supervisor,
-            listeners: listeners.join(", "),
+            serves,
             events,
             _hold: hold,
         }

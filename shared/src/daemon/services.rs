@@ -25,7 +25,7 @@ use prometheus::Registry;
 use super::logs::{AccessLogs, Opened};
 use super::pools::{Checked, Pools};
 use super::running::Running;
-use super::{Held, StartError};
+use super::{Held, Purpose, StartError};
 use crate::config::Plan;
 use crate::events::{self, Events};
 use crate::explain::ExplainSource;
@@ -38,6 +38,15 @@ use crate::status::StatusSource;
 /// while this cannot; so this only must not end them earlier, and leaves room for connections that turn out to be closed when
 /// they are used again.
 const TRIES: usize = 16 + MAX_ATTEMPTS as usize;
+
+/// Where the plan of a process comes from.
+pub(super) struct Origin {
+    /// What is read again by a reload; absent: it was started without a file.
+    pub(super) file: Option<ConfigFile>,
+    pub(super) purpose: Purpose,
+    /// What is known from the process before.
+    pub(super) inherited: Inherited,
+}
 
 /// The three services and what they share.
 pub struct Services {
@@ -58,6 +67,7 @@ pub struct Services {
     /// How long the end of the process may take.
     pub(super) timings: Timings,
     pub(super) readiness: Readiness,
+    pub(super) purpose: Purpose,
     /// The pools that must have a ready backend before a process takes over from one where they have.
     pub(super) wanted: Vec<String>,
     pub(super) proxy: ProxyService,
@@ -75,19 +85,20 @@ impl Services {
         self.readiness.clone()
     }
 
-    /// The services of `plan`, not yet running. It is what `file` says, if there is one, with what operators changed in a
-    /// process before this one.
+    /// The services of `plan`, not yet running. It is what the file of `origin` says, if there is one, with what operators
+    /// changed in a process before this one.
     ///
     /// # Errors
     /// When two of them have a metric of the same name, or the system has no random numbers.
     pub(super) fn compose(
         plan: &Plan,
         conf: &Arc<ServerConf>,
-        (file, inherited): (Option<ConfigFile>, Inherited),
+        origin: Origin,
         logs: &AccessLogs,
         log: Opened,
         held: &Held,
     ) -> Result<Self, StartError> {
+        let Origin { file, purpose, inherited } = origin;
         let Inherited { runtime, times, ready: wanted, events } = inherited;
         let events = Events::continued(events, std::process::id());
         let written = plan.clone();
@@ -129,9 +140,8 @@ impl Services {
             observer: follow(timings.clone(), readiness.clone()),
         });
         let shared = (current.clone(), traffic.clone(), pools.clone());
-        let status =
-            StatusSource::new(shared, operator.clone(), held.verbosity.clone(), readiness.clone());
-        let status = Arc::new(status);
+        let process = (held.verbosity.clone(), readiness.clone(), purpose.clone());
+        let status = Arc::new(StatusSource::new(shared, operator.clone(), process));
         let explain = ExplainSource::new(current.clone());
         let documents = (status.clone(), operator.events().clone(), explain.clone());
         let metrics = readable(plan, registry, &readiness, documents);
@@ -145,6 +155,7 @@ impl Services {
             secret,
             timings,
             readiness,
+            purpose,
             wanted,
             proxy,
             prober,

@@ -49,6 +49,17 @@ impl Demo {
         })
     }
 
+    /// What is said when it runs because there is no configuration.
+    pub fn notice(&self, in_background: bool) -> String {
+        let Self { proxy, metrics, .. } = self;
+        let where_ = if in_background { " in the background" } else { "" };
+        let unready = if in_background { ", /readyz answers 503" } else { "" };
+        format!(
+            "This is the demo{where_}, over backends of its own: http://{proxy}/, status at http://{metrics}/api/v1/status\
+             {unready}.\nTo serve your backends, name a file with -c, or put one at one of these places."
+        )
+    }
+
     /// The demo's configuration file.
     pub fn configuration(&self) -> String {
         let backends: Vec<_> = self.origins.iter().map(|origin| origin.address().to_string()).collect();

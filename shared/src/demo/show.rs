@@ -64,7 +64,8 @@ impl Show {
 
     async fn ready(&self) {
         let mut pace = interval(Duration::from_millis(20));
-        while self.readiness.check().is_err() {
+        // Not whether it is ready, which the demo in the background never is.
+        while !self.readiness.is_listening() {
             pace.tick().await;
         }
     }

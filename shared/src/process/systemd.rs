@@ -29,6 +29,7 @@ use tokio::sync::watch;
 
 /// The variable that makes a process the one whose pings are waited for. A successor has another number.
 pub const WATCHDOG_PID: &str = "WATCHDOG_PID";
+const NOTIFY_SOCKET: &str = "NOTIFY_SOCKET";
 /// systemd reads at once. Should it not, the process goes on without having told it.
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -68,6 +69,11 @@ struct Heart {
     ended: AtomicBool,
 }
 
+/// Whether a service manager waits to be told that the process serves.
+pub fn is_expected(variables: impl Fn(&str) -> Option<OsString>) -> bool {
+    variables(NOTIFY_SOCKET).is_some_and(|address| !address.is_empty())
+}
+
 // === impl Supervisor ===
 
 impl Supervisor {
@@ -75,7 +81,7 @@ impl Supervisor {
     /// `WATCHDOG_PID`. What cannot be used is logged and left. `is_successor` tells whether another process serves until this one
     /// [`serves`](Self::serves).
     pub fn of(variables: impl Fn(&str) -> Option<OsString>, is_successor: bool) -> Self {
-        let Some(address) = variables("NOTIFY_SOCKET").filter(|address| !address.is_empty()) else {
+        let Some(address) = variables(NOTIFY_SOCKET).filter(|address| !address.is_empty()) else {
             return Self::default();
         };
         let watchdog = watchdog(&variables, std::process::id());
