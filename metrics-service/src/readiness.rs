@@ -5,8 +5,8 @@
 //! the balancers out of service. So [`RequiredPools`] says how far the pools count, and by default it is enough that one of them
 //! has a ready backend.
 
-use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use crate::config::RequiredPools;
 use crate::pools::{Member, PoolView, Views};

@@ -86,7 +86,8 @@ fn run_without_file(args: &RunArgs, missing: Missing) -> u8 {
         return complain(&no_configuration(&missing));
     }
     if systemd::is_expected(|name| std::env::var_os(name)) {
-        let manager = "a service manager has started this (NOTIFY_SOCKET is set), so the demo does not take its place";
+        let manager =
+            "a service manager has started this (NOTIFY_SOCKET is set), so the demo does not take its place";
         return complain(&format!("{}\n{manager}", no_configuration(&missing)));
     }
     demo(args, &DemoArgs::default(), Purpose::Stopgap(missing))

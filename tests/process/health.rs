@@ -266,7 +266,8 @@ fn the_same_address_in_two_pools_has_two_states() {
 /// A pool `web` of a healthy backend and a pool `api` of `broken`, with these keys beside them.
 fn two_pools(healthy: &Origin, broken: &Origin, more: &str) -> String {
     let check = check("tcp", "rise: 1, fall: 1");
-    let of = |name: &str, origin: &Origin| format!("  {name}: {{backends: [\"{}\"], {check}}}\n", origin.address);
+    let of =
+        |name: &str, origin: &Origin| format!("  {name}: {{backends: [\"{}\"], {check}}}\n", origin.address);
     let routes = "routes: [{match: {path: /api}, pool: api}, {pool: web}]\n";
     format!("{more}pools:\n{}{}{routes}", of("web", healthy), of("api", broken))
 }
@@ -308,7 +309,8 @@ fn readiness_asks_for_the_pools_that_the_key_names() {
         assert_eq!(done.code, Some(0), "{done:?}");
         done.stdout
     };
-    let down = |pools: &[&str]| (503, pools.iter().map(|p| format!("pool {p}: no backend is ready\n")).collect());
+    let down =
+        |pools: &[&str]| (503, pools.iter().map(|p| format!("pool {p}: no backend is ready\n")).collect());
     assert_eq!(probe(&daemon, "/readyz"), down(&["api"]));
     let check = lab.run(&["healthcheck", "-c", path_str(&config)]);
     assert_eq!((check.code, check.stderr.as_str()), (Some(1), "error: pool api: no backend is ready\n"));

@@ -90,9 +90,11 @@ fn with_no_file_anywhere_the_demo_runs_and_answers() {
 /// Runs this shell script, in which `lb` is the program, where nobody else has files in `/run`.
 fn in_a_world_of_its_own(lab: &Lab, script: &str) -> std::process::Output {
     let program = lab.install();
-    let whole = format!("mount -t tmpfs tmpfs /run || exit 99\nlb() {{ {} \"$@\"; }}\n{script}", program.display());
+    let whole =
+        format!("mount -t tmpfs tmpfs /run || exit 99\nlb() {{ {} \"$@\"; }}\n{script}", program.display());
     let mut command = lab.command();
-    let environment: Vec<_> = command.get_envs().map(|(name, value)| (name.to_owned(), value.map(ToOwned::to_owned))).collect();
+    let environment: Vec<_> =
+        command.get_envs().map(|(name, value)| (name.to_owned(), value.map(ToOwned::to_owned))).collect();
     command = std::process::Command::new("unshare");
     for (name, value) in environment {
         match value {
@@ -111,14 +113,16 @@ fn a_daemon_without_a_file_is_the_demo_and_says_so_wherever_one_looks() {
         &lab,
         "lb -d; echo \"start $?\"; lb status; lb status --format json; lb upgrade 2>&1; echo \"upgrade $?\"; lb events",
     );
-    let (said, problems) =
-        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let (said, problems) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     let all = format!("{said}\n{problems}");
-    let word_after = |before: &str| all.split(before).nth(1).and_then(|rest| rest.split([' ', '/', ',']).next());
+    let word_after =
+        |before: &str| all.split(before).nth(1).and_then(|rest| rest.split([' ', '/', ',']).next());
     let pid: u32 = word_after(" demo, process ").and_then(|pid| pid.parse().ok()).expect(&all);
     let demo = tests::process::Process(pid);
     assert!(all.contains("start 0\n") && demo.alive(), "it runs in the background: {all}");
-    for place in ["$LB_CONFIG, which is not set", &format!("\n  {}", lab.path("load_balancer.yaml").display())] {
+    for place in
+        ["$LB_CONFIG, which is not set", &format!("\n  {}", lab.path("load_balancer.yaml").display())]
+    {
         assert!(problems.contains(place), "{place}: {all}");
     }
     assert!(problems.contains("\n  /etc/load_balancer/load_balancer.yaml\n"), "{all}");
