@@ -23,7 +23,7 @@ for group in "$@"; do
         build) need cc gcc; need cmake cmake ;;
         test)
             need curl curl; need nginx nginx-light; need wrk wrk
-            need promtool prometheus; need prometheus prometheus; need openssl openssl
+            need promtool prometheus; need prometheus prometheus; need openssl openssl; need ip iproute2
             ;;
         bench) need nginx nginx-light; need haproxy haproxy; need wrk wrk; need python3 python3 ;;
         *) echo "error: $0 knows build, test and bench, not '$group'" >&2; exit 2 ;;

@@ -291,7 +291,7 @@ mod tests {
     fn plan(settings: &PoolSettings) -> Plan {
         let pool = Pool::new(settings, Arc::new(HealthRegistry::new()), None);
         let listener = Listener { name: "web".into(), address: ListenAddress::Tcp(address(200)) };
-        let route = Route { path: PathPattern::Prefix("/api".into()), ..Route::any(PoolId(0)) };
+        let route = Route { path: PathPattern::Prefix("/api".into()).into(), ..Route::any(PoolId(0)) };
         let parts = Parts {
             listeners: Listeners::new([listener]),
             routes: RouteTable::new(vec![route]),
@@ -315,7 +315,10 @@ mod tests {
     fn a_request_without_a_route_has_no_pool() {
         let plan = plan(&settings(Algorithm::RoundRobin));
         let explained = plan.explain(&get("/other"), Instant::now());
-        assert_eq!(explained.routes, [Verdict::Not(Mismatch::Path)]);
+        assert_eq!(
+            explained.routes,
+            [Verdict::Not(Mismatch::Path(&PathPattern::Prefix("/api".into()).into()))]
+        );
         assert!(explained.route.is_none() && explained.pool.is_none());
     }
 

@@ -24,15 +24,26 @@ pub struct Route {
     /// The listener the client connected to; absent: any.
     pub listener: Option<ListenerId>,
     /// The host the client asked for; absent: any, and also none.
-    pub host: Option<HostPattern>,
+    pub host: Option<AnyOf<HostPattern>>,
     /// The path, without the query.
-    pub path: PathPattern,
+    pub path: AnyOf<PathPattern>,
     /// The methods; empty: any.
     pub methods: Vec<Method>,
     /// Header lines that must all be there; other lines of the same name do not matter.
     pub headers: Vec<(HeaderName, HeaderValue)>,
     /// Where matching requests go.
     pub pool: PoolId,
+}
+
+/// Patterns of which any may match, in the order of the configuration.
+///
+/// A single one lies in the route itself, so a table without lists costs no further access to memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AnyOf<T> {
+    /// The only one.
+    One(T),
+    /// At least two.
+    Several(Box<[T]>),
 }
 
 /// A host name, or all names below a domain.
@@ -115,10 +126,10 @@ pub struct RouteTable(Box<[Route]>);
 pub enum Mismatch<'a> {
     /// It came through another listener.
     Listener,
-    /// It asks for another host, or for none.
-    Host,
-    /// Its path is another.
-    Path,
+    /// It asks for none of these hosts, or for no host.
+    Host(&'a AnyOf<HostPattern>),
+    /// Its path is none of these.
+    Path(&'a AnyOf<PathPattern>),
     /// Its method is another.
     Method,
     /// It has no line of this name with this value.
@@ -198,26 +209,23 @@ impl RouteTable {
 impl Route {
     /// A route that sends everything to `pool`.
     pub fn any(pool: PoolId) -> Self {
-        Self { listener: None, host: None, path: PathPattern::Any, methods: vec![], headers: vec![], pool }
+        let path = AnyOf::One(PathPattern::Any);
+        Self { listener: None, host: None, path, methods: vec![], headers: vec![], pool }
     }
 
     /// What of this route the request does not match; none: it matches all of it.
     fn mismatch(&self, request: &RequestView<'_>, host: Option<Host<'_>>) -> Option<Mismatch<'_>> {
         if self.listener.is_some_and(|listener| listener != request.listener) {
             Some(Mismatch::Listener)
-        } else if !self.matches_host(host) {
-            Some(Mismatch::Host)
-        } else if !self.path.matches(request.path) {
-            Some(Mismatch::Path)
+        } else if let Some(hosts) = self.host.as_ref().filter(|hosts| !is_any_host(hosts, host)) {
+            Some(Mismatch::Host(hosts))
+        } else if !self.path.any(|path| path.matches(request.path)) {
+            Some(Mismatch::Path(&self.path))
         } else if !(self.methods.is_empty() || self.methods.contains(request.method)) {
             Some(Mismatch::Method)
         } else {
             self.missing_header(request.headers).map(Mismatch::Header)
         }
-    }
-
-    fn matches_host(&self, host: Option<Host<'_>>) -> bool {
-        self.host.as_ref().is_none_or(|pattern| host.is_some_and(|host| pattern.matches_host(host)))
     }
 
     fn missing_header(&self, headers: &HeaderMap) -> Option<&HeaderName> {
@@ -228,11 +236,10 @@ impl Route {
     /// Whether every request that `later` matches is matched by `self`.
     fn covers(&self, later: &Self) -> bool {
         self.listener.is_none_or(|listener| later.listener == Some(listener))
-            && self
-                .host
-                .as_ref()
-                .is_none_or(|host| later.host.as_ref().is_some_and(|below| host.covers(below)))
-            && self.path.covers(&later.path)
+            && self.host.as_ref().is_none_or(|hosts| {
+                later.host.as_ref().is_some_and(|others| hosts.cover(others, HostPattern::covers))
+            })
+            && self.path.cover(&later.path, PathPattern::covers)
             && self.covers_methods(later)
             && self.headers.iter().all(|line| later.headers.contains(line))
     }
@@ -240,6 +247,66 @@ impl Route {
     fn covers_methods(&self, later: &Self) -> bool {
         self.methods.is_empty()
             || (!later.methods.is_empty() && later.methods.iter().all(|method| self.methods.contains(method)))
+    }
+}
+
+/// Whether a request for `host` asks for one of `hosts`.
+fn is_any_host(hosts: &AnyOf<HostPattern>, host: Option<Host<'_>>) -> bool {
+    host.is_some_and(|host| hosts.any(|pattern| pattern.matches_host(host)))
+}
+
+// === impl AnyOf ===
+
+impl<T> AnyOf<T> {
+    /// These patterns; `None` when there are none, since that would match nothing.
+    pub fn new(patterns: impl IntoIterator<Item = T>) -> Option<Self> {
+        let mut patterns: Vec<T> = patterns.into_iter().collect();
+        match patterns.len() {
+            0 | 1 => patterns.pop().map(Self::One),
+            _ => Some(Self::Several(patterns.into())),
+        }
+    }
+
+    /// All of them.
+    pub fn as_slice(&self) -> &[T] {
+        match self {
+            Self::One(pattern) => std::slice::from_ref(pattern),
+            Self::Several(patterns) => patterns,
+        }
+    }
+
+    /// Whether one of them is `meant`.
+    fn any(&self, meant: impl Fn(&T) -> bool) -> bool {
+        match self {
+            Self::One(pattern) => meant(pattern),
+            Self::Several(patterns) => patterns.iter().any(meant),
+        }
+    }
+
+    /// Whether everything that one of `others` matches is matched by one of these, where `covers` compares two patterns.
+    ///
+    /// Each of the others must be covered by a single one of these, so an answer of true is always right.
+    fn cover(&self, others: &Self, covers: impl Fn(&T, &T) -> bool) -> bool {
+        others.as_slice().iter().all(|other| self.any(|own| covers(own, other)))
+    }
+}
+
+impl<T> From<T> for AnyOf<T> {
+    fn from(pattern: T) -> Self {
+        Self::One(pattern)
+    }
+}
+
+impl<T: fmt::Display> fmt::Display for AnyOf<T> {
+    /// A list is written in brackets: `[a.test, b.test]`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::One(pattern) => pattern.fmt(f),
+            Self::Several(patterns) => {
+                let patterns: Vec<_> = patterns.iter().map(ToString::to_string).collect();
+                write!(f, "[{}]", patterns.join(", "))
+            }
+        }
     }
 }
 
@@ -376,6 +443,14 @@ impl PathPattern {
             Self::Prefix(prefix) => path
                 .strip_prefix(&**prefix)
                 .is_some_and(|rest| rest.is_empty() || rest.starts_with('/') || prefix.ends_with('/')),
+        }
+    }
+
+    /// The path or its beginning as the configuration has it; `None` for any path.
+    pub fn text(&self) -> Option<&str> {
+        match self {
+            Self::Any => None,
+            Self::Exact(text) | Self::Prefix(text) => Some(text),
         }
     }
 
@@ -544,7 +619,7 @@ mod tests {
             headers: &headers,
         };
         assert_eq!(RouteTable::new(vec![route()]).find(&request), Some(PoolId(0)));
-        let named = Route { host: Some(host("a.com")), ..route() };
+        let named = Route { host: Some(host("a.com").into()), ..route() };
         assert_eq!(RouteTable::new(vec![named]).find(&request), None);
         assert_eq!(RouteTable::new(vec![]).find(&request), None);
     }
@@ -552,8 +627,10 @@ mod tests {
     #[test]
     fn shadows() {
         let on = |listener| Route { listener: Some(ListenerId(listener)), ..route() };
-        let at = |text| Route { host: Some(host(text)), ..route() };
-        let under = |path| Route { path, ..route() };
+        let at = |text| Route { host: Some(host(text).into()), ..route() };
+        let at_any = |texts: &[&str]| Route { host: AnyOf::new(texts.iter().copied().map(host)), ..route() };
+        let under = |path: PathPattern| Route { path: path.into(), ..route() };
+        let under_any = |paths: Vec<PathPattern>| Route { path: AnyOf::new(paths).unwrap(), ..route() };
         let by = |methods: &[Method]| Route { methods: methods.to_vec(), ..route() };
         let with = |headers: &[(HeaderName, HeaderValue)]| Route { headers: headers.to_vec(), ..route() };
         for (earlier, later, shadowed) in [
@@ -573,6 +650,14 @@ mod tests {
             (under(prefix("/v1")), under(prefix("/v10")), false),
             (under(prefix("/")), route(), false),
             (under(exact("/v1")), under(prefix("/v1")), false),
+            (at_any(&["a.com", "*.b.com"]), at("x.b.com"), true),
+            (at_any(&["a.com", "*.b.com"]), at_any(&["x.b.com", "a.com", "y.b.com"]), true),
+            (at_any(&["a.com", "b.com"]), at_any(&["a.com", "c.com"]), false),
+            (at("a.com"), at_any(&["a.com", "b.com"]), false),
+            (at_any(&["a.com", "b.com"]), route(), false),
+            (under_any(vec![exact("/a"), prefix("/v1")]), under_any(vec![exact("/v1/x"), exact("/a")]), true),
+            (under_any(vec![exact("/a"), prefix("/v1")]), under(prefix("/a")), false),
+            (under(prefix("/v1")), under_any(vec![prefix("/v1"), prefix("/v2")]), false),
             (by(&[Method::GET, Method::HEAD]), by(&[Method::GET]), true),
             (by(&[Method::GET]), by(&[Method::GET, Method::HEAD]), false),
             (by(&[Method::GET]), route(), false),
@@ -586,6 +671,24 @@ mod tests {
     }
 
     #[test]
+    fn one_of_several_hosts_and_paths_is_enough() {
+        let both = Route {
+            host: AnyOf::new([host("a.com"), host("*.b.com")]),
+            path: AnyOf::new([exact("/x"), exact("/y")]).unwrap(),
+            ..route()
+        };
+        let table = RouteTable::new(vec![both]);
+        let headers = HeaderMap::new();
+        let finds = |host, path| {
+            let (listener, method) = (ListenerId(0), &Method::GET);
+            let request = RequestView { listener, host: Some(host), path, method, headers: &headers };
+            table.find(&request).is_some()
+        };
+        assert!(finds("a.com", "/x") && finds("a.com", "/y") && finds("x.b.com", "/y"));
+        assert!(!finds("b.com", "/x") && !finds("a.com", "/z") && !finds("c.com", "/x"));
+    }
+
+    #[test]
     fn the_first_cover_is_named() {
         assert_eq!(shadowed_by(&[route(), route(), route()]), [(1, 0), (2, 0)]);
     }
@@ -594,12 +697,13 @@ mod tests {
     fn what_does_not_match_is_the_first_that_differs() {
         let full = Route {
             listener: Some(ListenerId(0)),
-            host: Some(host("a.test")),
-            path: prefix("/v1"),
+            host: AnyOf::new([host("a.test"), host("b.test")]),
+            path: AnyOf::new([prefix("/v0"), prefix("/v1")]).unwrap(),
             methods: vec![Method::GET],
             headers: vec![header("x-one", "1"), header("x-two", "2")],
             pool: PoolId(0),
         };
+        let (hosts, paths) = (full.host.clone().unwrap(), full.path.clone());
         let table = RouteTable::new(vec![full, route(), route()]);
         let headers: HeaderMap = [header("x-one", "1"), header("x-two", "2")].into_iter().collect();
         let one: HeaderMap = [header("x-one", "1")].into_iter().collect();
@@ -613,8 +717,8 @@ mod tests {
         assert_eq!(table.explain(&good), [Verdict::Taken, Verdict::Behind(0), Verdict::Behind(0)]);
         for (request, mismatch) in [
             (RequestView { listener: ListenerId(1), host: None, ..good }, Mismatch::Listener),
-            (RequestView { host: None, path: "/", ..good }, Mismatch::Host),
-            (RequestView { path: "/v10", method: &Method::PUT, ..good }, Mismatch::Path),
+            (RequestView { host: None, path: "/", ..good }, Mismatch::Host(&hosts)),
+            (RequestView { path: "/v10", method: &Method::PUT, ..good }, Mismatch::Path(&paths)),
             (RequestView { method: &Method::PUT, headers: &one, ..good }, Mismatch::Method),
             (RequestView { headers: &one, ..good }, Mismatch::Header(&HeaderName::from_static("x-two"))),
         ] {
@@ -661,11 +765,15 @@ mod tests {
         ]
     }
 
+    fn any_of<T: fmt::Debug>(pattern: impl Strategy<Value = T>) -> impl Strategy<Value = AnyOf<T>> {
+        vec(pattern, 1..4).prop_map(|patterns| AnyOf::new(patterns).unwrap())
+    }
+
     fn any_route() -> impl Strategy<Value = Route> {
         (
             option::weighted(0.3, (0..2usize).prop_map(ListenerId)),
-            option::of(select(&HOSTS[..]).prop_map(host)),
-            any_path(),
+            option::of(any_of(select(&HOSTS[..]).prop_map(host))),
+            any_of(any_path()),
             vec(any_method(), 0..3),
             vec(any_header(), 0..2),
         )
@@ -722,14 +830,16 @@ mod tests {
             request.host.as_ref().map(|host| host.to_lowercase().split(':').next().unwrap().to_owned());
         let labels: Option<Vec<&str>> =
             name.as_ref().map(|name| name.trim_end_matches('.').split('.').collect());
-        let host = route.host.as_ref().map(ToString::to_string).is_none_or(|pattern| {
+        let is_host = |pattern: &HostPattern| {
+            let pattern = pattern.to_string();
             let wanted: Vec<&str> = pattern.split('.').collect();
-            labels.is_some_and(|labels| match wanted.split_first() {
+            labels.as_ref().is_some_and(|labels| match wanted.split_first() {
                 Some((&"*", domain)) => labels.len() > domain.len() && labels.ends_with(domain),
-                _ => labels == wanted,
+                _ => *labels == wanted,
             })
-        });
-        let path = match &route.path {
+        };
+        let host = route.host.as_ref().is_none_or(|hosts| hosts.as_slice().iter().any(is_host));
+        let is_path = |path: &PathPattern| match path {
             PathPattern::Any => true,
             PathPattern::Exact(path) => request.path == &**path,
             PathPattern::Prefix(path) if path.ends_with('/') => request.path.starts_with(&**path),
@@ -737,6 +847,7 @@ mod tests {
                 request.path == &**path || request.path.starts_with(&format!("{path}/"))
             }
         };
+        let path = route.path.as_slice().iter().any(is_path);
         let has = |(name, value): &(HeaderName, HeaderValue)| {
             request.headers.iter().any(|(own, its)| own == name && its == value)
         };

@@ -10,10 +10,10 @@ use std::time::Duration;
 use pingora::services::background::background_service;
 
 use crate::cli::{self, Ask, CheckArgs, Cli, DemoArgs, Format, ProxyArgs, RunArgs, Verb};
-use crate::config::{self, Context, Loaded, Plan, Problems, RealFiles};
+use crate::config::{self, Context, Loaded, Plan, Problems, RealFiles, Source};
 use crate::daemon::{self, Mode, Purpose, Start};
 use crate::demo::{Demo, Once, POOL, Show};
-use crate::operator::ConfigFile;
+use crate::operator::{ConfigFile, Provenance};
 use crate::places::{self, Missing};
 use crate::process::systemd;
 use crate::verbs::{self, AskError};
@@ -53,6 +53,13 @@ fn misplaced(cli: &Cli) -> Option<&'static str> {
         Some(Verb::Schema | Verb::Completions { .. } | Verb::Man) if run.conf.is_some() => {
             Some("it is the same for every file: leave --conf out")
         }
+        Some(Verb::Check(check)) if run.conf.is_some() && check.file.is_some() => {
+            Some("the file is named twice: leave --conf out, or the argument FILE")
+        }
+        Some(Verb::Ask(Ask::Reload { .. } | Ask::Upgrade { .. })) if is_input(run) => Some(
+            "the text on standard input would not be used: the running daemon reads its own configuration; leave \
+             `--conf -` out, and name the daemon's control socket with --socket",
+        ),
         Some(Verb::Proxy(_)) if run.conf.is_some() => Some("proxy runs without a file: leave --conf out"),
         Some(Verb::Demo(_)) if run.conf.is_some() => {
             Some("the demo has a configuration of its own: leave --conf out")
@@ -64,6 +71,10 @@ fn misplaced(cli: &Cli) -> Option<&'static str> {
     }
 }
 
+fn is_input(run: &RunArgs) -> bool {
+    run.conf.as_deref().is_some_and(config::is_input)
+}
+
 fn run_file(args: &RunArgs) -> u8 {
     let path = match configuration(args) {
         Ok(path) => path,
@@ -73,11 +84,16 @@ fn run_file(args: &RunArgs) -> u8 {
         Ok(file) => file,
         Err(error) => return fail(&format!("cannot tell the present directory: {error}")),
     };
-    match load(&path, args) {
-        Err(problems) => report(&problems),
-        Ok(loaded) if args.test => test(&path.display().to_string(), &loaded.plan, args.upgrade),
-        Ok(loaded) => serve(&loaded.plan, args, Some(file)),
+    let (source, loaded) = match load(&path, args) {
+        Ok(found) => found,
+        Err(problems) => return report(&problems),
+    };
+    if args.test {
+        return test(&source.name, &loaded.plan, args.upgrade);
     }
+    let provenance =
+        if config::is_input(&path) { Provenance::Input(source.text.into()) } else { Provenance::File(file) };
+    serve(&loaded.plan, args, provenance)
 }
 
 /// The demo takes the place of a configuration only for a person who tries the program, never where something relies on it.
@@ -104,12 +120,12 @@ fn proxy(run: &RunArgs, args: &ProxyArgs) -> u8 {
     match with_context(run, |context| config::load_text("command line", &text, context)) {
         Err(problems) => report(&problems),
         Ok(loaded) if run.test => test("the command line", &loaded.plan, run.upgrade),
-        Ok(loaded) => serve(&loaded.plan, run, None),
+        Ok(loaded) => serve(&loaded.plan, run, Provenance::Arguments),
     }
 }
 
-fn serve(plan: &Plan, args: &RunArgs, file: Option<ConfigFile>) -> u8 {
-    let how = Start { mode: mode(plan, args), file, ..Start::default() };
+fn serve(plan: &Plan, args: &RunArgs, provenance: Provenance) -> u8 {
+    let how = Start { mode: mode(plan, args), provenance, ..Start::default() };
     let started = daemon::serve(plan, how, Box::new(|_, _| Vec::new()));
     started.unwrap_or_else(|error| fail(&error.to_string()))
 }
@@ -181,7 +197,7 @@ fn check(run: &RunArgs, args: &CheckArgs) -> u8 {
             None => complain(&format!("no problem has the id {id}")),
         };
     }
-    let path = match configuration(run) {
+    let path = match args.file.clone().map_or_else(|| configuration(run), Ok) {
         Ok(path) => path,
         Err(missing) => return complain(&no_configuration(&missing)),
     };
@@ -191,9 +207,9 @@ fn check(run: &RunArgs, args: &CheckArgs) -> u8 {
             WRONG
         }
         Err(problems) => report(&problems),
-        Ok(loaded) if args.print => print(loaded.effective().as_bytes()),
+        Ok((_, loaded)) if args.print => print(loaded.effective().as_bytes()),
         Ok(_) if args.format == Format::Json => print(b"[]\n"),
-        Ok(_) => print(format!("{}: the configuration is right\n", path.display()).as_bytes()),
+        Ok((source, _)) => print(format!("{}: the configuration is right\n", source.name).as_bytes()),
     }
 }
 
@@ -228,7 +244,7 @@ fn healthcheck(run: &RunArgs) -> u8 {
         Ok(path) => path,
         Err(missing) => return complain(&no_configuration(&missing)),
     };
-    match load(&path, run).map(|loaded| ready(loaded.plan.metrics)) {
+    match load(&path, run).map(|(_, loaded)| ready(loaded.plan.metrics)) {
         Err(problems) => report(&problems),
         Ok(Ok(answer)) if answer.starts_with("HTTP/1.1 200 ") => 0,
         Ok(Ok(answer)) => {
@@ -256,8 +272,12 @@ fn no_configuration(missing: &Missing) -> String {
     format!("{missing}\nname a file with -c, or put one at one of these places")
 }
 
-fn load(path: &Path, args: &RunArgs) -> Result<Loaded, Problems> {
-    with_context(args, |context| config::load(path, context))
+fn load(path: &Path, args: &RunArgs) -> Result<(Source, Loaded), Problems> {
+    with_context(args, |context| {
+        let source = config::read_source(path, context)?;
+        let loaded = config::load_text(&source.name, &source.text, context)?;
+        Ok((source, loaded))
+    })
 }
 
 fn with_context<T>(args: &RunArgs, load: impl FnOnce(&Context<'_>) -> T) -> T {
@@ -267,6 +287,7 @@ fn with_context<T>(args: &RunArgs, load: impl FnOnce(&Context<'_>) -> T) -> T {
         uid: nix::unistd::Uid::effective().as_raw(),
         cpus: std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get),
         daemon: args.daemon,
+        loopback: config::loopback(),
         files: &RealFiles,
     })
 }

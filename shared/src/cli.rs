@@ -12,6 +12,8 @@ use lb_service::config::{BackendAddress, FromText, PositiveDuration};
 use lb_service::listener::ListenAddress;
 use lb_service::pool::Weight;
 
+use crate::config::loopback;
+
 /// A load balancer: spreads HTTP requests over backends, leaves out those that fail their health checks, and changes
 /// without losing a request.
 ///
@@ -31,7 +33,7 @@ pub struct Cli {
 /// Pingora's flags.
 #[derive(Args, Debug, Default, Clone)]
 pub struct RunArgs {
-    /// The configuration file
+    /// The configuration file; - for standard input
     #[arg(short, long, value_name = "FILE", global = true)]
     pub conf: Option<PathBuf>,
     /// Run in the background; returns when the daemon serves, or says why it does not
@@ -195,7 +197,7 @@ pub struct BackendArgs {
     pub to: Daemon,
     /// The name of its pool
     pub pool: String,
-    /// Its address, such as 10.0.0.1:8080
+    /// Its address, such as 10.0.0.1:8080 or localhost:8080
     #[arg(value_parser = backend)]
     pub backend: SocketAddr,
 }
@@ -270,7 +272,7 @@ fn weight(text: &str) -> Result<Weight, String> {
 }
 
 fn backend(text: &str) -> Result<SocketAddr, String> {
-    BackendAddress::from_text(text).map(|BackendAddress(address)| address)
+    BackendAddress::from_text(text).map(|address| address.resolve(loopback()))
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
@@ -280,10 +282,10 @@ fn duration(text: &str) -> Result<Duration, String> {
 /// Arguments of `proxy`.
 #[derive(Args, Debug)]
 pub struct ProxyArgs {
-    /// A backend, as IP address and port; repeat it for more
-    #[arg(long, value_name = "ADDRESS", required = true)]
-    pub to: Vec<SocketAddr>,
-    /// Where to listen
+    /// A backend, such as 10.0.0.1:8080 or localhost:8080; repeat it for more
+    #[arg(long, value_name = "ADDRESS", required = true, value_parser = BackendAddress::from_text)]
+    pub to: Vec<BackendAddress>,
+    /// Where to listen: an address and a port, :PORT for all IPv4 addresses, or unix:/path
     #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:6188", value_parser = ListenAddress::from_text)]
     pub listen: ListenAddress,
     /// Where metrics, readiness and status can be read
@@ -302,6 +304,8 @@ pub struct DemoArgs {
 /// Arguments of `check`.
 #[derive(Args, Debug)]
 pub struct CheckArgs {
+    /// The file to check, as with --conf; - for standard input
+    pub file: Option<PathBuf>,
     /// How problems are printed
     #[arg(long, value_enum, default_value_t = Format::Text)]
     pub format: Format,

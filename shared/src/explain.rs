@@ -15,7 +15,7 @@ use lb_service::explain::{Explained, InPool, Question};
 use lb_service::listener::ListenerId;
 use lb_service::plan::{Current, Plan};
 use lb_service::pool::{Judged, Level, Refusal, Score, State, Unplaced};
-use lb_service::route::{Mismatch, Verdict};
+use lb_service::route::{AnyOf, Mismatch, Verdict};
 use serde::Serialize;
 
 /// Where explanations come from.
@@ -400,8 +400,8 @@ impl RouteDocument {
                 Verdict::Taken => return None,
                 Verdict::Behind(first) => format!("route {first} comes first"),
                 Verdict::Not(Mismatch::Listener) => "another listener".to_owned(),
-                Verdict::Not(Mismatch::Host) => "another host".to_owned(),
-                Verdict::Not(Mismatch::Path) => "another path".to_owned(),
+                Verdict::Not(Mismatch::Host(hosts)) => none_of("host", hosts),
+                Verdict::Not(Mismatch::Path(paths)) => none_of("path", paths),
                 Verdict::Not(Mismatch::Method) => "another method".to_owned(),
                 Verdict::Not(Mismatch::Header(name)) => format!("header {name}"),
             };
@@ -410,6 +410,13 @@ impl RouteDocument {
         let others = explained.routes.iter().enumerate().filter_map(other).collect();
         Self { index: explained.route, others }
     }
+}
+
+/// `its host is not a.test`, or `its host is none of a.test, b.test`.
+fn none_of<T: ToString>(what: &str, patterns: &AnyOf<T>) -> String {
+    let patterns: Vec<String> = patterns.as_slice().iter().map(ToString::to_string).collect();
+    let word = if patterns.len() == 1 { "not" } else { "none of" };
+    format!("its {what} is {word} {}", patterns.join(", "))
 }
 
 // === impl BackendDocument ===
@@ -539,8 +546,8 @@ mod tests {
         };
         let api = HostPattern::parse("api.test").unwrap();
         let routes = vec![
-            Route { host: Some(api), ..Route::any(PoolId(0)) },
-            Route { path: PathPattern::Prefix("/shop".into()), ..Route::any(PoolId(0)) },
+            Route { host: Some(api.into()), ..Route::any(PoolId(0)) },
+            Route { path: PathPattern::Prefix("/shop".into()).into(), ..Route::any(PoolId(0)) },
         ];
         let parts = Parts {
             listeners: Listeners::new([listener("web", 1), listener("private", 2)]),
@@ -600,7 +607,7 @@ mod tests {
         assert_eq!(document["listener"], "web");
         assert_eq!(
             document["route"],
-            json!({"index": 1, "others": [{"index": 0, "reason": "another host"}]})
+            json!({"index": 1, "others": [{"index": 0, "reason": "its host is not api.test"}]})
         );
         assert_eq!((&document["pool"], &document["policy"]), (&json!("shop"), &json!("round_robin")));
         assert_eq!(document["availability"], json!({"panic": false, "backups_in_use": false}));
@@ -619,6 +626,14 @@ mod tests {
     }
 
     #[test]
+    fn a_route_that_does_not_match_names_all_that_it_would_match() {
+        let hosts = AnyOf::new(["a.test", "*.b.test"].map(|host| HostPattern::parse(host).unwrap())).unwrap();
+        assert_eq!(none_of("host", &hosts), "its host is none of a.test, *.b.test");
+        let path = AnyOf::One(PathPattern::Prefix("/v1".into()));
+        assert_eq!(none_of("path", &path), "its path is not /v1…");
+    }
+
+    #[test]
     fn a_draw_names_nobody() {
         let document = json(&source(Algorithm::Random), "path=/shop");
         assert_eq!((&document["taken"], &document["draw"]), (&Value::Null, &json!(true)));
@@ -633,7 +648,7 @@ mod tests {
         let expected = "\
 request  GET b.test/shop from 192.0.2.1 through web
 route    1
-         not 0: another host
+         not 0: its host is not api.test
 pool     shop, round_robin
          10.0.0.1:80  up        turn 1  it would be taken
          10.0.0.2:80  draining  turn 2  it is draining

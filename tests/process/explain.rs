@@ -251,7 +251,8 @@ fn routes_are_explained_as_they_are_taken() {
     let canary = daemon.connect().request("GET", "/v1/x", &[("X-Canary", "1")], b"").unwrap();
     assert_eq!(canary.origin(), "two");
     let document = explain(&daemon, "host=b.test&path=/v1");
-    let others = json!([{"index": 0, "reason": "another host"}, {"index": 1, "reason": "header x-canary"}]);
+    let others =
+        json!([{"index": 0, "reason": "its host is not a.test"}, {"index": 1, "reason": "header x-canary"}]);
     assert_eq!((&document["route"]["others"], &document["pool"]), (&others, &json!("web")));
     let document = explain(&daemon, "host=b.test&path=/v2");
     assert_eq!((&document["route"]["index"], &document["outcome"]), (&Value::Null, &json!("no_route")));

@@ -87,6 +87,32 @@ fn hosts_match_exactly_or_by_wildcard_without_regard_to_case_and_port() {
 }
 
 #[test]
+fn one_of_several_hosts_and_paths_is_enough() {
+    let lab = Lab::new();
+    let routes = [
+        "{match: {host: [api.test, \"*.api.test\"], path: [/a, /b]}, pool: one}",
+        "{match: {path_prefix: [/x, /y]}, pool: two}",
+    ];
+    let pools = Pools::start();
+    let daemon = lab.start(&pools.routed(&routes));
+    let mut client = daemon.connect();
+    let mut by = |host: &str, path: &str| answered_by(&mut client, "GET", path, &[("Host", host)]);
+    for (host, path) in
+        [("api.test", "/a"), ("api.test", "/b"), ("v1.api.test", "/a"), ("v1.API.test", "/b?q")]
+    {
+        assert_eq!(by(host, path), "one", "{host}{path}");
+    }
+    assert_eq!(by("other.test", "/a"), "404");
+    assert_eq!(by("api.test", "/a/below"), "404");
+    for (host, path) in [("api.test", "/x"), ("other.test", "/y/below")] {
+        assert_eq!(by(host, path), "two", "{host}{path}");
+    }
+    let explained = daemon.read("/api/v1/explain?host=other.test&path=/a").unwrap().text();
+    assert!(explained.contains("its host is none of api.test, *.api.test"), "{explained}");
+    assert!(explained.contains("its path is none of /x…, /y…"), "{explained}");
+}
+
+#[test]
 fn paths_match_exactly_or_by_prefix_of_whole_segments() {
     let lab = Lab::new();
     let routes = ["{match: {path: /exact}, pool: one}", "{match: {path_prefix: /v1}, pool: two}"];

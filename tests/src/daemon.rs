@@ -184,6 +184,18 @@ impl Lab {
         self.finish(command, arguments)
     }
 
+    /// As [`Lab::run`], with this file as standard input.
+    #[track_caller]
+    pub fn run_with_input(&self, input: &Path, arguments: &[&str]) -> Finished {
+        self.finish(self.command_reading(input), arguments)
+    }
+
+    fn command_reading(&self, input: &Path) -> Command {
+        let mut command = self.command();
+        command.stdin(File::open(input).expect("the test has written it"));
+        command
+    }
+
     /// As [`Lab::run`] with the program that was built, whatever stands in the place of the [installed](Self::install) one.
     #[track_caller]
     pub fn run_built(&self, arguments: &[&str]) -> Finished {
@@ -227,6 +239,14 @@ impl Lab {
         daemon
     }
 
+    /// As [`Lab::start_file`], with the file as standard input.
+    #[track_caller]
+    pub fn start_with_input(&self, config: &Path) -> Daemon {
+        let mut daemon = self.spawn_command(self.command_reading(config), &["-c", "-"]);
+        daemon.wait_started(Until::Ready);
+        daemon
+    }
+
     /// As [`Lab::start`], for daemons that cannot become ready as no backend is.
     #[track_caller]
     pub fn start_listening(&self, body: &str) -> Daemon {
@@ -265,6 +285,14 @@ impl Lab {
         let finished = self.run(&[&["-c", path_str(config), "-d"], more].concat());
         assert_eq!(finished.code, Some(0), "-d failed: {finished:?}\n{}", self.error_log());
         self.newer_than(before)
+    }
+
+    /// Starts a daemon with `-d`, with this file as standard input, and waits until it is ready.
+    #[track_caller]
+    pub fn daemonize_with_input(&self, config: &Path) -> Background {
+        let finished = self.run_with_input(config, &["-c", "-", "-d"]);
+        assert_eq!(finished.code, Some(0), "-d failed: {finished:?}\n{}", self.error_log());
+        self.newer_than(None)
     }
 
     /// The process that takes over from `old`, when it has.

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::net::IpAddr;
 use std::num::NonZeroU32;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
@@ -55,10 +56,10 @@ impl BackendConfig {
         NonZeroU32::new(self.max_requests.unwrap_or(default).get())
     }
 
-    /// What it means in a pool whose own limit is `default`.
-    pub(super) fn plan(&self, default: Number<0, MAX_COUNT>) -> BackendSettings {
+    /// What it means in a pool whose own limit is `default`, on a machine with this loopback address.
+    pub(super) fn plan(&self, default: Number<0, MAX_COUNT>, loopback: IpAddr) -> BackendSettings {
         BackendSettings {
-            address: self.address.get().0,
+            address: self.address.get().resolve(loopback),
             weight: self.weight,
             backup: self.backup,
             max_requests: self.limit(default),
@@ -158,6 +159,8 @@ impl JsonSchema for WeightNumber {
 
 #[cfg(test)]
 mod tests {
+    use std::net::{Ipv4Addr, Ipv6Addr};
+
     use super::*;
 
     fn json(text: &str) -> Result<BackendConfig, String> {
@@ -169,13 +172,25 @@ mod tests {
         let none = Number::near(0);
         let short = json(r#""10.0.0.1:80""#).expect("it is valid");
         let long = json(r#"{"address": "10.0.0.1:80", "weight": 1, "backup": false}"#).expect("it is valid");
-        assert_eq!(short.plan(none), long.plan(none));
-        assert_eq!(short.plan(none), BackendSettings::new(short.address.get().0));
+        let plan = |backend: &BackendConfig| backend.plan(none, Ipv4Addr::LOCALHOST.into());
+        assert_eq!(plan(&short), plan(&long));
+        assert_eq!(plan(&short), BackendSettings::new(([10, 0, 0, 1], 80).into()));
         for weight in ["0", "1001", "-1"] {
             let text = format!(r#"{{"address": "10.0.0.1:80", "weight": {weight}}}"#);
             assert!(json(&text).expect_err("refused").contains("from 1 to 1000"), "{weight}");
         }
         assert!(json("7").expect_err("refused").contains("an address such as"));
+    }
+
+    #[test]
+    fn localhost_is_the_loopback_address_of_the_machine() {
+        let none = Number::near(0);
+        for text in [r#""localhost:8081""#, r#"{"address": "LocalHost:8081"}"#] {
+            let backend = json(text).expect("it is valid");
+            for loopback in [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()] {
+                assert_eq!(backend.plan(none, loopback), BackendSettings::new((loopback, 8081).into()));
+            }
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@
 
 mod backend;
 mod balancing;
+mod listener;
 mod number;
 mod pool;
 mod resilience;
@@ -22,10 +23,10 @@ use serde::de::{self, Deserializer, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize, Serializer};
 
 use crate::access_log;
-use crate::listener::ListenAddress;
-use crate::route::{HostPattern, PathPattern};
+use crate::route::{AnyOf, HostPattern, PathPattern};
 pub use backend::BackendConfig;
 pub use balancing::{HashOnConfig, PolicyName, StickyConfig};
+pub use listener::ListenerConfig;
 pub use number::{Number, Percent, Ratio};
 pub use pool::{LimitsConfig, PoolConfig, TimeoutsConfig, TlsConfig};
 pub use resilience::{GrayConfig, MAX_ATTEMPTS, OutlierConfig, RetriesConfig, RetryOnConfig, RetryWord};
@@ -37,17 +38,6 @@ pub use values::{
 
 /// The largest number of requests, or of anything else that is counted in them.
 pub const MAX_COUNT: u32 = 1_000_000;
-
-/// Where clients connect.
-#[derive(Deserialize, Serialize, JsonSchema, Clone, Debug)]
-#[serde(deny_unknown_fields)]
-pub struct ListenerConfig {
-    /// An IP address and a port, such as `0.0.0.0:6188`, or `unix:/path`.
-    pub address: Text<ListenAddress>,
-    /// What routes, metrics and the access log call it; default: the address.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub name: Option<Text<Name>>,
-}
 
 /// Which pool a request goes to; the first route that matches decides.
 #[derive(Deserialize, Serialize, JsonSchema, Clone, Debug)]
@@ -67,15 +57,16 @@ pub struct MatchConfig {
     /// The name of the listener that it came through.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub listener: Option<String>,
-    /// The host: `example.com`, or `*.example.com` for all names below.
+    /// The host: `example.com`, or `*.example.com` for all names below; one, or a list of which any may match.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub host: Option<Text<HostPattern>>,
-    /// The whole path, without the query.
+    pub host: Option<OneOrMany<Text<HostPattern>>>,
+    /// The whole path, without the query; one, or a list of which any may match.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub path: Option<Text<RequestPath>>,
-    /// The beginning of the path: `/v1` matches `/v1` and `/v1/users`, but not `/v10`.
+    pub path: Option<OneOrMany<Text<RequestPath>>>,
+    /// The beginning of the path: `/v1` matches `/v1` and `/v1/users`, but not `/v10`; one, or a list of which any may
+    /// match.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub path_prefix: Option<Text<RequestPath>>,
+    pub path_prefix: Option<OneOrMany<Text<RequestPath>>>,
     /// One method, or a list of them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub method: Option<OneOrMany<Text<Method>>>,
@@ -127,27 +118,44 @@ impl MatchConfig {
             && header.is_empty()
     }
 
-    /// What `path` and `path_prefix` mean; when both are given, the whole path.
-    pub fn path_pattern(&self) -> PathPattern {
-        match (&self.path, &self.path_prefix) {
-            (Some(path), _) => PathPattern::Exact(path.get().0.clone().into()),
-            (None, Some(prefix)) => PathPattern::Prefix(prefix.get().0.clone().into()),
-            (None, None) => PathPattern::Any,
-        }
+    /// The hosts, of which any may match; absent: any host, and none.
+    pub fn hosts(&self) -> Option<AnyOf<HostPattern>> {
+        self.host.as_ref().and_then(|hosts| AnyOf::new(hosts.values().cloned()))
+    }
+
+    /// What `path` and `path_prefix` mean, of which any may match; when both are given, the whole paths.
+    pub fn paths(&self) -> AnyOf<PathPattern> {
+        let exact = |path: &RequestPath| PathPattern::Exact(path.0.as_str().into());
+        let prefix = |path: &RequestPath| PathPattern::Prefix(path.0.as_str().into());
+        let written = match (&self.path, &self.path_prefix) {
+            (Some(paths), _) => AnyOf::new(paths.values().map(exact)),
+            (None, Some(prefixes)) => AnyOf::new(prefixes.values().map(prefix)),
+            (None, None) => None,
+        };
+        written.unwrap_or(AnyOf::One(PathPattern::Any))
     }
 
     /// The methods; empty: any.
     pub fn methods(&self) -> Vec<Method> {
-        let written = self.method.iter().flat_map(|methods| &methods.0);
-        written.map(|method| method.get().clone()).collect()
+        self.method.iter().flat_map(OneOrMany::values).cloned().collect()
     }
 }
 
 // === impl OneOrMany ===
 
+impl<T> OneOrMany<Text<T>> {
+    /// The values in their order.
+    pub fn values(&self) -> impl Iterator<Item = &T> {
+        self.0.iter().map(Text::get)
+    }
+}
+
 impl<T: Serialize> Serialize for OneOrMany<T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        self.0.serialize(serializer)
+        match self.0.as_slice() {
+            [one] => one.serialize(serializer),
+            many => many.serialize(serializer),
+        }
     }
 }
 
@@ -241,8 +249,29 @@ mod tests {
     }
 
     #[test]
+    fn a_match_takes_one_host_and_path_or_several() {
+        let read = |text: &str| json::<MatchConfig>(text).expect("it is valid");
+        let host = |text: &str| HostPattern::parse(text).expect("it is a host");
+        let prefix = |text: &str| PathPattern::Prefix(text.into());
+        assert_eq!(read(r#"{"host": "a.test"}"#).hosts(), Some(AnyOf::One(host("a.test"))));
+        assert_eq!(read(r#"{"host": ["a.test"]}"#).hosts(), Some(AnyOf::One(host("a.test"))));
+        let two = AnyOf::Several([host("a.test"), host("*.b.test")].into());
+        assert_eq!(read(r#"{"host": ["a.test", "*.b.test"]}"#).hosts(), Some(two));
+        assert_eq!(
+            read(r#"{"path_prefix": ["/a", "/b"]}"#).paths(),
+            AnyOf::Several([prefix("/a"), prefix("/b")].into())
+        );
+        assert_eq!(read(r#"{"path": "/a"}"#).paths(), AnyOf::One(PathPattern::Exact("/a".into())));
+        assert_eq!(read("{}").paths(), AnyOf::One(PathPattern::Any));
+        for key in ["host", "path", "path_prefix"] {
+            let refusal = json::<MatchConfig>(&format!(r#"{{"{key}": []}}"#)).expect_err("refused");
+            assert!(refusal.contains("never match"), "{refusal}");
+        }
+    }
+
+    #[test]
     fn what_is_written_out_reads_back_the_same() {
-        let text = r#"{"match":{"host":"*.a.example","method":["GET"],"header":{"x-a":"1"}},"pool":"one"}"#;
+        let text = r#"{"match":{"host":"*.a.example","path":["/a","/b"],"method":"GET","header":{"x-a":"1"}},"pool":"one"}"#;
         let route: RouteConfig = json(text).expect("it is valid");
         assert_eq!(serde_json::to_string(&route).expect("it can be written"), text);
     }

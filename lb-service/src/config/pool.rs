@@ -1,5 +1,6 @@
 //! The section of a pool: who is in it, how one is chosen, and how they are spoken to.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use schemars::JsonSchema;
@@ -33,7 +34,7 @@ pub struct PoolConfig<Check: Default> {
     /// The cookie that keeps a client at its backend; default: nothing does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sticky: Option<StickyConfig>,
-    /// The backends: `10.0.0.1:8080`, or `{address: 10.0.0.1:8080, weight: 2}`.
+    /// The backends: `10.0.0.1:8080` or `localhost:8080`, or `{address: 10.0.0.1:8080, weight: 2}`.
     pub backends: Vec<BackendConfig>,
     /// TLS to the backends; default: plain HTTP.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -158,9 +159,10 @@ impl<Check: Default> PoolConfig<Check> {
         })
     }
 
-    /// What it means. `ca` are the certificates of the file that `tls` names, DER encoded.
-    pub fn plan(&self, name: &str, ca: Vec<Vec<u8>>) -> PoolSettings {
-        let backends = self.backends.iter().map(|backend| backend.plan(self.limits.each()));
+    /// What it means on a machine with this loopback address. `ca` are the certificates of the file that `tls` names,
+    /// DER encoded.
+    pub fn plan(&self, name: &str, ca: Vec<Vec<u8>>, loopback: IpAddr) -> PoolSettings {
+        let backends = self.backends.iter().map(|backend| backend.plan(self.limits.each(), loopback));
         PoolSettings {
             name: Arc::from(name),
             policy: self.policy.plan(),
@@ -227,9 +229,12 @@ impl LimitsConfig {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
     use std::time::Duration;
 
     use super::*;
+
+    const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
     fn pool(keys: &str) -> PoolConfig<()> {
         let text = format!(r#"{{"backends": ["10.0.0.1:80", "10.0.0.2:80"], "health_check": null{keys}}}"#);
@@ -240,14 +245,14 @@ mod tests {
 
     #[test]
     fn the_smallest_pool_has_the_documented_defaults() {
-        let settings = pool("").plan("web", Vec::new());
+        let settings = pool("").plan("web", Vec::new(), LOOPBACK);
         let defaults = PoolSettings::new("web", settings.backends.clone());
         assert_eq!(format!("{settings:?}"), format!("{defaults:?}"));
     }
 
     #[test]
     fn a_queue_is_twice_as_long_as_the_limits_unless_it_is_written() {
-        let queue = |keys| pool(keys).plan("web", Vec::new()).queue;
+        let queue = |keys| pool(keys).plan("web", Vec::new(), LOOPBACK).queue;
         assert_eq!(queue(""), 0);
         assert_eq!(queue(r#", "limits": {"max_requests": 10}"#), 40);
         assert_eq!(queue(r#", "limits": {"max_requests": 10, "queue": 7}"#), 7);
@@ -270,12 +275,12 @@ mod tests {
         let mut pool: PoolConfig<()> = serde_json::from_str(text).expect("it is valid");
         pool.complete();
         assert!(pool.limits.max_requests.is_none() && pool.is_limited());
-        assert_eq!(pool.plan("web", Vec::new()).queue, 10);
+        assert_eq!(pool.plan("web", Vec::new(), LOOPBACK).queue, 10);
     }
 
     #[test]
     fn the_time_to_connect_yields_to_that_of_an_attempt() {
-        let connect = |keys| pool(keys).plan("web", Vec::new()).timeouts.connect;
+        let connect = |keys| pool(keys).plan("web", Vec::new(), LOOPBACK).timeouts.connect;
         assert_eq!(connect(""), Duration::from_secs(3));
         assert_eq!(connect(r#", "retries": {"per_try": "2s"}"#), Duration::from_secs(2));
         assert_eq!(connect(r#", "retries": {"per_try": "5s"}"#), Duration::from_secs(3));

@@ -1,7 +1,7 @@
 //! The leaf values of the sections. Each has no way to hold a bad value: it is refused where it is read.
 
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,9 +33,14 @@ pub struct PositiveDuration(pub Duration);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AnyDuration(pub Duration);
 
-/// The address of a backend: an IP address and a port above 0.
+/// The address of a backend: an IP address or the name `localhost`, and a port above 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BackendAddress(pub SocketAddr);
+pub enum BackendAddress {
+    /// An address of one machine.
+    Ip(SocketAddr),
+    /// This port of the loopback address of the machine that the load balancer runs on.
+    Localhost(u16),
+}
 
 /// An IP address and a port above 0 to listen on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -191,11 +196,15 @@ impl FromText for BackendAddress {
                 "{text:?}: backends on Unix sockets are not supported yet\nuse an IP address and a port"
             ));
         }
+        if let Some(port) = localhost(text) {
+            return port.map(Self::Localhost);
+        }
         let address = socket_address(text, Self::EXPECTED)?;
         if address.ip().is_unspecified() {
             return Err(format!(
-                "no backend can be reached at {}\nname the address of one machine",
-                address.ip()
+                "no backend can be reached at {}\nname the address of one machine, such as 127.0.0.1:{} for this one",
+                address.ip(),
+                address.port()
             ));
         }
         // Or one backend could be two.
@@ -203,12 +212,36 @@ impl FromText for BackendAddress {
         if address.is_ipv6() && canonical.is_ipv4() {
             return Err(format!("{text:?} is an IPv4 address in the form of IPv6\nwrite {canonical}"));
         }
-        Ok(Self(address))
+        Ok(Self::Ip(address))
     }
 
     fn schema() -> Schema {
-        json_schema!({"type": "string", "pattern": "^[0-9A-Fa-f.:%\\[\\]]+:[0-9]{1,5}$"})
+        json_schema!({
+            "type": "string",
+            "pattern": "^([0-9A-Fa-f.:%\\[\\]]+|[Ll][Oo][Cc][Aa][Ll][Hh][Oo][Ss][Tt]):[0-9]{1,5}$",
+        })
     }
+}
+
+impl BackendAddress {
+    /// The address to connect to, where `loopback` is the loopback address of this machine.
+    pub fn resolve(self, loopback: IpAddr) -> SocketAddr {
+        match self {
+            Self::Ip(address) => address,
+            Self::Localhost(port) => SocketAddr::new(loopback, port),
+        }
+    }
+}
+
+/// The port after the name `localhost`; `None` if the text does not begin with that name.
+fn localhost(text: &str) -> Option<Result<u16, String>> {
+    let (host, port) = text.split_once(':').unwrap_or((text, ""));
+    host.eq_ignore_ascii_case("localhost").then(|| match port.parse() {
+        Ok(0) => Err(format!("{text:?}: the port must be given, from 1 to 65535")),
+        Ok(port) => Ok(port),
+        Err(_) if port.is_empty() => Err(format!("{text:?} has no port\nwrite {host}:80")),
+        Err(_) => Err(format!("{port:?} is no port for {host}\na port is a number from 1 to 65535")),
+    })
 }
 
 impl FromText for TcpAddress {
@@ -229,14 +262,17 @@ impl FromText for ListenAddress {
     const READS_NUMBERS: bool = true;
 
     fn from_text(text: &str) -> Result<Self, String> {
-        match text.strip_prefix("unix:") {
-            Some(path) => unix_path(path).map(Self::Unix),
-            None => socket_address(text, Self::EXPECTED).map(Self::Tcp),
+        if let Some(path) = text.strip_prefix("unix:") {
+            return unix_path(path).map(Self::Unix);
+        }
+        match text.strip_prefix(':').map(str::parse) {
+            Some(Ok(port @ 1..)) => Ok(Self::Tcp((Ipv4Addr::UNSPECIFIED, port).into())),
+            _ => socket_address(text, Self::EXPECTED).map(Self::Tcp),
         }
     }
 
     fn schema() -> Schema {
-        json_schema!({"type": "string", "pattern": "^(unix:/\\S+|[0-9A-Fa-f.:%\\[\\]]+:[0-9]{1,5})$"})
+        json_schema!({"type": "string", "pattern": "^(unix:/\\S+|[0-9A-Fa-f.:%\\[\\]]*:[0-9]{1,5})$"})
     }
 }
 
@@ -539,6 +575,15 @@ fn readable_path(text: &str) -> Result<&Path, String> {
 
 // === Display ===
 
+impl fmt::Display for BackendAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ip(address) => address.fmt(f),
+            Self::Localhost(port) => write!(f, "localhost:{port}"),
+        }
+    }
+}
+
 impl fmt::Display for Name {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
@@ -604,10 +649,13 @@ mod tests {
 
     #[test]
     fn addresses_are_numeric_and_have_a_port() {
-        accepts::<BackendAddress>(&["1.1.1.1:443", "[::1]:80"]);
+        accepts::<BackendAddress>(&["1.1.1.1:443", "[::1]:80", "localhost:8081", "Localhost:1"]);
         for (text, why) in [
             ("example.com:80", "names are not resolved yet"),
-            ("localhost", "names are not resolved yet"),
+            ("localhost", "has no port\nwrite localhost:80"),
+            ("localhost:0", "must be given"),
+            ("localhost:x", "is no port for localhost"),
+            ("localhost.:80", "names are not resolved yet"),
             ("http://1.1.1.1:80", "is a URL"),
             ("1.1.1.1", "has no port\nwrite 1.1.1.1:80"),
             ("::1", "has no port\nwrite [::1]:80"),
@@ -631,7 +679,8 @@ mod tests {
 
     #[test]
     fn listeners_may_be_unix_sockets_with_an_absolute_path() {
-        accepts::<ListenAddress>(&["0.0.0.0:80", "[::]:80", "unix:/run/a.sock"]);
+        accepts::<ListenAddress>(&["0.0.0.0:80", "[::]:80", ":80", "unix:/run/a.sock"]);
+        assert_eq!(ListenAddress::from_text(":80"), ListenAddress::from_text("0.0.0.0:80"));
         assert!(refusal::<ListenAddress>("unix:a.sock").contains("absolute"));
         assert!(refusal::<ListenAddress>("unix:/run/a b").contains("white space"));
         assert!(refusal::<ListenAddress>(&format!("unix:/{}", "a".repeat(107))).contains("this one has 108"));

@@ -12,7 +12,8 @@ use std::path::{Path, PathBuf};
 
 use health_service::{CheckType, HealthCheckConfig};
 use lb_service::config::{
-    AbsolutePath, FormatConfig, MatchConfig, PoolConfig, RouteConfig, SocketPath, Text, TlsConfig,
+    AbsolutePath, FormatConfig, ListenerConfig, MatchConfig, PoolConfig, RouteConfig, SocketPath, Text,
+    TlsConfig,
 };
 use lb_service::listener::ListenAddress;
 use lb_service::route::shadowed_by;
@@ -214,7 +215,7 @@ impl Checker<'_> {
     }
 
     fn check_listener_names(&mut self) {
-        let names: Vec<String> = self.config.listeners.iter().flatten().map(plan::listener_name).collect();
+        let names: Vec<String> = self.config.listeners.iter().flatten().map(ListenerConfig::name).collect();
         for (index, name) in names.iter().enumerate() {
             let Some(first) = names[..index].iter().position(|earlier| earlier == name) else { continue };
             let is_name = |at: usize| self.is_written(&path!["listeners", at, "name"]);
@@ -252,10 +253,17 @@ impl Checker<'_> {
         }
     }
 
+    /// Where the address of a listener is written, in its long or its short form.
+    fn listener_path(&self, index: usize) -> Vec<Step> {
+        let long = path!["listeners", index, "address"];
+        let path = if self.is_written(&long) { &long[..] } else { &long[..2] };
+        path.to_vec()
+    }
+
     /// Everything that is listened on, with the place that says so.
     fn addresses(&self) -> Vec<(Vec<Step>, ListenAddress, &'static str)> {
         let listeners = self.config.listeners.iter().flatten().enumerate().map(|(index, listener)| {
-            (path!["listeners", index, "address"].to_vec(), listener.address.get().clone(), "a listener")
+            (self.listener_path(index), listener.address.get().clone(), "a listener")
         });
         let metrics = ListenAddress::Tcp(self.config.metrics.address());
         let metrics = (path!["metrics", "address"].to_vec(), metrics, "the metrics server");
@@ -320,7 +328,7 @@ impl Checker<'_> {
     fn check_backend_addresses(&mut self, name: &str, pool: &Pool) {
         let mut seen: BTreeMap<SocketAddr, usize> = BTreeMap::new();
         for (index, backend) in pool.backends.iter().enumerate() {
-            let address = backend.address.get().0;
+            let address = backend.address.get().resolve(self.context.loopback);
             let Some(first) = seen.get(&address) else {
                 seen.insert(address, index);
                 continue;
@@ -466,9 +474,10 @@ impl Checker<'_> {
 
     fn unknown_listener(&self, index: usize, route: &RouteConfig) -> Option<Problem> {
         let wanted = route.r#match.listener.as_ref()?;
-        let names: Vec<String> = self.config.listeners.iter().flatten().map(plan::listener_name).collect();
+        let names: Vec<String> = self.config.listeners.iter().flatten().map(ListenerConfig::name).collect();
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
-        let unknown = !names.contains(&wanted.as_str()) && !self.root.is_damaged(&path!["listeners"]);
+        let known = self.config.listeners.iter().flatten().any(|listener| listener.is_called(wanted));
+        let unknown = !known && !self.root.is_damaged(&path!["listeners"]);
         unknown.then(|| {
             let problem = Problem::new(Id::UnknownListener, format!("there is no listener `{wanted}`"));
             let place = self.root.place(&path!["routes", index, "match", "listener"]);
@@ -612,7 +621,7 @@ impl Checker<'_> {
         let mut seen = BTreeSet::new();
         let sockets = config.listeners.iter().flatten().enumerate().filter_map(|(index, listener)| {
             let ListenAddress::Unix(socket) = listener.address.get() else { return None };
-            let key = path!["listeners", index, "address"].to_vec();
+            let key = self.listener_path(index);
             seen.insert(socket).then(|| (key, socket.clone()))
         });
         let named = keys.into_iter().filter_map(|(key, file)| Some((key, file?)));

@@ -1,11 +1,13 @@
 //! What a configuration depends on beside its text: the process, the machine and its files.
 
 use std::fs;
-use std::io;
+use std::io::{self, Read};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::path::{Path, PathBuf};
 
 use nix::unistd::{AccessFlags, access};
 
+use super::MAX_BYTES;
 use super::env::Lookup;
 use crate::process::privileges::Identity;
 
@@ -20,6 +22,8 @@ pub struct Context<'a> {
     pub cpus: usize,
     /// Whether `-d` was given.
     pub daemon: bool,
+    /// What the name `localhost` means; see [`loopback`].
+    pub loopback: IpAddr,
     /// The files and accounts that the configuration names.
     pub files: &'a dyn Files,
 }
@@ -32,6 +36,15 @@ pub trait Files {
     ///
     /// As reading a file does.
     fn read(&self, path: &Path) -> io::Result<Vec<u8>>;
+
+    /// All of standard input, for a configuration that is named `-`.
+    ///
+    /// # Errors
+    ///
+    /// As reading it does; by default there is none.
+    fn read_input(&self) -> io::Result<Vec<u8>> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
 
     /// Why no file can be created in a directory, in words; `None` if it can.
     fn refuses_new_files(&self, directory: &Path) -> Option<String>;
@@ -63,11 +76,30 @@ pub fn runtime_directory(uid: u32, variables: Lookup<'_>) -> PathBuf {
     }
 }
 
+/// The loopback address of this machine: 127.0.0.1, or ::1 where only that one can be used.
+pub fn loopback() -> IpAddr {
+    let works = |address: IpAddr| UdpSocket::bind((address, 0)).is_ok();
+    choose_loopback(works)
+}
+
+/// 127.0.0.1 is also chosen when neither address works, since its errors are the better known ones.
+fn choose_loopback(works: impl Fn(IpAddr) -> bool) -> IpAddr {
+    let (v4, v6) = (IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST));
+    if !works(v4) && works(v6) { v6 } else { v4 }
+}
+
 // === impl RealFiles ===
 
 impl Files for RealFiles {
     fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
         fs::read(path)
+    }
+
+    fn read_input(&self) -> io::Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        // One byte more than is allowed shows that it is too long.
+        io::stdin().lock().take(MAX_BYTES as u64 + 1).read_to_end(&mut bytes)?;
+        Ok(bytes)
     }
 
     fn refuses_new_files(&self, directory: &Path) -> Option<String> {
@@ -104,6 +136,15 @@ mod tests {
         assert_eq!(runtime_directory(7, &session), Path::new("/run/user/7/load_balancer"));
         assert_eq!(runtime_directory(7, &none), Path::new("/tmp/load_balancer-7"));
         assert_eq!(runtime_directory(7, &relative), Path::new("/tmp/load_balancer-7"));
+    }
+
+    #[test]
+    fn localhost_is_ipv6_only_where_ipv4_does_not_work() {
+        let (v4, v6): (IpAddr, IpAddr) = (Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into());
+        assert_eq!(choose_loopback(|_| true), v4);
+        assert_eq!(choose_loopback(|address| address.is_ipv6()), v6);
+        assert_eq!(choose_loopback(|address| address.is_ipv4()), v4);
+        assert_eq!(choose_loopback(|_| false), v4);
     }
 
     #[test]

@@ -31,7 +31,7 @@ pub(crate) use check::MAX_RING_WEIGHT;
 use document::{Map, Node, Value};
 use problem::{Id, Problem};
 
-pub use context::{Context, Files, RealFiles, runtime_directory};
+pub use context::{Context, Files, RealFiles, loopback, runtime_directory};
 pub use env::Lookup;
 pub use keys::keys;
 pub use plan::{ConnectOffload, ControlPlan, Plan, ReloadPlan, RollbackPlan, ServerPlan, ShutdownPlan};
@@ -52,22 +52,43 @@ pub struct Loaded {
     pub plan: Plan,
 }
 
+/// What standard input is called in problems and in the status.
+pub const INPUT: &str = "<standard input>";
+
+/// Whether a path stands for standard input: `-c -`.
+pub fn is_input(path: &Path) -> bool {
+    path == Path::new("-")
+}
+
 /// Reads a file and makes a plan of it.
 ///
 /// # Errors
 ///
 /// Every problem of the file, or the one that it cannot be read.
 pub fn load(path: &Path, context: &Context<'_>) -> Result<Loaded, Problems> {
-    load_text(&path.display().to_string(), &text_of(path, context)?, context)
+    let source = read_source(path, context)?;
+    load_text(&source.name, &source.text, context)
 }
 
-fn text_of(path: &Path, context: &Context<'_>) -> Result<String, Problems> {
+/// Reads the text of a file, or of standard input.
+///
+/// # Errors
+///
+/// The problem that it cannot be read.
+pub fn read_source(path: &Path, context: &Context<'_>) -> Result<Source, Problems> {
+    let name = if is_input(path) { INPUT.to_owned() } else { path.display().to_string() };
+    let text = text_of(path, context).map_err(|problem| {
+        Problems::new(Source { name: name.clone(), text: String::new() }, vec![*problem])
+    })?;
+    Ok(Source { name, text })
+}
+
+fn text_of(path: &Path, context: &Context<'_>) -> Result<String, Box<Problem>> {
     let unreadable = |reason: &str, hint: &str| {
         let problem = Problem::new(Id::Unreadable, format!("the configuration cannot be read: {reason}"));
-        let source = Source { name: path.display().to_string(), text: String::new() };
-        Problems::new(source, vec![problem.hint(hint)])
+        Box::new(problem.hint(hint))
     };
-    let bytes = context.files.read(path);
+    let bytes = if is_input(path) { context.files.read_input() } else { context.files.read(path) };
     let bytes = bytes.map_err(|error| unreadable(&check::reason(&error), remedy(&error)))?;
     if bytes.len() > MAX_BYTES {
         let reason = format!("it is longer than {MAX_BYTES} bytes");
@@ -124,9 +145,9 @@ fn read(text: &str, context: &Context<'_>, problems: &mut Vec<Problem>) -> Optio
 /// # Errors
 /// When the file cannot be read: then nobody knows which daemon is meant.
 pub fn control_socket_of(path: Option<&Path>, context: &Context<'_>) -> Result<PathBuf, Problems> {
-    let text = path.map(|path| text_of(path, context)).transpose()?;
-    let named = text.and_then(|text| {
-        let mut root = document::parse(&text).0?;
+    let source = path.map(|path| read_source(path, context)).transpose()?;
+    let named = source.and_then(|source| {
+        let mut root = document::parse(&source.text).0?;
         env::expand(&mut root, context.variables, &mut Vec::new());
         match &root.get(&["control".into(), "socket".into()])?.value {
             Value::Text { text, .. } if text.starts_with('/') => Some(PathBuf::from(text)),
@@ -162,7 +183,9 @@ mod tests {
         let file = directory.path().join("conf.yaml");
         std::fs::write(&file, text).expect("a file can be written");
         let variables = |name: &str| (name == "RUN").then(|| "/run/here".to_owned());
-        let context = Context { variables: &variables, uid: 0, cpus: 1, daemon: false, files: &RealFiles };
+        let loopback = std::net::Ipv4Addr::LOCALHOST.into();
+        let context =
+            Context { variables: &variables, uid: 0, cpus: 1, daemon: false, loopback, files: &RealFiles };
         control_socket_of(Some(&file), &context).unwrap()
     }
 

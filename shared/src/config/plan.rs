@@ -209,7 +209,7 @@ pub(crate) fn plan(
             .iter()
             .map(|(name, config)| {
                 let ca = certificates.remove(name.written()).unwrap_or_default();
-                (config.plan(name.written(), ca), config.health_check.plan())
+                (config.plan(name.written(), ca, context.loopback), config.health_check.plan())
             })
             .collect(),
         routes: config.routes.iter().flatten().filter_map(|written| route(written, config)).collect(),
@@ -275,29 +275,22 @@ fn shutdown(config: &ShutdownConfig) -> ShutdownPlan {
     ShutdownPlan { delay: config.delay.get().0, drain: config.drain.get().0 }
 }
 
-/// The name by which routes know a listener.
-pub(crate) fn listener_name(config: &ListenerConfig) -> String {
-    config.name.as_ref().map_or_else(|| config.address.get().to_string(), |name| name.written().to_owned())
-}
-
 fn listener(config: &ListenerConfig) -> Listener {
     let address: ListenAddress = config.address.get().clone();
-    Listener { name: listener_name(config).into(), address }
+    Listener { name: config.name().into(), address }
 }
 
 /// `None` when it names a listener or a pool that does not exist.
 pub(crate) fn route(written: &RouteConfig, config: &Config) -> Option<Route> {
     let rule = &written.r#match;
     let listener = match &rule.listener {
-        Some(name) => {
-            Some(ListenerId(config.listeners.iter().flatten().position(|l| listener_name(l) == *name)?))
-        }
+        Some(name) => Some(ListenerId(config.listeners.iter().flatten().position(|l| l.is_called(name))?)),
         None => None,
     };
     Some(Route {
         listener,
-        host: rule.host.as_ref().map(|host| host.get().clone()),
-        path: rule.path_pattern(),
+        host: rule.hosts(),
+        path: rule.paths(),
         methods: rule.methods(),
         headers: rule
             .header

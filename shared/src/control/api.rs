@@ -10,6 +10,7 @@ use lb_service::pool::Weight;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
+use crate::config::loopback;
 use crate::operator::{Change, Joining, Order, Reload};
 
 /// The longest time that a request may wait for an event.
@@ -210,7 +211,7 @@ fn log_level(method: &str, body: &[u8]) -> Result<Call, Unclear> {
 fn backend(text: &str) -> Result<SocketAddr, Unclear> {
     let text = text.replace("%5B", "[").replace("%5D", "]").replace("%3A", ":");
     let address = BackendAddress::from_text(&text);
-    address.map(|BackendAddress(address)| address).map_err(|problem| bad(problem.replace('\n', ": ")))
+    address.map(|address| address.resolve(loopback())).map_err(|problem| bad(problem.replace('\n', ": ")))
 }
 
 fn parameters(query: &str) -> impl Iterator<Item = (&str, &str)> {

@@ -26,7 +26,7 @@ use pingora::services::background::{GenBackgroundService, background_service};
 use crate::config::Plan;
 use crate::control::{Aside, ControlService, before};
 use crate::events::{About, Events, Kind};
-use crate::operator::{self, ConfigFile};
+use crate::operator::{self, Provenance};
 use crate::places::Missing;
 use crate::process;
 use crate::process::background::{self, Announcer, Role};
@@ -131,8 +131,8 @@ pub struct Start<'a> {
     pub mode: Mode,
     /// What it is there for.
     pub purpose: Purpose,
-    /// What is read again by a reload; absent: it was started without a file.
-    pub file: Option<ConfigFile>,
+    /// Where the configuration came from.
+    pub provenance: Provenance,
     /// Names of listeners that have no access log, whatever the configuration says.
     pub silent: &'a [&'static str],
 }
@@ -143,7 +143,8 @@ pub struct Start<'a> {
 /// When it cannot start. Nothing of another process is touched then.
 pub fn serve(plan: &Plan, how: Start<'_>, extra: Box<Extra<'_>>) -> Result<u8, StartError> {
     let mode = how.mode;
-    let announcer = match background::enter(mode.daemon).map_err(StartError::Background)? {
+    let input = how.provenance.input().cloned();
+    let announcer = match background::enter(mode.daemon, input.as_deref()).map_err(StartError::Background)? {
         Role::Parent(code) => return Ok(code),
         Role::Serve(announcer) => announcer,
     };
@@ -169,11 +170,11 @@ fn start(
     let logs = AccessLogs::without(how.silent);
     // Opened first: the user to run as may be one who could not.
     let opened = logs.open(&plan.access_log).map_err(StartError::AccessLog)?;
-    let held = Held::acquire(plan, how.mode, announcer, error_log, verbosity)?;
+    let held = Held::acquire(plan, &how, announcer, error_log, verbosity)?;
     let server = Server::new_with_opt_and_conf(None, server_conf(plan));
     let inherited = |claim: &Claim| operator::inherited(plan, &held.verbosity, claim.heritage());
     let inherited = held.claim.as_ref().map(inherited).unwrap_or_default();
-    let origin = Origin { file: how.file, purpose: how.purpose.clone(), inherited };
+    let origin = Origin { provenance: how.provenance, purpose: how.purpose.clone(), inherited };
     let services = Services::compose(plan, &server.configuration, origin, &logs, opened, &held)?;
     if matches!(how.purpose, Purpose::Stopgap(_)) && held.announcer.is_background() {
         services.readiness.withhold("demo: it was started without a configuration");
@@ -233,14 +234,15 @@ impl Purpose {
 impl Held {
     fn acquire(
         plan: &Plan,
-        mode: Mode,
+        how: &Start<'_>,
         announcer: Announcer,
         error_log: Option<Arc<ErrorLog>>,
         verbosity: Verbosity,
     ) -> Result<Self, StartError> {
-        let server = &plan.server;
+        let (server, mode) = (&plan.server, how.mode);
         let early = Early::expect().map_err(StartError::Signals)?;
         let launch = Launch::of_this_process(mode.upgrade, announcer.is_background());
+        let launch = launch.map(|launch| launch.with_input(how.provenance.input().cloned()));
         let launch = launch.map_err(StartError::Executable)?;
         limits::raise_open_files();
         let daemons_own = || mode.daemon.then(|| Path::new("/"));

@@ -29,7 +29,7 @@ use super::{Held, Purpose, StartError};
 use crate::config::Plan;
 use crate::events::{self, Events};
 use crate::explain::ExplainSource;
-use crate::operator::{self, ConfigFile, Inherited, Operator, OperatorService};
+use crate::operator::{self, Inherited, Operator, OperatorService, Provenance};
 use crate::process::lifecycle::{Timing, Timings};
 use crate::process::upgrade::Hold;
 use crate::status::StatusSource;
@@ -41,8 +41,8 @@ const TRIES: usize = 16 + MAX_ATTEMPTS as usize;
 
 /// Where the plan of a process comes from.
 pub(super) struct Origin {
-    /// What is read again by a reload; absent: it was started without a file.
-    pub(super) file: Option<ConfigFile>,
+    /// Where the configuration came from.
+    pub(super) provenance: Provenance,
     pub(super) purpose: Purpose,
     /// What is known from the process before.
     pub(super) inherited: Inherited,
@@ -98,7 +98,7 @@ impl Services {
         log: Opened,
         held: &Held,
     ) -> Result<Self, StartError> {
-        let Origin { file, purpose, inherited } = origin;
+        let Origin { provenance, purpose, inherited } = origin;
         let Inherited { runtime, times, ready: wanted, events } = inherited;
         let events = Events::continued(events, std::process::id());
         let written = plan.clone();
@@ -130,7 +130,7 @@ impl Services {
         let (operator, changer, hold) = Operator::new(operator::Parts {
             running,
             takes_over: held.claim.is_some(),
-            file,
+            provenance,
             plan: written,
             runtime,
             times,

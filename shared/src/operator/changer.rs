@@ -53,8 +53,6 @@ enum Refusal {
 /// How often the file and the answers are looked at.
 const LOOK: Duration = Duration::from_millis(500);
 
-const NO_FILE: &str = "it runs without a configuration file, so there is none to read again";
-
 // === impl Changer ===
 
 impl Changer {
@@ -65,13 +63,14 @@ impl Changer {
         turn: Arc<TurnLock>,
     ) -> Self {
         let wanted = Wanted { file: parts.plan.clone(), runtime: std::mem::take(&mut parts.runtime) };
-        let watch = Watch::new(parts.file.as_ref().and_then(ConfigFile::first_seen));
+        let watch = Watch::new(parts.provenance.file().and_then(ConfigFile::first_seen));
         let effective = wanted.effective();
         Self { parts, commands, shown, turn, wanted, effective, watch, past: Past::default(), trial: None }
     }
 
     pub(super) async fn run(mut self) {
         self.catch_up().await;
+        self.warn_of_vain_watch();
         let mut looks = interval(LOOK);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -91,10 +90,21 @@ impl Changer {
         }
     }
 
+    /// `reload.watch` is no error in a text that came from standard input: the same text may be a file elsewhere.
+    fn warn_of_vain_watch(&self) {
+        if let (true, Err(reason)) = (self.effective.reload.watch, self.reloadable()) {
+            log::warn!("reload: `watch` has no effect: {reason}");
+        }
+    }
+
+    fn reloadable(&self) -> Result<&ConfigFile, String> {
+        self.parts.provenance.reloadable(std::process::id())
+    }
+
     /// The process before this one may have read the file once more after this one did.
     async fn catch_up(&mut self) {
         let _turn = self.turn.clone().lock_owned().await;
-        let file = self.parts.file.as_ref().filter(|_| self.parts.takes_over);
+        let file = self.parts.provenance.file().filter(|_| self.parts.takes_over);
         // One that this user may not see is as it was, for all that is known.
         let has_changed =
             |file: &ConfigFile| Print::of(file.path()).is_some_and(|now| file.first_seen() != Some(now));
@@ -128,7 +138,7 @@ impl Changer {
             return;
         }
         self.look_at_answers().await;
-        let now = self.parts.file.as_ref().and_then(|file| Print::of(file.path()));
+        let now = self.parts.provenance.file().and_then(|file| Print::of(file.path()));
         if self.watch.look(now) && self.effective.reload.watch {
             self.reload(Reload::default(), "the file has changed").await;
         }
@@ -141,7 +151,7 @@ impl Changer {
             let result = self.read_again(reload).await;
             return self.dry_verdict(result);
         }
-        if let Some(file) = &self.parts.file {
+        if let Some(file) = self.parts.provenance.file() {
             self.watch = Watch::new(Print::of(file.path()));
         }
         self.parts.supervisor.reloading();
@@ -158,7 +168,7 @@ impl Changer {
     /// What changed, and what was kept or lost of what operators had changed.
     async fn read_again(&mut self, reload: Reload) -> Result<(Vec<String>, Vec<String>), Refusal> {
         self.refuse_while_ending()?;
-        let file = self.parts.file.as_ref().ok_or_else(|| Refusal::Other(NO_FILE.into()))?;
+        let file = self.reloadable().map_err(Refusal::Other)?;
         let plan = file.load().map_err(Refusal::File)?.plan;
         let before = &self.wanted.runtime;
         let (runtime, lost) = match reload.keep_runtime {

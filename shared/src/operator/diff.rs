@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 
 use lb_service::listener::{Listener, ListenerId, Listeners};
 use lb_service::pool::{Admin, BackendSettings, PoolId, PoolSettings};
-use lb_service::route::{PathPattern, Route};
+use lb_service::route::{AnyOf, PathPattern, Route};
 use metrics_service::config::RequiredPools;
 
 use crate::config::{ControlPlan, Plan, ReloadPlan, ServerPlan, ShutdownPlan};
@@ -327,10 +327,7 @@ fn route(route: &Route, plan: &Plan) -> String {
         format!("listener {}", name.unwrap_or_default())
     }));
     words.extend(host.as_ref().map(|host| format!("host {host}")));
-    words.extend((*path != PathPattern::Any).then(|| match path {
-        PathPattern::Prefix(prefix) => format!("path_prefix {prefix}"),
-        other => format!("path {other}"),
-    }));
+    words.extend(path_words(path));
     words.extend(methods.iter().map(|method| format!("method {method}")));
     words.extend(headers.iter().map(|(name, value)| format!("header {name}: {value:?}")));
     if words.is_empty() {
@@ -339,6 +336,17 @@ fn route(route: &Route, plan: &Plan) -> String {
     let PoolId(index) = *pool;
     let pool = plan.pools.get(index).map(|(pool, _)| pool.name.to_string()).unwrap_or_default();
     format!("{} to pool {pool}", words.join(", "))
+}
+
+/// The path as the configuration has it; `None` when every path matches.
+fn path_words(paths: &AnyOf<PathPattern>) -> Option<String> {
+    let key = match paths.as_slice().first() {
+        None | Some(PathPattern::Any) => return None,
+        Some(PathPattern::Exact(_)) => "path",
+        Some(PathPattern::Prefix(_)) => "path_prefix",
+    };
+    let texts = paths.as_slice().iter().filter_map(PathPattern::text);
+    Some(format!("{key} {}", AnyOf::new(texts)?))
 }
 
 #[cfg(test)]
@@ -413,7 +421,7 @@ listeners: [{address: '127.0.0.1:8080', name: web}]
 pools:
   a: {backends: ['10.0.0.1:80', {address: '10.0.0.2:80', weight: 2}], policy: maglev, health_check: {interval: 9s}}
   c: {backends: ['10.0.1.1:80', '10.0.1.2:80']}
-routes: [{match: {host: 'c.example.com', method: GET, header: {X-C: '1'}, listener: web}, pool: c}, {pool: a}]
+routes: [{match: {host: 'c.example.com', path: [/x, /y], method: GET, header: {X-C: '1'}, listener: web}, pool: c}, {pool: a}]
 ";
         lines(
             new,
@@ -422,7 +430,7 @@ routes: [{match: {host: 'c.example.com', method: GET, header: {X-C: '1'}, listen
                 "~ pool a: policy, health_check changed",
                 "+ pool c of 2 backends",
                 "- route path_prefix /b to pool b",
-                "+ route listener web, host c.example.com, method GET, header x-c: \"1\" to pool c",
+                "+ route listener web, host c.example.com, path [/x, /y], method GET, header x-c: \"1\" to pool c",
             ],
         );
     }

@@ -1,10 +1,24 @@
-//! The configuration file of a running daemon: the same one, read again in the same surroundings.
+//! Where the configuration of a running daemon came from. A file can be read again, in the surroundings of the start.
 
 use std::io;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::watch::Print;
-use crate::config::{self, Context, Files, Loaded, Problems, RealFiles};
+use crate::config::{self, Context, Files, INPUT, Loaded, Problems, RealFiles};
+
+/// Where the configuration came from.
+#[derive(Clone, Debug, Default)]
+pub enum Provenance {
+    /// The command line, or the program itself as in the demo.
+    #[default]
+    Arguments,
+    /// Standard input, which had this text.
+    Input(Arc<str>),
+    /// A file.
+    File(ConfigFile),
+}
 
 /// A file that can be read again, whatever the process has become since: it may have another directory and another user.
 #[derive(Clone, Debug)]
@@ -15,12 +29,63 @@ pub struct ConfigFile {
     uid: u32,
     cpus: usize,
     daemon: bool,
+    loopback: IpAddr,
     first_seen: Option<Print>,
 }
 
 /// The file system as a process sees it that may have given up its rights: whether it can write to a directory says nothing
 /// about the files that it has open. What has to be opened is tried when it comes to that.
 struct OpenFiles;
+
+// === impl Provenance ===
+
+impl Provenance {
+    /// The file that a reload reads.
+    ///
+    /// # Errors
+    ///
+    /// Why there is none, and what to do; `pid` is the id of this process.
+    pub fn reloadable(&self, pid: u32) -> Result<&ConfigFile, String> {
+        match self {
+            Self::File(file) => Ok(file),
+            Self::Arguments => {
+                Err("the daemon runs without a configuration file, so there is none to read again; \
+                                    start it with `-c FILE`"
+                    .into())
+            }
+            Self::Input(_) => Err(format!(
+                "the daemon read its configuration from standard input, which cannot be read again; start it with \
+                 `-c FILE`, or let a process with another text take over: `kill -QUIT {pid}`, then \
+                 `load_balancer -u -c -` with the options of this one"
+            )),
+        }
+    }
+
+    /// The file.
+    pub fn file(&self) -> Option<&ConfigFile> {
+        match self {
+            Self::File(file) => Some(file),
+            Self::Arguments | Self::Input(_) => None,
+        }
+    }
+
+    /// The text of standard input, which another process of this program has to be given.
+    pub fn input(&self) -> Option<&Arc<str>> {
+        match self {
+            Self::Input(text) => Some(text),
+            Self::Arguments | Self::File(_) => None,
+        }
+    }
+
+    /// What the status calls it; `None` for arguments.
+    pub(super) fn shown(&self) -> Option<PathBuf> {
+        match self {
+            Self::Arguments => None,
+            Self::Input(_) => Some(INPUT.into()),
+            Self::File(file) => Some(file.path().to_owned()),
+        }
+    }
+}
 
 // === impl ConfigFile ===
 
@@ -38,6 +103,7 @@ impl ConfigFile {
             uid: context.uid,
             cpus: context.cpus,
             daemon: context.daemon,
+            loopback: context.loopback,
         })
     }
 
@@ -68,6 +134,7 @@ impl ConfigFile {
             uid: self.uid,
             cpus: self.cpus,
             daemon: self.daemon,
+            loopback: self.loopback,
             files: &OpenFiles,
         };
         let mut loaded = config::load(&self.path, &context);

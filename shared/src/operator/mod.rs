@@ -46,7 +46,7 @@ use crate::process::systemd::Supervisor;
 use crate::process::upgrade::Hold;
 use changer::Changer;
 pub use diff::Diff;
-pub use file::ConfigFile;
+pub use file::{ConfigFile, Provenance};
 pub use order::{Change, Joining, Order, Outcome, Reload, Verdict};
 pub use runtime::{Portable, Runtime, Times};
 pub use shown::{Document, LastReload, Shown};
@@ -73,8 +73,8 @@ pub struct Parts {
     pub running: Running,
     /// Whether it takes over from another process.
     pub takes_over: bool,
-    /// What it was started by; absent: the command line.
-    pub file: Option<ConfigFile>,
+    /// Where its configuration came from.
+    pub provenance: Provenance,
     /// What the file says; with the next, it is in effect.
     pub plan: Plan,
     /// What operators had changed in the process before this one.
@@ -130,8 +130,7 @@ impl Operator {
     /// the time of the start.
     pub fn new(parts: Parts) -> (Self, OperatorService, Hold) {
         let (commands, received) = mpsc::unbounded_channel();
-        let path = parts.file.as_ref().map(|file| file.path().to_owned());
-        let first = Shown::first(path, parts.runtime.clone(), parts.times.clone());
+        let first = Shown::first(parts.provenance.shown(), parts.runtime.clone(), parts.times.clone());
         let shown = Arc::new(ArcSwap::from_pointee(first));
         let (running, events) = (parts.running.clone(), parts.events.clone());
         let turn = Arc::<TurnLock>::default();

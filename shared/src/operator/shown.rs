@@ -14,7 +14,7 @@ use crate::time::rfc3339;
 pub struct Shown {
     /// Its number; that of the start is 1.
     pub generation: u64,
-    /// The file it was read from; absent: the command line.
+    /// The file it was read from, or the name of standard input; absent: the command line.
     pub file: Option<PathBuf>,
     /// Since when it is in effect.
     pub since: SystemTime,

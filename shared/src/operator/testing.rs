@@ -5,7 +5,9 @@ use crate::config::{Context, Plan, RealFiles, load_text};
 /// The plan of this text.
 #[track_caller]
 pub(crate) fn plan(text: &str) -> Plan {
-    let context = Context { variables: &|_| None, uid: 0, cpus: 2, daemon: false, files: &RealFiles };
+    let loopback = std::net::Ipv4Addr::LOCALHOST.into();
+    let context =
+        Context { variables: &|_| None, uid: 0, cpus: 2, daemon: false, loopback, files: &RealFiles };
     let loaded = load_text("test", text, &context);
     loaded.unwrap_or_else(|problems| panic!("{}", crate::config::text(&problems, false))).plan
 }

@@ -20,7 +20,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 
 use nix::sys::stat::{Mode, umask};
 
-use super::systemd;
+use super::{input, systemd};
 
 /// The variable that has the pid of the parent whose second process, or successor, is to run in the background.
 pub(super) const MARKER: &str = "LB_BACKGROUND";
@@ -49,11 +49,11 @@ pub struct Announcer {
 pub struct Prepared(Option<File>);
 
 /// Decides the role of this process: serving in the foreground, waiting for the one in the background, or being it
-/// (its own session, umask 027). To be called before any thread is started and anything is opened.
+/// (its own session, umask 027). `input` is what this process read from standard input as its configuration. To be called before any thread is started and anything is opened.
 ///
 /// # Errors
 /// When the program cannot be run a second time.
-pub fn enter(daemon: bool) -> io::Result<Role> {
+pub fn enter(daemon: bool, input: Option<&str>) -> io::Result<Role> {
     if !daemon {
         return Ok(Role::Serve(Announcer { background: false }));
     }
@@ -62,7 +62,7 @@ pub fn enter(daemon: bool) -> io::Result<Role> {
         detach()?;
         return Ok(Role::Serve(Announcer { background: true }));
     }
-    let (forward, child) = (io::stdout(), run_again()?);
+    let (forward, child) = (io::stdout(), run_again(input)?);
     Ok(Role::Parent(wait_for(child, forward)?))
 }
 
@@ -120,8 +120,9 @@ fn name_process() -> io::Result<()> {
     }
 }
 
-/// Runs this very executable, also when its file has been replaced meanwhile.
-fn run_again() -> io::Result<Child> {
+/// Runs this very executable, also when its file has been replaced meanwhile. What this process read from standard input, the other
+/// one reads there as well.
+fn run_again(input: Option<&str>) -> io::Result<Child> {
     let mut arguments = std::env::args_os();
     let program = arguments.next().unwrap_or_default();
     Command::new("/proc/self/exe")
@@ -129,7 +130,7 @@ fn run_again() -> io::Result<Child> {
         .args(arguments)
         .env(MARKER, std::process::id().to_string())
         .env_remove(systemd::WATCHDOG_PID)
-        .stdin(Stdio::null())
+        .stdin(input.map(input::of).transpose()?.map_or_else(Stdio::null, Stdio::from))
         .stdout(Stdio::piped())
         .spawn()
 }
@@ -172,7 +173,7 @@ mod tests {
 
     #[test]
     fn in_the_foreground_there_is_nobody_to_tell() {
-        let Role::Serve(announcer) = enter(false).unwrap() else { panic!("not serving") };
+        let Role::Serve(announcer) = enter(false, None).unwrap() else { panic!("not serving") };
         assert!(!announcer.is_background());
         announcer.prepare().unwrap().announce(false).unwrap();
     }

@@ -69,6 +69,7 @@
 
 pub mod background;
 pub mod handlers;
+mod input;
 pub mod lifecycle;
 pub mod limits;
 pub mod logging;

@@ -4,7 +4,7 @@
 //! failed. Whatever fails, the new process is then ended and waited for, and the offer withdrawn: nothing is left of the attempt.
 //!
 //! The new process is run as this one was at its start: the same path (where meanwhile another file may stand), arguments, working
-//! directory and environment, with `-u` added. It runs as the user that this process has become. With `user` in the configuration
+//! directory and environment, with `-u` added, and with the same text on standard input if this one read its configuration there. It runs as the user that this process has become. With `user` in the configuration
 //! that is not root any more; so what needs root anew (a port below 1024 that was not there before, a file in root's directories)
 //! fails, and the old process goes on. SIGQUIT and a start with `-u` as root is the way then.
 //!
@@ -31,7 +31,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::upgrade::{Heir, Legacy, Offer, UpgradeError};
-use super::{FileId, background, systemd};
+use super::{FileId, background, input, systemd};
 
 /// How long a new process that lets go of the connection may take to end by itself.
 const LAST_BREATH: Duration = Duration::from_secs(1);
@@ -49,6 +49,8 @@ pub struct Launch {
     /// None when it could not be told; then it is wherever this process is.
     directory: Option<PathBuf>,
     background: bool,
+    /// What this process read from standard input as its configuration.
+    input: Option<Arc<str>>,
 }
 
 /// A new process that does not serve yet. Dropping it kills it.
@@ -120,7 +122,13 @@ impl Launch {
             arguments: with_upgrade(arguments, upgraded),
             directory,
             background: in_background,
+            input: None,
         })
+    }
+
+    /// The same with this text as standard input, for a process that read its configuration there.
+    pub fn with_input(self, input: Option<Arc<str>>) -> Self {
+        Self { input, ..self }
     }
 
     /// What would else be said of the program.
@@ -130,7 +138,7 @@ impl Launch {
             .map_err(|error| UpgradeError::Directory { directory: directory.clone(), source: error.into() })
     }
 
-    fn command(&self) -> Command {
+    fn command(&self) -> io::Result<Command> {
         let mut command = Command::new(&self.program);
         command.arg0(&self.name).args(&self.arguments).env_remove(systemd::WATCHDOG_PID);
         if let Some(directory) = &self.directory {
@@ -142,7 +150,10 @@ impl Launch {
         } else {
             command.env_remove(background::MARKER);
         }
-        command
+        if let Some(text) = &self.input {
+            command.stdin(input::of(text)?);
+        }
+        Ok(command)
     }
 }
 
@@ -178,7 +189,7 @@ impl Successor {
     fn start(launch: &Launch) -> Result<Self, UpgradeError> {
         let failed = |source| UpgradeError::NotStarted { program: launch.program.clone(), source };
         launch.refuse_closed_directory()?;
-        let mut child = launch.command().spawn().map_err(failed)?;
+        let mut child = launch.command().and_then(|mut command| command.spawn()).map_err(failed)?;
         let pid = child.id().ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
         let said = Arc::default();
         let stderr = child.stderr.take();
@@ -277,6 +288,7 @@ impl Launch {
             arguments: vec!["-c".into(), script.into()],
             directory: None,
             background,
+            input: None,
         }
     }
 }

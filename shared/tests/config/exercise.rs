@@ -1,6 +1,7 @@
 //! What must hold for every text, however broken; shared with the fuzz target.
 
 use std::io;
+use std::net::Ipv4Addr;
 use std::path::Path;
 
 use lb_service::pool::PoolSettings;
@@ -13,7 +14,9 @@ use shared::config::{Context, Files, Plan, Problems, json, load_text, text};
 /// Panics when something does not hold: a configuration that is accepted is the same after it was printed and read
 /// again, and its pools can do what they promise; one that is refused has problems whose places lie within it.
 pub(crate) fn exercise(configuration: &str) {
-    let context = Context { variables: &variables, uid: 1000, cpus: 2, daemon: false, files: &NoFiles };
+    let loopback = Ipv4Addr::LOCALHOST.into();
+    let context =
+        Context { variables: &variables, uid: 1000, cpus: 2, daemon: false, loopback, files: &NoFiles };
     match load_text("fuzz.yaml", configuration, &context) {
         Ok(loaded) => {
             let printed = loaded.effective();

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
 use shared::config::{Context, Files};
@@ -23,7 +24,8 @@ pub(crate) fn yaml_files(directory: &Path) -> Vec<PathBuf> {
 
 /// Root on a machine with two CPUs, no environment variables, and every file where it should be.
 pub(crate) fn context() -> Context<'static> {
-    Context { variables: &|_| None, uid: 0, cpus: 2, daemon: false, files: &EveryFile }
+    let loopback = Ipv4Addr::LOCALHOST.into();
+    Context { variables: &|_| None, uid: 0, cpus: 2, daemon: false, loopback, files: &EveryFile }
 }
 
 /// A file system on which every directory can be written to and every file holds the same certificate.

@@ -223,6 +223,12 @@ impl Origin {
         Self::at(ports::free_v6(), name, None)
     }
 
+    /// Starts one on 127.0.0.1 itself.
+    #[track_caller]
+    pub fn start_on_localhost(name: &str) -> Self {
+        Self::at(ports::free_on_localhost(), name, None)
+    }
+
     /// One whose address nobody listens on until [`Origin::come_back`].
     #[track_caller]
     pub fn refusing(name: &str) -> Self {

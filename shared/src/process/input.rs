@@ -1,0 +1,28 @@
+//! A text as the standard input of a process that is started with `-c -`, as this one was.
+
+use std::fs::File;
+use std::io::{self, Seek, Write};
+
+use rustix::fs::{MemfdFlags, memfd_create};
+
+/// A file in memory that has this text and is read from its beginning. A pipe would hold only 64 KiB until it is read.
+///
+/// # Errors
+/// When the system has no memory left.
+pub(super) fn of(text: &str) -> io::Result<File> {
+    let mut file = File::from(memfd_create("configuration", MemfdFlags::CLOEXEC)?);
+    file.write_all(text.as_bytes())?;
+    file.rewind()?;
+    Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_longer_than_a_pipe_is_read_from_its_beginning() {
+        let text = "pools: {}\n".repeat(20_000);
+        assert_eq!(io::read_to_string(of(&text).unwrap()).unwrap(), text);
+    }
+}
