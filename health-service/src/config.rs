@@ -203,11 +203,11 @@ mod tests {
     #[test]
     fn refusals_say_what_was_expected_and_found() {
         for (text, expected) in [
-            ("interval: 5", "a duration needs a unit: write 5s or 250ms, found 5"),
-            ("interval: \"5\"", "a duration needs a unit"),
+            ("interval: 5", "\"5\" has no unit"),
+            ("interval: \"5\"", "has no unit"),
             ("interval: 5d", "a duration such as 250ms, 5s, 1m or 1h, found \"5d\""),
             ("interval: 1.5s", "found \"1.5s\""),
-            ("interval: 1.5", "found 1.5"),
+            ("interval: 1.5", "\"1.5\" has no unit"),
             ("interval: -5s", "found \"-5s\""),
             ("interval: 0s", "must be above zero, found 0s"),
             ("interval: 99999999999999999999s", "too long"),

@@ -7,6 +7,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{self, Deserializer, Visitor};
 use serde::{Deserialize, Serialize, Serializer};
+use values::address::{self, Purpose};
 
 /// Metrics, probes and status over HTTP: what can be read, never anything that changes the daemon.
 #[derive(Deserialize, Serialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
@@ -122,15 +123,16 @@ impl Visitor<'_> for AddressVisitor {
     type Value = Address;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an address such as 127.0.0.1:6192")
+        f.write_str(Purpose::Metrics.expected())
     }
 
     fn visit_str<E: de::Error>(self, text: &str) -> Result<Address, E> {
-        match text.parse::<SocketAddr>() {
-            Ok(address) if address.port() != 0 => Ok(Address(address)),
-            Ok(_) => Err(E::custom(format!("{text:?}: the port must be given, from 1 to 65535"))),
-            Err(_) => Err(E::custom(format!("expected an address such as 127.0.0.1:6192, found {text:?}"))),
-        }
+        let address = text.parse::<SocketAddr>().ok().filter(|address| address.port() > 0);
+        address.map(Address).ok_or_else(|| E::custom(address::refusal(text, Purpose::Metrics)))
+    }
+
+    fn visit_i64<E: de::Error>(self, number: i64) -> Result<Address, E> {
+        self.visit_str(&number.to_string())
     }
 }
 

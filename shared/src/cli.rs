@@ -1,11 +1,13 @@
 //! The command line: Pingora's four flags, with the meaning they have in its quick start, and our verbs.
 
+use std::ffi::OsString;
 use std::io::{self, Write};
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU32;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use clap::error::{ContextKind, ContextValue};
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use lb_service::config::{BackendAddress, FromText, PositiveDuration};
@@ -245,6 +247,29 @@ pub struct ExplainArgs {
     pub token: bool,
 }
 
+impl Cli {
+    /// Reads the command line, the program's name first.
+    ///
+    /// # Errors
+    /// What is wrong with it, or the help that it asks for.
+    pub fn read(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
+        Self::try_parse_from(arguments).map_err(|error| with_tip(error, |word| Path::new(word).is_file()))
+    }
+}
+
+/// A file without `-c` is taken for a subcommand.
+fn with_tip(mut error: clap::Error, is_file: impl Fn(&str) -> bool) -> clap::Error {
+    let word = match error.get(ContextKind::InvalidSubcommand) {
+        Some(ContextValue::String(word)) => word.clone(),
+        _ => return error,
+    };
+    if is_file(&word) {
+        let tip = format!("to run with this file write: load_balancer -c {word}");
+        error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip.into()]));
+    }
+    error
+}
+
 impl Ask {
     /// Which daemon is asked.
     pub fn daemon(&self) -> &Daemon {
@@ -367,6 +392,16 @@ mod tests {
         let cli = Cli::try_parse_from(["load_balancer", "-c", "conf.yaml", "-d", "-u"]).unwrap();
         assert_eq!(cli.run.conf, Some("conf.yaml".into()));
         assert!(cli.run.daemon && cli.run.upgrade && !cli.run.test && cli.verb.is_none());
+    }
+
+    #[test]
+    fn a_file_without_its_option_is_told_where_it_goes() {
+        let said = |is_file: bool| {
+            let error = Cli::try_parse_from(["load_balancer", "lb.yaml"]).unwrap_err();
+            with_tip(error, |word| is_file && word == "lb.yaml").to_string()
+        };
+        assert!(said(true).contains("load_balancer -c lb.yaml"), "{}", said(true));
+        assert!(!said(false).contains("-c lb.yaml"), "{}", said(false));
     }
 
     #[test]

@@ -2,7 +2,6 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use shared::cli::Cli;
 use shared::process::limits;
 
@@ -11,5 +10,12 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     limits::refuse_huge_pages();
-    shared::run(Cli::parse())
+    match Cli::read(std::env::args_os()) {
+        Ok(cli) => shared::run(cli),
+        Err(error) => {
+            // That standard error is gone is no reason to fail in another way.
+            let _ = error.print();
+            ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
+        }
+    }
 }

@@ -224,3 +224,54 @@ fn a_daemon_in_the_foreground_passes_standard_input_on_to_its_successor() {
     assert_eq!(daemon.wait_exit(LONG).code(), Some(0));
     assert_eq!(successor.get("/").unwrap().origin(), "one");
 }
+
+/// The hint of the only problem of a file.
+#[track_caller]
+fn only_hint(lab: &Lab, text: &str) -> String {
+    let file = lab.write("wrong.yaml", text);
+    let finished = lab.run(&["check", "--format", "json", path_str(&file)]);
+    assert_eq!(finished.code, Some(2), "{finished:?}");
+    let problems: Value = serde_json::from_str(&finished.stdout).unwrap();
+    assert_eq!(problems.as_array().map(Vec::len), Some(1), "{problems:#}");
+    problems[0]["hint"].as_str().unwrap_or_default().to_owned()
+}
+
+#[test]
+fn a_file_of_another_product_is_answered_with_three_lines_that_run() {
+    let lab = Lab::new();
+    let origin = Origin::start("one");
+    let nginx = format!(
+        "upstream web {{\n  server {};\n}}\nserver {{\n  listen 80;\n  location / {{ proxy_pass http://web; }}\n}}\n",
+        origin.address
+    );
+    let hint = only_hint(&lab, &nginx);
+    let (_, lines) = hint.split_once("\n\n").expect("the hint has a file");
+    let daemon = lab.start(lines);
+    assert_eq!(daemon.get("/").unwrap().origin(), "one");
+}
+
+#[test]
+fn a_hint_leads_to_a_file_that_runs_in_one_step() {
+    let lab = Lab::new();
+    let origin = Origin::start("one");
+    let pools = pool(&[&origin], "");
+    let hint = only_hint(&lab, &format!("listeners: {}\n{pools}", lab.listener));
+    let list = hint.strip_prefix("put it in brackets: ").expect("it says what to write");
+    let daemon = lab.start_file(&lab.config_with(&format!("listeners: {list}\n"), &pools));
+    assert_eq!(daemon.get("/").unwrap().origin(), "one");
+
+    assert_eq!(only_hint(&lab, &format!("{pools}shutdown: {{drain: 1m30s}}\n")), "write 90s");
+    assert_eq!(only_hint(&lab, &format!("listeners: [\"::1:8080\"]\n{pools}")), "write \"[::1]:8080\"");
+    assert!(only_hint(&lab, &pools.replace("pools:", "upstreams:")).contains("\n\npools:\n"));
+    let deeper = pools.replace("    health_check", "      health_check");
+    assert!(only_hint(&lab, &deeper).contains("indent it by 4 spaces, as `backends` above"), "{deeper}");
+}
+
+#[test]
+fn a_file_without_its_option_is_told_where_it_goes() {
+    let lab = Lab::new();
+    let file = lab.write("lb.yaml", "");
+    let finished = lab.run(&[path_str(&file)]);
+    assert_eq!(finished.code, Some(2), "{finished:?}");
+    assert!(finished.stderr.contains(&format!("load_balancer -c {}", path_str(&file))), "{finished:?}");
+}

@@ -20,9 +20,14 @@ pub(super) trait FromScalar: Sized {
     fn from_integer(number: i64) -> Result<Self, String> {
         Err(format!("expected {}, found {number}", Self::EXPECTED))
     }
+
+    /// Reads the value as any other number; by default refused as a wrong kind of value.
+    fn from_float(number: f64) -> Result<Self, String> {
+        Err(format!("expected {}, found {number}", Self::EXPECTED))
+    }
 }
 
-/// Reads one scalar, text or whole number.
+/// Reads one scalar, text or number.
 pub(super) fn read<'de, D: Deserializer<'de>, T: FromScalar>(deserializer: D) -> Result<T, D::Error> {
     deserializer.deserialize_any(ScalarVisitor(PhantomData))
 }
@@ -51,6 +56,6 @@ impl<T: FromScalar> Visitor<'_> for ScalarVisitor<T> {
     }
 
     fn visit_f64<E: Error>(self, number: f64) -> Result<T, E> {
-        Err(E::custom(format!("expected {}, found {number}", T::EXPECTED)))
+        T::from_float(number).map_err(E::custom)
     }
 }

@@ -9,6 +9,8 @@ use http::uri::PathAndQuery;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use values::duration;
+
 use super::scalar::{self, FromScalar};
 
 /// A length of time above zero, written `250ms`, `5s`, `1m` or `1h`.
@@ -72,40 +74,24 @@ impl DurationText {
 }
 
 impl FromScalar for DurationText {
-    const EXPECTED: &'static str = "a duration such as 250ms, 5s, 1m or 1h";
+    const EXPECTED: &'static str = duration::EXPECTED;
 
     fn from_text(text: &str) -> Result<Self, String> {
-        let digits = text.bytes().take_while(u8::is_ascii_digit).count();
-        let (number, unit) = text.split_at(digits);
-        if number.is_empty() {
-            return Err(format!("expected {}, found {text:?}", Self::EXPECTED));
-        }
-        let milliseconds_per_unit: u64 = match unit {
-            "ms" => 1,
-            "s" => 1_000,
-            "m" => 60_000,
-            "h" => 3_600_000,
-            "" => return Err(unit_missing(number)),
-            _ => return Err(format!("expected {}, found {text:?}", Self::EXPECTED)),
-        };
-        number
-            .parse::<u64>()
-            .ok()
-            .and_then(|number| number.checked_mul(milliseconds_per_unit))
-            .map(Duration::from_millis)
-            .ok_or_else(|| format!("the duration {text} is too long"))
-            .and_then(|duration| {
-                Self::new(duration).ok_or_else(|| format!("a duration must be above zero, found {text}"))
-            })
+        duration::read(text, |duration| {
+            if duration == Duration::MAX {
+                return Err(format!("the duration {text} is too long"));
+            }
+            Self::new(duration).ok_or_else(|| format!("a duration must be above zero, found {text}"))
+        })
     }
 
     fn from_integer(number: i64) -> Result<Self, String> {
-        Err(unit_missing(number))
+        Self::from_text(&number.to_string())
     }
-}
 
-fn unit_missing(number: impl fmt::Display) -> String {
-    format!("a duration needs a unit: write 5s or 250ms, found {number}")
+    fn from_float(number: f64) -> Result<Self, String> {
+        Self::from_text(&number.to_string())
+    }
 }
 
 impl fmt::Display for DurationText {
@@ -144,7 +130,9 @@ impl FromScalar for Percent {
     const EXPECTED: &'static str = "a whole number of percent from 0 to 100";
 
     fn from_text(text: &str) -> Result<Self, String> {
-        Err(format!("expected {}, found {text:?}", Self::EXPECTED))
+        let number = text.trim_end_matches('%').trim_end().parse::<u8>().ok().filter(|number| *number <= 100);
+        let hint = number.map(|number| format!("\nwrite {number}")).unwrap_or_default();
+        Err(format!("expected {}, found {text:?}{hint}", Self::EXPECTED))
     }
 
     fn from_integer(number: i64) -> Result<Self, String> {
@@ -208,10 +196,12 @@ impl FromScalar for StatusRange {
         let (first, last) = text.split_once('-').unwrap_or((text, text));
         // `u16::from_str` takes a leading `+`; a status code has none.
         let code = |text: &str| (text.len() == 3).then(|| text.parse().ok()).flatten();
-        code(first)
-            .zip(code(last))
-            .and_then(|(first, last)| Self::new(first, last))
-            .ok_or_else(|| format!("expected {}, found {text:?}", Self::EXPECTED))
+        code(first).zip(code(last)).and_then(|(first, last)| Self::new(first, last)).ok_or_else(|| {
+            let class = text.to_lowercase().strip_suffix("xx").and_then(|class| class.parse::<u16>().ok());
+            let class = class.filter(|class| (1..=5).contains(class));
+            let hint = class.map(|class| format!("\nwrite \"{class}00-{class}99\"")).unwrap_or_default();
+            format!("expected {}, found {text:?}{hint}", Self::EXPECTED)
+        })
     }
 
     fn from_integer(number: i64) -> Result<Self, String> {
@@ -249,6 +239,10 @@ impl FromScalar for CheckMethod {
         match http::Method::from_bytes(text.as_bytes()) {
             // CONNECT asks for a tunnel: it has no path and its answer no body.
             Ok(method) if upper_case && method != http::Method::CONNECT => Ok(Self(method)),
+            Ok(_) if !upper_case => {
+                let upper = text.to_ascii_uppercase();
+                Err(format!("expected {}, found {text:?}\nwrite {upper}", Self::EXPECTED))
+            }
             _ => Err(format!("expected {}, found {text:?}", Self::EXPECTED)),
         }
     }
@@ -268,7 +262,7 @@ impl FromScalar for CheckPath {
 
     fn from_text(text: &str) -> Result<Self, String> {
         if !text.starts_with('/') {
-            return Err(format!("expected {}, found {text:?}", Self::EXPECTED));
+            return Err(format!("expected {}, found {text:?}\nwrite /{text}", Self::EXPECTED));
         }
         if text.contains('#') {
             return Err(format!("a fragment is never sent to a server: drop the # in {text:?}"));
@@ -290,6 +284,10 @@ impl FromScalar for CheckType {
             "http" => Ok(Self::Http),
             "grpc" => Ok(Self::Grpc),
             "none" => Ok(Self::None),
+            "https" => Err(format!(
+                "unknown type of health check {text:?}: expected {}\nwrite http; with `tls` in its pool, checks use TLS",
+                Self::EXPECTED
+            )),
             _ => Err(format!("unknown type of health check {text:?}: expected {}", Self::EXPECTED)),
         }
     }

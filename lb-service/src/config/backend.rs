@@ -117,6 +117,10 @@ impl<'de> Visitor<'de> for BackendVisitor {
         Ok(BackendConfig { address, weight: Weight::default(), backup: false, max_requests: None })
     }
 
+    fn visit_i64<E: de::Error>(self, number: i64) -> Result<BackendConfig, E> {
+        self.visit_str(&number.to_string())
+    }
+
     fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<BackendConfig, A::Error> {
         BackendMapping::deserialize(de::value::MapAccessDeserializer::new(map)).map(BackendConfig::from)
     }
@@ -179,7 +183,7 @@ mod tests {
             let text = format!(r#"{{"address": "10.0.0.1:80", "weight": {weight}}}"#);
             assert!(json(&text).expect_err("refused").contains("from 1 to 1000"), "{weight}");
         }
-        assert!(json("7").expect_err("refused").contains("an address such as"));
+        assert!(json("true").expect_err("refused").contains("an address such as"));
     }
 
     #[test]

@@ -141,4 +141,11 @@ impl<T: FromText> Visitor<'_> for TextVisitor<T> {
         }
         Err(E::invalid_type(de::Unexpected::Signed(number), &self))
     }
+
+    fn visit_f64<E: de::Error>(self, number: f64) -> Result<Text<T>, E> {
+        if T::READS_NUMBERS {
+            return self.visit_str(&number.to_string());
+        }
+        Err(E::invalid_type(de::Unexpected::Float(number), &self))
+    }
 }

@@ -9,6 +9,8 @@ use std::time::Duration;
 use http::{HeaderName, HeaderValue, Method};
 use ipnet::IpNet;
 use schemars::{Schema, json_schema};
+use values::address::{self, Purpose, is_host_name};
+use values::duration;
 
 use super::text::FromText;
 use crate::listener::ListenAddress;
@@ -114,14 +116,12 @@ impl FromText for Name {
 // === durations ===
 
 impl FromText for PositiveDuration {
-    const EXPECTED: &'static str = AnyDuration::EXPECTED;
+    const EXPECTED: &'static str = duration::EXPECTED;
     const READS_NUMBERS: bool = true;
 
     fn from_text(text: &str) -> Result<Self, String> {
-        match AnyDuration::from_text(text)? {
-            AnyDuration(Duration::ZERO) => Err(format!("the duration must be above zero, found {text}")),
-            AnyDuration(duration) => Ok(Self(duration)),
-        }
+        duration::read(text, |duration| above_zero(text, duration).and_then(|()| up_to_a_day(text, duration)))
+            .map(Self)
     }
 
     fn schema() -> Schema {
@@ -130,14 +130,11 @@ impl FromText for PositiveDuration {
 }
 
 impl FromText for AnyDuration {
-    const EXPECTED: &'static str = "a duration such as 250ms, 5s, 1m or 1h";
+    const EXPECTED: &'static str = duration::EXPECTED;
     const READS_NUMBERS: bool = true;
 
     fn from_text(text: &str) -> Result<Self, String> {
-        match duration(text)? {
-            Some(duration) if duration <= MAX_DURATION => Ok(Self(duration)),
-            _ => Err(format!("the duration {text} is longer than a day (24h)")),
-        }
+        duration::read(text, |duration| up_to_a_day(text, duration)).map(Self)
     }
 
     fn schema() -> Schema {
@@ -146,18 +143,11 @@ impl FromText for AnyDuration {
 }
 
 impl FromText for CookieAge {
-    const EXPECTED: &'static str = AnyDuration::EXPECTED;
+    const EXPECTED: &'static str = duration::EXPECTED;
     const READS_NUMBERS: bool = true;
 
     fn from_text(text: &str) -> Result<Self, String> {
-        match duration(text)? {
-            Some(Duration::ZERO) => Err(format!("the duration must be above zero, found {text}")),
-            Some(age) if age.subsec_nanos() > 0 => {
-                Err(format!("the age of a cookie is counted in whole seconds, found {text}"))
-            }
-            Some(age) if age <= MAX_COOKIE_AGE => Ok(Self(age)),
-            _ => Err(format!("no browser keeps a cookie for longer than 400 days (9600h), found {text}")),
-        }
+        duration::read(text, |age| above_zero(text, age).and_then(|()| cookie_age(text, age))).map(Self)
     }
 
     fn schema() -> Schema {
@@ -165,29 +155,31 @@ impl FromText for CookieAge {
     }
 }
 
-/// `None` when it is longer than can be counted.
-fn duration(text: &str) -> Result<Option<Duration>, String> {
-    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let (number, unit) = text.split_at(digits);
-    let milliseconds = match unit {
-        _ if number.is_empty() => None,
-        "ms" => Some(1),
-        "s" => Some(1000),
-        "m" => Some(60 * 1000),
-        "h" => Some(3600 * 1000),
-        "" => return Err(format!("{text:?} has no unit\nwrite {text}s or {text}ms")),
-        _ => None,
-    };
-    let milliseconds =
-        milliseconds.ok_or_else(|| format!("expected {}, found {text:?}", AnyDuration::EXPECTED))?;
-    let count = number.parse::<u64>().ok().and_then(|number| number.checked_mul(milliseconds));
-    Ok(count.map(Duration::from_millis))
+fn above_zero(text: &str, duration: Duration) -> Result<(), String> {
+    if duration.is_zero() { Err(format!("the duration must be above zero, found {text}")) } else { Ok(()) }
+}
+
+fn up_to_a_day(text: &str, duration: Duration) -> Result<Duration, String> {
+    if duration > MAX_DURATION {
+        return Err(format!("the duration {text} is longer than a day\nwrite 24h, which is the longest"));
+    }
+    Ok(duration)
+}
+
+fn cookie_age(text: &str, age: Duration) -> Result<Duration, String> {
+    if age > MAX_COOKIE_AGE {
+        return Err(format!("no browser keeps a cookie for longer than 400 days (9600h), found {text}"));
+    }
+    if age.subsec_nanos() > 0 {
+        return Err(format!("the age of a cookie is counted in whole seconds, found {text}"));
+    }
+    Ok(age)
 }
 
 // === addresses ===
 
 impl FromText for BackendAddress {
-    const EXPECTED: &'static str = "an address such as 10.0.0.1:8080";
+    const EXPECTED: &'static str = Purpose::Backend.expected();
     const READS_NUMBERS: bool = true;
 
     fn from_text(text: &str) -> Result<Self, String> {
@@ -199,7 +191,7 @@ impl FromText for BackendAddress {
         if let Some(port) = localhost(text) {
             return port.map(Self::Localhost);
         }
-        let address = socket_address(text, Self::EXPECTED)?;
+        let address = socket_address(text, Purpose::Backend)?;
         if address.ip().is_unspecified() {
             return Err(format!(
                 "no backend can be reached at {}\nname the address of one machine, such as 127.0.0.1:{} for this one",
@@ -245,11 +237,11 @@ fn localhost(text: &str) -> Option<Result<u16, String>> {
 }
 
 impl FromText for TcpAddress {
-    const EXPECTED: &'static str = "an address such as 127.0.0.1:6192";
+    const EXPECTED: &'static str = Purpose::Metrics.expected();
     const READS_NUMBERS: bool = true;
 
     fn from_text(text: &str) -> Result<Self, String> {
-        socket_address(text, Self::EXPECTED).map(Self)
+        socket_address(text, Purpose::Metrics).map(Self)
     }
 
     fn schema() -> Schema {
@@ -258,7 +250,7 @@ impl FromText for TcpAddress {
 }
 
 impl FromText for ListenAddress {
-    const EXPECTED: &'static str = "an address such as 0.0.0.0:6188 or unix:/path";
+    const EXPECTED: &'static str = Purpose::Listener.expected();
     const READS_NUMBERS: bool = true;
 
     fn from_text(text: &str) -> Result<Self, String> {
@@ -267,7 +259,7 @@ impl FromText for ListenAddress {
         }
         match text.strip_prefix(':').map(str::parse) {
             Some(Ok(port @ 1..)) => Ok(Self::Tcp((Ipv4Addr::UNSPECIFIED, port).into())),
-            _ => socket_address(text, Self::EXPECTED).map(Self::Tcp),
+            _ => socket_address(text, Purpose::Listener).map(Self::Tcp),
         }
     }
 
@@ -295,47 +287,9 @@ fn refuse_long(socket: &str) -> Result<(), String> {
     Err(format!("the path of a Unix socket has at most {MAX_UNIX_PATH} bytes, this one has {length}"))
 }
 
-fn socket_address(text: &str, expected: &str) -> Result<SocketAddr, String> {
-    if let Ok(address) = text.parse::<SocketAddr>() {
-        if address.port() == 0 {
-            return Err(format!("{text:?}: the port must be given, from 1 to 65535"));
-        }
-        return Ok(address);
-    }
-    Err(address_refusal(text, expected))
-}
-
-/// What is wrong with a text that is not an address, and what to write instead.
-fn address_refusal(text: &str, expected: &str) -> String {
-    if let Ok(ip) = text.parse::<IpAddr>() {
-        return format!("{text:?} has no port\nwrite {}", SocketAddr::new(ip, 80));
-    }
-    if text.contains("://") {
-        return format!(
-            "{text:?} is a URL\nwrite {expected}; TLS to a backend is asked for with `tls` in its pool"
-        );
-    }
-    let port = text.strip_prefix(':').or_else(|| text.strip_prefix("*:")).unwrap_or(text);
-    if port.parse::<u16>().is_ok() {
-        return format!("{text:?} has no address\nwrite it in front of the port, such as 127.0.0.1:{port}");
-    }
-    let (host, port) = text.rsplit_once(':').unwrap_or((text, ""));
-    let is_port = port.parse::<u16>().is_ok();
-    if let (Ok(ip), false) = (host.trim_matches(['[', ']']).parse::<IpAddr>(), is_port) {
-        return format!("{port:?} is no port for {ip}\na port is a number from 1 to 65535");
-    }
-    if is_host_name(host) {
-        return format!(
-            "{host:?} is a host name, and names are not resolved yet\nuse an IP address: expected {expected}"
-        );
-    }
-    format!("expected {expected}, found {text:?}")
-}
-
-fn is_host_name(text: &str) -> bool {
-    let letter = |c: char| c.is_ascii_alphabetic();
-    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
-    text.contains(letter) && text.chars().all(allowed) && text.len() <= 253
+fn socket_address(text: &str, purpose: Purpose) -> Result<SocketAddr, String> {
+    let address = text.parse::<SocketAddr>().ok().filter(|address| address.port() > 0);
+    address.ok_or_else(|| address::refusal(text, purpose))
 }
 
 impl FromText for IpNet {
@@ -368,12 +322,31 @@ impl FromText for HostPattern {
     const EXPECTED: &'static str = "a host such as example.com or *.example.com";
 
     fn from_text(text: &str) -> Result<Self, String> {
-        Self::parse(text).map_err(|error| format!("{error}, found {text:?}"))
+        Self::parse(text).map_err(|error| {
+            let hint = host_hint(text).map(|hint| format!("\n{hint}")).unwrap_or_default();
+            match text.contains("://") {
+                true => format!("{text:?} is a URL, and a host is asked for{hint}"),
+                false => format!("{error}, found {text:?}{hint}"),
+            }
+        })
     }
 
     fn schema() -> Schema {
         json_schema!({"type": "string", "minLength": 1})
     }
+}
+
+/// What to write for a host that was copied from elsewhere.
+fn host_hint(text: &str) -> Option<String> {
+    if text == "*" {
+        return Some("remove `host` to match every host".to_owned());
+    }
+    let host = text.split_once("://").map_or(text, |(_, rest)| rest).split('/').next().unwrap_or_default();
+    let host =
+        host.rsplit_once(':').filter(|(_, port)| port.parse::<u16>().is_ok()).map_or(host, |(host, _)| host);
+    let is_right = host != text && HostPattern::parse(host).is_ok();
+    let quoted = if host.starts_with(['*', '[']) { format!("\"{host}\"") } else { host.to_owned() };
+    is_right.then(|| format!("write {quoted}"))
 }
 
 impl FromText for HostHeader {
@@ -416,7 +389,14 @@ impl FromText for RequestPath {
 
     fn from_text(text: &str) -> Result<Self, String> {
         if !text.starts_with('/') {
-            return Err(format!("expected {}, found {text:?}", Self::EXPECTED));
+            let hint = match text.starts_with(['~', '^']) {
+                true => {
+                    "there are no regular expressions here: write the beginning of the path as `path_prefix`"
+                        .to_owned()
+                }
+                false => format!("write /{}", text.trim_start_matches(['*', '.'])),
+            };
+            return Err(format!("expected {}, found {text:?}\n{hint}", Self::EXPECTED));
         }
         if text.contains(['?', '#']) {
             return Err(format!("{text:?}: routes look at the path only\ndrop what follows the path"));
@@ -616,7 +596,9 @@ mod tests {
         assert_eq!(read("24h"), Ok(MAX_DURATION));
         assert_eq!(read("0s"), Ok(Duration::ZERO));
         assert!(refusal::<PositiveDuration>("0ms").contains("above zero"));
-        for text in ["", "s", "5 s", "5d", "-5s", "1.5s", "+5s", "5S", "ms"] {
+        assert!(refusal::<AnyDuration>("1m30s").ends_with("write 90s"));
+        assert!(refusal::<AnyDuration>("2d").contains("longer than a day"));
+        for text in ["", "s", "5 s", "1d", "-5s", "1.5s", "+5s", "5S", "ms"] {
             assert!(refusal::<AnyDuration>(text).contains("expected a duration"), "{text}");
         }
         assert!(refusal::<AnyDuration>("5").contains("no unit"));
@@ -635,7 +617,8 @@ mod tests {
         assert!(refusal::<CookieAge>("1500ms").contains("whole seconds"));
         assert!(refusal::<CookieAge>("9601h").contains("400 days"));
         assert!(refusal::<CookieAge>("99999999999999999999h").contains("400 days"));
-        assert!(refusal::<CookieAge>("7d").contains("expected a duration"));
+        assert!(refusal::<CookieAge>("7d").ends_with("write 168h"));
+        assert!(refusal::<CookieAge>("500d").contains("400 days"));
     }
 
     #[test]
@@ -684,7 +667,7 @@ mod tests {
         assert!(refusal::<ListenAddress>("unix:a.sock").contains("absolute"));
         assert!(refusal::<ListenAddress>("unix:/run/a b").contains("white space"));
         assert!(refusal::<ListenAddress>(&format!("unix:/{}", "a".repeat(107))).contains("this one has 108"));
-        assert!(refusal::<ListenAddress>("*:80").contains("such as 127.0.0.1:80"));
+        assert!(refusal::<ListenAddress>("*:80").contains("write \":80\""));
     }
 
     #[test]
@@ -700,7 +683,10 @@ mod tests {
         assert!(refusal::<Method>("get").contains("did you mean GET?"));
         assert!(refusal::<Method>("").contains("expected a method"));
         accepts::<RequestPath>(&["/", "/a/b", "/a%20b"]);
-        assert!(refusal::<RequestPath>("a").contains("begins with /"));
+        assert!(refusal::<RequestPath>("a").ends_with("write /a"));
+        assert!(refusal::<RequestPath>("~ ^/a").contains("no regular expressions"));
+        assert!(refusal::<HostPattern>("https://a.com:80/x").ends_with("write a.com"));
+        assert!(refusal::<HostPattern>("*").ends_with("remove `host` to match every host"));
         assert!(refusal::<RequestPath>("/a?b").contains("path only"));
         assert!(refusal::<RequestPath>("/a b").contains("percent-encode"));
         accepts::<HostHeader>(&["example.com", "example.com:80", "[::1]:80"]);

@@ -536,7 +536,13 @@ impl Checker<'_> {
         if !given || !self.is_written(&path!["routes"]) || self.root.is_damaged(&path!["routes"]) {
             return;
         }
-        let used = |name: &str| self.config.routes.iter().flatten().any(|route| route.pool == name);
+        let known = self.pool_names();
+        let is_meant = |route: &RouteConfig, name: &str| {
+            // A pool that is misspelt is reported as such.
+            !known.contains(&route.pool.as_str()) && did_you_mean(&route.pool, [name]).is_some()
+        };
+        let leads = |route: &RouteConfig, name: &str| route.pool == name || is_meant(route, name);
+        let used = |name: &str| self.config.routes.iter().flatten().any(|route| leads(route, name));
         let unused = self.config.pools.keys().map(Text::written).filter(|name| !used(name));
         for name in unused.map(str::to_owned).collect::<Vec<_>>() {
             let problem = Problem::new(Id::UnusedPool, format!("no route leads to the pool `{name}`"));

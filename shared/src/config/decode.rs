@@ -18,6 +18,7 @@ use serde::forward_to_deserialize_any;
 use super::document::{Entry, Node, Step, Value};
 use super::keys::keys;
 use super::problem::{Id, MAX_PROBLEMS, Problem};
+use super::{syntax, words};
 
 /// Decodes a tree. What is wrong is reported and no longer in the tree afterwards; `None` when too little is left.
 pub(crate) fn decode<T: DeserializeOwned>(root: &mut Node, problems: &mut Vec<Problem>) -> Option<T> {
@@ -48,7 +49,9 @@ pub(crate) fn did_you_mean<'a>(found: &str, known: impl IntoIterator<Item = &'a 
 /// From 0 to 1. Two letters swapped in a short word count as much as a good beginning of a long one.
 fn similarity(one: &str, other: &str) -> f64 {
     let slip = one.len() > 2 && strsim::osa_distance(one, other) == 1;
-    strsim::jaro_winkler(one, other).max(if slip { 0.9 } else { 0.0 })
+    // A word that is only the beginning of a much longer one is another word: `upstreams`, `upstream_keepalive_pool_size`.
+    let alike = if other.len() <= 2 * one.len() { strsim::jaro_winkler(one, other) } else { 0.0 };
+    alike.max(if slip { 0.9 } else { 0.0 })
 }
 
 /// What a type said about a value, and where.
@@ -96,19 +99,42 @@ impl Error {
         let path = self.path();
         let place = if self.on_key { root.key_place(&path) } else { root.place(&path) };
         let follows = match self.fault {
-            Fault::MissingKey(key) => is_gap(root.get(&path)?, key),
+            Fault::MissingKey(key) => is_gap(root.get(&path)?, &path, key),
             Fault::Invalid(_) => !self.on_key && root.is_damaged(&path),
             _ => false,
         };
         (!follows).then(|| {
             let problem = self.fault.problem().at(place);
-            match (&self.fault, &problem.hint) {
-                (Fault::WrongType { expected, .. }, None) if expected == "a mapping" && !path.is_empty() => {
-                    Problem { hint: keys_of(&path), ..problem }
-                }
-                _ => problem,
-            }
+            let hint = self.newcomers_hint(&path, root).or(problem.hint).or_else(|| self.keys_there(&path));
+            Problem { hint, ..problem }
         })
+    }
+
+    /// What to write for what another product, or another file format, would have there.
+    fn newcomers_hint(&self, path: &[Step], root: &Node) -> Option<String> {
+        let node = root.get(path);
+        match &self.fault {
+            Fault::UnknownKey { found, .. } => {
+                let (_, at) = path.split_last()?;
+                words::oddity(at, found, node).or_else(|| words::for_key(at, found).map(str::to_owned))
+            }
+            Fault::WrongType { expected, .. } if expected == "a mapping" => {
+                words::for_mapping(path, &node?.value)
+            }
+            Fault::WrongType { expected, .. } if expected == "a list" => words::for_list(path, &node?.value),
+            _ => None,
+        }
+    }
+
+    /// The keys of the mapping that is asked for.
+    fn keys_there(&self, path: &[Step]) -> Option<String> {
+        match &self.fault {
+            Fault::WrongType { expected, .. } if expected == "a mapping" && path.is_empty() => {
+                words::example("pools").map(|smallest| format!("the smallest configuration is{smallest}"))
+            }
+            Fault::WrongType { expected, .. } if expected == "a mapping" => keys_of(path),
+            _ => None,
+        }
     }
 
     /// `false` when the root itself is wrong.
@@ -117,12 +143,11 @@ impl Error {
     }
 }
 
-/// Whether the key was there but was wrong, or is there under a misspelt name.
-fn is_gap(node: &Node, key: &str) -> bool {
-    match &node.value {
-        Value::Map(map) => map.removed.iter().any(|gone| gone == key || did_you_mean(gone, [key]).is_some()),
-        _ => false,
-    }
+/// Whether the key was there but was wrong, or is there under a misspelt name or that of another product.
+fn is_gap(node: &Node, path: &[Step], key: &str) -> bool {
+    let is_it =
+        |gone: &String| gone == key || did_you_mean(gone, [key]).is_some() || words::means(path, gone, key);
+    matches!(&node.value, Value::Map(map) if map.removed.iter().any(is_it))
 }
 
 impl Fault {
@@ -143,8 +168,11 @@ impl Fault {
                 known,
                 "values",
             ),
-            Self::MissingKey(key) => Problem::new(Id::MissingKey, format!("the key `{key}` is missing here"))
-                .hint(format!("add `{key}: …`")),
+            Self::MissingKey(key) => {
+                let example = words::example(key).map_or_else(|| format!("`{key}: …`"), str::to_owned);
+                Problem::new(Id::MissingKey, format!("the key `{key}` is missing here"))
+                    .hint(format!("add {example}"))
+            }
             Self::WrongType { found, expected, hint } => {
                 let problem = Problem::new(Id::WrongType, format!("expected {expected}, found {found}"));
                 Problem { hint: hint.clone(), ..problem }
@@ -169,8 +197,16 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("ring_hash", "consistent_hash"),
     ("ip_hash", "consistent_hash"),
     ("ketama", "consistent_hash"),
+    ("least_outstanding_requests", "least_request"),
+    ("source", "consistent_hash"),
+    ("hash", "consistent_hash"),
+    ("uri", "consistent_hash"),
+    ("url_hash", "consistent_hash"),
     ("weighted_round_robin", "round_robin"),
     ("wrr", "round_robin"),
+    ("rr", "round_robin"),
+    ("static_rr", "round_robin"),
+    ("weighted", "round_robin"),
     ("max_conns", "max_requests"),
     ("maxconn", "max_requests"),
     ("max_connections", "max_requests"),
@@ -190,7 +226,28 @@ fn elsewhere(key: &str) -> Option<String> {
     let keys = keys();
     let places: Vec<&str> =
         keys.iter().filter(|path| path.rsplit('.').next() == Some(key)).map(String::as_str).collect();
-    (!places.is_empty()).then(|| format!("it is a key elsewhere: {}", places.join(", ")))
+    let places: Vec<String> = places.into_iter().map(nested).collect();
+    (!places.is_empty()).then(|| format!("it belongs elsewhere: `{}`", places.join("`, or `")))
+}
+
+/// A path such as `pools.*.backends.*.weight` as it is written: `pools: {NAME: {backends: [{weight: …}]}}`.
+fn nested(path: &str) -> String {
+    let names: Vec<&str> = path.split('.').collect();
+    let mut text = String::from("…");
+    for (at, name) in names.iter().enumerate().rev() {
+        let is_item = *name == "*" && names[..at].last() != Some(&"pools");
+        let inner = match text.as_str() {
+            "…" => text,
+            list if list.starts_with('[') => text,
+            _ => format!("{{{text}}}"),
+        };
+        text = match *name {
+            "*" if is_item => format!("[{inner}]"),
+            "*" => format!("NAME: {inner}"),
+            key => format!("{key}: {inner}"),
+        };
+    }
+    text
 }
 
 /// The keys of the mapping that belongs at the end of `path`.
@@ -212,11 +269,10 @@ fn remedy(found: Unexpected<'_>, expected: &str) -> Option<String> {
     match (expected, found) {
         (_, Unexpected::Unit) => Some("give the key a value, or remove it".to_owned()),
         ("a text", _) => as_text(found).map(|text| format!("quote it: \"{text}\"")),
-        ("a mapping", Unexpected::Str(text)) if text.contains(':') => {
-            Some("put a space after the colon".to_owned())
+        ("a mapping", Unexpected::Str(text)) if text.len() < 100 => {
+            syntax::with_colon(text).map(|right| format!("write `{right}`"))
         }
         ("a mapping", Unexpected::Seq) => Some("write `key: value`, without `-` and brackets".to_owned()),
-        ("a list", Unexpected::Str(text)) => Some(format!("put it in brackets: [{text}]")),
         ("true or false", Unexpected::Str("yes" | "on")) => Some("write true".to_owned()),
         ("true or false", Unexpected::Str("no" | "off")) => Some("write false".to_owned()),
         (_, Unexpected::Str(text)) if is_numeric(expected) => as_number(text),
@@ -231,9 +287,14 @@ fn remedy(found: Unexpected<'_>, expected: &str) -> Option<String> {
 
 /// What to write instead of a text that has a number.
 fn as_number(text: &str) -> Option<String> {
-    let (number, what) = match text.strip_suffix('%') {
-        Some(number) => (number.trim_end(), "the sign"),
-        None => (text, "quotes"),
+    let thousands = |suffix: &[char]| text.strip_suffix(suffix)?.parse::<u32>().ok();
+    if let Some(thousands) = thousands(&['k', 'K']) {
+        return Some(format!("write {thousands}000"));
+    }
+    let (number, what) = match (text.strip_suffix('%'), text.strip_suffix([';', ','])) {
+        (Some(number), _) => (number.trim_end(), "the sign"),
+        (_, Some(number)) => (number.trim_end(), "what follows"),
+        (None, None) => (text, "quotes"),
     };
     number.parse::<f64>().ok().map(|_| format!("write {number}, without {what}"))
 }
@@ -550,6 +611,13 @@ mod tests {
     }
 
     #[test]
+    fn a_path_is_shown_as_it_is_written() {
+        assert_eq!(nested("pools.*.backends.*.weight"), "pools: {NAME: {backends: [{weight: …}]}}");
+        assert_eq!(nested("routes.*.match.host"), "routes: [{match: {host: …}}]");
+        assert_eq!(nested("shutdown.drain"), "shutdown: {drain: …}");
+    }
+
+    #[test]
     fn a_word_is_guessed_only_when_it_is_close() {
         let known = ["round_robin", "web", "api"];
         assert_eq!(did_you_mean("roundrobin", known), Some("round_robin"));
@@ -557,5 +625,6 @@ mod tests {
         assert_eq!(did_you_mean("WEB", known), Some("web"));
         assert_eq!(did_you_mean("x", known), None);
         assert_eq!(did_you_mean("something", known), None);
+        assert_eq!(did_you_mean("upstreams", ["upstream_keepalive_pool_size"]), None);
     }
 }

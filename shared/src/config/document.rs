@@ -7,9 +7,10 @@
 
 use std::collections::HashMap;
 
-use granit_parser::{ErrorKind, Event, Parser, ScalarStyle, ScanError, StrInput};
+use granit_parser::{Event, Parser, ScalarStyle, ScanError, StrInput};
 
 use super::problem::{Id, Problem, Span};
+use super::syntax;
 
 /// Values in a file, those that aliases repeat included.
 const MAX_NODES: usize = 100_000;
@@ -135,29 +136,6 @@ fn given_twice(key: &str, first: Span, second: Span) -> Problem {
         .at(second)
         .related(first, "first given here")
         .hint("remove one of the two, or put both values under one key")
-}
-
-const NO_TABS: &str = "YAML is indented with spaces, never with tabs";
-
-fn remedy(kind: &ErrorKind) -> Option<&'static str> {
-    match kind {
-        ErrorKind::ExpectedBlockMappingKey
-        | ErrorKind::InvalidIndentation
-        | ErrorKind::ExpectedBlockSequenceEntry => {
-            Some("indent this line as the others that belong to the same mapping or list")
-        }
-        ErrorKind::MappingValueNotAllowed | ErrorKind::SimpleKeyExpected | ErrorKind::InvalidSimpleKey => {
-            Some("a key needs a colon and a space after it; quote a text that has them")
-        }
-        ErrorKind::UnknownAnchor => {
-            Some("no `&name` before it gives it a value; quote a text that begins with `*`")
-        }
-        ErrorKind::TabNotAllowed | ErrorKind::TabInBlockIndentation | ErrorKind::TabInIndentation => {
-            Some(NO_TABS)
-        }
-        ErrorKind::UnclosedFlowCollection { .. } | ErrorKind::UnclosedQuotedScalar => Some("close it"),
-        _ => None,
-    }
 }
 
 /// An error that ends the reading; boxed, since it is rare and large.
@@ -470,9 +448,12 @@ impl<'a> Builder<'a> {
             Event::Scalar(text, ..) => Ok(text.to_string()),
             _ => {
                 let problem = Problem::new(Id::Syntax, "a key must be a single word or text").at(span);
-                Err(Box::new(
-                    problem.hint("a value that begins with `{`, `[` or `*` must be quoted to be a text"),
-                ))
+                let hint = match self.text[span.start..].chars().next() {
+                    Some('[') => "quote a text that begins with `[`, such as the IPv6 address \"[::1]:80\"",
+                    Some('{') => "quote a text that begins with `{`; if this is a template, fill it in first",
+                    _ => "quote a text that begins with `{`, `[` or `*`",
+                };
+                Err(Box::new(problem.hint(hint)))
             }
         }
     }
@@ -513,19 +494,7 @@ impl<'a> Builder<'a> {
     }
 
     fn syntax(&self, error: &ScanError) -> Fatal {
-        let offset = error.marker().byte_offset().unwrap_or(self.text.len());
-        let start = self.text.floor_char_boundary(offset);
-        let width = self.text[start..].chars().next().filter(|c| *c != '\n').map_or(0, char::len_utf8);
-        let problem = Problem::new(Id::Syntax, error.info()).at(Span::new(start, start + width));
-        let hint = if self.indented_with_tab(start) { Some(NO_TABS) } else { remedy(error.kind()) };
-        Box::new(Problem { hint: hint.map(str::to_owned), ..problem })
-    }
-
-    /// Whether the line of this byte begins with white space that has a tab in it.
-    fn indented_with_tab(&self, offset: usize) -> bool {
-        let start = self.text[..offset].rfind('\n').map_or(0, |newline| newline + 1);
-        let blank = |c: &char| matches!(c, ' ' | '\t');
-        self.text[start..].chars().take_while(blank).any(|c| c == '\t')
+        Box::new(syntax::problem(self.text, error))
     }
 }
 

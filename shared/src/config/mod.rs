@@ -15,6 +15,7 @@ mod context;
 mod decode;
 mod document;
 mod env;
+mod foreign;
 mod keys;
 mod plan;
 mod print;
@@ -23,6 +24,8 @@ mod refused;
 mod render;
 mod schema;
 mod sections;
+mod syntax;
+mod words;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -117,6 +120,9 @@ fn remedy(error: &io::Error) -> &'static str {
 pub fn load_text(name: &str, text: &str, context: &Context<'_>) -> Result<Loaded, Problems> {
     let mut problems = Vec::new();
     let loaded = read(text, context, &mut problems);
+    if let Some(problem) = foreign::recognise(text).filter(|_| !problems.is_empty()) {
+        problems = vec![problem];
+    }
     match loaded {
         Some(loaded) if problems.is_empty() => Ok(loaded),
         _ => Err(Problems::new(Source { name: name.to_owned(), text: text.to_owned() }, problems)),
@@ -132,6 +138,7 @@ fn read(text: &str, context: &Context<'_>, problems: &mut Vec<Problem>) -> Optio
     let mut config: Config = decode::decode(&mut root, problems)?;
     plan::complete(&mut config, &root, context);
     let mut findings = check::check(&config, &root, context);
+    findings.problems.retain(|found| !follows(found, problems));
     problems.append(&mut findings.problems);
     problems.is_empty().then(|| {
         let plan = plan::plan(&config, context, &mut findings.certificates);
@@ -155,6 +162,12 @@ pub fn control_socket_of(path: Option<&Path>, context: &Context<'_>) -> Result<P
         }
     });
     Ok(named.unwrap_or_else(|| plan::control_socket(&runtime_directory(context.uid, context.variables))))
+}
+
+/// Whether a problem is over as soon as the others are: there is no pool because it has another name.
+fn follows(found: &Problem, problems: &[Problem]) -> bool {
+    let names_pools = |problem: &Problem| problem.hint.as_ref().is_some_and(|hint| hint.contains("\npools:"));
+    found.id == Id::NoPools && problems.iter().any(names_pools)
 }
 
 /// An empty file is a mapping without keys.

@@ -86,6 +86,7 @@ ids! {
     "003" DuplicateKey "A key is given twice in the same mapping; it is not clear which one is meant.",
     "004" Document "The file uses a part of YAML that configurations do not need: several documents, tags, merge keys, or far too much of anything.",
     "005" Variable "A `${NAME}` is malformed, or names an environment variable that is not set.",
+    "006" Foreign "The file is a configuration of another product.",
     "010" UnknownKey "There is no such key here. A key that is not known is never ignored.",
     "011" MissingKey "A key that is needed here is not given.",
     "012" WrongType "The value is of another kind than the key takes, such as a number in place of a text.",

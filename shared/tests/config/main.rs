@@ -5,6 +5,8 @@ mod exercise;
 #[cfg(test)]
 mod fixtures;
 #[cfg(test)]
+mod hints;
+#[cfg(test)]
 mod properties;
 #[cfg(test)]
 mod schema;

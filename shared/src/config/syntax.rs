@@ -1,0 +1,237 @@
+//! What is wrong with a text that is not YAML, for somebody who writes a configuration.
+//!
+//! The parser says where it could not go on. The cause often stands a line earlier, and is one of a few: a colon or a space that is
+//! missing, an indentation that fits no line before it, a text that YAML takes for something else. Each is a function that looks at
+//! the lines; where none of them applies, the parser's own words remain.
+
+use granit_parser::{ErrorKind, ScanError};
+
+use super::problem::{Id, Problem, Span};
+
+const NO_TABS: &str = "YAML is indented with spaces, never with tabs";
+
+/// A line of the text, without what ends it.
+#[derive(Clone, Copy)]
+struct Line<'a> {
+    whole: &'a str,
+    start: usize,
+    text: &'a str,
+}
+
+/// The problem that the parser's error stands for.
+pub(super) fn problem(text: &str, error: &ScanError) -> Problem {
+    let offset = text.floor_char_boundary(error.marker().byte_offset().unwrap_or(text.len()));
+    let line = Line::at(text, offset);
+    let as_parsed = || {
+        let width = text[offset..].chars().next().filter(|c| *c != '\n').map_or(0, char::len_utf8);
+        Problem::new(Id::Syntax, error.info()).at(Span::new(offset, offset + width))
+    };
+    if line.has_tab() {
+        return as_parsed().hint(NO_TABS);
+    }
+    cause(line, offset, error.kind()).unwrap_or_else(|| {
+        let hint = remedy(error.kind()).map(str::to_owned);
+        Problem { hint, ..as_parsed() }
+    })
+}
+
+fn cause(line: Line<'_>, offset: usize, kind: &ErrorKind) -> Option<Problem> {
+    match kind {
+        ErrorKind::MappingValueNotAllowed | ErrorKind::SimpleKeyExpected | ErrorKind::InvalidSimpleKey => {
+            two_keys(line, offset).or_else(|| broken_key(line.before()?)).or_else(|| too_deep(line))
+        }
+        ErrorKind::ExpectedBlockMappingKey
+        | ErrorKind::InvalidIndentation
+        | ErrorKind::ExpectedBlockSequenceEntry => misaligned(line, offset),
+        ErrorKind::ExpectedDocumentStart => indented_start(line),
+        ErrorKind::UnknownAnchor | ErrorKind::MissingAnchorOrAliasName => alias(line, offset),
+        _ => None,
+    }
+}
+
+/// What to do where no cause was found.
+fn remedy(kind: &ErrorKind) -> Option<&'static str> {
+    match kind {
+        ErrorKind::ExpectedBlockMappingKey
+        | ErrorKind::InvalidIndentation
+        | ErrorKind::ExpectedBlockSequenceEntry => {
+            Some("indent this line as the others that belong to the same mapping or list")
+        }
+        ErrorKind::MappingValueNotAllowed | ErrorKind::SimpleKeyExpected | ErrorKind::InvalidSimpleKey => {
+            Some("a key needs a colon and a space after it; quote a text that has them")
+        }
+        ErrorKind::UnknownAnchor => {
+            Some("no `&name` before it gives it a value; quote a text that begins with `*`")
+        }
+        ErrorKind::TabNotAllowed | ErrorKind::TabInBlockIndentation | ErrorKind::TabInIndentation => {
+            Some(NO_TABS)
+        }
+        ErrorKind::UnclosedFlowCollection { .. } | ErrorKind::UnclosedQuotedScalar => Some("close it"),
+        ErrorKind::UnexpectedCharacter { .. } => Some("quote a text that begins with this character"),
+        _ => None,
+    }
+}
+
+// === the causes ===
+
+/// `web: backends: [10.0.0.1:80]`
+fn two_keys(line: Line<'_>, offset: usize) -> Option<Problem> {
+    let before = line.whole.get(line.start..offset)?;
+    let (first, second) = before.rsplit_once(": ")?;
+    let (first, key) = (first.trim().trim_start_matches("- "), second.trim());
+    let at = offset - second.trim_start().len();
+    let problem = Problem::new(Id::Syntax, "there are two keys in one line").at(Span::new(at, offset));
+    (is_word(first) && is_word(key)).then(|| {
+        let spaces = line.indent() + 2;
+        problem.hint(format!("write `{key}:` on the next line, indented by {spaces} spaces"))
+    })
+}
+
+/// `web`, `threads = 2` or `threads:2`, in the place of a key.
+fn broken_key(line: Line<'_>) -> Option<Problem> {
+    let content = line.content();
+    let is_item = content.starts_with("- ");
+    let (message, right) = if is_word(content) {
+        (format!("a colon is missing after `{content}`"), format!("write `{content}:`"))
+    } else if let Some(right) = with_colon(content).filter(|_| !is_item) {
+        let key = right.split(':').next().unwrap_or_default();
+        (format!("the key `{key}` has no colon with a space after it"), format!("write `{right}`"))
+    } else {
+        return None;
+    };
+    Some(Problem::new(Id::Syntax, message).at(line.span()).hint(right))
+}
+
+/// A key under a line that has its value already.
+fn too_deep(line: Line<'_>) -> Option<Problem> {
+    let before = line.before().filter(|before| line.indent() > before.indent())?;
+    let content = before.content();
+    if let Some(item) = content.strip_prefix("- ").filter(|item| !item.contains(": ")) {
+        let message = format!("this line belongs to an item that has its value already: {item}");
+        let problem = Problem::new(Id::Syntax, message).at(line.span());
+        return Some(problem.hint(format!("give that a key too: `- address: {item}`")));
+    }
+    let (key, _) = content.split_once(": ")?;
+    let message = format!("this line is indented deeper than `{key}`, which has its value already");
+    let spaces = counted(before.indent());
+    let problem = Problem::new(Id::Syntax, message).at(line.span());
+    Some(problem.hint(format!("indent it by {spaces}, as `{key}` above")))
+}
+
+/// A line whose indentation is that of no line that it could belong to.
+fn misaligned(line: Line<'_>, offset: usize) -> Option<Problem> {
+    let indent = line.indent();
+    let above = line.outline();
+    let is_start = offset == line.start + indent;
+    if !is_start || above.iter().any(|above| above.indent() == indent) {
+        return None;
+    }
+    let nearest = above.iter().min_by_key(|above| above.indent().abs_diff(indent))?;
+    let message = format!("this line is indented by {}, which matches no line above it", counted(indent));
+    let hint = format!("indent it by {}, as `{}` above", counted(nearest.indent()), nearest.label());
+    Some(Problem::new(Id::Syntax, message).at(line.span()).hint(hint))
+}
+
+/// The first key is indented, and the next one is not.
+fn indented_start(line: Line<'_>) -> Option<Problem> {
+    let first = line.before().and_then(|before| before.outline().pop().or(Some(before)))?;
+    (first.indent() > 0 && line.indent() < first.indent()).then(|| {
+        let message = format!("the first key is indented by {}", counted(first.indent()));
+        let hint = "remove the spaces in front of it, and as many in front of what belongs to it";
+        Problem::new(Id::Syntax, message).at(first.span()).hint(hint)
+    })
+}
+
+/// `host: *.example.com`
+fn alias(line: Line<'_>, offset: usize) -> Option<Problem> {
+    let is_star = |at: &usize| line.whole.get(*at..).is_some_and(|rest| rest.starts_with('*'));
+    let start = [offset, offset.saturating_sub(1)].into_iter().find(is_star)?;
+    let rest = &line.whole[start..];
+    let end = rest.find(|c: char| c.is_whitespace() || "[]{},".contains(c)).unwrap_or(rest.len());
+    let text = &rest[..end];
+    let message = format!("`{text}` is an alias of YAML, and no `&{}` gives it a value", &text[1..]);
+    let hint = match text {
+        "*" => "to match everything leave the key out; quote a text that begins with `*`".to_owned(),
+        name if is_word(&name[1..]) => {
+            format!("write `&{}` in front of its value, or quote the text", &name[1..])
+        }
+        _ => format!("quote it: \"{text}\""),
+    };
+    Some(Problem::new(Id::Syntax, message).at(Span::new(start, start + end)).hint(hint))
+}
+
+/// `threads: 2` for `threads:2` and `threads = 2`.
+pub(super) fn with_colon(text: &str) -> Option<String> {
+    let end = text.find([':', '='])?;
+    let (key, rest) = text.split_at(end);
+    let rest = rest[1..].trim_start();
+    (is_word(key.trim_end()) && !rest.is_empty() && !text[end..].starts_with(": "))
+        .then(|| format!("{}: {rest}", key.trim_end()))
+}
+
+fn is_word(text: &str) -> bool {
+    text.starts_with(|c: char| c.is_ascii_alphabetic())
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-'))
+}
+
+fn counted(spaces: usize) -> String {
+    if spaces == 1 { "1 space".to_owned() } else { format!("{spaces} spaces") }
+}
+
+// === impl Line ===
+
+impl<'a> Line<'a> {
+    /// The line of a byte, or the last one with something in it if nothing follows.
+    fn at(whole: &'a str, offset: usize) -> Self {
+        let start = whole[..offset].rfind('\n').map_or(0, |newline| newline + 1);
+        let end = whole[start..].find('\n').map_or(whole.len(), |newline| start + newline);
+        Self { whole, start, text: whole[start..end].trim_end_matches('\r') }
+    }
+
+    /// The last line before this one that is neither blank nor a comment.
+    fn before(self) -> Option<Self> {
+        let end = self.start.checked_sub(1)?;
+        let line = Self::at(self.whole, end);
+        if line.content().is_empty() { line.before() } else { Some(line) }
+    }
+
+    /// The lines above that this one could belong to, the nearest first: each is indented less than all after it.
+    fn outline(self) -> Vec<Self> {
+        let mut lines: Vec<Self> = Vec::new();
+        let mut next = self.before();
+        while let Some(line) = next {
+            if lines.last().is_none_or(|last| line.indent() < last.indent()) {
+                lines.push(line);
+            }
+            next = line.before();
+        }
+        lines
+    }
+
+    fn indent(self) -> usize {
+        self.text.len() - self.text.trim_start_matches(' ').len()
+    }
+
+    /// Without indentation and comment.
+    fn content(self) -> &'a str {
+        let text = self.text.trim();
+        let comment = if text.starts_with('#') { Some(0) } else { text.find(" #") };
+        text[..comment.unwrap_or(text.len())].trim_end()
+    }
+
+    /// What it is called in a message: its key, or all of it.
+    fn label(self) -> &'a str {
+        let content = self.content();
+        content.split_once(": ").map_or_else(|| content.trim_end_matches(':'), |(key, _)| key)
+    }
+
+    fn span(self) -> Span {
+        let start = self.start + self.text.len() - self.text.trim_start().len();
+        Span::new(start, start + self.content().len())
+    }
+
+    /// Whether it begins with white space that has a tab in it.
+    fn has_tab(self) -> bool {
+        self.text.chars().take_while(|c| matches!(c, ' ' | '\t')).any(|c| c == '\t')
+    }
+}

@@ -1,0 +1,638 @@
+//! What newcomers write, in the words of other products, and what it is called here.
+//!
+//! A key that is not known is looked up by the mapping that it stands in; each hint is what to write in its place. A section that
+//! was given one value instead of a mapping is written out with that value in the key that is most likely meant.
+
+use super::document::{Map, Node, Step, Value};
+use super::syntax;
+
+/// Words of one mapping, each list with the hint for all of them.
+type Words = &'static [(&'static [&'static str], &'static str)];
+
+const SMALLEST: &str = "backends stand in a pool:\n\npools:\n  web:\n    backends: [10.0.0.1:8080]";
+const NO_TLS: &str = "listeners with TLS are not supported yet: end TLS in front of the load balancer; `tls` of a pool is for its backends";
+const A_ROUTE: &str = "write `routes: [{match: {path_prefix: /}, pool: web}]`";
+const NO_REGEX: &str = "there are no regular expressions here: write `path_prefix: /v1`";
+
+/// By the path of the mapping, in which `*` stands for any name or item.
+const WORDS: &[(&str, Words)] = &[
+    ("", ROOT),
+    ("pools.*", POOL),
+    (
+        "pools.*.backends.*",
+        &[
+            (
+                &["host", "hostname", "server", "url", "uri", "ip", "addr", "target", "endpoint", "port"],
+                "write `address: 10.0.0.1:8080`, with the port",
+            ),
+            (&["name", "id"], "a backend has no name but its address: remove the key"),
+        ],
+    ),
+    (
+        "pools.*.health_check",
+        &[
+            (&["uri", "url", "endpoint", "http_path", "target"], "write `path: /healthz`"),
+            (
+                &["status", "code", "codes", "status_code", "status_codes", "expected_status", "expect"],
+                "write `expect_status: [\"200-399\"]`",
+            ),
+            (&["body", "response", "string"], "write `expect_body: ok`"),
+            (&["unhealthy_threshold", "max_fails", "failures", "fails", "unhealthy"], "write `fall: 3`"),
+            (&["healthy_threshold", "passes", "successes", "healthy"], "write `rise: 2`"),
+            (&["inter", "period", "every", "frequency"], "write `interval: 5s`"),
+            (&["protocol", "kind", "mode", "scheme"], "write `type: http`"),
+            (&["enabled", "enable", "disabled"], "write `type: none` to turn checks off, or remove the key"),
+        ],
+    ),
+    (
+        "pools.*.timeouts",
+        &[
+            (
+                &[
+                    "read",
+                    "request",
+                    "total",
+                    "server",
+                    "write",
+                    "send",
+                    "client",
+                    "response_timeout",
+                    "read_timeout",
+                ],
+                "write `response: 60s`",
+            ),
+            (&["connection", "dial"], "write `connect: 3s`"),
+            (&["keepalive", "keep_alive"], "write `idle: 60s`"),
+        ],
+    ),
+    (
+        "pools.*.retries",
+        &[(&["count", "max", "num", "number", "tries", "limit", "max_retries"], "write `attempts: 1`")],
+    ),
+    (
+        "pools.*.tls",
+        &[
+            (&["server_name", "servername", "name", "hostname", "host"], "write `sni: example.com`"),
+            (
+                &["insecure", "skip_verify", "insecure_skip_verify", "verify_peer", "ssl_verify"],
+                "write `verify: false` to accept any certificate",
+            ),
+            (
+                &["ca_file", "ca_cert", "cacert", "ca_certificate", "trusted_ca", "root_ca", "cafile"],
+                "write `ca: /path/to/ca.pem`",
+            ),
+            (&["enabled", "enable"], "a pool with `tls` uses it: remove the key"),
+        ],
+    ),
+    (
+        "pools.*.sticky",
+        &[
+            (&["name", "cookie_name"], "write `cookie: lb_session`"),
+            (&["max_age", "expires", "age", "lifetime"], "write `ttl: 1h`"),
+        ],
+    ),
+    (
+        "listeners.*",
+        &[
+            (
+                &["listen", "bind", "port", "host", "ip", "addr", "hostname"],
+                "write `address: \"0.0.0.0:8080\"`",
+            ),
+            (&["ssl", "https", "cert", "certs", "certificate", "certificates", "key"], NO_TLS),
+            (&["protocol", "mode", "type"], "every listener speaks HTTP: remove the key"),
+        ],
+    ),
+    (
+        "routes.*",
+        &[
+            (&["path"], "write `match: {path: /v1}`"),
+            (&["path_prefix", "prefix", "location", "url", "uri"], "write `match: {path_prefix: /v1}`"),
+            (
+                &["host", "hosts", "domain", "domains", "hostname", "server_name"],
+                "write `match: {host: example.com}`",
+            ),
+            (&["method", "methods"], "write `match: {method: GET}`"),
+            (&["header", "headers"], "write `match: {header: {X-Canary: \"1\"}}`"),
+            (&["listener"], "write `match: {listener: web}`"),
+            (&["when", "if", "rule", "rules", "matcher", "condition"], "write `match: {path_prefix: /v1}`"),
+            (
+                &[
+                    "backend",
+                    "backends",
+                    "upstream",
+                    "service",
+                    "target",
+                    "to",
+                    "proxy_pass",
+                    "cluster",
+                    "use_backend",
+                    "destination",
+                    "dest",
+                    "server",
+                ],
+                "write `pool: web`",
+            ),
+            (&["name", "id"], "a route has no name: remove the key"),
+        ],
+    ),
+    (
+        "routes.*.match",
+        &[
+            (&["prefix", "starts_with", "location"], "write `path_prefix: /v1`"),
+            (&["uri", "url", "exact"], "write `path: /v1`, or `path_prefix: /v1`"),
+            (
+                &["domain", "domains", "server_name", "hostname", "authority", "hosts"],
+                "write `host: example.com`",
+            ),
+            (&["regex", "regexp", "path_regex", "path_regexp", "pattern"], NO_REGEX),
+            (
+                &["query", "queries", "query_string", "cookie", "source_ip", "client_ip", "remote_ip"],
+                "a route looks at listener, host, path, method and headers",
+            ),
+        ],
+    ),
+    (
+        "metrics",
+        &[
+            (&["port", "listen", "bind", "host", "addr"], "write `address: \"127.0.0.1:6192\"`"),
+            (&["path", "url"], "the path is /metrics: remove the key"),
+            (&["enabled", "enable"], "metrics are always served: remove the key"),
+        ],
+    ),
+    (
+        "access_log",
+        &[
+            (&["file", "filename", "output", "target", "destination"], "write `path: /var/log/access.log`"),
+            (&["type", "style"], "write `format: json`"),
+        ],
+    ),
+    ("control", &[(&["path", "address", "file", "sock"], "write `socket: /run/control.sock`")]),
+    (
+        "shutdown",
+        &[(&["timeout", "grace", "grace_period", "graceful", "graceful_timeout"], "write `drain: 25s`")],
+    ),
+];
+
+const ROOT: Words = &[
+    (
+        &[
+            "upstream",
+            "upstreams",
+            "backend",
+            "backends",
+            "backend_servers",
+            "server",
+            "servers",
+            "service",
+            "services",
+            "target",
+            "targets",
+            "target_group",
+            "target_groups",
+            "cluster",
+            "clusters",
+            "origin",
+            "origins",
+            "endpoint",
+            "endpoints",
+            "node",
+            "nodes",
+            "member",
+            "members",
+            "host",
+            "hosts",
+            "farm",
+            "load_balancer",
+            "load_balancers",
+            "loadbalancer",
+            "proxy",
+            "proxies",
+            "proxy_pass",
+            "reverse_proxy",
+            "instances",
+        ],
+        SMALLEST,
+    ),
+    (
+        &[
+            "frontend",
+            "frontends",
+            "bind",
+            "binds",
+            "listen",
+            "listen_address",
+            "listen_addr",
+            "bind_address",
+            "entrypoint",
+            "entrypoints",
+            "entry_point",
+            "entry_points",
+            "port",
+            "ports",
+            "address",
+            "addr",
+        ],
+        "write `listeners: [\"0.0.0.0:8080\"]`",
+    ),
+    (
+        &[
+            "rule",
+            "rules",
+            "router",
+            "routers",
+            "routing",
+            "location",
+            "locations",
+            "vhost",
+            "vhosts",
+            "virtual_host",
+            "virtual_hosts",
+            "path",
+            "paths",
+            "ingress",
+            "domains",
+        ],
+        A_ROUTE,
+    ),
+    (
+        &["workers", "worker_processes", "worker_threads", "nbthread", "nbproc", "cpus", "concurrency"],
+        "write `threads: 4`; the default is the number of CPUs",
+    ),
+    (&["pid", "pidfile", "pid_path"], "write `pid_file: /run/load_balancer.pid`"),
+    (&["daemonize", "background"], "write `daemon: true`"),
+    (
+        &["log", "logs", "logging", "log_file", "logfile"],
+        "write `error_log: /path` for messages, and `access_log: {path: /path}` for requests",
+    ),
+    (
+        &["prometheus", "stats", "monitoring", "admin", "telemetry", "dashboard", "api", "status"],
+        "write `metrics: {address: \"127.0.0.1:6192\"}`",
+    ),
+    (&["ssl", "https", "tls", "cert", "certs", "certificate", "certificates", "ssl_certificate"], NO_TLS),
+    (
+        &[
+            "timeout",
+            "timeouts",
+            "connect_timeout",
+            "read_timeout",
+            "send_timeout",
+            "proxy_read_timeout",
+            "request_timeout",
+            "client_timeout",
+            "server_timeout",
+            "idle_timeout",
+            "keepalive",
+            "keepalive_timeout",
+        ],
+        "each pool has its own: `timeouts: {connect: 3s, response: 60s, idle: 60s}`",
+    ),
+    (
+        &["health", "check", "checks", "health_check", "health_checks", "healthcheck", "healthchecks"],
+        "each pool has its own: `health_check: {type: http, path: /healthz}`",
+    ),
+    (&["retry", "retries"], "each pool has its own: `retries: {attempts: 1}`"),
+    (
+        &["algorithm", "balance", "lb_policy", "strategy", "load_balancing", "lb_method", "policy"],
+        "each pool has its own: `policy: round_robin`",
+    ),
+    (
+        &["drain", "drain_timeout", "graceful_shutdown", "grace_period", "shutdown_timeout", "stop_timeout"],
+        "write `shutdown: {drain: 25s}`",
+    ),
+    (
+        &["trusted_ips", "real_ip", "set_real_ip_from", "trusted_proxy"],
+        "write `trusted_proxies: [10.0.0.0/8]`",
+    ),
+    (
+        &["global", "defaults", "default", "settings", "config", "main", "general"],
+        "remove the key: what belongs to it stands at the top level here",
+    ),
+];
+
+const POOL: Words = &[
+    (
+        &[
+            "server",
+            "servers",
+            "upstream",
+            "upstreams",
+            "target",
+            "targets",
+            "endpoint",
+            "endpoints",
+            "node",
+            "nodes",
+            "member",
+            "members",
+            "hosts",
+            "address",
+            "addresses",
+            "url",
+            "urls",
+            "origins",
+            "instances",
+            "peers",
+        ],
+        "write `backends: [10.0.0.1:8080]`",
+    ),
+    (
+        &[
+            "algorithm",
+            "balance",
+            "strategy",
+            "lb_policy",
+            "lb_method",
+            "type",
+            "mode",
+            "load_balancing",
+            "method",
+        ],
+        "write `policy: round_robin`, or random, least_request, peak_ewma, consistent_hash, maglev",
+    ),
+    (
+        &[
+            "timeout",
+            "read_timeout",
+            "response_timeout",
+            "request_timeout",
+            "proxy_read_timeout",
+            "send_timeout",
+        ],
+        "write `timeouts: {response: 60s}`",
+    ),
+    (&["connect_timeout", "proxy_connect_timeout"], "write `timeouts: {connect: 3s}`"),
+    (
+        &["keepalive", "keep_alive", "idle_timeout", "keepalive_timeout", "keepalive_requests"],
+        "write `timeouts: {idle: 60s}`; `upstream_keepalive_pool_size` at the top level is how many are kept",
+    ),
+    (&["health", "check", "checks"], "write `health_check: {type: http, path: /healthz}`"),
+    (&["retry", "tries", "max_retries"], "write `retries: {attempts: 1}`"),
+    (&["ssl", "https"], "write `tls: {sni: example.com}`"),
+    (
+        &["skip_verify", "insecure", "insecure_skip_verify", "ssl_verify", "verify"],
+        "write `tls: {verify: false}` to accept any certificate",
+    ),
+    (
+        &[
+            "sticky_session",
+            "sticky_sessions",
+            "session_affinity",
+            "affinity",
+            "cookie",
+            "persistence",
+            "session",
+        ],
+        "write `sticky: {cookie: lb_session}`",
+    ),
+    (
+        &["max_fails", "fail_timeout", "circuit_breaker", "outlier", "passive_health_check", "ejection"],
+        "write `outlier_detection: {consecutive_failures: 5}`",
+    ),
+    (&["hash", "hash_key", "hash_by", "key"], "write `hash_on: uri`, with `policy: consistent_hash`"),
+    (
+        &["max_requests", "max_conns", "maxconn", "max_connections", "max_concurrent_requests"],
+        "write `limits: {max_requests: 100}`",
+    ),
+    (&["name", "id"], "the name of a pool is its key: `pools: {web: {backends: [10.0.0.1:8080]}}`"),
+    (&["port"], "each backend has its port: `backends: [10.0.0.1:8080]`"),
+    (&["host_header"], "write `host: example.com`"),
+];
+
+/// Examples of keys that must be given.
+const EXAMPLES: &[(&str, &str)] = &[
+    ("pools", "\n\npools:\n  web:\n    backends: [10.0.0.1:8080]"),
+    ("backends", "`backends: [10.0.0.1:8080]`"),
+    ("address", "`address: 10.0.0.1:8080`"),
+    ("pool", "`pool: web`"),
+    ("listeners", "`listeners: [\"0.0.0.0:8080\"]`"),
+    ("cookie", "`cookie: lb_session`"),
+    ("error_rate", "`error_rate: 20`"),
+    ("window", "`window: 10s`"),
+];
+
+/// The path of a mapping as the keys of the schema have it.
+pub(super) fn pattern(path: &[Step]) -> String {
+    let is_name = |at: usize| at == 1 && path.first() == Some(&Step::from("pools"));
+    let names = path.iter().enumerate().map(|(at, step)| match step {
+        Step::Key(key) if !is_name(at) => key.as_str(),
+        _ => "*",
+    });
+    names.collect::<Vec<_>>().join(".")
+}
+
+/// What to write for the key `found`, which `at` does not have, if another product calls something so.
+pub(super) fn for_key(at: &[Step], found: &str) -> Option<&'static str> {
+    let (pattern, found) = (pattern(at), snake_case(found));
+    let (_, words) = WORDS.iter().find(|(place, _)| *place == pattern)?;
+    let known = |theirs: &[&str]| theirs.contains(&found.as_str());
+    words.iter().find(|(theirs, _)| known(theirs)).map(|(_, hint)| *hint)
+}
+
+/// Whether the unknown key `found` was meant to be `key`.
+pub(super) fn means(at: &[Step], found: &str, key: &str) -> bool {
+    let is_written = |hint: &str| hint.contains(&format!("`{key}: ")) || hint.contains(&format!("\n{key}:"));
+    for_key(at, found).is_some_and(is_written) || split_address(found).is_some() && key == "address"
+}
+
+/// What is wrong with an unknown key whatever it is called: a character that looks like another, a comment of another language, an
+/// address that was split by a space, or a pool that stands beside `pools`.
+pub(super) fn oddity(at: &[Step], found: &str, value: Option<&Node>) -> Option<String> {
+    if let Some(odd) = found.chars().find(|c| (c.is_whitespace() && *c != ' ') || "“”‘’".contains(*c))
+    {
+        let code = u32::from(odd);
+        return Some(format!(
+            "it has the character U+{code:04X}, which looks like another: write spaces and quotes anew"
+        ));
+    }
+    if found.starts_with("//") || found.starts_with("/*") || found.starts_with("--") {
+        return Some("a comment begins with `#`".to_owned());
+    }
+    if let (Some(address), Some(Value::Int(port))) = (split_address(found), value.map(|node| &node.value)) {
+        return Some(format!("write {address}:{port}, without a space after the colon"));
+    }
+    let is_pool = |map: &Map| map.get("backends").is_some();
+    match value.map(|node| &node.value) {
+        Some(Value::Map(map)) if at.is_empty() && is_pool(map) => {
+            Some(format!("a pool stands under `pools`:\n\npools:\n  {found}:\n    backends: …"))
+        }
+        _ => None,
+    }
+}
+
+/// The address in a key that is one.
+fn split_address(key: &str) -> Option<String> {
+    let is_local = key.eq_ignore_ascii_case("localhost");
+    (is_local || key.parse::<std::net::Ipv4Addr>().is_ok()).then(|| key.to_owned())
+}
+
+/// What a key that must be there looks like.
+pub(super) fn example(key: &str) -> Option<&'static str> {
+    EXAMPLES.iter().find(|(known, _)| *known == key).map(|(_, example)| *example)
+}
+
+// === values of the wrong type ===
+
+/// What to write for a value where a mapping is asked for.
+pub(super) fn for_mapping(path: &[Step], found: &Value) -> Option<String> {
+    if *found == Value::Null {
+        return match path.last() {
+            Some(Step::Key(key)) => example(key).map(|example| format!("write {example}")),
+            _ => None,
+        };
+    }
+    let pattern = pattern(path);
+    let written = match found {
+        Value::List(list) if pattern == "pools.*" && list.items.iter().all(is_text) => {
+            "{backends: […]}".to_owned()
+        }
+        Value::List(_) if pattern == "pools" => {
+            return Some(
+                "each pool has a name, which is its key:\n\npools:\n  web:\n    backends: [10.0.0.1:8080]"
+                    .to_owned(),
+            );
+        }
+        Value::List(_) | Value::Map(_) => return None,
+        scalar => section(&pattern, scalar)?,
+    };
+    Some(match path.last() {
+        Some(Step::Key(key)) if pattern == "pools" => format!("write\n\n{key}:\n  web:\n    {written}"),
+        Some(Step::Key(key)) => format!("write `{key}: {written}`"),
+        _ => format!("write {written}"),
+    })
+}
+
+fn is_text(node: &Node) -> bool {
+    matches!(node.value, Value::Text { .. })
+}
+
+/// The section with the value in the key that is most likely meant.
+fn section(pattern: &str, found: &Value) -> Option<String> {
+    let text = text_of(found)?;
+    let is_path = text.starts_with('/');
+    let template = match (pattern, found) {
+        ("pools", Value::Text { .. }) => "backends: [%]",
+        ("pools.*", Value::Text { .. }) => "{backends: [%]}",
+        ("pools.*.health_check", Value::Bool(true)) => "{type: tcp}",
+        ("pools.*.health_check", Value::Bool(false)) => "{type: none}",
+        ("pools.*.health_check", Value::Text { .. }) if is_path => "{type: http, path: %}",
+        ("pools.*.health_check", Value::Text { .. }) if ["tcp", "http", "grpc", "none"].contains(&&*text) => {
+            "{type: %}"
+        }
+        ("pools.*.retries", Value::Int(_)) => "{attempts: %}",
+        ("pools.*.sticky", Value::Bool(true)) => "{cookie: lb_session}",
+        ("pools.*.sticky", Value::Text { .. }) => "{cookie: %}",
+        ("pools.*.tls", Value::Bool(true)) => "{sni: example.com}",
+        ("pools.*.tls", Value::Text { .. }) => "{sni: %}",
+        ("pools.*.timeouts", Value::Int(_)) => "{response: %s}",
+        ("pools.*.timeouts", Value::Text { .. }) => "{response: %}",
+        ("pools.*.limits", Value::Int(_)) => "{max_requests: %}",
+        ("pools.*.outlier_detection", Value::Int(_)) => "{consecutive_failures: %}",
+        ("shutdown", Value::Int(_)) => "{drain: %s}",
+        ("shutdown", Value::Text { .. }) => "{drain: %}",
+        ("metrics", Value::Int(_)) => "{address: \"127.0.0.1:%\"}",
+        ("metrics", Value::Text { .. }) => "{address: \"%\"}",
+        ("access_log", Value::Text { .. }) if is_path => "{path: %}",
+        ("access_log", Value::Text { .. }) => "{format: %}",
+        ("control", Value::Text { .. }) => "{socket: %}",
+        ("reload", Value::Bool(_)) => "{watch: %}",
+        ("routes.*", Value::Text { .. }) if !is_path => "{pool: %}",
+        ("routes.*.match", Value::Text { .. }) if is_path => "{path_prefix: %}",
+        ("routes.*.match", Value::Text { .. }) => "{host: \"%\"}",
+        ("routes.*.match.header", Value::Text { .. }) => {
+            let (name, value) = text.split_once(':')?;
+            return Some(format!("{{{}: \"{}\"}}", name.trim(), value.trim()));
+        }
+        _ => return None,
+    };
+    // `backends:[10.0.0.1:80]` is a key, and no value.
+    (syntax::with_colon(&text).is_none() || !text.contains(['[', '{', '=']))
+        .then(|| template.replace('%', &text))
+}
+
+/// What to write for a value where a list is asked for.
+pub(super) fn for_list(path: &[Step], found: &Value) -> Option<String> {
+    let pattern = pattern(path);
+    match found {
+        Value::Null => match path.last() {
+            Some(Step::Key(key)) => example(key).map(|example| format!("write {example}")),
+            _ => None,
+        },
+        Value::Map(_) if pattern == "routes" => {
+            Some("write a list: `- {match: {path_prefix: /}, pool: web}`".to_owned())
+        }
+        Value::Map(_) => Some("write a list: put `- ` in front of the first key of each item".to_owned()),
+        Value::Int(port) if pattern == "listeners" => Some(format!("put it in brackets: [\":{port}\"]")),
+        Value::Int(port) if pattern == "pools.*.backends" => {
+            Some(format!("put it in brackets: [\"localhost:{port}\"]"))
+        }
+        Value::Text { text, .. } if text.starts_with('-') => {
+            Some(format!("put a space after the `-`: `- {}`", text.trim_start_matches('-')))
+        }
+        Value::Text { text, .. } => {
+            let items: Vec<String> =
+                text.split([',', ' ']).filter(|item| !item.is_empty()).map(quoted).collect();
+            Some(format!("put it in brackets: [{}]", items.join(", ")))
+        }
+        _ => None,
+    }
+}
+
+/// A text as an item of a list in brackets.
+fn quoted(text: &str) -> String {
+    let is_plain = text.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '/');
+    if is_plain { text.to_owned() } else { format!("\"{text}\"") }
+}
+
+fn text_of(value: &Value) -> Option<String> {
+    match value {
+        Value::Bool(value) => Some(value.to_string()),
+        Value::Int(number) => Some(number.to_string()),
+        Value::Text { text, .. } => Some(text.clone()),
+        _ => None,
+    }
+}
+
+/// `healthCheck` and `health-check` as `health_check`.
+fn snake_case(text: &str) -> String {
+    let mut snake = String::new();
+    for (at, c) in text.char_indices() {
+        let after_lower = text[..at].ends_with(|before: char| before.is_lowercase());
+        if c.is_uppercase() && after_lower {
+            snake.push('_');
+        }
+        snake.extend(if c == '-' { vec!['_'] } else { c.to_lowercase().collect() });
+    }
+    snake
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_looked_up_by_the_mapping_that_they_stand_in() {
+        let pool: [Step; 2] = ["pools".into(), "timeout".into()];
+        assert_eq!(for_key(&[], "upstreams"), Some(SMALLEST));
+        assert_eq!(for_key(&pool, "timeout"), Some("write `timeouts: {response: 60s}`"));
+        assert_eq!(for_key(&["routes".into(), 3.into()], "backend"), Some("write `pool: web`"));
+        assert_eq!(for_key(&["metrics".into()], "upstreams"), None);
+    }
+
+    #[test]
+    fn other_ways_to_join_words_are_read_as_ours() {
+        assert_eq!(snake_case("entryPoints"), "entry_points");
+        assert_eq!(snake_case("read-timeout"), "read_timeout");
+        assert_eq!(snake_case("TLS"), "tls");
+    }
+
+    #[test]
+    fn no_word_is_a_key_of_the_same_mapping() {
+        let keys = super::super::keys::keys();
+        for (place, words) in WORDS {
+            for word in words.iter().flat_map(|(theirs, _)| *theirs) {
+                let key = if place.is_empty() { (*word).to_owned() } else { format!("{place}.{word}") };
+                assert!(!keys.contains(&key), "{key} is a key");
+            }
+        }
+    }
+}

@@ -1,0 +1,287 @@
+//! What is wrong with a text that is no address and port, and what to write instead.
+
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+
+/// What an address is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// Clients connect to it: an IP address and a port, a port alone, or a Unix socket.
+    Listener,
+    /// Requests are sent to it: an IP address or `localhost`, and a port.
+    Backend,
+    /// Metrics are read on it: an IP address and a port.
+    Metrics,
+}
+
+/// Why `text`, which is no IP address with a port from 1 to 65535, is refused; on a second line what to write, if that can be told.
+pub fn refusal(text: &str, purpose: Purpose) -> String {
+    let reasons =
+        [unclean, several, with_options, url, without_port, without_address, ipv6, bad_port, socket, name];
+    let reason = reasons.iter().find_map(|reason| reason(text, purpose));
+    reason.unwrap_or_else(|| format!("expected {}, found {text:?}", purpose.expected()))
+}
+
+// === the reasons ===
+
+/// Quotes of a word processor, or the separator of another format at the end.
+fn unclean(text: &str, purpose: Purpose) -> Option<String> {
+    let clean = text.trim_matches(|c: char| "“”„‘’«»\"'`".contains(c)).trim_end_matches([',', ';', '/']);
+    (clean != text && accepts(clean, purpose)).then(|| format!("{text:?} is no address\nwrite {clean}"))
+}
+
+fn several(text: &str, purpose: Purpose) -> Option<String> {
+    let parts: Vec<&str> =
+        text.split([',', ' ', ';', '\n']).filter(|part| !part.is_empty() && *part != "-").collect();
+    let all = parts.len() > 1 && parts.iter().all(|part| accepts(part, purpose));
+    let separated = match text.contains("- ") {
+        true => "give each its own line, with the same indentation as the first".to_owned(),
+        false => format!("separate them by commas: [{}]", parts.join(", ")),
+    };
+    all.then(|| format!("{text:?} is more than one address\n{separated}"))
+}
+
+/// As nginx and HAProxy write a weight.
+fn with_options(text: &str, purpose: Purpose) -> Option<String> {
+    let (address, options) = text.split_once(' ')?;
+    let weight = options.split([' ', '=']).skip_while(|word| *word != "weight").nth(1);
+    let weight =
+        weight.and_then(|weight| weight.parse::<u16>().ok()).filter(|weight| (1..=1000).contains(weight));
+    let right = match weight {
+        Some(weight) => format!("{{address: {address}, weight: {weight}}}"),
+        None => address.to_owned(),
+    };
+    let is_backend = purpose == Purpose::Backend && accepts(address, purpose);
+    is_backend.then(|| format!("{text:?} is more than an address\nwrite {right}"))
+}
+
+fn url(text: &str, purpose: Purpose) -> Option<String> {
+    let (scheme, rest) =
+        text.split_once("://").or_else(|| text.split_once("//").filter(|(scheme, _)| scheme.is_empty()))?;
+    let authority = rest.split(['/', '?']).next().unwrap_or_default();
+    let default = if scheme == "https" { 443 } else { purpose.port() };
+    let with_port = format!("{authority}:{default}");
+    let right = [authority.to_owned(), with_port].into_iter().find(|address| accepts(address, purpose));
+    let tls = if purpose == Purpose::Backend && scheme == "https" {
+        ", and `tls: {sni: NAME}` in the pool"
+    } else {
+        ""
+    };
+    let remedy = match right {
+        Some(right) => format!("write {right}{tls}"),
+        None => format!("use {}{tls}", purpose.expected()),
+    };
+    Some(format!("{text:?} is a URL\n{remedy}"))
+}
+
+fn without_port(text: &str, purpose: Purpose) -> Option<String> {
+    let host = text.strip_suffix(':').unwrap_or(text);
+    let bare = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
+    let ip = bare.parse::<IpAddr>().ok().filter(|_| split_ipv6(text).is_none())?;
+    Some(format!("{text:?} has no port\nwrite {}", SocketAddr::new(ip, purpose.port())))
+}
+
+fn without_address(text: &str, purpose: Purpose) -> Option<String> {
+    let port = text.strip_prefix(':').or_else(|| text.strip_prefix("*:")).unwrap_or(text);
+    let port = port.parse::<u16>().ok()?;
+    let port = if port == 0 { purpose.port() } else { port };
+    let right = match purpose {
+        Purpose::Listener => format!("\":{port}\" for all IPv4 addresses of this machine"),
+        Purpose::Backend => format!("localhost:{port} for this machine"),
+        Purpose::Metrics => format!("127.0.0.1:{port}"),
+    };
+    Some(format!("{text:?} has no address\nwrite {right}"))
+}
+
+/// An IPv6 address with a port has brackets around the address.
+fn ipv6(text: &str, _: Purpose) -> Option<String> {
+    let (address, port) = split_ipv6(text)?;
+    Some(format!("{text:?} has no brackets around its IPv6 address\nwrite \"[{address}]:{port}\""))
+}
+
+fn split_ipv6(text: &str) -> Option<(Ipv6Addr, u16)> {
+    let (address, port) = text.rsplit_once(':')?;
+    Some((address.parse().ok()?, port.parse().ok().filter(|port| *port > 0)?))
+}
+
+fn bad_port(text: &str, purpose: Purpose) -> Option<String> {
+    let (host, port) = text.rsplit_once(':')?;
+    let ip = host.trim_matches(['[', ']']).parse::<IpAddr>().ok()?;
+    let number =
+        port.split('/').next().and_then(|number| number.parse::<u16>().ok()).filter(|number| *number > 0);
+    let port_of = |name: &str| match name {
+        "http" => Some(80),
+        "https" => Some(443),
+        _ => None,
+    };
+    match number.or_else(|| port_of(port)) {
+        Some(number) => Some(format!("{port:?} is no port for {ip}\nwrite {}", SocketAddr::new(ip, number))),
+        None if port == "0" => {
+            let right = SocketAddr::new(ip, purpose.port());
+            Some(format!("{text:?}: the port must be given, from 1 to 65535\nwrite {right}"))
+        }
+        None => Some(format!("{port:?} is no port for {ip}\na port is a number from 1 to 65535")),
+    }
+}
+
+/// The path of a Unix socket without its `unix:`.
+fn socket(text: &str, purpose: Purpose) -> Option<String> {
+    let is_path = text.starts_with('/') && purpose == Purpose::Listener;
+    is_path.then(|| format!("{text:?} is a path\nwrite unix:{text} for a Unix socket"))
+}
+
+fn name(text: &str, purpose: Purpose) -> Option<String> {
+    let host = text.split(['/', ':']).next().unwrap_or_default();
+    let port = text.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok()).unwrap_or(purpose.port());
+    if !is_host_name(host) || text.starts_with("unix:") {
+        return None;
+    }
+    let remedy = match purpose {
+        _ if host.eq_ignore_ascii_case("localhost") => format!("write 127.0.0.1:{port}"),
+        Purpose::Backend => {
+            format!("use its IP address, such as 10.0.0.1:{port}; only `localhost` is known by name")
+        }
+        Purpose::Listener => {
+            format!("use an IP address of this machine, or \":{port}\" for all of its IPv4 addresses")
+        }
+        Purpose::Metrics => format!("use an IP address of this machine, such as 127.0.0.1:{port}"),
+    };
+    Some(format!("{host:?} is a host name, and names are not resolved yet\n{remedy}"))
+}
+
+/// Whether a text looks like the name of a host.
+pub fn is_host_name(text: &str) -> bool {
+    let letter = |c: char| c.is_ascii_alphabetic();
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+    text.contains(letter) && text.chars().all(allowed) && text.len() <= 253
+}
+
+/// Whether a text can be written where an address is asked for.
+fn accepts(text: &str, purpose: Purpose) -> bool {
+    let is_local = |text: &str| {
+        let (name, port) = text.split_once(':').unwrap_or((text, ""));
+        purpose == Purpose::Backend
+            && name.eq_ignore_ascii_case("localhost")
+            && port.parse::<u16>().is_ok_and(|port| port > 0)
+    };
+    text.parse::<SocketAddr>().is_ok_and(|address| address.port() > 0) || is_local(text)
+}
+
+// === impl Purpose ===
+
+impl Purpose {
+    /// What a refusal says was expected.
+    pub const fn expected(self) -> &'static str {
+        match self {
+            Self::Listener => "an address such as 0.0.0.0:6188 or unix:/path",
+            Self::Backend => "an address such as 10.0.0.1:8080",
+            Self::Metrics => "an address such as 127.0.0.1:6192",
+        }
+    }
+
+    const fn port(self) -> u16 {
+        match self {
+            Self::Listener | Self::Backend => 80,
+            Self::Metrics => 6192,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn refuses(purpose: Purpose, cases: &[(&str, &str, &str)]) {
+        for (text, reason, hint) in cases {
+            let said = refusal(text, purpose);
+            let (first, second) = said.split_once('\n').unwrap_or((&said, ""));
+            assert!(first.contains(reason), "{text}: {said}");
+            assert_eq!(second, *hint, "{text}: {said}");
+        }
+    }
+
+    #[test]
+    fn backends_are_refused_with_what_to_write() {
+        let expected = Purpose::Backend.expected();
+        refuses(
+            Purpose::Backend,
+            &[
+                ("1.1.1.1", "no port", "write 1.1.1.1:80"),
+                ("1.1.1.1:", "no port", "write 1.1.1.1:80"),
+                ("::1", "no port", "write [::1]:80"),
+                ("[::1]", "no port", "write [::1]:80"),
+                ("::1:8080", "no brackets", "write \"[::1]:8080\""),
+                ("2001:db8::1:443", "no brackets", "write \"[2001:db8::1]:443\""),
+                ("1:2:3:4:5:6:7:8:80", "no brackets", "write \"[1:2:3:4:5:6:7:8]:80\""),
+                ("8080", "no address", "write localhost:8080 for this machine"),
+                ("*:80", "no address", "write localhost:80 for this machine"),
+                ("http://10.0.0.1:8080", "is a URL", "write 10.0.0.1:8080"),
+                ("http://10.0.0.1/x", "is a URL", "write 10.0.0.1:80"),
+                ("https://10.0.0.1", "is a URL", "write 10.0.0.1:443, and `tls: {sni: NAME}` in the pool"),
+                ("http://localhost:3000/", "is a URL", "write localhost:3000"),
+                ("http://app", "is a URL", &format!("use {expected}")),
+                ("10.0.0.1:80/", "is no address", "write 10.0.0.1:80"),
+                ("10.0.0.1:80;", "is no address", "write 10.0.0.1:80"),
+                ("“10.0.0.1:80”", "is no address", "write 10.0.0.1:80"),
+                ("10.0.0.1:http", "is no port", "write 10.0.0.1:80"),
+                ("10.0.0.1:80/tcp", "is no port", "write 10.0.0.1:80"),
+                ("10.0.0.1:0", "must be given", "write 10.0.0.1:80"),
+                ("10.0.0.1:70000", "is no port", "a port is a number from 1 to 65535"),
+                ("10.0.0.1:80 weight=3", "more than an address", "write {address: 10.0.0.1:80, weight: 3}"),
+                (
+                    "10.0.0.1:80 check weight 3",
+                    "more than an address",
+                    "write {address: 10.0.0.1:80, weight: 3}",
+                ),
+                ("10.0.0.1:80 backup", "more than an address", "write 10.0.0.1:80"),
+                (
+                    "10.0.0.1:80 10.0.0.2:80",
+                    "more than one",
+                    "separate them by commas: [10.0.0.1:80, 10.0.0.2:80]",
+                ),
+                (
+                    "10.0.0.1:80 - 10.0.0.2:80",
+                    "more than one",
+                    "give each its own line, with the same indentation as the first",
+                ),
+                (
+                    "app:8080",
+                    "host name",
+                    "use its IP address, such as 10.0.0.1:8080; only `localhost` is known by name",
+                ),
+            ],
+        );
+        for text in ["", "1.1.1:80", "a b", "ü:80"] {
+            assert_eq!(refusal(text, Purpose::Backend), format!("expected {expected}, found {text:?}"));
+        }
+    }
+
+    #[test]
+    fn listeners_are_refused_with_what_to_write() {
+        refuses(
+            Purpose::Listener,
+            &[
+                ("8080", "no address", "write \":8080\" for all IPv4 addresses of this machine"),
+                ("*:80", "no address", "write \":80\" for all IPv4 addresses of this machine"),
+                (":0", "no address", "write \":80\" for all IPv4 addresses of this machine"),
+                ("localhost:80", "host name", "write 127.0.0.1:80"),
+                ("http://0.0.0.0:80", "is a URL", "write 0.0.0.0:80"),
+                ("/run/lb.sock", "is a path", "write unix:/run/lb.sock for a Unix socket"),
+                (":::80", "no brackets", "write \"[::]:80\""),
+            ],
+        );
+    }
+
+    #[test]
+    fn metrics_are_refused_with_what_to_write() {
+        refuses(
+            Purpose::Metrics,
+            &[
+                (":9090", "no address", "write 127.0.0.1:9090"),
+                ("9090", "no address", "write 127.0.0.1:9090"),
+                ("127.0.0.1", "no port", "write 127.0.0.1:6192"),
+                ("localhost:9090", "host name", "write 127.0.0.1:9090"),
+            ],
+        );
+    }
+}

@@ -1,0 +1,217 @@
+//! Lengths of time: `250ms`, `5s`, `1m`, `1h`.
+
+use std::time::Duration;
+
+/// What a refusal says was expected.
+pub const EXPECTED: &str = "a duration such as 250ms, 5s, 1m or 1h";
+
+/// The units, in milliseconds, the largest first.
+const UNITS: [(&str, u64); 4] = [("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)];
+
+/// A duration that is not written as it has to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Loose {
+    milliseconds: u64,
+    /// The unit that it is best written with.
+    unit: Unit,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Unit {
+    /// There was none.
+    Missing,
+    /// The one that was written, in full or with a fraction.
+    Written(u64),
+    /// The largest one that leaves no fraction.
+    Largest,
+}
+
+/// Reads a duration. `accept` refuses what is out of range, before anything is said about how it is written.
+///
+/// # Errors
+///
+/// What is wrong with the text, and on a second line what to write.
+pub fn read<T>(text: &str, accept: impl Fn(Duration) -> Result<T, String>) -> Result<T, String> {
+    if let Some(duration) = exact(text) {
+        return accept(duration);
+    }
+    let unclear = || format!("expected {EXPECTED}, found {text:?}");
+    let loose = loose(text).ok_or_else(unclear)?;
+    let in_range = |milliseconds| accept(Duration::from_millis(milliseconds)).is_ok();
+    if loose.unit == Unit::Missing {
+        return Err(format!("{text:?} has no unit\n{}", with_unit(text, loose, in_range)));
+    }
+    accept(Duration::from_millis(loose.milliseconds))?;
+    Err(format!("{}\nwrite {}", unclear(), loose.spelled()))
+}
+
+/// A number and a unit. One that cannot be counted is the longest duration.
+fn exact(text: &str) -> Option<Duration> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, name) = text.split_at(digits);
+    let (_, unit) = UNITS.iter().find(|(unit, _)| *unit == name)?;
+    if number.is_empty() {
+        return None;
+    }
+    let milliseconds = number.parse::<u64>().ok().and_then(|number| number.checked_mul(*unit));
+    Some(milliseconds.map_or(Duration::MAX, Duration::from_millis))
+}
+
+/// What to write for a bare number: it may be meant in seconds or in milliseconds.
+fn with_unit(text: &str, loose: Loose, in_range: impl Fn(u64) -> bool) -> String {
+    let is_whole = text.bytes().all(|byte| byte.is_ascii_digit());
+    let seconds = loose.spelled();
+    match text.parse::<u64>() {
+        Ok(number) if is_whole && !in_range(loose.milliseconds) => format!("write {number}ms"),
+        Ok(number @ 1..) if is_whole => format!("write {seconds}, or {number}ms for milliseconds"),
+        _ => format!("write {seconds}"),
+    }
+}
+
+/// Reads what people write elsewhere: `60sec`, `1 minute`, `1d`, `1m30s`, `1.5s`, `60`.
+fn loose(text: &str) -> Option<Loose> {
+    let lower = text.trim().to_lowercase();
+    if lower.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.') {
+        return Some(Loose { milliseconds: thousandths(&lower)?, unit: Unit::Missing });
+    }
+    let (mut rest, mut milliseconds, mut parts, mut last) = (lower.as_str(), 0_u64, 0, 0);
+    while !rest.is_empty() {
+        let (part, unit, after) = part(rest)?;
+        milliseconds = milliseconds.checked_add(part)?;
+        (rest, last, parts) = (after, unit, parts + 1);
+    }
+    let is_whole = last > 0 && milliseconds.is_multiple_of(last);
+    let unit = if parts == 1 && is_whole { Unit::Written(last) } else { Unit::Largest };
+    Some(Loose { milliseconds, unit })
+}
+
+/// The first number with its unit: the milliseconds that it stands for, the unit to write it with, and what follows.
+fn part(text: &str) -> Option<(u64, u64, &str)> {
+    let number = text.find(|c: char| !c.is_ascii_digit() && c != '.')?;
+    let (number, rest) = text.split_at(number);
+    let rest = rest.trim_start();
+    let name = rest.find(|c: char| !c.is_alphabetic()).unwrap_or(rest.len());
+    let (name, rest) = rest.split_at(name);
+    let (factor, unit) = unit(name)?;
+    let milliseconds = thousandths(number)?.checked_mul(factor)?;
+    milliseconds
+        .is_multiple_of(1_000)
+        .then(|| (milliseconds / 1_000, unit, rest.trim_start_matches([' ', ','])))
+}
+
+/// The milliseconds of a unit in other spellings, and those of the unit to write instead.
+fn unit(name: &str) -> Option<(u64, u64)> {
+    let unit = match name {
+        "ms" | "msec" | "msecs" | "milli" | "millis" | "millisecond" | "milliseconds" => 1,
+        "s" | "sec" | "secs" | "second" | "seconds" => 1_000,
+        "m" | "min" | "mins" | "minute" | "minutes" => 60_000,
+        "h" | "hr" | "hrs" | "hour" | "hours" => 3_600_000,
+        "d" | "day" | "days" => return Some((86_400_000, 3_600_000)),
+        "w" | "week" | "weeks" => return Some((604_800_000, 3_600_000)),
+        _ => return None,
+    };
+    Some((unit, unit))
+}
+
+/// A number with up to three digits after its point, times a thousand.
+fn thousandths(text: &str) -> Option<u64> {
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
+    if fraction.len() > 3 || fraction.contains('.') || (whole.is_empty() && fraction.is_empty()) {
+        return None;
+    }
+    let whole: u64 = if whole.is_empty() { 0 } else { whole.parse().ok()? };
+    whole.checked_mul(1_000)?.checked_add(format!("{fraction:0<3}").parse().ok()?)
+}
+
+// === impl Loose ===
+
+impl Loose {
+    fn spelled(self) -> String {
+        let fits = |unit: &u64| self.milliseconds.is_multiple_of(*unit);
+        let (name, unit) = match self.unit {
+            Unit::Written(unit) => UNITS.into_iter().find(|(_, known)| *known == unit),
+            Unit::Missing => UNITS.into_iter().skip(2).find(|(_, unit)| fits(unit)),
+            Unit::Largest => UNITS.into_iter().find(|(_, unit)| fits(unit)),
+        }
+        .unwrap_or(("ms", 1));
+        format!("{}{name}", self.milliseconds / unit)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn up_to_a_day(duration: Duration) -> Result<Duration, String> {
+        if duration <= Duration::from_secs(86_400) {
+            Ok(duration)
+        } else {
+            Err("longer than a day".to_owned())
+        }
+    }
+
+    fn refusal(text: &str) -> String {
+        read(text, up_to_a_day).expect_err(text)
+    }
+
+    #[test]
+    fn a_number_and_a_unit_are_read() {
+        for (text, milliseconds) in
+            [("250ms", 250), ("0s", 0), ("1m", 60_000), ("24h", 86_400_000), ("007s", 7_000)]
+        {
+            assert_eq!(read(text, up_to_a_day), Ok(Duration::from_millis(milliseconds)), "{text}");
+        }
+    }
+
+    #[test]
+    fn other_spellings_are_refused_with_the_right_one() {
+        for (text, right) in [
+            ("60sec", "60s"),
+            ("60 s", "60s"),
+            ("500 ms", "500ms"),
+            ("5S", "5s"),
+            ("1d", "24h"),
+            ("1 day", "24h"),
+            ("1m30s", "90s"),
+            ("1h 30m", "90m"),
+            ("1 hour, 30 minutes", "90m"),
+            ("1.5s", "1500ms"),
+            ("0.5h", "30m"),
+            ("1.0s", "1s"),
+            (".5s", "500ms"),
+            ("2 minutes", "2m"),
+            ("90min", "90m"),
+            (" 5s", "5s"),
+        ] {
+            let refusal = refusal(text);
+            assert_eq!(
+                refusal.split_once('\n').map(|(_, hint)| hint),
+                Some(&*format!("write {right}")),
+                "{text}"
+            );
+            assert!(read(right, up_to_a_day).is_ok());
+        }
+    }
+
+    #[test]
+    fn a_bare_number_lacks_a_unit() {
+        assert_eq!(refusal("60"), "\"60\" has no unit\nwrite 60s, or 60ms for milliseconds");
+        assert_eq!(refusal("0"), "\"0\" has no unit\nwrite 0s");
+        assert_eq!(refusal("0.5"), "\"0.5\" has no unit\nwrite 500ms");
+        assert_eq!(refusal("100000"), "\"100000\" has no unit\nwrite 100000ms");
+    }
+
+    #[test]
+    fn what_is_out_of_range_is_refused_as_that() {
+        for text in ["25h", "2d", "1 week", "99999999999999999999h"] {
+            assert_eq!(refusal(text), "longer than a day", "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_duration_has_no_hint() {
+        for text in ["", "s", "-5s", "+5s", "ms", "never", "5x", "1.2.3s", "1us", "0.0001s", "1m30", "é"] {
+            assert_eq!(refusal(text), format!("expected {EXPECTED}, found {text:?}"));
+        }
+    }
+}
