@@ -7,9 +7,10 @@
 //! Invariant: asking changes nothing, and both forms say the same.
 
 use std::fmt::Write as _;
-use std::net::IpAddr;
-use std::time::Instant;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
+use health_service::CheckKind;
 use http::Method;
 use lb_service::explain::{Explained, InPool, Question};
 use lb_service::listener::ListenerId;
@@ -18,11 +19,19 @@ use lb_service::pool::{Judged, Level, Refusal, Score, State, Unplaced};
 use lb_service::route::{AnyOf, Mismatch, Verdict};
 use serde::Serialize;
 
+use crate::condition::{Condition, Known, Moment};
+use crate::time::rfc3339;
+use crate::words::{count, span};
+
 /// Where explanations come from.
 #[derive(Clone)]
 pub struct ExplainSource {
     current: Current,
+    verdicts: Verdicts,
 }
+
+/// Finds what the checks of a backend have found, by its pool and address.
+pub type Verdicts = Arc<dyn Fn(&str, SocketAddr) -> Option<health_service::Verdict> + Send + Sync>;
 
 /// A request that is asked about.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -104,6 +113,11 @@ struct BackendDocument {
     /// The word of the access log for why it is none.
     refusal: Option<&'static str>,
     reason: String,
+    /// Since when it is in this state.
+    since: String,
+    /// How long that is, for the text, if the state is what is wrong.
+    #[serde(skip)]
+    lasting: Option<String>,
     score: ScoreDocument,
     would_be_taken: bool,
 }
@@ -222,8 +236,8 @@ fn decoded(text: &str) -> Result<String, String> {
 
 impl ExplainSource {
     /// Explanations of what the `current` plan does.
-    pub fn new(current: Current) -> Self {
-        Self { current }
+    pub fn new(current: Current, verdicts: Verdicts) -> Self {
+        Self { current, verdicts }
     }
 
     /// The answer to a query, see [`Request::parse`].
@@ -245,20 +259,26 @@ impl ExplainSource {
     }
 
     fn document(&self, request: &Request) -> Result<Document, String> {
-        let (plan, now) = (self.current.plan(), Instant::now());
+        let (plan, at) = (self.current.plan(), Moment::now());
         let question = request.question(&plan)?;
-        let explained = plan.explain(&question, now);
+        let explained = plan.explain(&question, at.instant);
         let listener = plan.listeners.get(question.listener).name.to_string();
-        Ok(Document::new(request, listener, &explained, now))
+        Ok(Document::new(request, listener, &explained, &self.verdicts, at))
     }
 }
 
 // === impl Document ===
 
 impl Document {
-    fn new(request: &Request, listener: String, explained: &Explained<'_>, now: Instant) -> Self {
+    fn new(
+        request: &Request,
+        listener: String,
+        explained: &Explained<'_>,
+        verdicts: &Verdicts,
+        at: Moment,
+    ) -> Self {
         let pool = explained.pool.as_ref();
-        let in_pool = |pool: &InPool<'_>| (outcome(pool), backends(pool, now));
+        let in_pool = |pool: &InPool<'_>| (outcome(pool), backends(pool, verdicts, at));
         let (outcome, backends) = pool.map_or(("no_route", Vec::new()), in_pool);
         Self {
             listener,
@@ -335,7 +355,7 @@ impl Document {
             }
         }
         if let Some(queue) = self.queue.as_ref().filter(|queue| queue.waiting > 0) {
-            add(&format!("{} of {} wait", queue.waiting, queue.places));
+            add(&format!("{} of at most {} waiting", count(queue.waiting, "request"), queue.places));
         }
         words
     }
@@ -382,12 +402,17 @@ fn session(pool: &InPool<'_>) -> Option<String> {
     pool.pool.backends().get(pool.session?).map(|backend| backend.label.to_string())
 }
 
-fn backends(pool: &InPool<'_>, now: Instant) -> Vec<BackendDocument> {
+fn backends(pool: &InPool<'_>, verdicts: &Verdicts, at: Moment) -> Vec<BackendDocument> {
     let is_taken = |judged: &Judged| {
         let taken = pool.explanation.taken.as_ref();
         outcome(pool) == "taken" && taken.is_ok_and(|taken| taken.address == judged.backend.address)
     };
-    let one = |judged: &Judged| BackendDocument::new(judged, is_taken(judged), pool, now);
+    let one = |judged: &Judged| {
+        let verdict = verdicts(&pool.pool.name, judged.backend.address);
+        let known = Known { kind: &CheckKind::Tcp, verdict: verdict.as_ref(), changed: None };
+        let condition = Condition::of(&judged.backend, judged.state, known, at);
+        BackendDocument::new(judged, is_taken(judged), pool, &condition, at)
+    };
     pool.explanation.backends.iter().map(one).collect()
 }
 
@@ -422,48 +447,48 @@ fn none_of<T: ToString>(what: &str, patterns: &AnyOf<T>) -> String {
 // === impl BackendDocument ===
 
 impl BackendDocument {
-    fn new(judged: &Judged, is_taken: bool, pool: &InPool<'_>, now: Instant) -> Self {
+    fn new(judged: &Judged, is_taken: bool, pool: &InPool<'_>, condition: &Condition, at: Moment) -> Self {
+        let is_ill = matches!(judged.state, State::Down | State::Ejected);
+        let why = &condition.reason;
         Self {
             address: judged.backend.label.to_string(),
             state: judged.state.as_str(),
             candidate: judged.refusal.is_none(),
             refusal: judged.refusal.map(Refusal::as_str),
-            reason: reason(judged, is_taken, pool, now),
+            reason: reason(judged, is_taken, pool, why),
+            since: rfc3339(condition.since),
+            lasting: is_ill.then(|| span(at.since(condition.since).as_secs())),
             score: ScoreDocument::new(judged.score),
             would_be_taken: is_taken,
         }
     }
 
     fn row(&self) -> [String; 4] {
-        [self.address.clone(), self.state.to_owned(), self.score.words(), self.reason.clone()]
+        let state = format!("it is {}", self.state);
+        let lasting = self.lasting.as_ref().map(|lasting| format!("{state} for {lasting}"));
+        let reason = lasting.map(|lasting| self.reason.replacen(&state, &lasting, 1));
+        let reason = reason.unwrap_or_else(|| self.reason.clone());
+        [self.address.clone(), self.state.to_owned(), self.score.words(), reason]
     }
 }
 
-/// Why a backend is, or is not, a candidate.
-fn reason(judged: &Judged, is_taken: bool, pool: &InPool<'_>, now: Instant) -> String {
-    let Some(refusal) = judged.refusal else { return candidacy(judged, is_taken, pool) };
-    match (refusal, judged.backend.ejected_until(now)) {
-        (Refusal::Ejected, Some(until)) => {
-            let left = until.saturating_duration_since(now).as_secs_f64();
-            format!("it failed requests or was too slow; back in {left:.1} s")
-        }
-        (Refusal::Full | Refusal::AboveBound, _) => {
-            let (held, most) = (judged.backend.load.in_flight(), judged.backend.max_requests);
-            match refusal {
-                Refusal::Full => format!("it works on {held} requests, and may on {most}"),
-                _ => format!("it works on {held} requests, more than its share"),
-            }
-        }
-        (Refusal::SlowStart, _) => slow(judged),
-        (Refusal::Down, _) => "its health checks fail".to_owned(),
-        (Refusal::Backup, _) => "it is a backup, and others are available".to_owned(),
-        (Refusal::Draining, _) => "it is draining".to_owned(),
-        (Refusal::Disabled, _) => "it is disabled".to_owned(),
-        (Refusal::Ejected | Refusal::Tried | Refusal::Failing, _) => "it failed requests".to_owned(),
+/// Why a backend is, or is not, a candidate. `why` says why it is in its state.
+fn reason(judged: &Judged, is_taken: bool, pool: &InPool<'_>, why: &str) -> String {
+    let Some(refusal) = judged.refusal else { return candidacy(judged, is_taken, pool, why) };
+    let held = || count(judged.backend.load.in_flight(), "request");
+    match refusal {
+        Refusal::Ejected | Refusal::Down => format!("it is {}: {why}", judged.state.as_str()),
+        Refusal::Full => format!("it works on {}, and may on {}", held(), judged.backend.max_requests),
+        Refusal::AboveBound => format!("it works on {}, more than its share", held()),
+        Refusal::SlowStart => slow(judged),
+        Refusal::Backup => "it is a backup, and others are available".to_owned(),
+        Refusal::Draining => "it is draining".to_owned(),
+        Refusal::Disabled => "it is disabled".to_owned(),
+        Refusal::Tried | Refusal::Failing => "it failed requests".to_owned(),
     }
 }
 
-fn candidacy(judged: &Judged, is_taken: bool, pool: &InPool<'_>) -> String {
+fn candidacy(judged: &Judged, is_taken: bool, pool: &InPool<'_>, why: &str) -> String {
     let explanation = &pool.explanation;
     let mut words = match (is_taken, explanation.by_session) {
         (true, true) => "its session".to_owned(),
@@ -473,7 +498,7 @@ fn candidacy(judged: &Judged, is_taken: bool, pool: &InPool<'_>) -> String {
         (false, false) => "another one comes first".to_owned(),
     };
     if matches!(judged.state, State::Down | State::Ejected) {
-        write!(words, ", although it is {}: panic", judged.state.as_str())
+        write!(words, ", although it is {}: panic ({why})", judged.state.as_str())
             .expect("a String takes everything");
     }
     if judged.share < 1.0 {
@@ -517,8 +542,6 @@ fn rounded(value: f64) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
     use lb_service::forwarded::TrustedProxies;
     use lb_service::listener::{ListenAddress, Listener, Listeners};
@@ -557,7 +580,7 @@ mod tests {
             explain_token: None,
             access_logs: vec![],
         };
-        ExplainSource::new(Current::new(Plan::new(parts, &Traffic::new())))
+        ExplainSource::new(Current::new(Plan::new(parts, &Traffic::new())), Arc::new(|_, _| None))
     }
 
     fn json(source: &ExplainSource, query: &str) -> Value {
@@ -612,8 +635,10 @@ mod tests {
         assert_eq!((&document["pool"], &document["policy"]), (&json!("shop"), &json!("round_robin")));
         assert_eq!(document["availability"], json!({"panic": false, "backups_in_use": false}));
         assert_eq!((&document["taken"], &document["outcome"]), (&json!("10.0.0.1:80"), &json!("taken")));
+        let mut second = document["backends"][1].clone();
+        assert!(second.as_object_mut().unwrap().remove("since").unwrap().is_string());
         assert_eq!(
-            document["backends"][1],
+            second,
             json!({
                 "address": "10.0.0.2:80", "state": "draining", "candidate": false, "refusal": "draining",
                 "reason": "it is draining", "score": {"turn": 2}, "would_be_taken": false,

@@ -4,6 +4,7 @@
 
 pub mod app;
 pub mod cli;
+pub mod condition;
 pub mod config;
 pub mod control;
 pub mod daemon;
@@ -17,5 +18,6 @@ pub mod screen;
 pub mod status;
 pub mod time;
 pub mod verbs;
+pub mod words;
 
 pub use app::run;

@@ -1,9 +1,8 @@
 //! The status on one screen: is anything wrong, since when, which pool, which backend, why; and then what is going on.
 //!
-//! [`render`] is a plain function of the status document and the time. What is wrong comes first, the worst of it first.
+//! [`render`] is a plain function of the status document and the time. What is wrong comes first, as the document lists it.
 //! [`redraw`] is the same picture over the one before it, on a terminal.
 
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::time::SystemTime;
@@ -11,9 +10,15 @@ use std::time::SystemTime;
 use jiff::Timestamp;
 use serde::Deserialize;
 
+use crate::status::Problem;
+use crate::words::{self, count};
+
 /// The status document, as far as the screen shows it.
 #[derive(Debug, Deserialize)]
 pub struct Status {
+    /// What is wrong; a process of an older version does not say it.
+    #[serde(default)]
+    problems: Option<Vec<Problem>>,
     version: String,
     pid: u32,
     #[serde(default)]
@@ -35,17 +40,7 @@ struct Config {
     file: Option<String>,
     since: String,
     #[serde(default)]
-    last_reload: Option<LastReload>,
-    #[serde(default)]
     runtime_changes: Vec<String>,
-}
-
-#[derive(Debug, Deserialize)]
-struct LastReload {
-    result: String,
-    time: String,
-    #[serde(default)]
-    problem: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -60,12 +55,6 @@ struct Listener {
 struct Pool {
     name: String,
     ready: usize,
-    panic: bool,
-    #[serde(default)]
-    panic_since: Option<String>,
-    backups_in_use: bool,
-    #[serde(default)]
-    backups_since: Option<String>,
     requests_in_flight: u64,
     queue: Queue,
     backends: Vec<Backend>,
@@ -83,7 +72,6 @@ struct Backend {
     #[serde(default)]
     backup: bool,
     state: String,
-    reason: String,
     since: String,
     #[serde(default)]
     runtime: Option<String>,
@@ -93,7 +81,8 @@ struct Backend {
     #[serde(default)]
     expected_answer_ms: Option<f64>,
     requests: u64,
-    errors: BTreeMap<String, u64>,
+    #[serde(default)]
+    failures: u64,
 }
 
 /// The size of a terminal, in characters.
@@ -118,7 +107,7 @@ pub fn redraw(picture: &str, window: Window) -> String {
         let rows = length.div_ceil(columns).max(1);
         let is_last = at + 1 == lines.len();
         if rows + usize::from(!is_last) > room {
-            drawn.push_str(&format!("… {} more lines\x1b[K\n", lines.len() - at));
+            drawn.push_str(&format!("… {}\x1b[K\n", count((lines.len() - at) as u64, "more line")));
             break;
         }
         room -= rows;
@@ -145,7 +134,7 @@ pub fn render(status: &Status, before: &[(PathBuf, Status)], now: SystemTime) ->
 
 impl Status {
     fn write(&self, text: &mut String, before: &[(PathBuf, Self)], now: SystemTime) -> std::fmt::Result {
-        let Self { version, pid, demo, state, ready, started, config, listeners, pools } = self;
+        let Self { problems, version, pid, demo, state, ready, started, config, listeners, pools } = self;
         let demo = if *demo { " demo" } else { "" };
         let unready = if *ready == Some(false) { ", not ready" } else { "" };
         writeln!(
@@ -156,100 +145,66 @@ impl Status {
             config.file.as_ref().map(|file| format!(" of {file}")).unwrap_or_default(),
             clock(&config.since),
         )?;
-        self.write_problems(text, now)?;
+        write_problems(problems.as_deref(), text, now)?;
         if !config.runtime_changes.is_empty() {
             writeln!(text, "\nchanged at run time, not in the file:")?;
             config.runtime_changes.iter().try_for_each(|line| writeln!(text, "  {line}"))?;
         }
         for (socket, process) in before {
             let requests: u64 = process.pools.iter().map(|pool| pool.requests_in_flight).sum();
-            write!(text, "\nprocess {} has handed over and works on {requests} requests still", process.pid)?;
+            let requests = count(requests, "request");
+            write!(text, "\nprocess {} has handed over and works on {requests} still", process.pid)?;
             write!(text, " (status --socket {})", socket.display())?;
         }
         writeln!(text)?;
         for listener in listeners {
             let Listener { name, address, connections_active, requests_in_flight } = listener;
             let on = if name == address { String::new() } else { format!(" on {address}") };
+            let connections = count(*connections_active, "connection");
             writeln!(
                 text,
-                "listener {name}{on}: {connections_active} connections, {requests_in_flight} requests in flight"
+                "listener {name}{on}: {connections}, {} in flight",
+                count(*requests_in_flight, "request")
             )?;
         }
         pools.iter().try_for_each(|pool| pool.write(text, now))
     }
-
-    fn write_problems(&self, text: &mut String, now: SystemTime) -> std::fmt::Result {
-        let problems = self.problems(now);
-        match problems.len() {
-            0 => return writeln!(text, "\nall is well"),
-            1 => writeln!(text, "\n1 thing is wrong:")?,
-            more => writeln!(text, "\n{more} things are wrong:")?,
-        }
-        problems.iter().try_for_each(|problem| writeln!(text, "  ! {problem}"))
-    }
-
-    /// The worst first.
-    fn problems(&self, now: SystemTime) -> Vec<String> {
-        let mut problems = Vec::new();
-        if self.state != "serving" {
-            problems.push(format!("the process is {}", self.state));
-        }
-        let unserved = self.pools.iter().filter(|pool| pool.ready == 0);
-        problems.extend(unserved.map(|pool| pool.without_backend(now)));
-        let panicking = self.pools.iter().filter(|pool| pool.panic);
-        problems.extend(panicking.map(|pool| {
-            let since = since(pool.panic_since.as_deref(), now);
-            format!("pool {}: panic{since}: all its backends are used, ready or not", pool.name)
-        }));
-        let on_backups = self.pools.iter().filter(|pool| pool.backups_in_use && pool.ready > 0);
-        problems.extend(on_backups.map(|pool| {
-            format!("pool {}: its backups are in use{}", pool.name, since(pool.backups_since.as_deref(), now))
-        }));
-        problems.extend(self.config.last_reload.iter().filter_map(|reload| reload.wrong(now)));
-        for state in ["down", "ejected"] {
-            let backends = self.pools.iter().flat_map(|pool| pool.backends.iter().map(move |b| (pool, b)));
-            let found = backends.filter(|(_, backend)| backend.state == state);
-            problems.extend(found.map(|(pool, backend)| backend.problem(&pool.name, now)));
-        }
-        problems
-    }
 }
 
-// === impl LastReload ===
-
-impl LastReload {
-    fn wrong(&self, now: SystemTime) -> Option<String> {
-        let when = ago(&self.time, now);
-        let why = self.problem.as_deref().unwrap_or_default().replace('\n', "\n      ");
-        match self.result.as_str() {
-            "refused" => Some(format!("the file was refused {when}, the one before is in effect: {why}")),
-            "rolled_back" => Some(format!("the file was taken back {when}: {why}")),
-            _ => None,
-        }
+fn write_problems(problems: Option<&[Problem]>, text: &mut String, now: SystemTime) -> std::fmt::Result {
+    let Some(problems) = problems else {
+        return writeln!(text, "\nthe process is of an older version, which does not say what is wrong");
+    };
+    match problems.len() {
+        0 => return writeln!(text, "\nall is well"),
+        1 => writeln!(text, "\n1 thing is wrong:")?,
+        more => writeln!(text, "\n{more} things are wrong:")?,
     }
+    problems.iter().try_for_each(|problem| writeln!(text, "  ! {}", line(problem, now)))
+}
+
+fn line(Problem { text, since, at, reason }: &Problem, now: SystemTime) -> String {
+    let when = |word: &str, time: &Option<String>| {
+        time.as_ref().map(|time| format!(" {word} {}, {}", clock(time), ago(time, now))).unwrap_or_default()
+    };
+    let reason = reason.as_ref().map(|reason| format!(": {}", reason.replace('\n', "\n      ")));
+    format!("{text}{}{}{}", when("since", since), when("at", at), reason.unwrap_or_default())
 }
 
 // === impl Pool ===
 
 impl Pool {
-    /// It is so since the last of its backends is what it is.
-    fn without_backend(&self, now: SystemTime) -> String {
-        let Self { name, backends, .. } = self;
-        // Times of one form and zone are in the order of their texts.
-        let last = backends.iter().map(|backend| backend.since.as_str()).max();
-        format!("pool {name}: no backend is ready{}", since(last, now))
-    }
-
     fn write(&self, text: &mut String, now: SystemTime) -> std::fmt::Result {
         let Self { name, ready, requests_in_flight, queue, backends, .. } = self;
         let of = backends.len();
         writeln!(
             text,
-            "\npool {name}: {ready} of {of} ready, {requests_in_flight} requests in flight, {} waiting",
+            "\npool {name}: {ready} of {of} ready, {} in flight, {} waiting",
+            count(*requests_in_flight, "request"),
             queue.waiting
         )?;
         let rows = backends.iter().map(|backend| backend.row(now));
-        let head = ["backend", "state", "for", "weight", "in flight", "requests", "errors", "answers in"];
+        let head = ["backend", "state", "for", "weight", "in flight", "requests", "failures", "answers in"];
         table(text, &head.map(str::to_owned), &rows.collect::<Vec<_>>())
     }
 }
@@ -257,13 +212,7 @@ impl Pool {
 // === impl Backend ===
 
 impl Backend {
-    fn problem(&self, pool: &str, now: SystemTime) -> String {
-        let Self { address, state, reason, since, .. } = self;
-        format!("pool {pool}: backend {address} is {state}{}: {reason}", self::since(Some(since), now))
-    }
-
     fn row(&self, now: SystemTime) -> [String; 8] {
-        let errors: u64 = self.errors.values().sum();
         let max = self.max_requests.map(|max| format!("/{max}")).unwrap_or_default();
         // Of one that is down it is what its failures count as.
         let time = self.expected_answer_ms.filter(|_| self.state != "down");
@@ -275,7 +224,7 @@ impl Backend {
             self.weight.to_string(),
             format!("{}{max}", self.requests_in_flight),
             self.requests.to_string(),
-            errors.to_string(),
+            self.failures.to_string(),
             time.map_or_else(|| "-".into(), |time| format!("{time:.1} ms")),
         ]
     }
@@ -305,11 +254,6 @@ fn clock(time: &str) -> &str {
     time.split_once('T').and_then(|(_, clock)| clock.get(..8)).unwrap_or(time)
 }
 
-/// Nothing when it is not known.
-fn since(time: Option<&str>, now: SystemTime) -> String {
-    time.map(|time| format!(" since {}, {}", clock(time), ago(time, now))).unwrap_or_default()
-}
-
 fn ago(time: &str, now: SystemTime) -> String {
     format!("{} ago", span(time, now))
 }
@@ -319,13 +263,7 @@ fn span(time: &str, now: SystemTime) -> String {
     let (Ok(then), Ok(now)) = (time.parse::<Timestamp>(), Timestamp::try_from(now)) else {
         return "?".into();
     };
-    let seconds = now.as_second().saturating_sub(then.as_second()).max(0);
-    match (seconds / 86_400, seconds / 3600, seconds / 60) {
-        (0, 0, 0) => format!("{seconds}s"),
-        (0, 0, minutes) => format!("{minutes}m{:02}s", seconds % 60),
-        (0, hours, minutes) => format!("{hours}h{:02}m", minutes % 60),
-        (days, hours, _) => format!("{days}d{:02}h", hours % 24),
-    }
+    words::span(now.as_second().saturating_sub(then.as_second()).try_into().unwrap_or(0))
 }
 
 #[cfg(test)]
@@ -338,11 +276,11 @@ mod tests {
         let backend = |address: &str, state: &str, reason: &str| {
             json!({
                 "address": address, "weight": 1, "state": state, "reason": reason, "since": "2026-01-02T10:00:00.000Z",
-                "requests_in_flight": 2, "expected_answer_ms": 3.26, "requests": 120, "errors": {"reset": 1, "connect": 2},
+                "requests_in_flight": 2, "expected_answer_ms": 3.26, "requests": 120, "failures": 3,
             })
         };
         json!({
-            "version": "0.1.0", "pid": 7, "state": "serving", "started": "2026-01-02T09:00:00.000Z", "uptime_seconds": 1,
+            "problems": [], "version": "0.1.0", "pid": 7, "state": "serving", "started": "2026-01-02T09:00:00.000Z", "uptime_seconds": 1,
             "config": {
                 "generation": 3, "file": "/etc/lb.yaml", "since": "2026-01-02T09:30:00.000Z",
                 "last_reload": null, "runtime_changes": [],
@@ -371,9 +309,9 @@ all is well
 listener web on 0.0.0.0:80: 5 connections, 4 requests in flight
 
 pool api: 2 of 2 ready, 4 requests in flight, 0 waiting
-  backend       state    for  weight  in flight  requests  errors  answers in
-  10.0.0.1:80   up     1h02m       1          2       120       3      3.3 ms
-  10.0.0.22:80  up     1h02m       1          2       120       3      3.3 ms
+  backend       state    for  weight  in flight  requests  failures  answers in
+  10.0.0.1:80   up     1h02m       1          2       120         3      3.3 ms
+  10.0.0.22:80  up     1h02m       1          2       120         3      3.3 ms
 ";
         assert_eq!(screen(document()), expected);
     }
@@ -388,34 +326,42 @@ pool api: 2 of 2 ready, 4 requests in flight, 0 waiting
     }
 
     #[test]
-    fn what_is_wrong_comes_first_and_the_worst_of_it_before_all() {
+    fn what_is_wrong_comes_first_in_the_order_of_the_document() {
         let mut document = document();
-        document["state"] = "draining".into();
-        document["config"]["last_reload"] = json!({
-            "result": "refused", "time": "2026-01-02T11:00:00.000Z", "problem": "error[LB010]: unknown key\n --> a:1:1",
-        });
-        let pool = &mut document["pools"][0];
-        (pool["panic"], pool["ready"]) = (true.into(), 0.into());
-        pool["backends"][0]["state"] = "ejected".into();
-        pool["backends"][0]["reason"] = "it failed requests".into();
-        pool["backends"][1]["state"] = "down".into();
-        pool["backends"][1]["reason"] = "3 checks failed: connection refused".into();
-        pool["backends"][1]["since"] = "2026-01-02T10:30:00.000Z".into();
-        pool["panic_since"] = "2026-01-02T10:45:00.000Z".into();
+        document["problems"] = json!([
+            {"text": "pool api: no backend is ready", "since": "2026-01-02T10:30:00.000Z"},
+            {"text": "the file was refused", "at": "2026-01-02T11:00:00.000Z", "reason": "error[LB010]: unknown key\n --> a:1:1"},
+            {"text": "this is the demo"},
+        ]);
+        let expected = "
+3 things are wrong:
+  ! pool api: no backend is ready since 10:30:00, 32m03s ago
+  ! the file was refused at 11:00:00, 2m03s ago: error[LB010]: unknown key
+       --> a:1:1
+  ! this is the demo
+
+listener ";
         let screen = screen(document);
-        let problems: Vec<_> = screen.lines().filter(|line| line.starts_with("  ! ")).collect();
-        assert!(screen.contains("6 things are wrong:"), "{screen}");
-        assert_eq!(
-            problems,
-            [
-                "  ! the process is draining",
-                "  ! pool api: no backend is ready since 10:30:00, 32m03s ago",
-                "  ! pool api: panic since 10:45:00, 17m03s ago: all its backends are used, ready or not",
-                "  ! the file was refused 2m03s ago, the one before is in effect: error[LB010]: unknown key",
-                "  ! pool api: backend 10.0.0.22:80 is down since 10:30:00, 32m03s ago: 3 checks failed: connection refused",
-                "  ! pool api: backend 10.0.0.1:80 is ejected since 10:00:00, 1h02m ago: it failed requests",
-            ]
-        );
+        assert!(screen.contains(expected), "{screen}");
+    }
+
+    #[test]
+    fn an_older_process_is_not_taken_for_a_healthy_one() {
+        let mut document = document();
+        document.as_object_mut().unwrap().remove("problems");
+        let screen = screen(document);
+        assert!(!screen.contains("all is well") && screen.contains("older version"), "{screen}");
+    }
+
+    #[test]
+    fn one_of_anything_is_singular() {
+        let mut document = document();
+        (document["listeners"][0]["connections_active"], document["listeners"][0]["requests_in_flight"]) =
+            (1.into(), 1.into());
+        document["pools"][0]["requests_in_flight"] = 1.into();
+        let screen = screen(document);
+        assert!(screen.contains(": 1 connection, 1 request in flight"), "{screen}");
+        assert!(screen.contains("2 of 2 ready, 1 request in flight"), "{screen}");
     }
 
     #[test]
@@ -442,6 +388,6 @@ pool api: 2 of 2 ready, 4 requests in flight, 0 waiting
             "\x1b[Habcdef\x1b[K\n… 2 more lines\x1b[K\n\x1b[J",
             "wrapped"
         );
-        assert_eq!(draw("a\n", 0, 0), "\x1b[H… 1 more lines\x1b[K\n\x1b[J");
+        assert_eq!(draw("a\n", 0, 0), "\x1b[H… 1 more line\x1b[K\n\x1b[J");
     }
 }

@@ -2,19 +2,19 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::SystemTime;
 
-use health_service::{CheckKind, Verdict};
 use lb_service::listener::Listener;
 use lb_service::plan::{Current, Plan};
 use lb_service::pool::{Backend, Level, State};
 use lb_service::traffic::Traffic;
 use metrics_service::Readiness;
 use pingora::protocols::l4::socket::SocketAddr as PingoraAddr;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
+use crate::condition::{Condition, Known, Moment};
 use crate::daemon::{Checked, Pools, Purpose};
-use crate::operator::{Document, Operator, Shown};
+use crate::operator::{Document, LastReload, Operator, Shown};
 use crate::process::logging::Verbosity;
 use crate::time::rfc3339;
 
@@ -30,8 +30,26 @@ pub struct StatusSource {
     started: SystemTime,
 }
 
+/// One thing that is wrong.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Problem {
+    /// What: `pool web: no backend is ready`.
+    pub text: String,
+    /// Since when.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub since: Option<String>,
+    /// When, of something that happened.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub at: Option<String>,
+    /// Why, or what it means.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub reason: Option<String>,
+}
+
 #[derive(Serialize)]
 struct Status<'a> {
+    /// Everything that is wrong, the worst first.
+    problems: Vec<Problem>,
     version: &'static str,
     pid: u32,
     #[serde(skip_serializing_if = "is_false")]
@@ -64,6 +82,9 @@ struct ListenerStatus<'a> {
 struct PoolStatus<'a> {
     name: &'a str,
     ready: usize,
+    /// Since when no backend is ready.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unready_since: Option<String>,
     /// Whether so few backends are available that all are used.
     panic: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -110,7 +131,10 @@ struct BackendStatus<'a> {
     ejections: u64,
     /// How often it was the choice of the policy and was passed over, by reason.
     passed_over: BTreeMap<&'static str, u64>,
+    /// Requests that were sent to it, or were to be sent.
     requests: u64,
+    /// Of these it failed so many: those that count for its ejection, which are all `errors` and its answers of 502, 503 and 504.
+    failures: u64,
     answers: BTreeMap<u16, u64>,
     errors: BTreeMap<&'static str, u64>,
     connections_new: u64,
@@ -130,11 +154,14 @@ impl StatusSource {
         Self { current, traffic, pools, operator, verbosity, readiness, purpose, started }
     }
 
-    /// The document as it is at `now`.
-    pub fn json(&self, now: SystemTime) -> String {
+    /// The document as it is now.
+    pub fn json(&self) -> String {
+        let at = Moment::now();
         let (plan, pools, shown) = (self.current.plan(), self.pools.now(), self.operator.shown());
         let not_ready = self.readiness.report().reasons();
+        let pools: Vec<_> = pools.iter().map(|checked| pool_status(checked, &shown, at)).collect();
         let status = Status {
+            problems: self.problems(&pools, &shown),
             version: env!("CARGO_PKG_VERSION"),
             pid: std::process::id(),
             demo: self.purpose.is_demo(),
@@ -142,10 +169,10 @@ impl StatusSource {
             ready: not_ready.is_empty(),
             not_ready,
             started: rfc3339(self.started),
-            uptime_seconds: now.duration_since(self.started).unwrap_or(Duration::ZERO).as_secs(),
+            uptime_seconds: at.since(self.started).as_secs(),
             config: shown.document(self.verbosity.changed().as_deref()),
             listeners: listeners(&plan),
-            pools: pools.iter().map(|checked| self.pool(checked, &shown)).collect(),
+            pools,
         };
         serde_json::to_string_pretty(&status).expect("strings, numbers and maps with string keys are JSON")
             + "\n"
@@ -161,71 +188,150 @@ impl StatusSource {
         }
     }
 
-    fn pool<'a>(&self, checked: &'a Checked, shown: &Shown) -> PoolStatus<'a> {
-        let pool = &checked.pool;
-        let now = Instant::now();
-        let availability = pool.availability(now);
-        let backends = pool.backends().iter();
-        PoolStatus {
-            name: &pool.name,
-            ready: backends.clone().filter(|backend| pool.state(backend, now) == State::Up).count(),
-            panic: availability.panic,
-            panic_since: pool.panic_since().map(|since| rfc3339(time_of(since, now))),
-            panics: pool.counters().panics.get(),
-            backups_in_use: availability.level == Level::Backup,
-            backups_since: pool.backups_since().map(|since| rfc3339(time_of(since, now))),
-            requests_in_flight: pool.in_flight(),
-            queue: QueueStatus { waiting: pool.queue().len(), places: pool.queue().places() },
-            retries: pool.counters().retries.get(),
-            retries_denied: pool.counters().retries_denied.get(),
-            backends: backends.map(|backend| self.backend(checked, backend, shown, now)).collect(),
+    /// The worst first.
+    fn problems(&self, pools: &[PoolStatus<'_>], shown: &Shown) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        if let Purpose::Stopgap(missing) = &self.purpose {
+            problems.push(Problem::new("this is the demo").because(missing.in_line()));
         }
+        if self.state() != "serving" {
+            problems.push(Problem::new(format!("the process is {}", self.state())));
+        }
+        problems.extend(pools.iter().filter_map(PoolStatus::unready));
+        problems.extend(pools.iter().filter_map(PoolStatus::panicking));
+        problems.extend(pools.iter().filter_map(PoolStatus::on_backups));
+        problems.extend(shown.last_reload.as_ref().and_then(Problem::of_reload));
+        for state in [State::Down, State::Ejected] {
+            let backends =
+                pools.iter().flat_map(|pool| pool.backends.iter().map(|backend| (pool.name, backend)));
+            let found = backends.filter(|(_, backend)| backend.state == state.as_str());
+            problems.extend(found.map(|(pool, backend)| backend.problem(pool)));
+        }
+        problems
+    }
+}
+
+fn pool_status<'a>(checked: &'a Checked, shown: &Shown, at: Moment) -> PoolStatus<'a> {
+    let pool = &checked.pool;
+    let availability = pool.availability(at.instant);
+    let since = |since: Option<_>| since.map(|since| rfc3339(at.time_of(since)));
+    let backends = pool.backends().iter();
+    PoolStatus {
+        name: &pool.name,
+        ready: backends.clone().filter(|backend| pool.state(backend, at.instant) == State::Up).count(),
+        unready_since: since(pool.unready_since()),
+        panic: availability.panic,
+        panic_since: since(pool.panic_since()),
+        panics: pool.counters().panics.get(),
+        backups_in_use: availability.level == Level::Backup,
+        backups_since: since(pool.backups_since()),
+        requests_in_flight: pool.in_flight(),
+        queue: QueueStatus { waiting: pool.queue().len(), places: pool.queue().places() },
+        retries: pool.counters().retries.get(),
+        retries_denied: pool.counters().retries_denied.get(),
+        backends: backends.map(|backend| backend_status(checked, backend, shown, at)).collect(),
+    }
+}
+
+fn backend_status<'a>(
+    checked: &Checked,
+    backend: &'a Backend,
+    shown: &Shown,
+    at: Moment,
+) -> BackendStatus<'a> {
+    let Checked { pool, settings, verdicts } = checked;
+    let verdict = verdicts.get(&PingoraAddr::Inet(backend.address));
+    let state = pool.state(backend, at.instant);
+    let changed = shown.changed(&pool.name, backend.address);
+    let known = Known { kind: &settings.kind, verdict: verdict.as_ref(), changed };
+    let Condition { reason, since } = Condition::of(backend, state, known, at);
+    BackendStatus {
+        address: &backend.label,
+        weight: backend.weight(),
+        backup: backend.backup,
+        state: state.as_str(),
+        reason,
+        since: rfc3339(since),
+        runtime: shown.runtime(&pool.name, backend.address),
+        checked: verdict.map(|verdict| rfc3339(verdict.checked)),
+        requests_in_flight: backend.load.in_flight(),
+        max_requests: Some(backend.max_requests).filter(|max| *max < u64::MAX),
+        expected_answer_ms: backend
+            .load
+            .latest(at.instant)
+            .map(|time| (time.as_secs_f64() * 1e6).round() / 1e3),
+        consecutive_failures: backend.consecutive_failures(),
+        ejections: backend.ejections(),
+        passed_over: backend
+            .passed_over()
+            .filter(|(_, n)| *n > 0)
+            .map(|(why, n)| (why.as_str(), n))
+            .collect(),
+        requests: backend.history.attempts.get(),
+        failures: backend.history.failures.get(),
+        answers: backend.history.answers.counted().collect(),
+        errors: backend.errors().filter(|(_, n)| *n > 0).map(|(error, n)| (error.as_str(), n)).collect(),
+        connections_new: backend.history.connections_new.get(),
+        connections_reused: backend.history.connections_reused.get(),
+    }
+}
+
+// === impl Problem ===
+
+impl Problem {
+    fn new(text: impl Into<String>) -> Self {
+        Self { text: text.into(), since: None, at: None, reason: None }
     }
 
-    fn backend<'a>(
-        &self,
-        checked: &Checked,
-        backend: &'a Backend,
-        shown: &Shown,
-        now: Instant,
-    ) -> BackendStatus<'a> {
-        let Checked { pool, settings, verdicts } = checked;
-        let verdict = verdicts.get(&PingoraAddr::Inet(backend.address));
-        let state = pool.state(backend, now);
-        let answers: BTreeMap<_, _> = backend.history.answers.counted().collect();
-        BackendStatus {
-            address: &backend.label,
-            weight: backend.weight(),
-            backup: backend.backup,
-            state: state.as_str(),
-            reason: reason(backend, state, &settings.kind, verdict.as_ref(), now),
-            since: rfc3339(
-                match state {
-                    State::Ejected => ejected_since(backend, now),
-                    State::Draining | State::Disabled => shown.changed(&pool.name, backend.address),
-                    State::Up | State::Down => None,
-                }
-                .or(verdict.as_ref().map(|verdict| verdict.since))
-                .unwrap_or(self.started),
-            ),
-            runtime: shown.runtime(&pool.name, backend.address),
-            checked: verdict.map(|verdict| rfc3339(verdict.checked)),
-            requests_in_flight: backend.load.in_flight(),
-            max_requests: Some(backend.max_requests).filter(|max| *max < u64::MAX),
-            expected_answer_ms: backend.load.latest(now).map(|time| (time.as_secs_f64() * 1e6).round() / 1e3),
-            consecutive_failures: backend.consecutive_failures(),
-            ejections: backend.ejections(),
-            passed_over: backend
-                .passed_over()
-                .filter(|(_, n)| *n > 0)
-                .map(|(why, n)| (why.as_str(), n))
-                .collect(),
-            requests: answers.values().sum(),
-            answers,
-            errors: backend.errors().filter(|(_, n)| *n > 0).map(|(error, n)| (error.as_str(), n)).collect(),
-            connections_new: backend.history.connections_new.get(),
-            connections_reused: backend.history.connections_reused.get(),
-        }
+    fn since(self, since: Option<String>) -> Self {
+        Self { since, ..self }
+    }
+
+    fn because(self, reason: impl Into<String>) -> Self {
+        Self { reason: Some(reason.into()), ..self }
+    }
+
+    /// A reload whose file is not in effect.
+    fn of_reload(reload: &LastReload) -> Option<Self> {
+        let why = reload.problem.as_deref().unwrap_or_default();
+        let problem = match reload.result {
+            "refused" => {
+                Self::new("the file was refused").because(format!("the one before is in effect: {why}"))
+            }
+            "rolled_back" => Self::new("the file was taken back").because(why),
+            _ => return None,
+        };
+        Some(Self { at: Some(reload.time.clone()), ..problem })
+    }
+}
+
+// === impl PoolStatus ===
+
+impl PoolStatus<'_> {
+    fn unready(&self) -> Option<Problem> {
+        let problem = || Problem::new(format!("pool {}: no backend is ready", self.name));
+        (self.ready == 0).then(|| problem().since(self.unready_since.clone()))
+    }
+
+    fn panicking(&self) -> Option<Problem> {
+        let problem = || Problem::new(format!("pool {}: panic", self.name)).since(self.panic_since.clone());
+        self.panic.then(|| problem().because("all its backends are used, ready or not"))
+    }
+
+    fn on_backups(&self) -> Option<Problem> {
+        let problem = || Problem::new(format!("pool {}: its backups are in use", self.name));
+        (self.backups_in_use && self.ready > 0).then(|| problem().since(self.backups_since.clone()))
+    }
+}
+
+// === impl BackendStatus ===
+
+impl BackendStatus<'_> {
+    fn problem(&self, pool: &str) -> Problem {
+        let Self { address, state, reason, since, .. } = self;
+        Problem::new(format!("pool {pool}: backend {address} is {state}"))
+            .since(Some(since.clone()))
+            .because(reason.clone())
     }
 }
 
@@ -243,35 +349,6 @@ fn listeners(plan: &Plan) -> Vec<ListenerStatus<'_>> {
         }
     };
     plan.listeners.iter().map(status).collect()
-}
-
-fn ejected_since(backend: &Backend, now: Instant) -> Option<SystemTime> {
-    backend.ejected_since(now).map(|since| time_of(since, now))
-}
-
-fn time_of(instant: Instant, now: Instant) -> SystemTime {
-    SystemTime::now() - now.saturating_duration_since(instant)
-}
-
-/// Why a backend is what it is.
-fn reason(
-    backend: &Backend,
-    state: State,
-    kind: &CheckKind,
-    verdict: Option<&Verdict>,
-    now: Instant,
-) -> String {
-    match (state, backend.ejected_until(now), verdict) {
-        (State::Ejected, Some(until), _) => {
-            let left = until.saturating_duration_since(now).as_secs_f64();
-            format!("it failed requests or was too slow; back in {left:.1} s")
-        }
-        (State::Draining, ..) => "it is draining".into(),
-        (State::Disabled, ..) => "it is disabled".into(),
-        (_, _, Some(verdict)) => verdict.reason.clone(),
-        (_, _, None) if *kind == CheckKind::None => "no health check".into(),
-        (_, _, None) => "not checked yet".into(),
-    }
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]

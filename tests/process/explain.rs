@@ -102,6 +102,38 @@ fn kinds(names: &[String]) -> usize {
 }
 
 #[test]
+fn a_backend_that_is_down_or_ejected_is_explained_with_reason_and_time() {
+    let lab = Lab::new();
+    let (up, bad, dead) = (Origin::start("up"), Origin::start("bad"), Origin::refusing("dead"));
+    bad.behave(Behaviour::Answer(Answer::status(503, "")));
+    let more = format!(
+        "{CHECKED}\noutlier_detection: {{consecutive_failures: 2, base_ejection: 60s}}\npanic_threshold: 0"
+    );
+    let daemon = lab.start(&pool_of(&[up.address, bad.address, dead.address], &more));
+    wait::until(LONG, "one is ejected", || {
+        daemon.get("/").unwrap();
+        daemon.backend_status("web", bad.address)["state"] == "ejected"
+    });
+    let document = explain(&daemon, "path=/");
+    let (of_dead, of_bad) = (of_backend(&document, dead.address), of_backend(&document, bad.address));
+    let failed = "it is down: 1 check failed: connection refused";
+    assert!(of_dead["reason"].as_str().unwrap().starts_with(failed), "{document:#}");
+    let ejected = "it is ejected: 2 failures in a row (the latest: 503); back in";
+    assert!(of_bad["reason"].as_str().unwrap().starts_with(ejected), "{document:#}");
+    for (origin, document) in [(&dead, &of_dead), (&bad, &of_bad)] {
+        let status = daemon.backend_status("web", origin.address);
+        let minute = |time: &Value| time.as_str().unwrap().split(':').next().unwrap().to_owned();
+        assert_eq!(minute(&document["since"]), minute(&status["since"]), "{document:#} {status:#}");
+    }
+    let text = lab.run(&["explain", "-c", path_str(&lab.path("conf.yaml"))]).stdout;
+    for (state, why) in [("down", "1 check failed: connection refused"), ("ejected", "2 failures in a row")] {
+        let is_said =
+            |line: &str| line.contains(&format!("it is {state} for ")) && line.contains(&format!("s: {why}"));
+        assert!(text.lines().any(is_said), "{state}: {text}");
+    }
+}
+
+#[test]
 fn turns_come_as_foretold_and_asking_takes_none() {
     let (lab, origins) = (Lab::new(), origins_and_a_dead_one(3));
     let daemon = checked(&lab, &origins, "policy: round_robin");

@@ -80,7 +80,9 @@ fn an_ejected_backend_is_shown_with_its_reason() {
     let status = daemon.backend_status("web", bad.address);
     assert_eq!((&status["state"], &status["ejections"]), (&"ejected".into(), &1.into()), "{status:#}");
     let reason = status["reason"].as_str().unwrap();
-    assert!(reason.contains("failed requests") && reason.contains("back in"), "{reason}");
+    assert!(reason.starts_with("2 failures in a row (the latest: 503); back in"), "{reason}");
+    assert_eq!((&status["requests"], &status["failures"]), (&2.into(), &2.into()), "{status:#}");
+    assert_eq!(daemon.backend_status("web", up.address)["failures"], 0);
     assert!(status["passed_over"]["ejected"].as_u64() > Some(0), "{status:#}");
     let address = bad.address.to_string();
     daemon.logged(&["WARN", "web", &address, "ejected", "failures in a row"]);
@@ -250,6 +252,66 @@ fn a_backend_much_slower_than_the_others_is_ejected() {
 }
 
 // ===== panic =====
+
+/// The time of a line of the log, as it stands there.
+#[track_caller]
+fn time_of(line: &str) -> &str {
+    line.trim_start_matches('[').split(' ').next().unwrap_or_default()
+}
+
+/// Only the log is read: neither a request nor the status or a scrape makes the pool look at itself.
+#[test]
+fn panic_is_noted_when_it_begins_and_when_it_ends_without_anybody_looking() {
+    let lab = Lab::new();
+    let (mut one, mut two) = (Origin::start("one"), Origin::start("two"));
+    let check = "health_check: {type: tcp, interval: 100ms, fast_interval: 100ms, rise: 1, fall: 1}";
+    let daemon = lab.start(&pool(&[&one, &two], check));
+    one.refuse();
+    two.refuse();
+    let began = daemon.logged(&["WARN", "pool web", "panic"]);
+    let pool = daemon.pool_status("web");
+    let noted = |key: &str| pool[key].as_str().unwrap().to_owned();
+    for key in ["panic_since", "unready_since"] {
+        let apart = milliseconds_between(time_of(&began), &noted(key));
+        assert!(apart.abs() <= 500, "{key}: {apart} ms after {began}: {pool:#}");
+    }
+    one.come_back();
+    two.come_back();
+    daemon.logged(&["INFO", "pool web", "panic is over"]);
+    let events = daemon.read("/api/v1/events").unwrap().text();
+    assert!(events.contains("all are used") && events.contains("panic is over"), "{events}");
+}
+
+/// From one time of a day to another, both written as in logs.
+fn milliseconds_between(first: &str, second: &str) -> i64 {
+    let of_day = |time: &str| {
+        let (_, clock) = time.split_once('T').unwrap();
+        let mut parts = clock.trim_end_matches('Z').split(':').map(|part| part.parse::<f64>().unwrap());
+        let mut next = || parts.next().unwrap();
+        ((next() * 60.0 + next()) * 60.0 + next()) * 1e3
+    };
+    (of_day(second) - of_day(first)) as i64
+}
+
+#[test]
+fn an_ejection_and_what_follows_from_it_end_when_its_time_is_over_without_anybody_looking() {
+    let (lab, bad, up) = (Lab::new(), failing("503"), Origin::start("up"));
+    let more = "outlier_detection: {consecutive_failures: 2, base_ejection: 1s, max_ejection: 1s}\npanic_threshold: 100";
+    let daemon = lab.start(&pool(&[&bad, &up], more));
+    assert_eq!(statuses(&daemon, 8), [(200, 8)]);
+    let ejected = daemon.logged(&["WARN", &bad.address.to_string(), "is ejected", "2 failures in a row"]);
+    let panic = daemon.logged(&["WARN", "pool web", "panic"]);
+    assert!(milliseconds_between(time_of(&ejected), time_of(&panic)) <= 500, "{ejected}\n{panic}");
+    let back = daemon.logged(&["INFO", &bad.address.to_string(), "is back"]);
+    let over = daemon.logged(&["INFO", "pool web", "panic is over"]);
+    for line in [&back, &over] {
+        let lasted = milliseconds_between(time_of(&ejected), time_of(line));
+        assert!((999..3000).contains(&lasted), "{lasted} ms: {ejected}\n{line}");
+    }
+    let status = daemon.backend_status("web", bad.address);
+    let up_for = milliseconds_between(time_of(&back), status["since"].as_str().unwrap());
+    assert!(status["state"] == "up" && up_for.abs() <= 100, "{up_for} ms: {back}\n{status:#}");
+}
 
 /// A pool of four, so many of which pass their checks, once it is known who does; and the daemon before it.
 struct Sick {

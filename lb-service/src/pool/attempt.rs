@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::backend::{Backend, UpstreamError};
 use super::outlier::{Cause, Standing};
+use super::pick::Mishap;
 use super::settings::{Admin, RetryCause};
 use super::{Pool, PoolEvent, slow_start};
 use crate::policy::InFlight;
@@ -39,6 +40,7 @@ const MAX_PENALTY: Duration = Duration::from_secs(60);
 impl Attempt {
     pub(super) fn new(pool: Arc<Pool>, backend: Arc<Backend>, place: InFlight, now: Instant) -> Self {
         pool.kept.counters.in_flight.enter();
+        backend.history.attempts.increment();
         Self {
             backend,
             reused: None,
@@ -91,7 +93,7 @@ impl Attempt {
         }
         self.promises = !is_failure(status);
         if !self.promises {
-            self.pool.judge_failure(self, now);
+            self.pool.judge_failure(self, Mishap::Status(status), now);
         } else if status == SWITCHING_PROTOCOLS {
             self.finished();
         }
@@ -118,7 +120,7 @@ impl Attempt {
         let time = self.sent.map_or(Duration::ZERO, |sent| now.saturating_duration_since(sent));
         self.backend.load.penalize(time.max(PENALTY), now);
         self.promises = false;
-        self.pool.judge_failure(self, now);
+        self.pool.judge_failure(self, Mishap::Error(error), now);
     }
 
     /// From the beginning of the attempt to the head of the answer, if that is there.
@@ -153,7 +155,8 @@ fn penalty(status: u16, retry_after: Option<Duration>) -> Option<Duration> {
 
 impl Pool {
     /// Takes note that a backend failed a request, and ejects it if that was once too often.
-    fn judge_failure(&self, attempt: &Attempt, now: Instant) {
+    fn judge_failure(&self, attempt: &Attempt, mishap: Mishap, now: Instant) {
+        attempt.backend.history.note_failure(mishap);
         if attempt.backend.history.record.failed(&self.settings.outlier_detection, attempt.started) {
             self.eject(&attempt.backend, Cause::Failures, now);
         }
@@ -186,13 +189,11 @@ impl Pool {
                 // It counts as back when the ejection ends, and starts slowly then.
                 backend.history.comeback.came_back(now + time);
                 self.kept.changes.note();
-                log::warn!(
-                    "pool {}: backend {} is ejected for {time:.1?}: {}",
-                    self.name,
-                    backend.label,
-                    why.as_str()
-                );
-                self.tell(&PoolEvent::Ejected { backend: &backend.label, time, why: why.as_str() });
+                let why = backend.ejected_for();
+                log::warn!("pool {}: backend {} is ejected for {time:.1?}: {why}", self.name, backend.label);
+                self.tell(&PoolEvent::Ejected { backend: &backend.label, time, why: &why });
+                // What it means for the pool begins now, and not with the next request.
+                self.look(now);
             }
             Err(refused) => log::debug!("pool {}: {} is not ejected: {refused:?}", self.name, backend.label),
         }

@@ -79,7 +79,7 @@ pub(super) fn assess(members: impl Iterator<Item = Member>, panic_threshold: u8)
 
 impl Member {
     /// Whether it may be picked without panic.
-    fn is_available(self) -> bool {
+    pub(super) fn is_available(self) -> bool {
         self.ready && !self.ejected && !self.draining
     }
 }

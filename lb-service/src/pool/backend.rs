@@ -6,9 +6,9 @@
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use pingora::protocols::l4::socket::SocketAddr as PingoraAddr;
 use pingora::protocols::tls::CaType;
@@ -16,8 +16,8 @@ use pingora::upstreams::peer::HttpPeer;
 use pingora::utils::tls::{WrappedX509, parse_x509};
 
 use super::gray;
-use super::outlier::Record;
-use super::pick::Refusal;
+use super::outlier::{Record, nanoseconds};
+use super::pick::{Mishap, Refusal};
 use super::settings::{Admin, BackendSettings, PoolSettings, UpstreamTls};
 use super::slow_start::Comeback;
 use crate::policy::{Load, PolicyConfig};
@@ -56,6 +56,12 @@ pub struct History {
     pub connections_new: Counter,
     /// Requests that went over a connection kept alive.
     pub connections_reused: Counter,
+    /// Requests that were sent to it, or were to be sent.
+    pub attempts: Counter,
+    /// Requests that it failed, as they are judged for its ejection: an error, or an answer of 502, 503 or 504.
+    pub failures: Counter,
+    /// The latest of these failures: a status, or 1 more than an [`UpstreamError`]; 0: there was none.
+    latest_failure: AtomicU16,
     /// Its failures and ejections.
     pub(super) record: Record,
     /// When it came back.
@@ -64,6 +70,10 @@ pub struct History {
     pub(super) times: gray::Samples,
     /// An [`Admin`]. Here, because it holds at once, also for requests that began before it was decided.
     admin: AtomicU8,
+    /// When it joined the pool.
+    joined: Instant,
+    /// When `admin` became what it is, in nanoseconds after `joined`.
+    admin_since: AtomicU64,
     passed_over: [Counter; Refusal::ALL.len()],
     /// Failures, by [`UpstreamError`].
     errors: [Counter; UpstreamError::ALL.len()],
@@ -163,6 +173,19 @@ impl Backend {
         self.history.record.ejected_since(now)
     }
 
+    /// What its latest ejection was for, in words; without one it says nothing.
+    pub fn ejected_for(&self) -> String {
+        self.history.record.blame().words(&self.history.latest_failure())
+    }
+
+    /// Since when it is what it is, whatever its checks say: the latest of when it joined, when an operator decided about it, and
+    /// the beginning or the end of its latest ejection.
+    pub fn since(&self, now: Instant) -> Instant {
+        let ejection = self.ejected_since(now).or_else(|| self.history.record.returned(now));
+        let decided = self.history.admin_since();
+        ejection.map_or(decided, |ejection| ejection.max(decided))
+    }
+
     /// Failures since its latest success, or since its latest ejection.
     pub fn consecutive_failures(&self) -> u32 {
         self.history.record.consecutive_failures()
@@ -202,10 +225,15 @@ impl History {
             time_to_first_byte: Histogram::default(),
             connections_new: Counter::default(),
             connections_reused: Counter::default(),
+            attempts: Counter::default(),
+            failures: Counter::default(),
+            latest_failure: AtomicU16::new(0),
             record: Record::new(now),
             comeback: Comeback::new(now),
             times: gray::Samples::default(),
             admin: AtomicU8::new(Admin::InService as u8),
+            joined: now,
+            admin_since: AtomicU64::new(0),
             passed_over: Default::default(),
             errors: Default::default(),
         }
@@ -219,8 +247,32 @@ impl History {
         }
     }
 
-    pub(super) fn set_admin(&self, admin: Admin) {
-        self.admin.store(admin as u8, Ordering::Relaxed);
+    pub(super) fn set_admin(&self, admin: Admin, now: Instant) {
+        if self.admin.swap(admin as u8, Ordering::Relaxed) != admin as u8 {
+            self.admin_since.store(nanoseconds(self.joined, now), Ordering::Relaxed);
+        }
+    }
+
+    /// When it joined, if nothing was decided about it since.
+    fn admin_since(&self) -> Instant {
+        let since = Duration::from_nanos(self.admin_since.load(Ordering::Relaxed));
+        self.joined.checked_add(since).unwrap_or(self.joined)
+    }
+
+    pub(super) fn note_failure(&self, mishap: Mishap) {
+        self.failures.increment();
+        let code = match mishap {
+            Mishap::Error(error) => 1 + error as u16,
+            Mishap::Status(status) => status,
+        };
+        self.latest_failure.store(code, Ordering::Relaxed);
+    }
+
+    /// The word of the access log for it.
+    fn latest_failure(&self) -> String {
+        let code = self.latest_failure.load(Ordering::Relaxed);
+        let error = usize::from(code).checked_sub(1).and_then(|index| UpstreamError::ALL.get(index));
+        error.map_or_else(|| code.to_string(), |error| error.as_str().to_owned())
     }
 }
 

@@ -152,7 +152,11 @@ pub struct Pool {
     kept: Kept,
 }
 
-/// Is told what happens in pools, by whoever notices it: a request, for which it must not wait, or a look at the pool.
+/// Is told what happens in pools, at the moment in which it happens, by what makes it happen: a request, which it must not delay, a
+/// health check, or an operator.
+///
+/// Only the end of an ejection happens by itself: it is told by the next look at the pool ([`Pool::availability`]), which is due at
+/// [`Pool::next_return`].
 pub trait Observer: Send + Sync {
     /// Something happened in the pool of this name.
     fn observe(&self, pool: &str, event: &PoolEvent<'_>);
@@ -168,9 +172,9 @@ pub enum PoolEvent<'a> {
         /// For how long.
         time: Duration,
         /// What it did.
-        why: &'static str,
+        why: &'a str,
     },
-    /// The ejection of a backend is over. Told when somebody looks at the pool.
+    /// The ejection of a backend is over.
     Returned {
         /// Its address.
         backend: &'a str,
@@ -189,7 +193,7 @@ struct Kept {
     gray: Option<Arc<Gray>>,
     changes: Arc<Changes>,
     standing: Arc<Mutex<Standing>>,
-    /// The last that has entered. What is between may be gone before what it has taken the place of.
+    /// The last that has entered, or the first if it is observed. What is between may be gone before what it has taken the place of.
     newest: Arc<Mutex<Weak<Pool>>>,
     histories: Histories,
     /// The position of the policy, and what each backend is doing.
@@ -228,6 +232,8 @@ struct Standing {
     panic: Option<Instant>,
     /// The backups are used.
     backups: Option<Instant>,
+    /// No backend is ready.
+    unready: Option<Instant>,
 }
 
 /// What the configuration says about a pool and requests are decided by.
@@ -303,16 +309,19 @@ impl Pool {
         };
         kept.take_health(registry, health_check);
         let pool = Self::build(settings, kept);
-        pool.set_admin();
+        pool.set_admin(clock.now());
         pool.assess(clock.now());
         pool
     }
 
-    /// The same, and whoever is told what happens in it and in its successors.
+    /// The same at work, with an observer of what happens in it and in its successors. From now on a change of health is looked at
+    /// when it happens, and not with the next request.
     #[must_use]
-    pub fn observed_by(mut self, observer: Arc<dyn Observer>) -> Self {
+    pub fn observed_by(mut self, observer: Arc<dyn Observer>) -> Arc<Self> {
         self.kept.observer = Some(observer);
-        self
+        let pool = Arc::new(self);
+        *pool.kept.newest() = Arc::downgrade(&pool);
+        pool
     }
 
     /// The pool that takes the place of this one, by new settings and under the same name. Nothing changes for this one, nor
@@ -340,15 +349,17 @@ impl Pool {
     /// the other does not have start slowly, and what operators decided is in effect for both.
     pub fn enter(self: &Arc<Self>, predecessor: &Self) {
         // First where it is found, then that there is one to be looked for.
-        *self.kept.newest.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(self);
+        *self.kept.newest() = Arc::downgrade(self);
         predecessor.watch.is_superseded.store(true, Ordering::Release);
         let is_new = |backend: &&Arc<Backend>| predecessor.backend(backend.address).is_none();
         for backend in self.backends.iter().filter(is_new) {
             backend.history.comeback.came_back(self.kept.clock.now());
         }
-        self.set_admin();
+        let now = self.kept.clock.now();
+        self.set_admin(now);
         self.kept.queue.set_places(self.queue_places);
         self.kept.changes.note();
+        self.availability(now);
         self.kept.queue.wake();
     }
 
@@ -360,7 +371,7 @@ impl Pool {
         if !self.watch.is_superseded.load(Ordering::Acquire) {
             return None;
         }
-        self.kept.newest.lock().unwrap_or_else(PoisonError::into_inner).upgrade()
+        self.kept.newest().upgrade()
     }
 
     fn build(settings: &PoolSettings, kept: Kept) -> Self {
@@ -388,8 +399,8 @@ impl Pool {
         }
     }
 
-    fn set_admin(&self) {
-        self.backends.iter().for_each(|backend| backend.history.set_admin(backend.admin));
+    fn set_admin(&self, now: Instant) {
+        self.backends.iter().for_each(|backend| backend.history.set_admin(backend.admin, now));
     }
 
     /// The backend with this address.
@@ -447,12 +458,22 @@ impl Pool {
         self.standing().backups
     }
 
+    /// Since when no backend is ready; none: one is.
+    pub fn unready_since(&self) -> Option<Instant> {
+        self.standing().unready
+    }
+
     /// Who may be picked: of the backends or of the backups, and whether readiness counts.
     pub fn availability(&self, now: Instant) -> Availability {
         if self.watch.is_stale(self.kept.changes.count(), now) {
             self.assess(now);
         }
         self.watch.availability()
+    }
+
+    /// Has the pool of this name, which is this one unless another has taken its place, look at what has changed.
+    fn look(&self, now: Instant) {
+        self.newest().as_deref().unwrap_or(self).availability(now);
     }
 
     /// When the next ejection ends, if one is under way.
@@ -520,11 +541,13 @@ impl Pool {
     }
 
     fn note_standing(&self, Availability { level, panic, .. }: Availability, now: Instant) {
+        let is_ready = self.members(now).any(Member::is_available);
         let was_panic = {
             let mut standing = self.standing();
             let was_panic = standing.panic.is_some();
             standing.panic = panic.then(|| standing.panic.unwrap_or(now));
             standing.backups = (level == Level::Backup).then(|| standing.backups.unwrap_or(now));
+            standing.unready = (!is_ready).then(|| standing.unready.unwrap_or(now));
             was_panic
         };
         if was_panic != panic {
@@ -570,6 +593,10 @@ fn balancer(settings: &PoolSettings, kept: &Kept) -> LoadBalancer<Policy> {
 // === impl Kept ===
 
 impl Kept {
+    fn newest(&self) -> MutexGuard<'_, Weak<Pool>> {
+        self.newest.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn successor(&self, settings: &PoolSettings, before: &Rules) -> Self {
         let gray = settings.outlier_detection.gray;
         Self {
@@ -591,8 +618,8 @@ impl Kept {
     ) {
         if let Some(check) = check {
             let (changes, histories) = (self.changes.clone(), self.histories.clone());
-            let (queue, clock) = (self.queue.clone(), self.clock.clone());
-            registry.set_health_check(Box::new(Observed { check, changes, histories, queue, clock }));
+            let (queue, clock, newest) = (self.queue.clone(), self.clock.clone(), self.newest.clone());
+            registry.set_health_check(Box::new(Observed { check, changes, histories, queue, clock, newest }));
         }
         self.registry = registry;
     }
@@ -682,6 +709,7 @@ struct Observed {
     histories: Histories,
     queue: Arc<Queue>,
     clock: Clock,
+    newest: Arc<Mutex<Weak<Pool>>>,
 }
 
 #[async_trait]
@@ -696,6 +724,10 @@ impl HealthCheck for Observed {
             history.comeback.came_back(self.clock.now());
         }
         self.changes.note();
+        let pool = self.newest.lock().unwrap_or_else(PoisonError::into_inner).upgrade();
+        if let Some(pool) = pool {
+            pool.availability(self.clock.now());
+        }
         self.queue.wake();
         self.check.health_status_change(target, healthy).await;
     }
@@ -897,15 +929,85 @@ mod tests {
         let (clock, hands) = Clock::manual();
         let registry = Arc::new(HealthRegistry::new());
         let pool = Pool::with_policy(&three, registry, None, PolicyConfig::default(), &clock);
-        let pool = Arc::new(pool.observed_by(told.clone()));
+        let pool = pool.observed_by(told.clone());
         eject(&pool, 1, &hands);
+        assert_eq!(told.0.lock().unwrap().len(), 2, "nothing has looked at the pool since");
         let pool = succeed(&pool, &three);
-        let _ = pool.availability(hands.now());
         hands.advance(60 * SECOND);
         let _ = (pool.availability(hands.now()), pool.availability(hands.now()));
         let told = told.0.lock().unwrap();
         let words: Vec<_> = told.iter().map(|event| event.split(' ').nth(1).unwrap()).collect();
         assert_eq!(words, ["Ejected", "Panic(true)", "Returned", "Panic(false)"], "{told:?}");
+    }
+
+    #[tokio::test]
+    async fn a_change_of_health_is_noted_when_it_happens() {
+        let (told, down) = (Arc::new(Told::default()), Arc::new(AtomicBool::new(true)));
+        let (clock, hands) = Clock::manual();
+        let registry = Arc::new(HealthRegistry::new());
+        let check = Some(Box::new(Switch(down.clone())) as Box<dyn HealthCheck + Send + Sync>);
+        let pool = Pool::with_policy(&settings(&[1, 1]), registry, check, PolicyConfig::default(), &clock);
+        let pool = pool.observed_by(told.clone());
+        let words = || told.0.lock().unwrap().join("\n");
+        hands.advance(SECOND);
+        let first = hands.now();
+        pool.balancer.backends().run_health_check(false).await;
+        hands.advance(SECOND);
+        assert_eq!(words(), "web: Panic(true)");
+        assert_eq!((pool.panic_since(), pool.unready_since()), (Some(first), Some(first)));
+        down.store(false, Ordering::Relaxed);
+        pool.balancer.backends().run_health_check(false).await;
+        assert_eq!(words(), "web: Panic(true)\nweb: Panic(false)");
+        assert_eq!((pool.panic_since(), pool.unready_since()), (None, None));
+    }
+
+    /// A check that fails while this is true.
+    struct Switch(Arc<AtomicBool>);
+
+    #[async_trait]
+    impl HealthCheck for Switch {
+        async fn check(&self, _: &pingora::lb::Backend) -> pingora::Result<()> {
+            match self.0.load(Ordering::Relaxed) {
+                true => pingora::Error::e_explain(pingora::ErrorType::ConnectRefused, "down"),
+                false => Ok(()),
+            }
+        }
+
+        fn health_threshold(&self, _: bool) -> usize {
+            1
+        }
+    }
+
+    #[test]
+    fn a_backend_is_what_it_is_since_the_latest_change() {
+        let (pool, hands) = pool(&settings(&[1, 1, 1]));
+        let since = |pool: &Pool, port| pool.backend(address(port)).unwrap().since(hands.now());
+        let joined = hands.now();
+        hands.advance(SECOND);
+        eject(&pool, 1, &hands);
+        let ejected = hands.now();
+        assert_eq!((since(&pool, 1), since(&pool, 2)), (ejected, joined));
+        hands.advance(60 * SECOND);
+        let back = pool.backend(address(1)).unwrap().since(hands.now());
+        assert!(back >= ejected + 30 * SECOND && back <= ejected + 33 * SECOND, "{:?}", back - ejected);
+        let mut drained = settings(&[1, 1, 1]);
+        drained.backends[1].admin = Admin::Draining;
+        let pool = succeed(&pool, &drained);
+        let decided = hands.now();
+        hands.advance(SECOND);
+        let pool = succeed(&pool, &drained);
+        assert_eq!(since(&pool, 2), decided);
+    }
+
+    #[test]
+    fn what_ejects_is_counted_as_failure() {
+        let (pool, hands) = pool(&settings(&[1]));
+        for status in [200, 404, 500, 502, 503, 504] {
+            place(&pool, &hands).unwrap().answered(status, None, hands.now());
+        }
+        place(&pool, &hands).unwrap().failed(UpstreamError::Reset, hands.now());
+        let history = &pool.backend(address(1)).unwrap().history;
+        assert_eq!((history.attempts.get(), history.failures.get()), (7, 4));
     }
 
     #[test]

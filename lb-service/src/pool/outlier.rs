@@ -63,6 +63,8 @@ pub(super) struct Record {
     until: AtomicU64,
     /// The beginning of the latest ejection.
     since: AtomicU64,
+    /// What the latest ejection was for: a [`Blame`], packed.
+    blame: AtomicU64,
     ejections: Counter,
     /// Whether it was ejected, and nobody was told yet that it is back.
     is_away: AtomicBool,
@@ -88,6 +90,16 @@ pub(super) enum Cause {
     Failures,
     /// It is much slower than the others.
     Slowness,
+}
+
+/// What a backend was ejected for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Blame {
+    cause: Cause,
+    /// In a row, at that time.
+    failures: u32,
+    /// It was on probation.
+    again: bool,
 }
 
 /// What a window says about the speed of a backend. Of one that is not judged it says nothing.
@@ -158,6 +170,7 @@ impl Record {
             streak: AtomicU64::new(Streak::NONE.pack()),
             until: AtomicU64::new(0),
             since: AtomicU64::new(0),
+            blame: AtomicU64::new(0),
             ejections: Counter::default(),
             is_away: AtomicBool::new(false),
         }
@@ -180,6 +193,18 @@ impl Record {
     pub(super) fn ejected_since(&self, now: Instant) -> Option<Instant> {
         let since = Duration::from_nanos(self.since.load(Ordering::Relaxed));
         self.is_ejected(now).then(|| self.epoch.checked_add(since)).flatten()
+    }
+
+    /// What its latest ejection was for; without one it says nothing.
+    pub(super) fn blame(&self) -> Blame {
+        Blame::unpack(self.blame.load(Ordering::Relaxed))
+    }
+
+    /// When its latest ejection ended, if there was one and it is over.
+    pub(super) fn returned(&self, now: Instant) -> Option<Instant> {
+        let until = self.until.load(Ordering::Acquire);
+        let is_over = until != 0 && nanoseconds(self.epoch, now) >= until;
+        is_over.then(|| self.epoch.checked_add(Duration::from_nanos(until))).flatten()
     }
 
     /// Whether it came back since this was last asked.
@@ -258,10 +283,13 @@ impl Record {
 
     /// Leaves it out from `now` on. Only an [`Ejector`] may, while it holds its lock.
     fn eject(&self, settings: &OutlierSettings, cause: Cause, now: Instant, jitter: f64) -> Duration {
-        let streak = self.streak().ejected(cause);
+        let before = self.streak();
+        let blame = Blame { cause, failures: before.failures, again: before.unproven };
+        let streak = before.ejected(cause);
         let duration = ejection(settings, streak.ejections, jitter);
         let until = nanoseconds(self.epoch, now).saturating_add(saturated(duration.as_nanos())).max(1);
         self.since.store(nanoseconds(self.epoch, now), Ordering::Relaxed);
+        self.blame.store(blame.pack(), Ordering::Relaxed);
         self.until.store(until, Ordering::Release);
         // Overwrites what a request or a window said since the load. That began before the ejection; a moment
         // later it would have said nothing.
@@ -334,14 +362,34 @@ impl Streak {
     }
 }
 
-// === impl Cause ===
+// === impl Blame ===
 
-impl Cause {
-    /// In words.
-    pub(super) fn as_str(self) -> &'static str {
-        match self {
-            Self::Failures => "failures in a row",
-            Self::Slowness => "much slower than the others",
+impl Blame {
+    const AGAIN: u64 = 1 << 32;
+    const SLOW: u64 = 1 << 33;
+
+    fn pack(self) -> u64 {
+        let slow = if self.cause == Cause::Slowness { Self::SLOW } else { 0 };
+        let again = if self.again { Self::AGAIN } else { 0 };
+        slow | again | u64::from(self.failures)
+    }
+
+    fn unpack(packed: u64) -> Self {
+        Self {
+            cause: if packed & Self::SLOW == 0 { Cause::Failures } else { Cause::Slowness },
+            failures: packed as u32,
+            again: packed & Self::AGAIN != 0,
+        }
+    }
+
+    /// In words. `latest` is how it failed the latest of these requests.
+    pub(super) fn words(self, latest: &str) -> String {
+        let Self { cause, failures, again } = self;
+        match (cause, failures, again) {
+            (Cause::Slowness, ..) => "much slower than the others".to_owned(),
+            (Cause::Failures, 0 | 1, true) => format!("1 failure after its return ({latest})"),
+            (Cause::Failures, 0 | 1, false) => format!("1 failure ({latest})"),
+            (Cause::Failures, more, _) => format!("{more} failures in a row (the latest: {latest})"),
         }
     }
 }
@@ -522,6 +570,24 @@ mod tests {
         assert_eq!(bench.records[1].ejected_until(bench.now), Some(bench.now + 10 * SECOND));
         assert_eq!(bench.records[1].ejections(), 1);
         assert_eq!(bench.records[0].ejections(), 0);
+    }
+
+    #[test]
+    fn an_ejection_says_what_it_is_for() {
+        let mut bench = Bench::new(3);
+        bench.fail_until_ejected(1);
+        let words = |bench: &Bench| bench.records[1].blame().words("503");
+        assert_eq!(words(&bench), "3 failures in a row (the latest: 503)");
+        assert_eq!(bench.records[1].returned(bench.now), None);
+        bench.now += 10 * SECOND;
+        assert_eq!(bench.records[1].returned(bench.now), Some(bench.now));
+        assert_eq!(bench.fail(1), Some(Ok(20 * SECOND)));
+        assert_eq!(words(&bench), "1 failure after its return (503)");
+        let slow = Bench::with_a_slow_one();
+        assert_eq!(slow.records[0].blame().words(""), "much slower than the others");
+        let once = Bench::with(3, |settings| settings.consecutive_failures = 1);
+        once.fail_until_ejected(1);
+        assert_eq!(words(&once), "1 failure (503)");
     }
 
     #[test]

@@ -630,7 +630,7 @@ mod tests {
         }
 
         fn set_admin(&self, index: usize, admin: Admin) {
-            self.pool.backends()[index].history.set_admin(admin);
+            self.pool.backends()[index].history.set_admin(admin, self.hands.now());
             self.pool.kept.changes.note();
         }
 

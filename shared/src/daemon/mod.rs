@@ -6,6 +6,7 @@
 mod announce;
 mod gate;
 mod logs;
+mod lookout;
 mod operations;
 mod pools;
 mod running;
@@ -505,8 +506,9 @@ fn add_services(
     signals: &Signals,
     announce: Arc<Announce>,
 ) -> ServiceHandle {
-    let Services { proxy, prober, metrics, changer, readiness, wanted, .. } = services;
+    let Services { proxy, prober, metrics, changer, readiness, wanted, lookout, .. } = services;
     server.add_service(background_service("operator", changer));
+    server.add_service(background_service("lookout", lookout));
     let prober = server.add_service(background_service("health", prober));
     prober.add_dependencies(before.checks);
     let gate = Gate::new(readiness, wanted, announce.clone());

@@ -3,7 +3,6 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use async_trait::async_trait;
 
@@ -53,7 +52,7 @@ impl Operations for Hands {
     }
 
     fn status(&self) -> String {
-        self.status.json(SystemTime::now())
+        self.status.json()
     }
 
     fn events(&self) -> &Events {

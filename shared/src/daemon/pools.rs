@@ -75,7 +75,7 @@ impl Checked {
         let verdicts = Verdicts::new();
         let check = publisher(settings, &verdicts);
         let pool = Pool::new(pool, health_service::registry(), check).observed_by(observer);
-        Self { pool: Arc::new(pool), settings: settings.clone(), verdicts }
+        Self { pool, settings: settings.clone(), verdicts }
     }
 
     /// The one that takes the place of this one, which was made by the settings `was`. If only the checks are others, the

@@ -3,7 +3,6 @@
 use std::fs::File;
 use std::io::Read;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use health_service::Prober;
 use lb_service::access_log::AccessLog;
@@ -18,17 +17,19 @@ use metrics_service::{ConfigMetrics, Endpoints, PoolCollector, ProcessCollector,
 use pingora::apps::http_app::HttpServer;
 use pingora::connectors::{ConnectorOptions, TransportConnector};
 use pingora::listeners::ListenerConfig;
+use pingora::protocols::l4::socket::SocketAddr as PingoraAddr;
 use pingora::server::configuration::ServerConf;
 use pingora::services::listening::Service;
 use prometheus::Registry;
 
 use super::logs::{AccessLogs, Opened};
+use super::lookout::{Alarm, Lookout};
 use super::pools::{Checked, Pools};
 use super::running::Running;
 use super::{Held, Purpose, StartError};
 use crate::config::Plan;
 use crate::events::{self, Events};
-use crate::explain::ExplainSource;
+use crate::explain::{ExplainSource, Verdicts};
 use crate::operator::{self, Inherited, Operator, OperatorService, Provenance};
 use crate::process::lifecycle::{Timing, Timings};
 use crate::process::upgrade::Hold;
@@ -74,6 +75,7 @@ pub struct Services {
     pub(super) prober: Prober,
     pub(super) metrics: Service<HttpServer<Endpoints>>,
     pub(super) changer: OperatorService,
+    pub(super) lookout: Lookout,
     /// Nothing is changed before the start is over.
     pub(super) hold: Option<Hold>,
     pub(super) logs: AccessLogs,
@@ -103,7 +105,10 @@ impl Services {
         let events = Events::continued(events, std::process::id());
         let written = plan.clone();
         let plan = &runtime.applied_to(plan);
-        let pools = Pools::new(plan, Arc::new(events.clone()));
+        let alarm = Alarm::new(events.clone());
+        let ejected = alarm.ejected();
+        let pools = Pools::new(plan, Arc::new(alarm));
+        let lookout = Lookout::new(pools.clone(), ejected);
         let traffic = Traffic::new();
         let secret = secret()?;
         let token = Token::new(&*secret);
@@ -142,7 +147,7 @@ impl Services {
         let shared = (current.clone(), traffic.clone(), pools.clone());
         let process = (held.verbosity.clone(), readiness.clone(), purpose.clone());
         let status = Arc::new(StatusSource::new(shared, operator.clone(), process));
-        let explain = ExplainSource::new(current.clone());
+        let explain = ExplainSource::new(current.clone(), verdicts(pools.clone()));
         let documents = (status.clone(), operator.events().clone(), explain.clone());
         let metrics = readable(plan, registry, &readiness, documents);
         Ok(Self {
@@ -161,6 +166,7 @@ impl Services {
             prober,
             metrics,
             changer,
+            lookout,
             hold: Some(hold),
             logs: logs.clone(),
         })
@@ -176,6 +182,15 @@ fn follow(timings: Timings, readiness: Readiness) -> Box<dyn Fn(&Plan) + Send + 
     Box::new(move |plan| {
         timings.set(timing(plan));
         readiness.require(plan.readiness);
+    })
+}
+
+/// Finds what the checks of a backend have found, by its pool and address.
+fn verdicts(pools: Pools) -> Verdicts {
+    Arc::new(move |pool, address| {
+        let pools = pools.now();
+        let checked = pools.iter().find(|checked| *checked.pool.name == *pool)?;
+        checked.verdicts.get(&PingoraAddr::Inet(address))
     })
 }
 
@@ -205,7 +220,7 @@ fn readable(
     (status, events, explain): (Arc<StatusSource>, Events, ExplainSource),
 ) -> Service<HttpServer<Endpoints>> {
     let endpoints = Endpoints::new(registry, readiness.clone())
-        .with_document("/api/v1/status", move |_| Ok(status.json(SystemTime::now())))
+        .with_document("/api/v1/status", move |_| Ok(status.json()))
         .with_document("/api/v1/events", move |query| events::document(&events, query))
         .with_document("/api/v1/explain", move |query| explain.json(query));
     let mut metrics = metrics_service::service(endpoints, "metrics");

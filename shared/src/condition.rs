@@ -1,0 +1,168 @@
+//! What is the matter with a backend, and since when: in the same words wherever it is said.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use health_service::{CheckKind, Verdict};
+use lb_service::pool::{Backend, State};
+
+/// One moment, on both clocks.
+#[derive(Clone, Copy, Debug)]
+pub struct Moment {
+    /// The clock that only goes forward.
+    pub instant: Instant,
+    /// The clock on the wall.
+    pub time: SystemTime,
+}
+
+/// Why a backend is what it is, and since when.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Condition {
+    /// Why: `3 checks failed: connection refused`.
+    pub reason: String,
+    /// Since when.
+    pub since: SystemTime,
+}
+
+/// What is known about a backend beside what its pool knows.
+#[derive(Clone, Copy, Debug)]
+pub struct Known<'a> {
+    /// How it is checked.
+    pub kind: &'a CheckKind,
+    /// What its checks have found; none: it was not checked yet.
+    pub verdict: Option<&'a Verdict>,
+    /// When an operator changed it, perhaps in a process before this one.
+    pub changed: Option<SystemTime>,
+}
+
+// === impl Moment ===
+
+impl Moment {
+    /// This one.
+    pub fn now() -> Self {
+        Self { instant: Instant::now(), time: SystemTime::now() }
+    }
+
+    /// The time on the wall at `instant`, which is in the past.
+    pub fn time_of(&self, instant: Instant) -> SystemTime {
+        self.time - self.instant.saturating_duration_since(instant)
+    }
+
+    /// How long it is since `time`.
+    pub fn since(&self, time: SystemTime) -> Duration {
+        self.time.duration_since(time).unwrap_or_default()
+    }
+}
+
+// === impl Condition ===
+
+impl Condition {
+    /// Of a backend that is in this `state` at this moment.
+    pub fn of(backend: &Backend, state: State, known: Known<'_>, at: Moment) -> Self {
+        Self { reason: reason(backend, state, known, at), since: since(backend, state, known, at) }
+    }
+}
+
+fn reason(backend: &Backend, state: State, known: Known<'_>, at: Moment) -> String {
+    match (state, backend.ejected_until(at.instant), known.verdict) {
+        (State::Ejected, Some(until), _) => {
+            let left = until.saturating_duration_since(at.instant).as_secs_f64();
+            format!("{}; back in {left:.1} s", backend.ejected_for())
+        }
+        (State::Draining, ..) => "it is draining".into(),
+        (State::Disabled, ..) => "it is disabled".into(),
+        (_, _, Some(verdict)) => judged(verdict),
+        (_, _, None) if *known.kind == CheckKind::None => "no health check".into(),
+        (_, _, None) => "not checked yet".into(),
+    }
+}
+
+/// A backend that is up may have failed its latest check, and one that is down may have passed it.
+fn judged(verdict: &Verdict) -> String {
+    let Verdict { up, reason, last_failure, .. } = verdict;
+    match last_failure {
+        Some(failure) if *up => format!("{reason}; its latest check failed: {failure}"),
+        None if !up => format!("{reason}; its latest check passed"),
+        _ => reason.clone(),
+    }
+}
+
+/// The latest of the changes that made it what it is.
+fn since(backend: &Backend, state: State, known: Known<'_>, at: Moment) -> SystemTime {
+    let settled = at.time_of(backend.since(at.instant));
+    let judged = known.verdict.map(|verdict| verdict.since);
+    match state {
+        State::Up => judged.map_or(settled, |judged| judged.max(settled)),
+        State::Down => judged.unwrap_or(settled),
+        State::Ejected => backend.ejected_since(at.instant).map_or(settled, |since| at.time_of(since)),
+        // What a process before this one had decided holds for longer than this one has known the backend.
+        State::Draining | State::Disabled => known.changed.map_or(settled, |changed| changed.min(settled)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use lb_service::pool::{Admin, BackendSettings, Pool, PoolSettings};
+    use pingora::lb::HealthRegistry;
+
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn pool(admin: Admin) -> Pool {
+        let backend = BackendSettings { admin, ..BackendSettings::new(([10, 0, 0, 1], 80).into()) };
+        Pool::new(&PoolSettings::new("web", vec![backend]), Arc::new(HealthRegistry::new()), None)
+    }
+
+    fn verdict(up: bool, since: SystemTime, last_failure: Option<&str>) -> Verdict {
+        let reason = if up { "2 checks passed" } else { "3 checks failed: connection refused" };
+        let last_failure = last_failure.map(str::to_owned);
+        Verdict { up, reason: reason.into(), since, checked: since, last_failure }
+    }
+
+    fn condition(
+        pool: &Pool,
+        state: State,
+        verdict: Option<&Verdict>,
+        changed: Option<SystemTime>,
+    ) -> Condition {
+        let at = Moment::now();
+        Condition::of(&pool.backends()[0], state, Known { kind: &CheckKind::Tcp, verdict, changed }, at)
+    }
+
+    #[test]
+    fn a_backend_that_is_down_says_why_and_since_when() {
+        let since = SystemTime::now() - 12 * SECOND;
+        let down = verdict(false, since, Some("connection refused"));
+        let found = condition(&pool(Admin::InService), State::Down, Some(&down), None);
+        assert_eq!(found, Condition { reason: "3 checks failed: connection refused".into(), since });
+    }
+
+    #[test]
+    fn a_latest_check_that_disagrees_is_named() {
+        let now = SystemTime::now();
+        let reason = |up, failure| {
+            condition(&pool(Admin::InService), State::Up, Some(&verdict(up, now, failure)), None).reason
+        };
+        assert_eq!(reason(true, None), "2 checks passed");
+        assert_eq!(reason(true, Some("timed out")), "2 checks passed; its latest check failed: timed out");
+        assert_eq!(reason(false, None), "3 checks failed: connection refused; its latest check passed");
+    }
+
+    #[test]
+    fn a_backend_is_up_since_it_joined_or_its_checks_passed_whichever_is_later() {
+        let pool = pool(Admin::InService);
+        let earlier = verdict(true, SystemTime::now() - 60 * SECOND, None);
+        let joined = condition(&pool, State::Up, Some(&earlier), None).since;
+        assert!(joined > earlier.since + 50 * SECOND, "{joined:?}");
+        let later = verdict(true, SystemTime::now() + SECOND, None);
+        assert_eq!(condition(&pool, State::Up, Some(&later), None).since, later.since);
+    }
+
+    #[test]
+    fn a_drain_that_an_operator_began_in_a_process_before_is_as_old_as_that() {
+        let changed = SystemTime::now() - 60 * SECOND;
+        assert_eq!(condition(&pool(Admin::Draining), State::Draining, None, Some(changed)).since, changed);
+    }
+}

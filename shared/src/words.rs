@@ -1,0 +1,35 @@
+//! Numbers and times in sentences.
+
+/// `1 request`, `2 requests`.
+pub fn count(number: u64, noun: &str) -> String {
+    if number == 1 { format!("1 {noun}") } else { format!("{number} {noun}s") }
+}
+
+/// How long something lasts, roughly: `12s`, `1m05s`, `2h03m`, `5d01h`.
+pub fn span(seconds: u64) -> String {
+    match (seconds / 86_400, seconds / 3600, seconds / 60) {
+        (0, 0, 0) => format!("{seconds}s"),
+        (0, 0, minutes) => format!("{minutes}m{:02}s", seconds % 60),
+        (0, hours, minutes) => format!("{hours}h{:02}m", minutes % 60),
+        (days, hours, _) => format!("{days}d{:02}h", hours % 24),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_is_singular_and_every_other_number_is_plural() {
+        assert_eq!(
+            [0, 1, 2].map(|number| count(number, "request")),
+            ["0 requests", "1 request", "2 requests"]
+        );
+    }
+
+    #[test]
+    fn a_span_has_two_units() {
+        let spans = [0, 59, 65, 3600 + 180, 5 * 86_400 + 3600].map(span);
+        assert_eq!(spans, ["0s", "59s", "1m05s", "1h03m", "5d01h"]);
+    }
+}
