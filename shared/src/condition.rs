@@ -76,11 +76,13 @@ fn reason(backend: &Backend, state: State, known: Known<'_>, at: Moment) -> Stri
     }
 }
 
-/// A backend that is up may have failed its latest check, and one that is down may have passed it.
+/// A backend that is up may have failed its latest check, and one that is down may have passed it, or failed it in another way.
 fn judged(verdict: &Verdict) -> String {
     let Verdict { up, reason, last_failure, .. } = verdict;
     match last_failure {
-        Some(failure) if *up => format!("{reason}; its latest check failed: {failure}"),
+        Some(failure) if *up || !reason.ends_with(failure.as_str()) => {
+            format!("{reason}; its latest check failed: {failure}")
+        }
         None if !up => format!("{reason}; its latest check passed"),
         _ => reason.clone(),
     }
@@ -147,7 +149,10 @@ mod tests {
         };
         assert_eq!(reason(true, None), "2 checks passed");
         assert_eq!(reason(true, Some("timed out")), "2 checks passed; its latest check failed: timed out");
-        assert_eq!(reason(false, None), "3 checks failed: connection refused; its latest check passed");
+        let down = "3 checks failed: connection refused";
+        assert_eq!(reason(false, None), format!("{down}; its latest check passed"));
+        assert_eq!(reason(false, Some("connection refused")), down);
+        assert_eq!(reason(false, Some("timed out")), format!("{down}; its latest check failed: timed out"));
     }
 
     #[test]

@@ -311,7 +311,7 @@ fn readiness_asks_for_the_pools_that_the_key_names() {
     };
     let down =
         |pools: &[&str]| (503, pools.iter().map(|p| format!("pool {p}: no backend is ready\n")).collect());
-    assert_eq!(probe(&daemon, "/readyz"), down(&["api"]));
+    wait::until(LONG, "it has started", || probe(&daemon, "/readyz") == down(&["api"]));
     let check = lab.run(&["healthcheck", "-c", path_str(&config)]);
     assert_eq!((check.code, check.stderr.as_str()), (Some(1), "error: pool api: no backend is ready\n"));
     assert_eq!(daemon.status()["not_ready"][0], "pool api: no backend is ready");
