@@ -7,14 +7,19 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::unistd::Uid;
 use pingora::services::background::background_service;
 
 use crate::cli::{self, Ask, CheckArgs, Cli, DemoArgs, Format, ProxyArgs, RunArgs, Verb};
 use crate::config::{self, Context, Loaded, Plan, Problems, RealFiles, Source};
+use crate::control::client::Unreachable;
+use crate::control::{Client, find};
 use crate::daemon::{self, Mode, Purpose, Start};
 use crate::demo::{Demo, Once, POOL, Show};
 use crate::operator::{ConfigFile, Provenance};
 use crate::places::{self, Missing};
+use crate::process::runtime::{RuntimeFiles, canonical};
+use crate::process::successor::Predecessor;
 use crate::process::systemd;
 use crate::verbs::{self, AskError};
 
@@ -80,7 +85,7 @@ fn run_file(args: &RunArgs) -> u8 {
         Ok(path) => path,
         Err(missing) => return run_without_file(args, missing),
     };
-    let file = match with_context(args, |context| ConfigFile::new(&path, context)) {
+    let file = match with_context(args, Some(&path), |context| ConfigFile::new(&path, context)) {
         Ok(file) => file,
         Err(error) => return fail(&format!("cannot tell the present directory: {error}")),
     };
@@ -117,7 +122,7 @@ fn proxy(run: &RunArgs, args: &ProxyArgs) -> u8 {
         args.metrics,
         backends.join("\", \""),
     );
-    match with_context(run, |context| config::load_text("command line", &text, context)) {
+    match with_context(run, None, |context| config::load_text("command line", &text, context)) {
         Err(problems) => report(&problems),
         Ok(loaded) if run.test => test("the command line", &loaded.plan, run.upgrade),
         Ok(loaded) => serve(&loaded.plan, run, Provenance::Arguments),
@@ -125,7 +130,8 @@ fn proxy(run: &RunArgs, args: &ProxyArgs) -> u8 {
 }
 
 fn serve(plan: &Plan, args: &RunArgs, provenance: Provenance) -> u8 {
-    let how = Start { mode: mode(plan, args), provenance, ..Start::default() };
+    let predecessor = Predecessor::of_this_process();
+    let how = Start { mode: mode(plan, args), provenance, predecessor, ..Start::default() };
     let started = daemon::serve(plan, how, Box::new(|_, _| Vec::new()));
     started.unwrap_or_else(|error| fail(&error.to_string()))
 }
@@ -141,7 +147,7 @@ fn demo(run: &RunArgs, args: &DemoArgs, purpose: Purpose) -> u8 {
         Err(error) => return fail(&format!("no free port for the demo: {error}")),
     };
     let text = demo.configuration();
-    let loaded = match with_context(run, |context| config::load_text("demo", &text, context)) {
+    let loaded = match with_context(run, None, |context| config::load_text("demo", &text, context)) {
         Ok(loaded) => loaded,
         Err(problems) => return report(&problems),
     };
@@ -151,7 +157,8 @@ fn demo(run: &RunArgs, args: &DemoArgs, purpose: Purpose) -> u8 {
         _ => String::new(),
     };
     let mode = mode(&loaded.plan, run);
-    let how = Start { mode, purpose, silent: &[Demo::TRAFFIC], ..Start::default() };
+    let predecessor = Predecessor::of_this_process();
+    let how = Start { mode, purpose, predecessor, silent: &[Demo::TRAFFIC], ..Start::default() };
     let started = daemon::serve(
         &loaded.plan,
         how,
@@ -215,17 +222,13 @@ fn check(run: &RunArgs, args: &CheckArgs) -> u8 {
 
 /// Has the daemon of this configuration do something, or say something.
 fn ask_daemon(run: &RunArgs, ask: &Ask) -> u8 {
-    let path = configuration(run).ok();
-    let socket = match &ask.daemon().socket {
-        Some(socket) => Ok(socket.clone()),
-        None => with_context(run, |context| config::control_socket_of(path.as_deref(), context)),
-    };
-    let socket = match socket {
-        Ok(socket) => socket,
+    let client = match client(run, ask) {
+        Ok(client) => client,
         // The default would be another daemon's.
-        Err(problems) => return report(&problems),
+        Err(Unclear::File(problems)) => return report(&problems),
+        Err(Unclear::Daemon(error)) => return fail(&error.to_string()),
     };
-    match verbs::run(ask, &socket, &mut io::stdout().lock()) {
+    match verbs::run(ask, &client, &mut io::stdout().lock()) {
         Ok(()) => 0,
         Err(AskError::Write(error)) if error.kind() == io::ErrorKind::BrokenPipe => 0,
         // The diagnostics of a file stand as they are; anything else is a sentence.
@@ -235,6 +238,30 @@ fn ask_daemon(run: &RunArgs, ask: &Ask) -> u8 {
         }
         Err(AskError::Refused(problem)) => complain(&problem),
         Err(error) => fail(&error.to_string()),
+    }
+}
+
+/// Why it is not known which daemon is meant.
+enum Unclear {
+    File(Problems),
+    Daemon(Unreachable),
+}
+
+/// For the daemon that is meant, see [`find`].
+fn client(run: &RunArgs, ask: &Ask) -> Result<Client, Unclear> {
+    let of = |client: Client, file: Option<&Path>| match runtime_files(file).configuration() {
+        Some(file) => client.of_file(file.to_owned()),
+        None => client,
+    };
+    if let Some(socket) = &ask.daemon().socket {
+        return Ok(of(Client::new(socket), run.conf.as_deref()));
+    }
+    let file = configuration(run).ok();
+    let named =
+        with_context(run, file.as_deref(), |context| config::control_socket_of(file.as_deref(), context));
+    match named.map_err(Unclear::File)? {
+        Some(socket) => Ok(of(Client::new(&socket), file.as_deref())),
+        None => find::by_default(&runtime_files(file.as_deref())).map_err(Unclear::Daemon),
     }
 }
 
@@ -273,18 +300,18 @@ fn no_configuration(missing: &Missing) -> String {
 }
 
 fn load(path: &Path, args: &RunArgs) -> Result<(Source, Loaded), Problems> {
-    with_context(args, |context| {
+    with_context(args, Some(path), |context| {
         let source = config::read_source(path, context)?;
         let loaded = config::load_text(&source.name, &source.text, context)?;
         Ok((source, loaded))
     })
 }
 
-fn with_context<T>(args: &RunArgs, load: impl FnOnce(&Context<'_>) -> T) -> T {
+fn with_context<T>(args: &RunArgs, file: Option<&Path>, load: impl FnOnce(&Context<'_>) -> T) -> T {
     let variables = |name: &str| std::env::var(name).ok();
     load(&Context {
         variables: &variables,
-        uid: nix::unistd::Uid::effective().as_raw(),
+        runtime: &runtime_files(file),
         cpus: std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get),
         daemon: args.daemon,
         loopback: config::loopback(),
@@ -292,20 +319,43 @@ fn with_context<T>(args: &RunArgs, load: impl FnOnce(&Context<'_>) -> T) -> T {
     })
 }
 
+/// A successor uses the directory of the process before it, whoever it runs as.
+fn runtime_files(file: Option<&Path>) -> RuntimeFiles {
+    let own = || config::runtime_directory(Uid::effective().as_raw(), &|name| std::env::var(name).ok());
+    let directory =
+        Predecessor::of_this_process().map_or_else(own, |predecessor| predecessor.runtime_directory);
+    RuntimeFiles::new(directory, file.filter(|file| !config::is_input(file)).and_then(known_as))
+}
+
+/// A file whose directory does not exist cannot be read either, which is said then.
+fn known_as(file: &Path) -> Option<PathBuf> {
+    canonical(file).or_else(|_| std::path::absolute(file)).ok()
+}
+
 fn report(problems: &Problems) -> u8 {
+    tell_predecessor(&config::text(problems, false));
     let colour = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     complain_as_is(&config::text(problems, colour));
     WRONG
 }
 
 fn complain(problem: &str) -> u8 {
+    tell_predecessor(problem);
     complain_as_is(&format!("error: {problem}\n"));
     WRONG
 }
 
 fn fail(problem: &str) -> u8 {
+    tell_predecessor(problem);
     complain_as_is(&format!("error: {problem}\n"));
     FAILED
+}
+
+/// The process that has started this one as its successor passes it on to whoever asked for the upgrade.
+fn tell_predecessor(problem: &str) {
+    if let Some(predecessor) = Predecessor::of_this_process() {
+        predecessor.tell(problem.trim_end());
+    }
 }
 
 /// That standard error is gone is no reason to fail in another way.

@@ -5,10 +5,12 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::process::runtime::STANDARD;
+
 /// The variable that names a file.
 pub const VARIABLE: &str = "LB_CONFIG";
 /// Where a file is found that nothing names.
-const PLACES: [&str; 2] = ["./load_balancer.yaml", "/etc/load_balancer/load_balancer.yaml"];
+const PLACES: [&str; 2] = ["./load_balancer.yaml", STANDARD];
 
 /// There is no configuration at any of the places; displayed as these places, with absolute paths, a line each.
 #[derive(Clone, Debug, PartialEq, Eq)]

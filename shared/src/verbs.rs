@@ -1,7 +1,6 @@
 //! The verbs that speak to a running daemon: each a request on its control socket, and its answer in words.
 
 use std::io::{self, Write};
-use std::path::Path;
 use std::path::PathBuf;
 use std::thread::sleep;
 use std::time::{Duration, Instant, SystemTime};
@@ -12,7 +11,7 @@ use serde_json::{Value, json};
 use crate::cli::{Ask, BackendArgs, ExplainArgs, Format, WaitArgs};
 use crate::control::Client;
 use crate::control::before;
-use crate::control::client::{Reply, Unreachable, target_of};
+use crate::control::client::{Reply, Unreachable, encoded, target_of};
 use crate::events::Event;
 use crate::operator::{Outcome, Verdict};
 use crate::screen::{self, Status, Window};
@@ -49,12 +48,11 @@ struct Told {
     events: Vec<Event>,
 }
 
-/// Asks the daemon that has its socket at `socket`; writes what it says to `out`.
+/// Asks the daemon that `client` speaks to; writes what it says to `out`.
 ///
 /// # Errors
 /// When it refuses or fails, or is not there.
-pub fn run(ask: &Ask, socket: &Path, out: &mut impl Write) -> Result<(), AskError> {
-    let client = &Client::new(socket);
+pub fn run(ask: &Ask, client: &Client, out: &mut impl Write) -> Result<(), AskError> {
     match ask {
         Ask::Status { watch, format, .. } => status(client, *watch, *format, out),
         Ask::Events { follow, last, format, .. } => events(client, *follow, *last, *format, out),
@@ -268,7 +266,10 @@ fn explain(client: &Client, args: &ExplainArgs, out: &mut impl Write) -> Result<
     parameters.extend(header.iter().map(|header| ("header", header.clone())));
     parameters.extend(from.map(|from| ("client", from.to_string())));
     parameters.extend(listener.clone().map(|listener| ("listener", listener)));
-    let pairs: Vec<_> = parameters.iter().map(|(name, value)| format!("{name}={}", encoded(value))).collect();
+    let pairs: Vec<_> = parameters
+        .iter()
+        .map(|(name, value)| format!("{name}={}", encoded(value.as_bytes(), b"-._~")))
+        .collect();
     let path = if *format == Format::Text { "/v1/explain/text" } else { "/v1/explain" };
     let document = document(&client.ask("GET", &format!("{path}?{}", pairs.join("&")), "", SOON)?)?;
     match format {
@@ -276,17 +277,6 @@ fn explain(client: &Client, args: &ExplainArgs, out: &mut impl Write) -> Result<
         Format::Json => writeln!(out, "{document:#}")?,
     }
     Ok(())
-}
-
-/// RFC 3986: everything but the unreserved characters.
-fn encoded(text: &str) -> String {
-    text.bytes().fold(String::new(), |mut encoded, byte| {
-        match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => encoded.push(byte.into()),
-            _ => encoded.push_str(&format!("%{byte:02X}")),
-        }
-        encoded
-    })
 }
 
 fn names(client: &Client, pool: Option<&str>, out: &mut impl Write) -> Result<(), AskError> {
@@ -320,7 +310,7 @@ fn failure(reply: &Reply) -> AskError {
     let document: Value = serde_json::from_str(&reply.body).unwrap_or_default();
     let problem = document["problem"].as_str().unwrap_or(reply.body.trim()).to_owned();
     match reply.status {
-        400 | 404 | 405 => AskError::Refused(problem),
+        400 | 404 | 405 | 421 => AskError::Refused(problem),
         _ => AskError::Failed(problem),
     }
 }
@@ -332,7 +322,7 @@ mod tests {
     #[test]
     fn an_address_is_part_of_a_path() {
         assert_eq!(target_of("web", "[::1]:80".parse().unwrap()), "/v1/pools/web/backends/%5B::1%5D:80");
-        assert_eq!(encoded("a b&c=ä"), "a%20b%26c%3D%C3%A4");
+        assert_eq!(encoded("a b&c=ä".as_bytes(), b"-._~"), "a%20b%26c%3D%C3%A4");
     }
 
     #[test]

@@ -370,7 +370,9 @@ fn a_verb_with_a_file_that_cannot_be_read_asks_nobody() {
         assert!(refused.stderr.contains("LB001") && refused.stderr.contains(said), "{refused:?}");
     }
     assert_ne!(drained(), "draining");
-    let done = lab.run(&["drain", "web", &address, "-c", path_str(&typo), "--socket", path_str(&socket)]);
+    let other = lab.run(&["drain", "web", &address, "-c", path_str(&typo), "--socket", path_str(&socket)]);
+    assert_eq!(other.code, Some(2), "the daemon there has another file: {other:?}");
+    let done = lab.run(&["drain", "web", &address, "--socket", path_str(&socket)]);
     assert_eq!((done.code, drained()), (Some(0), json!("draining")), "{done:?}");
 }
 
@@ -651,30 +653,6 @@ fn what_is_logged_changes_while_it_runs() {
     assert!(done(&lab, &["events"]).contains(" operator the log level is debug"));
     daemon.logged(&["DEBUG"]);
     assert_eq!(done(&lab, &["log-level", "info"]), "info\n");
-}
-
-#[test]
-fn two_daemons_run_beside_each_other_without_a_socket_of_their_own() {
-    let lab = Lab::new();
-    let origin = Origin::start("one");
-    let config = |number: usize| {
-        let (listener, metrics) = (ports::free(), ports::free());
-        let text = format!(
-            "listeners: [{{address: \"{listener}\"}}]\nmetrics: {{address: \"{metrics}\"}}\n{}",
-            pool(&[&origin], "")
-        );
-        (lab.write(&format!("{number}.yaml"), &text), listener)
-    };
-    let ((first, one), (second, two)) = (config(1), config(2));
-    let answers = |address| tests::get(address, "/").is_ok_and(|answer| answer.status == 200);
-    let _one = lab.spawn(&["-c", path_str(&first)]);
-    wait::until(LONG, "the first serves", || answers(one));
-    let other = lab.spawn(&["-c", path_str(&second)]);
-    wait::until(LONG, "the second serves", || answers(two));
-    other.logged(&["control socket", "another process's"]);
-    let is_root = fs::metadata(lab.directory()).unwrap().uid() == 0;
-    let runtime = if is_root { "/run/load_balancer".into() } else { lab.path("load_balancer") };
-    assert_eq!(mode(&runtime), 0o700);
 }
 
 #[test]

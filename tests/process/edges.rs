@@ -249,7 +249,7 @@ fn a_signal_as_soon_as_there_is_a_pid_file_is_carried_out_and_does_not_end_the_p
         };
         process.signal(Signal::SIGHUP);
         process.signal(Signal::SIGUSR1);
-        wait::until(LONG, "the log files are opened again", || daemon.log().contains("log files reopened"));
+        wait::until(LONG, "the log files are opened again", || daemon.log().contains("error.log reopened"));
         wait::until(LONG, "the file is read again", || daemon.log().contains("reload"));
         wait::until(LONG, "it serves", || daemon.get("/").is_ok_and(|answer| answer.status == 200));
         assert_eq!(lab.pid_in_file(), Some(process));

@@ -1,8 +1,9 @@
 //! The daemon under test, as a process that is started as a user starts it.
 
 use std::fs::{self, File};
+use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::OnceLock;
@@ -23,10 +24,19 @@ pub struct Lab {
     directory: TempDir,
     /// The program, if not the one that was built.
     installed: OnceLock<PathBuf>,
+    /// What `/run` is to the programs of this test, if not the machine's.
+    run: Option<OwnRun>,
+    /// Where programs are started, if not in the directory.
+    start: OnceLock<PathBuf>,
     /// Where the daemon takes requests.
     pub listener: SocketAddr,
     /// Where the daemon is read.
     pub metrics: SocketAddr,
+}
+
+/// A mount namespace with an empty `/run`. It lasts as long as the process that holds it.
+struct OwnRun {
+    holder: Child,
 }
 
 /// A daemon in the foreground, a child of the test.
@@ -81,7 +91,37 @@ impl Lab {
     pub fn new() -> Self {
         let directory = tempfile::Builder::new().prefix("lb-test-").tempdir();
         let directory = directory.expect("the directory for temporary files is writable");
-        Self { directory, installed: OnceLock::new(), listener: ports::free(), metrics: ports::free() }
+        let (installed, start) = (OnceLock::new(), OnceLock::new());
+        Self { directory, installed, run: None, start, listener: ports::free(), metrics: ports::free() }
+    }
+
+    /// A lab for daemons that root starts with default paths and that then become another user: `/run` is empty and no other test's,
+    /// every user may write to the directory, and the program stands in it. None, with a message, when the test is not run by root.
+    #[expect(clippy::print_stdout, reason = "a test that is skipped says so")]
+    pub fn of_root() -> Option<Self> {
+        if fs::metadata("/proc/self").is_ok_and(|own| own.uid() != 0) {
+            println!("skipped: only root can start a daemon that becomes another user");
+            return None;
+        }
+        let mut lab = Self::new();
+        lab.run = Some(OwnRun::new());
+        fs::set_permissions(lab.directory(), fs::Permissions::from_mode(0o777)).expect("it is ours");
+        lab.install();
+        Some(lab)
+    }
+
+    /// Where programs are started from now on.
+    pub fn start_in(&self, directory: PathBuf) {
+        self.start.get_or_init(|| directory);
+    }
+
+    /// The runtime directory of the daemons, as this process sees it: of a user other than root, or in a lab [of
+    /// root](Self::of_root).
+    pub fn runtime_directory(&self) -> PathBuf {
+        match &self.run {
+            Some(run) => PathBuf::from(format!("/proc/{}/root/run/load_balancer", run.holder.id())),
+            None => self.path("load_balancer"),
+        }
     }
 
     /// The directory.
@@ -96,7 +136,13 @@ impl Lab {
 
     /// Where the daemons write their process id.
     pub fn pid_file(&self) -> PathBuf {
-        self.path("lb.pid")
+        if self.run.is_none() {
+            return self.path("lb.pid");
+        }
+        let directory = self.runtime_directory();
+        let entries = fs::read_dir(&directory).into_iter().flatten().flatten().map(|entry| entry.path());
+        let mut pid_files = entries.filter(|path| path.extension().is_some_and(|end| end == "pid"));
+        pid_files.next().unwrap_or_else(|| directory.join("load_balancer.pid"))
     }
 
     /// The process that the pid file names.
@@ -116,6 +162,16 @@ impl Lab {
     pub fn config(&self, body: &str) -> PathBuf {
         let listeners = format!("listeners: [{{address: \"{}\"}}]\n", self.listener);
         self.config_with(&listeners, body)
+    }
+
+    /// As [`Lab::config`], under this name and with default paths for all but the error log.
+    pub fn config_by_default(&self, name: &str, body: &str) -> PathBuf {
+        let directory = self.directory().display();
+        let head = format!(
+            "error_log: {directory}/error.log\nlisteners: [{{address: \"{}\"}}]\nmetrics: {{address: \"{}\"}}\n",
+            self.listener, self.metrics
+        );
+        self.write(name, &[&head, body].concat())
     }
 
     /// As [`Lab::config`], with listeners as given.
@@ -158,11 +214,24 @@ impl Lab {
         self.command_of(self.program())
     }
 
+    /// The program, run by another user; only in a lab [of root](Self::of_root).
+    pub fn command_as(&self, user: &str) -> Command {
+        let mut command = self.command_of(Path::new("setpriv"));
+        // The program stands where the runtime directory would be.
+        command.env_remove("XDG_RUNTIME_DIR").env("TMPDIR", self.directory());
+        command.args(["--reuid", user, "--regid", "nogroup", "--clear-groups"]).arg(self.program());
+        command
+    }
+
     fn command_of(&self, program: &Path) -> Command {
-        let mut command = Command::new(program);
+        let start = self.start.get().map_or(self.directory(), PathBuf::as_path);
+        let mut command = match &self.run {
+            Some(run) => run.command(start, program),
+            None => Command::new(program),
+        };
         command.env_remove("LB_CONFIG").env_remove("RUST_LOG").env_remove("NOTIFY_SOCKET");
         command.env("XDG_RUNTIME_DIR", self.directory());
-        command.current_dir(self.directory()).stdin(Stdio::null());
+        command.current_dir(start).stdin(Stdio::null());
         command
     }
 
@@ -202,8 +271,9 @@ impl Lab {
         self.finish(self.command_of(binary()), arguments)
     }
 
+    /// Runs this command to its end.
     #[track_caller]
-    fn finish(&self, mut command: Command, arguments: &[&str]) -> Finished {
+    pub fn finish(&self, mut command: Command, arguments: &[&str]) -> Finished {
         let (stdout, stderr) = (self.fresh_file("stdout"), self.fresh_file("stderr"));
         // Files and no pipes: a daemon that goes to the background keeps a pipe open.
         command.args(arguments).stdout(create(&stdout)).stderr(create(&stderr));
@@ -340,6 +410,36 @@ impl Drop for Lab {
         for process in process::started_with(self.directory()) {
             process.signal(Signal::SIGKILL);
         }
+    }
+}
+
+// ===== impl OwnRun =====
+
+impl OwnRun {
+    fn new() -> Self {
+        let mut command = Command::new("unshare");
+        // It ends with its standard input, and so with the test.
+        command.args(["--mount", "sh", "-c", "mount -t tmpfs tmpfs /run && echo mounted && exec cat"]);
+        let mut holder =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("util-linux is installed");
+        let stdout = holder.stdout.as_mut().expect("it is a pipe");
+        let mut mounted = String::new();
+        let _: io::Result<usize> = BufReader::new(stdout).read_line(&mut mounted);
+        assert_eq!(mounted, "mounted\n", "root can make a mount namespace");
+        Self { holder }
+    }
+
+    fn command(&self, start: &Path, program: &Path) -> Command {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--mount=/proc/{}/ns/mnt", self.holder.id()));
+        command.arg(format!("--wdns={}", start.display())).arg("--").arg(program);
+        command
+    }
+}
+
+impl Drop for OwnRun {
+    fn drop(&mut self) {
+        end(&mut self.holder);
     }
 }
 

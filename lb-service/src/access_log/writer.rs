@@ -341,9 +341,15 @@ fn open_target(target: &Target) -> io::Result<File> {
 }
 
 /// `O_NONBLOCK` changes nothing for a file, but a FIFO without a reader is then an error instead of a start
-/// that hangs.
+/// that hangs. `O_CREAT` is left out for a file that exists: in a sticky directory the kernel then refuses even root
+/// a file of another user (`fs.protected_regular`).
 fn open_file(path: &Path) -> io::Result<File> {
-    OpenOptions::new().append(true).create(true).mode(0o640).custom_flags(libc::O_NONBLOCK).open(path)
+    let mut options = OpenOptions::new();
+    options.append(true).mode(0o640).custom_flags(libc::O_NONBLOCK);
+    match options.open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => options.create(true).open(path),
+        opened => opened,
+    }
 }
 
 #[cfg(test)]

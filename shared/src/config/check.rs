@@ -23,12 +23,13 @@ use rustls_pki_types::pem::PemObject;
 
 pub(crate) use balancing::MAX_RING_WEIGHT;
 
-use super::context::{Context, runtime_directory};
+use super::context::{Account, Context, Denied, Wish};
 use super::decode::did_you_mean;
 use super::document::{Node, Step, Value};
 use super::plan;
 use super::problem::{Id, Problem, Span};
 use super::sections::Config;
+use crate::process::files::reason;
 
 /// The most threads, or tasks, that any key can ask for.
 const MAX_THREADS: usize = 1024;
@@ -52,6 +53,7 @@ pub(crate) fn check(config: &Config, root: &Node, context: &Context<'_>) -> Find
     checker.check_ca_file();
     checker.check_working_directory();
     checker.check_accounts();
+    checker.check_access();
     checker.check_listeners_given();
     checker.check_listener_names();
     checker.check_addresses();
@@ -153,6 +155,8 @@ impl Checker<'_> {
         if !self.context.files.is_directory(&directory.get().0) {
             let problem = Problem::new(Id::Directory, format!("there is no directory {directory}"));
             self.report(&path!["working_directory"], problem.hint("create it, or name another"));
+        } else {
+            self.check_allowed(&path!["working_directory"], Wish::Enter(&directory.get().0));
         }
     }
 
@@ -166,10 +170,28 @@ impl Checker<'_> {
         }
     }
 
+    /// Root reads and writes everything at the start. A reload and an upgrade are the work of the user that the daemon runs as.
+    fn check_access(&mut self) {
+        if let Some(file) = self.context.runtime.configuration() {
+            let key = if self.config.user.is_some() { "user" } else { "group" };
+            self.check_allowed(&path![key], Wish::Read(file));
+        }
+    }
+
+    fn check_allowed(&mut self, at: &[Step], wish: Wish<'_>) {
+        let account = Account { user: self.config.user.as_deref(), group: self.config.group.as_deref() };
+        if let Some(denied) = self.context.files.denied(account, wish) {
+            self.report(at, not_allowed(wish, &denied));
+        }
+    }
+
     fn read_certificates(&mut self, at: &[Step], file: &Path) -> Option<Vec<Vec<u8>>> {
         let read = self.context.files.read(file);
         match read.map_err(|error| reason(&error)).and_then(|pem| certificates(&pem)) {
-            Ok(certificates) => Some(certificates),
+            Ok(certificates) => {
+                self.check_allowed(at, Wish::Read(file));
+                Some(certificates)
+            }
             Err(reason) => {
                 let message = format!("no certificates can be read from {}: {reason}", file.display());
                 let problem = Problem::new(Id::Certificates, message);
@@ -180,11 +202,18 @@ impl Checker<'_> {
     }
 }
 
-/// An error of the system without its number.
-pub(crate) fn reason(error: &std::io::Error) -> String {
-    let text = error.to_string();
-    let end = text.find(" (os error").unwrap_or(text.len());
-    text[..end].to_lowercase()
+fn not_allowed(wish: Wish<'_>, denied: &Denied) -> Problem {
+    let Denied { user, group, reason } = denied;
+    let (path, what, remedy) = match wish {
+        Wish::Read(path) => (path, "read", "g+r"),
+        Wish::Enter(path) => (path, "entered", "g+rx"),
+    };
+    let path = path.display();
+    let message = format!("{path} cannot be {what} by the user `{user}`, as whom the daemon runs: {reason}");
+    let hint = format!(
+        "each reload would fail: run `chgrp {group} {path} && chmod {remedy} {path}`, or name another path"
+    );
+    Problem::new(Id::NotAllowed, message).hint(hint)
 }
 
 fn certificates(pem: &[u8]) -> Result<Vec<Vec<u8>>, String> {
@@ -583,14 +612,14 @@ impl Checker<'_> {
 
     fn check_files(&mut self) {
         let files = self.files();
-        let runtime = runtime_directory(self.context.uid, self.context.variables);
+        let runtime = self.context.runtime.directory();
         for (index, (path, file)) in files.iter().enumerate() {
             if let Some((earlier, _)) = files[..index].iter().find(|(_, earlier)| earlier == file) {
                 let message = format!("two keys name the file {}", file.display());
                 let problem = Problem::new(Id::PathTaken, message).hint("give each a file of its own");
                 self.report(path, problem.related(self.root.place(earlier), "first named here"));
             } else {
-                self.check_directory(path, file, &runtime);
+                self.check_directory(path, file, runtime);
             }
         }
     }

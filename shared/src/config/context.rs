@@ -5,19 +5,21 @@ use std::io::{self, Read};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
 use nix::unistd::{AccessFlags, access};
 
 use super::MAX_BYTES;
 use super::env::Lookup;
 use crate::process::privileges::Identity;
+use crate::process::runtime::RuntimeFiles;
 
 /// The surroundings that a configuration is loaded in.
 #[derive(Clone, Copy)]
 pub struct Context<'a> {
     /// Looks environment variables up.
     pub variables: Lookup<'a>,
-    /// The effective user id.
-    pub uid: u32,
+    /// The names of files whose paths the configuration does not give.
+    pub runtime: &'a RuntimeFiles,
     /// The number of CPUs; the default for `threads`.
     pub cpus: usize,
     /// Whether `-d` was given.
@@ -52,8 +54,42 @@ pub trait Files {
     /// Whether the path is that of an existing directory.
     fn is_directory(&self, path: &Path) -> bool;
 
+    /// Why the user and group that the daemon runs as could not do this, in words; `None` if they could, or nobody can tell.
+    fn denied(&self, _account: Account<'_>, _wish: Wish<'_>) -> Option<Denied> {
+        None
+    }
+
     /// Why the process cannot run as this user and group, in words, whoever starts it; `None` if there are such.
     fn refuses_accounts(&self, user: Option<&str>, group: Option<&str>) -> Option<String>;
+}
+
+/// Whom the daemon runs as, as the configuration names them.
+#[derive(Clone, Copy, Debug)]
+pub struct Account<'a> {
+    /// The user; absent: the one that starts it.
+    pub user: Option<&'a str>,
+    /// The group; absent: the user's own.
+    pub group: Option<&'a str>,
+}
+
+/// What the daemon will want to do.
+#[derive(Clone, Copy, Debug)]
+pub enum Wish<'a> {
+    /// Read a file.
+    Read(&'a Path),
+    /// Enter a directory.
+    Enter(&'a Path),
+}
+
+/// Why the daemon could not do what it will want to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Denied {
+    /// The user that it runs as.
+    pub user: String,
+    /// The group that it runs as.
+    pub group: String,
+    /// In words.
+    pub reason: String,
 }
 
 /// The real file system.
@@ -118,9 +154,32 @@ impl Files for RealFiles {
         path.is_dir()
     }
 
+    fn denied(&self, account: Account<'_>, wish: Wish<'_>) -> Option<Denied> {
+        let identity = Identity::resolve(account.user, account.group).ok()??;
+        // Nobody but root can find out; anyone else could not start it as that user either.
+        let reason = identity.act(|| obstacle(wish)).ok()??;
+        Some(Denied { user: identity.user_name(), group: identity.group_name(), reason })
+    }
+
     fn refuses_accounts(&self, user: Option<&str>, group: Option<&str>) -> Option<String> {
         Identity::resolve(user, group).err().map(|error| error.to_string())
     }
+}
+
+/// What stands in the way of this thread.
+fn obstacle(wish: Wish<'_>) -> Option<String> {
+    let (path, flags) = match wish {
+        Wish::Read(path) => (path, AccessFlags::R_OK),
+        Wish::Enter(path) => (path, AccessFlags::X_OK),
+    };
+    let error = access(path, flags).err().filter(|error| *error == Errno::EACCES)?;
+    let is_closed = |directory: &&Path| access(*directory, AccessFlags::X_OK) == Err(Errno::EACCES);
+    // The outermost: that is what has to be changed first.
+    let closed = path.ancestors().skip(1).collect::<Vec<_>>().into_iter().rev().find(is_closed);
+    Some(match closed {
+        Some(directory) => format!("the directory {} is closed to that user", directory.display()),
+        None => error.desc().to_lowercase(),
+    })
 }
 
 #[cfg(test)]

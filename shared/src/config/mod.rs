@@ -34,7 +34,9 @@ pub(crate) use check::MAX_RING_WEIGHT;
 use document::{Map, Node, Value};
 use problem::{Id, Problem};
 
-pub use context::{Context, Files, RealFiles, loopback, runtime_directory};
+use crate::process::files::reason;
+
+pub use context::{Account, Context, Denied, Files, RealFiles, Wish, loopback, runtime_directory};
 pub use env::Lookup;
 pub use keys::keys;
 pub use plan::{ConnectOffload, ControlPlan, Plan, ReloadPlan, RollbackPlan, ServerPlan, ShutdownPlan};
@@ -92,7 +94,7 @@ fn text_of(path: &Path, context: &Context<'_>) -> Result<String, Box<Problem>> {
         Box::new(problem.hint(hint))
     };
     let bytes = if is_input(path) { context.files.read_input() } else { context.files.read(path) };
-    let bytes = bytes.map_err(|error| unreadable(&check::reason(&error), remedy(&error)))?;
+    let bytes = bytes.map_err(|error| unreadable(&reason(&error), remedy(&error)))?;
     if bytes.len() > MAX_BYTES {
         let reason = format!("it is longer than {MAX_BYTES} bytes");
         return Err(unreadable(&reason, "name a configuration with -c"));
@@ -146,12 +148,12 @@ fn read(text: &str, context: &Context<'_>, problems: &mut Vec<Problem>) -> Optio
     })
 }
 
-/// Where the daemon of a configuration is told to change, as far as that can be known: also when the file is wrong in other
-/// places, since then somebody has to tell the daemon's operator so. Without a file, and when it says nothing, the default.
+/// Where the daemon of a configuration is told to change by its key `control.socket`, also when the file is wrong in other places: then
+/// the daemon's operator has to be told so. None without a file or key, and when the key names the default.
 ///
 /// # Errors
 /// When the file cannot be read: then nobody knows which daemon is meant.
-pub fn control_socket_of(path: Option<&Path>, context: &Context<'_>) -> Result<PathBuf, Problems> {
+pub fn control_socket_of(path: Option<&Path>, context: &Context<'_>) -> Result<Option<PathBuf>, Problems> {
     let source = path.map(|path| read_source(path, context)).transpose()?;
     let named = source.and_then(|source| {
         let mut root = document::parse(&source.text).0?;
@@ -161,7 +163,7 @@ pub fn control_socket_of(path: Option<&Path>, context: &Context<'_>) -> Result<P
             _ => None,
         }
     });
-    Ok(named.unwrap_or_else(|| plan::control_socket(&runtime_directory(context.uid, context.variables))))
+    Ok(named.filter(|named| *named != context.runtime.control_socket()))
 }
 
 /// Whether a problem is over as soon as the others are: there is no pool because it has another name.
@@ -190,27 +192,30 @@ impl Loaded {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::process::runtime::RuntimeFiles;
 
-    fn socket_of(text: &str) -> PathBuf {
+    fn socket_of(text: &str) -> Option<PathBuf> {
         let directory = tempfile::tempdir().expect("a directory can be made");
         let file = directory.path().join("conf.yaml");
         std::fs::write(&file, text).expect("a file can be written");
         let variables = |name: &str| (name == "RUN").then(|| "/run/here".to_owned());
         let loopback = std::net::Ipv4Addr::LOCALHOST.into();
+        let runtime = RuntimeFiles::new("/run/load_balancer".into(), None);
+        let runtime = &runtime;
         let context =
-            Context { variables: &variables, uid: 0, cpus: 1, daemon: false, loopback, files: &RealFiles };
+            Context { variables: &variables, runtime, cpus: 1, daemon: false, loopback, files: &RealFiles };
         control_socket_of(Some(&file), &context).unwrap()
     }
 
     #[test]
     fn the_control_socket_is_found_in_files_that_are_wrong_elsewhere() {
-        assert_eq!(socket_of("polls: 3\ncontrol: {socket: /a.sock, mood: 1}\n"), Path::new("/a.sock"));
+        assert_eq!(socket_of("polls: 3\ncontrol: {socket: /a.sock, mood: 1}\n"), Some("/a.sock".into()));
         assert_eq!(
             socket_of("control: {socket: '${RUN}/a.sock'}\nx: ${NONE}\n"),
-            Path::new("/run/here/a.sock")
+            Some("/run/here/a.sock".into())
         );
         for other in ["", "pools: {", "control: 3", "control: {socket: a.sock}", "control: {socket: [1]}"] {
-            assert_eq!(socket_of(other), Path::new("/run/load_balancer/control.sock"), "{other}");
+            assert_eq!(socket_of(other), None, "{other}");
         }
     }
 }

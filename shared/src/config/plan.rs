@@ -19,14 +19,13 @@ use lb_service::pool::{PoolId, PoolSettings};
 use lb_service::route::Route;
 use metrics_service::config::RequiredPools;
 
-use super::context::{Context, runtime_directory};
+use super::context::Context;
 use super::document::Node;
 use super::sections::{Config, ReloadConfig, RollbackConfig, ShutdownConfig};
+use crate::process::runtime::RuntimeFiles;
 
 /// Where the one listener listens when none is configured.
 const DEFAULT_LISTENER: &str = "0.0.0.0:6188";
-/// The name of the control socket in the runtime directory.
-const CONTROL_SOCKET: &str = "control.sock";
 
 /// Everything that a start needs to know.
 #[derive(Clone, Debug, PartialEq)]
@@ -115,8 +114,8 @@ pub struct ServerPlan {
     pub upstream_keepalive_pool_size: usize,
     /// Threads that only make connections to backends.
     pub upstream_connect_offload: Option<ConnectOffload>,
-    /// The directory of files whose paths are not given; to be created with mode 0700.
-    pub runtime_directory: PathBuf,
+    /// The names of files whose paths are not given.
+    pub runtime: RuntimeFiles,
 }
 
 /// Threads that only make connections to backends.
@@ -139,17 +138,17 @@ pub struct ShutdownPlan {
 
 /// Fills in the defaults that depend on other keys or on the surroundings.
 pub(crate) fn complete(config: &mut Config, root: &Node, context: &Context<'_>) {
-    let runtime = runtime_directory(context.uid, context.variables);
+    let runtime = context.runtime;
     config.daemon |= context.daemon;
     config.threads = config.threads.or(NonZeroUsize::new(context.cpus));
     // With several threads that share nothing, Pingora loses every tenth connection to a backend to a race between the
     // one that watches it and the one that takes it again.
     config.work_stealing.get_or_insert(config.threads.is_none_or(|threads| threads.get() > 1));
     if config.daemon {
-        config.pid_file.get_or_insert_with(|| in_directory(&runtime, "load_balancer.pid"));
+        config.pid_file = config.pid_file.take().or_else(|| as_text(&runtime.pid_file()));
     }
-    config.upgrade_sock.get_or_insert_with(|| in_directory(&runtime, "upgrade.sock"));
-    config.control.socket.get_or_insert_with(|| in_directory(&runtime, CONTROL_SOCKET));
+    config.upgrade_sock = config.upgrade_sock.take().or_else(|| as_text(&runtime.upgrade_sock()));
+    config.control.socket = config.control.socket.take().or_else(|| as_text(&runtime.control_socket()));
     config.listeners.get_or_insert_with(|| vec![default_listener()]);
     let daemon = config.daemon;
     config.access_log.get_or_insert_with(|| default_access_log(daemon));
@@ -165,8 +164,10 @@ pub(crate) fn complete(config: &mut Config, root: &Node, context: &Context<'_>) 
     }
 }
 
-fn in_directory<T: FromText>(directory: &Path, name: &str) -> Text<T> {
-    Text::new(&directory.join(name).to_string_lossy()).expect("the runtime directory is absolute")
+/// None when the runtime directory has a path that no key could be given, as one that is too long for a socket. Where the file is
+/// needed, that is an error then.
+fn as_text<T: FromText>(path: &Path) -> Option<Text<T>> {
+    Text::new(&path.to_string_lossy()).ok()
 }
 
 fn default_listener() -> ListenerConfig {
@@ -223,18 +224,13 @@ pub(crate) fn plan(
 }
 
 fn control(config: &Config, context: &Context<'_>) -> ControlPlan {
-    let default = control_socket(&runtime_directory(context.uid, context.variables));
+    let default = context.runtime.control_socket();
     let socket = socket(&config.control.socket).unwrap_or_else(|| default.clone());
     ControlPlan { is_named: socket != default, socket }
 }
 
 fn socket(written: &Option<Text<SocketPath>>) -> Option<PathBuf> {
     written.as_ref().map(|path| path.get().0.clone())
-}
-
-/// Where the control socket is when no file names another.
-pub(crate) fn control_socket(runtime_directory: &Path) -> PathBuf {
-    runtime_directory.join(CONTROL_SOCKET)
 }
 
 fn reload(config: &ReloadConfig) -> ReloadPlan {
@@ -246,7 +242,7 @@ fn reload(config: &ReloadConfig) -> ReloadPlan {
 }
 
 fn server(config: &Config, context: &Context<'_>) -> ServerPlan {
-    let runtime_directory = runtime_directory(context.uid, context.variables);
+    let runtime = context.runtime.clone();
     let path = |written: &Option<Text<AbsolutePath>>| written.as_ref().map(|path| path.get().0.clone());
     let offload =
         config.upstream_connect_offload_threadpools.zip(config.upstream_connect_offload_thread_per_pool);
@@ -255,7 +251,7 @@ fn server(config: &Config, context: &Context<'_>) -> ServerPlan {
         threads: config.threads.map_or(1, NonZeroUsize::get),
         pid_file: path(&config.pid_file),
         error_log: path(&config.error_log),
-        upgrade_sock: socket(&config.upgrade_sock).unwrap_or_else(|| runtime_directory.join("upgrade.sock")),
+        upgrade_sock: socket(&config.upgrade_sock).unwrap_or_else(|| runtime.upgrade_sock()),
         user: config.user.clone(),
         group: config.group.clone(),
         working_directory: config.working_directory.as_ref().map(|directory| directory.get().0.clone()),
@@ -267,7 +263,7 @@ fn server(config: &Config, context: &Context<'_>) -> ServerPlan {
         upstream_keepalive_pool_size: config.upstream_keepalive_pool_size.get(),
         upstream_connect_offload: offload
             .map(|(pools, threads)| ConnectOffload { pools: pools.get(), threads_per_pool: threads.get() }),
-        runtime_directory,
+        runtime,
     }
 }
 

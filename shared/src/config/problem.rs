@@ -116,6 +116,7 @@ ids! {
     "072" Incomplete "Two keys only work together, and one of them is missing.",
     "073" NoStandardOutput "A daemon has no standard output to write the access log to.",
     "074" Account "There is no such user, or no such group, on this machine.",
+    "077" NotAllowed "A file or directory that the daemon needs later is closed to the user that it runs as (`user`, `group`).",
 }
 
 /// One line about the kind with this id, such as `LB012`; `None` if there is no such kind.

@@ -32,13 +32,14 @@ pub struct Config {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 1024))]
     pub threads: Option<NonZeroUsize>,
-    /// Where the process id is written; default: `load_balancer.pid` in the runtime directory.
+    /// Where the process id is written; default: `load_balancer.pid` in the runtime directory, with the name of this file
+    /// in it unless that is `/etc/load_balancer/load_balancer.yaml`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pid_file: Option<Text<AbsolutePath>>,
     /// Where a daemon writes its log; default: the standard error.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error_log: Option<Text<AbsolutePath>>,
-    /// Where a new process takes the sockets over; default: `upgrade.sock` in the runtime directory.
+    /// Where a new process takes the sockets over; default: `upgrade.sock` in the runtime directory, named as that of `pid_file`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub upgrade_sock: Option<Text<SocketPath>>,
     /// The user to run as once ports and logs are open; needs a start as root.
@@ -114,7 +115,7 @@ pub struct Config {
 #[derive(Deserialize, Serialize, JsonSchema, Clone, Debug, Default)]
 #[serde(deny_unknown_fields, default)]
 pub struct ControlConfig {
-    /// A Unix socket of mode 0600; default: `control.sock` in the runtime directory.
+    /// A Unix socket of mode 0600; default: `control.sock` in the runtime directory, named as that of `pid_file`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub socket: Option<Text<SocketPath>>,
 }

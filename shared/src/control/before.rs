@@ -51,9 +51,9 @@ pub fn sweep(control: &Path) {
 }
 
 /// Returns when none of them has a request at this backend.
-pub async fn idle(control: &Path, pool: &str, backend: SocketAddr) {
+pub async fn idle(sockets: impl IntoIterator<Item = PathBuf>, pool: &str, backend: SocketAddr) {
     let target = format!("{}/idle", target_of(pool, backend));
-    for socket in sockets(control) {
+    for socket in sockets {
         // One that is not there any more has none.
         while let Ok(is_idle) = ask(&socket, &target).await
             && !is_idle
@@ -101,7 +101,7 @@ mod tests {
         let control = directory.path().join("control.sock");
         drop(tokio::net::UnixListener::bind(socket_of(&control, 7)).unwrap());
         assert_eq!(sockets(&control).len(), 1, "a process that was killed has left it");
-        idle(&control, "web", "10.0.0.1:80".parse().unwrap()).await;
+        idle(sockets(&control), "web", "10.0.0.1:80".parse().unwrap()).await;
         let _alive = tokio::net::UnixListener::bind(socket_of(&control, 8)).unwrap();
         sweep(&control);
         assert_eq!(sockets(&control), [socket_of(&control, 8)]);

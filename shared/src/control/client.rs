@@ -2,14 +2,19 @@
 
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+use super::find::Others;
 
 /// Speaks to the daemon that has this socket.
 #[derive(Clone, Debug)]
 pub struct Client {
     socket: PathBuf,
+    /// The file of the daemon that is meant, if it is known.
+    file: Option<PathBuf>,
 }
 
 /// What the daemon said.
@@ -29,6 +34,10 @@ pub enum Unreachable {
         "no daemon listens at {path}: is it running, and with this configuration? (-c FILE or --socket PATH names another)"
     )]
     Nobody { path: PathBuf },
+    #[error("no daemon runs with {file}: nobody listens at {path}{others}")]
+    NobodyWithFile { file: PathBuf, path: PathBuf, others: Others },
+    #[error("no daemon listens at {path}, the default{others}")]
+    NobodyByDefault { path: PathBuf, others: Others },
     #[error("this user may not speak to the daemon at {path}: be the user that it runs as, or root")]
     Denied { path: PathBuf },
     #[error("cannot speak to the daemon at {path}: {source}")]
@@ -41,6 +50,8 @@ pub enum Unreachable {
     Stranger { path: PathBuf },
 }
 
+/// The header with the configuration file of the daemon that a request is for.
+pub(super) const FILE_HEADER: &str = "Lb-Config-File";
 /// The longest answer.
 const MAX_ANSWER: u64 = 64 * 1024 * 1024;
 
@@ -49,7 +60,13 @@ const MAX_ANSWER: u64 = 64 * 1024 * 1024;
 impl Client {
     /// One for the daemon at `socket`.
     pub fn new(socket: &Path) -> Self {
-        Self { socket: socket.to_owned() }
+        Self { socket: socket.to_owned(), file: None }
+    }
+
+    /// The same, if it is the daemon of this file, by its canonical path; any other one refuses.
+    #[must_use]
+    pub fn of_file(self, file: PathBuf) -> Self {
+        Self { file: Some(file), ..self }
     }
 
     /// Where the daemon is.
@@ -81,9 +98,11 @@ impl Client {
         stream.set_read_timeout(Some(patience))?;
         stream.set_write_timeout(Some(patience))?;
         let length = body.len();
+        let file = self.file.as_deref().map(|file| format!("{FILE_HEADER}: {}\r\n", named_in_header(file)));
+        let file = file.unwrap_or_default();
         write!(
             stream,
-            "{method} {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}"
+            "{method} {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{file}Content-Length: {length}\r\n\r\n{body}"
         )?;
         let mut answer = Vec::new();
         stream.take(MAX_ANSWER).read_to_end(&mut answer)?;
@@ -100,6 +119,23 @@ impl Client {
             _ => Unreachable::Io { path, source },
         }
     }
+}
+
+/// A path as it stands in the header that names a configuration file.
+pub(crate) fn named_in_header(file: &Path) -> String {
+    encoded(file.as_os_str().as_bytes(), b"-._~/")
+}
+
+/// RFC 3986: everything but letters, digits and what is `kept`.
+pub(crate) fn encoded(bytes: &[u8], kept: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut encoded, byte| {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' => encoded.push((*byte).into()),
+            byte if kept.contains(byte) => encoded.push((*byte).into()),
+            byte => encoded.push_str(&format!("%{byte:02X}")),
+        }
+        encoded
+    })
 }
 
 /// The path of what concerns one backend.

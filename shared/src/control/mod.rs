@@ -18,6 +18,9 @@
 //! GET    /v1/pools/POOL/backends/ADDRESS/idle?wait=S    returns when it works on no request: 200, or 408 after S seconds
 //! ```
 //!
+//! A request with the header `Lb-Config-File` is for the daemon of that file only, named by its canonical path, percent-encoded. Any
+//! other daemon refuses it with 421.
+//!
 //! 200: done, or nothing to do. 400: the request cannot be understood. 404, 405, 413. 409: refused, nothing has changed. The answer
 //! to what changes something is a [`Verdict`]. `curl --unix-socket PATH http://localhost/v1/status` works.
 //!
@@ -28,11 +31,13 @@
 //! - [`before`] knows of the processes before this one.
 //! - [`api`] reads requests: a plain function from method, path, query and body to a [`Call`].
 //! - [`server`] carries calls out by [`Operations`], and is the only place that touches the socket.
+//! - [`find`] says which daemon a subcommand is for.
 //! - [`client`] is the other side, for the verbs of the command line.
 
 pub mod api;
 pub mod before;
 pub mod client;
+pub mod find;
 pub mod server;
 
 use std::net::SocketAddr;
@@ -66,6 +71,11 @@ pub trait Operations: Send + Sync {
     /// # Errors
     /// Why there is none; this process goes on.
     async fn upgrade(&self) -> Result<u32, String>;
+
+    /// Why a request is refused that is meant for the daemon of another configuration file, which is written as in the header.
+    fn refusal(&self, _wanted: &str) -> Option<String> {
+        None
+    }
 
     /// What the daemon is doing, as JSON.
     fn status(&self) -> String;

@@ -26,6 +26,7 @@ use tokio::time::timeout;
 
 use super::Operations;
 use super::api::{self, Call, Unclear};
+use super::client::FILE_HEADER;
 use crate::operator::Verdict;
 use crate::process::lifecycle::Outcome;
 use crate::process::sockets::SocketFile;
@@ -225,6 +226,10 @@ impl Control {
         place: OwnedSemaphorePermit,
     ) -> Option<Answer> {
         let request = session.req_header();
+        let wanted = request.headers.get(FILE_HEADER).map(|value| String::from_utf8_lossy(value.as_bytes()));
+        if let Some(refusal) = wanted.and_then(|wanted| self.operations.refusal(&wanted)) {
+            return Some(Answer::problem(StatusCode::MISDIRECTED_REQUEST, &refusal));
+        }
         let (path, query) = (request.uri.path(), request.uri.query().unwrap_or_default());
         match api::parse(request.method.as_str(), path, query, body) {
             Ok(call) if call.only_waits() => {

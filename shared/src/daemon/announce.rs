@@ -1,6 +1,7 @@
 //! The end of the start: tells everybody who waits for it that the daemon serves.
 
 use std::future::pending;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
@@ -38,6 +39,8 @@ pub(super) struct Announcement {
     pub(super) prepared: Option<Prepared>,
     /// Where a pid file goes that is taken over.
     pub(super) pid_file: Arc<Mutex<Option<PidFile>>>,
+    /// The pid file that a version before this one may have.
+    pub(super) common_pid_file: PathBuf,
     /// What standard error has become, if anything.
     pub(super) error_log: Option<Arc<ErrorLog>>,
     pub(super) supervisor: Supervisor,
@@ -131,6 +134,7 @@ pub(super) async fn never(_ready: ServiceReadyNotifier) {
 
 impl Announcement {
     fn announce(self) -> Result<(), String> {
+        let left = self.claim.as_ref().and_then(|claim| self.left_pid_file(claim));
         let announcer = self.announcer.prepare();
         let announcer = announcer.map_err(|error| format!("cannot leave the terminal: {error}"))?;
         if let Some(claim) = self.claim {
@@ -141,6 +145,9 @@ impl Announcement {
             match self.prepared.map(Prepared::take_over).transpose() {
                 Ok(taken) => *self.pid_file.lock().unwrap_or_else(PoisonError::into_inner) = taken,
                 Err(error) => log::error!("{error}"),
+            }
+            if let Some(left) = left {
+                PidFile::remove_of(&left, old_pid);
             }
             log::info!("took over from process {old_pid}");
         }
@@ -156,6 +163,14 @@ impl Announcement {
             log::error!("cannot leave the terminal: {error}");
         }
         Ok(())
+    }
+
+    /// The pid file of the old process, if this one's does not take its place. A version before this one does not say which it is, and
+    /// may have the common one.
+    fn left_pid_file(&self, claim: &Claim) -> Option<PathBuf> {
+        let old = claim.old();
+        let left = if old.is_said { old.pid_file.clone() } else { Some(self.common_pid_file.clone()) };
+        left.filter(|left| self.prepared.as_ref().is_none_or(|prepared| prepared.target() != left))
     }
 
     /// The process was told to end before it served: the old one goes on.

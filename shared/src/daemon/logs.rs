@@ -5,10 +5,9 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use lb_service::access_log::{AccessLog, Format, Settings, Target, WriterGuard};
-use nix::errno::Errno;
-use nix::unistd::{AccessFlags, access};
 
 use crate::config::Plan;
+use crate::process::files::{Unusable, check_writable};
 
 /// Keeps the writers. Clones share them; the last one that is dropped writes what is queued.
 #[derive(Clone, Debug, Default)]
@@ -53,14 +52,15 @@ impl AccessLogs {
     ///
     /// # Errors
     /// When its target cannot be written to.
-    pub(super) fn open(&self, settings: &Settings) -> io::Result<Opened> {
+    pub(super) fn open(&self, settings: &Settings) -> Result<Opened, Unusable> {
         let Settings { format, target } = settings;
         let same_target =
             |writer: &Writer| writer.log.in_format(*format).filter(|_| writer.target == *target);
         if let Some(log) = self.lock().writers.iter().find_map(same_target) {
             return Ok(Opened { log, writer: None });
         }
-        let (log, guard) = AccessLog::open(settings.clone())?;
+        let opened = AccessLog::open(settings.clone());
+        let (log, guard) = opened.map_err(|error| unusable(&settings.target, error))?;
         let writer = log.is_on().then(|| Writer { target: target.clone(), log: log.clone(), _guard: guard });
         Ok(Opened { log, writer })
     }
@@ -69,7 +69,7 @@ impl AccessLogs {
     ///
     /// # Errors
     /// Why not.
-    pub(super) fn check(&self, settings: &Settings) -> io::Result<()> {
+    pub(super) fn check(&self, settings: &Settings) -> Result<(), Unusable> {
         let path = match &settings.target {
             Target::File(path) if settings.format != Format::Off => path,
             _ => return Ok(()),
@@ -77,14 +77,7 @@ impl AccessLogs {
         if self.lock().writers.iter().any(|writer| writer.target == settings.target) {
             return Ok(());
         }
-        let directory = path.parent().filter(|directory| !directory.as_os_str().is_empty());
-        match access(path, AccessFlags::W_OK) {
-            Err(Errno::ENOENT) => {
-                access(directory.unwrap_or(Path::new(".")), AccessFlags::W_OK | AccessFlags::X_OK)?;
-            }
-            found => found?,
-        }
-        Ok(())
+        check_writable(path).map_err(|error| Unusable::new(path, error))
     }
 
     /// One log for each listener of `plan`: of `opened`, or of the one in use.
@@ -103,9 +96,11 @@ impl AccessLogs {
         kept.writers.extend(opened.writer);
     }
 
-    /// Opens all files anew.
-    pub(super) fn reopen(&self) {
-        self.lock().writers.iter().for_each(|writer| writer.log.reopen());
+    /// Has all files opened anew; each writer logs how that went. Returns how many files there are.
+    pub(super) fn reopen(&self) -> usize {
+        let kept = self.lock();
+        let files = kept.writers.iter().filter(|writer| matches!(writer.target, Target::File(_)));
+        files.map(|writer| writer.log.reopen()).count()
     }
 
     /// Ends all writers, when they have written what is queued.
@@ -124,5 +119,12 @@ impl AccessLogs {
 
     fn lock(&self) -> MutexGuard<'_, Kept> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn unusable(target: &Target, error: io::Error) -> Unusable {
+    match target {
+        Target::File(path) => Unusable::new(path, error),
+        Target::Stdout => Unusable::new(Path::new("/dev/stdout"), error),
     }
 }

@@ -17,8 +17,8 @@ use std::net::{IpAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use lb_service::access_log::{AccessLog, Target};
-use lb_service::listener::ListenAddress;
+use lb_service::access_log::Target;
+use lb_service::listener::{ListenAddress, Listener};
 use nix::unistd::Uid;
 use pingora::server::{RunArgs, Server};
 use pingora::services::ServiceHandle;
@@ -27,20 +27,21 @@ use pingora::services::background::{GenBackgroundService, background_service};
 use crate::config::Plan;
 use crate::control::{Aside, ControlService, before};
 use crate::events::{About, Events, Kind};
-use crate::operator::{self, Provenance};
+use crate::operator::{self, ConfigFile, Provenance};
 use crate::places::Missing;
-use crate::process;
 use crate::process::background::{self, Announcer, Role};
+use crate::process::files::{Unusable, check_writable};
 use crate::process::handlers::Early;
 use crate::process::lifecycle::{Later, Parts, Phase, Signals};
 use crate::process::limits;
 use crate::process::logging::{self, ErrorLog, LogError, Verbosity};
 use crate::process::pid_file::{PidFile, PidFileError, Prepared};
 use crate::process::privileges::{self, Identity, PrivilegeError};
+use crate::process::runtime::DirectoryError;
 use crate::process::sockets::{self, Class, Endpoint, Handed, Inherited, ListenError, ListenSpec, Sockets};
-use crate::process::successor::Launch;
+use crate::process::successor::{Launch, Predecessor, Started};
 use crate::process::systemd::Supervisor;
-use crate::process::upgrade::{self, Claim, Hold, Legacy, UpgradeError};
+use crate::process::upgrade::{self, About as AboutProcess, Claim, Hold, Legacy, Search, UpgradeError};
 use announce::{Announce, Announcement};
 use gate::Gate;
 use logs::AccessLogs;
@@ -74,12 +75,12 @@ pub enum StartError {
     Signals(#[source] io::Error),
     #[error("cannot find the executable of this process: {0}")]
     Executable(#[source] io::Error),
-    #[error("cannot use the runtime directory: {0}")]
-    RuntimeDirectory(#[source] io::Error),
+    #[error(transparent)]
+    RuntimeDirectory(#[from] DirectoryError),
     #[error("cannot connect to backends from {address}: {source}")]
     Source { address: IpAddr, source: io::Error },
-    #[error("cannot open the access log: {0}")]
-    AccessLog(#[source] io::Error),
+    #[error("cannot open the access log {0}")]
+    AccessLog(#[source] Unusable),
     #[error(transparent)]
     PidFile(#[from] PidFileError),
     #[error(transparent)]
@@ -125,6 +126,19 @@ pub enum Purpose {
     Stopgap(Missing),
 }
 
+/// What a start has at hand before it acquires anything.
+struct Outset {
+    announcer: Announcer,
+    error_log: Option<Arc<ErrorLog>>,
+    verbosity: Verbosity,
+    /// The user to run as; none when the configuration names none.
+    identity: Option<Identity>,
+    /// Whether the configuration file was named from the directory of the start on.
+    is_relative: bool,
+    /// What the process says that has started this one as its successor.
+    predecessor: Option<Predecessor>,
+}
+
 /// How the daemon is started.
 #[derive(Default)]
 pub struct Start<'a> {
@@ -136,6 +150,8 @@ pub struct Start<'a> {
     pub provenance: Provenance,
     /// Names of listeners that have no access log, whatever the configuration says.
     pub silent: &'a [&'static str],
+    /// What the process says that has started this one as its successor.
+    pub predecessor: Option<Predecessor>,
 }
 
 /// Serves by `plan` until the process is told to end; the exit code.
@@ -149,9 +165,19 @@ pub fn serve(plan: &Plan, how: Start<'_>, extra: Box<Extra<'_>>) -> Result<u8, S
         Role::Parent(code) => return Ok(code),
         Role::Serve(announcer) => announcer,
     };
+    // Before any file is created that would belong to the wrong user.
+    let identity = Identity::required(plan.server.user.as_deref(), plan.server.group.as_deref())?;
     let (error_log, verbosity) = logging::init(plan.server.error_log.as_deref())?;
     let error_log = error_log.map(Arc::new);
-    let started = start(plan, how, announcer, error_log.clone(), verbosity, extra);
+    let outset = Outset {
+        announcer,
+        error_log: error_log.clone(),
+        verbosity,
+        identity,
+        is_relative: how.provenance.file().is_some_and(ConfigFile::is_relative),
+        predecessor: how.predecessor.clone(),
+    };
+    let started = start(plan, how, outset, extra);
     if let (Err(error), Some(error_log)) = (&started, &error_log) {
         // For the log; the caller tells the person who waits at the terminal.
         log::error!("{error}");
@@ -160,18 +186,14 @@ pub fn serve(plan: &Plan, how: Start<'_>, extra: Box<Extra<'_>>) -> Result<u8, S
     started
 }
 
-fn start(
-    plan: &Plan,
-    how: Start<'_>,
-    announcer: Announcer,
-    error_log: Option<Arc<ErrorLog>>,
-    verbosity: Verbosity,
-    extra: Box<Extra<'_>>,
-) -> Result<u8, StartError> {
+fn start(plan: &Plan, how: Start<'_>, outset: Outset, extra: Box<Extra<'_>>) -> Result<u8, StartError> {
     let logs = AccessLogs::without(how.silent);
-    // Opened first: the user to run as may be one who could not.
+    // Both are opened before privileges are dropped, and given away at once: whatever the start fails at later, it leaves no file that
+    // the daemon could not open.
+    give(outset.identity.as_ref(), plan.server.error_log.as_deref())?;
     let opened = logs.open(&plan.access_log).map_err(StartError::AccessLog)?;
-    let held = Held::acquire(plan, &how, announcer, error_log, verbosity)?;
+    give(outset.identity.as_ref(), access_log_file(plan))?;
+    let held = Held::acquire(plan, &how, outset)?;
     let server = Server::new_with_opt_and_conf(None, server_conf(plan));
     let inherited = |claim: &Claim| operator::inherited(plan, &held.verbosity, claim.heritage());
     let inherited = held.claim.as_ref().map(inherited).unwrap_or_default();
@@ -194,9 +216,10 @@ fn run(plan: &Plan, mut server: Server, mut services: Services, held: Held, extr
     let (events, takes_over) = (services.operator.events().clone(), held.claim.is_some());
     let verbosity = held.verbosity.clone();
     let serves = services.purpose.on(plan);
-    let announcement = held.announcement(serves, events, services.hold.take());
+    let earlier = earlier_aside(plan, held.claim.as_ref());
+    let announcement = held.announcement(plan, serves, events, services.hold.take());
     let announce = Arc::new(Announce::new(services.readiness.clone(), &signals, announcement));
-    let control = control(plan, &services, &sockets, &signals, verbosity);
+    let control = control(plan, &services, &sockets, &signals, (verbosity, earlier));
     let first = Before { checks: &before_checks, takes_over };
     let announced = add_services(&mut server, services, first, &sockets, &signals, announce);
     if let Some(control) = control {
@@ -233,16 +256,17 @@ impl Purpose {
 // === impl Held ===
 
 impl Held {
-    fn acquire(
-        plan: &Plan,
-        how: &Start<'_>,
-        announcer: Announcer,
-        error_log: Option<Arc<ErrorLog>>,
-        verbosity: Verbosity,
-    ) -> Result<Self, StartError> {
+    fn acquire(plan: &Plan, how: &Start<'_>, outset: Outset) -> Result<Self, StartError> {
+        let Outset { announcer, error_log, verbosity, identity, is_relative, predecessor } = outset;
         let (server, mode) = (&plan.server, how.mode);
         let early = Early::expect().map_err(StartError::Signals)?;
-        let launch = Launch::of_this_process(mode.upgrade, announcer.is_background());
+        let launch = Launch::of_this_process(&Started {
+            upgraded: mode.upgrade,
+            in_background: announcer.is_background(),
+            is_relative,
+            runtime_directory: server.runtime.directory(),
+            about: AboutProcess::new(server.runtime.configuration(), server.pid_file.as_deref()),
+        });
         let launch = launch.map(|launch| launch.with_input(how.provenance.input().cloned()));
         let launch = launch.map_err(StartError::Executable)?;
         limits::raise_open_files();
@@ -250,11 +274,10 @@ impl Held {
         if let Some(directory) = server.working_directory.as_deref().or_else(daemons_own) {
             privileges::enter_directory(directory)?;
         }
-        let identity = Identity::resolve(server.user.as_deref(), server.group.as_deref())?;
-        take_runtime_dir(plan, identity.as_ref())?;
+        take_runtime_dir(plan, identity.as_ref(), mode.upgrade)?;
         let (inherited, mut claim) = if mode.upgrade {
-            let user = identity.as_ref().map(Identity::uid);
-            let (inherited, claim) = upgrade::take(&server.upgrade_sock, user, upgrade::PATIENCE)?;
+            let search = search(plan, identity.as_ref(), predecessor.as_ref());
+            let (inherited, claim) = search.take(upgrade::PATIENCE)?;
             (inherited, Some(claim))
         } else {
             (Vec::new(), None)
@@ -280,13 +303,14 @@ impl Held {
         })
     }
 
-    fn announcement(self, serves: String, events: Events, hold: Option<Hold>) -> Announcement {
+    fn announcement(self, plan: &Plan, serves: String, events: Events, hold: Option<Hold>) -> Announcement {
         Announcement {
             announcer: self.announcer,
             claim: self.claim,
             sockets: self.sockets,
             prepared: self.prepared,
             pid_file: self.pid_file,
+            common_pid_file: plan.server.runtime.common().pid_file(),
             error_log: self.error_log,
             supervisor: self.supervisor,
             serves,
@@ -294,6 +318,25 @@ impl Held {
             _hold: hold,
         }
     }
+}
+
+/// Where the process may offer its sockets that is to be replaced: at the path that it has named to a successor of its own, at the one
+/// that the file gives, or at the default one. A version before this one has the common default.
+fn search(plan: &Plan, identity: Option<&Identity>, predecessor: Option<&Predecessor>) -> Search {
+    let server = &plan.server;
+    let about = AboutProcess::new(server.runtime.configuration(), server.pid_file.as_deref());
+    let user = identity.map(Identity::uid);
+    if let Some(predecessor) = predecessor {
+        // A file that has changed since may give another path.
+        return Search { paths: vec![predecessor.upgrade_sock.clone()], user, about };
+    }
+    let (default, common) = (server.runtime.upgrade_sock(), server.runtime.common().upgrade_sock());
+    if server.upgrade_sock != default {
+        return Search { paths: vec![server.upgrade_sock.clone()], user, about };
+    }
+    let mut paths = vec![default, common];
+    paths.dedup();
+    Search { paths, user, about: about.particular() }
 }
 
 /// Takes the pid file (or what will become it, in an upgrade) and the sockets, gives what must be given to the user to run as,
@@ -312,27 +355,35 @@ fn take_files(
     specs.extend(control_spec(plan, &inherited));
     let sockets = Sockets::adopt(inherited, &specs)?;
     if let Some(identity) = identity {
-        for path in [plan.server.error_log.as_ref(), access_log_file(plan)].into_iter().flatten() {
-            identity.own(path)?;
-        }
+        let held = prepared.as_ref().map(Prepared::path).or(pid_file.as_ref().map(PidFile::path));
+        give(Some(identity), held)?;
         sockets.give_files_to(identity)?;
         identity.assume()?;
     }
     Ok((pid_file, prepared, sockets))
 }
 
-/// Says what a start by `plan` would fail at, beside what the configuration itself tells.
+/// Gives a file that the start has opened to the user to run as, if there are both.
+fn give(identity: Option<&Identity>, file: Option<&Path>) -> Result<(), StartError> {
+    identity.zip(file).map_or(Ok(()), |(identity, file)| Ok(identity.give(file)?))
+}
+
+/// Says what a start by `plan` would fail at, beside what the configuration itself tells. It leaves no trace.
 ///
 /// # Errors
 /// The first such thing.
 pub fn preflight(plan: &Plan, upgrade: bool) -> Result<(), StartError> {
     let server = &plan.server;
-    if let Some(identity) = Identity::resolve(server.user.as_deref(), server.group.as_deref())? {
-        identity.check()?;
-    }
+    let identity = Identity::required(server.user.as_deref(), server.group.as_deref())?;
     check_sources(plan)?;
+    if uses_runtime_dir(plan) {
+        server.runtime.check(identity.as_ref().map_or_else(Uid::effective, Identity::uid), upgrade)?;
+    }
     upgrade::check_path(&server.upgrade_sock)?;
-    AccessLog::open(plan.access_log.clone()).map(drop).map_err(StartError::AccessLog)?;
+    if let Some(path) = &server.error_log {
+        check_writable(path).map_err(|error| LogError::from(Unusable::new(path, error)))?;
+    }
+    AccessLogs::default().check(&plan.access_log).map_err(StartError::AccessLog)?;
     if upgrade {
         // The pid file and the ports of the process that is to be replaced are in use, and will be handed over.
         return Ok(());
@@ -341,8 +392,7 @@ pub fn preflight(plan: &Plan, upgrade: bool) -> Result<(), StartError> {
     let mut specs = endpoints(plan);
     // The directory of one that nobody named may not be there before the start.
     specs.extend(control_spec(plan, &[]).filter(|_| plan.control.is_named));
-    Sockets::bind(&specs)?;
-    Ok(())
+    Ok(sockets::check(&specs)?)
 }
 
 /// The addresses to connect from must be this machine's, or no connection to a backend can be made. A start does not insist:
@@ -356,18 +406,22 @@ fn check_sources(plan: &Plan) -> Result<(), StartError> {
 }
 
 /// Makes the directory of files whose paths are not given, if there is one.
-fn take_runtime_dir(plan: &Plan, identity: Option<&Identity>) -> Result<(), StartError> {
-    let server = &plan.server;
-    let files = [Some(&server.upgrade_sock), Some(&plan.control.socket), server.pid_file.as_ref()];
-    let mut files = files.into_iter().flatten();
-    if !files.any(|file| file.parent() == Some(&server.runtime_directory)) {
-        return Ok(());
-    }
+fn take_runtime_dir(
+    plan: &Plan,
+    identity: Option<&Identity>,
+    takes_over: bool,
+) -> Result<(), DirectoryError> {
     let owner = identity.map_or_else(Uid::effective, Identity::uid);
-    process::take_runtime_dir(&server.runtime_directory, owner).map_err(StartError::RuntimeDirectory)
+    if uses_runtime_dir(plan) { plan.server.runtime.take(owner, takes_over) } else { Ok(()) }
 }
 
-fn access_log_file(plan: &Plan) -> Option<&PathBuf> {
+fn uses_runtime_dir(plan: &Plan) -> bool {
+    let server = &plan.server;
+    let files = [Some(&server.upgrade_sock), Some(&plan.control.socket), server.pid_file.as_ref()];
+    files.into_iter().flatten().any(|file| file.parent() == Some(server.runtime.directory()))
+}
+
+fn access_log_file(plan: &Plan) -> Option<&Path> {
     match &plan.access_log.target {
         Target::File(path) => Some(path),
         Target::Stdout => None,
@@ -376,7 +430,7 @@ fn access_log_file(plan: &Plan) -> Option<&PathBuf> {
 
 /// Every socket that the daemon listens on.
 pub fn endpoints(plan: &Plan) -> Vec<ListenSpec> {
-    let traffic = plan.listeners.iter().map(|(_, listener)| listen_spec(&listener.address));
+    let traffic = plan.listeners.iter().map(|(_, listener)| listen_spec(listener));
     let admin = ListenSpec::admin(Endpoint::Tcp(plan.metrics));
     traffic.chain([admin]).collect()
 }
@@ -397,13 +451,18 @@ fn control_spec(plan: &Plan, inherited: &[Inherited]) -> Option<ListenSpec> {
 }
 
 /// What has to be bound for requests to come in at an address.
-fn listen_spec(address: &ListenAddress) -> ListenSpec {
-    ListenSpec::traffic(match address {
+fn listen_spec(listener: &Listener) -> ListenSpec {
+    let spec = ListenSpec::traffic(match &listener.address {
         ListenAddress::Tcp(address) => Endpoint::Tcp(*address),
         ListenAddress::Unix(path) => {
             Endpoint::Unix { path: path.clone(), mode: lb_service::service::UNIX_SOCKET_MODE }
         }
-    })
+    });
+    // Without a name of its own a listener is called by its address.
+    match *listener.name == *listener.address.to_string() {
+        true => spec,
+        false => spec.called(format!("listener `{}`", listener.name)),
+    }
 }
 
 fn signals(plan: &Plan, services: &Services, held: &Held) -> Signals {
@@ -431,9 +490,11 @@ fn signals(plan: &Plan, services: &Services, held: &Held) -> Signals {
     };
     let (error_log, access_logs) = (held.error_log.clone(), services.logs.clone());
     let reopen_logs = move || {
-        access_logs.reopen();
-        if let Some(Err(error)) = error_log.as_ref().map(|log| log.reopen()) {
-            log::error!("{error}");
+        let count = access_logs.reopen();
+        match &error_log {
+            Some(log) => log.reopen(),
+            None if count == 0 => log::info!("no log is written to a file: there is nothing to reopen"),
+            None => {}
         }
     };
     let (operator, testator) = (services.operator.clone(), services.operator.clone());
@@ -470,7 +531,7 @@ fn control(
     services: &Services,
     sockets: &Sockets,
     signals: &Signals,
-    verbosity: Verbosity,
+    (verbosity, earlier): (Verbosity, Option<PathBuf>),
 ) -> Option<ControlService> {
     let socket = sockets.copy(&plan.control.socket.to_string_lossy());
     let socket = socket.unwrap_or_else(|error| {
@@ -482,8 +543,17 @@ fn control(
     let (path, upgrades) = (plan.control.socket.clone(), signals.upgrades());
     before::sweep(&path);
     let aside = Aside::new(before::socket_of(&path, std::process::id()), signals.outcome());
-    let hands = Hands { operator, status, verbosity, explain, secret, upgrades, socket: path };
+    let file = plan.server.runtime.configuration().map(Path::to_owned);
+    let hands = Hands { operator, status, verbosity, explain, secret, upgrades, socket: path, earlier, file };
     Some(ControlService::new(socket, Arc::new(hands), signals.shutdown(Class::Admin)).or_aside(aside))
+}
+
+/// Where the process before this one answers once it has handed over, if that is not beside this one's control socket: a version
+/// before this one has the common name.
+fn earlier_aside(plan: &Plan, claim: Option<&Claim>) -> Option<PathBuf> {
+    let claim = claim.filter(|claim| !claim.old().is_said)?;
+    let common = plan.server.runtime.common().control_socket();
+    (common != plan.control.socket).then(|| before::socket_of(&common, claim.old_pid()))
 }
 
 /// What comes before what.

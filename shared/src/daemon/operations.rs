@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
+use crate::control::client::named_in_header;
 use crate::control::{Operations, before};
 use crate::events::{About, Events, Kind};
 use crate::explain::{ExplainSource, Request};
@@ -25,6 +26,10 @@ pub(super) struct Hands {
     pub(super) upgrades: Upgrades,
     /// The control socket.
     pub(super) socket: PathBuf,
+    /// Where the process before this one answers, if not beside that.
+    pub(super) earlier: Option<PathBuf>,
+    /// The configuration file, by its canonical path.
+    pub(super) file: Option<PathBuf>,
 }
 
 #[async_trait]
@@ -41,7 +46,8 @@ impl Operations for Hands {
     async fn idle(&self, pool: &str, backend: SocketAddr) -> Result<(), String> {
         self.operator.idle(pool, backend).await?;
         if !self.operator.is_draining() {
-            before::idle(&self.socket, pool, backend).await;
+            let sockets = before::sockets(&self.socket).into_iter().chain(self.earlier.clone());
+            before::idle(sockets, pool, backend).await;
         }
         Ok(())
     }
@@ -49,6 +55,21 @@ impl Operations for Hands {
     async fn upgrade(&self) -> Result<u32, String> {
         let upgraded = self.upgrades.upgrade().await;
         upgraded.map(|upgraded| upgraded.pid).map_err(|failed| failed.to_string())
+    }
+
+    fn refusal(&self, wanted: &str) -> Option<String> {
+        let own = self.file.as_deref();
+        if own.is_some_and(|own| named_in_header(own) == wanted) {
+            return None;
+        }
+        let pid = std::process::id();
+        let runs =
+            own.map_or("without a configuration file".to_owned(), |own| format!("with {}", own.display()));
+        Some(format!(
+            "this is not the daemon of that file: process {pid} at {} runs {runs}; name the daemon that is meant by its file \
+             (-c), or by --socket alone",
+            self.socket.display()
+        ))
     }
 
     fn status(&self) -> String {

@@ -27,7 +27,8 @@ use super::pools::{Checked, Pools};
 use super::{listen_spec, services};
 use crate::config::Plan;
 use crate::operator::Diff;
-use crate::process::sockets::{Bound, Class, Sockets};
+use crate::process::files::Unusable;
+use crate::process::sockets::{self, Bound, Class, ListenSpec, Sockets};
 
 /// What a change of the plan touches. Clones share it.
 #[derive(Clone)]
@@ -64,8 +65,8 @@ pub struct Staged {
 /// How often a backend is looked at that is to become idle.
 const POLL: Duration = Duration::from_millis(10);
 
-fn no_log(error: &std::io::Error) -> String {
-    format!("cannot open the access log: {error}")
+fn no_log(error: &Unusable) -> String {
+    format!("cannot open the access log {error}")
 }
 
 // === impl Running ===
@@ -107,7 +108,7 @@ impl Running {
     /// # Errors
     /// What cannot be had, in words.
     pub fn rehearse(&self, old: &Plan, new: &Plan, diff: &Diff) -> Result<(), String> {
-        self.bind(diff)?;
+        sockets::check(&self.new_specs(diff)).map_err(|error| error.to_string())?;
         if old.access_log != new.access_log {
             self.logs.check(&new.access_log).map_err(|error| no_log(&error))?;
         }
@@ -146,10 +147,13 @@ impl Running {
 
     /// The addresses that are new.
     fn bind(&self, diff: &Diff) -> Result<Bound, String> {
+        self.sockets.bind_more(&self.new_specs(diff)).map_err(|error| error.to_string())
+    }
+
+    fn new_specs(&self, diff: &Diff) -> Vec<ListenSpec> {
         let is_bound = |listener: &&Listener| self.sockets.is_reachable(&listener.address.bind_key());
         let unbound = diff.opened.iter().filter(|listener| !is_bound(listener));
-        let specs: Vec<_> = unbound.map(|listener| listen_spec(&listener.address)).collect();
-        self.sockets.bind_more(&specs).map_err(|error| error.to_string())
+        unbound.map(listen_spec).collect()
     }
 
     fn with_sockets(&self, opened: &[Listener], bound: &Bound) -> Result<Vec<(Listener, OwnedFd)>, String> {

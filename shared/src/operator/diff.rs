@@ -92,7 +92,7 @@ impl Diff {
             upstream_keepalive_pool_size,
             upstream_connect_offload,
             // Where files are whose paths are not given; it does not come from the configuration.
-            runtime_directory: _,
+            runtime: _,
         } = old;
         self.needs("daemon", *daemon != new.daemon);
         self.needs("threads", *threads != new.threads);

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::watch::Print;
 use crate::config::{self, Context, Files, INPUT, Loaded, Problems, RealFiles};
+use crate::process::runtime::RuntimeFiles;
 
 /// Where the configuration came from.
 #[derive(Clone, Debug, Default)]
@@ -26,7 +27,7 @@ pub struct ConfigFile {
     /// As the user wrote it, for messages.
     name: String,
     path: PathBuf,
-    uid: u32,
+    runtime: RuntimeFiles,
     cpus: usize,
     daemon: bool,
     loopback: IpAddr,
@@ -100,7 +101,7 @@ impl ConfigFile {
             name: path.display().to_string(),
             first_seen: Print::of(path),
             path: std::path::absolute(path)?,
-            uid: context.uid,
+            runtime: context.runtime.clone(),
             cpus: context.cpus,
             daemon: context.daemon,
             loopback: context.loopback,
@@ -110,6 +111,11 @@ impl ConfigFile {
     /// Where it is, from `/` on.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Whether it was named by a path that starts in the directory of the start.
+    pub fn is_relative(&self) -> bool {
+        Path::new(&self.name).is_relative()
     }
 
     pub(super) fn first_seen(&self) -> Option<Print> {
@@ -131,7 +137,7 @@ impl ConfigFile {
     pub fn load(&self) -> Result<Loaded, Problems> {
         let context = Context {
             variables: &|name| std::env::var(name).ok(),
-            uid: self.uid,
+            runtime: &self.runtime,
             cpus: self.cpus,
             daemon: self.daemon,
             loopback: self.loopback,

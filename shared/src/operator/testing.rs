@@ -1,13 +1,15 @@
 //! Plans for tests, from the text of a file.
 
 use crate::config::{Context, Plan, RealFiles, load_text};
+use crate::process::runtime::RuntimeFiles;
 
 /// The plan of this text.
 #[track_caller]
 pub(crate) fn plan(text: &str) -> Plan {
     let loopback = std::net::Ipv4Addr::LOCALHOST.into();
+    let runtime = &RuntimeFiles::new("/run/load_balancer".into(), None);
     let context =
-        Context { variables: &|_| None, uid: 0, cpus: 2, daemon: false, loopback, files: &RealFiles };
+        Context { variables: &|_| None, runtime, cpus: 2, daemon: false, loopback, files: &RealFiles };
     let loaded = load_text("test", text, &context);
     loaded.unwrap_or_else(|problems| panic!("{}", crate::config::text(&problems, false))).plan
 }

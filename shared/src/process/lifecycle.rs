@@ -346,7 +346,7 @@ pub struct Parts {
     pub on_failed_upgrade: Box<dyn Fn(&UpgradeError) + Send + Sync>,
     /// Called on HUP; it must not wait.
     pub on_hangup: Box<dyn Fn() + Send + Sync>,
-    /// Called on USR1.
+    /// Called on USR1; logs of each file whether it was reopened.
     pub reopen_logs: Box<dyn Fn() + Send + Sync>,
 }
 
@@ -576,8 +576,8 @@ impl Signals {
             }
             Came::Hup => (self.parts.on_hangup)(),
             Came::Usr1 => {
+                log::info!("signal Usr1: reopening the log files");
                 (self.parts.reopen_logs)();
-                log::info!("signal Usr1: log files reopened");
             }
         }
         None
@@ -615,9 +615,9 @@ impl Signals {
     }
 
     fn hand_over(&self) -> Handover {
-        let (path, window, legacy) = self.offered();
+        let ((path, window, legacy), about) = (self.offered(), self.parts.launch.about());
         Box::pin(async move {
-            let offer = Offer::open(&path)?;
+            let offer = Offer::open(&path)?.saying(about);
             log::info!("upgrade: sockets on offer at {} for {window:?}", path.display());
             offer.serve(legacy, window).await
         })

@@ -14,6 +14,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use arc_swap::ArcSwap;
 use env_logger::{Builder, Logger, TimestampPrecision, WriteStyle};
 
+use super::files::{Unusable, open_or_create};
+
 /// What is logged unless `RUST_LOG` says otherwise. Names are prefixes, so `pingora` covers all of Pingora's crates; its
 /// load balancer reports each health change, which our prober does itself and with the reason, and its proxy each request
 /// that a client breaks off, which is in our access log and would let clients fill this one.
@@ -54,8 +56,8 @@ struct Style {
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages say it")]
 pub enum LogError {
-    #[error("cannot open error_log {path}: {source}")]
-    Open { path: PathBuf, source: io::Error },
+    #[error("cannot open error_log {0}")]
+    Open(#[from] Unusable),
     #[error("cannot redirect standard error: {0}")]
     Redirect(#[source] io::Error),
     #[error("a logger is already set up: {0}")]
@@ -156,9 +158,13 @@ impl ErrorLog {
         Ok(Self { path: path.to_owned(), terminal: Mutex::new(Some(File::from(terminal))) })
     }
 
-    /// Opens the file anew by its name, after it was moved away by log rotation. On failure the old file stays in use.
-    pub fn reopen(&self) -> Result<(), LogError> {
-        become_stderr(&open(&self.path)?)
+    /// Opens the file anew by its name, after it was moved away by log rotation, and logs how that went. On failure the old file
+    /// stays in use.
+    pub fn reopen(&self) {
+        match open(&self.path).and_then(|file| become_stderr(&file)) {
+            Ok(()) => log::info!("error_log: {} reopened", self.path.display()),
+            Err(error) => log::error!("error_log not reopened, the old file is kept: {error}"),
+        }
     }
 
     /// Gives up the former standard error: the daemon serves, nobody waits at the terminal any more.
@@ -180,12 +186,8 @@ impl ErrorLog {
 }
 
 fn open(path: &Path) -> Result<File, LogError> {
-    OpenOptions::new()
-        .append(true)
-        .create(true)
-        .mode(0o640)
-        .open(path)
-        .map_err(|source| LogError::Open { path: path.to_owned(), source })
+    let opened = open_or_create(path, OpenOptions::new().append(true).mode(0o640));
+    opened.map_err(|source| Unusable::new(path, source).into())
 }
 
 fn become_stderr(file: &File) -> Result<(), LogError> {

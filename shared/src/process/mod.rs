@@ -68,6 +68,7 @@
 //!   files that nobody answers on; the next start recognises both and takes them over silently.
 
 pub mod background;
+pub mod files;
 pub mod handlers;
 mod input;
 pub mod lifecycle;
@@ -75,45 +76,20 @@ pub mod limits;
 pub mod logging;
 pub mod pid_file;
 pub mod privileges;
+pub mod runtime;
 pub mod sockets;
 pub mod successor;
 pub mod systemd;
 pub mod upgrade;
 
-use std::fs::{DirBuilder, Permissions};
+use std::fs::DirBuilder;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::Path;
-
-use nix::unistd::Uid;
 
 /// Creates a directory and its missing parents, open to nobody but this user. One that exists is left as it is.
 pub fn create_private_dir(dir: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(dir)
-}
-
-/// Creates the directory of files whose paths are not given, or makes sure that one which is there is ours alone: in a
-/// directory that everybody may write to, somebody else may have made it first.
-///
-/// Root makes it the property of `owner`, the user to run as.
-///
-/// # Errors
-/// When it is not a directory, belongs to somebody else, or is open to others.
-pub fn take_runtime_dir(dir: &Path, owner: Uid) -> io::Result<()> {
-    create_private_dir(dir)?;
-    if Uid::effective().is_root() && std::fs::symlink_metadata(dir)?.is_dir() {
-        std::os::unix::fs::lchown(dir, Some(owner.as_raw()), None)?;
-        return std::fs::set_permissions(dir, Permissions::from_mode(0o700));
-    }
-    let found = std::fs::symlink_metadata(dir)?;
-    if found.is_dir() && found.uid() == owner.as_raw() && found.mode() & 0o077 == 0 {
-        return Ok(());
-    }
-    let problem = format!(
-        "{} is no directory of this user alone: remove it, or give the paths of its files",
-        dir.display()
-    );
-    Err(io::Error::new(io::ErrorKind::PermissionDenied, problem))
 }
 
 /// The device and inode of what a path names, without following a symbolic link: tells whether a file that we made is
@@ -131,39 +107,5 @@ impl FileId {
 
     fn at(path: &Path) -> io::Result<Self> {
         std::fs::symlink_metadata(path).map(|metadata| Self::of(&metadata))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_runtime_directory_is_made_for_this_user_alone() {
-        let parent = tempfile::tempdir().unwrap();
-        let dir = parent.path().join("a/b");
-        for _ in 0..2 {
-            take_runtime_dir(&dir, Uid::effective()).unwrap();
-            assert_eq!(std::fs::metadata(&dir).unwrap().mode() & 0o777, 0o700);
-        }
-    }
-
-    #[test]
-    fn a_runtime_directory_that_is_a_file_or_a_link_is_refused() {
-        let parent = tempfile::tempdir().unwrap();
-        let (file, link) = (parent.path().join("file"), parent.path().join("link"));
-        std::fs::write(&file, "").unwrap();
-        assert!(take_runtime_dir(&file, Uid::effective()).is_err());
-        std::os::unix::fs::symlink(parent.path(), &link).unwrap();
-        assert!(take_runtime_dir(&link, Uid::effective()).is_err());
-    }
-
-    #[test]
-    fn a_runtime_directory_that_others_may_enter_is_refused_or_made_private() {
-        let parent = tempfile::tempdir().unwrap();
-        std::fs::set_permissions(parent.path(), Permissions::from_mode(0o755)).unwrap();
-        let taken = take_runtime_dir(parent.path(), Uid::effective());
-        let mode = std::fs::metadata(parent.path()).unwrap().mode() & 0o777;
-        assert!(if Uid::effective().is_root() { taken.is_ok() && mode == 0o700 } else { taken.is_err() });
     }
 }

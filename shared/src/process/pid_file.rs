@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use nix::libc::O_NOFOLLOW;
 
+use super::files::{check_creatable, check_writable, open_or_create};
 use super::{FileId, create_private_dir};
 
 /// A pid file that names this process. Dropping it removes the file, unless the path has come to name another one.
@@ -53,14 +54,16 @@ impl std::fmt::Display for Holder {
 }
 
 impl PidFile {
-    /// Says whether [`acquire`](Self::acquire) would find a live process, without changing anything.
+    /// Fails when [`acquire`](Self::acquire) would, and changes nothing.
     ///
     /// # Errors
-    /// [`PidFileError::AlreadyRuns`].
+    /// [`PidFileError::AlreadyRuns`], or that the file cannot be opened or created.
     pub fn probe(path: &Path) -> Result<(), PidFileError> {
-        match File::open(path) {
-            Ok(file) => lock(file, path).map(drop),
-            Err(_) => Ok(()),
+        let failed = |source| PidFileError::Io { path: path.to_owned(), source };
+        match OpenOptions::new().read(true).custom_flags(O_NOFOLLOW).open(path) {
+            Ok(file) => lock(file, path).map(drop).and_then(|()| check_writable(path).map_err(failed)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => check_creatable(path).map_err(failed),
+            Err(error) => Err(failed(error)),
         }
     }
 
@@ -98,6 +101,20 @@ impl PidFile {
         Ok(Prepared { pid_file, path: path.to_owned() })
     }
 
+    /// Removes the file at `path`, if it names the process `old_pid`: that one has handed over to this process, whose own pid file is
+    /// another, and leaves its file to it.
+    pub fn remove_of(path: &Path, old_pid: u32) {
+        let named = File::open(path).map(|mut file| read_holder(&mut file));
+        if named.is_ok_and(|holder| holder == Holder(Some(old_pid)))
+            && let Err(error) = std::fs::remove_file(path)
+        {
+            log::warn!(
+                "pid file {}: names process {old_pid}, and cannot be removed: {error}",
+                path.display()
+            );
+        }
+    }
+
     /// Lets go without removing the file: the successor replaces it.
     pub fn leave(mut self) {
         self.path = PathBuf::new();
@@ -125,6 +142,16 @@ impl PidFile {
 // === impl Prepared ===
 
 impl Prepared {
+    /// Where it is to stand.
+    pub fn target(&self) -> &Path {
+        &self.path
+    }
+
+    /// Where it stands until then.
+    pub fn path(&self) -> &Path {
+        self.pid_file.path()
+    }
+
     /// Makes the path name this process. There is no moment at which it is missing or names a process that does not serve.
     ///
     /// # Errors
@@ -158,14 +185,9 @@ fn create_parent(path: &Path) -> io::Result<()> {
 /// Opens without emptying: the file may be a live process's. A symbolic link is refused, since it could point at a file
 /// that is none of ours.
 fn open(path: &Path) -> io::Result<File> {
-    OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o644)
-        .custom_flags(O_NOFOLLOW)
-        .open(path)
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).truncate(false).mode(0o644).custom_flags(O_NOFOLLOW);
+    open_or_create(path, &options)
 }
 
 fn lock(mut file: File, path: &Path) -> Result<File, PidFileError> {
@@ -324,6 +346,18 @@ mod tests {
             entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
         names.sort();
         assert_eq!(names, ["lb.pid", "lb.pid.7", "lb.pid.old", "other.pid.8"]);
+    }
+
+    #[test]
+    fn the_file_of_an_old_process_is_removed_if_it_still_names_that() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lb.pid");
+        std::fs::write(&path, "12\n").unwrap();
+        PidFile::remove_of(&path, 1);
+        assert!(path.exists());
+        PidFile::remove_of(&path, 12);
+        assert!(!path.exists());
+        PidFile::remove_of(&path, 12);
     }
 
     #[test]

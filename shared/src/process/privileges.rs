@@ -6,9 +6,13 @@
 
 use std::ffi::CString;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use nix::unistd::{Gid, Group, Uid, User};
+use rustix::thread;
+
+use super::files::user_name;
 
 /// A user and group to run as.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,6 +69,28 @@ impl Identity {
         Err(PrivilegeError::NotRoot(Uid::effective()))
     }
 
+    /// The identity that the configuration names, which this process can assume.
+    ///
+    /// # Errors
+    /// When there is no such user or group, or only root could become it.
+    pub fn required(user: Option<&str>, group: Option<&str>) -> Result<Option<Self>, PrivilegeError> {
+        let identity = Self::resolve(user, group)?;
+        identity.iter().try_for_each(Self::check)?;
+        Ok(identity)
+    }
+
+    /// Gives a file that this process has opened or created to this user and group, so that the daemon can open it again. What is no
+    /// regular file (`/dev/null`, a FIFO) stays as it is, and so does a file that belongs to the user already.
+    ///
+    /// # Errors
+    /// When the file cannot be given away.
+    pub fn give(&self, file: &Path) -> Result<(), PrivilegeError> {
+        match std::fs::symlink_metadata(file) {
+            Ok(found) if found.is_file() && found.uid() != self.uid.as_raw() => self.own(file),
+            _ => Ok(()),
+        }
+    }
+
     /// Gives a file or directory to this user and group. A path that does not exist is passed over.
     pub fn own(&self, path: &Path) -> Result<(), PrivilegeError> {
         let what = || format!("give {} to uid {}", path.display(), self.uid);
@@ -73,6 +99,50 @@ impl Identity {
                 Err(PrivilegeError::System { what: what(), source })
             }
             _ => Ok(()),
+        }
+    }
+
+    /// Does something with the rights of this user and group, in a thread that ends with it: the kernel decides what is allowed,
+    /// access control lists and closed directories on the way included. For a process that is not root nothing changes.
+    ///
+    /// # Errors
+    /// When the thread cannot become this user.
+    pub fn act<T: Send>(&self, deed: impl FnOnce() -> T + Send) -> io::Result<T> {
+        if !Uid::effective().is_root() || self.is_current() {
+            return Ok(deed());
+        }
+        std::thread::scope(|scope| {
+            let become_and_act = || self.assume_in_thread().map(|()| deed());
+            let thread = std::thread::Builder::new().spawn_scoped(scope, become_and_act)?;
+            thread.join().unwrap_or_else(|_| Err(io::Error::other("the thread has panicked")))
+        })
+    }
+
+    /// The user's name, or the number of one without.
+    pub fn user_name(&self) -> String {
+        user_name(self.uid)
+    }
+
+    /// The group's name, or the number of one without.
+    pub fn group_name(&self) -> String {
+        let group = Group::from_gid(self.gid).ok().flatten();
+        group.map_or_else(|| self.gid.to_string(), |group| group.name)
+    }
+
+    /// Of this thread alone, unlike [`assume`](Self::assume).
+    fn assume_in_thread(&self) -> io::Result<()> {
+        let (uid, gid) = (thread::Uid::from_raw(self.uid.as_raw()), thread::Gid::from_raw(self.gid.as_raw()));
+        let groups: Vec<_> =
+            self.groups()?.into_iter().map(|gid| thread::Gid::from_raw(gid.as_raw())).collect();
+        thread::set_thread_groups(&groups)?;
+        thread::set_thread_res_gid(gid, gid, gid)?;
+        Ok(thread::set_thread_res_uid(uid, uid, uid)?)
+    }
+
+    fn groups(&self) -> nix::Result<Vec<Gid>> {
+        match self.user.as_deref().map(CString::new) {
+            Some(Ok(user)) => nix::unistd::getgrouplist(&user, self.gid),
+            _ => Ok(vec![self.gid]),
         }
     }
 
@@ -166,6 +236,20 @@ mod tests {
         let present = Identity { uid: Uid::current(), gid: Gid::current(), user: None };
         present.check().unwrap();
         present.assume().unwrap();
+    }
+
+    #[test]
+    fn a_deed_is_done_with_the_rights_of_the_user_and_changes_no_other_thread() {
+        if !Uid::effective().is_root() {
+            return;
+        }
+        let directory = tempfile::tempdir().unwrap();
+        let closed = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+        std::fs::set_permissions(directory.path(), closed).unwrap();
+        let nobody = Identity::resolve(Some("nobody"), None).unwrap().unwrap();
+        let list = || std::fs::read_dir(directory.path()).map(drop).map_err(|error| error.kind());
+        assert_eq!(nobody.act(list).unwrap(), Err(io::ErrorKind::PermissionDenied));
+        assert_eq!(list(), Ok(()), "this thread is still root's");
     }
 
     #[test]

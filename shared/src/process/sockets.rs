@@ -32,6 +32,7 @@ use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::sync::{mpsc, watch};
 
 use super::FileId;
+use super::files::check_creatable;
 use super::privileges::{Identity, PrivilegeError};
 use super::systemd::Pulse;
 
@@ -47,6 +48,8 @@ pub struct ListenSpec {
     pub class: Class,
     /// Whether a service of Pingora's listens on it; otherwise somebody who asks for [a copy](Sockets::copy).
     pub is_lent: bool,
+    /// What the configuration calls it, for messages.
+    pub name: String,
 }
 
 /// Where to listen.
@@ -95,11 +98,10 @@ pub struct Inherited {
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages say it")]
 pub enum ListenError {
-    #[error(
-        "cannot listen on {address}: it is in use by another process (to replace a running load_balancer, send it \
-         SIGQUIT and start with -u)"
-    )]
-    InUse { address: String },
+    #[error("cannot listen on {address}: it is in use by another process{remedy}")]
+    InUse { address: String, remedy: &'static str },
+    #[error("{}", lines(.0))]
+    Several(Vec<Self>),
     #[error("cannot listen on {address}: permission denied; {remedy}")]
     Denied { address: String, remedy: &'static str },
     #[error("cannot listen on {address}: no interface of this machine has this address")]
@@ -165,20 +167,71 @@ struct EndedEarly<'a> {
     failures: &'a mpsc::UnboundedSender<String>,
 }
 
+impl ListenError {
+    fn with_remedy(self, remedy: &'static str) -> Self {
+        match self {
+            Self::InUse { address, .. } => Self::InUse { address, remedy },
+            other => other,
+        }
+    }
+
+    /// One error of all of them, if there are any.
+    fn all(mut errors: Vec<Self>) -> Result<(), Self> {
+        match errors.len() {
+            0 => Ok(()),
+            1 => Err(errors.remove(0)),
+            _ => Err(Self::Several(errors)),
+        }
+    }
+
+    /// The file of a Unix socket cannot be made.
+    pub(super) fn no_file(path: &Path, source: io::Error) -> Self {
+        explain(source, path.display().to_string(), UNIX_REMEDY)
+    }
+}
+
 impl ListenSpec {
     /// A listener for requests to be balanced.
     pub fn traffic(endpoint: Endpoint) -> Self {
-        Self { endpoint, class: Class::Traffic, is_lent: true }
+        Self { endpoint, class: Class::Traffic, is_lent: true, name: "`listeners`".to_owned() }
     }
 
     /// A listener for those who look after the daemon.
     pub fn admin(endpoint: Endpoint) -> Self {
-        Self { endpoint, class: Class::Admin, is_lent: true }
+        Self { endpoint, class: Class::Admin, is_lent: true, name: "`metrics.address`".to_owned() }
     }
 
     /// The same, for a service that is none of Pingora's.
     pub fn own(endpoint: Endpoint) -> Self {
-        Self { is_lent: false, ..Self::admin(endpoint) }
+        Self { is_lent: false, name: "`control.socket`".to_owned(), ..Self::admin(endpoint) }
+    }
+
+    /// The same, under this name in messages.
+    #[must_use]
+    pub fn called(self, name: String) -> Self {
+        Self { name, ..self }
+    }
+
+    /// The address, and which of the configuration it is.
+    fn title(&self) -> String {
+        format!("{} ({})", self.endpoint.configured(), self.name)
+    }
+
+    /// What to do when another process has it.
+    fn in_use_remedy(&self) -> &'static str {
+        match (self.class, self.is_lent) {
+            (Class::Traffic, _) => {
+                ". To replace a running load_balancer, send it SIGQUIT and start with -u; beside it, this one needs \
+                 `listeners` of its own"
+            }
+            (Class::Admin, true) => {
+                ". Beside another load_balancer, this one needs an address of its own, such as \
+                 `metrics: {address: 127.0.0.1:6193}`"
+            }
+            (Class::Admin, false) => {
+                ". Beside another load_balancer, this one needs a path of its own: `control: {socket: PATH}`"
+            }
+        }
     }
 }
 
@@ -200,7 +253,7 @@ impl Endpoint {
 }
 
 impl Sockets {
-    /// Binds every address and listens on it; all of them or none.
+    /// Binds every address and listens on it; all of them or none. The error has every address that cannot be had.
     pub fn bind(specs: &[ListenSpec]) -> Result<Self, ListenError> {
         Self::adopt(Vec::new(), specs)
     }
@@ -208,6 +261,7 @@ impl Sockets {
     /// Takes what was inherited by its configured address, binds what is new, and closes what no spec asks for.
     pub fn adopt(mut inherited: Vec<Inherited>, specs: &[ListenSpec]) -> Result<Self, ListenError> {
         let (mut open, mut files, mut addresses) = (Vec::new(), Files::default(), Vec::new());
+        let mut clashes = Vec::new();
         for spec in specs {
             let configured = spec.endpoint.configured();
             let fd = match claim(&mut inherited, &spec.endpoint) {
@@ -216,11 +270,18 @@ impl Sockets {
                     files.inherited.extend(spec.endpoint.path().and_then(SocketFile::at));
                     fd
                 }
-                None => listen(&spec.endpoint, &mut files.owned)?,
+                None => match listen(spec, &mut files.owned) {
+                    Ok(fd) => fd,
+                    Err(clash) => {
+                        clashes.push(clash);
+                        continue;
+                    }
+                },
             };
             addresses.push(bound_address(&fd, &spec.endpoint)?);
             open.push(Listening { configured, class: spec.class, is_lent: spec.is_lent, fd });
         }
+        ListenError::all(clashes)?;
         files.unclaimed.extend(inherited.iter().filter_map(unclaimed_file));
         let table = lend(&addresses, &open)?;
         Ok(Self { table, addresses, open: Mutex::new(open), files: Mutex::new(files) })
@@ -244,7 +305,7 @@ impl Sockets {
     pub fn bind_more(&self, specs: &[ListenSpec]) -> Result<Bound, ListenError> {
         let mut bound = Bound::default();
         for spec in specs {
-            let fd = listen(&spec.endpoint, &mut bound.files)?;
+            let fd = listen(spec, &mut bound.files)?;
             let (configured, class) = (spec.endpoint.configured(), spec.class);
             bound.open.push(Listening { configured, class, is_lent: spec.is_lent, fd });
         }
@@ -423,7 +484,8 @@ impl SocketFile {
     pub fn listen(path: &Path) -> Result<(UnixListener, Self), ListenError> {
         let mut files = Vec::new();
         let mode = 0o600;
-        let socket = listen(&Endpoint::Unix { path: path.to_owned(), mode }, &mut files)?;
+        let spec = ListenSpec::own(Endpoint::Unix { path: path.to_owned(), mode });
+        let socket = listen(&spec, &mut files)?;
         let file =
             files.pop().ok_or_else(|| ListenError::NotASocket { address: path.display().to_string() })?;
         Ok((socket.into(), file))
@@ -455,6 +517,31 @@ impl std::fmt::Debug for Table {
     }
 }
 
+/// Fails when [`Sockets::bind`] would, and leaves no trace: no file is created or removed, and no client can connect meanwhile.
+///
+/// # Errors
+/// Every address that cannot be had.
+pub fn check(specs: &[ListenSpec]) -> Result<(), ListenError> {
+    ListenError::all(specs.iter().filter_map(|spec| check_one(spec).err()).collect())
+}
+
+fn check_one(spec: &ListenSpec) -> Result<(), ListenError> {
+    match &spec.endpoint {
+        Endpoint::Tcp(address) => {
+            // Without `listen`, a daemon that starts just now can still have the port.
+            bind_tcp(*address).map(drop).map_err(|error| explain(error, spec.title(), TCP_REMEDY))
+        }
+        Endpoint::Unix { path, .. } => stale_socket(path)
+            .and_then(|_| check_creatable(path).map_err(|error| explain(error, spec.title(), UNIX_REMEDY))),
+    }
+    .map_err(|error| error.with_remedy(spec.in_use_remedy()))
+}
+
+fn lines(errors: &[ListenError]) -> String {
+    let lines: Vec<_> = errors.iter().map(ToString::to_string).collect();
+    lines.join("\n  ")
+}
+
 /// Whether somebody listens on this socket file.
 pub fn is_answered(path: &Path) -> bool {
     UnixStream::connect(path).is_ok()
@@ -462,20 +549,26 @@ pub fn is_answered(path: &Path) -> bool {
 
 /// Makes way for a socket file: removes one that nobody answers on, refuses one that somebody does.
 pub(super) fn clear_stale_socket(path: &Path) -> Result<(), ListenError> {
+    if !stale_socket(path)? {
+        return Ok(());
+    }
+    std::fs::remove_file(path).map_err(|error| explain(error, path.display().to_string(), UNIX_REMEDY))
+}
+
+/// Whether a socket file stands there that nobody answers on; fails when something else stands there.
+fn stale_socket(path: &Path) -> Result<bool, ListenError> {
     let address = || path.display().to_string();
     let metadata = match std::fs::symlink_metadata(path) {
         Ok(metadata) => metadata,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
         Err(error) => return Err(explain(error, address(), UNIX_REMEDY)),
     };
     if !metadata.file_type().is_socket() {
         return Err(ListenError::NotASocket { address: address() });
     }
     match UnixStream::connect(path) {
-        Ok(_) => Err(ListenError::InUse { address: address() }),
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            std::fs::remove_file(path).map_err(|error| explain(error, address(), UNIX_REMEDY))
-        }
+        Ok(_) => Err(ListenError::InUse { address: address(), remedy: "" }),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(true),
         Err(error) => Err(explain(error, address(), UNIX_REMEDY)),
     }
 }
@@ -505,25 +598,31 @@ fn unclaimed_file(socket: &Inherited) -> Option<SocketFile> {
     is_file.then(|| SocketFile::at(Path::new(&socket.address))).flatten()
 }
 
-fn listen(endpoint: &Endpoint, files: &mut Vec<SocketFile>) -> Result<OwnedFd, ListenError> {
-    let (result, remedy) = match endpoint {
+fn listen(spec: &ListenSpec, files: &mut Vec<SocketFile>) -> Result<OwnedFd, ListenError> {
+    let (result, remedy) = match &spec.endpoint {
         Endpoint::Tcp(address) => (listen_tcp(*address), TCP_REMEDY),
         Endpoint::Unix { path, mode } => {
-            clear_stale_socket(path)?;
+            clear_stale_socket(path).map_err(|error| error.with_remedy(spec.in_use_remedy()))?;
             (listen_unix(path, *mode, files), UNIX_REMEDY)
         }
     };
-    result.map_err(|error| explain(error, endpoint.configured(), remedy))
+    let explained = result.map_err(|error| explain(error, spec.title(), remedy));
+    explained.map_err(|error| error.with_remedy(spec.in_use_remedy()))
 }
 
 fn listen_tcp(address: SocketAddr) -> io::Result<OwnedFd> {
+    let socket = bind_tcp(address)?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+fn bind_tcp(address: SocketAddr) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
     // Connections of a former process in TIME_WAIT must not keep the port from us.
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    Ok(socket.into())
+    Ok(socket)
 }
 
 fn listen_unix(path: &Path, mode: u32, files: &mut Vec<SocketFile>) -> io::Result<OwnedFd> {
@@ -562,7 +661,7 @@ fn lend(addresses: &[String], open: &[Listening]) -> Result<Table, ListenError> 
 
 fn explain(source: io::Error, address: String, remedy: &'static str) -> ListenError {
     match source.kind() {
-        io::ErrorKind::AddrInUse => ListenError::InUse { address },
+        io::ErrorKind::AddrInUse => ListenError::InUse { address, remedy: "" },
         io::ErrorKind::PermissionDenied => ListenError::Denied { address, remedy },
         io::ErrorKind::AddrNotAvailable => ListenError::NotLocal { address },
         _ => ListenError::Io { address, source },
@@ -619,6 +718,35 @@ mod tests {
         let spec = ListenSpec::traffic(Endpoint::Tcp(address.parse().unwrap()));
         let error = Sockets::bind(&[spec]).unwrap_err().to_string();
         assert!(error.contains(&address) && error.contains("SIGQUIT"), "{error}");
+    }
+
+    #[test]
+    fn all_clashes_are_named_at_once_with_their_keys() {
+        let taken = Sockets::bind(&[any_port(), any_port()]).unwrap();
+        let [one, two] = [0, 1].map(|index| Endpoint::Tcp(taken.addresses()[index].parse().unwrap()));
+        let specs = [ListenSpec::traffic(one).called("listener `web`".to_owned()), ListenSpec::admin(two)];
+        for said in [Sockets::bind(&specs).unwrap_err().to_string(), check(&specs).unwrap_err().to_string()] {
+            let lines: Vec<_> = said.lines().collect();
+            let [first, second] = lines[..] else { panic!("{said}") };
+            assert!(first.contains(&format!("{} (listener `web`)", taken.addresses()[0])), "{said}");
+            assert!(
+                second.contains(&taken.addresses()[1]) && second.contains("(`metrics.address`)"),
+                "{said}"
+            );
+            assert!(second.contains("`metrics: {address: 127.0.0.1:6193}`"), "{said}");
+        }
+    }
+
+    #[test]
+    fn a_check_opens_no_port() {
+        let socket = tests_port();
+        check(&[ListenSpec::traffic(Endpoint::Tcp(socket))]).unwrap();
+        Sockets::bind(&[ListenSpec::traffic(Endpoint::Tcp(socket))]).unwrap();
+    }
+
+    /// A port that was free just now.
+    fn tests_port() -> SocketAddr {
+        std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
     }
 
     #[test]

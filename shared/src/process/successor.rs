@@ -8,31 +8,38 @@
 //! that is not root any more; so what needs root anew (a port below 1024 that was not there before, a file in root's directories)
 //! fails, and the old process goes on. SIGQUIT and a start with `-u` as root is the way then.
 //!
+//! The new process is given its [`Predecessor`]: where the sockets are on offer, and where files lie whose paths are not given. Both may
+//! differ from what it would work out by itself, as another user and from a file that has changed.
+//!
 //! In the background this process is to the new one what the first process of `-d` is to the second (see [`background`]): its
 //! parent, which reads what it says until it serves. A process in the foreground shares its standard output and error with the
-//! new one.
+//! new one, which therefore says over the offer why it fails ([`Predecessor::tell`]).
 //!
 //! What the executable runs in turn is not known here: a script in its place should `exec` the daemon.
 
 use std::ffi::{OsStr, OsString};
 use std::future::ready;
 use std::io;
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{ExitStatusExt, parent_id};
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{AccessFlags, Pid, access};
+use serde::{Deserialize, Serialize};
 use tokio::io::AsyncReadExt;
 use tokio::process::{Child, ChildStderr, Command};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use super::upgrade::{Heir, Legacy, Offer, UpgradeError};
-use super::{FileId, background, input, systemd};
+use super::upgrade::{About, Heir, Legacy, Offer, UpgradeError};
+use super::{FileId, background, input, systemd, upgrade};
 
+/// The variable that has the [`Predecessor`] of a successor.
+const PREDECESSOR: &str = "LB_SUCCESSOR";
 /// How long a new process that lets go of the connection may take to end by itself.
 const LAST_BREATH: Duration = Duration::from_secs(1);
 /// How long it may take to end once it was told to.
@@ -51,6 +58,37 @@ pub struct Launch {
     background: bool,
     /// What this process read from standard input as its configuration.
     input: Option<Arc<str>>,
+    /// Whether the configuration file was named from this directory on.
+    is_relative: bool,
+    runtime_directory: PathBuf,
+    about: About,
+}
+
+/// What this process knows of its start that the operating system does not.
+#[derive(Clone, Debug)]
+pub struct Started<'a> {
+    /// With `-u`.
+    pub upgraded: bool,
+    /// In the background.
+    pub in_background: bool,
+    /// With a configuration file that was named from the directory of the start on.
+    pub is_relative: bool,
+    /// Where files lie whose paths are not given.
+    pub runtime_directory: &'a Path,
+    /// What it says of itself to a successor.
+    pub about: About,
+}
+
+/// What a process that starts its successor says to it, in an environment variable with its own number, so that only its child is
+/// meant.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Predecessor {
+    parent: u32,
+    /// Where files lie whose paths are not given. The successor may be another user than the one that the first process was started
+    /// by, whose directory it is.
+    pub runtime_directory: PathBuf,
+    /// Where the sockets are on offer.
+    pub upgrade_sock: PathBuf,
 }
 
 /// A new process that does not serve yet. Dropping it kills it.
@@ -82,8 +120,8 @@ pub async fn succeed(
     legacy: Legacy,
     window: Duration,
 ) -> Result<Heir, UpgradeError> {
-    let offer = Offer::open(upgrade_sock)?;
-    let mut successor = Successor::start(launch)?;
+    let offer = Offer::open(upgrade_sock)?.saying(launch.about.clone());
+    let mut successor = Successor::start(launch, upgrade_sock)?;
     log::info!("upgrade: process {} is started from {}", successor.pid, launch.program.display());
     let served = tokio::select! {
         // The answer to a new process that serves comes before its parent's end, if it has one of its own.
@@ -103,12 +141,30 @@ pub async fn succeed(
     }
 }
 
+// === impl Predecessor ===
+
+impl Predecessor {
+    /// Of the process that has started this one as its successor; none of any other process. This is the only place that reads the
+    /// variable.
+    pub fn of_this_process() -> Option<Self> {
+        Self::parse(&std::env::var(PREDECESSOR).ok()?, parent_id())
+    }
+
+    fn parse(text: &str, parent: u32) -> Option<Self> {
+        serde_json::from_str(text).ok().filter(|predecessor: &Self| predecessor.parent == parent)
+    }
+
+    /// Says why this process ends in place of taking over: in the foreground nobody reads its standard error.
+    pub fn tell(&self, reason: &str) {
+        upgrade::refuse(&self.upgrade_sock, reason);
+    }
+}
+
 // === impl Launch ===
 
 impl Launch {
-    /// As this process was started, to be called before it changes its working directory. `upgraded` tells whether it was
-    /// started with `-u`, `in_background` whether it runs there.
-    pub fn of_this_process(upgraded: bool, in_background: bool) -> io::Result<Self> {
+    /// As this process was started, to be called before it changes its working directory.
+    pub fn of_this_process(started: &Started<'_>) -> io::Result<Self> {
         let mut arguments = std::env::args_os();
         let name = arguments.next().unwrap_or_default();
         let directory = std::env::current_dir().ok();
@@ -119,9 +175,12 @@ impl Launch {
         Ok(Self {
             program,
             name,
-            arguments: with_upgrade(arguments, upgraded),
+            arguments: with_upgrade(arguments, started.upgraded),
             directory,
-            background: in_background,
+            background: started.in_background,
+            is_relative: started.is_relative,
+            runtime_directory: started.runtime_directory.to_owned(),
+            about: started.about.clone(),
             input: None,
         })
     }
@@ -131,17 +190,36 @@ impl Launch {
         Self { input, ..self }
     }
 
-    /// What would else be said of the program.
-    fn refuse_closed_directory(&self) -> Result<(), UpgradeError> {
-        let Some(directory) = &self.directory else { return Ok(()) };
-        access(directory, AccessFlags::X_OK)
-            .map_err(|error| UpgradeError::Directory { directory: directory.clone(), source: error.into() })
+    /// What this process says of itself to a successor.
+    pub(super) fn about(&self) -> About {
+        self.about.clone()
     }
 
-    fn command(&self) -> io::Result<Command> {
+    /// Where the new process starts. A directory that this user may not enter, such as root's home, matters only to a path that
+    /// starts there.
+    fn directory(&self) -> Result<Option<&Path>, UpgradeError> {
+        let Some(directory) = &self.directory else { return Ok(None) };
+        match access(directory, AccessFlags::X_OK) {
+            Ok(()) => Ok(Some(directory)),
+            Err(Errno::EACCES) if !self.is_relative => Ok(Some(Path::new("/"))),
+            Err(error) => Err(UpgradeError::Directory { directory: directory.clone(), source: error.into() }),
+        }
+    }
+
+    fn predecessor(&self, upgrade_sock: &Path) -> Predecessor {
+        Predecessor {
+            parent: std::process::id(),
+            runtime_directory: self.runtime_directory.clone(),
+            upgrade_sock: upgrade_sock.to_owned(),
+        }
+    }
+
+    fn command(&self, upgrade_sock: &Path) -> Result<Command, UpgradeError> {
+        let predecessor = serde_json::to_string(&self.predecessor(upgrade_sock)).map_err(io::Error::from)?;
         let mut command = Command::new(&self.program);
         command.arg0(&self.name).args(&self.arguments).env_remove(systemd::WATCHDOG_PID);
-        if let Some(directory) = &self.directory {
+        command.env(PREDECESSOR, predecessor);
+        if let Some(directory) = self.directory()? {
             command.current_dir(directory);
         }
         if self.background {
@@ -186,10 +264,9 @@ fn with_upgrade(arguments: impl Iterator<Item = OsString>, already: bool) -> Vec
 // === impl Successor ===
 
 impl Successor {
-    fn start(launch: &Launch) -> Result<Self, UpgradeError> {
+    fn start(launch: &Launch, upgrade_sock: &Path) -> Result<Self, UpgradeError> {
         let failed = |source| UpgradeError::NotStarted { program: launch.program.clone(), source };
-        launch.refuse_closed_directory()?;
-        let mut child = launch.command().and_then(|mut command| command.spawn()).map_err(failed)?;
+        let mut child = launch.command(upgrade_sock)?.spawn().map_err(failed)?;
         let pid = child.id().ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
         let said = Arc::default();
         let stderr = child.stderr.take();
@@ -289,6 +366,9 @@ impl Launch {
             directory: None,
             background,
             input: None,
+            is_relative: true,
+            runtime_directory: "/run".into(),
+            about: About::default(),
         }
     }
 }
@@ -340,11 +420,43 @@ mod tests {
 
     #[test]
     fn this_process_knows_how_it_was_started() {
-        let launch = Launch::of_this_process(false, false).unwrap();
+        let runtime_directory = Path::new("/run/user/7");
+        let about = About::default();
+        let started =
+            Started { upgraded: false, in_background: false, is_relative: false, runtime_directory, about };
+        let launch = Launch::of_this_process(&started).unwrap();
+        assert_eq!(launch.predecessor(Path::new("/a.sock")).runtime_directory, runtime_directory);
         assert!(launch.program.is_absolute());
         let own = FileId::of(&std::fs::metadata("/proc/self/exe").unwrap());
         assert!(is_file(&launch.program, own));
         assert_eq!(launch.directory, std::env::current_dir().ok());
+    }
+
+    #[test]
+    fn only_a_child_has_a_predecessor() {
+        let predecessor = Launch::script("", false).predecessor(Path::new("/run/a/upgrade.sock"));
+        let text = serde_json::to_string(&predecessor).unwrap();
+        assert_eq!(Predecessor::parse(&text, std::process::id()), Some(predecessor));
+        assert_eq!(Predecessor::parse(&text, std::process::id() + 1), None);
+        assert_eq!(Predecessor::parse("", std::process::id()), None);
+    }
+
+    #[tokio::test]
+    async fn a_successor_in_the_foreground_says_why_it_fails() {
+        let dir = tempfile::tempdir().unwrap();
+        let sock = dir.path().join("sock");
+        // The test process in place of the new one: nobody reads its standard error either.
+        let predecessor = Launch::script("", false).predecessor(&sock);
+        let telling = tokio::task::spawn_blocking(move || {
+            while !predecessor.upgrade_sock.exists() {
+                std::thread::yield_now();
+            }
+            predecessor.tell("the file is wrong");
+        });
+        let launch = Launch::script("sleep 1; exit 2", false);
+        let failed = succeed(&launch, &sock, Legacy::of(Vec::new()).await, END).await.unwrap_err();
+        telling.await.unwrap();
+        assert!(failed.to_string().ends_with("the file is wrong"), "{failed}");
     }
 
     #[test]

@@ -15,11 +15,12 @@
 //! drains
 //! ```
 //!
-//! A new process that fails in between says `Refused {reason}` in place of `Ready`.
+//! A new process that fails in between says `Refused {reason}` in place of `Ready`. One that was started by the old process and fails
+//! before it connects says it in place of `Hello`.
 //!
 //! A frame is one byte of kind, four of length (big-endian), and that many bytes. The descriptors follow the `Listeners`
 //! frame, attached to single bytes of value 0. `Hello` keeps its beginning in every version to come, so two versions can
-//! always tell each other apart.
+//! always tell each other apart. What a process says of itself ([`About`]) follows that beginning, as JSON.
 //!
 //! From the moment that it is decided what a successor gets until that serves, or has failed, nothing of it changes: a [`Hold`]
 //! goes with it.
@@ -43,11 +44,13 @@ use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags,
 };
+use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::sync::OwnedMutexGuard;
 use tokio::time::timeout;
 
 use super::create_private_dir;
+use super::files::check_creatable;
 use super::sockets::{Inherited, ListenError, SocketFile, clear_stale_socket};
 
 /// How long an offer stands, and how long a successor may take from its connection until it serves.
@@ -72,6 +75,8 @@ const RETRY: Duration = Duration::from_millis(50);
 #[derive(Debug)]
 pub struct Offer {
     listener: tokio::net::UnixListener,
+    path: PathBuf,
+    about: About,
     /// Removes the socket file.
     _file: Option<SocketFile>,
 }
@@ -106,6 +111,33 @@ pub struct Claim {
     stream: UnixStream,
     old_pid: u32,
     heritage: String,
+    old: About,
+    path: PathBuf,
+}
+
+/// What a process says of itself in its `Hello`, beside version and PID. Versions before this one say nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct About {
+    /// Whether it says anything.
+    pub is_said: bool,
+    /// Its configuration file, by its canonical path; none when it has none.
+    pub file: Option<PathBuf>,
+    /// Whether it wants to deal with a process of this file only: nothing else says which one is meant.
+    pub is_particular: bool,
+    /// Its pid file.
+    pub pid_file: Option<PathBuf>,
+}
+
+/// What a new process looks for.
+#[derive(Clone, Debug, Default)]
+pub struct Search {
+    /// Where an offer may stand; the first that is there is taken.
+    pub paths: Vec<PathBuf>,
+    /// The user that the configuration says to run as.
+    pub user: Option<Uid>,
+    /// The new process itself.
+    pub about: About,
 }
 
 /// Why a hand-over did not come about.
@@ -131,8 +163,16 @@ pub enum UpgradeError {
     SuccessorFailed { pid: u32, how: String, reason: String },
     #[error("the new process {pid} was not ready within {after:?}")]
     SuccessorSlow { pid: u32, after: Duration },
-    #[error("no running process offers its sockets at {path}: send SIGQUIT to it first")]
-    NoOffer { path: PathBuf },
+    #[error(
+        "no running process offers its sockets at {path}: send SIGQUIT to it first; if it runs with another file, give both \
+         files the same `upgrade_sock`"
+    )]
+    NoOffer { path: String },
+    #[error(
+        "the process that offers its sockets at {path} runs {theirs}, and this one {ours}: start with the same file, or give \
+         both files the same `upgrade_sock`"
+    )]
+    OtherFile { path: PathBuf, theirs: String, ours: String },
     #[error("cannot connect to {path}: {source}")]
     Connect { path: PathBuf, source: io::Error },
     #[error("the other process runs as uid {0}, which is neither this user nor root")]
@@ -171,7 +211,7 @@ pub enum UpgradeFailed {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Frame {
-    Hello { version: u16, pid: u32 },
+    Hello { version: u16, pid: u32, about: About },
     Listeners(Vec<String>),
     Heritage(String),
     Refused(String),
@@ -182,16 +222,16 @@ enum Frame {
 /// Kind and length of the frame that follows.
 type Header = [u8; 5];
 
-/// Says whether something stands at the path that an offer could not take the place of.
+/// Fails when no offer could be made at the path, and changes nothing.
 ///
 /// # Errors
-/// When it is a file that is no socket.
+/// When a file stands there that is no socket, or none can be made.
 pub fn check_path(path: &Path) -> Result<(), UpgradeError> {
     match std::fs::symlink_metadata(path) {
         Ok(there) if !there.file_type().is_socket() => {
             Err(ListenError::NotASocket { address: path.display().to_string() }.into())
         }
-        _ => Ok(()),
+        _ => check_creatable(path).map_err(|source| ListenError::no_file(path, source).into()),
     }
 }
 
@@ -210,7 +250,13 @@ impl Offer {
         let file = SocketFile::at(path);
         // Whoever connects before this is still judged by its user.
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
-        Ok(Self { listener, _file: file })
+        Ok(Self { listener, path: path.to_owned(), about: About::default(), _file: file })
+    }
+
+    /// The same, by a process that says this of itself.
+    #[must_use]
+    pub fn saying(self, about: About) -> Self {
+        Self { about, ..self }
     }
 
     /// Waits up to `window` for a successor, gives it what `legacy` comes to then, and returns once it serves and has been told that
@@ -227,8 +273,10 @@ impl Offer {
         let greeted = async {
             loop {
                 let (mut stream, _) = self.listener.accept().await?;
-                match greet(&mut stream, VERSION).await {
+                match greet(&mut stream, VERSION, (&self.about, &self.path)).await {
                     Ok(pid) => return Ok::<_, UpgradeError>((stream, pid)),
+                    // Only a process that this one has started says so before it has greeted.
+                    Err(error @ UpgradeError::Refused(_)) => return Err(error),
                     Err(error) => log::warn!("upgrade: a process was turned away: {error}"),
                 }
             }
@@ -247,19 +295,29 @@ impl Offer {
 }
 
 /// Checks who connected and which version it speaks; returns its pid.
-async fn greet(stream: &mut tokio::net::UnixStream, version: u16) -> Result<u32, UpgradeError> {
+async fn greet(
+    stream: &mut tokio::net::UnixStream,
+    version: u16,
+    (about, path): (&About, &Path),
+) -> Result<u32, UpgradeError> {
     let credentials = getsockopt(stream, PeerCredentials).map_err(io::Error::from)?;
     check_user(credentials.uid(), &[Uid::effective()])?;
-    let hello = Frame::Hello { version, pid: std::process::id() };
+    let hello = Frame::Hello { version, pid: std::process::id(), about: about.clone() };
     bounded(GREETING_TIME, async {
-        let Frame::Hello { version: theirs, pid } = receive(stream).await? else {
-            return Err(UpgradeError::Protocol("the first frame is not Hello"));
+        let (theirs, pid, successor) = match receive(stream).await? {
+            Frame::Hello { version, pid, about } => (version, pid, about),
+            Frame::Refused(reason) => return Err(UpgradeError::Refused(reason)),
+            _ => return Err(UpgradeError::Protocol("the first frame is not Hello")),
         };
         stream.write_all(&hello.encode()).await?;
-        if theirs == version {
-            return Ok(pid);
-        }
-        let error = UpgradeError::Version { theirs, ours: version };
+        let error = if theirs == version {
+            match successor.refuse(about, path) {
+                Ok(()) => return Ok(pid),
+                Err(error) => error,
+            }
+        } else {
+            UpgradeError::Version { theirs, ours: version }
+        };
         // It may have read our version and gone already, which is no news.
         let _ = stream.write_all(&Frame::Refused(error.to_string()).encode()).await;
         Err(error)
@@ -315,26 +373,101 @@ async fn bounded<T>(
 
 // === the new process ===
 
-/// Connects to the process that offers its sockets at `path`, looking for it for `patience`, and receives them. The
-/// process may run as this user, as root, or as `user` (the one that the configuration says to run as).
-///
-/// Blocks; to be called before the server is started.
-pub fn take(
-    path: &Path,
-    user: Option<Uid>,
-    patience: Duration,
-) -> Result<(Vec<Inherited>, Claim), UpgradeError> {
-    let stream = connect(path, Instant::now() + patience)?;
-    let credentials = getsockopt(&stream, PeerCredentials).map_err(io::Error::from)?;
-    let trusted: Vec<Uid> = [Uid::effective()].into_iter().chain(user).collect();
-    check_user(credentials.uid(), &trusted)?;
-    take_from(stream, VERSION)
+impl Search {
+    /// Connects to the process that offers its sockets, looking for it for `patience`, and receives them. The process may run as this
+    /// user, as root, or as `user`.
+    ///
+    /// Blocks; to be called before the server is started.
+    ///
+    /// # Errors
+    /// When there is no offer, or nothing comes of it. An offer by a process with another file does not end the search: the one that
+    /// is meant may still come.
+    pub fn take(&self, patience: Duration) -> Result<(Vec<Inherited>, Claim), UpgradeError> {
+        let deadline = Instant::now() + patience;
+        let mut refused = None;
+        loop {
+            for path in &self.paths {
+                match self.take_at(path) {
+                    Ok(None) => {}
+                    Ok(Some(taken)) => return Ok(taken),
+                    Err(error @ UpgradeError::OtherFile { .. }) => refused = Some(error),
+                    Err(error) => return Err(error),
+                }
+            }
+            if Instant::now() >= deadline {
+                return Err(refused.unwrap_or_else(|| UpgradeError::NoOffer { path: either(&self.paths) }));
+            }
+            std::thread::sleep(RETRY);
+        }
+    }
+
+    /// None when there is no offer.
+    fn take_at(&self, path: &Path) -> Result<Option<(Vec<Inherited>, Claim)>, UpgradeError> {
+        let Some(stream) = connect(path)? else { return Ok(None) };
+        let credentials = getsockopt(&stream, PeerCredentials).map_err(io::Error::from)?;
+        let trusted: Vec<Uid> = [Uid::effective()].into_iter().chain(self.user).collect();
+        check_user(credentials.uid(), &trusted)?;
+        take_from(stream, VERSION, (&self.about, path)).map(Some)
+    }
+}
+
+impl About {
+    /// Of a process with this file.
+    pub fn new(file: Option<&Path>, pid_file: Option<&Path>) -> Self {
+        let (file, pid_file) = (file.map(Path::to_owned), pid_file.map(Path::to_owned));
+        Self { is_said: true, file, is_particular: false, pid_file }
+    }
+
+    /// The same, of one that wants to deal with a process of its own file only.
+    #[must_use]
+    pub fn particular(self) -> Self {
+        Self { is_particular: true, ..self }
+    }
+
+    /// Fails when the process that offers its sockets at `path` is not the one that this new process means.
+    fn refuse(&self, old: &Self, path: &Path) -> Result<(), UpgradeError> {
+        if !self.is_particular || !old.is_said || self.file == old.file {
+            return Ok(());
+        }
+        let path = path.to_owned();
+        Err(UpgradeError::OtherFile { path, theirs: old.with_file(), ours: self.with_file() })
+    }
+
+    fn with_file(&self) -> String {
+        self.file.as_ref().map_or_else(
+            || "without a configuration file".to_owned(),
+            |file| format!("with the configuration file {}", file.display()),
+        )
+    }
+}
+
+fn either(paths: &[PathBuf]) -> String {
+    let paths: Vec<_> = paths.iter().map(|path| path.display().to_string()).collect();
+    paths.join(" or ")
+}
+
+/// Tells the process that offers its sockets at `path` that there will be no successor, for this reason.
+pub(super) fn refuse(path: &Path, reason: &str) {
+    // An offer that is gone needs no answer.
+    if let Ok(mut stream) = UnixStream::connect(path) {
+        let _ = stream.write_all(&Frame::Refused(reason.to_owned()).encode());
+    }
 }
 
 impl Claim {
     /// The process that the sockets came from.
     pub fn old_pid(&self) -> u32 {
         self.old_pid
+    }
+
+    /// What the old process says of itself.
+    pub fn old(&self) -> &About {
+        &self.old
+    }
+
+    /// Where the sockets were on offer.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// What the old process has told, beside its sockets.
@@ -369,32 +502,32 @@ impl Claim {
     }
 }
 
-fn connect(path: &Path, deadline: Instant) -> Result<UnixStream, UpgradeError> {
-    let absent = [io::ErrorKind::NotFound, io::ErrorKind::ConnectionRefused];
-    loop {
-        match UnixStream::connect(path) {
-            Ok(stream) => return Ok(stream),
-            Err(error) if !absent.contains(&error.kind()) => {
-                return Err(UpgradeError::Connect { path: path.to_owned(), source: error });
-            }
-            Err(_) if Instant::now() >= deadline => {
-                return Err(UpgradeError::NoOffer { path: path.to_owned() });
-            }
-            Err(_) => std::thread::sleep(RETRY),
+/// None when nobody listens there.
+fn connect(path: &Path) -> Result<Option<UnixStream>, UpgradeError> {
+    match UnixStream::connect(path) {
+        Ok(stream) => Ok(Some(stream)),
+        Err(error) if [io::ErrorKind::NotFound, io::ErrorKind::ConnectionRefused].contains(&error.kind()) => {
+            Ok(None)
         }
+        Err(source) => Err(UpgradeError::Connect { path: path.to_owned(), source }),
     }
 }
 
-fn take_from(mut stream: UnixStream, version: u16) -> Result<(Vec<Inherited>, Claim), UpgradeError> {
+fn take_from(
+    mut stream: UnixStream,
+    version: u16,
+    (about, path): (&About, &Path),
+) -> Result<(Vec<Inherited>, Claim), UpgradeError> {
     stream.set_read_timeout(Some(ANSWER_TIME))?;
     stream.set_write_timeout(Some(ANSWER_TIME))?;
-    let hello = Frame::Hello { version, pid: std::process::id() };
+    let hello = Frame::Hello { version, pid: std::process::id(), about: about.clone() };
     stream.write_all(&hello.encode())?;
-    let old_pid = match receive_blocking(&mut stream)? {
-        Frame::Hello { version: theirs, pid } if theirs == version => pid,
+    let (old_pid, old) = match receive_blocking(&mut stream)? {
+        Frame::Hello { version: theirs, pid, about } if theirs == version => (pid, about),
         Frame::Hello { version: theirs, .. } => return Err(UpgradeError::Version { theirs, ours: version }),
         _ => return Err(UpgradeError::Protocol("the first frame is not Hello")),
     };
+    about.refuse(&old, path)?;
     // It finishes a change first, for which it may have to wait for health checks.
     stream.set_read_timeout(Some(WINDOW))?;
     let addresses = match receive_blocking(&mut stream)? {
@@ -408,7 +541,7 @@ fn take_from(mut stream: UnixStream, version: u16) -> Result<(Vec<Inherited>, Cl
     };
     let fds = receive_fds(&stream, addresses.len())?;
     let inherited = addresses.into_iter().zip(fds).map(|(address, fd)| Inherited { address, fd });
-    Ok((inherited.collect(), Claim { stream, old_pid, heritage }))
+    Ok((inherited.collect(), Claim { stream, old_pid, heritage, old, path: path.to_owned() }))
 }
 
 fn receive_blocking(stream: &mut UnixStream) -> Result<Frame, UpgradeError> {
@@ -496,10 +629,13 @@ impl Frame {
     fn encode(&self) -> Vec<u8> {
         let mut payload = Vec::new();
         let kind = match self {
-            Self::Hello { version, pid } => {
+            Self::Hello { version, pid, about } => {
                 payload.extend(MAGIC);
                 payload.extend(version.to_be_bytes());
                 payload.extend(pid.to_be_bytes());
+                if about.is_said {
+                    payload.extend(serde_json::to_vec(about).unwrap_or_default());
+                }
                 b'H'
             }
             Self::Listeners(addresses) => {
@@ -532,12 +668,13 @@ fn length(bytes: usize) -> [u8; 4] {
     u32::try_from(bytes).unwrap_or(u32::MAX).to_be_bytes()
 }
 
-/// Later versions may say more after these fields.
+/// Versions before this one end after the PID; later ones may say more.
 fn parse_hello(payload: &[u8]) -> Option<Frame> {
     let rest = payload.strip_prefix(&MAGIC)?;
     let (version, rest) = rest.split_first_chunk()?;
-    let pid = rest.first_chunk()?;
-    Some(Frame::Hello { version: u16::from_be_bytes(*version), pid: u32::from_be_bytes(*pid) })
+    let (pid, rest) = rest.split_first_chunk()?;
+    let about = serde_json::from_slice(rest).unwrap_or_default();
+    Some(Frame::Hello { version: u16::from_be_bytes(*version), pid: u32::from_be_bytes(*pid), about })
 }
 
 fn parse_listeners(mut payload: &[u8]) -> Option<Frame> {
@@ -548,6 +685,16 @@ fn parse_listeners(mut payload: &[u8]) -> Option<Frame> {
         payload = rest;
     }
     payload.is_empty().then_some(Frame::Listeners(addresses))
+}
+
+/// Takes what is on offer at `path`, whoever offers it.
+#[cfg(test)]
+pub(super) fn take(
+    path: &Path,
+    user: Option<Uid>,
+    patience: Duration,
+) -> Result<(Vec<Inherited>, Claim), UpgradeError> {
+    Search { paths: vec![path.to_owned()], user, about: About::default() }.take(patience)
 }
 
 #[cfg(test)]
@@ -598,7 +745,12 @@ mod tests {
     fn frames_survive_the_journey() {
         let long = "unix:/".to_owned() + &"x".repeat(5000);
         for frame in [
-            Frame::Hello { version: 7, pid: 123_456 },
+            Frame::Hello { version: 7, pid: 123_456, about: About::default() },
+            Frame::Hello {
+                version: 7,
+                pid: 1,
+                about: About::new(Some(Path::new("/a.yaml")), None).particular(),
+            },
             Frame::Listeners(vec![]),
             Frame::Listeners(vec![String::new(), "[::1]:443".to_owned(), "/a path/ü".to_owned(), long]),
             Frame::Heritage("{\"ü\": 1}".to_owned()),
@@ -612,9 +764,10 @@ mod tests {
 
     #[test]
     fn a_later_hello_may_say_more() {
-        let mut payload = Frame::Hello { version: 9, pid: 1 }.encode().split_off(5);
+        let mut payload = Frame::Hello { version: 9, pid: 1, about: About::default() }.encode().split_off(5);
         payload.extend(b"and more");
-        assert_eq!(Frame::parse(b'H', &payload).unwrap(), Frame::Hello { version: 9, pid: 1 });
+        let hello = Frame::Hello { version: 9, pid: 1, about: About::default() };
+        assert_eq!(Frame::parse(b'H', &payload).unwrap(), hello);
     }
 
     #[test]
@@ -739,8 +892,10 @@ mod tests {
         let (old, new) = UnixStream::pair().unwrap();
         old.set_nonblocking(true).unwrap();
         let mut old = tokio::net::UnixStream::from_std(old).unwrap();
-        let taking = tokio::task::spawn_blocking(move || take_from(new, 2));
-        let greeted = greet(&mut old, 1).await.unwrap_err().to_string();
+        let taking =
+            tokio::task::spawn_blocking(move || take_from(new, 2, (&About::default(), Path::new("/sock"))));
+        let greeted =
+            greet(&mut old, 1, (&About::default(), Path::new("/sock"))).await.unwrap_err().to_string();
         let taken = taking.await.unwrap().unwrap_err().to_string();
         assert!(greeted.contains("version 2") && greeted.contains("this one version 1"), "{greeted}");
         assert!(taken.contains("version 1") && taken.contains("this one version 2"), "{taken}");

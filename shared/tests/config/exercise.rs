@@ -6,6 +6,7 @@ use std::path::Path;
 
 use lb_service::pool::PoolSettings;
 use shared::config::{Context, Files, Plan, Problems, json, load_text, text};
+use shared::process::runtime::RuntimeFiles;
 
 /// Loads a text as a configuration.
 ///
@@ -15,8 +16,9 @@ use shared::config::{Context, Files, Plan, Problems, json, load_text, text};
 /// again, and its pools can do what they promise; one that is refused has problems whose places lie within it.
 pub(crate) fn exercise(configuration: &str) {
     let loopback = Ipv4Addr::LOCALHOST.into();
+    let runtime = &RuntimeFiles::new("/tmp/load_balancer-1000".into(), None);
     let context =
-        Context { variables: &variables, uid: 1000, cpus: 2, daemon: false, loopback, files: &NoFiles };
+        Context { variables: &variables, runtime, cpus: 2, daemon: false, loopback, files: &NoFiles };
     match load_text("fuzz.yaml", configuration, &context) {
         Ok(loaded) => {
             let printed = loaded.effective();

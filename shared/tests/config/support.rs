@@ -4,8 +4,10 @@ use std::fs;
 use std::io;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
 use shared::config::{Context, Files};
+use shared::process::runtime::RuntimeFiles;
 
 /// The root of the repository.
 pub(crate) fn repository() -> PathBuf {
@@ -24,8 +26,10 @@ pub(crate) fn yaml_files(directory: &Path) -> Vec<PathBuf> {
 
 /// Root on a machine with two CPUs, no environment variables, and every file where it should be.
 pub(crate) fn context() -> Context<'static> {
+    static RUNTIME: LazyLock<RuntimeFiles> =
+        LazyLock::new(|| RuntimeFiles::new("/run/load_balancer".into(), None));
     let loopback = Ipv4Addr::LOCALHOST.into();
-    Context { variables: &|_| None, uid: 0, cpus: 2, daemon: false, loopback, files: &EveryFile }
+    Context { variables: &|_| None, runtime: &RUNTIME, cpus: 2, daemon: false, loopback, files: &EveryFile }
 }
 
 /// A file system on which every directory can be written to and every file holds the same certificate.

@@ -1,0 +1,182 @@
+//! Files that the configuration names and the process writes: how they are opened, whether that would succeed, and what to do if it
+//! would not.
+//!
+//! [`check_writable`] and [`check_creatable`] ask the kernel and change nothing, so a check of the configuration leaves no trace: no
+//! file, no directory, nothing that belongs to another user than the daemon's.
+
+use std::fmt;
+use std::fs::{File, Metadata, OpenOptions};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::unistd::{AccessFlags, Uid, User, access};
+
+/// Why a file cannot be opened for writing, with the remedy.
+#[derive(Debug)]
+pub struct Unusable {
+    path: PathBuf,
+    source: io::Error,
+    remedy: Option<String>,
+}
+
+/// Opens a file with these options, and creates it if it does not exist.
+///
+/// `O_CREAT` is left out for a file that exists: in a sticky directory such as `/tmp` the kernel then refuses even root a file of
+/// another user (`fs.protected_regular`).
+///
+/// # Errors
+/// As opening a file does.
+pub fn open_or_create(path: &Path, options: &OpenOptions) -> io::Result<File> {
+    match options.clone().create(false).open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => options.clone().create(true).open(path),
+        opened => opened,
+    }
+}
+
+/// Fails when this thread could not open the file for writing, or create it in its directory, which must exist.
+///
+/// # Errors
+/// What the system would say.
+pub fn check_writable(path: &Path) -> io::Result<()> {
+    match access(path, AccessFlags::W_OK) {
+        Err(Errno::ENOENT) => Ok(access(directory_of(path), AccessFlags::W_OK | AccessFlags::X_OK)?),
+        found => Ok(found?),
+    }
+}
+
+/// Fails when this thread could not create a file at this path; directories that are missing would be created too.
+///
+/// # Errors
+/// What the system would say.
+pub fn check_creatable(path: &Path) -> io::Result<()> {
+    let mut directory = directory_of(path);
+    loop {
+        match access(directory, AccessFlags::W_OK | AccessFlags::X_OK) {
+            Err(Errno::ENOENT) if directory.parent().is_some() => directory = directory_of(directory),
+            found => return Ok(found?),
+        }
+    }
+}
+
+fn directory_of(path: &Path) -> &Path {
+    path.parent().filter(|directory| !directory.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// The name of a user, or the number of one that has no name.
+pub fn user_name(uid: Uid) -> String {
+    let user = User::from_uid(uid).ok().flatten();
+    user.map_or_else(|| uid.to_string(), |user| user.name)
+}
+
+/// An error of the system in the words of a message: in lower case and without its number.
+pub fn reason(error: &io::Error) -> String {
+    let text = error.to_string();
+    let end = text.find(" (os error").unwrap_or(text.len());
+    text[..end].to_lowercase()
+}
+
+// === impl Unusable ===
+
+impl Unusable {
+    /// The file at `path` could not be opened for writing.
+    pub fn new(path: &Path, source: io::Error) -> Self {
+        let remedy = remedy(path, &source, Uid::effective());
+        Self { path: path.to_owned(), source, remedy }
+    }
+}
+
+impl fmt::Display for Unusable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.path.display(), reason(&self.source))?;
+        self.remedy.iter().try_for_each(|remedy| write!(f, "; {remedy}"))
+    }
+}
+
+impl std::error::Error for Unusable {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&self.source)
+    }
+}
+
+fn remedy(path: &Path, error: &io::Error, user: Uid) -> Option<String> {
+    let directory = directory_of(path).display();
+    match error.kind() {
+        io::ErrorKind::NotFound => Some(format!("create the directory {directory}")),
+        io::ErrorKind::PermissionDenied => Some(permission_remedy(path, user)),
+        _ if error.raw_os_error() == Some(nix::libc::ENXIO) => {
+            Some("it is a FIFO without a reader: start its reader first".to_owned())
+        }
+        _ => None,
+    }
+}
+
+fn permission_remedy(path: &Path, user: Uid) -> String {
+    let owner = |metadata: Metadata| user_name(Uid::from_raw(metadata.uid()));
+    let user = user_name(user);
+    let directory = directory_of(path);
+    match (std::fs::metadata(path).map(owner), std::fs::metadata(directory).map(owner)) {
+        (Ok(owner), _) => format!(
+            "the file belongs to the user `{owner}`, and this is the user `{user}`: run `chown {user} {}`, or name \
+             another file",
+            path.display()
+        ),
+        (Err(_), Ok(owner)) => format!(
+            "the directory {} belongs to the user `{owner}`, and the user `{user}` may not create files in it: change \
+             that, or name another file",
+            directory.display()
+        ),
+        (Err(_), Err(_)) => {
+            format!(
+                "the user `{user}` may not enter a directory on the way: change that, or name another file"
+            )
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn checks_create_nothing_and_see_missing_directories() {
+        let directory = tempfile::tempdir().unwrap();
+        let (file, deep) = (directory.path().join("log"), directory.path().join("a/b/log"));
+        check_writable(&file).unwrap();
+        check_creatable(&deep).unwrap();
+        assert_eq!(check_writable(&deep).unwrap_err().kind(), io::ErrorKind::NotFound);
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_file_is_created_once_and_opened_after_that() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("log");
+        for _ in 0..2 {
+            open_or_create(&file, OpenOptions::new().append(true)).unwrap();
+        }
+        assert!(file.exists());
+    }
+
+    #[test]
+    fn a_message_names_the_file_its_owner_and_the_remedy() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("access.log");
+        let denied = || io::Error::from_raw_os_error(nix::libc::EACCES);
+        let said = Unusable::new(&file, denied()).to_string();
+        assert!(
+            said.contains("permission denied; the directory") && said.contains("may not create"),
+            "{said}"
+        );
+        std::fs::write(&file, "").unwrap();
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o400)).unwrap();
+        let said = Unusable::new(&file, denied()).to_string();
+        assert!(said.starts_with(&file.display().to_string()) && said.contains("chown"), "{said}");
+        let missing = directory.path().join("none/access.log");
+        let said = Unusable::new(&missing, io::ErrorKind::NotFound.into()).to_string();
+        assert!(said.contains("create the directory"), "{said}");
+    }
+}

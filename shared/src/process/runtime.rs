@@ -1,0 +1,374 @@
+//! The files of a process whose paths the configuration does not give, and the directory that they lie in.
+//!
+//! The directory follows the user that *starts* the daemon, and belongs to the one that the daemon runs as. A successor uses the
+//! directory of the process before it, which [`Predecessor`](super::successor::Predecessor) names.
+//!
+//! Daemons with different configuration files have different names in it, so that they run side by side:
+//!
+//! ```text
+//! /etc/load_balancer/load_balancer.yaml, or no file   control.sock                 load_balancer.pid                 upgrade.sock
+//! /srv/shop/lb.yaml                                   control.lb-1a2b3c4d.sock     load_balancer.lb-1a2b3c4d.pid     upgrade.…
+//! ```
+//!
+//! A name has the stem of the file for people, and a hash of the file's [canonical path](canonical) for the rest. Versions before this
+//! one have the [common](RuntimeFiles::common) names whatever their file is.
+//!
+//! Invariant: a directory in which a daemon of another user is alive is never taken from it. One whose daemons have ended is.
+
+use std::ffi::OsStr;
+use std::fs::{DirEntry, File, Metadata, Permissions};
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, lchown};
+use std::path::{Path, PathBuf};
+
+use nix::unistd::Uid;
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::create_private_dir;
+use super::files::{check_creatable, user_name};
+use super::sockets::is_answered;
+
+/// The file whose daemon has the names that a daemon without a file has.
+pub const STANDARD: &str = "/etc/load_balancer/load_balancer.yaml";
+/// The longest path of a Unix socket, in bytes.
+const MAX_SOCKET_PATH: usize = 107;
+/// What a socket's name has beside the stem: that of a process that has handed over is the longest.
+const AROUND_STEM: usize = "/control.-01234567.sock.4194304".len();
+/// More of a stem tells people nothing new.
+const MAX_STEM: usize = 32;
+
+/// The names of files whose paths the configuration does not give.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RuntimeFiles {
+    directory: PathBuf,
+    file: Option<PathBuf>,
+    /// What the names have in them; none for the common names.
+    instance: Option<String>,
+}
+
+/// Why the runtime directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say it")]
+pub enum DirectoryError {
+    #[error("cannot use the runtime directory {directory}: {source}")]
+    Io { directory: PathBuf, source: io::Error },
+    #[error(
+        "cannot use the runtime directory {directory}: it is no directory of the user `{user}` alone; remove it, or give \
+         the paths `pid_file`, `upgrade_sock` and `control: {{socket: PATH}}`"
+    )]
+    NotPrivate { directory: PathBuf, user: String },
+    #[error(
+        "cannot use the runtime directory {directory} for the user `{user}`: a daemon of the user `{owner}` runs there \
+         ({file}); give this one paths of its own: `pid_file`, `upgrade_sock` and `control: {{socket: PATH}}`, in a \
+         directory of the user `{user}`"
+    )]
+    Shared { directory: PathBuf, user: String, owner: String, file: PathBuf },
+}
+
+// === impl RuntimeFiles ===
+
+impl RuntimeFiles {
+    /// Those in `directory` of a daemon with this configuration file, by its [canonical](canonical) path, or without one.
+    pub fn new(directory: PathBuf, file: Option<PathBuf>) -> Self {
+        let room = MAX_SOCKET_PATH.saturating_sub(directory.as_os_str().len() + AROUND_STEM);
+        let named = file.as_deref().filter(|file| *file != Path::new(STANDARD));
+        let instance = named.map(|file| instance_name(file, room));
+        Self { directory, file, instance }
+    }
+
+    /// The names without that of a file: those of every daemon of a version before this one.
+    pub fn common(&self) -> Self {
+        Self { instance: None, ..self.clone() }
+    }
+
+    /// The names that this file has in another directory.
+    pub fn within(&self, directory: &Path) -> Self {
+        Self::new(directory.to_owned(), self.file.clone())
+    }
+
+    /// The directory that they lie in.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// The configuration file, from `/` on; none of a daemon without one.
+    pub fn configuration(&self) -> Option<&Path> {
+        self.file.as_deref()
+    }
+
+    /// Where the process id is written.
+    pub fn pid_file(&self) -> PathBuf {
+        self.named("load_balancer", "pid")
+    }
+
+    /// Where a new process takes the sockets over.
+    pub fn upgrade_sock(&self) -> PathBuf {
+        self.named("upgrade", "sock")
+    }
+
+    /// Where the daemon is told to change.
+    pub fn control_socket(&self) -> PathBuf {
+        self.named("control", "sock")
+    }
+
+    fn named(&self, what: &str, kind: &str) -> PathBuf {
+        self.directory.join(match &self.instance {
+            Some(instance) => format!("{what}.{instance}.{kind}"),
+            None => format!("{what}.{kind}"),
+        })
+    }
+
+    /// The control sockets in the directory, of any daemon; that of one which has ended may be among them.
+    pub fn control_sockets(&self) -> Vec<PathBuf> {
+        let is_one = |name: &str| name.starts_with("control.") && name.ends_with(".sock");
+        let entries = std::fs::read_dir(&self.directory).into_iter().flatten().flatten();
+        let sockets = entries.filter(|entry| entry.file_name().to_str().is_some_and(is_one));
+        let mut sockets: Vec<_> = sockets.map(|entry| entry.path()).collect();
+        sockets.sort();
+        sockets
+    }
+
+    /// Whether a file of this name is one of these, or stands beside one while a process takes over from another.
+    fn has(&self, name: &OsStr) -> bool {
+        let Some(name) = name.to_str() else { return false };
+        let own = [self.pid_file(), self.upgrade_sock(), self.control_socket()];
+        let mut own = own.iter().filter_map(|path| path.file_name()?.to_str());
+        own.any(|own| name.strip_prefix(own).is_some_and(|rest| rest.is_empty() || rest.starts_with('.')))
+    }
+
+    /// Fails when [`take`](Self::take) would, and changes nothing.
+    ///
+    /// # Errors
+    /// See [`DirectoryError`].
+    pub fn check(&self, owner: Uid, takes_over: bool) -> Result<(), DirectoryError> {
+        match std::fs::symlink_metadata(&self.directory) {
+            Ok(found) => self.judge(&found, owner, takes_over),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                check_creatable(&self.directory).map_err(|error| self.failed(error))
+            }
+            Err(error) => Err(self.failed(error)),
+        }
+    }
+
+    /// Creates the directory for `owner`, the user to run as, or makes sure that it is that user's alone: in a directory that
+    /// everybody may write to, another user may have created it first. A process that takes over from another one may find
+    /// that one's files there.
+    ///
+    /// # Errors
+    /// See [`DirectoryError`]; nothing has changed then for a daemon that lives there.
+    pub fn take(&self, owner: Uid, takes_over: bool) -> Result<(), DirectoryError> {
+        create_private_dir(&self.directory).map_err(|error| self.failed(error))?;
+        self.check(owner, takes_over)?;
+        if Uid::effective().is_root() {
+            self.give(owner).map_err(|error| self.failed(error))?;
+        }
+        Ok(())
+    }
+
+    fn judge(&self, found: &Metadata, owner: Uid, takes_over: bool) -> Result<(), DirectoryError> {
+        let is_owned = found.uid() == owner.as_raw();
+        let is_private = is_owned && found.mode() & 0o077 == 0;
+        if !found.is_dir() || !is_private && !Uid::effective().is_root() {
+            let (directory, user) = (self.directory.clone(), user_name(owner));
+            return Err(DirectoryError::NotPrivate { directory, user });
+        }
+        match (!is_owned).then(|| self.inhabitant(takes_over)).flatten() {
+            None => Ok(()),
+            Some(file) => Err(DirectoryError::Shared {
+                directory: self.directory.clone(),
+                user: user_name(owner),
+                owner: user_name(Uid::from_raw(found.uid())),
+                file,
+            }),
+        }
+    }
+
+    /// A file that a living daemon holds. Those of the process that is taken over from do not count.
+    fn inhabitant(&self, takes_over: bool) -> Option<PathBuf> {
+        let entries = std::fs::read_dir(&self.directory).into_iter().flatten().flatten();
+        let mut others = entries.filter(|entry| !(takes_over && self.has(&entry.file_name())));
+        others.find(is_held).map(|entry| entry.path())
+    }
+
+    /// What stopped daemons of another user have left must not keep this one from its names.
+    fn give(&self, owner: Uid) -> io::Result<()> {
+        if std::fs::symlink_metadata(&self.directory)?.uid() != owner.as_raw() {
+            for entry in std::fs::read_dir(&self.directory)? {
+                lchown(entry?.path(), Some(owner.as_raw()), None)?;
+            }
+            lchown(&self.directory, Some(owner.as_raw()), None)?;
+        }
+        std::fs::set_permissions(&self.directory, Permissions::from_mode(0o700))
+    }
+
+    fn failed(&self, source: io::Error) -> DirectoryError {
+        DirectoryError::Io { directory: self.directory.clone(), source }
+    }
+}
+
+/// The path that a configuration file is known by: symbolic links of its directory are resolved, and one in its own place is not,
+/// since that is how a deployment exchanges the file.
+///
+/// # Errors
+/// When the directory does not exist or may not be entered.
+pub fn canonical(file: &Path) -> io::Result<PathBuf> {
+    let resolved = resolved(file)?;
+    let is_standard =
+        resolved == Path::new(STANDARD) || self::resolved(Path::new(STANDARD)).is_ok_and(|it| it == resolved);
+    Ok(if is_standard { STANDARD.into() } else { resolved })
+}
+
+fn resolved(file: &Path) -> io::Result<PathBuf> {
+    let file = std::path::absolute(file)?;
+    match (file.parent(), file.file_name()) {
+        (Some(directory), Some(name)) => Ok(directory.canonicalize()?.join(name)),
+        _ => Ok(file),
+    }
+}
+
+/// The stem of the file as far as it fits and is harmless, and a hash of its path that is the same in every version.
+fn instance_name(file: &Path, room: usize) -> String {
+    let hash = xxh3_64(file.as_os_str().as_bytes()) & 0xffff_ffff;
+    let harmless = |letter: char| if letter.is_ascii_alphanumeric() || letter == '-' { letter } else { '_' };
+    let stem = file.file_stem().map(|stem| stem.to_string_lossy()).unwrap_or_default();
+    let stem: String = stem.chars().map(harmless).take(room.min(MAX_STEM)).collect();
+    if stem.is_empty() { format!("{hash:08x}") } else { format!("{stem}-{hash:08x}") }
+}
+
+/// Whether a living process answers on a socket, or has a pid file locked.
+fn is_held(entry: &DirEntry) -> bool {
+    let path = entry.path();
+    match entry.file_type() {
+        Ok(kind) if kind.is_socket() => is_answered(&path),
+        Ok(kind) if kind.is_file() && path.extension() == Some(OsStr::new("pid")) => {
+            File::open(&path).is_ok_and(|file| file.try_lock().is_err())
+        }
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    fn files(directory: &Path) -> RuntimeFiles {
+        RuntimeFiles::new(directory.to_owned(), None)
+    }
+
+    fn names(directory: &str, file: &str) -> [String; 3] {
+        let files = RuntimeFiles::new(directory.into(), Some(file.into()));
+        [files.pid_file(), files.upgrade_sock(), files.control_socket()]
+            .map(|path| path.display().to_string())
+    }
+
+    #[test]
+    fn the_names_contain_the_stem_of_the_file_and_never_change() {
+        let common = ["/run/lb/load_balancer.pid", "/run/lb/upgrade.sock", "/run/lb/control.sock"];
+        assert_eq!(names("/run/lb", STANDARD), common);
+        let without = RuntimeFiles::new("/run/lb".into(), None);
+        assert_eq!(without.control_socket(), Path::new(common[2]));
+        let hash = format!("{:08x}", xxh3_64(b"/srv/shop/lb.yaml") & 0xffff_ffff);
+        assert_eq!(hash, "a680ae3d", "a version that has another hash finds no daemon of the one before");
+        let shop = names("/run/lb", "/srv/shop/lb.yaml");
+        assert_eq!(shop[2], format!("/run/lb/control.lb-{hash}.sock"));
+        assert_eq!(shop[0], format!("/run/lb/load_balancer.lb-{hash}.pid"));
+        assert_ne!(shop, names("/run/lb", "/srv/blog/lb.yaml"));
+        let files = RuntimeFiles::new("/run/lb".into(), Some("/srv/shop/lb.yaml".into()));
+        assert_eq!(files.common().control_socket(), without.control_socket());
+    }
+
+    #[test]
+    fn names_are_harmless_and_fit_into_the_address_of_a_socket() {
+        let strange = &names("/run/lb", "/srv/a b\u{e4}\n.d.yaml")[2];
+        assert!(strange.starts_with("/run/lb/control.a_b___d-"), "{strange}");
+        let long = format!("/srv/{}.yaml", "long".repeat(60));
+        for directory in [10, 40, 75].map(|length| format!("/{}", "d".repeat(length))) {
+            let socket = &names(&directory, &long)[2];
+            assert!(socket.len() + ".4194304".len() <= MAX_SOCKET_PATH, "{socket}");
+        }
+    }
+
+    #[test]
+    fn a_file_is_known_by_its_directory_and_its_own_name() {
+        let directory = tempfile::tempdir().unwrap();
+        let real = directory.path().canonicalize().unwrap().join("real");
+        std::fs::create_dir(&real).unwrap();
+        let (link, file) = (directory.path().join("link"), real.join("a.yaml"));
+        std::os::unix::fs::symlink(&real, &link).unwrap();
+        std::os::unix::fs::symlink("elsewhere.yaml", &file).unwrap();
+        assert_eq!(canonical(&link.join("a.yaml")).unwrap(), file);
+        assert_eq!(canonical(&link.join("../real/./a.yaml")).unwrap(), file);
+        assert!(canonical(&directory.path().join("none/a.yaml")).is_err());
+        assert_eq!(canonical(Path::new(STANDARD)).unwrap_or_else(|_| STANDARD.into()), Path::new(STANDARD));
+    }
+
+    #[test]
+    fn control_sockets_of_all_daemons_are_found_and_nothing_else() {
+        let directory = tempfile::tempdir().unwrap();
+        for name in
+            ["control.sock", "control.a-1.sock", "control.sock.12", "upgrade.sock", "load_balancer.pid"]
+        {
+            std::fs::write(directory.path().join(name), "").unwrap();
+        }
+        let found = files(directory.path()).control_sockets();
+        let names: Vec<_> = found.iter().filter_map(|path| path.file_name()?.to_str()).collect();
+        assert_eq!(names, ["control.a-1.sock", "control.sock"]);
+    }
+
+    #[test]
+    fn the_runtime_directory_is_made_for_this_user_alone() {
+        let parent = tempfile::tempdir().unwrap();
+        let files = files(&parent.path().join("a/b"));
+        files.check(Uid::effective(), false).unwrap();
+        assert!(!files.directory().exists(), "a check leaves no trace");
+        for _ in 0..2 {
+            files.take(Uid::effective(), false).unwrap();
+            assert_eq!(std::fs::metadata(files.directory()).unwrap().mode() & 0o777, 0o700);
+        }
+    }
+
+    #[test]
+    fn a_runtime_directory_that_is_a_file_or_a_link_is_refused() {
+        let parent = tempfile::tempdir().unwrap();
+        let (file, link) = (parent.path().join("file"), parent.path().join("link"));
+        std::fs::write(&file, "").unwrap();
+        assert!(files(&file).take(Uid::effective(), false).is_err());
+        std::os::unix::fs::symlink(parent.path(), &link).unwrap();
+        assert!(files(&link).take(Uid::effective(), false).is_err());
+    }
+
+    #[test]
+    fn a_runtime_directory_that_others_may_enter_is_refused_or_made_private() {
+        let parent = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(parent.path(), Permissions::from_mode(0o755)).unwrap();
+        let taken = files(parent.path()).take(Uid::effective(), false);
+        let mode = std::fs::metadata(parent.path()).unwrap().mode() & 0o777;
+        assert!(if Uid::effective().is_root() { taken.is_ok() && mode == 0o700 } else { taken.is_err() });
+    }
+
+    #[test]
+    fn a_directory_is_taken_from_another_user_only_when_no_daemon_lives_there() {
+        if !Uid::effective().is_root() {
+            return;
+        }
+        let (parent, other) = (tempfile::tempdir().unwrap(), Uid::from_raw(54321));
+        let files = files(parent.path());
+        let living = UnixListener::bind(files.control_socket()).unwrap();
+        let error = files.take(other, false).unwrap_err().to_string();
+        for said in ["the user `root` runs there", "control.sock", "`pid_file`, `upgrade_sock` and `control"]
+        {
+            assert!(error.contains(said), "{error}");
+        }
+        assert!(
+            files.check(other, false).is_err() && files.check(other, true).is_ok(),
+            "its own predecessor"
+        );
+        drop(living);
+        files.take(other, false).unwrap();
+        let owner = |path: &Path| std::fs::symlink_metadata(path).unwrap().uid();
+        assert_eq!((owner(parent.path()), owner(&files.control_socket())), (54321, 54321));
+    }
+}

@@ -1,0 +1,235 @@
+//! Several daemons on one machine, with default paths: each is found by its file, and none by that of another.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+use tests::daemon::{Finished, path_str};
+use tests::process::Process;
+use tests::wait::{self, LONG};
+use tests::{Lab, Origin, Signal, ports};
+
+use crate::pool;
+
+/// A lab with a runtime directory that no other test uses, whoever runs it.
+fn lab() -> Lab {
+    Lab::of_root().unwrap_or_default()
+}
+
+/// One daemon among others.
+struct Instance {
+    config: PathBuf,
+    listener: SocketAddr,
+}
+
+/// A file that gives nothing but addresses and pools, and `head`.
+fn instance(lab: &Lab, name: &str, origins: &[&Origin], head: &str) -> Instance {
+    let (listener, metrics) = (ports::free(), ports::free());
+    let text = format!(
+        "{head}listeners: [{{address: \"{listener}\"}}]\nmetrics: {{address: \"{metrics}\"}}\n{}",
+        pool(origins, "")
+    );
+    Instance { config: lab.write(&format!("{name}.yaml"), &text), listener }
+}
+
+#[track_caller]
+fn start(lab: &Lab, instance: &Instance, more: &[&str]) {
+    let finished = lab.run(&[&["-d", "-c", path_str(&instance.config)], more].concat());
+    assert_eq!(finished.code, Some(0), "{finished:?}");
+    wait::until(LONG, "it serves", || {
+        tests::get(instance.listener, "/").is_ok_and(|answer| answer.status == 200)
+    });
+}
+
+fn ask(lab: &Lab, words: &[&str], config: &Path) -> Finished {
+    lab.run(&[words, &["-c", path_str(config)]].concat())
+}
+
+/// The status of the daemon that a file leads to.
+#[track_caller]
+fn status(lab: &Lab, config: &Path) -> Value {
+    let finished = ask(lab, &["status", "--format", "json"], config);
+    assert_eq!(finished.code, Some(0), "{finished:?}");
+    serde_json::from_str(&finished.stdout).unwrap()
+}
+
+#[track_caller]
+fn process(lab: &Lab, config: &Path) -> Process {
+    Process(status(lab, config)["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok()).unwrap())
+}
+
+/// The names of the files in the runtime directory.
+fn runtime_files(lab: &Lab) -> Vec<String> {
+    let entries = fs::read_dir(lab.runtime_directory()).into_iter().flatten().flatten();
+    let mut names: Vec<_> = entries.filter_map(|entry| entry.file_name().into_string().ok()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn two_daemons_run_side_by_side_and_each_is_found_by_its_file() {
+    let lab = lab();
+    let (one, two) = (Origin::start("one"), Origin::start("two"));
+    let [a, b] = ["a", "b"].map(|name| instance(&lab, name, &[&one, &two], ""));
+    start(&lab, &a, &[]);
+    start(&lab, &b, &[]);
+    let (first, second) = (process(&lab, &a.config), process(&lab, &b.config));
+    assert_ne!(first, second);
+    let names = runtime_files(&lab);
+    for prefix in ["control.a-", "control.b-", "load_balancer.a-", "load_balancer.b-"] {
+        assert!(names.iter().any(|name| name.starts_with(prefix)), "{prefix}: {names:?}");
+    }
+    // An order reaches the one whose file it names.
+    let state = |config: &Path| status(&lab, config)["pools"][0]["backends"][0]["state"].clone();
+    let drained = ask(&lab, &["drain", "web", &one.address.to_string()], &b.config);
+    assert_eq!(drained.code, Some(0), "{drained:?}");
+    assert_eq!((state(&a.config) == "draining", state(&b.config) == "draining"), (false, true));
+    let text = fs::read_to_string(&b.config).unwrap();
+    fs::write(&b.config, text.replace(&format!("\"{}\", ", one.address), "")).unwrap();
+    assert_eq!(ask(&lab, &["reload"], &b.config).code, Some(0));
+    let backends = |config: &Path| status(&lab, config)["pools"][0]["backends"].as_array().map(Vec::len);
+    assert_eq!((backends(&a.config), backends(&b.config)), (Some(2), Some(1)));
+    // An upgrade replaces the one, and the other stays.
+    let upgraded = ask(&lab, &["upgrade"], &b.config);
+    assert_eq!(upgraded.code, Some(0), "{upgraded:?}");
+    second.wait_gone(LONG);
+    assert_eq!(process(&lab, &a.config), first);
+    first.signal(Signal::SIGQUIT);
+    start(&lab, &a, &["-u"]);
+    first.wait_gone(LONG);
+    let (first, second) = (process(&lab, &a.config), process(&lab, &b.config));
+    second.signal(Signal::SIGTERM);
+    second.wait_gone(LONG);
+    let left = runtime_files(&lab);
+    assert!(left.len() == 2 && left.iter().all(|name| name.contains(".a-")), "{left:?}");
+    assert_eq!(tests::get(a.listener, "/").unwrap().status, 200);
+    first.signal(Signal::SIGTERM);
+    first.wait_gone(LONG);
+    assert!(runtime_files(&lab).is_empty(), "{:?}", runtime_files(&lab));
+}
+
+#[test]
+fn a_subcommand_never_reaches_the_daemon_of_another_file() {
+    let lab = lab();
+    let origin = Origin::start("one");
+    let a = instance(&lab, "a", &[&origin], "");
+    let b = instance(&lab, "b", &[&origin], "");
+    start(&lab, &a, &[]);
+    let generation = || status(&lab, &a.config)["config"]["last_reload"].clone();
+    let before = generation();
+    let (a_file, b_file) = (path_str(&a.config), path_str(&b.config));
+    let missed = ask(&lab, &["reload"], &b.config);
+    assert_eq!(missed.code, Some(1), "{missed:?}");
+    for said in [&format!("no daemon runs with {b_file}"), "control.a-", &format!("with {a_file}")] {
+        assert!(missed.stderr.contains(said), "{said}: {missed:?}");
+    }
+    let socket =
+        missed.stderr.split_whitespace().find(|word| word.contains("control.a-")).unwrap().to_owned();
+    let refused = ask(&lab, &["reload", "--socket", &socket], &b.config);
+    assert_eq!(refused.code, Some(2), "{refused:?}");
+    assert!(refused.stderr.contains(a_file) && refused.stderr.contains("--socket"), "{refused:?}");
+    // The key leads to it, too.
+    let keyed = instance(&lab, "keyed", &[&origin], &format!("control: {{socket: {socket}}}\n"));
+    let refused = ask(&lab, &["upgrade"], &keyed.config);
+    assert_eq!(refused.code, Some(2), "{refused:?}");
+    assert_eq!(generation(), before, "nothing has happened to it");
+    let alone = lab.run(&["reload", "--socket", &socket]);
+    assert_eq!(alone.code, Some(0), "{alone:?}");
+    assert_ne!(generation(), before);
+}
+
+#[test]
+fn without_a_file_a_subcommand_lists_the_daemons_that_run() {
+    let lab = lab();
+    let origin = Origin::start("one");
+    let a = instance(&lab, "a", &[&origin], "");
+    start(&lab, &a, &[]);
+    let missed = lab.run(&["status"]);
+    assert_eq!(missed.code, Some(1), "{missed:?}");
+    for said in ["control.sock, the default", "control.a-", &format!("with {}", path_str(&a.config))] {
+        assert!(missed.stderr.contains(said), "{said}: {missed:?}");
+    }
+}
+
+#[test]
+fn a_second_start_names_every_address_that_clashes() {
+    let lab = lab();
+    let origin = Origin::start("one");
+    let a = instance(&lab, "a", &[&origin], "");
+    start(&lab, &a, &[]);
+    let text = fs::read_to_string(&a.config).unwrap();
+    let copy = lab.write("copy.yaml", &text.replace("[{address", "[{name: web, address"));
+    for arguments in [&["-t"][..], &[], &["-d"]] {
+        let finished = lab.run(&[arguments, &["-c", path_str(&copy)]].concat());
+        assert!(matches!(finished.code, Some(1 | 2)), "{finished:?}");
+        for said in [
+            &format!("{} (listener `web`)", a.listener),
+            "(`metrics.address`)",
+            "in use",
+            "metrics: {address",
+        ] {
+            assert!(finished.stderr.contains(said), "{said}: {finished:?}");
+        }
+    }
+    assert_eq!(tests::get(a.listener, "/").unwrap().status, 200);
+}
+
+/// A version before this one has the names without that of the file.
+#[test]
+fn a_daemon_with_the_names_of_the_version_before_is_found_and_leaves_nothing_behind() {
+    let lab = lab();
+    let origin = Origin::start("one");
+    let a = instance(&lab, "a", &[&origin], "");
+    let now = fs::read_to_string(&a.config).unwrap();
+    let directory = if lab.runtime_directory().starts_with("/proc") {
+        "/run/load_balancer".to_owned()
+    } else {
+        lab.runtime_directory().display().to_string()
+    };
+    let names = format!(
+        "pid_file: {directory}/load_balancer.pid\nupgrade_sock: {directory}/upgrade.sock\n\
+         control: {{socket: {directory}/control.sock}}\n"
+    );
+    fs::write(&a.config, names + &now).unwrap();
+    start(&lab, &a, &[]);
+    fs::write(&a.config, now).unwrap();
+    let old = process(&lab, &a.config);
+    assert_eq!(runtime_files(&lab), ["control.sock", "load_balancer.pid"]);
+    let other = instance(&lab, "b", &[&origin], "");
+    assert_eq!(ask(&lab, &["reload"], &other.config).code, Some(1), "it is the daemon of another file");
+    old.signal(Signal::SIGQUIT);
+    let refused = lab.run(&["-u", "-c", path_str(&other.config)]);
+    assert_eq!(refused.code, Some(1), "{refused:?}");
+    assert!(
+        refused.stderr.contains(path_str(&a.config)) && refused.stderr.contains("`upgrade_sock`"),
+        "{refused:?}"
+    );
+    start(&lab, &a, &["-u"]);
+    old.wait_gone(LONG);
+    let new = process(&lab, &a.config);
+    assert_ne!(new, old);
+    let files = runtime_files(&lab);
+    assert!(files.len() == 2 && files.iter().all(|name| name.contains(".a-")), "{files:?}");
+    new.signal(Signal::SIGTERM);
+    new.wait_gone(LONG);
+    assert!(runtime_files(&lab).is_empty(), "{:?}", runtime_files(&lab));
+}
+
+#[test]
+fn with_the_same_upgrade_sock_a_daemon_can_be_replaced_by_one_with_another_file() {
+    let lab = lab();
+    let origin = Origin::start("one");
+    let head = format!("upgrade_sock: {}\n", lab.path("upgrade.sock").display());
+    let a = instance(&lab, "a", &[&origin], &head);
+    start(&lab, &a, &[]);
+    let old = process(&lab, &a.config);
+    let b = Instance { config: lab.path("b.yaml"), listener: a.listener };
+    fs::copy(&a.config, &b.config).unwrap();
+    old.signal(Signal::SIGQUIT);
+    start(&lab, &b, &["-u"]);
+    old.wait_gone(LONG);
+    assert_ne!(process(&lab, &b.config), old);
+    let files = runtime_files(&lab);
+    assert!(files.iter().all(|name| name.contains(".b-")), "nothing of the old process is left: {files:?}");
+}

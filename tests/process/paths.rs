@@ -1,0 +1,338 @@
+//! Files by their paths and owners: what a check leaves behind, whose a file is after root has started a daemon that becomes another
+//! user, and what that user can do later.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::TcpListener;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+
+use tests::daemon::path_str;
+use tests::process::{Process, started_with};
+use tests::wait::{self, LONG};
+use tests::{Authority, Background, Lab, Origin, Signal};
+
+use crate::pool;
+
+/// The real user id of a process.
+fn user(process: Process) -> u32 {
+    fs::metadata(format!("/proc/{}", process.0)).unwrap().uid()
+}
+
+/// The user that owns a file.
+fn owner(path: &Path) -> u32 {
+    fs::symlink_metadata(path).unwrap_or_else(|error| panic!("{}: {error}", path.display())).uid()
+}
+
+fn nobody() -> u32 {
+    let output = tests::tools::run("id", &["-u", "nobody"]);
+    String::from_utf8(output.stdout).unwrap().trim().parse().unwrap()
+}
+
+fn chmod(path: &Path, mode: u32) {
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+}
+
+/// Every file below a directory, with its inode, owner and mode.
+fn traces(directory: &Path) -> BTreeMap<String, (u64, u32, u32)> {
+    let mut traces = BTreeMap::new();
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        let (path, found) = (entry.path(), entry.metadata().unwrap());
+        if found.is_dir() {
+            traces.append(&mut self::traces(&path));
+        }
+        traces.insert(path.display().to_string(), (found.ino(), found.uid(), found.mode()));
+    }
+    traces
+}
+
+// === a check ===
+
+#[test]
+fn a_check_leaves_no_trace() {
+    let (lab, origin) = (Lab::new(), Origin::start("one"));
+    let listeners = format!("listeners:\n  - address: unix:{}\n", lab.path("web.sock").display());
+    let access_log = format!("access_log: {{format: text, path: {}}}\n", lab.path("access.log").display());
+    let config = lab.config_with(&listeners, &format!("{access_log}{}", pool(&[&origin], "")));
+    // Nobody answers on it any more; a start would replace it.
+    drop(UnixListener::bind(lab.path("web.sock")).unwrap());
+    // The test writes the output of what it runs into the directory.
+    let now = || {
+        let mut traces = traces(lab.directory());
+        traces.retain(|path, _| !path.contains("/stdout-") && !path.contains("/stderr-"));
+        traces
+    };
+    let before = now();
+    for arguments in [&["-t"][..], &["-t", "-d"], &["-t", "-u"], &["check"]] {
+        let finished = lab.run(&[arguments, &["-c", path_str(&config)]].concat());
+        assert_eq!(finished.code, Some(0), "{arguments:?}: {finished:?}");
+        assert_eq!(now(), before, "{arguments:?}");
+    }
+}
+
+#[test]
+fn a_check_as_root_creates_no_runtime_directory() {
+    let Some(lab) = Lab::of_root() else { return };
+    let origin = Origin::start("one");
+    let config = lab.config_by_default("conf.yaml", &format!("user: nobody\n{}", pool(&[&origin], "")));
+    let finished = lab.run(&["-t", "-d", "-c", path_str(&config)]);
+    assert_eq!(finished.code, Some(0), "{finished:?}");
+    assert!(!lab.runtime_directory().exists() && !lab.path("error.log").exists());
+}
+
+#[test]
+fn a_log_file_of_another_user_is_named_with_its_owner_and_the_remedy() {
+    let Some(lab) = Lab::of_root() else { return };
+    let origin = Origin::start("one");
+    let (access, error) = (lab.path("access.log"), lab.path("error.log"));
+    let access_log = format!("access_log: {{format: text, path: {}}}\n", access.display());
+    let config = lab.config_by_default("conf.yaml", &format!("{access_log}{}", pool(&[&origin], "")));
+    for closed in [&access, &error] {
+        for file in [&access, &error] {
+            fs::write(file, "").unwrap();
+            chmod(file, if file == closed { 0o640 } else { 0o666 });
+        }
+        for arguments in [&["-t"][..], &[]] {
+            let arguments = [arguments, &["-c", path_str(&config)]].concat();
+            let finished = lab.finish(lab.command_as("nobody"), &arguments);
+            let said = format!("{}{}", finished.stderr, lab.error_log());
+            assert!(matches!(finished.code, Some(1 | 2)), "{arguments:?}: {finished:?}");
+            for word in [path_str(closed), "permission denied", "the user `root`", "chown nobody"] {
+                assert!(said.contains(word), "{arguments:?}, {word}: {said}");
+            }
+        }
+        assert_eq!((owner(&access), owner(&error)), (0, 0), "nothing was given away");
+    }
+}
+
+#[test]
+fn what_the_user_may_not_use_is_found_by_the_check() {
+    let Some(lab) = Lab::of_root() else { return };
+    let origin = Origin::start("one");
+    let closed = lab.path("closed");
+    fs::create_dir(&closed).unwrap();
+    chmod(&closed, 0o700);
+    let ca = lab.path("ca.pem");
+    Authority::new().write(&ca).unwrap();
+    let body = |more: &str| format!("user: nobody\n{more}{}", pool(&[&origin], ""));
+    let in_closed = |name: &str| format!("{}/{name}", closed.display());
+    fs::copy(&ca, in_closed("ca.pem")).unwrap();
+    let checked = |text: &str, mode: u32, expected: &[&str]| {
+        let config = lab.config_by_default("conf.yaml", text);
+        chmod(&config, mode);
+        for arguments in [&["check"][..], &["-t"]] {
+            let finished = lab.run(&[arguments, &["-c", path_str(&config)]].concat());
+            let code = if expected.is_empty() { 0 } else { 2 };
+            assert_eq!(finished.code, Some(code), "{text}: {finished:?}");
+            let words = expected.iter().all(|word| finished.stderr.contains(word));
+            assert!(words, "{expected:?}: {finished:?}");
+        }
+    };
+    chmod(&ca, 0o644);
+    let tls = |ca: &str| body(&format!("ca_file: {ca}\n"));
+    checked(&tls(path_str(&ca)), 0o644, &[]);
+    let who = "the user `nobody`, as whom the daemon runs";
+    checked(&body(""), 0o600, &["conf.yaml cannot be read by", who, "chgrp nogroup"]);
+    chmod(&ca, 0o600);
+    checked(&tls(path_str(&ca)), 0o644, &["ca.pem cannot be read by", who, "ca_file:"]);
+    checked(&tls(&in_closed("ca.pem")), 0o644, &[who, "closed is closed to that user"]);
+    checked(&body(&format!("working_directory: {}\n", closed.display())), 0o644, &["entered by", who]);
+}
+
+// === another user, and default paths ===
+
+/// A daemon of the user `nobody` with default paths, started by root in the background, and its file.
+fn of_nobody(lab: &Lab, origin: &Origin) -> Background {
+    let access = format!("access_log: {{format: text, path: {}}}\n", lab.path("access.log").display());
+    let config =
+        lab.config_by_default("conf.yaml", &format!("user: nobody\n{access}{}", pool(&[origin], "")));
+    let daemon = lab.daemonize_file(&config, &[]);
+    assert_eq!(user(daemon.process), nobody());
+    daemon
+}
+
+#[test]
+fn files_that_a_start_creates_belong_to_the_user_even_when_it_fails() {
+    let Some(lab) = Lab::of_root() else { return };
+    let origin = Origin::start("one");
+    let taken = TcpListener::bind(lab.listener).unwrap();
+    let logs = [lab.path("error.log"), lab.path("access.log")];
+    let access = format!("access_log: {{format: text, path: {}}}\n", logs[1].display());
+    let config =
+        lab.config_by_default("conf.yaml", &format!("user: nobody\n{access}{}", pool(&[&origin], "")));
+    let finished = lab.run(&["-c", path_str(&config), "-d"]);
+    assert_eq!(finished.code, Some(1), "{finished:?}");
+    assert!(logs.iter().all(|log| owner(log) == nobody()), "{finished:?}");
+    drop(taken);
+    let daemon = of_nobody(&lab, &origin);
+    let runtime = lab.runtime_directory();
+    assert_eq!(owner(&runtime), nobody());
+    let files: Vec<_> = fs::read_dir(&runtime).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert!(files.len() >= 2 && files.iter().all(|file| owner(file) == nobody()), "{files:?}");
+    daemon.process.signal(Signal::SIGTERM);
+    daemon.process.wait_gone(LONG);
+    assert_eq!(fs::read_dir(&runtime).unwrap().count(), 0, "nothing is left: {files:?}");
+}
+
+#[test]
+fn a_device_in_place_of_a_log_stays_roots() {
+    let Some(lab) = Lab::of_root() else { return };
+    let origin = Origin::start("one");
+    let body =
+        format!("user: nobody\naccess_log: {{format: text, path: /dev/null}}\n{}", pool(&[&origin], ""));
+    let daemon = lab.daemonize_file(&lab.config_by_default("conf.yaml", &body), &[]);
+    assert_eq!((user(daemon.process), owner(Path::new("/dev/null"))), (nobody(), 0));
+}
+
+#[test]
+fn upgrades_as_another_user_work_with_default_paths() {
+    let Some(lab) = Lab::of_root() else { return };
+    let origin = Origin::start("one");
+    // As root's home is: the user may not enter it.
+    let home = lab.path("home");
+    fs::create_dir(&home).unwrap();
+    chmod(&home, 0o700);
+    lab.start_in(home);
+    let config = lab.path("conf.yaml");
+    let mut old = of_nobody(&lab, &origin);
+    for how in ["the subcommand", "the subcommand again", "SIGUSR2", "SIGQUIT and -u", "the subcommand"] {
+        let new = match how {
+            "SIGUSR2" => {
+                old.process.signal(Signal::SIGUSR2);
+                lab.successor(old.process)
+            }
+            "SIGQUIT and -u" => {
+                old.process.signal(Signal::SIGQUIT);
+                lab.daemonize_file(&config, &["-u"])
+            }
+            _ => {
+                let finished = lab.run(&["upgrade", "-c", path_str(&config)]);
+                assert_eq!(finished.code, Some(0), "{how}: {finished:?}\n{}", lab.error_log());
+                lab.successor(old.process)
+            }
+        };
+        old.process.wait_gone(LONG);
+        assert_eq!(user(new.process), nobody(), "{how}");
+        assert_eq!(new.get("/").unwrap().status, 200, "{how}");
+        assert_eq!(started_with(lab.directory()), [new.process], "{how}");
+        old = new;
+    }
+    let runtime = lab.runtime_directory();
+    old.process.signal(Signal::SIGTERM);
+    old.process.wait_gone(LONG);
+    let left: Vec<_> = fs::read_dir(&runtime).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
+fn a_reload_and_a_rotation_of_logs_work_as_another_user() {
+    let Some(lab) = Lab::of_root() else { return };
+    let (one, two) = (Origin::start("one"), Origin::start("two"));
+    let daemon = of_nobody(&lab, &one);
+    let config = lab.path("conf.yaml");
+    let text = fs::read_to_string(&config).unwrap();
+    let text = text.replace(&one.address.to_string(), &two.address.to_string());
+    fs::write(&config, text).unwrap();
+    let finished = lab.run(&["reload", "-c", path_str(&config)]);
+    assert_eq!(finished.code, Some(0), "{finished:?}");
+    assert_eq!(daemon.get("/").unwrap().origin(), "two");
+    let status =
+        lab.finish(lab.command_as("nobody"), &["status", "--socket", "/run/load_balancer/control.sock"]);
+    assert!(status.code == Some(0) || !lab.runtime_directory().join("control.sock").exists(), "{status:?}");
+    let rotate = |name: &str| fs::rename(lab.path(name), lab.path(&format!("{name}.1"))).unwrap();
+    rotate("error.log");
+    rotate("access.log");
+    daemon.process.signal(Signal::SIGUSR1);
+    for name in ["error.log", "access.log"] {
+        daemon.logged(&[name, "reopened"]);
+        wait::until(LONG, "it is a new file", || lab.path(name).exists());
+        assert_eq!(owner(&lab.path(name)), nobody());
+    }
+}
+
+#[test]
+fn a_rotation_says_which_log_could_not_be_reopened() {
+    let Some(lab) = Lab::of_root() else { return };
+    let origin = Origin::start("one");
+    let daemon = of_nobody(&lab, &origin);
+    fs::rename(lab.path("access.log"), lab.path("access.log.1")).unwrap();
+    // The error log can be opened again, and no file can be created any more.
+    chmod(lab.directory(), 0o755);
+    daemon.process.signal(Signal::SIGUSR1);
+    daemon.logged(&["error_log: ", "error.log reopened"]);
+    daemon.logged(&["access.log not reopened", "Permission denied"]);
+    fs::rename(lab.path("error.log"), lab.path("error.log.1")).unwrap();
+    daemon.process.signal(Signal::SIGUSR1);
+    let log = || fs::read_to_string(lab.path("error.log.1")).unwrap();
+    wait::until(LONG, "the error log says so", || {
+        log().contains("error_log not reopened, the old file is kept")
+    });
+    let said = log();
+    assert!(!said.contains("log files reopened") && said.contains("may not create files in it"), "{said}");
+}
+
+#[test]
+fn daemons_of_two_users_do_not_share_a_runtime_directory() {
+    let Some(lab) = Lab::of_root() else { return };
+    let origin = Origin::start("one");
+    let first = of_nobody(&lab, &origin);
+    let other = Lab::new();
+    let text = fs::read_to_string(lab.path("conf.yaml")).unwrap();
+    let text = text.replace("user: nobody", "user: www-data").replace("error.log", "other.log");
+    let text = text.replace(&lab.listener.to_string(), &other.listener.to_string());
+    let text = text.replace(&lab.metrics.to_string(), &other.metrics.to_string());
+    let second = lab.write("second.yaml", &text.replace("access.log", "other-access.log"));
+    for arguments in [&["-t"][..], &["-d"]] {
+        let finished = lab.run(&[arguments, &["-c", path_str(&second)]].concat());
+        assert!(matches!(finished.code, Some(1 | 2)), "{arguments:?}: {finished:?}");
+        for said in
+            ["the user `nobody` runs there", "`pid_file`, `upgrade_sock` and `control: {socket: PATH}`"]
+        {
+            assert!(finished.stderr.contains(said), "{said}: {finished:?}");
+        }
+    }
+    let runtime = lab.runtime_directory();
+    assert_eq!(owner(&runtime), nobody(), "the first daemon still has it");
+    assert_eq!(first.get("/").unwrap().status, 200);
+    first.process.signal(Signal::SIGKILL);
+    first.process.wait_gone(LONG);
+    let finished = lab.run(&["-d", "-c", path_str(&second)]);
+    assert_eq!(finished.code, Some(0), "what a stopped daemon has left is taken over: {finished:?}");
+    assert_ne!(owner(&runtime), nobody());
+    assert_eq!(tests::get(other.listener, "/").unwrap().status, 200);
+}
+
+// === why an upgrade fails ===
+
+#[test]
+fn an_upgrade_in_the_foreground_says_why_it_fails() {
+    let (lab, origin) = (Lab::new(), Origin::start("one"));
+    let daemon = lab.start(&pool(&[&origin], ""));
+    let config = lab.config(&pool(&[&origin], "polcy: maglev"));
+    let finished = lab.run(&["upgrade", "-c", path_str(&config)]);
+    assert_eq!(finished.code, Some(1), "{finished:?}");
+    assert!(finished.stderr.contains("unknown key `polcy`"), "{finished:?}");
+    daemon.logged(&["upgrade failed", "exit code 2", "unknown key `polcy`"]);
+    let taken = TcpListener::bind(tests::ports::free()).unwrap();
+    let another = taken.local_addr().unwrap();
+    let listeners = format!("listeners: [{{address: \"{}\"}}, {{address: \"{another}\"}}]\n", lab.listener);
+    lab.config_with(&listeners, &pool(&[&origin], ""));
+    let finished = lab.run(&["upgrade", "-c", path_str(&config)]);
+    assert!(finished.stderr.contains(&format!("cannot listen on {another}")), "{finished:?}");
+    assert_eq!(daemon.get("/").unwrap().status, 200);
+}
+
+#[test]
+fn an_upgrade_finds_the_old_process_although_the_file_names_another_socket() {
+    let (lab, origin) = (Lab::new(), Origin::start("one"));
+    let old = lab.daemonize(&pool(&[&origin], ""));
+    let config = lab.path("conf.yaml");
+    let text = fs::read_to_string(&config).unwrap();
+    fs::write(&config, text.replace("upgrade.sock", "moved.sock")).unwrap();
+    let finished = lab.run(&["upgrade", "-c", path_str(&config)]);
+    assert_eq!(finished.code, Some(0), "{finished:?}\n{}", lab.error_log());
+    let new = lab.successor(old.process);
+    old.process.wait_gone(LONG);
+    assert_eq!(new.get("/").unwrap().status, 200);
+}
