@@ -170,7 +170,7 @@ pub enum Ask {
     LogLevel {
         #[command(flatten)]
         to: Daemon,
-        /// As RUST_LOG is written: `debug`, or `info,health_service=debug`
+        /// A level (off, error, warn, info, debug, trace), levels of single modules, or both: `info,health_service=debug`
         filter: Option<String>,
     },
     /// Print the names of the pools, or of the backends of a pool: for completion

@@ -41,6 +41,10 @@ struct Config {
     since: String,
     #[serde(default)]
     runtime_changes: Vec<String>,
+    #[serde(default)]
+    log_level: Option<String>,
+    #[serde(default)]
+    log_level_source: String,
 }
 
 #[derive(Debug, Deserialize)]
@@ -145,6 +149,9 @@ impl Status {
             config.file.as_ref().map(|file| format!(" of {file}")).unwrap_or_default(),
             clock(&config.since),
         )?;
+        if let Some(level) = &config.log_level {
+            writeln!(text, "log level {level} ({})", level_source(&config.log_level_source))?;
+        }
         write_problems(problems.as_deref(), text, now)?;
         if !config.runtime_changes.is_empty() {
             writeln!(text, "\nchanged at run time, not in the file:")?;
@@ -168,6 +175,15 @@ impl Status {
             )?;
         }
         pools.iter().try_for_each(|pool| pool.write(text, now))
+    }
+}
+
+/// Where the log level comes from, for people.
+fn level_source(source: &str) -> &str {
+    match source {
+        "operator" => "set at run time",
+        "file" => "from the file",
+        other => other,
     }
 }
 

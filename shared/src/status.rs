@@ -170,7 +170,7 @@ impl StatusSource {
             not_ready,
             started: rfc3339(self.started),
             uptime_seconds: at.since(self.started).as_secs(),
-            config: shown.document(self.verbosity.changed().as_deref()),
+            config: shown.document(self.verbosity.in_effect()),
             listeners: listeners(&plan),
             pools,
         };

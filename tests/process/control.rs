@@ -212,7 +212,7 @@ fn orders_that_make_no_sense_are_refused_with_the_remedy() {
     assert!(refused(&lab, &["add", "web", "0.0.0.0:80"]).contains("name the address of one machine"));
     assert!(refused(&lab, &["add", "web", "127.0.0.1:0"]).contains("the port must be given"));
     assert!(refused(&lab, &["add", "web", "[::ffff:127.0.0.1]:80"]).contains("write 127.0.0.1:80"));
-    assert!(refused(&lab, &["log-level", "a=loud"]).contains("loud"));
+    assert!(refused(&lab, &["log-level", "shared=loud"]).contains("loud"));
     assert_eq!(names(&daemon, 3), counted(&[("one", 3)]));
     let nobody = lab.run(&["drain", "web", &address, "--socket", "/nowhere/control.sock"]);
     assert_eq!(nobody.code, Some(1), "{nobody:?}");

@@ -26,6 +26,7 @@ const TESTED: &[(&str, &str)] = &[
     ("listeners.*.address", "routing::several_listeners_on_tcp_and_unix_sockets_have_routes_of_their_own"),
     ("listeners.*.address", "forms::listeners_are_addresses_alone"),
     ("listeners.*.name", "routing::several_listeners_on_tcp_and_unix_sockets_have_routes_of_their_own"),
+    ("log_level", "logs::the_key_is_in_effect_until_a_reload_an_operator_or_the_environment_says_otherwise"),
     ("metrics.address", "metrics::endpoints_answer_as_documented_and_anything_else_is_404_or_405"),
     (
         "pid_file",

@@ -16,6 +16,7 @@ mod health;
 mod instances;
 mod keys;
 mod limits;
+mod logs;
 mod metrics;
 mod nginx;
 mod paths;

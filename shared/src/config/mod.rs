@@ -37,6 +37,7 @@ use problem::{Id, Problem};
 use crate::process::files::reason;
 
 pub use context::{Account, Context, Denied, Files, RealFiles, Wish, loopback, runtime_directory};
+pub(crate) use decode::did_you_mean;
 pub use env::Lookup;
 pub use keys::keys;
 pub use plan::{ConnectOffload, ControlPlan, Plan, ReloadPlan, RollbackPlan, ServerPlan, ShutdownPlan};

@@ -22,6 +22,7 @@ use metrics_service::config::RequiredPools;
 use super::context::Context;
 use super::document::Node;
 use super::sections::{Config, ReloadConfig, RollbackConfig, ShutdownConfig};
+use crate::process::logging::LogFilter;
 use crate::process::runtime::RuntimeFiles;
 
 /// Where the one listener listens when none is configured.
@@ -34,6 +35,8 @@ pub struct Plan {
     pub server: ServerPlan,
     /// How the process ends.
     pub shutdown: ShutdownPlan,
+    /// What is logged, unless the environment or an operator says otherwise.
+    pub log_level: Option<LogFilter>,
     /// Where clients connect; at least one.
     pub listeners: Listeners,
     /// Indexed by [`PoolId`], in the order of their names; at least one.
@@ -204,6 +207,7 @@ pub(crate) fn plan(
     Plan {
         server: server(config, context),
         shutdown: shutdown(&config.shutdown),
+        log_level: config.log_level.as_ref().map(|level| level.get().clone()),
         listeners: Listeners::new(config.listeners.iter().flatten().map(listener)),
         pools: config
             .pools

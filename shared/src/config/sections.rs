@@ -14,6 +14,8 @@ use metrics_service::config::{MetricsConfig, ReadinessConfig};
 use schemars::{JsonSchema, Schema, json_schema};
 use serde::{Deserialize, Deserializer, Serialize};
 
+use crate::process::logging::LogFilter;
+
 /// A configuration file of the load balancer.
 ///
 /// Only `pools` must be given. Durations are written `250ms`, `5s`, `1m` or `1h`; `${NAME}` and `${NAME:-default}`
@@ -39,6 +41,10 @@ pub struct Config {
     /// Where a daemon writes its log; default: the standard error.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error_log: Option<Text<AbsolutePath>>,
+    /// What is logged: off (or none), error, warn, info, debug or trace; also for single modules, as in
+    /// `info,health_service=debug`. The environment variable `RUST_LOG` wins over it; default: info.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log_level: Option<Text<LogFilter>>,
     /// Where a new process takes the sockets over; default: `upgrade.sock` in the runtime directory, named as that of `pid_file`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub upgrade_sock: Option<Text<SocketPath>>,

@@ -98,7 +98,7 @@ pub trait Operations: Send + Sync {
     /// What lets a request ask, by the header `X-Lb-Explain`, how it is served.
     fn explain_token(&self) -> String;
 
-    /// Sets what is logged, if there is a filter, and tells the filter that is in effect.
+    /// Sets what is logged, if there is a filter; returns the filter that is in effect.
     ///
     /// # Errors
     /// What is wrong with the filter, or that the process is ending.

@@ -167,7 +167,7 @@ pub fn serve(plan: &Plan, how: Start<'_>, extra: Box<Extra<'_>>) -> Result<u8, S
     };
     // Before any file is created that would belong to the wrong user.
     let identity = Identity::required(plan.server.user.as_deref(), plan.server.group.as_deref())?;
-    let (error_log, verbosity) = logging::init(plan.server.error_log.as_deref())?;
+    let (error_log, verbosity) = logging::init(plan.server.error_log.as_deref(), plan.log_level.as_ref())?;
     let error_log = error_log.map(Arc::new);
     let outset = Outset {
         announcer,

@@ -12,7 +12,7 @@ use crate::events::{About, Events, Kind};
 use crate::explain::{ExplainSource, Request};
 use crate::operator::{Operator, Order, Reload, Verdict};
 use crate::process::lifecycle::Upgrades;
-use crate::process::logging::Verbosity;
+use crate::process::logging::{LogFilter, Verbosity};
 use crate::status::StatusSource;
 
 /// Who does what.
@@ -95,10 +95,11 @@ impl Operations for Hands {
     async fn log_level(&self, filter: Option<&str>) -> Result<String, String> {
         if let Some(filter) = filter {
             let _turn = self.operator.turn().await?;
-            self.verbosity.set(filter)?;
+            let filter = LogFilter::parse(filter).map_err(|problem| problem.replace('\n', "; "))?;
             log::info!("operator: the log level is {filter}");
             self.events().note(Kind::Operator, About::default(), format!("the log level is {filter}"));
+            self.verbosity.order(Some(filter));
         }
-        Ok(self.verbosity.filter())
+        Ok(self.verbosity.in_effect().0.to_string())
     }
 }

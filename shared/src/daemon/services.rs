@@ -32,6 +32,7 @@ use crate::events::{self, Events};
 use crate::explain::{ExplainSource, Verdicts};
 use crate::operator::{self, Inherited, Operator, OperatorService, Provenance};
 use crate::process::lifecycle::{Timing, Timings};
+use crate::process::logging::Verbosity;
 use crate::process::upgrade::Hold;
 use crate::status::StatusSource;
 
@@ -140,9 +141,10 @@ impl Services {
             runtime,
             times,
             events,
+            verbosity: held.verbosity.clone(),
             metrics: ConfigMetrics::register(&registry)?,
             supervisor: held.supervisor.clone(),
-            observer: follow(timings.clone(), readiness.clone()),
+            observer: follow(timings.clone(), readiness.clone(), held.verbosity.clone()),
         });
         let shared = (current.clone(), traffic.clone(), pools.clone());
         let process = (held.verbosity.clone(), readiness.clone(), purpose.clone());
@@ -177,11 +179,12 @@ fn timing(plan: &Plan) -> Timing {
     Timing { delay: plan.shutdown.delay, drain: plan.shutdown.drain }
 }
 
-/// Keeps the timings and the pools that readiness requires as the plan in effect has them.
-fn follow(timings: Timings, readiness: Readiness) -> Box<dyn Fn(&Plan) + Send + Sync> {
+/// Keeps the timings, the pools that readiness requires and the log level as the plan in effect has them.
+fn follow(timings: Timings, readiness: Readiness, verbosity: Verbosity) -> Box<dyn Fn(&Plan) + Send + Sync> {
     Box::new(move |plan| {
         timings.set(timing(plan));
         readiness.require(plan.readiness);
+        verbosity.set_file(plan.log_level.clone());
     })
 }
 

@@ -18,6 +18,7 @@ use super::watch::{Print, Watch};
 use super::{Command, ENDING, Parts, TurnLock};
 use crate::config::{self, Plan, Problems};
 use crate::events::{About, Kind};
+use crate::process::logging::LogFilter;
 
 /// Who makes the changes, and what is known to him alone.
 pub(super) struct Changer {
@@ -170,19 +171,35 @@ impl Changer {
         self.refuse_while_ending()?;
         let file = self.reloadable().map_err(Refusal::Other)?;
         let plan = file.load().map_err(Refusal::File)?.plan;
+        let level = plan.log_level.clone();
         let before = &self.wanted.runtime;
         let (runtime, lost) = match reload.keep_runtime {
             true => before.rebased(&plan),
             false => (Runtime::default(), before.lines()),
         };
         let lost = lost.into_iter().map(|line| format!("! no longer, since the file is read again: {line}"));
-        let lost: Vec<_> = lost.collect();
+        let mut lost: Vec<_> = lost.collect();
         let before = self.wanted.clone();
         let lines = self.apply(Wanted { file: plan, runtime }, reload.dry_run).await?;
+        lost.extend(self.level_of(&before.file, level.as_ref(), reload));
         if !reload.dry_run && !lines.is_empty() {
             self.begin_trial(before);
         }
         Ok((lines, lost))
+    }
+
+    /// The log level that an operator has set lasts until a file is read that has one. Says what becomes of both.
+    fn level_of(&self, before: &Plan, level: Option<&LogFilter>, reload: Reload) -> Option<String> {
+        let verbosity = &self.parts.verbosity;
+        let level = level?;
+        if let Some(ordered) = verbosity.ordered().filter(|_| !reload.keep_runtime) {
+            if !reload.dry_run {
+                verbosity.order(None);
+            }
+            return Some(format!("! no longer, since the file is read again: the log level is {ordered}"));
+        }
+        let variable = verbosity.by_variable().filter(|_| before.log_level.as_ref() != Some(level))?;
+        Some(format!("! log_level has no effect: RUST_LOG is set to `{variable}`, which wins"))
     }
 
     fn reloaded(&mut self, mut lines: Vec<String>, lost: Vec<String>) -> Verdict {

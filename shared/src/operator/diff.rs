@@ -11,6 +11,7 @@ use lb_service::route::{AnyOf, PathPattern, Route};
 use metrics_service::config::RequiredPools;
 
 use crate::config::{ControlPlan, Plan, ReloadPlan, ServerPlan, ShutdownPlan};
+use crate::process::logging::LogFilter;
 
 /// The difference between two plans.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -37,6 +38,7 @@ impl Diff {
         let Plan {
             server,
             shutdown,
+            log_level,
             listeners,
             pools,
             routes: _,
@@ -57,6 +59,7 @@ impl Diff {
         diff.changed("trusted_proxies", trusted_proxies != &new.trusted_proxies);
         diff.readiness(*readiness, new.readiness);
         diff.shutdown(*shutdown, new.shutdown);
+        diff.log_level(log_level.as_ref(), new.log_level.as_ref());
         diff.reload(*reload, new.reload);
         diff
     }
@@ -133,6 +136,16 @@ impl Diff {
         }
         if drain != new.drain {
             self.lines.push(format!("shutdown.drain {drain:?} -> {:?}", new.drain));
+        }
+    }
+
+    fn log_level(&mut self, old: Option<&LogFilter>, new: Option<&LogFilter>) {
+        let level = |level: Option<&LogFilter>| match level {
+            Some(level) => level.to_string(),
+            None => format!("{} (the default)", LogFilter::default()),
+        };
+        if old != new {
+            self.lines.push(format!("log_level {} -> {}", level(old), level(new)));
         }
     }
 

@@ -41,7 +41,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::config::Plan;
 use crate::daemon::Running;
 use crate::events::{Event, Events};
-use crate::process::logging::Verbosity;
+use crate::process::logging::{LogFilter, Verbosity};
 use crate::process::systemd::Supervisor;
 use crate::process::upgrade::Hold;
 use changer::Changer;
@@ -83,6 +83,8 @@ pub struct Parts {
     pub times: Times,
     /// Where changes are told.
     pub events: Events,
+    /// What is logged, by the file or by an operator.
+    pub verbosity: Verbosity,
     /// Where reloads are counted.
     pub metrics: ConfigMetrics,
     /// Told when a reload begins and ends.
@@ -175,7 +177,7 @@ impl Operator {
         let hold = self.turn.clone().lock_owned().await;
         let heritage = Heritage {
             backends: self.shown.load().portable(),
-            log_level: verbosity.changed(),
+            log_level: verbosity.ordered().map(|level| level.to_string()),
             ready: ready(),
             events: self.events.after(self.events.process(), 0).iter().map(|event| json!(event)).collect(),
         };
@@ -245,8 +247,9 @@ pub fn inherited(plan: &Plan, verbosity: &Verbosity, heritage: &str) -> Inherite
         Heritage::default()
     });
     let Heritage { backends, log_level, ready, events } = heritage;
-    if let Some(Err(problem)) = log_level.map(|level| verbosity.set(&level)) {
-        log::error!("upgrade: the log level is as at the start: {problem}");
+    match log_level.map(|level| LogFilter::parse(&level)).transpose() {
+        Ok(level) => verbosity.order(level),
+        Err(problem) => log::error!("upgrade: the log level that an operator has set is lost: {problem}"),
     }
     let (runtime, times) = Runtime::from_portable(backends);
     let (kept, lost) = runtime.rebased(plan);

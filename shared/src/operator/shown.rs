@@ -7,6 +7,7 @@ use std::time::SystemTime;
 use serde::Serialize;
 
 use super::runtime::{Changed, Portable, Runtime, Times};
+use crate::process::logging::{LevelSource, LogFilter};
 use crate::time::rfc3339;
 
 /// What is in effect. A new value takes the place of this one with each change.
@@ -46,6 +47,8 @@ pub struct Document<'a> {
     since: String,
     last_reload: Option<&'a LastReload>,
     runtime_changes: Vec<String>,
+    log_level: String,
+    log_level_source: &'static str,
 }
 
 // === impl Shown ===
@@ -96,15 +99,17 @@ impl Shown {
         self.changed.get(&(pool.to_owned(), backend)).copied()
     }
 
-    /// The part of the status, with the log level if operators have changed that.
-    pub fn document(&self, log_level: Option<&str>) -> Document<'_> {
-        let level = log_level.map(|level| format!("the log level is {level}"));
+    /// The part of the status, with what is logged and where that comes from.
+    pub fn document(&self, (level, source): (LogFilter, LevelSource)) -> Document<'_> {
+        let ordered = (source == LevelSource::Operator).then(|| format!("the log level is {level}"));
         Document {
             generation: self.generation,
             file: self.file.as_ref().map(|path| path.display().to_string()),
             since: rfc3339(self.since),
             last_reload: self.last_reload.as_ref(),
-            runtime_changes: self.runtime.lines().into_iter().chain(level).collect(),
+            runtime_changes: self.runtime.lines().into_iter().chain(ordered).collect(),
+            log_level: level.to_string(),
+            log_level_source: source.as_str(),
         }
     }
 

@@ -1,0 +1,486 @@
+//! What is logged: levels, for everything and for single modules, as they are written in `RUST_LOG`.
+//!
+//! ```text
+//! info,health_service=debug,pingora_core::server=trace/10.0.0.1
+//! ^    ^                                              ^ only lines that match this regular expression
+//! |    a module, with all modules below it
+//! the general level
+//! ```
+//!
+//! `env_filter` takes a word that is no level for a module, so that `warning` would log nothing but the module `warning`. A
+//! [`LogFilter`] has known levels and known modules only. What it does not name is logged at the [`DEFAULT_LEVEL`].
+
+use std::fmt;
+
+use lb_service::config::FromText;
+use log::LevelFilter;
+use schemars::{Schema, json_schema};
+
+use crate::config::did_you_mean;
+
+/// What is logged of everything that a filter does not name.
+const DEFAULT_LEVEL: LevelFilter = LevelFilter::Info;
+
+/// Pingora's crates are quieter than the rest: its load balancer reports each health change, which our prober does with the
+/// reason, and its proxy reports each request that a client breaks off, so that clients could fill the log.
+const QUIET: [(&str, LevelFilter); 3] = [
+    ("pingora", LevelFilter::Warn),
+    ("pingora_load_balancing", LevelFilter::Off),
+    ("pingora_proxy", LevelFilter::Off),
+];
+
+const LEVELS: &str = "off, error, warn, info, debug, trace";
+
+/// Words of other programs for a level.
+const OTHER_WORDS: [(&str, &str); 17] = [
+    ("warning", "warn"),
+    ("notice", "info"),
+    ("information", "info"),
+    ("informational", "info"),
+    ("normal", "info"),
+    ("err", "error"),
+    ("crit", "error"),
+    ("critical", "error"),
+    ("alert", "error"),
+    ("emerg", "error"),
+    ("fatal", "error"),
+    ("panic", "error"),
+    ("verbose", "debug"),
+    ("all", "trace"),
+    ("silent", "off"),
+    ("quiet", "off"),
+    ("false", "off"),
+];
+
+/// Our modules that log, by the path that their lines begin with.
+const OURS: [&str; 25] = [
+    "health_service::backend",
+    "lb_service::access_log::writer",
+    "lb_service::pool",
+    "lb_service::pool::attempt",
+    "lb_service::proxy",
+    "metrics_service::endpoints",
+    "metrics_service::process",
+    "shared::control::before",
+    "shared::control::server",
+    "shared::daemon",
+    "shared::daemon::announce",
+    "shared::daemon::operations",
+    "shared::demo::origin",
+    "shared::demo::show",
+    "shared::operator",
+    "shared::operator::changer",
+    "shared::process::background",
+    "shared::process::lifecycle",
+    "shared::process::limits",
+    "shared::process::logging",
+    "shared::process::pid_file",
+    "shared::process::sockets",
+    "shared::process::successor",
+    "shared::process::systemd",
+    "shared::process::upgrade",
+];
+
+/// The crates of others that log. `pingora` stands for all of Pingora's. The HTTP/2 library and the runtime are not among
+/// them: they give their messages to `tracing`, which nothing here reads.
+const OTHERS: [&str; 10] = [
+    "pingora",
+    "pingora_cache",
+    "pingora_core",
+    "pingora_load_balancing",
+    "pingora_lru",
+    "pingora_pool",
+    "pingora_proxy",
+    "pingora_runtime",
+    "pingora_rustls",
+    "rustls",
+];
+
+/// What is logged.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogFilter {
+    written: String,
+    /// As `env_filter` reads it, complete.
+    complete: String,
+}
+
+/// The parts of a filter.
+#[derive(Debug, Default)]
+struct Parts<'a> {
+    general: Option<LevelFilter>,
+    modules: Vec<(&'a str, LevelFilter)>,
+    /// A regular expression.
+    pattern: Option<&'a str>,
+}
+
+/// One word of a filter.
+enum Part<'a> {
+    General(LevelFilter),
+    Module(&'a str, LevelFilter),
+}
+
+// === impl LogFilter ===
+
+impl LogFilter {
+    /// Reads a filter. Unless it asks for `debug` or `trace`, Pingora's crates stay quieter than the general level.
+    ///
+    /// # Errors
+    /// What is wrong with it; a second line says what to write instead.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let parts = words(text).map(Part::parse).collect::<Result<Vec<_>, _>>()?;
+        if parts.is_empty() {
+            return Err(format!(
+                "the filter is empty\nwrite a level ({LEVELS}), or `info,health_service=debug`"
+            ));
+        }
+        let parts = Parts::of(parts, pattern(text)?);
+        let quiet = parts.general.is_none_or(|level| level <= DEFAULT_LEVEL);
+        Self::checked(text, parts.complete(quiet))
+    }
+
+    /// Reads the variable `RUST_LOG`, which shells export for other programs too: what is wrong in it is left out and returned as
+    /// warnings. `None` if nothing is left. A general level is meant for Pingora's crates as well, as in any program.
+    pub fn of_variable(text: &str) -> (Option<Self>, Vec<String>) {
+        let (mut parts, mut warnings) = (Vec::new(), Vec::new());
+        for word in words(text) {
+            match Part::parse(word) {
+                Ok(part) => parts.push(part),
+                Err(problem) => warnings.push(problem.replace('\n', "; ")),
+            }
+        }
+        if parts.is_empty() {
+            return (None, warnings);
+        }
+        let pattern = pattern(text).unwrap_or_else(|problem| {
+            warnings.push(problem.replace('\n', "; "));
+            None
+        });
+        let parts = Parts::of(parts, pattern);
+        let quiet = parts.general.is_none();
+        match Self::checked(text, parts.complete(quiet)) {
+            Ok(filter) => (Some(filter), warnings),
+            Err(problem) => (None, [warnings, vec![problem.replace('\n', "; ")]].concat()),
+        }
+    }
+
+    /// `complete` may still have a regular expression that is none.
+    fn checked(written: &str, complete: String) -> Result<Self, String> {
+        env_filter::Builder::new().try_parse(&complete).map_err(|error| error.to_string())?;
+        Ok(Self { written: written.trim().to_owned(), complete })
+    }
+
+    /// As it was written.
+    pub fn as_str(&self) -> &str {
+        &self.written
+    }
+
+    /// As `env_filter` reads it, with everything that the filter does not name.
+    pub(super) fn complete(&self) -> &str {
+        &self.complete
+    }
+}
+
+impl Default for LogFilter {
+    fn default() -> Self {
+        Self::parse("info").expect("a level is a filter")
+    }
+}
+
+impl fmt::Display for LogFilter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.written)
+    }
+}
+
+impl FromText for LogFilter {
+    const EXPECTED: &'static str =
+        "a log level such as info, or levels of modules such as info,health_service=debug";
+    const READS_NUMBERS: bool = true;
+
+    fn from_text(text: &str) -> Result<Self, String> {
+        Self::parse(text)
+    }
+
+    fn schema() -> Schema {
+        json_schema!({"type": "string", "minLength": 1})
+    }
+}
+
+// === the parts of a text ===
+
+fn words(text: &str) -> impl Iterator<Item = &str> {
+    let modules = text.split_once('/').map_or(text, |(modules, _)| modules);
+    modules.split(',').map(str::trim).filter(|word| !word.is_empty())
+}
+
+fn pattern(text: &str) -> Result<Option<&str>, String> {
+    match text.split_once('/') {
+        Some((_, pattern)) if pattern.contains('/') => {
+            Err("a filter has one regular expression, after its only `/`\nwrite `info/10\\.0\\.0\\.1`"
+                .to_owned())
+        }
+        Some((_, pattern)) => Ok(Some(pattern)),
+        None => Ok(None),
+    }
+}
+
+impl<'a> Part<'a> {
+    fn parse(word: &'a str) -> Result<Self, String> {
+        match word.split_once('=') {
+            Some((name, level)) => Ok(Self::Module(module(name.trim())?, level_of(level.trim())?)),
+            None => match known_level(word) {
+                Some(level) => Ok(Self::General(level)),
+                None if is_known(word) => Ok(Self::Module(word, LevelFilter::Trace)),
+                None => Err(neither(word)),
+            },
+        }
+    }
+}
+
+impl<'a> Parts<'a> {
+    fn of(parts: Vec<Part<'a>>, pattern: Option<&'a str>) -> Self {
+        let mut all = Self { pattern, ..Self::default() };
+        for part in parts {
+            match part {
+                Part::General(level) => all.general = Some(level),
+                Part::Module(name, level) => all.modules.push((name, level)),
+            }
+        }
+        all
+    }
+
+    /// With the levels of everything that is not named; `quiet`: also of Pingora's crates.
+    fn complete(&self, quiet: bool) -> String {
+        let general = self.general.unwrap_or(DEFAULT_LEVEL);
+        let is_named = |quiet: &str| self.modules.iter().any(|(name, _)| quiet.starts_with(name));
+        let quiet = QUIET.iter().filter(|(name, _)| quiet && !is_named(name));
+        let quiet = quiet.map(|(name, level)| (*name, general.min(*level)));
+        let modules = quiet.chain(self.modules.iter().copied());
+        let modules: String = modules.map(|(name, level)| format!(",{name}={level}")).collect();
+        let pattern = self.pattern.map(|pattern| format!("/{pattern}")).unwrap_or_default();
+        format!("{general}{modules}{pattern}")
+    }
+}
+
+// === levels ===
+
+fn known_level(word: &str) -> Option<LevelFilter> {
+    // Where a YAML 1.1 tool writes the file, `off` would become a boolean.
+    if word.eq_ignore_ascii_case("none") { Some(LevelFilter::Off) } else { word.parse().ok() }
+}
+
+fn level_of(word: &str) -> Result<LevelFilter, String> {
+    known_level(word).ok_or_else(|| format!("there is no log level `{word}`\n{}", levels(meant_level(word))))
+}
+
+fn meant_level(word: &str) -> Option<&'static str> {
+    let word = word.to_ascii_lowercase();
+    let other = OTHER_WORDS.iter().find(|(other, _)| *other == word).map(|(_, level)| *level);
+    other.or_else(|| did_you_mean(&word, LEVELS.split(", ")))
+}
+
+fn levels(meant: Option<&str>) -> String {
+    let meant = meant.map(|meant| format!("did you mean `{meant}`? ")).unwrap_or_default();
+    format!("{meant}the levels are {LEVELS}")
+}
+
+// === modules ===
+
+/// Whether lines come from it, or from a module below it. What modules the crates of others have is their affair.
+fn is_known(name: &str) -> bool {
+    let is_within = |path: &str, name: &str| {
+        path.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
+    };
+    OURS.iter().any(|ours| is_within(ours, name)) || OTHERS.iter().any(|other| is_within(name, other))
+}
+
+fn module(name: &str) -> Result<&str, String> {
+    if is_known(name) {
+        return Ok(name);
+    }
+    Err(format!("no module `{name}` logs anything\n{}", meant_module(name).unwrap_or_else(modules)))
+}
+
+/// Our modules that log, the crates and modules that these are in, and the crates of others.
+fn known_names() -> impl Iterator<Item = &'static str> {
+    let above = |path: &'static str| path.match_indices("::").map(move |(at, _)| &path[..at]);
+    OURS.iter().flat_map(move |path| above(path).chain([*path])).chain(OTHERS)
+}
+
+fn modules() -> String {
+    let mut crates: Vec<_> = OURS.iter().filter_map(|path| path.split("::").next()).collect();
+    crates.dedup();
+    format!(
+        "the modules are {}, {}, and those in them, such as `lb_service::pool`",
+        crates.join(", "),
+        OTHERS.join(", ")
+    )
+}
+
+fn meant_module(name: &str) -> Option<String> {
+    did_you_mean(name, known_names()).map(|meant| format!("did you mean `{meant}`?"))
+}
+
+fn neither(word: &str) -> String {
+    let hint = match (meant_level(word), meant_module(word)) {
+        (Some(level), _) => levels(Some(level)),
+        (None, Some(module)) => module,
+        (None, None) if word.starts_with(|first: char| first.is_ascii_digit()) => levels(None),
+        (None, None) => format!("{}; {}", levels(None), modules()),
+    };
+    format!("`{word}` is neither a log level nor a module that logs\n{hint}")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::fs;
+    use std::path::Path;
+
+    use log::{Level, Metadata};
+
+    use super::*;
+
+    fn shows(filter: &LogFilter, target: &str, level: Level) -> bool {
+        let filter = env_filter::Builder::new().parse(filter.complete()).build();
+        filter.enabled(&Metadata::builder().target(target).level(level).build())
+    }
+
+    fn parse(text: &str) -> LogFilter {
+        LogFilter::parse(text).unwrap()
+    }
+
+    fn refusal(text: &str) -> String {
+        LogFilter::parse(text).unwrap_err()
+    }
+
+    #[test]
+    fn the_default_quietens_pingora_only() {
+        for filter in [LogFilter::default(), parse("INFO")] {
+            assert!(shows(&filter, "lb_service::proxy", Level::Info));
+            assert!(!shows(&filter, "lb_service::proxy", Level::Debug));
+            assert!(!shows(&filter, "pingora_core::server", Level::Info));
+            assert!(shows(&filter, "pingora_core::server", Level::Warn));
+            assert!(!shows(&filter, "pingora_load_balancing", Level::Error));
+        }
+    }
+
+    #[test]
+    fn a_lower_level_shows_no_more_than_the_default_and_debug_shows_everything() {
+        assert!(!shows(&parse("error"), "pingora_core", Level::Warn));
+        assert!(!shows(&parse("warn"), "pingora_proxy", Level::Error));
+        assert!(shows(&parse("debug"), "pingora_proxy", Level::Debug));
+        assert!(!shows(&parse("none"), "lb_service", Level::Error));
+    }
+
+    #[test]
+    fn what_a_filter_does_not_name_is_logged_as_by_default() {
+        let filter = parse("health_service=debug");
+        assert!(shows(&filter, "health_service::backend", Level::Debug));
+        assert!(
+            shows(&filter, "lb_service::proxy", Level::Info) && !shows(&filter, "pingora_core", Level::Info)
+        );
+        assert!(!shows(&parse("off,health_service=debug"), "lb_service::proxy", Level::Error));
+    }
+
+    #[test]
+    fn pingoras_crates_are_as_loud_as_they_are_asked_to_be() {
+        let filter = parse("info,pingora=info");
+        assert!(shows(&filter, "pingora_core", Level::Info) && shows(&filter, "pingora_proxy", Level::Info));
+        let filter = parse("info,pingora_core::server=debug");
+        assert!(
+            shows(&filter, "pingora_core::server", Level::Debug)
+                && !shows(&filter, "pingora_proxy", Level::Error)
+        );
+    }
+
+    #[test]
+    fn unknown_levels_are_refused_with_the_one_that_was_meant() {
+        for (word, meant) in [("warning", "warn"), ("notice", "info"), ("verbose", "debug"), ("inof", "info")]
+        {
+            let (alone, of_module) = (refusal(word), refusal(&format!("lb_service={word}")));
+            for problem in [alone, of_module] {
+                assert!(problem.contains(&format!("did you mean `{meant}`?")), "{problem}");
+                assert!(problem.contains(word) && problem.contains(LEVELS), "{problem}");
+            }
+        }
+        assert!(refusal("3").contains(LEVELS));
+        assert!(refusal("lb_service=").contains(LEVELS) && refusal("a=b=c").contains("no module `a`"));
+    }
+
+    #[test]
+    fn unknown_modules_are_refused_with_the_one_that_was_meant_or_with_all() {
+        assert!(refusal("helth_service=debug").contains("did you mean `health_service`?"));
+        assert!(
+            refusal("health_service::backends=debug").contains("did you mean `health_service::backend`?")
+        );
+        let problem = refusal("sqlx=debug");
+        assert!(problem.contains("lb_service, metrics_service, shared, pingora,"), "{problem}");
+        assert!(refusal("h2=debug").contains("no module `h2`"), "its messages reach nobody");
+    }
+
+    #[test]
+    fn an_empty_filter_and_a_wrong_expression_are_refused() {
+        for nonsense in ["", "  ", ",", "info/a/b", "info/("] {
+            assert!(LogFilter::parse(nonsense).is_err(), "{nonsense}");
+        }
+        assert!(LogFilter::parse("info/10\\.0").is_ok());
+    }
+
+    #[test]
+    fn the_variable_never_switches_the_log_off_by_what_is_wrong_in_it() {
+        let (filter, warnings) = LogFilter::of_variable("warning");
+        assert_eq!(filter, None);
+        assert!(warnings[0].contains("did you mean `warn`?"), "{warnings:?}");
+        assert_eq!(LogFilter::of_variable("my_app=debug,sqlx=warn").0, None);
+        let (filter, warnings) = LogFilter::of_variable("my_app=debug,error");
+        assert!(!shows(&filter.unwrap(), "lb_service", Level::Warn) && warnings.len() == 1);
+        let (filter, warnings) = LogFilter::of_variable("rustls=debug");
+        assert!(shows(&filter.unwrap(), "lb_service", Level::Info) && warnings.is_empty());
+        assert_eq!(LogFilter::of_variable(" "), (None, Vec::new()));
+    }
+
+    #[test]
+    fn the_variable_means_pingoras_crates_too() {
+        let (filter, warnings) = LogFilter::of_variable("INFO");
+        assert!(shows(&filter.unwrap(), "pingora_core", Level::Info) && warnings.is_empty());
+    }
+
+    /// Of the source tree: a module that begins to log, or that is moved, has to be named here too.
+    #[test]
+    fn our_modules_that_log_are_those_of_the_list() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+        let mut found = BTreeSet::new();
+        for member in ["health-service", "lb-service", "metrics-service", "shared"] {
+            collect(&root.join(member).join("src"), &member.replace('-', "_"), &mut found);
+        }
+        assert_eq!(found, OURS.iter().map(|path| (*path).to_owned()).collect());
+    }
+
+    fn collect(directory: &Path, module: &str, found: &mut BTreeSet<String>) {
+        for entry in fs::read_dir(directory).unwrap() {
+            let path = entry.unwrap().path();
+            let stem = path.file_stem().unwrap().to_str().unwrap();
+            let name =
+                if ["mod", "lib"].contains(&stem) { module.to_owned() } else { format!("{module}::{stem}") };
+            if path.is_dir() {
+                collect(&path, &name, found);
+            } else if path.extension().is_some_and(|extension| extension == "rs") && logs(&path) {
+                found.insert(name);
+            }
+        }
+    }
+
+    fn logs(path: &Path) -> bool {
+        let text = fs::read_to_string(path).unwrap();
+        let code = text.split("#[cfg(test)]\nmod tests").next().unwrap();
+        let code: Vec<_> = code.lines().filter(|line| !line.trim_start().starts_with("//")).collect();
+        let calls = |line: &str| {
+            ["error", "warn", "info", "debug", "trace"].iter().any(|level| {
+                line.contains(&format!("log::{level}!("))
+                    || line.trim_start().starts_with(&format!("{level}!("))
+            })
+        };
+        code.iter().any(|line| calls(line))
+    }
+}
