@@ -44,7 +44,7 @@
 //!     │       └── Arc<LoadBalancer<Policy>>   who is there and ready; who is next      policy/
 //!     ├── explain                   where a request would go, and how one was served       explain.rs
 //!     ├── Traffic                   what is counted, and when a drain is over          traffic.rs, stats.rs, metrics.rs
-//!     └── AccessLog                 one line per request                               access_log/
+//!     └── AccessLog                 one line per request                               access_log/, lines.rs
 //! ```
 //!
 //! What decides is plain functions over values; the callbacks only call them.
@@ -57,6 +57,7 @@ pub mod failure;
 pub mod forwarded;
 pub mod frontend;
 pub mod hop_by_hop;
+pub mod lines;
 pub mod listener;
 pub mod metrics;
 mod patience;

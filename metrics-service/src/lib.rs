@@ -26,12 +26,14 @@ pub mod config;
 mod endpoints;
 mod exposition;
 mod info;
+mod logs;
 mod pools;
 mod process;
 mod readiness;
 
 pub use endpoints::{Endpoints, service};
 pub use info::{ConfigMetrics, Reload, build_info};
+pub use logs::LogCollector;
 pub use pools::{BackendState, BalancedPool, Member, PoolCollector, PoolView, Views};
 pub use process::ProcessCollector;
 pub use readiness::{Readiness, Report};

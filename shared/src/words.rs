@@ -5,6 +5,11 @@ pub fn count(number: u64, noun: &str) -> String {
     if number == 1 { format!("1 {noun}") } else { format!("{number} {noun}s") }
 }
 
+/// As [`count`], for the length of something.
+pub fn count_of(number: usize, noun: &str) -> String {
+    count(u64::try_from(number).unwrap_or(u64::MAX), noun)
+}
+
 /// How long something lasts, roughly: `12s`, `1m05s`, `2h03m`, `5d01h`.
 pub fn span(seconds: u64) -> String {
     match (seconds / 86_400, seconds / 3600, seconds / 60) {

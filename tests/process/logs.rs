@@ -1,8 +1,17 @@
 //! The daemon's own log: what is logged, and where that is said.
 
+use std::fs;
+use std::io::{PipeReader, PipeWriter, Read, Write};
+use std::process::Child;
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+
 use serde_json::Value;
 use tests::daemon::{Finished, path_str};
-use tests::{Lab, Origin};
+use tests::process::Process;
+use tests::wait::{self, LONG};
+use tests::{Lab, Origin, Signal};
 
 use crate::pool;
 
@@ -99,4 +108,130 @@ fn the_key_is_in_effect_until_a_reload_an_operator_or_the_environment_says_other
     let daemon = lab.start_with(&file("log_level: error"), &[("RUST_LOG", "info")]);
     assert_eq!(level(&daemon.status()), ("info", "RUST_LOG"));
     daemon.logged(&["WARN", "log_level has no effect", "RUST_LOG"]);
+}
+
+// ===== a log that nobody reads =====
+
+/// A daemon that writes to pipes which are full from the start.
+struct Unread {
+    child: Child,
+    lab: Lab,
+    stderr: PipeReader,
+    _stdout: PipeReader,
+    _origin: Origin,
+}
+
+/// A pipe without room.
+fn full_pipe() -> (PipeReader, PipeWriter) {
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    // What Linux gives a pipe.
+    writer.write_all(&[b'\n'; 65_536]).unwrap();
+    (reader, writer)
+}
+
+impl Unread {
+    fn spawn(level: &str) -> Self {
+        let (lab, origin) = (Lab::new(), Origin::start("one"));
+        let text = fs::read_to_string(lab.config(&pool(&[&origin], ""))).unwrap();
+        // Standard error is to be the log.
+        let lines = text.lines().filter(|line| !line.starts_with("error_log"));
+        let config = lab.write("conf.yaml", &lines.collect::<Vec<_>>().join("\n"));
+        let ((stderr, full), (stdout, also_full)) = (full_pipe(), full_pipe());
+        let mut command = lab.command();
+        command.args(["-c", path_str(&config)]).env("RUST_LOG", level).stderr(full).stdout(also_full);
+        let child = command.spawn().unwrap();
+        Self { child, lab, stderr, _stdout: stdout, _origin: origin }
+    }
+
+    fn get(&self, target: &str) -> u16 {
+        tests::client::get(self.lab.listener, target).map_or(0, |answer| answer.status)
+    }
+
+    fn read(&self, target: &str) -> String {
+        tests::client::get(self.lab.metrics, target).map(|answer| answer.text()).unwrap_or_default()
+    }
+
+    fn metric(&self, name: &str) -> f64 {
+        let text = self.read("/metrics");
+        let value = text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
+        value.unwrap_or(0.0)
+    }
+
+    /// Waits until it serves.
+    #[track_caller]
+    fn serves(&self) {
+        wait::until(LONG, "it serves", || self.get("/") == 200);
+    }
+
+    /// Sends requests until lines of the log have been dropped.
+    #[track_caller]
+    fn drops_lines(&self) {
+        wait::until(Duration::from_secs(60), "lines of the log are dropped", || {
+            assert!((0..100).all(|_| self.get("/") == 200), "a request has failed");
+            self.metric("lb_log_lines_dropped_total") > 0.0
+        });
+    }
+
+    /// Reads standard error from now on.
+    fn read_on(&self) -> Arc<Mutex<Vec<u8>>> {
+        let (text, mut reader) = (Arc::<Mutex<Vec<u8>>>::default(), self.stderr.try_clone().unwrap());
+        let read = text.clone();
+        thread::spawn(move || {
+            let mut buffer = [0; 65_536];
+            while let Ok(length @ 1..) = reader.read(&mut buffer) {
+                read.lock().unwrap().extend_from_slice(&buffer[..length]);
+            }
+        });
+        text
+    }
+
+    #[track_caller]
+    fn ends(&mut self) -> Option<i32> {
+        Process(self.child.id()).signal(Signal::SIGTERM);
+        wait::until_some(LONG, "it ends", || self.child.try_wait().unwrap()).code()
+    }
+}
+
+impl Drop for Unread {
+    fn drop(&mut self) {
+        // Both fail only when it has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn a_full_standard_error_and_output_block_neither_requests_nor_the_end() {
+    let mut unread = Unread::spawn("trace");
+    unread.serves();
+    unread.drops_lines();
+    assert_eq!(unread.ends(), Some(0));
+}
+
+#[test]
+fn dropped_lines_are_reported_once_standard_error_is_read_again_and_the_last_line_is_there() {
+    let mut unread = Unread::spawn("trace");
+    unread.serves();
+    unread.drops_lines();
+    let log = unread.read_on();
+    let has = |words: &str| String::from_utf8_lossy(&log.lock().unwrap()).contains(words);
+    wait::until(LONG, "the dropped lines are reported", || {
+        unread.get("/") == 200 && has("of the log dropped, because standard error did not take them")
+    });
+    assert_eq!(unread.ends(), Some(0));
+    wait::until(LONG, "the last line is read", || has("drained: no request is left"));
+}
+
+#[test]
+fn a_start_that_fails_ends_although_its_message_cannot_be_written() {
+    let first = Unread::spawn("info");
+    first.serves();
+    let (_reader, full) = full_pipe();
+    let mut command = first.lab.command();
+    let mut second =
+        command.args(["-c", path_str(&first.lab.path("conf.yaml"))]).stderr(full).spawn().unwrap();
+    let ended = wait::poll(LONG, || second.try_wait().unwrap());
+    // One that hangs must not stay.
+    let _ = second.kill();
+    assert_eq!(ended.expect("it ends").code(), Some(1));
 }

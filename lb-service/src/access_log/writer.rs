@@ -1,45 +1,20 @@
-//! The queue between requests and the file, and the thread that empties it.
+//! The way of a line into the access log: formatted by the request, written by the thread of [`lines`](crate::lines).
 //!
-//! ```text
-//! requests --try_send--> queue (bounded) --> writer thread --write(2)--> file or stdout
-//!                          | full: dropped, counted
-//! ```
-//!
-//! - A line is one element of the queue and only one thread writes, so lines never run into each other. The
-//!   file is opened for appending and a batch is one `write`, so this also holds for two processes during an
-//!   upgrade.
-//! - The thread waits [`GATHER`] between batches instead of being woken for each line; without traffic it
-//!   sleeps.
-//! - Reopening is a flag that the thread sees between two batches, so every line lands in the old or in the
-//!   new file.
+//! The file is opened for appending, so lines of two processes do not run into each other during an upgrade.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
-use std::sync::{Arc, OnceLock};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::{Format, Record, Settings, Target, format_json, format_text};
+use crate::lines::{Lines, LinesGuard, Pace, Sink};
 
-/// Lines that wait at most: a tenth of a second at 160,000 requests a second.
-const QUEUE: usize = 16_384;
-
-/// How long lines gather before they are written together.
-const GATHER: Duration = Duration::from_millis(10);
-
-/// A batch is written when it has this many bytes, even if the queue holds more.
-const BATCH_BYTES: usize = 1 << 20;
-
-/// How long the end of the process waits for a target that does not take the last lines.
-const FLUSH_DEADLINE: Duration = Duration::from_secs(2);
-
-/// A queue that stays full is told this often.
-const TELL_DROPPED: Duration = Duration::from_secs(1);
+/// A look at the queue every hundredth of a second costs less than a wake-up for each line; the end of the process waits for a
+/// target that does not take the last lines, but not for long.
+const PACE: Pace = Pace { gather: Duration::from_millis(10), farewell: Duration::from_secs(2) };
 
 /// Bytes reserved for a line, so that a usual one does not grow twice.
 const USUAL_LINE: usize = 320;
@@ -49,7 +24,7 @@ const USUAL_LINE: usize = 320;
 pub struct AccessLog {
     format: Format,
     /// Absent when the log is off.
-    queue: Option<Queue>,
+    lines: Option<Lines>,
 }
 
 /// Keeps the writer alive. When dropped, writes what is queued and ends the thread, or gives up after two
@@ -58,43 +33,12 @@ pub struct AccessLog {
 /// Lines that come after that are dropped and counted.
 #[derive(Debug)]
 #[must_use = "the log ends when the guard is dropped"]
-pub struct WriterGuard(Option<(Queue, Receiver<()>)>);
+pub struct WriterGuard(Option<LinesGuard>);
 
-#[derive(Clone, Debug)]
-struct Queue {
-    sender: SyncSender<Message>,
-    shared: Arc<Shared>,
-}
-
-enum Message {
-    Line(Vec<u8>),
-    /// Look at the flags in [`Shared`]. When the queue is too full for this the thread is awake anyway.
-    Wake,
-}
-
-#[derive(Debug, Default)]
-struct Shared {
-    dropped: AtomicU64,
-    reopen: AtomicBool,
-    /// Set once, when the log ends: until when the last lines may be written.
-    stop: OnceLock<Instant>,
-}
-
-/// The thread's own state.
-struct Writer {
-    receiver: Receiver<Message>,
-    shared: Arc<Shared>,
+/// The open target.
+struct Opened {
     target: Target,
     file: File,
-    /// Lines taken from the queue and not yet written; empty between two batches.
-    batch: Vec<u8>,
-    batch_lines: u64,
-    /// Whether the last write failed: a full disk is told once, not per batch.
-    failing: bool,
-    /// What had been dropped when it was last told.
-    dropped_told: u64,
-    /// Not told again before this.
-    tell_after: Instant,
 }
 
 // === impl AccessLog ===
@@ -112,41 +56,24 @@ impl AccessLog {
         if format == Format::Off {
             return Ok((Self::off(), WriterGuard(None)));
         }
-        let (sender, receiver) = sync_channel(QUEUE);
-        let queue = Queue { sender, shared: Arc::default() };
         let file = open_target(&target)?;
-        let writer = Writer {
-            receiver,
-            shared: queue.shared.clone(),
-            target,
-            file,
-            batch: Vec::new(),
-            batch_lines: 0,
-            failing: false,
-            dropped_told: 0,
-            tell_after: Instant::now(),
-        };
-        let (done, ended) = sync_channel(0);
-        thread::Builder::new().name("access-log".into()).spawn(move || {
-            writer.run();
-            drop(done);
-        })?;
-        Ok((Self { format, queue: Some(queue.clone()) }, WriterGuard(Some((queue, ended)))))
+        let (lines, guard) = Lines::start("access-log", Opened { target, file }, PACE)?;
+        Ok((Self { format, lines: Some(lines) }, WriterGuard(Some(guard))))
     }
 
     /// A log that writes nothing.
     pub fn off() -> Self {
-        Self { format: Format::Off, queue: None }
+        Self { format: Format::Off, lines: None }
     }
 
     /// Whether [`record`](Self::record) does anything: a caller can save itself putting a record together.
     pub fn is_on(&self) -> bool {
-        self.queue.is_some()
+        self.lines.is_some()
     }
 
     /// Formats and queues the line of a request. Never waits; drops the line when the queue is full.
     pub fn record(&self, record: &Record<'_>) {
-        if self.queue.is_some() {
+        if self.lines.is_some() {
             let mut line = Vec::with_capacity(USUAL_LINE);
             match self.format {
                 Format::Off => return,
@@ -159,38 +86,34 @@ impl AccessLog {
 
     /// Queues a line, which ends with its line end. Never waits; drops the line when the queue is full.
     pub fn write(&self, line: Vec<u8>) {
-        if let Some(queue) = &self.queue
-            && queue.sender.try_send(Message::Line(line)).is_err()
-        {
-            queue.shared.dropped.fetch_add(1, Ordering::Relaxed);
+        if let Some(lines) = &self.lines {
+            lines.push(line);
         }
     }
 
     /// Lines that were not written, because the queue was full, the target refused them, or the writer had
     /// ended.
     pub fn dropped(&self) -> u64 {
-        self.queue.as_ref().map_or(0, |queue| queue.shared.dropped.load(Ordering::Relaxed))
+        self.lines.as_ref().map_or(0, Lines::dropped)
     }
 
     /// The same way to the same target in another format; none when either is off.
     pub fn in_format(&self, format: Format) -> Option<Self> {
-        let queue = self.queue.clone().filter(|_| format != Format::Off)?;
-        Some(Self { format, queue: Some(queue) })
+        let lines = self.lines.clone().filter(|_| format != Format::Off)?;
+        Some(Self { format, lines: Some(lines) })
     }
 
     /// Whether no other clone is left that could write a line.
     pub fn is_last(&self) -> bool {
-        // Beside the clones the guard and the thread have it.
-        self.queue.as_ref().is_none_or(|queue| Arc::strong_count(&queue.shared) <= 3)
+        self.lines.as_ref().is_none_or(Lines::is_last)
     }
 
     /// Opens the file anew, for a log rotation that has renamed it. Returns at once; no line is lost.
     ///
     /// If that fails, the old file is kept and the failure is logged.
     pub fn reopen(&self) {
-        if let Some(queue) = &self.queue {
-            queue.shared.reopen.store(true, Ordering::Release);
-            queue.wake();
+        if let Some(lines) = &self.lines {
+            lines.reopen();
         }
     }
 }
@@ -199,96 +122,17 @@ impl AccessLog {
 
 impl Drop for WriterGuard {
     fn drop(&mut self) {
-        let Some((queue, ended)) = &self.0 else { return };
-        let deadline = *queue.shared.stop.get_or_init(|| Instant::now() + FLUSH_DEADLINE);
-        queue.wake();
-        // The thread keeps the deadline unless it hangs in a system call; it gets a moment more to say so.
-        let patience = deadline.saturating_duration_since(Instant::now()) + 10 * GATHER;
-        if ended.recv_timeout(patience) == Err(RecvTimeoutError::Timeout) {
+        if self.0.as_mut().is_some_and(|guard| !guard.end()) {
             log::warn!("access log: the last lines could not be written in time");
         }
     }
 }
 
-// === impl Queue ===
+// === impl Opened ===
 
-impl Queue {
-    fn wake(&self) {
-        // Full: the thread is awake. Disconnected: it has ended.
-        let _ = self.sender.try_send(Message::Wake);
-    }
-}
-
-// === impl Writer ===
-
-impl Writer {
-    fn run(mut self) {
-        while let Ok(message) = self.receiver.recv() {
-            self.take(message);
-            if !self.is_stopping() {
-                thread::sleep(GATHER);
-            }
-            self.drain();
-            if self.shared.reopen.swap(false, Ordering::AcqRel) {
-                self.reopen();
-            }
-            // The message to wake up may have been drained with the lines, so the flag is read after that;
-            // and lines may have come between, so the queue is drained once more.
-            if self.is_stopping() {
-                self.drain();
-                self.tell_dropped();
-                return;
-            }
-            if Instant::now() >= self.tell_after {
-                self.tell_dropped();
-            }
-        }
-    }
-
-    fn is_stopping(&self) -> bool {
-        self.shared.stop.get().is_some()
-    }
-
-    /// Writes what is queued, until nothing is.
-    ///
-    /// Stops after one queue's worth at the latest, so that constant traffic delays no flag.
-    fn drain(&mut self) {
-        for _ in 0..QUEUE {
-            let Ok(message) = self.receiver.try_recv() else { break };
-            self.take(message);
-            if self.batch.len() >= BATCH_BYTES {
-                self.write_batch();
-            }
-        }
-        self.write_batch();
-    }
-
-    fn take(&mut self, message: Message) {
-        match message {
-            Message::Line(line) => {
-                self.batch.extend_from_slice(&line);
-                self.batch_lines += 1;
-            }
-            Message::Wake => {}
-        }
-    }
-
-    /// After this the batch is empty: written, or dropped.
-    fn write_batch(&mut self) {
-        if self.batch.is_empty() {
-            return;
-        }
-        match write_patiently(&mut self.file, &self.batch, &self.shared.stop) {
-            Ok(()) => self.failing = false,
-            Err(error) => {
-                self.shared.dropped.fetch_add(self.batch_lines, Ordering::Relaxed);
-                if !std::mem::replace(&mut self.failing, true) {
-                    log::error!("access log: {}: {error}", self.target);
-                }
-            }
-        }
-        self.batch.clear();
-        self.batch_lines = 0;
+impl Sink for Opened {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.file.write(bytes)
     }
 
     fn reopen(&mut self) {
@@ -303,33 +147,14 @@ impl Writer {
         }
     }
 
-    fn tell_dropped(&mut self) {
-        let dropped = self.shared.dropped.load(Ordering::Relaxed);
-        if dropped > self.dropped_told {
-            log::warn!("access log: {} lines dropped", dropped - self.dropped_told);
-            self.dropped_told = dropped;
-            self.tell_after = Instant::now() + TELL_DROPPED;
-        }
+    fn failed(&mut self, error: &io::Error) {
+        log::error!("access log: {}: {error}", self.target);
     }
-}
 
-/// Writes everything; waits for a pipe that is full and does not block, but not beyond the end of the log.
-fn write_patiently(file: &mut File, mut bytes: &[u8], stop: &OnceLock<Instant>) -> io::Result<()> {
-    while !bytes.is_empty() {
-        match file.write(bytes) {
-            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(written) => bytes = &bytes[written..],
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                if stop.get().is_some_and(|deadline| Instant::now() >= *deadline) {
-                    return Err(error);
-                }
-                thread::sleep(GATHER);
-            }
-            Err(error) => return Err(error),
-        }
+    fn dropped(&mut self, lines: u64) {
+        let lines = if lines == 1 { "1 line".to_owned() } else { format!("{lines} lines") };
+        log::warn!("access log: {lines} dropped");
     }
-    Ok(())
 }
 
 fn open_target(target: &Target) -> io::Result<File> {
@@ -359,6 +184,8 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
     use std::path::PathBuf;
     use std::process::Command;
+    use std::thread;
+    use std::time::Instant;
 
     use super::*;
 
@@ -506,7 +333,7 @@ mod tests {
         assert!(log.dropped() > 50_000, "{}", log.dropped());
 
         drop(guard);
-        assert!(start.elapsed() < Duration::from_secs(1) + FLUSH_DEADLINE + PATIENCE);
+        assert!(start.elapsed() < Duration::from_secs(1) + PACE.farewell + PATIENCE);
         // All that was not written is counted, except for the start of the batch that fills the pipe.
         wait_until("the rest is counted", || log.dropped() > 99_000);
         drop(reader);

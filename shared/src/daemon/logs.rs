@@ -30,7 +30,7 @@ pub(super) struct Opened {
 struct Writer {
     target: Target,
     log: AccessLog,
-    _guard: WriterGuard,
+    guard: WriterGuard,
 }
 
 #[derive(Debug, Default)]
@@ -38,6 +38,8 @@ struct Kept {
     in_use: Option<AccessLog>,
     /// Of the log in use, and of those that requests of earlier plans write to.
     writers: Vec<Writer>,
+    /// Lines that the writers before these did not write.
+    dropped: u64,
 }
 
 // === impl AccessLogs ===
@@ -61,7 +63,7 @@ impl AccessLogs {
         }
         let opened = AccessLog::open(settings.clone());
         let (log, guard) = opened.map_err(|error| unusable(&settings.target, error))?;
-        let writer = log.is_on().then(|| Writer { target: target.clone(), log: log.clone(), _guard: guard });
+        let writer = log.is_on().then(|| Writer { target: target.clone(), log: log.clone(), guard });
         Ok(Opened { log, writer })
     }
 
@@ -103,6 +105,12 @@ impl AccessLogs {
         files.map(|writer| writer.log.reopen()).count()
     }
 
+    /// Lines that were not written, of all logs since the start.
+    pub(super) fn dropped(&self) -> u64 {
+        let kept = self.lock();
+        kept.dropped + kept.writers.iter().map(|writer| writer.log.dropped()).sum::<u64>()
+    }
+
     /// Ends all writers, when they have written what is queued.
     pub(super) fn end(&self) {
         let all = std::mem::take(&mut *self.lock());
@@ -112,9 +120,17 @@ impl AccessLogs {
     /// Ends the writers that no plan has any more, be it an old one that a request still works by. It waits until they have
     /// written what is queued.
     pub(super) fn end_unused(&self) {
-        let unused: Vec<_> = self.lock().writers.extract_if(.., |writer| writer.log.is_last()).collect();
-        // Outside of the lock: this waits.
-        drop(unused);
+        let mut kept = self.lock();
+        let unused: Vec<_> = kept.writers.extract_if(.., |writer| writer.log.is_last()).collect();
+        // The count never goes down.
+        kept.dropped += unused.iter().map(|writer| writer.log.dropped()).sum::<u64>();
+        drop(kept);
+        for Writer { log, guard, .. } in unused {
+            let before = log.dropped();
+            // Outside of the lock: this waits.
+            drop(guard);
+            self.lock().dropped += log.dropped() - before;
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Kept> {

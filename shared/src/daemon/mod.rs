@@ -34,7 +34,7 @@ use crate::process::files::{Unusable, check_writable};
 use crate::process::handlers::Early;
 use crate::process::lifecycle::{Later, Parts, Phase, Signals};
 use crate::process::limits;
-use crate::process::logging::{self, ErrorLog, LogError, Verbosity};
+use crate::process::logging::{self, ErrorLog, LogError, Logging, Verbosity};
 use crate::process::pid_file::{PidFile, PidFileError, Prepared};
 use crate::process::privileges::{self, Identity, PrivilegeError};
 use crate::process::runtime::DirectoryError;
@@ -167,7 +167,9 @@ pub fn serve(plan: &Plan, how: Start<'_>, extra: Box<Extra<'_>>) -> Result<u8, S
     };
     // Before any file is created that would belong to the wrong user.
     let identity = Identity::required(plan.server.user.as_deref(), plan.server.group.as_deref())?;
-    let (error_log, verbosity) = logging::init(plan.server.error_log.as_deref(), plan.log_level.as_ref())?;
+    let logging = logging::init(plan.server.error_log.as_deref(), plan.log_level.as_ref())?;
+    // The last lines are written before anything else is, and before the process ends.
+    let Logging { error_log, verbosity, guard: _guard } = logging;
     let error_log = error_log.map(Arc::new);
     let outset = Outset {
         announcer,

@@ -13,7 +13,7 @@ use lb_service::plan::Current;
 use lb_service::route::RouteTable;
 use lb_service::service::ProxyService;
 use lb_service::traffic::Traffic;
-use metrics_service::{ConfigMetrics, Endpoints, PoolCollector, ProcessCollector, Readiness};
+use metrics_service::{ConfigMetrics, Endpoints, LogCollector, PoolCollector, ProcessCollector, Readiness};
 use pingora::apps::http_app::HttpServer;
 use pingora::connectors::{ConnectorOptions, TransportConnector};
 use pingora::listeners::ListenerConfig;
@@ -116,7 +116,7 @@ impl Services {
         let listeners_logs = logs.of(plan, Some(&log));
         let current = Current::new(served(plan, &pools.now(), listeners_logs, &traffic, &token));
         logs.replace(log);
-        let registry = registry(&current, &pools)?;
+        let registry = registry(&current, &pools, log_collector(&held.verbosity, logs))?;
         let prober = prober(&pools.now(), conf, &registry, Arc::new(events.clone()))?;
         let readiness = Readiness::new(pools.views());
         readiness.require(plan.readiness);
@@ -197,12 +197,18 @@ fn verdicts(pools: Pools) -> Verdicts {
     })
 }
 
+fn log_collector(verbosity: &Verbosity, logs: &AccessLogs) -> LogCollector {
+    let (verbosity, logs) = (verbosity.clone(), logs.clone());
+    LogCollector::new(move || verbosity.dropped(), move || logs.dropped())
+}
+
 /// With the metrics of everything but the prober and the operator, who register their own.
-fn registry(current: &Current, pools: &Pools) -> prometheus::Result<Registry> {
+fn registry(current: &Current, pools: &Pools, logs: LogCollector) -> prometheus::Result<Registry> {
     let registry = Registry::new();
     lb_service::metrics::Metrics::register(&registry, current.clone())?;
     registry.register(Box::new(PoolCollector::new(pools.views())))?;
     registry.register(Box::new(ProcessCollector::new()))?;
+    registry.register(Box::new(logs))?;
     metrics_service::build_info(&registry, env!("CARGO_PKG_VERSION"))?;
     Ok(registry)
 }

@@ -89,6 +89,8 @@ impl Prepared {
     /// In the foreground nothing happens.
     pub fn announce(self, keep_stderr: bool) -> io::Result<()> {
         let Some(null) = self.0 else { return Ok(()) };
+        // What has been logged is for the terminal, and comes before its prompt.
+        log::logger().flush();
         if let Err(error) = writeln!(io::stdout().lock(), "{READY}") {
             log::warn!("background: nobody waits for the start any more: {error}");
         }

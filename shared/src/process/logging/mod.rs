@@ -1,26 +1,57 @@
 //! Log lines: where they go and which of them.
 //!
-//! Everything goes to standard error through `env_logger`. With `error_log`, standard error *is* that file, so panics and
-//! whatever a library prints land there too. Lines are `[2026-01-31T12:00:00.123Z INFO target] text`, in UTC; the time is
-//! left out where the journal adds its own.
+//! `env_logger` formats a line, and a [thread of its own](lb_service::lines) writes it to standard error: a reader that has stopped
+//! (a full pipe, a stopped terminal, a disk that stands still) blocks neither requests nor the end of the process. Lines that
+//! find no room are dropped and counted. What is queued is written before standard error becomes something else, and before the
+//! process ends. Panics go the same way, after what was logged before them.
+//!
+//! With `error_log`, standard error *is* that file, so whatever a library prints lands there too. Lines are
+//! `[2026-01-31T12:00:00.123Z INFO target] text`, in UTC; the time is left out where the journal adds its own.
 
 mod filter;
 
 use std::fmt;
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, IsTerminal, Write};
 use std::os::unix::fs::OpenOptionsExt;
+use std::panic::PanicHookInfo;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use env_logger::{Builder, Logger, TimestampPrecision, WriteStyle};
+use env_logger::{Builder, Logger, Target, TimestampPrecision, WriteStyle};
 pub use filter::LogFilter;
+use lb_service::lines::{Lines, LinesGuard, Pace, Sink};
+
+use crate::words::count;
 
 use super::files::{Unusable, open_or_create};
 
 /// The environment variable that says what is logged.
 const VARIABLE: &str = "RUST_LOG";
+
+/// A line is written at once, so that it is not lost if the process is killed. The last ones are waited for when the process ends,
+/// but it has to end.
+const PACE: Pace = Pace { gather: Duration::ZERO, farewell: Duration::from_secs(1) };
+
+/// What a start has set up.
+#[derive(Debug)]
+pub struct Logging {
+    /// Present when standard error is a file.
+    pub error_log: Option<ErrorLog>,
+    /// What is logged.
+    pub verbosity: Verbosity,
+    /// To be dropped last: writes what is queued, but waits for a second at most.
+    pub guard: LinesGuard,
+}
+
+/// Standard error, whatever it is at the time. It is written to without the lock of the standard library, which would keep everybody
+/// else from it while a write hangs.
+struct Stderr;
+
+/// The queue as `env_logger` writes to it: a line at a time.
+struct Queue(Lines);
 
 /// The file that standard error has become.
 #[derive(Debug)]
@@ -60,15 +91,15 @@ pub enum LevelSource {
     Environment,
     /// The key `log_level`.
     File,
-    /// Nobody has said anything.
+    /// It is the one of the program.
     Default,
 }
 
-/// How lines look.
-#[derive(Clone, Copy)]
+/// How lines look, and where they go.
 struct Style {
     timestamps: bool,
-    plain: bool,
+    coloured: bool,
+    lines: Lines,
 }
 
 /// Why logging could not be set up.
@@ -79,30 +110,78 @@ pub enum LogError {
     Open(#[from] Unusable),
     #[error("cannot redirect standard error: {0}")]
     Redirect(#[source] io::Error),
+    #[error("cannot start the thread that writes the log: {0}")]
+    Thread(#[source] io::Error),
     #[error("a logger is already set up: {0}")]
     Logger(#[from] log::SetLoggerError),
 }
 
 /// Starts logging; to be called once, early. Messages of the start reach the file too. `level` is that of the configuration.
-pub fn init(
-    error_log: Option<&Path>,
-    level: Option<&LogFilter>,
-) -> Result<(Option<ErrorLog>, Verbosity), LogError> {
+pub fn init(error_log: Option<&Path>, level: Option<&LogFilter>) -> Result<Logging, LogError> {
     let error_log = error_log.map(ErrorLog::attach).transpose()?;
     let (variable, warnings) =
         std::env::var(VARIABLE).map(|text| LogFilter::of_variable(&text)).unwrap_or_default();
     let journal = std::env::var("JOURNAL_STREAM").is_ok_and(|stream| is_stderr(&stream));
-    let style = Style { timestamps: !journal, plain: error_log.is_some() };
+    let (lines, guard) = Lines::start("log", Stderr, PACE).map_err(LogError::Thread)?;
+    let coloured = error_log.is_none() && shows_colours();
+    let style = Style { timestamps: !journal, coloured, lines: lines.clone() };
     let verbosity = Verbosity::new(style, Levels { order: None, variable, file: level.cloned() });
     log::set_boxed_logger(Box::new(verbosity.clone()))?;
     verbosity.publish();
+    std::panic::set_hook(Box::new(move |panic| lines.push(panic_text(panic).into_bytes())));
     for warning in warnings {
         log::warn!("a part of {VARIABLE} is ignored: {warning}");
     }
     if let (Some(variable), true) = (verbosity.by_variable(), level.is_some()) {
         log::warn!("log_level has no effect: {VARIABLE} is set to `{variable}`, which wins");
     }
-    Ok((error_log, verbosity))
+    Ok(Logging { error_log, verbosity, guard })
+}
+
+/// As the standard library would print it.
+fn panic_text(panic: &PanicHookInfo<'_>) -> String {
+    let thread = std::thread::current();
+    let backtrace = std::backtrace::Backtrace::capture();
+    let backtrace = match backtrace.status() {
+        std::backtrace::BacktraceStatus::Captured => format!("{backtrace}\n"),
+        _ => String::new(),
+    };
+    format!("thread '{}' {panic}\n{backtrace}", thread.name().unwrap_or("<unnamed>"))
+}
+
+/// Whether standard error is a terminal that is to have colours.
+fn shows_colours() -> bool {
+    let is = |name, value: &str| std::env::var_os(name).is_some_and(|found| found == value);
+    io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none() && !is("TERM", "dumb")
+}
+
+// === impl Stderr ===
+
+impl Sink for Stderr {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        Ok(nix::unistd::write(io::stderr(), bytes)?)
+    }
+
+    fn failed(&mut self, _: &io::Error) {
+        // There is no other place to say so; the lines are counted.
+    }
+
+    fn dropped(&mut self, lines: u64) {
+        log::warn!("{} of the log dropped, because standard error did not take them", count(lines, "line"));
+    }
+}
+
+// === impl Queue ===
+
+impl Write for Queue {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.0.push(line.to_vec());
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 // === impl Verbosity ===
@@ -126,6 +205,11 @@ impl Verbosity {
     /// What `RUST_LOG` says, if anything: it wins over the file.
     pub fn by_variable(&self) -> Option<LogFilter> {
         self.levels().variable.clone()
+    }
+
+    /// Lines that were not written, because standard error did not take them.
+    pub fn dropped(&self) -> u64 {
+        self.0.style.lines.dropped()
     }
 
     /// From now on this is logged, because an operator says so. `None`: what the environment or the file says.
@@ -175,7 +259,7 @@ impl log::Log for Verbosity {
     }
 
     fn flush(&self) {
-        self.0.logger.load().flush();
+        self.0.style.lines.flush(PACE.farewell);
     }
 }
 
@@ -206,13 +290,12 @@ impl LevelSource {
 // === impl Style ===
 
 impl Style {
-    fn logger(self, filter: &LogFilter) -> Logger {
+    fn logger(&self, filter: &LogFilter) -> Logger {
         let mut builder = Builder::new();
         builder.parse_filters(filter.complete());
         builder.format_timestamp(self.timestamps.then_some(TimestampPrecision::Millis));
-        if self.plain {
-            builder.write_style(WriteStyle::Never);
-        }
+        builder.write_style(if self.coloured { WriteStyle::Always } else { WriteStyle::Never });
+        builder.target(Target::Pipe(Box::new(Queue(self.lines.clone()))));
         builder.build()
     }
 }
@@ -242,6 +325,8 @@ impl ErrorLog {
 
     /// Makes the terminal standard error again, to end with a message that a person can see.
     pub fn restore_terminal(&self) -> Result<(), LogError> {
+        // What has been logged belongs into the file.
+        log::logger().flush();
         match self.terminal().take() {
             Some(terminal) => become_stderr(&terminal),
             None => Ok(()),
@@ -313,7 +398,8 @@ mod tests {
 
     #[test]
     fn what_is_logged_changes_while_it_runs() {
-        let style = Style { timestamps: true, plain: true };
+        let (lines, _guard) = Lines::start("log", Stderr, PACE).unwrap();
+        let style = Style { timestamps: true, coloured: false, lines };
         let verbosity = Verbosity::new(style, Levels { file: Some(filter("warn")), ..Levels::default() });
         let logs = |level| verbosity.enabled(&Metadata::builder().target("shared").level(level).build());
         assert!(logs(Level::Warn) && !logs(Level::Info));
