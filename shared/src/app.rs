@@ -4,7 +4,8 @@ use std::io::{self, IsTerminal, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
+use std::thread;
 use std::time::Duration;
 
 use nix::unistd::Uid;
@@ -14,7 +15,7 @@ use crate::cli::{self, Ask, CheckArgs, Cli, DemoArgs, Format, ProxyArgs, RunArgs
 use crate::config::{self, Context, Loaded, Plan, Problems, RealFiles, Source};
 use crate::control::client::Unreachable;
 use crate::control::{Client, find};
-use crate::daemon::{self, Mode, Purpose, Start};
+use crate::daemon::{self, Mode, Purpose, Start, StartError};
 use crate::demo::{Demo, Once, POOL, Show};
 use crate::operator::{ConfigFile, Provenance};
 use crate::places::{self, Missing};
@@ -27,6 +28,9 @@ use crate::verbs::{self, AskError};
 const FAILED: u8 = 1;
 /// The exit code of a wrong command line or configuration: starting again will not help.
 const WRONG: u8 = 2;
+
+/// The exit code of a daemon that has cut requests, and of the subcommand that has told it to end.
+const CUT: u8 = crate::process::lifecycle::CUT;
 
 /// Does what the command line says.
 pub fn run(cli: Cli) -> ExitCode {
@@ -133,7 +137,7 @@ fn serve(plan: &Plan, args: &RunArgs, provenance: Provenance) -> u8 {
     let predecessor = Predecessor::of_this_process();
     let how = Start { mode: mode(plan, args), provenance, predecessor, ..Start::default() };
     let started = daemon::serve(plan, how, Box::new(|_, _| Vec::new()));
-    started.unwrap_or_else(|error| fail(&error.to_string()))
+    started.unwrap_or_else(|error| fail_to_start(&error))
 }
 
 fn mode(plan: &Plan, args: &RunArgs) -> Mode {
@@ -181,7 +185,7 @@ fn demo(run: &RunArgs, args: &DemoArgs, purpose: Purpose) -> u8 {
         }),
     );
     match started {
-        Err(error) => fail(&error.to_string()),
+        Err(error) => fail_to_start(&error),
         Ok(_) if outcome.is_some_and(|outcome| !outcome.passed()) => FAILED,
         Ok(code) => code,
     }
@@ -237,6 +241,10 @@ fn ask_daemon(run: &RunArgs, ask: &Ask) -> u8 {
             WRONG
         }
         Err(AskError::Refused(problem)) => complain(&problem),
+        Err(AskError::Cut(problem)) => {
+            fail(&problem);
+            CUT
+        }
         Err(error) => fail(&error.to_string()),
     }
 }
@@ -312,7 +320,7 @@ fn with_context<T>(args: &RunArgs, file: Option<&Path>, load: impl FnOnce(&Conte
     load(&Context {
         variables: &variables,
         runtime: &runtime_files(file),
-        cpus: std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get),
+        cpus: thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get),
         daemon: args.daemon,
         loopback: config::loopback(),
         files: &RealFiles,
@@ -356,6 +364,18 @@ fn tell_predecessor(problem: &str) {
     if let Some(predecessor) = Predecessor::of_this_process() {
         predecessor.tell(problem.trim_end());
     }
+}
+
+/// By now signals that would end another program are handled by nobody: the message must not hold up the end for ever.
+fn fail_to_start(error: &StartError) -> u8 {
+    let (text, (done, written)) = (error.to_string(), mpsc::channel());
+    thread::spawn(move || {
+        fail(&text);
+        // Whoever has waited for too long is gone.
+        let _ = done.send(());
+    });
+    let _ = written.recv_timeout(Duration::from_secs(1));
+    FAILED
 }
 
 /// That standard error is gone is no reason to fail in another way.

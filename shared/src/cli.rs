@@ -124,6 +124,17 @@ pub enum Ask {
         #[command(flatten)]
         to: Daemon,
     },
+    /// Have the running daemon finish its requests and end; waits for that and says how it went
+    Stop {
+        #[command(flatten)]
+        to: Daemon,
+        /// End at once; requests in flight are cut
+        #[arg(long)]
+        now: bool,
+        /// How long to wait at most, such as 90s; then the exit code is 1, and the daemon goes on finishing its requests
+        #[arg(long, value_name = "TIME", value_parser = duration)]
+        timeout: Option<Duration>,
+    },
     /// Give a backend no new sessions; those that it has go on
     Drain {
         #[command(flatten)]
@@ -278,6 +289,7 @@ impl Ask {
             | Self::Events { to, .. }
             | Self::Reload { to, .. }
             | Self::Upgrade { to }
+            | Self::Stop { to, .. }
             | Self::LogLevel { to, .. }
             | Self::Names { to, .. } => to,
             Self::Explain(args) => &args.to,
@@ -353,7 +365,7 @@ pub enum Format {
 
 const AFTER_HELP: &str = "\
 Exit codes: 0 done; 1 could not start, or failed while running; 2 the command line or the configuration is wrong (starting again will
-not help); 3 requests were cut: the drain ran out of time, or a second signal came.
+not help); 3 requests were cut: the drain ran out of time, or a second signal came; also of `stop`, if it was not told --now.
 
 Signals: TERM and INT finish the requests in flight and end, a second one ends at once; HUP reads the file again; USR2 upgrades;
 QUIT offers the listening sockets to a process started with --upgrade; USR1 reopens the log files.";

@@ -47,6 +47,11 @@ pub enum Call {
     Reload(Reload),
     /// Hand over to a new process.
     Upgrade,
+    /// Drain and end.
+    Stop {
+        /// Do not drain.
+        now: bool,
+    },
     /// Change a backend.
     Order(Order),
     /// Wait until a backend works on no request.
@@ -95,6 +100,12 @@ struct NewFilter {
     filter: String,
 }
 
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct Stop {
+    now: bool,
+}
+
 /// Nothing may be said where nothing is read.
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields)]
@@ -124,6 +135,7 @@ pub fn parse(method: &str, path: &str, query: &str, body: &[u8]) -> Result<Call,
         ["v1", "log_level"] => log_level(method, body),
         ["v1", "reload"] => only(method, "POST", || object(body).map(Call::Reload)),
         ["v1", "upgrade"] => only(method, "POST", || none(body).map(|()| Call::Upgrade)),
+        ["v1", "stop"] => only(method, "POST", || object(body).map(|Stop { now }| Call::Stop { now })),
         ["v1", "pools", pool, "backends"] => only(method, "POST", || added(pool, body)),
         ["v1", "pools", pool, "backends", address] => {
             only(method, "DELETE", || none(body).and_then(|()| order(pool, address, Change::Remove)))
@@ -268,6 +280,8 @@ mod tests {
         assert_eq!(call("POST", "/v1/reload", ""), Ok(Call::Reload(Reload::default())));
         assert_eq!(call("POST", "/v1/reload", r#"{"dry_run": true}"#), Ok(Call::Reload(reload)));
         assert_eq!(call("POST", "/v1/upgrade", "{}"), Ok(Call::Upgrade));
+        assert_eq!(call("POST", "/v1/stop", ""), Ok(Call::Stop { now: false }));
+        assert_eq!(call("POST", "/v1/stop", r#"{"now": true}"#), Ok(Call::Stop { now: true }));
         assert_eq!(call("GET", "/v1/explain?host=a", ""), Ok(explain("host=a", false)));
         assert_eq!(call("GET", "/v1/explain/text?host=a", ""), Ok(explain("host=a", true)));
         assert_eq!(call("GET", "/v1/explain/token", ""), Ok(Call::ExplainToken));

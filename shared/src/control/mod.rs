@@ -11,6 +11,9 @@
 //! PUT    /v1/log_level                                  {"filter": "debug"}
 //! POST   /v1/reload                                     {"dry_run": false, "keep_runtime": false}
 //! POST   /v1/upgrade
+//! POST   /v1/stop                                       {"now": false}: drains and ends. The answer comes when all is over, and the
+//!                                                       connection ends with the process: {"pid": PID, "reason": "drained", "cut": 0,
+//!                                                       "handed_over": false}
 //! POST   /v1/pools/POOL/backends                        {"address": "10.0.0.1:80", "weight": 1, "backup": false, "max_requests": 9}
 //! DELETE /v1/pools/POOL/backends/ADDRESS
 //! PUT    /v1/pools/POOL/backends/ADDRESS/weight         {"weight": 3}
@@ -31,21 +34,25 @@
 //! - [`before`] knows of the processes before this one.
 //! - [`api`] reads requests: a plain function from method, path, query and body to a [`Call`].
 //! - [`server`] carries calls out by [`Operations`], and is the only place that touches the socket.
+//! - [`farewell`] answers who has told the process to end.
 //! - [`find`] says which daemon a subcommand is for.
 //! - [`client`] is the other side, for the verbs of the command line.
 
 pub mod api;
 pub mod before;
 pub mod client;
+pub mod farewell;
 pub mod find;
 pub mod server;
 
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 
 use async_trait::async_trait;
 
 pub use api::Call;
 pub use client::Client;
+pub use farewell::{Farewell, Farewells};
 pub use server::{Aside, ControlService};
 
 use crate::events::Events;
@@ -71,6 +78,9 @@ pub trait Operations: Send + Sync {
     /// # Errors
     /// Why there is none; this process goes on.
     async fn upgrade(&self) -> Result<u32, String>;
+
+    /// Has the process drain and end, or end at once. The connection gets its [answer](Farewell) at the end.
+    fn stop(&self, now: bool, connection: OwnedFd);
 
     /// Why a request is refused that is meant for the daemon of another configuration file, which is written as in the header.
     fn refusal(&self, _wanted: &str) -> Option<String> {

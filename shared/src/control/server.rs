@@ -1,7 +1,7 @@
 //! The service on the control socket.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener as StdListener;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -191,8 +191,9 @@ impl Control {
     async fn serve(&self, stream: UnixStream, place: OwnedSemaphorePermit) {
         match stream.peer_cred() {
             Ok(peer) if is_trusted(peer.uid()) => {
+                let connection = stream.as_fd().try_clone_to_owned();
                 let session = ServerSession::new_http1(Box::new(L4Stream::from(stream)));
-                if let Err(error) = self.exchange(session, place).await {
+                if let Err(error) = self.exchange(session, connection, place).await {
                     // Whoever asks sees that there is no answer, or has left.
                     log::debug!("control: {error}");
                 }
@@ -202,10 +203,15 @@ impl Control {
         }
     }
 
-    async fn exchange(&self, mut session: ServerSession, place: OwnedSemaphorePermit) -> pingora::Result<()> {
+    async fn exchange(
+        &self,
+        mut session: ServerSession,
+        connection: io::Result<OwnedFd>,
+        place: OwnedSemaphorePermit,
+    ) -> pingora::Result<()> {
         session.set_write_timeout(Some(ARRIVAL));
         let answer = match timeout(self.arrival, arrival(&mut session)).await {
-            Ok(Arrival::Whole(body)) => self.answer(&mut session, &body, place).await,
+            Ok(Arrival::Whole(body)) => self.answer(&mut session, connection, &body, place).await,
             Ok(Arrival::TooLong) => {
                 Some(Answer::problem(StatusCode::PAYLOAD_TOO_LARGE, "a body has at most 64 KiB"))
             }
@@ -218,10 +224,11 @@ impl Control {
         }
     }
 
-    /// None: whoever waited for it has left.
+    /// None: whoever waited for it has left, or is answered at the end of the process.
     async fn answer(
         &self,
         session: &mut ServerSession,
+        connection: io::Result<OwnedFd>,
         body: &[u8],
         place: OwnedSemaphorePermit,
     ) -> Option<Answer> {
@@ -236,8 +243,19 @@ impl Control {
                 drop(place);
                 self.wait(session, call).await
             }
+            Ok(Call::Stop { now }) => self.stop(now, connection),
             Ok(call) => Some(self.carry_out(call).await),
             Err(unclear) => Some(Answer::unclear(unclear)),
+        }
+    }
+
+    fn stop(&self, now: bool, connection: io::Result<OwnedFd>) -> Option<Answer> {
+        match connection {
+            Ok(connection) => {
+                self.operations.stop(now, connection);
+                None
+            }
+            Err(error) => Some(Answer::problem(StatusCode::SERVICE_UNAVAILABLE, &error.to_string())),
         }
     }
 
@@ -284,6 +302,8 @@ impl Control {
             },
             Call::Reload(reload) => Answer::verdict(&operations.reload(reload).await),
             Call::Order(order) => Answer::verdict(&operations.order(order).await),
+            // Of `answer`.
+            Call::Stop { .. } => Answer::bad("a stop has no answer before the end"),
             Call::Upgrade => match operations.upgrade().await {
                 Ok(pid) => Answer::json(&json!({"pid": pid})),
                 Err(problem) => Answer::problem(StatusCode::CONFLICT, &problem),
@@ -378,6 +398,7 @@ impl Answer {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write as _;
     use std::net::SocketAddr;
     use std::path::PathBuf;
 
@@ -432,6 +453,14 @@ mod tests {
             self.asked.notify_one();
             self.through.notified().await;
             Ok(77)
+        }
+
+        fn stop(&self, now: bool, connection: OwnedFd) {
+            let text = format!(
+                "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 4\r\n\r\n{}",
+                if now { "true" } else { "null" }
+            );
+            std::os::unix::net::UnixStream::from(connection).write_all(text.as_bytes()).unwrap();
         }
 
         fn status(&self) -> String {
@@ -528,6 +557,7 @@ mod tests {
         assert_eq!((status, &verdict["problem"]), (409, &json!("no such file")));
         running.fake.through.notify_one();
         assert_eq!(running.ask("POST /v1/upgrade").await, (200, json!({"pid": 77})));
+        assert_eq!(running.ask("POST /v1/stop").await, (200, Value::Null));
         assert_eq!(running.ask("GET /v1/log_level").await, (200, json!({"filter": "info"})));
         assert_eq!(running.ask("GET /v1/explain?a").await, (400, json!({"problem": "what is a?"})));
         assert_eq!(running.ask("GET /v1/explain/text?a").await, (200, json!({"text": "a"})));

@@ -19,20 +19,21 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use lb_service::access_log::Target;
 use lb_service::listener::{ListenAddress, Listener};
+use lb_service::traffic::Traffic;
 use nix::unistd::Uid;
 use pingora::server::{RunArgs, Server};
 use pingora::services::ServiceHandle;
 use pingora::services::background::{GenBackgroundService, background_service};
 
 use crate::config::Plan;
-use crate::control::{Aside, ControlService, before};
+use crate::control::{Aside, ControlService, Farewells, before};
 use crate::events::{About, Events, Kind};
 use crate::operator::{self, ConfigFile, Provenance};
 use crate::places::Missing;
 use crate::process::background::{self, Announcer, Role};
 use crate::process::files::{Unusable, check_writable};
 use crate::process::handlers::Early;
-use crate::process::lifecycle::{Later, Parts, Phase, Signals};
+use crate::process::lifecycle::{Later, Outcome, Parts, Pending, Phase, Signals};
 use crate::process::limits;
 use crate::process::logging::{self, ErrorLog, LogError, Logging, Verbosity};
 use crate::process::pid_file::{PidFile, PidFileError, Prepared};
@@ -204,12 +205,22 @@ fn start(plan: &Plan, how: Start<'_>, outset: Outset, extra: Box<Extra<'_>>) -> 
     if matches!(how.purpose, Purpose::Stopgap(_)) && held.announcer.is_background() {
         services.readiness.withhold("demo: it was started without a configuration");
     }
-    let code = run(plan, server, services, held, extra);
+    let farewells = Farewells::default();
+    let outcome = run(plan, server, services, held, farewells.clone(), extra);
     logs.end();
-    Ok(code)
+    // Nothing is left that the next start would stumble over.
+    farewells.say(&outcome);
+    Ok(outcome.exit_code())
 }
 
-fn run(plan: &Plan, mut server: Server, mut services: Services, held: Held, extra: Box<Extra<'_>>) -> u8 {
+fn run(
+    plan: &Plan,
+    mut server: Server,
+    mut services: Services,
+    held: Held,
+    farewells: Farewells,
+    extra: Box<Extra<'_>>,
+) -> Outcome {
     server.bootstrap();
     let before_checks = extra(&mut server, &services);
     let signals = signals(plan, &services, &held);
@@ -221,7 +232,7 @@ fn run(plan: &Plan, mut server: Server, mut services: Services, held: Held, extr
     let earlier = earlier_aside(plan, held.claim.as_ref());
     let announcement = held.announcement(plan, serves, events, services.hold.take());
     let announce = Arc::new(Announce::new(services.readiness.clone(), &signals, announcement));
-    let control = control(plan, &services, &sockets, &signals, (verbosity, earlier));
+    let control = control(plan, &services, &sockets, &signals, (verbosity, farewells, earlier));
     let first = Before { checks: &before_checks, takes_over };
     let announced = add_services(&mut server, services, first, &sockets, &signals, announce);
     if let Some(control) = control {
@@ -236,7 +247,7 @@ fn run(plan: &Plan, mut server: Server, mut services: Services, held: Held, extr
             pid_file.leave();
         }
     }
-    outcome.exit_code()
+    outcome
 }
 
 // === impl Purpose ===
@@ -519,12 +530,17 @@ fn signals(plan: &Plan, services: &Services, held: &Held) -> Signals {
         supervisor: held.supervisor.clone(),
         sockets: held.sockets.clone(),
         early: held.early.clone(),
-        in_flight: Arc::new(move || traffic.unfinished()),
+        in_flight: Arc::new(move || pending(&traffic)),
         on_phase: Box::new(on_phase),
         on_failed_upgrade: Box::new(move |error| told_too(&format!("the upgrade has failed: {error}"))),
         on_hangup: Box::new(move || operator.reload_by_signal()),
         reopen_logs: Box::new(reopen_logs),
     })
+}
+
+fn pending(traffic: &Traffic) -> Pending {
+    let requests = usize::try_from(traffic.in_flight()).unwrap_or(usize::MAX);
+    Pending { requests, settling: !traffic.is_settled() }
 }
 
 /// What answers on the control socket; none when this process has none.
@@ -533,7 +549,7 @@ fn control(
     services: &Services,
     sockets: &Sockets,
     signals: &Signals,
-    (verbosity, earlier): (Verbosity, Option<PathBuf>),
+    (verbosity, farewells, earlier): (Verbosity, Farewells, Option<PathBuf>),
 ) -> Option<ControlService> {
     let socket = sockets.copy(&plan.control.socket.to_string_lossy());
     let socket = socket.unwrap_or_else(|error| {
@@ -542,11 +558,23 @@ fn control(
     })?;
     let (operator, status) = (services.operator.clone(), services.status.clone());
     let (explain, secret) = (services.explain.clone(), services.secret.clone());
-    let (path, upgrades) = (plan.control.socket.clone(), signals.upgrades());
+    let (path, upgrades, stops) = (plan.control.socket.clone(), signals.upgrades(), signals.stops());
     before::sweep(&path);
     let aside = Aside::new(before::socket_of(&path, std::process::id()), signals.outcome());
     let file = plan.server.runtime.configuration().map(Path::to_owned);
-    let hands = Hands { operator, status, verbosity, explain, secret, upgrades, socket: path, earlier, file };
+    let hands = Hands {
+        operator,
+        status,
+        verbosity,
+        explain,
+        secret,
+        upgrades,
+        stops,
+        farewells,
+        socket: path,
+        earlier,
+        file,
+    };
     Some(ControlService::new(socket, Arc::new(hands), signals.shutdown(Class::Admin)).or_aside(aside))
 }
 

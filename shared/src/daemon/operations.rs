@@ -1,17 +1,18 @@
 //! What the control socket can ask for, carried out by whoever does it.
 
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 
 use crate::control::client::named_in_header;
-use crate::control::{Operations, before};
+use crate::control::{Farewells, Operations, before};
 use crate::events::{About, Events, Kind};
 use crate::explain::{ExplainSource, Request};
 use crate::operator::{Operator, Order, Reload, Verdict};
-use crate::process::lifecycle::Upgrades;
+use crate::process::lifecycle::{Stops, Upgrades};
 use crate::process::logging::{LogFilter, Verbosity};
 use crate::status::StatusSource;
 
@@ -24,6 +25,9 @@ pub(super) struct Hands {
     /// With which a request may ask how it is served.
     pub(super) secret: Arc<str>,
     pub(super) upgrades: Upgrades,
+    pub(super) stops: Stops,
+    /// Who is told how the process has ended.
+    pub(super) farewells: Farewells,
     /// The control socket.
     pub(super) socket: PathBuf,
     /// Where the process before this one answers, if not beside that.
@@ -55,6 +59,11 @@ impl Operations for Hands {
     async fn upgrade(&self) -> Result<u32, String> {
         let upgraded = self.upgrades.upgrade().await;
         upgraded.map(|upgraded| upgraded.pid).map_err(|failed| failed.to_string())
+    }
+
+    fn stop(&self, now: bool, connection: OwnedFd) {
+        self.farewells.promise(connection);
+        self.stops.stop(now);
     }
 
     fn refusal(&self, wanted: &str) -> Option<String> {

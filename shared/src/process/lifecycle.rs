@@ -39,6 +39,7 @@ use super::sockets::{Class, Sockets};
 use super::successor::{self, Launch};
 use super::systemd::{Pulse, Supervisor};
 use super::upgrade::{Heir, Hold, Legacy, Offer, UpgradeError, UpgradeFailed, Upgraded};
+use crate::words::count_of;
 
 /// The exit code of a process that ended as it was told to.
 pub const DONE: u8 = 0;
@@ -90,6 +91,10 @@ pub enum Phase {
 pub enum Event {
     /// TERM or INT.
     Terminate,
+    /// The command `stop`: as the first signal, however often it comes.
+    Stop,
+    /// The command `stop --now`.
+    StopNow,
     /// QUIT: hand the sockets over to a process started with `-u`.
     Quit,
     /// USR2, or the command `upgrade`: start the successor ourselves.
@@ -141,10 +146,19 @@ pub enum EndReason {
     Drained,
     /// `shutdown.drain` was over.
     OutOfTime,
-    /// TERM or INT came a second time.
+    /// TERM or INT came a second time, or the command `stop --now`.
     Hurried,
     /// A service that must run had ended.
     ServiceFailed,
+}
+
+/// What a drain has to wait for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Pending {
+    /// Requests that have been read and not been answered in full. The end of the process cuts them.
+    pub requests: usize,
+    /// Whether a connection may still have a request on its way. The end of the process cuts none that we know of.
+    pub settling: bool,
 }
 
 /// The state machine.
@@ -153,6 +167,8 @@ pub struct Lifecycle {
     timing: Timing,
     hindrance: Option<&'static str>,
     state: State,
+    /// Whether TERM or INT has come. The second one ends the process at once, whatever else has told it to end.
+    signalled: bool,
 }
 
 /// Where the lifecycle stands.
@@ -177,7 +193,7 @@ enum State {
 impl Lifecycle {
     /// Serving. With a `hindrance` there is no upgrade, for this reason.
     pub fn new(timing: Timing, hindrance: Option<&'static str>) -> Self {
-        Self { timing, hindrance, state: State::Serving }
+        Self { timing, hindrance, state: State::Serving, signalled: false }
     }
 
     /// For delays and drains that begin from now on.
@@ -190,24 +206,31 @@ impl Lifecycle {
         matches!(self.state, State::Delaying { .. } | State::Draining { .. })
     }
 
-    /// Decides. `requests` are those that would be cut if the process ended now.
-    pub fn on(&mut self, event: Event, now: Instant, requests: usize) -> Vec<Action> {
+    /// Decides. `pending` is what the end of the process would not wait for.
+    pub fn on(&mut self, event: Event, now: Instant, pending: Pending) -> Vec<Action> {
+        let signalled_again = event == Event::Terminate && std::mem::replace(&mut self.signalled, true);
         match (self.state, event) {
             (State::Done, _) => Vec::new(),
-            (_, Event::ServiceFailed) => self.end(EndReason::ServiceFailed, requests),
-            (State::Serving, Event::Terminate) => self.delay(now),
-            (State::HandingOver | State::Upgrading, Event::Terminate) => {
+            (_, Event::ServiceFailed) => self.end(EndReason::ServiceFailed, pending.requests),
+            (State::HandingOver | State::Upgrading, Event::StopNow) => {
+                let mut actions = vec![Action::WithdrawOffer];
+                actions.append(&mut self.end(EndReason::Hurried, pending.requests));
+                actions
+            }
+            (_, Event::StopNow) => self.end(EndReason::Hurried, pending.requests),
+            (State::Serving, Event::Terminate | Event::Stop) => self.delay(now),
+            (State::HandingOver | State::Upgrading, Event::Terminate | Event::Stop) => {
                 let mut actions = vec![Action::WithdrawOffer];
                 actions.append(&mut self.delay(now));
                 actions
             }
-            (State::Draining { settled, until, terminated: false }, Event::Terminate) => {
+            (State::Draining { settled, until, terminated: false }, Event::Terminate | Event::Stop) => {
                 // The first one, of a process that drains because it has a successor.
                 self.state = State::Draining { settled, until, terminated: true };
                 vec![Action::Enter(Phase::Draining)]
             }
-            (State::Delaying { .. } | State::Draining { .. }, Event::Terminate) => {
-                self.end(EndReason::Hurried, requests)
+            (State::Delaying { .. } | State::Draining { .. }, Event::Terminate) if signalled_again => {
+                self.end(EndReason::Hurried, pending.requests)
             }
             (State::Serving, Event::Quit) => {
                 self.state = State::HandingOver;
@@ -226,8 +249,11 @@ impl Lifecycle {
                 self.state = State::Serving;
                 Vec::new()
             }
-            (_, Event::NewProcessReady | Event::HandoverFailed) => Vec::new(),
-            (_, Event::Tick) => self.tick(now, requests),
+            // No hand-over is under way, or the end has begun already.
+            (_, Event::NewProcessReady | Event::HandoverFailed | Event::Terminate | Event::Stop) => {
+                Vec::new()
+            }
+            (_, Event::Tick) => self.tick(now, pending),
         }
     }
 
@@ -262,10 +288,11 @@ impl Lifecycle {
         actions
     }
 
-    fn tick(&mut self, now: Instant, requests: usize) -> Vec<Action> {
+    fn tick(&mut self, now: Instant, pending: Pending) -> Vec<Action> {
+        let Pending { requests, settling } = pending;
         match self.state {
             State::Delaying { until } if now >= until => self.drain(now, Phase::Draining),
-            State::Draining { settled, .. } if requests == 0 && now >= settled => {
+            State::Draining { settled, .. } if requests == 0 && !settling && now >= settled => {
                 self.end(EndReason::Drained, 0)
             }
             // With nothing in flight the settling goes on, however short the drain.
@@ -279,6 +306,18 @@ impl Lifecycle {
     fn end(&mut self, reason: EndReason, cut: usize) -> Vec<Action> {
         self.state = State::Done;
         vec![Action::End(End { reason, cut })]
+    }
+}
+
+impl EndReason {
+    /// In a word, for programs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Drained => "drained",
+            Self::OutOfTime => "out_of_time",
+            Self::Hurried => "at_once",
+            Self::ServiceFailed => "failed",
+        }
     }
 }
 
@@ -297,14 +336,12 @@ impl End {
 
 /// Counts what must not be cut.
 pub trait InFlight: Send + Sync {
-    /// Requests that have been read and not been answered in full; an implementation may count connections that were
-    /// accepted and whose first request is still to come. Asked every 10 ms during a drain, and at no other time but the
-    /// end.
-    fn requests(&self) -> usize;
+    /// What a drain has to wait for. Called every 10 ms during a drain, and at no other time but the end.
+    fn pending(&self) -> Pending;
 }
 
-impl<F: Fn() -> usize + Send + Sync> InFlight for F {
-    fn requests(&self) -> usize {
+impl<F: Fn() -> Pending + Send + Sync> InFlight for F {
+    fn pending(&self) -> Pending {
         self()
     }
 }
@@ -363,6 +400,7 @@ pub struct Signals {
     installed: watch::Sender<bool>,
     failures: mpsc::UnboundedSender<String>,
     upgrades: Upgrades,
+    stops: Stops,
     inbox: Mutex<Option<Inbox>>,
     pulse: Pulse,
     outset: Outset,
@@ -373,6 +411,10 @@ pub struct Signals {
 #[derive(Debug, Clone)]
 pub struct Upgrades(mpsc::UnboundedSender<Asker>);
 
+/// Orders the end of the process. Clones order that of the same process.
+#[derive(Debug, Clone)]
+pub struct Stops(mpsc::UnboundedSender<Event>);
+
 /// Who waits for the result of an upgrade.
 type Asker = oneshot::Sender<Result<Upgraded, UpgradeFailed>>;
 
@@ -380,6 +422,7 @@ type Asker = oneshot::Sender<Result<Upgraded, UpgradeFailed>>;
 struct Inbox {
     failed: mpsc::UnboundedReceiver<String>,
     upgrades: mpsc::UnboundedReceiver<Asker>,
+    stops: mpsc::UnboundedReceiver<Event>,
 }
 
 /// What the lifecycle has under way.
@@ -397,7 +440,7 @@ struct Work {
 /// How it ended, readable once `Server::run` has returned.
 #[derive(Debug, Clone, Default)]
 pub struct Outcome {
-    end: Arc<OnceCell<u8>>,
+    end: Arc<OnceCell<End>>,
     handed_over: Arc<OnceCell<()>>,
 }
 
@@ -437,6 +480,16 @@ impl Upgrades {
     }
 }
 
+// === impl Stops ===
+
+impl Stops {
+    /// Drains, then ends; `now`: ends at once. Has no effect on a process that is ending in this way already.
+    pub fn stop(&self, now: bool) {
+        // It fails once the lifecycle is over.
+        let _ = self.0.send(if now { Event::StopNow } else { Event::Stop });
+    }
+}
+
 // === impl Signals ===
 
 impl Signals {
@@ -444,6 +497,7 @@ impl Signals {
     pub fn new(parts: Parts) -> Self {
         let (failures, failed) = mpsc::unbounded_channel();
         let (ordered, upgrades) = mpsc::unbounded_channel();
+        let (stop, stops) = mpsc::unbounded_channel();
         Self {
             parts,
             traffic: watch::Sender::new(false),
@@ -451,7 +505,8 @@ impl Signals {
             installed: watch::Sender::new(false),
             failures,
             upgrades: Upgrades(ordered),
-            inbox: Mutex::new(Some(Inbox { failed, upgrades })),
+            stops: Stops(stop),
+            inbox: Mutex::new(Some(Inbox { failed, upgrades, stops })),
             pulse: Pulse::new(),
             outset: Outset::default(),
             outcome: Outcome::default(),
@@ -461,6 +516,11 @@ impl Signals {
     /// For whoever may order an upgrade.
     pub fn upgrades(&self) -> Upgrades {
         self.upgrades.clone()
+    }
+
+    /// For whoever may order the end.
+    pub fn stops(&self) -> Stops {
+        self.stops.clone()
     }
 
     /// For the service whose runtime must work for the process to count as alive.
@@ -512,6 +572,10 @@ impl Signals {
                     log::info!("upgrade: ordered");
                     (Some(Event::Upgrade), Some(asker))
                 }
+                Some(event) = inbox.stops.recv() => {
+                    log::info!("stop: ordered{}", if event == Event::StopNow { ", at once" } else { "" });
+                    (Some(event), None)
+                }
                 result = poll(&mut work.handover) => (Some(self.finish(result, &mut work)), None),
                 Some(problem) = inbox.failed.recv() => {
                     log::error!("{problem}");
@@ -525,7 +589,7 @@ impl Signals {
             };
             let Some(event) = event else { continue };
             lifecycle.set_timing(self.parts.timings.get());
-            let actions = lifecycle.on(event, Instant::now(), self.parts.in_flight.requests());
+            let actions = lifecycle.on(event, Instant::now(), self.parts.in_flight.pending());
             if self.carry_out(actions, &mut work, asker) {
                 return Ok(());
             }
@@ -673,24 +737,21 @@ impl Signals {
         // So that a service which ends now is not taken for a failed one.
         self.close(Class::Traffic);
         self.close(Class::Admin);
+        let cut = count_of(end.cut, "request");
         match end.reason {
             EndReason::Drained => log::info!("drained: no request is left"),
             EndReason::OutOfTime => {
-                log::warn!(
-                    "drain out of time after {:?}: {} requests cut",
-                    self.parts.timings.get().drain,
-                    end.cut
-                );
+                log::warn!("drain out of time after {:?}: {cut} cut", self.parts.timings.get().drain);
             }
-            EndReason::Hurried => log::warn!("second signal: ending at once, {} requests cut", end.cut),
-            EndReason::ServiceFailed => log::error!("ending, {} requests cut", end.cut),
+            EndReason::Hurried => log::warn!("told to end at once: {cut} cut"),
+            EndReason::ServiceFailed => log::error!("ending, {cut} cut"),
         }
-        self.outcome.set(end.exit_code());
+        self.outcome.set(end);
     }
 
     fn tell_phase(&self, phase: Phase) {
         let Timing { delay, drain } = self.parts.timings.get();
-        let requests = self.parts.in_flight.requests();
+        let requests = count_of(self.parts.in_flight.pending().requests, "request");
         match phase {
             Phase::Serving => {}
             Phase::Delaying => {
@@ -698,11 +759,11 @@ impl Signals {
                 self.parts.supervisor.stopping("no longer ready, still accepting");
             }
             Phase::Draining => {
-                log::info!("draining: listeners closed, {requests} requests in flight, at most {drain:?}");
-                self.parts.supervisor.stopping(&format!("draining: {requests} requests in flight"));
+                log::info!("draining: listeners closed, {requests} in flight, at most {drain:?}");
+                self.parts.supervisor.stopping(&format!("draining: {requests} in flight"));
             }
             Phase::HandedOver { .. } => {
-                log::info!("handed over, draining: {requests} requests in flight, at most {drain:?}");
+                log::info!("handed over, draining: {requests} in flight, at most {drain:?}");
                 self.parts.supervisor.hand_over();
             }
         }
@@ -767,7 +828,7 @@ impl ShutdownSignalWatch for Signals {
         };
         if let Err(error) = ended {
             log::error!("cannot handle signals: {error}");
-            self.outcome.set(FAILED);
+            self.outcome.set(End { reason: EndReason::ServiceFailed, cut: 0 });
         }
         // All waiting is done: the server has nothing left to wait for.
         ShutdownSignal::FastShutdown
@@ -775,9 +836,14 @@ impl ShutdownSignalWatch for Signals {
 }
 
 impl Outcome {
-    /// The exit code; [`FAILED`] when the server returned for a reason of its own.
+    /// How it ended; as a failure when the server returned for a reason of its own.
+    pub fn end(&self) -> End {
+        self.end.get().copied().unwrap_or(End { reason: EndReason::ServiceFailed, cut: 0 })
+    }
+
+    /// The exit code.
     pub fn exit_code(&self) -> u8 {
-        self.end.get().copied().unwrap_or(FAILED)
+        self.end().exit_code()
     }
 
     /// Whether a successor has taken over, and with it the pid file.
@@ -785,9 +851,9 @@ impl Outcome {
         self.handed_over.get().is_some()
     }
 
-    fn set(&self, code: u8) {
+    fn set(&self, end: End) {
         // The first end counts.
-        let _ = self.end.set(code);
+        let _ = self.end.set(end);
     }
 }
 
@@ -817,6 +883,11 @@ mod tests {
         Action::Close(Class::Admin),
     ];
 
+    /// So many in flight, and nothing else to wait for.
+    fn requests(requests: usize) -> Pending {
+        Pending { requests, settling: false }
+    }
+
     fn end(reason: EndReason, cut: usize) -> Vec<Action> {
         vec![Action::End(End { reason, cut })]
     }
@@ -827,14 +898,14 @@ mod tests {
 
     fn draining(now: Instant) -> Lifecycle {
         let mut lifecycle = serving();
-        assert_eq!(lifecycle.on(Event::Terminate, now, 1), DRAINING);
+        assert_eq!(lifecycle.on(Event::Terminate, now, requests(1)), DRAINING);
         lifecycle
     }
 
     fn handed_over(now: Instant) -> Lifecycle {
         let mut lifecycle = Lifecycle::new(Timing { delay: DELAY, drain: DRAIN }, None);
-        assert_eq!(lifecycle.on(Event::Quit, now, 1), [Action::OpenOffer]);
-        let actions = lifecycle.on(Event::NewProcessReady, now, 1);
+        assert_eq!(lifecycle.on(Event::Quit, now, requests(1)), [Action::OpenOffer]);
+        let actions = lifecycle.on(Event::NewProcessReady, now, requests(1));
         let [Action::LeaveFiles, rest @ ..] = &actions[..] else { panic!("{actions:?}") };
         assert_eq!(rest, HANDED_OVER);
         lifecycle
@@ -844,9 +915,9 @@ mod tests {
     fn a_drain_ends_as_soon_as_no_request_is_left() {
         let now = Instant::now();
         let mut lifecycle = draining(now);
-        assert_eq!(lifecycle.on(Event::Tick, now + SETTLE, 1), []);
-        assert_eq!(lifecycle.on(Event::Tick, now + SETTLE * 2, 0), end(EndReason::Drained, 0));
-        assert_eq!(lifecycle.on(Event::Terminate, now + SETTLE * 2, 0), []);
+        assert_eq!(lifecycle.on(Event::Tick, now + SETTLE, requests(1)), []);
+        assert_eq!(lifecycle.on(Event::Tick, now + SETTLE * 2, requests(0)), end(EndReason::Drained, 0));
+        assert_eq!(lifecycle.on(Event::Terminate, now + SETTLE * 2, requests(0)), []);
         assert!(!lifecycle.is_timed());
     }
 
@@ -854,26 +925,26 @@ mod tests {
     fn a_request_already_sent_is_waited_for() {
         let now = Instant::now();
         let mut lifecycle = draining(now);
-        assert_eq!(lifecycle.on(Event::Tick, now + SETTLE / 2, 0), []);
-        assert_eq!(lifecycle.on(Event::Tick, now + SETTLE, 1), []);
-        assert_eq!(lifecycle.on(Event::Tick, now + SETTLE + TICK, 0), end(EndReason::Drained, 0));
+        assert_eq!(lifecycle.on(Event::Tick, now + SETTLE / 2, requests(0)), []);
+        assert_eq!(lifecycle.on(Event::Tick, now + SETTLE, requests(1)), []);
+        assert_eq!(lifecycle.on(Event::Tick, now + SETTLE + TICK, requests(0)), end(EndReason::Drained, 0));
     }
 
     #[test]
     fn a_drain_out_of_time_cuts() {
         let now = Instant::now();
         let mut lifecycle = draining(now);
-        assert_eq!(lifecycle.on(Event::Tick, now + DRAIN - TICK, 2), []);
-        assert_eq!(lifecycle.on(Event::Tick, now + DRAIN, 2), end(EndReason::OutOfTime, 2));
+        assert_eq!(lifecycle.on(Event::Tick, now + DRAIN - TICK, requests(2)), []);
+        assert_eq!(lifecycle.on(Event::Tick, now + DRAIN, requests(2)), end(EndReason::OutOfTime, 2));
     }
 
     #[test]
     fn no_time_to_drain_cuts_at_once_but_only_what_there_is() {
         let now = Instant::now();
         let mut lifecycle = Lifecycle::new(Timing { delay: Duration::ZERO, drain: Duration::ZERO }, None);
-        lifecycle.on(Event::Terminate, now, 0);
-        assert_eq!(lifecycle.on(Event::Tick, now, 0), []);
-        assert_eq!(lifecycle.on(Event::Tick, now + TICK, 1), end(EndReason::OutOfTime, 1));
+        lifecycle.on(Event::Terminate, now, requests(0));
+        assert_eq!(lifecycle.on(Event::Tick, now, requests(0)), []);
+        assert_eq!(lifecycle.on(Event::Tick, now + TICK, requests(1)), end(EndReason::OutOfTime, 1));
     }
 
     #[test]
@@ -881,20 +952,59 @@ mod tests {
         let now = Instant::now();
         let mut lifecycle = Lifecycle::new(Timing { delay: DELAY, drain: DRAIN }, None);
         assert!(!lifecycle.is_timed());
-        assert_eq!(lifecycle.on(Event::Terminate, now, 0), [Action::Enter(Phase::Delaying)]);
+        assert_eq!(lifecycle.on(Event::Terminate, now, requests(0)), [Action::Enter(Phase::Delaying)]);
         assert!(lifecycle.is_timed());
-        assert_eq!(lifecycle.on(Event::Tick, now + DELAY - TICK, 0), []);
-        assert_eq!(lifecycle.on(Event::Tick, now + DELAY, 0), DRAINING);
-        assert_eq!(lifecycle.on(Event::Tick, now + DELAY + SETTLE, 0), end(EndReason::Drained, 0));
+        assert_eq!(lifecycle.on(Event::Tick, now + DELAY - TICK, requests(0)), []);
+        assert_eq!(lifecycle.on(Event::Tick, now + DELAY, requests(0)), DRAINING);
+        assert_eq!(lifecycle.on(Event::Tick, now + DELAY + SETTLE, requests(0)), end(EndReason::Drained, 0));
     }
 
     #[test]
     fn a_second_signal_ends_at_once() {
         let now = Instant::now();
-        assert_eq!(draining(now).on(Event::Terminate, now, 3), end(EndReason::Hurried, 3));
+        assert_eq!(draining(now).on(Event::Terminate, now, requests(3)), end(EndReason::Hurried, 3));
         let mut delaying = Lifecycle::new(Timing { delay: DELAY, drain: DRAIN }, None);
-        delaying.on(Event::Terminate, now, 0);
-        assert_eq!(delaying.on(Event::Terminate, now, 0), end(EndReason::Hurried, 0));
+        delaying.on(Event::Terminate, now, requests(0));
+        assert_eq!(delaying.on(Event::Terminate, now, requests(0)), end(EndReason::Hurried, 0));
+    }
+
+    #[test]
+    fn an_end_cuts_only_requests_that_are_in_flight() {
+        let now = Instant::now();
+        let settling = Pending { requests: 0, settling: true };
+        assert_eq!(draining(now).on(Event::Tick, now + DRAIN, settling), [], "a request may be on its way");
+        assert_eq!(draining(now).on(Event::Terminate, now, settling), end(EndReason::Hurried, 0));
+        assert_eq!(draining(now).on(Event::ServiceFailed, now, settling), end(EndReason::ServiceFailed, 0));
+    }
+
+    #[test]
+    fn an_ordered_stop_drains_and_never_hurries() {
+        let now = Instant::now();
+        let mut lifecycle = serving();
+        assert_eq!(lifecycle.on(Event::Stop, now, requests(1)), DRAINING);
+        assert_eq!(lifecycle.on(Event::Stop, now, requests(1)), []);
+        assert_eq!(lifecycle.on(Event::Terminate, now, requests(1)), [], "the first signal");
+        assert_eq!(lifecycle.on(Event::Terminate, now, requests(1)), end(EndReason::Hurried, 1));
+        let mut successor = handed_over(now);
+        assert_eq!(successor.on(Event::Stop, now, requests(1)), [Action::Enter(Phase::Draining)]);
+        let mut upgrading = serving();
+        upgrading.on(Event::Upgrade, now, requests(0));
+        assert_eq!(
+            upgrading.on(Event::Stop, now, requests(0)),
+            [Action::WithdrawOffer, DRAINING[0], DRAINING[1]]
+        );
+    }
+
+    #[test]
+    fn a_stop_at_once_waits_for_nothing_in_any_state() {
+        let now = Instant::now();
+        for mut lifecycle in [serving(), draining(now), handed_over(now)] {
+            assert_eq!(lifecycle.on(Event::StopNow, now, requests(2)), end(EndReason::Hurried, 2));
+        }
+        let mut upgrading = serving();
+        upgrading.on(Event::Upgrade, now, requests(0));
+        let ended = [&[Action::WithdrawOffer][..], &end(EndReason::Hurried, 2)].concat();
+        assert_eq!(upgrading.on(Event::StopNow, now, requests(2)), ended);
     }
 
     #[test]
@@ -911,58 +1021,58 @@ mod tests {
     fn quit_is_ignored_once_the_end_has_begun() {
         let now = Instant::now();
         let ignored = [Action::Ignore("already shutting down")];
-        assert_eq!(draining(now).on(Event::Quit, now, 0), ignored);
+        assert_eq!(draining(now).on(Event::Quit, now, requests(0)), ignored);
         let mut delaying = Lifecycle::new(Timing { delay: DELAY, drain: DRAIN }, None);
-        delaying.on(Event::Terminate, now, 0);
-        assert_eq!(delaying.on(Event::Quit, now, 0), ignored);
-        assert_eq!(handed_over(now).on(Event::Quit, now, 0), ignored);
+        delaying.on(Event::Terminate, now, requests(0));
+        assert_eq!(delaying.on(Event::Quit, now, requests(0)), ignored);
+        assert_eq!(handed_over(now).on(Event::Quit, now, requests(0)), ignored);
     }
 
     #[test]
     fn a_failed_hand_over_changes_nothing_and_can_be_tried_again() {
         let now = Instant::now();
         let mut lifecycle = serving();
-        assert_eq!(lifecycle.on(Event::Quit, now, 0), [Action::OpenOffer]);
+        assert_eq!(lifecycle.on(Event::Quit, now, requests(0)), [Action::OpenOffer]);
         let ignored = [Action::Ignore("the sockets are on offer to a process started with -u already")];
-        assert_eq!(lifecycle.on(Event::Quit, now, 0), ignored);
-        assert_eq!(lifecycle.on(Event::Upgrade, now, 0), ignored);
-        assert_eq!(lifecycle.on(Event::HandoverFailed, now, 0), []);
+        assert_eq!(lifecycle.on(Event::Quit, now, requests(0)), ignored);
+        assert_eq!(lifecycle.on(Event::Upgrade, now, requests(0)), ignored);
+        assert_eq!(lifecycle.on(Event::HandoverFailed, now, requests(0)), []);
         assert!(!lifecycle.is_timed());
-        assert_eq!(lifecycle.on(Event::Quit, now, 0), [Action::OpenOffer]);
+        assert_eq!(lifecycle.on(Event::Quit, now, requests(0)), [Action::OpenOffer]);
     }
 
     #[test]
     fn an_upgrade_starts_a_successor_and_drains_for_it() {
         let now = Instant::now();
         let mut lifecycle = serving();
-        assert_eq!(lifecycle.on(Event::Upgrade, now, 1), [Action::StartSuccessor]);
+        assert_eq!(lifecycle.on(Event::Upgrade, now, requests(1)), [Action::StartSuccessor]);
         assert!(!lifecycle.is_timed(), "it goes on serving");
-        let actions = lifecycle.on(Event::NewProcessReady, now, 1);
+        let actions = lifecycle.on(Event::NewProcessReady, now, requests(1));
         assert_eq!(actions, [&[Action::LeaveFiles][..], &HANDED_OVER].concat());
         let ignored = [Action::Ignore("already shutting down")];
-        assert_eq!(lifecycle.on(Event::Upgrade, now, 1), ignored);
+        assert_eq!(lifecycle.on(Event::Upgrade, now, requests(1)), ignored);
     }
 
     #[test]
     fn one_upgrade_at_a_time() {
         let now = Instant::now();
         let mut lifecycle = serving();
-        lifecycle.on(Event::Upgrade, now, 0);
+        lifecycle.on(Event::Upgrade, now, requests(0));
         let ignored = [Action::Ignore("an upgrade is under way already")];
-        assert_eq!(lifecycle.on(Event::Upgrade, now, 0), ignored);
-        assert_eq!(lifecycle.on(Event::Quit, now, 0), ignored);
-        assert_eq!(lifecycle.on(Event::HandoverFailed, now, 0), []);
-        assert_eq!(lifecycle.on(Event::Upgrade, now, 0), [Action::StartSuccessor]);
+        assert_eq!(lifecycle.on(Event::Upgrade, now, requests(0)), ignored);
+        assert_eq!(lifecycle.on(Event::Quit, now, requests(0)), ignored);
+        assert_eq!(lifecycle.on(Event::HandoverFailed, now, requests(0)), []);
+        assert_eq!(lifecycle.on(Event::Upgrade, now, requests(0)), [Action::StartSuccessor]);
     }
 
     #[test]
     fn a_process_that_cannot_have_a_successor_says_why() {
         let now = Instant::now();
         let mut lifecycle = Lifecycle::new(TIMING, successor::hindrance(1));
-        let actions = lifecycle.on(Event::Upgrade, now, 0);
+        let actions = lifecycle.on(Event::Upgrade, now, requests(0));
         assert!(matches!(actions[..], [Action::Ignore(reason)] if reason.contains("start a container")));
         assert_eq!(
-            lifecycle.on(Event::Quit, now, 0),
+            lifecycle.on(Event::Quit, now, requests(0)),
             [Action::OpenOffer],
             "whoever comes is somebody else's"
         );
@@ -973,12 +1083,15 @@ mod tests {
     fn a_termination_ends_an_upgrade() {
         let now = Instant::now();
         let mut lifecycle = serving();
-        lifecycle.on(Event::Upgrade, now, 0);
-        assert_eq!(lifecycle.on(Event::Terminate, now, 0), [Action::WithdrawOffer, DRAINING[0], DRAINING[1]]);
-        assert_eq!(lifecycle.on(Event::NewProcessReady, now, 0), []);
+        lifecycle.on(Event::Upgrade, now, requests(0));
+        assert_eq!(
+            lifecycle.on(Event::Terminate, now, requests(0)),
+            [Action::WithdrawOffer, DRAINING[0], DRAINING[1]]
+        );
+        assert_eq!(lifecycle.on(Event::NewProcessReady, now, requests(0)), []);
         let mut failing = serving();
-        failing.on(Event::Upgrade, now, 0);
-        assert_eq!(failing.on(Event::ServiceFailed, now, 0), end(EndReason::ServiceFailed, 0));
+        failing.on(Event::Upgrade, now, requests(0));
+        assert_eq!(failing.on(Event::ServiceFailed, now, requests(0)), end(EndReason::ServiceFailed, 0));
     }
 
     #[test]
@@ -986,8 +1099,8 @@ mod tests {
         let now = Instant::now();
         let idle = |drain| {
             let mut lifecycle = Lifecycle::new(Timing { delay: DELAY, drain }, None);
-            lifecycle.on(Event::Upgrade, now, 0);
-            let actions = lifecycle.on(Event::NewProcessReady, now, 0);
+            lifecycle.on(Event::Upgrade, now, requests(0));
+            let actions = lifecycle.on(Event::NewProcessReady, now, requests(0));
             actions.into_iter().find_map(|action| match action {
                 Action::Enter(Phase::HandedOver { idle }) => Some(idle),
                 _ => None,
@@ -1003,49 +1116,58 @@ mod tests {
         let now = Instant::now();
         let mut lifecycle = serving();
         lifecycle.set_timing(Timing { delay: DELAY, drain: DRAIN * 2 });
-        assert_eq!(lifecycle.on(Event::Terminate, now, 1), [Action::Enter(Phase::Delaying)]);
-        assert_eq!(lifecycle.on(Event::Tick, now + DELAY, 1), DRAINING);
+        assert_eq!(lifecycle.on(Event::Terminate, now, requests(1)), [Action::Enter(Phase::Delaying)]);
+        assert_eq!(lifecycle.on(Event::Tick, now + DELAY, requests(1)), DRAINING);
         lifecycle.set_timing(TIMING);
-        assert_eq!(lifecycle.on(Event::Tick, now + DELAY + DRAIN, 1), []);
-        assert_eq!(lifecycle.on(Event::Tick, now + DELAY + DRAIN * 2, 1), end(EndReason::OutOfTime, 1));
+        assert_eq!(lifecycle.on(Event::Tick, now + DELAY + DRAIN, requests(1)), []);
+        assert_eq!(
+            lifecycle.on(Event::Tick, now + DELAY + DRAIN * 2, requests(1)),
+            end(EndReason::OutOfTime, 1)
+        );
     }
 
     #[test]
     fn a_termination_withdraws_the_offer() {
         let now = Instant::now();
         let mut lifecycle = serving();
-        lifecycle.on(Event::Quit, now, 0);
-        assert_eq!(lifecycle.on(Event::Terminate, now, 0), [Action::WithdrawOffer, DRAINING[0], DRAINING[1]]);
-        assert_eq!(lifecycle.on(Event::NewProcessReady, now, 0), []);
+        lifecycle.on(Event::Quit, now, requests(0));
+        assert_eq!(
+            lifecycle.on(Event::Terminate, now, requests(0)),
+            [Action::WithdrawOffer, DRAINING[0], DRAINING[1]]
+        );
+        assert_eq!(lifecycle.on(Event::NewProcessReady, now, requests(0)), []);
     }
 
     #[test]
     fn a_process_with_a_successor_drains_without_delay() {
         let now = Instant::now();
         let mut lifecycle = handed_over(now);
-        assert_eq!(lifecycle.on(Event::Tick, now + SETTLE, 0), end(EndReason::Drained, 0));
+        assert_eq!(lifecycle.on(Event::Tick, now + SETTLE, requests(0)), end(EndReason::Drained, 0));
     }
 
     #[test]
     fn the_first_termination_of_a_process_with_a_successor_cuts_nothing() {
         let now = Instant::now();
         let mut lifecycle = handed_over(now);
-        assert_eq!(lifecycle.on(Event::Terminate, now, 1), [Action::Enter(Phase::Draining)]);
-        assert_eq!(lifecycle.on(Event::Tick, now + DRAIN - TICK, 1), []);
-        assert_eq!(lifecycle.on(Event::Terminate, now, 1), end(EndReason::Hurried, 1));
+        assert_eq!(lifecycle.on(Event::Terminate, now, requests(1)), [Action::Enter(Phase::Draining)]);
+        assert_eq!(lifecycle.on(Event::Tick, now + DRAIN - TICK, requests(1)), []);
+        assert_eq!(lifecycle.on(Event::Terminate, now, requests(1)), end(EndReason::Hurried, 1));
     }
 
     #[test]
     fn a_failed_service_ends_the_process_in_any_state() {
         let now = Instant::now();
-        assert_eq!(serving().on(Event::ServiceFailed, now, 0), end(EndReason::ServiceFailed, 0));
-        assert_eq!(draining(now).on(Event::ServiceFailed, now, 4), end(EndReason::ServiceFailed, 4));
+        assert_eq!(serving().on(Event::ServiceFailed, now, requests(0)), end(EndReason::ServiceFailed, 0));
+        assert_eq!(
+            draining(now).on(Event::ServiceFailed, now, requests(4)),
+            end(EndReason::ServiceFailed, 4)
+        );
     }
 
     #[test]
     fn ticks_mean_nothing_while_serving() {
         let now = Instant::now();
-        assert_eq!(serving().on(Event::Tick, now + DRAIN, 0), []);
+        assert_eq!(serving().on(Event::Tick, now + DRAIN, requests(0)), []);
     }
 
     /// What a test reads of the parts.
@@ -1075,7 +1197,7 @@ mod tests {
             supervisor,
             sockets,
             early: Early::default(),
-            in_flight: Arc::new(move || requests.load(Ordering::Relaxed)),
+            in_flight: Arc::new(move || self::requests(requests.load(Ordering::Relaxed))),
             on_phase: Box::new(move |phase| phases.lock().unwrap().push(phase)),
             on_failed_upgrade: Box::new(|_| {}),
             reopen_logs: Box::new(|| {}),

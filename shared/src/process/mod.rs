@@ -31,7 +31,8 @@
 //! 4. When no request is left, or after `shutdown.drain`, `Server::run` returns at once.
 //! 5. The pid file and the socket files are removed; the exit code is 0, or 3 when requests were cut.
 //!
-//! A second TERM or INT ends the process at once.
+//! A second TERM or INT ends the process at once. The command `stop` drains as the first one does, however often it is given, and
+//! `stop --now` ends the process at once; both are answered when step 5 is over.
 //!
 //! # Upgrade (USR2 or an [order](lifecycle::Upgrades); or QUIT, then a process started with `-u`)
 //!

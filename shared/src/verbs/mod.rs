@@ -1,5 +1,7 @@
 //! The verbs that speak to a running daemon: each a request on its control socket, and its answer in words.
 
+mod stop;
+
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::thread::sleep;
@@ -38,6 +40,9 @@ pub enum AskError {
     Failed(String),
     #[error(transparent)]
     Unreachable(#[from] Unreachable),
+    /// A daemon has ended, and requests with it.
+    #[error("{0}")]
+    Cut(String),
     #[error("cannot write: {0}")]
     Write(#[from] io::Error),
 }
@@ -62,6 +67,7 @@ pub fn run(ask: &Ask, client: &Client, out: &mut impl Write) -> Result<(), AskEr
             verdict(client, "POST", "/v1/reload", &body, out)
         }
         Ask::Upgrade { .. } => upgrade(client, out),
+        Ask::Stop { now, timeout, .. } => stop::run(client, *now, *timeout, out),
         Ask::Drain { backend, wait } => {
             order(client, backend, "POST", "/drain", &json!({}), out)?;
             wait_idle(client, backend, wait, out)

@@ -1,0 +1,207 @@
+//! The end of the daemon: the subcommand `stop`, and what counts as a request that was cut.
+
+use std::time::Duration;
+
+use tests::daemon::{Daemon, Finished, path_str};
+use tests::process::{listening_sockets, started_with};
+use tests::wait::{self, LONG};
+use tests::{Answer, Behaviour, Connection, Gate, Lab, Origin, Signal};
+
+use crate::pool;
+
+/// A lab whose origin holds its answers until the gate is opened.
+struct Held {
+    lab: Lab,
+    origin: Origin,
+    gate: Gate,
+}
+
+impl Held {
+    fn new(more: &str) -> Self {
+        let (lab, origin, gate) = (Lab::new(), Origin::start("one"), Gate::closed());
+        origin.behave(Behaviour::Held(gate.clone(), Answer::ok("held")));
+        lab.config(&format!("{more}{}", pool(&[&origin], "")));
+        Self { lab, origin, gate }
+    }
+
+    /// A request that has arrived at the origin.
+    fn request(&self) -> Connection {
+        let before = self.origin.working();
+        let mut client = Connection::open(self.lab.listener).unwrap();
+        client.send("GET /held HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+        wait::until(LONG, "the request has arrived", || self.origin.working() > before);
+        client
+    }
+
+    fn start(&self) -> Daemon {
+        self.lab.start_file(&self.lab.path("conf.yaml"))
+    }
+
+    /// Runs `stop` without waiting for it.
+    fn stopping(&self, words: &[&str]) -> Daemon {
+        self.lab.spawn(&[&["stop", "-c", path_str(&self.lab.path("conf.yaml"))], words].concat())
+    }
+
+    #[track_caller]
+    fn stop(&self, words: &[&str]) -> Finished {
+        self.lab.run(&[&["stop", "-c", path_str(&self.lab.path("conf.yaml"))], words].concat())
+    }
+
+    /// Nothing is left that a start would stumble over.
+    #[track_caller]
+    fn is_gone(&self) {
+        for file in ["lb.pid", "control.sock", "upgrade.sock"] {
+            assert!(!self.lab.path(file).exists(), "{file}");
+        }
+        assert_eq!(listening_sockets(self.lab.listener) + listening_sockets(self.lab.metrics), 0);
+    }
+}
+
+#[test]
+fn two_signals_in_quick_succession_cut_nothing_when_nothing_is_in_flight() {
+    let origin = Origin::start("one");
+    for _ in 0..3 {
+        let lab = Lab::new();
+        let mut daemon = lab.start(&pool(&[&origin], ""));
+        let mut idle = daemon.connect();
+        idle.get("/").unwrap();
+        daemon.settle();
+        // Two of the same kind might become one.
+        daemon.signal(Signal::SIGTERM);
+        daemon.signal(Signal::SIGINT);
+        assert_eq!(daemon.wait_exit(LONG).code(), Some(0), "{}", daemon.log());
+        assert!(!daemon.log().contains("1 request"), "{}", daemon.log());
+    }
+}
+
+#[test]
+fn a_request_that_is_cut_by_a_second_signal_is_counted_as_one_request() {
+    let held = Held::new("shutdown: {drain: 60s}\n");
+    let mut daemon = held.start();
+    let _client = held.request();
+    daemon.signal(Signal::SIGTERM);
+    daemon.signal(Signal::SIGINT);
+    assert_eq!(daemon.wait_exit(LONG).code(), Some(3), "{}", daemon.log());
+    daemon.logged(&["told to end at once: 1 request cut"]);
+    daemon.logged(&["draining: listeners closed, 1 request in flight"]);
+}
+
+#[test]
+fn a_stop_finishes_the_requests_and_leaves_nothing_that_a_start_would_stumble_over() {
+    let held = Held::new("shutdown: {drain: 60s}\n");
+    let daemon = held.lab.daemonize_file(&held.lab.path("conf.yaml"), &[]);
+    let mut client = held.request();
+    let (mut first, mut second) = (held.stopping(&[]), held.stopping(&[]));
+    daemon.logged(&["draining"]);
+    wait::until(LONG, "both are ordered", || daemon.log().matches("stop: ordered").count() == 2);
+    assert!(daemon.process.alive(), "it ended with a request in flight");
+    held.gate.open();
+    assert_eq!(client.response("GET").unwrap().text(), "held");
+    for stop in [&mut first, &mut second] {
+        assert_eq!(stop.wait_exit(LONG).code(), Some(0), "{}", stop.log());
+        let line = format!("process {} drained in ", daemon.process.0);
+        assert!(stop.log().contains(&line) && stop.log().contains("; 0 requests cut"), "{}", stop.log());
+    }
+    assert!(!daemon.process.alive());
+    held.is_gone();
+    let _again = held.lab.daemonize_file(&held.lab.path("conf.yaml"), &[]);
+    assert_eq!(held.stop(&[]).code, Some(0));
+    let nobody = held.stop(&[]);
+    assert_eq!(nobody.code, Some(1));
+    assert!(nobody.stderr.contains("no daemon"), "{nobody:?}");
+}
+
+#[test]
+fn a_stop_whose_drain_runs_out_of_time_ends_with_3_and_says_what_was_cut() {
+    let held = Held::new("shutdown: {drain: 300ms}\n");
+    let mut daemon = held.start();
+    let _client = held.request();
+    let stop = held.stop(&[]);
+    assert_eq!((stop.code, daemon.wait_exit(LONG).code()), (Some(3), Some(3)), "{stop:?}");
+    assert!(
+        stop.stderr.contains("the drain ran out of time") && stop.stderr.contains("1 request cut"),
+        "{stop:?}"
+    );
+    held.is_gone();
+}
+
+#[test]
+fn a_stop_at_once_cuts_what_is_in_flight_also_during_a_drain() {
+    let held = Held::new("shutdown: {delay: 60s, drain: 60s}\n");
+    let mut daemon = held.start();
+    let _client = held.request();
+    let late = held.stop(&["--timeout", "300ms"]);
+    assert_eq!(late.code, Some(1), "{late:?}");
+    assert!(late.stderr.contains("goes on finishing them"), "{late:?}");
+    assert!(daemon.process.alive());
+    let stop = held.stop(&["--now"]);
+    assert_eq!((stop.code, daemon.wait_exit(LONG).code()), (Some(0), Some(3)), "{stop:?}");
+    assert!(stop.stdout.contains("1 request cut"), "{stop:?}");
+    held.is_gone();
+}
+
+#[test]
+fn a_daemon_that_is_killed_while_it_drains_has_not_stopped_well() {
+    let held = Held::new("shutdown: {drain: 60s}\n");
+    let daemon = held.start();
+    let _client = held.request();
+    let mut stop = held.stopping(&[]);
+    daemon.logged(&["draining"]);
+    daemon.signal(Signal::SIGKILL);
+    assert_eq!(stop.wait_exit(LONG).code(), Some(1), "{}", stop.log());
+    assert!(stop.log().contains("has ended without saying how its drain went"), "{}", stop.log());
+}
+
+#[test]
+fn a_stop_during_an_upgrade_ends_both_processes() {
+    let held = Held::new("");
+    held.lab.install();
+    let daemon = held.lab.daemonize_file(&held.lab.path("conf.yaml"), &[]);
+    held.lab.replace_program(Some("exec sleep 60"));
+    daemon.process.signal(Signal::SIGUSR2);
+    let successor = wait::until_some(LONG, "it is started", || daemon.process.children().first().copied());
+    let stop = held.stop_built();
+    assert_eq!(stop.code, Some(0), "{stop:?}");
+    assert!(!daemon.process.alive());
+    successor.wait_gone(LONG);
+    held.is_gone();
+}
+
+#[test]
+fn a_stop_after_an_upgrade_also_waits_for_the_process_before() {
+    let held = Held::new("shutdown: {drain: 60s}\n");
+    let old = held.lab.daemonize_file(&held.lab.path("conf.yaml"), &[]);
+    let mut client = held.request();
+    let upgraded = held.lab.run(&["upgrade", "-c", path_str(&held.lab.path("conf.yaml"))]);
+    assert_eq!(upgraded.code, Some(0), "{upgraded:?}");
+    let new = held.lab.successor(old.process);
+    let mut stop = held.stopping(&[]);
+    new.process.wait_gone(LONG);
+    assert!(old.process.alive(), "it has a request in flight");
+    held.gate.open();
+    assert_eq!(client.response("GET").unwrap().text(), "held");
+    assert_eq!(stop.wait_exit(LONG).code(), Some(0), "{}", stop.log());
+    for process in [old.process, new.process] {
+        assert!(stop.log().contains(&format!("process {} drained", process.0)), "{}", stop.log());
+    }
+    assert_eq!(started_with(held.lab.directory()), []);
+}
+
+impl Held {
+    /// By the program that was built, whatever stands in its place.
+    #[track_caller]
+    fn stop_built(&self) -> Finished {
+        self.lab.run_built(&["stop", "-c", path_str(&self.lab.path("conf.yaml")), "--timeout", "20s"])
+    }
+}
+
+/// A delay is no part of a drain, but of the stop.
+#[test]
+fn a_stop_takes_traffic_for_the_delay_as_a_signal_does() {
+    let (lab, origin) = (Lab::new(), Origin::start("one"));
+    let daemon = lab.start(&format!("shutdown: {{delay: 1s}}\n{}", pool(&[&origin], "")));
+    let mut stop = lab.spawn(&["stop", "-c", path_str(&lab.path("conf.yaml"))]);
+    wait::until(LONG, "/readyz answers 503", || daemon.read("/readyz").is_ok_and(|r| r.status == 503));
+    assert_eq!(daemon.get("/").unwrap().status, 200);
+    assert_eq!(stop.wait_exit(LONG + Duration::from_secs(1)).code(), Some(0), "{}", stop.log());
+}
