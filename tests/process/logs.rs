@@ -235,3 +235,18 @@ fn a_start_that_fails_ends_although_its_message_cannot_be_written() {
     let _ = second.kill();
     assert_eq!(ended.expect("it ends").code(), Some(1));
 }
+
+#[test]
+fn a_start_in_the_background_without_an_error_log_warns_that_there_will_be_no_log() {
+    let (lab, origin) = (Lab::new(), Origin::start("one"));
+    let text = fs::read_to_string(lab.config(&pool(&[&origin], ""))).unwrap();
+    let without: Vec<_> = text.lines().filter(|line| !line.starts_with("error_log")).collect();
+    for (file, warns) in [(text.clone(), false), (without.join("\n"), true)] {
+        let config = lab.write("conf.yaml", &file);
+        let started = lab.run(&["-c", path_str(&config), "-d"]);
+        assert_eq!(started.code, Some(0), "{started:?}");
+        let warning = started.stderr.contains("has no log") && started.stderr.contains("error_log: /");
+        assert_eq!(warning, warns, "{started:?}");
+        assert_eq!(subcommand(&lab, &["stop"]).code, Some(0));
+    }
+}

@@ -12,7 +12,7 @@ mod pools;
 mod running;
 mod services;
 
-use std::io;
+use std::io::{self, Write};
 use std::net::{IpAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -163,7 +163,12 @@ pub fn serve(plan: &Plan, how: Start<'_>, extra: Box<Extra<'_>>) -> Result<u8, S
     let mode = how.mode;
     let input = how.provenance.input().cloned();
     let announcer = match background::enter(mode.daemon, input.as_deref()).map_err(StartError::Background)? {
-        Role::Parent(code) => return Ok(code),
+        Role::Parent(code) => {
+            if code == 0 && plan.server.error_log.is_none() {
+                warn_without_log();
+            }
+            return Ok(code);
+        }
         Role::Serve(announcer) => announcer,
     };
     // Before any file is created that would belong to the wrong user.
@@ -187,6 +192,14 @@ pub fn serve(plan: &Plan, how: Start<'_>, extra: Box<Extra<'_>>) -> Result<u8, S
         error_log.restore_terminal()?;
     }
     started
+}
+
+/// A daemon without a log is running now, and nothing that it says will be seen.
+fn warn_without_log() {
+    let text = "warning: it runs in the background and has no log; to have one, give the configuration a line such as \
+                `error_log: /var/log/load_balancer/error.log`\n";
+    // A terminal that is gone does not need it.
+    let _ = io::stderr().lock().write_all(text.as_bytes());
 }
 
 fn start(plan: &Plan, how: Start<'_>, outset: Outset, extra: Box<Extra<'_>>) -> Result<u8, StartError> {

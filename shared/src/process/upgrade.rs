@@ -52,6 +52,7 @@ use tokio::time::timeout;
 use super::create_private_dir;
 use super::files::check_creatable;
 use super::sockets::{Inherited, ListenError, SocketFile, clear_stale_socket};
+use crate::words::count_of;
 
 /// How long an offer stands, and how long a successor may take from its connection until it serves.
 pub const WINDOW: Duration = Duration::from_secs(60);
@@ -284,7 +285,7 @@ impl Offer {
         let (mut stream, pid) =
             timeout(window, greeted).await.map_err(|_| UpgradeError::NobodyCame(window))??;
         let Legacy { sockets, heritage, hold } = bounded(window, async { Ok(legacy.await?) }).await?;
-        log::info!("upgrade: process {pid} takes {} listeners", sockets.len());
+        log::info!("upgrade: process {pid} takes {}", count_of(sockets.len(), "listener"));
         bounded(ANSWER_TIME, send(&mut stream, &sockets, heritage)).await?;
         await_ready(&mut stream, pid, window).await?;
         // Before the answer: the successor may itself be asked to offer at this path at any time after it.
