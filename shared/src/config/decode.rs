@@ -116,7 +116,7 @@ impl Error {
         match &self.fault {
             Fault::UnknownKey { found, .. } => {
                 let (_, at) = path.split_last()?;
-                words::oddity(at, found, node).or_else(|| words::for_key(at, found).map(str::to_owned))
+                words::oddity(at, found, node).or_else(|| words::for_entry(at, found, node))
             }
             Fault::WrongType { expected, .. } if expected == "a mapping" => {
                 words::for_mapping(path, &node?.value)
@@ -137,9 +137,19 @@ impl Error {
         }
     }
 
-    /// `false` when the root itself is wrong.
+    /// `false` when the root itself is wrong. A key in another spelling stays under its right name, so that its value is looked
+    /// at as well.
     fn cut_out(&self, root: &mut Node) -> bool {
-        root.remove_wrong(&self.path())
+        let path = self.path();
+        let meant = self.respelled(&path);
+        meant.is_some_and(|meant| root.rename_wrong(&path, meant)) || root.remove_wrong(&path)
+    }
+
+    /// The key that is meant by an unknown one, if that is only another spelling of it.
+    fn respelled(&self, path: &[Step]) -> Option<&'static str> {
+        let Fault::UnknownKey { found, known } = &self.fault else { return None };
+        let (_, at) = path.split_last()?;
+        words::respelled(found, known).filter(|_| words::for_key(at, found).is_none())
     }
 }
 

@@ -235,6 +235,36 @@ impl Node {
         self.remove_child(step)
     }
 
+    /// Gives the key at the end of `path` another name because it is wrong; `false` if there is a key of that name already, or was.
+    ///
+    /// The containers on the way are marked, as by [`Self::remove_wrong`].
+    pub(crate) fn rename_wrong(&mut self, path: &[Step], name: &str) -> bool {
+        let Some((Step::Key(key), parents)) = path.split_last() else { return false };
+        let parent = parents.iter().try_fold(&mut *self, |node, step| node.child_mut(step));
+        let Some(Self { value: Value::Map(map), .. }) = parent else { return false };
+        if map.written_keys().any(|written| written == name) {
+            return false;
+        }
+        let Some(entry) = map.entries.iter_mut().find(|entry| entry.key == *key) else { return false };
+        name.clone_into(&mut entry.key);
+        map.damaged = true;
+        self.mark_damaged(parents);
+        true
+    }
+
+    fn mark_damaged(&mut self, path: &[Step]) {
+        match &mut self.value {
+            Value::Map(map) => map.damaged = true,
+            Value::List(list) => list.damaged = true,
+            _ => {}
+        }
+        if let Some((step, rest)) = path.split_first()
+            && let Some(child) = self.child_mut(step)
+        {
+            child.mark_damaged(rest);
+        }
+    }
+
     fn remove_child(&mut self, step: &Step) -> bool {
         match (&mut self.value, step) {
             (Value::Map(map), Step::Key(key)) => map.remove(key),
@@ -596,5 +626,15 @@ mod tests {
         assert!(node.is_damaged(&["d".into()]));
         assert!(!node.remove_wrong(&["d".into()]));
         assert!(!node.remove_wrong(&[]));
+    }
+
+    #[test]
+    fn a_key_that_is_renamed_keeps_its_value_and_leaves_a_mark() {
+        let mut node = root("a: {bs: [1], c: 3}\n");
+        assert!(node.rename_wrong(&["a".into(), "bs".into()], "b"));
+        assert!(node.get(&["a".into(), "b".into(), 0.into()]).is_some());
+        assert!(node.is_damaged(&["a".into()]) && node.is_damaged(&[]));
+        assert!(!node.is_damaged(&["a".into(), "c".into()]));
+        assert!(!node.rename_wrong(&["a".into(), "b".into()], "c"));
     }
 }

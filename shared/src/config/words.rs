@@ -3,6 +3,8 @@
 //! A key that is not known is looked up by the mapping that it stands in; each hint is what to write in its place. A section that
 //! was given one value instead of a mapping is written out with that value in the key that is most likely meant.
 
+use std::net::SocketAddr;
+
 use super::document::{Map, Node, Step, Value};
 use super::syntax;
 
@@ -140,10 +142,7 @@ const WORDS: &[(&str, Words)] = &[
         &[
             (&["prefix", "starts_with", "location"], "write `path_prefix: /v1`"),
             (&["uri", "url", "exact"], "write `path: /v1`, or `path_prefix: /v1`"),
-            (
-                &["domain", "domains", "server_name", "hostname", "authority", "hosts"],
-                "write `host: example.com`",
-            ),
+            (&["domain", "domains", "server_name", "hostname", "authority"], "write `host: example.com`"),
             (&["regex", "regexp", "path_regex", "path_regexp", "pattern"], NO_REGEX),
             (
                 &["query", "queries", "query_string", "cookie", "source_ip", "client_ip", "remote_ip"],
@@ -428,6 +427,45 @@ pub(super) fn for_key(at: &[Step], found: &str) -> Option<&'static str> {
     words.iter().find(|(theirs, _)| known(theirs)).map(|(_, hint)| *hint)
 }
 
+/// The same with the value that was written, if it can stand where the example does.
+pub(super) fn for_entry(at: &[Step], found: &str, value: Option<&Node>) -> Option<String> {
+    let hint = for_key(at, found)?;
+    let written = value.and_then(|node| with_value(hint, &node.value));
+    Some(written.unwrap_or_else(|| hint.to_owned()))
+}
+
+/// A hint such as "write `path: /healthz`" with another value in the place of the last one of its snippet.
+fn with_value(hint: &str, value: &Value) -> Option<String> {
+    let (before, rest) = hint.strip_prefix("write `")?.split_once('`')?;
+    let has_choices = rest.starts_with(", or") || rest.contains('`') || before.starts_with("routes:");
+    let literal = before.rsplit_once(": ")?.1.trim_matches(['{', '}', '[', ']', '"']);
+    let written = in_place_of(literal, value).filter(|_| !has_choices)?;
+    let at = before.rfind(literal)?;
+    Some(format!("write `{}{written}{}`{rest}", &before[..at], &before[at + literal.len()..]))
+}
+
+/// The value as it is written, if it is of the kind of the example.
+fn in_place_of(literal: &str, value: &Value) -> Option<String> {
+    let text = text_of(value).filter(|text| !text.contains(char::is_whitespace))?;
+    let is_number = literal.parse::<u64>().is_ok();
+    let is_time = literal.ends_with(['s', 'h']) && literal.starts_with(|c: char| c.is_ascii_digit());
+    let fits = match value {
+        Value::Int(_) => is_number || literal.contains('-'),
+        Value::Text { .. } if literal.parse::<SocketAddr>().is_ok() => text.parse::<SocketAddr>().is_ok(),
+        Value::Text { .. } if literal.starts_with('/') => text.starts_with('/'),
+        Value::Text { .. } if is_time => text.starts_with(|c: char| c.is_ascii_digit()),
+        Value::Text { .. } => !is_number && !literal.contains('-') && !["true", "false"].contains(&literal),
+        _ => false,
+    };
+    fits.then_some(text)
+}
+
+/// The key of `known` that `found` is in another spelling: `headers` for `header`, `healthCheck` for `health_check`.
+pub(super) fn respelled(found: &str, known: &[&'static str]) -> Option<&'static str> {
+    let bare = |text: &str| snake_case(text).replace('_', "").trim_end_matches('s').to_owned();
+    known.iter().copied().find(|key| bare(key) == bare(found))
+}
+
 /// Whether the unknown key `found` was meant to be `key`.
 pub(super) fn means(at: &[Step], found: &str, key: &str) -> bool {
     let is_written = |hint: &str| hint.contains(&format!("`{key}: ")) || hint.contains(&format!("\n{key}:"));
@@ -616,6 +654,46 @@ mod tests {
         assert_eq!(for_key(&pool, "timeout"), Some("write `timeouts: {response: 60s}`"));
         assert_eq!(for_key(&["routes".into(), 3.into()], "backend"), Some("write `pool: web`"));
         assert_eq!(for_key(&["metrics".into()], "upstreams"), None);
+    }
+
+    #[test]
+    fn a_hint_has_the_value_that_was_written_where_that_fits() {
+        let text = |text: &str| Value::Text { text: text.to_owned(), plain: true };
+        let at = |place: &[&str], key: &str, value: Value| {
+            let steps: Vec<Step> = place.iter().map(|step| Step::from(*step)).collect();
+            let node = Node { span: Default::default(), value };
+            for_entry(&steps, key, Some(&node)).expect(key)
+        };
+        let (pool, check) = (["pools", "web"], ["pools", "web", "health_check"]);
+        for (place, key, value, hint) in [
+            (&pool[..], "timeout", text("30s"), "write `timeouts: {response: 30s}`"),
+            (&pool, "timeout", text("soon"), "write `timeouts: {response: 60s}`"),
+            (&pool, "timeout", Value::Int(30), "write `timeouts: {response: 60s}`"),
+            (&pool, "retry", Value::Int(3), "write `retries: {attempts: 3}`"),
+            (&pool, "cookie", text("lb"), "write `sticky: {cookie: lb}`"),
+            (&pool, "insecure", Value::Bool(true), "write `tls: {verify: false}` to accept any certificate"),
+            (&check, "url", text("/up"), "write `path: /up`"),
+            (&check, "url", text("http://a/up"), "write `path: /healthz`"),
+            (&check, "status", Value::Int(204), "write `expect_status: [\"204\"]`"),
+            (&[], "listen", text("10.0.0.1:80"), "write `listeners: [\"10.0.0.1:80\"]`"),
+            (&[], "frontend", text("web"), "write `listeners: [\"0.0.0.0:8080\"]`"),
+            (&[], "workers", Value::Int(2), "write `threads: 2`; the default is the number of CPUs"),
+            (&[], "workers", text("auto"), "write `threads: 4`; the default is the number of CPUs"),
+            (&[], "path", text("/x"), A_ROUTE),
+        ] {
+            assert_eq!(at(place, key, value), hint, "{key}");
+        }
+        assert!(at(&pool, "algorithm", text("rr")).starts_with("write `policy: round_robin`, or"));
+    }
+
+    #[test]
+    fn a_key_is_found_in_another_spelling() {
+        let known = ["header", "health_check", "backends", "tls"];
+        for (found, key) in [("headers", "header"), ("healthCheck", "health_check"), ("Backend", "backends")]
+        {
+            assert_eq!(respelled(found, &known), Some(key));
+        }
+        assert_eq!(respelled("heads", &known), None);
     }
 
     #[test]
