@@ -54,7 +54,7 @@ pub struct Event {
 pub enum Kind {
     /// The process began to serve, drains, or has handed over.
     Process,
-    /// The checks of a backend changed their mind.
+    /// The checks of a backend changed their mind, or a pool came to have no ready backend, or has one again.
     Health,
     /// A backend was ejected, or came back.
     Ejection,
@@ -208,6 +208,10 @@ impl Observer for Events {
                 self.note(Kind::Panic, About::pool(pool), "too few backends are available, all are used");
             }
             PoolEvent::Panic(false) => self.note(Kind::Panic, About::pool(pool), "panic is over"),
+            PoolEvent::Unready(true) => self.note(Kind::Health, About::pool(pool), "no backend is ready"),
+            PoolEvent::Unready(false) => {
+                self.note(Kind::Health, About::pool(pool), "a backend is ready again");
+            }
         }
     }
 }

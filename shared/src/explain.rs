@@ -448,7 +448,6 @@ fn none_of<T: ToString>(what: &str, patterns: &AnyOf<T>) -> String {
 
 impl BackendDocument {
     fn new(judged: &Judged, is_taken: bool, pool: &InPool<'_>, condition: &Condition, at: Moment) -> Self {
-        let is_ill = matches!(judged.state, State::Down | State::Ejected);
         let why = &condition.reason;
         Self {
             address: judged.backend.label.to_string(),
@@ -457,7 +456,7 @@ impl BackendDocument {
             refusal: judged.refusal.map(Refusal::as_str),
             reason: reason(judged, is_taken, pool, why),
             since: rfc3339(condition.since),
-            lasting: is_ill.then(|| span(at.since(condition.since).as_secs())),
+            lasting: is_ill(judged).then(|| span(at.since(condition.since).as_secs())),
             score: ScoreDocument::new(judged.score),
             would_be_taken: is_taken,
         }
@@ -477,15 +476,23 @@ fn reason(judged: &Judged, is_taken: bool, pool: &InPool<'_>, why: &str) -> Stri
     let Some(refusal) = judged.refusal else { return candidacy(judged, is_taken, pool, why) };
     let held = || count(judged.backend.load.in_flight(), "request");
     match refusal {
-        Refusal::Ejected | Refusal::Down => format!("it is {}: {why}", judged.state.as_str()),
+        // Backups are left out also when they could not serve, which says more.
+        Refusal::Ejected | Refusal::Down | Refusal::Backup if is_ill(judged) => {
+            format!("it is {}: {why}", judged.state.as_str())
+        }
         Refusal::Full => format!("it works on {}, and may on {}", held(), judged.backend.max_requests),
         Refusal::AboveBound => format!("it works on {}, more than its share", held()),
         Refusal::SlowStart => slow(judged),
         Refusal::Backup => "it is a backup, and others are available".to_owned(),
         Refusal::Draining => "it is draining".to_owned(),
         Refusal::Disabled => "it is disabled".to_owned(),
-        Refusal::Tried | Refusal::Failing => "it failed requests".to_owned(),
+        Refusal::Down => "its health checks fail".to_owned(),
+        Refusal::Ejected | Refusal::Tried | Refusal::Failing => "it failed requests".to_owned(),
     }
+}
+
+fn is_ill(judged: &Judged) -> bool {
+    matches!(judged.state, State::Down | State::Ejected)
 }
 
 fn candidacy(judged: &Judged, is_taken: bool, pool: &InPool<'_>, why: &str) -> String {
@@ -497,7 +504,7 @@ fn candidacy(judged: &Judged, is_taken: bool, pool: &InPool<'_>, why: &str) -> S
         (false, false) if explanation.draw => "it may be drawn".to_owned(),
         (false, false) => "another one comes first".to_owned(),
     };
-    if matches!(judged.state, State::Down | State::Ejected) {
+    if is_ill(judged) {
         write!(words, ", although it is {}: panic ({why})", judged.state.as_str())
             .expect("a String takes everything");
     }

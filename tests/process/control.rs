@@ -509,7 +509,8 @@ fn events_are_told_as_text_and_json_and_followed() {
         done(&lab, &["undrain", "web", &text(one.address)]);
         late.log().contains(&told)
     });
-    assert!(!late.log().contains(" health   web"), "{}", late.log());
+    let before = format!(" health   web {}", two.address);
+    assert!(!late.log().contains(&before), "{}", late.log());
     late.signal(Signal::SIGTERM);
     late.wait_exit(LONG);
     let read = daemon.read("/api/v1/events?after=1").unwrap();

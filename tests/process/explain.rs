@@ -134,6 +134,20 @@ fn a_backend_that_is_down_or_ejected_is_explained_with_reason_and_time() {
 }
 
 #[test]
+fn a_backup_that_is_down_is_not_explained_by_others_that_are_available() {
+    let (lab, dead, backup) = (Lab::new(), Origin::refusing("dead"), Origin::refusing("backup"));
+    let text = pool_with(
+        &[(&dead, "weight: 1"), (&backup, "backup: true")],
+        &format!("{CHECKED}\npanic_threshold: 0"),
+    );
+    let daemon = lab.start_listening(&text);
+    wait::until(LONG, "both are down", || daemon.pool_status("web")["ready"] == 0);
+    let document = explain(&daemon, "path=/");
+    let reason = of_backend(&document, backup.address)["reason"].clone();
+    assert!(reason.as_str().unwrap().starts_with("it is down: 1 check failed"), "{document:#}");
+}
+
+#[test]
 fn turns_come_as_foretold_and_asking_takes_none() {
     let (lab, origins) = (Lab::new(), origins_and_a_dead_one(3));
     let daemon = checked(&lab, &origins, "policy: round_robin");

@@ -268,6 +268,7 @@ fn panic_is_noted_when_it_begins_and_when_it_ends_without_anybody_looking() {
     let daemon = lab.start(&pool(&[&one, &two], check));
     one.refuse();
     two.refuse();
+    daemon.logged(&["WARN", "pool web", "no backend is ready"]);
     let began = daemon.logged(&["WARN", "pool web", "panic"]);
     let pool = daemon.pool_status("web");
     let noted = |key: &str| pool[key].as_str().unwrap().to_owned();
@@ -279,7 +280,9 @@ fn panic_is_noted_when_it_begins_and_when_it_ends_without_anybody_looking() {
     two.come_back();
     daemon.logged(&["INFO", "pool web", "panic is over"]);
     let events = daemon.read("/api/v1/events").unwrap().text();
-    assert!(events.contains("all are used") && events.contains("panic is over"), "{events}");
+    for text in ["no backend is ready", "all are used", "a backend is ready again", "panic is over"] {
+        assert!(events.contains(text), "{text}: {events}");
+    }
 }
 
 /// From one time of a day to another, both written as in logs.

@@ -181,6 +181,8 @@ pub enum PoolEvent<'a> {
     },
     /// So few backends are available that all are used, or no longer.
     Panic(bool),
+    /// No backend is ready, or one is again.
+    Unready(bool),
 }
 
 /// What a pool passes on to its successor. Clones share all of it.
@@ -542,14 +544,17 @@ impl Pool {
 
     fn note_standing(&self, Availability { level, panic, .. }: Availability, now: Instant) {
         let is_ready = self.members(now).any(Member::is_available);
-        let was_panic = {
+        let (was_panic, was_ready) = {
             let mut standing = self.standing();
-            let was_panic = standing.panic.is_some();
+            let was = (standing.panic.is_some(), standing.unready.is_none());
             standing.panic = panic.then(|| standing.panic.unwrap_or(now));
             standing.backups = (level == Level::Backup).then(|| standing.backups.unwrap_or(now));
             standing.unready = (!is_ready).then(|| standing.unready.unwrap_or(now));
-            was_panic
+            was
         };
+        if was_ready != is_ready {
+            self.tell_unready(!is_ready);
+        }
         if was_panic != panic {
             self.tell_panic(panic);
         }
@@ -557,6 +562,16 @@ impl Pool {
 
     fn standing(&self) -> MutexGuard<'_, Standing> {
         self.kept.standing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tell_unready(&self, unready: bool) {
+        let name = &self.name;
+        if unready {
+            log::warn!("pool {name}: no backend is ready");
+        } else {
+            log::info!("pool {name}: a backend is ready again");
+        }
+        self.tell(&PoolEvent::Unready(unready));
     }
 
     fn tell_panic(&self, panic: bool) {
@@ -948,16 +963,16 @@ mod tests {
         let check = Some(Box::new(Switch(down.clone())) as Box<dyn HealthCheck + Send + Sync>);
         let pool = Pool::with_policy(&settings(&[1, 1]), registry, check, PolicyConfig::default(), &clock);
         let pool = pool.observed_by(told.clone());
-        let words = || told.0.lock().unwrap().join("\n");
+        let words = || std::mem::take(&mut *told.0.lock().unwrap());
         hands.advance(SECOND);
         let first = hands.now();
         pool.balancer.backends().run_health_check(false).await;
         hands.advance(SECOND);
-        assert_eq!(words(), "web: Panic(true)");
+        assert_eq!(words(), ["web: Unready(true)", "web: Panic(true)"]);
         assert_eq!((pool.panic_since(), pool.unready_since()), (Some(first), Some(first)));
         down.store(false, Ordering::Relaxed);
         pool.balancer.backends().run_health_check(false).await;
-        assert_eq!(words(), "web: Panic(true)\nweb: Panic(false)");
+        assert_eq!(words(), ["web: Unready(false)", "web: Panic(false)"]);
         assert_eq!((pool.panic_since(), pool.unready_since()), (None, None));
     }
 
