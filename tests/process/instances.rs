@@ -99,7 +99,8 @@ fn two_daemons_run_side_by_side_and_each_is_found_by_its_file() {
     start(&lab, &a, &["-u"]);
     first.wait_gone(LONG);
     let (first, second) = (process(&lab, &a.config), process(&lab, &b.config));
-    second.signal(Signal::SIGTERM);
+    let stopped = ask(&lab, &["stop"], &b.config);
+    assert_eq!(stopped.code, Some(0), "{stopped:?}");
     second.wait_gone(LONG);
     let left = runtime_files(&lab);
     assert!(left.len() == 2 && left.iter().all(|name| name.contains(".a-")), "{left:?}");
@@ -132,6 +133,8 @@ fn a_subcommand_never_reaches_the_daemon_of_another_file() {
     // The key leads to it, too.
     let keyed = instance(&lab, "keyed", &[&origin], &format!("control: {{socket: {socket}}}\n"));
     let refused = ask(&lab, &["upgrade"], &keyed.config);
+    assert_eq!(refused.code, Some(2), "{refused:?}");
+    let refused = ask(&lab, &["stop"], &keyed.config);
     assert_eq!(refused.code, Some(2), "{refused:?}");
     assert_eq!(generation(), before, "nothing has happened to it");
     let alone = lab.run(&["reload", "--socket", &socket]);

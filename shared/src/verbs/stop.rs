@@ -14,7 +14,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde_json::json;
 
-use super::{AskError, document};
+use super::{AskError, SOON, document, failure};
 use crate::control::client::Unreachable;
 use crate::control::{Client, Farewell, before};
 use crate::words::count_of;
@@ -49,6 +49,7 @@ pub(super) fn run(
     timeout: Option<Duration>,
     out: &mut impl Write,
 ) -> Result<(), AskError> {
+    refuse_other_file(client)?;
     let stop = Stop { now, began: Instant::now(), patience: timeout.unwrap_or(PATIENCE) };
     let predecessors = before::sockets(client.socket());
     let (main, others) = thread::scope(|scope| {
@@ -65,6 +66,14 @@ pub(super) fn run(
     let results = main.into_iter().chain(others).chain(late).map(|answer| stop.report(answer, out));
     // All of them are reported, whatever has become of the first.
     results.collect::<Vec<_>>().into_iter().collect()
+}
+
+/// Before any process is asked to end: those that have handed over do not say which file they are of.
+fn refuse_other_file(client: &Client) -> Result<(), AskError> {
+    match client.ask("GET", "/v1/log_level", "", SOON) {
+        Ok(reply) if reply.status == 421 => Err(failure(&reply)),
+        _ => Ok(()),
+    }
 }
 
 impl Stop {
