@@ -186,7 +186,7 @@ impl Plan {
         let headers = &question.head.headers;
         let client = question.peer.map(|peer| client_ip(peer, headers, &self.trusted_proxies));
         let key = pool.hash_key(&key_source(client, &question.head));
-        let session = pool.session(headers);
+        let session = pool.session(headers).map(|session| session.backend);
         let bytes = key.as_deref().unwrap_or_default();
         let wish = Wish { key: bytes, session, tried: &Tried::new(), now, draw: 0.0 };
         InPool { pool, key: key.as_deref().map(<[u8]>::to_vec), session, explanation: pool.explain(&wish) }
@@ -240,7 +240,7 @@ impl Served<'_> {
     }
 
     fn session(&self, pool: &Pool) -> &'static str {
-        let home = self.delivery.session.and_then(|session| pool.backends().get(session));
+        let home = self.delivery.session.and_then(|session| pool.backends().get(session.backend));
         let Some(home) = home else { return if pool.is_sticky() { "new" } else { "no" } };
         let attempt = self.delivery.attempt.as_ref();
         let is_there = attempt.is_some_and(|attempt| attempt.backend.address == home.address);
@@ -270,7 +270,8 @@ mod tests {
     use crate::plan::Parts;
     use crate::policy::Algorithm;
     use crate::pool::{
-        Admin, BackendSettings, HashOn, Moment, PoolId, PoolSettings, Sent, StickySettings, UpstreamError,
+        Admin, BackendSettings, HashOn, Moment, PoolId, PoolSettings, Sent, Session, StickySettings,
+        UpstreamError,
     };
     use crate::route::{Mismatch, PathPattern, Route, RouteTable};
     use crate::traffic::{Rejection, Traffic};
@@ -337,7 +338,7 @@ mod tests {
     fn a_session_and_a_key_lead_where_they_lead_requests() {
         let mut settings = settings(Algorithm::ConsistentHash);
         settings.hash_on = HashOn::Query("user".into());
-        settings.sticky = Some(StickySettings { cookie: "lb".into(), ttl: None });
+        settings.sticky = Some(StickySettings::new("lb"));
         let plan = plan(&settings);
         let pool = &plan.pools[0];
         for number in 0..50 {
@@ -419,13 +420,13 @@ mod tests {
     #[test]
     fn the_line_says_what_became_of_a_session() {
         let mut settings = settings(Algorithm::RoundRobin);
-        settings.sticky = Some(StickySettings { cookie: "lb".into(), ttl: None });
+        settings.sticky = Some(StickySettings::new("lb"));
         settings.backends[2].admin = Admin::Disabled;
         let plan = plan(&settings);
         let pool = &plan.pools[0];
         for (session, word) in [(None, "new"), (Some(1), "kept"), (Some(2), "moved")] {
             let mut delivery = Delivery::default();
-            delivery.session = session;
+            delivery.session = session.map(|backend| Session { backend, is_current: true });
             delivery.place(pool, b"", at()).unwrap();
             let served = Served { route: Some(0), pool: Some(pool), delivery: &delivery, failure: None };
             assert_eq!(served.session(pool), word);

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::condition::{Condition, Known, Moment};
 use crate::daemon::{Checked, Pools, Purpose};
-use crate::operator::{Document, LastReload, Operator, Shown};
+use crate::operator::{Document, KeysShown, LastReload, Operator, Shown};
 use crate::process::logging::Verbosity;
 use crate::time::rfc3339;
 
@@ -201,6 +201,7 @@ impl StatusSource {
         problems.extend(pools.iter().filter_map(PoolStatus::panicking));
         problems.extend(pools.iter().filter_map(PoolStatus::on_backups));
         problems.extend(shown.last_reload.as_ref().and_then(Problem::of_reload));
+        problems.extend(shown.key_files.iter().filter_map(Problem::of_keys));
         for state in [State::Down, State::Ejected] {
             let backends =
                 pools.iter().flat_map(|pool| pool.backends.iter().map(|backend| (pool.name, backend)));
@@ -289,6 +290,13 @@ impl Problem {
 
     fn because(self, reason: impl Into<String>) -> Self {
         Self { reason: Some(reason.into()), ..self }
+    }
+
+    /// Session keys that are not in effect.
+    fn of_keys(keys: &KeysShown) -> Option<Self> {
+        let why = format!("those read before stay in effect: {}", keys.problem.as_ref()?);
+        let problem = Self::new(format!("the session keys of {} cannot be used", keys.file)).because(why);
+        Some(problem.since(keys.since.clone()))
     }
 
     /// A reload whose file is not in effect.

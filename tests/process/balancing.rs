@@ -8,6 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use tests::client::head_bytes;
+use tests::daemon::View;
 use tests::tools::Server;
 use tests::wait::{self, LONG};
 use tests::{Answer, Behaviour, Connection, Daemon, Gate, Lab, Origin, Response};
@@ -22,7 +23,7 @@ const CHECKED: &str =
     "health_check: {type: tcp, interval: 200ms, fast_interval: 200ms, rise: 1, fall: 1, jitter: 0}";
 
 /// Origins `o0`, `o1`, …
-fn origins(count: usize) -> Vec<Origin> {
+pub(crate) fn origins(count: usize) -> Vec<Origin> {
     (0..count).map(|number| Origin::start(&format!("o{number}"))).collect()
 }
 
@@ -44,7 +45,7 @@ fn weighted(origins: &[Origin], weights: &[u32], more: &str) -> String {
 }
 
 /// As [`pool`](crate::pool), of origins in a list.
-fn equal(origins: &[Origin], more: &str) -> String {
+pub(crate) fn equal(origins: &[Origin], more: &str) -> String {
     pool(&origins.iter().collect::<Vec<_>>(), more)
 }
 
@@ -532,20 +533,20 @@ fn bounded_load_holds_when_requests_come_all_at_once() {
 // ===== sessions =====
 
 /// What a client gets, and the cookie that it is told to keep.
-struct Visit {
-    status: u16,
-    origin: String,
-    set_cookie: Option<String>,
+pub(crate) struct Visit {
+    pub(crate) status: u16,
+    pub(crate) origin: String,
+    pub(crate) set_cookie: Option<String>,
 }
 
 impl Visit {
     #[track_caller]
-    fn pay(daemon: &Daemon, cookie: Option<&str>) -> Self {
+    pub(crate) fn pay(daemon: &View, cookie: Option<&str>) -> Self {
         Self::pay_with(daemon, &cookie.map(|cookie| ("Cookie", cookie)).into_iter().collect::<Vec<_>>())
     }
 
     #[track_caller]
-    fn pay_with(daemon: &Daemon, headers: &[(&str, &str)]) -> Self {
+    fn pay_with(daemon: &View, headers: &[(&str, &str)]) -> Self {
         let answer = daemon.connect().request("GET", "/", headers, b"").unwrap();
         let cookies = answer.head.all("set-cookie");
         assert!(cookies.len() <= 1, "{cookies:?}");
@@ -555,7 +556,7 @@ impl Visit {
 
     /// The name and the value of the cookie, as a client sends them.
     #[track_caller]
-    fn cookie(&self) -> String {
+    pub(crate) fn cookie(&self) -> String {
         let set = self.set_cookie.as_ref().expect("the answer sets a cookie");
         set.split(';').next().unwrap_or_default().to_owned()
     }
@@ -565,7 +566,7 @@ const STICKY: &str = "sticky: {cookie: lb_session}";
 
 /// A cookie for each origin, by paying visits without one.
 #[track_caller]
-fn cookies(daemon: &Daemon, origins: &[Origin]) -> Vec<String> {
+pub(crate) fn cookies(daemon: &View, origins: &[Origin]) -> Vec<String> {
     let mut cookies = BTreeMap::new();
     wait::until(LONG, "there is a cookie for each origin", || {
         let visit = Visit::pay(daemon, None);
@@ -577,7 +578,7 @@ fn cookies(daemon: &Daemon, origins: &[Origin]) -> Vec<String> {
 
 /// Every session is where it was, and no cookie is set again.
 #[track_caller]
-fn assert_sessions_stay(what: &str, daemon: &Daemon, cookies: &[String]) {
+pub(crate) fn assert_sessions_stay(what: &str, daemon: &View, cookies: &[String]) {
     let mut visits = 0;
     for _ in 0..5 {
         for (number, cookie) in cookies.iter().enumerate() {

@@ -115,6 +115,8 @@ const TESTED: &[(&str, &str)] = &[
         "pools.*.sticky.cookie",
         "balancing::sessions_stay_under_every_policy_after_a_restart_and_on_another_instance",
     ),
+    ("pools.*.sticky.key_file", "session_keys::keys_sign_the_cookie_the_same_way_on_every_instance"),
+    ("pools.*.sticky.key_file", "session_keys::keys_are_rotated_without_a_reload"),
     ("pools.*.sticky.ttl", "balancing::a_session_cookie_has_exactly_these_attributes"),
     (
         "pools.*.timeouts.connect",

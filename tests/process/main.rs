@@ -28,6 +28,7 @@ mod resilience;
 mod retries;
 mod routing;
 mod server_keys;
+mod session_keys;
 mod stop;
 mod systemd;
 mod upgrade;

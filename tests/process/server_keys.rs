@@ -166,12 +166,12 @@ fn user_and_group_are_those_it_runs_as() {
     assert_eq!(ids(&daemon, "Gid:"), vec![group; 4]);
 }
 
-fn is_root() -> bool {
+pub(crate) fn is_root() -> bool {
     fs::metadata("/proc/self").is_ok_and(|own| std::os::unix::fs::MetadataExt::uid(&own) == 0)
 }
 
 /// The number of a user or group of this machine.
-fn id_of(database: &str, name: &str) -> String {
+pub(crate) fn id_of(database: &str, name: &str) -> String {
     let output = tests::tools::run("getent", &[database, name]);
     let line = String::from_utf8(output.stdout).unwrap();
     line.split(':').nth(2).unwrap_or_else(|| panic!("no {name} in {database}")).to_owned()

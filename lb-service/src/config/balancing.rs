@@ -9,9 +9,9 @@ use serde::de::{self, Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize, Serializer};
 
 use super::text::Text;
-use super::values::{CookieAge, CookieName, QueryName};
+use super::values::{AbsolutePath, CookieAge, CookieName, QueryName};
 use crate::policy::Algorithm;
-use crate::pool::{HashOn, StickySettings};
+use crate::pool::{HashOn, SessionKeys, StickySettings};
 
 /// The policies by name.
 #[derive(Deserialize, Serialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -58,6 +58,10 @@ pub struct StickyConfig {
     /// How long the client keeps it after its last request; default: until it ends its session.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ttl: Option<Text<CookieAge>>,
+    /// A file with the keys that sign it: one per line, in hex, 128 bits or more. The first key signs, and all verify. The
+    /// file is read again when it changes. Default: the cookie is not signed, so that a client can guess the address in it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_file: Option<Text<AbsolutePath>>,
 }
 
 // === impl PolicyName ===
@@ -210,9 +214,10 @@ impl<'de> Visitor<'de> for HashOnVisitor {
 // === impl StickyConfig ===
 
 impl StickyConfig {
-    /// What it means.
-    pub fn plan(&self) -> StickySettings {
-        StickySettings { cookie: self.cookie.get().0.clone(), ttl: self.ttl.as_ref().map(|ttl| ttl.get().0) }
+    /// What it means. `keys` are those of the key file.
+    pub fn plan(&self, keys: Option<SessionKeys>) -> StickySettings {
+        let ttl = self.ttl.as_ref().map(|ttl| ttl.get().0);
+        StickySettings { cookie: self.cookie.get().0.clone(), ttl, keys }
     }
 }
 
@@ -272,8 +277,8 @@ mod tests {
     fn a_sticky_cookie_has_a_name_and_perhaps_an_age() {
         let sticky: StickyConfig = json(r#"{"cookie":"lb","ttl":"1h"}"#).expect("it is valid");
         assert_eq!(
-            sticky.plan(),
-            StickySettings { cookie: "lb".into(), ttl: Some(Duration::from_secs(3600)) }
+            sticky.plan(None),
+            StickySettings { ttl: Some(Duration::from_secs(3600)), ..StickySettings::new("lb") }
         );
         assert!(json::<StickyConfig>("{}").expect_err("refused").contains("cookie"));
     }

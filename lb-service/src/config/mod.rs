@@ -28,7 +28,7 @@ pub use backend::BackendConfig;
 pub use balancing::{HashOnConfig, PolicyName, StickyConfig};
 pub use listener::ListenerConfig;
 pub use number::{Number, Percent, Ratio};
-pub use pool::{LimitsConfig, PoolConfig, TimeoutsConfig, TlsConfig};
+pub use pool::{LimitsConfig, PoolConfig, PoolFiles, TimeoutsConfig, TlsConfig};
 pub use resilience::{GrayConfig, MAX_ATTEMPTS, OutlierConfig, RetriesConfig, RetryOnConfig, RetryWord};
 pub use text::{FromText, Text};
 pub use values::{

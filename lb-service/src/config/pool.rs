@@ -13,7 +13,7 @@ use super::number::{Number, Percent};
 use super::resilience::{OutlierConfig, RetriesConfig};
 use super::text::Text;
 use super::values::{HostHeader, PositiveDuration, ReadPath, ServerName};
-use crate::pool::{HashOn, PoolSettings, Timeouts, UpstreamTls};
+use crate::pool::{HashOn, PoolSettings, SessionKeys, Timeouts, UpstreamTls};
 
 /// Backends that serve the same thing, and how they are spoken to.
 //
@@ -111,6 +111,15 @@ pub struct LimitsConfig {
     pub queue: Option<Number<0, MAX_COUNT>>,
 }
 
+/// What was read from the files that a pool names.
+#[derive(Clone, Debug, Default)]
+pub struct PoolFiles {
+    /// The certificates of `tls.ca`, DER encoded.
+    pub ca: Vec<Vec<u8>>,
+    /// The keys of `sticky.key_file`.
+    pub session_keys: Option<SessionKeys>,
+}
+
 fn yes() -> bool {
     true
 }
@@ -159,16 +168,16 @@ impl<Check: Default> PoolConfig<Check> {
         })
     }
 
-    /// What it means on a machine with this loopback address. `ca` are the certificates of the file that `tls` names,
-    /// DER encoded.
-    pub fn plan(&self, name: &str, ca: Vec<Vec<u8>>, loopback: IpAddr) -> PoolSettings {
+    /// What it means on a machine with this loopback address, with what was read from the `files` that it names.
+    pub fn plan(&self, name: &str, files: PoolFiles, loopback: IpAddr) -> PoolSettings {
+        let PoolFiles { ca, session_keys } = files;
         let backends = self.backends.iter().map(|backend| backend.plan(self.limits.each(), loopback));
         PoolSettings {
             name: Arc::from(name),
             policy: self.policy.plan(),
             hash_on: self.hash_on.as_ref().map_or_else(HashOn::default, HashOnConfig::plan),
             bounded_load: self.bounded_load.map(Percent::get),
-            sticky: self.sticky.as_ref().map(StickyConfig::plan),
+            sticky: self.sticky.as_ref().map(|sticky| sticky.plan(session_keys)),
             backends: backends.collect(),
             tls: self.tls.as_ref().map(|tls| tls.plan(ca)),
             host: self.host.as_ref().map(|host| host.get().0.clone()),
@@ -245,14 +254,14 @@ mod tests {
 
     #[test]
     fn the_smallest_pool_has_the_documented_defaults() {
-        let settings = pool("").plan("web", Vec::new(), LOOPBACK);
+        let settings = pool("").plan("web", PoolFiles::default(), LOOPBACK);
         let defaults = PoolSettings::new("web", settings.backends.clone());
         assert_eq!(format!("{settings:?}"), format!("{defaults:?}"));
     }
 
     #[test]
     fn a_queue_is_twice_as_long_as_the_limits_unless_it_is_written() {
-        let queue = |keys| pool(keys).plan("web", Vec::new(), LOOPBACK).queue;
+        let queue = |keys| pool(keys).plan("web", PoolFiles::default(), LOOPBACK).queue;
         assert_eq!(queue(""), 0);
         assert_eq!(queue(r#", "limits": {"max_requests": 10}"#), 40);
         assert_eq!(queue(r#", "limits": {"max_requests": 10, "queue": 7}"#), 7);
@@ -275,12 +284,12 @@ mod tests {
         let mut pool: PoolConfig<()> = serde_json::from_str(text).expect("it is valid");
         pool.complete();
         assert!(pool.limits.max_requests.is_none() && pool.is_limited());
-        assert_eq!(pool.plan("web", Vec::new(), LOOPBACK).queue, 10);
+        assert_eq!(pool.plan("web", PoolFiles::default(), LOOPBACK).queue, 10);
     }
 
     #[test]
     fn the_time_to_connect_yields_to_that_of_an_attempt() {
-        let connect = |keys| pool(keys).plan("web", Vec::new(), LOOPBACK).timeouts.connect;
+        let connect = |keys| pool(keys).plan("web", PoolFiles::default(), LOOPBACK).timeouts.connect;
         assert_eq!(connect(""), Duration::from_secs(3));
         assert_eq!(connect(r#", "retries": {"per_try": "2s"}"#), Duration::from_secs(2));
         assert_eq!(connect(r#", "retries": {"per_try": "5s"}"#), Duration::from_secs(3));

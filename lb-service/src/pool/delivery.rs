@@ -12,6 +12,7 @@ use super::attempt::Attempt;
 use super::backend::{Backend, UpstreamError};
 use super::pick::{Mishap, Passed, Tried, Unplaced, Wish};
 use super::retry::{Failed, Repetition};
+use super::sticky::Session;
 
 /// A request that has not ended. Dropping it ends it, and counts it out of its pool.
 #[derive(Debug, Default)]
@@ -24,8 +25,8 @@ pub struct Delivery {
     pub tried: Tried,
     /// The backends that it could not go to.
     pub passed: Passed,
-    /// The backend that its cookie names, as an index of [`Pool::backends`].
-    pub session: Option<usize>,
+    /// What its cookie says.
+    pub session: Option<Session>,
     /// The backend that failed it last, unless it is among the tried ones or another attempt has begun.
     last: Option<(Arc<Backend>, Mishap)>,
     /// The backend whose connection turned out to be closed, if it was then sent to the same one over a new connection.
@@ -92,7 +93,8 @@ impl Delivery {
     /// # Errors
     /// When no backend takes it.
     pub fn place(&mut self, pool: &Arc<Pool>, key: &[u8], at: Moment) -> Result<(), Unplaced> {
-        let wish = Wish { key, session: self.session, tried: &self.tried, now: at.now, draw: at.draw };
+        let session = self.session.map(|session| session.backend);
+        let wish = Wish { key, session, tried: &self.tried, now: at.now, draw: at.draw };
         self.attempt = Some(pool.place(&wish, &mut self.passed)?);
         self.last = None;
         self.counted.get_or_insert_with(|| Counted::new(pool));
@@ -168,7 +170,7 @@ impl Delivery {
         self.repetition = again.repetition;
         self.next = Some(again.pause);
         let Some(backend) = self.attempt.as_ref().map(|attempt| attempt.backend.clone()) else { return };
-        let home = self.session.and_then(|session| pool.backends().get(session));
+        let home = self.session.and_then(|session| pool.backends().get(session.backend));
         let is_home = home.is_some_and(|home| home.address == backend.address);
         // Only a replay goes to the same backend again, over a new connection: when it is the home of the session, or the
         // only one.

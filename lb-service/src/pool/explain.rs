@@ -315,7 +315,7 @@ mod tests {
                 bounded_load,
                 panic_threshold,
                 slow_start: slow.then_some(10 * SECOND),
-                sticky: Some(StickySettings { cookie: "lb".into(), ttl: None }),
+                sticky: Some(StickySettings::new("lb")),
                 ..PoolSettings::new("web", vec![])
             })
     }

@@ -62,7 +62,7 @@
 //! Delivery                       one request, from its first attempt to its answer     delivery.rs
 //!
 //! Pool::place                    a request gets a backend, or not                       pick.rs
-//! ├── Sticky                     the backend that a cookie names, if it may be used     sticky.rs
+//! ├── Sticky                     the backend that a cookie names, if it may be used     sticky.rs, session_keys.rs
 //! ├── LoadBalancer<Policy>       the others, best first                                 ../policy/
 //! │   └── Pool::refusal          why a candidate is passed over                         pick.rs
 //! │       ├── Availability       backups, panic                                         availability.rs
@@ -89,6 +89,7 @@ mod outlier;
 mod pick;
 mod queue;
 mod retry;
+mod session_keys;
 mod settings;
 mod slow_start;
 mod sticky;
@@ -113,6 +114,7 @@ pub use hash_key::{Key, KeySource};
 pub use pick::{Mishap, Passed, Refusal, Tried, Unplaced, Wish};
 pub use queue::{Line, Queue, QueueFull, Ticket, Waiter};
 pub use retry::{Budget, Decision, Failed, Repetition, WhyNot, backoff, decide};
+pub use session_keys::{SessionKeys, SessionKeysError};
 pub use settings::{
     Admin, BackendSettings, GraySettings, HashOn, OutlierSettings, PoolId, PoolSettings, RetryCause, RetryOn,
     RetrySettings, StickySettings, Timeouts, UpstreamTls, Weight,
@@ -125,6 +127,7 @@ use availability::Member;
 use backend::Histories;
 use gray::Gray;
 use outlier::Ejector;
+pub use sticky::Session;
 use sticky::Sticky;
 
 /// A pool at work, shared by all requests as an `Arc`.

@@ -13,6 +13,7 @@ use super::availability::{Availability, Level};
 use super::backend::{Backend, UpstreamError};
 use super::hash_key::{self, Key, KeySource};
 use super::settings::{Admin, RetryCause};
+use super::sticky::Session;
 use super::{Pool, slow_start};
 use crate::policy::{InFlight, bound};
 
@@ -193,24 +194,26 @@ impl Pool {
         self.sticky.is_some()
     }
 
-    /// The backend that a cookie among these headers names, as an index of [`backends`](Self::backends).
-    pub fn session(&self, headers: &HeaderMap) -> Option<usize> {
+    /// What a cookie among these headers says; none: there is no cookie that names a backend of this pool.
+    pub fn session(&self, headers: &HeaderMap) -> Option<Session> {
         self.sticky.as_ref()?.find(headers)
     }
 
-    /// The cookie that an answer of `backend` sets, given the `session` that the request came with. None when the client
-    /// has it already, or when its own backend is only busy and will be there for the next request.
+    /// The cookie that a response of `backend` sets, given the `session` that the request came with. There is none when
+    /// the client has it already, or when its own backend is only busy and will be there for the next request.
     pub fn set_cookie(
         &self,
         backend: &Backend,
-        session: Option<usize>,
+        session: Option<Session>,
         secure: bool,
         now: Instant,
     ) -> Option<HeaderValue> {
         let sticky = self.sticky.as_ref()?;
         let index = self.index(backend.address)?;
-        let stays = session.is_some_and(|session| session != index && self.holds_session(session, now));
-        let has_it = session == Some(index) && !sticky.renews();
+        let is_elsewhere =
+            |session: Session| session.backend != index && self.holds_session(session.backend, now);
+        let stays = session.is_some_and(is_elsewhere);
+        let has_it = session == Some(Session { backend: index, is_current: true }) && !sticky.renews();
         (!stays && !has_it).then(|| sticky.set_cookie(index, secure))
     }
 
@@ -755,11 +758,11 @@ mod tests {
     #[test]
     fn a_session_stays_while_its_backend_drains_and_moves_when_it_is_ejected() {
         let mut settings = settings(3);
-        settings.sticky = Some(StickySettings { cookie: "lb".into(), ttl: None });
+        settings.sticky = Some(StickySettings::new("lb"));
         let bench = Bench::new(&settings);
-        let session = Some(1);
+        let session = Some(Session { backend: 1, is_current: true });
         let next = || {
-            let wish = bench.wish(b"", session, NOBODY);
+            let wish = bench.wish(b"", session.map(|session| session.backend), NOBODY);
             bench.pool.place(&wish, &mut Passed::new()).unwrap()
         };
         let moved = |attempt: &Attempt| {
@@ -782,14 +785,28 @@ mod tests {
     #[test]
     fn a_session_whose_backend_is_only_busy_does_not_move() {
         let mut settings = settings(2);
-        settings.sticky = Some(StickySettings { cookie: "lb".into(), ttl: None });
+        settings.sticky = Some(StickySettings::new("lb"));
         settings.backends[0].max_requests = std::num::NonZeroU32::new(1);
         let bench = Bench::new(&settings);
         let _busy = bench.pool.backends()[0].load.try_enter(1).unwrap();
         let wish = bench.wish(b"", Some(0), NOBODY);
         let attempt = bench.pool.place(&wish, &mut Passed::new()).unwrap();
         assert_eq!(port(&attempt), 2);
-        assert_eq!(bench.pool.set_cookie(&attempt.backend, Some(0), false, bench.hands.now()), None);
+        let session = Some(Session { backend: 0, is_current: true });
+        assert_eq!(bench.pool.set_cookie(&attempt.backend, session, false, bench.hands.now()), None);
+    }
+
+    #[test]
+    fn a_cookie_of_a_former_key_is_replaced_at_the_same_backend() {
+        let mut settings = settings(2);
+        settings.sticky = Some(StickySettings::new("lb"));
+        let bench = Bench::new(&settings);
+        let backend = &bench.pool.backends()[1];
+        let is_set = |is_current| {
+            let session = Some(Session { backend: 1, is_current });
+            bench.pool.set_cookie(backend, session, false, bench.hands.now()).is_some()
+        };
+        assert_eq!((is_set(true), is_set(false)), (false, true));
     }
 
     #[test]

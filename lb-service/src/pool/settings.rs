@@ -8,6 +8,7 @@ use std::time::Duration;
 use http::HeaderName;
 use serde::{Deserialize, Serialize};
 
+use super::session_keys::SessionKeys;
 use crate::policy::Algorithm;
 
 /// Index of a pool in the plan; routes and metrics use it instead of the name.
@@ -73,6 +74,8 @@ pub struct StickySettings {
     pub cookie: Arc<str>,
     /// How long the client keeps it after its last request; absent: for its session.
     pub ttl: Option<Duration>,
+    /// The keys that it is signed with; absent: it is a hash without a key.
+    pub keys: Option<SessionKeys>,
 }
 
 /// When a backend that fails requests is left out for a while: Envoy's outlier detection by consecutive failures, with
@@ -243,6 +246,15 @@ impl BackendSettings {
             max_requests: None,
             admin: Admin::InService,
         }
+    }
+}
+
+// === impl StickySettings ===
+
+impl StickySettings {
+    /// A cookie of this name for the client's session, without keys.
+    pub fn new(cookie: &str) -> Self {
+        Self { cookie: cookie.into(), ttl: None, keys: None }
     }
 }
 

@@ -1,36 +1,59 @@
 //! The cookie that keeps a client at its backend.
 //!
-//! Its value is a [`SessionId`]: a hash of the pool's name and the backend's address. It is computed, not
-//! stored, so every instance with the same configuration knows it, before and after a restart, and the order
-//! and the weights of the backends do not matter. A client whose backend is gone brings an id that nobody
-//! has; it gets another backend and its cookie.
+//! Its value is a [`SessionId`], made from the pool's name and the backend's address. It is computed, not
+//! stored, so every instance with the same configuration makes the same one, before and after a restart, and the
+//! order and the weights of the backends do not matter. A client whose backend is gone sends an id that matches no
+//! backend; it gets another backend and its cookie.
 //!
-//! The id hides the address from a reader. It is no secret: who knows how it is made can test a guess. A
-//! client that makes up an id chooses among the backends of a pool that it may use anyway.
+//! Without keys the id is a hash. It hides the address from a reader, but not from a guess: the pool's name and an
+//! address give the id, so a client can test which address is behind its cookie, and can make up a cookie for a
+//! backend of its choice. With [`SessionKeys`] it is a message authentication code, and a client can do neither.
+//!
+//! The ids of all backends under all keys are computed when the pool is made, so that a request costs one search,
+//! however many keys there are. An id of a key that is not the first is replaced in the response.
 
 use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use http::{HeaderMap, HeaderValue, header};
+use ring::hmac;
 use xxhash_rust::xxh3::xxh3_128_with_seed;
 
+use super::session_keys::SessionKeys;
 use super::settings::StickySettings;
 
-/// What a cookie says of the backend: XXH3, 128 bits, of its address and its pool's name.
+/// What the cookie of a request says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Session {
+    /// The backend that it names, as an index of [`Pool::backends`](super::Pool::backends).
+    pub backend: usize,
+    /// Whether it is the cookie that is set now. One that was signed with a former key is replaced.
+    pub is_current: bool,
+}
+
+/// The value of a cookie: 128 bits made from the address of a backend and the name of its pool.
 ///
-/// The hash is part of the interface: a change of it moves every session, and two versions side by side would
-/// move them at every request.
+/// How it is [made](Maker) is part of the interface: a change moves every session, and two versions side by side
+/// would move them at every request.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct SessionId(u128);
+
+/// How ids are made.
+enum Maker {
+    /// XXH3 with 128 bits.
+    Hash,
+    /// HMAC-SHA-256, cut to its first 128 bits.
+    Keyed(hmac::Key),
+}
 
 /// The cookies of one pool.
 #[derive(Debug)]
 pub(super) struct Sticky {
     cookie: Box<str>,
     renews: bool,
-    /// The id of each backend and its index, sorted.
-    ids: Box<[(SessionId, usize)]>,
+    /// The ids of all backends under all keys, sorted.
+    ids: Box<[(SessionId, Session)]>,
     /// By the backend's index: the `Set-Cookie` header over plain HTTP and over TLS.
     headers: Box<[[HeaderValue; 2]]>,
 }
@@ -78,21 +101,27 @@ impl Sticky {
         pool_name: &str,
         addresses: impl Iterator<Item = SocketAddr>,
     ) -> Self {
-        let of_backends: Vec<_> = addresses.map(|address| SessionId::new(pool_name, address)).collect();
-        let mut ids: Vec<_> = of_backends.iter().copied().zip(0..).collect();
-        ids.sort_unstable();
+        let addresses: Vec<_> = addresses.collect();
+        let (current, former) = Maker::all(settings.keys.as_ref());
+        let ids_of = |maker: &Maker| -> Vec<_> {
+            addresses.iter().map(|address| maker.id(pool_name, *address)).collect()
+        };
+        let current = ids_of(&current);
+        let mut ids = sessions(&current, true);
+        ids.extend(former.iter().flat_map(|maker| sessions(&ids_of(maker), false)));
+        ids.sort_unstable_by_key(|(id, _)| *id);
         Self {
             cookie: (*settings.cookie).into(),
             renews: settings.ttl.is_some(),
             ids: ids.into(),
-            headers: of_backends.into_iter().map(|id| set_cookie_headers(settings, id)).collect(),
+            headers: current.into_iter().map(|id| set_cookie_headers(settings, id)).collect(),
         }
     }
 
-    /// The index of the backend that the request's cookie names: the first cookie whose value is the id of a
-    /// backend. Anything else, such as the id of a backend that is gone, is ignored.
-    pub(super) fn find(&self, headers: &HeaderMap) -> Option<usize> {
-        cookies(headers, &self.cookie).find_map(|value| self.index_of(SessionId::parse(value)?))
+    /// What the request's cookie says: the first cookie whose value is the id of a backend. Anything else, such as
+    /// the id of a backend that is gone, is ignored.
+    pub(super) fn find(&self, headers: &HeaderMap) -> Option<Session> {
+        cookies(headers, &self.cookie).find_map(|value| self.session_of(SessionId::parse(value)?))
     }
 
     /// The `Set-Cookie` header that keeps a client at the backend with this index; `secure` when it came over
@@ -105,15 +134,20 @@ impl Sticky {
         self.headers[index][usize::from(secure)].clone()
     }
 
-    /// Whether the cookie is sent with every answer, so that its time counts from the last request.
+    /// Whether the cookie is sent with every response, so that its time counts from the last request.
     pub(super) fn renews(&self) -> bool {
         self.renews
     }
 
-    fn index_of(&self, id: SessionId) -> Option<usize> {
+    fn session_of(&self, id: SessionId) -> Option<Session> {
         let place = self.ids.binary_search_by_key(&id, |(id, _)| *id).ok()?;
         Some(self.ids[place].1)
     }
+}
+
+/// Ids in the order of the backends, with what they say.
+fn sessions(ids: &[SessionId], is_current: bool) -> Vec<(SessionId, Session)> {
+    ids.iter().copied().zip((0..).map(|backend| Session { backend, is_current })).collect()
 }
 
 fn set_cookie_headers(settings: &StickySettings, id: SessionId) -> [HeaderValue; 2] {
@@ -129,16 +163,34 @@ fn seconds(ttl: Duration) -> u64 {
     ttl.as_secs().saturating_add(u64::from(ttl.subsec_nanos() > 0)).max(1)
 }
 
+// === impl Maker ===
+
+impl Maker {
+    /// The one that makes cookies, and those whose cookies are accepted as well.
+    fn all(keys: Option<&SessionKeys>) -> (Self, Vec<Self>) {
+        let mut keyed = keys.into_iter().flat_map(SessionKeys::signers).map(Self::Keyed);
+        let current = keyed.next().unwrap_or(Self::Hash);
+        (current, keyed.collect())
+    }
+
+    /// The id of a backend of a pool.
+    fn id(&self, pool_name: &str, address: SocketAddr) -> SessionId {
+        let mut input = fixed_bytes(address).to_vec();
+        input.extend_from_slice(pool_name.as_bytes());
+        SessionId(match self {
+            Self::Hash => xxh3_128_with_seed(&input, SEED),
+            Self::Keyed(key) => first_128_bits(hmac::sign(key, &input).as_ref()),
+        })
+    }
+}
+
+fn first_128_bits(bytes: &[u8]) -> u128 {
+    bytes.iter().take(16).fold(0, |number, byte| number << 8 | u128::from(*byte))
+}
+
 // === impl SessionId ===
 
 impl SessionId {
-    /// The id of a backend of a pool.
-    pub(super) fn new(pool_name: &str, address: SocketAddr) -> Self {
-        let mut input = fixed_bytes(address).to_vec();
-        input.extend_from_slice(pool_name.as_bytes());
-        Self(xxh3_128_with_seed(&input, SEED))
-    }
-
     /// Exactly what [`Display`](fmt::Display) writes.
     fn parse(value: &[u8]) -> Option<Self> {
         if value.len() != DIGITS {
@@ -198,11 +250,24 @@ mod tests {
     }
 
     fn sticky(ttl: Option<Duration>) -> Sticky {
-        Sticky::new(&StickySettings { cookie: "lb_session".into(), ttl }, "web", addresses())
+        Sticky::new(&StickySettings { ttl, ..StickySettings::new("lb_session") }, "web", addresses())
+    }
+
+    /// With these bytes, sixteen times each, as keys.
+    fn keyed(keys: &[u8]) -> Sticky {
+        let text: String = keys.iter().map(|key| format!("{key:02x}").repeat(16) + "\n").collect();
+        let keys = Some(SessionKeys::parse(text.as_bytes()).unwrap());
+        Sticky::new(&StickySettings { keys, ..StickySettings::new("lb_session") }, "web", addresses())
     }
 
     fn id(index: usize) -> String {
-        SessionId::new("web", addresses().nth(index).unwrap()).to_string()
+        Maker::Hash.id("web", addresses().nth(index).unwrap()).to_string()
+    }
+
+    /// The cookie as a client sends it.
+    fn pair(sticky: &Sticky, index: usize) -> String {
+        let set = sticky.set_cookie(index, false);
+        set.to_str().unwrap().split(';').next().unwrap().to_owned()
     }
 
     fn headers(lines: &[&str]) -> HeaderMap {
@@ -210,7 +275,7 @@ mod tests {
     }
 
     fn found(lines: &[&str]) -> Option<usize> {
-        sticky(None).find(&headers(lines))
+        sticky(None).find(&headers(lines)).map(|session| session.backend)
     }
 
     #[test]
@@ -221,6 +286,38 @@ mod tests {
             "583e52387e81e5b91e8d6ff2455bb93f",
         ];
         assert_eq!([0, 1, 2].map(id), ids, "a change moves every session of every client");
+        // By Python's hmac: the family, the address as IPv6, the port, the scope, "web".
+        let keyed_ids = [
+            "f42780ea92939f0a384c50214ed31d12",
+            "6a2902bd58e249d03852f6fc56f491b4",
+            "4ee48fbf2f34682463612ca3ff2f86c4",
+        ];
+        let keyed = keyed(&[7]);
+        assert_eq!(
+            [0, 1, 2].map(|index| pair(&keyed, index)),
+            keyed_ids.map(|id| format!("lb_session={id}"))
+        );
+    }
+
+    #[test]
+    fn the_first_key_signs_and_all_verify() {
+        let (old, both, new) = (keyed(&[1]), keyed(&[2, 1]), keyed(&[2]));
+        for index in 0..ADDRESSES.len() {
+            let (before, after) = (pair(&old, index), pair(&both, index));
+            let found = |sticky: &Sticky, pair: &str| {
+                sticky.find(&headers(&[pair])).map(|session| (session.backend, session.is_current))
+            };
+            assert_eq!(after, pair(&new, index));
+            assert_eq!(found(&both, &before), Some((index, false)));
+            assert_eq!(found(&both, &after), Some((index, true)));
+            assert_eq!((found(&old, &after), found(&new, &before)), (None, None));
+        }
+    }
+
+    #[test]
+    fn with_keys_the_hash_is_no_session() {
+        let cookie = pair(&sticky(None), 0);
+        assert_eq!(keyed(&[1]).find(&headers(&[&cookie])), None, "a client can make it up");
     }
 
     #[test]
@@ -230,7 +327,7 @@ mod tests {
             addresses().chain(others.iter().map(|other| other.parse().unwrap())).collect();
         let pools = ["web", "api", "", "w"];
         let ids: HashSet<_> =
-            pools.iter().flat_map(|pool| all.iter().map(|address| SessionId::new(pool, *address))).collect();
+            pools.iter().flat_map(|pool| all.iter().map(|address| Maker::Hash.id(pool, *address))).collect();
         assert_eq!(ids.len(), pools.len() * all.len());
     }
 
@@ -269,9 +366,7 @@ mod tests {
     #[test]
     fn the_cookie_that_was_set_leads_back() {
         for index in 0..ADDRESSES.len() {
-            let set = sticky(Some(HOUR)).set_cookie(index, true);
-            let pair = set.to_str().unwrap().split(';').next().unwrap();
-            assert_eq!(found(&[pair]), Some(index));
+            assert_eq!(found(&[&pair(&sticky(Some(HOUR)), index)]), Some(index));
         }
     }
 
@@ -308,11 +403,11 @@ mod tests {
 
     #[test]
     fn a_backend_that_is_gone_is_not_found() {
-        let settings = StickySettings { cookie: "lb_session".into(), ttl: None };
-        let fewer = Sticky::new(&settings, "web", addresses().skip(1));
+        let fewer = Sticky::new(&StickySettings::new("lb_session"), "web", addresses().skip(1));
         let cookie = |index| headers(&[&format!("lb_session={}", id(index))]);
         assert_eq!(fewer.find(&cookie(0)), None);
-        assert_eq!(fewer.find(&cookie(2)), Some(1), "the others keep their ids");
+        let other = Session { backend: 1, is_current: true };
+        assert_eq!(fewer.find(&cookie(2)), Some(other), "the others keep their ids");
     }
 
     #[test]
@@ -324,7 +419,7 @@ mod tests {
     }
 
     /// A pair of a `Cookie` header, and the backend that it names.
-    fn pair() -> impl Strategy<Value = (String, Option<usize>)> {
+    fn any_pair() -> impl Strategy<Value = (String, Option<usize>)> {
         let known = (0..ADDRESSES.len(), "[ \t]{0,2}", any::<bool>()).prop_map(|(index, space, quoted)| {
             let quote = if quoted { "\"" } else { "" };
             (format!("{space}lb_session={quote}{}{quote}{space}", id(index)), Some(index))
@@ -339,7 +434,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_first_known_id_of_all_lines_is_found(lines in vec(vec(pair(), 0..5), 0..4)) {
+        fn the_first_known_id_of_all_lines_is_found(lines in vec(vec(any_pair(), 0..5), 0..4)) {
             let expected = lines.iter().flatten().find_map(|(_, index)| *index);
             let joined = |line: &Vec<(String, Option<usize>)>| {
                 line.iter().map(|(pair, _)| pair.as_str()).collect::<Vec<_>>().join(";")

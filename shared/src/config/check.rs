@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 
 use health_service::{CheckType, HealthCheckConfig};
 use lb_service::config::{
-    AbsolutePath, FormatConfig, ListenerConfig, MatchConfig, PoolConfig, RouteConfig, SocketPath, Text,
-    TlsConfig,
+    AbsolutePath, FormatConfig, ListenerConfig, MatchConfig, PoolConfig, PoolFiles, RouteConfig, SocketPath,
+    Text, TlsConfig,
 };
 use lb_service::listener::ListenAddress;
 use lb_service::route::shadowed_by;
@@ -28,6 +28,7 @@ use super::decode::did_you_mean;
 use super::document::{Node, Step, Value};
 use super::plan;
 use super::problem::{Id, Problem, Span};
+use super::secrets::{SecretError, session_keys};
 use super::sections::Config;
 use crate::process::files::reason;
 
@@ -41,8 +42,8 @@ const HTTP_KEYS: [&str; 4] = ["path", "method", "expect_status", "expect_body"];
 #[derive(Default)]
 pub(crate) struct Findings {
     pub(crate) problems: Vec<Problem>,
-    /// The authorities that a pool trusts, DER encoded, by the pool's name.
-    pub(crate) certificates: BTreeMap<String, Vec<Vec<u8>>>,
+    /// What was read from the files of each pool, by its name.
+    pub(crate) files: BTreeMap<String, PoolFiles>,
 }
 
 /// Checks a complete configuration.
@@ -178,9 +179,12 @@ impl Checker<'_> {
         }
     }
 
+    fn account(&self) -> Account<'_> {
+        Account { user: self.config.user.as_deref(), group: self.config.group.as_deref() }
+    }
+
     fn check_allowed(&mut self, at: &[Step], wish: Wish<'_>) {
-        let account = Account { user: self.config.user.as_deref(), group: self.config.group.as_deref() };
-        if let Some(denied) = self.context.files.denied(account, wish) {
+        if let Some(denied) = self.context.files.denied(self.account(), wish) {
             self.report(at, not_allowed(wish, &denied));
         }
     }
@@ -342,6 +346,7 @@ impl Checker<'_> {
             self.check_tls_name(name, pool, tls);
             self.check_tls_authorities(name, tls);
         }
+        self.check_session_keys(name, pool);
         self.check_check_times(name, &pool.health_check);
         self.check_check_keys(name, &pool.health_check);
     }
@@ -403,7 +408,23 @@ impl Checker<'_> {
             );
         }
         if let Some(certificates) = self.read_certificates(&path, &ca.get().0) {
-            self.findings.certificates.insert(name.to_owned(), certificates);
+            self.findings.files.entry(name.to_owned()).or_default().ca = certificates;
+        }
+    }
+
+    fn check_session_keys(&mut self, name: &str, pool: &Pool) {
+        let Some(file) = pool.sticky.as_ref().and_then(|sticky| sticky.key_file.as_ref()) else { return };
+        let (path, file) = (path!["pools", name, "sticky", "key_file"], &file.get().0);
+        let uid = self.context.files.uid_of(self.account());
+        match session_keys(file, self.context.files, uid) {
+            Ok(keys) => {
+                self.check_allowed(&path, Wish::Read(file));
+                self.findings.files.entry(name.to_owned()).or_default().session_keys = Some(keys);
+            }
+            Err(SecretError { why, remedy }) => {
+                let message = format!("cannot use the session keys of {}: {why}", file.display());
+                self.report(&path, Problem::new(Id::SessionKeys, message).hint(remedy));
+            }
         }
     }
 

@@ -3,13 +3,15 @@
 use std::fs;
 use std::io::{self, Read};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::unistd::{AccessFlags, access};
+use nix::unistd::{AccessFlags, Uid, access};
 
 use super::MAX_BYTES;
 use super::env::Lookup;
+use super::secrets::Protection;
 use crate::process::privileges::Identity;
 use crate::process::runtime::RuntimeFiles;
 
@@ -47,6 +49,16 @@ pub trait Files {
     fn read_input(&self) -> io::Result<Vec<u8>> {
         Err(io::ErrorKind::Unsupported.into())
     }
+
+    /// What is known of a file without reading it.
+    ///
+    /// # Errors
+    ///
+    /// As looking at a file does.
+    fn protection(&self, path: &Path) -> io::Result<Protection>;
+
+    /// The id of the user that the daemon runs as; of the one that starts it if there is no such user.
+    fn uid_of(&self, account: Account<'_>) -> u32;
 
     /// Why no file can be created in a directory, in words; `None` if it can.
     fn refuses_new_files(&self, directory: &Path) -> Option<String>;
@@ -136,6 +148,21 @@ impl Files for RealFiles {
         // One byte more than is allowed shows that it is too long.
         io::stdin().lock().take(MAX_BYTES as u64 + 1).read_to_end(&mut bytes)?;
         Ok(bytes)
+    }
+
+    fn protection(&self, path: &Path) -> io::Result<Protection> {
+        let metadata = fs::metadata(path)?;
+        Ok(Protection {
+            is_file: metadata.is_file(),
+            length: metadata.len(),
+            owner: metadata.uid(),
+            mode: metadata.mode(),
+        })
+    }
+
+    fn uid_of(&self, account: Account<'_>) -> u32 {
+        let identity = Identity::resolve(account.user, account.group).ok().flatten();
+        identity.map_or_else(Uid::effective, |identity| identity.uid()).as_raw()
     }
 
     fn refuses_new_files(&self, directory: &Path) -> Option<String> {

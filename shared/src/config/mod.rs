@@ -23,6 +23,7 @@ mod problem;
 mod refused;
 mod render;
 mod schema;
+mod secrets;
 mod sections;
 mod syntax;
 mod words;
@@ -40,10 +41,14 @@ pub use context::{Account, Context, Denied, Files, RealFiles, Wish, loopback, ru
 pub(crate) use decode::did_you_mean;
 pub use env::Lookup;
 pub use keys::keys;
-pub use plan::{ConnectOffload, ControlPlan, Plan, ReloadPlan, RollbackPlan, ServerPlan, ShutdownPlan};
+pub use plan::{
+    ConnectOffload, ControlPlan, KeyFile, Plan, ReloadPlan, RollbackPlan, ServerPlan, ShutdownPlan,
+};
 pub use problem::{Id as ProblemId, Problem as ConfigProblem, Problems, Source, Span, explain};
 pub use render::{json, text};
 pub use schema::{schema, schema_text};
+pub use secrets::Protection;
+pub(crate) use secrets::session_keys;
 pub use sections::{Config, ControlConfig, Directory, ReloadConfig, RollbackConfig, ShutdownConfig};
 
 /// The longest file that is read, in bytes.
@@ -144,7 +149,7 @@ fn read(text: &str, context: &Context<'_>, problems: &mut Vec<Problem>) -> Optio
     findings.problems.retain(|found| !follows(found, problems));
     problems.append(&mut findings.problems);
     problems.is_empty().then(|| {
-        let plan = plan::plan(&config, context, &mut findings.certificates);
+        let plan = plan::plan(&config, context, &mut findings.files);
         Loaded { config, plan }
     })
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use health_service::HealthCheckConfig;
@@ -11,11 +12,11 @@ use health_service::Settings as CheckSettings;
 use ipnet::IpNet;
 use lb_service::access_log;
 use lb_service::config::{
-    AbsolutePath, AccessLogConfig, FormatConfig, FromText, ListenerConfig, Name, RouteConfig, SocketPath,
-    Text,
+    AbsolutePath, AccessLogConfig, FormatConfig, FromText, ListenerConfig, Name, PoolConfig, PoolFiles,
+    RouteConfig, SocketPath, Text,
 };
 use lb_service::listener::{ListenAddress, Listener, ListenerId, Listeners};
-use lb_service::pool::{PoolId, PoolSettings};
+use lb_service::pool::{PoolId, PoolSettings, SessionKeys};
 use lb_service::route::Route;
 use metrics_service::config::RequiredPools;
 
@@ -55,6 +56,17 @@ pub struct Plan {
     pub control: ControlPlan,
     /// When the file is read again, and when that is taken back.
     pub reload: ReloadPlan,
+    /// Where the keys of session cookies stand.
+    pub key_files: Vec<KeyFile>,
+}
+
+/// The file with the session keys of a pool.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyFile {
+    /// The name of the pool.
+    pub pool: Arc<str>,
+    /// Where it is.
+    pub path: PathBuf,
 }
 
 /// Where the daemon is told to change.
@@ -139,6 +151,23 @@ pub struct ShutdownPlan {
     pub drain: Duration,
 }
 
+// === impl Plan ===
+
+impl Plan {
+    /// The same with these keys for the pools that have theirs in the file at `path`.
+    #[must_use]
+    pub fn with_session_keys(mut self, path: &Path, keys: &SessionKeys) -> Self {
+        let users = self.key_files.iter().filter(|file| file.path == path);
+        for KeyFile { pool: name, .. } in users {
+            let pool = self.pools.iter_mut().find(|(pool, _)| pool.name == *name);
+            if let Some(sticky) = pool.and_then(|(pool, _)| pool.sticky.as_mut()) {
+                sticky.keys = Some(keys.clone());
+            }
+        }
+        self
+    }
+}
+
 /// Fills in the defaults that depend on other keys or on the surroundings.
 pub(crate) fn complete(config: &mut Config, root: &Node, context: &Context<'_>) {
     let runtime = context.runtime;
@@ -197,13 +226,8 @@ fn catch_all(pool: &Text<Name>) -> RouteConfig {
     RouteConfig { r#match: Default::default(), pool: pool.written().to_owned() }
 }
 
-/// The plan of a complete configuration in which nothing is wrong. `certificates` are those that were read for the `ca`
-/// of a pool, by the name of the pool.
-pub(crate) fn plan(
-    config: &Config,
-    context: &Context<'_>,
-    certificates: &mut BTreeMap<String, Vec<Vec<u8>>>,
-) -> Plan {
+/// The plan of a complete configuration in which nothing is wrong. `files` is what was read for each pool, by its name.
+pub(crate) fn plan(config: &Config, context: &Context<'_>, files: &mut BTreeMap<String, PoolFiles>) -> Plan {
     Plan {
         server: server(config, context),
         shutdown: shutdown(&config.shutdown),
@@ -213,8 +237,8 @@ pub(crate) fn plan(
             .pools
             .iter()
             .map(|(name, config)| {
-                let ca = certificates.remove(name.written()).unwrap_or_default();
-                (config.plan(name.written(), ca, context.loopback), config.health_check.plan())
+                let files = files.remove(name.written()).unwrap_or_default();
+                (config.plan(name.written(), files, context.loopback), config.health_check.plan())
             })
             .collect(),
         routes: config.routes.iter().flatten().filter_map(|written| route(written, config)).collect(),
@@ -224,7 +248,13 @@ pub(crate) fn plan(
         trusted_proxies: config.trusted_proxies.iter().map(|network| *network.get()).collect(),
         control: control(config, context),
         reload: reload(&config.reload),
+        key_files: config.pools.iter().filter_map(|(name, pool)| key_file(name.written(), pool)).collect(),
     }
+}
+
+fn key_file(name: &str, pool: &PoolConfig<HealthCheckConfig>) -> Option<KeyFile> {
+    let path = pool.sticky.as_ref()?.key_file.as_ref()?;
+    Some(KeyFile { pool: name.into(), path: path.get().0.clone() })
 }
 
 fn control(config: &Config, context: &Context<'_>) -> ControlPlan {

@@ -111,6 +111,7 @@ ids! {
     "052" EjectionTiming "The longest ejection is shorter than the first one.",
     "060" MissingName "TLS to the backends verifies certificates, but no name is given that they must be for.",
     "061" Certificates "A file of certificates cannot be read, or holds none.",
+    "062" SessionKeys "The file with the keys of session cookies cannot be read, holds no keys, or is open to other users.",
     "070" Directory "The directory of a file that is to be created is missing, or cannot be written to.",
     "071" PathTaken "Two parts of the configuration want to use the same file.",
     "072" Incomplete "Two keys only work together, and one of them is missing.",

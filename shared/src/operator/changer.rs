@@ -1,22 +1,26 @@
 //! Who makes the changes: reads the file, carries orders out, watches, and takes back.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
+use lb_service::pool::SessionKeys;
 use metrics_service::Reload as Counted;
+use nix::unistd::Uid;
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::diff::Diff;
 use super::file::ConfigFile;
+use super::keys::KeyFiles;
 use super::order::{Order, Outcome, Reload, Verdict};
 use super::rollback::{Judgement, Past, Trial};
 use super::runtime::Runtime;
 use super::shown::{LastReload, Shown};
 use super::watch::{Print, Watch};
 use super::{Command, ENDING, Parts, TurnLock};
-use crate::config::{self, Plan, Problems};
+use crate::config::{self, Plan, Problems, RealFiles};
 use crate::events::{About, Kind};
 use crate::process::logging::LogFilter;
 
@@ -30,6 +34,7 @@ pub(super) struct Changer {
     /// What is in effect.
     effective: Plan,
     watch: Watch,
+    keys: KeyFiles,
     past: Past,
     trial: Option<(Trial, Wanted)>,
 }
@@ -66,7 +71,8 @@ impl Changer {
         let wanted = Wanted { file: parts.plan.clone(), runtime: std::mem::take(&mut parts.runtime) };
         let watch = Watch::new(parts.provenance.file().and_then(ConfigFile::first_seen));
         let effective = wanted.effective();
-        Self { parts, commands, shown, turn, wanted, effective, watch, past: Past::default(), trial: None }
+        let (keys, past) = (KeyFiles::default(), Past::default());
+        Self { parts, commands, shown, turn, wanted, effective, watch, keys, past, trial: None }
     }
 
     pub(super) async fn run(mut self) {
@@ -143,6 +149,55 @@ impl Changer {
         if self.watch.look(now) && self.effective.reload.watch {
             self.reload(Reload::default(), "the file has changed").await;
         }
+        self.look_at_keys().await;
+    }
+
+    // --- session keys ---
+
+    /// Reads the session keys whose file has changed. Nothing else changes, and what operators ordered stays.
+    async fn look_at_keys(&mut self) {
+        for path in self.keys.due(&self.wanted.file.key_files, Print::of) {
+            let uid = Uid::effective().as_raw();
+            let result = match config::session_keys(&path, &RealFiles, uid) {
+                Ok(keys) => self.take_keys(&path, &keys).await.map_err(|refusal| refusal.text()),
+                Err(error) => Err(error.why),
+            };
+            if let Err(why) = result {
+                self.refuse_keys(&path, &why);
+            }
+        }
+    }
+
+    async fn take_keys(&mut self, path: &Path, keys: &SessionKeys) -> Result<(), Refusal> {
+        let Wanted { file, runtime } = self.wanted.clone();
+        let wanted = Wanted { file: file.with_session_keys(path, keys), runtime };
+        let is_new = wanted.file != self.wanted.file;
+        self.apply(wanted, false).await?;
+        if let Some((_, before)) = &mut self.trial {
+            // What is taken back is the configuration, and not the keys.
+            before.file = before.file.clone().with_session_keys(path, keys);
+        }
+        if self.keys.solved(path) || is_new {
+            self.tell_keys(path, keys.count());
+        }
+        Ok(())
+    }
+
+    fn tell_keys(&self, path: &Path, count: usize) {
+        let keys = if count == 1 { "1 key is".to_owned() } else { format!("{count} keys are") };
+        let text = format!("session keys of {}: {keys} in effect, the first signs", path.display());
+        self.show(self.shown.load().last_reload.clone());
+        self.parts.metrics.set_generation(self.shown.load().generation);
+        log::info!("{text}");
+        self.note(Kind::Reload, text);
+    }
+
+    fn refuse_keys(&mut self, path: &Path, why: &str) {
+        self.keys.failed(path, why, SystemTime::now());
+        self.show(self.shown.load().last_reload.clone());
+        let text = format!("session keys of {}: {why}; the keys read before stay in effect", path.display());
+        log::error!("{text}");
+        self.note(Kind::Reload, text);
     }
 
     // --- the file ---
@@ -318,6 +373,7 @@ impl Changer {
 
     fn show(&self, last_reload: Option<LastReload>) {
         let shown = self.shown.load().with_runtime(self.wanted.runtime.clone(), SystemTime::now());
+        let shown = shown.with_key_files(self.keys.shown(&self.wanted.file));
         self.shown.store(Arc::new(shown.with_last_reload(last_reload)));
     }
 

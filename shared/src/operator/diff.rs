@@ -4,13 +4,14 @@
 //! is said what a change of it means.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use lb_service::listener::{Listener, ListenerId, Listeners};
-use lb_service::pool::{Admin, BackendSettings, PoolId, PoolSettings};
+use lb_service::pool::{Admin, BackendSettings, PoolId, PoolSettings, SessionKeys, StickySettings};
 use lb_service::route::{AnyOf, PathPattern, Route};
 use metrics_service::config::RequiredPools;
 
-use crate::config::{ControlPlan, Plan, ReloadPlan, ServerPlan, ShutdownPlan};
+use crate::config::{ControlPlan, KeyFile, Plan, ReloadPlan, ServerPlan, ShutdownPlan};
 use crate::process::logging::LogFilter;
 
 /// The difference between two plans.
@@ -48,6 +49,7 @@ impl Diff {
             trusted_proxies,
             control,
             reload,
+            key_files,
         } = old;
         diff.process(server, &new.server);
         diff.needs("metrics.address", metrics != &new.metrics);
@@ -61,6 +63,7 @@ impl Diff {
         diff.shutdown(*shutdown, new.shutdown);
         diff.log_level(log_level.as_ref(), new.log_level.as_ref());
         diff.reload(*reload, new.reload);
+        diff.key_files(key_files, &new.key_files);
         diff
     }
 
@@ -155,6 +158,17 @@ impl Diff {
             self.lines.push(format!("reload.watch {watch} -> {}", new.watch));
         }
         self.changed("reload.rollback", rollback != new.rollback);
+    }
+
+    /// Of the pools that there are before and after; the keys themselves belong to the settings of the pool.
+    fn key_files(&mut self, old: &[KeyFile], new: &[KeyFile]) {
+        for KeyFile { pool, path } in new {
+            let before = old.iter().find(|file| file.pool == *pool);
+            if let Some(before) = before.filter(|before| before.path != *path) {
+                let (before, path) = (before.path.display(), path.display());
+                self.lines.push(format!("~ pool {pool}: sticky.key_file {before} -> {path}"));
+            }
+        }
     }
 
     fn listeners(&mut self, old: &Listeners, new: &Listeners) {
@@ -285,7 +299,8 @@ fn changed_keys(old: &PoolSettings, new: &PoolSettings, check: bool) -> Vec<&'st
         ("policy", *policy != new.policy),
         ("hash_on", *hash_on != new.hash_on),
         ("bounded_load", *bounded_load != new.bounded_load),
-        ("sticky", *sticky != new.sticky),
+        ("sticky", unkeyed(sticky.as_ref()) != unkeyed(new.sticky.as_ref())),
+        ("session keys", keys(sticky.as_ref()) != keys(new.sticky.as_ref())),
         ("tls", *tls != new.tls),
         ("host", *host != new.host),
         ("timeouts", *timeouts != new.timeouts),
@@ -297,6 +312,16 @@ fn changed_keys(old: &PoolSettings, new: &PoolSettings, check: bool) -> Vec<&'st
         ("limits.queue", *queue != new.queue),
     ];
     changes.into_iter().filter_map(|(key, changed)| changed.then_some(key)).collect()
+}
+
+/// The cookie itself, whatever signs it.
+fn unkeyed(sticky: Option<&StickySettings>) -> Option<(&str, Option<Duration>)> {
+    let StickySettings { cookie, ttl, keys: _ } = sticky?;
+    Some((cookie, *ttl))
+}
+
+fn keys(sticky: Option<&StickySettings>) -> Option<&SessionKeys> {
+    sticky?.keys.as_ref()
 }
 
 /// What is not usual about a backend.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::watch::Print;
-use crate::config::{self, Context, Files, INPUT, Loaded, Problems, RealFiles};
+use crate::config::{self, Account, Context, Files, INPUT, Loaded, Problems, Protection, RealFiles};
 use crate::process::runtime::RuntimeFiles;
 
 /// Where the configuration came from.
@@ -156,6 +156,14 @@ impl ConfigFile {
 impl Files for OpenFiles {
     fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
         RealFiles.read(path)
+    }
+
+    fn protection(&self, path: &Path) -> io::Result<Protection> {
+        RealFiles.protection(path)
+    }
+
+    fn uid_of(&self, account: Account<'_>) -> u32 {
+        RealFiles.uid_of(account)
     }
 
     fn refuses_new_files(&self, _directory: &Path) -> Option<String> {

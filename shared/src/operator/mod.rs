@@ -18,6 +18,7 @@
 mod changer;
 mod diff;
 mod file;
+mod keys;
 mod order;
 mod rollback;
 mod runtime;
@@ -47,6 +48,8 @@ use crate::process::upgrade::Hold;
 use changer::Changer;
 pub use diff::Diff;
 pub use file::{ConfigFile, Provenance};
+use keys::KeyFiles;
+pub use keys::KeysShown;
 pub use order::{Change, Joining, Order, Outcome, Reload, Verdict};
 pub use runtime::{Portable, Runtime, Times};
 pub use shown::{Document, LastReload, Shown};
@@ -133,6 +136,7 @@ impl Operator {
     pub fn new(parts: Parts) -> (Self, OperatorService, Hold) {
         let (commands, received) = mpsc::unbounded_channel();
         let first = Shown::first(parts.provenance.shown(), parts.runtime.clone(), parts.times.clone());
+        let first = first.with_key_files(KeyFiles::default().shown(&parts.plan));
         let shown = Arc::new(ArcSwap::from_pointee(first));
         let (running, events) = (parts.running.clone(), parts.events.clone());
         let turn = Arc::<TurnLock>::default();

@@ -6,6 +6,7 @@ use std::time::SystemTime;
 
 use serde::Serialize;
 
+use super::keys::KeysShown;
 use super::runtime::{Changed, Portable, Runtime, Times};
 use crate::process::logging::{LevelSource, LogFilter};
 use crate::time::rfc3339;
@@ -24,6 +25,8 @@ pub struct Shown {
     pub(super) runtime: Runtime,
     /// When each of these changes was made.
     changed: Times,
+    /// The files of session keys.
+    pub key_files: Vec<KeysShown>,
 }
 
 /// What became of a file that was read again.
@@ -49,6 +52,8 @@ pub struct Document<'a> {
     runtime_changes: Vec<String>,
     log_level: String,
     log_level_source: &'static str,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    session_keys: &'a [KeysShown],
 }
 
 // === impl Shown ===
@@ -64,6 +69,7 @@ impl Shown {
             last_reload: None,
             runtime: runtime.clone(),
             changed: times,
+            key_files: Vec::new(),
         };
         first.with_runtime(runtime, now)
     }
@@ -94,6 +100,11 @@ impl Shown {
         Self { last_reload, ..self }
     }
 
+    /// The same with these files of session keys.
+    pub(super) fn with_key_files(self, key_files: Vec<KeysShown>) -> Self {
+        Self { key_files, ..self }
+    }
+
     /// When operators changed a backend, if they did.
     pub fn changed(&self, pool: &str, backend: SocketAddr) -> Option<SystemTime> {
         self.changed.get(&(pool.to_owned(), backend)).copied()
@@ -110,6 +121,7 @@ impl Shown {
             runtime_changes: self.runtime.lines().into_iter().chain(ordered).collect(),
             log_level: level.to_string(),
             log_level_source: source.as_str(),
+            session_keys: &self.key_files,
         }
     }
 

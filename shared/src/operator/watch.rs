@@ -66,10 +66,11 @@ impl Watch {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    const fn seen(inode: u64) -> Print {
+    /// A file with this inode.
+    pub(in super::super) const fn seen(inode: u64) -> Print {
         Print { device: 1, inode, size: 1, modified: (0, 0), changed: (0, 0) }
     }
 

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use std::path::Path;
 
 use lb_service::pool::PoolSettings;
-use shared::config::{Context, Files, Plan, Problems, json, load_text, text};
+use shared::config::{Account, Context, Files, Plan, Problems, Protection, json, load_text, text};
 use shared::process::runtime::RuntimeFiles;
 
 /// Loads a text as a configuration.
@@ -81,6 +81,14 @@ struct NoFiles;
 impl Files for NoFiles {
     fn read(&self, _: &Path) -> io::Result<Vec<u8>> {
         Err(io::ErrorKind::NotFound.into())
+    }
+
+    fn protection(&self, _: &Path) -> io::Result<Protection> {
+        Err(io::ErrorKind::NotFound.into())
+    }
+
+    fn uid_of(&self, _: Account<'_>) -> u32 {
+        1000
     }
 
     fn refuses_new_files(&self, _: &Path) -> Option<String> {

@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
-use shared::config::{Context, Files};
+use shared::config::{Account, Context, Files, Protection};
 use shared::process::runtime::RuntimeFiles;
 
 /// The root of the repository.
@@ -32,12 +32,24 @@ pub(crate) fn context() -> Context<'static> {
     Context { variables: &|_| None, runtime: &RUNTIME, cpus: 2, daemon: false, loopback, files: &EveryFile }
 }
 
-/// A file system on which every directory can be written to and every file holds the same certificate.
+/// A file system on which every directory can be written to, and on which every file holds the same certificate, or keys
+/// if it is called so.
 struct EveryFile;
 
 impl Files for EveryFile {
-    fn read(&self, _: &Path) -> io::Result<Vec<u8>> {
-        fs::read(repository().join("tests/fixtures/config/authority.pem"))
+    fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
+        match path.extension() {
+            Some(end) if end == "keys" => Ok("0123456789abcdef".repeat(4).into()),
+            _ => fs::read(repository().join("tests/fixtures/config/authority.pem")),
+        }
+    }
+
+    fn protection(&self, _: &Path) -> io::Result<Protection> {
+        Ok(Protection { is_file: true, length: 64, owner: 0, mode: 0o600 })
+    }
+
+    fn uid_of(&self, _: Account<'_>) -> u32 {
+        1000
     }
 
     fn refuses_new_files(&self, _: &Path) -> Option<String> {

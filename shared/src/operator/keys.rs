@@ -1,0 +1,167 @@
+//! The files of session keys, which are read again when they change, without a reload.
+//!
+//! Each file is looked at as often as the configuration file. It is read when two looks in a row find the same, so that
+//! a file which is being written is not read half done. Keys that cannot be read change nothing: those that were read
+//! before stay in effect, and the status names the problem until it is solved.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use lb_service::pool::SessionKeys;
+use serde::Serialize;
+
+use super::watch::Print;
+use crate::config::{KeyFile, Plan};
+use crate::time::rfc3339;
+
+/// What was seen of the key files.
+#[derive(Debug, Default)]
+pub(super) struct KeyFiles(BTreeMap<PathBuf, Seen>);
+
+/// What was seen of one file; absent while it is not there.
+#[derive(Debug, Default)]
+struct Seen {
+    latest: Option<Print>,
+    /// What there was when it was read last; `None` before that.
+    read: Option<Option<Print>>,
+    problem: Option<KeyProblem>,
+}
+
+/// Why the keys that stand in a file are not in effect.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct KeyProblem {
+    why: String,
+    since: SystemTime,
+}
+
+/// The part of the status about a key file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct KeysShown {
+    /// Where it is.
+    pub file: String,
+    pools: Vec<String>,
+    /// How many keys are in effect.
+    keys: usize,
+    /// Why the keys that stand in it now are not in effect.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+    /// Since when.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub since: Option<String>,
+}
+
+// === impl KeyFiles ===
+
+impl KeyFiles {
+    /// Looks at the files of a plan with `print`; those that are to be read.
+    pub(super) fn due(&mut self, files: &[KeyFile], print: impl Fn(&Path) -> Option<Print>) -> Vec<PathBuf> {
+        self.0.retain(|path, _| files.iter().any(|file| file.path == *path));
+        for file in files {
+            self.0.entry(file.path.clone()).or_default();
+        }
+        let changed = self.0.iter_mut().filter_map(|(path, seen)| seen.look(print(path)).then_some(path));
+        changed.cloned().collect()
+    }
+
+    /// The keys of a file are in effect; whether they were not before.
+    pub(super) fn solved(&mut self, path: &Path) -> bool {
+        self.0.get_mut(path).and_then(|seen| seen.problem.take()).is_some()
+    }
+
+    /// The keys that stand in a file are not in effect.
+    pub(super) fn failed(&mut self, path: &Path, why: &str, now: SystemTime) {
+        let seen = self.0.entry(path.to_owned()).or_default();
+        let since = seen.problem.as_ref().map_or(now, |problem| problem.since);
+        seen.problem = Some(KeyProblem { why: why.to_owned(), since });
+    }
+
+    /// For the status: the files of a plan, each once.
+    pub(super) fn shown(&self, plan: &Plan) -> Vec<KeysShown> {
+        let mut paths: Vec<_> = plan.key_files.iter().map(|file| file.path.as_path()).collect();
+        paths.sort();
+        paths.dedup();
+        paths.into_iter().map(|path| self.shown_of(path, plan)).collect()
+    }
+
+    fn shown_of(&self, path: &Path, plan: &Plan) -> KeysShown {
+        let users = plan.key_files.iter().filter(|file| file.path == path);
+        let pools: Vec<_> = users.map(|file| file.pool.to_string()).collect();
+        let mut settings =
+            plan.pools.iter().filter(|(pool, _)| pools.iter().any(|name| **name == *pool.name));
+        let keys = settings.find_map(|(pool, _)| pool.sticky.as_ref()?.keys.as_ref());
+        let problem = self.0.get(path).and_then(|seen| seen.problem.as_ref());
+        KeysShown {
+            file: path.display().to_string(),
+            keys: keys.map_or(0, SessionKeys::count),
+            problem: problem.map(|problem| problem.why.clone()),
+            since: problem.map(|problem| rfc3339(problem.since)),
+            pools,
+        }
+    }
+}
+
+// === impl Seen ===
+
+impl Seen {
+    /// Takes a look in; whether the file is to be read. That it is gone counts as a change.
+    fn look(&mut self, now: Option<Print>) -> bool {
+        let is_settled = now == self.latest;
+        self.latest = now;
+        let is_new = is_settled && self.read != Some(now);
+        if is_new {
+            self.read = Some(now);
+        }
+        is_new
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::watch::tests::seen;
+    use super::*;
+
+    const FILE: &str = "/etc/lb/sticky.keys";
+
+    fn files(names: &[&str]) -> Vec<KeyFile> {
+        let file = |(pool, path): (usize, &&str)| KeyFile {
+            pool: format!("pool{pool}").into(),
+            path: PathBuf::from(path),
+        };
+        names.iter().enumerate().map(file).collect()
+    }
+
+    #[test]
+    fn a_file_is_read_when_it_has_settled_and_when_it_is_gone() {
+        let mut keys = KeyFiles::default();
+        let one = files(&[FILE]);
+        let looks =
+            [Some(1), Some(1), Some(1), Some(2), Some(3), Some(3), None, None, None, Some(3), Some(3)];
+        let found = looks.map(|inode| !keys.due(&one, |_| inode.map(seen)).is_empty());
+        assert_eq!(found, [false, true, false, false, false, true, false, true, false, false, true]);
+    }
+
+    #[test]
+    fn a_file_of_two_pools_is_read_once_and_a_file_of_no_pool_is_forgotten() {
+        let mut keys = KeyFiles::default();
+        let both = files(&[FILE, FILE, "/other"]);
+        keys.due(&both, |_| Some(seen(1)));
+        assert_eq!(keys.due(&both, |_| Some(seen(1))), [PathBuf::from(FILE), PathBuf::from("/other")]);
+        keys.failed(Path::new("/other"), "it is broken", SystemTime::UNIX_EPOCH);
+        keys.due(&files(&[FILE]), |_| Some(seen(1)));
+        assert!(!keys.solved(Path::new("/other")));
+    }
+
+    #[test]
+    fn a_problem_has_the_time_of_its_beginning_until_it_is_solved() {
+        let mut keys = KeyFiles::default();
+        let (path, at) = (Path::new(FILE), |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
+        keys.failed(path, "it has no key", at(1));
+        keys.failed(path, "permission denied", at(2));
+        let problem = keys.0[path].problem.clone();
+        assert_eq!(problem, Some(KeyProblem { why: "permission denied".into(), since: at(1) }));
+        assert!(keys.solved(path) && !keys.solved(path));
+    }
+}
