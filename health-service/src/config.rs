@@ -88,10 +88,15 @@ impl Default for HealthCheckConfig {
 }
 
 impl HealthCheckConfig {
-    /// What the section means, with every default filled in.
+    /// What the section means, with every default filled in. Checks that are turned off have the times of the defaults,
+    /// whatever is written.
     pub fn plan(&self) -> Settings {
+        let kind = self.kind();
+        if kind == CheckKind::None {
+            return Settings { kind, ..Settings::default() };
+        }
         Settings {
-            kind: self.kind(),
+            kind,
             interval: self.interval.get(),
             fast_interval: self.fast_interval.get(),
             timeout: self.timeout.get(),

@@ -98,11 +98,11 @@ fn run_file(args: &RunArgs) -> u8 {
         Err(problems) => return report(&problems),
     };
     if args.test {
-        return test(&source.name, &loaded.plan, args.upgrade);
+        return test(&source.name, &loaded, args.upgrade);
     }
     let provenance =
         if config::is_input(&path) { Provenance::Input(source.text.into()) } else { Provenance::File(file) };
-    serve(&loaded.plan, args, provenance)
+    serve(&loaded, args, provenance)
 }
 
 /// The demo takes the place of a configuration only for a person who tries the program, never where something relies on it.
@@ -128,14 +128,15 @@ fn proxy(run: &RunArgs, args: &ProxyArgs) -> u8 {
     );
     match with_context(run, None, |context| config::load_text("command line", &text, context)) {
         Err(problems) => report(&problems),
-        Ok(loaded) if run.test => test("the command line", &loaded.plan, run.upgrade),
-        Ok(loaded) => serve(&loaded.plan, run, Provenance::Arguments),
+        Ok(loaded) if run.test => test("the command line", &loaded, run.upgrade),
+        Ok(loaded) => serve(&loaded, run, Provenance::Arguments),
     }
 }
 
-fn serve(plan: &Plan, args: &RunArgs, provenance: Provenance) -> u8 {
-    let predecessor = Predecessor::of_this_process();
-    let how = Start { mode: mode(plan, args), provenance, predecessor, ..Start::default() };
+fn serve(loaded: &Loaded, args: &RunArgs, provenance: Provenance) -> u8 {
+    let Loaded { plan, warnings, .. } = loaded;
+    let (mode, warnings, predecessor) = (mode(plan, args), warnings.clone(), Predecessor::of_this_process());
+    let how = Start { mode, provenance, warnings, predecessor, ..Start::default() };
     let started = daemon::serve(plan, how, Box::new(|_, _| Vec::new()));
     started.unwrap_or_else(|error| fail_to_start(&error))
 }
@@ -192,8 +193,9 @@ fn demo(run: &RunArgs, args: &DemoArgs, purpose: Purpose) -> u8 {
 }
 
 /// Everything that a start would need; that the configuration itself is right is known.
-fn test(name: &str, plan: &Plan, upgrade: bool) -> u8 {
-    match daemon::preflight(plan, upgrade) {
+fn test(name: &str, loaded: &Loaded, upgrade: bool) -> u8 {
+    warn(&loaded.warnings);
+    match daemon::preflight(&loaded.plan, upgrade) {
         Err(error) => complain(&error.to_string()),
         Ok(()) => {
             print(format!("{name}: the configuration is right, and a start would succeed\n").as_bytes())
@@ -203,10 +205,7 @@ fn test(name: &str, plan: &Plan, upgrade: bool) -> u8 {
 
 fn check(run: &RunArgs, args: &CheckArgs) -> u8 {
     if let Some(id) = &args.explain {
-        return match config::explain(id) {
-            Some(text) => print(format!("{id}: {text}\n").as_bytes()),
-            None => complain(&format!("no problem has the id {id}")),
-        };
+        return explain_problem(id);
     }
     let path = match args.file.clone().map_or_else(|| configuration(run), Ok) {
         Ok(path) => path,
@@ -214,14 +213,49 @@ fn check(run: &RunArgs, args: &CheckArgs) -> u8 {
     };
     match load(&path, run) {
         Err(problems) if args.format == Format::Json => {
-            print(format!("{:#}\n", config::json(&problems)).as_bytes());
+            print_json(&problems);
             WRONG
         }
         Err(problems) => report(&problems),
-        Ok((_, loaded)) if args.print => print(loaded.effective().as_bytes()),
-        Ok(_) if args.format == Format::Json => print(b"[]\n"),
-        Ok((source, _)) => print(format!("{}: the configuration is right\n", source.name).as_bytes()),
+        Ok((source, loaded)) => {
+            let code = checked(&source.name, &loaded, args);
+            if args.strict && !loaded.warnings.is_empty() { WRONG } else { code }
+        }
     }
+}
+
+fn explain_problem(id: &str) -> u8 {
+    match config::explain(id) {
+        Some((severity, text)) => print(format!("{} ({severity}): {text}\n", id.to_uppercase()).as_bytes()),
+        None => complain(&format!("no problem has the id {id}")),
+    }
+}
+
+/// A configuration that can be used; what is to be read by programs goes to standard output alone.
+fn checked(name: &str, loaded: &Loaded, args: &CheckArgs) -> u8 {
+    let warnings = &loaded.warnings;
+    if args.format == Format::Text || args.print {
+        warn(warnings);
+    }
+    if args.print {
+        return print(loaded.effective().as_bytes());
+    }
+    match args.format {
+        Format::Json => print_json(warnings),
+        Format::Text => print(format!("{name}: {}\n", judgement(warnings, args.strict)).as_bytes()),
+    }
+}
+
+fn judgement(warnings: &Problems, strict: bool) -> String {
+    match (warnings.is_empty(), strict) {
+        (true, _) => "the configuration is right".into(),
+        (false, false) => format!("the configuration can be used, with {}", config::counted(warnings)),
+        (false, true) => format!("{}, and --strict accepts none", config::counted(warnings)),
+    }
+}
+
+fn print_json(problems: &Problems) -> u8 {
+    print(format!("{:#}\n", config::json(problems)).as_bytes())
 }
 
 /// Has the daemon of this configuration do something, or say something.
@@ -236,8 +270,8 @@ fn ask_daemon(run: &RunArgs, ask: &Ask) -> u8 {
         Ok(()) => 0,
         Err(AskError::Write(error)) if error.kind() == io::ErrorKind::BrokenPipe => 0,
         // The diagnostics of a file stand as they are; anything else is a sentence.
-        Err(AskError::Refused(problem)) if problem.starts_with("error[") => {
-            complain_as_is(&problem);
+        Err(AskError::File(problems)) => {
+            complain_as_is(&problems);
             WRONG
         }
         Err(AskError::Refused(problem)) => complain(&problem),
@@ -345,6 +379,13 @@ fn report(problems: &Problems) -> u8 {
     let colour = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     complain_as_is(&config::text(problems, colour));
     WRONG
+}
+
+/// Warnings stand in the way of nothing.
+fn warn(warnings: &Problems) {
+    if !warnings.is_empty() {
+        report(warnings);
+    }
 }
 
 fn complain(problem: &str) -> u8 {

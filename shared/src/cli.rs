@@ -349,6 +349,9 @@ pub struct CheckArgs {
     /// Print the configuration in effect, with all defaults
     #[arg(long)]
     pub print: bool,
+    /// Exit with 2 when there are warnings, too
+    #[arg(long)]
+    pub strict: bool,
     /// Explain a problem by its id, such as LB001, and exit
     #[arg(long, value_name = "ID")]
     pub explain: Option<String>,

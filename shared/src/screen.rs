@@ -40,11 +40,21 @@ struct Config {
     file: Option<String>,
     since: String,
     #[serde(default)]
+    warnings: Vec<Warning>,
+    #[serde(default)]
     runtime_changes: Vec<String>,
     #[serde(default)]
     log_level: Option<String>,
     #[serde(default)]
     log_level_source: String,
+}
+
+/// A warning about the file in effect.
+#[derive(Debug, Deserialize)]
+struct Warning {
+    id: String,
+    line: Option<u64>,
+    message: String,
 }
 
 #[derive(Debug, Deserialize)]
@@ -153,6 +163,7 @@ impl Status {
             writeln!(text, "log level {level} ({})", level_source(&config.log_level_source))?;
         }
         write_problems(problems.as_deref(), text, now)?;
+        config.write_warnings(text)?;
         if !config.runtime_changes.is_empty() {
             writeln!(text, "\nchanged at run time, not in the file:")?;
             config.runtime_changes.iter().try_for_each(|line| writeln!(text, "  {line}"))?;
@@ -184,6 +195,23 @@ fn level_source(source: &str) -> &str {
         "operator" => "set at run time",
         "file" => "from the file",
         other => other,
+    }
+}
+
+// === impl Config ===
+
+impl Config {
+    fn write_warnings(&self, text: &mut String) -> std::fmt::Result {
+        match self.warnings.len() {
+            0 => return Ok(()),
+            1 => writeln!(text, "\n1 warning about the file:")?,
+            more => writeln!(text, "\n{more} warnings about the file:")?,
+        }
+        for Warning { id, line, message } in &self.warnings {
+            let line = line.map(|line| format!("line {line}: ")).unwrap_or_default();
+            writeln!(text, "  {line}{message} ({id})")?;
+        }
+        Ok(())
     }
 }
 
@@ -390,6 +418,17 @@ listener ";
         assert!(screen.contains("all is well"), "{screen}");
         assert!(screen.contains("not in the file:\n  pool api: backend 10.0.0.1:80: draining\n"), "{screen}");
         assert!(screen.contains("10.0.0.1:80   draining *"), "{screen}");
+    }
+
+    #[test]
+    fn warnings_about_the_file_are_shown_and_are_nothing_wrong() {
+        let mut document = document();
+        let warning = |line: Value| json!({"id": "LB053", "line": line, "message": "`sticky` has no effect"});
+        document["config"]["warnings"] = json!([warning(7.into()), warning(Value::Null)]);
+        let screen = screen(document);
+        let expected =
+            "all is well\n\n2 warnings about the file:\n  line 7: `sticky` has no effect (LB053)\n  `sticky`";
+        assert!(screen.contains(expected), "{screen}");
     }
 
     #[test]

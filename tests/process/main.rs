@@ -32,6 +32,7 @@ mod session_keys;
 mod stop;
 mod systemd;
 mod upgrade;
+mod warnings;
 
 use std::net::SocketAddr;
 

@@ -143,8 +143,10 @@ impl<Check: Default> PoolConfig<Check> {
             self.limits.max_requests.get_or_insert(Number::near(0));
         }
         let queue = self.queue();
-        self.limits.queue = Some(queue);
-        if queue.get() > 0 {
+        if self.is_limited() {
+            self.limits.queue = Some(queue);
+        }
+        if queue.get() > 0 && self.is_limited() {
             self.timeouts.queue.get_or_insert(Text::literal("1s"));
         }
     }

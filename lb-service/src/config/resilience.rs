@@ -101,8 +101,7 @@ impl OutlierConfig {
         some && (self.counts_failures() || self.gray.is_some())
     }
 
-    /// Fills in the defaults of what is in effect in a pool of so many backends, the last of which is never ejected. Of
-    /// two lengths of which one is written, the other yields.
+    /// Fills in the defaults of what is in effect in a pool of so many backends, the last of which is never ejected.
     pub(super) fn complete(&mut self, backends: usize) {
         if backends < 2 || !self.is_in_effect() {
             return;
@@ -110,31 +109,35 @@ impl OutlierConfig {
         let defaults = OutlierSettings::default();
         self.consecutive_failures.get_or_insert(Number::near(defaults.consecutive_failures));
         self.max_ejected_percent.get_or_insert(Percent::near(defaults.max_ejected_percent.into()));
-        let (base, max) = (Text::literal("30s"), Text::literal("300s"));
-        let longer =
-            |one: &Text<PositiveDuration>, other: &Text<PositiveDuration>| one.get().0 > other.get().0;
-        match (&self.base_ejection, &self.max_ejection) {
-            (Some(base), None) if longer(base, &max) => self.max_ejection = Some(base.clone()),
-            (None, Some(max)) if longer(&base, max) => self.base_ejection = Some(max.clone()),
-            _ => {}
-        }
-        self.base_ejection.get_or_insert(base);
-        self.max_ejection.get_or_insert(max);
+        let (base, max) = self.lengths();
+        self.base_ejection = Some(base);
+        self.max_ejection = Some(max);
     }
 
-    /// What a complete section means.
+    /// The shortest and the longest ejection. When only one is written, the default of the other yields to it.
+    fn lengths(&self) -> (Text<PositiveDuration>, Text<PositiveDuration>) {
+        let (base, max) = (Text::literal("30s"), Text::literal("300s"));
+        let is_longer =
+            |one: &Text<PositiveDuration>, other: &Text<PositiveDuration>| one.get().0 > other.get().0;
+        match (&self.base_ejection, &self.max_ejection) {
+            (Some(base), Some(max)) => (base.clone(), max.clone()),
+            (Some(base), None) => (base.clone(), if is_longer(base, &max) { base.clone() } else { max }),
+            (None, Some(max)) => (if is_longer(&base, max) { max.clone() } else { base }, max.clone()),
+            (None, None) => (base, max),
+        }
+    }
+
+    /// What the section means.
     pub(super) fn plan(&self) -> OutlierSettings {
         let defaults = OutlierSettings::default();
-        let duration = |written: &Option<Text<PositiveDuration>>, default| {
-            written.as_ref().map_or(default, |duration| duration.get().0)
-        };
+        let (base, max) = self.lengths();
         let percent = self.max_ejected_percent.map(Percent::get).and_then(|percent| percent.try_into().ok());
         OutlierSettings {
             consecutive_failures: self
                 .consecutive_failures
                 .map_or(defaults.consecutive_failures, Number::get),
-            base_ejection: duration(&self.base_ejection, defaults.base_ejection),
-            max_ejection: duration(&self.max_ejection, defaults.max_ejection),
+            base_ejection: base.get().0,
+            max_ejection: max.get().0,
             max_ejected_percent: percent.unwrap_or(defaults.max_ejected_percent),
             gray: self.gray.as_ref().map(GrayConfig::plan),
         }

@@ -52,6 +52,8 @@ pub(crate) fn check(config: &Config, root: &Node, context: &Context<'_>) -> Find
     checker.check_threads();
     checker.check_offload();
     checker.check_ca_file();
+    checker.check_ca_file_used();
+    checker.check_sources_used();
     checker.check_working_directory();
     checker.check_accounts();
     checker.check_access();
@@ -65,6 +67,7 @@ pub(crate) fn check(config: &Config, root: &Node, context: &Context<'_>) -> Find
     checker.check_routes_given();
     checker.check_route_targets();
     checker.check_route_paths();
+    checker.check_route_asterisks();
     checker.check_route_order();
     checker.check_unused_pools();
     checker.check_access_log();
@@ -134,6 +137,43 @@ impl Checker<'_> {
             let certificates = self.read_certificates(&path!["ca_file"], &path.get().0);
             if certificates.is_some() {
                 self.check_nothing_else(&path!["ca_file"], &path.get().0);
+            }
+        }
+    }
+
+    fn check_ca_file_used(&mut self) {
+        let path = path!["ca_file"];
+        if !self.is_written(&path) || self.root.is_damaged(&path!["pools"]) {
+            return;
+        }
+        let mut with_tls = self.config.pools.values().filter_map(|pool| pool.tls.as_ref()).peekable();
+        let (why, hint) = match with_tls.peek() {
+            None => (
+                "no pool has `tls`",
+                "add `tls: {}` to the pools whose backends speak TLS, or remove the key",
+            ),
+            Some(_) => ("every pool with `tls` has its own `ca`, or does not verify", "remove the key"),
+        };
+        if !with_tls.any(|tls| tls.verify && tls.ca.is_none()) {
+            let message = format!("`ca_file` has no effect: {why}");
+            self.report_key(&path, Problem::new(Id::NothingToActOn, message).hint(hint));
+        }
+    }
+
+    /// Addresses to connect from are only for backends of their own family.
+    fn check_sources_used(&mut self) {
+        let families = [("client_bind_to_ipv4", "IPv4", false), ("client_bind_to_ipv6", "IPv6", true)];
+        let none_given = self.config.pools.values().all(|pool| pool.backends.is_empty());
+        if none_given || self.root.is_damaged(&path!["pools"]) {
+            return;
+        }
+        for (key, family, is_ipv6) in families {
+            let backends = self.config.pools.values().flat_map(|pool| &pool.backends);
+            let mut addresses = backends.map(|backend| backend.address.get().resolve(self.context.loopback));
+            if self.is_written(&path![key]) && !addresses.any(|address| address.is_ipv6() == is_ipv6) {
+                let message = format!("`{key}` has no effect: no backend has an {family} address");
+                let problem = Problem::new(Id::NothingToActOn, message);
+                self.report_key(&path![key], problem.hint("remove the key, unless such a backend may join"));
             }
         }
     }
@@ -445,6 +485,16 @@ impl Checker<'_> {
     fn check_check_keys(&mut self, name: &str, check: &HealthCheckConfig) {
         let section = path!["pools", name, "health_check"];
         let Some(Value::Map(map)) = self.root.get(&section).map(|node| &node.value) else { return };
+        if check.r#type == CheckType::None {
+            let others = map.entries.iter().filter(|entry| entry.key != "type");
+            let paths = others.map(|entry| [&section[..], &path![entry.key.as_str()]].concat());
+            let paths: Vec<_> = paths.collect();
+            let hint = "to turn checks on, write `type: tcp`";
+            self.useless(Id::SwitchedOff, &paths, "`type: none` checks nothing", |problem| {
+                problem.hint(hint)
+            });
+            return;
+        }
         for entry in &map.entries {
             let key = entry.key.as_str();
             let Some(hint) = without_effect(key, check.r#type) else { continue };
@@ -453,13 +503,27 @@ impl Checker<'_> {
             self.findings.problems.push(problem);
         }
     }
+
+    /// One problem for all of these keys that are written, at the first of them.
+    fn useless(&mut self, id: Id, paths: &[Vec<Step>], why: &str, rest: impl FnOnce(Problem) -> Problem) {
+        let mut written: Vec<_> = paths.iter().filter(|path| self.is_written(path)).collect();
+        written.sort_by_key(|path| self.root.key_place(path));
+        let Some(first) = written.first() else { return };
+        let keys = written.iter().filter_map(|path| match path.last() {
+            Some(Step::Key(key)) => Some(format!("`{key}`")),
+            _ => None,
+        });
+        let keys: Vec<_> = keys.collect();
+        let verb = if keys.len() == 1 { "has" } else { "have" };
+        let message = format!("{} {verb} no effect: {why}", keys.join(", "));
+        self.report_key(first, rest(Problem::new(id, message)));
+    }
 }
 
 /// What to do about a key that a health check of this type has no use for.
 fn without_effect(key: &str, kind: CheckType) -> Option<&'static str> {
     let is_http = HTTP_KEYS.contains(&key);
     match kind {
-        CheckType::None if key != "type" => Some("remove the key, or turn checks on with `type: tcp`"),
         CheckType::Tcp if is_http || key == "host" => Some("add `type: http`, or remove the key"),
         CheckType::Tcp if key == "service" => Some("add `type: grpc`, or remove the key"),
         CheckType::Http if key == "service" => Some("remove the key, or use `type: grpc`"),
@@ -550,6 +614,33 @@ impl Checker<'_> {
         }
     }
 
+    /// A path is compared as it is; people who know other products expect a pattern.
+    fn check_route_asterisks(&mut self) {
+        let mut problems = Vec::new();
+        for (index, route) in self.routes() {
+            let MatchConfig { path, path_prefix, .. } = &route.r#match;
+            for (key, written) in [("path", path), ("path_prefix", path_prefix)] {
+                for (nth, path) in written.iter().flat_map(|many| &many.0).enumerate() {
+                    problems.extend(
+                        self.literal_asterisk(&path!["routes", index, "match", key, nth], path.written()),
+                    );
+                }
+            }
+        }
+        self.findings.problems.extend(problems);
+    }
+
+    /// `at` ends with the key and the place in its list, which a single path does not have.
+    fn literal_asterisk(&self, at: &[Step], text: &str) -> Option<Problem> {
+        let (before, _) = text.split_once('*')?;
+        let alone = &at[..at.len() - 1];
+        let Some(Step::Key(key)) = alone.last() else { return None };
+        let message = format!("the asterisk in `{key}` stands for itself, not for any text");
+        let hint = format!("to match everything below, write `path_prefix: {}`", directory_of(before));
+        let place = self.root.place(if self.is_written(at) { at } else { alone });
+        Some(Problem::new(Id::LiteralAsterisk, message).at(place).hint(hint))
+    }
+
     fn check_route_order(&mut self) {
         let planned = self.routes().filter_map(|(index, route)| self.without_target(index, route));
         let (indexes, routes): (Vec<usize>, Vec<_>) = planned.unzip();
@@ -601,6 +692,14 @@ impl Checker<'_> {
     }
 }
 
+/// The part of a path up to its last whole segment.
+fn directory_of(path: &str) -> &str {
+    match path.rsplit_once('/') {
+        Some((directory, _)) if !directory.is_empty() => directory,
+        _ => "/",
+    }
+}
+
 fn one_of(problem: Problem, found: &str, names: &[&str], what: &str) -> Problem {
     match did_you_mean(found, names.iter().copied()) {
         Some(meant) => problem.hint(format!("did you mean `{meant}`?")),
@@ -616,8 +715,7 @@ impl Checker<'_> {
         let Some(log) = &self.config.access_log else { return };
         let path = path!["access_log", "path"];
         if log.format == FormatConfig::Off && log.path.is_some() {
-            let problem =
-                Problem::new(Id::WithoutEffect, "`path` has no effect: `format: off` writes nothing");
+            let problem = Problem::new(Id::SwitchedOff, "`path` has no effect: `format: off` writes nothing");
             self.report_key(&path, problem.hint("remove `path`, or choose `text` or `json`"));
         }
         let to_stdout = log.format != FormatConfig::Off && log.path.is_none() && !self.root.is_damaged(&path);

@@ -3,9 +3,9 @@
 //! ```text
 //!  text ── document ──> tree with places ── env ──> expanded ── refused, decode ──> Config (as written)
 //!                                                                                     │ plan::complete (defaults)
-//!          Problems <── every step adds its own; a plan is made only of none <── check│
+//!          Problems <── every step adds its own; errors prevent a plan <─────── check │
 //!             │ render                                                                v plan::plan
-//!         text or JSON                                                              Plan (as meant)
+//!         text or JSON                                                              Plan (as meant), and warnings
 //! ```
 //!
 //! Places in the file end with this module: what is wrong is known here, and types go on.
@@ -44,8 +44,8 @@ pub use keys::keys;
 pub use plan::{
     ConnectOffload, ControlPlan, KeyFile, Plan, ReloadPlan, RollbackPlan, ServerPlan, ShutdownPlan,
 };
-pub use problem::{Id as ProblemId, Problem as ConfigProblem, Problems, Source, Span, explain};
-pub use render::{json, text};
+pub use problem::{Id as ProblemId, Problem as ConfigProblem, Problems, Severity, Source, Span, explain};
+pub use render::{counted, json, lines, text};
 pub use schema::{schema, schema_text};
 pub use secrets::Protection;
 pub(crate) use secrets::session_keys;
@@ -54,13 +54,15 @@ pub use sections::{Config, ControlConfig, Directory, ReloadConfig, RollbackConfi
 /// The longest file that is read, in bytes.
 const MAX_BYTES: usize = 4 * 1024 * 1024;
 
-/// A configuration in which nothing is wrong.
+/// A configuration that can be used.
 #[derive(Clone, Debug)]
 pub struct Loaded {
     /// As written, with every default filled in.
     pub config: Config,
     /// As meant.
     pub plan: Plan,
+    /// What its author should look at; often empty. Nothing in it is an error.
+    pub warnings: Problems,
 }
 
 /// What standard input is called in problems and in the status.
@@ -75,7 +77,7 @@ pub fn is_input(path: &Path) -> bool {
 ///
 /// # Errors
 ///
-/// Every problem of the file, or the one that it cannot be read.
+/// Every problem of the file, warnings included, or the one that it cannot be read.
 pub fn load(path: &Path, context: &Context<'_>) -> Result<Loaded, Problems> {
     let source = read_source(path, context)?;
     load_text(&source.name, &source.text, context)
@@ -124,20 +126,22 @@ fn remedy(error: &io::Error) -> &'static str {
 ///
 /// # Errors
 ///
-/// Every problem of the text.
+/// Every problem of the text, warnings included.
 pub fn load_text(name: &str, text: &str, context: &Context<'_>) -> Result<Loaded, Problems> {
     let mut problems = Vec::new();
-    let loaded = read(text, context, &mut problems);
-    if let Some(problem) = foreign::recognise(text).filter(|_| !problems.is_empty()) {
-        problems = vec![problem];
+    let read = read(text, context, &mut problems);
+    let source = Source { name: name.to_owned(), text: text.to_owned() };
+    let mut problems = Problems::new(source, problems);
+    if let Some(problem) = foreign::recognise(text).filter(|_| problems.has_errors()) {
+        problems = Problems::new(problems.source, vec![problem]);
     }
-    match loaded {
-        Some(loaded) if problems.is_empty() => Ok(loaded),
-        _ => Err(Problems::new(Source { name: name.to_owned(), text: text.to_owned() }, problems)),
+    match read {
+        Some((config, plan)) if !problems.has_errors() => Ok(Loaded { config, plan, warnings: problems }),
+        _ => Err(problems),
     }
 }
 
-fn read(text: &str, context: &Context<'_>, problems: &mut Vec<Problem>) -> Option<Loaded> {
+fn read(text: &str, context: &Context<'_>, problems: &mut Vec<Problem>) -> Option<(Config, Plan)> {
     let (root, faults) = document::parse(text);
     problems.extend(faults);
     let mut root = root_mapping(root?);
@@ -148,9 +152,10 @@ fn read(text: &str, context: &Context<'_>, problems: &mut Vec<Problem>) -> Optio
     let mut findings = check::check(&config, &root, context);
     findings.problems.retain(|found| !follows(found, problems));
     problems.append(&mut findings.problems);
-    problems.is_empty().then(|| {
+    let has_errors = problems.iter().any(|problem| problem.severity() == Severity::Error);
+    (!has_errors).then(|| {
         let plan = plan::plan(&config, context, &mut findings.files);
-        Loaded { config, plan }
+        (config, plan)
     })
 }
 

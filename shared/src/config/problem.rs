@@ -39,20 +39,30 @@ pub struct Source {
     pub text: String,
 }
 
-/// All problems of one file, in the order of their places. Never empty once it is returned as an error.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// All problems of one file, in the order of their places. At least one of them is an error when they are returned as
+/// an error.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Problems {
     /// The file.
     pub source: Source,
-    /// What is wrong with it; at most 100.
+    /// What is wrong with it; at most 100. Warnings are left out before errors are.
     pub list: Vec<Problem>,
     /// Whether there is more.
     pub is_cut_short: bool,
 }
 
-/// Declares the ids: number, name, one line that explains it.
+/// How bad a problem is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Severity {
+    /// The configuration cannot be used.
+    Error,
+    /// The configuration is used as it is, and its author should look at it.
+    Warning,
+}
+
+/// Declares the ids: number, severity, name, one line that explains it.
 macro_rules! ids {
-    ($($number:literal $name:ident $text:literal,)*) => {
+    ($($number:literal $severity:ident $name:ident $text:literal,)*) => {
         /// The kinds of problems. The number of a kind never changes, and is never used again.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
         pub enum Id {
@@ -70,6 +80,13 @@ macro_rules! ids {
                 }
             }
 
+            /// How bad a problem of this kind is; always the same.
+            pub fn severity(self) -> Severity {
+                match self {
+                    $(Self::$name => Severity::$severity,)*
+                }
+            }
+
             /// One line that explains the kind.
             pub fn explanation(self) -> &'static str {
                 match self {
@@ -81,48 +98,53 @@ macro_rules! ids {
 }
 
 ids! {
-    "001" Unreadable "The file cannot be read, or is not UTF-8 text.",
-    "002" Syntax "The file is not YAML.",
-    "003" DuplicateKey "A key is given twice in the same mapping; it is not clear which one is meant.",
-    "004" Document "The file uses a part of YAML that configurations do not need: several documents, tags, merge keys, or far too much of anything.",
-    "005" Variable "A `${NAME}` is malformed, or names an environment variable that is not set.",
-    "006" Foreign "The file is a configuration of another product.",
-    "010" UnknownKey "There is no such key here. A key that is not known is never ignored.",
-    "011" MissingKey "A key that is needed here is not given.",
-    "012" WrongType "The value is of another kind than the key takes, such as a number in place of a text.",
-    "013" InvalidValue "The value is of the right kind, but cannot be used.",
-    "014" UnknownChoice "The key takes one of a few words, and this is none of them.",
-    "015" NotSupportedYet "The key or value is planned, but this version does not have it.",
-    "016" NoSuchSetting "Pingora knows this key, but it has no effect in this program; another key does what is meant.",
-    "020" NoPools "There is no pool, so no request could be answered.",
-    "021" NoBackends "A pool has no backends.",
-    "022" DuplicateBackend "A pool names the same backend twice; give it a weight instead.",
-    "023" UnusedPool "No route leads to this pool.",
-    "024" OnlyBackups "Every backend of a pool is a backup, so there is none that they could stand in for.",
-    "030" UnknownPool "A route leads to a pool that does not exist.",
-    "031" UnknownListener "A route names a listener that does not exist.",
-    "032" NoRoutes "There are several pools, but no routes that say which requests go where.",
-    "033" UnreachableRoute "A route can never match, because an earlier one matches all that it matches.",
-    "040" NoListeners "The list of listeners is empty, so no request could arrive.",
-    "041" DuplicateListener "Two listeners have the same name.",
-    "042" AddressTaken "Two parts of the configuration want to listen on the same address.",
-    "050" CheckTiming "The times of a health check contradict each other.",
-    "051" WithoutEffect "The key has no effect, because of another key.",
-    "052" EjectionTiming "The longest ejection is shorter than the first one.",
-    "060" MissingName "TLS to the backends verifies certificates, but no name is given that they must be for.",
-    "061" Certificates "A file of certificates cannot be read, or holds none.",
-    "062" SessionKeys "The file with the keys of session cookies cannot be read, holds no keys, or is open to other users.",
-    "070" Directory "The directory of a file that is to be created is missing, or cannot be written to.",
-    "071" PathTaken "Two parts of the configuration want to use the same file.",
-    "072" Incomplete "Two keys only work together, and one of them is missing.",
-    "073" NoStandardOutput "A daemon has no standard output to write the access log to.",
-    "074" Account "There is no such user, or no such group, on this machine.",
-    "077" NotAllowed "A file or directory that the daemon needs later is closed to the user that it runs as (`user`, `group`).",
+    "001" Error Unreadable "The file cannot be read, or is not UTF-8 text.",
+    "002" Error Syntax "The file is not YAML.",
+    "003" Error DuplicateKey "A key is given twice in the same mapping; it is not clear which one is meant.",
+    "004" Error Document "The file uses a part of YAML that configurations do not need: several documents, tags, merge keys, or far too much of anything.",
+    "005" Error Variable "A `${NAME}` is malformed, or names an environment variable that is not set.",
+    "006" Error Foreign "The file is a configuration of another product.",
+    "010" Error UnknownKey "There is no such key here. A key that is not known is never ignored.",
+    "011" Error MissingKey "A key that is needed here is not given.",
+    "012" Error WrongType "The value is of another kind than the key takes, such as a number in place of a text.",
+    "013" Error InvalidValue "The value is of the right kind, but cannot be used.",
+    "014" Error UnknownChoice "The key takes one of a few words, and this is none of them.",
+    "015" Error NotSupportedYet "The key or value is planned, but this version does not have it.",
+    "016" Error NoSuchSetting "Pingora knows this key, but it has no effect in this program; another key does what is meant.",
+    "020" Error NoPools "There is no pool, so no request could be answered.",
+    "021" Error NoBackends "A pool has no backends.",
+    "022" Error DuplicateBackend "A pool names the same backend twice; give it a weight instead.",
+    "023" Warning UnusedPool "No route leads to this pool, so it gets no requests.",
+    "024" Warning OnlyBackups "Every backend of a pool is a backup, so they are used all the time.",
+    "030" Error UnknownPool "A route leads to a pool that does not exist.",
+    "031" Error UnknownListener "A route names a listener that does not exist.",
+    "032" Error NoRoutes "There are several pools, but no routes that say which requests go where.",
+    "033" Error UnreachableRoute "A route can never match, because an earlier one matches all that it matches.",
+    "034" Warning LiteralAsterisk "A path has an asterisk, which stands for itself and for nothing else.",
+    "040" Error NoListeners "The list of listeners is empty, so no request could arrive.",
+    "041" Error DuplicateListener "Two listeners have the same name.",
+    "042" Error AddressTaken "Two parts of the configuration want to listen on the same address.",
+    "050" Error CheckTiming "The times of a health check contradict each other.",
+    "051" Error WithoutEffect "The key has no effect, because of another key.",
+    "052" Error EjectionTiming "The longest ejection is shorter than the first one.",
+    "053" Warning FewBackends "The key has no effect while the pool has so few backends. It takes effect as soon as there are more.",
+    "054" Warning NothingToActOn "The key has no effect, because the file has nothing that it acts on. It takes effect as soon as there is something.",
+    "055" Warning SwitchedOff "The key has no effect while another key turns off what it is about.",
+    "060" Error MissingName "TLS to the backends verifies certificates, but no name is given that they must be for.",
+    "061" Error Certificates "A file of certificates cannot be read, or holds none.",
+    "062" Error SessionKeys "The file with the keys of session cookies cannot be read, holds no keys, or is open to other users.",
+    "070" Error Directory "The directory of a file that is to be created is missing, or cannot be written to.",
+    "071" Error PathTaken "Two parts of the configuration want to use the same file.",
+    "072" Error Incomplete "Two keys only work together, and one of them is missing.",
+    "073" Error NoStandardOutput "A daemon has no standard output to write the access log to.",
+    "074" Error Account "There is no such user, or no such group, on this machine.",
+    "077" Error NotAllowed "A file or directory that the daemon needs later is closed to the user that it runs as (`user`, `group`).",
 }
 
-/// One line about the kind with this id, such as `LB012`; `None` if there is no such kind.
-pub fn explain(id: &str) -> Option<&'static str> {
-    Id::ALL.iter().find(|known| known.as_str().eq_ignore_ascii_case(id)).map(|known| known.explanation())
+/// The severity of the kind with this id, such as `LB012`, and one line about it; `None` if there is no such kind.
+pub fn explain(id: &str) -> Option<(Severity, &'static str)> {
+    let known = Id::ALL.iter().find(|known| known.as_str().eq_ignore_ascii_case(id))?;
+    Some((known.severity(), known.explanation()))
 }
 
 // === impl Span ===
@@ -159,6 +181,29 @@ impl Problem {
         self.hint = Some(hint.into());
         self
     }
+
+    /// How bad it is.
+    pub fn severity(&self) -> Severity {
+        self.id.severity()
+    }
+}
+
+// === impl Severity ===
+
+impl Severity {
+    /// In a word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Error => "error",
+            Self::Warning => "warning",
+        }
+    }
+}
+
+impl fmt::Display for Severity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
 }
 
 // === impl Source ===
@@ -177,11 +222,28 @@ impl Source {
 
 impl Problems {
     pub(crate) fn new(source: Source, mut list: Vec<Problem>) -> Self {
-        list.sort_by_key(|problem| problem.span.map_or(0, |span| span.start));
+        let place = |problem: &Problem| problem.span.map_or(0, |span| span.start);
+        list.sort_by_key(|problem| (problem.severity(), place(problem)));
         list.dedup();
         let is_cut_short = list.len() >= MAX_PROBLEMS;
         list.truncate(MAX_PROBLEMS);
+        list.sort_by_key(place);
         Self { source, list, is_cut_short }
+    }
+
+    /// Whether nothing is wrong at all.
+    pub fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+
+    /// Whether something in it stands in the way of a plan.
+    pub fn has_errors(&self) -> bool {
+        self.count(Severity::Error) > 0
+    }
+
+    /// How many problems of a severity there are.
+    pub fn count(&self, severity: Severity) -> usize {
+        self.list.iter().filter(|problem| problem.severity() == severity).count()
     }
 }
 
@@ -211,8 +273,22 @@ mod tests {
         numbers.dedup();
         assert_eq!(numbers.len(), Id::ALL.len());
         assert!(numbers.is_sorted());
-        assert_eq!(explain("lb020"), Some(Id::NoPools.explanation()));
+        assert_eq!(explain("lb020"), Some((Severity::Error, Id::NoPools.explanation())));
         assert_eq!(explain("LB999"), None);
+    }
+
+    #[test]
+    fn a_list_that_is_cut_short_keeps_its_errors() {
+        let problem = |id, at| Problem::new(id, format!("at {at}")).at(Span::new(at, at));
+        let warnings = (0..MAX_PROBLEMS).map(|at| problem(Id::FewBackends, at));
+        let list = warnings.chain([problem(Id::UnknownKey, 7), problem(Id::UnknownKey, 1000)]).collect();
+        let problems = Problems::new(Source::default(), list);
+        assert!(problems.is_cut_short);
+        assert_eq!(
+            (problems.count(Severity::Error), problems.count(Severity::Warning)),
+            (2, MAX_PROBLEMS - 2)
+        );
+        assert!(problems.list.is_sorted_by_key(|problem| problem.span.map(|span| span.start)));
     }
 
     #[test]

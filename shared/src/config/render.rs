@@ -3,7 +3,7 @@
 use annotate_snippets::{AnnotationKind, Group, Level, Origin, Renderer, Snippet};
 use serde_json::{Value, json};
 
-use super::problem::{Problem, Problems, Source};
+use super::problem::{Problem, Problems, Severity, Source};
 
 /// For a terminal or a log: each problem with its line and a caret.
 pub fn text(problems: &Problems, colour: bool) -> String {
@@ -26,17 +26,50 @@ pub fn json(problems: &Problems) -> Value {
     problems.list.iter().map(|problem| object(problem, &problems.source)).collect()
 }
 
+/// For a log: each problem on one line, with its place, its id and what to do.
+pub fn lines(problems: &Problems) -> Vec<String> {
+    problems.list.iter().map(|problem| line(problem, &problems.source)).collect()
+}
+
+/// As in `2 problems, 1 warning`.
+pub fn counted(problems: &Problems) -> String {
+    let number = |count: usize, what: &str| match count {
+        0 => None,
+        1 => Some(format!("1 {what}")),
+        more => Some(format!("{more} {what}s")),
+    };
+    let errors = number(problems.count(Severity::Error), "problem");
+    let warnings = number(problems.count(Severity::Warning), "warning");
+    let more = problems.is_cut_short.then(|| "and perhaps more".to_owned());
+    let parts: Vec<String> = [errors, warnings, more].into_iter().flatten().collect();
+    parts.join(", ")
+}
+
 fn summary(problems: &Problems) -> String {
-    let name = &problems.source.name;
-    match problems.list.len() {
-        count if problems.is_cut_short => format!("{name}: {count} problems, and perhaps more\n"),
-        1 => format!("{name}: 1 problem\n"),
-        count => format!("{name}: {count} problems\n"),
+    match problems.is_empty() {
+        true => String::new(),
+        false => format!("{}: {}\n", problems.source.name, counted(problems)),
+    }
+}
+
+fn line(problem: &Problem, source: &Source) -> String {
+    let place = problem.span.map(|span| source.line_column(span.start));
+    let place = place.map(|(line, column)| format!(":{line}:{column}")).unwrap_or_default();
+    let Problem { id, message, hint, .. } = problem;
+    let hint =
+        hint.as_ref().map(|hint| format!("; {}", hint.split_whitespace().collect::<Vec<_>>().join(" ")));
+    format!("{}{place}: {}[{id}]: {message}{}", source.name, problem.severity(), hint.unwrap_or_default())
+}
+
+fn level(severity: Severity) -> Level<'static> {
+    match severity {
+        Severity::Error => Level::ERROR,
+        Severity::Warning => Level::WARNING,
     }
 }
 
 fn group<'a>(problem: &'a Problem, source: &'a Source) -> Group<'a> {
-    let title = Level::ERROR.primary_title(problem.message.as_str()).id(problem.id.as_str());
+    let title = level(problem.severity()).primary_title(problem.message.as_str()).id(problem.id.as_str());
     let group = match problem.span {
         Some(span) => {
             let primary = AnnotationKind::Primary.span(span.range());
@@ -59,7 +92,7 @@ fn object(problem: &Problem, source: &Source) -> Value {
     let place = problem.span.map(|span| source.line_column(span.start));
     json!({
         "id": problem.id.as_str(),
-        "severity": "error",
+        "severity": problem.severity().as_str(),
         "file": source.name,
         "line": place.map(|(line, _)| line),
         "column": place.map(|(_, column)| column),

@@ -430,15 +430,12 @@ mod tests {
             self.asked.notify_one();
             self.through.notified().await;
             self.done.notify_one();
-            let problem = "no such file".into();
-            let (changes, problems) = (Vec::new(), Vec::new());
-            Verdict { result: operator::Outcome::Refused, generation: 1, changes, problem, problems }
+            Verdict { problem: "no such file".into(), ..Verdict::of(operator::Outcome::Refused, 1) }
         }
 
         async fn order(&self, order: Order) -> Verdict {
             let changes = vec![format!("{order:?}")];
-            let (problem, problems) = (String::new(), Vec::new());
-            Verdict { result: operator::Outcome::Applied, generation: 2, changes, problem, problems }
+            Verdict { changes, ..Verdict::of(operator::Outcome::Applied, 2) }
         }
 
         async fn idle(&self, pool: &str, _: SocketAddr) -> Result<(), String> {

@@ -25,7 +25,7 @@ use pingora::server::{RunArgs, Server};
 use pingora::services::ServiceHandle;
 use pingora::services::background::{GenBackgroundService, background_service};
 
-use crate::config::Plan;
+use crate::config::{self, Plan, Problems};
 use crate::control::{Aside, ControlService, Farewells, before};
 use crate::events::{About, Events, Kind};
 use crate::operator::{self, ConfigFile, Provenance};
@@ -149,6 +149,8 @@ pub struct Start<'a> {
     pub purpose: Purpose,
     /// Where the configuration came from.
     pub provenance: Provenance,
+    /// What the author of the configuration should look at.
+    pub warnings: Problems,
     /// Names of listeners that have no access log, whatever the configuration says.
     pub silent: &'a [&'static str],
     /// What the process says that has started this one as its successor.
@@ -203,6 +205,9 @@ fn warn_without_log() {
 }
 
 fn start(plan: &Plan, how: Start<'_>, outset: Outset, extra: Box<Extra<'_>>) -> Result<u8, StartError> {
+    for line in config::lines(&how.warnings) {
+        log::warn!("{line}");
+    }
     let logs = AccessLogs::without(how.silent);
     // Both are opened before privileges are dropped, and given away at once: whatever the start fails at later, it leaves no file that
     // the daemon could not open.
@@ -213,7 +218,8 @@ fn start(plan: &Plan, how: Start<'_>, outset: Outset, extra: Box<Extra<'_>>) -> 
     let server = Server::new_with_opt_and_conf(None, server_conf(plan));
     let inherited = |claim: &Claim| operator::inherited(plan, &held.verbosity, claim.heritage());
     let inherited = held.claim.as_ref().map(inherited).unwrap_or_default();
-    let origin = Origin { provenance: how.provenance, purpose: how.purpose.clone(), inherited };
+    let (provenance, warnings, purpose) = (how.provenance, how.warnings, how.purpose.clone());
+    let origin = Origin { provenance, warnings, purpose, inherited };
     let services = Services::compose(plan, &server.configuration, origin, &logs, opened, &held)?;
     if matches!(how.purpose, Purpose::Stopgap(_)) && held.announcer.is_background() {
         services.readiness.withhold("demo: it was started without a configuration");

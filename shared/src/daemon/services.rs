@@ -27,7 +27,7 @@ use super::lookout::{Alarm, Lookout};
 use super::pools::{Checked, Pools};
 use super::running::Running;
 use super::{Held, Purpose, StartError};
-use crate::config::Plan;
+use crate::config::{Plan, Problems};
 use crate::events::{self, Events};
 use crate::explain::{ExplainSource, Verdicts};
 use crate::operator::{self, Inherited, Operator, OperatorService, Provenance};
@@ -46,6 +46,8 @@ pub(super) struct Origin {
     /// Where the configuration came from.
     pub(super) provenance: Provenance,
     pub(super) purpose: Purpose,
+    /// What the author of the file should look at.
+    pub(super) warnings: Problems,
     /// What is known from the process before.
     pub(super) inherited: Inherited,
 }
@@ -101,7 +103,7 @@ impl Services {
         log: Opened,
         held: &Held,
     ) -> Result<Self, StartError> {
-        let Origin { provenance, purpose, inherited } = origin;
+        let Origin { provenance, warnings, purpose, inherited } = origin;
         let Inherited { runtime, times, ready: wanted, events } = inherited;
         let events = Events::continued(events, std::process::id());
         let written = plan.clone();
@@ -138,6 +140,7 @@ impl Services {
             takes_over: held.claim.is_some(),
             provenance,
             plan: written,
+            warnings,
             runtime,
             times,
             events,

@@ -20,7 +20,7 @@ use super::runtime::Runtime;
 use super::shown::{LastReload, Shown};
 use super::watch::{Print, Watch};
 use super::{Command, ENDING, Parts, TurnLock};
-use crate::config::{self, Plan, Problems, RealFiles};
+use crate::config::{self, Loaded, Plan, Problems, RealFiles, Severity};
 use crate::events::{About, Kind};
 use crate::process::logging::LogFilter;
 
@@ -43,7 +43,19 @@ pub(super) struct Changer {
 #[derive(Clone)]
 pub(super) struct Wanted {
     file: Plan,
+    /// What the author of the file should look at.
+    warnings: Arc<Problems>,
     runtime: Runtime,
+}
+
+/// What became of a file that was read again and can be used.
+struct ReadAgain {
+    /// What changed, or would change.
+    lines: Vec<String>,
+    /// What was lost of what operators had changed.
+    lost: Vec<String>,
+    /// What its author should look at.
+    warnings: Arc<Problems>,
 }
 
 /// Why a change is not made.
@@ -68,7 +80,11 @@ impl Changer {
         shown: Arc<ArcSwap<Shown>>,
         turn: Arc<TurnLock>,
     ) -> Self {
-        let wanted = Wanted { file: parts.plan.clone(), runtime: std::mem::take(&mut parts.runtime) };
+        let wanted = Wanted {
+            file: parts.plan.clone(),
+            warnings: Arc::new(std::mem::take(&mut parts.warnings)),
+            runtime: std::mem::take(&mut parts.runtime),
+        };
         let watch = Watch::new(parts.provenance.file().and_then(ConfigFile::first_seen));
         let effective = wanted.effective();
         let (keys, past) = (KeyFiles::default(), Past::default());
@@ -125,8 +141,10 @@ impl Changer {
         match command {
             Command::Reload { reload, by, answer } => {
                 let verdict = self.reload(reload, by).await;
-                // Whoever asked may have left: the change is made all the same.
-                answer.map(|answer| answer.send(verdict));
+                // The caller may have left: the change is made all the same.
+                if let Some(answer) = answer {
+                    let _ = answer.send(verdict);
+                }
             }
             Command::Order { order, answer } => {
                 let verdict = self.order(&order).await;
@@ -169,8 +187,8 @@ impl Changer {
     }
 
     async fn take_keys(&mut self, path: &Path, keys: &SessionKeys) -> Result<(), Refusal> {
-        let Wanted { file, runtime } = self.wanted.clone();
-        let wanted = Wanted { file: file.with_session_keys(path, keys), runtime };
+        let Wanted { file, warnings, runtime } = self.wanted.clone();
+        let wanted = Wanted { file: file.with_session_keys(path, keys), warnings, runtime };
         let is_new = wanted.file != self.wanted.file;
         self.apply(wanted, false).await?;
         if let Some((_, before)) = &mut self.trial {
@@ -214,19 +232,18 @@ impl Changer {
         let result = self.read_again(reload).await;
         log::info!("reload: {by}");
         let verdict = match result {
-            Ok((lines, lost)) => self.reloaded(lines, lost),
+            Ok(read) => self.reloaded(read),
             Err(refusal) => self.not_reloaded(&refusal),
         };
         self.parts.supervisor.reloaded(&format!("configuration {} is in effect", verdict.generation));
         verdict
     }
 
-    /// What changed, and what was kept or lost of what operators had changed.
-    async fn read_again(&mut self, reload: Reload) -> Result<(Vec<String>, Vec<String>), Refusal> {
+    async fn read_again(&mut self, reload: Reload) -> Result<ReadAgain, Refusal> {
         self.refuse_while_ending()?;
         let file = self.reloadable().map_err(Refusal::Other)?;
-        let plan = file.load().map_err(Refusal::File)?.plan;
-        let level = plan.log_level.clone();
+        let Loaded { plan, warnings, .. } = file.load().map_err(Refusal::File)?;
+        let (level, warnings) = (plan.log_level.clone(), Arc::new(warnings));
         let before = &self.wanted.runtime;
         let (runtime, lost) = match reload.keep_runtime {
             true => before.rebased(&plan),
@@ -235,12 +252,13 @@ impl Changer {
         let lost = lost.into_iter().map(|line| format!("! no longer, since the file is read again: {line}"));
         let mut lost: Vec<_> = lost.collect();
         let before = self.wanted.clone();
-        let lines = self.apply(Wanted { file: plan, runtime }, reload.dry_run).await?;
+        let wanted = Wanted { file: plan, warnings: warnings.clone(), runtime };
+        let lines = self.apply(wanted, reload.dry_run).await?;
         lost.extend(self.level_of(&before.file, level.as_ref(), reload));
         if !reload.dry_run && !lines.is_empty() {
             self.begin_trial(before);
         }
-        Ok((lines, lost))
+        Ok(ReadAgain { lines, lost, warnings })
     }
 
     /// The log level that an operator has set lasts until a file is read that has one. Says what becomes of both.
@@ -257,7 +275,8 @@ impl Changer {
         Some(format!("! log_level has no effect: RUST_LOG is set to `{variable}`, which wins"))
     }
 
-    fn reloaded(&mut self, mut lines: Vec<String>, lost: Vec<String>) -> Verdict {
+    fn reloaded(&mut self, read: ReadAgain) -> Verdict {
+        let ReadAgain { mut lines, lost, warnings } = read;
         let result = if lines.is_empty() { Outcome::Unchanged } else { Outcome::Applied };
         let word = if result == Outcome::Applied { "applied" } else { "unchanged" };
         lines.extend(lost);
@@ -267,10 +286,13 @@ impl Changer {
         for line in &lines {
             log::info!("reload: {line}");
         }
+        for line in config::lines(&warnings) {
+            log::warn!("{line}");
+        }
         log::info!("reload: configuration {generation} is in effect");
         let changes = if lines.is_empty() { "nothing to change".into() } else { lines.join("; ") };
         self.note(Kind::Reload, format!("configuration {generation} is in effect: {changes}"));
-        Verdict { changes: lines, ..self.verdict(result) }
+        Verdict { changes: lines, ..self.verdict(result) }.with_warnings(&warnings)
     }
 
     fn not_reloaded(&mut self, refusal: &Refusal) -> Verdict {
@@ -282,12 +304,12 @@ impl Changer {
         Verdict { problem, problems: refusal.problems(), ..self.verdict(Outcome::Refused) }
     }
 
-    fn dry_verdict(&self, result: Result<(Vec<String>, Vec<String>), Refusal>) -> Verdict {
+    fn dry_verdict(&self, result: Result<ReadAgain, Refusal>) -> Verdict {
         match result {
-            Ok((mut lines, lost)) => {
+            Ok(ReadAgain { mut lines, lost, warnings }) => {
                 let result = if lines.is_empty() { Outcome::Unchanged } else { Outcome::WouldApply };
                 lines.extend(lost);
-                Verdict { changes: lines, ..self.verdict(result) }
+                Verdict { changes: lines, ..self.verdict(result) }.with_warnings(&warnings)
             }
             Err(refusal) => {
                 let (problem, problems) = (refusal.text(), refusal.problems());
@@ -330,7 +352,7 @@ impl Changer {
     async fn carry_out(&mut self, order: &Order) -> Result<Vec<String>, Refusal> {
         self.refuse_while_ending()?;
         let runtime = self.wanted.runtime.after(order, &self.wanted.file).map_err(Refusal::Other)?;
-        let lines = self.apply(Wanted { file: self.wanted.file.clone(), runtime }, false).await?;
+        let lines = self.apply(Wanted { runtime, ..self.wanted.clone() }, false).await?;
         if let Some((_, before)) = &mut self.trial {
             before.follow(order);
         }
@@ -374,6 +396,7 @@ impl Changer {
     fn show(&self, last_reload: Option<LastReload>) {
         let shown = self.shown.load().with_runtime(self.wanted.runtime.clone(), SystemTime::now());
         let shown = shown.with_key_files(self.keys.shown(&self.wanted.file));
+        let shown = shown.with_warnings(self.wanted.warnings.clone());
         self.shown.store(Arc::new(shown.with_last_reload(last_reload)));
     }
 
@@ -382,13 +405,7 @@ impl Changer {
     }
 
     fn verdict(&self, result: Outcome) -> Verdict {
-        Verdict {
-            result,
-            generation: self.shown.load().generation,
-            changes: Vec::new(),
-            problem: String::new(),
-            problems: Vec::new(),
-        }
+        Verdict::of(result, self.shown.load().generation)
     }
 
     // --- taking back ---
@@ -482,8 +499,9 @@ impl Refusal {
     fn summary(&self) -> String {
         match self {
             Self::File(problems) => {
-                let first = problems.list.first().map(|problem| problem.message.as_str());
-                let more = problems.list.len().saturating_sub(1);
+                let mut errors = problems.list.iter().filter(|found| found.severity() == Severity::Error);
+                let first = errors.next().map(|problem| problem.message.as_str());
+                let more = errors.count();
                 let more = if more == 0 { String::new() } else { format!(", and {more} more") };
                 format!("{}{more}", first.unwrap_or("the file is wrong"))
             }
@@ -493,10 +511,22 @@ impl Refusal {
 
     fn problems(&self) -> Vec<serde_json::Value> {
         match self {
-            Self::File(problems) => config::json(problems).as_array().cloned().unwrap_or_default(),
+            Self::File(problems) => objects(problems),
             _ => Vec::new(),
         }
     }
+}
+
+// === impl Verdict ===
+
+impl Verdict {
+    fn with_warnings(self, warnings: &Problems) -> Self {
+        Self { warning: config::text(warnings, false), warnings: objects(warnings), ..self }
+    }
+}
+
+fn objects(problems: &Problems) -> Vec<serde_json::Value> {
+    config::json(problems).as_array().cloned().unwrap_or_default()
 }
 
 #[cfg(test)]

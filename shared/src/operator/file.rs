@@ -133,7 +133,7 @@ impl ConfigFile {
     /// What it says now.
     ///
     /// # Errors
-    /// Every problem of it.
+    /// Every problem of it, warnings included.
     pub fn load(&self) -> Result<Loaded, Problems> {
         let context = Context {
             variables: &|name| std::env::var(name).ok(),
@@ -144,9 +144,11 @@ impl ConfigFile {
             files: &OpenFiles,
         };
         let mut loaded = config::load(&self.path, &context);
-        if let Err(problems) = &mut loaded {
-            problems.source.name.clone_from(&self.name);
-        }
+        let problems = match &mut loaded {
+            Ok(loaded) => &mut loaded.warnings,
+            Err(problems) => problems,
+        };
+        problems.source.name.clone_from(&self.name);
         loaded
     }
 }

@@ -39,7 +39,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::config::Plan;
+use crate::config::{Plan, Problems};
 use crate::daemon::Running;
 use crate::events::{Event, Events};
 use crate::process::logging::{LogFilter, Verbosity};
@@ -80,6 +80,8 @@ pub struct Parts {
     pub provenance: Provenance,
     /// What the file says; with the next, it is in effect.
     pub plan: Plan,
+    /// What the author of the file should look at.
+    pub warnings: Problems,
     /// What operators had changed in the process before this one.
     pub runtime: Runtime,
     /// When.
@@ -137,6 +139,7 @@ impl Operator {
         let (commands, received) = mpsc::unbounded_channel();
         let first = Shown::first(parts.provenance.shown(), parts.runtime.clone(), parts.times.clone());
         let first = first.with_key_files(KeyFiles::default().shown(&parts.plan));
+        let first = first.with_warnings(Arc::new(parts.warnings.clone()));
         let shown = Arc::new(ArcSwap::from_pointee(first));
         let (running, events) = (parts.running.clone(), parts.events.clone());
         let turn = Arc::<TurnLock>::default();
@@ -218,11 +221,8 @@ impl Operator {
         // Both fail when the process ends.
         let _ = self.commands.send(command(answer));
         answered.await.unwrap_or_else(|_| Verdict {
-            result: Outcome::Refused,
-            generation: self.shown.load().generation,
-            changes: Vec::new(),
             problem: "the process is ending".into(),
-            problems: Vec::new(),
+            ..Verdict::of(Outcome::Refused, self.shown.load().generation)
         })
     }
 }

@@ -74,6 +74,12 @@ pub struct Verdict {
     /// The same for programs, as `check --format json` prints them; empty unless the file is wrong.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub problems: Vec<serde_json::Value>,
+    /// What the author of the file should look at, although it is used: the diagnostics as they are printed.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub warning: String,
+    /// The warnings for programs, as `check --format json` prints them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<serde_json::Value>,
 }
 
 /// What became of it, in a word.
@@ -93,6 +99,19 @@ pub enum Outcome {
 // === impl Verdict ===
 
 impl Verdict {
+    /// One that says nothing but this.
+    pub fn of(result: Outcome, generation: u64) -> Self {
+        Self {
+            result,
+            generation,
+            changes: Vec::new(),
+            problem: String::new(),
+            problems: Vec::new(),
+            warning: String::new(),
+            warnings: Vec::new(),
+        }
+    }
+
     /// Whether what was asked for is so now, or would be.
     pub fn is_good(&self) -> bool {
         self.result != Outcome::Refused
@@ -106,11 +125,10 @@ mod tests {
     #[test]
     fn a_verdict_is_the_same_after_it_was_sent() {
         let verdict = Verdict {
-            result: Outcome::Refused,
-            generation: 3,
             changes: vec!["pool web: backend 10.0.0.1:80 is added".into()],
             problem: "error[LB010]: unknown key `thread`".into(),
             problems: vec![serde_json::json!({"id": "LB010"})],
+            ..Verdict::of(Outcome::Refused, 3)
         };
         let text = serde_json::to_string(&verdict).unwrap();
         assert_eq!(serde_json::from_str::<Verdict>(&text).unwrap(), verdict);

@@ -2,12 +2,15 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use serde::Serialize;
+use serde_json::Value;
 
 use super::keys::KeysShown;
 use super::runtime::{Changed, Portable, Runtime, Times};
+use crate::config::{self, Problems};
 use crate::process::logging::{LevelSource, LogFilter};
 use crate::time::rfc3339;
 
@@ -22,6 +25,8 @@ pub struct Shown {
     pub since: SystemTime,
     /// What became of the file when it was read again last.
     pub last_reload: Option<LastReload>,
+    /// What the author of the file in effect should look at.
+    pub warnings: Arc<Problems>,
     pub(super) runtime: Runtime,
     /// When each of these changes was made.
     changed: Times,
@@ -49,6 +54,8 @@ pub struct Document<'a> {
     file: Option<String>,
     since: String,
     last_reload: Option<&'a LastReload>,
+    /// As `check --format json` prints them.
+    warnings: Value,
     runtime_changes: Vec<String>,
     log_level: String,
     log_level_source: &'static str,
@@ -67,6 +74,7 @@ impl Shown {
             file,
             since: now,
             last_reload: None,
+            warnings: Arc::default(),
             runtime: runtime.clone(),
             changed: times,
             key_files: Vec::new(),
@@ -105,6 +113,11 @@ impl Shown {
         Self { key_files, ..self }
     }
 
+    /// The same with what the author of the file in effect should look at.
+    pub(super) fn with_warnings(self, warnings: Arc<Problems>) -> Self {
+        Self { warnings, ..self }
+    }
+
     /// When operators changed a backend, if they did.
     pub fn changed(&self, pool: &str, backend: SocketAddr) -> Option<SystemTime> {
         self.changed.get(&(pool.to_owned(), backend)).copied()
@@ -118,6 +131,7 @@ impl Shown {
             file: self.file.as_ref().map(|path| path.display().to_string()),
             since: rfc3339(self.since),
             last_reload: self.last_reload.as_ref(),
+            warnings: config::json(&self.warnings),
             runtime_changes: self.runtime.lines().into_iter().chain(ordered).collect(),
             log_level: level.to_string(),
             log_level_source: source.as_str(),

@@ -33,7 +33,10 @@ const ABSENCE: Duration = Duration::from_secs(10);
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages say it")]
 pub enum AskError {
-    /// The configuration or the command line is wrong.
+    /// The configuration file is wrong; its diagnostics as they are printed.
+    #[error("{0}")]
+    File(String),
+    /// The command line is wrong, or the change cannot be made.
     #[error("{0}")]
     Refused(String),
     #[error("{0}")]
@@ -118,11 +121,13 @@ fn verdict(
     for line in &verdict.changes {
         writeln!(out, "{line}")?;
     }
+    out.write_all(verdict.warning.as_bytes())?;
     match verdict.result {
         Outcome::Applied => writeln!(out, "configuration {} is in effect", verdict.generation)?,
         Outcome::Unchanged => writeln!(out, "nothing to change")?,
         Outcome::WouldApply => writeln!(out, "nothing has changed: this was a dry run")?,
-        Outcome::Refused => return Err(AskError::Refused(verdict.problem)),
+        Outcome::Refused if verdict.problems.is_empty() => return Err(AskError::Refused(verdict.problem)),
+        Outcome::Refused => return Err(AskError::File(verdict.problem)),
     }
     Ok(())
 }

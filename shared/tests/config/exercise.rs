@@ -1,11 +1,14 @@
 //! What must hold for every text, however broken; shared with the fuzz target.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::Ipv4Addr;
 use std::path::Path;
 
 use lb_service::pool::PoolSettings;
-use shared::config::{Account, Context, Files, Plan, Problems, Protection, json, load_text, text};
+use shared::config::{
+    Account, Context, Files, Loaded, ProblemId, Problems, Protection, json, load_text, text,
+};
 use shared::process::runtime::RuntimeFiles;
 
 /// Loads a text as a configuration.
@@ -25,44 +28,57 @@ pub(crate) fn exercise(configuration: &str) {
             let again = load_text("printed.yaml", &printed, &context);
             let again = again.unwrap_or_else(|problems| panic!("{printed}\n{problems}"));
             assert_eq!(format!("{:?}", again.plan), format!("{:?}", loaded.plan), "{printed}");
-            fits_together(&loaded.plan);
+            assert!(kinds(&again).is_subset(&kinds(&loaded)), "new warnings:\n{printed}\n{}", again.warnings);
+            assert!(!loaded.warnings.has_errors());
+            inspect(&loaded.warnings);
+            fits_together(&loaded);
         }
-        Err(problems) => inspect(&problems),
+        Err(problems) => {
+            assert!(problems.has_errors(), "refused without a reason");
+            inspect(&problems);
+        }
     }
+}
+
+fn kinds(loaded: &Loaded) -> BTreeSet<ProblemId> {
+    loaded.warnings.list.iter().map(|problem| problem.id).collect()
 }
 
 /// What the rules about several keys of a pool are for.
-fn fits_together(plan: &Plan) {
-    for (pool, _) in &plan.pools {
+fn fits_together(loaded: &Loaded) {
+    let kinds = kinds(loaded);
+    for (pool, _) in &loaded.plan.pools {
         let ejection = &pool.outlier_detection;
-        assert!(pool.backends.iter().any(|backend| !backend.backup), "only backups: {pool:?}");
+        let primary = pool.backends.iter().any(|backend| !backend.backup);
+        assert!(primary || kinds.contains(&ProblemId::OnlyBackups), "only backups: {pool:?}");
         assert!(ejection.base_ejection <= ejection.max_ejection, "ejections that shrink: {pool:?}");
         assert!(pool.retries.per_try.is_none_or(|time| time < pool.timeouts.response), "no use: {pool:?}");
         let limited = pool.backends.iter().any(|backend| backend.max_requests.is_some());
-        assert!(pool.queue == 0 || limited, "a queue that nobody waits in: {pool:?}");
+        let warned = kinds.contains(&ProblemId::NothingToActOn);
+        assert!(pool.queue == 0 || limited || warned, "a queue that no request waits in: {pool:?}");
         let hashes = ["ConsistentHash", "Maglev"].contains(&format!("{:?}", pool.policy).as_str());
         assert!(hashes || pool.bounded_load.is_none(), "a bound without a hash: {pool:?}");
-        choices_have_others(pool);
+        let connect = pool.timeouts.connect;
+        assert!(pool.retries.per_try.is_none_or(|time| connect <= time), "no time to connect: {pool:?}");
+        let warned = [ProblemId::FewBackends, ProblemId::SwitchedOff].iter().any(|kind| kinds.contains(kind));
+        assert!(chooses(pool) || warned, "too few backends: {pool:?}");
     }
 }
 
-/// What there is to choose between, wherever a pool says how.
-fn choices_have_others(pool: &PoolSettings) {
+/// Whether there is something to choose between, wherever a pool says how.
+fn chooses(pool: &PoolSettings) -> bool {
     let (backends, ejection) = (pool.backends.len(), &pool.outlier_detection);
-    assert!(backends > 1 || pool.sticky.is_none() && pool.slow_start.is_none(), "nobody else: {pool:?}");
-    assert!(backends > 2 || ejection.gray.is_none(), "too few to compare: {pool:?}");
+    let others = backends > 1 || pool.sticky.is_none() && pool.slow_start.is_none();
+    let comparable = backends > 2 || ejection.gray.is_none();
     let share = usize::from(ejection.max_ejected_percent);
-    assert!(backends == 1 || share == 0 || backends * share >= 100, "ejects nobody: {pool:?}");
-    let connect = pool.timeouts.connect;
-    assert!(pool.retries.per_try.is_none_or(|time| connect <= time), "no time to connect: {pool:?}");
+    others && comparable && (backends == 1 || share == 0 || backends * share >= 100)
 }
 
 fn inspect(problems: &Problems) {
-    assert!(!problems.list.is_empty(), "refused without a reason");
     for span in problems.list.iter().filter_map(|problem| problem.span) {
         assert!(problems.source.text.get(span.start..span.end).is_some(), "{span:?} is not within the text");
     }
-    assert!(!text(problems, false).is_empty());
+    assert_eq!(text(problems, false).is_empty(), problems.is_empty());
     assert_eq!(json(problems).as_array().map(Vec::len), Some(problems.list.len()));
 }
 

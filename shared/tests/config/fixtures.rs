@@ -1,5 +1,5 @@
-//! Every invalid configuration has its expected diagnostic beside it; every valid one loads, and what is printed of it
-//! loads to the same plan.
+//! Every configuration in `invalid` and in `warned` has its expected diagnostics beside it: errors there, warnings here.
+//! Every configuration in `valid` loads without a warning, and what is printed of it loads to the same plan.
 //!
 //! `UPDATE_FIXTURES=1 cargo test -p shared --test config fixtures` writes the diagnostics; review them by eye.
 
@@ -8,24 +8,38 @@ use std::fs;
 use std::path::PathBuf;
 
 use crate::support::{context, repository, yaml_files};
-use shared::config::{Context, ProblemId, RealFiles, json, load_text};
+use shared::config::{Context, Loaded, ProblemId, RealFiles, Severity, json, lines, load_text};
 
 #[test]
 fn invalid_configurations_have_the_diagnostics_beside_them() {
-    let files = yaml_files(&repository().join("tests/fixtures/config/invalid"));
+    let files = of("invalid");
     assert!(files.len() >= 40, "only {} invalid configurations", files.len());
-    let wrong: Vec<String> = files.iter().filter_map(difference).collect();
+    let wrong: Vec<String> = files.iter().filter_map(|file| difference(file, Severity::Error)).collect();
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// What is different from what is expected; `None` when nothing is.
-fn difference(file: &PathBuf) -> Option<String> {
+#[test]
+fn configurations_that_are_warned_about_have_the_diagnostics_beside_them() {
+    let wrong: Vec<String> =
+        of("warned").iter().filter_map(|file| difference(file, Severity::Warning)).collect();
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+fn of(directory: &str) -> Vec<PathBuf> {
+    yaml_files(&repository().join("tests/fixtures/config").join(directory))
+}
+
+/// How the diagnostics of a file differ from those beside it, the worst of which has this severity; `None` when they do
+/// not.
+fn difference(file: &PathBuf, worst: Severity) -> Option<String> {
     let name = file.file_name().expect("a file has a name").to_string_lossy().into_owned();
     let text = fs::read_to_string(file).expect("a fixture can be read");
     let real = Context { files: &RealFiles, ..context() };
-    let found = match load_text(&name, &text, &real) {
-        Ok(_) => format!("{name} is accepted\n"),
-        Err(problems) => problems.to_string(),
+    let found = match (load_text(&name, &text, &real), worst) {
+        (Err(problems), Severity::Error) => problems.to_string(),
+        (Ok(loaded), Severity::Warning) if !loaded.warnings.is_empty() => loaded.warnings.to_string(),
+        (Ok(_), _) => return Some(format!("{name} has no {worst}\n")),
+        (Err(problems), _) => return Some(problems.to_string()),
     };
     let expected = file.with_extension("expected");
     if std::env::var_os("UPDATE_FIXTURES").is_some() {
@@ -37,39 +51,45 @@ fn difference(file: &PathBuf) -> Option<String> {
 
 #[test]
 fn every_kind_of_problem_has_a_fixture() {
-    let files = yaml_files(&repository().join("tests/fixtures/config/invalid"));
-    let expected =
-        files.iter().map(|file| fs::read_to_string(file.with_extension("expected")).unwrap_or_default());
+    let files = of("invalid").into_iter().chain(of("warned"));
+    let expected = files.map(|file| fs::read_to_string(file.with_extension("expected")).unwrap_or_default());
     let all = expected.collect::<String>();
-    let without: BTreeSet<&str> = ProblemId::ALL
-        .iter()
-        .map(|id| id.as_str())
-        .filter(|id| !all.contains(&format!("error[{id}]")))
-        .filter(|id| *id != ProblemId::Unreadable.as_str())
-        // Only root can find out; a process test shows it.
-        .filter(|id| *id != ProblemId::NotAllowed.as_str())
-        .collect();
-    assert!(without.is_empty(), "no fixture shows {without:?}");
+    let shown = |id: &ProblemId| all.contains(&format!("{}[{id}]", id.severity()));
+    let without: BTreeSet<ProblemId> = ProblemId::ALL.iter().copied().filter(|id| !shown(id)).collect();
+    // Only root can find out that something is not allowed; a process test shows it.
+    let elsewhere = BTreeSet::from([ProblemId::Unreadable, ProblemId::NotAllowed]);
+    assert_eq!(without, elsewhere, "no fixture shows these");
 }
 
 #[test]
 fn valid_configurations_load_and_load_again_as_printed() {
-    let mut files = yaml_files(&repository().join("tests/fixtures/config/valid"));
+    let mut files = of("valid");
     files.extend(yaml_files(&repository().join("deploy/config")));
     for file in files {
         let name = file.display().to_string();
         let text = fs::read_to_string(&file).expect("a fixture can be read");
         let loaded = load_text(&name, &text, &context()).unwrap_or_else(|problems| panic!("{problems}"));
-        let printed = loaded.effective();
-        let again =
-            load_text(&name, &printed, &context()).unwrap_or_else(|problems| panic!("{printed}\n{problems}"));
-        assert_eq!(format!("{:?}", again.plan), format!("{:?}", loaded.plan), "{printed}");
-        assert_eq!(again.effective(), printed);
+        assert!(loaded.warnings.is_empty(), "{}", loaded.warnings);
+        assert_prints(&loaded);
+    }
+    for file in of("warned") {
+        let name = file.display().to_string();
+        let text = fs::read_to_string(&file).expect("a fixture can be read");
+        assert_prints(&load_text(&name, &text, &context()).unwrap_or_else(|problems| panic!("{problems}")));
     }
 }
 
+/// What is printed loads to the same plan, and prints as the same text.
+fn assert_prints(loaded: &Loaded) {
+    let printed = loaded.effective();
+    let again = load_text("printed.yaml", &printed, &context());
+    let again = again.unwrap_or_else(|problems| panic!("{printed}\n{problems}"));
+    assert_eq!(format!("{:?}", again.plan), format!("{:?}", loaded.plan), "{printed}");
+    assert_eq!(again.effective(), printed);
+}
+
 #[test]
-fn the_json_form_says_the_same() {
+fn the_json_form_has_place_severity_and_hint() {
     let text = "pools:\n  web:\n    backend: [10.0.0.1:80]\n";
     let problems = load_text("a.yaml", text, &context()).expect_err("the key is misspelt");
     assert_eq!(
@@ -78,5 +98,29 @@ fn the_json_form_says_the_same() {
             "id": "LB010", "severity": "error", "file": "a.yaml", "line": 3, "column": 5,
             "message": "unknown key `backend`", "hint": "did you mean `backends`?",
         }])
+    );
+    let text = "pools:\n  web:\n    backends: [10.0.0.1:80]\n    sticky: {cookie: lb}\n";
+    let loaded = load_text("a.yaml", text, &context()).expect("it is only warned about");
+    let warnings = json(&loaded.warnings);
+    assert_eq!((&warnings[0]["id"], &warnings[0]["severity"]), (&"LB053".into(), &"warning".into()));
+}
+
+#[test]
+fn warnings_are_shown_beside_errors_and_on_lines_of_their_own() {
+    let text = "pools:\n  web:\n    backends: [10.0.0.1:80]\n    sticky: {cookie: lb}\nthread: 1\n";
+    let problems = load_text("a.yaml", text, &context()).expect_err("a key is misspelt");
+    let text = problems.to_string();
+    assert!(
+        text.contains("warning[LB053]: `sticky`") && text.contains("error[LB010]: unknown key"),
+        "{text}"
+    );
+    assert!(text.ends_with("a.yaml: 1 problem, 1 warning\n"), "{text}");
+    assert_eq!(
+        lines(&problems),
+        [
+            "a.yaml:4:5: warning[LB053]: `sticky` has no effect: every client has the same backend anyway; \
+             nothing, if a second backend may join; else remove this",
+            "a.yaml:5:1: error[LB010]: unknown key `thread`; did you mean `threads`?",
+        ]
     );
 }

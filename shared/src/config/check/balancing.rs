@@ -1,4 +1,7 @@
-//! Rules about how a pool chooses, ejects, repeats and limits.
+//! Rules about how a pool chooses, ejects, retries and limits.
+//!
+//! A key that has no effect is an error only when it contradicts another one. A generated file that is scaled must not
+//! become one: what has no effect with few backends, without a limit, or while something is turned off is a warning.
 
 use health_service::CheckType;
 use lb_service::config::{Percent, PolicyName, RetryWord};
@@ -20,8 +23,8 @@ const MIN_COMPARED: usize = 3;
 /// Keys of `retries` that the budget is made of.
 const BUDGET_KEYS: [&str; 2] = ["budget_percent", "min_concurrent"];
 
-/// What to do about a key that only chooses between backends.
-const ONE_BACKEND: &str = "remove the key, or add a second backend";
+/// What to do about keys that only choose between backends.
+const ONE_BACKEND: &str = "nothing, if a second backend may join; else remove this";
 
 /// A path from the root to a key of a pool.
 macro_rules! path {
@@ -48,8 +51,8 @@ impl Checker<'_> {
         self.check_queue_timeout(name, pool);
     }
 
-    fn without_effect(&mut self, path: &[Step], message: String, hint: &str) {
-        self.report_key(path, Problem::new(Id::WithoutEffect, message).hint(hint));
+    fn without_effect(&mut self, id: Id, path: &[Step], message: String, hint: &str) {
+        self.report_key(path, Problem::new(id, message).hint(hint));
     }
 
     /// How many backends there are; `None` when some of them were taken out because they were wrong, or none is given.
@@ -61,14 +64,9 @@ impl Checker<'_> {
     /// Keys without effect in a pool with one backend, for this reason.
     fn useless_alone(&mut self, name: &str, paths: &[Vec<Step>], why: &str) {
         let only = self.root.place(&path![name, "backends"]);
-        for path in paths {
-            let Some(Step::Key(key)) = path.last() else { continue };
-            if !self.is_written(path) {
-                continue;
-            }
-            let problem = Problem::new(Id::WithoutEffect, format!("`{key}` has no effect: {why}"));
-            self.report_key(path, problem.related(only, "the only backend").hint(ONE_BACKEND));
-        }
+        self.useless(Id::FewBackends, paths, why, |problem| {
+            problem.related(only, "the only backend").hint(ONE_BACKEND)
+        });
     }
 
     fn check_backups(&mut self, name: &str, pool: &Pool) {
@@ -100,7 +98,7 @@ impl Checker<'_> {
                 let message =
                     format!("`{key}` has no effect: `policy: {}`{default} does not hash", pool.policy);
                 let hint = "use `policy: consistent_hash` or `policy: maglev`, or remove the key";
-                self.without_effect(&path, message, hint);
+                self.without_effect(Id::WithoutEffect, &path, message, hint);
             }
         }
     }
@@ -150,26 +148,19 @@ impl Checker<'_> {
         }
         let path = |key: &str| path![name, "outlier_detection", key];
         if !config.counts_failures() && config.gray.is_none() {
-            for key in EJECTION_KEYS.into_iter().filter(|key| self.is_written(&path(key))).collect::<Vec<_>>()
-            {
-                let message = format!("`{key}` has no effect: `consecutive_failures: 0` ejects nobody");
-                self.without_effect(
-                    &path(key),
-                    message,
-                    "remove the key, or write `consecutive_failures: 5`",
-                );
-            }
+            let paths = EJECTION_KEYS.map(|key| path(key).to_vec());
+            let hint = "to turn ejection on, write `consecutive_failures: 5`";
+            let why = "`consecutive_failures: 0` ejects no backend";
+            self.useless(Id::SwitchedOff, &paths, why, |problem| problem.hint(hint));
             return;
         }
-        let mut others = ["consecutive_failures", "base_ejection", "max_ejection", "gray"].into_iter();
-        if let Some(other) = others.find(|key| self.is_written(&path(key))) {
-            let message = format!("`{other}` has no effect: `max_ejected_percent: 0` ejects nobody");
-            let hint =
-                "to turn ejection off, write only `consecutive_failures: 0`; else allow a share such as 50";
-            let zero = self.root.place(&path("max_ejected_percent"));
-            let problem = Problem::new(Id::WithoutEffect, message).hint(hint);
-            self.report_key(&path(other), problem.related(zero, "nobody is ejected"));
-        }
+        let causes = EJECTION_CAUSES.into_iter().chain(["base_ejection", "max_ejection"]);
+        let paths: Vec<_> = causes.map(|key| path(key).to_vec()).collect();
+        let zero = self.root.place(&path("max_ejected_percent"));
+        let hint = "to turn ejection on, allow a share such as 50";
+        self.useless(Id::SwitchedOff, &paths, "`max_ejected_percent: 0` ejects no backend", |problem| {
+            problem.related(zero, "no backend is ejected").hint(hint)
+        });
     }
 
     /// To turn ejection off is no mistake, even where there is none.
@@ -193,8 +184,8 @@ impl Checker<'_> {
         }
         let least = 100_usize.div_ceil(count);
         let message =
-            format!("`max_ejected_percent` ejects nobody: {percent} % of {count} backends is less than one");
-        self.report(&path, Problem::new(Id::WithoutEffect, message).hint(format!("write at least {least}")));
+            format!("`max_ejected_percent` ejects no backend: {percent} % of {count} is less than one");
+        self.report(&path, Problem::new(Id::FewBackends, message).hint(format!("write at least {least}")));
     }
 
     fn check_gray(&mut self, name: &str, pool: &Pool) {
@@ -205,14 +196,14 @@ impl Checker<'_> {
             let message = format!(
                 "`gray` has no effect: it compares at least {MIN_COMPARED} backends, and there are {count}"
             );
-            self.without_effect(&path, message, "remove the key, or add a backend");
+            self.without_effect(Id::FewBackends, &path, message, "remove the key, or add a backend");
         }
     }
 
     fn check_slow_start(&mut self, name: &str, pool: &Pool) {
         let path = path![name, "slow_start"];
         if self.count(name, pool) == Some(1) {
-            self.useless_alone(name, &[path.to_vec()], "nobody else could take what is left of its share");
+            self.useless_alone(name, &[path.to_vec()], "no other backend can take the rest of its share");
             return;
         }
         let damaged =
@@ -223,7 +214,7 @@ impl Checker<'_> {
             let message =
                 "`slow_start` has no effect: with neither health checks nor ejection no backend comes back";
             let hint = "remove the key, or turn checks on with `type: tcp`";
-            self.without_effect(&path, message.to_owned(), hint);
+            self.without_effect(Id::SwitchedOff, &path, message.to_owned(), hint);
         }
     }
 
@@ -247,7 +238,7 @@ impl Checker<'_> {
 // === retries ===
 
 impl Checker<'_> {
-    /// Keys about repetitions that never happen.
+    /// Keys about retries that never happen.
     fn check_retry_keys(&mut self, name: &str, pool: &Pool) {
         let path = |key: &str| path![name, "retries", key];
         let none = !pool.retries.is_in_effect();
@@ -257,22 +248,23 @@ impl Checker<'_> {
             self.useless_alone(name, &paths, "no backend is tried twice");
             return;
         }
-        let budget = BUDGET_KEYS.into_iter().filter(|_| !pool.retries.needs_budget());
-        let causes = ["on"].into_iter().filter(|_| none);
-        let dead: Vec<&str> = budget.chain(causes).filter(|key| self.is_written(&path(key))).collect();
         if self.root.is_damaged(&path("on")) {
             return;
         }
-        let (why, hint) = match none {
-            true => ("`attempts: 0` sends nothing again", "remove the key, or write `attempts: 1`"),
+        let budget = BUDGET_KEYS.into_iter().filter(|_| !pool.retries.needs_budget());
+        let causes = ["on"].into_iter().filter(|_| none);
+        let dead: Vec<_> = budget.chain(causes).map(|key| path(key).to_vec()).collect();
+        let (id, why, hint) = match none {
+            true => {
+                (Id::SwitchedOff, "`attempts: 0` retries nothing", "to turn retries on, write `attempts: 1`")
+            }
             false => (
+                Id::NothingToActOn,
                 "a failed connection needs no budget, and `on` has nothing else",
-                "remove the key, or add other failures to `on`",
+                "add other failures to `on`, or remove this",
             ),
         };
-        for key in dead {
-            self.without_effect(&path(key), format!("`{key}` has no effect: {why}"), hint);
-        }
+        self.useless(id, &dead, why, |problem| problem.hint(hint));
     }
 
     fn check_retry_causes(&mut self, name: &str, pool: &Pool) {
@@ -332,7 +324,8 @@ impl Checker<'_> {
         let damaged = self.root.is_damaged(&path![name, "backends"]);
         if self.is_written(&path) && pool.is_limited_by_backends() && !damaged {
             let message = "`max_requests` has no effect: every backend of the pool has its own".to_owned();
-            self.without_effect(&path, message, "remove the key, or that of a backend");
+            let hint = "remove the key, or that of a backend";
+            self.without_effect(Id::NothingToActOn, &path, message, hint);
         }
     }
 
@@ -346,10 +339,9 @@ impl Checker<'_> {
         let path = path![name, "limits", "queue"];
         let waits = pool.limits.queue.is_some_and(|queue| queue.get() > 0);
         if waits && self.is_unlimited(name, pool) {
-            let message =
-                "`queue` has no effect without `max_requests`: nobody waits for a backend without a limit";
-            let problem = Problem::new(Id::Incomplete, message);
-            self.report_key(&path, problem.hint("add `max_requests: 100`"));
+            let message = "`queue` has no effect without `max_requests`: no request waits for a backend without a limit";
+            let problem = Problem::new(Id::NothingToActOn, message);
+            self.report_key(&path, problem.hint("add `max_requests: 100`, or remove the key"));
         }
     }
 
@@ -360,13 +352,13 @@ impl Checker<'_> {
             return;
         }
         if self.is_written(&queue) {
-            let problem = Problem::new(Id::WithoutEffect, "`queue` has no effect: `limits.queue` is 0");
-            let problem = problem.related(self.root.place(&queue), "nobody waits");
+            let problem = Problem::new(Id::SwitchedOff, "`queue` has no effect: `limits.queue` is 0");
+            let problem = problem.related(self.root.place(&queue), "no request waits");
             self.report_key(&timeout, problem.hint("remove one of the two"));
         } else if self.is_unlimited(name, pool) {
             let message =
-                "`queue` has no effect without `limits`: nobody waits for a backend without a limit";
-            let problem = Problem::new(Id::Incomplete, message);
+                "`queue` has no effect without `limits`: no request waits for a backend without a limit";
+            let problem = Problem::new(Id::NothingToActOn, message);
             self.report_key(&timeout, problem.hint("add `limits: {max_requests: 100}`, or remove the key"));
         }
     }

@@ -1,0 +1,113 @@
+//! What is harmless in a configuration is warned about: by `check`, at a start, by `reload`, and in the status.
+
+use serde_json::{Value, json};
+use tests::daemon::{Finished, path_str};
+use tests::wait::{self, LONG};
+use tests::{Daemon, Lab, Origin, Signal};
+
+use crate::pool;
+
+/// What a pool may say that was made for several backends.
+const FOR_SEVERAL: &str = "\
+sticky: {cookie: lb}
+slow_start: 30s
+retries: {attempts: 2, budget_percent: 20}
+outlier_detection: {consecutive_failures: 3, max_ejected_percent: 50}
+";
+
+fn ids(warnings: &Value) -> Vec<String> {
+    let warnings = warnings.as_array().unwrap_or_else(|| panic!("no list: {warnings:#}"));
+    assert!(warnings.iter().all(|warning| warning["severity"] == "warning"), "{warnings:#?}");
+    warnings.iter().map(|warning| warning["id"].as_str().unwrap().to_owned()).collect()
+}
+
+#[track_caller]
+fn run(lab: &Lab, words: &[&str]) -> Finished {
+    lab.run(&[words, &["-c", path_str(&lab.path("conf.yaml"))]].concat())
+}
+
+fn shown(daemon: &Daemon) -> Vec<String> {
+    ids(&daemon.status()["config"]["warnings"])
+}
+
+#[test]
+fn a_pool_is_scaled_to_one_backend_by_a_reload_that_shows_warnings() {
+    let lab = Lab::new();
+    let (one, two) = (Origin::start("one"), Origin::start("two"));
+    let daemon = lab.start(&pool(&[&one, &two], FOR_SEVERAL));
+    assert_eq!(shown(&daemon), [""; 0]);
+    lab.config(&pool(&[&two], FOR_SEVERAL));
+    let dry = run(&lab, &["reload", "--dry-run"]);
+    assert!(dry.code == Some(0) && dry.stdout.contains("warning[LB053]: `sticky`"), "{dry:?}");
+    assert_eq!(shown(&daemon), [""; 0], "a dry run changes nothing");
+    let reloaded = run(&lab, &["reload"]);
+    assert_eq!(reloaded.code, Some(0), "{reloaded:?}");
+    for part in ["warning[LB053]: `sticky` has no effect", "configuration 2 is in effect", "4 warnings"] {
+        assert!(reloaded.stdout.contains(part), "no {part:?} in {reloaded:?}");
+    }
+    assert_eq!(shown(&daemon), ["LB053"; 4]);
+    daemon.logged(&["WARN", "conf.yaml:", "warning[LB053]", "`sticky` has no effect"]);
+    let screen = run(&lab, &["status"]).stdout;
+    assert!(screen.contains("all is well") && screen.contains("4 warnings about the file"), "{screen}");
+    assert!(screen.contains("`sticky` has no effect: every client"), "{screen}");
+    assert_eq!(daemon.get("/").unwrap().origin(), "two");
+    // The way back.
+    lab.config(&pool(&[&one, &two], FOR_SEVERAL));
+    daemon.signal(Signal::SIGHUP);
+    wait::until(LONG, "the warnings are gone", || shown(&daemon).is_empty());
+}
+
+#[test]
+fn check_and_t_print_warnings_and_only_strict_minds() {
+    let lab = Lab::new();
+    let origin = Origin::start("one");
+    lab.config(&pool(&[&origin], "sticky: {cookie: lb}"));
+    for words in [&["check"][..], &["check", "--print"], &["-t"]] {
+        let finished = run(&lab, words);
+        assert_eq!(finished.code, Some(0), "{words:?}: {finished:?}");
+        assert!(
+            finished.stderr.contains("warning[LB053]: `sticky` has no effect"),
+            "{words:?}: {finished:?}"
+        );
+        assert!(finished.stderr.contains("conf.yaml: 1 warning"), "{words:?}: {finished:?}");
+        assert!(!finished.stdout.contains("LB053"), "{words:?}: {finished:?}");
+    }
+    let strict = run(&lab, &["check", "--strict"]);
+    assert!(strict.code == Some(2) && strict.stderr.contains("LB053"), "{strict:?}");
+    let report = run(&lab, &["check", "--format", "json"]);
+    assert_eq!((report.code, report.stderr.as_str()), (Some(0), ""), "{report:?}");
+    assert_eq!(ids(&serde_json::from_str(&report.stdout).unwrap()), ["LB053"]);
+    assert_eq!(run(&lab, &["check", "--strict", "--format", "json"]).code, Some(2));
+    let explained = run(&lab, &["check", "--explain", "lb053"]).stdout;
+    assert!(explained.starts_with("LB053 (warning): "), "{explained}");
+    lab.config(&pool(&[&origin], ""));
+    assert_eq!(run(&lab, &["check", "--strict"]).code, Some(0), "nothing to warn about");
+}
+
+#[test]
+fn warnings_are_shown_beside_errors() {
+    let lab = Lab::new();
+    let origin = Origin::start("one");
+    lab.config(&pool(&[&origin], "sticky: {cookie: lb}\npolcy: random"));
+    let finished = run(&lab, &["check"]);
+    assert_eq!(finished.code, Some(2), "{finished:?}");
+    for part in ["warning[LB053]", "error[LB010]", "1 problem, 1 warning"] {
+        assert!(finished.stderr.contains(part), "no {part:?} in {finished:?}");
+    }
+    let report = run(&lab, &["check", "--format", "json"]).stdout;
+    let report: Value = serde_json::from_str(&report).unwrap();
+    let severities: Vec<_> = report.as_array().unwrap().iter().map(|problem| &problem["severity"]).collect();
+    assert_eq!(json!(severities), json!(["warning", "error"]));
+}
+
+#[test]
+fn a_start_logs_its_warnings_and_the_status_shows_them() {
+    let lab = Lab::new();
+    let origin = Origin::start("one");
+    let routes = "routes:\n  - {match: {path: \"/api/*\"}, pool: web}\n  - pool: web\n";
+    let daemon = lab.start(&format!("{}{routes}", pool(&[&origin], "limits: {queue: 3}")));
+    daemon.logged(&["WARN", "conf.yaml:", "warning[LB054]", "`queue` has no effect"]);
+    daemon.logged(&["WARN", "conf.yaml:", "warning[LB034]", "write `path_prefix: /api`"]);
+    assert_eq!(shown(&daemon), ["LB054", "LB034"]);
+    assert_eq!(daemon.get("/api/x").unwrap().status, 200);
+}
