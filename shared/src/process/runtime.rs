@@ -191,13 +191,12 @@ impl RuntimeFiles {
         others.find(is_held).map(|entry| entry.path())
     }
 
-    /// What stopped daemons of another user have left must not keep this one from its names.
+    /// Gives the directory to `owner`. Sockets and pid files of stopped daemons of another user are removed: they would be in the
+    /// way, and root must not change the owner of a file that another user can exchange.
     fn give(&self, owner: Uid) -> io::Result<()> {
         if std::fs::symlink_metadata(&self.directory)?.uid() != owner.as_raw() {
-            for entry in std::fs::read_dir(&self.directory)? {
-                lchown(entry?.path(), Some(owner.as_raw()), None)?;
-            }
             lchown(&self.directory, Some(owner.as_raw()), None)?;
+            std::fs::read_dir(&self.directory)?.flatten().filter(is_left_over).try_for_each(remove)?;
         }
         std::fs::set_permissions(&self.directory, Permissions::from_mode(0o700))
     }
@@ -238,13 +237,29 @@ fn instance_name(file: &Path, room: usize) -> String {
 
 /// Whether a living process answers on a socket, or has a pid file locked.
 fn is_held(entry: &DirEntry) -> bool {
-    let path = entry.path();
     match entry.file_type() {
-        Ok(kind) if kind.is_socket() => is_answered(&path),
-        Ok(kind) if kind.is_file() && path.extension() == Some(OsStr::new("pid")) => {
-            File::open(&path).is_ok_and(|file| file.try_lock().is_err())
+        Ok(kind) if kind.is_socket() => is_answered(&entry.path()),
+        Ok(kind) if kind.is_file() && is_pid_file(entry) => {
+            File::open(entry.path()).is_ok_and(|file| file.try_lock().is_err())
         }
         _ => false,
+    }
+}
+
+/// Whether a daemon that has ended left this socket or pid file.
+fn is_left_over(entry: &DirEntry) -> bool {
+    let is_ours = entry.file_type().is_ok_and(|kind| kind.is_socket() || is_pid_file(entry));
+    is_ours && !is_held(entry)
+}
+
+fn is_pid_file(entry: &DirEntry) -> bool {
+    entry.path().extension() == Some(OsStr::new("pid"))
+}
+
+fn remove(entry: DirEntry) -> io::Result<()> {
+    match std::fs::remove_file(entry.path()) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
     }
 }
 
