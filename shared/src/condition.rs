@@ -30,7 +30,7 @@ pub struct Known<'a> {
     pub kind: &'a CheckKind,
     /// What its checks have found; none: it was not checked yet.
     pub verdict: Option<&'a Verdict>,
-    /// When an operator changed it, perhaps in a process before this one.
+    /// When an operator drained or disabled it, perhaps in a process before this one.
     pub changed: Option<SystemTime>,
 }
 
@@ -96,8 +96,8 @@ fn since(backend: &Backend, state: State, known: Known<'_>, at: Moment) -> Syste
         State::Up => judged.map_or(settled, |judged| judged.max(settled)),
         State::Down => judged.unwrap_or(settled),
         State::Ejected => backend.ejected_since(at.instant).map_or(settled, |since| at.time_of(since)),
-        // What a process before this one had decided holds for longer than this one has known the backend.
-        State::Draining | State::Disabled => known.changed.map_or(settled, |changed| changed.min(settled)),
+        // The operator's time goes with an upgrade, so the new process says what the old one said.
+        State::Draining | State::Disabled => known.changed.unwrap_or(settled),
     }
 }
 

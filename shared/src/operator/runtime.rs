@@ -228,6 +228,11 @@ fn inherit(joining: Joining, pool: &PoolSettings) -> Joining {
 // === impl Changed ===
 
 impl Changed {
+    /// The state that an operator gave the backend.
+    pub fn admin(&self) -> Option<Admin> {
+        self.admin
+    }
+
     fn added(joining: Joining) -> Self {
         Self { presence: Some(Presence::Added(joining)), ..Self::default() }
     }

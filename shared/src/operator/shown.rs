@@ -95,7 +95,7 @@ impl Shown {
     /// The same with these changes of operators.
     pub(super) fn with_runtime(&self, runtime: Runtime, now: SystemTime) -> Self {
         let time = |(key, changed): (&(String, SocketAddr), &Changed)| {
-            let before = self.runtime.of(&key.0, key.1).filter(|before| *before == changed);
+            let before = self.runtime.of(&key.0, key.1).filter(|before| before.admin() == changed.admin());
             let since = before.and_then(|_| self.changed.get(key).copied());
             (key.clone(), since.unwrap_or(now))
         };
@@ -118,7 +118,7 @@ impl Shown {
         Self { warnings, ..self }
     }
 
-    /// When operators changed a backend, if they did.
+    /// When an operator drained or disabled a backend, if one did; a change of its weight since then leaves this as it is.
     pub fn changed(&self, pool: &str, backend: SocketAddr) -> Option<SystemTime> {
         self.changed.get(&(pool.to_owned(), backend)).copied()
     }
@@ -164,7 +164,7 @@ mod tests {
     use crate::operator::{Change, Order};
 
     #[test]
-    fn a_change_keeps_its_time_until_it_is_another() {
+    fn a_drained_backend_keeps_its_time_until_its_state_changes() {
         let file = plan("pools: {web: {backends: ['10.0.0.1:80', '10.0.0.2:80']}}");
         let (one, two) = ("10.0.0.1:80".parse().unwrap(), "10.0.0.2:80".parse().unwrap());
         let order = |backend, change| Order { pool: "web".into(), backend, change };
@@ -174,7 +174,10 @@ mod tests {
         let third = second.after(&order(two, Change::Weigh(Weight::MAX)), &file).unwrap();
         let shown = Shown::first(None, Runtime::default(), Times::new());
         let shown = shown.with_runtime(first, at(1)).with_runtime(second, at(2)).with_runtime(third, at(3));
-        assert_eq!((shown.changed("web", one), shown.changed("web", two)), (Some(at(1)), Some(at(3))));
-        assert_eq!(shown.with_runtime(Runtime::default(), at(4)).changed("web", one), None);
+        assert_eq!((shown.changed("web", one), shown.changed("web", two)), (Some(at(1)), Some(at(2))));
+        let fourth = shown.runtime.after(&order(one, Change::Disable), &file).unwrap();
+        let shown = shown.with_runtime(fourth, at(4));
+        assert_eq!(shown.changed("web", one), Some(at(4)));
+        assert_eq!(shown.with_runtime(Runtime::default(), at(5)).changed("web", one), None);
     }
 }
