@@ -8,6 +8,15 @@ use tests::{Authority, Daemon, Lab, Origin, Signal};
 
 use crate::{pool, pool_of};
 
+/// Waits until exactly `count` threads of a daemon have names that begin like this: a new thread has the name of the one that
+/// created it until it runs.
+#[track_caller]
+fn wait_for_threads(daemon: &Daemon, name: &str, count: usize) {
+    let named = || thread_names(daemon).iter().filter(|thread| thread.starts_with(name)).count();
+    let all = wait::poll(LONG, || (named() == count).then_some(()));
+    assert!(all.is_some(), "not {count} threads are called {name}: {:?}", thread_names(daemon));
+}
+
 /// The names of the threads of a daemon.
 fn thread_names(daemon: &Daemon) -> Vec<String> {
     let tasks = fs::read_dir(format!("/proc/{}/task", daemon.process.0)).unwrap();
@@ -25,12 +34,11 @@ fn ids(daemon: &Daemon, line: &str) -> Vec<String> {
 #[test]
 fn threads_is_the_number_of_threads_that_serve() {
     let origin = Origin::start("one");
-    let serving = |threads: usize| {
+    for threads in [1, 5] {
         let lab = Lab::new();
         let daemon = lab.start(&format!("threads: {threads}\n{}", pool(&[&origin], "")));
-        thread_names(&daemon).iter().filter(|name| *name == "proxy").count()
-    };
-    assert_eq!((serving(1), serving(5)), (1, 5));
+        wait_for_threads(&daemon, "proxy", threads);
+    }
 }
 
 /// Each task says that it stops, which is the one thing of it that can be seen from outside.
@@ -67,8 +75,7 @@ fn connections_to_backends_can_be_made_in_threads_of_their_own() {
     let keys = "upstream_connect_offload_threadpools: 3\nupstream_connect_offload_thread_per_pool: 2\n";
     let daemon = lab.start(&format!("{keys}{}", pool(&[&origin], "")));
     assert_eq!(daemon.get("/").unwrap().status, 200);
-    let offloaded = thread_names(&daemon).iter().filter(|name| name.starts_with("upstream conn")).count();
-    assert_eq!(offloaded, 6, "{:?}", thread_names(&daemon));
+    wait_for_threads(&daemon, "upstream conn", 6);
 }
 
 #[test]
