@@ -196,7 +196,10 @@ impl RuntimeFiles {
     fn give(&self, owner: Uid) -> io::Result<()> {
         if std::fs::symlink_metadata(&self.directory)?.uid() != owner.as_raw() {
             lchown(&self.directory, Some(owner.as_raw()), None)?;
-            std::fs::read_dir(&self.directory)?.flatten().filter(is_left_over).try_for_each(remove)?;
+            std::fs::read_dir(&self.directory)?
+                .flatten()
+                .filter(is_left_over)
+                .try_for_each(|entry| remove(&entry))?;
         }
         std::fs::set_permissions(&self.directory, Permissions::from_mode(0o700))
     }
@@ -256,7 +259,7 @@ fn is_pid_file(entry: &DirEntry) -> bool {
     entry.path().extension() == Some(OsStr::new("pid"))
 }
 
-fn remove(entry: DirEntry) -> io::Result<()> {
+fn remove(entry: &DirEntry) -> io::Result<()> {
     match std::fs::remove_file(entry.path()) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
