@@ -130,9 +130,9 @@ fn usr1_reopens_the_error_log_too() {
 }
 
 #[test]
-fn off_writes_nothing_and_without_a_path_it_is_standard_output() {
+fn none_writes_nothing_and_without_a_path_it_is_standard_output() {
     let (lab, origin) = (Lab::new(), Origin::start("one"));
-    let daemon = lab.start(&format!("access_log: {{format: off}}\n{}", pool(&[&origin], "")));
+    let daemon = lab.start(&format!("access_log: {{format: none}}\n{}", pool(&[&origin], "")));
     daemon.get("/silent").unwrap();
     drop(daemon);
     let mut daemon = lab.start(&format!("access_log: {{format: json}}\n{}", pool(&[&origin], "")));

@@ -1,7 +1,8 @@
 //! The configuration as a user meets it: where it is found, and the verbs about it.
 
 use std::fs;
-use std::path::Path;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 use tests::daemon::path_str;
@@ -89,12 +90,24 @@ fn the_schema_is_the_one_that_is_shipped() {
     );
 }
 
+/// A file of session keys that only `www-data` can read, as which the example runs.
+fn session_keys(lab: &Lab) -> PathBuf {
+    let file = lab.write("sticky.keys", &format!("{}\n", "5e".repeat(32)));
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
+    let www_data = nix::unistd::User::from_name("www-data").unwrap();
+    if let Some(user) = www_data.filter(|_| nix::unistd::Uid::effective().is_root()) {
+        chown(&file, Some(user.uid.as_raw()), Some(user.gid.as_raw())).unwrap();
+    }
+    file
+}
+
 #[test]
 fn every_shipped_configuration_passes_the_check() {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/config");
     let lab = Lab::new();
     let ca = lab.path("ca.pem");
     Authority::new().write(&ca).unwrap();
+    let keys = session_keys(&lab);
     let entries = fs::read_dir(&directory).unwrap_or_else(|error| panic!("{}: {error}", directory.display()));
     let files: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
     let files: Vec<_> = files.iter().filter(|path| path.extension().is_some_and(|e| e == "yaml")).collect();
@@ -103,6 +116,7 @@ fn every_shipped_configuration_passes_the_check() {
         // Its directories and certificates are those of the machine that it is written for.
         let text = fs::read_to_string(shipped).unwrap();
         let text = text.replace("/etc/load_balancer/internal-ca.pem", path_str(&ca));
+        let text = text.replace("/etc/load_balancer/sticky.keys", path_str(&keys));
         let text = ["/run/load_balancer", "/var/log/load_balancer"]
             .iter()
             .fold(text, |text, directory| text.replace(directory, path_str(lab.directory())));

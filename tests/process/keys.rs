@@ -105,7 +105,7 @@ const TESTED: &[(&str, &str)] = &[
     ("pools.*.retries.attempts", "proxying::each_backend_is_tried_once_and_no_more_often_than_attempts_says"),
     ("pools.*.retries.budget_percent", "retries::an_outage_is_multiplied_by_no_more_than_the_budget"),
     ("pools.*.retries.min_concurrent", "retries::min_concurrent_repetitions_are_allowed_whatever_the_share"),
-    ("pools.*.retries.on", "retries::only_the_failures_that_on_names_are_worth_another_attempt"),
+    ("pools.*.retries.when", "retries::only_the_failures_that_when_names_are_worth_another_attempt"),
     ("pools.*.retries.per_try", "retries::an_attempt_that_hangs_is_made_good_by_another_after_per_try"),
     (
         "pools.*.slow_start",
@@ -200,7 +200,11 @@ fn every_test_that_a_key_names_exists() {
 fn collect(root: &Value, schema: &Value, path: &str, keys: &mut BTreeSet<String>) {
     let schema = resolve(root, schema);
     let below = |key: &str| if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") };
-    for (key, value) in schema["properties"].as_object().into_iter().flatten() {
+    // Old names of keys are those of their new names.
+    let is_old = |value: &Value| value["deprecated"] == true;
+    for (key, value) in
+        schema["properties"].as_object().into_iter().flatten().filter(|(_, value)| !is_old(value))
+    {
         keys.insert(below(key));
         collect(root, value, &below(key), keys);
     }

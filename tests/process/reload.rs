@@ -459,7 +459,7 @@ fn an_access_log_goes_on_in_another_format_and_has_one_writer() {
     let is_json = |line: &str| serde_json::from_str::<Value>(line).is_ok();
     assert_eq!(lines().lines().map(is_json).collect::<Vec<_>>(), [false, true], "{}", lines());
     // Off and on again, the file is another writer's.
-    apply(&lab, &daemon, &format!("access_log: {{format: \"off\"}}\n{}", pool(&[&origin], "")));
+    apply(&lab, &daemon, &format!("access_log: {{format: none}}\n{}", pool(&[&origin], "")));
     names(&daemon, 1);
     wait::until(LONG, "nobody writes", || daemon.process.threads_named("access-log") == 0);
     apply(&lab, &daemon, &body("json"));

@@ -14,7 +14,7 @@ use tests::{Answer, Behaviour, Connection, Daemon, Gate, Lab, Origin};
 
 use crate::{pool, tally};
 
-/// What `retries.on` can name.
+/// What `retries.when` can name.
 const FAILURES: [&str; 6] = ["connect_failure", "reset", "timeout", "502", "503", "504"];
 
 /// Nobody is ejected, so that only retries help. What hangs is given up soon.
@@ -261,14 +261,14 @@ fn once_bytes_of_an_answer_have_reached_the_client_nothing_is_sent_again() {
 }
 
 #[test]
-fn only_the_failures_that_on_names_are_worth_another_attempt() {
+fn only_the_failures_that_when_names_are_worth_another_attempt() {
     for failure in FAILURES {
-        let pair = Pair::start(failing(failure), &format!("retries: {{on: [{failure}]}}"));
-        assert_eq!(pair.two("GET", b""), [(200, 2)], "on: [{failure}]");
+        let pair = Pair::start(failing(failure), &format!("retries: {{when: [{failure}]}}"));
+        assert_eq!(pair.two("GET", b""), [(200, 2)], "when: [{failure}]");
         let (origin, others) = (failing(failure), FAILURES.map(str::to_owned).to_vec());
         let others: Vec<String> = others.into_iter().filter(|other| other != failure).collect();
-        let pair = Pair::start(origin, &format!("retries: {{on: [{}]}}", others.join(", ")));
-        assert_eq!(pair.two("GET", b""), [(200, 1), (status_of(failure), 1)], "on: {others:?}");
+        let pair = Pair::start(origin, &format!("retries: {{when: [{}]}}", others.join(", ")));
+        assert_eq!(pair.two("GET", b""), [(200, 1), (status_of(failure), 1)], "when: {others:?}");
     }
 }
 

@@ -3,9 +3,9 @@
 use serde_json::{Value, json};
 use tests::daemon::{Finished, path_str};
 use tests::wait::{self, LONG};
-use tests::{Daemon, Lab, Origin, Signal};
+use tests::{Answer, Behaviour, Daemon, Lab, Origin, Signal};
 
-use crate::pool;
+use crate::{pool, tally};
 
 /// What a pool may say that was made for several backends.
 const FOR_SEVERAL: &str = "\
@@ -110,4 +110,38 @@ fn a_start_logs_its_warnings_and_the_status_shows_them() {
     daemon.logged(&["WARN", "conf.yaml:", "warning[LB034]", "write `path_prefix: /api`"]);
     assert_eq!(shown(&daemon), ["LB054", "LB034"]);
     assert_eq!(daemon.get("/api/x").unwrap().status, 200);
+}
+
+#[test]
+fn old_names_of_keys_and_values_still_work() {
+    let lab = Lab::new();
+    let (bad, up) = (Origin::start("bad"), Origin::start("up"));
+    let pools = pool(&[&bad, &up], "retries: {on: [503]}\noutlier_detection: {consecutive_failures: 0}");
+    let daemon = lab.start(&format!("access_log: {{format: off}}\n{pools}"));
+    assert_eq!(shown(&daemon), ["LB017", "LB017"]);
+    daemon.logged(&["WARN", "warning[LB017]", "the key `on` has a new name, `when`"]);
+    daemon.logged(&["WARN", "warning[LB017]", "the value `off` has a new name, `none`"]);
+    // Each second request goes to the bad one first.
+    let two = || tally([(); 2].map(|()| daemon.get("/two").unwrap().status));
+    bad.behave(Behaviour::Answer(Answer::status(503, "bad")));
+    assert_eq!(two(), [(200, 2)]);
+    bad.behave(Behaviour::Answer(Answer::status(502, "bad")));
+    assert_eq!(two(), [(200, 1), (502, 1)], "only 503 is named");
+    assert!(!daemon.log().contains("/two"), "the access log is on:\n{}", daemon.log());
+    let printed = run(&lab, &["check", "--print"]).stdout;
+    assert!(printed.contains("when: [503]") && printed.contains("{format: none}"), "{printed}");
+}
+
+#[test]
+fn both_names_of_a_key_are_an_error_and_so_is_the_boolean_that_yaml_1_1_makes_of_one() {
+    let lab = Lab::new();
+    let (one, two) = (Origin::start("one"), Origin::start("two"));
+    for (retries, said) in [
+        ("{on: [503], when: [502]}", "LB003"),
+        ("{true: [503]}", "if it was `on` before a tool for YAML 1.1 wrote the file, the key is `when` now"),
+    ] {
+        lab.config(&pool(&[&one, &two], &format!("retries: {retries}")));
+        let finished = run(&lab, &["check"]);
+        assert!(finished.code == Some(2) && finished.stderr.contains(said), "{finished:?}");
+    }
 }

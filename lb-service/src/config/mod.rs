@@ -96,7 +96,7 @@ pub struct AccessLogConfig {
 #[schemars(inline)]
 pub enum FormatConfig {
     /// Nothing is written.
-    Off,
+    None,
     /// For reading.
     #[default]
     Text,
@@ -219,7 +219,7 @@ impl AccessLogConfig {
     pub fn plan(&self) -> access_log::Settings {
         access_log::Settings {
             format: match self.format {
-                FormatConfig::Off => access_log::Format::Off,
+                FormatConfig::None => access_log::Format::Off,
                 FormatConfig::Text => access_log::Format::Text,
                 FormatConfig::Json => access_log::Format::Json,
             },

@@ -76,7 +76,7 @@ pub struct RetriesConfig {
     /// The failures that are worth another attempt; default: all of them. Only a failed connection is for every method,
     /// the others are for those that may be repeated.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub on: Option<RetryOnConfig>,
+    pub when: Option<RetryOnConfig>,
 }
 
 /// Failures, in the order in which they were written; never empty.
@@ -172,8 +172,8 @@ impl RetriesConfig {
 
     /// Whether anything is sent again that the budget counts. A failed connection is not: nothing was sent.
     pub fn needs_budget(&self) -> bool {
-        let other = |on: &RetryOnConfig| on.0.iter().any(|word| word.0 != RetryCause::ConnectFailure);
-        self.is_in_effect() && self.on.as_ref().is_none_or(other)
+        let other = |when: &RetryOnConfig| when.0.iter().any(|word| word.0 != RetryCause::ConnectFailure);
+        self.is_in_effect() && self.when.as_ref().is_none_or(other)
     }
 
     /// Fills in the defaults of what is in effect in a pool of so many backends, each of which is tried once.
@@ -188,7 +188,7 @@ impl RetriesConfig {
             self.min_concurrent.get_or_insert(Number::near(defaults.min_concurrent));
         }
         if self.is_in_effect() {
-            self.on.get_or_insert_with(|| RetryOnConfig(RetryCause::ALL.map(RetryWord).into()));
+            self.when.get_or_insert_with(|| RetryOnConfig(RetryCause::ALL.map(RetryWord).into()));
         }
     }
 
@@ -201,7 +201,7 @@ impl RetriesConfig {
             per_try: self.per_try.as_ref().map(|duration| duration.get().0),
             budget_percent: self.budget_percent.map_or(defaults.budget_percent, Percent::get),
             min_concurrent: self.min_concurrent.map_or(defaults.min_concurrent, Number::get),
-            on: self.on.as_ref().map_or(defaults.on, RetryOnConfig::plan),
+            on: self.when.as_ref().map_or(defaults.on, RetryOnConfig::plan),
         }
     }
 }
@@ -385,7 +385,7 @@ mod tests {
         assert!(outliers(r#"{"consecutive_failures":0,"gray":{}}"#).base_ejection.is_some());
         let text = r#"{"attempts":0}"#;
         assert_eq!(serde_json::to_string(&retries(text)).expect("it can be written"), text);
-        let text = r#"{"attempts":1,"on":["connect_failure"]}"#;
+        let text = r#"{"attempts":1,"when":["connect_failure"]}"#;
         assert_eq!(serde_json::to_string(&retries(text)).expect("it can be written"), text);
     }
 

@@ -714,11 +714,13 @@ impl Checker<'_> {
     fn check_access_log(&mut self) {
         let Some(log) = &self.config.access_log else { return };
         let path = path!["access_log", "path"];
-        if log.format == FormatConfig::Off && log.path.is_some() {
-            let problem = Problem::new(Id::SwitchedOff, "`path` has no effect: `format: off` writes nothing");
+        if log.format == FormatConfig::None && log.path.is_some() {
+            let problem =
+                Problem::new(Id::SwitchedOff, "`path` has no effect: `format: none` writes nothing");
             self.report_key(&path, problem.hint("remove `path`, or choose `text` or `json`"));
         }
-        let to_stdout = log.format != FormatConfig::Off && log.path.is_none() && !self.root.is_damaged(&path);
+        let to_stdout =
+            log.format != FormatConfig::None && log.path.is_none() && !self.root.is_damaged(&path);
         if self.config.daemon && to_stdout {
             let message = "a daemon has no standard output to write the access log to";
             let problem = Problem::new(Id::NoStandardOutput, message);

@@ -283,14 +283,22 @@ fn remedy(found: Unexpected<'_>, expected: &str) -> Option<String> {
             syntax::with_colon(text).map(|right| format!("write `{right}`"))
         }
         ("a mapping", Unexpected::Seq) => Some("write `key: value`, without `-` and brackets".to_owned()),
-        ("true or false", Unexpected::Str("yes" | "on")) => Some("write true".to_owned()),
-        ("true or false", Unexpected::Str("no" | "off")) => Some("write false".to_owned()),
+        ("true or false", Unexpected::Str(text)) => meant(text).map(|meant| format!("write {meant}")),
         (_, Unexpected::Str(text)) if is_numeric(expected) => as_number(text),
         (_, Unexpected::Float(share))
             if expected.starts_with("a percentage") && (0.01..10.0).contains(&share) =>
         {
             Some(format!("100 stands for the whole: write {:.0}", share * 100.0))
         }
+        _ => None,
+    }
+}
+
+/// What YAML 1.1 reads a word as, and many people mean by it.
+fn meant(text: &str) -> Option<bool> {
+    match text.to_ascii_lowercase().as_str() {
+        "yes" | "on" | "y" => Some(true),
+        "no" | "off" | "n" => Some(false),
         _ => None,
     }
 }

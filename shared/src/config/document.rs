@@ -176,6 +176,55 @@ impl Node {
         }
     }
 
+    /// The paths of everything that fits a path of keys, in which `*` stands for any key or item.
+    pub(crate) fn matching(&self, pattern: &[&str]) -> Vec<Vec<Step>> {
+        let mut found = Vec::new();
+        self.collect(pattern, &mut Vec::new(), &mut found);
+        found
+    }
+
+    fn collect(&self, pattern: &[&str], path: &mut Vec<Step>, found: &mut Vec<Vec<Step>>) {
+        let Some((first, rest)) = pattern.split_first() else {
+            found.push(path.clone());
+            return;
+        };
+        let mut visit = |step: Step, child: &Self| {
+            path.push(step);
+            child.collect(rest, path, found);
+            path.pop();
+        };
+        match &self.value {
+            Value::Map(map) => {
+                let fits = |key: &str| *first == "*" || key == *first;
+                let entries = map.entries.iter().filter(|entry| fits(&entry.key));
+                entries.for_each(|entry| visit(entry.key.as_str().into(), &entry.node));
+            }
+            Value::List(list) if *first == "*" => {
+                list.items.iter().enumerate().for_each(|(index, item)| visit(index.into(), item));
+            }
+            _ => {}
+        }
+    }
+
+    fn get_mut(&mut self, path: &[Step]) -> Option<&mut Self> {
+        path.iter().try_fold(self, |node, step| node.child_mut(step))
+    }
+
+    /// Gives a key of the mapping at the end of `path` another name; its place stays.
+    pub(crate) fn rename_key(&mut self, path: &[Step], old: &str, new: &str) {
+        let Some(Value::Map(map)) = self.get_mut(path).map(|node| &mut node.value) else { return };
+        for entry in map.entries.iter_mut().filter(|entry| entry.key == old) {
+            new.clone_into(&mut entry.key);
+        }
+    }
+
+    /// Puts another value at the end of `path`, in the place of the one that is there.
+    pub(crate) fn replace(&mut self, path: &[Step], value: Value) {
+        if let Some(node) = self.get_mut(path) {
+            node.value = value;
+        }
+    }
+
     /// Where to point for the value at the end of `path`: a scalar itself, else the key that leads to it. What is not
     /// there is looked for one step up.
     pub(crate) fn place(&self, path: &[Step]) -> Span {

@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use super::schema::schema;
 
-/// The keys as paths, such as `pools.*.timeouts.connect`; `*` stands for any name or item. In alphabetical order.
+/// The keys as paths, without the old names of those that were renamed; such as `pools.*.timeouts.connect`; `*` stands for any name or item. In alphabetical order.
 pub fn keys() -> Vec<String> {
     let schema = schema();
     let mut found = BTreeSet::new();
@@ -17,7 +17,9 @@ pub fn keys() -> Vec<String> {
 fn collect(root: &Value, schema: &Value, path: &str, found: &mut BTreeSet<String>) {
     let schema = resolve(root, schema);
     let Some(object) = schema.as_object() else { return };
-    for (key, value) in object.get("properties").and_then(Value::as_object).into_iter().flatten() {
+    let is_old = |value: &Value| value["deprecated"] == Value::Bool(true);
+    let properties = object.get("properties").and_then(Value::as_object).into_iter().flatten();
+    for (key, value) in properties.filter(|(_, value)| !is_old(value)) {
         let path = join(path, key);
         collect(root, value, &path, found);
         found.insert(path);

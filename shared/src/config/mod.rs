@@ -1,7 +1,7 @@
 //! The configuration: from text to a [`Plan`], or to every problem that stands in the way.
 //!
 //! ```text
-//!  text ── document ──> tree with places ── env ──> expanded ── refused, decode ──> Config (as written)
+//!  text ── document ──> tree with places ── env, renamed, refused ──> tree ── decode ──> Config (as written)
 //!                                                                                     │ plan::complete (defaults)
 //!          Problems <── every step adds its own; errors prevent a plan <─────── check │
 //!             │ render                                                                v plan::plan
@@ -21,6 +21,7 @@ mod plan;
 mod print;
 mod problem;
 mod refused;
+mod renamed;
 mod render;
 mod schema;
 mod secrets;
@@ -146,6 +147,7 @@ fn read(text: &str, context: &Context<'_>, problems: &mut Vec<Problem>) -> Optio
     problems.extend(faults);
     let mut root = root_mapping(root?);
     env::expand(&mut root, context.variables, problems);
+    renamed::rename(&mut root, problems);
     refused::refuse(&mut root, problems);
     let mut config: Config = decode::decode(&mut root, problems)?;
     plan::complete(&mut config, &root, context);

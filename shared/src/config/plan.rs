@@ -208,7 +208,7 @@ fn default_listener() -> ListenerConfig {
 
 /// A daemon has no standard output, so its log is off unless it is given a path.
 fn default_access_log(daemon: bool) -> AccessLogConfig {
-    let format = if daemon { FormatConfig::Off } else { FormatConfig::Text };
+    let format = if daemon { FormatConfig::None } else { FormatConfig::Text };
     AccessLogConfig { format, path: None }
 }
 

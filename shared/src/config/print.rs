@@ -91,6 +91,36 @@ fn scalar(value: &Value) -> String {
     if plain { text } else { Value::from(text).to_string() }
 }
 
+/// Whether every version of YAML reads it as a text without quotes: what is printed may go through tools for YAML 1.1.
 fn is_text(text: &str) -> bool {
     matches!(super::document::resolve(text), super::document::Value::Text { .. })
+        && !is_other_in_yaml_1_1(text)
+}
+
+/// Booleans that YAML 1.2 reads as texts, and numbers and dates, as far as their characters can tell.
+fn is_other_in_yaml_1_1(text: &str) -> bool {
+    const BOOLEANS: [&str; 6] = ["y", "n", "yes", "no", "on", "off"];
+    const NUMBERS: [&str; 5] = ["0b", "0x", "0o", ".inf", ".nan"];
+    let lower = text.to_ascii_lowercase();
+    let is_numeric = lower.starts_with(|c: char| c.is_ascii_digit() || c == '.')
+        && lower.chars().all(|c| c.is_ascii_digit() || "_.-e".contains(c))
+        && lower.matches('.').count() < 2;
+    BOOLEANS.contains(&lower.as_str()) || NUMBERS.iter().any(|start| lower.starts_with(start)) || is_numeric
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_some_version_of_yaml_reads_as_another_thing_is_quoted() {
+        for text in
+            ["no", "Off", "y", "1_000", "2026-11-22", "0b11", ".inf", "1.5", "007", "true", "~", "200-399"]
+        {
+            assert_eq!(scalar(&Value::from(text)), format!("{text:?}"));
+        }
+        for text in ["5s", "10.0.0.1", "none", "web-1", "64KiB", "/v1", "a.example", "once"] {
+            assert_eq!(scalar(&Value::from(text)), text);
+        }
+    }
 }

@@ -111,6 +111,7 @@ ids! {
     "014" Error UnknownChoice "The key takes one of a few words, and this is none of them.",
     "015" Error NotSupportedYet "The key or value is planned, but this version does not have it.",
     "016" Error NoSuchSetting "Pingora knows this key, but it has no effect in this program; another key does what is meant.",
+    "017" Warning Renamed "The key or value has a new name. The old one still works.",
     "020" Error NoPools "There is no pool, so no request could be answered.",
     "021" Error NoBackends "A pool has no backends.",
     "022" Error DuplicateBackend "A pool names the same backend twice; give it a weight instead.",

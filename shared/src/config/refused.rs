@@ -2,7 +2,7 @@
 //!
 //! Two kinds: what the design names and a later version will bring, and keys of Pingora that have no effect here.
 
-use super::document::{Node, Step, Value};
+use super::document::{Node, Step};
 use super::problem::{Id, Problem};
 
 /// One refusal.
@@ -67,35 +67,10 @@ const REFUSED: &[Refused] = &[
 /// Reports everything in the tree that is refused, and takes it out.
 pub(crate) fn refuse(root: &mut Node, problems: &mut Vec<Problem>) {
     for refused in REFUSED {
-        let mut found = Vec::new();
-        collect(root, refused.path, &mut Vec::new(), &mut found);
-        for path in found {
+        for path in root.matching(refused.path) {
             problems.push(refused.problem(root, &path));
             root.remove_wrong(&path);
         }
-    }
-}
-
-fn collect(node: &Node, pattern: &[&str], path: &mut Vec<Step>, found: &mut Vec<Vec<Step>>) {
-    let Some((first, rest)) = pattern.split_first() else {
-        found.push(path.clone());
-        return;
-    };
-    let mut visit = |step: Step, child: &Node| {
-        path.push(step);
-        collect(child, rest, path, found);
-        path.pop();
-    };
-    match &node.value {
-        Value::Map(map) => {
-            let fits = |key: &str| *first == "*" || key == *first;
-            let entries = map.entries.iter().filter(|entry| fits(&entry.key));
-            entries.for_each(|entry| visit(entry.key.as_str().into(), &entry.node));
-        }
-        Value::List(list) if *first == "*" => {
-            list.items.iter().enumerate().for_each(|(index, item)| visit(index.into(), item));
-        }
-        _ => {}
     }
 }
 

@@ -3,6 +3,7 @@
 use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value, json};
 
+use super::renamed;
 use super::sections::Config;
 
 /// What any value may be instead: a text with a variable, whose meaning only the environment knows.
@@ -14,6 +15,7 @@ pub fn schema() -> Value {
     let mut schema = generator.into_root_schema_for::<Config>().to_value();
     require_pools(&mut schema);
     adjust(&mut schema);
+    renamed::describe(&mut schema);
     schema["title"] = json!("load_balancer");
     in_reading_order(schema)
 }

@@ -41,7 +41,7 @@ pub struct Config {
     /// Where a daemon writes its log; default: the standard error.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error_log: Option<Text<AbsolutePath>>,
-    /// What is logged: off (or none), error, warn, info, debug or trace; also for single modules, as in
+    /// What is logged: none, error, warn, info, debug or trace; also for single modules, as in
     /// `info,health_service=debug`. The environment variable `RUST_LOG` wins over it; default: info.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub log_level: Option<Text<LogFilter>>,

@@ -111,7 +111,7 @@ const POOL_KEYS: &[(&str, &[&str])] = &[
     ("retries.per_try", &["500ms", "2s", "60s"]),
     ("retries.budget_percent", &["0", "20", "100"]),
     ("retries.min_concurrent", &["0", "3"]),
-    ("retries.on", &["[connect_failure]", "[reset, 502]", "[502, \"502\"]", "[]"]),
+    ("retries.when", &["[connect_failure]", "[reset, 502]", "[502, \"502\"]", "[]"]),
 ];
 
 /// Backends, of which some cannot be together.

@@ -62,6 +62,36 @@ fn every_mapping_refuses_unknown_keys_and_every_key_is_described() {
     assert!(faults.is_empty(), "{faults:#?}");
 }
 
+/// Ansible, yamllint and PyYAML read these words as booleans, wherever they stand.
+const BOOLEANS_OF_YAML_1_1: [&str; 8] = ["y", "n", "yes", "no", "true", "false", "on", "off"];
+
+#[test]
+fn no_key_and_no_word_is_a_boolean_in_yaml_1_1() {
+    let mut words = Vec::new();
+    collect_words(&schema(), &mut words);
+    assert!(words.iter().any(|word| word == "retries") && words.iter().any(|word| word == "least_request"));
+    words.retain(|word| BOOLEANS_OF_YAML_1_1.contains(&word.to_ascii_lowercase().as_str()));
+    assert_eq!(words, [""; 0]);
+}
+
+/// The keys, and the words that they take; without old names, which are deprecated.
+fn collect_words(schema: &Value, words: &mut Vec<String>) {
+    match schema {
+        Value::Object(map) if map.get("deprecated") == Some(&Value::Bool(true)) => {}
+        Value::Object(map) => {
+            let current = |value: &Value| value["deprecated"] != Value::Bool(true);
+            let properties = map.get("properties").and_then(Value::as_object).into_iter().flatten();
+            words.extend(properties.filter(|(_, value)| current(value)).map(|(key, _)| key.clone()));
+            let choices = map.get("enum").and_then(Value::as_array).into_iter().flatten();
+            let choices = choices.chain(map.get("const")).filter_map(Value::as_str);
+            words.extend(choices.map(str::to_owned));
+            map.values().for_each(|value| collect_words(value, words));
+        }
+        Value::Array(items) => items.iter().for_each(|item| collect_words(item, words)),
+        _ => {}
+    }
+}
+
 fn inspect(schema: &Value, path: &str, faults: &mut Vec<String>) {
     if let Some(properties) = schema["properties"].as_object() {
         if schema["additionalProperties"] != Value::Bool(false) {

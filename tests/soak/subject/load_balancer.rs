@@ -39,7 +39,7 @@ impl LoadBalancer {
         let listeners =
             setup.addresses().into_iter().map(|address| format!("  - {{address: \"{address}\"}}\n"));
         let listeners = format!("listeners:\n{}", listeners.collect::<String>());
-        let log = if setup.access_log { "json" } else { "off" };
+        let log = if setup.access_log { "json" } else { "none" };
         let path = if setup.access_log { "path: @DIRECTORY@/access.log" } else { "" };
         let [web, frail, sockets] = setup.pools.each_ref().map(backends);
         let [web_policy, frail_policy, sockets_policy] = setup.pools.each_ref().map(policy);

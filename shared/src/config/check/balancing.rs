@@ -243,16 +243,16 @@ impl Checker<'_> {
         let path = |key: &str| path![name, "retries", key];
         let none = !pool.retries.is_in_effect();
         if self.count(name, pool) == Some(1) && !none {
-            let keys = ["attempts"].into_iter().chain(BUDGET_KEYS).chain(["on"]);
+            let keys = ["attempts"].into_iter().chain(BUDGET_KEYS).chain(["when"]);
             let paths: Vec<_> = keys.map(|key| path(key).to_vec()).collect();
             self.useless_alone(name, &paths, "no backend is tried twice");
             return;
         }
-        if self.root.is_damaged(&path("on")) {
+        if self.root.is_damaged(&path("when")) {
             return;
         }
         let budget = BUDGET_KEYS.into_iter().filter(|_| !pool.retries.needs_budget());
-        let causes = ["on"].into_iter().filter(|_| none);
+        let causes = ["when"].into_iter().filter(|_| none);
         let dead: Vec<_> = budget.chain(causes).map(|key| path(key).to_vec()).collect();
         let (id, why, hint) = match none {
             true => {
@@ -260,21 +260,21 @@ impl Checker<'_> {
             }
             false => (
                 Id::NothingToActOn,
-                "a failed connection needs no budget, and `on` has nothing else",
-                "add other failures to `on`, or remove this",
+                "a failed connection needs no budget, and `when` has nothing else",
+                "add other failures to `when`, or remove this",
             ),
         };
         self.useless(id, &dead, why, |problem| problem.hint(hint));
     }
 
     fn check_retry_causes(&mut self, name: &str, pool: &Pool) {
-        let causes: &[RetryWord] = pool.retries.on.as_ref().map_or(&[], |on| &on.0);
+        let causes: &[RetryWord] = pool.retries.when.as_ref().map_or(&[], |when| &when.0);
         for (index, cause) in causes.iter().enumerate() {
             let Some(first) = causes[..index].iter().position(|earlier| earlier == cause) else { continue };
-            let first = self.root.place(&path![name, "retries", "on", first]);
+            let first = self.root.place(&path![name, "retries", "when", first]);
             let problem = Problem::new(Id::InvalidValue, format!("`{cause}` is given twice"));
             let problem = problem.related(first, "first given here").hint("remove one of the two");
-            self.report(&path![name, "retries", "on", index], problem);
+            self.report(&path![name, "retries", "when", index], problem);
         }
     }
 
