@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::net::{SocketAddr, TcpListener};
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -12,6 +12,7 @@ use tests::process::listening_sockets;
 use tests::wait::{self, LONG};
 use tests::{Answer, Behaviour, Connection, Daemon, Gate, Lab, LoadGenerator, Origin, Signal, ports};
 
+use crate::server_keys::is_root;
 use crate::{pool, pool_of, tally};
 
 /// Sends HUP and waits for what becomes of it; the part `config` of the status.
@@ -229,19 +230,90 @@ fn listeners_open_close_and_get_another_name() {
     assert_eq!(listening_sockets(first), 1);
 }
 
-/// See the known limits in README.md.
+/// A lab whose listener has a port that is free on every address.
+pub(crate) fn movable() -> Lab {
+    let mut lab = Lab::new();
+    let everywhere = TcpListener::bind("[::]:0").or_else(|_| TcpListener::bind("0.0.0.0:0")).unwrap();
+    lab.listener.set_port(everywhere.local_addr().unwrap().port());
+    lab
+}
+
+/// A section `listeners` with the port of the lab at this address.
+pub(crate) fn at(lab: &Lab, ip: &str) -> String {
+    format!(
+        "listeners: [{{address: \"{}\", name: web}}]\n",
+        SocketAddr::new(ip.parse().unwrap(), lab.listener.port())
+    )
+}
+
+/// Moves the listener from one address to the next by reloads, under load, and looks for a request that is lost.
+#[track_caller]
+fn moves_without_loss(lab: &Lab, daemon: &Daemon, body: &str, places: &[&str]) {
+    let load = LoadGenerator::start(lab.listener, 2, 4);
+    wait::until(LONG, "there is load", || load.report().ok > 100);
+    for ip in places {
+        lab.config_with(&at(lab, ip), body);
+        let rehearsed = lab.run(&["reload", "--dry-run", "-c", path_str(&lab.path("conf.yaml"))]);
+        assert_eq!(rehearsed.code, Some(0), "{ip}: {rehearsed:?}");
+        listen(lab, daemon, &at(lab, ip), body);
+        assert_eq!(daemon.get("/").unwrap().status, 200, "{ip}");
+        assert_second_daemon_fails(lab, body);
+        let before = load.report().ok;
+        wait::until(LONG, "the load goes on", || load.report().ok > before + 100);
+    }
+    let report = load.stop();
+    assert_eq!(report.failed, 0, "{report:?}\n{}", daemon.log());
+}
+
+/// Another daemon with this port is refused at once, whatever was done to share the port.
+#[track_caller]
+pub(crate) fn assert_second_daemon_fails(lab: &Lab, body: &str) {
+    let other = Lab::new();
+    for ip in [lab.listener.ip().to_string().as_str(), "0.0.0.0", "::"] {
+        let config = other.config_with(&at(lab, ip), body);
+        let second = other.run(&["-c", path_str(&config)]);
+        assert_eq!(second.code, Some(1), "{ip}: {second:?}");
+        assert!(second.stderr.contains("in use"), "{ip}: {second:?}");
+    }
+}
+
 #[test]
-fn a_listener_that_goes_from_one_address_to_all_is_refused_and_stays() {
-    let (lab, origin) = (Lab::new(), Origin::start("one"));
+fn a_listener_moves_between_overlapping_addresses_and_no_request_is_lost() {
+    let (lab, origin) = (movable(), Origin::start("one"));
+    let body = pool(&[&origin], "");
+    let own = lab.listener.ip().to_string();
+    let daemon = lab.start_file(&lab.config_with(&at(&lab, &own), &body));
+    moves_without_loss(&lab, &daemon, &body, &["0.0.0.0", &own, "::", "0.0.0.0", "::", &own]);
+}
+
+#[test]
+fn a_listener_moves_after_root_was_given_up() {
+    if !is_root() {
+        return;
+    }
+    let (lab, origin) = (movable(), Origin::start("one"));
+    fs::set_permissions(lab.directory(), fs::Permissions::from_mode(0o777)).unwrap();
+    let body = format!("user: www-data\n{}", pool(&[&origin], ""));
+    let own = lab.listener.ip().to_string();
+    let daemon = lab.start_file(&lab.config_with(&at(&lab, &own), &body));
+    moves_without_loss(&lab, &daemon, &body, &["0.0.0.0", &own]);
+}
+
+#[test]
+fn a_move_to_an_address_that_another_process_has_is_refused_and_changes_nothing() {
+    let (lab, origin) = (movable(), Origin::start("one"));
     let body = pool(&[&origin], "");
     let daemon = lab.start(&body);
-    let all = SocketAddr::from(([0, 0, 0, 0], lab.listener.port()));
-    lab.config_with(&format!("listeners: [{{address: \"{all}\"}}]\n"), &body);
+    let _other = TcpListener::bind(("127.99.99.99", lab.listener.port())).unwrap();
+    lab.config_with(&at(&lab, "0.0.0.0"), &body);
+    let rehearsed = lab.run(&["reload", "--dry-run", "-c", path_str(&lab.path("conf.yaml"))]);
+    assert!(rehearsed.code == Some(2) && rehearsed.stderr.contains("in use"), "{rehearsed:?}");
     let config = reload(&daemon);
     assert_eq!(config["last_reload"]["result"], "refused", "{config:#}");
     let problem = config["last_reload"]["problem"].as_str().unwrap();
-    assert!(problem.contains(&all.to_string()) && problem.contains("in use"), "{problem}");
+    assert!(problem.contains("0.0.0.0") && problem.contains("in use"), "{problem}");
     assert_eq!(daemon.get("/").unwrap().status, 200);
+    assert_eq!(listening_sockets(lab.listener), 1);
 }
 
 #[test]

@@ -12,6 +12,7 @@ use tests::process::{Process, listening_sockets, started_with};
 use tests::wait::{self, LONG};
 use tests::{Answer, Background, Behaviour, Connection, Gate, Lab, LoadGenerator, Origin, Signal, ports};
 
+use crate::reload::{assert_second_daemon_fails, at, movable};
 use crate::{pool, pool_of};
 
 /// Hands over from `old` to a process started as the quick start does it, and returns that.
@@ -79,6 +80,42 @@ fn unix_sockets_are_handed_over_too() {
     old.process.wait_gone(LONG);
     assert_eq!(Connection::open_unix(&socket).unwrap().get("/").unwrap().status, 200);
     drop(new);
+}
+
+#[test]
+fn a_listener_moves_by_an_upgrade_and_no_request_is_lost() {
+    let (lab, origin) = (movable(), Origin::start("one"));
+    let body = pool(&[&origin], "");
+    let own = lab.listener.ip().to_string();
+    let mut old = lab.daemonize_file(&lab.config_with(&at(&lab, &own), &body), &[]);
+    let load = LoadGenerator::start(lab.listener, 2, 4);
+    for ip in ["0.0.0.0", &own, "::"] {
+        lab.config_with(&at(&lab, ip), &body);
+        let new = upgrade(&lab, &old);
+        old.process.wait_gone(LONG);
+        assert_eq!(new.get("/").unwrap().status, 200, "{ip}");
+        assert_second_daemon_fails(&lab, &body);
+        old = new;
+    }
+    let report = load.stop();
+    assert_eq!(report.failed, 0, "{report:?}");
+    assert!(report.ok > 100, "{report:?}");
+}
+
+#[test]
+fn an_upgrade_that_fails_leaves_a_listener_where_it_is() {
+    let (lab, origin) = (movable(), Origin::start("one"));
+    let body = pool(&[&origin], "");
+    let old = lab.daemonize_file(&lab.config_with(&at(&lab, "0.0.0.0"), &body), &[]);
+    let load = LoadGenerator::start(lab.listener, 2, 4);
+    let own = lab.listener.ip().to_string();
+    lab.config_with(&at(&lab, &own), &pool_of(&[ports::free()], "health_check: {type: tcp, timeout: 1s}"));
+    let upgraded = lab.run(&["upgrade", "-c", path_str(&lab.path("conf.yaml"))]);
+    assert_eq!(upgraded.code, Some(1), "{upgraded:?}");
+    assert_second_daemon_fails(&lab, &body);
+    let report = load.stop();
+    assert_eq!(report.failed, 0, "{report:?}");
+    assert!(old.get("/").is_ok_and(|answer| answer.status == 200 && !answer.closes()));
 }
 
 #[test]

@@ -11,6 +11,7 @@ use pingora::services::ServiceReadyNotifier;
 use pingora::services::background::BackgroundService;
 use tokio::sync::{mpsc, watch};
 
+use super::moving::Moving;
 use crate::events::{About, Events, Kind};
 use crate::process::background::Announcer;
 use crate::process::lifecycle::{Outset, Signals};
@@ -35,6 +36,8 @@ pub(super) struct Announcement {
     /// Present when the sockets were taken over.
     pub(super) claim: Option<Claim>,
     pub(super) sockets: Arc<Sockets>,
+    /// The listeners of the old process that have other addresses here.
+    pub(super) moving: Moving,
     /// What becomes the pid file when the sockets were taken over.
     pub(super) prepared: Option<Prepared>,
     /// Where a pid file goes that is taken over.
@@ -48,7 +51,7 @@ pub(super) struct Announcement {
     pub(super) serves: String,
     pub(super) events: Events,
     /// Until it is over nothing is changed.
-    pub(super) _hold: Option<Hold>,
+    pub(super) hold: Option<Hold>,
 }
 
 // === impl Announce ===
@@ -162,6 +165,7 @@ impl Announcement {
         if let Err(error) = announcer.announce(self.error_log.is_some()) {
             log::error!("cannot leave the terminal: {error}");
         }
+        self.moving.end(self.hold);
         Ok(())
     }
 

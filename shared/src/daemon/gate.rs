@@ -14,6 +14,7 @@ use pingora::services::background::BackgroundService;
 use tokio::time::{Instant, sleep};
 
 use super::announce::{Announce, never};
+use crate::process::sockets::Sockets;
 
 /// A Pingora service that runs once, after the first health checks: who depends on it starts when the gate is passed.
 pub(super) struct Gate {
@@ -23,6 +24,8 @@ pub(super) struct Gate {
     wanted: Vec<String>,
     /// Told why the gate is not passed.
     refuse: Box<dyn Fn(&str) + Send + Sync>,
+    /// Those that listen only when the gate is passed.
+    sockets: Option<Arc<Sockets>>,
 }
 
 /// How long after its first check a backend may take to become ready: with the defaults it takes two more checks, after five
@@ -36,7 +39,12 @@ impl Gate {
     /// One that is passed when each pool in `wanted` has a ready backend; if that takes too long, nothing is announced.
     pub(super) fn new(readiness: Readiness, wanted: Vec<String>, announce: Arc<Announce>) -> Self {
         let unready = Box::new(move || readiness.pools(false));
-        Self { unready, wanted, refuse: Box::new(move |problem| announce.refuse(problem)) }
+        Self { unready, wanted, refuse: Box::new(move |problem| announce.refuse(problem)), sockets: None }
+    }
+
+    /// The same, for addresses that overlap with those of the old process: they listen when the gate is passed.
+    pub(super) fn opening(self, sockets: Arc<Sockets>) -> Self {
+        Self { sockets: Some(sockets), ..self }
     }
 
     async fn pass(&self) -> Result<(), String> {
@@ -66,7 +74,8 @@ impl Gate {
 #[async_trait]
 impl BackgroundService for Gate {
     async fn start_with_ready_notifier(&self, _shutdown: ShutdownWatch, ready: ServiceReadyNotifier) {
-        match self.pass().await {
+        let open = || self.sockets.as_ref().map_or(Ok(()), |sockets| sockets.listen_beside());
+        match self.pass().await.and_then(|()| open().map_err(|error| error.to_string())) {
             Ok(()) => ready.notify_ready(),
             Err(problem) => {
                 (self.refuse)(&problem);
@@ -98,6 +107,7 @@ mod tests {
             }),
             wanted: vec!["web".to_owned(), "api".to_owned()],
             refuse: Box::new(move |problem| told.lock().unwrap().push(problem.to_owned())),
+            sockets: None,
         };
         let (ready, is_ready) = watch::channel(false);
         let (_stop, shutdown) = watch::channel(false);

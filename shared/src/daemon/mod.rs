@@ -7,6 +7,7 @@ mod announce;
 mod gate;
 mod logs;
 mod lookout;
+mod moving;
 mod operations;
 mod pools;
 mod running;
@@ -46,6 +47,7 @@ use crate::process::upgrade::{self, About as AboutProcess, Claim, Hold, Legacy, 
 use announce::{Announce, Announcement};
 use gate::Gate;
 use logs::AccessLogs;
+use moving::Moving;
 use operations::Hands;
 pub use pools::{Checked, Pools};
 pub use running::{Running, Staged};
@@ -249,7 +251,8 @@ fn run(
     let verbosity = held.verbosity.clone();
     let serves = services.purpose.on(plan);
     let earlier = earlier_aside(plan, held.claim.as_ref());
-    let announcement = held.announcement(plan, serves, events, services.hold.take());
+    let begun = (services.hold.take(), std::mem::take(&mut services.moving));
+    let announcement = held.announcement(plan, serves, events, begun);
     let announce = Arc::new(Announce::new(services.readiness.clone(), &signals, announcement));
     let control = control(plan, &services, &sockets, &signals, (verbosity, farewells, earlier));
     let first = Before { checks: &before_checks, takes_over };
@@ -335,7 +338,13 @@ impl Held {
         })
     }
 
-    fn announcement(self, plan: &Plan, serves: String, events: Events, hold: Option<Hold>) -> Announcement {
+    fn announcement(
+        self,
+        plan: &Plan,
+        serves: String,
+        events: Events,
+        (hold, moving): (Option<Hold>, Moving),
+    ) -> Announcement {
         Announcement {
             announcer: self.announcer,
             claim: self.claim,
@@ -347,7 +356,8 @@ impl Held {
             supervisor: self.supervisor,
             serves,
             events,
-            _hold: hold,
+            hold,
+            moving,
         }
     }
 }
@@ -389,7 +399,7 @@ fn take_files(
     if let Some(identity) = identity {
         let held = prepared.as_ref().map(Prepared::path).or(pid_file.as_ref().map(PidFile::path));
         give(Some(identity), held)?;
-        sockets.give_files_to(identity)?;
+        sockets.give_to(identity)?;
         identity.assume()?;
     }
     Ok((pid_file, prepared, sockets))
@@ -621,7 +631,7 @@ fn add_services(
     server: &mut Server,
     services: Services,
     before: Before<'_>,
-    sockets: &Sockets,
+    sockets: &Arc<Sockets>,
     signals: &Signals,
     announce: Arc<Announce>,
 ) -> ServiceHandle {
@@ -630,7 +640,7 @@ fn add_services(
     server.add_service(background_service("lookout", lookout));
     let prober = server.add_service(background_service("health", prober));
     prober.add_dependencies(before.checks);
-    let gate = Gate::new(readiness, wanted, announce.clone());
+    let gate = Gate::new(readiness, wanted, announce.clone()).opening(sockets.clone());
     let gate = server.add_service(background_service("gate", gate));
     gate.add_dependency(&prober);
     let traffic_closes = signals.shutdown(Class::Traffic);

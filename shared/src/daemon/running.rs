@@ -2,10 +2,14 @@
 //! is then put in place by steps that cannot fail.
 //!
 //! ```text
-//! stage     new addresses bound, pools made, who is new in them checked, access log opened
+//! stage     new addresses bound, pools made, who is new in them checked, access log opened, addresses taken over that
+//!           overlap with those of listeners that close
 //! commit    the checks go on with the new pools, and tell them who is up ─> closed listeners keep the last plan that has them
 //!           ─> pools take over from their predecessors ─> requests take the new plan ─> listeners open and close
 //! ```
+//!
+//! A listener that moves to an address that overlaps with its old one has two sockets for a second, see
+//! [`moves`](crate::process::moves).
 //!
 //! A [`Staged`] that is dropped leaves no trace: what it bound and opened is closed with it.
 
@@ -28,6 +32,7 @@ use super::{listen_spec, services};
 use crate::config::Plan;
 use crate::operator::Diff;
 use crate::process::files::Unusable;
+use crate::process::moves;
 use crate::process::sockets::{self, Bound, Class, ListenSpec, Sockets};
 
 /// What a change of the plan touches. Clones share it.
@@ -55,11 +60,39 @@ pub struct Staged {
     closed: Vec<Listener>,
     log: Option<Opened>,
     bound: Bound,
+    /// Closed addresses that overlap with opened ones.
+    moved: Vec<ListenAddress>,
     pools: Vec<Checked>,
     checks: health_service::Staged,
     /// Each pool that takes the place of another, with that.
     successions: Vec<(Arc<Pool>, Arc<Pool>)>,
     served: Served,
+}
+
+/// Addresses that are to be bound.
+struct New {
+    free: Vec<ListenSpec>,
+    /// Those that overlap with addresses that are given up.
+    beside: Vec<ListenSpec>,
+    /// The addresses that are given up.
+    leaving: Vec<String>,
+}
+
+/// The listeners whose address is given up: those that are not only called otherwise.
+fn left(diff: &Diff) -> impl Iterator<Item = &Listener> {
+    let is_kept = |closed: &&Listener| diff.opened.iter().any(|opened| opened.address == closed.address);
+    diff.closed.iter().filter(move |closed| !is_kept(closed))
+}
+
+/// The addresses that are given up and overlap with one that is opened.
+fn moved(diff: &Diff) -> Vec<ListenAddress> {
+    let overlap = |one: &ListenAddress, other: &ListenAddress| match (one, other) {
+        (ListenAddress::Tcp(one), ListenAddress::Tcp(other)) => moves::overlap(*one, *other),
+        _ => false,
+    };
+    let is_moved =
+        |left: &&Listener| diff.opened.iter().any(|opened| overlap(&left.address, &opened.address));
+    left(diff).filter(is_moved).map(|listener| listener.address.clone()).collect()
 }
 
 /// How often a backend is looked at that is to become idle.
@@ -77,8 +110,9 @@ impl Running {
     /// # Errors
     /// What cannot be had, in words.
     pub async fn stage(&self, old: &Plan, new: &Plan, diff: &Diff) -> Result<Staged, String> {
-        let bound = self.bind(diff)?;
-        let opened = self.with_sockets(&diff.opened, &bound)?;
+        let New { free, beside, leaving } = self.new_addresses(diff);
+        let mut bound = self.sockets.bind_more(&free).map_err(|error| error.to_string())?;
+        self.sockets.check_take_over(&beside, &leaving).map_err(|error| error.to_string())?;
         let before = self.pools.now();
         let (mut pools, mut successions) = (Vec::new(), Vec::new());
         for (pool, check) in &new.pools {
@@ -99,8 +133,12 @@ impl Running {
         let log = log.map_err(|error| no_log(&error))?;
         let logs = self.logs.of(new, log.as_ref());
         let served = services::served(new, &pools, logs, &self.traffic, &self.token);
-        let closed = diff.closed.clone();
-        Ok(Staged { opened, closed, log, bound, pools, checks, successions, served })
+        // From here on connections may arrive at these, and they are lost if this is not put in place.
+        let taken = self.sockets.take_over(&beside, &leaving).map_err(|error| error.to_string())?;
+        bound.append(taken);
+        let opened = self.with_sockets(&diff.opened, &bound)?;
+        let (closed, moved) = (diff.closed.clone(), moved(diff));
+        Ok(Staged { opened, closed, log, bound, moved, pools, checks, successions, served })
     }
 
     /// Says what [`stage`](Self::stage) would fail at, beside what comes of checks, and leaves nothing behind.
@@ -108,7 +146,9 @@ impl Running {
     /// # Errors
     /// What cannot be had, in words.
     pub fn rehearse(&self, old: &Plan, new: &Plan, diff: &Diff) -> Result<(), String> {
-        sockets::check(&self.new_specs(diff)).map_err(|error| error.to_string())?;
+        let New { free, beside, leaving } = self.new_addresses(diff);
+        sockets::check(&free).map_err(|error| error.to_string())?;
+        self.sockets.check_take_over(&beside, &leaving).map_err(|error| error.to_string())?;
         if old.access_log != new.access_log {
             self.logs.check(&new.access_log).map_err(|error| no_log(&error))?;
         }
@@ -117,7 +157,7 @@ impl Running {
 
     /// Puts it in place of what was staged against.
     pub async fn commit(&self, staged: Staged) {
-        let Staged { opened, closed, log, bound, pools, checks, successions, served } = staged;
+        let Staged { opened, closed, log, bound, moved, pools, checks, successions, served } = staged;
         // First, so that the new balancers know who is up. Without a prober the process is about to end.
         let _ = self.checks.commit(checks).await;
         self.note_leaving(&pools);
@@ -132,28 +172,41 @@ impl Running {
         }
         let is_renamed =
             |address: &ListenAddress| opened.iter().any(|(listener, _)| listener.address == *address);
-        for address in closed {
+        for address in closed.into_iter().filter(|address| !moved.contains(address)) {
             if !is_renamed(&address) {
                 self.sockets.remove(&address.bind_key());
             }
             self.doors.close(address);
         }
         opened.into_iter().for_each(|(listener, socket)| self.doors.open_on(listener, socket));
+        self.leave(moved).await;
         if self.traffic.is_draining() {
             // That has begun meanwhile, and has closed only what was there.
             self.sockets.close(Class::Traffic);
         }
     }
 
-    /// The addresses that are new.
-    fn bind(&self, diff: &Diff) -> Result<Bound, String> {
-        self.sockets.bind_more(&self.new_specs(diff)).map_err(|error| error.to_string())
+    /// Closes the old sockets of listeners that have moved, when each connection that has begun there is accepted.
+    async fn leave(&self, moved: Vec<ListenAddress>) {
+        if moved.is_empty() {
+            return;
+        }
+        moved.iter().for_each(|address| self.sockets.deafen(&address.bind_key()));
+        tokio::time::sleep(moves::DEAF).await;
+        for address in moved {
+            self.sockets.remove(&address.bind_key());
+            self.doors.close(address);
+        }
     }
 
-    fn new_specs(&self, diff: &Diff) -> Vec<ListenSpec> {
+    /// The addresses to be bound.
+    fn new_addresses(&self, diff: &Diff) -> New {
         let is_bound = |listener: &&Listener| self.sockets.is_reachable(&listener.address.bind_key());
         let unbound = diff.opened.iter().filter(|listener| !is_bound(listener));
-        unbound.map(listen_spec).collect()
+        let leaving: Vec<_> = left(diff).map(|listener| listener.address.bind_key()).collect();
+        let specs = unbound.map(listen_spec);
+        let (beside, free) = specs.partition(|spec| self.sockets.overlaps(spec, &leaving));
+        New { free, beside, leaving }
     }
 
     fn with_sockets(&self, opened: &[Listener], bound: &Bound) -> Result<Vec<(Listener, OwnedFd)>, String> {

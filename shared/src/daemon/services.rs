@@ -24,6 +24,7 @@ use prometheus::Registry;
 
 use super::logs::{AccessLogs, Opened};
 use super::lookout::{Alarm, Lookout};
+use super::moving::Moving;
 use super::pools::{Checked, Pools};
 use super::running::Running;
 use super::{Held, Purpose, StartError};
@@ -81,6 +82,8 @@ pub struct Services {
     pub(super) lookout: Lookout,
     /// Nothing is changed before the start is over.
     pub(super) hold: Option<Hold>,
+    /// The listeners of the process before this one that have other addresses here.
+    pub(super) moving: Moving,
     pub(super) logs: AccessLogs,
 }
 
@@ -123,6 +126,7 @@ impl Services {
         let readiness = Readiness::new(pools.views());
         readiness.require(plan.readiness);
         let (proxy, doors) = lb_service::service::service(conf, &current, &traffic);
+        let moving = Moving::begin(plan, &held.sockets, &doors);
         let running = Running {
             current: current.clone(),
             traffic: traffic.clone(),
@@ -173,6 +177,7 @@ impl Services {
             changer,
             lookout,
             hold: Some(hold),
+            moving,
             logs: logs.clone(),
         })
     }

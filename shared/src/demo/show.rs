@@ -141,11 +141,15 @@ impl Show {
 impl BackgroundService for Show {
     async fn start(&self, _shutdown: ShutdownWatch) {
         self.ready().await;
-        say(&self.header());
+        let mut is_read = say(&self.header());
         for second in 1.. {
+            if !is_read {
+                // `demo | head` has what it wants.
+                return end();
+            }
             self.break_one(second);
             let seen = self.second(second).await;
-            say(&self.line(&seen));
+            is_read = say(&self.line(&seen));
         }
     }
 }
@@ -209,17 +213,17 @@ impl Once {
 #[async_trait]
 impl BackgroundService for Once {
     async fn start(&self, _shutdown: ShutdownWatch) {
-        match self.check().await {
-            Ok(()) => {
-                say("demo: ok");
-                self.outcome.0.store(true, Ordering::Release);
-            }
-            Err(problem) => say(&format!("demo: failed: {problem}")),
-        }
-        // Ends as any daemon does: by SIGTERM, through the drain.
-        if let Err(error) = nix::sys::signal::raise(nix::sys::signal::Signal::SIGTERM) {
-            log::error!("demo: cannot end: {error}");
-        }
+        let checked = self.check().await;
+        self.outcome.0.store(checked.is_ok(), Ordering::Release);
+        say(&checked.map_or_else(|problem| format!("demo: failed: {problem}"), |()| "demo: ok".into()));
+        end();
+    }
+}
+
+/// Ends the process as any daemon ends: by SIGTERM, through the drain.
+fn end() {
+    if let Err(error) = nix::sys::signal::raise(nix::sys::signal::Signal::SIGTERM) {
+        log::error!("demo: cannot end: {error}");
     }
 }
 
@@ -236,10 +240,12 @@ fn ensure(holds: bool, otherwise: impl FnOnce() -> String) -> Result<(), String>
     if holds { Ok(()) } else { Err(otherwise()) }
 }
 
-/// Writes a line to standard output; that nobody reads it any more is no reason to stop.
-fn say(line: &str) {
+/// Writes a line to standard output; whether somebody may read it. Another failure, such as a full disk, is no reason to
+/// stop.
+fn say(line: &str) -> bool {
     let mut out = std::io::stdout().lock();
-    let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+    let written = writeln!(out, "{line}").and_then(|()| out.flush());
+    !written.is_err_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
 }
 
 #[cfg(test)]

@@ -75,6 +75,7 @@ mod input;
 pub mod lifecycle;
 pub mod limits;
 pub mod logging;
+pub mod moves;
 pub mod pid_file;
 pub mod privileges;
 pub mod runtime;

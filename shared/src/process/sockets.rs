@@ -11,6 +11,12 @@
 //! are: [`Sockets::close`] and the service's shutdown watch belong together. Every address of the start must be given to exactly
 //! one service, or its copy would stay open.
 //!
+//! # Addresses that overlap
+//!
+//! A new address may overlap with one that is given up, whose socket still listens; see [`moves`](super::moves). It is
+//! bound beside that one by [`Sockets::take_over`] in a reload, and by [`Sockets::adopt`] in an upgrade, where it does
+//! not listen before [`Sockets::listen_beside`]: until then the old process serves alone.
+//!
 //! # Socket files
 //!
 //! The file of a Unix socket outlives the socket. Files that we bound are removed with [`Sockets`]; files that were
@@ -26,18 +32,20 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
+use nix::unistd::Uid;
 use pingora::server::{Fds, ListenFds, RuntimeOpts, ShutdownWatch};
 use pingora::services::Service;
-use socket2::{Domain, SockAddr, Socket, Type};
+use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 use tokio::sync::{mpsc, watch};
 
 use super::FileId;
 use super::files::check_creatable;
+use super::moves::{self, Beside, MoveError};
 use super::privileges::{Identity, PrivilegeError};
 use super::systemd::Pulse;
 
 /// As in Pingora; the kernel lowers it to `net.core.somaxconn`.
-const BACKLOG: i32 = 65535;
+pub(super) const BACKLOG: i32 = 65535;
 
 /// One listener that the configuration asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -83,6 +91,27 @@ pub struct Sockets {
     addresses: Vec<String>,
     open: Mutex<Vec<Listening>>,
     files: Mutex<Files>,
+    moves: Mutex<Moves>,
+}
+
+/// The addresses of an upgrade that overlap with inherited ones.
+#[derive(Debug, Default)]
+struct Moves {
+    /// The new ones, until they listen.
+    waiting: Vec<Beside>,
+    /// The inherited ones that are given up for them.
+    moved: Vec<Moved>,
+}
+
+/// An inherited socket that listens where the configuration has an address that overlaps.
+#[derive(Debug)]
+pub struct Moved {
+    /// Where it listens.
+    pub from: SocketAddr,
+    /// The address that takes its place, as the configuration has it.
+    pub to: SocketAddr,
+    /// The socket.
+    pub fd: OwnedFd,
 }
 
 /// A listening socket on its way from one process to the next.
@@ -104,6 +133,11 @@ pub enum ListenError {
     Several(Vec<Self>),
     #[error("cannot listen on {address}: permission denied; {remedy}")]
     Denied { address: String, remedy: &'static str },
+    #[error(
+        "cannot move a listener to {address}: its socket belongs to another user than this process; move it in two \
+         steps: remove the old address and reload, then add {address} and reload"
+    )]
+    Foreign { address: String },
     #[error("cannot listen on {address}: no interface of this machine has this address")]
     NotLocal { address: String },
     #[error("cannot listen on {address}: a file that is not a socket stands there; it is left alone")]
@@ -155,6 +189,14 @@ struct Files {
 pub struct Bound {
     open: Vec<Listening>,
     files: Vec<SocketFile>,
+}
+
+impl Bound {
+    /// These as well.
+    pub fn append(&mut self, mut other: Self) {
+        self.open.append(&mut other.open);
+        self.files.append(&mut other.files);
+    }
 }
 
 /// Pingora's table, which cannot be printed.
@@ -262,15 +304,17 @@ impl Sockets {
     pub fn adopt(mut inherited: Vec<Inherited>, specs: &[ListenSpec]) -> Result<Self, ListenError> {
         let (mut open, mut files, mut addresses) = (Vec::new(), Files::default(), Vec::new());
         let mut clashes = Vec::new();
-        for spec in specs {
+        let claimed: Vec<_> = specs.iter().map(|spec| claim(&mut inherited, &spec.endpoint)).collect();
+        let mut moves = Moves::default();
+        for (spec, claimed) in specs.iter().zip(claimed) {
             let configured = spec.endpoint.configured();
-            let fd = match claim(&mut inherited, &spec.endpoint) {
+            let fd = match claimed {
                 Some(fd) => {
                     check_listening(&fd, &configured)?;
                     files.inherited.extend(spec.endpoint.path().and_then(SocketFile::at));
                     fd
                 }
-                None => match listen(spec, &mut files.owned) {
+                None => match moves.bind(spec, &inherited, &mut files.owned) {
                     Ok(fd) => fd,
                     Err(clash) => {
                         clashes.push(clash);
@@ -284,7 +328,24 @@ impl Sockets {
         ListenError::all(clashes)?;
         files.unclaimed.extend(inherited.iter().filter_map(unclaimed_file));
         let table = lend(&addresses, &open)?;
-        Ok(Self { table, addresses, open: Mutex::new(open), files: Mutex::new(files) })
+        let (open, files, moves) = (Mutex::new(open), Mutex::new(files), Mutex::new(moves));
+        Ok(Self { table, addresses, open, files, moves })
+    }
+
+    /// The addresses of an upgrade that overlap with one of the old process listen from now on.
+    ///
+    /// # Errors
+    /// The first that cannot.
+    pub fn listen_beside(&self) -> Result<(), ListenError> {
+        std::mem::take(&mut lock(&self.moves).waiting).into_iter().try_for_each(|beside| {
+            let address = beside.address().to_string();
+            beside.listen().map(drop).map_err(|error| cannot_move(error, address))
+        })
+    }
+
+    /// The inherited sockets of listeners that have moved.
+    pub fn take_moved(&self) -> Vec<Moved> {
+        std::mem::take(&mut lock(&self.moves).moved)
     }
 
     /// The addresses in the order of the specs, as Pingora's `Listeners` must be given them. A port that was 0 is
@@ -310,6 +371,54 @@ impl Sockets {
             bound.open.push(Listening { configured, class, is_lent: spec.is_lent, fd });
         }
         Ok(bound)
+    }
+
+    /// Whether an address overlaps with one of these, which are open.
+    pub fn overlaps(&self, spec: &ListenSpec, leaving: &[String]) -> bool {
+        let Endpoint::Tcp(address) = spec.endpoint else { return false };
+        lock(&self.open).iter().any(|listening| listening.is_left_for(address, leaving))
+    }
+
+    /// Binds more addresses that overlap with open ones that are given up, all of them or none.
+    ///
+    /// # Errors
+    /// The first address that cannot be had.
+    pub fn take_over(&self, specs: &[ListenSpec], leaving: &[String]) -> Result<Bound, ListenError> {
+        let mut bound = Bound::default();
+        for spec in specs {
+            let beside = self.bind_beside(spec, leaving)?;
+            let fd = beside.listen().map_err(|error| cannot_move(error, spec.title()))?;
+            let configured = spec.endpoint.configured();
+            bound.open.push(Listening { configured, class: spec.class, is_lent: spec.is_lent, fd });
+        }
+        Ok(bound)
+    }
+
+    /// Says what [`take_over`](Self::take_over) would fail at. No connection arrives at an address that is only bound.
+    ///
+    /// # Errors
+    /// The first address that cannot be had.
+    pub fn check_take_over(&self, specs: &[ListenSpec], leaving: &[String]) -> Result<(), ListenError> {
+        specs.iter().try_for_each(|spec| self.bind_beside(spec, leaving).map(drop))
+    }
+
+    fn bind_beside(&self, spec: &ListenSpec, leaving: &[String]) -> Result<Beside, ListenError> {
+        let open = lock(&self.open);
+        let is_left = |listening: &&Listening| match spec.endpoint {
+            Endpoint::Tcp(address) => listening.is_left_for(address, leaving),
+            Endpoint::Unix { .. } => false,
+        };
+        bind_beside(spec, open.iter().filter(is_left).map(|listening| &listening.fd))
+    }
+
+    /// No connection begins any more at an open address that is given up; those that have begun can be accepted.
+    pub fn deafen(&self, address: &str) {
+        let open = lock(&self.open);
+        for listening in open.iter().filter(|listening| listening.configured == address) {
+            if let Err(error) = moves::deafen(&listening.fd) {
+                log::warn!("listener {address}: connections may be cut while it moves: {error}");
+            }
+        }
     }
 
     /// Whether a socket is open at this address, and can be reached by it: the file of a Unix socket may be gone.
@@ -392,9 +501,17 @@ impl Sockets {
         files.unclaimed.clear();
     }
 
-    /// Gives the socket files to the user that the daemon will run as, who must be able to change their mode and to
-    /// remove them.
-    pub fn give_files_to(&self, identity: &Identity) -> Result<(), PrivilegeError> {
+    /// Gives the sockets and their files to the user that the daemon will run as, who must be able to move a listener,
+    /// and to change the mode of a file and to remove it.
+    pub fn give_to(&self, identity: &Identity) -> Result<(), PrivilegeError> {
+        let is_tcp = |listening: &&Listening| listening.configured.parse::<SocketAddr>().is_ok();
+        let open = lock(&self.open);
+        // Only root can; another user has no need to.
+        for listening in open.iter().filter(is_tcp).filter(|_| Uid::effective().is_root()) {
+            let what = || format!("give the socket of {} to uid {}", listening.configured, identity.uid());
+            moves::give(&listening.fd, identity)
+                .map_err(|source| PrivilegeError::System { what: what(), source })?;
+        }
         let files = lock(&self.files);
         files.owned.iter().chain(&files.inherited).try_for_each(|file| identity.own(&file.path))
     }
@@ -404,6 +521,45 @@ impl Drop for Files {
     fn drop(&mut self) {
         // Never confirmed as ours: the old process may still serve on them.
         self.inherited.drain(..).chain(self.unclaimed.drain(..)).for_each(SocketFile::disown);
+    }
+}
+
+impl Moves {
+    /// A socket for an address that was not inherited. One that overlaps with what was inherited does not listen yet.
+    fn bind(
+        &mut self,
+        spec: &ListenSpec,
+        inherited: &[Inherited],
+        files: &mut Vec<SocketFile>,
+    ) -> Result<OwnedFd, ListenError> {
+        let old = overlapping(inherited, &spec.endpoint);
+        if old.is_empty() {
+            return listen(spec, files);
+        }
+        let beside = bind_beside(spec, old.iter().map(|moved| &moved.fd))?;
+        let fd = beside.socket().try_clone();
+        self.waiting.push(beside);
+        if spec.class == Class::Traffic {
+            self.note(old);
+        }
+        fd.map_err(|source| ListenError::Io { address: spec.endpoint.configured(), source })
+    }
+
+    /// Each socket once.
+    fn note(&mut self, moved: Vec<Moved>) {
+        for new in moved {
+            if self.moved.iter().all(|known| known.from != new.from) {
+                self.moved.push(new);
+            }
+        }
+    }
+}
+
+impl Listening {
+    /// Whether it is one of those that are given up, and its address overlaps.
+    fn is_left_for(&self, address: SocketAddr, leaving: &[String]) -> bool {
+        let own = self.configured.parse();
+        leaving.contains(&self.configured) && own.is_ok_and(|own| moves::overlap(own, address))
     }
 }
 
@@ -574,6 +730,7 @@ fn stale_socket(path: &Path) -> Result<bool, ListenError> {
 }
 
 const TCP_REMEDY: &str = "ports below 1024 need root or the capability CAP_NET_BIND_SERVICE (setcap cap_net_bind_service=+ep FILE)";
+const MOVE_REMEDY: &str = "ports below 1024 need root or the capability CAP_NET_BIND_SERVICE, and this process is not root any more: stop the daemon, then start it with the new file";
 const UNIX_REMEDY: &str = "the directory must be writable for this user";
 
 fn claim(inherited: &mut Vec<Inherited>, endpoint: &Endpoint) -> Option<OwnedFd> {
@@ -625,6 +782,32 @@ fn bind_tcp(address: SocketAddr) -> io::Result<Socket> {
     Ok(socket)
 }
 
+/// Copies of the inherited sockets whose addresses overlap with this one.
+fn overlapping(inherited: &[Inherited], endpoint: &Endpoint) -> Vec<Moved> {
+    let Endpoint::Tcp(to) = *endpoint else { return Vec::new() };
+    let moved = |socket: &Inherited| {
+        let from = socket.address.parse().ok().filter(|from| moves::overlap(*from, to))?;
+        Some(Moved { from, to, fd: socket.fd.try_clone().ok()? })
+    };
+    inherited.iter().filter_map(moved).collect()
+}
+
+fn bind_beside<'a>(spec: &ListenSpec, old: impl Iterator<Item = &'a OwnedFd>) -> Result<Beside, ListenError> {
+    let Endpoint::Tcp(address) = spec.endpoint else {
+        return Err(ListenError::InUse { address: spec.title(), remedy: "" });
+    };
+    let old = old.map(OwnedFd::try_clone).collect::<io::Result<Vec<_>>>().map_err(MoveError::Io);
+    let bound = old.and_then(|old| Beside::bind(address, old));
+    bound.map_err(|error| cannot_move(error, spec.title()).with_remedy(spec.in_use_remedy()))
+}
+
+fn cannot_move(error: MoveError, address: String) -> ListenError {
+    match error {
+        MoveError::Foreign => ListenError::Foreign { address },
+        MoveError::Io(error) => explain(error, address, MOVE_REMEDY),
+    }
+}
+
 fn listen_unix(path: &Path, mode: u32, files: &mut Vec<SocketFile>) -> io::Result<OwnedFd> {
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     socket.set_nonblocking(true)?;
@@ -637,7 +820,7 @@ fn listen_unix(path: &Path, mode: u32, files: &mut Vec<SocketFile>) -> io::Resul
 }
 
 fn bound_address(fd: &OwnedFd, endpoint: &Endpoint) -> Result<String, ListenError> {
-    let local = || socket2::SockRef::from(fd).local_addr();
+    let local = || SockRef::from(fd).local_addr();
     match endpoint {
         Endpoint::Unix { .. } => Ok(endpoint.configured()),
         Endpoint::Tcp(configured) => match local() {
@@ -759,6 +942,15 @@ mod tests {
     fn a_missing_permission_is_explained() {
         let error = explain(io::ErrorKind::PermissionDenied.into(), "0.0.0.0:80".to_owned(), TCP_REMEDY);
         assert!(error.to_string().contains("CAP_NET_BIND_SERVICE"));
+    }
+
+    #[test]
+    fn a_move_that_is_not_possible_is_explained_with_the_steps() {
+        let said = |error| cannot_move(error, "0.0.0.0:80".to_owned()).to_string();
+        let foreign = said(MoveError::Foreign);
+        assert!(foreign.contains("remove the old address and reload, then add 0.0.0.0:80"), "{foreign}");
+        let denied = said(MoveError::Io(io::ErrorKind::PermissionDenied.into()));
+        assert!(denied.contains("stop the daemon, then start it with the new file"), "{denied}");
     }
 
     #[test]
