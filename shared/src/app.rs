@@ -45,10 +45,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Some(Verb::Healthcheck) => healthcheck(&cli.run),
         Some(Verb::Ask(ask)) => ask_daemon(&cli.run, &ask),
         Some(Verb::Schema) => print(config::schema_text().as_bytes()),
-        Some(Verb::Completions { shell }) => print_with(|out| {
-            cli::completions(shell, out);
-            Ok(())
-        }),
+        Some(Verb::Completions { shell }) => print(&cli::completions(shell)),
         Some(Verb::Man) => print_with(cli::manual),
     };
     ExitCode::from(code)
@@ -74,7 +71,7 @@ fn misplaced(cli: &Cli) -> Option<&'static str> {
             Some("the demo has a configuration of its own: leave --conf out")
         }
         Some(verb) if of_a_start && !matches!(verb, Verb::Proxy(_)) => {
-            Some("--daemon, --test and --upgrade go with no verb, or with proxy")
+            Some("--daemon, --test and --upgrade go with no subcommand, or with proxy")
         }
         _ => None,
     }

@@ -1,4 +1,10 @@
-//! The command line: Pingora's four flags, with the meaning they have in its quick start, and our verbs.
+//! The command line: Pingora's four flags, with the meaning that they have in its quick start, and our subcommands.
+//!
+//! What is printed about it (help, manual page, completions) comes from these types. It shows no subcommand that is
+//! hidden, and no option that a subcommand refuses.
+
+mod completion;
+mod manual;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -8,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::error::{ContextKind, ContextValue};
-use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use clap::{Arg, Args, Command, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum, value_parser};
 use clap_complete::Shell;
 use lb_service::config::{BackendAddress, FromText, PositiveDuration};
 use lb_service::listener::ListenAddress;
@@ -16,15 +22,14 @@ use lb_service::pool::Weight;
 
 use crate::config::loopback;
 
-/// A load balancer: spreads HTTP requests over backends, leaves out those that fail their health checks, and changes
-/// without losing a request.
+/// Balances HTTP requests over backends, leaves out backends that fail, and loses no request when it changes
 ///
-/// Without a verb it runs with the file given by --conf, else $LB_CONFIG, else ./load_balancer.yaml, else
-/// /etc/load_balancer/load_balancer.yaml; with none of them there, it shows the demo, which is never taken for ready
-/// in the background.
+/// Without a subcommand it runs with a configuration file: the file that --conf names, else $LB_CONFIG, else
+/// ./load_balancer.yaml, else /etc/load_balancer/load_balancer.yaml. If none of these exists, it runs the demo. In the
+/// background the demo is never ready.
 #[derive(Debug, Parser)]
 #[expect(missing_docs, reason = "clap would print the fields' documentation in place of the program's")]
-#[command(name = "load_balancer", version, max_term_width = 100, after_help = AFTER_HELP)]
+#[command(name = "load_balancer", version, max_term_width = WIDTH, after_help = AFTER_HELP)]
 pub struct Cli {
     #[command(flatten)]
     pub run: RunArgs,
@@ -35,16 +40,17 @@ pub struct Cli {
 /// Pingora's flags.
 #[derive(Args, Debug, Default, Clone)]
 pub struct RunArgs {
-    /// The configuration file; - for standard input
+    /// The configuration file, or - for standard input
     #[arg(short, long, value_name = "FILE", global = true)]
     pub conf: Option<PathBuf>,
-    /// Run in the background; returns when the daemon serves, or says why it does not
+    /// Run in the background. The command returns when the daemon serves, or says why it does not serve
     #[arg(short, long)]
     pub daemon: bool,
     /// Check everything that a start would need (keys, files, certificates, ports), and exit
     #[arg(short, long)]
     pub test: bool,
-    /// Take the listening sockets over from a running process that got SIGQUIT, which then finishes its requests and ends
+    /// Take over the listening sockets of a running process that has received SIGQUIT. That process then finishes its
+    /// requests and ends
     #[arg(short, long)]
     pub upgrade: bool,
 }
@@ -52,13 +58,13 @@ pub struct RunArgs {
 /// What to do instead of running with a file.
 #[derive(Debug, Subcommand)]
 pub enum Verb {
-    /// Run without a file: balance between the given backends
+    /// Balance between the given backends, without a configuration file
     Proxy(ProxyArgs),
-    /// Show it: three backends inside this process, one of them broken now and then, and traffic as it flows
+    /// Show the load balancer at work on three backends of its own, of which one breaks now and then
     Demo(DemoArgs),
-    /// Check the configuration, as --test does but without looking at ports, and say all that is wrong
+    /// Check the configuration and report every problem; unlike --test, do not look at ports
     Check(CheckArgs),
-    /// Exit with 0 when the daemon of this configuration is ready: for containers
+    /// Exit with 0 if the daemon of this configuration is ready, for containers
     Healthcheck,
     #[command(flatten)]
     #[expect(missing_docs, reason = "clap would print it")]
@@ -81,70 +87,71 @@ pub enum Verb {
     reason = "clap would print the documentation of what is flattened in place of the verb's"
 )]
 pub enum Ask {
-    /// Show whether anything is wrong with the running daemon, since when, and why; and what it is doing
+    /// Show what is wrong with the running daemon, since when and why, and what it is doing
     Status {
         #[command(flatten)]
         to: Daemon,
-        /// Show it again each second
+        /// Show it again every second
         #[arg(long)]
         watch: bool,
-        /// How it is printed
+        /// The output format
         #[arg(long, value_enum, default_value_t = Format::Text)]
         format: Format,
     },
-    /// Show what changed in the running daemon: health, ejections, reloads, orders; the latest thousand
+    /// Show the last thousand changes of the running daemon: health, ejections, reloads, orders
     Events {
         #[command(flatten)]
         to: Daemon,
-        /// Go on with those to come
+        /// Wait for further changes and show them
         #[arg(long)]
         follow: bool,
-        /// Only so many of the latest
+        /// Show the last N changes only
         #[arg(long, value_name = "N")]
         last: Option<usize>,
-        /// How they are printed: a line each
+        /// The output format, one line per change
         #[arg(long, value_enum, default_value_t = Format::Text)]
         format: Format,
     },
-    /// Show where the running daemon would send a request, and why; changes nothing
+    /// Show where the running daemon would send a request, and why, without sending it
     Explain(ExplainArgs),
-    /// Have the running daemon read its file again; says what changed, or what is wrong with it
+    /// Make the running daemon read its file again, and show what changed or what is wrong
     Reload {
         #[command(flatten)]
         to: Daemon,
-        /// Only say what would change
+        /// Show what would change, and change nothing
         #[arg(long)]
         dry_run: bool,
-        /// Keep what was changed by drain, weight, add and the like, which is dropped otherwise
+        /// Keep the changes that were made by drain, weight, add and similar subcommands; without it they are dropped
         #[arg(long)]
         keep_runtime: bool,
     },
-    /// Replace the running daemon by the program and the file as they are now; no request is lost, and it goes on if that fails
+    /// Replace the running daemon with a new process of the present program and file. No request is lost. If the new
+    /// process fails, the old one keeps serving
     Upgrade {
         #[command(flatten)]
         to: Daemon,
     },
-    /// Have the running daemon finish its requests and end; waits for that and says how it went
+    /// Make the running daemon finish its requests and end; wait for the end and say how it went
     Stop {
         #[command(flatten)]
         to: Daemon,
-        /// End at once; requests in flight are cut
+        /// End at once and cut the requests in flight
         #[arg(long)]
         now: bool,
-        /// How long to wait at most, such as 90s; then the exit code is 1, and the daemon goes on finishing its requests
+        /// The longest time to wait, such as 90s. After it the exit code is 1, and the daemon still finishes its requests
         #[arg(long, value_name = "TIME", value_parser = duration)]
         timeout: Option<Duration>,
     },
-    /// Give a backend no new sessions; those that it has go on
+    /// Give a backend no new sessions, and let its sessions go on
     Drain {
         #[command(flatten)]
         backend: BackendArgs,
         #[command(flatten)]
         wait: WaitArgs,
     },
-    /// Use a backend again that is draining
+    /// Use a draining backend again
     Undrain(BackendArgs),
-    /// Use a backend again that is disabled
+    /// Use a disabled backend again
     Enable(BackendArgs),
     /// Give a backend no requests
     Disable(BackendArgs),
@@ -156,35 +163,35 @@ pub enum Ask {
         #[arg(value_parser = weight)]
         weight: Weight,
     },
-    /// Add a backend to a pool, until the file is read again
+    /// Add a backend to a pool until the file is read again
     Add {
         #[command(flatten)]
         backend: BackendArgs,
         /// Its share relative to the others, 1 to 1000
         #[arg(long, value_parser = weight, default_value = "1")]
         weight: Weight,
-        /// Use it only when no other is available
+        /// Use it only if no other backend is available
         #[arg(long)]
         backup: bool,
-        /// The most requests it is sent at a time; default: what all others of the pool have
+        /// The limit of its requests in flight; default: the limit of the other backends of the pool
         #[arg(long, value_name = "N")]
         max_requests: Option<NonZeroU32>,
     },
-    /// Remove a backend from its pool, until the file is read again; its requests in flight are finished
+    /// Remove a backend from its pool until the file is read again, and finish its requests in flight
     Remove {
         #[command(flatten)]
         backend: BackendArgs,
         #[command(flatten)]
         wait: WaitArgs,
     },
-    /// Show what the running daemon logs, or change it
+    /// Show or change what the running daemon logs
     LogLevel {
         #[command(flatten)]
         to: Daemon,
         /// A level (off, error, warn, info, debug, trace), levels of single modules, or both: `info,health_service=debug`
         filter: Option<String>,
     },
-    /// Print the names of the pools, or of the backends of a pool: for completion
+    /// Print the names of the pools, or of the backends of a pool, for completion
     #[command(hide = true)]
     Names {
         #[command(flatten)]
@@ -197,7 +204,7 @@ pub enum Ask {
 /// Which daemon is asked.
 #[derive(Args, Debug, Clone)]
 pub struct Daemon {
-    /// The control socket of the daemon; default: what its configuration says
+    /// The control socket of the daemon; default: the one that its configuration names
     #[arg(long, value_name = "PATH")]
     pub socket: Option<PathBuf>,
 }
@@ -218,10 +225,10 @@ pub struct BackendArgs {
 /// Whether to wait for a backend.
 #[derive(Args, Debug)]
 pub struct WaitArgs {
-    /// Return when it works on no request any more
+    /// Return when it has no request in flight
     #[arg(long)]
     pub wait: bool,
-    /// How long to wait at most, such as 90s; then the exit code is 1
+    /// The longest time to wait, such as 90s. After it the exit code is 1
     #[arg(long, value_name = "TIME", requires = "wait", value_parser = duration)]
     pub timeout: Option<Duration>,
 }
@@ -232,28 +239,28 @@ pub struct ExplainArgs {
     #[command(flatten)]
     #[expect(missing_docs, reason = "clap would print it")]
     pub to: Daemon,
-    /// The host that the client asks for
+    /// The host of the request
     #[arg(long)]
     pub host: Option<String>,
-    /// Path and query
+    /// The path and the query
     #[arg(long, default_value = "/")]
     pub path: String,
     /// The method
     #[arg(long, default_value = "GET")]
     pub method: String,
-    /// A header, as `Name: value`; repeat it for more
+    /// A header, written `Name: value`; can be repeated
     #[arg(long, value_name = "HEADER")]
     pub header: Vec<String>,
     /// The address of the client
     #[arg(long, value_name = "IP")]
     pub client: Option<IpAddr>,
-    /// The name of the listener; default: the first
+    /// The name of the listener; default: the first listener
     #[arg(long, value_name = "NAME")]
     pub listener: Option<String>,
-    /// How it is printed
+    /// The output format
     #[arg(long, value_enum, default_value_t = Format::Text)]
     pub format: Format,
-    /// Only print the token that lets a request ask how it is served: as value of its header X-Lb-Explain
+    /// Print only the token with which a request can ask how it was served, in its header X-Lb-Explain
     #[arg(long)]
     pub token: bool,
 }
@@ -264,7 +271,9 @@ impl Cli {
     /// # Errors
     /// What is wrong with it, or the help that it asks for.
     pub fn read(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
-        Self::try_parse_from(arguments).map_err(|error| with_tip(error, |word| Path::new(word).is_file()))
+        let matches = command().try_get_matches_from(arguments);
+        let cli = matches.and_then(|matches| Self::from_arg_matches(&matches));
+        cli.map_err(|error| with_tip(error, |word| Path::new(word).is_file()))
     }
 }
 
@@ -319,13 +328,13 @@ fn duration(text: &str) -> Result<Duration, String> {
 /// Arguments of `proxy`.
 #[derive(Args, Debug)]
 pub struct ProxyArgs {
-    /// A backend, such as 10.0.0.1:8080 or localhost:8080; repeat it for more
+    /// A backend, such as 10.0.0.1:8080 or localhost:8080; can be repeated
     #[arg(long, value_name = "ADDRESS", required = true, value_parser = BackendAddress::from_text)]
     pub to: Vec<BackendAddress>,
-    /// Where to listen: an address and a port, :PORT for all IPv4 addresses, or unix:/path
+    /// The address to listen on: an address and a port, :PORT for all IPv4 addresses, or unix:/path
     #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:6188", value_parser = ListenAddress::from_text)]
     pub listen: ListenAddress,
-    /// Where metrics, readiness and status can be read
+    /// The address of metrics, readiness and status
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:6192")]
     pub metrics: SocketAddr,
 }
@@ -333,7 +342,7 @@ pub struct ProxyArgs {
 /// Arguments of `demo`.
 #[derive(Args, Debug, Default)]
 pub struct DemoArgs {
-    /// Check that every backend is used and a broken one left out, say so, and exit
+    /// Check that every backend is used and that a broken one is left out, then exit
     #[arg(long)]
     pub once: bool,
 }
@@ -341,18 +350,18 @@ pub struct DemoArgs {
 /// Arguments of `check`.
 #[derive(Args, Debug)]
 pub struct CheckArgs {
-    /// The file to check, as with --conf; - for standard input
+    /// The file to check, as with --conf, or - for standard input
     pub file: Option<PathBuf>,
-    /// How problems are printed
+    /// The output format of problems
     #[arg(long, value_enum, default_value_t = Format::Text)]
     pub format: Format,
-    /// Print the configuration in effect, with all defaults
+    /// Print the configuration with all defaults filled in
     #[arg(long)]
     pub print: bool,
     /// Exit with 2 when there are warnings, too
     #[arg(long)]
     pub strict: bool,
-    /// Explain a problem by its id, such as LB001, and exit
+    /// Explain the problem with this id, such as LB001, and exit
     #[arg(long, value_name = "ID")]
     pub explain: Option<String>,
 }
@@ -366,32 +375,54 @@ pub enum Format {
     Json,
 }
 
-const AFTER_HELP: &str = "\
-Exit codes: 0 done; 1 could not start, or failed while running; 2 the command line or the configuration is wrong (starting again will
-not help); 3 requests were cut: the drain ran out of time, or a second signal came; also of `stop`, if it was not told --now.
+/// No line of the help is longer, on a terminal of any width.
+const WIDTH: usize = 80;
 
-Signals: TERM and INT finish the requests in flight and end, a second one ends at once; HUP reads the file again; USR2 upgrades;
-QUIT offers the listening sockets to a process started with --upgrade; USR1 reopens the log files.";
+const AFTER_HELP: &str = "\
+Exit codes: 0 done; 1 the start or something later failed; 2 the command line or the configuration is wrong, so that \
+starting again does not help; 3 requests were cut, because the drain ran out of time or a second signal came (`stop` \
+exits with 3 too, unless it was given --now).
+
+Signals: TERM and INT finish the requests in flight and end the process, a second one ends it at once; HUP reads the \
+file again; USR1 opens the log files again; USR2 upgrades; QUIT offers the listening sockets to a process that is \
+started with --upgrade.";
+
+/// Subcommands that refuse `--conf`. They read it, so that the refusal can say why.
+const WITHOUT_FILE: [&str; 5] = ["proxy", "demo", "schema", "completions", "man"];
+
+/// The command line.
+fn command() -> Command {
+    let command = Cli::command();
+    let names: Vec<_> =
+        command.get_subcommands().map(|subcommand| subcommand.get_name().to_owned()).collect();
+    // Each of them, since one that is changed moves to the end.
+    names.into_iter().fold(command, |command, name| {
+        let refuses = WITHOUT_FILE.contains(&name.as_str());
+        command.mut_subcommand(
+            name,
+            |subcommand| {
+                if refuses { subcommand.arg(refused_file()) } else { subcommand }
+            },
+        )
+    })
+}
+
+fn refused_file() -> Arg {
+    Arg::new("conf").short('c').long("conf").value_parser(value_parser!(PathBuf)).hide(true)
+}
 
 /// The manual page, in roff.
 ///
 /// # Errors
 /// When `out` cannot be written to.
 pub fn manual(out: &mut impl Write) -> io::Result<()> {
-    clap_mangen::Man::new(Cli::command()).render(out)
+    out.write_all(manual::page(command())?.as_bytes())
 }
 
 /// The completion script for `shell`.
-pub fn completions(shell: Shell, out: &mut impl Write) {
-    clap_complete::generate(shell, &mut Cli::command(), "load_balancer", out);
-    if shell == Shell::Bash {
-        // A reader that has enough is not a failure.
-        let _ = out.write_all(LIVE_NAMES);
-    }
+pub fn completions(shell: Shell) -> Vec<u8> {
+    completion::script(shell, command())
 }
-
-/// What clap cannot know: the pools and backends of the running daemon.
-const LIVE_NAMES: &[u8] = include_bytes!("cli/live_names.bash");
 
 #[cfg(test)]
 mod tests {
@@ -399,7 +430,7 @@ mod tests {
 
     #[test]
     fn the_command_line_is_consistent() {
-        Cli::command().debug_assert();
+        command().debug_assert();
     }
 
     #[test]
@@ -439,14 +470,38 @@ mod tests {
         }
     }
 
+    /// The names of all commands, with their parents.
+    fn every_command() -> Vec<Vec<String>> {
+        let command = command();
+        let names = command.get_subcommands().map(|command| vec![command.get_name().to_owned()]);
+        std::iter::once(Vec::new()).chain(names).collect()
+    }
+
     #[test]
-    fn the_manual_and_the_completions_know_the_verbs() {
-        let mut manual_page = Vec::new();
-        manual(&mut manual_page).unwrap();
-        assert!(String::from_utf8(manual_page).unwrap().contains("demo"));
-        let mut script = Vec::new();
-        completions(Shell::Bash, &mut script);
-        let script = String::from_utf8(script).unwrap();
-        assert!(script.contains("healthcheck") && script.contains("undrain"));
+    fn no_line_of_the_help_is_longer_than_a_terminal() {
+        for names in every_command() {
+            for help in ["-h", "--help"] {
+                let words =
+                    ["load_balancer"].into_iter().chain(names.iter().map(String::as_str)).chain([help]);
+                let error = Cli::read(words.map(OsString::from)).unwrap_err();
+                for line in error.to_string().lines() {
+                    assert!(line.chars().count() <= WIDTH, "{names:?} {help}: {line}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_subcommand_that_refuses_the_file_does_not_show_it_and_still_reads_it() {
+        let run = |words: &str| Cli::read(words.split(' ').map(OsString::from));
+        for name in WITHOUT_FILE {
+            let help = run(&format!("load_balancer {name} --help")).unwrap_err().to_string();
+            assert!(!help.contains("--conf"), "{help}");
+        }
+        for words in ["load_balancer schema -c a.yaml", "load_balancer -c a.yaml schema"] {
+            assert_eq!(run(words).unwrap().run.conf, Some("a.yaml".into()), "{words}");
+        }
+        let help = run("load_balancer status --help").unwrap_err().to_string();
+        assert!(help.contains("--conf"), "{help}");
     }
 }

@@ -13,6 +13,7 @@ mod explain;
 mod forms;
 mod grpc_health;
 mod health;
+mod help;
 mod instances;
 mod keys;
 mod limits;

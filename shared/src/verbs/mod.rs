@@ -3,10 +3,12 @@
 mod stop;
 
 use std::io::{self, Write};
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::thread::sleep;
 use std::time::{Duration, Instant, SystemTime};
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -22,8 +24,8 @@ use crate::screen::{self, Status, Window};
 const SOON: Duration = Duration::from_secs(30);
 /// The same when health checks have to be made, or a process has to be started.
 const LATER: Duration = Duration::from_secs(300);
-/// How long one request waits for an event.
-const POLL_SECONDS: u64 = 30;
+/// How long one request waits for an event. Between two of them it is looked whether somebody still reads the output.
+const POLL_SECONDS: u64 = 2;
 /// Pause between two pictures of the status, and between attempts to reach a daemon that is being replaced.
 const PAUSE: Duration = Duration::from_secs(1);
 /// How long a daemon that was there may be away, while it is replaced.
@@ -229,7 +231,7 @@ fn events(
         return Ok(());
     }
     let mut answered = Instant::now();
-    loop {
+    while is_read() {
         match told(client, seen, POLL_SECONDS) {
             Ok(told) => {
                 answered = Instant::now();
@@ -240,6 +242,16 @@ fn events(
             Err(error) => return Err(error),
         }
     }
+    Ok(())
+}
+
+/// Whether the standard output is anything but a pipe or socket without a reader, as after `| head`. A write would tell,
+/// but there may be nothing to write for hours.
+fn is_read() -> bool {
+    let output = io::stdout();
+    let mut state = [PollFd::new(output.as_fd(), PollFlags::empty())];
+    let gone = PollFlags::POLLERR | PollFlags::POLLHUP;
+    poll(&mut state, PollTimeout::ZERO).is_err() || !state[0].revents().is_some_and(|is| is.intersects(gone))
 }
 
 /// Which is the last one: its process and its number there.

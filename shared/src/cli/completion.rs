@@ -1,0 +1,72 @@
+//! The completion scripts: those that clap makes, without what is hidden, and for Bash the pools and backends of the
+//! running daemon.
+
+use clap::Command;
+use clap_complete::Shell;
+
+/// What clap cannot know: the pools and backends of the running daemon.
+const LIVE_NAMES: &[u8] = include_bytes!("live_names.bash");
+
+/// The script for a shell.
+pub(super) fn script(shell: Shell, mut command: Command) -> Vec<u8> {
+    command.build();
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut shown(&command), "load_balancer", &mut script);
+    if shell == Shell::Bash {
+        script.extend_from_slice(LIVE_NAMES);
+    }
+    script
+}
+
+/// The command without hidden subcommands and options: clap offers them.
+fn shown(command: &Command) -> Command {
+    // Its own options for help and version are among the arguments of a command that is built.
+    let bare = Command::new(command.get_name().to_owned())
+        .disable_help_flag(true)
+        .disable_version_flag(true)
+        .disable_help_subcommand(true);
+    let version = command.get_version().unwrap_or_default().to_owned();
+    let about = command.get_about().cloned().unwrap_or_default();
+    let arguments = command.get_arguments().filter(|argument| !argument.is_hide_set());
+    let subcommands = command.get_subcommands().filter(|subcommand| !subcommand.is_hide_set());
+    bare.version(version)
+        .about(about)
+        .args(arguments.map(|argument| argument.clone().global(false)))
+        .subcommands(subcommands.map(shown))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::ValueEnum;
+
+    use super::*;
+
+    fn text(shell: Shell) -> String {
+        String::from_utf8(script(shell, super::super::command())).unwrap()
+    }
+
+    #[test]
+    fn every_script_offers_the_subcommands_and_nothing_that_is_hidden() {
+        for shell in Shell::value_variants() {
+            let text = text(*shell);
+            for offered in ["healthcheck", "undrain", "log-level", "keep-runtime", "conf"] {
+                assert!(text.contains(offered), "{shell}: {offered}");
+            }
+            let clap = text.split("# Pools and backends are those").next().unwrap();
+            assert!(!clap.contains("for completion"), "{shell} offers the hidden subcommand");
+        }
+    }
+
+    #[test]
+    fn a_refused_option_is_not_offered() {
+        let bash = text(Shell::Bash);
+        let options = |name: &str| {
+            let case = format!("load_balancer__subcmd__{name})");
+            let block = bash.split(&case).last().unwrap();
+            block.lines().find(|line| line.contains("opts=")).unwrap().to_owned()
+        };
+        assert!(!options("schema").contains("--conf"), "{}", options("schema"));
+        assert!(options("status").contains("--conf"), "{}", options("status"));
+        assert!(!bash.contains("__names)"), "the hidden subcommand is offered");
+    }
+}

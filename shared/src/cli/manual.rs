@@ -1,0 +1,209 @@
+//! The manual page: one page for all subcommands, since only one is printed.
+
+use std::fmt::Write as _;
+use std::io;
+
+use clap::Command;
+use clap_mangen::Man;
+use clap_mangen::roff::{Inline, Roff, bold, roman};
+
+/// Entries of a section: what it is about, and what is said about it.
+type Entries = [(&'static str, &'static str)];
+
+const EXIT_STATUS: &Entries = &[
+    ("0", "The command is done. A daemon has finished all requests."),
+    ("1", "The daemon could not start, or the command failed while it ran."),
+    ("2", "The command line or the configuration is wrong. Starting again does not help."),
+    (
+        "3",
+        "The daemon ended with requests in flight: the drain ran out of time, or a second signal came. The subcommand \
+         stop exits with the same code, unless it was given --now.",
+    ),
+];
+
+const SIGNALS: &Entries = &[
+    ("SIGTERM, SIGINT", "Finish the requests in flight and end. A second signal ends the process at once."),
+    ("SIGHUP", "Read the configuration file again."),
+    ("SIGUSR1", "Open the error log and the access log again, after they were renamed."),
+    ("SIGUSR2", "Start a new process that takes over, and end when it serves."),
+    ("SIGQUIT", "Offer the listening sockets for one minute to a process that is started with --upgrade."),
+];
+
+const ENVIRONMENT: &Entries = &[
+    ("LB_CONFIG", "The configuration file, unless --conf names one."),
+    (
+        "RUST_LOG",
+        "What is logged: a level (off, error, warn, info, debug, trace), levels of single modules, or both, such as \
+         info,health_service=debug. It wins over the key log_level of the configuration.",
+    ),
+    (
+        "XDG_RUNTIME_DIR, TMPDIR",
+        "Where the runtime directory is for a user that is not root: $XDG_RUNTIME_DIR/load_balancer, or else \
+         load_balancer-UID in $TMPDIR or in /tmp.",
+    ),
+    (
+        "NOTIFY_SOCKET, WATCHDOG_USEC",
+        "Set by systemd for a service of Type=notify; the daemon then reports its state.",
+    ),
+    ("NO_COLOR", "If it is set, problems of the configuration are printed without colours."),
+    ("any other", "The configuration can refer to a variable with ${NAME} or ${NAME:-default}."),
+];
+
+const FILES: &Entries = &[
+    (
+        "./load_balancer.yaml, /etc/load_balancer/load_balancer.yaml",
+        "The configuration, unless a file is named.",
+    ),
+    (
+        "/run/load_balancer",
+        "The runtime directory of a daemon that root has started. It belongs to the user that the daemon runs as. It has \
+         the files below, unless the configuration gives their paths. Their names contain a name that is made from the \
+         path of the configuration file, if that is not the one in /etc.",
+    ),
+    (
+        "control.sock",
+        "The control socket, for the subcommands that speak to a running daemon (control.socket).",
+    ),
+    ("load_balancer.pid", "The PID of a daemon in the background (pid_file)."),
+    ("upgrade.sock", "The socket through which an upgrade passes the listening sockets (upgrade_sock)."),
+];
+
+const EXAMPLES: &Entries = &[
+    (
+        "load_balancer proxy --to 10.0.0.1:8080 --to 10.0.0.2:8080",
+        "Balance between two backends, without a file.",
+    ),
+    ("load_balancer -c /etc/lb.yaml -t", "Check everything that a start with this file needs."),
+    ("load_balancer -c /etc/lb.yaml -d", "Start in the background, and return when the daemon serves."),
+    ("load_balancer reload --dry-run", "Show what a reload would change."),
+    (
+        "load_balancer drain web 10.0.0.1:8080 --wait",
+        "Give a backend of the pool web no new sessions, and return when it has no request in flight.",
+    ),
+    ("load_balancer explain --host example.com --path /cart", "Show where such a request would go, and why."),
+    ("load_balancer status --watch", "Show what is wrong and what goes on, every second."),
+];
+
+/// The page, in roff.
+pub(super) fn page(mut command: Command) -> io::Result<String> {
+    command.build();
+    let man = Man::new(command.clone());
+    let mut page = Vec::new();
+    man.render_title(&mut page)?;
+    man.render_name_section(&mut page)?;
+    man.render_synopsis_section(&mut page)?;
+    man.render_description_section(&mut page)?;
+    man.render_options_section(&mut page)?;
+    subcommands(&command, &mut page)?;
+    for (title, entries) in [
+        ("EXIT STATUS", EXIT_STATUS),
+        ("SIGNALS", SIGNALS),
+        ("ENVIRONMENT", ENVIRONMENT),
+        ("FILES", FILES),
+        ("EXAMPLES", EXAMPLES),
+    ] {
+        section(title, entries).to_writer(&mut page)?;
+    }
+    Ok(once(&String::from_utf8_lossy(&page)))
+}
+
+fn subcommands(command: &Command, page: &mut Vec<u8>) -> io::Result<()> {
+    let mut heading = Roff::new();
+    heading.control("SH", ["SUBCOMMANDS"]);
+    heading.to_writer(page)?;
+    for subcommand in command.get_subcommands().filter(|subcommand| is_described(subcommand)) {
+        let mut about = Roff::new();
+        let usage = subcommand.clone().render_usage().to_string();
+        about.control("SS", [usage.trim_start_matches("Usage: ")]);
+        about.text([roman(subcommand.get_about().map(ToString::to_string).unwrap_or_default() + ".")]);
+        about.to_writer(page)?;
+        options(subcommand, page)?;
+    }
+    Ok(())
+}
+
+/// That of clap says nothing that the page does not say.
+fn is_described(subcommand: &Command) -> bool {
+    !subcommand.is_hide_set() && subcommand.get_name() != "help"
+}
+
+/// Those of one subcommand, below its heading; every one has `--help`.
+fn options(subcommand: &Command, page: &mut Vec<u8>) -> io::Result<()> {
+    let quiet = subcommand.clone().mut_arg("help", |help| help.hide(true));
+    if quiet.get_arguments().all(clap::Arg::is_hide_set) {
+        return Ok(());
+    }
+    let mut section = Vec::new();
+    Man::new(quiet).render_options_section(&mut section)?;
+    let section = String::from_utf8_lossy(&section);
+    page.extend(
+        section
+            .lines()
+            .filter(|line| *line != ".SH OPTIONS")
+            .flat_map(|line| [line, "\n"])
+            .collect::<String>()
+            .bytes(),
+    );
+    Ok(())
+}
+
+fn section(title: &str, entries: &Entries) -> Roff {
+    let mut roff = Roff::new();
+    roff.control("SH", [title]);
+    for (name, text) in entries {
+        roff.control("TP", []);
+        roff.text([bold(*name)]);
+        roff.text([Inline::Roman((*text).to_owned())]);
+    }
+    roff
+}
+
+/// The page with its preamble, which every part begins with, only at its beginning.
+fn once(page: &str) -> String {
+    let is_preamble = |line: &str| line.starts_with(".ie \\n(.g") || line.starts_with(".el .ds Aq");
+    let (preamble, rest): (Vec<&str>, Vec<&str>) = page.lines().partition(|line| is_preamble(line));
+    let mut text = String::new();
+    for line in preamble.into_iter().take(2).chain(rest) {
+        let _ = writeln!(text, "{line}");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text() -> String {
+        page(super::super::command()).unwrap()
+    }
+
+    #[test]
+    fn the_page_has_all_sections_and_all_subcommands() {
+        let page = text();
+        for title in
+            ["NAME", "OPTIONS", "SUBCOMMANDS", "EXIT STATUS", "SIGNALS", "ENVIRONMENT", "FILES", "EXAMPLES"]
+        {
+            let heading = format!(".SH {title}");
+            let quoted = format!(".SH \"{title}\"");
+            assert!(page.lines().any(|line| line == heading || line == quoted), "{title}: {page}");
+        }
+        for subcommand in super::super::command().get_subcommands() {
+            let name = subcommand.get_name();
+            let is_there = page.lines().any(|line| {
+                line.strip_prefix(".SS \"load_balancer ")
+                    .is_some_and(|rest| rest.split([' ', '"']).next() == Some(name))
+            });
+            assert_eq!(is_there, is_described(subcommand), "{name}: {page}");
+        }
+    }
+
+    #[test]
+    fn no_other_page_is_named() {
+        assert!(!text().contains("(1)"), "{}", text());
+    }
+
+    #[test]
+    fn the_preamble_comes_once() {
+        assert_eq!(text().matches(".el .ds Aq").count(), 1);
+    }
+}
