@@ -108,7 +108,8 @@ pub(crate) trait Check: Send + Sync {
 // === impl Checker ===
 
 impl Checker {
-    /// A checker that connects like `peer`, whose address is only a placeholder.
+    /// A checker that connects like `peer`, whose address is only a placeholder. With TLS and an empty SNI, the
+    /// certificate of each backend must be for its address.
     pub fn new(connector: Arc<TransportConnector>, peer: HttpPeer, settings: Settings) -> Self {
         let peer = template(peer, &settings.kind);
         Self { connector, peer, settings }
@@ -140,6 +141,10 @@ impl Checker {
         peer._address = address.clone();
         if let Some(port) = self.settings.port {
             peer._address.set_port(port.get());
+        }
+        if peer.is_tls() && peer.sni.is_empty() {
+            // rustls sends no address as a name. Pingora cannot connect with an empty name.
+            peer.sni = ip_of(address).unwrap_or_default();
         }
         peer
     }
@@ -180,11 +185,16 @@ fn authorities(peer: &HttpPeer) -> Option<Vec<&Vec<u8>>> {
     peer.options.ca.as_ref().map(|ca| ca.iter().map(WrappedX509::borrow_raw_cert).collect())
 }
 
-/// Whom a request is for: the configured host, else the SNI, else the address.
+fn ip_of(address: &SocketAddr) -> Option<String> {
+    address.as_inet().map(|address| address.ip().to_canonical().to_string())
+}
+
+/// The host that a request names: the configured one, else the SNI, else the address.
 fn authority(host: Option<&str>, peer: &HttpPeer) -> String {
+    let is_named = !peer.sni.is_empty() && ip_of(&peer._address).as_ref() != Some(&peer.sni);
     match (host, &peer._address) {
         (Some(host), _) => host.to_owned(),
-        (None, _) if !peer.sni.is_empty() => peer.sni.clone(),
+        (None, _) if is_named => peer.sni.clone(),
         (None, SocketAddr::Inet(address)) => address.to_string(),
         (None, SocketAddr::Unix(_)) => "localhost".to_owned(),
     }
@@ -249,6 +259,21 @@ mod tests {
         assert_eq!(authority_of(Some("a.example"), "b.example"), "a.example");
         assert_eq!(authority_of(None, "b.example"), "b.example");
         assert_eq!(authority_of(None, ""), "10.0.0.1:8080");
+        assert_eq!(authority_of(None, "10.0.0.1"), "10.0.0.1:8080");
+    }
+
+    #[test]
+    fn without_a_name_each_backend_is_asked_for_its_own_address() {
+        let checker = |is_tls, sni: &str| {
+            let peer = HttpPeer::new("10.0.0.1:443", is_tls, sni.to_owned());
+            Checker::new(Arc::new(TransportConnector::new(None)), peer, Settings::default())
+        };
+        let sni = |checker: &Checker, address: &str| checker.peer_at(&address.parse().unwrap()).sni;
+        let unnamed = checker(true, "");
+        assert_eq!(sni(&unnamed, "10.0.0.2:443"), "10.0.0.2");
+        assert_eq!(sni(&unnamed, "[fd00::2]:443"), "fd00::2");
+        assert_eq!(sni(&checker(true, "a.example"), "10.0.0.2:443"), "a.example");
+        assert_eq!(sni(&checker(false, ""), "10.0.0.2:443"), "");
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use tests::origin::Asked;
 use tests::wait::{self, LONG};
-use tests::{Authority, Daemon, GrpcBehaviour, GrpcOrigin, Lab, Origin, Serving, Unreachable};
+use tests::{Authority, Daemon, GrpcBehaviour, GrpcOrigin, Lab, Origin, Serving, Unreachable, ports};
 
 use crate::pool_of;
 
@@ -103,6 +103,25 @@ fn host_is_the_authority_of_the_question_and_the_address_unless_it_is_given() {
     let earlier = origin.asked().len();
     let _daemon = start(&lab, &[origin.address], &check(""));
     assert_eq!(question_after(&origin, earlier).authority, origin.address.to_string());
+}
+
+#[test]
+fn checks_over_tls_without_a_name_ask_for_the_address() {
+    let lab = Lab::new();
+    let (authority, ca) = (Authority::new(), lab.path("ca.pem"));
+    authority.write(&ca).unwrap();
+    let address = ports::free();
+    let server = authority.certify(&[&address.ip().to_string()]).server();
+    let addressed = GrpcOrigin::start_at(address, Some(&server));
+    let named = GrpcOrigin::start_tls(&authority.certify(&["a.test"]).server());
+    let backends = [addressed.address, named.address];
+    let daemon = start(&lab, &backends, &format!("tls: {{ca: {}}}\n{}", ca.display(), check("")));
+    wait_up(&daemon, addressed.address, true);
+    wait_up(&daemon, named.address, false);
+    drop(daemon);
+    let daemon = start(&lab, &backends, &format!("tls: {{verify: false}}\n{}", check("")));
+    wait_up(&daemon, addressed.address, true);
+    wait_up(&daemon, named.address, true);
 }
 
 #[test]

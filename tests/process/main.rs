@@ -10,6 +10,7 @@ mod config;
 mod control;
 mod edges;
 mod explain;
+mod fixtures;
 mod forms;
 mod grpc_health;
 mod health;

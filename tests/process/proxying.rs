@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use tests::client::head_bytes;
 use tests::pattern;
 use tests::wait::{self, LONG};
-use tests::{Answer, Authority, Behaviour, Daemon, Gate, Lab, Origin, Unreachable};
+use tests::{Answer, Authority, Behaviour, Daemon, Gate, Lab, Origin, Unreachable, ports};
 
 use crate::{pool, pool_of, tally};
 
@@ -368,6 +368,48 @@ fn a_certificate_for_another_name_is_refused() {
     let origin = Origin::start_tls("one", authority.certify(&["other.test"]).server());
     let daemon = lab.start(&pool(&[&origin], &format!("tls: {{sni: a.test, ca: {}}}", ca.display())));
     assert_eq!(daemon.get("/").unwrap().status, 502);
+}
+
+/// What a check may be; all but the first speak TLS as requests do.
+const CHECKS: [&str; 3] = ["none", "tcp", "http"];
+
+#[test]
+fn without_a_name_the_certificate_must_be_for_the_address_and_no_name_is_sent() {
+    let lab = Lab::new();
+    let (authority, ca) = (Authority::new(), lab.path("ca.pem"));
+    authority.write(&ca).unwrap();
+    let address = ports::free();
+    let certificate = authority.certify(&[&address.ip().to_string()]);
+    let good = Origin::start_tls_at(address, "good", certificate.server());
+    let named = Origin::start_tls("named", authority.certify(&["a.test"]).server());
+    for kind in CHECKS {
+        let more = format!("tls: {{ca: {}}}\nhealth_check: {{type: {kind}}}", ca.display());
+        let daemon = lab.start(&pool(&[&good], &more));
+        assert_eq!(daemon.get("/good").unwrap().status, 200, "{kind}: {}", daemon.log());
+        assert_eq!(good.saw("/good").sni, None, "{kind}");
+        drop(daemon);
+        let daemon = lab.start_listening(&pool(&[&named], &more));
+        assert_eq!(daemon.get("/named").unwrap().status, 502, "{kind}");
+        assert_eq!(named.requests(), 0, "{kind}");
+    }
+    // Each backend is asked for its own address, not all for that of the first one.
+    let other = Origin::start_tls("other", certificate.server());
+    let more = format!("tls: {{ca: {}}}\nhealth_check: {{type: tcp, fall: 1}}", ca.display());
+    let daemon = lab.start(&pool(&[&good, &other], &more));
+    let state = |origin: &Origin| daemon.backend_status("web", origin.address)["state"].clone();
+    wait::until(LONG, "one of them is down", || state(&other) == "down" && state(&good) == "up");
+}
+
+#[test]
+fn without_a_name_and_without_verification_any_certificate_will_do() {
+    let lab = Lab::new();
+    let origin = Origin::start_tls("any", Authority::new().certify(&["a.test"]).server());
+    for kind in CHECKS {
+        let more = format!("tls: {{verify: false}}\nhealth_check: {{type: {kind}}}");
+        let daemon = lab.start(&pool(&[&origin], &more));
+        assert_eq!(daemon.get("/any").unwrap().status, 200, "{kind}: {}", daemon.log());
+        assert_eq!(origin.saw("/any").sni, None, "{kind}");
+    }
 }
 
 // ===== failures =====

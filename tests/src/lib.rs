@@ -31,7 +31,7 @@ pub mod wait;
 pub mod websocket;
 pub mod wire;
 
-pub use certs::Authority;
+pub use certs::{Authority, Certified};
 pub use client::{Connection, Response, get};
 pub use daemon::{Background, Daemon, Lab};
 pub use load::LoadGenerator;

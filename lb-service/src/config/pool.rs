@@ -71,7 +71,8 @@ pub struct PoolConfig<Check: Default> {
 #[derive(Deserialize, Serialize, JsonSchema, Clone, Debug)]
 #[serde(deny_unknown_fields)]
 pub struct TlsConfig {
-    /// The name sent in the handshake, which the certificate must be for.
+    /// The name sent in the handshake, which the certificate must be for; default: no name is sent, and the certificate must
+    /// be for the address of the backend.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sni: Option<Text<ServerName>>,
     /// Whether the certificate is verified.
@@ -197,7 +198,7 @@ impl<Check: Default> PoolConfig<Check> {
 
 impl TlsConfig {
     fn plan(&self, ca: Vec<Vec<u8>>) -> UpstreamTls {
-        let sni = self.sni.as_ref().map(|sni| sni.get().0.clone()).unwrap_or_default();
+        let sni = self.sni.as_ref().map(|sni| sni.get().0.clone());
         UpstreamTls { sni, verify: self.verify, ca }
     }
 }

@@ -43,6 +43,8 @@ pub struct Backend {
     /// What the settings say of it; in effect when its pool [`enters`](super::Pool::enter).
     pub(super) admin: Admin,
     peer: HttpPeer,
+    /// Whether the settings have a name for TLS.
+    is_named: bool,
 }
 
 /// What happened to a backend, whatever the configuration says of it.
@@ -134,6 +136,7 @@ impl Backend {
             identity,
             admin: backend.admin,
             peer: peer(pool, backend.address),
+            is_named: pool.tls.as_ref().is_some_and(|tls| tls.sni.is_some()),
         }
     }
 
@@ -203,6 +206,16 @@ impl Backend {
     /// How to connect to it.
     pub fn peer(&self) -> &HttpPeer {
         &self.peer
+    }
+
+    /// How to connect to any backend of its pool, when its address is put in. The SNI is empty when each backend is asked
+    /// for a certificate for its own address.
+    pub fn peer_of_pool(&self) -> HttpPeer {
+        let mut peer = self.peer.clone();
+        if !self.is_named {
+            peer.sni.clear();
+        }
+        peer
     }
 
     /// Counts a failure.
@@ -313,8 +326,12 @@ pub(super) fn identity(backend: &BackendSettings) -> pingora::lb::Backend {
 ///
 /// Pingora pools idle connections by address, SNI and `group_key`, but not by CA: two pools that trust different
 /// CAs must not share connections, nor one before and after it trusts another, hence the key.
+///
+/// Without a name in the settings, the address takes its place: rustls sends no address as a name, and verifies that the
+/// certificate is for it. Pingora would verify nothing with an empty name, and cannot even connect.
 fn peer(pool: &PoolSettings, address: SocketAddr) -> HttpPeer {
-    let sni = pool.tls.as_ref().map(|tls| tls.sni.clone()).unwrap_or_default();
+    let own = || address.ip().to_canonical().to_string();
+    let sni = pool.tls.as_ref().map(|tls| tls.sni.clone().unwrap_or_else(own)).unwrap_or_default();
     let mut peer = HttpPeer::new(address, pool.tls.is_some(), sni);
     peer.group_key = group_key(pool);
     let connect =

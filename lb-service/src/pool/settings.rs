@@ -188,8 +188,9 @@ pub struct Weight(u16);
 /// TLS towards the backends of a pool.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UpstreamTls {
-    /// The name sent in the handshake, which the certificate must match.
-    pub sni: String,
+    /// The name sent in the handshake, which the certificate must be for; absent: no name is sent, and the certificate must
+    /// be for the address of the backend.
+    pub sni: Option<String>,
     /// Whether the certificate is verified.
     pub verify: bool,
     /// Certificates that are trusted instead of the system's, DER encoded; empty: the system's.

@@ -420,18 +420,19 @@ impl Checker<'_> {
         self.root.place(if self.is_written(&long) { &long } else { &long[..4] })
     }
 
+    /// Without `sni`, certificates must be for addresses. With a `host`, that is most likely not what is meant.
     fn check_tls_name(&mut self, name: &str, pool: &Pool, tls: &TlsConfig) {
         let path = path!["pools", name, "tls"];
-        if !tls.verify || tls.sni.is_some() || self.root.is_damaged(&path) {
+        let host = pool.host.as_ref().map(|host| host.written().split(':').next().unwrap_or_default());
+        let host = host.filter(|host| host.contains(|c: char| c.is_ascii_alphabetic()));
+        let (true, None, Some(host)) = (tls.verify, &tls.sni, host) else { return };
+        if self.root.is_damaged(&path) {
             return;
         }
-        let host = pool.host.as_ref().and_then(|host| host.written().split(':').next().map(str::to_owned));
-        let problem =
-            Problem::new(Id::MissingName, "`tls` verifies certificates, but does not say for which name");
-        self.report_key(
-            &path,
-            problem.hint(format!("add `sni: {}`", host.as_deref().unwrap_or("example.com"))),
-        );
+        let message = "`tls` has no `sni`, so certificates must be for the addresses of the backends";
+        let named = self.root.place(&path!["pools", name, "host"]);
+        let problem = Problem::new(Id::MissingName, message).related(named, "a name is given here");
+        self.report_key(&path, problem.hint(format!("if they are for the name, add `sni: {host}`")));
     }
 
     fn check_tls_authorities(&mut self, name: &str, tls: &TlsConfig) {

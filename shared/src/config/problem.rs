@@ -131,7 +131,7 @@ ids! {
     "053" Warning FewBackends "The key has no effect while the pool has so few backends. It takes effect as soon as there are more.",
     "054" Warning NothingToActOn "The key has no effect, because the file has nothing that it acts on. It takes effect as soon as there is something.",
     "055" Warning SwitchedOff "The key has no effect while another key turns off what it is about.",
-    "060" Error MissingName "TLS to the backends verifies certificates, but no name is given that they must be for.",
+    "060" Warning MissingName "TLS to the backends verifies certificates, but no name is given that they must be for: they must be for the addresses.",
     "061" Error Certificates "A file of certificates cannot be read, or holds none.",
     "062" Error SessionKeys "The file with the keys of session cookies cannot be read, holds no keys, or is open to other users.",
     "070" Error Directory "The directory of a file that is to be created is missing, or cannot be written to.",

@@ -103,7 +103,7 @@ impl Checked {
     /// For the prober. All backends of a pool are spoken to in the same way; the address is replaced by each one's own.
     pub(super) fn to_check(&self) -> Option<CheckedPool> {
         let Self { pool, settings, verdicts } = self;
-        let peer = pool.backends().first()?.peer().clone();
+        let peer = pool.backends().first()?.peer_of_pool();
         Some(CheckedPool::new(&pool.name, pool.balancer.clone(), settings.clone(), peer, verdicts.clone()))
     }
 

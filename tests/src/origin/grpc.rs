@@ -90,7 +90,7 @@ impl GrpcOrigin {
     /// Panics when it cannot listen.
     #[track_caller]
     pub fn start() -> Self {
-        Self::with(None)
+        Self::at(ports::free(), None)
     }
 
     /// As [`GrpcOrigin::start`], with TLS, in which it agrees to HTTP/2 only.
@@ -100,9 +100,22 @@ impl GrpcOrigin {
     /// Panics when it cannot listen.
     #[track_caller]
     pub fn start_tls(server: &ServerConfig) -> Self {
-        let mut server = server.clone();
-        server.alpn_protocols = vec![b"h2".to_vec()];
-        Self::with(Some(TlsAcceptor::from(Arc::new(server))))
+        Self::start_at(ports::free(), Some(server))
+    }
+
+    /// Starts one at an address that the test has chosen; with TLS when there is a server for it.
+    ///
+    /// # Panics
+    ///
+    /// Panics when it cannot listen.
+    #[track_caller]
+    pub fn start_at(address: SocketAddr, server: Option<&ServerConfig>) -> Self {
+        let acceptor = |server: &ServerConfig| {
+            let mut server = server.clone();
+            server.alpn_protocols = vec![b"h2".to_vec()];
+            TlsAcceptor::from(Arc::new(server))
+        };
+        Self::at(address, server.map(acceptor))
     }
 
     /// Sets what it says of a service; the empty name is the server as a whole.
@@ -126,7 +139,7 @@ impl GrpcOrigin {
     }
 
     #[track_caller]
-    fn with(tls: Option<TlsAcceptor>) -> Self {
+    fn at(address: SocketAddr, tls: Option<TlsAcceptor>) -> Self {
         let shared = Arc::new(Shared {
             tls,
             services: Mutex::new(HashMap::from([(String::new(), Serving::Serving)])),
@@ -134,7 +147,6 @@ impl GrpcOrigin {
             asked: Mutex::default(),
             open: AtomicUsize::new(0),
         });
-        let address = ports::free();
         let listener = std::net::TcpListener::from(listen(address).expect("the address is the origin's own"));
         listener.set_nonblocking(true).expect("a socket can be waited for");
         let (stop, stopped) = oneshot::channel();

@@ -217,6 +217,18 @@ impl Origin {
         Self::with(name, Some(server))
     }
 
+    /// Starts one at an address that the test has chosen.
+    #[track_caller]
+    pub fn start_at(address: SocketAddr, name: &str) -> Self {
+        Self::at(address, name, None)
+    }
+
+    /// Starts one that speaks TLS at an address that the test has chosen, for a certificate that is for the address.
+    #[track_caller]
+    pub fn start_tls_at(address: SocketAddr, name: &str, server: Arc<ServerConfig>) -> Self {
+        Self::at(address, name, Some(server))
+    }
+
     /// Starts one on the IPv6 loopback address.
     #[track_caller]
     pub fn start_v6(name: &str) -> Self {
