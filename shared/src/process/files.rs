@@ -7,10 +7,11 @@
 use std::fmt;
 use std::fs::{File, Metadata, OpenOptions};
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
+use nix::libc::{O_NOFOLLOW, O_NONBLOCK};
 use nix::unistd::{AccessFlags, Uid, User, access};
 
 /// Why a file cannot be opened for writing, with the remedy.
@@ -33,6 +34,15 @@ pub fn open_or_create(path: &Path, options: &OpenOptions) -> io::Result<File> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => options.clone().create(true).open(path),
         opened => opened,
     }
+}
+
+/// Opens a file for reading in a directory that another user may write to: a symbolic link in its place is refused, and a FIFO does
+/// not block.
+///
+/// # Errors
+/// As opening a file does.
+pub fn open_untrusted(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).custom_flags(O_NOFOLLOW | O_NONBLOCK).open(path)
 }
 
 /// Fails when this thread could not open the file for writing, or create it in its directory, which must exist.
@@ -159,6 +169,17 @@ mod tests {
             open_or_create(&file, OpenOptions::new().append(true)).unwrap();
         }
         assert!(file.exists());
+    }
+
+    #[test]
+    fn an_untrusted_link_is_refused_and_an_untrusted_fifo_does_not_block() {
+        let directory = tempfile::tempdir().unwrap();
+        let [file, link, fifo] = ["file", "link", "fifo"].map(|name| directory.path().join(name));
+        std::fs::write(&file, "").unwrap();
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert!(open_untrusted(&file).is_ok() && open_untrusted(&fifo).is_ok());
+        assert_eq!(open_untrusted(&link).unwrap_err().raw_os_error(), Some(nix::libc::ELOOP));
     }
 
     #[test]

@@ -10,9 +10,9 @@ use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use nix::libc::O_NOFOLLOW;
+use nix::libc::{O_NOFOLLOW, O_NONBLOCK};
 
-use super::files::{check_creatable, check_writable, open_or_create};
+use super::files::{check_creatable, check_writable, open_or_create, open_untrusted};
 use super::{FileId, create_private_dir};
 
 /// A pid file that names this process. Dropping it removes the file, unless the path has come to name another one.
@@ -60,7 +60,7 @@ impl PidFile {
     /// [`PidFileError::AlreadyRuns`], or that the file cannot be opened or created.
     pub fn probe(path: &Path) -> Result<(), PidFileError> {
         let failed = |source| PidFileError::Io { path: path.to_owned(), source };
-        match OpenOptions::new().read(true).custom_flags(O_NOFOLLOW).open(path) {
+        match open_untrusted(path) {
             Ok(file) => lock(file, path).map(drop).and_then(|()| check_writable(path).map_err(failed)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => check_creatable(path).map_err(failed),
             Err(error) => Err(failed(error)),
@@ -104,7 +104,7 @@ impl PidFile {
     /// Removes the file at `path`, if it names the process `old_pid`: that one has handed over to this process, whose own pid file is
     /// another, and leaves its file to it.
     pub fn remove_of(path: &Path, old_pid: u32) {
-        let named = File::open(path).map(|mut file| read_holder(&mut file));
+        let named = open_untrusted(path).map(|mut file| read_holder(&mut file));
         if named.is_ok_and(|holder| holder == Holder(Some(old_pid)))
             && let Err(error) = std::fs::remove_file(path)
         {
@@ -186,7 +186,7 @@ fn create_parent(path: &Path) -> io::Result<()> {
 /// that is none of ours.
 fn open(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
-    options.read(true).write(true).truncate(false).mode(0o644).custom_flags(O_NOFOLLOW);
+    options.read(true).write(true).truncate(false).mode(0o644).custom_flags(O_NOFOLLOW | O_NONBLOCK);
     open_or_create(path, &options)
 }
 
@@ -209,7 +209,7 @@ fn read_holder(file: &mut File) -> Holder {
 
 /// Fails when a live process other than `expected` holds the file at `path`.
 fn refuse_stranger(path: &Path, expected: u32) -> Result<(), PidFileError> {
-    let Ok(file) = File::open(path) else { return Ok(()) };
+    let Ok(file) = open_untrusted(path) else { return Ok(()) };
     match lock(file, path) {
         Err(PidFileError::AlreadyRuns { path, holder }) if holder != Holder(Some(expected)) => {
             Err(PidFileError::AlreadyRuns { path, holder })
@@ -232,7 +232,7 @@ fn sweep(path: &Path) {
     for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
         let other = entry.path();
         if is_beside(&entry.file_name())
-            && File::open(&other).is_ok_and(|file| file.try_lock().is_ok())
+            && open_untrusted(&other).is_ok_and(|file| file.try_lock().is_ok())
             && let Err(error) = std::fs::remove_file(&other)
         {
             log::warn!("pid file {}: left over, cannot be removed: {error}", other.display());

@@ -71,6 +71,8 @@ const ANSWER_TIME: Duration = Duration::from_secs(5);
 /// Shorter, since a silent stranger keeps the successor behind it waiting.
 const GREETING_TIME: Duration = Duration::from_secs(1);
 const RETRY: Duration = Duration::from_millis(50);
+/// A process with another file logs each attempt, so a new process connects to it less often.
+const RETRY_OTHER_FILE: Duration = Duration::from_secs(1);
 
 /// What the old process holds out to a successor. Dropping it withdraws it.
 #[derive(Debug)]
@@ -386,12 +388,16 @@ impl Search {
     pub fn take(&self, patience: Duration) -> Result<(Vec<Inherited>, Claim), UpgradeError> {
         let deadline = Instant::now() + patience;
         let mut refused = None;
+        let mut attempts: Vec<_> = self.paths.iter().map(|path| (path, Instant::now())).collect();
         loop {
-            for path in &self.paths {
+            for (path, next) in attempts.iter_mut().filter(|(_, next)| *next <= Instant::now()) {
                 match self.take_at(path) {
                     Ok(None) => {}
                     Ok(Some(taken)) => return Ok(taken),
-                    Err(error @ UpgradeError::OtherFile { .. }) => refused = Some(error),
+                    Err(error @ UpgradeError::OtherFile { .. }) => {
+                        refused = Some(error);
+                        *next = Instant::now() + RETRY_OTHER_FILE;
+                    }
                     Err(error) => return Err(error),
                 }
             }
@@ -910,6 +916,26 @@ mod tests {
             error.contains("no running process offers its sockets") && error.contains("SIGQUIT"),
             "{error}"
         );
+    }
+
+    #[tokio::test]
+    async fn a_process_with_another_file_is_not_asked_again_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("upgrade.sock");
+        let listener = tokio::net::UnixListener::bind(&path).unwrap();
+        let about = |file| About::new(Some(Path::new(file)), None);
+        let (theirs, ours) = (about("/a.yaml"), about("/b.yaml").particular());
+        let search = Search { paths: vec![path.clone()], user: None, about: ours };
+        let searching = blocking(move || search.take(RETRY * 5));
+        let counting = async {
+            for attempts in 1.. {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                greet(&mut stream, VERSION, (&theirs, &path)).await.unwrap_err();
+                assert_eq!(attempts, 1);
+            }
+        };
+        let searched = tokio::select! { searched = searching => searched, () = counting => unreachable!() };
+        assert!(matches!(searched, Err(UpgradeError::OtherFile { .. })), "{searched:?}");
     }
 
     #[tokio::test]

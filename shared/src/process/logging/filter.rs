@@ -53,7 +53,7 @@ const OTHER_WORDS: [(&str, &str); 17] = [
 ];
 
 /// Our modules that log, by the path that their lines begin with.
-const OURS: [&str; 25] = [
+const OURS: [&str; 27] = [
     "health_service::backend",
     "lb_service::access_log::writer",
     "lb_service::pool",
@@ -65,6 +65,7 @@ const OURS: [&str; 25] = [
     "shared::control::server",
     "shared::daemon",
     "shared::daemon::announce",
+    "shared::daemon::moving",
     "shared::daemon::operations",
     "shared::demo::origin",
     "shared::demo::show",
@@ -74,6 +75,7 @@ const OURS: [&str; 25] = [
     "shared::process::lifecycle",
     "shared::process::limits",
     "shared::process::logging",
+    "shared::process::moves",
     "shared::process::pid_file",
     "shared::process::sockets",
     "shared::process::successor",
