@@ -34,6 +34,13 @@ pub struct Known<'a> {
     pub changed: Option<SystemTime>,
 }
 
+// === impl Known ===
+
+impl Known<'_> {
+    /// Nothing is known.
+    pub const NOTHING: Self = Self { kind: &CheckKind::None, verdict: None, changed: None };
+}
+
 // === impl Moment ===
 
 impl Moment {

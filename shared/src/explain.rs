@@ -7,19 +7,18 @@
 //! Invariant: asking changes nothing, and both forms say the same.
 
 use std::fmt::Write as _;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 
-use health_service::CheckKind;
 use http::Method;
 use lb_service::explain::{Explained, InPool, Question};
 use lb_service::listener::ListenerId;
 use lb_service::plan::{Current, Plan};
-use lb_service::pool::{Judged, Level, Refusal, Score, State, Unplaced};
+use lb_service::pool::{Backend, Judged, Level, Refusal, Score, State, Unplaced};
 use lb_service::route::{AnyOf, Mismatch, Verdict};
 use serde::Serialize;
 
-use crate::condition::{Condition, Known, Moment};
+use crate::condition::{Condition, Moment};
 use crate::time::rfc3339;
 use crate::words::{count, span};
 
@@ -27,11 +26,11 @@ use crate::words::{count, span};
 #[derive(Clone)]
 pub struct ExplainSource {
     current: Current,
-    verdicts: Verdicts,
+    conditions: Conditions,
 }
 
-/// Finds what the checks of a backend have found, by its pool and address.
-pub type Verdicts = Arc<dyn Fn(&str, SocketAddr) -> Option<health_service::Verdict> + Send + Sync>;
+/// Finds why a backend of the pool with this name is in this state, and since when.
+pub type Conditions = Arc<dyn Fn(&str, &Backend, State, Moment) -> Condition + Send + Sync>;
 
 /// A request that is asked about.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -236,8 +235,8 @@ fn decoded(text: &str) -> Result<String, String> {
 
 impl ExplainSource {
     /// Explanations of what the `current` plan does.
-    pub fn new(current: Current, verdicts: Verdicts) -> Self {
-        Self { current, verdicts }
+    pub fn new(current: Current, conditions: Conditions) -> Self {
+        Self { current, conditions }
     }
 
     /// The answer to a query, see [`Request::parse`].
@@ -263,7 +262,7 @@ impl ExplainSource {
         let question = request.question(&plan)?;
         let explained = plan.explain(&question, at.instant);
         let listener = plan.listeners.get(question.listener).name.to_string();
-        Ok(Document::new(request, listener, &explained, &self.verdicts, at))
+        Ok(Document::new(request, listener, &explained, &self.conditions, at))
     }
 }
 
@@ -274,11 +273,11 @@ impl Document {
         request: &Request,
         listener: String,
         explained: &Explained<'_>,
-        verdicts: &Verdicts,
+        conditions: &Conditions,
         at: Moment,
     ) -> Self {
         let pool = explained.pool.as_ref();
-        let in_pool = |pool: &InPool<'_>| (outcome(pool), backends(pool, verdicts, at));
+        let in_pool = |pool: &InPool<'_>| (outcome(pool), backends(pool, conditions, at));
         let (outcome, backends) = pool.map_or(("no_route", Vec::new()), in_pool);
         Self {
             listener,
@@ -402,15 +401,13 @@ fn session(pool: &InPool<'_>) -> Option<String> {
     pool.pool.backends().get(pool.session?).map(|backend| backend.label.to_string())
 }
 
-fn backends(pool: &InPool<'_>, verdicts: &Verdicts, at: Moment) -> Vec<BackendDocument> {
+fn backends(pool: &InPool<'_>, conditions: &Conditions, at: Moment) -> Vec<BackendDocument> {
     let is_taken = |judged: &Judged| {
         let taken = pool.explanation.taken.as_ref();
         outcome(pool) == "taken" && taken.is_ok_and(|taken| taken.address == judged.backend.address)
     };
     let one = |judged: &Judged| {
-        let verdict = verdicts(&pool.pool.name, judged.backend.address);
-        let known = Known { kind: &CheckKind::Tcp, verdict: verdict.as_ref(), changed: None };
-        let condition = Condition::of(&judged.backend, judged.state, known, at);
+        let condition = conditions(&pool.pool.name, &judged.backend, judged.state, at);
         BackendDocument::new(judged, is_taken(judged), pool, &condition, at)
     };
     pool.explanation.backends.iter().map(one).collect()
@@ -550,6 +547,7 @@ fn rounded(value: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::condition::Known;
     use lb_service::forwarded::TrustedProxies;
     use lb_service::listener::{ListenAddress, Listener, Listeners};
     use lb_service::plan::Parts;
@@ -587,7 +585,11 @@ mod tests {
             explain_token: None,
             access_logs: vec![],
         };
-        ExplainSource::new(Current::new(Plan::new(parts, &Traffic::new())), Arc::new(|_, _| None))
+        let conditions: Conditions = Arc::new(|_, backend, state, at| {
+            let known = Known { kind: &health_service::CheckKind::Tcp, ..Known::NOTHING };
+            Condition::of(backend, state, known, at)
+        });
+        ExplainSource::new(Current::new(Plan::new(parts, &Traffic::new())), conditions)
     }
 
     fn json(source: &ExplainSource, query: &str) -> Value {

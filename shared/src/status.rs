@@ -12,7 +12,7 @@ use metrics_service::Readiness;
 use pingora::protocols::l4::socket::SocketAddr as PingoraAddr;
 use serde::{Deserialize, Serialize};
 
-use crate::condition::{Condition, Known, Moment};
+use crate::condition::{Condition, Moment};
 use crate::daemon::{Checked, Pools, Purpose};
 use crate::operator::{Document, KeysShown, LastReload, Operator, Shown};
 use crate::process::logging::Verbosity;
@@ -240,12 +240,10 @@ fn backend_status<'a>(
     shown: &Shown,
     at: Moment,
 ) -> BackendStatus<'a> {
-    let Checked { pool, settings, verdicts } = checked;
+    let Checked { pool, settings: _, verdicts } = checked;
     let verdict = verdicts.get(&PingoraAddr::Inet(backend.address));
     let state = pool.state(backend, at.instant);
-    let changed = shown.changed(&pool.name, backend.address);
-    let known = Known { kind: &settings.kind, verdict: verdict.as_ref(), changed };
-    let Condition { reason, since } = Condition::of(backend, state, known, at);
+    let Condition { reason, since } = checked.condition(backend, state, shown, at);
     BackendStatus {
         address: &backend.label,
         weight: backend.weight(),

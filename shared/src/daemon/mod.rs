@@ -262,6 +262,7 @@ fn run(
         server.add_service(background_service("control", control)).add_dependency(&announced);
     }
     server.run(RunArgs { shutdown_signal: Box::new(signals) });
+    sockets.remove_files();
     let pid_file = pid_file.lock().unwrap_or_else(PoisonError::into_inner).take();
     if outcome.is_handed_over() {
         // The successor replaces it; there is no moment without one.

@@ -8,8 +8,11 @@ use health_service::{CheckKind, CheckedPool, Verdicts};
 use lb_service::pool::{Backend, Observer, Pool, PoolSettings, State};
 use metrics_service::{BackendState, Member, PoolView, Views};
 use pingora::lb::health_check::HealthCheck;
+use pingora::protocols::l4::socket::SocketAddr as PingoraAddr;
 
+use crate::condition::{Condition, Known, Moment};
 use crate::config::Plan;
+use crate::operator::Shown;
 
 /// The pools of the current plan, in its order. Clones share them.
 #[derive(Clone)]
@@ -66,6 +69,14 @@ impl Pools {
 // === impl Checked ===
 
 impl Checked {
+    /// Why a backend of this pool is in this state, and since when.
+    pub fn condition(&self, backend: &Backend, state: State, shown: &Shown, at: Moment) -> Condition {
+        let verdict = self.verdicts.get(&PingoraAddr::Inet(backend.address));
+        let changed = shown.changed(&self.pool.name, backend.address);
+        let known = Known { kind: &self.settings.kind, verdict: verdict.as_ref(), changed };
+        Condition::of(backend, state, known, at)
+    }
+
     /// A pool that nobody knew before.
     pub fn new(
         pool: &PoolSettings,

@@ -17,7 +17,6 @@ use metrics_service::{ConfigMetrics, Endpoints, LogCollector, PoolCollector, Pro
 use pingora::apps::http_app::HttpServer;
 use pingora::connectors::{ConnectorOptions, TransportConnector};
 use pingora::listeners::ListenerConfig;
-use pingora::protocols::l4::socket::SocketAddr as PingoraAddr;
 use pingora::server::configuration::ServerConf;
 use pingora::services::listening::Service;
 use prometheus::Registry;
@@ -28,9 +27,10 @@ use super::moving::Moving;
 use super::pools::{Checked, Pools};
 use super::running::Running;
 use super::{Held, Purpose, StartError};
+use crate::condition::{Condition, Known};
 use crate::config::{Plan, Problems};
 use crate::events::{self, Events};
-use crate::explain::{ExplainSource, Verdicts};
+use crate::explain::{Conditions, ExplainSource};
 use crate::operator::{self, Inherited, Operator, OperatorService, Provenance};
 use crate::process::lifecycle::{Timing, Timings};
 use crate::process::logging::Verbosity;
@@ -156,7 +156,7 @@ impl Services {
         let shared = (current.clone(), traffic.clone(), pools.clone());
         let process = (held.verbosity.clone(), readiness.clone(), purpose.clone());
         let status = Arc::new(StatusSource::new(shared, operator.clone(), process));
-        let explain = ExplainSource::new(current.clone(), verdicts(pools.clone()));
+        let explain = ExplainSource::new(current.clone(), conditions(pools.clone(), operator.clone()));
         let documents = (status.clone(), operator.events().clone(), explain.clone());
         let metrics = readable(plan, registry, &readiness, documents);
         Ok(Self {
@@ -196,12 +196,14 @@ fn follow(timings: Timings, readiness: Readiness, verbosity: Verbosity) -> Box<d
     })
 }
 
-/// Finds what the checks of a backend have found, by its pool and address.
-fn verdicts(pools: Pools) -> Verdicts {
-    Arc::new(move |pool, address| {
-        let pools = pools.now();
-        let checked = pools.iter().find(|checked| *checked.pool.name == *pool)?;
-        checked.verdicts.get(&PingoraAddr::Inet(address))
+/// What the status says of a backend, for explanations. A pool that has just been removed has no condition of its own.
+fn conditions(pools: Pools, operator: Operator) -> Conditions {
+    Arc::new(move |pool, backend, state, at| {
+        let (pools, shown) = (pools.now(), operator.shown());
+        match pools.iter().find(|checked| *checked.pool.name == *pool) {
+            Some(checked) => checked.condition(backend, state, &shown, at),
+            None => Condition::of(backend, state, Known::NOTHING, at),
+        }
     })
 }
 

@@ -210,7 +210,14 @@ mod tests {
 
     #[test]
     fn a_deaf_socket_gives_what_has_arrived_and_the_new_one_gets_the_rest() {
-        for (from, to) in [("127.0.0.1", "0.0.0.0"), ("0.0.0.0", "127.0.0.1"), ("0.0.0.0", "::")] {
+        let moves = [
+            ("127.0.0.1", "0.0.0.0"),
+            ("0.0.0.0", "127.0.0.1"),
+            ("0.0.0.0", "::"),
+            ("::", "0.0.0.0"),
+            ("::", "127.0.0.1"),
+        ];
+        for (from, to) in moves {
             let (old, port) = listening(from);
             let new: TcpListener = beside(to, port, &old).unwrap().into();
             new.set_nonblocking(false).unwrap();
@@ -223,7 +230,7 @@ mod tests {
             deafen(&old).unwrap();
             let late = TcpStream::connect(("127.0.0.1", port)).unwrap();
             // The new address may be the more specific one.
-            reaches(if from == "0.0.0.0" && to == "127.0.0.1" { &new } else { &old }, early);
+            reaches(if to == "127.0.0.1" || from == "::" { &new } else { &old }, early);
             reaches(&new, late);
         }
     }

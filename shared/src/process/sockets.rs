@@ -501,6 +501,12 @@ impl Sockets {
         files.unclaimed.clear();
     }
 
+    /// Removes the socket files that are ours, at the end of the process. This does not wait for [`Drop`]: a task that was cut may
+    /// still hold these sockets then.
+    pub fn remove_files(&self) {
+        drop(std::mem::take(&mut *lock(&self.files)));
+    }
+
     /// Gives the sockets and their files to the user that the daemon will run as, who must be able to move a listener,
     /// and to change the mode of a file and to remove it.
     pub fn give_to(&self, identity: &Identity) -> Result<(), PrivilegeError> {

@@ -453,7 +453,7 @@ mod tests {
             }
             predecessor.tell("the file is wrong");
         });
-        let launch = Launch::script("sleep 1; exit 2", false);
+        let launch = Launch::script("exec sleep 60", false);
         let failed = succeed(&launch, &sock, Legacy::of(Vec::new()).await, END).await.unwrap_err();
         telling.await.unwrap();
         assert!(failed.to_string().ends_with("the file is wrong"), "{failed}");
