@@ -15,6 +15,9 @@ use nix::libc::{O_NOFOLLOW, O_NONBLOCK};
 use super::files::{check_creatable, check_writable, open_or_create, open_untrusted};
 use super::{FileId, create_private_dir};
 
+/// The longest pid file, in bytes: a PID has at most ten digits.
+const MAX_BYTES: u64 = 32;
+
 /// A pid file that names this process. Dropping it removes the file, unless the path has come to name another one.
 #[derive(Debug)]
 pub struct PidFile {
@@ -36,6 +39,11 @@ pub struct Prepared {
 pub enum PidFileError {
     #[error("load_balancer already runs as {holder} (pid file {path})")]
     AlreadyRuns { path: PathBuf, holder: Holder },
+    #[error(
+        "the pid file {path} (`pid_file`) holds something other than a PID and would be overwritten: name another file, \
+         or remove this one"
+    )]
+    Foreign { path: PathBuf },
     #[error("cannot use the pid file {path}: {source}")]
     Io { path: PathBuf, source: io::Error },
 }
@@ -61,24 +69,29 @@ impl PidFile {
     pub fn probe(path: &Path) -> Result<(), PidFileError> {
         let failed = |source| PidFileError::Io { path: path.to_owned(), source };
         match open_untrusted(path) {
-            Ok(file) => lock(file, path).map(drop).and_then(|()| check_writable(path).map_err(failed)),
+            Ok(file) => {
+                refuse_foreign(&mut lock(file, path)?, path)?;
+                check_writable(path).map_err(failed)
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => check_creatable(path).map_err(failed),
             Err(error) => Err(failed(error)),
         }
     }
 
-    /// Locks the file at `path` and writes this process's number into it. A file that no live process holds is taken
+    /// Locks the file at `path` and writes this process's number into it. A pid file that no live process holds is taken
     /// over silently; missing parent directories are created with mode 0700.
     ///
     /// # Errors
-    /// [`PidFileError::AlreadyRuns`] when a live process holds it; the file is not touched then.
+    /// [`PidFileError::AlreadyRuns`] when a live process holds it, and [`PidFileError::Foreign`] when it is no pid file;
+    /// the file is not touched then.
     pub fn acquire(path: &Path) -> Result<Self, PidFileError> {
         let failed = |source| PidFileError::Io { path: path.to_owned(), source };
         create_parent(path).map_err(failed)?;
         loop {
             let file = open(path).map_err(failed)?;
-            let file = lock(file, path)?;
+            let mut file = lock(file, path)?;
             if is_at(&file, path) {
+                refuse_foreign(&mut file, path)?;
                 return Self::write(file, path).map_err(failed);
             }
             // Removed or replaced between our open and our lock: look again.
@@ -89,7 +102,8 @@ impl PidFile {
     /// the old process is told to leave.
     ///
     /// # Errors
-    /// [`PidFileError::AlreadyRuns`] when the file is held by a live process other than `old_pid`.
+    /// [`PidFileError::AlreadyRuns`] when the file is held by a live process other than `old_pid`, and
+    /// [`PidFileError::Foreign`] when it is no pid file.
     pub fn prepare(path: &Path, old_pid: u32) -> Result<Prepared, PidFileError> {
         let failed = |source| PidFileError::Io { path: path.to_owned(), source };
         create_parent(path).map_err(failed)?;
@@ -202,19 +216,29 @@ fn lock(mut file: File, path: &Path) -> Result<File, PidFileError> {
 
 fn read_holder(file: &mut File) -> Holder {
     let mut text = String::new();
-    // A pid has at most ten digits; whatever else the file may hold is not read.
-    let read = file.take(32).read_to_string(&mut text);
+    let read = file.take(MAX_BYTES).read_to_string(&mut text);
     Holder(read.ok().and_then(|_| text.trim().parse().ok()))
 }
 
-/// Fails when a live process other than `expected` holds the file at `path`.
+/// Fails when the file is neither empty nor holds one PID: it was written by something else, and the end of this process
+/// would even remove it.
+fn refuse_foreign(file: &mut File, path: &Path) -> Result<(), PidFileError> {
+    let failed = |source| PidFileError::Io { path: path.to_owned(), source };
+    let metadata = file.metadata().map_err(failed)?;
+    let is_pid = metadata.len() <= MAX_BYTES && read_holder(file).0.is_some();
+    let is_ours = metadata.is_file() && (metadata.len() == 0 || is_pid);
+    is_ours.then_some(()).ok_or_else(|| PidFileError::Foreign { path: path.to_owned() })
+}
+
+/// Fails when a live process other than `expected` holds the file at `path`, or the file is no pid file.
 fn refuse_stranger(path: &Path, expected: u32) -> Result<(), PidFileError> {
     let Ok(file) = open_untrusted(path) else { return Ok(()) };
     match lock(file, path) {
         Err(PidFileError::AlreadyRuns { path, holder }) if holder != Holder(Some(expected)) => {
             Err(PidFileError::AlreadyRuns { path, holder })
         }
-        _ => Ok(()),
+        Ok(mut file) => refuse_foreign(&mut file, path),
+        Err(_) => Ok(()),
     }
 }
 
@@ -303,9 +327,35 @@ mod tests {
     fn a_stale_file_is_taken_over() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("lb.pid");
-        std::fs::write(&path, "4000000 and more than a pid\n").unwrap();
+        std::fs::write(&path, "4000000\n").unwrap();
         let _held = PidFile::acquire(&path).unwrap();
         assert_eq!(contents(&path), own_pid());
+    }
+
+    #[test]
+    fn a_file_that_is_no_pid_file_is_refused_and_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("conf.yaml");
+        let long = format!("12\n{}", " ".repeat(40));
+        for text in ["pools: {}\n", "12\n13\n", "-1\n", "\n", &long] {
+            std::fs::write(&path, text).unwrap();
+            let refusals = [
+                PidFile::probe(&path).unwrap_err(),
+                PidFile::acquire(&path).unwrap_err(),
+                PidFile::prepare(&path, 1).unwrap_err(),
+            ];
+            for error in refusals {
+                assert!(matches!(error, PidFileError::Foreign { .. }), "{text:?}: {error}");
+                assert!(error.to_string().contains("`pid_file`"), "{error}");
+            }
+            assert_eq!(contents(&path), text);
+        }
+        for text in ["", "12", "12\n"] {
+            std::fs::write(&path, text).unwrap();
+            PidFile::probe(&path).unwrap();
+            PidFile::prepare(&path, 1).map(drop).unwrap();
+            PidFile::acquire(&path).unwrap();
+        }
     }
 
     #[test]
