@@ -1,8 +1,10 @@
 //! What passes between client and backend, and what becomes of a request that cannot be served.
 
+use std::fs;
 use std::time::{Duration, Instant};
 
 use tests::client::head_bytes;
+use tests::daemon::path_str;
 use tests::pattern;
 use tests::wait::{self, LONG};
 use tests::{Answer, Authority, Behaviour, Daemon, Gate, Lab, Origin, Unreachable, ports};
@@ -409,6 +411,22 @@ fn without_a_name_and_without_verification_any_certificate_will_do() {
         let daemon = lab.start(&pool(&[&origin], &more));
         assert_eq!(daemon.get("/any").unwrap().status, 200, "{kind}: {}", daemon.log());
         assert_eq!(origin.saw("/any").sni, None, "{kind}");
+    }
+}
+
+#[test]
+fn without_verification_a_machine_without_authorities_will_do() {
+    let lab = Lab::new();
+    let origin = Origin::start_tls("any", Authority::new().certify(&["a.test"]).server());
+    let none = lab.path("no-authorities");
+    fs::create_dir(&none).unwrap();
+    let variables = [("SSL_CERT_FILE", "/dev/null"), ("SSL_CERT_DIR", path_str(&none))];
+    for kind in CHECKS {
+        for name in ["", "sni: a.test, "] {
+            let more = format!("tls: {{{name}verify: false}}\nhealth_check: {{type: {kind}}}");
+            let daemon = lab.start_with(&lab.config(&pool(&[&origin], &more)), &variables);
+            assert_eq!(daemon.get("/any").unwrap().status, 200, "{kind}, {name}: {}", daemon.log());
+        }
     }
 }
 
