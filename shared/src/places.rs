@@ -16,14 +16,15 @@ const PLACES: [&str; 2] = ["./load_balancer.yaml", STANDARD];
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Missing(Vec<String>);
 
-/// The file that `variable` names, or the first that is there. `directory` is the one that the program was started in.
+/// The file that `variable` names, or the first that is there. An empty variable counts as unset, since Docker Compose sets
+/// variables that have no value to "". `directory` is the one that the program was started in.
 ///
 /// A file that is there and cannot be read is found: the error of reading it says more than a search that passes it over.
 ///
 /// # Errors
 /// All places, when there is no file.
 pub fn find(variable: Option<OsString>, directory: &Path) -> Result<PathBuf, Missing> {
-    if let Some(named) = variable {
+    if let Some(named) = variable.filter(|named| !named.is_empty()) {
         return Ok(named.into());
     }
     let place = PLACES.into_iter().map(PathBuf::from).find(|place| is_there(&directory.join(place)));
@@ -72,7 +73,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         fs::write(directory.path().join("load_balancer.yaml"), "").unwrap();
         assert_eq!(find(Some("/no/such/file".into()), directory.path()), Ok("/no/such/file".into()));
-        assert_eq!(find(Some("".into()), directory.path()), Ok("".into()));
+        assert_eq!(find(Some("".into()), directory.path()), Ok("./load_balancer.yaml".into()));
         assert_eq!(find(None, directory.path()), Ok("./load_balancer.yaml".into()));
     }
 

@@ -156,6 +156,10 @@ fn what_relies_on_a_configuration_does_not_get_the_demo_instead() {
     // One that is named, or is there and cannot be read, is not passed over.
     let done = lab.run_with(&["-d"], &[("LB_CONFIG", "/no/such/file.yaml")]);
     assert!(done.code == Some(2) && done.stderr.contains("/no/such/file.yaml"), "{done:?}");
+    assert!(done.stderr.contains("$LB_CONFIG names this file"), "{done:?}");
+    // Docker Compose sets a variable without a value to the empty text.
+    let done = lab.run_with(&["-t"], &[("LB_CONFIG", "")]);
+    refused(&done);
     std::os::unix::fs::symlink("/no/such/file.yaml", lab.path("load_balancer.yaml")).unwrap();
     let done = lab.run(&["-d"]);
     assert!(done.code == Some(2) && done.stderr.contains("./load_balancer.yaml"), "{done:?}");

@@ -36,6 +36,7 @@ pub(crate) use check::MAX_RING_WEIGHT;
 use document::{Map, Node, Value};
 use problem::{Id, Problem};
 
+use crate::places;
 use crate::process::files::reason;
 
 pub use context::{Account, Context, Denied, Files, RealFiles, Wish, loopback, runtime_directory};
@@ -98,9 +99,12 @@ pub fn read_source(path: &Path, context: &Context<'_>) -> Result<Source, Problem
 }
 
 fn text_of(path: &Path, context: &Context<'_>) -> Result<String, Box<Problem>> {
+    let is_of_variable = (context.variables)(places::VARIABLE).is_some_and(|named| Path::new(&named) == path);
     let unreadable = |reason: &str, hint: &str| {
         let problem = Problem::new(Id::Unreadable, format!("the configuration cannot be read: {reason}"));
-        Box::new(problem.hint(hint))
+        let variable = places::VARIABLE;
+        let names = if is_of_variable { format!("; ${variable} names this file") } else { String::new() };
+        Box::new(problem.hint(format!("{hint}{names}")))
     };
     let bytes = if is_input(path) { context.files.read_input() } else { context.files.read(path) };
     let bytes = bytes.map_err(|error| unreadable(&reason(&error), remedy(&error)))?;
