@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use http::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE};
-use http::{HeaderValue, Method, Response, StatusCode, Uri, Version};
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Uri, Version};
 use pingora::apps::http_app::{HttpServer, ServeHttp};
 use pingora::http::RequestHeader;
 use pingora::protocols::http::ServerSession;
@@ -34,12 +34,17 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Makes a document, which must be JSON, of the query of a request; or says what is wrong with the query.
 type Document = Arc<dyn Fn(Option<&str>) -> Result<String, String> + Send + Sync>;
 
+/// Why a request with this value of a header is refused; none when it is served.
+type Refusal = Box<dyn Fn(&[u8]) -> Option<String> + Send + Sync>;
+
 /// All that is read over HTTP, as an application for Pingora's [`HttpServer`].
 pub struct Endpoints {
     registry: Registry,
     readiness: Readiness,
     /// By path.
     documents: Vec<(&'static str, Document)>,
+    /// With the name of the header.
+    refusal: Option<(&'static str, Refusal)>,
 }
 
 /// What a request gets, decided by its method and path alone.
@@ -84,7 +89,7 @@ fn route(method: &Method, path: &str, documents: &[(&str, Document)]) -> Answer 
 impl Endpoints {
     /// Metrics and probes, and no documents yet.
     pub fn new(registry: Registry, readiness: Readiness) -> Self {
-        Endpoints { registry, readiness, documents: Vec::new() }
+        Endpoints { registry, readiness, documents: Vec::new(), refusal: None }
     }
 
     /// The same, and a JSON document at `path`. `document` is given the query of each request to it, on the service's only
@@ -97,6 +102,24 @@ impl Endpoints {
     ) -> Self {
         self.documents.push((path, Arc::new(document)));
         self
+    }
+
+    /// The same, and a request with the header `name` is answered with 421 and the words of `refusal`, if it has any for the value of
+    /// the header. Requests without the header are served.
+    #[must_use]
+    pub fn refusing(
+        self,
+        name: &'static str,
+        refusal: impl Fn(&[u8]) -> Option<String> + Send + Sync + 'static,
+    ) -> Self {
+        Self { refusal: Some((name, Box::new(refusal))), ..self }
+    }
+
+    fn misdirected(&self, headers: &HeaderMap) -> Option<Response<Vec<u8>>> {
+        let (name, refusal) = self.refusal.as_ref()?;
+        let problem = refusal(headers.get(*name)?.as_bytes())?;
+        let (status, content_type, body) = plain(StatusCode::MISDIRECTED_REQUEST, &format!("{problem}\n"));
+        Some(response(status, content_type, body.len(), body.into_bytes()))
     }
 
     /// The response to HEAD has the headers of that to GET. Pingora adds no `Content-Length`, and
@@ -112,14 +135,9 @@ impl Endpoints {
         let length = body.len();
         let body = if *method == Method::HEAD { Vec::new() } else { body.into_bytes() };
 
-        let mut response = Response::new(body);
-        *response.status_mut() = status;
-        let headers = response.headers_mut();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
-        headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
-        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        let mut response = response(status, content_type, length, body);
         if answer == Answer::MethodNotAllowed {
-            headers.insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+            response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
         }
         response
     }
@@ -172,6 +190,22 @@ fn plain(status: StatusCode, text: &str) -> Page {
     (status, PLAIN, text.to_owned())
 }
 
+/// `length` is that of the body for GET; the response to HEAD has no body and this length.
+fn response(
+    status: StatusCode,
+    content_type: &'static str,
+    length: usize,
+    body: Vec<u8>,
+) -> Response<Vec<u8>> {
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
 /// Whether the connection must end after this request. Pingora's `HttpServer` sees to a client
 /// that says `Connection: close`, but keeps alive also those of HTTP/1.0 that never asked for it
 /// and that take the end of the connection for the end of the answer.
@@ -193,7 +227,8 @@ impl ServeHttp for Endpoints {
             session.set_keepalive(None);
         }
         let request = session.req_header();
-        self.respond(&request.method, &request.uri, brings_body)
+        let refused = self.misdirected(&request.headers);
+        refused.unwrap_or_else(|| self.respond(&request.method, &request.uri, brings_body))
     }
 }
 
@@ -235,6 +270,20 @@ mod tests {
     fn header<'a>(response: &'a Response<Vec<u8>>, name: &str) -> &'a str {
         let value = response.headers().get(name).expect(name);
         value.to_str().expect("text")
+    }
+
+    #[test]
+    fn a_request_for_another_is_refused_by_its_header() {
+        let refusal = |value: &[u8]| (value != b"own").then(|| "it is another".to_owned());
+        let endpoints = endpoints().refusing("For", refusal);
+        let asked = |value: Option<&'static str>| {
+            let headers = value.map(|value| (http::header::HeaderName::from_static("for"), value));
+            let headers = headers.map(|(name, value)| (name, HeaderValue::from_static(value)));
+            endpoints.misdirected(&headers.into_iter().collect())
+        };
+        assert!(asked(None).is_none() && asked(Some("own")).is_none());
+        let refused = asked(Some("other")).expect("it is refused");
+        assert_eq!((refused.status().as_u16(), body(&refused)), (421, "it is another\n"));
     }
 
     fn body(response: &Response<Vec<u8>>) -> &str {

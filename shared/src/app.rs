@@ -1,7 +1,7 @@
 //! What each verb of the command line does.
 
 use std::io::{self, IsTerminal, Write};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Arc, mpsc};
@@ -13,7 +13,7 @@ use pingora::services::background::background_service;
 
 use crate::cli::{self, Ask, CheckArgs, Cli, DemoArgs, Format, ProxyArgs, RunArgs, Verb};
 use crate::config::{self, Context, Loaded, Plan, Problems, RealFiles, Source};
-use crate::control::client::Unreachable;
+use crate::control::client::{Unreachable, header_of};
 use crate::control::{Client, find};
 use crate::daemon::{self, Mode, Purpose, Start, StartError};
 use crate::demo::{Demo, Once, POOL, Show};
@@ -310,21 +310,35 @@ fn healthcheck(run: &RunArgs) -> u8 {
         Ok(path) => path,
         Err(missing) => return complain(&no_configuration(&missing)),
     };
-    match load(&path, run).map(|(_, loaded)| ready(loaded.plan.metrics)) {
+    match load(&path, run).map(|(_, loaded)| loaded.plan) {
         Err(problems) => report(&problems),
-        Ok(Ok(answer)) if answer.starts_with("HTTP/1.1 200 ") => 0,
-        Ok(Ok(answer)) => {
-            fail(answer.split_once("\r\n\r\n").map_or("no answer", |(_, reasons)| reasons.trim_end()))
-        }
-        Ok(Err(error)) => fail(&format!("cannot ask the daemon: {error}")),
+        Ok(plan) => match ready(plan.metrics, plan.server.runtime.configuration()) {
+            Ok(response) => judge_health(&response, &path, plan.metrics),
+            Err(error) => fail(&format!("cannot ask the daemon: {error}")),
+        },
     }
 }
 
-fn ready(metrics: std::net::SocketAddr) -> io::Result<String> {
+fn judge_health(response: &str, path: &Path, metrics: SocketAddr) -> u8 {
+    let (head, body) = response.split_once("\r\n\r\n").unwrap_or((response, "no answer"));
+    let body = body.trim_end();
+    match head.strip_prefix("HTTP/1.1 ").and_then(|head| head.get(..4)) {
+        Some("200 ") => 0,
+        Some("421 ") => fail(&format!(
+            "the daemon at {metrics} does not run with {}: {body}; give each file a `metrics: {{address: …}}` of its own",
+            path.display()
+        )),
+        _ => fail(body),
+    }
+}
+
+/// A daemon of another file, which has the metrics address as well, refuses the request.
+fn ready(metrics: SocketAddr, file: Option<&Path>) -> io::Result<String> {
     const TIMEOUT: Duration = Duration::from_secs(2);
     let mut stream = TcpStream::connect_timeout(&metrics, TIMEOUT)?;
     stream.set_read_timeout(Some(TIMEOUT))?;
-    stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+    let file = header_of(file);
+    write!(stream, "GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{file}\r\n")?;
     io::read_to_string(stream)
 }
 

@@ -175,6 +175,21 @@ fn healthcheck_is_0_while_ready_and_1_while_not() {
 }
 
 #[test]
+fn healthcheck_fails_when_the_daemon_of_another_file_has_the_metrics_address() {
+    let lab = Lab::new();
+    let origin = Origin::start("one");
+    let daemon = lab.start(&pool(&[&origin], ""));
+    let config = lab.path("conf.yaml");
+    let text = fs::read_to_string(&config).unwrap();
+    let other = lab.write("never_started.yaml", &text);
+    let done = lab.run(&["healthcheck", "-c", path_str(&other)]);
+    assert_eq!(done.code, Some(1), "{done:?}");
+    assert!([&config, &other].iter().all(|file| done.stderr.contains(path_str(file))), "{done:?}");
+    assert_eq!(daemon.read("/readyz").unwrap().status, 200, "a probe without the header is served");
+    assert_eq!(lab.run(&["healthcheck", "-c", path_str(&config)]).code, Some(0));
+}
+
+#[test]
 fn completions_and_the_manual_are_printed() {
     let lab = Lab::new();
     for (arguments, parts) in [

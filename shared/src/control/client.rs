@@ -51,7 +51,7 @@ pub enum Unreachable {
 }
 
 /// The header with the configuration file of the daemon that a request is for.
-pub(super) const FILE_HEADER: &str = "Lb-Config-File";
+pub(crate) const FILE_HEADER: &str = "Lb-Config-File";
 /// The longest answer.
 const MAX_ANSWER: u64 = 64 * 1024 * 1024;
 
@@ -98,8 +98,7 @@ impl Client {
         stream.set_read_timeout(Some(patience))?;
         stream.set_write_timeout(Some(patience))?;
         let length = body.len();
-        let file = self.file.as_deref().map(|file| format!("{FILE_HEADER}: {}\r\n", named_in_header(file)));
-        let file = file.unwrap_or_default();
+        let file = header_of(self.file.as_deref());
         write!(
             stream,
             "{method} {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{file}Content-Length: {length}\r\n\r\n{body}"
@@ -119,6 +118,11 @@ impl Client {
             _ => Unreachable::Io { path, source },
         }
     }
+}
+
+/// The line that makes a request one for the daemon of this file; nothing without a file.
+pub(crate) fn header_of(file: Option<&Path>) -> String {
+    file.map(|file| format!("{FILE_HEADER}: {}\r\n", named_in_header(file))).unwrap_or_default()
 }
 
 /// A path as it stands in the header that names a configuration file.

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::Read;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use health_service::Prober;
@@ -29,6 +30,7 @@ use super::running::Running;
 use super::{Held, Purpose, StartError};
 use crate::condition::{Condition, Known};
 use crate::config::{Plan, Problems};
+use crate::control::client::{FILE_HEADER, named_in_header};
 use crate::events::{self, Events};
 use crate::explain::{Conditions, ExplainSource};
 use crate::operator::{self, Inherited, Operator, OperatorService, Provenance};
@@ -241,10 +243,21 @@ fn readable(
     let endpoints = Endpoints::new(registry, readiness.clone())
         .with_document("/api/v1/status", move |_| Ok(status.json()))
         .with_document("/api/v1/events", move |query| events::document(&events, query))
-        .with_document("/api/v1/explain", move |query| explain.json(query));
+        .with_document("/api/v1/explain", move |query| explain.json(query))
+        .refusing(FILE_HEADER, refusal(plan.server.runtime.configuration().map(Path::to_owned)));
     let mut metrics = metrics_service::service(endpoints, "metrics");
     metrics.add_listener(ListenerConfig::tcp(plan.metrics.to_string()));
     metrics
+}
+
+/// A health check of another configuration file may come here when both files have one metrics address.
+fn refusal(own: Option<PathBuf>) -> impl Fn(&[u8]) -> Option<String> {
+    let header = own.as_deref().map(named_in_header);
+    let runs = own.map_or("without a configuration file".to_owned(), |own| format!("with {}", own.display()));
+    move |wanted| {
+        let is_own = header.as_ref().is_some_and(|header| header.as_bytes() == wanted);
+        (!is_own).then(|| format!("process {} there runs {runs}", std::process::id()))
+    }
 }
 
 /// What requests are served by when they are served by `plan`.
