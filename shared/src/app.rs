@@ -4,7 +4,7 @@ use std::io::{self, IsTerminal, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::{Arc, mpsc};
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ use crate::operator::{ConfigFile, Provenance};
 use crate::places::{self, Missing};
 use crate::process::runtime::{RuntimeFiles, canonical};
 use crate::process::successor::Predecessor;
-use crate::process::systemd;
+use crate::process::{systemd, write_message};
 use crate::verbs::{self, AskError};
 
 /// The exit code of something that failed while running.
@@ -420,13 +420,10 @@ fn tell_predecessor(problem: &str) {
 
 /// By now signals that would end another program are handled by nobody: the message must not hold up the end for ever.
 fn fail_to_start(error: &StartError) -> u8 {
-    let (text, (done, written)) = (error.to_string(), mpsc::channel());
-    thread::spawn(move || {
+    let text = error.to_string();
+    write_message(move || {
         fail(&text);
-        // Whoever has waited for too long is gone.
-        let _ = done.send(());
     });
-    let _ = written.recv_timeout(Duration::from_secs(1));
     FAILED
 }
 

@@ -250,3 +250,20 @@ fn a_start_in_the_background_without_an_error_log_warns_that_there_will_be_no_lo
         assert_eq!(subcommand(&lab, &["stop"]).code, Some(0));
     }
 }
+
+#[test]
+fn a_start_in_the_background_returns_although_its_warning_cannot_be_written() {
+    let (lab, origin) = (Lab::new(), Origin::start("one"));
+    let text = fs::read_to_string(lab.config(&pool(&[&origin], ""))).unwrap();
+    let without: Vec<_> = text.lines().filter(|line| !line.starts_with("error_log")).collect();
+    let config = lab.write("conf.yaml", &without.join("\n"));
+    let (_reader, full) = full_pipe();
+    let mut parent = lab.command().args(["-c", path_str(&config), "-d"]).stderr(full).spawn().unwrap();
+    let ended = wait::poll(LONG, || parent.try_wait().unwrap());
+    // One that hangs must not stay.
+    let _ = parent.kill();
+    let served = tests::client::get(lab.listener, "/").map(|response| response.status);
+    assert_eq!(subcommand(&lab, &["stop"]).code, Some(0));
+    assert_eq!(ended.expect("it returns").code(), Some(0));
+    assert_eq!(served.unwrap(), 200);
+}

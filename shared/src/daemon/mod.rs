@@ -31,6 +31,7 @@ use crate::control::{Aside, ControlService, Farewells, before};
 use crate::events::{About, Events, Kind};
 use crate::operator::{self, ConfigFile, Provenance};
 use crate::places::Missing;
+use crate::process;
 use crate::process::background::{self, Announcer, Role};
 use crate::process::files::{Unusable, check_writable};
 use crate::process::handlers::Early;
@@ -202,8 +203,10 @@ pub fn serve(plan: &Plan, how: Start<'_>, extra: Box<Extra<'_>>) -> Result<u8, S
 fn warn_without_log() {
     let text = "warning: it runs in the background and has no log; to have one, give the configuration a line such as \
                 `error_log: /var/log/load_balancer/error.log`\n";
-    // A terminal that is gone does not need it.
-    let _ = io::stderr().lock().write_all(text.as_bytes());
+    process::write_message(|| {
+        // A terminal that is gone does not need it.
+        let _ = io::stderr().lock().write_all(text.as_bytes());
+    });
 }
 
 fn start(plan: &Plan, how: Start<'_>, outset: Outset, extra: Box<Extra<'_>>) -> Result<u8, StartError> {

@@ -88,6 +88,24 @@ use std::fs::DirBuilder;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::Path;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+/// How long a message to the terminal may take.
+const MESSAGE: Duration = Duration::from_secs(1);
+
+/// Writes a message in a thread of its own and waits for it, but not for ever: a full pipe without a reader would hold up the end of the
+/// process.
+pub fn write_message(write: impl FnOnce() + Send + 'static) {
+    let (done, written) = mpsc::channel();
+    thread::spawn(move || {
+        write();
+        // The receiver is gone when the write took too long.
+        let _ = done.send(());
+    });
+    let _ = written.recv_timeout(MESSAGE);
+}
 
 /// Creates a directory and its missing parents, open to nobody but this user. One that exists is left as it is.
 pub fn create_private_dir(dir: &Path) -> io::Result<()> {
