@@ -10,12 +10,20 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use super::client::{reply, target_of};
+use super::is_trusted;
 
 /// How long until one is asked again that could not say that it is done.
 const PAUSE: Duration = Duration::from_millis(100);
+
+/// How long one waits for the backend to become idle before it answers that it is not.
+const WAIT_SECONDS: u64 = 30;
+/// How long an exchange may take; longer than that.
+const DEADLINE: Duration = Duration::from_secs(WAIT_SECONDS + 10);
+/// The longest response.
+const MAX_RESPONSE: u64 = 64 * 1024;
 
 /// Where the process `pid` answers once it has handed over.
 pub fn socket_of(control: &Path, pid: u32) -> PathBuf {
@@ -52,7 +60,7 @@ pub fn sweep(control: &Path) {
 
 /// Returns when none of them has a request at this backend.
 pub async fn idle(sockets: impl IntoIterator<Item = PathBuf>, pool: &str, backend: SocketAddr) {
-    let target = format!("{}/idle", target_of(pool, backend));
+    let target = format!("{}/idle?wait={WAIT_SECONDS}", target_of(pool, backend));
     for socket in sockets {
         // One that is not there any more has none.
         while let Ok(is_idle) = ask(&socket, &target).await
@@ -63,16 +71,20 @@ pub async fn idle(sockets: impl IntoIterator<Item = PathBuf>, pool: &str, backen
     }
 }
 
-/// Whether it says that it is so. One whose pool has another name, or that ends before it answers, is asked again or is gone.
+/// Whether it says that it is so. One whose pool has another name, or that ends before it answers, is asked again or is gone. In a
+/// directory that others may write to, a socket of another user is none of a process before this one.
 async fn ask(socket: &Path, target: &str) -> io::Result<bool> {
     let mut stream = UnixStream::connect(socket).await?;
+    if !is_trusted(stream.peer_cred()?.uid()) {
+        return Err(io::ErrorKind::PermissionDenied.into());
+    }
     let request = format!("GET {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
     let mut answer = Vec::new();
     let exchange = async {
         stream.write_all(request.as_bytes()).await?;
-        stream.read_to_end(&mut answer).await
+        stream.take(MAX_RESPONSE).read_to_end(&mut answer).await
     };
-    let answered = exchange.await.is_ok();
+    let answered = timeout(DEADLINE, exchange).await.is_ok_and(|read| read.is_ok());
     let status = reply(&answer).filter(|_| answered).map(|reply| reply.status);
     // 404: it has no such pool.
     Ok(matches!(status, Some(200 | 404)))
@@ -105,5 +117,29 @@ mod tests {
         let _alive = tokio::net::UnixListener::bind(socket_of(&control, 8)).unwrap();
         sweep(&control);
         assert_eq!(sockets(&control), [socket_of(&control, 8)]);
+    }
+
+    #[tokio::test]
+    async fn a_response_without_end_is_not_read_to_its_end() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = socket_of(&directory.path().join("control.sock"), 7);
+        let listener = tokio::net::UnixListener::bind(&socket).unwrap();
+        let endless = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            while stream.write_all(&[b'x'; 1024]).await.is_ok() {}
+        };
+        let ((), asked) = tokio::join!(endless, ask(&socket, "/"));
+        assert!(!asked.unwrap(), "it has said nothing that is understood");
+    }
+
+    #[tokio::test]
+    async fn a_socket_of_another_user_is_none_of_a_process_before_this_one() {
+        if !nix::unistd::Uid::effective().is_root() {
+            return;
+        }
+        let directory = tempfile::tempdir().unwrap();
+        let control = directory.path().join("control.sock");
+        let _foreign = crate::control::client::tests::foreign(&socket_of(&control, 7));
+        idle(sockets(&control), "web", "10.0.0.1:80".parse().unwrap()).await;
     }
 }

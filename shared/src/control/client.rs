@@ -7,6 +7,9 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use nix::unistd::Uid;
+
 use super::find::Others;
 
 /// Speaks to the daemon that has this socket.
@@ -15,6 +18,8 @@ pub struct Client {
     socket: PathBuf,
     /// The file of the daemon that is meant, if it is known.
     file: Option<PathBuf>,
+    /// The users whose daemons are spoken to; none: any.
+    trusted: Option<Vec<Uid>>,
 }
 
 /// What the daemon said.
@@ -40,6 +45,11 @@ pub enum Unreachable {
     NobodyByDefault { path: PathBuf, others: Others },
     #[error("this user may not speak to the daemon at {path}: be the user that it runs as, or root")]
     Denied { path: PathBuf },
+    #[error(
+        "the process at {path} runs as the user with uid {uid}, so nothing was sent to it; run this as that user if the \
+         daemon is meant, or remove the socket"
+    )]
+    Foreign { path: PathBuf, uid: Uid },
     #[error("cannot speak to the daemon at {path}: {source}")]
     Io { path: PathBuf, source: io::Error },
     #[error("the daemon at {path} has not answered within {patience:?}; it may still do what was asked")]
@@ -60,13 +70,20 @@ const MAX_ANSWER: u64 = 64 * 1024 * 1024;
 impl Client {
     /// One for the daemon at `socket`.
     pub fn new(socket: &Path) -> Self {
-        Self { socket: socket.to_owned(), file: None }
+        Self { socket: socket.to_owned(), file: None, trusted: None }
     }
 
     /// The same, if it is the daemon of this file, by its canonical path; any other one refuses.
     #[must_use]
     pub fn of_file(self, file: PathBuf) -> Self {
         Self { file: Some(file), ..self }
+    }
+
+    /// The same, if it runs as root, as this user or as one of `others`.
+    #[must_use]
+    pub fn trusting(self, others: &[Uid]) -> Self {
+        let trusted = [Uid::from_raw(0), Uid::effective()].iter().chain(others).copied().collect();
+        Self { trusted: Some(trusted), ..self }
     }
 
     /// Where the daemon is.
@@ -85,16 +102,33 @@ impl Client {
         body: &str,
         patience: Duration,
     ) -> Result<Reply, Unreachable> {
-        let answer = self.exchange(method, target, body, patience);
-        let answer = answer.map_err(|error| self.explain(error, patience))?;
+        let explain = |error| self.explain(error, patience);
+        let stream = UnixStream::connect(&self.socket).map_err(explain)?;
+        if let Some(uid) = self.foreign(&stream).map_err(explain)? {
+            return Err(Unreachable::Foreign { path: self.socket.clone(), uid });
+        }
+        let answer = self.exchange(stream, method, target, body, patience).map_err(explain)?;
         if answer.is_empty() {
             return Err(Unreachable::Gone { path: self.socket.clone() });
         }
         reply(&answer).ok_or_else(|| Unreachable::Stranger { path: self.socket.clone() })
     }
 
-    fn exchange(&self, method: &str, target: &str, body: &str, patience: Duration) -> io::Result<Vec<u8>> {
-        let mut stream = UnixStream::connect(&self.socket)?;
+    /// The user at the other end, if it is none of those that are trusted.
+    fn foreign(&self, stream: &UnixStream) -> io::Result<Option<Uid>> {
+        let Some(trusted) = &self.trusted else { return Ok(None) };
+        let peer = Uid::from_raw(getsockopt(stream, PeerCredentials)?.uid());
+        Ok((!trusted.contains(&peer)).then_some(peer))
+    }
+
+    fn exchange(
+        &self,
+        mut stream: UnixStream,
+        method: &str,
+        target: &str,
+        body: &str,
+        patience: Duration,
+    ) -> io::Result<Vec<u8>> {
         stream.set_read_timeout(Some(patience))?;
         stream.set_write_timeout(Some(patience))?;
         let length = body.len();
@@ -161,8 +195,36 @@ pub(super) fn reply(answer: &[u8]) -> Option<Reply> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
+    use crate::process::privileges::Identity;
+
+    /// A socket at which a process of the user `nobody` listens. Only root can make one.
+    pub(in crate::control) fn foreign(socket: &Path) -> std::os::unix::net::UnixListener {
+        let directory = socket.parent().unwrap();
+        std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o777)).unwrap();
+        let nobody = Identity::required(Some("nobody"), None).unwrap().unwrap();
+        nobody.act(|| std::os::unix::net::UnixListener::bind(socket)).unwrap().unwrap()
+    }
+
+    #[test]
+    fn nothing_is_sent_to_a_process_of_another_user() {
+        if !Uid::effective().is_root() {
+            return;
+        }
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("control.sock");
+        let listener = foreign(&socket);
+        let client = Client::new(&socket).trusting(&[]);
+        let error = client.ask("GET", "/", "", Duration::from_secs(9)).unwrap_err();
+        assert!(matches!(error, Unreachable::Foreign { .. }), "{error}");
+        drop(client);
+        let mut sent = Vec::new();
+        listener.accept().unwrap().0.read_to_end(&mut sent).unwrap();
+        assert!(sent.is_empty());
+    }
 
     #[test]
     fn an_answer_is_whole_or_none() {

@@ -12,6 +12,8 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use nix::unistd::Uid;
+
 use super::client::{Client, Unreachable};
 use crate::process::runtime::{RuntimeFiles, canonical};
 use crate::process::sockets::is_answered;
@@ -52,11 +54,11 @@ pub fn by_default(files: &RuntimeFiles) -> Result<Client, Unreachable> {
     let socket = files.control_socket();
     let Some(file) = files.configuration() else {
         if is_there(&socket) {
-            return Ok(Client::new(&socket));
+            return Ok(at(&socket));
         }
         return Err(Unreachable::NobodyByDefault { path: socket, others: others(files) });
     };
-    let client = |socket: &Path| Client::new(socket).of_file(file.to_owned());
+    let client = |socket: &Path| at(socket).of_file(file.to_owned());
     if is_there(&socket) {
         return Ok(client(&socket));
     }
@@ -68,6 +70,13 @@ pub fn by_default(files: &RuntimeFiles) -> Result<Client, Unreachable> {
         path: socket,
         others: others(files),
     })
+}
+
+/// A client for a default socket. Another user may have made the runtime directory in a shared place before this user did; root's
+/// daemons may run as any user.
+fn at(socket: &Path) -> Client {
+    let client = Client::new(socket);
+    if Uid::effective().is_root() { client } else { client.trusting(&[]) }
 }
 
 /// Other places where the daemon of this file may have its socket.
@@ -93,7 +102,7 @@ fn is_there(socket: &Path) -> bool {
 
 /// The configuration file of the daemon at a socket, if it has one, by its canonical path; none when no daemon answers.
 fn runs_with(socket: &Path) -> Option<Option<PathBuf>> {
-    let reply = Client::new(socket).ask("GET", "/v1/status", "", SOON).ok()?;
+    let reply = at(socket).ask("GET", "/v1/status", "", SOON).ok()?;
     let status: serde_json::Value = serde_json::from_str(&reply.body).ok()?;
     let file = status["config"]["file"].as_str().map(Path::new);
     // A version before this one names it as it was started.

@@ -49,6 +49,7 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 
 use async_trait::async_trait;
+use nix::unistd::Uid;
 
 pub use api::Call;
 pub use client::Client;
@@ -57,6 +58,12 @@ pub use server::{Aside, ControlService};
 
 use crate::events::Events;
 use crate::operator::{Order, Reload, Verdict};
+
+/// Whether a process of this user may be at the other end of a control socket: root, or this process's own user.
+fn is_trusted(peer: u32) -> bool {
+    let peer = Uid::from_raw(peer);
+    peer.is_root() || peer == Uid::effective()
+}
 
 /// What can be asked of a daemon.
 #[async_trait]

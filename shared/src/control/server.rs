@@ -11,7 +11,6 @@ use async_trait::async_trait;
 use bytes::BytesMut;
 use http::header::{ALLOW, CONTENT_LENGTH, CONTENT_TYPE};
 use http::{Method, StatusCode};
-use nix::unistd::Uid;
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::ServerSession;
 use pingora::protocols::l4::stream::Stream as L4Stream;
@@ -24,9 +23,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::Operations;
 use super::api::{self, Call, Unclear};
 use super::client::FILE_HEADER;
+use super::{Operations, is_trusted};
 use crate::operator::Verdict;
 use crate::process::lifecycle::Outcome;
 use crate::process::sockets::SocketFile;
@@ -174,12 +173,6 @@ impl BackgroundService for ControlService {
     }
 }
 
-/// The modes of the socket and of its directory keep others away already; a process that was given the socket has neither.
-fn is_trusted(peer: u32) -> bool {
-    let peer = Uid::from_raw(peer);
-    peer.is_root() || peer == Uid::effective()
-}
-
 // === impl Control ===
 
 impl Control {
@@ -189,6 +182,7 @@ impl Control {
 
     /// One request of who may make one.
     async fn serve(&self, stream: UnixStream, place: OwnedSemaphorePermit) {
+        // The modes of the socket and of its directory keep others away already; a process that was given the socket has neither.
         match stream.peer_cred() {
             Ok(peer) if is_trusted(peer.uid()) => {
                 let connection = stream.as_fd().try_clone_to_owned();

@@ -6,11 +6,13 @@
 
 use std::fmt;
 use std::io::Write;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::unistd::Uid;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde_json::json;
 
@@ -52,9 +54,10 @@ pub(super) fn run(
     refuse_other_file(client)?;
     let stop = Stop { now, began: Instant::now(), patience: timeout.unwrap_or(PATIENCE) };
     let predecessors = before::sockets(client.socket());
+    let owner = owner_of(client.socket());
     let (main, others) = thread::scope(|scope| {
         let asked: Vec<_> =
-            predecessors.iter().map(|socket| scope.spawn(move || stop.predecessor(socket))).collect();
+            predecessors.iter().map(|socket| scope.spawn(move || stop.predecessor(socket, owner))).collect();
         let main = stop.main(client);
         // A thread that panics has said so.
         let others: Vec<_> = asked.into_iter().filter_map(|thread| thread.join().ok().flatten()).collect();
@@ -62,7 +65,7 @@ pub(super) fn run(
     });
     // One that was just handing over when the others were asked has its socket by now.
     let late = before::sockets(client.socket()).into_iter().filter(|socket| !predecessors.contains(socket));
-    let late: Vec<_> = late.filter_map(|socket| stop.predecessor(&socket)).collect();
+    let late: Vec<_> = late.filter_map(|socket| stop.predecessor(&socket, owner)).collect();
     let results = main.into_iter().chain(others).chain(late).map(|answer| stop.report(answer, out));
     // All of them are reported, whatever has become of the first.
     results.collect::<Vec<_>>().into_iter().collect()
@@ -74,6 +77,11 @@ fn refuse_other_file(client: &Client) -> Result<(), AskError> {
         Ok(reply) if reply.status == 421 => Err(failure(&reply)),
         _ => Ok(()),
     }
+}
+
+/// The user that the daemon runs as: its control socket is given to it.
+fn owner_of(socket: &Path) -> Option<Uid> {
+    socket.metadata().ok().map(|socket| Uid::from_raw(socket.uid()))
 }
 
 impl Stop {
@@ -90,10 +98,11 @@ impl Stop {
         }
     }
 
-    /// `None`: it has left its socket behind, or ended by itself.
-    fn predecessor(self, socket: &Path) -> Option<Answer> {
-        match self.ask(&Client::new(socket)) {
-            Err(AskError::Unreachable(Unreachable::Nobody { .. } | Unreachable::Gone { .. })) => None,
+    /// `None`: it has left its socket behind, or ended by itself, or another user has put it there.
+    fn predecessor(self, socket: &Path, owner: Option<Uid>) -> Option<Answer> {
+        use Unreachable::{Foreign, Gone, Nobody};
+        match self.ask(&Client::new(socket).trusting(owner.as_slice())) {
+            Err(AskError::Unreachable(Nobody { .. } | Gone { .. } | Foreign { .. })) => None,
             answer => Some(answer),
         }
     }
