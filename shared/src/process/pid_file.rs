@@ -109,7 +109,7 @@ impl PidFile {
         create_parent(path).map_err(failed)?;
         refuse_stranger(path, old_pid)?;
         sweep(path);
-        let beside = beside(path);
+        let beside = beside(path, std::process::id());
         let file = open(&beside).map_err(failed)?;
         let pid_file = Self::write(lock(file, &beside)?, &beside).map_err(failed)?;
         Ok(Prepared { pid_file, path: path.to_owned() })
@@ -126,6 +126,17 @@ impl PidFile {
                 "pid file {}: names process {old_pid}, and cannot be removed: {error}",
                 path.display()
             );
+        }
+    }
+
+    /// Removes what the process `pid`, which has been killed, has prepared for `path`.
+    pub fn remove_prepared(path: &Path, pid: u32) {
+        let beside = beside(path, pid);
+        match std::fs::remove_file(&beside) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                log::warn!("pid file {}: left over, cannot be removed: {error}", beside.display());
+            }
+            _ => {}
         }
     }
 
@@ -264,9 +275,9 @@ fn sweep(path: &Path) {
     }
 }
 
-fn beside(path: &Path) -> PathBuf {
+fn beside(path: &Path, pid: u32) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
-    name.push(format!(".{}", std::process::id()));
+    name.push(format!(".{pid}"));
     PathBuf::from(name)
 }
 

@@ -35,6 +35,7 @@ use tokio::process::{Child, ChildStderr, Command};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
+use super::pid_file::PidFile;
 use super::upgrade::{About, Heir, Legacy, Offer, UpgradeError};
 use super::{FileId, background, input, systemd, upgrade};
 
@@ -95,6 +96,8 @@ pub struct Predecessor {
 struct Successor {
     child: Child,
     pid: u32,
+    /// The pid file that it takes over once it serves.
+    pid_file: Option<PathBuf>,
     said: Arc<Mutex<Vec<u8>>>,
     /// Ends when nobody can say anything any more; none in the foreground.
     listening: Option<JoinHandle<()>>,
@@ -195,13 +198,15 @@ impl Launch {
         self.about.clone()
     }
 
-    /// Where the new process starts. A directory that this user may not enter, such as root's home, matters only to a path that
-    /// starts there.
+    /// Where the new process starts. A directory that this user may not enter, such as root's home, or that a deployment has
+    /// deleted, matters only to a path that starts there.
     fn directory(&self) -> Result<Option<&Path>, UpgradeError> {
         let Some(directory) = &self.directory else { return Ok(None) };
         match access(directory, AccessFlags::X_OK) {
             Ok(()) => Ok(Some(directory)),
-            Err(Errno::EACCES) if !self.is_relative => Ok(Some(Path::new("/"))),
+            Err(Errno::EACCES | Errno::ENOENT | Errno::ENOTDIR) if !self.is_relative => {
+                Ok(Some(Path::new("/")))
+            }
             Err(error) => Err(UpgradeError::Directory { directory: directory.clone(), source: error.into() }),
         }
     }
@@ -271,7 +276,8 @@ impl Successor {
         let said = Arc::default();
         let stderr = child.stderr.take();
         let listening = stderr.map(|stderr| tokio::spawn(listen(stderr, Arc::clone(&said))));
-        Ok(Self { child, pid, said, listening, is_running: true })
+        let pid_file = launch.about.pid_file.clone();
+        Ok(Self { child, pid, pid_file, said, listening, is_running: true })
     }
 
     /// It serves: it lives on without us. As long as we live, it is waited for should it end.
@@ -290,7 +296,7 @@ impl Successor {
         let Some(status) = by_itself else {
             self.signal(Signal::SIGTERM);
             if timeout(END, self.child.wait()).await.is_err() {
-                self.signal(Signal::SIGKILL);
+                self.kill();
                 // Nothing can keep it from ending now; only its memory may take a moment.
                 let _ = self.child.wait().await;
             }
@@ -316,6 +322,14 @@ impl Successor {
         if said.is_empty() { "the log has its messages, if it had any".to_owned() } else { said }
     }
 
+    /// A killed process cannot remove the pid file that it has prepared.
+    fn kill(&self) {
+        self.signal(Signal::SIGKILL);
+        if let Some(path) = &self.pid_file {
+            PidFile::remove_prepared(path, self.pid);
+        }
+    }
+
     fn signal(&self, signal: Signal) {
         // It has not been waited for, so the number is still its own.
         if let Ok(pid) = i32::try_from(self.pid) {
@@ -327,7 +341,7 @@ impl Successor {
 impl Drop for Successor {
     fn drop(&mut self) {
         if self.is_running {
-            self.signal(Signal::SIGKILL);
+            self.kill();
         }
     }
 }
@@ -486,6 +500,35 @@ mod tests {
         let failed =
             succeed(&launch, &sock, Legacy::of(Vec::new()).await, END).await.unwrap_err().to_string();
         assert!(failed.contains(&format!("cannot enter {}", gone.display())), "{failed}");
+    }
+
+    #[test]
+    fn a_deleted_directory_matters_only_to_a_relative_path() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        for directory in [dir.path().join("gone"), file.join("below")] {
+            let launch = Launch { directory: Some(directory), ..Launch::script("", false) };
+            assert!(launch.directory().is_err());
+            let launch = Launch { is_relative: false, ..launch };
+            assert_eq!(launch.directory().unwrap(), Some(Path::new("/")));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_successor_that_is_killed_leaves_no_pid_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lb.pid");
+        let script = format!("echo $$ > {}.$$; exec sleep 100", path.display());
+        let about = About::new(None, Some(&path));
+        let launch = Launch { about, ..Launch::script(&script, false) };
+        let successor = Successor::start(&launch, &dir.path().join("sock")).unwrap();
+        let beside = dir.path().join(format!("lb.pid.{}", successor.pid));
+        while !beside.exists() {
+            tokio::task::yield_now().await;
+        }
+        drop(successor);
+        assert!(!beside.exists());
     }
 
     #[tokio::test]
