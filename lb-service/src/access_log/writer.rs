@@ -52,11 +52,21 @@ impl AccessLog {
     ///
     /// The target cannot be opened (a FIFO needs a reader), or the thread cannot be started.
     pub fn open(settings: Settings) -> io::Result<(Self, WriterGuard)> {
-        let Settings { format, target } = settings;
-        if format == Format::Off {
+        if settings.format == Format::Off {
             return Ok((Self::off(), WriterGuard(None)));
         }
-        let file = open_target(&target)?;
+        let file = open_target(&settings.target)?;
+        Self::with_file(settings, file)
+    }
+
+    /// The same with the target opened already, as by a process that had more rights then. It is opened anew by its name after a
+    /// rotation.
+    ///
+    /// # Errors
+    ///
+    /// The thread cannot be started.
+    pub fn with_file(settings: Settings, file: File) -> io::Result<(Self, WriterGuard)> {
+        let Settings { format, target } = settings;
         let (lines, guard) = Lines::start("access-log", Opened { target, file }, PACE)?;
         Ok((Self { format, lines: Some(lines) }, WriterGuard(Some(guard))))
     }

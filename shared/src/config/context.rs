@@ -1,17 +1,18 @@
 //! What a configuration depends on beside its text: the process, the machine and its files.
 
-use std::fs;
+use std::fs::{self, OpenOptions};
 use std::io::{self, Read};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
+use nix::libc::O_NONBLOCK;
 use nix::unistd::{AccessFlags, Uid, access};
 
 use super::MAX_BYTES;
 use super::env::Lookup;
-use super::secrets::Protection;
+use super::secrets::{MAX_LENGTH, Protection};
 use crate::process::privileges::Identity;
 use crate::process::runtime::RuntimeFiles;
 
@@ -50,12 +51,13 @@ pub trait Files {
         Err(io::ErrorKind::Unsupported.into())
     }
 
-    /// What is known of a file without reading it.
+    /// The content of a file with a secret, and who may read the file. Both are of one file, even if the path comes to name another.
+    /// Of a file that is too long only the beginning is read, and nothing of what is no regular file.
     ///
     /// # Errors
     ///
-    /// As looking at a file does.
-    fn protection(&self, path: &Path) -> io::Result<Protection>;
+    /// As reading a file does.
+    fn read_secret(&self, path: &Path) -> io::Result<(Protection, Vec<u8>)>;
 
     /// The id of the user that the daemon runs as; of the one that starts it if there is no such user.
     fn uid_of(&self, account: Account<'_>) -> u32;
@@ -150,14 +152,22 @@ impl Files for RealFiles {
         Ok(bytes)
     }
 
-    fn protection(&self, path: &Path) -> io::Result<Protection> {
-        let metadata = fs::metadata(path)?;
-        Ok(Protection {
+    fn read_secret(&self, path: &Path) -> io::Result<(Protection, Vec<u8>)> {
+        // A FIFO must not block.
+        let file = OpenOptions::new().read(true).custom_flags(O_NONBLOCK).open(path)?;
+        let metadata = file.metadata()?;
+        let mut bytes = Vec::new();
+        if metadata.is_file() {
+            // One byte more than is allowed shows that it is too long.
+            file.take(MAX_LENGTH + 1).read_to_end(&mut bytes)?;
+        }
+        let protection = Protection {
             is_file: metadata.is_file(),
-            length: metadata.len(),
+            length: metadata.len().max(bytes.len() as u64),
             owner: metadata.uid(),
             mode: metadata.mode(),
-        })
+        };
+        Ok((protection, bytes))
     }
 
     fn uid_of(&self, account: Account<'_>) -> u32 {
@@ -222,6 +232,18 @@ mod tests {
         assert_eq!(runtime_directory(7, &session), Path::new("/run/user/7/load_balancer"));
         assert_eq!(runtime_directory(7, &none), Path::new("/tmp/load_balancer-7"));
         assert_eq!(runtime_directory(7, &relative), Path::new("/tmp/load_balancer-7"));
+    }
+
+    #[test]
+    fn a_secret_is_read_from_a_regular_file_and_not_beyond_the_limit() {
+        let directory = tempfile::tempdir().expect("a directory can be made");
+        let [file, fifo] = ["file", "fifo"].map(|name| directory.path().join(name));
+        fs::write(&file, vec![b'a'; 1 << 20]).expect("a file can be written");
+        let (protection, bytes) = RealFiles.read_secret(&file).expect("it can be read");
+        assert_eq!((protection.length, bytes.len() as u64), (1 << 20, MAX_LENGTH + 1));
+        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).expect("a FIFO can be made");
+        let (protection, bytes) = RealFiles.read_secret(&fifo).expect("it does not block");
+        assert!(!protection.is_file && bytes.is_empty());
     }
 
     #[test]

@@ -11,7 +11,7 @@ use lb_service::pool::SessionKeys;
 use super::context::Files;
 use crate::process::files::reason;
 
-/// What is known of a file without reading it.
+/// Who may read a file, and whether it can hold a secret.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Protection {
     /// Whether it is a regular file, and no directory, pipe or device.
@@ -34,7 +34,7 @@ pub(crate) struct SecretError {
 }
 
 /// The longest file of keys, in bytes.
-const MAX_LENGTH: u64 = 64 * 1024;
+pub(super) const MAX_LENGTH: u64 = 64 * 1024;
 
 const HOW_TO_MAKE_KEYS: &str = "write one key per line; `openssl rand -hex 32` makes one";
 
@@ -44,11 +44,10 @@ pub(crate) fn session_keys(path: &Path, files: &dyn Files, uid: u32) -> Result<S
         why: reason(&error),
         remedy: format!("name a file that the user with the id {uid} can read"),
     };
-    let protection = files.protection(path).map_err(unreadable)?;
+    let (protection, text) = files.read_secret(path).map_err(unreadable)?;
     if let Some(refusal) = protection.refusal(path, uid) {
         return Err(refusal);
     }
-    let text = files.read(path).map_err(unreadable)?;
     SessionKeys::parse(&text)
         .map_err(|error| SecretError { why: error.to_string(), remedy: HOW_TO_MAKE_KEYS.to_owned() })
 }

@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use lb_service::access_log::{AccessLog, Format, Settings, Target, WriterGuard};
 
 use crate::config::Plan;
-use crate::process::files::{Unusable, check_writable};
+use crate::process::files::{Unusable, check_writable, open_log};
+use crate::process::privileges::Identity;
 
 /// Keeps the writers. Clones share them; the last one that is dropped writes what is queued.
 #[derive(Clone, Debug, Default)]
@@ -50,18 +51,24 @@ impl AccessLogs {
         Self { silent: silent.into(), kept: Arc::default() }
     }
 
-    /// Opens the log that the settings name; a target that is written to already gets no second writer for another format.
+    /// Opens the log that the settings name; a target that is written to already gets no second writer for another format. The
+    /// process will run as `user`, if there is one.
     ///
     /// # Errors
     /// When its target cannot be written to.
-    pub(super) fn open(&self, settings: &Settings) -> Result<Opened, Unusable> {
+    pub(super) fn open(&self, settings: &Settings, user: Option<&Identity>) -> Result<Opened, Unusable> {
         let Settings { format, target } = settings;
         let same_target =
             |writer: &Writer| writer.log.in_format(*format).filter(|_| writer.target == *target);
         if let Some(log) = self.lock().writers.iter().find_map(same_target) {
             return Ok(Opened { log, writer: None });
         }
-        let opened = AccessLog::open(settings.clone());
+        let opened = match target {
+            Target::File(path) if *format != Format::Off => {
+                open_log(path, user).and_then(|file| AccessLog::with_file(settings.clone(), file))
+            }
+            _ => AccessLog::open(settings.clone()),
+        };
         let (log, guard) = opened.map_err(|error| unusable(&settings.target, error))?;
         let writer = log.is_on().then(|| Writer { target: target.clone(), log: log.clone(), guard });
         Ok(Opened { log, writer })

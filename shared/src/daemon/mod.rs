@@ -18,7 +18,6 @@ use std::net::{IpAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use lb_service::access_log::Target;
 use lb_service::listener::{ListenAddress, Listener};
 use lb_service::traffic::Traffic;
 use nix::unistd::Uid;
@@ -178,7 +177,8 @@ pub fn serve(plan: &Plan, how: Start<'_>, extra: Box<Extra<'_>>) -> Result<u8, S
     };
     // Before any file is created that would belong to the wrong user.
     let identity = Identity::required(plan.server.user.as_deref(), plan.server.group.as_deref())?;
-    let logging = logging::init(plan.server.error_log.as_deref(), plan.log_level.as_ref())?;
+    let logging =
+        logging::init(plan.server.error_log.as_deref(), identity.as_ref(), plan.log_level.as_ref())?;
     // The last lines are written before anything else is, and before the process ends.
     let Logging { error_log, verbosity, guard: _guard } = logging;
     let error_log = error_log.map(Arc::new);
@@ -214,11 +214,8 @@ fn start(plan: &Plan, how: Start<'_>, outset: Outset, extra: Box<Extra<'_>>) -> 
         log::warn!("{line}");
     }
     let logs = AccessLogs::without(how.silent);
-    // Both are opened before privileges are dropped, and given away at once: whatever the start fails at later, it leaves no file that
-    // the daemon could not open.
-    give(outset.identity.as_ref(), plan.server.error_log.as_deref())?;
-    let opened = logs.open(&plan.access_log).map_err(StartError::AccessLog)?;
-    give(outset.identity.as_ref(), access_log_file(plan))?;
+    // Whatever the start fails at later, it leaves no file that the daemon could not open.
+    let opened = logs.open(&plan.access_log, outset.identity.as_ref()).map_err(StartError::AccessLog)?;
     let held = Held::acquire(plan, &how, outset)?;
     let server = Server::new_with_opt_and_conf(None, server_conf(plan));
     let inherited = |claim: &Claim| operator::inherited(plan, &held.verbosity, claim.heritage());
@@ -401,17 +398,12 @@ fn take_files(
     specs.extend(control_spec(plan, &inherited));
     let sockets = Sockets::adopt(inherited, &specs)?;
     if let Some(identity) = identity {
-        let held = prepared.as_ref().map(Prepared::path).or(pid_file.as_ref().map(PidFile::path));
-        give(Some(identity), held)?;
+        prepared.as_ref().map_or(Ok(()), |prepared| prepared.give_to(identity))?;
+        pid_file.as_ref().map_or(Ok(()), |pid_file| pid_file.give_to(identity))?;
         sockets.give_to(identity)?;
         identity.assume()?;
     }
     Ok((pid_file, prepared, sockets))
-}
-
-/// Gives a file that the start has opened to the user to run as, if there are both.
-fn give(identity: Option<&Identity>, file: Option<&Path>) -> Result<(), StartError> {
-    identity.zip(file).map_or(Ok(()), |(identity, file)| Ok(identity.give(file)?))
 }
 
 /// Says what a start by `plan` would fail at, beside what the configuration itself tells. It leaves no trace.
@@ -465,13 +457,6 @@ fn uses_runtime_dir(plan: &Plan) -> bool {
     let server = &plan.server;
     let files = [Some(&server.upgrade_sock), Some(&plan.control.socket), server.pid_file.as_ref()];
     files.into_iter().flatten().any(|file| file.parent() == Some(server.runtime.directory()))
-}
-
-fn access_log_file(plan: &Plan) -> Option<&Path> {
-    match &plan.access_log.target {
-        Target::File(path) => Some(path),
-        Target::Stdout => None,
-    }
 }
 
 /// Every socket that the daemon listens on.

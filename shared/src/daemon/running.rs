@@ -129,7 +129,8 @@ impl Running {
         }
         let checks = self.checks.stage(pools.iter().filter_map(Checked::to_check)).await;
         // Last of what may fail: a file that was opened is there, whatever becomes of the rest.
-        let log = (old.access_log != new.access_log).then(|| self.logs.open(&new.access_log)).transpose();
+        let log =
+            (old.access_log != new.access_log).then(|| self.logs.open(&new.access_log, None)).transpose();
         let log = log.map_err(|error| no_log(&error))?;
         let logs = self.logs.of(new, log.as_ref());
         let served = services::served(new, &pools, logs, &self.traffic, &self.token);

@@ -160,8 +160,8 @@ impl Files for OpenFiles {
         RealFiles.read(path)
     }
 
-    fn protection(&self, path: &Path) -> io::Result<Protection> {
-        RealFiles.protection(path)
+    fn read_secret(&self, path: &Path) -> io::Result<(Protection, Vec<u8>)> {
+        RealFiles.read_secret(path)
     }
 
     fn uid_of(&self, account: Account<'_>) -> u32 {

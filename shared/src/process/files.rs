@@ -14,6 +14,8 @@ use nix::errno::Errno;
 use nix::libc::{O_NOFOLLOW, O_NONBLOCK};
 use nix::unistd::{AccessFlags, Uid, User, access};
 
+use super::privileges::Identity;
+
 /// Why a file cannot be opened for writing, with the remedy.
 #[derive(Debug)]
 pub struct Unusable {
@@ -34,6 +36,34 @@ pub fn open_or_create(path: &Path, options: &OpenOptions) -> io::Result<File> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => options.clone().create(true).open(path),
         opened => opened,
     }
+}
+
+/// Opens a file to append log lines to, and creates it with mode 0640 if it does not exist. A FIFO without a reader is an error.
+///
+/// With `user`, root opens it for this user, who may own the directory. The kernel applies the rights of the user first. Only where
+/// they do not suffice does root open the file, and then it follows no link that the user could have put there.
+///
+/// # Errors
+/// As opening a file does.
+pub fn open_log(path: &Path, user: Option<&Identity>) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.append(true).mode(0o640).custom_flags(O_NONBLOCK);
+    let Some(user) = user else { return open_or_create(path, &options) };
+    let opened = user.act(|| open_or_create(path, &options))?;
+    if !opened.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied) {
+        return opened;
+    }
+    if is_of_kernel(path) {
+        return open_or_create(path, &options);
+    }
+    let file = open_or_create(path, options.custom_flags(O_NONBLOCK | O_NOFOLLOW))?;
+    user.give(&file)?;
+    Ok(file)
+}
+
+/// Whether no user can put a link at this path: `/dev/stdout` and `/proc/self/fd/1` are links to what the process has open.
+fn is_of_kernel(path: &Path) -> bool {
+    path.parent() == Some(Path::new("/dev")) || path.starts_with("/proc")
 }
 
 /// Opens a file for reading in a directory that another user may write to: a symbolic link in its place is refused, and a FIFO does
@@ -115,10 +145,15 @@ fn remedy(path: &Path, error: &io::Error, user: Uid) -> Option<String> {
     match error.kind() {
         io::ErrorKind::NotFound => Some(format!("create the directory {directory}")),
         io::ErrorKind::PermissionDenied => Some(permission_remedy(path, user)),
-        _ if error.raw_os_error() == Some(nix::libc::ENXIO) => {
-            Some("it is a FIFO without a reader: start its reader first".to_owned())
-        }
-        _ => None,
+        _ => match error.raw_os_error() {
+            Some(nix::libc::ENXIO) => Some("it is a FIFO without a reader: start its reader first".to_owned()),
+            Some(nix::libc::ELOOP) => Some(
+                "it is a symbolic link to a file that the user of the load balancer cannot write to: give that file to this \
+                 user, or name it in place of the link"
+                    .to_owned(),
+            ),
+            _ => None,
+        },
     }
 }
 
@@ -169,6 +204,46 @@ mod tests {
             open_or_create(&file, OpenOptions::new().append(true)).unwrap();
         }
         assert!(file.exists());
+    }
+
+    #[test]
+    fn root_opens_logs_with_the_rights_of_the_user_and_follows_no_link_of_that_user() {
+        if !Uid::effective().is_root() {
+            return;
+        }
+        let directory = tempfile::tempdir().unwrap();
+        let nobody = Identity::resolve(Some("nobody"), None).unwrap().unwrap();
+        let named = |name: &str| directory.path().join(name);
+        let owner = |path: &Path| std::fs::metadata(path).unwrap().uid();
+        let linked = |name: &str, to: &Path| {
+            std::os::unix::fs::symlink(to, named(name)).unwrap();
+            open_log(&named(name), Some(&nobody)).map(drop).map_err(|error| error.raw_os_error())
+        };
+        std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+        std::fs::write(named("secret"), "").unwrap();
+        std::fs::set_permissions(named("secret"), std::fs::Permissions::from_mode(0o600)).unwrap();
+        assert_eq!(linked("to_secret", &named("secret")), Err(Some(nix::libc::ELOOP)));
+        assert_eq!(linked("to_new", &named("new")), Err(Some(nix::libc::ELOOP)));
+        assert_eq!((owner(&named("secret")), named("new").exists()), (0, false));
+        open_log(&named("log"), Some(&nobody)).unwrap();
+        assert_eq!(owner(&named("log")), nobody.uid().as_raw(), "root has created it for the user");
+        assert_eq!(linked("to_log", &named("log")), Ok(()), "the user could follow this link too");
+        open_log(&named("secret"), Some(&nobody)).unwrap();
+        assert_eq!(owner(&named("secret")), nobody.uid().as_raw(), "a file that the configuration names");
+        open_log(Path::new("/dev/null"), Some(&nobody)).unwrap();
+        assert_eq!(owner(Path::new("/dev/null")), 0);
+        open_log(Path::new("/proc/self/fd/1"), Some(&nobody)).unwrap();
+    }
+
+    #[test]
+    fn a_log_that_is_a_fifo_without_a_reader_is_an_error() {
+        let directory = tempfile::tempdir().unwrap();
+        let fifo = directory.path().join("fifo");
+        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let said = Unusable::new(&fifo, open_log(&fifo, None).unwrap_err()).to_string();
+        assert!(said.contains("start its reader first"), "{said}");
+        let _reader = open_untrusted(&fifo).unwrap();
+        open_log(&fifo, None).unwrap();
     }
 
     #[test]

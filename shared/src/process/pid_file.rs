@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use nix::libc::{O_NOFOLLOW, O_NONBLOCK};
 
 use super::files::{check_creatable, check_writable, open_or_create, open_untrusted};
+use super::privileges::Identity;
 use super::{FileId, create_private_dir};
 
 /// The longest pid file, in bytes: a PID has at most ten digits.
@@ -140,6 +141,15 @@ impl PidFile {
         }
     }
 
+    /// Gives the file to the user that the process runs as.
+    ///
+    /// # Errors
+    /// When the file cannot be given away.
+    pub fn give_to(&self, user: &Identity) -> Result<(), PidFileError> {
+        let failed = |source| PidFileError::Io { path: self.path.clone(), source };
+        user.give(&self.file).map_err(failed)
+    }
+
     /// Lets go without removing the file: the successor replaces it.
     pub fn leave(mut self) {
         self.path = PathBuf::new();
@@ -167,6 +177,14 @@ impl PidFile {
 // === impl Prepared ===
 
 impl Prepared {
+    /// Gives the file to the user that the process runs as.
+    ///
+    /// # Errors
+    /// When the file cannot be given away.
+    pub fn give_to(&self, user: &Identity) -> Result<(), PidFileError> {
+        self.pid_file.give_to(user)
+    }
+
     /// Where it is to stand.
     pub fn target(&self) -> &Path {
         &self.path

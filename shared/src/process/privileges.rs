@@ -5,6 +5,7 @@
 //! to the new user.
 
 use std::ffi::CString;
+use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -84,11 +85,12 @@ impl Identity {
     ///
     /// # Errors
     /// When the file cannot be given away.
-    pub fn give(&self, file: &Path) -> Result<(), PrivilegeError> {
-        match std::fs::symlink_metadata(file) {
-            Ok(found) if found.is_file() && found.uid() != self.uid.as_raw() => self.own(file),
-            _ => Ok(()),
+    pub fn give(&self, file: &File) -> io::Result<()> {
+        let found = file.metadata()?;
+        if !found.is_file() || found.uid() == self.uid.as_raw() {
+            return Ok(());
         }
+        std::os::unix::fs::fchown(file, Some(self.uid.as_raw()), Some(self.gid.as_raw()))
     }
 
     /// Gives a file or directory to this user and group. A path that does not exist is passed over.

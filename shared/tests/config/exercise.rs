@@ -99,7 +99,7 @@ impl Files for NoFiles {
         Err(io::ErrorKind::NotFound.into())
     }
 
-    fn protection(&self, _: &Path) -> io::Result<Protection> {
+    fn read_secret(&self, _: &Path) -> io::Result<(Protection, Vec<u8>)> {
         Err(io::ErrorKind::NotFound.into())
     }
 

@@ -11,9 +11,8 @@
 mod filter;
 
 use std::fmt;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, IsTerminal, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::panic::PanicHookInfo;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -26,7 +25,8 @@ use lb_service::lines::{Lines, LinesGuard, Pace, Sink};
 
 use crate::words::count;
 
-use super::files::{Unusable, open_or_create};
+use super::files::{Unusable, open_log};
+use super::privileges::Identity;
 
 /// The environment variable that says what is logged.
 const VARIABLE: &str = "RUST_LOG";
@@ -116,9 +116,14 @@ pub enum LogError {
     Logger(#[from] log::SetLoggerError),
 }
 
-/// Starts logging; to be called once, early. Messages of the start reach the file too. `level` is that of the configuration.
-pub fn init(error_log: Option<&Path>, level: Option<&LogFilter>) -> Result<Logging, LogError> {
-    let error_log = error_log.map(ErrorLog::attach).transpose()?;
+/// Starts logging; to be called once, early. Messages of the start reach the file too. The process will run as `user`. `level` is that of
+/// the configuration.
+pub fn init(
+    error_log: Option<&Path>,
+    user: Option<&Identity>,
+    level: Option<&LogFilter>,
+) -> Result<Logging, LogError> {
+    let error_log = error_log.map(|path| ErrorLog::attach(path, user)).transpose()?;
     let (variable, warnings) =
         std::env::var(VARIABLE).map(|text| LogFilter::of_variable(&text)).unwrap_or_default();
     let journal = std::env::var("JOURNAL_STREAM").is_ok_and(|stream| is_stderr(&stream));
@@ -301,9 +306,9 @@ impl Style {
 }
 
 impl ErrorLog {
-    /// Opens the file (append, created with mode 0640) and makes it standard error.
-    pub fn attach(path: &Path) -> Result<Self, LogError> {
-        let file = open(path)?;
+    /// Opens the file for the user that the process will run as, and makes it standard error.
+    pub fn attach(path: &Path, user: Option<&Identity>) -> Result<Self, LogError> {
+        let file = open(path, user)?;
         let terminal = nix::unistd::dup(io::stderr()).map_err(redirect)?;
         become_stderr(&file)?;
         Ok(Self { path: path.to_owned(), terminal: Mutex::new(Some(File::from(terminal))) })
@@ -312,7 +317,7 @@ impl ErrorLog {
     /// Opens the file anew by its name, after it was moved away by log rotation, and logs how that went. On failure the old file
     /// stays in use.
     pub fn reopen(&self) {
-        match open(&self.path).and_then(|file| become_stderr(&file)) {
+        match open(&self.path, None).and_then(|file| become_stderr(&file)) {
             Ok(()) => log::info!("error_log: {} reopened", self.path.display()),
             Err(error) => log::error!("error_log not reopened, the old file is kept: {error}"),
         }
@@ -338,9 +343,8 @@ impl ErrorLog {
     }
 }
 
-fn open(path: &Path) -> Result<File, LogError> {
-    let opened = open_or_create(path, OpenOptions::new().append(true).mode(0o640));
-    opened.map_err(|source| Unusable::new(path, source).into())
+fn open(path: &Path, user: Option<&Identity>) -> Result<File, LogError> {
+    open_log(path, user).map_err(|source| Unusable::new(path, source).into())
 }
 
 fn become_stderr(file: &File) -> Result<(), LogError> {
@@ -376,7 +380,7 @@ mod tests {
 
     #[test]
     fn a_file_that_cannot_be_opened_is_named() {
-        let error = ErrorLog::attach(Path::new("/no/such/dir/error.log")).unwrap_err().to_string();
+        let error = ErrorLog::attach(Path::new("/no/such/dir/error.log"), None).unwrap_err().to_string();
         assert!(error.contains("error_log /no/such/dir/error.log"), "{error}");
     }
 
