@@ -62,10 +62,10 @@ pub struct Question {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum QuestionError {
     /// It is no target.
-    #[error("`{0}` is no path: it begins with `/`, and has no spaces")]
+    #[error("`{0}` is not a path: it begins with `/`, and has no spaces")]
     Target(String),
     /// It is no header.
-    #[error("`{0}` is no header: write NAME:VALUE")]
+    #[error("`{0}` is not a header: write NAME:VALUE")]
     Header(String),
 }
 

@@ -26,7 +26,7 @@ use crate::config::loopback;
 ///
 /// Without a subcommand it runs with a configuration file: the file that --conf names, else $LB_CONFIG, else
 /// ./load_balancer.yaml, else /etc/load_balancer/load_balancer.yaml. If none of these exists, it runs the demo. In the
-/// background the demo is never ready.
+/// background, `/readyz` of the demo always answers 503.
 #[derive(Debug, Parser)]
 #[expect(missing_docs, reason = "clap would print the fields' documentation in place of the program's")]
 #[command(name = "load_balancer", version, max_term_width = WIDTH, after_help = AFTER_HELP)]
@@ -188,7 +188,7 @@ pub enum Ask {
     LogLevel {
         #[command(flatten)]
         to: Daemon,
-        /// A level (off, error, warn, info, debug, trace), levels of single modules, or both: `info,health_service=debug`
+        /// A level (none, error, warn, info, debug, trace), levels of single modules, or both: `info,health_service=debug`
         filter: Option<String>,
     },
     /// Print the names of the pools, or of the backends of a pool, for completion

@@ -114,9 +114,9 @@ struct BackendDocument {
     reason: String,
     /// Since when it is in this state.
     since: String,
-    /// How long that is, for the text, if the state is what is wrong.
+    /// The reason for the text, with how long the backend has been in its state if that is what is wrong.
     #[serde(skip)]
-    lasting: Option<String>,
+    reason_in_text: String,
     score: ScoreDocument,
     would_be_taken: bool,
 }
@@ -169,7 +169,7 @@ impl Request {
     fn question(&self, plan: &Plan) -> Result<Question, String> {
         let listener = self.listener_of(plan)?;
         let method = Method::from_bytes(self.method.as_bytes())
-            .map_err(|_| format!("`{}` is no method", self.method))?;
+            .map_err(|_| format!("`{}` is not a method", self.method))?;
         let question = Question::new(listener, method, &self.path).map_err(|error| error.to_string())?;
         let host = self.host.iter().map(|host| ("Host", host.as_str()));
         let headers = self.headers.iter().map(|(name, value)| (name.as_str(), value.as_str()));
@@ -209,12 +209,12 @@ impl Default for Request {
 /// When there is no colon.
 pub fn header(text: &str) -> Result<(String, String), String> {
     let (name, value) =
-        text.split_once(':').ok_or_else(|| format!("`{text}` is no header: write NAME:VALUE"))?;
+        text.split_once(':').ok_or_else(|| format!("`{text}` is not a header: write NAME:VALUE"))?;
     Ok((name.trim().to_owned(), value.trim().to_owned()))
 }
 
 fn address(text: &str) -> Result<IpAddr, String> {
-    text.parse().map_err(|_| format!("`{text}` is no IP address"))
+    text.parse().map_err(|_| format!("`{text}` is not an IP address"))
 }
 
 /// Without its percent-encoding. A `+` is a plus: paths may have one.
@@ -445,38 +445,35 @@ fn none_of<T: ToString>(what: &str, patterns: &AnyOf<T>) -> String {
 
 impl BackendDocument {
     fn new(judged: &Judged, is_taken: bool, pool: &InPool<'_>, condition: &Condition, at: Moment) -> Self {
-        let why = &condition.reason;
+        let state = judged.state.as_str();
+        let lasting = span(at.since(condition.since).as_secs());
+        let reason = |state: &str| reason(judged, is_taken, pool, state, &condition.reason);
         Self {
             address: judged.backend.label.to_string(),
-            state: judged.state.as_str(),
+            state,
             candidate: judged.refusal.is_none(),
             refusal: judged.refusal.map(Refusal::as_str),
-            reason: reason(judged, is_taken, pool, why),
+            reason: reason(&format!("it is {state}")),
             since: rfc3339(condition.since),
-            lasting: is_ill(judged).then(|| span(at.since(condition.since).as_secs())),
+            reason_in_text: reason(&format!("it has been {state} for {lasting}")),
             score: ScoreDocument::new(judged.score),
             would_be_taken: is_taken,
         }
     }
 
     fn row(&self) -> [String; 4] {
-        let state = format!("it is {}", self.state);
-        let lasting = self.lasting.as_ref().map(|lasting| format!("{state} for {lasting}"));
-        let reason = lasting.map(|lasting| self.reason.replacen(&state, &lasting, 1));
-        let reason = reason.unwrap_or_else(|| self.reason.clone());
-        [self.address.clone(), self.state.to_owned(), self.score.words(), reason]
+        [self.address.clone(), self.state.to_owned(), self.score.words(), self.reason_in_text.clone()]
     }
 }
 
-/// Why a backend is, or is not, a candidate. `why` says why it is in its state.
-fn reason(judged: &Judged, is_taken: bool, pool: &InPool<'_>, why: &str) -> String {
-    let Some(refusal) = judged.refusal else { return candidacy(judged, is_taken, pool, why) };
+/// Why a backend is, or is not, a candidate. `state` is the clause that names its state, as `it is down`; `why` says why it is in
+/// that state.
+fn reason(judged: &Judged, is_taken: bool, pool: &InPool<'_>, state: &str, why: &str) -> String {
+    let Some(refusal) = judged.refusal else { return candidacy(judged, is_taken, pool, state, why) };
     let held = || count(judged.backend.load.in_flight(), "request");
     match refusal {
         // Backups are left out also when they could not serve, which says more.
-        Refusal::Ejected | Refusal::Down | Refusal::Backup if is_ill(judged) => {
-            format!("it is {}: {why}", judged.state.as_str())
-        }
+        Refusal::Ejected | Refusal::Down | Refusal::Backup if is_ill(judged) => format!("{state}: {why}"),
         Refusal::Full => format!("it works on {}, and may on {}", held(), judged.backend.max_requests),
         Refusal::AboveBound => format!("it works on {}, more than its share", held()),
         Refusal::SlowStart => slow(judged),
@@ -492,7 +489,7 @@ fn is_ill(judged: &Judged) -> bool {
     matches!(judged.state, State::Down | State::Ejected)
 }
 
-fn candidacy(judged: &Judged, is_taken: bool, pool: &InPool<'_>, why: &str) -> String {
+fn candidacy(judged: &Judged, is_taken: bool, pool: &InPool<'_>, state: &str, why: &str) -> String {
     let explanation = &pool.explanation;
     let mut words = match (is_taken, explanation.by_session) {
         (true, true) => "its session".to_owned(),
@@ -502,8 +499,7 @@ fn candidacy(judged: &Judged, is_taken: bool, pool: &InPool<'_>, why: &str) -> S
         (false, false) => "another one comes first".to_owned(),
     };
     if is_ill(judged) {
-        write!(words, ", although it is {}: panic ({why})", judged.state.as_str())
-            .expect("a String takes everything");
+        write!(words, ", although {state}: panic ({why})").expect("a String takes everything");
     }
     if judged.share < 1.0 {
         write!(words, "; {}", slow(judged)).expect("a String takes everything");
@@ -620,11 +616,11 @@ mod tests {
             ("hots=a", "unknown parameter `hots`"),
             ("path=%zz", "`%zz`"),
             ("path=%e4", "`%e4`"),
-            ("path=x", "`x` is no path"),
-            ("method=a%20b", "`a b` is no method"),
-            ("header=x", "`x` is no header"),
-            ("header=a%20b:1", "`a b:1` is no header"),
-            ("client=me", "`me` is no IP address"),
+            ("path=x", "`x` is not a path"),
+            ("method=a%20b", "`a b` is not a method"),
+            ("header=x", "`x` is not a header"),
+            ("header=a%20b:1", "`a b:1` is not a header"),
+            ("client=me", "`me` is not an IP address"),
             ("listener=none", "no listener `none`; there are web, private"),
         ] {
             let problem = source.json(Some(query)).unwrap_err();

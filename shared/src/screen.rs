@@ -171,7 +171,7 @@ impl Status {
         for (socket, process) in before {
             let requests: u64 = process.pools.iter().map(|pool| pool.requests_in_flight).sum();
             let requests = count(requests, "request");
-            write!(text, "\nprocess {} has handed over and works on {requests} still", process.pid)?;
+            write!(text, "\nprocess {} has handed over and still works on {requests}", process.pid)?;
             write!(text, " (status --socket {})", socket.display())?;
         }
         writeln!(text)?;

@@ -301,10 +301,9 @@ impl Problem {
     fn of_reload(reload: &LastReload) -> Option<Self> {
         let why = reload.problem.as_deref().unwrap_or_default();
         let problem = match reload.result {
-            "refused" => {
-                Self::new("the file was refused").because(format!("the one before is in effect: {why}"))
-            }
-            "rolled_back" => Self::new("the file was taken back").because(why),
+            "refused" => Self::new("the file was refused")
+                .because(format!("the previous one is still in effect: {why}")),
+            "rolled_back" => Self::new("the change was rolled back").because(why),
             _ => return None,
         };
         Some(Self { at: Some(reload.time.clone()), ..problem })

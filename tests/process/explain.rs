@@ -129,8 +129,9 @@ fn a_backend_that_is_down_or_ejected_is_explained_with_reason_and_time() {
     }
     let text = lab.run(&["explain", "-c", path_str(&lab.path("conf.yaml"))]).stdout;
     for (state, why) in [("down", "1 check failed: connection refused"), ("ejected", "2 failures in a row")] {
-        let is_said =
-            |line: &str| line.contains(&format!("it is {state} for ")) && line.contains(&format!("s: {why}"));
+        let is_said = |line: &str| {
+            line.contains(&format!("it has been {state} for ")) && line.contains(&format!("s: {why}"))
+        };
         assert!(text.lines().any(is_said), "{state}: {text}");
     }
 }
@@ -311,7 +312,8 @@ fn routes_are_explained_as_they_are_taken() {
 fn a_question_that_is_wrong_is_refused_in_words() {
     let (lab, origin) = (Lab::new(), Origin::start("one"));
     let daemon = lab.start(&pool(&[&origin], ""));
-    for (query, words) in [("hots=a", "unknown parameter `hots`"), ("client=me", "`me` is no IP address")] {
+    for (query, words) in [("hots=a", "unknown parameter `hots`"), ("client=me", "`me` is not an IP address")]
+    {
         let answer = daemon.read(&format!("/api/v1/explain?{query}")).unwrap();
         assert_eq!(answer.status, 400);
         assert!(answer.text().contains(words), "{}", answer.text());

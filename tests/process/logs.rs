@@ -35,8 +35,9 @@ fn unknown_levels_and_modules_are_refused_and_change_nothing() {
         ("warning", "did you mean `warn`?"),
         ("notice", "did you mean `info`?"),
         ("verbose", "did you mean `debug`?"),
-        ("3", "the levels are off, error, warn, info, debug, trace"),
-        ("health_service=chatty", "the levels are off, error, warn, info, debug, trace"),
+        ("quiet", "did you mean `none`?"),
+        ("3", "the levels are none, error, warn, info, debug, trace"),
+        ("health_service=chatty", "the levels are none, error, warn, info, debug, trace"),
         ("helth_service=debug", "did you mean `health_service`?"),
         ("info,sqlx=debug", "the modules are health_service"),
         ("", "the filter is empty"),
@@ -46,8 +47,9 @@ fn unknown_levels_and_modules_are_refused_and_change_nothing() {
         assert!(refused.stderr.contains(hint), "{filter}: {refused:?}");
     }
     assert_eq!(level(&daemon.status()), ("info", "default"));
+    assert_eq!(subcommand(&lab, &["log-level", "none"]).code, Some(0));
+    assert_eq!(level(&daemon.status()), ("none", "operator"));
     assert_eq!(subcommand(&lab, &["log-level", "off"]).code, Some(0));
-    assert_eq!(level(&daemon.status()), ("off", "operator"));
 }
 
 #[test]
@@ -245,7 +247,7 @@ fn a_start_in_the_background_without_an_error_log_warns_that_there_will_be_no_lo
         let config = lab.write("conf.yaml", &file);
         let started = lab.run(&["-c", path_str(&config), "-d"]);
         assert_eq!(started.code, Some(0), "{started:?}");
-        let warning = started.stderr.contains("has no log") && started.stderr.contains("error_log: /");
+        let warning = started.stderr.contains("writes no log") && started.stderr.contains("error_log: /");
         assert_eq!(warning, warns, "{started:?}");
         assert_eq!(subcommand(&lab, &["stop"]).code, Some(0));
     }

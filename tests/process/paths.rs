@@ -132,7 +132,7 @@ fn what_the_user_may_not_use_is_found_by_the_check() {
     chmod(&ca, 0o644);
     let tls = |ca: &str| body(&format!("ca_file: {ca}\n"));
     checked(&tls(path_str(&ca)), 0o644, &[]);
-    let who = "the user `nobody`, as whom the daemon runs";
+    let who = "the user `nobody`, which the daemon runs as";
     checked(&body(""), 0o600, &["conf.yaml cannot be read by", who, "chgrp nogroup"]);
     chmod(&ca, 0o600);
     checked(&tls(path_str(&ca)), 0o644, &["ca.pem cannot be read by", who, "ca_file:"]);

@@ -82,7 +82,7 @@ fn a_request_that_is_cut_by_a_second_signal_is_counted_as_one_request() {
     daemon.signal(Signal::SIGTERM);
     daemon.signal(Signal::SIGINT);
     assert_eq!(daemon.wait_exit(LONG).code(), Some(3), "{}", daemon.log());
-    daemon.logged(&["told to end at once: 1 request cut"]);
+    daemon.logged(&["ending at once: 1 request cut"]);
     daemon.logged(&["draining: listeners closed, 1 request in flight"]);
 }
 

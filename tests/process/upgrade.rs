@@ -372,7 +372,7 @@ fn a_backend_is_not_free_as_long_as_a_process_before_has_a_request_at_it() {
     assert_eq!(late.code, Some(1), "{late:?}");
     assert!(late.stderr.contains("still works on requests"), "{late:?}");
     let screen = lab.run(&["status", "-c", path_str(&config)]).stdout;
-    let line = format!("process {} has handed over and works on 2 requests still", first.process.0);
+    let line = format!("process {} has handed over and still works on 2 requests", first.process.0);
     assert!(screen.contains(&line), "{screen}");
     // Who follows what it does is kept waiting until something happens.
     let mut following =

@@ -232,7 +232,7 @@ fn localhost(text: &str) -> Option<Result<u16, String>> {
         Ok(0) => Err(format!("{text:?}: the port must be given, from 1 to 65535")),
         Ok(port) => Ok(port),
         Err(_) if port.is_empty() => Err(format!("{text:?} has no port\nwrite {host}:80")),
-        Err(_) => Err(format!("{port:?} is no port for {host}\na port is a number from 1 to 65535")),
+        Err(_) => Err(format!("{port:?} is not a port for {host}\na port is a number from 1 to 65535")),
     })
 }
 
@@ -548,7 +548,7 @@ impl FromText for ReadPath {
 
 fn readable_path(text: &str) -> Result<&Path, String> {
     if text.is_empty() || text.contains('\0') {
-        return Err(format!("{text:?} is no path"));
+        return Err(format!("{text:?} is not a path"));
     }
     Ok(Path::new(text))
 }
@@ -637,14 +637,14 @@ mod tests {
             ("example.com:80", "names are not resolved yet"),
             ("localhost", "has no port\nwrite localhost:80"),
             ("localhost:0", "must be given"),
-            ("localhost:x", "is no port for localhost"),
+            ("localhost:x", "is not a port for localhost"),
             ("localhost.:80", "names are not resolved yet"),
             ("http://1.1.1.1:80", "is a URL"),
             ("1.1.1.1", "has no port\nwrite 1.1.1.1:80"),
             ("::1", "has no port\nwrite [::1]:80"),
             ("1.1.1.1:0", "must be given"),
-            ("1.1.1.1:65536", "is no port for 1.1.1.1"),
-            ("1.1.1.1:http", "is no port for 1.1.1.1"),
+            ("1.1.1.1:65536", "is not a port for 1.1.1.1"),
+            ("1.1.1.1:http", "is not a port for 1.1.1.1"),
             ("0.0.0.0:80", "no backend can be reached"),
             ("[::ffff:10.0.0.1]:80", "write 10.0.0.1:80"),
             ("unix:/a", "not supported yet"),

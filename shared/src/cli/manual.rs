@@ -33,7 +33,7 @@ const ENVIRONMENT: &Entries = &[
     ("LB_CONFIG", "The configuration file, unless --conf names one."),
     (
         "RUST_LOG",
-        "What is logged: a level (off, error, warn, info, debug, trace), levels of single modules, or both, such as \
+        "What is logged: a level (none, error, warn, info, debug, trace), levels of single modules, or both, such as \
          info,health_service=debug. It wins over the key log_level of the configuration.",
     ),
     (

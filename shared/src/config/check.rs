@@ -253,7 +253,7 @@ fn not_allowed(wish: Wish<'_>, denied: &Denied) -> Problem {
         Wish::Enter(path) => (path, "entered", "g+rx"),
     };
     let path = path.display();
-    let message = format!("{path} cannot be {what} by the user `{user}`, as whom the daemon runs: {reason}");
+    let message = format!("{path} cannot be {what} by the user `{user}`, which the daemon runs as: {reason}");
     let hint = format!(
         "each reload would fail: run `chgrp {group} {path} && chmod {remedy} {path}`, or name another path"
     );

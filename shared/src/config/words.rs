@@ -479,7 +479,7 @@ pub(super) fn oddity(at: &[Step], found: &str, value: Option<&Node>) -> Option<S
     {
         let code = u32::from(odd);
         return Some(format!(
-            "it has the character U+{code:04X}, which looks like another: write spaces and quotes anew"
+            "it has the character U+{code:04X}, which looks like another: type the spaces and quotes again"
         ));
     }
     if found.starts_with("//") || found.starts_with("/*") || found.starts_with("--") {

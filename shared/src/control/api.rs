@@ -231,13 +231,13 @@ fn parameters(query: &str) -> impl Iterator<Item = (&str, &str)> {
 }
 
 fn number<N: FromStr>(name: &str, value: &str) -> Result<N, Unclear> {
-    value.parse().map_err(|_| bad(format!("`{name}` is no number: {value:?}")))
+    value.parse().map_err(|_| bad(format!("`{name}` is not a number: {value:?}")))
 }
 
 fn seconds(value: &str) -> Result<Duration, Unclear> {
-    let seconds = value.parse().map_err(|_| bad(format!("`wait` is no number of seconds: {value:?}")))?;
+    let seconds = value.parse().map_err(|_| bad(format!("`wait` is not a number of seconds: {value:?}")))?;
     Duration::try_from_secs_f64(seconds)
-        .map_err(|_| bad(format!("`wait` is no number of seconds: {value:?}")))
+        .map_err(|_| bad(format!("`wait` is not a number of seconds: {value:?}")))
 }
 
 fn unknown_parameter(name: &str) -> Unclear {
@@ -327,7 +327,7 @@ mod tests {
         assert!(why("POST", "/v1/upgrade", r#"{"now": true}"#).contains("unknown field `now`"));
         assert!(why("GET", "/v1/events?since=3", "").contains("no parameter `since`"));
         assert!(why("GET", "/v1/events?after=x", "").contains("no number"));
-        assert!(why("GET", "/v1/events?process=-1", "").contains("`process` is no number"));
+        assert!(why("GET", "/v1/events?process=-1", "").contains("`process` is not a number"));
         assert!(why("GET", "/v1/events?wait=-1", "").contains("no number"));
         assert!(why("DELETE", "/v1/pools/web/backends/web", "").contains("10.0.0.1:80"));
         let weight = why("PUT", "/v1/pools/web/backends/10.0.0.1:80/weight", r#"{"weight": 0}"#);

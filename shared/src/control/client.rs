@@ -39,7 +39,7 @@ pub enum Unreachable {
         "no daemon listens at {path}: is it running, and with this configuration? (-c FILE or --socket PATH names another)"
     )]
     Nobody { path: PathBuf },
-    #[error("no daemon runs with {file}: nobody listens at {path}{others}")]
+    #[error("no daemon runs with {file}: no daemon listens at {path}{others}")]
     NobodyWithFile { file: PathBuf, path: PathBuf, others: Others },
     #[error("no daemon listens at {path}, the default{others}")]
     NobodyByDefault { path: PathBuf, others: Others },
@@ -56,7 +56,7 @@ pub enum Unreachable {
     Silent { path: PathBuf, patience: Duration },
     #[error("the daemon at {path} has ended before it answered")]
     Gone { path: PathBuf },
-    #[error("what answers at {path} is no daemon of this kind")]
+    #[error("what answers at {path} is not a load_balancer daemon")]
     Stranger { path: PathBuf },
 }
 

@@ -119,7 +119,7 @@ mod tests {
         let files =
             |file: Option<&str>| RuntimeFiles::new(directory.path().to_owned(), file.map(PathBuf::from));
         let said = by_default(&files(Some("/srv/b.yaml"))).unwrap_err().to_string();
-        assert!(said.starts_with("no daemon runs with /srv/b.yaml: nobody listens at "), "{said}");
+        assert!(said.starts_with("no daemon runs with /srv/b.yaml: no daemon listens at "), "{said}");
         let said = by_default(&files(None)).unwrap_err().to_string();
         assert!(said.contains("control.sock, the default"), "{said}");
     }

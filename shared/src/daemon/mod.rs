@@ -201,8 +201,8 @@ pub fn serve(plan: &Plan, how: Start<'_>, extra: Box<Extra<'_>>) -> Result<u8, S
 
 /// A daemon without a log is running now, and nothing that it says will be seen.
 fn warn_without_log() {
-    let text = "warning: it runs in the background and has no log; to have one, give the configuration a line such as \
-                `error_log: /var/log/load_balancer/error.log`\n";
+    let text = "warning: the daemon runs in the background and writes no log; to have one, add a line such as \
+                `error_log: /var/log/load_balancer/error.log` to the configuration\n";
     process::write_message(|| {
         // A terminal that is gone does not need it.
         let _ = io::stderr().lock().write_all(text.as_bytes());

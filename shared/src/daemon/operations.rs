@@ -72,11 +72,12 @@ impl Operations for Hands {
             return None;
         }
         let pid = std::process::id();
-        let runs =
-            own.map_or("without a configuration file".to_owned(), |own| format!("with {}", own.display()));
+        let runs = own.map_or("runs without a configuration file".to_owned(), |own| {
+            format!("runs with {}", own.display())
+        });
         Some(format!(
-            "this is not the daemon of that file: process {pid} at {} runs {runs}; name the daemon that is meant by its file \
-             (-c), or by --socket alone",
+            "process {pid} at {} {runs}, and not with that file; name the right daemon by its file (-c), or this one by \
+             --socket alone",
             self.socket.display()
         ))
     }

@@ -340,7 +340,7 @@ fn changed_traits(old: &BackendSettings, new: &BackendSettings) -> impl Iterator
     let max = |max: Option<_>| max.map_or("none".into(), |max: std::num::NonZeroU32| max.to_string());
     let weight = (*weight != new.weight).then(|| format!("weight {} -> {}", weight.get(), new.weight.get()));
     let backup = (*backup != new.backup)
-        .then(|| if new.backup { "it is a backup now".into() } else { "it is no backup any more".into() });
+        .then(|| if new.backup { "it is a backup now".into() } else { "it is no longer a backup".into() });
     let limit = (*max_requests != new.max_requests)
         .then(|| format!("max_requests {} -> {}", max(*max_requests), max(new.max_requests)));
     let admin = (*admin != new.admin).then(|| format!("{} -> {}", state(*admin), state(new.admin)));

@@ -188,7 +188,7 @@ fn refuse_last(pool: &PoolSettings, leaving: &BackendSettings) -> Result<(), Str
         return Ok(());
     }
     Err(format!(
-        "{} is the last backend of pool {} that is no backup: add another first, or use disable",
+        "{} is the last backend of pool {} that is not a backup: add another first, or use disable",
         leaving.address, pool.name
     ))
 }

@@ -743,7 +743,7 @@ impl Signals {
             EndReason::OutOfTime => {
                 log::warn!("drain out of time after {:?}: {cut} cut", self.parts.timings.get().drain);
             }
-            EndReason::Hurried => log::warn!("told to end at once: {cut} cut"),
+            EndReason::Hurried => log::warn!("ending at once: {cut} cut"),
             EndReason::ServiceFailed => log::error!("ending, {cut} cut"),
         }
         self.outcome.set(end);

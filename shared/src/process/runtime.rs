@@ -54,8 +54,8 @@ pub enum DirectoryError {
     #[error("cannot use the runtime directory {directory}: {source}")]
     Io { directory: PathBuf, source: io::Error },
     #[error(
-        "cannot use the runtime directory {directory}: it is no directory of the user `{user}` alone; remove it, or give \
-         the paths `pid_file`, `upgrade_sock` and `control: {{socket: PATH}}`"
+        "cannot use the runtime directory {directory}: it is not a directory that only the user `{user}` can use; remove \
+         it, or give the paths `pid_file`, `upgrade_sock` and `control: {{socket: PATH}}`"
     )]
     NotPrivate { directory: PathBuf, user: String },
     #[error(

@@ -339,7 +339,7 @@ impl Sockets {
     pub fn listen_beside(&self) -> Result<(), ListenError> {
         std::mem::take(&mut lock(&self.moves).waiting).into_iter().try_for_each(|beside| {
             let address = beside.address().to_string();
-            beside.listen().map(drop).map_err(|error| cannot_move(error, address))
+            beside.listen().map(drop).map_err(|error| cannot_move(error, address.clone(), address))
         })
     }
 
@@ -387,7 +387,9 @@ impl Sockets {
         let mut bound = Bound::default();
         for spec in specs {
             let beside = self.bind_beside(spec, leaving)?;
-            let fd = beside.listen().map_err(|error| cannot_move(error, spec.title()))?;
+            let fd = beside
+                .listen()
+                .map_err(|error| cannot_move(error, spec.endpoint.configured(), spec.title()))?;
             let configured = spec.endpoint.configured();
             bound.open.push(Listening { configured, class: spec.class, is_lent: spec.is_lent, fd });
         }
@@ -736,7 +738,7 @@ fn stale_socket(path: &Path) -> Result<bool, ListenError> {
 }
 
 const TCP_REMEDY: &str = "ports below 1024 need root or the capability CAP_NET_BIND_SERVICE (setcap cap_net_bind_service=+ep FILE)";
-const MOVE_REMEDY: &str = "ports below 1024 need root or the capability CAP_NET_BIND_SERVICE, and this process is not root any more: stop the daemon, then start it with the new file";
+const MOVE_REMEDY: &str = "ports below 1024 need root or the capability CAP_NET_BIND_SERVICE, which this process does not have: stop the daemon, then start it with the new file";
 const UNIX_REMEDY: &str = "the directory must be writable for this user";
 
 fn claim(inherited: &mut Vec<Inherited>, endpoint: &Endpoint) -> Option<OwnedFd> {
@@ -804,13 +806,16 @@ fn bind_beside<'a>(spec: &ListenSpec, old: impl Iterator<Item = &'a OwnedFd>) ->
     };
     let old = old.map(OwnedFd::try_clone).collect::<io::Result<Vec<_>>>().map_err(MoveError::Io);
     let bound = old.and_then(|old| Beside::bind(address, old));
-    bound.map_err(|error| cannot_move(error, spec.title()).with_remedy(spec.in_use_remedy()))
+    bound.map_err(|error| {
+        cannot_move(error, address.to_string(), spec.title()).with_remedy(spec.in_use_remedy())
+    })
 }
 
-fn cannot_move(error: MoveError, address: String) -> ListenError {
+/// `title` says which of the configuration the address is.
+fn cannot_move(error: MoveError, address: String, title: String) -> ListenError {
     match error {
         MoveError::Foreign => ListenError::Foreign { address },
-        MoveError::Io(error) => explain(error, address, MOVE_REMEDY),
+        MoveError::Io(error) => explain(error, title, MOVE_REMEDY),
     }
 }
 
@@ -952,9 +957,14 @@ mod tests {
 
     #[test]
     fn a_move_that_is_not_possible_is_explained_with_the_steps() {
-        let said = |error| cannot_move(error, "0.0.0.0:80".to_owned()).to_string();
+        let spec = ListenSpec::traffic(Endpoint::Tcp("0.0.0.0:80".parse().unwrap()));
+        let spec = spec.called("listener `web`".to_owned());
+        let said = |error| cannot_move(error, spec.endpoint.configured(), spec.title()).to_string();
         let foreign = said(MoveError::Foreign);
-        assert!(foreign.contains("remove the old address and reload, then add 0.0.0.0:80"), "{foreign}");
+        assert!(
+            foreign.contains("remove the old address and reload, then add 0.0.0.0:80 and reload"),
+            "{foreign}"
+        );
         let denied = said(MoveError::Io(io::ErrorKind::PermissionDenied.into()));
         assert!(denied.contains("stop the daemon, then start it with the new file"), "{denied}");
     }

@@ -144,7 +144,7 @@ impl Stop {
                 Ok(writeln!(out, "process {pid} ended after {took}; {cut_words} cut")?)
             }
             "out_of_time" => was_cut("the drain ran out of time"),
-            _ => was_cut("it was told to end at once"),
+            _ => was_cut("it was ended at once by a signal or by `stop --now`"),
         }
     }
 }

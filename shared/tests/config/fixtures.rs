@@ -119,7 +119,7 @@ fn warnings_are_shown_beside_errors_and_on_lines_of_their_own() {
         lines(&problems),
         [
             "a.yaml:4:5: warning[LB053]: `sticky` has no effect: every client has the same backend anyway; \
-             nothing, if a second backend may join; else remove this",
+             no change is needed if a second backend may join; otherwise remove it",
             "a.yaml:5:1: error[LB010]: unknown key `thread`; did you mean `threads`?",
         ]
     );

@@ -1,4 +1,4 @@
-//! What is wrong with a text that is no address and port, and what to write instead.
+//! What is wrong with a text that is not an address and port, and what to write instead.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
@@ -13,7 +13,7 @@ pub enum Purpose {
     Metrics,
 }
 
-/// Why `text`, which is no IP address with a port from 1 to 65535, is refused; on a second line what to write, if that can be told.
+/// Why `text`, which is not an IP address with a port from 1 to 65535, is refused; on a second line what to write, if that can be told.
 pub fn refusal(text: &str, purpose: Purpose) -> String {
     let reasons =
         [unclean, several, with_options, url, without_port, without_address, ipv6, bad_port, socket, name];
@@ -26,7 +26,7 @@ pub fn refusal(text: &str, purpose: Purpose) -> String {
 /// Quotes of a word processor, or the separator of another format at the end.
 fn unclean(text: &str, purpose: Purpose) -> Option<String> {
     let clean = text.trim_matches(|c: char| "“”„‘’«»\"'`".contains(c)).trim_end_matches([',', ';', '/']);
-    (clean != text && accepts(clean, purpose)).then(|| format!("{text:?} is no address\nwrite {clean}"))
+    (clean != text && accepts(clean, purpose)).then(|| format!("{text:?} is not an address\nwrite {clean}"))
 }
 
 fn several(text: &str, purpose: Purpose) -> Option<String> {
@@ -114,12 +114,14 @@ fn bad_port(text: &str, purpose: Purpose) -> Option<String> {
         _ => None,
     };
     match number.or_else(|| port_of(port)) {
-        Some(number) => Some(format!("{port:?} is no port for {ip}\nwrite {}", SocketAddr::new(ip, number))),
+        Some(number) => {
+            Some(format!("{port:?} is not a port for {ip}\nwrite {}", SocketAddr::new(ip, number)))
+        }
         None if port == "0" => {
             let right = SocketAddr::new(ip, purpose.port());
             Some(format!("{text:?}: the port must be given, from 1 to 65535\nwrite {right}"))
         }
-        None => Some(format!("{port:?} is no port for {ip}\na port is a number from 1 to 65535")),
+        None => Some(format!("{port:?} is not a port for {ip}\na port is a number from 1 to 65535")),
     }
 }
 
@@ -220,13 +222,13 @@ mod tests {
                 ("https://10.0.0.1", "is a URL", "write 10.0.0.1:443, and `tls: {sni: NAME}` in the pool"),
                 ("http://localhost:3000/", "is a URL", "write localhost:3000"),
                 ("http://app", "is a URL", &format!("use {expected}")),
-                ("10.0.0.1:80/", "is no address", "write 10.0.0.1:80"),
-                ("10.0.0.1:80;", "is no address", "write 10.0.0.1:80"),
-                ("“10.0.0.1:80”", "is no address", "write 10.0.0.1:80"),
-                ("10.0.0.1:http", "is no port", "write 10.0.0.1:80"),
-                ("10.0.0.1:80/tcp", "is no port", "write 10.0.0.1:80"),
+                ("10.0.0.1:80/", "is not an address", "write 10.0.0.1:80"),
+                ("10.0.0.1:80;", "is not an address", "write 10.0.0.1:80"),
+                ("“10.0.0.1:80”", "is not an address", "write 10.0.0.1:80"),
+                ("10.0.0.1:http", "is not a port", "write 10.0.0.1:80"),
+                ("10.0.0.1:80/tcp", "is not a port", "write 10.0.0.1:80"),
                 ("10.0.0.1:0", "must be given", "write 10.0.0.1:80"),
-                ("10.0.0.1:70000", "is no port", "a port is a number from 1 to 65535"),
+                ("10.0.0.1:70000", "is not a port", "a port is a number from 1 to 65535"),
                 ("10.0.0.1:80 weight=3", "more than an address", "write {address: 10.0.0.1:80, weight: 3}"),
                 (
                     "10.0.0.1:80 check weight 3",

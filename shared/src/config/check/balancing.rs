@@ -24,7 +24,7 @@ const MIN_COMPARED: usize = 3;
 const BUDGET_KEYS: [&str; 2] = ["budget_percent", "min_concurrent"];
 
 /// What to do about keys that only choose between backends.
-const ONE_BACKEND: &str = "nothing, if a second backend may join; else remove this";
+const ONE_BACKEND: &str = "no change is needed if a second backend may join; otherwise remove it";
 
 /// A path from the root to a key of a pool.
 macro_rules! path {

@@ -29,7 +29,7 @@ const QUIET: [(&str, LevelFilter); 3] = [
     ("pingora_proxy", LevelFilter::Off),
 ];
 
-const LEVELS: &str = "off, error, warn, info, debug, trace";
+const LEVELS: &str = "none, error, warn, info, debug, trace";
 
 /// Words of other programs for a level.
 const OTHER_WORDS: [(&str, &str); 17] = [
@@ -47,9 +47,10 @@ const OTHER_WORDS: [(&str, &str); 17] = [
     ("panic", "error"),
     ("verbose", "debug"),
     ("all", "trace"),
-    ("silent", "off"),
-    ("quiet", "off"),
-    ("false", "off"),
+    ("silent", "none"),
+    ("quiet", "none"),
+    // What `off` becomes where a tool for YAML 1.1 writes the file.
+    ("false", "none"),
 ];
 
 /// Our modules that log, by the path that their lines begin with.
@@ -267,7 +268,7 @@ impl<'a> Parts<'a> {
 // === levels ===
 
 fn known_level(word: &str) -> Option<LevelFilter> {
-    // Where a YAML 1.1 tool writes the file, `off` would become a boolean.
+    // `off` is the word of other programs for `RUST_LOG`.
     if word.eq_ignore_ascii_case("none") { Some(LevelFilter::Off) } else { word.parse().ok() }
 }
 
@@ -382,7 +383,10 @@ mod tests {
         assert!(
             shows(&filter, "lb_service::proxy", Level::Info) && !shows(&filter, "pingora_core", Level::Info)
         );
-        assert!(!shows(&parse("off,health_service=debug"), "lb_service::proxy", Level::Error));
+        for none in ["none", "off"] {
+            let filter = parse(&format!("{none},health_service=debug"));
+            assert!(!shows(&filter, "lb_service::proxy", Level::Error), "{none}");
+        }
     }
 
     #[test]
@@ -398,7 +402,8 @@ mod tests {
 
     #[test]
     fn unknown_levels_are_refused_with_the_one_that_was_meant() {
-        for (word, meant) in [("warning", "warn"), ("notice", "info"), ("verbose", "debug"), ("inof", "info")]
+        let words = [("warning", "warn"), ("notice", "info"), ("verbose", "debug"), ("inof", "info")];
+        for (word, meant) in words.into_iter().chain(["false", "silent", "quiet"].map(|word| (word, "none")))
         {
             let (alone, of_module) = (refusal(word), refusal(&format!("lb_service={word}")));
             for problem in [alone, of_module] {
