@@ -302,6 +302,23 @@ fn daemons_of_two_users_do_not_share_a_runtime_directory() {
     assert_eq!(tests::get(other.listener, "/").unwrap().status, 200);
 }
 
+#[test]
+fn a_failed_start_with_u_leaves_the_directory_to_the_living_daemon() {
+    let Some(lab) = Lab::of_root() else { return };
+    let origin = Origin::start("one");
+    let daemon = of_nobody(&lab, &origin);
+    let config = lab.path("conf.yaml");
+    let text = fs::read_to_string(&config).unwrap();
+    fs::write(&config, text.replace("user: nobody", "user: www-data")).unwrap();
+    let finished = lab.run(&["-d", "-u", "-c", path_str(&config)]);
+    assert_eq!(finished.code, Some(1), "{finished:?}");
+    assert_eq!(owner(&lab.runtime_directory()), nobody(), "{finished:?}");
+    fs::write(&config, text).unwrap();
+    let finished = lab.run(&["upgrade", "-c", path_str(&config)]);
+    assert_eq!(finished.code, Some(0), "{finished:?}\n{}", lab.error_log());
+    assert_eq!(lab.successor(daemon.process).get("/").unwrap().status, 200);
+}
+
 // === why an upgrade fails ===
 
 #[test]

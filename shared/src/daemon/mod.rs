@@ -310,7 +310,7 @@ impl Held {
         if let Some(directory) = server.working_directory.as_deref().or_else(daemons_own) {
             privileges::enter_directory(directory)?;
         }
-        take_runtime_dir(plan, identity.as_ref(), mode.upgrade)?;
+        check_runtime_dir(plan, identity.as_ref(), mode.upgrade)?;
         let (inherited, mut claim) = if mode.upgrade {
             let search = search(plan, identity.as_ref(), predecessor.as_ref());
             let (inherited, claim) = search.take(upgrade::PATIENCE)?;
@@ -382,7 +382,7 @@ fn search(plan: &Plan, identity: Option<&Identity>, predecessor: Option<&Predece
     Search { paths, user, about: about.particular() }
 }
 
-/// Takes the pid file (or what will become it, in an upgrade) and the sockets, gives what must be given to the user to run as,
+/// Takes the runtime directory, the pid file (or what will become it, in an upgrade) and the sockets, gives what must be given to the user to run as,
 /// and becomes that one.
 fn take_files(
     plan: &Plan,
@@ -390,6 +390,8 @@ fn take_files(
     inherited: Vec<Inherited>,
     claim: Option<&Claim>,
 ) -> Result<(Option<PidFile>, Option<Prepared>, Sockets), StartError> {
+    // Not before the claim: without it the directory belongs to a process that goes on.
+    take_runtime_dir(plan, identity, claim.is_some())?;
     let pid_path = plan.server.pid_file.as_deref();
     let prepared = pid_path.zip(claim).map(|(path, claim)| PidFile::prepare(path, claim.old_pid()));
     let prepared = prepared.transpose()?;
@@ -414,9 +416,7 @@ pub fn preflight(plan: &Plan, upgrade: bool) -> Result<(), StartError> {
     let server = &plan.server;
     let identity = Identity::required(server.user.as_deref(), server.group.as_deref())?;
     check_sources(plan)?;
-    if uses_runtime_dir(plan) {
-        server.runtime.check(identity.as_ref().map_or_else(Uid::effective, Identity::uid), upgrade)?;
-    }
+    check_runtime_dir(plan, identity.as_ref(), upgrade)?;
     upgrade::check_path(&server.upgrade_sock)?;
     if let Some(path) = &server.error_log {
         check_writable(path).map_err(|error| LogError::from(Unusable::new(path, error)))?;
@@ -441,6 +441,16 @@ fn check_sources(plan: &Plan) -> Result<(), StartError> {
     addresses.into_iter().try_for_each(|address| {
         TcpListener::bind((address, 0)).map(drop).map_err(|source| StartError::Source { address, source })
     })
+}
+
+/// Fails when [`take_runtime_dir`] would, and changes nothing.
+fn check_runtime_dir(
+    plan: &Plan,
+    identity: Option<&Identity>,
+    takes_over: bool,
+) -> Result<(), DirectoryError> {
+    let owner = identity.map_or_else(Uid::effective, Identity::uid);
+    if uses_runtime_dir(plan) { plan.server.runtime.check(owner, takes_over) } else { Ok(()) }
 }
 
 /// Makes the directory of files whose paths are not given, if there is one.

@@ -487,10 +487,9 @@ impl Refusal {
     fn text(&self) -> String {
         match self {
             Self::File(problems) => config::text(problems, false),
-            Self::Process { keys, .. } => format!(
-                "a running process cannot change {}: run `load_balancer upgrade`, which loses no request either",
-                keys.join(", ")
-            ),
+            Self::Process { keys, .. } => {
+                format!("a running process cannot change {}: {}", keys.join(", "), remedy(keys))
+            }
             Self::Other(text) => text.clone(),
         }
     }
@@ -517,6 +516,15 @@ impl Refusal {
     }
 }
 
+/// How these keys are changed. An upgrade keeps the user and the group of the running process.
+fn remedy(keys: &[&str]) -> &'static str {
+    if keys.iter().any(|key| ["user", "group"].contains(key)) {
+        "stop it and start it again"
+    } else {
+        "run `load_balancer upgrade`, which loses no request either"
+    }
+}
+
 // === impl Verdict ===
 
 impl Verdict {
@@ -532,6 +540,14 @@ fn objects(problems: &Problems) -> Vec<serde_json::Value> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_upgrade_is_not_advised_for_another_user() {
+        assert!(remedy(&["threads", "pid_file"]).contains("load_balancer upgrade"));
+        for keys in [&["user"][..], &["threads", "group"]] {
+            assert_eq!(remedy(keys), "stop it and start it again");
+        }
+    }
 
     #[test]
     fn an_event_says_what_happens_and_leaves_out_whom() {
