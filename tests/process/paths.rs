@@ -6,7 +6,7 @@ use std::fs;
 use std::net::TcpListener;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use tests::daemon::path_str;
 use tests::process::{Process, started_with};
@@ -223,6 +223,83 @@ fn upgrades_as_another_user_work_with_default_paths() {
     old.process.wait_gone(LONG);
     let left: Vec<_> = fs::read_dir(&runtime).unwrap().map(|entry| entry.unwrap().path()).collect();
     assert!(left.is_empty(), "{left:?}");
+}
+
+/// A directory of root in the lab, as `/var/log/load_balancer` often is, and a configuration with both logs in it.
+fn logs_of_root(lab: &Lab, origin: &Origin) -> (PathBuf, PathBuf) {
+    let logs = lab.path("logs");
+    fs::create_dir(&logs).unwrap();
+    chmod(&logs, 0o755);
+    let access = format!("access_log: {{format: text, path: {}/access.log}}\n", logs.display());
+    let body = format!("user: nobody\n{access}{}", pool(&[origin], ""));
+    let config = lab.config_by_default("conf.yaml", &body);
+    let text = fs::read_to_string(&config).unwrap();
+    let error_log = |directory: &Path| format!("error_log: {}/error.log", directory.display());
+    let text = text.replace(&error_log(lab.directory()), &error_log(&logs));
+    (logs, lab.write("conf.yaml", &text))
+}
+
+#[test]
+fn upgrades_work_with_logs_in_a_directory_of_root_and_rotation_is_warned_about() {
+    let Some(lab) = Lab::of_root() else { return };
+    let origin = Origin::start("one");
+    let (logs, config) = logs_of_root(&lab, &origin);
+    let checked = lab.run(&["check", "-c", path_str(&config)]);
+    let remedy = format!("install -d -o nobody {}", logs.display());
+    assert_eq!((checked.code, checked.stderr.matches("warning[LB078]").count()), (Some(0), 2), "{checked:?}");
+    assert!(checked.stderr.contains(&remedy), "{checked:?}");
+    let old = lab.daemonize_file(&config, &[]);
+    let upgraded = lab.run(&["upgrade", "-c", path_str(&config)]);
+    assert_eq!(upgraded.code, Some(0), "{upgraded:?}");
+    let new = lab.successor(old.process);
+    old.process.wait_gone(LONG);
+    assert_eq!((user(new.process), new.get("/").unwrap().status), (nobody(), 200));
+    tests::tools::run("install", &["-d", "-o", "nobody", path_str(&logs)]);
+    let checked = lab.run(&["check", "--strict", "-c", path_str(&config)]);
+    assert_eq!(checked.code, Some(0), "{checked:?}");
+}
+
+#[test]
+fn a_user_without_rights_to_the_directory_of_logs_is_told_what_to_run() {
+    let Some(lab) = Lab::of_root() else { return };
+    let origin = Origin::start("one");
+    let (logs, config) = logs_of_root(&lab, &origin);
+    let check = || lab.finish(lab.command_as("nobody"), &["check", "-c", path_str(&config)]);
+    let refused = check();
+    let words = ["error[LB070]", "by the user `nobody`", &format!("install -d -o nobody {}", logs.display())];
+    assert!(refused.code == Some(2) && words.iter().all(|word| refused.stderr.contains(word)), "{refused:?}");
+    for log in ["error.log", "access.log"] {
+        fs::write(logs.join(log), "").unwrap();
+        chmod(&logs.join(log), 0o666);
+    }
+    let accepted = check();
+    assert_eq!(accepted.code, Some(0), "{accepted:?}");
+}
+
+#[test]
+fn a_file_that_is_read_is_not_written_to() {
+    let lab = Lab::new();
+    let origin = Origin::start("one");
+    let ca = lab.path("ca.pem");
+    Authority::new().write(&ca).unwrap();
+    let tls = format!("tls: {{sni: a.test, ca: {}}}", ca.display());
+    for (key, file) in [("pid_file", "conf.yaml"), ("error_log", "ca.pem")] {
+        let config = lab.config_with("", &pool(&[&origin], &tls));
+        let text = fs::read_to_string(&config).unwrap();
+        let lines = text.lines().filter(|line| !line.starts_with(key)).collect::<Vec<_>>().join("\n");
+        let text = format!("{key}: {}\n{lines}\n", lab.path(file).display());
+        lab.write("conf.yaml", &text);
+        let before = fs::read_to_string(lab.path(file)).unwrap();
+        for arguments in [&["check"][..], &["-t"], &["-d"]] {
+            let finished = lab.run(&[arguments, &["-c", path_str(&config)]].concat());
+            assert_eq!(finished.code, Some(2), "{finished:?}");
+            assert!(
+                finished.stderr.contains("error[LB071]") && finished.stderr.contains(file),
+                "{finished:?}"
+            );
+        }
+        assert_eq!(fs::read_to_string(lab.path(file)).unwrap(), before);
+    }
 }
 
 #[test]

@@ -17,6 +17,7 @@ use lb_service::config::{
 };
 use lb_service::listener::ListenAddress;
 use lb_service::route::shadowed_by;
+use nix::unistd::Uid;
 use rustls::RootCertStore;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
@@ -30,7 +31,7 @@ use super::plan;
 use super::problem::{Id, Problem, Span};
 use super::secrets::{SecretError, session_keys};
 use super::sections::Config;
-use crate::process::files::reason;
+use crate::process::files::{reason, user_name};
 
 /// The most threads, or tasks, that any key can ask for.
 const MAX_THREADS: usize = 1024;
@@ -251,6 +252,7 @@ fn not_allowed(wish: Wish<'_>, denied: &Denied) -> Problem {
     let (path, what, remedy) = match wish {
         Wish::Read(path) => (path, "read", "g+r"),
         Wish::Enter(path) => (path, "entered", "g+rx"),
+        Wish::CreateIn(path) => (path, "written to", "g+rwx"),
     };
     let path = path.display();
     let message = format!("{path} cannot be {what} by the user `{user}`, which the daemon runs as: {reason}");
@@ -741,22 +743,114 @@ impl Checker<'_> {
                 let problem = Problem::new(Id::PathTaken, message).hint("give each a file of its own");
                 self.report(path, problem.related(self.root.place(earlier), "first named here"));
             } else {
+                self.check_not_read(path, file);
                 self.check_directory(path, file, runtime);
             }
         }
     }
 
+    /// Reports a file that is to be written, and is read for another purpose.
+    fn check_not_read(&mut self, path: &[Step], file: &Path) {
+        let key = self.files_read().into_iter().find_map(|(key, read)| (read == file).then_some(key));
+        let is_configuration = self.context.runtime.configuration() == Some(file);
+        let what = match &key {
+            Some(_) => "is read for another key",
+            None if is_configuration => "is the configuration file",
+            None => return,
+        };
+        let message = format!("{} {what}, and would be overwritten", file.display());
+        let problem = Problem::new(Id::PathTaken, message).hint("name another file");
+        let problem = match key {
+            Some(key) => problem.related(self.root.place(&key), "named here"),
+            None => problem,
+        };
+        self.report(path, problem);
+    }
+
+    /// The files that are read, and the keys that name them.
+    fn files_read(&self) -> Vec<(Vec<Step>, PathBuf)> {
+        let pools = self.config.pools.iter().flat_map(|(name, pool)| {
+            let name = name.written();
+            let ca = pool.tls.as_ref().and_then(|tls| tls.ca.as_ref()).map(|ca| ca.get().0.clone());
+            let keys = pool.sticky.as_ref().and_then(|sticky| sticky.key_file.as_ref());
+            let keys = keys.map(|keys| keys.get().0.clone());
+            [
+                (path!["pools", name, "tls", "ca"].to_vec(), ca),
+                (path!["pools", name, "sticky", "key_file"].to_vec(), keys),
+            ]
+        });
+        let ca_file = self.config.ca_file.as_ref().map(|file| file.get().0.clone());
+        let all = pools.chain([(path!["ca_file"].to_vec(), ca_file)]);
+        all.filter_map(|(key, file)| Some((key, file?))).collect()
+    }
+
     fn check_directory(&mut self, path: &[Step], file: &Path, runtime: &Path) {
         // The runtime directory is created at the start.
         let Some(directory) = file.parent().filter(|directory| *directory != runtime) else { return };
-        if let Some(why) = self.context.files.refuses_new_files(directory) {
-            let message = format!("the directory {} {why}", directory.display());
-            let hint = "create it for the user that the load balancer runs as, or name another";
-            self.report(path, Problem::new(Id::Directory, message).hint(hint));
-        } else if self.context.files.is_directory(file) {
+        let files = self.context.files;
+        let is_log = path == path!["error_log"] || path == path!["access_log", "path"];
+        if files.is_directory(file) {
             let message = format!("{} is a directory, and a file is asked for", file.display());
             self.report(path, Problem::new(Id::Directory, message).hint("name a file in it"));
+        } else if is_log && let Ok(existing) = files.protection(file) {
+            self.check_existing_log(path, file);
+            if existing.is_file {
+                self.check_rotation(path, directory);
+            }
+        } else if let Some(why) = files.refuses_new_files(directory) {
+            let message = format!("the directory {} {why}", directory.display());
+            let hint = self.directory_hint(directory);
+            self.report(path, Problem::new(Id::Directory, message).hint(hint));
+        } else if is_log {
+            self.check_rotation(path, directory);
         }
+    }
+
+    /// A log that exists is opened as it is, also where its directory takes no new files.
+    fn check_existing_log(&mut self, path: &[Step], file: &Path) {
+        if let Some(why) = self.context.files.refuses_writing(file) {
+            self.report(path, Problem::new(Id::Directory, format!("cannot write to {why}")));
+        }
+    }
+
+    /// SIGUSR1 makes the daemon create a log that was moved, with the rights of its user.
+    fn check_rotation(&mut self, path: &[Step], directory: &Path) {
+        if self.config.user.is_none() {
+            return;
+        }
+        if let Some(denied) = self.context.files.denied(self.account(), Wish::CreateIn(directory)) {
+            let Denied { user, reason, .. } = denied;
+            let message = format!(
+                "the user `{user}`, as whom the daemon runs, cannot create files in {}: {reason}",
+                directory.display()
+            );
+            let hint =
+                format!("SIGUSR1 cannot reopen a log that was moved: {}", self.directory_hint(directory));
+            self.report(path, Problem::new(Id::Rotation, message).hint(hint));
+        }
+    }
+
+    /// How the user that the daemon runs as gets a directory to write to. A directory near the root, such as `/var/log`, is
+    /// shared with other programs and keeps its owner.
+    fn directory_hint(&self, directory: &Path) -> String {
+        if !self.context.files.is_directory(directory) {
+            return "create it for the user that the load balancer runs as, or name another".to_owned();
+        }
+        let user = self.user();
+        match directory.components().count() {
+            ..=3 => format!(
+                "run `install -d -o {user} {}/load_balancer` as root, and name a file in it",
+                directory.display().to_string().trim_end_matches('/')
+            ),
+            _ => format!(
+                "run `install -d -o {user} {}` as root, or name another directory",
+                directory.display()
+            ),
+        }
+    }
+
+    fn user(&self) -> String {
+        user_name(Uid::from_raw(self.context.files.uid_of(self.account())))
     }
 
     /// The files that the configuration says are to be created. Two Unix sockets on one path count once: they are found

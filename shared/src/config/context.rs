@@ -13,6 +13,7 @@ use nix::unistd::{AccessFlags, Uid, access};
 use super::MAX_BYTES;
 use super::env::Lookup;
 use super::secrets::{MAX_LENGTH, Protection};
+use crate::process::files::{Unusable, check_writable, user_name};
 use crate::process::privileges::Identity;
 use crate::process::runtime::RuntimeFiles;
 
@@ -65,6 +66,11 @@ pub trait Files {
     /// Why no file can be created in a directory, in words; `None` if it can.
     fn refuses_new_files(&self, directory: &Path) -> Option<String>;
 
+    /// Why an existing file cannot be written to, with its name and the remedy; `None` if it can.
+    fn refuses_writing(&self, _file: &Path) -> Option<String> {
+        None
+    }
+
     /// Whether the path is that of an existing directory.
     fn is_directory(&self, path: &Path) -> bool;
 
@@ -93,6 +99,8 @@ pub enum Wish<'a> {
     Read(&'a Path),
     /// Enter a directory.
     Enter(&'a Path),
+    /// Create files in a directory.
+    CreateIn(&'a Path),
 }
 
 /// Why the daemon could not do what it will want to.
@@ -182,9 +190,13 @@ impl Files for RealFiles {
             Ok(metadata) if !metadata.is_dir() => Some("is not a directory".to_owned()),
             Ok(_) => match access(directory, AccessFlags::W_OK | AccessFlags::X_OK) {
                 Ok(()) => None,
-                Err(error) => Some(format!("cannot be written to: {}", error.desc())),
+                Err(error) => Some(not_writable(error)),
             },
         }
+    }
+
+    fn refuses_writing(&self, file: &Path) -> Option<String> {
+        check_writable(file).err().map(|source| Unusable::new(file, source).to_string())
     }
 
     fn is_directory(&self, path: &Path) -> bool {
@@ -203,11 +215,17 @@ impl Files for RealFiles {
     }
 }
 
+fn not_writable(error: Errno) -> String {
+    let user = user_name(Uid::effective());
+    format!("cannot be written to by the user `{user}`: {}", error.desc().to_lowercase())
+}
+
 /// What stands in the way of this thread.
 fn obstacle(wish: Wish<'_>) -> Option<String> {
     let (path, flags) = match wish {
         Wish::Read(path) => (path, AccessFlags::R_OK),
         Wish::Enter(path) => (path, AccessFlags::X_OK),
+        Wish::CreateIn(path) => (path, AccessFlags::W_OK | AccessFlags::X_OK),
     };
     let error = access(path, flags).err().filter(|error| *error == Errno::EACCES)?;
     let is_closed = |directory: &&Path| access(*directory, AccessFlags::X_OK) == Err(Errno::EACCES);

@@ -134,12 +134,13 @@ ids! {
     "060" Warning MissingName "TLS to the backends verifies certificates, but no name is given that they must be for: they must be for the addresses.",
     "061" Error Certificates "A file of certificates cannot be read, or holds none.",
     "062" Error SessionKeys "The file with the keys of session cookies cannot be read, holds no keys, or is open to other users.",
-    "070" Error Directory "The directory of a file that is to be created is missing, or cannot be written to.",
+    "070" Error Directory "The directory of a file that is to be created is missing, or cannot be written to, or the file itself cannot.",
     "071" Error PathTaken "Two parts of the configuration want to use the same file.",
     "072" Error Incomplete "Two keys only work together, and one of them is missing.",
     "073" Error NoStandardOutput "A daemon has no standard output to write the access log to.",
     "074" Error Account "There is no such user, or no such group, on this machine.",
     "077" Error NotAllowed "A file or directory that the daemon needs later is closed to the user that it runs as (`user`, `group`).",
+    "078" Warning Rotation "The user that the daemon runs as (`user`, `group`) cannot create files in the directory of a log, so a rotation that moves the log fails.",
 }
 
 /// The severity of the kind with this id, such as `LB012`, and one line about it; `None` if there is no such kind.

@@ -57,7 +57,7 @@ fn every_kind_of_problem_has_a_fixture() {
     let shown = |id: &ProblemId| all.contains(&format!("{}[{id}]", id.severity()));
     let without: BTreeSet<ProblemId> = ProblemId::ALL.iter().copied().filter(|id| !shown(id)).collect();
     // Only root can find out that something is not allowed; a process test shows it.
-    let elsewhere = BTreeSet::from([ProblemId::Unreadable, ProblemId::NotAllowed]);
+    let elsewhere = BTreeSet::from([ProblemId::Unreadable, ProblemId::NotAllowed, ProblemId::Rotation]);
     assert_eq!(without, elsewhere, "no fixture shows these");
 }
 
