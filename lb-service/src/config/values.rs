@@ -705,7 +705,7 @@ mod tests {
         assert!(refusal::<AbsolutePath>("a.pid").contains("relative"));
         assert!(refusal::<AbsolutePath>("/run/").contains("directory"));
         assert!(refusal::<AbsolutePath>("/").contains("directory"));
-        assert!(refusal::<ReadPath>("").contains("no path"));
+        assert!(refusal::<ReadPath>("").contains("not a path"));
     }
 
     #[test]

@@ -326,9 +326,9 @@ mod tests {
         assert!(why("POST", "/v1/reload", r#"{"dry": true}"#).contains("unknown field `dry`"));
         assert!(why("POST", "/v1/upgrade", r#"{"now": true}"#).contains("unknown field `now`"));
         assert!(why("GET", "/v1/events?since=3", "").contains("no parameter `since`"));
-        assert!(why("GET", "/v1/events?after=x", "").contains("no number"));
+        assert!(why("GET", "/v1/events?after=x", "").contains("not a number"));
         assert!(why("GET", "/v1/events?process=-1", "").contains("`process` is not a number"));
-        assert!(why("GET", "/v1/events?wait=-1", "").contains("no number"));
+        assert!(why("GET", "/v1/events?wait=-1", "").contains("not a number"));
         assert!(why("DELETE", "/v1/pools/web/backends/web", "").contains("10.0.0.1:80"));
         let weight = why("PUT", "/v1/pools/web/backends/10.0.0.1:80/weight", r#"{"weight": 0}"#);
         assert!(weight.contains("1 to 1000"), "{weight}");
