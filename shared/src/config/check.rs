@@ -792,9 +792,9 @@ impl Checker<'_> {
         if files.is_directory(file) {
             let message = format!("{} is a directory, and a file is asked for", file.display());
             self.report(path, Problem::new(Id::Directory, message).hint("name a file in it"));
-        } else if is_log && let Ok(existing) = files.protection(file) {
+        } else if is_log && let Some(is_regular) = files.is_regular_file(file) {
             self.check_existing_log(path, file);
-            if existing.is_file {
+            if is_regular {
                 self.check_rotation(path, directory);
             }
         } else if let Some(why) = files.refuses_new_files(directory) {
@@ -821,7 +821,7 @@ impl Checker<'_> {
         if let Some(denied) = self.context.files.denied(self.account(), Wish::CreateIn(directory)) {
             let Denied { user, reason, .. } = denied;
             let message = format!(
-                "the user `{user}`, as whom the daemon runs, cannot create files in {}: {reason}",
+                "the user `{user}`, which the daemon runs as, cannot create files in {}: {reason}",
                 directory.display()
             );
             let hint =

@@ -66,6 +66,11 @@ pub trait Files {
     /// Why no file can be created in a directory, in words; `None` if it can.
     fn refuses_new_files(&self, directory: &Path) -> Option<String>;
 
+    /// Whether what is at the path is a regular file; `None` if nothing is there.
+    fn is_regular_file(&self, _path: &Path) -> Option<bool> {
+        None
+    }
+
     /// Why an existing file cannot be written to, with its name and the remedy; `None` if it can.
     fn refuses_writing(&self, _file: &Path) -> Option<String> {
         None
@@ -181,6 +186,10 @@ impl Files for RealFiles {
     fn uid_of(&self, account: Account<'_>) -> u32 {
         let identity = Identity::resolve(account.user, account.group).ok().flatten();
         identity.map_or_else(Uid::effective, |identity| identity.uid()).as_raw()
+    }
+
+    fn is_regular_file(&self, path: &Path) -> Option<bool> {
+        fs::metadata(path).ok().map(|metadata| metadata.is_file())
     }
 
     fn refuses_new_files(&self, directory: &Path) -> Option<String> {
