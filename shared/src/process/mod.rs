@@ -13,7 +13,7 @@
 //!    happens in that second process.
 //! 3. The [error log](logging) is opened, the working directory entered.
 //! 4. Without `-u`: the [pid file](pid_file) is locked, then every [listener](sockets) is bound.
-//!    With `-u`: the running process's sockets are [taken](upgrade::take), and only the new ones bound.
+//!    With `-u`: the running process's sockets are [taken](upgrade::Search::take), and only the new ones bound.
 //! 5. [Privileges](privileges) are dropped.
 //! 6. Pingora's `Server` starts the services; the signal handlers are installed; the first health checks run. HUP, USR1 and USR2 that
 //!    came before, from step 4 on, are [carried out now](handlers::Early).

@@ -3,10 +3,10 @@
 //! The kernel gives a port to two sockets only when both have `SO_REUSEPORT` while the second is bound and begins to
 //! listen, and when both belong to one user. The option is set for these two calls and then cleared on both, so that a
 //! second daemon fails at once, before the move and after it. A socket belongs to the user that made it, who may be
-//! root where the daemon is not any more; so the start [gives](give) it to the user of the daemon.
+//! root where the daemon is not any more; so the start gives it to the user of the daemon.
 //!
 //! Both sockets then listen. The kernel prefers the more specific address, so connections may still arrive at the old
-//! socket, and closing it would cut those that are not accepted yet. The old socket is therefore made [deaf](deafen)
+//! socket, and closing it would cut those that are not accepted yet. The old socket is therefore made deaf (`deafen`)
 //! first: new connections reach the new socket, and the old one goes on with those that have begun.
 
 use std::io;

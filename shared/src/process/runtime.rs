@@ -69,7 +69,7 @@ pub enum DirectoryError {
 // === impl RuntimeFiles ===
 
 impl RuntimeFiles {
-    /// Those in `directory` of a daemon with this configuration file, by its [canonical](canonical) path, or without one.
+    /// Those in `directory` of a daemon with this configuration file, by its [canonical] path, or without one.
     pub fn new(directory: PathBuf, file: Option<PathBuf>) -> Self {
         let room = MAX_SOCKET_PATH.saturating_sub(directory.as_os_str().len() + AROUND_STEM);
         let named = file.as_deref().filter(|file| *file != Path::new(STANDARD));

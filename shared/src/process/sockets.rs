@@ -13,7 +13,7 @@
 //!
 //! # Addresses that overlap
 //!
-//! A new address may overlap with one that is given up, whose socket still listens; see [`moves`](super::moves). It is
+//! A new address may overlap with one that is given up, whose socket still listens; see [`moves`]. It is
 //! bound beside that one by [`Sockets::take_over`] in a reload, and by [`Sockets::adopt`] in an upgrade, where it does
 //! not listen before [`Sockets::listen_beside`]: until then the old process serves alone.
 //!
