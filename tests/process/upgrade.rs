@@ -732,7 +732,8 @@ fn who_gave_up_root_starts_its_successor_as_the_user_it_has_become() {
     let another = format!("  - {{address: \"unix:{}/web.sock\"}}\n", closed.display());
     lab.config_with(&format!("listeners:\n  - {{address: \"{}\"}}\n{another}", lab.listener), &body);
     new.process.signal(Signal::SIGUSR2);
-    let reason = new.logged(&["upgrade failed", "closed cannot be written to: Permission denied"]);
+    let reason = new
+        .logged(&["upgrade failed", "closed cannot be written to by the user `www-data`: permission denied"]);
     assert!(reason.contains("ended with exit code"), "{reason}");
     assert_eq!(new.get("/").unwrap().status, 200);
 
