@@ -258,7 +258,7 @@ impl<S: Sink> Writer<S> {
             let flushes = std::mem::take(&mut *self.shared.flushes());
             self.drain();
             for flush in flushes {
-                // Who has waited for too long is gone.
+                // A caller of flush that waited for too long is gone.
                 let _ = flush.try_send(());
             }
             if self.shared.flushes().is_empty() {

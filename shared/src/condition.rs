@@ -63,7 +63,7 @@ impl Moment {
 // === impl Condition ===
 
 impl Condition {
-    /// Of a backend that is in this `state` at this moment.
+    /// Describes a backend that is in this `state` at this moment.
     pub fn of(backend: &Backend, state: State, known: Known<'_>, at: Moment) -> Self {
         Self { reason: reason(backend, state, known, at), since: since(backend, state, known, at) }
     }

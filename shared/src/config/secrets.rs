@@ -11,7 +11,7 @@ use lb_service::pool::SessionKeys;
 use super::context::Files;
 use crate::process::files::reason;
 
-/// Who may read a file, and whether it can hold a secret.
+/// The owner and the mode of a file, which decide whether it can hold a secret.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Protection {
     /// Whether it is a regular file, and no directory, pipe or device.

@@ -53,7 +53,7 @@ impl Farewells {
             "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
         );
         for mut connection in self.connections().drain(..) {
-            // Whoever has left does not want it.
+            // A client that has left does not read it.
             let _ = connection.write_all(answer.as_bytes());
             // The kernel closes it, with everything else of the process.
             let _open = connection.into_raw_fd();

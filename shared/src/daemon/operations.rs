@@ -26,7 +26,7 @@ pub(super) struct Hands {
     pub(super) secret: Arc<str>,
     pub(super) upgrades: Upgrades,
     pub(super) stops: Stops,
-    /// Who is told how the process has ended.
+    /// The connections that get the outcome of the process.
     pub(super) farewells: Farewells,
     /// The control socket.
     pub(super) socket: PathBuf,
