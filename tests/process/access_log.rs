@@ -1,4 +1,4 @@
-//! The access log: one line per request, whatever became of it.
+//! The access log, which has one line per request, whether it succeeds or fails.
 
 use std::fs;
 use std::path::Path;
@@ -9,12 +9,12 @@ use tests::{Lab, Origin, Signal};
 
 use crate::pool;
 
-/// The section `access_log`, to a file.
+/// The section `access_log` that writes to the file `path`.
 fn to_file(format: &str, path: &Path) -> String {
     format!("access_log: {{format: {format}, path: {}}}\n", path.display())
 }
 
-/// The lines of a log once it has this many.
+/// Waits until a log has `count` lines, and returns them.
 #[track_caller]
 fn lines(path: &Path, count: usize) -> Vec<String> {
     let read = || fs::read_to_string(path).unwrap_or_default();
@@ -25,7 +25,7 @@ fn lines(path: &Path, count: usize) -> Vec<String> {
 }
 
 #[test]
-fn text_has_a_line_per_request_with_all_that_is_known() {
+fn the_text_format_has_one_line_per_request_with_every_field() {
     let (lab, origin) = (Lab::new(), Origin::start("one"));
     let path = lab.path("access.log");
     let daemon = lab.start(&format!("{}{}", to_file("text", &path), pool(&[&origin], "")));
@@ -48,7 +48,7 @@ fn text_has_a_line_per_request_with_all_that_is_known() {
 }
 
 #[test]
-fn json_has_an_object_per_request_with_all_that_is_known() {
+fn the_json_format_has_one_object_per_request_with_every_field() {
     let (lab, origin) = (Lab::new(), Origin::start("one"));
     let path = lab.path("access.log");
     let daemon = lab.start(&format!("{}{}", to_file("json", &path), pool(&[&origin], "")));
@@ -100,7 +100,7 @@ fn failed_requests_are_logged_with_their_reason() {
 }
 
 #[test]
-fn usr1_reopens_the_file_and_no_line_is_lost() {
+fn sigusr1_reopens_the_access_log_and_loses_no_line() {
     let (lab, origin) = (Lab::new(), Origin::start("one"));
     let (path, moved) = (lab.path("access.log"), lab.path("access.log.1"));
     let daemon = lab.start(&format!("{}{}", to_file("text", &path), pool(&[&origin], "")));
@@ -110,27 +110,27 @@ fn usr1_reopens_the_file_and_no_line_is_lost() {
     daemon.get("/between").unwrap();
     lines(&moved, 2);
     daemon.signal(Signal::SIGUSR1);
-    wait::until(LONG, "the file is there again", || path.exists());
+    wait::until(LONG, "the file exists again", || path.exists());
     daemon.get("/after").unwrap();
     assert!(lines(&path, 1)[0].contains("/after"));
     lines(&moved, 2);
 }
 
 #[test]
-fn usr1_reopens_the_error_log_too() {
+fn sigusr1_reopens_the_error_log() {
     let (lab, origin) = (Lab::new(), Origin::start("one"));
     let daemon = lab.daemonize(&pool(&[&origin], ""));
     let (path, moved) = (lab.path("error.log"), lab.path("error.log.1"));
     fs::rename(&path, &moved).unwrap();
     daemon.process.signal(Signal::SIGUSR1);
-    wait::until(LONG, "the file is there again", || path.exists());
+    wait::until(LONG, "the file exists again", || path.exists());
     daemon.process.signal(Signal::SIGTERM);
     daemon.process.wait_gone(LONG);
-    assert!(!fs::read_to_string(&path).unwrap().is_empty(), "the end is not in the new file");
+    assert!(!fs::read_to_string(&path).unwrap().is_empty(), "the new file lacks the last lines");
 }
 
 #[test]
-fn none_writes_nothing_and_without_a_path_it_is_standard_output() {
+fn format_none_writes_nothing_and_the_default_path_is_standard_output() {
     let (lab, origin) = (Lab::new(), Origin::start("one"));
     let daemon = lab.start(&format!("access_log: {{format: none}}\n{}", pool(&[&origin], "")));
     daemon.get("/silent").unwrap();
@@ -143,7 +143,7 @@ fn none_writes_nothing_and_without_a_path_it_is_standard_output() {
 }
 
 #[test]
-fn what_a_client_sends_stays_within_its_line() {
+fn client_input_stays_within_its_log_line() {
     let (lab, origin) = (Lab::new(), Origin::start("one"));
     let path = lab.path("access.log");
     let daemon = lab.start(&format!("{}{}", to_file("json", &path), pool(&[&origin], "")));

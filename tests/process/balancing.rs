@@ -1,6 +1,6 @@
-//! Which backend a request goes to: policies, hashes, sessions, backups and slow starts, seen from outside.
+//! The choice of a backend for each request: policies, hashes, sessions, backups and slow start.
 
-#![expect(clippy::print_stdout, reason = "the numbers are what these tests are for")]
+#![expect(clippy::print_stdout, reason = "these tests print what they measure")]
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -15,19 +15,19 @@ use tests::{Answer, Behaviour, Connection, Daemon, Gate, Lab, Origin, Response};
 
 use crate::{pool, tally};
 
-/// Which origin a key goes to.
+/// The origin to which each key goes.
 type Mapping = BTreeMap<String, String>;
 
-/// Quick checks of the ports.
+/// Frequent TCP health checks.
 const CHECKED: &str =
     "health_check: {type: tcp, interval: 200ms, fast_interval: 200ms, rise: 1, fall: 1, jitter: 0}";
 
-/// Origins `o0`, `o1`, …
+/// Starts origins named `o0`, `o1`, ….
 pub(crate) fn origins(count: usize) -> Vec<Origin> {
     (0..count).map(|number| Origin::start(&format!("o{number}"))).collect()
 }
 
-/// The section `pools` with one pool of these origins and further keys of each, such as `weight: 2`.
+/// The section `pools` with one pool of these origins. Each origin comes with further keys, such as `weight: 2`.
 pub(crate) fn pool_with(backends: &[(&Origin, &str)], more: &str) -> String {
     let one = |(origin, keys): &(&Origin, &str)| {
         let comma = if keys.is_empty() { "" } else { ", " };
@@ -37,29 +37,29 @@ pub(crate) fn pool_with(backends: &[(&Origin, &str)], more: &str) -> String {
     pool(&[], more).replace(" []\n", &format!("\n{list}"))
 }
 
-/// As [`pool_with`], with a weight for each.
+/// Like [`pool_with`], but takes a weight for each origin.
 fn weighted(origins: &[Origin], weights: &[u32], more: &str) -> String {
     let keys: Vec<String> = weights.iter().map(|weight| format!("weight: {weight}")).collect();
     let backends: Vec<_> = origins.iter().zip(keys.iter().map(String::as_str)).collect();
     pool_with(&backends, more)
 }
 
-/// As [`pool`](crate::pool), of origins in a list.
+/// Like [`pool`](crate::pool), but takes a slice of origins.
 pub(crate) fn equal(origins: &[Origin], more: &str) -> String {
     pool(&origins.iter().collect::<Vec<_>>(), more)
 }
 
-/// The origins that answer `count` requests, one after the other.
+/// Sends `count` requests one after the other, and returns the name of the origin that serves each.
 #[track_caller]
-fn answering(daemon: &Daemon, count: usize) -> Vec<String> {
+fn served_by(daemon: &Daemon, count: usize) -> Vec<String> {
     let mut client = daemon.connect();
     (0..count).map(|_| client.get("/").unwrap().origin().to_owned()).collect()
 }
 
-/// How many of `count` requests each origin answers, printed.
+/// Sends `count` requests, prints how many of them each origin serves, and returns these numbers.
 #[track_caller]
 fn shares(what: &str, daemon: &Daemon, count: usize) -> BTreeMap<String, usize> {
-    let shares: BTreeMap<_, _> = tally(answering(daemon, count)).into_iter().collect();
+    let shares: BTreeMap<_, _> = tally(served_by(daemon, count)).into_iter().collect();
     println!("{what}: {shares:?} of {count}");
     shares
 }
@@ -68,25 +68,25 @@ fn share_of(shares: &BTreeMap<String, usize>, origin: &Origin) -> usize {
     shares.get(origin.name()).copied().unwrap_or(0)
 }
 
-/// The requests that each origin works on now.
+/// The number of requests in flight at each origin.
 fn working(origins: &[Origin]) -> Vec<u64> {
     origins.iter().map(Origin::working).collect()
 }
 
-/// Sends requests that are not answered yet, each when the one before has come to an origin.
+/// Sends requests without reading their responses. Each is sent once the one before has arrived at an origin.
 #[track_caller]
 fn hold(daemon: &Daemon, origins: &[Origin], count: u64, target: &str) -> Vec<Connection> {
     let all = || working(origins).iter().sum::<u64>();
     let one = |_| {
         let before = all();
         let client = daemon.begin(target);
-        wait::until(LONG, "the request has come to an origin", || all() > before);
+        wait::until(LONG, "the request has arrived at an origin", || all() > before);
         client
     };
     (0..count).map(one).collect()
 }
 
-/// Lets every origin hold its answers; one gate for each.
+/// Makes every origin hold back its responses until its gate opens. Returns one gate per origin.
 fn close_gates(origins: &[Origin]) -> Vec<Gate> {
     let close = |origin: &Origin| {
         let gate = Gate::closed();
@@ -106,17 +106,18 @@ fn wait_up(daemon: &Daemon, origin: &Origin, up: f64) {
 // ===== policies without a key =====
 
 #[test]
-fn random_draws_by_weight_and_in_no_order() {
+fn random_draws_by_weight_and_in_no_fixed_order() {
     let (lab, origins) = (Lab::new(), origins(3));
     let daemon = lab.start(&weighted(&origins, &[1, 2, 5], "policy: random"));
-    let names = answering(&daemon, 1600);
+    let names = served_by(&daemon, 1600);
     let counts = tally(names.clone());
     println!("random: {counts:?} of 1600");
-    // Seven standard deviations: one run in 10^11 is outside.
+    // The bounds are seven standard deviations: one run in 10^11 exceeds them.
     for ((name, count), (expected, bound)) in counts.iter().zip([(200, 93), (400, 122), (1000, 136)]) {
         assert!(count.abs_diff(expected) <= bound, "{name}: {count}, not {expected} ± {bound}");
     }
-    // A sequence that takes turns would have one, two and five in each eight; drawing has so in an eighth of them.
+    // Round robin would have counts of 1, 2 and 5 in every group of eight. Random draws have them in an eighth of the
+    // groups.
     let as_turns = |eight: &&[String]| tally(eight.iter().cloned()).iter().map(|(_, n)| *n).eq([1, 2, 5]);
     let as_turns = names.chunks(8).filter(as_turns).count();
     println!("random: {as_turns} of 200 groups of eight are exactly even");
@@ -124,7 +125,7 @@ fn random_draws_by_weight_and_in_no_order() {
 }
 
 #[test]
-fn least_request_leaves_out_who_holds_requests() {
+fn least_request_avoids_a_busy_backend() {
     let (lab, origins) = (Lab::new(), origins(3));
     let daemon = lab.start(&equal(&origins, "policy: least_request"));
     let gates = close_gates(&origins);
@@ -135,7 +136,7 @@ fn least_request_leaves_out_who_holds_requests() {
         origin.behave(Behaviour::Answer(Answer::ok("")));
         gate.open();
     }
-    wait::until(LONG, "four are answered", || {
+    wait::until(LONG, "four requests are complete", || {
         daemon.metric("lb_upstream_requests_in_flight", &["pool=\"web\""]) == 2.0
     });
     let others = shares("least_request while o0 holds two", &daemon, 60);
@@ -151,19 +152,19 @@ fn least_request_leaves_out_who_holds_requests() {
 }
 
 #[test]
-fn round_robin_does_not_leave_out_who_holds_requests() {
+fn round_robin_ignores_requests_in_flight() {
     let (lab, origins) = (Lab::new(), origins(3));
     let daemon = lab.start(&equal(&origins, "policy: round_robin"));
     let gates = close_gates(&origins[..1]);
     let held: Vec<_> = (0..12).map(|_| daemon.begin("/held")).collect();
-    wait::until(LONG, "a third of all is held", || origins[0].working() == 4);
-    println!("round_robin: 12 requests, {:?} held, {} and {} answered", working(&origins), 4, 4);
+    wait::until(LONG, "a third of the requests is held", || origins[0].working() == 4);
+    println!("round_robin: 12 requests, {:?} held, {} and {} served", working(&origins), 4, 4);
     gates[0].open();
     drop(held);
 }
 
 #[test]
-fn least_request_divides_by_weight() {
+fn least_request_divides_the_load_by_weight() {
     let (lab, origins) = (Lab::new(), origins(2));
     let daemon = lab.start(&weighted(&origins, &[1, 3], "policy: least_request"));
     let gates = close_gates(&origins);
@@ -174,9 +175,9 @@ fn least_request_divides_by_weight() {
     drop(held);
 }
 
-/// More than four backends are not all compared: of two that are drawn the better one is taken.
+/// A pool of more than four backends does not compare all of them: it draws two and takes the less loaded one.
 #[test]
-fn least_request_of_many_hardly_ever_takes_the_busy_one() {
+fn least_request_among_many_backends_rarely_picks_the_busy_one() {
     let (lab, origins) = (Lab::new(), origins(8));
     let daemon = lab.start(&equal(&origins, "policy: least_request"));
     let gates = close_gates(&origins);
@@ -191,26 +192,26 @@ fn least_request_of_many_hardly_ever_takes_the_busy_one() {
         gate.open();
     }
     let in_flight = || daemon.metric("lb_upstream_requests_in_flight", &["pool=\"web\""]);
-    wait::until(LONG, "all but three are answered", || in_flight() == 3.0);
+    wait::until(LONG, "all but three requests are complete", || in_flight() == 3.0);
     let counts = || (origins[0].working(), origins[1..].iter().map(Origin::requests).sum::<u64>());
     for _ in 0..100 {
         let (before, mut client) = (counts(), daemon.begin("/"));
-        wait::until(LONG, "it has come to an origin", || counts() != before);
+        wait::until(LONG, "the request has arrived at an origin", || counts() != before);
         if counts().0 == before.0 {
             client.response("GET").unwrap();
         }
         held.push(client);
     }
     let to_busy = origins[0].working() - 3;
-    println!("least_request of 8: {to_busy} of 100 requests to the one that holds three");
-    // Only when all draws of the second are the first one again: (1/8)^9 each.
+    println!("least_request of 8: {to_busy} of 100 requests go to the backend that holds three");
+    // The busy backend is taken only if all draws of the second candidate repeat the first: (1/8)^9 per request.
     assert!(to_busy <= 1, "{to_busy}");
     gates[0].open();
 }
 
-/// Three origins of which `o0` is by far the quickest, so that it gets nearly all, until it behaves otherwise; what it
-/// gets of the next twelve.
-fn after_a_change(behaviour: Behaviour) -> usize {
+/// The number of requests, out of twelve, that `o0` gets after its behaviour changes. Before the change, `o0` is by far
+/// the quickest of three origins and gets nearly all requests.
+fn share_after_a_change(behaviour: Behaviour) -> usize {
     let (lab, origins) = (Lab::new(), origins(3));
     for origin in &origins[1..] {
         origin.behave(Behaviour::Slow(Duration::from_millis(300), Answer::ok("")));
@@ -226,33 +227,33 @@ fn after_a_change(behaviour: Behaviour) -> usize {
 #[test]
 fn peak_ewma_moves_away_from_a_backend_that_became_slow() {
     let slow = Behaviour::Slow(Duration::from_millis(1500), Answer::ok(""));
-    let after = after_a_change(slow);
+    let after = share_after_a_change(slow);
     assert!((1..=2).contains(&after), "{after}");
 }
 
 #[test]
-fn peak_ewma_moves_away_from_a_backend_that_asks_for_a_pause() {
+fn peak_ewma_moves_away_from_a_backend_that_sends_retry_after() {
     let busy = Answer::status(429, "").with("Retry-After", "20");
-    let after = after_a_change(Behaviour::Answer(busy));
+    let after = share_after_a_change(Behaviour::Answer(busy));
     assert!((1..=2).contains(&after), "{after}");
 }
 
-/// What the test before would see if the answer, not its status, were what counts.
+/// Shows that the test above observes the effect of the status and `Retry-After`, and not of any other property.
 #[test]
-fn peak_ewma_stays_with_a_backend_that_is_quick_and_asks_for_nothing() {
-    let after = after_a_change(Behaviour::Answer(Answer::status(404, "")));
+fn peak_ewma_stays_with_a_quick_backend_that_sends_no_retry_after() {
+    let after = share_after_a_change(Behaviour::Answer(Answer::status(404, "")));
     assert!(after >= 9, "{after}");
 }
 
 #[test]
-fn peak_ewma_starves_none_of_several_equal_idle_backends() {
+fn peak_ewma_uses_all_of_several_equal_idle_backends() {
     let (lab, origins) = (Lab::new(), origins(3));
     let daemon = lab.start(&equal(&origins, "policy: peak_ewma"));
     let shares = shares("peak_ewma, all equal and idle", &daemon, 30);
     assert_eq!(shares.len(), 3, "{shares:?}");
 }
 
-/// Whoever stands after the one that is down does not get its share too.
+/// The backend that follows the one that is down must not get both shares.
 #[test]
 fn least_request_is_even_between_idle_backends_when_another_is_down() {
     for down in 0..3 {
@@ -267,7 +268,7 @@ fn least_request_is_even_between_idle_backends_when_another_is_down() {
 
 // ===== hashes =====
 
-/// The origin that each of `keys` keys goes to, in the query.
+/// Sends `keys` requests, each with its own key in the query, and returns the origin that serves each key.
 #[track_caller]
 fn mapping(address: SocketAddr, keys: usize) -> Mapping {
     let mut client = Connection::open(address).unwrap();
@@ -280,7 +281,7 @@ fn mapping(address: SocketAddr, keys: usize) -> Mapping {
     (0..keys).map(&mut ask).collect()
 }
 
-/// The keys that are not where they were.
+/// The keys that moved to another origin, each with the origin it had before.
 fn moved<'a>(before: &'a Mapping, after: &Mapping) -> Vec<(&'a str, &'a str)> {
     let moved = before.iter().filter(|(key, origin)| after[*key] != **origin);
     moved.map(|(key, origin)| (key.as_str(), origin.as_str())).collect()
@@ -295,7 +296,7 @@ fn hash(policy: &str) -> String {
 }
 
 #[test]
-fn consistent_hash_sends_keys_where_nginx_does_and_only_those_of_a_lost_backend_move() {
+fn consistent_hash_places_keys_as_nginx_does_and_moves_only_those_of_a_lost_backend() {
     let (lab, mut origins) = (Lab::new(), origins(5));
     let weights = [1, 2, 1, 3, 1];
     let of_nginx: Vec<_> = origins.iter().zip(weights).map(|(o, weight)| (o.address, weight)).collect();
@@ -305,7 +306,7 @@ fn consistent_hash_sends_keys_where_nginx_does_and_only_those_of_a_lost_backend_
     let (ours, theirs) = (mapping(daemon.listener, 500), mapping(nginx.address, 500));
     let differences = moved(&ours, &theirs);
     println!(
-        "consistent_hash: {} of 500 keys elsewhere than with nginx; {:?}",
+        "consistent_hash: {} of 500 keys go to another backend than with nginx; {:?}",
         differences.len(),
         counts(&ours)
     );
@@ -325,7 +326,7 @@ fn consistent_hash_sends_keys_where_nginx_does_and_only_those_of_a_lost_backend_
 }
 
 #[test]
-fn maglev_is_the_same_after_a_restart_and_on_every_instance() {
+fn maglev_places_keys_identically_after_a_restart_and_on_every_instance() {
     let (lab, other, origins) = (Lab::new(), Lab::new(), origins(5));
     let mut daemon = lab.start(&equal(&origins, &hash("maglev")));
     let before = mapping(daemon.listener, 500);
@@ -333,12 +334,12 @@ fn maglev_is_the_same_after_a_restart_and_on_every_instance() {
     let again = lab.start(&equal(&origins, &hash("maglev")));
     let reversed: Vec<&Origin> = origins.iter().rev().collect();
     let instance = other.start(&pool(&reversed, &hash("maglev")));
-    // Would move all keys if backends took turns.
+    // With round robin, this request would move all keys.
     again.get("/?k=another").unwrap();
     let (after, there) = (mapping(again.listener, 500), mapping(instance.listener, 500));
     let (changed, different) = (moved(&before, &after), moved(&before, &there));
     println!(
-        "maglev: {:?}; {} of 500 keys move by a restart, {} are elsewhere on another instance",
+        "maglev: {:?}; {} of 500 keys move after a restart, {} differ on another instance",
         counts(&before),
         changed.len(),
         different.len()
@@ -347,14 +348,14 @@ fn maglev_is_the_same_after_a_restart_and_on_every_instance() {
     drop(again);
     let ring = lab.start(&equal(&origins, &hash("consistent_hash")));
     let elsewhere = moved(&before, &mapping(ring.listener, 500)).len();
-    println!("maglev: {elsewhere} of 500 keys elsewhere than with consistent_hash");
+    println!("maglev: {elsewhere} of 500 keys go to another backend than with consistent_hash");
     assert!(elsewhere > 250, "{elsewhere}");
-    // Even: seven standard deviations of 500 keys that fall on one of five at random.
+    // The bound is seven standard deviations of 500 keys that fall on five backends at random.
     assert!(counts(&before).iter().all(|(_, count)| count.abs_diff(100) < 63), "{:?}", counts(&before));
 }
 
 #[test]
-fn maglev_moves_few_keys_when_a_backend_leaves_and_its_own_only_when_it_is_down() {
+fn maglev_moves_few_other_keys_when_a_backend_is_removed_and_none_when_it_is_down() {
     let (lab, other, mut origins) = (Lab::new(), Lab::new(), origins(5));
     let daemon = lab.start(&equal(&origins, &format!("{}\n{CHECKED}", hash("maglev"))));
     let all = mapping(daemon.listener, 500);
@@ -362,8 +363,8 @@ fn maglev_moves_few_keys_when_a_backend_leaves_and_its_own_only_when_it_is_down(
     let without = mapping(fewer.listener, 500);
     let gone = moved(&all, &without);
     let others = gone.iter().filter(|(_, origin)| *origin != "o4").count();
-    println!("maglev: without o4 {} of 500 keys move, {others} of them from others", gone.len());
-    // The paper has a few in a hundred for tables of this size; a hash modulo the number would move four in five.
+    println!("maglev: without o4, {} of 500 keys move, {others} of them from other backends", gone.len());
+    // The paper reports a few percent for tables of this size. A hash modulo the number of backends would move 80%.
     assert!(others <= 40, "{others}");
     origins[4].refuse();
     wait_up(&daemon, &origins[4], 0.0);
@@ -373,7 +374,7 @@ fn maglev_moves_few_keys_when_a_backend_leaves_and_its_own_only_when_it_is_down(
     assert!(!gone.is_empty() && gone.iter().all(|(_, origin)| *origin == "o4"), "{gone:?}");
 }
 
-/// A request with this key, as a source of keys has it.
+/// Sends a request whose key stands where `source` looks for it.
 fn ask(client: &mut Connection, source: &str, key: Option<&str>) -> Response {
     let value = key.unwrap_or_default();
     let cookie = format!("a=b; room={value}");
@@ -389,7 +390,7 @@ fn ask(client: &mut Connection, source: &str, key: Option<&str>) -> Response {
     client.request("GET", target, header.as_slice(), b"").unwrap()
 }
 
-/// The origins of 40 keys, each asked for twice, by what this source has as key.
+/// The origins of 40 keys that stand where `source` looks for them. Each key is sent twice and must not move.
 #[track_caller]
 fn mapping_by(daemon: &Daemon, source: &str) -> Vec<String> {
     let mut client = daemon.connect();
@@ -413,7 +414,7 @@ fn hashed_by(source: &str, origins: &[Origin]) -> String {
 #[test]
 fn hash_on_decides_which_part_of_a_request_is_its_key() {
     let (lab, origins) = (Lab::new(), origins(3));
-    // The same text is the same key wherever it stands; only a path begins with a slash.
+    // A text is the same key in every source except `uri`, where it begins with a slash.
     let sources = ["client_ip", "{header: X-Room}", "{cookie: room}", "{query: room}", "uri"];
     let of = |source: &&str| {
         let daemon = lab.start(&hashed_by(source, &origins));
@@ -426,7 +427,7 @@ fn hash_on_decides_which_part_of_a_request_is_its_key() {
         let spread = tally(elsewhere).len();
         match *source {
             "client_ip" | "uri" => assert_eq!(spread, 1, "{source}, asked with {other}"),
-            _ => assert_eq!(spread, 3, "{source}, asked with {other}: no key, so they take turns"),
+            _ => assert_eq!(spread, 3, "{source}, asked with {other}: without a key, round robin applies"),
         }
         mapping
     };
@@ -436,19 +437,19 @@ fn hash_on_decides_which_part_of_a_request_is_its_key() {
 }
 
 #[test]
-fn client_ip_is_what_a_trusted_proxy_says_and_nobody_else() {
+fn client_ip_ignores_x_forwarded_for_of_an_untrusted_peer() {
     let (lab, origins) = (Lab::new(), origins(3));
     let daemon = lab.start(&equal(&origins, "policy: consistent_hash\nhash_on: client_ip"));
     let mut client = daemon.connect();
     let names = (0..40)
         .map(|number| ask(&mut client, "client_ip", Some(&format!("10.1.2.{number}"))).origin().to_owned());
     let counts = tally(names);
-    println!("hash_on client_ip, nobody trusted: 40 addresses on {counts:?}");
+    println!("hash_on client_ip without trusted proxies: 40 addresses on {counts:?}");
     assert_eq!(counts.len(), 1, "{counts:?}");
 }
 
 #[test]
-fn requests_without_a_key_take_turns_and_are_counted() {
+fn requests_without_a_key_fall_back_to_round_robin_and_are_counted() {
     let (lab, origins) = (Lab::new(), origins(3));
     for source in ["{header: X-Room}", "{cookie: room}", "{query: room}"] {
         for policy in ["consistent_hash", "maglev"] {
@@ -460,17 +461,17 @@ fn requests_without_a_key_take_turns_and_are_counted() {
             assert_eq!(missing(), 0.0);
             let mut names: Vec<_> =
                 (0..27).map(|_| ask(&mut client, source, None).origin().to_owned()).collect();
-            // An empty one is none.
+            // An empty key counts as no key.
             names.extend((0..3).map(|_| ask(&mut client, source, Some("")).origin().to_owned()));
             let counts = tally(names);
-            println!("{policy} on {source}: 30 requests without on {counts:?}, {} counted", missing());
+            println!("{policy} on {source}: 30 requests without a key on {counts:?}, {} counted", missing());
             assert!(counts.len() == 3 && counts.iter().all(|(_, count)| *count == 10), "{counts:?}");
             assert_eq!(missing(), 30.0);
         }
     }
 }
 
-/// The requests that each origin holds after each of 24 with one key.
+/// Sends 24 requests with one key, and returns the requests that each origin holds after each of them.
 fn held_with_one_key(more: &str) -> Vec<Vec<u64>> {
     let (lab, origins) = (Lab::new(), origins(4));
     let daemon = lab.start(&equal(&origins, more));
@@ -497,12 +498,12 @@ fn bounded_load_spreads_a_popular_key() {
         for percent in [150, 200] {
             let steps = held_with_one_key(&format!("{}\nbounded_load: {percent}", hash(policy)));
             for (held, total) in steps.iter().zip(1u64..) {
-                // This percentage of a fourth of all, rounded up.
+                // The bound is this percentage of a quarter of all requests, rounded up.
                 let bound = (percent * total).div_ceil(400);
                 assert!(held.iter().all(|held| *held <= bound), "{held:?} with a bound of {bound}");
             }
             let (last, bound) = (&steps[23], (percent * 24) / 400);
-            println!("{policy}, bounded_load {percent}: they are {last:?}, the bound is {bound}");
+            println!("{policy}, bounded_load {percent}: 24 held requests are {last:?}, the bound is {bound}");
             assert_eq!(last.iter().max(), Some(&bound), "the key fills its backends to the bound");
         }
     }
@@ -521,7 +522,7 @@ fn bounded_load_holds_when_requests_come_all_at_once() {
             scope.spawn(move || some.iter_mut().for_each(|client| client.send(&request).unwrap()));
         }
     });
-    wait::until(LONG, "all are held", || working(&origins).iter().sum::<u64>() == 200);
+    wait::until(LONG, "all requests are held", || working(&origins).iter().sum::<u64>() == 200);
     println!("bounded_load 101: 200 requests at once are {:?}, the bound is 51", working(&origins));
     assert!(working(&origins).iter().all(|held| *held <= 51));
     gates.iter().for_each(Gate::open);
@@ -532,7 +533,7 @@ fn bounded_load_holds_when_requests_come_all_at_once() {
 
 // ===== sessions =====
 
-/// What a client gets, and the cookie that it is told to keep.
+/// One response to a client, with the session cookie that it sets.
 pub(crate) struct Visit {
     pub(crate) status: u16,
     pub(crate) origin: String,
@@ -557,14 +558,14 @@ impl Visit {
     /// The name and the value of the cookie, as a client sends them.
     #[track_caller]
     pub(crate) fn cookie(&self) -> String {
-        let set = self.set_cookie.as_ref().expect("the answer sets a cookie");
+        let set = self.set_cookie.as_ref().expect("the response sets a cookie");
         set.split(';').next().unwrap_or_default().to_owned()
     }
 }
 
 const STICKY: &str = "sticky: {cookie: lb_session}";
 
-/// A cookie for each origin, by paying visits without one.
+/// One session cookie for each origin. Sends requests without a cookie until each origin has set one.
 #[track_caller]
 pub(crate) fn cookies(daemon: &View, origins: &[Origin]) -> Vec<String> {
     let mut cookies = BTreeMap::new();
@@ -576,7 +577,7 @@ pub(crate) fn cookies(daemon: &View, origins: &[Origin]) -> Vec<String> {
     origins.iter().map(|origin| cookies[origin.name()].clone()).collect()
 }
 
-/// Every session is where it was, and no cookie is set again.
+/// Asserts that every session still reaches its origin, and that no response sets a cookie again.
 #[track_caller]
 pub(crate) fn assert_sessions_stay(what: &str, daemon: &View, cookies: &[String]) {
     let mut visits = 0;
@@ -587,11 +588,11 @@ pub(crate) fn assert_sessions_stay(what: &str, daemon: &View, cookies: &[String]
             visits += 1;
         }
     }
-    println!("{what}: {visits} of {visits} visits to the backend of the cookie, 0 cookies set");
+    println!("{what}: {visits} of {visits} visits reach the backend of the cookie, 0 cookies set");
 }
 
 #[test]
-fn a_session_cookie_has_exactly_these_attributes() {
+fn a_session_cookie_has_the_documented_attributes() {
     let (lab, origins) = (Lab::new(), origins(2));
     let trusted = "trusted_proxies: [127.0.0.0/8]\n";
     let https = [("X-Forwarded-Proto", "https")];
@@ -616,21 +617,21 @@ fn a_session_cookie_has_exactly_these_attributes() {
 }
 
 #[test]
-fn a_cookie_is_set_once_or_with_a_ttl_at_every_visit() {
+fn a_session_cookie_is_set_once_without_a_ttl_and_by_every_response_with_one() {
     let (lab, origins) = (Lab::new(), origins(2));
     for (sticky, renewed) in [(STICKY, false), ("sticky: {cookie: lb_session, ttl: 1h}", true)] {
         let daemon = lab.start(&equal(&origins, sticky));
         let first = Visit::pay(&daemon, None);
         let more: Vec<_> = (0..10).map(|_| Visit::pay(&daemon, Some(&first.cookie()))).collect();
         let set = more.iter().filter(|visit| visit.set_cookie.is_some()).count();
-        println!("{sticky}: {set} of 10 further answers set the cookie");
+        println!("{sticky}: {set} of 10 further responses set the cookie");
         assert_eq!(set, if renewed { 10 } else { 0 });
         assert!(more.iter().all(|visit| visit.origin == first.origin));
         assert!(more.iter().all(|visit| visit.set_cookie.is_none() || visit.set_cookie == first.set_cookie));
     }
 }
 
-/// RFC 4648, without padding.
+/// Encodes bytes as base64 (RFC 4648) without padding.
 fn base64(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let three = |group: &[u8]| {
@@ -641,7 +642,7 @@ fn base64(bytes: &[u8]) -> String {
     bytes.chunks(3).map(three).collect()
 }
 
-/// How the parts of an address might be written in a cookie.
+/// The forms in which a cookie might reveal parts of an address.
 fn spellings(address: SocketAddr) -> Vec<(&'static str, String)> {
     let SocketAddr::V4(v4) = address else { panic!("the origins of this test are IPv4") };
     let (octets, port) = (v4.ip().octets(), address.port());
@@ -665,7 +666,7 @@ fn spellings(address: SocketAddr) -> Vec<(&'static str, String)> {
 }
 
 #[test]
-fn no_address_can_be_read_in_a_cookie() {
+fn a_session_cookie_reveals_no_address() {
     let (lab, origins) = (Lab::new(), origins(8));
     assert_eq!(base64(b"Man") + &base64(b"Ma") + &base64(b"M"), "TWFuTWETQ");
     let daemon = lab.start(&equal(&origins, STICKY));
@@ -679,9 +680,9 @@ fn no_address_can_be_read_in_a_cookie() {
         }
     }
     println!("of 8 cookies, an address is found in: {found:?}");
-    // Four hexadecimal digits may be anywhere in 32 by chance, once in 2000 cookies; but not in half of them.
+    // By chance, four given hexadecimal digits occur in one of 2000 cookies, but never in half of them.
     assert!(found.values().all(|count| *count < 4), "{found:?}");
-    assert_eq!(tally(cookies).len(), 8, "each backend has its own");
+    assert_eq!(tally(cookies).len(), 8, "each backend has its own cookie");
 }
 
 #[test]
@@ -692,7 +693,7 @@ fn sessions_stay_under_every_policy_after_a_restart_and_on_another_instance() {
     assert_sessions_stay("round_robin", &first, &cookies);
     assert_eq!(first.stop(), Some(0));
     assert_sessions_stay("after a restart", &lab.start(&equal(&origins, STICKY)), &cookies);
-    // Neither the order of the backends nor their weights matter.
+    // Neither the order of the backends nor their weights affect sessions.
     let backends: Vec<_> = origins.iter().rev().map(|origin| (origin, "weight: 3")).collect();
     let instance = other.start(&pool_with(&backends, STICKY));
     assert_sessions_stay("another instance", &instance, &cookies);
@@ -703,7 +704,7 @@ fn sessions_stay_under_every_policy_after_a_restart_and_on_another_instance() {
 }
 
 #[test]
-fn a_session_moves_when_its_backend_is_down_and_stays_where_it_moved_to() {
+fn a_session_moves_when_its_backend_is_down_and_does_not_move_back() {
     let (lab, mut origins) = (Lab::new(), origins(3));
     let daemon = lab.start(&equal(&origins, &format!("{STICKY}\n{CHECKED}")));
     let cookies = cookies(&daemon, &origins);
@@ -742,7 +743,7 @@ fn a_session_moves_when_its_backend_is_ejected() {
 }
 
 #[test]
-fn a_cookie_that_was_not_set_here_is_replaced() {
+fn a_forged_session_cookie_is_replaced() {
     let (lab, origins) = (Lab::new(), origins(3));
     let daemon = lab.start(&equal(&origins, STICKY));
     let cookies = cookies(&daemon, &origins);
@@ -750,7 +751,7 @@ fn a_cookie_that_was_not_set_here_is_replaced() {
     let (upper, longer, shorter) = (id.to_uppercase(), format!("{id}0"), &id[1..]);
     let (zeros, long) = ("0".repeat(32), "a".repeat(6000));
     let address = origins[0].address.to_string();
-    // As it would be for the same backend in another pool.
+    // A cookie for this backend in another pool has this form.
     let foreign: String = id.chars().map(|digit| if digit == '0' { '1' } else { '0' }).collect();
     let forged =
         ["", "x", &longer, shorter, &zeros, &long, &foreign, &address, "%00", "\"", "=;=", "\u{e4}", "o0"];
@@ -764,8 +765,8 @@ fn a_cookie_that_was_not_set_here_is_replaced() {
         assert_eq!((&again.origin, again.set_cookie), (&visit.origin, None), "{cookie}");
         origins_of_forged.push(visit.origin);
     }
-    println!("forged cookies are replaced, and go to {:?}", tally(origins_of_forged));
-    // Among others, and after one that means nothing, a true one is found.
+    println!("forged cookies are replaced, and their requests go to {:?}", tally(origins_of_forged));
+    // A valid cookie is found among others and after an invalid one of the same name.
     let mixed = format!("a=b; lb_session=x; {}; c=d", cookies[2]);
     let visit = Visit::pay(&daemon, Some(&mixed));
     assert_eq!((visit.origin.as_str(), visit.set_cookie), ("o2", None));
@@ -785,7 +786,7 @@ fn a_session_whose_backend_is_full_goes_elsewhere_and_comes_back() {
     assert_eq!((visit.origin.as_str(), visit.set_cookie), ("o1", None));
     gates[0].open();
     busy.response("GET").unwrap();
-    wait::until(LONG, "it is back", || {
+    wait::until(LONG, "the session is back on o0", || {
         let visit = Visit::pay(&daemon, Some(&cookies[0]));
         assert_eq!(visit.set_cookie, None);
         visit.origin == "o0"
@@ -795,7 +796,7 @@ fn a_session_whose_backend_is_full_goes_elsewhere_and_comes_back() {
 // ===== backups and slow starts =====
 
 #[test]
-fn backups_are_used_only_when_no_other_is_there() {
+fn backups_are_used_only_when_no_other_backend_is_available() {
     let (lab, mut origins) = (Lab::new(), origins(3));
     let backends = [(&origins[0], ""), (&origins[1], ""), (&origins[2], "backup: true")];
     let daemon = lab.start(&pool_with(&backends, CHECKED));
@@ -813,36 +814,36 @@ fn backups_are_used_only_when_no_other_is_there() {
 }
 
 #[test]
-fn slow_start_gives_a_backend_that_comes_back_a_tenth_and_later_all_of_its_share() {
+fn slow_start_ramps_a_recovered_backend_up_from_a_tenth_of_its_share() {
     const WINDOW: f64 = 8.0;
     let (lab, mut origins) = (Lab::new(), origins(2));
     let more = format!("slow_start: {WINDOW}s\n{CHECKED}");
     let daemon = lab.start(&equal(&origins, &more));
-    let begun = shares("slow_start: at the start of the process", &daemon, 40);
+    let begun = shares("slow_start: after the start of the process", &daemon, 40);
     assert!(begun.values().eq([&20, &20]), "{begun:?}");
     origins[1].refuse();
     wait_up(&daemon, &origins[1], 0.0);
-    // It is back for at most as long as it listens again, which is what the bounds below are made of.
+    // Slow start begins after the origin listens again, so this instant gives an upper bound of the share.
     let listens = Instant::now();
     origins[1].come_back();
     wait_up(&daemon, &origins[1], 1.0);
     let first = shares("slow_start: when o1 is back", &daemon, 400);
     let largest = 0.1 + 0.9 * listens.elapsed().as_secs_f64() / WINDOW;
-    // Half of the requests are offered to it, and seven standard deviations are added.
+    // Half of the requests are offered to o1. The bound adds seven standard deviations.
     let bound = 200.0 * largest + 7.0 * (200.0 * largest).sqrt();
     let got = share_of(&first, &origins[1]);
     println!("slow_start: {got} of 400 at {largest:.2} of its share, at most {bound:.0} by chance");
     assert!(got > 0 && (got as f64) < bound, "{got}");
-    wait::until(LONG, "it has its whole share", || {
-        tally(answering(&daemon, 80)).iter().map(|(_, count)| *count).eq([40, 40])
+    wait::until(LONG, "o1 has its full share", || {
+        tally(served_by(&daemon, 80)).iter().map(|(_, count)| *count).eq([40, 40])
     });
-    println!("slow_start: its whole share after {:.1?}", listens.elapsed());
-    // At half of the window, with a share of 0.55, it takes 40 of 40 offers by chance once in 10^10 times.
+    println!("slow_start: the full share after {:.1?}", listens.elapsed());
+    // At half of the window, with a share of 0.55, o1 takes 40 of 40 offers by chance once in 10^10 runs.
     assert!(listens.elapsed().as_secs_f64() > WINDOW / 2.0, "{:?}", listens.elapsed());
 }
 
 #[test]
-fn without_slow_start_a_backend_that_comes_back_has_its_whole_share() {
+fn without_slow_start_a_recovered_backend_gets_its_full_share_at_once() {
     let (lab, mut origins) = (Lab::new(), origins(2));
     let daemon = lab.start(&equal(&origins, CHECKED));
     origins[1].refuse();

@@ -1,4 +1,4 @@
-//! The configuration as a user meets it: where it is found, and the verbs about it.
+//! How the configuration file is found, and the subcommands that check and print it.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
@@ -77,7 +77,7 @@ fn check_print_shows_the_configuration_in_effect_which_is_itself_valid() {
 }
 
 #[test]
-fn the_schema_is_the_one_that_is_shipped() {
+fn the_printed_schema_is_the_shipped_one() {
     let printed = Lab::new().run(&["schema"]);
     assert_eq!(printed.code, Some(0), "{printed:?}");
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/load_balancer.schema.json");
@@ -86,11 +86,11 @@ fn the_schema_is_the_one_that_is_shipped() {
     assert_eq!(
         parse(&printed.stdout),
         parse(&shipped),
-        "`load_balancer schema` prints another schema than deploy/load_balancer.schema.json holds"
+        "`load_balancer schema` differs from deploy/load_balancer.schema.json"
     );
 }
 
-/// A file of session keys that only `www-data` can read, as which the example runs.
+/// A file of session keys that only `www-data` can read. The example configuration runs as this user.
 fn session_keys(lab: &Lab) -> PathBuf {
     let file = lab.write("sticky.keys", &format!("{}\n", "5e".repeat(32)));
     fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
@@ -113,7 +113,7 @@ fn every_shipped_configuration_passes_the_check() {
     let files: Vec<_> = files.iter().filter(|path| path.extension().is_some_and(|e| e == "yaml")).collect();
     assert!(!files.is_empty());
     for shipped in files {
-        // Its directories and certificates are those of the machine that it is written for.
+        // The shipped file names directories and certificates of the target machine; those of the lab replace them.
         let text = fs::read_to_string(shipped).unwrap();
         let text = text.replace("/etc/load_balancer/internal-ca.pem", path_str(&ca));
         let text = text.replace("/etc/load_balancer/sticky.keys", path_str(&keys));
@@ -127,9 +127,9 @@ fn every_shipped_configuration_passes_the_check() {
 }
 
 #[test]
-fn without_c_the_file_is_found_in_lb_config_and_then_in_the_working_directory() {
+fn without_c_the_file_comes_from_lb_config_or_the_working_directory() {
     let lab = Lab::new();
-    // Every run ends with the name of the file that it found.
+    // The error message of each run names the file that it found.
     lab.write("load_balancer.yaml", "pools: {here: {backends: []}}\n");
     let finished = lab.run(&["-t"]);
     assert_eq!(finished.code, Some(2), "{finished:?}");
@@ -154,7 +154,7 @@ fn variables_are_expanded_in_values_and_may_have_defaults() {
     let answer = wait::poll(LONG, || tests::get(lab.listener, "/expanded").ok());
     let _ = child.kill();
     let _ = child.wait();
-    assert_eq!(answer.expect("it runs").origin(), "one");
+    assert_eq!(answer.expect("the daemon serves").origin(), "one");
     assert_eq!(origin.saw("/expanded").header("host"), Some("fallback.test"));
 
     let finished = lab.run(&["check", "-c", path_str(&config)]);
@@ -163,7 +163,7 @@ fn variables_are_expanded_in_values_and_may_have_defaults() {
 }
 
 #[test]
-fn healthcheck_is_0_while_ready_and_1_while_not() {
+fn healthcheck_exits_with_0_while_ready_and_with_1_otherwise() {
     let lab = Lab::new();
     let origin = Origin::start("one");
     let mut daemon = lab.start(&pool(&[&origin], ""));
@@ -202,12 +202,12 @@ fn completions_and_the_manual_are_printed() {
         assert_eq!(finished.code, Some(0), "{arguments:?}: {finished:?}");
         assert!(parts.iter().all(|part| finished.stdout.contains(part)), "{arguments:?}");
         let refused = lab.run(&[arguments, &["-c", "any.yaml"]].concat());
-        assert_eq!(refused.code, Some(2), "a file makes no difference: {refused:?}");
+        assert_eq!(refused.code, Some(2), "the subcommand takes no file: {refused:?}");
     }
 }
 
 #[test]
-fn two_listeners_on_one_address_are_a_mistake() {
+fn two_listeners_on_one_address_are_refused() {
     let lab = Lab::new();
     let address = lab.listener;
     let listeners = format!("listeners:\n  - {{address: \"{address}\"}}\n  - {{address: \"{address}\"}}\n");

@@ -1,4 +1,4 @@
-//! A running daemon is told to change: by the verbs of the command line, and by what they speak.
+//! Changes of a running daemon, by subcommands and by requests on the control socket.
 
 use std::cell::Cell;
 use std::fs;
@@ -16,30 +16,30 @@ use tests::{Answer, Behaviour, Connection, Daemon, Gate, Lab, LoadGenerator, Ori
 
 use crate::{pool, tally};
 
-/// Runs a verb for the daemon of this lab.
+/// Runs a subcommand for the daemon of this lab.
 #[track_caller]
-fn verb(lab: &Lab, words: &[&str]) -> Finished {
+fn subcommand(lab: &Lab, words: &[&str]) -> Finished {
     let config = lab.path("conf.yaml");
     lab.run(&[words, &["-c", path_str(&config)]].concat())
 }
 
-/// The same for one that must succeed; what it printed.
+/// Runs a subcommand that must succeed, and returns its standard output.
 #[track_caller]
 fn done(lab: &Lab, words: &[&str]) -> String {
-    let finished = verb(lab, words);
+    let finished = subcommand(lab, words);
     assert_eq!((finished.code, finished.stderr.as_str()), (Some(0), ""), "{words:?}: {finished:?}");
     finished.stdout
 }
 
-/// The same for one that must be refused; what it said.
+/// Runs a subcommand that must be refused, and returns its standard error.
 #[track_caller]
 fn refused(lab: &Lab, words: &[&str]) -> String {
-    let finished = verb(lab, words);
+    let finished = subcommand(lab, words);
     assert_eq!((finished.code, finished.stdout.as_str()), (Some(2), ""), "{words:?}: {finished:?}");
     finished.stderr
 }
 
-/// The origins that answer, each with how many of `requests`.
+/// Sends `requests` requests, and returns how many of them each origin serves.
 fn names(view: &View, requests: usize) -> Vec<(String, usize)> {
     tally((0..requests).map(|_| view.get("/").unwrap().origin().to_owned()))
 }
@@ -57,7 +57,7 @@ fn mode(path: &Path) -> u32 {
     fs::metadata(path).unwrap().permissions().mode() & 0o777
 }
 
-/// A request on the control socket, as `curl` makes it; status and document.
+/// Sends a request to the control socket with `curl`, and returns the status and the JSON document.
 #[track_caller]
 fn curl(lab: &Lab, arguments: &[&str], target: &str) -> (u16, Value) {
     let socket = lab.path("control.sock");
@@ -105,11 +105,11 @@ fn sessions_stay_while_their_backend_drains_and_leave_when_it_is_disabled() {
     assert_eq!(again(), other.name());
 }
 
-/// A daemon with two backends, each of which works on a request until it is let go.
+/// A daemon with two backends, each of which holds one request until [`let_go`](Held::let_go).
 struct Held {
     lab: Lab,
     _daemon: Daemon,
-    /// Of the first.
+    /// The address of the first backend.
     address: String,
     gate: Gate,
     requests: [Connection; 2],
@@ -138,27 +138,27 @@ impl Held {
 }
 
 #[test]
-fn drain_with_wait_returns_when_no_request_is_left() {
+fn drain_with_wait_returns_when_no_request_is_in_flight() {
     let held = Held::start();
-    let late = verb(&held.lab, &["drain", "web", &held.address, "--wait", "--timeout", "200ms"]);
+    let late = subcommand(&held.lab, &["drain", "web", &held.address, "--wait", "--timeout", "200ms"]);
     assert_eq!(late.code, Some(1), "{late:?}");
     assert!(late.stderr.contains("still works on requests"), "{late:?}");
     std::thread::scope(|scope| {
         let began = Instant::now();
         let waiting =
             scope.spawn(|| (done(&held.lab, &["drain", "web", &held.address, "--wait"]), Instant::now()));
-        wait::until(LONG, "it waits", || began.elapsed() > Duration::from_millis(300));
+        wait::until(LONG, "the subcommand waits", || began.elapsed() > Duration::from_millis(300));
         let opened = Instant::now();
         held.gate.open();
         let (said, ended) = waiting.join().unwrap();
-        assert!(ended >= opened, "it has waited for the request");
+        assert!(ended >= opened, "the subcommand did not wait for the request");
         assert!(said.contains("works on no request"), "{said}");
     });
     held.let_go();
 }
 
 #[test]
-fn weights_change_and_what_operators_changed_is_dropped_or_kept_by_a_reload() {
+fn a_reload_drops_changes_of_operators_unless_keep_runtime_is_given() {
     let lab = Lab::new();
     let (one, two, three) = (Origin::start("one"), Origin::start("two"), Origin::start("three"));
     let daemon = lab.start(&pool(&[&one, &two], ""));
@@ -195,11 +195,11 @@ fn backends_are_added_and_removed_under_load_and_no_request_fails() {
     let report = load.stop();
     assert_eq!((report.failed, report.reconnects), (0, 0), "{report:?}");
     assert_eq!(names(&daemon, 3), counted(&[("one", 3)]));
-    assert_eq!(daemon.status()["config"]["runtime_changes"], json!([]), "all is as the file says");
+    assert_eq!(daemon.status()["config"]["runtime_changes"], json!([]), "the state matches the file");
 }
 
 #[test]
-fn orders_that_make_no_sense_are_refused_with_the_remedy() {
+fn impossible_changes_are_refused_with_a_remedy() {
     let lab = Lab::new();
     let origin = Origin::start("one");
     let daemon = lab.start(&pool(&[&origin], ""));
@@ -208,19 +208,19 @@ fn orders_that_make_no_sense_are_refused_with_the_remedy() {
     assert!(refused(&lab, &["drain", "web", "10.9.9.9:80"]).contains(&format!("it has: {address}")));
     assert!(refused(&lab, &["remove", "web", &address]).contains("last backend"));
     assert!(refused(&lab, &["add", "web", &address]).contains("already"));
-    // As the file would be.
+    // The configuration file would be refused for these addresses too.
     assert!(refused(&lab, &["add", "web", "0.0.0.0:80"]).contains("name the address of one machine"));
     assert!(refused(&lab, &["add", "web", "127.0.0.1:0"]).contains("the port must be given"));
     assert!(refused(&lab, &["add", "web", "[::ffff:127.0.0.1]:80"]).contains("write 127.0.0.1:80"));
     assert!(refused(&lab, &["log-level", "shared=loud"]).contains("loud"));
     assert_eq!(names(&daemon, 3), counted(&[("one", 3)]));
-    let nobody = lab.run(&["drain", "web", &address, "--socket", "/nowhere/control.sock"]);
-    assert_eq!(nobody.code, Some(1), "{nobody:?}");
-    assert!(nobody.stderr.contains("is it running"), "{nobody:?}");
+    let no_daemon = lab.run(&["drain", "web", &address, "--socket", "/nowhere/control.sock"]);
+    assert_eq!(no_daemon.code, Some(1), "{no_daemon:?}");
+    assert!(no_daemon.stderr.contains("is it running"), "{no_daemon:?}");
 }
 
 #[test]
-fn the_last_backend_in_service_may_be_drained_and_that_is_said() {
+fn the_last_backend_in_service_may_be_disabled_with_a_warning() {
     let lab = Lab::new();
     let origin = Origin::start("one");
     let daemon = lab.start(&pool(&[&origin], ""));
@@ -230,13 +230,13 @@ fn the_last_backend_in_service_may_be_drained_and_that_is_said() {
 }
 
 #[test]
-fn a_wrong_file_is_printed_as_check_prints_it() {
+fn reload_reports_an_invalid_file_as_check_does() {
     let lab = Lab::new();
     let origin = Origin::start("one");
     let daemon = lab.start(&pool(&[&origin], ""));
     lab.config(&pool(&[&origin], "polcy: maglev"));
-    let checked = verb(&lab, &["check"]);
-    let reloaded = verb(&lab, &["reload"]);
+    let checked = subcommand(&lab, &["check"]);
+    let reloaded = subcommand(&lab, &["reload"]);
     assert_eq!((reloaded.code, &reloaded.stderr), (Some(2), &checked.stderr));
     assert!(reloaded.stderr.contains("did you mean `policy`"), "{reloaded:?}");
     assert_eq!(daemon.status()["config"]["last_reload"]["result"], "refused");
@@ -260,7 +260,7 @@ fn a_dry_run_says_what_would_change_and_changes_nothing() {
         assert!(said.contains(&line), "{said}");
     }
     lab.config(&format!("threads: 3\n{}", pool(&[&two], "")));
-    let refused = verb(&lab, &["reload", "--dry-run"]);
+    let refused = subcommand(&lab, &["reload", "--dry-run"]);
     assert_eq!(refused.code, Some(2), "{refused:?}");
     assert!(refused.stdout.contains(&format!("+ pool web: backend {}", two.address)), "{refused:?}");
     assert!(refused.stderr.contains("threads") && refused.stderr.contains("upgrade"), "{refused:?}");
@@ -269,7 +269,7 @@ fn a_dry_run_says_what_would_change_and_changes_nothing() {
 }
 
 #[test]
-fn a_dry_run_says_what_will_drain_and_what_opens_and_closes() {
+fn a_dry_run_reports_requests_in_flight_routes_and_listeners() {
     let lab = Lab::new();
     let (one, two) = (Origin::start("one"), Origin::start("two"));
     let (first, second) = (ports::free(), ports::free());
@@ -313,7 +313,7 @@ fn a_dry_run_says_what_will_drain_and_what_opens_and_closes() {
 }
 
 #[test]
-fn a_dry_run_finds_what_a_reload_would_fail_at() {
+fn a_dry_run_finds_the_errors_that_a_reload_would_hit() {
     let lab = Lab::new();
     let origin = Origin::start("one");
     let daemon = lab.start(&pool(&[&origin], ""));
@@ -332,19 +332,19 @@ fn a_dry_run_finds_what_a_reload_would_fail_at() {
             lab.config_with(listeners, &body)
         };
         for arguments in [&["reload", "--dry-run"][..], &["reload"]] {
-            let refused = verb(&lab, arguments);
+            let refused = subcommand(&lab, arguments);
             assert_eq!(refused.code, Some(2), "{refused:?}");
             assert!(refused.stderr.contains(&said), "{refused:?}");
         }
     }
     lab.config(&format!("{}{}", log(&fresh), pool(&[&origin], "")));
     done(&lab, &["reload", "--dry-run"]);
-    assert!(!fresh.exists(), "nothing is made");
+    assert!(!fresh.exists(), "a dry run must not create the file");
     assert_eq!(names(&daemon, 1), counted(&[("one", 1)]));
 }
 
 #[test]
-fn the_socket_is_where_the_key_says() {
+fn the_key_socket_sets_the_path_of_the_control_socket() {
     let lab = Lab::new();
     let origin = Origin::start("one");
     let _daemon = lab.start(&pool(&[&origin], ""));
@@ -353,9 +353,9 @@ fn the_socket_is_where_the_key_says() {
     assert_eq!((status, &document["state"]), (200, &json!("serving")));
 }
 
-/// The default socket would be another daemon's.
+/// The default socket may belong to another daemon.
 #[test]
-fn a_verb_with_a_file_that_cannot_be_read_asks_nobody() {
+fn an_unreadable_file_does_not_make_a_subcommand_use_the_default_socket() {
     let lab = Lab::new();
     let (one, two) = (Origin::start("one"), Origin::start("two"));
     let daemon = lab.start(&pool(&[&one, &two], ""));
@@ -371,13 +371,13 @@ fn a_verb_with_a_file_that_cannot_be_read_asks_nobody() {
     }
     assert_ne!(drained(), "draining");
     let other = lab.run(&["drain", "web", &address, "-c", path_str(&typo), "--socket", path_str(&socket)]);
-    assert_eq!(other.code, Some(2), "the daemon there has another file: {other:?}");
+    assert_eq!(other.code, Some(2), "the daemon on this socket uses another file: {other:?}");
     let done = lab.run(&["drain", "web", &address, "--socket", path_str(&socket)]);
     assert_eq!((done.code, drained()), (Some(0), json!("draining")), "{done:?}");
 }
 
 #[test]
-fn the_socket_goes_with_the_daemon() {
+fn the_control_socket_is_removed_when_the_daemon_ends() {
     let lab = Lab::new();
     let origin = Origin::start("one");
     let mut daemon = lab.start(&pool(&[&origin], ""));
@@ -386,9 +386,9 @@ fn the_socket_goes_with_the_daemon() {
     assert!(!lab.path("control.sock").exists());
 }
 
-/// Only root can become somebody else to try it.
+/// Only root can switch to another user, so the test does nothing for other users.
 #[test]
-fn another_user_is_turned_away() {
+fn another_user_is_refused() {
     let lab = Lab::new();
     if fs::metadata(lab.directory()).unwrap().uid() != 0 {
         return;
@@ -415,16 +415,16 @@ fn another_user_is_turned_away() {
         (output.status.success(), output.stdout.len())
     };
     open(directory, 0o700);
-    assert_eq!(ask(), (false, 0), "the directory keeps it out");
+    assert_eq!(ask(), (false, 0), "the permissions of the directory deny access");
     open(directory, 0o755);
-    assert_eq!(ask(), (false, 0), "the socket keeps it out");
+    assert_eq!(ask(), (false, 0), "the permissions of the socket deny access");
     open(&socket, 0o666);
-    assert_eq!(ask(), (false, 0), "the daemon turns it away");
+    assert_eq!(ask(), (false, 0), "the daemon refuses the user");
     daemon.logged(&["control", "uid 65534", "turned away"]);
 }
 
 #[test]
-fn curl_is_enough() {
+fn the_control_socket_works_with_curl() {
     let lab = Lab::new();
     let (one, two) = (Origin::start("one"), Origin::start("two"));
     let daemon = lab.start(&pool(&[&one], ""));
@@ -444,7 +444,7 @@ fn curl_is_enough() {
     assert_eq!(
         curl(&lab, &[], &format!("{of}/idle")),
         (200, json!({"idle": true})),
-        "who has left works on nothing"
+        "a removed backend is idle"
     );
     assert_eq!(curl(&lab, &[], &format!("/v1/pools/api/backends/{}/idle", two.address)).0, 404);
     let (status, verdict) = curl(&lab, &["--request", "DELETE"], &of);
@@ -455,7 +455,7 @@ fn curl_is_enough() {
 }
 
 #[test]
-fn what_is_asked_wrongly_has_the_right_status_and_a_reason() {
+fn wrong_requests_get_the_right_status_and_a_reason() {
     let lab = Lab::new();
     let origin = Origin::start("one");
     let daemon = lab.start(&pool(&[&origin], ""));
@@ -480,14 +480,14 @@ fn what_is_asked_wrongly_has_the_right_status_and_a_reason() {
 }
 
 #[test]
-fn events_are_told_as_text_and_json_and_followed() {
+fn events_are_printed_as_text_and_json_and_followed() {
     let lab = Lab::new();
     let (one, mut two) = (Origin::start("one"), Origin::start("two"));
     let check = "health_check: {type: tcp, interval: 100ms, fast_interval: 100ms, rise: 1, fall: 1}";
     let daemon = lab.start(&pool(&[&one, &two], check));
     let mut following = lab.spawn(&["events", "--follow", "-c", path_str(&lab.path("conf.yaml"))]);
     two.refuse();
-    // Not as the daemon's own log says it.
+    // The line has the format of `events`, not of the daemon's log.
     following.logged(&[&format!(" health   web {} is down", two.address), "refused"]);
     two.come_back();
     following.logged(&[&format!(" health   web {} is up", two.address)]);
@@ -501,10 +501,10 @@ fn events_are_told_as_text_and_json_and_followed() {
     let last = done(&lab, &["events", "--last", "1", "--format", "json"]);
     let event: Value = serde_json::from_str(&last).unwrap();
     assert_eq!((&event["kind"], last.lines().count()), (&json!("reload"), 1), "{last}");
-    // What was before is not told to who wants none of it.
+    // With `--last 0`, earlier events are not printed.
     let mut late = lab.spawn(&["events", "--last", "0", "--follow", "-c", path_str(&lab.path("conf.yaml"))]);
     let told = format!(" operator web {} draining -> in service", one.address);
-    wait::until(LONG, "something new is told", || {
+    wait::until(LONG, "a new event is printed", || {
         done(&lab, &["drain", "web", &text(one.address)]);
         done(&lab, &["undrain", "web", &text(one.address)]);
         late.log().contains(&told)
@@ -519,15 +519,15 @@ fn events_are_told_as_text_and_json_and_followed() {
     assert_eq!(daemon.read("/api/v1/events?since=1").unwrap().status, 400);
 }
 
-/// The numbers of the new process begin at 1 again; it knows the changes of the old one.
+/// Event ids start at 1 again in the new process, which also serves the events of the old one.
 #[test]
-fn who_follows_sees_what_a_successor_does_at_once_and_nothing_twice() {
+fn following_events_shows_those_of_the_new_process_at_once_and_none_twice() {
     let lab = Lab::new();
     let (one, two) = (Origin::start("one"), Origin::start("two"));
     let daemon = lab.start(&pool(&[&one, &two], ""));
     let address = text(one.address);
-    for verb in ["drain", "undrain", "drain", "undrain"] {
-        done(&lab, &[verb, "web", &address]);
+    for change in ["drain", "undrain", "drain", "undrain"] {
+        done(&lab, &[change, "web", &address]);
     }
     let mut following = lab.spawn(&["events", "--follow", "-c", path_str(&lab.path("conf.yaml"))]);
     following.logged(&[&format!("operator web {address} draining -> in service")]);
@@ -535,7 +535,7 @@ fn who_follows_sees_what_a_successor_does_at_once_and_nothing_twice() {
     let pid = said.split_whitespace().nth(1).unwrap().parse().unwrap();
     let began = Instant::now();
     done(&lab, &["disable", "web", &address]);
-    // Not as the daemon's own log says it.
+    // The line has the format of `events`, not of the daemon's log.
     let told = format!(" operator web {address} in service -> disabled");
     following.logged(&[&told]);
     assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
@@ -556,7 +556,7 @@ fn who_follows_sees_what_a_successor_does_at_once_and_nothing_twice() {
 }
 
 #[test]
-fn a_backend_that_was_removed_gets_no_retry_of_a_request_from_before() {
+fn a_removed_backend_gets_no_retry_of_an_earlier_request() {
     let lab = Lab::new();
     let origins = [Origin::start("one"), Origin::start("two")];
     let daemon = lab.start(&pool(&[&origins[0], &origins[1]], ""));
@@ -565,16 +565,16 @@ fn a_backend_that_was_removed_gets_no_retry_of_a_request_from_before() {
         origin.behave(Behaviour::Held(gate.clone(), Answer::status(503, "no")));
     }
     let mut held = daemon.begin("/held");
-    wait::until(LONG, "a backend has it", || origins.iter().any(|origin| origin.requests() == 1));
+    wait::until(LONG, "a backend has the request", || origins.iter().any(|origin| origin.requests() == 1));
     let idle = origins.iter().find(|origin| origin.requests() == 0).unwrap();
     done(&lab, &["remove", "web", &text(idle.address), "--wait"]);
     gate.open();
     assert_eq!(held.response("GET").unwrap().status, 503);
-    assert_eq!(idle.requests(), 0, "it was said to be free");
+    assert_eq!(idle.requests(), 0, "the removed backend was reported idle");
 }
 
 #[test]
-fn who_waits_in_the_queue_goes_to_a_backend_that_joins() {
+fn a_queued_request_goes_to_a_backend_that_is_added() {
     let lab = Lab::new();
     let (one, two) = (Origin::start("one"), Origin::start("two"));
     let limits = "limits: {max_requests: 1, queue: 5}\ntimeouts: {queue: 20s}";
@@ -585,8 +585,8 @@ fn who_waits_in_the_queue_goes_to_a_backend_that_joins() {
     one.saw("/held");
     let mut waits = daemon.begin("/waits");
     let waiting = || daemon.metric("lb_upstream_queue_length", &["pool=\"web\""]);
-    wait::until(LONG, "it waits", || waiting() == 1.0);
-    // What is between the pool that it waits in and the one that it is served by is gone by then.
+    wait::until(LONG, "the request is queued", || waiting() == 1.0);
+    // Each change makes a new pool, so the request is queued in one pool and served by a much later one.
     done(&lab, &["weight", "web", &text(one.address), "2"]);
     done(&lab, &["weight", "web", &text(one.address), "3"]);
     done(&lab, &["add", "web", &text(two.address)]);
@@ -596,9 +596,9 @@ fn who_waits_in_the_queue_goes_to_a_backend_that_joins() {
     assert_eq!(held.response("GET").unwrap().text(), "held");
 }
 
-/// As many as there may be of other requests at a time, and one more.
+/// Opens one connection more than the limit for other requests on the control socket.
 #[test]
-fn who_waits_keeps_no_operator_out() {
+fn requests_that_wait_do_not_block_other_operators() {
     let held = Held::start();
     let wait = format!("GET /v1/pools/web/backends/{}/idle HTTP/1.1\r\nHost: a\r\n\r\n", held.address);
     let _waiting: Vec<_> = (0..=64)
@@ -613,23 +613,23 @@ fn who_waits_keeps_no_operator_out() {
 }
 
 #[test]
-fn remove_with_wait_returns_when_its_requests_are_finished() {
+fn remove_with_wait_times_out_while_requests_are_in_flight() {
     let held = Held::start();
-    let late = verb(&held.lab, &["remove", "web", &held.address, "--wait", "--timeout", "200ms"]);
+    let late = subcommand(&held.lab, &["remove", "web", &held.address, "--wait", "--timeout", "200ms"]);
     assert_eq!(late.code, Some(1), "{late:?}");
     assert!(late.stderr.contains("still works on requests"), "{late:?}");
     held.let_go();
 }
 
 #[test]
-fn the_screen_says_what_is_wrong_since_when_and_why() {
+fn status_shows_what_is_wrong_since_when_and_why() {
     let lab = Lab::new();
     let (one, mut two) = (Origin::start("one"), Origin::start("two"));
     let check = "health_check: {type: tcp, interval: 100ms, fast_interval: 100ms, rise: 1, fall: 1}";
     let daemon = lab.start(&pool(&[&one, &two], check));
     assert!(done(&lab, &["status"]).contains("all is well"));
     two.refuse();
-    wait::until(LONG, "it is down", || daemon.backend_status("web", two.address)["state"] == "down");
+    wait::until(LONG, "two is down", || daemon.backend_status("web", two.address)["state"] == "down");
     let screen = done(&lab, &["status"]);
     let line = format!("! pool web: backend {} is down since", two.address);
     assert!(screen.contains("1 thing is wrong") && screen.contains(&line), "{screen}");
@@ -645,7 +645,7 @@ fn the_screen_says_what_is_wrong_since_when_and_why() {
 }
 
 #[test]
-fn what_is_logged_changes_while_it_runs() {
+fn the_log_level_changes_while_the_daemon_runs() {
     let lab = Lab::new();
     let origin = Origin::start("one");
     let daemon = lab.start(&pool(&[&origin], "health_check: {type: tcp, interval: 100ms}"));
@@ -657,7 +657,7 @@ fn what_is_logged_changes_while_it_runs() {
 }
 
 #[test]
-fn the_completion_knows_verbs_pools_and_backends() {
+fn completion_offers_subcommands_pools_and_backends() {
     let lab = Lab::new();
     let (one, two) = (Origin::start("one"), Origin::start("two"));
     let _daemon = lab.start(&pool(&[&one, &two], ""));
@@ -691,7 +691,7 @@ fn the_completion_knows_verbs_pools_and_backends() {
         let named = complete(&format!("{daemon} add --weight 3 web {}", &text(two.address)[..11]));
         assert!(named.contains(&text(two.address)), "{daemon}: {named}");
         let all = complete(&format!("add web {daemon} 10.0.0.1:80 ''"));
-        assert!(!all.contains(&text(two.address)), "nothing is left to name: {all}");
+        assert!(!all.contains(&text(two.address)), "all arguments are already given: {all}");
     }
 }
 

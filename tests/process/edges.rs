@@ -1,4 +1,4 @@
-//! What clients do that no client should, and what goes wrong at the worst moment.
+//! Misbehaving clients, and failures at inconvenient moments.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -10,10 +10,10 @@ use tests::{Authority, Behaviour, Connection, Lab, LoadGenerator, Origin, Signal
 
 use crate::{pool, pool_of};
 
-// ===== heads that come in pieces =====
+// ===== incomplete heads =====
 
 #[test]
-fn a_request_whose_head_has_begun_is_answered_in_a_drain() {
+fn a_request_whose_head_has_begun_is_served_during_a_drain() {
     let (lab, origin) = (Lab::new(), Origin::start("one"));
     let mut daemon = lab.start(&pool(&[&origin], ""));
     let (mut fresh, mut used) = (daemon.connect(), daemon.connect());
@@ -21,11 +21,13 @@ fn a_request_whose_head_has_begun_is_answered_in_a_drain() {
     for client in [&mut fresh, &mut used] {
         client.send("GET /late HTTP/1.1\r\nHo").unwrap();
     }
-    wait::until(LONG, "both have begun", || daemon.metric("lb_requests_in_flight", &[]) == 2.0);
+    wait::until(LONG, "both requests have begun", || daemon.metric("lb_requests_in_flight", &[]) == 2.0);
     daemon.signal(Signal::SIGTERM);
     wait::until(LONG, "the listener is closed", || Connection::open(daemon.listener).is_err());
-    // Longer than idle connections are kept open for.
-    wait::until(LONG, "the idle grace is over", || daemon.log().contains("listeners closed"));
+    // By then the daemon has closed all idle connections.
+    wait::until(LONG, "the grace period for idle connections is over", || {
+        daemon.log().contains("listeners closed")
+    });
     for client in [&mut fresh, &mut used] {
         client.send("st: a\r\n\r\n").unwrap();
         let answer = client.response("GET").unwrap();
@@ -35,13 +37,13 @@ fn a_request_whose_head_has_begun_is_answered_in_a_drain() {
 }
 
 #[test]
-fn a_head_that_takes_too_long_ends_the_connection_and_is_counted_and_logged() {
+fn a_head_that_times_out_closes_the_connection_and_is_counted_and_logged() {
     let (lab, origin) = (Lab::new(), Origin::start("one"));
     let daemon = lab.start(&pool(&[&origin], ""));
     let mut client = daemon.connect();
     let begun = Instant::now();
     client.send("GET / HTTP/1.1\r\n").unwrap();
-    // Pingora only limits the time between two reads, which a client that drips never exceeds.
+    // Pingora limits only the time between two reads, which a client that sends a line at a time never exceeds.
     while begun.elapsed() < Duration::from_secs(30) && client.send("X-Drip: 1\r\n").is_ok() {
         if client.ends_within(Duration::from_millis(500)) {
             break;
@@ -54,7 +56,7 @@ fn a_head_that_takes_too_long_ends_the_connection_and_is_counted_and_logged() {
 }
 
 #[test]
-fn a_client_that_leaves_within_a_head_is_counted_and_logged() {
+fn a_client_that_disconnects_within_a_head_is_counted_and_logged() {
     let (lab, origin) = (Lab::new(), Origin::start("one"));
     let daemon = lab.start(&pool(&[&origin], ""));
     let mut client = daemon.connect();
@@ -65,7 +67,7 @@ fn a_client_that_leaves_within_a_head_is_counted_and_logged() {
 }
 
 #[test]
-fn after_requests_sent_at_once_the_first_answer_says_that_it_is_the_last() {
+fn the_response_to_the_first_of_two_pipelined_requests_closes_the_connection() {
     let (lab, origin) = (Lab::new(), Origin::start("one"));
     let daemon = lab.start(&pool(&[&origin], ""));
     let mut client = daemon.connect();
@@ -76,10 +78,10 @@ fn after_requests_sent_at_once_the_first_answer_says_that_it_is_the_last() {
     assert!(client.ends_within(LONG));
 }
 
-// ===== answers =====
+// ===== responses =====
 
 #[test]
-fn an_answer_that_ends_its_connection_says_so() {
+fn a_response_that_ends_its_connection_has_connection_close() {
     let lab = Lab::new();
     let down = Origin::refusing("down");
     let daemon = lab.start(&pool(&[&down], ""));
@@ -90,7 +92,7 @@ fn an_answer_that_ends_its_connection_says_so() {
 }
 
 #[test]
-fn a_client_of_http_1_0_gets_no_transfer_coding() {
+fn an_http_1_0_client_gets_no_transfer_encoding() {
     let (lab, origin) = (Lab::new(), Origin::start("one"));
     origin.behave(Behaviour::Chunked { chunks: vec![b"hel".to_vec(), b"lo".to_vec()], trailers: Vec::new() });
     let daemon = lab.start(&pool(&[&origin], ""));
@@ -102,7 +104,7 @@ fn a_client_of_http_1_0_gets_no_transfer_coding() {
 }
 
 #[test]
-fn a_client_that_leaves_after_100_continue_is_499() {
+fn a_client_that_disconnects_after_100_continue_is_499() {
     let (lab, origin) = (Lab::new(), Origin::start("one"));
     let daemon = lab.start(&pool(&[&origin], ""));
     let mut client = daemon.connect();
@@ -127,7 +129,7 @@ fn a_broken_chunk_is_400() {
 // ===== retries =====
 
 #[test]
-fn a_request_that_succeeds_at_the_second_try_is_no_failure_in_the_log() {
+fn a_request_that_succeeds_at_the_second_attempt_is_not_logged_as_a_failure() {
     let lab = Lab::new();
     let (down, up) = (Origin::refusing("down"), Origin::start("up"));
     let daemon = lab.start(&pool(&[&down, &up], ""));
@@ -139,7 +141,7 @@ fn a_request_that_succeeds_at_the_second_try_is_no_failure_in_the_log() {
 }
 
 #[test]
-fn as_many_backends_are_tried_as_attempts_says_however_many() {
+fn a_request_is_retried_ten_times_when_attempts_is_10() {
     let lab = Lab::new();
     let (down, up): (Vec<_>, _) = ((0..10).map(|_| Origin::refusing("down")).collect(), Origin::start("up"));
     let all: Vec<&Origin> = down.iter().chain([&up]).collect();
@@ -154,7 +156,7 @@ fn several_threads_share_the_connections_to_backends() {
     let (lab, origin) = (Lab::new(), Origin::start("one"));
     let daemon = lab.start(&format!("threads: 2\n{}", pool(&[&origin], "")));
     let load = LoadGenerator::start(daemon.listener, 4, 0);
-    wait::until(LONG, "there was some load", || load.report().ok > 500);
+    wait::until(LONG, "500 requests have succeeded", || load.report().ok > 500);
     let report = load.stop();
     let new = daemon.metric("lb_upstream_connections_total", &["reused=\"false\""]);
     assert!(new < report.ok as f64 / 20.0, "{new} connections for {report:?}");
@@ -164,7 +166,7 @@ fn several_threads_share_the_connections_to_backends() {
 // ===== starts =====
 
 #[test]
-fn an_upgrade_whose_pid_file_cannot_be_had_leaves_the_old_process_serving() {
+fn an_upgrade_with_the_pid_file_of_another_daemon_leaves_the_old_process_serving() {
     let (lab, other) = (Lab::new(), Lab::new());
     let origin = Origin::start("one");
     let old = lab.daemonize(&pool(&[&origin], ""));
@@ -182,7 +184,7 @@ fn an_upgrade_whose_pid_file_cannot_be_had_leaves_the_old_process_serving() {
 }
 
 #[test]
-fn t_refuses_what_a_start_would_fail_at() {
+fn option_t_refuses_a_configuration_that_a_start_would_refuse() {
     let (lab, origin) = (Lab::new(), Origin::start("one"));
     let running = lab.start(&pool(&[&origin], ""));
     let other = Lab::new();
@@ -203,7 +205,7 @@ fn t_refuses_what_a_start_would_fail_at() {
 }
 
 #[test]
-fn a_ca_file_with_a_key_in_it_is_refused_before_pingora_ends_the_process() {
+fn a_ca_file_that_contains_a_private_key_is_refused() {
     let (lab, origin) = (Lab::new(), Origin::start("one"));
     let file = lab.path("mixed.pem");
     Authority::new().write(&file).unwrap();
@@ -216,7 +218,7 @@ fn a_ca_file_with_a_key_in_it_is_refused_before_pingora_ends_the_process() {
 }
 
 #[test]
-fn flags_that_a_verb_would_not_look_at_are_refused() {
+fn options_that_a_subcommand_would_ignore_are_refused() {
     let lab = Lab::new();
     for arguments in
         [&["-t", "demo"][..], &["-u", "schema"], &["-c", "a.yaml", "proxy", "--to", "127.0.0.1:1"]]
@@ -227,21 +229,21 @@ fn flags_that_a_verb_would_not_look_at_are_refused() {
     let (to, listen) = (tests::ports::free().to_string(), lab.listener.to_string());
     let metrics = lab.metrics.to_string();
     let proxy = ["-t", "proxy", "--to", &to, "--listen", &listen, "--metrics", &metrics];
-    assert_eq!(lab.run(&proxy).code, Some(0), "it is a test, and ends");
+    assert_eq!(lab.run(&proxy).code, Some(0), "`-t` only tests and exits");
 }
 
-// ===== signals that come at once =====
+// ===== early signals =====
 
-/// Several starts, since each gives the signals some milliseconds only.
+/// Starts the daemon several times, since each start leaves only a few milliseconds for the signals to come early.
 #[test]
-fn a_signal_as_soon_as_there_is_a_pid_file_is_carried_out_and_does_not_end_the_process() {
+fn signals_take_effect_as_soon_as_the_pid_file_exists() {
     let origin = Origin::start("one");
     for _ in 0..5 {
         let lab = Lab::new();
         let daemon = lab.spawn(&["-c", path_str(&lab.config(&pool(&[&origin], "")))]);
         let begun = Instant::now();
         let process = loop {
-            assert!(begun.elapsed() < LONG, "there is no pid file: {}", daemon.log());
+            assert!(begun.elapsed() < LONG, "there is no PID file: {}", daemon.log());
             match lab.pid_in_file() {
                 Some(process) => break process,
                 None => std::thread::yield_now(),
@@ -249,9 +251,9 @@ fn a_signal_as_soon_as_there_is_a_pid_file_is_carried_out_and_does_not_end_the_p
         };
         process.signal(Signal::SIGHUP);
         process.signal(Signal::SIGUSR1);
-        wait::until(LONG, "the log files are opened again", || daemon.log().contains("error.log reopened"));
-        wait::until(LONG, "the file is read again", || daemon.log().contains("reload"));
-        wait::until(LONG, "it serves", || daemon.get("/").is_ok_and(|answer| answer.status == 200));
+        wait::until(LONG, "the log files are reopened", || daemon.log().contains("error.log reopened"));
+        wait::until(LONG, "the configuration is reloaded", || daemon.log().contains("reload"));
+        wait::until(LONG, "the daemon serves", || daemon.get("/").is_ok_and(|answer| answer.status == 200));
         assert_eq!(lab.pid_in_file(), Some(process));
     }
 }

@@ -1,4 +1,4 @@
-//! Answers to "why?": `/api/v1/explain` says where a request would go, and `X-Lb-Explain` how one was served.
+//! Explanations: `/api/v1/explain` predicts where a request would go, and `X-Lb-Explain` reports how one was served.
 
 use std::net::SocketAddr;
 
@@ -10,14 +10,14 @@ use tests::{Answer, Behaviour, Daemon, Gate, Lab, Origin, Response};
 use crate::balancing::pool_with;
 use crate::{pool, pool_of};
 
-/// Quick checks of the ports.
+/// Frequent TCP health checks.
 const CHECKED: &str =
     "health_check: {type: tcp, interval: 200ms, fast_interval: 200ms, rise: 1, fall: 1, jitter: 0}";
 
-/// What explains, in a test.
+/// The name of the response header with the explanation.
 const EXPLAIN: &str = "x-lb-explain";
 
-/// The answer to a query.
+/// Sends a query to `/api/v1/explain`, and returns the document.
 #[track_caller]
 fn explain(daemon: &Daemon, query: &str) -> Value {
     let answer = daemon.read(&format!("/api/v1/explain?{query}")).unwrap();
@@ -25,7 +25,7 @@ fn explain(daemon: &Daemon, query: &str) -> Value {
     serde_json::from_slice(&answer.body).unwrap()
 }
 
-/// What it says of one backend.
+/// The part of the document about one backend.
 #[track_caller]
 fn of_backend(document: &Value, address: SocketAddr) -> Value {
     let address = address.to_string();
@@ -33,49 +33,51 @@ fn of_backend(document: &Value, address: SocketAddr) -> Value {
     backends.iter().find(|backend| backend["address"] == address.as_str()).unwrap().clone()
 }
 
-/// What is counted of traffic.
+/// The lines of the metrics about traffic.
 fn counts(daemon: &Daemon) -> Vec<String> {
     let of_traffic = |line: &&str| line.starts_with("lb_") && !line.starts_with("lb_health_check");
     daemon.metrics_text().lines().filter(of_traffic).map(str::to_owned).collect()
 }
 
-/// The answer of `ask`, which is counted nowhere. What requests before it are counted as may take a moment.
+/// Calls `ask`, asserts that it changes no metric of traffic, and returns its document. Repeats this if metrics of
+/// earlier requests change meanwhile.
 #[track_caller]
 fn uncounted(daemon: &Daemon, ask: impl Fn() -> Value) -> Value {
-    wait::until_some(LONG, "asking is counted nowhere", || {
+    wait::until_some(LONG, "explaining changes no metric", || {
         let before = counts(daemon);
         let document = ask();
         (counts(daemon) == before).then_some(document)
     })
 }
 
-/// The name of the origin that the document says would be taken.
+/// The name of the origin that the document predicts.
 #[track_caller]
-fn foretold<'a>(document: &Value, origins: &'a [Origin]) -> &'a str {
-    let taken = document["taken"].as_str().unwrap_or_else(|| panic!("nobody is taken: {document:#}"));
+fn predicted<'a>(document: &Value, origins: &'a [Origin]) -> &'a str {
+    let taken = document["taken"].as_str().unwrap_or_else(|| panic!("no backend is taken: {document:#}"));
     origins.iter().find(|origin| origin.address.to_string() == taken).unwrap().name()
 }
 
-/// Origins `o0`, `o1`, … of which the last refuses connections.
+/// Starts `count` origins named `o0`, `o1`, …, and one more named `dead` that refuses connections.
 fn origins_and_a_dead_one(count: usize) -> Vec<Origin> {
     let mut origins: Vec<Origin> = (0..count).map(|number| Origin::start(&format!("o{number}"))).collect();
     origins.push(Origin::refusing("dead"));
     origins
 }
 
-/// A daemon over these origins with weights 3, 1, 2, …, that has found out which one is dead.
+/// Starts a daemon with these origins, of weights 3, 1, 2, …, and waits until the dead one is down.
 fn checked(lab: &Lab, origins: &[Origin], more: &str) -> Daemon {
     let weights = ["weight: 3", "weight: 1", "weight: 2", "weight: 1"];
     let backends: Vec<_> = origins.iter().zip(weights).collect();
     let daemon = lab.start(&pool_with(&backends, &format!("{CHECKED}\n{more}")));
     let dead = origins.last().unwrap().address;
-    wait::until(LONG, "the dead one is down", || daemon.backend_status("web", dead)["state"] == "down");
+    wait::until(LONG, "the dead origin is down", || daemon.backend_status("web", dead)["state"] == "down");
     daemon
 }
 
-/// Asks, sends the request, and asks again, so often; the origins that answered.
+/// Explains a request twice, sends it, and asserts that the predicted origin serves it. Repeats this `requests` times,
+/// and returns the names of the origins.
 #[track_caller]
-fn as_foretold(
+fn send_as_predicted(
     daemon: &Daemon,
     origins: &[Origin],
     requests: usize,
@@ -84,14 +86,14 @@ fn as_foretold(
 ) -> Vec<String> {
     let one = |number| {
         let document = uncounted(daemon, || explain(daemon, &query(number)));
-        assert_eq!(explain(daemon, &query(number)), document, "the same question, the same answer");
+        assert_eq!(explain(daemon, &query(number)), document, "explaining twice gives different documents");
         let dead = of_backend(&document, origins.last().unwrap().address);
         assert_eq!(
             (&dead["candidate"], &dead["refusal"], &dead["state"]),
             (&json!(false), &json!("down"), &json!("down"))
         );
         let answer = send(number);
-        assert_eq!(answer.origin(), foretold(&document, origins), "request {number}: {document:#}");
+        assert_eq!(answer.origin(), predicted(&document, origins), "request {number}: {document:#}");
         answer.origin().to_owned()
     };
     (0..requests).map(one).collect()
@@ -110,7 +112,7 @@ fn a_backend_that_is_down_or_ejected_is_explained_with_reason_and_time() {
         "{CHECKED}\noutlier_detection: {{consecutive_failures: 2, base_ejection: 60s}}\npanic_threshold: 0"
     );
     let daemon = lab.start(&pool_of(&[up.address, bad.address, dead.address], &more));
-    wait::until(LONG, "one is ejected", || {
+    wait::until(LONG, "a backend is ejected", || {
         daemon.get("/").unwrap();
         daemon.backend_status("web", bad.address)["state"] == "ejected"
     });
@@ -124,7 +126,7 @@ fn a_backend_that_is_down_or_ejected_is_explained_with_reason_and_time() {
         let status = daemon.backend_status("web", origin.address);
         let time = |of: &Value| of["since"].as_str().unwrap().parse::<jiff::Timestamp>().unwrap();
         let apart = (time(document) - time(&status)).get_milliseconds().abs();
-        // Two readings of the clocks may differ by a little.
+        // Two readings of the clocks may differ slightly.
         assert!(apart < 1000, "{document:#} {status:#}");
     }
     let text = lab.run(&["explain", "-c", path_str(&lab.path("conf.yaml"))]).stdout;
@@ -137,29 +139,29 @@ fn a_backend_that_is_down_or_ejected_is_explained_with_reason_and_time() {
 }
 
 #[test]
-fn a_backup_that_is_down_is_not_explained_by_others_that_are_available() {
+fn a_backup_that_is_down_is_explained_as_down() {
     let (lab, dead, backup) = (Lab::new(), Origin::refusing("dead"), Origin::refusing("backup"));
     let text = pool_with(
         &[(&dead, "weight: 1"), (&backup, "backup: true")],
         &format!("{CHECKED}\npanic_threshold: 0"),
     );
     let daemon = lab.start_listening(&text);
-    wait::until(LONG, "both are down", || daemon.pool_status("web")["ready"] == 0);
+    wait::until(LONG, "both backends are down", || daemon.pool_status("web")["ready"] == 0);
     let document = explain(&daemon, "path=/");
     let reason = of_backend(&document, backup.address)["reason"].clone();
     assert!(reason.as_str().unwrap().starts_with("it is down: 1 check failed"), "{document:#}");
 }
 
 #[test]
-fn turns_come_as_foretold_and_asking_takes_none() {
+fn explain_predicts_round_robin_without_advancing_it() {
     let (lab, origins) = (Lab::new(), origins_and_a_dead_one(3));
     let daemon = checked(&lab, &origins, "policy: round_robin");
-    let names = as_foretold(&daemon, &origins, 12, |_| "path=/".into(), |_| daemon.get("/").unwrap());
+    let names = send_as_predicted(&daemon, &origins, 12, |_| "path=/".into(), |_| daemon.get("/").unwrap());
     assert_eq!(kinds(&names), 3, "{names:?}");
 }
 
 #[test]
-fn keys_go_where_foretold() {
+fn explain_predicts_the_backend_of_a_key() {
     for policy in ["consistent_hash", "maglev"] {
         let (lab, origins) = (Lab::new(), origins_and_a_dead_one(3));
         let daemon = checked(&lab, &origins, &format!("policy: {policy}\nhash_on: {{header: X-Key}}"));
@@ -168,11 +170,11 @@ fn keys_go_where_foretold() {
             let key = format!("key {number}");
             daemon.connect().request("GET", "/", &[("X-Key", &key)], b"").unwrap()
         };
-        let names = as_foretold(&daemon, &origins, 12, query, send);
+        let names = send_as_predicted(&daemon, &origins, 12, query, send);
         assert!(kinds(&names) >= 2, "{policy}: {names:?}");
         let document = explain(&daemon, "path=/&header=X-Key:key%201");
         assert_eq!(document["key"], "key 1");
-        // The dead one may own a key as well: then the next of the order has it.
+        // If the key belongs to the dead backend, the next backend of the order gets it.
         let taken = document["backends"].as_array().unwrap().iter().find(|one| one["would_be_taken"] == true);
         assert!(
             taken.unwrap()["score"]["position"].as_u64().is_some_and(|position| position <= 2),
@@ -182,38 +184,38 @@ fn keys_go_where_foretold() {
 }
 
 #[test]
-fn the_least_busy_is_foretold_with_its_load() {
+fn explain_predicts_the_least_busy_backend_and_shows_its_load() {
     let (lab, origins) = (Lab::new(), origins_and_a_dead_one(3));
     let daemon = checked(&lab, &origins, "policy: least_request");
     let gate = Gate::closed();
     origins[0].behave(Behaviour::Held(gate.clone(), Answer::ok("")));
     let mut held = Vec::new();
     while origins[0].working() == 0 {
-        let taken = foretold(&explain(&daemon, "path=/"), &origins).to_owned();
+        let taken = predicted(&explain(&daemon, "path=/"), &origins).to_owned();
         let mut client = daemon.begin("/");
         if taken == "o0" {
-            wait::until(LONG, "it has come to o0", || origins[0].working() == 1);
+            wait::until(LONG, "the request has arrived at o0", || origins[0].working() == 1);
             held.push(client);
         } else {
             assert_eq!(client.response("GET").unwrap().origin(), taken);
         }
     }
     let busy = of_backend(&explain(&daemon, "path=/"), origins[0].address);
-    assert_eq!(busy["score"], json!({"in_flight_over_weight": 0.333}), "one over a weight of three");
+    assert_eq!(busy["score"], json!({"in_flight_over_weight": 0.333}), "one request over a weight of 3");
     let in_flight = || daemon.metric("lb_upstream_requests_in_flight", &["pool=\"web\""]);
-    wait::until(LONG, "only one is in flight", || in_flight() == 1.0);
+    wait::until(LONG, "only one request is in flight", || in_flight() == 1.0);
     let send = |_| {
         let answer = daemon.get("/").unwrap();
-        wait::until(LONG, "it has ended", || in_flight() == 1.0);
+        wait::until(LONG, "the request is complete", || in_flight() == 1.0);
         answer
     };
-    let names = as_foretold(&daemon, &origins, 6, |_| "path=/".into(), send);
+    let names = send_as_predicted(&daemon, &origins, 6, |_| "path=/".into(), send);
     assert!(!names.contains(&"o0".to_owned()), "{names:?}");
     gate.open();
 }
 
 #[test]
-fn the_one_that_answers_soonest_is_foretold() {
+fn explain_predicts_the_quickest_backend() {
     let (lab, origins) = (Lab::new(), origins_and_a_dead_one(2));
     let daemon = checked(&lab, &origins, "policy: peak_ewma");
     let in_flight = || daemon.metric("lb_upstream_requests_in_flight", &["pool=\"web\""]);
@@ -223,13 +225,13 @@ fn the_one_that_answers_soonest_is_foretold() {
             of_backend(&document, origins[0].address)["score"]["expected_ms"].is_number(),
             "{document:#}"
         );
-        assert_eq!(daemon.get("/").unwrap().origin(), foretold(&document, &origins));
-        wait::until(LONG, "it has ended", || in_flight() == 0.0);
+        assert_eq!(daemon.get("/").unwrap().origin(), predicted(&document, &origins));
+        wait::until(LONG, "the request is complete", || in_flight() == 0.0);
     }
 }
 
 #[test]
-fn a_session_leads_where_foretold() {
+fn explain_predicts_the_backend_of_a_session() {
     let (lab, origins) = (Lab::new(), origins_and_a_dead_one(3));
     let daemon = checked(&lab, &origins, "sticky: {cookie: lb_session}");
     for _ in 0..3 {
@@ -237,7 +239,7 @@ fn a_session_leads_where_foretold() {
         let cookie = first.header("set-cookie").unwrap().split(';').next().unwrap().to_owned();
         let query = |_| format!("path=/&header=Cookie:{cookie}");
         let send = |_| daemon.connect().request("GET", "/", &[("Cookie", &cookie)], b"").unwrap();
-        let names = as_foretold(&daemon, &origins, 2, query, send);
+        let names = send_as_predicted(&daemon, &origins, 2, query, send);
         assert_eq!(names, [first.origin(), first.origin()]);
         let document = explain(&daemon, &query(0));
         assert_eq!(document["session"], document["taken"]);
@@ -245,7 +247,7 @@ fn a_session_leads_where_foretold() {
 }
 
 #[test]
-fn who_drains_has_its_sessions_and_no_others() {
+fn a_draining_backend_gets_its_sessions_and_no_other_requests() {
     let lab = Lab::new();
     let (one, two) = (Origin::start("one"), Origin::start("two"));
     let daemon = lab.start(&pool(&[&one, &two], "sticky: {cookie: lb_session}"));
@@ -270,7 +272,7 @@ fn who_drains_has_its_sessions_and_no_others() {
 }
 
 #[test]
-fn a_draw_is_called_one() {
+fn explain_shows_chances_when_the_policy_is_random() {
     let (lab, origins) = (Lab::new(), origins_and_a_dead_one(3));
     let daemon = checked(&lab, &origins, "policy: random");
     let document = explain(&daemon, "path=/");
@@ -283,7 +285,7 @@ fn a_draw_is_called_one() {
 }
 
 #[test]
-fn routes_are_explained_as_they_are_taken() {
+fn explain_shows_the_route_taken_and_why_the_others_are_not() {
     let (lab, one, two) = (Lab::new(), Origin::start("one"), Origin::start("two"));
     let pools = format!(
         "{}  other:\n    backends: [\"{}\"]\n    health_check: {{type: none}}\n",
@@ -309,7 +311,7 @@ fn routes_are_explained_as_they_are_taken() {
 }
 
 #[test]
-fn a_question_that_is_wrong_is_refused_in_words() {
+fn a_wrong_query_is_refused_with_a_reason() {
     let (lab, origin) = (Lab::new(), Origin::start("one"));
     let daemon = lab.start(&pool(&[&origin], ""));
     for (query, words) in [("hots=a", "unknown parameter `hots`"), ("client=me", "`me` is not an IP address")]
@@ -329,7 +331,7 @@ fn ask(daemon: &Daemon, target: &str) -> Response {
 }
 
 #[test]
-fn a_trusted_proxy_is_told_how_its_request_was_served() {
+fn a_response_to_a_trusted_proxy_explains_how_it_was_served() {
     let (lab, up, bad) = (Lab::new(), Origin::start("up"), Origin::refusing("bad"));
     let routes =
         "routes:\n  - {match: {path: /none}, pool: web}\n  - {match: {path_prefix: /a}, pool: web}\n";
@@ -341,14 +343,14 @@ fn a_trusted_proxy_is_told_how_its_request_was_served() {
     assert!(said.iter().all(|line| line.starts_with(&start) && line.ends_with("session=no")), "{said:?}");
     let tried = format!("tries=2 tried={}/connect ", bad.address);
     assert_eq!(said.iter().filter(|line| line.contains(&tried)).count(), 1, "{said:?}");
-    assert_eq!(daemon.get("/a").unwrap().header(EXPLAIN), None, "nobody asked");
+    assert_eq!(daemon.get("/a").unwrap().header(EXPLAIN), None, "the request did not ask");
     let answer = ask(&daemon, "/elsewhere");
     assert_eq!((answer.status, answer.header(EXPLAIN)), (404, Some("route=none reason=no_route")));
-    assert!(up.seen().iter().all(|seen| seen.header(EXPLAIN).is_none()), "a backend was asked");
+    assert!(up.seen().iter().all(|seen| seen.header(EXPLAIN).is_none()), "a backend received the header");
 }
 
 #[test]
-fn answers_of_our_own_say_it_too() {
+fn error_responses_of_the_daemon_are_explained_too() {
     let (lab, one, two) = (Lab::new(), Origin::refusing("one"), Origin::refusing("two"));
     let daemon = lab.start(&format!("{TRUSTED}{}", pool(&[&one, &two], "")));
     let answer = ask(&daemon, "/");
@@ -373,7 +375,7 @@ fn answers_of_our_own_say_it_too() {
 }
 
 #[test]
-fn a_stranger_is_told_nothing_and_does_not_ask_the_backend() {
+fn an_untrusted_client_gets_no_explanation_and_its_header_is_not_forwarded() {
     let (lab, origin) = (Lab::new(), Origin::start("one"));
     let daemon = lab.start(&pool(&[&origin], ""));
     assert_eq!(ask(&daemon, "/").header(EXPLAIN), None);
@@ -384,7 +386,7 @@ fn a_stranger_is_told_nothing_and_does_not_ask_the_backend() {
 }
 
 #[test]
-fn the_verb_explains_as_text_and_json_over_the_control_socket() {
+fn the_subcommand_explains_as_text_and_json_over_the_control_socket() {
     let lab = Lab::new();
     let (one, two) = (Origin::start("one"), Origin::start("two"));
     let routes =
@@ -426,7 +428,7 @@ fn the_verb_explains_as_text_and_json_over_the_control_socket() {
 }
 
 #[test]
-fn the_token_of_the_control_socket_lets_a_request_ask() {
+fn a_request_with_the_token_of_the_control_socket_is_explained() {
     let lab = Lab::new();
     let origin = Origin::start("one");
     let daemon = lab.start(&pool(&[&origin], ""));
@@ -438,7 +440,7 @@ fn the_token_of_the_control_socket_lets_a_request_ask() {
     assert!(ask(token.trim()).unwrap().contains(&format!("backend={}", origin.address)));
     assert_eq!(ask("1"), None);
     assert!(origin.seen().iter().all(|seen| seen.header("x-lb-explain").is_none()));
-    // A reload keeps it.
+    // A reload keeps the token.
     lab.config(&pool(&[&origin], "policy: random"));
     assert_eq!(lab.run(&["reload", "-c", path_str(&lab.path("conf.yaml"))]).code, Some(0));
     assert!(ask(token.trim()).unwrap().contains("policy=random"));

@@ -1,8 +1,8 @@
-//! Every valid configuration of the fixtures is run, with real backends of the kind that its pools name.
+//! Runs every valid configuration of the fixtures, with real backends of the kind that its pools need.
 //!
-//! A fixture that loads may still describe something that can never work, which no test of the configuration alone notices.
-//! Here each address of a backend gives way to an origin, which speaks TLS where the pool does, with a certificate that the
-//! pool should accept, and gRPC where it is checked so. Then every backend must be up, and requests must be answered.
+//! A fixture may load and still describe something that can never work, which no test of the configuration alone finds.
+//! Here an origin replaces each address of a backend. The origin uses TLS if the pool does, with a certificate that the
+//! pool should accept, and gRPC if the health check does. Then every backend must be up, and requests must succeed.
 
 use std::fs;
 use std::net::{SocketAddr, TcpListener};
@@ -14,20 +14,20 @@ use tests::daemon::{View, path_str};
 use tests::wait::{self, LONG};
 use tests::{Authority, Certified, GrpcOrigin, Lab, Origin, Serving, ports};
 
-/// The beginning of every address of a backend in the fixtures.
+/// The prefixes of all backend addresses in the fixtures.
 const PLACEHOLDERS: [&str; 3] = ["10.0.0.", "localhost:", "LocalHost:"];
 
-/// Ports of listeners in the fixtures that stand without an address.
+/// The ports of listeners that have no IP address in the fixtures.
 const PORTS: [&str; 3] = [":8080", ":8081", ":8082"];
 
-/// What stands in the place of the addresses of a fixture. It lives as long as the daemon.
+/// The origins that replace the addresses of a fixture. They run as long as the daemon.
 #[derive(Default)]
 struct Origins {
     http: Vec<Origin>,
     grpc: Vec<GrpcOrigin>,
 }
 
-/// The authorities of certificates.
+/// The certificate authorities that sign the certificates of origins.
 struct Authorities {
     trusted: Authority,
     unknown: Authority,
@@ -57,13 +57,13 @@ fn run(fixture: &Path) {
     let config = lab.write("conf.yaml", &text);
     let name = fixture.file_name().unwrap().to_string_lossy();
     match text.contains("daemon: true") {
-        true => answers(&lab.daemonize_file(&config, &[]), &paths, &name, &origins),
-        false => answers(&lab.start_file(&config), &paths, &name, &origins),
+        true => assert_serves(&lab.daemonize_file(&config, &[]), &paths, &name, &origins),
+        false => assert_serves(&lab.start_file(&config), &paths, &name, &origins),
     }
 }
 
 #[track_caller]
-fn answers(daemon: &View, paths: &[String], name: &str, origins: &Origins) {
+fn assert_serves(daemon: &View, paths: &[String], name: &str, origins: &Origins) {
     let backends = |status: &Value| -> Vec<Value> {
         let pools = status["pools"].as_array().cloned().unwrap_or_default();
         pools.iter().flat_map(|pool| pool["backends"].as_array().cloned().unwrap_or_default()).collect()
@@ -78,8 +78,8 @@ fn answers(daemon: &View, paths: &[String], name: &str, origins: &Origins) {
     assert!(requests >= paths.len() as u64, "{name}: {requests} requests for {paths:?}");
 }
 
-/// The paths that lead to its pools; none when its routes ask for more than a path. A pool whose checks are by gRPC on the
-/// port of its traffic has no origin that answers HTTP/1, and is left to its checks.
+/// The paths that lead to the pools of a fixture. Routes that match on more than a path have none. A pool with gRPC
+/// checks on the port of its traffic has none either, since its origins do not speak HTTP/1.
 fn requests(text: &str) -> Vec<String> {
     let pools = blocks(text);
     let is_http = |pool: &str| {
@@ -101,7 +101,7 @@ fn value<'a>(text: &'a str, key: &str) -> Option<&'a str> {
     rest.split([',', '}', '\n']).next().map(str::trim)
 }
 
-/// The pieces of a fixture, each with at most one pool.
+/// Splits a fixture into pieces with at most one pool each.
 fn blocks(text: &str) -> Vec<String> {
     text.split_inclusive('\n').fold(Vec::new(), |mut blocks: Vec<String>, line| {
         let is_name = line.starts_with("  ") && !line.starts_with("   ") && !line.starts_with("  -");
@@ -128,7 +128,7 @@ impl Origins {
             let is_local = placeholder.ends_with(':');
             let address = if is_local { ports::free_on_localhost() } else { ports::free() };
             self.start(address, is_grpc, block, authorities);
-            // The port may stand behind a variable, and a name stays.
+            // The port may follow a variable. A host name stays in the text.
             let start = at + if is_local { placeholder.len() } else { 0 };
             let part = |c: char| c.is_ascii_digit() || ".:}".contains(c);
             let length = rest[start..].find(|c| !part(c)).unwrap_or(rest.len() - start);
@@ -166,27 +166,28 @@ impl Origins {
     }
 }
 
-/// Where the first of these words is, and which one it is.
+/// The position of the first of these words in the text, and the word.
 fn first_of<'a>(text: &str, words: &[&'a str]) -> Option<(usize, &'a str)> {
     words.iter().filter_map(|word| Some((text.find(word)?, *word))).min()
 }
 
-/// A free port of the IP address of a backend.
+/// A free port on the IP address of a backend.
 fn free_beside(backend: SocketAddr) -> SocketAddr {
     TcpListener::bind((backend.ip(), 0)).and_then(|listener| listener.local_addr()).unwrap()
 }
 
 impl Authorities {
-    /// One that the pool should accept: for its name or the address, and of any authority when it does not verify.
+    /// A certificate that the pool should accept. It is valid for the pool's `sni` or for the address. An unknown
+    /// authority signs it if the pool does not verify certificates.
     fn certificate(&self, pool: &str, address: SocketAddr) -> Certified {
         let authority = if pool.contains("verify: false") { &self.unknown } else { &self.trusted };
         authority.certify(&[value(pool, "sni: ").unwrap_or(&address.ip().to_string())])
     }
 }
 
-// === the rest of the machine ===
+// === addresses and files ===
 
-/// Puts the ports of the lab in the place of those of the fixture, and where it says nothing.
+/// Replaces the addresses and ports of a fixture with those of the lab, and adds them where the fixture has none.
 fn with_addresses(lab: &Lab, text: &str) -> String {
     let ipv6 = format!("[::1]:{}", ports::free().port());
     let free =
@@ -201,7 +202,7 @@ fn with_addresses(lab: &Lab, text: &str) -> String {
     with_key(&with_key(&text, "listeners", &listeners), "metrics", &metrics)
 }
 
-/// Puts files in the directory of the lab in the place of those of the fixture, and where it says nothing.
+/// Replaces the files of a fixture with files in the directory of the lab, and adds them where the fixture has none.
 fn with_files(lab: &Lab, text: &str) -> String {
     let directory = path_str(lab.directory());
     let keys = lab.write("sticky.keys", &format!("{}\n", "5e".repeat(32)));
@@ -214,7 +215,7 @@ fn with_files(lab: &Lab, text: &str) -> String {
     let text = files
         .iter()
         .fold(text, |text, (key, file)| with_key(&text, key, &format!("\"{key}\": \"{directory}/{file}\"")));
-    // The authority of the test takes the place of those of the system.
+    // The authority of the test replaces those of the system.
     let text = match text.contains("tls:") {
         true => with_key(&text, "ca_file", &format!("\"ca_file\": \"{directory}/ca.pem\"")),
         false => text,

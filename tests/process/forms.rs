@@ -1,4 +1,5 @@
-//! The short forms that users try first: addresses without a mapping, `localhost`, a file as an argument, standard input.
+//! Short forms that operators try first: addresses without a mapping, `localhost`, a file as an argument, and
+//! standard input.
 
 use std::process::{Child, Command};
 
@@ -9,14 +10,14 @@ use tests::{Connection, Lab, Origin, Signal};
 
 use crate::{pool, pool_of};
 
-/// A daemon in a network namespace of its own, in which it may bind any address without being reached by anybody.
+/// A daemon in its own network namespace, where it can bind any address and is not reachable from outside.
 struct Isolated<'a> {
     lab: &'a Lab,
     child: Child,
 }
 
 impl<'a> Isolated<'a> {
-    /// Starts the daemon with `conf.yaml` after the loopback interface is up and `prepare` has run.
+    /// Starts the daemon with `conf.yaml` once the loopback interface is up and the shell command `prepare` has run.
     fn start(lab: &'a Lab, prepare: &str) -> Self {
         let script = format!("ip link set lo up && {prepare} && exec \"$0\" -c \"$1\"");
         let program = lab.install();
@@ -27,7 +28,7 @@ impl<'a> Isolated<'a> {
         Self { lab, child }
     }
 
-    /// Its status, by its control socket: a Unix socket belongs to no network namespace.
+    /// The status of the daemon, read from its control socket. Unix sockets do not depend on network namespaces.
     #[track_caller]
     fn status(&self) -> Value {
         let arguments =
@@ -37,10 +38,10 @@ impl<'a> Isolated<'a> {
             (finished.code == Some(0)).then(|| serde_json::from_str(&finished.stdout).unwrap())
         };
         let answer = wait::poll(LONG, ask);
-        answer.unwrap_or_else(|| panic!("the daemon does not answer:\n{}", self.lab.error_log()))
+        answer.unwrap_or_else(|| panic!("the daemon does not respond:\n{}", self.lab.error_log()))
     }
 
-    /// The TCP sockets of its namespace that listen, as the kernel writes their addresses.
+    /// The addresses of the listening TCP sockets of the namespace, in the notation of `/proc/net/tcp`.
     fn listens(&self, table: &str) -> Vec<String> {
         let text = std::fs::read_to_string(format!("/proc/{}/net/{table}", self.child.id())).unwrap();
         let rows = text.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>());
@@ -56,7 +57,7 @@ impl Drop for Isolated<'_> {
 }
 
 #[test]
-fn listeners_are_addresses_alone() {
+fn a_listener_may_be_an_address_alone() {
     let lab = Lab::new();
     let origin = Origin::start("one");
     let socket = lab.path("short.sock");
@@ -108,10 +109,10 @@ fn localhost_is_a_backend_in_the_file_and_on_the_command_line() {
 
     let config = lab.path("conf.yaml");
     let named = format!("localhost:{}", other.address.port());
-    for order in ["add", "drain", "undrain", "disable", "enable", "remove"] {
-        let finished = lab.run(&[order, "web", &named, "-c", path_str(&config)]);
-        assert_eq!(finished.code, Some(0), "{order}: {finished:?}");
-        assert!(finished.stdout.contains(&other.address.to_string()), "{order}: {finished:?}");
+    for subcommand in ["add", "drain", "undrain", "disable", "enable", "remove"] {
+        let finished = lab.run(&[subcommand, "web", &named, "-c", path_str(&config)]);
+        assert_eq!(finished.code, Some(0), "{subcommand}: {finished:?}");
+        assert!(finished.stdout.contains(&other.address.to_string()), "{subcommand}: {finished:?}");
     }
 }
 
@@ -123,7 +124,7 @@ fn proxy_takes_localhost_as_a_backend() {
     let (listen, metrics) = (lab.listener.to_string(), lab.metrics.to_string());
     let _daemon = lab.spawn(&["proxy", "--to", &to, "--listen", &listen, "--metrics", &metrics]);
     let answer = wait::poll(LONG, || tests::get(lab.listener, "/").ok());
-    assert_eq!(answer.expect("it serves").origin(), "one");
+    assert_eq!(answer.expect("the daemon serves").origin(), "one");
     let refused = lab.run(&["proxy", "--to", "example.com:80"]);
     assert_eq!(refused.code, Some(2), "{refused:?}");
     assert!(refused.stderr.contains("is a host name"), "{refused:?}");
@@ -162,7 +163,7 @@ fn a_configuration_from_standard_input_is_checked() {
 }
 
 #[test]
-fn a_daemon_whose_configuration_was_standard_input_refuses_to_reload_and_says_what_to_do() {
+fn a_daemon_configured_from_standard_input_refuses_to_reload_and_says_what_to_do() {
     let lab = Lab::new();
     let origin = Origin::start("one");
     let config = lab.config(&(pool(&[&origin], "") + "reload: {watch: true}\n"));
@@ -182,21 +183,21 @@ fn a_daemon_whose_configuration_was_standard_input_refuses_to_reload_and_says_wh
     daemon.logged(&["signal HUP"]);
     wait::until(LONG, "the refusal is logged", || daemon.log().matches(&take_over).count() >= 3);
     assert_eq!(daemon.get("/").unwrap().origin(), "one");
-    for verb in ["reload", "upgrade"] {
-        let finished = lab.run_with_input(&config, &[verb, "-c", "-"]);
+    for subcommand in ["reload", "upgrade"] {
+        let finished = lab.run_with_input(&config, &[subcommand, "-c", "-"]);
         assert_eq!(finished.code, Some(2), "{finished:?}");
         assert!(finished.stderr.contains("would not be used"), "{finished:?}");
     }
-    // Other subcommands find the daemon by the text, as by a file.
+    // Other subcommands find the daemon by a configuration from standard input as they do by a file.
     let finished = lab.run_with_input(&config, &["status", "-c", "-"]);
     assert_eq!(finished.code, Some(0), "{finished:?}");
 }
 
 #[test]
-fn the_text_of_standard_input_is_passed_on_to_the_background_and_to_each_successor() {
+fn standard_input_is_passed_on_to_the_background_and_to_each_new_process() {
     let lab = Lab::new();
     let origin = Origin::start("one");
-    // More than a pipe holds.
+    // The text is larger than the buffer of a pipe.
     let comments = "# a line of a generated file\n".repeat(5_000);
     let config = lab.config(&(pool(&[&origin], "") + &comments));
     let first = lab.daemonize_with_input(&config);
@@ -215,7 +216,7 @@ fn the_text_of_standard_input_is_passed_on_to_the_background_and_to_each_success
 }
 
 #[test]
-fn a_daemon_in_the_foreground_passes_standard_input_on_to_its_successor() {
+fn a_daemon_in_the_foreground_passes_standard_input_on_to_the_new_process() {
     let lab = Lab::new();
     let origin = Origin::start("one");
     let mut daemon = lab.start_with_input(&lab.config(&pool(&[&origin], "")));
@@ -237,7 +238,7 @@ fn only_hint(lab: &Lab, text: &str) -> String {
 }
 
 #[test]
-fn a_file_of_another_product_is_answered_with_three_lines_that_run() {
+fn the_hint_for_a_file_of_another_product_is_a_configuration_that_runs() {
     let lab = Lab::new();
     let origin = Origin::start("one");
     let nginx = format!(
@@ -245,18 +246,18 @@ fn a_file_of_another_product_is_answered_with_three_lines_that_run() {
         origin.address
     );
     let hint = only_hint(&lab, &nginx);
-    let (_, lines) = hint.split_once("\n\n").expect("the hint has a file");
+    let (_, lines) = hint.split_once("\n\n").expect("the hint contains a configuration");
     let daemon = lab.start(lines);
     assert_eq!(daemon.get("/").unwrap().origin(), "one");
 }
 
 #[test]
-fn a_hint_leads_to_a_file_that_runs_in_one_step() {
+fn a_file_runs_after_its_hint_is_followed_once() {
     let lab = Lab::new();
     let origin = Origin::start("one");
     let pools = pool(&[&origin], "");
     let hint = only_hint(&lab, &format!("listeners: {}\n{pools}", lab.listener));
-    let list = hint.strip_prefix("put it in brackets: ").expect("it says what to write");
+    let list = hint.strip_prefix("put it in brackets: ").expect("the hint shows the list");
     let daemon = lab.start_file(&lab.config_with(&format!("listeners: {list}\n"), &pools));
     assert_eq!(daemon.get("/").unwrap().origin(), "one");
 
@@ -268,7 +269,7 @@ fn a_hint_leads_to_a_file_that_runs_in_one_step() {
 }
 
 #[test]
-fn a_file_without_its_option_is_told_where_it_goes() {
+fn a_file_without_the_option_c_gets_a_hint() {
     let lab = Lab::new();
     let file = lab.write("lb.yaml", "");
     let finished = lab.run(&[path_str(&file)]);

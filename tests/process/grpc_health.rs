@@ -1,4 +1,4 @@
-//! Health checks by `grpc.health.v1`, seen from outside.
+//! Health checks with the gRPC health protocol, `grpc.health.v1`.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -9,21 +9,21 @@ use tests::{Authority, Daemon, GrpcBehaviour, GrpcOrigin, Lab, Origin, Serving, 
 
 use crate::pool_of;
 
-/// The key `health_check` of a pool: quick gRPC checks, and what the test adds.
+/// The key `health_check` of a pool, with frequent gRPC checks and the keys in `more`.
 fn check(more: &str) -> String {
     format!(
         "health_check: {{type: grpc, interval: 200ms, fast_interval: 200ms, jitter: 0, rise: 1, fall: 1{more}}}"
     )
 }
 
-/// A daemon with one pool of these backends.
+/// Starts a daemon with one pool of these backends.
 #[track_caller]
 fn start(lab: &Lab, backends: &[SocketAddr], more: &str) -> Daemon {
     lab.start_listening(&pool_of(backends, more))
 }
 
-/// Waits until the metrics say that this backend is up, or is not, and that a check has found so: before its first
-/// check a backend counts as up.
+/// Waits until the metrics show this backend as up or down, and show a check with that result: a backend counts as up
+/// before its first check.
 #[track_caller]
 fn wait_up(daemon: &Daemon, backend: SocketAddr, up: bool) {
     let label = format!("backend=\"{backend}\"");
@@ -34,17 +34,17 @@ fn wait_up(daemon: &Daemon, backend: SocketAddr, up: bool) {
     });
 }
 
-/// Waits until the log says that this backend is down for this reason.
+/// Waits until the log reports this backend as down for this reason.
 #[track_caller]
 fn wait_down(daemon: &Daemon, backend: SocketAddr, reason: &str) {
     daemon.logged(&[&format!("backend {backend} is down"), reason]);
     wait_up(daemon, backend, false);
 }
 
-/// The question that came after `earlier` others.
+/// Waits for the check that follows `earlier` others, and returns it.
 #[track_caller]
-fn question_after(origin: &GrpcOrigin, earlier: usize) -> Asked {
-    wait::until_some(LONG, "there is another question", || origin.asked().get(earlier).cloned())
+fn check_after(origin: &GrpcOrigin, earlier: usize) -> Asked {
+    wait::until_some(LONG, "another check has arrived", || origin.asked().get(earlier).cloned())
 }
 
 #[test]
@@ -76,11 +76,11 @@ fn the_status_says_why_a_backend_is_down() {
 }
 
 #[test]
-fn service_names_the_service_that_is_asked_about() {
+fn service_names_the_service_to_check() {
     let lab = Lab::new();
     let (one, two) = (GrpcOrigin::start(), GrpcOrigin::start());
     one.set("shop.Orders", Serving::Serving);
-    // Whether the server serves as a whole, or any other service, does not matter.
+    // The state of the server as a whole or of another service does not count.
     one.set("", Serving::NotServing);
     two.set("shop.Billing", Serving::Serving);
     let daemon = start(&lab, &[one.address, two.address], &check(", service: shop.Orders"));
@@ -88,25 +88,25 @@ fn service_names_the_service_that_is_asked_about() {
     wait_down(&daemon, two.address, "the service shop.Orders is not known there");
     two.set("shop.Orders", Serving::Serving);
     wait_up(&daemon, two.address, true);
-    assert_eq!(question_after(&one, 0).service, "shop.Orders");
+    assert_eq!(check_after(&one, 0).service, "shop.Orders");
 }
 
 #[test]
-fn host_is_the_authority_of_the_question_and_the_address_unless_it_is_given() {
+fn the_authority_of_a_check_is_the_host_and_by_default_the_address() {
     let lab = Lab::new();
     let origin = GrpcOrigin::start();
     let daemon = start(&lab, &[origin.address], &check(", host: checked.test"));
-    assert_eq!(question_after(&origin, 0).authority, "checked.test");
+    assert_eq!(check_after(&origin, 0).authority, "checked.test");
     drop(daemon);
-    // The origin sees the end of a connection only some time after the daemon is gone.
-    wait::until(LONG, "no connection is left", || origin.open_connections() == 0);
+    // The origin sees the end of a connection only some time after the daemon has exited.
+    wait::until(LONG, "no connection is open", || origin.open_connections() == 0);
     let earlier = origin.asked().len();
     let _daemon = start(&lab, &[origin.address], &check(""));
-    assert_eq!(question_after(&origin, earlier).authority, origin.address.to_string());
+    assert_eq!(check_after(&origin, earlier).authority, origin.address.to_string());
 }
 
 #[test]
-fn checks_over_tls_without_a_name_ask_for_the_address() {
+fn checks_over_tls_without_a_name_verify_the_address() {
     let lab = Lab::new();
     let (authority, ca) = (Authority::new(), lab.path("ca.pem"));
     authority.write(&ca).unwrap();
@@ -125,14 +125,14 @@ fn checks_over_tls_without_a_name_ask_for_the_address() {
 }
 
 #[test]
-fn checks_speak_tls_where_the_pool_does() {
+fn checks_use_tls_when_the_pool_does() {
     let lab = Lab::new();
     let (authority, stranger) = (Authority::new(), Authority::new());
     let ca = lab.path("ca.pem");
     authority.write(&ca).unwrap();
     let trusted = GrpcOrigin::start_tls(&authority.certify(&["a.test"]).server());
     let untrusted = GrpcOrigin::start_tls(&stranger.certify(&["a.test"]).server());
-    // It agrees to no protocol, as servers of HTTP/1.1 do that do not know the extension.
+    // This origin negotiates no protocol, like HTTP/1.1 servers that do not support ALPN.
     let http1 = Origin::start_tls("http1", authority.certify(&["a.test"]).server());
     let more = format!("tls: {{sni: a.test, ca: {}}}\n{}", ca.display(), check(""));
     let backends = [trusted.address, untrusted.address, http1.address];
@@ -140,7 +140,7 @@ fn checks_speak_tls_where_the_pool_does() {
     wait_up(&daemon, trusted.address, true);
     wait_down(&daemon, untrusted.address, "TLS: invalid peer certificate");
     wait_down(&daemon, http1.address, "the backend does not speak HTTP/2");
-    let asked = question_after(&trusted, 0);
+    let asked = check_after(&trusted, 0);
     assert_eq!((asked.sni.as_deref(), asked.authority.as_str()), (Some("a.test"), "a.test"));
     trusted.set("", Serving::NotServing);
     wait_down(&daemon, trusted.address, "not serving");
@@ -170,14 +170,14 @@ fn a_backend_that_hangs_is_down_after_the_timeout_and_no_connection_is_left() {
     wait_down(&daemon, unreachable.address, "timeout after 500ms");
     let took = begun.elapsed();
     assert!((Duration::from_millis(500)..Duration::from_secs(10)).contains(&took), "took {took:?}");
-    wait::until(LONG, "no connection is left", || hanging.open_connections() == 0);
+    wait::until(LONG, "no connection is open", || hanging.open_connections() == 0);
 }
 
 #[test]
-fn a_port_for_checks_is_used_in_place_of_the_backends() {
+fn checks_go_to_the_port_that_the_key_names() {
     let lab = Lab::new();
     let health = GrpcOrigin::start();
-    // Traffic goes to another port of the address that the health service listens on.
+    // Traffic goes to another port on the IP address of the health service.
     let listener = std::net::TcpListener::bind((health.address.ip(), 0)).unwrap();
     let traffic = listener.local_addr().unwrap();
     let daemon = start(&lab, &[traffic], &check(&format!(", port: {}", health.address.port())));

@@ -23,7 +23,7 @@ fn wait_up(daemon: &Daemon, origin: &Origin, up: bool) {
 }
 
 /// The origins that answer ten requests.
-fn answering(daemon: &Daemon) -> Vec<String> {
+fn served_by(daemon: &Daemon) -> Vec<String> {
     let names = (0..10).map(|_| daemon.get("/traffic").unwrap().origin().to_owned());
     crate::tally(names).into_iter().map(|(name, _)| name).collect()
 }
@@ -47,13 +47,13 @@ fn tcp_checks_leave_out_a_backend_that_goes_down_and_take_it_back() {
     let lab = Lab::new();
     let (one, mut two) = (Origin::start("one"), Origin::start("two"));
     let daemon = lab.start(&pool(&[&one, &two], &check("tcp", "rise: 1, fall: 1")));
-    assert_eq!(answering(&daemon), ["one", "two"]);
+    assert_eq!(served_by(&daemon), ["one", "two"]);
     two.refuse();
     wait_up(&daemon, &two, false);
-    assert_eq!(answering(&daemon), ["one"]);
+    assert_eq!(served_by(&daemon), ["one"]);
     two.come_back();
     wait_up(&daemon, &two, true);
-    assert_eq!(answering(&daemon), ["one", "two"]);
+    assert_eq!(served_by(&daemon), ["one", "two"]);
     let address = two.address.to_string();
     daemon.logged(&["web", &address, "1 check", "failed", "refused"]);
 }
@@ -104,7 +104,7 @@ fn http_checks_pass_by_what_the_body_contains() {
 }
 
 #[test]
-fn checks_speak_tls_where_the_pool_does() {
+fn checks_use_tls_when_the_pool_does() {
     let lab = Lab::new();
     let (authority, stranger) = (Authority::new(), Authority::new());
     let ca = lab.path("ca.pem");
@@ -116,13 +116,13 @@ fn checks_speak_tls_where_the_pool_does() {
         let daemon = lab.start(&pool(&[&trusted, &untrusted], &more));
         wait_up(&daemon, &trusted, true);
         wait_up(&daemon, &untrusted, false);
-        assert_eq!(answering(&daemon), ["trusted"]);
+        assert_eq!(served_by(&daemon), ["trusted"]);
     }
     assert_eq!(trusted.saw("/").sni.as_deref(), Some("a.test"));
 }
 
 #[test]
-fn a_port_for_checks_is_used_in_place_of_the_backends() {
+fn checks_go_to_the_port_that_the_key_names() {
     let lab = Lab::new();
     let (traffic, beside) = (Origin::start("traffic"), Origin::start("beside"));
     // The checked port lies on the IP of the backend.
@@ -243,7 +243,7 @@ fn a_backend_that_hangs_delays_the_start_by_no_more_than_the_timeout() {
     let daemon = lab.start(&pool_of(&[hanging.address, up.address], more));
     let took = begun.elapsed();
     assert!(took < Duration::from_secs(5), "took {took:?}");
-    assert_eq!(answering(&daemon), ["up"]);
+    assert_eq!(served_by(&daemon), ["up"]);
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! No dead knobs: every key of the configuration, with the test that observes what it does to a running daemon.
+//! A list of every key of the configuration, each with a test that observes the key's effect on a running daemon.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -7,15 +7,15 @@ use std::path::Path;
 use serde_json::Value;
 use tests::Lab;
 
-/// Keys as paths, `*` for any name or item, each with its test as `module::name`, or with several. A key that only
-/// holds others is tested by them and is not listed.
+/// Each key as a path, in which `*` stands for any name or item, with its test as `module::name`. A key may have
+/// several entries. A key that only contains other keys is not listed, since their tests cover it.
 const TESTED: &[(&str, &str)] = &[
-    ("access_log.format", "access_log::json_has_an_object_per_request_with_all_that_is_known"),
-    ("access_log.path", "access_log::usr1_reopens_the_file_and_no_line_is_lost"),
+    ("access_log.format", "access_log::the_json_format_has_one_object_per_request_with_every_field"),
+    ("access_log.path", "access_log::sigusr1_reopens_the_access_log_and_loses_no_line"),
     ("ca_file", "server_keys::ca_file_is_trusted_for_backends_whose_pool_names_no_other"),
     ("client_bind_to_ipv4", "server_keys::connections_to_backends_come_from_the_address_to_bind_to"),
     ("client_bind_to_ipv6", "server_keys::connections_to_ipv6_backends_come_from_the_address_to_bind_to"),
-    ("control.socket", "control::the_socket_is_where_the_key_says"),
+    ("control.socket", "control::the_key_socket_sets_the_path_of_the_control_socket"),
     ("daemon", "server_keys::the_key_daemon_does_what_the_option_does"),
     (
         "error_log",
@@ -24,7 +24,7 @@ const TESTED: &[(&str, &str)] = &[
     ("group", "server_keys::user_and_group_are_those_it_runs_as"),
     ("listener_tasks_per_fd", "server_keys::as_many_tasks_accept_on_a_listener_as_it_is_told"),
     ("listeners.*.address", "routing::several_listeners_on_tcp_and_unix_sockets_have_routes_of_their_own"),
-    ("listeners.*.address", "forms::listeners_are_addresses_alone"),
+    ("listeners.*.address", "forms::a_listener_may_be_an_address_alone"),
     ("listeners.*.name", "routing::several_listeners_on_tcp_and_unix_sockets_have_routes_of_their_own"),
     ("log_level", "logs::the_key_is_in_effect_until_a_reload_an_operator_or_the_environment_says_otherwise"),
     ("metrics.address", "metrics::endpoints_answer_as_documented_and_anything_else_is_404_or_405"),
@@ -34,7 +34,7 @@ const TESTED: &[(&str, &str)] = &[
     ),
     ("pools.*.backends.*.address", "proxying::weights_give_the_smooth_sequence"),
     ("pools.*.backends.*.address", "forms::localhost_is_a_backend_in_the_file_and_on_the_command_line"),
-    ("pools.*.backends.*.backup", "balancing::backups_are_used_only_when_no_other_is_there"),
+    ("pools.*.backends.*.backup", "balancing::backups_are_used_only_when_no_other_backend_is_available"),
     ("pools.*.backends.*.max_requests", "limits::a_backend_has_a_limit_of_its_own_or_that_of_the_pool"),
     ("pools.*.backends.*.weight", "proxying::weights_give_the_smooth_sequence"),
     ("pools.*.bounded_load", "balancing::bounded_load_spreads_a_popular_key"),
@@ -56,12 +56,12 @@ const TESTED: &[(&str, &str)] = &[
     ("pools.*.health_check.jitter", "health::jitter_spreads_the_checks"),
     ("pools.*.health_check.method", "health::http_checks_send_what_is_configured"),
     ("pools.*.health_check.path", "health::http_checks_send_what_is_configured"),
-    ("pools.*.health_check.port", "health::a_port_for_checks_is_used_in_place_of_the_backends"),
+    ("pools.*.health_check.port", "health::checks_go_to_the_port_that_the_key_names"),
     (
         "pools.*.health_check.rise",
         "health::it_takes_fall_failures_to_go_down_and_rise_successes_to_come_back",
     ),
-    ("pools.*.health_check.service", "grpc_health::service_names_the_service_that_is_asked_about"),
+    ("pools.*.health_check.service", "grpc_health::service_names_the_service_to_check"),
     ("pools.*.health_check.timeout", "health::a_check_that_takes_longer_than_its_timeout_has_failed"),
     ("pools.*.health_check.type", "health::none_checks_nothing"),
     ("pools.*.host", "proxying::the_host_sent_to_the_backend_is_the_clients_unless_the_pool_names_one"),
@@ -94,30 +94,27 @@ const TESTED: &[(&str, &str)] = &[
     ("pools.*.limits.queue", "limits::who_finds_the_queue_full_is_turned_away_at_once"),
     ("pools.*.panic_threshold", "resilience::the_threshold_of_panic_is_what_the_key_says"),
     ("pools.*.policy", "proxying::weights_give_the_smooth_sequence"),
-    ("pools.*.policy", "balancing::random_draws_by_weight_and_in_no_order"),
-    ("pools.*.policy", "balancing::least_request_leaves_out_who_holds_requests"),
+    ("pools.*.policy", "balancing::random_draws_by_weight_and_in_no_fixed_order"),
+    ("pools.*.policy", "balancing::least_request_avoids_a_busy_backend"),
     ("pools.*.policy", "balancing::peak_ewma_moves_away_from_a_backend_that_became_slow"),
     (
         "pools.*.policy",
-        "balancing::consistent_hash_sends_keys_where_nginx_does_and_only_those_of_a_lost_backend_move",
+        "balancing::consistent_hash_places_keys_as_nginx_does_and_moves_only_those_of_a_lost_backend",
     ),
-    ("pools.*.policy", "balancing::maglev_is_the_same_after_a_restart_and_on_every_instance"),
+    ("pools.*.policy", "balancing::maglev_places_keys_identically_after_a_restart_and_on_every_instance"),
     ("pools.*.retries.attempts", "proxying::each_backend_is_tried_once_and_no_more_often_than_attempts_says"),
     ("pools.*.retries.budget_percent", "retries::an_outage_is_multiplied_by_no_more_than_the_budget"),
     ("pools.*.retries.min_concurrent", "retries::min_concurrent_repetitions_are_allowed_whatever_the_share"),
     ("pools.*.retries.when", "retries::only_the_failures_that_when_names_are_worth_another_attempt"),
     ("pools.*.retries.per_try", "retries::an_attempt_that_hangs_is_made_good_by_another_after_per_try"),
-    (
-        "pools.*.slow_start",
-        "balancing::slow_start_gives_a_backend_that_comes_back_a_tenth_and_later_all_of_its_share",
-    ),
+    ("pools.*.slow_start", "balancing::slow_start_ramps_a_recovered_backend_up_from_a_tenth_of_its_share"),
     (
         "pools.*.sticky.cookie",
         "balancing::sessions_stay_under_every_policy_after_a_restart_and_on_another_instance",
     ),
     ("pools.*.sticky.key_file", "session_keys::keys_sign_the_cookie_the_same_way_on_every_instance"),
     ("pools.*.sticky.key_file", "session_keys::keys_are_rotated_without_a_reload"),
-    ("pools.*.sticky.ttl", "balancing::a_session_cookie_has_exactly_these_attributes"),
+    ("pools.*.sticky.ttl", "balancing::a_session_cookie_has_the_documented_attributes"),
     (
         "pools.*.timeouts.connect",
         "proxying::a_connection_that_takes_too_long_to_make_is_given_up_after_the_connect_timeout",
@@ -169,7 +166,7 @@ const TESTED: &[(&str, &str)] = &[
 ];
 
 #[test]
-fn every_key_of_the_schema_has_its_test_and_every_tested_key_exists() {
+fn every_key_of_the_schema_has_a_test_and_every_tested_key_exists() {
     let printed = Lab::new().run(&["schema"]);
     let schema: Value = serde_json::from_str(&printed.stdout).expect("a schema is JSON");
     let mut keys = BTreeSet::new();
@@ -200,7 +197,7 @@ fn every_test_that_a_key_names_exists() {
 fn collect(root: &Value, schema: &Value, path: &str, keys: &mut BTreeSet<String>) {
     let schema = resolve(root, schema);
     let below = |key: &str| if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") };
-    // Old names of keys are those of their new names.
+    // The old name of a renamed key is tested under its new name.
     let is_old = |value: &Value| value["deprecated"] == true;
     for (key, value) in
         schema["properties"].as_object().into_iter().flatten().filter(|(_, value)| !is_old(value))

@@ -1,6 +1,6 @@
 //! How many requests a backend gets at once, who waits for a place, and what becomes of those that find none.
 
-#![expect(clippy::print_stdout, reason = "the numbers are what these tests are for")]
+#![expect(clippy::print_stdout, reason = "these tests print what they measure")]
 
 use std::net::TcpListener;
 use std::thread;

@@ -1,8 +1,8 @@
-//! The tests that run the real daemon, against real origins, with real clients. One module per area.
+//! Tests that run the real daemon with real origins and real clients. Each area has one module.
 //!
-//! Every test has a [`Lab`](tests::Lab) of its own and shares nothing with the others, so they run side by side.
+//! Every test has its own [`Lab`](tests::Lab) and shares nothing with the others, so all tests can run in parallel.
 
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a test says what went wrong by panicking")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test reports a failure by panicking")]
 
 mod access_log;
 mod balancing;
@@ -40,8 +40,8 @@ use std::net::SocketAddr;
 
 use tests::Origin;
 
-/// The section `pools` with one pool, `web`, of these backends. `more` are further keys of the pool, a line each.
-/// Nothing is checked unless `more` says so, so that origins see the requests of the test only.
+/// The section `pools` with one pool, `web`, of these backends. `more` holds further keys of the pool, one per line.
+/// Health checks are off unless `more` configures them, so that origins see only the requests of the test.
 fn pool_of(backends: &[SocketAddr], more: &str) -> String {
     let addresses: Vec<String> = backends.iter().map(|address| format!("\"{address}\"")).collect();
     let mut text = format!("pools:\n  web:\n    backends: [{}]\n", addresses.join(", "));
@@ -54,13 +54,13 @@ fn pool_of(backends: &[SocketAddr], more: &str) -> String {
     text
 }
 
-/// As [`pool_of`], of these origins.
+/// Like [`pool_of`], but takes origins.
 fn pool(origins: &[&Origin], more: &str) -> String {
     let addresses: Vec<SocketAddr> = origins.iter().map(|origin| origin.address).collect();
     pool_of(&addresses, more)
 }
 
-/// How often each value occurs, in order of the values.
+/// The number of occurrences of each value, sorted by value.
 fn tally<T: Ord>(values: impl IntoIterator<Item = T>) -> Vec<(T, usize)> {
     let mut counts = std::collections::BTreeMap::new();
     for value in values {
