@@ -13,9 +13,10 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use prometheus::Registry;
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::{Bucket, Counter, Histogram, LabelPair, Metric, MetricFamily, MetricType};
@@ -83,7 +84,7 @@ impl Metrics {
     /// The numbers of one backend; those in use already, where there are some. Also drops those that nobody uses any more: there may
     /// be nobody who reads the metrics.
     pub(crate) fn series(&self, pool: &str, backend: &str) -> Arc<BackendSeries> {
-        let mut all = self.series.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.series.lock();
         // Now and then, so that many backends cost no more than twice as much.
         if all.len().is_power_of_two() {
             all.retain(|_, series| series.strong_count() > 0);
@@ -98,7 +99,7 @@ impl Metrics {
 
     /// All series in use, in the order of their labels. Drops those that nobody uses any more.
     fn live(&self) -> Vec<(SeriesKey, Arc<BackendSeries>)> {
-        let mut all = self.series.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.series.lock();
         all.retain(|_, series| series.strong_count() > 0);
         all.iter().filter_map(|(key, series)| Some((key.clone(), series.upgrade()?))).collect()
     }
@@ -258,7 +259,7 @@ mod tests {
         for port in 0..1000 {
             drop(metrics.series("web", &format!("10.0.0.2:{port}")));
         }
-        assert!(metrics.series.lock().unwrap().len() < 4);
+        assert!(metrics.series.lock().len() < 4);
         assert!(Arc::ptr_eq(&stays, &metrics.series("web", "10.0.0.1:80")));
     }
 

@@ -1,8 +1,9 @@
 //! The background service that checks the backends of all pools.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use async_trait::async_trait;
+use parking_lot::Mutex;
 use pingora::connectors::TransportConnector;
 use pingora::lb::LoadBalancer;
 use pingora::lb::selection::{BackendIter, BackendSelection};
@@ -91,7 +92,7 @@ impl Prober {
     /// The same.
     pub fn add(&mut self, pool: CheckedPool) {
         let pool = pool.checked_by(&self.checks.connector);
-        if let Some(start) = self.start.get_mut().unwrap_or_else(PoisonError::into_inner) {
+        if let Some(start) = self.start.get_mut() {
             start.pools.push(pool);
         }
     }
@@ -102,7 +103,7 @@ impl Prober {
     }
 
     async fn run(&self, mut shutdown: ShutdownWatch, mut ready: Option<ServiceReadyNotifier>) {
-        let start = self.start.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let start = self.start.lock().take();
         let Some(Start { pools, mut commits }) = start else {
             return;
         };

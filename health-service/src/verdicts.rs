@@ -9,10 +9,11 @@
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use async_trait::async_trait;
+use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use pingora::lb::health_check::HealthCheck;
 use pingora::lb::{Backend, HealthRegistry};
 use pingora::protocols::l4::socket::SocketAddr;
@@ -127,11 +128,11 @@ impl Verdicts {
     }
 
     fn read(&self) -> RwLockReadGuard<'_, Contents> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner)
+        self.0.read()
     }
 
     fn write(&self) -> RwLockWriteGuard<'_, Contents> {
-        self.0.write().unwrap_or_else(PoisonError::into_inner)
+        self.0.write()
     }
 }
 

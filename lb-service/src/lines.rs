@@ -17,9 +17,11 @@
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
+
+use parking_lot::{Mutex, MutexGuard};
 
 /// Lines that wait at most: a tenth of a second of an access log at 160,000 requests a second.
 const QUEUE: usize = 16_384;
@@ -216,7 +218,7 @@ impl Drop for LinesGuard {
 impl Shared {
     fn flushes(&self) -> MutexGuard<'_, Vec<SyncSender<()>>> {
         // A list is never half changed.
-        self.flushes.lock().unwrap_or_else(PoisonError::into_inner)
+        self.flushes.lock()
     }
 
     fn is_stopping(&self) -> bool {
@@ -340,7 +342,7 @@ fn write_patiently(sink: &mut impl Sink, mut bytes: &[u8], stop: &OnceLock<Insta
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Condvar;
+    use parking_lot::Condvar;
 
     use super::*;
 
@@ -364,24 +366,23 @@ mod tests {
 
     impl Target {
         fn close(&self, closed: bool) {
-            self.state.lock().unwrap().closed = closed;
+            self.state.lock().closed = closed;
             self.changed.notify_all();
         }
 
         fn wait(&self, condition: impl Fn(&State) -> bool) {
-            let state = self.state.lock().unwrap();
-            let (_state, waited) =
-                self.changed.wait_timeout_while(state, PATIENCE, |state| !condition(state)).unwrap();
+            let mut state = self.state.lock();
+            let waited = self.changed.wait_while_for(&mut state, |state| !condition(state), PATIENCE);
             assert!(!waited.timed_out());
         }
     }
 
     impl Sink for Arc<Target> {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            let mut state = self.state.lock().unwrap();
+            let mut state = self.state.lock();
             state.hanging = true;
             self.changed.notify_all();
-            let mut state = self.changed.wait_while(state, |state| state.closed).unwrap();
+            self.changed.wait_while(&mut state, |state| state.closed);
             state.text.push_str(std::str::from_utf8(bytes).unwrap());
             self.changed.notify_all();
             Ok(bytes.len())
@@ -392,7 +393,7 @@ mod tests {
         }
 
         fn dropped(&mut self, lines: u64) {
-            self.state.lock().unwrap().dropped.push(lines);
+            self.state.lock().dropped.push(lines);
             self.changed.notify_all();
         }
     }
@@ -410,7 +411,7 @@ mod tests {
             lines.push(format!("{number}\n").into_bytes());
         }
         assert!(lines.flush(PATIENCE));
-        assert!(target.state.lock().unwrap().text.ends_with("\n999\n"));
+        assert!(target.state.lock().text.ends_with("\n999\n"));
     }
 
     #[test]
@@ -437,7 +438,7 @@ mod tests {
         for _ in 0..QUEUE + 10 {
             lines.push(b"x\n".to_vec());
         }
-        assert_eq!(target.state.lock().unwrap().dropped, [0; 0]);
+        assert_eq!(target.state.lock().dropped, [0; 0]);
         target.close(false);
         target.wait(|state| state.dropped == [10]);
         assert!(lines.flush(PATIENCE));

@@ -2,9 +2,10 @@
 
 use std::ops::AddAssign;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::watch;
 
 use crate::failure::Failure;
@@ -204,7 +205,7 @@ impl Traffic {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // None of these is left half changed by a panic.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    mutex.lock()
 }
 
 fn millis(time: Duration) -> u64 {

@@ -8,10 +8,11 @@
 //! old one notes while it finishes and what the new one notes are never taken for each other.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use lb_service::pool::{Observer, PoolEvent};
+use parking_lot::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
@@ -174,7 +175,7 @@ impl Events {
     }
 
     fn ring(&self) -> MutexGuard<'_, VecDeque<Event>> {
-        self.0.ring.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.ring.lock()
     }
 }
 

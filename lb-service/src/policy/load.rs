@@ -14,9 +14,10 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use pingora::protocols::l4::socket::SocketAddr;
 
 /// The time in which an estimate falls to `1/e`, in seconds.
@@ -220,7 +221,7 @@ impl Estimate {
 impl Loads {
     /// The load of the backend at `address`, made when there is none.
     pub(super) fn get(&self, address: &SocketAddr, epoch: Instant) -> Arc<Load> {
-        let mut loads = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut loads = self.0.lock();
         if let Some(load) = loads.get(address).and_then(Weak::upgrade) {
             return load;
         }
@@ -382,7 +383,7 @@ mod tests {
             loads.get(&address(port), epoch);
         }
         assert!(Arc::ptr_eq(&kept, &loads.get(&address(1), epoch)));
-        assert!(loads.0.lock().unwrap().len() < 10, "nobody held the others");
+        assert!(loads.0.lock().len() < 10, "nobody held the others");
     }
 
     fn any_change() -> impl Strategy<Value = (bool, u64, u64)> {

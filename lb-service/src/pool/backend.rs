@@ -7,9 +7,10 @@ use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use pingora::protocols::l4::socket::SocketAddr as PingoraAddr;
 use pingora::protocols::tls::CaType;
 use pingora::upstreams::peer::HttpPeer;
@@ -294,7 +295,7 @@ impl History {
 impl Histories {
     /// That of the backend at `address`, made when nobody holds it.
     fn of(&self, address: SocketAddr, now: Instant) -> Arc<History> {
-        let mut histories = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut histories = self.0.lock();
         if let Some(history) = histories.get(&address).and_then(Weak::upgrade) {
             return history;
         }
@@ -309,7 +310,7 @@ impl Histories {
 
     /// That of the backend at `address`, if anybody holds it.
     pub(super) fn find(&self, address: SocketAddr) -> Option<Arc<History>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&address).and_then(Weak::upgrade)
+        self.0.lock().get(&address).and_then(Weak::upgrade)
     }
 }
 

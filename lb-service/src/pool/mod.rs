@@ -97,11 +97,12 @@ mod sticky;
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use http::HeaderValue;
+use parking_lot::{Mutex, MutexGuard};
 use pingora::lb::health_check::HealthCheck;
 use pingora::lb::{Backends, HealthRegistry, LoadBalancer, discovery};
 
@@ -514,7 +515,7 @@ impl Pool {
     /// Looks at every backend, and remembers what that means for the next picks.
     fn assess(&self, now: Instant) {
         // One after the other, so that no older look is kept; first the mark, so that a change meanwhile is looked at again.
-        let _turn = self.watch.assessing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _turn = self.watch.assessing.lock();
         self.watch.seen.store(self.kept.changes.count(), Ordering::Release);
         let returns =
             self.backends.iter().filter_map(|backend| backend.history.record.ejected_until(now)).min();
@@ -564,7 +565,7 @@ impl Pool {
     }
 
     fn standing(&self) -> MutexGuard<'_, Standing> {
-        self.kept.standing.lock().unwrap_or_else(PoisonError::into_inner)
+        self.kept.standing.lock()
     }
 
     fn tell_unready(&self, unready: bool) {
@@ -612,7 +613,7 @@ fn balancer(settings: &PoolSettings, kept: &Kept) -> LoadBalancer<Policy> {
 
 impl Kept {
     fn newest(&self) -> MutexGuard<'_, Weak<Pool>> {
-        self.newest.lock().unwrap_or_else(PoisonError::into_inner)
+        self.newest.lock()
     }
 
     fn successor(&self, settings: &PoolSettings, before: &Rules) -> Self {
@@ -742,7 +743,7 @@ impl HealthCheck for Observed {
             history.comeback.came_back(self.clock.now());
         }
         self.changes.note();
-        let pool = self.newest.lock().unwrap_or_else(PoisonError::into_inner).upgrade();
+        let pool = self.newest.lock().upgrade();
         if let Some(pool) = pool {
             pool.availability(self.clock.now());
         }
@@ -935,7 +936,7 @@ mod tests {
 
     impl Observer for Told {
         fn observe(&self, pool: &str, event: &PoolEvent<'_>) {
-            self.0.lock().unwrap().push(format!("{pool}: {event:?}"));
+            self.0.lock().push(format!("{pool}: {event:?}"));
         }
     }
 
@@ -949,11 +950,11 @@ mod tests {
         let pool = Pool::with_policy(&three, registry, None, PolicyConfig::default(), &clock);
         let pool = pool.observed_by(told.clone());
         eject(&pool, 1, &hands);
-        assert_eq!(told.0.lock().unwrap().len(), 2, "nothing has looked at the pool since");
+        assert_eq!(told.0.lock().len(), 2, "nothing has looked at the pool since");
         let pool = succeed(&pool, &three);
         hands.advance(60 * SECOND);
         let _ = (pool.availability(hands.now()), pool.availability(hands.now()));
-        let told = told.0.lock().unwrap();
+        let told = told.0.lock();
         let words: Vec<_> = told.iter().map(|event| event.split(' ').nth(1).unwrap()).collect();
         assert_eq!(words, ["Ejected", "Panic(true)", "Returned", "Panic(false)"], "{told:?}");
     }
@@ -966,7 +967,7 @@ mod tests {
         let check = Some(Box::new(Switch(down.clone())) as Box<dyn HealthCheck + Send + Sync>);
         let pool = Pool::with_policy(&settings(&[1, 1]), registry, check, PolicyConfig::default(), &clock);
         let pool = pool.observed_by(told.clone());
-        let words = || std::mem::take(&mut *told.0.lock().unwrap());
+        let words = || std::mem::take(&mut *told.0.lock());
         hands.advance(SECOND);
         let first = hands.now();
         pool.balancer.backends().run_health_check(false).await;

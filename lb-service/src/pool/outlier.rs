@@ -46,8 +46,9 @@
 //! can eject, and it does so one at a time: two requests that fail at once cannot together exceed the share.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 use super::settings::OutlierSettings;
 use crate::stats::Counter;
@@ -416,7 +417,7 @@ impl Ejector {
         jitter: f64,
     ) -> Result<Duration, Refused> {
         // The lock guards no data that a panic could have left half written.
-        let _turn = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let _turn = self.0.lock();
         let record = members.get(which).ok_or(Refused::Unknown)?.record;
         refusal(settings, members, which, now)
             .map_or_else(|| Ok(record.eject(settings, cause, now, jitter)), Err)
@@ -897,7 +898,7 @@ mod tests {
     #[test]
     fn an_ejection_waits_until_another_is_decided() {
         let bench = Bench::new(3);
-        let decision = bench.ejector.0.lock().unwrap();
+        let decision = bench.ejector.0.lock();
         std::thread::scope(|scope| {
             let waiting = scope.spawn(|| bench.eject(1));
             let patience = Instant::now() + Duration::from_millis(30);

@@ -14,9 +14,10 @@
 //! a load.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use parking_lot::{Mutex, MutexGuard};
 use thiserror::Error;
 use tokio::sync::Notify;
 
@@ -142,7 +143,7 @@ impl Queue {
 
     fn line(&self) -> MutexGuard<'_, Line<Arc<Notify>>> {
         // No code that holds the lock can leave the line half changed.
-        self.line.lock().unwrap_or_else(PoisonError::into_inner)
+        self.line.lock()
     }
 }
 
@@ -335,7 +336,7 @@ mod tests {
             let (server, order) = (server.clone(), order.clone());
             async move {
                 server.take_in_turn(&mut waiter).await;
-                order.lock().unwrap().push(number);
+                order.lock().push(number);
                 drop(waiter);
                 server.release();
             }
@@ -344,7 +345,7 @@ mod tests {
         server.release();
         server.release();
         assert!(tokio::time::timeout(DEADLINE, tasks.join_all()).await.is_ok(), "{:?}", server.queue);
-        assert_eq!(*order.lock().unwrap(), (0..100).collect::<Vec<_>>());
+        assert_eq!(*order.lock(), (0..100).collect::<Vec<_>>());
         assert_eq!(server.free.load(Ordering::Relaxed), 2);
     }
 

@@ -2,10 +2,11 @@
 
 use std::future::pending;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use metrics_service::Readiness;
+use parking_lot::Mutex;
 use pingora::server::ShutdownWatch;
 use pingora::services::ServiceReadyNotifier;
 use pingora::services::background::BackgroundService;
@@ -88,7 +89,7 @@ impl BackgroundService for Announce {
 impl Announce {
     /// Nothing will be announced, for this reason: the process before this one is told, and goes on; this one ends.
     pub(super) fn refuse(&self, problem: &str) {
-        let once = self.once.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let once = self.once.lock().take();
         let Some(once) = once else { return };
         if self.outset.decide() {
             let error_log = once.error_log.clone();
@@ -114,7 +115,7 @@ impl Announce {
     async fn announce(&self) -> bool {
         // The signal handlers come first: who is told that we serve may at once tell us to stop.
         let installed = self.installed.clone().wait_for(|installed| *installed).await.is_ok();
-        let once = self.once.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let once = self.once.lock().take();
         let Some(once) = once.filter(|_| installed) else { return false };
         if !self.outset.decide() {
             once.give_up();
@@ -146,7 +147,7 @@ impl Announcement {
             // From here on the old process drains: whatever fails now, this one goes on.
             self.sockets.own_files();
             match self.prepared.map(Prepared::take_over).transpose() {
-                Ok(taken) => *self.pid_file.lock().unwrap_or_else(PoisonError::into_inner) = taken,
+                Ok(taken) => *self.pid_file.lock() = taken,
                 Err(error) => log::error!("{error}"),
             }
             if let Some(left) = left {

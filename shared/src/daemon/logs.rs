@@ -2,9 +2,10 @@
 
 use std::io;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use lb_service::access_log::{AccessLog, Format, Settings, Target, WriterGuard};
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::config::Plan;
 use crate::process::files::{Unusable, check_writable, open_log};
@@ -141,7 +142,7 @@ impl AccessLogs {
     }
 
     fn lock(&self) -> MutexGuard<'_, Kept> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+        self.kept.lock()
     }
 }
 

@@ -16,11 +16,12 @@ mod services;
 use std::io::{self, Write};
 use std::net::{IpAddr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use lb_service::listener::{ListenAddress, Listener};
 use lb_service::traffic::Traffic;
 use nix::unistd::Uid;
+use parking_lot::Mutex;
 use pingora::server::{RunArgs, Server};
 use pingora::services::ServiceHandle;
 use pingora::services::background::{GenBackgroundService, background_service};
@@ -263,7 +264,7 @@ fn run(
     }
     server.run(RunArgs { shutdown_signal: Box::new(signals) });
     sockets.remove_files();
-    let pid_file = pid_file.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let pid_file = pid_file.lock().take();
     if outcome.is_handed_over() {
         // The successor replaces it; there is no moment without one.
         if let Some(pid_file) = pid_file {

@@ -15,7 +15,7 @@
 
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use health_service::Checks;
@@ -25,6 +25,7 @@ use lb_service::plan::{Current, Plan as Served};
 use lb_service::pool::{Backend, Pool};
 use lb_service::service::Doors;
 use lb_service::traffic::{Answers, Traffic};
+use parking_lot::Mutex;
 
 use super::logs::{AccessLogs, Opened};
 use super::pools::{Checked, Pools};
@@ -285,7 +286,7 @@ impl Running {
         }
     }
 
-    fn leaving(&self) -> std::sync::MutexGuard<'_, Vec<Leaving>> {
-        self.leaving.lock().unwrap_or_else(PoisonError::into_inner)
+    fn leaving(&self) -> parking_lot::MutexGuard<'_, Vec<Leaving>> {
+        self.leaving.lock()
     }
 }

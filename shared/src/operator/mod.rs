@@ -28,11 +28,12 @@ mod testing;
 mod watch;
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use metrics_service::ConfigMetrics;
+use parking_lot::Mutex;
 use pingora::server::ShutdownWatch;
 use pingora::services::background::BackgroundService;
 use serde::{Deserialize, Serialize};
@@ -232,7 +233,7 @@ impl Operator {
 #[async_trait]
 impl BackgroundService for OperatorService {
     async fn start(&self, mut shutdown: ShutdownWatch) {
-        let changer = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let changer = self.0.lock().take();
         let Some(changer) = changer else { return };
         tokio::select! {
             () = changer.run() => {}

@@ -22,14 +22,15 @@ use std::future::{Future, pending};
 use std::io;
 use std::path::PathBuf;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use nix::sys::signal::{Signal as NixSignal, kill};
 use nix::unistd::Pid;
 use once_cell::sync::OnceCell;
+use parking_lot::Mutex;
 use pingora::server::{ShutdownSignal, ShutdownSignalWatch};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Interval, MissedTickBehavior, interval, timeout};
@@ -456,12 +457,12 @@ impl Timings {
 
     /// The one in effect.
     pub fn get(&self) -> Timing {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.0.lock()
     }
 
     /// For delays and drains that begin from now on.
     pub fn set(&self, timing: Timing) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = timing;
+        *self.0.lock() = timing;
     }
 }
 
@@ -558,7 +559,7 @@ impl Signals {
 
     async fn run(&self, mut signals: impl Source) -> io::Result<()> {
         self.installed.send_replace(true);
-        let taken = self.inbox.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let taken = self.inbox.lock().take();
         let mut inbox = taken.ok_or_else(|| io::Error::other("the signal watch is used twice"))?;
         let hindrance = successor::hindrance(std::process::id());
         let mut lifecycle = Lifecycle::new(self.parts.timings.get(), hindrance);
@@ -1198,7 +1199,7 @@ mod tests {
             sockets,
             early: Early::default(),
             in_flight: Arc::new(move || self::requests(requests.load(Ordering::Relaxed))),
-            on_phase: Box::new(move |phase| phases.lock().unwrap().push(phase)),
+            on_phase: Box::new(move |phase| phases.lock().push(phase)),
             on_failed_upgrade: Box::new(|_| {}),
             reopen_logs: Box::new(|| {}),
             on_hangup: Box::new(move || {
@@ -1262,7 +1263,7 @@ mod tests {
         }
         signals.run(came).await.unwrap();
         assert_eq!(signals.outcome().exit_code(), CUT);
-        assert_eq!(*seen.phases.lock().unwrap(), [Phase::Draining]);
+        assert_eq!(*seen.phases.lock(), [Phase::Draining]);
         assert_eq!(seen.hangups.load(Ordering::Relaxed), 1);
     }
 
@@ -1283,7 +1284,7 @@ mod tests {
         running.await.unwrap().unwrap();
         assert_eq!(signals.outcome().exit_code(), DONE);
         assert!(signals.outcome().is_handed_over());
-        assert_eq!(*seen.phases.lock().unwrap(), [Phase::HandedOver { idle: IDLE }]);
+        assert_eq!(*seen.phases.lock(), [Phase::HandedOver { idle: IDLE }]);
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -1386,7 +1387,7 @@ mod tests {
             if let Ok(pid) = std::fs::read_to_string(dir.path().join("pid")) {
                 assert!(!std::path::Path::new(&format!("/proc/{}", pid.trim())).exists(), "left over");
             }
-            assert!(seen.phases.lock().unwrap().is_empty(), "the old process goes on");
+            assert!(seen.phases.lock().is_empty(), "the old process goes on");
             send.send(Came::Term).unwrap();
             running.await.unwrap().unwrap();
             assert!(!signals.outcome().is_handed_over());

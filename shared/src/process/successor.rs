@@ -23,12 +23,13 @@ use std::io;
 use std::os::unix::process::{ExitStatusExt, parent_id};
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{AccessFlags, Pid, access};
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncReadExt;
 use tokio::process::{Child, ChildStderr, Command};
@@ -317,7 +318,7 @@ impl Successor {
             // What it has said is still on its way; somebody that it has started may hold the line open, though.
             let _ = timeout(LAST_BREATH, listening).await;
         }
-        let said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        let said = self.said.lock();
         let said = String::from_utf8_lossy(&said).trim().to_owned();
         if said.is_empty() { "the log has its messages, if it had any".to_owned() } else { said }
     }
@@ -350,7 +351,7 @@ impl Drop for Successor {
 async fn listen(mut stderr: ChildStderr, said: Arc<Mutex<Vec<u8>>>) {
     let mut bytes = [0; 1024];
     while let Ok(length @ 1..) = stderr.read(&mut bytes).await {
-        let mut said = said.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut said = said.lock();
         said.extend(&bytes[..length]);
         let surplus = said.len().saturating_sub(SAID);
         said.drain(..surplus);

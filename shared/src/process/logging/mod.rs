@@ -15,13 +15,14 @@ use std::fs::File;
 use std::io::{self, IsTerminal, Write};
 use std::panic::PanicHookInfo;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use env_logger::{Builder, Logger, Target, TimestampPrecision, WriteStyle};
 pub use filter::LogFilter;
 use lb_service::lines::{Lines, LinesGuard, Pace, Sink};
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::words::count;
 
@@ -239,7 +240,7 @@ impl Verbosity {
     }
 
     fn levels(&self) -> MutexGuard<'_, Levels> {
-        self.0.levels.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.levels.lock()
     }
 
     /// Lines below this level are not even formatted.
@@ -339,7 +340,7 @@ impl ErrorLog {
     }
 
     fn terminal(&self) -> MutexGuard<'_, Option<File>> {
-        self.terminal.lock().unwrap_or_else(PoisonError::into_inner)
+        self.terminal.lock()
     }
 }
 
