@@ -1,4 +1,4 @@
-//! Health checks, seen from outside: which backends get traffic, and when.
+//! Health checks and their effects on traffic, metrics and readiness.
 
 use std::time::{Duration, Instant};
 
@@ -8,12 +8,12 @@ use tests::{Answer, Authority, Behaviour, Daemon, Lab, Origin, Unreachable};
 
 use crate::{pool, pool_of};
 
-/// The key `health_check` of a pool: quick checks, and what the test adds.
+/// The key `health_check` of a pool, with frequent checks and the keys in `more`.
 fn check(kind: &str, more: &str) -> String {
     format!("health_check: {{type: {kind}, interval: 200ms, fast_interval: 200ms, jitter: 0, {more}}}")
 }
 
-/// Waits until the metrics say that this backend is up, or is not.
+/// Waits until the metrics show this backend as up or down.
 #[track_caller]
 fn wait_up(daemon: &Daemon, origin: &Origin, up: bool) {
     let label = format!("backend=\"{}\"", origin.address);
@@ -22,18 +22,18 @@ fn wait_up(daemon: &Daemon, origin: &Origin, up: bool) {
     wait::until(LONG, &what, || daemon.metric("lb_backend_up", &[&label]) == wanted);
 }
 
-/// The origins that answer ten requests.
+/// The names of the origins that serve ten requests.
 fn served_by(daemon: &Daemon) -> Vec<String> {
     let names = (0..10).map(|_| daemon.get("/traffic").unwrap().origin().to_owned());
     crate::tally(names).into_iter().map(|(name, _)| name).collect()
 }
 
-/// When an origin was asked for `path`, one instant per request, until there are `count` of them.
+/// Waits until an origin has received `count` requests for `path`, and returns the time of each.
 #[track_caller]
 fn check_times(origin: &Origin, path: &str, count: usize) -> Vec<Instant> {
     let asked = || origin.seen().iter().filter(|seen| seen.target() == path).count();
     let (mut known, mut times) = (asked(), Vec::new());
-    wait::until(LONG, &format!("{count} checks have come"), || {
+    wait::until(LONG, &format!("{count} checks have arrived"), || {
         let now = asked();
         times.extend(std::iter::repeat_n(Instant::now(), now - known));
         known = now;
@@ -43,7 +43,7 @@ fn check_times(origin: &Origin, path: &str, count: usize) -> Vec<Instant> {
 }
 
 #[test]
-fn tcp_checks_leave_out_a_backend_that_goes_down_and_take_it_back() {
+fn tcp_checks_take_a_failed_backend_out_and_back_in() {
     let lab = Lab::new();
     let (one, mut two) = (Origin::start("one"), Origin::start("two"));
     let daemon = lab.start(&pool(&[&one, &two], &check("tcp", "rise: 1, fall: 1")));
@@ -69,7 +69,7 @@ fn http_checks_send_what_is_configured() {
 }
 
 #[test]
-fn http_checks_pass_by_the_expected_status() {
+fn http_checks_pass_when_the_status_is_expected() {
     let lab = Lab::new();
     let (one, two) = (Origin::start("one"), Origin::start("two"));
     one.behave(Behaviour::Answer(Answer::status(204, "")));
@@ -82,7 +82,7 @@ fn http_checks_pass_by_the_expected_status() {
 }
 
 #[test]
-fn http_checks_pass_by_the_default_status_range() {
+fn http_checks_pass_by_default_when_the_status_is_2xx_or_3xx() {
     let lab = Lab::new();
     let (one, two) = (Origin::start("one"), Origin::start("two"));
     one.behave(Behaviour::Answer(Answer::status(302, "")));
@@ -93,7 +93,7 @@ fn http_checks_pass_by_the_default_status_range() {
 }
 
 #[test]
-fn http_checks_pass_by_what_the_body_contains() {
+fn http_checks_pass_when_the_body_contains_the_expected_text() {
     let lab = Lab::new();
     let (one, two) = (Origin::start("one"), Origin::start("two"));
     one.behave(Behaviour::Answer(Answer::ok("status: ok")));
@@ -125,13 +125,13 @@ fn checks_use_tls_when_the_pool_does() {
 fn checks_go_to_the_port_that_the_key_names() {
     let lab = Lab::new();
     let (traffic, beside) = (Origin::start("traffic"), Origin::start("beside"));
-    // The checked port lies on the IP of the backend.
+    // The check goes to this port on the IP address of the backend.
     let listener = std::net::TcpListener::bind((traffic.address.ip(), 0)).unwrap();
     let port = listener.local_addr().unwrap().port();
     let more = check("tcp", &format!("port: {port}, rise: 1, fall: 1"));
     let daemon = lab.start(&pool(&[&traffic, &beside], &format!("{more}\nretries: {{attempts: 1}}")));
     wait_up(&daemon, &traffic, true);
-    // The other backend has nothing on that port.
+    // Nothing listens on this port at the address of the other backend.
     wait_up(&daemon, &beside, false);
     drop(listener);
     wait_up(&daemon, &traffic, false);
@@ -139,7 +139,7 @@ fn checks_go_to_the_port_that_the_key_names() {
 }
 
 #[test]
-fn it_takes_fall_failures_to_go_down_and_rise_successes_to_come_back() {
+fn a_backend_goes_down_after_fall_failures_and_comes_back_after_rise_successes() {
     let lab = Lab::new();
     let (one, two) = (Origin::start("one"), Origin::start("two"));
     let daemon = lab.start(&pool(&[&one, &two], &check("http", "path: /check, rise: 4, fall: 3")));
@@ -158,7 +158,7 @@ fn it_takes_fall_failures_to_go_down_and_rise_successes_to_come_back() {
 }
 
 #[test]
-fn checks_come_at_the_interval() {
+fn checks_are_sent_at_the_interval() {
     let lab = Lab::new();
     let origin = Origin::start("one");
     let more = "health_check: {type: http, path: /check, interval: 600ms, fast_interval: 600ms, jitter: 0}";
@@ -169,7 +169,7 @@ fn checks_come_at_the_interval() {
 }
 
 #[test]
-fn checks_come_at_the_fast_interval_while_the_state_changes() {
+fn checks_are_sent_at_the_fast_interval_while_the_state_changes() {
     let lab = Lab::new();
     let (one, two) = (Origin::start("one"), Origin::start("two"));
     let more =
@@ -192,11 +192,11 @@ fn jitter_spreads_the_checks() {
     let times = check_times(&origin, "/check", 12);
     let gaps: Vec<u128> = times.windows(2).map(|pair| (pair[1] - pair[0]).as_millis()).collect();
     let (least, most) = (gaps.iter().min().unwrap(), gaps.iter().max().unwrap());
-    assert!(most - least > 60, "half of 300 ms of jitter, and yet the gaps are {gaps:?}");
+    assert!(most - least > 60, "with 50% jitter of 300 ms, the gaps are {gaps:?}");
 }
 
 #[test]
-fn a_check_that_takes_longer_than_its_timeout_has_failed() {
+fn a_check_fails_when_it_times_out() {
     let lab = Lab::new();
     let (one, two) = (Origin::start("one"), Origin::start("two"));
     for origin in [&one, &two] {
@@ -215,7 +215,7 @@ fn a_check_that_takes_longer_than_its_timeout_has_failed() {
 }
 
 #[test]
-fn none_checks_nothing() {
+fn the_type_none_sends_no_checks() {
     let lab = Lab::new();
     let origin = Origin::start("one");
     let daemon = lab.start(&pool(&[&origin], "health_check: {type: none}"));
@@ -224,7 +224,7 @@ fn none_checks_nothing() {
 }
 
 #[test]
-fn the_first_check_comes_before_the_first_request() {
+fn the_first_check_precedes_the_first_request() {
     let lab = Lab::new();
     let (up, down) = (Origin::start("up"), Origin::refusing("down"));
     let more = "health_check: {type: tcp, interval: 60s, fast_interval: 60s}\nretries: {attempts: 0}";
@@ -263,7 +263,7 @@ fn the_same_address_in_two_pools_has_two_states() {
     assert_eq!(daemon.get("/lenient").unwrap().status, 200);
 }
 
-/// A pool `web` of a healthy backend and a pool `api` of `broken`, with these keys beside them.
+/// A configuration with the pool `web` of a healthy backend, the pool `api` of a broken one, and the keys in `more`.
 fn two_pools(healthy: &Origin, broken: &Origin, more: &str) -> String {
     let check = check("tcp", "rise: 1, fall: 1");
     let of =
@@ -296,7 +296,7 @@ fn a_pool_without_a_ready_backend_does_not_take_the_daemon_out_of_service() {
 }
 
 #[test]
-fn readiness_asks_for_the_pools_that_the_key_names() {
+fn readiness_depends_on_the_pools_that_the_key_selects() {
     let lab = Lab::new();
     let (mut healthy, broken) = (Origin::start("healthy"), Origin::refusing("broken"));
     let text = |pools: &str| two_pools(&healthy, &broken, &format!("readiness: {{pools: {pools}}}\n"));
@@ -311,7 +311,7 @@ fn readiness_asks_for_the_pools_that_the_key_names() {
     };
     let down =
         |pools: &[&str]| (503, pools.iter().map(|p| format!("pool {p}: no backend is ready\n")).collect());
-    wait::until(LONG, "it has started", || probe(&daemon, "/readyz") == down(&["api"]));
+    wait::until(LONG, "only the pool api is not ready", || probe(&daemon, "/readyz") == down(&["api"]));
     let check = lab.run(&["healthcheck", "-c", path_str(&config)]);
     assert_eq!((check.code, check.stderr.as_str()), (Some(1), "error: pool api: no backend is ready\n"));
     assert_eq!(daemon.status()["not_ready"][0], "pool api: no backend is ready");
@@ -323,18 +323,18 @@ fn readiness_asks_for_the_pools_that_the_key_names() {
     reload(&texts[2]);
     assert_eq!(probe(&daemon, "/readyz"), down(&["api", "web"]));
     healthy.come_back();
-    wait::until(LONG, "one pool is enough", || probe(&daemon, "/readyz").0 == 200);
+    wait::until(LONG, "one ready pool suffices", || probe(&daemon, "/readyz").0 == 200);
 }
 
 #[test]
-fn readyz_says_when_a_pool_has_no_backend_and_when_it_has_again() {
+fn readyz_is_503_while_a_pool_has_no_ready_backend() {
     let lab = Lab::new();
     let mut origin = Origin::start("one");
     let daemon = lab.start(&pool(&[&origin], &check("tcp", "rise: 1, fall: 1")));
     assert_eq!(daemon.read("/readyz").unwrap().status, 200);
     origin.refuse();
-    wait::until(LONG, "/readyz answers 503", || daemon.read("/readyz").unwrap().status == 503);
+    wait::until(LONG, "/readyz is 503", || daemon.read("/readyz").unwrap().status == 503);
     assert!(daemon.read("/readyz").unwrap().text().contains("web"));
     origin.come_back();
-    wait::until(LONG, "/readyz answers 200", || daemon.read("/readyz").unwrap().status == 200);
+    wait::until(LONG, "/readyz is 200", || daemon.read("/readyz").unwrap().status == 200);
 }

@@ -1,4 +1,4 @@
-//! What the program says about itself, and that it ends when its reader has enough.
+//! Help, manual page and completions, and the end of every subcommand whose output is no longer read.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
@@ -43,7 +43,7 @@ fn the_manual_page_renders_without_warnings() {
     let page = lab.write("load_balancer.1", &lab.run(&["man"]).stdout);
     let mut man = Command::new("man");
     man.args(["--warnings", "-l", path_str(&page)]).env("MANWIDTH", "80").env("MANROFFOPT", "-ww");
-    // Where there is no `man`, the unit tests look at the page.
+    // Without `man`, only the unit tests cover the page.
     let Ok(output) = man.stdin(Stdio::null()).output() else { return };
     assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
     let text = String::from_utf8_lossy(&output.stdout);
@@ -54,7 +54,7 @@ fn the_manual_page_renders_without_warnings() {
 }
 
 #[test]
-fn completions_offer_what_there_is_and_bash_reads_its_script() {
+fn bash_completion_offers_all_subcommands_and_their_options() {
     let lab = Lab::new();
     let script = lab.run(&["completions", "bash"]).stdout;
     let path = lab.write("completions.bash", &script);
@@ -78,7 +78,8 @@ fn completions_offer_what_there_is_and_bash_reads_its_script() {
     assert!(!ask("load_balancer schema --").contains(&"--conf".to_owned()));
 }
 
-/// The first line of what the program prints to a pipe that is then closed; it must end by itself, without a complaint.
+/// Runs the program, reads the first line of its output, and closes the pipe. The program must then end by itself
+/// without an error message. Returns the line.
 #[track_caller]
 fn head(lab: &Lab, arguments: &[&str]) -> String {
     let mut command = lab.command();
@@ -100,7 +101,7 @@ fn head(lab: &Lab, arguments: &[&str]) -> String {
 }
 
 #[test]
-fn a_reader_that_has_enough_ends_whatever_prints() {
+fn every_subcommand_ends_when_the_reader_closes_the_pipe() {
     let (lab, origin) = (Lab::new(), Origin::start("one"));
     let _daemon = lab.start(&pool(&[&origin], ""));
     let config = lab.path("conf.yaml");
@@ -120,10 +121,10 @@ fn a_reader_that_has_enough_ends_whatever_prints() {
         assert!(!head(&lab, arguments).is_empty(), "{arguments:?}");
     }
     let schema: Value = serde_json::from_str(&lab.run(&["schema"]).stdout).unwrap();
-    assert!(schema.is_object(), "a reader that reads all gets all");
+    assert!(schema.is_object(), "a reader that reads to the end gets the whole output");
 }
 
 #[test]
-fn the_demo_ends_with_its_reader() {
+fn the_demo_ends_when_the_reader_closes_the_pipe() {
     assert!(head(&Lab::new(), &["demo"]).contains("demo"));
 }

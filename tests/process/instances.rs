@@ -1,4 +1,4 @@
-//! Several daemons on one machine, with default paths: each is found by its file, and none by that of another.
+//! Several daemons on one machine with default paths. Each is found by its own configuration file only.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -12,18 +12,18 @@ use tests::{Lab, Origin, Signal, ports};
 
 use crate::pool;
 
-/// A lab with a runtime directory that no other test uses, whoever runs it.
+/// A lab with a runtime directory that no other test uses, for root and for other users.
 fn lab() -> Lab {
     Lab::of_root().unwrap_or_default()
 }
 
-/// One daemon among others.
+/// The configuration file and the listener of one of several daemons.
 struct Instance {
     config: PathBuf,
     listener: SocketAddr,
 }
 
-/// A file that gives nothing but addresses and pools, and `head`.
+/// Writes a configuration file that contains only `head`, addresses and pools.
 fn instance(lab: &Lab, name: &str, origins: &[&Origin], head: &str) -> Instance {
     let (listener, metrics) = (ports::free(), ports::free());
     let text = format!(
@@ -37,7 +37,7 @@ fn instance(lab: &Lab, name: &str, origins: &[&Origin], head: &str) -> Instance 
 fn start(lab: &Lab, instance: &Instance, more: &[&str]) {
     let finished = lab.run(&[&["-d", "-c", path_str(&instance.config)], more].concat());
     assert_eq!(finished.code, Some(0), "{finished:?}");
-    wait::until(LONG, "it serves", || {
+    wait::until(LONG, "the daemon serves", || {
         tests::get(instance.listener, "/").is_ok_and(|answer| answer.status == 200)
     });
 }
@@ -46,7 +46,7 @@ fn ask(lab: &Lab, words: &[&str], config: &Path) -> Finished {
     lab.run(&[words, &["-c", path_str(config)]].concat())
 }
 
-/// The status of the daemon that a file leads to.
+/// The status of the daemon with this configuration file.
 #[track_caller]
 fn status(lab: &Lab, config: &Path) -> Value {
     let finished = ask(lab, &["status", "--format", "json"], config);
@@ -68,7 +68,7 @@ fn runtime_files(lab: &Lab) -> Vec<String> {
 }
 
 #[test]
-fn two_daemons_run_side_by_side_and_each_is_found_by_its_file() {
+fn two_daemons_run_side_by_side_and_each_is_found_by_its_configuration_file() {
     let lab = lab();
     let (one, two) = (Origin::start("one"), Origin::start("two"));
     let [a, b] = ["a", "b"].map(|name| instance(&lab, name, &[&one, &two], ""));
@@ -80,7 +80,7 @@ fn two_daemons_run_side_by_side_and_each_is_found_by_its_file() {
     for prefix in ["control.a-", "control.b-", "load_balancer.a-", "load_balancer.b-"] {
         assert!(names.iter().any(|name| name.starts_with(prefix)), "{prefix}: {names:?}");
     }
-    // An order reaches the one whose file it names.
+    // A subcommand reaches the daemon whose file it names.
     let state = |config: &Path| status(&lab, config)["pools"][0]["backends"][0]["state"].clone();
     let drained = ask(&lab, &["drain", "web", &one.address.to_string()], &b.config);
     assert_eq!(drained.code, Some(0), "{drained:?}");
@@ -90,7 +90,7 @@ fn two_daemons_run_side_by_side_and_each_is_found_by_its_file() {
     assert_eq!(ask(&lab, &["reload"], &b.config).code, Some(0));
     let backends = |config: &Path| status(&lab, config)["pools"][0]["backends"].as_array().map(Vec::len);
     assert_eq!((backends(&a.config), backends(&b.config)), (Some(2), Some(1)));
-    // An upgrade replaces the one, and the other stays.
+    // An upgrade replaces one daemon and leaves the other alone.
     let upgraded = ask(&lab, &["upgrade"], &b.config);
     assert_eq!(upgraded.code, Some(0), "{upgraded:?}");
     second.wait_gone(LONG);
@@ -130,13 +130,13 @@ fn a_subcommand_never_reaches_the_daemon_of_another_file() {
     let refused = ask(&lab, &["reload", "--socket", &socket], &b.config);
     assert_eq!(refused.code, Some(2), "{refused:?}");
     assert!(refused.stderr.contains(a_file) && refused.stderr.contains("--socket"), "{refused:?}");
-    // The key leads to it, too.
+    // The key `control.socket` leads to the daemon, too.
     let keyed = instance(&lab, "keyed", &[&origin], &format!("control: {{socket: {socket}}}\n"));
     let refused = ask(&lab, &["upgrade"], &keyed.config);
     assert_eq!(refused.code, Some(2), "{refused:?}");
     let refused = ask(&lab, &["stop"], &keyed.config);
     assert_eq!(refused.code, Some(2), "{refused:?}");
-    assert_eq!(generation(), before, "nothing has happened to it");
+    assert_eq!(generation(), before, "the daemon has not reloaded");
     let alone = lab.run(&["reload", "--socket", &socket]);
     assert_eq!(alone.code, Some(0), "{alone:?}");
     assert_ne!(generation(), before);
@@ -178,9 +178,9 @@ fn a_second_start_names_every_address_that_clashes() {
     assert_eq!(tests::get(a.listener, "/").unwrap().status, 200);
 }
 
-/// A version before this one has the names without that of the file.
+/// The previous version used names that do not contain the name of the configuration file.
 #[test]
-fn a_daemon_with_the_names_of_the_version_before_is_found_and_leaves_nothing_behind() {
+fn a_daemon_with_the_file_names_of_the_previous_version_is_found_and_leaves_no_files() {
     let lab = lab();
     let origin = Origin::start("one");
     let a = instance(&lab, "a", &[&origin], "");
@@ -200,7 +200,7 @@ fn a_daemon_with_the_names_of_the_version_before_is_found_and_leaves_nothing_beh
     let old = process(&lab, &a.config);
     assert_eq!(runtime_files(&lab), ["control.sock", "load_balancer.pid"]);
     let other = instance(&lab, "b", &[&origin], "");
-    assert_eq!(ask(&lab, &["reload"], &other.config).code, Some(1), "it is the daemon of another file");
+    assert_eq!(ask(&lab, &["reload"], &other.config).code, Some(1), "the daemon uses another file");
     old.signal(Signal::SIGQUIT);
     let refused = lab.run(&["-u", "-c", path_str(&other.config)]);
     assert_eq!(refused.code, Some(1), "{refused:?}");
@@ -234,5 +234,5 @@ fn with_the_same_upgrade_sock_a_daemon_can_be_replaced_by_one_with_another_file(
     old.wait_gone(LONG);
     assert_ne!(process(&lab, &b.config), old);
     let files = runtime_files(&lab);
-    assert!(files.iter().all(|name| name.contains(".b-")), "nothing of the old process is left: {files:?}");
+    assert!(files.iter().all(|name| name.contains(".b-")), "files of the old process are left: {files:?}");
 }

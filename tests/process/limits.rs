@@ -1,4 +1,4 @@
-//! How many requests a backend gets at once, who waits for a place, and what becomes of those that find none.
+//! The limit of requests in flight at a backend, the queue, and the rejection of requests that find no place.
 
 #![expect(clippy::print_stdout, reason = "these tests print what they measure")]
 
@@ -15,7 +15,7 @@ use crate::balancing::pool_with;
 use crate::retries::failing;
 use crate::{pool, tally};
 
-/// One origin behind a daemon, that holds its answers until the gate opens.
+/// A daemon with one origin that holds back its responses until the gate opens.
 struct Narrow {
     daemon: Daemon,
     origin: Origin,
@@ -24,7 +24,7 @@ struct Narrow {
 }
 
 impl Narrow {
-    /// With these further keys of the pool.
+    /// Starts a daemon with one origin and further keys of the pool.
     fn start(more: &str) -> Self {
         Self::before(Origin::start("one"), more)
     }
@@ -36,7 +36,7 @@ impl Narrow {
         Self { daemon, origin, gate, _lab: lab }
     }
 
-    /// Begins as many requests as the origin gets at once.
+    /// Begins one request for each place at the origin.
     #[track_caller]
     fn fill(&self, places: u64) -> Vec<Connection> {
         let held = (0..places).map(|_| self.daemon.begin("/held")).collect();
@@ -44,7 +44,7 @@ impl Narrow {
         held
     }
 
-    /// Begins a request that has to wait.
+    /// Begins a request, and waits until it is queued.
     #[track_caller]
     fn join(&self, target: &str) -> Connection {
         let before = queued(&self.daemon);
@@ -53,13 +53,13 @@ impl Narrow {
         client
     }
 
-    /// Answers from now on, at once or after a while.
+    /// Opens the gate. The origin behaves like this from now on.
     fn open(&self, behaviour: Behaviour) {
         self.origin.behave(behaviour);
         self.gate.open();
     }
 
-    fn answer_all(&self) {
+    fn respond_to_all(&self) {
         self.open(Behaviour::Answer(Answer::ok("done")));
     }
 }
@@ -70,40 +70,41 @@ fn queued(daemon: &Daemon) -> f64 {
 
 #[track_caller]
 fn wait_queued(daemon: &Daemon, count: f64) {
-    wait::until(LONG, &format!("{count} requests wait"), || queued(daemon) == count);
+    wait::until(LONG, &format!("{count} requests are queued"), || queued(daemon) == count);
 }
 
-/// Waits until so many requests were turned away, all for this reason. They are counted after they are answered.
+/// Waits until `count` requests are rejected, and asserts that all have this reason. A rejection is counted after its
+/// response is sent.
 #[track_caller]
 fn wait_rejected(daemon: &Daemon, reason: &str, count: f64) {
     let label = format!("reason=\"{reason}\"");
     let of_reason = || daemon.metric("lb_rejected_total", &[&label]);
-    wait::until(LONG, &format!("{count} are {reason}"), || of_reason() >= count);
+    wait::until(LONG, &format!("{count} requests are rejected for {reason}"), || of_reason() >= count);
     assert_eq!((of_reason(), daemon.metric("lb_rejected_total", &[])), (count, count), "{reason}");
 }
 
-/// Nothing is in flight and nobody waits, in every count that there is.
+/// Waits until all metrics show that no request is in flight or queued.
 #[track_caller]
 fn assert_nothing_leaks(daemon: &Daemon) {
     let in_flight = || {
         let upstream = daemon.metric("lb_upstream_requests_in_flight", &[]);
         (upstream, daemon.metric("lb_requests_in_flight", &[]), queued(daemon))
     };
-    wait::until(LONG, "nothing is in flight", || in_flight() == (0.0, 0.0, 0.0));
-    println!("at the end in flight at backends, in flight, waiting: {:?}", in_flight());
+    wait::until(LONG, "no request is in flight or queued", || in_flight() == (0.0, 0.0, 0.0));
+    println!("in flight at backends, in flight, and queued at the end: {:?}", in_flight());
 }
 
-/// Reads the answers of all, which must be 200.
+/// Reads the response of each client, which must be 200.
 #[track_caller]
-fn assert_all_answered(clients: Vec<Connection>) {
+fn assert_all_served(clients: Vec<Connection>) {
     for mut client in clients {
         assert_eq!(client.response("GET").unwrap().status, 200);
     }
 }
 
-// ===== the cap =====
+// ===== the limit =====
 
-/// The most requests that one origin sees at once when 24 clients send ten each.
+/// The highest number of requests in flight at one origin while 24 clients send ten requests each.
 fn most_at_once(more: &str) -> u64 {
     let (lab, origin) = (Lab::new(), Origin::start("one"));
     origin.behave(Behaviour::Slow(Duration::from_millis(5), Answer::ok("")));
@@ -125,7 +126,7 @@ fn most_at_once(more: &str) -> u64 {
 }
 
 #[test]
-fn a_backend_never_works_on_more_than_the_limit_and_all_who_may_wait_are_served() {
+fn a_backend_never_exceeds_its_limit_and_all_queued_requests_are_served() {
     let queue = "queue: 100}\ntimeouts: {queue: 20s}";
     assert_eq!(most_at_once(&format!("limits: {{max_requests: 3, {queue}")), 3);
     assert_eq!(most_at_once(&format!("limits: {{max_requests: 1, {queue}")), 1);
@@ -134,7 +135,7 @@ fn a_backend_never_works_on_more_than_the_limit_and_all_who_may_wait_are_served(
 }
 
 #[test]
-fn a_backend_has_a_limit_of_its_own_or_that_of_the_pool() {
+fn a_backend_has_its_own_limit_or_that_of_the_pool() {
     let (lab, gate) = (Lab::new(), Gate::closed());
     let origins = ["own", "pool", "none"].map(Origin::start);
     for origin in &origins {
@@ -145,28 +146,28 @@ fn a_backend_has_a_limit_of_its_own_or_that_of_the_pool() {
     let daemon = lab.start(&pool_with(&backends, "limits: {max_requests: 3, queue: 0}"));
     let clients: Vec<_> = (0..12).map(|_| daemon.begin("/")).collect();
     let working = || origins.each_ref().map(Origin::working);
-    wait::until(LONG, "all are held", || working().iter().sum::<u64>() == 12);
-    println!("max_requests 1, 3 of the pool, 0: 12 held requests are {:?}", working());
+    wait::until(LONG, "all requests are held", || working().iter().sum::<u64>() == 12);
+    println!("max_requests 1, 3 by the pool, and 0: 12 held requests are {:?}", working());
     assert_eq!(working(), [1, 3, 8]);
     gate.open();
-    assert_all_answered(clients);
+    assert_all_served(clients);
     assert_nothing_leaks(&daemon);
 }
 
 // ===== the queue =====
 
 #[test]
-fn those_who_wait_are_served_in_the_order_in_which_they_came() {
+fn queued_requests_are_served_in_the_order_of_arrival() {
     let narrow = Narrow::start("limits: {max_requests: 1, queue: 100}\ntimeouts: {queue: 20s}");
     let mut clients = narrow.fill(1);
     let early: Vec<String> = (0..20).map(|number| format!("/early/{number}")).collect();
     clients.extend(early.iter().map(|target| narrow.join(target)));
     assert_eq!(queued(&narrow.daemon), 20.0);
     narrow.open(Behaviour::Slow(Duration::from_millis(20), Answer::ok("")));
-    // These come while places become free, and must not overtake anybody.
+    // These arrive while places become free, and must not overtake the queued requests.
     let late: Vec<String> = (0..10).map(|number| format!("/late/{number}")).collect();
     clients.extend(late.iter().map(|target| narrow.daemon.begin(target)));
-    assert_all_answered(clients);
+    assert_all_served(clients);
     let order: Vec<String> = narrow.origin.seen().iter().map(|seen| seen.target().to_owned()).collect();
     println!("served in this order: {order:?}");
     assert_eq!(order[1..21], early);
@@ -176,8 +177,8 @@ fn those_who_wait_are_served_in_the_order_in_which_they_came() {
 }
 
 #[test]
-fn who_finds_the_queue_full_is_turned_away_at_once() {
-    // The default is two places for each request that the backends may work on.
+fn a_request_is_rejected_at_once_when_the_queue_is_full() {
+    // By default the queue has two places for each request that may be in flight.
     for (limits, held, places) in [
         ("limits: {max_requests: 1, queue: 2}\ntimeouts: {queue: 20s}", 1, 2),
         ("limits: {max_requests: 2}\ntimeouts: {queue: 20s}", 2, 4),
@@ -200,48 +201,48 @@ fn who_finds_the_queue_full_is_turned_away_at_once() {
             wait_rejected(&narrow.daemon, "queue_full", f64::from(count));
         }
         narrow.daemon.logged(&["/too-many", "503", "queue_full"]);
-        narrow.answer_all();
-        assert_all_answered(clients);
+        narrow.respond_to_all();
+        assert_all_served(clients);
         assert_eq!(narrow.origin.most_at_once(), held);
         assert_nothing_leaks(&narrow.daemon);
     }
 }
 
-/// The answer to a request that waits in vain, and how long it took.
-fn in_vain(timeout: &str) -> (Response, Duration, Narrow) {
+/// Sends a request that is queued until it times out. Returns the response and the time it took.
+fn queued_until_timeout(timeout: &str) -> (Response, Duration, Narrow) {
     let narrow = Narrow::start(&format!("limits: {{max_requests: 1}}\n{timeout}"));
     let clients = narrow.fill(1);
     let begun = Instant::now();
     let answer = narrow.daemon.get("/waits").unwrap();
     let took = begun.elapsed();
     println!("{timeout:?}: {} after {took:.1?}", answer.status);
-    narrow.answer_all();
-    assert_all_answered(clients);
+    narrow.respond_to_all();
+    assert_all_served(clients);
     (answer, took, narrow)
 }
 
 #[test]
-fn who_waits_too_long_is_turned_away() {
+fn a_queued_request_is_rejected_after_the_queue_timeout() {
     for (timeout, least, most) in
         [("", 1000, 3000), ("timeouts: {queue: 200ms}", 200, 1000), ("timeouts: {queue: 4s}", 4000, 9000)]
     {
-        let (mut answer, mut took, mut narrow) = in_vain(timeout);
+        let (mut answer, mut took, mut narrow) = queued_until_timeout(timeout);
         if took.as_millis() >= most {
-            // A busy machine may be late once.
-            (answer, took, narrow) = in_vain(timeout);
+            // A busy machine may respond late once.
+            (answer, took, narrow) = queued_until_timeout(timeout);
         }
         assert_eq!((answer.status, answer.header("retry-after")), (503, Some("1")));
         assert!((least..most).contains(&took.as_millis()), "{timeout}: {took:?}");
         wait_rejected(&narrow.daemon, "queue_timeout", 1.0);
         narrow.daemon.logged(&["/waits", "503", "queue_timeout"]);
-        assert_eq!(narrow.origin.requests(), 1, "it was sent to nobody");
+        assert_eq!(narrow.origin.requests(), 1, "the rejected request was sent to a backend");
         assert_eq!(narrow.daemon.get("/next").unwrap().status, 200);
         assert_nothing_leaks(&narrow.daemon);
     }
 }
 
 #[test]
-fn the_queue_length_goes_up_and_down() {
+fn the_metric_of_the_queue_length_goes_up_and_down() {
     let narrow = Narrow::start("limits: {max_requests: 1, queue: 10}\ntimeouts: {queue: 20s}");
     let mut lengths = vec![queued(&narrow.daemon)];
     let mut clients = narrow.fill(1);
@@ -249,8 +250,8 @@ fn the_queue_length_goes_up_and_down() {
         clients.push(narrow.join("/waits"));
         lengths.push(queued(&narrow.daemon));
     }
-    narrow.answer_all();
-    assert_all_answered(clients);
+    narrow.respond_to_all();
+    assert_all_served(clients);
     lengths.push(queued(&narrow.daemon));
     println!("lb_upstream_queue_length: {lengths:?}");
     assert_eq!(lengths, [0.0, 1.0, 2.0, 3.0, 0.0]);
@@ -261,7 +262,7 @@ fn the_queue_length_goes_up_and_down() {
 fn a_client_that_leaves_the_queue_frees_its_place_at_once() {
     let narrow = Narrow::start("limits: {max_requests: 1, queue: 1}\ntimeouts: {queue: 20s}");
     let clients = narrow.fill(1);
-    // A request without a body, whose body is there, whose body is still being sent, and a chunked one.
+    // Requests without a body, with a complete body, with an incomplete body, with chunks, and with `Expect`.
     let requests = [
         ("GET", "/get", "Accept", "*/*", String::new()),
         ("POST", "/whole", "Content-Length", "5", "whole".to_owned()),
@@ -279,23 +280,23 @@ fn a_client_that_leaves_the_queue_frees_its_place_at_once() {
         let left = Instant::now();
         drop(client);
         wait_queued(&narrow.daemon, 0.0);
-        println!("{method} {target}: its place is free after {:.1?}", left.elapsed());
+        println!("{method} {target}: the place is free after {:.1?}", left.elapsed());
         assert!(left.elapsed() < Duration::from_secs(5), "{:?}", left.elapsed());
         narrow.daemon.logged(&[target, "499", "client_gone"]);
     }
     let waiting = narrow.join("/last");
-    narrow.answer_all();
-    assert_all_answered(clients.into_iter().chain([waiting]).collect());
+    narrow.respond_to_all();
+    assert_all_served(clients.into_iter().chain([waiting]).collect());
     let targets: Vec<String> = narrow.origin.seen().iter().map(|seen| seen.target().to_owned()).collect();
     println!("the backend saw {targets:?}");
     assert_eq!(targets, ["/held", "/last"]);
-    // Those who found it full, and none of those who left.
+    // This counts the requests that found the queue full, but not the clients that disconnected.
     wait_rejected(&narrow.daemon, "queue_full", 6.0);
     assert_nothing_leaks(&narrow.daemon);
 }
 
 #[test]
-fn those_who_leave_from_the_middle_and_the_front_hold_up_nobody() {
+fn clients_that_leave_the_queue_do_not_hold_up_the_others() {
     let narrow = Narrow::start("limits: {max_requests: 1, queue: 10}\ntimeouts: {queue: 20s}");
     let mut clients = narrow.fill(1);
     let mut waiting: Vec<_> = (0..6).map(|number| Some(narrow.join(&format!("/{number}")))).collect();
@@ -303,9 +304,9 @@ fn those_who_leave_from_the_middle_and_the_front_hold_up_nobody() {
         waiting[number] = None;
     }
     wait_queued(&narrow.daemon, 3.0);
-    narrow.answer_all();
+    narrow.respond_to_all();
     clients.extend(waiting.into_iter().flatten());
-    assert_all_answered(clients);
+    assert_all_served(clients);
     let order: Vec<String> = narrow.origin.seen().iter().map(|seen| seen.target().to_owned()).collect();
     println!("six waited, 0, 1 and 3 left, served: {order:?}");
     assert_eq!(order, ["/held", "/2", "/4", "/5"]);
@@ -313,20 +314,20 @@ fn those_who_leave_from_the_middle_and_the_front_hold_up_nobody() {
 }
 
 #[test]
-fn a_client_that_leaves_while_a_backend_works_for_it_frees_the_place() {
+fn a_client_that_disconnects_while_its_request_is_in_flight_frees_the_place() {
     let narrow = Narrow::start("limits: {max_requests: 1, queue: 1}\ntimeouts: {queue: 20s}");
     let held = narrow.fill(1);
     let waiting = narrow.join("/waits");
     drop(held);
-    // The origin works on both: it does not look whether anybody still wants the first answer.
-    wait::until(LONG, "the next is sent", || narrow.origin.requests() == 2);
-    println!("the one in flight left, {} requests were sent", narrow.origin.requests());
-    narrow.answer_all();
-    assert_all_answered(vec![waiting]);
+    // Both requests are in flight at the origin, which does not notice that the first client has disconnected.
+    wait::until(LONG, "the queued request is sent", || narrow.origin.requests() == 2);
+    println!("the client of the request in flight left, {} requests were sent", narrow.origin.requests());
+    narrow.respond_to_all();
+    assert_all_served(vec![waiting]);
     assert_nothing_leaks(&narrow.daemon);
 }
 
-/// What `length` bytes of the pattern look like in chunks of 1000.
+/// The chunked coding of `length` bytes of the pattern, in chunks of 1000 bytes.
 fn chunks(length: u64) -> Vec<u8> {
     let mut bytes = Vec::new();
     for chunk in body(length).chunks(1000) {
@@ -343,7 +344,8 @@ fn body(length: u64) -> Vec<u8> {
     pattern::from(0).iter().copied().cycle().take(length).collect()
 }
 
-/// Sends a request with a body of this length in a thread, as a large one is not taken whole before it is passed on.
+/// Sends a request with a body of this length. A thread sends the body, since the daemon does not read a large body
+/// completely before it forwards the request.
 fn send(daemon: &Daemon, target: &str, length: u64, is_chunked: bool) -> thread::JoinHandle<Connection> {
     let (mut client, size) = (daemon.connect(), length.to_string());
     let (header, body) = match is_chunked {
@@ -358,7 +360,7 @@ fn send(daemon: &Daemon, target: &str, length: u64, is_chunked: bool) -> thread:
 }
 
 #[test]
-fn a_body_that_waited_arrives_byte_for_byte() {
+fn the_body_of_a_queued_request_arrives_unchanged() {
     let narrow = Narrow::start("limits: {max_requests: 1, queue: 20}\ntimeouts: {queue: 20s}");
     let clients = narrow.fill(1);
     let mut senders = Vec::new();
@@ -370,15 +372,15 @@ fn a_body_that_waited_arrives_byte_for_byte() {
             wait_queued(&narrow.daemon, senders.len() as f64);
         }
     }
-    narrow.answer_all();
-    assert_all_answered(clients);
+    narrow.respond_to_all();
+    assert_all_served(clients);
     for (target, length, sender) in senders {
         let mut client = sender.join().unwrap();
         assert_eq!(client.response("POST").unwrap().status, 200, "{target}");
         let body = narrow.origin.saw(&target).body;
-        println!("{target}: {} bytes, as sent: {}", body.length, body.is_pattern);
+        println!("{target}: {} bytes, unchanged: {}", body.length, body.is_pattern);
         assert_eq!((body.length, body.is_pattern), (length, true), "{target}");
-        // What follows on the connection is read rightly too.
+        // The next request on the connection is read correctly, too.
         assert_eq!(client.get("/after").unwrap().status, 200);
     }
     assert_nothing_leaks(&narrow.daemon);
@@ -391,20 +393,20 @@ fn a_client_that_waits_for_100_continue_gets_it_after_the_queue() {
     let mut client = narrow.daemon.connect();
     client.send(head_bytes("PUT", "/up", &[("Expect", "100-continue")], 5)).unwrap();
     wait_queued(&narrow.daemon, 1.0);
-    narrow.answer_all();
+    narrow.respond_to_all();
     assert_eq!(client.response_head().unwrap().0, 100);
     client.send("12345").unwrap();
     assert_eq!(client.response("PUT").unwrap().status, 200);
     assert_eq!(narrow.origin.saw("/up").body.start, b"12345");
-    assert_all_answered(clients);
+    assert_all_served(clients);
     assert_nothing_leaks(&narrow.daemon);
 }
 
-/// Nobody waits for a place that no backend can give.
+/// A request must not wait for a place if no backend can ever offer one.
 #[test]
-fn those_who_wait_are_turned_away_when_no_backend_is_left() {
+fn queued_requests_are_rejected_when_no_backend_is_left() {
     let origin = Origin::start("one");
-    // What is checked is another port, so that the backend can be down while it works on a request.
+    // The health check uses another port, so that the backend can be down while a request is in flight there.
     let checked = TcpListener::bind((origin.address.ip(), 0)).unwrap();
     let port = checked.local_addr().unwrap().port();
     let check =
@@ -419,13 +421,13 @@ fn those_who_wait_are_turned_away_when_no_backend_is_left() {
     println!("no backend is left: {} after {:.1?}", answer.status, begun.elapsed());
     assert_eq!(answer.status, 503);
     wait_rejected(&narrow.daemon, "no_backend", 1.0);
-    narrow.answer_all();
-    assert_all_answered(clients);
+    narrow.respond_to_all();
+    assert_all_served(clients);
     assert_nothing_leaks(&narrow.daemon);
 }
 
 #[test]
-fn nothing_leaks_when_clients_leave_at_any_moment() {
+fn no_place_leaks_when_clients_disconnect_at_any_moment() {
     let (lab, origin) = (Lab::new(), Origin::start("one"));
     origin.behave(Behaviour::Slow(Duration::from_millis(3), Answer::ok("done")));
     let more = "limits: {max_requests: 2, queue: 8}\ntimeouts: {queue: 20s}";
@@ -443,7 +445,7 @@ fn nothing_leaks_when_clients_leave_at_any_moment() {
                 client.send(head).unwrap();
                 match step % 3 {
                     2 => assert!(matches!(client.response("GET").unwrap().status, 200 | 503)),
-                    // From at once to later than its turn comes.
+                    // These clients disconnect between immediately and after their turn.
                     _ => thread::sleep(Duration::from_millis(patience % 23)),
                 }
             }
@@ -456,34 +458,34 @@ fn nothing_leaks_when_clients_leave_at_any_moment() {
         thread::sleep(Duration::from_millis(10));
     }
     clients.into_iter().for_each(|client| client.join().unwrap());
-    println!("720 requests, of which 480 are given up; the queue was up to {longest} long");
+    println!("720 requests, 480 of them abandoned; the longest queue had {longest} requests");
     assert_nothing_leaks(&daemon);
-    // Every place can be taken again: two are worked on, eight wait, and the next is turned away.
+    // Every place can be taken again: two requests are in flight, eight are queued, and the next is rejected.
     let gate = Gate::closed();
     origin.behave(Behaviour::Held(gate.clone(), Answer::ok("done")));
     let clients: Vec<_> = (0..10).map(|_| daemon.begin("/held")).collect();
     wait_queued(&daemon, 8.0);
-    wait::until(LONG, "two are worked on", || origin.working() == 2);
+    wait::until(LONG, "two requests are in flight", || origin.working() == 2);
     assert_eq!(daemon.get("/full").unwrap().status, 503);
     gate.open();
-    assert_all_answered(clients);
+    assert_all_served(clients);
     assert_nothing_leaks(&daemon);
 }
 
-/// Nobody tells those who wait that an ejection ends, so they have to look.
+/// No event signals the end of an ejection, so a queued request has to wake up by itself.
 #[test]
-fn those_who_wait_are_served_by_a_backend_whose_ejection_ends() {
+fn a_queued_request_goes_to_a_backend_whose_ejection_ends() {
     let (lab, gate) = (Lab::new(), Gate::closed());
     let (busy, ejected) = (Origin::start("busy"), Origin::start("ejected"));
     let more = "outlier_detection: {consecutive_failures: 1, base_ejection: 2s}\nretries: {attempts: 0}\n\
                 limits: {max_requests: 1}\ntimeouts: {queue: 15s}";
     let daemon = lab.start(&pool(&[&busy, &ejected], more));
     ejected.behave(Behaviour::Answer(Answer::status(503, "")));
-    wait::until(LONG, "one has failed", || daemon.get("/fails").unwrap().status == 503);
+    wait::until(LONG, "one backend has failed", || daemon.get("/fails").unwrap().status == 503);
     ejected.behave(Behaviour::Answer(Answer::ok("")));
     busy.behave(Behaviour::Held(gate.clone(), Answer::ok("")));
     let mut clients = vec![daemon.begin("/held")];
-    wait::until(LONG, "the other is full", || {
+    wait::until(LONG, "the other backend is full", || {
         if busy.working() == 0 && ejected.requests() > clients.len() as u64 {
             clients.push(daemon.begin("/held"));
         }
@@ -494,15 +496,15 @@ fn those_who_wait_are_served_by_a_backend_whose_ejection_ends() {
     println!("the ejection ends: {} from {} after {:.1?}", answer.status, answer.origin(), begun.elapsed());
     assert_eq!((answer.status, answer.origin()), (200, "ejected"));
     gate.open();
-    assert_all_answered(clients);
+    assert_all_served(clients);
     assert_nothing_leaks(&daemon);
 }
 
 // ===== after a failure =====
 
-/// The other backend is at its limit nearly all the time: who was failed by one waits for it, as everybody else.
+/// The good backend is at its limit nearly all the time, so a retry has to queue like any other request.
 #[test]
-fn who_was_failed_by_one_backend_waits_for_another_that_is_full() {
+fn a_retry_waits_for_another_backend_that_is_full() {
     for (how, bad) in [("refuses", failing("connect_failure")), ("resets", failing("reset"))] {
         let (lab, good) = (Lab::new(), Origin::start("good"));
         good.behave(Behaviour::Slow(Duration::from_millis(50), Answer::ok("")));
@@ -512,7 +514,7 @@ fn who_was_failed_by_one_backend_waits_for_another_that_is_full() {
         let outcomes = burst(daemon.listener, "GET", 8, 10);
         let statuses = tally(outcomes.iter().map(Outcome::status));
         let retries = daemon.metric("lb_upstream_retries_total", &[]);
-        println!("one of two {how}: {statuses:?}, {retries} were sent again");
+        println!("one of two {how}: {statuses:?}, {retries} retries");
         assert_eq!(statuses, [(200, 80)], "{how}: {}", daemon.log());
         assert!(retries > 0.0 && good.most_at_once() <= 2, "{how}");
         assert_nothing_leaks(&daemon);

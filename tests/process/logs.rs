@@ -1,4 +1,4 @@
-//! The daemon's own log: what is logged, and where that is said.
+//! The daemon's own log: its level, and its behaviour when the log is not read.
 
 use std::fs;
 use std::io::{PipeReader, PipeWriter, Read, Write};
@@ -53,7 +53,7 @@ fn unknown_levels_and_modules_are_refused_and_change_nothing() {
 }
 
 #[test]
-fn an_unknown_word_in_rust_log_is_warned_about_and_does_not_switch_the_log_off() {
+fn an_unknown_word_in_rust_log_causes_a_warning_and_leaves_the_log_on() {
     let origin = Origin::start("one");
     for (variable, in_effect, warning) in [
         ("warning", ("info", "default"), "did you mean `warn`?"),
@@ -71,7 +71,7 @@ fn an_unknown_word_in_rust_log_is_warned_about_and_does_not_switch_the_log_off()
 }
 
 #[test]
-fn the_key_is_in_effect_until_a_reload_an_operator_or_the_environment_says_otherwise() {
+fn log_level_applies_until_a_reload_an_operator_or_rust_log_overrides_it() {
     let (lab, origin) = (Lab::new(), Origin::start("one"));
     let pools = pool(&[&origin], "health_check: {type: tcp, interval: 100ms}");
     let file = |key: &str| lab.config(&format!("{key}\n{pools}"));
@@ -104,7 +104,11 @@ fn the_key_is_in_effect_until_a_reload_an_operator_or_the_environment_says_other
     assert_eq!(subcommand(&lab, &["log-level", "warn"]).code, Some(0));
     file("");
     assert!(reload(&[]).contains("log_level debug -> info (the default)"));
-    assert_eq!(level(&daemon.status()), ("warn", "operator"), "a file without the key leaves it");
+    assert_eq!(
+        level(&daemon.status()),
+        ("warn", "operator"),
+        "a file without the key does not change the level"
+    );
     drop(daemon);
 
     let daemon = lab.start_with(&file("log_level: error"), &[("RUST_LOG", "info")]);
@@ -112,9 +116,9 @@ fn the_key_is_in_effect_until_a_reload_an_operator_or_the_environment_says_other
     daemon.logged(&["WARN", "log_level has no effect", "RUST_LOG"]);
 }
 
-// ===== a log that nobody reads =====
+// ===== a log that is not read =====
 
-/// A daemon that writes to pipes which are full from the start.
+/// A daemon whose standard output and standard error are pipes that are full from the start.
 struct Unread {
     child: Child,
     lab: Lab,
@@ -123,10 +127,10 @@ struct Unread {
     _origin: Origin,
 }
 
-/// A pipe without room.
+/// A pipe whose buffer is full.
 fn full_pipe() -> (PipeReader, PipeWriter) {
     let (reader, mut writer) = std::io::pipe().unwrap();
-    // What Linux gives a pipe.
+    // This is the size of a pipe's buffer on Linux.
     writer.write_all(&[b'\n'; 65_536]).unwrap();
     (reader, writer)
 }
@@ -135,7 +139,7 @@ impl Unread {
     fn spawn(level: &str) -> Self {
         let (lab, origin) = (Lab::new(), Origin::start("one"));
         let text = fs::read_to_string(lab.config(&pool(&[&origin], ""))).unwrap();
-        // Standard error is to be the log.
+        // Without `error_log`, the log goes to standard error.
         let lines = text.lines().filter(|line| !line.starts_with("error_log"));
         let config = lab.write("conf.yaml", &lines.collect::<Vec<_>>().join("\n"));
         let ((stderr, full), (stdout, also_full)) = (full_pipe(), full_pipe());
@@ -159,10 +163,10 @@ impl Unread {
         value.unwrap_or(0.0)
     }
 
-    /// Waits until it serves.
+    /// Waits until the daemon serves.
     #[track_caller]
     fn serves(&self) {
-        wait::until(LONG, "it serves", || self.get("/") == 200);
+        wait::until(LONG, "the daemon serves", || self.get("/") == 200);
     }
 
     /// Sends requests until lines of the log have been dropped.
@@ -174,7 +178,7 @@ impl Unread {
         });
     }
 
-    /// Reads standard error from now on.
+    /// Starts to read standard error in a thread, and returns the text.
     fn read_on(&self) -> Arc<Mutex<Vec<u8>>> {
         let (text, mut reader) = (Arc::<Mutex<Vec<u8>>>::default(), self.stderr.try_clone().unwrap());
         let read = text.clone();
@@ -190,20 +194,20 @@ impl Unread {
     #[track_caller]
     fn ends(&mut self) -> Option<i32> {
         Process(self.child.id()).signal(Signal::SIGTERM);
-        wait::until_some(LONG, "it ends", || self.child.try_wait().unwrap()).code()
+        wait::until_some(LONG, "the daemon ends", || self.child.try_wait().unwrap()).code()
     }
 }
 
 impl Drop for Unread {
     fn drop(&mut self) {
-        // Both fail only when it has ended already.
+        // Both calls fail only if the daemon has already ended.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
 #[test]
-fn a_full_standard_error_and_output_block_neither_requests_nor_the_end() {
+fn full_pipes_block_neither_requests_nor_the_shutdown() {
     let mut unread = Unread::spawn("trace");
     unread.serves();
     unread.drops_lines();
@@ -211,7 +215,7 @@ fn a_full_standard_error_and_output_block_neither_requests_nor_the_end() {
 }
 
 #[test]
-fn dropped_lines_are_reported_once_standard_error_is_read_again_and_the_last_line_is_there() {
+fn dropped_lines_are_reported_and_the_last_line_is_written_once_standard_error_is_read() {
     let mut unread = Unread::spawn("trace");
     unread.serves();
     unread.drops_lines();
@@ -225,7 +229,7 @@ fn dropped_lines_are_reported_once_standard_error_is_read_again_and_the_last_lin
 }
 
 #[test]
-fn a_start_that_fails_ends_although_its_message_cannot_be_written() {
+fn a_failed_start_ends_although_its_message_cannot_be_written() {
     let first = Unread::spawn("info");
     first.serves();
     let (_reader, full) = full_pipe();
@@ -233,13 +237,13 @@ fn a_start_that_fails_ends_although_its_message_cannot_be_written() {
     let mut second =
         command.args(["-c", path_str(&first.lab.path("conf.yaml"))]).stderr(full).spawn().unwrap();
     let ended = wait::poll(LONG, || second.try_wait().unwrap());
-    // One that hangs must not stay.
+    // A process that hangs must not outlive the test.
     let _ = second.kill();
-    assert_eq!(ended.expect("it ends").code(), Some(1));
+    assert_eq!(ended.expect("the start ends").code(), Some(1));
 }
 
 #[test]
-fn a_start_in_the_background_without_an_error_log_warns_that_there_will_be_no_log() {
+fn a_start_in_the_background_without_an_error_log_warns() {
     let (lab, origin) = (Lab::new(), Origin::start("one"));
     let text = fs::read_to_string(lab.config(&pool(&[&origin], ""))).unwrap();
     let without: Vec<_> = text.lines().filter(|line| !line.starts_with("error_log")).collect();
@@ -262,10 +266,10 @@ fn a_start_in_the_background_returns_although_its_warning_cannot_be_written() {
     let (_reader, full) = full_pipe();
     let mut parent = lab.command().args(["-c", path_str(&config), "-d"]).stderr(full).spawn().unwrap();
     let ended = wait::poll(LONG, || parent.try_wait().unwrap());
-    // One that hangs must not stay.
+    // A process that hangs must not outlive the test.
     let _ = parent.kill();
     let served = tests::client::get(lab.listener, "/").map(|response| response.status);
     assert_eq!(subcommand(&lab, &["stop"]).code, Some(0));
-    assert_eq!(ended.expect("it returns").code(), Some(0));
+    assert_eq!(ended.expect("the start returns").code(), Some(0));
     assert_eq!(served.unwrap(), 200);
 }

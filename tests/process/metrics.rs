@@ -1,4 +1,4 @@
-//! What is read on the metrics address, by promtool, by a real Prometheus and by people.
+//! The endpoints on the metrics address, as promtool, Prometheus and people read them.
 
 use std::collections::BTreeMap;
 use std::process::{Command, Stdio};
@@ -14,7 +14,7 @@ use tests::{Behaviour, Connection, Daemon, Lab, Origin, get};
 use crate::pool;
 
 #[test]
-fn promtool_finds_nothing_to_complain_about() {
+fn promtool_finds_no_problem() {
     let lab = Lab::new();
     let (one, down) = (Origin::start("one"), Origin::refusing("down"));
     let daemon = lab.start(&pool(&[&one, &down], "health_check: {type: tcp, interval: 1s}"));
@@ -29,7 +29,7 @@ fn promtool_finds_nothing_to_complain_about() {
 }
 
 #[test]
-fn every_family_of_this_release_is_there() {
+fn every_documented_metric_family_is_served() {
     let lab = Lab::new();
     let (one, down) = (Origin::start("one"), Origin::refusing("down"));
     let daemon = lab.start(&pool(&[&one, &down], "health_check: {type: tcp, interval: 1s}"));
@@ -71,19 +71,19 @@ fn every_family_of_this_release_is_there() {
 
 // ===== exact counts =====
 
-/// What 8 connections counted.
+/// The counts of the clients on 8 connections.
 #[derive(Default)]
 struct Counted {
-    /// Answers by status.
+    /// The number of responses with each status.
     codes: BTreeMap<u16, u64>,
-    /// Answers by the name of the origin.
+    /// The number of responses from each origin, by its name.
     origins: BTreeMap<String, u64>,
-    /// Bytes of bodies received.
+    /// The total size of all response bodies in bytes.
     bytes: u64,
 }
 
 impl Counted {
-    /// Sends so many mixed requests over 8 connections, none twice.
+    /// Sends `requests` mixed requests over 8 connections, without retries.
     fn send(daemon: &Daemon, requests: usize) -> Self {
         let address = daemon.listener;
         let clients: Vec<_> = (0..8)
@@ -112,7 +112,7 @@ impl Counted {
             let (method, target) = TARGETS[(number + client) % TARGETS.len()];
             let body: &[u8] = if method == "POST" { b"some body" } else { b"" };
             let host = if target == "/no-route" { "nowhere.test" } else { "web.test" };
-            let answer = connection.request(method, target, &[("Host", host)], body).expect("an answer");
+            let answer = connection.request(method, target, &[("Host", host)], body).expect("a response");
             *counted.codes.entry(answer.status).or_default() += 1;
             counted.bytes += answer.length;
             if !answer.origin().is_empty() {
@@ -141,7 +141,7 @@ impl Counted {
     }
 }
 
-/// Two origins that answer by path, and a route for one host only.
+/// A daemon with two origins that respond according to the path, and a route for one host only.
 fn mixed(lab: &Lab) -> (Daemon, [Origin; 2]) {
     let origins = ["one", "two"].map(Origin::start);
     for origin in &origins {
@@ -153,7 +153,7 @@ fn mixed(lab: &Lab) -> (Daemon, [Origin; 2]) {
 }
 
 #[test]
-fn ten_thousand_mixed_requests_add_up_exactly() {
+fn the_metrics_of_ten_thousand_mixed_requests_are_exact() {
     let lab = Lab::new();
     let (daemon, origins) = mixed(&lab);
     let counted = Counted::send(&daemon, 10_000);
@@ -184,7 +184,7 @@ fn ten_thousand_mixed_requests_add_up_exactly() {
 }
 
 #[test]
-fn a_real_prometheus_answers_with_the_totals_that_the_clients_counted() {
+fn prometheus_reports_the_totals_that_the_clients_counted() {
     let lab = Lab::new();
     let (daemon, origins) = mixed(&lab);
     let prometheus = Server::prometheus(&lab, lab.metrics);
@@ -206,7 +206,7 @@ fn a_real_prometheus_answers_with_the_totals_that_the_clients_counted() {
     expected.push(("up{job=\"load_balancer\"}".to_owned(), 1));
     for (text, count) in expected {
         let answer = wait::poll(LONG, || query(&text).filter(|answer| *answer == count));
-        assert_eq!(answer, Some(count), "{text}: Prometheus says {:?}", query(&text));
+        assert_eq!(answer, Some(count), "{text}: Prometheus reports {:?}", query(&text));
     }
 }
 
@@ -219,7 +219,7 @@ fn escape(text: &str) -> String {
 }
 
 #[test]
-fn a_client_that_leaves_takes_its_request_out_of_flight() {
+fn a_request_is_no_longer_in_flight_after_its_client_disconnects() {
     let lab = Lab::new();
     let origin = Origin::start("one");
     origin.behave(Behaviour::Hang);
@@ -229,16 +229,16 @@ fn a_client_that_leaves_takes_its_request_out_of_flight() {
     origin.saw("/left");
     assert_eq!(daemon.metric("lb_requests_in_flight", &[]), 1.0);
     drop(client);
-    wait::until(LONG, "nothing is in flight", || {
+    wait::until(LONG, "no request is in flight", || {
         daemon.metric("lb_requests_in_flight", &[]) == 0.0
             && daemon.metric("lb_upstream_requests_in_flight", &[]) == 0.0
     });
 }
 
-/// Listener `x` with pool `yz` and listener `xy` with pool `z` would be one series of a label vector of the crate
-/// prometheus, which hashes the values without a separator and compares nothing else.
+/// The label vectors of the crate `prometheus` hash label values without a separator. They would merge the series of
+/// listener `x` with pool `yz` and of listener `xy` with pool `z`.
 #[test]
-fn names_that_run_together_are_two_series() {
+fn labels_with_equal_concatenations_are_separate_series() {
     let lab = Lab::new();
     let (one, two) = (Origin::start("one"), Origin::start("two"));
     let (first, second) = (tests::ports::free(), tests::ports::free());
@@ -256,7 +256,7 @@ fn names_that_run_together_are_two_series() {
     for listener in [first, second, second] {
         assert_eq!(get(listener, "/").unwrap().status, 200);
     }
-    wait::until(LONG, "all are counted", || daemon.metric("lb_requests_total", &[]) == 3.0);
+    wait::until(LONG, "all requests are counted", || daemon.metric("lb_requests_total", &[]) == 3.0);
     let requests = |labels: &[&str]| daemon.metric("lb_requests_total", labels);
     assert_eq!(requests(&["listener=\"x\"", "pool=\"yz\""]), 1.0);
     assert_eq!(requests(&["listener=\"xy\"", "pool=\"z\""]), 2.0);
@@ -265,7 +265,7 @@ fn names_that_run_together_are_two_series() {
 // ===== endpoints =====
 
 #[test]
-fn endpoints_answer_as_documented_and_anything_else_is_404_or_405() {
+fn endpoints_respond_as_documented_and_anything_else_is_404_or_405() {
     let lab = Lab::new();
     let origin = Origin::start("one");
     let daemon = lab.start(&pool(&[&origin], ""));
@@ -305,10 +305,10 @@ fn status_shows_pools_and_backends_with_state_reason_and_counters() {
     assert!(down["reason"].as_str().is_some_and(|reason| reason.contains("refused")), "{down:#}");
     assert!(down["since"].is_string(), "{down:#}");
     assert!(up["expected_answer_ms"].as_f64().is_some_and(|time| time > 0.0), "{up:#}");
-    assert!(down.get("expected_answer_ms").is_none(), "it has never answered: {down:#}");
+    assert!(down.get("expected_answer_ms").is_none(), "the backend has never responded: {down:#}");
 }
 
-/// The object that has `name` as one of its values, or is found under that key.
+/// The object that has `name` as one of its values, or that is the value of the key `name`.
 fn object_with<'a>(value: &'a Value, name: &str) -> Option<&'a Value> {
     match value {
         Value::Object(fields) if fields.values().any(|field| field == name) => Some(value),
@@ -322,7 +322,7 @@ fn object_with<'a>(value: &'a Value, name: &str) -> Option<&'a Value> {
 }
 
 #[test]
-fn metrics_can_still_be_read_in_a_drain() {
+fn metrics_can_be_read_during_a_drain() {
     let lab = Lab::new();
     let origin = Origin::start("one");
     origin.behave(Behaviour::Hang);

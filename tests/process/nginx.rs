@@ -1,4 +1,4 @@
-//! In front of real servers, with real clients: Debian's nginx, `curl` and `wrk`.
+//! Tests with real servers and clients: Debian's nginx, `curl` and `wrk`.
 
 use tests::tools::{Server, curl, run};
 use tests::{Authority, Lab};
@@ -15,7 +15,7 @@ fn curl_bodies(lab: &Lab, count: usize) -> Vec<String> {
 }
 
 #[test]
-fn plain_nginx_backends_share_what_curl_asks_for() {
+fn plain_nginx_backends_share_the_requests_of_curl() {
     let lab = Lab::new();
     let (one, two) = (Server::nginx(&lab, "one", None), Server::nginx(&lab, "two", None));
     let more = "health_check: {type: http, interval: 1s}";
@@ -43,7 +43,7 @@ fn tls_nginx_backends_are_verified_by_name() {
 }
 
 #[test]
-fn an_nginx_that_goes_away_is_left_out() {
+fn a_stopped_nginx_gets_no_requests() {
     let lab = Lab::new();
     let (one, two) = (Server::nginx(&lab, "one", None), Server::nginx(&lab, "two", None));
     let more = "health_check: {type: tcp, interval: 500ms, fall: 1}";
@@ -55,7 +55,7 @@ fn an_nginx_that_goes_away_is_left_out() {
 }
 
 #[test]
-fn wrk_gets_nothing_but_answers() {
+fn wrk_gets_no_errors() {
     let lab = Lab::new();
     let (one, two) = (Server::nginx(&lab, "one", None), Server::nginx(&lab, "two", None));
     let daemon = lab.start(&pool_of(&[one.address, two.address], ""));
@@ -69,6 +69,6 @@ fn wrk_gets_nothing_but_answers() {
     assert!(requests > 100, "{report}");
     daemon.settle();
     let counted = daemon.metric("lb_requests_total", &["code=\"200\""]);
-    assert!(counted >= requests as f64, "{counted} counted, but wrk got {requests}");
+    assert!(counted >= requests as f64, "the daemon counted {counted} requests, but wrk got {requests}");
     println!("{report}");
 }

@@ -1,5 +1,5 @@
-//! Files by their paths and owners: what a check leaves behind, whose a file is after root has started a daemon that becomes another
-//! user, and what that user can do later.
+//! Paths and owners of files: checks create no files, and a daemon that root starts as another user creates files that
+//! this user owns and can use later.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,7 +15,7 @@ use tests::{Authority, Background, Lab, Origin, Signal};
 
 use crate::pool;
 
-/// The real user id of a process.
+/// The user id of a process.
 fn user(process: Process) -> u32 {
     fs::metadata(format!("/proc/{}", process.0)).unwrap().uid()
 }
@@ -50,14 +50,14 @@ fn traces(directory: &Path) -> BTreeMap<String, (u64, u32, u32)> {
 // === a check ===
 
 #[test]
-fn a_check_leaves_no_trace() {
+fn a_check_changes_no_files() {
     let (lab, origin) = (Lab::new(), Origin::start("one"));
     let listeners = format!("listeners:\n  - address: unix:{}\n", lab.path("web.sock").display());
     let access_log = format!("access_log: {{format: text, path: {}}}\n", lab.path("access.log").display());
     let config = lab.config_with(&listeners, &format!("{access_log}{}", pool(&[&origin], "")));
-    // Nobody answers on it any more; a start would replace it.
+    // No process listens on this socket, so a start would replace it.
     drop(UnixListener::bind(lab.path("web.sock")).unwrap());
-    // The test writes the output of what it runs into the directory.
+    // The lab writes the output of the commands that it runs into the directory.
     let now = || {
         let mut traces = traces(lab.directory());
         traces.retain(|path, _| !path.contains("/stdout-") && !path.contains("/stderr-"));
@@ -102,12 +102,12 @@ fn a_log_file_of_another_user_is_named_with_its_owner_and_the_remedy() {
                 assert!(said.contains(word), "{arguments:?}, {word}: {said}");
             }
         }
-        assert_eq!((owner(&access), owner(&error)), (0, 0), "nothing was given away");
+        assert_eq!((owner(&access), owner(&error)), (0, 0), "the owner of a log has changed");
     }
 }
 
 #[test]
-fn what_the_user_may_not_use_is_found_by_the_check() {
+fn a_check_finds_files_that_the_user_of_the_daemon_cannot_use() {
     let Some(lab) = Lab::of_root() else { return };
     let origin = Origin::start("one");
     let closed = lab.path("closed");
@@ -140,9 +140,9 @@ fn what_the_user_may_not_use_is_found_by_the_check() {
     checked(&body(&format!("working_directory: {}\n", closed.display())), 0o644, &["entered by", who]);
 }
 
-// === another user, and default paths ===
+// === another user with default paths ===
 
-/// A daemon of the user `nobody` with default paths, started by root in the background, and its file.
+/// Starts a daemon in the background that runs as the user `nobody` with default paths.
 fn of_nobody(lab: &Lab, origin: &Origin) -> Background {
     let access = format!("access_log: {{format: text, path: {}}}\n", lab.path("access.log").display());
     let config =
@@ -172,11 +172,11 @@ fn files_that_a_start_creates_belong_to_the_user_even_when_it_fails() {
     assert!(files.len() >= 2 && files.iter().all(|file| owner(file) == nobody()), "{files:?}");
     daemon.process.signal(Signal::SIGTERM);
     daemon.process.wait_gone(LONG);
-    assert_eq!(fs::read_dir(&runtime).unwrap().count(), 0, "nothing is left: {files:?}");
+    assert_eq!(fs::read_dir(&runtime).unwrap().count(), 0, "files are left: {files:?}");
 }
 
 #[test]
-fn a_device_in_place_of_a_log_stays_roots() {
+fn a_device_used_as_a_log_keeps_its_owner() {
     let Some(lab) = Lab::of_root() else { return };
     let origin = Origin::start("one");
     let body =
@@ -189,14 +189,14 @@ fn a_device_in_place_of_a_log_stays_roots() {
 fn upgrades_as_another_user_work_with_default_paths() {
     let Some(lab) = Lab::of_root() else { return };
     let origin = Origin::start("one");
-    // As root's home is: the user may not enter it.
+    // Like root's home directory, the user cannot enter this one.
     let home = lab.path("home");
     fs::create_dir(&home).unwrap();
     chmod(&home, 0o700);
     lab.start_in(home);
     let config = lab.path("conf.yaml");
     let mut old = of_nobody(&lab, &origin);
-    for how in ["the subcommand", "the subcommand again", "SIGUSR2", "SIGQUIT and -u", "the subcommand"] {
+    for how in ["the subcommand", "the second subcommand", "SIGUSR2", "SIGQUIT and -u", "the subcommand"] {
         let new = match how {
             "SIGUSR2" => {
                 old.process.signal(Signal::SIGUSR2);
@@ -225,7 +225,8 @@ fn upgrades_as_another_user_work_with_default_paths() {
     assert!(left.is_empty(), "{left:?}");
 }
 
-/// A directory of root in the lab, as `/var/log/load_balancer` often is, and a configuration with both logs in it.
+/// Creates a directory that root owns, like `/var/log/load_balancer` on many machines, and a configuration with both
+/// logs in it. Returns their paths.
 fn logs_of_root(lab: &Lab, origin: &Origin) -> (PathBuf, PathBuf) {
     let logs = lab.path("logs");
     fs::create_dir(&logs).unwrap();
@@ -240,7 +241,7 @@ fn logs_of_root(lab: &Lab, origin: &Origin) -> (PathBuf, PathBuf) {
 }
 
 #[test]
-fn upgrades_work_with_logs_in_a_directory_of_root_and_rotation_is_warned_about() {
+fn upgrades_work_with_logs_in_a_directory_of_root_and_a_warning_about_rotation() {
     let Some(lab) = Lab::of_root() else { return };
     let origin = Origin::start("one");
     let (logs, config) = logs_of_root(&lab, &origin);
@@ -260,7 +261,7 @@ fn upgrades_work_with_logs_in_a_directory_of_root_and_rotation_is_warned_about()
 }
 
 #[test]
-fn a_user_without_rights_to_the_directory_of_logs_is_told_what_to_run() {
+fn a_log_directory_without_permissions_is_refused_with_a_command_to_run() {
     let Some(lab) = Lab::of_root() else { return };
     let origin = Origin::start("one");
     let (logs, config) = logs_of_root(&lab, &origin);
@@ -277,7 +278,7 @@ fn a_user_without_rights_to_the_directory_of_logs_is_told_what_to_run() {
 }
 
 #[test]
-fn a_file_that_is_read_is_not_written_to() {
+fn a_file_that_is_read_is_never_written() {
     let lab = Lab::new();
     let origin = Origin::start("one");
     let ca = lab.path("ca.pem");
@@ -322,18 +323,18 @@ fn a_reload_and_a_rotation_of_logs_work_as_another_user() {
     daemon.process.signal(Signal::SIGUSR1);
     for name in ["error.log", "access.log"] {
         daemon.logged(&[name, "reopened"]);
-        wait::until(LONG, "it is a new file", || lab.path(name).exists());
+        wait::until(LONG, "the log is a new file", || lab.path(name).exists());
         assert_eq!(owner(&lab.path(name)), nobody());
     }
 }
 
 #[test]
-fn a_rotation_says_which_log_could_not_be_reopened() {
+fn a_rotation_reports_which_log_could_not_be_reopened() {
     let Some(lab) = Lab::of_root() else { return };
     let origin = Origin::start("one");
     let daemon = of_nobody(&lab, &origin);
     fs::rename(lab.path("access.log"), lab.path("access.log.1")).unwrap();
-    // The error log can be opened again, and no file can be created any more.
+    // The daemon can reopen the error log, but can no longer create files.
     chmod(lab.directory(), 0o755);
     daemon.process.signal(Signal::SIGUSR1);
     daemon.logged(&["error_log: ", "error.log reopened"]);
@@ -341,7 +342,7 @@ fn a_rotation_says_which_log_could_not_be_reopened() {
     fs::rename(lab.path("error.log"), lab.path("error.log.1")).unwrap();
     daemon.process.signal(Signal::SIGUSR1);
     let log = || fs::read_to_string(lab.path("error.log.1")).unwrap();
-    wait::until(LONG, "the error log says so", || {
+    wait::until(LONG, "the failure is in the error log", || {
         log().contains("error_log not reopened, the old file is kept")
     });
     let said = log();
@@ -369,18 +370,18 @@ fn daemons_of_two_users_do_not_share_a_runtime_directory() {
         }
     }
     let runtime = lab.runtime_directory();
-    assert_eq!(owner(&runtime), nobody(), "the first daemon still has it");
+    assert_eq!(owner(&runtime), nobody(), "the directory still belongs to the first daemon");
     assert_eq!(first.get("/").unwrap().status, 200);
     first.process.signal(Signal::SIGKILL);
     first.process.wait_gone(LONG);
     let finished = lab.run(&["-d", "-c", path_str(&second)]);
-    assert_eq!(finished.code, Some(0), "what a stopped daemon has left is taken over: {finished:?}");
+    assert_eq!(finished.code, Some(0), "the directory of a stopped daemon can be reused: {finished:?}");
     assert_ne!(owner(&runtime), nobody());
     assert_eq!(tests::get(other.listener, "/").unwrap().status, 200);
 }
 
 #[test]
-fn a_failed_start_with_u_leaves_the_directory_to_the_living_daemon() {
+fn a_failed_start_with_u_leaves_the_directory_to_the_running_daemon() {
     let Some(lab) = Lab::of_root() else { return };
     let origin = Origin::start("one");
     let daemon = of_nobody(&lab, &origin);
@@ -395,10 +396,10 @@ fn a_failed_start_with_u_leaves_the_directory_to_the_living_daemon() {
     assert_eq!(status.code, Some(0), "{status:?}");
 }
 
-// === why an upgrade fails ===
+// === failed upgrades ===
 
 #[test]
-fn an_upgrade_in_the_foreground_says_why_it_fails() {
+fn an_upgrade_in_the_foreground_reports_why_it_fails() {
     let (lab, origin) = (Lab::new(), Origin::start("one"));
     let daemon = lab.start(&pool(&[&origin], ""));
     let config = lab.config(&pool(&[&origin], "polcy: maglev"));

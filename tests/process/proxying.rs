@@ -1,4 +1,4 @@
-//! What passes between client and backend, and what becomes of a request that cannot be served.
+//! Forwarding of requests and responses, and the response to a request that cannot be served.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -14,7 +14,7 @@ use crate::{pool, pool_of, tally};
 const MIB: u64 = 1024 * 1024;
 const GIB: u64 = 1024 * MIB;
 
-/// One origin behind a daemon.
+/// A daemon with one origin.
 struct Proxied {
     daemon: Daemon,
     origin: Origin,
@@ -26,7 +26,7 @@ impl Proxied {
         Self::with(behaviour, "", "")
     }
 
-    /// With further keys of the pool and of the file.
+    /// Starts a daemon with further keys of the pool and of the file.
     fn with(behaviour: Behaviour, of_pool: &str, of_file: &str) -> Self {
         let (lab, origin) = (Lab::new(), Origin::start("one"));
         origin.behave(behaviour);
@@ -38,7 +38,7 @@ impl Proxied {
 // ===== messages =====
 
 #[test]
-fn requests_and_answers_pass_whole_and_connections_are_kept_on_both_sides() {
+fn requests_and_responses_pass_unchanged_and_connections_are_kept_on_both_sides() {
     let proxied =
         Proxied::start(Behaviour::Answer(Answer::ok("hello").with("X-Two", "a").with("X-Two", "b")));
     let mut client = proxied.daemon.connect();
@@ -56,7 +56,7 @@ fn requests_and_answers_pass_whole_and_connections_are_kept_on_both_sides() {
 }
 
 #[test]
-fn a_client_of_http_1_0_is_answered() {
+fn an_http_1_0_client_is_served() {
     let proxied = Proxied::start(Behaviour::Answer(Answer::ok("hello")));
     let mut client = proxied.daemon.connect();
     client.send("GET / HTTP/1.0\r\nHost: a\r\n\r\n").unwrap();
@@ -65,7 +65,7 @@ fn a_client_of_http_1_0_is_answered() {
 }
 
 #[test]
-fn a_client_that_asks_for_the_end_of_the_connection_gets_it() {
+fn connection_close_from_a_client_closes_the_connection() {
     let proxied = Proxied::start(Behaviour::Answer(Answer::ok("hello")));
     let mut client = proxied.daemon.connect();
     let answer = client.request("GET", "/", &[("Connection", "close")], b"").unwrap();
@@ -74,7 +74,7 @@ fn a_client_that_asks_for_the_end_of_the_connection_gets_it() {
 }
 
 #[test]
-fn head_204_and_304_have_no_body_and_the_connection_goes_on() {
+fn responses_to_head_and_204_and_304_have_no_body_and_keep_the_connection() {
     let proxied = Proxied::start(Behaviour::ByPath);
     let mut client = proxied.daemon.connect();
     let head = client.request("HEAD", "/bytes/1000", &[], b"").unwrap();
@@ -98,10 +98,10 @@ fn chunked_bodies_pass_in_both_directions() {
     assert_eq!(client.get("/again").unwrap().text(), "first second");
 }
 
-/// Pingora's HTTP/1 body reader discards trailers, as RFC 9112, 7.1.2 lets a recipient do. What must hold is that they do
-/// no harm: the message is whole, and the next one on the same connection is read rightly.
+/// Pingora's HTTP/1 body reader discards trailers, which RFC 9112, section 7.1.2, allows. They must do no harm: the
+/// message is complete, and the next one on the same connection is read correctly.
 #[test]
-fn an_answer_with_trailers_is_whole_without_them() {
+fn a_response_with_trailers_is_complete_without_them() {
     let trailers = vec![("X-Checksum".to_owned(), "12345".to_owned())];
     let proxied = Proxied::start(Behaviour::Chunked { chunks: vec![b"body".to_vec()], trailers });
     let mut client = proxied.daemon.connect();
@@ -112,7 +112,7 @@ fn an_answer_with_trailers_is_whole_without_them() {
 }
 
 #[test]
-fn a_request_with_trailers_is_whole_without_them() {
+fn a_request_with_trailers_is_complete_without_them() {
     let proxied = Proxied::start(Behaviour::Answer(Answer::ok("")));
     let mut client = proxied.daemon.connect();
     let headers = [("Transfer-Encoding", "chunked"), ("Trailer", "X-Checksum")];
@@ -126,7 +126,7 @@ fn a_request_with_trailers_is_whole_without_them() {
 }
 
 #[test]
-fn a_client_that_waits_for_100_continue_gets_it_and_then_the_answer() {
+fn a_client_that_waits_for_100_continue_gets_it_and_then_the_response() {
     let proxied = Proxied::start(Behaviour::Answer(Answer::ok("got it")));
     let mut client = proxied.daemon.connect();
     client.send(head_bytes("PUT", "/up", &[("Expect", "100-continue")], 5)).unwrap();
@@ -145,13 +145,13 @@ fn a_websocket_passes_bytes_both_ways_until_it_ends() {
 }
 
 #[test]
-fn another_protocol_passes_too() {
+fn an_upgrade_to_another_protocol_passes_too() {
     switches_to("irc/6.9", &[]);
 }
 
-/// What would follow are requests that no route has seen.
+/// Requests after such an upgrade would bypass the routes.
 #[test]
-fn an_upgrade_to_http_2_in_plain_text_does_not_pass() {
+fn an_upgrade_to_cleartext_http_2_does_not_pass() {
     let proxied = Proxied::start(Behaviour::Upgrade);
     let mut client = proxied.daemon.connect();
     let headers =
@@ -175,17 +175,17 @@ fn switches_to(protocol: &str, more: &[(&str, &str)]) {
         let mut echoed = Vec::new();
         while echoed.len() < message.len() {
             let bytes = client.some_bytes();
-            assert!(!bytes.is_empty(), "the connection ended");
+            assert!(!bytes.is_empty(), "the connection is closed");
             echoed.extend(bytes);
         }
         assert_eq!(echoed, message);
     }
     drop(client);
-    wait::until(LONG, "the backend's end is closed", || proxied.origin.open_connections() == 0);
+    wait::until(LONG, "the connection to the backend is closed", || proxied.origin.open_connections() == 0);
 }
 
 #[test]
-fn a_chunk_reaches_the_client_before_the_next_one_is_made() {
+fn a_chunk_reaches_the_client_before_the_next_one_is_sent() {
     let gate = Gate::closed();
     let chunks = [b"event one".to_vec(), b"event two".to_vec()];
     let proxied = Proxied::start(Behaviour::HeldWithin(gate.clone(), chunks));
@@ -195,13 +195,13 @@ fn a_chunk_reaches_the_client_before_the_next_one_is_made() {
     let mut received = Vec::new();
     while !received.windows(9).any(|bytes| bytes == b"event one") {
         let bytes = client.some_bytes();
-        assert!(!bytes.is_empty(), "the first event does not arrive");
+        assert!(!bytes.is_empty(), "the first event has not arrived");
         received.extend(bytes);
     }
     gate.open();
     while !received.ends_with(b"0\r\n\r\n") {
         let bytes = client.some_bytes();
-        assert!(!bytes.is_empty(), "the body does not end");
+        assert!(!bytes.is_empty(), "the body has no end");
         received.extend(bytes);
     }
 }
@@ -211,7 +211,7 @@ fn a_gibibyte_up_and_down_takes_less_than_20_mib_of_memory() {
     let proxied = Proxied::start(Behaviour::Source(8 * MIB));
     let process = proxied.daemon.process;
     let mut client = proxied.daemon.connect();
-    // The first request takes the memory that every request needs.
+    // The first request allocates the memory that every request needs.
     assert!(client.request("PUT", "/warm-up", &[], &vec![1; 1 << 20]).unwrap().is_pattern);
     let before = process.resident_bytes();
     let mut most = before;
@@ -247,7 +247,7 @@ fn a_gibibyte_up_and_down_takes_less_than_20_mib_of_memory() {
         pieces += 1;
         watch(pieces);
     });
-    received.expect("the whole body arrives");
+    received.expect("the complete body arrives");
     assert_eq!((meter.length, meter.is_pattern), (GIB, true));
 
     let growth = most.saturating_sub(before);
@@ -292,7 +292,7 @@ const FORGED: [(&str, &str); 4] = [
 ];
 
 #[test]
-fn x_forwarded_headers_say_who_came_and_what_a_stranger_sent_is_dropped() {
+fn x_forwarded_headers_name_the_client_and_forged_ones_are_dropped() {
     let proxied = Proxied::start(Behaviour::Answer(Answer::ok("x")));
     proxied.daemon.connect().request("GET", "/f", &FORGED, b"").unwrap();
     let seen = proxied.origin.saw("/f");
@@ -302,7 +302,7 @@ fn x_forwarded_headers_say_who_came_and_what_a_stranger_sent_is_dropped() {
 }
 
 #[test]
-fn what_a_trusted_proxy_sent_in_x_forwarded_headers_is_kept() {
+fn x_forwarded_headers_of_a_trusted_proxy_are_kept() {
     let trusted = "trusted_proxies: [127.0.0.0/8]\n";
     let proxied = Proxied::with(Behaviour::Answer(Answer::ok("x")), "", trusted);
     proxied.daemon.connect().request("GET", "/f", &FORGED, b"").unwrap();
@@ -314,7 +314,7 @@ fn what_a_trusted_proxy_sent_in_x_forwarded_headers_is_kept() {
 }
 
 #[test]
-fn the_host_sent_to_the_backend_is_the_clients_unless_the_pool_names_one() {
+fn a_backend_gets_the_host_of_the_client_unless_the_pool_sets_one() {
     let proxied = Proxied::start(Behaviour::Answer(Answer::ok("x")));
     proxied.daemon.connect().request("GET", "/h", &[("Host", "shop.test")], b"").unwrap();
     assert_eq!(proxied.origin.saw("/h").head.all("host"), ["shop.test"]);
@@ -329,7 +329,7 @@ fn the_host_sent_to_the_backend_is_the_clients_unless_the_pool_names_one() {
 // ===== weights =====
 
 #[test]
-fn weights_give_the_smooth_sequence() {
+fn weights_give_the_smooth_round_robin_sequence() {
     let lab = Lab::new();
     let [a, b, c] = ["a", "b", "c"].map(Origin::start);
     let yaml = format!(
@@ -342,10 +342,10 @@ fn weights_give_the_smooth_sequence() {
     assert_eq!(names, "aabacaa".repeat(2));
 }
 
-// ===== TLS to the backends =====
+// ===== TLS to backends =====
 
 #[test]
-fn a_certificate_that_does_not_match_is_refused_unless_verify_is_off() {
+fn a_certificate_of_an_unknown_authority_is_refused_unless_verify_is_off() {
     let lab = Lab::new();
     let (authority, stranger) = (Authority::new(), Authority::new());
     let ca = lab.path("ca.pem");
@@ -372,11 +372,11 @@ fn a_certificate_for_another_name_is_refused() {
     assert_eq!(daemon.get("/").unwrap().status, 502);
 }
 
-/// What a check may be; all but the first speak TLS as requests do.
+/// Types of health checks. All but the first use TLS as requests do.
 const CHECKS: [&str; 3] = ["none", "tcp", "http"];
 
 #[test]
-fn without_a_name_the_certificate_must_be_for_the_address_and_no_name_is_sent() {
+fn without_sni_the_certificate_must_be_for_the_address_and_no_name_is_sent() {
     let lab = Lab::new();
     let (authority, ca) = (Authority::new(), lab.path("ca.pem"));
     authority.write(&ca).unwrap();
@@ -394,16 +394,16 @@ fn without_a_name_the_certificate_must_be_for_the_address_and_no_name_is_sent() 
         assert_eq!(daemon.get("/named").unwrap().status, 502, "{kind}");
         assert_eq!(named.requests(), 0, "{kind}");
     }
-    // Each backend is asked for its own address, not all for that of the first one.
+    // Each certificate is verified against the address of its own backend, and not of the first one.
     let other = Origin::start_tls("other", certificate.server());
     let more = format!("tls: {{ca: {}}}\nhealth_check: {{type: tcp, fall: 1}}", ca.display());
     let daemon = lab.start(&pool(&[&good, &other], &more));
     let state = |origin: &Origin| daemon.backend_status("web", origin.address)["state"].clone();
-    wait::until(LONG, "one of them is down", || state(&other) == "down" && state(&good) == "up");
+    wait::until(LONG, "only the other backend is down", || state(&other) == "down" && state(&good) == "up");
 }
 
 #[test]
-fn without_a_name_and_without_verification_any_certificate_will_do() {
+fn without_sni_and_verification_any_certificate_is_accepted() {
     let lab = Lab::new();
     let origin = Origin::start_tls("any", Authority::new().certify(&["a.test"]).server());
     for kind in CHECKS {
@@ -415,7 +415,7 @@ fn without_a_name_and_without_verification_any_certificate_will_do() {
 }
 
 #[test]
-fn without_verification_a_machine_without_authorities_will_do() {
+fn without_verification_no_authorities_are_needed() {
     let lab = Lab::new();
     let origin = Origin::start_tls("any", Authority::new().certify(&["a.test"]).server());
     let none = lab.path("no-authorities");
@@ -432,7 +432,7 @@ fn without_verification_a_machine_without_authorities_will_do() {
 
 // ===== failures =====
 
-/// Sends one request; expects this status with a short body, and the reason in the log.
+/// Sends one request, and asserts that it fails with this status, a short body and a line in the log.
 #[track_caller]
 fn fails_with(daemon: &Daemon, status: u16) {
     let answer = daemon.get("/failing").unwrap();
@@ -442,7 +442,7 @@ fn fails_with(daemon: &Daemon, status: u16) {
 }
 
 #[test]
-fn a_connection_that_cannot_be_made_goes_to_another_backend() {
+fn a_refused_connection_is_retried_at_another_backend() {
     let lab = Lab::new();
     let (down, up) = (Origin::refusing("down"), Origin::start("up"));
     let daemon = lab.start(&pool(&[&down, &up], ""));
@@ -456,7 +456,7 @@ fn a_connection_that_cannot_be_made_goes_to_another_backend() {
 }
 
 #[test]
-fn each_backend_is_tried_once_and_no_more_often_than_attempts_says() {
+fn each_backend_gets_one_attempt_and_attempts_limits_the_retries() {
     let lab = Lab::new();
     let downs = ["a", "b", "c"].map(Origin::refusing);
     let up = Origin::start("up");
@@ -468,12 +468,12 @@ fn each_backend_is_tried_once_and_no_more_often_than_attempts_says() {
     drop(daemon);
     let daemon = lab.start(&pool(&all, "retries: {attempts: 1}"));
     let statuses = (0..4).map(|_| daemon.get("/").unwrap().status);
-    // The first meets two that are down; after that second attempts know better.
+    // The first request meets two backends that are down. Later retries avoid backends that have failed.
     assert_eq!(tally(statuses), [(200, 3), (502, 1)]);
 }
 
 #[test]
-fn when_no_backend_accepts_it_is_502() {
+fn the_status_is_502_when_no_backend_accepts_the_connection() {
     let lab = Lab::new();
     let down = Origin::refusing("down");
     let daemon = lab.start(&pool(&[&down], ""));
@@ -483,35 +483,35 @@ fn when_no_backend_accepts_it_is_502() {
 }
 
 #[test]
-fn with_no_ready_backend_it_is_503() {
+fn the_status_is_503_when_no_backend_is_ready() {
     let lab = Lab::new();
     let down = Origin::refusing("down");
     let more = "health_check: {type: tcp, interval: 1s}\npanic_threshold: 0";
     let daemon = lab.start_listening(&pool(&[&down], more));
-    wait::until(LONG, "the backend is known to be down", || daemon.get("/").unwrap().status == 503);
+    wait::until(LONG, "the backend is down", || daemon.get("/").unwrap().status == 503);
     fails_with(&daemon, 503);
     assert!(daemon.metric("lb_rejected_total", &[]) >= 1.0);
 }
 
 #[test]
-fn a_backend_that_does_not_answer_in_time_is_504() {
+fn the_status_is_504_when_a_backend_times_out() {
     let proxied = Proxied::with(Behaviour::Hang, "timeouts: {response: 300ms}", "");
     let begun = Instant::now();
     fails_with(&proxied.daemon, 504);
     let took = begun.elapsed();
     assert!((300..5_000).contains(&took.as_millis()), "a timeout of 300 ms took {took:?}");
-    assert_eq!(proxied.origin.requests(), 1, "a request that was sent is not sent again");
+    assert_eq!(proxied.origin.requests(), 1, "the request must not be sent twice");
 }
 
 #[test]
-fn a_backend_slower_than_usual_but_within_its_time_is_waited_for() {
+fn a_slow_response_within_the_timeout_is_delivered() {
     let slow = Behaviour::Slow(Duration::from_millis(700), Answer::ok("slow"));
     let proxied = Proxied::with(slow, "timeouts: {response: 20s}", "");
     assert_eq!(proxied.daemon.get("/").unwrap().text(), "slow");
 }
 
 #[test]
-fn a_connection_that_takes_too_long_to_make_is_given_up_after_the_connect_timeout() {
+fn a_connection_to_a_backend_fails_after_the_connect_timeout() {
     let lab = Lab::new();
     let unreachable = Unreachable::start();
     let more = "timeouts: {connect: 300ms}\nretries: {attempts: 0}";
@@ -530,12 +530,12 @@ fn an_idle_connection_to_a_backend_ends_after_the_idle_timeout() {
     for proxied in [&kept, &ended] {
         proxied.daemon.get("/").unwrap();
     }
-    wait::until(LONG, "the connection ends", || ended.origin.open_connections() == 0);
+    wait::until(LONG, "the connection is closed", || ended.origin.open_connections() == 0);
     assert_eq!(kept.origin.open_connections(), 1);
 }
 
 #[test]
-fn a_backend_that_resets_or_speaks_no_http_is_502_and_the_next_request_is_served() {
+fn a_backend_that_resets_or_does_not_speak_http_is_502_and_the_next_request_is_served() {
     let proxied = Proxied::with(Behaviour::ResetOnRequest, "retries: {attempts: 0}", "");
     fails_with(&proxied.daemon, 502);
     proxied.origin.behave(Behaviour::Garbage);
@@ -545,7 +545,7 @@ fn a_backend_that_resets_or_speaks_no_http_is_502_and_the_next_request_is_served
 }
 
 #[test]
-fn an_answer_that_is_cut_short_is_not_passed_off_as_whole() {
+fn a_truncated_response_is_not_delivered_as_complete() {
     let proxied = Proxied::start(Behaviour::CutShort);
     assert!(proxied.daemon.get("/").is_err());
     proxied.origin.behave(Behaviour::Answer(Answer::ok("fine")));
@@ -553,7 +553,7 @@ fn an_answer_that_is_cut_short_is_not_passed_off_as_whole() {
 }
 
 #[test]
-fn a_kept_connection_that_the_backend_closed_costs_no_request() {
+fn an_idle_connection_that_the_backend_closed_fails_no_request() {
     let proxied = Proxied::start(Behaviour::Answer(Answer::ok("x")));
     for _ in 0..5 {
         assert_eq!(proxied.daemon.get("/").unwrap().status, 200);
@@ -563,7 +563,7 @@ fn a_kept_connection_that_the_backend_closed_costs_no_request() {
 }
 
 #[test]
-fn a_request_that_is_no_http_is_400_and_harms_nobody() {
+fn a_malformed_request_is_400_and_affects_no_other_client() {
     let proxied = Proxied::start(Behaviour::Answer(Answer::ok("x")));
     let mut client = proxied.daemon.connect();
     client.send("this is not HTTP\r\n\r\n").unwrap();
@@ -571,16 +571,16 @@ fn a_request_that_is_no_http_is_400_and_harms_nobody() {
     assert_eq!(answer.unwrap().status, 400);
     assert_eq!(proxied.daemon.get("/").unwrap().status, 200);
     assert_eq!(proxied.origin.requests(), 1);
-    // Pingora answers these by itself, before any callback of the proxy runs; they are counted and logged all the same.
+    // Pingora responds by itself, before any callback of the proxy runs. The request is still counted and logged.
     let count = |name, label| proxied.daemon.metric(name, &[label]);
-    wait::until(LONG, "it is counted", || count("lb_requests_total", "code=\"400\"") == 1.0);
+    wait::until(LONG, "the request is counted", || count("lb_requests_total", "code=\"400\"") == 1.0);
     assert_eq!(count("lb_rejected_total", "reason=\"malformed\""), 1.0);
     proxied.daemon.logged(&["400", "malformed"]);
 }
 
-/// Pingora keeps a connection for ever once it had a request on it.
+/// Pingora itself never closes an idle connection that has served a request.
 #[test]
-fn an_idle_client_connection_ends_after_75_seconds_also_after_its_first_request() {
+fn an_idle_client_connection_is_closed_75_seconds_after_its_last_request() {
     let proxied = Proxied::start(Behaviour::Answer(Answer::ok("x")));
     let mut client = proxied.daemon.connect();
     assert!(!client.get("/").unwrap().closes());
@@ -589,9 +589,9 @@ fn an_idle_client_connection_ends_after_75_seconds_also_after_its_first_request(
     assert!(idle_since.elapsed() > Duration::from_secs(70), "{:?}", idle_since.elapsed());
 }
 
-/// A backend that agrees before Pingora has noticed that the request is over must not be cut off.
+/// The daemon must not drop a backend whose 101 response arrives before Pingora has seen the end of the request.
 #[test]
-fn no_websocket_is_lost_to_a_backend_that_agrees_at_once() {
+fn no_websocket_fails_when_the_backend_upgrades_at_once() {
     let lab = Lab::new();
     let origin = Origin::start("one");
     origin.behave(Behaviour::Upgrade);
@@ -609,7 +609,7 @@ fn no_websocket_is_lost_to_a_backend_that_agrees_at_once() {
         let clients: Vec<_> = (0..4).map(|_| scope.spawn(clients)).collect();
         clients.into_iter().map(|client| client.join().unwrap()).sum()
     });
-    assert_eq!(lost, 0, "of 2000");
+    assert_eq!(lost, 0, "of 2000 WebSockets");
 }
 
 #[test]
@@ -631,7 +631,7 @@ fn websockets_go_to_tls_backends_and_come_from_the_configured_address() {
 }
 
 #[test]
-fn an_upgrade_that_is_refused_or_cannot_connect_is_answered_like_any_request() {
+fn a_refused_or_failed_websocket_upgrade_is_handled_like_any_request() {
     let lab = Lab::new();
     let (mut dead, origin) = (Origin::start("dead"), Origin::start("one"));
     origin.behave(Behaviour::Answer(Answer::status(403, "no")));

@@ -1,4 +1,4 @@
-//! Pingora's quick start, as written there: items 1 to 6 and 8 of it. Graceful upgrades are in [`crate::upgrade`].
+//! Items 1 to 6 and 8 of Pingora's quick start. Graceful upgrades are in [`crate::upgrade`].
 
 use std::fs;
 use std::net::TcpListener;
@@ -15,7 +15,7 @@ use crate::{pool, pool_of, tally};
 
 const SNI: &str = "one.one.one.one";
 
-/// The backends of the quick start: two that speak TLS, and one where nobody listens.
+/// The backends of the quick start: two that use TLS, and one that refuses connections.
 struct Backends {
     one: Origin,
     two: Origin,
@@ -39,10 +39,10 @@ impl Backends {
     }
 }
 
-// ===== 1. it runs, answers and says which backend was chosen =====
+// ===== 1. the daemon serves, and logs the backend that it chose =====
 
 #[test]
-fn backends_take_turns_and_the_log_names_the_one_chosen() {
+fn backends_alternate_and_the_log_names_each_choice() {
     let lab = Lab::new();
     let backends = Backends::start(&lab);
     let daemon = lab.start(&pool(&[&backends.one, &backends.two], &backends.tls));
@@ -62,7 +62,7 @@ fn backends_take_turns_and_the_log_names_the_one_chosen() {
 }
 
 #[test]
-fn curl_gets_an_answer() {
+fn curl_gets_a_response() {
     let lab = Lab::new();
     let backends = Backends::start(&lab);
     let _daemon = lab.start(&pool(&[&backends.one, &backends.two], &backends.tls));
@@ -72,23 +72,23 @@ fn curl_gets_an_answer() {
 }
 
 #[test]
-fn with_no_file_anywhere_the_demo_runs_and_answers() {
+fn without_a_configuration_file_the_demo_serves() {
     let lab = Lab::new();
     let mut daemon = lab.spawn(&[]);
-    let mut answering = || {
+    let mut response = || {
         let log = daemon.log();
         let addresses = log.split(|c: char| !(c.is_ascii_digit() || ".:".contains(c)));
         let mut addresses = addresses.filter(|word| word.starts_with("127.0.0.1:"));
         addresses.find_map(|word| tests::get(word.trim_end_matches([':', '.']).parse().ok()?, "/").ok())
     };
-    let answer = wait::poll(LONG, &mut answering).unwrap_or_else(|| panic!("no answer:\n{}", daemon.log()));
+    let answer = wait::poll(LONG, &mut response).unwrap_or_else(|| panic!("no response:\n{}", daemon.log()));
     assert_eq!(answer.status, 200);
     daemon.signal(Signal::SIGINT);
     assert_eq!(daemon.wait_exit(LONG).code(), Some(0), "{}", daemon.log());
 }
 
-/// Runs this shell script, in which `lb` is the program, where nobody else has files in `/run`.
-fn in_a_world_of_its_own(lab: &Lab, script: &str) -> std::process::Output {
+/// Runs this shell script in a mount namespace with an empty `/run`. In the script, `lb` is the program.
+fn in_a_mount_namespace(lab: &Lab, script: &str) -> std::process::Output {
     let program = lab.install();
     let whole =
         format!("mount -t tmpfs tmpfs /run || exit 99\nlb() {{ {} \"$@\"; }}\n{script}", program.display());
@@ -107,9 +107,9 @@ fn in_a_world_of_its_own(lab: &Lab, script: &str) -> std::process::Output {
 }
 
 #[test]
-fn a_daemon_without_a_file_is_the_demo_and_says_so_wherever_one_looks() {
+fn a_daemon_without_a_file_runs_the_demo_and_every_output_says_so() {
     let lab = Lab::new();
-    let output = in_a_world_of_its_own(
+    let output = in_a_mount_namespace(
         &lab,
         "lb -d; echo \"start $?\"; lb status; lb status --format json; lb upgrade 2>&1; echo \"upgrade $?\"; lb events",
     );
@@ -119,7 +119,7 @@ fn a_daemon_without_a_file_is_the_demo_and_says_so_wherever_one_looks() {
         |before: &str| all.split(before).nth(1).and_then(|rest| rest.split([' ', '/', ',']).next());
     let pid: u32 = word_after(" demo, process ").and_then(|pid| pid.parse().ok()).expect(&all);
     let demo = tests::process::Process(pid);
-    assert!(all.contains("start 0\n") && demo.alive(), "it runs in the background: {all}");
+    assert!(all.contains("start 0\n") && demo.alive(), "the demo does not run in the background: {all}");
     for place in
         ["$LB_CONFIG, which is not set", &format!("\n  {}", lab.path("load_balancer.yaml").display())]
     {
@@ -138,7 +138,7 @@ fn a_daemon_without_a_file_is_the_demo_and_says_so_wherever_one_looks() {
 }
 
 #[test]
-fn what_relies_on_a_configuration_does_not_get_the_demo_instead() {
+fn commands_that_need_a_configuration_do_not_fall_back_to_the_demo() {
     let lab = Lab::new();
     let refused = |done: &tests::daemon::Finished| {
         assert_eq!(done.code, Some(2), "{done:?}");
@@ -153,7 +153,7 @@ fn what_relies_on_a_configuration_does_not_get_the_demo_instead() {
         refused(&done);
         assert!(done.stderr.contains("service manager"), "{done:?}");
     }
-    // One that is named, or is there and cannot be read, is not passed over.
+    // A file that is named, or that exists and cannot be read, is not skipped.
     let done = lab.run_with(&["-d"], &[("LB_CONFIG", "/no/such/file.yaml")]);
     assert!(done.code == Some(2) && done.stderr.contains("/no/such/file.yaml"), "{done:?}");
     assert!(done.stderr.contains("$LB_CONFIG names this file"), "{done:?}");
@@ -166,7 +166,7 @@ fn what_relies_on_a_configuration_does_not_get_the_demo_instead() {
 }
 
 #[test]
-fn the_demo_checks_itself_once() {
+fn demo_once_checks_itself_and_exits() {
     let finished = Lab::new().run(&["demo", "--once"]);
     assert_eq!(finished.code, Some(0), "{finished:?}");
 }
@@ -178,14 +178,14 @@ fn proxy_runs_without_a_file() {
     let (first, second) = (one.address.to_string(), two.address.to_string());
     let daemon =
         lab.spawn(&["proxy", "--to", &first, "--to", &second, "--listen", &lab.listener.to_string()]);
-    wait::until(LONG, "the listener answers", || daemon.get("/").is_ok_and(|answer| answer.status == 200));
+    wait::until(LONG, "the daemon serves", || daemon.get("/").is_ok_and(|answer| answer.status == 200));
     let names = (0..4).map(|_| daemon.get("/").unwrap().origin().to_owned());
     assert_eq!(tally(names), [("one".to_owned(), 2), ("two".to_owned(), 2)]);
 }
 
 // ===== 2. the final program as configuration =====
 
-/// The file that is shipped, with the addresses of the test in place of those that a test cannot reach.
+/// The shipped file with addresses of the test, since a test cannot reach the original ones.
 fn shipped_file(lab: &Lab, backends: &Backends) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/config/quickstart.yaml");
     let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
@@ -198,7 +198,7 @@ fn shipped_file(lab: &Lab, backends: &Backends) -> String {
     let ca = lab.path("ca.pem");
     let mut file = String::new();
     for line in text.lines() {
-        // The authority of the test, in either of YAML's styles.
+        // Adds the authority of the test, in either of YAML's styles.
         match line.find(&format!("sni: {SNI}")) {
             Some(_) if line.contains('{') => {
                 let with_ca = format!("sni: {SNI}, ca: {}", ca.display());
@@ -224,7 +224,7 @@ fn shipped_file(lab: &Lab, backends: &Backends) -> String {
 }
 
 #[test]
-fn the_shipped_quick_start_file_balances_over_tls_and_leaves_the_broken_backend_out() {
+fn the_shipped_quick_start_file_balances_over_tls_and_avoids_the_broken_backend() {
     let lab = Lab::new();
     let backends = Backends::start(&lab);
     let file = lab.write("quickstart.yaml", &shipped_file(&lab, &backends));
@@ -250,7 +250,7 @@ fn without_health_checks_and_retries_one_request_in_three_fails_with_502() {
 }
 
 #[test]
-fn with_health_checks_no_request_fails_and_a_backend_that_comes_back_is_used_after_one_check() {
+fn with_health_checks_no_request_fails_and_a_recovered_backend_is_used_after_one_check() {
     let lab = Lab::new();
     let mut backends = Backends::start(&lab);
     let check = "health_check: {type: tcp, interval: 1s, fast_interval: 1s, rise: 1, fall: 1, jitter: 0}";
@@ -261,19 +261,19 @@ fn with_health_checks_no_request_fails_and_a_backend_that_comes_back_is_used_aft
     }
     backends.broken.come_back();
     let back = Instant::now();
-    wait::until(LONG, "the backend that came back is used", || {
+    wait::until(LONG, "the recovered backend is used", || {
         let answer = daemon.get("/").unwrap();
         assert_eq!(answer.status, 200);
         answer.origin() == "broken"
     });
     let took = back.elapsed();
-    assert!(took < Duration::from_millis(2500), "one check each second, but it took {took:?}");
+    assert!(took < Duration::from_millis(2500), "checks run every second, but this took {took:?}");
 }
 
 // ===== 3. the command line explains itself =====
 
 #[test]
-fn help_shows_the_options_of_the_quick_start_and_our_verbs_each_explained() {
+fn help_explains_the_options_of_the_quick_start_and_our_subcommands() {
     let lab = Lab::new();
     for flag in ["-h", "--help"] {
         let help = lab.run(&[flag]);
@@ -281,25 +281,25 @@ fn help_shows_the_options_of_the_quick_start_and_our_verbs_each_explained() {
         for option in ["-c, --conf", "-d, --daemon", "-t, --test", "-u, --upgrade"] {
             assert!(help.stdout.contains(option), "{flag} does not show {option}:\n{}", help.stdout);
         }
-        for verb in ["proxy", "demo", "check", "schema"] {
+        for subcommand in ["proxy", "demo", "check", "schema"] {
             let explained = help.stdout.lines().any(|line| {
                 let mut words = line.split_whitespace();
-                words.next() == Some(verb) && words.count() > 1
+                words.next() == Some(subcommand) && words.count() > 1
             });
-            assert!(explained, "{flag} does not explain {verb}:\n{}", help.stdout);
+            assert!(explained, "{flag} does not explain {subcommand}:\n{}", help.stdout);
         }
     }
 }
 
 #[test]
-fn an_unknown_option_is_a_mistake_of_the_command_line() {
+fn an_unknown_option_is_a_command_line_error() {
     let finished = Lab::new().run(&["--no-such-option"]);
     assert_eq!(finished.code, Some(2), "{finished:?}");
     assert!(finished.stderr.contains("--no-such-option"), "{finished:?}");
 }
 
 #[test]
-fn a_daemon_is_given_no_huge_pages() {
+fn the_daemon_uses_no_huge_pages() {
     let (lab, origin) = (Lab::new(), Origin::start("one"));
     let daemon = lab.start(&pool(&[&origin], ""));
     assert_ne!(daemon.process.may_have_huge_pages(), Some(true));
@@ -308,7 +308,7 @@ fn a_daemon_is_given_no_huge_pages() {
 // ===== 4. in the background =====
 
 #[test]
-fn a_daemon_writes_its_pid_file_and_error_log_and_removes_the_pid_file_at_its_end() {
+fn a_daemon_writes_its_pid_file_and_error_log_and_removes_the_pid_file_when_it_ends() {
     let lab = Lab::new();
     let origin = Origin::start("one");
     let daemon = lab.daemonize(&pool(&[&origin], ""));
@@ -360,7 +360,7 @@ fn a_second_start_on_the_same_port_fails_at_once_and_leaves_the_first_alone() {
     assert_eq!(daemon.get("/").unwrap().status, 200);
 }
 
-// ===== 5. the end =====
+// ===== 5. shutdown =====
 
 /// A daemon with one request in flight that the gate holds.
 fn with_a_request_in_flight(lab: &Lab, more: &str) -> (tests::Daemon, Origin, Gate, Connection) {
@@ -382,31 +382,31 @@ fn drains_after(signal: Signal) {
     wait::until(LONG, "connections are refused", || {
         matches!(Connection::open(lab.listener), Err(Failure::Connect(_)))
     });
-    assert!(daemon.process.alive(), "it ended with a request in flight");
+    assert!(daemon.process.alive(), "the daemon ended with a request in flight");
     gate.open();
-    let answer = client.response("GET").expect("the request in flight is answered");
+    let answer = client.response("GET").expect("the request in flight gets a response");
     assert_eq!((answer.status, answer.text().as_str()), (200, "held"));
     assert!(answer.closes(), "no Connection: close in {:?}", answer.head);
-    assert!(client.ends_within(LONG), "said close and did not");
-    let answered = Instant::now();
+    assert!(client.ends_within(LONG), "the connection stays open after Connection: close");
+    let completed = Instant::now();
     assert_eq!(daemon.wait_exit(LONG).code(), Some(0), "{}", daemon.log());
-    let took = answered.elapsed();
-    assert!(took < Duration::from_secs(5), "nothing was left, yet it took {took:?} to end");
+    let took = completed.elapsed();
+    assert!(took < Duration::from_secs(5), "the daemon took {took:?} to end with no request in flight");
     assert!(idle.ends_within(LONG));
 }
 
 #[test]
-fn sigterm_lets_the_request_in_flight_finish_and_then_ends_at_once() {
+fn sigterm_finishes_the_request_in_flight_and_then_ends_the_daemon_at_once() {
     drains_after(Signal::SIGTERM);
 }
 
 #[test]
-fn sigint_does_the_same() {
+fn sigint_finishes_the_request_in_flight_and_then_ends_the_daemon_at_once() {
     drains_after(Signal::SIGINT);
 }
 
 #[test]
-fn with_nothing_in_flight_it_ends_at_once() {
+fn an_idle_daemon_ends_at_once() {
     let lab = Lab::new();
     let origin = Origin::start("one");
     let mut daemon = lab.start(&pool(&[&origin], ""));
@@ -415,11 +415,11 @@ fn with_nothing_in_flight_it_ends_at_once() {
     let begun = Instant::now();
     assert_eq!(daemon.stop(), Some(0), "{}", daemon.log());
     let took = begun.elapsed();
-    assert!(took < Duration::from_secs(3), "an idle connection held it up for {took:?}");
+    assert!(took < Duration::from_secs(3), "an idle connection delayed the end by {took:?}");
 }
 
 #[test]
-fn a_drain_that_runs_out_of_time_ends_with_3() {
+fn a_drain_that_times_out_exits_with_3() {
     let lab = Lab::new();
     let (mut daemon, _origin, _gate, _client) = with_a_request_in_flight(&lab, "shutdown: {drain: 1s}\n");
     let begun = Instant::now();
@@ -429,7 +429,7 @@ fn a_drain_that_runs_out_of_time_ends_with_3() {
 }
 
 #[test]
-fn a_second_signal_ends_it_at_once() {
+fn a_second_signal_ends_the_drain_at_once() {
     let lab = Lab::new();
     let (mut daemon, _origin, _gate, _client) = with_a_request_in_flight(&lab, "shutdown: {drain: 60s}\n");
     daemon.signal(Signal::SIGTERM);
@@ -438,19 +438,23 @@ fn a_second_signal_ends_it_at_once() {
     });
     daemon.signal(Signal::SIGTERM);
     let begun = Instant::now();
-    assert_ne!(daemon.wait_exit(LONG).code(), Some(0), "requests were cut, and it says all is well");
+    assert_ne!(
+        daemon.wait_exit(LONG).code(),
+        Some(0),
+        "the exit code must report the requests that were cut"
+    );
     let took = begun.elapsed();
     assert!(took < Duration::from_secs(3), "took {took:?}");
 }
 
 #[test]
-fn shutdown_delay_takes_traffic_while_not_ready() {
+fn the_shutdown_delay_serves_traffic_while_not_ready() {
     let lab = Lab::new();
     let origin = Origin::start("one");
     let mut daemon = lab.start(&format!("shutdown: {{delay: 2s}}\n{}", pool(&[&origin], "")));
     let begun = Instant::now();
     daemon.signal(Signal::SIGTERM);
-    wait::until(LONG, "/readyz answers 503", || daemon.read("/readyz").is_ok_and(|r| r.status == 503));
+    wait::until(LONG, "/readyz is 503", || daemon.read("/readyz").is_ok_and(|r| r.status == 503));
     assert_eq!(daemon.get("/").expect("traffic is still accepted").status, 200);
     assert_eq!(daemon.wait_exit(LONG).code(), Some(0), "{}", daemon.log());
     assert!(begun.elapsed() >= Duration::from_millis(1900), "ended after {:?}", begun.elapsed());
@@ -459,7 +463,7 @@ fn shutdown_delay_takes_traffic_while_not_ready() {
 // ===== 6. the five keys =====
 
 #[test]
-fn the_five_keys_of_the_quick_start_stand_beside_ours() {
+fn the_five_keys_of_the_quick_start_work_with_ours() {
     let lab = Lab::new();
     let origin = Origin::start("one");
     let path = |name: &str| lab.path(name).display().to_string();
@@ -491,7 +495,7 @@ fn refused_by_test(lab: &Lab, config: &Path, words: &[&str]) {
 }
 
 #[test]
-fn t_accepts_a_good_file_and_leaves_nothing_behind() {
+fn option_t_accepts_a_valid_file_and_creates_no_files() {
     let lab = Lab::new();
     let origin = Origin::start("one");
     let finished = lab.run(&["-c", path_str(&lab.config(&pool(&[&origin], ""))), "-t"]);
@@ -501,14 +505,14 @@ fn t_accepts_a_good_file_and_leaves_nothing_behind() {
 }
 
 #[test]
-fn t_refuses_a_misspelt_key_and_says_which_was_meant() {
+fn option_t_refuses_a_misspelt_key_and_suggests_the_right_one() {
     let lab = Lab::new();
     let config = lab.config("pools:\n  web:\n    backendz: [\"127.0.0.1:1\"]\n");
     refused_by_test(&lab, &config, &["backendz", "backends", "conf.yaml"]);
 }
 
 #[test]
-fn t_refuses_a_ca_file_that_is_missing() {
+fn option_t_refuses_a_missing_ca_file() {
     let lab = Lab::new();
     let ca = lab.path("missing-ca.pem");
     let more = format!("tls: {{sni: a.test, ca: {}}}", ca.display());
@@ -517,7 +521,7 @@ fn t_refuses_a_ca_file_that_is_missing() {
 }
 
 #[test]
-fn t_refuses_a_port_that_another_process_has() {
+fn option_t_refuses_a_port_in_use() {
     let lab = Lab::new();
     let _taken = TcpListener::bind(lab.listener).unwrap();
     let config = lab.config(&pool_of(&[tests::ports::free()], ""));
@@ -525,13 +529,13 @@ fn t_refuses_a_port_that_another_process_has() {
 }
 
 #[test]
-fn t_refuses_a_file_that_is_missing() {
+fn option_t_refuses_a_missing_file() {
     let lab = Lab::new();
     refused_by_test(&lab, &lab.path("missing.yaml"), &["missing.yaml"]);
 }
 
 #[test]
-fn a_start_with_a_bad_file_ends_with_2() {
+fn a_start_with_an_invalid_file_exits_with_2() {
     let lab = Lab::new();
     let config = lab.config("pools:\n  web:\n    backends: []\n");
     let finished = lab.run(&["-c", path_str(&config)]);

@@ -1,4 +1,4 @@
-//! The README names what there is, and nothing else.
+//! The README lists exactly the metrics and subcommands that exist.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -8,28 +8,28 @@ use tests::{Lab, Origin};
 
 use crate::pool;
 
-/// By the name of a family, those of its labels.
+/// The labels of each metric family, by its name.
 type Families = BTreeMap<String, BTreeSet<String>>;
 
 #[test]
-fn every_metric_of_ours_stands_there_with_its_labels() {
+fn the_readme_lists_every_metric_of_ours_with_its_labels() {
     let lab = Lab::new();
     let (one, down) = (Origin::start("one"), Origin::refusing("down"));
     let daemon = lab.start(&pool(&[&one, &down], "health_check: {type: tcp, interval: 1s}"));
     daemon.get("/").unwrap();
     daemon.settle();
     let mut listed = listed();
-    // They are not of ours, and their names are each system's.
+    // The other families come from the system, which decides their names.
     listed.retain(|family, _| family.starts_with("lb_"));
     assert_eq!(listed, served(&daemon.metrics_text()));
 }
 
 #[test]
-fn every_subcommand_stands_there() {
+fn the_readme_mentions_every_subcommand() {
     let help = Lab::new().run(&["--help"]).stdout;
     let (_, commands) = help.split_once("Commands:\n").expect("--help has commands");
     let listed = commands.lines().take_while(|line| !line.is_empty());
-    // Further lines of a description are indented more.
+    // Continuation lines of a description have a deeper indentation.
     let names: Vec<&str> = listed.filter(|line| !line.starts_with("    ")).map(first_word).collect();
     assert!(names.contains(&"drain"), "{help}");
     let readme = readme();
@@ -39,12 +39,12 @@ fn every_subcommand_stands_there() {
     }
 }
 
-/// Those of the section on metrics: rows of families, and of the labels that they have in common. A label's values stand in
-/// backticks behind it.
+/// The families in the README's section on metrics. Each row names families and their common labels. The values of a
+/// label follow it in backquotes.
 fn listed() -> Families {
     let readme = readme();
     let (_, section) = readme.split_once("\n### Metrics\n").expect("there is a section on metrics");
-    let (section, _) = section.split_once("\n### ").expect("it is not the last");
+    let (section, _) = section.split_once("\n### ").expect("another section follows");
     let rows = section.lines().filter_map(|line| line.strip_prefix("| `")?.split_once(" | "));
     let families = rows.flat_map(|(families, labels)| {
         let labels: BTreeSet<String> = words(&outside_backticks(labels)).map(str::to_owned).collect();
@@ -60,7 +60,7 @@ fn served(text: &str) -> Families {
     names.map(|family| (labels_of(&family, text), family)).map(|(labels, family)| (family, labels)).collect()
 }
 
-/// Of its first series, without what every histogram has.
+/// The labels of the first series of a family, without `le`, which every histogram has.
 fn labels_of(family: &str, text: &str) -> BTreeSet<String> {
     let series = text.lines().find_map(|line| {
         let rest = line.strip_prefix(family)?;

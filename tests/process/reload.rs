@@ -1,4 +1,4 @@
-//! Reload: the file is read again while the daemon serves, and nobody notices but by what has changed.
+//! Reloads: the daemon reads its file again while it serves. Requests and connections in progress are not affected.
 
 use std::fs;
 use std::net::{SocketAddr, TcpListener};
@@ -15,19 +15,19 @@ use tests::{Answer, Behaviour, Connection, Daemon, Gate, Lab, LoadGenerator, Ori
 use crate::server_keys::is_root;
 use crate::{pool, pool_of, tally};
 
-/// Sends HUP and waits for what becomes of it; the part `config` of the status.
+/// Sends SIGHUP, waits for the result, and returns the part `config` of the status.
 #[track_caller]
 fn reload(daemon: &Daemon) -> Value {
     let before = daemon.status()["config"]["last_reload"]["time"].clone();
     daemon.signal(Signal::SIGHUP);
-    wait::until_some(LONG, "the file has been read again", || {
+    wait::until_some(LONG, "the daemon has reloaded", || {
         let config = daemon.status()["config"].clone();
         let is_new = !config["last_reload"].is_null() && config["last_reload"]["time"] != before;
         is_new.then_some(config)
     })
 }
 
-/// The same with another file, which must come into effect.
+/// Reloads a file with this body, which must be applied.
 #[track_caller]
 fn apply(lab: &Lab, daemon: &Daemon, body: &str) {
     lab.config(body);
@@ -35,7 +35,7 @@ fn apply(lab: &Lab, daemon: &Daemon, body: &str) {
     assert_eq!(config["last_reload"]["result"], "applied", "{config:#}\n{}", daemon.log());
 }
 
-/// The same with other listeners.
+/// Reloads a file with these listeners and this body, which must be applied.
 #[track_caller]
 fn listen(lab: &Lab, daemon: &Daemon, listeners: &str, body: &str) {
     lab.config_with(listeners, body);
@@ -43,7 +43,7 @@ fn listen(lab: &Lab, daemon: &Daemon, listeners: &str, body: &str) {
     assert_eq!(config["last_reload"]["result"], "applied", "{config:#}\n{}", daemon.log());
 }
 
-/// A pool of this origin, with its requests logged at `path`.
+/// A configuration with a pool of this origin and an access log at `path`.
 fn logged(path: &Path, format: &str, origin: &Origin) -> String {
     format!("access_log: {{format: {format}, path: {}}}\n{}", path.display(), pool(&[origin], ""))
 }
@@ -53,7 +53,7 @@ fn names(view: &View, requests: usize) -> Vec<(String, usize)> {
 }
 
 #[test]
-fn backends_pools_and_routes_change_and_counters_go_on() {
+fn a_reload_changes_backends_pools_and_routes_and_keeps_counters() {
     let lab = Lab::new();
     let (one, two, api) = (Origin::start("one"), Origin::start("two"), Origin::start("api"));
     let daemon = lab.start(&pool(&[&one], ""));
@@ -73,21 +73,18 @@ fn backends_pools_and_routes_change_and_counters_go_on() {
         daemon.metric("lb_upstream_requests_total", &[&format!("backend=\"{}\"", origin.address)])
     };
     daemon.settle();
-    assert_eq!((sent(&one), sent(&two)), (23.0, 7.0), "counters go on");
+    assert_eq!((sent(&one), sent(&two)), (23.0, 7.0), "a reload keeps counters");
     assert_eq!(daemon.metric("lb_backend_weight", &[&format!("backend=\"{}\"", one.address)]), 4.0);
     apply(&lab, &daemon, &pool(&[&two], ""));
     assert_eq!(names(&daemon, 4), [("two".to_owned(), 4)]);
-    assert!(
-        !daemon.metrics_text().contains(&one.address.to_string()),
-        "what is gone is gone from the scrape"
-    );
+    assert!(!daemon.metrics_text().contains(&one.address.to_string()), "a removed backend has no metrics");
     assert!(!daemon.metrics_text().contains("pool=\"api\""));
     assert_eq!(daemon.metric("lb_config_generation", &[]), 4.0);
     assert_eq!(daemon.metric("lb_config_reloads_total", &["result=\"applied\""]), 3.0);
 }
 
 #[test]
-fn a_wrong_file_changes_nothing_and_is_shown() {
+fn an_invalid_file_changes_nothing_and_is_reported() {
     let lab = Lab::new();
     let origin = Origin::start("one");
     let daemon = lab.start(&pool(&[&origin], ""));
@@ -107,7 +104,7 @@ fn a_wrong_file_changes_nothing_and_is_shown() {
 }
 
 #[test]
-fn what_needs_a_new_process_is_refused_by_name_and_nothing_else_happens() {
+fn a_reload_refuses_and_names_keys_that_need_a_new_process() {
     let lab = Lab::new();
     let (one, two) = (Origin::start("one"), Origin::start("two"));
     let daemon = lab.start(&pool(&[&one], ""));
@@ -121,7 +118,7 @@ fn what_needs_a_new_process_is_refused_by_name_and_nothing_else_happens() {
 }
 
 #[test]
-fn a_port_that_cannot_be_had_changes_nothing() {
+fn a_port_in_use_changes_nothing() {
     let lab = Lab::new();
     let (one, two) = (Origin::start("one"), Origin::start("two"));
     let daemon = lab.start(&pool(&[&one], ""));
@@ -135,12 +132,12 @@ fn a_port_that_cannot_be_had_changes_nothing() {
     let config = reload(&daemon);
     assert_eq!(config["last_reload"]["result"], "refused", "{config:#}");
     assert!(config["last_reload"]["problem"].as_str().unwrap().contains("in use"), "{config:#}");
-    assert_eq!(listening_sockets(free), 0, "what was bound before is let go");
+    assert_eq!(listening_sockets(free), 0, "the other new listener is closed again");
     assert_eq!(names(&daemon, 2), [("one".to_owned(), 2)]);
 }
 
 #[test]
-fn requests_connections_and_websockets_are_untouched() {
+fn a_reload_does_not_affect_open_requests_connections_and_websockets() {
     let lab = Lab::new();
     let (one, two) = (Origin::start("one"), Origin::start("two"));
     let daemon = lab.start(&pool(&[&one], ""));
@@ -165,18 +162,18 @@ fn requests_connections_and_websockets_are_untouched() {
     assert_eq!(
         (answer.origin(), answer.closes()),
         ("two", false),
-        "the connection goes on with the new plan"
+        "the connection stays open and uses the new snapshot"
     );
     socket.send("third").unwrap();
     assert_eq!(socket.some_bytes(), b"third");
 }
 
 #[test]
-fn connections_to_backends_of_what_stays_are_kept() {
+fn connections_to_remaining_backends_are_kept() {
     let lab = Lab::new();
     let (one, two) = (Origin::start("one"), Origin::start("two"));
     let daemon = lab.start(&pool(&[&one], ""));
-    // A connection is back among the idle ones when its request is no longer in flight, which may be after the response.
+    // A connection becomes idle when its request is no longer in flight, which may be after the response.
     let requests = |count| {
         for _ in 0..count {
             assert_eq!(daemon.get("/").unwrap().status, 200);
@@ -190,7 +187,7 @@ fn connections_to_backends_of_what_stays_are_kept() {
 }
 
 #[test]
-fn listeners_open_close_and_get_another_name() {
+fn a_reload_opens_closes_and_renames_listeners() {
     let lab = Lab::new();
     let origin = Origin::start("one");
     let body = pool(&[&origin], "");
@@ -207,30 +204,30 @@ fn listeners_open_close_and_get_another_name() {
         ),
         &body,
     );
-    let answers = |address: SocketAddr| Connection::open(address).and_then(|mut c| c.get("/")).is_ok();
-    wait::until(LONG, "the new ones accept", || answers(second) && Connection::open_unix(&unix).is_ok());
+    let serves = |address: SocketAddr| Connection::open(address).and_then(|mut c| c.get("/")).is_ok();
+    wait::until(LONG, "the new listeners accept", || serves(second) && Connection::open_unix(&unix).is_ok());
     assert_eq!(Connection::open_unix(&unix).unwrap().get("/").unwrap().status, 200);
     daemon.settle();
     assert!(daemon.metric("lb_requests_total", &["listener=\"more\""]) >= 1.0);
-    // The first goes: nobody can connect any more, who is connected gets an answer.
+    // When the first listener is removed, it accepts no new connections, and existing ones get a response.
     listen(&lab, &daemon, &format!("listeners: [{{address: \"{second}\", name: called}}]\n"), &body);
-    // At once, and not when the connection that waits has ended.
-    wait::until(Duration::from_secs(3), "the first is closed", || listening_sockets(first) == 0);
+    // The listener closes at once, and not only when its idle connection ends.
+    wait::until(Duration::from_secs(3), "the first listener is closed", || listening_sockets(first) == 0);
     assert!(Connection::open(first).is_err());
-    assert!(!unix.exists(), "the file of the closed one is gone");
-    assert!(answers(second));
+    assert!(!unix.exists(), "the socket file of a closed listener is removed");
+    assert!(serves(second));
     assert_eq!(listening_sockets(second), 1);
     daemon.settle();
     assert!(daemon.metric("lb_requests_total", &["listener=\"called\""]) >= 1.0);
     assert!(!daemon.metrics_text().contains("listener=\"more\""));
-    // And back again.
+    // Another reload restores the first listener.
     listen(&lab, &daemon, &format!("listeners: [{{address: \"{first}\"}}]\n"), &body);
-    wait::until(LONG, "the first is back", || answers(first));
-    wait::until(LONG, "the second is closed", || listening_sockets(second) == 0);
+    wait::until(LONG, "the first listener is back", || serves(first));
+    wait::until(LONG, "the second listener is closed", || listening_sockets(second) == 0);
     assert_eq!(listening_sockets(first), 1);
 }
 
-/// A lab whose listener has a port that is free on every address.
+/// A lab whose listener has a port that is free on all addresses.
 pub(crate) fn movable() -> Lab {
     let mut lab = Lab::new();
     let everywhere = TcpListener::bind("[::]:0").or_else(|_| TcpListener::bind("0.0.0.0:0")).unwrap();
@@ -238,7 +235,7 @@ pub(crate) fn movable() -> Lab {
     lab
 }
 
-/// A section `listeners` with the port of the lab at this address.
+/// A section `listeners` with the port of the lab on this IP address.
 pub(crate) fn at(lab: &Lab, ip: &str) -> String {
     format!(
         "listeners: [{{address: \"{}\", name: web}}]\n",
@@ -246,26 +243,27 @@ pub(crate) fn at(lab: &Lab, ip: &str) -> String {
     )
 }
 
-/// Moves the listener from one address to the next by reloads, under load, and looks for a request that is lost.
+/// Moves the listener from one address to the next by reloads under load, and asserts that no request fails.
 #[track_caller]
-fn moves_without_loss(lab: &Lab, daemon: &Daemon, body: &str, places: &[&str]) {
+fn assert_moves_without_loss(lab: &Lab, daemon: &Daemon, body: &str, places: &[&str]) {
     let load = LoadGenerator::start(lab.listener, 2, 4);
-    wait::until(LONG, "there is load", || load.report().ok > 100);
+    wait::until(LONG, "100 requests have succeeded", || load.report().ok > 100);
     for ip in places {
         lab.config_with(&at(lab, ip), body);
-        let rehearsed = lab.run(&["reload", "--dry-run", "-c", path_str(&lab.path("conf.yaml"))]);
-        assert_eq!(rehearsed.code, Some(0), "{ip}: {rehearsed:?}");
+        let dry_run = lab.run(&["reload", "--dry-run", "-c", path_str(&lab.path("conf.yaml"))]);
+        assert_eq!(dry_run.code, Some(0), "{ip}: {dry_run:?}");
         listen(lab, daemon, &at(lab, ip), body);
         assert_eq!(daemon.get("/").unwrap().status, 200, "{ip}");
         assert_second_daemon_fails(lab, body);
         let before = load.report().ok;
-        wait::until(LONG, "the load goes on", || load.report().ok > before + 100);
+        wait::until(LONG, "the load continues", || load.report().ok > before + 100);
     }
     let report = load.stop();
     assert_eq!(report.failed, 0, "{report:?}\n{}", daemon.log());
 }
 
-/// Another daemon with this port is refused at once, whatever was done to share the port.
+/// Asserts that another daemon cannot use the port of this lab, although the port is shared briefly while a listener
+/// moves.
 #[track_caller]
 pub(crate) fn assert_second_daemon_fails(lab: &Lab, body: &str) {
     let other = Lab::new();
@@ -283,11 +281,11 @@ fn a_listener_moves_between_overlapping_addresses_and_no_request_is_lost() {
     let body = pool(&[&origin], "");
     let own = lab.listener.ip().to_string();
     let daemon = lab.start_file(&lab.config_with(&at(&lab, &own), &body));
-    moves_without_loss(&lab, &daemon, &body, &["0.0.0.0", &own, "::", "0.0.0.0", "::", &own]);
+    assert_moves_without_loss(&lab, &daemon, &body, &["0.0.0.0", &own, "::", "0.0.0.0", "::", &own]);
 }
 
 #[test]
-fn a_listener_moves_after_root_was_given_up() {
+fn a_listener_moves_after_privileges_are_dropped() {
     if !is_root() {
         return;
     }
@@ -296,18 +294,18 @@ fn a_listener_moves_after_root_was_given_up() {
     let body = format!("user: www-data\n{}", pool(&[&origin], ""));
     let own = lab.listener.ip().to_string();
     let daemon = lab.start_file(&lab.config_with(&at(&lab, &own), &body));
-    moves_without_loss(&lab, &daemon, &body, &["0.0.0.0", &own]);
+    assert_moves_without_loss(&lab, &daemon, &body, &["0.0.0.0", &own]);
 }
 
 #[test]
-fn a_move_to_an_address_that_another_process_has_is_refused_and_changes_nothing() {
+fn a_move_to_an_address_in_use_is_refused_and_changes_nothing() {
     let (lab, origin) = (movable(), Origin::start("one"));
     let body = pool(&[&origin], "");
     let daemon = lab.start(&body);
     let _other = TcpListener::bind(("127.99.99.99", lab.listener.port())).unwrap();
     lab.config_with(&at(&lab, "0.0.0.0"), &body);
-    let rehearsed = lab.run(&["reload", "--dry-run", "-c", path_str(&lab.path("conf.yaml"))]);
-    assert!(rehearsed.code == Some(2) && rehearsed.stderr.contains("in use"), "{rehearsed:?}");
+    let dry_run = lab.run(&["reload", "--dry-run", "-c", path_str(&lab.path("conf.yaml"))]);
+    assert!(dry_run.code == Some(2) && dry_run.stderr.contains("in use"), "{dry_run:?}");
     let config = reload(&daemon);
     assert_eq!(config["last_reload"]["result"], "refused", "{config:#}");
     let problem = config["last_reload"]["problem"].as_str().unwrap();
@@ -317,7 +315,7 @@ fn a_move_to_an_address_that_another_process_has_is_refused_and_changes_nothing(
 }
 
 #[test]
-fn who_is_connected_to_a_removed_listener_gets_an_answer_that_says_close() {
+fn a_client_of_a_removed_listener_gets_a_response_with_connection_close() {
     let lab = Lab::new();
     let origin = Origin::start("one");
     let body = pool(&[&origin], "");
@@ -333,7 +331,7 @@ fn who_is_connected_to_a_removed_listener_gets_an_answer_that_says_close() {
 }
 
 #[test]
-fn health_and_ejections_survive_for_backends_that_stay() {
+fn a_reload_keeps_health_and_ejections_of_remaining_backends() {
     let lab = Lab::new();
     let (up, mut down, ejected) = (Origin::start("up"), Origin::start("down"), Origin::start("ejected"));
     down.refuse();
@@ -349,7 +347,7 @@ fn health_and_ejections_survive_for_backends_that_stay() {
     let state = |origin: &Origin| daemon.backend_status("web", origin.address)["state"].clone();
     assert_eq!(state(&down), "down");
     ejected.behave(Behaviour::Answer(Answer::status(503, "")));
-    wait::until(LONG, "one is ejected", || {
+    wait::until(LONG, "a backend is ejected", || {
         daemon.get("/").unwrap();
         state(&ejected) == "ejected"
     });
@@ -361,11 +359,11 @@ fn health_and_ejections_survive_for_backends_that_stay() {
     assert_eq!(daemon.backend_status("web", up.address)["weight"], 3);
     assert_eq!((state(&up), state(&down), state(&ejected)), ("up".into(), "down".into(), "ejected".into()));
     assert_eq!(requests(), before);
-    assert_eq!(names(&daemon, 5), [("up".to_owned(), 5)], "neither is taken because the weights changed");
+    assert_eq!(names(&daemon, 5), [("up".to_owned(), 5)], "new weights do not bring the other backends back");
 }
 
 #[test]
-fn sessions_stay_where_they_are() {
+fn a_reload_keeps_sessions_on_their_backends() {
     let lab = Lab::new();
     let (one, two, three) = (Origin::start("one"), Origin::start("two"), Origin::start("three"));
     let sticky = "sticky: {cookie: lb}";
@@ -381,7 +379,7 @@ fn sessions_stay_where_they_are() {
 }
 
 #[test]
-fn a_new_backend_that_is_dead_gets_no_request() {
+fn a_dead_backend_that_a_reload_adds_gets_no_request() {
     let lab = Lab::new();
     let origin = Origin::start("one");
     let check = "health_check: {type: tcp, interval: 60s, fast_interval: 60s}\nretries: {attempts: 0}\npanic_threshold: 0";
@@ -394,7 +392,7 @@ fn a_new_backend_that_is_dead_gets_no_request() {
 }
 
 #[test]
-fn checks_follow_the_new_settings() {
+fn health_checks_follow_a_reload() {
     let lab = Lab::new();
     let (one, two) = (Origin::start("one"), Origin::start("two"));
     let daemon = lab.start(&pool(&[&one, &two], "health_check: {type: http, path: /a, interval: 100ms}"));
@@ -404,12 +402,12 @@ fn checks_follow_the_new_settings() {
     let asked =
         |origin: &Origin, path: &str| origin.seen().iter().filter(|seen| seen.target() == path).count();
     let (a, b) = (asked(&one, "/a"), asked(&one, "/b"));
-    wait::until(LONG, "further checks", || asked(&one, "/b") > b + 3);
-    assert_eq!(asked(&one, "/a"), a, "the old check is over");
+    wait::until(LONG, "further checks have arrived", || asked(&one, "/b") > b + 3);
+    assert_eq!(asked(&one, "/a"), a, "the old checks have stopped");
     apply(&lab, &daemon, &pool(&[&one, &two], ""));
     let mut quiet = asked(&one, "/b");
     let began = Instant::now();
-    wait::until(LONG, "no checks any more", || {
+    wait::until(LONG, "no more checks arrive", || {
         let now = asked(&one, "/b");
         let is_quiet = now == quiet && began.elapsed() > Duration::from_millis(500);
         quiet = now;
@@ -419,7 +417,7 @@ fn checks_follow_the_new_settings() {
 }
 
 #[test]
-fn a_listener_whose_socket_file_is_gone_gets_another_when_it_is_renamed() {
+fn renaming_a_listener_recreates_its_missing_socket_file() {
     let lab = Lab::new();
     let origin = Origin::start("one");
     let (body, path) = (pool(&[&origin], ""), lab.path("web.sock"));
@@ -431,20 +429,20 @@ fn a_listener_whose_socket_file_is_gone_gets_another_when_it_is_renamed() {
         )
     };
     let daemon = lab.start_file(&lab.config_with(&named("first"), &body));
-    let answers = || Connection::open_unix(&path).and_then(|mut c| c.get("/")).is_ok_and(|a| a.status == 200);
-    wait::until(LONG, "it accepts", answers);
+    let serves = || Connection::open_unix(&path).and_then(|mut c| c.get("/")).is_ok_and(|a| a.status == 200);
+    wait::until(LONG, "the socket accepts", serves);
     fs::remove_file(&path).unwrap();
     listen(&lab, &daemon, &named("second"), &body);
-    wait::until(LONG, "it accepts again", answers);
+    wait::until(LONG, "the new socket file accepts", serves);
     assert!(daemon.process.alive());
     assert_eq!(daemon.get("/").unwrap().status, 200);
-    // And with the file there.
+    // A listener is also renamed while its socket file exists.
     listen(&lab, &daemon, &named("third"), &body);
-    wait::until(LONG, "it still accepts", answers);
+    wait::until(LONG, "the socket still accepts", serves);
     daemon.settle();
     assert!(daemon.metric("lb_requests_total", &["listener=\"third\""]) >= 1.0);
     listen(&lab, &daemon, &format!("listeners: [{{address: \"{}\"}}]\n", lab.listener), &body);
-    wait::until(LONG, "its file is gone", || !path.exists());
+    wait::until(LONG, "the socket file is removed", || !path.exists());
 }
 
 #[test]
@@ -458,19 +456,19 @@ fn the_access_log_moves_and_no_line_is_lost() {
     origin.behave(Behaviour::Held(gate.clone(), Answer::ok("held")));
     let mut held = daemon.begin("/held");
     origin.saw("/held");
-    // A plan in between, which nobody uses when the log moves.
+    // No request uses this snapshot when the log moves.
     apply(&lab, &daemon, &format!("{}shutdown: {{drain: 7s}}\n", body("a.log")));
     apply(&lab, &daemon, &body("b.log"));
     origin.behave(Behaviour::Answer(Answer::ok("new")));
     names(&daemon, 3);
-    wait::throughout(Duration::from_millis(1200), "what is not used is let go", || lines("a.log") == 0);
+    wait::throughout(Duration::from_millis(1200), "the old log gets no line yet", || lines("a.log") == 0);
     gate.open();
     held.response("GET").unwrap();
     wait::until(LONG, "each log has its lines", || lines("a.log") == 1 && lines("b.log") == 3);
 }
 
 #[test]
-fn usr1_opens_the_access_log_of_requests_from_before_as_well() {
+fn sigusr1_also_reopens_the_access_log_of_requests_from_before_a_reload() {
     let lab = Lab::new();
     let origin = Origin::start("one");
     let path = lab.path("a.log");
@@ -485,17 +483,17 @@ fn usr1_opens_the_access_log_of_requests_from_before_as_well() {
     fs::rename(&path, &rotated).unwrap();
     daemon.signal(Signal::SIGUSR1);
     let reopened = |name: &str| daemon.log().contains(&format!("{name} reopened"));
-    wait::until(LONG, "both are opened anew", || reopened("a.log") && reopened("b.log"));
+    wait::until(LONG, "both logs are reopened", || reopened("a.log") && reopened("b.log"));
     gate.open();
     held.response("GET").unwrap();
-    wait::until(LONG, "it is in the new file", || {
+    wait::until(LONG, "the request is in the new file", || {
         fs::read_to_string(&path).is_ok_and(|log| log.contains("/held"))
     });
     assert_eq!(fs::read_to_string(&rotated).unwrap(), "");
 }
 
 #[test]
-fn a_connection_that_waits_keeps_nothing_of_what_was_before() {
+fn an_idle_connection_does_not_keep_the_old_snapshot() {
     let lab = Lab::new();
     let origin = Origin::start("one");
     let body = |name: &str| logged(&lab.path(name), "json", &origin);
@@ -503,14 +501,14 @@ fn a_connection_that_waits_keeps_nothing_of_what_was_before() {
     let mut idle = daemon.connect();
     assert_eq!(idle.get("/").unwrap().status, 200);
     apply(&lab, &daemon, &body("b.log"));
-    wait::until(LONG, "the writer of before ends", || daemon.process.threads_named("access-log") == 1);
-    assert_eq!(idle.get("/").unwrap().status, 200, "the connection goes on");
+    wait::until(LONG, "the old writer ends", || daemon.process.threads_named("access-log") == 1);
+    assert_eq!(idle.get("/").unwrap().status, 200, "the connection stays open");
     let is_logged = || fs::read_to_string(lab.path("b.log")).is_ok_and(|log| log.lines().count() == 1);
-    wait::until(LONG, "it goes on with the plan of now", is_logged);
+    wait::until(LONG, "the connection uses the new snapshot", is_logged);
 }
 
 #[test]
-fn an_access_log_goes_on_in_another_format_and_has_one_writer() {
+fn an_access_log_changes_its_format_and_has_one_writer() {
     let lab = Lab::new();
     let origin = Origin::start("one");
     let path = lab.path("a.log");
@@ -527,20 +525,20 @@ fn an_access_log_goes_on_in_another_format_and_has_one_writer() {
     gate.open();
     held.response("GET").unwrap();
     let lines = || fs::read_to_string(&path).unwrap();
-    wait::until(LONG, "both are written", || lines().lines().count() == 2);
+    wait::until(LONG, "both lines are written", || lines().lines().count() == 2);
     let is_json = |line: &str| serde_json::from_str::<Value>(line).is_ok();
     assert_eq!(lines().lines().map(is_json).collect::<Vec<_>>(), [false, true], "{}", lines());
-    // Off and on again, the file is another writer's.
+    // After the log is switched off and on, a new writer appends to the file.
     apply(&lab, &daemon, &format!("access_log: {{format: none}}\n{}", pool(&[&origin], "")));
     names(&daemon, 1);
-    wait::until(LONG, "nobody writes", || daemon.process.threads_named("access-log") == 0);
+    wait::until(LONG, "no writer is left", || daemon.process.threads_named("access-log") == 0);
     apply(&lab, &daemon, &body("json"));
     names(&daemon, 1);
-    wait::until(LONG, "it is written to again", || lines().lines().count() == 3);
+    wait::until(LONG, "the log has a new line", || lines().lines().count() == 3);
 }
 
 #[test]
-fn a_file_that_is_watched_is_read_when_it_changes_however_that_is_done() {
+fn a_watched_file_is_reloaded_however_it_is_replaced() {
     let lab = Lab::new();
     let origins = ["one", "two", "three", "four"].map(Origin::start);
     let body = |origin: &Origin| format!("reload: {{watch: true}}\n{}", pool(&[origin], ""));
@@ -549,29 +547,29 @@ fn a_file_that_is_watched_is_read_when_it_changes_however_that_is_done() {
         wait::until(LONG, name, || daemon.get("/").is_ok_and(|answer| answer.origin() == name));
     };
     serves("one");
-    // Written in place.
+    // The file is written in place.
     lab.config(&body(&origins[1]));
     serves("two");
-    // Renamed over it, as editors do.
+    // Another file is renamed to it, as editors do.
     let text = fs::read_to_string(lab.path("conf.yaml")).unwrap();
     let text = text.replace(&origins[1].address.to_string(), &origins[2].address.to_string());
     fs::rename(lab.write("conf.new", &text), lab.path("conf.yaml")).unwrap();
     serves("three");
-    // A link that is swapped, as Kubernetes does.
+    // A symbolic link is swapped, as Kubernetes does.
     let text = text.replace(&origins[2].address.to_string(), &origins[3].address.to_string());
     fs::create_dir(lab.path("next")).unwrap();
     lab.write("next/conf.yaml", &text);
     symlink(lab.path("next/conf.yaml"), lab.path("link")).unwrap();
     fs::rename(lab.path("link"), lab.path("conf.yaml")).unwrap();
     serves("four");
-    // A wrong one is told, and changes nothing.
+    // An invalid file is reported and changes nothing.
     lab.write("next/conf.yaml", "pools: {");
     daemon.logged(&["reload", "refused"]);
     serves("four");
 }
 
 #[test]
-fn a_dry_run_does_not_keep_a_file_that_is_watched_from_being_read() {
+fn a_dry_run_does_not_prevent_the_reload_of_a_watched_file() {
     let lab = Lab::new();
     let (one, two) = (Origin::start("one"), Origin::start("two"));
     let body = |origin: &Origin| format!("reload: {{watch: true}}\n{}", pool(&[origin], ""));
@@ -579,11 +577,13 @@ fn a_dry_run_does_not_keep_a_file_that_is_watched_from_being_read() {
     let config = lab.config(&body(&two));
     let dry_run = lab.run(&["reload", "--dry-run", "-c", path_str(&config)]);
     assert_eq!(dry_run.code, Some(0), "{dry_run:?}");
-    wait::until(LONG, "it is read", || daemon.get("/").is_ok_and(|answer| answer.origin() == "two"));
+    wait::until(LONG, "the file is in effect", || {
+        daemon.get("/").is_ok_and(|answer| answer.origin() == "two")
+    });
 }
 
 #[test]
-fn a_file_that_is_not_watched_is_left_alone() {
+fn a_file_that_is_not_watched_is_not_reloaded() {
     let lab = Lab::new();
     let (one, two) = (Origin::start("one"), Origin::start("two"));
     let daemon = lab.start(&pool(&[&one], ""));
@@ -594,23 +594,25 @@ fn a_file_that_is_not_watched_is_left_alone() {
 }
 
 #[test]
-fn a_reload_after_which_requests_fail_is_taken_back() {
+fn a_reload_is_rolled_back_when_requests_fail() {
     let lab = Lab::new();
     let (good, bad) = (Origin::start("good"), Origin::start("bad"));
     bad.behave(Behaviour::Answer(Answer::status(500, "broken")));
     let body = |origin: &Origin, rule: &str| format!("reload: {{rollback: {rule}}}\n{}", pool(&[origin], ""));
     let daemon = lab.start(&body(&good, "{error_rate: 30, window: 20s}"));
     let load = LoadGenerator::start(lab.listener, 2, 0);
-    wait::until(LONG, "some load", || load.report().ok > 100);
+    wait::until(LONG, "100 requests have succeeded", || load.report().ok > 100);
     apply(&lab, &daemon, &body(&bad, "{error_rate: 30, window: 20s}"));
     daemon.logged(&["taken back", "more than 30 %"]);
-    wait::until(LONG, "the old plan", || daemon.get("/").is_ok_and(|answer| answer.origin() == "good"));
+    wait::until(LONG, "the old configuration is in effect", || {
+        daemon.get("/").is_ok_and(|answer| answer.origin() == "good")
+    });
     let config = daemon.status()["config"].clone();
     assert_eq!(config["last_reload"]["result"], "rolled_back", "{config:#}");
     assert_eq!(daemon.metric("lb_config_reloads_total", &["result=\"rolled_back\""]), 1.0);
     assert_eq!(daemon.metric("lb_config_generation", &[]), 3.0);
     drop(load.stop());
-    // Without the rule, or after its window, the same file stays in effect.
+    // Without a rollback rule, the pool stays in effect although its requests fail.
     lab.config(&pool(&[&bad], ""));
     assert_eq!(reload(&daemon)["last_reload"]["result"], "applied");
     assert!((0..100).all(|_| daemon.get("/").unwrap().status == 500));
@@ -618,7 +620,7 @@ fn a_reload_after_which_requests_fail_is_taken_back() {
 }
 
 #[test]
-fn a_reload_after_which_answers_break_off_is_taken_back() {
+fn a_reload_is_rolled_back_when_responses_are_truncated() {
     let lab = Lab::new();
     let (good, bad) = (Origin::start("good"), Origin::start("bad"));
     bad.behave(Behaviour::CutShort);
@@ -630,20 +632,20 @@ fn a_reload_after_which_answers_break_off_is_taken_back() {
     drop(load.stop());
     assert_eq!(daemon.get("/").unwrap().origin(), "good");
     let ok = daemon.metric("lb_requests_total", &["code=\"200\""]);
-    assert!(ok >= 20.0, "their status was 200: {ok}");
+    assert!(ok >= 20.0, "truncated responses have the status 200: {ok}");
 }
 
 #[test]
-fn a_reload_that_renames_the_pool_is_judged_all_the_same() {
+fn a_reload_that_renames_the_pool_can_be_rolled_back() {
     let lab = Lab::new();
     let (good, bad) = (Origin::start("good"), Origin::start("bad"));
     bad.behave(Behaviour::Answer(Answer::status(500, "broken")));
     let rule = "reload: {rollback: {error_rate: 30, window: 20s}}\n";
     let daemon = lab.start(&format!("{rule}{}", pool(&[&good], "")));
     assert!((0..2000).all(|_| daemon.get("/").unwrap().status == 200));
-    // No request and no connection holds what was before, so its counters are forgotten.
+    // No request and no connection holds the old pool, so its counters are dropped.
     apply(&lab, &daemon, &format!("{rule}{}", pool(&[&bad], "").replace("web:", "other:")));
-    wait::until(LONG, "it is taken back", || {
+    wait::until(LONG, "the reload is rolled back", || {
         let _ = daemon.get("/");
         daemon.status()["config"]["last_reload"]["result"] == "rolled_back"
     });
@@ -651,7 +653,7 @@ fn a_reload_that_renames_the_pool_is_judged_all_the_same() {
 }
 
 #[test]
-fn what_operators_order_is_not_taken_back_with_a_reload() {
+fn a_rollback_keeps_changes_of_operators() {
     let lab = Lab::new();
     let (good, other, bad) = (Origin::start("good"), Origin::start("other"), Origin::start("bad"));
     bad.behave(Behaviour::Answer(Answer::status(500, "broken")));
@@ -669,7 +671,7 @@ fn what_operators_order_is_not_taken_back_with_a_reload() {
 }
 
 #[test]
-fn the_window_of_a_rollback_ends() {
+fn no_rollback_happens_after_its_window() {
     let lab = Lab::new();
     let (good, turns) = (Origin::start("good"), Origin::start("turns"));
     let body = |origin: &Origin| {
@@ -685,7 +687,7 @@ fn the_window_of_a_rollback_ends() {
 }
 
 #[test]
-fn timeouts_and_limits_of_the_process_change_in_place() {
+fn a_reload_changes_the_drain_timeout_in_place() {
     let lab = Lab::new();
     let origin = Origin::start("one");
     let mut daemon = lab.start(&format!("shutdown: {{drain: 60s}}\n{}", pool(&[&origin], "")));
@@ -713,9 +715,9 @@ fn fifty_reloads_under_load_fail_no_request() {
     let daemon = lab.start(&body(0));
     let (load, fresh) = (LoadGenerator::start(lab.listener, 3, 0), LoadGenerator::start(lab.listener, 0, 2));
     for number in 1..=50 {
-        let answered = load.report().ok;
+        let served = load.report().ok;
         apply(&lab, &daemon, &body(number));
-        wait::until(LONG, "requests go on", || load.report().ok > answered + 5);
+        wait::until(LONG, "requests continue", || load.report().ok > served + 5);
     }
     let (report, fresh) = (load.stop(), fresh.stop());
     println!("{report:?} {fresh:?}");
