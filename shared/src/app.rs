@@ -1,6 +1,6 @@
 //! What each verb of the command line does.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -13,10 +13,11 @@ use pingora::services::background::background_service;
 
 use crate::cli::{self, Ask, CheckArgs, Cli, DemoArgs, Format, ProxyArgs, RunArgs, Verb};
 use crate::config::{self, Context, Loaded, Plan, Problems, RealFiles, Source};
-use crate::control::client::{Unreachable, header_of};
+use crate::control::client::Unreachable;
 use crate::control::{Client, find};
 use crate::daemon::{self, Mode, Purpose, Start, StartError};
 use crate::demo::{Demo, Once, POOL, Show};
+use crate::http_message::{Reply, Request};
 use crate::operator::{ConfigFile, Provenance};
 use crate::places::{self, Missing};
 use crate::process::runtime::{RuntimeFiles, canonical};
@@ -313,18 +314,20 @@ fn healthcheck(run: &RunArgs) -> u8 {
     match load(&path, run).map(|(_, loaded)| loaded.plan) {
         Err(problems) => report(&problems),
         Ok(plan) => match ready(plan.metrics, plan.server.runtime.configuration()) {
-            Ok(response) => judge_health(&response, &path, plan.metrics),
-            Err(error) => fail(&format!("cannot ask the daemon: {error}")),
+            Ok(reply) => judge_health(reply, &path, plan.metrics),
+            Err(error) => fail(&format!("cannot reach the daemon at {}: {error}", plan.metrics)),
         },
     }
 }
 
-fn judge_health(response: &str, path: &Path, metrics: SocketAddr) -> u8 {
-    let (head, body) = response.split_once("\r\n\r\n").unwrap_or((response, "no answer"));
+fn judge_health(reply: Option<Reply>, path: &Path, metrics: SocketAddr) -> u8 {
+    let Some(Reply { status, body }) = reply else {
+        return fail(&format!("{metrics} is not the metrics address of a load_balancer"));
+    };
     let body = body.trim_end();
-    match head.strip_prefix("HTTP/1.1 ").and_then(|head| head.get(..4)) {
-        Some("200 ") => 0,
-        Some("421 ") => fail(&format!(
+    match status {
+        200 => 0,
+        421 => fail(&format!(
             "the daemon at {metrics} does not run with {}: {body}; give each file a `metrics: {{address: …}}` of its own",
             path.display()
         )),
@@ -332,14 +335,16 @@ fn judge_health(response: &str, path: &Path, metrics: SocketAddr) -> u8 {
     }
 }
 
-/// A daemon of another file, which has the metrics address as well, refuses the request.
-fn ready(metrics: SocketAddr, file: Option<&Path>) -> io::Result<String> {
+/// Asks for `/readyz`. A daemon that runs with another file and has this metrics address rejects the request.
+fn ready(metrics: SocketAddr, file: Option<&Path>) -> io::Result<Option<Reply>> {
     const TIMEOUT: Duration = Duration::from_secs(2);
+    const MAX_RESPONSE: u64 = 64 * 1024;
     let mut stream = TcpStream::connect_timeout(&metrics, TIMEOUT)?;
     stream.set_read_timeout(Some(TIMEOUT))?;
-    let file = header_of(file);
-    write!(stream, "GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{file}\r\n")?;
-    io::read_to_string(stream)
+    stream.write_all(&Request { file, ..Request::get("/readyz") }.to_bytes())?;
+    let mut response = Vec::new();
+    stream.take(MAX_RESPONSE).read_to_end(&mut response)?;
+    Ok(Reply::parse(&response))
 }
 
 /// The file that is to be used: the one that was named, or the first that is there.

@@ -16,6 +16,7 @@ use parking_lot::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
+use crate::http_message::parameters;
 use crate::time::rfc3339;
 
 /// So many are kept.
@@ -91,12 +92,13 @@ struct Inner {
 /// What is wrong with the query.
 pub fn document(events: &Events, query: Option<&str>) -> Result<String, String> {
     let (mut process, mut after) = (events.process(), 0);
-    for pair in query.unwrap_or_default().split('&').filter(|pair| !pair.is_empty()) {
-        let wrong = |_| format!("`{pair}` has no number");
-        match pair.split_once('=') {
-            Some(("after", number)) => after = number.parse().map_err(wrong)?,
-            Some(("process", number)) => process = number.parse().map_err(wrong)?,
-            _ => return Err(format!("only `after=NUMBER` and `process=NUMBER` can be asked, not {pair:?}")),
+    for parameter in parameters(query.unwrap_or_default()) {
+        let (name, value) = parameter?;
+        let wrong = |_| format!("`{name}` is not a number: {value:?}");
+        match &*name {
+            "after" => after = value.parse().map_err(wrong)?,
+            "process" => process = value.parse().map_err(wrong)?,
+            _ => return Err(format!("unknown parameter `{name}`; there are after and process")),
         }
     }
     let text = serde_json::to_string_pretty(&events.after(process, after));

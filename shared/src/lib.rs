@@ -11,6 +11,7 @@ pub mod daemon;
 pub mod demo;
 pub mod events;
 pub mod explain;
+mod http_message;
 pub mod operator;
 pub mod places;
 pub mod process;

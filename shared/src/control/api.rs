@@ -11,6 +11,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use crate::config::loopback;
+use crate::http_message::{decoded, parameters};
 use crate::operator::{Change, Joining, Order, Reload};
 
 /// The longest time that a request may wait for an event.
@@ -185,9 +186,10 @@ fn added(pool: &str, body: &[u8]) -> Result<Call, Unclear> {
 
 fn idle(pool: &str, address: &str, query: &str) -> Result<Call, Unclear> {
     let mut wait = MAX_IDLE_WAIT;
-    for (name, value) in parameters(query) {
-        match name {
-            "wait" => wait = seconds(value)?.min(MAX_IDLE_WAIT),
+    for parameter in parameters(query) {
+        let (name, value) = parameter.map_err(bad)?;
+        match &*name {
+            "wait" => wait = seconds(&value)?.min(MAX_IDLE_WAIT),
             other => return Err(unknown_parameter(other)),
         }
     }
@@ -196,11 +198,12 @@ fn idle(pool: &str, address: &str, query: &str) -> Result<Call, Unclear> {
 
 fn events(query: &str) -> Result<Call, Unclear> {
     let (mut after, mut process, mut wait) = (0, None, Duration::ZERO);
-    for (name, value) in parameters(query) {
-        match name {
-            "after" => after = number(name, value)?,
-            "process" => process = Some(number(name, value)?),
-            "wait" => wait = seconds(value)?.min(MAX_WAIT),
+    for parameter in parameters(query) {
+        let (name, value) = parameter.map_err(bad)?;
+        match &*name {
+            "after" => after = number(&name, &value)?,
+            "process" => process = Some(number(&name, &value)?),
+            "wait" => wait = seconds(&value)?.min(MAX_WAIT),
             other => return Err(unknown_parameter(other)),
         }
     }
@@ -219,15 +222,10 @@ fn log_level(method: &str, body: &[u8]) -> Result<Call, Unclear> {
     }
 }
 
-/// `10.0.0.1:80`, `[::1]:80`, also with its brackets as `%5B` and `%5D`.
+/// The address of a backend, percent-encoded or not: `10.0.0.1:80`, `[::1]:80`, `%5B::1%5D:80`.
 fn backend(text: &str) -> Result<SocketAddr, Unclear> {
-    let text = text.replace("%5B", "[").replace("%5D", "]").replace("%3A", ":");
-    let address = BackendAddress::from_text(&text);
+    let address = BackendAddress::from_text(&decoded(text).map_err(bad)?);
     address.map(|address| address.resolve(loopback())).map_err(|problem| bad(problem.replace('\n', ": ")))
-}
-
-fn parameters(query: &str) -> impl Iterator<Item = (&str, &str)> {
-    query.split('&').filter(|part| !part.is_empty()).map(|part| part.split_once('=').unwrap_or((part, "")))
 }
 
 fn number<N: FromStr>(name: &str, value: &str) -> Result<N, Unclear> {

@@ -12,8 +12,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::time::{sleep, timeout};
 
-use super::client::{reply, target_of};
 use super::is_trusted;
+use crate::http_message::{Reply, Request, backend_target};
 
 /// How long until one is asked again that could not say that it is done.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -60,7 +60,7 @@ pub fn sweep(control: &Path) {
 
 /// Returns when none of them has a request at this backend.
 pub async fn idle(sockets: impl IntoIterator<Item = PathBuf>, pool: &str, backend: SocketAddr) {
-    let target = format!("{}/idle?wait={WAIT_SECONDS}", target_of(pool, backend));
+    let target = format!("{}/idle?wait={WAIT_SECONDS}", backend_target(pool, backend));
     for socket in sockets {
         // One that is not there any more has none.
         while let Ok(is_idle) = ask(&socket, &target).await
@@ -78,14 +78,14 @@ async fn ask(socket: &Path, target: &str) -> io::Result<bool> {
     if !is_trusted(stream.peer_cred()?.uid()) {
         return Err(io::ErrorKind::PermissionDenied.into());
     }
-    let request = format!("GET {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    let request = Request::get(target).to_bytes();
     let mut answer = Vec::new();
     let exchange = async {
-        stream.write_all(request.as_bytes()).await?;
+        stream.write_all(&request).await?;
         stream.take(MAX_RESPONSE).read_to_end(&mut answer).await
     };
     let answered = timeout(DEADLINE, exchange).await.is_ok_and(|read| read.is_ok());
-    let status = reply(&answer).filter(|_| answered).map(|reply| reply.status);
+    let status = Reply::parse(&answer).filter(|_| answered).map(|reply| reply.status);
     // 404: it has no such pool.
     Ok(matches!(status, Some(200 | 404)))
 }

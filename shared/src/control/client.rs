@@ -1,8 +1,6 @@
 //! The other side of the control socket: one request, one answer, blocking.
 
 use std::io::{self, Read, Write};
-use std::net::SocketAddr;
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -11,6 +9,8 @@ use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use nix::unistd::Uid;
 
 use super::find::Others;
+pub use crate::http_message::Reply;
+use crate::http_message::Request;
 
 /// Speaks to the daemon that has this socket.
 #[derive(Clone, Debug)]
@@ -20,15 +20,6 @@ pub struct Client {
     file: Option<PathBuf>,
     /// The users whose daemons are spoken to; none: any.
     trusted: Option<Vec<Uid>>,
-}
-
-/// What the daemon said.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Reply {
-    /// The status of HTTP.
-    pub status: u16,
-    /// JSON.
-    pub body: String,
 }
 
 /// Why there is no answer.
@@ -60,8 +51,6 @@ pub enum Unreachable {
     Stranger { path: PathBuf },
 }
 
-/// The header with the configuration file of the daemon that a request is for.
-pub(crate) const FILE_HEADER: &str = "Lb-Config-File";
 /// The longest answer.
 const MAX_ANSWER: u64 = 64 * 1024 * 1024;
 
@@ -111,7 +100,7 @@ impl Client {
         if answer.is_empty() {
             return Err(Unreachable::Gone { path: self.socket.clone() });
         }
-        reply(&answer).ok_or_else(|| Unreachable::Stranger { path: self.socket.clone() })
+        Reply::parse(&answer).ok_or_else(|| Unreachable::Stranger { path: self.socket.clone() })
     }
 
     /// The user at the other end, if it is none of those that are trusted.
@@ -131,12 +120,8 @@ impl Client {
     ) -> io::Result<Vec<u8>> {
         stream.set_read_timeout(Some(patience))?;
         stream.set_write_timeout(Some(patience))?;
-        let length = body.len();
-        let file = header_of(self.file.as_deref());
-        write!(
-            stream,
-            "{method} {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{file}Content-Length: {length}\r\n\r\n{body}"
-        )?;
+        let request = Request { method, target, file: self.file.as_deref(), body };
+        stream.write_all(&request.to_bytes())?;
         let mut answer = Vec::new();
         stream.take(MAX_ANSWER).read_to_end(&mut answer)?;
         Ok(answer)
@@ -152,46 +137,6 @@ impl Client {
             _ => Unreachable::Io { path, source },
         }
     }
-}
-
-/// The line that makes a request one for the daemon of this file; nothing without a file.
-pub(crate) fn header_of(file: Option<&Path>) -> String {
-    file.map(|file| format!("{FILE_HEADER}: {}\r\n", named_in_header(file))).unwrap_or_default()
-}
-
-/// A path as it stands in the header that names a configuration file.
-pub(crate) fn named_in_header(file: &Path) -> String {
-    encoded(file.as_os_str().as_bytes(), b"-._~/")
-}
-
-/// RFC 3986: everything but letters, digits and what is `kept`.
-pub(crate) fn encoded(bytes: &[u8], kept: &[u8]) -> String {
-    bytes.iter().fold(String::new(), |mut encoded, byte| {
-        match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' => encoded.push((*byte).into()),
-            byte if kept.contains(byte) => encoded.push((*byte).into()),
-            byte => encoded.push_str(&format!("%{byte:02X}")),
-        }
-        encoded
-    })
-}
-
-/// The path of what concerns one backend.
-pub(crate) fn target_of(pool: &str, backend: SocketAddr) -> String {
-    let address = backend.to_string().replace('[', "%5B").replace(']', "%5D");
-    format!("/v1/pools/{pool}/backends/{address}")
-}
-
-/// The daemon's answers have a `Content-Length` and end their connection.
-pub(super) fn reply(answer: &[u8]) -> Option<Reply> {
-    let text = std::str::from_utf8(answer).ok()?;
-    let (head, body) = text.split_once("\r\n\r\n")?;
-    let status = head.strip_prefix("HTTP/1.1 ")?.get(..3)?.parse().ok()?;
-    let length = head.lines().find_map(|line| {
-        let (name, value) = line.split_once(':')?;
-        name.eq_ignore_ascii_case("content-length").then(|| value.trim().parse::<usize>().ok())?
-    });
-    (length == Some(body.len())).then(|| Reply { status, body: body.to_owned() })
 }
 
 #[cfg(test)]
@@ -224,15 +169,6 @@ pub(super) mod tests {
         let mut sent = Vec::new();
         listener.accept().unwrap().0.read_to_end(&mut sent).unwrap();
         assert!(sent.is_empty());
-    }
-
-    #[test]
-    fn an_answer_is_whole_or_none() {
-        let whole = b"HTTP/1.1 409 Conflict\r\nContent-Type: a/b\r\ncontent-length: 2\r\n\r\n{}";
-        assert_eq!(reply(whole), Some(Reply { status: 409, body: "{}".into() }));
-        assert_eq!(reply(&whole[..whole.len() - 1]), None);
-        assert_eq!(reply(b"SSH-2.0-x\r\n"), None);
-        assert_eq!(reply(b"HTTP/1.1 200 OK\r\n\r\n{}"), None);
     }
 
     #[test]

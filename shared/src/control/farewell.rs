@@ -82,7 +82,7 @@ mod tests {
         assert!(client.read(&mut answer).is_err(), "no answer yet");
         farewells.say(&Outcome::default());
         let length = client.read(&mut answer).unwrap();
-        let reply = super::super::client::reply(&answer[..length]).unwrap();
+        let reply = crate::http_message::Reply::parse(&answer[..length]).unwrap();
         let farewell: Farewell = serde_json::from_str(&reply.body).unwrap();
         assert_eq!((farewell.pid, farewell.reason.as_str()), (std::process::id(), "failed"));
         assert!(client.read(&mut answer).is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock));

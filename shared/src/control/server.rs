@@ -25,8 +25,8 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::api::{self, Call, Unclear};
-use super::client::FILE_HEADER;
 use super::{Operations, is_trusted};
+use crate::http_message::FILE_HEADER;
 use crate::operator::Verdict;
 use crate::process::lifecycle::Outcome;
 use crate::process::sockets::SocketFile;

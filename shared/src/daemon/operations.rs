@@ -7,10 +7,10 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use crate::control::client::named_in_header;
 use crate::control::{Farewells, Operations, before};
 use crate::events::{About, Events, Kind};
 use crate::explain::{ExplainSource, Request};
+use crate::http_message::file_in_header;
 use crate::operator::{Operator, Order, Reload, Verdict};
 use crate::process::lifecycle::{Stops, Upgrades};
 use crate::process::logging::{LogFilter, Verbosity};
@@ -68,7 +68,7 @@ impl Operations for Hands {
 
     fn refusal(&self, wanted: &str) -> Option<String> {
         let own = self.file.as_deref();
-        if own.is_some_and(|own| named_in_header(own) == wanted) {
+        if own.is_some_and(|own| file_in_header(own) == wanted) {
             return None;
         }
         let pid = std::process::id();

@@ -30,9 +30,9 @@ use super::running::Running;
 use super::{Held, Purpose, StartError};
 use crate::condition::{Condition, Known};
 use crate::config::{Plan, Problems};
-use crate::control::client::{FILE_HEADER, named_in_header};
 use crate::events::{self, Events};
 use crate::explain::{Conditions, ExplainSource};
+use crate::http_message::{FILE_HEADER, file_in_header};
 use crate::operator::{self, Inherited, Operator, OperatorService, Provenance};
 use crate::process::lifecycle::{Timing, Timings};
 use crate::process::logging::Verbosity;
@@ -252,7 +252,7 @@ fn readable(
 
 /// A health check of another configuration file may come here when both files have one metrics address.
 fn refusal(own: Option<PathBuf>) -> impl Fn(&[u8]) -> Option<String> {
-    let header = own.as_deref().map(named_in_header);
+    let header = own.as_deref().map(file_in_header);
     let runs = own.map_or("without a configuration file".to_owned(), |own| format!("with {}", own.display()));
     move |wanted| {
         let is_own = header.as_ref().is_some_and(|header| header.as_bytes() == wanted);

@@ -15,8 +15,9 @@ use serde_json::{Value, json};
 use crate::cli::{Ask, BackendArgs, ExplainArgs, Format, WaitArgs};
 use crate::control::Client;
 use crate::control::before;
-use crate::control::client::{Reply, Unreachable, encoded, target_of};
+use crate::control::client::{Reply, Unreachable};
 use crate::events::Event;
+use crate::http_message::{backend_target, query};
 use crate::operator::{Outcome, Verdict};
 use crate::screen::{self, Status, Window};
 
@@ -108,7 +109,7 @@ fn order(
     body: &Value,
     out: &mut impl Write,
 ) -> Result<(), AskError> {
-    verdict(client, method, &format!("{}{verb}", target_of(&backend.pool, backend.backend)), body, out)
+    verdict(client, method, &format!("{}{verb}", backend_target(&backend.pool, backend.backend)), body, out)
 }
 
 fn verdict(
@@ -152,7 +153,7 @@ fn wait_idle(
     }
     let patience = wait.timeout.unwrap_or(Duration::from_secs(24 * 3600));
     let target =
-        format!("{}/idle?wait={}", target_of(&backend.pool, backend.backend), patience.as_secs_f64());
+        format!("{}/idle?wait={}", backend_target(&backend.pool, backend.backend), patience.as_secs_f64());
     document(&client.ask("GET", &target, "", patience + SOON)?)?;
     writeln!(out, "{} works on no request", backend.backend)?;
     Ok(())
@@ -289,12 +290,9 @@ fn explain(client: &Client, args: &ExplainArgs, out: &mut impl Write) -> Result<
     parameters.extend(header.iter().map(|header| ("header", header.clone())));
     parameters.extend(from.map(|from| ("client", from.to_string())));
     parameters.extend(listener.clone().map(|listener| ("listener", listener)));
-    let pairs: Vec<_> = parameters
-        .iter()
-        .map(|(name, value)| format!("{name}={}", encoded(value.as_bytes(), b"-._~")))
-        .collect();
+    let parameters: Vec<_> = parameters.iter().map(|(name, value)| (*name, value.as_str())).collect();
     let path = if *format == Format::Text { "/v1/explain/text" } else { "/v1/explain" };
-    let document = document(&client.ask("GET", &format!("{path}?{}", pairs.join("&")), "", SOON)?)?;
+    let document = document(&client.ask("GET", &format!("{path}?{}", query(&parameters)), "", SOON)?)?;
     match format {
         Format::Text => out.write_all(document["text"].as_str().unwrap_or_default().as_bytes())?,
         Format::Json => writeln!(out, "{document:#}")?,
@@ -341,12 +339,6 @@ fn failure(reply: &Reply) -> AskError {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn an_address_is_part_of_a_path() {
-        assert_eq!(target_of("web", "[::1]:80".parse().unwrap()), "/v1/pools/web/backends/%5B::1%5D:80");
-        assert_eq!(encoded("a b&c=ä".as_bytes(), b"-._~"), "a%20b%26c%3D%C3%A4");
-    }
 
     #[test]
     fn a_refusal_is_told_from_a_failure() {
