@@ -1,6 +1,6 @@
-//! Backends that fail, and clients that do not notice: ejection, panic, and what is left of a failure in numbers.
+//! Failing backends that clients should not notice: ejection, panic mode, and the number of requests that still fail.
 
-#![expect(clippy::print_stdout, reason = "the numbers are what these tests are for")]
+#![expect(clippy::print_stdout, reason = "these tests print what they measure")]
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
@@ -17,7 +17,7 @@ use tests::{Answer, Behaviour, Daemon, Lab, LoadGenerator, Origin};
 use crate::retries::{assert_no_failure, failing, status_of};
 use crate::{pool, pool_of, tally};
 
-/// Sends requests one after the other; how many had each status.
+/// Sends requests one after the other, and returns how many had each status.
 #[track_caller]
 fn statuses(daemon: &Daemon, count: usize) -> Vec<(u16, usize)> {
     tally((0..count).map(|_| daemon.get("/").unwrap().status))
@@ -42,7 +42,7 @@ fn is_ejected(daemon: &Daemon, origin: &Origin) -> bool {
 // ===== ejection =====
 
 #[test]
-fn so_many_failures_in_a_row_of_whatever_kind_eject() {
+fn consecutive_failures_of_any_kind_eject_a_backend() {
     for failure in ["connect_failure", "timeout", "reset", "502", "503", "504"] {
         for enough in [2, 3] {
             let (lab, bad, up) = (Lab::new(), failing(failure), Origin::start("up"));
@@ -62,7 +62,7 @@ fn so_many_failures_in_a_row_of_whatever_kind_eject() {
 }
 
 #[test]
-fn without_a_number_of_failures_nobody_is_ejected() {
+fn no_backend_is_ejected_when_consecutive_failures_is_0() {
     let (lab, bad, up) = (Lab::new(), failing("503"), Origin::start("up"));
     let more = "retries: {attempts: 0}\noutlier_detection: {consecutive_failures: 0}";
     let daemon = lab.start(&pool(&[&bad, &up], more));
@@ -71,12 +71,12 @@ fn without_a_number_of_failures_nobody_is_ejected() {
 }
 
 #[test]
-fn an_ejected_backend_is_shown_with_its_reason() {
+fn the_status_shows_why_a_backend_is_ejected() {
     let (lab, bad, up) = (Lab::new(), failing("503"), Origin::start("up"));
     let more = "outlier_detection: {consecutive_failures: 2, base_ejection: 60s}";
     let daemon = lab.start(&pool(&[&bad, &up], more));
     assert_eq!(statuses(&daemon, 20), [(200, 20)]);
-    assert_eq!(bad.requests(), 2, "retries hid what the ejection was for");
+    assert_eq!(bad.requests(), 2, "the ejection comes after two failures");
     let status = daemon.backend_status("web", bad.address);
     assert_eq!((&status["state"], &status["ejections"]), (&"ejected".into(), &1.into()), "{status:#}");
     let reason = status["reason"].as_str().unwrap();
@@ -91,7 +91,7 @@ fn an_ejected_backend_is_shown_with_its_reason() {
 }
 
 #[test]
-fn a_success_in_between_starts_the_count_anew() {
+fn a_success_resets_the_count_of_failures() {
     let (lab, bad, up) = (Lab::new(), failing("503"), Origin::start("up"));
     let more = "retries: {attempts: 0}\noutlier_detection: {consecutive_failures: 3, base_ejection: 60s}";
     let daemon = lab.start(&pool(&[&bad, &up], more));
@@ -99,19 +99,20 @@ fn a_success_in_between_starts_the_count_anew() {
         bad.behave(Behaviour::Answer(Answer::status(503, "")));
         assert_eq!(statuses(&daemon, 4), [(200, 2), (503, 2)]);
         assert_eq!(daemon.backend_status("web", bad.address)["consecutive_failures"], 2);
-        // An answer that says that the request is wrong, or the program is, does not speak against the backend.
+        // A 500 is a fault of the request or of the application, and does not count as a failure of the backend.
         bad.behave(Behaviour::Answer(Answer::status(500, "a bug")));
         assert_eq!(statuses(&daemon, 2), [(200, 1), (500, 1)]);
-        wait::until(LONG, "the failures are forgiven", || {
+        wait::until(LONG, "the count of failures is reset", || {
             daemon.backend_status("web", bad.address)["consecutive_failures"] == 0
         });
     }
     assert_eq!(ejections(&daemon), 0.0);
 }
 
-/// It was closed while it was idle, as far as anybody can tell; but a POST is not sent twice.
+/// The backend may have closed the connection while it was idle, so this is not a failure of the backend. But a POST is
+/// not sent twice.
 #[test]
-fn a_post_over_a_connection_that_the_backend_closed_is_502_and_no_failure_of_the_backend() {
+fn a_post_over_a_stale_connection_is_502_and_not_a_failure_of_the_backend() {
     let (lab, origin) = (Lab::new(), Origin::start("one"));
     let daemon = lab.start(&pool(&[&origin], ""));
     let post = || daemon.connect().request("POST", "/", &[], b"body").unwrap().status;
@@ -119,22 +120,22 @@ fn a_post_over_a_connection_that_the_backend_closed_is_502_and_no_failure_of_the
     origin.behave(Behaviour::ResetOnRequest);
     assert_eq!((post(), origin.requests(), origin.connections()), (502, 2, 1));
     assert_no_failure(&daemon, &origin);
-    // Over a new connection it is one.
+    // On a new connection, the same reset is a failure.
     assert_eq!((post(), origin.connections()), (502, 2));
     assert_eq!(daemon.backend_status("web", origin.address)["consecutive_failures"], 1);
 }
 
-/// Asks again and again until the answer has this status; when the request was sent, and when it was answered.
+/// Sends requests until a response has this status. Returns the time of the request and that of the response.
 #[track_caller]
 fn next_with(daemon: &Daemon, status: u16) -> (Instant, Instant) {
-    wait::until_some(LONG, &format!("an answer is {status}"), || {
+    wait::until_some(LONG, &format!("a response is {status}"), || {
         let sent = Instant::now();
         (daemon.get("/").unwrap().status == status).then(|| (sent, Instant::now()))
     })
 }
 
 #[test]
-fn each_ejection_in_a_row_lasts_longer_up_to_the_maximum() {
+fn each_consecutive_ejection_lasts_longer_up_to_the_maximum() {
     const BASE: Duration = Duration::from_millis(500);
     const MAX: Duration = Duration::from_millis(1200);
     let (lab, bad, up) = (Lab::new(), failing("503"), Origin::start("up"));
@@ -144,7 +145,7 @@ fn each_ejection_in_a_row_lasts_longer_up_to_the_maximum() {
     next_with(&daemon, 503);
     let mut last = next_with(&daemon, 503);
     let mut pauses = Vec::new();
-    // On probation one failure is enough.
+    // After an ejection, one failure ejects the backend again.
     for expected in [BASE, 2 * BASE, MAX, MAX, MAX] {
         let next = next_with(&daemon, 503);
         let (longest, shortest) = (next.0.duration_since(last.1), next.1.duration_since(last.0));
@@ -157,15 +158,15 @@ fn each_ejection_in_a_row_lasts_longer_up_to_the_maximum() {
     assert_eq!(ejections(&daemon), 6.0);
 
     bad.behave(Behaviour::Answer(Answer::ok("well again")));
-    wait::until(LONG, "it has answered", || daemon.get("/").unwrap().text() == "well again");
+    wait::until(LONG, "the backend has recovered", || daemon.get("/").unwrap().text() == "well again");
     assert!(!is_ejected(&daemon, &bad));
     bad.behave(Behaviour::Answer(Answer::status(503, "")));
     next_with(&daemon, 503);
-    assert!(!is_ejected(&daemon, &bad), "after a success it takes as many failures as ever");
+    assert!(!is_ejected(&daemon, &bad), "after a success, one failure must not eject the backend");
     let last = next_with(&daemon, 503);
     let next = next_with(&daemon, 503);
     let pause = next.0.duration_since(last.1);
-    assert!(pause < 2 * BASE, "after a success an ejection is the first again: {pause:?}");
+    assert!(pause < 2 * BASE, "after a success, an ejection lasts for the base time: {pause:?}");
 }
 
 #[test]
@@ -182,24 +183,24 @@ fn the_ejected_share_stays_below_its_limit_and_one_backend_always_remains() {
         let daemon = lab.start(&pool(&origins.iter().collect::<Vec<_>>(), &more));
         assert_eq!(statuses(&daemon, 60), [(503, 60)]);
         let ejected = origins.iter().filter(|origin| is_ejected(&daemon, origin)).count();
-        println!("{ejected} of {backends} ejected at {percent} %");
-        assert_eq!(ejected, most, "of {backends} at {percent} %");
+        println!("{ejected} of {backends} ejected at {percent}%");
+        assert_eq!(ejected, most, "of {backends} backends at {percent}%");
         assert_eq!(ejections(&daemon), most as f64);
-        // All were asked by those who remain.
+        // The remaining backends got all requests.
         assert_eq!(origins.iter().map(Origin::requests).sum::<u64>(), 60);
         let none_left = daemon.metric("lb_rejected_total", &[]);
         assert_eq!(none_left, 0.0);
     }
-    // By itself, without a word of its settings.
+    // The default settings keep the only backend, too.
     let (lab, only) = (Lab::new(), failing("503"));
     let daemon = lab.start(&pool(&[&only], "panic_threshold: 0"));
     assert_eq!((statuses(&daemon, 20), ejections(&daemon)), (vec![(503, 20)], 0.0));
 }
 
-/// A pool of its own for each kind of patience with the same three backends, one of which takes 150 ms where the others take
-/// 15. Only the pool that is impatient in everything ejects it.
+/// Several pools have the same three backends. One backend takes 150 ms, the others 15 ms. Only the pool whose settings
+/// are all strict ejects the slow one.
 #[test]
-fn a_backend_much_slower_than_the_others_is_ejected() {
+fn a_backend_that_is_much_slower_than_the_others_is_ejected() {
     const POOLS: [(&str, &str); 5] = [
         ("strict", "gray: {ratio: 3, min_samples: 5, window: 400ms}"),
         ("ratio", "gray: {ratio: 100, min_samples: 5, window: 400ms}"),
@@ -234,34 +235,34 @@ fn a_backend_much_slower_than_the_others_is_ejected() {
         daemon.metric("lb_backend_state", &["state=\"ejected\"", &pool, &slow]) == 1.0
     };
     wait::until(LONG, "the slow backend is ejected", || ejected("strict"));
-    // As long again: the others have had every chance.
+    // The other pools get many more requests, so that they could have ejected it, too.
     let seen = |report: &LoadGenerator| report.report().ok;
     let (before, target) = (seen(&load[1]), 400);
-    wait::until(LONG, "the other pools have answered 400 more", || seen(&load[1]) >= before + target);
+    wait::until(LONG, "the other pools have served 400 more", || seen(&load[1]) >= before + target);
     let states = POOLS.map(|(name, _)| (name, ejected(name)));
     let reports = load.map(LoadGenerator::stop);
-    println!("{states:?}, answers: {:?}", reports.each_ref().map(|report| report.ok));
+    println!("{states:?}, responses: {:?}", reports.each_ref().map(|report| report.ok));
     assert_eq!(
         states,
         [("strict", true), ("ratio", false), ("samples", false), ("window", false), ("off", false)]
     );
     assert!(reports.iter().all(|report| report.failed == 0), "{reports:?}");
-    assert!(reports[0].ok > reports[1].ok, "nobody gained from the ejection: {reports:?}");
+    assert!(reports[0].ok > reports[1].ok, "the ejection has not increased the throughput: {reports:?}");
     daemon.logged(&["strict", &origins[0].address.to_string(), "ejected", "much slower"]);
     assert_eq!(daemon.metric("lb_backend_ejections_total", &[]), 1.0);
 }
 
-// ===== panic =====
+// ===== panic mode =====
 
-/// The time of a line of the log, as it stands there.
+/// The timestamp of a line of the log.
 #[track_caller]
 fn time_of(line: &str) -> &str {
     line.trim_start_matches('[').split(' ').next().unwrap_or_default()
 }
 
-/// Only the log is read: neither a request nor the status or a scrape makes the pool look at itself.
+/// This test reads only the log, since a request, the status or a scrape could make the pool update its state.
 #[test]
-fn panic_is_noted_when_it_begins_and_when_it_ends_without_anybody_looking() {
+fn panic_mode_begins_and_ends_without_any_request() {
     let lab = Lab::new();
     let (mut one, mut two) = (Origin::start("one"), Origin::start("two"));
     let check = "health_check: {type: tcp, interval: 100ms, fast_interval: 100ms, rise: 1, fall: 1}";
@@ -285,7 +286,7 @@ fn panic_is_noted_when_it_begins_and_when_it_ends_without_anybody_looking() {
     }
 }
 
-/// From one time of a day to another, both written as in logs.
+/// The milliseconds from one timestamp to another of the same day.
 fn milliseconds_between(first: &str, second: &str) -> i64 {
     let of_day = |time: &str| {
         let (_, clock) = time.split_once('T').unwrap();
@@ -297,7 +298,7 @@ fn milliseconds_between(first: &str, second: &str) -> i64 {
 }
 
 #[test]
-fn an_ejection_and_what_follows_from_it_end_when_its_time_is_over_without_anybody_looking() {
+fn an_ejection_and_its_panic_mode_end_in_time_without_any_request() {
     let (lab, bad, up) = (Lab::new(), failing("503"), Origin::start("up"));
     let more = "outlier_detection: {consecutive_failures: 2, base_ejection: 1s, max_ejection: 1s}\npanic_threshold: 100";
     let daemon = lab.start(&pool(&[&bad, &up], more));
@@ -316,7 +317,7 @@ fn an_ejection_and_what_follows_from_it_end_when_its_time_is_over_without_anybod
     assert!(status["state"] == "up" && up_for.abs() <= 100, "{up_for} ms: {back}\n{status:#}");
 }
 
-/// A pool of four, so many of which pass their checks, once it is known who does; and the daemon before it.
+/// A daemon with a pool of four backends, of which only some pass their health checks.
 struct Sick {
     daemon: Daemon,
     origins: [Origin; 4],
@@ -324,6 +325,7 @@ struct Sick {
 }
 
 impl Sick {
+    /// Starts with `well` healthy backends, and waits until the health checks have found them.
     #[track_caller]
     fn start(well: usize, more: &str) -> Self {
         let lab = Lab::new();
@@ -337,7 +339,7 @@ impl Sick {
         let check = "health_check: {type: http, interval: 200ms, fast_interval: 200ms, rise: 1, fall: 1, expect_body: well}";
         let text = pool(&origins.each_ref(), &format!("{check}\n{more}"));
         let daemon = if well == 0 { lab.start_listening(&text) } else { lab.start(&text) };
-        wait::until(LONG, "the checks have said who is well", || {
+        wait::until(LONG, "the checks have found the healthy backends", || {
             daemon.metric("lb_backend_up", &[]) == well as f64
         });
         Self { daemon, origins, _lab: lab }
@@ -350,7 +352,7 @@ impl Sick {
         (gauge, status["panic"].clone())
     }
 
-    /// The origins that answer 40 requests, each with how many.
+    /// Sends 40 requests, and returns how many of them each origin serves.
     #[track_caller]
     fn spread(&self) -> Vec<(String, usize)> {
         tally((0..40).map(|_| self.daemon.get("/").unwrap().origin().to_owned()))
@@ -358,7 +360,7 @@ impl Sick {
 }
 
 #[test]
-fn with_too_few_backends_available_all_are_used() {
+fn all_backends_are_used_when_too_few_are_available() {
     let evenly = ["a", "b", "c", "d"].map(|name| (name.to_owned(), 10));
     let sick = Sick::start(1, "");
     let panics = || sick.daemon.metric("lb_pool_panics_total", &["pool=\"web\""]);
@@ -371,27 +373,27 @@ fn with_too_few_backends_available_all_are_used() {
     assert_eq!(sick.spread(), [("a".to_owned(), 20), ("b".to_owned(), 20)]);
     assert_eq!((sick.in_panic(), panics()), ((0.0, false.into()), 1.0));
     sick.origins[1].behave(Behaviour::Answer(Answer::ok("sick")));
-    wait::until(LONG, "it panics again", || sick.in_panic().0 == 1.0);
+    wait::until(LONG, "the pool is in panic mode again", || sick.in_panic().0 == 1.0);
     assert_eq!(panics(), 2.0);
 }
 
 #[test]
-fn the_threshold_of_panic_is_what_the_key_says() {
+fn panic_threshold_sets_the_share_of_available_backends_below_which_all_are_used() {
     for (threshold, panic) in [(25, false), (26, true)] {
         let sick = Sick::start(1, &format!("panic_threshold: {threshold}"));
         let used = sick.spread().len();
-        println!("1 of 4 available, panic_threshold: {threshold}: {used} are used");
+        println!("1 of 4 backends available, panic_threshold: {threshold}: {used} are used");
         assert_eq!(used, if panic { 4 } else { 1 });
         assert_eq!(sick.in_panic().1, panic);
     }
 }
 
 #[test]
-fn without_panic_a_pool_with_no_backend_available_answers_503() {
+fn without_panic_mode_a_pool_with_no_available_backend_is_503() {
     let sick = Sick::start(0, "panic_threshold: 0");
     assert_eq!(statuses(&sick.daemon, 10), [(503, 10)]);
     assert_eq!(sick.in_panic(), (0.0, false.into()));
-    wait::until(LONG, "all are counted", || {
+    wait::until(LONG, "all requests are counted", || {
         sick.daemon.metric("lb_rejected_total", &["reason=\"no_backend\""]) == 10.0
     });
     let sick = Sick::start(0, "");
@@ -399,19 +401,19 @@ fn without_panic_a_pool_with_no_backend_available_answers_503() {
     assert_eq!(sick.in_panic().0, 1.0);
 }
 
-// ===== what is left of a failure =====
+// ===== requests that still fail =====
 
 const CLIENTS: usize = 8;
 const EACH: usize = 50;
 
-/// A pool with failing backends under load, and what came of it.
+/// The outcomes of requests to a pool with failing backends under load.
 struct Scenario {
     name: &'static str,
     outcomes: Vec<Outcome>,
 }
 
 impl Scenario {
-    /// `more` are keys of the pool.
+    /// Sends load to a daemon with these origins and further keys of the pool.
     #[track_caller]
     fn run(name: &'static str, origins: &[Origin], more: &str, method: &'static str) -> Self {
         let lab = Lab::new();
@@ -440,18 +442,18 @@ impl Scenario {
     }
 }
 
-/// An origin that behaves so, and two that are well.
+/// One origin with this behaviour, and two healthy ones.
 fn one_of_three(behaviour: Behaviour) -> [Origin; 3] {
     let origins = ["bad", "one", "two"].map(Origin::start);
     origins[0].behave(behaviour);
     origins
 }
 
-/// Enough repetitions at a time for all clients, and little patience.
+/// Allows concurrent retries for all clients, and a short time for each attempt.
 const HELPFUL: &str = "retries: {per_try: 300ms, min_concurrent: 8}";
 
 #[test]
-fn one_backend_of_three_that_fails_costs_no_idempotent_request() {
+fn one_failing_backend_of_three_fails_no_idempotent_request() {
     let slow = Behaviour::Slow(Duration::from_millis(100), Answer::ok("slow"));
     for (name, behaviour) in [
         ("slow by 100 ms", slow),
@@ -467,10 +469,11 @@ fn one_backend_of_three_that_fails_costs_no_idempotent_request() {
     }
 }
 
-/// Five failures in a row eject. Those that happen within one backoff of 25 ms are more than the three repetitions that the
-/// budget allows 8 clients, so a few are passed on: those five, and what the other clients had under way, less those three.
+/// Five consecutive failures eject a backend. Within one backoff of 25 ms there may be more failures than the three
+/// concurrent retries of the budget, so a few reach the clients: those five and the requests in flight of the other
+/// clients, less the three retries.
 #[test]
-fn with_the_default_budget_one_backend_of_three_that_fails_costs_next_to_nothing() {
+fn with_the_default_budget_one_failing_backend_of_three_fails_few_requests() {
     for (name, behaviour) in [
         ("resetting on accept, defaults", Behaviour::Reset),
         ("resetting on request, defaults", Behaviour::ResetOnRequest),
@@ -483,23 +486,23 @@ fn with_the_default_budget_one_backend_of_three_that_fails_costs_next_to_nothing
 }
 
 #[test]
-fn one_backend_of_three_that_refuses_costs_no_request_whatever_its_method() {
+fn one_backend_of_three_that_refuses_connections_fails_no_request_of_any_method() {
     for (name, method) in [("refusing, GET", "GET"), ("refusing, POST", "POST")] {
         let origins = [Origin::refusing("bad"), Origin::start("one"), Origin::start("two")];
         assert_eq!(Scenario::run(name, &origins, "", method).failed(), 0);
     }
 }
 
-/// Nothing can be made good once the answer has begun; but it is noticed.
+/// No retry is possible once the response has begun, but the failure still counts.
 #[test]
-fn one_backend_of_three_that_closes_within_its_answers_is_ejected() {
+fn one_backend_of_three_that_truncates_its_responses_is_ejected() {
     let scenario = Scenario::run("closing mid-response", &one_of_three(Behaviour::CutShort), "", "GET");
-    // Five in a row, and what the other clients had under way.
+    // Five consecutive failures, and the requests in flight of the other clients.
     assert!((5..=5 + CLIENTS - 1).contains(&scenario.failed()), "{}", scenario.failed());
 }
 
 #[test]
-fn one_backend_of_three_that_comes_and_goes_costs_no_idempotent_request() {
+fn one_flapping_backend_of_three_fails_no_idempotent_request() {
     let lab = Lab::new();
     let mut origins = one_of_three(Behaviour::Answer(Answer::ok("flapping")));
     let daemon = lab.start(&pool(&origins.each_ref(), "retries: {min_concurrent: 8}"));
@@ -515,14 +518,15 @@ fn one_backend_of_three_that_comes_and_goes_costs_no_idempotent_request() {
         done.store(true, Ordering::Relaxed);
         (outcomes, flaps.join().unwrap())
     });
-    println!("came and went {flaps} times");
+    println!("the backend flapped {flaps} times");
     outcomes.sort_by_key(Outcome::status);
     let scenario = Scenario { name: "flapping once a second", outcomes }.printed();
     assert_eq!(scenario.failed(), 0, "{:?}", scenario.outcomes[0]);
     assert!(flaps >= 4 && origins[0].requests() > 0);
 }
 
-/// Refuses for a second, accepts for a second, until told to stop; how often.
+/// Makes the origin refuse and accept connections, for a second each, until `done` is set. Returns the number of
+/// changes.
 fn flap(origin: &mut Origin, done: &AtomicBool) -> usize {
     let turn = || wait::poll(Duration::from_secs(1), || done.load(Ordering::Relaxed).then_some(())).is_none();
     let mut flaps = 0;
@@ -544,39 +548,39 @@ fn four_of_five_dead() -> Vec<Origin> {
 }
 
 #[test]
-fn with_four_of_five_backends_dead_the_fifth_serves_all() {
+fn the_fifth_backend_serves_all_requests_when_four_of_five_are_dead() {
     for method in ["GET", "POST"] {
         let name =
             if method == "GET" { "4 of 5 dead, attempts: 4, GET" } else { "4 of 5 dead, attempts: 4, POST" };
         let scenario = Scenario::run(name, &four_of_five_dead(), "retries: {attempts: 4}", method);
         assert_eq!(scenario.failed(), 0, "{name}");
     }
-    // Checks that know better need no attempt.
+    // With health checks, no retry is needed.
     let (lab, origins) = (Lab::new(), four_of_five_dead());
     let more = "panic_threshold: 0\nretries: {attempts: 0}\nhealth_check: {type: tcp, interval: 200ms, fast_interval: 200ms, fall: 1}";
     let daemon = lab.start(&pool(&origins.iter().collect::<Vec<_>>(), more));
-    wait::until(LONG, "the checks know", || daemon.metric("lb_backend_up", &[]) == 1.0);
+    wait::until(LONG, "the checks have failed", || daemon.metric("lb_backend_up", &[]) == 1.0);
     let outcomes = burst(daemon.listener, "POST", CLIENTS, EACH);
     let scenario = Scenario { name: "4 of 5 dead, checked, no panic, POST", outcomes }.printed();
     assert_eq!(scenario.failed(), 0);
 }
 
-/// With one more attempt and half of the pool ejected at most, a request can still meet two dead backends: two of those three
-/// that are left are.
+/// At most half of the pool is ejected, so two of the three remaining backends are dead. With one retry, a request can
+/// still meet both of them.
 #[test]
-fn with_four_of_five_backends_dead_and_one_more_attempt_most_are_served() {
+fn one_retry_serves_most_requests_when_four_of_five_backends_are_dead() {
     let scenario = Scenario::run("4 of 5 dead, defaults", &four_of_five_dead(), "", "GET");
     assert!(scenario.failed() <= scenario.outcomes.len() / 2, "{}", scenario.failed());
     assert!(scenario.longest() < Duration::from_secs(2), "{:?}", scenario.longest());
 }
 
-/// All five take their turn in panic, but who was failed once is sent where the checks pass.
+/// In panic mode all five backends get requests, but a retry goes to a backend that passes its checks.
 #[test]
-fn with_four_of_five_backends_dead_panic_costs_no_request() {
+fn panic_mode_fails_no_request_when_four_of_five_backends_are_dead() {
     let (lab, origins) = (Lab::new(), four_of_five_dead());
     let more = "health_check: {type: tcp, interval: 200ms, fast_interval: 200ms, fall: 1}";
     let daemon = lab.start(&pool(&origins.iter().collect::<Vec<_>>(), more));
-    wait::until(LONG, "the checks know", || daemon.metric("lb_pool_panic", &[]) == 1.0);
+    wait::until(LONG, "the checks have failed", || daemon.metric("lb_pool_panic", &[]) == 1.0);
     for method in ["GET", "POST"] {
         let outcomes = burst(daemon.listener, method, CLIENTS, EACH);
         let scenario = Scenario { name: "4 of 5 dead, checked, panic", outcomes }.printed();
@@ -585,7 +589,7 @@ fn with_four_of_five_backends_dead_panic_costs_no_request() {
 }
 
 #[test]
-fn with_all_backends_dead_every_request_fails_at_once() {
+fn every_request_fails_at_once_when_all_backends_are_dead() {
     for (name, more) in [
         ("all dead, defaults", ""),
         ("all dead, attempts: 4", "retries: {attempts: 4}"),
@@ -603,16 +607,16 @@ fn with_all_backends_dead_every_request_fails_at_once() {
     let more =
         "panic_threshold: 0\nhealth_check: {type: tcp, interval: 200ms, fast_interval: 200ms, fall: 1}";
     let daemon = lab.start_listening(&pool(&dead.each_ref(), more));
-    wait::until(LONG, "the checks know", || daemon.metric("lb_backend_up", &[]) == 0.0);
+    wait::until(LONG, "the checks have failed", || daemon.metric("lb_backend_up", &[]) == 0.0);
     let outcomes = burst(daemon.listener, "GET", CLIENTS, EACH);
     let scenario = Scenario { name: "all dead, checked, no panic", outcomes }.printed();
     assert!(scenario.outcomes.iter().all(|outcome| outcome.status() == 503));
     assert!(scenario.longest() < Duration::from_secs(2), "{:?}", scenario.longest());
 }
 
-// ===== a kill =====
+// ===== a killed backend =====
 
-/// An origin in a process of its own, so that a kill ends all of it at one instant.
+/// An origin in a separate process, so that a kill ends all its connections at one instant.
 struct Killable {
     child: Child,
     address: SocketAddr,
@@ -646,10 +650,10 @@ impl Drop for Killable {
     }
 }
 
-/// Sends requests over 200 connections and kills the backend at `victim` under them; what failed, with the log lines that say
-/// why.
+/// Sends requests over 200 connections, and kills the backend with the index `victim` meanwhile. Returns the number of
+/// failures, and the log lines about them.
 #[track_caller]
-fn kill_one_of_three(victim: usize) -> (u64, String) {
+fn failures_after_killing_one_of_three(victim: usize) -> (u64, String) {
     let lab = Lab::new();
     let mut origins = ["one", "two", "three"].map(|name| Killable::start(name, 5));
     let daemon = lab.start(&pool_of(&origins.each_ref().map(|origin| origin.address), ""));
@@ -657,7 +661,7 @@ fn kill_one_of_three(victim: usize) -> (u64, String) {
     wait::until(LONG, "all connections are busy", || load.report().ok > 2_000);
     let before = load.report().ok;
     origins[victim].kill();
-    wait::until(LONG, "much was answered after the kill", || {
+    wait::until(LONG, "4000 requests have ended after the kill", || {
         let report = load.report();
         report.ok + report.failed > before + 4_000
     });
@@ -673,22 +677,22 @@ fn kill_one_of_three(victim: usize) -> (u64, String) {
         metric("lb_upstream_retries_denied_total", &[]),
         metric("lb_upstream_errors_total", &["reason=\"reset\""]),
     );
-    assert!(refused > 0.0, "nobody noticed the kill");
+    assert!(refused > 0.0, "no connection was refused after the kill");
     (report.failed + report.reconnects, format!("{:?}\n{}", report.errors, failures(&daemon)))
 }
 
 #[test]
-fn a_backend_killed_under_200_connections_costs_no_idempotent_request() {
-    let runs: Vec<_> = (0..10).map(|run| kill_one_of_three(run % 3)).collect();
+fn killing_a_backend_under_200_connections_fails_no_idempotent_request() {
+    let runs: Vec<_> = (0..10).map(|run| failures_after_killing_one_of_three(run % 3)).collect();
     for (run, (failed, why)) in runs.iter().enumerate() {
         assert_eq!(*failed, 0, "run {run}: {why}");
     }
 }
 
-/// The worst moment for it: a third of all requests in flight fails at once, more than the budget allows to be sent again, and
-/// not one over a connection that was kept.
+/// In the worst case, a third of all requests in flight fails at once. They are more than the budget allows to retry,
+/// and none of them used a kept-alive connection.
 #[test]
-fn a_backend_killed_in_the_first_request_of_200_connections_costs_no_idempotent_request() {
+fn killing_a_backend_during_the_first_request_of_200_connections_fails_no_idempotent_request() {
     let lab = Lab::new();
     let mut origins = ["one", "two", "three"].map(|name| Killable::start(name, 2_000));
     let daemon = lab.start(&pool_of(&origins.each_ref().map(|origin| origin.address), ""));
@@ -702,14 +706,14 @@ fn a_backend_killed_in_the_first_request_of_200_connections_costs_no_idempotent_
     let outcomes = clients.join().unwrap();
     let denied = daemon.metric("lb_upstream_retries_denied_total", &[]);
     println!(
-        "{} of 200 failed; {lost} were at the backend that was killed, {denied} were denied",
+        "{} of 200 failed; {lost} were in flight at the killed backend, {denied} retries were denied",
         failed(&outcomes)
     );
     assert!(lost > 60.0);
     assert_eq!(failed(&outcomes), 0, "{}", failures(&daemon));
 }
 
-/// The lines of the access log that are no success.
+/// The first 20 lines of the log that do not contain the status 200.
 fn failures(daemon: &Daemon) -> String {
     let log = daemon.log();
     let failures: Vec<&str> = log.lines().filter(|line| !line.contains(" 200 ")).take(20).collect();

@@ -1,6 +1,6 @@
-//! Requests that a backend failed and another one answers, and those that nobody may send again.
+//! Retries: requests that fail at one backend and succeed at another, and requests that must not be retried.
 
-#![expect(clippy::print_stdout, reason = "the numbers are what these tests are for")]
+#![expect(clippy::print_stdout, reason = "these tests print what they measure")]
 
 use std::collections::BTreeSet;
 use std::thread;
@@ -14,16 +14,16 @@ use tests::{Answer, Behaviour, Connection, Daemon, Gate, Lab, Origin};
 
 use crate::{pool, tally};
 
-/// What `retries.when` can name.
+/// The failures that `retries.when` can list.
 const FAILURES: [&str; 6] = ["connect_failure", "reset", "timeout", "502", "503", "504"];
 
-/// Nobody is ejected, so that only retries help. What hangs is given up soon.
+/// Switches ejection off, so that only retries help, and makes hanging requests time out soon.
 const NO_EJECTION: &str = "outlier_detection: {consecutive_failures: 0}\ntimeouts: {response: 300ms}";
 
-/// The longest body that can be sent again.
+/// The longest request body in bytes that can be retried.
 const REPLAYABLE: usize = 64 * 1024;
 
-/// An origin that fails in one of the ways of [`FAILURES`].
+/// An origin with one of the [`FAILURES`].
 pub(crate) fn failing(how: &str) -> Origin {
     let behaviour = match how {
         "connect_failure" => return Origin::refusing(how),
@@ -36,7 +36,7 @@ pub(crate) fn failing(how: &str) -> Origin {
     origin
 }
 
-/// Nothing that happened is held against this backend.
+/// Asserts that no failure is counted for this backend.
 #[track_caller]
 pub(crate) fn assert_no_failure(daemon: &Daemon, origin: &Origin) {
     let status = daemon.backend_status("web", origin.address);
@@ -44,7 +44,7 @@ pub(crate) fn assert_no_failure(daemon: &Daemon, origin: &Origin) {
     assert!(errors && status["consecutive_failures"] == 0, "{status:#}");
 }
 
-/// What a client gets from a pool whose only backend fails so.
+/// The status that a client gets when the only backend of a pool has this failure.
 pub(crate) fn status_of(failure: &str) -> u16 {
     match failure {
         "connect_failure" | "reset" => 502,
@@ -53,7 +53,7 @@ pub(crate) fn status_of(failure: &str) -> u16 {
     }
 }
 
-/// One origin that fails, one that does not, and a daemon before them.
+/// A daemon with one failing origin and one healthy one.
 struct Pair {
     daemon: Daemon,
     bad: Origin,
@@ -69,7 +69,7 @@ impl Pair {
         Self { daemon, bad, up, _lab: lab }
     }
 
-    /// The status of two requests, one of which is sent to the one that fails, if not both.
+    /// Sends two requests, and returns their statuses. At least one of them goes to the failing origin first.
     #[track_caller]
     fn two(&self, method: &str, body: &[u8]) -> Vec<(u16, usize)> {
         let request = || self.daemon.connect().request(method, "/two", &[], body).unwrap().status;
@@ -84,14 +84,14 @@ fn count(outcomes: &[Outcome], status: u16) -> usize {
 // ===== attempts =====
 
 #[test]
-fn no_backend_is_tried_twice_however_many_attempts_there_are() {
+fn no_backend_gets_two_attempts_of_one_request() {
     let lab = Lab::new();
     let all = [failing("503"), failing("502"), failing("504")];
     let origins = [&all[0], &all[1], &all[2]];
     let daemon = lab.start(&pool(&origins, &format!("{NO_EJECTION}\nretries: {{attempts: 10}}")));
     let answer = daemon.get("/once").unwrap();
     assert_eq!(all.each_ref().map(Origin::requests), [1, 1, 1]);
-    assert_eq!(answer.status.to_string(), answer.text(), "the last one's answer passes as it is");
+    assert_eq!(answer.status.to_string(), answer.text(), "the response of the last backend passes unchanged");
     drop(daemon);
 
     for attempts in 0..3 {
@@ -99,14 +99,14 @@ fn no_backend_is_tried_twice_however_many_attempts_there_are() {
         let more = format!("{NO_EJECTION}\nretries: {{attempts: {attempts}}}");
         let daemon = lab.start(&pool(&origins, &more));
         assert!(daemon.get("/some").unwrap().status >= 502);
-        let tries = all.iter().map(Origin::requests).sum::<u64>() - before;
-        assert_eq!(tries, attempts + 1, "with attempts: {attempts}");
+        let attempted = all.iter().map(Origin::requests).sum::<u64>() - before;
+        assert_eq!(attempted, attempts + 1, "with attempts: {attempts}");
         assert_eq!(daemon.metric("lb_upstream_retries_total", &["pool=\"web\""]), attempts as f64);
     }
 }
 
 #[test]
-fn the_failure_of_the_only_backend_passes_as_it_is() {
+fn the_error_response_of_the_only_backend_passes_unchanged() {
     let (lab, origin) = (Lab::new(), Origin::start("only"));
     origin.behave(Behaviour::Answer(Answer::status(503, "closed for lunch").with("Retry-After", "7")));
     let daemon = lab.start(&pool(&[&origin], ""));
@@ -119,9 +119,9 @@ fn the_failure_of_the_only_backend_passes_as_it_is() {
     assert_eq!(daemon.metric("lb_upstream_retries_total", &[]), 0.0);
 }
 
-/// The backend that the replay goes to may fail as well, and there is still the attempt that the settings allow.
+/// The backend that gets the replay may fail as well. The retry that the settings allow is then still available.
 #[test]
-fn a_replay_of_a_stale_connection_costs_no_attempt() {
+fn a_replay_after_a_stale_connection_does_not_count_as_a_retry() {
     let lab = Lab::new();
     let mut origins = ["a", "b", "c"].map(Origin::start);
     let daemon = lab.start(&pool(
@@ -138,15 +138,15 @@ fn a_replay_of_a_stale_connection_costs_no_attempt() {
     assert_eq!((answer.status, answer.origin()), (200, order[2].as_str()), "{}", daemon.log());
 }
 
-// ===== what may be sent again =====
+// ===== requests that may be retried =====
 
 #[test]
-fn a_post_is_sent_again_only_when_the_connection_failed() {
+fn a_post_is_retried_only_when_the_connection_failed() {
     for failure in FAILURES {
         let pair = Pair::start(failing(failure), "retries: {attempts: 5}");
         let statuses = pair.two("POST", b"body");
         let sent = pair.bad.requests() + pair.up.requests();
-        println!("POST, {failure}: {statuses:?}, the backends saw {sent} of 2");
+        println!("POST, {failure}: {statuses:?}, the backends got {sent} of 2");
         assert_eq!(sent, 2, "{failure}: {statuses:?}");
         let expected = if failure == "connect_failure" {
             vec![(200, 2)]
@@ -158,7 +158,7 @@ fn a_post_is_sent_again_only_when_the_connection_failed() {
 }
 
 #[test]
-fn idempotent_requests_are_sent_again_whatever_the_failure() {
+fn idempotent_requests_are_retried_after_any_failure() {
     for failure in FAILURES {
         let pair = Pair::start(failing(failure), "");
         for method in ["GET", "HEAD", "PUT", "DELETE", "OPTIONS"] {
@@ -170,7 +170,7 @@ fn idempotent_requests_are_sent_again_whatever_the_failure() {
 }
 
 #[test]
-fn a_reset_of_a_connection_just_made_is_no_reason_to_fail() {
+fn a_reset_or_garbage_on_a_new_connection_is_retried() {
     for behaviour in [Behaviour::Reset, Behaviour::Garbage] {
         let bad = Origin::start("bad");
         bad.behave(behaviour.clone());
@@ -183,7 +183,7 @@ fn a_reset_of_a_connection_just_made_is_no_reason_to_fail() {
 }
 
 #[test]
-fn a_body_of_up_to_64_kib_is_sent_again_byte_for_byte() {
+fn a_body_of_up_to_64_kib_is_retried_unchanged() {
     let body: Vec<u8> =
         pattern::from(0).iter().chain(pattern::from(0)).copied().take(REPLAYABLE + 1).collect();
     for failure in ["reset", "timeout", "503"] {
@@ -196,14 +196,14 @@ fn a_body_of_up_to_64_kib_is_sent_again_byte_for_byte() {
             }
         }
         let (before, failed) = (pair.up.requests(), (status_of(failure), 1));
-        assert_eq!(pair.two("PUT", &body), [(200, 1), failed], "a byte more, {failure}");
+        assert_eq!(pair.two("PUT", &body), [(200, 1), failed], "one byte too long, {failure}");
         assert_eq!(pair.up.requests(), before + 1, "{failure}");
     }
 }
 
-/// The end of such a body comes before the first backend has failed, and is all that there is of it.
+/// Such a body consists only of its last chunk, which arrives before the first backend has failed.
 #[test]
-fn an_empty_body_in_chunks_is_sent_again_with_its_end() {
+fn an_empty_chunked_body_is_retried_with_its_last_chunk() {
     let pair = Pair::start(failing("503"), "");
     for _ in 0..2 {
         let (mut client, began) = (pair.daemon.connect(), Instant::now());
@@ -218,9 +218,9 @@ fn an_empty_body_in_chunks_is_sent_again_with_its_end() {
     assert!(pair.up.seen().iter().all(|seen| seen.method() == "DELETE" && seen.body.length == 0));
 }
 
-/// The first half is sent again from memory, the second comes from the client as it would have.
+/// The first half is sent again from memory. The second half comes from the client as usual.
 #[test]
-fn a_body_on_its_way_when_the_backend_fails_arrives_whole_at_another() {
+fn a_partial_body_is_retried_and_arrives_complete_at_another_backend() {
     let bad = Origin::start("bad");
     bad.behave(Behaviour::Reset);
     let pair = Pair::start(bad, "");
@@ -230,10 +230,10 @@ fn a_body_on_its_way_when_the_backend_fails_arrives_whole_at_another() {
         let mut client = pair.daemon.connect();
         client.send(head_bytes("PUT", "/halves", &[], body.len())).unwrap();
         client.send(&body[..20_000]).unwrap();
-        wait::until(LONG, "the head has arrived somewhere", || {
+        wait::until(LONG, "the head has arrived at a backend", || {
             pair.bad.connections() > resets || pair.up.working() > 0
         });
-        wait::until(LONG, "it has arrived where it stays", || pair.up.working() > 0);
+        wait::until(LONG, "the head has arrived at the healthy backend", || pair.up.working() > 0);
         client.send(&body[20_000..]).unwrap();
         assert_eq!(client.response("PUT").unwrap().status, 200);
         assert_eq!(pair.up.requests(), requests + 1);
@@ -244,7 +244,7 @@ fn a_body_on_its_way_when_the_backend_fails_arrives_whole_at_another() {
 }
 
 #[test]
-fn once_bytes_of_an_answer_have_reached_the_client_nothing_is_sent_again() {
+fn no_request_is_retried_once_the_client_has_received_bytes_of_the_response() {
     let cut = Origin::start("cut");
     cut.behave(Behaviour::CutShort);
     let pair = Pair::start(cut, "retries: {attempts: 5}");
@@ -261,7 +261,7 @@ fn once_bytes_of_an_answer_have_reached_the_client_nothing_is_sent_again() {
 }
 
 #[test]
-fn only_the_failures_that_when_names_are_worth_another_attempt() {
+fn only_the_failures_that_when_lists_are_retried() {
     for failure in FAILURES {
         let pair = Pair::start(failing(failure), &format!("retries: {{when: [{failure}]}}"));
         assert_eq!(pair.two("GET", b""), [(200, 2)], "when: [{failure}]");
@@ -273,7 +273,7 @@ fn only_the_failures_that_when_names_are_worth_another_attempt() {
 }
 
 #[test]
-fn the_access_log_says_who_failed_and_how() {
+fn the_access_log_shows_which_backend_failed_and_how() {
     let words = ["connect", "reset", "timeout", "502", "503", "504"];
     for (failure, word) in FAILURES.into_iter().zip(words) {
         for format in ["text", "json"] {
@@ -297,7 +297,7 @@ fn the_access_log_says_who_failed_and_how() {
 }
 
 #[test]
-fn the_access_log_says_how_the_last_one_failed_as_well() {
+fn the_access_log_also_shows_how_the_last_backend_failed() {
     let words = ["connect", "reset", "timeout", "502", "503", "504"];
     for (failure, word) in FAILURES.into_iter().zip(words) {
         for format in ["text", "json"] {
@@ -321,12 +321,12 @@ fn the_access_log_says_how_the_last_one_failed_as_well() {
 }
 
 #[test]
-fn a_failure_within_an_answer_and_one_that_nobody_makes_good_are_in_the_access_log() {
+fn the_access_log_shows_truncated_and_malformed_responses() {
     for (behaviour, word) in [(Behaviour::CutShort, "reset"), (Behaviour::Garbage, "protocol")] {
         let (lab, bad) = (Lab::new(), Origin::start("bad"));
         bad.behave(behaviour);
         let daemon = lab.start(&format!("access_log: {{format: text}}\n{}", pool(&[&bad], "")));
-        // Broken within: there is no whole answer.
+        // The client may get no complete response.
         let _ = daemon.get("/broken");
         let line = daemon.logged(&["/broken", &format!("tried={}:{word} ", bad.address)]);
         assert!(line.contains(&format!("reason=\"{word}\"")), "{line}");
@@ -337,16 +337,16 @@ fn a_failure_within_an_answer_and_one_that_nobody_makes_good_are_in_the_access_l
 
 const PER_TRY: Duration = Duration::from_millis(400);
 
-/// A whole request has all the time in the world, one attempt has little.
+/// Allows a long time for the request, but a short one for each attempt.
 const PATIENT: &str = "timeouts: {response: 60s}\nretries: {per_try: 400ms}";
 
 #[test]
-fn an_attempt_that_hangs_is_made_good_by_another_after_per_try() {
+fn a_hanging_attempt_is_retried_after_per_try() {
     let (lab, hanging, up) = (Lab::new(), failing("timeout"), Origin::start("up"));
     let daemon = lab.start(&pool(&[&hanging, &up], PATIENT));
     let outcomes = burst(daemon.listener, "GET", 2, 4);
     let longest = outcomes.iter().map(|outcome| outcome.took).max().unwrap();
-    println!("hanging, per_try {PER_TRY:?}: the longest of {} took {longest:?}", outcomes.len());
+    println!("hanging, per_try {PER_TRY:?}: the slowest of {} requests took {longest:?}", outcomes.len());
     assert_eq!(count(&outcomes, 200), 8, "{outcomes:?}");
     assert!(longest >= PER_TRY && longest < Duration::from_secs(5), "{longest:?}");
     assert!(hanging.requests() >= 4);
@@ -354,7 +354,7 @@ fn an_attempt_that_hangs_is_made_good_by_another_after_per_try() {
 }
 
 #[test]
-fn with_nobody_else_to_try_it_is_504_after_per_try() {
+fn the_status_is_504_after_per_try_when_no_other_backend_exists() {
     let (lab, hanging) = (Lab::new(), failing("timeout"));
     let daemon = lab.start(&pool(&[&hanging], PATIENT));
     for (method, body) in [("GET", &b""[..]), ("POST", b"body"), ("PUT", b"body")] {
@@ -368,7 +368,7 @@ fn with_nobody_else_to_try_it_is_504_after_per_try() {
 }
 
 #[test]
-fn an_answer_that_has_begun_in_time_may_last_longer_than_per_try() {
+fn a_response_that_begins_in_time_may_last_longer_than_per_try() {
     let (lab, origin, gate) = (Lab::new(), Origin::start("one"), Gate::closed());
     origin.behave(Behaviour::HeldWithin(gate.clone(), [b"begun, ".to_vec(), b"ended".to_vec()]));
     let daemon = lab.start(&pool(&[&origin], PATIENT));
@@ -379,14 +379,14 @@ fn an_answer_that_has_begun_in_time_may_last_longer_than_per_try() {
     thread::sleep(3 * PER_TRY);
     gate.open();
     assert_eq!(client.rest_of_body(&head).unwrap(), b"begun, ended");
-    // The limit is gone with the request that it was for.
+    // The limit does not apply to the idle time after its request.
     origin.behave(Behaviour::Answer(Answer::ok("next")));
     thread::sleep(2 * PER_TRY);
     assert_eq!(client.get("/next").unwrap().text(), "next");
 }
 
 #[test]
-fn an_upgrade_that_hangs_is_made_good_by_another_too() {
+fn a_hanging_websocket_upgrade_is_retried_after_per_try() {
     let (lab, hanging, up) = (Lab::new(), failing("timeout"), Origin::start("up"));
     up.behave(Behaviour::Upgrade);
     let daemon = lab.start(&pool(&[&hanging, &up], PATIENT));
@@ -397,7 +397,7 @@ fn an_upgrade_that_hangs_is_made_good_by_another_too() {
         client.send(head_bytes("GET", "/ws", &headers, 0)).unwrap();
         assert_eq!(client.response_head().unwrap().0, 101);
         assert!(began.elapsed() < Duration::from_secs(5));
-        // Two messages, the second later than one attempt may take.
+        // The second message comes later than `per_try`.
         for message in [b"one", b"two"] {
             client.send(message).unwrap();
             assert_eq!(client.some_bytes(), message);
@@ -407,7 +407,7 @@ fn an_upgrade_that_hangs_is_made_good_by_another_too() {
     assert!(hanging.requests() >= 1);
 }
 
-/// Sends a body that takes three times as long as one attempt may.
+/// Sends a request whose body takes three times as long as `per_try`.
 fn upload_slowly(client: &mut Connection, method: &str) {
     client.send(head_bytes(method, "/up", &[], 6)).unwrap();
     for byte in b"slowly" {
@@ -417,7 +417,7 @@ fn upload_slowly(client: &mut Connection, method: &str) {
 }
 
 #[test]
-fn a_client_that_takes_its_time_is_no_attempt_that_takes_too_long() {
+fn a_slow_upload_does_not_count_toward_per_try() {
     let (lab, origin) = (Lab::new(), Origin::start("one"));
     let daemon = lab.start(&pool(&[&origin], PATIENT));
     for method in ["PUT", "POST"] {
@@ -431,7 +431,7 @@ fn a_client_that_takes_its_time_is_no_attempt_that_takes_too_long() {
 }
 
 #[test]
-fn the_time_of_an_attempt_begins_when_its_request_is_whole() {
+fn per_try_begins_when_the_request_is_complete() {
     let (lab, hanging) = (Lab::new(), failing("timeout"));
     let daemon = lab.start(&pool(&[&hanging], PATIENT));
     let mut client = daemon.connect();
@@ -443,7 +443,7 @@ fn the_time_of_an_attempt_begins_when_its_request_is_whole() {
 }
 
 #[test]
-fn a_client_that_stalls_its_upload_is_no_failure_of_the_backend() {
+fn a_stalled_upload_is_not_a_failure_of_the_backend() {
     let (lab, origin) = (Lab::new(), Origin::start("one"));
     let daemon = lab.start(&pool(&[&origin], "timeouts: {response: 1s}"));
     let mut client = daemon.connect();
@@ -454,9 +454,9 @@ fn a_client_that_stalls_its_upload_is_no_failure_of_the_backend() {
     assert_no_failure(&daemon, &origin);
 }
 
-/// The trickle of [`upload_slowly`] takes more than a second.
+/// [`upload_slowly`] takes more than a second.
 #[test]
-fn a_slow_upload_does_not_count_as_the_time_of_the_backend() {
+fn a_slow_upload_does_not_count_toward_the_latency_of_the_backend() {
     let (lab, origin) = (Lab::new(), Origin::start("one"));
     let daemon = lab.start(&pool(&[&origin], ""));
     let (mut client, began) = (daemon.connect(), Instant::now());
@@ -472,8 +472,8 @@ fn a_slow_upload_does_not_count_as_the_time_of_the_backend() {
 const CLIENTS: usize = 50;
 const EACH: usize = 20;
 
-/// What 50 clients do to three backends that all fail so, with these keys of `retries`: how many repetitions were denied, and
-/// how many requests the backends saw.
+/// Sends requests from 50 clients to three backends that all have this behaviour, with these keys of `retries`. Returns
+/// the number of denied retries, and the number of requests that the backends got.
 #[track_caller]
 fn outage(behaviour: &Behaviour, retries: &str) -> (f64, u64) {
     let lab = Lab::new();
@@ -489,7 +489,7 @@ fn outage(behaviour: &Behaviour, retries: &str) -> (f64, u64) {
     let metric = |name: &str| daemon.metric(name, &["pool=\"web\""]);
     let denied = metric("lb_upstream_retries_denied_total");
     println!(
-        "outage, {retries}: {} requests, {} sent again, {denied} denied, the backends saw {saw}",
+        "outage, {retries}: {} requests, {} retries, {denied} denied, the backends got {saw}",
         outcomes.len(),
         metric("lb_upstream_retries_total")
     );
@@ -498,13 +498,13 @@ fn outage(behaviour: &Behaviour, retries: &str) -> (f64, u64) {
 }
 
 #[test]
-fn an_outage_is_multiplied_by_no_more_than_the_budget() {
+fn retries_during_an_outage_stay_within_the_budget() {
     let requests = (CLIENTS * EACH) as u64;
     let overloaded = Behaviour::Slow(Duration::from_millis(30), Answer::status(503, "overloaded"));
     let (denied, saw) = outage(&overloaded, "attempts: 2");
     assert!(denied > 0.0);
     assert!(saw <= requests * 120 / 100 + 20, "{saw} of {requests}");
-    assert!(saw > requests, "nothing was sent again");
+    assert!(saw > requests, "no request was retried");
 
     let (_, generous) = outage(&overloaded, "attempts: 2, budget_percent: 100");
     assert!(generous > requests * 150 / 100, "{generous} of {requests}");
@@ -513,9 +513,9 @@ fn an_outage_is_multiplied_by_no_more_than_the_budget() {
     assert!(denied > 0.0 && least > requests && least < saw, "{least} of {requests}");
 }
 
-/// Each client may be served once more before anybody knows that all backends fail.
+/// The bound allows each client one retry before all backends have failed.
 #[test]
-fn nor_is_an_outage_in_which_all_backends_reset() {
+fn retries_stay_within_the_budget_when_all_backends_reset() {
     let (denied, saw) = outage(&Behaviour::ResetOnRequest, "attempts: 2");
     let requests = (CLIENTS * EACH) as u64;
     assert!(denied > 0.0);
@@ -523,10 +523,10 @@ fn nor_is_an_outage_in_which_all_backends_reset() {
 }
 
 #[test]
-fn min_concurrent_repetitions_are_allowed_whatever_the_share() {
+fn min_concurrent_retries_are_allowed_whatever_the_budget() {
     let pair = Pair::start(failing("503"), "retries: {budget_percent: 20, min_concurrent: 0}");
     let statuses = tally((0..10).map(|_| pair.daemon.get("/").unwrap().status));
-    assert_eq!(statuses, [(200, 5), (503, 5)], "20 % of one request is none");
+    assert_eq!(statuses, [(200, 5), (503, 5)], "20% of one request allow no retry");
     assert_eq!(pair.daemon.metric("lb_upstream_retries_denied_total", &[]), 5.0);
 
     let pair = Pair::start(failing("503"), "retries: {budget_percent: 20, min_concurrent: 1}");
@@ -536,7 +536,7 @@ fn min_concurrent_repetitions_are_allowed_whatever_the_share() {
 }
 
 #[test]
-fn a_failed_connection_needs_no_budget() {
+fn a_retry_after_a_failed_connection_needs_no_budget() {
     let more = "retries: {budget_percent: 20, min_concurrent: 0}";
     let pair = Pair::start(failing("connect_failure"), more);
     let outcomes = burst(pair.daemon.listener, "POST", 4, 10);
@@ -544,12 +544,12 @@ fn a_failed_connection_needs_no_budget() {
     assert_eq!(pair.daemon.metric("lb_upstream_retries_denied_total", &[]), 0.0);
 }
 
-/// Nobody is ejected, and one repetition is allowed at a time.
+/// Switches ejection off, and allows one concurrent retry.
 const ONE_AT_A_TIME: &str = "outlier_detection: {consecutive_failures: 0}\n\
                              retries: {attempts: 2, budget_percent: 0, min_concurrent: 1}";
 
 #[test]
-fn a_repetition_does_not_compete_with_its_own_place() {
+fn a_second_retry_does_not_compete_with_the_first_for_the_budget() {
     let lab = Lab::new();
     let origins = [failing("503"), failing("503"), Origin::start("up")];
     let daemon = lab.start(&pool(&origins.each_ref(), ONE_AT_A_TIME));
@@ -560,9 +560,9 @@ fn a_repetition_does_not_compete_with_its_own_place() {
     assert_eq!(daemon.metric("lb_upstream_retries_denied_total", &[]), 0.0);
 }
 
-/// The answer may last for hours, and nothing of it is sent twice any more.
+/// The response may last for hours, and its request can no longer be retried.
 #[test]
-fn a_place_in_the_budget_is_given_back_with_the_head_of_the_answer() {
+fn a_retry_leaves_the_budget_when_its_response_begins() {
     let (lab, bad, up) = (Lab::new(), failing("503"), Origin::start("up"));
     up.behave(Behaviour::Upgrade);
     let daemon = lab.start(&pool(&[&bad, &up], ONE_AT_A_TIME));
@@ -573,12 +573,12 @@ fn a_place_in_the_budget_is_given_back_with_the_head_of_the_answer() {
         assert_eq!(client.response_head().unwrap().0, 101);
         client
     };
-    // One of the two went to the one that fails first, if not both, and they stay open.
+    // At least one of the two WebSockets went to the failing backend first, and both stay open.
     let mut sockets = [0, 1].map(open);
     assert!(daemon.metric("lb_upstream_retries_total", &[]) >= 1.0);
     up.behave(Behaviour::Answer(Answer::ok("")));
     let statuses = tally((0..10).map(|_| daemon.get("/").unwrap().status));
-    println!("while a WebSocket that was sent again is open: {statuses:?}");
+    println!("while a retried WebSocket is open: {statuses:?}");
     assert_eq!(statuses, [(200, 10)], "{}", daemon.log());
     for socket in &mut sockets {
         socket.send(b"still open").unwrap();

@@ -1,10 +1,10 @@
-//! Which pool a request goes to: listeners and routes.
+//! The choice of a pool for each request by listeners and routes.
 
 use tests::{Connection, Lab, Origin};
 
 use crate::pool;
 
-/// Two origins, `one` and `two`, each the only backend of a pool of its name.
+/// Two origins, `one` and `two`, each of which is the only backend of a pool with the same name.
 struct Pools {
     _origins: [Origin; 2],
     yaml: String,
@@ -21,15 +21,15 @@ impl Pools {
         Self { _origins: [one, two], yaml }
     }
 
-    /// The pools with these routes, a line each.
+    /// The configuration of the pools with these routes.
     fn routed(&self, routes: &[&str]) -> String {
         let routes: String = routes.iter().map(|route| format!("  - {route}\n")).collect();
         format!("{}routes:\n{routes}", self.yaml)
     }
 }
 
-/// The origin that answers, or the status when none does.
-fn answered_by(client: &mut Connection, method: &str, target: &str, headers: &[(&str, &str)]) -> String {
+/// Sends a request, and returns the name of the origin that serves it, or the status if none does.
+fn served_by(client: &mut Connection, method: &str, target: &str, headers: &[(&str, &str)]) -> String {
     let answer = client.request(method, target, headers, b"").unwrap();
     match answer.origin() {
         "" => answer.status.to_string(),
@@ -38,7 +38,7 @@ fn answered_by(client: &mut Connection, method: &str, target: &str, headers: &[(
 }
 
 #[test]
-fn with_one_pool_no_route_is_needed() {
+fn one_pool_needs_no_route() {
     let lab = Lab::new();
     let origin = Origin::start("one");
     let daemon = lab.start(&pool(&[&origin], ""));
@@ -46,14 +46,14 @@ fn with_one_pool_no_route_is_needed() {
 }
 
 #[test]
-fn the_first_route_that_matches_wins_and_no_route_is_404() {
+fn the_first_matching_route_wins_and_no_matching_route_is_404() {
     let lab = Lab::new();
     let pools = Pools::start();
     let routes = ["{match: {path_prefix: /a/b}, pool: two}", "{match: {path_prefix: /a}, pool: one}"];
     let daemon = lab.start(&pools.routed(&routes));
     let mut client = daemon.connect();
-    assert_eq!(answered_by(&mut client, "GET", "/a/b/c", &[]), "two");
-    assert_eq!(answered_by(&mut client, "GET", "/a/c", &[]), "one");
+    assert_eq!(served_by(&mut client, "GET", "/a/b/c", &[]), "two");
+    assert_eq!(served_by(&mut client, "GET", "/a/c", &[]), "one");
     let answer = daemon.get("/b").unwrap();
     assert_eq!(answer.status, 404);
     assert!(answer.length < 200, "a short body: {}", answer.text());
@@ -77,7 +77,7 @@ fn hosts_match_exactly_or_by_wildcard_without_regard_to_case_and_port() {
     let pools = Pools::start();
     let daemon = lab.start(&pools.routed(&routes));
     let mut client = daemon.connect();
-    let mut by_host = |host: &str| answered_by(&mut client, "GET", "/", &[("Host", host)]);
+    let mut by_host = |host: &str| served_by(&mut client, "GET", "/", &[("Host", host)]);
     assert_eq!(by_host("api.example.com"), "one");
     assert_eq!(by_host("API.Example.com"), "one");
     assert_eq!(by_host("api.example.com:8080"), "one");
@@ -87,7 +87,7 @@ fn hosts_match_exactly_or_by_wildcard_without_regard_to_case_and_port() {
 }
 
 #[test]
-fn one_of_several_hosts_and_paths_is_enough() {
+fn one_matching_host_and_path_of_several_suffices() {
     let lab = Lab::new();
     let routes = [
         "{match: {host: [api.test, \"*.api.test\"], path: [/a, /b]}, pool: one}",
@@ -96,7 +96,7 @@ fn one_of_several_hosts_and_paths_is_enough() {
     let pools = Pools::start();
     let daemon = lab.start(&pools.routed(&routes));
     let mut client = daemon.connect();
-    let mut by = |host: &str, path: &str| answered_by(&mut client, "GET", path, &[("Host", host)]);
+    let mut by = |host: &str, path: &str| served_by(&mut client, "GET", path, &[("Host", host)]);
     for (host, path) in
         [("api.test", "/a"), ("api.test", "/b"), ("v1.api.test", "/a"), ("v1.API.test", "/b?q")]
     {
@@ -119,7 +119,7 @@ fn paths_match_exactly_or_by_prefix_of_whole_segments() {
     let pools = Pools::start();
     let daemon = lab.start(&pools.routed(&routes));
     let mut client = daemon.connect();
-    let mut by_path = |path: &str| answered_by(&mut client, "GET", path, &[]);
+    let mut by_path = |path: &str| served_by(&mut client, "GET", path, &[]);
     assert_eq!(by_path("/exact"), "one");
     assert_eq!(by_path("/exact?query"), "one");
     assert_eq!(by_path("/exact/more"), "404");
@@ -136,28 +136,28 @@ fn methods_and_headers_match() {
     let pools = Pools::start();
     let daemon = lab.start(&pools.routed(&routes));
     let mut client = daemon.connect();
-    assert_eq!(answered_by(&mut client, "PUT", "/", &[]), "one");
-    assert_eq!(answered_by(&mut client, "DELETE", "/", &[]), "one");
-    assert_eq!(answered_by(&mut client, "GET", "/", &[]), "404");
-    assert_eq!(answered_by(&mut client, "GET", "/", &[("x-canary", "1")]), "two");
-    assert_eq!(answered_by(&mut client, "GET", "/", &[("x-canary", "2")]), "404");
+    assert_eq!(served_by(&mut client, "PUT", "/", &[]), "one");
+    assert_eq!(served_by(&mut client, "DELETE", "/", &[]), "one");
+    assert_eq!(served_by(&mut client, "GET", "/", &[]), "404");
+    assert_eq!(served_by(&mut client, "GET", "/", &[("x-canary", "1")]), "two");
+    assert_eq!(served_by(&mut client, "GET", "/", &[("x-canary", "2")]), "404");
 }
 
 #[test]
-fn all_that_a_route_names_must_match() {
+fn all_conditions_of_a_route_must_match() {
     let lab = Lab::new();
     let routes = ["{match: {host: a.test, path_prefix: /v1, method: [GET]}, pool: one}", "{pool: two}"];
     let pools = Pools::start();
     let daemon = lab.start(&pools.routed(&routes));
     let mut client = daemon.connect();
-    assert_eq!(answered_by(&mut client, "GET", "/v1", &[("Host", "a.test")]), "one");
-    assert_eq!(answered_by(&mut client, "POST", "/v1", &[("Host", "a.test")]), "two");
-    assert_eq!(answered_by(&mut client, "GET", "/v2", &[("Host", "a.test")]), "two");
-    assert_eq!(answered_by(&mut client, "GET", "/v1", &[("Host", "b.test")]), "two");
+    assert_eq!(served_by(&mut client, "GET", "/v1", &[("Host", "a.test")]), "one");
+    assert_eq!(served_by(&mut client, "POST", "/v1", &[("Host", "a.test")]), "two");
+    assert_eq!(served_by(&mut client, "GET", "/v2", &[("Host", "a.test")]), "two");
+    assert_eq!(served_by(&mut client, "GET", "/v1", &[("Host", "b.test")]), "two");
 }
 
 #[test]
-fn several_listeners_on_tcp_and_unix_sockets_have_routes_of_their_own() {
+fn tcp_and_unix_listeners_have_their_own_routes() {
     let lab = Lab::new();
     let pools = Pools::start();
     let socket = lab.path("private.sock");

@@ -1,4 +1,4 @@
-//! Pingora's own keys, each by what it does to the process or its traffic.
+//! Pingora's own keys, and the effect of each on the process or its traffic.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -8,13 +8,13 @@ use tests::{Authority, Daemon, Lab, Origin, Signal};
 
 use crate::{pool, pool_of};
 
-/// Waits until exactly `count` threads of a daemon have names that begin like this: a new thread has the name of the one that
-/// created it until it runs.
+/// Waits until the names of exactly `count` threads of a daemon begin with `name`. Until a new thread runs, it has the
+/// name of the thread that created it.
 #[track_caller]
 fn wait_for_threads(daemon: &Daemon, name: &str, count: usize) {
     let named = || thread_names(daemon).iter().filter(|thread| thread.starts_with(name)).count();
     let all = wait::poll(LONG, || (named() == count).then_some(()));
-    assert!(all.is_some(), "not {count} threads are called {name}: {:?}", thread_names(daemon));
+    assert!(all.is_some(), "there are not {count} threads named {name}: {:?}", thread_names(daemon));
 }
 
 /// The names of the threads of a daemon.
@@ -24,7 +24,7 @@ fn thread_names(daemon: &Daemon) -> Vec<String> {
     names.map(|name| name.trim().to_owned()).collect()
 }
 
-/// One of the lines `Uid:` and `Gid:` in the status of a process: real, effective, saved and file system id.
+/// The real, effective, saved and file system ids in the line `Uid:` or `Gid:` of a process's status.
 fn ids(daemon: &Daemon, line: &str) -> Vec<String> {
     let status = fs::read_to_string(format!("/proc/{}/status", daemon.process.0)).unwrap();
     let ids = status.lines().find_map(|text| text.strip_prefix(line)).unwrap();
@@ -32,7 +32,7 @@ fn ids(daemon: &Daemon, line: &str) -> Vec<String> {
 }
 
 #[test]
-fn threads_is_the_number_of_threads_that_serve() {
+fn threads_sets_the_number_of_threads_that_serve() {
     let origin = Origin::start("one");
     for threads in [1, 5] {
         let lab = Lab::new();
@@ -41,9 +41,9 @@ fn threads_is_the_number_of_threads_that_serve() {
     }
 }
 
-/// Each task says that it stops, which is the one thing of it that can be seen from outside.
+/// Each task logs its end, which is the only effect of the number of tasks that is visible from outside.
 #[test]
-fn as_many_tasks_accept_on_a_listener_as_it_is_told() {
+fn listener_tasks_per_fd_sets_the_number_of_tasks_that_accept() {
     let origin = Origin::start("one");
     let accepting = |tasks: usize| {
         let lab = Lab::new();
@@ -57,7 +57,7 @@ fn as_many_tasks_accept_on_a_listener_as_it_is_told() {
 }
 
 #[test]
-fn without_work_stealing_each_thread_waits_for_events_of_its_own() {
+fn without_work_stealing_each_thread_has_its_own_event_queue() {
     let origin = Origin::start("one");
     let event_queues = |stealing: bool| {
         let lab = Lab::new();
@@ -70,7 +70,7 @@ fn without_work_stealing_each_thread_waits_for_events_of_its_own() {
 }
 
 #[test]
-fn connections_to_backends_can_be_made_in_threads_of_their_own() {
+fn connections_to_backends_can_be_opened_in_separate_threads() {
     let (lab, origin) = (Lab::new(), Origin::start("one"));
     let keys = "upstream_connect_offload_threadpools: 3\nupstream_connect_offload_thread_per_pool: 2\n";
     let daemon = lab.start(&format!("{keys}{}", pool(&[&origin], "")));
@@ -79,7 +79,7 @@ fn connections_to_backends_can_be_made_in_threads_of_their_own() {
 }
 
 #[test]
-fn no_more_idle_connections_to_backends_are_kept_than_the_pool_size_says() {
+fn the_pool_size_limits_the_idle_connections_to_backends() {
     let (one, two) = (Origin::start("one"), Origin::start("two"));
     let kept = |size: usize| {
         let lab = Lab::new();
@@ -93,12 +93,12 @@ fn no_more_idle_connections_to_backends_are_kept_than_the_pool_size_says() {
         assert!(settled.is_some(), "{} connections are kept with a pool size of {size}", open());
     };
     kept(1);
-    wait::until(LONG, "all are closed", || one.open_connections() + two.open_connections() == 0);
+    wait::until(LONG, "all connections are closed", || one.open_connections() + two.open_connections() == 0);
     kept(128);
 }
 
 #[test]
-fn connections_to_backends_come_from_the_address_to_bind_to() {
+fn connections_to_backends_come_from_the_configured_address() {
     let (lab, origin) = (Lab::new(), Origin::start("one"));
     let daemon = lab.start(&format!("client_bind_to_ipv4: [127.0.0.77]\n{}", pool(&[&origin], "")));
     assert_eq!(daemon.get("/bound").unwrap().status, 200);
@@ -106,19 +106,19 @@ fn connections_to_backends_come_from_the_address_to_bind_to() {
 }
 
 #[test]
-fn connections_to_ipv6_backends_come_from_the_address_to_bind_to() {
+fn connections_to_ipv6_backends_come_from_the_configured_address() {
     let (lab, origin) = (Lab::new(), Origin::start_v6("six"));
     let daemon = lab.start(&pool(&[&origin], ""));
     assert_eq!(daemon.get("/").unwrap().origin(), "six");
     drop(daemon);
-    // An address that no interface has: nothing can come from there.
+    // No interface has this address, so no connection can come from it.
     let keys = "client_bind_to_ipv6: [\"2001:db8::77\"]\n";
     let daemon = lab.start(&format!("{keys}{}", pool(&[&origin], "")));
     assert_eq!(daemon.get("/").unwrap().status, 502);
 }
 
 #[test]
-fn ca_file_is_trusted_for_backends_whose_pool_names_no_other() {
+fn ca_file_is_trusted_by_pools_without_their_own_ca() {
     let (lab, authority) = (Lab::new(), Authority::new());
     let ca = lab.path("ca.pem");
     authority.write(&ca).unwrap();
@@ -132,7 +132,7 @@ fn ca_file_is_trusted_for_backends_whose_pool_names_no_other() {
 }
 
 #[test]
-fn working_directory_is_where_the_process_is() {
+fn working_directory_sets_the_directory_of_the_process() {
     let (lab, origin) = (Lab::new(), Origin::start("one"));
     let directory = lab.path("elsewhere");
     fs::create_dir(&directory).unwrap();
@@ -142,12 +142,12 @@ fn working_directory_is_where_the_process_is() {
 }
 
 #[test]
-fn the_key_daemon_does_what_the_option_does() {
+fn the_key_daemon_has_the_effect_of_the_option() {
     let (lab, origin) = (Lab::new(), Origin::start("one"));
     let config = lab.config(&format!("daemon: true\n{}", pool(&[&origin], "")));
     let finished = lab.run(&["-c", tests::daemon::path_str(&config)]);
     assert_eq!(finished.code, Some(0), "{finished:?}");
-    let process = lab.pid_in_file().expect("it has written its pid file");
+    let process = lab.pid_in_file().expect("the daemon has written its PID file");
     assert!(process.alive());
     assert_eq!(tests::get(lab.listener, "/").unwrap().origin(), "one");
     process.signal(Signal::SIGTERM);
@@ -155,7 +155,7 @@ fn the_key_daemon_does_what_the_option_does() {
 }
 
 #[test]
-fn user_and_group_are_those_it_runs_as() {
+fn user_and_group_set_the_ids_of_the_process() {
     let (lab, origin) = (Lab::new(), Origin::start("one"));
     fs::set_permissions(lab.directory(), fs::Permissions::from_mode(0o777)).unwrap();
     let text = format!("user: www-data\ngroup: nogroup\n{}", pool(&[&origin], ""));
@@ -163,7 +163,7 @@ fn user_and_group_are_those_it_runs_as() {
         let config = lab.config(&text);
         let finished = lab.run(&["-c", tests::daemon::path_str(&config)]);
         assert!(matches!(finished.code, Some(1 | 2)), "{finished:?}");
-        assert!((finished.stderr + &lab.error_log()).contains("www-data"), "it says why");
+        assert!((finished.stderr + &lab.error_log()).contains("www-data"), "the message must name the user");
         return;
     }
     let daemon = lab.start(&text);
@@ -177,7 +177,7 @@ pub(crate) fn is_root() -> bool {
     fs::metadata("/proc/self").is_ok_and(|own| std::os::unix::fs::MetadataExt::uid(&own) == 0)
 }
 
-/// The number of a user or group of this machine.
+/// The id of a user or group of this machine.
 pub(crate) fn id_of(database: &str, name: &str) -> String {
     let output = tests::tools::run("getent", &[database, name]);
     let line = String::from_utf8(output.stdout).unwrap();
@@ -185,7 +185,7 @@ pub(crate) fn id_of(database: &str, name: &str) -> String {
 }
 
 #[test]
-fn version_takes_1_and_nothing_else() {
+fn version_accepts_only_1() {
     let lab = Lab::new();
     for (version, code) in [("1", 0), ("2", 2)] {
         let config = lab.config(&format!("version: {version}\n{}", pool_of(&[tests::ports::free()], "")));

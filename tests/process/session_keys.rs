@@ -1,4 +1,4 @@
-//! The keys of session cookies: who makes which cookie, how keys are rotated, and that no key is ever shown.
+//! The keys of session cookies: signatures, rotation, and the secrecy of the keys.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
@@ -19,7 +19,7 @@ fn set_mode(path: &Path, mode: u32) {
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
 }
 
-/// Puts a file of keys in place in one step, readable for its owner only.
+/// Replaces the file of keys atomically. Only its owner can read it.
 fn write_keys(lab: &Lab, text: &str) -> PathBuf {
     let beside = lab.write("sticky.keys.new", text);
     set_mode(&beside, 0o600);
@@ -32,7 +32,7 @@ fn pool(origins: &[Origin], keys: &Path) -> String {
     equal(origins, &format!("sticky: {{cookie: lb_session, key_file: {}}}", keys.display()))
 }
 
-/// What the status says about the one file of keys.
+/// The part of the status about the only file of keys.
 fn shown(view: &View) -> Value {
     let files = view.status()["config"]["session_keys"].clone();
     assert_eq!(files.as_array().map(Vec::len), Some(1), "{files:#}");
@@ -45,7 +45,7 @@ fn wait_for_keys(view: &View, what: &str, is_so: impl Fn(&Value) -> bool) {
 }
 
 #[test]
-fn keys_sign_the_cookie_the_same_way_on_every_instance() {
+fn every_instance_with_one_key_signs_and_accepts_the_same_cookies() {
     let (lab, other, origins) = (Lab::new(), Lab::new(), origins(3));
     let mut unsigned = lab.start(&equal(&origins, "sticky: {cookie: lb_session}"));
     let hashes = cookies(&unsigned, &origins);
@@ -56,14 +56,17 @@ fn keys_sign_the_cookie_the_same_way_on_every_instance() {
     assert_sessions_stay("signed", &daemon, &signed);
     for hash in &hashes {
         assert!(!signed.contains(hash));
-        assert!(Visit::pay(&daemon, Some(hash)).set_cookie.is_some(), "anybody can make this one");
+        assert!(Visit::pay(&daemon, Some(hash)).set_cookie.is_some(), "an unsigned cookie must not count");
     }
     let instance = other.start(&pool(&origins, &write_keys(&other, &format!("{NEW}\n"))));
     assert_sessions_stay("another instance", &instance, &signed);
     drop(instance);
     let stranger = other.start(&pool(&origins, &write_keys(&other, &format!("{OLD}{OLD}\n"))));
     for cookie in &signed {
-        assert!(Visit::pay(&stranger, Some(cookie)).set_cookie.is_some(), "it has another key");
+        assert!(
+            Visit::pay(&stranger, Some(cookie)).set_cookie.is_some(),
+            "a cookie of another key must not count"
+        );
     }
 }
 
@@ -89,7 +92,7 @@ fn keys_are_rotated_without_a_reload() {
     }
     let new = cookies(&daemon, &origins);
     write_keys(&lab, &format!("{NEW}\n"));
-    wait_for_keys(&daemon, "the old key is gone", |shown| shown["keys"] == 1);
+    wait_for_keys(&daemon, "the old key is dropped", |shown| shown["keys"] == 1);
     assert_sessions_stay("the new key", &daemon, &new);
     assert!(old.iter().all(|cookie| Visit::pay(&daemon, Some(cookie)).set_cookie.is_some()));
     let config = daemon.status()["config"].clone();
@@ -100,7 +103,7 @@ fn keys_are_rotated_without_a_reload() {
 }
 
 #[test]
-fn keys_that_cannot_be_used_change_nothing_and_are_shown() {
+fn invalid_keys_change_nothing_and_are_reported() {
     let (lab, origins) = (Lab::new(), origins(2));
     let keys = write_keys(&lab, &format!("{OLD}\n"));
     let daemon = lab.start(&pool(&origins, &keys));
@@ -130,11 +133,11 @@ fn keys_that_cannot_be_used_change_nothing_and_are_shown() {
     write_keys(&lab, &format!("{NEW}\n{OLD}\n"));
     wait_for_keys(&daemon, "the problem is solved", |shown| shown["problem"].is_null());
     assert_eq!(shown(&daemon)["keys"], 2);
-    assert!(!daemon.log().contains(half), "a part of a key is as secret as a whole one");
+    assert!(!daemon.log().contains(half), "the log must not contain a part of a key");
 }
 
 #[test]
-fn keys_that_others_can_read_are_refused_by_a_check_and_by_a_start() {
+fn keys_that_other_users_can_read_are_refused_by_check_and_start() {
     let (lab, origins) = (Lab::new(), origins(2));
     let keys = write_keys(&lab, &format!("{OLD}\n"));
     let config = lab.config(&pool(&origins, &keys));
@@ -152,7 +155,7 @@ fn keys_that_others_can_read_are_refused_by_a_check_and_by_a_start() {
 }
 
 #[test]
-fn sessions_stay_over_an_upgrade_and_no_key_is_shown_anywhere() {
+fn sessions_stay_during_an_upgrade_and_no_output_contains_a_key() {
     let (lab, origins) = (Lab::new(), origins(2));
     let keys = write_keys(&lab, &format!("{NEW}\n{OLD}\n"));
     let first = lab.daemonize(&pool(&origins, &keys));
@@ -166,7 +169,7 @@ fn sessions_stay_over_an_upgrade_and_no_key_is_shown_anywhere() {
     let mut said = run(&["log-level", "trace"]);
     said += &run(&["upgrade"]);
     let second = lab.successor(first.process);
-    assert_sessions_stay("the successor", &second, &signed);
+    assert_sessions_stay("the new process", &second, &signed);
     write_keys(&lab, &format!("{NEW}\n# {OLD}\n"));
     wait_for_keys(&second, "one key is in effect", |shown| shown["keys"] == 1);
     said += &run(&["reload"]);
@@ -180,17 +183,17 @@ fn sessions_stay_over_an_upgrade_and_no_key_is_shown_anywhere() {
     }
     said += &lab.error_log();
     said += &second.read("/api/v1/status").unwrap().text();
-    assert!(said.contains("sticky.keys"), "the path is no secret");
+    assert!(said.contains("sticky.keys"), "the output must contain the path");
     for key in [NEW, OLD] {
         let bytes: Vec<u8> =
             (0..8).map(|at| u8::from_str_radix(&key[2 * at..2 * at + 2], 16).unwrap()).collect();
         let decimal = bytes.iter().map(u8::to_string).collect::<Vec<_>>().join(", ");
-        assert!(!said.contains(&key[..16]) && !said.contains(&decimal), "a key is shown");
+        assert!(!said.contains(&key[..16]) && !said.contains(&decimal), "the output contains a key");
     }
 }
 
 #[test]
-fn keys_are_rotated_by_a_daemon_that_has_given_up_root() {
+fn keys_are_rotated_by_a_daemon_without_root_privileges() {
     if !is_root() {
         return;
     }

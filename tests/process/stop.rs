@@ -1,4 +1,4 @@
-//! The end of the daemon: the subcommand `stop`, and what counts as a request that was cut.
+//! The shutdown of the daemon: the subcommand `stop`, signals, and the number of requests that are cut.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use tests::{Answer, Behaviour, Connection, Gate, Lab, Origin, Signal};
 
 use crate::pool;
 
-/// A lab whose origin holds its answers until the gate is opened.
+/// A lab whose origin holds back its responses until the gate opens.
 struct Held {
     lab: Lab,
     origin: Origin,
@@ -24,7 +24,7 @@ impl Held {
         Self { lab, origin, gate }
     }
 
-    /// A request that has arrived at the origin.
+    /// Begins a request, and waits until it has arrived at the origin.
     fn request(&self) -> Connection {
         let before = self.origin.working();
         let mut client = Connection::open(self.lab.listener).unwrap();
@@ -37,7 +37,7 @@ impl Held {
         self.lab.start_file(&self.lab.path("conf.yaml"))
     }
 
-    /// Runs `stop` without waiting for it.
+    /// Starts `stop` in the background.
     fn stopping(&self, words: &[&str]) -> Daemon {
         self.lab.spawn(&[&["stop", "-c", path_str(&self.lab.path("conf.yaml"))], words].concat())
     }
@@ -47,9 +47,9 @@ impl Held {
         self.lab.run(&[&["stop", "-c", path_str(&self.lab.path("conf.yaml"))], words].concat())
     }
 
-    /// Nothing is left that a start would stumble over.
+    /// Asserts that no file and no listening socket is left that could prevent a start.
     #[track_caller]
-    fn is_gone(&self) {
+    fn assert_clean(&self) {
         for file in ["lb.pid", "control.sock", "upgrade.sock"] {
             assert!(!self.lab.path(file).exists(), "{file}");
         }
@@ -66,7 +66,7 @@ fn two_signals_in_quick_succession_cut_nothing_when_nothing_is_in_flight() {
         let mut idle = daemon.connect();
         idle.get("/").unwrap();
         daemon.settle();
-        // Two of the same kind might become one.
+        // The kernel might merge two signals of the same kind.
         daemon.signal(Signal::SIGTERM);
         daemon.signal(Signal::SIGINT);
         assert_eq!(daemon.wait_exit(LONG).code(), Some(0), "{}", daemon.log());
@@ -75,7 +75,7 @@ fn two_signals_in_quick_succession_cut_nothing_when_nothing_is_in_flight() {
 }
 
 #[test]
-fn a_request_that_is_cut_by_a_second_signal_is_counted_as_one_request() {
+fn a_request_cut_by_a_second_signal_is_counted_once() {
     let held = Held::new("shutdown: {drain: 60s}\n");
     let mut daemon = held.start();
     let _client = held.request();
@@ -87,14 +87,14 @@ fn a_request_that_is_cut_by_a_second_signal_is_counted_as_one_request() {
 }
 
 #[test]
-fn a_stop_finishes_the_requests_and_leaves_nothing_that_a_start_would_stumble_over() {
+fn stop_finishes_the_requests_in_flight_and_removes_all_runtime_files() {
     let held = Held::new("shutdown: {drain: 60s}\n");
     let daemon = held.lab.daemonize_file(&held.lab.path("conf.yaml"), &[]);
     let mut client = held.request();
     let (mut first, mut second) = (held.stopping(&[]), held.stopping(&[]));
     daemon.logged(&["draining"]);
-    wait::until(LONG, "both are ordered", || daemon.log().matches("stop: ordered").count() == 2);
-    assert!(daemon.process.alive(), "it ended with a request in flight");
+    wait::until(LONG, "both subcommands have arrived", || daemon.log().matches("stop: ordered").count() == 2);
+    assert!(daemon.process.alive(), "the daemon ended with a request in flight");
     held.gate.open();
     assert_eq!(client.response("GET").unwrap().text(), "held");
     for stop in [&mut first, &mut second] {
@@ -103,16 +103,16 @@ fn a_stop_finishes_the_requests_and_leaves_nothing_that_a_start_would_stumble_ov
         assert!(stop.log().contains(&line) && stop.log().contains("; 0 requests cut"), "{}", stop.log());
     }
     assert!(!daemon.process.alive());
-    held.is_gone();
+    held.assert_clean();
     let _again = held.lab.daemonize_file(&held.lab.path("conf.yaml"), &[]);
     assert_eq!(held.stop(&[]).code, Some(0));
-    let nobody = held.stop(&[]);
-    assert_eq!(nobody.code, Some(1));
-    assert!(nobody.stderr.contains("no daemon"), "{nobody:?}");
+    let no_daemon = held.stop(&[]);
+    assert_eq!(no_daemon.code, Some(1));
+    assert!(no_daemon.stderr.contains("no daemon"), "{no_daemon:?}");
 }
 
 #[test]
-fn a_stop_whose_drain_runs_out_of_time_ends_with_3_and_says_what_was_cut() {
+fn stop_exits_with_3_and_reports_cut_requests_when_the_drain_times_out() {
     let held = Held::new("shutdown: {drain: 300ms}\n");
     let mut daemon = held.start();
     let _client = held.request();
@@ -122,11 +122,11 @@ fn a_stop_whose_drain_runs_out_of_time_ends_with_3_and_says_what_was_cut() {
         stop.stderr.contains("the drain ran out of time") && stop.stderr.contains("1 request cut"),
         "{stop:?}"
     );
-    held.is_gone();
+    held.assert_clean();
 }
 
 #[test]
-fn a_stop_at_once_cuts_what_is_in_flight_also_during_a_drain() {
+fn stop_now_cuts_the_requests_in_flight_even_during_a_drain() {
     let held = Held::new("shutdown: {delay: 60s, drain: 60s}\n");
     let mut daemon = held.start();
     let _client = held.request();
@@ -137,11 +137,11 @@ fn a_stop_at_once_cuts_what_is_in_flight_also_during_a_drain() {
     let stop = held.stop(&["--now"]);
     assert_eq!((stop.code, daemon.wait_exit(LONG).code()), (Some(0), Some(3)), "{stop:?}");
     assert!(stop.stdout.contains("1 request cut"), "{stop:?}");
-    held.is_gone();
+    held.assert_clean();
 }
 
 #[test]
-fn a_daemon_that_is_killed_while_it_drains_has_not_stopped_well() {
+fn stop_fails_when_the_daemon_is_killed_during_its_drain() {
     let held = Held::new("shutdown: {drain: 60s}\n");
     let daemon = held.start();
     let _client = held.request();
@@ -153,22 +153,22 @@ fn a_daemon_that_is_killed_while_it_drains_has_not_stopped_well() {
 }
 
 #[test]
-fn a_stop_during_an_upgrade_ends_both_processes() {
+fn stop_ends_both_processes_of_an_upgrade() {
     let held = Held::new("");
     held.lab.install();
     let daemon = held.lab.daemonize_file(&held.lab.path("conf.yaml"), &[]);
     held.lab.replace_program(Some("exec sleep 60"));
     daemon.process.signal(Signal::SIGUSR2);
-    let successor = wait::until_some(LONG, "it is started", || daemon.process.children().first().copied());
+    let new = wait::until_some(LONG, "the new process starts", || daemon.process.children().first().copied());
     let stop = held.stop_built();
     assert_eq!(stop.code, Some(0), "{stop:?}");
     assert!(!daemon.process.alive());
-    successor.wait_gone(LONG);
-    held.is_gone();
+    new.wait_gone(LONG);
+    held.assert_clean();
 }
 
 #[test]
-fn a_stop_after_an_upgrade_also_waits_for_the_process_before() {
+fn stop_also_waits_for_the_old_process_of_an_upgrade() {
     let held = Held::new("shutdown: {drain: 60s}\n");
     let old = held.lab.daemonize_file(&held.lab.path("conf.yaml"), &[]);
     let mut client = held.request();
@@ -177,7 +177,7 @@ fn a_stop_after_an_upgrade_also_waits_for_the_process_before() {
     let new = held.lab.successor(old.process);
     let mut stop = held.stopping(&[]);
     new.process.wait_gone(LONG);
-    assert!(old.process.alive(), "it has a request in flight");
+    assert!(old.process.alive(), "the old process ended with a request in flight");
     held.gate.open();
     assert_eq!(client.response("GET").unwrap().text(), "held");
     assert_eq!(stop.wait_exit(LONG).code(), Some(0), "{}", stop.log());
@@ -188,20 +188,20 @@ fn a_stop_after_an_upgrade_also_waits_for_the_process_before() {
 }
 
 impl Held {
-    /// By the program that was built, whatever stands in its place.
+    /// Runs `stop` with the original program, even if the lab has replaced the installed one.
     #[track_caller]
     fn stop_built(&self) -> Finished {
         self.lab.run_built(&["stop", "-c", path_str(&self.lab.path("conf.yaml")), "--timeout", "20s"])
     }
 }
 
-/// A delay is no part of a drain, but of the stop.
+/// `stop` also waits for the delay, which comes before the drain.
 #[test]
-fn a_stop_takes_traffic_for_the_delay_as_a_signal_does() {
+fn stop_serves_traffic_during_the_delay_as_a_signal_does() {
     let (lab, origin) = (Lab::new(), Origin::start("one"));
     let daemon = lab.start(&format!("shutdown: {{delay: 1s}}\n{}", pool(&[&origin], "")));
     let mut stop = lab.spawn(&["stop", "-c", path_str(&lab.path("conf.yaml"))]);
-    wait::until(LONG, "/readyz answers 503", || daemon.read("/readyz").is_ok_and(|r| r.status == 503));
+    wait::until(LONG, "/readyz is 503", || daemon.read("/readyz").is_ok_and(|r| r.status == 503));
     assert_eq!(daemon.get("/").unwrap().status, 200);
     assert_eq!(stop.wait_exit(LONG + Duration::from_secs(1)).code(), Some(0), "{}", stop.log());
 }

@@ -1,4 +1,4 @@
-//! What a service manager is told: by `sd_notify`, to a socket that stands for systemd's.
+//! Messages to the service manager by `sd_notify`. A socket of the test takes the place of systemd's.
 
 use std::os::unix::net::UnixDatagram;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use tests::{Behaviour, Lab, Origin, Signal};
 
 use crate::{pool, pool_of};
 
-/// Where the daemon thinks that systemd listens.
+/// The socket that the daemon uses as that of systemd.
 struct Manager {
     socket: UnixDatagram,
     path: String,
@@ -24,27 +24,27 @@ impl Manager {
         Self { socket, path: path_str(&path).to_owned() }
     }
 
-    /// The next message.
+    /// Waits for the next message, and returns it.
     #[track_caller]
-    fn heard(&self) -> String {
+    fn receive(&self) -> String {
         let mut message = [0; 4096];
-        let length = self.socket.recv(&mut message).expect("a message comes in time");
+        let length = self.socket.recv(&mut message).expect("a message arrives in time");
         String::from_utf8(message[..length].to_vec()).unwrap()
     }
 
-    /// The next message with all these lines; others are passed over.
+    /// Waits for the next message that has lines with all these beginnings, and returns it.
     #[track_caller]
-    fn hears(&self, lines: &[&str]) -> String {
+    fn receives(&self, lines: &[&str]) -> String {
         wait::until_some(LONG, &format!("{lines:?}"), || {
-            let message = self.heard();
+            let message = self.receive();
             lines.iter().all(|line| message.lines().any(|said| said.starts_with(line))).then_some(message)
         })
     }
 }
 
-/// What the daemon relies on: without `NotifyAccess=all` systemd would not listen to a successor.
+/// For example, systemd would ignore messages of a new process without `NotifyAccess=all`.
 #[test]
-fn the_unit_has_what_the_daemon_needs_of_systemd() {
+fn the_unit_file_has_the_settings_that_the_daemon_needs() {
     let unit = include_str!("../../deploy/systemd/load_balancer.service");
     for line in [
         "Type=notify",
@@ -60,26 +60,26 @@ fn the_unit_has_what_the_daemon_needs_of_systemd() {
 }
 
 #[test]
-fn start_reload_and_end_are_told() {
+fn systemd_is_notified_of_start_reload_and_shutdown() {
     let lab = Lab::new();
     let (manager, origin) = (Manager::new(&lab), Origin::start("one"));
     let config = lab.config(&pool(&[&origin], ""));
     let mut daemon = lab.start_with(&config, &[("NOTIFY_SOCKET", &manager.path)]);
-    manager.hears(&["READY=1", &format!("MAINPID={}", daemon.process.0), "STATUS="]);
+    manager.receives(&["READY=1", &format!("MAINPID={}", daemon.process.0), "STATUS="]);
     lab.config(&pool(&[&origin], "policy: random"));
     daemon.signal(Signal::SIGHUP);
-    let reloading = manager.hears(&["RELOADING=1", "MONOTONIC_USEC="]);
+    let reloading = manager.receives(&["RELOADING=1", "MONOTONIC_USEC="]);
     assert!(!reloading.contains("READY"), "{reloading}");
-    let ready = manager.hears(&["READY=1", "STATUS="]);
+    let ready = manager.receives(&["READY=1", "STATUS="]);
     assert!(ready.contains("configuration 2"), "{ready}");
     // A reload that is refused ends, too.
     lab.config("pools: 3");
     daemon.signal(Signal::SIGHUP);
-    manager.hears(&["RELOADING=1"]);
-    manager.hears(&["READY=1"]);
+    manager.receives(&["RELOADING=1"]);
+    manager.receives(&["READY=1"]);
     origin.behave(Behaviour::Hang);
     daemon.signal(Signal::SIGTERM);
-    manager.hears(&["STOPPING=1"]);
+    manager.receives(&["STOPPING=1"]);
     daemon.wait_exit(LONG);
 }
 
@@ -89,26 +89,26 @@ fn systemd_follows_an_upgrade_to_the_new_process() {
     let (manager, origin) = (Manager::new(&lab), Origin::start("one"));
     let config = lab.config(&pool(&[&origin], ""));
     let mut old = lab.start_with(&config, &[("NOTIFY_SOCKET", &manager.path)]);
-    manager.hears(&["READY=1"]);
+    manager.receives(&["READY=1"]);
     old.signal(Signal::SIGUSR2);
-    let said = manager.hears(&["READY=1", "MAINPID="]);
+    let said = manager.receives(&["READY=1", "MAINPID="]);
     let new = lab.successor(old.process);
     assert!(said.contains(&format!("MAINPID={}", new.process.0)), "{said}");
     old.wait_exit(LONG);
     new.process.signal(Signal::SIGTERM);
-    let last = manager.hears(&["STOPPING=1"]);
-    assert!(!last.contains("MAINPID"), "only the new one says so: {last}");
+    let last = manager.receives(&["STOPPING=1"]);
+    assert!(!last.contains("MAINPID"), "only the new process sends this: {last}");
     new.process.wait_gone(LONG);
 }
 
-/// What systemd took for the end of the main process would be the end of the old one, too.
+/// If systemd saw the new process as the main process and it ended, systemd would end the old one, too.
 #[test]
-fn a_successor_that_is_told_to_end_before_it_serves_changes_nothing() {
+fn ending_the_new_process_before_it_serves_changes_nothing() {
     let lab = Lab::new();
     let (manager, origin) = (Manager::new(&lab), Origin::start("one"));
     let config = lab.config(&pool(&[&origin], ""));
     let old = lab.start_with(&config, &[("NOTIFY_SOCKET", &manager.path)]);
-    manager.hears(&["READY=1"]);
+    manager.receives(&["READY=1"]);
     let unanswered = tests::Unreachable::start();
     let slow = pool_of(
         &[origin.address, unanswered.address],
@@ -120,8 +120,8 @@ fn a_successor_that_is_told_to_end_before_it_serves_changes_nothing() {
     let new = wait::until_some(LONG, "the new process", || {
         started_with(lab.directory()).into_iter().find(|process| *process != old.process)
     });
-    wait::until(LONG, "it has its handlers", || new.catches(Signal::SIGTERM));
-    // It would have told of the one, and have waited for five more seconds with the other.
+    wait::until(LONG, "the new process handles signals", || new.catches(Signal::SIGTERM));
+    // After the handover, the new process would report the reload, and would wait for five seconds before it ends.
     new.signal(Signal::SIGHUP);
     new.signal(Signal::SIGTERM);
     old.logged(&["upgrade failed", "told to end before it served"]);
@@ -130,38 +130,38 @@ fn a_successor_that_is_told_to_end_before_it_serves_changes_nothing() {
     assert_eq!(lab.pid_in_file(), Some(old.process));
     manager.socket.set_nonblocking(true).unwrap();
     let mut message = [0; 4096];
-    assert!(manager.socket.recv(&mut message).is_err(), "the new process has said something");
+    assert!(manager.socket.recv(&mut message).is_err(), "the new process has sent a message");
 }
 
 #[test]
-fn a_daemon_that_works_says_so_again_and_again() {
+fn a_running_daemon_keeps_notifying_the_watchdog() {
     let lab = Lab::new();
     let (manager, origin) = (Manager::new(&lab), Origin::start("one"));
     let config = lab.config(&pool(&[&origin], ""));
     let variables = [("NOTIFY_SOCKET", manager.path.as_str()), ("WATCHDOG_USEC", "400000")];
     let daemon = lab.start_with(&config, &variables);
     for _ in 0..5 {
-        manager.hears(&["WATCHDOG=1"]);
+        manager.receives(&["WATCHDOG=1"]);
     }
-    // One that hangs does not.
+    // A process that hangs sends no message.
     daemon.signal(Signal::SIGSTOP);
     manager.socket.set_read_timeout(Some(Duration::from_millis(700))).unwrap();
     let mut message = [0; 4096];
     let silent = wait::poll(LONG, || manager.socket.recv(&mut message).is_err().then_some(()));
-    assert!(silent.is_some(), "a process that is stopped says nothing");
+    assert!(silent.is_some(), "a stopped process must not send messages");
     daemon.signal(Signal::SIGCONT);
     manager.socket.set_read_timeout(Some(LONG)).unwrap();
-    manager.hears(&["WATCHDOG=1"]);
+    manager.receives(&["WATCHDOG=1"]);
 }
 
 #[test]
-fn in_the_background_it_is_told_by_the_process_that_serves() {
+fn in_the_background_the_serving_process_notifies_systemd() {
     let lab = Lab::new();
     let (manager, origin) = (Manager::new(&lab), Origin::start("one"));
     let config = lab.config(&pool(&[&origin], ""));
     let mut command = lab.command();
     command.args(["-c", path_str(&config), "-d"]).env("NOTIFY_SOCKET", &manager.path);
     assert!(command.status().unwrap().success(), "{}", lab.error_log());
-    let said = manager.hears(&["READY=1", "MAINPID="]);
+    let said = manager.receives(&["READY=1", "MAINPID="]);
     assert!(said.contains(&format!("MAINPID={}", lab.pid_in_file().unwrap().0)), "{said}");
 }

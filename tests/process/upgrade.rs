@@ -1,4 +1,4 @@
-//! Graceful upgrades: `pkill -SIGQUIT load_balancer` and `load_balancer -c conf.yaml -d -u`.
+//! Graceful upgrades, by `SIGQUIT` and a second start with `-u`, by `SIGUSR2`, and by the subcommand `upgrade`.
 
 use std::fs;
 use std::net::TcpListener;
@@ -15,7 +15,7 @@ use tests::{Answer, Background, Behaviour, Connection, Gate, Lab, LoadGenerator,
 use crate::reload::{assert_second_daemon_fails, at, movable};
 use crate::{pool, pool_of};
 
-/// Hands over from `old` to a process started as the quick start does it, and returns that.
+/// Upgrades `old` as the quick start does, with SIGQUIT and `-u`, and returns the new process.
 #[track_caller]
 fn upgrade(lab: &Lab, old: &Background) -> Background {
     old.process.signal(Signal::SIGQUIT);
@@ -23,19 +23,19 @@ fn upgrade(lab: &Lab, old: &Background) -> Background {
 }
 
 #[test]
-fn ten_upgrades_in_a_row_under_load_fail_and_refuse_no_request() {
+fn ten_upgrades_under_load_fail_no_request_and_refuse_no_connection() {
     let lab = Lab::new();
     let (one, two) = (Origin::start("one"), Origin::start("two"));
     let mut daemon = lab.daemonize(&pool(&[&one, &two], ""));
     let load = LoadGenerator::start(lab.listener, 2, 2);
     for number in 1..=10 {
-        let answered = load.report().ok;
+        let served = load.report().ok;
         let new = upgrade(&lab, &daemon);
         daemon.process.wait_gone(LONG);
         assert_eq!(lab.pid_in_file(), Some(new.process), "after upgrade {number}");
         assert_eq!(listening_sockets(lab.listener), 1, "after upgrade {number}");
         assert_eq!(listening_sockets(lab.metrics), 1, "after upgrade {number}");
-        wait::until(LONG, "the new process serves", || load.report().ok > answered + 20);
+        wait::until(LONG, "the new process serves", || load.report().ok > served + 20);
         daemon = new;
     }
     let report = load.stop();
@@ -60,7 +60,7 @@ fn the_old_process_stays_until_its_last_request_ends() {
     origin.behave(Behaviour::Answer(Answer::ok("new")));
     let new = upgrade(&lab, &old);
     assert_eq!(new.get("/").unwrap().text(), "new");
-    assert!(old.process.alive(), "a request of it is still in flight");
+    assert!(old.process.alive(), "the old process ended with a request in flight");
     gate.open();
     assert_eq!(client.response("GET").unwrap().text(), "held");
     old.process.wait_gone(Duration::from_secs(5));
@@ -83,7 +83,7 @@ fn unix_sockets_are_handed_over_too() {
 }
 
 #[test]
-fn a_listener_moves_by_an_upgrade_and_no_request_is_lost() {
+fn an_upgrade_moves_a_listener_and_loses_no_request() {
     let (lab, origin) = (movable(), Origin::start("one"));
     let body = pool(&[&origin], "");
     let own = lab.listener.ip().to_string();
@@ -103,7 +103,7 @@ fn a_listener_moves_by_an_upgrade_and_no_request_is_lost() {
 }
 
 #[test]
-fn an_upgrade_that_fails_leaves_a_listener_where_it_is() {
+fn a_failed_upgrade_does_not_move_a_listener() {
     let (lab, origin) = (movable(), Origin::start("one"));
     let body = pool(&[&origin], "");
     let old = lab.daemonize_file(&lab.config_with(&at(&lab, "0.0.0.0"), &body), &[]);
@@ -119,7 +119,7 @@ fn an_upgrade_that_fails_leaves_a_listener_where_it_is() {
 }
 
 #[test]
-fn with_no_old_process_u_fails_and_says_so() {
+fn option_u_fails_with_a_reason_when_no_old_process_runs() {
     let lab = Lab::new();
     let origin = Origin::start("one");
     let config = lab.config(&pool(&[&origin], ""));
@@ -132,13 +132,13 @@ fn with_no_old_process_u_fails_and_says_so() {
 }
 
 #[test]
-fn when_no_new_process_comes_the_old_one_keeps_serving() {
+fn the_old_process_keeps_serving_when_no_new_process_starts() {
     let lab = Lab::new();
     let origin = Origin::start("one");
     let daemon = lab.daemonize(&pool(&[&origin], ""));
     daemon.process.signal(Signal::SIGQUIT);
-    // The time that an offer stands, and then some.
-    wait::until(Duration::from_secs(90), "the log says that nobody came", || {
+    // The wait is longer than the time for which the old process offers its sockets.
+    wait::until(Duration::from_secs(90), "the log reports that no new process came", || {
         let answer = daemon.get("/").expect("the old process serves");
         assert!(answer.status == 200 && !answer.closes(), "{answer:?}");
         lab.error_log().contains("no process started with -u came")
@@ -153,12 +153,12 @@ fn when_no_new_process_comes_the_old_one_keeps_serving() {
 }
 
 #[test]
-fn when_the_new_process_dies_in_its_start_the_old_one_keeps_serving() {
+fn the_old_process_keeps_serving_when_the_new_process_fails_to_start() {
     let lab = Lab::new();
     let origin = Origin::start("one");
     let good = pool(&[&origin], "");
     let daemon = lab.daemonize(&good);
-    // One that fails before it takes the sockets, and one that fails with them in its hands.
+    // The first file fails before the new process has taken the sockets, and the second one after.
     let unreadable = lab.write("bad.yaml", "pools: {web: {backends: []}}\n");
     let taken = TcpListener::bind(ports::free()).unwrap();
     let another = format!("  - {{address: \"{}\"}}\n", taken.local_addr().unwrap());
@@ -171,8 +171,8 @@ fn when_the_new_process_dies_in_its_start_the_old_one_keeps_serving() {
         daemon.process.signal(Signal::SIGQUIT);
         let finished = lab.run(&["-c", path_str(&bad), "-d", "-u"]);
         assert!(matches!(finished.code, Some(1 | 2)), "{finished:?}");
-        let answered = load.report().ok;
-        wait::until(LONG, "the old process goes on", || load.report().ok > answered + 100);
+        let served = load.report().ok;
+        wait::until(LONG, "the old process keeps serving", || load.report().ok > served + 100);
         assert!(daemon.process.alive());
         assert_eq!(lab.pid_in_file(), Some(daemon.process));
     }
@@ -183,43 +183,43 @@ fn when_the_new_process_dies_in_its_start_the_old_one_keeps_serving() {
     assert_eq!(new.get("/").unwrap().status, 200);
 }
 
-// === the daemon starts its successor itself ===
+// === upgrades that the daemon performs itself ===
 
-/// Has the daemon replace itself by SIGUSR2, and returns the one that came.
+/// Upgrades the daemon with SIGUSR2, and returns the new process.
 #[track_caller]
-fn usr2(lab: &Lab, old: &Background) -> Background {
+fn upgrade_by_signal(lab: &Lab, old: &Background) -> Background {
     old.process.signal(Signal::SIGUSR2);
     let new = lab.successor(old.process);
     old.process.wait_gone(LONG);
     new
 }
 
-/// Orders an upgrade by the verb.
+/// Runs the subcommand `upgrade`.
 #[track_caller]
-fn order(lab: &Lab) -> Finished {
+fn upgrade_by_subcommand(lab: &Lab) -> Finished {
     lab.run_built(&["upgrade", "-c", path_str(&lab.path("conf.yaml"))])
 }
 
 #[test]
-fn ten_upgrades_by_signal_under_load_fail_no_request_and_leave_nobody_behind() {
+fn ten_upgrades_by_signal_under_load_fail_no_request_and_leave_no_process() {
     let lab = Lab::new();
     let (one, two) = (Origin::start("one"), Origin::start("two"));
     let mut daemon = lab.daemonize(&pool(&[&one, &two], ""));
     let (load, fresh) = (LoadGenerator::start(lab.listener, 2, 0), LoadGenerator::start(lab.listener, 0, 2));
     for number in 1..=10 {
-        let answered = load.report().ok;
-        let new = usr2(&lab, &daemon);
+        let served = load.report().ok;
+        let new = upgrade_by_signal(&lab, &daemon);
         assert_eq!(lab.pid_in_file(), Some(new.process), "after upgrade {number}");
         assert_eq!(listening_sockets(lab.listener), 1, "after upgrade {number}");
         assert_eq!(started_with(lab.directory()), [new.process], "after upgrade {number}");
         assert!(new.process.children().is_empty(), "no zombie");
-        wait::until(LONG, "the new process serves", || load.report().ok > answered + 20);
+        wait::until(LONG, "the new process serves", || load.report().ok > served + 20);
         daemon = new;
     }
     let (kept, fresh) = (load.stop(), fresh.stop());
     println!("10 upgrades: {kept:?} {fresh:?}");
     assert_eq!((kept.failed, fresh.failed), (0, 0), "{kept:?} {fresh:?}\n{}", lab.error_log());
-    assert_eq!(kept.reconnects, 0, "nobody found an idle connection closed: {kept:?}");
+    assert_eq!(kept.reconnects, 0, "an idle connection was closed: {kept:?}");
     assert!(kept.ok > 200, "{kept:?}");
     daemon.process.signal(Signal::SIGTERM);
     daemon.process.wait_gone(LONG);
@@ -227,29 +227,29 @@ fn ten_upgrades_by_signal_under_load_fail_no_request_and_leave_nobody_behind() {
 }
 
 #[test]
-fn the_verb_waits_for_the_successor_and_takes_the_new_file() {
+fn upgrade_waits_for_the_new_process_which_reads_the_new_file() {
     let lab = Lab::new();
     let (one, two) = (Origin::start("one"), Origin::start("two"));
     let old = lab.daemonize(&pool(&[&one], ""));
     lab.config(&format!("threads: 1\n{}", pool(&[&two], "")));
-    let finished = order(&lab);
+    let finished = upgrade_by_subcommand(&lab);
     assert_eq!(finished.code, Some(0), "{finished:?}\n{}", lab.error_log());
     let new = lab.pid_in_file().unwrap();
     assert!(finished.stdout.contains(&format!("process {} has taken over", new.0)), "{finished:?}");
     assert_ne!(new, old.process);
     assert_eq!(old.get("/").unwrap().origin(), "two");
     old.process.wait_gone(LONG);
-    // The new one can be controlled and upgraded like the old one.
-    assert_eq!(order(&lab).code, Some(0));
+    // The new process can be controlled and upgraded like the old one.
+    assert_eq!(upgrade_by_subcommand(&lab).code, Some(0));
     assert_ne!(lab.pid_in_file().unwrap(), new);
 }
 
 #[test]
-fn in_the_foreground_it_goes_on_under_another_number() {
+fn an_upgrade_in_the_foreground_continues_under_another_pid() {
     let lab = Lab::new();
     let origin = Origin::start("one");
     let mut old = lab.start(&pool(&[&origin], ""));
-    let finished = order(&lab);
+    let finished = upgrade_by_subcommand(&lab);
     assert_eq!(finished.code, Some(0), "{finished:?}\n{}", old.log());
     assert_eq!(old.wait_exit(LONG).code(), Some(0));
     let new = lab.pid_in_file().unwrap();
@@ -261,7 +261,7 @@ fn in_the_foreground_it_goes_on_under_another_number() {
 }
 
 #[test]
-fn what_operators_changed_goes_on_in_the_successor() {
+fn an_upgrade_keeps_changes_of_operators() {
     let lab = Lab::new();
     let (one, two) = (Origin::start("one"), Origin::start("two"));
     let old = lab.daemonize(&pool(&[&one, &two], ""));
@@ -274,28 +274,28 @@ fn what_operators_changed_goes_on_in_the_successor() {
     assert_eq!(changes(), json!([drained, "the log level is debug"]));
     let since = || old.backend_status("web", one.address)["since"].clone();
     let before = since();
-    assert_eq!(order(&lab).code, Some(0), "{}", lab.error_log());
+    assert_eq!(upgrade_by_subcommand(&lab).code, Some(0), "{}", lab.error_log());
     old.process.wait_gone(LONG);
-    assert_eq!(since(), before, "it has been so since then");
+    assert_eq!(since(), before, "the state keeps its time");
     assert!((0..6).all(|_| old.get("/").unwrap().origin() == "two"));
     assert_eq!(old.backend_status("web", one.address)["runtime"], "draining");
     assert_eq!(changes(), json!([drained, "the log level is debug"]));
     assert_eq!(lab.run(&["log-level", "-c", path_str(&config)]).stdout, "debug\n");
-    // So they do when the new process is started by hand.
+    // The changes are also kept when the new process is started with `-u`.
     let before = lab.pid_in_file().unwrap();
     before.signal(Signal::SIGQUIT);
     let new = lab.daemonize_file(&config, &["-u"]);
     before.wait_gone(LONG);
     assert_eq!(changes(), json!([drained, "the log level is debug"]));
     assert_eq!(new.backend_status("web", one.address)["state"], "draining");
-    // The file says nothing of the log level.
+    // The file does not set the log level, so the reload keeps it.
     assert_eq!(lab.run(&["reload", "-c", path_str(&config)]).code, Some(0));
     assert_eq!(old.backend_status("web", one.address)["state"], "up");
     assert_eq!(changes(), json!(["the log level is debug"]));
 }
 
-/// A daemon with the backends `one` and `two`, and a successor of it that has read its file and is kept busy by its checks for
-/// three seconds.
+/// A daemon with the backends `one` and `two`, and a new process that has read its file. The health checks of the new
+/// process take three seconds.
 struct Busy {
     lab: Lab,
     daemon: Background,
@@ -316,7 +316,7 @@ impl Busy {
         Self { lab, daemon, origins, _unanswered: unanswered }
     }
 
-    /// The verb that drains the first.
+    /// Runs the subcommand that drains the first backend.
     fn drain(&self) -> Finished {
         let address = self.origins[0].address.to_string();
         self.lab.run(&["drain", "web", &address, "-c", path_str(&self.lab.path("conf.yaml"))])
@@ -324,7 +324,7 @@ impl Busy {
 }
 
 #[test]
-fn an_order_while_a_successor_starts_is_not_lost_in_silence() {
+fn a_change_while_the_new_process_starts_is_refused_and_not_lost() {
     let busy = Busy::start();
     let drained = busy.drain();
     let successor = busy.lab.successor(busy.daemon.process);
@@ -335,7 +335,7 @@ fn an_order_while_a_successor_starts_is_not_lost_in_silence() {
 }
 
 #[test]
-fn an_order_while_a_successor_starts_is_carried_out_when_that_fails() {
+fn a_change_while_the_new_process_starts_is_applied_when_the_upgrade_fails() {
     let busy = Busy::start();
     let new = wait::until_some(LONG, "the new process", || {
         let all = started_with(busy.lab.directory()).into_iter();
@@ -343,7 +343,7 @@ fn an_order_while_a_successor_starts_is_carried_out_when_that_fails() {
     });
     let drained = std::thread::scope(|scope| {
         let draining = scope.spawn(|| busy.drain());
-        wait::throughout(Duration::from_millis(300), "it waits", || !draining.is_finished());
+        wait::throughout(Duration::from_millis(300), "the subcommand waits", || !draining.is_finished());
         new.signal(Signal::SIGKILL);
         draining.join().unwrap()
     });
@@ -352,7 +352,7 @@ fn an_order_while_a_successor_starts_is_carried_out_when_that_fails() {
 }
 
 #[test]
-fn a_backend_is_not_free_as_long_as_a_process_before_has_a_request_at_it() {
+fn a_backend_is_not_idle_while_an_old_process_has_a_request_in_flight() {
     let lab = Lab::new();
     let (one, two, gate) = (Origin::start("one"), Origin::start("two"), Gate::closed());
     let first = lab.daemonize(&pool(&[&one, &two], ""));
@@ -361,9 +361,9 @@ fn a_backend_is_not_free_as_long_as_a_process_before_has_a_request_at_it() {
     two.behave(Behaviour::Held(gate.clone(), Answer::ok("held")));
     let mut held = [first.begin("/held"), first.begin("/held")];
     one.saw("/held");
-    // With one more process between it and the last.
-    assert_eq!(order(&lab).code, Some(0), "{}", lab.error_log());
-    assert_eq!(order(&lab).code, Some(0), "{}", lab.error_log());
+    // After two upgrades, another process stands between the first one and the newest one.
+    assert_eq!(upgrade_by_subcommand(&lab).code, Some(0), "{}", lab.error_log());
+    assert_eq!(upgrade_by_subcommand(&lab).code, Some(0), "{}", lab.error_log());
     let address = one.address.to_string();
     let drain = |more: &[&str]| {
         lab.run(&[&["drain", "web", &address, "--wait", "-c", path_str(&config)], more].concat())
@@ -374,14 +374,14 @@ fn a_backend_is_not_free_as_long_as_a_process_before_has_a_request_at_it() {
     let screen = lab.run(&["status", "-c", path_str(&config)]).stdout;
     let line = format!("process {} has handed over and still works on 2 requests", first.process.0);
     assert!(screen.contains(&line), "{screen}");
-    // Who follows what it does is kept waiting until something happens.
+    // A request that follows the events of the old process waits until the next event.
     let mut following =
         Connection::open_unix(&lab.path(&format!("control.sock.{}", first.process.0))).unwrap();
     following.send("GET /v1/events?after=1000&wait=60 HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
     assert!(!following.ends_within(Duration::from_millis(300)));
     std::thread::scope(|scope| {
         let draining = scope.spawn(|| drain(&[]));
-        wait::throughout(Duration::from_millis(300), "it waits", || !draining.is_finished());
+        wait::throughout(Duration::from_millis(300), "the subcommand waits", || !draining.is_finished());
         gate.open();
         let drained = draining.join().unwrap();
         assert_eq!(drained.code, Some(0), "{drained:?}");
@@ -391,11 +391,11 @@ fn a_backend_is_not_free_as_long_as_a_process_before_has_a_request_at_it() {
     wait::until(LONG, "only one process is left", || started_with(lab.directory()).len() == 1);
     let files = fs::read_dir(lab.directory()).unwrap().map(|file| file.unwrap().file_name());
     let sockets: Vec<_> = files.filter(|name| name.to_string_lossy().starts_with("control.sock")).collect();
-    assert_eq!(sockets, ["control.sock"], "each is removed with its process");
+    assert_eq!(sockets, ["control.sock"], "a process that has ended left its control socket");
 }
 
 #[test]
-fn a_file_that_changes_while_a_successor_starts_is_read_by_that_one() {
+fn a_reload_while_the_new_process_starts_is_done_by_the_new_process() {
     let busy = Busy::start();
     busy.lab.config(&pool(&[&busy.origins[1]], ""));
     busy.daemon.process.signal(Signal::SIGHUP);
@@ -403,25 +403,25 @@ fn a_file_that_changes_while_a_successor_starts_is_read_by_that_one() {
     wait::until(LONG, "the file is in effect", || {
         (0..4).all(|_| successor.get("/").is_ok_and(|answer| answer.origin() == "two"))
     });
-    // That it had changed was seen when the start was over; then the signal came.
+    // The new process loaded the changed file when its start was complete. The signal then finds nothing to change.
     wait::until(LONG, "the signal is passed on", || {
         successor.status()["config"]["last_reload"]["result"] == "unchanged"
     });
 }
 
-/// The old process reads it once more, after the new one has, which is to be no step back.
+/// The old process reloads the file after the new one has read it. The upgrade must not undo this reload.
 #[test]
-fn a_file_that_was_read_again_before_the_sockets_are_taken_is_in_effect_after_it() {
+fn a_reload_before_the_handover_stays_in_effect_after_it() {
     let lab = Lab::new();
     let (one, two) = (Origin::start("one"), Origin::start("two"));
     let old = lab.daemonize(&pool(&[&one], ""));
     let config = lab.path("conf.yaml");
     std::thread::scope(|scope| {
-        // It reads the file, and waits for the offer.
+        // The new process reads the file, and waits for the sockets.
         let starting = scope.spawn(|| lab.daemonize_file(&config, &["-u"]));
         wait::until(LONG, "the new process waits", || started_with(lab.directory()).len() > 1);
         let began = Instant::now();
-        wait::until(LONG, "it has read the file", || began.elapsed() > Duration::from_secs(1));
+        wait::until(LONG, "the new process has read the file", || began.elapsed() > Duration::from_secs(1));
         lab.config(&pool(&[&two], ""));
         assert_eq!(lab.run(&["reload", "-c", path_str(&config)]).code, Some(0));
         old.process.signal(Signal::SIGQUIT);
@@ -434,7 +434,7 @@ fn a_file_that_was_read_again_before_the_sockets_are_taken_is_in_effect_after_it
 }
 
 #[test]
-fn a_watched_file_that_changes_while_a_successor_starts_is_read_by_that_one() {
+fn a_watched_file_that_changes_while_the_new_process_starts_is_loaded_by_it() {
     let lab = Lab::new();
     let (one, two, unanswered) = (Origin::start("one"), Origin::start("two"), tests::Unreachable::start());
     let watched = |body: &str| format!("reload: {{watch: true}}\n{body}");
@@ -450,9 +450,9 @@ fn a_watched_file_that_changes_while_a_successor_starts_is_read_by_that_one() {
     assert_eq!(successor.status()["config"]["last_reload"]["result"], "applied");
 }
 
-/// Each script stands where the new program should, and the old process has to go on.
+/// A failing script takes the place of the new program, and the old process has to keep serving.
 #[test]
-fn a_new_program_that_fails_changes_nothing() {
+fn an_upgrade_to_a_program_that_fails_changes_nothing() {
     let lab = Lab::new();
     let program = lab.install();
     let origin = Origin::start("one");
@@ -462,24 +462,24 @@ fn a_new_program_that_fails_changes_nothing() {
         [("echo cannot start >&2; exit 7", "exit"), ("kill -9 $$", "signal"), ("exec /nowhere/program", "")]
     {
         lab.replace_program(Some(script));
-        let finished = order(&lab);
+        let finished = upgrade_by_subcommand(&lab);
         assert_eq!(finished.code, Some(1), "{script}: {finished:?}");
         assert!(finished.stderr.contains(said), "{script}: {finished:?}");
         assert!(daemon.process.alive() && lab.pid_in_file() == Some(daemon.process), "{script}");
         assert_eq!(started_with(lab.directory()), [daemon.process], "{script}");
         assert!(daemon.process.children().is_empty(), "{script}: no zombie");
-        assert!(!lab.path("upgrade.sock").exists(), "{script}: the offer is withdrawn");
+        assert!(!lab.path("upgrade.sock").exists(), "{script}: the upgrade socket is left");
         assert_eq!(daemon.get("/").unwrap().status, 200);
     }
-    // A file that is wrong is as good a reason.
+    // An invalid file changes nothing, either.
     lab.replace_program(None);
     lab.config(&pool(&[&origin], "polcy: maglev"));
-    let finished = order(&lab);
+    let finished = upgrade_by_subcommand(&lab);
     assert_eq!(finished.code, Some(1), "{finished:?}");
     assert!(finished.stderr.contains("unknown key `polcy`"), "{finished:?}");
-    // And with all mended it works.
+    // With a valid file, the upgrade succeeds.
     lab.config(&pool(&[&origin], ""));
-    assert_eq!(order(&lab).code, Some(0), "{}", lab.error_log());
+    assert_eq!(upgrade_by_subcommand(&lab).code, Some(0), "{}", lab.error_log());
     daemon.process.wait_gone(LONG);
     let report = load.stop();
     assert_eq!(report.failed, 0, "{report:?}");
@@ -487,12 +487,12 @@ fn a_new_program_that_fails_changes_nothing() {
 }
 
 #[test]
-fn a_new_process_that_dies_after_it_has_the_sockets_changes_nothing() {
+fn a_new_process_that_dies_after_taking_the_sockets_changes_nothing() {
     let lab = Lab::new();
     lab.install();
     let origin = Origin::start("one");
     let daemon = lab.daemonize(&pool(&[&origin], ""));
-    // Its checks take a while, so it can be killed before it is ready.
+    // Health checks delay the new process, so that it can be killed before it is ready.
     let unanswered = tests::Unreachable::start();
     let check = "health_check: {type: tcp, timeout: 5s, interval: 5s}";
     lab.config(&pool_of(&[origin.address, unanswered.address], check));
@@ -503,20 +503,20 @@ fn a_new_process_that_dies_after_it_has_the_sockets_changes_nothing() {
     });
     new.signal(Signal::SIGKILL);
     daemon.logged(&["upgrade failed", "goes on serving", "SIGKILL"]);
-    wait::until(LONG, "it is told among the events", || {
+    wait::until(LONG, "the events report the failure", || {
         let events = daemon.read("/api/v1/events").map(|answer| answer.text());
         events.is_ok_and(|events| events.contains("the upgrade has failed") && events.contains("SIGKILL"))
     });
-    wait::until(LONG, "nobody is left", || started_with(lab.directory()) == [daemon.process]);
+    wait::until(LONG, "only the old process runs", || started_with(lab.directory()) == [daemon.process]);
     assert_eq!(daemon.get("/").unwrap().status, 200);
     assert_eq!(lab.pid_in_file(), Some(daemon.process));
     lab.config(&pool(&[&origin], ""));
-    usr2(&lab, &daemon);
+    upgrade_by_signal(&lab, &daemon);
 }
 
-/// As when the file that the new process reads has a wrong path, or the wrong CA.
+/// This happens if the new file has a wrong path for the health check or a wrong CA.
 #[test]
-fn a_new_process_that_finds_no_backend_where_the_old_one_has_some_does_not_take_over() {
+fn a_new_process_does_not_take_over_when_it_finds_no_ready_backend_and_the_old_one_does() {
     let lab = Lab::new();
     let origin = Origin::start("one");
     let dead = ports::free();
@@ -533,26 +533,26 @@ fn a_new_process_that_finds_no_backend_where_the_old_one_has_some_does_not_take_
     wait::until(LONG, "the backend is up", || daemon.get("/").is_ok_and(|answer| answer.status == 200));
     let load = LoadGenerator::start(lab.listener, 2, 4);
     lab.config(&body("/status/404", ""));
-    let refused = order(&lab);
+    let refused = upgrade_by_subcommand(&lab);
     assert_eq!(refused.code, Some(1), "{refused:?}");
     for said in ["no backend of pool web is ready", "the process before had some"] {
         assert!(refused.stderr.contains(said), "{refused:?}");
     }
     assert!(!refused.stderr.contains("dead,") && daemon.process.alive(), "{refused:?}");
-    wait::until(LONG, "nobody is left", || started_with(lab.directory()) == [daemon.process]);
+    wait::until(LONG, "only the old process runs", || started_with(lab.directory()) == [daemon.process]);
     assert!(daemon.read("/api/v1/events").unwrap().text().contains("the upgrade has failed"));
-    // A pool that is down in both is no hindrance, nor is a new one.
+    // A pool that is down in both processes does not prevent the upgrade, and neither does a new pool that is down.
     let new = format!("  new: {{backends: [\"{dead}\"]}}\n");
     lab.config(
         &body("/healthy", &new).replace("{pool: web}", "{match: {method: PUT}, pool: new}, {pool: web}"),
     );
-    assert_eq!(order(&lab).code, Some(0), "{}", lab.error_log());
+    assert_eq!(upgrade_by_subcommand(&lab).code, Some(0), "{}", lab.error_log());
     let report = load.stop();
     assert_eq!(report.failed, 0, "{report:?}");
 }
 
 #[test]
-fn a_second_order_is_refused_while_one_is_carried_out() {
+fn a_second_upgrade_is_refused_while_one_is_in_progress() {
     let lab = Lab::new();
     let origin = Origin::start("one");
     let daemon = lab.daemonize(&pool(&[&origin], ""));
@@ -561,17 +561,17 @@ fn a_second_order_is_refused_while_one_is_carried_out() {
     lab.config(&pool_of(&[origin.address, unanswered.address], check));
     daemon.process.signal(Signal::SIGUSR2);
     daemon.logged(&["takes", "listeners"]);
-    wait::throughout(Duration::from_millis(500), "whoever asks is told that all is well", || {
+    wait::throughout(Duration::from_millis(500), "the daemon is ready", || {
         daemon.read("/readyz").is_ok_and(|answer| answer.status == 200)
     });
-    let second = order(&lab);
+    let second = upgrade_by_subcommand(&lab);
     assert_eq!(second.code, Some(1), "{second:?}");
     assert!(second.stderr.contains("under way"), "{second:?}");
     lab.successor(daemon.process);
 }
 
 #[test]
-fn websockets_and_downloads_live_on_the_old_process_until_the_drain_is_over() {
+fn websockets_and_downloads_stay_on_the_old_process_until_the_drain_times_out() {
     let lab = Lab::new();
     let origin = Origin::start("one");
     let old = lab.daemonize(&format!("shutdown: {{drain: 3s}}\n{}", pool(&[&origin], "")));
@@ -583,7 +583,7 @@ fn websockets_and_downloads_live_on_the_old_process_until_the_drain_is_over() {
     origin.behave(Behaviour::HeldWithin(gate.clone(), [b"first".to_vec(), b"second".to_vec()]));
     let mut download = old.begin("/download");
     let (_, head) = download.response_head().unwrap();
-    assert_eq!(order(&lab).code, Some(0), "{}", lab.error_log());
+    assert_eq!(upgrade_by_subcommand(&lab).code, Some(0), "{}", lab.error_log());
     for word in ["still", "there"] {
         socket.send(word).unwrap();
         assert_eq!(socket.some_bytes(), word.as_bytes());
@@ -592,32 +592,32 @@ fn websockets_and_downloads_live_on_the_old_process_until_the_drain_is_over() {
     assert_eq!(download.rest_of_body(&head).unwrap(), b"firstsecond");
     assert!(old.process.alive(), "the WebSocket is open");
     old.process.wait_gone(LONG);
-    assert!(socket.ends_within(LONG), "it is cut when the time is over");
-    assert_eq!(old.get("/").unwrap().status, 200, "the new one serves");
+    assert!(socket.ends_within(LONG), "the WebSocket outlives the drain");
+    assert_eq!(old.get("/").unwrap().status, 200, "the new process serves");
     lab.pid_in_file().unwrap().signal(Signal::SIGTERM);
 }
 
 #[test]
-fn a_client_that_is_idle_for_a_moment_hears_of_the_hand_over_in_an_answer() {
+fn a_briefly_idle_client_gets_a_response_with_connection_close_after_an_upgrade() {
     let lab = Lab::new();
     let origin = Origin::start("one");
     let old = lab.daemonize(&pool(&[&origin], ""));
     let mut client = old.connect();
     assert!(!client.get("/").unwrap().closes());
-    assert_eq!(order(&lab).code, Some(0), "{}", lab.error_log());
+    assert_eq!(upgrade_by_subcommand(&lab).code, Some(0), "{}", lab.error_log());
     let began = Instant::now();
     wait::until(LONG, "a second has passed", || began.elapsed() > Duration::from_secs(1));
     let answer = client.get("/").unwrap();
     assert_eq!(
         (answer.status, answer.closes()),
         (200, true),
-        "its connection was still there, and the last answer says so"
+        "the connection must stay open until a response with Connection: close"
     );
     old.process.wait_gone(Duration::from_secs(10));
 }
 
 #[test]
-fn the_sockets_of_forty_listeners_with_long_names_are_handed_over_to_nobody_else() {
+fn forty_listeners_with_long_names_are_handed_over_through_a_private_socket() {
     let lab = Lab::new();
     let origin = Origin::start("one");
     let paths: Vec<_> =
@@ -626,7 +626,7 @@ fn the_sockets_of_forty_listeners_with_long_names_are_handed_over_to_nobody_else
     let config = lab.config_with(&format!("listeners:\n{items}"), &pool(&[&origin], ""));
     let mut old = lab.start_file(&config);
     old.signal(Signal::SIGQUIT);
-    wait::until(LONG, "the offer", || lab.path("upgrade.sock").exists());
+    wait::until(LONG, "the upgrade socket exists", || lab.path("upgrade.sock").exists());
     let mode = fs::metadata(lab.path("upgrade.sock")).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
     let mut new = lab.spawn(&["-c", path_str(&config), "-u"]);
@@ -639,7 +639,7 @@ fn the_sockets_of_forty_listeners_with_long_names_are_handed_over_to_nobody_else
 }
 
 #[test]
-fn a_new_process_that_never_gets_ready_is_ended_after_a_minute() {
+fn a_new_process_that_is_not_ready_after_a_minute_is_ended() {
     let lab = Lab::new();
     let origin = Origin::start("one");
     lab.install();
@@ -647,8 +647,9 @@ fn a_new_process_that_never_gets_ready_is_ended_after_a_minute() {
     lab.replace_program(Some("trap '' TERM; while :; do sleep 1; done"));
     let begun = Instant::now();
     daemon.process.signal(Signal::SIGUSR2);
-    let hanging = wait::until_some(LONG, "it is started", || daemon.process.children().first().copied());
-    wait::until(Duration::from_secs(90), "the old process has had enough", || {
+    let hanging =
+        wait::until_some(LONG, "the new process starts", || daemon.process.children().first().copied());
+    wait::until(Duration::from_secs(90), "the start of the new process times out", || {
         let answer = daemon.get("/").expect("the old process serves");
         assert!(answer.status == 200 && !answer.closes(), "{answer:?}");
         lab.error_log().contains("was not ready within 60s")
@@ -656,12 +657,12 @@ fn a_new_process_that_never_gets_ready_is_ended_after_a_minute() {
     assert!(begun.elapsed() >= Duration::from_secs(60));
     assert!(!hanging.alive() && daemon.process.children().is_empty());
     lab.replace_program(None);
-    let new = usr2(&lab, &daemon);
+    let new = upgrade_by_signal(&lab, &daemon);
     assert_eq!(new.get("/").unwrap().status, 200);
 }
 
 #[test]
-fn who_is_told_to_end_ends_the_new_process_too() {
+fn ending_the_old_process_during_an_upgrade_also_ends_the_new_one() {
     let lab = Lab::new();
     let origin = Origin::start("one");
     let mut daemon = lab.start(&pool(&[&origin], ""));
@@ -678,20 +679,24 @@ fn who_is_told_to_end_ends_the_new_process_too() {
 }
 
 #[test]
-fn connections_that_stay_idle_hold_the_old_process_for_some_seconds_only() {
+fn idle_connections_keep_the_old_process_for_a_few_seconds_only() {
     let lab = Lab::new();
     let origin = Origin::start("one");
     let old = lab.daemonize(&pool(&[&origin], ""));
     let mut idle = old.connect();
     idle.get("/").unwrap();
     let begun = Instant::now();
-    let new = usr2(&lab, &old);
+    let new = upgrade_by_signal(&lab, &old);
     let took = begun.elapsed();
     assert!(took > Duration::from_secs(4) && took < Duration::from_secs(10), "{took:?}");
     assert!(idle.ends_within(LONG));
-    assert!(lab.error_log().contains("drained: no request is left"), "nothing was cut:\n{}", lab.error_log());
+    assert!(
+        lab.error_log().contains("drained: no request is left"),
+        "a request was cut:\n{}",
+        lab.error_log()
+    );
 
-    // Told to end on top, it does not keep anybody waiting.
+    // With SIGTERM, the old process does not wait for idle connections.
     let mut idle = new.connect();
     idle.get("/").unwrap();
     new.process.signal(Signal::SIGUSR2);
@@ -703,15 +708,15 @@ fn connections_that_stay_idle_hold_the_old_process_for_some_seconds_only() {
     drop(next);
 }
 
-/// The real user id of a process.
+/// The user id of a process.
 fn user(process: Process) -> u32 {
     fs::metadata(format!("/proc/{}", process.0)).unwrap().uid()
 }
 
 #[test]
-fn who_gave_up_root_starts_its_successor_as_the_user_it_has_become() {
+fn an_upgrade_without_root_privileges_keeps_the_user() {
     if user(Process(std::process::id())) != 0 {
-        // There is nothing to give up.
+        // Only root can drop privileges.
         return;
     }
     let (lab, origin) = (Lab::new(), Origin::start("one"));
@@ -721,11 +726,11 @@ fn who_gave_up_root_starts_its_successor_as_the_user_it_has_become() {
     let old = lab.daemonize(&body);
     let became = user(old.process);
     assert_ne!(became, 0);
-    let new = usr2(&lab, &old);
+    let new = upgrade_by_signal(&lab, &old);
     assert_eq!(user(new.process), became);
     assert_eq!(new.get("/").unwrap().status, 200);
 
-    // What needs root fails, and leaves the old one alone.
+    // An upgrade that needs root fails, and does not affect the old process.
     let closed = lab.path("closed");
     fs::create_dir(&closed).unwrap();
     fs::set_permissions(&closed, fs::Permissions::from_mode(0o700)).unwrap();
@@ -737,7 +742,7 @@ fn who_gave_up_root_starts_its_successor_as_the_user_it_has_become() {
     assert!(reason.contains("ended with exit code"), "{reason}");
     assert_eq!(new.get("/").unwrap().status, 200);
 
-    // Who is still root can take over from it.
+    // A process that root starts can take over.
     lab.config(&body);
     let third = upgrade(&lab, &new);
     new.process.wait_gone(LONG);
@@ -746,12 +751,12 @@ fn who_gave_up_root_starts_its_successor_as_the_user_it_has_become() {
 }
 
 #[test]
-fn process_1_refuses_and_says_what_to_do() {
+fn process_1_refuses_an_upgrade_and_says_what_to_do() {
     let lab = Lab::new();
     let origin = Origin::start("one");
     let config = lab.config(&pool(&[&origin], ""));
     let program = lab.install();
-    // A namespace of its own, in which the daemon is process 1.
+    // The daemon is process 1 in its own PID namespace.
     let mut unshare = Command::new("unshare");
     unshare.args(["--user", "--map-root-user", "--pid", "--fork", "--kill-child"]);
     let log = fs::File::create(lab.path("log")).unwrap();
@@ -760,7 +765,7 @@ fn process_1_refuses_and_says_what_to_do() {
     wait::until(LONG, "the daemon serves", || tests::get(lab.listener, "/").is_ok());
     let daemon = Process(child.id()).children()[0];
     daemon.signal(Signal::SIGUSR2);
-    wait::until(LONG, "the remedy is named", || {
+    wait::until(LONG, "the log names the remedy", || {
         lab.error_log().contains("this is process 1 of a container, which ends with it: start a container")
     });
     assert!(daemon.children().is_empty());

@@ -1,4 +1,4 @@
-//! What is harmless in a configuration is warned about: by `check`, at a start, by `reload`, and in the status.
+//! Warnings about a configuration, which `check`, a start, `reload` and the status show.
 
 use serde_json::{Value, json};
 use tests::daemon::{Finished, path_str};
@@ -7,7 +7,7 @@ use tests::{Answer, Behaviour, Daemon, Lab, Origin, Signal};
 
 use crate::{pool, tally};
 
-/// What a pool may say that was made for several backends.
+/// Keys that have an effect only in a pool of several backends.
 const FOR_SEVERAL: &str = "\
 sticky: {cookie: lb}
 slow_start: 30s
@@ -31,7 +31,7 @@ fn shown(daemon: &Daemon) -> Vec<String> {
 }
 
 #[test]
-fn a_pool_is_scaled_to_one_backend_by_a_reload_that_shows_warnings() {
+fn a_reload_that_leaves_one_backend_shows_warnings() {
     let lab = Lab::new();
     let (one, two) = (Origin::start("one"), Origin::start("two"));
     let daemon = lab.start(&pool(&[&one, &two], FOR_SEVERAL));
@@ -51,14 +51,14 @@ fn a_pool_is_scaled_to_one_backend_by_a_reload_that_shows_warnings() {
     assert!(screen.contains("all is well") && screen.contains("4 warnings about the file"), "{screen}");
     assert!(screen.contains("`sticky` has no effect: every client"), "{screen}");
     assert_eq!(daemon.get("/").unwrap().origin(), "two");
-    // The way back.
+    // A reload with two backends removes the warnings.
     lab.config(&pool(&[&one, &two], FOR_SEVERAL));
     daemon.signal(Signal::SIGHUP);
-    wait::until(LONG, "the warnings are gone", || shown(&daemon).is_empty());
+    wait::until(LONG, "no warnings are shown", || shown(&daemon).is_empty());
 }
 
 #[test]
-fn check_and_t_print_warnings_and_only_strict_minds() {
+fn check_and_option_t_print_warnings_and_only_strict_fails() {
     let lab = Lab::new();
     let origin = Origin::start("one");
     lab.config(&pool(&[&origin], "sticky: {cookie: lb}"));
@@ -81,11 +81,11 @@ fn check_and_t_print_warnings_and_only_strict_minds() {
     let explained = run(&lab, &["check", "--explain", "lb053"]).stdout;
     assert!(explained.starts_with("LB053 (warning): "), "{explained}");
     lab.config(&pool(&[&origin], ""));
-    assert_eq!(run(&lab, &["check", "--strict"]).code, Some(0), "nothing to warn about");
+    assert_eq!(run(&lab, &["check", "--strict"]).code, Some(0), "the file causes no warning");
 }
 
 #[test]
-fn warnings_are_shown_beside_errors() {
+fn warnings_are_shown_together_with_errors() {
     let lab = Lab::new();
     let origin = Origin::start("one");
     lab.config(&pool(&[&origin], "sticky: {cookie: lb}\npolcy: random"));
@@ -121,19 +121,19 @@ fn old_names_of_keys_and_values_still_work() {
     assert_eq!(shown(&daemon), ["LB017", "LB017"]);
     daemon.logged(&["WARN", "warning[LB017]", "the key `on` has a new name, `when`"]);
     daemon.logged(&["WARN", "warning[LB017]", "the value `off` has a new name, `none`"]);
-    // Each second request goes to the bad one first.
+    // Every second request goes to the bad backend first.
     let two = || tally([(); 2].map(|()| daemon.get("/two").unwrap().status));
     bad.behave(Behaviour::Answer(Answer::status(503, "bad")));
     assert_eq!(two(), [(200, 2)]);
     bad.behave(Behaviour::Answer(Answer::status(502, "bad")));
-    assert_eq!(two(), [(200, 1), (502, 1)], "only 503 is named");
+    assert_eq!(two(), [(200, 1), (502, 1)], "only 503 is retried");
     assert!(!daemon.log().contains("/two"), "the access log is on:\n{}", daemon.log());
     let printed = run(&lab, &["check", "--print"]).stdout;
     assert!(printed.contains("when: [503]") && printed.contains("{format: none}"), "{printed}");
 }
 
 #[test]
-fn both_names_of_a_key_are_an_error_and_so_is_the_boolean_that_yaml_1_1_makes_of_one() {
+fn two_names_of_one_key_or_a_yaml_1_1_boolean_as_a_key_are_refused() {
     let lab = Lab::new();
     let (one, two) = (Origin::start("one"), Origin::start("two"));
     for (retries, said) in [
