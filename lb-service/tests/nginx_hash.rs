@@ -1,6 +1,6 @@
-//! `consistent_hash` gives every key to the backend that nginx's `hash … consistent` gives it to.
+//! `consistent_hash` places every key on the same backend as nginx's `hash … consistent`.
 //!
-//! A real nginx is asked. It is the origins as well: each answers with its own address.
+//! The test compares with a real nginx, which also serves as the origins. Each origin responds with its own address.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
@@ -19,16 +19,16 @@ use pingora::lb::Backend;
 use pingora::lb::selection::{BackendIter, BackendSelection};
 
 const KEYS: usize = 1000;
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// An nginx that ends with the test.
+/// An nginx process that ends with the test.
 struct Nginx {
     process: Child,
     address: SocketAddr,
     _directory: tempfile::TempDir,
 }
 
-/// A keep-alive connection.
+/// A client with a keep-alive connection.
 struct Client {
     reader: BufReader<TcpStream>,
 }
@@ -49,15 +49,15 @@ impl Nginx {
             .arg(&configuration)
             .stdout(Stdio::null())
             .spawn()
-            .expect("this test asks a real nginx, which is not installed (Debian: nginx-light)");
+            .expect("this test needs nginx, which is not installed (Debian: nginx-light)");
         Self { process, address, _directory: directory }
     }
 
     fn client(&mut self) -> Client {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             if let Ok(stream) = TcpStream::connect(self.address) {
-                stream.set_read_timeout(Some(PATIENCE)).unwrap();
+                stream.set_read_timeout(Some(TIMEOUT)).unwrap();
                 stream.set_nodelay(true).unwrap();
                 return Client { reader: BufReader::new(stream) };
             }
@@ -70,7 +70,7 @@ impl Nginx {
 
 impl Drop for Nginx {
     fn drop(&mut self) {
-        // There is one process only: no master, no workers.
+        // nginx runs as a single process, without a master or workers.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
@@ -96,7 +96,7 @@ fn text(directory: &Path, address: SocketAddr, backends: &[(SocketAddr, usize)])
     )
 }
 
-/// An address that nobody listens on; `None` where there is no such interface.
+/// A free address, or `None` if no interface has this IP address.
 fn free_address(address: &str) -> Option<SocketAddr> {
     TcpListener::bind(address).ok()?.local_addr().ok()
 }
@@ -104,7 +104,7 @@ fn free_address(address: &str) -> Option<SocketAddr> {
 // === impl Client ===
 
 impl Client {
-    /// The backend that answers a request with this key.
+    /// Sends a request with this key, and returns the backend that serves it.
     fn ask(&mut self, key: &str) -> String {
         let request = format!("GET /?k={key} HTTP/1.1\r\nHost: test\r\n\r\n");
         self.reader.get_mut().write_all(request.as_bytes()).unwrap();
@@ -143,11 +143,11 @@ fn compare(backends: &[(SocketAddr, usize)]) {
         assert_eq!(client.ask(&key), ours, "{key}");
         seen.insert(ours);
     }
-    assert_eq!(seen.len(), backends.len(), "too few backends had a key to compare anything");
+    assert_eq!(seen.len(), backends.len(), "some backends got no key");
 }
 
 fn with_weights(addresses: &[&str], weights: &[usize]) -> Option<Vec<(SocketAddr, usize)>> {
-    // All are held until the last is known, so that each is another one.
+    // All listeners stay open until the last one is bound, so that all addresses differ.
     let held: Vec<TcpListener> = addresses.iter().map(TcpListener::bind).collect::<Result<_, _>>().ok()?;
     Some(held.iter().map(|listener| listener.local_addr().unwrap()).zip(weights.iter().copied()).collect())
 }
@@ -161,7 +161,7 @@ fn nginx_gives_every_key_to_the_same_backend() {
 fn nginx_gives_every_key_to_the_same_backend_over_ipv6() {
     let Some(backends) = with_weights(&["[::1]:0", "[::1]:0", "127.0.0.1:0", "[::1]:0"], &[1, 2, 1, 1])
     else {
-        assert!(free_address("[::1]:0").is_none(), "there are addresses, but no ports");
+        assert!(free_address("[::1]:0").is_none(), "IPv6 works, but no addresses were free");
         eprintln!("not compared: this machine has no IPv6 loopback");
         return;
     };

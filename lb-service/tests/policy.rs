@@ -1,4 +1,4 @@
-//! The policy inside Pingora's own load balancers, as any Pingora program would use it.
+//! The policy in Pingora's own load balancers, as any Pingora program can use it.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
@@ -19,7 +19,7 @@ const B: (&str, usize) = ("10.0.0.2:1", 1);
 const C: (&str, usize) = ("10.0.0.3:1", 1);
 const D: (&str, usize) = ("10.0.0.4:1", 1);
 
-/// A set of backends that the test changes.
+/// A set of backends that the test can change.
 #[derive(Clone, Default)]
 struct Membership(Arc<Mutex<BTreeSet<Backend>>>);
 
@@ -39,7 +39,7 @@ impl Membership {
     }
 }
 
-/// A balancer and the set it takes its backends from.
+/// A balancer, and the set of its backends.
 async fn balancer(members: &[(&str, usize)]) -> (LoadBalancer<Policy>, Membership) {
     balancer_with(PolicyConfig::default(), members).await
 }
@@ -61,7 +61,7 @@ async fn change(balancer: &LoadBalancer<Policy>, membership: &Membership, member
     balancer.update().await.unwrap();
 }
 
-/// The address as a letter: `10.0.0.1` is `a`.
+/// The address of a backend as a letter: `10.0.0.1` is `a`.
 fn letter(backend: &Backend) -> char {
     let address = backend.addr.to_string();
     let last = address.split(['.', ':']).nth(3).unwrap().parse::<u8>().unwrap();
@@ -73,19 +73,19 @@ fn picks(balancer: &LoadBalancer<Policy>, count: usize) -> String {
 }
 
 #[test]
-fn works_without_configuration() {
+fn a_policy_needs_no_configuration() {
     let balancer = LoadBalancer::<Policy>::try_from_iter(["10.0.0.1:1", "10.0.0.2:1"]).unwrap();
     assert_eq!(picks(&balancer, 4), "abab");
 }
 
 #[tokio::test]
-async fn weights_5_1_1_give_nginx_s_sequence() {
+async fn weights_5_1_1_give_the_sequence_of_nginx() {
     let (balancer, _) = balancer(&[("10.0.0.1:1", 5), B, C]).await;
     assert_eq!(picks(&balancer, 14), "aabacaaaabacaa");
 }
 
 #[tokio::test]
-async fn position_survives_a_membership_change() {
+async fn the_position_survives_a_membership_change() {
     let (balancer, membership) = balancer(&[A, B, C]).await;
     assert_eq!(picks(&balancer, 2), "ab");
     change(&balancer, &membership, &[A, B, C, D]).await;
@@ -97,7 +97,7 @@ async fn position_survives_a_membership_change() {
 }
 
 #[tokio::test]
-async fn constant_changes_do_not_favour_the_first() {
+async fn frequent_changes_do_not_favour_the_first_backend() {
     let (balancer, membership) = balancer(&[A, B, C]).await;
     let mut counts: BTreeMap<char, usize> = BTreeMap::new();
     for turn in 0..300 {
@@ -114,7 +114,7 @@ async fn constant_changes_do_not_favour_the_first() {
 }
 
 #[tokio::test]
-async fn a_set_may_become_empty_and_come_back() {
+async fn a_set_of_backends_may_become_empty_and_refill() {
     let (balancer, membership) = balancer(&[]).await;
     assert!(balancer.select(b"", 10).is_none());
     change(&balancer, &membership, &[("10.0.0.1:1", 0), ("10.0.0.2:1", 0)]).await;
@@ -124,7 +124,7 @@ async fn a_set_may_become_empty_and_come_back() {
 }
 
 #[tokio::test]
-async fn turns_of_a_disabled_backend_go_to_the_next() {
+async fn the_turns_of_a_disabled_backend_go_to_the_next_one() {
     let (balancer, _) = balancer(&[A, B, C]).await;
     let c = Backend::new(C.0).unwrap();
     balancer.backends().set_enable(&c, false);
@@ -134,7 +134,7 @@ async fn turns_of_a_disabled_backend_go_to_the_next() {
 }
 
 #[tokio::test]
-async fn as_many_iterations_as_backends_are_enough() {
+async fn one_iteration_per_backend_suffices() {
     let members: Vec<(String, usize)> =
         (1..=200).map(|last| (format!("10.0.0.{last}:1"), 201 - last)).collect();
     let members: Vec<(&str, usize)> =
@@ -244,7 +244,7 @@ async fn latencies_survive_changes_of_membership_and_weight() {
 }
 
 #[tokio::test]
-async fn nothing_is_known_of_a_backend_that_was_forgotten() {
+async fn a_removed_backend_loses_its_latencies() {
     let config = PolicyConfig::new(Algorithm::PeakEwma);
     let (balancer, membership) = balancer_with(config.clone(), &[A, B]).await;
     load(&config, A).answered(Duration::from_secs(1), Clock::system().now());
@@ -254,7 +254,7 @@ async fn nothing_is_known_of_a_backend_that_was_forgotten() {
 }
 
 #[tokio::test]
-async fn requests_may_be_counted_where_they_are_accepted() {
+async fn requests_can_be_counted_by_the_filter_of_a_selection() {
     let config = PolicyConfig::new(Algorithm::LeastRequest);
     let (balancer, _) = balancer_with(config.clone(), &[A, B, C]).await;
     let loads = [A, B, C].map(|member| (member.0, load(&config, member)));

@@ -1,4 +1,4 @@
-//! What must hold for every text, however broken; shared with the fuzz target.
+//! Properties that must hold for every text, however broken. The fuzz target uses this module, too.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -15,8 +15,9 @@ use shared::process::runtime::RuntimeFiles;
 ///
 /// # Panics
 ///
-/// Panics when something does not hold: a configuration that is accepted is the same after it was printed and read
-/// again, and its pools can do what they promise; one that is refused has problems whose places lie within it.
+/// Panics if a property does not hold. An accepted configuration must be equal after it is printed and loaded again,
+/// and the settings of its pools must be consistent. A refused one must have problems whose places lie within the
+/// text.
 pub(crate) fn exercise(configuration: &str) {
     let loopback = Ipv4Addr::LOCALHOST.into();
     let runtime = &RuntimeFiles::new("/tmp/load_balancer-1000".into(), None);
@@ -34,7 +35,7 @@ pub(crate) fn exercise(configuration: &str) {
             fits_together(&loaded);
         }
         Err(problems) => {
-            assert!(problems.has_errors(), "refused without a reason");
+            assert!(problems.has_errors(), "a text is refused without a reason");
             inspect(&problems);
         }
     }
@@ -44,28 +45,32 @@ fn kinds(loaded: &Loaded) -> BTreeSet<ProblemId> {
     loaded.warnings.list.iter().map(|problem| problem.id).collect()
 }
 
-/// What the rules about several keys of a pool are for.
+/// Asserts what the rules about several keys of a pool guarantee.
 fn fits_together(loaded: &Loaded) {
     let kinds = kinds(loaded);
     for (pool, _) in &loaded.plan.pools {
         let ejection = &pool.outlier_detection;
         let primary = pool.backends.iter().any(|backend| !backend.backup);
-        assert!(primary || kinds.contains(&ProblemId::OnlyBackups), "only backups: {pool:?}");
-        assert!(ejection.base_ejection <= ejection.max_ejection, "ejections that shrink: {pool:?}");
-        assert!(pool.retries.per_try.is_none_or(|time| time < pool.timeouts.response), "no use: {pool:?}");
+        assert!(primary || kinds.contains(&ProblemId::OnlyBackups), "there are only backups: {pool:?}");
+        assert!(ejection.base_ejection <= ejection.max_ejection, "ejections become shorter: {pool:?}");
+        let within_response = pool.retries.per_try.is_none_or(|time| time < pool.timeouts.response);
+        assert!(within_response, "per_try has no effect: {pool:?}");
         let limited = pool.backends.iter().any(|backend| backend.max_requests.is_some());
         let warned = kinds.contains(&ProblemId::NothingToActOn);
-        assert!(pool.queue == 0 || limited || warned, "a queue that no request waits in: {pool:?}");
+        assert!(pool.queue == 0 || limited || warned, "no request can enter the queue: {pool:?}");
         let hashes = ["ConsistentHash", "Maglev"].contains(&format!("{:?}", pool.policy).as_str());
-        assert!(hashes || pool.bounded_load.is_none(), "a bound without a hash: {pool:?}");
+        assert!(hashes || pool.bounded_load.is_none(), "bounded_load has no hash: {pool:?}");
         let connect = pool.timeouts.connect;
-        assert!(pool.retries.per_try.is_none_or(|time| connect <= time), "no time to connect: {pool:?}");
+        assert!(
+            pool.retries.per_try.is_none_or(|time| connect <= time),
+            "per_try is too short to connect: {pool:?}"
+        );
         let warned = [ProblemId::FewBackends, ProblemId::SwitchedOff].iter().any(|kind| kinds.contains(kind));
-        assert!(chooses(pool) || warned, "too few backends: {pool:?}");
+        assert!(chooses(pool) || warned, "the pool has too few backends: {pool:?}");
     }
 }
 
-/// Whether there is something to choose between, wherever a pool says how.
+/// Whether the pool has enough backends for all the ways of choosing that it configures.
 fn chooses(pool: &PoolSettings) -> bool {
     let (backends, ejection) = (pool.backends.len(), &pool.outlier_detection);
     let others = backends > 1 || pool.sticky.is_none() && pool.slow_start.is_none();
@@ -91,7 +96,7 @@ fn variables(name: &str) -> Option<String> {
     }
 }
 
-/// A file system without files, on which every directory can be written to.
+/// A file system without files, in which every directory is writable.
 struct NoFiles;
 
 impl Files for NoFiles {

@@ -1,7 +1,8 @@
-//! Every configuration in `invalid` and in `warned` has its expected diagnostics beside it: errors there, warnings here.
-//! Every configuration in `valid` loads without a warning, and what is printed of it loads to the same plan.
+//! Every configuration in `invalid` has a file of expected errors next to it, and every one in `warned` a file of
+//! expected warnings. Every configuration in `valid` loads without a warning, and its printed form loads to an equal
+//! plan.
 //!
-//! `UPDATE_FIXTURES=1 cargo test -p shared --test config fixtures` writes the diagnostics; review them by eye.
+//! `UPDATE_FIXTURES=1 cargo test -p shared --test config fixtures` writes the diagnostics. Review the changes.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -11,7 +12,7 @@ use crate::support::{context, repository, yaml_files};
 use shared::config::{Context, Loaded, ProblemId, RealFiles, Severity, json, lines, load_text};
 
 #[test]
-fn invalid_configurations_have_the_diagnostics_beside_them() {
+fn invalid_configurations_have_the_expected_diagnostics() {
     let files = of("invalid");
     assert!(files.len() >= 40, "only {} invalid configurations", files.len());
     let wrong: Vec<String> = files.iter().filter_map(|file| difference(file, Severity::Error)).collect();
@@ -19,7 +20,7 @@ fn invalid_configurations_have_the_diagnostics_beside_them() {
 }
 
 #[test]
-fn configurations_that_are_warned_about_have_the_diagnostics_beside_them() {
+fn configurations_with_warnings_have_the_expected_diagnostics() {
     let wrong: Vec<String> =
         of("warned").iter().filter_map(|file| difference(file, Severity::Warning)).collect();
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
@@ -29,8 +30,8 @@ fn of(directory: &str) -> Vec<PathBuf> {
     yaml_files(&repository().join("tests/fixtures/config").join(directory))
 }
 
-/// How the diagnostics of a file differ from those beside it, the worst of which has this severity; `None` when they do
-/// not.
+/// The difference between the diagnostics of a file and the expected ones, or `None` if they are equal. The worst
+/// diagnostic of the file must have the severity `worst`.
 fn difference(file: &PathBuf, worst: Severity) -> Option<String> {
     let name = file.file_name().expect("a file has a name").to_string_lossy().into_owned();
     let text = fs::read_to_string(file).expect("a fixture can be read");
@@ -56,13 +57,13 @@ fn every_kind_of_problem_has_a_fixture() {
     let all = expected.collect::<String>();
     let shown = |id: &ProblemId| all.contains(&format!("{}[{id}]", id.severity()));
     let without: BTreeSet<ProblemId> = ProblemId::ALL.iter().copied().filter(|id| !shown(id)).collect();
-    // Only root can find out that something is not allowed; a process test shows it.
+    // These depend on permissions, or on the user that runs the test. Process tests cover them.
     let elsewhere = BTreeSet::from([ProblemId::Unreadable, ProblemId::NotAllowed, ProblemId::Rotation]);
-    assert_eq!(without, elsewhere, "no fixture shows these");
+    assert_eq!(without, elsewhere, "these problems have no fixture");
 }
 
 #[test]
-fn valid_configurations_load_and_load_again_as_printed() {
+fn valid_configurations_load_and_so_does_their_printed_form() {
     let mut files = of("valid");
     files.extend(yaml_files(&repository().join("deploy/config")));
     for file in files {
@@ -79,7 +80,7 @@ fn valid_configurations_load_and_load_again_as_printed() {
     }
 }
 
-/// What is printed loads to the same plan, and prints as the same text.
+/// Asserts that the printed form loads to an equal plan, and prints as the same text.
 fn assert_prints(loaded: &Loaded) {
     let printed = loaded.effective();
     let again = load_text("printed.yaml", &printed, &context());
@@ -100,13 +101,13 @@ fn the_json_form_has_place_severity_and_hint() {
         }])
     );
     let text = "pools:\n  web:\n    backends: [10.0.0.1:80]\n    sticky: {cookie: lb}\n";
-    let loaded = load_text("a.yaml", text, &context()).expect("it is only warned about");
+    let loaded = load_text("a.yaml", text, &context()).expect("the file causes only a warning");
     let warnings = json(&loaded.warnings);
     assert_eq!((&warnings[0]["id"], &warnings[0]["severity"]), (&"LB053".into(), &"warning".into()));
 }
 
 #[test]
-fn warnings_are_shown_beside_errors_and_on_lines_of_their_own() {
+fn warnings_are_shown_together_with_errors_and_one_per_line() {
     let text = "pools:\n  web:\n    backends: [10.0.0.1:80]\n    sticky: {cookie: lb}\nthread: 1\n";
     let problems = load_text("a.yaml", text, &context()).expect_err("a key is misspelt");
     let text = problems.to_string();

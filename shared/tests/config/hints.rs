@@ -1,11 +1,11 @@
-//! What a hint says to write is accepted: every hint that can be followed without thinking is followed, in every invalid fixture.
+//! Hints solve their problems: the test follows every hint that can be followed literally, in every invalid fixture.
 
 use std::fs;
 
 use crate::support::{context, repository, yaml_files};
 use shared::config::{ConfigProblem, ProblemId, Problems, Span, load_text};
 
-/// The text with what the hint says in place of what the problem points at; `None` when the hint needs somebody who thinks.
+/// The place of the problem and the text that the hint puts there, or `None` if the hint cannot be followed literally.
 fn followed(text: &str, problem: &ConfigProblem) -> Option<(Span, String)> {
     let (span, hint) = (problem.span?, problem.hint.as_deref()?);
     let about_key = problem.id == ProblemId::UnknownKey;
@@ -24,7 +24,7 @@ fn followed(text: &str, problem: &ConfigProblem) -> Option<(Span, String)> {
             .min();
         &rest[..end.unwrap_or(rest.len())]
     };
-    // A remedy in words, and no text to write.
+    // Such a hint describes the remedy in words.
     let in_words = right.contains(' ') && !right.starts_with(['{', '[', '"']);
     (!in_words && text.get(span.start..span.end).is_some()).then(|| (span, right.to_owned()))
 }
@@ -37,8 +37,8 @@ fn problems(name: &str, text: &str) -> Vec<ConfigProblem> {
 }
 
 #[test]
-fn whoever_follows_a_hint_is_not_refused_there_again() {
-    let (mut tried, mut wrong) = (0, Vec::new());
+fn following_a_hint_solves_the_problem() {
+    let (mut count, mut wrong) = (0, Vec::new());
     for file in yaml_files(&repository().join("tests/fixtures/config/invalid")) {
         let name = file.file_name().expect("a file has a name").to_string_lossy().into_owned();
         let text = fs::read_to_string(&file).expect("a fixture can be read");
@@ -52,9 +52,9 @@ fn whoever_follows_a_hint_is_not_refused_there_again() {
             wrong.extend(
                 found.map(|found| format!("{name}: {} -> {right} -> {}", problem.message, found.message)),
             );
-            tried += 1;
+            count += 1;
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-    assert!(tried >= 60, "only {tried} hints can be followed");
+    assert!(count >= 60, "only {count} hints can be followed literally");
 }

@@ -1,4 +1,4 @@
-//! The configuration as a whole: its fixtures, its schema, and that no text makes it panic.
+//! Tests of the configuration as a whole: fixtures, hints, the schema, and the absence of panics.
 
 #[cfg(test)]
 mod exercise;

@@ -1,4 +1,5 @@
-//! No text makes the configuration panic: arbitrary ones, valid ones that were damaged, and the corpus of the fuzz target.
+//! No text makes the configuration panic. The texts are arbitrary ones, damaged valid ones, and the corpus of the fuzz
+//! target.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,7 +11,7 @@ use proptest::collection::vec;
 use proptest::prelude::{Just, ProptestConfig, Strategy, any, prop_oneof, proptest};
 use proptest::sample::{Index, subsequence};
 
-/// Pieces that have a meaning to YAML or to the configuration.
+/// Pieces of text that have a meaning in YAML or in the configuration.
 const PIECES: &[&str] = &[
     "pools",
     ":",
@@ -81,7 +82,7 @@ const PIECES: &[&str] = &[
     "1.5",
 ];
 
-/// What a pool can say, beside its backends, with values of which some cannot be used, or not together.
+/// Keys of a pool with some of their values. Some values are invalid, and some contradict each other.
 const POOL_KEYS: &[(&str, &[&str])] = &[
     (
         "policy",
@@ -114,7 +115,7 @@ const POOL_KEYS: &[(&str, &[&str])] = &[
     ("retries.when", &["[connect_failure]", "[reset, 502]", "[502, \"502\"]", "[]"]),
 ];
 
-/// Backends, of which some cannot be together.
+/// Entries of the list `backends`. Some of them contradict each other.
 const BACKENDS: &[&str] = &[
     "10.0.0.1:80",
     "10.0.0.2:80",
@@ -125,7 +126,7 @@ const BACKENDS: &[&str] = &[
     "{address: 10.0.0.7:80, max_requests: 1000000}",
 ];
 
-/// Every fixture and every shipped configuration.
+/// The texts of the fixtures and of the shipped configurations.
 fn written() -> &'static [String] {
     static TEXTS: OnceLock<Vec<String>> = OnceLock::new();
     TEXTS.get_or_init(|| {
@@ -135,7 +136,7 @@ fn written() -> &'static [String] {
     })
 }
 
-/// A change of a text: at a place, so many characters are replaced by a piece.
+/// A change of a text: at `place`, `piece` replaces `removed` characters.
 #[derive(Clone, Debug)]
 struct Damage {
     place: Index,
@@ -213,7 +214,7 @@ proptest! {
 }
 
 #[test]
-fn every_beginning_of_the_example_is_accepted_or_refused() {
+fn every_prefix_of_the_example_is_accepted_or_refused() {
     let text =
         fs::read_to_string(repository().join("deploy/config/example.yaml")).expect("the example is shipped");
     text.char_indices().step_by(7).for_each(|(end, _)| exercise(&text[..end]));
@@ -222,9 +223,9 @@ fn every_beginning_of_the_example_is_accepted_or_refused() {
 #[test]
 fn the_corpus_of_the_fuzz_target_is_accepted_or_refused() {
     let corpus = repository().join("tests/fuzz/corpus/config");
-    let entries = fs::read_dir(&corpus).expect("the corpus is there");
+    let entries = fs::read_dir(&corpus).expect("the corpus exists");
     let inputs: Vec<Vec<u8>> = entries
-        .map(|entry| fs::read(entry.expect("it can be listed").path()).expect("it can be read"))
+        .map(|entry| fs::read(entry.expect("the corpus can be listed").path()).expect("an input can be read"))
         .collect();
     assert!(inputs.len() >= 20, "only {} inputs", inputs.len());
     inputs.iter().filter_map(|input| std::str::from_utf8(input).ok()).for_each(exercise);

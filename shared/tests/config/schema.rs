@@ -1,4 +1,4 @@
-//! The JSON Schema: that of the types, the one that is shipped, and every key of it in the example.
+//! The JSON Schema: the shipped one matches the types, and the example has every key of it.
 //!
 //! `UPDATE_SCHEMA=1 cargo test -p shared --test config schema` writes `deploy/load_balancer.schema.json`.
 
@@ -10,7 +10,7 @@ use serde_json::Value;
 use shared::config::{keys, load_text, schema, schema_text};
 
 #[test]
-fn the_shipped_schema_is_that_of_the_types() {
+fn the_shipped_schema_matches_the_types() {
     let path = repository().join("deploy/load_balancer.schema.json");
     if std::env::var_os("UPDATE_SCHEMA").is_some() {
         fs::write(&path, schema_text()).expect("the schema can be written");
@@ -28,13 +28,13 @@ fn the_example_has_every_key_of_the_schema() {
     let mut written = BTreeSet::new();
     collect(&value, "", &keys(), &mut written);
     let missing: Vec<String> = keys().into_iter().filter(|key| !written.contains(key)).collect();
-    assert!(missing.is_empty(), "not in the example: {missing:?}");
+    assert!(missing.is_empty(), "keys that the example lacks: {missing:?}");
     let mentioned = |key: &String| text.contains(&format!("{}:", key.rsplit('.').next().unwrap_or_default()));
     let unmentioned: Vec<String> = keys().into_iter().filter(|key| !mentioned(key)).collect();
-    assert!(unmentioned.is_empty(), "only as a default in the example: {unmentioned:?}");
+    assert!(unmentioned.is_empty(), "keys that the example does not mention: {unmentioned:?}");
 }
 
-/// Adds the keys of a configuration as paths of the schema; names that the user chose become `*`.
+/// Adds the keys of a configuration as paths of the schema, in which `*` stands for names such as those of pools.
 fn collect(value: &Value, path: &str, keys: &[String], written: &mut BTreeSet<String>) {
     match value {
         Value::Object(map) => {
@@ -62,11 +62,11 @@ fn every_mapping_refuses_unknown_keys_and_every_key_is_described() {
     assert!(faults.is_empty(), "{faults:#?}");
 }
 
-/// Ansible, yamllint and PyYAML read these words as booleans, wherever they stand.
+/// Ansible, yamllint and PyYAML read these words as booleans, both as keys and as values.
 const BOOLEANS_OF_YAML_1_1: [&str; 8] = ["y", "n", "yes", "no", "true", "false", "on", "off"];
 
 #[test]
-fn no_key_and_no_word_is_a_boolean_in_yaml_1_1() {
+fn no_key_and_no_value_is_a_boolean_in_yaml_1_1() {
     let mut words = Vec::new();
     collect_words(&schema(), &mut words);
     assert!(words.iter().any(|word| word == "retries") && words.iter().any(|word| word == "least_request"));
@@ -74,7 +74,7 @@ fn no_key_and_no_word_is_a_boolean_in_yaml_1_1() {
     assert_eq!(words, [""; 0]);
 }
 
-/// The keys, and the words that they take; without old names, which are deprecated.
+/// Adds all keys, and the words that are values, without the deprecated old names.
 fn collect_words(schema: &Value, words: &mut Vec<String>) {
     match schema {
         Value::Object(map) if map.get("deprecated") == Some(&Value::Bool(true)) => {}

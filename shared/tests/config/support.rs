@@ -1,4 +1,4 @@
-//! Where fixtures lie, and surroundings that are the same on every machine.
+//! The paths of fixtures, and an environment that is equal on every machine.
 
 use std::fs;
 use std::io;
@@ -24,7 +24,7 @@ pub(crate) fn yaml_files(directory: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// Root on a machine with two CPUs, no environment variables, and every file where it should be.
+/// The context of root on a machine with two CPUs, no environment variables, and every file in its place.
 pub(crate) fn context() -> Context<'static> {
     static RUNTIME: LazyLock<RuntimeFiles> =
         LazyLock::new(|| RuntimeFiles::new("/run/load_balancer".into(), None));
@@ -32,8 +32,8 @@ pub(crate) fn context() -> Context<'static> {
     Context { variables: &|_| None, runtime: &RUNTIME, cpus: 2, daemon: false, loopback, files: &EveryFile }
 }
 
-/// A file system on which every directory can be written to, and on which every file holds the same certificate, or keys
-/// if it is called so.
+/// A file system in which every directory is writable. Files with the ending `keys` contain keys, and all others the
+/// same certificate.
 struct EveryFile;
 
 impl Files for EveryFile {
