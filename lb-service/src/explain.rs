@@ -37,7 +37,7 @@ use crate::failure::Failure;
 use crate::forwarded::{Peer, client_ip};
 use crate::listener::ListenerId;
 use crate::plan::Plan;
-use crate::pool::{Delivery, Explanation, Pool, Tried, Wish};
+use crate::pool::{Dispatch, Explanation, Pool, Tried, Wish};
 use crate::request::{key_source, view};
 use crate::route::Verdict;
 
@@ -108,7 +108,7 @@ pub(crate) enum Asked {
 pub(crate) struct Served<'a> {
     pub(crate) route: Option<usize>,
     pub(crate) pool: Option<&'a Arc<Pool>>,
-    pub(crate) delivery: &'a Delivery,
+    pub(crate) dispatch: &'a Dispatch,
     pub(crate) failure: Option<Failure>,
 }
 
@@ -227,22 +227,22 @@ impl Served<'_> {
     }
 
     fn push_pool(&self, line: &mut String, pool: &Pool) {
-        let attempt = self.delivery.attempt.as_ref();
+        let attempt = self.dispatch.attempt.as_ref();
         push(line, "pool", &pool.name);
         push(line, "policy", pool.policy().as_str());
         push(line, "backend", attempt.map_or("none", |attempt| &*attempt.backend.label));
-        push(line, "tries", &self.delivery.tries.to_string());
-        let failures = self.delivery.failures();
+        push(line, "tries", &self.dispatch.tries.to_string());
+        let failures = self.dispatch.failures();
         push_all(line, "tried", failures.map(|(backend, how)| format!("{}/{}", backend.label, how.word())));
-        let passed = self.delivery.passed.iter();
+        let passed = self.dispatch.passed.iter();
         push_all(line, "passed", passed.map(|(backend, why)| format!("{}/{}", backend.label, why.as_str())));
         push(line, "session", self.session(pool));
     }
 
     fn session(&self, pool: &Pool) -> &'static str {
-        let home = self.delivery.session.and_then(|session| pool.backends().get(session.backend));
+        let home = self.dispatch.session.and_then(|session| pool.backends().get(session.backend));
         let Some(home) = home else { return if pool.is_sticky() { "new" } else { "no" } };
-        let attempt = self.delivery.attempt.as_ref();
+        let attempt = self.dispatch.attempt.as_ref();
         let is_there = attempt.is_some_and(|attempt| attempt.backend.address == home.address);
         if is_there { "kept" } else { "moved" }
     }
@@ -345,9 +345,9 @@ mod tests {
             let question = get(&format!("/api?user={number}"));
             let explained = plan.explain(&question, Instant::now()).pool.unwrap();
             let key = number.to_string();
-            let mut delivery = Delivery::default();
-            delivery.place(pool, key.as_bytes(), at()).unwrap();
-            let backend = delivery.attempt.as_ref().unwrap().backend.clone();
+            let mut dispatch = Dispatch::default();
+            dispatch.place(pool, key.as_bytes(), at()).unwrap();
+            let backend = dispatch.attempt.as_ref().unwrap().backend.clone();
             assert_eq!(explained.explanation.taken.unwrap().address, backend.address);
 
             let cookie = pool.set_cookie(&backend, None, false, Instant::now()).unwrap();
@@ -394,26 +394,26 @@ mod tests {
         settings.backends[0].admin = Admin::Draining;
         let plan = plan(&settings);
         let pool = &plan.pools[0];
-        let mut delivery = Delivery::default();
-        let line = |delivery: &Delivery, failure| {
-            Served { route: Some(0), pool: Some(pool), delivery, failure }.line()
+        let mut dispatch = Dispatch::default();
+        let line = |dispatch: &Dispatch, failure| {
+            Served { route: Some(0), pool: Some(pool), dispatch, failure }.line()
         };
-        delivery.place(pool, b"", at()).unwrap();
+        dispatch.place(pool, b"", at()).unwrap();
         let start = "route=0 pool=api policy=round_robin";
         let passed = "passed=10.0.0.1:80/draining session=no";
-        assert_eq!(line(&delivery, None), format!("{start} backend=10.0.0.2:80 tries=1 {passed}"));
+        assert_eq!(line(&dispatch, None), format!("{start} backend=10.0.0.2:80 tries=1 {passed}"));
         let sent = Sent { idempotent: true, replayable: true, answered: false, stale: false };
-        assert!(delivery.broke(pool, UpstreamError::Reset, sent, at()));
-        assert!(delivery.end_attempt().is_some_and(|pause| pause < Duration::from_secs(1)));
-        delivery.place(pool, b"", at()).unwrap();
+        assert!(dispatch.broke(pool, UpstreamError::Reset, sent, at()));
+        assert!(dispatch.end_attempt().is_some_and(|pause| pause < Duration::from_secs(1)));
+        dispatch.place(pool, b"", at()).unwrap();
         let failure = Failure::Upstream(UpstreamError::Connect);
-        assert!(!delivery.broke(pool, UpstreamError::Connect, sent, at()));
+        assert!(!dispatch.broke(pool, UpstreamError::Connect, sent, at()));
         let tried = "tries=2 tried=10.0.0.2:80/reset,10.0.0.3:80/connect";
-        let said = line(&delivery, Some(failure));
+        let said = line(&dispatch, Some(failure));
         assert!(said.starts_with(&format!("{start} backend=10.0.0.3:80 {tried} ")), "{said}");
         assert!(said.ends_with("session=no reason=connect"), "{said}");
         let nowhere = Failure::Rejected(Rejection::NoRoute);
-        let served = Served { route: None, pool: None, delivery: &delivery, failure: Some(nowhere) };
+        let served = Served { route: None, pool: None, dispatch: &dispatch, failure: Some(nowhere) };
         assert_eq!(served.line(), "route=none reason=no_route");
     }
 
@@ -425,10 +425,10 @@ mod tests {
         let plan = plan(&settings);
         let pool = &plan.pools[0];
         for (session, word) in [(None, "new"), (Some(1), "kept"), (Some(2), "moved")] {
-            let mut delivery = Delivery::default();
-            delivery.session = session.map(|backend| Session { backend, is_current: true });
-            delivery.place(pool, b"", at()).unwrap();
-            let served = Served { route: Some(0), pool: Some(pool), delivery: &delivery, failure: None };
+            let mut dispatch = Dispatch::default();
+            dispatch.session = session.map(|backend| Session { backend, is_current: true });
+            dispatch.place(pool, b"", at()).unwrap();
+            let served = Served { route: Some(0), pool: Some(pool), dispatch: &dispatch, failure: None };
             assert_eq!(served.session(pool), word);
         }
     }

@@ -63,7 +63,7 @@ impl Proxy {
             return Err(ctx.fail(Failure::Internal));
         };
         // Whoever came before and waits has precedence; a repetition came before.
-        let is_first = ctx.delivery.is_first();
+        let is_first = ctx.dispatch.is_first();
         if !is_first || pool.queue().is_empty() {
             match ctx.place(session.req_header()) {
                 Ok(()) => return Ok(()),
@@ -138,7 +138,7 @@ impl Proxy {
             return;
         }
         let request = session.req_header();
-        let attempt = ctx.delivery.attempt.as_ref();
+        let attempt = ctx.dispatch.attempt.as_ref();
         log.record(&Record {
             time: SystemTime::now() - duration,
             client: ctx.client(request),
@@ -154,10 +154,10 @@ impl Proxy {
             pool: ctx.pool().map(|pool| &*pool.name),
             backend: attempt.map(|attempt| &*attempt.backend.label),
             ttfb: attempt.and_then(Attempt::time_to_first_byte),
-            tries: ctx.delivery.tries,
-            tried: ctx.delivery.failures().map(|(backend, how)| (&*backend.label, how.word())).collect(),
+            tries: ctx.dispatch.tries,
+            tried: ctx.dispatch.failures().map(|(backend, how)| (&*backend.label, how.word())).collect(),
             passed_over: ctx
-                .delivery
+                .dispatch
                 .passed
                 .iter()
                 .map(|(b, why)| (&*b.label, why.as_str().into()))
@@ -210,12 +210,12 @@ impl ProxyHttp for Proxy {
     }
 
     async fn upstream_peer(&self, session: &mut Session, ctx: &mut RequestContext) -> Result<Box<HttpPeer>> {
-        if let Some(pause) = ctx.delivery.end_attempt().filter(|pause| !pause.is_zero()) {
+        if let Some(pause) = ctx.dispatch.end_attempt().filter(|pause| !pause.is_zero()) {
             // In a box, as the queue is: the future of this callback is made, and moved, for every request.
             Box::pin(wait(session, ctx, tokio::time::sleep(pause))).await?;
         }
         self.place(session, ctx).await?;
-        let attempt = ctx.delivery.attempt.as_ref().expect("it was placed");
+        let attempt = ctx.dispatch.attempt.as_ref().expect("it was placed");
         let mut peer = Box::new(attempt.backend.peer().clone());
         if session.is_upgrade_req() && session.is_body_empty() {
             ctx.gate.insert(Arc::default()).guard(&mut peer, &self.sources);
@@ -248,7 +248,7 @@ impl ProxyHttp for Proxy {
         _digest: Option<&Digest>,
         ctx: &mut RequestContext,
     ) -> Result<()> {
-        if let Some(attempt) = &mut ctx.delivery.attempt {
+        if let Some(attempt) = &mut ctx.dispatch.attempt {
             attempt.connected(reused);
         }
         Ok(())
@@ -269,7 +269,7 @@ impl ProxyHttp for Proxy {
             request.insert_header(CONNECTION, "Upgrade")?;
             request.insert_header(UPGRADE, protocol)?;
         }
-        if let Some(attempt) = ctx.delivery.attempt.as_mut().filter(|_| !session.is_body_empty()) {
+        if let Some(attempt) = ctx.dispatch.attempt.as_mut().filter(|_| !session.is_body_empty()) {
             attempt.uploading();
         }
         if ctx.has_question() {
@@ -337,7 +337,7 @@ impl ProxyHttp for Proxy {
         end_of_stream: bool,
         ctx: &mut RequestContext,
     ) -> Result<Option<Duration>> {
-        if let Some(attempt) = ctx.delivery.attempt.as_mut().filter(|_| end_of_stream) {
+        if let Some(attempt) = ctx.dispatch.attempt.as_mut().filter(|_| end_of_stream) {
             attempt.finished();
         }
         Ok(None)
@@ -374,7 +374,7 @@ impl ProxyHttp for Proxy {
             error.as_down();
         }
         let stale = error.retry == RetryType::ReusedOnly && reused && nothing_was_read(&error);
-        let again = ctx.delivery.goes_on()
+        let again = ctx.dispatch.goes_on()
             || match Failure::of(&error) {
                 Failure::Upstream(kind) => ctx.broke(kind, sent(session, stale)),
                 failure => {

@@ -14,7 +14,7 @@ use crate::failure::Failure;
 use crate::forwarded::{Peer, client_ip};
 use crate::frontend::Turn;
 use crate::listener::ListenerId;
-use crate::pool::{Delivery, KeySource, Moment, Pool, PoolId, Sent, Unplaced, UpstreamError};
+use crate::pool::{Dispatch, KeySource, Moment, Pool, PoolId, Sent, Unplaced, UpstreamError};
 use crate::route::RequestView;
 use crate::traffic::{Connection, Rejection};
 use crate::upgraded::Gate;
@@ -27,7 +27,7 @@ pub(crate) struct RequestContext {
     pub(crate) pool: Option<PoolId>,
     /// What has taken the place of its pool since.
     newer: Option<Arc<Pool>>,
-    pub(crate) delivery: Delivery,
+    pub(crate) dispatch: Dispatch,
     pub(crate) failure: Option<Failure>,
     /// What holds back the answer to a request for another protocol.
     pub(crate) gate: Option<Arc<Gate>>,
@@ -48,7 +48,7 @@ impl RequestContext {
             arrived: Instant::now(),
             pool: None,
             newer: None,
-            delivery: Delivery::default(),
+            dispatch: Dispatch::default(),
             failure: None,
             gate: None,
             asked: Asked::No,
@@ -83,7 +83,7 @@ impl RequestContext {
         let served = Served {
             route: turn.plan.routes.position(&view(turn.listener, request)),
             pool: self.pool(),
-            delivery: &self.delivery,
+            dispatch: &self.dispatch,
             failure: self.failure,
         };
         served.header()
@@ -93,14 +93,14 @@ impl RequestContext {
     pub(crate) fn route(&mut self, request: &RequestHeader) -> Option<PoolId> {
         let turn = self.turn.as_ref()?;
         self.pool = turn.plan.routes.find(&view(turn.listener, request));
-        self.delivery.session = self.pool().and_then(|pool| pool.session(&request.headers));
+        self.dispatch.session = self.pool().and_then(|pool| pool.session(&request.headers));
         self.pool
     }
 
     /// From now on its pool is the one that has taken the place of it, if there is one.
     pub(crate) fn keep_up(&mut self, request: &RequestHeader) {
         if let Some(newer) = self.pool().and_then(|pool| pool.newest()) {
-            self.delivery.session = newer.session(&request.headers);
+            self.dispatch.session = newer.session(&request.headers);
             self.newer = Some(newer);
         }
     }
@@ -109,14 +109,14 @@ impl RequestContext {
     pub(crate) fn place(&mut self, request: &RequestHeader) -> Result<(), Unplaced> {
         let Some(pool) = pool_of(&self.newer, &self.turn, self.pool) else { return Err(Unplaced::Nobody) };
         if !pool.is_hashed() {
-            return self.delivery.place(pool, &[], moment());
+            return self.dispatch.place(pool, &[], moment());
         }
         let key = pool.hash_key(&key_source(self.client(request), request));
         if key.is_none() && !self.key_is_missing {
             self.key_is_missing = true;
             pool.counters().keys_missing.increment();
         }
-        self.delivery.place(pool, key.as_deref().unwrap_or_default(), moment())
+        self.dispatch.place(pool, key.as_deref().unwrap_or_default(), moment())
     }
 
     /// The client's address, as far as trusted proxies tell.
@@ -133,7 +133,7 @@ impl RequestContext {
     /// All of the request has been passed on: from here on it is the backend that takes its time.
     pub(crate) fn is_whole(&mut self) {
         self.whole = true;
-        let Some(attempt) = self.delivery.attempt.as_mut() else { return };
+        let Some(attempt) = self.dispatch.attempt.as_mut() else { return };
         if attempt.is_uploading() {
             attempt.sent(Instant::now());
         }
@@ -179,7 +179,7 @@ impl RequestContext {
     pub(crate) fn answered(&mut self, answer: &ResponseHeader, sent: Sent) -> bool {
         let Some(pool) = pool_of(&self.newer, &self.turn, self.pool) else { return false };
         let status = answer.status.as_u16();
-        let again = self.delivery.answered(pool, status, retry_after(answer), sent, moment());
+        let again = self.dispatch.answered(pool, status, retry_after(answer), sent, moment());
         // Whatever went wrong before has been made good, unless this is to be made good itself.
         self.failure = again.then_some(Failure::Answer(status));
         again
@@ -189,7 +189,7 @@ impl RequestContext {
     pub(crate) fn broke(&mut self, error: UpstreamError, sent: Sent) -> bool {
         self.failure = Some(Failure::Upstream(error));
         let Some(pool) = pool_of(&self.newer, &self.turn, self.pool) else { return false };
-        self.delivery.broke(pool, error, sent, moment())
+        self.dispatch.broke(pool, error, sent, moment())
     }
 
     /// Whether its answer may have to set a cookie.
@@ -199,8 +199,8 @@ impl RequestContext {
 
     /// The cookie that its answer is to set, if any.
     pub(crate) fn set_cookie(&self, secure: bool) -> Option<HeaderValue> {
-        let backend = &self.delivery.attempt.as_ref()?.backend;
-        self.pool()?.set_cookie(backend, self.delivery.session, secure, Instant::now())
+        let backend = &self.dispatch.attempt.as_ref()?.backend;
+        self.pool()?.set_cookie(backend, self.dispatch.session, secure, Instant::now())
     }
 }
 

@@ -1,11 +1,11 @@
-//! One request on its way through the pool: the very [`Delivery`] that the proxy uses, without a proxy.
+//! One request on its way through the pool: the very [`Dispatch`] that the proxy uses, without a proxy.
 
-use lb_service::pool::{Delivery, Sent, Waiter};
+use lb_service::pool::{Dispatch, Sent, Waiter};
 
 /// A request that has not ended.
 #[derive(Debug, Default)]
 pub(crate) struct Request {
-    pub(crate) delivery: Delivery,
+    pub(crate) dispatch: Dispatch,
     /// Its place in the queue of the pool.
     pub(crate) waiter: Option<Waiter>,
 }

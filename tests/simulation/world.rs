@@ -17,7 +17,7 @@ use lb_service::PolicyConfig;
 use lb_service::clock::{Clock, Hands};
 use lb_service::policy::Algorithm;
 use lb_service::pool::{
-    Attempt, Backend, BackendSettings, Delivery, Moment as Step, Passed, Pool, PoolSettings, Tried, Unplaced,
+    Attempt, Backend, BackendSettings, Dispatch, Moment as Step, Passed, Pool, PoolSettings, Tried, Unplaced,
     UpstreamError, Weight, Wish,
 };
 use pingora::lb::HealthRegistry;
@@ -319,7 +319,7 @@ impl<'w> World<'w> {
     fn place(&mut self, client: usize) {
         let Some(mut request) = self.clients[client].request.take() else { return };
         let pool = self.pool.clone();
-        if !request.delivery.is_first() || pool.queue().is_empty() {
+        if !request.dispatch.is_first() || pool.queue().is_empty() {
             match self.try_place(client, &mut request) {
                 Ok(()) => return self.send(client, request),
                 Err(Unplaced::Full) => {}
@@ -396,10 +396,10 @@ impl<'w> World<'w> {
         let key = key(self.clients[client].key);
         let key: &[u8] = if self.pool.is_hashed() { &key } else { &[] };
         let before = self.pool.in_flight();
-        let first = request.delivery.tries == 0;
+        let first = request.dispatch.tries == 0;
         let at = Step { now: self.hands.now(), draw: self.rng.f64() };
-        request.delivery.place(&self.pool, key, at)?;
-        if let Some(attempt) = &request.delivery.attempt {
+        request.dispatch.place(&self.pool, key, at)?;
+        if let Some(attempt) = &request.dispatch.attempt {
             let moment = Moment::Placed { backend: &attempt.backend, before, first };
             (self.witness)(&moment, &self.pool, self.hands.now());
         }
@@ -408,9 +408,9 @@ impl<'w> World<'w> {
 
     /// Its backend gets it.
     fn send(&mut self, client: usize, request: Request) {
-        let Some(attempt) = &request.delivery.attempt else { return };
+        let Some(attempt) = &request.dispatch.attempt else { return };
         let backend = self.index(&attempt.backend);
-        let job = (client, request.delivery.tries);
+        let job = (client, request.dispatch.tries);
         self.report.sent(backend, attempt.backend.load.in_flight(), self.seconds(), self.is_measured());
         self.clients[client].request = Some(request);
         let seconds = self.seconds();
@@ -446,7 +446,7 @@ impl<'w> World<'w> {
         if let Some((next, after)) = self.origins[backend].next(seconds, &mut self.rng) {
             self.plan(after, Event::Done(backend, next));
         }
-        self.judge(job, |delivery, pool, at| delivery.answered(pool, 200, None, SENT, at), None);
+        self.judge(job, |dispatch, pool, at| dispatch.answered(pool, 200, None, SENT, at), None);
     }
 
     fn fail(&mut self, job: Job, trouble: Trouble) {
@@ -455,13 +455,13 @@ impl<'w> World<'w> {
             Trouble::Reset => UpstreamError::Reset,
             Trouble::TimedOut => UpstreamError::Timeout,
             Trouble::Unavailable => {
-                let tell = |delivery: &mut Delivery, pool: &Arc<Pool>, at| {
-                    delivery.answered(pool, 503, None, SENT, at)
+                let tell = |dispatch: &mut Dispatch, pool: &Arc<Pool>, at| {
+                    dispatch.answered(pool, 503, None, SENT, at)
                 };
                 return self.judge(job, tell, Some(Ending::Unavailable));
             }
         };
-        let tell = |delivery: &mut Delivery, pool: &Arc<Pool>, at| delivery.broke(pool, error, SENT, at);
+        let tell = |dispatch: &mut Dispatch, pool: &Arc<Pool>, at| dispatch.broke(pool, error, SENT, at);
         self.judge(job, tell, Some(Ending::Upstream(error)));
     }
 
@@ -470,21 +470,21 @@ impl<'w> World<'w> {
     fn judge(
         &mut self,
         (client, attempt): Job,
-        tell: impl FnOnce(&mut Delivery, &Arc<Pool>, Step) -> bool,
+        tell: impl FnOnce(&mut Dispatch, &Arc<Pool>, Step) -> bool,
         failure: Option<Ending>,
     ) {
-        let is_awaited = |delivery: &&mut Delivery| delivery.tries == attempt && delivery.attempt.is_some();
+        let is_awaited = |dispatch: &&mut Dispatch| dispatch.tries == attempt && dispatch.attempt.is_some();
         let draw = self.rng.f64();
-        let delivery = self.clients[client].request.as_mut().map(|request| &mut request.delivery);
-        let Some(delivery) = delivery.filter(is_awaited) else { return };
-        let goes_on = tell(delivery, &self.pool, Step { now: self.hands.now(), draw });
+        let dispatch = self.clients[client].request.as_mut().map(|request| &mut request.dispatch);
+        let Some(dispatch) = dispatch.filter(is_awaited) else { return };
+        let goes_on = tell(dispatch, &self.pool, Step { now: self.hands.now(), draw });
         if !goes_on {
             return self.end(client, failure.unwrap_or(Ending::Good));
         }
-        if delivery.is_repetition() {
+        if dispatch.is_repetition() {
             (self.witness)(&Moment::Repeats, &self.pool, self.hands.now());
         }
-        let pause = delivery.end_attempt().unwrap_or_default();
+        let pause = dispatch.end_attempt().unwrap_or_default();
         self.plan(pause.as_secs_f64(), Event::Again(client));
     }
 

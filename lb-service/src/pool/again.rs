@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::Pool;
 use super::backend::Backend;
-use super::delivery::Moment;
+use super::dispatch::Moment;
 use super::pick::Tried;
 use super::retry::{Decision, Failed, Repetition, backoff, decide};
 use super::settings::RetryCause;

@@ -2,14 +2,14 @@
 //!
 //! # Use
 //!
-//! A [`Pool`] is made of [`PoolSettings`]. Each request is a [`Delivery`], which is told what happens to the request,
+//! A [`Pool`] is made of [`PoolSettings`]. Each request is a [`Dispatch`], which is told what happens to the request,
 //! and says whether it is sent once more. It neither connects nor waits: that is left to the program.
 //!
 //! ```
 //! use std::sync::Arc;
 //! use std::time::Instant;
 //!
-//! use lb_service::pool::{BackendSettings, Delivery, Moment, Pool, PoolSettings, Sent, UpstreamError};
+//! use lb_service::pool::{BackendSettings, Dispatch, Moment, Pool, PoolSettings, Sent, UpstreamError};
 //! use pingora::lb::HealthRegistry;
 //!
 //! let backends = ["10.0.0.1:80", "10.0.0.2:80"].map(|address| BackendSettings::new(address.parse().unwrap()));
@@ -19,34 +19,34 @@
 //! let at = || Moment { now: Instant::now(), draw: 0.5 }; // a random number, in a real program
 //!
 //! // In `upstream_peer`; the peer to connect to is `attempt.backend.peer()`.
-//! let mut delivery = Delivery::default(); // lives in the context of the request
-//! delivery.place(&pool, b"", at()).expect("a backend is available");
-//! # let first = delivery.attempt.as_ref().unwrap().backend.address;
+//! let mut dispatch = Dispatch::default(); // lives in the context of the request
+//! dispatch.place(&pool, b"", at()).expect("a backend is available");
+//! # let first = dispatch.attempt.as_ref().unwrap().backend.address;
 //!
 //! // In `error_while_proxy`, for a GET of which no byte of an answer was passed on:
 //! let get = Sent { idempotent: true, replayable: true, answered: false, stale: false };
-//! let again = delivery.broke(&pool, UpstreamError::Reset, get, at());
+//! let again = dispatch.broke(&pool, UpstreamError::Reset, get, at());
 //! assert!(again, "there is another backend");
 //!
 //! // In `upstream_peer` again: wait for so long, then it goes to another backend.
-//! let pause = delivery.end_attempt().expect("it is sent again");
+//! let pause = dispatch.end_attempt().expect("it is sent again");
 //! # assert!(pause.as_millis() <= 25);
-//! delivery.place(&pool, b"", at()).expect("another backend is available");
-//! # assert_ne!(delivery.attempt.as_ref().unwrap().backend.address, first);
+//! dispatch.place(&pool, b"", at()).expect("another backend is available");
+//! # assert_ne!(dispatch.attempt.as_ref().unwrap().backend.address, first);
 //!
 //! // In `upstream_response_filter`, with the status and `Retry-After`:
-//! let again = delivery.answered(&pool, 200, None, get, at());
+//! let again = dispatch.answered(&pool, 200, None, get, at());
 //! assert!(!again, "the client gets this answer");
 //! // When the body is whole, which is a success and forgives the backend its failures. If it breaks off: `broke`.
-//! delivery.attempt.as_mut().expect("it is under way").finished();
+//! dispatch.attempt.as_mut().expect("it is under way").finished();
 //! ```
 //!
 //! What else a request may need:
 //!
-//! - **A key**, when the policy hashes: [`Pool::hash_key`], as the second argument of [`Delivery::place`].
-//! - **A session**: [`Pool::session`] reads the cookie into [`Delivery::session`], [`Pool::set_cookie`] writes it.
+//! - **A key**, when the policy hashes: [`Pool::hash_key`], as the second argument of [`Dispatch::place`].
+//! - **A session**: [`Pool::session`] reads the cookie into [`Dispatch::session`], [`Pool::set_cookie`] writes it.
 //! - **Patience**, when `place` says [`Unplaced::Full`]: join [`Pool::queue`], and at each [`Waiter::turn`] place it again. A
-//!   request that [`is_first`](Delivery::is_first) and finds somebody waiting joins at once. Look at [`Pool::next_return`]
+//!   request that [`is_first`](Dispatch::is_first) and finds somebody waiting joins at once. Look at [`Pool::next_return`]
 //!   as well: nobody is woken by an ejection that ends.
 //! - **Progress**: [`Attempt::connected`] counts connections; [`Pool::per_try`] is for the program to keep.
 //!
@@ -59,7 +59,7 @@
 //! beside the selector, because Pingora builds a new selector on every change.
 //!
 //! ```text
-//! Delivery                       one request, from its first attempt to its answer     delivery.rs
+//! Dispatch                       one request, from its first attempt to its answer     dispatch.rs
 //!
 //! Pool::place                    a request gets a backend, or not                       pick.rs
 //! ├── Sticky                     the backend that a cookie names, if it may be used     sticky.rs, session_keys.rs
@@ -81,7 +81,7 @@ mod again;
 mod attempt;
 mod availability;
 mod backend;
-mod delivery;
+mod dispatch;
 mod explain;
 mod gray;
 mod hash_key;
@@ -109,7 +109,7 @@ use pingora::lb::{Backends, HealthRegistry, LoadBalancer, discovery};
 pub use attempt::Attempt;
 pub use availability::{Availability, Level};
 pub use backend::{Backend, History, State, UpstreamError};
-pub use delivery::{Delivery, Moment, Sent};
+pub use dispatch::{Dispatch, Moment, Sent};
 pub use explain::{Explanation, Judged, Score};
 pub use hash_key::{Key, KeySource};
 pub use pick::{Mishap, Passed, Refusal, Tried, Unplaced, Wish};

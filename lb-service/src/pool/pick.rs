@@ -42,7 +42,7 @@ pub enum Refusal {
     Disabled,
 }
 
-/// What a request wants of its pool. A [`Delivery`](super::Delivery) makes it.
+/// What a request wants of its pool. A [`Dispatch`](super::Dispatch) makes it.
 #[derive(Debug)]
 pub struct Wish<'a> {
     /// What its hash is made of; empty: nothing.

@@ -16,7 +16,7 @@ use super::sticky::Session;
 
 /// A request that has not ended. Dropping it ends it, and counts it out of its pool.
 #[derive(Debug, Default)]
-pub struct Delivery {
+pub struct Dispatch {
     /// The attempt that is under way, or was the last.
     pub attempt: Option<Attempt>,
     /// How often it was sent, or tried to be sent; replays are counted too.
@@ -67,9 +67,9 @@ pub struct Moment {
     pub draw: f64,
 }
 
-// === impl Delivery ===
+// === impl Dispatch ===
 
-impl Delivery {
+impl Dispatch {
     /// Ends the attempt that was, if any; how long to wait before the next.
     pub fn end_attempt(&mut self) -> Option<Duration> {
         self.attempt = None;
