@@ -1,7 +1,7 @@
-//! What time it is, for code that Pingora calls without telling it.
+//! The time, for code that Pingora calls without passing it.
 //!
-//! Whatever decides is given the time as an argument. Only a [`Policy`](crate::Policy) and a health check cannot be:
-//! Pingora's traits have no place for it. They ask a clock, which is the system's, or one whose hands a test or a
+//! Every decision takes the time as an argument ([`Now`]). A [`Policy`](crate::Policy) and a health check cannot, because
+//! Pingora's traits have no parameter for it. They read a [`Clock`]: the system's, or a [`ManualClock`] that a test or a
 //! simulation moves.
 
 use std::sync::Arc;
@@ -10,11 +10,20 @@ use std::time::{Duration, Instant};
 
 /// A source of the time. Clones show the same time.
 #[derive(Clone, Debug, Default)]
-pub struct Clock(Option<Hands>);
+pub struct Clock(Option<ManualClock>);
 
-/// The hands of a clock that stands still until it is told.
+/// The time and the random number that one step of a decision uses.
+#[derive(Clone, Copy, Debug)]
+pub struct Now {
+    /// The time.
+    pub time: Instant,
+    /// A random number from 0 to 1, without 1.
+    pub draw: f64,
+}
+
+/// A clock that stands still until a test or a simulation moves it forward. Clones are the same clock.
 #[derive(Clone, Debug)]
-pub struct Hands {
+pub struct ManualClock {
     began: Instant,
     nanoseconds: Arc<AtomicU64>,
 }
@@ -27,27 +36,27 @@ impl Clock {
         Self(None)
     }
 
-    /// A clock that stands still, and its hands.
-    pub fn manual() -> (Self, Hands) {
-        let hands = Hands { began: Instant::now(), nanoseconds: Arc::default() };
-        (Self(Some(hands.clone())), hands)
+    /// A clock that stands still, and what moves it.
+    pub fn manual() -> (Self, ManualClock) {
+        let manual = ManualClock { began: Instant::now(), nanoseconds: Arc::default() };
+        (Self(Some(manual.clone())), manual)
     }
 
     /// The time.
     pub fn now(&self) -> Instant {
-        self.0.as_ref().map_or_else(Instant::now, Hands::now)
+        self.0.as_ref().map_or_else(Instant::now, ManualClock::now)
     }
 }
 
-// === impl Hands ===
+// === impl ManualClock ===
 
-impl Hands {
-    /// The time they show.
+impl ManualClock {
+    /// The time that it shows.
     pub fn now(&self) -> Instant {
         self.began + Duration::from_nanos(self.nanoseconds.load(Ordering::Relaxed))
     }
 
-    /// Moves them forward.
+    /// Moves it forward.
     pub fn advance(&self, by: Duration) {
         let nanoseconds = u64::try_from(by.as_nanos()).unwrap_or(u64::MAX);
         self.nanoseconds.fetch_add(nanoseconds, Ordering::Relaxed);
@@ -60,10 +69,10 @@ mod tests {
 
     #[test]
     fn a_manual_clock_stands_still_until_it_is_moved() {
-        let (clock, hands) = Clock::manual();
+        let (clock, manual) = Clock::manual();
         let before = clock.now();
         assert_eq!(clock.now(), before);
-        hands.advance(Duration::from_secs(3));
+        manual.advance(Duration::from_secs(3));
         assert_eq!(clock.now() - before, Duration::from_secs(3));
     }
 }

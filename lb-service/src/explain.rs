@@ -37,7 +37,7 @@ use crate::failure::Failure;
 use crate::forwarded::{Peer, client_ip};
 use crate::listener::ListenerId;
 use crate::plan::Plan;
-use crate::pool::{Dispatch, Explanation, Pool, Tried, Wish};
+use crate::pool::{Dispatch, Explanation, PickRequest, Pool, Tried};
 use crate::request::{key_source, view};
 use crate::route::Verdict;
 
@@ -188,8 +188,8 @@ impl Plan {
         let key = pool.hash_key(&key_source(client, &question.head));
         let session = pool.session(headers).map(|session| session.backend);
         let bytes = key.as_deref().unwrap_or_default();
-        let wish = Wish { key: bytes, session, tried: &Tried::new(), now, draw: 0.0 };
-        InPool { pool, key: key.as_deref().map(<[u8]>::to_vec), session, explanation: pool.explain(&wish) }
+        let request = PickRequest { key: bytes, session, tried: &Tried::new(), now, draw: 0.0 };
+        InPool { pool, key: key.as_deref().map(<[u8]>::to_vec), session, explanation: pool.explain(&request) }
     }
 }
 
@@ -270,7 +270,7 @@ mod tests {
     use crate::plan::Parts;
     use crate::policy::Algorithm;
     use crate::pool::{
-        Admin, BackendSettings, HashOn, Moment, PoolId, PoolSettings, Sent, Session, StickySettings,
+        Admin, BackendSettings, HashOn, Now, PoolId, PoolSettings, Replayability, Session, StickySettings,
         UpstreamError,
     };
     use crate::route::{Mismatch, PathPattern, Route, RouteTable};
@@ -308,8 +308,8 @@ mod tests {
         Question::new(ListenerId(0), Method::GET, target).unwrap()
     }
 
-    fn at() -> Moment {
-        Moment { now: Instant::now(), draw: 0.5 }
+    fn at() -> Now {
+        Now { time: Instant::now(), draw: 0.5 }
     }
 
     #[test]
@@ -402,7 +402,7 @@ mod tests {
         let start = "route=0 pool=api policy=round_robin";
         let passed = "passed=10.0.0.1:80/draining session=no";
         assert_eq!(line(&dispatch, None), format!("{start} backend=10.0.0.2:80 tries=1 {passed}"));
-        let sent = Sent { idempotent: true, replayable: true, answered: false, stale: false };
+        let sent = Replayability { idempotent: true, replayable: true, response_begun: false, stale: false };
         assert!(dispatch.broke(pool, UpstreamError::Reset, sent, at()));
         assert!(dispatch.end_attempt().is_some_and(|pause| pause < Duration::from_secs(1)));
         dispatch.place(pool, b"", at()).unwrap();

@@ -27,7 +27,7 @@ use crate::forwarded::{self, Downstream, Scheme};
 use crate::frontend::{IDLE, Turn};
 use crate::hop_by_hop;
 use crate::patience::unless_client_leaves;
-use crate::pool::{Attempt, Pool, Sent, Unplaced, UpstreamError, Waiter};
+use crate::pool::{Attempt, PickError, Pool, Replayability, UpstreamError, Waiter};
 use crate::request::{RequestContext, host};
 use crate::traffic::Rejection;
 use crate::upgraded::Sources;
@@ -67,8 +67,8 @@ impl Proxy {
         if !is_first || pool.queue().is_empty() {
             match ctx.place(session.req_header()) {
                 Ok(()) => return Ok(()),
-                Err(Unplaced::Full) => {}
-                Err(Unplaced::Nobody) => return Err(ctx.unplaced(Rejection::NoBackend)),
+                Err(PickError::Full) => {}
+                Err(PickError::Unavailable) => return Err(ctx.unplaced(Rejection::NoBackend)),
             }
         }
         let Ok(waiter) = pool.queue().join() else {
@@ -102,8 +102,8 @@ impl Proxy {
             pool = ctx.pool().cloned().unwrap_or(pool);
             match ctx.place(session.req_header()) {
                 Ok(()) => return Ok(()),
-                Err(Unplaced::Full) => {}
-                Err(Unplaced::Nobody) => return Err(ctx.unplaced(Rejection::NoBackend)),
+                Err(PickError::Full) => {}
+                Err(PickError::Unavailable) => return Err(ctx.unplaced(Rejection::NoBackend)),
             }
         }
     }
@@ -456,11 +456,11 @@ fn nothing_was_read(error: &Error) -> bool {
 }
 
 /// What a request whose attempt has failed can still expect.
-fn sent(session: &Session, stale: bool) -> Sent {
-    Sent {
+fn sent(session: &Session, stale: bool) -> Replayability {
+    Replayability {
         idempotent: session.req_header().method.is_idempotent(),
         replayable: !session.as_ref().retry_buffer_truncated(),
-        answered: session.response_written().is_some(),
+        response_begun: session.response_written().is_some(),
         stale,
     }
 }

@@ -14,7 +14,7 @@ use crate::failure::Failure;
 use crate::forwarded::{Peer, client_ip};
 use crate::frontend::Turn;
 use crate::listener::ListenerId;
-use crate::pool::{Dispatch, KeySource, Moment, Pool, PoolId, Sent, Unplaced, UpstreamError};
+use crate::pool::{Dispatch, KeySource, Now, PickError, Pool, PoolId, Replayability, UpstreamError};
 use crate::route::RequestView;
 use crate::traffic::{Connection, Rejection};
 use crate::upgraded::Gate;
@@ -106,8 +106,10 @@ impl RequestContext {
     }
 
     /// Gives it to a backend.
-    pub(crate) fn place(&mut self, request: &RequestHeader) -> Result<(), Unplaced> {
-        let Some(pool) = pool_of(&self.newer, &self.turn, self.pool) else { return Err(Unplaced::Nobody) };
+    pub(crate) fn place(&mut self, request: &RequestHeader) -> Result<(), PickError> {
+        let Some(pool) = pool_of(&self.newer, &self.turn, self.pool) else {
+            return Err(PickError::Unavailable);
+        };
         if !pool.is_hashed() {
             return self.dispatch.place(pool, &[], moment());
         }
@@ -176,7 +178,7 @@ impl RequestContext {
     }
 
     /// The head of the final answer is there. Whether it is left for another attempt.
-    pub(crate) fn answered(&mut self, answer: &ResponseHeader, sent: Sent) -> bool {
+    pub(crate) fn answered(&mut self, answer: &ResponseHeader, sent: Replayability) -> bool {
         let Some(pool) = pool_of(&self.newer, &self.turn, self.pool) else { return false };
         let status = answer.status.as_u16();
         let again = self.dispatch.answered(pool, status, retry_after(answer), sent, moment());
@@ -186,7 +188,7 @@ impl RequestContext {
     }
 
     /// The backend failed the request. Whether there is to be another attempt.
-    pub(crate) fn broke(&mut self, error: UpstreamError, sent: Sent) -> bool {
+    pub(crate) fn broke(&mut self, error: UpstreamError, sent: Replayability) -> bool {
         self.failure = Some(Failure::Upstream(error));
         let Some(pool) = pool_of(&self.newer, &self.turn, self.pool) else { return false };
         self.dispatch.broke(pool, error, sent, moment())
@@ -229,8 +231,8 @@ fn pool_of<'a>(
 }
 
 /// The time, and a random number.
-fn moment() -> Moment {
-    Moment { now: Instant::now(), draw: fastrand::f64() }
+fn moment() -> Now {
+    Now { time: Instant::now(), draw: fastrand::f64() }
 }
 
 /// The host a request is for: of its target if that is absolute (RFC 9112, 3.2.2), else of its `Host` header.

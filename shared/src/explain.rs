@@ -14,7 +14,7 @@ use http::Method;
 use lb_service::explain::{Explained, InPool, Question};
 use lb_service::listener::ListenerId;
 use lb_service::plan::{Current, Plan};
-use lb_service::pool::{Backend, Judged, Level, Refusal, Score, State, Unplaced};
+use lb_service::pool::{Backend, Judged, Level, PickError, Score, SkipReason, State};
 use lb_service::route::{AnyOf, Mismatch, Verdict};
 use serde::Serialize;
 
@@ -379,8 +379,8 @@ fn outcome(pool: &InPool<'_>) -> &'static str {
         _ if !queue.is_empty() => waits(),
         Ok(_) if explanation.draw => "draw",
         Ok(_) => "taken",
-        Err(Unplaced::Full) => waits(),
-        Err(Unplaced::Nobody) => "no_backend",
+        Err(PickError::Full) => waits(),
+        Err(PickError::Unavailable) => "no_backend",
     }
 }
 
@@ -438,8 +438,8 @@ impl BackendDocument {
         Self {
             address: judged.backend.label.to_string(),
             state,
-            candidate: judged.refusal.is_none(),
-            refusal: judged.refusal.map(Refusal::as_str),
+            candidate: judged.skip_reason.is_none(),
+            refusal: judged.skip_reason.map(SkipReason::as_str),
             reason: reason(&format!("it is {state}")),
             since: rfc3339(condition.since),
             reason_in_text: reason(&format!("it has been {state} for {lasting}")),
@@ -456,19 +456,21 @@ impl BackendDocument {
 /// Why a backend is, or is not, a candidate. `state` is the clause that names its state, as `it is down`; `why` says why it is in
 /// that state.
 fn reason(judged: &Judged, is_taken: bool, pool: &InPool<'_>, state: &str, why: &str) -> String {
-    let Some(refusal) = judged.refusal else { return candidacy(judged, is_taken, pool, state, why) };
+    let Some(refusal) = judged.skip_reason else { return candidacy(judged, is_taken, pool, state, why) };
     let held = || count(judged.backend.load.in_flight(), "request");
     match refusal {
         // Backups are left out also when they could not serve, which says more.
-        Refusal::Ejected | Refusal::Down | Refusal::Backup if is_ill(judged) => format!("{state}: {why}"),
-        Refusal::Full => format!("it works on {}, and may on {}", held(), judged.backend.max_requests),
-        Refusal::AboveBound => format!("it works on {}, more than its share", held()),
-        Refusal::SlowStart => slow(judged),
-        Refusal::Backup => "it is a backup, and others are available".to_owned(),
-        Refusal::Draining => "it is draining".to_owned(),
-        Refusal::Disabled => "it is disabled".to_owned(),
-        Refusal::Down => "its health checks fail".to_owned(),
-        Refusal::Ejected | Refusal::Tried | Refusal::Failing => "it failed requests".to_owned(),
+        SkipReason::Ejected | SkipReason::Down | SkipReason::Backup if is_ill(judged) => {
+            format!("{state}: {why}")
+        }
+        SkipReason::Full => format!("it works on {}, and may on {}", held(), judged.backend.max_requests),
+        SkipReason::AboveBound => format!("it works on {}, more than its share", held()),
+        SkipReason::SlowStart => slow(judged),
+        SkipReason::Backup => "it is a backup, and others are available".to_owned(),
+        SkipReason::Draining => "it is draining".to_owned(),
+        SkipReason::Disabled => "it is disabled".to_owned(),
+        SkipReason::Down => "its health checks fail".to_owned(),
+        SkipReason::Ejected | SkipReason::Tried | SkipReason::Failing => "it failed requests".to_owned(),
     }
 }
 

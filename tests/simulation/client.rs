@@ -1,6 +1,6 @@
 //! One request on its way through the pool: the very [`Dispatch`] that the proxy uses, without a proxy.
 
-use lb_service::pool::{Dispatch, Sent, Waiter};
+use lb_service::pool::{Dispatch, Replayability, Waiter};
 
 /// A request that has not ended.
 #[derive(Debug, Default)]
@@ -11,4 +11,5 @@ pub(crate) struct Request {
 }
 
 /// All requests are idempotent and without a body, over connections made for them.
-pub(crate) const SENT: Sent = Sent { idempotent: true, replayable: true, answered: false, stale: false };
+pub(crate) const SENT: Replayability =
+    Replayability { idempotent: true, replayable: true, response_begun: false, stale: false };

@@ -1,4 +1,4 @@
-//! What failures cost: repetitions, ejections, and errors that look like speed.
+//! What failures cost: retries, ejections, and errors that look like speed.
 
 use std::time::{Duration, Instant};
 
@@ -13,10 +13,10 @@ const SECOND: Duration = Duration::from_secs(1);
 
 // === Retries ===
 
-/// Whatever happens, when a repetition begins there are no more of them than the budget allows for the
+/// Whatever happens, when a retry begins there are no more of them than the budget allows for the
 /// requests in flight.
 #[test]
-fn repetitions_never_exceed_the_budget() {
+fn retries_never_exceed_the_budget() {
     let troubles = Fault { slower: 0.0, refuses: 0.05, resets: 0.2, unavailable: 0.3, hangs: 0.01 };
     let (mut begun, mut denied) = (0, 0);
     for seed in 0..20 {
@@ -41,14 +41,14 @@ fn repetitions_never_exceed_the_budget() {
         let report = scenario.watch(&mut |moment, pool, _| {
             if let Moment::Repeats = moment {
                 let limit = (pool.requests() * u64::from(percent) / 100).max(min_concurrent.into());
-                let active = pool.repetitions();
+                let active = pool.retries_in_flight();
                 assert!(active <= limit, "{active} of at most {limit}, seed {seed}");
                 begun += 1;
             }
         });
         denied += report.retries_denied;
     }
-    assert!(begun > 1000 && denied > 1000, "{begun} repetitions, {denied} denied: the limit was hardly met");
+    assert!(begun > 1000 && denied > 1000, "{begun} retries, {denied} denied: the limit was hardly met");
 }
 
 /// A pool whose backends all answer like this, with three more attempts for each request.
@@ -63,7 +63,7 @@ fn outage(fault: Fault) -> Scenario {
 }
 
 /// Without a budget, three more attempts would make four requests of one. By Little's law (1961) the rate of
-/// repetitions r times how long one is under way (its pause p and its time at the backend s) is how many
+/// retries r times how long one is under way (its pause p and its time at the backend s) is how many
 /// there are on average, at most the minimum of 3 or 20 % of what is in flight, which is s times the rate of
 /// all: r (p + s) <= 3 + 0.2 s (x + r). With a mean first pause of 12.5 ms that is at most 0.25 x, and 3 /
 /// 12.5 ms = 240 in each second.
@@ -248,7 +248,7 @@ fn peak_ewma_is_not_attracted_by_quick_failures() {
 /// because they may lie. The second must not: who was failed once goes where it is answered. Only those fail
 /// whose backend died under them or that found no other before the first check.
 #[test]
-fn repetitions_go_to_those_that_are_available_even_in_panic() {
+fn retries_go_to_available_backends_even_in_panic() {
     for policy in Algorithm::ALL {
         let mut scenario = Scenario::even(5, 0.1).policy(policy).with(|scenario| {
             scenario.seconds = 30.0;

@@ -76,7 +76,7 @@ fn keys_of_the_others_hardly_move_when_a_backend_leaves_the_configuration() {
 
 /// Whoever is given a first attempt holds afterwards at most its bound of what was in flight with it
 /// (Mirrokni, Thorup, Zadimoghaddam, 2018): at every placement, with one key that every third request has,
-/// unequal weights, and backends that come and go. A repetition, which may not go where it was, and panic are
+/// unequal weights, and backends that come and go. A retry, which may not go where it was, and panic are
 /// the exceptions.
 #[test]
 fn a_bounded_load_never_exceeds_its_bound() {

@@ -4,7 +4,7 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use lb_service::policy::Algorithm;
-use lb_service::pool::{Passed, Tried, Unplaced, Wish};
+use lb_service::pool::{Passed, PickError, PickRequest, Tried};
 
 use crate::backend::{Fault, Model, When};
 use crate::world::{Moment, Scenario, address, place, pool, probe};
@@ -87,12 +87,12 @@ fn who_waits_is_told_at_once_that_nobody_is_left() {
     let mut settings = Scenario::even(2, 0.5).settings;
     settings.panic_threshold = 0;
     settings.backends.iter_mut().for_each(|backend| backend.max_requests = NonZeroU32::new(1));
-    let (pool, registry, down, hands) = pool(&settings, 1);
-    let _held = [place(&pool, hands.now(), b""), place(&pool, hands.now(), b"")];
-    let wish = Wish { key: b"", session: None, tried: &Tried::new(), now: hands.now(), draw: 0.5 };
+    let (pool, registry, down, manual) = pool(&settings, 1);
+    let _held = [place(&pool, manual.now(), b""), place(&pool, manual.now(), b"")];
+    let request = PickRequest { key: b"", session: None, tried: &Tried::new(), now: manual.now(), draw: 0.5 };
     let mut passed = Passed::new();
-    assert_eq!(pool.place(&wish, &mut passed).err(), Some(Unplaced::Full));
+    assert_eq!(pool.place(&request, &mut passed).err(), Some(PickError::Full));
     down.set([address(0), address(1)]);
     probe(&registry);
-    assert_eq!(pool.place(&wish, &mut passed).err(), Some(Unplaced::Nobody));
+    assert_eq!(pool.place(&request, &mut passed).err(), Some(PickError::Unavailable));
 }

@@ -36,8 +36,8 @@ fn the_same_seed_gives_the_same_report() {
 /// The most requests that a backend holds when so many are given out and none ends, for each seed.
 fn most_held(policy: Algorithm, backends: usize, requests: usize, seeds: u64) -> Vec<u64> {
     let run = |seed| {
-        let (pool, _, _, hands) = pool(&Scenario::even(backends, 0.5).policy(policy).settings, seed);
-        let _held: Vec<_> = (0..requests).map(|_| place(&pool, hands.now(), b"")).collect();
+        let (pool, _, _, manual) = pool(&Scenario::even(backends, 0.5).policy(policy).settings, seed);
+        let _held: Vec<_> = (0..requests).map(|_| place(&pool, manual.now(), b"")).collect();
         pool.backends().iter().map(|backend| backend.load.in_flight()).max().unwrap()
     };
     (0..seeds).map(run).collect()
@@ -86,12 +86,12 @@ fn waiting_is_what_the_supermarket_model_says() {
 fn round_robin_is_exact() {
     let weights = [1, 2, 3, 5, 8, 13];
     let scenario = Scenario::new("weights", vec![Model::new(2); 6], 0.5).weights(&weights);
-    let (pool, _, _, hands) = pool(&scenario.settings, 1);
+    let (pool, _, _, manual) = pool(&scenario.settings, 1);
     let period: usize = weights.iter().sum();
     for _ in 0..5 {
         let mut counts = BTreeMap::new();
         for _ in 0..period {
-            *counts.entry(place(&pool, hands.now(), b"").backend.address).or_insert(0) += 1;
+            *counts.entry(place(&pool, manual.now(), b"").backend.address).or_insert(0) += 1;
         }
         assert_eq!(counts.into_values().collect::<Vec<_>>(), weights);
     }

@@ -14,11 +14,11 @@ use async_trait::async_trait;
 use fastrand::Rng;
 use futures::FutureExt;
 use lb_service::PolicyConfig;
-use lb_service::clock::{Clock, Hands};
+use lb_service::clock::{Clock, ManualClock};
 use lb_service::policy::Algorithm;
 use lb_service::pool::{
-    Attempt, Backend, BackendSettings, Dispatch, Moment as Step, Passed, Pool, PoolSettings, Tried, Unplaced,
-    UpstreamError, Weight, Wish,
+    Attempt, Backend, BackendSettings, Dispatch, Now, Passed, PickError, PickRequest, Pool, PoolSettings,
+    Tried, UpstreamError, Weight,
 };
 use pingora::lb::HealthRegistry;
 use pingora::lb::health_check::HealthCheck;
@@ -53,7 +53,7 @@ pub(crate) struct Scenario {
 pub(crate) enum Moment<'a> {
     /// A request was given to a backend; before, so many were in flight in the pool.
     Placed { backend: &'a Backend, before: u64, first: bool },
-    /// A repetition took its place in the budget.
+    /// A retry took its place in the budget.
     Repeats,
     /// A request that waited this long was given to a backend; the number counts arrivals.
     Served { request: usize, waited: Duration },
@@ -72,7 +72,7 @@ pub(crate) struct World<'w> {
     pub(crate) pool: Arc<Pool>,
     registry: Arc<HealthRegistry>,
     down: Down,
-    hands: Hands,
+    manual: ManualClock,
     /// Nanoseconds since the beginning.
     now: u64,
     agenda: BinaryHeap<Reverse<(u64, u64, Event)>>,
@@ -204,19 +204,22 @@ pub(crate) fn address(index: usize) -> SocketAddr {
 }
 
 /// A pool with a clock of its own and seeded randomness, and what its health checks say.
-pub(crate) fn pool(settings: &PoolSettings, seed: u64) -> (Arc<Pool>, Arc<HealthRegistry>, Down, Hands) {
-    let (clock, hands) = Clock::manual();
+pub(crate) fn pool(
+    settings: &PoolSettings,
+    seed: u64,
+) -> (Arc<Pool>, Arc<HealthRegistry>, Down, ManualClock) {
+    let (clock, manual) = Clock::manual();
     let (registry, down) = (Arc::new(HealthRegistry::new()), Down::default());
     let policy = PolicyConfig::new(settings.policy).with_seed(seed);
     let check = Box::new(Probe(down.clone()));
     let pool = Pool::with_policy(settings, registry.clone(), Some(check), policy, &clock);
-    (Arc::new(pool), registry, down, hands)
+    (Arc::new(pool), registry, down, manual)
 }
 
 /// Gives a request to a backend, while the clock stands still.
 pub(crate) fn place(pool: &Arc<Pool>, now: Instant, key: &[u8]) -> Attempt {
-    let wish = Wish { key, session: None, tried: &Tried::new(), now, draw: 0.5 };
-    pool.place(&wish, &mut Passed::new()).expect("a backend takes it")
+    let request = PickRequest { key, session: None, tried: &Tried::new(), now, draw: 0.5 };
+    pool.place(&request, &mut Passed::new()).expect("a backend takes it")
 }
 
 /// Checks the health of all backends.
@@ -228,13 +231,13 @@ pub(crate) fn probe(registry: &HealthRegistry) {
 
 impl<'w> World<'w> {
     fn new(scenario: Scenario, witness: &'w mut Witness<'w>) -> Self {
-        let (pool, registry, down, hands) = pool(&scenario.settings, scenario.seed);
+        let (pool, registry, down, manual) = pool(&scenario.settings, scenario.seed);
         let backends = scenario.models.len();
         Self {
             pool,
             registry,
             down,
-            hands,
+            manual,
             now: 0,
             agenda: BinaryHeap::new(),
             planned: 0,
@@ -262,7 +265,7 @@ impl<'w> World<'w> {
             self.see(&Moment::Settled);
         }
         assert_eq!(self.pool.in_flight(), 0, "every request has ended");
-        assert_eq!((self.pool.repetitions(), self.pool.queue().len()), (0, 0));
+        assert_eq!((self.pool.retries_in_flight(), self.pool.queue().len()), (0, 0));
         self.report.finish(&self.pool);
         self.report
     }
@@ -271,7 +274,7 @@ impl<'w> World<'w> {
         if self.is_measured() {
             self.report.in_flight_for(self.pool.in_flight(), (at - self.now) as f64 / SECOND);
         }
-        self.hands.advance(Duration::from_nanos(at - self.now));
+        self.manual.advance(Duration::from_nanos(at - self.now));
         self.now = at;
     }
 
@@ -289,7 +292,7 @@ impl<'w> World<'w> {
     }
 
     fn see(&mut self, moment: &Moment<'_>) {
-        (self.witness)(moment, &self.pool, self.hands.now());
+        (self.witness)(moment, &self.pool, self.manual.now());
     }
 
     fn happen(&mut self, event: Event) {
@@ -322,8 +325,8 @@ impl<'w> World<'w> {
         if !request.dispatch.is_first() || pool.queue().is_empty() {
             match self.try_place(client, &mut request) {
                 Ok(()) => return self.send(client, request),
-                Err(Unplaced::Full) => {}
-                Err(Unplaced::Nobody) => return self.end(client, Ending::Nobody),
+                Err(PickError::Full) => {}
+                Err(PickError::Unavailable) => return self.end(client, Ending::Nobody),
             }
         }
         let Ok(waiter) = pool.queue().join() else {
@@ -366,11 +369,11 @@ impl<'w> World<'w> {
                 self.send(client, request);
                 true
             }
-            Err(Unplaced::Full) => {
+            Err(PickError::Full) => {
                 self.clients[client].request = Some(request);
                 false
             }
-            Err(Unplaced::Nobody) => {
+            Err(PickError::Unavailable) => {
                 drop(request);
                 self.waiting.retain(|waiting| *waiting != client);
                 self.end(client, Ending::Nobody);
@@ -392,16 +395,16 @@ impl<'w> World<'w> {
         Duration::from_nanos(self.now - self.clients[client].arrived)
     }
 
-    fn try_place(&mut self, client: usize, request: &mut Request) -> Result<(), Unplaced> {
+    fn try_place(&mut self, client: usize, request: &mut Request) -> Result<(), PickError> {
         let key = key(self.clients[client].key);
         let key: &[u8] = if self.pool.is_hashed() { &key } else { &[] };
         let before = self.pool.in_flight();
         let first = request.dispatch.tries == 0;
-        let at = Step { now: self.hands.now(), draw: self.rng.f64() };
+        let at = Now { time: self.manual.now(), draw: self.rng.f64() };
         request.dispatch.place(&self.pool, key, at)?;
         if let Some(attempt) = &request.dispatch.attempt {
             let moment = Moment::Placed { backend: &attempt.backend, before, first };
-            (self.witness)(&moment, &self.pool, self.hands.now());
+            (self.witness)(&moment, &self.pool, self.manual.now());
         }
         Ok(())
     }
@@ -470,19 +473,19 @@ impl<'w> World<'w> {
     fn judge(
         &mut self,
         (client, attempt): Job,
-        tell: impl FnOnce(&mut Dispatch, &Arc<Pool>, Step) -> bool,
+        tell: impl FnOnce(&mut Dispatch, &Arc<Pool>, Now) -> bool,
         failure: Option<Ending>,
     ) {
         let is_awaited = |dispatch: &&mut Dispatch| dispatch.tries == attempt && dispatch.attempt.is_some();
         let draw = self.rng.f64();
         let dispatch = self.clients[client].request.as_mut().map(|request| &mut request.dispatch);
         let Some(dispatch) = dispatch.filter(is_awaited) else { return };
-        let goes_on = tell(dispatch, &self.pool, Step { now: self.hands.now(), draw });
+        let goes_on = tell(dispatch, &self.pool, Now { time: self.manual.now(), draw });
         if !goes_on {
             return self.end(client, failure.unwrap_or(Ending::Good));
         }
-        if dispatch.is_repetition() {
-            (self.witness)(&Moment::Repeats, &self.pool, self.hands.now());
+        if dispatch.is_retry() {
+            (self.witness)(&Moment::Repeats, &self.pool, self.manual.now());
         }
         let pause = dispatch.end_attempt().unwrap_or_default();
         self.plan(pause.as_secs_f64(), Event::Again(client));

@@ -546,7 +546,7 @@ mod tests {
 
     #[test]
     fn a_slow_backend_is_tried_again_after_its_decay() {
-        let (clock, hands) = Clock::manual();
+        let (clock, manual) = Clock::manual();
         let config = PolicyConfig::new(Algorithm::PeakEwma).with_clock(clock.clone());
         let policy = Arc::new(Policy::build_with_config(&members(&[1, 1]), &config));
         let (slow, quick) = (load(&config, 0), load(&config, 1));
@@ -554,7 +554,7 @@ mod tests {
         quick.answered(Duration::from_millis(20), clock.now());
         let mut seconds = 0;
         while pick(&policy, &BTreeSet::new()) != Some(0) {
-            hands.advance(Duration::from_secs(1));
+            manual.advance(Duration::from_secs(1));
             quick.answered(Duration::from_millis(20), clock.now());
             seconds += 1;
         }

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::backend::{Backend, UpstreamError};
+use super::backend::Backend;
 use super::outlier::{Cause, Standing};
-use super::pick::Mishap;
+use super::reasons::{AttemptFailure, UpstreamError};
 use super::settings::{Admin, RetryCause};
 use super::{Pool, PoolEvent, slow_start};
 use crate::policy::InFlight;
@@ -93,7 +93,7 @@ impl Attempt {
         }
         self.promises = !is_failure(status);
         if !self.promises {
-            self.pool.judge_failure(self, Mishap::Status(status), now);
+            self.pool.judge_failure(self, AttemptFailure::Status(status), now);
         } else if status == SWITCHING_PROTOCOLS {
             self.finished();
         }
@@ -120,7 +120,7 @@ impl Attempt {
         let time = self.sent.map_or(Duration::ZERO, |sent| now.saturating_duration_since(sent));
         self.backend.load.penalize(time.max(PENALTY), now);
         self.promises = false;
-        self.pool.judge_failure(self, Mishap::Error(error), now);
+        self.pool.judge_failure(self, AttemptFailure::Error(error), now);
     }
 
     /// From the beginning of the attempt to the head of the answer, if that is there.
@@ -155,8 +155,8 @@ fn penalty(status: u16, retry_after: Option<Duration>) -> Option<Duration> {
 
 impl Pool {
     /// Takes note that a backend failed a request, and ejects it if that was once too often.
-    fn judge_failure(&self, attempt: &Attempt, mishap: Mishap, now: Instant) {
-        attempt.backend.history.note_failure(mishap);
+    fn judge_failure(&self, attempt: &Attempt, failure: AttemptFailure, now: Instant) {
+        attempt.backend.history.note_failure(failure);
         if attempt.backend.history.record.failed(&self.settings.outlier_detection, attempt.started) {
             self.eject(&attempt.backend, Cause::Failures, now);
         }

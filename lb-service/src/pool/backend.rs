@@ -18,7 +18,7 @@ use pingora::utils::tls::{WrappedX509, parse_x509};
 
 use super::gray;
 use super::outlier::{Record, nanoseconds};
-use super::pick::{Mishap, Refusal};
+use super::reasons::{AttemptFailure, SkipReason, UpstreamError};
 use super::settings::{Admin, BackendSettings, PoolSettings, UpstreamTls};
 use super::slow_start::Comeback;
 use crate::policy::{Load, PolicyConfig};
@@ -77,7 +77,7 @@ pub struct History {
     joined: Instant,
     /// When `admin` became what it is, in nanoseconds after `joined`.
     admin_since: AtomicU64,
-    passed_over: [Counter; Refusal::ALL.len()],
+    passed_over: [Counter; SkipReason::ALL.len()],
     /// Failures, by [`UpstreamError`].
     errors: [Counter; UpstreamError::ALL.len()],
 }
@@ -99,21 +99,6 @@ pub enum State {
     Ejected,
     /// An operator took it out.
     Disabled,
-}
-
-/// How a backend failed a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum UpstreamError {
-    /// No connection could be made.
-    Connect,
-    /// The TLS handshake failed.
-    Tls,
-    /// It took longer than it may.
-    Timeout,
-    /// The connection broke.
-    Reset,
-    /// What it sent is not HTTP.
-    Protocol,
 }
 
 // === impl Backend ===
@@ -195,13 +180,13 @@ impl Backend {
         self.history.record.consecutive_failures()
     }
 
-    pub(super) fn pass_over(&self, reason: Refusal) {
+    pub(super) fn pass_over(&self, reason: SkipReason) {
         self.history.passed_over[reason as usize].increment();
     }
 
     /// How often it was the policy's choice and was not taken, by reason.
-    pub fn passed_over(&self) -> impl Iterator<Item = (Refusal, u64)> {
-        Refusal::ALL.into_iter().zip(self.history.passed_over.iter().map(Counter::get))
+    pub fn passed_over(&self) -> impl Iterator<Item = (SkipReason, u64)> {
+        SkipReason::ALL.into_iter().zip(self.history.passed_over.iter().map(Counter::get))
     }
 
     /// How to connect to it.
@@ -273,11 +258,11 @@ impl History {
         self.joined.checked_add(since).unwrap_or(self.joined)
     }
 
-    pub(super) fn note_failure(&self, mishap: Mishap) {
+    pub(super) fn note_failure(&self, failure: AttemptFailure) {
         self.failures.increment();
-        let code = match mishap {
-            Mishap::Error(error) => 1 + error as u16,
-            Mishap::Status(status) => status,
+        let code = match failure {
+            AttemptFailure::Error(error) => 1 + error as u16,
+            AttemptFailure::Status(status) => status,
         };
         self.latest_failure.store(code, Ordering::Relaxed);
     }
@@ -367,24 +352,6 @@ fn trusted(tls: &UpstreamTls) -> Option<Arc<CaType>> {
     }
     let certificates = tls.ca.iter().map(|der| WrappedX509::new(der.clone(), parse_x509));
     (!tls.ca.is_empty()).then(|| certificates.collect())
-}
-
-// === impl UpstreamError ===
-
-impl UpstreamError {
-    /// All of them, in the order of their discriminants.
-    pub const ALL: [Self; 5] = [Self::Connect, Self::Tls, Self::Timeout, Self::Reset, Self::Protocol];
-
-    /// The `reason` label and the word in the access log.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Connect => "connect",
-            Self::Tls => "tls",
-            Self::Timeout => "timeout",
-            Self::Reset => "reset",
-            Self::Protocol => "protocol",
-        }
-    }
 }
 
 // === impl State ===

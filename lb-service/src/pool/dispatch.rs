@@ -7,12 +7,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Pool;
-use super::again::Again;
 use super::attempt::Attempt;
-use super::backend::{Backend, UpstreamError};
-use super::pick::{Mishap, Passed, Tried, Unplaced, Wish};
-use super::retry::{Failed, Repetition};
+use super::backend::Backend;
+use super::pick::{Passed, PickError, PickRequest, Tried};
+use super::reasons::{AttemptFailure, UpstreamError};
+use super::retry::{Failed, Retry, RetryPermit};
 use super::sticky::Session;
+use crate::clock::Now;
 
 /// A request that has not ended. Dropping it ends it, and counts it out of its pool.
 #[derive(Debug, Default)]
@@ -28,13 +29,13 @@ pub struct Dispatch {
     /// What its cookie says.
     pub session: Option<Session>,
     /// The backend that failed it last, unless it is among the tried ones or another attempt has begun.
-    last: Option<(Arc<Backend>, Mishap)>,
+    last: Option<(Arc<Backend>, AttemptFailure)>,
     /// The backend whose connection turned out to be closed, if it was then sent to the same one over a new connection.
-    stale: Option<(Arc<Backend>, Mishap)>,
+    stale: Option<(Arc<Backend>, AttemptFailure)>,
     /// How long to wait before the next attempt, if there is to be one.
     next: Option<Duration>,
-    /// The place of this attempt in the budget of its pool.
-    repetition: Option<Repetition>,
+    /// The place of this attempt in the budget for retries of its pool.
+    permit: Option<RetryPermit>,
     /// Whether its one replay on account of a stale connection is used up.
     replayed: bool,
     /// Counts it as a request of its pool.
@@ -45,26 +46,17 @@ pub struct Dispatch {
 #[derive(Debug)]
 struct Counted(Arc<Pool>);
 
-/// What is known about a request when a backend has failed it.
+/// What decides whether a request that a backend has failed can be sent again.
 #[derive(Clone, Copy, Debug)]
-pub struct Sent {
+pub struct Replayability {
     /// Whether it may be sent twice (RFC 9110, 9.2.2).
     pub idempotent: bool,
     /// Whether its body can be sent again: there is none, or all that was read of it is kept.
     pub replayable: bool,
-    /// Whether bytes of an answer, one with a 1xx status included, have reached the client.
-    pub answered: bool,
-    /// Whether its connection had been kept alive, and ended before the first byte of an answer.
+    /// Whether bytes of a response, including one with a 1xx status, have reached the client.
+    pub response_begun: bool,
+    /// Whether its connection had been kept alive and ended before the first byte of a response.
     pub stale: bool,
-}
-
-/// What a step is taken with.
-#[derive(Clone, Copy, Debug)]
-pub struct Moment {
-    /// The time.
-    pub now: Instant,
-    /// A random number from 0 to 1, without 1.
-    pub draw: f64,
 }
 
 // === impl Dispatch ===
@@ -83,7 +75,7 @@ impl Dispatch {
 
     /// The backends that failed it, each with how: the one whose connection turned out to be closed and that got it again, those
     /// [`tried`](Self::tried), and the one that failed it last, after which no other was looked for.
-    pub fn failures(&self) -> impl Iterator<Item = (&Backend, Mishap)> {
+    pub fn failures(&self) -> impl Iterator<Item = (&Backend, AttemptFailure)> {
         let (first, last) = (self.stale.iter().map(named), self.last.iter().map(named));
         first.chain(self.tried.iter()).chain(last)
     }
@@ -92,10 +84,10 @@ impl Dispatch {
     ///
     /// # Errors
     /// When no backend takes it.
-    pub fn place(&mut self, pool: &Arc<Pool>, key: &[u8], at: Moment) -> Result<(), Unplaced> {
+    pub fn place(&mut self, pool: &Arc<Pool>, key: &[u8], at: Now) -> Result<(), PickError> {
         let session = self.session.map(|session| session.backend);
-        let wish = Wish { key, session, tried: &self.tried, now: at.now, draw: at.draw };
-        self.attempt = Some(pool.place(&wish, &mut self.passed)?);
+        let request = PickRequest { key, session, tried: &self.tried, now: at.time, draw: at.draw };
+        self.attempt = Some(pool.place(&request, &mut self.passed)?);
         self.last = None;
         self.counted.get_or_insert_with(|| Counted::new(pool));
         self.tries += 1;
@@ -108,35 +100,35 @@ impl Dispatch {
         pool: &Arc<Pool>,
         status: u16,
         retry_after: Option<Duration>,
-        sent: Sent,
-        at: Moment,
+        sent: Replayability,
+        at: Now,
     ) -> bool {
         let Some(attempt) = self.attempt.as_mut() else { return false };
-        attempt.answered(status, retry_after, at.now);
-        let mishap = Mishap::Status(status);
-        if mishap.cause().is_some() {
-            self.remember(mishap);
+        attempt.answered(status, retry_after, at.time);
+        let failure = AttemptFailure::Status(status);
+        if failure.cause().is_some() {
+            self.remember(failure);
         }
-        let Some(again) = self.decide(pool, mishap, sent, at) else {
+        let Some(retry) = self.decide(pool, failure, sent, at) else {
             // What follows may take hours, and is no load on an outage.
-            self.repetition = None;
+            self.permit = None;
             return false;
         };
-        self.take_up(pool, again, mishap, at.now);
+        self.take_up(pool, retry, failure, at.time);
         true
     }
 
     /// The backend failed it. Whether there is to be another attempt.
-    pub fn broke(&mut self, pool: &Arc<Pool>, error: UpstreamError, sent: Sent, at: Moment) -> bool {
-        let mishap = Mishap::Error(error);
-        self.remember(mishap);
-        let again = self.decide(pool, mishap, sent, at);
-        let is_replay = again.as_ref().is_some_and(|again| again.replay);
+    pub fn broke(&mut self, pool: &Arc<Pool>, error: UpstreamError, sent: Replayability, at: Now) -> bool {
+        let failure = AttemptFailure::Error(error);
+        self.remember(failure);
+        let retry = self.decide(pool, failure, sent, at);
+        let is_replay = retry.as_ref().is_some_and(|retry| retry.replay);
         // A connection that was closed while it was idle says nothing about the backend.
         if let Some(attempt) = self.attempt.as_mut().filter(|_| !is_replay && !sent.stale) {
-            attempt.failed(error, at.now);
+            attempt.failed(error, at.time);
         }
-        again.map(|again| self.take_up(pool, again, mishap, at.now)).is_some()
+        retry.map(|retry| self.take_up(pool, retry, failure, at.time)).is_some()
     }
 
     /// Whether another attempt was decided on that has not begun.
@@ -144,52 +136,58 @@ impl Dispatch {
         self.next.is_some()
     }
 
-    /// Whether this attempt, or the next one if it was decided on, has a place in the budget.
-    pub fn is_repetition(&self) -> bool {
-        self.repetition.is_some()
+    /// Whether this attempt, or the next one if it was decided on, counts towards the budget for retries.
+    pub fn is_retry(&self) -> bool {
+        self.permit.is_some()
     }
 
-    fn decide(&mut self, pool: &Arc<Pool>, mishap: Mishap, sent: Sent, at: Moment) -> Option<Again> {
+    fn decide(
+        &mut self,
+        pool: &Arc<Pool>,
+        failure: AttemptFailure,
+        sent: Replayability,
+        at: Now,
+    ) -> Option<Retry> {
         let failed = Failed {
-            cause: mishap.cause()?,
+            cause: failure.cause()?,
             idempotent: sent.idempotent,
             replayable: sent.replayable,
-            answered: sent.answered,
+            response_begun: sent.response_begun,
             tries: (self.tries - u32::from(self.replayed)) as usize,
             stale: sent.stale,
             replayed: self.replayed,
         };
         // The place of this attempt is free for the next.
-        self.repetition = None;
+        self.permit = None;
         let backend = &self.attempt.as_ref()?.backend;
-        pool.again(&failed, &self.tried, backend, at)
+        pool.retry(&failed, &self.tried, backend, at)
     }
 
-    fn take_up(&mut self, pool: &Pool, again: Again, mishap: Mishap, now: Instant) {
-        self.replayed |= again.replay;
-        self.repetition = again.repetition;
-        self.next = Some(again.pause);
+    fn take_up(&mut self, pool: &Pool, retry: Retry, failure: AttemptFailure, now: Instant) {
+        self.replayed |= retry.replay;
+        self.permit = retry.permit;
+        self.next = Some(retry.pause);
         let Some(backend) = self.attempt.as_ref().map(|attempt| attempt.backend.clone()) else { return };
         let home = self.session.and_then(|session| pool.backends().get(session.backend));
         let is_home = home.is_some_and(|home| home.address == backend.address);
         // Only a replay goes to the same backend again, over a new connection: when it is the home of the session, or the
         // only one.
-        let stays = (again.replay && is_home) || !pool.has_another(&self.tried, &backend, now);
+        let stays = (retry.replay && is_home) || !pool.has_another(&self.tried, &backend, now);
         let last = self.last.take();
         if stays {
             self.stale = last;
         } else {
-            self.tried.insert(backend, mishap);
+            self.tried.insert(backend, failure);
         }
     }
 
-    fn remember(&mut self, mishap: Mishap) {
-        self.last = self.attempt.as_ref().map(|attempt| (attempt.backend.clone(), mishap));
+    fn remember(&mut self, failure: AttemptFailure) {
+        self.last = self.attempt.as_ref().map(|attempt| (attempt.backend.clone(), failure));
     }
 }
 
-fn named((backend, mishap): &(Arc<Backend>, Mishap)) -> (&Backend, Mishap) {
-    (backend, *mishap)
+fn named((backend, failure): &(Arc<Backend>, AttemptFailure)) -> (&Backend, AttemptFailure) {
+    (backend, *failure)
 }
 
 // === impl Counted ===

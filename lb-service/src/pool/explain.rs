@@ -15,7 +15,8 @@ use pingora::protocols::l4::socket::SocketAddr as PingoraAddr;
 use super::Pool;
 use super::availability::Availability;
 use super::backend::{Backend, State};
-use super::pick::{Purpose, Refusal, Unplaced, Wish};
+use super::pick::{PickError, PickRequest, Purpose};
+use super::reasons::SkipReason;
 use crate::policy::{Policy, Preference};
 
 /// Where a request would go.
@@ -24,7 +25,7 @@ pub struct Explanation {
     /// Which backends are used at all.
     pub availability: Availability,
     /// The backend that would be taken, or why none would. A random number says so if it is a [`draw`](Self::draw).
-    pub taken: Result<Arc<Backend>, Unplaced>,
+    pub taken: Result<Arc<Backend>, PickError>,
     /// Whether it is the session that says so.
     pub by_session: bool,
     /// Whether random numbers decide among several.
@@ -41,7 +42,7 @@ pub struct Judged {
     /// What it is at the moment.
     pub state: State,
     /// Why it would not be taken; none: it is a candidate.
-    pub refusal: Option<Refusal>,
+    pub skip_reason: Option<SkipReason>,
     /// The share of its weight that it has, from 0.1 to 1: less than 1 after it came back.
     pub share: f64,
     /// What the policy compares.
@@ -69,33 +70,34 @@ struct Rehearse {
     /// The step that it would take next.
     step: Cell<usize>,
     /// In the order in which they were passed over.
-    passed: RefCell<Vec<(Arc<Backend>, Refusal)>>,
+    passed: RefCell<Vec<(Arc<Backend>, SkipReason)>>,
 }
 
 // === impl Pool ===
 
 impl Pool {
-    /// Where a request with this wish would go, and why not elsewhere. Whoever waits in the queue is not looked at.
-    pub fn explain(&self, wish: &Wish<'_>) -> Explanation {
+    /// Where this request would go, and why not elsewhere. Whoever waits in the queue is not looked at.
+    pub fn explain(&self, request: &PickRequest<'_>) -> Explanation {
         let policy = self.outlook.get_or_init(|| self.another_selector());
-        let availability = self.assessed(wish.now);
+        let availability = self.assessed(request.now);
         let rehearsal = Rehearse::new(policy.clone());
-        let taken = self.pick(wish, availability, &rehearsal).map(|(backend, ())| backend);
+        let taken = self.pick(request, availability, &rehearsal).map(|(backend, ())| backend);
         let judge =
-            |place, backend| self.judge(wish, availability, &rehearsal, taken.as_ref(), place, backend);
-        let offered = self.in_order(policy, wish.key);
+            |place, backend| self.judge(request, availability, &rehearsal, taken.as_ref(), place, backend);
+        let offered = self.in_order(policy, request.key);
         let mut backends: Vec<_> =
             offered.into_iter().enumerate().map(|(index, backend)| judge(index + 1, backend)).collect();
         if policy.is_drawn() {
             share_chances(&mut backends);
             backends.sort_by_key(|judged| judged.backend.address);
         }
-        let home = wish.session.and_then(|session| self.backends.get(session));
+        let home = request.session.and_then(|session| self.backends.get(session));
         let by_session = taken.as_ref().zip(home).is_some_and(|(taken, home)| Arc::ptr_eq(taken, home));
         let draw = !by_session
-            && (policy.is_drawn() && backends.iter().filter(|judged| judged.refusal.is_none()).count() > 1
-                || self.slow_start_draws(wish, availability, taken.as_ref(), &rehearsal));
-        let taken = taken.ok_or_else(|| self.unplaced(wish, availability));
+            && (policy.is_drawn()
+                && backends.iter().filter(|judged| judged.skip_reason.is_none()).count() > 1
+                || self.slow_start_draws(request, availability, taken.as_ref(), &rehearsal));
+        let taken = taken.ok_or_else(|| self.unplaced(request, availability));
         Explanation { availability, taken, by_session, draw, backends }
     }
 
@@ -115,7 +117,7 @@ impl Pool {
 
     fn judge(
         &self,
-        wish: &Wish<'_>,
+        request: &PickRequest<'_>,
         availability: Availability,
         rehearsal: &Rehearse,
         taken: Option<&Arc<Backend>>,
@@ -123,23 +125,23 @@ impl Pool {
         backend: Arc<Backend>,
     ) -> Judged {
         let is_taken = taken.is_some_and(|taken| Arc::ptr_eq(taken, &backend));
-        let refusal = (!is_taken).then(|| {
+        let skip_reason = (!is_taken).then(|| {
             // Who was not asked, since another one was taken before it, is asked now.
-            let noted = rehearsal.refusal(&backend);
-            noted.or_else(|| self.would_refuse(&backend, availability, wish, rehearsal))
+            let noted = rehearsal.skip_reason(&backend);
+            noted.or_else(|| self.would_skip(&backend, availability, request, rehearsal))
         });
         let address = PingoraAddr::Inet(backend.address);
         let score = match rehearsal.policy.preference(&address) {
             Some(Preference::InFlight(value)) => Score::InFlight(value),
             Some(Preference::Cost(seconds)) => Score::Cost(seconds),
             Some(Preference::Draw) => Score::Chance(0.0),
-            Some(Preference::Order) | None if wish.key.is_empty() => Score::Turn(place),
+            Some(Preference::Order) | None if request.key.is_empty() => Score::Turn(place),
             Some(Preference::Order) | None => Score::Position(place),
         };
         Judged {
-            state: self.state(&backend, wish.now),
-            refusal: refusal.flatten(),
-            share: self.share(&backend, wish.now),
+            state: self.state(&backend, request.now),
+            skip_reason: skip_reason.flatten(),
+            share: self.share(&backend, request.now),
             score,
             backend,
         }
@@ -148,26 +150,26 @@ impl Pool {
     /// Whether it is the draw of a slow start that this choice hangs on. For a key it is no draw: it is always the same.
     fn slow_start_draws(
         &self,
-        wish: &Wish<'_>,
+        request: &PickRequest<'_>,
         availability: Availability,
         taken: Option<&Arc<Backend>>,
         rehearsal: &Rehearse,
     ) -> bool {
-        let starts_slowly = |backend: &Arc<Backend>| self.share(backend, wish.now) < 1.0;
+        let starts_slowly = |backend: &Arc<Backend>| self.share(backend, request.now) < 1.0;
         let passed = rehearsal.passed.borrow();
-        let refused = passed.iter().any(|(_, refusal)| *refusal == Refusal::SlowStart);
-        wish.key.is_empty() && !availability.panic && (refused || taken.is_some_and(starts_slowly))
+        let refused = passed.iter().any(|(_, skip_reason)| *skip_reason == SkipReason::SlowStart);
+        request.key.is_empty() && !availability.panic && (refused || taken.is_some_and(starts_slowly))
     }
 }
 
 /// Candidates share by weight.
 fn share_chances(backends: &mut [Judged]) {
-    let part = |judged: &Judged| match judged.refusal {
+    let part = |judged: &Judged| match judged.skip_reason {
         None => judged.backend.weight() as f64 * judged.share,
         Some(_) => 0.0,
     };
     let whole: f64 = backends.iter().map(part).sum();
-    for judged in backends.iter_mut().filter(|judged| judged.refusal.is_none()) {
+    for judged in backends.iter_mut().filter(|judged| judged.skip_reason.is_none()) {
         let chance = part(judged) / whole;
         if let Score::Chance(value) = &mut judged.score {
             *value = chance;
@@ -183,9 +185,13 @@ impl Rehearse {
     }
 
     /// Why a backend was passed over at last.
-    fn refusal(&self, backend: &Arc<Backend>) -> Option<Refusal> {
+    fn skip_reason(&self, backend: &Arc<Backend>) -> Option<SkipReason> {
         let passed = self.passed.borrow();
-        passed.iter().rev().find(|(known, _)| Arc::ptr_eq(known, backend)).map(|(_, refusal)| *refusal)
+        passed
+            .iter()
+            .rev()
+            .find(|(known, _)| Arc::ptr_eq(known, backend))
+            .map(|(_, skip_reason)| *skip_reason)
     }
 }
 
@@ -204,17 +210,17 @@ impl Purpose for Rehearse {
         }
     }
 
-    fn reserve(&self, backend: &Backend, bound: u64) -> Result<(), Refusal> {
-        let (bound, refusal) = backend.room(bound);
-        if backend.load.in_flight() < bound { Ok(()) } else { Err(refusal) }
+    fn reserve(&self, backend: &Backend, bound: u64) -> Result<(), SkipReason> {
+        let (bound, skip_reason) = backend.room(bound);
+        if backend.load.in_flight() < bound { Ok(()) } else { Err(skip_reason) }
     }
 
-    fn note(&self, backend: &Arc<Backend>, refusal: Refusal) {
-        self.passed.borrow_mut().push((backend.clone(), refusal));
+    fn note(&self, backend: &Arc<Backend>, skip_reason: SkipReason) {
+        self.passed.borrow_mut().push((backend.clone(), skip_reason));
     }
 
     fn has_shifted(&self) -> bool {
-        self.passed.borrow().iter().any(|(_, refusal)| refusal.only_shifts())
+        self.passed.borrow().iter().any(|(_, skip_reason)| skip_reason.only_shifts())
     }
 }
 
@@ -225,11 +231,11 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::clock::{Clock, Hands};
+    use crate::clock::{Clock, ManualClock};
     use crate::policy::{Algorithm, InFlight, PolicyConfig};
     use crate::pool::{
-        Admin, Attempt, BackendSettings, Mishap, Passed, PoolSettings, StickySettings, Tried, UpstreamError,
-        Weight,
+        Admin, Attempt, AttemptFailure, BackendSettings, Passed, PoolSettings, StickySettings, Tried,
+        UpstreamError, Weight,
     };
     use pingora::lb::HealthRegistry;
     use proptest::collection::vec;
@@ -322,7 +328,7 @@ mod tests {
 
     struct Bench {
         pool: Arc<Pool>,
-        hands: Hands,
+        manual: ManualClock,
         _held: Vec<InFlight>,
     }
 
@@ -330,20 +336,20 @@ mod tests {
         fn new(rules: &PoolSettings, lots: &[Lot]) -> Self {
             let backends = lots.iter().enumerate().map(|(index, lot)| lot.settings(index)).collect();
             let settings = PoolSettings { backends, ..rules.clone() };
-            let (clock, hands) = Clock::manual();
+            let (clock, manual) = Clock::manual();
             let policy = PolicyConfig::new(settings.policy).with_seed(7);
             let pool = Pool::with_policy(&settings, Arc::new(HealthRegistry::new()), None, policy, &clock);
-            let mut bench = Self { pool: Arc::new(pool), hands, _held: Vec::new() };
+            let mut bench = Self { pool: Arc::new(pool), manual, _held: Vec::new() };
             for (index, lot) in lots.iter().enumerate() {
                 bench.befall(index, lot);
             }
             bench.pool.kept.changes.note();
-            bench.hands.advance(SECOND);
+            bench.manual.advance(SECOND);
             bench
         }
 
         fn befall(&mut self, index: usize, lot: &Lot) {
-            let (backend, now) = (self.pool.backends()[index].clone(), self.hands.now());
+            let (backend, now) = (self.pool.backends()[index].clone(), self.manual.now());
             self._held.extend((0..lot.held).map(|_| backend.load.enter()));
             self.pool.balancer.backends().set_enable(&backend.identity, !lot.down);
             if lot.answers_after > 0 {
@@ -359,8 +365,14 @@ mod tests {
             }
         }
 
-        fn wish<'a>(&self, key: &'a [u8], session: Option<usize>, tried: &'a Tried, draw: f64) -> Wish<'a> {
-            Wish { key, session, tried, now: self.hands.now(), draw }
+        fn request<'a>(
+            &self,
+            key: &'a [u8],
+            session: Option<usize>,
+            tried: &'a Tried,
+            draw: f64,
+        ) -> PickRequest<'a> {
+            PickRequest { key, session, tried, now: self.manual.now(), draw }
         }
 
         /// Everything that is counted.
@@ -375,7 +387,7 @@ mod tests {
         }
 
         fn explain(&self, key: &[u8]) -> Explanation {
-            self.pool.explain(&self.wish(key, None, &Tried::new(), 0.0))
+            self.pool.explain(&self.request(key, None, &Tried::new(), 0.0))
         }
     }
 
@@ -390,7 +402,8 @@ mod tests {
     }
 
     fn refusals(explanation: &Explanation) -> Vec<(u16, Option<&'static str>)> {
-        let one = |judged: &Judged| (judged.backend.address.port(), judged.refusal.map(Refusal::as_str));
+        let one =
+            |judged: &Judged| (judged.backend.address.port(), judged.skip_reason.map(SkipReason::as_str));
         let mut refusals: Vec<_> = explanation.backends.iter().map(one).collect();
         refusals.sort_unstable();
         refusals
@@ -459,9 +472,9 @@ mod tests {
         let (mut rules, mut lots) = three(Algorithm::LeastRequest);
         rules.panic_threshold = 0;
         lots.iter_mut().for_each(|lot| lot.down = true);
-        assert_eq!(Bench::new(&rules, &lots).explain(b"").taken.unwrap_err(), Unplaced::Nobody);
+        assert_eq!(Bench::new(&rules, &lots).explain(b"").taken.unwrap_err(), PickError::Unavailable);
         lots[1] = Lot { held: 1, most: Some(1), ..Lot::WELL };
-        assert_eq!(Bench::new(&rules, &lots).explain(b"").taken.unwrap_err(), Unplaced::Full);
+        assert_eq!(Bench::new(&rules, &lots).explain(b"").taken.unwrap_err(), PickError::Full);
     }
 
     proptest! {
@@ -478,22 +491,22 @@ mod tests {
             let bench = Bench::new(&rules, &lots);
             let mut others = Tried::new();
             if tried {
-                others.insert(bench.pool.backends()[0].clone(), Mishap::Status(503));
+                others.insert(bench.pool.backends()[0].clone(), AttemptFailure::Status(503));
             }
             let key = if rules.policy.is_hash() { key.as_bytes() } else { b"" };
             for _ in 0..before {
-                let _ = bench.pool.place(&bench.wish(key, None, &others, draw), &mut Passed::new());
+                let _ = bench.pool.place(&bench.request(key, None, &others, draw), &mut Passed::new());
             }
-            let wish = bench.wish(key, session, &others, draw);
+            let request = bench.request(key, session, &others, draw);
             let counts = bench.counts();
-            let explanation = bench.pool.explain(&wish);
-            let again = bench.pool.explain(&wish);
+            let explanation = bench.pool.explain(&request);
+            let again = bench.pool.explain(&request);
             prop_assert_eq!(bench.counts(), counts);
             prop_assert_eq!(format!("{again:?}"), format!("{explanation:?}"));
             prop_assert_eq!(explanation.backends.len(), lots.len());
 
             let mut passed = Passed::new();
-            let placed = bench.pool.place(&wish, &mut passed);
+            let placed = bench.pool.place(&request, &mut passed);
             let said = explanation.taken.map(|backend| backend.address.port());
             prop_assert_eq!(placed.map(|attempt| attempt.backend.address.port()), said);
             for (backend, _) in passed.iter() {
@@ -501,7 +514,7 @@ mod tests {
                 let reasons: Vec<_> =
                     passed.iter().filter(|(b, _)| b.address == backend.address).map(|(_, why)| Some(why)).collect();
                 let is_taken = said == Ok(backend.address.port());
-                prop_assert_eq!(reasons.contains(&told.unwrap().refusal), !is_taken);
+                prop_assert_eq!(reasons.contains(&told.unwrap().skip_reason), !is_taken);
             }
         }
     }

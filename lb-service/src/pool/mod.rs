@@ -9,14 +9,14 @@
 //! use std::sync::Arc;
 //! use std::time::Instant;
 //!
-//! use lb_service::pool::{BackendSettings, Dispatch, Moment, Pool, PoolSettings, Sent, UpstreamError};
+//! use lb_service::pool::{BackendSettings, Dispatch, Now, Pool, PoolSettings, Replayability, UpstreamError};
 //! use pingora::lb::HealthRegistry;
 //!
 //! let backends = ["10.0.0.1:80", "10.0.0.2:80"].map(|address| BackendSettings::new(address.parse().unwrap()));
 //! let settings = PoolSettings::new("web", backends.into());
 //! // No health check here. With one, whoever runs it does so on `pool.balancer`.
 //! let pool = Arc::new(Pool::new(&settings, Arc::new(HealthRegistry::new()), None));
-//! let at = || Moment { now: Instant::now(), draw: 0.5 }; // a random number, in a real program
+//! let at = || Now { time: Instant::now(), draw: 0.5 }; // a random number, in a real program
 //!
 //! // In `upstream_peer`; the peer to connect to is `attempt.backend.peer()`.
 //! let mut dispatch = Dispatch::default(); // lives in the context of the request
@@ -24,7 +24,7 @@
 //! # let first = dispatch.attempt.as_ref().unwrap().backend.address;
 //!
 //! // In `error_while_proxy`, for a GET of which no byte of an answer was passed on:
-//! let get = Sent { idempotent: true, replayable: true, answered: false, stale: false };
+//! let get = Replayability { idempotent: true, replayable: true, response_begun: false, stale: false };
 //! let again = dispatch.broke(&pool, UpstreamError::Reset, get, at());
 //! assert!(again, "there is another backend");
 //!
@@ -45,7 +45,7 @@
 //!
 //! - **A key**, when the policy hashes: [`Pool::hash_key`], as the second argument of [`Dispatch::place`].
 //! - **A session**: [`Pool::session`] reads the cookie into [`Dispatch::session`], [`Pool::set_cookie`] writes it.
-//! - **Patience**, when `place` says [`Unplaced::Full`]: join [`Pool::queue`], and at each [`Waiter::turn`] place it again. A
+//! - **Patience**, when `place` says [`PickError::Full`]: join [`Pool::queue`], and at each [`Waiter::turn`] place it again. A
 //!   request that [`is_first`](Dispatch::is_first) and finds somebody waiting joins at once. Look at [`Pool::next_return`]
 //!   as well: nobody is woken by an ejection that ends.
 //! - **Progress**: [`Attempt::connected`] counts connections; [`Pool::per_try`] is for the program to keep.
@@ -64,20 +64,19 @@
 //! Pool::place                    a request gets a backend, or not                       pick.rs
 //! ├── Sticky                     the backend that a cookie names, if it may be used     sticky.rs, session_keys.rs
 //! ├── LoadBalancer<Policy>       the others, best first                                 ../policy/
-//! │   └── Pool::refusal          why a candidate is passed over                         pick.rs
+//! │   └── Pool::skip_reason      why a candidate is passed over                         pick.rs
 //! │       ├── Availability       backups, panic                                         availability.rs
 //! │       ├── Record             ejected                                                outlier.rs
 //! │       └── Comeback           slow start                                             slow_start.rs
 //! └── Attempt                    one request at one backend, until it is dropped        attempt.rs
 //!     └── Ejector, Gray          what its end says about the backend                    outlier.rs, gray.rs
 //!
-//! Pool::again                    whether a failed request is sent again                 again.rs
-//! └── retry::decide, Budget                                                             retry.rs
+//! Pool::retry                    whether a failed request is sent again                 retry.rs
+//! └── retry::decide, Budget
 //! Pool::explain                  where a request would go, and why                      explain.rs
 //! Queue                          who waits until a backend has room                     queue.rs
 //! ```
 
-mod again;
 mod attempt;
 mod availability;
 mod backend;
@@ -88,6 +87,7 @@ mod hash_key;
 mod outlier;
 mod pick;
 mod queue;
+mod reasons;
 mod retry;
 mod session_keys;
 mod settings;
@@ -106,15 +106,17 @@ use parking_lot::{Mutex, MutexGuard};
 use pingora::lb::health_check::HealthCheck;
 use pingora::lb::{Backends, HealthRegistry, LoadBalancer, discovery};
 
+pub use crate::clock::Now;
 pub use attempt::Attempt;
 pub use availability::{Availability, Level};
-pub use backend::{Backend, History, State, UpstreamError};
-pub use dispatch::{Dispatch, Moment, Sent};
+pub use backend::{Backend, History, State};
+pub use dispatch::{Dispatch, Replayability};
 pub use explain::{Explanation, Judged, Score};
 pub use hash_key::{Key, KeySource};
-pub use pick::{Mishap, Passed, Refusal, Tried, Unplaced, Wish};
+pub use pick::{Passed, PickError, PickRequest, Tried};
 pub use queue::{Line, Queue, QueueFull, Ticket, Waiter};
-pub use retry::{Budget, Decision, Failed, Repetition, WhyNot, backoff, decide};
+pub use reasons::{AttemptFailure, SkipReason, UpstreamError};
+pub use retry::{Budget, Decision, Failed, RetryPermit, WhyNot, backoff, decide};
 pub use session_keys::{SessionKeys, SessionKeysError};
 pub use settings::{
     Admin, BackendSettings, GraySettings, HashOn, OutlierSettings, PoolId, PoolSettings, RetryCause, RetryOn,
@@ -290,7 +292,7 @@ impl Pool {
         )
     }
 
-    /// The same, with a policy of one's own making and its clock: a simulation moves its hands.
+    /// The same, with a policy of one's own making and its clock: a simulation moves its manual.
     pub fn with_policy(
         settings: &PoolSettings,
         registry: Arc<HealthRegistry>,
@@ -449,8 +451,8 @@ impl Pool {
         self.kept.counters.requests.get()
     }
 
-    /// Of them, those that have a place in the budget because they are sent once more.
-    pub fn repetitions(&self) -> u64 {
+    /// Those of them that are retries and have a place in the budget.
+    pub fn retries_in_flight(&self) -> u64 {
         self.kept.budget.active()
     }
 
@@ -764,7 +766,7 @@ impl HealthCheck for Observed {
 mod tests {
     use super::*;
 
-    use crate::clock::Hands;
+    use crate::clock::ManualClock;
 
     const SECOND: Duration = Duration::from_secs(1);
 
@@ -781,11 +783,11 @@ mod tests {
         SocketAddr::from(([127, 0, 0, 1], u16::try_from(port).unwrap()))
     }
 
-    fn pool(settings: &PoolSettings) -> (Arc<Pool>, Hands) {
-        let (clock, hands) = Clock::manual();
+    fn pool(settings: &PoolSettings) -> (Arc<Pool>, ManualClock) {
+        let (clock, manual) = Clock::manual();
         let policy = PolicyConfig::new(settings.policy).with_seed(7);
         let registry = Arc::new(HealthRegistry::new());
-        (Arc::new(Pool::with_policy(settings, registry, None, policy, &clock)), hands)
+        (Arc::new(Pool::with_policy(settings, registry, None, policy, &clock)), manual)
     }
 
     fn succeed(pool: &Arc<Pool>, settings: &PoolSettings) -> Arc<Pool> {
@@ -794,54 +796,56 @@ mod tests {
         successor
     }
 
-    fn place(pool: &Arc<Pool>, hands: &Hands) -> Result<Attempt, Unplaced> {
-        let wish = Wish { key: b"", session: None, tried: &Tried::new(), now: hands.now(), draw: 0.5 };
-        pool.place(&wish, &mut Passed::new())
+    fn place(pool: &Arc<Pool>, manual: &ManualClock) -> Result<Attempt, PickError> {
+        let request =
+            PickRequest { key: b"", session: None, tried: &Tried::new(), now: manual.now(), draw: 0.5 };
+        pool.place(&request, &mut Passed::new())
     }
 
-    fn ports(pool: &Arc<Pool>, hands: &Hands, requests: usize) -> Vec<u16> {
-        (0..requests).map(|_| place(pool, hands).unwrap().backend.address.port()).collect()
+    fn ports(pool: &Arc<Pool>, manual: &ManualClock, requests: usize) -> Vec<u16> {
+        (0..requests).map(|_| place(pool, manual).unwrap().backend.address.port()).collect()
     }
 
-    fn state(pool: &Pool, port: usize, hands: &Hands) -> State {
-        pool.state(pool.backend(address(port)).unwrap(), hands.now())
+    fn state(pool: &Pool, port: usize, manual: &ManualClock) -> State {
+        pool.state(pool.backend(address(port)).unwrap(), manual.now())
     }
 
-    fn eject(pool: &Arc<Pool>, port: usize, hands: &Hands) {
+    fn eject(pool: &Arc<Pool>, port: usize, manual: &ManualClock) {
         let mut others = Tried::new();
         for other in pool.backends().iter().filter(|other| other.address != address(port)) {
-            others.insert(other.clone(), Mishap::Status(503));
+            others.insert(other.clone(), AttemptFailure::Status(503));
         }
         for _ in 0..5 {
-            let wish = Wish { key: b"", session: None, tried: &others, now: hands.now(), draw: 0.5 };
-            let mut attempt = pool.place(&wish, &mut Passed::new()).unwrap();
-            attempt.failed(UpstreamError::Connect, hands.now());
+            let request =
+                PickRequest { key: b"", session: None, tried: &others, now: manual.now(), draw: 0.5 };
+            let mut attempt = pool.place(&request, &mut Passed::new()).unwrap();
+            attempt.failed(UpstreamError::Connect, manual.now());
         }
     }
 
     #[test]
     fn a_successor_takes_turns_where_its_predecessor_was() {
-        let (pool, hands) = pool(&settings(&[1, 1, 1]));
-        assert_eq!(ports(&pool, &hands, 2), [1, 2]);
+        let (pool, manual) = pool(&settings(&[1, 1, 1]));
+        assert_eq!(ports(&pool, &manual, 2), [1, 2]);
         let pool = succeed(&pool, &settings(&[1, 1, 1]));
-        assert_eq!(ports(&pool, &hands, 2), [3, 1]);
+        assert_eq!(ports(&pool, &manual, 2), [3, 1]);
     }
 
     #[test]
     fn an_ejection_outlasts_a_change_of_weights() {
-        let (pool, hands) = pool(&settings(&[1, 1, 1]));
-        eject(&pool, 1, &hands);
-        assert_eq!(state(&pool, 1, &hands), State::Ejected);
+        let (pool, manual) = pool(&settings(&[1, 1, 1]));
+        eject(&pool, 1, &manual);
+        assert_eq!(state(&pool, 1, &manual), State::Ejected);
         let pool = succeed(&pool, &settings(&[5, 1, 1]));
-        assert_eq!(state(&pool, 1, &hands), State::Ejected);
-        assert!(ports(&pool, &hands, 6).iter().all(|port| *port != 1));
+        assert_eq!(state(&pool, 1, &manual), State::Ejected);
+        assert!(ports(&pool, &manual, 6).iter().all(|port| *port != 1));
         assert_eq!(pool.backend(address(1)).unwrap().ejections(), 1);
     }
 
     #[test]
     fn requests_in_flight_count_in_both() {
-        let (before, hands) = pool(&settings(&[1, 1]));
-        let attempt = place(&before, &hands).unwrap();
+        let (before, manual) = pool(&settings(&[1, 1]));
+        let attempt = place(&before, &manual).unwrap();
         let after = succeed(&before, &settings(&[1, 2]));
         assert_eq!((before.in_flight(), after.in_flight()), (1, 1));
         assert_eq!(after.backend(attempt.backend.address).unwrap().load.in_flight(), 1);
@@ -868,12 +872,12 @@ mod tests {
         let mut changed = settings(&[1, 1]);
         changed.backends[0].admin = Admin::Disabled;
         changed.queue = 10;
-        let (before, hands) = pool(&settings(&[1, 1]));
+        let (before, manual) = pool(&settings(&[1, 1]));
         let after = Arc::new(before.successor(&changed));
-        assert_eq!(state(&before, 1, &hands), State::Up);
+        assert_eq!(state(&before, 1, &manual), State::Up);
         assert_eq!(before.queue().places(), 0);
         after.enter(&before);
-        assert_eq!(state(&after, 1, &hands), State::Disabled);
+        assert_eq!(state(&after, 1, &manual), State::Disabled);
         assert_eq!(after.queue().places(), 10);
     }
 
@@ -881,52 +885,52 @@ mod tests {
     fn what_an_operator_decides_holds_for_requests_that_began_before() {
         let mut changed = settings(&[1, 1]);
         changed.backends[0].admin = Admin::Draining;
-        let (before, hands) = pool(&settings(&[1, 1]));
+        let (before, manual) = pool(&settings(&[1, 1]));
         let _after = succeed(&before, &changed);
-        assert_eq!(ports(&before, &hands, 3), [2, 2, 2]);
+        assert_eq!(ports(&before, &manual, 3), [2, 2, 2]);
     }
 
     #[test]
     fn a_backend_that_is_new_starts_slowly_and_the_others_do_not() {
         let slow = |weights| PoolSettings { slow_start: Some(10 * SECOND), ..settings(weights) };
-        let (pool, hands) = pool(&slow(&[1, 1]));
-        hands.advance(SECOND);
+        let (pool, manual) = pool(&slow(&[1, 1]));
+        manual.advance(SECOND);
         let pool = succeed(&pool, &slow(&[1, 1, 1]));
         // A draw of 0.5 is above the tenth that the third one has.
-        assert_eq!(ports(&pool, &hands, 4).iter().filter(|port| **port == 3).count(), 0);
-        hands.advance(10 * SECOND);
-        assert!(ports(&pool, &hands, 3).contains(&3));
+        assert_eq!(ports(&pool, &manual, 4).iter().filter(|port| **port == 3).count(), 0);
+        manual.advance(10 * SECOND);
+        assert!(ports(&pool, &manual, 3).contains(&3));
     }
 
     #[test]
     fn a_slow_start_that_is_over_does_not_begin_anew_with_another_weight() {
         let slow = |weights| PoolSettings { slow_start: Some(10 * SECOND), ..settings(weights) };
-        let (pool, hands) = pool(&slow(&[1, 1]));
+        let (pool, manual) = pool(&slow(&[1, 1]));
         let pool = succeed(&pool, &slow(&[1, 1, 1]));
-        hands.advance(10 * SECOND);
+        manual.advance(10 * SECOND);
         let pool = succeed(&pool, &slow(&[1, 1, 2]));
-        assert!(ports(&pool, &hands, 4).contains(&3));
+        assert!(ports(&pool, &manual, 4).contains(&3));
     }
 
     #[test]
     fn an_address_that_comes_back_while_somebody_uses_it_is_the_same() {
-        let (pool, hands) = pool(&settings(&[1, 1]));
+        let (pool, manual) = pool(&settings(&[1, 1]));
         let before = pool.backend(address(2)).unwrap().clone();
         let without = succeed(&pool, &settings(&[1]));
         let again = succeed(&without, &settings(&[1, 1]));
         assert!(Arc::ptr_eq(&before.history, &again.backend(address(2)).unwrap().history));
-        assert_eq!(ports(&again, &hands, 2).len(), 2);
+        assert_eq!(ports(&again, &manual, 2).len(), 2);
     }
 
     #[test]
     fn panic_is_told_by_the_pool_in_use_only() {
         let mut three = settings(&[1, 1, 1]);
         three.panic_threshold = 100;
-        let (before, hands) = pool(&three);
-        eject(&before, 1, &hands);
-        assert!(before.availability(hands.now()).panic);
+        let (before, manual) = pool(&three);
+        eject(&before, 1, &manual);
+        assert!(before.availability(manual.now()).panic);
         let after = succeed(&before, &three);
-        assert!(after.availability(hands.now()).panic && before.availability(hands.now()).panic);
+        assert!(after.availability(manual.now()).panic && before.availability(manual.now()).panic);
         assert_eq!(after.counters().panics.get(), 1, "it was in panic already");
         assert!(after.panic_since().is_some() && after.panic_since() == before.panic_since());
     }
@@ -945,15 +949,15 @@ mod tests {
         let told = Arc::new(Told::default());
         let mut three = settings(&[1, 1, 1]);
         three.panic_threshold = 100;
-        let (clock, hands) = Clock::manual();
+        let (clock, manual) = Clock::manual();
         let registry = Arc::new(HealthRegistry::new());
         let pool = Pool::with_policy(&three, registry, None, PolicyConfig::default(), &clock);
         let pool = pool.observed_by(told.clone());
-        eject(&pool, 1, &hands);
+        eject(&pool, 1, &manual);
         assert_eq!(told.0.lock().len(), 2, "nothing has looked at the pool since");
         let pool = succeed(&pool, &three);
-        hands.advance(60 * SECOND);
-        let _ = (pool.availability(hands.now()), pool.availability(hands.now()));
+        manual.advance(60 * SECOND);
+        let _ = (pool.availability(manual.now()), pool.availability(manual.now()));
         let told = told.0.lock();
         let words: Vec<_> = told.iter().map(|event| event.split(' ').nth(1).unwrap()).collect();
         assert_eq!(words, ["Ejected", "Panic(true)", "Returned", "Panic(false)"], "{told:?}");
@@ -962,16 +966,16 @@ mod tests {
     #[tokio::test]
     async fn a_change_of_health_is_noted_when_it_happens() {
         let (told, down) = (Arc::new(Told::default()), Arc::new(AtomicBool::new(true)));
-        let (clock, hands) = Clock::manual();
+        let (clock, manual) = Clock::manual();
         let registry = Arc::new(HealthRegistry::new());
         let check = Some(Box::new(Switch(down.clone())) as Box<dyn HealthCheck + Send + Sync>);
         let pool = Pool::with_policy(&settings(&[1, 1]), registry, check, PolicyConfig::default(), &clock);
         let pool = pool.observed_by(told.clone());
         let words = || std::mem::take(&mut *told.0.lock());
-        hands.advance(SECOND);
-        let first = hands.now();
+        manual.advance(SECOND);
+        let first = manual.now();
         pool.balancer.backends().run_health_check(false).await;
-        hands.advance(SECOND);
+        manual.advance(SECOND);
         assert_eq!(words(), ["web: Unready(true)", "web: Panic(true)"]);
         assert_eq!((pool.panic_since(), pool.unready_since()), (Some(first), Some(first)));
         down.store(false, Ordering::Relaxed);
@@ -999,42 +1003,42 @@ mod tests {
 
     #[test]
     fn a_backend_is_what_it_is_since_the_latest_change() {
-        let (pool, hands) = pool(&settings(&[1, 1, 1]));
-        let since = |pool: &Pool, port| pool.backend(address(port)).unwrap().since(hands.now());
-        let joined = hands.now();
-        hands.advance(SECOND);
-        eject(&pool, 1, &hands);
-        let ejected = hands.now();
+        let (pool, manual) = pool(&settings(&[1, 1, 1]));
+        let since = |pool: &Pool, port| pool.backend(address(port)).unwrap().since(manual.now());
+        let joined = manual.now();
+        manual.advance(SECOND);
+        eject(&pool, 1, &manual);
+        let ejected = manual.now();
         assert_eq!((since(&pool, 1), since(&pool, 2)), (ejected, joined));
-        hands.advance(60 * SECOND);
-        let back = pool.backend(address(1)).unwrap().since(hands.now());
+        manual.advance(60 * SECOND);
+        let back = pool.backend(address(1)).unwrap().since(manual.now());
         assert!(back >= ejected + 30 * SECOND && back <= ejected + 33 * SECOND, "{:?}", back - ejected);
         let mut drained = settings(&[1, 1, 1]);
         drained.backends[1].admin = Admin::Draining;
         let pool = succeed(&pool, &drained);
-        let decided = hands.now();
-        hands.advance(SECOND);
+        let decided = manual.now();
+        manual.advance(SECOND);
         let pool = succeed(&pool, &drained);
         assert_eq!(since(&pool, 2), decided);
     }
 
     #[test]
     fn what_ejects_is_counted_as_failure() {
-        let (pool, hands) = pool(&settings(&[1]));
+        let (pool, manual) = pool(&settings(&[1]));
         for status in [200, 404, 500, 502, 503, 504] {
-            place(&pool, &hands).unwrap().answered(status, None, hands.now());
+            place(&pool, &manual).unwrap().answered(status, None, manual.now());
         }
-        place(&pool, &hands).unwrap().failed(UpstreamError::Reset, hands.now());
+        place(&pool, &manual).unwrap().failed(UpstreamError::Reset, manual.now());
         let history = &pool.backend(address(1)).unwrap().history;
         assert_eq!((history.attempts.get(), history.failures.get()), (7, 4));
     }
 
     #[test]
     fn another_policy_goes_on_with_what_is_known() {
-        let (before, hands) = pool(&settings(&[1, 1]));
-        let _attempt = place(&before, &hands).unwrap();
+        let (before, manual) = pool(&settings(&[1, 1]));
+        let _attempt = place(&before, &manual).unwrap();
         let least = PoolSettings { policy: Algorithm::LeastRequest, ..settings(&[1, 1]) };
         let after = succeed(&before, &least);
-        assert_eq!(ports(&after, &hands, 3), [2, 2, 2], "the other one is busy");
+        assert_eq!(ports(&after, &manual, 3), [2, 2, 2], "the other one is busy");
     }
 }

@@ -234,7 +234,7 @@ impl Record {
     /// in an outage of the whole pool every request fails, and deciding takes a lock.
     pub(super) fn failed(&self, settings: &OutlierSettings, began: Instant) -> bool {
         let enough = settings.consecutive_failures;
-        // Counted also where nobody is ejected: a repetition prefers a backend without a failure.
+        // Counted also where nobody is ejected: a retry prefers a backend without a failure.
         self.update(began, Streak::failed).is_some_and(|streak| enough > 0 && streak.is_time(enough))
     }
 

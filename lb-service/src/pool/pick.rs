@@ -1,6 +1,5 @@
 //! Which backend a request goes to, and why the others were passed over.
 
-use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -10,41 +9,17 @@ use http::{HeaderMap, HeaderValue};
 
 use super::attempt::Attempt;
 use super::availability::{Availability, Level};
-use super::backend::{Backend, UpstreamError};
+use super::backend::Backend;
 use super::hash_key::{self, Key, KeySource};
-use super::settings::{Admin, RetryCause};
+use super::reasons::{AttemptFailure, SkipReason};
+use super::settings::Admin;
 use super::sticky::Session;
 use super::{Pool, slow_start};
 use crate::policy::{InFlight, bound};
 
-/// Why a candidate of the policy was passed over.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refusal {
-    /// This request was already sent to it.
-    Tried,
-    /// It is used only when no other is available.
-    Backup,
-    /// An operator lets it finish.
-    Draining,
-    /// Its health checks fail.
-    Down,
-    /// It failed requests, and is left out for a while.
-    Ejected,
-    /// It failed its latest request, and this one was failed already: a better one is looked for first.
-    Failing,
-    /// It works on as many requests as it may.
-    Full,
-    /// It holds more than its share of hashed requests.
-    AboveBound,
-    /// It came back a moment ago, and does not get its whole share yet.
-    SlowStart,
-    /// An operator took it out.
-    Disabled,
-}
-
-/// What a request wants of its pool. A [`Dispatch`](super::Dispatch) makes it.
+/// What a request asks of its pool. A [`Dispatch`](super::Dispatch) makes it.
 #[derive(Debug)]
-pub struct Wish<'a> {
+pub struct PickRequest<'a> {
     /// What its hash is made of; empty: nothing.
     pub key: &'a [u8],
     /// The backend that its cookie names, as an index of [`Pool::backends`].
@@ -59,28 +34,19 @@ pub struct Wish<'a> {
 
 /// The backends that one request was sent to, and how each failed.
 #[derive(Clone, Debug, Default)]
-pub struct Tried(Vec<(Arc<Backend>, Mishap)>);
-
-/// How a backend failed a request that was then sent to another.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mishap {
-    /// It failed.
-    Error(UpstreamError),
-    /// It gave an answer that is worth another attempt.
-    Status(u16),
-}
+pub struct Tried(Vec<(Arc<Backend>, AttemptFailure)>);
 
 /// The candidates of a request that were passed over, in the order of the policy.
 #[derive(Clone, Debug, Default)]
-pub struct Passed(Vec<(Arc<Backend>, Refusal)>);
+pub struct Passed(Vec<(Arc<Backend>, SkipReason)>);
 
-/// No backend takes the request.
+/// Why no backend takes a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Unplaced {
-    /// Some would, but work on as many requests as they may.
+pub enum PickError {
+    /// Every backend that would take it has reached `max_requests`.
     Full,
-    /// None is available.
-    Nobody,
+    /// No backend is available.
+    Unavailable,
 }
 
 /// So many are remembered: a log line has an end.
@@ -104,10 +70,10 @@ pub(super) trait Purpose {
     fn offer(&self, pool: &Pool, key: &[u8], accept: impl Fn(&pingora::lb::Backend, bool) -> bool);
 
     /// A place at a backend that may hold less than `bound`.
-    fn reserve(&self, backend: &Backend, bound: u64) -> Result<Self::Place, Refusal>;
+    fn reserve(&self, backend: &Backend, bound: u64) -> Result<Self::Place, SkipReason>;
 
     /// A candidate was passed over.
-    fn note(&self, backend: &Arc<Backend>, refusal: Refusal);
+    fn note(&self, backend: &Arc<Backend>, skip_reason: SkipReason);
 
     /// Whether some were passed over only to shift load.
     fn has_shifted(&self) -> bool;
@@ -125,36 +91,40 @@ impl Pool {
     /// also in panic; to any other that is left only when there is none of these.
     ///
     /// # Errors
-    /// When no backend takes it: [`Unplaced::Full`] if one would, had it room; else [`Unplaced::Nobody`].
-    pub fn place(self: &Arc<Self>, wish: &Wish<'_>, passed: &mut Passed) -> Result<Attempt, Unplaced> {
-        let availability = self.availability(wish.now);
-        match self.pick(wish, availability, &Serve(RefCell::new(passed))) {
-            Some((backend, place)) => Ok(Attempt::new(self.clone(), backend, place, wish.now)),
-            None => Err(self.unplaced(wish, availability)),
+    /// When no backend takes it: [`PickError::Full`] if one would, had it room; else [`PickError::Unavailable`].
+    pub fn place(
+        self: &Arc<Self>,
+        request: &PickRequest<'_>,
+        passed: &mut Passed,
+    ) -> Result<Attempt, PickError> {
+        let availability = self.availability(request.now);
+        match self.pick(request, availability, &Serve(RefCell::new(passed))) {
+            Some((backend, place)) => Ok(Attempt::new(self.clone(), backend, place, request.now)),
+            None => Err(self.unplaced(request, availability)),
         }
     }
 
     /// The backend that a request goes to, and its place there.
     pub(super) fn pick<P: Purpose>(
         &self,
-        wish: &Wish<'_>,
+        request: &PickRequest<'_>,
         availability: Availability,
         purpose: &P,
     ) -> Option<(Arc<Backend>, P::Place)> {
         let any = Pass::any(availability);
-        let picked = self.continue_session(wish, availability, purpose);
-        let picked = picked.or_else(|| self.choose_sound(wish, availability, purpose));
-        let picked = picked.or_else(|| self.choose(wish, availability, any, purpose));
+        let picked = self.continue_session(request, availability, purpose);
+        let picked = picked.or_else(|| self.choose_sound(request, availability, purpose));
+        let picked = picked.or_else(|| self.choose(request, availability, any, purpose));
         // Better one that gets more than its share than none.
         picked.or_else(|| {
             let pass = Pass { shifts: false, ..any };
-            purpose.has_shifted().then(|| self.choose(wish, availability, pass, purpose)).flatten()
+            purpose.has_shifted().then(|| self.choose(request, availability, pass, purpose)).flatten()
         })
     }
 
     /// Why nobody took a request.
-    pub(super) fn unplaced(&self, wish: &Wish<'_>, availability: Availability) -> Unplaced {
-        if self.has_full(wish, availability) { Unplaced::Full } else { Unplaced::Nobody }
+    pub(super) fn unplaced(&self, request: &PickRequest<'_>, availability: Availability) -> PickError {
+        if self.has_full(request, availability) { PickError::Full } else { PickError::Unavailable }
     }
 
     /// Whether a request that was sent to these would be taken by another backend.
@@ -173,7 +143,7 @@ impl Pool {
         self.backends.iter().filter(move |backend| {
             backend.address != also.address
                 && !tried.contains(backend.address)
-                && self.refusal(backend, availability, now).is_none()
+                && self.skip_reason(backend, availability, now).is_none()
                 && (self.kept.queue.places() > 0 || backend.load.in_flight() < backend.max_requests)
         })
     }
@@ -222,25 +192,25 @@ impl Pool {
         let availability = self.availability(now);
         self.backends
             .get(session)
-            .is_some_and(|backend| self.session_refusal(backend, availability, now).is_none())
+            .is_some_and(|backend| self.session_skip_reason(backend, availability, now).is_none())
     }
 
     fn continue_session<P: Purpose>(
         &self,
-        wish: &Wish<'_>,
+        request: &PickRequest<'_>,
         availability: Availability,
         purpose: &P,
     ) -> Option<(Arc<Backend>, P::Place)> {
-        let backend = self.backends.get(wish.session?)?;
-        let refusal = if wish.tried.contains(backend.address) {
-            Some(Refusal::Tried)
+        let backend = self.backends.get(request.session?)?;
+        let skip_reason = if request.tried.contains(backend.address) {
+            Some(SkipReason::Tried)
         } else {
-            self.session_refusal(backend, availability, wish.now)
+            self.session_skip_reason(backend, availability, request.now)
         };
-        match refusal.map_or_else(|| purpose.reserve(backend, u64::MAX), Err) {
+        match skip_reason.map_or_else(|| purpose.reserve(backend, u64::MAX), Err) {
             Ok(place) => Some((backend.clone(), place)),
-            Err(refusal) => {
-                purpose.note(backend, refusal);
+            Err(skip_reason) => {
+                purpose.note(backend, skip_reason);
                 None
             }
         }
@@ -251,43 +221,43 @@ impl Pool {
     /// counts.
     fn choose_sound<P: Purpose>(
         &self,
-        wish: &Wish<'_>,
+        request: &PickRequest<'_>,
         availability: Availability,
         purpose: &P,
     ) -> Option<(Arc<Backend>, P::Place)> {
         let checked = Availability { panic: false, ..availability };
         let pass = Pass { sound: true, shifts: !availability.panic };
-        (!wish.tried.is_empty()).then(|| self.choose(wish, checked, pass, purpose)).flatten()
+        (!request.tried.is_empty()).then(|| self.choose(request, checked, pass, purpose)).flatten()
     }
 
     /// Whether somebody would take the request, had it room.
-    fn has_full(&self, wish: &Wish<'_>, availability: Availability) -> bool {
+    fn has_full(&self, request: &PickRequest<'_>, availability: Availability) -> bool {
         self.backends.iter().enumerate().any(|(index, backend)| {
-            let refusal = match wish.session == Some(index) {
-                true => self.session_refusal(backend, availability, wish.now),
-                false => self.refusal(backend, availability, wish.now),
+            let skip_reason = match request.session == Some(index) {
+                true => self.session_skip_reason(backend, availability, request.now),
+                false => self.skip_reason(backend, availability, request.now),
             };
-            refusal.is_none() && !wish.tried.contains(backend.address)
+            skip_reason.is_none() && !request.tried.contains(backend.address)
         })
     }
 
     /// The policy's best candidate that may have the request.
     fn choose<P: Purpose>(
         &self,
-        wish: &Wish<'_>,
+        request: &PickRequest<'_>,
         availability: Availability,
         pass: Pass,
         purpose: &P,
     ) -> Option<(Arc<Backend>, P::Place)> {
         let taken = Cell::new(None);
-        purpose.offer(self, wish.key, |candidate, ready| {
+        purpose.offer(self, request.key, |candidate, ready| {
             let Some(backend) = candidate.addr.as_inet().and_then(|address| self.backend(*address)) else {
                 return false;
             };
-            match self.take(backend, ready, availability, pass, wish, purpose) {
+            match self.take(backend, ready, availability, pass, request, purpose) {
                 Ok(place) => taken.set(Some((backend.clone(), place))),
-                Err(refusal) => {
-                    purpose.note(backend, refusal);
+                Err(skip_reason) => {
+                    purpose.note(backend, skip_reason);
                     return false;
                 }
             }
@@ -297,15 +267,15 @@ impl Pool {
     }
 
     /// Why a backend would not take a request that the policy offers to it.
-    pub(super) fn would_refuse<P: Purpose>(
+    pub(super) fn would_skip<P: Purpose>(
         &self,
         backend: &Backend,
         availability: Availability,
-        wish: &Wish<'_>,
+        request: &PickRequest<'_>,
         purpose: &P,
-    ) -> Option<Refusal> {
+    ) -> Option<SkipReason> {
         let (ready, pass) = (self.is_ready(backend), Pass::any(availability));
-        self.take(backend, ready, availability, pass, wish, purpose).err()
+        self.take(backend, ready, availability, pass, request, purpose).err()
     }
 
     /// A place at a candidate, or why there is none.
@@ -315,47 +285,47 @@ impl Pool {
         ready: bool,
         availability: Availability,
         pass: Pass,
-        wish: &Wish<'_>,
+        request: &PickRequest<'_>,
         purpose: &P,
-    ) -> Result<P::Place, Refusal> {
-        if wish.tried.contains(backend.address) {
-            return Err(Refusal::Tried);
+    ) -> Result<P::Place, SkipReason> {
+        if request.tried.contains(backend.address) {
+            return Err(SkipReason::Tried);
         }
-        refusal(backend, ready, availability, wish.now).map_or(Ok(()), Err)?;
+        skip_reason(backend, ready, availability, request.now).map_or(Ok(()), Err)?;
         if pass.sound && backend.consecutive_failures() > 0 {
-            return Err(Refusal::Failing);
+            return Err(SkipReason::Failing);
         }
         if !pass.shifts {
             return purpose.reserve(backend, u64::MAX);
         }
-        if !self.is_admitted(backend, wish) {
-            return Err(Refusal::SlowStart);
+        if !self.is_admitted(backend, request) {
+            return Err(SkipReason::SlowStart);
         }
-        purpose.reserve(backend, self.bound(backend, availability, wish))
+        purpose.reserve(backend, self.bound(backend, availability, request))
     }
 
     /// The same for a session: it stays where it is while its backend drains, but not when that is gone as well.
-    fn session_refusal(
+    fn session_skip_reason(
         &self,
         backend: &Backend,
         availability: Availability,
         now: Instant,
-    ) -> Option<Refusal> {
-        match self.refusal(backend, availability, now) {
-            Some(Refusal::Draining) if !self.is_ready(backend) => Some(Refusal::Down),
-            Some(Refusal::Draining) if backend.history.record.is_ejected(now) => Some(Refusal::Ejected),
-            Some(Refusal::Draining) => None,
+    ) -> Option<SkipReason> {
+        match self.skip_reason(backend, availability, now) {
+            Some(SkipReason::Draining) if !self.is_ready(backend) => Some(SkipReason::Down),
+            Some(SkipReason::Draining) if backend.history.record.is_ejected(now) => Some(SkipReason::Ejected),
+            Some(SkipReason::Draining) => None,
             other => other,
         }
     }
 
-    fn refusal(&self, backend: &Backend, availability: Availability, now: Instant) -> Option<Refusal> {
-        refusal(backend, self.is_ready(backend), availability, now)
+    fn skip_reason(&self, backend: &Backend, availability: Availability, now: Instant) -> Option<SkipReason> {
+        skip_reason(backend, self.is_ready(backend), availability, now)
     }
 
     /// The most that a backend may hold of hashed requests; the largest number: there is no bound.
-    fn bound(&self, backend: &Backend, availability: Availability, wish: &Wish<'_>) -> u64 {
-        let percent = self.settings.bounded_load.filter(|_| !wish.key.is_empty());
+    fn bound(&self, backend: &Backend, availability: Availability, request: &PickRequest<'_>) -> u64 {
+        let percent = self.settings.bounded_load.filter(|_| !request.key.is_empty());
         percent.map_or(u64::MAX, |percent| {
             bound(percent, self.in_flight(), backend.weight(), availability.weight)
         })
@@ -363,10 +333,10 @@ impl Pool {
 
     /// Whether a backend that came back a moment ago takes this request. By its key, if it has one: a key that comes back
     /// to a backend stays there.
-    fn is_admitted(&self, backend: &Backend, wish: &Wish<'_>) -> bool {
-        let share = self.share(backend, wish.now);
-        let draw = || match wish.key {
-            [] => wish.draw,
+    fn is_admitted(&self, backend: &Backend, request: &PickRequest<'_>) -> bool {
+        let share = self.share(backend, request.now);
+        let draw = || match request.key {
+            [] => request.draw,
             key => slow_start::draw_for_key(key, backend.address),
         };
         share >= 1.0 || slow_start::admits(share, draw())
@@ -379,25 +349,30 @@ impl Pool {
 }
 
 /// Why a backend may not have a request, whatever the request is; `None` if it may.
-fn refusal(backend: &Backend, ready: bool, availability: Availability, now: Instant) -> Option<Refusal> {
+fn skip_reason(
+    backend: &Backend,
+    ready: bool,
+    availability: Availability,
+    now: Instant,
+) -> Option<SkipReason> {
     if backend.backup && availability.level == Level::Primary {
-        Some(Refusal::Backup)
-    } else if let Some(refusal) = refused_by_operator(backend) {
-        Some(refusal)
+        Some(SkipReason::Backup)
+    } else if let Some(skip_reason) = skipped_by_operator(backend) {
+        Some(skip_reason)
     } else if availability.panic && backend.backup == (availability.level == Level::Backup) {
         None
     } else if !ready {
-        Some(Refusal::Down)
+        Some(SkipReason::Down)
     } else {
-        backend.history.record.is_ejected(now).then_some(Refusal::Ejected)
+        backend.history.record.is_ejected(now).then_some(SkipReason::Ejected)
     }
 }
 
-fn refused_by_operator(backend: &Backend) -> Option<Refusal> {
+fn skipped_by_operator(backend: &Backend) -> Option<SkipReason> {
     match backend.admin() {
         Admin::InService => None,
-        Admin::Draining => Some(Refusal::Draining),
-        Admin::Disabled => Some(Refusal::Disabled),
+        Admin::Draining => Some(SkipReason::Draining),
+        Admin::Disabled => Some(SkipReason::Disabled),
     }
 }
 
@@ -419,13 +394,13 @@ impl Purpose for Serve<'_> {
         pool.balancer.select_with(key, pool.backends.len(), accept);
     }
 
-    fn reserve(&self, backend: &Backend, bound: u64) -> Result<InFlight, Refusal> {
-        let (bound, refusal) = backend.room(bound);
-        backend.load.try_enter(bound).ok_or(refusal)
+    fn reserve(&self, backend: &Backend, bound: u64) -> Result<InFlight, SkipReason> {
+        let (bound, skip_reason) = backend.room(bound);
+        backend.load.try_enter(bound).ok_or(skip_reason)
     }
 
-    fn note(&self, backend: &Arc<Backend>, refusal: Refusal) {
-        self.0.borrow_mut().note(backend, refusal);
+    fn note(&self, backend: &Arc<Backend>, skip_reason: SkipReason) {
+        self.0.borrow_mut().note(backend, skip_reason);
     }
 
     fn has_shifted(&self) -> bool {
@@ -437,48 +412,9 @@ impl Purpose for Serve<'_> {
 
 impl Backend {
     /// The requests that it may hold when it is to hold less than `bound`, and what it is called when it does.
-    pub(super) fn room(&self, bound: u64) -> (u64, Refusal) {
-        let refusal = if bound < self.max_requests { Refusal::AboveBound } else { Refusal::Full };
-        (bound.min(self.max_requests), refusal)
-    }
-}
-
-// === impl Refusal ===
-
-impl Refusal {
-    /// All of them, in the order of their discriminants.
-    pub const ALL: [Self; 10] = [
-        Self::Tried,
-        Self::Backup,
-        Self::Draining,
-        Self::Down,
-        Self::Ejected,
-        Self::Failing,
-        Self::Full,
-        Self::AboveBound,
-        Self::SlowStart,
-        Self::Disabled,
-    ];
-
-    /// The word for it in the access log and the status.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Tried => "tried",
-            Self::Backup => "backup",
-            Self::Draining => "draining",
-            Self::Down => "down",
-            Self::Ejected => "ejected",
-            Self::Failing => "failing",
-            Self::Full => "full",
-            Self::AboveBound => "above_bound",
-            Self::SlowStart => "slow_start",
-            Self::Disabled => "disabled",
-        }
-    }
-
-    /// Whether it only shifts load: better that backend than none.
-    pub(super) fn only_shifts(self) -> bool {
-        matches!(self, Self::AboveBound | Self::SlowStart)
+    pub(super) fn room(&self, bound: u64) -> (u64, SkipReason) {
+        let skip_reason = if bound < self.max_requests { SkipReason::AboveBound } else { SkipReason::Full };
+        (bound.min(self.max_requests), skip_reason)
     }
 }
 
@@ -491,8 +427,8 @@ impl Tried {
     }
 
     /// Remembers that the request was sent to this backend, and what came of it.
-    pub fn insert(&mut self, backend: Arc<Backend>, mishap: Mishap) {
-        self.0.push((backend, mishap));
+    pub fn insert(&mut self, backend: Arc<Backend>, failure: AttemptFailure) {
+        self.0.push((backend, failure));
     }
 
     /// Whether the request was sent to this backend.
@@ -511,31 +447,8 @@ impl Tried {
     }
 
     /// Each with how it failed.
-    pub fn iter(&self) -> impl Iterator<Item = (&Backend, Mishap)> {
-        self.0.iter().map(|(backend, mishap)| (&**backend, *mishap))
-    }
-}
-
-// === impl Mishap ===
-
-impl Mishap {
-    /// The word for it in the access log.
-    pub fn word(self) -> Cow<'static, str> {
-        match self {
-            Self::Error(error) => error.as_str().into(),
-            Self::Status(status) => status.to_string().into(),
-        }
-    }
-
-    /// What it means for another attempt; none: it is not worth one. A TLS handshake that failed is a failed
-    /// connection, and what is not HTTP is a reset.
-    pub fn cause(self) -> Option<RetryCause> {
-        match self {
-            Self::Error(UpstreamError::Connect | UpstreamError::Tls) => Some(RetryCause::ConnectFailure),
-            Self::Error(UpstreamError::Timeout) => Some(RetryCause::Timeout),
-            Self::Error(UpstreamError::Reset | UpstreamError::Protocol) => Some(RetryCause::Reset),
-            Self::Status(status) => RetryCause::of_status(status),
-        }
+    pub fn iter(&self) -> impl Iterator<Item = (&Backend, AttemptFailure)> {
+        self.0.iter().map(|(backend, failure)| (&**backend, *failure))
     }
 }
 
@@ -548,20 +461,21 @@ impl Passed {
     }
 
     /// Counts it at the backend, and remembers it for the log.
-    fn note(&mut self, backend: &Arc<Backend>, refusal: Refusal) {
-        let is_known = self.0.iter().any(|(known, why)| *why == refusal && known.address == backend.address);
+    fn note(&mut self, backend: &Arc<Backend>, skip_reason: SkipReason) {
+        let is_known =
+            self.0.iter().any(|(known, why)| *why == skip_reason && known.address == backend.address);
         if !is_known {
-            backend.pass_over(refusal);
+            backend.pass_over(skip_reason);
         }
         // The last place is for what decides what becomes of the request.
-        if !is_known && (self.0.len() < MAX_PASSED || !self.contains(refusal)) {
-            self.0.push((backend.clone(), refusal));
+        if !is_known && (self.0.len() < MAX_PASSED || !self.contains(skip_reason)) {
+            self.0.push((backend.clone(), skip_reason));
         }
     }
 
     /// Whether someone was passed over for this reason.
-    pub fn contains(&self, refusal: Refusal) -> bool {
-        self.0.iter().any(|(_, why)| *why == refusal)
+    pub fn contains(&self, skip_reason: SkipReason) -> bool {
+        self.0.iter().any(|(_, why)| *why == skip_reason)
     }
 
     fn only_shifted(&self) -> bool {
@@ -574,8 +488,8 @@ impl Passed {
     }
 
     /// Each with the reason.
-    pub fn iter(&self) -> impl Iterator<Item = (&Backend, Refusal)> {
-        self.0.iter().map(|(backend, refusal)| (&**backend, *refusal))
+    pub fn iter(&self) -> impl Iterator<Item = (&Backend, SkipReason)> {
+        self.0.iter().map(|(backend, skip_reason)| (&**backend, *skip_reason))
     }
 }
 
@@ -584,9 +498,9 @@ mod tests {
     use super::*;
     use std::time::Duration;
 
-    use crate::clock::{Clock, Hands};
+    use crate::clock::{Clock, ManualClock};
     use crate::policy::{Algorithm, PolicyConfig};
-    use crate::pool::{BackendSettings, PoolSettings, StickySettings};
+    use crate::pool::{BackendSettings, PoolSettings, StickySettings, UpstreamError};
     use pingora::lb::HealthRegistry;
 
     const SECOND: Duration = Duration::from_secs(1);
@@ -595,7 +509,7 @@ mod tests {
     /// A pool whose clock stands still, and whose health checks say what the test says.
     struct Bench {
         pool: Arc<Pool>,
-        hands: Hands,
+        manual: ManualClock,
         draw: f64,
     }
 
@@ -607,18 +521,18 @@ mod tests {
 
     impl Bench {
         fn new(settings: &PoolSettings) -> Self {
-            let (clock, hands) = Clock::manual();
+            let (clock, manual) = Clock::manual();
             let policy = PolicyConfig::new(settings.policy).with_seed(7);
             let pool = Pool::with_policy(settings, Arc::new(HealthRegistry::new()), None, policy, &clock);
-            Self { pool: Arc::new(pool), hands, draw: 0.5 }
+            Self { pool: Arc::new(pool), manual, draw: 0.5 }
         }
 
-        fn wish<'a>(&self, key: &'a [u8], session: Option<usize>, tried: &'a Tried) -> Wish<'a> {
-            Wish { key, session, tried, now: self.hands.now(), draw: self.draw }
+        fn request<'a>(&self, key: &'a [u8], session: Option<usize>, tried: &'a Tried) -> PickRequest<'a> {
+            PickRequest { key, session, tried, now: self.manual.now(), draw: self.draw }
         }
 
-        fn place(&self, key: &[u8]) -> Result<Attempt, Unplaced> {
-            self.pool.place(&self.wish(key, None, NOBODY), &mut Passed::new())
+        fn place(&self, key: &[u8]) -> Result<Attempt, PickError> {
+            self.pool.place(&self.request(key, None, NOBODY), &mut Passed::new())
         }
 
         /// The ports that so many requests go to, one after the other.
@@ -633,18 +547,18 @@ mod tests {
         }
 
         fn set_admin(&self, index: usize, admin: Admin) {
-            self.pool.backends()[index].history.set_admin(admin, self.hands.now());
+            self.pool.backends()[index].history.set_admin(admin, self.manual.now());
             self.pool.kept.changes.note();
         }
 
         fn fail(&self, port: u16) {
             let mut others = Tried::new();
             for backend in self.pool.backends().iter().filter(|backend| backend.address.port() != port) {
-                others.insert(backend.clone(), Mishap::Error(UpstreamError::Connect));
+                others.insert(backend.clone(), AttemptFailure::Error(UpstreamError::Connect));
             }
             // An ejected backend takes no request that could fail.
-            if let Ok(mut attempt) = self.pool.place(&self.wish(b"", None, &others), &mut Passed::new()) {
-                attempt.failed(UpstreamError::Connect, self.hands.now());
+            if let Ok(mut attempt) = self.pool.place(&self.request(b"", None, &others), &mut Passed::new()) {
+                attempt.failed(UpstreamError::Connect, self.manual.now());
             }
         }
     }
@@ -658,14 +572,14 @@ mod tests {
         let bench = Bench::new(&settings(2));
         let mut tried = Tried::new();
         for expected in [1, 2] {
-            let attempt = bench.pool.place(&bench.wish(b"", None, &tried), &mut Passed::new()).unwrap();
+            let attempt = bench.pool.place(&bench.request(b"", None, &tried), &mut Passed::new()).unwrap();
             assert_eq!(port(&attempt), expected);
-            tried.insert(attempt.backend.clone(), Mishap::Status(503));
+            tried.insert(attempt.backend.clone(), AttemptFailure::Status(503));
         }
         let mut passed = Passed::new();
-        let placed = bench.pool.place(&bench.wish(b"", None, &tried), &mut passed);
-        assert_eq!(placed.unwrap_err(), Unplaced::Nobody);
-        assert_eq!(passed.iter().map(|(_, why)| why).collect::<Vec<_>>(), [Refusal::Tried; 2]);
+        let placed = bench.pool.place(&bench.request(b"", None, &tried), &mut passed);
+        assert_eq!(placed.unwrap_err(), PickError::Unavailable);
+        assert_eq!(passed.iter().map(|(_, why)| why).collect::<Vec<_>>(), [SkipReason::Tried; 2]);
     }
 
     #[test]
@@ -682,16 +596,16 @@ mod tests {
             bench.fail(3);
         }
         let mut passed = Passed::new();
-        let placed = bench.pool.place(&bench.wish(b"", None, NOBODY), &mut passed);
-        assert_eq!(placed.unwrap_err(), Unplaced::Full);
+        let placed = bench.pool.place(&bench.request(b"", None, NOBODY), &mut passed);
+        assert_eq!(placed.unwrap_err(), PickError::Full);
         let mut reasons: Vec<_> = passed.iter().map(|(b, why)| (b.address.port(), why)).collect();
         reasons.sort_by_key(|(port, _)| *port);
         let expected = [
-            (1, Refusal::Down),
-            (2, Refusal::Draining),
-            (3, Refusal::Ejected),
-            (4, Refusal::Full),
-            (5, Refusal::Backup),
+            (1, SkipReason::Down),
+            (2, SkipReason::Draining),
+            (3, SkipReason::Ejected),
+            (4, SkipReason::Full),
+            (5, SkipReason::Backup),
         ];
         assert_eq!(reasons, expected);
     }
@@ -718,7 +632,7 @@ mod tests {
         }
         bench.set_admin(4, Admin::Draining);
         // One of the four that do not drain is ready.
-        assert!(bench.pool.availability(bench.hands.now()).panic);
+        assert!(bench.pool.availability(bench.manual.now()).panic);
         let mut ports = bench.ports(8);
         ports.sort_unstable();
         assert_eq!(ports, [1, 1, 2, 2, 3, 3, 4, 4]);
@@ -730,14 +644,14 @@ mod tests {
         settings.slow_start = Some(10 * SECOND);
         let mut bench = Bench::new(&settings);
         assert_eq!(bench.ports(2), [1, 2], "never at process start");
-        bench.pool.backends()[0].history.comeback.came_back(bench.hands.now());
+        bench.pool.backends()[0].history.comeback.came_back(bench.manual.now());
         assert_eq!(bench.ports(2), [2, 2]);
         bench.draw = 0.05;
         assert_eq!(bench.ports(2), [1, 2], "a tenth of its requests");
         bench.draw = 0.5;
-        bench.hands.advance(6 * SECOND);
+        bench.manual.advance(6 * SECOND);
         assert_eq!(bench.ports(2), [1, 2]);
-        bench.pool.backends()[0].history.comeback.came_back(bench.hands.now());
+        bench.pool.backends()[0].history.comeback.came_back(bench.manual.now());
         bench.set_ready(2, false);
         assert_eq!(bench.ports(2), [1, 1]);
     }
@@ -762,11 +676,11 @@ mod tests {
         let bench = Bench::new(&settings);
         let session = Some(Session { backend: 1, is_current: true });
         let next = || {
-            let wish = bench.wish(b"", session.map(|session| session.backend), NOBODY);
-            bench.pool.place(&wish, &mut Passed::new()).unwrap()
+            let request = bench.request(b"", session.map(|session| session.backend), NOBODY);
+            bench.pool.place(&request, &mut Passed::new()).unwrap()
         };
         let moved = |attempt: &Attempt| {
-            bench.pool.set_cookie(&attempt.backend, session, false, bench.hands.now()).is_some()
+            bench.pool.set_cookie(&attempt.backend, session, false, bench.manual.now()).is_some()
         };
         let attempt = next();
         assert_eq!((port(&attempt), moved(&attempt)), (2, false));
@@ -789,11 +703,11 @@ mod tests {
         settings.backends[0].max_requests = std::num::NonZeroU32::new(1);
         let bench = Bench::new(&settings);
         let _busy = bench.pool.backends()[0].load.try_enter(1).unwrap();
-        let wish = bench.wish(b"", Some(0), NOBODY);
-        let attempt = bench.pool.place(&wish, &mut Passed::new()).unwrap();
+        let request = bench.request(b"", Some(0), NOBODY);
+        let attempt = bench.pool.place(&request, &mut Passed::new()).unwrap();
         assert_eq!(port(&attempt), 2);
         let session = Some(Session { backend: 0, is_current: true });
-        assert_eq!(bench.pool.set_cookie(&attempt.backend, session, false, bench.hands.now()), None);
+        assert_eq!(bench.pool.set_cookie(&attempt.backend, session, false, bench.manual.now()), None);
     }
 
     #[test]
@@ -804,7 +718,7 @@ mod tests {
         let backend = &bench.pool.backends()[1];
         let is_set = |is_current| {
             let session = Some(Session { backend: 1, is_current });
-            bench.pool.set_cookie(backend, session, false, bench.hands.now()).is_some()
+            bench.pool.set_cookie(backend, session, false, bench.manual.now()).is_some()
         };
         assert_eq!((is_set(true), is_set(false)), (false, true));
     }
@@ -817,7 +731,7 @@ mod tests {
         }
         assert_eq!(bench.ports(3), [2, 2, 2]);
         assert_eq!(bench.pool.backends()[0].ejections(), 1);
-        bench.hands.advance(34 * SECOND);
+        bench.manual.advance(34 * SECOND);
         assert!(bench.ports(2).contains(&1));
         for _ in 0..20 {
             bench.fail(2);
@@ -825,7 +739,7 @@ mod tests {
         for _ in 0..20 {
             bench.fail(1);
         }
-        let now = bench.hands.now();
+        let now = bench.manual.now();
         let ejected = bench.pool.backends().iter().filter(|b| b.ejected_until(now).is_some()).count();
         assert_eq!(ejected, 1, "never the last");
     }

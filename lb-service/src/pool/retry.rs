@@ -1,21 +1,24 @@
-//! Whether a request that failed is sent again, how long that waits, and how much of it a pool may do.
+//! Whether a failed request is sent again, after which pause, and how many retries a pool may have in flight.
 //!
-//! A request may be sent again when that cannot do anything twice: either nothing of it was sent, or its
-//! method is idempotent, which a proxy must insist on (RFC 9110, 9.2.2). [`decide`] tells three ways of doing
-//! it apart:
+//! A request may be sent again only when that cannot do anything twice: either nothing of it was sent, or its
+//! method is idempotent, which a proxy must insist on (RFC 9110, 9.2.2). [`decide`] looks at the request and the
+//! settings, and distinguishes three ways:
 //!
-//! - **Replay**: a connection that was kept alive ended before the first byte of an answer. Servers close
+//! - **Replay**: a connection that was kept alive ended before the first byte of a response. Servers close
 //!   idle connections whenever they like, so this says nothing about the backend, and RFC 9112, 9.3.1 lets a
 //!   client send an idempotent request again over a new connection. It costs neither an attempt nor a place
 //!   in the budget. It is done once: an automatic retry that fails should not be retried automatically (RFC
 //!   9110, 9.2.2).
 //! - **Reconnect**: no connection could be made. Nothing was sent, so the method does not matter, and the
 //!   backend did not work for it: it costs an attempt, and no place in the budget.
-//! - **Repeat**: everything else. A backend may have done the work already, so in an outage each of these
-//!   adds load where there is too much of it. It costs an attempt and a place in the [`Budget`]. The pool asks for
-//!   no place when a connection broke and another backend is well (`again.rs`).
+//! - **Retry**: everything else. A backend may have done the work already, so in an outage each of these
+//!   adds load where there is too much of it. It costs an attempt and a place in the [`Budget`].
 //!
-//! The budget bounds repetitions at one moment by a share of the requests in flight, as Envoy's retry budgets
+//! `Pool::retry` adds what the pool allows: another backend must be available, and a retry needs a place in the budget,
+//! with one exception. When a connection broke while another backend is well, one backend has ended, and everything that it
+//! was working on is sent again.
+//!
+//! The budget limits the retries in flight to a share of the requests in flight, as Envoy's retry budgets
 //! do (`source/common/upstream/upstream_impl.h`, `budget_percent` and `min_retry_concurrency`). The idea that
 //! the allowance follows the traffic instead of being a number per request is Finagle's (`RetryBudget`).
 
@@ -23,7 +26,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
+use super::Pool;
+use super::backend::Backend;
+use super::pick::Tried;
 use super::settings::{RetryCause, RetrySettings};
+use crate::clock::Now;
 
 /// What is known about a request when an attempt has failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,12 +42,12 @@ pub struct Failed {
     /// Whether the body can be sent again: there is none, none of it was read yet, or all that was read is
     /// kept.
     pub replayable: bool,
-    /// Whether bytes of an answer, one with a 1xx status included, reached the client.
-    pub answered: bool,
+    /// Whether bytes of a response, including one with a 1xx status, have reached the client.
+    pub response_begun: bool,
     /// Attempts so far, this one included. A replay is none.
     pub tries: usize,
-    /// Whether the connection was kept alive from an earlier request and ended before the first byte of an
-    /// answer.
+    /// Whether the connection was kept alive from an earlier request and ended before the first byte of a
+    /// response.
     pub stale: bool,
     /// Whether this request was already replayed because of a stale connection.
     pub replayed: bool,
@@ -57,7 +64,7 @@ pub enum Decision {
     Reconnect,
     /// It is sent to another backend after [`backoff`] if there is a place in the [`Budget`], or if the pool sees
     /// that this is the end of one backend and not an outage.
-    Repeat,
+    Retry,
 }
 
 /// Why a request is not sent again.
@@ -71,11 +78,11 @@ pub enum WhyNot {
     NotIdempotent,
     /// Its body was sent and is not kept any more.
     BodyGone,
-    /// The client has a part of an answer.
-    AnswerBegun,
+    /// The client has received a part of a response.
+    ResponseBegun,
 }
 
-/// How many repetitions a pool may have in flight: a share of its requests, as Envoy's retry budgets.
+/// Limits the retries that a pool may have in flight to a share of its requests.
 #[derive(Debug)]
 pub struct Budget {
     percent: u32,
@@ -84,11 +91,22 @@ pub struct Budget {
     active: Arc<AtomicU64>,
 }
 
-/// A repetition in flight; it has its place in the budget until this is dropped.
+/// Another attempt that the pool has decided on.
 #[derive(Debug)]
-pub struct Repetition(Arc<Budget>);
+pub(super) struct Retry {
+    /// How long to wait before it.
+    pub(super) pause: Duration,
+    /// Its place in the budget, kept until the attempt ends.
+    pub(super) permit: Option<RetryPermit>,
+    /// Whether it only replaces a connection that turned out to be closed.
+    pub(super) replay: bool,
+}
 
-/// The longest wait before the first repetition. It doubles with each further one.
+/// A retry in flight. It occupies its place in the budget until this is dropped.
+#[derive(Debug)]
+pub struct RetryPermit(Arc<Budget>);
+
+/// The longest wait before the first retry. It doubles with each further one.
 const BACKOFF_BASE: Duration = Duration::from_millis(25);
 /// The longest wait of all.
 const BACKOFF_MAX: Duration = Duration::from_millis(250);
@@ -97,8 +115,8 @@ const BACKOFF_MAX: Duration = Duration::from_millis(250);
 ///
 /// What the request itself rules out is said before what the settings rule out.
 pub fn decide(settings: &RetrySettings, failed: &Failed) -> Decision {
-    if failed.answered {
-        return Decision::GiveUp(WhyNot::AnswerBegun);
+    if failed.response_begun {
+        return Decision::GiveUp(WhyNot::ResponseBegun);
     }
     let nothing_sent = failed.cause == RetryCause::ConnectFailure;
     if !nothing_sent && !failed.idempotent {
@@ -113,7 +131,7 @@ pub fn decide(settings: &RetrySettings, failed: &Failed) -> Decision {
     match refused_by(settings, failed) {
         Some(why) => Decision::GiveUp(why),
         None if nothing_sent => Decision::Reconnect,
-        None => Decision::Repeat,
+        None => Decision::Retry,
     }
 }
 
@@ -127,13 +145,13 @@ fn refused_by(settings: &RetrySettings, failed: &Failed) -> Option<WhyNot> {
     }
 }
 
-/// How long the `repetition`-th repetition of a request waits, counted from 1, for a `random` from 0 up to
+/// How long the `retry`-th retry of a request waits, counted from 1, for a `random` from 0 up to
 /// and without 1; any other `random` counts as 0.
 ///
 /// Uniform between nothing and a bound that doubles: the "full jitter" of M. Brooker, "Exponential Backoff
 /// And Jitter", AWS Architecture Blog, 2015. Requests that failed together do not come back together.
-pub fn backoff(repetition: usize, random: f64) -> Duration {
-    let doublings = u32::try_from(repetition.saturating_sub(1)).unwrap_or(u32::MAX);
+pub fn backoff(retry: usize, random: f64) -> Duration {
+    let doublings = u32::try_from(retry.saturating_sub(1)).unwrap_or(u32::MAX);
     let bound = BACKOFF_BASE.saturating_mul(2u32.saturating_pow(doublings)).min(BACKOFF_MAX);
     let random = if (0.0..1.0).contains(&random) { random } else { 0.0 };
     bound.mul_f64(random)
@@ -144,7 +162,7 @@ pub fn backoff(repetition: usize, random: f64) -> Duration {
 impl WhyNot {
     /// All of them, in the order of their discriminants.
     pub const ALL: [Self; 5] =
-        [Self::Attempts, Self::NotConfigured, Self::NotIdempotent, Self::BodyGone, Self::AnswerBegun];
+        [Self::Attempts, Self::NotConfigured, Self::NotIdempotent, Self::BodyGone, Self::ResponseBegun];
 
     /// The word for it in logs and labels.
     pub fn as_str(self) -> &'static str {
@@ -153,7 +171,7 @@ impl WhyNot {
             Self::NotConfigured => "not_configured",
             Self::NotIdempotent => "not_idempotent",
             Self::BodyGone => "body_gone",
-            Self::AnswerBegun => "answer_begun",
+            Self::ResponseBegun => "response_begun",
         }
     }
 }
@@ -171,39 +189,83 @@ impl Budget {
         Self::new(settings.budget_percent, settings.min_concurrent)
     }
 
-    /// The same with other bounds: what is in flight stays.
+    /// This budget with other bounds. The retries in flight still count.
     pub(super) fn successor(&self, settings: &RetrySettings) -> Arc<Self> {
         let RetrySettings { budget_percent: percent, min_concurrent, .. } = *settings;
         Arc::new(Self { percent, min_concurrent, active: self.active.clone() })
     }
 
-    /// Takes a place for a repetition while the pool has `in_flight` requests; `None` when there is none.
+    /// Takes a place for a retry while the pool has `in_flight` requests; `None` when there is none.
     ///
-    /// The bound is looked at here only: repetitions that have begun stay when `in_flight` falls.
-    pub fn try_begin(self: &Arc<Self>, in_flight: u64) -> Option<Repetition> {
+    /// The bound is checked here only: retries that have begun stay when `in_flight` falls.
+    pub fn try_begin(self: &Arc<Self>, in_flight: u64) -> Option<RetryPermit> {
         let limit = self.limit(in_flight);
         // Nothing else is published with this number, so `Relaxed` is enough: every exchange sees the latest
         // value.
         let taken =
             self.active.fetch_update(Relaxed, Relaxed, |active| (active < limit).then_some(active + 1));
-        taken.is_ok().then(|| Repetition(Arc::clone(self)))
+        taken.is_ok().then(|| RetryPermit(Arc::clone(self)))
     }
 
-    /// How many repetitions may be in flight with this many requests in flight.
+    /// How many retries may be in flight with this many requests in flight.
     pub fn limit(&self, in_flight: u64) -> u64 {
         let share = u128::from(in_flight) * u128::from(self.percent) / 100;
         u64::try_from(share).unwrap_or(u64::MAX).max(u64::from(self.min_concurrent))
     }
 
-    /// Repetitions in flight.
+    /// Retries in flight.
     pub fn active(&self) -> u64 {
         self.active.load(Relaxed)
     }
 }
 
-// === impl Repetition ===
+// === impl Pool ===
 
-impl Drop for Repetition {
+impl Pool {
+    /// The next attempt of a request that `backend` has failed, if there is to be one.
+    pub(super) fn retry(&self, failed: &Failed, tried: &Tried, backend: &Backend, at: Now) -> Option<Retry> {
+        let decision = decide(&self.settings.retries, failed);
+        if decision == Decision::Replay {
+            return Some(Retry { pause: Duration::ZERO, permit: None, replay: true });
+        }
+        if matches!(decision, Decision::GiveUp(_)) || !self.has_another(tried, backend, at.time) {
+            return None;
+        }
+        let permit = match decision {
+            Decision::Retry if self.is_budgeted(failed, tried, backend, at) => Some(self.in_budget()?),
+            _ => None,
+        };
+        self.kept.counters.retries.increment();
+        Some(Retry { pause: backoff(failed.tries, at.draw), permit, replay: false })
+    }
+
+    /// How long one attempt may take from the end of the request to the head of its response, if that is limited. The
+    /// time to connect has the limit of [`Backend::peer`].
+    pub fn per_try(&self) -> Option<Duration> {
+        self.settings.retries.per_try
+    }
+
+    /// Whether a retry needs a place in the budget. It needs none when a connection broke and another backend is available
+    /// that did not fail its latest request: then one backend has ended and this is no outage, and the requests that it was
+    /// working on may be more than the budget holds. A budget of 0 allows no retry at all.
+    fn is_budgeted(&self, failed: &Failed, tried: &Tried, backend: &Backend, at: Now) -> bool {
+        failed.cause != RetryCause::Reset
+            || self.kept.budget.limit(u64::MAX) == 0
+            || self.others(tried, backend, at.time).all(|other| other.consecutive_failures() > 0)
+    }
+
+    fn in_budget(&self) -> Option<RetryPermit> {
+        let permit = self.kept.budget.try_begin(self.requests());
+        if permit.is_none() {
+            self.kept.counters.retries_denied.increment();
+        }
+        permit
+    }
+}
+
+// === impl RetryPermit ===
+
+impl Drop for RetryPermit {
     fn drop(&mut self) {
         self.0.active.fetch_sub(1, Relaxed);
     }
@@ -225,7 +287,7 @@ mod tests {
             cause,
             idempotent: true,
             replayable: true,
-            answered: false,
+            response_begun: false,
             tries: 1,
             stale: false,
             replayed: false,
@@ -244,7 +306,7 @@ mod tests {
     fn by_default_a_failed_request_has_one_more_attempt() {
         let settings = RetrySettings::default();
         for cause in after_connecting() {
-            assert_eq!(decide(&settings, &failed(cause)), Decision::Repeat, "{cause:?}");
+            assert_eq!(decide(&settings, &failed(cause)), Decision::Retry, "{cause:?}");
             let second = Failed { tries: 2, ..failed(cause) };
             assert_eq!(decide(&settings, &second), Decision::GiveUp(WhyNot::Attempts), "{cause:?}");
         }
@@ -295,7 +357,7 @@ mod tests {
             Decision::GiveUp(WhyNot::Attempts),
             "the second time it is a reset like any other"
         );
-        assert_eq!(decide(&settings(1, &[RetryCause::Reset]), &again), Decision::Repeat);
+        assert_eq!(decide(&settings(1, &[RetryCause::Reset]), &again), Decision::Retry);
     }
 
     #[test]
@@ -387,10 +449,10 @@ mod tests {
     prop_compose! {
         fn any_failure()(
             cause in select(&RetryCause::ALL[..]),
-            (idempotent, replayable, answered, stale, replayed) in any::<(bool, bool, bool, bool, bool)>(),
+            (idempotent, replayable, response_begun, stale, replayed) in any::<(bool, bool, bool, bool, bool)>(),
             tries in 1usize..6,
         ) -> Failed {
-            Failed { cause, idempotent, replayable, answered, tries, stale, replayed }
+            Failed { cause, idempotent, replayable, response_begun, tries, stale, replayed }
         }
     }
 
@@ -407,7 +469,7 @@ mod tests {
             if matches!(decision, Decision::GiveUp(_)) {
                 return Ok(());
             }
-            prop_assert!(!failed.answered && failed.replayable);
+            prop_assert!(!failed.response_begun && failed.replayable);
             prop_assert!(failed.idempotent || failed.cause == RetryCause::ConnectFailure);
             match decision {
                 Decision::Replay => prop_assert!(failed.stale && !failed.replayed),
@@ -416,9 +478,9 @@ mod tests {
         }
 
         #[test]
-        fn a_backoff_stays_below_its_bound(repetition in any::<usize>(), random in 0.0..1.0f64) {
-            let wait = backoff(repetition, random);
-            let doublings = repetition.saturating_sub(1).min(4);
+        fn a_backoff_stays_below_its_bound(retry in any::<usize>(), random in 0.0..1.0f64) {
+            let wait = backoff(retry, random);
+            let doublings = retry.saturating_sub(1).min(4);
             let bound = Duration::from_millis((25 << doublings).min(250));
             prop_assert!(wait <= bound);
             prop_assert!((wait.as_secs_f64() - bound.as_secs_f64() * random).abs() < 1e-6);

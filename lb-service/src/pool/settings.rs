@@ -122,10 +122,10 @@ pub struct RetrySettings {
     /// How long one attempt may take to connect, and then from the end of the request to the head of its answer;
     /// absent: as long as [`Timeouts`] says.
     pub per_try: Option<Duration>,
-    /// The share of the pool's requests in flight that may be repetitions, in percent, rounded down. Failed
+    /// The share of the pool's requests in flight that may be retries, in percent, rounded down. Failed
     /// connections do not count, nor do connections that broke while another backend is well.
     pub budget_percent: u32,
-    /// So many repetitions at a time are allowed whatever the budget says.
+    /// So many retries at a time are allowed whatever the budget says.
     pub min_concurrent: u32,
     /// The failures that are worth another attempt.
     pub on: RetryOn,
