@@ -1,18 +1,18 @@
-# The two commands a stranger needs are `make demo` and `make test`; both set up what is missing first.
+# Start with `make demo` and `make test`. Both install missing programs first.
 .PHONY: demo run test setup bench soak
 
 CARGO ?= cargo
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-demo: ## shows requests being balanced and a failing backend being left out
+demo: ## show how requests are balanced and how a failing backend is taken out
 	@sh deploy/setup.sh build
 	$(CARGO) run --package shared --bin load_balancer -- demo $(ARGS)
 
-run: ## runs the daemon: make run ARGS="-c FILE"
+run: ## run the daemon: make run ARGS="-c FILE"
 	@sh deploy/setup.sh build
 	$(CARGO) run --quiet --package shared --bin load_balancer -- $(ARGS)
 
-test: ## everything that must hold: format, lints, unit, property and process tests, documentation, the demo
+test: ## check everything: format, lints, unit, property and process tests, documentation, the demo
 	@sh deploy/setup.sh build test
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --quiet -- -D warnings
@@ -21,16 +21,16 @@ test: ## everything that must hold: format, lints, unit, property and process te
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --quiet
 	$(CARGO) run --quiet --package shared --bin load_balancer -- demo --once
 
-setup: ## installs what build, tests and benchmark need, from Debian's packages
+setup: ## install what the build, the tests and the benchmark need, from Debian's packages
 	@sh deploy/setup.sh build test bench
 
-bench: ## CPU, latency and memory side by side with nginx, HAProxy, Envoy and a bare Pingora quick start
+bench: ## compare CPU, latency and memory with nginx, HAProxy, Envoy and Pingora's bare quick start
 	@sh deploy/setup.sh build bench
 	$(CARGO) build --release --package shared --bin load_balancer --quiet
 	$(CARGO) build --release --package tests --example quickstart --quiet
 	python3 tests/benches/run.py --bin $(TARGET)/release/load_balancer --quickstart $(TARGET)/release/examples/quickstart $(ARGS)
 
-soak: ## a long run under load and change, of which every byte is checked, and the same on nginx and HAProxy: make soak SOAK="nginx"
+soak: ## run for long under load and reloads, check every byte, and compare with nginx and HAProxy: make soak SOAK="nginx"
 	@sh deploy/setup.sh build test bench
 	$(CARGO) build --release --package shared --bin load_balancer --quiet
 	SOAK="$(SOAK)" LOAD_BALANCER_BIN="$(abspath $(TARGET))/release/load_balancer" \

@@ -1,4 +1,4 @@
-//! Any text as a configuration.
+//! Loads any text as a configuration.
 #![no_main]
 
 #[path = "../../../shared/tests/config/exercise.rs"]
