@@ -426,8 +426,8 @@ fn hash_on_decides_which_part_of_a_request_is_its_key() {
         let elsewhere = elsewhere.map(|key| ask(&mut client, other, Some(&key)).origin().to_owned());
         let spread = tally(elsewhere).len();
         match *source {
-            "client_ip" | "uri" => assert_eq!(spread, 1, "{source}, asked with {other}"),
-            _ => assert_eq!(spread, 3, "{source}, asked with {other}: without a key, round robin applies"),
+            "client_ip" | "uri" => assert_eq!(spread, 1, "{source}, sent with {other}"),
+            _ => assert_eq!(spread, 3, "{source}, sent with {other}: without a key, round robin applies"),
         }
         mapping
     };

@@ -65,7 +65,7 @@ fn check_needs_no_free_port() {
 }
 
 #[test]
-fn check_print_shows_the_configuration_in_effect_which_is_itself_valid() {
+fn check_print_shows_the_effective_configuration_as_a_valid_file() {
     let lab = Lab::new();
     let file = lab.write("three.yaml", THREE_LINES);
     let printed = lab.run(&["check", "--print", "-c", path_str(&file)]);

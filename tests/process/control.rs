@@ -89,7 +89,7 @@ fn backends_are_drained_disabled_and_used_again() {
 }
 
 #[test]
-fn sessions_stay_while_their_backend_drains_and_leave_when_it_is_disabled() {
+fn sessions_stay_while_their_backend_drains_and_move_when_it_is_disabled() {
     let lab = Lab::new();
     let (one, two) = (Origin::start("one"), Origin::start("two"));
     let daemon = lab.start(&pool(&[&one, &two], "sticky: {cookie: lb}"));
@@ -245,7 +245,7 @@ fn reload_reports_an_invalid_file_as_check_does() {
 }
 
 #[test]
-fn a_dry_run_says_what_would_change_and_changes_nothing() {
+fn a_dry_run_reports_what_would_change_and_changes_nothing() {
     let lab = Lab::new();
     let (one, two) = (Origin::start("one"), Origin::start("two"));
     let daemon = lab.start(&pool(&[&one], ""));

@@ -50,7 +50,9 @@ fn a_head_that_times_out_closes_the_connection_and_is_counted_and_logged() {
         }
     }
     assert!((8..25).contains(&begun.elapsed().as_secs()), "{:?}", begun.elapsed());
-    wait::until(LONG, "it is counted", || daemon.metric("lb_requests_total", &["code=\"408\""]) == 1.0);
+    wait::until(LONG, "the request is counted", || {
+        daemon.metric("lb_requests_total", &["code=\"408\""]) == 1.0
+    });
     daemon.logged(&["408", "client_timeout"]);
     daemon.settle();
 }
@@ -62,7 +64,9 @@ fn a_client_that_disconnects_within_a_head_is_counted_and_logged() {
     let mut client = daemon.connect();
     client.send("GET / HTTP/1.1\r\nHos").unwrap();
     drop(client);
-    wait::until(LONG, "it is counted", || daemon.metric("lb_requests_total", &["code=\"499\""]) == 1.0);
+    wait::until(LONG, "the request is counted", || {
+        daemon.metric("lb_requests_total", &["code=\"499\""]) == 1.0
+    });
     daemon.logged(&["499", "client_gone"]);
 }
 
@@ -111,7 +115,9 @@ fn a_client_that_disconnects_after_100_continue_is_499() {
     client.send(head_bytes("PUT", "/up", &[("Expect", "100-continue")], 5)).unwrap();
     assert_eq!(client.response_head().unwrap().0, 100);
     drop(client);
-    wait::until(LONG, "it is counted", || daemon.metric("lb_requests_total", &["code=\"499\""]) == 1.0);
+    wait::until(LONG, "the request is counted", || {
+        daemon.metric("lb_requests_total", &["code=\"499\""]) == 1.0
+    });
     assert_eq!(daemon.metric("lb_requests_total", &[]), 1.0);
 }
 

@@ -65,7 +65,7 @@ fn a_backend_is_used_while_its_health_service_says_that_it_serves() {
 }
 
 #[test]
-fn the_status_says_why_a_backend_is_down() {
+fn the_status_shows_why_a_backend_is_down() {
     let lab = Lab::new();
     let origin = GrpcOrigin::start();
     origin.set("", Serving::NotServing);
@@ -147,7 +147,7 @@ fn checks_use_tls_when_the_pool_does() {
 }
 
 #[test]
-fn a_backend_without_health_service_or_without_http_2_is_down_and_the_log_says_so() {
+fn a_backend_without_a_health_service_or_http_2_is_down_with_a_reason_in_the_log() {
     let lab = Lab::new();
     let (bare, http1) = (GrpcOrigin::start(), Origin::start("http1"));
     bare.behave(GrpcBehaviour::Unimplemented);

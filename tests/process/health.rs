@@ -278,7 +278,7 @@ fn probe(daemon: &View, target: &str) -> (u16, String) {
 }
 
 #[test]
-fn a_pool_without_a_ready_backend_does_not_take_the_daemon_out_of_service() {
+fn one_pool_without_a_ready_backend_does_not_take_the_daemon_out_of_service() {
     let lab = Lab::new();
     let (healthy, broken) = (Origin::start("healthy"), Origin::refusing("broken"));
     let daemon = lab.start(&two_pools(&healthy, &broken, ""));
@@ -327,7 +327,7 @@ fn readiness_depends_on_the_pools_that_the_key_selects() {
 }
 
 #[test]
-fn readyz_is_503_while_a_pool_has_no_ready_backend() {
+fn readyz_is_503_while_the_only_pool_has_no_ready_backend() {
     let lab = Lab::new();
     let mut origin = Origin::start("one");
     let daemon = lab.start(&pool(&[&origin], &check("tcp", "rise: 1, fall: 1")));

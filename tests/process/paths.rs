@@ -189,7 +189,7 @@ fn a_device_used_as_a_log_keeps_its_owner() {
 fn upgrades_as_another_user_work_with_default_paths() {
     let Some(lab) = Lab::of_root() else { return };
     let origin = Origin::start("one");
-    // Like root's home directory, the user cannot enter this one.
+    // The user cannot enter this directory, which is as closed as root's home.
     let home = lab.path("home");
     fs::create_dir(&home).unwrap();
     chmod(&home, 0o700);

@@ -589,7 +589,8 @@ fn an_idle_client_connection_is_closed_75_seconds_after_its_last_request() {
     assert!(idle_since.elapsed() > Duration::from_secs(70), "{:?}", idle_since.elapsed());
 }
 
-/// The daemon must not drop a backend whose 101 response arrives before Pingora has seen the end of the request.
+/// The daemon must keep the connection to a backend whose 101 response arrives before Pingora has seen the end of the
+/// request.
 #[test]
 fn no_websocket_fails_when_the_backend_upgrades_at_once() {
     let lab = Lab::new();

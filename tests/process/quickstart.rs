@@ -246,7 +246,10 @@ fn without_health_checks_and_retries_one_request_in_three_fails_with_502() {
     let statuses: Vec<u16> = (0..9).map(|_| daemon.get("/").unwrap().status).collect();
     assert_eq!(tally(statuses.clone()), [(200, 6), (502, 3)]);
     let turns = statuses.chunks(3).map(|turn| turn.iter().filter(|status| **status == 502).count());
-    assert!(turns.into_iter().all(|failed| failed == 1), "not one in each three: {statuses:?}");
+    assert!(
+        turns.into_iter().all(|failed| failed == 1),
+        "three requests must have one failure: {statuses:?}"
+    );
 }
 
 #[test]

@@ -616,7 +616,9 @@ fn a_reload_is_rolled_back_when_requests_fail() {
     lab.config(&pool(&[&bad], ""));
     assert_eq!(reload(&daemon)["last_reload"]["result"], "applied");
     assert!((0..100).all(|_| daemon.get("/").unwrap().status == 500));
-    wait::throughout(Duration::from_millis(1500), "it stays", || daemon.get("/").unwrap().status == 500);
+    wait::throughout(Duration::from_millis(1500), "the new configuration stays in effect", || {
+        daemon.get("/").unwrap().status == 500
+    });
 }
 
 #[test]
@@ -683,7 +685,9 @@ fn no_rollback_happens_after_its_window() {
     wait::until(LONG, "the window is over", || began.elapsed() > Duration::from_secs(2));
     turns.behave(Behaviour::Answer(Answer::status(500, "broken")));
     assert!((0..100).all(|_| daemon.get("/").unwrap().status == 500));
-    wait::throughout(Duration::from_millis(1500), "it stays", || daemon.get("/").unwrap().status == 500);
+    wait::throughout(Duration::from_millis(1500), "the new configuration stays in effect", || {
+        daemon.get("/").unwrap().status == 500
+    });
 }
 
 #[test]

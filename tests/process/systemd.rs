@@ -42,7 +42,7 @@ impl Manager {
     }
 }
 
-/// For example, systemd would ignore messages of a new process without `NotifyAccess=all`.
+/// Without `NotifyAccess=all`, for example, systemd would ignore the messages of a new process.
 #[test]
 fn the_unit_file_has_the_settings_that_the_daemon_needs() {
     let unit = include_str!("../../deploy/systemd/load_balancer.service");
@@ -117,7 +117,7 @@ fn ending_the_new_process_before_it_serves_changes_nothing() {
     lab.config(&format!("shutdown: {{delay: 5s}}\nreload: {{watch: true}}\n{slow}"));
     old.signal(Signal::SIGUSR2);
     old.logged(&["takes", "listeners"]);
-    let new = wait::until_some(LONG, "the new process", || {
+    let new = wait::until_some(LONG, "the new process runs", || {
         started_with(lab.directory()).into_iter().find(|process| *process != old.process)
     });
     wait::until(LONG, "the new process handles signals", || new.catches(Signal::SIGTERM));

@@ -212,7 +212,7 @@ fn ten_upgrades_by_signal_under_load_fail_no_request_and_leave_no_process() {
         assert_eq!(lab.pid_in_file(), Some(new.process), "after upgrade {number}");
         assert_eq!(listening_sockets(lab.listener), 1, "after upgrade {number}");
         assert_eq!(started_with(lab.directory()), [new.process], "after upgrade {number}");
-        assert!(new.process.children().is_empty(), "no zombie");
+        assert!(new.process.children().is_empty(), "a zombie is left");
         wait::until(LONG, "the new process serves", || load.report().ok > served + 20);
         daemon = new;
     }
@@ -337,7 +337,7 @@ fn a_change_while_the_new_process_starts_is_refused_and_not_lost() {
 #[test]
 fn a_change_while_the_new_process_starts_is_applied_when_the_upgrade_fails() {
     let busy = Busy::start();
-    let new = wait::until_some(LONG, "the new process", || {
+    let new = wait::until_some(LONG, "the new process runs", || {
         let all = started_with(busy.lab.directory()).into_iter();
         all.filter(|process| *process != busy.daemon.process).max_by_key(|process| process.0)
     });
@@ -467,7 +467,7 @@ fn an_upgrade_to_a_program_that_fails_changes_nothing() {
         assert!(finished.stderr.contains(said), "{script}: {finished:?}");
         assert!(daemon.process.alive() && lab.pid_in_file() == Some(daemon.process), "{script}");
         assert_eq!(started_with(lab.directory()), [daemon.process], "{script}");
-        assert!(daemon.process.children().is_empty(), "{script}: no zombie");
+        assert!(daemon.process.children().is_empty(), "{script}: a zombie is left");
         assert!(!lab.path("upgrade.sock").exists(), "{script}: the upgrade socket is left");
         assert_eq!(daemon.get("/").unwrap().status, 200);
     }
@@ -498,7 +498,7 @@ fn a_new_process_that_dies_after_taking_the_sockets_changes_nothing() {
     lab.config(&pool_of(&[origin.address, unanswered.address], check));
     daemon.process.signal(Signal::SIGUSR2);
     daemon.logged(&["takes", "listeners"]);
-    let new = wait::until_some(LONG, "the new process", || {
+    let new = wait::until_some(LONG, "the new process runs", || {
         started_with(lab.directory()).into_iter().find(|process| *process != daemon.process)
     });
     new.signal(Signal::SIGKILL);
