@@ -1,4 +1,4 @@
-//! Single checks, and the reasons they give.
+//! Single TCP and HTTP checks, and the reasons of their failures.
 
 use std::net::SocketAddr;
 use std::num::NonZeroU16;
@@ -36,13 +36,13 @@ async fn reason(settings: Settings, address: SocketAddr) -> String {
 }
 
 #[tokio::test]
-async fn tcp_passes_where_somebody_listens() {
+async fn a_tcp_check_passes_when_the_port_listens() {
     let origin = Origin::start(Manner::Silence).await;
     assert_eq!(check(tcp(), origin.address).await, Ok(()));
 }
 
 #[tokio::test]
-async fn nobody_listening_is_connection_refused() {
+async fn a_closed_port_is_connection_refused() {
     let (_socket, address) = refusing();
     assert_eq!(reason(tcp(), address).await, "connection refused");
     assert_eq!(reason(http(HttpCheck::default()), address).await, "connection refused");
@@ -57,7 +57,7 @@ async fn the_port_of_the_settings_replaces_that_of_the_backend() {
 }
 
 #[tokio::test]
-async fn every_check_makes_a_connection_of_its_own() {
+async fn every_check_opens_a_new_connection() {
     let origin =
         Origin::answering("HTTP/1.1 200 OK\r\nConnection: keep-alive\r\nContent-Length: 0\r\n\r\n").await;
     let checker = Checker::new(Arc::new(TransportConnector::new(None)), plain(), http(HttpCheck::default()));
@@ -68,7 +68,7 @@ async fn every_check_makes_a_connection_of_its_own() {
 }
 
 #[tokio::test]
-async fn the_request_is_as_configured() {
+async fn the_request_matches_the_settings() {
     let origin = Origin::answering("HTTP/1.1 204 No Content\r\n\r\n").await;
     let settings = http(HttpCheck {
         method: http::Method::HEAD,
@@ -86,7 +86,7 @@ async fn the_request_is_as_configured() {
 }
 
 #[tokio::test]
-async fn without_a_host_the_address_is_sent() {
+async fn without_a_host_the_address_is_the_host() {
     let origin = Origin::healthy("").await;
     assert_eq!(check(http(HttpCheck::default()), origin.address).await, Ok(()));
     let request = origin.seen()[0].request.clone();
@@ -100,7 +100,7 @@ async fn a_status_out_of_range_fails() {
 }
 
 #[tokio::test]
-async fn interim_answers_are_not_the_answer() {
+async fn interim_responses_are_skipped() {
     let origin =
         Origin::answering(format!("HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n{}", ok("ok"))).await;
     assert_eq!(check(with_body("ok"), origin.address).await, Ok(()));
@@ -131,7 +131,7 @@ async fn a_body_is_searched_up_to_256_kib() {
 }
 
 #[tokio::test]
-async fn a_body_that_never_ends_passes_once_it_has_the_text() {
+async fn an_endless_body_passes_once_it_contains_the_text() {
     let origin = Origin::start(Manner::Trickle(b"HTTP/1.1 200 OK\r\n\r\ndata: ok\n".to_vec())).await;
     assert_eq!(check(with_body("ok"), origin.address).await, Ok(()));
 }
@@ -149,7 +149,7 @@ async fn the_timeout_covers_the_whole_check() {
 }
 
 #[tokio::test]
-async fn an_answer_that_breaks_off_fails() {
+async fn a_truncated_response_fails() {
     let without_answer = Origin::answering("").await;
     let broken_off = "connection closed before the end of the answer";
     assert_eq!(reason(http(HttpCheck::default()), without_answer.address).await, broken_off);
@@ -158,7 +158,7 @@ async fn an_answer_that_breaks_off_fails() {
 }
 
 #[tokio::test]
-async fn an_answer_that_is_not_http_fails() {
+async fn a_response_that_is_not_http_fails() {
     let origin = Origin::answering("220 mail.example.com ESMTP\r\n\r\n").await;
     assert_eq!(reason(http(HttpCheck::default()), origin.address).await, "answer is not valid HTTP");
 }

@@ -1,4 +1,4 @@
-//! Checks by `grpc.health.v1`, against servers on the `h2` crate.
+//! Checks with the gRPC health protocol, against servers that use the crate `h2`.
 
 use std::io::IoSlice;
 use std::net::SocketAddr;
@@ -25,30 +25,30 @@ use crate::origin::{Manner, Origin, eventually, refusing};
 use crate::prober::{Pool, Running, fast};
 use crate::tls;
 
-/// What a server does with a request.
+/// The reaction of a server to a request.
 #[derive(Clone, Debug)]
 enum Reply {
-    /// Says this serving status.
+    /// Sends this serving status.
     Serving(u8),
-    /// Answers with a head and nothing else.
+    /// Sends a response that consists of a head only.
     OnlyHead(u16, Vec<(&'static str, &'static str)>),
-    /// Sends head and message, and no trailers.
+    /// Sends a head and a message without trailers.
     NoTrailers,
-    /// Sends pieces of a body without end.
+    /// Sends an endless body.
     Endless,
     /// Resets the stream.
     Reset(Reason),
     /// Ends the connection with a GOAWAY.
     GoAway(Reason),
-    /// Answers, and then ends the connection as servers do that limit its age.
+    /// Responds, and then ends the connection with a GOAWAY, like servers that limit the age of connections.
     ServingThenGoAway,
-    /// Closes the connection without a word.
+    /// Closes the connection without a response.
     Hangup,
-    /// Never answers.
+    /// Never responds.
     Never,
 }
 
-/// A server on a free port of loopback; it ends when dropped.
+/// A server on a free loopback port. It ends when it is dropped.
 struct Server {
     address: SocketAddr,
     seen: Arc<Seen>,
@@ -58,9 +58,9 @@ struct Server {
 #[derive(Default)]
 struct Seen {
     requests: Mutex<Vec<(Request<()>, Vec<u8>)>>,
-    /// All that came over connections, before TLS.
+    /// All bytes received on all connections, before TLS decrypts them.
     bytes: Mutex<Vec<u8>>,
-    /// Connections that have ended.
+    /// The number of connections that have ended.
     ended: Mutex<usize>,
 }
 
@@ -83,7 +83,7 @@ impl Server {
 
     fn request(&self) -> (Request<()>, Vec<u8>) {
         let requests = self.seen.requests.lock().expect("not poisoned");
-        let (request, message) = requests.last().expect("there was a request");
+        let (request, message) = requests.last().expect("the server has received a request");
         (request.clone(), message.clone())
     }
 
@@ -115,7 +115,7 @@ async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, reply: Reply, s
     }
 }
 
-/// Serves until the other side closes; `None` when either side did so in another way.
+/// Serves until the client closes the connection. Returns `None` if the connection ends in any other way.
 async fn serve<S: AsyncRead + AsyncWrite + Unpin>(stream: S, reply: &Reply, seen: &Arc<Seen>) -> Option<()> {
     let mut connection: Connection<S, Bytes> = h2::server::handshake(stream).await.ok()?;
     while let Some(request) = connection.accept().await {
@@ -126,12 +126,12 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin>(stream: S, reply: &Reply, seen
             Reply::Hangup => return None,
             _ => {}
         }
-        tokio::spawn(answer(request, respond, reply.clone(), Arc::clone(seen)));
+        tokio::spawn(reply_to(request, respond, reply.clone(), Arc::clone(seen)));
     }
     Some(())
 }
 
-async fn answer(
+async fn reply_to(
     request: Request<RecvStream>,
     mut respond: SendResponse<Bytes>,
     reply: Reply,
@@ -144,9 +144,9 @@ async fn answer(
     }
     seen.requests.lock().expect("not poisoned").push((Request::from_parts(head, ()), message));
     match reply {
-        Reply::Serving(status) => say(&mut respond, &[0, 0, 0, 0, 2, 8, status], true),
-        Reply::ServingThenGoAway => say(&mut respond, &[0, 0, 0, 0, 2, 8, 1], true),
-        Reply::NoTrailers => say(&mut respond, &[0, 0, 0, 0, 2, 8, 1], false),
+        Reply::Serving(status) => send(&mut respond, &[0, 0, 0, 0, 2, 8, status], true),
+        Reply::ServingThenGoAway => send(&mut respond, &[0, 0, 0, 0, 2, 8, 1], true),
+        Reply::NoTrailers => send(&mut respond, &[0, 0, 0, 0, 2, 8, 1], false),
         Reply::OnlyHead(status, headers) => {
             let head = headers
                 .iter()
@@ -168,7 +168,7 @@ async fn answer(
     }
 }
 
-fn say(respond: &mut SendResponse<Bytes>, message: &[u8], with_trailers: bool) -> Result<(), h2::Error> {
+fn send(respond: &mut SendResponse<Bytes>, message: &[u8], with_trailers: bool) -> Result<(), h2::Error> {
     let mut stream = respond.send_response(grpc(), false)?;
     stream.send_data(Bytes::copy_from_slice(message), !with_trailers)?;
     if with_trailers {
@@ -183,7 +183,7 @@ fn grpc() -> Response<()> {
     Response::builder().header("content-type", "application/grpc").body(()).expect("valid headers")
 }
 
-/// A connection whose bytes are kept.
+/// A connection that records the bytes that it receives.
 struct Recording {
     stream: TcpStream,
     seen: Arc<Seen>,
@@ -211,7 +211,7 @@ impl AsyncWrite for Recording {
         Pin::new(&mut self.stream).poll_write(cx, bytes)
     }
 
-    /// A handshake that fails is told in one write, together with what was to be said before.
+    /// After a failed handshake, rustls sends the alert and all pending bytes in one write.
     fn poll_write_vectored(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -256,7 +256,7 @@ async fn reason(settings: Settings, address: SocketAddr) -> String {
     check(settings, address).await.expect_err("the check should fail").to_string()
 }
 
-/// The reason why a check of the service `shop` fails on a server that replies like this.
+/// The reason with which a check of the service `shop` fails on a server with this reply.
 async fn reason_for(reply: Reply) -> String {
     reason(about("shop"), Server::start(reply).await.address).await
 }
@@ -276,12 +276,12 @@ async fn a_backend_that_serves_passes() {
 }
 
 #[tokio::test]
-async fn the_service_the_host_and_the_port_are_as_configured() {
+async fn the_service_the_host_and_the_port_match_the_settings() {
     let server = Server::start(SERVING).await;
     let (_socket, refusing) = refusing();
-    let asked = GrpcCheck { service: "shop.Orders".to_owned(), host: Some("a.example".to_owned()) };
+    let orders = GrpcCheck { service: "shop.Orders".to_owned(), host: Some("a.example".to_owned()) };
     let port = NonZeroU16::new(server.address.port());
-    let settings = Settings { kind: CheckKind::Grpc(asked), port, ..about("") };
+    let settings = Settings { kind: CheckKind::Grpc(orders), port, ..about("") };
     assert_eq!(check(settings, refusing).await, Ok(()));
     let (request, message) = server.request();
     assert_eq!(request.uri().authority().map(Authority::as_str), Some("a.example"));
@@ -289,7 +289,7 @@ async fn the_service_the_host_and_the_port_are_as_configured() {
 }
 
 #[tokio::test]
-async fn any_other_answer_fails_and_says_what_it_was() {
+async fn any_other_response_fails_with_a_reason() {
     let head = |more: &[(&'static str, &'static str)]| {
         Reply::OnlyHead(200, [&[("content-type", "application/grpc")], more].concat())
     };
@@ -310,7 +310,7 @@ async fn any_other_answer_fails_and_says_what_it_was() {
 }
 
 #[tokio::test]
-async fn a_stream_or_connection_that_ends_without_an_answer_fails() {
+async fn a_stream_or_connection_that_ends_without_a_response_fails() {
     for (reply, expected) in [
         (
             Reply::Reset(Reason::REFUSED_STREAM),
@@ -327,7 +327,7 @@ async fn a_stream_or_connection_that_ends_without_an_answer_fails() {
 }
 
 #[tokio::test]
-async fn an_answer_on_a_connection_that_the_backend_ends_counts() {
+async fn a_response_before_a_goaway_counts() {
     let server = Server::start(Reply::ServingThenGoAway).await;
     for _ in 0..20 {
         assert_eq!(check(about(""), server.address).await, Ok(()));
@@ -335,7 +335,7 @@ async fn an_answer_on_a_connection_that_the_backend_ends_counts() {
 }
 
 #[tokio::test]
-async fn a_backend_of_another_protocol_is_told_as_such() {
+async fn a_backend_of_another_protocol_fails_with_a_reason() {
     let not_http2 = "the backend does not speak HTTP/2";
     let http1 = Origin::answering("HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n").await;
     assert_eq!(reason(about(""), http1.address).await, not_http2);
@@ -348,7 +348,7 @@ async fn a_backend_of_another_protocol_is_told_as_such() {
 }
 
 #[tokio::test]
-async fn the_timeout_covers_whatever_the_check_waits_for() {
+async fn the_timeout_covers_the_handshake_and_the_response() {
     let silent = Origin::start(Manner::Silence).await;
     let never = Server::start(Reply::Never).await;
     for address in [silent.address, never.address] {
@@ -358,7 +358,7 @@ async fn the_timeout_covers_whatever_the_check_waits_for() {
 }
 
 #[tokio::test]
-async fn a_check_that_is_given_up_leaves_no_connection() {
+async fn a_check_that_times_out_leaves_no_connection() {
     let server = Server::start(Reply::Never).await;
     let settings = Settings { timeout: Duration::from_millis(250), ..about("") };
     reason(settings, server.address).await;
@@ -366,7 +366,7 @@ async fn a_check_that_is_given_up_leaves_no_connection() {
 }
 
 #[tokio::test]
-async fn every_check_makes_a_connection_and_ends_it_with_a_goaway() {
+async fn every_check_opens_a_connection_and_ends_it_with_a_goaway() {
     let server = Server::start(SERVING).await;
     let begun = Instant::now();
     for _ in 0..40 {
@@ -374,16 +374,16 @@ async fn every_check_makes_a_connection_and_ends_it_with_a_goaway() {
     }
     let took = begun.elapsed();
     eventually("all connections have ended", || server.ended() == 40).await;
-    // Type, no flags, stream 0, no stream of the server's seen, no error.
+    // The frame has the type GOAWAY, no flags, stream 0, last stream 0, and the code NO_ERROR.
     let goaway = [&[0, 0, 8, 7, 0, 0, 0, 0, 0][..], &[0; 8]].concat();
     let bytes = server.seen.bytes.lock().expect("not poisoned").clone();
     assert_eq!(bytes.windows(goaway.len()).filter(|window| *window == goaway).count(), 40);
-    // Each would take 50 ms more if the end waited for the backend.
+    // Each check would take 50 ms more if its end waited for the backend.
     assert!(took < Duration::from_millis(40 * 50), "{took:?}");
 }
 
 #[tokio::test]
-async fn with_tls_http2_is_agreed_upon_in_the_handshake() {
+async fn with_tls_http2_is_negotiated_in_the_handshake() {
     let (mut config, certificate) = tls::server_config();
     config.alpn_protocols = vec![b"http/1.1".to_vec(), b"h2".to_vec()];
     let server = Server::start_tls(SERVING, config).await;
@@ -397,7 +397,7 @@ async fn with_tls_http2_is_agreed_upon_in_the_handshake() {
 }
 
 #[tokio::test]
-async fn with_tls_a_backend_that_does_not_agree_to_http2_fails() {
+async fn with_tls_a_backend_that_does_not_negotiate_http2_fails() {
     for protocols in [vec![], vec![b"http/1.1".to_vec()]] {
         let (mut config, certificate) = tls::server_config();
         config.alpn_protocols = protocols;
@@ -408,7 +408,7 @@ async fn with_tls_a_backend_that_does_not_agree_to_http2_fails() {
 }
 
 #[tokio::test]
-async fn one_connector_does_for_checks_of_every_kind() {
+async fn one_connector_serves_checks_of_every_kind() {
     let (mut config, certificate) = tls::server_config();
     config.alpn_protocols = vec![b"h2".to_vec()];
     let server = Server::start_tls(SERVING, config).await;
@@ -417,14 +417,14 @@ async fn one_connector_does_for_checks_of_every_kind() {
     let http = Settings { kind: CheckKind::Http(HttpCheck::default()), ..about("") };
     for _ in 0..2 {
         let checker = Checker::new(Arc::clone(&connector), peer(), http.clone());
-        assert!(checker.check(&server.address.into()).await.is_err(), "it speaks HTTP/2 only");
+        assert!(checker.check(&server.address.into()).await.is_err(), "the server speaks HTTP/2 only");
         let checker = Checker::new(Arc::clone(&connector), peer(), about(""));
         assert_eq!(checker.check(&server.address.into()).await, Ok(()));
     }
 }
 
 #[tokio::test]
-async fn the_prober_takes_what_the_health_service_says() {
+async fn the_prober_uses_the_result_of_the_health_service() {
     let (serving, not_serving) = (Server::start(SERVING).await, Server::start(Reply::Serving(2)).await);
     let pool = Pool::of(&[serving.address, not_serving.address]).await;
     let mut prober = Prober::new(Metrics::new());

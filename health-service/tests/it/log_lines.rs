@@ -1,4 +1,4 @@
-//! What the log says about changes.
+//! Log lines about changes of health.
 
 use std::num::NonZeroU32;
 use std::sync::Mutex;
@@ -10,8 +10,8 @@ use tokio::net::TcpListener;
 use crate::origin::{eventually, refusing};
 use crate::prober::{Pool, Running, fast};
 
-/// All lines of this crate, with their level. The logger of a process can only be one; lines are told apart by the
-/// names of pools.
+/// A logger that stores all lines of this crate with their levels. A process has only one logger, so each test finds
+/// its own lines by the name of its pool.
 struct Lines(Mutex<Vec<(Level, String)>>);
 
 static LINES: Lines = Lines(Mutex::new(Vec::new()));
@@ -31,8 +31,8 @@ impl Log for Lines {
 }
 
 #[tokio::test]
-async fn each_change_is_one_line_with_its_reason() {
-    log::set_logger(&LINES).expect("nobody else sets a logger");
+async fn each_change_is_logged_in_one_line_with_its_reason() {
+    log::set_logger(&LINES).expect("no other test sets a logger");
     log::set_max_level(LevelFilter::Info);
     let of_pool = || -> Vec<(Level, String)> {
         let lines = LINES.0.lock().expect("not poisoned");

@@ -1,4 +1,4 @@
-//! The checks and the prober against real sockets on loopback.
+//! Tests of the checks and the prober with real sockets on loopback.
 
 mod checks;
 mod grpc;

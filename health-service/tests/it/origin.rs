@@ -1,4 +1,4 @@
-//! Servers to be checked: honest, silent or lying ones.
+//! Servers for the checks: healthy, silent and faulty ones.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -8,10 +8,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::JoinHandle;
 
-/// No condition takes longer than this on a machine that works.
+/// The longest time to wait for a condition. A working machine never needs it.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(15);
 
-/// A server on a free port of loopback; it ends when dropped.
+/// A server on a free loopback port. It ends when it is dropped.
 pub(crate) struct Origin {
     pub(crate) address: SocketAddr,
     seen: Arc<Mutex<Vec<Seen>>>,
@@ -22,20 +22,20 @@ pub(crate) struct Origin {
 #[derive(Clone, Debug)]
 pub(crate) struct Seen {
     pub(crate) at: Instant,
-    /// The head of the request, once it was read.
+    /// The head of the request once it is read, and empty before.
     pub(crate) request: String,
 }
 
-/// What an origin does with a connection.
+/// The behaviour of an origin on a connection.
 #[derive(Clone)]
 pub(crate) enum Manner {
-    /// Reads the head of a request, sends these bytes and closes.
+    /// Reads the head of a request, sends these bytes, and closes the connection.
     Answer(Vec<u8>),
-    /// Sends the bytes, then one more byte every 20 ms for as long as somebody reads.
+    /// Reads the head of a request, sends these bytes, and then one more byte every 20 ms until the client closes.
     Trickle(Vec<u8>),
-    /// Sends the bytes at once, whoever is there, and waits until the other side closes.
+    /// Sends these bytes without reading a request, and waits until the client closes.
     Banner(Vec<u8>),
-    /// Says nothing until the other side closes.
+    /// Sends nothing, and waits until the client closes.
     Silence,
 }
 
@@ -52,7 +52,7 @@ impl Origin {
         Self::start(Manner::Answer(answer.into())).await
     }
 
-    /// An origin that answers 200 with this body.
+    /// Starts an origin that responds with status 200 and this body.
     pub(crate) async fn healthy(body: &str) -> Self {
         Self::answering(ok(body)).await
     }
@@ -78,7 +78,7 @@ async fn serve(listener: TcpListener, manner: Manner, seen: Arc<Mutex<Vec<Seen>>
         let (manner, seen) = (manner.clone(), Arc::clone(&seen));
         tokio::spawn(async move {
             let note = |request| seen.lock().expect("not poisoned")[number].request = request;
-            // The other side may be gone at any time: that is its right.
+            // The client may close the connection at any time.
             let _ = converse(stream, manner, note).await;
         });
     }
@@ -123,12 +123,12 @@ async fn read_head(stream: &mut TcpStream) -> std::io::Result<String> {
     Ok(String::from_utf8_lossy(&head).into_owned())
 }
 
-/// The bytes of a 200 with this body.
+/// The text of a response with status 200 and this body.
 pub(crate) fn ok(body: &str) -> String {
     format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len())
 }
 
-/// A port that refuses connections for as long as the socket is held: bound, but nobody listens.
+/// A port that refuses connections until the socket is dropped. The socket is bound but does not listen.
 pub(crate) fn refusing() -> (TcpSocket, SocketAddr) {
     let socket = TcpSocket::new_v4().expect("a socket can be made");
     socket.bind("127.0.0.1:0".parse().expect("valid address")).expect("loopback has free ports");
@@ -140,7 +140,7 @@ pub(crate) fn refusing() -> (TcpSocket, SocketAddr) {
 pub(crate) async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !condition() {
-        assert!(Instant::now() < deadline, "it never came to be that {what}");
+        assert!(Instant::now() < deadline, "timed out waiting until {what}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }

@@ -1,4 +1,4 @@
-//! The prober with real balancers and real backends.
+//! Tests of the prober with real balancers and real backends.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use tokio::task::JoinHandle;
 
 use crate::origin::{Manner, Origin, PATIENCE, eventually, ok, refusing};
 
-/// A balancer and the verdicts on its backends.
+/// A balancer with the verdicts on its backends.
 pub(crate) struct Pool {
     pub(crate) balancer: Arc<LoadBalancer<RoundRobin>>,
     registry: Arc<HealthRegistry>,
@@ -34,8 +34,8 @@ impl Pool {
         Self::over(addresses, registry, verdicts).await
     }
 
-    /// The pool after a reload: other backends, the same health.
-    pub(crate) async fn successor(&self, addresses: &[SocketAddr]) -> Self {
+    /// The pool after a reload, with other backends and the health of the old pool.
+    pub(crate) async fn reloaded(&self, addresses: &[SocketAddr]) -> Self {
         Self::over(addresses, Arc::clone(&self.registry), self.verdicts.clone()).await
     }
 
@@ -43,7 +43,7 @@ impl Pool {
         let backends = Static::try_from_iter(addresses).expect("addresses need no resolving");
         let backends = Backends::new_with_health_registry(backends, Arc::clone(&registry));
         let balancer = LoadBalancer::from_backends(backends);
-        balancer.update().await.expect("a static membership is always there");
+        balancer.update().await.expect("a static membership never fails");
         Self { balancer: Arc::new(balancer), registry, verdicts }
     }
 
@@ -56,17 +56,17 @@ impl Pool {
     }
 
     pub(crate) fn verdict(&self, address: SocketAddr) -> Verdict {
-        self.verdicts.get(&address.into()).expect("it was checked")
+        self.verdicts.get(&address.into()).expect("the backend has been checked")
     }
 
-    /// How many backends the balancer takes for ready.
+    /// The number of backends that the balancer considers ready.
     pub(crate) fn ready(&self) -> usize {
         let backends = self.balancer.backends();
         backends.get_backend().iter().filter(|backend| backends.ready(backend)).count()
     }
 }
 
-/// A prober at work.
+/// A running prober.
 pub(crate) struct Running {
     shutdown: watch::Sender<bool>,
     pub(crate) ready: watch::Receiver<bool>,
@@ -85,12 +85,13 @@ impl Running {
 
     pub(crate) async fn until_ready(&mut self) {
         let ready = tokio::time::timeout(PATIENCE, self.ready.wait_for(|ready| *ready)).await;
-        ready.expect("it is ready in time").expect("it tells so before it ends");
+        ready.expect("the prober is ready in time").expect("the prober notifies before it ends");
     }
 
     pub(crate) async fn shut_down(self) {
         self.shutdown.send(true).expect("the prober runs");
-        tokio::time::timeout(PATIENCE, self.task).await.expect("it ends in time").expect("it does not panic");
+        let ended = tokio::time::timeout(PATIENCE, self.task).await;
+        ended.expect("the prober ends in time").expect("the prober does not panic");
     }
 }
 
@@ -98,7 +99,7 @@ fn plain() -> HttpPeer {
     HttpPeer::new("0.0.0.0:1", false, String::new())
 }
 
-/// Quick checks, so that tests are quick.
+/// Settings with short intervals.
 pub(crate) fn fast(kind: CheckKind) -> Settings {
     Settings {
         kind,
@@ -114,7 +115,7 @@ fn http() -> CheckKind {
 }
 
 #[tokio::test]
-async fn it_is_ready_when_every_backend_of_every_pool_was_checked() {
+async fn the_prober_is_ready_once_every_backend_of_every_pool_is_checked() {
     let silent = Origin::start(Manner::Silence).await;
     let healthy = Origin::healthy("").await;
     let (_socket, refusing) = refusing();
@@ -126,7 +127,7 @@ async fn it_is_ready_when_every_backend_of_every_pool_was_checked() {
     let begun = Instant::now();
     let mut running = Running::start(prober);
     running.until_ready().await;
-    assert!(begun.elapsed() >= Duration::from_millis(500), "it waits for the slowest check");
+    assert!(begun.elapsed() >= Duration::from_millis(500), "the prober must wait for the slowest check");
     assert_eq!((web.ready(), api.ready()), (1, 0));
     assert_eq!(web.verdict(silent.address).reason, "1 check failed: timeout after 500ms");
     assert_eq!(api.verdict(refusing).reason, "1 check failed: connection refused");
@@ -148,33 +149,33 @@ async fn the_same_address_has_a_state_in_each_pool() {
 }
 
 #[tokio::test]
-async fn a_pool_without_checks_is_left_alone() {
+async fn a_pool_without_checks_gets_no_verdict() {
     let origin = Origin::healthy("").await;
     let (_socket, refusing) = refusing();
-    let (checked, left_alone) = (Pool::of(&[origin.address]).await, Pool::of(&[refusing]).await);
+    let (checked, unchecked) = (Pool::of(&[origin.address]).await, Pool::of(&[refusing]).await);
     let mut prober = Prober::new(Metrics::new());
-    left_alone.add_to(&mut prober, "static", fast(CheckKind::None));
+    unchecked.add_to(&mut prober, "static", fast(CheckKind::None));
     checked.add_to(&mut prober, "web", fast(http()));
     let mut running = Running::start(prober);
     running.until_ready().await;
-    assert_eq!(left_alone.ready(), 1);
-    assert_eq!(left_alone.verdicts.get(&refusing.into()), None);
+    assert_eq!(unchecked.ready(), 1);
+    assert_eq!(unchecked.verdicts.get(&refusing.into()), None);
     running.shut_down().await;
 }
 
 #[tokio::test]
-async fn checks_end_with_the_server() {
+async fn checks_end_at_the_shutdown() {
     let origin = Origin::healthy("").await;
     let pool = Pool::of(&[origin.address]).await;
     let mut prober = Prober::new(Metrics::new());
     pool.add_to(&mut prober, "web", fast(http()));
     let running = Running::start(prober);
-    eventually("three checks are done", || origin.seen().len() >= 3).await;
+    eventually("three checks have arrived", || origin.seen().len() >= 3).await;
     running.shut_down().await;
     let checks = origin.seen().len();
-    // Many intervals in which a check that was left over would be seen.
+    // A remaining check would arrive within these intervals.
     tokio::time::sleep(Duration::from_millis(500)).await;
-    // One connection may have been on its way into the origin's queue.
+    // The origin may still accept one connection that was open before.
     assert!(origin.seen().len() <= checks + 1);
 }
 
@@ -185,7 +186,7 @@ async fn a_shutdown_does_not_wait_for_a_check() {
     let mut prober = Prober::new(Metrics::new());
     pool.add_to(&mut prober, "web", Settings { timeout: 10 * PATIENCE, ..fast(http()) });
     let running = Running::start(prober);
-    eventually("a check is under way", || !silent.seen().is_empty()).await;
+    eventually("a check has begun", || !silent.seen().is_empty()).await;
     running.shut_down().await;
 }
 
@@ -206,12 +207,12 @@ async fn checks_are_counted() {
     running.shut_down().await;
 }
 
-/// One slow or hanging backend delays no other: with 200 backends, 50 of them hanging, and an interval of one second,
-/// every healthy one is checked on time.
+/// A hanging backend delays no other check: with 200 backends, of which 50 hang, and an interval of one second, every
+/// healthy backend is checked in time.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn fifty_hanging_backends_of_two_hundred_delay_none() {
+async fn fifty_hanging_backends_of_two_hundred_delay_no_check_of_the_others() {
     const INTERVAL: Duration = Duration::from_secs(1);
-    /// A machine with other work may be this late, and still be well below one hanging check.
+    /// The delay that is allowed on a busy machine. It is much shorter than one hanging check.
     const SLACK: Duration = Duration::from_secs(2);
     const TIMEOUT: Duration = Duration::from_secs(4);
 

@@ -1,4 +1,4 @@
-//! Pools that come, go and change while the prober runs.
+//! Pools that are added, removed and changed while the prober runs.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -23,7 +23,7 @@ fn none() -> Settings {
 }
 
 #[tokio::test]
-async fn a_new_backend_is_checked_before_it_counts_and_a_dead_one_never_does() {
+async fn a_new_backend_is_checked_before_it_is_ready_and_a_dead_one_never_is() {
     let (one, two) = (Origin::healthy("").await, Origin::healthy("").await);
     let (_socket, dead) = refusing();
     let before = Pool::of(&[one.address]).await;
@@ -33,10 +33,10 @@ async fn a_new_backend_is_checked_before_it_counts_and_a_dead_one_never_does() {
     let mut running = Running::start(prober);
     running.until_ready().await;
 
-    let after = before.successor(&[one.address, two.address, dead]).await;
+    let after = before.reloaded(&[one.address, two.address, dead]).await;
     let staged = checks.stage([after.checked("web", tcp())]).await;
-    assert!(!two.seen().is_empty(), "its first check was made");
-    assert_eq!(after.verdicts.get(&dead.into()), None, "nothing is known before the commit");
+    assert!(!two.seen().is_empty(), "the first check is made while staging");
+    assert_eq!(after.verdicts.get(&dead.into()), None, "a verdict exists before the commit");
     checks.commit(staged).await.expect("the prober runs");
     assert_eq!((after.ready(), before.ready()), (2, 1));
     assert_eq!(after.verdict(dead).reason, "1 check failed: connection refused");
@@ -44,7 +44,7 @@ async fn a_new_backend_is_checked_before_it_counts_and_a_dead_one_never_does() {
 }
 
 #[tokio::test]
-async fn what_is_staged_and_dropped_leaves_no_trace() {
+async fn a_dropped_stage_changes_nothing() {
     let one = Origin::healthy("").await;
     let (_socket, dead) = refusing();
     let (metrics, registry) = (Metrics::new(), Registry::new());
@@ -56,13 +56,13 @@ async fn what_is_staged_and_dropped_leaves_no_trace() {
     let mut running = Running::start(prober);
     running.until_ready().await;
 
-    let after = before.successor(&[dead]).await;
+    let after = before.reloaded(&[dead]).await;
     drop(checks.stage([after.checked("web", tcp())]).await);
     assert_eq!(after.verdicts.get(&dead.into()), None);
     let text = TextEncoder::new().encode_to_string(&registry.gather()).expect("metrics can be encoded");
     assert!(!text.contains(&dead.to_string()), "{text}");
     let checked = one.seen().len();
-    eventually("the pool from before is still checked", || one.seen().len() > checked + 2).await;
+    eventually("the old pool is still checked", || one.seen().len() > checked + 2).await;
     running.shut_down().await;
 }
 
@@ -80,7 +80,7 @@ async fn staging_takes_no_longer_than_the_timeout_of_a_check() {
 }
 
 #[tokio::test]
-async fn pools_come_and_go() {
+async fn pools_can_be_added_and_removed() {
     let (one, two) = (Origin::healthy("").await, Origin::healthy("").await);
     let (metrics, registry) = (Metrics::new(), Registry::new());
     metrics.register(&registry).expect("an empty registry has no names yet");
@@ -99,13 +99,13 @@ async fn pools_come_and_go() {
     assert!(text.contains(r#"pool="api""#) && !text.contains(r#"pool="web""#), "{text}");
     let (gone, checked) = (one.seen().len(), two.seen().len());
     eventually("the new pool is checked", || two.seen().len() > checked + 4).await;
-    // One connection may have been on its way into the origin's queue.
+    // The origin may still accept one connection that was open before.
     assert!(one.seen().len() <= gone + 1);
     running.shut_down().await;
 }
 
 #[tokio::test]
-async fn checks_can_begin_and_cease() {
+async fn checks_of_a_pool_can_start_and_stop() {
     let (_socket, dead) = refusing();
     let unchecked = Pool::of(&[dead]).await;
     let mut prober = Prober::new(Metrics::new());
@@ -115,12 +115,12 @@ async fn checks_can_begin_and_cease() {
     running.until_ready().await;
     assert_eq!(unchecked.ready(), 1);
 
-    let checked = unchecked.successor(&[dead]).await;
+    let checked = unchecked.reloaded(&[dead]).await;
     let staged = checks.stage([checked.checked("web", tcp())]).await;
     checks.commit(staged).await.expect("the prober runs");
     assert_eq!((checked.ready(), checked.verdict(dead).up), (0, false));
 
-    let again = checked.successor(&[dead]).await;
+    let again = checked.reloaded(&[dead]).await;
     let staged = checks.stage([again.checked("web", none())]).await;
     checks.commit(staged).await.expect("the prober runs");
     assert_eq!((again.ready(), again.verdicts.get(&dead.into())), (1, None));
@@ -128,7 +128,7 @@ async fn checks_can_begin_and_cease() {
 }
 
 #[tokio::test]
-async fn other_checks_take_effect_and_the_verdict_stays_until_they_have_decided() {
+async fn a_verdict_stays_until_changed_checks_have_decided() {
     let failing = Origin::answering("HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n").await;
     let before = Pool::of(&[failing.address]).await;
     let mut prober = Prober::new(Metrics::new());
@@ -138,7 +138,7 @@ async fn other_checks_take_effect_and_the_verdict_stays_until_they_have_decided(
     running.until_ready().await;
     let since = before.verdict(failing.address).since;
 
-    let after = before.successor(&[failing.address]).await;
+    let after = before.reloaded(&[failing.address]).await;
     let staged = checks.stage([after.checked("web", http())]).await;
     checks.commit(staged).await.expect("the prober runs");
     let verdict = after.verdict(failing.address);
@@ -150,18 +150,18 @@ async fn other_checks_take_effect_and_the_verdict_stays_until_they_have_decided(
 }
 
 #[tokio::test]
-async fn commits_take_effect_in_turn() {
+async fn commits_take_effect_in_order() {
     let origin = Origin::healthy("").await;
     let first = Pool::of(&[]).await;
     let mut prober = Prober::new(Metrics::new());
     first.add_to(&mut prober, "web", tcp());
     let checks = prober.checks();
-    let with = first.successor(&[origin.address]).await;
-    let without = first.successor(&[]).await;
+    let with = first.reloaded(&[origin.address]).await;
+    let without = first.reloaded(&[]).await;
     let with = checks.stage([with.checked("web", tcp())]).await;
     let without = checks.stage([without.checked("web", tcp())]).await;
     let both = async { tokio::join!(checks.commit(with), checks.commit(without)) };
-    // They wait for the start.
+    // The commits wait for the start of the prober.
     let start = async { Running::start(prober) };
     let (done, running) = tokio::join!(both, start);
     assert_eq!(done, (Ok(()), Ok(())));
@@ -170,7 +170,7 @@ async fn commits_take_effect_in_turn() {
 }
 
 #[tokio::test]
-async fn nothing_can_be_committed_after_the_end() {
+async fn no_stage_can_be_committed_after_the_shutdown() {
     let origin = Origin::healthy("").await;
     let pool = Pool::of(&[origin.address]).await;
     let mut prober = Prober::new(Metrics::new());
@@ -183,17 +183,17 @@ async fn nothing_can_be_committed_after_the_end() {
     assert_eq!(checks.commit(staged).await, Err(Stopped));
 }
 
-/// Changes of health, as they were told.
+/// An observer that stores all changes of health.
 #[derive(Default)]
-struct Told(Mutex<Vec<(String, String, bool, String)>>);
+struct Changes(Mutex<Vec<(String, String, bool, String)>>);
 
-impl Told {
+impl Changes {
     fn all(&self) -> Vec<(String, String, bool, String)> {
         self.0.lock().expect("not poisoned").clone()
     }
 }
 
-impl Observer for Told {
+impl Observer for Changes {
     fn changed(&self, pool: &str, backend: &str, up: bool, reason: &str) {
         let change = (pool.to_owned(), backend.to_owned(), up, reason.to_owned());
         self.0.lock().expect("not poisoned").push(change);
@@ -201,12 +201,12 @@ impl Observer for Told {
 }
 
 #[tokio::test]
-async fn changes_are_told_and_a_first_success_is_none() {
+async fn an_observer_sees_all_changes_but_not_a_first_success() {
     let healthy = Origin::healthy("").await;
     let (socket, address) = refusing();
     let pool = Pool::of(&[healthy.address, address]).await;
-    let told = Arc::new(Told::default());
-    let mut prober = Prober::new(Metrics::new()).observed_by(told.clone());
+    let changes = Arc::new(Changes::default());
+    let mut prober = Prober::new(Metrics::new()).observed_by(changes.clone());
     pool.add_to(&mut prober, "web", tcp());
     let mut running = Running::start(prober);
     running.until_ready().await;
@@ -214,9 +214,9 @@ async fn changes_are_told_and_a_first_success_is_none() {
         ("web".to_owned(), address.to_string(), up, reason.to_owned())
     };
     let down = change(address, false, "1 check failed: connection refused");
-    assert_eq!(told.all(), std::slice::from_ref(&down));
+    assert_eq!(changes.all(), std::slice::from_ref(&down));
     let _listener = socket.listen(16).expect("the address is ours");
     let up = change(address, true, "2 checks passed");
-    eventually("it is told that the backend is up", || told.all() == [down.clone(), up.clone()]).await;
+    eventually("the backend is up", || changes.all() == [down.clone(), up.clone()]).await;
     running.shut_down().await;
 }

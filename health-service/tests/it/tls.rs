@@ -1,4 +1,4 @@
-//! Checks of backends that speak TLS, with a certificate authority of the test's own.
+//! Checks of backends that use TLS, with certificates of the test.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
@@ -15,7 +15,7 @@ use crate::origin::{Manner, Origin, ok};
 
 pub(crate) const NAME: &str = "origin.example";
 
-/// A TLS server that answers every request with 200; its thread ends with the process.
+/// A TLS server that responds to every request with status 200. Its thread ends with the process.
 struct TlsOrigin {
     address: SocketAddr,
     certificate: Vec<u8>,
@@ -35,7 +35,7 @@ impl TlsOrigin {
     }
 }
 
-/// A TLS server with a certificate of its own for [`NAME`], and that certificate.
+/// The configuration of a TLS server with a new self-signed certificate for [`NAME`], and this certificate.
 pub(crate) fn server_config() -> (rustls::ServerConfig, Vec<u8>) {
     let made = rcgen::generate_simple_self_signed([NAME.to_owned()]).expect("a valid name");
     let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).expect("a key of a known kind");
@@ -49,7 +49,7 @@ pub(crate) fn server_config() -> (rustls::ServerConfig, Vec<u8>) {
     (config, made.cert.der().to_vec())
 }
 
-/// A peer that trusts this certificate and no other.
+/// A peer that accepts only this certificate.
 pub(crate) fn trusting(certificate: &[u8], sni: &str) -> HttpPeer {
     let mut peer = HttpPeer::new("0.0.0.0:1", true, sni.to_owned());
     let ca = [WrappedX509::new(certificate.to_vec(), parse_x509)];
@@ -62,7 +62,7 @@ fn serve(listener: &TcpListener, config: &Arc<rustls::ServerConfig>) {
         let Ok(connection) = rustls::ServerConnection::new(Arc::clone(config)) else { return };
         let mut tls = rustls::StreamOwned::new(connection, stream);
         let mut buffer = [0; 1024];
-        // A check that only connects leaves here: it sends no request.
+        // A TCP check sends no request and closes the connection here.
         if tls.read(&mut buffer).is_ok_and(|length| length > 0) {
             let _ = tls.write_all(ok("ok").as_bytes());
             tls.conn.send_close_notify();
@@ -88,7 +88,7 @@ async fn a_trusted_backend_passes() {
 }
 
 #[tokio::test]
-async fn an_unknown_issuer_fails_unless_nothing_is_verified() {
+async fn an_unknown_issuer_fails_unless_verification_is_off() {
     let (origin, other) = (TlsOrigin::start(), TlsOrigin::start());
     let reason = check(CheckKind::Tcp, other.peer(NAME), origin.address).await.map_err(|e| e.to_string());
     assert_eq!(reason, Err("TLS: invalid peer certificate: BadSignature".to_owned()));
@@ -98,10 +98,10 @@ async fn an_unknown_issuer_fails_unless_nothing_is_verified() {
 }
 
 #[tokio::test]
-async fn another_name_fails() {
+async fn a_certificate_for_another_name_fails() {
     let origin = TlsOrigin::start();
     let error = check(CheckKind::Tcp, origin.peer("other.example"), origin.address).await;
-    let reason = error.expect_err("the name does not fit").to_string();
+    let reason = error.expect_err("the name does not match").to_string();
     assert!(reason.starts_with("TLS: invalid peer certificate: certificate not valid for name"), "{reason}");
 }
 
@@ -109,7 +109,7 @@ async fn another_name_fails() {
 async fn a_backend_that_does_not_speak_tls_fails() {
     let origin = Origin::start(Manner::Banner(b"220 mail.example.com ESMTP\r\n".to_vec())).await;
     let error = check(CheckKind::Tcp, TlsOrigin::start().peer(NAME), origin.address).await;
-    let reason = error.expect_err("that is no handshake").to_string();
+    let reason = error.expect_err("the banner is not a TLS handshake").to_string();
     assert!(reason.starts_with("TLS: received corrupt message"), "{reason}");
 }
 
