@@ -1,22 +1,23 @@
-//! Headers that are meant for the next hop only (RFC 9110, 7.6.1).
+//! Hop-by-hop fields, which are meant for the next hop only (RFC 9110, section 7.6.1).
 //!
-//! Pingora drops those of a request, but passes those of an answer on; [`strip`] drops them. Of upgrades it passes on only
-//! WebSocket; [`upgrade`] says which others are.
+//! Pingora drops those of a request but forwards those of a response, which [`strip`] drops. It forwards only WebSocket
+//! upgrades; [`upgrade`] decides about the others.
 
 use http::header::{CONNECTION, HeaderName, UPGRADE};
 use http::{HeaderMap, HeaderValue, StatusCode, Version};
 use pingora::http::{RequestHeader, ResponseHeader};
 
-/// Known as hop-by-hop, whether or not `Connection` names them. Not `Transfer-Encoding`: Pingora frames the answer by it.
+/// Hop-by-hop fields even if `Connection` does not name them. `Transfer-Encoding` is missing because Pingora frames the
+/// response by it.
 const ALWAYS: [&str; 3] = ["keep-alive", "proxy-connection", "upgrade"];
 
-/// Never dropped, whatever `Connection` says: they frame the message, or are the client's alone.
+/// Fields that are never dropped, even if `Connection` names them: they frame the message or belong to the client.
 const NEVER: [HeaderName; 4] =
     [CONNECTION, http::header::CONTENT_LENGTH, http::header::TRANSFER_ENCODING, http::header::SET_COOKIE];
 
-/// The protocol that a request asks to switch to, if it is to be passed on beside WebSocket.
+/// Returns the protocol that a request asks to switch to, if it is one other than WebSocket that is forwarded.
 ///
-/// Not HTTP/2 in plain text: what follows such an upgrade are requests that no route would see.
+/// HTTP/2 in plain text is not forwarded: requests after such an upgrade would bypass the routes.
 pub fn upgrade(sent: &RequestHeader) -> Option<&HeaderValue> {
     let protocol = sent.headers.get(UPGRADE)?;
     let is_http2 = protocol.to_str().is_ok_and(|text| text.to_ascii_lowercase().contains("h2c"));
@@ -24,12 +25,13 @@ pub fn upgrade(sent: &RequestHeader) -> Option<&HeaderValue> {
     (asks && !is_http2 && sent.headers.get_all(UPGRADE).iter().count() == 1).then_some(protocol)
 }
 
-/// Whether `Connection` names this header.
+/// Returns whether `Connection` names this field.
 fn lists(headers: &HeaderMap, name: &HeaderName) -> bool {
     nominated(headers).any(|nominated| nominated == *name)
 }
 
-/// Drops those of an answer. One that switches protocols, or demands it, keeps them: there they are the point.
+/// Drops the hop-by-hop fields of a response. A response that switches protocols, or demands it (426), keeps them,
+/// because the client needs them.
 pub fn strip(answer: &mut ResponseHeader) {
     if matches!(answer.status, StatusCode::SWITCHING_PROTOCOLS | StatusCode::UPGRADE_REQUIRED) {
         return;
@@ -39,7 +41,7 @@ pub fn strip(answer: &mut ResponseHeader) {
     }
 }
 
-/// One look at each header; most answers have nothing to drop, and pay no allocation.
+/// Looks at each field once. Most responses have nothing to drop and cost no allocation.
 fn to_drop(headers: &HeaderMap) -> Vec<HeaderName> {
     let is_always = |name: &&HeaderName| ALWAYS.contains(&name.as_str());
     let mut names: Vec<_> = headers.keys().filter(is_always).cloned().collect();
@@ -49,7 +51,7 @@ fn to_drop(headers: &HeaderMap) -> Vec<HeaderName> {
     names
 }
 
-/// The headers that `Connection` names.
+/// Returns the fields that `Connection` names.
 fn nominated(headers: &HeaderMap) -> impl Iterator<Item = HeaderName> {
     let named = headers.get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
     named
@@ -91,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn what_connection_names_is_dropped() {
+    fn fields_that_connection_names_are_dropped() {
         let sent = [
             ("connection", "close, X-Private"),
             ("x-private", "1"),
@@ -105,13 +107,13 @@ mod tests {
     }
 
     #[test]
-    fn what_frames_the_message_stays() {
+    fn fields_that_frame_the_message_stay() {
         let sent = [("connection", "content-length, transfer-encoding"), ("content-length", "3")];
         assert!(answer(200, &sent).headers.contains_key("content-length"));
     }
 
     #[test]
-    fn an_upgrade_stays_only_where_it_happens() {
+    fn an_upgrade_field_stays_only_in_a_response_that_switches_protocols() {
         let sent = [("connection", "Upgrade"), ("upgrade", "websocket")];
         assert!(answer(101, &sent).headers.contains_key("upgrade"));
         assert!(!answer(200, &sent).headers.contains_key("upgrade"));

@@ -1,18 +1,18 @@
-//! Lines that a thread of its own writes: the queue in front of it, and what happens when the target takes no more.
+//! A bounded queue of lines and the thread that writes them, used by both logs.
 //!
 //! ```text
 //! any thread --try_send--> queue (bounded) --> writer thread --write(2)--> sink
 //!                            | full: dropped, counted
 //! ```
 //!
-//! - Whoever has a line never waits, whatever the target does: a disk that stands still, a pipe without a reader, a terminal
-//!   that is stopped.
-//! - A line is one element of the queue and only one thread writes, so lines never run into each other. A batch is one `write`,
-//!   so this also holds for two processes that append to one file during an upgrade.
-//! - Between two batches the thread waits for [`Pace::gather`], if that is not zero, instead of being woken for each line.
-//!   Without lines it sleeps.
-//! - Reopening, flushing and the end are flags that the thread sees between two batches, so every line is written before or
-//!   after them. A queue is never longer than what the thread writes between two looks at the flags.
+//! - A thread that queues a line never waits, even when the target accepts no bytes: a stalled disk, a pipe without a
+//!   reader, a stopped terminal.
+//! - A line is one element of the queue and only one thread writes, so lines never interleave. A batch is one `write`,
+//!   so lines of two processes that append to one file during an upgrade do not interleave either.
+//! - If [`Pace::gather`] is not zero, the thread waits that long between two batches instead of being woken for each
+//!   line. It sleeps while the queue is empty.
+//! - Reopening, flushing and the end are flags that the thread reads between two batches, so every line is written
+//!   either before or after them. The thread reads the flags at least once per queue length.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -23,58 +23,58 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, MutexGuard};
 
-/// Lines that wait at most: a tenth of a second of an access log at 160,000 requests a second.
+/// The capacity of the queue in lines: a tenth of a second of an access log at 160,000 requests per second.
 const QUEUE: usize = 16_384;
 
-/// A batch is written when it has this many bytes, even if the queue holds more.
+/// The size in bytes at which a batch is written, even if the queue holds more lines.
 const BATCH_BYTES: usize = 1 << 20;
 
-/// How long to wait for a target that is full and does not block.
+/// The pause before the next write to a non-blocking target that is full.
 const RETRY: Duration = Duration::from_millis(10);
 
-/// Dropped lines are reported this often at most.
+/// The shortest time between two reports of dropped lines.
 const REPORT: Duration = Duration::from_secs(1);
 
-/// How much longer than its deadline the thread may take to say that it has ended.
+/// The time after its deadline within which the thread must report that it has ended.
 const GRACE: Duration = Duration::from_millis(100);
 
-/// Where lines go. Only the writer thread calls it.
+/// The target of the lines. Only the writer thread calls it.
 pub trait Sink: Send + 'static {
     /// Writes a part of `bytes`, as [`io::Write::write`] does.
     ///
     /// # Errors
-    /// The rest of the batch is dropped then.
+    /// When the target cannot be written to. The rest of the batch is then dropped.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize>;
 
-    /// Opens the target anew.
+    /// Reopens the target.
     fn reopen(&mut self) {}
 
-    /// A write has failed, and the one before it had not.
+    /// Reports that a write has failed after one that succeeded.
     fn failed(&mut self, error: &io::Error);
 
-    /// Writing works, and this many lines were dropped since the last report.
+    /// Reports that writing works and that this many lines were dropped since the last report.
     fn dropped(&mut self, lines: u64);
 }
 
-/// When lines are written.
+/// The timing of the writer thread.
 #[derive(Clone, Copy, Debug)]
 pub struct Pace {
-    /// How long lines gather before they are written together; zero: not at all.
+    /// The time for which lines are collected before they are written together. Zero: they are written at once.
     pub gather: Duration,
-    /// How long the end waits for a target that does not take the last lines.
+    /// The longest time that the end waits for a target that does not accept the last lines.
     pub farewell: Duration,
 }
 
-/// The way into the queue. Clones lead to the same one.
+/// A handle to the queue. Clones share the queue.
 #[derive(Clone, Debug)]
 pub struct Lines {
     sender: SyncSender<Message>,
     shared: Arc<Shared>,
 }
 
-/// Keeps the writer alive. Its [`end`](Self::end), at the latest when it is dropped, writes what is queued.
+/// Keeps the writer thread alive. [`end`](Self::end) writes the queued lines; dropping the guard calls it.
 ///
-/// Lines that come after that are dropped and counted.
+/// Lines that are queued after the end are dropped and counted.
 #[derive(Debug)]
 #[must_use = "the writer ends when the guard is dropped"]
 pub struct LinesGuard {
@@ -87,7 +87,8 @@ pub struct LinesGuard {
 #[derive(Debug)]
 enum Message {
     Line(Vec<u8>),
-    /// Look at the flags in [`Shared`]. When the queue is too full for this the thread is awake anyway.
+    /// Makes the thread read the flags in [`Shared`]. If the queue is too full for this message, the thread is awake
+    /// anyway.
     Wake,
 }
 
@@ -95,13 +96,13 @@ enum Message {
 struct Shared {
     dropped: AtomicU64,
     reopen: AtomicBool,
-    /// Those who wait until all lines that are queued now have been written.
+    /// The callers that wait until all lines queued before their call have been written.
     flushes: Mutex<Vec<SyncSender<()>>>,
-    /// Set once, at the end: until when the last lines may be written.
+    /// Set once, at the end: the deadline for writing the last lines.
     stop: OnceLock<Instant>,
 }
 
-/// The thread's own state.
+/// The state of the writer thread.
 struct Writer<S> {
     receiver: Receiver<Message>,
     shared: Arc<Shared>,
@@ -110,20 +111,20 @@ struct Writer<S> {
     /// Lines taken from the queue and not yet written; empty between two batches.
     batch: Vec<u8>,
     batch_lines: u64,
-    /// Whether the last write failed: a full disk is reported once, not per batch.
+    /// Whether the last write failed. A full disk is reported once, not once per batch.
     failing: bool,
-    /// What had been dropped at the last report.
+    /// The number of dropped lines at the last report.
     reported: u64,
-    /// No report before this.
+    /// The time of the next report at the earliest.
     report_after: Instant,
 }
 
 // === impl Lines ===
 
 impl Lines {
-    /// Starts the writer thread of this name.
+    /// Starts the writer thread under this name.
     ///
-    /// Threads do not survive a fork: a daemon calls this after it went into the background.
+    /// Threads do not survive a fork, so a daemon calls this after it has gone into the background.
     ///
     /// # Errors
     /// When the thread cannot be started.
@@ -150,26 +151,27 @@ impl Lines {
         Ok((lines, guard))
     }
 
-    /// Queues a line, which ends with its line end. Never waits; drops the line when the queue is full.
+    /// Queues a line, which includes its line feed. Never waits; drops the line if the queue is full.
     pub fn push(&self, line: Vec<u8>) {
         if self.sender.try_send(Message::Line(line)).is_err() {
             self.shared.dropped.fetch_add(1, Ordering::Relaxed);
         }
     }
 
-    /// Lines that were not written, because the queue was full, the target refused them, or the writer had ended.
+    /// Returns the number of lines that were not written because the queue was full, the write failed, or the writer
+    /// had ended.
     pub fn dropped(&self) -> u64 {
         self.shared.dropped.load(Ordering::Relaxed)
     }
 
-    /// Opens the target anew. Returns at once; no line is lost.
+    /// Reopens the target. Returns at once and loses no line.
     pub fn reopen(&self) {
         self.shared.reopen.store(true, Ordering::Release);
         self.wake();
     }
 
-    /// Waits until all lines that are queued now have been written, or dropped by the target, but no longer than `patience`.
-    /// Whether it was so.
+    /// Waits until all lines queued so far have been written or dropped, at most for `patience`. Returns whether that
+    /// happened in time.
     pub fn flush(&self, patience: Duration) -> bool {
         let (done, flushed) = sync_channel(1);
         self.shared.flushes().push(done);
@@ -179,13 +181,13 @@ impl Lines {
         flushed.recv_timeout(patience).is_ok()
     }
 
-    /// Whether no other clone is left that could write a line, but for that of the guard.
+    /// Returns whether this is the last clone that can queue a line, apart from the guard's.
     pub fn is_last(&self) -> bool {
-        // The thread has it, too.
+        // The writer thread also holds one.
         Arc::strong_count(&self.shared) <= 3
     }
 
-    /// Whether there is a thread. One whose queue is full is awake.
+    /// Wakes the writer thread and returns whether it exists. A thread whose queue is full is awake.
     fn wake(&self) -> bool {
         !matches!(self.sender.try_send(Message::Wake), Err(TrySendError::Disconnected(_)))
     }
@@ -194,14 +196,15 @@ impl Lines {
 // === impl LinesGuard ===
 
 impl LinesGuard {
-    /// Writes what is queued and ends the thread, or gives up after [`Pace::farewell`]. Whether all was written in time.
+    /// Writes the queued lines and ends the thread, or gives up after [`Pace::farewell`]. Returns whether all lines
+    /// were written in time.
     pub fn end(&mut self) -> bool {
         if std::mem::replace(&mut self.is_over, true) {
             return true;
         }
         let deadline = *self.lines.shared.stop.get_or_init(|| Instant::now() + self.farewell);
         self.lines.wake();
-        // The thread keeps the deadline unless it hangs in a system call; it gets a moment more to say so.
+        // The thread keeps the deadline unless it hangs in a system call, so it gets a little more time to report.
         let patience = deadline.saturating_duration_since(Instant::now()) + GRACE;
         self.ended.recv_timeout(patience) != Err(RecvTimeoutError::Timeout)
     }
@@ -217,7 +220,6 @@ impl Drop for LinesGuard {
 
 impl Shared {
     fn flushes(&self) -> MutexGuard<'_, Vec<SyncSender<()>>> {
-        // A list is never half changed.
         self.flushes.lock()
     }
 
@@ -239,12 +241,12 @@ impl<S: Sink> Writer<S> {
             if self.shared.reopen.swap(false, Ordering::AcqRel) {
                 self.sink.reopen();
             }
-            // The message to wake up may have been drained with the lines, so the flag is read after that;
-            // and lines may have come between, so the queue is drained once more.
+            // Draining the queue might have removed the message that wakes the thread, so the flag is read after that.
+            // Lines might have arrived in between, so the queue is drained once more.
             if self.shared.is_stopping() {
                 self.drain();
                 self.report();
-                // The report may be a line of this very queue.
+                // The report might be a line of this queue.
                 return self.flush();
             }
             if Instant::now() >= self.report_after {
@@ -253,14 +255,14 @@ impl<S: Sink> Writer<S> {
         }
     }
 
-    /// Writes what is queued, and says so to those who wait for it. They have queued their lines before they asked. One who asks
-    /// while the queue is full cannot wake the thread, so the list is looked at once more when there is room.
+    /// Writes the queued lines and notifies the callers of `flush`, whose lines were queued before their call. A caller
+    /// cannot wake the thread while the queue is full, so the list is read once more when there is room.
     fn flush(&mut self) {
         loop {
             let flushes = std::mem::take(&mut *self.shared.flushes());
             self.drain();
             for flush in flushes {
-                // A caller of flush that waited for too long is gone.
+                // Fails if the caller of `flush` has timed out.
                 let _ = flush.try_send(());
             }
             if self.shared.flushes().is_empty() {
@@ -269,9 +271,8 @@ impl<S: Sink> Writer<S> {
         }
     }
 
-    /// Writes what is queued, until nothing is.
-    ///
-    /// Stops after one queue's worth at the latest, so that constant traffic delays no flag.
+    /// Writes queued lines until the queue is empty, at most one queue length, so that constant traffic does not delay
+    /// the flags.
     fn drain(&mut self) {
         for _ in 0..QUEUE {
             let Ok(message) = self.receiver.try_recv() else { break };
@@ -293,7 +294,7 @@ impl<S: Sink> Writer<S> {
         }
     }
 
-    /// After this the batch is empty: written, or dropped.
+    /// Writes or drops the batch, which is empty afterwards.
     fn write_batch(&mut self) {
         if self.batch.is_empty() {
             return;
@@ -321,7 +322,7 @@ impl<S: Sink> Writer<S> {
     }
 }
 
-/// Writes everything; waits for a pipe that is full and does not block, but not beyond the end.
+/// Writes all bytes. Waits for a non-blocking pipe that is full, at most until the end's deadline.
 fn write_patiently(sink: &mut impl Sink, mut bytes: &[u8], stop: &OnceLock<Instant>) -> io::Result<()> {
     while !bytes.is_empty() {
         match sink.write(bytes) {
@@ -349,7 +350,7 @@ mod tests {
     const PACE: Pace = Pace { gather: Duration::ZERO, farewell: Duration::from_millis(50) };
     const PATIENCE: Duration = Duration::from_secs(10);
 
-    /// What was written and reported; closed: a write hangs.
+    /// A sink that records what is written and reported. While `closed` is set, a write hangs.
     #[derive(Default)]
     struct Target {
         state: Mutex<State>,
@@ -415,7 +416,7 @@ mod tests {
     }
 
     #[test]
-    fn a_target_that_hangs_holds_up_nobody() {
+    fn a_hanging_target_does_not_delay_callers() {
         let (target, lines, mut guard) = start();
         target.close(true);
         lines.push(b"first\n".to_vec());

@@ -1,11 +1,11 @@
-//! Where clients connect, and how an accepted connection finds the listener it came through.
+//! Listeners: the addresses that clients connect to.
 
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-/// Index of a listener in [`Listeners`]; metrics and routes use it instead of the name.
+/// The index of a listener in [`Listeners`]. Metrics and routes use it instead of the name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ListenerId(pub usize);
 
@@ -18,12 +18,12 @@ pub enum ListenAddress {
     Unix(PathBuf),
 }
 
-/// One listener as the proxy needs it.
+/// A listener as the proxy uses it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listener {
-    /// What metrics, routes and the access log call it; the address unless it was given a name.
+    /// The name in metrics, routes and the access log; the address by default.
     pub name: Arc<str>,
-    /// Where it listens.
+    /// The address that it listens on.
     pub address: ListenAddress,
 }
 
@@ -34,7 +34,7 @@ pub struct Listeners(Box<[Listener]>);
 // === impl ListenAddress ===
 
 impl ListenAddress {
-    /// The key under which Pingora looks an already bound socket up: `1.2.3.4:80`, or the path.
+    /// Returns the key under which Pingora looks up a socket that is already bound: `1.2.3.4:80`, or the path.
     pub fn bind_key(&self) -> String {
         match self {
             Self::Tcp(address) => address.to_string(),
@@ -55,27 +55,27 @@ impl fmt::Display for ListenAddress {
 // === impl Listeners ===
 
 impl Listeners {
-    /// Listeners in the order of the configuration.
+    /// Creates the table, in the order of the configuration.
     pub fn new(listeners: impl IntoIterator<Item = Listener>) -> Self {
         Self(listeners.into_iter().collect())
     }
 
-    /// Each listener with its id.
+    /// Returns each listener with its id.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = (ListenerId, &Listener)> {
         self.0.iter().enumerate().map(|(index, listener)| (ListenerId(index), listener))
     }
 
-    /// How many there are.
+    /// Returns the number of listeners.
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// Whether there is none.
+    /// Returns whether there is no listener.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// The listener with this id, which must come from this table.
+    /// Returns the listener with this id, which must come from this table.
     pub fn get(&self, id: ListenerId) -> &Listener {
         &self.0[id.0]
     }

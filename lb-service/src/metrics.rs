@@ -1,7 +1,7 @@
 //! The proxy's metrics: names and labels for the counters of [`Traffic`](crate::traffic::Traffic) and of the pools.
 //!
-//! `prometheus::*Vec` merges series whose label values run together (`web` + `11` and `web1` + `1`), so these come from a
-//! `Collector` of our own. It reads at scrape time; the request path only adds to atomics.
+//! `prometheus::*Vec` merges series whose concatenated label values are equal (`web` + `11` and `web1` + `1`), so these
+//! families come from our own `Collector`. It reads the counters at scrape time; the request path only adds to atomics.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -15,16 +15,16 @@ use crate::pool::{Backend, Pool, PoolId};
 use crate::stats::{BUCKETS, HistogramSnapshot};
 use crate::traffic::{ListenerTraffic, PoolTraffic};
 
-/// Everything the proxy tells Prometheus.
+/// The collector of all metrics of the proxy.
 pub struct Metrics {
     current: Current,
     descriptions: Vec<Desc>,
 }
 
-/// The plan of one scrape: what is in no plan any more is in no scrape.
+/// The configuration that one scrape reports on. Backends that it no longer contains do not appear.
 struct View<'a>(&'a Plan);
 
-/// One metric family: its name, what it says, and its labels.
+/// The name, help and labels of one metric family.
 struct Family {
     name: &'static str,
     help: &'static str,
@@ -33,12 +33,12 @@ struct Family {
 
 const REQUESTS: Family = Family {
     name: "lb_requests_total",
-    help: "Requests answered, by the status the client saw (499: it left before an answer).",
+    help: "Requests by the status sent to the client (499: the client closed the connection before a response).",
     labels: &["listener", "pool", "code"],
 };
 const REQUEST_DURATION: Family = Family {
     name: "lb_request_duration_seconds",
-    help: "From the head of a request to the end of its answer.",
+    help: "Time from the head of a request to the end of its response, in seconds.",
     labels: &["listener", "pool"],
 };
 const REQUEST_BYTES: Family = Family {
@@ -53,76 +53,73 @@ const RESPONSE_BYTES: Family = Family {
 };
 const IN_FLIGHT: Family = Family {
     name: "lb_requests_in_flight",
-    help: "Requests being worked on, upgraded connections included.",
+    help: "Requests in flight, including upgraded connections.",
     labels: &["listener"],
 };
 const CONNECTIONS: Family =
-    Family { name: "lb_connections_total", help: "Client connections accepted.", labels: &["listener"] };
+    Family { name: "lb_connections_total", help: "Accepted client connections.", labels: &["listener"] };
 const CONNECTIONS_ACTIVE: Family =
-    Family { name: "lb_connections_active", help: "Client connections open.", labels: &["listener"] };
+    Family { name: "lb_connections_active", help: "Open client connections.", labels: &["listener"] };
 const REJECTED: Family = Family {
     name: "lb_rejected_total",
-    help: "Requests that were sent to no backend, by reason.",
+    help: "Requests rejected by the load balancer without being sent to a backend, by reason.",
     labels: &["listener", "reason"],
 };
 const UPSTREAM_REQUESTS: Family = Family {
     name: "lb_upstream_requests_total",
-    help: "Answers of backends, by status.",
+    help: "Responses of backends, by status.",
     labels: &["pool", "backend", "code"],
 };
 const UPSTREAM_DURATION: Family = Family {
     name: "lb_upstream_request_duration_seconds",
-    help: "From sending a request to a backend to the first byte of its answer.",
+    help: "Time from sending a request to a backend to the first byte of its response, in seconds.",
     labels: &["pool", "backend"],
 };
 const UPSTREAM_IN_FLIGHT: Family = Family {
     name: "lb_upstream_requests_in_flight",
-    help: "Requests that a backend is working on.",
+    help: "Requests in flight at a backend.",
     labels: &["pool", "backend"],
 };
 const UPSTREAM_CONNECTIONS: Family = Family {
     name: "lb_upstream_connections_total",
-    help: "Requests by whether their connection to the backend was kept alive from an earlier one.",
+    help: "Requests sent to backends, by whether their connection was reused.",
     labels: &["pool", "backend", "reused"],
 };
 const UPSTREAM_ERRORS: Family = Family {
     name: "lb_upstream_errors_total",
-    help: "Failures of backends, by reason.",
+    help: "Failed attempts at backends, by reason.",
     labels: &["pool", "backend", "reason"],
 };
 const RETRIES: Family = Family {
     name: "lb_upstream_retries_total",
-    help: "Requests sent to another backend because one had failed them.",
+    help: "Requests retried on another backend.",
     labels: &["pool"],
 };
 const RETRIES_DENIED: Family = Family {
     name: "lb_upstream_retries_denied_total",
-    help: "Requests not sent to another backend because the budget for that was used up.",
+    help: "Retries denied because the retry budget was used up.",
     labels: &["pool"],
 };
-const QUEUE_LENGTH: Family = Family {
-    name: "lb_upstream_queue_length",
-    help: "Requests that wait for a backend with room.",
-    labels: &["pool"],
-};
+const QUEUE_LENGTH: Family =
+    Family { name: "lb_upstream_queue_length", help: "Requests waiting in the queue.", labels: &["pool"] };
 const EJECTIONS: Family = Family {
     name: "lb_backend_ejections_total",
-    help: "How often a backend was left out for a while because it failed requests or was too slow.",
+    help: "Ejections of a backend by outlier detection.",
     labels: &["pool", "backend"],
 };
 const PANIC: Family = Family {
     name: "lb_pool_panic",
-    help: "Whether so few backends are available that all are used.",
+    help: "1 while the pool is in panic mode, otherwise 0.",
     labels: &["pool"],
 };
 const PANICS: Family = Family {
     name: "lb_pool_panics_total",
-    help: "How often so few backends were available that all were used.",
+    help: "Times that the pool entered panic mode.",
     labels: &["pool"],
 };
 const HASH_KEYS_MISSING: Family = Family {
     name: "lb_hash_keys_missing_total",
-    help: "Requests without what the pool hashes on, which took turns instead.",
+    help: "Requests without a hash key, balanced by round robin.",
     labels: &["pool"],
 };
 
@@ -152,7 +149,7 @@ const FAMILIES: [&Family; 20] = [
 // === impl Metrics ===
 
 impl Metrics {
-    /// Adds the metrics of whatever is the current plan to `registry`.
+    /// Registers the metrics of the current configuration with `registry`.
     ///
     /// # Errors
     /// When `registry` has a family of the same name already.
@@ -256,7 +253,7 @@ impl View<'_> {
         self.0.listeners.iter().map(|(id, listener)| (&*listener.name, &**self.0.traffic(id)))
     }
 
-    /// Each listener with each pool, and with none: requests that no route sent anywhere have an empty pool label.
+    /// Returns each listener with each pool, and with no pool: requests that matched no route have an empty pool label.
     fn cells(&self) -> impl Iterator<Item = (&str, &str, &PoolTraffic)> {
         self.0.listeners.iter().flat_map(move |(id, listener)| {
             let named = self.pools().enumerate().map(|(pool, named)| (Some(PoolId(pool)), &*named.name));

@@ -1,14 +1,14 @@
-//! Which pool a request goes to: the first route of the table that matches it.
+//! Routes: the first route of the table that matches a request decides its pool.
 //!
-//! A route names any of listener, host, path, methods and headers; all that it names must match, and what it
-//! does not name matches everything. The table is read top-down, so a route is useless when an earlier one
-//! matches everything that it matches: [`shadowed_by`] finds those, and the configuration refuses them.
+//! A route can name a listener, hosts, paths, methods and headers. All criteria that it names must match. The table is
+//! read from the top, so a route is unreachable when an earlier one matches every request that it matches:
+//! [`shadowed_by`] finds such routes, and the configuration rejects them.
 //!
-//! Invariants: [`RouteTable::find`] allocates nothing and looks at nothing but its arguments;
-//! [`shadowed_by`] never accuses a route that some request could reach.
+//! Invariants: [`RouteTable::find`] allocates nothing and depends on its arguments alone. [`shadowed_by`] never reports
+//! a route that some request could reach.
 //!
 //! Paths are compared as the client sent them: case-sensitive, without decoding `%2F` and the like and
-//! without resolving `..`. A route is therefore no access control for a backend that does decode them.
+//! without resolving `..`. A route is therefore not an access control for a backend that decodes them.
 
 use std::fmt;
 use std::net::Ipv6Addr;
@@ -18,39 +18,39 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use crate::listener::ListenerId;
 use crate::pool::PoolId;
 
-/// One row of the table: what it matches, and where that goes.
+/// A row of the table: the criteria, and the pool for requests that match them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Route {
-    /// The listener the client connected to; absent: any.
+    /// The listener that the client connected to. `None` matches any.
     pub listener: Option<ListenerId>,
-    /// The host the client asked for; absent: any, and also none.
+    /// The host that the client asked for. `None` matches any host, and also a request without one.
     pub host: Option<AnyOf<HostPattern>>,
     /// The path, without the query.
     pub path: AnyOf<PathPattern>,
-    /// The methods; empty: any.
+    /// The methods. An empty list matches any.
     pub methods: Vec<Method>,
-    /// Header lines that must all be there; other lines of the same name do not matter.
+    /// Header lines that must all be present; further lines with the same name do not matter.
     pub headers: Vec<(HeaderName, HeaderValue)>,
-    /// Where matching requests go.
+    /// The pool for matching requests.
     pub pool: PoolId,
 }
 
-/// Patterns of which any may match, in the order of the configuration.
+/// Alternative patterns, in the order of the configuration. One match is enough.
 ///
-/// A single one lies in the route itself, so a table without lists costs no further access to memory.
+/// A single pattern is stored in the route itself, so a table without lists costs no further memory access.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AnyOf<T> {
-    /// The only one.
+    /// The only pattern.
     One(T),
-    /// At least two.
+    /// At least two patterns.
     Several(Box<[T]>),
 }
 
 /// A host name, or all names below a domain.
 ///
-/// Letters are compared without regard to ASCII case. The port of the request's `Host` and a trailing dot are
-/// ignored. `*.example.com` matches `a.example.com` and `b.a.example.com`, but not `example.com`. An IPv6
-/// literal is compared as an address: `[::1]` matches `[0:0::1]:8080`.
+/// The comparison ignores ASCII case, the port of the request's `Host`, and a trailing dot. `*.example.com` matches
+/// `a.example.com` and `b.a.example.com`, but not `example.com`. An IPv6 literal is compared as an address: `[::1]`
+/// matches `[0:0::1]:8080`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct HostPattern(HostRule);
 
@@ -58,56 +58,57 @@ pub struct HostPattern(HostRule);
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum HostRule {
     Exact(Box<str>),
-    /// What follows the `*`, from its dot on: `.example.com`.
+    /// The part after the `*`, beginning with its dot: `.example.com`.
     Below(Box<str>),
     Ipv6(Ipv6Addr),
 }
 
-/// Why a text is not a [`HostPattern`].
+/// The reason why a text is not a [`HostPattern`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum HostPatternError {
     /// The text is empty.
     #[error("a host cannot be empty")]
     Empty,
-    /// There is a `*` other than in a leading `*.`.
+    /// The text has a `*` outside a leading `*.`.
     #[error("`*` can only stand for the first labels, as in `*.example.com`")]
     Wildcard,
-    /// It has a port, which would be ignored.
-    #[error("a host has no port here: the port of a request is ignored")]
+    /// The text has a port, which would be ignored.
+    #[error("a host has no port here, because the port of a request is ignored")]
     Port,
-    /// Brackets around something else than an IPv6 address.
-    #[error("what stands in brackets must be an IPv6 address")]
+    /// The brackets do not contain an IPv6 address.
+    #[error("the text in brackets must be an IPv6 address")]
     Ipv6,
-    /// A character that no host name has; names in other scripts are written in their `xn--` form.
-    #[error("`{0}` cannot be part of a host name (other scripts are written as `xn--…`)")]
+    /// The text has a character that is not allowed in a host name. Names in other scripts are written in their `xn--`
+    /// form.
+    #[error("`{0}` is not allowed in a host name (write other scripts as `xn--…`)")]
     Character(char),
-    /// Two dots in a row, or a dot at the start.
-    #[error("there is nothing between two dots")]
+    /// The text begins with a dot or has two dots in a row.
+    #[error("a label between two dots is empty")]
     EmptyLabel,
-    /// A label of more than 63 or a name of more than 253 characters.
-    #[error("a host name has at most 253 characters, and 63 between two dots")]
+    /// A label has more than 63 characters, or the name more than 253.
+    #[error("a host name has at most 253 characters, and each label between two dots at most 63")]
     TooLong,
 }
 
-/// A path, or all paths below one. The query is never part of a path.
+/// A path, or all paths below one. The query is not part of the path.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum PathPattern {
-    /// Every path, also the `*` of `OPTIONS *`.
+    /// Any path, including the `*` of `OPTIONS *`.
     Any,
     /// This path only.
     Exact(Box<str>),
-    /// This path and those below it. It ends where a segment ends: `/v1` matches `/v1`, `/v1/` and `/v1/x`
-    /// but not `/v10`; `/v1/` matches `/v1/` and `/v1/x` but not `/v1`.
+    /// This path and the paths below it. A prefix ends at the end of a segment: `/v1` matches `/v1`, `/v1/` and `/v1/x`
+    /// but not `/v10`, and `/v1/` matches `/v1/` and `/v1/x` but not `/v1`.
     Prefix(Box<str>),
 }
 
-/// What the table looks at in a request.
+/// The parts of a request that routes match on.
 #[derive(Clone, Copy, Debug)]
 pub struct RequestView<'a> {
-    /// The listener the client connected to.
+    /// The listener that the client connected to.
     pub listener: ListenerId,
-    /// The host the client asked for, with or without a port: the caller decides whether it is the `Host`
-    /// header or the authority of the request's URI.
+    /// The host that the client asked for, with or without a port. The caller decides whether it is the `Host` header
+    /// or the authority of the request's URI.
     pub host: Option<&'a str>,
     /// The path without the query.
     pub path: &'a str,
@@ -121,43 +122,43 @@ pub struct RequestView<'a> {
 #[derive(Clone, Debug)]
 pub struct RouteTable(Box<[Route]>);
 
-/// What of a route a request does not match: the first that differs, in the order of these.
+/// The first criterion of a route that a request does not match, in the order of the variants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mismatch<'a> {
-    /// It came through another listener.
+    /// The request came through another listener.
     Listener,
-    /// It asks for none of these hosts, or for no host.
+    /// The request asks for none of these hosts, or for no host.
     Host(&'a AnyOf<HostPattern>),
-    /// Its path is none of these.
+    /// The path is none of these.
     Path(&'a AnyOf<PathPattern>),
-    /// Its method is another.
+    /// The method is none of these.
     Method,
-    /// It has no line of this name with this value.
+    /// The request has no header line with this name and value.
     Header(&'a HeaderName),
 }
 
-/// What a route is to a request.
+/// The relation of a route to a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict<'a> {
-    /// The first that matches: the request takes it.
+    /// The first route that matches, which the request takes.
     Taken,
-    /// It matches as well, but the route at this index comes first.
+    /// The route matches as well, but the one at this index comes first.
     Behind(usize),
-    /// It does not match.
+    /// The route does not match.
     Not(Mismatch<'a>),
 }
 
-/// The host of a request, taken apart once for all routes.
+/// The host of a request, parsed once for all routes.
 #[derive(Clone, Copy)]
 enum Host<'a> {
     Name(&'a str),
     Ipv6(Ipv6Addr),
 }
 
-/// The routes that no request can reach, each with the first earlier route that matches all it matches:
+/// Returns the routes that no request can reach, each with the first earlier route that matches everything it matches:
 /// `(unreachable, because of)`, as positions in `routes`.
 ///
-/// One earlier route must do that alone. A route that several earlier ones cover together is not found.
+/// A route that only several earlier ones together cover is not reported.
 pub fn shadowed_by(routes: &[Route]) -> Vec<(usize, usize)> {
     let cover = |index: usize| routes[..index].iter().position(|earlier| earlier.covers(&routes[index]));
     (0..routes.len()).filter_map(|index| cover(index).map(|earlier| (index, earlier))).collect()
@@ -166,24 +167,24 @@ pub fn shadowed_by(routes: &[Route]) -> Vec<(usize, usize)> {
 // === impl RouteTable ===
 
 impl RouteTable {
-    /// A table that tries `routes` in this order.
+    /// Creates a table that tries `routes` in this order.
     pub fn new(routes: Vec<Route>) -> Self {
         Self(routes.into())
     }
 
-    /// The pool of the first route that matches.
+    /// Returns the pool of the first route that matches.
     pub fn find(&self, request: &RequestView<'_>) -> Option<PoolId> {
         self.position(request).map(|index| self.0[index].pool)
     }
 
-    /// The index of the first route that matches.
+    /// Returns the index of the first route that matches.
     pub fn position(&self, request: &RequestView<'_>) -> Option<usize> {
         let host = request.host.and_then(Host::parse);
         self.0.iter().position(|route| route.mismatch(request, host).is_none())
     }
 
-    /// What each route is to a request, in their order: at most one is [`Verdict::Taken`], the one that [`find`](Self::find)
-    /// finds.
+    /// Returns the relation of each route to a request, in the order of the table. At most one is [`Verdict::Taken`],
+    /// the one that [`find`](Self::find) returns.
     pub fn explain<'a>(&'a self, request: &RequestView<'_>) -> Vec<Verdict<'a>> {
         let host = request.host.and_then(Host::parse);
         let mut taken = None;
@@ -198,7 +199,7 @@ impl RouteTable {
         self.0.iter().enumerate().map(verdict).collect()
     }
 
-    /// The routes in their order.
+    /// Returns the routes in the order of the table.
     pub fn routes(&self) -> &[Route] {
         &self.0
     }
@@ -207,13 +208,13 @@ impl RouteTable {
 // === impl Route ===
 
 impl Route {
-    /// A route that sends everything to `pool`.
+    /// Creates a route that sends every request to `pool`.
     pub fn any(pool: PoolId) -> Self {
         let path = AnyOf::One(PathPattern::Any);
         Self { listener: None, host: None, path, methods: vec![], headers: vec![], pool }
     }
 
-    /// What of this route the request does not match; none: it matches all of it.
+    /// Returns the first criterion that the request does not match, `None` if it matches the route.
     fn mismatch(&self, request: &RequestView<'_>, host: Option<Host<'_>>) -> Option<Mismatch<'_>> {
         if self.listener.is_some_and(|listener| listener != request.listener) {
             Some(Mismatch::Listener)
@@ -233,7 +234,7 @@ impl Route {
         self.headers.iter().find(|(name, value)| !is_there(name, value)).map(|(name, _)| name)
     }
 
-    /// Whether every request that `later` matches is matched by `self`.
+    /// Returns whether this route matches every request that `later` matches.
     fn covers(&self, later: &Self) -> bool {
         self.listener.is_none_or(|listener| later.listener == Some(listener))
             && self.host.as_ref().is_none_or(|hosts| {
@@ -250,7 +251,7 @@ impl Route {
     }
 }
 
-/// Whether a request for `host` asks for one of `hosts`.
+/// Returns whether `host` is one of `hosts`.
 fn is_any_host(hosts: &AnyOf<HostPattern>, host: Option<Host<'_>>) -> bool {
     host.is_some_and(|host| hosts.any(|pattern| pattern.matches_host(host)))
 }
@@ -258,7 +259,7 @@ fn is_any_host(hosts: &AnyOf<HostPattern>, host: Option<Host<'_>>) -> bool {
 // === impl AnyOf ===
 
 impl<T> AnyOf<T> {
-    /// These patterns; `None` when there are none, since that would match nothing.
+    /// Creates the alternatives. `None` if there is none, because nothing would match.
     pub fn new(patterns: impl IntoIterator<Item = T>) -> Option<Self> {
         let mut patterns: Vec<T> = patterns.into_iter().collect();
         match patterns.len() {
@@ -267,7 +268,7 @@ impl<T> AnyOf<T> {
         }
     }
 
-    /// All of them.
+    /// Returns all patterns.
     pub fn as_slice(&self) -> &[T] {
         match self {
             Self::One(pattern) => std::slice::from_ref(pattern),
@@ -275,7 +276,7 @@ impl<T> AnyOf<T> {
         }
     }
 
-    /// Whether one of them is `meant`.
+    /// Returns whether `is_meant` holds for one pattern.
     fn any(&self, meant: impl Fn(&T) -> bool) -> bool {
         match self {
             Self::One(pattern) => meant(pattern),
@@ -283,9 +284,10 @@ impl<T> AnyOf<T> {
         }
     }
 
-    /// Whether everything that one of `others` matches is matched by one of these, where `covers` compares two patterns.
+    /// Returns whether each of `others` is covered by a single one of these patterns, where `covers` compares two
+    /// patterns.
     ///
-    /// Each of the others must be covered by a single one of these, so an answer of true is always right.
+    /// Several patterns that only together cover another one do not count, so `true` is always correct.
     fn cover(&self, others: &Self, covers: impl Fn(&T, &T) -> bool) -> bool {
         others.as_slice().iter().all(|other| self.any(|own| covers(own, other)))
     }
@@ -298,7 +300,7 @@ impl<T> From<T> for AnyOf<T> {
 }
 
 impl<T: fmt::Display> fmt::Display for AnyOf<T> {
-    /// A list is written in brackets: `[a.test, b.test]`.
+    /// Writes several patterns in brackets: `[a.test, b.test]`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::One(pattern) => pattern.fmt(f),
@@ -317,7 +319,7 @@ impl HostPattern {
     ///
     /// # Errors
     ///
-    /// What is wrong with the text, if it is none of these.
+    /// When the text is none of these.
     pub fn parse(text: &str) -> Result<Self, HostPatternError> {
         if let Ok(address) = text.parse() {
             return Ok(Self(HostRule::Ipv6(address)));
@@ -334,7 +336,7 @@ impl HostPattern {
         }
     }
 
-    /// Whether a request for `host` (with or without a port) is meant.
+    /// Returns whether a request for `host`, with or without a port, matches.
     pub fn matches(&self, host: &str) -> bool {
         Host::parse(host).is_some_and(|host| self.matches_host(host))
     }
@@ -348,7 +350,7 @@ impl HostPattern {
         }
     }
 
-    /// Whether every host that `other` matches is matched by `self`.
+    /// Returns whether this pattern matches every host that `other` matches.
     fn covers(&self, other: &Self) -> bool {
         match (&self.0, &other.0) {
             (HostRule::Below(domain), HostRule::Exact(name)) => is_below(name, domain),
@@ -368,7 +370,7 @@ impl fmt::Display for HostPattern {
     }
 }
 
-/// The rest of a pattern after its `[`.
+/// Parses the rest of a pattern after its `[`.
 fn ipv6_rule(rest: &str) -> Result<HostPattern, HostPatternError> {
     match rest.split_once(']') {
         Some((address, "")) => address
@@ -380,7 +382,7 @@ fn ipv6_rule(rest: &str) -> Result<HostPattern, HostPatternError> {
     }
 }
 
-/// The name in lower case and without a trailing dot.
+/// Returns the name in lower case and without a trailing dot.
 fn checked_name(name: &str) -> Result<String, HostPatternError> {
     let name = name.strip_suffix('.').unwrap_or(name);
     if name.is_empty() {
@@ -401,7 +403,7 @@ fn checked_name(name: &str) -> Result<String, HostPatternError> {
     Ok(name.to_ascii_lowercase())
 }
 
-/// Whether `name` is one or more labels followed by `domain`, which begins with its dot.
+/// Returns whether `name` is one or more labels followed by `domain`, which begins with its dot.
 fn is_below(name: &str, domain: &str) -> bool {
     name.len().checked_sub(domain.len()).and_then(|at| name.split_at_checked(at)).is_some_and(
         |(labels, rest)| rest.eq_ignore_ascii_case(domain) && !labels.split('.').any(str::is_empty),
@@ -411,7 +413,7 @@ fn is_below(name: &str, domain: &str) -> bool {
 // === impl Host ===
 
 impl<'a> Host<'a> {
-    /// `None` when it cannot be a host, which then matches no pattern.
+    /// Parses a host. `None` if it cannot be a host, so that no pattern matches it.
     fn parse(host: &'a str) -> Option<Self> {
         let (host, port) = match host.strip_prefix('[') {
             Some(rest) => {
@@ -427,7 +429,7 @@ impl<'a> Host<'a> {
     }
 }
 
-/// Whether `text` is empty or a colon and digits.
+/// Returns whether `text` is empty, or a colon and digits.
 fn is_port(text: &str) -> bool {
     text.is_empty() || text.strip_prefix(':').is_some_and(|port| port.bytes().all(|b| b.is_ascii_digit()))
 }
@@ -435,7 +437,7 @@ fn is_port(text: &str) -> bool {
 // === impl PathPattern ===
 
 impl PathPattern {
-    /// Whether `path`, which has no query, is meant.
+    /// Returns whether `path`, which has no query, matches.
     pub fn matches(&self, path: &str) -> bool {
         match self {
             Self::Any => true,
@@ -446,7 +448,7 @@ impl PathPattern {
         }
     }
 
-    /// The path or its beginning as the configuration has it; `None` for any path.
+    /// Returns the path or prefix as the configuration has it, `None` if any path matches.
     pub fn text(&self) -> Option<&str> {
         match self {
             Self::Any => None,
@@ -454,10 +456,10 @@ impl PathPattern {
         }
     }
 
-    /// Whether every path that `other` matches is matched by `self`.
+    /// Returns whether this pattern matches every path that `other` matches.
     ///
-    /// A prefix that matches another prefix as a path also matches what is below it: the match ended at the
-    /// end of a segment, and more text does not change that.
+    /// A prefix that matches another prefix as a path also matches the paths below it, because the match ended at the
+    /// end of a segment.
     fn covers(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Any, _) => true,
@@ -507,7 +509,7 @@ mod tests {
     }
 
     #[test]
-    fn host_patterns() {
+    fn host_patterns_match_hosts_without_case_port_and_trailing_dot() {
         for (pattern, matching, other) in [
             (
                 "Api.Example.com",
@@ -541,7 +543,7 @@ mod tests {
     }
 
     #[test]
-    fn host_patterns_that_are_none() {
+    fn texts_that_are_not_host_patterns_are_rejected() {
         use HostPatternError::{Character, Empty, EmptyLabel, Ipv6, Port, TooLong, Wildcard};
         for (text, error) in [
             ("", Empty),
@@ -569,14 +571,14 @@ mod tests {
     }
 
     #[test]
-    fn host_pattern_is_written_as_it_is_read() {
+    fn a_host_pattern_is_written_as_it_is_read() {
         for text in ["api.example.com", "*.example.com", "[::1]"] {
             assert_eq!(host(text).to_string(), text);
         }
     }
 
     #[test]
-    fn path_patterns() {
+    fn path_prefixes_end_at_the_end_of_a_segment() {
         for (pattern, matching, other) in [
             (prefix("/v1"), &["/v1", "/v1/", "/v1/x"][..], &["/v10", "/V1", "/", "", "/v1%2fx"][..]),
             (prefix("/v1/"), &["/v1/", "/v1/x"], &["/v1", "/v10"]),
@@ -625,7 +627,7 @@ mod tests {
     }
 
     #[test]
-    fn shadows() {
+    fn a_route_is_shadowed_by_an_earlier_one_that_matches_all_it_matches() {
         let on = |listener| Route { listener: Some(ListenerId(listener)), ..route() };
         let at = |text| Route { host: Some(host(text).into()), ..route() };
         let at_any = |texts: &[&str]| Route { host: AnyOf::new(texts.iter().copied().map(host)), ..route() };
@@ -689,12 +691,12 @@ mod tests {
     }
 
     #[test]
-    fn the_first_cover_is_named() {
+    fn the_first_covering_route_is_reported() {
         assert_eq!(shadowed_by(&[route(), route(), route()]), [(1, 0), (2, 0)]);
     }
 
     #[test]
-    fn what_does_not_match_is_the_first_that_differs() {
+    fn the_first_criterion_that_differs_is_reported() {
         let full = Route {
             listener: Some(ListenerId(0)),
             host: AnyOf::new([host("a.test"), host("b.test")]),
@@ -787,7 +789,7 @@ mod tests {
             })
     }
 
-    /// Each route has its position as its pool.
+    /// Gives each route its position as its pool.
     fn any_routes() -> impl Strategy<Value = Vec<Route>> {
         vec(any_route(), 0..8).prop_map(|mut routes| {
             routes.iter_mut().enumerate().for_each(|(index, route)| route.pool = PoolId(index));
@@ -824,7 +826,7 @@ mod tests {
             })
     }
 
-    /// The same decision, said in another way.
+    /// A second implementation of the decision.
     fn matches_by_definition(route: &Route, request: &Request) -> bool {
         let name =
             request.host.as_ref().map(|host| host.to_lowercase().split(':').next().unwrap().to_owned());

@@ -1,7 +1,7 @@
-//! Counters of the request path: relaxed atomics that cost a few nanoseconds and are read at the next scrape.
+//! Counters of the request path: relaxed atomics that cost a few nanoseconds each and are read at scrape time.
 //!
-//! They are plain values owned by what they count (a listener, a pool, a backend), so that counting needs neither
-//! a lock nor a label lookup; [`crate::metrics`] puts names and labels on them.
+//! Each is a plain value inside the thing that it counts for (a listener, a pool, a backend), so counting needs neither
+//! a lock nor a label lookup. [`crate::metrics`] adds names and labels.
 
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
@@ -10,18 +10,18 @@ use std::time::Duration;
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
 
-/// A number of things that exist at the moment. Whoever counts something in it counts it out again in a `Drop`.
+/// The number of things that exist at the moment. The code that increments it decrements it in a `Drop`.
 #[derive(Debug, Default)]
 pub struct Level(AtomicI64);
 
-/// Answers by status code, 100 to 599.
+/// Counts of responses by status code, 100 to 599.
 #[derive(Debug)]
 pub struct Codes(Box<[Counter; Codes::COUNT]>);
 
-/// Durations in buckets, as Prometheus counts them.
+/// Counts of durations in the buckets of a Prometheus histogram.
 #[derive(Debug, Default)]
 pub struct Histogram {
-    /// The last one has what is above all [`BUCKETS`].
+    /// The last one counts durations above all [`BUCKETS`].
     buckets: [Counter; BUCKETS.len() + 1],
     nanoseconds: Counter,
 }
@@ -30,31 +30,31 @@ pub struct Histogram {
 pub const BUCKETS: [f64; 14] =
     [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 
-/// What a [`Histogram`] held at one moment.
+/// A snapshot of a [`Histogram`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct HistogramSnapshot {
-    /// Observations at or below each bound of [`BUCKETS`].
+    /// The number of observations at or below each bound of [`BUCKETS`].
     pub cumulative: [u64; BUCKETS.len()],
-    /// All observations.
+    /// The number of all observations.
     pub count: u64,
-    /// Their sum, in seconds.
+    /// The sum of all observations, in seconds.
     pub sum: f64,
 }
 
 // === impl Counter ===
 
 impl Counter {
-    /// One more.
+    /// Adds one.
     pub fn increment(&self) {
         self.add(1);
     }
 
-    /// `n` more.
+    /// Adds `n`.
     pub fn add(&self, n: u64) {
         self.0.fetch_add(n, Relaxed);
     }
 
-    /// How many so far.
+    /// Returns the count.
     pub fn get(&self) -> u64 {
         self.0.load(Relaxed)
     }
@@ -63,17 +63,17 @@ impl Counter {
 // === impl Level ===
 
 impl Level {
-    /// One more; the caller's `Drop` counts it out.
+    /// Adds one; the caller's `Drop` subtracts it.
     pub(crate) fn enter(&self) {
         self.0.fetch_add(1, Relaxed);
     }
 
-    /// One less.
+    /// Subtracts one.
     pub(crate) fn leave(&self) {
         self.0.fetch_sub(1, Relaxed);
     }
 
-    /// How many there are.
+    /// Returns the current number.
     pub fn get(&self) -> u64 {
         self.0.load(Relaxed).try_into().unwrap_or(0)
     }
@@ -85,13 +85,13 @@ impl Codes {
     const FIRST: u16 = 100;
     const COUNT: usize = 500;
 
-    /// One more answer with this status; anything outside 100 to 599 counts as 599.
+    /// Counts a response with this status; a status outside 100 to 599 counts as 599.
     pub fn increment(&self, status: u16) {
         let index = usize::from(status.wrapping_sub(Self::FIRST)).min(Self::COUNT - 1);
         self.0[index].increment();
     }
 
-    /// Each status that was counted, with its number, in ascending order.
+    /// Returns each counted status with its count, in ascending order.
     pub fn counted(&self) -> impl Iterator<Item = (u16, u64)> {
         let read = |(counter, status): (&Counter, u16)| (status, counter.get());
         self.0.iter().zip(Self::FIRST..).map(read).filter(|(_, n)| *n > 0)
@@ -107,14 +107,14 @@ impl Default for Codes {
 // === impl Histogram ===
 
 impl Histogram {
-    /// Counts one duration.
+    /// Counts a duration.
     pub fn observe(&self, duration: Duration) {
         let seconds = duration.as_secs_f64();
         self.buckets[BUCKETS.partition_point(|bound| *bound < seconds)].increment();
         self.nanoseconds.add(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX));
     }
 
-    /// What it holds now.
+    /// Returns the current counts.
     pub fn snapshot(&self) -> HistogramSnapshot {
         let mut below = 0;
         let cumulative = std::array::from_fn(|bucket| {
