@@ -22,11 +22,11 @@ use lb_service::pool::Weight;
 
 use crate::config::loopback;
 
-/// Balances HTTP requests over backends, leaves out backends that fail, and loses no request when it changes
+/// Balance HTTP requests between backends, skip backends that fail, and lose no request on a change
 ///
-/// Without a subcommand it runs with a configuration file: the file that --conf names, else $LB_CONFIG, else
-/// ./load_balancer.yaml, else /etc/load_balancer/load_balancer.yaml. If none of these exists, it runs the demo. In the
-/// background, `/readyz` of the demo always answers 503.
+/// Without a subcommand, it runs with a configuration file: the one that --conf names, else $LB_CONFIG, else
+/// ./load_balancer.yaml, else /etc/load_balancer/load_balancer.yaml. If none of these exists, it runs the demo. The
+/// demo in the background always responds to /readyz with 503.
 #[derive(Debug, Parser)]
 #[expect(missing_docs, reason = "clap would print the fields' documentation in place of the program's")]
 #[command(name = "load_balancer", version, max_term_width = WIDTH, after_help = AFTER_HELP)]
@@ -43,7 +43,7 @@ pub struct RunArgs {
     /// The configuration file, or - for standard input
     #[arg(short, long, value_name = "FILE", global = true)]
     pub conf: Option<PathBuf>,
-    /// Run in the background. The command returns when the daemon serves, or says why it does not serve
+    /// Run in the background. The command returns when the daemon accepts requests, or prints why it cannot
     #[arg(short, long)]
     pub daemon: bool,
     /// Check everything that a start would need (keys, files, certificates, ports), and exit
@@ -55,12 +55,12 @@ pub struct RunArgs {
     pub upgrade: bool,
 }
 
-/// What to do instead of running with a file.
+/// A subcommand.
 #[derive(Debug, Subcommand)]
 pub enum Verb {
-    /// Balance between the given backends, without a configuration file
+    /// Balance requests between the given backends, without a configuration file
     Proxy(ProxyArgs),
-    /// Show the load balancer at work on three backends of its own, of which one breaks now and then
+    /// Show the load balancer at work on three built-in backends, one of which breaks from time to time
     Demo(DemoArgs),
     /// Check the configuration and report every problem; unlike --test, do not look at ports
     Check(CheckArgs),
@@ -80,69 +80,70 @@ pub enum Verb {
     Man,
 }
 
-/// What a running daemon is asked for. It is found by the key `control.socket` of the configuration, also when the rest of that is wrong.
+/// A subcommand for a running daemon, which is found by the key `control.socket` of the configuration, even if other
+/// keys are wrong.
 #[derive(Debug, Subcommand)]
 #[expect(
     missing_docs,
-    reason = "clap would print the documentation of what is flattened in place of the verb's"
+    reason = "clap would print the documentation of the flattened fields instead of the subcommand's"
 )]
 pub enum Ask {
-    /// Show what is wrong with the running daemon, since when and why, and what it is doing
+    /// Show the problems and the state of the running daemon
     Status {
         #[command(flatten)]
         to: Daemon,
-        /// Show it again every second
+        /// Refresh every second
         #[arg(long)]
         watch: bool,
         /// The output format
         #[arg(long, value_enum, default_value_t = Format::Text)]
         format: Format,
     },
-    /// Show the last thousand changes of the running daemon: health, ejections, reloads, orders
+    /// Show the last 1000 events of the running daemon: health, ejections, reloads, changes by operators
     Events {
         #[command(flatten)]
         to: Daemon,
-        /// Wait for further changes and show them
+        /// Wait for further events and show them
         #[arg(long)]
         follow: bool,
-        /// Show the last N changes only
+        /// Show only the last N events
         #[arg(long, value_name = "N")]
         last: Option<usize>,
-        /// The output format, one line per change
+        /// The output format, one line per event
         #[arg(long, value_enum, default_value_t = Format::Text)]
         format: Format,
     },
     /// Show where the running daemon would send a request, and why, without sending it
     Explain(ExplainArgs),
-    /// Make the running daemon read its file again, and show what changed or what is wrong
+    /// Reload the configuration of the running daemon, and show what changed or what is wrong
     Reload {
         #[command(flatten)]
         to: Daemon,
-        /// Show what would change, and change nothing
+        /// Show what would change without changing anything
         #[arg(long)]
         dry_run: bool,
-        /// Keep the changes that were made by drain, weight, add and similar subcommands; without it they are dropped
+        /// Keep the changes made by drain, weight, add and similar subcommands, which a reload drops otherwise
         #[arg(long)]
         keep_runtime: bool,
     },
-    /// Replace the running daemon with a new process of the present program and file. No request is lost. If the new
-    /// process fails, the old one keeps serving
+    /// Replace the running daemon with a new process of the current program and file, without losing a request. If the
+    /// new process fails, the old one goes on
     Upgrade {
         #[command(flatten)]
         to: Daemon,
     },
-    /// Make the running daemon finish its requests and end; wait for the end and say how it went
+    /// Drain the running daemon and wait until it has ended
     Stop {
         #[command(flatten)]
         to: Daemon,
-        /// End at once and cut the requests in flight
+        /// End at once and cut off the requests in flight
         #[arg(long)]
         now: bool,
-        /// The longest time to wait, such as 90s. After it the exit code is 1, and the daemon still finishes its requests
+        /// The longest time to wait, such as 90s; then the exit code is 1, and the daemon goes on draining
         #[arg(long, value_name = "TIME", value_parser = duration)]
         timeout: Option<Duration>,
     },
-    /// Give a backend no new sessions, and let its sessions go on
+    /// Send a backend no new sessions, but let existing sessions go on
     Drain {
         #[command(flatten)]
         backend: BackendArgs,
@@ -153,9 +154,9 @@ pub enum Ask {
     Undrain(BackendArgs),
     /// Use a disabled backend again
     Enable(BackendArgs),
-    /// Give a backend no requests
+    /// Send a backend no requests
     Disable(BackendArgs),
-    /// Give a backend another share of the traffic
+    /// Change the share of the traffic that a backend gets
     Weight {
         #[command(flatten)]
         backend: BackendArgs,
@@ -163,21 +164,21 @@ pub enum Ask {
         #[arg(value_parser = weight)]
         weight: Weight,
     },
-    /// Add a backend to a pool until the file is read again
+    /// Add a backend to a pool until the next reload
     Add {
         #[command(flatten)]
         backend: BackendArgs,
         /// Its share relative to the others, 1 to 1000
         #[arg(long, value_parser = weight, default_value = "1")]
         weight: Weight,
-        /// Use it only if no other backend is available
+        /// Use the backend only if no other one is available
         #[arg(long)]
         backup: bool,
-        /// The limit of its requests in flight; default: the limit of the other backends of the pool
+        /// The limit of its requests in flight; default: the limit of the pool's other backends
         #[arg(long, value_name = "N")]
         max_requests: Option<NonZeroU32>,
     },
-    /// Remove a backend from its pool until the file is read again, and finish its requests in flight
+    /// Remove a backend from its pool until the next reload, and finish its requests in flight
     Remove {
         #[command(flatten)]
         backend: BackendArgs,
@@ -188,7 +189,8 @@ pub enum Ask {
     LogLevel {
         #[command(flatten)]
         to: Daemon,
-        /// A level (none, error, warn, info, debug, trace), levels of single modules, or both: `info,health_service=debug`
+        /// A level (none, error, warn, info, debug, trace), levels of single modules, or both:
+        /// `info,health_service=debug`
         filter: Option<String>,
     },
     /// Print the names of the pools, or of the backends of a pool, for completion
@@ -201,10 +203,10 @@ pub enum Ask {
     },
 }
 
-/// Which daemon is asked.
+/// The daemon that a subcommand is for.
 #[derive(Args, Debug, Clone)]
 pub struct Daemon {
-    /// The control socket of the daemon; default: the one that its configuration names
+    /// The control socket of the daemon; default: the one of its configuration
     #[arg(long, value_name = "PATH")]
     pub socket: Option<PathBuf>,
 }
@@ -225,10 +227,10 @@ pub struct BackendArgs {
 /// Whether to wait for a backend.
 #[derive(Args, Debug)]
 pub struct WaitArgs {
-    /// Return when it has no request in flight
+    /// Return when the backend has no request in flight
     #[arg(long)]
     pub wait: bool,
-    /// The longest time to wait, such as 90s. After it the exit code is 1
+    /// The longest time to wait, such as 90s; then the exit code is 1
     #[arg(long, value_name = "TIME", requires = "wait", value_parser = duration)]
     pub timeout: Option<Duration>,
 }
@@ -260,7 +262,7 @@ pub struct ExplainArgs {
     /// The output format
     #[arg(long, value_enum, default_value_t = Format::Text)]
     pub format: Format,
-    /// Print only the token with which a request can ask how it was served, in its header X-Lb-Explain
+    /// Print only the token for the request header X-Lb-Explain, which makes a response say how it was routed
     #[arg(long)]
     pub token: bool,
 }
@@ -269,7 +271,7 @@ impl Cli {
     /// Reads the command line, the program's name first.
     ///
     /// # Errors
-    /// What is wrong with it, or the help that it asks for.
+    /// When the command line is wrong or asks for help.
     pub fn read(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
         let matches = command().try_get_matches_from(arguments);
         let cli = matches.and_then(|matches| Self::from_arg_matches(&matches));
@@ -277,7 +279,7 @@ impl Cli {
     }
 }
 
-/// A file without `-c` is taken for a subcommand.
+/// Adds a tip for a file without `-c`, which clap takes for a subcommand.
 fn with_tip(mut error: clap::Error, is_file: impl Fn(&str) -> bool) -> clap::Error {
     let word = match error.get(ContextKind::InvalidSubcommand) {
         Some(ContextValue::String(word)) => word.clone(),
@@ -291,7 +293,7 @@ fn with_tip(mut error: clap::Error, is_file: impl Fn(&str) -> bool) -> clap::Err
 }
 
 impl Ask {
-    /// Which daemon is asked.
+    /// Returns the daemon that the subcommand is for.
     pub fn daemon(&self) -> &Daemon {
         match self {
             Self::Status { to, .. }
@@ -342,7 +344,7 @@ pub struct ProxyArgs {
 /// Arguments of `demo`.
 #[derive(Args, Debug, Default)]
 pub struct DemoArgs {
-    /// Check that every backend is used and that a broken one is left out, then exit
+    /// Check that every backend is used and that a broken one is skipped, then exit
     #[arg(long)]
     pub once: bool,
 }
@@ -352,13 +354,13 @@ pub struct DemoArgs {
 pub struct CheckArgs {
     /// The file to check, as with --conf, or - for standard input
     pub file: Option<PathBuf>,
-    /// The output format of problems
+    /// The output format of the problems
     #[arg(long, value_enum, default_value_t = Format::Text)]
     pub format: Format,
     /// Print the configuration with all defaults filled in
     #[arg(long)]
     pub print: bool,
-    /// Exit with 2 when there are warnings, too
+    /// Exit with 2 if there are warnings
     #[arg(long)]
     pub strict: bool,
     /// Explain the problem with this id, such as LB001, and exit
@@ -366,7 +368,7 @@ pub struct CheckArgs {
     pub explain: Option<String>,
 }
 
-/// How something is printed.
+/// An output format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Format {
     /// For people
@@ -375,27 +377,27 @@ pub enum Format {
     Json,
 }
 
-/// No line of the help is longer, on a terminal of any width.
+/// The widest line of the help, on a terminal of any width.
 const WIDTH: usize = 80;
 
 const AFTER_HELP: &str = "\
-Exit codes: 0 done; 1 the start or something later failed; 2 the command line or the configuration is wrong, so that \
-starting again does not help; 3 requests were cut, because the drain ran out of time or a second signal came (`stop` \
-exits with 3 too, unless it was given --now).
+Exit codes: 0 done; 1 the start or the command failed; 2 the command line or the configuration is wrong, so a restart \
+does not help; 3 requests were cut off because the drain timed out or a second signal arrived (`stop` \
+also exits with 3 then, unless --now was given).
 
-Signals: TERM and INT finish the requests in flight and end the process, a second one ends it at once; HUP reads the \
-file again; USR1 opens the log files again; USR2 upgrades; QUIT offers the listening sockets to a process that is \
-started with --upgrade.";
+Signals: SIGTERM and SIGINT drain the process, a second one ends it at once; SIGHUP reloads the configuration; \
+SIGUSR1 reopens the log files; SIGUSR2 upgrades; SIGQUIT offers the listening sockets to a process that is started \
+with --upgrade.";
 
-/// Subcommands that refuse `--conf`. They read it, so that the refusal can say why.
+/// Subcommands that reject `--conf`. They parse it so that the error can say why.
 const WITHOUT_FILE: [&str; 5] = ["proxy", "demo", "schema", "completions", "man"];
 
-/// The command line.
+/// Returns the command line as clap sees it.
 fn command() -> Command {
     let command = Cli::command();
     let names: Vec<_> =
         command.get_subcommands().map(|subcommand| subcommand.get_name().to_owned()).collect();
-    // Each of them, since one that is changed moves to the end.
+    // All of them are changed, because a changed subcommand moves to the end.
     names.into_iter().fold(command, |command, name| {
         let refuses = WITHOUT_FILE.contains(&name.as_str());
         command.mut_subcommand(
@@ -411,7 +413,7 @@ fn refused_file() -> Arg {
     Arg::new("conf").short('c').long("conf").value_parser(value_parser!(PathBuf)).hide(true)
 }
 
-/// The manual page, in roff.
+/// Writes the manual page in roff.
 ///
 /// # Errors
 /// When `out` cannot be written to.

@@ -1,4 +1,4 @@
-//! Where a configuration is looked for when no file is named with `-c`.
+//! The search for a configuration file when `-c` does not name one.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -7,22 +7,22 @@ use std::path::{Path, PathBuf};
 
 use crate::process::runtime::STANDARD;
 
-/// The variable that names a file.
+/// The environment variable that names a file.
 pub const VARIABLE: &str = "LB_CONFIG";
-/// Where a file is found that nothing names.
+/// The paths that are searched in this order.
 const PLACES: [&str; 2] = ["./load_balancer.yaml", STANDARD];
 
-/// There is no configuration at any of the places; displayed as these places, with absolute paths, a line each.
+/// The places without a configuration, displayed one per line with absolute paths.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Missing(Vec<String>);
 
-/// The file that `variable` names, or the first that is there. An empty variable counts as unset, since Docker Compose sets
-/// variables that have no value to "". `directory` is the one that the program was started in.
+/// Returns the file that `variable` names, or the first existing one of [`PLACES`]. An empty variable counts as unset,
+/// because Docker Compose sets variables without a value to "". Relative paths begin at `directory`.
 ///
-/// A file that is there and cannot be read is found: the error of reading it says more than a search that passes it over.
+/// An unreadable file counts as found: the error of reading it is more useful than skipping the file.
 ///
 /// # Errors
-/// All places, when there is no file.
+/// When there is no file: all places.
 pub fn find(variable: Option<OsString>, directory: &Path) -> Result<PathBuf, Missing> {
     if let Some(named) = variable.filter(|named| !named.is_empty()) {
         return Ok(named.into());
@@ -31,7 +31,8 @@ pub fn find(variable: Option<OsString>, directory: &Path) -> Result<PathBuf, Mis
     place.ok_or_else(|| Missing::at(directory))
 }
 
-/// Only a clear "no" counts: a directory that may not be entered, or a link that leads nowhere, is a mistake to be shown.
+/// Returns whether nothing exists at the path. A directory without permission or a dangling link counts as existing, so
+/// that the error of reading it is shown.
 fn is_there(path: &Path) -> bool {
     match path.symlink_metadata() {
         Ok(_) => true,
@@ -48,15 +49,15 @@ impl Missing {
         Self(std::iter::once(variable).chain(PLACES.into_iter().map(absolute)).collect())
     }
 
-    /// In one line.
+    /// Writes all places in one line.
     pub fn in_line(&self) -> String {
-        format!("no configuration was found: looked at {}", self.0.join(", "))
+        format!("found no configuration at {}", self.0.join(", "))
     }
 }
 
 impl fmt::Display for Missing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("no configuration was found; these places were looked at:")?;
+        f.write_str("found no configuration at any of these places:")?;
         self.0.iter().try_for_each(|place| write!(f, "\n  {place}"))
     }
 }
@@ -69,7 +70,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_that_the_variable_names_is_taken_whether_it_is_there_or_not() {
+    fn a_file_that_the_variable_names_is_used_even_if_it_does_not_exist() {
         let directory = tempfile::tempdir().unwrap();
         fs::write(directory.path().join("load_balancer.yaml"), "").unwrap();
         assert_eq!(find(Some("/no/such/file".into()), directory.path()), Ok("/no/such/file".into()));
@@ -78,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_that_leads_nowhere_is_found() {
+    fn a_dangling_link_is_found() {
         let directory = tempfile::tempdir().unwrap();
         symlink("/no/such/file", directory.path().join("load_balancer.yaml")).unwrap();
         assert_eq!(find(None, directory.path()), Ok("./load_balancer.yaml".into()));
@@ -89,14 +90,14 @@ mod tests {
     fn each_place_is_named_with_its_absolute_path() {
         let missing = Missing::at(Path::new("/srv/app"));
         let expected = "\
-no configuration was found; these places were looked at:
+found no configuration at any of these places:
   $LB_CONFIG, which is not set
   /srv/app/load_balancer.yaml
   /etc/load_balancer/load_balancer.yaml";
         assert_eq!(missing.to_string(), expected);
         assert_eq!(
             missing.in_line(),
-            "no configuration was found: looked at $LB_CONFIG, which is not set, /srv/app/load_balancer.yaml, \
+            "found no configuration at $LB_CONFIG, which is not set, /srv/app/load_balancer.yaml, \
              /etc/load_balancer/load_balancer.yaml"
         );
     }

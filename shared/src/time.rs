@@ -1,10 +1,10 @@
-//! Times as people and programs read them.
+//! The format of times in logs and documents.
 
 use std::time::SystemTime;
 
 use jiff::Timestamp;
 
-/// UTC with milliseconds, as in the logs.
+/// Formats a time in UTC with milliseconds (RFC 3339), as in the logs.
 pub fn rfc3339(time: SystemTime) -> String {
     Timestamp::try_from(time).map_or_else(|_| "unknown".into(), |time| format!("{time:.3}"))
 }

@@ -132,7 +132,7 @@ fn a_daemon_without_a_file_runs_the_demo_and_every_output_says_so() {
     assert_eq!(tests::get(metrics, "/livez").unwrap().status, 200);
     assert!(said.contains("serving, not ready") && said.contains("\"demo\": true"), "{all}");
     assert!(said.contains("serves the demo on 127.0.0.1:"), "{all}");
-    assert!(said.contains("no configuration was found") && said.contains("upgrade 1\n"), "{all}");
+    assert!(said.contains("found no configuration") && said.contains("upgrade 1\n"), "{all}");
     demo.signal(Signal::SIGTERM);
     demo.wait_gone(LONG);
 }

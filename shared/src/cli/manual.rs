@@ -1,4 +1,4 @@
-//! The manual page: one page for all subcommands, since only one is printed.
+//! The manual page: a single page for all subcommands.
 
 use std::fmt::Write as _;
 use std::io;
@@ -7,13 +7,13 @@ use clap::Command;
 use clap_mangen::Man;
 use clap_mangen::roff::{Inline, Roff, bold, roman};
 
-/// Entries of a section: what it is about, and what is said about it.
+/// The entries of a section: a term and its description.
 type Entries = [(&'static str, &'static str)];
 
 const EXIT_STATUS: &Entries = &[
-    ("0", "The command is done. A daemon has finished all requests."),
+    ("0", "The command succeeded. A daemon finished all requests."),
     ("1", "The daemon could not start, or the command failed while it ran."),
-    ("2", "The command line or the configuration is wrong. Starting again does not help."),
+    ("2", "The command line or the configuration is wrong. A restart does not help."),
     (
         "3",
         "The daemon ended with requests in flight: the drain ran out of time, or a second signal came. The subcommand \
@@ -22,10 +22,10 @@ const EXIT_STATUS: &Entries = &[
 ];
 
 const SIGNALS: &Entries = &[
-    ("SIGTERM, SIGINT", "Finish the requests in flight and end. A second signal ends the process at once."),
-    ("SIGHUP", "Read the configuration file again."),
-    ("SIGUSR1", "Open the error log and the access log again, after they were renamed."),
-    ("SIGUSR2", "Start a new process that takes over, and end when it serves."),
+    ("SIGTERM, SIGINT", "Drain and end. A second signal ends the process at once."),
+    ("SIGHUP", "Reload the configuration file."),
+    ("SIGUSR1", "Reopen the error log and the access log, after they were renamed."),
+    ("SIGUSR2", "Upgrade: start a new process, and drain when it accepts requests."),
     ("SIGQUIT", "Offer the listening sockets for one minute to a process that is started with --upgrade."),
 ];
 
@@ -46,7 +46,7 @@ const ENVIRONMENT: &Entries = &[
         "Set by systemd for a service of Type=notify; the daemon then reports its state.",
     ),
     ("NO_COLOR", "If it is set, problems of the configuration are printed without colours."),
-    ("any other", "The configuration can refer to a variable with ${NAME} or ${NAME:-default}."),
+    ("any other", "A value of the configuration can refer to any variable with ${NAME} or ${NAME:-default}."),
 ];
 
 const FILES: &Entries = &[
@@ -62,7 +62,7 @@ const FILES: &Entries = &[
     ),
     (
         "control.sock",
-        "The control socket, for the subcommands that speak to a running daemon (control.socket).",
+        "The control socket, for the subcommands that talk to a running daemon (control.socket).",
     ),
     ("load_balancer.pid", "The PID of a daemon in the background (pid_file)."),
     ("upgrade.sock", "The socket through which an upgrade passes the listening sockets (upgrade_sock)."),
@@ -71,20 +71,23 @@ const FILES: &Entries = &[
 const EXAMPLES: &Entries = &[
     (
         "load_balancer proxy --to 10.0.0.1:8080 --to 10.0.0.2:8080",
-        "Balance between two backends, without a file.",
+        "Balance requests between two backends, without a file.",
     ),
     ("load_balancer -c /etc/lb.yaml -t", "Check everything that a start with this file needs."),
-    ("load_balancer -c /etc/lb.yaml -d", "Start in the background, and return when the daemon serves."),
+    (
+        "load_balancer -c /etc/lb.yaml -d",
+        "Start in the background, and return when the daemon accepts requests.",
+    ),
     ("load_balancer reload --dry-run", "Show what a reload would change."),
     (
         "load_balancer drain web 10.0.0.1:8080 --wait",
-        "Give a backend of the pool web no new sessions, and return when it has no request in flight.",
+        "Drain a backend of the pool web, and return when it has no request in flight.",
     ),
-    ("load_balancer explain --host example.com --path /cart", "Show where such a request would go, and why."),
-    ("load_balancer status --watch", "Show what is wrong and what goes on, every second."),
+    ("load_balancer explain --host example.com --path /cart", "Show where this request would go, and why."),
+    ("load_balancer status --watch", "Show problems and state, refreshed every second."),
 ];
 
-/// The page, in roff.
+/// Returns the page in roff.
 pub(super) fn page(mut command: Command) -> io::Result<String> {
     command.build();
     let man = Man::new(command.clone());
@@ -122,12 +125,12 @@ fn subcommands(command: &Command, page: &mut Vec<u8>) -> io::Result<()> {
     Ok(())
 }
 
-/// That of clap says nothing that the page does not say.
+/// Removes clap's own section, which repeats the page.
 fn is_described(subcommand: &Command) -> bool {
     !subcommand.is_hide_set() && subcommand.get_name() != "help"
 }
 
-/// Those of one subcommand, below its heading; every one has `--help`.
+/// Writes the options of one subcommand below its heading, without `--help`, which all of them have.
 fn options(subcommand: &Command, page: &mut Vec<u8>) -> io::Result<()> {
     let quiet = subcommand.clone().mut_arg("help", |help| help.hide(true));
     if quiet.get_arguments().all(clap::Arg::is_hide_set) {
@@ -158,7 +161,7 @@ fn section(title: &str, entries: &Entries) -> Roff {
     roff
 }
 
-/// The page with its preamble, which every part begins with, only at its beginning.
+/// Joins the parts, keeping only the first of their equal preambles.
 fn once(page: &str) -> String {
     let is_preamble = |line: &str| line.starts_with(".ie \\n(.g") || line.starts_with(".el .ds Aq");
     let (preamble, rest): (Vec<&str>, Vec<&str>) = page.lines().partition(|line| is_preamble(line));

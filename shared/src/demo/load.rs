@@ -8,7 +8,7 @@ use tokio::net::TcpStream;
 
 const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Sends one request and says whether it was answered with 200.
+/// Sends one request and returns whether the response was 200.
 pub(super) async fn request(target: SocketAddr) -> bool {
     let answer = tokio::time::timeout(TIMEOUT, exchange(target)).await;
     matches!(answer, Ok(Ok(answer)) if answer.starts_with(b"HTTP/1.1 200 "))

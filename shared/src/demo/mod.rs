@@ -1,6 +1,6 @@
-//! The demo: three backends inside the process, one of them broken now and then, and traffic shown as it flows.
+//! The demo: three backends inside the process, one of which breaks from time to time, and a display of the traffic.
 //!
-//! It is the daemon itself, with a configuration made for the occasion: nothing here is simulated but the backends.
+//! It is the real daemon with a generated configuration. Only the backends are simulated.
 
 mod load;
 mod origin;
@@ -12,7 +12,7 @@ use std::sync::Arc;
 pub use origin::Origin;
 pub use show::{Once, Outcome, Show};
 
-/// Where the demo listens when nobody else does.
+/// The port that the demo listens on if it is free.
 const PROXY_PORT: u16 = 6188;
 const METRICS_PORT: u16 = 6192;
 
@@ -21,13 +21,13 @@ pub const POOL: &str = "demo";
 
 /// The backends and the addresses of one demo.
 pub struct Demo {
-    /// Inside this process.
+    /// The backends inside this process.
     pub origins: Vec<Arc<Origin>>,
-    /// Where people connect.
+    /// The address for people.
     pub proxy: SocketAddr,
-    /// Where the demo's own traffic enters, so that the access log shows only what people do.
+    /// The address for the demo's own traffic, so that the access log shows only requests by people.
     pub traffic: SocketAddr,
-    /// Where metrics are read.
+    /// The metrics address.
     pub metrics: SocketAddr,
 }
 
@@ -35,10 +35,10 @@ impl Demo {
     /// The listener of the demo's own traffic.
     pub const TRAFFIC: &'static str = "traffic";
 
-    /// Chooses addresses that are free: the usual ones, else others.
+    /// Chooses free addresses, preferably the default ones.
     ///
     /// # Errors
-    /// When the system has no port left.
+    /// When no port is free.
     pub fn new() -> std::io::Result<Self> {
         let origins = ["north", "south", "west"].map(|name| Origin::new(name).map(Arc::new));
         Ok(Self {
@@ -49,18 +49,18 @@ impl Demo {
         })
     }
 
-    /// What is said when it runs because there is no configuration.
+    /// Returns the notice for a demo that runs because there is no configuration.
     pub fn notice(&self, in_background: bool) -> String {
         let Self { proxy, metrics, .. } = self;
         let where_ = if in_background { " in the background" } else { "" };
-        let unready = if in_background { ", /readyz answers 503" } else { "" };
+        let unready = if in_background { ", /readyz responds with 503" } else { "" };
         format!(
-            "This is the demo{where_}, over backends of its own: http://{proxy}/, status at http://{metrics}/api/v1/status\
+            "This is the demo{where_}, with built-in backends: http://{proxy}/, status at http://{metrics}/api/v1/status\
              {unready}.\nTo serve your backends, name a file with -c, or put one at one of these places."
         )
     }
 
-    /// The demo's configuration file.
+    /// Returns the demo's configuration file.
     pub fn configuration(&self) -> String {
         let backends: Vec<_> = self.origins.iter().map(|origin| origin.address().to_string()).collect();
         format!(
@@ -82,7 +82,7 @@ impl Demo {
     }
 }
 
-/// A free loopback address, on `preferred` if nobody has that port.
+/// Returns a free loopback address, on the port `preferred` if it is free.
 fn free_address(preferred: u16) -> std::io::Result<SocketAddr> {
     let bind = |port| TcpListener::bind((Ipv4Addr::LOCALHOST, port));
     bind(preferred).or_else(|_| bind(0))?.local_addr()

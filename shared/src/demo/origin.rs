@@ -1,4 +1,4 @@
-//! A backend inside the process: a small HTTP server that can be broken and mended while it runs.
+//! A backend inside the process: a small HTTP server that can be broken and repaired while it runs.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -22,46 +22,46 @@ use tokio::task::JoinSet;
 pub struct Origin {
     name: &'static str,
     address: SocketAddr,
-    /// Bound but not listening: keeps the port ours while the origin is broken and refuses connections.
+    /// A bound socket that does not listen: it reserves the port while the broken origin refuses connections.
     _reservation: Socket,
     broken: watch::Sender<bool>,
 }
 
-/// What an origin says.
+/// The response of an origin.
 struct Greeting(&'static str);
 
 impl Origin {
-    /// An origin on a loopback port that the system chooses.
+    /// Creates an origin on a loopback port that the system chooses.
     ///
     /// # Errors
-    /// When no port can be had.
+    /// When no port is free.
     pub fn new(name: &'static str) -> std::io::Result<Self> {
         let reservation = bind(SocketAddr::from(([127, 0, 0, 1], 0)))?;
         let address = reservation.local_addr()?.as_socket().ok_or(std::io::ErrorKind::AddrNotAvailable)?;
         Ok(Self { name, address, _reservation: reservation, broken: watch::Sender::new(false) })
     }
 
-    /// As a service of a Pingora server.
+    /// Returns the origin as a service of a Pingora server.
     pub fn service(self: Arc<Self>) -> GenBackgroundService<Self> {
         GenBackgroundService::new(format!("origin {}", self.name), self)
     }
 
-    /// Where it listens, when it is not broken.
+    /// Returns the address, which refuses connections while the origin is broken.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// What it calls itself.
+    /// Returns the name in its responses.
     pub fn name(&self) -> &'static str {
         self.name
     }
 
-    /// Whether it is broken at the moment.
+    /// Returns whether the origin is broken.
     pub fn is_broken(&self) -> bool {
         *self.broken.borrow()
     }
 
-    /// Cuts its connections and refuses new ones, or serves again.
+    /// Breaks the origin, which cuts its connections and refuses new ones, or repairs it.
     pub fn set_broken(&self, broken: bool) {
         self.broken.send_replace(broken);
     }
@@ -73,11 +73,11 @@ impl Origin {
         TcpListener::from_std(socket.into())
     }
 
-    /// Serves until it is broken; its connections are cut then.
+    /// Serves until the origin breaks, then cuts its connections.
     async fn serve(&self, listener: TcpListener, shutdown: &ShutdownWatch) -> std::io::Result<()> {
         let app = Arc::new(Greeting(self.name));
         let mut broken = self.broken.subscribe();
-        // Dropping the set cuts the connections.
+        // Dropping the set closes the connections.
         let mut connections = JoinSet::new();
         loop {
             tokio::select! {
@@ -91,7 +91,7 @@ impl Origin {
         }
     }
 
-    /// Serves, except while it is broken.
+    /// Serves whenever the origin is not broken.
     async fn run(&self, shutdown: &ShutdownWatch, ready: ServiceReadyNotifier) -> std::io::Result<()> {
         let mut listener = self.listen()?;
         ready.notify_ready();
@@ -126,7 +126,7 @@ impl ServeHttp for Greeting {
     }
 }
 
-/// Several sockets of this process may be bound to the same port: the reservation, and the one that listens.
+/// Binds a socket with SO_REUSEPORT, because the reservation and the listening socket share the port.
 fn bind(address: SocketAddr) -> std::io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;

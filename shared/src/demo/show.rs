@@ -1,4 +1,4 @@
-//! What the demo shows, and what `demo --once` checks.
+//! The output of the demo, and the checks of `demo --once`.
 
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -15,9 +15,9 @@ use tokio::time::{Instant, interval, timeout};
 
 use super::{Demo, load};
 
-/// Requests that the demo sends in a second.
+/// The number of requests per second that the demo sends.
 const RATE: u32 = 20;
-/// One backend is broken for `BROKEN_FOR` seconds out of every `PERIOD`, beginning after `FIRST`.
+/// The schedule: after `FIRST` seconds, one backend is broken for `BROKEN_FOR` seconds of each `PERIOD`.
 const PERIOD: u64 = 15;
 const FIRST: u64 = 5;
 const BROKEN_FOR: u64 = 6;
@@ -29,17 +29,17 @@ pub struct Show {
     readiness: Readiness,
 }
 
-/// Checks in a few seconds that every backend is used and that a broken one is left out, then ends the process.
+/// Checks that every backend is used and that a broken one is skipped, then ends the process.
 pub struct Once {
     show: Show,
     outcome: Arc<Outcome>,
 }
 
-/// How `demo --once` went.
+/// The result of `demo --once`.
 #[derive(Debug, Default)]
 pub struct Outcome(AtomicBool);
 
-/// What one line of the demo says about a second.
+/// The line of the demo's output about one second.
 struct Second {
     at: u64,
     sent: u32,
@@ -47,7 +47,7 @@ struct Second {
     answers: Vec<u64>,
 }
 
-/// The backend that is broken in this second, if any.
+/// Returns the backend that is broken in this second, if any.
 fn broken_at(second: u64, backends: usize) -> Option<usize> {
     let since = second.checked_sub(FIRST)?;
     let turn = usize::try_from(since / PERIOD).ok()?;
@@ -57,14 +57,14 @@ fn broken_at(second: u64, backends: usize) -> Option<usize> {
 // === impl Show ===
 
 impl Show {
-    /// Shows what `pool` does with the demo's traffic.
+    /// Creates the display of the demo's traffic through `pool`.
     pub fn new(demo: Arc<Demo>, pool: Arc<Pool>, readiness: Readiness) -> Self {
         Self { demo, pool, readiness }
     }
 
     async fn ready(&self) {
         let mut pace = interval(Duration::from_millis(20));
-        // Not whether it is ready, which the demo in the background never is.
+        // Readiness cannot be used here, because the demo in the background is never ready.
         while !self.readiness.is_listening() {
             pace.tick().await;
         }
@@ -90,7 +90,7 @@ impl Show {
         )
     }
 
-    /// Answers of each backend so far, in the order of the demo's origins.
+    /// Returns the number of responses of each backend so far, in the order of the demo's origins.
     fn answers(&self) -> Vec<u64> {
         let answered = |address| {
             self.pool.backend(address).map_or(0, |b| b.history.answers.counted().map(|(_, n)| n).sum())
@@ -130,7 +130,7 @@ impl Show {
         for (index, origin) in self.demo.origins.iter().enumerate() {
             let shall = broken == Some(index);
             if origin.is_broken() != shall {
-                say(&format!("          {} {}", origin.name(), if shall { "breaks" } else { "is mended" }));
+                say(&format!("          {} {}", origin.name(), if shall { "breaks" } else { "is repaired" }));
                 origin.set_broken(shall);
             }
         }
@@ -144,7 +144,7 @@ impl BackgroundService for Show {
         let mut is_read = say(&self.header());
         for second in 1.. {
             if !is_read {
-                // `demo | head` has what it wants.
+                // The reader of the output has closed it, as in `demo | head`.
                 return end();
             }
             self.break_one(second);
@@ -157,7 +157,7 @@ impl BackgroundService for Show {
 // === impl Once ===
 
 impl Once {
-    /// The check, and where its outcome can be read when the process has ended.
+    /// Creates the check, and a handle to its outcome for the time after the process has ended.
     pub fn new(show: Show) -> (Self, Arc<Outcome>) {
         let outcome = Arc::new(Outcome::default());
         (Self { show, outcome: outcome.clone() }, outcome)
@@ -169,29 +169,29 @@ impl Once {
         let all = self.send(RATE).await?;
         let unused = before.iter().zip(&all).any(|(before, after)| before == after);
         ensure(!unused, || format!("not every backend was used: {all:?}"))?;
-        say(&format!("demo: {RATE} requests, all answered, by every backend: {all:?}"));
+        say(&format!("demo: {RATE} requests succeeded, spread over all backends: {all:?}"));
 
         let origin = &self.show.demo.origins[0];
         origin.set_broken(true);
         let down = Instant::now();
-        self.until("the broken backend is left out", || !self.show.is_ready(0)).await?;
+        self.until("the broken backend is skipped", || !self.show.is_ready(0)).await?;
         let left_out = down.elapsed();
         let before = self.show.answers()[0];
         let after = self.send(RATE).await?[0];
-        ensure(before == after, || format!("the broken backend was used: {before} then {after} answers"))?;
+        ensure(before == after, || format!("the broken backend was used: {before} responses, then {after}"))?;
         say(&format!(
-            "demo: {} broke, was left out after {left_out:.1?}, and no request failed",
+            "demo: {} broke, was skipped after {left_out:.1?}, and no request failed",
             origin.name()
         ));
 
         origin.set_broken(false);
-        self.until("the mended backend is ready", || self.show.is_ready(0)).await?;
-        ensure(self.send(RATE).await?[0] > after, || "the mended backend is not used".into())?;
-        say(&format!("demo: {} was mended and is used again", origin.name()));
+        self.until("the repaired backend is ready", || self.show.is_ready(0)).await?;
+        ensure(self.send(RATE).await?[0] > after, || "the repaired backend is not used".into())?;
+        say(&format!("demo: {} was repaired and is used again", origin.name()));
         Ok(())
     }
 
-    /// Sends requests, none of which may fail; the answers of each backend so far.
+    /// Sends requests, all of which must succeed, and returns the number of responses of each backend so far.
     async fn send(&self, requests: u32) -> Result<Vec<u64>, String> {
         for request in 1..=requests {
             ensure(load::request(self.show.demo.traffic).await, || format!("request {request} failed"))?;
@@ -206,7 +206,7 @@ impl Once {
                 pace.tick().await;
             }
         });
-        held.await.map_err(|_| format!("it took more than 10 s until {what}"))
+        held.await.map_err(|_| format!("timed out after 10 s waiting until {what}"))
     }
 }
 
@@ -220,7 +220,7 @@ impl BackgroundService for Once {
     }
 }
 
-/// Ends the process as any daemon ends: by SIGTERM, through the drain.
+/// Ends the process like any daemon: with SIGTERM, through the drain.
 fn end() {
     if let Err(error) = nix::sys::signal::raise(nix::sys::signal::Signal::SIGTERM) {
         log::error!("demo: cannot end: {error}");
@@ -230,7 +230,7 @@ fn end() {
 // === impl Outcome ===
 
 impl Outcome {
-    /// Whether everything was as it should be.
+    /// Returns whether all checks passed.
     pub fn passed(&self) -> bool {
         self.0.load(Ordering::Acquire)
     }
@@ -240,8 +240,8 @@ fn ensure(holds: bool, otherwise: impl FnOnce() -> String) -> Result<(), String>
     if holds { Ok(()) } else { Err(otherwise()) }
 }
 
-/// Writes a line to standard output; whether somebody may read it. Another failure, such as a full disk, is no reason to
-/// stop.
+/// Writes a line to standard output and returns whether the output is still open. Other failures, such as a full disk,
+/// do not end the demo.
 fn say(line: &str) -> bool {
     let mut out = std::io::stdout().lock();
     let written = writeln!(out, "{line}").and_then(|()| out.flush());
@@ -253,7 +253,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn backends_break_in_turn_and_are_mended_in_between() {
+    fn backends_break_in_turn_and_are_repaired_in_between() {
         assert_eq!(broken_at(1, 3), None);
         assert_eq!(broken_at(FIRST, 3), Some(0));
         assert_eq!(broken_at(FIRST + BROKEN_FOR, 3), None);
