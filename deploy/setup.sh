@@ -24,6 +24,7 @@ for group in "$@"; do
         test)
             need curl curl; need nginx nginx-light; need wrk wrk
             need promtool prometheus; need prometheus prometheus; need openssl openssl; need ip iproute2
+            need man man-db; need unshare util-linux; need setpriv util-linux
             ;;
         bench) need nginx nginx-light; need haproxy haproxy; need wrk wrk; need python3 python3 ;;
         *) echo "error: unknown group '$group': use build, test or bench" >&2; exit 2 ;;

@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::fs;
 use std::net::{SocketAddr, TcpListener};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tests::daemon::{Finished, View, path_str};
 use tests::process::listening_sockets;
+use tests::skip::unless_root;
 use tests::wait::{self, LONG};
 use tests::{Answer, Behaviour, Connection, Daemon, Gate, Lab, LoadGenerator, Origin, Signal, ports};
 
@@ -386,13 +387,12 @@ fn the_control_socket_is_removed_when_the_daemon_ends() {
     assert!(!lab.path("control.sock").exists());
 }
 
-/// Only root can switch to another user, so the test does nothing for other users.
 #[test]
 fn another_user_is_refused() {
-    let lab = Lab::new();
-    if fs::metadata(lab.directory()).unwrap().uid() != 0 {
+    if unless_root("only root can become another user") {
         return;
     }
+    let lab = Lab::new();
     let origin = Origin::start("one");
     let daemon = lab.start(&pool(&[&origin], ""));
     let (directory, socket) = (lab.directory(), lab.path("control.sock"));

@@ -5,6 +5,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 use tests::daemon::path_str;
+use tests::tools::missing;
 use tests::wait::{self, LONG};
 use tests::{Lab, Origin};
 
@@ -43,8 +44,7 @@ fn the_manual_page_renders_without_warnings() {
     let page = lab.write("load_balancer.1", &lab.run(&["man"]).stdout);
     let mut man = Command::new("man");
     man.args(["--warnings", "-l", path_str(&page)]).env("MANWIDTH", "80").env("MANROFFOPT", "-ww");
-    // Without `man`, only the unit tests cover the page.
-    let Ok(output) = man.stdin(Stdio::null()).output() else { return };
+    let output = man.stdin(Stdio::null()).output().unwrap_or_else(|error| missing("man", &error));
     assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
     let text = String::from_utf8_lossy(&output.stdout);
     for title in ["SUBCOMMANDS", "EXIT STATUS", "SIGNALS", "ENVIRONMENT", "FILES", "EXAMPLES"] {

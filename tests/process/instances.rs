@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 use tests::daemon::{Finished, path_str};
 use tests::process::Process;
+use tests::skip::is_root;
 use tests::wait::{self, LONG};
 use tests::{Lab, Origin, Signal, ports};
 
@@ -14,7 +15,7 @@ use crate::pool;
 
 /// A lab with a runtime directory that no other test uses, for root and for other users.
 fn lab() -> Lab {
-    Lab::of_root().unwrap_or_default()
+    if is_root() { Lab::of_root().unwrap_or_default() } else { Lab::new() }
 }
 
 /// The configuration file and the listener of one of several daemons.

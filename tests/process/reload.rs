@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tests::daemon::{View, path_str};
 use tests::process::listening_sockets;
+use tests::skip::unless_root;
 use tests::wait::{self, LONG};
 use tests::{Answer, Behaviour, Connection, Daemon, Gate, Lab, LoadGenerator, Origin, Signal, ports};
 
-use crate::server_keys::is_root;
 use crate::{pool, pool_of, tally};
 
 /// Sends SIGHUP, waits for the result, and returns the part `config` of the status.
@@ -286,7 +286,7 @@ fn a_listener_moves_between_overlapping_addresses_and_no_request_is_lost() {
 
 #[test]
 fn a_listener_moves_after_privileges_are_dropped() {
-    if !is_root() {
+    if unless_root("only root can give up its privileges") {
         return;
     }
     let (lab, origin) = (movable(), Origin::start("one"));

@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
+use tests::skip::is_root;
 use tests::wait::{self, LONG};
 use tests::{Authority, Daemon, Lab, Origin, Signal};
 
@@ -171,10 +172,6 @@ fn user_and_group_set_the_ids_of_the_process() {
     let (user, group) = (id_of("passwd", "www-data"), id_of("group", "nogroup"));
     assert_eq!(ids(&daemon, "Uid:"), vec![user; 4]);
     assert_eq!(ids(&daemon, "Gid:"), vec![group; 4]);
-}
-
-pub(crate) fn is_root() -> bool {
-    fs::metadata("/proc/self").is_ok_and(|own| std::os::unix::fs::MetadataExt::uid(&own) == 0)
 }
 
 /// The id of a user or group of this machine.

@@ -6,11 +6,12 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 use tests::daemon::{View, path_str};
+use tests::skip::unless_root;
 use tests::wait::{self, LONG};
 use tests::{Lab, Origin};
 
 use crate::balancing::{Visit, assert_sessions_stay, cookies, equal, origins};
-use crate::server_keys::{id_of, is_root};
+use crate::server_keys::id_of;
 
 const OLD: &str = "5ca1ab1e5ca1ab1e5ca1ab1e5ca1ab1e";
 const NEW: &str = "0ddba11c0ddba11c0ddba11c0ddba11c0ddba11c0ddba11c0ddba11c0ddba11c";
@@ -194,7 +195,7 @@ fn sessions_stay_during_an_upgrade_and_no_output_contains_a_key() {
 
 #[test]
 fn keys_are_rotated_by_a_daemon_without_root_privileges() {
-    if !is_root() {
+    if unless_root("only root can give up its privileges") {
         return;
     }
     let (lab, origins) = (Lab::new(), origins(2));

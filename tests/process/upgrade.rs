@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use tests::daemon::{Finished, path_str};
 use tests::process::{Process, listening_sockets, started_with};
+use tests::skip::unless_root;
 use tests::wait::{self, LONG};
 use tests::{Answer, Background, Behaviour, Connection, Gate, Lab, LoadGenerator, Origin, Signal, ports};
 
@@ -715,8 +716,7 @@ fn user(process: Process) -> u32 {
 
 #[test]
 fn an_upgrade_without_root_privileges_keeps_the_user() {
-    if user(Process(std::process::id())) != 0 {
-        // Only root can drop privileges.
+    if unless_root("only root can give up its privileges") {
         return;
     }
     let (lab, origin) = (Lab::new(), Origin::start("one"));

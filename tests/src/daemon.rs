@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::OnceLock;
@@ -16,7 +16,7 @@ use tempfile::TempDir;
 use crate::client::{Failure, Response, get, head_bytes};
 use crate::process::{self, Process};
 use crate::wait::LONG;
-use crate::{Connection, Signal, ports, wait};
+use crate::{Connection, Signal, ports, skip, wait};
 
 /// A private directory and addresses for the daemons of one test. Every process started with a file of this
 /// directory ends with it.
@@ -97,10 +97,8 @@ impl Lab {
 
     /// A lab for daemons that root starts with default paths and that then become another user: `/run` is empty and no other test's,
     /// every user may write to the directory, and the program stands in it. None, with a message, when the test is not run by root.
-    #[expect(clippy::print_stdout, reason = "a test that is skipped says so")]
     pub fn of_root() -> Option<Self> {
-        if fs::metadata("/proc/self").is_ok_and(|own| own.uid() != 0) {
-            println!("skipped: only root can start a daemon that becomes another user");
+        if skip::unless_root("only root can start a daemon that becomes another user") {
             return None;
         }
         let mut lab = Self::new();

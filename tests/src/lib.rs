@@ -26,6 +26,7 @@ pub mod origin;
 pub mod pattern;
 pub mod ports;
 pub mod process;
+pub mod skip;
 pub mod tools;
 pub mod wait;
 pub mod websocket;

@@ -143,8 +143,13 @@ fn nginx_config(directory: &Path, http: &str) -> String {
     )
 }
 
+/// Fails a test that needs this tool.
+///
+/// # Panics
+///
+/// Always.
 #[track_caller]
-fn missing(tool: &str, error: &std::io::Error) -> ! {
+pub fn missing(tool: &str, error: &std::io::Error) -> ! {
     panic!("cannot run {tool} ({error}): `make setup` installs what the tests need")
 }
 
