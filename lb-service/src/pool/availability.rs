@@ -63,12 +63,19 @@ struct Tally {
 }
 
 /// Looks at every backend of a pool. `panic_threshold` is in percent; 0: never panic.
+///
+/// Without any primary that does not drain, the backups are the level in use also when none of them is available: they then
+/// panic as primaries would.
 pub(super) fn assess(members: impl Iterator<Item = Member>, panic_threshold: u8) -> Availability {
     let (mut primaries, mut backups) = (Tally::default(), Tally::default());
     for member in members.filter(|member| !member.draining) {
         if member.backup { backups.count(member) } else { primaries.count(member) }
     }
-    if primaries.available == 0 && backups.available > 0 {
+    let is_backup = match primaries.members {
+        0 => backups.members > 0,
+        _ => primaries.available == 0 && backups.available > 0,
+    };
+    if is_backup {
         backups.availability(Level::Backup, panic_threshold)
     } else {
         primaries.availability(Level::Primary, panic_threshold)
@@ -130,7 +137,7 @@ impl Availability {
 mod tests {
     use super::*;
     use proptest::collection::vec;
-    use proptest::prelude::{Strategy, any, prop_assert, prop_assert_eq, proptest};
+    use proptest::prelude::{Strategy, any, prop_assert_eq, proptest};
 
     /// One letter for each backend: `u`p, `d`own, `e`jected, draining `x` (ready) or `y` (not); capitals are
     /// backups. The weight of the i-th is 2^i, so that a sum tells who is in it.
@@ -188,6 +195,14 @@ mod tests {
     }
 
     #[test]
+    fn backups_panic_when_they_are_all_down_and_there_is_no_primary() {
+        check("DE", 50, Level::Backup, true, 0b11);
+        check("xyDE", 50, Level::Backup, true, 0b1100);
+        check("DE", 0, Level::Backup, false, 0);
+        check("X", 50, Level::Primary, false, 0);
+    }
+
+    #[test]
     fn a_threshold_of_100_panics_at_the_first_that_is_missing_and_not_before() {
         check("uuu", 100, Level::Primary, false, 0b111);
         check("uuu", 255, Level::Primary, false, 0b111);
@@ -235,15 +250,14 @@ mod tests {
         }
 
         #[test]
-        fn backups_are_used_if_and_only_if_they_alone_are_available(
+        fn backups_are_used_if_and_only_if_they_alone_are_available_or_there(
             members in any_members(), threshold in 0u8..=100,
         ) {
             let assessed = assess(members.iter().copied(), threshold);
             let available = |backup| members.iter().any(|m| m.backup == backup && m.is_available());
-            match assessed.level {
-                Level::Primary => prop_assert!(available(false) || !available(true)),
-                Level::Backup => prop_assert!(available(true) && !available(false)),
-            }
+            let there = |backup| members.iter().any(|m| m.backup == backup && !m.draining);
+            let alone = if there(false) { available(true) && !available(false) } else { there(true) };
+            prop_assert_eq!(assessed.level == Level::Backup, alone);
         }
 
         #[test]

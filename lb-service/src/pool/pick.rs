@@ -36,7 +36,7 @@ pub struct PickRequest<'a> {
 #[derive(Clone, Debug, Default)]
 pub struct Tried(Vec<(Arc<Backend>, AttemptFailure)>);
 
-/// The candidates of a request that were passed over, in the order of the policy.
+/// The backends that a request could not go to, in the order of the policy. A backend that it was sent to is not among them.
 #[derive(Clone, Debug, Default)]
 pub struct Passed(Vec<(Arc<Backend>, SkipReason)>);
 
@@ -85,10 +85,10 @@ struct Serve<'a>(RefCell<&'a mut Passed>);
 // === impl Pool ===
 
 impl Pool {
-    /// Gives a request to the backend that its session or the policy says, and notes who was passed over.
+    /// Gives a request to the backend that its session or the policy names, and notes the backends that were passed over.
     ///
-    /// A request that was tried before goes to a backend that passes its checks and did not fail its latest request,
-    /// also in panic; to any other that is left only when there is none of these.
+    /// A retry prefers, also in panic, a backend that is available and did not fail its latest request, then any that is
+    /// available. Only then does panic offer it a backend that is not available.
     ///
     /// # Errors
     /// When no backend takes it: [`PickError::Full`] if one would, had it room; else [`PickError::Unavailable`].
@@ -99,7 +99,10 @@ impl Pool {
     ) -> Result<Attempt, PickError> {
         let availability = self.availability(request.now);
         match self.pick(request, availability, &Serve(RefCell::new(passed))) {
-            Some((backend, place)) => Ok(Attempt::new(self.clone(), backend, place, request.now)),
+            Some((backend, place)) => {
+                passed.forget(&backend);
+                Ok(Attempt::new(self.clone(), backend, place, request.now))
+            }
             None => Err(self.unplaced(request, availability)),
         }
     }
@@ -113,7 +116,7 @@ impl Pool {
     ) -> Option<(Arc<Backend>, P::Place)> {
         let any = Pass::any(availability);
         let picked = self.continue_session(request, availability, purpose);
-        let picked = picked.or_else(|| self.choose_sound(request, availability, purpose));
+        let picked = picked.or_else(|| self.choose_for_retry(request, availability, purpose));
         let picked = picked.or_else(|| self.choose(request, availability, any, purpose));
         // Better one that gets more than its share than none.
         picked.or_else(|| {
@@ -216,18 +219,23 @@ impl Pool {
         }
     }
 
-    /// For a request that was failed once: a backend that is not known to fail, by its checks or by its latest request. In
-    /// panic readiness is ignored because the checks may be wrong; if they are right after all, this is the attempt that
-    /// counts.
-    fn choose_sound<P: Purpose>(
+    /// For a retry: a backend that is not known to fail, first by its latest request and its checks, then by its checks alone.
+    /// In panic readiness is ignored because the checks may be wrong. If they are right after all, this attempt counts.
+    fn choose_for_retry<P: Purpose>(
         &self,
         request: &PickRequest<'_>,
         availability: Availability,
         purpose: &P,
     ) -> Option<(Arc<Backend>, P::Place)> {
+        if request.tried.is_empty() {
+            return None;
+        }
         let checked = Availability { panic: false, ..availability };
-        let pass = Pass { sound: true, shifts: !availability.panic };
-        (!request.tried.is_empty()).then(|| self.choose(request, checked, pass, purpose)).flatten()
+        let pass = |sound| Pass { sound, shifts: !availability.panic };
+        let sound = self.choose(request, checked, pass(true), purpose);
+        // Without panic, the next pass of `pick` asks for the same.
+        let is_left = sound.is_none() && availability.panic;
+        sound.or_else(|| is_left.then(|| self.choose(request, checked, pass(false), purpose)).flatten())
     }
 
     /// Whether somebody would take the request, had it room.
@@ -473,7 +481,12 @@ impl Passed {
         }
     }
 
-    /// Whether someone was passed over for this reason.
+    /// The request goes to this backend after all: a later pass, or the queue, has found it.
+    fn forget(&mut self, backend: &Backend) {
+        self.0.retain(|(known, _)| known.address != backend.address);
+    }
+
+    /// Whether a backend was passed over for this reason.
     pub fn contains(&self, skip_reason: SkipReason) -> bool {
         self.0.iter().any(|(_, why)| *why == skip_reason)
     }
@@ -482,14 +495,15 @@ impl Passed {
         self.0.iter().any(|(_, why)| why.only_shifts())
     }
 
-    /// Whether nobody was.
+    /// Whether no backend was passed over.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.iter().next().is_none()
     }
 
-    /// Each with the reason.
+    /// Each with the reason, without those that the request was sent to before.
     pub fn iter(&self) -> impl Iterator<Item = (&Backend, SkipReason)> {
-        self.0.iter().map(|(backend, skip_reason)| (&**backend, *skip_reason))
+        let listed = self.0.iter().filter(|(_, skip_reason)| *skip_reason != SkipReason::Tried);
+        listed.map(|(backend, skip_reason)| (&**backend, *skip_reason))
     }
 }
 
@@ -579,7 +593,38 @@ mod tests {
         let mut passed = Passed::new();
         let placed = bench.pool.place(&bench.request(b"", None, &tried), &mut passed);
         assert_eq!(placed.unwrap_err(), PickError::Unavailable);
-        assert_eq!(passed.iter().map(|(_, why)| why).collect::<Vec<_>>(), [SkipReason::Tried; 2]);
+        assert!(passed.is_empty(), "a backend that was tried is not passed over as well");
+    }
+
+    #[test]
+    fn in_panic_a_retry_prefers_a_failing_backend_to_one_whose_checks_fail() {
+        let bench = Bench::new(&settings(4));
+        for port in 2..=4 {
+            bench.set_ready(port, false);
+        }
+        bench.fail(1);
+        assert!(bench.pool.availability(bench.manual.now()).panic);
+        let mut tried = Tried::new();
+        tried.insert(bench.pool.backends()[1].clone(), AttemptFailure::Status(503));
+        let mut passed = Passed::new();
+        let attempt = bench.pool.place(&bench.request(b"", None, &tried), &mut passed).unwrap();
+        assert_eq!(port(&attempt), 1);
+        assert!(passed.iter().all(|(backend, why)| backend.address.port() > 2 && why == SkipReason::Down));
+        tried.insert(attempt.backend.clone(), AttemptFailure::Status(503));
+        let attempt = bench.pool.place(&bench.request(b"", None, &tried), &mut passed).unwrap();
+        assert!(port(&attempt) > 2, "a backend whose checks fail is the last resort");
+    }
+
+    #[test]
+    fn a_backend_that_gets_the_request_is_not_passed_over() {
+        let bench = Bench::new(&settings(2));
+        bench.fail(2);
+        let mut tried = Tried::new();
+        tried.insert(bench.pool.backends()[0].clone(), AttemptFailure::Status(503));
+        let mut passed = Passed::new();
+        let attempt = bench.pool.place(&bench.request(b"", None, &tried), &mut passed).unwrap();
+        assert_eq!(port(&attempt), 2, "it is failing, and no other is left");
+        assert!(passed.is_empty(), "{passed:?}");
     }
 
     #[test]
