@@ -29,7 +29,7 @@ FULL_POOL = """
     sticky: {cookie: lb_session, ttl: 1h}
     limits: {max_requests: 10000, queue: 100}
     retries: {attempts: 3, per_try: 10s}
-    outlier_detection: {gray: {}}
+    outlier_detection: {slow_backends: {}}
     slow_start: 30s
 """
 

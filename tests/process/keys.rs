@@ -74,15 +74,15 @@ const TESTED: &[(&str, &str)] = &[
         "resilience::consecutive_failures_of_any_kind_eject_a_backend",
     ),
     (
-        "pools.*.outlier_detection.gray.min_samples",
+        "pools.*.outlier_detection.slow_backends.min_samples",
         "resilience::a_backend_that_is_much_slower_than_the_others_is_ejected",
     ),
     (
-        "pools.*.outlier_detection.gray.ratio",
+        "pools.*.outlier_detection.slow_backends.ratio",
         "resilience::a_backend_that_is_much_slower_than_the_others_is_ejected",
     ),
     (
-        "pools.*.outlier_detection.gray.window",
+        "pools.*.outlier_detection.slow_backends.window",
         "resilience::a_backend_that_is_much_slower_than_the_others_is_ejected",
     ),
     (

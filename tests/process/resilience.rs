@@ -202,10 +202,10 @@ fn the_ejected_share_stays_below_its_limit_and_one_backend_always_remains() {
 #[test]
 fn a_backend_that_is_much_slower_than_the_others_is_ejected() {
     const POOLS: [(&str, &str); 5] = [
-        ("strict", "gray: {ratio: 3, min_samples: 5, window: 400ms}"),
-        ("ratio", "gray: {ratio: 100, min_samples: 5, window: 400ms}"),
-        ("samples", "gray: {ratio: 3, min_samples: 10000, window: 400ms}"),
-        ("window", "gray: {ratio: 3, min_samples: 5, window: 10m}"),
+        ("strict", "slow_backends: {ratio: 3, min_samples: 5, window: 400ms}"),
+        ("ratio", "slow_backends: {ratio: 100, min_samples: 5, window: 400ms}"),
+        ("samples", "slow_backends: {ratio: 3, min_samples: 10000, window: 400ms}"),
+        ("window", "slow_backends: {ratio: 3, min_samples: 5, window: 10m}"),
         ("off", "consecutive_failures: 5"),
     ];
     let lab = Lab::new();

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use fastrand::Rng;
 use lb_service::policy::Algorithm;
-use lb_service::pool::{GraySettings, RetrySettings, State};
+use lb_service::pool::{RetrySettings, SlowBackendSettings, State};
 
 use crate::backend::{Fault, Model, When};
 use crate::world::{Moment, Scenario};
@@ -148,16 +148,16 @@ fn a_backend_that_fails_everything_is_tried_once_in_each_longer_ejection() {
     assert_eq!(report.failed(), 0, "{:?}", report.failures);
 }
 
-// === Gray ejections ===
+// === Ejection of slow backends ===
 
 /// Four backends with time to spare, of which the first answers ten times more slowly now and then, but always
 /// correctly. Windows of a second, ejections of 5 s times n up to 18 s.
-fn gray(when: When) -> Scenario {
-    Scenario::new("gray", vec![Model::new(20); 4], 0.05).first_is(when).with(|scenario| {
+fn slow_backends(when: When) -> Scenario {
+    Scenario::new("slow_backends", vec![Model::new(20); 4], 0.05).first_is(when).with(|scenario| {
         scenario.seconds = 100.0;
         let outliers = &mut scenario.settings.outlier_detection;
         (outliers.base_ejection, outliers.max_ejection) = (5 * SECOND, 18 * SECOND);
-        outliers.gray = Some(GraySettings { ratio: 3.0, min_samples: 10, window: SECOND });
+        outliers.slow_backends = Some(SlowBackendSettings { ratio: 3.0, min_samples: 10, window: SECOND });
     })
 }
 
@@ -193,7 +193,8 @@ fn ejections_of_the_first(scenario: &Scenario) -> Vec<Ejection> {
 #[test]
 fn a_backend_that_is_slow_all_the_time_is_ejected_for_longer_each_time() {
     for policy in [Algorithm::RoundRobin, Algorithm::Random] {
-        let ejections = ejections_of_the_first(&gray(When::Always(Fault::slower(10.0))).policy(policy));
+        let ejections =
+            ejections_of_the_first(&slow_backends(When::Always(Fault::slower(10.0))).policy(policy));
         assert!(ejections.len() >= 6, "{policy:?}: {ejections:?}");
         for (ejection, seconds) in ejections.iter().zip([5, 10, 15, 18, 18, 18]) {
             let plain = seconds * SECOND;
@@ -210,7 +211,8 @@ fn a_backend_that_is_slow_all_the_time_is_ejected_for_longer_each_time() {
 /// Slow from 30 s to 60 s and from 90 s on. In between it is found fine, so that nothing is left of the first time.
 #[test]
 fn a_backend_that_was_fine_in_between_is_ejected_for_the_base_time_again() {
-    let scenario = gray(When::Flapping(30.0, Fault::slower(10.0))).with(|scenario| scenario.seconds = 110.0);
+    let scenario =
+        slow_backends(When::Flapping(30.0, Fault::slower(10.0))).with(|scenario| scenario.seconds = 110.0);
     let ejections = ejections_of_the_first(&scenario);
     // How many times the base time each lasts; up to a tenth is added.
     let times = |from: f64, to: f64| -> Vec<_> {

@@ -4,7 +4,7 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use lb_service::policy::Algorithm;
-use lb_service::pool::GraySettings;
+use lb_service::pool::SlowBackendSettings;
 
 use crate::backend::{Fault, Model, Service, When};
 use crate::report::{HEAD, Report, line, shares};
@@ -58,10 +58,13 @@ fn rows() -> Vec<Row> {
         row(Scenario::new("capacities 1 to 8 with equal weights, at 30 %", capacities, 0.3), Some(0), 0.0),
         row(ill("one is 10 times slower, at 60 %", When::Always(Fault::slower(10.0))), Some(0), 0.0),
         row(
-            ill("the same with gray ejection", When::Always(Fault::slower(10.0))).with(|scenario| {
-                let gray = GraySettings { ratio: 3.0, min_samples: 10, window: Duration::from_secs(1) };
-                scenario.settings.outlier_detection.gray = Some(gray);
-            }),
+            ill("the same with ejection of slow backends", When::Always(Fault::slower(10.0))).with(
+                |scenario| {
+                    let slow_backends =
+                        SlowBackendSettings { ratio: 3.0, min_samples: 10, window: Duration::from_secs(1) };
+                    scenario.settings.outlier_detection.slow_backends = Some(slow_backends);
+                },
+            ),
             Some(0),
             0.0,
         ),

@@ -29,7 +29,9 @@ pub use balancing::{HashOnConfig, PolicyName, StickyConfig};
 pub use listener::ListenerConfig;
 pub use number::{Number, Percent, Ratio};
 pub use pool::{LimitsConfig, PoolConfig, PoolFiles, TimeoutsConfig, TlsConfig};
-pub use resilience::{GrayConfig, MAX_ATTEMPTS, OutlierConfig, RetriesConfig, RetryOnConfig, RetryWord};
+pub use resilience::{
+    MAX_ATTEMPTS, OutlierConfig, RetriesConfig, RetryOnConfig, RetryWord, SlowBackendsConfig,
+};
 pub use text::{FromText, Text};
 pub use values::{
     AbsolutePath, AnyDuration, BackendAddress, CookieAge, CookieName, HeaderText, HostHeader, Name,

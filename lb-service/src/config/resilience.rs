@@ -11,7 +11,7 @@ use super::MAX_COUNT;
 use super::number::{Number, Percent, Ratio};
 use super::text::Text;
 use super::values::PositiveDuration;
-use crate::pool::{GraySettings, OutlierSettings, RetryCause, RetryOn, RetrySettings};
+use crate::pool::{OutlierSettings, RetryCause, RetryOn, RetrySettings, SlowBackendSettings};
 
 /// When a backend that fails requests is left out for a while.
 //
@@ -35,18 +35,18 @@ pub struct OutlierConfig {
     pub max_ejected_percent: Option<Percent<0, 100>>,
     /// Ejects a backend that is much slower than the others; default: never.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub gray: Option<GrayConfig>,
+    pub slow_backends: Option<SlowBackendsConfig>,
 }
 
-/// When a backend is much slower than the others.
+/// Detection of backends that are much slower than the others.
 #[derive(Deserialize, Serialize, JsonSchema, Clone, Debug)]
 #[serde(deny_unknown_fields, default)]
-pub struct GrayConfig {
-    /// So many times the median of the pool, to the first byte of an answer, is too slow.
+pub struct SlowBackendsConfig {
+    /// The multiple of the pool's median time to first byte above which a backend counts as slow.
     pub ratio: Ratio,
-    /// A backend with fewer answers in a window is not judged.
+    /// The number of responses in a window below which a backend is not compared.
     pub min_samples: Number<1, MAX_COUNT>,
-    /// The time over which backends are compared.
+    /// The window over which backends are compared.
     pub window: Text<PositiveDuration>,
 }
 
@@ -98,7 +98,7 @@ impl OutlierConfig {
     /// Whether any backend of a pool of more than one can be ejected.
     pub fn is_in_effect(&self) -> bool {
         let some = self.max_ejected_percent.is_none_or(|percent| percent.get() > 0);
-        some && (self.counts_failures() || self.gray.is_some())
+        some && (self.counts_failures() || self.slow_backends.is_some())
     }
 
     /// Fills in the defaults of what is in effect in a pool of so many backends, the last of which is never ejected.
@@ -139,22 +139,22 @@ impl OutlierConfig {
             base_ejection: base.get().0,
             max_ejection: max.get().0,
             max_ejected_percent: percent.unwrap_or(defaults.max_ejected_percent),
-            gray: self.gray.as_ref().map(GrayConfig::plan),
+            slow_backends: self.slow_backends.as_ref().map(SlowBackendsConfig::plan),
         }
     }
 }
 
-// === impl GrayConfig ===
+// === impl SlowBackendsConfig ===
 
-impl Default for GrayConfig {
+impl Default for SlowBackendsConfig {
     fn default() -> Self {
         Self { ratio: Ratio::from(5), min_samples: Number::near(50), window: Text::literal("10s") }
     }
 }
 
-impl GrayConfig {
-    fn plan(&self) -> GraySettings {
-        GraySettings {
+impl SlowBackendsConfig {
+    fn plan(&self) -> SlowBackendSettings {
+        SlowBackendSettings {
             ratio: self.ratio.get(),
             min_samples: self.min_samples.get(),
             window: self.window.get().0,
@@ -363,8 +363,9 @@ mod tests {
     fn empty_sections_mean_the_defaults() {
         assert_eq!(outliers("{}").plan(), OutlierSettings::default());
         assert_eq!(retries("{}").plan(), RetrySettings::default());
-        let gray = GraySettings { ratio: 5.0, min_samples: 50, window: Duration::from_secs(10) };
-        assert_eq!(outliers(r#"{"gray":{}}"#).plan().gray, Some(gray));
+        let slow_backends =
+            SlowBackendSettings { ratio: 5.0, min_samples: 50, window: Duration::from_secs(10) };
+        assert_eq!(outliers(r#"{"slow_backends":{}}"#).plan().slow_backends, Some(slow_backends));
     }
 
     #[test]
@@ -382,7 +383,7 @@ mod tests {
         for text in [r#"{"consecutive_failures":0}"#, r#"{"max_ejected_percent":0}"#] {
             assert_eq!(serde_json::to_string(&outliers(text)).expect("it can be written"), text);
         }
-        assert!(outliers(r#"{"consecutive_failures":0,"gray":{}}"#).base_ejection.is_some());
+        assert!(outliers(r#"{"consecutive_failures":0,"slow_backends":{}}"#).base_ejection.is_some());
         let text = r#"{"attempts":0}"#;
         assert_eq!(serde_json::to_string(&retries(text)).expect("it can be written"), text);
         let text = r#"{"attempts":1,"when":["connect_failure"]}"#;

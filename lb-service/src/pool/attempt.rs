@@ -164,10 +164,10 @@ impl Pool {
 
     /// Compares the times of the backends once per window.
     fn compare(&self, backend: &Backend, time: Duration, now: Instant) {
-        let Some(gray) = &self.kept.gray else { return };
+        let Some(slow_backends) = &self.kept.slow_backends else { return };
         backend.history.times.observe(time);
         let members = self.backends.iter().map(|backend| (&backend.history.times, &backend.history.record));
-        for index in gray.turn(now, members) {
+        for index in slow_backends.turn(now, members) {
             self.eject(&self.backends[index], Cause::Slowness, now);
         }
     }

@@ -16,10 +16,10 @@ use pingora::protocols::tls::CaType;
 use pingora::upstreams::peer::HttpPeer;
 use pingora::utils::tls::{WrappedX509, parse_x509};
 
-use super::gray;
 use super::outlier::{Record, nanoseconds};
 use super::reasons::{AttemptFailure, SkipReason, UpstreamError};
 use super::settings::{Admin, BackendSettings, PoolSettings, UpstreamTls};
+use super::slow_backends;
 use super::slow_start::Comeback;
 use crate::policy::{Load, PolicyConfig};
 use crate::stats::{Codes, Counter, Histogram};
@@ -70,7 +70,7 @@ pub struct History {
     /// When it came back.
     pub(super) comeback: Comeback,
     /// Its times in the current window.
-    pub(super) times: gray::Samples,
+    pub(super) times: slow_backends::Samples,
     /// An [`Admin`]. Here, because it holds at once, also for requests that began before it was decided.
     admin: AtomicU8,
     /// When it joined the pool.
@@ -229,7 +229,7 @@ impl History {
             latest_failure: AtomicU16::new(0),
             record: Record::new(now),
             comeback: Comeback::new(now),
-            times: gray::Samples::default(),
+            times: slow_backends::Samples::default(),
             admin: AtomicU8::new(Admin::InService as u8),
             joined: now,
             admin_since: AtomicU64::new(0),

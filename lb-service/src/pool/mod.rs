@@ -69,7 +69,7 @@
 //! │       ├── Record             ejected                                                outlier.rs
 //! │       └── Comeback           slow start                                             slow_start.rs
 //! └── Attempt                    one request at one backend, until it is dropped        attempt.rs
-//!     └── Ejector, Gray          what its end says about the backend                    outlier.rs, gray.rs
+//!     └── Ejector, SlowBackends          what its end says about the backend                    outlier.rs, slow_backends.rs
 //!
 //! Pool::retry                    whether a failed request is sent again                 retry.rs
 //! └── retry::decide, Budget
@@ -82,7 +82,6 @@ mod availability;
 mod backend;
 mod dispatch;
 mod explain;
-mod gray;
 mod hash_key;
 mod outlier;
 mod pick;
@@ -91,6 +90,7 @@ mod reasons;
 mod retry;
 mod session_keys;
 mod settings;
+mod slow_backends;
 mod slow_start;
 mod sticky;
 
@@ -119,8 +119,8 @@ pub use reasons::{AttemptFailure, SkipReason, UpstreamError};
 pub use retry::{Budget, Decision, Failed, RetryPermit, WhyNot, backoff, decide};
 pub use session_keys::{SessionKeys, SessionKeysError};
 pub use settings::{
-    Admin, BackendSettings, GraySettings, HashOn, OutlierSettings, PoolId, PoolSettings, RetryCause, RetryOn,
-    RetrySettings, StickySettings, Timeouts, UpstreamTls, Weight,
+    Admin, BackendSettings, HashOn, OutlierSettings, PoolId, PoolSettings, RetryCause, RetryOn,
+    RetrySettings, SlowBackendSettings, StickySettings, Timeouts, UpstreamTls, Weight,
 };
 
 use crate::clock::Clock;
@@ -128,8 +128,8 @@ use crate::policy::{Algorithm, Policy, PolicyConfig};
 use crate::stats::{Counter, Level as Gauge};
 use availability::Member;
 use backend::Histories;
-use gray::Gray;
 use outlier::Ejector;
+use slow_backends::SlowBackends;
 pub use sticky::Session;
 use sticky::Sticky;
 
@@ -198,7 +198,7 @@ struct Kept {
     queue: Arc<Queue>,
     budget: Arc<Budget>,
     ejector: Arc<Ejector>,
-    gray: Option<Arc<Gray>>,
+    slow_backends: Option<Arc<SlowBackends>>,
     changes: Arc<Changes>,
     standing: Arc<Mutex<Standing>>,
     /// The last that has entered, or the first if it is observed. What is between may be gone before what it has taken the place of.
@@ -305,7 +305,10 @@ impl Pool {
             queue: Queue::new(settings.queue),
             budget: Budget::of(&settings.retries),
             ejector: Arc::default(),
-            gray: settings.outlier_detection.gray.map(|gray| Arc::new(Gray::new(gray, clock.now()))),
+            slow_backends: settings
+                .outlier_detection
+                .slow_backends
+                .map(|slow_backends| Arc::new(SlowBackends::new(slow_backends, clock.now()))),
             changes: Arc::default(),
             standing: Arc::default(),
             newest: Arc::default(),
@@ -619,14 +622,15 @@ impl Kept {
     }
 
     fn successor(&self, settings: &PoolSettings, before: &Rules) -> Self {
-        let gray = settings.outlier_detection.gray;
+        let slow_backends = settings.outlier_detection.slow_backends;
         Self {
             budget: self.budget.successor(&settings.retries),
             policy: self.policy.clone().with_algorithm(settings.policy),
-            gray: if gray == before.outlier_detection.gray {
-                self.gray.clone()
+            slow_backends: if slow_backends == before.outlier_detection.slow_backends {
+                self.slow_backends.clone()
             } else {
-                gray.map(|gray| Arc::new(Gray::new(gray, self.clock.now())))
+                slow_backends
+                    .map(|slow_backends| Arc::new(SlowBackends::new(slow_backends, self.clock.now())))
             },
             ..self.clone()
         }

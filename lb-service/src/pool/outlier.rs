@@ -19,7 +19,7 @@
 //!     └────────────────────────── no doubt is left: n = 0 ─────────────────────────┘
 //! ```
 //!
-//! An ejection has one of two causes: failures, or slowness (a gray failure, which [`gray`](super::gray)
+//! An ejection has one of two causes: failures, or slowness (a gray failure, which [`slow_backends`](super::slow_backends)
 //! finds). What ends probation has to answer the doubt: a backend that was ejected because it is slow gives
 //! good answers, so a success says nothing new about it. Therefore there are two doubts:
 //!
@@ -469,7 +469,7 @@ mod tests {
             base_ejection: 10 * SECOND,
             max_ejection: 35 * SECOND,
             max_ejected_percent: 50,
-            gray: None,
+            slow_backends: None,
         }
     }
 

@@ -96,7 +96,7 @@ pub struct OutlierSettings {
     /// backends. The last available one is never ejected.
     pub max_ejected_percent: u8,
     /// When a backend that is much slower than the others is ejected; absent: never.
-    pub gray: Option<GraySettings>,
+    pub slow_backends: Option<SlowBackendSettings>,
 }
 
 /// When a backend that is much slower than the others is ejected: a gray failure (Huang et al., HotOS 2017), which no
@@ -105,7 +105,7 @@ pub struct OutlierSettings {
 /// Means of the time to the first byte are compared. A backend is ejected when it is too slow in two windows one
 /// after the other, by 10 ms at least. At least three must be judged.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct GraySettings {
+pub struct SlowBackendSettings {
     /// So many times the median of the pool is too slow; above 1.
     pub ratio: f64,
     /// A backend with fewer answers in a window is not judged; at least 1.
@@ -268,7 +268,7 @@ impl Default for OutlierSettings {
             base_ejection: Duration::from_secs(30),
             max_ejection: Duration::from_secs(300),
             max_ejected_percent: 50,
-            gray: None,
+            slow_backends: None,
         }
     }
 }

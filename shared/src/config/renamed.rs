@@ -41,6 +41,13 @@ const RENAMED: &[Renamed] = &[
         new: "none",
         boolean: Some(false),
     },
+    Renamed {
+        path: &["pools", "*", "outlier_detection"],
+        what: What::Key,
+        old: "gray",
+        new: "slow_backends",
+        boolean: None,
+    },
 ];
 
 /// Gives everything in the tree its new name, and reports what has an old one.

@@ -74,7 +74,7 @@ fn fits_together(loaded: &Loaded) {
 fn chooses(pool: &PoolSettings) -> bool {
     let (backends, ejection) = (pool.backends.len(), &pool.outlier_detection);
     let others = backends > 1 || pool.sticky.is_none() && pool.slow_start.is_none();
-    let comparable = backends > 2 || ejection.gray.is_none();
+    let comparable = backends > 2 || ejection.slow_backends.is_none();
     let share = usize::from(ejection.max_ejected_percent);
     others && comparable && (backends == 1 || share == 0 || backends * share >= 100)
 }

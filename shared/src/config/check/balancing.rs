@@ -15,7 +15,7 @@ pub(crate) const MAX_RING_WEIGHT: usize = 8 * 1024 * 1024 / 160;
 const EJECTION_KEYS: [&str; 3] = ["base_ejection", "max_ejection", "max_ejected_percent"];
 
 /// The other keys of `outlier_detection`, which turn ejection on.
-const EJECTION_CAUSES: [&str; 2] = ["consecutive_failures", "gray"];
+const EJECTION_CAUSES: [&str; 2] = ["consecutive_failures", "slow_backends"];
 
 /// As many backends are compared at least to find one that is much slower than the others.
 const MIN_COMPARED: usize = 3;
@@ -39,7 +39,7 @@ impl Checker<'_> {
         self.check_sticky(name, pool);
         self.check_ejections(name, pool);
         self.check_share_ejected(name, pool);
-        self.check_gray(name, pool);
+        self.check_slow_backends(name, pool);
         self.check_ejection_times(name, pool);
         self.check_slow_start(name, pool);
         self.check_retry_keys(name, pool);
@@ -147,7 +147,7 @@ impl Checker<'_> {
             return;
         }
         let path = |key: &str| path![name, "outlier_detection", key];
-        if !config.counts_failures() && config.gray.is_none() {
+        if !config.counts_failures() && config.slow_backends.is_none() {
             let paths = EJECTION_KEYS.map(|key| path(key).to_vec());
             let hint = "to turn ejection on, write `consecutive_failures: 5`";
             let why = "`consecutive_failures: 0` ejects no backend";
@@ -188,13 +188,13 @@ impl Checker<'_> {
         self.report(&path, Problem::new(Id::FewBackends, message).hint(format!("write at least {least}")));
     }
 
-    fn check_gray(&mut self, name: &str, pool: &Pool) {
-        let path = path![name, "outlier_detection", "gray"];
+    fn check_slow_backends(&mut self, name: &str, pool: &Pool) {
+        let path = path![name, "outlier_detection", "slow_backends"];
         // With one, nothing is ejected at all: reported as such.
         let few = self.count(name, pool).filter(|count| (2..MIN_COMPARED).contains(count));
         if let Some(count) = few.filter(|_| self.is_written(&path)) {
             let message = format!(
-                "`gray` has no effect: it compares at least {MIN_COMPARED} backends, and there are {count}"
+                "`slow_backends` has no effect: it compares at least {MIN_COMPARED} backends, and there are {count}"
             );
             self.without_effect(Id::FewBackends, &path, message, "remove the key, or add a backend");
         }

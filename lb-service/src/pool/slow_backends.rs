@@ -1,36 +1,36 @@
-//! A backend that answers, but far slower than the others.
+//! Finds backends that respond, but far more slowly than the others.
 //!
-//! Huang et al., "Gray Failure: The Achilles' Heel of Cloud-Scale Systems" (HotOS 2017): a component can be
-//! ill for those who use it while every check finds it well. Here the requests themselves are the
-//! measurement. Over a window the mean time to the first byte of each backend is compared with the median of
-//! these means. A backend is an outlier when its mean
+//! Huang et al., "Gray Failure: The Achilles' Heel of Cloud-Scale Systems" (HotOS 2017), describe components that fail for
+//! their users while every check finds them healthy. Here the requests themselves are the measurement. Over a window, the
+//! mean time to first byte of each backend is compared with the median of these means. A backend is an outlier
+//! when its mean
 //!
-//! - is more than `ratio` times the median **and**
-//! - is at least 10 ms above it, because a multiple of next to nothing harms nobody,
+//! - is more than `ratio` times the median, **and**
+//! - is at least 10 ms above it, because a multiple of a very short time harms no client,
 //!
-//! in two windows one after the other, so that one pause of a garbage collector ejects nobody. Backends with
-//! few answers in the window are not judged.
+//! in two consecutive windows, so that a single pause of a garbage collector ejects no backend. Backends with few responses in the
+//! window are not compared.
 //!
-//! A backend that was ejected for that and is back is on probation, of which [`outlier`](super::outlier) keeps
-//! the record: one window in which it is an outlier ejects it again, for longer, and one in which it is judged
-//! and is none ends the probation. Successes do not, since it never gave bad answers. A window in which
-//! it is not judged changes nothing about that. Whatever ejected a backend, the window in which it comes back
-//! does not judge it: what is left of it may be short, and one pause would be all of it.
+//! After such an ejection a backend is on probation, which [`outlier`](super::outlier) records. One window in
+//! which it is an outlier ejects it again, for longer. One window in which it is compared and is no outlier ends the probation.
+//! Successful responses do not end it, because the backend never gave bad ones. A window in which the backend is not
+//! compared changes nothing. The window in which a backend comes back from an ejection of any kind does not count, because what is left of
+//! it might be short enough for one pause to fill it.
 //!
-//! Of an even number of means the median is the upper one of the two in the middle. So **fewer than half of
-//! the judged backends are outliers**, whatever the ratio, and at least three must be judged to find one:
-//! when half of a pool is slow, slow is what this pool is. With fewer than three nobody is judged, because
-//! nobody could be found slow: a slow backend must not be taken for a fine one only because others are away.
+//! The median of an even number of means is the upper one of the two in the middle. So **fewer than half of the compared
+//! backends are outliers**, whatever the ratio, and finding one takes at least three: when half of a pool is slow,
+//! that is the speed of this pool. With fewer than three, no backend is compared, because none could be found slow, and a slow
+//! backend must not end its probation only because the others are away.
 //!
-//! A sum and a count over the window, not a moving average: a window says how many answers it stands for,
-//! forgets everything before it, and costs a request one load and one addition. Who finds that the window is
-//! over turns it with one exchange and judges; everybody else goes on.
+//! Each backend has a sum and a count for the window rather than a moving average. A window says how many responses it represents,
+//! forgets everything before it, and costs a request one load and one addition. The first request that finds the
+//! window over starts the next one with a single exchange and judges the backends; all others go on.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::outlier::{Record, Verdict, nanoseconds};
-use super::settings::GraySettings;
+use super::settings::SlowBackendSettings;
 
 /// How far above the median an outlier is at least, in microseconds.
 const MIN_EXCESS: f64 = 10_000.0;
@@ -39,8 +39,8 @@ const MIN_JUDGED: usize = 3;
 
 /// The window of one pool.
 #[derive(Debug)]
-pub(super) struct Gray {
-    settings: GraySettings,
+pub(super) struct SlowBackends {
+    settings: SlowBackendSettings,
     /// Times are kept in nanoseconds after this.
     epoch: Instant,
     /// The beginning of the window.
@@ -93,11 +93,11 @@ fn is_time((samples, record): (&Samples, &Record), verdict: Option<Verdict>, beg
     stays_slow || is_slow_again
 }
 
-// === impl Gray ===
+// === impl SlowBackends ===
 
-impl Gray {
+impl SlowBackends {
     /// The first window begins now. No time it is told later should be before.
-    pub(super) fn new(settings: GraySettings, now: Instant) -> Self {
+    pub(super) fn new(settings: SlowBackendSettings, now: Instant) -> Self {
         Self { settings, epoch: now, began: AtomicU64::new(0) }
     }
 
@@ -211,13 +211,13 @@ mod tests {
     const FINE: [u64; 4] = [20; 4];
 
     /// Three times the median, 10 answers in 10 s.
-    fn settings() -> GraySettings {
-        GraySettings { ratio: 3.0, min_samples: 10, window: WINDOW }
+    fn settings() -> SlowBackendSettings {
+        SlowBackendSettings { ratio: 3.0, min_samples: 10, window: WINDOW }
     }
 
     /// A pool and its clock.
     struct Bench {
-        gray: Gray,
+        slow_backends: SlowBackends,
         samples: Vec<Samples>,
         records: Vec<Record>,
         ejector: Ejector,
@@ -229,7 +229,13 @@ mod tests {
             let now = Instant::now();
             let samples = (0..backends).map(|_| Samples::default()).collect();
             let records = (0..backends).map(|_| Record::new(now)).collect();
-            Self { gray: Gray::new(settings(), now), samples, records, ejector: Ejector::default(), now }
+            Self {
+                slow_backends: SlowBackends::new(settings(), now),
+                samples,
+                records,
+                ejector: Ejector::default(),
+                now,
+            }
         }
 
         fn answers(&self, which: usize, count: usize, millis: u64) {
@@ -239,7 +245,7 @@ mod tests {
         }
 
         fn turn(&self) -> Vec<usize> {
-            self.gray.turn(self.now, self.samples.iter().zip(&self.records))
+            self.slow_backends.turn(self.now, self.samples.iter().zip(&self.records))
         }
 
         /// A window in which each backend gives 20 answers that take so many milliseconds.
@@ -385,11 +391,11 @@ mod tests {
 
     #[test]
     fn of_all_who_find_the_window_over_one_turns_it() {
-        let gray = Gray::new(settings(), Instant::now());
-        assert!(gray.begin(0, 10));
-        assert!(!gray.begin(0, 10), "this one found the same window over");
-        assert!(!gray.begin(0, 11));
-        assert!(gray.begin(10, 20));
+        let slow_backends = SlowBackends::new(settings(), Instant::now());
+        assert!(slow_backends.begin(0, 10));
+        assert!(!slow_backends.begin(0, 10), "this one found the same window over");
+        assert!(!slow_backends.begin(0, 11));
+        assert!(slow_backends.begin(10, 20));
     }
 
     #[test]
