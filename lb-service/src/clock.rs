@@ -1,14 +1,14 @@
-//! The time, for code that Pingora calls without passing it.
+//! The clock, for code that Pingora calls without passing the time.
 //!
-//! Every decision takes the time as an argument ([`Now`]). A [`Policy`](crate::Policy) and a health check cannot, because
-//! Pingora's traits have no parameter for it. They read a [`Clock`]: the system's, or a [`ManualClock`] that a test or a
-//! simulation moves.
+//! Every decision takes the time as an argument ([`Now`]). A [`Policy`](crate::Policy) and a health check cannot,
+//! because Pingora's traits have no parameter for it. They read a [`Clock`]: the system's, or a [`ManualClock`] that a
+//! test or a simulation moves.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// A source of the time. Clones show the same time.
+/// A source of the time. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub struct Clock(Option<ManualClock>);
 
@@ -17,11 +17,11 @@ pub struct Clock(Option<ManualClock>);
 pub struct Now {
     /// The time.
     pub time: Instant,
-    /// A random number from 0 to 1, without 1.
+    /// A random number from 0 to below 1.
     pub draw: f64,
 }
 
-/// A clock that stands still until a test or a simulation moves it forward. Clones are the same clock.
+/// A clock that stands still until a test or a simulation advances it. Clones share it.
 #[derive(Clone, Debug)]
 pub struct ManualClock {
     began: Instant,
@@ -36,7 +36,7 @@ impl Clock {
         Self(None)
     }
 
-    /// A clock that stands still, and what moves it.
+    /// Creates a clock that stands still, and the handle that advances it.
     pub fn manual() -> (Self, ManualClock) {
         let manual = ManualClock { began: Instant::now(), nanoseconds: Arc::default() };
         (Self(Some(manual.clone())), manual)
@@ -51,12 +51,12 @@ impl Clock {
 // === impl ManualClock ===
 
 impl ManualClock {
-    /// The time that it shows.
+    /// Returns the time.
     pub fn now(&self) -> Instant {
         self.began + Duration::from_nanos(self.nanoseconds.load(Ordering::Relaxed))
     }
 
-    /// Moves it forward.
+    /// Advances the time.
     pub fn advance(&self, by: Duration) {
         let nanoseconds = u64::try_from(by.as_nanos()).unwrap_or(u64::MAX);
         self.nanoseconds.fetch_add(nanoseconds, Ordering::Relaxed);

@@ -1,20 +1,21 @@
-//! What backends are told about the client (`X-Forwarded-*`), and what a client's own such headers are worth.
+//! The `X-Forwarded-*` fields for backends, and the trust in those that a client sends.
 //!
-//! Anyone can send `X-Forwarded-For`. What a client says in it, and in its relatives, is therefore believed
-//! only when the connection comes from one of the [`TrustedProxies`]:
+//! Any client can send `X-Forwarded-For` and related fields. They are therefore used only if the connection comes from
+//! one of the [`TrustedProxies`]:
 //!
-//! | header | from a trusted proxy | from anyone else |
+//! | field | from a trusted proxy | from any other client |
 //! |---|---|---|
 //! | `X-Forwarded-For` | kept, the peer appended | replaced by the peer |
 //! | `X-Forwarded-Proto`, `X-Forwarded-Host` | kept; ours if absent | replaced by ours |
 //! | `Forwarded`, `X-Real-IP`, `X-Forwarded-Port`, `X-Forwarded-Prefix`, `X-Forwarded-Server` | kept | removed |
 //!
-//! The last row is never made here; a backend that reads one of those must not be misled by a client.
+//! The daemon never creates the fields of the last row. It removes them so that a client cannot mislead a backend that
+//! reads them.
 //!
-//! A client on a Unix socket has no address: it is not trusted, and `X-Forwarded-For` is left out.
+//! A client on a Unix socket has no address: it is not trusted, and `X-Forwarded-For` is omitted.
 //!
-//! [`decide`] must see the request after its hop-by-hop headers are gone, otherwise `Connection:
-//! X-Forwarded-For` would remove what is set here.
+//! [`decide`] must run after the hop-by-hop fields were removed, otherwise `Connection: X-Forwarded-For` would remove
+//! the field that is set here.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -23,63 +24,63 @@ use http::{HeaderMap, HeaderValue};
 use ipnet::IpNet;
 use pingora::http::RequestHeader;
 
-/// The chain of addresses a request came through.
+/// The chain of addresses that a request came through.
 pub const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
-/// `http` or `https`, as the client spoke.
+/// The scheme of the client's request: `http` or `https`.
 pub const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
-/// The host the client asked for.
+/// The host that the client asked for.
 pub const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 
-/// Relatives that are not made here and are removed unless the peer is trusted.
+/// Related fields that are removed unless the peer is trusted.
 const RELATIVES: [&str; 5] =
     ["forwarded", "x-real-ip", "x-forwarded-port", "x-forwarded-prefix", "x-forwarded-server"];
 
-/// The networks whose word about the client is taken.
+/// The networks of proxies whose fields about the client are used.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TrustedProxies(Vec<IpNet>);
 
-/// The other end of a connection. Made once for all its requests, since writing an address down costs more than copying
-/// what was written.
+/// The peer of a connection. Created once for all its requests, because formatting an address costs more than copying
+/// the text.
 #[derive(Clone, Debug)]
 pub struct Peer {
-    /// Its address; that of an IPv4 client on an IPv6 socket is an IPv4 address.
+    /// The address. An IPv4 client on an IPv6 socket has an IPv4 address.
     pub ip: IpAddr,
-    /// The same for a header.
+    /// The address as a field value.
     value: HeaderValue,
 }
 
-/// What the connection itself tells about the client.
+/// The facts about the client that the connection itself gives.
 #[derive(Clone, Copy, Debug)]
 pub struct Downstream<'a> {
-    /// Who it is; absent on a Unix socket.
+    /// The peer. `None` on a Unix socket.
     pub peer: Option<&'a Peer>,
-    /// How it speaks.
+    /// The scheme.
     pub scheme: Scheme,
-    /// The host it asked for, as it was sent.
+    /// The host that the client asked for, as it was sent.
     pub host: Option<&'a HeaderValue>,
 }
 
-/// With or without TLS.
+/// The scheme of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scheme {
-    /// Plain.
+    /// HTTP without TLS.
     Http,
-    /// TLS.
+    /// HTTP over TLS.
     Https,
 }
 
-/// What happens to one header of the request.
+/// The treatment of one field of the request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Edit {
-    /// As the client sent it.
+    /// The field stays as the client sent it.
     Keep,
-    /// This value, instead of all that the client sent.
+    /// This value replaces all that the client sent.
     Set(HeaderValue),
-    /// Not sent to the backend.
+    /// The field is removed.
     Remove,
 }
 
-/// What the request to the backend says about the client.
+/// The fields about the client in the request to the backend.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Forwarded {
     /// `X-Forwarded-For`.
@@ -88,11 +89,11 @@ pub struct Forwarded {
     pub proto: Edit,
     /// `X-Forwarded-Host`.
     pub host: Edit,
-    /// Whether `Forwarded`, `X-Real-IP` and the other relatives stay.
+    /// Whether `Forwarded`, `X-Real-IP` and the other related fields stay.
     pub keep_relatives: bool,
 }
 
-/// What the backend is told, given what the client sent.
+/// Decides the fields for the backend from those that the client sent.
 pub fn decide(downstream: &Downstream<'_>, sent: &HeaderMap, trusted: &TrustedProxies) -> Forwarded {
     let own_proto = || Edit::Set(HeaderValue::from_static(downstream.scheme.as_str()));
     let own_host = || downstream.host.cloned().map_or(Edit::Remove, Edit::Set);
@@ -110,7 +111,7 @@ pub fn decide(downstream: &Downstream<'_>, sent: &HeaderMap, trusted: &TrustedPr
     }
 }
 
-/// Whether the client speaks TLS: to us, or to a trusted proxy that says so.
+/// Returns whether the client uses TLS, to us or to a trusted proxy that says so.
 pub fn is_https(downstream: &Downstream<'_>, sent: &HeaderMap, trusted: &TrustedProxies) -> bool {
     let is_trusted = || downstream.peer.is_some_and(|peer| trusted.trusts(peer.ip));
     match sent.get(X_FORWARDED_PROTO) {
@@ -119,12 +120,12 @@ pub fn is_https(downstream: &Downstream<'_>, sent: &HeaderMap, trusted: &Trusted
     }
 }
 
-/// The client's address as far as trusted proxies tell: the rightmost address in `X-Forwarded-For` that is
-/// not one of theirs (nginx: `real_ip_recursive on`).
+/// Returns the client's address as reported by trusted proxies: the rightmost address in `X-Forwarded-For` that is not
+/// a trusted proxy (nginx: `real_ip_recursive on`).
 ///
-/// `sent` are the client's headers, whose `X-Forwarded-For` lines count as one. The walk ends at an entry
-/// that is not an address: nothing to the left of it was written by someone trusted. If all are trusted it is
-/// the leftmost one.
+/// `sent` are the client's fields, whose `X-Forwarded-For` lines count as one. The walk ends at an entry that is not an
+/// address, because no trusted proxy wrote the entries to the left of it. If all addresses are trusted, the leftmost
+/// one is returned.
 pub fn client_ip(peer: IpAddr, sent: &HeaderMap, trusted: &TrustedProxies) -> IpAddr {
     let mut client = peer.to_canonical();
     let entries =
@@ -139,12 +140,12 @@ pub fn client_ip(peer: IpAddr, sent: &HeaderMap, trusted: &TrustedProxies) -> Ip
     client
 }
 
-/// Those of the [`RELATIVES`] that are there: one look at each header is cheaper than five look-ups.
+/// Returns the [`RELATIVES`] that the request has. One pass over the fields is cheaper than five lookups.
 fn relatives(headers: &HeaderMap) -> Vec<HeaderName> {
     headers.keys().filter(|name| RELATIVES.contains(&name.as_str())).cloned().collect()
 }
 
-/// An address, with or without a port; an IPv6 address with a port is in brackets.
+/// Parses an address with or without a port. An IPv6 address with a port is in brackets.
 fn parse_entry(entry: &[u8]) -> Option<IpAddr> {
     let text = str::from_utf8(entry).ok()?.trim();
     let in_brackets = || text.strip_prefix('[')?.strip_suffix(']')?.parse().ok();
@@ -155,7 +156,7 @@ fn parse_entry(entry: &[u8]) -> Option<IpAddr> {
         .map(|ip: IpAddr| ip.to_canonical())
 }
 
-/// All that the client sent, as one line, and `peer`.
+/// Joins all values that the client sent and `peer` into one line.
 fn appended(sent: &HeaderMap, peer: &Peer) -> HeaderValue {
     let mut line = Vec::with_capacity(64);
     for value in sent.get_all(X_FORWARDED_FOR).iter().filter(|value| !value.is_empty()) {
@@ -169,7 +170,7 @@ fn appended(sent: &HeaderMap, peer: &Peer) -> HeaderValue {
 // === impl Peer ===
 
 impl Peer {
-    /// The one at this address.
+    /// Creates the peer at this address.
     pub fn new(address: IpAddr) -> Self {
         let ip = address.to_canonical();
         Self { ip, value: HeaderValue::try_from(ip.to_string()).expect("an address is ASCII") }
@@ -179,13 +180,12 @@ impl Peer {
 // === impl TrustedProxies ===
 
 impl TrustedProxies {
-    /// These networks, and no other.
+    /// Trusts these networks.
     pub fn new(networks: Vec<IpNet>) -> Self {
         Self(networks)
     }
 
-    /// Whether `address` is in one of the networks. An IPv4 address seen on an IPv6 socket is an IPv4
-    /// address.
+    /// Returns whether `address` is in one of the networks. An IPv4-mapped IPv6 address counts as IPv4.
     pub fn trusts(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();
         self.0.iter().any(|network| network.contains(&address))
@@ -195,7 +195,7 @@ impl TrustedProxies {
 // === impl Scheme ===
 
 impl Scheme {
-    /// As `X-Forwarded-Proto` says it.
+    /// Returns the word for `X-Forwarded-Proto`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Http => "http",
@@ -207,11 +207,11 @@ impl Scheme {
 // === impl Forwarded ===
 
 impl Forwarded {
-    /// Carries the decision out on the request to the backend.
+    /// Applies the decision to the request to the backend.
     ///
     /// # Errors
     ///
-    /// Pingora's, for a header that cannot be set; there is none among these.
+    /// When Pingora cannot set a field, which does not happen for these.
     pub fn apply(self, request: &mut RequestHeader) -> pingora::Result<()> {
         self.addresses.apply(X_FORWARDED_FOR, request)?;
         self.proto.apply(X_FORWARDED_PROTO, request)?;
@@ -263,7 +263,7 @@ mod tests {
         request
     }
 
-    /// The forwarding headers that a backend gets, in the order of their names.
+    /// Returns the forwarding fields for a backend, in the order of their names.
     fn told(peer: Option<&str>, lines: &[(&'static str, &str)]) -> Vec<String> {
         let host = HeaderValue::from_static("example.com");
         let peer = peer.map(|ip| Peer::new(ip.parse().unwrap()));
@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn plain_request_gets_all_three() {
+    fn a_plain_request_gets_all_three_fields() {
         let expected =
             ["x-forwarded-for: 192.0.2.7", "x-forwarded-host: example.com", "x-forwarded-proto: https"];
         assert_eq!(told(Some(STRANGER), &[]), expected);
@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stranger_is_not_believed() {
+    fn fields_of_an_untrusted_client_are_replaced() {
         let forged = [
             ("x-forwarded-for", "127.0.0.1"),
             ("x-forwarded-for", "127.0.0.2"),
@@ -309,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn a_trusted_proxy_is_believed() {
+    fn fields_of_a_trusted_proxy_are_kept() {
         let sent = [
             ("x-forwarded-for", "192.0.2.1"),
             ("x-forwarded-for", "192.0.2.2, 10.0.0.9"),
@@ -329,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_trusted_proxy_leaves_out_is_ours() {
+    fn fields_that_a_trusted_proxy_omits_are_set() {
         assert_eq!(
             told(Some(PROXY), &[("x-forwarded-for", "")]),
             ["x-forwarded-for: 10.0.0.1", "x-forwarded-host: example.com", "x-forwarded-proto: https"]
@@ -351,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn client_is_the_rightmost_that_is_not_trusted() {
+    fn the_client_is_the_rightmost_untrusted_address() {
         assert_eq!(client(PROXY, &[]), PROXY);
         assert_eq!(client(PROXY, &["192.0.2.1"]), "192.0.2.1");
         assert_eq!(client(PROXY, &["198.51.100.1, 192.0.2.1, 10.1.1.1"]), "192.0.2.1");
@@ -360,20 +360,20 @@ mod tests {
     }
 
     #[test]
-    fn a_stranger_does_not_choose_its_address() {
+    fn an_untrusted_client_cannot_choose_its_address() {
         assert_eq!(client(STRANGER, &["127.0.0.1"]), STRANGER);
         assert_eq!(client("::ffff:192.0.2.7", &["127.0.0.1"]), STRANGER);
     }
 
     #[test]
-    fn garbage_ends_the_walk() {
+    fn an_entry_that_is_not_an_address_ends_the_walk() {
         assert_eq!(client(PROXY, &["192.0.2.1, unknown, 10.1.1.1"]), "10.1.1.1");
         assert_eq!(client(PROXY, &["192.0.2.1,"]), PROXY);
         assert_eq!(client(PROXY, &["192.0.2.1, \u{fc}"]), PROXY);
     }
 
     #[test]
-    fn entries_with_ports_and_brackets() {
+    fn entries_can_have_ports_and_brackets() {
         assert_eq!(client(PROXY, &["192.0.2.1:5000"]), "192.0.2.1");
         assert_eq!(client(PROXY, &["[2001:db8::1]:5000 , fd00::1"]), "2001:db8::1");
         assert_eq!(client(PROXY, &["[2001:db8::1]"]), "2001:db8::1");

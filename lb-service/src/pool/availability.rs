@@ -1,4 +1,4 @@
-//! Which backends of a pool may be picked at all.
+//! Availability: the backends of a pool that can be selected at all.
 //!
 //! The idea is Envoy's (its documentation, "Panic threshold" and "Priority levels"): when too few backends
 //! are available, the few would be buried under the load of all, so it is better to take no notice of health
@@ -64,8 +64,8 @@ struct Tally {
 
 /// Looks at every backend of a pool. `panic_threshold` is in percent; 0: never panic.
 ///
-/// Without any primary that does not drain, the backups are the level in use also when none of them is available: they then
-/// panic as primaries would.
+/// Without any primary that does not drain, the backups are the level in use also when none of them is available: they
+/// then panic as primaries would.
 pub(super) fn assess(members: impl Iterator<Item = Member>, panic_threshold: u8) -> Availability {
     let (mut primaries, mut backups) = (Tally::default(), Tally::default());
     for member in members.filter(|member| !member.draining) {

@@ -1,11 +1,10 @@
-//! What of a request a hashing policy hashes.
+//! The hash key: the part of a request that a hashing policy hashes.
 //!
-//! The bytes are those that nginx hashes for the variable of the same meaning, so that `hash … consistent`
-//! there and here agree on a request's backend: `$remote_addr`, `$request_uri`, `$http_NAME`, `$cookie_NAME`
-//! and `$arg_NAME`.
+//! The bytes are those that nginx hashes for the corresponding variable (`$remote_addr`, `$request_uri`, `$http_NAME`,
+//! `$cookie_NAME`, `$arg_NAME`), so that `hash … consistent` there and here select the same backend for a request.
 //!
-//! A value that is missing or empty is no key. Were it one, all requests without it would go to one backend;
-//! so the pool counts the request and picks by weighted round robin.
+//! A missing or empty value is not a key, because all requests without it would go to one backend. The pool counts such
+//! a request and falls back to weighted round robin.
 
 use std::io::Write;
 use std::net::IpAddr;
@@ -16,18 +15,18 @@ use http::{HeaderMap, HeaderName, Uri, header};
 use super::settings::HashOn;
 use super::sticky::cookies;
 
-/// A request, as far as it can be hashed.
+/// The parts of a request that can be hashed.
 #[derive(Clone, Copy, Debug)]
 pub struct KeySource<'a> {
-    /// The address of the client, as told by a trusted proxy if there is one; absent on Unix sockets.
+    /// The address of the client, as reported by a trusted proxy if there is one. `None` on Unix sockets.
     pub client: Option<IpAddr>,
-    /// The target of the request.
+    /// The request target.
     pub uri: &'a Uri,
-    /// Its headers.
+    /// The header fields.
     pub headers: &'a HeaderMap,
 }
 
-/// The bytes to hash; never empty.
+/// The bytes to hash, never empty.
 #[derive(Clone, Copy, Debug)]
 pub struct Key<'a>(Bytes<'a>);
 
@@ -42,7 +41,7 @@ enum Bytes<'a> {
 /// The longest text of an IP address: eight groups of four digits.
 const ADDRESS_TEXT: usize = 39;
 
-/// The key of a request; `None` if it does not have what is hashed, or has it empty.
+/// Returns the key of a request. `None` if the value is missing or empty.
 pub(super) fn key<'a>(on: &HashOn, source: &KeySource<'a>) -> Option<Key<'a>> {
     let sent = match on {
         HashOn::ClientIp => return source.client.map(Key::of_address),
@@ -54,7 +53,7 @@ pub(super) fn key<'a>(on: &HashOn, source: &KeySource<'a>) -> Option<Key<'a>> {
     sent.filter(|sent| !sent.is_empty()).map(|sent| Key(Bytes::Sent(sent)))
 }
 
-/// The value of the first line of that name. HTTP/2 says `:authority` where HTTP/1.1 says `Host` (RFC 9113,
+/// Returns the value of the first field with that name. HTTP/2 has `:authority` in place of `Host` (RFC 9113, section
 /// 8.3.1).
 fn header_value<'a>(source: &KeySource<'a>, name: &HeaderName) -> Option<&'a [u8]> {
     let authority =
@@ -62,8 +61,8 @@ fn header_value<'a>(source: &KeySource<'a>, name: &HeaderName) -> Option<&'a [u8
     source.headers.get(name).map(http::HeaderValue::as_bytes).or_else(authority)
 }
 
-/// The value of the first `name=value`. Neither is decoded, so two spellings of one value are two keys, as in
-/// nginx.
+/// Returns the value of the first `name=value`. Neither part is decoded, so two spellings of a value are two keys, as
+/// in nginx.
 fn parameter<'a>(query: &'a str, name: &str) -> Option<&'a [u8]> {
     let pairs = query.split('&').filter_map(|pair| pair.split_once('='));
     pairs.into_iter().find(|(key, _)| *key == name).map(|(_, value)| value.as_bytes())
@@ -72,8 +71,8 @@ fn parameter<'a>(query: &'a str, name: &str) -> Option<&'a [u8]> {
 // === impl Key ===
 
 impl Key<'_> {
-    /// An IPv4 address that comes as IPv6 (`::ffff:192.0.2.1`) counts as IPv4: it depends on our socket, not
-    /// on the client.
+    /// Returns the key of an address. An IPv4-mapped IPv6 address (`::ffff:192.0.2.1`) counts as IPv4, because the form
+    /// depends on our socket and not on the client.
     fn of_address(address: IpAddr) -> Self {
         let mut text = [0; ADDRESS_TEXT];
         let mut rest = &mut text[..];

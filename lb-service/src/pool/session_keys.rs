@@ -1,4 +1,4 @@
-//! The keys of session cookies, as a file lists them.
+//! The file of keys that sign session cookies.
 //!
 //! ```text
 //! # 2026-11, signs
@@ -7,8 +7,8 @@
 //! 0b9e…
 //! ```
 //!
-//! The first key signs, and every key verifies. A key is never printed: [`SessionKeys`] shows how many there are, and
-//! [`SessionKeysError`] names a line and not what stands there.
+//! The first key signs, and every key verifies. Keys are never printed: [`SessionKeys`] displays their number, and
+//! [`SessionKeysError`] names a line without its content.
 
 use std::fmt;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use ring::hmac;
 #[derive(Clone, PartialEq, Eq)]
 pub struct SessionKeys(Arc<[Box<[u8]>]>);
 
-/// Why a text is not a list of keys.
+/// The reason why a text is not a list of keys.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages say it")]
 pub enum SessionKeysError {
@@ -41,21 +41,21 @@ pub enum SessionKeysError {
     Length { line: usize, bits: usize },
 }
 
-/// 128 bits: a shorter key is easier to guess than the cookie.
+/// The minimum length of a key in bytes: a key under 128 bits is easier to guess than the cookie.
 const MIN_BYTES: usize = 16;
-/// The block of SHA-256, 512 bits: a longer key adds nothing.
+/// The maximum length of a key in bytes: the block of SHA-256, since a longer key adds nothing.
 const MAX_BYTES: usize = 64;
 
 // === impl SessionKeys ===
 
 impl SessionKeys {
-    /// The most keys of one list. A rotation needs two.
+    /// The maximum number of keys in a list. A rotation needs two.
     pub const MAX: usize = 16;
 
-    /// Reads a list: one key in hex per line. Blank lines do not count, nor does what follows a `#`.
+    /// Parses a list with one key in hexadecimal per line. Blank lines and the text after a `#` are skipped.
     ///
     /// # Errors
-    /// The first line that is not a key, or that there are no keys or too many.
+    /// When a line is not a key, or when there is no key or too many.
     pub fn parse(text: &[u8]) -> Result<Self, SessionKeysError> {
         let mut keys: Vec<Box<[u8]>> = Vec::new();
         for (index, line) in text.split(|byte| *byte == b'\n').enumerate() {
@@ -75,12 +75,12 @@ impl SessionKeys {
         }
     }
 
-    /// How many there are; a key that is listed twice counts once.
+    /// Returns the number of keys. A key that is listed twice counts once.
     pub fn count(&self) -> usize {
         self.0.len()
     }
 
-    /// For HMAC-SHA-256, in the order of the list.
+    /// Returns the keys for HMAC-SHA-256, in the order of the list.
     pub(super) fn signers(&self) -> impl Iterator<Item = hmac::Key> {
         self.0.iter().map(|key| hmac::Key::new(hmac::HMAC_SHA256, key))
     }
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn the_order_matters_and_a_repetition_does_not() {
+    fn the_order_of_keys_matters_and_duplicates_do_not() {
         assert_ne!(parse(&format!("{ONE}\n{TWO}")), parse(&format!("{TWO}\n{ONE}")));
         assert_eq!(parse(&format!("{ONE}\n{TWO}\n{ONE}")), parse(&format!("{ONE}\n{TWO}")));
     }

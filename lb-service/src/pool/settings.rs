@@ -24,8 +24,8 @@ pub struct PoolSettings {
     pub policy: Algorithm,
     /// What of a request a hash is made of; only the policies that hash look at it.
     pub hash_on: HashOn,
-    /// The most that a hashed backend may hold, in percent of its share of the requests in flight, above 100; absent: no
-    /// bound. Consistent hashing with bounded loads (Mirrokni, Thorup, Zadimoghaddam, 2018).
+    /// The most that a hashed backend may hold, in percent of its share of the requests in flight, above 100; absent:
+    /// no bound. Consistent hashing with bounded loads (Mirrokni, Thorup, Zadimoghaddam, 2018).
     pub bounded_load: Option<u32>,
     /// The cookie that keeps a client at its backend; absent: nothing does.
     pub sticky: Option<StickySettings>,
@@ -188,8 +188,8 @@ pub struct Weight(u16);
 /// TLS towards the backends of a pool.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UpstreamTls {
-    /// The name sent in the handshake, which the certificate must be for; absent: no name is sent, and the certificate must
-    /// be for the address of the backend.
+    /// The name sent in the handshake, which the certificate must be for; absent: no name is sent, and the certificate
+    /// must be for the address of the backend.
     pub sni: Option<String>,
     /// Whether the certificate is verified.
     pub verify: bool,

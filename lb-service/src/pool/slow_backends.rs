@@ -1,30 +1,30 @@
 //! Finds backends that respond, but far more slowly than the others.
 //!
-//! Huang et al., "Gray Failure: The Achilles' Heel of Cloud-Scale Systems" (HotOS 2017), describe components that fail for
-//! their users while every check finds them healthy. Here the requests themselves are the measurement. Over a window, the
-//! mean time to first byte of each backend is compared with the median of these means. A backend is an outlier
-//! when its mean
+//! Huang et al., "Gray Failure: The Achilles' Heel of Cloud-Scale Systems" (HotOS 2017), describe components that fail
+//! for their users while every check finds them healthy. Here the requests themselves are the measurement. Over a
+//! window, the mean time to first byte of each backend is compared with the median of these means. A backend is an
+//! outlier when its mean
 //!
 //! - is more than `ratio` times the median, **and**
 //! - is at least 10 ms above it, because a multiple of a very short time harms no client,
 //!
-//! in two consecutive windows, so that a single pause of a garbage collector ejects no backend. Backends with few responses in the
-//! window are not compared.
+//! in two consecutive windows, so that a single pause of a garbage collector ejects no backend. Backends with few
+//! responses in the window are not compared.
 //!
-//! After such an ejection a backend is on probation, which [`outlier`](super::outlier) records. One window in
-//! which it is an outlier ejects it again, for longer. One window in which it is compared and is no outlier ends the probation.
+//! After such an ejection a backend is on probation, which [`outlier`](super::outlier) records. One window in which it
+//! is an outlier ejects it again, for longer. One window in which it is compared and is no outlier ends the probation.
 //! Successful responses do not end it, because the backend never gave bad ones. A window in which the backend is not
-//! compared changes nothing. The window in which a backend comes back from an ejection of any kind does not count, because what is left of
-//! it might be short enough for one pause to fill it.
+//! compared changes nothing. The window in which a backend comes back from an ejection of any kind does not count,
+//! because what is left of it might be short enough for one pause to fill it.
 //!
-//! The median of an even number of means is the upper one of the two in the middle. So **fewer than half of the compared
-//! backends are outliers**, whatever the ratio, and finding one takes at least three: when half of a pool is slow,
-//! that is the speed of this pool. With fewer than three, no backend is compared, because none could be found slow, and a slow
-//! backend must not end its probation only because the others are away.
+//! The median of an even number of means is the upper one of the two in the middle. So **fewer than half of the
+//! compared backends are outliers**, whatever the ratio, and finding one takes at least three: when half of a pool is
+//! slow, that is the speed of this pool. With fewer than three, no backend is compared, because none could be found
+//! slow, and a slow backend must not end its probation only because the others are away.
 //!
-//! Each backend has a sum and a count for the window rather than a moving average. A window says how many responses it represents,
-//! forgets everything before it, and costs a request one load and one addition. The first request that finds the
-//! window over starts the next one with a single exchange and judges the backends; all others go on.
+//! Each backend has a sum and a count for the window rather than a moving average. A window says how many responses it
+//! represents, forgets everything before it, and costs a request one load and one addition. The first request that
+//! finds the window over starts the next one with a single exchange and judges the backends; all others go on.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};

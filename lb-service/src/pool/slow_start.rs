@@ -1,13 +1,14 @@
-//! A backend that comes back gets its share little by little.
+//! Slow start: a backend that comes back gets its share of the load gradually.
 //!
-//! Its caches are cold and its connections are not there yet; all of its share at once may break it again.
-//! Envoy and nginx call the same `slow_start`, HAProxy `slowstart`. The share grows linearly from a tenth to
-//! all of it, over a window that begins when the backend comes back. It never applies at the start of the
-//! process, when everybody is new and the load has to go somewhere.
+//! Its caches are cold and it has no open connections, so the whole share at once might overload it again. Envoy and
+//! nginx call this `slow_start`, HAProxy `slowstart`. The share grows linearly from a tenth to the whole, over a window
+//! that begins when the backend comes back. Slow start does not apply at the start of the process, when all backends
+//! are new.
 //!
-//! A backend that ramps up is picked as ever and then refused with the chance that its share leaves: any
-//! policy works. A draw decides, random for each request. Where a policy maps a key to a backend the draw is
-//! made of the key and the backend instead: a key that came back stays, because the share only grows.
+//! The policy selects a backend as usual, and the pool then skips it with the probability that its share leaves, so
+//! slow start works with any policy. The draw is random for each request. Where a policy maps a key to a backend, the
+//! draw is computed from the key and the backend instead: a key that has moved back stays, because the share only
+//! grows.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,18 +16,18 @@ use std::time::{Duration, Instant};
 
 use super::outlier::nanoseconds;
 
-/// The share of its weight that a backend begins with.
+/// The share of its weight with which a backend begins.
 const FIRST: f64 = 0.1;
 
-/// When a backend came back.
+/// The time at which a backend came back.
 #[derive(Debug)]
 pub(super) struct Comeback {
     epoch: Instant,
-    /// In nanoseconds after `epoch`; 0: it has been there since the start of the process.
+    /// Nanoseconds after `epoch`. Zero: the backend has been in service since the start of the process.
     at: AtomicU64,
 }
 
-/// The share of its weight, from 0.1 to 1, of a backend that came back so long ago.
+/// Returns the share of its weight, from 0.1 to 1, that a backend gets after this time in service.
 pub(super) fn share(since_back: Duration, window: Duration) -> f64 {
     if since_back >= window {
         return 1.0;
@@ -34,13 +35,12 @@ pub(super) fn share(since_back: Duration, window: Duration) -> f64 {
     FIRST + (1.0 - FIRST) * since_back.div_duration_f64(window)
 }
 
-/// Whether a backend with this share takes a request with this draw, a number from 0 to below 1.
+/// Returns whether a backend with this share takes a request with this draw, a number from 0 to below 1.
 pub(super) fn admits(share: f64, draw: f64) -> bool {
     draw < share
 }
 
-/// The draw, from 0 to below 1, of a key at a backend: always the same, in every process and on every
-/// machine.
+/// Returns the draw, from 0 to below 1, of a key at a backend. It is the same in every process and on every machine.
 pub(super) fn draw_for_key(key: &[u8], address: SocketAddr) -> f64 {
     let hash = match address.ip() {
         IpAddr::V4(ip) => fnv1a(FNV_OFFSET, &ip.octets()),
@@ -50,16 +50,16 @@ pub(super) fn draw_for_key(key: &[u8], address: SocketAddr) -> f64 {
     (scattered(hash) >> 11) as f64 / (1u64 << 53) as f64
 }
 
-/// Of 64-bit FNV (RFC 9923).
+/// A constant of 64-bit FNV (RFC 9923).
 const FNV_OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
 const FNV_PRIME: u64 = 0x0000_0100_0000_01b3;
 
-/// FNV-1a, continued from `hash`. Not the hash of a standard library, which may change with its version.
+/// FNV-1a, continued from `hash`. The hash of the standard library is not used, because it can change with its version.
 fn fnv1a(hash: u64, bytes: &[u8]) -> u64 {
     bytes.iter().fold(hash, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(FNV_PRIME))
 }
 
-/// The end of MurmurHash3: without it the last bytes of a key hardly reach the upper bits.
+/// The finalizer of MurmurHash3. Without it, the last bytes of a key hardly affect the upper bits.
 fn scattered(hash: u64) -> u64 {
     let hash = (hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
     let hash = (hash ^ (hash >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
@@ -69,18 +69,19 @@ fn scattered(hash: u64) -> u64 {
 // === impl Comeback ===
 
 impl Comeback {
-    /// It has been there since the start. No time it is told later should be before `epoch`.
+    /// Creates the record of a backend that has been in service since the start. Later times must not be before
+    /// `epoch`.
     pub(super) fn new(epoch: Instant) -> Self {
         Self { epoch, at: AtomicU64::new(0) }
     }
 
-    /// It comes back at this moment, which may lie ahead: the end of an ejection is known when it begins, and
-    /// nothing happens then. The latest one counts.
+    /// Records that the backend comes back at this time, which can lie in the future: the end of an ejection is known
+    /// when it begins. The latest time counts.
     pub(super) fn came_back(&self, at: Instant) {
         self.at.fetch_max(nanoseconds(self.epoch, at).max(1), Ordering::Relaxed);
     }
 
-    /// The share of its weight, from 0.1 to 1. One load for a backend that never came back.
+    /// Returns the share of its weight, from 0.1 to 1. Costs one load for a backend that never came back.
     pub(super) fn share(&self, now: Instant, window: Duration) -> f64 {
         match self.at.load(Ordering::Relaxed) {
             0 => 1.0,
@@ -150,14 +151,14 @@ mod tests {
     }
 
     #[test]
-    fn it_never_applies_at_the_start() {
+    fn slow_start_does_not_apply_at_the_start_of_the_process() {
         let epoch = Instant::now();
         let comeback = Comeback::new(epoch);
         assert!(comeback.share(epoch, WINDOW) >= 1.0);
     }
 
     #[test]
-    fn a_backend_that_came_back_ramps_up_and_is_done() {
+    fn a_backend_that_came_back_ramps_up_to_its_whole_share() {
         let epoch = Instant::now();
         let comeback = Comeback::new(epoch);
         comeback.came_back(epoch);
@@ -169,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn the_latest_comeback_counts_even_one_ahead() {
+    fn the_latest_comeback_counts_even_if_it_lies_in_the_future() {
         let epoch = Instant::now();
         let comeback = Comeback::new(epoch);
         comeback.came_back(epoch + WINDOW);

@@ -1,16 +1,16 @@
-//! The cookie that keeps a client at its backend.
+//! Sticky sessions: a cookie that keeps a client at one backend.
 //!
-//! Its value is a [`SessionId`], made from the pool's name and the backend's address. It is computed, not
-//! stored, so every instance with the same configuration makes the same one, before and after a restart, and the
-//! order and the weights of the backends do not matter. A client whose backend is gone sends an id that matches no
-//! backend; it gets another backend and its cookie.
+//! The value of the cookie is a [`SessionId`], computed from the pool's name and the backend's address. Nothing is
+//! stored, so every instance with the same configuration computes the same id, before and after a restart, whatever the
+//! order and weights of the backends. If a client's backend is gone, its id matches no backend, and the client gets
+//! another backend and a new cookie.
 //!
-//! Without keys the id is a hash. It hides the address from a reader, but not from a guess: the pool's name and an
-//! address give the id, so a client can test which address is behind its cookie, and can make up a cookie for a
-//! backend of its choice. With [`SessionKeys`] it is a message authentication code, and a client can do neither.
+//! Without keys, the id is a hash. It hides the address, but a client that guesses the pool's name and an address can
+//! confirm the guess and can forge a cookie for a backend of its choice. With [`SessionKeys`], the id is a message
+//! authentication code, and a client can do neither.
 //!
-//! The ids of all backends under all keys are computed when the pool is made, so that a request costs one search,
-//! however many keys there are. An id of a key that is not the first is replaced in the response.
+//! The ids of all backends under all keys are computed when the pool is created, so a request costs one search,
+//! whatever the number of keys. The response replaces an id that was signed with a key other than the first.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -23,27 +23,27 @@ use xxhash_rust::xxh3::xxh3_128_with_seed;
 use super::session_keys::SessionKeys;
 use super::settings::StickySettings;
 
-/// What the cookie of a request says.
+/// The session that the cookie of a request names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Session {
-    /// The backend that it names, as an index of [`Pool::backends`](super::Pool::backends).
+    /// The index of the backend in [`Pool::backends`](super::Pool::backends).
     pub backend: usize,
-    /// Whether it is the cookie that is set now. One that was signed with a former key is replaced.
+    /// Whether the cookie was signed with the first key. Any other cookie is replaced.
     pub is_current: bool,
 }
 
-/// The value of a cookie: 128 bits made from the address of a backend and the name of its pool.
+/// The value of a cookie: 128 bits computed from the address of a backend and the name of its pool.
 ///
-/// How it is [made](Maker) is part of the interface: a change moves every session, and two versions side by side
+/// The [computation](Maker) is part of the interface: a change would move every session, and two versions side by side
 /// would move them at every request.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct SessionId(u128);
 
-/// How ids are made.
+/// The computation of ids.
 enum Maker {
-    /// XXH3 with 128 bits.
+    /// XXH3 with 128 bits, without keys.
     Hash,
-    /// HMAC-SHA-256, cut to its first 128 bits.
+    /// The first 128 bits of HMAC-SHA-256.
     Keyed(hmac::Key),
 }
 
@@ -54,20 +54,20 @@ pub(super) struct Sticky {
     renews: bool,
     /// The ids of all backends under all keys, sorted.
     ids: Box<[(SessionId, Session)]>,
-    /// By the backend's index: the `Set-Cookie` header over plain HTTP and over TLS.
+    /// The `Set-Cookie` values for plain HTTP and for TLS, by the backend's index.
     headers: Box<[[HeaderValue; 2]]>,
 }
 
-/// The seed of the hash, so that nothing else that hashes with XXH3 gives the same ids.
+/// The seed of the hash, so that no other use of XXH3 gives the same ids.
 const SEED: u64 = u64::from_be_bytes(*b"lbsticky");
 
-/// The digits of an id.
+/// The characters of an id.
 const DIGITS: usize = 32;
 
-/// The values of all cookies of this name, in the order in which they were sent, without optional quotes.
+/// Returns the values of all cookies with this name, in the order in which they were sent, without optional quotes.
 ///
-/// Reads every `Cookie` header, of which HTTP/2 may have several (RFC 9113, 8.2.3), as pairs of RFC 6265,
-/// 4.2.1. Spaces around names and values do not count, and what is no pair is skipped. Names differ by case.
+/// Reads every `Cookie` field, of which HTTP/2 can have several (RFC 9113, section 8.2.3), as pairs of RFC 6265,
+/// section 4.2.1. Skips white space around names and values, and text that is not a pair. Names are case-sensitive.
 pub(super) fn cookies<'a, 'n>(
     headers: &'a HeaderMap,
     name: &'n str,
@@ -77,7 +77,7 @@ pub(super) fn cookies<'a, 'n>(
     pairs.filter_map(move |pair| value_of(pair, name))
 }
 
-/// The value of a pair if it has this name.
+/// Returns the value of a pair if it has this name.
 fn value_of<'a>(pair: &'a [u8], name: &str) -> Option<&'a [u8]> {
     let equals = pair.iter().position(|byte| *byte == b'=')?;
     let (left, right) = (&pair[..equals], &pair[equals + 1..]);
@@ -91,7 +91,7 @@ fn unquoted(value: &[u8]) -> &[u8] {
 // === impl Sticky ===
 
 impl Sticky {
-    /// The cookies of a pool with these backends, whose order gives them their indexes.
+    /// Creates the cookies of a pool with these backends, in the order of their indexes.
     ///
     /// # Panics
     ///
@@ -118,14 +118,14 @@ impl Sticky {
         }
     }
 
-    /// What the request's cookie says: the first cookie whose value is the id of a backend. Anything else, such as
-    /// the id of a backend that is gone, is ignored.
+    /// Returns the session of a request: the first cookie whose value is the id of a backend. Other values, such as the
+    /// id of a backend that is gone, are ignored.
     pub(super) fn find(&self, headers: &HeaderMap) -> Option<Session> {
         cookies(headers, &self.cookie).find_map(|value| self.session_of(SessionId::parse(value)?))
     }
 
-    /// The `Set-Cookie` header that keeps a client at the backend with this index; `secure` when it came over
-    /// TLS.
+    /// Returns the `Set-Cookie` value that keeps a client at the backend with this index. `secure`: the request came
+    /// over TLS.
     ///
     /// # Panics
     ///
@@ -134,7 +134,7 @@ impl Sticky {
         self.headers[index][usize::from(secure)].clone()
     }
 
-    /// Whether the cookie is sent with every response, so that its time counts from the last request.
+    /// Returns whether the cookie is sent with every response, so that its lifetime begins with the last request.
     pub(super) fn renews(&self) -> bool {
         self.renews
     }
@@ -145,7 +145,7 @@ impl Sticky {
     }
 }
 
-/// Ids in the order of the backends, with what they say.
+/// Returns the ids in the order of the backends, with their sessions.
 fn sessions(ids: &[SessionId], is_current: bool) -> Vec<(SessionId, Session)> {
     ids.iter().copied().zip((0..).map(|backend| Session { backend, is_current })).collect()
 }
@@ -158,7 +158,7 @@ fn set_cookie_headers(settings: &StickySettings, id: SessionId) -> [HeaderValue;
     })
 }
 
-/// Rounded up: `Max-Age=0` would delete the cookie.
+/// Rounds up to whole seconds, because `Max-Age=0` would delete the cookie.
 fn seconds(ttl: Duration) -> u64 {
     ttl.as_secs().saturating_add(u64::from(ttl.subsec_nanos() > 0)).max(1)
 }
@@ -166,14 +166,14 @@ fn seconds(ttl: Duration) -> u64 {
 // === impl Maker ===
 
 impl Maker {
-    /// The one that makes cookies, and those whose cookies are accepted as well.
+    /// Returns the maker of new cookies first, then the makers whose cookies are also accepted.
     fn all(keys: Option<&SessionKeys>) -> (Self, Vec<Self>) {
         let mut keyed = keys.into_iter().flat_map(SessionKeys::signers).map(Self::Keyed);
         let current = keyed.next().unwrap_or(Self::Hash);
         (current, keyed.collect())
     }
 
-    /// The id of a backend of a pool.
+    /// Returns the id of a backend of a pool.
     fn id(&self, pool_name: &str, address: SocketAddr) -> SessionId {
         let mut input = fixed_bytes(address).to_vec();
         input.extend_from_slice(pool_name.as_bytes());
@@ -191,7 +191,7 @@ fn first_128_bits(bytes: &[u8]) -> u128 {
 // === impl SessionId ===
 
 impl SessionId {
-    /// Exactly what [`Display`](fmt::Display) writes.
+    /// Parses exactly the text that [`Display`](fmt::Display) writes.
     fn parse(value: &[u8]) -> Option<Self> {
         if value.len() != DIGITS {
             return None;
@@ -200,8 +200,8 @@ impl SessionId {
     }
 }
 
-/// 4 or 6, the address, the port, the scope: always the same length, so that no two backends give the same
-/// input.
+/// Encodes the family, the address, the port and the scope in a fixed length, so that no two backends have the same
+/// encoding.
 fn fixed_bytes(address: SocketAddr) -> [u8; 23] {
     let (family, octets, scope) = match address {
         SocketAddr::V4(v4) => (4, v4.ip().to_ipv6_mapped().octets(), 0),
@@ -279,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn ids_stay_what_they_are() {
+    fn ids_never_change() {
         let ids = [
             "a78515a41af6c72acdf07d53ac74a96a",
             "541fd7302e85e791dec031c85f2c2b94",
@@ -315,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn with_keys_the_hash_is_no_session() {
+    fn a_hash_is_rejected_when_there_are_keys() {
         let cookie = pair(&sticky(None), 0);
         assert_eq!(keyed(&[1]).find(&headers(&[&cookie])), None, "a client can make it up");
     }
@@ -371,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_known_id_counts_wherever_it_stands() {
+    fn the_first_known_id_counts_at_any_position() {
         let (one, two) = (format!("lb_session={}", id(1)), format!("lb_session={}", id(2)));
         assert_eq!(found(&[&format!("a=b; {one}; {two}")]), Some(1));
         assert_eq!(found(&["a=b", &two, &one]), Some(2));
@@ -381,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_an_id_is_ignored() {
+    fn a_value_that_is_not_an_id_is_ignored() {
         let id = id(1);
         let upper = id.to_uppercase();
         assert_ne!(upper, id);
