@@ -343,7 +343,7 @@ fn a_rotation_reports_which_log_could_not_be_reopened() {
     daemon.process.signal(Signal::SIGUSR1);
     let log = || fs::read_to_string(lab.path("error.log.1")).unwrap();
     wait::until(LONG, "the failure is in the error log", || {
-        log().contains("error_log not reopened, the old file is kept")
+        log().contains("error_log: not reopened, the old file stays in use")
     });
     let said = log();
     assert!(!said.contains("log files reopened") && said.contains("may not create files in it"), "{said}");

@@ -503,7 +503,7 @@ fn a_new_process_that_dies_after_taking_the_sockets_changes_nothing() {
         started_with(lab.directory()).into_iter().find(|process| *process != daemon.process)
     });
     new.signal(Signal::SIGKILL);
-    daemon.logged(&["upgrade failed", "goes on serving", "SIGKILL"]);
+    daemon.logged(&["upgrade failed", "continues to serve", "SIGKILL"]);
     wait::until(LONG, "the events report the failure", || {
         let events = daemon.read("/api/v1/events").map(|answer| answer.text());
         events.is_ok_and(|events| events.contains("the upgrade has failed") && events.contains("SIGKILL"))
@@ -567,7 +567,7 @@ fn a_second_upgrade_is_refused_while_one_is_in_progress() {
     });
     let second = upgrade_by_subcommand(&lab);
     assert_eq!(second.code, Some(1), "{second:?}");
-    assert!(second.stderr.contains("under way"), "{second:?}");
+    assert!(second.stderr.contains("in progress"), "{second:?}");
     lab.successor(daemon.process);
 }
 
@@ -766,7 +766,8 @@ fn process_1_refuses_an_upgrade_and_says_what_to_do() {
     let daemon = Process(child.id()).children()[0];
     daemon.signal(Signal::SIGUSR2);
     wait::until(LONG, "the log names the remedy", || {
-        lab.error_log().contains("this is process 1 of a container, which ends with it: start a container")
+        lab.error_log()
+            .contains("this is process 1 of a container, and the container ends with it; start a container")
     });
     assert!(daemon.children().is_empty());
     assert_eq!(tests::get(lab.listener, "/").unwrap().status, 200);

@@ -314,7 +314,7 @@ impl Held {
         check_runtime_dir(plan, identity.as_ref(), mode.upgrade)?;
         let (inherited, mut claim) = if mode.upgrade {
             let search = search(plan, identity.as_ref(), predecessor.as_ref());
-            let (inherited, claim) = search.take(upgrade::PATIENCE)?;
+            let (inherited, claim) = search.take(upgrade::SEARCH_TIME)?;
             (inherited, Some(claim))
         } else {
             (Vec::new(), None)

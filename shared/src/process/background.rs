@@ -1,14 +1,14 @@
-//! `-d`: running in the background, without a fork.
+//! The option `-d`, which runs the daemon in the background, without a fork.
 //!
-//! The program is run a second time, detached from the terminal, and the first one waits until the second says that it
-//! serves. So `load_balancer -d` returns when requests can be sent, with exit code 0; when the start fails, its messages
-//! are on the terminal and its exit code is that of the command. Nothing is forked after threads exist, so nothing can be
-//! lost in a fork.
+//! The first process runs the program a second time, detached from the terminal, and waits until the second process
+//! announces that it serves. So `load_balancer -d` returns with exit code 0 once clients can send requests. If the
+//! start fails, its messages are on the terminal, and the command ends with the exit code of the second process. No
+//! process with threads is forked, so no thread can be lost in a fork.
 //!
-//! The second process recognises itself by an environment variable with its parent's pid, which is no longer true for
-//! any process that it may itself start. In an upgrade the running process is the parent, and sets the variable for its
-//! [successor](super::successor). The second process says that it serves by a line on standard output, which is a pipe until then
-//! and `/dev/null` from then on.
+//! The second process is recognised by an environment variable with the PID of its parent. A process that the second
+//! process starts has another parent, so the variable has no effect there. In an upgrade the running process is the
+//! parent, and sets the variable for the [new process](super::successor). The second process announces that it serves
+//! with a line on standard output, which is a pipe until then and `/dev/null` from then on.
 
 use std::ffi::{CString, OsStr};
 use std::fs::File;
@@ -22,37 +22,39 @@ use nix::sys::stat::{Mode, umask};
 
 use super::{input, systemd};
 
-/// The variable that has the pid of the parent whose second process, or successor, is to run in the background.
+/// The environment variable with the PID of the parent whose second process, or new process, must run in the
+/// background.
 pub(super) const MARKER: &str = "LB_BACKGROUND";
 const READY: &str = "load_balancer: ready";
-/// The exit code for a second process that was killed.
+/// The exit code of the command if the second process was killed.
 const FAILED: u8 = 1;
 
-/// What this process has to do.
+/// The role of this process.
 #[derive(Debug)]
 pub enum Role {
-    /// Start and serve; then announce it.
+    /// It starts, serves, and announces that it serves.
     Serve(Announcer),
-    /// Nothing any more: the process in the background serves, or has failed, and this is the exit code to end with.
+    /// It ends with this exit code, because the process in the background serves or has failed.
     Parent(u8),
 }
 
-/// Says that the start is over.
+/// The means to announce that the start is complete.
 #[derive(Debug)]
 #[must_use = "a parent waits for the announcement"]
 pub struct Announcer {
     background: bool,
 }
 
-/// An announcement that nothing is missing for; holds what standard output becomes, in the background.
+/// An announcement that can no longer fail for want of a file. In the background it contains the new standard output.
 #[derive(Debug)]
 pub struct Prepared(Option<File>);
 
-/// Decides the role of this process: serving in the foreground, waiting for the one in the background, or being it
-/// (its own session, umask 027). `input` is what this process read from standard input as its configuration. To be called before any thread is started and anything is opened.
+/// Decides the role of this process: it serves in the foreground, waits for the process in the background, or is that
+/// process (with its own session and umask 027). `input` is the configuration that this process read from standard
+/// input. This must be called before any thread is started and any file is opened.
 ///
 /// # Errors
-/// When the program cannot be run a second time.
+/// Fails if the program cannot be run a second time.
 pub fn enter(daemon: bool, input: Option<&str>) -> io::Result<Role> {
     if !daemon {
         return Ok(Role::Serve(Announcer { background: false }));
@@ -67,15 +69,15 @@ pub fn enter(daemon: bool, input: Option<&str>) -> io::Result<Role> {
 }
 
 impl Announcer {
-    /// Whether a parent waits for the announcement.
+    /// Returns whether a parent waits for the announcement.
     pub fn is_background(&self) -> bool {
         self.background
     }
 
-    /// Has what it needs at hand, so that nothing is missing once the announcement cannot be taken back.
+    /// Opens the file that the announcement needs, so that a failure occurs before the start is irrevocable.
     ///
     /// # Errors
-    /// When `/dev/null` cannot be opened.
+    /// Fails if `/dev/null` cannot be opened.
     pub fn prepare(self) -> io::Result<Prepared> {
         let open = || File::options().write(true).open("/dev/null");
         Ok(Prepared(self.background.then(open).transpose()?))
@@ -83,16 +85,16 @@ impl Announcer {
 }
 
 impl Prepared {
-    /// Lets the waiting parent end, and turns away from the terminal. Without an error log (`keep_stderr` false) what is
-    /// logged from now on is lost, as with any daemon that is not told where to write.
+    /// Lets the waiting parent end, and closes the terminal. Without an error log (`keep_stderr` is false), later log
+    /// lines are lost, as with any daemon without a log file.
     ///
-    /// In the foreground nothing happens.
+    /// In the foreground this does nothing.
     pub fn announce(self, keep_stderr: bool) -> io::Result<()> {
         let Some(null) = self.0 else { return Ok(()) };
-        // What has been logged is for the terminal, and comes before its prompt.
+        // Earlier log lines belong on the terminal, before its prompt.
         log::logger().flush();
         if let Err(error) = writeln!(io::stdout().lock(), "{READY}") {
-            log::warn!("background: nobody waits for the start any more: {error}");
+            log::warn!("background: the parent process no longer waits for the start: {error}");
         }
         nix::unistd::dup2_stdout(&null)?;
         if !keep_stderr {
@@ -102,7 +104,7 @@ impl Prepared {
     }
 }
 
-/// Only the direct child of the process that set the marker is meant.
+/// Returns whether this process is a direct child of the process that set the marker.
 fn is_marked(marker: Option<&OsStr>, parent: u32) -> bool {
     marker.and_then(OsStr::to_str).and_then(|pid| pid.parse().ok()) == Some(parent)
 }
@@ -113,7 +115,7 @@ fn detach() -> io::Result<()> {
     name_process()
 }
 
-/// `pkill load_balancer` goes by the name of the executed file, which is `exe` for `/proc/self/exe`.
+/// Sets the process name that `pkill load_balancer` looks for. Without this it would be `exe`, from `/proc/self/exe`.
 fn name_process() -> io::Result<()> {
     let program = std::env::args_os().next().unwrap_or_default();
     match Path::new(&program).file_name().map(|name| CString::new(name.as_bytes())) {
@@ -122,8 +124,8 @@ fn name_process() -> io::Result<()> {
     }
 }
 
-/// Runs this very executable, also when its file has been replaced meanwhile. What this process read from standard input, the other
-/// one reads there as well.
+/// Runs the executable of this process, even if its file has been replaced. The second process reads `input` from
+/// standard input.
 fn run_again(input: Option<&str>) -> io::Result<Child> {
     let mut arguments = std::env::args_os();
     let program = arguments.next().unwrap_or_default();
@@ -146,7 +148,7 @@ fn wait_for(mut child: Child, forward: impl Write) -> io::Result<u8> {
     child.wait().map(exit_code)
 }
 
-/// Passes on what is written until the announcement (true) or the end (false).
+/// Forwards the output until the announcement or the end. Returns whether the announcement came.
 fn is_ready(output: impl BufRead, mut forward: impl Write) -> io::Result<bool> {
     for line in output.split(b'\n') {
         let line = line?;
@@ -174,14 +176,14 @@ mod tests {
     }
 
     #[test]
-    fn in_the_foreground_there_is_nobody_to_tell() {
+    fn an_announcement_in_the_foreground_does_nothing() {
         let Role::Serve(announcer) = enter(false, None).unwrap() else { panic!("not serving") };
         assert!(!announcer.is_background());
         announcer.prepare().unwrap().announce(false).unwrap();
     }
 
     #[test]
-    fn only_the_parents_pid_marks() {
+    fn only_the_pid_of_the_parent_marks_the_second_process() {
         assert!(is_marked(Some(OsStr::new("12")), 12));
         assert!(!is_marked(Some(OsStr::new("12")), 13));
         assert!(!is_marked(Some(OsStr::new("yes")), 12));
@@ -189,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_before_the_announcement_is_passed_on() {
+    fn output_before_the_announcement_is_forwarded() {
         let mut seen = Vec::new();
         let output = format!("listening\n{READY}\nlater\n");
         assert!(is_ready(output.as_bytes(), &mut seen).unwrap());
@@ -198,7 +200,7 @@ mod tests {
 
     #[test]
     fn the_parent_ends_while_the_child_goes_on() {
-        // `read` ends with the test's pipe, not before the parent has returned.
+        // `read` ends when the test closes the pipe, after the parent has returned.
         let mut child = Command::new("sh")
             .args(["-c", &format!("echo '{READY}'; read line")])
             .stdin(Stdio::piped())
@@ -210,10 +212,10 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_start_gives_its_exit_code() {
+    fn a_failed_start_ends_with_the_exit_code_of_the_second_process() {
         assert_eq!(wait_for(shell("echo partly; exit 2"), io::sink()).unwrap(), 2);
         assert_eq!(wait_for(shell("kill -9 $$"), io::sink()).unwrap(), FAILED);
-        // Ending well without having served is what `-t` does.
+        // With `-t` the second process ends with exit code 0 without having served.
         assert_eq!(wait_for(shell("exit 0"), io::sink()).unwrap(), 0);
         assert_eq!(exit_code(ExitStatus::from_raw(3 << 8)), 3);
     }

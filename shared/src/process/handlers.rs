@@ -1,9 +1,11 @@
-//! Where signals come from: handlers in the runtime, and before there is one, notes of those that came early.
+//! The source of signals: handlers in the runtime, and a record of the signals that arrive before there is a runtime.
 //!
-//! HUP, USR1 and USR2 end a process that has not said otherwise: the rotation of logs, in the milliseconds between the pid file and
-//! the handlers, would end the daemon. From [`Early::expect`] on they are noted, and carried out once there are handlers. TERM, INT
-//! and QUIT do end a process that has not come to serve.
+//! By default, SIGHUP, SIGUSR1 and SIGUSR2 end a process. The rotation of logs would end the daemon if it sent SIGUSR1
+//! in the milliseconds between the creation of the pid file and the installation of the handlers. From
+//! [`Early::expect`] on these signals are recorded, and they are carried out once the handlers are installed. SIGTERM,
+//! SIGINT and SIGQUIT do end a process that does not serve yet.
 
+use std::fmt;
 use std::future::Future;
 use std::io;
 use std::sync::Arc;
@@ -12,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use signal_hook::{SigId, flag, low_level};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// A signal as it came.
+/// A signal that has arrived.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Came {
     Term,
@@ -23,12 +25,12 @@ pub(super) enum Came {
     Usr2,
 }
 
-/// Where signals come from.
+/// A source of signals.
 pub(super) trait Source: Send {
     fn next(&mut self) -> impl Future<Output = Came> + Send;
 }
 
-/// Notes signals that come before the handlers. Clones are the same notes.
+/// The record of signals that arrive before the handlers are installed. Clones share it.
 #[derive(Debug, Clone, Default)]
 pub struct Early(Vec<Note>);
 
@@ -39,7 +41,7 @@ struct Note {
     handler: SigId,
 }
 
-/// The signal handlers of the process; installed for good, whatever becomes of this value.
+/// The signal handlers of the process. They stay installed after this value is dropped.
 pub(super) struct Handlers {
     early: Vec<Came>,
     terminate: Signal,
@@ -50,11 +52,24 @@ pub(super) struct Handlers {
     user2: Signal,
 }
 
+impl fmt::Display for Came {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Term => "SIGTERM",
+            Self::Int => "SIGINT",
+            Self::Quit => "SIGQUIT",
+            Self::Hup => "SIGHUP",
+            Self::Usr1 => "SIGUSR1",
+            Self::Usr2 => "SIGUSR2",
+        })
+    }
+}
+
 impl Early {
-    /// From now on HUP, USR1 and USR2 do not end the process.
+    /// Records SIGHUP, SIGUSR1 and SIGUSR2 from now on, so that they do not end the process.
     ///
     /// # Errors
-    /// The system's.
+    /// Fails if the system refuses a handler.
     pub fn expect() -> io::Result<Self> {
         let kinds = [
             (Came::Hup, SignalKind::hangup()),
@@ -64,7 +79,7 @@ impl Early {
         kinds.into_iter().map(|(signal, kind)| Note::of(signal, kind)).collect::<io::Result<_>>().map(Self)
     }
 
-    /// Those that came. Nothing is noted from now on.
+    /// Stops recording, and returns the signals that have arrived.
     fn end(&self) -> Vec<Came> {
         self.0.iter().filter(|note| note.end()).map(|note| note.signal).collect()
     }
@@ -84,7 +99,8 @@ impl Note {
 }
 
 impl Handlers {
-    /// What was noted early comes first. A signal that comes just now may come twice; one that comes is never lost.
+    /// Installs the handlers. Recorded signals are returned first. A signal that arrives during the installation might
+    /// be returned twice, but no signal is lost.
     pub(super) fn install(early: &Early) -> io::Result<Self> {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,

@@ -1,14 +1,15 @@
-//! A text as the standard input of a process that is started with `-c -`, as this one was.
+//! A text as the standard input of a second process or a new process, if this process was started with `-c -`.
 
 use std::fs::File;
 use std::io::{self, Seek, Write};
 
 use rustix::fs::{MemfdFlags, memfd_create};
 
-/// A file in memory that has this text and is read from its beginning. A pipe would hold only 64 KiB until it is read.
+/// Creates a file in memory with this text, positioned at its beginning. A pipe would hold only 64 KiB until it is
+/// read.
 ///
 /// # Errors
-/// When the system has no memory left.
+/// Fails if the system has no memory left.
 pub(super) fn of(text: &str) -> io::Result<File> {
     let mut file = File::from(memfd_create("configuration", MemfdFlags::CLOEXEC)?);
     file.write_all(text.as_bytes())?;

@@ -1,7 +1,8 @@
-//! From serving to the end: what a signal means when, and how it is carried out.
+//! The life of the process from serving to its end: the meaning of a signal in each state, and the actions that follow.
 //!
-//! [`Lifecycle`] decides: a state machine over events, with the time and the number of requests in flight passed in.
-//! [`Signals`] carries out: it is the `ShutdownSignalWatch` that Pingora's server waits on, and lives in its runtime.
+//! [`Lifecycle`] decides. It is a state machine over events; the time and the number of requests in flight are passed
+//! in. [`Signals`] carries out the decisions. It is the `ShutdownSignalWatch` that Pingora's server waits for, and runs
+//! in its runtime.
 //!
 //! ```text
 //!             Quit or Upgrade              NewProcessReady
@@ -14,9 +15,10 @@
 //!                              +-- Terminate again ------------------------------------------------+
 //! ```
 //!
-//! There are two kinds of drain. At an end, idle connections are closed after a moment. After a hand-over they stay for some
-//! seconds ([`IDLE`]), so that most clients are told `Connection: close` in an answer and none finds its connection closed just
-//! when it sends: nothing is lost by an old process that lives longer.
+//! There are two kinds of drain. When the daemon stops, idle connections close after a moment. After a handover they
+//! stay open for a few seconds ([`IDLE`]): most clients then receive a response with `Connection: close`, and a
+//! connection rarely closes just when its client sends a request. Nothing is lost if the old process lives a little
+//! longer.
 
 use std::future::{Future, pending};
 use std::io;
@@ -42,123 +44,125 @@ use super::systemd::{Pulse, Supervisor};
 use super::upgrade::{Heir, Hold, Legacy, Offer, UpgradeError, UpgradeFailed, Upgraded};
 use crate::words::count_of;
 
-/// The exit code of a process that ended as it was told to.
+/// The exit code of a process that ended as requested.
 pub const DONE: u8 = 0;
-/// The exit code of a process that could not go on.
+/// The exit code of a process that could not continue.
 pub const FAILED: u8 = 1;
-/// The exit code of a process that cut requests at its end.
+/// The exit code of a process that cut requests when it ended.
 pub const CUT: u8 = 3;
 
-/// A drain lasts at least this long, so that a request which had already been sent when the listeners closed is read
+/// The minimum duration of a drain, so that a request which a client had already sent when the listeners closed is read
 /// and counted.
 const SETTLE: Duration = Duration::from_millis(100);
-/// How soon the last request's end is noticed.
+/// The interval at which a drain checks for requests in flight.
 const TICK: Duration = Duration::from_millis(10);
-/// How long idle connections stay open after a hand-over: most clients that use theirs at all have done so once more by then. Also
-/// the usual timeout of idle connections in client libraries (Node.js, Gunicorn and others wait 5 s or less).
+/// The time for which idle connections stay open after a handover. Most clients that reuse their connection do so
+/// within this time, and client libraries usually close an idle connection after 5 s or less (Node.js, Gunicorn and
+/// others).
 pub const IDLE: Duration = Duration::from_secs(5);
 
 /// The section `shutdown` of the configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timing {
-    /// Not ready, but still accepting: the time that whoever balances over us needs to notice.
+    /// The time for which the daemon is not ready but still accepts, so that a load balancer in front of it can notice.
     pub delay: Duration,
-    /// The longest that requests in flight may take once the listeners are closed.
+    /// The time limit for requests in flight once the listeners are closed.
     pub drain: Duration,
 }
 
-/// The [`Timing`] of the configuration in effect, read when a delay or drain begins. Clones share it.
+/// The [`Timing`] of the configuration in effect, which is read when a delay or drain begins. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Timings(Arc<Mutex<Timing>>);
 
-/// What the rest of the process should be like.
+/// The state that the rest of the process must adopt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
     /// Accepting, and ready.
     Serving,
     /// Accepting, but no longer ready.
     Delaying,
-    /// Not accepting; requests in flight are finished. Entered a second time when a process that has handed over is told to end.
+    /// Not accepting; requests in flight are finished. A process that has handed over enters it a second time when it
+    /// is stopped.
     Draining,
-    /// The same while a successor accepts: nobody is in a hurry.
+    /// Draining while the new process accepts, so the drain is not urgent.
     HandedOver {
-        /// How long idle connections stay open.
+        /// The time for which idle connections stay open.
         idle: Duration,
     },
 }
 
-/// Something that the lifecycle may have to react to.
+/// An event that the lifecycle might react to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event {
-    /// TERM or INT.
+    /// SIGTERM or SIGINT.
     Terminate,
-    /// The command `stop`: as the first signal, however often it comes.
+    /// The subcommand `stop`, which acts like the first SIGTERM, however often it is given.
     Stop,
-    /// The command `stop --now`.
+    /// The subcommand `stop --now`.
     StopNow,
-    /// QUIT: hand the sockets over to a process started with `-u`.
+    /// SIGQUIT: hand the sockets over to a process that is started with `-u`.
     Quit,
-    /// USR2, or the command `upgrade`: start the successor ourselves.
+    /// SIGUSR2 or the subcommand `upgrade`: start the new process ourselves.
     Upgrade,
-    /// The successor serves and knows that we know.
+    /// The new process serves and has received our acknowledgement.
     NewProcessReady,
-    /// There will be no successor this time: the offer is withdrawn, and what we have started is ended.
+    /// The handover failed: the offer is withdrawn, and a new process that we have started is ended.
     HandoverFailed,
-    /// A service that must run has ended.
+    /// A required service has ended.
     ServiceFailed,
     /// Time has passed, or requests have ended.
     Tick,
 }
 
-/// What is to be done, in the order given.
+/// One step that [`Signals`] carries out. The order of the steps matters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
-    /// Tell everybody.
+    /// Notify all parts of the process.
     Enter(Phase),
-    /// Hold the sockets out to a successor.
+    /// Offer the sockets to a process started with `-u`.
     OpenOffer,
-    /// The same, and start who is to take them.
+    /// Offer the sockets, and start the new process that takes them.
     StartSuccessor,
-    /// No longer do either: withdraw the offer, and end the successor that does not serve yet.
+    /// Withdraw the offer, and end a new process that we have started and that does not serve yet.
     WithdrawOffer,
-    /// The listeners of this class stop accepting.
+    /// Stop accepting on the listeners of this class.
     Close(Class),
-    /// The successor owns the socket files and the pid file.
+    /// Leave the socket files and the pid file to the new process.
     LeaveFiles,
-    /// The event changes nothing, for this reason.
+    /// Change nothing, for this reason.
     Ignore(&'static str),
     /// Leave `Server::run`.
     End(End),
 }
 
-/// How a process ended.
+/// The end of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct End {
-    /// Why.
+    /// The reason of the end.
     pub reason: EndReason,
-    /// Requests that were still in flight.
+    /// The number of requests that were still in flight.
     pub cut: usize,
 }
 
-/// Why a process ended.
+/// The reason why a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EndReason {
     /// No request was left.
     Drained,
-    /// `shutdown.drain` was over.
+    /// `shutdown.drain` had elapsed.
     OutOfTime,
-    /// TERM or INT came a second time, or the command `stop --now`.
+    /// A second SIGTERM or SIGINT, or the subcommand `stop --now`, ended it.
     Hurried,
-    /// A service that must run had ended.
+    /// A required service had ended.
     ServiceFailed,
 }
 
-/// What a drain has to wait for.
+/// The work that a drain waits for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Pending {
-    /// Requests that have been read and not been answered in full. The end of the process cuts them.
+    /// The number of requests in flight, which the end of the process would cut.
     pub requests: usize,
-    /// Whether a connection may still have a request on its way. The end of the process cuts none that we know of.
+    /// Whether a request might still be on its way on some connection. It is not counted as cut.
     pub settling: bool,
 }
 
@@ -168,17 +172,18 @@ pub struct Lifecycle {
     timing: Timing,
     hindrance: Option<&'static str>,
     state: State,
-    /// Whether TERM or INT has come. The second one ends the process at once, whatever else has told it to end.
+    /// Whether SIGTERM or SIGINT has arrived. The second one ends the process at once, even if a subcommand started the
+    /// drain.
     signalled: bool,
 }
 
-/// Where the lifecycle stands.
+/// The state of the lifecycle.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     Serving,
-    /// To whoever comes.
+    /// Offering the sockets to a process started with `-u`.
     HandingOver,
-    /// To a process that we have started.
+    /// Offering the sockets to a process that we have started.
     Upgrading,
     Delaying {
         until: Instant,
@@ -192,22 +197,22 @@ enum State {
 }
 
 impl Lifecycle {
-    /// Serving. With a `hindrance` there is no upgrade, for this reason.
+    /// Creates the lifecycle of a process that serves. A `hindrance` is the reason why this process cannot be upgraded.
     pub fn new(timing: Timing, hindrance: Option<&'static str>) -> Self {
         Self { timing, hindrance, state: State::Serving, signalled: false }
     }
 
-    /// For delays and drains that begin from now on.
+    /// Sets the timing of delays and drains that begin from now on.
     pub fn set_timing(&mut self, timing: Timing) {
         self.timing = timing;
     }
 
-    /// Whether [`Event::Tick`] can make a difference.
+    /// Returns whether [`Event::Tick`] can have an effect.
     pub fn is_timed(&self) -> bool {
         matches!(self.state, State::Delaying { .. } | State::Draining { .. })
     }
 
-    /// Decides. `pending` is what the end of the process would not wait for.
+    /// Decides which actions follow from an event. `pending` is the work that the end of the process would cut.
     pub fn on(&mut self, event: Event, now: Instant, pending: Pending) -> Vec<Action> {
         let signalled_again = event == Event::Terminate && std::mem::replace(&mut self.signalled, true);
         match (self.state, event) {
@@ -226,7 +231,7 @@ impl Lifecycle {
                 actions
             }
             (State::Draining { settled, until, terminated: false }, Event::Terminate | Event::Stop) => {
-                // The first one, of a process that drains because it has a successor.
+                // The process drains because it has handed over, and this is its first stop.
                 self.state = State::Draining { settled, until, terminated: true };
                 vec![Action::Enter(Phase::Draining)]
             }
@@ -239,10 +244,10 @@ impl Lifecycle {
             }
             (State::Serving, Event::Upgrade) => self.upgrade(),
             (State::HandingOver, Event::Quit | Event::Upgrade) => {
-                vec![Action::Ignore("the sockets are on offer to a process started with -u already")]
+                vec![Action::Ignore("the sockets are already offered to a process started with -u")]
             }
             (State::Upgrading, Event::Quit | Event::Upgrade) => {
-                vec![Action::Ignore("an upgrade is under way already")]
+                vec![Action::Ignore("an upgrade is already in progress")]
             }
             (_, Event::Quit | Event::Upgrade) => vec![Action::Ignore("already shutting down")],
             (State::HandingOver | State::Upgrading, Event::NewProcessReady) => self.succeed(now),
@@ -250,7 +255,7 @@ impl Lifecycle {
                 self.state = State::Serving;
                 Vec::new()
             }
-            // No hand-over is under way, or the end has begun already.
+            // No handover is in progress, or the process is already ending.
             (_, Event::NewProcessReady | Event::HandoverFailed | Event::Terminate | Event::Stop) => {
                 Vec::new()
             }
@@ -281,7 +286,7 @@ impl Lifecycle {
     }
 
     fn succeed(&mut self, now: Instant) -> Vec<Action> {
-        // Half of a short drain, so that waiting for idle connections is never what makes it run out of time.
+        // Half of a short drain, so that a drain never times out only because of idle connections.
         let idle = IDLE.min(self.timing.drain / 2);
         let mut actions = vec![Action::LeaveFiles];
         actions.append(&mut self.drain(now, Phase::HandedOver { idle }));
@@ -296,7 +301,7 @@ impl Lifecycle {
             State::Draining { settled, .. } if requests == 0 && !settling && now >= settled => {
                 self.end(EndReason::Drained, 0)
             }
-            // With nothing in flight the settling goes on, however short the drain.
+            // Without requests in flight the process still settles, however short the drain is.
             State::Draining { until, .. } if requests > 0 && now >= until => {
                 self.end(EndReason::OutOfTime, requests)
             }
@@ -311,7 +316,7 @@ impl Lifecycle {
 }
 
 impl EndReason {
-    /// In a word, for programs.
+    /// Returns the reason as one word, for programs.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Drained => "drained",
@@ -323,7 +328,7 @@ impl EndReason {
 }
 
 impl End {
-    /// The exit code of the process.
+    /// Returns the exit code of the process.
     pub fn exit_code(self) -> u8 {
         match self {
             Self { reason: EndReason::ServiceFailed, .. } => FAILED,
@@ -333,11 +338,11 @@ impl End {
     }
 }
 
-// === carrying it out ===
+// === carrying out the decisions ===
 
-/// Counts what must not be cut.
+/// A counter of the work that must not be cut.
 pub trait InFlight: Send + Sync {
-    /// What a drain has to wait for. Called every 10 ms during a drain, and at no other time but the end.
+    /// Returns the work that a drain waits for. It is called on each event, and every 10 ms during a drain.
     fn pending(&self) -> Pending;
 }
 
@@ -347,53 +352,54 @@ impl<F: Fn() -> Pending + Send + Sync> InFlight for F {
     }
 }
 
-/// Whether this process comes to serve, or is told to end before that: what comes first holds. Clones decide the same.
+/// The decision whether this process begins to serve or is stopped before that. The first call decides. Clones share
+/// the decision.
 #[derive(Clone, Debug, Default)]
 pub struct Outset(Arc<AtomicBool>);
 
 impl Outset {
-    /// Whether nothing was decided before.
+    /// Makes the decision, and returns whether this call was the first.
     pub fn decide(&self) -> bool {
         !self.0.swap(true, Ordering::AcqRel)
     }
 }
 
-/// What [`Signals`] works on.
+/// The parts of the process that [`Signals`] acts on.
 pub struct Parts {
     /// `shutdown.delay` and `shutdown.drain`.
     pub timings: Timings,
-    /// Where the sockets are offered to a successor.
+    /// The socket on which the sockets are offered to a new process.
     pub upgrade_sock: PathBuf,
-    /// How long an offer stands, and how long a successor may take until it serves; see [`WINDOW`](super::upgrade::WINDOW).
+    /// The lifetime of an offer, and the time limit for a new process to serve; see [`WINDOW`](super::upgrade::WINDOW).
     pub window: Duration,
-    /// How a successor is started.
+    /// The command that starts a new process.
     pub launch: Launch,
-    /// What a successor gets: asked for before one is started, or once it has come by itself.
+    /// Returns everything that the new process receives. It is called when an offer begins.
     pub legacy: Box<dyn Fn() -> Later<io::Result<Legacy>> + Send + Sync>,
-    /// Told of the end, and that the process works.
+    /// The service manager, which is notified of the end and receives watchdog pings.
     pub supervisor: Supervisor,
-    /// Closed, offered and left to the successor.
+    /// The listening sockets, which are closed, offered and left to the new process.
     pub sockets: Arc<Sockets>,
-    /// What came before there were handlers.
+    /// The signals that arrived before the handlers were installed.
     pub early: Early,
     /// Requests in flight.
     pub in_flight: Arc<dyn InFlight>,
-    /// Called with each phase that is entered: readiness and `Connection: close` hang on it.
+    /// Called with each phase that is entered. Readiness and `Connection: close` depend on the phase.
     pub on_phase: Box<dyn Fn(Phase) + Send + Sync>,
-    /// Called when an upgrade, whoever asked for it, has failed.
+    /// Called when an upgrade has failed, whether a signal or a subcommand requested it.
     pub on_failed_upgrade: Box<dyn Fn(&UpgradeError) + Send + Sync>,
-    /// Called on HUP; it must not wait.
+    /// Called on SIGHUP. It must not block.
     pub on_hangup: Box<dyn Fn() + Send + Sync>,
-    /// Called on USR1; logs of each file whether it was reopened.
+    /// Called on SIGUSR1. It logs the result for each file.
     pub reopen_logs: Box<dyn Fn() + Send + Sync>,
 }
 
-/// What takes a while.
+/// A boxed future.
 pub type Later<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
-/// The signals of the daemon, as Pingora's server waits for them.
+/// The signal watch of Pingora's server.
 ///
-/// Pass it to `Server::run`, which returns as soon as the process is to end.
+/// Pass it to `Server::run`, which returns as soon as the process must end.
 pub struct Signals {
     parts: Parts,
     traffic: watch::Sender<bool>,
@@ -408,37 +414,39 @@ pub struct Signals {
     outcome: Outcome,
 }
 
-/// Orders upgrades. Clones order them of the same process.
+/// A handle that orders upgrades of this process. Clones act on the same process.
 #[derive(Debug, Clone)]
 pub struct Upgrades(mpsc::UnboundedSender<Asker>);
 
-/// Orders the end of the process. Clones order that of the same process.
+/// A handle that orders the end of this process. Clones act on the same process.
 #[derive(Debug, Clone)]
 pub struct Stops(mpsc::UnboundedSender<Event>);
 
-/// Who waits for the result of an upgrade.
+/// The channel to the caller that waits for the result of an upgrade.
 type Asker = oneshot::Sender<Result<Upgraded, UpgradeFailed>>;
 
-/// What the rest of the process tells the lifecycle.
+/// The messages from the rest of the process to the lifecycle.
 struct Inbox {
     failed: mpsc::UnboundedReceiver<String>,
     upgrades: mpsc::UnboundedReceiver<Asker>,
     stops: mpsc::UnboundedReceiver<Event>,
 }
 
-/// What the lifecycle has under way.
+/// The handover that is in progress, and the state that belongs to it.
 #[derive(Default)]
 struct Work {
     handover: Option<Handover>,
-    /// Who asked for it, if anybody waits.
+    /// The caller that waits for the result; none after a signal.
     asker: Option<Asker>,
-    /// HUP came meanwhile, when the successor may have read the file already: whoever serves in the end reads it again.
+    /// Whether SIGHUP arrived meanwhile. The new process might have read the file before, so the process that serves
+    /// afterwards reloads it.
     hangup: bool,
-    /// Until this process drains: whoever wants a change then is told to ask the successor.
+    /// Blocks changes until this process drains. A change that was waiting is then rejected with the advice to ask the
+    /// new process.
     hold: Option<Hold>,
 }
 
-/// How it ended, readable once `Server::run` has returned.
+/// The result of the lifecycle, which can be read once `Server::run` has returned.
 #[derive(Debug, Clone, Default)]
 pub struct Outcome {
     end: Arc<OnceCell<End>>,
@@ -450,17 +458,17 @@ type Handover = Later<Result<Heir, UpgradeError>>;
 // === impl Timings ===
 
 impl Timings {
-    /// As the configuration says.
+    /// Creates the timings with the values of the configuration.
     pub fn new(timing: Timing) -> Self {
         Self(Arc::new(Mutex::new(timing)))
     }
 
-    /// The one in effect.
+    /// Returns the timing in effect.
     pub fn get(&self) -> Timing {
         *self.0.lock()
     }
 
-    /// For delays and drains that begin from now on.
+    /// Sets the timing of delays and drains that begin from now on.
     pub fn set(&self, timing: Timing) {
         *self.0.lock() = timing;
     }
@@ -469,13 +477,14 @@ impl Timings {
 // === impl Upgrades ===
 
 impl Upgrades {
-    /// Has a successor started, and returns once that serves: this process then drains.
+    /// Starts a new process, and returns once the new process serves. This process then drains.
     ///
     /// # Errors
-    /// This process goes on as if nothing had happened, unless it was shutting down anyway.
+    /// Fails if the new process does not serve or the upgrade is refused. This process continues as before, unless it
+    /// was already shutting down.
     pub async fn upgrade(&self) -> Result<Upgraded, UpgradeFailed> {
         let (asker, answer) = oneshot::channel();
-        // Without a lifecycle both fail, since the asker is dropped.
+        // Once the lifecycle has ended, sending drops the asker, so that receiving fails.
         let _ = self.0.send(asker);
         answer.await.unwrap_or(Err(UpgradeFailed::Refused("already shutting down")))
     }
@@ -484,9 +493,10 @@ impl Upgrades {
 // === impl Stops ===
 
 impl Stops {
-    /// Drains, then ends; `now`: ends at once. Has no effect on a process that is ending in this way already.
+    /// Drains and ends the process, or ends it at once if `now` is set. Has no effect on a process that is already
+    /// ending in this way.
     pub fn stop(&self, now: bool) {
-        // It fails once the lifecycle is over.
+        // Sending fails once the lifecycle has ended.
         let _ = self.0.send(if now { Event::StopNow } else { Event::Stop });
     }
 }
@@ -494,7 +504,7 @@ impl Stops {
 // === impl Signals ===
 
 impl Signals {
-    /// Nothing is installed before [`recv`](ShutdownSignalWatch::recv) runs.
+    /// Creates the signal watch. The signal handlers are installed when [`recv`](ShutdownSignalWatch::recv) runs.
     pub fn new(parts: Parts) -> Self {
         let (failures, failed) = mpsc::unbounded_channel();
         let (ordered, upgrades) = mpsc::unbounded_channel();
@@ -514,22 +524,22 @@ impl Signals {
         }
     }
 
-    /// For whoever may order an upgrade.
+    /// Returns the handle that orders upgrades.
     pub fn upgrades(&self) -> Upgrades {
         self.upgrades.clone()
     }
 
-    /// For whoever may order the end.
+    /// Returns the handle that orders the end of the process.
     pub fn stops(&self) -> Stops {
         self.stops.clone()
     }
 
-    /// For the service whose runtime must work for the process to count as alive.
+    /// Returns the pulse, for the service whose runtime must respond for the process to count as alive.
     pub fn pulse(&self) -> Pulse {
         self.pulse.clone()
     }
 
-    /// The shutdown watch for the [`Handed`](super::sockets::Handed) services of a class.
+    /// Returns the shutdown watch for the [`Handed`](super::sockets::Handed) services of a class.
     pub fn shutdown(&self, class: Class) -> watch::Receiver<bool> {
         match class {
             Class::Traffic => self.traffic.subscribe(),
@@ -537,22 +547,23 @@ impl Signals {
         }
     }
 
-    /// Where it is said, in a sentence, why a service has ended unasked; the process then ends with [`FAILED`].
+    /// Returns the sender for the sentence that says why a service has ended unexpectedly. The process then ends with
+    /// [`FAILED`].
     pub fn failures(&self) -> mpsc::UnboundedSender<String> {
         self.failures.clone()
     }
 
-    /// Turns true when the signal handlers are installed; readiness must not be announced before.
+    /// Returns a watch that turns true when the signal handlers are installed. Readiness must not be announced earlier.
     pub fn installed(&self) -> watch::Receiver<bool> {
         self.installed.subscribe()
     }
 
-    /// For whoever says that the process serves.
+    /// Returns the decision whether this process serves, for the task that announces it.
     pub fn outset(&self) -> Outset {
         self.outset.clone()
     }
 
-    /// To be read after `Server::run`.
+    /// Returns the outcome, which is set when `Server::run` returns.
     pub fn outcome(&self) -> Outcome {
         self.outcome.clone()
     }
@@ -600,7 +611,7 @@ impl Signals {
         }
     }
 
-    /// Does what was decided; true when that was the end.
+    /// Carries out the actions, and returns whether the process must end.
     fn carry_out(&self, actions: Vec<Action>, work: &mut Work, mut asker: Option<Asker>) -> bool {
         for action in actions {
             match action {
@@ -620,40 +631,41 @@ impl Signals {
         false
     }
 
-    /// What a signal means to the lifecycle; those that mean nothing to it are dealt with here.
+    /// Translates a signal into an event. A signal that does not concern the lifecycle is handled here and returns
+    /// `None`.
     fn translate(&self, came: Came, work: &mut Work) -> Option<Event> {
         match came {
             Came::Term | Came::Int => {
-                log::info!("signal {came:?}: shutting down");
+                log::info!("{came}: shutting down");
                 return Some(Event::Terminate);
             }
             Came::Quit => {
-                log::info!("signal Quit: handing over to a new process");
+                log::info!("{came}: handing over to a new process");
                 return Some(Event::Quit);
             }
             Came::Usr2 => {
-                log::info!("signal Usr2: upgrading");
+                log::info!("{came}: upgrading");
                 return Some(Event::Upgrade);
             }
             Came::Hup if work.handover.is_some() => {
-                log::info!("signal Hup: the file is read again when it is known which process serves");
+                log::info!("{came}: the reload waits for the end of the upgrade");
                 work.hangup = true;
             }
             Came::Hup => (self.parts.on_hangup)(),
             Came::Usr1 => {
-                log::info!("signal Usr1: reopening the log files");
+                log::info!("{came}: reopening the log files");
                 (self.parts.reopen_logs)();
             }
         }
         None
     }
 
-    /// Tells the service manager that the process works, if it does: this loop, and the runtime of the requests.
+    /// Pings the service manager if the runtime of the requests has responded since the last ping.
     fn ping(&self) {
         if self.pulse.is_felt() {
             self.parts.supervisor.ping();
         } else {
-            log::error!("watchdog: the runtime of the proxy does not answer");
+            log::error!("watchdog: the runtime of the proxy does not respond");
         }
     }
 
@@ -667,10 +679,10 @@ impl Signals {
             Action::Close(class) => self.close(class),
             Action::LeaveFiles => {
                 self.parts.sockets.keep_files();
-                // Set twice only if the lifecycle could hand over twice, and then to the same value.
+                // The lifecycle hands over once, so the cell is empty.
                 let _ = self.outcome.handed_over.set(());
             }
-            // Of `carry_out`.
+            // `carry_out` handles these.
             Action::OpenOffer
             | Action::StartSuccessor
             | Action::WithdrawOffer
@@ -683,7 +695,7 @@ impl Signals {
         let ((path, window, legacy), about) = (self.offered(), self.parts.launch.about());
         Box::pin(async move {
             let offer = Offer::open(&path)?.saying(about);
-            log::info!("upgrade: sockets on offer at {} for {window:?}", path.display());
+            log::info!("upgrade: sockets offered at {} for {window:?}", path.display());
             offer.serve(legacy, window).await
         })
     }
@@ -700,7 +712,7 @@ impl Signals {
         (self.parts.upgrade_sock.clone(), self.parts.window, (self.parts.legacy)())
     }
 
-    /// The hand-over is over, one way or the other.
+    /// Ends the handover, and returns the event that follows from its result.
     fn finish(&self, result: Result<Heir, UpgradeError>, work: &mut Work) -> Event {
         work.handover = None;
         let hangup = std::mem::take(&mut work.hangup);
@@ -715,7 +727,7 @@ impl Signals {
                 Event::NewProcessReady
             }
             Err(error) => {
-                log::error!("upgrade failed, this process goes on serving: {error}");
+                log::error!("upgrade failed, this process continues to serve: {error}");
                 (self.parts.on_failed_upgrade)(&error);
                 if hangup {
                     (self.parts.on_hangup)();
@@ -735,14 +747,14 @@ impl Signals {
     }
 
     fn end(&self, end: End) {
-        // So that a service which ends now is not taken for a failed one.
+        // A service that ends from now on does not count as failed.
         self.close(Class::Traffic);
         self.close(Class::Admin);
         let cut = count_of(end.cut, "request");
         match end.reason {
             EndReason::Drained => log::info!("drained: no request is left"),
             EndReason::OutOfTime => {
-                log::warn!("drain out of time after {:?}: {cut} cut", self.parts.timings.get().drain);
+                log::warn!("drain timed out after {:?}: {cut} cut", self.parts.timings.get().drain);
             }
             EndReason::Hurried => log::warn!("ending at once: {cut} cut"),
             EndReason::ServiceFailed => log::error!("ending, {cut} cut"),
@@ -774,21 +786,21 @@ impl Signals {
 // === impl Work ===
 
 impl Work {
-    /// Withdraws the offer and ends a successor that was started.
+    /// Withdraws the offer and ends a new process that was started.
     fn give_up(&mut self) {
         self.handover = None;
-        self.answer(Err(UpgradeFailed::Failed("this process was told to end meanwhile".to_owned())));
+        self.answer(Err(UpgradeFailed::Failed("this process was stopped during the upgrade".to_owned())));
     }
 
     fn answer(&mut self, answer: Result<Upgraded, UpgradeFailed>) {
         if let Some(asker) = self.asker.take() {
-            // Who does not wait any more need not know.
+            // Sending fails if the caller no longer waits.
             let _ = asker.send(answer);
         }
     }
 }
 
-/// Tells who asked, by a signal or otherwise, that nothing is done.
+/// Reports to the log and to the caller that nothing is done.
 fn ignore(reason: &'static str, asker: Option<Asker>) {
     log::info!("ignored: {reason}");
     if let Some(asker) = asker {
@@ -796,12 +808,12 @@ fn ignore(reason: &'static str, asker: Option<Asker>) {
     }
 }
 
-/// The successor reads its file again.
+/// Passes SIGHUP on to the new process, which then reloads its configuration.
 fn hang_up(pid: u32) {
     let pid = i32::try_from(pid).map(Pid::from_raw);
     match pid.map(|pid| kill(pid, NixSignal::SIGHUP)) {
-        Ok(Ok(())) => log::info!("upgrade: signal Hup is passed on"),
-        failed => log::error!("upgrade: signal Hup cannot be passed on: {failed:?}"),
+        Ok(Ok(())) => log::info!("upgrade: SIGHUP is passed on to the new process"),
+        failed => log::error!("upgrade: SIGHUP cannot be passed on to the new process: {failed:?}"),
     }
 }
 
@@ -831,29 +843,29 @@ impl ShutdownSignalWatch for Signals {
             log::error!("cannot handle signals: {error}");
             self.outcome.set(End { reason: EndReason::ServiceFailed, cut: 0 });
         }
-        // All waiting is done: the server has nothing left to wait for.
+        // The drain is over, so the server must not wait any longer.
         ShutdownSignal::FastShutdown
     }
 }
 
 impl Outcome {
-    /// How it ended; as a failure when the server returned for a reason of its own.
+    /// Returns the end of the process: a failure if the server returned for a reason of its own.
     pub fn end(&self) -> End {
         self.end.get().copied().unwrap_or(End { reason: EndReason::ServiceFailed, cut: 0 })
     }
 
-    /// The exit code.
+    /// Returns the exit code.
     pub fn exit_code(&self) -> u8 {
         self.end().exit_code()
     }
 
-    /// Whether a successor has taken over, and with it the pid file.
+    /// Returns whether a new process has taken over, together with the pid file.
     pub fn is_handed_over(&self) -> bool {
         self.handed_over.get().is_some()
     }
 
     fn set(&self, end: End) {
-        // The first end counts.
+        // The first end counts, so a later one is dropped.
         let _ = self.end.set(end);
     }
 }
@@ -884,7 +896,7 @@ mod tests {
         Action::Close(Class::Admin),
     ];
 
-    /// So many in flight, and nothing else to wait for.
+    /// Returns this number of requests in flight, and nothing else to wait for.
     fn requests(requests: usize) -> Pending {
         Pending { requests, settling: false }
     }
@@ -923,7 +935,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_already_sent_is_waited_for() {
+    fn a_drain_waits_for_a_request_that_has_already_been_sent() {
         let now = Instant::now();
         let mut lifecycle = draining(now);
         assert_eq!(lifecycle.on(Event::Tick, now + SETTLE / 2, requests(0)), []);
@@ -932,7 +944,7 @@ mod tests {
     }
 
     #[test]
-    fn a_drain_out_of_time_cuts() {
+    fn a_drain_that_times_out_cuts_requests() {
         let now = Instant::now();
         let mut lifecycle = draining(now);
         assert_eq!(lifecycle.on(Event::Tick, now + DRAIN - TICK, requests(2)), []);
@@ -940,7 +952,7 @@ mod tests {
     }
 
     #[test]
-    fn no_time_to_drain_cuts_at_once_but_only_what_there_is() {
+    fn a_drain_of_zero_cuts_requests_in_flight_at_once() {
         let now = Instant::now();
         let mut lifecycle = Lifecycle::new(Timing { delay: Duration::ZERO, drain: Duration::ZERO }, None);
         lifecycle.on(Event::Terminate, now, requests(0));
@@ -961,7 +973,7 @@ mod tests {
     }
 
     #[test]
-    fn a_second_signal_ends_at_once() {
+    fn a_second_signal_ends_the_process_at_once() {
         let now = Instant::now();
         assert_eq!(draining(now).on(Event::Terminate, now, requests(3)), end(EndReason::Hurried, 3));
         let mut delaying = Lifecycle::new(Timing { delay: DELAY, drain: DRAIN }, None);
@@ -973,13 +985,13 @@ mod tests {
     fn an_end_cuts_only_requests_that_are_in_flight() {
         let now = Instant::now();
         let settling = Pending { requests: 0, settling: true };
-        assert_eq!(draining(now).on(Event::Tick, now + DRAIN, settling), [], "a request may be on its way");
+        assert_eq!(draining(now).on(Event::Tick, now + DRAIN, settling), [], "a request might be on its way");
         assert_eq!(draining(now).on(Event::Terminate, now, settling), end(EndReason::Hurried, 0));
         assert_eq!(draining(now).on(Event::ServiceFailed, now, settling), end(EndReason::ServiceFailed, 0));
     }
 
     #[test]
-    fn an_ordered_stop_drains_and_never_hurries() {
+    fn the_subcommand_stop_drains_however_often_it_is_given() {
         let now = Instant::now();
         let mut lifecycle = serving();
         assert_eq!(lifecycle.on(Event::Stop, now, requests(1)), DRAINING);
@@ -997,7 +1009,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stop_at_once_waits_for_nothing_in_any_state() {
+    fn a_stop_now_ends_the_process_at_once_in_any_state() {
         let now = Instant::now();
         for mut lifecycle in [serving(), draining(now), handed_over(now)] {
             assert_eq!(lifecycle.on(Event::StopNow, now, requests(2)), end(EndReason::Hurried, 2));
@@ -1009,7 +1021,7 @@ mod tests {
     }
 
     #[test]
-    fn exit_codes() {
+    fn only_cut_requests_and_failures_have_other_exit_codes_than_0() {
         let code = |reason, cut| End { reason, cut }.exit_code();
         assert_eq!(code(EndReason::Drained, 0), 0);
         assert_eq!(code(EndReason::Hurried, 0), 0);
@@ -1019,7 +1031,7 @@ mod tests {
     }
 
     #[test]
-    fn quit_is_ignored_once_the_end_has_begun() {
+    fn sigquit_is_ignored_once_the_process_is_ending() {
         let now = Instant::now();
         let ignored = [Action::Ignore("already shutting down")];
         assert_eq!(draining(now).on(Event::Quit, now, requests(0)), ignored);
@@ -1030,11 +1042,11 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_hand_over_changes_nothing_and_can_be_tried_again() {
+    fn a_failed_handover_changes_nothing_and_can_be_retried() {
         let now = Instant::now();
         let mut lifecycle = serving();
         assert_eq!(lifecycle.on(Event::Quit, now, requests(0)), [Action::OpenOffer]);
-        let ignored = [Action::Ignore("the sockets are on offer to a process started with -u already")];
+        let ignored = [Action::Ignore("the sockets are already offered to a process started with -u")];
         assert_eq!(lifecycle.on(Event::Quit, now, requests(0)), ignored);
         assert_eq!(lifecycle.on(Event::Upgrade, now, requests(0)), ignored);
         assert_eq!(lifecycle.on(Event::HandoverFailed, now, requests(0)), []);
@@ -1043,11 +1055,11 @@ mod tests {
     }
 
     #[test]
-    fn an_upgrade_starts_a_successor_and_drains_for_it() {
+    fn an_upgrade_starts_a_new_process_and_drains_once_that_is_ready() {
         let now = Instant::now();
         let mut lifecycle = serving();
         assert_eq!(lifecycle.on(Event::Upgrade, now, requests(1)), [Action::StartSuccessor]);
-        assert!(!lifecycle.is_timed(), "it goes on serving");
+        assert!(!lifecycle.is_timed(), "it continues to serve");
         let actions = lifecycle.on(Event::NewProcessReady, now, requests(1));
         assert_eq!(actions, [&[Action::LeaveFiles][..], &HANDED_OVER].concat());
         let ignored = [Action::Ignore("already shutting down")];
@@ -1055,11 +1067,11 @@ mod tests {
     }
 
     #[test]
-    fn one_upgrade_at_a_time() {
+    fn an_upgrade_is_ignored_during_another_one() {
         let now = Instant::now();
         let mut lifecycle = serving();
         lifecycle.on(Event::Upgrade, now, requests(0));
-        let ignored = [Action::Ignore("an upgrade is under way already")];
+        let ignored = [Action::Ignore("an upgrade is already in progress")];
         assert_eq!(lifecycle.on(Event::Upgrade, now, requests(0)), ignored);
         assert_eq!(lifecycle.on(Event::Quit, now, requests(0)), ignored);
         assert_eq!(lifecycle.on(Event::HandoverFailed, now, requests(0)), []);
@@ -1067,7 +1079,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_that_cannot_have_a_successor_says_why() {
+    fn a_process_that_cannot_be_upgraded_gives_the_reason() {
         let now = Instant::now();
         let mut lifecycle = Lifecycle::new(TIMING, successor::hindrance(1));
         let actions = lifecycle.on(Event::Upgrade, now, requests(0));
@@ -1075,13 +1087,13 @@ mod tests {
         assert_eq!(
             lifecycle.on(Event::Quit, now, requests(0)),
             [Action::OpenOffer],
-            "whoever comes is somebody else's"
+            "a process that others start is possible"
         );
         assert_eq!(successor::hindrance(2), None);
     }
 
     #[test]
-    fn a_termination_ends_an_upgrade() {
+    fn sigterm_ends_an_upgrade() {
         let now = Instant::now();
         let mut lifecycle = serving();
         lifecycle.on(Event::Upgrade, now, requests(0));
@@ -1113,7 +1125,7 @@ mod tests {
     }
 
     #[test]
-    fn the_timing_is_that_of_the_moment_in_which_a_drain_begins() {
+    fn a_drain_uses_the_timing_of_the_moment_at_which_it_begins() {
         let now = Instant::now();
         let mut lifecycle = serving();
         lifecycle.set_timing(Timing { delay: DELAY, drain: DRAIN * 2 });
@@ -1128,7 +1140,7 @@ mod tests {
     }
 
     #[test]
-    fn a_termination_withdraws_the_offer() {
+    fn sigterm_withdraws_the_offer() {
         let now = Instant::now();
         let mut lifecycle = serving();
         lifecycle.on(Event::Quit, now, requests(0));
@@ -1140,14 +1152,14 @@ mod tests {
     }
 
     #[test]
-    fn a_process_with_a_successor_drains_without_delay() {
+    fn a_process_that_has_handed_over_drains_without_delay() {
         let now = Instant::now();
         let mut lifecycle = handed_over(now);
         assert_eq!(lifecycle.on(Event::Tick, now + SETTLE, requests(0)), end(EndReason::Drained, 0));
     }
 
     #[test]
-    fn the_first_termination_of_a_process_with_a_successor_cuts_nothing() {
+    fn the_first_sigterm_after_a_handover_cuts_nothing() {
         let now = Instant::now();
         let mut lifecycle = handed_over(now);
         assert_eq!(lifecycle.on(Event::Terminate, now, requests(1)), [Action::Enter(Phase::Draining)]);
@@ -1166,12 +1178,12 @@ mod tests {
     }
 
     #[test]
-    fn ticks_mean_nothing_while_serving() {
+    fn ticks_have_no_effect_while_serving() {
         let now = Instant::now();
         assert_eq!(serving().on(Event::Tick, now + DRAIN, requests(0)), []);
     }
 
-    /// What a test reads of the parts.
+    /// The observations of a test.
     #[derive(Clone, Default)]
     struct Seen {
         requests: Arc<AtomicUsize>,
@@ -1179,10 +1191,10 @@ mod tests {
         hangups: Arc<AtomicUsize>,
     }
 
-    /// How long successors of these tests have.
+    /// The time limit for the new processes of these tests.
     const WINDOW: Duration = Duration::from_secs(2);
 
-    /// A watch over one traffic and one admin listener, whose successor is this script.
+    /// Creates a signal watch over one traffic and one admin listener, with this script as its new process.
     fn signals_with(upgrade_sock: PathBuf, script: &str, supervisor: Supervisor) -> (Arc<Signals>, Seen) {
         let any = || Endpoint::Tcp("127.0.0.1:0".parse().unwrap());
         let sockets = Sockets::bind(&[ListenSpec::traffic(any()), ListenSpec::admin(any())]).unwrap();
@@ -1219,7 +1231,7 @@ mod tests {
 
     type Running = tokio::task::JoinHandle<io::Result<()>>;
 
-    /// The signals at work, and where signals are sent.
+    /// Runs the signal watch, and returns the sender of signals.
     async fn run(signals: &Arc<Signals>) -> (mpsc::UnboundedSender<Came>, Running) {
         let (send, came) = mpsc::unbounded_channel();
         let running = tokio::spawn({
@@ -1230,7 +1242,7 @@ mod tests {
         (send, running)
     }
 
-    /// Signals as a test sends them: real ones would be for the whole test process.
+    /// The signals of a test. Real signals would reach the whole test process.
     impl Source for mpsc::UnboundedReceiver<Came> {
         async fn next(&mut self) -> Came {
             match self.recv().await {
@@ -1267,7 +1279,7 @@ mod tests {
         assert_eq!(seen.hangups.load(Ordering::Relaxed), 1);
     }
 
-    /// Does what a process started with `-u` does.
+    /// Acts as a process started with `-u`.
     async fn take_over(path: &std::path::Path, signals: &Signals) {
         let path = path.to_owned();
         let taking = tokio::task::spawn_blocking(move || upgrade::take(&path, None, Duration::from_secs(5)));
@@ -1288,7 +1300,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn a_hand_over_is_carried_out() {
+    async fn sigquit_hands_over_to_a_process_started_with_u() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("upgrade.sock");
         let (signals, seen) = signals(path.clone());
@@ -1300,10 +1312,10 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn an_upgrade_is_carried_out_and_who_asked_is_told_once_it_serves() {
+    async fn an_ordered_upgrade_returns_once_the_new_process_serves() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("upgrade.sock");
-        // Its successor lives on after the hand-over, so it ends by itself with this test.
+        // The new process lives on after the handover, so it must end by itself after this test.
         let script = format!("while [ -d {} ]; do sleep 0.1; done", dir.path().display());
         let (signals, seen) = signals_with(path.clone(), &script, Supervisor::default());
         seen.requests.store(1, Ordering::Relaxed);
@@ -1313,7 +1325,7 @@ mod tests {
             async move { upgrades.upgrade().await }
         });
         take_over(&path, &signals).await;
-        // The test stands in for the process that was started.
+        // The test acts as the process that was started.
         assert_eq!(upgrading.await.unwrap(), Ok(Upgraded { pid: std::process::id() }));
         is_handed_over(&signals, &seen, running).await;
         let late = signals.upgrades().upgrade().await;
@@ -1321,7 +1333,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn the_file_is_read_again_after_an_upgrade_that_failed_and_not_meanwhile() {
+    async fn a_reload_during_an_upgrade_waits_for_its_failure() {
         let dir = tempfile::tempdir().unwrap();
         let script = "exec sleep 60";
         let (signals, seen) = signals_with(dir.path().join("sock"), script, Supervisor::default());
@@ -1331,7 +1343,7 @@ mod tests {
         let meanwhile = async {
             assert!(
                 matches!(second.upgrade().await, Err(UpgradeFailed::Refused(_))),
-                "the first is under way"
+                "the first is in progress"
             );
             send.send(Came::Hup).unwrap();
             let (began, soon) = (Instant::now(), WINDOW / 4);
@@ -1360,7 +1372,7 @@ mod tests {
         let (_send, running) = run(&signals).await;
         let (first, second) = (signals.upgrades(), signals.upgrades());
         let (first, second) = tokio::join!(first.upgrade(), second.upgrade());
-        assert_eq!(second, Err(UpgradeFailed::Refused("an upgrade is under way already")));
+        assert_eq!(second, Err(UpgradeFailed::Refused("an upgrade is already in progress")));
         let Err(UpgradeFailed::Failed(reason)) = first else { panic!("{first:?}") };
         assert!(reason.contains("was not ready within 2s"), "{reason}");
         assert!(!path.exists(), "the offer is withdrawn");
@@ -1368,7 +1380,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn whatever_a_successor_fails_by_is_said_and_nothing_of_it_is_left() {
+    async fn a_failed_upgrade_gives_the_reason_and_leaves_nothing_behind() {
         for (script, expected) in [
             ("echo 'no such pool' >&2; exit 1", "ended with exit code 1: no such pool"),
             ("exit 2", "ended with exit code 2 (the command line or the configuration is wrong)"),
@@ -1387,7 +1399,7 @@ mod tests {
             if let Ok(pid) = std::fs::read_to_string(dir.path().join("pid")) {
                 assert!(!std::path::Path::new(&format!("/proc/{}", pid.trim())).exists(), "left over");
             }
-            assert!(seen.phases.lock().is_empty(), "the old process goes on");
+            assert!(seen.phases.lock().is_empty(), "the old process continues");
             send.send(Came::Term).unwrap();
             running.await.unwrap().unwrap();
             assert!(!signals.outcome().is_handed_over());
@@ -1395,7 +1407,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn a_process_that_is_told_to_end_ends_its_successor_too() {
+    async fn a_process_that_is_stopped_during_an_upgrade_ends_the_new_process() {
         let dir = tempfile::tempdir().unwrap();
         let pid_file = dir.path().join("pid");
         let script = format!("echo $$ > {}; exec sleep 60", pid_file.display());
@@ -1425,7 +1437,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_service_manager_is_told_of_the_end_and_of_life_before_it() {
+    async fn the_service_manager_receives_pings_and_then_the_drain() {
         let dir = tempfile::tempdir().unwrap();
         let socket = tokio::net::UnixDatagram::bind(dir.path().join("notify")).unwrap();
         let variables = |name: &str| match name {

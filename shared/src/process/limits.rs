@@ -1,9 +1,9 @@
-//! Limits of the system that a proxy runs into, and one that it sets itself.
+//! Limits of the system that a proxy reaches, and one that the daemon sets itself.
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-/// Lets the process open as many files as it may: each request can take two. The soft limit that processes start with is
-/// low for the sake of programs that use `select`.
+/// Raises the limit of open files to the hard limit, because each request can need two. The initial soft limit is low
+/// for the sake of programs that use `select`.
 pub fn raise_open_files() {
     let raised = getrlimit(Resource::RLIMIT_NOFILE)
         .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
@@ -12,9 +12,9 @@ pub fn raise_open_files() {
     }
 }
 
-/// Keeps the kernel from giving the process, and those that it starts, huge pages for small needs: half of the memory of this daemon
-/// would be such pages, and no request is served faster. To be called before there is much to allocate.
+/// Disables transparent huge pages for this process and its children. Such pages would double the memory of the daemon
+/// and do not serve any request faster. This must be called before much memory is allocated.
 pub fn refuse_huge_pages() {
-    // A kernel without them gives none, and one that is too old to be told is no reason not to start.
+    // A kernel without huge pages needs no call, and one that is too old for the call does not prevent the start.
     let _ = rustix::thread::disable_transparent_huge_pages(true);
 }

@@ -1,72 +1,74 @@
-//! The process: how the daemon starts, ends, and hands its sockets to its successor.
+//! The process: how the daemon starts, ends, and hands its sockets over to a new process.
 //!
-//! This module stands around Pingora's `Server` and uses neither its daemonizing nor its pid file, socket hand-over
-//! and grace period: those rename the pid file of a live process, shut down even when nobody took the sockets, carry
-//! at most 32 sockets, and sleep the whole grace period with nothing left to wait for. Pingora is told
-//! `ServerConf.daemon = false` and `Opt.upgrade = false`, gets [listeners that are already bound](sockets), and is
-//! ended by [our own signal watch](lifecycle::Signals).
+//! This module wraps Pingora's `Server` but does not use its daemonizing, pid file, socket handover and grace period.
+//! Pingora's variants rename the pid file of a live process, shut down even when no process took the sockets, carry at
+//! most 32 sockets, and sleep for the whole grace period when there is nothing left to wait for. Pingora runs with
+//! `ServerConf.daemon = false` and `Opt.upgrade = false`, receives [listeners that are already bound](sockets), and
+//! ends when [our own signal watch](lifecycle::Signals) says so.
 //!
 //! # Start
 //!
-//! 1. The configuration is read and checked: nothing below happens with one that is wrong.
-//! 2. With `-d`, [`background::enter`] runs the program a second time, detached, and waits for it; what follows
-//!    happens in that second process.
-//! 3. The [error log](logging) is opened, the working directory entered.
-//! 4. Without `-u`: the [pid file](pid_file) is locked, then every [listener](sockets) is bound.
-//!    With `-u`: the running process's sockets are [taken](upgrade::Search::take), and only the new ones bound.
-//! 5. [Privileges](privileges) are dropped.
-//! 6. Pingora's `Server` starts the services; the signal handlers are installed; the first health checks run. HUP, USR1 and USR2 that
-//!    came before, from step 4 on, are [carried out now](handlers::Early).
-//! 7. With `-u`: [`upgrade::Claim::ready`] tells the old process, which then drains; after its acknowledgement the pid
-//!    file is taken over and the socket files become ours ([`sockets::Sockets::own_files`]).
-//! 8. Readiness is announced: to systemd ([`systemd::Supervisor`]), with the number of this process, and to who waits for `-d`
-//!    ([`background::Announcer`]), which then returns.
+//! 1. The daemon reads and checks the configuration. If the configuration is invalid, none of the following happens.
+//! 2. With `-d`, [`background::enter`] runs the program a second time, detached, and waits for it. The second process
+//!    carries out the following steps.
+//! 3. The daemon opens the [error log](logging) and enters the working directory.
+//! 4. Without `-u`, it locks the [pid file](pid_file), then binds every [listener](sockets). With `-u`, it
+//!    [takes](upgrade::Search::take) the sockets of the running process and binds only the new ones.
+//! 5. It drops [privileges](privileges).
+//! 6. Pingora's `Server` starts the services, the signal handlers are installed, and the first health checks run. If
+//!    SIGHUP, SIGUSR1 or SIGUSR2 arrived since step 4, it is [carried out now](handlers::Early).
+//! 7. With `-u`, [`upgrade::Claim::ready`] notifies the old process, which then drains. After its acknowledgement the
+//!    new process takes over the pid file and the socket files ([`sockets::Sockets::own_files`]).
+//! 8. The daemon announces that it is ready: to systemd, with its PID ([`systemd::Supervisor`]), and to the parent
+//!    process that waits because of `-d` ([`background::Announcer`]), which then returns.
 //!
-//! # Drain (TERM or INT)
+//! # Drain (SIGTERM or SIGINT)
 //!
-//! 1. `/readyz` answers 503; for `shutdown.delay` traffic is still accepted.
-//! 2. The traffic listeners close; the metrics listener stays. Requests in flight go on.
-//! 3. Answers say `Connection: close`. Idle connections are closed after a tenth of a second, in which a request that is on its way
-//!    arrives.
+//! 1. `/readyz` responds with 503. The daemon still accepts traffic for `shutdown.delay`.
+//! 2. The traffic listeners close; the metrics listener stays open. Requests in flight continue.
+//! 3. Responses contain `Connection: close`. Idle connections close after a tenth of a second, so that a request that
+//!    is on its way can arrive.
 //! 4. When no request is left, or after `shutdown.drain`, `Server::run` returns at once.
-//! 5. The pid file and the socket files are removed; the exit code is 0, or 3 when requests were cut.
+//! 5. The daemon removes the pid file and the socket files. The exit code is 0, or 3 if requests were cut.
 //!
-//! A second TERM or INT ends the process at once. The command `stop` drains as the first one does, however often it is given, and
-//! `stop --now` ends the process at once; both are answered when step 5 is over.
+//! A second SIGTERM or SIGINT ends the process at once. The subcommand `stop` drains as the first signal does, however
+//! often it is given; `stop --now` ends the process at once. Both get their response after step 5.
 //!
-//! # Upgrade (USR2 or an [order](lifecycle::Upgrades); or QUIT, then a process started with `-u`)
+//! # Upgrade (SIGUSR2 or an [order](lifecycle::Upgrades); or SIGQUIT, then a process started with `-u`)
 //!
-//! 1. The old process listens on `upgrade_sock` and goes on serving, for up to a minute. On USR2 it also starts the new one, as it
-//!    was started itself, with `-u` ([`successor`]).
-//! 2. The new process connects; both name their protocol version; the old one sends its listening sockets. From here on
-//!    both hold the same kernel sockets, so no connection can be refused whatever happens to either.
-//! 3. The new process starts as above and says that it is ready. It is, when each pool that has a ready backend in the old process has
-//!    one in the new.
-//! 4. The old process withdraws its offer, acknowledges, closes all its listeners and drains. Idle connections stay for up to five
-//!    seconds, or half of `shutdown.drain`: almost all clients are then told `Connection: close` in an answer before their
-//!    connection is closed. WebSockets and downloads go on until `shutdown.drain`.
-//! 5. If the new one ends, or nobody comes, the old one withdraws its offer and goes on as before; a later QUIT or USR2 begins
-//!    again. A new process that the old one has started is ended and waited for, and why it failed is logged and told to who asked.
+//! 1. The old process listens on `upgrade_sock` for up to a minute and continues to serve. After SIGUSR2 it also starts
+//!    the new process with its own arguments and `-u` ([`successor`]).
+//! 2. The new process connects, both name their protocol version, and the old process sends its listening sockets. From
+//!    here on both hold the same kernel sockets, so no connection can be refused, whatever happens to either process.
+//! 3. The new process starts as above and reports that it is ready once each pool that has a ready backend in the old
+//!    process also has one in the new process.
+//! 4. The old process withdraws its offer, acknowledges, closes all its listeners and drains. Idle connections stay
+//!    open for up to five seconds, or half of `shutdown.drain`, so that almost all clients receive a response with
+//!    `Connection: close` before their connection closes. WebSockets and downloads continue until `shutdown.drain`.
+//! 5. If the new process ends, or if none connects, the old process withdraws its offer and continues as before; a
+//!    later SIGQUIT or SIGUSR2 starts another upgrade. If the old process has started the new one, it ends it, waits
+//!    for its end, logs the reason and reports it to the caller.
 //!
-//! A process that gave up root (`user`) starts its successor as the user that it has become: what is inherited needs no more than
-//! that. Where something new needs root, the attempt fails, and QUIT with a start by root is the way. Process 1 of a container
-//! starts no successor, since the container ends with it.
+//! A process that gave up root (`user`) starts the new process as the user that it has become, which is enough for
+//! everything that is inherited. If something new needs root, the upgrade fails; SIGQUIT and a start with `-u` as root
+//! is the remedy. Process 1 of a container does not start a new process, because the container ends with process 1.
 //!
 //! # Under systemd
 //!
-//! The unit is `Type=notify`. `READY=1` comes with step 8 of the start and `STOPPING=1` with a drain; in an upgrade the new process
-//! says `MAINPID=` itself, and the old one is silent from the hand-over on. `WATCHDOG=1` comes from the loop of the lifecycle as long
-//! as the runtime of the proxy answers it.
+//! The unit is `Type=notify`. `READY=1` is sent at step 8 of the start and `STOPPING=1` at a drain. In an upgrade the
+//! new process sends `MAINPID=` itself, and the old process sends nothing after the handover. The loop of the lifecycle
+//! sends `WATCHDOG=1` as long as the runtime of the proxy responds to it.
 //!
 //! # Invariants
 //!
-//! - The pid file names a live process that serves, or does not exist. Nobody removes or rewrites one that another
-//!   live process holds.
-//! - There is at most one successor at a time, and none is left of an upgrade that failed.
+//! - The pid file names a live process that serves, or does not exist. No process removes or rewrites a pid file that
+//!   another live process holds.
+//! - There is at most one new process at a time, and none remains after a failed upgrade.
 //! - At any moment of an upgrade at least one process accepts on every listener that both configurations have.
-//! - A socket file is removed only by the process that owns it and only while it is still the same file.
-//! - A process killed during its start (by TERM, INT or QUIT before the handlers of step 6) leaves a pid file whose lock is free and socket
-//!   files that nobody answers on; the next start recognises both and takes them over silently.
+//! - A socket file is removed only by the process that owns it, and only while the path still names this file.
+//! - A process that is killed during its start (by SIGTERM, SIGINT or SIGQUIT before step 6) leaves a pid file whose
+//!   lock is free and socket files that refuse connections. The next start recognises both and takes them over
+//!   silently.
 
 pub mod background;
 pub mod files;
@@ -92,28 +94,28 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-/// How long a message to the terminal may take.
+/// The time limit for writing a message to the terminal.
 const MESSAGE: Duration = Duration::from_secs(1);
 
-/// Writes a message in a thread of its own and waits for it, but not for ever: a full pipe without a reader would hold up the end of the
-/// process.
+/// Writes a message in a thread of its own and waits for it, for a second at most: otherwise a full pipe without a
+/// reader would delay the end of the process.
 pub fn write_message(write: impl FnOnce() + Send + 'static) {
     let (done, written) = mpsc::channel();
     thread::spawn(move || {
         write();
-        // The receiver is gone when the write took too long.
+        // The receiver is gone if the write took too long.
         let _ = done.send(());
     });
     let _ = written.recv_timeout(MESSAGE);
 }
 
-/// Creates a directory and its missing parents, open to nobody but this user. One that exists is left as it is.
+/// Creates a directory and its missing parents with mode 0700. A directory that exists keeps its mode.
 pub fn create_private_dir(dir: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(dir)
 }
 
-/// The device and inode of what a path names, without following a symbolic link: tells whether a file that we made is
-/// still the one that stands there.
+/// The device and inode of a file, by which we recognise whether a path still names a file that we made. Symbolic links
+/// are not followed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct FileId {
     device: u64,

@@ -1,13 +1,13 @@
-//! A listener that moves to an address that overlaps with its old one, such as from `127.0.0.1:80` to `0.0.0.0:80`.
+//! The move of a listener to an address that overlaps with its old one, such as from `127.0.0.1:80` to `0.0.0.0:80`.
 //!
-//! The kernel gives a port to two sockets only when both have `SO_REUSEPORT` while the second is bound and begins to
-//! listen, and when both belong to one user. The option is set for these two calls and then cleared on both, so that a
-//! second daemon fails at once, before the move and after it. A socket belongs to the user that made it, who may be
-//! root where the daemon is not any more; so the start gives it to the user of the daemon.
+//! The kernel gives a port to two sockets only if both belong to one user and both have `SO_REUSEPORT` while the second
+//! socket is bound and begins to listen. The option is set for these two calls and then cleared on both sockets, so
+//! that a second daemon fails at once, before the move and after it. A socket belongs to the user that created it. This
+//! is root if the daemon dropped its privileges afterwards, so the start gives the socket to the user of the daemon.
 //!
-//! Both sockets then listen. The kernel prefers the more specific address, so connections may still arrive at the old
+//! Both sockets then listen. The kernel prefers the more specific address, so connections might still arrive at the old
 //! socket, and closing it would cut those that are not accepted yet. The old socket is therefore made deaf (`deafen`)
-//! first: new connections reach the new socket, and the old one goes on with those that have begun.
+//! first: new connections reach the new socket, and the old socket keeps those that have begun.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -22,13 +22,13 @@ use socket2::{Domain, SockRef, Socket, Type};
 use super::privileges::Identity;
 use super::sockets::BACKLOG;
 
-/// How long a deaf socket is kept, for handshakes that have begun.
+/// The time for which a deaf socket stays open, for handshakes that have begun.
 pub const DEAF: Duration = Duration::from_secs(1);
 
-/// The largest index; the kernel counts from 1.
+/// The index of an interface that does not exist: the largest one, since the kernel counts from 1.
 const NO_INTERFACE: u32 = i32::MAX.cast_unsigned();
 
-/// Why an address cannot be taken beside another one.
+/// The reason why an address cannot be bound beside another one.
 #[derive(Debug)]
 pub(super) enum MoveError {
     /// The old socket belongs to another user.
@@ -36,7 +36,7 @@ pub(super) enum MoveError {
     Io(io::Error),
 }
 
-/// A socket that has an address beside others, and does not listen yet.
+/// A socket that is bound to an address that overlaps with others, and does not listen yet.
 #[derive(Debug)]
 pub(super) struct Beside {
     address: SocketAddr,
@@ -44,10 +44,10 @@ pub(super) struct Beside {
     old: Vec<OwnedFd>,
 }
 
-/// `SO_REUSEPORT` of sockets that listen; cleared when this is dropped.
+/// Sockets that have `SO_REUSEPORT` set. Dropping this clears the option.
 struct Shared<'a>(Vec<SockRef<'a>>);
 
-/// Whether two sockets cannot listen on these addresses without `SO_REUSEPORT`; `[::]` takes IPv4 too.
+/// Returns whether two sockets need `SO_REUSEPORT` to listen on these addresses. `[::]` includes IPv4.
 pub(crate) fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
     one.port() == other.port() && (one.ip() == other.ip() || takes(one.ip(), other) || takes(other.ip(), one))
 }
@@ -56,15 +56,15 @@ fn takes(all: IpAddr, other: SocketAddr) -> bool {
     all.is_unspecified() && (all.is_ipv6() || other.is_ipv4())
 }
 
-/// Gives a socket to the user that the daemon will run as.
+/// Gives a socket to the user as whom the daemon will run.
 pub(super) fn give(socket: &OwnedFd, identity: &Identity) -> io::Result<()> {
     fchown(socket, Some(identity.uid().as_raw()), None)
 }
 
-/// From now on no connection begins at this socket. Those that have begun can be accepted.
+/// Makes a socket receive no new connections. Those that have begun can still be accepted.
 ///
-/// The socket is bound to an interface that does not exist, at which nothing arrives. Unlike a filter of packets, this
-/// needs no privileges, and new connections go to the other socket at once.
+/// The socket is bound to an interface that does not exist, at which nothing arrives. Unlike a packet filter, this
+/// needs no privileges, and new connections reach the other socket at once.
 pub(crate) fn deafen(socket: &impl AsFd) -> io::Result<()> {
     SockRef::from(socket).bind_device_by_index_v4(NonZeroU32::new(NO_INTERFACE))
 }
@@ -91,12 +91,12 @@ impl Beside {
         Ok(new)
     }
 
-    /// Where it will listen.
+    /// Returns the address on which it will listen.
     pub(super) fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// The socket that will listen.
+    /// Returns the socket that will listen.
     pub(super) fn socket(&self) -> &OwnedFd {
         &self.new
     }
@@ -107,7 +107,7 @@ fn bound(address: SocketAddr, old: &[OwnedFd]) -> Result<OwnedFd, MoveError> {
     for old in old {
         let owner = fstat(old).map_err(io::Error::from)?.st_uid;
         if fstat(&socket).map_err(io::Error::from)?.st_uid != owner {
-            // Only root can.
+            // Only root can change the owner.
             fchown(&socket, Some(owner), None).map_err(|_| MoveError::Foreign)?;
         }
     }
@@ -133,7 +133,7 @@ impl Drop for Shared<'_> {
         for socket in &self.0 {
             if let Err(error) = socket.set_reuse_port(false) {
                 log::error!(
-                    "a listening socket keeps SO_REUSEPORT, so that others can share its port: {error}"
+                    "a listening socket keeps SO_REUSEPORT, so another process of this user can share its port: {error}"
                 );
             }
         }
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn a_port_is_shared_with_the_old_socket_only_and_only_during_the_move() {
+    fn a_port_is_shared_only_with_the_old_socket_and_only_during_the_move() {
         for (from, to) in [("127.0.0.1", "0.0.0.0"), ("0.0.0.0", "127.0.0.1"), ("127.0.0.1", "::")] {
             let (old, port) = listening(from);
             assert!(TcpListener::bind((to, port)).is_err(), "before");
@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_that_is_only_bound_takes_no_connection() {
+    fn a_socket_that_is_only_bound_receives_no_connection() {
         let (old, port) = listening("0.0.0.0");
         let copy = vec![old.as_fd().try_clone_to_owned().unwrap()];
         let _new = Beside::bind(SocketAddr::new([127, 0, 0, 1].into(), port), copy).unwrap();
@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn a_deaf_socket_gives_what_has_arrived_and_the_new_one_gets_the_rest() {
+    fn a_deaf_socket_keeps_its_connections_and_the_new_socket_receives_later_ones() {
         let moves = [
             ("127.0.0.1", "0.0.0.0"),
             ("0.0.0.0", "127.0.0.1"),
@@ -229,7 +229,7 @@ mod tests {
             let early = TcpStream::connect(("127.0.0.1", port)).unwrap();
             deafen(&old).unwrap();
             let late = TcpStream::connect(("127.0.0.1", port)).unwrap();
-            // The new address may be the more specific one.
+            // If the new address is the more specific one, the kernel prefers it at once.
             reaches(if to == "127.0.0.1" || from == "::" { &new } else { &old }, early);
             reaches(&new, late);
         }

@@ -1,27 +1,29 @@
-//! The listening sockets: bound before anything starts, kept by us, lent to Pingora.
+//! The listening sockets: they are bound before anything starts, owned here, and lent to Pingora.
 //!
 //! Pingora binds inside a task that it has started, retries for half a minute while the process looks alive, and then
-//! panics in that task only. Here a port that cannot be had is an error of the start, at once and with its remedy.
+//! panics in that task only. Here, an address that cannot be bound is an error of the start, at once and with its
+//! remedy.
 //!
-//! # Who holds what
+//! # Descriptors
 //!
-//! For each address there are two descriptors of one kernel socket: ours (to hand over to a successor) and a copy that a
-//! Pingora service takes and closes when it stops accepting: of what is bound at the start in the
-//! [table](Sockets::listen_fds), by address, of what a reload opens [made for it](Sockets::copy_for). A port is closed when both
-//! are: [`Sockets::close`] and the service's shutdown watch belong together. Every address of the start must be given to exactly
-//! one service, or its copy would stay open.
+//! For each address there are two descriptors of one kernel socket: ours (to hand over to a new process) and a copy
+//! that a Pingora service takes, and closes when it stops accepting. The copies of the start are in the
+//! [table](Sockets::listen_fds), by address; the copy of a listener that a reload opens is [made for its
+//! service](Sockets::copy_for). A port closes when both descriptors are closed, so [`Sockets::close`] and the service's
+//! shutdown watch belong together. Every address of the start must be given to exactly one service; otherwise its copy
+//! would stay open.
 //!
 //! # Addresses that overlap
 //!
-//! A new address may overlap with one that is given up, whose socket still listens; see [`moves`]. It is
-//! bound beside that one by [`Sockets::take_over`] in a reload, and by [`Sockets::adopt`] in an upgrade, where it does
-//! not listen before [`Sockets::listen_beside`]: until then the old process serves alone.
+//! A new address might overlap with a removed one whose socket still listens; see [`moves`]. [`Sockets::take_over`]
+//! binds it beside the old socket in a reload, and [`Sockets::adopt`] does so in an upgrade. In an upgrade the new
+//! socket does not listen before [`Sockets::listen_beside`], because until then only the old process serves.
 //!
 //! # Socket files
 //!
-//! The file of a Unix socket outlives the socket. Files that we bound are removed with [`Sockets`]; files that were
-//! inherited only once the old process has gone ([`Sockets::own_files`]); files that we have handed over never
-//! ([`Sockets::keep_files`]).
+//! The file of a Unix socket outlives the socket. Files that we bound are removed with [`Sockets`]. Inherited files are
+//! removed only after the old process has gone ([`Sockets::own_files`]). Files that we have handed over are never
+//! removed ([`Sockets::keep_files`]).
 
 use std::io;
 use std::net::SocketAddr;
@@ -45,43 +47,43 @@ use super::moves::{self, Beside, MoveError};
 use super::privileges::{Identity, PrivilegeError};
 use super::systemd::Pulse;
 
-/// As in Pingora; the kernel lowers it to `net.core.somaxconn`.
+/// The backlog of a listening socket, as in Pingora. The kernel lowers it to `net.core.somaxconn`.
 pub(super) const BACKLOG: i32 = 65535;
 
 /// One listener that the configuration asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ListenSpec {
-    /// Where to listen.
+    /// The address or the path to listen on.
     pub endpoint: Endpoint,
-    /// When to stop listening.
+    /// The class, which decides when the listener closes.
     pub class: Class,
-    /// Whether a service of Pingora's listens on it; otherwise somebody who asks for [a copy](Sockets::copy).
+    /// Whether a Pingora service listens on it. Otherwise one of our services takes [a copy](Sockets::copy).
     pub is_lent: bool,
-    /// What the configuration calls it, for messages.
+    /// The name in the configuration, for messages.
     pub name: String,
 }
 
-/// Where to listen.
+/// An address or a path to listen on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Endpoint {
-    /// Port 0 lets the system choose.
+    /// An IP address and a port. With port 0 the system chooses one.
     Tcp(SocketAddr),
-    /// A socket file. Pingora sets the mode once more when it takes the socket (0666 unless its `ListenerConfig` is
-    /// given the same permissions).
+    /// A socket file. Pingora sets the mode once more when it takes the socket (0666, unless its `ListenerConfig`
+    /// contains the same permissions).
     Unix {
-        /// Where the file is made.
+        /// The path of the file.
         path: PathBuf,
         /// Permission bits of the file, such as 0o660.
         mode: u32,
     },
 }
 
-/// When a listener closes.
+/// The class of a listener, which decides when it closes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Class {
     /// Closes when a drain begins.
     Traffic,
-    /// Stays open during a drain, so that it can be watched; closes at once when a successor serves.
+    /// Stays open during a drain, so that operators can watch it. Closes at once when a new process serves.
     Admin,
 }
 
@@ -98,33 +100,33 @@ pub struct Sockets {
 /// The addresses of an upgrade that overlap with inherited ones.
 #[derive(Debug, Default)]
 struct Moves {
-    /// The new ones, until they listen.
+    /// The new sockets, until they listen.
     waiting: Vec<Beside>,
-    /// The inherited ones that are given up for them.
+    /// The inherited sockets that they replace.
     moved: Vec<Moved>,
 }
 
-/// An inherited socket that listens where the configuration has an address that overlaps.
+/// An inherited socket that is replaced by one with an overlapping address.
 #[derive(Debug)]
 pub struct Moved {
-    /// Where it listens.
+    /// The address on which it listens.
     pub from: SocketAddr,
-    /// The address that takes its place, as the configuration has it.
+    /// The address that replaces it, as written in the configuration.
     pub to: SocketAddr,
-    /// The socket.
+    /// The listening socket.
     pub fd: OwnedFd,
 }
 
-/// A listening socket on its way from one process to the next.
+/// A listening socket on its way from the old process to the new one.
 #[derive(Debug)]
 pub struct Inherited {
-    /// As the configuration of the process that bound it wrote it: with port 0, if it was 0.
+    /// The address as written in the configuration of the process that bound it. If the port was 0 there, it is 0 here.
     pub address: String,
-    /// The socket, listening.
+    /// The listening socket.
     pub fd: OwnedFd,
 }
 
-/// Why an address cannot be listened on.
+/// The reason why the daemon cannot listen on an address.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages say it")]
 pub enum ListenError {
@@ -135,22 +137,22 @@ pub enum ListenError {
     #[error("cannot listen on {address}: permission denied; {remedy}")]
     Denied { address: String, remedy: &'static str },
     #[error(
-        "cannot move a listener to {address}: its socket belongs to another user than this process; move it in two \
+        "cannot move a listener to {address}: its socket does not belong to the user of this process; move it in two \
          steps: remove the old address and reload, then add {address} and reload"
     )]
     Foreign { address: String },
     #[error("cannot listen on {address}: no interface of this machine has this address")]
     NotLocal { address: String },
-    #[error("cannot listen on {address}: a file that is not a socket stands there; it is left alone")]
+    #[error("cannot listen on {address}: the file is not a socket; remove it or use another path")]
     NotASocket { address: String },
     #[error("cannot listen on {address}: {source}")]
     Io { address: String, source: io::Error },
-    #[error("what was inherited for {address} is not a listening socket")]
+    #[error("cannot listen on {address}: the descriptor from the old process is not a listening socket")]
     NotListening { address: String },
 }
 
-/// A Pingora service that is started with our sockets and our shutdown watch in place of the server's, so that it stops
-/// listening when [`super::lifecycle`] says so, and the server goes on.
+/// A Pingora service that starts with our sockets and our shutdown watch instead of the server's. It stops listening
+/// when [`super::lifecycle`] says so, while the server continues.
 pub struct Handed<S> {
     inner: S,
     table: ListenFds,
@@ -159,7 +161,8 @@ pub struct Handed<S> {
     pulse: Option<Pulse>,
 }
 
-/// The file of a Unix socket that this process made. Dropping it removes the file, if it is still the same.
+/// The file of a Unix socket that this process created. Dropping it removes the file, if the path still names this
+/// file.
 #[derive(Debug)]
 pub struct SocketFile {
     path: PathBuf,
@@ -177,15 +180,15 @@ struct Listening {
 
 #[derive(Debug, Default)]
 struct Files {
-    /// Ours: removed at the end.
+    /// The files that belong to this process and are removed at its end.
     owned: Vec<SocketFile>,
-    /// The old process's, as long as it may go on serving.
+    /// The files that belong to the old process as long as it might continue to serve.
     inherited: Vec<SocketFile>,
-    /// The old process's, of listeners that our configuration no longer has.
+    /// The files of the old process whose listeners our configuration no longer has.
     unclaimed: Vec<SocketFile>,
 }
 
-/// Sockets that are bound and that nobody listens to yet. Dropping them closes them and removes their files.
+/// Sockets that are bound but that no service accepts on yet. Dropping this closes them and removes their files.
 #[derive(Debug, Default)]
 pub struct Bound {
     open: Vec<Listening>,
@@ -193,17 +196,18 @@ pub struct Bound {
 }
 
 impl Bound {
-    /// These as well.
+    /// Adds other sockets to these.
     pub fn append(&mut self, mut other: Self) {
         self.open.append(&mut other.open);
         self.files.append(&mut other.files);
     }
 }
 
-/// Pingora's table, which cannot be printed.
+/// Pingora's table of sockets, which does not implement `Debug`.
 struct Table(ListenFds);
 
-/// Tells that a service ended although nobody asked it to; by `Drop`, so that a panic tells it too.
+/// A guard that reports a service that ends before it is stopped. It does so in `Drop`, so that it also reports a
+/// panic.
 struct EndedEarly<'a> {
     name: &'a str,
     shutdown: &'a watch::Receiver<bool>,
@@ -218,7 +222,7 @@ impl ListenError {
         }
     }
 
-    /// One error of all of them, if there are any.
+    /// Combines the errors into one, if there are any.
     fn all(mut errors: Vec<Self>) -> Result<(), Self> {
         match errors.len() {
             0 => Ok(()),
@@ -227,40 +231,40 @@ impl ListenError {
         }
     }
 
-    /// The file of a Unix socket cannot be made.
+    /// Returns the error for a socket file that cannot be created.
     pub(super) fn no_file(path: &Path, source: io::Error) -> Self {
         explain(source, path.display().to_string(), UNIX_REMEDY)
     }
 }
 
 impl ListenSpec {
-    /// A listener for requests to be balanced.
+    /// Creates a listener for requests that are balanced.
     pub fn traffic(endpoint: Endpoint) -> Self {
         Self { endpoint, class: Class::Traffic, is_lent: true, name: "`listeners`".to_owned() }
     }
 
-    /// A listener for those who look after the daemon.
+    /// Creates a listener for operators and monitoring.
     pub fn admin(endpoint: Endpoint) -> Self {
         Self { endpoint, class: Class::Admin, is_lent: true, name: "`metrics.address`".to_owned() }
     }
 
-    /// The same, for a service that is none of Pingora's.
+    /// Creates an admin listener for a service that is not one of Pingora's.
     pub fn own(endpoint: Endpoint) -> Self {
         Self { is_lent: false, name: "`control.socket`".to_owned(), ..Self::admin(endpoint) }
     }
 
-    /// The same, under this name in messages.
+    /// Sets the name for messages.
     #[must_use]
     pub fn called(self, name: String) -> Self {
         Self { name, ..self }
     }
 
-    /// The address, and which of the configuration it is.
+    /// Returns the address together with its name in the configuration.
     fn title(&self) -> String {
         format!("{} ({})", self.endpoint.configured(), self.name)
     }
 
-    /// What to do when another process has it.
+    /// Returns the remedy for an address that another process uses.
     fn in_use_remedy(&self) -> &'static str {
         match (self.class, self.is_lent) {
             (Class::Traffic, _) => {
@@ -279,7 +283,7 @@ impl ListenSpec {
 }
 
 impl Endpoint {
-    /// `1.2.3.4:80`, `[::1]:80` or a path.
+    /// Returns the endpoint as written in the configuration: `1.2.3.4:80`, `[::1]:80` or a path.
     fn configured(&self) -> String {
         match self {
             Self::Tcp(address) => address.to_string(),
@@ -296,12 +300,13 @@ impl Endpoint {
 }
 
 impl Sockets {
-    /// Binds every address and listens on it; all of them or none. The error has every address that cannot be had.
+    /// Binds every address and listens on it, or on none of them. The error names every address that cannot be bound.
     pub fn bind(specs: &[ListenSpec]) -> Result<Self, ListenError> {
         Self::adopt(Vec::new(), specs)
     }
 
-    /// Takes what was inherited by its configured address, binds what is new, and closes what no spec asks for.
+    /// Takes inherited sockets by their configured addresses, binds the others, and closes inherited sockets that no
+    /// spec names.
     pub fn adopt(mut inherited: Vec<Inherited>, specs: &[ListenSpec]) -> Result<Self, ListenError> {
         let (mut open, mut files, mut addresses) = (Vec::new(), Files::default(), Vec::new());
         let mut clashes = Vec::new();
@@ -333,10 +338,10 @@ impl Sockets {
         Ok(Self { table, addresses, open, files, moves })
     }
 
-    /// The addresses of an upgrade that overlap with one of the old process listen from now on.
+    /// Starts to listen on the addresses of an upgrade that overlap with one of the old process.
     ///
     /// # Errors
-    /// The first that cannot.
+    /// Fails at the first address that cannot be listened on.
     pub fn listen_beside(&self) -> Result<(), ListenError> {
         std::mem::take(&mut lock(&self.moves).waiting).into_iter().try_for_each(|beside| {
             let address = beside.address().to_string();
@@ -344,26 +349,26 @@ impl Sockets {
         })
     }
 
-    /// The inherited sockets of listeners that have moved.
+    /// Takes the inherited sockets of listeners that have moved.
     pub fn take_moved(&self) -> Vec<Moved> {
         std::mem::take(&mut lock(&self.moves).moved)
     }
 
-    /// The addresses in the order of the specs, as Pingora's `Listeners` must be given them. A port that was 0 is
-    /// the one that the system chose.
+    /// Returns the addresses in the order of the specs, as Pingora's `Listeners` needs them. In place of port 0 they
+    /// have the port that the system chose.
     pub fn addresses(&self) -> &[String] {
         &self.addresses
     }
 
-    /// The table in which Pingora's services find their sockets; one for all of them.
+    /// Returns the table in which all of Pingora's services find their sockets.
     pub fn listen_fds(&self) -> ListenFds {
         Arc::clone(&self.table.0)
     }
 
-    /// Binds more addresses, all of them or none.
+    /// Binds further addresses, all of them or none.
     ///
     /// # Errors
-    /// The first address that cannot be had.
+    /// Fails at the first address that cannot be bound.
     pub fn bind_more(&self, specs: &[ListenSpec]) -> Result<Bound, ListenError> {
         let mut bound = Bound::default();
         for spec in specs {
@@ -374,16 +379,16 @@ impl Sockets {
         Ok(bound)
     }
 
-    /// Whether an address overlaps with one of these, which are open.
+    /// Returns whether an address overlaps with an open socket whose address is in `leaving`.
     pub fn overlaps(&self, spec: &ListenSpec, leaving: &[String]) -> bool {
         let Endpoint::Tcp(address) = spec.endpoint else { return false };
         lock(&self.open).iter().any(|listening| listening.is_left_for(address, leaving))
     }
 
-    /// Binds more addresses that overlap with open ones that are given up, all of them or none.
+    /// Binds further addresses that overlap with open ones in `leaving`, all of them or none.
     ///
     /// # Errors
-    /// The first address that cannot be had.
+    /// Fails at the first address that cannot be bound.
     pub fn take_over(&self, specs: &[ListenSpec], leaving: &[String]) -> Result<Bound, ListenError> {
         let mut bound = Bound::default();
         for spec in specs {
@@ -397,10 +402,11 @@ impl Sockets {
         Ok(bound)
     }
 
-    /// Says what [`take_over`](Self::take_over) would fail at. No connection arrives at an address that is only bound.
+    /// Checks whether [`take_over`](Self::take_over) would succeed. The sockets are only bound, so they receive no
+    /// connection.
     ///
     /// # Errors
-    /// The first address that cannot be had.
+    /// Fails at the first address that cannot be bound.
     pub fn check_take_over(&self, specs: &[ListenSpec], leaving: &[String]) -> Result<(), ListenError> {
         specs.iter().try_for_each(|spec| self.bind_beside(spec, leaving).map(drop))
     }
@@ -414,17 +420,18 @@ impl Sockets {
         bind_beside(spec, open.iter().filter(is_left).map(|listening| &listening.fd))
     }
 
-    /// No connection begins any more at an open address that is given up; those that have begun can be accepted.
+    /// Makes the socket of an open address receive no new connections. Those that have begun can still be accepted.
     pub fn deafen(&self, address: &str) {
         let open = lock(&self.open);
         for listening in open.iter().filter(|listening| listening.configured == address) {
             if let Err(error) = moves::deafen(&listening.fd) {
-                log::warn!("listener {address}: connections may be cut while it moves: {error}");
+                log::warn!("listener {address}: connections might be cut while it moves: {error}");
             }
         }
     }
 
-    /// Whether a socket is open at this address, and can be reached by it: the file of a Unix socket may be gone.
+    /// Returns whether a socket is open at this address and can be reached. A Unix socket whose file is gone cannot be
+    /// reached.
     pub fn is_reachable(&self, address: &str) -> bool {
         let is_open = lock(&self.open).iter().any(|listening| listening.configured == address);
         let path = Path::new(address);
@@ -434,10 +441,10 @@ impl Sockets {
         is_open && (!path.is_absolute() || of_it.any(is_there))
     }
 
-    /// A copy of what was bound or is open at this address, for a service of Pingora's that is to listen there.
+    /// Returns a copy of the bound or open socket of this address, for a Pingora service.
     ///
     /// # Errors
-    /// When there is no such socket, or the process has too many open files.
+    /// Fails if there is no such socket or the process has too many open files.
     pub fn copy_for(&self, address: &str, bound: &Bound) -> io::Result<OwnedFd> {
         let new = bound.open.iter().find(|listening| listening.configured == address);
         match new {
@@ -446,8 +453,8 @@ impl Sockets {
         }
     }
 
-    /// These are ours from now on, to be handed over and closed like all others. One whose address is open already takes its
-    /// place.
+    /// Adds bound sockets, which are handed over and closed like all others. A socket replaces an open one with the
+    /// same address.
     pub fn add(&self, bound: Bound) {
         let Bound { open, files } = bound;
         let is_new = |address: &str| open.iter().any(|listening| listening.configured == address);
@@ -456,17 +463,19 @@ impl Sockets {
         lock(&self.open).extend(open);
     }
 
-    /// A copy of an open socket, for a service that is none of Pingora's; none if there is no such address.
+    /// Returns a copy of an open socket, for a service that is not one of Pingora's. `None` means that no socket has
+    /// this address.
     ///
     /// # Errors
-    /// When the process has too many open files.
+    /// Fails if the process has too many open files.
     pub fn copy(&self, address: &str) -> io::Result<Option<OwnedFd>> {
         let open = lock(&self.open);
         let found = open.iter().find(|listening| listening.configured == address);
         found.map(|listening| listening.fd.try_clone()).transpose()
     }
 
-    /// Closes our descriptor of one address and removes its file; the port closes when Pingora's service has closed its own.
+    /// Closes our descriptor of one address and removes its file. The port closes when Pingora's service has closed its
+    /// copy.
     pub fn remove(&self, address: &str) {
         lock(&self.open).retain(|listening| listening.configured != address);
         let mut files = lock(&self.files);
@@ -475,7 +484,7 @@ impl Sockets {
         inherited.retain(|file| file.path != Path::new(address));
     }
 
-    /// Copies of what is open, for a successor.
+    /// Returns copies of the open sockets, for a new process.
     pub fn to_hand_over(&self) -> io::Result<Vec<Inherited>> {
         let copy = |listening: &Listening| {
             let fd = listening.fd.try_clone()?;
@@ -484,19 +493,19 @@ impl Sockets {
         lock(&self.open).iter().map(copy).collect()
     }
 
-    /// Closes our descriptors of a class; the ports close when Pingora's services have closed theirs.
+    /// Closes our descriptors of a class. The ports close when Pingora's services have closed their copies.
     pub fn close(&self, class: Class) {
         lock(&self.open).retain(|listening| listening.class != class);
     }
 
-    /// A successor has the socket files now: leave them when we end.
+    /// Leaves the socket files to a new process, so that they are not removed when this process ends.
     pub fn keep_files(&self) {
         let mut files = lock(&self.files);
         files.owned.drain(..).for_each(SocketFile::disown);
     }
 
-    /// The process that we inherited from has let go: its socket files are ours to remove when we end, and those that
-    /// our configuration no longer has are removed now.
+    /// Takes over the socket files of the old process, which has handed over. They are removed when this process ends;
+    /// those of listeners that our configuration no longer has are removed now.
     pub fn own_files(&self) {
         let mut files = lock(&self.files);
         let inherited = std::mem::take(&mut files.inherited);
@@ -504,18 +513,18 @@ impl Sockets {
         files.unclaimed.clear();
     }
 
-    /// Removes the socket files that are ours, at the end of the process. This does not wait for [`Drop`]: a task that was cut may
-    /// still hold these sockets then.
+    /// Removes the socket files of this process at its end. This must not be left to [`Drop`], because a task that was
+    /// cut might still hold these sockets.
     pub fn remove_files(&self) {
         drop(std::mem::take(&mut *lock(&self.files)));
     }
 
-    /// Gives the sockets and their files to the user that the daemon will run as, who must be able to move a listener,
-    /// and to change the mode of a file and to remove it.
+    /// Gives the sockets and their files to the user as whom the daemon will run. This user must be able to move a
+    /// listener, and to change the mode of a file and remove it.
     pub fn give_to(&self, identity: &Identity) -> Result<(), PrivilegeError> {
         let is_tcp = |listening: &&Listening| listening.configured.parse::<SocketAddr>().is_ok();
         let open = lock(&self.open);
-        // Only root can; another user has no need to.
+        // Only root can give a socket away; for another user the sockets have the right owner already.
         for listening in open.iter().filter(is_tcp).filter(|_| Uid::effective().is_root()) {
             let what = || format!("give the socket of {} to uid {}", listening.configured, identity.uid());
             moves::give(&listening.fd, identity)
@@ -528,13 +537,14 @@ impl Sockets {
 
 impl Drop for Files {
     fn drop(&mut self) {
-        // Never confirmed as ours: the old process may still serve on them.
+        // The handover was not completed, so the old process might still serve on these files.
         self.inherited.drain(..).chain(self.unclaimed.drain(..)).for_each(SocketFile::disown);
     }
 }
 
 impl Moves {
-    /// A socket for an address that was not inherited. One that overlaps with what was inherited does not listen yet.
+    /// Binds a socket for an address that was not inherited. If it overlaps with an inherited one, it does not listen
+    /// yet.
     fn bind(
         &mut self,
         spec: &ListenSpec,
@@ -554,7 +564,7 @@ impl Moves {
         fd.map_err(|source| ListenError::Io { address: spec.endpoint.configured(), source })
     }
 
-    /// Each socket once.
+    /// Records the sockets that are replaced, each once.
     fn note(&mut self, moved: Vec<Moved>) {
         for new in moved {
             if self.moved.iter().all(|known| known.from != new.from) {
@@ -565,7 +575,7 @@ impl Moves {
 }
 
 impl Listening {
-    /// Whether it is one of those that are given up, and its address overlaps.
+    /// Returns whether its address is in `leaving` and overlaps with `address`.
     fn is_left_for(&self, address: SocketAddr, leaving: &[String]) -> bool {
         let own = self.configured.parse();
         leaving.contains(&self.configured) && own.is_ok_and(|own| moves::overlap(own, address))
@@ -573,8 +583,8 @@ impl Listening {
 }
 
 impl<S> Handed<S> {
-    /// `shutdown` turning true makes the service stop listening. A service that ends before that (its listeners could
-    /// not be built, a panic) has its name sent to `failures`.
+    /// Wraps a service. It stops listening when `shutdown` turns true. If it ends earlier (it could not build its
+    /// listeners, or it panicked), a message with its name is sent to `failures`.
     pub fn new(
         inner: S,
         sockets: &Sockets,
@@ -584,7 +594,7 @@ impl<S> Handed<S> {
         Self { inner, table: sockets.listen_fds(), shutdown, failures, pulse: None }
     }
 
-    /// Its runtime is one that the process cannot do without.
+    /// Lets the service's runtime respond to this pulse, because the process depends on this runtime.
     pub fn watched(self, pulse: Pulse) -> Self {
         Self { pulse: Some(pulse), ..self }
     }
@@ -624,7 +634,7 @@ impl<S: Service> Service for Handed<S> {
     }
 
     fn listen_addresses(&self) -> Option<Vec<String>> {
-        // Nothing in the server's own table is ours.
+        // None of our sockets is in the server's own table.
         Some(Vec::new())
     }
 }
@@ -632,7 +642,7 @@ impl<S: Service> Service for Handed<S> {
 impl Drop for EndedEarly<'_> {
     fn drop(&mut self) {
         if !*self.shutdown.borrow() {
-            // Nobody listens once the process is ending, and then nobody needs to know.
+            // Sending fails once the process is ending, when the message no longer matters.
             let _ = self.failures.send(format!(
                 "service {} has ended: its listeners could not be started, or it panicked",
                 self.name
@@ -642,10 +652,10 @@ impl Drop for EndedEarly<'_> {
 }
 
 impl SocketFile {
-    /// Listens at `path`, for this user alone.
+    /// Listens on a socket file that only this user can connect to.
     ///
     /// # Errors
-    /// When it cannot be had.
+    /// Fails if the socket cannot be bound.
     pub fn listen(path: &Path) -> Result<(UnixListener, Self), ListenError> {
         let mut files = Vec::new();
         let mode = 0o600;
@@ -656,7 +666,7 @@ impl SocketFile {
         Ok((socket.into(), file))
     }
 
-    /// The file that stands at `path` now, if one does.
+    /// Returns the file that `path` names now. `None` means that there is no file.
     pub(super) fn at(path: &Path) -> Option<Self> {
         FileId::at(path).ok().map(|id| Self { path: path.to_owned(), id })
     }
@@ -682,10 +692,11 @@ impl std::fmt::Debug for Table {
     }
 }
 
-/// Fails when [`Sockets::bind`] would, and leaves no trace: no file is created or removed, and no client can connect meanwhile.
+/// Checks whether [`Sockets::bind`] would succeed. It does not create or remove a file, and no client can connect
+/// meanwhile.
 ///
 /// # Errors
-/// Every address that cannot be had.
+/// Names every address that cannot be bound.
 pub fn check(specs: &[ListenSpec]) -> Result<(), ListenError> {
     ListenError::all(specs.iter().filter_map(|spec| check_one(spec).err()).collect())
 }
@@ -693,7 +704,7 @@ pub fn check(specs: &[ListenSpec]) -> Result<(), ListenError> {
 fn check_one(spec: &ListenSpec) -> Result<(), ListenError> {
     match &spec.endpoint {
         Endpoint::Tcp(address) => {
-            // Without `listen`, a daemon that starts just now can still have the port.
+            // The socket does not listen, so a daemon that starts just now can still bind the port.
             bind_tcp(*address).map(drop).map_err(|error| explain(error, spec.title(), TCP_REMEDY))
         }
         Endpoint::Unix { path, .. } => stale_socket(path)
@@ -707,12 +718,12 @@ fn lines(errors: &[ListenError]) -> String {
     lines.join("\n  ")
 }
 
-/// Whether somebody listens on this socket file.
+/// Returns whether a process accepts connections on this socket file.
 pub fn is_answered(path: &Path) -> bool {
     UnixStream::connect(path).is_ok()
 }
 
-/// Makes way for a socket file: removes one that nobody answers on, refuses one that somebody does.
+/// Removes a socket file that refuses connections, and fails if a process listens on it.
 pub(super) fn clear_stale_socket(path: &Path) -> Result<(), ListenError> {
     if !stale_socket(path)? {
         return Ok(());
@@ -720,7 +731,7 @@ pub(super) fn clear_stale_socket(path: &Path) -> Result<(), ListenError> {
     std::fs::remove_file(path).map_err(|error| explain(error, path.display().to_string(), UNIX_REMEDY))
 }
 
-/// Whether a socket file stands there that nobody answers on; fails when something else stands there.
+/// Returns whether the path names a socket file that refuses connections. Fails if it names something else.
 fn stale_socket(path: &Path) -> Result<bool, ListenError> {
     let address = || path.display().to_string();
     let metadata = match std::fs::symlink_metadata(path) {
@@ -746,7 +757,7 @@ fn claim(inherited: &mut Vec<Inherited>, endpoint: &Endpoint) -> Option<OwnedFd>
     let configured = endpoint.configured();
     let index = inherited.iter().position(|socket| socket.address == configured)?;
     let socket = inherited.remove(index);
-    // A socket whose file somebody has removed can never be connected to again: bind a new one.
+    // No client can connect to a socket whose file was removed, so a new socket is bound.
     let reachable = endpoint.path().is_none_or(Path::exists);
     reachable.then_some(socket.fd)
 }
@@ -759,7 +770,7 @@ fn check_listening(fd: &OwnedFd, address: &str) -> Result<(), ListenError> {
 }
 
 fn unclaimed_file(socket: &Inherited) -> Option<SocketFile> {
-    log::info!("listener {}: inherited and no longer configured, closed", socket.address);
+    log::info!("listener {}: closed, because the configuration no longer has it", socket.address);
     let is_file = socket.address.parse::<SocketAddr>().is_err();
     is_file.then(|| SocketFile::at(Path::new(&socket.address))).flatten()
 }
@@ -784,14 +795,14 @@ fn listen_tcp(address: SocketAddr) -> io::Result<OwnedFd> {
 
 fn bind_tcp(address: SocketAddr) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
-    // Connections of a former process in TIME_WAIT must not keep the port from us.
+    // Connections of a former process in TIME_WAIT must not block the port.
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     Ok(socket)
 }
 
-/// Copies of the inherited sockets whose addresses overlap with this one.
+/// Copies the inherited sockets whose addresses overlap with this endpoint.
 fn overlapping(inherited: &[Inherited], endpoint: &Endpoint) -> Vec<Moved> {
     let Endpoint::Tcp(to) = *endpoint else { return Vec::new() };
     let moved = |socket: &Inherited| {
@@ -812,7 +823,7 @@ fn bind_beside<'a>(spec: &ListenSpec, old: impl Iterator<Item = &'a OwnedFd>) ->
     })
 }
 
-/// `title` says which of the configuration the address is.
+/// Turns the error of a move into one for operators. `title` is the address with its name in the configuration.
 fn cannot_move(error: MoveError, address: String, title: String) -> ListenError {
     match error {
         MoveError::Foreign => ListenError::Foreign { address },
@@ -825,7 +836,7 @@ fn listen_unix(path: &Path, mode: u32, files: &mut Vec<SocketFile>) -> io::Resul
     socket.set_nonblocking(true)?;
     socket.bind(&SockAddr::unix(path)?)?;
     files.extend(SocketFile::at(path));
-    // Before listening: nobody connects while the mode is not yet the wanted one.
+    // The mode is set before listening, so that no client connects while the mode is still the default.
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
@@ -842,8 +853,8 @@ fn bound_address(fd: &OwnedFd, endpoint: &Endpoint) -> Result<String, ListenErro
     }
 }
 
-/// The copies for Pingora. They are given away as bare numbers, which is all that its table takes: from here on only the
-/// service that takes one can close it.
+/// Makes the copies for Pingora. Its table takes bare file descriptors, so from here on only the service that takes a
+/// copy can close it.
 fn lend(addresses: &[String], open: &[Listening]) -> Result<Table, ListenError> {
     let mut fds = Fds::new();
     for (address, listening) in addresses.iter().zip(open).filter(|(_, listening)| listening.is_lent) {
@@ -887,7 +898,7 @@ mod tests {
         ListenSpec::traffic(Endpoint::Unix { path: path.to_owned(), mode: 0o660 })
     }
 
-    /// Closes the copies that no service of the test will take.
+    /// Closes the copies, which no service of the test takes.
     fn close_table(sockets: &Sockets) {
         for fd in sockets.listen_fds().lock().serialize().1 {
             nix::unistd::close(fd).unwrap();
@@ -895,7 +906,7 @@ mod tests {
     }
 
     #[test]
-    fn binds_and_names_the_real_ports() {
+    fn addresses_have_the_ports_that_the_system_chose() {
         let v6 = ListenSpec::admin(Endpoint::Tcp("[::1]:0".parse().unwrap()));
         let sockets = Sockets::bind(&[any_port(), any_port(), v6]).unwrap();
         for address in sockets.addresses() {
@@ -907,7 +918,7 @@ mod tests {
     }
 
     #[test]
-    fn a_port_in_use_is_named_with_the_remedy() {
+    fn the_error_for_a_port_in_use_gives_a_remedy() {
         let first = Sockets::bind(&[any_port()]).unwrap();
         let address = first.addresses()[0].clone();
         let spec = ListenSpec::traffic(Endpoint::Tcp(address.parse().unwrap()));
@@ -916,7 +927,7 @@ mod tests {
     }
 
     #[test]
-    fn all_clashes_are_named_at_once_with_their_keys() {
+    fn one_error_names_all_addresses_in_use_with_their_keys() {
         let taken = Sockets::bind(&[any_port(), any_port()]).unwrap();
         let [one, two] = [0, 1].map(|index| Endpoint::Tcp(taken.addresses()[index].parse().unwrap()));
         let specs = [ListenSpec::traffic(one).called("listener `web`".to_owned()), ListenSpec::admin(two)];
@@ -939,25 +950,25 @@ mod tests {
         Sockets::bind(&[ListenSpec::traffic(Endpoint::Tcp(socket))]).unwrap();
     }
 
-    /// A port that was free just now.
+    /// Returns a port that was free a moment ago.
     fn tests_port() -> SocketAddr {
         std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
     }
 
     #[test]
-    fn an_address_of_another_machine_is_refused() {
+    fn an_address_of_another_machine_is_rejected() {
         let spec = ListenSpec::traffic(Endpoint::Tcp("192.0.2.1:0".parse().unwrap()));
         assert!(matches!(Sockets::bind(&[spec]), Err(ListenError::NotLocal { .. })));
     }
 
     #[test]
-    fn a_missing_permission_is_explained() {
+    fn the_error_for_a_privileged_port_names_the_capability() {
         let error = explain(io::ErrorKind::PermissionDenied.into(), "0.0.0.0:80".to_owned(), TCP_REMEDY);
         assert!(error.to_string().contains("CAP_NET_BIND_SERVICE"));
     }
 
     #[test]
-    fn a_move_that_is_not_possible_is_explained_with_the_steps() {
+    fn the_error_for_an_impossible_move_gives_the_steps() {
         let spec = ListenSpec::traffic(Endpoint::Tcp("0.0.0.0:80".parse().unwrap()));
         let spec = spec.called("listener `web`".to_owned());
         let said = |error| cannot_move(error, spec.endpoint.configured(), spec.title()).to_string();
@@ -971,7 +982,7 @@ mod tests {
     }
 
     #[test]
-    fn closing_a_class_closes_its_ports_only() {
+    fn closing_a_class_closes_only_its_ports() {
         let admin = ListenSpec::admin(Endpoint::Tcp("127.0.0.1:0".parse().unwrap()));
         let sockets = Sockets::bind(&[any_port(), admin]).unwrap();
         close_table(&sockets);
@@ -1014,7 +1025,7 @@ mod tests {
     }
 
     #[test]
-    fn a_successor_takes_what_it_knows_and_closes_the_rest() {
+    fn a_new_process_takes_the_sockets_that_it_configures_and_closes_the_rest() {
         let dir = tempfile::tempdir().unwrap();
         let (kept, gone) = (dir.path().join("kept"), dir.path().join("gone"));
         let old = Sockets::bind(&[any_port(), unix(&kept), unix(&gone), any_port()]).unwrap();
@@ -1032,7 +1043,7 @@ mod tests {
     }
 
     #[test]
-    fn a_successor_that_fails_leaves_the_old_ones_files() {
+    fn a_new_process_that_fails_leaves_the_files_of_the_old_process() {
         let dir = tempfile::tempdir().unwrap();
         let (kept, gone) = (dir.path().join("kept"), dir.path().join("gone"));
         let old = Sockets::bind(&[unix(&kept), unix(&gone)]).unwrap();
@@ -1041,7 +1052,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_inherited_must_listen() {
+    fn an_inherited_descriptor_that_does_not_listen_is_an_error() {
         let (stream, _peer) = UnixStream::pair().unwrap();
         let inherited = vec![Inherited { address: "127.0.0.1:0".to_owned(), fd: stream.into() }];
         assert!(matches!(Sockets::adopt(inherited, &[any_port()]), Err(ListenError::NotListening { .. })));
@@ -1068,7 +1079,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-    async fn a_pingora_service_takes_the_socket_and_closes_it_when_told() {
+    async fn a_pingora_service_takes_the_socket_and_closes_it_when_it_is_stopped() {
         let sockets = Sockets::bind(&[any_port()]).unwrap();
         let address = sockets.addresses()[0].clone();
         let mut listener = Listener::new("test".to_owned(), Hello);
@@ -1081,18 +1092,18 @@ mod tests {
             Service::start_service(&mut handed, None, server_shutdown, 1).await;
         });
         let connected = address.clone();
-        let answer = tokio::task::spawn_blocking(move || {
+        let read = tokio::task::spawn_blocking(move || {
             let mut stream = TcpStream::connect(connected).unwrap();
             stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
             stream.read(&mut [0])
         });
-        assert_eq!(answer.await.unwrap().unwrap(), 0);
+        assert_eq!(read.await.unwrap().unwrap(), 0);
 
         sockets.close(Class::Traffic);
         stop.send(true).unwrap();
         running.await.unwrap();
         assert!(refused_by(Instant::now() + Duration::from_secs(5), &address));
-        assert_eq!(failed.recv().await, None, "an asked-for end is no failure");
+        assert_eq!(failed.recv().await, None, "a service that is stopped is not a failure");
     }
 
     struct Broken;

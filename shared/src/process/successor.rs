@@ -1,21 +1,26 @@
-//! The process that an upgrade starts: with what, and what becomes of it until it serves.
+//! The new process that an upgrade starts, until it serves.
 //!
-//! [`succeed`] is one upgrade: it opens the [offer](Offer), runs the executable once more, and waits until that one serves or has
-//! failed. Whatever fails, the new process is then ended and waited for, and the offer withdrawn: nothing is left of the attempt.
+//! [`succeed`] carries out one upgrade: it opens the [offer](Offer), runs the executable once more, and waits until the
+//! new process serves or has failed. After any failure it ends the new process, waits for its end and withdraws the
+//! offer, so that nothing remains of the attempt.
 //!
-//! The new process is run as this one was at its start: the same path (where meanwhile another file may stand), arguments, working
-//! directory and environment, with `-u` added, and with the same text on standard input if this one read its configuration there. It runs as the user that this process has become. With `user` in the configuration
-//! that is not root any more; so what needs root anew (a port below 1024 that was not there before, a file in root's directories)
-//! fails, and the old process goes on. SIGQUIT and a start with `-u` as root is the way then.
+//! The new process is started as this one was: with the same path (which might name another file by now), arguments,
+//! working directory and environment, with `-u` added, and with the same text on standard input if this process read
+//! its configuration there. It runs as the user that this process has become. With `user` in the configuration this is
+//! no longer root, so anything new that needs root fails (another port below 1024, a file in root's directories), and
+//! the old process continues. In that case SIGQUIT and a start with `-u` as root is the remedy.
 //!
-//! The new process is given its [`Predecessor`]: where the sockets are on offer, and where files lie whose paths are not given. Both may
-//! differ from what it would work out by itself, as another user and from a file that has changed.
+//! The new process receives its [`Predecessor`]: the path at which the sockets are offered, and the directory for files
+//! whose paths are not configured. Both might differ from the values that it would derive itself, because it might run
+//! as another user and its configuration file might have changed.
 //!
-//! In the background this process is to the new one what the first process of `-d` is to the second (see [`background`]): its
-//! parent, which reads what it says until it serves. A process in the foreground shares its standard output and error with the
-//! new one, which therefore says over the offer why it fails ([`Predecessor::tell`]).
+//! In the background, this process is the parent of the new one as the first process of `-d` is the parent of the
+//! second (see [`background`]): it reads the messages of the new process until that serves. A process in the foreground
+//! shares its standard output and error with the new one. The new process therefore reports over the offer why it fails
+//! ([`Predecessor::tell`]).
 //!
-//! What the executable runs in turn is not known here: a script in its place should `exec` the daemon.
+//! The executable might be a script. It should `exec` the daemon, since only the process that was started here is
+//! watched.
 
 use std::ffi::{OsStr, OsString};
 use std::future::ready;
@@ -40,56 +45,57 @@ use super::pid_file::PidFile;
 use super::upgrade::{About, Heir, Legacy, Offer, UpgradeError};
 use super::{FileId, background, input, systemd, upgrade};
 
-/// The variable that has the [`Predecessor`] of a successor.
+/// The environment variable with the [`Predecessor`] of a new process.
 const PREDECESSOR: &str = "LB_SUCCESSOR";
-/// How long a new process that lets go of the connection may take to end by itself.
+/// The time limit for a new process to end by itself after it has closed the connection.
 const LAST_BREATH: Duration = Duration::from_secs(1);
-/// How long it may take to end once it was told to.
+/// The time limit for a new process to end after SIGTERM.
 const END: Duration = Duration::from_secs(3);
-/// Of what it says as much is kept, from the end: enough for a problem of the configuration with its lines.
+/// The number of bytes that are kept of its messages, from the end. They are enough for a configuration diagnostic with
+/// its lines.
 const SAID: usize = 2048;
 
-/// How to run this program once more as its own successor.
+/// The command that runs this program once more as the new process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Launch {
     program: PathBuf,
     name: OsString,
     arguments: Vec<OsString>,
-    /// None when it could not be told; then it is wherever this process is.
+    /// The working directory at the start. `None` means that it is unknown; the directory of this process is then used.
     directory: Option<PathBuf>,
     background: bool,
-    /// What this process read from standard input as its configuration.
+    /// The configuration that this process read from standard input. `None` means that it read a file.
     input: Option<Arc<str>>,
-    /// Whether the configuration file was named from this directory on.
+    /// Whether the path of the configuration file is relative to this directory.
     is_relative: bool,
     runtime_directory: PathBuf,
     about: About,
 }
 
-/// What this process knows of its start that the operating system does not.
+/// The facts about the start of this process that the operating system does not store.
 #[derive(Clone, Debug)]
 pub struct Started<'a> {
-    /// With `-u`.
+    /// Whether it was started with `-u`.
     pub upgraded: bool,
-    /// In the background.
+    /// Whether it runs in the background.
     pub in_background: bool,
-    /// With a configuration file that was named from the directory of the start on.
+    /// Whether the path of its configuration file is relative to its first working directory.
     pub is_relative: bool,
-    /// Where files lie whose paths are not given.
+    /// The directory for files whose paths are not configured.
     pub runtime_directory: &'a Path,
-    /// What it says of itself to a successor.
+    /// The description of this process for a new process.
     pub about: About,
 }
 
-/// What a process that starts its successor says to it, in an environment variable with its own number, so that only its child is
-/// meant.
+/// The message of the old process to the new process that it starts, in an environment variable. It contains the PID of
+/// the sender, so that only a direct child uses it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Predecessor {
     parent: u32,
-    /// Where files lie whose paths are not given. The successor may be another user than the one that the first process was started
-    /// by, whose directory it is.
+    /// The directory for files whose paths are not configured. It belongs to the user who started the first process;
+    /// the new process might run as another user.
     pub runtime_directory: PathBuf,
-    /// Where the sockets are on offer.
+    /// The path at which the sockets are offered.
     pub upgrade_sock: PathBuf,
 }
 
@@ -97,27 +103,27 @@ pub struct Predecessor {
 struct Successor {
     child: Child,
     pid: u32,
-    /// The pid file that it takes over once it serves.
+    /// The path of the pid file that it takes over once it serves. `None` means that there is none.
     pid_file: Option<PathBuf>,
     said: Arc<Mutex<Vec<u8>>>,
-    /// Ends when nobody can say anything any more; none in the foreground.
+    /// The task that reads its standard error. `None` in the foreground.
     listening: Option<JoinHandle<()>>,
     is_running: bool,
 }
 
-/// Why this process, by its number, cannot have a successor.
+/// Returns the reason why the process with this PID cannot be upgraded. `None` means that it can.
 pub fn hindrance(pid: u32) -> Option<&'static str> {
     (pid == 1).then_some(
-        "this is process 1 of a container, which ends with it: start a container of the new image and stop this one, \
-         which drains then",
+        "this is process 1 of a container, and the container ends with it; start a container of the new image, then stop \
+         this one, which drains",
     )
 }
 
-/// Starts a successor that takes the legacy, offered to it at `upgrade_sock`, and returns once it serves. All of it takes at most
-/// `window`.
+/// Starts a new process, offers it the sockets and the run-time state at `upgrade_sock`, and returns once it serves.
+/// All of this takes at most `window`.
 ///
 /// # Errors
-/// Nothing has changed for this process; the one that was started has ended.
+/// Fails if the new process does not serve in time. This process is unchanged, and the new process has ended.
 pub async fn succeed(
     launch: &Launch,
     upgrade_sock: &Path,
@@ -128,7 +134,7 @@ pub async fn succeed(
     let mut successor = Successor::start(launch, upgrade_sock)?;
     log::info!("upgrade: process {} is started from {}", successor.pid, launch.program.display());
     let served = tokio::select! {
-        // The answer to a new process that serves comes before its parent's end, if it has one of its own.
+        // If both are ready, the new process serves: our child can be a wrapper that ends while the daemon lives on.
         biased;
         // One limit for all of its steps.
         served = timeout(window, offer.serve(ready(Ok(legacy)), Duration::MAX)) => {
@@ -148,8 +154,8 @@ pub async fn succeed(
 // === impl Predecessor ===
 
 impl Predecessor {
-    /// Of the process that has started this one as its successor; none of any other process. This is the only place that reads the
-    /// variable.
+    /// Reads the message of the process that has started this one in an upgrade. `None` means that this process was
+    /// started otherwise. This is the only place that reads the variable.
     pub fn of_this_process() -> Option<Self> {
         Self::parse(&std::env::var(PREDECESSOR).ok()?, parent_id())
     }
@@ -158,7 +164,8 @@ impl Predecessor {
         serde_json::from_str(text).ok().filter(|predecessor: &Self| predecessor.parent == parent)
     }
 
-    /// Says why this process ends in place of taking over: in the foreground nobody reads its standard error.
+    /// Reports why this process ends instead of taking over. This is needed because the old process does not read the
+    /// standard error of a new process in the foreground.
     pub fn tell(&self, reason: &str) {
         upgrade::refuse(&self.upgrade_sock, reason);
     }
@@ -167,7 +174,7 @@ impl Predecessor {
 // === impl Launch ===
 
 impl Launch {
-    /// As this process was started, to be called before it changes its working directory.
+    /// Records how this process was started. It must be called before the process changes its working directory.
     pub fn of_this_process(started: &Started<'_>) -> io::Result<Self> {
         let mut arguments = std::env::args_os();
         let name = arguments.next().unwrap_or_default();
@@ -189,18 +196,19 @@ impl Launch {
         })
     }
 
-    /// The same with this text as standard input, for a process that read its configuration there.
+    /// Sets the text for the standard input of the new process, if this process read its configuration there.
     pub fn with_input(self, input: Option<Arc<str>>) -> Self {
         Self { input, ..self }
     }
 
-    /// What this process says of itself to a successor.
+    /// Returns the description of this process for a new process.
     pub(super) fn about(&self) -> About {
         self.about.clone()
     }
 
-    /// Where the new process starts. A directory that this user may not enter, such as root's home, or that a deployment has
-    /// deleted, matters only to a path that starts there.
+    /// Returns the directory in which the new process starts. If this user cannot enter it (root's home, for example)
+    /// or a deployment has deleted it, the new process starts in `/`, unless the path of the configuration file is
+    /// relative.
     fn directory(&self) -> Result<Option<&Path>, UpgradeError> {
         let Some(directory) = &self.directory else { return Ok(None) };
         match access(directory, AccessFlags::X_OK) {
@@ -241,7 +249,8 @@ impl Launch {
     }
 }
 
-/// Where the shell found the program, by its name. A symbolic link is not followed: an upgrade may point it elsewhere.
+/// Returns the paths at which the shell looked for the program. Symbolic links are not followed, because an upgrade
+/// might change their target.
 fn named(name: &OsStr, directory: Option<&Path>, path: Option<&OsStr>) -> Vec<PathBuf> {
     let name = Path::new(name);
     if name.components().count() > 1 {
@@ -255,13 +264,13 @@ fn is_file(path: &Path, id: FileId) -> bool {
     path.is_absolute() && std::fs::metadata(path).is_ok_and(|found| FileId::of(&found) == id)
 }
 
-/// The path of an executable whose file was replaced already: the kernel says so at the end of its name.
+/// Returns the path of an executable without the suffix that the kernel adds when its file was replaced.
 fn undeleted(path: PathBuf) -> PathBuf {
     let undeleted = path.to_str().and_then(|path| path.strip_suffix(" (deleted)")).map(PathBuf::from);
     undeleted.unwrap_or(path)
 }
 
-/// Pingora's flags stand before a verb.
+/// Adds `-u` in front of the arguments, because Pingora's flags must come before a subcommand.
 fn with_upgrade(arguments: impl Iterator<Item = OsString>, already: bool) -> Vec<OsString> {
     let added = (!already).then(|| OsString::from("-u"));
     added.into_iter().chain(arguments).collect()
@@ -281,14 +290,14 @@ impl Successor {
         Ok(Self { child, pid, pid_file, said, listening, is_running: true })
     }
 
-    /// It serves: it lives on without us. As long as we live, it is waited for should it end.
+    /// Lets a new process that serves live on without us. If it ends before this process, it is reaped.
     fn release(mut self) {
         self.is_running = false;
         tokio::spawn(async move { self.child.wait().await });
     }
 
-    /// Waits for its end, seeing to it that it comes, and tells why there is no successor: `error`, or what it ended with if it
-    /// did so by itself.
+    /// Ends the new process if it does not end by itself, waits for its end, and returns the reason of the failure:
+    /// `error`, or the exit code and the messages of a process that ended by itself.
     async fn end(mut self, error: UpgradeError) -> UpgradeError {
         let by_itself = match &error {
             UpgradeError::SuccessorSlow { .. } => None,
@@ -298,7 +307,7 @@ impl Successor {
             self.signal(Signal::SIGTERM);
             if timeout(END, self.child.wait()).await.is_err() {
                 self.kill();
-                // Nothing can keep it from ending now; only its memory may take a moment.
+                // SIGKILL cannot be blocked, so this wait is short; only freeing its memory can take a moment.
                 let _ = self.child.wait().await;
             }
             self.is_running = false;
@@ -315,15 +324,16 @@ impl Successor {
 
     async fn last_words(&mut self) -> String {
         if let Some(listening) = self.listening.take() {
-            // What it has said is still on its way; somebody that it has started may hold the line open, though.
+            // Its last messages might not be read yet. The wait is limited, because a child of it can keep the pipe
+            // open.
             let _ = timeout(LAST_BREATH, listening).await;
         }
         let said = self.said.lock();
         let said = String::from_utf8_lossy(&said).trim().to_owned();
-        if said.is_empty() { "the log has its messages, if it had any".to_owned() } else { said }
+        if said.is_empty() { "it printed nothing; the log might have its messages".to_owned() } else { said }
     }
 
-    /// A killed process cannot remove the pid file that it has prepared.
+    /// Kills the process, and removes the pid file that it has prepared and can no longer remove itself.
     fn kill(&self) {
         self.signal(Signal::SIGKILL);
         if let Some(path) = &self.pid_file {
@@ -332,7 +342,7 @@ impl Successor {
     }
 
     fn signal(&self, signal: Signal) {
-        // It has not been waited for, so the number is still its own.
+        // It has not been reaped, so the PID still belongs to it.
         if let Ok(pid) = i32::try_from(self.pid) {
             let _ = kill(Pid::from_raw(pid), signal);
         }
@@ -347,7 +357,7 @@ impl Drop for Successor {
     }
 }
 
-/// Keeps the end of what is said, until it turns away from us.
+/// Reads the standard error of the new process until it is closed, and keeps the end of the text.
 async fn listen(mut stderr: ChildStderr, said: Arc<Mutex<Vec<u8>>>) {
     let mut bytes = [0; 1024];
     while let Ok(length @ 1..) = stderr.read(&mut bytes).await {
@@ -372,7 +382,7 @@ fn describe(status: ExitStatus) -> String {
 
 #[cfg(test)]
 impl Launch {
-    /// A shell script in place of this program.
+    /// Runs a shell script instead of this program.
     pub(super) fn script(script: &str, background: bool) -> Self {
         Self {
             program: "/bin/sh".into(),
@@ -395,7 +405,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_program_is_looked_for_as_the_shell_does() {
+    fn the_program_is_found_as_the_shell_finds_it() {
         let directory = Some(Path::new("/srv"));
         let path = Some(OsStr::new("/bin:/usr/bin"));
         assert_eq!(
@@ -408,7 +418,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_to_this_very_file_is_kept_and_another_file_is_not_meant() {
+    fn a_path_names_the_executable_if_it_or_its_target_is_the_same_file() {
         let dir = tempfile::tempdir().unwrap();
         let (file, link, other) = (dir.path().join("lb-1"), dir.path().join("lb"), dir.path().join("other"));
         std::fs::write(&file, "").unwrap();
@@ -420,13 +430,13 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_was_replaced_is_named_as_before() {
+    fn the_path_of_a_replaced_executable_has_no_suffix() {
         assert_eq!(undeleted("/opt/lb (deleted)".into()), Path::new("/opt/lb"));
         assert_eq!(undeleted("/opt/lb".into()), Path::new("/opt/lb"));
     }
 
     #[test]
-    fn the_flag_is_added_once_and_before_a_verb() {
+    fn the_flag_is_added_once_and_before_a_subcommand() {
         let with = |arguments: &[&str], already| with_upgrade(arguments.iter().map(OsString::from), already);
         assert_eq!(with(&["-c", "f", "-d"], false), ["-u", "-c", "f", "-d"]);
         assert_eq!(with(&["proxy", "--to", "a"], false), ["-u", "proxy", "--to", "a"]);
@@ -434,7 +444,7 @@ mod tests {
     }
 
     #[test]
-    fn this_process_knows_how_it_was_started() {
+    fn a_launch_records_how_this_process_was_started() {
         let runtime_directory = Path::new("/run/user/7");
         let about = About::default();
         let started =
@@ -457,10 +467,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_successor_in_the_foreground_says_why_it_fails() {
+    async fn a_new_process_in_the_foreground_reports_over_the_offer_why_it_fails() {
         let dir = tempfile::tempdir().unwrap();
         let sock = dir.path().join("sock");
-        // The test process in place of the new one: nobody reads its standard error either.
+        // The test acts as the new process. The old process does not read its standard error either.
         let predecessor = Launch::script("", false).predecessor(&sock);
         let telling = tokio::task::spawn_blocking(move || {
             while !predecessor.upgrade_sock.exists() {
@@ -475,13 +485,13 @@ mod tests {
     }
 
     #[test]
-    fn ends_are_described() {
+    fn the_end_of_a_process_is_described_by_exit_code_or_signal() {
         assert_eq!(describe(ExitStatus::from_raw(1 << 8)), "ended with exit code 1");
         assert_eq!(describe(ExitStatus::from_raw(9)), "was killed by signal 9 (SIGKILL)");
     }
 
     #[tokio::test]
-    async fn what_cannot_be_started_is_named() {
+    async fn the_error_names_a_program_that_cannot_be_started() {
         let dir = tempfile::tempdir().unwrap();
         let launch = Launch { program: "/no/such/program".into(), ..Launch::script("", false) };
         let failed = succeed(&launch, &dir.path().join("sock"), Legacy::of(Vec::new()).await, END)
@@ -493,7 +503,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_directory_that_cannot_be_entered_is_named() {
+    async fn the_error_names_a_directory_that_cannot_be_entered() {
         let dir = tempfile::tempdir().unwrap();
         let gone = dir.path().join("gone");
         let launch = Launch { directory: Some(gone.clone()), ..Launch::script("", false) };
@@ -517,7 +527,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_successor_that_is_killed_leaves_no_pid_file() {
+    async fn a_new_process_that_is_killed_leaves_no_pid_file() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("lb.pid");
         let script = format!("echo $$ > {}.$$; exec sleep 100", path.display());
@@ -533,7 +543,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn only_the_end_of_what_is_said_is_kept() {
+    async fn only_the_end_of_the_messages_is_kept() {
         let dir = tempfile::tempdir().unwrap();
         let script = "i=0; while [ $i -lt 2000 ]; do echo line $i >&2; i=$((i+1)); done; exit 3";
         let launch = Launch::script(script, true);

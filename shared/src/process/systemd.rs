@@ -1,19 +1,19 @@
-//! What systemd is told of the process (`sd_notify`), and how it knows that the process still works.
+//! The messages to systemd about the process (`sd_notify`), including the watchdog.
 //!
 //! ```text
-//! READY=1 MAINPID=…      it serves; of the new process in an upgrade, so that systemd follows
-//! RELOADING=1 … READY=1  around a reload
-//! STOPPING=1             it drains, and no other process takes its place
-//! WATCHDOG=1             twice in each `WatchdogSec`, as long as requests can be worked on
+//! READY=1 MAINPID=…      the process serves; in an upgrade, the new process sends it so that systemd follows
+//! RELOADING=1 … READY=1  before and after a reload
+//! STOPPING=1             the process drains, and no other process replaces it
+//! WATCHDOG=1             twice in each `WatchdogSec`, as long as requests can be processed
 //! ```
 //!
-//! [`Supervisor`] sends; without `NOTIFY_SOCKET` it does nothing. [`Pulse`] ties the watchdog to the runtime that requests are
-//! worked on in: the lifecycle asks, a task in that runtime answers, and only who was answered pings. A process that hangs, in
-//! either of the two, is killed and started anew by systemd.
+//! [`Supervisor`] sends the messages; without `NOTIFY_SOCKET` it does nothing. [`Pulse`] ties the watchdog to the
+//! runtime that processes requests: the lifecycle asks, a task in that runtime responds, and the lifecycle pings only
+//! after a response. If either of them hangs, systemd kills the process and restarts it.
 //!
-//! The invariant: only the process that serves says anything. A successor is silent until it has taken over: what systemd took for
-//! its end would be the end of the unit. A process that has handed over says nothing any more: a ping of it would hide that its
-//! successor hangs.
+//! The invariant: only the process that serves sends messages. A new process sends nothing before it has taken over,
+//! because systemd would take its failure for the end of the unit. A process that has handed over sends nothing more,
+//! because its pings would hide that the new process hangs.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -28,13 +28,15 @@ use parking_lot::{Mutex, MutexGuard};
 use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::watch;
 
-/// The variable that makes a process the one whose pings are waited for. A successor has another number.
+/// The environment variable with the PID of the process that must ping. It is not passed on to a new process, which has
+/// another PID.
 pub const WATCHDOG_PID: &str = "WATCHDOG_PID";
 const NOTIFY_SOCKET: &str = "NOTIFY_SOCKET";
-/// systemd reads at once. Should it not, the process goes on without having told it.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// The time limit for sending a message. systemd reads at once; if it does not, the message is lost and the process
+/// continues.
+const SEND_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The service manager that has started this process, if it wants to be told. Clones speak for the same process.
+/// The service manager that has started this process, if it expects messages. Clones send for the same process.
 #[derive(Clone, Debug, Default)]
 pub struct Supervisor(Option<Arc<Link>>);
 
@@ -43,22 +45,22 @@ struct Link {
     socket: UnixDatagram,
     address: SocketAddr,
     watchdog: Option<Duration>,
-    /// Another process serves until this one has taken over.
+    /// Whether another process serves until this one has taken over.
     is_successor: bool,
     stage: Mutex<Stage>,
 }
 
-/// How far the process is in its life, for what may be said.
+/// The stage of the process, which decides what messages it can send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Stage {
     Starting,
     Serving,
     Stopping,
-    /// Another process serves: this one has handed over, or has never taken over.
+    /// Another process serves, because this one has handed over or has never taken over.
     Silent,
 }
 
-/// A sign of life of the runtime that [`beat`](Pulse::beat) runs in.
+/// The pulse of the runtime in which [`beat`](Pulse::beat) runs.
 #[derive(Clone, Debug)]
 pub struct Pulse(Arc<Heart>);
 
@@ -66,11 +68,11 @@ pub struct Pulse(Arc<Heart>);
 struct Heart {
     asked: watch::Sender<u64>,
     answered: AtomicU64,
-    /// Nothing beats any more, and nothing needs to: the runtime's work has been ended.
+    /// Whether the task that beats has ended, so that no response is needed.
     ended: AtomicBool,
 }
 
-/// Whether a service manager waits to be told that the process serves.
+/// Returns whether a service manager expects a message when the process serves.
 pub fn is_expected(variables: impl Fn(&str) -> Option<OsString>) -> bool {
     variables(NOTIFY_SOCKET).is_some_and(|address| !address.is_empty())
 }
@@ -78,9 +80,9 @@ pub fn is_expected(variables: impl Fn(&str) -> Option<OsString>) -> bool {
 // === impl Supervisor ===
 
 impl Supervisor {
-    /// By the `variables` that systemd sets: `NOTIFY_SOCKET`, a path or an abstract name (`@…`), `WATCHDOG_USEC` and
-    /// `WATCHDOG_PID`. What cannot be used is logged and left. `is_successor` tells whether another process serves until this one
-    /// [`serves`](Self::serves).
+    /// Creates the supervisor from the environment variables that systemd sets: `NOTIFY_SOCKET`, a path or an abstract
+    /// name (`@…`), `WATCHDOG_USEC` and `WATCHDOG_PID`. An address that cannot be used is logged, and no messages are
+    /// sent. `is_successor` says whether another process serves until this one [`serves`](Self::serves).
     pub fn of(variables: impl Fn(&str) -> Option<OsString>, is_successor: bool) -> Self {
         let Some(address) = variables(NOTIFY_SOCKET).filter(|address| !address.is_empty()) else {
             return Self::default();
@@ -95,53 +97,55 @@ impl Supervisor {
         }
     }
 
-    /// The process serves from now on; `status` is what `systemctl status` shows.
+    /// Reports that the process serves. `systemctl status` shows `status`.
     pub fn serves(&self, status: &str) {
         self.advance(Stage::Serving, || Some(self.ready(status)));
     }
 
-    /// A reload is over, however it has ended.
+    /// Reports the end of a reload, whether it succeeded or failed.
     pub fn reloaded(&self, status: &str) {
         self.say(|stage| (stage == Stage::Serving).then(|| self.ready(status)));
     }
 
     fn ready(&self, status: &str) -> String {
         let pid = std::process::id();
-        // In an upgrade the next ping may be half of the time away, and the old process's last one as well.
+        // In an upgrade the last ping of the old process and the next ping of this one can be half of the limit away
+        // from now.
         let ping = if self.ping_interval().is_some() { "\nWATCHDOG=1" } else { "" };
         format!("READY=1\nMAINPID={pid}\n{}{ping}", status_line(status))
     }
 
-    /// A reload begins. It must be followed by [`reloaded`](Self::reloaded).
+    /// Reports that a reload begins. [`reloaded`](Self::reloaded) must follow.
     pub fn reloading(&self) {
         self.say(|stage| {
             (stage == Stage::Serving).then(|| format!("RELOADING=1\nMONOTONIC_USEC={}", monotonic_usec()))
         });
     }
 
-    /// The process has begun to end.
+    /// Reports that the process drains.
     pub fn stopping(&self, status: &str) {
         if !self.advance_silently() {
             self.advance(Stage::Stopping, || Some(format!("STOPPING=1\n{}", status_line(status))));
         }
     }
 
-    /// A successor is the main process now: this one has nothing more to say.
+    /// Stops sending messages, because a new process is the main process now.
     pub fn hand_over(&self) {
         self.advance(Stage::Silent, || None);
     }
 
-    /// How often to [`ping`](Self::ping); none when nobody waits for it.
+    /// Returns the interval of [`ping`](Self::ping). `None` means that no pings are expected.
     pub fn ping_interval(&self) -> Option<Duration> {
         self.0.as_ref().and_then(|link| link.watchdog)
     }
 
-    /// The process still works. Nothing is said before it serves: until then systemd waits for that.
+    /// Reports that the process still works. Before it serves, no ping is sent, since systemd waits for `READY=1` until
+    /// then.
     pub fn ping(&self) {
         self.say(|stage| (stage > Stage::Starting).then(|| "WATCHDOG=1".to_owned()));
     }
 
-    /// Life goes one way only: whoever is late has nothing to say.
+    /// Enters a later stage and sends the text. A stage that is over is not entered again, and its text is not sent.
     fn advance(&self, next: Stage, text: impl FnOnce() -> Option<String>) {
         let Some(link) = &self.0 else { return };
         let mut stage = link.stage();
@@ -151,7 +155,8 @@ impl Supervisor {
         }
     }
 
-    /// A successor that ends before it has taken over is not the end of what systemd has started.
+    /// Silences a new process that ends before it has taken over, because the unit continues with the old process.
+    /// Returns whether this process is silent.
     fn advance_silently(&self) -> bool {
         let Some(link) = self.0.as_ref().filter(|link| link.is_successor) else { return false };
         let mut stage = link.stage();
@@ -179,14 +184,14 @@ impl Link {
             None => SocketAddr::from_pathname(address)?,
         };
         let socket = UnixDatagram::unbound()?;
-        socket.set_write_timeout(Some(PATIENCE))?;
+        socket.set_write_timeout(Some(SEND_TIMEOUT))?;
         Ok(Self { socket, address, watchdog, is_successor, stage: Mutex::new(Stage::Starting) })
     }
 
     fn send(&self, text: Option<String>) {
         let Some(text) = text else { return };
         if let Err(error) = self.socket.send_to_addr(text.as_bytes(), &self.address) {
-            log::warn!("systemd: cannot be told {:?}: {error}", text.lines().next().unwrap_or_default());
+            log::warn!("systemd: cannot send {:?}: {error}", text.lines().next().unwrap_or_default());
         }
     }
 
@@ -195,15 +200,16 @@ impl Link {
     }
 }
 
-/// Half of the time after which systemd takes the process for hung; none when it does not wait for this process.
+/// Returns half of the time after which systemd considers the process to hang. `None` means that no pings of this
+/// process are expected.
 fn watchdog(variables: impl Fn(&str) -> Option<OsString>, pid: u32) -> Option<Duration> {
     let number = |name| variables(name)?.to_str()?.parse::<u64>().ok();
-    let of_another = variables(WATCHDOG_PID).is_some() && number(WATCHDOG_PID) != Some(pid.into());
+    let is_for_another = variables(WATCHDOG_PID).is_some() && number(WATCHDOG_PID) != Some(pid.into());
     let half = number("WATCHDOG_USEC").map(|usec| Duration::from_micros(usec / 2));
-    half.filter(|half| !half.is_zero() && !of_another)
+    half.filter(|half| !half.is_zero() && !is_for_another)
 }
 
-/// A line ends a value.
+/// Formats the status on one line, because the end of a line ends a value.
 fn status_line(status: &str) -> String {
     format!("STATUS={}", status.replace('\n', " "))
 }
@@ -216,25 +222,25 @@ fn monotonic_usec() -> i64 {
 // === impl Pulse ===
 
 impl Pulse {
-    /// One that nothing beats for yet: [`is_felt`](Self::is_felt) once, and then no more.
+    /// Creates a pulse without a task that beats. [`is_felt`](Self::is_felt) returns true once, then false.
     pub fn new() -> Self {
         let asked = watch::Sender::new(0);
         Self(Arc::new(Heart { asked, answered: AtomicU64::new(0), ended: AtomicBool::new(false) }))
     }
 
-    /// Answers for as long as this is polled. Once it is dropped there is no more to watch over.
+    /// Responds as long as this future is polled. Once it is dropped, the pulse always counts as felt.
     pub async fn beat(&self) {
         let _ended = Ended(self);
         let mut asked = self.0.asked.subscribe();
         loop {
             let now = *asked.borrow_and_update();
             self.0.answered.store(now, Ordering::Relaxed);
-            // The sender lives as long as `self`, so this cannot fail.
+            // This cannot fail, because the sender lives as long as `self`.
             let _ = asked.changed().await;
         }
     }
 
-    /// Whether what was asked the last time has been answered; asks again.
+    /// Returns whether the task has responded since the last call, and asks again if it has.
     pub fn is_felt(&self) -> bool {
         let asked = *self.0.asked.borrow();
         let felt = self.0.answered.load(Ordering::Relaxed) == asked || self.0.ended.load(Ordering::Relaxed);
@@ -251,6 +257,7 @@ impl Default for Pulse {
     }
 }
 
+/// A guard that marks the pulse as ended when the task is dropped.
 struct Ended<'a>(&'a Pulse);
 
 impl Drop for Ended<'_> {
@@ -265,7 +272,7 @@ mod tests {
 
     use super::*;
 
-    /// A supervisor that speaks to the socket returned, in which every message is one datagram.
+    /// Returns a supervisor that sends to the returned socket. Every message is one datagram.
     fn supervised_as(is_successor: bool, more: &[(&str, &str)]) -> (Supervisor, UnixDatagram) {
         let name = format!("lb-test-{}-{:?}", std::process::id(), std::thread::current().id());
         let socket = UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
@@ -280,7 +287,7 @@ mod tests {
         supervised_as(false, more)
     }
 
-    /// Everything said so far.
+    /// Receives all messages that have been sent so far.
     fn said(socket: &UnixDatagram) -> Vec<String> {
         let mut bytes = [0; 4096];
         let mut next = || socket.recv(&mut bytes).ok().map(|length| bytes[..length].to_vec());
@@ -288,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn a_life_is_told_from_the_start_to_the_end() {
+    fn the_start_and_the_drain_are_reported() {
         let (supervisor, socket) = supervised(&[]);
         supervisor.serves("serves\nwell");
         supervisor.stopping("drains");
@@ -299,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reload_says_when_it_began_and_that_it_is_over() {
+    fn the_begin_and_the_end_of_a_reload_are_reported() {
         let (supervisor, socket) = supervised(&[]);
         supervisor.reloading();
         supervisor.reloaded("too early");
@@ -315,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn who_has_handed_over_says_nothing() {
+    fn a_process_that_has_handed_over_sends_nothing() {
         let (supervisor, socket) = supervised(&[("WATCHDOG_USEC", "1000000")]);
         supervisor.serves("serves");
         said(&socket);
@@ -328,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn a_successor_that_ends_before_it_has_taken_over_says_nothing() {
+    fn a_new_process_that_ends_before_it_has_taken_over_sends_nothing() {
         let (supervisor, socket) = supervised_as(true, &[("WATCHDOG_USEC", "1000000")]);
         supervisor.reloading();
         supervisor.reloaded("serves");
@@ -344,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn pings_begin_with_the_service() {
+    fn pings_are_sent_only_once_the_process_serves() {
         let (supervisor, socket) = supervised(&[("WATCHDOG_USEC", "3000000")]);
         assert_eq!(supervisor.ping_interval(), Some(Duration::from_millis(1500)));
         supervisor.ping();
@@ -357,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn the_watchdog_waits_for_the_process_that_it_names() {
+    fn the_watchdog_applies_only_to_the_process_that_it_names() {
         let with = |variables: &'static [(&str, &str)]| {
             let find = |name: &str| variables.iter().find(|(known, _)| *known == name);
             watchdog(|name| find(name).map(|(_, value)| value.into()), 7)
@@ -372,13 +379,13 @@ mod tests {
     }
 
     #[test]
-    fn without_systemd_nothing_is_said_and_a_bad_address_is_no_end() {
+    fn without_a_usable_address_nothing_is_sent() {
         let alone = Supervisor::of(|_| None, false);
         alone.serves("serves");
         assert_eq!(alone.ping_interval(), None);
         let long = OsString::from("/x".repeat(200));
         assert!(Supervisor::of(|_| Some(long.clone()), false).0.is_none());
-        Supervisor::of(|_| Some("/no/such/socket".into()), false).serves("nobody reads it");
+        Supervisor::of(|_| Some("/no/such/socket".into()), false).serves("not delivered");
     }
 
     #[tokio::test]
@@ -389,15 +396,15 @@ mod tests {
             assert!(futures_poll(&mut beating).await);
             assert!(pulse.is_felt());
         }
-        // Asked a fourth time, and not polled since.
+        // The pulse was asked a fourth time, and the task has not been polled since.
         assert!(!pulse.is_felt() && !pulse.is_felt());
         assert!(futures_poll(&mut beating).await);
         assert!(pulse.is_felt());
         drop(beating);
-        assert!(pulse.is_felt() && pulse.is_felt(), "what was ended on purpose hangs not");
+        assert!(pulse.is_felt() && pulse.is_felt(), "a task that was dropped does not hang");
     }
 
-    /// Polls once; whether it goes on.
+    /// Polls once, and returns whether the future is still pending.
     async fn futures_poll(future: &mut (impl Future<Output = ()> + Unpin)) -> bool {
         std::future::poll_fn(|cx| {
             std::task::Poll::Ready(std::pin::Pin::new(&mut *future).poll(cx).is_pending())

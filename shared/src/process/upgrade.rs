@@ -1,32 +1,33 @@
-//! The hand-over of the listening sockets, and of what else a successor should know, from a running process to its successor, over
+//! The handover of the listening sockets and of the run-time state from the old process to the new one, over
 //! `upgrade_sock`.
 //!
 //! ```text
-//! old (QUIT, USR2)                          new (-u)
-//! listens on upgrade_sock, mode 0600        connects, again and again for 10 s
+//! old (SIGQUIT, SIGUSR2)                    new (-u)
+//! listens on upgrade_sock, mode 0600        tries to connect for 10 s
 //! checks the peer's user            <-----  Hello {version, pid}
 //! Hello {version, pid}              ----->
-//! finishes a change under way
+//! finishes a change in progress
 //! Listeners, Heritage,              ----->  has the same kernel sockets from here on
 //! the descriptors, 100 at a time
-//! goes on serving                           starts: adopts, binds what is new, checks health
+//! continues to serve                        starts: adopts, binds new addresses, checks health
 //!                                   <-----  Ready
-//! withdraws the offer, Ack          ----->  takes the pid file over
+//! withdraws the offer, Ack          ----->  takes over the pid file
 //! drains
 //! ```
 //!
-//! A new process that fails in between says `Refused {reason}` in place of `Ready`. One that was started by the old process and fails
-//! before it connects says it in place of `Hello`.
+//! A new process that fails in between sends `Refused {reason}` instead of `Ready`. If the old process started it and
+//! it fails before it connects, it sends `Refused` instead of `Hello`.
 //!
-//! A frame is one byte of kind, four of length (big-endian), and that many bytes. The descriptors follow the `Listeners`
-//! frame, attached to single bytes of value 0. `Hello` keeps its beginning in every version to come, so two versions can
-//! always tell each other apart. What a process says of itself ([`About`]) follows that beginning, as JSON.
+//! A frame is one byte of kind, four bytes of length (big-endian), and that many bytes of payload. The descriptors
+//! follow the `Listeners` frame, attached to single bytes of value 0. The beginning of `Hello` must stay the same in
+//! all versions, so that two versions can always recognise each other. The description of the sender ([`About`])
+//! follows it, as JSON.
 //!
-//! From the moment that it is decided what a successor gets until that serves, or has failed, nothing of it changes: a [`Hold`]
-//! goes with it.
+//! A [`Hold`] accompanies the state that is handed over. It blocks changes from the moment at which the state is
+//! captured until the new process serves or has failed.
 //!
-//! The invariant: until it has sent `Ack` the old process serves, and whatever goes wrong before that (nobody comes, the
-//! new process dies, another version, garbage) changes nothing for it.
+//! The invariant: the old process serves until it has sent `Ack`. A failure before that (no process connects, the new
+//! process dies, another version, garbage) does not change the old process.
 
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
@@ -54,27 +55,30 @@ use super::files::check_creatable;
 use super::sockets::{Inherited, ListenError, SocketFile, clear_stale_socket};
 use crate::words::count_of;
 
-/// How long an offer stands, and how long a successor may take from its connection until it serves.
+/// The lifetime of an offer, and the time limit for a new process from its connection until it serves.
 pub const WINDOW: Duration = Duration::from_secs(60);
-/// How long a process started with `-u` looks for an offer.
-pub const PATIENCE: Duration = Duration::from_secs(10);
+/// The time for which a process started with `-u` looks for an offer.
+pub const SEARCH_TIME: Duration = Duration::from_secs(10);
 
 /// The version of this protocol.
 const VERSION: u16 = 2;
 const MAGIC: [u8; 8] = *b"LBUPGRAD";
-/// Bounds what a peer can make us allocate. Some hundred thousand changes of operators fit.
+/// The maximum length of a frame, which limits the memory that a peer can make us allocate. Some hundred thousand
+/// changes of operators fit.
 const MAX_FRAME: usize = 64 << 20;
-/// The kernel takes at most 253 descriptors in one message.
+/// The number of descriptors in one message. The kernel accepts at most 253.
 const BATCH: usize = 100;
-/// For everything that the other side answers without having to work for it.
-const ANSWER_TIME: Duration = Duration::from_secs(5);
-/// Shorter, since a silent stranger keeps the successor behind it waiting.
+/// The time limit for a response that needs no work on the other side.
+const RESPONSE_TIME: Duration = Duration::from_secs(5);
+/// The time limit for `Hello`. It is short, because a silent peer delays the new process in the queue behind it.
 const GREETING_TIME: Duration = Duration::from_secs(1);
+/// The time between two attempts to connect.
 const RETRY: Duration = Duration::from_millis(50);
-/// A process with another file logs each attempt, so a new process connects to it less often.
+/// The time between two connections to a process with another file. It is longer, because that process logs each
+/// connection.
 const RETRY_OTHER_FILE: Duration = Duration::from_secs(1);
 
-/// What the old process holds out to a successor. Dropping it withdraws it.
+/// The offer of the old process to a new one. Dropping it withdraws the offer.
 #[derive(Debug)]
 pub struct Offer {
     listener: tokio::net::UnixListener,
@@ -84,31 +88,32 @@ pub struct Offer {
     _file: Option<SocketFile>,
 }
 
-/// What a successor gets.
+/// Everything that the new process receives.
 #[derive(Debug)]
 pub struct Legacy {
     /// The listening sockets.
     pub sockets: Vec<Inherited>,
-    /// What else it should know, as a text that means nothing here.
+    /// The run-time state, as text that this module does not interpret.
     pub heritage: String,
-    /// Neither changes as long as it lives.
+    /// The guard that blocks changes of the sockets and of the state.
     pub hold: Hold,
 }
 
-/// Nothing changes that a successor would have to know as long as it lives.
+/// A guard that blocks changes of the sockets and of the run-time state during a handover.
 pub type Hold = OwnedMutexGuard<()>;
 
-/// A successor that serves, and what was held for it.
+/// A new process that serves.
 #[derive(Debug)]
 pub struct Heir {
-    /// Its number.
+    /// Its PID.
     pub pid: u32,
-    /// To be dropped once this process drains, so that whoever waits for a change sees that.
+    /// The guard of the handover. It must be dropped only after this process has begun to drain, so that a waiting
+    /// change is rejected.
     pub hold: Hold,
 }
 
-/// The new process's connection to the old one, between receiving its sockets and serving on them. Dropping it without
-/// [`ready`](Claim::ready) makes the old process go on as before.
+/// The connection of the new process to the old one, from receiving the sockets to serving on them. If it is dropped
+/// without [`ready`](Claim::ready), the old process continues as before.
 #[derive(Debug)]
 pub struct Claim {
     stream: UnixStream,
@@ -118,45 +123,46 @@ pub struct Claim {
     path: PathBuf,
 }
 
-/// What a process says of itself in its `Hello`, beside version and PID. Versions before this one say nothing.
+/// The description of a process in its `Hello`, beside version and PID. Earlier versions do not send it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct About {
-    /// Whether it says anything.
+    /// Whether the process has sent a description.
     pub is_said: bool,
-    /// Its configuration file, by its canonical path; none when it has none.
+    /// The canonical path of its configuration file. `None` means that it has no file.
     pub file: Option<PathBuf>,
-    /// Whether it wants to deal with a process of this file only: nothing else says which one is meant.
+    /// Whether it accepts only a process with the same file. It is set if only the file identifies the process that is
+    /// meant.
     pub is_particular: bool,
-    /// Its pid file.
+    /// The path of its pid file. `None` means that it has none.
     pub pid_file: Option<PathBuf>,
 }
 
-/// What a new process looks for.
+/// The search of a new process for an offer.
 #[derive(Clone, Debug, Default)]
 pub struct Search {
-    /// Where an offer may stand; the first that is there is taken.
+    /// The paths at which an offer might be found. The first offer is taken.
     pub paths: Vec<PathBuf>,
-    /// The user that the configuration says to run as.
+    /// The user that the configuration names. `None` means that it names none.
     pub user: Option<Uid>,
-    /// The new process itself.
+    /// The description of the new process.
     pub about: About,
 }
 
-/// Why a hand-over did not come about.
+/// The reason why a handover failed.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages say it")]
 pub enum UpgradeError {
     #[error("cannot offer the sockets: {0}")]
     Offer(#[from] ListenError),
-    #[error("another change is still under way after {0:?}")]
+    #[error("another change is still in progress after {0:?}")]
     Busy(Duration),
-    #[error("no process started with -u came within {0:?}")]
-    NobodyCame(Duration),
+    #[error("no process started with -u connected within {0:?}")]
+    NoNewProcess(Duration),
     #[error("the new process {pid} ended before it was ready")]
     SuccessorEnded { pid: u32 },
     #[error(
-        "cannot enter {}, where this process was started: {source}; start it in a directory that its user may enter",
+        "cannot enter {}, where this process was started: {source}; start it in a directory that its user can enter",
         directory.display()
     )]
     Directory { directory: PathBuf, source: io::Error },
@@ -172,42 +178,42 @@ pub enum UpgradeError {
     )]
     NoOffer { path: String },
     #[error(
-        "the process that offers its sockets at {path} runs {theirs}, and this one {ours}: start with the same file, or give \
-         both files the same `upgrade_sock`"
+        "the process that offers its sockets at {path} runs {theirs}, but this process runs {ours}: start it with the same \
+         file, or give both files the same `upgrade_sock`"
     )]
     OtherFile { path: PathBuf, theirs: String, ours: String },
     #[error("cannot connect to {path}: {source}")]
     Connect { path: PathBuf, source: io::Error },
-    #[error("the other process runs as uid {0}, which is neither this user nor root")]
+    #[error("the other process runs as the user with UID {0}, which is neither this user nor root")]
     Untrusted(Uid),
-    #[error("the other process speaks version {theirs} of the hand-over, this one version {ours}")]
+    #[error("the other process uses version {theirs} of the handover protocol, this one version {ours}")]
     Version { theirs: u16, ours: u16 },
-    #[error("the other process refused: {0}")]
+    #[error("the other process rejected the handover: {0}")]
     Refused(String),
-    #[error("the old process {old_pid} did not acknowledge and still runs")]
+    #[error("the old process {old_pid} did not acknowledge the handover and is still running")]
     NotAcknowledged { old_pid: u32 },
-    #[error("the other process broke the protocol: {0}")]
+    #[error("the other process violated the handover protocol: {0}")]
     Protocol(&'static str),
-    #[error("received {got} of {announced} sockets: is the limit of open files (ulimit -n) too low?")]
+    #[error("received only {got} of {announced} sockets; raise the limit of open files (`ulimit -n`)")]
     Truncated { got: usize, announced: usize },
     #[error("the connection to the other process failed: {0}")]
     Io(#[from] io::Error),
 }
 
-/// An upgrade that was asked for has come about.
+/// The result of an upgrade that was requested and succeeded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Upgraded {
-    /// The process that serves now.
+    /// The PID of the process that serves now.
     pub pid: u32,
 }
 
-/// An upgrade that was asked for has not come about; this process goes on as before.
+/// The reason why a requested upgrade failed. This process continues as before.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum UpgradeFailed {
-    /// Nothing was tried, for this reason.
-    #[error("no upgrade now: {0}")]
+    /// The upgrade was not started, for this reason.
+    #[error("cannot upgrade now: {0}")]
     Refused(&'static str),
-    /// What went wrong with the new process.
+    /// The new process failed, for this reason.
     #[error("{0}")]
     Failed(String),
 }
@@ -222,13 +228,13 @@ enum Frame {
     Ack,
 }
 
-/// Kind and length of the frame that follows.
+/// The kind and the length of a frame.
 type Header = [u8; 5];
 
-/// Fails when no offer could be made at the path, and changes nothing.
+/// Checks whether an offer could be made at the path, without changing anything.
 ///
 /// # Errors
-/// When a file stands there that is no socket, or none can be made.
+/// Fails if the path names a file that is not a socket, or a socket cannot be created there.
 pub fn check_path(path: &Path) -> Result<(), UpgradeError> {
     match std::fs::symlink_metadata(path) {
         Ok(there) if !there.file_type().is_socket() => {
@@ -241,7 +247,7 @@ pub fn check_path(path: &Path) -> Result<(), UpgradeError> {
 // === the old process ===
 
 impl Offer {
-    /// Listens at `path`. Missing parent directories are created with mode 0700; a stale socket is replaced.
+    /// Listens at `path`. Missing parent directories are created with mode 0700, and a stale socket is replaced.
     ///
     /// Must be called inside a tokio runtime.
     pub fn open(path: &Path) -> Result<Self, UpgradeError> {
@@ -251,23 +257,23 @@ impl Offer {
         clear_stale_socket(path)?;
         let listener = tokio::net::UnixListener::bind(path)?;
         let file = SocketFile::at(path);
-        // Whoever connects before this is still judged by its user.
+        // The user of a process that connects before this line is still checked.
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
         Ok(Self { listener, path: path.to_owned(), about: About::default(), _file: file })
     }
 
-    /// The same, by a process that says this of itself.
+    /// Sets the description of this process.
     #[must_use]
     pub fn saying(self, about: About) -> Self {
         Self { about, ..self }
     }
 
-    /// Waits up to `window` for a successor, gives it what `legacy` comes to then, and returns once it serves and has been told that
-    /// this process drains now. Cancelling this future withdraws the offer.
+    /// Waits up to `window` for a new process, sends it the result of `legacy`, and returns once the new process serves
+    /// and our acknowledgement is sent. Cancelling this future withdraws the offer.
     ///
     /// # Errors
-    /// The offer is withdrawn and nothing has changed for this process. A peer that does not get as far as receiving the
-    /// sockets (another user, another version, garbage) is logged and does not end the offer.
+    /// Fails if no new process serves in time. The offer is withdrawn and this process is unchanged. A peer that fails
+    /// before it receives the sockets (another user, another version, garbage) is logged and does not end the offer.
     pub async fn serve(
         self,
         legacy: impl Future<Output = io::Result<Legacy>>,
@@ -278,26 +284,27 @@ impl Offer {
                 let (mut stream, _) = self.listener.accept().await?;
                 match greet(&mut stream, VERSION, (&self.about, &self.path)).await {
                     Ok(pid) => return Ok::<_, UpgradeError>((stream, pid)),
-                    // Only a process that this one has started says so before it has greeted.
+                    // Only a process that this one has started sends `Refused` instead of `Hello`.
                     Err(error @ UpgradeError::Refused(_)) => return Err(error),
-                    Err(error) => log::warn!("upgrade: a process was turned away: {error}"),
+                    Err(error) => log::warn!("upgrade: a process was rejected: {error}"),
                 }
             }
         };
         let (mut stream, pid) =
-            timeout(window, greeted).await.map_err(|_| UpgradeError::NobodyCame(window))??;
+            timeout(window, greeted).await.map_err(|_| UpgradeError::NoNewProcess(window))??;
         let Legacy { sockets, heritage, hold } = bounded(window, async { Ok(legacy.await?) }).await?;
         log::info!("upgrade: process {pid} takes {}", count_of(sockets.len(), "listener"));
-        bounded(ANSWER_TIME, send(&mut stream, &sockets, heritage)).await?;
+        bounded(RESPONSE_TIME, send(&mut stream, &sockets, heritage)).await?;
         await_ready(&mut stream, pid, window).await?;
-        // Before the answer: the successor may itself be asked to offer at this path at any time after it.
+        // The offer ends before the acknowledgement, because the new process can offer at this path at any time after
+        // it.
         drop(self);
-        bounded(ANSWER_TIME, async { Ok(stream.write_all(&Frame::Ack.encode()).await?) }).await?;
+        bounded(RESPONSE_TIME, async { Ok(stream.write_all(&Frame::Ack.encode()).await?) }).await?;
         Ok(Heir { pid, hold })
     }
 }
 
-/// Checks who connected and which version it speaks; returns its pid.
+/// Checks the user, the version and the file of a process that has connected, and returns its PID.
 async fn greet(
     stream: &mut tokio::net::UnixStream,
     version: u16,
@@ -321,7 +328,7 @@ async fn greet(
         } else {
             UpgradeError::Version { theirs, ours: version }
         };
-        // It may have read our version and gone already, which is no news.
+        // Sending fails if the peer has read our version and has already closed the connection.
         let _ = stream.write_all(&Frame::Refused(error.to_string()).encode()).await;
         Err(error)
     })
@@ -369,24 +376,24 @@ async fn receive(stream: &mut tokio::net::UnixStream) -> Result<Frame, UpgradeEr
 
 async fn bounded<T>(
     time: Duration,
-    answer: impl Future<Output = Result<T, UpgradeError>>,
+    response: impl Future<Output = Result<T, UpgradeError>>,
 ) -> Result<T, UpgradeError> {
-    timeout(time, answer).await.map_err(|_| UpgradeError::Io(io::ErrorKind::TimedOut.into()))?
+    timeout(time, response).await.map_err(|_| UpgradeError::Io(io::ErrorKind::TimedOut.into()))?
 }
 
 // === the new process ===
 
 impl Search {
-    /// Connects to the process that offers its sockets, looking for it for `patience`, and receives them. The process may run as this
-    /// user, as root, or as `user`.
+    /// Looks for an offer until `limit` has elapsed, connects to the process that offers its sockets, and receives
+    /// them. That process must run as this user, as root, or as `user`.
     ///
-    /// Blocks; to be called before the server is started.
+    /// Blocks, so it must be called before the server starts.
     ///
     /// # Errors
-    /// When there is no offer, or nothing comes of it. An offer by a process with another file does not end the search: the one that
-    /// is meant may still come.
-    pub fn take(&self, patience: Duration) -> Result<(Vec<Inherited>, Claim), UpgradeError> {
-        let deadline = Instant::now() + patience;
+    /// Fails if there is no offer or the handover fails. An offer of a process with another file does not end the
+    /// search, because the right process might still appear.
+    pub fn take(&self, limit: Duration) -> Result<(Vec<Inherited>, Claim), UpgradeError> {
+        let deadline = Instant::now() + limit;
         let mut refused = None;
         let mut attempts: Vec<_> = self.paths.iter().map(|path| (path, Instant::now())).collect();
         loop {
@@ -408,7 +415,7 @@ impl Search {
         }
     }
 
-    /// None when there is no offer.
+    /// Receives the sockets that are offered at a path. `None` means that there is no offer.
     fn take_at(&self, path: &Path) -> Result<Option<(Vec<Inherited>, Claim)>, UpgradeError> {
         let Some(stream) = connect(path)? else { return Ok(None) };
         let credentials = getsockopt(&stream, PeerCredentials).map_err(io::Error::from)?;
@@ -419,19 +426,19 @@ impl Search {
 }
 
 impl About {
-    /// Of a process with this file.
+    /// Creates the description of a process with this configuration file and this pid file.
     pub fn new(file: Option<&Path>, pid_file: Option<&Path>) -> Self {
         let (file, pid_file) = (file.map(Path::to_owned), pid_file.map(Path::to_owned));
         Self { is_said: true, file, is_particular: false, pid_file }
     }
 
-    /// The same, of one that wants to deal with a process of its own file only.
+    /// Makes the process accept only a process with the same file.
     #[must_use]
     pub fn particular(self) -> Self {
         Self { is_particular: true, ..self }
     }
 
-    /// Fails when the process that offers its sockets at `path` is not the one that this new process means.
+    /// Fails if the process that offers its sockets at `path` is not the one that this new process means.
     fn refuse(&self, old: &Self, path: &Path) -> Result<(), UpgradeError> {
         if !self.is_particular || !old.is_said || self.file == old.file {
             return Ok(());
@@ -453,63 +460,64 @@ fn either(paths: &[PathBuf]) -> String {
     paths.join(" or ")
 }
 
-/// Tells the process that offers its sockets at `path` that there will be no successor, for this reason.
+/// Reports to the process that offers its sockets at `path` why the new process fails.
 pub(super) fn refuse(path: &Path, reason: &str) {
-    // An offer that is gone needs no answer.
+    // An offer that has ended needs no report.
     if let Ok(mut stream) = UnixStream::connect(path) {
         let _ = stream.write_all(&Frame::Refused(reason.to_owned()).encode());
     }
 }
 
 impl Claim {
-    /// The process that the sockets came from.
+    /// Returns the PID of the old process.
     pub fn old_pid(&self) -> u32 {
         self.old_pid
     }
 
-    /// What the old process says of itself.
+    /// Returns the description of the old process.
     pub fn old(&self) -> &About {
         &self.old
     }
 
-    /// Where the sockets were on offer.
+    /// Returns the path at which the sockets were offered.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// What the old process has told, beside its sockets.
+    /// Returns the run-time state of the old process.
     pub fn heritage(&self) -> &str {
         &self.heritage
     }
 
-    /// Tells the old process that this one serves, and waits (at most five seconds) for its acknowledgement, after
-    /// which it drains. An old process that is gone needs not acknowledge.
+    /// Reports to the old process that this one serves, and waits up to five seconds for its acknowledgement, after
+    /// which the old process drains. If the old process has ended, no acknowledgement is needed.
     ///
     /// # Errors
-    /// [`UpgradeError::NotAcknowledged`]: the old process has withdrawn its offer and goes on; this one must end.
+    /// [`UpgradeError::NotAcknowledged`] if the old process has withdrawn its offer and continues. This process must
+    /// then end.
     pub fn ready(mut self) -> Result<(), UpgradeError> {
-        let answer = match self.stream.write_all(&Frame::Ready.encode()) {
+        let response = match self.stream.write_all(&Frame::Ready.encode()) {
             Ok(()) => receive_blocking(&mut self.stream),
             Err(error) => Err(error.into()),
         };
-        match answer {
+        match response {
             Ok(Frame::Ack) => Ok(()),
             _ if is_gone(self.old_pid) => {
-                log::warn!("upgrade: the old process {} is gone, this one goes on", self.old_pid);
+                log::warn!("upgrade: the old process {} has ended, this process continues", self.old_pid);
                 Ok(())
             }
             _ => Err(UpgradeError::NotAcknowledged { old_pid: self.old_pid }),
         }
     }
 
-    /// Tells the old process why this one ends in place of serving.
+    /// Reports to the old process why this one ends instead of serving.
     pub fn failed(mut self, reason: &str) {
-        // One that does not listen any more will see that we are gone.
+        // If the old process no longer reads, it notices the closed connection instead.
         let _ = self.stream.write_all(&Frame::Refused(reason.to_owned()).encode());
     }
 }
 
-/// None when nobody listens there.
+/// Connects to a socket file. `None` means that no process listens on it.
 fn connect(path: &Path) -> Result<Option<UnixStream>, UpgradeError> {
     match UnixStream::connect(path) {
         Ok(stream) => Ok(Some(stream)),
@@ -525,8 +533,8 @@ fn take_from(
     version: u16,
     (about, path): (&About, &Path),
 ) -> Result<(Vec<Inherited>, Claim), UpgradeError> {
-    stream.set_read_timeout(Some(ANSWER_TIME))?;
-    stream.set_write_timeout(Some(ANSWER_TIME))?;
+    stream.set_read_timeout(Some(RESPONSE_TIME))?;
+    stream.set_write_timeout(Some(RESPONSE_TIME))?;
     let hello = Frame::Hello { version, pid: std::process::id(), about: about.clone() };
     stream.write_all(&hello.encode())?;
     let (old_pid, old) = match receive_blocking(&mut stream)? {
@@ -535,14 +543,14 @@ fn take_from(
         _ => return Err(UpgradeError::Protocol("the first frame is not Hello")),
     };
     about.refuse(&old, path)?;
-    // It finishes a change first, for which it may have to wait for health checks.
+    // The old process finishes a change first, and this change might wait for health checks.
     stream.set_read_timeout(Some(WINDOW))?;
     let addresses = match receive_blocking(&mut stream)? {
         Frame::Listeners(addresses) => addresses,
         Frame::Refused(reason) => return Err(UpgradeError::Refused(reason)),
         _ => return Err(UpgradeError::Protocol("expected Listeners")),
     };
-    stream.set_read_timeout(Some(ANSWER_TIME))?;
+    stream.set_read_timeout(Some(RESPONSE_TIME))?;
     let Frame::Heritage(heritage) = receive_blocking(&mut stream)? else {
         return Err(UpgradeError::Protocol("expected Heritage"));
     };
@@ -561,13 +569,14 @@ fn receive_blocking(stream: &mut UnixStream) -> Result<Frame, UpgradeError> {
 
 fn is_gone(pid: u32) -> bool {
     let pid = i32::try_from(pid).ok().filter(|pid| *pid > 0);
-    // Not allowed to signal it means that it is there.
+    // A process that we are not allowed to signal exists.
     pid.is_some_and(|pid| kill(Pid::from_raw(pid), None) == Err(nix::errno::Errno::ESRCH))
 }
 
 // === both ===
 
-/// The directory's and the file's modes keep others away already; a path in a shared directory has neither.
+/// Fails if the peer is neither root nor a trusted user. The modes of the directory and of the file already exclude
+/// other users, but the mode of a shared directory does not.
 fn check_user(peer: u32, trusted: &[Uid]) -> Result<(), UpgradeError> {
     let peer = Uid::from_raw(peer);
     if peer.is_root() || trusted.contains(&peer) { Ok(()) } else { Err(UpgradeError::Untrusted(peer)) }
@@ -595,12 +604,12 @@ fn receive_fds(stream: &UnixStream, announced: usize) -> Result<Vec<OwnedFd>, Up
     Ok(fds)
 }
 
-/// Receives one byte and what is attached to it; false when the kernel could not give us all of it.
+/// Receives one byte and the descriptors that are attached to it. Returns whether the kernel delivered all of them.
 fn receive_batch(stream: &UnixStream, fds: &mut Vec<OwnedFd>) -> io::Result<bool> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(BATCH))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let mut byte = [0];
-    // No child process inherits the sockets.
+    // The flag prevents a child process from inheriting the sockets.
     let received = rustix::io::retry_on_intr(|| {
         rustix::net::recvmsg(stream, &mut [IoSliceMut::new(&mut byte)], &mut control, RecvFlags::CMSG_CLOEXEC)
     })?;
@@ -623,13 +632,13 @@ fn payload_len(header: Header) -> Result<usize, UpgradeError> {
 impl Frame {
     fn parse(kind: u8, payload: &[u8]) -> Result<Self, UpgradeError> {
         match kind {
-            b'H' => parse_hello(payload).ok_or(UpgradeError::Protocol("a Hello that is none")),
-            b'L' => parse_listeners(payload).ok_or(UpgradeError::Protocol("a broken list of listeners")),
+            b'H' => parse_hello(payload).ok_or(UpgradeError::Protocol("invalid Hello")),
+            b'L' => parse_listeners(payload).ok_or(UpgradeError::Protocol("invalid list of listeners")),
             b'C' => Ok(Self::Heritage(String::from_utf8_lossy(payload).into_owned())),
             b'X' => Ok(Self::Refused(String::from_utf8_lossy(payload).into_owned())),
             b'R' => Ok(Self::Ready),
             b'A' => Ok(Self::Ack),
-            _ => Err(UpgradeError::Protocol("a frame of unknown kind")),
+            _ => Err(UpgradeError::Protocol("unknown kind of frame")),
         }
     }
 
@@ -671,11 +680,11 @@ impl Frame {
 }
 
 fn length(bytes: usize) -> [u8; 4] {
-    // Saturating makes an impossible length one that the other side refuses.
+    // An impossible length saturates, and the other side then rejects the frame.
     u32::try_from(bytes).unwrap_or(u32::MAX).to_be_bytes()
 }
 
-/// Versions before this one end after the PID; later ones may say more.
+/// Parses a `Hello`. The one of an earlier version ends after the PID; the one of a later version might contain more.
 fn parse_hello(payload: &[u8]) -> Option<Frame> {
     let rest = payload.strip_prefix(&MAGIC)?;
     let (version, rest) = rest.split_first_chunk()?;
@@ -694,19 +703,19 @@ fn parse_listeners(mut payload: &[u8]) -> Option<Frame> {
     payload.is_empty().then_some(Frame::Listeners(addresses))
 }
 
-/// Takes what is on offer at `path`, whoever offers it.
+/// Receives the sockets that any process offers at `path`.
 #[cfg(test)]
 pub(super) fn take(
     path: &Path,
     user: Option<Uid>,
-    patience: Duration,
+    limit: Duration,
 ) -> Result<(Vec<Inherited>, Claim), UpgradeError> {
-    Search { paths: vec![path.to_owned()], user, about: About::default() }.take(patience)
+    Search { paths: vec![path.to_owned()], user, about: About::default() }.take(limit)
 }
 
 #[cfg(test)]
 impl Legacy {
-    /// Of an operator who has changed nothing.
+    /// Creates a handover without run-time state.
     pub(super) async fn of(sockets: Vec<Inherited>) -> Self {
         let hold = std::sync::Arc::<tokio::sync::Mutex<()>>::default().lock_owned().await;
         Self { sockets, heritage: String::new(), hold }
@@ -730,7 +739,7 @@ mod tests {
         Frame::parse(header[0], payload).unwrap()
     }
 
-    /// Listeners on ports of the system's choice, under addresses of the test's choice.
+    /// Creates listeners on ports that the system chooses, with the addresses that `name` returns.
     fn listeners(count: usize, name: impl Fn(usize) -> String) -> Vec<(TcpListener, Inherited)> {
         let listener = |index| {
             let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -749,7 +758,7 @@ mod tests {
     }
 
     #[test]
-    fn frames_survive_the_journey() {
+    fn frames_are_parsed_as_they_were_encoded() {
         let long = "unix:/".to_owned() + &"x".repeat(5000);
         for frame in [
             Frame::Hello { version: 7, pid: 123_456, about: About::default() },
@@ -770,7 +779,7 @@ mod tests {
     }
 
     #[test]
-    fn a_later_hello_may_say_more() {
+    fn a_hello_of_a_later_version_can_contain_more() {
         let mut payload = Frame::Hello { version: 9, pid: 1, about: About::default() }.encode().split_off(5);
         payload.extend(b"and more");
         let hello = Frame::Hello { version: 9, pid: 1, about: About::default() };
@@ -778,7 +787,7 @@ mod tests {
     }
 
     #[test]
-    fn broken_frames_are_errors() {
+    fn invalid_frames_are_errors() {
         assert!(Frame::parse(b'?', b"").is_err());
         assert!(Frame::parse(b'H', b"GET / HTTP/1.1").is_err());
         assert!(Frame::parse(b'L', &[0, 0, 0, 9, b'x']).is_err());
@@ -797,14 +806,14 @@ mod tests {
         }
 
         #[test]
-        fn every_list_of_addresses_survives(addresses in any::<Vec<String>>()) {
+        fn every_list_of_addresses_is_parsed_as_it_was_encoded(addresses in any::<Vec<String>>()) {
             let frame = Frame::Listeners(addresses);
             prop_assert_eq!(round_trip(&frame), frame);
         }
     }
 
     #[test]
-    fn only_the_same_user_and_root_are_trusted() {
+    fn only_root_and_the_users_named_are_trusted() {
         let own = [Uid::from_raw(1000)];
         assert!(check_user(1000, &own).is_ok());
         assert!(check_user(0, &own).is_ok());
@@ -829,7 +838,7 @@ mod tests {
         for (index, (socket, old)) in inherited.into_iter().zip(old).enumerate() {
             assert_eq!(socket.address, name(index));
             let address = old.local_addr().unwrap();
-            // The old descriptor is gone: what answers is the inherited one.
+            // The old descriptor is closed, so only the inherited one can accept.
             drop(old);
             let listener = TcpListener::from(socket.fd);
             TcpStream::connect(address).unwrap();
@@ -841,7 +850,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn either_may_come_first() {
+    async fn the_new_process_can_start_before_the_offer() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("upgrade.sock");
         let at = path.clone();
@@ -853,7 +862,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_successor_that_dies_changes_nothing_and_another_may_come() {
+    async fn a_new_process_that_dies_changes_nothing_and_another_can_take_over() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("upgrade.sock");
         let (mut old, sockets): (Vec<_>, Vec<_>) = listeners(1, |_| "a".to_owned()).into_iter().unzip();
@@ -874,11 +883,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn nobody_comes() {
+    async fn an_offer_ends_if_no_process_connects() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("upgrade.sock");
         let served = Offer::open(&path).unwrap().serve(legacy(Vec::new()), Duration::from_millis(20)).await;
-        assert!(matches!(served, Err(UpgradeError::NobodyCame(_))));
+        assert!(matches!(served, Err(UpgradeError::NoNewProcess(_))));
         assert!(!path.exists());
     }
 
@@ -895,7 +904,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn both_sides_name_a_version_that_differs() {
+    async fn both_processes_report_versions_that_differ() {
         let (old, new) = UnixStream::pair().unwrap();
         old.set_nonblocking(true).unwrap();
         let mut old = tokio::net::UnixStream::from_std(old).unwrap();
@@ -909,7 +918,7 @@ mod tests {
     }
 
     #[test]
-    fn without_an_offer_the_remedy_is_named() {
+    fn the_error_for_a_missing_offer_gives_a_remedy() {
         let dir = tempfile::tempdir().unwrap();
         let error = take(&dir.path().join("none"), None, Duration::ZERO).unwrap_err().to_string();
         assert!(
@@ -919,7 +928,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_process_with_another_file_is_not_asked_again_at_once() {
+    async fn a_new_process_does_not_reconnect_at_once_to_a_process_with_another_file() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("upgrade.sock");
         let listener = tokio::net::UnixListener::bind(&path).unwrap();
@@ -963,7 +972,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_that_is_gone_is_told_from_one_that_runs() {
+    fn a_process_that_has_ended_is_distinguished_from_one_that_runs() {
         let mut child = std::process::Command::new("true").spawn().unwrap();
         let pid = child.id();
         child.wait().unwrap();

@@ -1,4 +1,4 @@
-//! What is logged: levels, for everything and for single modules, as they are written in `RUST_LOG`.
+//! The filter of the log: levels, for everything and for single modules, in the format of `RUST_LOG`.
 //!
 //! ```text
 //! info,health_service=debug,pingora_core::server=trace/10.0.0.1
@@ -7,8 +7,9 @@
 //! the general level
 //! ```
 //!
-//! `env_filter` takes a word that is no level for a module, so that `warning` would log nothing but the module `warning`. A
-//! [`LogFilter`] has known levels and known modules only. What it does not name is logged at the [`DEFAULT_LEVEL`].
+//! `env_filter` takes a word that is not a level for the name of a module, so that `warning` would log nothing but a
+//! module `warning`. A [`LogFilter`] contains only known levels and known modules. Modules that it does not name are
+//! logged at the [`DEFAULT_LEVEL`].
 
 use std::fmt;
 
@@ -18,11 +19,12 @@ use schemars::{Schema, json_schema};
 
 use crate::config::did_you_mean;
 
-/// What is logged of everything that a filter does not name.
+/// The level of all modules that a filter does not name.
 const DEFAULT_LEVEL: LevelFilter = LevelFilter::Info;
 
-/// Pingora's crates are quieter than the rest: its load balancer reports each health change, which our prober does with the
-/// reason, and its proxy reports each request that a client breaks off, so that clients could fill the log.
+/// The maximum levels of Pingora's crates, which are quieter than the rest. Its load balancer reports each health
+/// change, which our prober does together with the reason. Its proxy reports each request that a client aborts, so that
+/// clients could fill the log.
 const QUIET: [(&str, LevelFilter); 3] = [
     ("pingora", LevelFilter::Warn),
     ("pingora_load_balancing", LevelFilter::Off),
@@ -31,7 +33,7 @@ const QUIET: [(&str, LevelFilter); 3] = [
 
 const LEVELS: &str = "none, error, warn, info, debug, trace";
 
-/// Words of other programs for a level.
+/// The words of other programs for a level, each with our word.
 const OTHER_WORDS: [(&str, &str); 17] = [
     ("warning", "warn"),
     ("notice", "info"),
@@ -49,11 +51,11 @@ const OTHER_WORDS: [(&str, &str); 17] = [
     ("all", "trace"),
     ("silent", "none"),
     ("quiet", "none"),
-    // What `off` becomes where a tool for YAML 1.1 writes the file.
+    // A tool for YAML 1.1 turns `off` into `false`.
     ("false", "none"),
 ];
 
-/// Our modules that log, by the path that their lines begin with.
+/// Our modules that log, by their paths.
 const OURS: [&str; 27] = [
     "health_service::backend",
     "lb_service::access_log::writer",
@@ -84,8 +86,8 @@ const OURS: [&str; 27] = [
     "shared::process::upgrade",
 ];
 
-/// The crates of others that log. `pingora` stands for all of Pingora's. The HTTP/2 library and the runtime are not among
-/// them: they give their messages to `tracing`, which nothing here reads.
+/// The crates of others that log. `pingora` stands for all of Pingora's crates. The HTTP/2 library and the runtime are
+/// missing, because they send their messages to `tracing`, which the daemon does not read.
 const OTHERS: [&str; 10] = [
     "pingora",
     "pingora_cache",
@@ -99,11 +101,11 @@ const OTHERS: [&str; 10] = [
     "rustls",
 ];
 
-/// What is logged.
+/// A filter of the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogFilter {
     written: String,
-    /// As `env_filter` reads it, complete.
+    /// The complete filter for `env_filter`.
     complete: String,
 }
 
@@ -112,7 +114,7 @@ pub struct LogFilter {
 struct Parts<'a> {
     general: Option<LevelFilter>,
     modules: Vec<(&'a str, LevelFilter)>,
-    /// A regular expression.
+    /// The regular expression. `None` means that the filter has none.
     pattern: Option<&'a str>,
 }
 
@@ -125,10 +127,10 @@ enum Part<'a> {
 // === impl LogFilter ===
 
 impl LogFilter {
-    /// Reads a filter. Unless it asks for `debug` or `trace`, Pingora's crates stay quieter than the general level.
+    /// Parses a filter. Pingora's crates stay quieter than the general level, unless this level is `debug` or `trace`.
     ///
     /// # Errors
-    /// What is wrong with it; a second line says what to write instead.
+    /// Returns the problem; a second line says what to write instead.
     pub fn parse(text: &str) -> Result<Self, String> {
         let parts = words(text).map(Part::parse).collect::<Result<Vec<_>, _>>()?;
         if parts.is_empty() {
@@ -141,8 +143,9 @@ impl LogFilter {
         Self::checked(text, parts.complete(quiet))
     }
 
-    /// Reads the variable `RUST_LOG`, which shells export for other programs too: what is wrong in it is left out and returned as
-    /// warnings. `None` if nothing is left. A general level is meant for Pingora's crates as well, as in any program.
+    /// Parses the variable `RUST_LOG`. Shells also export it for other programs, so invalid parts are ignored and
+    /// returned as warnings. `None` means that no valid part is left. A general level applies to Pingora's crates too,
+    /// as in any program.
     pub fn of_variable(text: &str) -> (Option<Self>, Vec<String>) {
         let (mut parts, mut warnings) = (Vec::new(), Vec::new());
         for word in words(text) {
@@ -166,18 +169,18 @@ impl LogFilter {
         }
     }
 
-    /// `complete` may still have a regular expression that is none.
+    /// Checks the regular expression in `complete`, and creates the filter.
     fn checked(written: &str, complete: String) -> Result<Self, String> {
         env_filter::Builder::new().try_parse(&complete).map_err(|error| error.to_string())?;
         Ok(Self { written: written.trim().to_owned(), complete })
     }
 
-    /// As it was written.
+    /// Returns the filter as it was written.
     pub fn as_str(&self) -> &str {
         &self.written
     }
 
-    /// As `env_filter` reads it, with everything that the filter does not name.
+    /// Returns the filter for `env_filter`, including the levels of everything that the filter does not name.
     pub(super) fn complete(&self) -> &str {
         &self.complete
     }
@@ -252,7 +255,8 @@ impl<'a> Parts<'a> {
         all
     }
 
-    /// With the levels of everything that is not named; `quiet`: also of Pingora's crates.
+    /// Adds the levels of everything that is not named. If `quiet` is set, this includes the lower levels of Pingora's
+    /// crates.
     fn complete(&self, quiet: bool) -> String {
         let general = self.general.unwrap_or(DEFAULT_LEVEL);
         let is_named = |quiet: &str| self.modules.iter().any(|(name, _)| quiet.starts_with(name));
@@ -268,7 +272,7 @@ impl<'a> Parts<'a> {
 // === levels ===
 
 fn known_level(word: &str) -> Option<LevelFilter> {
-    // `off` is the word of other programs for `RUST_LOG`.
+    // Other programs accept `off` in `RUST_LOG`.
     if word.eq_ignore_ascii_case("none") { Some(LevelFilter::Off) } else { word.parse().ok() }
 }
 
@@ -289,7 +293,7 @@ fn levels(meant: Option<&str>) -> String {
 
 // === modules ===
 
-/// Whether lines come from it, or from a module below it. What modules the crates of others have is their affair.
+/// Returns whether this module, or a module below it, logs. Every module of another crate that logs is accepted.
 fn is_known(name: &str) -> bool {
     let is_within = |path: &str, name: &str| {
         path.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
@@ -304,7 +308,7 @@ fn module(name: &str) -> Result<&str, String> {
     Err(format!("no module `{name}` logs anything\n{}", meant_module(name).unwrap_or_else(modules)))
 }
 
-/// Our modules that log, the crates and modules that these are in, and the crates of others.
+/// Returns our modules that log, the crates and modules that contain them, and the crates of others.
 fn known_names() -> impl Iterator<Item = &'static str> {
     let above = |path: &'static str| path.match_indices("::").map(move |(at, _)| &path[..at]);
     OURS.iter().flat_map(move |path| above(path).chain([*path])).chain(OTHERS)
@@ -314,7 +318,7 @@ fn modules() -> String {
     let mut crates: Vec<_> = OURS.iter().filter_map(|path| path.split("::").next()).collect();
     crates.dedup();
     format!(
-        "the modules are {}, {}, and those in them, such as `lb_service::pool`",
+        "the modules are {}, {}, and those inside them, such as `lb_service::pool`",
         crates.join(", "),
         OTHERS.join(", ")
     )
@@ -358,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn the_default_quietens_pingora_only() {
+    fn the_default_filter_quietens_only_pingora() {
         for filter in [LogFilter::default(), parse("INFO")] {
             assert!(shows(&filter, "lb_service::proxy", Level::Info));
             assert!(!shows(&filter, "lb_service::proxy", Level::Debug));
@@ -377,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_filter_does_not_name_is_logged_as_by_default() {
+    fn modules_that_a_filter_does_not_name_have_the_default_level() {
         let filter = parse("health_service=debug");
         assert!(shows(&filter, "health_service::backend", Level::Debug));
         assert!(
@@ -390,7 +394,7 @@ mod tests {
     }
 
     #[test]
-    fn pingoras_crates_are_as_loud_as_they_are_asked_to_be() {
+    fn pingoras_crates_log_at_the_levels_that_name_them() {
         let filter = parse("info,pingora=info");
         assert!(shows(&filter, "pingora_core", Level::Info) && shows(&filter, "pingora_proxy", Level::Info));
         let filter = parse("info,pingora_core::server=debug");
@@ -401,7 +405,7 @@ mod tests {
     }
 
     #[test]
-    fn unknown_levels_are_refused_with_the_one_that_was_meant() {
+    fn an_unknown_level_is_rejected_with_a_suggestion() {
         let words = [("warning", "warn"), ("notice", "info"), ("verbose", "debug"), ("inof", "info")];
         for (word, meant) in words.into_iter().chain(["false", "silent", "quiet"].map(|word| (word, "none")))
         {
@@ -416,26 +420,26 @@ mod tests {
     }
 
     #[test]
-    fn unknown_modules_are_refused_with_the_one_that_was_meant_or_with_all() {
+    fn an_unknown_module_is_rejected_with_a_suggestion_or_with_all_names() {
         assert!(refusal("helth_service=debug").contains("did you mean `health_service`?"));
         assert!(
             refusal("health_service::backends=debug").contains("did you mean `health_service::backend`?")
         );
         let problem = refusal("sqlx=debug");
         assert!(problem.contains("lb_service, metrics_service, shared, pingora,"), "{problem}");
-        assert!(refusal("h2=debug").contains("no module `h2`"), "its messages reach nobody");
+        assert!(refusal("h2=debug").contains("no module `h2`"), "its messages are not read");
     }
 
     #[test]
-    fn an_empty_filter_and_a_wrong_expression_are_refused() {
-        for nonsense in ["", "  ", ",", "info/a/b", "info/("] {
-            assert!(LogFilter::parse(nonsense).is_err(), "{nonsense}");
+    fn an_empty_filter_and_an_invalid_expression_are_rejected() {
+        for invalid in ["", "  ", ",", "info/a/b", "info/("] {
+            assert!(LogFilter::parse(invalid).is_err(), "{invalid}");
         }
         assert!(LogFilter::parse("info/10\\.0").is_ok());
     }
 
     #[test]
-    fn the_variable_never_switches_the_log_off_by_what_is_wrong_in_it() {
+    fn an_invalid_part_of_the_variable_does_not_switch_the_log_off() {
         let (filter, warnings) = LogFilter::of_variable("warning");
         assert_eq!(filter, None);
         assert!(warnings[0].contains("did you mean `warn`?"), "{warnings:?}");
@@ -448,14 +452,15 @@ mod tests {
     }
 
     #[test]
-    fn the_variable_means_pingoras_crates_too() {
+    fn a_general_level_in_the_variable_applies_to_pingoras_crates() {
         let (filter, warnings) = LogFilter::of_variable("INFO");
         assert!(shows(&filter.unwrap(), "pingora_core", Level::Info) && warnings.is_empty());
     }
 
-    /// Of the source tree: a module that begins to log, or that is moved, has to be named here too.
+    /// Compares the list with the source tree. A module that begins to log, or that is moved, must be added to the
+    /// list.
     #[test]
-    fn our_modules_that_log_are_those_of_the_list() {
+    fn the_list_names_all_of_our_modules_that_log() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
         let mut found = BTreeSet::new();
         for member in ["health-service", "lb-service", "metrics-service", "shared"] {

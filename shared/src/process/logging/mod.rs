@@ -1,12 +1,13 @@
-//! Log lines: where they go and which of them.
+//! The log: its destination, its format and its filter.
 //!
-//! `env_logger` formats a line, and a [thread of its own](lb_service::lines) writes it to standard error: a reader that has stopped
-//! (a full pipe, a stopped terminal, a disk that stands still) blocks neither requests nor the end of the process. Lines that
-//! find no room are dropped and counted. What is queued is written before standard error becomes something else, and before the
-//! process ends. Panics go the same way, after what was logged before them.
+//! `env_logger` formats a line, and a [separate thread](lb_service::lines) writes it to standard error, so that a
+//! reader that has stopped (a full pipe, a stopped terminal, a disk that hangs) blocks neither requests nor the end of
+//! the process. Lines that do not fit into the queue are dropped and counted. The queue is written before standard
+//! error is redirected and before the process ends. Panic messages take the same path, after earlier log lines.
 //!
-//! With `error_log`, standard error *is* that file, so whatever a library prints lands there too. Lines are
-//! `[2026-01-31T12:00:00.123Z INFO target] text`, in UTC; the time is left out where the journal adds its own.
+//! With `error_log`, standard error *is* that file, so it also receives everything that a library prints. Lines are
+//! `[2026-01-31T12:00:00.123Z INFO target] text`, in UTC. The time is omitted under systemd's journal, which adds its
+//! own.
 
 mod filter;
 
@@ -29,40 +30,40 @@ use crate::words::count;
 use super::files::{Unusable, open_log};
 use super::privileges::Identity;
 
-/// The environment variable that says what is logged.
+/// The environment variable with a filter.
 const VARIABLE: &str = "RUST_LOG";
 
-/// A line is written at once, so that it is not lost if the process is killed. The last ones are waited for when the process ends,
-/// but it has to end.
+/// The pace of writing. A line is written at once, so that it is not lost if the process is killed. The end of the
+/// process waits for the last lines, but only for a limited time.
 const PACE: Pace = Pace { gather: Duration::ZERO, farewell: Duration::from_secs(1) };
 
-/// What a start has set up.
+/// The logging that a start has set up.
 #[derive(Debug)]
 pub struct Logging {
-    /// Present when standard error is a file.
+    /// The file that standard error writes to. `None` means that standard error was not redirected.
     pub error_log: Option<ErrorLog>,
-    /// What is logged.
+    /// The filter of the log.
     pub verbosity: Verbosity,
-    /// To be dropped last: writes what is queued, but waits for a second at most.
+    /// The guard of the queue, which must be dropped last. Dropping it writes the queued lines, for a second at most.
     pub guard: LinesGuard,
 }
 
-/// Standard error, whatever it is at the time. It is written to without the lock of the standard library, which would keep everybody
-/// else from it while a write hangs.
+/// The current standard error. It is written to without the lock of the standard library, which would block all other
+/// writers while a write hangs.
 struct Stderr;
 
-/// The queue as `env_logger` writes to it: a line at a time.
+/// The queue, to which `env_logger` writes one line at a time.
 struct Queue(Lines);
 
-/// The file that standard error has become.
+/// The file to which standard error is redirected.
 #[derive(Debug)]
 pub struct ErrorLog {
     path: PathBuf,
-    /// What standard error was, for errors of the start that a person waits for.
+    /// The former standard error, for errors during the start. `None` means that it was released.
     terminal: Mutex<Option<File>>,
 }
 
-/// What is logged: it can be changed while the process runs. Clones are of the same logger.
+/// The filter of the log, which can be changed at run time. Clones change the same logger.
 #[derive(Clone)]
 pub struct Verbosity(Arc<Switch>);
 
@@ -72,38 +73,38 @@ struct Switch {
     logger: ArcSwap<Logger>,
 }
 
-/// Every filter that somebody gave.
+/// The filters by their sources. `None` means that a source has none.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Levels {
-    /// At run time.
+    /// The filter that an operator has set at run time.
     order: Option<LogFilter>,
-    /// By `RUST_LOG`.
+    /// The filter in `RUST_LOG`.
     variable: Option<LogFilter>,
-    /// By the key `log_level`.
+    /// The filter of the key `log_level`.
     file: Option<LogFilter>,
 }
 
-/// Where the filter in effect comes from.
+/// The source of the filter in effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LevelSource {
     /// An operator has set it at run time.
     Operator,
-    /// The environment variable `RUST_LOG`.
+    /// The environment variable `RUST_LOG` contains it.
     Environment,
-    /// The key `log_level`.
+    /// The key `log_level` contains it.
     File,
-    /// It is the one of the program.
+    /// It is the default of the program.
     Default,
 }
 
-/// How lines look, and where they go.
+/// The format and the destination of lines.
 struct Style {
     timestamps: bool,
     coloured: bool,
     lines: Lines,
 }
 
-/// Why logging could not be set up.
+/// The reason why logging could not be set up.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages say it")]
 pub enum LogError {
@@ -117,8 +118,8 @@ pub enum LogError {
     Logger(#[from] log::SetLoggerError),
 }
 
-/// Starts logging; to be called once, early. Messages of the start reach the file too. The process will run as `user`. `level` is that of
-/// the configuration.
+/// Starts logging. It must be called once, and early, so that messages of the start reach the file. The process will
+/// run as `user`; `level` is the key `log_level` of the configuration.
 pub fn init(
     error_log: Option<&Path>,
     user: Option<&Identity>,
@@ -144,7 +145,7 @@ pub fn init(
     Ok(Logging { error_log, verbosity, guard })
 }
 
-/// As the standard library would print it.
+/// Formats a panic as the standard library does.
 fn panic_text(panic: &PanicHookInfo<'_>) -> String {
     let thread = std::thread::current();
     let backtrace = std::backtrace::Backtrace::capture();
@@ -155,7 +156,7 @@ fn panic_text(panic: &PanicHookInfo<'_>) -> String {
     format!("thread '{}' {panic}\n{backtrace}", thread.name().unwrap_or("<unnamed>"))
 }
 
-/// Whether standard error is a terminal that is to have colours.
+/// Returns whether standard error is a terminal that shows colours.
 fn shows_colours() -> bool {
     let is = |name, value: &str| std::env::var_os(name).is_some_and(|found| found == value);
     io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none() && !is("TERM", "dumb")
@@ -169,11 +170,11 @@ impl Sink for Stderr {
     }
 
     fn failed(&mut self, _: &io::Error) {
-        // There is no other place to say so; the lines are counted.
+        // There is no other place to report the failure; the lines are counted.
     }
 
     fn dropped(&mut self, lines: u64) {
-        log::warn!("{} of the log dropped, because standard error did not take them", count(lines, "line"));
+        log::warn!("log: {} dropped: writing to standard error is too slow or fails", count(lines, "line"));
     }
 }
 
@@ -198,32 +199,33 @@ impl Verbosity {
         Self(Arc::new(Switch { style, levels: Mutex::new(levels), logger }))
     }
 
-    /// What is logged, and who says so.
+    /// Returns the filter in effect and its source.
     pub fn in_effect(&self) -> (LogFilter, LevelSource) {
         self.levels().in_effect()
     }
 
-    /// What an operator has set, if anything.
+    /// Returns the filter that an operator has set. `None` means that no filter was set at run time.
     pub fn ordered(&self) -> Option<LogFilter> {
         self.levels().order.clone()
     }
 
-    /// What `RUST_LOG` says, if anything: it wins over the file.
+    /// Returns the filter in `RUST_LOG`, which takes precedence over the file. `None` means that the variable has no
+    /// valid filter.
     pub fn by_variable(&self) -> Option<LogFilter> {
         self.levels().variable.clone()
     }
 
-    /// Lines that were not written, because standard error did not take them.
+    /// Returns the number of lines that were dropped because standard error was too slow.
     pub fn dropped(&self) -> u64 {
         self.0.style.lines.dropped()
     }
 
-    /// From now on this is logged, because an operator says so. `None`: what the environment or the file says.
+    /// Sets the filter of an operator. `None` restores the filter of the environment or of the file.
     pub fn order(&self, filter: Option<LogFilter>) {
         self.change(|levels| levels.order = filter);
     }
 
-    /// The file says this now.
+    /// Sets the filter of the key `log_level`.
     pub fn set_file(&self, filter: Option<LogFilter>) {
         self.change(|levels| levels.file = filter);
     }
@@ -243,7 +245,7 @@ impl Verbosity {
         self.0.levels.lock()
     }
 
-    /// Lines below this level are not even formatted.
+    /// Publishes the maximum level, so that lines with a lower priority are not even formatted.
     fn publish(&self) {
         log::set_max_level(self.0.logger.load().filter());
     }
@@ -282,7 +284,7 @@ impl Levels {
 }
 
 impl LevelSource {
-    /// In a word, for the status.
+    /// Returns the source as one word, for the status.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Operator => "operator",
@@ -307,7 +309,7 @@ impl Style {
 }
 
 impl ErrorLog {
-    /// Opens the file for the user that the process will run as, and makes it standard error.
+    /// Opens the file for the user as whom the process will run, and redirects standard error to it.
     pub fn attach(path: &Path, user: Option<&Identity>) -> Result<Self, LogError> {
         let file = open(path, user)?;
         let terminal = nix::unistd::dup(io::stderr()).map_err(redirect)?;
@@ -315,23 +317,24 @@ impl ErrorLog {
         Ok(Self { path: path.to_owned(), terminal: Mutex::new(Some(File::from(terminal))) })
     }
 
-    /// Opens the file anew by its name, after it was moved away by log rotation, and logs how that went. On failure the old file
+    /// Opens the file again by its path, after log rotation has moved it, and logs the result. On failure the old file
     /// stays in use.
     pub fn reopen(&self) {
         match open(&self.path, None).and_then(|file| become_stderr(&file)) {
             Ok(()) => log::info!("error_log: {} reopened", self.path.display()),
-            Err(error) => log::error!("error_log not reopened, the old file is kept: {error}"),
+            Err(error) => log::error!("error_log: not reopened, the old file stays in use: {error}"),
         }
     }
 
-    /// Gives up the former standard error: the daemon serves, nobody waits at the terminal any more.
+    /// Closes the former standard error. It is called when the daemon serves, since errors no longer belong on the
+    /// terminal.
     pub fn release_terminal(&self) {
         self.terminal().take();
     }
 
-    /// Makes the terminal standard error again, to end with a message that a person can see.
+    /// Restores the former standard error, so that the error that ends the start is visible on the terminal.
     pub fn restore_terminal(&self) -> Result<(), LogError> {
-        // What has been logged belongs into the file.
+        // Earlier log lines belong into the file.
         log::logger().flush();
         match self.terminal().take() {
             Some(terminal) => become_stderr(&terminal),
@@ -356,7 +359,8 @@ fn redirect(errno: nix::Error) -> LogError {
     LogError::Redirect(errno.into())
 }
 
-/// Whether systemd's `JOURNAL_STREAM` speaks of this standard error, and not of one that was redirected since.
+/// Returns whether systemd's `JOURNAL_STREAM` names the current standard error. It does not after standard error was
+/// redirected.
 fn is_stderr(journal_stream: &str) -> bool {
     nix::sys::stat::fstat(io::stderr()).is_ok_and(|stat| names(journal_stream, stat.st_dev, stat.st_ino))
 }
@@ -373,14 +377,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_journal_is_recognised_by_device_and_inode() {
+    fn the_journal_is_recognised_by_device_and_inode_of_standard_error() {
         assert!(names("9:1234", 9, 1234));
         assert!(!names("9:1234", 9, 1235));
         assert!(!names("9", 9, 9) && !names("", 0, 0) && !names("a:b", 0, 0));
     }
 
     #[test]
-    fn a_file_that_cannot_be_opened_is_named() {
+    fn the_error_names_a_file_that_cannot_be_opened() {
         let error = ErrorLog::attach(Path::new("/no/such/dir/error.log"), None).unwrap_err().to_string();
         assert!(error.contains("error_log /no/such/dir/error.log"), "{error}");
     }
@@ -390,7 +394,7 @@ mod tests {
     }
 
     #[test]
-    fn an_operator_wins_over_the_variable_and_that_over_the_file() {
+    fn an_operator_takes_precedence_over_the_variable_and_the_variable_over_the_file() {
         let mut levels = Levels::default();
         assert_eq!(levels.in_effect(), (filter("info"), LevelSource::Default));
         levels.file = Some(filter("warn"));
@@ -402,7 +406,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_logged_changes_while_it_runs() {
+    fn the_filter_can_be_changed_at_run_time() {
         let (lines, _guard) = Lines::start("log", Stderr, PACE).unwrap();
         let style = Style { timestamps: true, coloured: false, lines };
         let verbosity = Verbosity::new(style, Levels { file: Some(filter("warn")), ..Levels::default() });
@@ -411,7 +415,7 @@ mod tests {
         verbosity.order(Some(filter("shared=debug")));
         assert!(logs(Level::Debug));
         verbosity.set_file(Some(filter("error")));
-        assert!(logs(Level::Debug), "the order wins");
+        assert!(logs(Level::Debug), "the order takes precedence");
         verbosity.order(None);
         assert!(logs(Level::Error) && !logs(Level::Warn));
     }
