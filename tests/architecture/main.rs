@@ -1,5 +1,5 @@
-//! The rules of the project's shape, read from its files: who may depend on whom, what lies at the top, what every
-//! crate and every module must have.
+//! The rules about the structure of the project, checked on its files: dependencies between crates, top-level folders,
+//! and what every crate and module must have.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -8,10 +8,10 @@ use std::process::Command;
 
 use serde_json::Value;
 
-/// The folders that may lie at the top, beside those that begin with a dot and cargo's own.
+/// The folders that are allowed at the top level, besides hidden ones and cargo's `target`.
 const FOLDERS: [&str; 6] = ["lb-service", "health-service", "metrics-service", "shared", "deploy", "tests"];
 
-/// Every dependency that a member may have on another. `tests` may have any.
+/// The allowed dependencies between members of the workspace. `tests` may depend on any.
 const EDGES: [(&str, &str); 6] = [
     ("shared", "lb-service"),
     ("shared", "health-service"),
@@ -22,7 +22,7 @@ const EDGES: [(&str, &str); 6] = [
 ];
 
 #[test]
-fn members_depend_on_each_other_only_along_the_known_edges() {
+fn members_have_only_the_allowed_dependencies_on_each_other() {
     let members = members();
     let names: BTreeSet<&str> = members.keys().map(String::as_str).collect();
     let unknown: Vec<String> = members
@@ -45,26 +45,26 @@ fn the_composition_root_depends_on_every_service() {
 }
 
 #[test]
-fn the_harness_knows_the_daemon_only_as_its_users_do() {
+fn the_harness_does_not_link_the_daemon() {
     let tests = &members()["tests"];
     assert!(!tests.dependencies.contains("shared"), "process tests must not link the daemon");
 }
 
 #[test]
-fn nothing_but_the_six_folders_lies_at_the_top() {
+fn the_top_level_has_only_the_six_folders() {
     let entries = fs::read_dir(root()).expect("the workspace can be read");
     let folders = entries.filter_map(Result::ok).filter(|entry| entry.path().is_dir());
     let names = folders.map(|entry| entry.file_name().to_string_lossy().into_owned());
     let other: Vec<String> = names
         .filter(|name| !name.starts_with('.') && name != "target" && !FOLDERS.contains(&name.as_str()))
         .collect();
-    assert!(other.is_empty(), "these folders do not belong at the top: {other:?}");
+    assert!(other.is_empty(), "these folders are not allowed at the top level: {other:?}");
 }
 
 #[test]
-fn a_build_without_cmake_says_in_one_line_what_to_install() {
+fn a_build_without_cmake_prints_one_line_with_the_package_to_install() {
     let empty = tempfile::tempdir().expect("there is room for a directory");
-    // The stand-in finds its own place with dirname; nothing else is on this machine.
+    // The script needs dirname. The PATH contains no other program, so cmake is missing.
     std::os::unix::fs::symlink("/usr/bin/dirname", empty.path().join("dirname")).expect("it can be linked");
     let stand_in = root().join("deploy/cmake");
     let said =
@@ -75,18 +75,18 @@ fn a_build_without_cmake_says_in_one_line_what_to_install() {
 }
 
 #[test]
-fn every_crate_takes_the_lints_of_the_workspace() {
+fn every_crate_inherits_the_lints_of_the_workspace() {
     for (name, member) in members() {
         let manifest = fs::read_to_string(&member.manifest).expect("a member has a manifest");
-        assert!(inherits_lints(&manifest), "{name} does not say `lints.workspace = true`");
+        assert!(inherits_lints(&manifest), "{name} does not set `lints.workspace = true`");
     }
 }
 
 #[test]
-fn every_module_says_what_it_is_for() {
+fn every_module_begins_with_a_doc_comment() {
     let mut silent = Vec::new();
     for member in members().values() {
-        let directory = member.manifest.parent().expect("a manifest lies in a folder");
+        let directory = member.manifest.parent().expect("a manifest is in a folder");
         for file in rust_files(&directory.join("src")) {
             let text = fs::read_to_string(&file).expect("a source file can be read");
             if !text.starts_with("//!") {
@@ -103,7 +103,7 @@ struct Member {
     dependencies: BTreeSet<String>,
 }
 
-/// The crates of the workspace by name, as cargo sees them.
+/// Returns the crates of the workspace by name, from `cargo metadata`.
 fn members() -> BTreeMap<String, Member> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let arguments = ["metadata", "--no-deps", "--offline", "--format-version", "1"];
@@ -116,7 +116,7 @@ fn members() -> BTreeMap<String, Member> {
 
 impl Member {
     fn read(package: &Value) -> Self {
-        // All kinds: normal, dev and build.
+        // This includes normal, dev and build dependencies.
         let dependencies = package["dependencies"].as_array().expect("a package lists its dependencies");
         Self {
             manifest: text(&package["manifest_path"]).into(),
@@ -144,7 +144,7 @@ fn rust_files(directory: &Path) -> Vec<PathBuf> {
 }
 
 fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests lies in the workspace")
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests is in the workspace")
 }
 
 fn text(value: &Value) -> String {

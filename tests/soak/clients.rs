@@ -1,8 +1,9 @@
-//! The load: one thread for each client, and each client one kind of use, with pauses.
+//! The load: one thread per client, and one kind of load per client, with pauses.
 //!
-//! What counts as a failure is what a user would see. A client whose kept connection is closed after an answer that said so,
-//! or is found closed before it sends, connects anew; so does one whose `GET` got no byte of an answer, once. Everything
-//! else is a failure: a `POST` that gets no answer, a body that is cut or has one wrong byte, any status but 200.
+//! A failure is what a person at the client would notice. A client reconnects without a failure if a response announced
+//! the close, or if the connection was closed while idle. It also retries a `GET` once if no byte of a response has
+//! arrived. Everything else is a failure: a `POST` without a response, a truncated body, a wrong byte, or a status
+//! other than 200.
 
 use std::net::SocketAddr;
 use std::ops::Range;
@@ -19,7 +20,7 @@ use tests::{Connection, websocket};
 use crate::ledger::{Done, Kind, Ledger};
 use crate::setup::{FRAIL_HOST, SOCKETS_HOST, WEB_HOST};
 
-/// How many clients of each kind there are.
+/// The number of clients of each kind.
 const CROWD: [(Kind, usize); 7] = [
     (Kind::KeepAlive, 6),
     (Kind::Fresh, 3),
@@ -29,31 +30,31 @@ const CROWD: [(Kind, usize); 7] = [
     (Kind::LongDownload, 2),
     (Kind::WebSocket, 8),
 ];
-/// Below the buffers of loopback sockets, so that an origin's answer is out in one write. Bodies of the pool whose origins
-/// are killed are no longer than this: an answer that is cut within cannot be saved by anybody.
+/// Lengths of small bodies. They fit into the buffers of loopback sockets, so an origin writes the response at once.
+/// The pool whose origins are killed gets only these, because no load balancer can repair a response that was cut off.
 const SMALL: Range<u64> = 0..8 * 1024;
 const MIDDLING: Range<u64> = 0..128 * 1024;
 const SLOW_UPLOAD: u64 = 64 * 1024;
 const SLOW_DOWNLOAD: u64 = 1024 * 1024;
 const TRICKLE: usize = 2 * 1024;
-/// What a slow reader's system takes in before it reads.
+/// The receive buffer of a slow client, in bytes.
 const NARROW: usize = 16 * 1024;
-/// An idle connection that was closed is noticed in this time.
+/// The time that a client waits to find out whether an idle connection was closed.
 const GLANCE: Duration = Duration::from_millis(1);
 
-/// How a body is sent.
+/// Sends a body.
 type SendBody<'a> = dyn FnMut(&mut Connection, &[u8]) -> Result<(), Failure> + 'a;
 
-/// What the clients are to do.
+/// The load that the clients produce.
 #[derive(Debug, Clone)]
 pub(crate) struct Load {
-    /// Where they connect, each of them to one of these.
+    /// The addresses that clients connect to. Each client uses one of them.
     pub(crate) addresses: Vec<SocketAddr>,
-    /// Lengths of long downloads, in bytes; they are read at some 2 MB/s.
+    /// Lengths of long downloads, in bytes. Clients read them at about 2 MB/s.
     pub(crate) long_download: Range<u64>,
-    /// Half of the WebSockets are opened at the start, the others one by one within this time.
+    /// The time within which half of the WebSockets are opened one by one. The others are opened at the start.
     pub(crate) latecomers: Duration,
-    /// For the choices of the clients.
+    /// The seed for the random choices of the clients.
     pub(crate) seed: u64,
 }
 
@@ -77,14 +78,14 @@ struct Client {
     idle: Option<Connection>,
 }
 
-/// A request and what its answer should be.
+/// A request and the expected response.
 struct Wish {
     host: &'static str,
     seed: u64,
     length: u64,
 }
 
-/// An agreed WebSocket, and since when.
+/// An open WebSocket and the time at which it was opened.
 struct Socket {
     connection: Connection,
     opened: Duration,
@@ -114,12 +115,12 @@ impl Crowd {
         Self { stop, rest, threads }
     }
 
-    /// How many there are.
+    /// Returns the number of clients.
     pub(crate) fn size() -> usize {
         CROWD.iter().map(|(_, count)| count).sum()
     }
 
-    /// Lets every client finish its request quickly and wait, its connection open, while somebody looks.
+    /// Pauses all clients while `look` runs. Each finishes its request quickly and keeps its connection open.
     pub(crate) fn at_rest<T>(&self, look: impl FnOnce() -> T) -> T {
         self.rest.store(true, Ordering::Relaxed);
         let seen = look();
@@ -127,11 +128,11 @@ impl Crowd {
         seen
     }
 
-    /// Lets every client finish what it has begun.
+    /// Stops all clients after their current request.
     pub(crate) fn stop(self) {
         self.stop.store(true, Ordering::Relaxed);
         for thread in self.threads {
-            thread.join().expect("a client writes its failures down and does not panic");
+            thread.join().expect("a client records its failures and does not panic");
         }
     }
 }
@@ -162,7 +163,7 @@ impl Client {
         self.stop.load(Ordering::Relaxed)
     }
 
-    /// One `GET` of whatever this kind of client wants.
+    /// Sends one `GET` of this client's kind.
     fn get(&mut self) {
         let began = Instant::now();
         let wish = self.wish();
@@ -174,7 +175,7 @@ impl Client {
         self.judge(began, outcome, wish.length);
     }
 
-    /// The idle connection, or a new one, and whether it was used before.
+    /// Returns the idle connection or a new one, and whether it was used before.
     fn connection(&mut self) -> Result<(Connection, bool), (Failure, bool)> {
         match self.idle.take() {
             Some(idle) => Ok((idle, true)),
@@ -201,8 +202,8 @@ impl Client {
         Wish { host, seed: self.random.u64(..1_000_000), length: self.random.u64(length) }
     }
 
-    /// One `GET` on this connection: whether its answer is the wished one to the last byte. The error says whether the
-    /// connection had been used before.
+    /// Sends one `GET` on this connection and checks every byte of the response. The error includes whether the
+    /// connection was used before.
     fn get_on(&mut self, (mut open, used): (Connection, bool), wish: &Wish) -> Result<(), (Failure, bool)> {
         let target = format!("/pattern/{}/{}", wish.seed, wish.length);
         let mut headers = vec![("Host", wish.host)];
@@ -221,13 +222,19 @@ impl Client {
         });
         let head = exchange.map_err(|error| (error, used))?;
         if !meter.is_pattern || meter.length != wish.length {
-            return Err((wrong(format!("{} of {} bytes came, or others", meter.length, wish.length)), used));
+            return Err((
+                wrong(format!(
+                    "received {} bytes where {} were expected, or wrong bytes",
+                    meter.length, wish.length
+                )),
+                used,
+            ));
         }
         self.keep(open, &head);
         Ok(())
     }
 
-    /// Reads slowly, if that is its kind and nobody waits for it.
+    /// Pauses between two reads of a slow client, unless the clients should stop or pause.
     fn dawdle(&self) {
         let pause = match self.kind {
             Kind::SlowDownload => 40,
@@ -261,7 +268,7 @@ impl Client {
         }
     }
 
-    /// One `POST`, which the origin measures.
+    /// Sends one `POST`. The origin returns the length of the body and whether it is correct.
     fn post(&mut self) {
         let length = self.random.u64(1..MIDDLING.end);
         self.upload(length, &mut |open, body| open.send(body));
@@ -294,7 +301,7 @@ impl Client {
             let answer = answer.and_then(|()| open.response("POST")).map_err(|error| (error, used))?;
             right(answer.status, &answer.head).map_err(|error| (error, used))?;
             if answer.text() != format!("{length} true") {
-                return Err((wrong(format!("the origin got other bytes: {}", answer.text())), used));
+                return Err((wrong(format!("the origin received wrong bytes: {}", answer.text())), used));
             }
             self.keep(open, &answer.head);
             Ok(())
@@ -302,7 +309,7 @@ impl Client {
         self.judge(began, outcome, length);
     }
 
-    /// One WebSocket after the other: the next when one is cut.
+    /// Holds one WebSocket at a time, and opens the next one if it is cut.
     fn hold_sockets(mut self) {
         let late = self.number / 2 * (self.number % 2);
         let delay = self.load.latecomers.mul_f64(late as f64 / 4.0);
@@ -320,14 +327,14 @@ impl Client {
             socket = match open {
                 Ok(open) => self.message(open),
                 Err(error) => {
-                    self.ledger.failed(self.kind, format!("no WebSocket was agreed to: {error}"));
+                    self.ledger.failed(self.kind, format!("the WebSocket handshake failed: {error}"));
                     None
                 }
             };
             thread::sleep(Duration::from_millis(self.random.u64(80..160)));
         }
         if let Some(Socket { mut connection, .. }) = socket {
-            // The run is over; what becomes of the farewell is of no interest.
+            // The run is over, so the result does not matter.
             let _ = connection.send(websocket::Frame::close().masked());
         }
     }
@@ -338,12 +345,12 @@ impl Client {
         connection.send(head_bytes("GET", "/socket", &headers, 0))?;
         let (status, head) = connection.response_head()?;
         if status != 101 || head.header("sec-websocket-accept") != Some(websocket::ACCEPT) {
-            return Err(wrong(format!("answered {}", head.start)));
+            return Err(wrong(format!("the response is {}", head.start)));
         }
         Ok(Socket { connection, opened: self.ledger.now(), offset: self.random.u64(..1_000_000) })
     }
 
-    /// Sends a message and checks its echo; returns the WebSocket if it still is one.
+    /// Sends a message and checks the echo. Returns the WebSocket if it is still open.
     fn message(&mut self, mut socket: Socket) -> Option<Socket> {
         let began = Instant::now();
         let sent = pattern::bytes(socket.offset, self.random.usize(1..2000));
@@ -354,7 +361,8 @@ impl Client {
                 Some(socket)
             }
             Ok(echo) => {
-                self.ledger.failed(self.kind, format!("{} other bytes came back", echo.payload.len()));
+                self.ledger
+                    .failed(self.kind, format!("received an echo of {} wrong bytes", echo.payload.len()));
                 None
             }
             Err(error) => {
@@ -370,7 +378,7 @@ fn hurries(stop: &AtomicBool, rest: &AtomicBool) -> bool {
 }
 
 fn right(status: u16, head: &Head) -> Result<(), Failure> {
-    if status == 200 { Ok(()) } else { Err(wrong(format!("answered {}", head.start))) }
+    if status == 200 { Ok(()) } else { Err(wrong(format!("the response is {}", head.start))) }
 }
 
 fn wrong(what: String) -> Failure {
@@ -384,9 +392,9 @@ mod checks {
 
     use super::*;
 
-    /// The load with an origin in the place of a load balancer.
+    /// The clients connect to an origin directly, without a load balancer.
     #[test]
-    fn the_load_is_content_with_what_is_right_and_notices_what_is_not() {
+    fn the_load_accepts_correct_responses_and_reports_wrong_ones() {
         let origin = Origin::start("one");
         origin.behave(Behaviour::Service);
         let ledger = Arc::new(Ledger::new());
@@ -412,7 +420,7 @@ mod checks {
             until(LONG, kind.name(), || failed(kind));
         }
         origin.behave(Behaviour::Answer(Answer::status(503, "")));
-        until(LONG, "503 is a failure", || {
+        until(LONG, "a response with 503 is a failure", || {
             ledger.failures().iter().any(|failure| failure.text.contains("503"))
         });
         crowd.stop();

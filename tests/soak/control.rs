@@ -1,5 +1,4 @@
-//! The daemon's own commands, as an operator types them. One function for each, so that what the harness needs of the command
-//! line stands in one place.
+//! The subcommands of the daemon, as an operator types them. All uses of the command line in the soak run are here.
 
 use std::path::Path;
 
@@ -8,17 +7,17 @@ use tests::daemon::path_str;
 
 use crate::setup::Order;
 
-/// Runs `load_balancer VERB ARGUMENTS -c FILE`; the error is what it said.
-fn run(lab: &Lab, file: &Path, verb: &str, arguments: &[&str]) -> Result<(), String> {
-    let finished = lab.run(&[&[verb], arguments, &["-c", path_str(file)]].concat());
+/// Runs `load_balancer SUBCOMMAND ARGUMENTS -c FILE`. The error contains its output.
+fn run(lab: &Lab, file: &Path, subcommand: &str, arguments: &[&str]) -> Result<(), String> {
+    let finished = lab.run(&[&[subcommand], arguments, &["-c", path_str(file)]].concat());
     if finished.code == Some(0) {
         return Ok(());
     }
-    let said = format!("{}{}", finished.stdout, finished.stderr);
-    Err(format!("`{verb} {}` ended with {:?}: {}", arguments.join(" "), finished.code, said.trim()))
+    let output = format!("{}{}", finished.stdout, finished.stderr);
+    Err(format!("`{subcommand} {}` exited with {:?}: {}", arguments.join(" "), finished.code, output.trim()))
 }
 
-/// Puts the file into effect, and waits until it is.
+/// Reloads the configuration and waits until it is in effect.
 pub(crate) fn reload(lab: &Lab, file: &Path) -> Result<(), String> {
     run(lab, file, "reload", &[])
 }
@@ -28,9 +27,9 @@ pub(crate) fn upgrade(lab: &Lab, file: &Path) -> Result<(), String> {
     run(lab, file, "upgrade", &[])
 }
 
-/// Changes a backend of the pool `web` at run time. A drain waits until the backend has no request left.
+/// Changes a backend of the pool `web` at run time. A drain waits until the backend has no request in flight.
 pub(crate) fn order(lab: &Lab, file: &Path, order: &Order) -> Result<(), String> {
-    let (verb, member, more) = match order {
+    let (subcommand, member, more) = match order {
         Order::Drain(member) => ("drain", member, vec!["--wait".to_owned()]),
         Order::Undrain(member) => ("undrain", member, Vec::new()),
         Order::Weight(member, weight) => ("weight", member, vec![weight.to_string()]),
@@ -40,5 +39,5 @@ pub(crate) fn order(lab: &Lab, file: &Path, order: &Order) -> Result<(), String>
     let address = member.address.to_string();
     let mut arguments = vec!["web", address.as_str()];
     arguments.extend(more.iter().map(String::as_str));
-    run(lab, file, verb, &arguments)
+    run(lab, file, subcommand, &arguments)
 }

@@ -1,6 +1,7 @@
-//! What became of the load: counts for each kind of client, every failure with its time, every WebSocket that was cut.
+//! The record of the load: counts per kind of client, every failure, and every WebSocket that was cut.
 //!
-//! Clients write, the report reads. A failure is kept with its time, so that it can be laid beside the change under way.
+//! Clients write it and the report reads it. A failure has a time, so that the report can name the change during which
+//! it happened.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
@@ -9,30 +10,30 @@ use std::time::{Duration, Instant};
 /// A kind of client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Kind {
-    /// `GET` on a kept connection.
+    /// `GET` on a keep-alive connection.
     KeepAlive,
-    /// `GET`, each on a connection of its own.
+    /// `GET`, each on a new connection.
     Fresh,
-    /// `POST` on a kept connection.
+    /// `POST` on a keep-alive connection.
     Post,
-    /// A body that trickles.
+    /// A request body that is sent slowly.
     SlowUpload,
-    /// An answer that is read slowly.
+    /// A response that is read slowly.
     SlowDownload,
-    /// An answer of many megabytes.
+    /// A response of many megabytes.
     LongDownload,
-    /// One message after the other, and their echoes.
+    /// Messages that are sent one after the other, and their echoes.
     WebSocket,
-    /// The harness's own looks at whether a change took effect.
+    /// A check by the harness that a change is in effect.
     Change,
 }
 
-/// A request that failed, or a change.
+/// A failed request or a failed change.
 #[derive(Debug, Clone)]
 pub(crate) struct Failure {
-    /// Since the start.
+    /// The time since the start.
     pub(crate) at: Duration,
-    /// Whose it was.
+    /// The kind of client, or a change.
     pub(crate) kind: Kind,
     /// What happened.
     pub(crate) text: String,
@@ -41,25 +42,25 @@ pub(crate) struct Failure {
 /// A WebSocket that was cut.
 #[derive(Debug, Clone)]
 pub(crate) struct Cut {
-    /// When it was agreed to.
+    /// The time at which it was opened.
     pub(crate) opened: Duration,
-    /// When it was cut.
+    /// The time at which it was cut.
     pub(crate) at: Duration,
-    /// How.
+    /// The error of the client.
     pub(crate) text: String,
 }
 
-/// All that is written down in a run.
+/// The record of one run.
 pub(crate) struct Ledger {
     began: Instant,
     counts: [Counts; Kind::ALL.len()],
     failures: Mutex<Vec<Failure>>,
     cuts: Mutex<Vec<Cut>>,
-    /// From the wish to the end of the answer, of requests that should be quick; with their time.
+    /// The time and the duration of each request that should be fast. The duration lasts until the end of the response.
     quick: Mutex<Vec<(Duration, Duration)>>,
 }
 
-/// What is counted for each kind.
+/// The counts of one kind of client.
 #[derive(Debug, Default)]
 pub(crate) struct Counts {
     requests: AtomicU64,
@@ -68,10 +69,10 @@ pub(crate) struct Counts {
     found_closed: AtomicU64,
 }
 
-/// A request that was answered as it should be.
+/// A request with a correct response.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Done {
-    /// When the client wanted it.
+    /// The time at which the client began, before it connected.
     pub(crate) began: Instant,
     /// Bytes of bodies that were checked.
     pub(crate) bytes: u64,
@@ -90,7 +91,7 @@ impl Kind {
         Self::Change,
     ];
 
-    /// As the report calls it.
+    /// Returns the name in the report.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::KeepAlive => "keep-alive GET",
@@ -104,7 +105,7 @@ impl Kind {
         }
     }
 
-    /// Whether its requests are answered at once, so that a pause of them is one of the daemon.
+    /// Whether the origin responds at once, so that a delay comes from the load balancer.
     fn is_quick(self) -> bool {
         matches!(self, Self::KeepAlive | Self::Fresh | Self::Post)
     }
@@ -113,7 +114,7 @@ impl Kind {
 // ===== impl Ledger =====
 
 impl Ledger {
-    /// An empty one, whose time begins now.
+    /// Creates an empty record whose time begins now.
     pub(crate) fn new() -> Self {
         Self {
             began: Instant::now(),
@@ -124,12 +125,12 @@ impl Ledger {
         }
     }
 
-    /// Time since the start.
+    /// Returns the time since the start.
     pub(crate) fn now(&self) -> Duration {
         self.began.elapsed()
     }
 
-    /// A request was answered as it should be.
+    /// Records a request with a correct response.
     pub(crate) fn done(&self, kind: Kind, done: Done) {
         let counts = &self.counts[kind as usize];
         counts.requests.fetch_add(1, Ordering::Relaxed);
@@ -139,47 +140,47 @@ impl Ledger {
         }
     }
 
-    /// The peer said that it closes the connection: the client must connect anew.
+    /// Records that a response announced the close of the connection.
     pub(crate) fn announced(&self, kind: Kind) {
         self.counts[kind as usize].announced.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// A kept connection was found closed, and nothing was lost by it.
+    /// Records that an idle connection was closed, which costs no request.
     pub(crate) fn found_closed(&self, kind: Kind) {
         self.counts[kind as usize].found_closed.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// A request failed.
+    /// Records a failed request or change.
     pub(crate) fn failed(&self, kind: Kind, text: impl Into<String>) {
         lock(&self.failures).push(Failure { at: self.now(), kind, text: text.into() });
     }
 
-    /// A WebSocket was cut.
+    /// Records a WebSocket that was cut.
     pub(crate) fn cut(&self, opened: Duration, text: impl Into<String>) {
         lock(&self.cuts).push(Cut { opened, at: self.now(), text: text.into() });
     }
 
-    /// What was counted for a kind.
+    /// Returns the counts of a kind.
     pub(crate) fn counts(&self, kind: Kind) -> &Counts {
         &self.counts[kind as usize]
     }
 
-    /// All failures, in order.
+    /// Returns all failures, in order.
     pub(crate) fn failures(&self) -> Vec<Failure> {
         lock(&self.failures).clone()
     }
 
-    /// All WebSockets cut, in order.
+    /// Returns all WebSockets that were cut, in order.
     pub(crate) fn cuts(&self) -> Vec<Cut> {
         lock(&self.cuts).clone()
     }
 
-    /// When the longest pause of a client ended, and how long it was.
+    /// Returns the end and the duration of the slowest of the requests that should be fast.
     pub(crate) fn longest_pause(&self) -> (Duration, Duration) {
         lock(&self.quick).iter().copied().max_by_key(|(_, took)| *took).unwrap_or_default()
     }
 
-    /// The time that so many of a thousand quick requests did not exceed.
+    /// Returns the duration that `share` of 1000 fast requests did not exceed.
     pub(crate) fn permille(&self, share: usize) -> Duration {
         let mut times: Vec<Duration> = lock(&self.quick).iter().map(|(_, took)| *took).collect();
         times.sort_unstable();
@@ -189,22 +190,22 @@ impl Ledger {
 }
 
 impl Counts {
-    /// Requests answered, or messages echoed, as they should be.
+    /// Returns the number of requests with a correct response, or of messages with a correct echo.
     pub(crate) fn requests(&self) -> u64 {
         self.requests.load(Ordering::Relaxed)
     }
 
-    /// Bytes of bodies and messages, each of them checked.
+    /// Returns the number of checked bytes in bodies and messages.
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
     }
 
-    /// Kept connections that ended after an answer that said so.
+    /// Returns the number of connections whose close a response had announced.
     pub(crate) fn announced(&self) -> u64 {
         self.announced.load(Ordering::Relaxed)
     }
 
-    /// Kept connections that were found closed.
+    /// Returns the number of connections that were closed while idle.
     pub(crate) fn found_closed(&self) -> u64 {
         self.found_closed.load(Ordering::Relaxed)
     }

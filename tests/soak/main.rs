@@ -1,18 +1,19 @@
-//! The soak run: a load of every kind, of which every byte is checked, while the daemon is changed in every way there is.
+//! The soak run: many kinds of load, in which every byte is checked, during reloads, upgrades and changes at run time.
 //!
 //! ```text
-//!   clients ──> Subject (load_balancer | nginx | HAProxy) ──> Origins (come, go and die)
+//!   clients ──> Subject (load_balancer | nginx | HAProxy) ──> Origins (are added, removed and killed)
 //!      │            ^ reload, upgrade, orders                    ^ kill, restart
 //!   Ledger ─┐       └────────────── Run: the script ─────────────┘
 //!   Watch ──┴──> Outcome ──> report, faults
 //! ```
 //!
-//! `make test` runs it for half a minute on the daemon, `make soak` for minutes, and on nginx and HAProxy as well, and writes
-//! `target/soak/report.md` and `report.json`. `SOAK="nginx haproxy"` chooses who is run. The same seed gives the same script.
+//! `make test` runs it for half a minute on the daemon. `make soak` runs it for minutes on the daemon, nginx and
+//! HAProxy, and writes `target/soak/report.md` and `report.json`. `SOAK="nginx haproxy"` selects the subjects. Equal
+//! seeds give equal scripts.
 //!
-//! The invariant: what every subject gets and what is counted is the same; only `subject/` knows whom it is dealing with.
+//! Every subject gets the same load and is counted in the same way. Only `subject/` depends on the program under test.
 
-#![expect(clippy::print_stdout, reason = "the report is for whoever runs it")]
+#![expect(clippy::print_stdout, reason = "the report is printed for the person who runs it")]
 
 mod clients;
 mod control;
@@ -33,7 +34,7 @@ use subject::{Haproxy, LoadBalancer, Nginx, Subject};
 const WRITABLE: &str = "cargo's directory is writable";
 
 #[test]
-fn nothing_is_lost_while_the_daemon_changes() {
+fn no_request_fails_during_reloads_and_upgrades() {
     let mut daemon = LoadBalancer::new();
     let outcome = run::run(&Plan::short(), &mut daemon).unwrap();
     println!("{}", report::markdown(std::slice::from_ref(&outcome)));
@@ -43,7 +44,7 @@ fn nothing_is_lost_while_the_daemon_changes() {
 
 #[test]
 #[ignore = "takes half an hour: `make soak`"]
-fn the_long_run_and_the_same_on_nginx_and_haproxy() {
+fn no_request_fails_during_the_long_run() {
     let wanted = std::env::var("SOAK").unwrap_or_default();
     let wanted = if wanted.is_empty() { "load_balancer nginx haproxy" } else { wanted.as_str() };
     let plan = if std::env::var_os("SOAK_SHORT").is_some() { Plan::short() } else { Plan::long() };
@@ -54,7 +55,7 @@ fn the_long_run_and_the_same_on_nginx_and_haproxy() {
             "load_balancer" => Box::new(LoadBalancer::new()),
             "nginx" => Box::new(Nginx::new()),
             "haproxy" => Box::new(Haproxy::new()),
-            other => panic!("SOAK knows load_balancer, nginx and haproxy, not {other}"),
+            other => panic!("unknown subject {other} in SOAK: use load_balancer, nginx or haproxy"),
         };
         println!("{name}: {} steps within {:?}", plan.steps().len(), plan.changes_within);
         let outcome = run::run(&plan, subject.as_mut()).unwrap();
@@ -68,9 +69,9 @@ fn the_long_run_and_the_same_on_nginx_and_haproxy() {
     assert!(faults.is_empty(), "{faults:#?}");
 }
 
-/// Also what is known so far: a run takes long.
+/// Writes the report. It is called after each subject, because a run takes long and a later one may fail.
 fn write(outcomes: &[Outcome]) {
-    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("it lies in the target directory");
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("it is in the target directory");
     let directory = target.join("soak");
     std::fs::create_dir_all(&directory).expect(WRITABLE);
     std::fs::write(directory.join("report.md"), report::markdown(outcomes)).expect(WRITABLE);

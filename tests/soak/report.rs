@@ -1,4 +1,4 @@
-//! What a run showed, as a table for people and as JSON, and what of it breaks the daemon's promise.
+//! The results of a run, as a table and as JSON, and the faults that fail the test.
 
 use std::fmt::Write;
 use std::time::Duration;
@@ -9,9 +9,9 @@ use crate::clients::Crowd;
 use crate::ledger::{Cut, Failure, Kind};
 use crate::run::{Event, Outcome};
 
-/// A WebSocket is cut by the end of a drain also when that came so much earlier than computed.
+/// The time before the computed end of a drain at which a cut WebSocket still counts as cut by that end.
 const TOLERANCE: Duration = Duration::from_millis(500);
-/// Failures listed of each subject.
+/// The number of failures that are listed per subject.
 const LISTED: usize = 12;
 
 type Cell = fn(&Outcome) -> String;
@@ -46,7 +46,7 @@ const ROWS: [(&str, Cell); 22] = [
     ("left after the stop", |run| run.left.after_stop.to_string()),
 ];
 
-/// The table, and below it what failed during which change.
+/// Returns the table and, below it, the failures with the changes during which they happened.
 pub(crate) fn markdown(runs: &[Outcome]) -> String {
     let mut text = String::from("| |");
     runs.iter().for_each(|run| _ = write!(text, " {} |", run.subject));
@@ -65,7 +65,7 @@ pub(crate) fn markdown(runs: &[Outcome]) -> String {
     text
 }
 
-/// The same for programs.
+/// Returns the results as JSON.
 pub(crate) fn json(runs: &[Outcome]) -> Value {
     let one = |run: &Outcome| {
         let kinds = Kind::ALL.map(|kind| {
@@ -120,7 +120,7 @@ pub(crate) fn json(runs: &[Outcome]) -> Value {
     runs.iter().map(one).collect()
 }
 
-/// What of a run breaks the promise: nothing, for the daemon.
+/// Returns the faults of a run. A run of the daemon must have none.
 pub(crate) fn faults(run: &Outcome) -> Vec<String> {
     let mut faults = Vec::new();
     let mut must = |holds: bool, what: String| {
@@ -170,19 +170,21 @@ impl Outcome {
         Kind::ALL.iter().map(|kind| self.ledger.counts(*kind).bytes()).sum()
     }
 
-    /// The requests that failed, or the changes that did.
+    /// Returns the failed changes if `changes` is set, and the failed requests otherwise.
     fn failures(&self, changes: bool) -> Vec<Failure> {
         let all = self.ledger.failures().into_iter();
         all.filter(|failure| (failure.kind == Kind::Change) == changes).collect()
     }
 
-    /// The WebSockets that were cut by the end of a drain, or those that were cut without one.
+    /// Returns the WebSockets that were cut at the end of a drain if `past_drain` is set, and all other cut ones
+    /// otherwise.
     fn cuts(&self, past_drain: bool) -> Vec<Cut> {
         self.ledger.cuts().into_iter().filter(|cut| is_past_drain(&self.events, cut) == past_drain).collect()
     }
 }
 
-/// Whether a change since the WebSocket was agreed to has replaced its process, and given that no more time than it had.
+/// Whether a change replaced the process of a WebSocket after it was opened, and the drain time of that process was
+/// over when the WebSocket was cut.
 fn is_past_drain(events: &[Event], cut: &Cut) -> bool {
     let due = |event: &Event| {
         let end = event.drain.map(|drain| event.at + drain);
@@ -191,7 +193,7 @@ fn is_past_drain(events: &[Event], cut: &Cut) -> bool {
     events.iter().any(due)
 }
 
-/// What was done at that time, or last before it.
+/// Describes the change at that time, or the last one before it.
 fn during(run: &Outcome, at: Duration) -> String {
     let event = run.events.iter().rev().find(|event| event.at <= at);
     event.map_or_else(
@@ -295,14 +297,14 @@ mod checks {
     use super::*;
 
     #[test]
-    fn a_websocket_may_be_cut_by_the_end_of_the_drain_that_it_lived_into() {
+    fn a_websocket_may_be_cut_at_the_end_of_the_drain_of_its_process() {
         let seconds = Duration::from_secs;
         let event = |at, drain| Event { at: seconds(at), took: seconds(1), text: String::new(), drain };
         let events = [event(10, Some(seconds(20))), event(50, None)];
         let cut = |opened, at| Cut { opened: seconds(opened), at: seconds(at), text: String::new() };
         assert!(is_past_drain(&events, &cut(5, 30)));
         assert!(!is_past_drain(&events, &cut(5, 29)), "too early");
-        assert!(!is_past_drain(&events, &cut(12, 40)), "it belongs to the process after that");
-        assert!(!is_past_drain(&events[1..], &cut(5, 60)), "nothing was replaced");
+        assert!(!is_past_drain(&events, &cut(12, 40)), "it belongs to the new process");
+        assert!(!is_past_drain(&events[1..], &cut(5, 60)), "no process was replaced");
     }
 }

@@ -1,4 +1,4 @@
-//! One run: starts a subject and its load, carries the script out, and says what was seen.
+//! One run: starts a subject and its load, executes the script, and returns what it observed.
 //!
 //! ```text
 //!   start, idle ─> load ─> warm-up ─> the steps, evenly over their time ─> calm ─> load ends ─> settled? ─> stop, gone?
@@ -20,68 +20,71 @@ use crate::setup::{CANARY_HOST, Change, Group, MARKER_HOST, Order, Origins, Setu
 use crate::subject::{Ordered, PATIENCE, Shape, Subject, awaited};
 use crate::watch::{Seen, Watch};
 
-/// How long a drained backend must have had nothing to do before it is killed.
+/// The time for which a drained backend must have no request before it is killed.
 const QUIET: Duration = Duration::from_millis(300);
-/// How long clients rest before the memory is looked at: what was under way ends, and what was freed goes back to the system.
+/// The time for which clients pause before memory is measured. Requests in flight end, and the allocator returns memory
+/// to the system.
 const REST: Duration = Duration::from_secs(3);
-/// How long they are busy between two rests.
+/// The time for which clients send load between two pauses.
 const BETWEEN_RESTS: Duration = Duration::from_secs(1);
-/// How soon everything that belongs to the load must be gone after it: connections kept to origins live for three seconds.
+/// The time within which all processes and connections of the load must end. Idle connections to origins live for three
+/// seconds.
 const SETTLE: Duration = Duration::from_secs(20);
 
-/// Something that was done to the subject.
+/// A change that was made to the subject.
 #[derive(Debug, Clone)]
 pub(crate) struct Event {
-    /// When it began, since the start.
+    /// The time since the start at which it began.
     pub(crate) at: Duration,
-    /// How long it took until it was in effect.
+    /// The time until it was in effect.
     pub(crate) took: Duration,
-    /// What, in words.
+    /// The description for the report.
     pub(crate) text: String,
-    /// The time that the processes which it replaced had to finish; none when it replaced none.
+    /// The drain time of the processes that the change replaced. `None` if it replaced none.
     pub(crate) drain: Option<Duration>,
 }
 
-/// What is left when the load is over.
+/// The resources that remain after the load.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Leftovers {
-    /// Processes beyond those of rest, after the load.
+    /// The number of processes after the load beyond those of an idle subject.
     pub(crate) processes: usize,
-    /// Connections after the load, of all processes: in rest there are none, but for a health check now and then.
+    /// The connections of all processes after the load. An idle subject has none, except during a health check.
     pub(crate) connections: Vec<String>,
-    /// Sockets that listen beyond one for each listener, or less than that.
+    /// The number of listening sockets above or below one per listener.
     pub(crate) listeners: usize,
-    /// Processes and listening sockets after the stop.
+    /// The number of processes and listening sockets after the stop.
     pub(crate) after_stop: usize,
-    /// How long all of that took to go.
+    /// The time until all of them were gone.
     pub(crate) settled: Duration,
 }
 
-/// All that was seen of one subject.
+/// The observations of one run.
 pub(crate) struct Outcome {
-    /// Its name.
+    /// The name of the subject.
     pub(crate) subject: String,
-    /// What it is made of.
+    /// The processes of the subject.
     pub(crate) shape: Shape,
-    /// What was asked for.
+    /// The plan of the run.
     pub(crate) plan: Plan,
-    /// What became of the load.
+    /// The record of the load.
     pub(crate) ledger: Arc<Ledger>,
-    /// What was done.
+    /// The changes, in order.
     pub(crate) events: Vec<Event>,
-    /// How often each kind of thing was done.
+    /// The number of successful changes of each kind.
     pub(crate) done: BTreeMap<&'static str, usize>,
     /// Processes and memory over time.
     pub(crate) seen: Seen,
-    /// Memory of the process in charge at rest, in bytes: the first when it was warm, the last when it was, and at the end.
+    /// Memory of the main process while clients pause, in bytes: of the first process when it was warm, of the last
+    /// process when it was warm, and at the end.
     pub(crate) weighed: Vec<u64>,
-    /// What stayed.
+    /// The resources that remained.
     pub(crate) left: Leftovers,
-    /// When the first change began, and when the load ended.
+    /// The time of the first change and the time at which the load ended.
     pub(crate) changing: (Duration, Duration),
 }
 
-/// A run under way.
+/// The state of a run.
 struct Run<'a> {
     subject: &'a mut dyn Subject,
     plan: Plan,
@@ -92,11 +95,11 @@ struct Run<'a> {
     events: Vec<Event>,
     done: BTreeMap<&'static str, usize>,
     weighed: Vec<u64>,
-    /// The origin of `frail` that is dead, and for how many more steps.
+    /// The origin of `frail` that is down, and the number of steps until it is started again.
     dead: Option<(usize, usize)>,
 }
 
-/// Carries a plan out on a subject.
+/// Executes a plan on a subject.
 pub(crate) fn run(plan: &Plan, subject: &mut dyn Subject) -> Result<Outcome, String> {
     let origins = Origins::start();
     let setup = origins.setup(plan.short_drain);
@@ -147,7 +150,7 @@ impl Run<'_> {
         })
     }
 
-    /// Each step begins at its time, or when the one before is over.
+    /// Executes all steps. Each begins at its time, or at the end of the previous one if that is later.
     fn all_steps(&mut self, crowd: &Crowd) {
         let steps = self.plan.steps();
         let last_upgrade = steps.iter().rposition(|step| *step == Step::Upgrade);
@@ -173,7 +176,7 @@ impl Run<'_> {
         self.revive();
     }
 
-    /// Looks at the memory of the process in charge while nothing moves, since it goes up and down with what is under way.
+    /// Measures the memory of the main process while clients pause, because it varies with the requests in flight.
     fn weigh(&mut self, crowd: &Crowd) {
         let place = self.subject.place();
         let rest = |number: usize| {
@@ -212,7 +215,8 @@ impl Run<'_> {
         })
     }
 
-    /// The first one replaces a process that has little time to finish; those after it have more than the run lasts.
+    /// Upgrades the subject. The first upgrade replaces a process with a short drain time. Later processes have a drain
+    /// time longer than the run.
     fn upgrade(&mut self) -> Result<(), String> {
         let drain = self.setup.drain;
         self.setup.generation += 1;
@@ -240,7 +244,7 @@ impl Run<'_> {
         self.order(Order::Weight(member, member.weight))
     }
 
-    /// A backend that the configuration does not have comes, must be used, and goes.
+    /// Adds a backend that the configuration lacks, waits until it gets a request, and removes it.
     fn guest(&mut self) -> Result<(), String> {
         let members = &self.setup.pool(Group::Web).members;
         let known = |origin: usize| members.iter().any(|member| member.origin == origin);
@@ -248,14 +252,14 @@ impl Run<'_> {
         let guest = self.origins.member(Group::Web, origin);
         let before = self.origins.of(Group::Web, origin).requests();
         self.order(Order::Add(guest))?;
-        let used = awaited("the backend that was added gets a request", || {
+        let used = awaited("the added backend gets a request", || {
             (self.origins.of(Group::Web, origin).requests() > before).then_some(())
         });
         self.order(Order::Remove(guest))?;
         used
     }
 
-    /// The same the other way round, when all are there.
+    /// Removes a backend and adds it again, for when all backends are in the configuration.
     fn leave_and_return(&mut self) -> Result<(), String> {
         let member = self.any_member();
         self.order(Order::Remove(member))?;
@@ -275,7 +279,7 @@ impl Run<'_> {
         })
     }
 
-    /// Starts a killed origin when its time has come.
+    /// Starts a killed origin again if its time has come.
     fn revive(&mut self) {
         let Some((origin, steps)) = self.dead.take() else { return };
         if steps > 0 {
@@ -300,7 +304,7 @@ impl Run<'_> {
         })
     }
 
-    /// Does something and writes it down, with the time that it took.
+    /// Makes a change and records it together with its duration.
     fn doing(
         &mut self,
         kind: &'static str,
@@ -324,7 +328,7 @@ impl Run<'_> {
         members[self.random.usize(..members.len())]
     }
 
-    /// Waits until a drained backend has had nothing to do for a moment.
+    /// Waits until a drained backend has had no request for [`QUIET`].
     fn await_quiet(&self, origin: usize) -> Result<(), String> {
         let origin = self.origins.of(Group::Web, origin);
         let mut since = Instant::now();
@@ -336,7 +340,7 @@ impl Run<'_> {
         })
     }
 
-    /// Waits until a new connection is served by the newest setup.
+    /// Waits until the newest setup serves a new connection.
     fn await_effect(&self) -> Result<(), String> {
         let wanted = format!("generation-{}.test", self.setup.generation);
         let mut last = String::new();
@@ -347,11 +351,13 @@ impl Run<'_> {
             };
             (last == wanted).then_some(())
         });
-        effect.ok_or_else(|| format!("{wanted} was not in effect within {PATIENCE:?}, but {last}"))
+        effect.ok_or_else(|| {
+            format!("{wanted} was not in effect within {PATIENCE:?}; the last result was: {last}")
+        })
     }
 
-    /// Waits until those changes that can be seen from outside have come about: where new processes take over, the old ones
-    /// may still accept for a moment.
+    /// Waits until a listener or a route that was changed is in effect. The old processes of a subject may accept
+    /// connections for a short time after its reload.
     fn look_at(&self, change: Change) -> Result<(), String> {
         let extra = || Connection::open(self.setup.extra);
         let canary = || ask(self.setup.listeners[1], CANARY_HOST);
@@ -378,7 +384,7 @@ impl Run<'_> {
         missing_or_more + others.map(listening_sockets).sum::<usize>()
     }
 
-    /// Waits until nothing is left of the load, then of the subject.
+    /// Waits until the resources of the load are gone, then stops the subject and waits until its resources are gone.
     fn leftovers(&mut self) -> Leftovers {
         let began = Instant::now();
         let rest = self.subject.shape().processes;
@@ -403,10 +409,10 @@ impl Run<'_> {
     }
 }
 
-/// One `GET /host` on a connection of its own.
+/// Sends one `GET /host` on a new connection.
 fn ask(address: SocketAddr, host: &str) -> Result<Response, String> {
     let mut connection = Connection::open(address).map_err(|error| error.to_string())?;
     let headers = [("Host", host), ("Connection", "close")];
     let answer = connection.request("GET", "/host", &headers, b"").map_err(|error| error.to_string())?;
-    if answer.status == 200 { Ok(answer) } else { Err(format!("answered {}", answer.head.start)) }
+    if answer.status == 200 { Ok(answer) } else { Err(format!("the response is {}", answer.head.start)) }
 }

@@ -1,63 +1,63 @@
-//! What happens to a subject in a run, and when: a list that follows from a seed.
+//! The steps of a run and their order, which follow from a seed.
 
 use std::ops::Range;
 use std::time::Duration;
 
 use crate::setup::Change;
 
-/// How long a run is and how much happens in it.
+/// The length of a run and the number of its changes.
 #[derive(Debug, Clone)]
 pub(crate) struct Plan {
-    /// For all choices.
+    /// The seed for all random choices.
     pub(crate) seed: u64,
-    /// Configuration files with another content.
+    /// The number of reloads, each with a changed configuration file.
     pub(crate) reloads: usize,
-    /// New processes.
+    /// The number of upgrades.
     pub(crate) upgrades: usize,
-    /// Of each kind of change at run time.
+    /// The number of changes of each kind at run time.
     pub(crate) orders: usize,
-    /// Backends killed with requests under way.
+    /// The number of backends that are killed with requests in flight.
     pub(crate) kills: usize,
-    /// Load before the first change, and the age at which a process counts as warm: in the long run that is after the longest of
-    /// the timeouts, since what is set up for each is there for as long.
+    /// The time under load before the first change, and the age at which a process counts as warm. In the long run,
+    /// this exceeds the longest timeout, because each timer uses memory until it ends.
     pub(crate) warm_up: Duration,
-    /// From the first change to the last.
+    /// The time from the first change to the last.
     pub(crate) changes_within: Duration,
-    /// Load after the last change.
+    /// The time under load after the last change.
     pub(crate) calm: Duration,
-    /// How much memory there may be at the end, in percent of that of a warm process. After the few seconds of a short run a
-    /// process is not quite warm.
+    /// The limit for memory at the end, in percent of the memory of a warm process. In a short run it is higher,
+    /// because a process is not quite warm after a few seconds.
     pub(crate) memory_limit: u64,
-    /// How often the clients rest for one look at the memory, of which the median counts: how much of what was freed has gone back
-    /// to the system is a matter of chance.
+    /// The number of pauses for one measurement of memory, of which the median counts. The amount of freed memory that
+    /// the allocator has returned to the system varies at random.
     pub(crate) rests: usize,
-    /// The time that the first process has to finish, so short that WebSockets are cut by it.
+    /// The drain time of the first process. It is so short that WebSockets are cut.
     pub(crate) short_drain: Duration,
-    /// The time that all others have, longer than the run.
+    /// The drain time of all other processes. It is longer than the run.
     pub(crate) long_drain: Duration,
-    /// Bytes of a long download. It must be over before `short_drain` is.
+    /// The length of a long download, in bytes. The download must end before `short_drain` does.
     pub(crate) long_download: Range<u64>,
 }
 
-/// One thing that happens.
+/// One step of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Step {
-    /// A new configuration file is put into effect.
+    /// A reload puts a changed configuration file into effect.
     Reload(Change),
     /// A new process takes over.
     Upgrade,
-    /// A backend is drained, killed, started and taken back.
+    /// A backend is drained, killed, started and undrained.
     Rotate,
-    /// A backend has another weight for a while.
+    /// The weight of a backend is changed and restored.
     Reweigh,
-    /// A backend comes and goes.
+    /// A backend is added and removed.
     Guest,
-    /// A backend is killed with requests under way, and started two steps later.
+    /// A backend is killed with requests in flight, and started two steps later.
     Kill,
 }
 
 impl Plan {
-    /// The run of `make soak`.
+    /// Returns the plan of `make soak`.
     pub(crate) fn long() -> Self {
         Self {
             seed: 4,
@@ -76,7 +76,7 @@ impl Plan {
         }
     }
 
-    /// The run of `make test`.
+    /// Returns the plan of `make test`.
     pub(crate) fn short() -> Self {
         Self {
             reloads: 8,
@@ -94,7 +94,7 @@ impl Plan {
         }
     }
 
-    /// All that happens, in its order. The last upgrade comes early enough that the last process lives through a third of it.
+    /// Returns all steps in order. The last upgrade comes early enough that the last process runs for a third of them.
     pub(crate) fn steps(&self) -> Vec<Step> {
         let mut random = fastrand::Rng::with_seed(self.seed);
         let mut steps: Vec<Step> =
@@ -122,7 +122,7 @@ mod checks {
     use super::*;
 
     #[test]
-    fn a_plan_has_all_its_steps_in_an_order_of_its_seed() {
+    fn a_plan_has_all_steps_in_an_order_given_by_the_seed() {
         for plan in [Plan::long(), Plan::short()] {
             let steps = plan.steps();
             let count = |wanted: fn(&Step) -> bool| steps.iter().filter(|step| wanted(step)).count();

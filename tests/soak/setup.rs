@@ -1,24 +1,28 @@
-//! What a subject is configured to do, as a value that every subject writes in its own language, and the changes of it.
+//! The configuration of a subject as a value, and its changes. Every subject writes the value in its own syntax.
 //!
-//! Three pools, found by the host of a request: `web`, whose backends are taken out in order before they are killed; `frail`,
-//! whose backends are just killed, and which is asked for short answers only; `sockets`, for WebSockets and long downloads,
-//! whose backends come and go and are never killed. A fourth, `marker`, has the generation of the setup in the `Host` that its
-//! backend is told, by which the harness sees from outside that a change is in effect.
+//! Requests are routed by host to three pools:
+//!
+//! - The backends of `web` are drained before they are killed.
+//! - The backends of `frail` are killed without a drain. This pool serves only short responses.
+//! - `sockets` serves WebSockets and long downloads. Its backends are added and removed, but never killed.
+//!
+//! A fourth pool, `marker`, sets the `Host` for its backend to the generation of the setup. The backend returns it, so
+//! the harness can check from outside that a change is in effect.
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use tests::{Behaviour, Origin, ports};
 
-/// Asks for the pool `web`.
+/// The host whose requests go to the pool `web`.
 pub(crate) const WEB_HOST: &str = "web.test";
-/// Asks for the pool `frail`.
+/// The host whose requests go to the pool `frail`.
 pub(crate) const FRAIL_HOST: &str = "frail.test";
-/// Asks for the pool `sockets`.
+/// The host whose requests go to the pool `sockets`.
 pub(crate) const SOCKETS_HOST: &str = "sockets.test";
-/// Asks for the pool `marker`.
+/// The host whose requests go to the pool `marker`.
 pub(crate) const MARKER_HOST: &str = "marker.test";
-/// Answered by `sockets` while there is a route for it, by `web` otherwise.
+/// The host whose requests go to `sockets` while there is a route for it, and to `web` otherwise.
 pub(crate) const CANARY_HOST: &str = "canary.test";
 
 /// A pool that changes.
@@ -32,7 +36,7 @@ pub(crate) enum Group {
     Sockets,
 }
 
-/// How a pool chooses.
+/// The policy of a pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Policy {
     RoundRobin,
@@ -46,51 +50,51 @@ pub(crate) enum Policy {
 /// A backend of a pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Member {
-    /// Its number among the origins of the pool.
+    /// The index among the origins of the pool.
     pub(crate) origin: usize,
-    /// Where it is.
+    /// The address of the backend.
     pub(crate) address: SocketAddr,
-    /// Its share; 1 to 4.
+    /// The weight, 1 to 4.
     pub(crate) weight: u32,
-    /// It gets no new requests.
+    /// Whether the backend is drained.
     pub(crate) drained: bool,
 }
 
 /// A pool.
 #[derive(Debug, Clone)]
 pub(crate) struct Pool {
-    /// Its name.
+    /// The name of the pool.
     pub(crate) name: &'static str,
-    /// How it chooses.
+    /// The policy.
     pub(crate) policy: Policy,
-    /// Its backends.
+    /// The backends.
     pub(crate) members: Vec<Member>,
 }
 
-/// All that a subject is configured to do.
+/// The configuration of a subject.
 #[derive(Debug, Clone)]
 pub(crate) struct Setup {
-    /// Goes up with each change.
+    /// A number that each change increments.
     pub(crate) generation: u32,
-    /// In the order of [`Group`].
+    /// The pools, in the order of [`Group`].
     pub(crate) pools: [Pool; 3],
     /// The backend of the pool `marker`.
     pub(crate) marker: SocketAddr,
-    /// Where clients connect.
+    /// The addresses that clients connect to.
     pub(crate) listeners: Vec<SocketAddr>,
-    /// Where they can connect now and then.
+    /// The address of a listener that exists only at times.
     pub(crate) extra: SocketAddr,
-    /// Whether they can.
+    /// Whether that listener exists.
     pub(crate) has_extra: bool,
     /// Whether there is a route for [`CANARY_HOST`].
     pub(crate) has_canary: bool,
     /// Whether requests are logged.
     pub(crate) access_log: bool,
-    /// How long an answer may take, in seconds.
+    /// The response timeout, in seconds.
     pub(crate) response_timeout: u32,
-    /// Between two health checks, in milliseconds.
+    /// The interval of health checks, in milliseconds.
     pub(crate) check_interval: u32,
-    /// How long what was begun before a change may take.
+    /// The drain time.
     pub(crate) drain: Duration,
 }
 
@@ -100,7 +104,7 @@ pub(crate) struct Origins {
     marker: Origin,
 }
 
-/// A kind of change that a new configuration file brings.
+/// A kind of change in a new configuration file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Change {
     Backends,
@@ -114,25 +118,25 @@ pub(crate) enum Change {
     Several,
 }
 
-/// A change at run time, of a backend of the pool `web`.
+/// A change of a backend of the pool `web` at run time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Order {
-    /// Gives it no new requests.
+    /// Drains the backend.
     Drain(Member),
-    /// Takes that back.
+    /// Undrains the backend.
     Undrain(Member),
-    /// Gives it another share.
+    /// Changes the weight of the backend.
     Weight(Member, u32),
-    /// A new one.
+    /// Adds a backend.
     Add(Member),
-    /// It is gone.
+    /// Removes the backend.
     Remove(Member),
 }
 
 // ===== impl Origins =====
 
 impl Origins {
-    /// Starts all of them.
+    /// Starts all origins.
     pub(crate) fn start() -> Self {
         let pools = [(Group::Web, 4), (Group::Frail, 4), (Group::Sockets, 4)].map(|(group, count)| {
             let name = |number| format!("{}-{number}", group.name());
@@ -141,22 +145,22 @@ impl Origins {
         Self { pools, marker: serving("marker") }
     }
 
-    /// An origin of a pool.
+    /// Returns an origin of a pool.
     pub(crate) fn of(&self, group: Group, number: usize) -> &Origin {
         &self.pools[group as usize][number]
     }
 
-    /// The same, to be killed.
+    /// Returns an origin of a pool that can be killed.
     pub(crate) fn killable(&mut self, group: Group, number: usize) -> &mut Origin {
         &mut self.pools[group as usize][number]
     }
 
-    /// The origin as a backend that is not in a pool yet.
+    /// Returns the origin as a backend that is not yet in a pool.
     pub(crate) fn member(&self, group: Group, origin: usize) -> Member {
         Member { origin, address: self.of(group, origin).address, weight: 1, drained: false }
     }
 
-    /// What a run begins with.
+    /// Returns the setup at the beginning of a run.
     pub(crate) fn setup(&self, drain: Duration) -> Setup {
         let pool = |group: Group| Pool {
             name: group.name(),
@@ -188,10 +192,10 @@ fn serving(name: &str) -> Origin {
 // ===== impl Group =====
 
 impl Group {
-    /// All of them.
+    /// All groups.
     pub(crate) const ALL: [Self; 3] = [Self::Web, Self::Frail, Self::Sockets];
 
-    /// The pool's name.
+    /// Returns the name of the pool.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Web => "web",
@@ -213,7 +217,7 @@ impl Policy {
         Self::Maglev,
     ];
 
-    /// As the daemon calls it.
+    /// Returns the name in the daemon's configuration.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::RoundRobin => "round_robin",
@@ -229,7 +233,7 @@ impl Policy {
 // ===== impl Setup =====
 
 impl Setup {
-    /// A pool.
+    /// Returns a pool.
     pub(crate) fn pool(&self, group: Group) -> &Pool {
         &self.pools[group as usize]
     }
@@ -238,13 +242,13 @@ impl Setup {
         &mut self.pools[group as usize]
     }
 
-    /// Every address that is listened on.
+    /// Returns the addresses of all listeners.
     pub(crate) fn addresses(&self) -> Vec<SocketAddr> {
         let extra = self.has_extra.then_some(self.extra);
         self.listeners.iter().copied().chain(extra).collect()
     }
 
-    /// Becomes another setup by this kind of change; says in words what changed.
+    /// Applies a change of this kind, and returns a description of it.
     pub(crate) fn change(&mut self, change: Change, origins: &Origins, random: &mut fastrand::Rng) -> String {
         self.generation += 1;
         let group = Group::ALL[random.usize(..3)];
@@ -254,15 +258,15 @@ impl Setup {
             Change::Policy => self.change_policy(group, random),
             Change::Route => {
                 self.has_canary = !self.has_canary;
-                format!("route for {CANARY_HOST} {}", came_or_went(self.has_canary))
+                format!("route for {CANARY_HOST} {}", added_or_removed(self.has_canary))
             }
             Change::Listener => {
                 self.has_extra = !self.has_extra;
-                format!("a listener {}", came_or_went(self.has_extra))
+                format!("a listener {}", added_or_removed(self.has_extra))
             }
             Change::Timeout => {
                 self.response_timeout = random.u32(30..90);
-                format!("answers may take {} s", self.response_timeout)
+                format!("response timeout {} s", self.response_timeout)
             }
             Change::AccessLog => {
                 self.access_log = !self.access_log;
@@ -270,7 +274,7 @@ impl Setup {
             }
             Change::Checks => {
                 self.check_interval = random.u32(3..9) * 100;
-                format!("checks each {} ms", self.check_interval)
+                format!("health checks every {} ms", self.check_interval)
             }
             Change::Several => {
                 let changes = [
@@ -283,7 +287,7 @@ impl Setup {
         }
     }
 
-    /// A pool of three gets a fourth backend, one of four loses one.
+    /// Adds a fourth backend to a pool of three, or removes one of four.
     fn change_backends(&mut self, group: Group, origins: &Origins, random: &mut fastrand::Rng) -> String {
         let pool = self.pool_mut(group);
         if pool.members.len() > 3 {
@@ -291,7 +295,7 @@ impl Setup {
             return format!("backend {} of {} removed", gone.origin, pool.name);
         }
         let absent = (0..4).find(|origin| pool.members.iter().all(|member| member.origin != *origin));
-        let origin = absent.expect("three of four are there");
+        let origin = absent.expect("the pool has three of four origins");
         pool.members.push(origins.member(group, origin));
         format!("backend {origin} of {} added", pool.name)
     }
@@ -308,10 +312,10 @@ impl Setup {
         let pool = self.pool_mut(group);
         let others: Vec<Policy> = Policy::ALL.into_iter().filter(|policy| *policy != pool.policy).collect();
         pool.policy = others[random.usize(..others.len())];
-        format!("{} by {}", pool.name, pool.policy.name())
+        format!("policy of {} is {}", pool.name, pool.policy.name())
     }
 
-    /// The setup that an order at run time amounts to.
+    /// Applies a change at run time to the setup.
     pub(crate) fn order(&mut self, order: &Order) {
         let members = &mut self.pool_mut(Group::Web).members;
         let position = |wanted: &Member| members.iter().position(|member| member.origin == wanted.origin);
@@ -330,14 +334,14 @@ impl Setup {
     }
 }
 
-fn came_or_went(came: bool) -> &'static str {
-    if came { "added" } else { "removed" }
+fn added_or_removed(added: bool) -> &'static str {
+    if added { "added" } else { "removed" }
 }
 
 // ===== impl Change =====
 
 impl Change {
-    /// So many changes, of all kinds, in a random order.
+    /// Returns `count` changes of all kinds in a random order.
     pub(crate) fn some(count: usize, random: &mut fastrand::Rng) -> Vec<Self> {
         const ALL: [Change; 9] = [
             Change::Listener,
@@ -360,7 +364,7 @@ impl std::fmt::Display for Order {
     fn fmt(&self, to: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Drain(member) => write!(to, "backend {} of web drained", member.origin),
-            Self::Undrain(member) => write!(to, "backend {} of web no longer drained", member.origin),
+            Self::Undrain(member) => write!(to, "backend {} of web undrained", member.origin),
             Self::Weight(member, weight) => {
                 write!(to, "backend {} of web has weight {weight}", member.origin)
             }

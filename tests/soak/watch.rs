@@ -1,4 +1,4 @@
-//! What a subject is made of, looked at twice a second: its processes, their memory, their sockets.
+//! Samples the processes of a subject and their memory twice a second.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -11,39 +11,39 @@ use crate::ledger::Ledger;
 use crate::subject::Place;
 
 const PERIOD: Duration = Duration::from_millis(500);
-/// Memory under load is the median of such a time.
+/// The time over which memory under load is a median.
 const SPAN: Duration = Duration::from_secs(5);
 
-/// One look.
+/// One sample.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Sample {
-    /// Since the start.
+    /// The time since the start.
     pub(crate) at: Duration,
-    /// The process that the pid file names.
+    /// The process that the PID file names.
     pub(crate) main: Process,
     /// Its resident memory, in bytes.
     pub(crate) main_memory: u64,
-    /// Number of processes.
+    /// The number of processes.
     pub(crate) processes: usize,
-    /// The memory of all of them, in bytes; what they share is counted once.
+    /// The memory of all processes, in bytes. Shared memory is counted once.
     pub(crate) memory: u64,
 }
 
-/// Looks until it is told to stop.
+/// Takes samples in a thread until it is stopped.
 pub(crate) struct Watch {
     stop: Arc<AtomicBool>,
     samples: Arc<Mutex<Vec<Sample>>>,
     thread: JoinHandle<()>,
 }
 
-/// All that was seen.
+/// All samples of a run.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Seen(pub(crate) Vec<Sample>);
 
 // ===== impl Watch =====
 
 impl Watch {
-    /// Begins to look.
+    /// Starts to take samples.
     pub(crate) fn start(place: Place, ledger: Arc<Ledger>) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let samples = Arc::new(Mutex::new(Vec::new()));
@@ -51,18 +51,18 @@ impl Watch {
         let thread = thread::spawn(move || {
             while !stopped.load(Ordering::Relaxed) {
                 let sample = look(&place, ledger.now());
-                all.lock().expect("nobody panics with it").extend(sample);
+                all.lock().expect("no thread panics while it holds this").extend(sample);
                 thread::sleep(PERIOD);
             }
         });
         Self { stop, samples, thread }
     }
 
-    /// Stops, and returns what was seen.
+    /// Stops and returns the samples.
     pub(crate) fn stop(self) -> Seen {
         self.stop.store(true, Ordering::Relaxed);
-        self.thread.join().expect("looking at /proc does not panic");
-        Seen(self.samples.lock().expect("nobody panics with it").clone())
+        self.thread.join().expect("reading /proc does not panic");
+        Seen(self.samples.lock().expect("no thread panics while it holds this").clone())
     }
 }
 
@@ -76,7 +76,7 @@ fn look(place: &Place, at: Duration) -> Option<Sample> {
 // ===== impl Seen =====
 
 impl Seen {
-    /// The memory of all processes in the time before this.
+    /// Returns the memory of all processes in the [`SPAN`] before `at`, in bytes.
     pub(crate) fn memory_at(&self, at: Duration) -> u64 {
         let within = self.0.iter().filter(|sample| (at.saturating_sub(SPAN)..=at).contains(&sample.at));
         let mut values: Vec<u64> = within.map(|sample| sample.memory).collect();
@@ -84,18 +84,18 @@ impl Seen {
         values.get(values.len() / 2).copied().unwrap_or_default()
     }
 
-    /// How many processes there were on average.
+    /// Returns the average number of processes.
     pub(crate) fn average_processes(&self) -> f64 {
         let sum: usize = self.0.iter().map(|sample| sample.processes).sum();
         sum as f64 / self.0.len().max(1) as f64
     }
 
-    /// The most processes at a time.
+    /// Returns the highest number of processes in a sample.
     pub(crate) fn most_processes(&self) -> usize {
         self.0.iter().map(|sample| sample.processes).max().unwrap_or_default()
     }
 
-    /// The most memory at a time, of all processes, in bytes.
+    /// Returns the most memory of all processes in a sample, in bytes.
     pub(crate) fn most_memory(&self) -> u64 {
         self.0.iter().map(|sample| sample.memory).max().unwrap_or_default()
     }
@@ -106,7 +106,7 @@ mod checks {
     use super::*;
 
     #[test]
-    fn memory_is_the_median_of_the_last_seconds() {
+    fn memory_is_the_median_of_the_last_samples() {
         let sample = |second, memory| Sample {
             at: Duration::from_secs(second),
             main: Process(1),

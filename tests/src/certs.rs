@@ -1,4 +1,4 @@
-//! A certificate authority of the test's own, and certificates for any name.
+//! A private certificate authority for a test, and certificates for any name.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -22,32 +22,32 @@ pub struct Certified {
 }
 
 impl Authority {
-    /// A new authority with a key of its own.
+    /// Generates an authority with a new key.
     pub fn new() -> Self {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         params.distinguished_name.push(DnType::CommonName, "test authority");
-        let key = KeyPair::generate().expect("a key can be made");
-        let pem = params.self_signed(&key).expect("an authority signs itself").pem();
+        let key = KeyPair::generate().expect("a key can be generated");
+        let pem = params.self_signed(&key).expect("an authority can sign itself").pem();
         Self { pem, issuer: Issuer::new(params, key) }
     }
 
-    /// Writes the authority's certificate for a client that is to trust it.
+    /// Writes the authority's certificate as a PEM file, for a client that should trust it.
     ///
     /// # Errors
     ///
-    /// Fails as writing a file does.
+    /// Returns the error if the file cannot be written.
     pub fn write(&self, path: &Path) -> io::Result<()> {
         fs::write(path, &self.pem)
     }
 
-    /// A certificate for these DNS names or IP addresses.
+    /// Issues a certificate for these DNS names or IP addresses.
     pub fn certify(&self, names: &[&str]) -> Certified {
         let names: Vec<String> = names.iter().map(ToString::to_string).collect();
         let mut params = CertificateParams::new(names).expect("the names of a test are valid");
         params.distinguished_name.push(DnType::CommonName, "test server");
-        let key = KeyPair::generate().expect("a key can be made");
+        let key = KeyPair::generate().expect("a key can be generated");
         let certificate = params.signed_by(&key, &self.issuer).expect("the authority can sign");
         Certified { certificate, key }
     }
@@ -60,17 +60,17 @@ impl Default for Authority {
 }
 
 impl Certified {
-    /// Writes certificate and key as PEM files, for servers that read them from there.
+    /// Writes the certificate and the key as PEM files, for a server that reads files.
     ///
     /// # Errors
     ///
-    /// Fails as writing a file does.
+    /// Returns the error if a file cannot be written.
     pub fn write(&self, certificate: &Path, key: &Path) -> io::Result<()> {
         fs::write(certificate, self.certificate.pem())?;
         fs::write(key, self.key.serialize_pem())
     }
 
-    /// A TLS server with this certificate.
+    /// Returns the settings of a TLS server with this certificate.
     pub fn server(&self) -> Arc<ServerConfig> {
         let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(self.key.serialize_der()));
         let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
@@ -78,7 +78,7 @@ impl Certified {
             .expect("the provider has the default versions")
             .with_no_client_auth()
             .with_single_cert(vec![self.certificate.der().clone()], key)
-            .expect("the key is that of the certificate");
+            .expect("the key belongs to the certificate");
         Arc::new(config)
     }
 }

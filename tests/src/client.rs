@@ -1,4 +1,4 @@
-//! A client that sends bytes as they are told and sees every byte of the answer.
+//! A client that sends exactly the given bytes and returns every byte of the response.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -12,10 +12,10 @@ use crate::pattern::Meter;
 use crate::websocket::{self, Frame};
 use crate::wire::{Framing, Head, Wire, header};
 
-/// No answer takes longer in a test that passes.
+/// An upper bound for the time to a response in a passing test.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// One whole answer.
+/// A complete response.
 #[derive(Debug, Clone)]
 pub struct Response {
     /// Status code.
@@ -24,27 +24,27 @@ pub struct Response {
     pub head: Head,
     /// The body, at most [`Meter::KEPT`] bytes of it.
     pub body: Vec<u8>,
-    /// Length of the whole body.
+    /// Length of the whole body, in bytes.
     pub length: u64,
     /// Whether the whole body is [`crate::pattern`].
     pub is_pattern: bool,
     /// Trailers of a chunked body.
     pub trailers: Vec<(String, String)>,
-    /// Status codes of the `1xx` answers that came before.
+    /// Status codes of the `1xx` responses that came before.
     pub informational: Vec<u16>,
 }
 
-/// Why there is no answer.
+/// The reason why there is no complete response.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
-    /// The connection could not be made.
+    /// The connection could not be established.
     #[error("not connected: {0}")]
     Connect(io::Error),
-    /// The connection was found closed: not one byte of an answer came.
-    #[error("closed before the first byte of the answer")]
+    /// The connection was closed before the first byte of a response.
+    #[error("closed before the first byte of the response")]
     Closed,
-    /// The answer began and did not end, is not HTTP, or did not come in time.
-    #[error("broken answer: {0}")]
+    /// The response was cut off, is not HTTP, or timed out.
+    #[error("broken response: {0}")]
     Broken(io::Error),
 }
 
@@ -58,7 +58,7 @@ enum Stream {
     Unix(UnixStream),
 }
 
-/// One `GET` on a connection of its own.
+/// Sends one `GET` on a new connection.
 ///
 /// # Errors
 ///
@@ -68,27 +68,27 @@ pub fn get(address: SocketAddr, target: &str) -> Result<Response, Failure> {
 }
 
 impl Response {
-    /// The first value of a header.
+    /// Returns the first value of a header.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.head.header(name)
     }
 
-    /// The kept part of the body as text.
+    /// Returns the kept part of the body as text.
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).into_owned()
     }
 
-    /// The name of the origin that answered.
+    /// Returns the name of the origin that sent the response.
     pub fn origin(&self) -> &str {
         self.header(crate::origin::NAME_HEADER).unwrap_or_default()
     }
 
-    /// Whether the peer said that it closes the connection after this answer.
+    /// Whether the response announces that the peer closes the connection.
     pub fn closes(&self) -> bool {
         self.head.lists("connection", "close")
     }
 
-    /// The first value of a trailer.
+    /// Returns the first value of a trailer.
     pub fn trailer(&self, name: &str) -> Option<&str> {
         header(&self.trailers, name)
     }
@@ -118,12 +118,11 @@ impl Connection {
         Ok(Self { wire: Wire::new(Stream::Unix(stream)) })
     }
 
-    /// Makes the system hold no more than about so many bytes that the client has not read, so that a client which reads
-    /// slowly is felt by the peer.
+    /// Limits the receive buffer to about `bytes`, so that a client which reads slowly stops the peer from sending.
     ///
     /// # Errors
     ///
-    /// Fails as the system does.
+    /// Returns the error of the system call.
     pub fn hold_at_most(&self, bytes: usize) -> io::Result<()> {
         match self.wire.stream() {
             Stream::Tcp(stream) => SockRef::from(stream).set_recv_buffer_size(bytes),
@@ -135,12 +134,12 @@ impl Connection {
     ///
     /// # Errors
     ///
-    /// Returns [`Failure::Closed`] when the peer is gone.
+    /// Returns [`Failure::Closed`] if the peer has closed the connection.
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) -> Result<(), Failure> {
         self.wire.send(bytes.as_ref()).map_err(classify)
     }
 
-    /// A `GET` with a host and nothing else.
+    /// Sends a `GET` with a `Host` and no other header, and reads the response.
     ///
     /// # Errors
     ///
@@ -149,7 +148,7 @@ impl Connection {
         self.request("GET", target, &[], b"")
     }
 
-    /// One request and its answer. A `Host` is added when none is given, and the length of a body.
+    /// Sends one request and reads the response. Adds a `Host` if there is none, and the length of the body.
     ///
     /// # Errors
     ///
@@ -167,7 +166,7 @@ impl Connection {
         self.response(method)
     }
 
-    /// Reads the next final answer, to a request with this method.
+    /// Reads the next final response, to a request with this method.
     ///
     /// # Errors
     ///
@@ -206,45 +205,46 @@ impl Connection {
         Ok((status.ok_or_else(not_http)?, head.clone()))
     }
 
-    /// Reads the body, however long, that belongs to a head read by [`Connection::response_head`].
+    /// Reads the whole body that belongs to a head from [`Connection::response_head`].
     ///
     /// # Errors
     ///
-    /// Returns [`Failure::Broken`] when it is cut short.
+    /// Returns [`Failure::Broken`] if the body is cut short.
     pub fn rest_of_body(&mut self, head: &Head) -> Result<Vec<u8>, Failure> {
         let mut bytes = Vec::new();
         self.pass_body(head, &mut |piece| bytes.extend_from_slice(piece))?;
         Ok(bytes)
     }
 
-    /// As [`Connection::rest_of_body`], piece by piece.
+    /// Reads the body like [`Connection::rest_of_body`], but passes it to `sink` piece by piece.
     ///
     /// # Errors
     ///
-    /// Returns [`Failure::Broken`] when it is cut short.
+    /// Returns [`Failure::Broken`] if the body is cut short.
     pub fn pass_body(&mut self, head: &Head, sink: &mut dyn FnMut(&[u8])) -> Result<(), Failure> {
         let framing = head.framing().unwrap_or(Framing::ToEnd);
         self.wire.body(framing, sink).map(|_| ()).map_err(Failure::Broken)
     }
 
-    /// Sends this in a frame of a WebSocket that was agreed to, and reads the frame that answers it.
+    /// Sends `payload` in a WebSocket frame after the handshake, and reads the next frame.
     ///
     /// # Errors
     ///
-    /// Returns [`Failure::Closed`] when the peer has closed, [`Failure::Broken`] when the answer is cut or comes too late.
+    /// Returns [`Failure::Closed`] if the peer has closed, and [`Failure::Broken`] if the frame is cut off or times
+    /// out.
     pub fn exchange_frame(&mut self, payload: &[u8]) -> Result<Frame, Failure> {
         self.send(Frame::binary(payload.to_vec()).masked())?;
         websocket::read(&mut self.wire).map_err(classify)?.ok_or(Failure::Closed)
     }
 
-    /// The next bytes, whatever they are; empty at the end of the connection, however it ended.
+    /// Returns the next bytes as they arrive. Returns nothing if the connection has been closed or reset.
     pub fn some_bytes(&mut self) -> Vec<u8> {
         self.wire.some().unwrap_or_default()
     }
 
-    /// Whether the peer has closed; waits for it or for more bytes, at most `patience`.
-    pub fn ends_within(&mut self, patience: Duration) -> bool {
-        self.set_read_timeout(patience);
+    /// Whether the peer closes the connection within `timeout`. Returns early if bytes arrive instead.
+    pub fn ends_within(&mut self, timeout: Duration) -> bool {
+        self.set_read_timeout(timeout);
         let ended = match self.wire.some() {
             Ok(bytes) => bytes.is_empty(),
             Err(error) => !matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut),
@@ -253,16 +253,16 @@ impl Connection {
         ended
     }
 
-    /// Says that no more bytes will be sent.
+    /// Closes the sending side of the connection.
     pub fn finish_sending(&self) {
-        // A peer that is gone already needs no telling.
+        // This fails only if the connection is closed already.
         let _ = match self.wire.stream() {
             Stream::Tcp(stream) => stream.shutdown(Shutdown::Write),
             Stream::Unix(stream) => stream.shutdown(Shutdown::Write),
         };
     }
 
-    /// The client's own address.
+    /// Returns the client's address.
     ///
     /// # Panics
     ///
@@ -270,7 +270,7 @@ impl Connection {
     pub fn local_addr(&self) -> SocketAddr {
         match self.wire.stream() {
             Stream::Tcp(stream) => stream.local_addr().expect("a connected socket has an address"),
-            Stream::Unix(_) => panic!("a Unix socket has no such address"),
+            Stream::Unix(_) => panic!("a Unix socket has no IP address"),
         }
     }
 
@@ -284,7 +284,7 @@ impl Connection {
     }
 }
 
-/// Head of a request. A `Host` is added when none is given, and the length of a body.
+/// Returns the head of a request. Adds a `Host` if there is none, and the length of the body.
 pub fn head_bytes(method: &str, target: &str, headers: &[(&str, &str)], length: usize) -> Vec<u8> {
     let given = |name: &str| headers.iter().any(|(key, _)| key.eq_ignore_ascii_case(name));
     let mut head = format!("{method} {target} HTTP/1.1\r\n");

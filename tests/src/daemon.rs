@@ -1,4 +1,4 @@
-//! The daemon under test, as a process that is started as a user starts it.
+//! The daemon under test, as a process that is started from the command line.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
@@ -18,19 +18,19 @@ use crate::process::{self, Process};
 use crate::wait::LONG;
 use crate::{Connection, Signal, ports, skip, wait};
 
-/// A private directory and addresses for the daemons of one test. Every process started with a file of this
-/// directory ends with it.
+/// A private directory and addresses for the daemons of one test. Dropping it kills every process that was started with
+/// a file of the directory.
 pub struct Lab {
     directory: TempDir,
-    /// The program, if not the one that was built.
+    /// Set when the test uses an installed copy instead of the program that was built.
     installed: OnceLock<PathBuf>,
-    /// What `/run` is to the programs of this test, if not the machine's.
+    /// Set when the programs of this test have a `/run` of their own instead of the machine's.
     run: Option<OwnRun>,
-    /// Where programs are started, if not in the directory.
+    /// Set when programs are started in another directory.
     start: OnceLock<PathBuf>,
-    /// Where the daemon takes requests.
+    /// The address of the daemon's listener.
     pub listener: SocketAddr,
-    /// Where the daemon is read.
+    /// The metrics address of the daemon.
     pub metrics: SocketAddr,
 }
 
@@ -43,51 +43,51 @@ struct OwnRun {
 pub struct Daemon {
     child: Child,
     view: View,
-    /// Its id, for signals and `/proc`.
+    /// Its PID, for signals and `/proc`.
     pub process: Process,
 }
 
 /// A daemon started with `-d`.
 pub struct Background {
     view: View,
-    /// Its id, from the pid file.
+    /// Its PID, from the PID file.
     pub process: Process,
 }
 
 /// A run of the program that has ended.
 #[derive(Debug)]
 pub struct Finished {
-    /// Exit code; `None` when it was ended by a signal.
+    /// Exit code; `None` if a signal ended the program.
     pub code: Option<i32>,
-    /// What it wrote to standard output.
+    /// The text on standard output.
     pub stdout: String,
-    /// What it wrote to standard error.
+    /// The text on standard error.
     pub stderr: String,
 }
 
-/// What a test asks of a running daemon, in the foreground or not.
+/// A running daemon as a test reads it, in the foreground or in the background.
 #[derive(Debug, Clone)]
 pub struct View {
-    /// Where it takes requests.
+    /// The address of its listener.
     pub listener: SocketAddr,
-    /// Where it is read.
+    /// Its metrics address.
     pub metrics: SocketAddr,
     logs: Vec<PathBuf>,
 }
 
-/// When a started daemon counts as running.
+/// The condition under which a started daemon counts as running.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Until {
-    /// `/readyz` answers 200.
+    /// `/readyz` responds with 200.
     Ready,
-    /// `/livez` answers 200 and the listener accepts connections.
+    /// `/livez` responds with 200 and the listener accepts connections.
     Listening,
 }
 
 // ===== impl Lab =====
 
 impl Lab {
-    /// A new directory, and addresses that are free.
+    /// Creates a directory and reserves free addresses.
     pub fn new() -> Self {
         let directory = tempfile::Builder::new().prefix("lb-test-").tempdir();
         let directory = directory.expect("the directory for temporary files is writable");
@@ -95,8 +95,9 @@ impl Lab {
         Self { directory, installed, run: None, start, listener: ports::free(), metrics: ports::free() }
     }
 
-    /// A lab for daemons that root starts with default paths and that then become another user: `/run` is empty and no other test's,
-    /// every user may write to the directory, and the program stands in it. None, with a message, when the test is not run by root.
+    /// Creates a lab for daemons that root starts with default paths and that then become another user. Its `/run` is
+    /// private and empty, every user may write to the directory, and the program is installed there. Returns `None` and
+    /// prints a message if the test is not run by root.
     pub fn of_root() -> Option<Self> {
         if skip::unless_root("only root can start a daemon that becomes another user") {
             return None;
@@ -108,13 +109,13 @@ impl Lab {
         Some(lab)
     }
 
-    /// Where programs are started from now on.
+    /// Sets the directory in which programs are started from now on.
     pub fn start_in(&self, directory: PathBuf) {
         self.start.get_or_init(|| directory);
     }
 
-    /// The runtime directory of the daemons, as this process sees it: of a user other than root, or in a lab [of
-    /// root](Self::of_root).
+    /// Returns the path at which this process finds the runtime directory of the daemons: that of a user other than
+    /// root, or that of a lab [of root](Self::of_root).
     pub fn runtime_directory(&self) -> PathBuf {
         match &self.run {
             Some(run) => PathBuf::from(format!("/proc/{}/root/run/load_balancer", run.holder.id())),
@@ -122,17 +123,17 @@ impl Lab {
         }
     }
 
-    /// The directory.
+    /// Returns the directory.
     pub fn directory(&self) -> &Path {
         self.directory.path()
     }
 
-    /// A path in the directory.
+    /// Returns a path in the directory.
     pub fn path(&self, name: &str) -> PathBuf {
         self.directory().join(name)
     }
 
-    /// Where the daemons write their process id.
+    /// Returns the path of the daemons' PID file.
     pub fn pid_file(&self) -> PathBuf {
         if self.run.is_none() {
             return self.path("lb.pid");
@@ -143,7 +144,7 @@ impl Lab {
         pid_files.next().unwrap_or_else(|| directory.join("load_balancer.pid"))
     }
 
-    /// The process that the pid file names.
+    /// Returns the process that the PID file names.
     pub fn pid_in_file(&self) -> Option<Process> {
         let text = fs::read_to_string(self.pid_file()).ok()?;
         text.trim().parse().ok().map(Process)
@@ -162,7 +163,7 @@ impl Lab {
         self.config_with(&listeners, body)
     }
 
-    /// As [`Lab::config`], under this name and with default paths for all but the error log.
+    /// Writes a file like [`Lab::config`], but under this name and with default paths for all but the error log.
     pub fn config_by_default(&self, name: &str, body: &str) -> PathBuf {
         let directory = self.directory().display();
         let head = format!(
@@ -172,7 +173,7 @@ impl Lab {
         self.write(name, &[&head, body].concat())
     }
 
-    /// As [`Lab::config`], with listeners as given.
+    /// Writes a file like [`Lab::config`], but with the given listeners.
     pub fn config_with(&self, listeners: &str, body: &str) -> PathBuf {
         let directory = self.directory().display();
         let files = format!(
@@ -183,15 +184,15 @@ impl Lab {
         self.write("conf.yaml", &[&files, listeners, &metrics, body].concat())
     }
 
-    /// Where the program stands that is run from now on: a copy in this directory, which a test may replace.
+    /// Copies the program into this directory and uses the copy from now on. A test may replace it.
     pub fn install(&self) -> PathBuf {
         let path = self.path("load_balancer");
         fs::copy(binary(), &path).expect("the directory of the test is writable");
         self.installed.get_or_init(|| path).clone()
     }
 
-    /// Puts this script in the place of the [installed](Self::install) program, in one step, as a package manager would;
-    /// `None` puts the program back.
+    /// Replaces the [installed](Self::install) program with this script in one step, like a package manager. `None`
+    /// puts the program back.
     pub fn replace_program(&self, script: Option<&str>) {
         let beside = self.path("load_balancer.new");
         match script {
@@ -207,15 +208,15 @@ impl Lab {
         self.installed.get().map_or_else(|| binary(), PathBuf::as_path)
     }
 
-    /// The program, in the environment of the test.
+    /// Returns a command that runs the program in the environment of the test.
     pub fn command(&self) -> Command {
         self.command_of(self.program())
     }
 
-    /// The program, run by another user; only in a lab [of root](Self::of_root).
+    /// Returns a command that runs the program as another user. It needs a lab [of root](Self::of_root).
     pub fn command_as(&self, user: &str) -> Command {
         let mut command = self.command_of(Path::new("setpriv"));
-        // The program stands where the runtime directory would be.
+        // In this lab, the program has the path that the runtime directory would have.
         command.env_remove("XDG_RUNTIME_DIR").env("TMPDIR", self.directory());
         command.args(["--reuid", user, "--regid", "nogroup", "--clear-groups"]).arg(self.program());
         command
@@ -233,17 +234,17 @@ impl Lab {
         command
     }
 
-    /// Runs the program to its end.
+    /// Runs the program until it exits.
     ///
     /// # Panics
     ///
-    /// Panics when it does not end in time.
+    /// Panics if it does not exit within [`LONG`].
     #[track_caller]
     pub fn run(&self, arguments: &[&str]) -> Finished {
         self.finish(self.command(), arguments)
     }
 
-    /// The same with these environment variables.
+    /// Runs the program like [`Lab::run`], with these environment variables.
     #[track_caller]
     pub fn run_with(&self, arguments: &[&str], variables: &[(&str, &str)]) -> Finished {
         let mut command = self.command();
@@ -251,7 +252,7 @@ impl Lab {
         self.finish(command, arguments)
     }
 
-    /// As [`Lab::run`], with this file as standard input.
+    /// Runs the program like [`Lab::run`], with this file as standard input.
     #[track_caller]
     pub fn run_with_input(&self, input: &Path, arguments: &[&str]) -> Finished {
         self.finish(self.command_reading(input), arguments)
@@ -263,17 +264,17 @@ impl Lab {
         command
     }
 
-    /// As [`Lab::run`] with the program that was built, whatever stands in the place of the [installed](Self::install) one.
+    /// Runs the program that was built, even if the [installed](Self::install) one has been replaced.
     #[track_caller]
     pub fn run_built(&self, arguments: &[&str]) -> Finished {
         self.finish(self.command_of(binary()), arguments)
     }
 
-    /// Runs this command to its end.
+    /// Runs this command until it exits.
     #[track_caller]
     pub fn finish(&self, mut command: Command, arguments: &[&str]) -> Finished {
         let (stdout, stderr) = (self.fresh_file("stdout"), self.fresh_file("stderr"));
-        // Files and no pipes: a daemon that goes to the background keeps a pipe open.
+        // Pipes would not work here: a daemon in the background keeps them open.
         command.args(arguments).stdout(create(&stdout)).stderr(create(&stderr));
         let mut child = command.spawn().expect("the program can be started");
         let status = wait::poll(LONG, || child.try_wait().expect("it is our child"));
@@ -291,13 +292,13 @@ impl Lab {
         self.start_file(&self.config(body))
     }
 
-    /// As [`Lab::start`], with a file written before.
+    /// Starts a daemon like [`Lab::start`], with an existing file.
     #[track_caller]
     pub fn start_file(&self, config: &Path) -> Daemon {
         self.start_with(config, &[])
     }
 
-    /// As [`Lab::start_file`], with these environment variables.
+    /// Starts a daemon like [`Lab::start_file`], with these environment variables.
     #[track_caller]
     pub fn start_with(&self, config: &Path, variables: &[(&str, &str)]) -> Daemon {
         let mut command = self.command();
@@ -307,7 +308,7 @@ impl Lab {
         daemon
     }
 
-    /// As [`Lab::start_file`], with the file as standard input.
+    /// Starts a daemon like [`Lab::start_file`], with the file as standard input.
     #[track_caller]
     pub fn start_with_input(&self, config: &Path) -> Daemon {
         let mut daemon = self.spawn_command(self.command_reading(config), &["-c", "-"]);
@@ -315,7 +316,7 @@ impl Lab {
         daemon
     }
 
-    /// As [`Lab::start`], for daemons that cannot become ready as no backend is.
+    /// Starts a daemon like [`Lab::start`], but does not wait until it is ready, for pools without a ready backend.
     #[track_caller]
     pub fn start_listening(&self, body: &str) -> Daemon {
         let mut daemon = self.spawn(&["-c", path_str(&self.config(body))]);
@@ -323,7 +324,7 @@ impl Lab {
         daemon
     }
 
-    /// Starts the program with these arguments and does not wait for anything.
+    /// Starts the program with these arguments and returns at once.
     #[track_caller]
     pub fn spawn(&self, arguments: &[&str]) -> Daemon {
         self.spawn_command(self.command(), arguments)
@@ -363,7 +364,7 @@ impl Lab {
         self.newer_than(None)
     }
 
-    /// The process that takes over from `old`, when it has.
+    /// Waits until a new process has taken over from `old`, and returns it.
     #[track_caller]
     pub fn successor(&self, old: Process) -> Background {
         self.newer_than(Some(old))
@@ -381,7 +382,7 @@ impl Lab {
         Background { view, process }
     }
 
-    /// What daemons in the background have logged.
+    /// Returns the log of daemons in the background.
     pub fn error_log(&self) -> String {
         fs::read_to_string(self.path("error.log")).unwrap_or_default()
     }
@@ -390,10 +391,10 @@ impl Lab {
         View { listener: self.listener, metrics: self.metrics, logs }
     }
 
-    /// A path that no file has yet.
+    /// Creates an empty file and returns its path.
     fn fresh_file(&self, kind: &str) -> PathBuf {
         let mut paths = (1..).map(|number| self.path(&format!("{kind}-{number}")));
-        paths.find(|path| File::create_new(path).is_ok()).expect("the numbers do not end")
+        paths.find(|path| File::create_new(path).is_ok()).expect("some number is unused")
     }
 }
 
@@ -416,7 +417,7 @@ impl Drop for Lab {
 impl OwnRun {
     fn new() -> Self {
         let mut command = Command::new("unshare");
-        // It ends with its standard input, and so with the test.
+        // `cat` exits at the end of its standard input, so it ends with the test.
         command.args(["--mount", "sh", "-c", "mount -t tmpfs tmpfs /run && echo mounted && exec cat"]);
         let mut holder =
             command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("util-linux is installed");
@@ -444,7 +445,7 @@ impl Drop for OwnRun {
 // ===== impl View =====
 
 impl View {
-    /// A `GET` through the listener.
+    /// Sends a `GET` to the listener.
     ///
     /// # Errors
     ///
@@ -453,21 +454,21 @@ impl View {
         get(self.listener, target)
     }
 
-    /// A new connection to the listener.
+    /// Opens a connection to the listener.
     ///
     /// # Panics
     ///
-    /// Panics when it is refused.
+    /// Panics if the connection is refused.
     #[track_caller]
     pub fn connect(&self) -> Connection {
         Connection::open(self.listener).expect("the listener accepts")
     }
 
-    /// Sends a `GET` on a connection of its own, on which the answer is to be read.
+    /// Sends a `GET` on a new connection and does not wait for the response.
     ///
     /// # Panics
     ///
-    /// Panics when the listener takes no connection.
+    /// Panics if the connection is refused.
     #[track_caller]
     pub fn begin(&self, target: &str) -> Connection {
         let mut connection = self.connect();
@@ -475,7 +476,7 @@ impl View {
         connection
     }
 
-    /// A `GET` on the metrics address.
+    /// Sends a `GET` to the metrics address.
     ///
     /// # Errors
     ///
@@ -484,11 +485,11 @@ impl View {
         get(self.metrics, target)
     }
 
-    /// The sum of all series of this metric whose labels contain all of `labels`, each written `name="value"`.
+    /// Returns the sum of all series of this metric that have all of `labels`, each written `name="value"`.
     ///
     /// # Panics
     ///
-    /// Panics when the metrics cannot be read.
+    /// Panics if the metrics cannot be read.
     #[track_caller]
     pub fn metric(&self, name: &str, labels: &[&str]) -> f64 {
         let body = self.metrics_text();
@@ -498,47 +499,47 @@ impl View {
         with_labels.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
     }
 
-    /// Waits until no request is in flight: one is counted a moment after its answer has been sent.
+    /// Waits until no request is in flight. The daemon counts a request shortly after it has sent the response.
     ///
     /// # Panics
     ///
-    /// Panics when one goes on.
+    /// Panics if a request stays in flight.
     #[track_caller]
     pub fn settle(&self) {
         wait::until(LONG, "nothing is in flight", || self.metric("lb_requests_in_flight", &[]) == 0.0);
     }
 
-    /// The metrics as Prometheus reads them.
+    /// Returns the metrics in Prometheus's text format.
     ///
     /// # Panics
     ///
-    /// Panics when they cannot be read.
+    /// Panics if they cannot be read.
     #[track_caller]
     pub fn metrics_text(&self) -> String {
         let mut answer = Connection::open(self.metrics).expect("the metrics address accepts");
         answer.send("GET /metrics HTTP/1.1\r\nHost: m\r\nConnection: close\r\n\r\n").expect("it reads");
-        let (status, head) = answer.response_head().expect("it answers");
+        let (status, head) = answer.response_head().expect("it responds");
         assert_eq!(status, 200, "{head:?}");
         let bytes = answer.rest_of_body(&head).expect("a whole body");
         String::from_utf8(bytes).expect("metrics are UTF-8")
     }
 
-    /// The status as JSON.
+    /// Returns the status document.
     ///
     /// # Panics
     ///
-    /// Panics when it cannot be read.
+    /// Panics if it cannot be read.
     #[track_caller]
     pub fn status(&self) -> Value {
-        let answer = self.read("/api/v1/status").expect("the metrics address answers");
+        let answer = self.read("/api/v1/status").expect("the metrics address responds");
         serde_json::from_slice(&answer.body).expect("the status is JSON")
     }
 
-    /// What the status says of a pool.
+    /// Returns the part of the status about a pool.
     ///
     /// # Panics
     ///
-    /// Panics when it does not know the pool.
+    /// Panics if the status lacks the pool.
     #[track_caller]
     pub fn pool_status(&self, pool: &str) -> Value {
         let status = self.status();
@@ -547,11 +548,11 @@ impl View {
         found.unwrap_or_else(|| panic!("no pool {pool} in {status:#}"))
     }
 
-    /// What the status says of a backend of a pool.
+    /// Returns the part of the status about a backend.
     ///
     /// # Panics
     ///
-    /// Panics when it does not know them.
+    /// Panics if the status lacks the pool or the backend.
     #[track_caller]
     pub fn backend_status(&self, pool: &str, backend: SocketAddr) -> Value {
         let (status, address) = (self.pool_status(pool), backend.to_string());
@@ -560,12 +561,12 @@ impl View {
         found.unwrap_or_else(|| panic!("no backend {address} in {status:#}"))
     }
 
-    /// All that it has logged.
+    /// Returns the whole log.
     pub fn log(&self) -> String {
         self.logs.iter().map(|path| fs::read_to_string(path).unwrap_or_default()).collect()
     }
 
-    /// Waits until the log has a line with all these words, and returns the first.
+    /// Waits until the log has a line with all these words, and returns the first such line.
     #[track_caller]
     pub fn logged(&self, words: &[&str]) -> String {
         let found = wait::poll(LONG, || {
@@ -573,7 +574,7 @@ impl View {
             let mut lines = log.lines();
             lines.find(|line| words.iter().all(|word| line.contains(word))).map(str::to_owned)
         });
-        found.unwrap_or_else(|| panic!("no line of the log has all of {words:?}:\n{}", self.log()))
+        found.unwrap_or_else(|| panic!("no line of the log contains all of {words:?}:\n{}", self.log()))
     }
 
     fn is(&self, state: Until) -> bool {
@@ -588,15 +589,15 @@ impl View {
 // ===== impl Daemon =====
 
 impl Daemon {
-    /// Waits for the process to end by itself.
+    /// Waits until the process exits by itself.
     ///
     /// # Panics
     ///
-    /// Panics when it does not end in time.
+    /// Panics if it runs after `deadline`.
     #[track_caller]
     pub fn wait_exit(&mut self, deadline: Duration) -> ExitStatus {
         let status = wait::poll(deadline, || self.child.try_wait().expect("it is our child"));
-        status.unwrap_or_else(|| panic!("still runs after {deadline:?}:\n{}", self.log()))
+        status.unwrap_or_else(|| panic!("the daemon still runs after {deadline:?}:\n{}", self.log()))
     }
 
     /// Sends a signal.
@@ -604,7 +605,7 @@ impl Daemon {
         self.process.signal(signal);
     }
 
-    /// Ends it by `SIGTERM` and returns its exit code.
+    /// Sends SIGTERM, waits until the process exits, and returns its exit code.
     #[track_caller]
     pub fn stop(&mut self) -> Option<i32> {
         self.signal(Signal::SIGTERM);
@@ -660,23 +661,24 @@ impl Drop for Background {
 
 // ===== the program =====
 
-/// The daemon's binary: `$LOAD_BALANCER_BIN`, or the one that cargo builds in the profile of this test.
+/// Returns the path of the daemon's binary: `$LOAD_BALANCER_BIN`, or the one that cargo builds in the profile of this
+/// test.
 fn binary() -> &'static Path {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
     BINARY.get_or_init(|| env::var_os("LOAD_BALANCER_BIN").map_or_else(build, PathBuf::from))
 }
 
 fn build() -> PathBuf {
-    let test = env::current_exe().expect("a test knows its own path");
-    let profile = test.parent().and_then(Path::parent).expect("a test lies in target/PROFILE/deps");
-    let target = profile.parent().expect("a profile lies in the target directory");
+    let test = env::current_exe().expect("the path of this test can be read");
+    let profile = test.parent().and_then(Path::parent).expect("a test is in target/PROFILE/deps");
+    let target = profile.parent().expect("a profile is in the target directory");
     let name = profile.file_name().and_then(|name| name.to_str()).expect("a profile's name is text");
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
     command.args(["build", "--quiet", "--package", "shared", "--bin", "load_balancer", "--target-dir"]);
     command.arg(target).args(["--profile", if name == "debug" { "dev" } else { name }]);
     command.current_dir(env!("CARGO_MANIFEST_DIR"));
-    // What cargo tells a test about itself would make build scripts run again, and with them most of the build.
+    // The variables that cargo sets for a test would change the inputs of build scripts and so rebuild most crates.
     let about_the_test = |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
     for (name, _) in env::vars().filter(|(name, _)| about_the_test(name)) {
         command.env_remove(name);
@@ -691,16 +693,16 @@ fn create(path: &Path) -> File {
 }
 
 fn end(child: &mut Child) {
-    // Both fail only when it has ended already.
+    // Both calls fail only if the process has ended already.
     let _: io::Result<()> = child.kill();
     let _: io::Result<ExitStatus> = child.wait();
 }
 
-/// A path of a test as text.
+/// Returns a path as text.
 ///
 /// # Panics
 ///
-/// Panics when it is not UTF-8; those of a [`Lab`] are.
+/// Panics if the path is not UTF-8. Paths of a [`Lab`] are.
 pub fn path_str(path: &Path) -> &str {
     path.to_str().expect("paths of tests are UTF-8")
 }

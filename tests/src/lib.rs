@@ -1,22 +1,22 @@
-//! The test harness: real daemon processes, real origins that can be slow, reset, lie or die, real TLS
-//! certificates, and clients that see every byte.
+//! The test harness: real daemon processes, real origins that can be slow, reset connections, send garbage or stop,
+//! real TLS certificates, and clients that receive raw bytes.
 //!
 //! ```text
 //!   Client, LoadGenerator, curl  ──>  Daemon (a process)  ──>  Origin (threads of the test)
-//!            wire: HTTP/1.1 bytes, spoken by both ends of the harness
+//!            wire: HTTP/1.1 as bytes, used by both ends of the harness
 //! ```
 //!
 //! Rules that keep tests independent of each other:
 //!
-//! - every address lies on a loopback IP of its own (see [`ports`]), so no test can take another's port;
-//! - a test waits for a condition with a deadline (see [`wait`]), it never sleeps and hopes;
-//! - every file lies in the private directory of a [`Lab`], and every process started from that directory ends
-//!   with it.
+//! - every address is on a loopback IP of its own (see [`ports`]), so no test can take a port of another test;
+//! - a test waits for a condition with a deadline (see [`wait`]) and never sleeps for a fixed time;
+//! - every file is in the private directory of a [`Lab`]. Dropping the lab ends every process that was started from its
+//!   directory.
 //!
-//! The harness does not link the daemon: it knows it only as a user does, by its command line, its files and its
+//! The harness does not link the daemon. It uses only what an operator or a client uses: the command line, files and
 //! sockets.
 
-#![expect(clippy::panic, reason = "a harness says what went wrong by panicking in the test")]
+#![expect(clippy::panic, reason = "a harness reports failures by a panic in the test")]
 
 pub mod certs;
 pub mod client;

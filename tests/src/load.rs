@@ -1,4 +1,4 @@
-//! Constant load while something happens to the daemon, counted without mercy.
+//! Constant load on a daemon, during which every failed request is counted.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -8,39 +8,39 @@ use std::time::{Duration, Instant};
 
 use crate::client::{Connection, Failure, Response};
 
-/// Errors whose text is kept.
+/// The number of errors whose text is kept.
 const KEPT_ERRORS: usize = 5;
 
-/// Pause after each request, so that a test leaves some of the machine to others.
+/// The pause after each request, which leaves CPU time to other tests.
 const PAUSE: Duration = Duration::from_millis(2);
 
-/// Threads that send requests until told to stop.
+/// Threads that send requests until they are stopped.
 pub struct LoadGenerator {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
 }
 
-/// What came of a load.
+/// The counts of a load.
 #[derive(Debug, Clone, Default)]
 pub struct Report {
-    /// Requests answered with 200.
+    /// Requests with a response of 200.
     pub ok: u64,
-    /// Requests that were not: refused, cut, or answered otherwise.
+    /// Requests that were refused, cut off, or had another status.
     pub failed: u64,
-    /// Idle keep-alive connections found closed before the first byte of an answer, and made anew.
+    /// Keep-alive connections that were closed while idle and that the client replaced.
     pub reconnects: u64,
-    /// Keep-alive connections that the daemon closed after saying so in an answer.
+    /// Keep-alive connections that the daemon closed after it had announced it in a response.
     pub announced_closes: u64,
     /// The first few failures.
     pub errors: Vec<String>,
 }
 
-/// What became of one request of a [`burst`].
+/// The outcome of one request of a [`burst`].
 #[derive(Debug, Clone)]
 pub struct Outcome {
-    /// The whole answer, or why there is none.
+    /// The complete response, or the error.
     pub answer: Result<Response, String>,
-    /// From the request to the end of its answer.
+    /// The time from the request to the end of the response.
     pub took: Duration,
 }
 
@@ -54,12 +54,14 @@ struct Shared {
     errors: Mutex<Vec<String>>,
 }
 
-/// Sends `each` requests without a body from each of so many clients at once, and waits for all answers. No request is sent
-/// twice: whatever becomes of it, its client goes on with the next, over the same connection as long as that lasts.
+/// Sends `each` requests without a body from each of `clients` clients in parallel, and waits for all responses.
+///
+/// A client sends no request twice. After a failure it continues with the next request. It reuses its connection while
+/// it is open.
 ///
 /// # Panics
 ///
-/// Panics when a client does.
+/// Panics if a client thread panics.
 pub fn burst(address: SocketAddr, method: &'static str, clients: usize, each: usize) -> Vec<Outcome> {
     let client = move || {
         let mut connection = None;
@@ -83,7 +85,7 @@ fn one(address: SocketAddr, method: &str, connection: &mut Option<Connection>) -
 // ===== impl Outcome =====
 
 impl Outcome {
-    /// The status of the answer; 0 when there is none.
+    /// Returns the status of the response, or 0 if there is none.
     pub fn status(&self) -> u16 {
         self.answer.as_ref().map_or(0, |answer| answer.status)
     }
@@ -92,16 +94,17 @@ impl Outcome {
 // ===== impl LoadGenerator =====
 
 impl LoadGenerator {
-    /// Starts `keep_alive` threads that reuse their connection and `fresh` threads that make one per request.
+    /// Starts `keep_alive` threads that reuse their connection and `fresh` threads that open one per request.
     pub fn start(address: SocketAddr, keep_alive: usize, fresh: usize) -> Self {
         let shared = Arc::new(Shared::new(address));
         let reusing = (0..keep_alive).map(|_| Arc::clone(&shared)).map(|s| thread::spawn(move || s.reuse()));
-        let fresh = (0..fresh).map(|_| Arc::clone(&shared)).map(|s| thread::spawn(move || s.connect_anew()));
+        let fresh =
+            (0..fresh).map(|_| Arc::clone(&shared)).map(|s| thread::spawn(move || s.connect_each_time()));
         let threads = reusing.chain(fresh).collect();
         Self { shared, threads }
     }
 
-    /// The counts so far.
+    /// Returns the counts so far.
     pub fn report(&self) -> Report {
         let shared = &self.shared;
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
@@ -110,11 +113,11 @@ impl LoadGenerator {
             failed: count(&shared.failed),
             reconnects: count(&shared.reconnects),
             announced_closes: count(&shared.announced_closes),
-            errors: shared.errors.lock().expect("no thread panics with it").clone(),
+            errors: shared.errors.lock().expect("no thread panics while it holds the lock").clone(),
         }
     }
 
-    /// Lets every thread finish its request, and returns the final counts.
+    /// Waits until every thread has finished its request, and returns the final counts.
     pub fn stop(mut self) -> Report {
         self.end();
         self.report()
@@ -156,7 +159,7 @@ impl Shared {
         }
     }
 
-    /// One request, on the idle connection if there is one; returns the connection if it can be used again.
+    /// Sends one request, on the idle connection if there is one. Returns the connection if it can be reused.
     fn reuse_once(&self, idle: Option<Connection>) -> Option<Connection> {
         let mut outcome = Err(Failure::Closed);
         let mut connection = None;
@@ -177,7 +180,7 @@ impl Shared {
         connection.filter(|_| !closes)
     }
 
-    fn connect_anew(&self) {
+    fn connect_each_time(&self) {
         while !self.stop.load(Ordering::Relaxed) {
             if let Some(mut connection) = self.open() {
                 self.count(&connection.request("GET", "/fresh", &[("Connection", "close")], b""));
@@ -190,7 +193,7 @@ impl Shared {
         Connection::open(self.address).map_err(|error| self.fail(error.to_string())).ok()
     }
 
-    /// Counts an outcome; returns whether the connection is of no more use.
+    /// Counts an outcome. Returns whether the connection must be dropped.
     fn count(&self, outcome: &Result<Response, Failure>) -> bool {
         match outcome {
             Ok(answer) if answer.status == 200 => {
@@ -200,7 +203,7 @@ impl Shared {
                 closes
             }
             Ok(answer) => {
-                self.fail(format!("answered {} {}", answer.head.start, answer.text()));
+                self.fail(format!("response {} {}", answer.head.start, answer.text()));
                 true
             }
             Err(error) => {
@@ -212,7 +215,7 @@ impl Shared {
 
     fn fail(&self, error: String) {
         self.failed.fetch_add(1, Ordering::Relaxed);
-        let mut errors = self.errors.lock().expect("no thread panics with it");
+        let mut errors = self.errors.lock().expect("no thread panics while it holds the lock");
         if errors.len() < KEPT_ERRORS {
             errors.push(error);
         }
@@ -226,21 +229,21 @@ mod tests {
     use crate::{Answer, Behaviour, Origin};
 
     #[test]
-    fn an_idle_connection_found_closed_is_no_failure() {
+    fn a_connection_closed_while_idle_is_not_a_failure() {
         let origin = Origin::start("one");
         let load = LoadGenerator::start(origin.address, 1, 0);
-        until(LONG, "requests are answered", || load.report().ok > 10);
+        until(LONG, "requests succeed", || load.report().ok > 10);
         origin.cut_connections();
-        until(LONG, "the client has connected anew", || load.report().reconnects > 0);
+        until(LONG, "the client has reconnected", || load.report().reconnects > 0);
         load.stop();
     }
 
     #[test]
-    fn refused_connections_and_other_answers_are_failures() {
+    fn refused_connections_and_other_statuses_are_failures() {
         let mut origin = Origin::start("one");
         let load = LoadGenerator::start(origin.address, 1, 1);
         origin.behave(Behaviour::Answer(Answer::status(503, "busy")));
-        until(LONG, "answers with 503 are counted", || load.report().failed > 2);
+        until(LONG, "responses with 503 are counted", || load.report().failed > 2);
         origin.refuse();
         let before = load.report().failed;
         until(LONG, "refused connections are counted", || load.report().failed > before + 2);
@@ -248,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn a_burst_tells_what_became_of_each_request() {
+    fn a_burst_returns_the_outcome_of_each_request() {
         let origin = Origin::start("one");
         assert!(burst(origin.address, "GET", 3, 4).iter().all(|outcome| outcome.status() == 200));
         assert_eq!((origin.requests(), origin.connections()), (12, 3));
@@ -258,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn announced_closes_are_counted_and_harmless() {
+    fn announced_closes_are_counted_separately() {
         let origin = Origin::start("one");
         origin.behave(Behaviour::Answer(Answer::ok("").with("Connection", "close")));
         let load = LoadGenerator::start(origin.address, 1, 0);

@@ -1,17 +1,18 @@
-//! A byte pattern of any length whose every position can be checked, for bodies too large to keep.
+//! A byte pattern of any length in which every position can be checked, for bodies that are too large to keep.
 
 use std::sync::OnceLock;
 
-/// A prime, so that no power-of-two buffer that is lost, doubled or swapped leaves the pattern intact.
+/// The length of the pattern, in bytes. It is a prime, so that a lost, doubled or swapped power-of-two buffer always
+/// breaks the pattern.
 const PERIOD: usize = 65_521;
 
-/// The bytes from `offset` on; never empty, at most one period long.
+/// Returns the bytes of the pattern from `offset` on: at least one byte and at most one period.
 pub fn from(offset: u64) -> &'static [u8] {
     let start = usize::try_from(offset % PERIOD as u64).expect("below the period");
     &block()[start..]
 }
 
-/// So many bytes of the pattern from `offset` on.
+/// Returns `length` bytes of the pattern from `offset` on.
 pub fn bytes(mut offset: u64, length: usize) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(length);
     while bytes.len() < length {
@@ -23,7 +24,7 @@ pub fn bytes(mut offset: u64, length: usize) -> Vec<u8> {
     bytes
 }
 
-/// Whether `bytes` are those of the pattern from `offset` on.
+/// Whether `bytes` equal the pattern from `offset` on.
 pub fn matches(mut offset: u64, mut bytes: &[u8]) -> bool {
     while !bytes.is_empty() {
         let expected = from(offset);
@@ -54,26 +55,26 @@ fn block() -> &'static [u8] {
 /// Measures a body as it passes: its length, whether it is the pattern, and its beginning.
 #[derive(Debug, Clone)]
 pub struct Meter {
-    /// Bytes seen.
+    /// The number of bytes so far.
     pub length: u64,
-    /// Whether all bytes seen are those of the pattern.
+    /// Whether all bytes so far equal the pattern.
     pub is_pattern: bool,
     /// The first [`Meter::KEPT`] bytes.
     pub start: Vec<u8>,
-    /// Where in the pattern the body begins.
+    /// The position in the pattern at which the body begins.
     seed: u64,
 }
 
 impl Meter {
-    /// How much of a body is kept.
+    /// The number of bytes of a body that are kept.
     pub const KEPT: usize = 64 * 1024;
 
-    /// A meter that has seen nothing.
+    /// Creates a meter for a body that is the pattern from its beginning.
     pub fn new() -> Self {
         Self::at(0)
     }
 
-    /// The same, for a body that is the pattern from `seed` on: bodies of other seeds are none of its.
+    /// Creates a meter for a body that is the pattern from `seed` on. A body with another seed does not match.
     pub fn at(seed: u64) -> Self {
         Self { length: 0, is_pattern: true, start: Vec::new(), seed }
     }
@@ -98,7 +99,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_meter_tells_the_pattern_from_one_with_a_lost_buffer() {
+    fn a_meter_detects_a_lost_buffer() {
         let whole: Vec<u8> = from(0).iter().chain(from(0)).copied().collect();
         let mut meter = Meter::new();
         whole.chunks(1000).for_each(|chunk| meter.feed(chunk));
@@ -112,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn a_meter_tells_bodies_of_different_seeds_apart() {
+    fn a_meter_rejects_a_body_with_another_seed() {
         for (seed, same) in [(7, true), (8, false), (65_528, true)] {
             let mut meter = Meter::at(seed);
             meter.feed(&bytes(7, 100_000));

@@ -1,8 +1,8 @@
-//! Addresses that nobody else can take.
+//! Addresses that stay free until a test uses them.
 //!
-//! A daemon's address must be known before it runs, so a port found free has to stay free for a while. On
-//! 127.0.0.1 it might not: any outgoing connection of any test may be given it. Connections to other loopback
-//! addresses also start from 127.0.0.1, so a port on an address of one's own stays free.
+//! A test chooses the address of a daemon before it starts the daemon, so a free port has to stay free for a while. A
+//! port on 127.0.0.1 may not: the system can assign it to an outgoing connection of another test. Connections to other
+//! loopback addresses also start from 127.0.0.1, so a port on a loopback address of its own stays free.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::process;
@@ -10,26 +10,26 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
-/// A free address `127.x.y.z:port`: the IP is this call's own, the port is chosen by the system.
+/// Returns a free address `127.x.y.z:port`. Each call uses another IP, and the system chooses the port.
 ///
 /// # Panics
 ///
-/// Panics when the system does not let the test bind to loopback addresses.
+/// Panics if the test cannot bind to loopback addresses.
 pub fn free() -> SocketAddr {
     let listener = TcpListener::bind((own_ip(), 0)).expect("loopback addresses can be bound");
     listener.local_addr().expect("a bound socket has an address")
 }
 
-/// A free port on `::1`, for the few tests that are about IPv6; below the range that outgoing connections are given from.
+/// Returns a free port on `::1`, for the few tests about IPv6. It is below the range of ephemeral ports.
 ///
 /// # Panics
 ///
-/// Panics when the machine has no IPv6.
+/// Panics if the machine has no IPv6.
 pub fn free_v6() -> SocketAddr {
     below_ephemeral(Ipv6Addr::LOCALHOST.into())
 }
 
-/// A free port on 127.0.0.1 itself, for the few tests that need that very address.
+/// Returns a free port on 127.0.0.1, for the few tests that need exactly this address.
 pub fn free_on_localhost() -> SocketAddr {
     below_ephemeral(Ipv4Addr::LOCALHOST.into())
 }
@@ -43,7 +43,8 @@ fn below_ephemeral(ip: IpAddr) -> SocketAddr {
     addresses.find(|address| TcpListener::bind(address).is_ok()).expect("one of 10,000 ports is free")
 }
 
-/// Two test processes at a time get different addresses by their process ids, two calls by their number.
+/// Test processes that run at the same time use different addresses because their PIDs differ. Calls in one process use
+/// different addresses because they are numbered.
 fn own_ip() -> Ipv4Addr {
     let (id, call) = (process::id(), next());
     let [.., high, low] = (id % (100 * 256)).to_be_bytes();
@@ -60,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_call_has_an_address_of_its_own_that_can_be_bound() {
+    fn every_call_returns_another_address_that_can_be_bound() {
         let (one, two) = (free(), free());
         assert_ne!(one.ip(), two.ip());
         TcpListener::bind(one).expect("it is free");

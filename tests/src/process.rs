@@ -1,4 +1,4 @@
-//! What `/proc` tells about a process, and signals to it.
+//! Reads `/proc` about a process and sends signals to it.
 
 use std::collections::HashMap;
 use std::fs;
@@ -11,48 +11,48 @@ use nix::unistd::Pid;
 
 use crate::wait;
 
-/// A process by its id; not necessarily a child of the test.
+/// A process by its PID. It need not be a child of the test.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Process(pub u32);
 
 impl Process {
-    /// Whether it still runs; one that ended and was not waited for does not.
+    /// Whether the process runs. A zombie does not.
     pub fn alive(self) -> bool {
         self.status_field("State").is_some_and(|state| !state.starts_with(['Z', 'X']))
     }
 
-    /// Sends a signal; none if it is gone.
+    /// Sends a signal. Does nothing if the process has ended.
     pub fn signal(self, signal: Signal) {
         if let Ok(id) = i32::try_from(self.0) {
-            // A process that ended in the meantime needs no signal any more.
+            // This fails only if the process has ended in the meantime.
             let _ = signal::kill(Pid::from_raw(id), signal);
         }
     }
 
-    /// Whether it has a handler of its own for this signal.
+    /// Whether the process has installed a handler for this signal.
     pub fn catches(self, signal: Signal) -> bool {
         let caught = self.status_field("SigCgt").and_then(|mask| u64::from_str_radix(&mask, 16).ok());
         caught.is_some_and(|mask| mask >> (signal as i32 - 1) & 1 == 1)
     }
 
-    /// Waits until it is gone.
+    /// Waits until the process has ended.
     #[track_caller]
     pub fn wait_gone(self, deadline: Duration) {
-        wait::until(deadline, &format!("process {} is gone", self.0), || !self.alive());
+        wait::until(deadline, &format!("process {} has ended", self.0), || !self.alive());
     }
 
-    /// Resident memory, in bytes; 0 once it is gone.
+    /// Returns the resident memory in bytes, or 0 if the process has ended.
     pub fn resident_bytes(self) -> u64 {
         let kib = self.status_field("VmRSS").and_then(|line| line.split(' ').next()?.parse::<u64>().ok());
         kib.unwrap_or(0) * 1024
     }
 
-    /// Whether the kernel may give it huge pages; none if it does not say.
+    /// Whether the kernel may use huge pages for the process; `None` if the kernel does not report it.
     pub fn may_have_huge_pages(self) -> Option<bool> {
         self.status_field("THP_enabled").map(|enabled| enabled == "1")
     }
 
-    /// Its share of the memory in use, in bytes: what several processes have in common is divided among them.
+    /// Returns the proportional set size in bytes: memory that several processes share is divided among them.
     pub fn proportional_bytes(self) -> u64 {
         let rollup = fs::read_to_string(format!("/proc/{}/smaps_rollup", self.0)).unwrap_or_default();
         let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:"));
@@ -66,35 +66,35 @@ impl Process {
         names.filter(|found| found.trim_end() == name).count()
     }
 
-    /// The process that started it, or took it over.
+    /// Returns the parent process.
     pub fn parent(self) -> Option<Self> {
         self.status_field("PPid")?.parse().ok().map(Self)
     }
 
-    /// The directory that it works in.
+    /// Returns the working directory.
     pub fn directory(self) -> Option<PathBuf> {
         fs::read_link(format!("/proc/{}/cwd", self.0)).ok()
     }
 
-    /// What its open file descriptors point to, such as `socket:[1234]`.
+    /// Returns the targets of the open file descriptors, such as `socket:[1234]`.
     pub fn descriptors(self) -> Vec<String> {
         let Ok(entries) = fs::read_dir(format!("/proc/{}/fd", self.0)) else { return Vec::new() };
         let links = entries.filter_map(|entry| fs::read_link(entry.ok()?.path()).ok());
         links.map(|target| target.to_string_lossy().into_owned()).collect()
     }
 
-    /// Number of open sockets.
+    /// Returns the number of open sockets.
     pub fn sockets(self) -> usize {
         self.descriptors().iter().filter(|target| target.starts_with("socket:")).count()
     }
 
-    /// The processes that it has started and not waited for, also those that have ended.
+    /// Returns the child processes, zombies included.
     pub fn children(self) -> Vec<Self> {
         let own = self.0.to_string();
         all().filter(|process| process.status_field("PPid").as_deref() == Some(&own)).collect()
     }
 
-    /// Its connections: sockets with an address that do not listen. Pairs that processes make for themselves have none.
+    /// Returns the connections: sockets that have an address and do not listen. Socket pairs have no address.
     pub fn connections(self) -> Vec<String> {
         let known = connections();
         let number = |target: &String| target.strip_prefix("socket:[")?.strip_suffix(']').map(str::to_owned);
@@ -102,7 +102,7 @@ impl Process {
         numbers.iter().filter_map(|target| known.get(&number(target)?).cloned()).collect()
     }
 
-    /// Its arguments, the program first.
+    /// Returns the arguments, beginning with the program.
     pub fn arguments(self) -> Vec<String> {
         let text = fs::read(format!("/proc/{}/cmdline", self.0)).unwrap_or_default();
         let text = String::from_utf8_lossy(&text).into_owned();
@@ -116,15 +116,15 @@ impl Process {
     }
 }
 
-/// The running processes that have a path below `directory` among their arguments.
+/// Returns the running processes that have a path below `directory` among their arguments.
 pub fn started_with(directory: &Path) -> Vec<Process> {
     let prefix = format!("{}/", directory.display());
     let names_it = |process: &Process| process.arguments().iter().any(|argument| argument.contains(&prefix));
     others().filter(names_it).collect()
 }
 
-/// The running processes that were started in `directory`, or with a path below it: also those that write over their
-/// arguments, as nginx does.
+/// Returns the running processes that work in `directory` or have a path below it among their arguments. The first rule
+/// also finds nginx, which overwrites its arguments.
 pub fn of(directory: &Path) -> Vec<Process> {
     let works_in_it = |process: &Process| process.directory().is_some_and(|its| its.starts_with(directory));
     let mut all = started_with(directory);
@@ -135,7 +135,7 @@ pub fn of(directory: &Path) -> Vec<Process> {
     all
 }
 
-/// All connections by the inodes of their sockets, each as the system tells of it.
+/// Returns all connections by the inodes of their sockets, each as a line of `/proc/net`.
 fn connections() -> HashMap<String, String> {
     let read = |name: &str| fs::read_to_string(format!("/proc/net/{name}")).unwrap_or_default();
     let entry = |line: &str, number: usize, listens: fn(&[&str]) -> bool| {
@@ -161,9 +161,9 @@ fn all() -> impl Iterator<Item = Process> {
     entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).map(Process)
 }
 
-/// Number of sockets listening on exactly this IPv4 address, in any process.
+/// Returns the number of sockets that listen on exactly this IPv4 address, in any process.
 pub fn listening_sockets(address: SocketAddr) -> usize {
-    let SocketAddr::V4(v4) = address else { panic!("only IPv4 is looked up") };
+    let SocketAddr::V4(v4) = address else { panic!("this function supports only IPv4") };
     let ip = u32::from_le_bytes(v4.ip().octets());
     let local = format!("{ip:08X}:{:04X}", v4.port());
     let table = fs::read_to_string("/proc/net/tcp").unwrap_or_default();
@@ -182,7 +182,7 @@ mod tests {
     use crate::ports;
 
     #[test]
-    fn reads_its_own_process() {
+    fn the_test_reads_its_own_process() {
         let own = Process(std::process::id());
         assert!(own.alive());
         assert!(own.resident_bytes() > 100_000);
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn finds_a_process_by_its_directory_until_it_has_ended() {
+    fn a_process_is_found_by_its_directory_until_it_has_ended() {
         let directory = tempfile::tempdir().expect("there is room for a directory");
         let mut child = std::process::Command::new("sleep")
             .arg("60")
@@ -201,12 +201,12 @@ mod tests {
             .expect("every system has it");
         assert_eq!(of(directory.path()), [Process(child.id())]);
         child.kill().expect("it is our child");
-        wait::until(wait::LONG, "it is gone", || of(directory.path()).is_empty());
+        wait::until(wait::LONG, "it has ended", || of(directory.path()).is_empty());
         child.wait().expect("it is our child");
     }
 
     #[test]
-    fn counts_listening_sockets_of_one_address() {
+    fn listening_sockets_of_one_address_are_counted() {
         let address = ports::free();
         assert_eq!(listening_sockets(address), 0);
         let listener = TcpListener::bind(address).expect("it is free");
@@ -216,17 +216,17 @@ mod tests {
     }
 
     #[test]
-    fn tells_connections_from_sockets_that_listen() {
+    fn listening_sockets_are_not_connections() {
         let own = Process(std::process::id());
         let listener = TcpListener::bind(ports::free()).expect("it is free");
         let address = listener.local_addr().expect("it is bound");
-        // As the table of the system has it: in hexadecimal.
+        // The table of the system shows ports in hexadecimal.
         let port = format!(":{:04X} ", address.port());
         let to_it = || own.connections().iter().filter(|line| line.contains(&port)).count();
         assert_eq!(to_it(), 0);
         let client = std::net::TcpStream::connect(address).expect("it listens");
         assert_eq!(to_it(), 1, "not accepted yet");
-        let accepted = listener.accept().expect("somebody has connected");
+        let accepted = listener.accept().expect("the client has connected");
         assert_eq!(to_it(), 2);
         drop((client, accepted));
         assert_eq!(to_it(), 0);

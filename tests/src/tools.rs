@@ -1,4 +1,4 @@
-//! The real programs that users have: `curl`, `wrk`, nginx, Prometheus. A missing one is a failure, not a skip.
+//! Runs real programs: `curl`, `wrk`, nginx, Prometheus. A missing program fails the test instead of skipping it.
 
 use std::fs::File;
 use std::net::SocketAddr;
@@ -8,17 +8,17 @@ use std::process::{Child, Command, Output, Stdio};
 use crate::daemon::Lab;
 use crate::{Authority, ports, wait};
 
-/// Runs `curl`, silently, with these arguments.
+/// Runs `curl` with these arguments, without progress output.
 #[track_caller]
 pub fn curl(arguments: &[&str]) -> Output {
     run("curl", &[&["--silent", "--show-error", "--max-time", "30"], arguments].concat())
 }
 
-/// Runs one of the tools to its end.
+/// Runs a program until it exits.
 ///
 /// # Panics
 ///
-/// Panics when it is not installed.
+/// Panics if the program is not installed.
 #[track_caller]
 pub fn run(tool: &str, arguments: &[&str]) -> Output {
     Command::new(tool)
@@ -28,18 +28,18 @@ pub fn run(tool: &str, arguments: &[&str]) -> Output {
         .unwrap_or_else(|error| missing(tool, &error))
 }
 
-/// A program that serves until it is dropped.
+/// A server program that is stopped when this is dropped.
 pub struct Server {
     child: Child,
-    /// Where it listens.
+    /// The address that it listens on.
     pub address: SocketAddr,
 }
 
-/// Certificate of a TLS server: the authority that signs it, and its name.
+/// The authority that signs the certificate of a TLS server, and the name in it.
 pub type Identity<'a> = (&'a Authority, &'a str);
 
 impl Server {
-    /// An nginx that answers every request with `name` and a line feed, over TLS when given a certificate.
+    /// Starts an nginx that responds to every request with `name` and the request's `Host`, over TLS if `tls` is set.
     #[track_caller]
     pub fn nginx(lab: &Lab, name: &str, tls: Option<Identity>) -> Self {
         let (address, directory) = (ports::free(), nginx_directory(lab, name));
@@ -57,7 +57,7 @@ impl Server {
         Self::nginx_with(lab, &directory, &server, address)
     }
 
-    /// An nginx that balances over these origins, each with its weight, by `hash KEY consistent`.
+    /// Starts an nginx that balances over these weighted origins with `hash KEY consistent`.
     #[track_caller]
     pub fn nginx_hashing(lab: &Lab, key: &str, origins: &[(SocketAddr, u32)]) -> Self {
         let (address, directory) = (ports::free(), nginx_directory(lab, "hashing"));
@@ -70,7 +70,7 @@ impl Server {
         Self::nginx_with(lab, &directory, &http, address)
     }
 
-    /// An nginx with this inside its section `http`.
+    /// Starts an nginx with this text in its section `http`.
     #[track_caller]
     fn nginx_with(lab: &Lab, directory: &Path, http: &str, address: SocketAddr) -> Self {
         let path = directory.join("nginx.conf");
@@ -80,7 +80,7 @@ impl Server {
         Self::start(lab, "nginx", command, address)
     }
 
-    /// A Prometheus that scrapes this metrics address each second.
+    /// Starts a Prometheus that scrapes this metrics address every second.
     #[track_caller]
     pub fn prometheus(lab: &Lab, target: SocketAddr) -> Self {
         let address = ports::free();
@@ -116,7 +116,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // The gentle signal lets nginx end its workers too.
+        // On SIGTERM, nginx also ends its workers.
         crate::process::Process(self.child.id()).signal(crate::Signal::SIGTERM);
         let _ = wait::poll(wait::LONG, || self.child.try_wait().ok().flatten());
         let _ = self.child.kill();
@@ -150,7 +150,7 @@ fn nginx_config(directory: &Path, http: &str) -> String {
 /// Always.
 #[track_caller]
 pub fn missing(tool: &str, error: &std::io::Error) -> ! {
-    panic!("cannot run {tool} ({error}): `make setup` installs what the tests need")
+    panic!("cannot run {tool}: {error}; run `make setup` to install the programs that the tests need")
 }
 
 #[cfg(test)]
@@ -159,7 +159,7 @@ mod tests {
     use crate::get;
 
     #[test]
-    fn nginx_answers_with_its_name_plain_and_over_tls() {
+    fn nginx_responds_with_its_name_in_plain_text_and_over_tls() {
         let (lab, authority) = (Lab::new(), Authority::new());
         let plain = Server::nginx(&lab, "plain", None);
         let answer = get(plain.address, "/").unwrap();
@@ -174,10 +174,10 @@ mod tests {
     }
 
     #[test]
-    fn prometheus_runs_and_answers_queries() {
+    fn prometheus_runs_and_responds_to_queries() {
         let lab = Lab::new();
         let prometheus = Server::prometheus(&lab, lab.metrics);
-        wait::until(wait::LONG, "it answers a query", || {
+        wait::until(wait::LONG, "it responds to a query", || {
             get(prometheus.address, "/api/v1/query?query=up").is_ok_and(|answer| answer.status == 200)
         });
     }

@@ -3,37 +3,37 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How long a test waits for anything that should happen at once. Long, for loaded machines: a passing test never
-/// waits this long.
+/// The deadline for anything that should happen at once. It is long because test machines can be loaded. A passing test
+/// never waits this long.
 pub const LONG: Duration = Duration::from_secs(20);
 
-/// Pause between two looks at a condition.
+/// The pause between two checks of a condition.
 const STEP: Duration = Duration::from_millis(10);
 
 /// Waits until `condition` holds.
 ///
 /// # Panics
 ///
-/// Panics with `what` when `deadline` passes first.
+/// Panics with `what` if `deadline` passes first.
 #[track_caller]
 pub fn until(deadline: Duration, what: &str, mut condition: impl FnMut() -> bool) {
     until_some(deadline, what, || condition().then_some(()));
 }
 
-/// Waits until `attempt` returns something, and returns that.
+/// Waits until `attempt` returns a value, and returns it.
 ///
 /// # Panics
 ///
-/// Panics with `what` when `deadline` passes first.
+/// Panics with `what` if `deadline` passes first.
 #[track_caller]
 pub fn until_some<T>(deadline: Duration, what: &str, mut attempt: impl FnMut() -> Option<T>) -> T {
     match poll(deadline, &mut attempt) {
         Some(value) => value,
-        None => panic!("waited {deadline:?} in vain until {what}"),
+        None => panic!("timed out after {deadline:?} while waiting until {what}"),
     }
 }
 
-/// As [`until_some`], for callers that have more to say than a name when the deadline passes.
+/// Waits like [`until_some`], but returns `None` at the deadline, for callers that panic with a longer message.
 pub fn poll<T>(deadline: Duration, mut attempt: impl FnMut() -> Option<T>) -> Option<T> {
     let end = Instant::now() + deadline;
     loop {
@@ -47,11 +47,11 @@ pub fn poll<T>(deadline: Duration, mut attempt: impl FnMut() -> Option<T>) -> Op
     }
 }
 
-/// Checks again and again, for the whole of `span`, that `condition` holds.
+/// Checks repeatedly during `span` that `condition` holds.
 ///
 /// # Panics
 ///
-/// Panics with `what` the first time that it does not.
+/// Panics with `what` as soon as it does not hold.
 #[track_caller]
 pub fn throughout(span: Duration, what: &str, mut condition: impl FnMut() -> bool) {
     let end = Instant::now() + span;
@@ -66,17 +66,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn returns_what_the_attempt_found() {
-        let mut looks = 0;
-        let found = until_some(LONG, "the third look", || {
-            looks += 1;
-            (looks == 3).then_some(looks)
+    fn a_wait_returns_the_value_of_the_attempt() {
+        let mut checks = 0;
+        let found = until_some(LONG, "the third check", || {
+            checks += 1;
+            (checks == 3).then_some(checks)
         });
         assert_eq!(found, 3);
     }
 
     #[test]
-    fn gives_up_at_the_deadline() {
+    fn a_wait_ends_at_the_deadline() {
         assert_eq!(poll(Duration::from_millis(20), || None::<()>), None);
     }
 }

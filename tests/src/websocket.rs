@@ -1,15 +1,15 @@
-//! As much of WebSockets (RFC 6455) as an echo needs: a handshake with one key, and whole frames.
+//! The part of WebSockets (RFC 6455) that an echo needs: a handshake with one key, and unfragmented messages.
 
 use std::io::{self, Read, Write};
 
 use crate::wire::{Framing, Head, Wire};
 
-/// The key that every client of the harness sends: that of the RFC's example, whose answer is known without a hash.
+/// The key that every client of the harness sends. It is the RFC's example, so [`ACCEPT`] needs no hash.
 pub const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
-/// What a server answers to [`KEY`].
+/// The `Sec-WebSocket-Accept` that belongs to [`KEY`].
 pub const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 
-/// Any will do: it keeps intermediaries from taking payload for something else.
+/// The mask of all frames. The tests do not depend on its value.
 const MASK: [u8; 4] = [0x37, 0xfa, 0x21, 0x3d];
 const FINAL: u8 = 0x80;
 const BINARY: u8 = 0x2;
@@ -19,11 +19,11 @@ const CLOSE: u8 = 0x8;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Frame {
     opcode: u8,
-    /// What it carries, unmasked.
+    /// The payload, unmasked.
     pub payload: Vec<u8>,
 }
 
-/// The headers of a client's handshake, beside `Host`.
+/// Returns the headers of a client's handshake, without `Host`.
 pub fn handshake() -> [(&'static str, &'static str); 4] {
     [
         ("Upgrade", "websocket"),
@@ -33,17 +33,17 @@ pub fn handshake() -> [(&'static str, &'static str); 4] {
     ]
 }
 
-/// What a server answers to this handshake; `None` when it is none of ours.
+/// Returns the `Sec-WebSocket-Accept` for this handshake, or `None` if it is not a handshake of this harness.
 pub fn accepts(request: &Head) -> Option<&'static str> {
     let upgrades = request.lists("connection", "upgrade") && request.lists("upgrade", "websocket");
     (upgrades && request.header("sec-websocket-key") == Some(KEY)).then_some(ACCEPT)
 }
 
-/// Reads the next frame; `None` when the peer closed before its first byte.
+/// Reads the next frame. Returns `None` if the peer closed before its first byte.
 ///
 /// # Errors
 ///
-/// Fails as the stream does, with `UnexpectedEof` within a frame.
+/// Returns the errors of the stream, and `UnexpectedEof` if it ends within a frame.
 pub fn read<S: Read + Write>(wire: &mut Wire<S>) -> io::Result<Option<Frame>> {
     if !wire.more()? {
         return Ok(None);
@@ -62,29 +62,29 @@ pub fn read<S: Read + Write>(wire: &mut Wire<S>) -> io::Result<Option<Frame>> {
 }
 
 impl Frame {
-    /// A binary message.
+    /// Creates a binary message.
     pub fn binary(payload: Vec<u8>) -> Self {
         Self { opcode: BINARY, payload }
     }
 
-    /// The message that ends a WebSocket.
+    /// Creates the message that ends a WebSocket.
     pub fn close() -> Self {
         Self { opcode: CLOSE, payload: Vec::new() }
     }
 
-    /// Whether it ends the WebSocket.
+    /// Whether the frame ends the WebSocket.
     pub fn is_close(&self) -> bool {
         self.opcode == CLOSE
     }
 
-    /// As a client sends it.
+    /// Returns the bytes that a client sends.
     pub fn masked(&self) -> Vec<u8> {
         let mut payload = self.payload.clone();
         apply(&MASK, &mut payload);
         [self.head(0x80), MASK.to_vec(), payload].concat()
     }
 
-    /// As a server sends it.
+    /// Returns the bytes that a server sends.
     pub fn plain(&self) -> Vec<u8> {
         [self.head(0), self.payload.clone()].concat()
     }
@@ -116,7 +116,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn frames_of_every_length_arrive_as_they_were_sent() {
+    fn frames_of_every_length_arrive_unchanged() {
         for length in [0, 1, 125, 126, 65_535, 65_536] {
             let sent = Frame::binary(crate::pattern::bytes(3, length));
             let bytes = [sent.masked(), sent.plain(), Frame::close().masked()].concat();
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_that_is_cut_is_an_error() {
+    fn a_truncated_frame_is_an_error() {
         let mut bytes = Frame::binary(vec![1; 10]).masked();
         bytes.pop();
         assert!(read(&mut Wire::new(Cursor::new(bytes))).is_err());

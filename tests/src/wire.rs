@@ -1,17 +1,16 @@
-//! HTTP/1.1 as bytes: heads and bodies, read from any stream, with nothing normalised or left out.
+//! HTTP/1.1 as bytes: reads heads and bodies from any stream and normalises nothing.
 //!
-//! Both ends of the harness speak through it, so that what one sends and the other receives can be compared byte
-//! by byte.
+//! Both ends of the harness use it, so a test can compare the sent and the received bytes.
 
 use std::io::{self, ErrorKind, Read, Write};
 
-/// Larger heads than this are an error of the peer.
+/// The largest head in bytes. A larger one is an error.
 const MAX_HEAD: usize = 256 * 1024;
 
-/// Start line and headers of one message, in the order and spelling in which they came.
+/// Start line and headers of one message, in their original order and spelling.
 #[derive(Debug, Clone, Default)]
 pub struct Head {
-    /// The bytes, with the empty line that ends them.
+    /// The bytes, including the empty line at the end.
     pub raw: Vec<u8>,
     /// Request line or status line.
     pub start: String,
@@ -19,7 +18,7 @@ pub struct Head {
     pub headers: Vec<(String, String)>,
 }
 
-/// How the end of a body is found.
+/// The way in which the end of a body is found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Framing {
     /// There is no body.
@@ -28,11 +27,11 @@ pub enum Framing {
     Length(u64),
     /// `Transfer-Encoding: chunked`.
     Chunked,
-    /// The connection ends with the body.
+    /// The end of the connection is the end of the body.
     ToEnd,
 }
 
-/// One connection, with the bytes that were received and not yet read.
+/// One connection, with a buffer for bytes that were received but not yet used.
 pub struct Wire<S> {
     stream: S,
     buffer: Vec<u8>,
@@ -40,18 +39,18 @@ pub struct Wire<S> {
 }
 
 impl Head {
-    /// The first value of a header, by its name in any case.
+    /// Returns the first value of a header. The case of the name does not matter.
     pub fn header(&self, name: &str) -> Option<&str> {
         header(&self.headers, name)
     }
 
-    /// All values of a header, in order.
+    /// Returns all values of a header, in order.
     pub fn all(&self, name: &str) -> Vec<&str> {
         let named = self.headers.iter().filter(|(key, _)| key.eq_ignore_ascii_case(name));
         named.map(|(_, value)| value.as_str()).collect()
     }
 
-    /// The framing that the headers announce; `None` when they announce none.
+    /// Returns the framing that the headers announce, or `None` if they announce none.
     pub fn framing(&self) -> Option<Framing> {
         if self.lists("transfer-encoding", "chunked") {
             return Some(Framing::Chunked);
@@ -60,7 +59,7 @@ impl Head {
         Some(Framing::Length(length))
     }
 
-    /// Whether a header that holds a list has this element.
+    /// Whether a header with a list value contains this element.
     pub fn lists(&self, name: &str, element: &str) -> bool {
         let values = self.all(name).into_iter().flat_map(|value| value.split(','));
         values.map(str::trim).any(|value| value.eq_ignore_ascii_case(element))
@@ -76,38 +75,38 @@ impl Head {
 }
 
 impl<S: Read + Write> Wire<S> {
-    /// A connection of which nothing was read yet.
+    /// Wraps a stream from which nothing has been read.
     pub fn new(stream: S) -> Self {
         Self { stream, buffer: Vec::new(), start: 0 }
     }
 
-    /// The stream below, for socket options. Reading from it would lose what is buffered.
+    /// Returns the stream, for socket options. A caller must not read from it, because some bytes may be in the buffer.
     pub fn stream(&self) -> &S {
         &self.stream
     }
 
-    /// Sends bytes as they are.
+    /// Sends bytes unchanged.
     ///
     /// # Errors
     ///
-    /// Fails as the stream does.
+    /// Returns the errors of the stream.
     pub fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.stream.write_all(bytes)?;
         self.stream.flush()
     }
 
-    /// Reads a head; `None` when the peer closed before its first byte.
+    /// Reads a head. Returns `None` if the peer closed before its first byte.
     ///
     /// # Errors
     ///
-    /// Fails as the stream does, with `UnexpectedEof` within a head and `InvalidData` if it is not HTTP.
+    /// Returns the errors of the stream, `UnexpectedEof` if it ends within a head, and `InvalidData` if it is not HTTP.
     pub fn head(&mut self) -> io::Result<Option<Head>> {
         loop {
             if let Some(end) = find(self.unread(), b"\r\n\r\n") {
                 return Head::parse(self.take(end + 4)).map(Some);
             }
             if self.unread().len() > MAX_HEAD {
-                return Err(invalid("the head does not end"));
+                return Err(invalid("the head is too long"));
             }
             if self.fill()? == 0 {
                 return if self.unread().is_empty() { Ok(None) } else { Err(cut("within a head")) };
@@ -115,11 +114,11 @@ impl<S: Read + Write> Wire<S> {
         }
     }
 
-    /// Reads a body, passing it to `sink` piece by piece, and returns its trailers.
+    /// Reads a body, passes it to `sink` piece by piece, and returns its trailers.
     ///
     /// # Errors
     ///
-    /// Fails as the stream does, with `UnexpectedEof` when the body is cut short.
+    /// Returns the errors of the stream, and `UnexpectedEof` if the body is cut short.
     pub fn body(
         &mut self,
         framing: Framing,
@@ -133,26 +132,26 @@ impl<S: Read + Write> Wire<S> {
         }
     }
 
-    /// Whether there is another byte; waits for it, or for the end of the connection.
+    /// Waits for the next byte or for the end of the connection. Returns whether there is a byte.
     ///
     /// # Errors
     ///
-    /// Fails as the stream does.
+    /// Returns the errors of the stream.
     pub fn more(&mut self) -> io::Result<bool> {
         Ok(!self.unread().is_empty() || self.fill()? > 0)
     }
 
-    /// The next bytes that come, whatever they are; empty at the end of the connection.
+    /// Returns the next bytes, or nothing at the end of the connection.
     ///
     /// # Errors
     ///
-    /// Fails as the stream does.
+    /// Returns the errors of the stream.
     pub fn some(&mut self) -> io::Result<Vec<u8>> {
         self.more()?;
         Ok(self.take(self.unread().len()))
     }
 
-    /// Bytes of a message that has begun to arrive.
+    /// Returns the bytes in the buffer.
     pub fn unread(&self) -> &[u8] {
         &self.buffer[self.start..]
     }
@@ -181,7 +180,7 @@ impl<S: Read + Write> Wire<S> {
             }
             self.exactly(size, sink)?;
             if !self.line()?.is_empty() {
-                return Err(invalid("a chunk is longer than it said"));
+                return Err(invalid("a chunk is longer than its size"));
             }
         }
     }
@@ -225,7 +224,7 @@ impl<S: Read + Write> Wire<S> {
         taken
     }
 
-    /// Reads more from the stream; 0 at its end.
+    /// Reads more bytes from the stream. Returns 0 at its end.
     fn fill(&mut self) -> io::Result<usize> {
         const PIECE: usize = 64 * 1024;
         self.buffer.drain(..self.start);
@@ -238,7 +237,7 @@ impl<S: Read + Write> Wire<S> {
     }
 }
 
-/// The first value of a header, by its name in any case.
+/// Returns the first value of a header. The case of the name does not matter.
 pub fn header<'a>(headers: &'a [(String, String)], name: &str) -> Option<&'a str> {
     let named = headers.iter().find(|(key, _)| key.eq_ignore_ascii_case(name));
     named.map(|(_, value)| value.as_str())
@@ -287,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn keeps_duplicates_order_and_spelling_of_headers() {
+    fn a_head_keeps_duplicates_order_and_spelling_of_headers() {
         let head = wire("GET / HTTP/1.1\r\nB: 1\r\na: 2\r\nB: 3\r\n\r\n").head().unwrap().unwrap();
         assert_eq!(head.start, "GET / HTTP/1.1");
         assert_eq!(head.all("b"), ["1", "3"]);
@@ -295,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_chunks_with_trailers_and_then_the_next_message() {
+    fn the_next_message_follows_a_chunked_body_with_trailers() {
         let mut wire = wire(
             "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2;x=y\r\nde\r\n0\r\nT: 1\r\n\r\nHTTP/1.1 204 No\r\n\r\n",
         );
@@ -308,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn a_body_that_is_cut_is_an_error() {
+    fn a_truncated_body_is_an_error() {
         let error = wire("abc").body(Framing::Length(4), &mut |_| ()).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::UnexpectedEof);
     }

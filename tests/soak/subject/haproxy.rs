@@ -1,5 +1,5 @@
-//! HAProxy, as a master with one worker: a reload and an upgrade are both SIGUSR2 to the master, which runs the program anew;
-//! weights and drains go over its own socket.
+//! HAProxy, as a master with one worker. A reload and an upgrade both send SIGUSR2 to the master, which executes the
+//! program again. Weights and drains use HAProxy's stats socket.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -11,7 +11,7 @@ use tests::{Lab, Signal, wait};
 use super::{Ordered, PATIENCE, Place, Shape, Subject, awaited, fill, finish};
 use crate::setup::{Order, Policy, Pool, Setup};
 
-/// The configuration; names between `@` are filled in.
+/// The configuration. Names between `@` are replaced by values.
 const TEMPLATE: &str = include_str!("../haproxy.cfg");
 
 /// A running HAProxy.
@@ -21,7 +21,7 @@ pub(crate) struct Haproxy {
 }
 
 impl Haproxy {
-    /// One that does not run yet.
+    /// Creates a subject that is not started.
     pub(crate) fn new() -> Self {
         Self { lab: Lab::new(), master: None }
     }
@@ -88,8 +88,9 @@ impl Subject for Haproxy {
         let mut command = Command::new("haproxy");
         command.args(["-W", "-p", "haproxy.pid", "-f", "haproxy.cfg"]).current_dir(self.lab.directory());
         command.stdin(Stdio::null()).stdout(log.try_clone().map_err(|error| error.to_string())?).stderr(log);
-        let master =
-            command.spawn().map_err(|error| format!("cannot run haproxy ({error}): see `make setup`"))?;
+        let master = command
+            .spawn()
+            .map_err(|error| format!("cannot run haproxy: {error}; run `make setup` to install it"))?;
         self.master = Some(master);
         awaited("the worker runs", || {
             let master = self.place().main()?;
@@ -101,7 +102,7 @@ impl Subject for Haproxy {
         self.write(setup);
         finish("haproxy", &["-c", "-f", "haproxy.cfg"], self.lab.directory())?;
         let place = self.place();
-        let master = place.main().ok_or("the master is gone")?;
+        let master = place.main().ok_or("the master has exited")?;
         let before = place.children(master);
         master.signal(Signal::SIGUSR2);
         awaited("a new worker runs", || {

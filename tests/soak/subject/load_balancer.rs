@@ -1,4 +1,4 @@
-//! The daemon of this project, in the background, as its documentation runs it.
+//! The daemon of this project, in the background, as its documentation describes.
 
 use std::path::{Path, PathBuf};
 
@@ -9,22 +9,22 @@ use super::{Ordered, Place, Shape, Subject, fill};
 use crate::control;
 use crate::setup::{Order, Policy, Pool, Setup};
 
-/// The configuration; names between `@` are filled in.
+/// The configuration. Names between `@` are replaced by values.
 const TEMPLATE: &str = include_str!("../load_balancer.yaml");
 
-/// A daemon in the background. Whatever stays of it ends with the directory of its [`Lab`].
+/// A daemon in the background. Dropping its [`Lab`] kills its processes.
 pub(crate) struct LoadBalancer {
     lab: Lab,
     upgrades: u32,
 }
 
 impl LoadBalancer {
-    /// One that does not run yet.
+    /// Creates a subject that is not started.
     pub(crate) fn new() -> Self {
         Self { lab: Lab::new(), upgrades: 0 }
     }
 
-    /// All that it has logged.
+    /// Returns the whole log.
     pub(crate) fn log(&self) -> String {
         self.lab.error_log()
     }
@@ -94,14 +94,14 @@ impl Subject for LoadBalancer {
         control::reload(&self.lab, &self.write(setup))
     }
 
-    /// In turns by the command, and as Pingora's quick start does it: QUIT, then a process started with `-u`.
+    /// Alternates between the subcommand and the procedure of Pingora's quick start: SIGQUIT, then a process with `-u`.
     fn upgrade(&mut self, setup: &Setup) -> Result<(), String> {
         let file = self.write(setup);
         self.upgrades += 1;
         if self.upgrades % 2 == 1 {
             return control::upgrade(&self.lab, &file);
         }
-        let old = self.place().main().ok_or("the daemon is gone")?;
+        let old = self.place().main().ok_or("the daemon has exited")?;
         old.signal(Signal::SIGQUIT);
         self.run(&file, &["-u"])
     }

@@ -1,4 +1,5 @@
-//! Who is put to the test: started, changed and watched in the same way, each configured as its own documentation advises.
+//! The programs under test. All are started, changed and observed in the same way, and each is configured as its
+//! documentation advises.
 
 mod haproxy;
 mod load_balancer;
@@ -17,54 +18,54 @@ pub(crate) use haproxy::Haproxy;
 pub(crate) use load_balancer::LoadBalancer;
 pub(crate) use nginx::Nginx;
 
-/// Longest that a change may take.
+/// The longest time that a change may take.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A load balancer under test. Errors are what it said when it refused.
+/// A load balancer under test. An error contains the output of the program.
 pub(crate) trait Subject {
-    /// As the report calls it, with its version.
+    /// Returns the name and version for the report.
     fn name(&self) -> String;
-    /// Starts it with this setup.
+    /// Starts the program with this setup.
     fn start(&mut self, setup: &Setup) -> Result<(), String>;
-    /// Puts another setup into effect, in the way that costs least.
+    /// Puts another setup into effect by the cheapest method of the program.
     fn reload(&mut self, setup: &Setup) -> Result<(), String>;
-    /// Puts a new process of the program in its place, with this setup.
+    /// Replaces the process by a new one, with this setup.
     fn upgrade(&mut self, setup: &Setup) -> Result<(), String>;
-    /// Changes a backend at run time; `setup` is what that amounts to. After [`Order::Drain`] the caller waits until the backend
-    /// has nothing to do, unless this has waited for it.
+    /// Changes a backend at run time. `setup` is the setup after the change. After [`Order::Drain`], the caller waits
+    /// until the backend has no request in flight.
     fn order(&mut self, order: &Order, setup: &Setup) -> Result<Ordered, String>;
-    /// What it is made of in rest.
+    /// Returns the processes of an idle subject.
     fn shape(&self) -> Shape;
-    /// Where it runs, for whoever watches it.
+    /// Returns the directory and PID file of the subject.
     fn place(&self) -> Place;
-    /// Tells it to end.
+    /// Sends the signal that stops the subject gracefully.
     fn stop(&mut self);
 }
 
-/// How an order was carried out.
+/// The way in which a change at run time was made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Ordered {
     /// By a command, in the running process.
     Live,
-    /// By a new configuration file, since it takes no such commands.
+    /// By a new configuration file, because the program has no such command.
     ByReload,
 }
 
-/// What a subject is made of in rest, and how it changes.
+/// The processes of an idle subject, and whether a reload replaces them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Shape {
-    /// Number of its processes.
+    /// The number of processes.
     pub(crate) processes: usize,
-    /// Whether a reload puts new processes in the place of the old ones.
+    /// Whether a reload replaces the processes.
     pub(crate) reload_replaces: bool,
 }
 
-/// The directory of a subject and the file that names its process.
+/// The directory and the PID file of a subject.
 #[derive(Debug, Clone)]
 pub(crate) struct Place {
-    /// Every process of the subject was started in it, or with a path below it.
+    /// The directory in which every process of the subject was started, or below which it has a path.
     pub(crate) directory: PathBuf,
-    /// Names the one that others are under.
+    /// The file that contains the PID of the main process.
     pub(crate) pid_file: PathBuf,
 }
 
@@ -75,45 +76,47 @@ impl Place {
         Self { directory: lab.directory().to_owned(), pid_file: lab.path(pid_file) }
     }
 
-    /// All its processes.
+    /// Returns all processes of the subject.
     pub(crate) fn processes(&self) -> Vec<Process> {
         process::of(&self.directory)
     }
 
-    /// The process that the pid file names.
+    /// Returns the process that the PID file names.
     pub(crate) fn main(&self) -> Option<Process> {
         let text = fs::read_to_string(&self.pid_file).ok()?;
         text.trim().parse().ok().map(Process).filter(|process| process.alive())
     }
 
-    /// The processes that this one has started.
+    /// Returns the child processes of `of`.
     fn children(&self, of: Process) -> Vec<Process> {
         self.processes().into_iter().filter(|process| process.parent() == Some(of)).collect()
     }
 }
 
-/// Puts values in the place of `@NAMES@`.
+/// Replaces each `@NAME@` by its value.
 fn fill(template: &str, values: &[(&str, String)]) -> String {
     let mut text = template.to_owned();
     for (name, value) in values {
         text = text.replace(&format!("@{name}@"), value);
     }
     let left = text.lines().find(|line| !line.trim_start().starts_with('#') && line.contains('@'));
-    assert_eq!(left, None, "the template has a name that nobody fills in");
+    assert_eq!(left, None, "a name in the template has no value");
     text
 }
 
-/// The result of a program that ends by itself.
+/// Runs a program until it exits, and returns its output.
 fn finish(program: &str, arguments: &[&str], directory: &Path) -> Result<String, String> {
     let mut command = std::process::Command::new(program);
     let output = command.args(arguments).current_dir(directory).output();
-    let output = output.map_err(|error| format!("cannot run {program} ({error}): see `make setup`"))?;
+    let output =
+        output.map_err(|error| format!("cannot run {program}: {error}; run `make setup` to install it"))?;
     let said =
         format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     if output.status.success() { Ok(said) } else { Err(format!("{program} {arguments:?}: {}", said.trim())) }
 }
 
-/// Waits for a change that somebody else carries out.
+/// Waits until `attempt` returns a value, with [`PATIENCE`] as the deadline.
 pub(crate) fn awaited<T>(what: &str, attempt: impl FnMut() -> Option<T>) -> Result<T, String> {
-    wait::poll(PATIENCE, attempt).ok_or_else(|| format!("waited {PATIENCE:?} in vain until {what}"))
+    wait::poll(PATIENCE, attempt)
+        .ok_or_else(|| format!("timed out after {PATIENCE:?} while waiting until {what}"))
 }

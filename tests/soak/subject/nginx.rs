@@ -1,5 +1,5 @@
-//! nginx: a reload is `nginx -s reload`, an upgrade the procedure of its manual (USR2, WINCH, QUIT). It takes no commands, so
-//! what others do at run time are further reloads.
+//! nginx. A reload is `nginx -s reload`, and an upgrade is the procedure of its manual: SIGUSR2, SIGWINCH, SIGQUIT.
+//! nginx has no commands for changes at run time, so these are reloads, too.
 
 use nix::unistd::Uid;
 use tests::process::Process;
@@ -8,9 +8,9 @@ use tests::{Lab, Signal};
 use super::{Ordered, Place, Shape, Subject, awaited, fill, finish};
 use crate::setup::{Order, Policy, Pool, Setup};
 
-/// The configuration; names between `@` are filled in.
+/// The configuration. Names between `@` are replaced by values.
 const TEMPLATE: &str = include_str!("../nginx.conf");
-/// As many workers as the daemon has threads.
+/// The number of workers, which equals the number of the daemon's threads.
 const WORKERS: usize = 2;
 
 /// A running nginx.
@@ -19,7 +19,7 @@ pub(crate) struct Nginx {
 }
 
 impl Nginx {
-    /// One that does not run yet.
+    /// Creates a subject that is not started.
     pub(crate) fn new() -> Self {
         Self { lab: Lab::new() }
     }
@@ -49,7 +49,7 @@ impl Nginx {
     fn run(&self, more: &[&str]) -> Result<String, String> {
         let directory = self.lab.directory().display().to_string();
         let conf = self.lab.path("nginx.conf").display().to_string();
-        // With its whole path: an upgrade runs it by the name that it was started by.
+        // The path is absolute, because an upgrade executes the program by the name that it was started with.
         finish(
             &program(),
             &[&["-p", &directory, "-c", &conf, "-e", "error.log"], more].concat(),
@@ -57,17 +57,17 @@ impl Nginx {
         )
     }
 
-    /// How often it has refused to be upgraded.
+    /// Returns the number of upgrades that nginx has refused.
     fn refusals(&self) -> usize {
         let log = std::fs::read_to_string(self.lab.path("error.log")).unwrap_or_default();
         log.matches("changing binary signal is ignored").count()
     }
 
     fn master(&self) -> Result<Process, String> {
-        awaited("the pid file names a process", || self.place().main())
+        awaited("the PID file names a process", || self.place().main())
     }
 
-    /// Waits until a master has so many workers that were not there before.
+    /// Waits until a master has [`WORKERS`] workers that are not among `before`.
     fn await_workers(&self, master: Process, before: &[Process]) -> Result<(), String> {
         awaited("the new workers run", || {
             let workers = self.place().children(master);
@@ -77,7 +77,7 @@ impl Nginx {
     }
 }
 
-/// Debian has it where only root looks.
+/// Returns the path of nginx, which Debian installs into a directory that only root has in its `PATH`.
 fn program() -> String {
     let path = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin";
     let mut places = path.split(':').map(|directory| format!("{directory}/nginx"));
@@ -124,11 +124,11 @@ impl Subject for Nginx {
         let old = self.master()?;
         let refused = self.refusals();
         old.signal(Signal::SIGUSR2);
-        let new = awaited("a new master has come", || {
+        let new = awaited("a new master runs", || {
             let new = self.place().main().filter(|main| *main != old).map(Ok);
             new.or_else(|| {
                 (self.refusals() > refused)
-                    .then(|| Err("nginx ignores USR2 while an older master lives".to_owned()))
+                    .then(|| Err("nginx ignores SIGUSR2 while an older master runs".to_owned()))
             })
         })??;
         self.await_workers(new, &[])?;

@@ -1,5 +1,7 @@
-//! An origin in a process of its own, for tests that kill one: `origin NAME DELAY`. It says where it listens, answers every
-//! request after so many milliseconds, and ends when its standard input does, so that it never outlives its test.
+//! An origin in a process of its own, for tests that kill one: `origin NAME DELAY`.
+//!
+//! It prints its address and responds to every request after `DELAY` milliseconds. It exits at the end of its standard
+//! input, so it never outlives its test.
 
 use std::io::{self, Read, Write};
 use std::time::Duration;

@@ -1,7 +1,8 @@
 //! An origin that has a gRPC health service, over HTTP/2 in plain text or with TLS.
 //!
-//! It answers `grpc.health.v1.Health/Check` as other implementations do: a service that it knows with its status, one
-//! that it does not know with the status NOT_FOUND in a head that is all of the answer. It serves nothing else.
+//! It implements `grpc.health.v1.Health/Check` like other implementations. For a registered service it returns the
+//! status. For any other service it returns NOT_FOUND in a response that consists of headers only. It serves no other
+//! path.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -28,42 +29,42 @@ const CHECK: &str = "/grpc.health.v1.Health/Check";
 const NOT_FOUND: u8 = 5;
 const UNIMPLEMENTED: u8 = 12;
 
-/// What the health service says of a service.
+/// The status of a service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Serving {
-    /// It cannot tell.
+    /// The status is not known.
     Unknown = 0,
-    /// It serves.
+    /// The service is healthy.
     Serving = 1,
-    /// It does not.
+    /// The service is not healthy.
     NotServing = 2,
 }
 
-/// What a gRPC origin does with questions.
+/// How a gRPC origin handles health checks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum GrpcBehaviour {
-    /// Answers with the status of the service.
+    /// Responds with the status of the service.
     Answer,
-    /// Answers as a server that has no health service.
+    /// Responds like a server without a health service.
     Unimplemented,
-    /// Takes the question and never answers.
+    /// Accepts the request and never responds.
     Hang,
 }
 
-/// A question that a gRPC origin was asked.
+/// A health check that a gRPC origin has received.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Asked {
-    /// The service; empty for the server as a whole.
+    /// The service; empty for the whole server.
     pub service: String,
-    /// Whom the request was for.
+    /// The `:authority` of the request.
     pub authority: String,
     /// The TLS server name of the connection.
     pub sni: Option<String>,
 }
 
-/// A running gRPC origin. It ends with all its connections when it is dropped.
+/// A running gRPC origin. Dropping it closes all its connections.
 pub struct GrpcOrigin {
-    /// Where it listens.
+    /// The address that it listens on.
     pub address: SocketAddr,
     shared: Arc<Shared>,
     running: Option<(oneshot::Sender<()>, thread::JoinHandle<()>)>,
@@ -77,37 +78,37 @@ struct Shared {
     open: AtomicUsize,
 }
 
-/// Counts a connection for as long as it lasts.
+/// Counts a connection while it is open.
 struct Open(Arc<Shared>);
 
 // ===== impl GrpcOrigin =====
 
 impl GrpcOrigin {
-    /// Starts one that serves as a whole, and knows no service by name.
+    /// Starts an origin whose whole server is healthy and that has no named service.
     ///
     /// # Panics
     ///
-    /// Panics when it cannot listen.
+    /// Panics if it cannot listen.
     #[track_caller]
     pub fn start() -> Self {
         Self::at(ports::free(), None)
     }
 
-    /// As [`GrpcOrigin::start`], with TLS, in which it agrees to HTTP/2 only.
+    /// Starts an origin like [`GrpcOrigin::start`], with TLS and HTTP/2 as its only ALPN protocol.
     ///
     /// # Panics
     ///
-    /// Panics when it cannot listen.
+    /// Panics if it cannot listen.
     #[track_caller]
     pub fn start_tls(server: &ServerConfig) -> Self {
         Self::start_at(ports::free(), Some(server))
     }
 
-    /// Starts one at an address that the test has chosen; with TLS when there is a server for it.
+    /// Starts an origin at a given address, with TLS if `server` is set.
     ///
     /// # Panics
     ///
-    /// Panics when it cannot listen.
+    /// Panics if it cannot listen.
     #[track_caller]
     pub fn start_at(address: SocketAddr, server: Option<&ServerConfig>) -> Self {
         let acceptor = |server: &ServerConfig| {
@@ -118,22 +119,22 @@ impl GrpcOrigin {
         Self::at(address, server.map(acceptor))
     }
 
-    /// Sets what it says of a service; the empty name is the server as a whole.
+    /// Sets the status of a service. The empty name means the whole server.
     pub fn set(&self, service: &str, serving: Serving) {
         lock(&self.shared.services).insert(service.to_owned(), serving);
     }
 
-    /// Changes what it does with questions, from the next one on.
+    /// Changes the behaviour, from the next request on.
     pub fn behave(&self, behaviour: GrpcBehaviour) {
         *lock(&self.shared.behaviour) = behaviour;
     }
 
-    /// The questions so far, the oldest first.
+    /// Returns the health checks so far, the oldest first.
     pub fn asked(&self) -> Vec<Asked> {
         lock(&self.shared.asked).clone()
     }
 
-    /// Connections that are open now.
+    /// Returns the number of open connections.
     pub fn open_connections(&self) -> usize {
         self.shared.open.load(Ordering::SeqCst)
     }
@@ -147,12 +148,12 @@ impl GrpcOrigin {
             asked: Mutex::default(),
             open: AtomicUsize::new(0),
         });
-        let listener = std::net::TcpListener::from(listen(address).expect("the address is the origin's own"));
-        listener.set_nonblocking(true).expect("a socket can be waited for");
+        let listener = std::net::TcpListener::from(listen(address).expect("no other test uses the address"));
+        listener.set_nonblocking(true).expect("a socket can be non-blocking");
         let (stop, stopped) = oneshot::channel();
         let accepting = Arc::clone(&shared);
         let thread =
-            thread::spawn(move || run(listener, &accepting, stopped).expect("a runtime can be made"));
+            thread::spawn(move || run(listener, &accepting, stopped).expect("a runtime can be built"));
         Self { address, shared, running: Some((stop, thread)) }
     }
 }
@@ -161,13 +162,13 @@ impl Drop for GrpcOrigin {
     fn drop(&mut self) {
         if let Some((stop, thread)) = self.running.take() {
             drop(stop);
-            // A panic of the thread has been printed; one more within a drop would end the process.
+            // The thread has printed its panic. A second panic during a drop would abort the process.
             let _ = thread.join();
         }
     }
 }
 
-/// Serves until `stopped`. The tasks of the connections end with the runtime.
+/// Serves until `stopped` completes. The tasks of the connections end with the runtime.
 fn run(
     listener: std::net::TcpListener,
     shared: &Arc<Shared>,
@@ -190,7 +191,7 @@ async fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
     }
 }
 
-/// An error is the peer going away, which a test sees at its own end.
+/// Serves one connection. An error means that the peer has closed it, which the test observes at its own end.
 async fn connection(stream: TcpStream, open: Open) {
     let Some(tls) = &open.0.tls else {
         return serve(stream, None, &open.0).await.unwrap_or_default();
@@ -238,14 +239,14 @@ async fn answer(
     }
 }
 
-/// The text in field 1 of the message; the names in tests are so short that their length is one byte.
+/// Returns the text in field 1 of the message. Names in tests are short, so their length is one byte.
 fn service(message: &[u8]) -> String {
     message.get(7..).map(|name| String::from_utf8_lossy(name).into_owned()).unwrap_or_default()
 }
 
 fn say(respond: &mut SendResponse<Bytes>, serving: Serving) -> Result<(), h2::Error> {
     let message: &[u8] = match serving {
-        // Zero is left out.
+        // A field with the value zero is omitted.
         Serving::Unknown => &[0, 0, 0, 0, 0],
         Serving::Serving => &[0, 0, 0, 0, 2, 8, 1],
         Serving::NotServing => &[0, 0, 0, 0, 2, 8, 2],
@@ -290,14 +291,14 @@ mod tests {
     use crate::client::{Connection, Failure};
 
     #[test]
-    fn does_not_speak_http_1() {
+    fn a_grpc_origin_rejects_http_1() {
         let origin = GrpcOrigin::start();
         let mut client = Connection::open(origin.address).unwrap();
         assert!(matches!(client.get("/"), Err(Failure::Broken(_) | Failure::Closed)));
     }
 
     #[test]
-    fn ends_with_its_connections_when_dropped() {
+    fn a_dropped_grpc_origin_closes_its_connections() {
         let origin = GrpcOrigin::start();
         let mut client = std::net::TcpStream::connect(origin.address).unwrap();
         client.set_read_timeout(Some(crate::wait::LONG)).unwrap();
@@ -308,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn the_service_stands_behind_two_heads_of_the_message() {
+    fn the_service_name_follows_the_prefixes_of_the_message() {
         assert_eq!(service(b"\0\0\0\0\x06\x0a\x04shop"), "shop");
         assert_eq!(service(&[0; 5]), "");
     }

@@ -1,7 +1,7 @@
-//! An origin server whose behaviour a test changes while it runs.
+//! An origin server whose behaviour a test can change while it runs.
 //!
-//! One thread accepts, one thread serves each connection. What an origin saw is kept for the test to look at:
-//! every request head byte by byte, what its body measured, and the TLS server name it came for.
+//! One thread accepts connections, and one thread per connection serves it. An origin records each request for the
+//! test: its head byte by byte, the length and pattern of its body, and the TLS server name of its connection.
 
 mod grpc;
 mod serve;
@@ -24,63 +24,63 @@ use crate::pattern::Meter;
 use crate::wire::Head;
 use crate::{ports, wait};
 
-/// The header by which an answer names the origin it comes from.
+/// The header of a response that names its origin.
 pub const NAME_HEADER: &str = "X-Origin";
 
-/// The last so many requests are kept.
+/// The number of requests that an origin keeps; older ones are dropped.
 const KEPT_REQUESTS: usize = 2_000;
 
-/// What an origin does with connections and requests.
+/// How an origin handles connections and requests.
 #[derive(Debug, Clone)]
 pub enum Behaviour {
-    /// Answers.
+    /// Sends a response.
     Answer(Answer),
-    /// Answers with the head of the request as body.
+    /// Sends a response whose body is the head of the request.
     Echo,
-    /// Waits, then answers.
+    /// Sends a response after a delay.
     Slow(Duration, Answer),
-    /// Reads the request, waits until the gate opens, then answers.
+    /// Reads the request, waits until the gate opens, then sends a response.
     Held(Gate, Answer),
     /// Sends the head and a first chunk, waits until the gate opens, then sends a second one.
     HeldWithin(Gate, [Vec<u8>; 2]),
-    /// Takes the connection and the request and never answers.
+    /// Accepts the connection and the request and never responds.
     Hang,
-    /// Resets each connection as soon as it is made.
+    /// Resets each connection at once.
     Reset,
     /// Reads the request, then resets the connection.
     ResetOnRequest,
-    /// Answers with something that is not HTTP.
+    /// Sends bytes that are not HTTP.
     Garbage,
-    /// Closes in the middle of the body that it announced.
+    /// Closes the connection before the end of the announced body.
     CutShort,
-    /// Answers with these chunks and trailers.
+    /// Sends a response with these chunks and trailers.
     Chunked {
         /// The chunks of the body.
         chunks: Vec<Vec<u8>>,
         /// Names and values of the trailers.
         trailers: Vec<(String, String)>,
     },
-    /// Answers with a body of this many bytes of [`crate::pattern`].
+    /// Sends a response whose body is this many bytes of [`crate::pattern`].
     Source(u64),
-    /// Agrees to any upgrade, and then sends back every byte it receives.
+    /// Accepts any upgrade and then echoes every byte.
     Upgrade,
-    /// Answers as the path asks: `/status/404` with that status, `/bytes/100` with that many bytes,
-    /// anything else with 200.
+    /// Takes the response from the path: `/status/404` gives that status, `/bytes/100` gives that many bytes, and any
+    /// other path gives 200.
     ByPath,
-    /// Serves load of which every byte is checked: `/pattern/SEED/LENGTH` is so many bytes of [`crate::pattern`] from `SEED`
-    /// on, `/digest/SEED` answers a body with its length and whether it is that pattern, `/host` says which `Host` the
-    /// request had, and a WebSocket gets back what it sends. Such requests are counted and not kept.
+    /// Serves load in which every byte is checked. `/pattern/SEED/LENGTH` returns `LENGTH` bytes of [`crate::pattern`]
+    /// from `SEED` on. `/digest/SEED` returns the length of the request body and whether it is that pattern. `/host`
+    /// returns the `Host` of the request. A WebSocket echoes every message. The requests are counted but not kept.
     Service,
 }
 
-/// A complete answer.
+/// A complete response.
 #[derive(Debug, Clone)]
 pub struct Answer {
     /// Status code.
     pub status: u16,
     /// Headers beside `Content-Length` and the name of the origin.
     pub headers: Vec<(String, String)>,
-    /// Body; not sent to `HEAD` and with 204 and 304.
+    /// Body; not sent in response to `HEAD`, nor with 204 and 304.
     pub body: Vec<u8>,
 }
 
@@ -93,21 +93,21 @@ pub struct Seen {
     pub body: Meter,
     /// Trailers of a chunked body.
     pub trailers: Vec<(String, String)>,
-    /// Number of the connection that it came over, from 1.
+    /// Number of its connection, counted from 1.
     pub connection: u64,
-    /// Where that connection came from.
+    /// The peer of that connection.
     pub peer: Option<SocketAddr>,
     /// The TLS server name of that connection.
     pub sni: Option<String>,
 }
 
-/// Holds back answers until the test opens it.
+/// Holds back responses until the test opens it.
 #[derive(Debug, Clone, Default)]
 pub struct Gate(Arc<(Mutex<bool>, Condvar)>);
 
-/// A running origin. It ends with all its connections when it is dropped.
+/// A running origin. Dropping it closes all its connections.
 pub struct Origin {
-    /// Where it listens.
+    /// The address that it listens on.
     pub address: SocketAddr,
     shared: Arc<Shared>,
     listener: Option<Listener>,
@@ -123,14 +123,14 @@ struct Shared {
     busy: AtomicU64,
     most_at_once: AtomicU64,
     seen: Mutex<VecDeque<Seen>>,
-    /// Connections that are open, by number, to be cut when the origin goes down.
+    /// Open connections by number. The origin closes them when it goes down.
     open: Mutex<Vec<(u64, TcpStream)>>,
 }
 
-/// Counts a request from its head until its answer begins.
+/// Counts a request from its head until its response begins.
 struct Working<'a>(&'a Shared);
 
-/// Counts a request from its head to the end of its answer.
+/// Counts a request from its head to the end of its response.
 struct Busy<'a>(&'a AtomicU64);
 
 struct Listener {
@@ -141,17 +141,17 @@ struct Listener {
 // ===== impl Answer =====
 
 impl Answer {
-    /// Status 200 with this body.
+    /// Creates a response with status 200 and this body.
     pub fn ok(body: impl Into<Vec<u8>>) -> Self {
         Self::status(200, body)
     }
 
-    /// This status with this body.
+    /// Creates a response with this status and this body.
     pub fn status(status: u16, body: impl Into<Vec<u8>>) -> Self {
         Self { status, headers: Vec::new(), body: body.into() }
     }
 
-    /// The same with one more header.
+    /// Returns the response with one more header.
     #[must_use]
     pub fn with(mut self, name: &str, value: &str) -> Self {
         self.headers.push((name.to_owned(), value.to_owned()));
@@ -162,19 +162,19 @@ impl Answer {
 // ===== impl Gate =====
 
 impl Gate {
-    /// A closed gate.
+    /// Creates a closed gate.
     pub fn closed() -> Self {
         Self::default()
     }
 
-    /// Lets everything pass from now on.
+    /// Opens the gate for the responses held back and for all later ones.
     pub fn open(&self) {
         let (open, changed) = &*self.0;
         *open.lock().expect("no holder panics") = true;
         changed.notify_all();
     }
 
-    /// Waits for it to open, but never longer than any test lasts.
+    /// Waits until the gate opens, for at most two minutes, so that a failed test leaves no thread behind.
     fn pass(&self) {
         let (open, changed) = &*self.0;
         let guard = open.lock().expect("no holder panics");
@@ -186,17 +186,17 @@ impl Gate {
 // ===== impl Seen =====
 
 impl Seen {
-    /// Method of the request.
+    /// Returns the method of the request.
     pub fn method(&self) -> &str {
         self.head.start.split(' ').next().unwrap_or_default()
     }
 
-    /// Path and query of the request.
+    /// Returns the path and query of the request.
     pub fn target(&self) -> &str {
         self.head.start.split(' ').nth(1).unwrap_or_default()
     }
 
-    /// The first value of a header.
+    /// Returns the first value of a header.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.head.header(name)
     }
@@ -205,43 +205,43 @@ impl Seen {
 // ===== impl Origin =====
 
 impl Origin {
-    /// Starts one that answers 200 with its name as body.
+    /// Starts an origin that responds with 200 and its name as the body.
     #[track_caller]
     pub fn start(name: &str) -> Self {
         Self::with(name, None)
     }
 
-    /// Starts one that speaks TLS.
+    /// Starts an origin with TLS.
     #[track_caller]
     pub fn start_tls(name: &str, server: Arc<ServerConfig>) -> Self {
         Self::with(name, Some(server))
     }
 
-    /// Starts one at an address that the test has chosen.
+    /// Starts an origin at a given address.
     #[track_caller]
     pub fn start_at(address: SocketAddr, name: &str) -> Self {
         Self::at(address, name, None)
     }
 
-    /// Starts one that speaks TLS at an address that the test has chosen, for a certificate that is for the address.
+    /// Starts an origin with TLS at a given address, for a certificate that names the address.
     #[track_caller]
     pub fn start_tls_at(address: SocketAddr, name: &str, server: Arc<ServerConfig>) -> Self {
         Self::at(address, name, Some(server))
     }
 
-    /// Starts one on the IPv6 loopback address.
+    /// Starts an origin on the IPv6 loopback address.
     #[track_caller]
     pub fn start_v6(name: &str) -> Self {
         Self::at(ports::free_v6(), name, None)
     }
 
-    /// Starts one on 127.0.0.1 itself.
+    /// Starts an origin on 127.0.0.1.
     #[track_caller]
     pub fn start_on_localhost(name: &str) -> Self {
         Self::at(ports::free_on_localhost(), name, None)
     }
 
-    /// One whose address nobody listens on until [`Origin::come_back`].
+    /// Creates an origin whose address refuses connections until [`Origin::come_back`].
     #[track_caller]
     pub fn refusing(name: &str) -> Self {
         let mut origin = Self::with(name, None);
@@ -249,7 +249,7 @@ impl Origin {
         origin
     }
 
-    /// One that speaks TLS, and whose address nobody listens on until [`Origin::come_back`].
+    /// Creates an origin with TLS whose address refuses connections until [`Origin::come_back`].
     #[track_caller]
     pub fn refusing_tls(name: &str, server: Arc<ServerConfig>) -> Self {
         let mut origin = Self::with(name, Some(server));
@@ -257,62 +257,63 @@ impl Origin {
         origin
     }
 
-    /// Its name.
+    /// Returns the name of the origin.
     pub fn name(&self) -> &str {
         &self.shared.name
     }
 
-    /// Changes what it does, from the next connection or request on.
+    /// Changes the behaviour, from the next connection or request on.
     pub fn behave(&self, behaviour: Behaviour) {
         *lock(&self.shared.behaviour) = behaviour;
     }
 
-    /// Connections accepted so far.
+    /// Returns the number of connections accepted so far.
     pub fn connections(&self) -> u64 {
         self.shared.connections.load(Ordering::SeqCst)
     }
 
-    /// Connections that are open now.
+    /// Returns the number of open connections.
     pub fn open_connections(&self) -> usize {
         lock(&self.shared.open).len()
     }
 
-    /// Requests received so far.
+    /// Returns the number of requests received so far.
     pub fn requests(&self) -> u64 {
         self.shared.requests.load(Ordering::SeqCst)
     }
 
-    /// Requests that it is working on: their head has come and their answer has not begun.
+    /// Returns the number of requests whose head has arrived and whose response has not begun.
     pub fn working(&self) -> u64 {
         self.shared.working.load(Ordering::SeqCst)
     }
 
-    /// Requests whose head has come and whose answer was not sent to its end; an agreed upgrade is one until it is closed.
+    /// Returns the number of requests whose head has arrived and whose response is not complete. An upgraded connection
+    /// counts until it is closed.
     pub fn busy(&self) -> u64 {
         self.shared.busy.load(Ordering::SeqCst)
     }
 
-    /// The most requests that it ever worked on at once.
+    /// Returns the highest value that [`Origin::working`] has had.
     pub fn most_at_once(&self) -> u64 {
         self.shared.most_at_once.load(Ordering::SeqCst)
     }
 
-    /// The last requests received, the oldest first.
+    /// Returns the last requests, the oldest first.
     pub fn seen(&self) -> Vec<Seen> {
         lock(&self.shared.seen).iter().cloned().collect()
     }
 
-    /// The request with this target; waits for it.
+    /// Waits for a request with this target, and returns it.
     #[track_caller]
     pub fn saw(&self, target: &str) -> Seen {
-        let what = format!("origin {} has seen {target}", self.name());
+        let what = format!("origin {} has received {target}", self.name());
         wait::until_some(wait::LONG, &what, || self.seen().into_iter().rev().find(|s| s.target() == target))
     }
 
-    /// Goes down: refuses connections and cuts those it has.
+    /// Goes down: refuses new connections and closes the open ones.
     pub fn refuse(&mut self) {
         if let Some(listener) = self.listener.take() {
-            // Ends the accept that the thread waits in.
+            // This interrupts `accept` in the thread.
             let _ = listener.socket.shutdown(Shutdown::Both);
             listener.thread.join().expect("the accepting thread does not panic");
         }
@@ -327,7 +328,7 @@ impl Origin {
         }
     }
 
-    /// Cuts all connections it has.
+    /// Closes all open connections.
     pub fn cut_connections(&self) {
         for (_, stream) in lock(&self.shared.open).drain(..) {
             let _ = stream.shutdown(Shutdown::Both);
@@ -369,10 +370,10 @@ impl Drop for Origin {
 impl Listener {
     #[track_caller]
     fn start(address: SocketAddr, shared: &Arc<Shared>) -> Self {
-        // The address is the origin's own, but a process that another test is just starting can hold a copy of the socket
-        // that it was found free with, until it becomes another program.
+        // The first attempt can fail although no other test uses the address: between fork and exec, a process that
+        // another test starts holds a copy of the socket that was used to find the free port.
         let listening = wait::poll(wait::LONG, || listen(address).ok());
-        let socket = Arc::new(listening.unwrap_or_else(|| panic!("{address} cannot be listened on")));
+        let socket = Arc::new(listening.unwrap_or_else(|| panic!("cannot listen on {address}")));
         let (accepting, shared) = (Arc::clone(&socket), Arc::clone(shared));
         let thread = thread::spawn(move || accept_until_shut_down(&accepting, &shared));
         Self { socket, thread }
@@ -406,9 +407,9 @@ fn accept_until_shut_down(socket: &Socket, shared: &Arc<Shared>) {
     }
 }
 
-/// Makes the close of this socket, when its last handle is dropped, a reset.
+/// Makes the kernel send a reset when the last handle of this socket is dropped.
 fn reset(socket: &Socket) {
-    // A connection that is gone already cannot be told to go.
+    // This fails only if the connection is closed already.
     let _ = socket.set_linger(Some(Duration::ZERO));
 }
 
@@ -480,7 +481,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_on_a_kept_connection_and_records_what_it_saw() {
+    fn an_origin_keeps_a_connection_open_and_records_its_requests() {
         let origin = Origin::start("one");
         let mut client = Connection::open(origin.address).unwrap();
         assert_eq!(client.get("/a").unwrap().text(), "one");
@@ -493,7 +494,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_without_a_body_have_none() {
+    fn head_204_and_304_have_no_body() {
         let origin = origin(Behaviour::ByPath);
         let mut client = Connection::open(origin.address).unwrap();
         let head = client.request("HEAD", "/bytes/7", &[], b"").unwrap();
@@ -504,7 +505,7 @@ mod tests {
     }
 
     #[test]
-    fn goes_down_and_comes_back_on_the_same_address() {
+    fn an_origin_goes_down_and_comes_back_on_the_same_address() {
         let mut origin = Origin::start("one");
         let mut kept = Connection::open(origin.address).unwrap();
         kept.get("/").unwrap();
@@ -516,7 +517,7 @@ mod tests {
     }
 
     #[test]
-    fn misbehaves_as_told() {
+    fn an_origin_fails_in_each_configured_way() {
         let origin = origin(Behaviour::Reset);
         assert!(get(origin.address, "/").is_err());
         origin.behave(Behaviour::Garbage);
@@ -532,7 +533,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gate_holds_an_answer_until_it_opens() {
+    fn a_gate_holds_back_a_response_until_it_opens() {
         let gate = Gate::closed();
         let origin = origin(Behaviour::Held(gate.clone(), Answer::ok("late")));
         let mut client = Connection::open(origin.address).unwrap();
@@ -543,7 +544,7 @@ mod tests {
     }
 
     #[test]
-    fn counts_the_requests_that_it_works_on_at_once() {
+    fn an_origin_counts_concurrent_requests() {
         let gate = Gate::closed();
         let origin = origin(Behaviour::Held(gate.clone(), Answer::ok("")));
         let clients = [(); 3].map(|()| {
@@ -551,7 +552,7 @@ mod tests {
             client.send("GET / HTTP/1.1\r\n\r\n").unwrap();
             client
         });
-        wait::until(wait::LONG, "it works on all", || origin.working() == 3);
+        wait::until(wait::LONG, "it has received all requests", || origin.working() == 3);
         gate.open();
         for mut client in clients {
             client.response("GET").unwrap();
@@ -560,7 +561,7 @@ mod tests {
     }
 
     #[test]
-    fn sends_chunks_with_trailers_and_reads_them() {
+    fn an_origin_sends_and_reads_chunks_with_trailers() {
         let trailers = vec![("X-Sum".to_owned(), "1".to_owned())];
         let origin = origin(Behaviour::Chunked { chunks: vec![b"ab".to_vec(), b"c".to_vec()], trailers });
         let mut client = Connection::open(origin.address).unwrap();
@@ -572,7 +573,7 @@ mod tests {
     }
 
     #[test]
-    fn continues_and_takes_large_bodies_both_ways() {
+    fn an_origin_sends_100_continue_and_a_large_body() {
         let origin = origin(Behaviour::Source(1_000_000));
         let mut client = Connection::open(origin.address).unwrap();
         client.send("PUT /up HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n").unwrap();
@@ -584,7 +585,7 @@ mod tests {
     }
 
     #[test]
-    fn upgrades_and_echoes() {
+    fn an_upgraded_connection_echoes_bytes() {
         let origin = origin(Behaviour::Upgrade);
         let mut client = Connection::open(origin.address).unwrap();
         client.send("GET /ws HTTP/1.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n").unwrap();
@@ -594,7 +595,7 @@ mod tests {
     }
 
     #[test]
-    fn speaks_tls_and_records_the_server_name() {
+    fn an_origin_with_tls_records_the_server_name() {
         let lab = crate::Lab::new();
         let authority = crate::Authority::new();
         let ca = lab.path("ca.pem");
@@ -609,7 +610,7 @@ mod tests {
     }
 
     #[test]
-    fn the_service_sends_measures_and_echoes_what_is_checked() {
+    fn the_service_sends_checks_and_echoes_bodies() {
         let origin = origin(Behaviour::Service);
         let mut client = Connection::open(origin.address).unwrap();
         let sent = client.get("/pattern/5/70000").unwrap();
@@ -625,6 +626,6 @@ mod tests {
         assert_eq!(origin.busy(), 1, "the WebSocket");
         origin.cut_connections();
         assert!(client.exchange_frame(&body).is_err());
-        wait::until(wait::LONG, "nothing is left to do", || origin.busy() == 0);
+        wait::until(wait::LONG, "no request is left", || origin.busy() == 0);
     }
 }

@@ -1,4 +1,4 @@
-//! One connection of an origin, from its first byte to its last.
+//! Serves one connection of an origin, from its first byte to its last.
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
@@ -20,7 +20,7 @@ enum Stream {
     Tls(Box<StreamOwned<ServerConnection, TcpStream>>),
 }
 
-/// A request as it came over the wire.
+/// A received request.
 struct Request<'a> {
     head: Head,
     body: Meter,
@@ -29,7 +29,7 @@ struct Request<'a> {
     busy: Busy<'a>,
 }
 
-/// Whether the connection can carry another request.
+/// Whether the connection can be used for another request.
 #[derive(PartialEq, Eq)]
 enum After {
     Keep,
@@ -43,7 +43,7 @@ pub(super) fn connection(shared: &Shared, stream: TcpStream, number: u64) {
     let Ok(stream) = Stream::accept(stream, shared.tls.as_ref()) else { return };
     let sni = stream.server_name();
     let mut wire = Wire::new(stream);
-    // An error is the peer going away, which a test sees at its own end.
+    // An error means that the peer has closed the connection. The test observes that at its own end.
     while let Ok(Some(Request { head, body, trailers, working, busy })) = receive(shared, &mut wire) {
         let seen = Seen { head, body, trailers, connection: number, peer, sni: sni.clone() };
         shared.requests.fetch_add(1, Ordering::SeqCst);
@@ -52,7 +52,7 @@ pub(super) fn connection(shared: &Shared, stream: TcpStream, number: u64) {
             shared.record(seen.clone());
         }
         hold_back(&behaviour);
-        // Before the answer: its receiver may send the next request at once.
+        // This comes before the response, because the peer may send the next request as soon as it has the response.
         drop(working);
         let after = answer(&behaviour, &shared.name, &mut wire, &seen);
         drop(busy);
@@ -75,13 +75,13 @@ fn receive<'a>(shared: &'a Shared, wire: &mut Wire<Stream>) -> io::Result<Option
     Ok(Some(Request { head, body, trailers, working, busy }))
 }
 
-/// Where in the pattern the body of this request should begin.
+/// Returns the position in the pattern at which the body of this request should begin.
 fn seed_of_body(head: &Head) -> u64 {
     let target = head.start.split(' ').nth(1).unwrap_or_default();
     target.strip_prefix("/digest/").and_then(|seed| seed.parse().ok()).unwrap_or(0)
 }
 
-/// Waits as long as the behaviour wants before the answer.
+/// Waits before the response as the behaviour requires.
 fn hold_back(behaviour: &Behaviour) {
     match behaviour {
         Behaviour::Slow(delay, _) => thread::sleep(*delay),
@@ -177,7 +177,7 @@ fn chunked_head(name: &str, trailers: &[(String, String)]) -> String {
     format!("HTTP/1.1 200 OK\r\n{NAME_HEADER}: {name}\r\nTransfer-Encoding: chunked\r\n{announced}\r\n")
 }
 
-/// An empty one ends the body.
+/// Returns the bytes of a chunk. An empty chunk ends the body.
 fn chunk(bytes: &[u8]) -> Vec<u8> {
     [format!("{:x}\r\n", bytes.len()).as_bytes(), bytes, b"\r\n"].concat()
 }
@@ -200,7 +200,7 @@ fn service(wire: &mut Wire<Stream>, name: &str, seen: &Seen) -> io::Result<After
     }
 }
 
-/// Sends back every message of a WebSocket, until either side closes.
+/// Echoes every message of a WebSocket until either side closes.
 fn echo_frames(wire: &mut Wire<Stream>, name: &str, request: &Head) -> io::Result<After> {
     let accept = websocket::accepts(request).unwrap_or_default();
     let head = format!(

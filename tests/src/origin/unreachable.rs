@@ -1,4 +1,4 @@
-//! An address where connections neither succeed nor fail.
+//! An address at which a connection attempt gets no reply, so it times out.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -7,25 +7,25 @@ use socket2::{Domain, Socket, Type};
 
 use crate::{ports, wait};
 
-/// Listens and never accepts, with its queue full: the system drops whatever tries to connect.
+/// A listener that never accepts and whose queue is full, so that the system drops further connection attempts.
 pub struct Unreachable {
-    /// Where it listens.
+    /// The address that it listens on.
     pub address: SocketAddr,
     _listener: Socket,
     _waiting: Vec<Socket>,
 }
 
 impl Unreachable {
-    /// Fills the queue of an address of its own.
+    /// Listens on a new address and fills the queue.
     ///
     /// # Panics
     ///
-    /// Panics when the queue does not fill.
+    /// Panics if the queue does not fill.
     #[track_caller]
     pub fn start() -> Self {
         let address = ports::free();
         let listener = Socket::new(Domain::IPV4, Type::STREAM, None).expect("sockets can be made");
-        listener.bind(&address.into()).expect("the address is its own");
+        listener.bind(&address.into()).expect("no other test uses the address");
         listener.listen(0).expect("a bound socket can listen");
         let mut waiting = Vec::new();
         wait::until(wait::LONG, "the queue of a listener is full", || {
