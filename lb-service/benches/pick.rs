@@ -1,13 +1,13 @@
-//! What one pick costs through Pingora's `select_with`: each of our algorithms beside Pingora's own round robin.
+//! Measures the cost of one pick through Pingora's `select_with`, for each algorithm and for Pingora's round robin.
 //!
 //! ```text
 //! cargo bench -p lb-service --bench pick
 //! ```
 //!
-//! All take turns in each round, so that whatever else the machine does is shared; the median of the rounds is printed as
-//! a Markdown table, in nanoseconds, with the ratio to Pingora's round robin in the same column.
+//! Each round measures all of them, so that other work of the machine affects all equally. The output is a Markdown
+//! table with the median of the rounds in nanoseconds, and the ratio to Pingora's round robin in the same column.
 
-#![expect(clippy::unwrap_used, reason = "a benchmark that cannot go on has failed")]
+#![expect(clippy::unwrap_used, reason = "a benchmark fails if a step fails")]
 #![expect(clippy::print_stdout, reason = "the table is the output")]
 
 use std::collections::BTreeSet;
@@ -24,7 +24,7 @@ const SIZES: [usize; 4] = [2, 10, 100, 1000];
 const ROUNDS: usize = 41;
 const PICKS: u32 = 50_000;
 
-/// One line of the table for one number of backends: picks so often and says how long that took.
+/// One line of the table for one number of backends. It takes the number of picks and returns their duration.
 type Subject = Box<dyn Fn(u32) -> Duration>;
 
 fn members(backends: usize) -> BTreeSet<Backend> {
@@ -61,12 +61,12 @@ fn subjects(backends: usize) -> Vec<(String, Subject)> {
     std::iter::once(pingora).chain(ours).collect()
 }
 
-/// The median time of one pick of each, in nanoseconds.
+/// Returns the median time of one pick for each subject, in nanoseconds.
 fn medians(subjects: &[(String, Subject)]) -> Vec<f64> {
     let mut times = vec![Vec::new(); subjects.len()];
     for round in 0..ROUNDS {
         for turn in 0..subjects.len() {
-            // Everyone begins a round once in a while.
+            // Each round begins with another subject.
             let index = (turn + round) % subjects.len();
             times[index].push(subjects[index].1(PICKS));
         }

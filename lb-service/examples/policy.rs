@@ -1,6 +1,7 @@
-//! One policy, `peak_ewma`, in a small Pingora proxy of one's own.
+//! One policy, `peak_ewma`, in a small Pingora proxy.
 //!
-//! Nothing else of this crate is used. Listens on the first address and balances over the others:
+//! The example uses only the module `policy` of this crate. It listens on the first address and balances over the
+//! others:
 //!
 //! ```text
 //! cargo run -p lb-service --example policy -- 127.0.0.1:6188 10.0.0.1:8080 10.0.0.2:8080
@@ -20,17 +21,17 @@ use pingora::server::Server;
 use pingora::upstreams::peer::HttpPeer;
 use pingora::{Error, ErrorType, Result};
 
-/// What a backend that cannot be connected to, or asks for a pause, costs at least; it decays.
+/// The minimum cost of a backend after a failed connection or an error response. It decays.
 const PENALTY: Duration = Duration::from_secs(5);
 
 struct Proxy {
     balancer: LoadBalancer<Policy>,
-    /// What each backend is doing; the policy looks at the same.
+    /// The loads of the backends, which the policy reads.
     loads: HashMap<SocketAddr, Arc<Load>>,
 }
 
-/// A request that was sent to a backend. It counts as in flight there until this is dropped, with the request's context,
-/// however the request ends.
+/// A request that was sent to a backend. It counts as in flight until this is dropped together with the request's
+/// context.
 struct Sent {
     backend: InFlight,
     began: Instant,
@@ -45,13 +46,13 @@ impl ProxyHttp for Proxy {
     }
 
     async fn upstream_peer(&self, _session: &mut Session, sent: &mut Self::CTX) -> Result<Box<HttpPeer>> {
-        // The hashes want a key here, for instance the path: `session.req_header().uri.path().as_bytes()`.
+        // A hash algorithm needs a key here, for instance the path: `session.req_header().uri.path().as_bytes()`.
         let backend = self
             .balancer
             .select(b"", self.loads.len())
             .ok_or_else(|| Error::explain(ErrorType::ConnectNoRoute, "no backend is ready"))?;
         let load = self.loads.get(&backend.addr).ok_or_else(|| Error::new(ErrorType::InternalError))?;
-        // A second attempt replaces the first, which then is in flight no longer.
+        // A retry replaces the first attempt, which is then no longer in flight.
         *sent = Some(Sent { backend: load.enter(), began: Instant::now() });
         Ok(Box::new(HttpPeer::new(backend.addr, false, String::new())))
     }
@@ -79,7 +80,7 @@ impl ProxyHttp for Proxy {
         if let Some(sent) = sent {
             let now = Instant::now();
             sent.backend.load().answered(now - sent.began, now);
-            // A quick refusal must not make it look like the fastest of all.
+            // Without a penalty, fast error responses would make this backend look like the fastest.
             if answer.status == 429 || answer.status.is_server_error() {
                 sent.backend.load().penalize(PENALTY, now);
             }
@@ -90,16 +91,16 @@ impl ProxyHttp for Proxy {
 
 fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
     let mut addresses = std::env::args().skip(1);
-    let listen = addresses.next().ok_or("say where to listen, then the backends")?;
+    let listen = addresses.next().ok_or("usage: policy LISTEN BACKEND...")?;
     let members = discovery::Static::try_from_iter(addresses)?;
 
     let config = PolicyConfig::new(Algorithm::PeakEwma);
     let loads =
         members.get().into_iter().map(|member| (member.addr.clone(), config.load(&member.addr))).collect();
     let balancer = LoadBalancer::from_backends_with_config(Backends::new(members), Some(config));
-    // A static list is there at once. With another discovery, or with health checks, run the balancer as a background
-    // service.
-    futures::FutureExt::now_or_never(balancer.update()).ok_or("the list of backends is not there")??;
+    // A static list is available at once. With another discovery, or with health checks, run the balancer as a
+    // background service.
+    futures::FutureExt::now_or_never(balancer.update()).ok_or("the list of backends is not ready")??;
 
     let mut server = Server::new(None)?;
     server.bootstrap();

@@ -1,6 +1,6 @@
-//! The proxy in a Pingora server of its own, without a prober and without metrics.
+//! The proxy in a Pingora server, without health checks and metrics.
 //!
-//! Listens on the first address and balances over the others:
+//! It listens on the first address and balances over the others:
 //!
 //! ```text
 //! cargo run -p lb-service --example proxy -- 127.0.0.1:6188 10.0.0.1:8080 10.0.0.2:8080
@@ -21,7 +21,7 @@ use pingora::server::Server;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut addresses = std::env::args().skip(1).map(|text| text.parse::<SocketAddr>());
-    let listen = addresses.next().ok_or("say where to listen, then the backends")??;
+    let listen = addresses.next().ok_or("usage: proxy LISTEN BACKEND...")??;
     let backends = addresses
         .map(|address| Ok(BackendSettings::new(address?)))
         .collect::<Result<Vec<_>, std::net::AddrParseError>>()?;

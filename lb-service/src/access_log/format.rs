@@ -1,10 +1,10 @@
 //! The two formats of a line, as functions from a [`Record`] to bytes.
 //!
-//! One request is always one line: what a client can choose (method, host, path) never ends a line, a quoted
-//! field or a JSON string, and never reaches a terminal as a control character.
+//! One request is always one line. Values from a client (method, host, path) cannot end a line, a quoted field or a
+//! JSON string, and cannot send a control character to a terminal.
 //!
-//! Numbers and times are put together by hand: a line costs a few hundred nanoseconds, and every request pays
-//! for one.
+//! Numbers and times are formatted by hand, because every request pays for a line. A line costs a few hundred
+//! nanoseconds.
 
 use std::borrow::Cow;
 use std::io::Write;
@@ -13,13 +13,14 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::Record;
 
-/// Appends a line made for reading:
+/// Appends a line of plain text for people, such as this one (wrapped here):
 ///
 /// ```text
-/// 2026-11-22T12:00:00.123Z 127.0.0.1 "GET example.com/path HTTP/1.1" 200 123B 1.200ms web 10.0.0.1:8080 ttfb=1.000ms tries=1 reused=yes in=0B listener=main tried=- passed_over=10.0.0.2:8080:down reason=-
+/// 2026-11-22T12:00:00.123Z 127.0.0.1 "GET example.com/path HTTP/1.1" 200 123B 1.200ms web 10.0.0.1:8080
+///     ttfb=1.000ms tries=1 reused=yes in=0B listener=main tried=- passed_over=10.0.0.2:8080:down reason=-
 /// ```
 ///
-/// What is absent is `-`. Bytes other than printable ASCII, `"` and `\` are written `\xHH`.
+/// An absent value is `-`. `"`, `\` and bytes other than printable ASCII are written as `\xHH`.
 pub fn format_text(record: &Record<'_>, line: &mut Vec<u8>) {
     push_time(line, record.time);
     line.push(b' ');
@@ -64,12 +65,12 @@ pub fn format_text(record: &Record<'_>, line: &mut Vec<u8>) {
     line.push(b'\n');
 }
 
-/// Appends a JSON object and a line end.
+/// Appends a JSON object and a line feed.
 ///
 /// Its keys are `time` (RFC 3339, UTC), `client`, `listener`, `method`, `host`, `path`, `protocol`, `status`,
 /// `bytes_in`, `bytes_out`, `duration_ms`, `pool`, `backend`, `ttfb_ms`, `tries`, `reused`, `tried`, `passed_over` and
-/// `reason`, always all of them; what is absent is `null`. `tried` and `passed_over` are objects whose keys are backends.
-/// Bytes that are not UTF-8 become U+FFFD.
+/// `reason`. All keys are always present, and an absent value is `null`. `tried` and `passed_over` are objects whose
+/// keys are backends. Bytes that are not UTF-8 become U+FFFD.
 pub fn format_json(record: &Record<'_>, line: &mut Vec<u8>) {
     line.extend_from_slice(b"{\"time\":\"");
     push_time(line, record.time);
@@ -118,7 +119,7 @@ pub fn format_json(record: &Record<'_>, line: &mut Vec<u8>) {
     line.extend_from_slice(b"}\n");
 }
 
-/// `10.0.0.1:80:connect,10.0.0.2:80:503`.
+/// Appends a list such as `10.0.0.1:80:connect,10.0.0.2:80:503`.
 fn push_list(line: &mut Vec<u8>, pairs: &[(&str, Cow<'static, str>)]) {
     for (index, (backend, word)) in pairs.iter().enumerate() {
         if index > 0 {
@@ -133,7 +134,8 @@ fn push_list(line: &mut Vec<u8>, pairs: &[(&str, Cow<'static, str>)]) {
     }
 }
 
-/// `{"10.0.0.1:80":"connect"}`. A backend that comes twice has both words: `"reset,connect"`.
+/// Appends an object such as `{"10.0.0.1:80":"connect"}`. A backend that appears twice has both words:
+/// `"reset,connect"`.
 fn push_json_object(line: &mut Vec<u8>, pairs: &[(&str, Cow<'static, str>)]) {
     if pairs.is_empty() {
         return line.extend_from_slice(b"null");
@@ -152,7 +154,7 @@ fn push_json_object(line: &mut Vec<u8>, pairs: &[(&str, Cow<'static, str>)]) {
     line.push(b'}');
 }
 
-/// `GET example.com/path HTTP/1.1`, to stand between quotes.
+/// Appends a request line such as `GET example.com/path HTTP/1.1`. The caller writes the quotes.
 fn push_request(line: &mut Vec<u8>, record: &Record<'_>) {
     push_or_dash(line, record.method, |line, method| push_quoted_text(line, method.as_bytes()));
     line.push(b' ');
@@ -202,7 +204,7 @@ fn push_number(line: &mut Vec<u8>, mut number: u64) {
     }
 }
 
-/// The number with leading zeros, so that it has `WIDTH` digits.
+/// Appends a number with leading zeros, so that it has `WIDTH` digits.
 fn push_padded<const WIDTH: usize>(line: &mut Vec<u8>, mut number: u64) {
     let mut digits = [b'0'; WIDTH];
     for digit in digits.iter_mut().rev() {
@@ -212,7 +214,7 @@ fn push_padded<const WIDTH: usize>(line: &mut Vec<u8>, mut number: u64) {
     line.extend_from_slice(&digits);
 }
 
-/// Milliseconds with three decimals, which is exact to the microsecond.
+/// Appends milliseconds with three decimals, which is exact to the microsecond.
 fn push_milliseconds(line: &mut Vec<u8>, duration: Duration) {
     let micros = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
     push_number(line, micros / 1000);
@@ -234,7 +236,7 @@ fn push_ip(line: &mut Vec<u8>, ip: IpAddr) {
     }
 }
 
-/// RFC 3339 in UTC with milliseconds. A time before 1970 is written as 1970.
+/// Appends a time as RFC 3339 in UTC with milliseconds. A time before 1970 is written as the beginning of 1970.
 fn push_time(line: &mut Vec<u8>, time: SystemTime) {
     let since_epoch = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     let seconds = since_epoch.as_secs();
@@ -255,10 +257,9 @@ fn push_time(line: &mut Vec<u8>, time: SystemTime) {
     line.push(b'Z');
 }
 
-/// Year, month and day of the Gregorian calendar, from days since 1970-01-01.
+/// Returns year, month and day of the Gregorian calendar, from days since 1970-01-01.
 ///
-/// The algorithm is Howard Hinnant's `civil_from_days`: years begin in March, so that the leap day is their
-/// last.
+/// The algorithm is Howard Hinnant's `civil_from_days`: years begin in March, so that the leap day is the last day.
 fn civil_from_days(days: u64) -> (u64, u64, u64) {
     let days = days + 719_468;
     let (era, day_of_era) = (days / 146_097, days % 146_097);
@@ -270,19 +271,20 @@ fn civil_from_days(days: u64) -> (u64, u64, u64) {
     (era * 400 + year_of_era + u64::from(month <= 2), month, day)
 }
 
-// === text that somebody else chose ===
+// === text from outside ===
 
-/// A name from the configuration, which must not fall into two words.
+/// Appends a name from the configuration. Spaces are escaped, so that it stays one word.
 fn push_word(line: &mut Vec<u8>, word: &str) {
     push_escaped_text(line, word.as_bytes(), |byte| byte == b' ');
 }
 
-/// Text to stand between quotes.
+/// Appends text between quotes. The caller writes the quotes.
 fn push_quoted_text(line: &mut Vec<u8>, text: &[u8]) {
     push_escaped_text(line, text, |_| false);
 }
 
-/// Writes as `\xHH` what is no printable ASCII, quotes, backslashes, and what the caller wants escaped too.
+/// Appends text in which quotes, backslashes, bytes other than printable ASCII, and bytes for which `also` holds are
+/// written as `\xHH`.
 fn push_escaped_text(line: &mut Vec<u8>, text: &[u8], also: impl Fn(u8) -> bool) {
     let special = |byte: u8| !(b' '..=b'~').contains(&byte) || matches!(byte, b'"' | b'\\') || also(byte);
     push_runs(line, text, special, |line, byte| {
@@ -312,8 +314,8 @@ fn push_json_ascii(line: &mut Vec<u8>, text: &[u8]) {
     });
 }
 
-/// Control characters beyond ASCII and line separators are escaped as well: JSON allows them, terminals and
-/// line-based readers do not all take them for text.
+/// Appends text. Control characters beyond ASCII and line separators are escaped although JSON allows them, because
+/// some terminals and line-based readers do not treat them as text.
 fn push_json_unicode(line: &mut Vec<u8>, text: &[u8]) {
     for character in text.utf8_chunks().flat_map(|chunk| {
         chunk.valid().chars().chain((!chunk.invalid().is_empty()).then_some(char::REPLACEMENT_CHARACTER))
@@ -329,7 +331,7 @@ fn push_json_unicode(line: &mut Vec<u8>, text: &[u8]) {
     }
 }
 
-/// Copies `text`, in pieces between the special bytes, and hands those to `escape`.
+/// Copies the runs between special bytes of `text` unchanged, and calls `escape` for each special byte.
 fn push_runs(
     line: &mut Vec<u8>,
     text: &[u8],
@@ -385,7 +387,7 @@ mod tests {
         }
     }
 
-    /// Nothing is known but that somebody connected.
+    /// A record of a connection without a valid request.
     fn bare() -> Record<'static> {
         Record { failure: Some("malformed request"), ..Record::new(noon(), "unix:/run/a b") }
     }
@@ -410,7 +412,7 @@ mod tests {
     }
 
     #[test]
-    fn text_of_a_complete_record() {
+    fn a_complete_record_is_one_line_of_text() {
         assert_eq!(
             text(&complete()),
             "2026-11-22T12:00:00.123Z 127.0.0.1 \"GET example.com/path HTTP/1.1\" 200 123B 1.200ms web \
@@ -419,7 +421,7 @@ mod tests {
     }
 
     #[test]
-    fn text_of_a_bare_record() {
+    fn a_bare_record_has_dashes_in_text() {
         assert_eq!(
             text(&bare()),
             "2026-11-22T12:00:00.123Z - \"- -- -\" - 0B 0.000ms - - ttfb=- tries=0 reused=- in=0B \
@@ -428,7 +430,7 @@ mod tests {
     }
 
     #[test]
-    fn json_of_a_complete_record() {
+    fn a_complete_record_is_a_json_object() {
         let expected = serde_json::json!({
             "time": "2026-11-22T12:00:00.123Z", "client": "127.0.0.1", "listener": "main", "method": "GET",
             "host": "example.com", "path": "/path", "protocol": "HTTP/1.1", "status": 200, "bytes_in": 0,
@@ -439,7 +441,7 @@ mod tests {
     }
 
     #[test]
-    fn json_of_a_bare_record_has_all_keys() {
+    fn a_bare_record_has_all_keys_in_json() {
         let value = json(&bare());
         assert_eq!(value.as_object().unwrap().len(), 19);
         for key in
@@ -461,13 +463,13 @@ mod tests {
     }
 
     #[test]
-    fn json_is_unicode_whatever_the_client_sent() {
+    fn json_is_valid_unicode_for_any_bytes_of_a_client() {
         let value = json(&Record { host: Some(b"gr\xc3\xbcn\xff\xc2\x85\xe2\x80\xa8\"\n"), ..complete() });
         assert_eq!(value["host"], "grün\u{fffd}\u{85}\u{2028}\"\n");
     }
 
     #[test]
-    fn ipv4_client_on_a_dual_stack_socket_is_written_as_ipv4() {
+    fn an_ipv4_client_on_a_dual_stack_socket_is_written_as_ipv4() {
         let mapped = IpAddr::V6("::ffff:10.0.0.1".parse().unwrap());
         assert!(text(&Record { client: Some(mapped), ..complete() }).contains(" 10.0.0.1 "));
         let real = IpAddr::V6("2001:db8::1".parse().unwrap());
@@ -475,7 +477,7 @@ mod tests {
     }
 
     #[test]
-    fn times_at_the_turns_of_the_calendar() {
+    fn times_at_the_boundaries_of_the_calendar_are_correct() {
         for (seconds, expected) in [
             (0, "1970-01-01T00:00:00.000Z"),
             (951_782_399, "2000-02-28T23:59:59.000Z"),

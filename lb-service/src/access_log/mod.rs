@@ -1,9 +1,8 @@
-//! The access log: one line per request, written by a thread of its own.
+//! The access log: one line per request, written by a separate thread.
 //!
-//! A request formats its line ([`format_text`], [`format_json`]) and puts it into a bounded queue; the writer
-//! thread takes what has gathered every few milliseconds and writes it with one system call. A disk that is
-//! slow or stands still therefore costs no request any time: the queue fills, further lines are dropped and
-//! counted.
+//! A request formats its line ([`format_text`], [`format_json`]) and puts it into a bounded queue. Every few
+//! milliseconds, the writer thread takes all queued lines and writes them with one system call. A slow or blocked disk
+//! therefore delays no request: the queue fills up, and further lines are dropped and counted.
 
 mod format;
 mod writer;
@@ -17,86 +16,86 @@ use std::time::{Duration, SystemTime};
 pub use format::{format_json, format_text};
 pub use writer::{AccessLog, WriterGuard};
 
-/// What is written, and where to.
+/// The format and the target of the access log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// How a line looks.
+    /// The format of a line.
     pub format: Format,
-    /// Where lines go.
+    /// The target of the lines.
     pub target: Target,
 }
 
-/// How a line looks.
+/// The format of a line.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Format {
-    /// Nothing is written.
+    /// No access log.
     #[default]
     Off,
-    /// Made for reading, see [`format_text`].
+    /// Plain text for people, see [`format_text`].
     Text,
     /// One JSON object per line, see [`format_json`].
     Json,
 }
 
-/// Where lines go.
+/// The target of the lines.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Target {
-    /// The standard output.
+    /// Standard output.
     #[default]
     Stdout,
-    /// A file, appended to, made with mode 0640.
+    /// A file to append to. It is created with mode 0640.
     File(PathBuf),
 }
 
-/// What is known about a request when it is over.
+/// The data of a completed request.
 ///
-/// What came from the network is given as bytes: a client may send anything.
+/// Values from the network are bytes, because a client may send anything.
 #[derive(Clone, Debug)]
 pub struct Record<'a> {
-    /// When the request began.
+    /// The time at which the request began.
     pub time: SystemTime,
-    /// The client, as far as trusted proxies tell; absent on a Unix socket.
+    /// The client's IP address, as reported by trusted proxies. `None` on a Unix socket.
     pub client: Option<IpAddr>,
-    /// The name of the listener it came through.
+    /// The name of the listener.
     pub listener: &'a str,
-    /// The method; absent when the request could not be read.
+    /// The method. `None` if the request could not be parsed.
     pub method: Option<&'a str>,
-    /// The host the client asked for.
+    /// The host that the client requested.
     pub host: Option<&'a [u8]>,
-    /// The path without the query, which may hold secrets; absent when the request could not be read.
+    /// The path without the query, which may contain secrets. `None` if the request could not be parsed.
     pub path: Option<&'a [u8]>,
-    /// The version of HTTP spoken with the client; absent when the request could not be read.
+    /// The version of HTTP on the client's connection. `None` if the request could not be parsed.
     pub version: Option<http::Version>,
-    /// The status sent to the client; absent when it went away before there was one.
+    /// The status sent to the client. `None` if the client disconnected before.
     pub status: Option<u16>,
-    /// Bytes of the request's body.
+    /// The length of the request body, in bytes.
     pub bytes_in: u64,
-    /// Bytes of the response's body.
+    /// The length of the response body, in bytes.
     pub bytes_out: u64,
-    /// From the request's first line to the end of the response.
+    /// The time from the request line to the end of the response.
     pub duration: Duration,
-    /// The name of the pool; absent when no route matched.
+    /// The name of the pool. `None` if no route matched.
     pub pool: Option<&'a str>,
-    /// The last backend tried.
+    /// The backend of the last attempt.
     pub backend: Option<&'a str>,
-    /// From the choice of the backend to the first byte of its response.
+    /// The time from the choice of the backend to the first byte of its response.
     pub ttfb: Option<Duration>,
-    /// How many backends were tried.
+    /// The number of attempts.
     pub tries: u32,
-    /// Of them, those that failed it, each with how.
+    /// The backends of failed attempts, each with the failure.
     pub tried: Vec<(&'a str, Cow<'static, str>)>,
-    /// Those that were passed over, each with why.
+    /// The backends that were passed over, each with the reason.
     pub passed_over: Vec<(&'a str, Cow<'static, str>)>,
-    /// Whether the connection to the backend had been used before; absent when there was none.
+    /// Whether the connection to the backend was reused. `None` if there was no connection.
     pub reused: Option<bool>,
-    /// Why the request failed.
+    /// The reason why the request failed.
     pub failure: Option<&'a str>,
 }
 
 // === impl Settings ===
 
 impl Settings {
-    /// No access log.
+    /// Returns settings without an access log.
     pub fn off() -> Self {
         Self { format: Format::Off, target: Target::Stdout }
     }
@@ -105,7 +104,7 @@ impl Settings {
 // === impl Record ===
 
 impl<'a> Record<'a> {
-    /// A request of which nothing is known but when it came, and through which listener.
+    /// Creates a record with only the time and the listener.
     pub fn new(time: SystemTime, listener: &'a str) -> Self {
         Self {
             time,

@@ -1,6 +1,6 @@
-//! The way of a line into the access log: formatted by the request, written by the thread of [`lines`](crate::lines).
+//! Writes lines to the access log: the request formats a line, and the thread of [`lines`](crate::lines) writes it.
 //!
-//! The file is opened for appending, so lines of two processes do not run into each other during an upgrade.
+//! The file is opened for appending, so lines of two processes do not mix during an upgrade.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -12,25 +12,25 @@ use std::time::Duration;
 use super::{Format, Record, Settings, Target, format_json, format_text};
 use crate::lines::{Lines, LinesGuard, Pace, Sink};
 
-/// A look at the queue every hundredth of a second costs less than a wake-up for each line; the end of the process waits for a
-/// target that does not take the last lines, but not for long.
+/// The thread checks the queue every 10 ms, which costs less than a wake-up per line. At the end of the process it
+/// waits for a blocked target for at most two seconds.
 const PACE: Pace = Pace { gather: Duration::from_millis(10), farewell: Duration::from_secs(2) };
 
-/// Bytes reserved for a line, so that a usual one does not grow twice.
+/// The bytes reserved for a line. Most lines fit, so their buffer does not grow.
 const USUAL_LINE: usize = 320;
 
-/// The way into the access log. Cheap to clone.
+/// A handle that writes to the access log. A clone is cheap.
 #[derive(Clone, Debug)]
 pub struct AccessLog {
     format: Format,
-    /// Absent when the log is off.
+    /// `None` if the log is off.
     lines: Option<Lines>,
 }
 
-/// Keeps the writer alive. When dropped, writes what is queued and ends the thread, or gives up after two
+/// Keeps the writer thread alive. Dropping it writes the queued lines and ends the thread, or gives up after two
 /// seconds.
 ///
-/// Lines that come after that are dropped and counted.
+/// Later lines are dropped and counted.
 #[derive(Debug)]
 #[must_use = "the log ends when the guard is dropped"]
 pub struct WriterGuard(Option<LinesGuard>);
@@ -46,11 +46,11 @@ struct Opened {
 impl AccessLog {
     /// Opens the target and starts the writer thread, unless the format is [`Format::Off`].
     ///
-    /// Threads do not survive a fork: a daemon calls this after it went into the background.
+    /// Threads do not survive a fork, so a daemon calls this after it has gone to the background.
     ///
     /// # Errors
     ///
-    /// The target cannot be opened (a FIFO needs a reader), or the thread cannot be started.
+    /// Fails if the target cannot be opened (a FIFO needs a reader), or if the thread cannot be started.
     pub fn open(settings: Settings) -> io::Result<(Self, WriterGuard)> {
         if settings.format == Format::Off {
             return Ok((Self::off(), WriterGuard(None)));
@@ -59,29 +59,29 @@ impl AccessLog {
         Self::with_file(settings, file)
     }
 
-    /// The same with the target opened already, as by a process that had more rights then. It is opened anew by its name after a
-    /// rotation.
+    /// Starts the writer thread with a target that is already open, for instance because the process had more
+    /// privileges before. After a log rotation, the target is opened again by its name.
     ///
     /// # Errors
     ///
-    /// The thread cannot be started.
+    /// Fails if the thread cannot be started.
     pub fn with_file(settings: Settings, file: File) -> io::Result<(Self, WriterGuard)> {
         let Settings { format, target } = settings;
         let (lines, guard) = Lines::start("access-log", Opened { target, file }, PACE)?;
         Ok((Self { format, lines: Some(lines) }, WriterGuard(Some(guard))))
     }
 
-    /// A log that writes nothing.
+    /// Creates a log that writes nothing.
     pub fn off() -> Self {
         Self { format: Format::Off, lines: None }
     }
 
-    /// Whether [`record`](Self::record) does anything: a caller can save itself putting a record together.
+    /// Whether [`record`](Self::record) writes anything. If not, a caller need not build a record.
     pub fn is_on(&self) -> bool {
         self.lines.is_some()
     }
 
-    /// Formats and queues the line of a request. Never waits; drops the line when the queue is full.
+    /// Formats and queues the line of a request. Never blocks, and drops the line if the queue is full.
     pub fn record(&self, record: &Record<'_>) {
         if self.lines.is_some() {
             let mut line = Vec::with_capacity(USUAL_LINE);
@@ -94,33 +94,33 @@ impl AccessLog {
         }
     }
 
-    /// Queues a line, which ends with its line end. Never waits; drops the line when the queue is full.
+    /// Queues a line, which includes its line feed. Never blocks, and drops the line if the queue is full.
     pub fn write(&self, line: Vec<u8>) {
         if let Some(lines) = &self.lines {
             lines.push(line);
         }
     }
 
-    /// Lines that were not written, because the queue was full, the target refused them, or the writer had
+    /// Returns the number of lines that were not written, because the queue was full, a write failed, or the writer had
     /// ended.
     pub fn dropped(&self) -> u64 {
         self.lines.as_ref().map_or(0, Lines::dropped)
     }
 
-    /// The same way to the same target in another format; none when either is off.
+    /// Returns a handle for the same target with another format, or `None` if this log or `format` is off.
     pub fn in_format(&self, format: Format) -> Option<Self> {
         let lines = self.lines.clone().filter(|_| format != Format::Off)?;
         Some(Self { format, lines: Some(lines) })
     }
 
-    /// Whether no other clone is left that could write a line.
+    /// Whether this is the last clone.
     pub fn is_last(&self) -> bool {
         self.lines.as_ref().is_none_or(Lines::is_last)
     }
 
-    /// Opens the file anew, for a log rotation that has renamed it. Returns at once; no line is lost.
+    /// Opens the file again after a log rotation has renamed it. Returns at once, and no line is lost.
     ///
-    /// If that fails, the old file is kept and the failure is logged.
+    /// If the file cannot be opened, the old file stays in use and the error is logged.
     pub fn reopen(&self) {
         if let Some(lines) = &self.lines {
             lines.reopen();
@@ -169,15 +169,18 @@ impl Sink for Opened {
 
 fn open_target(target: &Target) -> io::Result<File> {
     match target {
-        // A descriptor of its own: `std::io::stdout` is line-buffered, one system call per line.
+        // This duplicates the descriptor, because `std::io::stdout` is line-buffered and makes one system call per
+        // line.
         Target::Stdout => Ok(io::stdout().as_fd().try_clone_to_owned()?.into()),
         Target::File(path) => open_file(path),
     }
 }
 
-/// `O_NONBLOCK` changes nothing for a file, but a FIFO without a reader is then an error instead of a start
-/// that hangs. `O_CREAT` is left out for a file that exists: in a sticky directory the kernel then refuses even root
-/// a file of another user (`fs.protected_regular`).
+/// Opens a file or a FIFO for appending.
+///
+/// `O_NONBLOCK` has no effect on a file, but makes a FIFO without a reader an error instead of a start that hangs.
+/// `O_CREAT` is omitted for an existing file, because with it the kernel denies even root a file of another user in a
+/// sticky directory (`fs.protected_regular`).
 fn open_file(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
     options.append(true).mode(0o640).custom_flags(libc::O_NONBLOCK);
@@ -216,13 +219,13 @@ mod tests {
     fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
         let deadline = Instant::now() + PATIENCE;
         while !condition() {
-            assert!(Instant::now() < deadline, "waited in vain until {what}");
+            assert!(Instant::now() < deadline, "timed out while waiting until {what}");
             thread::sleep(Duration::from_millis(1));
         }
     }
 
     #[test]
-    fn dropping_the_guard_writes_everything_in_order() {
+    fn dropping_the_guard_writes_all_lines_in_order() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("access.log");
         let (log, guard) = open(&path);
@@ -246,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn file_is_appended_to_and_not_for_everyone() {
+    fn a_file_is_appended_to_and_is_not_world_readable() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("access.log");
         for number in 0..2 {
@@ -325,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn a_target_that_stands_still_costs_lines_but_no_time() {
+    fn a_blocked_target_costs_lines_but_no_time() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("fifo");
         assert!(Command::new("mkfifo").arg(&path).status().unwrap().success());
@@ -344,13 +347,13 @@ mod tests {
 
         drop(guard);
         assert!(start.elapsed() < Duration::from_secs(1) + PACE.farewell + PATIENCE);
-        // All that was not written is counted, except for the start of the batch that fills the pipe.
+        // All lines that were not written are counted, except for the start of the batch that fills the pipe.
         wait_until("the rest is counted", || log.dropped() > 99_000);
         drop(reader);
     }
 
     #[test]
-    fn a_full_disk_is_counted() {
+    fn lines_that_a_full_disk_rejects_are_counted() {
         let (log, guard) = open(Path::new("/dev/full"));
         (0..100).for_each(|number| write_number(&log, number));
         drop(guard);

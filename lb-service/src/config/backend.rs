@@ -1,4 +1,4 @@
-//! A backend of a pool, in its short form (an address) and its long one.
+//! A backend of a pool, in its short form (an address) and its long form (a mapping).
 
 use std::borrow::Cow;
 use std::fmt;
@@ -18,13 +18,13 @@ use crate::pool::{Admin, BackendSettings, Weight};
 /// One backend of a pool.
 #[derive(Clone, Debug)]
 pub struct BackendConfig {
-    /// Where it listens.
+    /// The address of the backend.
     pub address: Text<BackendAddress>,
-    /// Its share of the traffic.
+    /// The weight relative to the other backends of the pool.
     pub weight: Weight,
-    /// Whether it is used only when no other is available.
+    /// Whether the backend is used only while no other backend is available.
     pub backup: bool,
-    /// The most requests it is sent at a time, 0: no limit; absent: as the pool says.
+    /// The most requests in flight; 0: no limit. `None` means the limit of the pool.
     pub max_requests: Option<Number<0, MAX_COUNT>>,
 }
 
@@ -32,15 +32,16 @@ pub struct BackendConfig {
 #[derive(Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct BackendMapping {
-    /// Where it listens.
+    /// The address of the backend.
     address: Text<BackendAddress>,
-    /// Its share of the traffic relative to the other backends of the pool.
+    /// The share of requests relative to the other backends of the pool: a backend of weight 2 gets twice as many as
+    /// one of weight 1. From 1 to 1000.
     #[serde(default)]
     weight: WeightNumber,
-    /// Whether it is used only when no other backend of the pool is available.
+    /// Whether the backend is used only while no other backend of the pool is available.
     #[serde(default)]
     backup: bool,
-    /// The most requests it is sent at a time, 0: no limit; default: `limits.max_requests` of the pool.
+    /// The most requests in flight at this backend; 0: no limit. Default: `limits.max_requests` of the pool.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     max_requests: Option<Number<0, MAX_COUNT>>,
 }
@@ -51,12 +52,12 @@ struct WeightNumber(Weight);
 // === impl BackendConfig ===
 
 impl BackendConfig {
-    /// The most requests it is sent at a time in a pool whose own limit is `default`.
+    /// Returns the most requests in flight, in a pool whose limit is `default`. `None` means no limit.
     pub(super) fn limit(&self, default: Number<0, MAX_COUNT>) -> Option<NonZeroU32> {
         NonZeroU32::new(self.max_requests.unwrap_or(default).get())
     }
 
-    /// What it means in a pool whose own limit is `default`, on a machine with this loopback address.
+    /// Returns the settings, in a pool whose limit is `default` and on a machine with this loopback address.
     pub(super) fn plan(&self, default: Number<0, MAX_COUNT>, loopback: IpAddr) -> BackendSettings {
         BackendSettings {
             address: self.address.get().resolve(loopback),
@@ -139,7 +140,7 @@ impl<'de> Deserialize<'de> for WeightNumber {
         let number = i64::deserialize(deserializer)?;
         let weight = u64::try_from(number).ok().and_then(Weight::new);
         let refusal = || match number {
-            0 => "expected a weight from 1 to 1000, found 0\nremove a backend that is to have no traffic"
+            0 => "expected a weight from 1 to 1000, found 0\nremove a backend that should get no requests"
                 .to_owned(),
             _ => format!("expected a weight from 1 to 1000, found {number}"),
         };
@@ -187,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn localhost_is_the_loopback_address_of_the_machine() {
+    fn localhost_means_the_loopback_address_of_the_machine() {
         let none = Number::near(0);
         for text in [r#""localhost:8081""#, r#"{"address": "LocalHost:8081"}"#] {
             let backend = json(text).expect("it is valid");
@@ -198,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn a_backends_own_limit_is_above_that_of_the_pool() {
+    fn the_limit_of_a_backend_overrides_that_of_the_pool() {
         let limit = |text: &str, pool| json(text).expect("it is valid").limit(Number::near(pool));
         assert_eq!(limit(r#""10.0.0.1:80""#, 0), None);
         assert_eq!(limit(r#""10.0.0.1:80""#, 7), NonZeroU32::new(7));

@@ -1,4 +1,4 @@
-//! How a pool chooses: its policy, what a hash is made of, and the cookie that keeps a client at its backend.
+//! The keys by which a pool chooses a backend: the policy, the input of a hash, and the session cookie.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -13,28 +13,29 @@ use super::values::{AbsolutePath, CookieAge, CookieName, QueryName};
 use crate::policy::Algorithm;
 use crate::pool::{HashOn, SessionKeys, StickySettings};
 
-/// The policies by name.
+/// The name of a policy.
 #[derive(Deserialize, Serialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "snake_case")]
 #[schemars(inline)]
 pub enum PolicyName {
-    /// One backend after the other, each as often as its weight says.
+    /// Takes one backend after the other, in proportion to their weights.
     #[default]
     RoundRobin,
-    /// Any backend, each as often as its weight says.
+    /// Takes a random backend, in proportion to the weights.
     Random,
-    /// The one of two random backends with fewer requests in flight for its weight; of up to four, the least of all.
+    /// Takes the backend with the fewest requests in flight for its weight: of two random ones, or of all in a pool of
+    /// up to four.
     LeastRequest,
-    /// The one of two random backends that is likely to answer sooner: by its latest times, and by its requests in
-    /// flight.
+    /// Takes the backend with the shortest expected response time, of two random ones. The estimate uses recent
+    /// response times and the requests in flight.
     PeakEwma,
-    /// The backend that `hash_on` leads to on a ring; few requests move when backends come and go, as in nginx.
+    /// Hashes `hash_on` onto a ring, like nginx. Few requests move when a backend is added or removed.
     ConsistentHash,
-    /// The backend that `hash_on` leads to in a table; spread more evenly than on a ring.
+    /// Hashes `hash_on` into a table, which distributes requests more evenly than a ring.
     Maglev,
 }
 
-/// What of a request a hash is made of.
+/// The part of a request that is hashed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum HashOnConfig {
     /// `client_ip`
@@ -49,17 +50,18 @@ pub enum HashOnConfig {
     Query(Text<QueryName>),
 }
 
-/// The cookie that keeps a client at its backend.
+/// The cookie that keeps a client at one backend.
 #[derive(Deserialize, Serialize, JsonSchema, Clone, Debug)]
 #[serde(deny_unknown_fields)]
 pub struct StickyConfig {
     /// The name of the cookie, which the load balancer sets.
     pub cookie: Text<CookieName>,
-    /// How long the client keeps it after its last request; default: until it ends its session.
+    /// How long the client keeps the cookie after its last request; default: until the browser closes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ttl: Option<Text<CookieAge>>,
-    /// A file with the keys that sign it: one per line, in hex, 128 bits or more. The first key signs, and all verify. The
-    /// file is read again when it changes. Default: the cookie is not signed, so that a client can guess the address in it.
+    /// A file with the keys that sign the cookie: one per line, in hex, of 128 bits or more. The first key signs, and
+    /// all keys verify. A change of the file takes effect without a reload. Default: the cookie is not signed, so a
+    /// client can guess the backend's address in it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key_file: Option<Text<AbsolutePath>>,
 }
@@ -67,7 +69,7 @@ pub struct StickyConfig {
 // === impl PolicyName ===
 
 impl PolicyName {
-    /// What it means.
+    /// Returns the algorithm.
     pub fn plan(self) -> Algorithm {
         match self {
             Self::RoundRobin => Algorithm::RoundRobin,
@@ -79,7 +81,7 @@ impl PolicyName {
         }
     }
 
-    /// Whether it looks at the request.
+    /// Whether the policy hashes a part of the request.
     pub fn hashes(self) -> bool {
         matches!(self, Self::ConsistentHash | Self::Maglev)
     }
@@ -93,21 +95,21 @@ impl fmt::Display for PolicyName {
 
 // === impl HashOnConfig ===
 
-/// What can be written, for messages.
+/// The valid forms, for messages.
 const HASH_ON: &[&str] = &["client_ip", "uri", "{header: NAME}", "{cookie: NAME}", "{query: NAME}"];
 
-/// The long form: exactly one of its keys.
+/// The long form. It has exactly one of these keys.
 #[derive(Deserialize, Serialize, JsonSchema, Default)]
 #[serde(deny_unknown_fields, default)]
 #[schemars(extend("minProperties" = 1, "maxProperties" = 1))]
 struct HashOnMapping {
-    /// The value of this header.
+    /// Hashes the value of this header.
     #[serde(skip_serializing_if = "Option::is_none")]
     header: Option<Text<HeaderName>>,
-    /// The value of this cookie.
+    /// Hashes the value of this cookie.
     #[serde(skip_serializing_if = "Option::is_none")]
     cookie: Option<Text<CookieName>>,
-    /// The value of this query parameter, as sent.
+    /// Hashes the value of this query parameter, as sent.
     #[serde(skip_serializing_if = "Option::is_none")]
     query: Option<Text<QueryName>>,
 }
@@ -117,14 +119,14 @@ struct HashOnMapping {
 #[serde(rename_all = "snake_case")]
 #[schemars(inline)]
 enum HashOnWord {
-    /// The address of the client, as told by a trusted proxy if there is one.
+    /// Hashes the IP address of the client. Behind a trusted proxy, that is the address which the proxy reports.
     ClientIp,
-    /// Path and query, as sent.
+    /// Hashes path and query, as sent.
     Uri,
 }
 
 impl HashOnConfig {
-    /// What it means.
+    /// Returns the setting.
     pub fn plan(&self) -> HashOn {
         match self {
             Self::ClientIp => HashOn::ClientIp,
@@ -142,8 +144,10 @@ impl HashOnMapping {
             (Some(name), None, None) => Ok(HashOnConfig::Header(name)),
             (None, Some(name), None) => Ok(HashOnConfig::Cookie(name)),
             (None, None, Some(name)) => Ok(HashOnConfig::Query(name)),
-            (None, None, None) => Err("nothing is named to hash\nwrite {header: NAME}, or remove the key"),
-            _ => Err("a hash is made of one thing, and several are named\nkeep one of them"),
+            (None, None, None) => {
+                Err("`hash_on` names nothing to hash\nwrite {header: NAME}, or remove the key")
+            }
+            _ => Err("`hash_on` takes one of header, cookie and query\nkeep one of them"),
         }
     }
 }
@@ -201,7 +205,7 @@ impl<'de> Visitor<'de> for HashOnVisitor {
             _ => return Err(E::unknown_variant(text, HASH_ON)),
         };
         Err(E::custom(format!(
-            "`{text}` does not say which {what}\nwrite {{{text}: {name}}}, with the name of yours"
+            "`{text}` needs the name of a {what}\nwrite {{{text}: {name}}} with your name in place of {name}"
         )))
     }
 
@@ -214,7 +218,7 @@ impl<'de> Visitor<'de> for HashOnVisitor {
 // === impl StickyConfig ===
 
 impl StickyConfig {
-    /// What it means. `keys` are those of the key file.
+    /// Returns the settings, with the keys of the key file.
     pub fn plan(&self, keys: Option<SessionKeys>) -> StickySettings {
         let ttl = self.ttl.as_ref().map(|ttl| ttl.get().0);
         StickySettings { cookie: self.cookie.get().0.clone(), ttl, keys }
@@ -232,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn a_policy_is_called_what_it_is_written_as() {
+    fn every_policy_has_its_name_in_the_configuration() {
         for (word, algorithm) in [
             ("round_robin", Algorithm::RoundRobin),
             ("random", Algorithm::Random),
@@ -248,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hash_is_made_of_a_word_or_of_one_name() {
+    fn hash_on_is_a_word_or_exactly_one_name() {
         for (text, meaning) in [
             (r#""client_ip""#, HashOn::ClientIp),
             (r#""uri""#, HashOn::Uri),
@@ -263,8 +267,8 @@ mod tests {
         for (text, why) in [
             (r#""header""#, "write {header: X-User}"),
             (r#""ip""#, "client_ip"),
-            ("{}", "nothing is named"),
-            (r#"{"header":"a","query":"b"}"#, "several are named"),
+            ("{}", "names nothing to hash"),
+            (r#"{"header":"a","query":"b"}"#, "takes one of"),
             (r#"{"header":"a b"}"#, "the name of a header"),
             ("7", "client_ip, uri, or"),
         ] {
@@ -274,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sticky_cookie_has_a_name_and_perhaps_an_age() {
+    fn a_sticky_cookie_has_a_name_and_an_optional_ttl() {
         let sticky: StickyConfig = json(r#"{"cookie":"lb","ttl":"1h"}"#).expect("it is valid");
         assert_eq!(
             sticky.plan(None),

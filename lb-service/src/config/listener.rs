@@ -1,4 +1,4 @@
-//! A listener, in its short form (an address) and its long one.
+//! A listener, in its short form (an address) and its long form (a mapping).
 
 use std::borrow::Cow;
 use std::fmt;
@@ -11,12 +11,12 @@ use super::text::{FromText, Text};
 use super::values::Name;
 use crate::listener::ListenAddress;
 
-/// Where clients connect.
+/// An address that clients connect to.
 #[derive(Clone, Debug)]
 pub struct ListenerConfig {
-    /// Where it listens.
+    /// The address to listen on.
     pub address: Text<ListenAddress>,
-    /// What routes, metrics and the access log call it; absent: the address.
+    /// The name in routes, metrics and the access log. `None` means the address.
     pub name: Option<Text<Name>>,
 }
 
@@ -24,9 +24,10 @@ pub struct ListenerConfig {
 #[derive(Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct ListenerMapping {
-    /// An IP address and a port, such as `0.0.0.0:6188`; `:6188` for that port of all IPv4 addresses; or `unix:/path`.
+    /// The address to listen on: an IP address and a port such as `0.0.0.0:6188`, `:6188` for all IPv4 addresses, or
+    /// `unix:/path`.
     address: Text<ListenAddress>,
-    /// What routes, metrics and the access log call it; default: the address.
+    /// The name in routes, metrics and the access log; default: the address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     name: Option<Text<Name>>,
 }
@@ -34,12 +35,12 @@ struct ListenerMapping {
 // === impl ListenerConfig ===
 
 impl ListenerConfig {
-    /// The name by which routes, metrics and the access log refer to it.
+    /// Returns the name in routes, metrics and the access log.
     pub fn name(&self) -> String {
         self.name.as_ref().map_or_else(|| self.address.get().to_string(), |name| name.written().to_owned())
     }
 
-    /// Whether `text` refers to this listener: by its name, or, when it has no name, by any spelling of its address.
+    /// Whether `text` refers to this listener: by its name, or by any spelling of its address if it has no name.
     pub fn is_called(&self, text: &str) -> bool {
         let is_address =
             || ListenAddress::from_text(text).is_ok_and(|address| address == *self.address.get());
@@ -128,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn a_listener_without_a_name_is_called_by_any_spelling_of_its_address() {
+    fn any_spelling_of_its_address_refers_to_a_listener_without_a_name() {
         let plain = json(r#"":8080""#).expect("it is valid");
         assert!(plain.is_called(":8080") && plain.is_called("0.0.0.0:8080") && !plain.is_called(":8081"));
         let named = json(r#"{"address": ":8080", "name": "web"}"#).expect("it is valid");

@@ -1,8 +1,8 @@
 //! The sections of the configuration that this crate owns, as written in the file.
 //!
-//! Each value is parsed where it is read, so no section can hold a bad one. Rules that span several keys belong to
-//! whoever reads the whole file, since a refusal there can point at all the places. Methods named `plan` turn what
-//! was written into what was meant.
+//! Each value is parsed while it is read, so a section never holds an invalid one. Rules that span several keys are not
+//! checked here: the crate that reads the whole file checks them, because its messages can point at every key involved.
+//! Methods named `plan` convert what was written into settings.
 
 mod backend;
 mod balancing;
@@ -38,68 +38,68 @@ pub use values::{
     PositiveDuration, QueryName, ReadPath, RequestPath, ServerName, SocketPath, TcpAddress,
 };
 
-/// The largest number of requests, or of anything else that is counted in them.
+/// The largest value of a key that counts requests.
 pub const MAX_COUNT: u32 = 1_000_000;
 
-/// Which pool a request goes to; the first route that matches decides.
+/// Sends the requests that match to a pool. The first route that matches a request decides.
 #[derive(Deserialize, Serialize, JsonSchema, Clone, Debug)]
 #[serde(deny_unknown_fields)]
 pub struct RouteConfig {
-    /// What a request must be like; all that is named must match. Default: any request.
+    /// The conditions for a request, all of which must hold. Default: matches every request.
     #[serde(default, skip_serializing_if = "MatchConfig::is_empty")]
     pub r#match: MatchConfig,
     /// The name of the pool.
     pub pool: String,
 }
 
-/// What a request must be like.
+/// The conditions for a request, all of which must hold.
 #[derive(Deserialize, Serialize, JsonSchema, Clone, Debug, Default)]
 #[serde(deny_unknown_fields, default)]
 pub struct MatchConfig {
-    /// The name of the listener that it came through.
+    /// The name of the listener that accepted the request.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub listener: Option<String>,
-    /// The host: `example.com`, or `*.example.com` for all names below; one, or a list of which any may match.
+    /// The host: `example.com`, or `*.example.com` for all names below it. One value, or a list of alternatives.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub host: Option<OneOrMany<Text<HostPattern>>>,
-    /// The whole path, without the query; one, or a list of which any may match.
+    /// The whole path, without the query. One value, or a list of alternatives.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<OneOrMany<Text<RequestPath>>>,
-    /// The beginning of the path: `/v1` matches `/v1` and `/v1/users`, but not `/v10`; one, or a list of which any may
-    /// match.
+    /// The beginning of the path: `/v1` matches `/v1` and `/v1/users`, but not `/v10`. One value, or a list of
+    /// alternatives.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path_prefix: Option<OneOrMany<Text<RequestPath>>>,
-    /// One method, or a list of them.
+    /// The method. One value, or a list of alternatives.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub method: Option<OneOrMany<Text<Method>>>,
-    /// Headers with the values that they must have.
+    /// Headers and the values that they must have.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub header: BTreeMap<Text<HeaderName>, Text<HeaderText>>,
 }
 
-/// A value, or a list of at least one.
+/// One value, or a list of at least one.
 #[derive(Clone, Debug)]
 pub struct OneOrMany<T>(pub Vec<T>);
 
-/// What is written about each request, and where.
+/// The format and the target of the access log.
 #[derive(Deserialize, Serialize, JsonSchema, Clone, Debug)]
 #[serde(deny_unknown_fields, default)]
 pub struct AccessLogConfig {
-    /// How a line looks.
+    /// The format of a line.
     pub format: FormatConfig,
-    /// The file to append to; default: the standard output.
+    /// The file to append to; default: standard output.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<Text<AbsolutePath>>,
 }
 
-/// How a line of the access log looks.
+/// The format of a line in the access log.
 #[derive(Deserialize, Serialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "snake_case")]
 #[schemars(inline)]
 pub enum FormatConfig {
-    /// Nothing is written.
+    /// No access log.
     None,
-    /// For reading.
+    /// Plain text for people.
     #[default]
     Text,
     /// One JSON object per line.
@@ -109,7 +109,7 @@ pub enum FormatConfig {
 // === impl MatchConfig ===
 
 impl MatchConfig {
-    /// Whether it matches every request.
+    /// Whether every request matches.
     pub fn is_empty(&self) -> bool {
         let Self { listener, host, path, path_prefix, method, header } = self;
         listener.is_none()
@@ -120,12 +120,12 @@ impl MatchConfig {
             && header.is_empty()
     }
 
-    /// The hosts, of which any may match; absent: any host, and none.
+    /// Returns the alternatives for the host. `None` matches any request, even one without a host.
     pub fn hosts(&self) -> Option<AnyOf<HostPattern>> {
         self.host.as_ref().and_then(|hosts| AnyOf::new(hosts.values().cloned()))
     }
 
-    /// What `path` and `path_prefix` mean, of which any may match; when both are given, the whole paths.
+    /// Returns the alternatives for the path. If `path` is set, `path_prefix` is ignored.
     pub fn paths(&self) -> AnyOf<PathPattern> {
         let exact = |path: &RequestPath| PathPattern::Exact(path.0.as_str().into());
         let prefix = |path: &RequestPath| PathPattern::Prefix(path.0.as_str().into());
@@ -137,7 +137,7 @@ impl MatchConfig {
         written.unwrap_or(AnyOf::One(PathPattern::Any))
     }
 
-    /// The methods; empty: any.
+    /// Returns the alternatives for the method. An empty list matches any method.
     pub fn methods(&self) -> Vec<Method> {
         self.method.iter().flat_map(OneOrMany::values).cloned().collect()
     }
@@ -146,7 +146,7 @@ impl MatchConfig {
 // === impl OneOrMany ===
 
 impl<T> OneOrMany<Text<T>> {
-    /// The values in their order.
+    /// Returns the values in order.
     pub fn values(&self) -> impl Iterator<Item = &T> {
         self.0.iter().map(Text::get)
     }
@@ -200,9 +200,7 @@ impl<'de, T: FromText> Visitor<'de> for OneOrManyVisitor<T> {
             many.push(item);
         }
         if many.is_empty() {
-            return Err(de::Error::custom(
-                "an empty list would never match\nremove the key to match everything",
-            ));
+            return Err(de::Error::custom("an empty list never matches\nremove the key to match everything"));
         }
         Ok(OneOrMany(many))
     }
@@ -217,7 +215,7 @@ impl Default for AccessLogConfig {
 }
 
 impl AccessLogConfig {
-    /// What it means.
+    /// Returns the settings.
     pub fn plan(&self) -> access_log::Settings {
         access_log::Settings {
             format: match self.format {
@@ -242,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn a_match_takes_one_method_or_several_but_not_none() {
+    fn a_match_takes_one_or_more_methods() {
         let methods = |text: &str| json::<MatchConfig>(text).map(|written| written.methods());
         assert_eq!(methods(r#"{"method": "GET"}"#), Ok(vec![Method::GET]));
         assert_eq!(methods(r#"{"method": ["GET", "POST"]}"#), Ok(vec![Method::GET, Method::POST]));
@@ -251,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn a_match_takes_one_host_and_path_or_several() {
+    fn a_match_takes_one_or_more_hosts_and_paths() {
         let read = |text: &str| json::<MatchConfig>(text).expect("it is valid");
         let host = |text: &str| HostPattern::parse(text).expect("it is a host");
         let prefix = |text: &str| PathPattern::Prefix(text.into());
@@ -272,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_out_reads_back_the_same() {
+    fn a_written_route_reads_back_unchanged() {
         let text = r#"{"match":{"host":"*.a.example","path":["/a","/b"],"method":"GET","header":{"x-a":"1"}},"pool":"one"}"#;
         let route: RouteConfig = json(text).expect("it is valid");
         assert_eq!(serde_json::to_string(&route).expect("it can be written"), text);

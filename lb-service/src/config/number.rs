@@ -1,4 +1,4 @@
-//! Numbers within bounds. One that lies outside is refused where it is read, with the bounds in the message.
+//! Numbers within bounds. A number outside is rejected while it is read, with a message that names the bounds.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -11,24 +11,24 @@ use serde::{Serialize, Serializer};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Number<const MIN: u32, const MAX: u32>(u32);
 
-/// A share in percent, from `MIN` to `MAX`, without fractions.
+/// A whole percentage from `MIN` to `MAX`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Percent<const MIN: u32, const MAX: u32>(u32);
 
-/// How many times as much: a number above 1, at most 1000.
+/// A factor above 1 and at most 1000.
 #[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
 pub struct Ratio(f64);
 
-/// Gives a type of whole numbers its bounds, and what messages call it.
+/// Implements a type of whole numbers with bounds and a noun for messages.
 macro_rules! whole {
     ($name:ident, $noun:literal) => {
         impl<const MIN: u32, const MAX: u32> $name<MIN, MAX> {
-            /// The nearest number within the bounds.
+            /// Returns the nearest number within the bounds.
             pub fn near(number: u32) -> Self {
                 Self(number.clamp(MIN, MAX))
             }
 
-            /// The number itself.
+            /// Returns the number.
             pub fn get(self) -> u32 {
                 self.0
             }
@@ -96,14 +96,14 @@ impl Visitor<'_> for Whole {
 // === impl Ratio ===
 
 impl Ratio {
-    /// The number itself.
+    /// Returns the number.
     pub fn get(self) -> f64 {
         self.0
     }
 }
 
 impl From<u16> for Ratio {
-    /// The nearest number within the bounds.
+    /// Returns the nearest whole number within the bounds.
     fn from(number: u16) -> Self {
         Self(f64::from(number.clamp(2, 1000)))
     }
@@ -111,7 +111,7 @@ impl From<u16> for Ratio {
 
 impl Serialize for Ratio {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        // As it is written: 5 rather than 5.0. At most 1000, so nothing is cut off.
+        // Writes 5 rather than 5.0, as people do.
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "from 1 to 1000")]
         let whole = self.0 as u16;
         match f64::from(whole).total_cmp(&self.0) {
@@ -156,7 +156,7 @@ impl Visitor<'_> for RatioVisitor {
     }
 
     fn visit_i64<E: de::Error>(self, number: i64) -> Result<Ratio, E> {
-        // Beyond the bounds anyway if it does not fit.
+        // A number that does not fit into an i32 is outside the bounds in any case.
         let near = i32::try_from(number).unwrap_or(if number < 0 { i32::MIN } else { i32::MAX });
         self.visit_f64(f64::from(near))
     }
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn whole_numbers_lie_within_their_bounds() {
+    fn whole_numbers_outside_their_bounds_are_refused() {
         type Few = Number<1, 10>;
         for (text, number) in [("1", 1), ("10", 10)] {
             assert_eq!(read::<Few>(text).map(Number::get), Ok(number));
@@ -188,14 +188,14 @@ mod tests {
     }
 
     #[test]
-    fn percentages_are_called_so() {
+    fn messages_call_a_percentage_a_percentage() {
         assert_eq!(read::<Percent<0, 100>>("100").map(Percent::get), Ok(100));
         let message = read::<Percent<0, 100>>("101").expect_err("refused");
         assert!(message.contains("a percentage from 0 to 100, found 101"), "{message}");
     }
 
     #[test]
-    fn ratios_are_above_one_and_written_as_they_were() {
+    fn ratios_are_above_one_and_read_back_unchanged() {
         for text in ["5", "1.5", "1000", "1.0001"] {
             let ratio: Ratio = read(text).expect("it is within the bounds");
             assert_eq!(serde_json::to_string(&ratio).expect("it can be written"), text);

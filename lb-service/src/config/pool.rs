@@ -1,4 +1,4 @@
-//! The section of a pool: who is in it, how one is chosen, and how they are spoken to.
+//! The section of a pool: its backends, how one is chosen, and how requests are sent to it.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -15,23 +15,23 @@ use super::text::Text;
 use super::values::{HostHeader, PositiveDuration, ReadPath, ServerName};
 use crate::pool::{HashOn, PoolSettings, SessionKeys, Timeouts, UpstreamTls};
 
-/// Backends that serve the same thing, and how they are spoken to.
+/// Backends that serve the same requests, and the settings for them.
 //
-// `Check` is the section `health_check`, which another crate owns. Doc comments are shown by editors.
+// `Check` is the section `health_check`, which belongs to another crate. Editors show these doc comments to users.
 #[derive(Deserialize, Serialize, JsonSchema, Clone, Debug)]
 #[serde(deny_unknown_fields)]
 pub struct PoolConfig<Check: Default> {
-    /// How the next backend is chosen.
+    /// The policy that chooses a backend for each request.
     #[serde(default)]
     pub policy: PolicyName,
-    /// What of a request a hash is made of, for the policies `consistent_hash` and `maglev`; default: `client_ip`.
+    /// The part of a request that the policies `consistent_hash` and `maglev` hash; default: `client_ip`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hash_on: Option<HashOnConfig>,
-    /// The most that a hashed backend may hold, in percent of the average load; further requests go to the next one.
-    /// Default: no bound.
+    /// The most requests in flight at a backend of a hash policy, in percent of the average. Further requests go to the
+    /// next backend. Default: no bound.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bounded_load: Option<Percent<101, 1000>>,
-    /// The cookie that keeps a client at its backend; default: nothing does.
+    /// The cookie that keeps a client at one backend; default: no sticky sessions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sticky: Option<StickyConfig>,
     /// The backends: `10.0.0.1:8080` or `localhost:8080`, or `{address: 10.0.0.1:8080, weight: 2}`.
@@ -39,30 +39,30 @@ pub struct PoolConfig<Check: Default> {
     /// TLS to the backends; default: plain HTTP.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<TlsConfig>,
-    /// The `Host` header sent to the backends; default: the client's own.
+    /// The `Host` header for the backends; default: as sent by the client.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host: Option<Text<HostHeader>>,
-    /// How long the backends may take.
+    /// The timeouts for the backends.
     #[serde(default)]
     pub timeouts: TimeoutsConfig,
-    /// How the backends are checked.
+    /// The active health checks of the backends.
     #[serde(default)]
     pub health_check: Check,
-    /// When a backend that fails requests is left out for a while.
+    /// Ejects a backend for some time when its requests fail.
     #[serde(default)]
     pub outlier_detection: OutlierConfig,
-    /// When less than this percentage of the backends is available, readiness is ignored and all of them are used; 0:
-    /// never.
+    /// If less than this percentage of the backends is available, the pool is in panic mode and uses all of them,
+    /// healthy or not. 0: never.
     #[serde(default = "half")]
     pub panic_threshold: Percent<0, 100>,
-    /// How long a backend that comes back takes to get its whole share again, from a tenth of it; default: it has
-    /// it at once.
+    /// The time in which the share of a backend that has recovered rises from a tenth to its full size. Default: the
+    /// backend gets its full share at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slow_start: Option<Text<PositiveDuration>>,
-    /// Which requests that failed are sent again, to another backend.
+    /// Retries of failed requests at another backend.
     #[serde(default)]
     pub retries: RetriesConfig,
-    /// How much at a time, and how many requests wait for more.
+    /// Limits for requests in flight, and for requests that wait.
     #[serde(default)]
     pub limits: LimitsConfig,
 }
@@ -71,48 +71,48 @@ pub struct PoolConfig<Check: Default> {
 #[derive(Deserialize, Serialize, JsonSchema, Clone, Debug)]
 #[serde(deny_unknown_fields)]
 pub struct TlsConfig {
-    /// The name sent in the handshake, which the certificate must be for; default: no name is sent, and the certificate must
-    /// be for the address of the backend.
+    /// The name that is sent in the handshake and that the certificate must match. Default: no name is sent, and the
+    /// certificate must match the address of the backend.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sni: Option<Text<ServerName>>,
-    /// Whether the certificate is verified.
+    /// Whether the certificate is verified. `false` accepts any certificate.
     #[serde(default = "yes")]
     pub verify: bool,
-    /// A PEM file of the authorities to trust instead of the system's.
+    /// A PEM file with the authorities to trust instead of the system's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca: Option<Text<ReadPath>>,
 }
 
-/// How long the backends of a pool may take.
+/// The timeouts for the backends of a pool.
 #[derive(Deserialize, Serialize, JsonSchema, Clone, Debug)]
 #[serde(deny_unknown_fields, default)]
 pub struct TimeoutsConfig {
-    /// To make a connection, TLS included; default: 3s, or `retries.per_try` if that is shorter.
+    /// The time to establish a connection, including TLS; default: 3s, or `retries.per_try` if that is shorter.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub connect: Option<Text<PositiveDuration>>,
-    /// To the head of the response, and between any two reads or writes after it.
+    /// The time until the head of the response, and then between any two reads or writes.
     pub response: Text<PositiveDuration>,
-    /// A connection that nothing used for this long is closed.
+    /// The time after which an idle connection to a backend is closed.
     pub idle: Text<PositiveDuration>,
-    /// How long a request waits for a backend that is below its `max_requests`; default: 1s.
+    /// The time that a request waits for a backend below its `max_requests`; default: 1s.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub queue: Option<Text<PositiveDuration>>,
 }
 
-/// How much at a time, and how many requests wait for more.
+/// Limits for requests in flight, and for requests that wait.
 #[derive(Deserialize, Serialize, JsonSchema, Clone, Debug, Default)]
 #[serde(deny_unknown_fields, default)]
 pub struct LimitsConfig {
-    /// The most requests that each backend is sent at a time, unless it says its own; 0, the default: no limit.
+    /// The most requests in flight at each backend that has no `max_requests` of its own. 0, the default: no limit.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_requests: Option<Number<0, MAX_COUNT>>,
-    /// How many requests wait when every backend is at its limit; further ones are answered 503 at once. 0: none waits;
-    /// default: twice the sum of the limits.
+    /// The number of requests that may wait while every backend is at its limit. Further requests get a 503 at once. 0:
+    /// no request waits. Default: twice the sum of the limits.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub queue: Option<Number<0, MAX_COUNT>>,
 }
 
-/// What was read from the files that a pool names.
+/// The contents of the files that a pool names.
 #[derive(Clone, Debug, Default)]
 pub struct PoolFiles {
     /// The certificates of `tls.ca`, DER encoded.
@@ -132,7 +132,7 @@ fn half() -> Percent<0, 100> {
 // === impl PoolConfig ===
 
 impl<Check: Default> PoolConfig<Check> {
-    /// Fills in the defaults that depend on other keys. What is not in effect stays away.
+    /// Fills in the defaults that depend on other keys. Keys without effect stay absent.
     pub fn complete(&mut self) {
         if self.policy.hashes() {
             self.hash_on.get_or_insert(HashOnConfig::ClientIp);
@@ -157,12 +157,12 @@ impl<Check: Default> PoolConfig<Check> {
         self.backends.iter().any(|backend| backend.limit(self.limits.each()).is_some())
     }
 
-    /// Whether every backend says its own limit, so that none has that of the pool.
+    /// Whether every backend has a limit of its own, so that the limit of the pool has no effect.
     pub fn is_limited_by_backends(&self) -> bool {
         !self.backends.is_empty() && self.backends.iter().all(|backend| backend.max_requests.is_some())
     }
 
-    /// How many requests wait: as written, or else twice the sum of the limits.
+    /// Returns the number of requests that may wait: as written, or twice the sum of the limits.
     fn queue(&self) -> Number<0, MAX_COUNT> {
         let limits = self.backends.iter().filter_map(|backend| backend.limit(self.limits.each()));
         let twice = |sum: u32| sum.saturating_mul(2);
@@ -171,7 +171,7 @@ impl<Check: Default> PoolConfig<Check> {
         })
     }
 
-    /// What it means on a machine with this loopback address, with what was read from the `files` that it names.
+    /// Returns the settings, with the contents of the files and the loopback address of the machine.
     pub fn plan(&self, name: &str, files: PoolFiles, loopback: IpAddr) -> PoolSettings {
         let PoolFiles { ca, session_keys } = files;
         let backends = self.backends.iter().map(|backend| backend.plan(self.limits.each(), loopback));
@@ -212,7 +212,7 @@ impl Default for TimeoutsConfig {
 }
 
 impl TimeoutsConfig {
-    /// Fills in the time to connect, of which each attempt takes at most `per_try`.
+    /// Fills in the default for `connect`, which is at most `per_try`.
     fn complete(&mut self, per_try: Option<&Text<PositiveDuration>>) {
         let default: Text<PositiveDuration> = Text::literal("3s");
         let shorter = per_try.filter(|per_try| per_try.get().0 < default.get().0).cloned();
@@ -233,7 +233,7 @@ impl TimeoutsConfig {
 // === impl LimitsConfig ===
 
 impl LimitsConfig {
-    /// The limit of a backend that says none itself.
+    /// Returns the limit of a backend without a limit of its own.
     fn each(&self) -> Number<0, MAX_COUNT> {
         self.max_requests.unwrap_or(Number::near(0))
     }
@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn a_queue_is_twice_as_long_as_the_limits_unless_it_is_written() {
+    fn the_default_queue_is_twice_the_sum_of_the_limits() {
         let queue = |keys| pool(keys).plan("web", PoolFiles::default(), LOOPBACK).queue;
         assert_eq!(queue(""), 0);
         assert_eq!(queue(r#", "limits": {"max_requests": 10}"#), 40);
@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_in_effect_is_filled_in() {
+    fn only_keys_with_an_effect_are_filled_in() {
         let plain = pool("");
         assert!(plain.hash_on.is_none() && plain.timeouts.queue.is_none());
         assert_eq!(plain.limits.max_requests, Some(Number::near(0)));
@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn the_limit_of_the_pool_is_not_filled_in_where_every_backend_has_its_own() {
+    fn the_limit_of_the_pool_stays_absent_if_every_backend_has_its_own() {
         let text = r#"{"backends": [{"address": "10.0.0.1:80", "max_requests": 5}], "health_check": null}"#;
         let mut pool: PoolConfig<()> = serde_json::from_str(text).expect("it is valid");
         pool.complete();
@@ -291,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn the_time_to_connect_yields_to_that_of_an_attempt() {
+    fn the_default_connect_timeout_is_at_most_that_of_an_attempt() {
         let connect = |keys| pool(keys).plan("web", PoolFiles::default(), LOOPBACK).timeouts.connect;
         assert_eq!(connect(""), Duration::from_secs(3));
         assert_eq!(connect(r#", "retries": {"per_try": "2s"}"#), Duration::from_secs(2));

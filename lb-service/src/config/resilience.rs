@@ -1,4 +1,4 @@
-//! What becomes of backends that fail and of the requests that they failed.
+//! The keys about failures: ejections of backends and retries of requests.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -13,24 +13,25 @@ use super::text::Text;
 use super::values::PositiveDuration;
 use crate::pool::{OutlierSettings, RetryCause, RetryOn, RetrySettings, SlowBackendSettings};
 
-/// When a backend that fails requests is left out for a while.
+/// Ejects a backend for some time when its requests fail.
 //
-// A key is `None` when it was not written; `complete` fills in those that are in effect.
+// A key is `None` if it was not written. `complete` fills in the keys that have an effect.
 #[derive(Deserialize, Serialize, JsonSchema, Clone, Debug, Default)]
 #[serde(deny_unknown_fields, default)]
 pub struct OutlierConfig {
-    /// So many failures in a row (no connection, a failed TLS handshake, a reset, a timeout, a 502, 503 or 504, or an
-    /// answer that breaks off) eject a backend; 0: none do; default: 5.
+    /// The number of failures in a row that eject a backend; 0: never; default: 5. Failures are a failed connection or
+    /// TLS handshake, a reset, a timeout, a status of 502, 503 or 504, and a truncated response.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub consecutive_failures: Option<Number<0, MAX_COUNT>>,
-    /// How long the first ejection lasts; the second lasts twice as long, and so on; default: 30s.
+    /// The length of the first ejection; default: 30s. The second lasts twice as long, the third three times, and so
+    /// on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub base_ejection: Option<Text<PositiveDuration>>,
     /// The longest ejection; default: 300s.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_ejection: Option<Text<PositiveDuration>>,
-    /// The largest share of the pool that is ejected at any moment, in percent, and never the last backend; default:
-    /// 50.
+    /// The most backends that may be ejected at the same time, in percent of the pool; default: 50. The last backend is
+    /// never ejected.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_ejected_percent: Option<Percent<0, 100>>,
     /// Ejects a backend that is much slower than the others; default: never.
@@ -50,47 +51,47 @@ pub struct SlowBackendsConfig {
     pub window: Text<PositiveDuration>,
 }
 
-/// The most `attempts` that a pool can have.
+/// The largest value of `attempts`.
 pub const MAX_ATTEMPTS: u32 = 10;
 
-/// Which requests that failed are sent again, to another backend.
+/// Retries of failed requests at another backend.
 //
-// A key is `None` when it was not written; `complete` fills in those that are in effect.
+// A key is `None` if it was not written. `complete` fills in the keys that have an effect.
 #[derive(Deserialize, Serialize, JsonSchema, Clone, Debug, Default)]
 #[serde(deny_unknown_fields, default)]
 pub struct RetriesConfig {
-    /// How many more backends are tried, each at most once; default: 1.
+    /// The most retries of a request, each at another backend; default: 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub attempts: Option<Number<0, MAX_ATTEMPTS>>,
-    /// How long one attempt may take to connect, and then from the end of the request to the head of its answer;
-    /// default: as `timeouts` says.
+    /// The time that one attempt may take to connect, and then from the end of the request to the head of the response;
+    /// default: as in `timeouts`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub per_try: Option<Text<PositiveDuration>>,
-    /// The share of the pool's requests in flight that may be repetitions, in percent; default: 20. Failed connections
-    /// do not count, nor do those that broke while another backend is well.
+    /// The most retries in flight, in percent of the pool's requests in flight; default: 20. Retries after a failed
+    /// connection do not count, nor do retries after a reset while another backend is available.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub budget_percent: Option<Percent<0, 100>>,
-    /// So many repetitions at a time are allowed whatever `budget_percent` says; default: 3.
+    /// The number of concurrent retries that are allowed regardless of `budget_percent`; default: 3.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub min_concurrent: Option<Number<0, 10_000>>,
-    /// The failures that are worth another attempt; default: all of them. Only a failed connection is for every method,
-    /// the others are for those that may be repeated.
+    /// The failures that are retried; default: all. A failed connection is retried for every method, other failures
+    /// only for idempotent methods.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub when: Option<RetryOnConfig>,
 }
 
-/// Failures, in the order in which they were written; never empty.
+/// Failures in the order in which they were written. The list is never empty.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RetryOnConfig(pub Vec<RetryWord>);
 
-/// A failure by its name, or an answer by its status.
+/// A failure by its name, or a response by its status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RetryWord(pub RetryCause);
 
 // === impl OutlierConfig ===
 
 impl OutlierConfig {
-    /// Whether failures in a row eject.
+    /// Whether failures in a row eject a backend.
     pub fn counts_failures(&self) -> bool {
         self.consecutive_failures.is_none_or(|count| count.get() > 0)
     }
@@ -101,7 +102,8 @@ impl OutlierConfig {
         some && (self.counts_failures() || self.slow_backends.is_some())
     }
 
-    /// Fills in the defaults of what is in effect in a pool of so many backends, the last of which is never ejected.
+    /// Fills in the defaults of the keys that have an effect in a pool with this number of backends. A pool of one has
+    /// no ejections, because the last backend is never ejected.
     pub(super) fn complete(&mut self, backends: usize) {
         if backends < 2 || !self.is_in_effect() {
             return;
@@ -114,7 +116,8 @@ impl OutlierConfig {
         self.max_ejection = Some(max);
     }
 
-    /// The shortest and the longest ejection. When only one is written, the default of the other yields to it.
+    /// Returns the shortest and the longest ejection. If only one is written, the default of the other is adjusted to
+    /// it.
     fn lengths(&self) -> (Text<PositiveDuration>, Text<PositiveDuration>) {
         let (base, max) = (Text::literal("30s"), Text::literal("300s"));
         let is_longer =
@@ -127,7 +130,7 @@ impl OutlierConfig {
         }
     }
 
-    /// What the section means.
+    /// Returns the settings.
     pub(super) fn plan(&self) -> OutlierSettings {
         let defaults = OutlierSettings::default();
         let (base, max) = self.lengths();
@@ -165,18 +168,20 @@ impl SlowBackendsConfig {
 // === impl RetriesConfig ===
 
 impl RetriesConfig {
-    /// Whether other backends are tried.
+    /// Whether requests are retried.
     pub fn is_in_effect(&self) -> bool {
         self.attempts.is_none_or(|attempts| attempts.get() > 0)
     }
 
-    /// Whether anything is sent again that the budget counts. A failed connection is not: nothing was sent.
+    /// Whether the budget limits any retry. It does not limit retries after a failed connection, because nothing was
+    /// sent.
     pub fn needs_budget(&self) -> bool {
         let other = |when: &RetryOnConfig| when.0.iter().any(|word| word.0 != RetryCause::ConnectFailure);
         self.is_in_effect() && self.when.as_ref().is_none_or(other)
     }
 
-    /// Fills in the defaults of what is in effect in a pool of so many backends, each of which is tried once.
+    /// Fills in the defaults of the keys that have an effect in a pool with this number of backends. A pool of one has
+    /// no retries, because each goes to another backend.
     pub(super) fn complete(&mut self, backends: usize) {
         if backends < 2 {
             return;
@@ -192,7 +197,7 @@ impl RetriesConfig {
         }
     }
 
-    /// What the section means.
+    /// Returns the settings.
     pub(super) fn plan(&self) -> RetrySettings {
         let defaults = RetrySettings::default();
         let attempts = self.attempts.map(Number::get);
@@ -225,7 +230,7 @@ impl<'de> Deserialize<'de> for RetryOnConfig {
         let words = Vec::<RetryWord>::deserialize(deserializer)?;
         match words.is_empty() {
             true => Err(de::Error::custom(
-                "the list is empty, so nothing would be sent again\nwrite `attempts: 0` if that is meant, or name failures such as reset",
+                "the list is empty, so no request would be retried\nwrite `attempts: 0` to switch retries off, or name failures such as reset",
             )),
             false => Ok(Self(words)),
         }
@@ -249,14 +254,14 @@ impl JsonSchema for RetryOnConfig {
 
 // === impl RetryWord ===
 
-/// The failures that have a name. Answers are named by their status.
+/// The failures that have a name. Responses are named by their status.
 const NAMED: [(&str, RetryCause); 3] = [
     ("connect_failure", RetryCause::ConnectFailure),
     ("reset", RetryCause::Reset),
     ("timeout", RetryCause::Timeout),
 ];
 
-/// What can be written, for messages.
+/// The valid values, for messages.
 const RETRY_ON: &[&str] = &["connect_failure", "reset", "timeout", "502", "503", "504"];
 
 const STATUSES: std::ops::RangeInclusive<u16> = 502..=504;
@@ -264,8 +269,7 @@ const STATUSES: std::ops::RangeInclusive<u16> = 502..=504;
 impl RetryWord {
     fn of_status<E: de::Error>(status: i64) -> Result<Self, E> {
         let cause = u16::try_from(status).ok().and_then(RetryCause::of_status).map(Self);
-        let refusal =
-            || format!("a request that is answered {status} is not sent again\nuse 502, 503 or 504");
+        let refusal = || format!("a response of {status} cannot be retried\nuse 502, 503 or 504");
         cause.ok_or_else(|| E::custom(refusal()))
     }
 }
@@ -303,10 +307,10 @@ impl JsonSchema for RetryWord {
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({"anyOf": [
-            {"const": "connect_failure", "description": "No connection could be made, so nothing was sent."},
-            {"const": "reset", "description": "The connection broke before an answer, or what came was not HTTP."},
-            {"const": "timeout", "description": "The head of the answer took too long."},
-            {"enum": [502, 503, 504, "502", "503", "504"], "description": "The backend answered so."},
+            {"const": "connect_failure", "description": "No connection could be established, so nothing was sent."},
+            {"const": "reset", "description": "The connection was reset or closed before a response, or the response is not HTTP."},
+            {"const": "timeout", "description": "The head of the response did not arrive in time."},
+            {"enum": [502, 503, 504, "502", "503", "504"], "description": "The backend responded with this status."},
         ]})
     }
 }
@@ -369,7 +373,7 @@ mod tests {
     }
 
     #[test]
-    fn of_two_lengths_of_which_one_is_written_the_other_yields() {
+    fn the_default_of_one_ejection_length_adjusts_to_the_other() {
         let lengths = |text| (outliers(text).plan().base_ejection, outliers(text).plan().max_ejection);
         let seconds = |base, max| (Duration::from_secs(base), Duration::from_secs(max));
         assert_eq!(lengths(r#"{"base_ejection":"10m"}"#), seconds(600, 600));
@@ -379,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_off_is_not_completed() {
+    fn keys_of_a_feature_that_is_off_are_not_filled_in() {
         for text in [r#"{"consecutive_failures":0}"#, r#"{"max_ejected_percent":0}"#] {
             assert_eq!(serde_json::to_string(&outliers(text)).expect("it can be written"), text);
         }
@@ -391,7 +395,7 @@ mod tests {
     }
 
     #[test]
-    fn what_needs_a_second_backend_is_not_completed_without_one() {
+    fn keys_that_need_a_second_backend_are_not_filled_in_without_one() {
         let mut outliers: OutlierConfig = json("{}").expect("it is valid");
         outliers.complete(1);
         assert_eq!(serde_json::to_string(&outliers).expect("it can be written"), "{}");
@@ -412,7 +416,7 @@ mod tests {
         let text: RetryOnConfig = json(r#"["502"]"#).expect("it is valid");
         assert!(text.plan().contains(RetryCause::BadGateway) && !text.plan().contains(RetryCause::Reset));
         for (text, why) in [
-            ("[]", "write `attempts: 0` if that is meant, or name failures such as reset"),
+            ("[]", "write `attempts: 0` to switch retries off, or name failures such as reset"),
             ("[500]", "use 502, 503 or 504"),
             (r#"["500"]"#, "use 502, 503 or 504"),
             ("[-1]", "use 502, 503 or 504"),

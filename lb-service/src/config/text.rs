@@ -1,4 +1,4 @@
-//! Values that are written as one text and parsed where they are read.
+//! Values that are written as one text and parsed while they are read.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -8,26 +8,27 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::de::{self, Deserialize, Deserializer, Visitor};
 use serde::{Serialize, Serializer};
 
-/// A type that is written as one text.
+/// A type that is parsed from one text.
 pub trait FromText: Sized {
-    /// What a refusal says was expected: `a duration such as 250ms or 5s`.
+    /// The expected value, for messages: `a duration such as 250ms or 5s`.
     const EXPECTED: &'static str;
 
-    /// Whether a value that YAML takes for a whole number is read as its digits, to say more about it than that.
+    /// Whether a value that YAML reads as a number is passed to [`from_text`](Self::from_text), which can give a better
+    /// message than a type mismatch.
     const READS_NUMBERS: bool = false;
 
-    /// Reads the text.
+    /// Parses the text.
     ///
     /// # Errors
     ///
-    /// Says what is wrong with the text; a second line, if any, says what to write instead.
+    /// The first line states the problem. A second line, if there is one, is the hint.
     fn from_text(text: &str) -> Result<Self, String>;
 
-    /// What a JSON Schema says about the text; an object of the type `string`.
+    /// Returns the JSON Schema of the text, which has the type `string`.
     fn schema() -> Schema;
 }
 
-/// A value together with the text that it was written as. Compares by the text.
+/// A value together with its original text. Two of them are equal if their texts are.
 #[derive(Clone)]
 pub struct Text<T> {
     written: String,
@@ -37,28 +38,28 @@ pub struct Text<T> {
 // === impl Text ===
 
 impl<T: FromText> Text<T> {
-    /// Reads a text.
+    /// Parses a text.
     ///
     /// # Errors
     ///
-    /// Says what is wrong with the text.
+    /// Returns the message of [`FromText::from_text`].
     pub fn new(written: &str) -> Result<Self, String> {
         Ok(Self { written: written.to_owned(), value: T::from_text(written)? })
     }
 
-    /// A default that stands in the code.
+    /// Parses a default in the code.
     pub(super) fn literal(written: &'static str) -> Self {
         Self::new(written).expect("a default is valid")
     }
 }
 
 impl<T> Text<T> {
-    /// What the text means.
+    /// Returns the value.
     pub fn get(&self) -> &T {
         &self.value
     }
 
-    /// The text as it was written.
+    /// Returns the original text.
     pub fn written(&self) -> &str {
         &self.written
     }

@@ -1,4 +1,4 @@
-//! The leaf values of the sections. Each has no way to hold a bad value: it is refused where it is read.
+//! The leaf values of the sections. None can hold an invalid value, because it is rejected while it is read.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -18,9 +18,9 @@ use crate::route::HostPattern;
 
 /// The longest path that fits into a Unix socket address, in bytes.
 const MAX_UNIX_PATH: usize = 107;
-/// Nothing waits longer than this.
+/// The longest duration in the configuration.
 const MAX_DURATION: Duration = Duration::from_secs(24 * 3600);
-/// Browsers keep no cookie for longer: 400 days.
+/// The longest age of a cookie that browsers accept: 400 days.
 const MAX_COOKIE_AGE: Duration = Duration::from_secs(9600 * 3600);
 
 /// The name of a pool or a listener: 1 to 64 letters, digits and `.`, `_`, `-`.
@@ -48,11 +48,11 @@ pub enum BackendAddress {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TcpAddress(pub SocketAddr);
 
-/// A host name with a port if need be, as in a `Host` header.
+/// A host name with an optional port, as in a `Host` header.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostHeader(pub HeaderValue);
 
-/// A name that a certificate can be for: a host name without wildcards, or an IP address.
+/// A name in a certificate: a host name without wildcards, or an IP address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServerName(pub String);
 
@@ -60,11 +60,11 @@ pub struct ServerName(pub String);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RequestPath(pub String);
 
-/// A path that does not depend on the directory that the program runs in.
+/// A path that does not depend on the working directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AbsolutePath(pub PathBuf);
 
-/// The path of a Unix socket, which does not depend on the directory that the program runs in.
+/// The path of a Unix socket, which does not depend on the working directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SocketPath(pub PathBuf);
 
@@ -72,7 +72,7 @@ pub struct SocketPath(pub PathBuf);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReadPath(pub PathBuf);
 
-/// A value of a request's header that can be typed.
+/// The value of a request header.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HeaderText(pub HeaderValue);
 
@@ -91,7 +91,7 @@ pub struct QueryName(pub Arc<str>);
 // === names ===
 
 impl Name {
-    /// The name itself.
+    /// Returns the name.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -199,7 +199,7 @@ impl FromText for BackendAddress {
                 address.port()
             ));
         }
-        // Or one backend could be two.
+        // Otherwise, one backend could appear twice under two spellings.
         let canonical = SocketAddr::new(address.ip().to_canonical(), address.port());
         if address.is_ipv6() && canonical.is_ipv4() {
             return Err(format!("{text:?} is an IPv4 address in the form of IPv6\nwrite {canonical}"));
@@ -336,7 +336,7 @@ impl FromText for HostPattern {
     }
 }
 
-/// What to write for a host that was copied from elsewhere.
+/// Returns the hint for a host that was copied from another place, such as a URL.
 fn host_hint(text: &str) -> Option<String> {
     if text == "*" {
         return Some("remove `host` to match every host".to_owned());
@@ -607,7 +607,7 @@ mod tests {
     }
 
     #[test]
-    fn cookies_have_names_that_can_be_sent_and_ages_that_can_be_told() {
+    fn cookies_have_a_valid_name_and_an_age_in_whole_seconds() {
         accepts::<CookieName>(&["lb", "__Host-lb", "a.b"]);
         for text in ["", "a b", "a=b", "a;b", "ä", "a\"", "a,b"] {
             assert!(refusal::<CookieName>(text).contains("cannot be the name of a cookie"), "{text}");
@@ -678,7 +678,7 @@ mod tests {
     }
 
     #[test]
-    fn http_values_are_those_that_can_be_sent() {
+    fn http_values_are_valid_in_a_request() {
         accepts::<Method>(&["GET", "PATCH", "M-SEARCH"]);
         assert!(refusal::<Method>("get").contains("did you mean GET?"));
         assert!(refusal::<Method>("").contains("expected a method"));

@@ -1,4 +1,4 @@
-//! The backends for one request, best first, each exactly once.
+//! Offers the backends for one request, the best first and each exactly once.
 
 use std::sync::Arc;
 use std::vec;
@@ -12,67 +12,66 @@ use super::maglev::{self, Probe};
 use super::random::{Draws, mix};
 use super::{Policy, Rule, Steps};
 
-/// Steps of an algorithm that one request takes at most, for each backend there is.
+/// The most steps of an algorithm per request and backend.
 ///
-/// Enough to meet every backend while weights differ by less than this factor; beyond it the remaining ones
-/// follow in a random order.
+/// They reach every backend if weights differ by less than this factor. Otherwise, the remaining backends follow in a
+/// random order.
 const STEPS_PER_BACKEND: usize = 4;
 
-/// The same for the hashes, whose steps are cheap and in no even order.
+/// The most steps of a hash algorithm per request and backend. They are cheap and do not reach backends evenly.
 const PROBES_PER_BACKEND: usize = 16;
 
-/// Draws for the second of two choices. Where one backend has nearly all the weight they may all give that one; then
-/// there is one choice.
+/// The most draws for the second of two choices. If one backend has nearly all the weight, all draws may give that
+/// backend. Then there is only one choice.
 const SECOND_DRAWS: usize = 8;
 
-/// The backends for one request. Pingora's `select_with` goes through it until the caller accepts one.
+/// The backends for one request. Pingora's `select_with` iterates over them until the caller accepts one.
 ///
-/// Pingora counts what it is offered against `max_iterations`; the number of backends is enough to be offered
-/// all.
+/// Pingora counts every candidate against `max_iterations`, so pass at least the number of backends to be offered all.
 #[derive(Debug)]
 pub struct Candidates {
     policy: Arc<Policy>,
     walk: Walk,
     steps: Steps,
-    /// The one offered last, which counts as refused when another one is asked for.
+    /// The last candidate. It counts as rejected if the caller requests another one.
     current: Option<usize>,
     refused: IndexSet,
-    /// How many have not been refused yet.
+    /// The number of backends that have not been rejected.
     left: usize,
     steps_left: usize,
-    /// Set when the steps are used up: all that were not offered before.
+    /// Set when the steps are used up: the backends that were not offered before.
     rest: Option<vec::IntoIter<usize>>,
 }
 
-/// Where the algorithm stands for this request.
+/// The state of the algorithm for this request.
 #[derive(Debug)]
 pub(super) enum Walk {
-    /// Takes turns.
+    /// Takes backends in turn.
     Turns,
-    /// Draws one after the other.
+    /// Draws backends one after the other.
     Draws(Draws),
-    /// The least of all; of equal ones the first, counted from `start` and around.
+    /// Takes the least loaded of all backends. In a tie, takes the first one from `start` on, and wraps around.
     Least { measure: Measure, start: usize },
-    /// The least of two that are drawn.
+    /// Takes the less loaded of two drawn backends.
     TwoChoices { measure: Measure, draws: Draws },
-    /// Goes clockwise.
+    /// Follows the ring clockwise.
     Ring { point: usize, key: u64 },
-    /// Goes from entry to entry.
+    /// Probes one entry of the table after the other.
     Table { probe: Probe, key: u64 },
 }
 
-/// A set of small numbers that needs no allocation for those below 128.
+/// A set of small numbers. Numbers below 128 need no allocation.
 #[derive(Debug, Default)]
 struct IndexSet {
     low: u128,
     high: Vec<u128>,
 }
 
-/// The order in which `indices` come when each is drawn, without being put back, with a chance proportional
-/// to its weight. Those of weight 0 come last.
+/// Returns `indices` in random order, drawn without replacement and with a probability proportional to their weight.
+/// Those of weight 0 come last.
 ///
-/// Each gets the time of its first event in a Poisson process of its weight; the earliest is first
-/// (Efraimidis and Spirakis, 2006). `random` is a number for each.
+/// Each index gets the time of the first event of a Poisson process whose rate is its weight, and the times are sorted
+/// (Efraimidis and Spirakis, 2006). `random` returns a random number for each index.
 fn weighted_shuffle(
     indices: impl Iterator<Item = usize>,
     weight: impl Fn(usize) -> usize,
@@ -106,7 +105,8 @@ impl Candidates {
         }
     }
 
-    /// Where the next request's would begin, if these are [`ahead`](Policy::ahead) of it.
+    /// Returns the step at which the next request would begin, if these candidates were created by
+    /// [`ahead`](Policy::ahead).
     pub(crate) fn next_step(&self) -> Option<usize> {
         self.steps.next()
     }
@@ -125,7 +125,7 @@ impl Candidates {
         self.search().or_else(|| self.next_of_rest())
     }
 
-    /// Takes steps until one leads to a backend that was not refused.
+    /// Takes steps until one leads to a backend that was not rejected.
     fn search(&mut self) -> Option<usize> {
         while self.steps_left > 0 {
             self.steps_left -= 1;
@@ -172,7 +172,7 @@ impl Walk {
         }
     }
 
-    /// The backend that the next step leads to. It may be one that was refused.
+    /// Takes a step and returns its backend, which may have been rejected before.
     fn step(&mut self, policy: &Policy, refused: &IndexSet, steps: &mut Steps) -> Option<usize> {
         match (self, &policy.rule) {
             (Self::Draws(draws), Rule::Draws(alias)) => alias.at(draws.next()),
@@ -194,8 +194,8 @@ impl Walk {
         }
     }
 
-    /// All that were not refused, in a weighted random order. For a key it is always the same order, whoever else is
-    /// there (weighted rendezvous hashing).
+    /// Returns the backends that were not rejected, in a weighted random order. For a key, the order of two backends
+    /// does not depend on the others (weighted rendezvous hashing).
     fn rest(&self, policy: &Policy, refused: &IndexSet, steps: &mut Steps) -> Vec<usize> {
         let indices = (0..policy.backends.len()).filter(|index| !refused.contains(*index));
         let weight = |index: usize| policy.backends[index].weight;
@@ -211,13 +211,13 @@ impl Walk {
     }
 }
 
-/// Where to begin when the one whose turn it was has been refused: with whose turn comes next, as the round robin does.
+/// Returns the backend to start from if the one whose turn it was has been rejected: the next in the round robin.
 fn another_start(policy: &Policy, refused: &IndexSet, steps: &mut Steps) -> Option<usize> {
     let mut turns = (0..STEPS_PER_BACKEND * policy.backends.len()).filter_map(|_| policy.turn(steps));
     turns.find(|index| !refused.contains(*index))
 }
 
-/// The one of all that has least to do, those aside that were refused or have no weight.
+/// Returns the least loaded backend, except for those that were rejected or have weight 0.
 fn least(policy: &Policy, refused: &IndexSet, measure: Measure, start: usize) -> Option<usize> {
     let backends = policy.backends.len();
     let candidates = (start..backends).chain(0..start).filter(|index| policy.weights[*index] > 0);
@@ -231,7 +231,7 @@ fn least(policy: &Policy, refused: &IndexSet, measure: Measure, start: usize) ->
     best.map(|(index, _)| index)
 }
 
-/// Of two that are drawn the one that has less to do, the first if they have the same.
+/// Draws two backends and returns the less loaded one, or the first in a tie.
 fn better_of_two(
     policy: &Policy,
     refused: &IndexSet,
@@ -288,7 +288,7 @@ mod tests {
     use proptest::prelude::{Just, Strategy, any, prop_assert, prop_assert_eq, prop_oneof, proptest};
     use proptest::sample::select;
 
-    /// Backends `10.0.0.0:1` and following, so that they keep their order.
+    /// Returns backends from `10.0.0.0:1` on, whose addresses sort like their indices.
     fn members(weights: &[usize]) -> BTreeSet<Backend> {
         let backend = |(index, weight): (usize, &usize)| {
             let ip = Ipv4Addr::from_bits(u32::from(Ipv4Addr::new(10, 0, 0, 0)) + index as u32);
@@ -301,7 +301,7 @@ mod tests {
         policy_of(Algorithm::RoundRobin, weights).0
     }
 
-    /// A policy and what it was made of, with the same random numbers each time.
+    /// Returns a policy and its configuration, with a fixed seed.
     fn policy_of(algorithm: Algorithm, weights: &[usize]) -> (Arc<Policy>, PolicyConfig) {
         let config = PolicyConfig::new(algorithm).with_seed(5);
         (Arc::new(Policy::build_with_config(&members(weights), &config)), config)
@@ -319,7 +319,7 @@ mod tests {
         (ip.to_bits() - u32::from(Ipv4Addr::new(10, 0, 0, 0))) as usize
     }
 
-    /// What a request gets that refuses `down`.
+    /// Returns the backend of a request that rejects `down`.
     fn pick(policy: &Arc<Policy>, down: &BTreeSet<usize>) -> Option<usize> {
         pick_for(policy, b"", down)
     }
@@ -339,7 +339,7 @@ mod tests {
         format!("key {number}").into_bytes()
     }
 
-    /// The shares of `picks` requests, each with a key of its own.
+    /// Returns the shares of `picks` requests with different keys.
     fn shares_of(policy: &Arc<Policy>, backends: usize, picks: usize) -> Vec<f64> {
         let mut counts = vec![0; backends];
         for number in 0..picks {
@@ -348,7 +348,7 @@ mod tests {
         counts.into_iter().map(|count| f64::from(count) / picks as f64).collect()
     }
 
-    /// All candidates for a key, in their order.
+    /// Returns all candidates for a key, in order.
     fn order(policy: &Arc<Policy>, key: &[u8]) -> Vec<usize> {
         let mut candidates = policy.iter(key);
         let mut order = Vec::new();
@@ -382,7 +382,7 @@ mod tests {
     }
 
     #[test]
-    fn turns_of_a_refused_backend_go_to_the_next() {
+    fn turns_of_a_rejected_backend_go_to_the_next() {
         assert_eq!(letters(&policy(&[1, 1, 1]), &[2], 6), "ababab");
         assert_eq!(letters(&policy(&[1, 1, 1]), &[0], 6), "bcbcbc");
         assert_eq!(letters(&policy(&[5, 1, 1]), &[2], 6), "aabaaa");
@@ -390,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn rare_backends_share_evenly_while_the_heavy_one_is_refused() {
+    fn light_backends_share_evenly_while_the_heavy_one_is_rejected() {
         let counts = shares(&policy(&[1000, 1, 2, 1]), &[0], 40_000);
         assert!(counts[&1].abs_diff(10_000) < 500, "{counts:?}");
         assert!(counts[&2].abs_diff(20_000) < 500, "{counts:?}");
@@ -398,7 +398,7 @@ mod tests {
     }
 
     #[test]
-    fn weight_0_is_the_last_resort() {
+    fn a_backend_of_weight_0_is_the_last_resort() {
         let policy = policy(&[0, 1, 0, 3]);
         assert_eq!(letters(&policy, &[], 8), "dbdddbdd");
         assert_eq!(letters(&policy, &[3], 3), "bbb");
@@ -406,12 +406,12 @@ mod tests {
     }
 
     #[test]
-    fn no_backends_no_candidates() {
+    fn a_policy_without_backends_has_no_candidates() {
         assert!(policy(&[]).iter(b"").next().is_none());
     }
 
     #[test]
-    fn after_the_end_there_is_nothing_more() {
+    fn the_candidates_end_after_the_last_backend() {
         let policy = policy(&[1, 1]);
         let mut candidates = policy.iter(b"");
         assert!(candidates.next().is_some() && candidates.next().is_some());
@@ -420,14 +420,14 @@ mod tests {
     }
 
     #[test]
-    fn hashes_without_a_key_take_turns() {
+    fn hashes_without_a_key_are_a_round_robin() {
         for algorithm in [Algorithm::ConsistentHash, Algorithm::Maglev] {
             assert_eq!(letters(&policy_of(algorithm, &[5, 1, 1]).0, &[], 7), "aabacaa");
         }
     }
 
     #[test]
-    fn hashes_keep_a_key_where_it_is() {
+    fn hashes_give_one_order_for_a_key() {
         for algorithm in [Algorithm::ConsistentHash, Algorithm::Maglev] {
             let policies = [(); 2].map(|()| policy_of(algorithm, &[3, 1, 2, 1]).0);
             for number in 0..100 {
@@ -439,7 +439,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_of_the_last_resort_are_kept_too() {
+    fn keys_stay_when_the_heavy_backend_is_rejected() {
         for algorithm in [Algorithm::ConsistentHash, Algorithm::Maglev] {
             let (policy, _) = policy_of(algorithm, &[1000, 1, 1, 1]);
             let down = BTreeSet::from([0]);
@@ -453,9 +453,10 @@ mod tests {
         }
     }
 
-    /// On a ring only the keys of the one that leaves move, and where they go is where they went while it was refused.
+    /// On a ring, only the keys of the removed backend move. They move to the backends that they had while it was
+    /// rejected.
     #[test]
-    fn a_leaving_backend_moves_few_keys() {
+    fn the_removal_of_a_backend_moves_few_keys() {
         for (algorithm, others) in [(Algorithm::ConsistentHash, 0.0), (Algorithm::Maglev, 0.02)] {
             let (before, after) = (policy_of(algorithm, &[1; 10]).0, policy_of(algorithm, &[1; 9]).0);
             let (mut moved, mut others_moved) = (0, 0);
@@ -474,7 +475,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_seed_gives_the_same_sequence() {
+    fn equal_seeds_give_equal_sequences() {
         for algorithm in Algorithm::ALL {
             let sequence = |seed| {
                 let config = PolicyConfig::new(algorithm).with_seed(seed);
@@ -489,7 +490,7 @@ mod tests {
     }
 
     #[test]
-    fn the_fewest_requests_for_the_weight_win_in_small_pools() {
+    fn small_pools_take_the_backend_with_the_fewest_requests_for_its_weight() {
         let (policy, config) = policy_of(Algorithm::LeastRequest, &[1, 2, 4]);
         let mut guards: Vec<_> = (0..3).map(|index| load(&config, index).enter()).collect();
         assert_eq!(order(&policy, b""), [2, 1, 0]);
@@ -500,26 +501,26 @@ mod tests {
     }
 
     #[test]
-    fn of_two_that_are_drawn_the_one_with_fewer_requests_wins() {
+    fn two_choices_take_the_backend_with_fewer_requests() {
         let (policy, config) = policy_of(Algorithm::LeastRequest, &[1; 10]);
         let _busy: Vec<_> = (0..5).map(|index| load(&config, index).enter()).collect();
         let shares = shares_of(&policy, 10, 10_000);
-        // A busy one is taken only when both draws are busy: 5/10 · 4/9.
+        // A busy backend is taken only if both draws are busy: 5/10 · 4/9.
         let busy: f64 = shares[..5].iter().sum();
         assert!((busy - 2.0 / 9.0).abs() < 0.02, "{shares:?}");
     }
 
     #[test]
-    fn one_heavy_backend_does_not_keep_the_draws_busy() {
+    fn draws_end_although_one_backend_has_nearly_all_the_weight() {
         let (policy, _config) = policy_of(Algorithm::LeastRequest, &[1_000_000, 1, 1, 1, 1, 1]);
         assert!(shares_of(&policy, 6, 1000)[0] > 0.99);
         assert_eq!(order(&policy, b"").len(), 6);
     }
 
-    /// As many requests as backends, and none ends: with two choices the maximum is log log n / log 2 and a little,
-    /// with one it is log n / log log n (Mitzenmacher).
+    /// With n requests at n backends, the maximum per backend is about log log n / log 2 with two choices, and log n /
+    /// log log n with one (Mitzenmacher).
     #[test]
-    fn two_choices_keep_the_maximum_low() {
+    fn two_choices_lower_the_maximum_load() {
         let maximum = |algorithm| {
             let (policy, config) = policy_of(algorithm, &[1; 200]);
             let guards: Vec<_> =
@@ -531,7 +532,7 @@ mod tests {
     }
 
     #[test]
-    fn the_soonest_answer_wins() {
+    fn the_shortest_expected_response_time_wins() {
         let (policy, config) = policy_of(Algorithm::PeakEwma, &[1, 1, 1]);
         let now = Instant::now();
         for (index, millis) in [(0, 100), (1, 10), (2, 45)] {
@@ -545,7 +546,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slow_backend_is_tried_again_after_its_decay() {
+    fn a_slow_backend_gets_requests_after_its_estimate_decays() {
         let (clock, manual) = Clock::manual();
         let config = PolicyConfig::new(Algorithm::PeakEwma).with_clock(clock.clone());
         let policy = Arc::new(Policy::build_with_config(&members(&[1, 1]), &config));
@@ -563,7 +564,7 @@ mod tests {
     }
 
     #[test]
-    fn shuffle_keeps_the_shares() {
+    fn the_shuffle_respects_the_weights() {
         let weights = [6, 3, 1, 0];
         let mut first = [0usize; 4];
         for seed in 0..10_000 {
@@ -594,7 +595,7 @@ mod tests {
         }
 
         #[test]
-        fn nobody_who_is_ready_starves(
+        fn every_ready_backend_gets_requests(
             algorithm in any_algorithm(),
             weights in vec(1usize..=4, 1..9),
             down in btree_set(0usize..9, 0..9),
@@ -610,7 +611,7 @@ mod tests {
         fn idle_backends_share_by_weight(algorithm in any_algorithm(), weights in vec(1usize..=4, 1..9)) {
             let (policy, _config) = policy_of(algorithm, &weights);
             let sum: usize = weights.iter().sum();
-            // Rings are uneven by their nature: a share varies by its size over the root of its points.
+            // Rings are less even: a share varies by its size divided by the square root of its points.
             let bound = if algorithm == Algorithm::ConsistentHash { 0.15 } else { 0.045 };
             for (share, weight) in shares_of(&policy, weights.len(), 4000).into_iter().zip(&weights) {
                 let expected = *weight as f64 / sum as f64;
@@ -619,7 +620,7 @@ mod tests {
         }
 
         #[test]
-        fn any_loads_leave_all_candidates(
+        fn every_backend_is_offered_at_any_load(
             ewma in any::<bool>(),
             loads in vec((0u64..50, 0u64..10_000), 1..12),
         ) {
@@ -637,7 +638,7 @@ mod tests {
         }
 
         #[test]
-        fn ready_ones_keep_their_shares(
+        fn ready_backends_keep_their_shares(
             weights in vec(1usize..5, 2..8),
             down in btree_set(0usize..8, 0..7),
         ) {
@@ -654,7 +655,7 @@ mod tests {
         }
 
         #[test]
-        fn index_set_is_a_set(inserted in btree_set(0usize..400, 0..50)) {
+        fn an_index_set_contains_exactly_the_inserted_numbers(inserted in btree_set(0usize..400, 0..50)) {
             let mut set = IndexSet::default();
             for index in &inserted {
                 set.insert(*index);

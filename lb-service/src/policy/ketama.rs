@@ -1,39 +1,39 @@
 //! Consistent hashing on a ring of points: ketama, with nginx's mapping.
 //!
-//! Each backend has 160 points on a ring for each unit of its weight. A key belongs to the first point at or after its
-//! own hash, so when a backend leaves only its keys move, to the next point clockwise (Karger et al., "Consistent
+//! Each backend has 160 points on the ring per unit of its weight. A key belongs to the first point at or after its
+//! hash. So if a backend is removed, only its keys move, to the next point clockwise (Karger et al., "Consistent
 //! hashing and random trees", 1997; Richard Jones's libketama, 2007).
 //!
 //! The points are those of nginx's `hash … consistent` (`ngx_http_upstream_hash_module.c`) and of Perl's
-//! Cache::Memcached::Fast, so that an nginx in front of the same caches finds the same ones: a point is the CRC-32 of
-//! the host, a zero byte, the port, and the four bytes of the point before, lowest first. nginx takes the host as its
-//! configuration writes it; for the same mapping that must be the address with its port, IPv6 in brackets and in the
-//! usual short form. Of several backends with a point in the same place nginx keeps the one that is written first, here
-//! it is the one whose address is first.
+//! Cache::Memcached::Fast, so that an nginx in front of the same caches maps keys to the same ones. A point is the
+//! CRC-32 of the host, a zero byte, the port, and the four bytes of the previous point, lowest first. nginx uses the
+//! host as written in its configuration. For equal mappings, that must be the address with its port, and IPv6 in
+//! brackets and in the usual short form. If several backends have a point in the same place, nginx keeps the one that
+//! is written first, and this code keeps the one with the lowest address.
 //!
-//! A look-up is a binary search. A ring has at most 8 Mi points (64 MiB): when weights ask for more than that, each
-//! backend gets its share of them, and at least one.
+//! A look-up is a binary search. A ring has at most 8 Mi points (64 MiB). If the weights require more, each backend
+//! gets its share of them, and at least one.
 
 use pingora::lb::Backend;
 use pingora::protocols::l4::socket::SocketAddr;
 
-/// The points of a backend for each unit of its weight.
+/// The number of points per unit of weight.
 const POINTS_PER_WEIGHT: u128 = 160;
 
-/// The points of one ring, but for one more for each backend.
+/// The most points of a ring, not counting one additional point per backend.
 const MAX_POINTS: u128 = if cfg!(test) { 1 << 16 } else { 1 << 23 };
 
 /// The points of all backends.
 #[derive(Debug)]
 pub(super) struct Ring {
-    /// Sorted. The place on the ring in the high half, the backend in the low one.
+    /// Sorted points, each with its place on the ring in the high half and its backend in the low half.
     points: Box<[u64]>,
 }
 
 // === impl Ring ===
 
 impl Ring {
-    /// A ring of backends, which count with these weights. Those of weight 0 have no points.
+    /// Creates a ring of backends with these weights. Backends of weight 0 have no points.
     pub(super) fn new(backends: &[Backend], weights: &[usize]) -> Self {
         let mut points = Vec::new();
         for (index, (backend, count)) in backends.iter().zip(counts(weights)).enumerate() {
@@ -45,24 +45,24 @@ impl Ring {
         Self { points: points.into() }
     }
 
-    /// Which point a key at this place belongs to.
+    /// Returns the point to which a key at this place belongs.
     pub(super) fn find(&self, place: u32) -> usize {
         self.points.partition_point(|point| ((point >> 32) as u32) < place)
     }
 
-    /// The backend that a point belongs to, counted clockwise and around; `None` without points.
+    /// Returns the backend of a point, counted clockwise and wrapping around, or `None` without points.
     pub(super) fn at(&self, point: usize) -> Option<usize> {
         let point = if point < self.points.len() { point } else { point.checked_rem(self.points.len())? };
         Some(self.points[point] as u32 as usize)
     }
 }
 
-/// Where on the ring a key is.
+/// Returns the place of a key on the ring.
 pub(super) fn place(key: &[u8]) -> u32 {
     crc32fast::hash(key)
 }
 
-/// How many points each backend has.
+/// Returns the number of points of each backend.
 fn counts(weights: &[usize]) -> impl Iterator<Item = usize> {
     let wanted: u128 = weights.iter().map(|weight| *weight as u128 * POINTS_PER_WEIGHT).sum();
     weights.iter().map(move |weight| {
@@ -72,7 +72,7 @@ fn counts(weights: &[usize]) -> impl Iterator<Item = usize> {
     })
 }
 
-/// The places of a backend's points, without end.
+/// Returns the places of a backend's points, as an endless iterator.
 fn places(address: &SocketAddr) -> impl Iterator<Item = u32> {
     let base = name(address);
     let next = move |previous: u32| {
@@ -83,7 +83,8 @@ fn places(address: &SocketAddr) -> impl Iterator<Item = u32> {
     std::iter::successors(Some(next(0)), move |previous| Some(next(*previous)))
 }
 
-/// The part of each point that is the backend's name: host, zero byte, port. A Unix socket is its path, without port.
+/// Returns the hash of the backend's name, which is part of each point: host, zero byte, port. For a Unix socket, it is
+/// the path without a port.
 fn name(address: &SocketAddr) -> crc32fast::Hasher {
     let text = address.to_string();
     let (host, port) = match address.as_inet() {
@@ -112,7 +113,7 @@ mod tests {
         ring.at(ring.find(place(format!("key {key}").as_bytes()))).unwrap()
     }
 
-    /// CRC-32, bit by bit, as its definition says.
+    /// CRC-32, bit by bit, as in its definition.
     fn crc32(bytes: &[u8]) -> u32 {
         !bytes.iter().fold(!0, |crc: u32, byte| {
             (0..8).fold(crc ^ u32::from(*byte), |crc, _| (crc >> 1) ^ (0xedb8_8320 * (crc & 1)))
@@ -133,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_belong_to_the_next_point_and_around() {
+    fn a_key_belongs_to_the_next_point_and_wraps_around() {
         let two = Ring { points: [10u64 << 32, 20 << 32 | 1].into() };
         assert_eq!([two.at(0), two.at(1), two.at(2), two.at(3)], [Some(0), Some(1), Some(0), Some(1)]);
         let ring = ring(&[1, 1]);
@@ -146,13 +147,13 @@ mod tests {
     }
 
     #[test]
-    fn no_points_no_owner() {
+    fn a_ring_without_points_has_no_owner() {
         assert_eq!(ring(&[]).at(0), None);
         assert_eq!(ring(&[0]).at(7), None);
     }
 
     #[test]
-    fn leaving_moves_only_its_own_keys() {
+    fn the_removal_of_a_backend_moves_only_its_own_keys() {
         let (before, after) = (ring(&[1; 10]), ring(&[1, 1, 1, 1, 0, 1, 1, 1, 1, 1]));
         let mut moved = 0;
         for key in 0..20_000 {
@@ -173,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn points_are_bounded() {
+    fn the_number_of_points_is_bounded() {
         let points = |weights: &[usize]| counts(weights).collect::<Vec<_>>();
         assert_eq!(points(&[1, 0, 3]), [160, 0, 480]);
         let half = MAX_POINTS as usize / 2;
@@ -182,7 +183,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_weights_give_a_member_that_has_one(weights in vec(any::<usize>(), 1..6), key in any::<u64>()) {
+        fn the_owner_of_a_key_has_a_positive_weight(weights in vec(any::<usize>(), 1..6), key in any::<u64>()) {
             prop_assume!(weights.iter().any(|weight| *weight > 0));
             let ring = ring(&weights);
             let owner = ring.at(ring.find(place(&key.to_le_bytes()))).unwrap();
@@ -190,7 +191,7 @@ mod tests {
         }
 
         #[test]
-        fn order_is_that_of_the_places(weights in vec(0usize..5, 1..10)) {
+        fn points_are_sorted_by_place(weights in vec(0usize..5, 1..10)) {
             let ring = ring(&weights);
             prop_assert!(ring.points.windows(2).all(|pair| pair[0] >> 32 < pair[1] >> 32));
             let wanted = weights.iter().sum::<usize>() * 160;

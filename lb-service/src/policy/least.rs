@@ -1,27 +1,28 @@
-//! Which of several backends has least to do.
+//! Compares backends by their load.
 //!
-//! Up to four backends are all compared. Of more, two are drawn with a chance proportional to their weight and the
-//! better one is taken: the power of two choices (Mitzenmacher, "The power of two choices in randomized load
-//! balancing", 2001). That is nearly as even as comparing all, costs the same for any number, and unlike it does not
-//! send a burst of requests, decided at the same moment, all to the one backend that was best just then.
+//! In pools of up to four backends, all are compared. In larger pools, two are drawn with a probability proportional to
+//! their weight, and the better one is taken: the power of two choices (Mitzenmacher, "The power of two choices in
+//! randomized load balancing", 2001). The result is nearly as even as a comparison of all, and the cost does not depend
+//! on the number of backends. It also avoids that a burst of simultaneous requests goes to the one backend that is
+//! best.
 
 use std::time::Instant;
 
 use super::load::Load;
 
-/// Pools of up to so many backends compare all of them.
+/// The largest number of backends of which all are compared.
 pub(super) const COMPARE_ALL: usize = 4;
 
-/// What backends are compared by.
+/// The measure by which backends are compared.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Measure {
-    /// Requests in flight over weight.
+    /// Requests in flight divided by weight.
     InFlight,
-    /// What an answer is expected to cost at this time, behind the requests in flight over weight.
+    /// The expected cost of a response at this time, behind the requests in flight divided by weight.
     Cost(Instant),
 }
 
-/// What a backend has to do, and what it can do.
+/// The load of a backend and its weight.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Score {
     amount: f64,
@@ -31,18 +32,18 @@ pub(super) struct Score {
 // === impl Measure ===
 
 impl Measure {
-    /// The score of a backend in a pool whose weights are `mean` on average.
+    /// Returns the score of a backend in a pool with the mean weight `mean`.
     ///
-    /// A request costs its own time and that of those before it. A backend of three times the weight works on three
-    /// requests in the time of one, but does not answer a single one sooner: the weight divides those before it only.
-    /// So idle backends that are equally quick have equal scores, whatever their weights.
+    /// A request costs its own time and that of the requests before it. A backend of three times the weight processes
+    /// three requests in the time of one, but does not respond faster to a single one. So the weight divides only the
+    /// requests before, and idle backends of equal speed have equal scores regardless of their weights.
     pub(super) fn score(self, load: &Load, weight: usize, mean: f64) -> Score {
         let in_flight = load.in_flight() as f64;
         let weight = weight as f64;
         match self {
             Self::InFlight => Score { amount: in_flight, weight },
-            // One request at a time, until it has answered: who is not known to be quick would otherwise never be found
-            // out to be, where all are compared.
+            // A backend without an estimate gets one request until it responds. Otherwise it might never get one,
+            // because its default cost could be higher than the cost of all others.
             Self::Cost(now) if in_flight == 0.0 && !load.is_known(now) => Score { amount: 0.0, weight: 1.0 },
             Self::Cost(now) => {
                 Score { amount: load.seconds(now) * (1.0 + in_flight * mean / weight), weight: 1.0 }
@@ -54,13 +55,13 @@ impl Measure {
 // === impl Score ===
 
 impl Score {
-    /// Whether `self` has less to do for its weight than `other`. Multiplied crosswise, so that equal shares compare
-    /// as equal.
+    /// Whether `self` has less load for its weight than `other`. Cross-multiplication avoids rounding, so that equal
+    /// shares compare as equal.
     pub(super) fn is_less_than(self, other: Self) -> bool {
         self.amount * other.weight < other.amount * self.weight
     }
 
-    /// What it has to do for its weight, as one number to be shown.
+    /// Returns the load divided by the weight, for display.
     pub(super) fn value(self) -> f64 {
         self.amount / self.weight
     }
@@ -79,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn the_weight_divides_the_requests_before_only() {
+    fn the_weight_divides_only_the_requests_before() {
         let load = Arc::new(Load::new(Instant::now()));
         let score = |weight| Measure::Cost(Instant::now()).score(&load, weight, 2.0).amount / 0.030;
         assert_eq!([score(1), score(3)], [0.0, 0.0], "nothing is known yet");
@@ -90,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn scores_compare_by_share() {
+    fn scores_are_compared_by_load_per_weight() {
         assert!(less((2.0, 3.0), (1.0, 1.0)) && !less((1.0, 1.0), (2.0, 3.0)));
         assert!(!less((1.0, 3.0), (2.0, 6.0)) && !less((2.0, 6.0), (1.0, 3.0)));
         assert!(!less((0.0, 1.0), (0.0, 9.0)));

@@ -1,16 +1,16 @@
-//! What each backend is doing: the requests that it is working on, and how long its answers take.
+//! The load of each backend: its requests in flight and its response time.
 //!
 //! The cost is a peak EWMA, an exponentially weighted moving average that rises at once and falls slowly, as in
-//! Finagle (`com.twitter.finagle.loadbalancer.PeakEwma`) and tower (`tower::load::PeakEwma`). An answer that took
-//! longer than the estimate becomes the estimate. One that was quicker moves it by `1 - exp(-t/10 s)`, where `t` is
-//! the time since the last one. While nothing is observed the estimate falls towards 0 with `exp(-t/10 s)`, so that a
-//! backend which was slow is tried again.
+//! Finagle (`com.twitter.finagle.loadbalancer.PeakEwma`) and tower (`tower::load::PeakEwma`). A response that took
+//! longer than the estimate becomes the estimate. A faster response moves it by `1 - exp(-t/10 s)`, where `t` is the
+//! time since the last response. Without responses, the estimate falls towards 0 with `exp(-t/10 s)`, so that a slow
+//! backend gets requests again.
 //!
-//! A penalty is for answers that are quick but unwanted. A backend that is overloaded and says so (429, or 503 with
-//! `Retry-After`) or that fails at once has the best times to the first byte of all; without more it would get all
-//! requests. linkerd's `PenaltyPeakEwma` adds a cost for such an answer, which decays. [`penalize`](Load::penalize) raises
-//! the estimate at least to it instead: in an outage a sum would grow with each failure, and keep a backend that is well
-//! again away for many times the decay.
+//! A penalty is for responses that are fast but unwanted. An overloaded backend that rejects requests (429, or 503 with
+//! `Retry-After`), or a backend that fails at once, has the shortest time to first byte. Without a penalty, it would
+//! get all requests. linkerd's `PenaltyPeakEwma` adds a decaying cost for such a response. [`penalize`](Load::penalize)
+//! instead raises the estimate to at least that cost. A sum would grow with each failure of an outage, and then keep
+//! requests away from a recovered backend for many times the decay.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -23,47 +23,48 @@ use pingora::protocols::l4::socket::SocketAddr;
 /// The time in which an estimate falls to `1/e`, in seconds.
 const DECAY: f64 = 10.0;
 
-/// The cost of a backend of which nothing is known, in seconds.
+/// The cost of a backend without an estimate, in seconds.
 const DEFAULT: f64 = 0.030;
 
-/// After so many seconds without an observation nothing is known any more.
+/// The time without a response after which the estimate is dropped, in seconds.
 ///
-/// By then the estimate has fallen to 6 millionths of what it was. A backend that comes back after a long time
-/// would otherwise get every request until its first answer.
+/// By then, the estimate has fallen to 6 millionths of its value. Without this, a backend that returns after a long
+/// time would get every request until its first response.
 const FORGOTTEN: f64 = 12.0 * DECAY;
 
-/// Stamps that are ahead by up to so many milliseconds are from a thread that was quicker, not from 49 days ago.
+/// The limit in milliseconds up to which a stamp in the future counts as written by a faster thread, and not as 49 days
+/// old.
 const AHEAD: u32 = 60_000;
 
-/// What one backend is doing: its requests in flight, and the time that an answer of it is expected to take.
+/// The load of one backend: its requests in flight and its expected response time.
 ///
-/// The time is a peak EWMA, as in Finagle and tower: a slower answer replaces it at once, quicker ones move it with a
-/// decay of 10 s, and without answers it falls to `1/e` in 10 s. After 120 s without any it is unknown again, which
-/// counts as 30 ms.
+/// The time is a peak EWMA, as in Finagle and tower: a slower response replaces it at once, faster ones move it with a
+/// decay of 10 s, and without responses it falls to `1/e` in 10 s. After 120 s without a response, there is no
+/// estimate, and the backend costs 30 ms.
 ///
-/// Nothing is counted by itself: the program calls [`enter`](Self::enter) and [`answered`](Self::answered). Kept by
-/// address outside the selector ([`PolicyConfig::load`](super::PolicyConfig::load)); it survives changes of
-/// membership and weight while anybody holds it.
+/// The program must call [`enter`](Self::enter) and [`answered`](Self::answered). Loads are stored by address outside
+/// the selector ([`PolicyConfig::load`](super::PolicyConfig::load)), and survive changes of membership and weight while
+/// a reference exists.
 #[derive(Debug)]
 pub struct Load {
     in_flight: AtomicU64,
-    /// An [`Estimate`] in one word, so that it changes as a whole without a lock.
+    /// An [`Estimate`] in one word, so that it changes atomically.
     estimate: AtomicU64,
-    /// What stamps count from.
+    /// The time from which stamps count.
     epoch: Instant,
 }
 
-/// One request that a backend is working on, until this is dropped.
+/// One request in flight at a backend, until this is dropped.
 #[derive(Debug)]
 #[must_use = "the request counts as in flight until this is dropped"]
 pub struct InFlight(Arc<Load>);
 
-/// A cost and when it was that. The word 0 is no estimate.
+/// A cost and the time of its measurement. The word 0 means that there is no estimate.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Estimate {
     /// Seconds, more than 0.
     cost: f32,
-    /// Milliseconds since the epoch; begins again after 49 days.
+    /// Milliseconds since the epoch. Wraps around after 49 days.
     stamp: u32,
 }
 
@@ -78,27 +79,27 @@ impl Load {
         Self { in_flight: AtomicU64::new(0), estimate: AtomicU64::new(0), epoch }
     }
 
-    /// Requests that it is working on.
+    /// Returns the number of requests in flight.
     pub fn in_flight(&self) -> u64 {
         self.in_flight.load(Ordering::Relaxed)
     }
 
-    /// A request begins; it ends when the guard is dropped.
+    /// Counts a request as in flight until the guard is dropped.
     pub fn enter(self: &Arc<Self>) -> InFlight {
-        // Only the count matters, nothing is published through it. The same holds below.
+        // `Relaxed` is enough here and below, because no other memory is published through the counter.
         self.in_flight.fetch_add(1, Ordering::Relaxed);
         InFlight(self.clone())
     }
 
-    /// A request begins unless `limit` or more are there already. However many threads try, there are never more
-    /// than `limit` from this.
+    /// Counts a request as in flight unless `limit` or more are already. This holds for any number of concurrent
+    /// callers.
     pub fn try_enter(self: &Arc<Self>, limit: u64) -> Option<InFlight> {
         let room = |count| (count < limit).then_some(count + 1);
         self.in_flight.fetch_update(Ordering::Relaxed, Ordering::Relaxed, room).ok()?;
         Some(InFlight(self.clone()))
     }
 
-    /// It answered after so long, from the choice of the backend to the first byte. Once for each request.
+    /// Records a response time, from the choice of the backend to the first byte. Call it once per request.
     pub fn answered(&self, after: Duration, now: Instant) {
         let after = after.as_secs_f64();
         self.change(now, |estimate, stamp| {
@@ -109,19 +110,19 @@ impl Load {
         });
     }
 
-    /// It refused, or failed: it costs at least so much, less and less with time. More penalties do not add up.
+    /// Records a rejection or a failure: raises the estimate to at least `cost`, from where it decays. Penalties do not
+    /// add up.
     pub fn penalize(&self, cost: Duration, now: Instant) {
         let cost = cost.as_secs_f64();
         self.change(now, |estimate, stamp| estimate.map_or(DEFAULT, |old| old.decayed(stamp)).max(cost));
     }
 
-    /// The time that an answer is expected to take, with penalties; 30 ms while nothing is known.
+    /// Returns the expected response time including penalties, or 30 ms if there is no estimate.
     pub fn cost(&self, now: Instant) -> Duration {
         duration(self.seconds(now))
     }
 
-    /// What the last answer has made of the estimate, for people to look at: it does not fall while there is none. Absent while
-    /// nothing is known.
+    /// Returns the estimate after the last response, without decay, for display. `None` if there is no estimate.
     pub fn latest(&self, now: Instant) -> Option<Duration> {
         self.estimate(self.stamp(now)).map(|estimate| duration(estimate.cost.into()))
     }
@@ -144,7 +145,7 @@ impl Load {
             .filter(|estimate| !estimate.is_forgotten(stamp))
     }
 
-    /// Replaces the estimate by what `cost` makes of it.
+    /// Replaces the estimate by the result of `cost`.
     fn change(&self, now: Instant, cost: impl Fn(Option<Estimate>, u32) -> f64) {
         let stamp = self.stamp(now);
         let next = |word| {
@@ -156,7 +157,7 @@ impl Load {
     }
 
     fn stamp(&self, now: Instant) -> u32 {
-        // The high bits are cut off on purpose.
+        // The high bits are cut off on purpose, because stamps wrap around.
         now.saturating_duration_since(self.epoch).as_millis() as u32
     }
 }
@@ -168,7 +169,7 @@ fn duration(seconds: f64) -> Duration {
 // === impl InFlight ===
 
 impl InFlight {
-    /// Where it counts.
+    /// Returns the load that counts the request.
     pub fn load(&self) -> &Arc<Load> {
         &self.0
     }
@@ -195,7 +196,7 @@ impl Estimate {
         u64::from(self.cost.to_bits()) << 32 | u64::from(self.stamp)
     }
 
-    /// Seconds from when it was made to `stamp`.
+    /// Returns the seconds from the measurement to `stamp`.
     fn age(self, stamp: u32) -> f64 {
         let age = stamp.wrapping_sub(self.stamp);
         if age > u32::MAX - AHEAD { 0.0 } else { f64::from(age) / 1000.0 }
@@ -205,7 +206,7 @@ impl Estimate {
         self.age(stamp) > FORGOTTEN
     }
 
-    /// The part of it that is left.
+    /// Returns the fraction that is left after the decay.
     fn fading(self, stamp: u32) -> f64 {
         let age = self.age(stamp);
         if age == 0.0 { 1.0 } else { (-age / DECAY).exp() }
@@ -219,14 +220,14 @@ impl Estimate {
 // === impl Loads ===
 
 impl Loads {
-    /// The load of the backend at `address`, made when there is none.
+    /// Returns the load of the backend at `address`, and creates it if there is none.
     pub(super) fn get(&self, address: &SocketAddr, epoch: Instant) -> Arc<Load> {
         let mut loads = self.0.lock();
         if let Some(load) = loads.get(address).and_then(Weak::upgrade) {
             return load;
         }
         if loads.len() == loads.capacity() {
-            // It would grow: first those that nobody holds any more go.
+            // Before the map grows, entries without references are removed.
             loads.retain(|_, load| load.strong_count() > 0);
         }
         let load = Arc::new(Load::new(epoch));
@@ -266,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_enters_above_the_limit() {
+    fn no_request_enters_above_the_limit() {
         let (load, _) = load();
         assert!(load.try_enter(0).is_none());
         let held = [load.try_enter(2), load.try_enter(2)];
@@ -276,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn threads_never_enter_above_the_limit_and_all_leave() {
+    fn concurrent_threads_never_exceed_the_limit() {
         let (load, _) = load();
         let work = || {
             for _ in 0..20_000 {
@@ -290,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn threads_lose_no_observation() {
+    fn concurrent_threads_lose_no_measurement() {
         let (load, now) = load();
         let work = |most| (1..=most).for_each(|ms| load.answered(ms * MS, now));
         thread::scope(|scope| [1000, 4030, 2000, 3000].map(|most| drop(scope.spawn(move || work(most)))));
@@ -304,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slow_answer_counts_at_once_and_a_quick_one_slowly() {
+    fn a_slow_response_counts_at_once_and_a_fast_one_slowly() {
         let (load, now) = load();
         load.answered(100 * MS, now);
         close(load.cost(now), 0.1);
@@ -319,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn the_latest_does_not_fall_but_is_forgotten() {
+    fn the_latest_estimate_does_not_decay_but_is_dropped() {
         let (load, now) = load();
         assert_eq!(load.latest(now), None);
         load.answered(1000 * MS, now);
@@ -328,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_answer_replaces_the_default() {
+    fn the_first_response_replaces_the_default() {
         let (load, now) = load();
         load.answered(MS, now);
         close(load.cost(now), 0.001);
@@ -337,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn the_estimate_decays_and_is_forgotten() {
+    fn the_estimate_decays_and_is_dropped() {
         let (load, now) = load();
         load.answered(1000 * MS, now);
         close(load.cost(now + 5000 * MS), (-0.5f64).exp());
@@ -348,21 +349,21 @@ mod tests {
     }
 
     #[test]
-    fn a_penalty_is_the_least_cost_and_decays() {
+    fn a_penalty_is_a_minimum_that_decays() {
         let (load, now) = load();
         load.penalize(5000 * MS, now);
         load.penalize(5000 * MS, now);
         close(load.cost(now), 5.0);
         load.penalize(MS, now);
         close(load.cost(now), 5.0);
-        // What answers quickly after that is not cheap at once.
+        // A fast response after a penalty lowers the cost only slowly.
         load.answered(MS, now + 1000 * MS);
         assert!(load.cost(now + 1000 * MS) > 4500 * MS);
         assert!(load.cost(now + 60_000 * MS) < 50 * MS);
     }
 
     #[test]
-    fn time_may_stand_still_go_back_or_go_round() {
+    fn stamps_may_stand_still_go_back_or_wrap_around() {
         let (load, epoch) = load();
         let now = epoch + Duration::from_millis(u64::from(u32::MAX));
         load.answered(100 * MS, now);
@@ -374,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn loads_are_kept_while_somebody_holds_them() {
+    fn loads_are_kept_while_a_reference_exists() {
         let (loads, epoch) = (Loads::default(), Instant::now());
         let address = |port: u16| format!("10.0.0.1:{port}").parse::<SocketAddr>().unwrap();
         let kept = loads.get(&address(1), epoch);
@@ -383,7 +384,7 @@ mod tests {
             loads.get(&address(port), epoch);
         }
         assert!(Arc::ptr_eq(&kept, &loads.get(&address(1), epoch)));
-        assert!(loads.0.lock().len() < 10, "nobody held the others");
+        assert!(loads.0.lock().len() < 10, "the others had no reference");
     }
 
     fn any_change() -> impl Strategy<Value = (bool, u64, u64)> {
@@ -392,7 +393,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn cost_is_always_a_number(changes in vec(any_change(), 0..30)) {
+        fn the_cost_is_always_finite_and_positive(changes in vec(any_change(), 0..30)) {
             let (load, mut now) = load();
             for (answered, millis, after) in changes {
                 now += Duration::from_millis(after);

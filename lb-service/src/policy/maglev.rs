@@ -1,17 +1,18 @@
-//! Consistent hashing by a table: Maglev.
+//! Consistent hashing with a table: Maglev.
 //!
-//! Eisenbud et al., "Maglev: a fast and reliable software network load balancer", NSDI 2016, section 3.4. Each backend
-//! has its own order in which it would like to have the entries of a table. In turns each takes the first one that is
-//! still free. A key is hashed to an entry: a look-up costs the same for any number of backends, entries are spread more
-//! evenly than on a ring, and when a backend leaves, few others than its own change their owner, though not none.
+//! The source is Eisenbud et al., "Maglev: a fast and reliable software network load balancer", NSDI 2016, section 3.4.
+//! Each backend has its own permutation of the entries of a table. In turn, each backend takes the first free entry of
+//! its permutation. A key is hashed to an entry. A look-up costs the same for any number of backends, and the
+//! distribution is more even than on a ring. If a backend is removed, its entries change their owner and a few others
+//! do, too.
 //!
-//! Turns follow the weights as Envoy's do (`source/extensions/load_balancing_policies/maglev/maglev_lb.cc`): the
-//! heaviest takes one entry in each round, one of a third of its weight takes one in every third round, and in the first
-//! round each takes one. So a backend of a very small weight still has an entry. The number of entries is
-//! exact to one, that of the heaviest backends to one for each of the others.
+//! Turns follow the weights as in Envoy (`source/extensions/load_balancing_policies/maglev/maglev_lb.cc`): the heaviest
+//! backend takes one entry in each round, a backend of a third of that weight takes one in every third round, and in
+//! the first round each takes one. So even a backend of a very small weight has an entry. The number of entries of a
+//! backend is exact to one, and that of the heaviest backends to one per other backend.
 //!
-//! Every instance with the same backends has the same table, whatever the machine: addresses and keys are hashed with
-//! XXH3 (128 bits, [`ADDRESS_SEED`] and [`KEY_SEED`]), and backends take turns in the order of their addresses.
+//! Every instance with the same backends has the same table, on any machine: addresses and keys are hashed with XXH3
+//! (128 bits, [`ADDRESS_SEED`] and [`KEY_SEED`]), and backends take turns in the order of their addresses.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -20,29 +21,29 @@ use pingora::lb::Backend;
 use pingora::protocols::l4::socket::SocketAddr;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128_with_seed};
 
-/// The entries of the table: the paper's small one, a prime. The evenness is within 1 % for up to 600 backends or so.
+/// The size of the table: the small one of the paper, a prime. Shares are within 1 % for up to about 600 backends.
 const ENTRIES: usize = 65_537;
 
-/// The seed for addresses: whose 64 low bits modulo 65,537 are the first entry of a backend's order, and whose high
-/// ones modulo 65,536, plus 1, the distance to the next.
+/// The seed for hashes of addresses. The low 64 bits of a hash modulo 65,537 are the first entry of the backend's
+/// permutation, and the high 64 bits modulo 65,536, plus 1, are the distance to the next entry.
 const ADDRESS_SEED: u64 = 0;
 
-/// The seed for keys, used in the same manner.
+/// The seed for hashes of keys, which give the entry and the distance in the same way.
 const KEY_SEED: u64 = 1;
 
-/// A number for an address, the same on every machine.
+/// Returns a hash of an address that is equal on all machines.
 pub(super) fn name(address: &SocketAddr) -> u64 {
     xxh3_64(address.to_string().as_bytes())
 }
 
-/// Whose each entry is.
+/// The owner of each entry.
 #[derive(Debug)]
 pub(super) struct Table {
-    /// Empty without backends.
+    /// The backend of each entry. Empty without backends.
     owners: Box<[u16]>,
 }
 
-/// Entries in the order in which a key, or a backend, looks at them. It meets all of them.
+/// The permutation of the entries for a key or a backend.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Probe {
     entry: usize,
@@ -59,7 +60,7 @@ struct Taker {
 // === impl Probe ===
 
 impl Probe {
-    /// The entries for a key.
+    /// Returns the permutation for a key.
     pub(super) fn of_key(key: &[u8]) -> Self {
         Self::new(xxh3_128_with_seed(key, KEY_SEED))
     }
@@ -68,19 +69,19 @@ impl Probe {
         Self::new(xxh3_128_with_seed(address.to_string().as_bytes(), ADDRESS_SEED))
     }
 
-    /// A number that tells most keys apart.
+    /// Returns a number that differs for most keys.
     pub(super) fn id(self) -> u64 {
         (self.entry as u64) << 32 | self.distance as u64
     }
 
     fn new(hash: u128) -> Self {
-        // Both remainders are below 2^17. The number of entries is a prime, so any distance leads through all.
+        // Both remainders are below 2^17. The number of entries is a prime, so any distance visits all entries.
         let entry = (hash as u64 % ENTRIES as u64) as usize;
         let distance = ((hash >> 64) as u64 % (ENTRIES as u64 - 1)) as usize + 1;
         Self { entry, distance }
     }
 
-    /// This entry; the next call is about the next one.
+    /// Returns the current entry and advances to the next.
     fn advance(&mut self) -> usize {
         let entry = self.entry;
         self.entry = (entry + self.distance) % ENTRIES;
@@ -91,12 +92,12 @@ impl Probe {
 // === impl Table ===
 
 impl Table {
-    /// A table of backends, which count with these weights. Those of weight 0 have no entry, nor have those after the
-    /// first 65,536.
+    /// Creates a table of backends with these weights. Backends of weight 0 have no entry, and neither have those after
+    /// the first 65,536.
     pub(super) fn new(backends: &[Backend], weights: &[usize]) -> Self {
         let heaviest = weights.iter().copied().max().unwrap_or(0) as u128;
         let mut takers: Vec<Taker> = backends.iter().zip(weights).map(Taker::new).collect();
-        // Whose turn is next, by round; in the same round the one whose address is first.
+        // The next turns, ordered by round and then by address.
         let mut turns: BinaryHeap<Reverse<(u128, u16)>> = (0..=u16::MAX)
             .zip(weights)
             .filter(|(_, weight)| **weight > 0)
@@ -113,7 +114,7 @@ impl Table {
         Self { owners: owners.into_iter().flatten().collect() }
     }
 
-    /// The owner of the entry that a key looks at now; the next call is about the next entry. `None` without backends.
+    /// Returns the owner of the current entry of a probe and advances the probe. `None` without backends.
     pub(super) fn next(&self, probe: &mut Probe) -> Option<usize> {
         self.owners.get(probe.advance()).copied().map(usize::from)
     }
@@ -126,7 +127,7 @@ impl Taker {
         Self { probe: Probe::of_address(&backend.addr), weight: *weight as u128, taken: 0 }
     }
 
-    /// Takes its first entry that is free. There must be one.
+    /// Takes the first free entry of the permutation. There must be one.
     fn take(&mut self, owners: &mut [Option<u16>], index: u16) {
         let mut entry = self.probe.advance();
         while owners[entry].is_some() {
@@ -136,7 +137,8 @@ impl Taker {
         self.taken += 1;
     }
 
-    /// The first round after this one in which the weights that it gathered are enough for what it has taken.
+    /// Returns the next round in which this backend takes an entry: the first in which its weight times the round
+    /// covers the entries it has taken.
     fn next_round(&self, round: u128, heaviest: u128) -> u128 {
         (self.taken * heaviest).div_ceil(self.weight).max(round + 1)
     }
@@ -165,7 +167,7 @@ mod tests {
         counts
     }
 
-    /// Envoy's loop as it stands there, for comparison.
+    /// Envoy's original loop, for comparison.
     fn envoy(backends: &[Backend], weights: &[usize]) -> Vec<u16> {
         let heaviest = *weights.iter().max().unwrap() as f64;
         let mut probes: Vec<Probe> =
@@ -194,20 +196,20 @@ mod tests {
     }
 
     #[test]
-    fn table_is_envoy_s() {
+    fn the_table_equals_that_of_envoy() {
         for weights in [vec![1; 7], vec![5, 1, 1], vec![3, 7, 2, 11], vec![1000, 1, 999, 2]] {
             assert!(table(&weights).owners[..] == envoy(&backends(weights.len()), &weights), "{weights:?}");
         }
     }
 
     #[test]
-    fn table_is_the_same_for_ever() {
+    fn the_table_never_changes_between_versions() {
         let owners: Vec<u8> = table(&[1, 2, 3]).owners.iter().map(|owner| *owner as u8).collect();
         assert_eq!(crc32fast::hash(&owners), TABLE_OF_1_2_3);
         assert_eq!(Probe::of_key(b"a key").entry, 58_569);
     }
 
-    /// CRC-32 of the owners for weights 1, 2, 3. When this changes, every client changes its backend at an upgrade.
+    /// CRC-32 of the owners for weights 1, 2, 3. If this changes, clients move to other backends in an upgrade.
     const TABLE_OF_1_2_3: u32 = 846_902_952;
 
     #[test]
@@ -236,15 +238,15 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_nobody() {
+    fn a_table_without_backends_has_no_owner() {
         assert_eq!(table(&[]).next(&mut Probe::of_key(b"a")), None);
         assert_eq!(table(&[0, 0]).next(&mut Probe::of_key(b"a")), None);
     }
 
-    /// The paper, section 5.3: with a table a hundred times as large as the number of backends, few entries change
-    /// beside those of a backend that leaves.
+    /// Section 5.3 of the paper: if the table is a hundred times as large as the number of backends, few entries change
+    /// besides those of the removed backend.
     #[test]
-    fn leaving_moves_little_else() {
+    fn the_removal_of_a_backend_moves_few_other_keys() {
         for backends in [3, 10, 100] {
             let weights = vec![1; backends];
             let mut without = weights.clone();
@@ -257,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn load_of_a_missing_backend_spreads_over_all() {
+    fn the_keys_of_a_rejected_backend_spread_over_all_others() {
         let table = table(&[1; 5]);
         let mut counts = [0usize; 5];
         for key in 0..50_000 {
@@ -272,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn probes_meet_every_entry() {
+    fn a_probe_visits_every_entry() {
         let mut probe = Probe::of_key(b"any");
         let met: std::collections::BTreeSet<usize> = (0..ENTRIES).map(|_| probe.advance()).collect();
         assert_eq!(met.len(), ENTRIES);
@@ -282,7 +284,7 @@ mod tests {
         #![proptest_config(proptest::prelude::ProptestConfig::with_cases(32))]
 
         #[test]
-        fn any_weights_give_a_full_table(weights in vec(any::<usize>(), 1..20), key in any::<u64>()) {
+        fn every_entry_has_an_owner_for_any_weights(weights in vec(any::<usize>(), 1..20), key in any::<u64>()) {
             prop_assume!(weights.iter().any(|weight| *weight > 0));
             let table = table(&weights);
             prop_assert!(table.owners.len() == ENTRIES);

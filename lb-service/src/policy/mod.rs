@@ -1,39 +1,38 @@
-//! Who is next: six selection algorithms for Pingora's `LoadBalancer`.
+//! Chooses the next backend: six selection algorithms for Pingora's `LoadBalancer`.
 //!
-//! [`Policy`] implements Pingora's [`BackendSelection`] and works in any Pingora program. Without a configuration it is a
-//! smooth weighted round robin:
+//! [`Policy`] implements Pingora's [`BackendSelection`] and works in any Pingora program. Without a configuration it is
+//! a smooth weighted round robin:
 //!
 //! ```
 //! use lb_service::Policy;
 //! use pingora::lb::LoadBalancer;
 //!
 //! let balancer = LoadBalancer::<Policy>::try_from_iter(["10.0.0.1:80", "10.0.0.2:80"])?;
-//! let backend = balancer.select(b"", 2).expect("both are taken for healthy until a check fails");
+//! let backend = balancer.select(b"", 2).expect("both count as healthy until a check fails");
 //! # assert_eq!(backend.addr.to_string(), "10.0.0.1:80");
 //! # Ok::<_, std::io::Error>(())
 //! ```
 //!
-//! # Which one
+//! # Which algorithm to choose
 //!
-//! | algorithm | choose it when | it needs |
+//! | algorithm | suitable if | needs |
 //! |---|---|---|
-//! | [`RoundRobin`](Algorithm::RoundRobin) | requests cost about the same and backends are known; the most even | nothing |
-//! | [`Random`](Algorithm::Random) | many balancers that know nothing of each other share the backends | nothing |
-//! | [`LeastRequest`](Algorithm::LeastRequest) | requests cost very different amounts, or are long | [`enter`](Load::enter) |
-//! | [`PeakEwma`](Algorithm::PeakEwma) | backends are of different speed, or slow at times | `enter`, [`answered`](Load::answered) |
-//! | [`ConsistentHash`](Algorithm::ConsistentHash) | the same key should meet the same cache, as in nginx | a key |
-//! | [`Maglev`](Algorithm::Maglev) | the same, more even and at the same cost for any number of backends | a key |
+//! | [`RoundRobin`](Algorithm::RoundRobin) | requests cost about the same; it is the most even | nothing |
+//! | [`Random`](Algorithm::Random) | many independent balancers share the backends | nothing |
+//! | [`LeastRequest`](Algorithm::LeastRequest) | requests differ in cost, or are long | [`Load::enter`] |
+//! | [`PeakEwma`](Algorithm::PeakEwma) | backends differ in speed | `enter` and [`Load::answered`] |
+//! | [`ConsistentHash`](Algorithm::ConsistentHash) | a key should go to the same cache as with nginx | a key |
+//! | [`Maglev`](Algorithm::Maglev) | a key should go to the same cache, with an even distribution | a key |
 //!
-//! In doubt take `LeastRequest`: it never does much worse than round robin, and much better when a backend is slow.
-//! `PeakEwma` sends a slow backend less, but any backend that answers errors quickly looks fast to it:
-//! [`penalize`](Load::penalize) those answers. The hashes take weights as the others do, and both can have bounded loads
-//! ([`bound`]). Without a key (an empty one) they are a round robin. Each algorithm names its source.
+//! If in doubt, choose `LeastRequest`: it is never much worse than round robin, and much better if a backend is slow.
+//! `PeakEwma` sends fewer requests to a slow backend. A backend that returns errors quickly looks fast to it, so
+//! [`penalize`](Load::penalize) those responses. The hash algorithms respect weights and support bounded loads
+//! ([`bound`]). With an empty key they are a round robin. The docs of each algorithm name its source.
 //!
-//! # How to feed it
+//! # How to use it
 //!
-//! The algorithm goes into a [`PolicyConfig`], which is given to Pingora with the backends and lives as long as the
-//! balancer. What each backend is doing is kept in a [`Load`], by address. The program tells it, and the policy looks at
-//! it:
+//! Pass a [`PolicyConfig`] with the algorithm to Pingora together with the backends. It lives as long as the balancer.
+//! The state of each backend is a [`Load`], found by address. The program updates it, and the policy reads it:
 //!
 //! ```
 //! use std::time::{Duration, Instant};
@@ -47,13 +46,13 @@
 //! # futures::FutureExt::now_or_never(balancer.update()).unwrap().unwrap();
 //!
 //! // For each request:
-//! let backend = balancer.select(b"", 2).expect("both are taken for healthy until a check fails");
-//! let load = config.load(&backend.addr); // takes a lock: a real program keeps one for each backend
-//! let in_flight = load.enter(); // counts until it is dropped, whatever becomes of the request
+//! let backend = balancer.select(b"", 2).expect("both count as healthy until a check fails");
+//! let load = config.load(&backend.addr); // takes a lock, so a real program keeps the loads
+//! let in_flight = load.enter(); // counts the request until it is dropped
 //! let began = Instant::now();
-//! // ... the head of the answer arrives:
+//! // ... the head of the response arrives:
 //! load.answered(began.elapsed(), Instant::now());
-//! // ... and if it is a 429 or 5xx, or says Retry-After, or if there is no answer at all:
+//! // ... if it is a 429 or 5xx, or has a Retry-After, or if there is no response:
 //! load.penalize(Duration::from_secs(5), Instant::now());
 //! // ... the request has ended:
 //! drop(in_flight);
@@ -61,16 +60,16 @@
 //! # Ok::<_, std::io::Error>(())
 //! ```
 //!
-//! A hash only needs the key: `balancer.select(b"/images/cat.png", 2)`.
+//! A hash algorithm needs only the key: `balancer.select(b"/images/cat.png", 2)`.
 //!
-//! Candidates are refused in the closure of `select_with`, which may count too: `load.try_enter(limit)` lets nobody in above a
-//! limit. `examples/policy.rs` is a small proxy with all of this.
+//! The closure of `select_with` can reject candidates. It can also count: `load.try_enter(limit)` fails above a limit.
+//! `examples/policy.rs` is a small proxy that uses all of this.
 //!
-//! # How it is made
+//! # How it is built
 //!
 //! ```text
 //! LoadBalancer<Policy>
-//! |-- Arc<Policy>          built anew by Pingora whenever a backend comes, goes or changes its weight
+//! |-- Arc<Policy>          Pingora builds a new one if a backend is added or removed or changes its weight
 //! |   |-- backends         in the order of their addresses
 //! |   |-- [Arc<Load>] --+  in the same order
 //! |   |-- RoundRobin    |  step -> backend, a pure function             (round_robin.rs)
@@ -79,22 +78,26 @@
 //! |   `-- Cursor --+    |
 //! `-- PolicyConfig |    |  lives as long as the balancer
 //!     |-- Cursor --+    |  the same counter
-//!     `-- Loads --------+  by address, for as long as anybody holds them (load.rs)
+//!     `-- Loads --------+  by address, as long as a reference to one exists (load.rs)
 //! ```
 //!
-//! A pick goes through [`Candidates`]: what the algorithm says, and when the caller refuses that backend (unhealthy, already
-//! tried, full), what it says next. A round robin takes **further steps of the same cursor**, so the turns of a backend
-//! that is down go to those that would have come next: with `a`, `b`, `c` of equal weight and `c` down the sequence is
-//! `a b a b …`, and backends that are left keep their shares. Random numbers are drawn again, a ring is followed clockwise, a
-//! table is probed further. After some steps for each backend (4, for the hashes 16) it stops walking, which could be
-//! long when the heaviest is down, and offers the others in a weighted random order; for a key it is always the same
-//! one. Each backend is offered exactly once.
+//! A pick iterates over [`Candidates`]. The first candidate is the choice of the algorithm. If the caller rejects it
+//! (unhealthy, already tried, full), the algorithm takes further steps:
 //!
-//! Cost of a pick that is not refused: one `fetch_add` (none for a key), one look-up, one reference count of the `Arc` that
-//! Pingora's trait demands; `LeastRequest` and `PeakEwma` read two to four loads, `PeakEwma` the clock. No lock, and no
-//! allocation before the walk has ended or a backend beyond the first 128 has been refused. Memory: at most 2 MiB for the
-//! period of unequal weights, 64 MiB for a ring (13 KiB for ten backends of weight 1, 12 MiB if their weight is 1000),
-//! 128 KiB for a table.
+//! - A round robin takes **further steps of the same cursor**, so the turns of a backend that is down go to the
+//!   backends after it. With `a`, `b`, `c` of equal weight and `c` down, the sequence is `a b a b …`. The other
+//!   backends keep their relative shares.
+//! - Random draws are repeated, a ring is followed clockwise, and a table is probed further.
+//!
+//! If the heaviest backend is down, this could take many steps. After 4 steps per backend (16 for the hash algorithms),
+//! the remaining backends are offered in a weighted random order, which is always the same for one key. Each backend is
+//! offered exactly once.
+//!
+//! A pick without rejections costs one `fetch_add` (none with a key), one look-up, and one reference count of the `Arc`
+//! that Pingora's trait requires. `LeastRequest` and `PeakEwma` also read two to four loads, and `PeakEwma` the clock.
+//! There is no lock, and no allocation until the steps are used up or a backend beyond the first 128 is rejected.
+//! Memory is at most 2 MiB for the period of unequal weights, 64 MiB for a ring (13 KiB for ten backends of weight 1,
+//! 12 MiB if their weight is 1000), and 128 KiB for a table.
 
 mod bounded;
 mod candidates;
@@ -128,36 +131,39 @@ use maglev::Table;
 use random::{Alias, Draws};
 use round_robin::RoundRobin;
 
-/// How a [`Policy`] chooses.
+/// The algorithm by which a [`Policy`] chooses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Algorithm {
-    /// Each in turn, as evenly spread as the weights allow: nginx's smooth weighted round robin
-    /// (`ngx_http_upstream_round_robin.c`, 2012), with weights 5, 1, 1 `a a b a c a a`.
+    /// Takes the backends in turn, as evenly as the weights allow: nginx's smooth weighted round robin
+    /// (`ngx_http_upstream_round_robin.c`, 2012). Weights 5, 1, 1 give `a a b a c a a`.
     #[default]
     RoundRobin,
-    /// Each with a chance proportional to its weight. Drawn by the alias method (Walker, 1977; Vose, 1991), so the
-    /// number of backends does not matter.
+    /// Draws a backend with a probability proportional to its weight. The alias method (Walker, 1977; Vose, 1991) makes
+    /// the cost independent of the number of backends.
     Random,
-    /// The one with the fewest requests in flight for its weight: of all in pools of up to four backends, of two that
-    /// are drawn by weight in larger ones ("The power of two choices in randomized load balancing", Mitzenmacher, 2001).
+    /// Takes the backend with the fewest requests in flight for its weight. Compares all backends in pools of up to
+    /// four, and two that are drawn by weight in larger pools ("The power of two choices in randomized load balancing",
+    /// Mitzenmacher, 2001).
     LeastRequest,
-    /// The one that is expected to answer soonest: as `LeastRequest`, by the peak EWMA of the time to the first byte
-    /// times the requests in flight. Finagle's and tower's `PeakEwma`, with penalties as linkerd has them; see [`Load`].
+    /// Takes the backend with the shortest expected response time. Works like `LeastRequest`, but compares the peak
+    /// EWMA of the time to first byte times the requests in flight. This is Finagle's and tower's `PeakEwma` with
+    /// linkerd's penalties; see [`Load`].
     PeakEwma,
-    /// The owner of the key on a ring of 160 points for each unit of weight (Karger et al., 1997; ketama, 2007). Keys
-    /// meet the same backends as with nginx's `hash … consistent`. When a backend leaves, only its own keys move.
+    /// Takes the owner of the key on a ring with 160 points per unit of weight (Karger et al., 1997; ketama, 2007).
+    /// Keys map to the same backends as with nginx's `hash … consistent`. If a backend is removed, only its own keys
+    /// move.
     ConsistentHash,
-    /// The owner of the key in a table of 65,537 entries ("Maglev", Eisenbud et al., NSDI 2016, 3.4): more even than
-    /// a ring. When a backend leaves, its own keys move, and a few others.
+    /// Takes the owner of the key in a table of 65,537 entries ("Maglev", Eisenbud et al., NSDI 2016, 3.4). The
+    /// distribution is more even than on a ring. If a backend is removed, its own keys move and a few others.
     Maglev,
 }
 
-/// What a [`Policy`] keeps while its backends change: the algorithm, the position, and what each backend is doing.
+/// The state of a [`Policy`] that survives changes of its backends: the algorithm, the position, and the loads.
 ///
-/// Given to Pingora's `LoadBalancer::from_backends_with_config`. Without it (`try_from_iter`,
-/// `from_backends`) the policy is a round robin that begins anew when a backend comes or goes.
+/// Pass it to Pingora's `LoadBalancer::from_backends_with_config`. Without it (`try_from_iter`, `from_backends`), the
+/// policy is a round robin that starts over if a backend is added or removed.
 ///
-/// A clone shares all of it: two balancers that are given clones take turns, and see the same loads. The default is
+/// A clone shares all state: two balancers with clones advance one position and read the same loads. The default is
 /// round robin with the system's clock.
 #[derive(Clone, Debug)]
 pub struct PolicyConfig {
@@ -171,18 +177,18 @@ pub struct PolicyConfig {
 
 /// One of six algorithms over a set of backends.
 ///
-/// A `Backend::weight` is a share relative to the others. A backend of weight 0 is only offered when every
-/// other one has been refused; if all weights are 0 they are taken for equal.
+/// A `Backend::weight` is relative to the others. A backend of weight 0 is offered only after all others have been
+/// rejected. If all weights are 0, they count as equal.
 #[derive(Debug)]
 pub struct Policy {
     algorithm: Algorithm,
     backends: Box<[Backend]>,
-    /// In the same order; at least one is positive.
+    /// Weights in the order of `backends`. At least one is positive.
     weights: Box<[usize]>,
     mean_weight: f64,
-    /// In the same order.
+    /// Loads in the order of `backends`.
     loads: Box<[Arc<Load>]>,
-    /// For [`Rule::Turns`], for the first of equals, and for the hashes when there is no key.
+    /// The sequence for [`Rule::Turns`], for ties, and for hash algorithms without a key.
     order: RoundRobin,
     rule: Rule,
     cursor: Cursor,
@@ -190,48 +196,48 @@ pub struct Policy {
     clock: Clock,
 }
 
-/// An algorithm, with what it looks up.
+/// An algorithm with its lookup table.
 #[derive(Debug)]
 enum Rule {
     Turns,
     Draws(Alias),
-    /// Compares all.
+    /// Compares all backends.
     Least,
     TwoChoices(Alias),
     Ring(Ring),
     Table(Table),
 }
 
-/// Counts the steps that were taken; shared by all selectors of a balancer.
+/// Counts the steps taken. All selectors of a balancer share it.
 #[derive(Clone, Debug, Default)]
 struct Cursor(Arc<AtomicUsize>);
 
 /// The steps that a request takes.
 #[derive(Clone, Copy, Debug)]
 enum Steps {
-    /// Those that are next; nobody else takes them then.
+    /// Advances the shared cursor.
     Taken,
-    /// Those that would be next, from this one on. They are left to the next request.
+    /// Counts from this step on and leaves the shared cursor unchanged, so that the next request takes the same steps.
     Ahead(usize),
 }
 
-/// By what a policy prefers a backend to others.
+/// The criterion by which a policy prefers a backend.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Preference {
-    /// Whose turn comes first, or who is first in the order of the key.
+    /// The turn in a round robin, or the order for the key.
     Order,
-    /// A draw by weight.
+    /// A random draw by weight.
     Draw,
-    /// Requests in flight over weight.
+    /// Requests in flight divided by weight.
     InFlight(f64),
-    /// What an answer is expected to cost, in seconds.
+    /// The expected cost of a response, in seconds.
     Cost(f64),
 }
 
 // === impl Algorithm ===
 
 impl Algorithm {
-    /// All of them.
+    /// All algorithms.
     pub const ALL: [Self; 6] = [
         Self::RoundRobin,
         Self::Random,
@@ -241,12 +247,12 @@ impl Algorithm {
         Self::Maglev,
     ];
 
-    /// Whether it chooses by the key of a request.
+    /// Whether the algorithm chooses by the key of a request.
     pub fn is_hash(self) -> bool {
         matches!(self, Self::ConsistentHash | Self::Maglev)
     }
 
-    /// Its name in the configuration, such as `least_request`.
+    /// Returns the name in the configuration, such as `least_request`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::RoundRobin => "round_robin",
@@ -262,7 +268,7 @@ impl Algorithm {
 // === impl PolicyConfig ===
 
 impl PolicyConfig {
-    /// This algorithm with the system's clock and a seed that is different each time.
+    /// Creates a configuration with the system's clock and a random seed.
     pub fn new(algorithm: Algorithm) -> Self {
         let clock = Clock::system();
         Self {
@@ -275,33 +281,34 @@ impl PolicyConfig {
         }
     }
 
-    /// The same with another clock, for tests and simulations.
+    /// Replaces the clock, for tests and simulations.
     #[must_use]
     pub fn with_clock(self, clock: Clock) -> Self {
         Self { epoch: clock.now(), clock, ..self }
     }
 
-    /// The same with this seed: picks that are made in the same order are then the same in each run.
+    /// Replaces the seed, so that the same sequence of calls gives the same picks in each run.
     #[must_use]
     pub fn with_seed(self, seed: u64) -> Self {
         Self { seed, ..self }
     }
 
-    /// The same with another algorithm: its position and what each backend is doing stay.
+    /// Replaces the algorithm and keeps the position and the loads.
     #[must_use]
     pub fn with_algorithm(self, algorithm: Algorithm) -> Self {
         Self { algorithm, ..self }
     }
 
-    /// The algorithm.
+    /// Returns the algorithm.
     pub fn algorithm(&self) -> Algorithm {
         self.algorithm
     }
 
-    /// What the backend at this address is doing; the policy looks at the same. Made when nobody holds it yet.
+    /// Returns the load of the backend at this address, which the policy reads. Creates it if no reference to one
+    /// exists.
     ///
-    /// Takes a lock: ask once for each backend and keep the answer, not once for each request. As long as it is kept,
-    /// the load is the same one, even while no balancer has a backend at this address.
+    /// Takes a lock, so call it once per backend and not once per request. While a reference exists, all calls return
+    /// the same load, even if no balancer has a backend at this address.
     pub fn load(&self, address: &SocketAddr) -> Arc<Load> {
         self.loads.get(address, self.epoch)
     }
@@ -327,29 +334,29 @@ impl Policy {
         Self { algorithm, backends, weights, mean_weight, loads, order, rule, cursor, seed, clock }
     }
 
-    /// The candidates that the next request with this key will be offered, if nothing changes until then. Looking at them
-    /// takes no turn: requests go where they would have gone.
+    /// Returns the candidates that the next request with this key will be offered if nothing changes. The shared cursor
+    /// stays where it is, so requests are not affected.
     pub fn ahead(self: &Arc<Self>, key: &[u8]) -> Candidates {
         self.ahead_from(key, self.cursor.next())
     }
 
-    /// The same, for a request that takes its steps from this one on.
+    /// Returns the candidates like [`ahead`](Self::ahead), for a request that begins at this step.
     pub(crate) fn ahead_from(self: &Arc<Self>, key: &[u8], step: usize) -> Candidates {
         let mut steps = Steps::Ahead(step);
         Candidates::new(self.clone(), self.walk(key, &mut steps), steps)
     }
 
-    /// The step that the next request takes.
+    /// Returns the step that the next request will take.
     pub(crate) fn next_step(&self) -> usize {
         self.cursor.next()
     }
 
-    /// Whether random numbers decide, so that two requests of the same kind may go to different backends.
+    /// Whether the choice is random, so that equal requests may go to different backends.
     pub fn is_drawn(&self) -> bool {
         matches!(self.rule, Rule::Draws(_) | Rule::TwoChoices(_))
     }
 
-    /// By what the backend at this address is preferred, or not; none if there is no such backend.
+    /// Returns the criterion for the backend at this address, or `None` if there is no such backend.
     pub(crate) fn preference(&self, address: &SocketAddr) -> Option<Preference> {
         let index = self.backends.binary_search_by(|backend| backend.addr.cmp(address)).ok()?;
         Some(match (&self.rule, self.measure()) {
@@ -364,17 +371,17 @@ impl Policy {
         })
     }
 
-    /// Whose turn it is now; the next call is about the next turn. `None` without backends.
+    /// Takes a step and returns the backend whose turn it is, or `None` without backends.
     fn turn(&self, steps: &mut Steps) -> Option<usize> {
         self.order.at(steps.take(&self.cursor))
     }
 
-    /// The random numbers of the next step.
+    /// Takes a step and returns its random numbers.
     fn draws(&self, steps: &mut Steps) -> Draws {
         Draws::new(self.seed, steps.take(&self.cursor))
     }
 
-    /// Where a request with this key begins.
+    /// Returns the first state of the walk for a request with this key.
     fn walk(&self, key: &[u8], steps: &mut Steps) -> Walk {
         match &self.rule {
             Rule::Draws(_) => Walk::Draws(self.draws(steps)),
@@ -411,8 +418,8 @@ impl BackendSelection for Policy {
         Self::new(backends, &PolicyConfig::default())
     }
 
-    /// The candidates for one request. Only the hashes look at `key`; an empty one is no key, and they take turns
-    /// then as in a round robin.
+    /// Returns the candidates for one request. Only hash algorithms use `key`. If it is empty, they work as a round
+    /// robin.
     fn iter(self: &Arc<Self>, key: &[u8]) -> Candidates {
         let mut steps = Steps::Taken;
         Candidates::new(self.clone(), self.walk(key, &mut steps), steps)
@@ -442,11 +449,11 @@ impl Rule {
 
 impl Cursor {
     fn advance(&self) -> usize {
-        // Only the count matters, nothing is published through it.
+        // `Relaxed` is enough, because no other memory is published through the counter.
         self.0.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// The step that is taken next.
+    /// Returns the step that is taken next.
     fn next(&self) -> usize {
         self.0.load(Ordering::Relaxed)
     }
@@ -462,7 +469,7 @@ impl Steps {
         }
     }
 
-    /// The step after those that were looked at.
+    /// Returns the step after those counted ahead.
     fn next(self) -> Option<usize> {
         match self {
             Self::Taken => None,

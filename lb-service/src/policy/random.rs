@@ -1,13 +1,13 @@
-//! Random numbers, and backends drawn with a chance proportional to their weight.
+//! Random numbers, and random backends with a probability proportional to their weight.
 //!
-//! The numbers are SplitMix64's (Steele, Lea, Flood: "Fast splittable pseudorandom number generators", 2014).
-//! Each request takes one step of the counter that all requests of a balancer share, and its numbers follow from
-//! that step and the seed. There is no state of a thread, and the same seed gives the same sequence.
+//! The numbers are those of SplitMix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number generators", 2014).
+//! Each request takes one step of a counter that all requests of a balancer share, and its numbers follow from that
+//! step and the seed. There is no state per thread, and equal seeds give equal sequences.
 //!
-//! Drawing takes the same time for any number of backends: the alias method (Walker, "An efficient method for
-//! generating discrete random variables with general distributions", 1977; built as by Vose, 1991). `n` columns of
-//! the same height hold the weights; each column holds a piece of its own backend and is filled up with a piece of
-//! one other. A random number says which column, and how high in it.
+//! The alias method draws in constant time (Walker, "An efficient method for generating discrete random variables with
+//! general distributions", 1977; built as by Vose, 1991). The weights fill `n` columns of equal height. Each column has
+//! a piece of its own backend, and a piece of one other backend fills the rest. A random number selects the column and
+//! the height in it.
 
 use super::weights::scaled;
 
@@ -23,14 +23,14 @@ pub(super) struct Draws(u64);
 pub(super) enum Alias {
     /// All weights are equal: this many backends.
     Equal(usize),
-    /// One column for each backend.
+    /// One column per backend.
     Columns(Box<[Column]>),
 }
 
-/// The piece of one column that belongs to its own backend, and whose the rest is.
+/// The piece of a column that belongs to its own backend, and the owner of the rest.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Column {
-    /// In `2^-64` of the column's height.
+    /// The size of the own piece, in units of `2^-64` of the column's height.
     own: u64,
     other: u32,
 }
@@ -46,7 +46,7 @@ pub(super) fn mix(number: u64) -> u64 {
 // === impl Draws ===
 
 impl Draws {
-    /// The numbers of the request that took this step.
+    /// Returns the random numbers of the request that took this step.
     pub(super) fn new(seed: u64, step: usize) -> Self {
         Self(mix(seed.wrapping_add((step as u64).wrapping_mul(GAMMA))))
     }
@@ -61,7 +61,8 @@ impl Draws {
 // === impl Alias ===
 
 impl Alias {
-    /// A choice among backends with these weights. Those of weight 0 are never chosen, unless all are 0.
+    /// Creates a choice among backends with these weights. Backends of weight 0 are never chosen, unless all weights
+    /// are 0.
     pub(super) fn new(weights: &[usize]) -> Self {
         match weights.first() {
             Some(first) if weights.iter().any(|weight| weight != first) => Self::Columns(columns(weights)),
@@ -69,7 +70,7 @@ impl Alias {
         }
     }
 
-    /// The backend that a random number stands for; `None` without backends.
+    /// Returns the backend for a random number, or `None` without backends.
     pub(super) fn at(&self, random: u64) -> Option<usize> {
         match self {
             Self::Equal(0) => None,
@@ -83,14 +84,14 @@ impl Alias {
     }
 }
 
-/// A random number as a number below `n`, and a fraction in `2^-64` that is independent of it but for the bits that
-/// `n` takes.
+/// Splits a random number into a number below `n` and a fraction in units of `2^-64`. The fraction is independent of
+/// the number, except for the bits that `n` uses.
 fn split(random: u64, n: usize) -> (usize, u64) {
     let product = u128::from(random) * n as u128;
     ((product >> 64) as usize, product as u64)
 }
 
-/// Fills the columns: each that is not full gets its rest from one that has too much.
+/// Fills the columns: a column that is not full gets its rest from a backend with too much weight for its own.
 fn columns(weights: &[usize]) -> Box<[Column]> {
     let scaled = scaled(weights);
     let height: u128 = scaled.iter().map(|weight| u128::from(*weight)).sum();
@@ -101,7 +102,7 @@ fn columns(weights: &[usize]) -> Box<[Column]> {
     let (mut small, mut large): (Vec<usize>, Vec<usize>) =
         (0..weights.len()).partition(|index| left[*index] < height);
     while let (Some(low), Some(high)) = (small.pop(), large.last().copied()) {
-        // What is left of `low` is below the height, and that is below 2^64.
+        // The rest of `low` is below the height, which is below 2^64.
         columns[low] = Column { own: ((left[low] << 64) / height) as u64, other: high as u32 };
         left[high] -= height - left[low];
         if left[high] < height {
@@ -128,7 +129,7 @@ mod tests {
         counts.into_iter().map(|count| count as f64 / draws as f64).collect()
     }
 
-    /// The chance of each backend, read from the columns.
+    /// Returns the probability of each backend, computed from the columns.
     fn chances(weights: &[usize]) -> Vec<f64> {
         let Alias::Columns(columns) = Alias::new(weights) else {
             return vec![1.0 / weights.len() as f64; weights.len()];
@@ -143,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_nobody() {
+    fn a_choice_without_backends_is_none() {
         assert_eq!(Alias::new(&[]).at(5), None);
     }
 
@@ -164,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn largest_weights_are_drawn_as_well() {
+    fn draws_follow_the_largest_weights() {
         for (share, expected) in shares(&[usize::MAX, usize::MAX, 1], 10_000).into_iter().zip([0.5, 0.5, 0.0])
         {
             assert!((share - expected).abs() < 0.02, "{share} {expected}");
@@ -172,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn same_seed_same_numbers() {
+    fn equal_seeds_give_equal_numbers() {
         let numbers = |seed, step| {
             let mut draws = Draws::new(seed, step);
             [draws.next(), draws.next(), draws.next()]

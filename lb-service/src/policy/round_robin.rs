@@ -1,39 +1,39 @@
 //! Smooth weighted round robin as a function from a step to a backend.
 //!
 //! The sequence is nginx's (`src/http/ngx_http_upstream_round_robin.c`, "smooth weighted round-robin
-//! balancing", 2012): at each step every backend gains its weight; the one that has most is picked and loses
-//! the sum of all weights. Weights 5, 1, 1 give `a a b a c a a`, where a plain weighted round robin gives
-//! `a a a a a b c`. After as many steps as the sum `W` of the weights everything stands where it began. nginx
-//! keeps the gains under a lock and updates all of them at each request; here one period is computed when the
-//! set of backends changes, and a request only looks up its step.
+//! balancing", 2012). At each step, every backend gains its weight. The backend with the highest gain is picked and
+//! loses the sum of all weights. Weights 5, 1, 1 give `a a b a c a a`, where a plain weighted round robin gives `a a a
+//! a a b c`. The sequence repeats after `W` steps, where `W` is the sum of the weights. nginx keeps the gains under a
+//! lock and updates all of them at each request. This code computes one period when the set of backends changes, and a
+//! request only looks up its step.
 //!
-//! How even it is: after `k` steps from the start a backend of weight `w` has been picked less than
-//! `k·w/W + 1` times, because what a picked backend is left with is more than `-W`. It has been picked at
-//! least `k·w/W + 1 - H(n)` times, where `H(n) = 1 + 1/2 + … + 1/n`: by induction over the steps no `j`
-//! backends together hold more than `W·j·(H(n) - H(j))`, as in the analysis of the cup game. In any window of
-//! `k` steps the count is therefore within `H(n)` of `k·w/W`, and in a window of `W` steps it is exact.
+//! Evenness: after `k` steps from the start, a backend of weight `w` has been picked less than `k·w/W + 1` times,
+//! because the gain of a picked backend stays above `-W`. It has been picked at least `k·w/W + 1 - H(n)` times, where
+//! `H(n) = 1 + 1/2 + … + 1/n`: by induction over the steps, no `j` backends together have a gain above `W·j·(H(n) -
+//! H(j))`, as in the analysis of the cup game. So in any window of `k` steps, the count is within `H(n)` of `k·w/W`,
+//! and in a window of `W` steps it is exact.
 //!
-//! One period is `W` steps after division by the greatest common divisor. Where that is too long to be
-//! computed or kept, the steps follow a Kronecker sequence instead (Weyl's equidistribution theorem): step
-//! `k` is the point `frac(k·φ)` of a line on which each backend has a piece as long as its weight, and `φ`
-//! is the golden ratio, whose multiples crowd together least. Shares are then exact in the long run: the
-//! error in a count grows with the logarithm of the number of steps only.
+//! One period has `W` steps after division by the greatest common divisor. If that is too long to compute or store, the
+//! steps follow a Kronecker sequence instead (Weyl's equidistribution theorem). Step `k` is the point `frac(k·φ)` of a
+//! line on which each backend has a piece as long as its weight. `φ` is the golden ratio, whose multiples are
+//! distributed most evenly. Shares are then exact in the long run: the error of a count grows only with the logarithm
+//! of the number of steps.
 
 use super::weights::scaled;
 
-/// The work of computing one period, in additions, that is done at most: some ten milliseconds.
+/// The most additions for the computation of one period, which take about ten milliseconds.
 const MAX_WORK: usize = 1 << 24;
 
-/// The steps of a period that are kept at most, two bytes each.
+/// The most steps of a stored period. Each takes two bytes.
 const MAX_PERIOD: usize = 1 << 20;
 
 /// `2^64 / φ`, rounded to odd: the fractional part of the golden ratio in 64-bit fixed point.
 const GOLDEN_FRACTION: u64 = 0x9e37_79b9_7f4a_7c15;
 
-/// Whose turn a step is.
+/// The backend of each step.
 #[derive(Debug)]
 pub(super) enum RoundRobin {
-    /// All weights are equal: this many backends, one after the other.
+    /// All weights are equal: this many backends follow one another.
     Equal(usize),
     /// One period of nginx's sequence.
     Period(Box<[u16]>),
@@ -44,7 +44,8 @@ pub(super) enum RoundRobin {
 // === impl RoundRobin ===
 
 impl RoundRobin {
-    /// The sequence for backends with these weights. Those of weight 0 have no turn, unless all are 0.
+    /// Creates the sequence for backends with these weights. Backends of weight 0 have no turn, unless all weights are
+    /// 0.
     pub(super) fn new(weights: &[usize]) -> Self {
         if weights.iter().all(|weight| *weight == weights[0]) {
             return Self::Equal(weights.len());
@@ -55,7 +56,7 @@ impl RoundRobin {
         }
     }
 
-    /// The index of the backend whose turn step `step` is; `None` without backends.
+    /// Returns the index of the backend at this step, or `None` without backends.
     pub(super) fn at(&self, step: usize) -> Option<usize> {
         match self {
             Self::Equal(backends) => step.checked_rem(*backends),
@@ -65,7 +66,7 @@ impl RoundRobin {
     }
 }
 
-/// The weights without their common divisor, if a period of them is short enough.
+/// Returns the weights divided by their greatest common divisor, if their period is short enough.
 fn reduced(weights: &[usize]) -> Option<Vec<u32>> {
     let divisor = weights.iter().copied().fold(0, gcd);
     let period = weights.iter().try_fold(0usize, |sum, weight| sum.checked_add(weight / divisor))?;
@@ -80,7 +81,7 @@ fn gcd(a: usize, b: usize) -> usize {
     if b == 0 { a } else { gcd(b, a % b) }
 }
 
-/// One period of nginx's sequence. Of backends that have gained the same, the first is picked.
+/// Returns one period of nginx's sequence. In a tie, the first backend is picked.
 fn period(weights: &[u32]) -> Box<[u16]> {
     let sum: i32 = weights.iter().map(|weight| *weight as i32).sum();
     let mut gains = vec![0i32; weights.len()];
@@ -98,7 +99,7 @@ fn period(weights: &[u32]) -> Box<[u16]> {
     (0..sum).map(|_| step()).collect()
 }
 
-/// Where each backend's piece of the line ends.
+/// Returns the end of each backend's piece of the line.
 fn ends(weights: &[usize]) -> Box<[u64]> {
     let mut end = 0;
     let add = |weight| {
@@ -108,7 +109,8 @@ fn ends(weights: &[usize]) -> Box<[u64]> {
     scaled(weights).into_iter().map(add).collect()
 }
 
-/// The backend whose piece holds the point at `fraction / 2^64` of the line. A piece of length 0 holds none.
+/// Returns the backend whose piece contains the point at `fraction / 2^64` of the line. A piece of length 0 contains
+/// none.
 fn at_fraction(ends: &[u64], fraction: u64) -> usize {
     let length = ends.last().copied().unwrap_or(0);
     let point = ((u128::from(fraction) * u128::from(length)) >> 64) as u64;
@@ -126,7 +128,7 @@ mod tests {
         (0..steps).map(|step| char::from(b'a' + order.at(step).unwrap() as u8)).collect()
     }
 
-    /// nginx's loop as it stands there, for comparison.
+    /// nginx's original loop, for comparison.
     fn nginx(weights: &[usize], steps: usize) -> Vec<usize> {
         let mut current = vec![0i64; weights.len()];
         let mut pick = || {
@@ -160,11 +162,13 @@ mod tests {
 
     fn small_weights() -> impl Strategy<Value = Vec<usize>> {
         vec(prop_oneof![1 => Just(0usize), 4 => 1usize..40], 1..12)
-            .prop_filter("someone has a weight", |weights| weights.iter().any(|weight| *weight > 0))
+            .prop_filter("at least one weight is positive", |weights| {
+                weights.iter().any(|weight| *weight > 0)
+            })
     }
 
     #[test]
-    fn nginx_sequence_of_5_1_1() {
+    fn weights_5_1_1_give_the_sequence_of_nginx() {
         assert_eq!(letters(&[5, 1, 1], 14), "aabacaaaabacaa");
     }
 
@@ -175,29 +179,29 @@ mod tests {
     }
 
     #[test]
-    fn common_divisor_does_not_matter() {
+    fn a_common_divisor_does_not_change_the_sequence() {
         assert_eq!(letters(&[500, 100, 100], 7), "aabacaa");
     }
 
     #[test]
-    fn weight_0_has_no_turn() {
+    fn a_backend_of_weight_0_has_no_turn() {
         assert_eq!(letters(&[0, 1, 0, 1], 4), "bdbd");
     }
 
     #[test]
-    fn nobody_is_nobody() {
+    fn a_sequence_without_backends_has_no_turn() {
         assert_eq!(RoundRobin::new(&[]).at(5), None);
     }
 
     #[test]
-    fn weights_of_the_configuration_have_a_period() {
+    fn the_weights_of_a_configuration_have_a_period() {
         assert!(matches!(RoundRobin::new(&[1000, 999]), RoundRobin::Period(turns) if turns.len() == 1999));
         let hundred: Vec<usize> = (901..=1000).collect();
         assert!(matches!(RoundRobin::new(&hundred), RoundRobin::Period(_)));
     }
 
     #[test]
-    fn golden_shares_are_even_at_every_scale() {
+    fn shares_of_the_golden_sequence_are_even_at_every_scale() {
         let weights: Vec<usize> = (0..2000).map(|index| index % 1000 + 1).collect();
         let order = RoundRobin::new(&weights);
         assert!(matches!(order, RoundRobin::Golden(_)));
@@ -211,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn golden_copes_with_the_largest_weights() {
+    fn the_golden_sequence_supports_the_largest_weights() {
         let order = RoundRobin::new(&[usize::MAX, usize::MAX - 1, 0, 1]);
         assert!(matches!(order, RoundRobin::Golden(_)));
         let counts = counts(&order, 4, 0..10_000);
@@ -223,7 +227,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn sequence_is_nginx_s(weights in small_weights()) {
+        fn the_sequence_equals_that_of_nginx(weights in small_weights()) {
             let order = RoundRobin::new(&weights);
             let steps = 2 * weights.iter().sum::<usize>() + 3;
             let ours: Vec<usize> = (0..steps).map(|step| order.at(step).unwrap()).collect();
@@ -257,7 +261,7 @@ mod tests {
         }
 
         #[test]
-        fn any_weights_give_a_member_that_has_a_turn(
+        fn the_backend_of_a_step_has_a_positive_weight(
             weights in vec(any::<usize>(), 1..20),
             step in any::<usize>(),
         ) {
