@@ -28,10 +28,10 @@ bench: ## compare CPU, latency and memory with nginx, HAProxy, Envoy and Pingora
 	@sh deploy/setup.sh build bench
 	$(CARGO) build --release --package shared --bin load_balancer --quiet
 	$(CARGO) build --release --package tests --example quickstart --quiet
-	python3 tests/benches/run.py --bin $(TARGET)/release/load_balancer --quickstart $(TARGET)/release/examples/quickstart $(ARGS)
+	python3 tests/benches/run.py --bin $(TARGET)/release/load_balancer --quickstart $(TARGET)/release/examples/quickstart --write $(ARGS)
 
 soak: ## run for long under load and reloads, check every byte, and compare with nginx and HAProxy: make soak SOAK="nginx"
 	@sh deploy/setup.sh build test bench
 	$(CARGO) build --release --package shared --bin load_balancer --quiet
-	SOAK="$(SOAK)" LOAD_BALANCER_BIN="$(abspath $(TARGET))/release/load_balancer" \
+	SOAK="$(SOAK)" SOAK_WRITE=1 LOAD_BALANCER_BIN="$(abspath $(TARGET))/release/load_balancer" \
 		$(CARGO) test --package tests --test soak -- --ignored --nocapture

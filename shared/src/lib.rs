@@ -1,6 +1,6 @@
 //! The composition root of the load balancer: configuration, command line, process, and the three services as one daemon.
 //!
-//! [`run`] is the whole program. See `ARCHITECTURE.md` for the map.
+//! [`run`] is the whole program. [`guide`] is the manual for its users, and `ARCHITECTURE.md` is the map of the code.
 
 pub mod app;
 pub mod cli;
@@ -11,6 +11,7 @@ pub mod daemon;
 pub mod demo;
 pub mod events;
 pub mod explain;
+pub mod guide;
 mod http_message;
 pub mod operator;
 pub mod places;

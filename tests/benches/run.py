@@ -6,7 +6,8 @@ machine affects all of them equally. The table shows the median over the rounds.
 entrant has one of them alone, and the origin and the load share the others. Memory per idle connection is measured on
 freshly started processes. Programs that are not on this machine are skipped with a message.
 
-Prints Markdown to standard output and progress to standard error. Needs Linux, nginx and wrk.
+Prints Markdown on the standard output and its progress on the standard error. With --write, a complete run without
+problems also replaces RESULTS.md beside this file. Needs Linux, nginx and wrk.
 """
 
 from __future__ import annotations
@@ -33,6 +34,20 @@ from entrants import BODIES, Entrant, Running, StartError, all_entrants, origin 
 from measure import LoadError, Sample, idle_connection_kib, load, memory_kib  # noqa: E402
 
 BASELINES = ("bare quick start", "nginx")
+
+RESULTS = Path(__file__).parent / "RESULTS.md"
+INTRODUCTION = """\
+# Benchmark
+
+`make bench` compares this daemon with a bare Pingora proxy (the program of Pingora's quick start), nginx, HAProxy and Envoy, and writes
+this file. Every program has one worker and stands in front of the same nginx. They take turns in one run, so that whatever else the
+machine does affects all of them alike. Programs that are not installed are skipped.
+
+- **CPU per request** is the user and system time of all processes of the program. It is the figure to compare: the other figures also
+  depend on the load generator, which shares the machine.
+- **load_balancer (all features)** has `peak_ewma`, sticky sessions, limits, retries, ejection of slow backends and slow start turned on.
+- **load_balancer (access log)** writes the access log to a file.
+"""
 
 
 @dataclass(frozen=True)
@@ -98,7 +113,10 @@ def main() -> int:
 
     with tempfile.TemporaryDirectory(prefix="bench-") as directory:
         results = measure(present, Path(directory), options)
-    print(report(present, absent, results, options))
+    text = report(present, absent, results, options)
+    print(text)
+    if options.write:
+        write(text, options, results)
     return 1 if results.problems else 0
 
 
@@ -113,6 +131,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--idle", type=int, default=4000, help="idle connections for the measurement of memory (%(default)s)")
     parser.add_argument("--only", action="append", metavar="NAME", help="only this entrant; may be repeated")
     parser.add_argument("--quick", action="store_true", help="a short run that checks the benchmark itself")
+    parser.add_argument("--write", action="store_true", help=f"write {RESULTS.name}, unless the run is partial or has problems")
     options = parser.parse_args()
     if options.quick:
         options.rounds, options.seconds, options.idle = 1, 1, min(options.idle, 500)
@@ -219,9 +238,18 @@ def report(entrants: list[Entrant], absent: list[str], results: Results, options
     ]
     titles = {entrant.name: entrant.title() for entrant in entrants}
     for scenario in SCENARIOS:
-        lines += ["", f"**{scenario.title}**", "", *load_table(scenario, titles, results)]
-    lines += ["", "**Memory**", "", *memory_table(titles, results, options)]
+        lines += ["", f"## {scenario.title}", "", *load_table(scenario, titles, results)]
+    lines += ["", "## Memory", "", *memory_table(titles, results, options)]
     return "\n".join(lines)
+
+
+def write(text: str, options: argparse.Namespace, results: Results) -> None:
+    """Replaces the published figures by those of a complete run; other runs leave them alone."""
+    if options.quick or options.only or options.other or results.problems:
+        progress(f"{RESULTS} is unchanged: the run is partial or has problems")
+        return
+    RESULTS.write_text(f"{INTRODUCTION}\n{text}\n")
+    progress(f"written: {RESULTS}")
 
 
 def load_table(scenario: Scenario, titles: dict[str, str], results: Results) -> list[str]:

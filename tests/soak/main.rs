@@ -7,9 +7,9 @@
 //!   Watch ──┴──> Outcome ──> report, faults
 //! ```
 //!
-//! `make test` runs it for half a minute on the daemon. `make soak` runs it for minutes on the daemon, nginx and
-//! HAProxy, and writes `target/soak/report.md` and `report.json`. `SOAK="nginx haproxy"` selects the subjects. Equal
-//! seeds give equal scripts.
+//! `make test` runs it for half a minute on the daemon. `make soak` runs it for minutes, also on nginx and HAProxy, and
+//! writes `target/soak/report.md` and `report.json`. `SOAK="nginx haproxy"` chooses the subjects. A complete long run
+//! with `SOAK_WRITE` set also replaces `RESULTS.md` beside this file. One seed always gives one script.
 //!
 //! Every subject gets the same load and is counted in the same way. Only `subject/` depends on the program under test.
 
@@ -31,6 +31,8 @@ use run::Outcome;
 use script::Plan;
 use subject::{Haproxy, LoadBalancer, Nginx, Subject};
 
+/// The subjects of a complete run.
+const ALL: &str = "load_balancer nginx haproxy";
 const WRITABLE: &str = "cargo's directory is writable";
 
 #[test]
@@ -46,7 +48,7 @@ fn no_request_fails_during_reloads_and_upgrades() {
 #[ignore = "takes half an hour: `make soak`"]
 fn no_request_fails_during_the_long_run() {
     let wanted = std::env::var("SOAK").unwrap_or_default();
-    let wanted = if wanted.is_empty() { "load_balancer nginx haproxy" } else { wanted.as_str() };
+    let wanted = if wanted.is_empty() { ALL } else { wanted.as_str() };
     let plan = if std::env::var_os("SOAK_SHORT").is_some() { Plan::short() } else { Plan::long() };
     let mut outcomes: Vec<Outcome> = Vec::new();
     let mut faults = Vec::new();
@@ -67,6 +69,30 @@ fn no_request_fails_during_the_long_run() {
     }
     println!("\n{}", report::markdown(&outcomes));
     assert!(faults.is_empty(), "{faults:#?}");
+    let is_complete = wanted == ALL && std::env::var_os("SOAK_SHORT").is_none();
+    if is_complete && std::env::var_os("SOAK_WRITE").is_some() {
+        publish(&outcomes);
+    }
+}
+
+/// Replaces the published results.
+fn publish(outcomes: &[Outcome]) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("soak/RESULTS.md");
+    let date =
+        std::process::Command::new("date").args(["-u", "+%F"]).output().expect("coreutils are installed");
+    let day = String::from_utf8_lossy(&date.stdout);
+    std::fs::write(&path, report::results(outcomes, day.trim(), &machine()))
+        .expect("the repository is writable");
+    println!("written: {}", path.display());
+}
+
+/// The number and the model of the processors.
+fn machine() -> String {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let processors = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model =
+        processors.lines().find(|line| line.starts_with("model name")).and_then(|line| line.split_once(": "));
+    model.map_or_else(|| format!("{cores} cores"), |(_, model)| format!("{cores} cores ({model})"))
 }
 
 /// Writes the report. It is called after each subject, because a run takes long and a later one may fail.

@@ -14,36 +14,64 @@ const TOLERANCE: Duration = Duration::from_millis(500);
 /// The number of failures that are listed per subject.
 const LISTED: usize = 12;
 
+/// The beginning of `RESULTS.md`.
+const INTRODUCTION: &str = "\
+# Soak test
+
+No request fails and no WebSocket is cut while the daemon changes: `make soak` checks this, and writes this file. 26 clients load the
+daemon over kept and new connections with uploads, slow readers and writers, downloads of megabytes, and WebSockets that stay open for the
+whole run. They compare every byte that they receive with the expected one. Meanwhile the test reloads 50 different files, upgrades ten
+times, drains, weights, adds and removes backends, and kills some of them with requests in flight.
+
+The test fails if a request fails, if a WebSocket is cut, or if a process, a connection or more than a tenth of a warm process's memory
+is left over. It takes half an hour; `make test` includes half a minute of it.
+
+Then nginx (`-s reload`; USR2, WINCH and QUIT) and HAProxy (master-worker, SIGUSR2) get the same load and the same changes. Each is
+configured as its manual advises and has the same time to drain: half an hour, but 25 s for the first process, so that the timeout cuts
+its WebSockets.
+";
+
+/// The end of `RESULTS.md`.
+const NOTES: &str = "
+- A **change at run time** is a reload if the program has no command for it.
+- **Memory at rest** is the median of five measurements, because it varies how much freed memory has returned to the system. A process is
+  warm after 80 s, when the timers of all of its timeouts exist.
+- **nginx** replaces its workers at each reload, and the old ones close their idle connections at once. Clients find these connections closed,
+  and a `POST` that is on its way then can be lost. nginx refuses an upgrade while the process before the last one still
+  waits for a connection, as it does for WebSockets.
+- **HAProxy** asks its clients to reconnect at each reload, and each of its old processes stays as long as one of its connections.
+";
+
 type Cell = fn(&Outcome) -> String;
 
 /// The rows of the table.
 const ROWS: [(&str, Cell); 22] = [
     ("time under load", |run| seconds(run.changing.1)),
-    ("new configuration files put into effect", |run| run.count("reloads").to_string()),
-    ("new processes by upgrade", |run| run.count("upgrades").to_string()),
-    ("backends drained, undrained, weighted, added, removed at run time", orders),
-    ("backends killed with requests under way", |run| run.count("kills").to_string()),
-    ("keep-alive GET / GET on new connections", |run| requests(run, &[Kind::KeepAlive, Kind::Fresh])),
+    ("reloads, each with a new configuration file", |run| run.count("reloads").to_string()),
+    ("upgrades", |run| run.count("upgrades").to_string()),
+    ("changes at run time: drain, undrain, weight, add, remove", orders),
+    ("backends killed with requests in flight", |run| run.count("kills").to_string()),
+    ("GET on kept connections / on new connections", |run| requests(run, &[Kind::KeepAlive, Kind::Fresh])),
     ("POST / slow uploads", |run| requests(run, &[Kind::Post, Kind::SlowUpload])),
     ("slow / long downloads", |run| requests(run, &[Kind::SlowDownload, Kind::LongDownload])),
     ("WebSocket messages echoed", |run| requests(run, &[Kind::WebSocket])),
-    ("bytes checked, one by one", |run| format!("{} MB", run.bytes() / 1_000_000)),
+    ("bytes compared", |run| format!("{} MB", run.bytes() / 1_000_000)),
     ("**requests failed**", |run| format!("**{}**", run.failures(false).len())),
-    ("changes that were refused or did not come about", |run| run.failures(true).len().to_string()),
-    ("**WebSockets cut** before the drain time was over", |run| format!("**{}**", run.cuts(false).len())),
-    ("WebSockets cut by its end", |run| run.cuts(true).len().to_string()),
-    ("clients that had to connect anew: told so / found it closed", anew),
-    ("longest pause of a client; 999 of 1000 below", pauses),
-    ("a change was in effect after: middle / longest", in_effect),
-    ("processes in rest, on average, at most", |run| {
+    ("changes that were refused or had no effect", |run| run.failures(true).len().to_string()),
+    ("**WebSockets cut** before the drain timed out", |run| format!("**{}**", run.cuts(false).len())),
+    ("WebSockets cut when the drain timed out", |run| run.cuts(true).len().to_string()),
+    ("reconnects: after `Connection: close` / after a closed connection", anew),
+    ("pause of a client: longest; 99.9th percentile", pauses),
+    ("time until a reload was in effect: median / longest", in_effect),
+    ("processes: at rest, on average, at most", |run| {
         format!("{}, {:.1}, {}", run.shape.processes, run.seen.average_processes(), run.seen.most_processes())
     }),
-    ("memory of all processes: after warm-up, most, at the end", memory),
-    ("memory at rest: first process and last process when warm, at the end", at_rest),
+    ("memory of all processes: after warm-up, at most, at the end", memory),
+    ("memory at rest: first process when warm, last process when warm, at the end", at_rest),
     ("left 20 s after the load: processes / connections / listening sockets", |run| {
         format!("{} / {} / {}", run.left.processes, run.left.connections.len(), run.left.listeners)
     }),
-    ("left after the stop", |run| run.left.after_stop.to_string()),
+    ("processes left after the stop", |run| run.left.after_stop.to_string()),
 ];
 
 /// Returns the table and, below it, the failures with the changes during which they happened.
@@ -63,6 +91,13 @@ pub(crate) fn markdown(runs: &[Outcome]) -> String {
     );
     runs.iter().for_each(|run| text.push_str(&troubles(run)));
     text
+}
+
+/// Returns the published page: the table of a run of every subject that began on `day` on `machine`.
+pub(crate) fn results(runs: &[Outcome], day: &str, machine: &str) -> String {
+    let measured =
+        format!("Measured on {day} in one run on {machine}, which also ran the clients and the backends.");
+    format!("{INTRODUCTION}\n{measured}\n\n{}{NOTES}", markdown(runs))
 }
 
 /// Returns the results as JSON.
@@ -238,7 +273,7 @@ fn troubles(run: &Outcome) -> String {
 fn orders(run: &Outcome) -> String {
     match run.count("orders that were reloads") {
         0 => run.count("orders").to_string(),
-        reloads => format!("{}, {reloads} of them by a reload", run.count("orders")),
+        reloads => format!("{}, {reloads} of them by reloads", run.count("orders")),
     }
 }
 

@@ -5,9 +5,13 @@ mod exercise;
 #[cfg(test)]
 mod fixtures;
 #[cfg(test)]
+mod guide;
+#[cfg(test)]
 mod hints;
 #[cfg(test)]
 mod properties;
+#[cfg(test)]
+mod reference;
 #[cfg(test)]
 mod schema;
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! The README lists exactly the metrics and subcommands that exist.
+//! The guide lists exactly the metrics and subcommands that exist.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -12,7 +12,7 @@ use crate::pool;
 type Families = BTreeMap<String, BTreeSet<String>>;
 
 #[test]
-fn the_readme_lists_every_metric_of_ours_with_its_labels() {
+fn the_guide_lists_every_metric_of_ours_with_its_labels() {
     let lab = Lab::new();
     let (one, down) = (Origin::start("one"), Origin::refusing("down"));
     let daemon = lab.start(&pool(&[&one, &down], "health_check: {type: tcp, interval: 1s}"));
@@ -25,25 +25,25 @@ fn the_readme_lists_every_metric_of_ours_with_its_labels() {
 }
 
 #[test]
-fn the_readme_mentions_every_subcommand() {
+fn the_guide_describes_every_subcommand() {
     let help = Lab::new().run(&["--help"]).stdout;
     let (_, commands) = help.split_once("Commands:\n").expect("--help has commands");
     let listed = commands.lines().take_while(|line| !line.is_empty());
     // Continuation lines of a description have a deeper indentation.
     let names: Vec<&str> = listed.filter(|line| !line.starts_with("    ")).map(first_word).collect();
     assert!(names.contains(&"drain"), "{help}");
-    let readme = readme();
+    let page = page("operating");
     for name in names.into_iter().filter(|name| *name != "help") {
-        let mentions = ["`", "make ", "load_balancer "].map(|before| format!("{before}{name}"));
-        assert!(mentions.iter().any(|mention| readme.contains(mention)), "{name} is nowhere in the README");
+        let row = |end: &str| page.contains(&format!("\n| `{name}{end}"));
+        assert!(row("`") || row(" "), "the page on operating has no row for {name}");
     }
 }
 
-/// The families in the README's section on metrics. Each row names families and their common labels. The values of a
+/// The families in the guide's section on metrics. Each row names families and their common labels. The values of a
 /// label follow it in backquotes.
 fn listed() -> Families {
-    let readme = readme();
-    let (_, section) = readme.split_once("\n### Metrics\n").expect("there is a section on metrics");
+    let page = page("observability");
+    let (_, section) = page.split_once("\n## Metrics\n").expect("there is a section on metrics");
     let (section, _) = section.split_once("\n### ").expect("another section follows");
     let rows = section.lines().filter_map(|line| line.strip_prefix("| `")?.split_once(" | "));
     let families = rows.flat_map(|(families, labels)| {
@@ -72,9 +72,9 @@ fn labels_of(family: &str, text: &str) -> BTreeSet<String> {
     labels.map(|(label, _)| label.to_owned()).filter(|label| label != "le").collect()
 }
 
-fn readme() -> String {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md");
-    fs::read_to_string(path).expect("there is a README")
+fn page(name: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../shared/guide/{name}.md"));
+    fs::read_to_string(path).expect("the guide has this page")
 }
 
 fn first_word(line: &str) -> &str {
