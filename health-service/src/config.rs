@@ -18,26 +18,26 @@ use serde::{Deserialize, Serialize};
 use crate::settings::{CheckKind, GrpcCheck, HttpCheck, Settings, Thresholds};
 pub use values::{CheckCount, CheckMethod, CheckPath, CheckType, DurationText, Percent, StatusRange};
 
-/// How the backends of a pool are checked.
+/// Health checks of the backends of a pool.
 #[derive(Deserialize, Serialize, JsonSchema, Clone, Debug)]
 #[serde(deny_unknown_fields, default)]
 pub struct HealthCheckConfig {
-    /// What a check does: `tcp` connects (with TLS, where the pool has it), `http` sends a request, `grpc` asks the
-    /// backend's gRPC health service, `none` turns checks off.
+    /// Kind of check: `tcp` connects (over TLS if the pool uses it), `http` sends a request, `grpc` calls the gRPC
+    /// health service, and `none` turns checks off.
     pub r#type: CheckType,
-    /// Time from the start of one check of a backend to the start of its next.
+    /// Time from the start of one check of a backend to the start of the next.
     pub interval: DurationText,
-    /// The same while the backend is changing its state.
+    /// Interval while the backend is changing its state.
     pub fast_interval: DurationText,
-    /// Time that a whole check may take, from the first packet to the last byte needed.
+    /// Timeout of a whole check, including the connection.
     pub timeout: DurationText,
-    /// Checks in a row that must pass before a backend that is down is used again.
+    /// Number of checks in a row that must pass to bring a backend up.
     pub rise: CheckCount,
-    /// Checks in a row that must fail before a backend that is up is left out.
+    /// Number of checks in a row that must fail to take a backend down.
     pub fall: CheckCount,
-    /// By how many percent an interval may be shorter or longer, at random.
+    /// Largest random change of an interval, in percent.
     pub jitter: Percent,
-    /// Port to check; default: the backend's own.
+    /// Port to check; default: the port of the backend.
     #[serde(deserialize_with = "values::port", skip_serializing_if = "Option::is_none")]
     pub port: Option<NonZeroU16>,
     /// Path of an HTTP check; default: `/`.
@@ -46,19 +46,19 @@ pub struct HealthCheckConfig {
     /// Method of an HTTP check; default: `GET`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub method: Option<CheckMethod>,
-    /// Host header of an HTTP check, authority of a gRPC check; default: the SNI of the pool, else the address of the
-    /// backend.
+    /// `Host` header of an HTTP check, or authority of a gRPC check; default: the `sni` of the pool, or else the
+    /// address of the backend.
     #[serde(deserialize_with = "values::host", skip_serializing_if = "Option::is_none")]
     pub host: Option<String>,
     /// Status codes that pass an HTTP check; default: `["200-399"]`.
     #[serde(deserialize_with = "values::status_ranges", skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1))]
     pub expect_status: Option<Vec<StatusRange>>,
-    /// Text that the body of the answer to an HTTP check must contain, within its first 256 KiB.
+    /// Text that the first 256 KiB of the response to an HTTP check must contain; default: any body passes.
     #[serde(deserialize_with = "values::body_text", skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1))]
     pub expect_body: Option<String>,
-    /// Name of the service that a gRPC check asks about; default: the server as a whole.
+    /// Name of the service that a gRPC check asks for; default: the server as a whole.
     #[serde(deserialize_with = "values::service", skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1))]
     pub service: Option<String>,

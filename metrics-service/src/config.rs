@@ -9,20 +9,20 @@ use serde::de::{self, Deserializer, Visitor};
 use serde::{Deserialize, Serialize, Serializer};
 use values::address::{self, Purpose};
 
-/// Metrics, probes and status over HTTP: what can be read, never anything that changes the daemon.
+/// HTTP server for metrics, probes and status. It changes nothing.
 #[derive(Deserialize, Serialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(deny_unknown_fields, default)]
 pub struct MetricsConfig {
-    /// The IP address and port that it is served on.
+    /// IP address and port of the HTTP server for metrics, probes and status.
     address: Address,
 }
 
-/// When `/readyz` says that this process may be sent requests, once it has started and as long as it does not drain.
+/// Condition under which `/readyz` responds 200, once the daemon has started and until it drains.
 #[derive(Deserialize, Serialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(deny_unknown_fields, default)]
 pub struct ReadinessConfig {
-    /// Which pools must have a ready backend. With `any` one is enough, so that a broken application does not take every load
-    /// balancer in front of it out of service.
+    /// Pools that must have a ready backend. With `any`, a broken application does not take every load balancer in
+    /// front of it out of service.
     pools: RequiredPools,
 }
 
@@ -31,12 +31,12 @@ pub struct ReadinessConfig {
 #[serde(rename_all = "snake_case")]
 #[schemars(inline)]
 pub enum RequiredPools {
-    /// At least one of them.
+    /// At least one pool.
     #[default]
     Any,
-    /// Each of them.
+    /// Every pool.
     All,
-    /// The process is ready whatever its pools are.
+    /// No pool. Readiness does not depend on the pools.
     None,
 }
 

@@ -28,7 +28,7 @@ pub struct BackendConfig {
     pub max_requests: Option<Number<0, MAX_COUNT>>,
 }
 
-/// The long form of a backend.
+/// Long form of a backend.
 #[derive(Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct BackendMapping {

@@ -54,7 +54,7 @@ pub enum HashOnConfig {
 #[derive(Deserialize, Serialize, JsonSchema, Clone, Debug)]
 #[serde(deny_unknown_fields)]
 pub struct StickyConfig {
-    /// The name of the cookie, which the load balancer sets.
+    /// Name of the cookie.
     pub cookie: Text<CookieName>,
     /// How long the client keeps the cookie after its last request; default: until the browser closes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -114,7 +114,7 @@ struct HashOnMapping {
     query: Option<Text<QueryName>>,
 }
 
-/// The short form.
+/// Short form.
 #[derive(Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 #[schemars(inline)]

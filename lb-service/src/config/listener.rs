@@ -20,7 +20,7 @@ pub struct ListenerConfig {
     pub name: Option<Text<Name>>,
 }
 
-/// The long form of a listener.
+/// Long form of a listener.
 #[derive(Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct ListenerMapping {

@@ -48,7 +48,7 @@ pub struct RouteConfig {
     /// The conditions for a request, all of which must hold. Default: matches every request.
     #[serde(default, skip_serializing_if = "MatchConfig::is_empty")]
     pub r#match: MatchConfig,
-    /// The name of the pool.
+    /// Name of the pool.
     pub pool: String,
 }
 

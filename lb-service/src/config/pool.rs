@@ -34,9 +34,9 @@ pub struct PoolConfig<Check: Default> {
     /// The cookie that keeps a client at one backend; default: no sticky sessions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sticky: Option<StickyConfig>,
-    /// The backends: `10.0.0.1:8080` or `localhost:8080`, or `{address: 10.0.0.1:8080, weight: 2}`.
+    /// Backends, such as `10.0.0.1:8080`, `localhost:8080` or `{address: 10.0.0.1:8080, weight: 2}`.
     pub backends: Vec<BackendConfig>,
-    /// TLS to the backends; default: plain HTTP.
+    /// TLS for connections to backends; default: plain HTTP.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<TlsConfig>,
     /// The `Host` header for the backends; default: as sent by the client.
@@ -67,7 +67,7 @@ pub struct PoolConfig<Check: Default> {
     pub limits: LimitsConfig,
 }
 
-/// TLS to the backends of a pool.
+/// TLS for connections to the backends of a pool.
 #[derive(Deserialize, Serialize, JsonSchema, Clone, Debug)]
 #[serde(deny_unknown_fields)]
 pub struct TlsConfig {

@@ -27,14 +27,14 @@ pub struct OutlierConfig {
     /// on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub base_ejection: Option<Text<PositiveDuration>>,
-    /// The longest ejection; default: 300s.
+    /// Longest duration of an ejection; default: `300s`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_ejection: Option<Text<PositiveDuration>>,
     /// The most backends that may be ejected at the same time, in percent of the pool; default: 50. The last backend is
     /// never ejected.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_ejected_percent: Option<Percent<0, 100>>,
-    /// Ejects a backend that is much slower than the others; default: never.
+    /// Ejection of backends that are much slower than the others; default: never.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub slow_backends: Option<SlowBackendsConfig>,
 }

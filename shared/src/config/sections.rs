@@ -27,133 +27,138 @@ pub struct Config {
     #[serde(default = "first_version", deserialize_with = "version")]
     #[schemars(range(min = 1, max = 1))]
     pub version: u32,
-    /// Whether to run in the background, as with `-d`.
+    /// Whether the daemon runs in the background, as with `-d`.
     #[serde(default)]
     pub daemon: bool,
-    /// Threads of each service; default: the number of CPUs.
+    /// Number of threads of each service; default: the number of CPUs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 1024))]
     pub threads: Option<NonZeroUsize>,
-    /// Where the process id is written; default: `load_balancer.pid` in the runtime directory, with the name of this file
-    /// in it unless that is `/etc/load_balancer/load_balancer.yaml`.
+    /// File for the PID; default: `load_balancer.pid` in the runtime directory, with the name of the configuration
+    /// file inserted unless that is `/etc/load_balancer/load_balancer.yaml`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pid_file: Option<Text<AbsolutePath>>,
-    /// Where a daemon writes its log; default: the standard error.
+    /// File for the log; default: standard error, and no log in the background.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error_log: Option<Text<AbsolutePath>>,
-    /// What is logged: none, error, warn, info, debug or trace; also for single modules, as in
-    /// `info,health_service=debug`. The environment variable `RUST_LOG` wins over it; default: info.
+    /// Log level: none, error, warn, info, debug or trace, also for single modules, as in
+    /// `info,health_service=debug`. The environment variable `RUST_LOG` overrides it; default: `info`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub log_level: Option<Text<LogFilter>>,
-    /// Where a new process takes the sockets over; default: `upgrade.sock` in the runtime directory, named as that of `pid_file`.
+    /// Unix socket through which a new process takes over the listening sockets; default: `upgrade.sock` in the
+    /// runtime directory, with a name as for `pid_file`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub upgrade_sock: Option<Text<SocketPath>>,
-    /// The user to run as once ports and logs are open; needs a start as root.
+    /// User that the daemon becomes after it has opened its ports and logs. It must be started as root; default: the
+    /// user that starts it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
-    /// The group to run as once ports and logs are open.
+    /// Group that the daemon becomes after it has opened its ports and logs; default: the group of `user`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group: Option<String>,
-    /// The directory to run in; default: that of the start, and `/` for a daemon.
+    /// Working directory; default: the directory of the start, and `/` in the background.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub working_directory: Option<Text<Directory>>,
-    /// Tasks that accept connections, for each listener.
+    /// Number of tasks per listener that accept connections.
     #[serde(default = "one")]
     #[schemars(range(max = 1024))]
     pub listener_tasks_per_fd: NonZeroUsize,
-    /// Whether the threads of a service take work from each other; default: true with more than one thread. With one
-    /// thread, false costs less for each request.
+    /// Whether the threads of a service take work from each other. With a single thread this only costs CPU time;
+    /// default: `true` with more than one thread.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub work_stealing: Option<bool>,
-    /// A PEM file of the authorities to trust for backends; default: the system's.
+    /// PEM file with the authorities that sign the certificates of backends; default: the authorities of the system.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca_file: Option<Text<ReadPath>>,
-    /// IPv4 addresses of this machine to connect to backends from.
+    /// Local IPv4 addresses for connections to backends; default: the system chooses.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub client_bind_to_ipv4: Vec<Text<SourceIpv4>>,
-    /// IPv6 addresses of this machine to connect to backends from.
+    /// Local IPv6 addresses for connections to backends; default: the system chooses.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub client_bind_to_ipv6: Vec<Text<SourceIpv6>>,
-    /// Idle connections to backends that each thread keeps.
+    /// Number of idle connections to backends that each thread keeps.
     #[serde(default = "keepalive_pool_size")]
     pub upstream_keepalive_pool_size: NonZeroUsize,
-    /// Pools of threads that only make connections to backends; needs the next key as well.
+    /// Number of thread pools that only open connections to backends. Requires
+    /// `upstream_connect_offload_thread_per_pool`; default: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 1024))]
     pub upstream_connect_offload_threadpools: Option<NonZeroUsize>,
-    /// Threads of each of these pools.
+    /// Number of threads in each of the `upstream_connect_offload_threadpools`; default: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 1024))]
     pub upstream_connect_offload_thread_per_pool: Option<NonZeroUsize>,
-    /// What happens between a signal to stop and the end of the process.
+    /// Shutdown of the daemon after a signal or `stop`.
     #[serde(default)]
     pub shutdown: ShutdownConfig,
-    /// Where clients connect; default: one listener, `0.0.0.0:6188`.
+    /// Addresses that clients connect to; default: one listener, `0.0.0.0:6188`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub listeners: Option<Vec<ListenerConfig>>,
-    /// The pools of backends, by name.
+    /// Pools of backends, by name.
     #[serde(default)]
     pub pools: BTreeMap<Text<Name>, PoolConfig<HealthCheckConfig>>,
-    /// Which requests go to which pool; the first match decides. May be left out when there is one pool.
+    /// Pool for each kind of request. The first matching route decides. Optional with a single pool.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub routes: Option<Vec<RouteConfig>>,
     /// Metrics, probes and status over HTTP.
     #[serde(default)]
     pub metrics: MetricsConfig,
-    /// When `/readyz` says that this process may be sent requests.
+    /// Condition under which `/readyz` responds 200.
     #[serde(default)]
     pub readiness: ReadinessConfig,
-    /// What is written about each request; default: text to the standard output, and for a daemon nothing.
+    /// Log of the requests; default: text on standard output, and none in the background.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub access_log: Option<AccessLogConfig>,
-    /// Networks of proxies whose `X-Forwarded-*` headers are believed.
+    /// Networks of the proxies whose `X-Forwarded-*` headers are trusted; default: none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub trusted_proxies: Vec<Text<IpNet>>,
-    /// Where a running daemon is told to change.
+    /// Control of the running daemon by subcommands.
     #[serde(default)]
     pub control: ControlConfig,
-    /// When this file is read again, and when that is taken back.
+    /// Automatic reload and rollback of the configuration file.
     #[serde(default)]
     pub reload: ReloadConfig,
 }
 
-/// Where a running daemon is told to change.
+/// Control of the running daemon by subcommands.
 #[derive(Deserialize, Serialize, JsonSchema, Clone, Debug, Default)]
 #[serde(deny_unknown_fields, default)]
 pub struct ControlConfig {
-    /// A Unix socket of mode 0600; default: `control.sock` in the runtime directory, named as that of `pid_file`.
+    /// Path of the control socket, which has mode 0600; default: `control.sock` in the runtime directory, with a name
+    /// as for `pid_file`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub socket: Option<Text<SocketPath>>,
 }
 
-/// When this file is read again, and when that is taken back.
+/// Automatic reload and rollback of the configuration file.
 #[derive(Deserialize, Serialize, JsonSchema, Clone, Debug, Default)]
 #[serde(deny_unknown_fields, default)]
 pub struct ReloadConfig {
-    /// Whether the file is read again whenever it has changed.
+    /// Whether the daemon reloads the file whenever it changes.
     pub watch: bool,
-    /// When a reload is taken back; default: never.
+    /// Condition that rolls a reload back; default: never.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rollback: Option<RollbackConfig>,
 }
 
-/// When a reload is taken back: too many requests fail after it.
+/// Rollback of a reload after which too many requests fail.
 #[derive(Deserialize, Serialize, JsonSchema, Clone, Debug)]
 #[serde(deny_unknown_fields)]
 pub struct RollbackConfig {
-    /// The share of requests answered with 500 or more, in percent, above which it is.
+    /// Percentage of requests with a status of 500 or more, or with a truncated response, above which the reload is
+    /// rolled back.
     pub error_rate: Percent<1, 99>,
-    /// How long after a reload the requests are looked at.
+    /// Time after a reload in which failed requests are counted.
     pub window: Text<PositiveDuration>,
 }
 
-/// What happens between a signal to stop and the end of the process.
+/// Shutdown of the daemon after a signal or `stop`.
 #[derive(Deserialize, Serialize, JsonSchema, Clone, Debug)]
 #[serde(deny_unknown_fields, default)]
 pub struct ShutdownConfig {
-    /// How long `/readyz` answers 503 while requests are still accepted.
+    /// Time during which `/readyz` responds 503 and requests are still accepted.
     pub delay: Text<AnyDuration>,
-    /// How long requests in flight may take to finish; the process ends as soon as none is left.
+    /// Longest time that requests in flight can take to finish. The process ends as soon as none is left.
     pub drain: Text<AnyDuration>,
 }
 
