@@ -20,7 +20,7 @@ use crate::demo::{Demo, Once, POOL, Show};
 use crate::http_message::{Reply, Request};
 use crate::operator::{ConfigFile, Provenance};
 use crate::places::{self, Missing};
-use crate::process::runtime::{RuntimeFiles, canonical};
+use crate::process::runtime::{RuntimeFiles, canonical, runtime_directory};
 use crate::process::successor::Predecessor;
 use crate::process::{systemd, write_message};
 use crate::verbs::{self, AskError};
@@ -379,7 +379,7 @@ fn with_context<T>(args: &RunArgs, file: Option<&Path>, load: impl FnOnce(&Conte
 
 /// A successor uses the directory of the process before it, whoever it runs as.
 fn runtime_files(file: Option<&Path>) -> RuntimeFiles {
-    let own = || config::runtime_directory(Uid::effective().as_raw(), &|name| std::env::var(name).ok());
+    let own = || runtime_directory(Uid::effective().as_raw(), &|name| std::env::var(name).ok());
     let directory =
         Predecessor::of_this_process().map_or_else(own, |predecessor| predecessor.runtime_directory);
     RuntimeFiles::new(directory, file.filter(|file| !config::is_input(file)).and_then(known_as))

@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use serde::Deserialize;
 
 use crate::status::Problem;
-use crate::words::{self, count};
+use crate::words::{self, count, count_of};
 
 /// The status document, as far as the screen shows it.
 #[derive(Debug, Deserialize)]
@@ -202,11 +202,10 @@ fn level_source(source: &str) -> &str {
 
 impl Config {
     fn write_warnings(&self, text: &mut String) -> std::fmt::Result {
-        match self.warnings.len() {
-            0 => return Ok(()),
-            1 => writeln!(text, "\n1 warning about the file:")?,
-            more => writeln!(text, "\n{more} warnings about the file:")?,
+        if self.warnings.is_empty() {
+            return Ok(());
         }
+        writeln!(text, "\n{} about the file:", count_of(self.warnings.len(), "warning"))?;
         for Warning { id, line, message } in &self.warnings {
             let line = line.map(|line| format!("line {line}: ")).unwrap_or_default();
             writeln!(text, "  {line}{message} ({id})")?;
@@ -293,9 +292,10 @@ fn table(text: &mut String, head: &[String; 8], rows: &[[String; 8]]) -> std::fm
     Ok(())
 }
 
-/// The time of the day of a time in the document.
-fn clock(time: &str) -> &str {
-    time.split_once('T').and_then(|(_, clock)| clock.get(..8)).unwrap_or(time)
+/// The time of day of a time in the document, which is in UTC.
+fn clock(time: &str) -> String {
+    let clock = time.split_once('T').and_then(|(_, clock)| clock.get(..8));
+    clock.map_or_else(|| time.to_owned(), |clock| format!("{clock} UTC"))
 }
 
 fn ago(time: &str, now: SystemTime) -> String {
@@ -346,7 +346,7 @@ mod tests {
     #[test]
     fn when_all_is_well_it_says_so_and_shows_what_goes_on() {
         let expected = "\
-load_balancer 0.1.0, process 7, serving, started 2h02m ago; configuration 3 of /etc/lb.yaml, in effect since 09:30:00
+load_balancer 0.1.0, process 7, serving, started 2h02m ago; configuration 3 of /etc/lb.yaml, in effect since 09:30:00 UTC
 
 all is well
 
@@ -379,8 +379,8 @@ pool api: 2 of 2 ready, 4 requests in flight, 0 waiting
         ]);
         let expected = "
 3 things are wrong:
-  ! pool api: no backend is ready since 10:30:00, 32m03s ago
-  ! the file was refused at 11:00:00, 2m03s ago: error[LB010]: unknown key
+  ! pool api: no backend is ready since 10:30:00 UTC, 32m03s ago
+  ! the file was refused at 11:00:00 UTC, 2m03s ago: error[LB010]: unknown key
        --> a:1:1
   ! this is the demo
 

@@ -237,3 +237,49 @@ fn with_the_same_upgrade_sock_a_daemon_can_be_replaced_by_one_with_another_file(
     let files = runtime_files(&lab);
     assert!(files.iter().all(|name| name.contains(".b-")), "files of the old process are left: {files:?}");
 }
+
+#[test]
+fn a_daemon_is_found_after_the_link_to_the_directory_of_its_file_was_moved() {
+    let lab = lab();
+    let origin = Origin::start("one");
+    let link = lab.path("current");
+    let point = |version: &str| {
+        let _ = fs::remove_file(&link);
+        std::os::unix::fs::symlink(version, &link).unwrap();
+    };
+    for version in ["v1", "v2"] {
+        fs::create_dir(lab.path(version)).unwrap();
+    }
+    let a = instance(&lab, "v1/lb", &[&origin], "");
+    fs::copy(&a.config, lab.path("v2/lb.yaml")).unwrap();
+    point("v1");
+    let a = Instance { config: link.join("lb.yaml"), listener: a.listener };
+    start(&lab, &a, &[]);
+    let first = status(&lab, &a.config);
+    let canonical = lab.directory().canonicalize().unwrap().join("v1/lb.yaml");
+    assert_eq!(first["config"]["canonical_file"], path_str(&canonical));
+    point("v2");
+    assert_eq!(status(&lab, &a.config)["pid"], first["pid"]);
+    assert_eq!(status(&lab, &canonical)["pid"], first["pid"]);
+    for words in [&["reload"][..], &["healthcheck"], &["stop"]] {
+        let finished = ask(&lab, words, &a.config);
+        assert_eq!(finished.code, Some(0), "{words:?}: {finished:?}");
+    }
+}
+
+#[test]
+fn root_is_shown_the_daemons_of_other_users_with_their_names() {
+    let Some(lab) = Lab::of_root() else { return };
+    let origin = Origin::start("one");
+    let a = instance(&lab, "a", &[&origin], "");
+    let started = lab.finish(lab.command_as("nobody"), &["-d", "-c", path_str(&a.config)]);
+    assert_eq!(started.code, Some(0), "{started:?}");
+    let directory = path_str(lab.directory()).to_owned();
+    let asked = |words: &[&str]| lab.run_with(words, &[("TMPDIR", &directory)]);
+    let missed = asked(&["status", "-c", path_str(&a.config)]);
+    assert_eq!(missed.code, Some(1), "{missed:?}");
+    assert!(missed.stderr.contains("of the user `nobody`: name it by --socket"), "{missed:?}");
+    let socket = missed.stderr.split_whitespace().find(|word| word.contains("/load_balancer-")).unwrap();
+    let stopped = asked(&["stop", "--socket", socket, "-c", path_str(&a.config)]);
+    assert_eq!(stopped.code, Some(0), "{stopped:?}");
+}

@@ -187,6 +187,29 @@ fn stop_also_waits_for_the_old_process_of_an_upgrade() {
     assert_eq!(started_with(held.lab.directory()), []);
 }
 
+#[test]
+fn a_stop_also_waits_for_a_process_before_that_had_another_control_socket() {
+    let held = Held::new("shutdown: {drain: 60s}\n");
+    let config = held.lab.path("conf.yaml");
+    let old = held.lab.daemonize_file(&config, &[]);
+    let mut client = held.request();
+    let text = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, text.replace("control.sock", "moved.sock")).unwrap();
+    let control = held.lab.path("control.sock");
+    let upgraded = held.lab.run(&["upgrade", "--socket", path_str(&control)]);
+    assert_eq!(upgraded.code, Some(0), "{upgraded:?}");
+    let new = held.lab.successor(old.process);
+    let status = held.lab.run(&["status", "-c", path_str(&config)]);
+    assert!(status.stdout.contains(&format!("process {} has handed over", old.process.0)), "{status:?}");
+    let mut stop = held.stopping(&[]);
+    new.process.wait_gone(LONG);
+    assert!(old.process.alive(), "it has a request in flight");
+    held.gate.open();
+    assert_eq!(client.response("GET").unwrap().text(), "held");
+    assert_eq!(stop.wait_exit(LONG).code(), Some(0), "{}", stop.log());
+    assert!(stop.log().contains(&format!("process {} drained", old.process.0)), "{}", stop.log());
+}
+
 impl Held {
     /// Runs `stop` with the original program, even if the lab has replaced the installed one.
     #[track_caller]

@@ -833,6 +833,9 @@ impl Checker<'_> {
     /// How the user that the daemon runs as gets a directory to write to. A directory near the root, such as `/var/log`, is
     /// shared with other programs and keeps its owner.
     fn directory_hint(&self, directory: &Path) -> String {
+        if self.context.files.is_regular_file(directory).is_some_and(|is_file| is_file) {
+            return "name a file in a directory".to_owned();
+        }
         if !self.context.files.is_directory(directory) {
             return "create it for the user that the load balancer runs as, or name another".to_owned();
         }

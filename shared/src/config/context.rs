@@ -4,7 +4,7 @@ use std::fs::{self, OpenOptions};
 use std::io::{self, Read};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use nix::errno::Errno;
 use nix::libc::O_NONBLOCK;
@@ -123,22 +123,6 @@ pub struct Denied {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RealFiles;
 
-/// The directory for files whose paths are not given. Whoever creates it gives it the mode 0700, and refuses one that
-/// belongs to somebody else.
-///
-/// For root `/run/load_balancer`; for others `$XDG_RUNTIME_DIR/load_balancer`, or else a directory of their own in
-/// `$TMPDIR`.
-pub fn runtime_directory(uid: u32, variables: Lookup<'_>) -> PathBuf {
-    let directory = |name: &str| variables(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    if uid == 0 {
-        return PathBuf::from("/run/load_balancer");
-    }
-    match directory("XDG_RUNTIME_DIR") {
-        Some(runtime) => runtime.join("load_balancer"),
-        None => directory("TMPDIR").unwrap_or_else(|| "/tmp".into()).join(format!("load_balancer-{uid}")),
-    }
-}
-
 /// The loopback address of this machine: 127.0.0.1, or ::1 where only that one can be used.
 pub fn loopback() -> IpAddr {
     let works = |address: IpAddr| UdpSocket::bind((address, 0)).is_ok();
@@ -249,17 +233,6 @@ fn obstacle(wish: Wish<'_>) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn runtime_files_lie_in_a_private_directory() {
-        let none = |_: &str| None;
-        let session = |name: &str| (name == "XDG_RUNTIME_DIR").then(|| "/run/user/7".to_owned());
-        let relative = |name: &str| (name == "XDG_RUNTIME_DIR").then(|| "run".to_owned());
-        assert_eq!(runtime_directory(0, &session), Path::new("/run/load_balancer"));
-        assert_eq!(runtime_directory(7, &session), Path::new("/run/user/7/load_balancer"));
-        assert_eq!(runtime_directory(7, &none), Path::new("/tmp/load_balancer-7"));
-        assert_eq!(runtime_directory(7, &relative), Path::new("/tmp/load_balancer-7"));
-    }
 
     #[test]
     fn a_secret_is_read_from_a_regular_file_and_not_beyond_the_limit() {

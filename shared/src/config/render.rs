@@ -4,6 +4,7 @@ use annotate_snippets::{AnnotationKind, Group, Level, Origin, Renderer, Snippet}
 use serde_json::{Value, json};
 
 use super::problem::{Problem, Problems, Severity, Source};
+use crate::words::count_of;
 
 /// For a terminal or a log: each problem with its line and a caret.
 pub fn text(problems: &Problems, colour: bool) -> String {
@@ -33,11 +34,7 @@ pub fn lines(problems: &Problems) -> Vec<String> {
 
 /// As in `2 problems, 1 warning`.
 pub fn counted(problems: &Problems) -> String {
-    let number = |count: usize, what: &str| match count {
-        0 => None,
-        1 => Some(format!("1 {what}")),
-        more => Some(format!("{more} {what}s")),
-    };
+    let number = |count: usize, what: &str| (count > 0).then(|| count_of(count, what));
     let errors = number(problems.count(Severity::Error), "problem");
     let warnings = number(problems.count(Severity::Warning), "warning");
     let more = problems.is_cut_short.then(|| "and perhaps more".to_owned());

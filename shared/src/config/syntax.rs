@@ -7,6 +7,7 @@
 use granit_parser::{ErrorKind, ScanError};
 
 use super::problem::{Id, Problem, Span};
+use crate::words::count_of;
 
 const NO_TABS: &str = "YAML is indented with spaces, never with tabs";
 
@@ -175,7 +176,7 @@ fn is_word(text: &str) -> bool {
 }
 
 fn counted(spaces: usize) -> String {
-    if spaces == 1 { "1 space".to_owned() } else { format!("{spaces} spaces") }
+    count_of(spaces, "space")
 }
 
 // === impl Line ===

@@ -24,6 +24,8 @@ const MAX_IDLE_WAIT: Duration = Duration::from_secs(24 * 3600);
 pub enum Call {
     /// What the daemon is doing.
     Status,
+    /// Where the processes before this one answer.
+    Predecessors,
     /// The changes after this number; waits so long for one.
     Events {
         /// The number of the event that was seen last; 0: none.
@@ -129,6 +131,7 @@ pub fn parse(method: &str, path: &str, query: &str, body: &[u8]) -> Result<Call,
     let segments: Vec<_> = path.split('/').skip(1).collect();
     match segments.as_slice() {
         ["v1", "status"] => only(method, "GET", || none(body).map(|()| Call::Status)),
+        ["v1", "predecessors"] => only(method, "GET", || none(body).map(|()| Call::Predecessors)),
         ["v1", "events"] => only(method, "GET", || events(query)),
         ["v1", "explain"] => only(method, "GET", || Ok(explain(query, false))),
         ["v1", "explain", "text"] => only(method, "GET", || Ok(explain(query, true))),
@@ -275,6 +278,7 @@ mod tests {
         let weight = Weight::new(3).unwrap();
         let reload = Reload { dry_run: true, keep_runtime: false };
         assert_eq!(call("GET", "/v1/status", ""), Ok(Call::Status));
+        assert_eq!(call("GET", "/v1/predecessors", ""), Ok(Call::Predecessors));
         assert_eq!(call("POST", "/v1/reload", ""), Ok(Call::Reload(Reload::default())));
         assert_eq!(call("POST", "/v1/reload", r#"{"dry_run": true}"#), Ok(Call::Reload(reload)));
         assert_eq!(call("POST", "/v1/upgrade", "{}"), Ok(Call::Upgrade));

@@ -4,6 +4,8 @@
 //! GET    /v1/status                                     as /api/v1/status
 //! GET    /v1/events?after=N&process=PID&wait=SECONDS    {"process": PID, "events": […]}: changes after number N of this process, or
 //!                                                       of one before it; waits for one, at most 60 s
+//! GET    /v1/predecessors                               {"sockets": […]}: where processes answer that have handed over, directly or
+//!                                                       not, to this one and work on requests
 //! GET    /v1/explain?host=H&path=P&…                    as /api/v1/explain
 //! GET    /v1/explain/text?…                             {"text": "…"}: the same for people
 //! GET    /v1/explain/token                              {"token": "…"}: for the header X-Lb-Explain of a request
@@ -47,6 +49,7 @@ pub mod server;
 
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 
 use async_trait::async_trait;
 use nix::unistd::Uid;
@@ -92,6 +95,11 @@ pub trait Operations: Send + Sync {
     /// Why a request is refused that is meant for the daemon of another configuration file, which is written as in the header.
     fn refusal(&self, _wanted: &str) -> Option<String> {
         None
+    }
+
+    /// The sockets of the processes before this one that still work on requests.
+    fn predecessors(&self) -> Vec<PathBuf> {
+        Vec::new()
     }
 
     /// What the daemon is doing, as JSON.

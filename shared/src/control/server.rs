@@ -282,6 +282,7 @@ impl Control {
         let operations = &self.operations;
         match call {
             Call::Status => Answer::ok(operations.status()),
+            Call::Predecessors => Answer::json(&json!({"sockets": operations.predecessors()})),
             Call::Events { after, process, wait } => self.events(after, process, wait).await,
             Call::Explain { query, as_text: false } => {
                 operations.explain(&query).map_or_else(|problem| Answer::bad(&problem), Answer::ok)

@@ -302,7 +302,7 @@ impl Held {
             in_background: announcer.is_background(),
             is_relative,
             runtime_directory: server.runtime.directory(),
-            about: AboutProcess::new(server.runtime.configuration(), server.pid_file.as_deref()),
+            about: about(plan),
         });
         let launch = launch.map(|launch| launch.with_input(how.provenance.input().cloned()));
         let launch = launch.map_err(StartError::Executable)?;
@@ -364,11 +364,18 @@ impl Held {
     }
 }
 
+/// What a process with this plan says of itself in an upgrade.
+fn about(plan: &Plan) -> AboutProcess {
+    let server = &plan.server;
+    let about = AboutProcess::new(server.runtime.configuration(), server.pid_file.as_deref());
+    about.controlled_at(&plan.control.socket)
+}
+
 /// Where the process may offer its sockets that is to be replaced: at the path that it has named to a successor of its own, at the one
 /// that the file gives, or at the default one. A version before this one has the common default.
 fn search(plan: &Plan, identity: Option<&Identity>, predecessor: Option<&Predecessor>) -> Search {
     let server = &plan.server;
-    let about = AboutProcess::new(server.runtime.configuration(), server.pid_file.as_deref());
+    let about = about(plan);
     let user = identity.map(Identity::uid);
     if let Some(predecessor) = predecessor {
         // A file that has changed since may give another path.
@@ -590,7 +597,6 @@ fn control(
     let (path, upgrades, stops) = (plan.control.socket.clone(), signals.upgrades(), signals.stops());
     before::sweep(&path);
     let aside = Aside::new(before::socket_of(&path, std::process::id()), signals.outcome());
-    let file = plan.server.runtime.configuration().map(Path::to_owned);
     let hands = Hands {
         operator,
         status,
@@ -602,17 +608,18 @@ fn control(
         farewells,
         socket: path,
         earlier,
-        file,
     };
     Some(ControlService::new(socket, Arc::new(hands), signals.shutdown(Class::Admin)).or_aside(aside))
 }
 
-/// Where the process before this one answers once it has handed over, if that is not beside this one's control socket: a version
-/// before this one has the common name.
+/// Where the process before this one answers once it has handed over, if that is not beside this one's control socket. A version
+/// before this one says nothing of its socket and has the common name.
 fn earlier_aside(plan: &Plan, claim: Option<&Claim>) -> Option<PathBuf> {
-    let claim = claim.filter(|claim| !claim.old().is_said)?;
-    let common = plan.server.runtime.common().control_socket();
-    (common != plan.control.socket).then(|| before::socket_of(&common, claim.old_pid()))
+    let claim = claim?;
+    let old = claim.old();
+    let common = || (!old.is_said).then(|| plan.server.runtime.common().control_socket());
+    let control = old.control.clone().or_else(common)?;
+    (control != plan.control.socket).then(|| before::socket_of(&control, claim.old_pid()))
 }
 
 /// What comes before what.

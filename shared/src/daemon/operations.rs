@@ -10,7 +10,6 @@ use async_trait::async_trait;
 use crate::control::{Farewells, Operations, before};
 use crate::events::{About, Events, Kind};
 use crate::explain::{ExplainSource, Request};
-use crate::http_message::file_in_header;
 use crate::operator::{Operator, Order, Reload, Verdict};
 use crate::process::lifecycle::{Stops, Upgrades};
 use crate::process::logging::{LogFilter, Verbosity};
@@ -32,8 +31,6 @@ pub(super) struct Hands {
     pub(super) socket: PathBuf,
     /// Where the process before this one answers, if not beside that.
     pub(super) earlier: Option<PathBuf>,
-    /// The configuration file, by its canonical path.
-    pub(super) file: Option<PathBuf>,
 }
 
 #[async_trait]
@@ -50,8 +47,7 @@ impl Operations for Hands {
     async fn idle(&self, pool: &str, backend: SocketAddr) -> Result<(), String> {
         self.operator.idle(pool, backend).await?;
         if !self.operator.is_draining() {
-            let sockets = before::sockets(&self.socket).into_iter().chain(self.earlier.clone());
-            before::idle(sockets, pool, backend).await;
+            before::idle(self.predecessors(), pool, backend).await;
         }
         Ok(())
     }
@@ -67,19 +63,25 @@ impl Operations for Hands {
     }
 
     fn refusal(&self, wanted: &str) -> Option<String> {
-        let own = self.file.as_deref();
-        if own.is_some_and(|own| file_in_header(own) == wanted) {
+        let shown = self.operator.shown();
+        if shown.is_of(wanted.as_bytes()) {
             return None;
         }
         let pid = std::process::id();
-        let runs = own.map_or("runs without a configuration file".to_owned(), |own| {
-            format!("runs with {}", own.display())
-        });
+        let runs = match &shown.canonical_file {
+            Some(own) => format!("runs with {}", own.display()),
+            None => "runs without a configuration file".to_owned(),
+        };
         Some(format!(
             "process {pid} at {} {runs}, and not with that file; name the right daemon by its file (-c), or this one by \
              --socket alone",
             self.socket.display()
         ))
+    }
+
+    fn predecessors(&self) -> Vec<PathBuf> {
+        let beside = before::sockets(&self.socket).into_iter();
+        beside.chain(self.earlier.clone().filter(|socket| socket.exists())).collect()
     }
 
     fn status(&self) -> String {

@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use health_service::Prober;
@@ -32,7 +31,7 @@ use crate::condition::{Condition, Known};
 use crate::config::{Plan, Problems};
 use crate::events::{self, Events};
 use crate::explain::{Conditions, ExplainSource};
-use crate::http_message::{FILE_HEADER, file_in_header};
+use crate::http_message::FILE_HEADER;
 use crate::operator::{self, Inherited, Operator, OperatorService, Provenance};
 use crate::process::lifecycle::{Timing, Timings};
 use crate::process::logging::Verbosity;
@@ -159,7 +158,7 @@ impl Services {
         let process = (held.verbosity.clone(), readiness.clone(), purpose.clone());
         let status = Arc::new(StatusSource::new(shared, operator.clone(), process));
         let explain = ExplainSource::new(current.clone(), conditions(pools.clone(), operator.clone()));
-        let documents = (status.clone(), operator.events().clone(), explain.clone());
+        let documents = (status.clone(), operator.clone(), explain.clone());
         let metrics = readable(plan, registry, &readiness, documents);
         Ok(Self {
             current,
@@ -238,25 +237,31 @@ fn readable(
     plan: &Plan,
     registry: Registry,
     readiness: &Readiness,
-    (status, events, explain): (Arc<StatusSource>, Events, ExplainSource),
+    (status, operator, explain): (Arc<StatusSource>, Operator, ExplainSource),
 ) -> Service<HttpServer<Endpoints>> {
+    let events = operator.events().clone();
     let endpoints = Endpoints::new(registry, readiness.clone())
         .with_document("/api/v1/status", move |_| Ok(status.json()))
         .with_document("/api/v1/events", move |query| events::document(&events, query))
         .with_document("/api/v1/explain", move |query| explain.json(query))
-        .refusing(FILE_HEADER, refusal(plan.server.runtime.configuration().map(Path::to_owned)));
+        .refusing(FILE_HEADER, refusal(operator));
     let mut metrics = metrics_service::service(endpoints, "metrics");
     metrics.add_listener(ListenerConfig::tcp(plan.metrics.to_string()));
     metrics
 }
 
 /// A health check of another configuration file may come here when both files have one metrics address.
-fn refusal(own: Option<PathBuf>) -> impl Fn(&[u8]) -> Option<String> {
-    let header = own.as_deref().map(file_in_header);
-    let runs = own.map_or("without a configuration file".to_owned(), |own| format!("with {}", own.display()));
+fn refusal(operator: Operator) -> impl Fn(&[u8]) -> Option<String> {
     move |wanted| {
-        let is_own = header.as_ref().is_some_and(|header| header.as_bytes() == wanted);
-        (!is_own).then(|| format!("process {} there runs {runs}", std::process::id()))
+        let shown = operator.shown();
+        if shown.is_of(wanted) {
+            return None;
+        }
+        let runs = match &shown.canonical_file {
+            Some(own) => format!("with {}", own.display()),
+            None => "without a configuration file".to_owned(),
+        };
+        Some(format!("process {} there runs {runs}", std::process::id()))
     }
 }
 

@@ -13,6 +13,7 @@ use metrics_service::config::RequiredPools;
 
 use crate::config::{ControlPlan, KeyFile, Plan, ReloadPlan, ServerPlan, ShutdownPlan};
 use crate::process::logging::LogFilter;
+use crate::words::count_of;
 
 /// The difference between two plans.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -262,7 +263,7 @@ fn backend(pool: &PoolSettings, address: SocketAddr) -> Option<&BackendSettings>
 }
 
 fn backends(count: usize) -> String {
-    if count == 1 { "1 backend".into() } else { format!("{count} backends") }
+    count_of(count, "backend")
 }
 
 fn to_finish(requests: u64) -> String {

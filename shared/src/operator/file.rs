@@ -113,6 +113,11 @@ impl ConfigFile {
         &self.path
     }
 
+    /// Its canonical path at the start.
+    pub fn canonical(&self) -> Option<&Path> {
+        self.runtime.configuration()
+    }
+
     /// Whether it was named by a path that starts in the directory of the start.
     pub fn is_relative(&self) -> bool {
         Path::new(&self.name).is_relative()

@@ -138,7 +138,7 @@ impl Operator {
     /// the time of the start.
     pub fn new(parts: Parts) -> (Self, OperatorService, Hold) {
         let (commands, received) = mpsc::unbounded_channel();
-        let first = Shown::first(parts.provenance.shown(), parts.runtime.clone(), parts.times.clone());
+        let first = Shown::first(&parts.provenance, parts.runtime.clone(), parts.times.clone());
         let first = first.with_key_files(KeyFiles::default().shown(&parts.plan));
         let first = first.with_warnings(Arc::new(parts.warnings.clone()));
         let shown = Arc::new(ArcSwap::from_pointee(first));

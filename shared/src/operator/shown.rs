@@ -1,17 +1,20 @@
 //! What the status says about the configuration: which one is in effect, and what operators changed.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use serde::Serialize;
 use serde_json::Value;
 
+use super::file::{ConfigFile, Provenance};
 use super::keys::KeysShown;
 use super::runtime::{Changed, Portable, Runtime, Times};
 use crate::config::{self, Problems};
+use crate::http_message::file_in_header;
 use crate::process::logging::{LevelSource, LogFilter};
+use crate::process::runtime::canonical;
 use crate::time::rfc3339;
 
 /// What is in effect. A new value takes the place of this one with each change.
@@ -21,6 +24,8 @@ pub struct Shown {
     pub generation: u64,
     /// The file it was read from, or the name of standard input; absent: the command line.
     pub file: Option<PathBuf>,
+    /// The canonical path of the file when the process was started.
+    pub canonical_file: Option<PathBuf>,
     /// Since when it is in effect.
     pub since: SystemTime,
     /// What became of the file when it was read again last.
@@ -52,6 +57,9 @@ pub struct Document<'a> {
     generation: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     file: Option<String>,
+    /// The path by which subcommands and default names mean this file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    canonical_file: Option<String>,
     since: String,
     last_reload: Option<&'a LastReload>,
     /// As `check --format json` prints them.
@@ -67,11 +75,12 @@ pub struct Document<'a> {
 
 impl Shown {
     /// What the process starts with.
-    pub(super) fn first(file: Option<PathBuf>, runtime: Runtime, times: Times) -> Self {
+    pub(super) fn first(provenance: &Provenance, runtime: Runtime, times: Times) -> Self {
         let now = SystemTime::now();
         let first = Self {
             generation: 1,
-            file,
+            file: provenance.shown(),
+            canonical_file: provenance.file().and_then(ConfigFile::canonical).map(Path::to_owned),
             since: now,
             last_reload: None,
             warnings: Arc::default(),
@@ -118,6 +127,15 @@ impl Shown {
         Self { warnings, ..self }
     }
 
+    /// Whether this daemon is meant by a request for the daemon of a file, which is written as in the header. A daemon is meant by the
+    /// canonical path that its file had at the start, and by the one that it has now: a link on the way to it may lead elsewhere.
+    pub fn is_of(&self, wanted: &[u8]) -> bool {
+        let is_wanted = |file: &Path| file_in_header(file).as_bytes() == wanted;
+        let now =
+            || self.file.as_deref().filter(|file| file.is_absolute()).and_then(|file| canonical(file).ok());
+        self.canonical_file.as_deref().is_some_and(is_wanted) || now().is_some_and(|file| is_wanted(&file))
+    }
+
     /// When an operator drained or disabled a backend, if one did; a change of its weight since then leaves this as it is.
     pub fn changed(&self, pool: &str, backend: SocketAddr) -> Option<SystemTime> {
         self.changed.get(&(pool.to_owned(), backend)).copied()
@@ -129,6 +147,7 @@ impl Shown {
         Document {
             generation: self.generation,
             file: self.file.as_ref().map(|path| path.display().to_string()),
+            canonical_file: self.canonical_file.as_ref().map(|path| path.display().to_string()),
             since: rfc3339(self.since),
             last_reload: self.last_reload.as_ref(),
             warnings: config::json(&self.warnings),
@@ -172,7 +191,7 @@ mod tests {
         let first = Runtime::default().after(&order(one, Change::Drain), &file).unwrap();
         let second = first.after(&order(two, Change::Disable), &file).unwrap();
         let third = second.after(&order(two, Change::Weigh(Weight::MAX)), &file).unwrap();
-        let shown = Shown::first(None, Runtime::default(), Times::new());
+        let shown = Shown::first(&Provenance::Arguments, Runtime::default(), Times::new());
         let shown = shown.with_runtime(first, at(1)).with_runtime(second, at(2)).with_runtime(third, at(3));
         assert_eq!((shown.changed("web", one), shown.changed("web", two)), (Some(at(1)), Some(at(2))));
         let fourth = shown.runtime.after(&order(one, Change::Disable), &file).unwrap();

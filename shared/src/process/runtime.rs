@@ -31,6 +31,14 @@ use super::sockets::is_answered;
 
 /// The file whose daemon has the names that a daemon without a file has.
 pub const STANDARD: &str = "/etc/load_balancer/load_balancer.yaml";
+/// The runtime directory of root's daemons.
+pub const ROOTS_DIRECTORY: &str = "/run/load_balancer";
+/// The runtime directory of another user, in the directory of the user's session.
+const SESSION_NAME: &str = "load_balancer";
+/// What precedes the uid in the name of the runtime directory of a user without a session.
+const TEMPORARY_PREFIX: &str = "load_balancer-";
+/// Where the directories of sessions are.
+const SESSIONS: &str = "/run/user";
 /// The longest path of a Unix socket, in bytes.
 const MAX_SOCKET_PATH: usize = 107;
 /// What a socket's name has beside the stem: that of a process that has handed over is the longest.
@@ -209,6 +217,49 @@ impl RuntimeFiles {
     }
 }
 
+/// Looks up an environment variable.
+type Lookup<'a> = &'a dyn Fn(&str) -> Option<String>;
+
+/// The directory for files whose paths are not given. The process that creates it gives it the mode 0700, and refuses one that
+/// belongs to another user.
+///
+/// For root it is `/run/load_balancer`; for others it is `$XDG_RUNTIME_DIR/load_balancer`, or else a directory of their own in
+/// `$TMPDIR`.
+pub fn runtime_directory(uid: u32, variables: Lookup<'_>) -> PathBuf {
+    if uid == 0 {
+        return PathBuf::from(ROOTS_DIRECTORY);
+    }
+    match directory_in(variables, "XDG_RUNTIME_DIR") {
+        Some(session) => session.join(SESSION_NAME),
+        None => temporary_directory(variables).join(format!("{TEMPORARY_PREFIX}{uid}")),
+    }
+}
+
+/// The runtime directories of other users that exist on this machine, as far as this user can see them.
+pub fn directories_of_users(variables: Lookup<'_>) -> Vec<PathBuf> {
+    let is_of_user = |path: &PathBuf| {
+        let name = path.file_name().and_then(OsStr::to_str);
+        name.and_then(|name| name.strip_prefix(TEMPORARY_PREFIX))
+            .is_some_and(|uid| uid.parse::<u32>().is_ok())
+    };
+    let sessions = entries(Path::new(SESSIONS)).map(|session| session.join(SESSION_NAME));
+    let temporary = entries(&temporary_directory(variables)).filter(is_of_user);
+    let is_directory = |path: &PathBuf| std::fs::symlink_metadata(path).is_ok_and(|found| found.is_dir());
+    sessions.chain(temporary).filter(is_directory).collect()
+}
+
+fn temporary_directory(variables: Lookup<'_>) -> PathBuf {
+    directory_in(variables, "TMPDIR").unwrap_or_else(|| "/tmp".into())
+}
+
+fn directory_in(variables: Lookup<'_>, name: &str) -> Option<PathBuf> {
+    variables(name).map(PathBuf::from).filter(|path| path.is_absolute())
+}
+
+fn entries(directory: &Path) -> impl Iterator<Item = PathBuf> + use<> {
+    std::fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path())
+}
+
 /// The path that a configuration file is known by: symbolic links of its directory are resolved, and one in its own place is not,
 /// since that is how a deployment exchanges the file.
 ///
@@ -280,6 +331,30 @@ mod tests {
         let files = RuntimeFiles::new(directory.into(), Some(file.into()));
         [files.pid_file(), files.upgrade_sock(), files.control_socket()]
             .map(|path| path.display().to_string())
+    }
+
+    #[test]
+    fn runtime_files_lie_in_a_private_directory() {
+        let none = |_: &str| None;
+        let session = |name: &str| (name == "XDG_RUNTIME_DIR").then(|| "/run/user/7".to_owned());
+        let relative = |name: &str| (name == "XDG_RUNTIME_DIR").then(|| "run".to_owned());
+        assert_eq!(runtime_directory(0, &session), Path::new("/run/load_balancer"));
+        assert_eq!(runtime_directory(7, &session), Path::new("/run/user/7/load_balancer"));
+        assert_eq!(runtime_directory(7, &none), Path::new("/tmp/load_balancer-7"));
+        assert_eq!(runtime_directory(7, &relative), Path::new("/tmp/load_balancer-7"));
+    }
+
+    #[test]
+    fn directories_of_users_without_a_session_are_found_by_their_names() {
+        let parent = tempfile::tempdir().unwrap();
+        for name in ["load_balancer-7", "load_balancer-x", "other-7"] {
+            std::fs::create_dir(parent.path().join(name)).unwrap();
+        }
+        std::fs::write(parent.path().join("load_balancer-8"), "").unwrap();
+        let variables = |name: &str| (name == "TMPDIR").then(|| parent.path().display().to_string());
+        let found = directories_of_users(&variables);
+        let ours: Vec<_> = found.iter().filter(|path| path.starts_with(parent.path())).collect();
+        assert_eq!(ours, [&parent.path().join("load_balancer-7")]);
     }
 
     #[test]

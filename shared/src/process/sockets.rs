@@ -268,8 +268,8 @@ impl ListenSpec {
     fn in_use_remedy(&self) -> &'static str {
         match (self.class, self.is_lent) {
             (Class::Traffic, _) => {
-                ". To replace a running load_balancer, send it SIGQUIT and start with -u; beside it, this one needs \
-                 `listeners` of its own"
+                ". To replace a running load_balancer, run `load_balancer upgrade`, or send it SIGQUIT and start with -u; \
+                 beside it, this one needs `listeners` of its own"
             }
             (Class::Admin, true) => {
                 ". Beside another load_balancer, this one needs an address of its own, such as \
@@ -720,7 +720,21 @@ fn lines(errors: &[ListenError]) -> String {
 
 /// Returns whether a process accepts connections on this socket file.
 pub fn is_answered(path: &Path) -> bool {
-    UnixStream::connect(path).is_ok()
+    probe(path).is_ok()
+}
+
+/// Connects to a socket file and lets go at once. It never waits, not even for a process that accepts nothing.
+///
+/// # Errors
+/// Why no connection can be made.
+pub fn probe(path: &Path) -> io::Result<()> {
+    let stream = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    stream.set_nonblocking(true)?;
+    match stream.connect(&SockAddr::unix(path)?) {
+        // The queue of connections to accept is full.
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
+        connected => connected,
+    }
 }
 
 /// Removes a socket file that refuses connections, and fails if a process listens on it.

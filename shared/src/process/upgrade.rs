@@ -136,6 +136,8 @@ pub struct About {
     pub is_particular: bool,
     /// The path of its pid file. `None` means that it has none.
     pub pid_file: Option<PathBuf>,
+    /// Its control socket.
+    pub control: Option<PathBuf>,
 }
 
 /// The search of a new process for an offer.
@@ -173,7 +175,7 @@ pub enum UpgradeError {
     #[error("the new process {pid} was not ready within {after:?}")]
     SuccessorSlow { pid: u32, after: Duration },
     #[error(
-        "no running process offers its sockets at {path}: send SIGQUIT to it first; if it runs with another file, give both \
+        "no running process offers its sockets at {path}: run `load_balancer upgrade`, or send SIGQUIT to the process first; if it runs with another file, give both \
          files the same `upgrade_sock`"
     )]
     NoOffer { path: String },
@@ -429,7 +431,13 @@ impl About {
     /// Creates the description of a process with this configuration file and this pid file.
     pub fn new(file: Option<&Path>, pid_file: Option<&Path>) -> Self {
         let (file, pid_file) = (file.map(Path::to_owned), pid_file.map(Path::to_owned));
-        Self { is_said: true, file, is_particular: false, pid_file }
+        Self { is_said: true, file, is_particular: false, pid_file, control: None }
+    }
+
+    /// The same, of one with this control socket.
+    #[must_use]
+    pub fn controlled_at(self, socket: &Path) -> Self {
+        Self { control: Some(socket.to_owned()), ..self }
     }
 
     /// Makes the process accept only a process with the same file.

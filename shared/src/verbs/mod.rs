@@ -53,6 +53,12 @@ pub enum AskError {
     Write(#[from] io::Error),
 }
 
+/// The processes before the daemon, as it lists them.
+#[derive(Deserialize)]
+struct Before {
+    sockets: Vec<PathBuf>,
+}
+
 /// The changes as the daemon tells them.
 #[derive(Deserialize)]
 struct Told {
@@ -214,7 +220,24 @@ fn predecessors(client: &Client) -> Vec<(PathBuf, Status)> {
         let reply = Client::new(&socket).ask("GET", "/v1/status", "", PAUSE).ok()?;
         Some((socket, serde_json::from_str(&reply.body).ok()?))
     };
-    before::sockets(client.socket()).into_iter().filter_map(ask).collect()
+    sockets_before(client).unwrap_or_default().into_iter().filter_map(ask).collect()
+}
+
+/// Where the processes before the daemon answer. A daemon that does not say so is of a version before this one, or has just ended;
+/// then they answer beside its socket.
+///
+/// # Errors
+/// When the daemon is that of another file.
+fn sockets_before(client: &Client) -> Result<Vec<PathBuf>, AskError> {
+    match client.ask("GET", "/v1/predecessors", "", SOON) {
+        Ok(reply) if reply.status == 421 => Err(failure(&reply)),
+        Ok(reply) if reply.status == 200 => {
+            let Before { sockets } = serde_json::from_value(document(&reply)?)
+                .map_err(|error| AskError::Failed(error.to_string()))?;
+            Ok(sockets)
+        }
+        _ => Ok(before::sockets(client.socket())),
+    }
 }
 
 fn events(

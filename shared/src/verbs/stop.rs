@@ -16,7 +16,7 @@ use nix::unistd::Uid;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde_json::json;
 
-use super::{AskError, SOON, document, failure};
+use super::{AskError, document, sockets_before};
 use crate::control::client::Unreachable;
 use crate::control::{Client, Farewell, before};
 use crate::words::count_of;
@@ -51,9 +51,9 @@ pub(super) fn run(
     timeout: Option<Duration>,
     out: &mut impl Write,
 ) -> Result<(), AskError> {
-    refuse_other_file(client)?;
+    // Before any process is asked to end: those that have handed over do not say which file they are of.
+    let predecessors = sockets_before(client)?;
     let stop = Stop { now, began: Instant::now(), patience: timeout.unwrap_or(PATIENCE) };
-    let predecessors = before::sockets(client.socket());
     let owner = owner_of(client.socket());
     let (main, others) = thread::scope(|scope| {
         let asked: Vec<_> =
@@ -69,14 +69,6 @@ pub(super) fn run(
     let results = main.into_iter().chain(others).chain(late).map(|answer| stop.report(answer, out));
     // All of them are reported, whatever has become of the first.
     results.collect::<Vec<_>>().into_iter().collect()
-}
-
-/// Before any process is asked to end: those that have handed over do not say which file they are of.
-fn refuse_other_file(client: &Client) -> Result<(), AskError> {
-    match client.ask("GET", "/v1/log_level", "", SOON) {
-        Ok(reply) if reply.status == 421 => Err(failure(&reply)),
-        _ => Ok(()),
-    }
 }
 
 /// The user that the daemon runs as: its control socket is given to it.
