@@ -253,6 +253,9 @@ fn judgement(warnings: &Problems, strict: bool) -> String {
 }
 
 fn print_json(problems: &Problems) -> u8 {
+    if problems.is_cut_short {
+        complain_as_is("there may be more problems than these: the list ends here\n");
+    }
     print(format!("{:#}\n", config::json(problems)).as_bytes())
 }
 

@@ -300,7 +300,9 @@ impl FromText for IpNet {
             return Ok(address.into());
         }
         let Ok(network) = text.parse::<Self>() else {
-            return Err(format!("expected {}, found {text:?}", Self::EXPECTED));
+            let all = ["all", "any", "*"].contains(&text);
+            let hint = if all { "\nname the networks of the proxies" } else { "" };
+            return Err(format!("expected {}, found {text:?}{hint}", Self::EXPECTED));
         };
         if network.addr() != network.network() {
             return Err(format!(
@@ -504,6 +506,9 @@ impl FromText for AbsolutePath {
 
     fn from_text(text: &str) -> Result<Self, String> {
         let path = readable_path(text)?;
+        if ["stdout", "stderr", "none", "off", "-"].contains(&text) {
+            return Err(format!("{text:?} is not a path\nleave the key out"));
+        }
         if !path.is_absolute() {
             return Err(format!(
                 "the path {text:?} is relative\nwrite it from / on: a daemon runs in another directory"
@@ -648,7 +653,7 @@ mod tests {
             ("0.0.0.0:80", "no backend can be reached"),
             ("[::ffff:10.0.0.1]:80", "write 10.0.0.1:80"),
             ("unix:/a", "not supported yet"),
-            ("1.1.1:80", "expected an address"),
+            ("1.1.1:80", "is not an IPv4 address"),
             ("", "expected an address"),
             (":80", "has no address"),
         ] {

@@ -103,6 +103,11 @@ impl Checker<'_> {
         self.root.get(path).is_some()
     }
 
+    /// Whether the list at the end of the path has one item only.
+    fn is_written_alone(&self, path: &[Step]) -> bool {
+        matches!(self.root.get(path).map(|node| &node.value), Some(Value::List(list)) if list.items.len() == 1)
+    }
+
     fn check_threads(&mut self) {
         let config = self.config;
         let counts = [
@@ -639,7 +644,10 @@ impl Checker<'_> {
         let alone = &at[..at.len() - 1];
         let Some(Step::Key(key)) = alone.last() else { return None };
         let message = format!("the asterisk in `{key}` stands for itself, not for any text");
-        let hint = format!("to match everything below, write `path_prefix: {}`", directory_of(before));
+        let is_one_of_several = self.is_written(at) && !self.is_written_alone(alone);
+        let how =
+            if key == "path" && is_one_of_several { "give it a route of its own with" } else { "write" };
+        let hint = format!("to match everything below, {how} `path_prefix: {}`", directory_of(before));
         let place = self.root.place(if self.is_written(at) { at } else { alone });
         Some(Problem::new(Id::LiteralAsterisk, message).at(place).hint(hint))
     }

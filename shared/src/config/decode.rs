@@ -15,7 +15,7 @@ use serde::de::{
 };
 use serde::forward_to_deserialize_any;
 
-use super::document::{Entry, Node, Step, Value};
+use super::document::{self, Entry, List, Node, Step, Value};
 use super::keys::keys;
 use super::problem::{Id, MAX_PROBLEMS, Problem};
 use super::{syntax, words};
@@ -26,7 +26,8 @@ pub(crate) fn decode<T: DeserializeOwned>(root: &mut Node, problems: &mut Vec<Pr
         match T::deserialize(&*root) {
             Ok(value) => return Some(value),
             Err(error) => {
-                problems.extend(error.problem(root));
+                let kind = error.other_kind::<T>(root);
+                problems.extend(error.problem(root, kind));
                 if !error.cut_out(root) {
                     return None;
                 }
@@ -95,7 +96,7 @@ impl Error {
     }
 
     /// `None` when it only follows from what was taken out before.
-    fn problem(&self, root: &Node) -> Option<Problem> {
+    fn problem(&self, root: &Node, kind: Option<String>) -> Option<Problem> {
         let path = self.path();
         let place = if self.on_key { root.key_place(&path) } else { root.place(&path) };
         let follows = match self.fault {
@@ -105,9 +106,25 @@ impl Error {
         };
         (!follows).then(|| {
             let problem = self.fault.problem().at(place);
-            let hint = self.newcomers_hint(&path, root).or(problem.hint).or_else(|| self.keys_there(&path));
+            let hint =
+                self.newcomers_hint(&path, root).or(problem.hint).or(kind).or_else(|| self.keys_there(&path));
             Problem { hint, ..problem }
         })
+    }
+
+    /// What to write for a value of the wrong kind that would be right in another one, such as `"3"` for `3`. Each way to write it is
+    /// tried.
+    fn other_kind<T: DeserializeOwned>(&self, root: &mut Node) -> Option<String> {
+        let path = self.path();
+        let is_about_value = matches!(self.fault, Fault::WrongType { .. } | Fault::Invalid(_));
+        let found = root.get(&path).filter(|_| is_about_value && !self.on_key)?.clone();
+        let ways = other_kinds(&found);
+        let right = ways.into_iter().find(|(value, _)| {
+            root.replace(&path, value.clone());
+            T::deserialize(&*root).err().is_none_or(|error| !error.path().starts_with(&path))
+        });
+        root.replace(&path, found.value);
+        right.map(|(_, hint)| hint)
     }
 
     /// What to write for what another product, or another file format, would have there.
@@ -122,6 +139,7 @@ impl Error {
                 words::for_mapping(path, &node?.value)
             }
             Fault::WrongType { expected, .. } if expected == "a list" => words::for_list(path, &node?.value),
+            Fault::WrongType { expected, .. } => words::for_false(path, expected, &node?.value),
             _ => None,
         }
     }
@@ -151,6 +169,35 @@ impl Error {
         let (_, at) = path.split_last()?;
         words::respelled(found, known).filter(|_| words::for_key(at, found).is_none())
     }
+}
+
+/// A scalar as values of other kinds, each with what to write.
+fn other_kinds(found: &Node) -> Vec<(Value, String)> {
+    let mut ways = Vec::new();
+    let text = match &found.value {
+        Value::Text { text, .. } => text.clone(),
+        Value::Bool(value) => value.to_string(),
+        Value::Int(number) => number.to_string(),
+        Value::Float(number) => number.to_string(),
+        Value::Null | Value::List(_) | Value::Map(_) => return ways,
+    };
+    let quoted = Value::Text { text: text.clone(), plain: false };
+    let is_text = matches!(found.value, Value::Text { .. });
+    let plain = document::resolve(&text);
+    if matches!(plain, Value::Bool(_) | Value::Int(_) | Value::Float(_)) {
+        let quotes = if is_text { ", without quotes" } else { "" };
+        ways.push((plain, format!("write {text}{quotes}")));
+    }
+    if !is_text {
+        ways.push((quoted.clone(), format!("quote it: \"{text}\"")));
+    }
+    let alone = |value: Value| {
+        let items = vec![Node { span: found.span, value }];
+        Value::List(List { items, damaged: false })
+    };
+    ways.push((alone(found.value.clone()), format!("put it in brackets: [{text}]")));
+    ways.push((alone(quoted), format!("put it in brackets: [\"{text}\"]")));
+    ways
 }
 
 /// Whether the key was there but was wrong, or is there under a misspelt name or that of another product.
@@ -384,6 +431,7 @@ fn name(found: Unexpected<'_>) -> String {
         Unexpected::Unit | Unexpected::Option => "nothing".to_owned(),
         Unexpected::Seq => "a list".to_owned(),
         Unexpected::Map => "a mapping".to_owned(),
+        Unexpected::Float(number) => format!("the number {number:?}"),
         other => as_text(other).map_or_else(|| other.to_string(), |number| format!("the number {number}")),
     }
 }
@@ -549,7 +597,6 @@ mod tests {
 
     use serde::Deserialize;
 
-    use super::super::document;
     use super::*;
 
     #[derive(Deserialize, Debug, PartialEq)]

@@ -18,6 +18,7 @@ mod env;
 mod foreign;
 mod keys;
 mod plan;
+mod ports;
 mod print;
 mod problem;
 mod refused;
@@ -153,6 +154,7 @@ fn read(text: &str, context: &Context<'_>, problems: &mut Vec<Problem>) -> Optio
     env::expand(&mut root, context.variables, problems);
     renamed::rename(&mut root, problems);
     refused::refuse(&mut root, problems);
+    ports::refuse(&mut root, problems);
     let mut config: Config = decode::decode(&mut root, problems)?;
     plan::complete(&mut config, &root, context);
     let mut findings = check::check(&config, &root, context);

@@ -37,6 +37,22 @@ pub(super) fn problem(text: &str, error: &ScanError) -> Problem {
 }
 
 fn cause(line: Line<'_>, offset: usize, kind: &ErrorKind) -> Option<Problem> {
+    line.before().and_then(unclosed).or_else(|| cause_here(line, offset, kind))
+}
+
+/// A list or mapping in brackets that has no closing bracket, and no comma that says that it goes on.
+fn unclosed(line: Line<'_>) -> Option<Problem> {
+    let content = line.content();
+    let count = |bracket: char| content.matches(bracket).count();
+    let is_open = |(open, close): &(char, char)| count(*open) > count(*close);
+    let (open, close) = [('[', ']'), ('{', '}')].into_iter().find(is_open)?;
+    let goes_on = content.ends_with([',', open]) || content.contains(['"', '\'']);
+    let problem =
+        Problem::new(Id::Syntax, format!("the `{open}` of this line is not closed")).at(line.span());
+    (!goes_on).then(|| problem.hint(format!("write `{content}{close}`")))
+}
+
+fn cause_here(line: Line<'_>, offset: usize, kind: &ErrorKind) -> Option<Problem> {
     match kind {
         ErrorKind::MappingValueNotAllowed | ErrorKind::SimpleKeyExpected | ErrorKind::InvalidSimpleKey => {
             two_keys(line, offset).or_else(|| broken_key(line.before()?)).or_else(|| too_deep(line))

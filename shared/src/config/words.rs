@@ -6,13 +6,14 @@
 use std::net::SocketAddr;
 
 use super::document::{Map, Node, Step, Value};
-use super::syntax;
+use super::{ports, syntax};
 
 /// Words of one mapping, each list with the hint for all of them.
 type Words = &'static [(&'static [&'static str], &'static str)];
 
 const SMALLEST: &str = "backends stand in a pool:\n\npools:\n  web:\n    backends: [10.0.0.1:8080]";
 const NO_TLS: &str = "listeners with TLS are not supported yet: end TLS in front of the load balancer; `tls` of a pool is for its backends";
+const LEAVE_OUT: &str = "leave the key out";
 const A_ROUTE: &str = "write `routes: [{match: {path_prefix: /}, pool: web}]`";
 const NO_REGEX: &str = "there are no regular expressions here: write `path_prefix: /v1`";
 
@@ -384,7 +385,12 @@ const POOL: Words = &[
         "write `sticky: {cookie: lb_session}`",
     ),
     (
-        &["max_fails", "fail_timeout", "circuit_breaker", "outlier", "passive_health_check", "ejection"],
+        &["fail_timeout", "ejection_time", "base_ejection_time"],
+        "write `outlier_detection: {base_ejection: 30s}`",
+    ),
+    (&["backup"], "write `backup: true` at a backend: `backends: [{address: 10.0.0.1:8080, backup: true}]`"),
+    (
+        &["max_fails", "circuit_breaker", "outlier", "passive_health_check", "ejection"],
         "write `outlier_detection: {consecutive_failures: 5}`",
     ),
     (&["hash", "hash_key", "hash_by", "key"], "write `hash_on: uri`, with `policy: consistent_hash`"),
@@ -447,6 +453,10 @@ fn with_value(hint: &str, value: &Value) -> Option<String> {
 /// The value as it is written, if it is of the kind of the example.
 fn in_place_of(literal: &str, value: &Value) -> Option<String> {
     let text = text_of(value).filter(|text| !text.contains(char::is_whitespace))?;
+    if let (Ok(mut address), Some(port)) = (literal.parse::<SocketAddr>(), ports::port(value)) {
+        address.set_port(port);
+        return Some(address.to_string());
+    }
     let is_number = literal.parse::<u64>().is_ok();
     let is_time = literal.ends_with(['s', 'h']) && literal.starts_with(|c: char| c.is_ascii_digit());
     let fits = match value {
@@ -530,6 +540,10 @@ pub(super) fn for_mapping(path: &[Step], found: &Value) -> Option<String> {
             );
         }
         Value::List(_) | Value::Map(_) => return None,
+        Value::Bool(true) if section(&pattern, found).is_none() => {
+            return Some(format!("{LEAVE_OUT}: its defaults are in effect"));
+        }
+        Value::Bool(false) if section(&pattern, found).is_none() => return Some(LEAVE_OUT.to_owned()),
         scalar => section(&pattern, scalar)?,
     };
     Some(match path.last() {
@@ -537,6 +551,16 @@ pub(super) fn for_mapping(path: &[Step], found: &Value) -> Option<String> {
         Some(Step::Key(key)) => format!("write `{key}: {written}`"),
         _ => format!("write {written}"),
     })
+}
+
+/// `false` is written for what is not wanted. Where nothing is the default, the key is left out; a number or a duration has another
+/// default, so nothing is said about those.
+pub(super) fn for_false(path: &[Step], expected: &str, found: &Value) -> Option<String> {
+    let nothing_by_default = ["pools.*.slow_start", "pools.*.bounded_load"].contains(&&*pattern(path));
+    let has_default = ["number", "percent", "duration"].iter().any(|noun| expected.contains(noun));
+    let is_key = matches!(path.last(), Some(Step::Key(_)));
+    (is_key && *found == Value::Bool(false) && (nothing_by_default || !has_default))
+        .then(|| LEAVE_OUT.to_owned())
 }
 
 fn is_text(node: &Node) -> bool {
@@ -556,6 +580,13 @@ fn section(pattern: &str, found: &Value) -> Option<String> {
         ("pools.*.health_check", Value::Text { .. }) if ["tcp", "http", "grpc", "none"].contains(&&*text) => {
             "{type: %}"
         }
+        ("pools.*.retries", Value::Bool(false)) => "{attempts: 0}",
+        ("pools.*.outlier_detection", Value::Bool(false)) => "{consecutive_failures: 0}",
+        ("pools.*.outlier_detection.gray", Value::Bool(true)) => "{}",
+        ("access_log", Value::Bool(false)) => "{format: none}",
+        ("readiness", Value::Bool(false)) => "{pools: none}",
+        ("readiness", Value::Text { .. }) => "{pools: %}",
+        ("reload.rollback", Value::Bool(true)) => "{error_rate: 20, window: 10s}",
         ("pools.*.retries", Value::Int(_)) => "{attempts: %}",
         ("pools.*.sticky", Value::Bool(true)) => "{cookie: lb_session}",
         ("pools.*.sticky", Value::Text { .. }) => "{cookie: %}",
@@ -595,6 +626,8 @@ pub(super) fn for_list(path: &[Step], found: &Value) -> Option<String> {
             Some(Step::Key(key)) => example(key).map(|example| format!("write {example}")),
             _ => None,
         },
+        Value::Bool(false) => Some(LEAVE_OUT.to_owned()),
+        Value::Map(map) if pattern == "pools.*.backends" => Some(weights(map)),
         Value::Map(_) if pattern == "routes" => {
             Some("write a list: `- {match: {path_prefix: /}, pool: web}`".to_owned())
         }
@@ -612,6 +645,21 @@ pub(super) fn for_list(path: &[Step], found: &Value) -> Option<String> {
             Some(format!("put it in brackets: [{}]", items.join(", ")))
         }
         _ => None,
+    }
+}
+
+/// Backends written as `{10.0.0.1:80: 2}`, with their weights.
+fn weights(map: &Map) -> String {
+    let item = |(address, value): (&str, &Value)| match value {
+        Value::Int(weight) => format!("{{address: {address}, weight: {weight}}}"),
+        _ => address.to_owned(),
+    };
+    let are_addresses = map.entries.iter().all(|entry| entry.key.parse::<SocketAddr>().is_ok());
+    let items = map.entries.iter().map(|entry| item((&entry.key, &entry.node.value)));
+    let items = items.collect::<Vec<_>>().join(", ");
+    match are_addresses {
+        true => format!("write [{items}]"),
+        false => "write a list: put `- ` in front of the first key of each item".to_owned(),
     }
 }
 

@@ -15,13 +15,41 @@ pub enum Purpose {
 
 /// Why `text`, which is not an IP address with a port from 1 to 65535, is refused; on a second line what to write, if that can be told.
 pub fn refusal(text: &str, purpose: Purpose) -> String {
-    let reasons =
-        [unclean, several, with_options, url, without_port, without_address, ipv6, bad_port, socket, name];
+    let reasons = [
+        key,
+        variable,
+        unclean,
+        several,
+        with_options,
+        url,
+        without_port,
+        without_address,
+        ipv6,
+        bad_port,
+        bad_number,
+        socket,
+        name,
+    ];
     let reason = reasons.iter().find_map(|reason| reason(text, purpose));
     reason.unwrap_or_else(|| format!("expected {}, found {text:?}", purpose.expected()))
 }
 
 // === the reasons ===
+
+/// `address:10.0.0.1:80`, which YAML takes for a text.
+fn key(text: &str, purpose: Purpose) -> Option<String> {
+    let address = text.strip_prefix("address:").filter(|address| accepts(address, purpose))?;
+    Some(format!("{text:?} has no space after its key\nwrite {{address: {address}}}"))
+}
+
+/// `$NAME`, as a shell has it.
+fn variable(text: &str, _: Purpose) -> Option<String> {
+    let rest = text.strip_prefix('$').filter(|rest| !rest.starts_with('{'))?;
+    let end = rest.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(rest.len());
+    let (name, rest) = rest.split_at(end);
+    (!name.is_empty())
+        .then(|| format!("{text:?}: an environment variable needs braces\nwrite ${{{name}}}{rest}"))
+}
 
 /// Quotes of a word processor, or the separator of another format at the end.
 fn unclean(text: &str, purpose: Purpose) -> Option<String> {
@@ -83,13 +111,13 @@ fn without_port(text: &str, purpose: Purpose) -> Option<String> {
 fn without_address(text: &str, purpose: Purpose) -> Option<String> {
     let port = text.strip_prefix(':').or_else(|| text.strip_prefix("*:")).unwrap_or(text);
     let port = port.parse::<u16>().ok()?;
-    let port = if port == 0 { purpose.port() } else { port };
+    let (port, missing) = if port == 0 { (purpose.port(), "port above 0") } else { (port, "address") };
     let right = match purpose {
         Purpose::Listener => format!("\":{port}\" for all IPv4 addresses of this machine"),
         Purpose::Backend => format!("localhost:{port} for this machine"),
         Purpose::Metrics => format!("127.0.0.1:{port}"),
     };
-    Some(format!("{text:?} has no address\nwrite {right}"))
+    Some(format!("{text:?} has no {missing}\nwrite {right}"))
 }
 
 /// An IPv6 address with a port has brackets around the address.
@@ -123,6 +151,15 @@ fn bad_port(text: &str, purpose: Purpose) -> Option<String> {
         }
         None => Some(format!("{port:?} is not a port for {ip}\na port is a number from 1 to 65535")),
     }
+}
+
+/// Four numbers, of which one is too large, or fewer of them.
+fn bad_number(text: &str, _: Purpose) -> Option<String> {
+    let host = text.split(':').next().unwrap_or_default();
+    let is_number = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+    let looks_so = host.contains('.') && host.split('.').all(is_number) && host.parse::<IpAddr>().is_err();
+    looks_so
+        .then(|| format!("{host:?} is not an IPv4 address\nuse four numbers from 0 to 255, such as 10.0.0.1"))
 }
 
 /// The path of a Unix socket without its `unix:`.
@@ -227,6 +264,10 @@ mod tests {
                 ("“10.0.0.1:80”", "is not an address", "write 10.0.0.1:80"),
                 ("10.0.0.1:http", "is not a port", "write 10.0.0.1:80"),
                 ("10.0.0.1:80/tcp", "is not a port", "write 10.0.0.1:80"),
+                ("address:10.0.0.1:80", "no space", "write {address: 10.0.0.1:80}"),
+                ("$BACKEND:80", "needs braces", "write ${BACKEND}:80"),
+                ("10.0.0.256:80", "not an IPv4", "use four numbers from 0 to 255, such as 10.0.0.1"),
+                ("1.1.1:80", "not an IPv4", "use four numbers from 0 to 255, such as 10.0.0.1"),
                 ("10.0.0.1:0", "must be given", "write 10.0.0.1:80"),
                 ("10.0.0.1:70000", "is not a port", "a port is a number from 1 to 65535"),
                 ("10.0.0.1:80 weight=3", "more than an address", "write {address: 10.0.0.1:80, weight: 3}"),
@@ -253,7 +294,7 @@ mod tests {
                 ),
             ],
         );
-        for text in ["", "1.1.1:80", "a b", "ü:80"] {
+        for text in ["", "a b", "ü:80"] {
             assert_eq!(refusal(text, Purpose::Backend), format!("expected {expected}, found {text:?}"));
         }
     }
@@ -265,7 +306,7 @@ mod tests {
             &[
                 ("8080", "no address", "write \":8080\" for all IPv4 addresses of this machine"),
                 ("*:80", "no address", "write \":80\" for all IPv4 addresses of this machine"),
-                (":0", "no address", "write \":80\" for all IPv4 addresses of this machine"),
+                (":0", "no port above 0", "write \":80\" for all IPv4 addresses of this machine"),
                 ("localhost:80", "host name", "write 127.0.0.1:80"),
                 ("http://0.0.0.0:80", "is a URL", "write 0.0.0.0:80"),
                 ("/run/lb.sock", "is a path", "write unix:/run/lb.sock for a Unix socket"),
