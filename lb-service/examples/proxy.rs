@@ -12,9 +12,9 @@ use std::sync::Arc;
 use lb_service::access_log::{self, AccessLog, Format, Target};
 use lb_service::forwarded::TrustedProxies;
 use lb_service::listener::{ListenAddress, Listener, Listeners};
-use lb_service::plan::{Current, Parts, Plan};
 use lb_service::pool::{BackendSettings, Pool, PoolId, PoolSettings};
 use lb_service::route::{Route, RouteTable};
+use lb_service::snapshot::{CurrentSnapshot, Snapshot, SnapshotParts};
 use lb_service::traffic::Traffic;
 use pingora::lb::HealthRegistry;
 use pingora::server::Server;
@@ -29,7 +29,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let pool = Pool::new(&PoolSettings::new("web", backends), Arc::new(HealthRegistry::new()), None);
     let settings = access_log::Settings { format: Format::Text, target: Target::Stdout };
     let (log, _flush_at_end) = AccessLog::open(settings)?;
-    let parts = Parts {
+    let parts = SnapshotParts {
         listeners: Listeners::new([Listener { name: "web".into(), address: ListenAddress::Tcp(listen) }]),
         routes: RouteTable::new(vec![Route::any(PoolId(0))]),
         pools: vec![Arc::new(pool)],
@@ -38,7 +38,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         access_logs: vec![log],
     };
     let traffic = Traffic::new();
-    let current = Current::new(Plan::new(parts, &traffic));
+    let current = CurrentSnapshot::new(Snapshot::new(parts, &traffic));
 
     let mut server = Server::new(None)?;
     server.bootstrap();

@@ -1,6 +1,6 @@
 //! Answers to "why?": where a request would go, and how one that was served came to its backend.
 //!
-//! [`Plan::explain`] answers a [`Question`] about a request that nobody sent. It asks what a request asks (routes, session, key,
+//! [`Snapshot::explain`] answers a [`Question`] about a request that nobody sent. It asks what a request asks (routes, session, key,
 //! pool), in the same order and of the same functions, and changes nothing.
 //!
 //! The header [`X_LB_EXPLAIN`] asks about the request that it comes with: its answer has a header of the same name, one line,
@@ -22,7 +22,7 @@
 //! | `reason` | why the proxy itself answers |
 //!
 //! Invariant: whoever is not trusted learns nothing. The question of a peer is honoured when it is one of the
-//! [`trusted_proxies`](Plan::trusted_proxies), or says the [`Token`]. It never reaches a backend, honoured or not: were it
+//! [`trusted_proxies`](Snapshot::trusted_proxies), or says the [`Token`]. It never reaches a backend, honoured or not: were it
 //! passed on, a client could ask a load balancer behind this one, which trusts this one.
 
 use std::fmt::Write as _;
@@ -36,10 +36,10 @@ use pingora::http::RequestHeader;
 use crate::failure::Failure;
 use crate::forwarded::{Peer, client_ip};
 use crate::listener::ListenerId;
-use crate::plan::Plan;
 use crate::pool::{Dispatch, Explanation, PickRequest, Pool, Tried};
 use crate::request::{key_source, view};
-use crate::route::Verdict;
+use crate::route::RouteMatch;
+use crate::snapshot::Snapshot;
 
 /// Asks how a request is served, and says it.
 pub const X_LB_EXPLAIN: HeaderName = HeaderName::from_static("x-lb-explain");
@@ -73,7 +73,7 @@ pub enum QuestionError {
 #[derive(Debug)]
 pub struct Explained<'a> {
     /// What each route is to it, in their order.
-    pub routes: Vec<Verdict<'a>>,
+    pub routes: Vec<RouteMatch<'a>>,
     /// The index of the one that it takes.
     pub route: Option<usize>,
     /// Where that leads.
@@ -170,14 +170,14 @@ impl Question {
     }
 }
 
-// === impl Plan ===
+// === impl Snapshot ===
 
-impl Plan {
-    /// Where the request in question would go at this moment, if it was the next one. Its listener must be one of this plan.
+impl Snapshot {
+    /// Where the request in question would go at this moment, if it was the next one. Its listener must be one of this snapshot.
     /// Where a random number decides, it is taken for 0, so who starts slowly takes the request.
     pub fn explain(&self, question: &Question, now: Instant) -> Explained<'_> {
         let routes = self.routes.explain(&view(question.listener, &question.head));
-        let route = routes.iter().position(|verdict| *verdict == Verdict::Taken);
+        let route = routes.iter().position(|found| *found == RouteMatch::Taken);
         let pool = route.map(|route| self.pool(self.routes.routes()[route].pool));
         Explained { routes, route, pool: pool.map(|pool| self.in_pool(pool, question, now)) }
     }
@@ -197,10 +197,10 @@ impl Plan {
 
 impl Asked {
     /// Given the headers of a request and who sent it.
-    pub(crate) fn of(headers: &HeaderMap, peer: Option<&Peer>, plan: &Plan) -> Self {
+    pub(crate) fn of(headers: &HeaderMap, peer: Option<&Peer>, snapshot: &Snapshot) -> Self {
         let Some(question) = headers.get(&X_LB_EXPLAIN) else { return Self::No };
-        let is_trusted = peer.is_some_and(|peer| plan.trusted_proxies.trusts(peer.ip));
-        let knows = || plan.explain_token.as_ref().is_some_and(|token| token.is(question.as_bytes()));
+        let is_trusted = peer.is_some_and(|peer| snapshot.trusted_proxies.trusts(peer.ip));
+        let knows = || snapshot.explain_token.as_ref().is_some_and(|token| token.is(question.as_bytes()));
         if is_trusted || knows() { Self::ByRight } else { Self::InVain }
     }
 }
@@ -267,13 +267,13 @@ mod tests {
     use super::*;
     use crate::forwarded::TrustedProxies;
     use crate::listener::{ListenAddress, Listener, Listeners};
-    use crate::plan::Parts;
     use crate::policy::Algorithm;
     use crate::pool::{
         Admin, BackendSettings, HashOn, Now, PoolId, PoolSettings, Replayability, Session, StickySettings,
         UpstreamError,
     };
     use crate::route::{Mismatch, PathPattern, Route, RouteTable};
+    use crate::snapshot::SnapshotParts;
     use crate::traffic::{Rejection, Traffic};
     use pingora::lb::HealthRegistry;
 
@@ -289,11 +289,11 @@ mod tests {
     }
 
     /// `/api` leads to the pool, nothing else anywhere.
-    fn plan(settings: &PoolSettings) -> Plan {
+    fn snapshot(settings: &PoolSettings) -> Snapshot {
         let pool = Pool::new(settings, Arc::new(HealthRegistry::new()), None);
         let listener = Listener { name: "web".into(), address: ListenAddress::Tcp(address(200)) };
         let route = Route { path: PathPattern::Prefix("/api".into()).into(), ..Route::any(PoolId(0)) };
-        let parts = Parts {
+        let parts = SnapshotParts {
             listeners: Listeners::new([listener]),
             routes: RouteTable::new(vec![route]),
             pools: vec![Arc::new(pool)],
@@ -301,7 +301,7 @@ mod tests {
             explain_token: Some(Token::new("secret")),
             access_logs: vec![],
         };
-        Plan::new(parts, &Traffic::new())
+        Snapshot::new(parts, &Traffic::new())
     }
 
     fn get(target: &str) -> Question {
@@ -314,19 +314,19 @@ mod tests {
 
     #[test]
     fn a_request_without_a_route_has_no_pool() {
-        let plan = plan(&settings(Algorithm::RoundRobin));
-        let explained = plan.explain(&get("/other"), Instant::now());
+        let snapshot = snapshot(&settings(Algorithm::RoundRobin));
+        let explained = snapshot.explain(&get("/other"), Instant::now());
         assert_eq!(
             explained.routes,
-            [Verdict::Not(Mismatch::Path(&PathPattern::Prefix("/api".into()).into()))]
+            [RouteMatch::Not(Mismatch::Path(&PathPattern::Prefix("/api".into()).into()))]
         );
         assert!(explained.route.is_none() && explained.pool.is_none());
     }
 
     #[test]
     fn the_key_is_that_of_the_client_whom_a_trusted_proxy_names() {
-        let plan = plan(&settings(Algorithm::Maglev));
-        let key = |question: &Question| plan.explain(question, Instant::now()).pool.unwrap().key;
+        let snapshot = snapshot(&settings(Algorithm::Maglev));
+        let key = |question: &Question| snapshot.explain(question, Instant::now()).pool.unwrap().key;
         assert_eq!(key(&get("/api")), None);
         let from =
             |ip: [u8; 4]| get("/api").with_header("X-Forwarded-For", "192.0.2.1").unwrap().from(ip.into());
@@ -339,11 +339,11 @@ mod tests {
         let mut settings = settings(Algorithm::ConsistentHash);
         settings.hash_on = HashOn::Query("user".into());
         settings.sticky = Some(StickySettings::new("lb"));
-        let plan = plan(&settings);
-        let pool = &plan.pools[0];
+        let snapshot = snapshot(&settings);
+        let pool = &snapshot.pools[0];
         for number in 0..50 {
             let question = get(&format!("/api?user={number}"));
-            let explained = plan.explain(&question, Instant::now()).pool.unwrap();
+            let explained = snapshot.explain(&question, Instant::now()).pool.unwrap();
             let key = number.to_string();
             let mut dispatch = Dispatch::default();
             dispatch.place(pool, key.as_bytes(), at()).unwrap();
@@ -353,7 +353,7 @@ mod tests {
             let cookie = pool.set_cookie(&backend, None, false, Instant::now()).unwrap();
             let pair = cookie.to_str().unwrap().split(';').next().unwrap();
             let question = get("/api?user=other").with_header("Cookie", pair).unwrap();
-            let explained = plan.explain(&question, Instant::now()).pool.unwrap();
+            let explained = snapshot.explain(&question, Instant::now()).pool.unwrap();
             assert!(explained.explanation.by_session);
             assert_eq!(explained.explanation.taken.unwrap().address, backend.address);
         }
@@ -372,10 +372,10 @@ mod tests {
 
     #[test]
     fn only_who_is_trusted_or_knows_the_token_may_ask() {
-        let plan = plan(&settings(Algorithm::RoundRobin));
+        let snapshot = snapshot(&settings(Algorithm::RoundRobin));
         let asked = |peer: Option<[u8; 4]>, value: Option<&'static str>| {
             let line = value.map(|value| (X_LB_EXPLAIN, HeaderValue::from_static(value)));
-            Asked::of(&line.into_iter().collect(), peer.map(|ip| Peer::new(ip.into())).as_ref(), &plan)
+            Asked::of(&line.into_iter().collect(), peer.map(|ip| Peer::new(ip.into())).as_ref(), &snapshot)
         };
         assert_eq!(asked(Some(PROXY), None), Asked::No);
         assert_eq!(asked(Some(PROXY), Some("1")), Asked::ByRight);
@@ -392,8 +392,8 @@ mod tests {
     fn the_line_says_how_a_request_was_served() {
         let mut settings = settings(Algorithm::RoundRobin);
         settings.backends[0].admin = Admin::Draining;
-        let plan = plan(&settings);
-        let pool = &plan.pools[0];
+        let snapshot = snapshot(&settings);
+        let pool = &snapshot.pools[0];
         let mut dispatch = Dispatch::default();
         let line = |dispatch: &Dispatch, failure| {
             Served { route: Some(0), pool: Some(pool), dispatch, failure }.line()
@@ -422,8 +422,8 @@ mod tests {
         let mut settings = settings(Algorithm::RoundRobin);
         settings.sticky = Some(StickySettings::new("lb"));
         settings.backends[2].admin = Admin::Disabled;
-        let plan = plan(&settings);
-        let pool = &plan.pools[0];
+        let snapshot = snapshot(&settings);
+        let pool = &snapshot.pools[0];
         for (session, word) in [(None, "new"), (Some(1), "kept"), (Some(2), "moved")] {
             let mut dispatch = Dispatch::default();
             dispatch.session = session.map(|backend| Session { backend, is_current: true });

@@ -21,22 +21,22 @@ use crate::access_log::Record;
 use crate::failure::Failure;
 use crate::forwarded::Peer;
 use crate::listener::ListenerId;
-use crate::plan::{Current, Plan};
 use crate::proxy::Proxy;
+use crate::snapshot::{CurrentSnapshot, Snapshot};
 use crate::traffic::{Connection, Door};
 use crate::watched::Watched;
 
 /// Pingora's HTTP proxy behind one socket. All of them share the proxy, and with it the connections to the backends.
 pub(crate) struct Frontend {
     proxy: Arc<HttpProxy<Proxy>>,
-    current: Current,
+    current: CurrentSnapshot,
     door: Arc<Door>,
 }
 
 /// What a request is served by, and the connection that it came over.
 pub(crate) struct Turn {
     pub(crate) connection: Arc<Connection>,
-    pub(crate) plan: Arc<Plan>,
+    pub(crate) plan: Arc<Snapshot>,
     /// That of the connection, in this plan.
     pub(crate) listener: ListenerId,
 }
@@ -44,7 +44,7 @@ pub(crate) struct Turn {
 /// What the latest request of a connection was served by. A connection that waits keeps no plan alive, with its pools: it may wait
 /// for long, and plans may come often.
 struct Seat {
-    plan: Weak<Plan>,
+    plan: Weak<Snapshot>,
     listener: ListenerId,
 }
 
@@ -58,7 +58,7 @@ const HEAD: Duration = Duration::from_secs(10);
 const FIRST_READ: usize = 4096;
 
 impl Frontend {
-    pub(crate) fn new(proxy: Arc<HttpProxy<Proxy>>, current: Current, door: Arc<Door>) -> Self {
+    pub(crate) fn new(proxy: Arc<HttpProxy<Proxy>>, current: CurrentSnapshot, door: Arc<Door>) -> Self {
         Self { proxy, current, door }
     }
 
@@ -104,7 +104,7 @@ impl Frontend {
 
     /// What a request is served by that begins now. None: its listener was removed before it was ever served.
     fn turn(&self, connection: &Arc<Connection>, seat: &mut Option<Seat>) -> Option<Turn> {
-        let (connection, current) = (connection.clone(), self.current.plan());
+        let (connection, current) = (connection.clone(), self.current.load());
         if let Some(Seat { listener, .. }) = seat.as_ref().filter(|seat| seat.is_of(&current)) {
             return Some(Turn { connection, plan: current, listener: *listener });
         }
@@ -114,7 +114,7 @@ impl Frontend {
     }
 
     /// `current`, if it has our listener; else the last plan that had it.
-    fn with_listener(&self, current: Arc<Plan>) -> Option<(Arc<Plan>, ListenerId)> {
+    fn with_listener(&self, current: Arc<Snapshot>) -> Option<(Arc<Snapshot>, ListenerId)> {
         let plans = [current].into_iter().chain(self.door.last_plan().cloned());
         plans.filter_map(|plan| plan.listener_of(&self.door.listener).map(|listener| (plan, listener))).next()
     }
@@ -123,14 +123,14 @@ impl Frontend {
 // === impl Seat ===
 
 impl Seat {
-    fn is_of(&self, plan: &Arc<Plan>) -> bool {
+    fn is_of(&self, plan: &Arc<Snapshot>) -> bool {
         // The memory of a plan that is gone is not another's as long as it is remembered here.
         std::ptr::eq(self.plan.as_ptr(), Arc::as_ptr(plan))
     }
 }
 
 /// Counts and logs a request that the proxy has never seen.
-fn unseen(plan: &Plan, listener: ListenerId, connection: &Connection, (status, failure): (u16, Failure)) {
+fn unseen(plan: &Snapshot, listener: ListenerId, connection: &Connection, (status, failure): (u16, Failure)) {
     if let Failure::Rejected(reason) = failure {
         connection.door.listener.reject(reason);
     }
@@ -249,7 +249,7 @@ impl ServerApp for Frontend {
         let connection = self.door.accept(peer(&stream));
         let stream = Box::new(Watched::new(stream, connection.clone()));
         if let Some(failed) = self.serve(stream, &connection, shutdown).await
-            && let Some((plan, listener)) = self.with_listener(self.current.plan())
+            && let Some((plan, listener)) = self.with_listener(self.current.load())
         {
             unseen(&plan, listener, &connection, failed);
         }

@@ -36,7 +36,7 @@
 //! ```text
 //! Service<Frontend>                 accepts; counts connections                        service.rs, frontend.rs
 //! └── HttpProxy<Proxy>              Pingora's proxy with our callbacks                 proxy.rs
-//!     ├── Plan                      one snapshot per request                           plan.rs
+//!     ├── Snapshot                      one per request                                    snapshot.rs
 //!     │   ├── Listeners             which listener a connection came through           listener.rs
 //!     │   ├── RouteTable            which pool a request goes to                       route.rs
 //!     │   ├── TrustedProxies        what backends are told about the client            forwarded.rs
@@ -61,13 +61,13 @@ pub mod lines;
 pub mod listener;
 pub mod metrics;
 mod patience;
-pub mod plan;
 pub mod policy;
 pub mod pool;
 pub mod proxy;
 mod request;
 pub mod route;
 pub mod service;
+pub mod snapshot;
 pub mod stats;
 pub mod traffic;
 mod upgraded;

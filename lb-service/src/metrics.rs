@@ -10,19 +10,19 @@ use prometheus::core::{Collector, Desc};
 use prometheus::proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType};
 use prometheus::{Registry, Result};
 
-use crate::plan::{Current, Plan};
 use crate::pool::{Backend, Pool, PoolId};
+use crate::snapshot::{CurrentSnapshot, Snapshot};
 use crate::stats::{BUCKETS, HistogramSnapshot};
 use crate::traffic::{ListenerTraffic, PoolTraffic};
 
 /// The collector of all metrics of the proxy.
 pub struct Metrics {
-    current: Current,
+    current: CurrentSnapshot,
     descriptions: Vec<Desc>,
 }
 
 /// The configuration that one scrape reports on. Backends that it no longer contains do not appear.
-struct View<'a>(&'a Plan);
+struct View<'a>(&'a Snapshot);
 
 /// The name, help and labels of one metric family.
 struct Family {
@@ -153,7 +153,7 @@ impl Metrics {
     ///
     /// # Errors
     /// When `registry` has a family of the same name already.
-    pub fn register(registry: &Registry, current: Current) -> Result<()> {
+    pub fn register(registry: &Registry, current: CurrentSnapshot) -> Result<()> {
         let descriptions = FAMILIES.iter().map(|family| family.describe()).collect::<Result<_>>()?;
         registry.register(Box::new(Self { current, descriptions }))
     }
@@ -269,8 +269,8 @@ impl Collector for Metrics {
     }
 
     fn collect(&self) -> Vec<MetricFamily> {
-        let plan = self.current.plan();
-        let view = View(&plan);
+        let snapshot = self.current.load();
+        let view = View(&snapshot);
         let families = [
             view.listener_families(),
             view.request_families(),

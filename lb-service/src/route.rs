@@ -139,7 +139,7 @@ pub enum Mismatch<'a> {
 
 /// The relation of a route to a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict<'a> {
+pub enum RouteMatch<'a> {
     /// The first route that matches, which the request takes.
     Taken,
     /// The route matches as well, but the one at this index comes first.
@@ -183,17 +183,17 @@ impl RouteTable {
         self.0.iter().position(|route| route.mismatch(request, host).is_none())
     }
 
-    /// Returns the relation of each route to a request, in the order of the table. At most one is [`Verdict::Taken`],
+    /// Returns the relation of each route to a request, in the order of the table. At most one is [`RouteMatch::Taken`],
     /// the one that [`find`](Self::find) returns.
-    pub fn explain<'a>(&'a self, request: &RequestView<'_>) -> Vec<Verdict<'a>> {
+    pub fn explain<'a>(&'a self, request: &RequestView<'_>) -> Vec<RouteMatch<'a>> {
         let host = request.host.and_then(Host::parse);
         let mut taken = None;
         let verdict = |(index, route): (usize, &'a Route)| match (route.mismatch(request, host), taken) {
-            (Some(mismatch), _) => Verdict::Not(mismatch),
-            (None, Some(first)) => Verdict::Behind(first),
+            (Some(mismatch), _) => RouteMatch::Not(mismatch),
+            (None, Some(first)) => RouteMatch::Behind(first),
             (None, None) => {
                 taken = Some(index);
-                Verdict::Taken
+                RouteMatch::Taken
             }
         };
         self.0.iter().enumerate().map(verdict).collect()
@@ -716,7 +716,7 @@ mod tests {
             method: &Method::GET,
             headers: &headers,
         };
-        assert_eq!(table.explain(&good), [Verdict::Taken, Verdict::Behind(0), Verdict::Behind(0)]);
+        assert_eq!(table.explain(&good), [RouteMatch::Taken, RouteMatch::Behind(0), RouteMatch::Behind(0)]);
         for (request, mismatch) in [
             (RequestView { listener: ListenerId(1), host: None, ..good }, Mismatch::Listener),
             (RequestView { host: None, path: "/", ..good }, Mismatch::Host(&hosts)),
@@ -724,7 +724,7 @@ mod tests {
             (RequestView { method: &Method::PUT, headers: &one, ..good }, Mismatch::Method),
             (RequestView { headers: &one, ..good }, Mismatch::Header(&HeaderName::from_static("x-two"))),
         ] {
-            let expected = [Verdict::Not(mismatch), Verdict::Taken, Verdict::Behind(1)];
+            let expected = [RouteMatch::Not(mismatch), RouteMatch::Taken, RouteMatch::Behind(1)];
             assert_eq!(table.explain(&request), expected);
             assert_eq!(table.position(&request), Some(1));
         }

@@ -28,15 +28,15 @@ use tokio::task::JoinSet;
 
 use crate::frontend::Frontend;
 use crate::listener::{ListenAddress, Listener};
-use crate::plan::{Current, Plan};
 use crate::proxy::Proxy;
+use crate::snapshot::{CurrentSnapshot, Snapshot};
 use crate::traffic::{Door, Traffic};
 use crate::upgraded::Sources;
 
 /// Accepts on the sockets that its [`Doors`] open, and proxies by the current plan.
 pub struct ProxyService {
     proxy: Arc<HttpProxy<Proxy>>,
-    current: Current,
+    current: CurrentSnapshot,
     traffic: Arc<Traffic>,
     orders: mpsc::UnboundedReceiver<Order>,
     doors: HashMap<ListenAddress, Open>,
@@ -51,7 +51,7 @@ pub struct Doors(mpsc::UnboundedSender<Order>);
 enum Order {
     Open(Listener, Option<OwnedFd>),
     Close(ListenAddress),
-    Retire(Vec<ListenAddress>, Arc<Plan>, oneshot::Sender<()>),
+    Retire(Vec<ListenAddress>, Arc<Snapshot>, oneshot::Sender<()>),
 }
 
 /// A socket that accepts.
@@ -80,10 +80,14 @@ pub const UNIX_SOCKET_MODE: u32 = 0o666;
 ///
 /// A socket is looked for by its address among those that the service is started with ([`ListenFds`]), and bound when it is
 /// not there.
-pub fn service(conf: &Arc<ServerConf>, current: &Current, traffic: &Arc<Traffic>) -> (ProxyService, Doors) {
+pub fn service(
+    conf: &Arc<ServerConf>,
+    current: &CurrentSnapshot,
+    traffic: &Arc<Traffic>,
+) -> (ProxyService, Doors) {
     let (sender, orders) = mpsc::unbounded_channel();
     let doors = Doors(sender);
-    current.plan().listeners.iter().for_each(|(_, listener)| doors.open(listener.clone()));
+    current.load().listeners.iter().for_each(|(_, listener)| doors.open(listener.clone()));
     let service = ProxyService {
         proxy: Arc::new(http_proxy(conf, Proxy { sources: Sources::of(conf) })),
         current: current.clone(),
@@ -114,7 +118,7 @@ impl Doors {
 
     /// To be called before a plan without the listeners at these addresses becomes the current one: what comes through them
     /// from then on is served by `last`. Returns when that is so.
-    pub async fn retire(&self, addresses: Vec<ListenAddress>, last: Arc<Plan>) {
+    pub async fn retire(&self, addresses: Vec<ListenAddress>, last: Arc<Snapshot>) {
         let (done, is_done) = oneshot::channel();
         self.order(Order::Retire(addresses, last, done));
         // Without a service nothing comes through them.
@@ -223,7 +227,7 @@ impl pingora::services::Service for ProxyService {
     }
 
     fn listen_addresses(&self) -> Option<Vec<String>> {
-        let plan = self.current.plan();
+        let plan = self.current.load();
         Some(plan.listeners.iter().map(|(_, listener)| listener.address.bind_key()).collect())
     }
 }

@@ -12,7 +12,7 @@ pub struct Counter(AtomicU64);
 
 /// The number of things that exist at the moment. The code that increments it decrements it in a `Drop`.
 #[derive(Debug, Default)]
-pub struct Level(AtomicI64);
+pub struct Gauge(AtomicI64);
 
 /// Counts of responses by status code, 100 to 599.
 #[derive(Debug)]
@@ -60,9 +60,9 @@ impl Counter {
     }
 }
 
-// === impl Level ===
+// === impl Gauge ===
 
-impl Level {
+impl Gauge {
     /// Adds one; the caller's `Drop` subtracts it.
     pub(crate) fn enter(&self) {
         self.0.fetch_add(1, Relaxed);

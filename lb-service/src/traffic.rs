@@ -11,8 +11,8 @@ use tokio::sync::watch;
 use crate::failure::Failure;
 use crate::forwarded::Peer;
 use crate::patience::Patience;
-use crate::plan::Plan;
-use crate::stats::{Codes, Counter, Histogram, Level};
+use crate::snapshot::Snapshot;
+use crate::stats::{Codes, Counter, Gauge, Histogram};
 
 /// Everything the proxy counts about its clients. One per daemon.
 #[derive(Debug, Default)]
@@ -41,9 +41,9 @@ pub struct ListenerTraffic {
     /// Connections accepted.
     pub connections: Counter,
     /// Connections open.
-    pub connections_active: Level,
+    pub connections_active: Gauge,
     /// Requests being worked on, upgraded connections included.
-    pub in_flight: Level,
+    pub in_flight: Gauge,
     rejected: [Counter; Rejection::ALL.len()],
     by_pool: Mutex<Vec<(Arc<str>, Arc<PoolTraffic>)>>,
     without_pool: Arc<PoolTraffic>,
@@ -54,15 +54,15 @@ pub struct ListenerTraffic {
 pub struct Door {
     /// Whose clients come through it.
     pub listener: Arc<ListenerTraffic>,
-    open: Level,
+    open: Gauge,
     /// Connections on which no request has arrived yet.
-    fresh: Level,
+    fresh: Gauge,
     closing: AtomicBool,
     /// How long idle connections stay open once nobody accepts any more, in milliseconds.
     grace: AtomicU64,
     settled: watch::Sender<bool>,
     /// What its requests are served by when its listener is not configured any more.
-    last_plan: OnceLock<Arc<Plan>>,
+    last_plan: OnceLock<Arc<Snapshot>>,
 }
 
 /// The requests of one listener to one pool.
@@ -115,7 +115,7 @@ pub struct Connection {
 
 /// A request being worked on, until this is dropped.
 #[derive(Debug)]
-pub struct InFlight(Arc<Door>);
+pub struct RequestGuard(Arc<Door>);
 
 /// How long a connection on which nothing has arrived yet may hold up a drain.
 const FRESH_GRACE: Duration = Duration::from_secs(1);
@@ -219,15 +219,15 @@ impl ListenerTraffic {
         Self {
             name: name.into(),
             connections: Counter::default(),
-            connections_active: Level::default(),
-            in_flight: Level::default(),
+            connections_active: Gauge::default(),
+            in_flight: Gauge::default(),
             rejected: Default::default(),
             by_pool: Mutex::default(),
             without_pool: Arc::default(),
         }
     }
 
-    /// Its requests to the pool of this name; always the same. A request does not ask for it: its plan has it.
+    /// Its requests to the pool of this name; always the same. Requests find it in their snapshot.
     pub fn pool(&self, name: &Arc<str>) -> Arc<PoolTraffic> {
         let mut pools = lock(&self.by_pool);
         if let Some((_, known)) = pools.iter().find(|(known, _)| known == name) {
@@ -296,8 +296,8 @@ impl Door {
     fn new(listener: Arc<ListenerTraffic>, closing: bool) -> Self {
         Self {
             listener,
-            open: Level::default(),
-            fresh: Level::default(),
+            open: Gauge::default(),
+            fresh: Gauge::default(),
             closing: AtomicBool::new(closing),
             grace: AtomicU64::new(millis(if closing { IDLE_GRACE } else { CLOSED_GRACE })),
             settled: watch::Sender::new(false),
@@ -356,14 +356,14 @@ impl Door {
         *self.settled.borrow()
     }
 
-    /// Its listener is in no plan after this one: what still comes through it is served by this one.
-    pub fn retire(&self, last: &Arc<Plan>) {
+    /// No snapshot after `last` has its listener. Requests that still arrive on it use `last`.
+    pub fn retire(&self, last: &Arc<Snapshot>) {
         // The first is the last that had the listener.
         let _ = self.last_plan.set(last.clone());
     }
 
     /// See [`Self::retire`].
-    pub(crate) fn last_plan(&self) -> Option<&Arc<Plan>> {
+    pub(crate) fn last_plan(&self) -> Option<&Arc<Snapshot>> {
         self.last_plan.get()
     }
 
@@ -398,11 +398,11 @@ impl Rejection {
 
 impl Connection {
     /// The first bytes of a request arrived on it. From now on the request is in flight, so that a drain waits for it.
-    pub fn begin_request(&self) -> InFlight {
+    pub fn begin_request(&self) -> RequestGuard {
         self.leave_fresh();
         self.unseen.store(true, Ordering::Relaxed);
         self.door.listener.in_flight.enter();
-        InFlight(self.door.clone())
+        RequestGuard(self.door.clone())
     }
 
     /// The proxy has the head of the request.
@@ -459,9 +459,9 @@ impl Drop for Connection {
     }
 }
 
-// === impl InFlight ===
+// === impl RequestGuard ===
 
-impl Drop for InFlight {
+impl Drop for RequestGuard {
     fn drop(&mut self) {
         self.0.listener.in_flight.leave();
     }

@@ -170,7 +170,7 @@ fn demo(run: &RunArgs, args: &DemoArgs, purpose: Purpose) -> u8 {
             complain_as_is(&notice);
             let origins =
                 demo.origins.iter().map(|origin| server.add_service(origin.clone().service())).collect();
-            let pool = services.current.plan().pools.iter().find(|pool| &*pool.name == POOL).cloned();
+            let pool = services.current.load().pools.iter().find(|pool| &*pool.name == POOL).cloned();
             let Some(pool) = pool else { return origins };
             let show = Show::new(demo.clone(), pool, services.readiness());
             if args.once {

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant, SystemTime};
 
 use health_service::{CheckKind, Verdict};
-use lb_service::pool::{Backend, State};
+use lb_service::pool::{Backend, BackendState};
 
 /// One moment, on both clocks.
 #[derive(Clone, Copy, Debug)]
@@ -64,19 +64,19 @@ impl Moment {
 
 impl Condition {
     /// Describes a backend that is in this `state` at this moment.
-    pub fn of(backend: &Backend, state: State, known: Known<'_>, at: Moment) -> Self {
+    pub fn of(backend: &Backend, state: BackendState, known: Known<'_>, at: Moment) -> Self {
         Self { reason: reason(backend, state, known, at), since: since(backend, state, known, at) }
     }
 }
 
-fn reason(backend: &Backend, state: State, known: Known<'_>, at: Moment) -> String {
+fn reason(backend: &Backend, state: BackendState, known: Known<'_>, at: Moment) -> String {
     match (state, backend.ejected_until(at.instant), known.verdict) {
-        (State::Ejected, Some(until), _) => {
+        (BackendState::Ejected, Some(until), _) => {
             let left = until.saturating_duration_since(at.instant).as_secs_f64();
             format!("{}; back in {left:.1} s", backend.ejected_for())
         }
-        (State::Draining, ..) => "it is draining".into(),
-        (State::Disabled, ..) => "it is disabled".into(),
+        (BackendState::Draining, ..) => "it is draining".into(),
+        (BackendState::Disabled, ..) => "it is disabled".into(),
         (_, _, Some(verdict)) => judged(verdict),
         (_, _, None) if *known.kind == CheckKind::None => "no health check".into(),
         (_, _, None) => "not checked yet".into(),
@@ -96,15 +96,15 @@ fn judged(verdict: &Verdict) -> String {
 }
 
 /// The latest of the changes that made it what it is.
-fn since(backend: &Backend, state: State, known: Known<'_>, at: Moment) -> SystemTime {
+fn since(backend: &Backend, state: BackendState, known: Known<'_>, at: Moment) -> SystemTime {
     let settled = at.time_of(backend.since(at.instant));
     let judged = known.verdict.map(|verdict| verdict.since);
     match state {
-        State::Up => judged.map_or(settled, |judged| judged.max(settled)),
-        State::Down => judged.unwrap_or(settled),
-        State::Ejected => backend.ejected_since(at.instant).map_or(settled, |since| at.time_of(since)),
+        BackendState::Up => judged.map_or(settled, |judged| judged.max(settled)),
+        BackendState::Down => judged.unwrap_or(settled),
+        BackendState::Ejected => backend.ejected_since(at.instant).map_or(settled, |since| at.time_of(since)),
         // The operator's time goes with an upgrade, so the new process says what the old one said.
-        State::Draining | State::Disabled => known.changed.unwrap_or(settled),
+        BackendState::Draining | BackendState::Disabled => known.changed.unwrap_or(settled),
     }
 }
 
@@ -132,7 +132,7 @@ mod tests {
 
     fn condition(
         pool: &Pool,
-        state: State,
+        state: BackendState,
         verdict: Option<&Verdict>,
         changed: Option<SystemTime>,
     ) -> Condition {
@@ -144,7 +144,7 @@ mod tests {
     fn a_backend_that_is_down_says_why_and_since_when() {
         let since = SystemTime::now() - 12 * SECOND;
         let down = verdict(false, since, Some("connection refused"));
-        let found = condition(&pool(Admin::InService), State::Down, Some(&down), None);
+        let found = condition(&pool(Admin::InService), BackendState::Down, Some(&down), None);
         assert_eq!(found, Condition { reason: "3 checks failed: connection refused".into(), since });
     }
 
@@ -152,7 +152,8 @@ mod tests {
     fn a_latest_check_that_disagrees_is_named() {
         let now = SystemTime::now();
         let reason = |up, failure| {
-            condition(&pool(Admin::InService), State::Up, Some(&verdict(up, now, failure)), None).reason
+            condition(&pool(Admin::InService), BackendState::Up, Some(&verdict(up, now, failure)), None)
+                .reason
         };
         assert_eq!(reason(true, None), "2 checks passed");
         assert_eq!(reason(true, Some("timed out")), "2 checks passed; its latest check failed: timed out");
@@ -166,15 +167,18 @@ mod tests {
     fn a_backend_is_up_since_it_joined_or_its_checks_passed_whichever_is_later() {
         let pool = pool(Admin::InService);
         let earlier = verdict(true, SystemTime::now() - 60 * SECOND, None);
-        let joined = condition(&pool, State::Up, Some(&earlier), None).since;
+        let joined = condition(&pool, BackendState::Up, Some(&earlier), None).since;
         assert!(joined > earlier.since + 50 * SECOND, "{joined:?}");
         let later = verdict(true, SystemTime::now() + SECOND, None);
-        assert_eq!(condition(&pool, State::Up, Some(&later), None).since, later.since);
+        assert_eq!(condition(&pool, BackendState::Up, Some(&later), None).since, later.since);
     }
 
     #[test]
     fn a_drain_that_an_operator_began_in_a_process_before_is_as_old_as_that() {
         let changed = SystemTime::now() - 60 * SECOND;
-        assert_eq!(condition(&pool(Admin::Draining), State::Draining, None, Some(changed)).since, changed);
+        assert_eq!(
+            condition(&pool(Admin::Draining), BackendState::Draining, None, Some(changed)).since,
+            changed
+        );
     }
 }

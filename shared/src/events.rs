@@ -11,7 +11,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use lb_service::pool::{Observer, PoolEvent};
+use lb_service::pool::{PoolEvent, PoolObserver};
 use parking_lot::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -197,7 +197,7 @@ impl Default for Events {
     }
 }
 
-impl Observer for Events {
+impl PoolObserver for Events {
     fn observe(&self, pool: &str, event: &PoolEvent<'_>) {
         match *event {
             PoolEvent::Ejected { backend, time, why } => {

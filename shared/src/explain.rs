@@ -1,7 +1,7 @@
 //! `/api/v1/explain` and the verb `explain`: where a request would go, and why, as JSON and as text.
 //!
 //! ```text
-//! query or arguments ──> Request ──> Question ──> lb_service: Plan::explain ──> Document ──> JSON, text
+//! query or arguments ──> Request ──> Question ──> lb_service: Snapshot::explain ──> Document ──> JSON, text
 //! ```
 //!
 //! Invariant: asking changes nothing, and both forms say the same.
@@ -13,9 +13,9 @@ use std::sync::Arc;
 use http::Method;
 use lb_service::explain::{Explained, InPool, Question};
 use lb_service::listener::ListenerId;
-use lb_service::plan::{Current, Plan};
-use lb_service::pool::{Backend, Judged, Level, PickError, Score, SkipReason, State};
-use lb_service::route::{AnyOf, Mismatch, Verdict};
+use lb_service::pool::{Backend, BackendState, Judged, Level, PickError, Score, SkipReason};
+use lb_service::route::{AnyOf, Mismatch, RouteMatch};
+use lb_service::snapshot::{CurrentSnapshot, Snapshot};
 use serde::Serialize;
 
 use crate::condition::{Condition, Moment};
@@ -26,12 +26,12 @@ use crate::words::{count, span};
 /// Where explanations come from.
 #[derive(Clone)]
 pub struct ExplainSource {
-    current: Current,
+    current: CurrentSnapshot,
     conditions: Conditions,
 }
 
 /// Finds why a backend of the pool with this name is in this state, and since when.
-pub type Conditions = Arc<dyn Fn(&str, &Backend, State, Moment) -> Condition + Send + Sync>;
+pub type Conditions = Arc<dyn Fn(&str, &Backend, BackendState, Moment) -> Condition + Send + Sync>;
 
 /// A request that is asked about.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -167,7 +167,7 @@ impl Request {
         Ok(())
     }
 
-    fn question(&self, plan: &Plan) -> Result<Question, String> {
+    fn question(&self, plan: &Snapshot) -> Result<Question, String> {
         let listener = self.listener_of(plan)?;
         let method = Method::from_bytes(self.method.as_bytes())
             .map_err(|_| format!("`{}` is not a method", self.method))?;
@@ -184,7 +184,7 @@ impl Request {
         })
     }
 
-    fn listener_of(&self, plan: &Plan) -> Result<ListenerId, String> {
+    fn listener_of(&self, plan: &Snapshot) -> Result<ListenerId, String> {
         let is_meant = |name: &str| self.listener.as_ref().is_none_or(|meant| meant == name);
         let mut listeners = plan.listeners.iter();
         let found = listeners.find(|(_, listener)| is_meant(&listener.name)).map(|(id, _)| id);
@@ -222,7 +222,7 @@ fn address(text: &str) -> Result<IpAddr, String> {
 
 impl ExplainSource {
     /// Explanations of what the `current` plan does.
-    pub fn new(current: Current, conditions: Conditions) -> Self {
+    pub fn new(current: CurrentSnapshot, conditions: Conditions) -> Self {
         Self { current, conditions }
     }
 
@@ -245,7 +245,7 @@ impl ExplainSource {
     }
 
     fn document(&self, request: &Request) -> Result<Document, String> {
-        let (plan, at) = (self.current.plan(), Moment::now());
+        let (plan, at) = (self.current.load(), Moment::now());
         let question = request.question(&plan)?;
         let explained = plan.explain(&question, at.instant);
         let listener = plan.listeners.get(question.listener).name.to_string();
@@ -404,15 +404,15 @@ fn backends(pool: &InPool<'_>, conditions: &Conditions, at: Moment) -> Vec<Backe
 
 impl RouteDocument {
     fn new(explained: &Explained<'_>) -> Self {
-        let other = |(index, verdict): (usize, &Verdict<'_>)| {
+        let other = |(index, verdict): (usize, &RouteMatch<'_>)| {
             let reason = match verdict {
-                Verdict::Taken => return None,
-                Verdict::Behind(first) => format!("route {first} comes first"),
-                Verdict::Not(Mismatch::Listener) => "another listener".to_owned(),
-                Verdict::Not(Mismatch::Host(hosts)) => none_of("host", hosts),
-                Verdict::Not(Mismatch::Path(paths)) => none_of("path", paths),
-                Verdict::Not(Mismatch::Method) => "another method".to_owned(),
-                Verdict::Not(Mismatch::Header(name)) => format!("header {name}"),
+                RouteMatch::Taken => return None,
+                RouteMatch::Behind(first) => format!("route {first} comes first"),
+                RouteMatch::Not(Mismatch::Listener) => "another listener".to_owned(),
+                RouteMatch::Not(Mismatch::Host(hosts)) => none_of("host", hosts),
+                RouteMatch::Not(Mismatch::Path(paths)) => none_of("path", paths),
+                RouteMatch::Not(Mismatch::Method) => "another method".to_owned(),
+                RouteMatch::Not(Mismatch::Header(name)) => format!("header {name}"),
             };
             Some(OtherRoute { index, reason })
         };
@@ -475,7 +475,7 @@ fn reason(judged: &Judged, is_taken: bool, pool: &InPool<'_>, state: &str, why: 
 }
 
 fn is_ill(judged: &Judged) -> bool {
-    matches!(judged.state, State::Down | State::Ejected)
+    matches!(judged.state, BackendState::Down | BackendState::Ejected)
 }
 
 fn candidacy(judged: &Judged, is_taken: bool, pool: &InPool<'_>, state: &str, why: &str) -> String {
@@ -505,7 +505,7 @@ fn slow(judged: &Judged) -> String {
 impl ScoreDocument {
     fn new(score: Score) -> Self {
         match score {
-            Score::Turn(turn) => Self::Turn(turn),
+            Score::Rotation(turn) => Self::Turn(turn),
             Score::Position(position) => Self::Position(position),
             Score::Chance(chance) => Self::Chance(rounded(chance)),
             Score::InFlight(value) => Self::InFlightOverWeight(rounded(value)),
@@ -535,10 +535,10 @@ mod tests {
     use crate::condition::Known;
     use lb_service::forwarded::TrustedProxies;
     use lb_service::listener::{ListenAddress, Listener, Listeners};
-    use lb_service::plan::Parts;
     use lb_service::policy::Algorithm;
     use lb_service::pool::{Admin, BackendSettings, Pool, PoolId, PoolSettings};
     use lb_service::route::{HostPattern, PathPattern, Route, RouteTable};
+    use lb_service::snapshot::SnapshotParts;
     use lb_service::traffic::Traffic;
     use pingora::lb::HealthRegistry;
     use proptest::prelude::{any, proptest};
@@ -562,7 +562,7 @@ mod tests {
             Route { host: Some(api.into()), ..Route::any(PoolId(0)) },
             Route { path: PathPattern::Prefix("/shop".into()).into(), ..Route::any(PoolId(0)) },
         ];
-        let parts = Parts {
+        let parts = SnapshotParts {
             listeners: Listeners::new([listener("web", 1), listener("private", 2)]),
             routes: RouteTable::new(routes),
             pools: vec![Arc::new(pool)],
@@ -574,7 +574,7 @@ mod tests {
             let known = Known { kind: &health_service::CheckKind::Tcp, ..Known::NOTHING };
             Condition::of(backend, state, known, at)
         });
-        ExplainSource::new(Current::new(Plan::new(parts, &Traffic::new())), conditions)
+        ExplainSource::new(CurrentSnapshot::new(Snapshot::new(parts, &Traffic::new())), conditions)
     }
 
     fn json(source: &ExplainSource, query: &str) -> Value {

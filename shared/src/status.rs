@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use lb_service::listener::Listener;
-use lb_service::plan::{Current, Plan};
-use lb_service::pool::{Backend, Level, State};
+use lb_service::pool::{Backend, BackendState, Level};
+use lb_service::snapshot::{CurrentSnapshot, Snapshot};
 use lb_service::traffic::Traffic;
 use metrics_service::Readiness;
 use pingora::protocols::l4::socket::SocketAddr as PingoraAddr;
@@ -20,7 +20,7 @@ use crate::time::rfc3339;
 
 /// Where the status is read from.
 pub struct StatusSource {
-    current: Current,
+    current: CurrentSnapshot,
     traffic: Arc<Traffic>,
     pools: Pools,
     operator: Operator,
@@ -146,7 +146,7 @@ struct BackendStatus<'a> {
 impl StatusSource {
     /// A source over what the services share.
     pub fn new(
-        (current, traffic, pools): (Current, Arc<Traffic>, Pools),
+        (current, traffic, pools): (CurrentSnapshot, Arc<Traffic>, Pools),
         operator: Operator,
         (verbosity, readiness, purpose): (Verbosity, Readiness, Purpose),
     ) -> Self {
@@ -157,7 +157,7 @@ impl StatusSource {
     /// The document as it is now.
     pub fn json(&self) -> String {
         let at = Moment::now();
-        let (plan, pools, shown) = (self.current.plan(), self.pools.now(), self.operator.shown());
+        let (plan, pools, shown) = (self.current.load(), self.pools.now(), self.operator.shown());
         let not_ready = self.readiness.report().reasons();
         let pools: Vec<_> = pools.iter().map(|checked| pool_status(checked, &shown, at)).collect();
         let status = Status {
@@ -202,7 +202,7 @@ impl StatusSource {
         problems.extend(pools.iter().filter_map(PoolStatus::on_backups));
         problems.extend(shown.last_reload.as_ref().and_then(Problem::of_reload));
         problems.extend(shown.key_files.iter().filter_map(Problem::of_keys));
-        for state in [State::Down, State::Ejected] {
+        for state in [BackendState::Down, BackendState::Ejected] {
             let backends =
                 pools.iter().flat_map(|pool| pool.backends.iter().map(|backend| (pool.name, backend)));
             let found = backends.filter(|(_, backend)| backend.state == state.as_str());
@@ -219,7 +219,7 @@ fn pool_status<'a>(checked: &'a Checked, shown: &Shown, at: Moment) -> PoolStatu
     let backends = pool.backends().iter();
     PoolStatus {
         name: &pool.name,
-        ready: backends.clone().filter(|backend| pool.state(backend, at.instant) == State::Up).count(),
+        ready: backends.clone().filter(|backend| pool.state(backend, at.instant) == BackendState::Up).count(),
         unready_since: since(pool.unready_since()),
         panic: availability.panic,
         panic_since: since(pool.panic_since()),
@@ -340,7 +340,7 @@ impl BackendStatus<'_> {
     }
 }
 
-fn listeners(plan: &Plan) -> Vec<ListenerStatus<'_>> {
+fn listeners(plan: &Snapshot) -> Vec<ListenerStatus<'_>> {
     let status = |(id, listener)| {
         let listener: &Listener = listener;
         let traffic = plan.traffic(id);

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use fastrand::Rng;
 use lb_service::policy::Algorithm;
-use lb_service::pool::{RetrySettings, SlowBackendSettings, State};
+use lb_service::pool::{BackendState, RetrySettings, SlowBackendSettings};
 
 use crate::backend::{Fault, Model, When};
 use crate::world::{Moment, Scenario};
@@ -122,7 +122,7 @@ fn ejections_never_exceed_their_share_and_never_take_the_last() {
             let ejected = backends.iter().filter(|backend| backend.ejected_until(now).is_some()).count();
             assert!(ejected <= most, "{ejected} of at most {most} are ejected, seed {seed}");
             let so_far: u64 = backends.iter().map(|backend| backend.ejections()).sum();
-            let is_up = backends.iter().any(|backend| pool.state(backend, now) == State::Up);
+            let is_up = backends.iter().any(|backend| pool.state(backend, now) == BackendState::Up);
             assert!(so_far == before || is_up, "the last one was ejected, seed {seed}");
             before = so_far;
         });

@@ -47,7 +47,7 @@ pub struct Candidates {
 #[derive(Debug)]
 pub(super) enum Walk {
     /// Takes backends in turn.
-    Turns,
+    RoundRobin,
     /// Draws backends one after the other.
     Draws(Draws),
     /// Takes the least loaded of all backends. In a tie, takes the first one from `start` on, and wraps around.
@@ -168,7 +168,9 @@ impl Walk {
     fn steps_per_backend(&self) -> usize {
         match self {
             Self::Ring { .. } | Self::Table { .. } => PROBES_PER_BACKEND,
-            Self::Turns | Self::Draws(_) | Self::Least { .. } | Self::TwoChoices { .. } => STEPS_PER_BACKEND,
+            Self::RoundRobin | Self::Draws(_) | Self::Least { .. } | Self::TwoChoices { .. } => {
+                STEPS_PER_BACKEND
+            }
         }
     }
 
@@ -190,7 +192,7 @@ impl Walk {
                 ring.at(*point - 1)
             }
             (Self::Table { probe, .. }, Rule::Table(table)) => table.next(probe),
-            _ => policy.turn(steps),
+            _ => policy.rotate(steps),
         }
     }
 
@@ -213,7 +215,7 @@ impl Walk {
 
 /// Returns the backend to start from if the one whose turn it was has been rejected: the next in the round robin.
 fn another_start(policy: &Policy, refused: &IndexSet, steps: &mut Steps) -> Option<usize> {
-    let mut turns = (0..STEPS_PER_BACKEND * policy.backends.len()).filter_map(|_| policy.turn(steps));
+    let mut turns = (0..STEPS_PER_BACKEND * policy.backends.len()).filter_map(|_| policy.rotate(steps));
     turns.find(|index| !refused.contains(*index))
 }
 

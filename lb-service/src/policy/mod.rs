@@ -188,7 +188,7 @@ pub struct Policy {
     mean_weight: f64,
     /// Loads in the order of `backends`.
     loads: Box<[Arc<Load>]>,
-    /// The sequence for [`Rule::Turns`], for ties, and for hash algorithms without a key.
+    /// The sequence for [`Rule::RoundRobin`], for ties, and for hash algorithms without a key.
     order: RoundRobin,
     rule: Rule,
     cursor: Cursor,
@@ -199,7 +199,7 @@ pub struct Policy {
 /// An algorithm with its lookup table.
 #[derive(Debug)]
 enum Rule {
-    Turns,
+    RoundRobin,
     Draws(Alias),
     /// Compares all backends.
     Least,
@@ -367,12 +367,12 @@ impl Policy {
             (Rule::Least | Rule::TwoChoices(_), measure) => {
                 Preference::Cost(self.score(index, measure).value())
             }
-            (Rule::Turns | Rule::Ring(_) | Rule::Table(_), _) => Preference::Order,
+            (Rule::RoundRobin | Rule::Ring(_) | Rule::Table(_), _) => Preference::Order,
         })
     }
 
     /// Takes a step and returns the backend whose turn it is, or `None` without backends.
-    fn turn(&self, steps: &mut Steps) -> Option<usize> {
+    fn rotate(&self, steps: &mut Steps) -> Option<usize> {
         self.order.at(steps.take(&self.cursor))
     }
 
@@ -386,10 +386,10 @@ impl Policy {
         match &self.rule {
             Rule::Draws(_) => Walk::Draws(self.draws(steps)),
             Rule::TwoChoices(_) => Walk::TwoChoices { measure: self.measure(), draws: self.draws(steps) },
-            Rule::Least => Walk::Least { measure: self.measure(), start: self.turn(steps).unwrap_or(0) },
+            Rule::Least => Walk::Least { measure: self.measure(), start: self.rotate(steps).unwrap_or(0) },
             Rule::Ring(ring) if !key.is_empty() => Walk::ring(ring, key),
             Rule::Table(_) if !key.is_empty() => Walk::table(key),
-            Rule::Turns | Rule::Ring(_) | Rule::Table(_) => Walk::Turns,
+            Rule::RoundRobin | Rule::Ring(_) | Rule::Table(_) => Walk::RoundRobin,
         }
     }
 
@@ -431,7 +431,7 @@ impl BackendSelection for Policy {
 impl Rule {
     fn new(algorithm: Algorithm, backends: &[Backend], weights: &[usize]) -> Self {
         match algorithm {
-            Algorithm::RoundRobin => Self::Turns,
+            Algorithm::RoundRobin => Self::RoundRobin,
             Algorithm::Random => Self::Draws(Alias::new(weights)),
             Algorithm::LeastRequest | Algorithm::PeakEwma if backends.len() <= COMPARE_ALL => Self::Least,
             Algorithm::LeastRequest | Algorithm::PeakEwma => Self::TwoChoices(Alias::new(weights)),

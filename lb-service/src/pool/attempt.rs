@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::backend::Backend;
-use super::outlier::{Cause, Standing};
+use super::outlier::{Candidate, Cause};
 use super::reasons::{AttemptFailure, UpstreamError};
 use super::settings::{Admin, RetryCause};
 use super::{Pool, PoolEvent, slow_start};
@@ -39,7 +39,7 @@ const MAX_PENALTY: Duration = Duration::from_secs(60);
 
 impl Attempt {
     pub(super) fn new(pool: Arc<Pool>, backend: Arc<Backend>, place: InFlight, now: Instant) -> Self {
-        pool.kept.counters.in_flight.enter();
+        pool.shared.counters.in_flight.enter();
         backend.history.attempts.increment();
         Self {
             backend,
@@ -135,8 +135,8 @@ impl Drop for Attempt {
         self.finished();
         // First the place is free, then who waits for it is told.
         self.place = None;
-        self.pool.kept.counters.in_flight.leave();
-        self.pool.kept.queue.wake();
+        self.pool.shared.counters.in_flight.leave();
+        self.pool.shared.queue.wake();
     }
 }
 
@@ -164,10 +164,10 @@ impl Pool {
 
     /// Compares the times of the backends once per window.
     fn compare(&self, backend: &Backend, time: Duration, now: Instant) {
-        let Some(slow_backends) = &self.kept.slow_backends else { return };
+        let Some(slow_backends) = &self.shared.slow_backends else { return };
         backend.history.times.observe(time);
         let members = self.backends.iter().map(|backend| (&backend.history.times, &backend.history.record));
-        for index in slow_backends.turn(now, members) {
+        for index in slow_backends.close_window(now, members) {
             self.eject(&self.backends[index], Cause::Slowness, now);
         }
     }
@@ -177,18 +177,18 @@ impl Pool {
         let members: Vec<_> = self
             .backends
             .iter()
-            .map(|backend| Standing {
+            .map(|backend| Candidate {
                 ready: self.is_ready(backend),
                 draining: backend.admin() != Admin::InService,
                 record: &backend.history.record,
             })
             .collect();
         let settings = &self.settings.outlier_detection;
-        match self.kept.ejector.eject(settings, &members, which, why, now, self.jitter(backend, now)) {
+        match self.shared.ejector.eject(settings, &members, which, why, now, self.jitter(backend, now)) {
             Ok(time) => {
                 // It counts as back when the ejection ends, and starts slowly then.
                 backend.history.comeback.came_back(now + time);
-                self.kept.changes.note();
+                self.shared.changes.note();
                 let why = backend.ejected_for();
                 log::warn!("pool {}: backend {} is ejected for {time:.1?}: {why}", self.name, backend.label);
                 self.tell(&PoolEvent::Ejected { backend: &backend.label, time, why: &why });
@@ -201,7 +201,7 @@ impl Pool {
 
     /// From 0 to 1, different for backends that are ejected together.
     fn jitter(&self, backend: &Backend, now: Instant) -> f64 {
-        slow_start::draw_for_key(&self.watch.nanoseconds(now).to_le_bytes(), backend.address)
+        slow_start::draw_for_key(&self.cache.nanoseconds(now).to_le_bytes(), backend.address)
     }
 }
 

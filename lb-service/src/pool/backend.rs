@@ -16,7 +16,7 @@ use pingora::protocols::tls::CaType;
 use pingora::upstreams::peer::HttpPeer;
 use pingora::utils::tls::{WrappedX509, parse_x509};
 
-use super::outlier::{Record, nanoseconds};
+use super::outlier::{OutlierRecord, nanoseconds};
 use super::reasons::{AttemptFailure, SkipReason, UpstreamError};
 use super::settings::{Admin, BackendSettings, PoolSettings, UpstreamTls};
 use super::slow_backends;
@@ -66,7 +66,7 @@ pub struct History {
     /// The latest of these failures: a status, or 1 more than an [`UpstreamError`]; 0: there was none.
     latest_failure: AtomicU16,
     /// Its failures and ejections.
-    pub(super) record: Record,
+    pub(super) record: OutlierRecord,
     /// When it came back.
     pub(super) comeback: Comeback,
     /// Its times in the current window.
@@ -88,7 +88,7 @@ pub(super) struct Histories(Arc<Mutex<HashMap<SocketAddr, Weak<History>>>>);
 
 /// What a backend is at the moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
+pub enum BackendState {
     /// Requests are sent to it.
     Up,
     /// Its health checks fail.
@@ -137,13 +137,13 @@ impl Backend {
     }
 
     /// What it is at the moment, given that its health checks say whether it is ready.
-    pub(super) fn state(&self, ready: bool, now: Instant) -> State {
+    pub(super) fn state(&self, ready: bool, now: Instant) -> BackendState {
         match self.admin() {
-            Admin::Disabled => State::Disabled,
-            Admin::Draining => State::Draining,
-            Admin::InService if !ready => State::Down,
-            Admin::InService if self.history.record.is_ejected(now) => State::Ejected,
-            Admin::InService => State::Up,
+            Admin::Disabled => BackendState::Disabled,
+            Admin::Draining => BackendState::Draining,
+            Admin::InService if !ready => BackendState::Down,
+            Admin::InService if self.history.record.is_ejected(now) => BackendState::Ejected,
+            Admin::InService => BackendState::Up,
         }
     }
 
@@ -227,7 +227,7 @@ impl History {
             attempts: Counter::default(),
             failures: Counter::default(),
             latest_failure: AtomicU16::new(0),
-            record: Record::new(now),
+            record: OutlierRecord::new(now),
             comeback: Comeback::new(now),
             times: slow_backends::Samples::default(),
             admin: AtomicU8::new(Admin::InService as u8),
@@ -354,9 +354,9 @@ fn trusted(tls: &UpstreamTls) -> Option<Arc<CaType>> {
     (!tls.ca.is_empty()).then(|| certificates.collect())
 }
 
-// === impl State ===
+// === impl BackendState ===
 
-impl State {
+impl BackendState {
     /// All of them.
     pub const ALL: [Self; 5] = [Self::Up, Self::Down, Self::Draining, Self::Ejected, Self::Disabled];
 

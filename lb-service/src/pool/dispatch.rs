@@ -194,13 +194,13 @@ fn named((backend, failure): &(Arc<Backend>, AttemptFailure)) -> (&Backend, Atte
 
 impl Counted {
     fn new(pool: &Arc<Pool>) -> Self {
-        pool.kept.counters.requests.enter();
+        pool.shared.counters.requests.enter();
         Self(pool.clone())
     }
 }
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        self.0.kept.counters.requests.leave();
+        self.0.shared.counters.requests.leave();
     }
 }

@@ -14,7 +14,7 @@ use pingora::protocols::l4::socket::SocketAddr as PingoraAddr;
 
 use super::Pool;
 use super::availability::Availability;
-use super::backend::{Backend, State};
+use super::backend::{Backend, BackendState};
 use super::pick::{PickError, PickRequest, Purpose};
 use super::reasons::SkipReason;
 use crate::policy::{Policy, Preference};
@@ -40,7 +40,7 @@ pub struct Judged {
     /// The backend.
     pub backend: Arc<Backend>,
     /// What it is at the moment.
-    pub state: State,
+    pub state: BackendState,
     /// Why it would not be taken; none: it is a candidate.
     pub skip_reason: Option<SkipReason>,
     /// The share of its weight that it has, from 0.1 to 1: less than 1 after it came back.
@@ -53,7 +53,7 @@ pub struct Judged {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Score {
     /// The order of turns; 1 is next.
-    Turn(usize),
+    Rotation(usize),
     /// The order of the key; 1 is its own.
     Position(usize),
     /// The chance of a candidate to be drawn, from 0 to 1; about so while some start slowly.
@@ -102,7 +102,7 @@ impl Pool {
     }
 
     fn another_selector(&self) -> Arc<Policy> {
-        Arc::new(Policy::build_with_config(&self.balancer.backends().get_backend(), &self.kept.policy))
+        Arc::new(Policy::build_with_config(&self.balancer.backends().get_backend(), &self.shared.policy))
     }
 
     /// All backends, the one first that the next request with this key is offered first.
@@ -135,7 +135,7 @@ impl Pool {
             Some(Preference::InFlight(value)) => Score::InFlight(value),
             Some(Preference::Cost(seconds)) => Score::Cost(seconds),
             Some(Preference::Draw) => Score::Chance(0.0),
-            Some(Preference::Order) | None if request.key.is_empty() => Score::Turn(place),
+            Some(Preference::Order) | None if request.key.is_empty() => Score::Rotation(place),
             Some(Preference::Order) | None => Score::Position(place),
         };
         Judged {
@@ -343,7 +343,7 @@ mod tests {
             for (index, lot) in lots.iter().enumerate() {
                 bench.befall(index, lot);
             }
-            bench.pool.kept.changes.note();
+            bench.pool.shared.changes.note();
             bench.manual.advance(SECOND);
             bench
         }
@@ -434,7 +434,7 @@ mod tests {
         let explanation = bench.explain(b"");
         let turns: Vec<_> =
             explanation.backends.iter().map(|judged| (judged.backend.address.port(), judged.score)).collect();
-        assert_eq!(turns, [(1, Score::Turn(1)), (2, Score::Turn(2)), (3, Score::Turn(3))]);
+        assert_eq!(turns, [(1, Score::Rotation(1)), (2, Score::Rotation(2)), (3, Score::Rotation(3))]);
     }
 
     #[test]

@@ -66,7 +66,7 @@
 //! ├── LoadBalancer<Policy>       the others, best first                                 ../policy/
 //! │   └── Pool::skip_reason      why a candidate is passed over                         pick.rs
 //! │       ├── Availability       backups, panic                                         availability.rs
-//! │       ├── Record             ejected                                                outlier.rs
+//! │       ├── OutlierRecord       ejected                                                outlier.rs
 //! │       └── Comeback           slow start                                             slow_start.rs
 //! └── Attempt                    one request at one backend, until it is dropped        attempt.rs
 //!     └── Ejector, SlowBackends          what its end says about the backend                    outlier.rs, slow_backends.rs
@@ -109,7 +109,7 @@ use pingora::lb::{Backends, HealthRegistry, LoadBalancer, discovery};
 pub use crate::clock::Now;
 pub use attempt::Attempt;
 pub use availability::{Availability, Level};
-pub use backend::{Backend, History, State};
+pub use backend::{Backend, BackendState, History};
 pub use dispatch::{Dispatch, Replayability};
 pub use explain::{Explanation, Judged, Score};
 pub use hash_key::{Key, KeySource};
@@ -125,7 +125,7 @@ pub use settings::{
 
 use crate::clock::Clock;
 use crate::policy::{Algorithm, Policy, PolicyConfig};
-use crate::stats::{Counter, Level as Gauge};
+use crate::stats::{Counter, Gauge};
 use availability::Member;
 use backend::Histories;
 use outlier::Ejector;
@@ -149,13 +149,13 @@ pub struct Pool {
     queue_places: u32,
     settings: Rules,
     sticky: Option<Sticky>,
-    watch: Watch,
+    cache: AvailabilityCache,
     /// Sorted by address, so that a pick finds its counters without hashing.
     backends: Box<[Arc<Backend>]>,
     /// For explanations: the selector of the balancer once more, made when it is asked for, since Pingora shows its own to
     /// nobody.
     outlook: OnceLock<Arc<Policy>>,
-    kept: Kept,
+    shared: SharedState,
 }
 
 /// Is told what happens in pools, at the moment in which it happens, by what makes it happen: a request, which it must not delay, a
@@ -163,7 +163,7 @@ pub struct Pool {
 ///
 /// Only the end of an ejection happens by itself: it is told by the next look at the pool ([`Pool::availability`]), which is due at
 /// [`Pool::next_return`].
-pub trait Observer: Send + Sync {
+pub trait PoolObserver: Send + Sync {
     /// Something happened in the pool of this name.
     fn observe(&self, pool: &str, event: &PoolEvent<'_>);
 }
@@ -193,14 +193,14 @@ pub enum PoolEvent<'a> {
 
 /// What a pool passes on to its successor. Clones share all of it.
 #[derive(Clone)]
-struct Kept {
+struct SharedState {
     counters: Arc<Counters>,
     queue: Arc<Queue>,
     budget: Arc<Budget>,
     ejector: Arc<Ejector>,
     slow_backends: Option<Arc<SlowBackends>>,
     changes: Arc<Changes>,
-    standing: Arc<Mutex<Standing>>,
+    degradation: Arc<Mutex<Degradation>>,
     /// The last that has entered, or the first if it is observed. What is between may be gone before what it has taken the place of.
     newest: Arc<Mutex<Weak<Pool>>>,
     histories: Histories,
@@ -209,7 +209,7 @@ struct Kept {
     /// Who passes the health checks.
     registry: Arc<HealthRegistry>,
     clock: Clock,
-    observer: Option<Arc<dyn Observer>>,
+    observer: Option<Arc<dyn PoolObserver>>,
 }
 
 /// What a pool counts. It goes on when the settings change.
@@ -235,7 +235,7 @@ struct Changes(AtomicU64);
 
 /// Since when a pool is in a bad way, as was seen last.
 #[derive(Debug, Default)]
-struct Standing {
+struct Degradation {
     /// All backends are used, available or not.
     panic: Option<Instant>,
     /// The backups are used.
@@ -257,7 +257,7 @@ struct Rules {
 
 /// What a pick may take for granted until something changes.
 #[derive(Debug)]
-struct Watch {
+struct AvailabilityCache {
     began: Instant,
     /// The [`Availability`], packed.
     availability: AtomicU64,
@@ -300,7 +300,7 @@ impl Pool {
         policy: PolicyConfig,
         clock: &Clock,
     ) -> Self {
-        let mut kept = Kept {
+        let mut shared = SharedState {
             counters: Arc::default(),
             queue: Queue::new(settings.queue),
             budget: Budget::of(&settings.retries),
@@ -310,7 +310,7 @@ impl Pool {
                 .slow_backends
                 .map(|slow_backends| Arc::new(SlowBackends::new(slow_backends, clock.now()))),
             changes: Arc::default(),
-            standing: Arc::default(),
+            degradation: Arc::default(),
             newest: Arc::default(),
             histories: Histories::default(),
             policy: policy.with_clock(clock.clone()),
@@ -318,8 +318,8 @@ impl Pool {
             clock: clock.clone(),
             observer: None,
         };
-        kept.take_health(registry, health_check);
-        let pool = Self::build(settings, kept);
+        shared.take_health(registry, health_check);
+        let pool = Self::build(settings, shared);
         pool.set_admin(clock.now());
         pool.assess(clock.now());
         pool
@@ -328,10 +328,10 @@ impl Pool {
     /// The same at work, with an observer of what happens in it and in its successors. From now on a change of health is looked at
     /// when it happens, and not with the next request.
     #[must_use]
-    pub fn observed_by(mut self, observer: Arc<dyn Observer>) -> Arc<Self> {
-        self.kept.observer = Some(observer);
+    pub fn observed_by(mut self, observer: Arc<dyn PoolObserver>) -> Arc<Self> {
+        self.shared.observer = Some(observer);
         let pool = Arc::new(self);
-        *pool.kept.newest() = Arc::downgrade(&pool);
+        *pool.shared.newest() = Arc::downgrade(&pool);
         pool
     }
 
@@ -341,7 +341,7 @@ impl Pool {
     /// What is known of an address stays: its health, ejections, load, estimates and counters, and when it came back. So do
     /// the requests in flight, the line of those that wait, and the position of the policy.
     pub fn successor(&self, settings: &PoolSettings) -> Self {
-        Self::build(settings, self.kept.successor(settings, &self.settings))
+        Self::build(settings, self.shared.successor(settings, &self.settings))
     }
 
     /// The same, for a pool that begins or ceases to have health checks: what the old ones found does not count.
@@ -351,27 +351,27 @@ impl Pool {
         registry: Arc<HealthRegistry>,
         health_check: Option<Box<dyn HealthCheck + Send + Sync>>,
     ) -> Self {
-        let mut kept = self.kept.successor(settings, &self.settings);
-        kept.take_health(registry, health_check);
-        Self::build(settings, kept)
+        let mut shared = self.shared.successor(settings, &self.settings);
+        shared.take_health(registry, health_check);
+        Self::build(settings, shared)
     }
 
     /// Takes the place of `predecessor`, from which it was made: from now on requests are given to this one. Backends that
     /// the other does not have start slowly, and what operators decided is in effect for both.
     pub fn enter(self: &Arc<Self>, predecessor: &Self) {
         // First where it is found, then that there is one to be looked for.
-        *self.kept.newest() = Arc::downgrade(self);
-        predecessor.watch.is_superseded.store(true, Ordering::Release);
+        *self.shared.newest() = Arc::downgrade(self);
+        predecessor.cache.is_superseded.store(true, Ordering::Release);
         let is_new = |backend: &&Arc<Backend>| predecessor.backend(backend.address).is_none();
         for backend in self.backends.iter().filter(is_new) {
-            backend.history.comeback.came_back(self.kept.clock.now());
+            backend.history.comeback.came_back(self.shared.clock.now());
         }
-        let now = self.kept.clock.now();
+        let now = self.shared.clock.now();
         self.set_admin(now);
-        self.kept.queue.set_places(self.queue_places);
-        self.kept.changes.note();
+        self.shared.queue.set_places(self.queue_places);
+        self.shared.changes.note();
         self.availability(now);
-        self.kept.queue.wake();
+        self.shared.queue.wake();
     }
 
     /// What has taken its place; none: it is the pool of its name.
@@ -379,23 +379,23 @@ impl Pool {
     /// A request that has waited, or is to be sent once more, goes on with that one: a backend that has left the pool gets nothing
     /// more, and one that has joined is of use to those who wait.
     pub fn newest(&self) -> Option<Arc<Self>> {
-        if !self.watch.is_superseded.load(Ordering::Acquire) {
+        if !self.cache.is_superseded.load(Ordering::Acquire) {
             return None;
         }
-        self.kept.newest().upgrade()
+        self.shared.newest().upgrade()
     }
 
-    fn build(settings: &PoolSettings, kept: Kept) -> Self {
-        let now = kept.clock.now();
+    fn build(settings: &PoolSettings, shared: SharedState) -> Self {
+        let now = shared.clock.now();
         let made = settings
             .backends
             .iter()
-            .map(|backend| Arc::new(Backend::new(settings, backend, &kept.policy, &kept.histories, now)));
+            .map(|backend| Arc::new(Backend::new(settings, backend, &shared.policy, &shared.histories, now)));
         let mut backends: Box<[_]> = made.collect();
         backends.sort_by_key(|backend| backend.address);
         Self {
             name: settings.name.clone(),
-            balancer: Arc::new(balancer(settings, &kept)),
+            balancer: Arc::new(balancer(settings, &shared)),
             host: settings.host.clone(),
             queue_timeout: settings.timeouts.queue,
             queue_places: settings.queue,
@@ -403,10 +403,10 @@ impl Pool {
             sticky: settings.sticky.as_ref().map(|sticky| {
                 Sticky::new(sticky, &settings.name, backends.iter().map(|backend| backend.address))
             }),
-            watch: Watch::new(now),
+            cache: AvailabilityCache::new(now),
             backends,
             outlook: OnceLock::new(),
-            kept,
+            shared,
         }
     }
 
@@ -426,60 +426,60 @@ impl Pool {
 
     /// What happened so far.
     pub fn counters(&self) -> &Counters {
-        &self.kept.counters
+        &self.shared.counters
     }
 
     /// Who waits for a backend.
     pub fn queue(&self) -> &Arc<Queue> {
-        &self.kept.queue
+        &self.shared.queue
     }
 
-    /// Where its health is kept.
+    /// Where its health is shared.
     pub fn registry(&self) -> &Arc<HealthRegistry> {
-        &self.kept.registry
+        &self.shared.registry
     }
 
     /// How the next backend is chosen.
     pub fn policy(&self) -> Algorithm {
-        self.kept.policy.algorithm()
+        self.shared.policy.algorithm()
     }
 
     /// Requests that its backends are working on.
     pub fn in_flight(&self) -> u64 {
-        self.kept.counters.in_flight.get()
+        self.shared.counters.in_flight.get()
     }
 
     /// Requests that it has not ended with, also those that pause between two attempts: what the budget is a share of.
     pub fn requests(&self) -> u64 {
-        self.kept.counters.requests.get()
+        self.shared.counters.requests.get()
     }
 
     /// Those of them that are retries and have a place in the budget.
     pub fn retries_in_flight(&self) -> u64 {
-        self.kept.budget.active()
+        self.shared.budget.active()
     }
 
     /// Since when all backends are used, available or not; none: they are not.
     pub fn panic_since(&self) -> Option<Instant> {
-        self.standing().panic
+        self.degradation().panic
     }
 
     /// Since when the backups are used; none: they are not.
     pub fn backups_since(&self) -> Option<Instant> {
-        self.standing().backups
+        self.degradation().backups
     }
 
     /// Since when no backend is ready; none: one is.
     pub fn unready_since(&self) -> Option<Instant> {
-        self.standing().unready
+        self.degradation().unready
     }
 
     /// Who may be picked: of the backends or of the backups, and whether readiness counts.
     pub fn availability(&self, now: Instant) -> Availability {
-        if self.watch.is_stale(self.kept.changes.count(), now) {
+        if self.cache.is_stale(self.shared.changes.count(), now) {
             self.assess(now);
         }
-        self.watch.availability()
+        self.cache.availability()
     }
 
     /// Has the pool of this name, which is this one unless another has taken its place, look at what has changed.
@@ -491,11 +491,11 @@ impl Pool {
     pub fn next_return(&self, now: Instant) -> Option<Instant> {
         // What has ended is forgotten by looking.
         self.availability(now);
-        self.watch.next_return()
+        self.cache.next_return()
     }
 
     /// The state that a backend is in.
-    pub fn state(&self, backend: &Backend, now: Instant) -> State {
+    pub fn state(&self, backend: &Backend, now: Instant) -> BackendState {
         backend.state(self.is_ready(backend), now)
     }
 
@@ -520,16 +520,16 @@ impl Pool {
     /// Looks at every backend, and remembers what that means for the next picks.
     fn assess(&self, now: Instant) {
         // One after the other, so that no older look is kept; first the mark, so that a change meanwhile is looked at again.
-        let _turn = self.watch.assessing.lock();
-        self.watch.seen.store(self.kept.changes.count(), Ordering::Release);
+        let _turn = self.cache.assessing.lock();
+        self.cache.seen.store(self.shared.changes.count(), Ordering::Release);
         let returns =
             self.backends.iter().filter_map(|backend| backend.history.record.ejected_until(now)).min();
-        self.watch.set_next_return(returns);
+        self.cache.set_next_return(returns);
         let availability = self.assessed(now);
-        self.watch.availability.store(availability.pack(), Ordering::Release);
-        if !self.watch.is_superseded.load(Ordering::Acquire) {
+        self.cache.availability.store(availability.pack(), Ordering::Release);
+        if !self.cache.is_superseded.load(Ordering::Acquire) {
             self.tell_returns(now);
-            self.note_standing(availability, now);
+            self.note_degradation(availability, now);
         }
     }
 
@@ -546,19 +546,19 @@ impl Pool {
     }
 
     fn tell(&self, event: &PoolEvent<'_>) {
-        if let Some(observer) = &self.kept.observer {
+        if let Some(observer) = &self.shared.observer {
             observer.observe(&self.name, event);
         }
     }
 
-    fn note_standing(&self, Availability { level, panic, .. }: Availability, now: Instant) {
+    fn note_degradation(&self, Availability { level, panic, .. }: Availability, now: Instant) {
         let is_ready = self.members(now).any(Member::is_available);
         let (was_panic, was_ready) = {
-            let mut standing = self.standing();
-            let was = (standing.panic.is_some(), standing.unready.is_none());
-            standing.panic = panic.then(|| standing.panic.unwrap_or(now));
-            standing.backups = (level == Level::Backup).then(|| standing.backups.unwrap_or(now));
-            standing.unready = (!is_ready).then(|| standing.unready.unwrap_or(now));
+            let mut degradation = self.degradation();
+            let was = (degradation.panic.is_some(), degradation.unready.is_none());
+            degradation.panic = panic.then(|| degradation.panic.unwrap_or(now));
+            degradation.backups = (level == Level::Backup).then(|| degradation.backups.unwrap_or(now));
+            degradation.unready = (!is_ready).then(|| degradation.unready.unwrap_or(now));
             was
         };
         if was_ready != is_ready {
@@ -569,8 +569,8 @@ impl Pool {
         }
     }
 
-    fn standing(&self) -> MutexGuard<'_, Standing> {
-        self.kept.standing.lock()
+    fn degradation(&self) -> MutexGuard<'_, Degradation> {
+        self.shared.degradation.lock()
     }
 
     fn tell_unready(&self, unready: bool) {
@@ -586,7 +586,7 @@ impl Pool {
     fn tell_panic(&self, panic: bool) {
         let (name, threshold) = (&self.name, self.settings.panic_threshold);
         if panic {
-            self.kept.counters.panics.increment();
+            self.shared.counters.panics.increment();
             log::warn!(
                 "pool {name}: panic: less than {threshold} % of its backends are available, all are used"
             );
@@ -603,20 +603,20 @@ impl fmt::Debug for Pool {
     }
 }
 
-fn balancer(settings: &PoolSettings, kept: &Kept) -> LoadBalancer<Policy> {
+fn balancer(settings: &PoolSettings, shared: &SharedState) -> LoadBalancer<Policy> {
     let members = settings.backends.iter().map(backend::identity).collect();
     let discovery = discovery::Static::new(members);
-    let backends = Backends::new_with_health_registry(discovery, kept.registry.clone());
-    let balancer = LoadBalancer::from_backends_with_config(backends, Some(kept.policy.clone()));
+    let backends = Backends::new_with_health_registry(discovery, shared.registry.clone());
+    let balancer = LoadBalancer::from_backends_with_config(backends, Some(shared.policy.clone()));
     futures::FutureExt::now_or_never(balancer.update())
         .expect("a static list of backends is there at once")
         .expect("a static list of backends cannot fail");
     balancer
 }
 
-// === impl Kept ===
+// === impl SharedState ===
 
-impl Kept {
+impl SharedState {
     fn newest(&self) -> MutexGuard<'_, Weak<Pool>> {
         self.newest.lock()
     }
@@ -685,9 +685,9 @@ impl Rules {
     }
 }
 
-// === impl Watch ===
+// === impl AvailabilityCache ===
 
-impl Watch {
+impl AvailabilityCache {
     const NEVER: u64 = u64::MAX;
 
     fn new(now: Instant) -> Self {
@@ -810,7 +810,7 @@ mod tests {
         (0..requests).map(|_| place(pool, manual).unwrap().backend.address.port()).collect()
     }
 
-    fn state(pool: &Pool, port: usize, manual: &ManualClock) -> State {
+    fn state(pool: &Pool, port: usize, manual: &ManualClock) -> BackendState {
         pool.state(pool.backend(address(port)).unwrap(), manual.now())
     }
 
@@ -839,9 +839,9 @@ mod tests {
     fn an_ejection_outlasts_a_change_of_weights() {
         let (pool, manual) = pool(&settings(&[1, 1, 1]));
         eject(&pool, 1, &manual);
-        assert_eq!(state(&pool, 1, &manual), State::Ejected);
+        assert_eq!(state(&pool, 1, &manual), BackendState::Ejected);
         let pool = succeed(&pool, &settings(&[5, 1, 1]));
-        assert_eq!(state(&pool, 1, &manual), State::Ejected);
+        assert_eq!(state(&pool, 1, &manual), BackendState::Ejected);
         assert!(ports(&pool, &manual, 6).iter().all(|port| *port != 1));
         assert_eq!(pool.backend(address(1)).unwrap().ejections(), 1);
     }
@@ -878,10 +878,10 @@ mod tests {
         changed.queue = 10;
         let (before, manual) = pool(&settings(&[1, 1]));
         let after = Arc::new(before.successor(&changed));
-        assert_eq!(state(&before, 1, &manual), State::Up);
+        assert_eq!(state(&before, 1, &manual), BackendState::Up);
         assert_eq!(before.queue().places(), 0);
         after.enter(&before);
-        assert_eq!(state(&after, 1, &manual), State::Disabled);
+        assert_eq!(state(&after, 1, &manual), BackendState::Disabled);
         assert_eq!(after.queue().places(), 10);
     }
 
@@ -942,7 +942,7 @@ mod tests {
     #[derive(Default)]
     struct Told(Mutex<Vec<String>>);
 
-    impl Observer for Told {
+    impl PoolObserver for Told {
         fn observe(&self, pool: &str, event: &PoolEvent<'_>) {
             self.0.lock().push(format!("{pool}: {event:?}"));
         }

@@ -42,7 +42,7 @@
 //! probation, and a late success does not either. Of a window in which the backend came back the rest may be
 //! short, and one pause would be all of it; the next window is the first that counts on probation.
 //!
-//! Each backend has a [`Record`], atomics that requests read and write without a lock. Only an [`Ejector`]
+//! Each backend has a [`OutlierRecord`], atomics that requests read and write without a lock. Only an [`Ejector`]
 //! can eject, and it does so one at a time: two requests that fail at once cannot together exceed the share.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -55,7 +55,7 @@ use crate::stats::Counter;
 
 /// What the requests to one backend say about it.
 #[derive(Debug)]
-pub(super) struct Record {
+pub(super) struct OutlierRecord {
     /// Times are kept in nanoseconds after this.
     epoch: Instant,
     /// A [`Streak`], packed.
@@ -105,7 +105,7 @@ pub(super) struct Blame {
 
 /// What a window says about the speed of a backend. Of one that is not judged it says nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(super) enum SpeedVerdict {
     /// It is about as fast as the others.
     Fine,
     /// It is much slower than the others.
@@ -118,18 +118,18 @@ pub(super) struct Ejector(Mutex<()>);
 
 /// How one backend of the pool stands when an ejection is decided.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Standing<'a> {
+pub(super) struct Candidate<'a> {
     /// Its health checks pass, and no operator disabled it.
     pub(super) ready: bool,
     /// An operator takes it out.
     pub(super) draining: bool,
     /// What its requests say.
-    pub(super) record: &'a Record,
+    pub(super) record: &'a OutlierRecord,
 }
 
 /// Why a backend is not ejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Refused {
+pub(super) enum NotEjected {
     /// There is no such backend.
     Unknown,
     /// It is already; the ejection is not extended.
@@ -161,9 +161,9 @@ fn ejection(settings: &OutlierSettings, n: u32, jitter: f64) -> Duration {
     Duration::from_nanos(saturated((plain + plain / 10_000 * thousandths).min(longest)))
 }
 
-// === impl Record ===
+// === impl OutlierRecord ===
 
-impl Record {
+impl OutlierRecord {
     /// Nothing happened yet. No time it is told later should be before `epoch`.
     pub(super) fn new(epoch: Instant) -> Self {
         Self {
@@ -240,7 +240,7 @@ impl Record {
 
     /// A window that began at `began` ended with this verdict. True: it is time to eject the backend, because
     /// its speed was in doubt.
-    pub(super) fn judged(&self, verdict: Verdict, began: Instant) -> bool {
+    pub(super) fn judged(&self, verdict: SpeedVerdict, began: Instant) -> bool {
         // Who is not in doubt, as nearly everyone, costs no exchange.
         self.streak().slow
             && self.update(began, |streak| streak.judged(verdict)).is_some_and(|streak| streak.slow)
@@ -337,8 +337,8 @@ impl Streak {
         Self { unproven: false, failures: 0, ..self }.settled()
     }
 
-    fn judged(self, verdict: Verdict) -> Self {
-        Self { slow: self.slow && verdict == Verdict::Slow, ..self }.settled()
+    fn judged(self, verdict: SpeedVerdict) -> Self {
+        Self { slow: self.slow && verdict == SpeedVerdict::Slow, ..self }.settled()
     }
 
     fn ejected(self, cause: Cause) -> Self {
@@ -410,15 +410,15 @@ impl Ejector {
     pub(super) fn eject(
         &self,
         settings: &OutlierSettings,
-        members: &[Standing<'_>],
+        members: &[Candidate<'_>],
         which: usize,
         cause: Cause,
         now: Instant,
         jitter: f64,
-    ) -> Result<Duration, Refused> {
+    ) -> Result<Duration, NotEjected> {
         // The lock guards no data that a panic could have left half written.
         let _turn = self.0.lock();
-        let record = members.get(which).ok_or(Refused::Unknown)?.record;
+        let record = members.get(which).ok_or(NotEjected::Unknown)?.record;
         refusal(settings, members, which, now)
             .map_or_else(|| Ok(record.eject(settings, cause, now, jitter)), Err)
     }
@@ -426,19 +426,19 @@ impl Ejector {
 
 fn refusal(
     settings: &OutlierSettings,
-    members: &[Standing<'_>],
+    members: &[Candidate<'_>],
     which: usize,
     now: Instant,
-) -> Option<Refused> {
-    let is_ejected = |member: &Standing<'_>| member.record.is_ejected(now);
-    let is_available = |member: &Standing<'_>| member.ready && !member.draining && !is_ejected(member);
+) -> Option<NotEjected> {
+    let is_ejected = |member: &Candidate<'_>| member.record.is_ejected(now);
+    let is_available = |member: &Candidate<'_>| member.ready && !member.draining && !is_ejected(member);
     let mut others = members.iter().enumerate().filter(|(index, _)| *index != which).map(|(_, other)| other);
     if members.get(which).is_some_and(is_ejected) {
-        Some(Refused::AlreadyEjected)
+        Some(NotEjected::AlreadyEjected)
     } else if !others.any(is_available) {
-        Some(Refused::LastOne)
+        Some(NotEjected::LastOne)
     } else if members.iter().filter(|member| is_ejected(member)).count() >= most(settings, members.len()) {
-        Some(Refused::Share)
+        Some(NotEjected::Share)
     } else {
         None
     }
@@ -477,7 +477,7 @@ mod tests {
     struct Bench {
         settings: OutlierSettings,
         ejector: Ejector,
-        records: Vec<Record>,
+        records: Vec<OutlierRecord>,
         ready: Vec<bool>,
         draining: Vec<bool>,
         began: Instant,
@@ -490,7 +490,7 @@ mod tests {
             Self {
                 settings: settings(),
                 ejector: Ejector::default(),
-                records: (0..backends).map(|_| Record::new(began)).collect(),
+                records: (0..backends).map(|_| OutlierRecord::new(began)).collect(),
                 ready: vec![true; backends],
                 draining: vec![false; backends],
                 began,
@@ -504,31 +504,31 @@ mod tests {
             bench
         }
 
-        fn standings(&self) -> Vec<Standing<'_>> {
+        fn standings(&self) -> Vec<Candidate<'_>> {
             let flags = self.ready.iter().zip(&self.draining);
-            let member = |(record, (&ready, &draining))| Standing { ready, draining, record };
+            let member = |(record, (&ready, &draining))| Candidate { ready, draining, record };
             self.records.iter().zip(flags).map(member).collect()
         }
 
-        fn eject(&self, which: usize) -> Result<Duration, Refused> {
+        fn eject(&self, which: usize) -> Result<Duration, NotEjected> {
             self.eject_for(Cause::Failures, which)
         }
 
-        fn eject_for(&self, cause: Cause, which: usize) -> Result<Duration, Refused> {
+        fn eject_for(&self, cause: Cause, which: usize) -> Result<Duration, NotEjected> {
             self.ejector.eject(&self.settings, &self.standings(), which, cause, self.now, 0.0)
         }
 
         /// A window that begins and ends now with this verdict; what became of the ejection if it was time for one.
-        fn judge(&self, which: usize, verdict: Verdict) -> Option<Result<Duration, Refused>> {
+        fn judge(&self, which: usize, verdict: SpeedVerdict) -> Option<Result<Duration, NotEjected>> {
             self.judge_since(which, verdict, self.now)
         }
 
         fn judge_since(
             &self,
             which: usize,
-            verdict: Verdict,
+            verdict: SpeedVerdict,
             began: Instant,
-        ) -> Option<Result<Duration, Refused>> {
+        ) -> Option<Result<Duration, NotEjected>> {
             self.records[which].judged(verdict, began).then(|| self.eject_for(Cause::Slowness, which))
         }
 
@@ -541,11 +541,11 @@ mod tests {
         }
 
         /// A request that begins and fails now; what became of the ejection if it was time for one.
-        fn fail(&self, which: usize) -> Option<Result<Duration, Refused>> {
+        fn fail(&self, which: usize) -> Option<Result<Duration, NotEjected>> {
             self.fail_since(which, self.now)
         }
 
-        fn fail_since(&self, which: usize, began: Instant) -> Option<Result<Duration, Refused>> {
+        fn fail_since(&self, which: usize, began: Instant) -> Option<Result<Duration, NotEjected>> {
             self.records[which].failed(&self.settings, began).then(|| self.eject(which))
         }
 
@@ -647,7 +647,9 @@ mod tests {
         let mut lasted = Vec::new();
         for _ in 0..4 {
             bench.records[0].succeeded(bench.now);
-            lasted.push(bench.judge(0, Verdict::Slow).expect("its speed is in doubt").expect("no objection"));
+            lasted.push(
+                bench.judge(0, SpeedVerdict::Slow).expect("its speed is in doubt").expect("no objection"),
+            );
             bench.now += *lasted.last().unwrap();
         }
         assert_eq!(lasted, [20, 30, 35, 35].map(|seconds| seconds * SECOND));
@@ -658,10 +660,10 @@ mod tests {
     fn a_window_in_which_it_is_fine_ends_the_doubt_of_its_speed() {
         let bench = Bench::with_a_slow_one();
         bench.records[0].succeeded(bench.now);
-        assert_eq!(bench.judge(0, Verdict::Fine), None);
+        assert_eq!(bench.judge(0, SpeedVerdict::Fine), None);
         assert_eq!(bench.records[0].streak(), Streak::NONE);
         assert_eq!(
-            bench.judge(0, Verdict::Slow),
+            bench.judge(0, SpeedVerdict::Slow),
             None,
             "it takes two windows again, which are not counted here"
         );
@@ -678,7 +680,7 @@ mod tests {
             bench.records[0].succeeded(bench.now);
             assert_eq!(bench.records[0].consecutive_failures(), 0);
         }
-        assert_eq!(bench.judge(0, Verdict::Slow), Some(Ok(20 * SECOND)));
+        assert_eq!(bench.judge(0, SpeedVerdict::Slow), Some(Ok(20 * SECOND)));
     }
 
     #[test]
@@ -691,14 +693,14 @@ mod tests {
         };
         let bench = slow_and_failed();
         bench.records[0].succeeded(bench.now);
-        assert_eq!(bench.judge(0, Verdict::Slow), Some(Ok(30 * SECOND)), "it may still be slow");
+        assert_eq!(bench.judge(0, SpeedVerdict::Slow), Some(Ok(30 * SECOND)), "it may still be slow");
 
         let bench = slow_and_failed();
-        assert_eq!(bench.judge(0, Verdict::Fine), None);
+        assert_eq!(bench.judge(0, SpeedVerdict::Fine), None);
         assert_eq!(bench.fail(0), Some(Ok(30 * SECOND)), "it may still fail");
 
         let bench = slow_and_failed();
-        assert_eq!(bench.judge(0, Verdict::Fine), None);
+        assert_eq!(bench.judge(0, SpeedVerdict::Fine), None);
         bench.records[0].succeeded(bench.now);
         assert_eq!(bench.records[0].streak(), Streak::NONE);
     }
@@ -710,7 +712,7 @@ mod tests {
         assert_eq!(bench.fail_until_ejected(0), 20 * SECOND);
         bench.now += 20 * SECOND;
         bench.records[0].succeeded(bench.now);
-        assert_eq!(bench.judge(0, Verdict::Slow), Some(Ok(30 * SECOND)));
+        assert_eq!(bench.judge(0, SpeedVerdict::Slow), Some(Ok(30 * SECOND)));
     }
 
     #[test]
@@ -718,7 +720,7 @@ mod tests {
         let mut bench = Bench::new(3);
         bench.fail_until_ejected(0);
         bench.now += 10 * SECOND;
-        for verdict in [Verdict::Slow, Verdict::Fine] {
+        for verdict in [SpeedVerdict::Slow, SpeedVerdict::Fine] {
             assert_eq!(bench.judge(0, verdict), None);
         }
         assert_eq!(bench.fail(0), Some(Ok(20 * SECOND)), "its answers still are in doubt");
@@ -730,10 +732,10 @@ mod tests {
         let during = bench.now - Duration::from_nanos(1);
         bench.now += SECOND;
         bench.records[0].succeeded(bench.now);
-        for verdict in [Verdict::Slow, Verdict::Fine] {
+        for verdict in [SpeedVerdict::Slow, SpeedVerdict::Fine] {
             assert_eq!(bench.judge_since(0, verdict, during), None);
         }
-        assert_eq!(bench.judge(0, Verdict::Slow), Some(Ok(20 * SECOND)), "it is still on probation");
+        assert_eq!(bench.judge(0, SpeedVerdict::Slow), Some(Ok(20 * SECOND)), "it is still on probation");
     }
 
     #[test]
@@ -741,10 +743,10 @@ mod tests {
         let mut bench = Bench::with_a_slow_one();
         (bench.ready[1], bench.ready[2]) = (false, false);
         for _ in 0..3 {
-            assert_eq!(bench.judge(0, Verdict::Slow), Some(Err(Refused::LastOne)));
+            assert_eq!(bench.judge(0, SpeedVerdict::Slow), Some(Err(NotEjected::LastOne)));
         }
         bench.ready[1] = true;
-        assert_eq!(bench.judge(0, Verdict::Slow), Some(Ok(20 * SECOND)));
+        assert_eq!(bench.judge(0, SpeedVerdict::Slow), Some(Ok(20 * SECOND)));
     }
 
     #[test]
@@ -773,7 +775,7 @@ mod tests {
         let mut bench = Bench::new(3);
         bench.fail_until_ejected(0);
         bench.now += SECOND;
-        assert_eq!(bench.eject(0), Err(Refused::AlreadyEjected));
+        assert_eq!(bench.eject(0), Err(NotEjected::AlreadyEjected));
         bench.now += 9 * SECOND;
         assert_eq!(bench.ejected(), NOBODY);
     }
@@ -787,23 +789,23 @@ mod tests {
             let outcomes: Vec<_> = (0..backends).map(|which| bench.eject(which)).collect();
             let ejected = outcomes.iter().filter(|outcome| outcome.is_ok()).count();
             assert_eq!(ejected, most, "{percent} % of {backends}: {outcomes:?}");
-            let refused = if most + 1 == backends { Refused::LastOne } else { Refused::Share };
+            let refused = if most + 1 == backends { NotEjected::LastOne } else { NotEjected::Share };
             assert_eq!(outcomes.last(), Some(&Err(refused)));
         }
     }
 
     #[test]
     fn the_last_available_one_stays() {
-        assert_eq!(Bench::new(1).eject(0), Err(Refused::LastOne));
-        assert_eq!(Bench::new(0).eject(0), Err(Refused::Unknown));
+        assert_eq!(Bench::new(1).eject(0), Err(NotEjected::LastOne));
+        assert_eq!(Bench::new(0).eject(0), Err(NotEjected::Unknown));
 
         let mut bench = Bench::with(3, |settings| settings.max_ejected_percent = 100);
         (bench.ready[1], bench.draining[2]) = (false, true);
-        assert_eq!(bench.eject(0), Err(Refused::LastOne));
+        assert_eq!(bench.eject(0), Err(NotEjected::LastOne));
         bench.draining[2] = false;
         assert_eq!(bench.eject(0), Ok(10 * SECOND));
         assert_eq!(bench.eject(1), Ok(10 * SECOND), "2 is left");
-        assert_eq!(bench.eject(2), Err(Refused::LastOne));
+        assert_eq!(bench.eject(2), Err(NotEjected::LastOne));
         bench.now += 10 * SECOND;
         assert_eq!(bench.eject(2), Ok(10 * SECOND), "0 is back");
     }
@@ -907,7 +909,7 @@ mod tests {
             }
             bench.records[0].eject(&bench.settings, Cause::Failures, bench.now, 0.0);
             drop(decision);
-            assert_eq!(waiting.join().unwrap(), Err(Refused::Share));
+            assert_eq!(waiting.join().unwrap(), Err(NotEjected::Share));
         });
         assert_eq!(bench.ejected(), [0]);
     }
@@ -962,7 +964,7 @@ mod tests {
         },
         Window {
             which: usize,
-            verdict: Verdict,
+            verdict: SpeedVerdict,
             age: u64,
         },
         Ready(usize, bool),
@@ -984,8 +986,8 @@ mod tests {
         ]
     }
 
-    fn any_verdict() -> impl Strategy<Value = Verdict> {
-        prop_oneof![Just(Verdict::Fine), Just(Verdict::Slow)]
+    fn any_verdict() -> impl Strategy<Value = SpeedVerdict> {
+        prop_oneof![Just(SpeedVerdict::Fine), Just(SpeedVerdict::Slow)]
     }
 
     fn any_steps() -> impl Strategy<Value = (usize, u8, Vec<Step>)> {
@@ -1018,7 +1020,7 @@ mod tests {
     fn model_window(
         bench: &Bench,
         models: &mut [Model],
-        (which, verdict): (usize, Verdict),
+        (which, verdict): (usize, SpeedVerdict),
         began: u64,
         now: u64,
     ) -> Option<u64> {
@@ -1026,7 +1028,7 @@ mod tests {
         if began < model.until || !model.may_be_slow {
             return None;
         }
-        if verdict == Verdict::Fine {
+        if verdict == SpeedVerdict::Fine {
             model.no_longer(|model| &mut model.may_be_slow);
             return None;
         }

@@ -147,7 +147,7 @@ impl Pool {
             backend.address != also.address
                 && !tried.contains(backend.address)
                 && self.skip_reason(backend, availability, now).is_none()
-                && (self.kept.queue.places() > 0 || backend.load.in_flight() < backend.max_requests)
+                && (self.shared.queue.places() > 0 || backend.load.in_flight() < backend.max_requests)
         })
     }
 
@@ -557,12 +557,12 @@ mod tests {
         fn set_ready(&self, port: u16, ready: bool) {
             let backend = &self.pool.backends()[usize::from(port) - 1];
             self.pool.balancer.backends().set_enable(&backend.identity, ready);
-            self.pool.kept.changes.note();
+            self.pool.shared.changes.note();
         }
 
         fn set_admin(&self, index: usize, admin: Admin) {
             self.pool.backends()[index].history.set_admin(admin, self.manual.now());
-            self.pool.kept.changes.note();
+            self.pool.shared.changes.note();
         }
 
         fn fail(&self, port: u16) {

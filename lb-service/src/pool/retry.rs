@@ -235,7 +235,7 @@ impl Pool {
             Decision::Retry if self.is_budgeted(failed, tried, backend, at) => Some(self.in_budget()?),
             _ => None,
         };
-        self.kept.counters.retries.increment();
+        self.shared.counters.retries.increment();
         Some(Retry { pause: backoff(failed.tries, at.draw), permit, replay: false })
     }
 
@@ -250,14 +250,14 @@ impl Pool {
     /// working on may be more than the budget holds. A budget of 0 allows no retry at all.
     fn is_budgeted(&self, failed: &Failed, tried: &Tried, backend: &Backend, at: Now) -> bool {
         failed.cause != RetryCause::Reset
-            || self.kept.budget.limit(u64::MAX) == 0
+            || self.shared.budget.limit(u64::MAX) == 0
             || self.others(tried, backend, at.time).all(|other| other.consecutive_failures() > 0)
     }
 
     fn in_budget(&self) -> Option<RetryPermit> {
-        let permit = self.kept.budget.try_begin(self.requests());
+        let permit = self.shared.budget.try_begin(self.requests());
         if permit.is_none() {
-            self.kept.counters.retries_denied.increment();
+            self.shared.counters.retries_denied.increment();
         }
         permit
     }

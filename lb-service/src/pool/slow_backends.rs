@@ -29,7 +29,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use super::outlier::{Record, Verdict, nanoseconds};
+use super::outlier::{OutlierRecord, SpeedVerdict, nanoseconds};
 use super::settings::SlowBackendSettings;
 
 /// How far above the median an outlier is at least, in microseconds.
@@ -75,20 +75,24 @@ fn outliers(means: &[Option<f64>], ratio: f64) -> Vec<bool> {
 }
 
 /// What these mean times say about each backend, if anything.
-fn verdicts(means: &[Option<f64>], ratio: f64) -> Vec<Option<Verdict>> {
+fn verdicts(means: &[Option<f64>], ratio: f64) -> Vec<Option<SpeedVerdict>> {
     if means.iter().flatten().count() < MIN_JUDGED {
         return vec![None; means.len()];
     }
-    let verdict = |is_outlier| if is_outlier { Verdict::Slow } else { Verdict::Fine };
+    let verdict = |is_outlier| if is_outlier { SpeedVerdict::Slow } else { SpeedVerdict::Fine };
     let are_outliers = outliers(means, ratio);
     means.iter().zip(are_outliers).map(|(mean, is_outlier)| mean.map(|_| verdict(is_outlier))).collect()
 }
 
 /// Whether the verdict about the window that began at `began` is one that ejects. Both are told, because both
 /// remember it.
-fn is_time((samples, record): (&Samples, &Record), verdict: Option<Verdict>, began: Instant) -> bool {
+fn is_time(
+    (samples, record): (&Samples, &OutlierRecord),
+    verdict: Option<SpeedVerdict>,
+    began: Instant,
+) -> bool {
     let verdict = verdict.filter(|_| record.was_in_use_since(began));
-    let stays_slow = samples.stays_slow(verdict == Some(Verdict::Slow));
+    let stays_slow = samples.stays_slow(verdict == Some(SpeedVerdict::Slow));
     let is_slow_again = verdict.is_some_and(|verdict| record.judged(verdict, began));
     stays_slow || is_slow_again
 }
@@ -106,12 +110,12 @@ impl SlowBackends {
     ///
     /// `members` are what all backends of the pool keep, always in the same order. Called after each answer: a
     /// window without answers lasts until the next one.
-    pub(super) fn turn<'a>(
+    pub(super) fn close_window<'a>(
         &self,
         now: Instant,
-        members: impl Iterator<Item = (&'a Samples, &'a Record)>,
+        members: impl Iterator<Item = (&'a Samples, &'a OutlierRecord)>,
     ) -> Vec<usize> {
-        let Some(began) = self.turned(nanoseconds(self.epoch, now)) else {
+        let Some(began) = self.next_window(nanoseconds(self.epoch, now)) else {
             return Vec::new();
         };
         let (members, means): (Vec<_>, Vec<_>) = members
@@ -125,7 +129,7 @@ impl SlowBackends {
     }
 
     /// When the window began, if it is over and nobody else turns it.
-    fn turned(&self, now: u64) -> Option<Instant> {
+    fn next_window(&self, now: u64) -> Option<Instant> {
         let began = self.began.load(Ordering::Relaxed);
         let is_over = u128::from(now.saturating_sub(began)) >= self.settings.window.as_nanos().max(1);
         let turns = is_over && self.begin(began, now);
@@ -199,7 +203,7 @@ impl Sum {
 
 #[cfg(test)]
 mod tests {
-    use super::super::outlier::{Cause, Ejector, Standing};
+    use super::super::outlier::{Candidate, Cause, Ejector};
     use super::super::settings::OutlierSettings;
     use super::*;
     use proptest::collection::vec;
@@ -219,7 +223,7 @@ mod tests {
     struct Bench {
         slow_backends: SlowBackends,
         samples: Vec<Samples>,
-        records: Vec<Record>,
+        records: Vec<OutlierRecord>,
         ejector: Ejector,
         now: Instant,
     }
@@ -228,7 +232,7 @@ mod tests {
         fn new(backends: usize) -> Self {
             let now = Instant::now();
             let samples = (0..backends).map(|_| Samples::default()).collect();
-            let records = (0..backends).map(|_| Record::new(now)).collect();
+            let records = (0..backends).map(|_| OutlierRecord::new(now)).collect();
             Self {
                 slow_backends: SlowBackends::new(settings(), now),
                 samples,
@@ -244,8 +248,8 @@ mod tests {
             }
         }
 
-        fn turn(&self) -> Vec<usize> {
-            self.slow_backends.turn(self.now, self.samples.iter().zip(&self.records))
+        fn close_window(&self) -> Vec<usize> {
+            self.slow_backends.close_window(self.now, self.samples.iter().zip(&self.records))
         }
 
         /// A window in which each backend gives 20 answers that take so many milliseconds.
@@ -254,14 +258,14 @@ mod tests {
                 self.answers(which, 20, *millis);
             }
             self.now += WINDOW;
-            self.turn()
+            self.close_window()
         }
 
         /// For three windows times n, and without jitter.
         fn eject(&self, which: usize, cause: Cause) -> Duration {
             let settings =
                 OutlierSettings { base_ejection: 3 * WINDOW, max_ejection: 8 * WINDOW, ..Default::default() };
-            let standing = |record| Standing { ready: true, draining: false, record };
+            let standing = |record| Candidate { ready: true, draining: false, record };
             let members: Vec<_> = self.records.iter().map(standing).collect();
             let ejected = self.ejector.eject(&settings, &members, which, cause, self.now, 0.0);
             ejected.expect("nothing speaks against it")
@@ -271,7 +275,7 @@ mod tests {
         /// which ends now.
         fn come_back(&mut self, after: Duration, millis: &[u64]) {
             self.now += after - Duration::from_nanos(1);
-            self.turn();
+            self.close_window();
             assert_eq!(self.window(millis), NOBODY, "in this window it came back");
         }
 
@@ -382,10 +386,10 @@ mod tests {
         bench.window(&[20, 20, 100]);
         (0..3).for_each(|which| bench.answers(which, 20, if which == 2 { 100 } else { 20 }));
         bench.now += WINDOW - Duration::from_nanos(1);
-        assert_eq!(bench.turn(), NOBODY);
+        assert_eq!(bench.close_window(), NOBODY);
         bench.now += Duration::from_nanos(1);
-        assert_eq!(bench.turn(), [2]);
-        assert_eq!(bench.turn(), NOBODY);
+        assert_eq!(bench.close_window(), [2]);
+        assert_eq!(bench.close_window(), NOBODY);
         assert!(bench.samples.iter().all(|samples| samples.take() == Sum::default()));
     }
 
@@ -409,7 +413,7 @@ mod tests {
     #[test]
     fn fewer_than_three_are_not_fine_either() {
         assert_eq!(verdicts(&[Some(1.0), None, Some(1.0)], 2.0), [None; 3]);
-        let (fine, slow) = (Some(Verdict::Fine), Some(Verdict::Slow));
+        let (fine, slow) = (Some(SpeedVerdict::Fine), Some(SpeedVerdict::Slow));
         assert_eq!(verdicts(&[Some(1.0), None, Some(1.0), Some(1e9)], 2.0), [fine, None, fine, slow]);
     }
 
@@ -511,7 +515,7 @@ mod tests {
                     bench.answers(which, *count, if which == slow { 5000 } else { 1 });
                 }
                 bench.now += WINDOW;
-                prop_assert_eq!(bench.turn(), NOBODY);
+                prop_assert_eq!(bench.close_window(), NOBODY);
             }
         }
 

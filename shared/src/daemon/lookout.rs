@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use async_trait::async_trait;
-use lb_service::pool::{Observer, PoolEvent};
+use lb_service::pool::{PoolEvent, PoolObserver};
 use pingora::server::ShutdownWatch;
 use pingora::services::background::BackgroundService;
 use tokio::sync::Notify;
@@ -29,7 +29,7 @@ pub(super) struct Lookout {
 
 // === impl Alarm ===
 
-impl<O: Observer> Alarm<O> {
+impl<O: PoolObserver> Alarm<O> {
     /// One that passes everything on to `observer`.
     pub(super) fn new(observer: O) -> Self {
         Self { observer, ejected: Arc::default() }
@@ -41,7 +41,7 @@ impl<O: Observer> Alarm<O> {
     }
 }
 
-impl<O: Observer> Observer for Alarm<O> {
+impl<O: PoolObserver> PoolObserver for Alarm<O> {
     fn observe(&self, pool: &str, event: &PoolEvent<'_>) {
         self.observer.observe(pool, event);
         if matches!(event, PoolEvent::Ejected { .. }) {

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use health_service::{CheckKind, CheckedPool, Verdicts};
-use lb_service::pool::{Backend, Observer, Pool, PoolSettings, State};
+use lb_service::pool::{self, Backend, Pool, PoolObserver, PoolSettings};
 use metrics_service::{BackendState, Member, PoolView, Views};
 use pingora::lb::health_check::HealthCheck;
 use pingora::protocols::l4::socket::SocketAddr as PingoraAddr;
@@ -18,7 +18,7 @@ use crate::operator::Shown;
 #[derive(Clone)]
 pub struct Pools {
     now: Arc<ArcSwap<Vec<Checked>>>,
-    observer: Arc<dyn Observer>,
+    observer: Arc<dyn PoolObserver>,
 }
 
 /// One pool and what is known of its health. Clones share it.
@@ -39,7 +39,7 @@ struct ServedPool(Arc<Pool>);
 
 impl Pools {
     /// Those of `plan`, until others take their place; `observer` is told what happens in them.
-    pub fn new(plan: &Plan, observer: Arc<dyn Observer>) -> Self {
+    pub fn new(plan: &Plan, observer: Arc<dyn PoolObserver>) -> Self {
         let pools = plan.pools.iter().map(|(pool, health)| Checked::new(pool, health, observer.clone()));
         Self { now: Arc::new(ArcSwap::from_pointee(pools.collect())), observer }
     }
@@ -55,7 +55,7 @@ impl Pools {
     }
 
     /// Who is told what happens in them.
-    pub fn observer(&self) -> Arc<dyn Observer> {
+    pub fn observer(&self) -> Arc<dyn PoolObserver> {
         self.observer.clone()
     }
 
@@ -70,7 +70,13 @@ impl Pools {
 
 impl Checked {
     /// Why a backend of this pool is in this state, and since when.
-    pub fn condition(&self, backend: &Backend, state: State, shown: &Shown, at: Moment) -> Condition {
+    pub fn condition(
+        &self,
+        backend: &Backend,
+        state: pool::BackendState,
+        shown: &Shown,
+        at: Moment,
+    ) -> Condition {
         let verdict = self.verdicts.get(&PingoraAddr::Inet(backend.address));
         let changed = shown.changed(&self.pool.name, backend.address);
         let known = Known { kind: &self.settings.kind, verdict: verdict.as_ref(), changed };
@@ -81,7 +87,7 @@ impl Checked {
     pub fn new(
         pool: &PoolSettings,
         settings: &health_service::Settings,
-        observer: Arc<dyn Observer>,
+        observer: Arc<dyn PoolObserver>,
     ) -> Self {
         let verdicts = Verdicts::new();
         let check = publisher(settings, &verdicts);
@@ -144,11 +150,11 @@ impl PoolView for ServedPool {
             address: backend.label.to_string(),
             weight: backend.weight(),
             state: match self.0.state(backend, now) {
-                State::Up => BackendState::Up,
-                State::Down => BackendState::Down,
-                State::Draining => BackendState::Draining,
-                State::Disabled => BackendState::Disabled,
-                State::Ejected => BackendState::Ejected,
+                pool::BackendState::Up => BackendState::Up,
+                pool::BackendState::Down => BackendState::Down,
+                pool::BackendState::Draining => BackendState::Draining,
+                pool::BackendState::Disabled => BackendState::Disabled,
+                pool::BackendState::Ejected => BackendState::Ejected,
             },
         };
         self.0.backends().iter().map(member).collect()

@@ -21,9 +21,9 @@ use std::time::Duration;
 use health_service::Checks;
 use lb_service::explain::Token;
 use lb_service::listener::{ListenAddress, Listener};
-use lb_service::plan::{Current, Plan as Served};
 use lb_service::pool::{Backend, Pool};
 use lb_service::service::Doors;
+use lb_service::snapshot::{CurrentSnapshot, Snapshot};
 use lb_service::traffic::{Answers, Traffic};
 use parking_lot::Mutex;
 
@@ -39,7 +39,7 @@ use crate::process::sockets::{self, Bound, Class, ListenSpec, Sockets};
 /// What a change of the plan touches. Clones share it.
 #[derive(Clone)]
 pub struct Running {
-    pub(super) current: Current,
+    pub(super) current: CurrentSnapshot,
     pub(super) traffic: Arc<Traffic>,
     pub(super) pools: Pools,
     pub(super) doors: Doors,
@@ -67,7 +67,7 @@ pub struct Staged {
     checks: health_service::Staged,
     /// Each pool that takes the place of another, with that.
     successions: Vec<(Arc<Pool>, Arc<Pool>)>,
-    served: Served,
+    served: Snapshot,
 }
 
 /// Addresses that are to be bound.
@@ -165,7 +165,7 @@ impl Running {
         self.note_leaving(&pools);
         self.sockets.add(bound);
         let closed: Vec<_> = closed.into_iter().map(|listener| listener.address).collect();
-        self.doors.retire(closed.clone(), self.current.plan()).await;
+        self.doors.retire(closed.clone(), self.current.load()).await;
         successions.iter().for_each(|(pool, predecessor)| pool.enter(predecessor));
         self.pools.replace(pools);
         self.current.replace(served);

@@ -9,9 +9,9 @@ use lb_service::access_log::AccessLog;
 use lb_service::config::MAX_ATTEMPTS;
 use lb_service::explain::Token;
 use lb_service::forwarded::TrustedProxies;
-use lb_service::plan::Current;
 use lb_service::route::RouteTable;
 use lb_service::service::ProxyService;
+use lb_service::snapshot::CurrentSnapshot;
 use lb_service::traffic::Traffic;
 use metrics_service::{ConfigMetrics, Endpoints, LogCollector, PoolCollector, ProcessCollector, Readiness};
 use pingora::apps::http_app::HttpServer;
@@ -57,7 +57,7 @@ pub(super) struct Origin {
 /// The three services and what they share.
 pub struct Services {
     /// What requests are served by.
-    pub current: Current,
+    pub current: CurrentSnapshot,
     /// What they count.
     pub traffic: Arc<Traffic>,
     /// The pools of the current plan.
@@ -120,7 +120,7 @@ impl Services {
         let secret = secret()?;
         let token = Token::new(&*secret);
         let listeners_logs = logs.of(plan, Some(&log));
-        let current = Current::new(served(plan, &pools.now(), listeners_logs, &traffic, &token));
+        let current = CurrentSnapshot::new(served(plan, &pools.now(), listeners_logs, &traffic, &token));
         logs.replace(log);
         let registry = registry(&current, &pools, log_collector(&held.verbosity, logs))?;
         let prober = prober(&pools.now(), conf, &registry, Arc::new(events.clone()))?;
@@ -214,7 +214,7 @@ fn log_collector(verbosity: &Verbosity, logs: &AccessLogs) -> LogCollector {
 }
 
 /// With the metrics of everything but the prober and the operator, who register their own.
-fn registry(current: &Current, pools: &Pools, logs: LogCollector) -> prometheus::Result<Registry> {
+fn registry(current: &CurrentSnapshot, pools: &Pools, logs: LogCollector) -> prometheus::Result<Registry> {
     let registry = Registry::new();
     lb_service::metrics::Metrics::register(&registry, current.clone())?;
     registry.register(Box::new(PoolCollector::new(pools.views())))?;
@@ -272,8 +272,8 @@ pub(super) fn served(
     logs: Vec<AccessLog>,
     traffic: &Traffic,
     token: &Token,
-) -> lb_service::plan::Plan {
-    let parts = lb_service::plan::Parts {
+) -> lb_service::snapshot::Snapshot {
+    let parts = lb_service::snapshot::SnapshotParts {
         listeners: plan.listeners.clone(),
         routes: RouteTable::new(plan.routes.clone()),
         pools: pools.iter().map(|checked| checked.pool.clone()).collect(),
@@ -281,7 +281,7 @@ pub(super) fn served(
         explain_token: Some(token.clone()),
         access_logs: logs,
     };
-    lb_service::plan::Plan::new(parts, traffic)
+    lb_service::snapshot::Snapshot::new(parts, traffic)
 }
 
 /// Pingora's configuration, as ours has it. What Pingora would do on its own (daemon, pid file, hand-over, waiting at the end)

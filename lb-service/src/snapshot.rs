@@ -1,7 +1,7 @@
-//! What a request is served by: one immutable snapshot, taken at its start and kept to its end.
+//! The configuration that a request uses from beginning to end: listeners, routes and pools, in one immutable snapshot.
 //!
-//! [`Current`] is the one that new requests take. A reload puts another in its place, in one step; requests that began before
-//! go on with theirs, and it is dropped with the last of them.
+//! A request takes the [`CurrentSnapshot`] when it begins. A reload replaces that in one step. Requests that began before keep
+//! their own snapshot, which is dropped with the last of them.
 
 use std::fmt;
 use std::sync::Arc;
@@ -17,71 +17,71 @@ use crate::route::RouteTable;
 use crate::traffic::{ListenerTraffic, PoolTraffic, Traffic};
 
 /// Listeners, routes and pools that belong together.
-pub struct Plan {
+pub struct Snapshot {
     /// Where clients connect.
     pub listeners: Listeners,
     /// Which pool a request goes to.
     pub routes: RouteTable,
     /// Indexed by [`PoolId`].
     pub pools: Box<[Arc<Pool>]>,
-    /// Whose `X-Forwarded-*` headers are believed.
+    /// The peers whose `X-Forwarded-*` headers are used.
     pub trusted_proxies: TrustedProxies,
-    /// With which anybody may ask how a request was served; absent: only trusted proxies may.
+    /// Lets any client that sends it ask how a request was served; absent: only trusted proxies may ask.
     pub explain_token: Option<Token>,
     /// Indexed by [`ListenerId`].
-    entries: Box<[Entry]>,
+    entries: Box<[ListenerEntry]>,
 }
 
-/// What a plan is made of.
-pub struct Parts {
+/// The parts of a [`Snapshot`].
+pub struct SnapshotParts {
     /// Where clients connect.
     pub listeners: Listeners,
     /// Which pool a request goes to.
     pub routes: RouteTable,
     /// Indexed by [`PoolId`].
     pub pools: Vec<Arc<Pool>>,
-    /// Whose `X-Forwarded-*` headers are believed.
+    /// The peers whose `X-Forwarded-*` headers are used.
     pub trusted_proxies: TrustedProxies,
-    /// With which anybody may ask how a request was served; absent: only trusted proxies may.
+    /// Lets any client that sends it ask how a request was served; absent: only trusted proxies may ask.
     pub explain_token: Option<Token>,
     /// One for each listener, in the order of their ids.
     pub access_logs: Vec<AccessLog>,
 }
 
-/// The plan for requests that begin now. Clones share it.
+/// The snapshot for requests that begin now. Clones share it.
 #[derive(Clone)]
-pub struct Current(Arc<ArcSwap<Plan>>);
+pub struct CurrentSnapshot(Arc<ArcSwap<Snapshot>>);
 
-/// What goes with a listener.
-struct Entry {
+/// What belongs to one listener.
+struct ListenerEntry {
     traffic: Arc<ListenerTraffic>,
     /// Indexed by [`PoolId`].
     pools: Box<[Arc<PoolTraffic>]>,
     log: AccessLog,
 }
 
-// === impl Plan ===
+// === impl Snapshot ===
 
-impl Plan {
-    /// A plan whose requests are counted in `traffic`, under the names of its listeners and pools.
-    pub fn new(parts: Parts, traffic: &Traffic) -> Self {
-        let Parts { listeners, routes, pools, trusted_proxies, explain_token, access_logs } = parts;
+impl Snapshot {
+    /// Makes a snapshot whose requests are counted in `traffic`, under the names of its listeners and pools.
+    pub fn new(parts: SnapshotParts, traffic: &Traffic) -> Self {
+        let SnapshotParts { listeners, routes, pools, trusted_proxies, explain_token, access_logs } = parts;
         let logs = access_logs.into_iter().chain(std::iter::repeat_with(AccessLog::off));
         let entry = |((_, listener), log): ((ListenerId, &Listener), AccessLog)| {
             let traffic = traffic.listener(&listener.name);
             let pools = pools.iter().map(|pool| traffic.pool(&pool.name)).collect();
-            Entry { traffic, pools, log }
+            ListenerEntry { traffic, pools, log }
         };
         let entries = listeners.iter().zip(logs).map(entry).collect();
         Self { listeners, routes, pools: pools.into(), trusted_proxies, explain_token, entries }
     }
 
-    /// The pool with this id, which must come from this plan's routes.
+    /// The pool with this id, which must come from this snapshot's routes.
     pub fn pool(&self, id: PoolId) -> &Arc<Pool> {
         &self.pools[id.0]
     }
 
-    /// What the listener with this id counts.
+    /// The counters of the listener with this id.
     pub fn traffic(&self, id: ListenerId) -> &Arc<ListenerTraffic> {
         &self.entries[id.0].traffic
     }
@@ -92,7 +92,7 @@ impl Plan {
         pool.map_or(entry.traffic.without_pool(), |pool| &entry.pools[pool.0])
     }
 
-    /// Where requests of a listener are written down.
+    /// The access log of a listener.
     pub fn access_log(&self, id: ListenerId) -> &AccessLog {
         &self.entries[id.0].log
     }
@@ -103,27 +103,27 @@ impl Plan {
     }
 }
 
-impl fmt::Debug for Plan {
+impl fmt::Debug for Snapshot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Plan").field("listeners", &self.listeners).finish_non_exhaustive()
+        f.debug_struct("Snapshot").field("listeners", &self.listeners).finish_non_exhaustive()
     }
 }
 
-// === impl Current ===
+// === impl CurrentSnapshot ===
 
-impl Current {
-    /// This plan, until another takes its place.
-    pub fn new(plan: Plan) -> Self {
-        Self(Arc::new(ArcSwap::from_pointee(plan)))
+impl CurrentSnapshot {
+    /// Starts with this snapshot.
+    pub fn new(snapshot: Snapshot) -> Self {
+        Self(Arc::new(ArcSwap::from_pointee(snapshot)))
     }
 
-    /// The plan for a request that begins now.
-    pub fn plan(&self) -> Arc<Plan> {
+    /// The snapshot for a request that begins now.
+    pub fn load(&self) -> Arc<Snapshot> {
         self.0.load_full()
     }
 
-    /// From now on requests are served by `plan`.
-    pub fn replace(&self, plan: Plan) {
-        self.0.store(Arc::new(plan));
+    /// Requests that begin from now on use `snapshot`.
+    pub fn replace(&self, snapshot: Snapshot) {
+        self.0.store(Arc::new(snapshot));
     }
 }
