@@ -16,7 +16,7 @@ const PLACES: [&str; 2] = ["./load_balancer.yaml", STANDARD];
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Missing(Vec<String>);
 
-/// Returns the file that `variable` names, or the first existing one of [`PLACES`]. An empty variable counts as unset,
+/// Returns the file that `variable` names, or the first existing one of `PLACES`. An empty variable counts as unset,
 /// because Docker Compose sets variables without a value to "". Relative paths begin at `directory`.
 ///
 /// An unreadable file counts as found: the error of reading it is more useful than skipping the file.

@@ -1,7 +1,7 @@
 //! One run: starts a subject and its load, executes the script, and returns what it observed.
 //!
 //! ```text
-//!   start, idle ─> load ─> warm-up ─> the steps, evenly over their time ─> calm ─> load ends ─> settled? ─> stop, gone?
+//!   start, idle ─> load ─> warm-up ─> the steps, evenly over time ─> calm ─> load ends ─> settled? ─> stop, gone?
 //! ```
 
 use std::collections::BTreeMap;

@@ -1,4 +1,4 @@
-//! Tests that need root: they run as root, and otherwise say that they are skipped.
+//! Skips tests that need root when another user runs them, with a message.
 //!
 //! `.ci/run` sets `LB_TEST_SKIP=never`. A test that would be skipped then fails, so that CI cannot pass without it.
 
@@ -6,7 +6,7 @@ use std::fs;
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 
-/// The variable that forbids to skip tests, when it is `never`.
+/// The variable whose value `never` forbids skipped tests.
 const VARIABLE: &str = "LB_TEST_SKIP";
 
 /// Whether the test is run by root.
@@ -14,11 +14,11 @@ pub fn is_root() -> bool {
     fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0)
 }
 
-/// Whether the test is run by root. If it is not, the output says that it is skipped, and `why`.
+/// Whether the test must be skipped because it is not run by root. If so, prints a message with the reason `why`.
 ///
 /// # Panics
 ///
-/// Panics instead when `LB_TEST_SKIP` is `never`.
+/// Panics instead if `LB_TEST_SKIP` is `never`.
 #[track_caller]
 pub fn unless_root(why: &str) -> bool {
     if !is_root() {
@@ -31,7 +31,7 @@ pub fn unless_root(why: &str) -> bool {
 fn skip(is_forbidden: bool, why: &str) {
     assert!(!is_forbidden, "{why}: run the tests as root, or without {VARIABLE}=never");
     let test = std::thread::current();
-    // The test harness would keep what `println!` writes.
+    // The test runner would capture the output of `println!`.
     let line = format!("test {} is skipped: {why}\n", test.name().unwrap_or("?"));
     let _ = std::io::stderr().write_all(line.as_bytes());
 }
@@ -41,13 +41,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_skip_is_allowed_unless_it_is_forbidden() {
+    fn a_skip_is_allowed_by_default() {
         skip(false, "a test of skips");
     }
 
     #[test]
     #[should_panic(expected = "only root can do this: run the tests as root")]
-    fn a_skip_that_is_forbidden_fails() {
+    fn a_forbidden_skip_fails_the_test() {
         skip(true, "only root can do this");
     }
 }

@@ -68,7 +68,7 @@ struct IndexSet {
 }
 
 /// Returns `indices` in random order, drawn without replacement and with a probability proportional to their weight.
-/// Those of weight 0 come last.
+/// Indices of weight 0 come last.
 ///
 /// Each index gets the time of the first event of a Poisson process whose rate is its weight, and the times are sorted
 /// (Efraimidis and Spirakis, 2006). `random` returns a random number for each index.

@@ -14,7 +14,7 @@
 //! 3. The daemon opens the [error log](logging) and enters the working directory.
 //! 4. Without `-u`, it locks the [pid file](pid_file), then binds every [listener](sockets). With `-u`, it
 //!    [takes](upgrade::Search::take) the sockets of the running process and binds only the new ones.
-//! 5. It drops [privileges](privileges).
+//! 5. It drops [privileges].
 //! 6. Pingora's `Server` starts the services, the signal handlers are installed, and the first health checks run. If
 //!    SIGHUP, SIGUSR1 or SIGUSR2 arrived since step 4, it is [carried out now](handlers::Early).
 //! 7. With `-u`, [`upgrade::Claim::ready`] notifies the old process, which then drains. After its acknowledgement the
