@@ -142,7 +142,7 @@ fn the_old_process_keeps_serving_when_no_new_process_starts() {
     wait::until(Duration::from_secs(90), "the log reports that no new process came", || {
         let answer = daemon.get("/").expect("the old process serves");
         assert!(answer.status == 200 && !answer.closes(), "{answer:?}");
-        lab.error_log().contains("no process started with -u came")
+        lab.error_log().contains("no process started with -u connected")
     });
     wait::throughout(Duration::from_secs(1), "the old process serves", || {
         daemon.get("/").is_ok_and(|answer| answer.status == 200 && !answer.closes())

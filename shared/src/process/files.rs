@@ -1,8 +1,8 @@
-//! Files that the configuration names and the process writes: how they are opened, whether that would succeed, and what to do if it
-//! would not.
+//! The files that the configuration names and the process writes: opening them, checking them beforehand, and the
+//! remedies for errors.
 //!
-//! [`check_writable`] and [`check_creatable`] ask the kernel and change nothing, so a check of the configuration leaves no trace: no
-//! file, no directory, nothing that belongs to another user than the daemon's.
+//! [`check_writable`] and [`check_creatable`] ask the kernel and change nothing. A check of the configuration therefore
+//! does not create a file or directory, which would belong to the wrong user.
 
 use std::fmt;
 use std::fs::{File, Metadata, OpenOptions};
@@ -16,7 +16,7 @@ use nix::unistd::{AccessFlags, Uid, User, access};
 
 use super::privileges::Identity;
 
-/// Why a file cannot be opened for writing, with the remedy.
+/// The reason why a file cannot be opened for writing, with the remedy.
 #[derive(Debug)]
 pub struct Unusable {
     path: PathBuf,
@@ -26,11 +26,11 @@ pub struct Unusable {
 
 /// Opens a file with these options, and creates it if it does not exist.
 ///
-/// `O_CREAT` is left out for a file that exists: in a sticky directory such as `/tmp` the kernel then refuses even root a file of
-/// another user (`fs.protected_regular`).
+/// `O_CREAT` is not set for a file that exists, because in a sticky directory such as `/tmp` the kernel would then
+/// refuse even root to open a file of another user (`fs.protected_regular`).
 ///
 /// # Errors
-/// As opening a file does.
+/// Fails if the file cannot be opened or created.
 pub fn open_or_create(path: &Path, options: &OpenOptions) -> io::Result<File> {
     match options.clone().create(false).open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => options.clone().create(true).open(path),
@@ -38,13 +38,15 @@ pub fn open_or_create(path: &Path, options: &OpenOptions) -> io::Result<File> {
     }
 }
 
-/// Opens a file to append log lines to, and creates it with mode 0640 if it does not exist. A FIFO without a reader is an error.
+/// Opens a file to append log lines to, and creates it with mode 0640 if it does not exist. A FIFO without a reader is
+/// an error.
 ///
-/// With `user`, root opens it for this user, who may own the directory. The kernel applies the rights of the user first. Only where
-/// they do not suffice does root open the file, and then it follows no link that the user could have put there.
+/// With `user`, root opens it for this user, who might own the directory. The kernel applies the rights of the user
+/// first. Only if they do not suffice, the file is opened as root, and then a link that the user could have created is
+/// not followed.
 ///
 /// # Errors
-/// As opening a file does.
+/// Fails if the file cannot be opened or created.
 pub fn open_log(path: &Path, user: Option<&Identity>) -> io::Result<File> {
     let mut options = OpenOptions::new();
     options.append(true).mode(0o640).custom_flags(O_NONBLOCK);
@@ -61,24 +63,25 @@ pub fn open_log(path: &Path, user: Option<&Identity>) -> io::Result<File> {
     Ok(file)
 }
 
-/// Whether no user can put a link at this path: `/dev/stdout` and `/proc/self/fd/1` are links to what the process has open.
+/// Returns whether no user can create a link at this path. `/dev/stdout` and `/proc/self/fd/1` are links to open files
+/// of the process.
 fn is_of_kernel(path: &Path) -> bool {
     path.parent() == Some(Path::new("/dev")) || path.starts_with("/proc")
 }
 
-/// Opens a file for reading in a directory that another user may write to: a symbolic link in its place is refused, and a FIFO does
+/// Opens a file for reading in a directory that another user can write to. A symbolic link is refused, and a FIFO does
 /// not block.
 ///
 /// # Errors
-/// As opening a file does.
+/// Fails if the file cannot be opened.
 pub fn open_untrusted(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).custom_flags(O_NOFOLLOW | O_NONBLOCK).open(path)
 }
 
-/// Fails when this thread could not open the file for writing, or create it in its directory, which must exist.
+/// Checks whether this thread could open the file for writing, or create it in its directory, which must exist.
 ///
 /// # Errors
-/// What the system would say.
+/// Returns the error that opening the file would return.
 pub fn check_writable(path: &Path) -> io::Result<()> {
     match access(path, AccessFlags::W_OK) {
         Err(Errno::ENOENT) => Ok(access(directory_of(path), AccessFlags::W_OK | AccessFlags::X_OK)?),
@@ -86,10 +89,10 @@ pub fn check_writable(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Fails when this thread could not create a file at this path; directories that are missing would be created too.
+/// Checks whether this thread could create a file at this path, together with its missing parent directories.
 ///
 /// # Errors
-/// What the system would say.
+/// Returns the error that creating the file would return.
 pub fn check_creatable(path: &Path) -> io::Result<()> {
     let mut directory = directory_of(path);
     loop {
@@ -104,13 +107,13 @@ fn directory_of(path: &Path) -> &Path {
     path.parent().filter(|directory| !directory.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// The name of a user, or the number of one that has no name.
+/// Returns the name of a user, or the UID of a user without a name.
 pub fn user_name(uid: Uid) -> String {
     let user = User::from_uid(uid).ok().flatten();
     user.map_or_else(|| uid.to_string(), |user| user.name)
 }
 
-/// An error of the system in the words of a message: in lower case and without its number.
+/// Formats an error of the system for a message: in lower case and without its number.
 pub fn reason(error: &io::Error) -> String {
     let text = error.to_string();
     let end = text.find(" (os error").unwrap_or(text.len());
@@ -120,7 +123,7 @@ pub fn reason(error: &io::Error) -> String {
 // === impl Unusable ===
 
 impl Unusable {
-    /// The file at `path` could not be opened for writing.
+    /// Creates the error for a file that could not be opened for writing.
     pub fn new(path: &Path, source: io::Error) -> Self {
         let remedy = remedy(path, &source, Uid::effective());
         Self { path: path.to_owned(), source, remedy }
@@ -146,10 +149,10 @@ fn remedy(path: &Path, error: &io::Error, user: Uid) -> Option<String> {
         io::ErrorKind::NotFound => Some(format!("create the directory {directory}")),
         io::ErrorKind::PermissionDenied => Some(permission_remedy(path, user)),
         _ => match error.raw_os_error() {
-            Some(nix::libc::ENXIO) => Some("it is a FIFO without a reader: start its reader first".to_owned()),
+            Some(nix::libc::ENXIO) => Some("it is a FIFO without a reader; start its reader first".to_owned()),
             Some(nix::libc::ELOOP) => Some(
-                "it is a symbolic link to a file that the user of the load balancer cannot write to: give that file to this \
-                 user, or name it in place of the link"
+                "it is a symbolic link to a file that the user of the load balancer cannot write to; give that file to this \
+                 user, or name it instead of the link"
                     .to_owned(),
             ),
             _ => None,
@@ -163,18 +166,18 @@ fn permission_remedy(path: &Path, user: Uid) -> String {
     let directory = directory_of(path);
     match (std::fs::metadata(path).map(owner), std::fs::metadata(directory).map(owner)) {
         (Ok(owner), _) => format!(
-            "the file belongs to the user `{owner}`, and this is the user `{user}`: run `chown {user} {}`, or name \
+            "the file belongs to the user `{owner}`, but this is the user `{user}`; run `chown {user} {}`, or name \
              another file",
             path.display()
         ),
         (Err(_), Ok(owner)) => format!(
-            "the directory {} belongs to the user `{owner}`, and the user `{user}` may not create files in it: change \
-             that, or name another file",
+            "the directory {} belongs to the user `{owner}`, and the user `{user}` cannot create files in it; change its \
+             mode or owner, or name another file",
             directory.display()
         ),
         (Err(_), Err(_)) => {
             format!(
-                "the user `{user}` may not enter a directory on the way: change that, or name another file"
+                "the user `{user}` cannot enter a parent directory; change its mode or owner, or name another file"
             )
         }
     }
@@ -187,7 +190,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn checks_create_nothing_and_see_missing_directories() {
+    fn checks_create_nothing_and_report_missing_directories() {
         let directory = tempfile::tempdir().unwrap();
         let (file, deep) = (directory.path().join("log"), directory.path().join("a/b/log"));
         check_writable(&file).unwrap();
@@ -197,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_created_once_and_opened_after_that() {
+    fn a_missing_file_is_created_and_an_existing_file_is_opened() {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("log");
         for _ in 0..2 {
@@ -207,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn root_opens_logs_with_the_rights_of_the_user_and_follows_no_link_of_that_user() {
+    fn root_opens_logs_with_the_rights_of_the_user_and_does_not_follow_links_of_that_user() {
         if !Uid::effective().is_root() {
             return;
         }

@@ -1,8 +1,8 @@
-//! The pid file: held by a lock for as long as the process lives, so a stale one can be told from a live one.
+//! The pid file, which is locked as long as its process lives, so that a stale pid file can be recognised.
 //!
-//! The lock (`flock`) belongs to the open file, not to the number written in it: it is free the moment its process is
-//! gone, however that ended. The path may come to name another file (an upgrade renames the new process's file over
-//! it), so every decision compares the file that is locked with the file that the path names now.
+//! The lock (`flock`) belongs to the open file, not to the PID in it. It is released as soon as its process ends, for
+//! whatever reason. The path might name another file later (an upgrade renames the file of the new process to this
+//! path), so every decision compares the locked file with the file that the path names at that moment.
 
 use std::ffi::OsStr;
 use std::fs::{File, OpenOptions, TryLockError};
@@ -19,37 +19,38 @@ use super::{FileId, create_private_dir};
 /// The longest pid file, in bytes: a PID has at most ten digits.
 const MAX_BYTES: u64 = 32;
 
-/// A pid file that names this process. Dropping it removes the file, unless the path has come to name another one.
+/// A pid file that names this process. Dropping it removes the file, unless the path names another file by then.
 #[derive(Debug)]
 pub struct PidFile {
     path: PathBuf,
-    /// Keeps the lock.
+    /// The open file, which holds the lock.
     file: File,
 }
 
-/// A pid file beside the path that it is to take; removed when it does not come to that.
+/// A pid file of a new process, beside the path that it takes over later. Dropping it removes the file.
 #[derive(Debug)]
 pub struct Prepared {
     pid_file: PidFile,
     path: PathBuf,
 }
 
-/// Why the pid file could not be had.
+/// The reason why a pid file cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages say it")]
 pub enum PidFileError {
     #[error("load_balancer already runs as {holder} (pid file {path})")]
     AlreadyRuns { path: PathBuf, holder: Holder },
     #[error(
-        "the pid file {path} (`pid_file`) holds something other than a PID and would be overwritten: name another file, \
-         or remove this one"
+        "the pid file {path} (`pid_file`) contains something other than a PID and would be overwritten; name another \
+         file, or remove this one"
     )]
     Foreign { path: PathBuf },
     #[error("cannot use the pid file {path}: {source}")]
     Io { path: PathBuf, source: io::Error },
 }
 
-/// The process that holds a pid file; its number is unknown for the moment between its locking and its writing.
+/// The process that holds a pid file. `None` means that the PID is unknown: between locking and writing, the file is
+/// empty.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Holder(pub Option<u32>);
 
@@ -63,10 +64,10 @@ impl std::fmt::Display for Holder {
 }
 
 impl PidFile {
-    /// Fails when [`acquire`](Self::acquire) would, and changes nothing.
+    /// Checks whether [`acquire`](Self::acquire) would succeed, without changing anything.
     ///
     /// # Errors
-    /// [`PidFileError::AlreadyRuns`], or that the file cannot be opened or created.
+    /// Fails with [`PidFileError::AlreadyRuns`], or if the file cannot be opened or created.
     pub fn probe(path: &Path) -> Result<(), PidFileError> {
         let failed = |source| PidFileError::Io { path: path.to_owned(), source };
         match open_untrusted(path) {
@@ -79,12 +80,12 @@ impl PidFile {
         }
     }
 
-    /// Locks the file at `path` and writes this process's number into it. A pid file that no live process holds is taken
-    /// over silently; missing parent directories are created with mode 0700.
+    /// Locks the file at `path` and writes the PID of this process into it. A pid file that no live process holds is
+    /// taken over silently. Missing parent directories are created with mode 0700.
     ///
     /// # Errors
-    /// [`PidFileError::AlreadyRuns`] when a live process holds it, and [`PidFileError::Foreign`] when it is no pid file;
-    /// the file is not touched then.
+    /// Fails with [`PidFileError::AlreadyRuns`] if a live process holds the file, and with [`PidFileError::Foreign`] if
+    /// it is not a pid file. The file is then unchanged.
     pub fn acquire(path: &Path) -> Result<Self, PidFileError> {
         let failed = |source| PidFileError::Io { path: path.to_owned(), source };
         create_parent(path).map_err(failed)?;
@@ -95,16 +96,16 @@ impl PidFile {
                 refuse_foreign(&mut file, path)?;
                 return Self::write(file, path).map_err(failed);
             }
-            // Removed or replaced between our open and our lock: look again.
+            // The file was removed or replaced between our open and our lock, so the loop tries the new one.
         }
     }
 
-    /// Prepares to make `path` name this process in place of `old_pid`: everything that can fail, so that it fails before
-    /// the old process is told to leave.
+    /// Prepares to make `path` name this process instead of `old_pid`. Everything that can fail is done here, so that a
+    /// failure occurs before the old process drains.
     ///
     /// # Errors
-    /// [`PidFileError::AlreadyRuns`] when the file is held by a live process other than `old_pid`, and
-    /// [`PidFileError::Foreign`] when it is no pid file.
+    /// Fails with [`PidFileError::AlreadyRuns`] if a live process other than `old_pid` holds the file, and with
+    /// [`PidFileError::Foreign`] if it is not a pid file.
     pub fn prepare(path: &Path, old_pid: u32) -> Result<Prepared, PidFileError> {
         let failed = |source| PidFileError::Io { path: path.to_owned(), source };
         create_parent(path).map_err(failed)?;
@@ -116,46 +117,49 @@ impl PidFile {
         Ok(Prepared { pid_file, path: path.to_owned() })
     }
 
-    /// Removes the file at `path`, if it names the process `old_pid`: that one has handed over to this process, whose own pid file is
-    /// another, and leaves its file to it.
+    /// Removes the file at `path` if it names the process `old_pid`. That process has handed over and leaves its file
+    /// to this process, which has another pid file.
     pub fn remove_of(path: &Path, old_pid: u32) {
         let named = open_untrusted(path).map(|mut file| read_holder(&mut file));
         if named.is_ok_and(|holder| holder == Holder(Some(old_pid)))
             && let Err(error) = std::fs::remove_file(path)
         {
             log::warn!(
-                "pid file {}: names process {old_pid}, and cannot be removed: {error}",
+                "pid file {}: cannot remove the file of the old process {old_pid}: {error}",
                 path.display()
             );
         }
     }
 
-    /// Removes what the process `pid`, which has been killed, has prepared for `path`.
+    /// Removes the file that the killed process `pid` has prepared for `path`.
     pub fn remove_prepared(path: &Path, pid: u32) {
         let beside = beside(path, pid);
         match std::fs::remove_file(&beside) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                log::warn!("pid file {}: left over, cannot be removed: {error}", beside.display());
+                log::warn!(
+                    "pid file {}: cannot remove the file of an ended process: {error}",
+                    beside.display()
+                );
             }
             _ => {}
         }
     }
 
-    /// Gives the file to the user that the process runs as.
+    /// Gives the file to the user as whom the process runs.
     ///
     /// # Errors
-    /// When the file cannot be given away.
+    /// Fails if the owner cannot be changed.
     pub fn give_to(&self, user: &Identity) -> Result<(), PidFileError> {
         let failed = |source| PidFileError::Io { path: self.path.clone(), source };
         user.give(&self.file).map_err(failed)
     }
 
-    /// Lets go without removing the file: the successor replaces it.
+    /// Releases the lock without removing the file, because the new process replaces it.
     pub fn leave(mut self) {
         self.path = PathBuf::new();
     }
 
-    /// Where it stands.
+    /// Returns the path of the file.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -177,28 +181,29 @@ impl PidFile {
 // === impl Prepared ===
 
 impl Prepared {
-    /// Gives the file to the user that the process runs as.
+    /// Gives the file to the user as whom the process runs.
     ///
     /// # Errors
-    /// When the file cannot be given away.
+    /// Fails if the owner cannot be changed.
     pub fn give_to(&self, user: &Identity) -> Result<(), PidFileError> {
         self.pid_file.give_to(user)
     }
 
-    /// Where it is to stand.
+    /// Returns the path that it takes over later.
     pub fn target(&self) -> &Path {
         &self.path
     }
 
-    /// Where it stands until then.
+    /// Returns its current path.
     pub fn path(&self) -> &Path {
         self.pid_file.path()
     }
 
-    /// Makes the path name this process. There is no moment at which it is missing or names a process that does not serve.
+    /// Makes the path name this process. At every moment the path names a process that serves.
     ///
     /// # Errors
-    /// When the directory may no longer be written to. The process goes on then; its file stands beside the path.
+    /// Fails if this process can no longer write to the directory. The process then continues, with its file beside the
+    /// path.
     pub fn take_over(self) -> Result<PidFile, PidFileError> {
         let Self { pid_file, path } = self;
         match std::fs::rename(&pid_file.path, &path) {
@@ -213,7 +218,7 @@ impl Drop for PidFile {
         if is_at(&self.file, &self.path)
             && let Err(error) = std::fs::remove_file(&self.path)
         {
-            log::warn!("pid file {}: cannot be removed: {error}", self.path.display());
+            log::warn!("pid file {}: cannot remove it: {error}", self.path.display());
         }
     }
 }
@@ -225,8 +230,8 @@ fn create_parent(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Opens without emptying: the file may be a live process's. A symbolic link is refused, since it could point at a file
-/// that is none of ours.
+/// Opens a file without truncating it, since it might belong to a live process. A symbolic link is refused, because it
+/// could name a file that is not ours.
 fn open(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).truncate(false).mode(0o644).custom_flags(O_NOFOLLOW | O_NONBLOCK);
@@ -249,8 +254,8 @@ fn read_holder(file: &mut File) -> Holder {
     Holder(read.ok().and_then(|_| text.trim().parse().ok()))
 }
 
-/// Fails when the file is neither empty nor holds one PID: it was written by something else, and the end of this process
-/// would even remove it.
+/// Fails if the file is neither empty nor contains exactly one PID. Another program wrote it, and the end of this
+/// process would remove it.
 fn refuse_foreign(file: &mut File, path: &Path) -> Result<(), PidFileError> {
     let failed = |source| PidFileError::Io { path: path.to_owned(), source };
     let metadata = file.metadata().map_err(failed)?;
@@ -259,7 +264,7 @@ fn refuse_foreign(file: &mut File, path: &Path) -> Result<(), PidFileError> {
     is_ours.then_some(()).ok_or_else(|| PidFileError::Foreign { path: path.to_owned() })
 }
 
-/// Fails when a live process other than `expected` holds the file at `path`, or the file is no pid file.
+/// Fails if a live process other than `expected` holds the file at `path`, or if the file is not a pid file.
 fn refuse_stranger(path: &Path, expected: u32) -> Result<(), PidFileError> {
     let Ok(file) = open_untrusted(path) else { return Ok(()) };
     match lock(file, path) {
@@ -271,8 +276,8 @@ fn refuse_stranger(path: &Path, expected: u32) -> Result<(), PidFileError> {
     }
 }
 
-/// Removes what processes have left beside the path that were killed before it was theirs. There is at most one successor at a
-/// time, so nobody else is just preparing one.
+/// Removes the prepared files of killed processes. There is at most one new process at a time, so no other process is
+/// preparing one.
 fn sweep(path: &Path) {
     let (Some(directory), Some(name)) = (path.parent(), path.file_name().and_then(OsStr::to_str)) else {
         return;
@@ -288,7 +293,7 @@ fn sweep(path: &Path) {
             && open_untrusted(&other).is_ok_and(|file| file.try_lock().is_ok())
             && let Err(error) = std::fs::remove_file(&other)
         {
-            log::warn!("pid file {}: left over, cannot be removed: {error}", other.display());
+            log::warn!("pid file {}: cannot remove the file of an ended process: {error}", other.display());
         }
     }
 }
@@ -319,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn is_written_and_removed() {
+    fn a_pid_file_is_written_and_removed() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("run/deep/lb.pid");
         let held = PidFile::acquire(&path).unwrap();
@@ -332,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn a_held_file_is_refused_by_name_and_left_alone() {
+    fn the_error_for_a_held_file_names_the_holder_and_the_file_is_unchanged() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("lb.pid");
         let _held = PidFile::acquire(&path).unwrap();
@@ -343,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn a_holder_that_has_not_written_yet_is_still_a_holder() {
+    fn a_locked_file_without_a_pid_is_held() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("lb.pid");
         let file = File::create(&path).unwrap();
@@ -362,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_no_pid_file_is_refused_and_left_alone() {
+    fn a_file_that_is_not_a_pid_file_is_rejected_and_unchanged() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("conf.yaml");
         let long = format!("12\n{}", " ".repeat(40));
@@ -398,7 +403,7 @@ mod tests {
     }
 
     #[test]
-    fn after_a_take_over_the_old_process_leaves_the_file_alone() {
+    fn the_old_process_does_not_remove_the_file_after_a_takeover() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("lb.pid");
         let old = PidFile::acquire(&path).unwrap();
@@ -411,7 +416,7 @@ mod tests {
     }
 
     #[test]
-    fn what_killed_successors_have_left_is_removed_and_nothing_else() {
+    fn only_prepared_files_of_killed_processes_are_removed() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("lb.pid");
         let live = File::create(dir.path().join("lb.pid.7")).unwrap();
@@ -428,7 +433,7 @@ mod tests {
     }
 
     #[test]
-    fn the_file_of_an_old_process_is_removed_if_it_still_names_that() {
+    fn the_file_of_an_old_process_is_removed_if_it_still_names_it() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("lb.pid");
         std::fs::write(&path, "12\n").unwrap();
@@ -440,7 +445,7 @@ mod tests {
     }
 
     #[test]
-    fn a_take_over_from_a_stranger_is_refused() {
+    fn a_takeover_from_another_process_than_expected_is_rejected() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("lb.pid");
         let stranger = PidFile::acquire(&path).unwrap();
@@ -451,7 +456,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_was_left_stays_and_can_be_had_again() {
+    fn a_file_that_was_left_stays_and_can_be_acquired_again() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("lb.pid");
         PidFile::acquire(&path).unwrap().leave();

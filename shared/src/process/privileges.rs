@@ -1,8 +1,8 @@
-//! The keys `user`, `group` and `working_directory`: whom the daemon runs as once its ports and logs are open.
+//! The keys `user`, `group` and `working_directory`: the identity of the daemon once its ports and logs are open.
 //!
-//! Giving up root cannot be taken back, so it comes after everything that needs root. What the process must still be
-//! able to change afterwards (pid file, socket files, the directory of `upgrade_sock`) is first [given](Identity::own)
-//! to the new user.
+//! A process that gives up root cannot get it back, so this step follows everything that needs root. Files that the
+//! process must be able to change later (pid file, socket files, the directory of `upgrade_sock`) are first
+//! [given](Identity::own) to the new user.
 
 use std::ffi::CString;
 use std::fs::File;
@@ -15,16 +15,16 @@ use rustix::thread;
 
 use super::files::user_name;
 
-/// A user and group to run as.
+/// A user and group as which the daemon runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
     uid: Uid,
     gid: Gid,
-    /// The user's name, for its supplementary groups; none when only a group was named.
+    /// The user's name, for its supplementary groups. `None` means that only a group was named.
     user: Option<String>,
 }
 
-/// Why the process cannot run as told.
+/// The reason why the process cannot run with the configured identity or directory.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages say it")]
 pub enum PrivilegeError {
@@ -33,7 +33,7 @@ pub enum PrivilegeError {
     #[error("there is no group `{0}` on this machine")]
     UnknownGroup(String),
     #[error(
-        "user/group: only root can run as someone else; start as root or leave the keys out (this is uid {0})"
+        "user/group: only root can run as another user, but this is the user with UID {0}; start as root or remove the keys"
     )]
     NotRoot(Uid),
     #[error("cannot {what}: {source}")]
@@ -41,8 +41,8 @@ pub enum PrivilegeError {
 }
 
 impl Identity {
-    /// Looks up the names (or numbers) of the configuration. `None` when neither is given. Without `group`, the user's
-    /// own group is meant; without `user`, the present user.
+    /// Looks up the names or IDs of the configuration. Without `group` the user's own group is used; without `user` the
+    /// current user. `None` means that neither is configured.
     pub fn resolve(user: Option<&str>, group: Option<&str>) -> Result<Option<Self>, PrivilegeError> {
         if user.is_none() && group.is_none() {
             return Ok(None);
@@ -57,12 +57,13 @@ impl Identity {
         Ok(Some(Self { uid, gid, user: user.map(|user| user.name) }))
     }
 
-    /// Whom the process will be, and its predecessor is.
+    /// Returns the UID of the user.
     pub fn uid(&self) -> Uid {
         self.uid
     }
 
-    /// Fails when [`assume`](Self::assume) would for want of privileges, so that it can be said before the start.
+    /// Checks whether this process has the privileges for [`assume`](Self::assume), so that an error is reported before
+    /// the start.
     pub fn check(&self) -> Result<(), PrivilegeError> {
         if Uid::effective().is_root() || self.is_current() {
             return Ok(());
@@ -70,21 +71,22 @@ impl Identity {
         Err(PrivilegeError::NotRoot(Uid::effective()))
     }
 
-    /// The identity that the configuration names, which this process can assume.
+    /// Returns the identity that the configuration names, after checking that this process can assume it.
     ///
     /// # Errors
-    /// When there is no such user or group, or only root could become it.
+    /// Fails if there is no such user or group, or if only root could assume it.
     pub fn required(user: Option<&str>, group: Option<&str>) -> Result<Option<Self>, PrivilegeError> {
         let identity = Self::resolve(user, group)?;
         identity.iter().try_for_each(Self::check)?;
         Ok(identity)
     }
 
-    /// Gives a file that this process has opened or created to this user and group, so that the daemon can open it again. What is no
-    /// regular file (`/dev/null`, a FIFO) stays as it is, and so does a file that belongs to the user already.
+    /// Gives a file that this process has opened or created to this user and group, so that the daemon can open it
+    /// again. The owner does not change if the file is not a regular file (`/dev/null`, a FIFO) or already belongs to
+    /// the user.
     ///
     /// # Errors
-    /// When the file cannot be given away.
+    /// Fails if the owner cannot be changed.
     pub fn give(&self, file: &File) -> io::Result<()> {
         let found = file.metadata()?;
         if !found.is_file() || found.uid() == self.uid.as_raw() {
@@ -93,9 +95,9 @@ impl Identity {
         std::os::unix::fs::fchown(file, Some(self.uid.as_raw()), Some(self.gid.as_raw()))
     }
 
-    /// Gives a file or directory to this user and group. A path that does not exist is passed over.
+    /// Gives a file or directory to this user and group. A path that does not exist is ignored.
     pub fn own(&self, path: &Path) -> Result<(), PrivilegeError> {
-        let what = || format!("give {} to uid {}", path.display(), self.uid);
+        let what = || format!("give {} to the user with UID {}", path.display(), self.uid);
         match std::os::unix::fs::lchown(path, Some(self.uid.as_raw()), Some(self.gid.as_raw())) {
             Err(source) if source.kind() != io::ErrorKind::NotFound => {
                 Err(PrivilegeError::System { what: what(), source })
@@ -104,34 +106,35 @@ impl Identity {
         }
     }
 
-    /// Does something with the rights of this user and group, in a thread that ends with it: the kernel decides what is allowed,
-    /// access control lists and closed directories on the way included. For a process that is not root nothing changes.
+    /// Runs `action` with the rights of this user and group, in a thread of its own. The kernel then decides what is
+    /// allowed, including access control lists and parent directories. If the process is not root, `action` runs with
+    /// the rights of the process.
     ///
     /// # Errors
-    /// When the thread cannot become this user.
-    pub fn act<T: Send>(&self, deed: impl FnOnce() -> T + Send) -> io::Result<T> {
+    /// Fails if the thread cannot assume this identity.
+    pub fn act<T: Send>(&self, action: impl FnOnce() -> T + Send) -> io::Result<T> {
         if !Uid::effective().is_root() || self.is_current() {
-            return Ok(deed());
+            return Ok(action());
         }
         std::thread::scope(|scope| {
-            let become_and_act = || self.assume_in_thread().map(|()| deed());
+            let become_and_act = || self.assume_in_thread().map(|()| action());
             let thread = std::thread::Builder::new().spawn_scoped(scope, become_and_act)?;
             thread.join().unwrap_or_else(|_| Err(io::Error::other("the thread has panicked")))
         })
     }
 
-    /// The user's name, or the number of one without.
+    /// Returns the user's name, or the UID of a user without a name.
     pub fn user_name(&self) -> String {
         user_name(self.uid)
     }
 
-    /// The group's name, or the number of one without.
+    /// Returns the group's name, or the GID of a group without a name.
     pub fn group_name(&self) -> String {
         let group = Group::from_gid(self.gid).ok().flatten();
         group.map_or_else(|| self.gid.to_string(), |group| group.name)
     }
 
-    /// Of this thread alone, unlike [`assume`](Self::assume).
+    /// Assumes this identity in the current thread only, unlike [`assume`](Self::assume).
     fn assume_in_thread(&self) -> io::Result<()> {
         let (uid, gid) = (thread::Uid::from_raw(self.uid.as_raw()), thread::Gid::from_raw(self.gid.as_raw()));
         let groups: Vec<_> =
@@ -148,13 +151,13 @@ impl Identity {
         }
     }
 
-    /// Becomes this user and group, for good and in every thread. Nothing is done when the process already is.
+    /// Assumes this identity permanently and in every thread. Does nothing if the process already has it.
     pub fn assume(&self) -> Result<(), PrivilegeError> {
         self.check()?;
         if self.is_current() {
             return Ok(());
         }
-        // The order matters: without root's uid neither group call would be allowed.
+        // The groups come first, because they cannot be changed without root's UID.
         self.assume_groups().map_err(|errno| system("set the supplementary groups", errno))?;
         nix::unistd::setgid(self.gid).map_err(|errno| system("set the group", errno))?;
         nix::unistd::setuid(self.uid).map_err(|errno| system("set the user", errno))
@@ -173,7 +176,7 @@ impl Identity {
     }
 }
 
-/// Enters the directory that relative paths of the configuration then start from.
+/// Enters the working directory, to which relative paths of the configuration then refer.
 pub fn enter_directory(directory: &Path) -> Result<(), PrivilegeError> {
     std::env::set_current_dir(directory).map_err(|source| PrivilegeError::System {
         what: format!("enter working_directory {}", directory.display()),
@@ -206,19 +209,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_named_means_nothing_to_do() {
+    fn without_user_and_group_there_is_no_identity() {
         assert_eq!(Identity::resolve(None, None).unwrap(), None);
     }
 
     #[test]
-    fn names_and_numbers_are_the_same_user() {
+    fn a_name_and_its_id_are_the_same_user() {
         let root = Identity::resolve(Some("root"), None).unwrap().unwrap();
         assert_eq!(root, Identity::resolve(Some("0"), None).unwrap().unwrap());
         assert_eq!((root.uid, root.gid), (Uid::from_raw(0), Gid::from_raw(0)));
     }
 
     #[test]
-    fn a_group_may_differ_from_the_users_own() {
+    fn a_group_can_differ_from_the_users_own() {
         let identity = Identity::resolve(Some("root"), Some("daemon")).unwrap().unwrap();
         let daemon = Group::from_name("daemon").unwrap().unwrap();
         assert_eq!(identity.gid, daemon.gid);
@@ -226,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn unknown_names_are_named() {
+    fn the_error_names_an_unknown_user_or_group() {
         let error = Identity::resolve(Some("no-such-user"), None).unwrap_err().to_string();
         assert_eq!(error, "there is no user `no-such-user` on this machine");
         let error = Identity::resolve(None, Some("no-such-group")).unwrap_err().to_string();
@@ -234,14 +237,14 @@ mod tests {
     }
 
     #[test]
-    fn the_present_user_needs_no_privileges() {
-        let present = Identity { uid: Uid::current(), gid: Gid::current(), user: None };
-        present.check().unwrap();
-        present.assume().unwrap();
+    fn the_current_user_needs_no_privileges() {
+        let current = Identity { uid: Uid::current(), gid: Gid::current(), user: None };
+        current.check().unwrap();
+        current.assume().unwrap();
     }
 
     #[test]
-    fn a_deed_is_done_with_the_rights_of_the_user_and_changes_no_other_thread() {
+    fn an_action_has_the_rights_of_the_user_and_other_threads_keep_theirs() {
         if !Uid::effective().is_root() {
             return;
         }
@@ -255,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_that_is_not_there_is_named() {
+    fn the_error_names_a_missing_directory() {
         let error = enter_directory(Path::new("/no/such/directory")).unwrap_err().to_string();
         assert!(error.contains("working_directory /no/such/directory"), "{error}");
     }

@@ -526,7 +526,9 @@ impl Sockets {
         let open = lock(&self.open);
         // Only root can give a socket away; for another user the sockets have the right owner already.
         for listening in open.iter().filter(is_tcp).filter(|_| Uid::effective().is_root()) {
-            let what = || format!("give the socket of {} to uid {}", listening.configured, identity.uid());
+            let what = || {
+                format!("give the socket of {} to the user with UID {}", listening.configured, identity.uid())
+            };
             moves::give(&listening.fd, identity)
                 .map_err(|source| PrivilegeError::System { what: what(), source })?;
         }
@@ -681,7 +683,7 @@ impl Drop for SocketFile {
         if FileId::at(&self.path).is_ok_and(|there| there == self.id)
             && let Err(error) = std::fs::remove_file(&self.path)
         {
-            log::warn!("socket {}: cannot be removed: {error}", self.path.display());
+            log::warn!("socket {}: cannot remove it: {error}", self.path.display());
         }
     }
 }
