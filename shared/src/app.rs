@@ -256,7 +256,9 @@ fn print_json(problems: &Problems) -> u8 {
     if problems.is_cut_short {
         complain_as_is("there may be more problems than these: the list ends here\n");
     }
-    print(format!("{:#}\n", config::json(problems)).as_bytes())
+    let json =
+        serde_json::to_string_pretty(&config::documents(problems)).expect("texts and numbers are JSON");
+    print((json + "\n").as_bytes())
 }
 
 /// Has the daemon of this configuration do something, or say something.

@@ -18,6 +18,7 @@ pub mod places;
 pub mod process;
 pub mod screen;
 pub mod status;
+pub mod status_document;
 pub mod time;
 pub mod verbs;
 pub mod words;

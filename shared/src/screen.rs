@@ -8,96 +8,10 @@ use std::path::PathBuf;
 use std::time::SystemTime;
 
 use jiff::Timestamp;
-use serde::Deserialize;
 
-use crate::status::Problem;
+use crate::config::ProblemDocument;
+use crate::status_document::{BackendStatus, ConfigStatus, ListenerStatus, PoolStatus, Problem, Status};
 use crate::words::{self, count, count_of};
-
-/// The status document, as far as the screen shows it.
-#[derive(Debug, Deserialize)]
-pub struct Status {
-    /// What is wrong; a process of an older version does not say it.
-    #[serde(default)]
-    problems: Option<Vec<Problem>>,
-    version: String,
-    pid: u32,
-    #[serde(default)]
-    demo: bool,
-    state: String,
-    /// Older processes do not say it.
-    #[serde(default)]
-    ready: Option<bool>,
-    started: String,
-    config: Config,
-    listeners: Vec<Listener>,
-    pools: Vec<Pool>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Config {
-    generation: u64,
-    #[serde(default)]
-    file: Option<String>,
-    since: String,
-    #[serde(default)]
-    warnings: Vec<Warning>,
-    #[serde(default)]
-    runtime_changes: Vec<String>,
-    #[serde(default)]
-    log_level: Option<String>,
-    #[serde(default)]
-    log_level_source: String,
-}
-
-/// A warning about the file in effect.
-#[derive(Debug, Deserialize)]
-struct Warning {
-    id: String,
-    line: Option<u64>,
-    message: String,
-}
-
-#[derive(Debug, Deserialize)]
-struct Listener {
-    name: String,
-    address: String,
-    connections_active: u64,
-    requests_in_flight: u64,
-}
-
-#[derive(Debug, Deserialize)]
-struct Pool {
-    name: String,
-    ready: usize,
-    requests_in_flight: u64,
-    queue: Queue,
-    backends: Vec<Backend>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Queue {
-    waiting: u64,
-}
-
-#[derive(Debug, Deserialize)]
-struct Backend {
-    address: String,
-    weight: u64,
-    #[serde(default)]
-    backup: bool,
-    state: String,
-    since: String,
-    #[serde(default)]
-    runtime: Option<String>,
-    requests_in_flight: u64,
-    #[serde(default)]
-    max_requests: Option<u64>,
-    #[serde(default)]
-    expected_answer_ms: Option<f64>,
-    requests: u64,
-    #[serde(default)]
-    failures: u64,
-}
 
 /// The size of a terminal, in characters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -148,7 +62,7 @@ pub fn render(status: &Status, before: &[(PathBuf, Status)], now: SystemTime) ->
 
 impl Status {
     fn write(&self, text: &mut String, before: &[(PathBuf, Self)], now: SystemTime) -> std::fmt::Result {
-        let Self { problems, version, pid, demo, state, ready, started, config, listeners, pools } = self;
+        let Self { problems, version, pid, demo, state, ready, started, config, listeners, pools, .. } = self;
         let demo = if *demo { " demo" } else { "" };
         let unready = if *ready == Some(false) { ", not ready" } else { "" };
         writeln!(
@@ -176,7 +90,7 @@ impl Status {
         }
         writeln!(text)?;
         for listener in listeners {
-            let Listener { name, address, connections_active, requests_in_flight } = listener;
+            let ListenerStatus { name, address, connections_active, requests_in_flight, .. } = listener;
             let on = if name == address { String::new() } else { format!(" on {address}") };
             let connections = count(*connections_active, "connection");
             writeln!(
@@ -198,15 +112,15 @@ fn level_source(source: &str) -> &str {
     }
 }
 
-// === impl Config ===
+// === impl ConfigStatus ===
 
-impl Config {
+impl ConfigStatus {
     fn write_warnings(&self, text: &mut String) -> std::fmt::Result {
         if self.warnings.is_empty() {
             return Ok(());
         }
         writeln!(text, "\n{} about the file:", count_of(self.warnings.len(), "warning"))?;
-        for Warning { id, line, message } in &self.warnings {
+        for ProblemDocument { id, line, message, .. } in &self.warnings {
             let line = line.map(|line| format!("line {line}: ")).unwrap_or_default();
             writeln!(text, "  {line}{message} ({id})")?;
         }
@@ -234,9 +148,9 @@ fn line(Problem { text, since, at, reason }: &Problem, now: SystemTime) -> Strin
     format!("{text}{}{}{}", when("since", since), when("at", at), reason.unwrap_or_default())
 }
 
-// === impl Pool ===
+// === impl PoolStatus ===
 
-impl Pool {
+impl PoolStatus {
     fn write(&self, text: &mut String, now: SystemTime) -> std::fmt::Result {
         let Self { name, ready, requests_in_flight, queue, backends, .. } = self;
         let of = backends.len();
@@ -252,9 +166,9 @@ impl Pool {
     }
 }
 
-// === impl Backend ===
+// === impl BackendStatus ===
 
-impl Backend {
+impl BackendStatus {
     fn row(&self, now: SystemTime) -> [String; 8] {
         let max = self.max_requests.map(|max| format!("/{max}")).unwrap_or_default();
         // Of one that is down it is what its failures count as.

@@ -1,6 +1,5 @@
 //! `/api/v1/status`: what the daemon is doing, in one JSON document composed from what each service knows.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -10,12 +9,14 @@ use lb_service::snapshot::{CurrentSnapshot, Snapshot};
 use lb_service::traffic::Traffic;
 use metrics_service::Readiness;
 use pingora::protocols::l4::socket::SocketAddr as PingoraAddr;
-use serde::{Deserialize, Serialize};
 
 use crate::condition::{Condition, Moment};
 use crate::daemon::{Checked, Pools, Purpose};
-use crate::operator::{Document, KeysShown, LastReload, Operator, Shown};
+use crate::operator::{Operator, Shown};
 use crate::process::logging::Verbosity;
+use crate::status_document::{
+    BackendStatus, KeyFileStatus, LastReload, ListenerStatus, PoolStatus, Problem, QueueStatus, Status,
+};
 use crate::time::rfc3339;
 
 /// Where the status is read from.
@@ -28,117 +29,6 @@ pub struct StatusSource {
     readiness: Readiness,
     purpose: Purpose,
     started: SystemTime,
-}
-
-/// One thing that is wrong.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Problem {
-    /// What: `pool web: no backend is ready`.
-    pub text: String,
-    /// Since when.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub since: Option<String>,
-    /// When, of something that happened.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub at: Option<String>,
-    /// Why, or what it means.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub reason: Option<String>,
-}
-
-#[derive(Serialize)]
-struct Status<'a> {
-    /// Everything that is wrong, the worst first.
-    problems: Vec<Problem>,
-    version: &'static str,
-    pid: u32,
-    #[serde(skip_serializing_if = "is_false")]
-    demo: bool,
-    /// `starting`, `serving` or `draining`.
-    state: &'static str,
-    /// Whether `/readyz` answers 200.
-    ready: bool,
-    /// Why it does not.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    not_ready: Vec<String>,
-    started: String,
-    uptime_seconds: u64,
-    config: Document<'a>,
-    listeners: Vec<ListenerStatus<'a>>,
-    pools: Vec<PoolStatus<'a>>,
-}
-
-#[derive(Serialize)]
-struct ListenerStatus<'a> {
-    name: &'a str,
-    address: String,
-    connections: u64,
-    connections_active: u64,
-    requests_in_flight: u64,
-    rejected: BTreeMap<&'static str, u64>,
-}
-
-#[derive(Serialize)]
-struct PoolStatus<'a> {
-    name: &'a str,
-    ready: usize,
-    /// Since when no backend is ready.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    unready_since: Option<String>,
-    /// Whether so few backends are available that all are used.
-    panic: bool,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    panic_since: Option<String>,
-    panics: u64,
-    /// Whether the backups are used.
-    backups_in_use: bool,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    backups_since: Option<String>,
-    requests_in_flight: u64,
-    queue: QueueStatus,
-    retries: u64,
-    retries_denied: u64,
-    backends: Vec<BackendStatus<'a>>,
-}
-
-#[derive(Serialize)]
-struct QueueStatus {
-    waiting: u64,
-    places: u32,
-}
-
-#[derive(Serialize)]
-struct BackendStatus<'a> {
-    address: &'a str,
-    weight: usize,
-    #[serde(skip_serializing_if = "is_false")]
-    backup: bool,
-    state: &'static str,
-    reason: String,
-    since: String,
-    /// What an operator changed about it, if anything.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    runtime: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    checked: Option<String>,
-    requests_in_flight: u64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    max_requests: Option<u64>,
-    /// By the last answers; absent while there is none.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    expected_answer_ms: Option<f64>,
-    consecutive_failures: u32,
-    ejections: u64,
-    /// How often it was the choice of the policy and was passed over, by reason.
-    passed_over: BTreeMap<&'static str, u64>,
-    /// Requests that were sent to it, or were to be sent.
-    requests: u64,
-    /// Of these it failed so many: those that count for its ejection, which are all `errors` and its answers of 502, 503 and 504.
-    failures: u64,
-    answers: BTreeMap<u16, u64>,
-    errors: BTreeMap<&'static str, u64>,
-    connections_new: u64,
-    connections_reused: u64,
 }
 
 // === impl StatusSource ===
@@ -161,12 +51,12 @@ impl StatusSource {
         let not_ready = self.readiness.report().reasons();
         let pools: Vec<_> = pools.iter().map(|checked| pool_status(checked, &shown, at)).collect();
         let status = Status {
-            problems: self.problems(&pools, &shown),
-            version: env!("CARGO_PKG_VERSION"),
+            problems: Some(self.problems(&pools, &shown)),
+            version: env!("CARGO_PKG_VERSION").into(),
             pid: std::process::id(),
             demo: self.purpose.is_demo(),
-            state: self.state(),
-            ready: not_ready.is_empty(),
+            state: self.state().into(),
+            ready: Some(not_ready.is_empty()),
             not_ready,
             started: rfc3339(self.started),
             uptime_seconds: at.since(self.started).as_secs(),
@@ -189,7 +79,7 @@ impl StatusSource {
     }
 
     /// The worst first.
-    fn problems(&self, pools: &[PoolStatus<'_>], shown: &Shown) -> Vec<Problem> {
+    fn problems(&self, pools: &[PoolStatus], shown: &Shown) -> Vec<Problem> {
         let mut problems = Vec::new();
         if let Purpose::Stopgap(missing) = &self.purpose {
             problems.push(Problem::new("this is the demo").because(missing.in_line()));
@@ -204,7 +94,7 @@ impl StatusSource {
         problems.extend(shown.key_files.iter().filter_map(Problem::of_keys));
         for state in [BackendState::Down, BackendState::Ejected] {
             let backends =
-                pools.iter().flat_map(|pool| pool.backends.iter().map(|backend| (pool.name, backend)));
+                pools.iter().flat_map(|pool| pool.backends.iter().map(|backend| (&pool.name, backend)));
             let found = backends.filter(|(_, backend)| backend.state == state.as_str());
             problems.extend(found.map(|(pool, backend)| backend.problem(pool)));
         }
@@ -212,13 +102,13 @@ impl StatusSource {
     }
 }
 
-fn pool_status<'a>(checked: &'a Checked, shown: &Shown, at: Moment) -> PoolStatus<'a> {
+fn pool_status(checked: &Checked, shown: &Shown, at: Moment) -> PoolStatus {
     let pool = &checked.pool;
     let availability = pool.availability(at.instant);
     let since = |since: Option<_>| since.map(|since| rfc3339(at.time_of(since)));
     let backends = pool.backends().iter();
     PoolStatus {
-        name: &pool.name,
+        name: pool.name.to_string(),
         ready: backends.clone().filter(|backend| pool.state(backend, at.instant) == BackendState::Up).count(),
         unready_since: since(pool.unready_since()),
         panic: availability.panic,
@@ -234,21 +124,16 @@ fn pool_status<'a>(checked: &'a Checked, shown: &Shown, at: Moment) -> PoolStatu
     }
 }
 
-fn backend_status<'a>(
-    checked: &Checked,
-    backend: &'a Backend,
-    shown: &Shown,
-    at: Moment,
-) -> BackendStatus<'a> {
+fn backend_status(checked: &Checked, backend: &Backend, shown: &Shown, at: Moment) -> BackendStatus {
     let Checked { pool, settings: _, verdicts } = checked;
     let verdict = verdicts.get(&PingoraAddr::Inet(backend.address));
     let state = pool.state(backend, at.instant);
     let Condition { reason, since } = checked.condition(backend, state, shown, at);
     BackendStatus {
-        address: &backend.label,
+        address: backend.label.to_string(),
         weight: backend.weight(),
         backup: backend.backup,
-        state: state.as_str(),
+        state: state.as_str().into(),
         reason,
         since: rfc3339(since),
         runtime: shown.runtime(&pool.name, backend.address),
@@ -264,12 +149,16 @@ fn backend_status<'a>(
         passed_over: backend
             .passed_over()
             .filter(|(_, n)| *n > 0)
-            .map(|(why, n)| (why.as_str(), n))
+            .map(|(why, n)| (why.as_str().into(), n))
             .collect(),
         requests: backend.history.attempts.get(),
         failures: backend.history.failures.get(),
         answers: backend.history.answers.counted().collect(),
-        errors: backend.errors().filter(|(_, n)| *n > 0).map(|(error, n)| (error.as_str(), n)).collect(),
+        errors: backend
+            .errors()
+            .filter(|(_, n)| *n > 0)
+            .map(|(error, n)| (error.as_str().into(), n))
+            .collect(),
         connections_new: backend.history.connections_new.get(),
         connections_reused: backend.history.connections_reused.get(),
     }
@@ -291,7 +180,7 @@ impl Problem {
     }
 
     /// Session keys that are not in effect.
-    fn of_keys(keys: &KeysShown) -> Option<Self> {
+    fn of_keys(keys: &KeyFileStatus) -> Option<Self> {
         let why = format!("those read before stay in effect: {}", keys.problem.as_ref()?);
         let problem = Self::new(format!("the session keys of {} cannot be used", keys.file)).because(why);
         Some(problem.since(keys.since.clone()))
@@ -300,7 +189,7 @@ impl Problem {
     /// A reload whose file is not in effect.
     fn of_reload(reload: &LastReload) -> Option<Self> {
         let why = reload.problem.as_deref().unwrap_or_default();
-        let problem = match reload.result {
+        let problem = match &*reload.result {
             "refused" => Self::new("the file was refused")
                 .because(format!("the previous one is still in effect: {why}")),
             "rolled_back" => Self::new("the change was rolled back").because(why),
@@ -312,7 +201,7 @@ impl Problem {
 
 // === impl PoolStatus ===
 
-impl PoolStatus<'_> {
+impl PoolStatus {
     fn unready(&self) -> Option<Problem> {
         let problem = || Problem::new(format!("pool {}: no backend is ready", self.name));
         (self.ready == 0).then(|| problem().since(self.unready_since.clone()))
@@ -331,7 +220,7 @@ impl PoolStatus<'_> {
 
 // === impl BackendStatus ===
 
-impl BackendStatus<'_> {
+impl BackendStatus {
     fn problem(&self, pool: &str) -> Problem {
         let Self { address, state, reason, since, .. } = self;
         Problem::new(format!("pool {pool}: backend {address} is {state}"))
@@ -340,23 +229,18 @@ impl BackendStatus<'_> {
     }
 }
 
-fn listeners(plan: &Snapshot) -> Vec<ListenerStatus<'_>> {
+fn listeners(plan: &Snapshot) -> Vec<ListenerStatus> {
     let status = |(id, listener)| {
         let listener: &Listener = listener;
         let traffic = plan.traffic(id);
         ListenerStatus {
-            name: &listener.name,
+            name: listener.name.to_string(),
             address: listener.address.to_string(),
             connections: traffic.connections.get(),
             connections_active: traffic.connections_active.get(),
             requests_in_flight: traffic.in_flight.get(),
-            rejected: traffic.rejected().map(|(reason, n)| (reason.as_str(), n)).collect(),
+            rejected: traffic.rejected().map(|(reason, n)| (reason.as_str().into(), n)).collect(),
         }
     };
     plan.listeners.iter().map(status).collect()
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
-fn is_false(value: &bool) -> bool {
-    !value
 }

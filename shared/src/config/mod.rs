@@ -48,7 +48,7 @@ pub use plan::{
     ConnectOffload, ControlPlan, KeyFile, Plan, ReloadPlan, RollbackPlan, ServerPlan, ShutdownPlan,
 };
 pub use problem::{Id as ProblemId, Problem as ConfigProblem, Problems, Severity, Source, Span, explain};
-pub use render::{counted, json, lines, text};
+pub use render::{ProblemDocument, counted, documents, lines, text};
 pub use schema::{schema, schema_text};
 pub use secrets::Protection;
 pub(crate) use secrets::session_keys;

@@ -1,10 +1,37 @@
-//! Problems as text, in the manner of rustc, and as JSON.
+//! Problems as text, in the style of rustc, and as documents.
+
+use std::borrow::Cow;
 
 use annotate_snippets::{AnnotationKind, Group, Level, Origin, Renderer, Snippet};
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
 
 use super::problem::{Problem, Problems, Severity, Source};
 use crate::words::count_of;
+
+/// A problem of a configuration, as `check --format json` prints it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProblemDocument {
+    /// The stable id: `LB012`.
+    pub id: Cow<'static, str>,
+    /// `error` or `warning`.
+    #[serde(default)]
+    pub severity: Cow<'static, str>,
+    /// The file.
+    #[serde(default)]
+    pub file: String,
+    /// The line, from 1. `None`: the problem is about the file as a whole.
+    #[serde(default)]
+    pub line: Option<usize>,
+    /// The column in characters, from 1.
+    #[serde(default)]
+    pub column: Option<usize>,
+    /// The problem.
+    #[serde(default)]
+    pub message: String,
+    /// The remedy, if there is a simple one.
+    #[serde(default)]
+    pub hint: Option<String>,
+}
 
 /// For a terminal or a log: each problem with its line and a caret.
 pub fn text(problems: &Problems, colour: bool) -> String {
@@ -21,9 +48,8 @@ pub fn text(problems: &Problems, colour: bool) -> String {
     text
 }
 
-/// For programs: `[{id, severity, file, line, column, message, hint}]`; `line` and `column` count from 1, and are null
-/// when it is about the file as a whole.
-pub fn json(problems: &Problems) -> Value {
+/// Returns the problems for programs.
+pub fn documents(problems: &Problems) -> Vec<ProblemDocument> {
     problems.list.iter().map(|problem| object(problem, &problems.source)).collect()
 }
 
@@ -85,15 +111,15 @@ fn group<'a>(problem: &'a Problem, source: &'a Source) -> Group<'a> {
     }
 }
 
-fn object(problem: &Problem, source: &Source) -> Value {
+fn object(problem: &Problem, source: &Source) -> ProblemDocument {
     let place = problem.span.map(|span| source.line_column(span.start));
-    json!({
-        "id": problem.id.as_str(),
-        "severity": problem.severity().as_str(),
-        "file": source.name,
-        "line": place.map(|(line, _)| line),
-        "column": place.map(|(_, column)| column),
-        "message": problem.message,
-        "hint": problem.hint,
-    })
+    ProblemDocument {
+        id: problem.id.as_str().into(),
+        severity: problem.severity().as_str().into(),
+        file: source.name.clone(),
+        line: place.map(|(line, _)| line),
+        column: place.map(|(_, column)| column),
+        message: problem.message.clone(),
+        hint: problem.hint.clone(),
+    }
 }

@@ -17,12 +17,13 @@ use super::keys::KeyFiles;
 use super::order::{Order, Outcome, Reload, Verdict};
 use super::rollback::{Judgement, Past, Trial};
 use super::runtime::Runtime;
-use super::shown::{LastReload, Shown};
+use super::shown::{Shown, last_reload};
 use super::watch::{Print, Watch};
 use super::{Command, ENDING, Parts, TurnLock};
-use crate::config::{self, Loaded, Plan, Problems, RealFiles, Severity};
+use crate::config::{self, Loaded, Plan, ProblemDocument, Problems, RealFiles, Severity};
 use crate::events::{About, Kind};
 use crate::process::logging::LogFilter;
+use crate::status_document::LastReload;
 
 /// Who makes the changes, and what is known to him alone.
 pub(super) struct Changer {
@@ -280,7 +281,7 @@ impl Changer {
         let result = if lines.is_empty() { Outcome::Unchanged } else { Outcome::Applied };
         let word = if result == Outcome::Applied { "applied" } else { "unchanged" };
         lines.extend(lost);
-        self.show(Some(LastReload::new(word, None)));
+        self.show(Some(last_reload(word, None)));
         let generation = self.shown.load().generation;
         self.parts.metrics.reloaded(Counted::Applied, generation);
         for line in &lines {
@@ -297,7 +298,7 @@ impl Changer {
 
     fn not_reloaded(&mut self, refusal: &Refusal) -> Verdict {
         let problem = refusal.text();
-        self.show(Some(LastReload::new("refused", Some(problem.trim_end()))));
+        self.show(Some(last_reload("refused", Some(problem.trim_end()))));
         self.parts.metrics.reloaded(Counted::Refused, self.shown.load().generation);
         log::error!("reload: refused, nothing has changed:\n{}", problem.trim_end());
         self.note(Kind::Reload, format!("refused: {}", refusal.summary()));
@@ -447,7 +448,7 @@ impl Changer {
             Ok(_) => format!("taken back: {reason}; the configuration before is in effect as {generation}"),
             Err(refusal) => format!("{reason}, and it cannot be taken back: {}", refusal.text()),
         };
-        self.show(Some(LastReload::new("rolled_back", Some(&text))));
+        self.show(Some(last_reload("rolled_back", Some(&text))));
         self.parts.metrics.reloaded(Counted::RolledBack, generation);
         log::error!("reload: {text}");
         self.note(Kind::Reload, text);
@@ -508,9 +509,9 @@ impl Refusal {
         }
     }
 
-    fn problems(&self) -> Vec<serde_json::Value> {
+    fn problems(&self) -> Vec<ProblemDocument> {
         match self {
-            Self::File(problems) => objects(problems),
+            Self::File(problems) => config::documents(problems),
             _ => Vec::new(),
         }
     }
@@ -529,12 +530,8 @@ fn remedy(keys: &[&str]) -> &'static str {
 
 impl Verdict {
     fn with_warnings(self, warnings: &Problems) -> Self {
-        Self { warning: config::text(warnings, false), warnings: objects(warnings), ..self }
+        Self { warning: config::text(warnings, false), warnings: config::documents(warnings), ..self }
     }
-}
-
-fn objects(problems: &Problems) -> Vec<serde_json::Value> {
-    config::json(problems).as_array().cloned().unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -9,10 +9,10 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use lb_service::pool::SessionKeys;
-use serde::Serialize;
 
 use super::watch::Print;
 use crate::config::{KeyFile, Plan};
+use crate::status_document::KeyFileStatus;
 use crate::time::rfc3339;
 
 /// What was seen of the key files.
@@ -33,22 +33,6 @@ struct Seen {
 struct KeyProblem {
     why: String,
     since: SystemTime,
-}
-
-/// The part of the status about a key file.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct KeysShown {
-    /// Where it is.
-    pub file: String,
-    pools: Vec<String>,
-    /// How many keys are in effect.
-    keys: usize,
-    /// Why the keys that stand in it now are not in effect.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub problem: Option<String>,
-    /// Since when.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub since: Option<String>,
 }
 
 // === impl KeyFiles ===
@@ -77,21 +61,21 @@ impl KeyFiles {
     }
 
     /// For the status: the files of a plan, each once.
-    pub(super) fn shown(&self, plan: &Plan) -> Vec<KeysShown> {
+    pub(super) fn shown(&self, plan: &Plan) -> Vec<KeyFileStatus> {
         let mut paths: Vec<_> = plan.key_files.iter().map(|file| file.path.as_path()).collect();
         paths.sort();
         paths.dedup();
         paths.into_iter().map(|path| self.shown_of(path, plan)).collect()
     }
 
-    fn shown_of(&self, path: &Path, plan: &Plan) -> KeysShown {
+    fn shown_of(&self, path: &Path, plan: &Plan) -> KeyFileStatus {
         let users = plan.key_files.iter().filter(|file| file.path == path);
         let pools: Vec<_> = users.map(|file| file.pool.to_string()).collect();
         let mut settings =
             plan.pools.iter().filter(|(pool, _)| pools.iter().any(|name| **name == *pool.name));
         let keys = settings.find_map(|(pool, _)| pool.sticky.as_ref()?.keys.as_ref());
         let problem = self.0.get(path).and_then(|seen| seen.problem.as_ref());
-        KeysShown {
+        KeyFileStatus {
             file: path.display().to_string(),
             keys: keys.map_or(0, SessionKeys::count),
             problem: problem.map(|problem| problem.why.clone()),

@@ -50,10 +50,9 @@ use changer::Changer;
 pub use diff::Diff;
 pub use file::{ConfigFile, Provenance};
 use keys::KeyFiles;
-pub use keys::KeysShown;
 pub use order::{Change, Joining, Order, Outcome, Reload, Verdict};
 pub use runtime::{Portable, Runtime, Times};
-pub use shown::{Document, LastReload, Shown};
+pub use shown::Shown;
 
 /// Asks for changes, and knows what they led to. Clones ask the same daemon.
 #[derive(Clone)]

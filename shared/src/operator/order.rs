@@ -6,6 +6,8 @@ use std::num::NonZeroU32;
 use lb_service::pool::Weight;
 use serde::{Deserialize, Serialize};
 
+use crate::config::ProblemDocument;
+
 /// A change of one backend.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Order {
@@ -73,13 +75,13 @@ pub struct Verdict {
     pub problem: String,
     /// The same for programs, as `check --format json` prints them; empty unless the file is wrong.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub problems: Vec<serde_json::Value>,
+    pub problems: Vec<ProblemDocument>,
     /// What the author of the file should look at, although it is used: the diagnostics as they are printed.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub warning: String,
     /// The warnings for programs, as `check --format json` prints them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub warnings: Vec<serde_json::Value>,
+    pub warnings: Vec<ProblemDocument>,
 }
 
 /// What became of it, in a word.
@@ -127,7 +129,7 @@ mod tests {
         let verdict = Verdict {
             changes: vec!["pool web: backend 10.0.0.1:80 is added".into()],
             problem: "error[LB010]: unknown key `thread`".into(),
-            problems: vec![serde_json::json!({"id": "LB010"})],
+            problems: vec![serde_json::from_str(r#"{"id": "LB010"}"#).unwrap()],
             ..Verdict::of(Outcome::Refused, 3)
         };
         let text = serde_json::to_string(&verdict).unwrap();

@@ -5,16 +5,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use serde::Serialize;
-use serde_json::Value;
-
 use super::file::{ConfigFile, Provenance};
-use super::keys::KeysShown;
 use super::runtime::{Changed, Portable, Runtime, Times};
 use crate::config::{self, Problems};
 use crate::http_message::file_in_header;
 use crate::process::logging::{LevelSource, LogFilter};
 use crate::process::runtime::canonical;
+use crate::status_document::{ConfigStatus, KeyFileStatus, LastReload};
 use crate::time::rfc3339;
 
 /// What is in effect. A new value takes the place of this one with each change.
@@ -36,39 +33,7 @@ pub struct Shown {
     /// When each of these changes was made.
     changed: Times,
     /// The files of session keys.
-    pub key_files: Vec<KeysShown>,
-}
-
-/// What became of a file that was read again.
-#[derive(Clone, Debug, Serialize)]
-pub struct LastReload {
-    /// In a word: `applied`, `unchanged`, `refused` or `rolled_back`.
-    pub result: &'static str,
-    /// When.
-    pub time: String,
-    /// Why it is not in effect.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub problem: Option<String>,
-}
-
-/// The part of the status.
-#[derive(Serialize)]
-pub struct Document<'a> {
-    generation: u64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    file: Option<String>,
-    /// The path by which subcommands and default names mean this file.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    canonical_file: Option<String>,
-    since: String,
-    last_reload: Option<&'a LastReload>,
-    /// As `check --format json` prints them.
-    warnings: Value,
-    runtime_changes: Vec<String>,
-    log_level: String,
-    log_level_source: &'static str,
-    #[serde(skip_serializing_if = "<[_]>::is_empty")]
-    session_keys: &'a [KeysShown],
+    pub key_files: Vec<KeyFileStatus>,
 }
 
 // === impl Shown ===
@@ -118,7 +83,7 @@ impl Shown {
     }
 
     /// The same with these files of session keys.
-    pub(super) fn with_key_files(self, key_files: Vec<KeysShown>) -> Self {
+    pub(super) fn with_key_files(self, key_files: Vec<KeyFileStatus>) -> Self {
         Self { key_files, ..self }
     }
 
@@ -142,19 +107,19 @@ impl Shown {
     }
 
     /// The part of the status, with what is logged and where that comes from.
-    pub fn document(&self, (level, source): (LogFilter, LevelSource)) -> Document<'_> {
+    pub fn document(&self, (level, source): (LogFilter, LevelSource)) -> ConfigStatus {
         let ordered = (source == LevelSource::Operator).then(|| format!("the log level is {level}"));
-        Document {
+        ConfigStatus {
             generation: self.generation,
             file: self.file.as_ref().map(|path| path.display().to_string()),
             canonical_file: self.canonical_file.as_ref().map(|path| path.display().to_string()),
             since: rfc3339(self.since),
-            last_reload: self.last_reload.as_ref(),
-            warnings: config::json(&self.warnings),
+            last_reload: self.last_reload.clone(),
+            warnings: config::documents(&self.warnings),
             runtime_changes: self.runtime.lines().into_iter().chain(ordered).collect(),
-            log_level: level.to_string(),
-            log_level_source: source.as_str(),
-            session_keys: &self.key_files,
+            log_level: Some(level.to_string()),
+            log_level_source: source.as_str().into(),
+            session_keys: self.key_files.clone(),
         }
     }
 
@@ -164,11 +129,12 @@ impl Shown {
     }
 }
 
-// === impl LastReload ===
-
-impl LastReload {
-    pub(super) fn new(result: &'static str, problem: Option<&str>) -> Self {
-        Self { result, time: rfc3339(SystemTime::now()), problem: problem.map(str::to_owned) }
+/// Describes a reload that has just ended.
+pub(super) fn last_reload(result: &'static str, problem: Option<&str>) -> LastReload {
+    LastReload {
+        result: result.into(),
+        time: rfc3339(SystemTime::now()),
+        problem: problem.map(str::to_owned),
     }
 }
 

@@ -19,7 +19,8 @@ use crate::control::client::{Reply, Unreachable};
 use crate::events::Event;
 use crate::http_message::{backend_target, query};
 use crate::operator::{Outcome, Verdict};
-use crate::screen::{self, Status, Window};
+use crate::screen::{self, Window};
+use crate::status_document::Status;
 
 /// How long an answer may take that needs no waiting for anybody.
 const SOON: Duration = Duration::from_secs(30);

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use lb_service::pool::PoolSettings;
 use shared::config::{
-    Account, Context, Files, Loaded, ProblemId, Problems, Protection, json, load_text, text,
+    Account, Context, Files, Loaded, ProblemId, Problems, Protection, documents, load_text, text,
 };
 use shared::process::runtime::RuntimeFiles;
 
@@ -84,7 +84,7 @@ fn inspect(problems: &Problems) {
         assert!(problems.source.text.get(span.start..span.end).is_some(), "{span:?} is not within the text");
     }
     assert_eq!(text(problems, false).is_empty(), problems.is_empty());
-    assert_eq!(json(problems).as_array().map(Vec::len), Some(problems.list.len()));
+    assert_eq!(documents(problems).len(), problems.list.len());
 }
 
 fn variables(name: &str) -> Option<String> {

@@ -9,7 +9,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use crate::support::{context, repository, yaml_files};
-use shared::config::{Context, Loaded, ProblemId, RealFiles, Severity, json, lines, load_text};
+use shared::config::{Context, Loaded, ProblemId, RealFiles, Severity, documents, lines, load_text};
 
 #[test]
 fn invalid_configurations_have_the_expected_diagnostics() {
@@ -94,7 +94,7 @@ fn the_json_form_has_place_severity_and_hint() {
     let text = "pools:\n  web:\n    backend: [10.0.0.1:80]\n";
     let problems = load_text("a.yaml", text, &context()).expect_err("the key is misspelt");
     assert_eq!(
-        json(&problems),
+        serde_json::json!(documents(&problems)),
         serde_json::json!([{
             "id": "LB010", "severity": "error", "file": "a.yaml", "line": 3, "column": 5,
             "message": "unknown key `backend`", "hint": "did you mean `backends`?",
@@ -102,7 +102,7 @@ fn the_json_form_has_place_severity_and_hint() {
     );
     let text = "pools:\n  web:\n    backends: [10.0.0.1:80]\n    sticky: {cookie: lb}\n";
     let loaded = load_text("a.yaml", text, &context()).expect("the file causes only a warning");
-    let warnings = json(&loaded.warnings);
+    let warnings = serde_json::json!(documents(&loaded.warnings));
     assert_eq!((&warnings[0]["id"], &warnings[0]["severity"]), (&"LB053".into(), &"warning".into()));
 }
 
