@@ -1,19 +1,22 @@
-//! The files of a process whose paths the configuration does not give, and the directory that they lie in.
+//! The files of a process whose paths are not configured, and their directory.
 //!
-//! The directory follows the user that *starts* the daemon, and belongs to the one that the daemon runs as. A successor uses the
-//! directory of the process before it, which [`Predecessor`](super::successor::Predecessor) names.
+//! The directory depends on the user that *starts* the daemon, and belongs to the user as whom the daemon runs. In an
+//! upgrade the new process uses the directory of the old one, which [`Predecessor`](super::successor::Predecessor)
+//! names.
 //!
-//! Daemons with different configuration files have different names in it, so that they run side by side:
+//! Daemons with different configuration files use different names in the directory, so that they can run side by side:
 //!
 //! ```text
-//! /etc/load_balancer/load_balancer.yaml, or no file   control.sock                 load_balancer.pid                 upgrade.sock
-//! /srv/shop/lb.yaml                                   control.lb-1a2b3c4d.sock     load_balancer.lb-1a2b3c4d.pid     upgrade.…
+//! /etc/load_balancer/load_balancer.yaml   control.sock               load_balancer.pid               upgrade.sock
+//! (or no file)
+//! /srv/shop/lb.yaml                       control.lb-1a2b3c4d.sock   load_balancer.lb-1a2b3c4d.pid   upgrade.…
 //! ```
 //!
-//! A name has the stem of the file for people, and a hash of the file's [canonical path](canonical) for the rest. Versions before this
-//! one have the [common](RuntimeFiles::common) names whatever their file is.
+//! A name contains the stem of the configuration file, for people, and a hash of its [canonical path](canonical), which
+//! makes it unique. Earlier versions use the [common](RuntimeFiles::common) names for every configuration file.
 //!
-//! Invariant: a directory in which a daemon of another user is alive is never taken from it. One whose daemons have ended is.
+//! Invariant: a process never takes over a directory in which a daemon of another user runs. It takes over a directory
+//! whose daemons have ended.
 
 use std::ffi::OsStr;
 use std::fs::{DirEntry, Metadata, Permissions};
@@ -29,33 +32,33 @@ use super::create_private_dir;
 use super::files::{check_creatable, open_untrusted, user_name};
 use super::sockets::is_answered;
 
-/// The file whose daemon has the names that a daemon without a file has.
+/// The standard configuration file. Its daemon uses the same names as a daemon without a file.
 pub const STANDARD: &str = "/etc/load_balancer/load_balancer.yaml";
 /// The runtime directory of root's daemons.
 pub const ROOTS_DIRECTORY: &str = "/run/load_balancer";
-/// The runtime directory of another user, in the directory of the user's session.
+/// The name of the runtime directory of another user, in the directory of the user's session.
 const SESSION_NAME: &str = "load_balancer";
-/// What precedes the uid in the name of the runtime directory of a user without a session.
+/// The name of the runtime directory of a user without a session, up to the UID.
 const TEMPORARY_PREFIX: &str = "load_balancer-";
-/// Where the directories of sessions are.
+/// The parent of the directories of sessions.
 const SESSIONS: &str = "/run/user";
-/// The longest path of a Unix socket, in bytes.
+/// The maximum length of the path of a Unix socket, in bytes.
 const MAX_SOCKET_PATH: usize = 107;
-/// What a socket's name has beside the stem: that of a process that has handed over is the longest.
+/// The length of a socket's name without the stem. The longest name is the one of a process that has handed over.
 const AROUND_STEM: usize = "/control.-01234567.sock.4194304".len();
-/// More of a stem tells people nothing new.
+/// The maximum length of the stem in a name. A longer one would not help people.
 const MAX_STEM: usize = 32;
 
-/// The names of files whose paths the configuration does not give.
+/// The names of the files whose paths are not configured.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RuntimeFiles {
     directory: PathBuf,
     file: Option<PathBuf>,
-    /// What the names have in them; none for the common names.
+    /// The part of the names that identifies the configuration file. `None` means the common names.
     instance: Option<String>,
 }
 
-/// Why the runtime directory cannot be used.
+/// The reason why the runtime directory cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages say it")]
 pub enum DirectoryError {
@@ -63,13 +66,13 @@ pub enum DirectoryError {
     Io { directory: PathBuf, source: io::Error },
     #[error(
         "cannot use the runtime directory {directory}: it is not a directory that only the user `{user}` can use; remove \
-         it, or give the paths `pid_file`, `upgrade_sock` and `control: {{socket: PATH}}`"
+         it, or set `pid_file`, `upgrade_sock` and `control: {{socket: PATH}}`"
     )]
     NotPrivate { directory: PathBuf, user: String },
     #[error(
         "cannot use the runtime directory {directory} for the user `{user}`: a daemon of the user `{owner}` runs there \
-         ({file}); give this one paths of its own: `pid_file`, `upgrade_sock` and `control: {{socket: PATH}}`, in a \
-         directory of the user `{user}`"
+         ({file}); set `pid_file`, `upgrade_sock` and `control: {{socket: PATH}}` to paths in a directory of the user \
+         `{user}`"
     )]
     Shared { directory: PathBuf, user: String, owner: String, file: PathBuf },
 }
@@ -77,7 +80,8 @@ pub enum DirectoryError {
 // === impl RuntimeFiles ===
 
 impl RuntimeFiles {
-    /// Those in `directory` of a daemon with this configuration file, by its [canonical] path, or without one.
+    /// Returns the names in `directory` for a daemon with this configuration file, by its [canonical] path, or without
+    /// a file.
     pub fn new(directory: PathBuf, file: Option<PathBuf>) -> Self {
         let room = MAX_SOCKET_PATH.saturating_sub(directory.as_os_str().len() + AROUND_STEM);
         let named = file.as_deref().filter(|file| *file != Path::new(STANDARD));
@@ -85,37 +89,37 @@ impl RuntimeFiles {
         Self { directory, file, instance }
     }
 
-    /// The names without that of a file: those of every daemon of a version before this one.
+    /// Returns the names that do not depend on the configuration file. All daemons of earlier versions use them.
     pub fn common(&self) -> Self {
         Self { instance: None, ..self.clone() }
     }
 
-    /// The names that this file has in another directory.
+    /// Returns the names for this configuration file in another directory.
     pub fn within(&self, directory: &Path) -> Self {
         Self::new(directory.to_owned(), self.file.clone())
     }
 
-    /// The directory that they lie in.
+    /// Returns the directory of the files.
     pub fn directory(&self) -> &Path {
         &self.directory
     }
 
-    /// The configuration file, from `/` on; none of a daemon without one.
+    /// Returns the absolute path of the configuration file. `None` means that the daemon has no file.
     pub fn configuration(&self) -> Option<&Path> {
         self.file.as_deref()
     }
 
-    /// Where the process id is written.
+    /// Returns the path of the pid file.
     pub fn pid_file(&self) -> PathBuf {
         self.named("load_balancer", "pid")
     }
 
-    /// Where a new process takes the sockets over.
+    /// Returns the path of the socket on which a new process takes over the listening sockets.
     pub fn upgrade_sock(&self) -> PathBuf {
         self.named("upgrade", "sock")
     }
 
-    /// Where the daemon is told to change.
+    /// Returns the path of the control socket.
     pub fn control_socket(&self) -> PathBuf {
         self.named("control", "sock")
     }
@@ -127,7 +131,7 @@ impl RuntimeFiles {
         })
     }
 
-    /// The control sockets in the directory, of any daemon; that of one which has ended may be among them.
+    /// Returns the control sockets of all daemons in the directory. The daemon of a socket might have ended.
     pub fn control_sockets(&self) -> Vec<PathBuf> {
         let is_one = |name: &str| name.starts_with("control.") && name.ends_with(".sock");
         let entries = std::fs::read_dir(&self.directory).into_iter().flatten().flatten();
@@ -137,7 +141,7 @@ impl RuntimeFiles {
         sockets
     }
 
-    /// Whether a file of this name is one of these, or stands beside one while a process takes over from another.
+    /// Returns whether this is the name of one of these files, or of a file beside them that exists during an upgrade.
     fn has(&self, name: &OsStr) -> bool {
         let Some(name) = name.to_str() else { return false };
         let own = [self.pid_file(), self.upgrade_sock(), self.control_socket()];
@@ -145,7 +149,7 @@ impl RuntimeFiles {
         own.any(|own| name.strip_prefix(own).is_some_and(|rest| rest.is_empty() || rest.starts_with('.')))
     }
 
-    /// Fails when [`take`](Self::take) would, and changes nothing.
+    /// Checks whether [`take`](Self::take) would succeed, without changing anything.
     ///
     /// # Errors
     /// See [`DirectoryError`].
@@ -159,12 +163,12 @@ impl RuntimeFiles {
         }
     }
 
-    /// Creates the directory for `owner`, the user to run as, or makes sure that it is that user's alone: in a directory that
-    /// everybody may write to, another user may have created it first. A process that takes over from another one may find
-    /// that one's files there.
+    /// Creates the directory for `owner`, the user as whom the daemon runs, or makes sure that only this user can use
+    /// it. The check is needed because another user might have created the directory in a parent that everybody can
+    /// write to. If `takes_over` is set, the files of the old process can be there.
     ///
     /// # Errors
-    /// See [`DirectoryError`]; nothing has changed then for a daemon that lives there.
+    /// See [`DirectoryError`]. A daemon that uses the directory is then unaffected.
     pub fn take(&self, owner: Uid, takes_over: bool) -> Result<(), DirectoryError> {
         create_private_dir(&self.directory).map_err(|error| self.failed(error))?;
         self.check(owner, takes_over)?;
@@ -192,15 +196,15 @@ impl RuntimeFiles {
         }
     }
 
-    /// A file that a living daemon holds. Those of the process that is taken over from do not count.
+    /// Returns a file that a running daemon holds. Files of the old process in an upgrade do not count.
     fn inhabitant(&self, takes_over: bool) -> Option<PathBuf> {
         let entries = std::fs::read_dir(&self.directory).into_iter().flatten().flatten();
         let mut others = entries.filter(|entry| !(takes_over && self.has(&entry.file_name())));
         others.find(is_held).map(|entry| entry.path())
     }
 
-    /// Gives the directory to `owner`. Sockets and pid files of stopped daemons of another user are removed: they would be in the
-    /// way, and root must not change the owner of a file that another user can exchange.
+    /// Gives the directory to `owner`. Sockets and pid files of stopped daemons of another user are removed: the daemon
+    /// could not replace them, and root must not change the owner of a file that another user can exchange.
     fn give(&self, owner: Uid) -> io::Result<()> {
         if std::fs::symlink_metadata(&self.directory)?.uid() != owner.as_raw() {
             lchown(&self.directory, Some(owner.as_raw()), None)?;
@@ -220,11 +224,11 @@ impl RuntimeFiles {
 /// Looks up an environment variable.
 type Lookup<'a> = &'a dyn Fn(&str) -> Option<String>;
 
-/// The directory for files whose paths are not given. The process that creates it gives it the mode 0700, and refuses one that
-/// belongs to another user.
+/// Returns the directory for files whose paths are not configured. It is created with mode 0700, and a directory of
+/// another user is refused.
 ///
-/// For root it is `/run/load_balancer`; for others it is `$XDG_RUNTIME_DIR/load_balancer`, or else a directory of their own in
-/// `$TMPDIR`.
+/// For root it is `/run/load_balancer`. For other users it is `$XDG_RUNTIME_DIR/load_balancer`, or else a private
+/// directory in `$TMPDIR`.
 pub fn runtime_directory(uid: u32, variables: Lookup<'_>) -> PathBuf {
     if uid == 0 {
         return PathBuf::from(ROOTS_DIRECTORY);
@@ -235,7 +239,7 @@ pub fn runtime_directory(uid: u32, variables: Lookup<'_>) -> PathBuf {
     }
 }
 
-/// The runtime directories of other users that exist on this machine, as far as this user can see them.
+/// Returns the runtime directories of other users that this user can see.
 pub fn directories_of_users(variables: Lookup<'_>) -> Vec<PathBuf> {
     let is_of_user = |path: &PathBuf| {
         let name = path.file_name().and_then(OsStr::to_str);
@@ -260,11 +264,11 @@ fn entries(directory: &Path) -> impl Iterator<Item = PathBuf> + use<> {
     std::fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path())
 }
 
-/// The path that a configuration file is known by: symbolic links of its directory are resolved, and one in its own place is not,
-/// since that is how a deployment exchanges the file.
+/// Returns the canonical path of a configuration file. Symbolic links in its directory are resolved. If the file itself
+/// is a link, it is not resolved, because deployments exchange the target of such a link.
 ///
 /// # Errors
-/// When the directory does not exist or may not be entered.
+/// Fails if the directory does not exist or cannot be entered.
 pub fn canonical(file: &Path) -> io::Result<PathBuf> {
     let resolved = resolved(file)?;
     let is_standard =
@@ -280,7 +284,8 @@ fn resolved(file: &Path) -> io::Result<PathBuf> {
     }
 }
 
-/// The stem of the file as far as it fits and is harmless, and a hash of its path that is the same in every version.
+/// Returns the stem of the file, shortened and with special characters replaced, and a hash of its path that must be
+/// the same in every version.
 fn instance_name(file: &Path, room: usize) -> String {
     let hash = xxh3_64(file.as_os_str().as_bytes()) & 0xffff_ffff;
     let harmless = |letter: char| if letter.is_ascii_alphanumeric() || letter == '-' { letter } else { '_' };
@@ -289,7 +294,7 @@ fn instance_name(file: &Path, room: usize) -> String {
     if stem.is_empty() { format!("{hash:08x}") } else { format!("{stem}-{hash:08x}") }
 }
 
-/// Whether a living process answers on a socket, or has a pid file locked.
+/// Returns whether a running process listens on a socket or holds the lock of a pid file.
 fn is_held(entry: &DirEntry) -> bool {
     match entry.file_type() {
         Ok(kind) if kind.is_socket() => is_answered(&entry.path()),
@@ -300,7 +305,7 @@ fn is_held(entry: &DirEntry) -> bool {
     }
 }
 
-/// Whether a daemon that has ended left this socket or pid file.
+/// Returns whether this is a socket or a pid file of a daemon that has ended.
 fn is_left_over(entry: &DirEntry) -> bool {
     let is_ours = entry.file_type().is_ok_and(|kind| kind.is_socket() || is_pid_file(entry));
     is_ours && !is_held(entry)
@@ -364,7 +369,10 @@ mod tests {
         let without = RuntimeFiles::new("/run/lb".into(), None);
         assert_eq!(without.control_socket(), Path::new(common[2]));
         let hash = format!("{:08x}", xxh3_64(b"/srv/shop/lb.yaml") & 0xffff_ffff);
-        assert_eq!(hash, "a680ae3d", "a version that has another hash finds no daemon of the one before");
+        assert_eq!(
+            hash, "a680ae3d",
+            "a version with another hash does not find the daemons of earlier versions"
+        );
         let shop = names("/run/lb", "/srv/shop/lb.yaml");
         assert_eq!(shop[2], format!("/run/lb/control.lb-{hash}.sock"));
         assert_eq!(shop[0], format!("/run/lb/load_balancer.lb-{hash}.pid"));
@@ -374,7 +382,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_harmless_and_fit_into_the_address_of_a_socket() {
+    fn names_have_no_special_characters_and_fit_into_the_address_of_a_socket() {
         let strange = &names("/run/lb", "/srv/a b\u{e4}\n.d.yaml")[2];
         assert!(strange.starts_with("/run/lb/control.a_b___d-"), "{strange}");
         let long = format!("/srv/{}.yaml", "long".repeat(60));
@@ -385,7 +393,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_known_by_its_directory_and_its_own_name() {
+    fn a_canonical_path_resolves_the_directory_but_not_the_file() {
         let directory = tempfile::tempdir().unwrap();
         let real = directory.path().canonicalize().unwrap().join("real");
         std::fs::create_dir(&real).unwrap();
@@ -412,7 +420,7 @@ mod tests {
     }
 
     #[test]
-    fn the_runtime_directory_is_made_for_this_user_alone() {
+    fn the_runtime_directory_is_created_for_this_user_only() {
         let parent = tempfile::tempdir().unwrap();
         let files = files(&parent.path().join("a/b"));
         files.check(Uid::effective(), false).unwrap();
@@ -434,7 +442,7 @@ mod tests {
     }
 
     #[test]
-    fn a_runtime_directory_that_others_may_enter_is_refused_or_made_private() {
+    fn a_runtime_directory_that_others_can_enter_is_refused_or_made_private() {
         let parent = tempfile::tempdir().unwrap();
         std::fs::set_permissions(parent.path(), Permissions::from_mode(0o755)).unwrap();
         let taken = files(parent.path()).take(Uid::effective(), false);
@@ -443,7 +451,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_is_taken_from_another_user_only_when_no_daemon_lives_there() {
+    fn a_directory_of_another_user_is_taken_over_only_if_no_daemon_runs_there() {
         if !Uid::effective().is_root() {
             return;
         }
@@ -457,11 +465,11 @@ mod tests {
         }
         assert!(
             files.check(other, false).is_err() && files.check(other, true).is_ok(),
-            "its own predecessor"
+            "the old process of an upgrade"
         );
         drop(living);
         files.take(other, false).unwrap();
         assert_eq!(std::fs::metadata(parent.path()).unwrap().uid(), 54321);
-        assert!(!files.control_socket().exists(), "what the stopped daemon left is removed");
+        assert!(!files.control_socket().exists(), "the socket of the stopped daemon is removed");
     }
 }

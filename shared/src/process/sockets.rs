@@ -725,10 +725,10 @@ pub fn is_answered(path: &Path) -> bool {
     probe(path).is_ok()
 }
 
-/// Connects to a socket file and lets go at once. It never waits, not even for a process that accepts nothing.
+/// Connects to a socket file and closes the connection at once. It never blocks, even if the process does not accept.
 ///
 /// # Errors
-/// Why no connection can be made.
+/// Fails if no connection can be made.
 pub fn probe(path: &Path) -> io::Result<()> {
     let stream = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     stream.set_nonblocking(true)?;

@@ -136,7 +136,7 @@ pub struct About {
     pub is_particular: bool,
     /// The path of its pid file. `None` means that it has none.
     pub pid_file: Option<PathBuf>,
-    /// Its control socket.
+    /// The path of its control socket. `None` means that it has none.
     pub control: Option<PathBuf>,
 }
 
@@ -175,7 +175,8 @@ pub enum UpgradeError {
     #[error("the new process {pid} was not ready within {after:?}")]
     SuccessorSlow { pid: u32, after: Duration },
     #[error(
-        "no running process offers its sockets at {path}: run `load_balancer upgrade`, or send SIGQUIT to the process first; if it runs with another file, give both \
+        "no running process offers its sockets at {path}; run `load_balancer upgrade`, or send SIGQUIT to the process first; \
+         if it runs with another file, give both \
          files the same `upgrade_sock`"
     )]
     NoOffer { path: String },
@@ -434,7 +435,7 @@ impl About {
         Self { is_said: true, file, is_particular: false, pid_file, control: None }
     }
 
-    /// The same, of one with this control socket.
+    /// Sets the path of its control socket.
     #[must_use]
     pub fn controlled_at(self, socket: &Path) -> Self {
         Self { control: Some(socket.to_owned()), ..self }
