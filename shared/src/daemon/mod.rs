@@ -44,7 +44,7 @@ use crate::process::runtime::DirectoryError;
 use crate::process::sockets::{self, Class, Endpoint, Handed, Inherited, ListenError, ListenSpec, Sockets};
 use crate::process::successor::{Launch, Predecessor, Started};
 use crate::process::systemd::Supervisor;
-use crate::process::upgrade::{self, About as AboutProcess, Claim, Hold, Legacy, Search, UpgradeError};
+use crate::process::upgrade::{self, About as AboutProcess, Claim, Handover, Hold, Search, UpgradeError};
 use announce::{Announce, Announcement};
 use gate::Gate;
 use logs::AccessLogs;
@@ -219,7 +219,7 @@ fn start(plan: &Plan, how: Start<'_>, outset: Outset, extra: Box<Extra<'_>>) -> 
     let opened = logs.open(&plan.access_log, outset.identity.as_ref()).map_err(StartError::AccessLog)?;
     let held = Held::acquire(plan, &how, outset)?;
     let server = Server::new_with_opt_and_conf(None, server_conf(plan));
-    let inherited = |claim: &Claim| operator::inherited(plan, &held.verbosity, claim.heritage());
+    let inherited = |claim: &Claim| operator::inherited(plan, &held.verbosity, claim.state());
     let inherited = held.claim.as_ref().map(inherited).unwrap_or_default();
     let (provenance, warnings, purpose) = (how.provenance, how.warnings, how.purpose.clone());
     let origin = Origin { provenance, warnings, purpose, inherited };
@@ -549,12 +549,12 @@ fn signals(plan: &Plan, services: &Services, held: &Held) -> Signals {
     let (operator, testator) = (services.operator.clone(), services.operator.clone());
     let (sockets, verbosity) = (held.sockets.clone(), held.verbosity.clone());
     let ready = services.readiness.clone();
-    let legacy = move || -> Later<io::Result<Legacy>> {
+    let handover = move || -> Later<io::Result<Handover>> {
         let (operator, sockets, verbosity) = (testator.clone(), sockets.clone(), verbosity.clone());
         let readiness = ready.clone();
         Box::pin(async move {
-            let (heritage, hold) = operator.heritage(&verbosity, || readiness.pools(true)).await;
-            Ok(Legacy { sockets: sockets.to_hand_over()?, heritage, hold })
+            let (state, hold) = operator.handover_state(&verbosity, || readiness.pools(true)).await;
+            Ok(Handover { sockets: sockets.to_hand_over()?, state, hold })
         })
     };
     Signals::new(Parts {
@@ -562,7 +562,7 @@ fn signals(plan: &Plan, services: &Services, held: &Held) -> Signals {
         upgrade_sock: plan.server.upgrade_sock.clone(),
         window: upgrade::WINDOW,
         launch: held.launch.clone(),
-        legacy: Box::new(legacy),
+        handover: Box::new(handover),
         supervisor: held.supervisor.clone(),
         sockets: held.sockets.clone(),
         early: held.early.clone(),

@@ -101,7 +101,7 @@ pub struct Parts {
 /// What is handed on. What a process before or after this one does not know is left out by it.
 #[derive(Default, Serialize, Deserialize)]
 #[serde(default)]
-struct Heritage {
+struct HandoverState {
     /// What operators have changed.
     backends: Vec<Portable>,
     log_level: Option<String>,
@@ -176,19 +176,19 @@ impl Operator {
 
     /// What the process that takes over should know, as a text: beside what operators changed, which pools are `ready`. Nothing is
     /// changed any more as long as the hold lives.
-    pub async fn heritage(
+    pub async fn handover_state(
         &self,
         verbosity: &Verbosity,
         ready: impl FnOnce() -> Vec<String>,
     ) -> (String, Hold) {
         let hold = self.turn.clone().lock_owned().await;
-        let heritage = Heritage {
+        let state = HandoverState {
             backends: self.shown.load().portable(),
             log_level: verbosity.ordered().map(|level| level.to_string()),
             ready: ready(),
             events: self.events.after(self.events.process(), 0).iter().map(|event| json!(event)).collect(),
         };
-        (serde_json::to_string(&heritage).expect("texts and numbers are JSON"), hold)
+        (serde_json::to_string(&state).expect("texts and numbers are JSON"), hold)
     }
 
     /// For a change that somebody else makes, which is to be made as long as the hold lives. Waits until no successor starts that
@@ -241,16 +241,16 @@ impl BackgroundService for OperatorService {
     }
 }
 
-/// What this process has from the one before it, by its [heritage](Operator::heritage): of the changed backends, those that `plan`
+/// What this process has from the one before it, by its [state](Operator::handover_state): of the changed backends, those that `plan`
 /// has a place for. The log level is changed here and now.
-pub fn inherited(plan: &Plan, verbosity: &Verbosity, heritage: &str) -> Inherited {
-    let heritage = serde_json::from_str(heritage).unwrap_or_else(|error| {
+pub fn inherited(plan: &Plan, verbosity: &Verbosity, state: &str) -> Inherited {
+    let state = serde_json::from_str(state).unwrap_or_else(|error| {
         log::error!(
             "upgrade: what operators have changed is lost, the program before says it otherwise: {error}"
         );
-        Heritage::default()
+        HandoverState::default()
     });
-    let Heritage { backends, log_level, ready, events } = heritage;
+    let HandoverState { backends, log_level, ready, events } = state;
     match log_level.map(|level| LogFilter::parse(&level)).transpose() {
         Ok(level) => verbosity.order(level),
         Err(problem) => log::error!("upgrade: the log level that an operator has set is lost: {problem}"),

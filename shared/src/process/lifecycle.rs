@@ -41,7 +41,7 @@ use super::handlers::{Came, Early, Handlers, Source};
 use super::sockets::{Class, Sockets};
 use super::successor::{self, Launch};
 use super::systemd::{Pulse, Supervisor};
-use super::upgrade::{Heir, Hold, Legacy, Offer, UpgradeError, UpgradeFailed, Upgraded};
+use super::upgrade::{Handover, Heir, Hold, Offer, UpgradeError, UpgradeFailed, Upgraded};
 use crate::words::count_of;
 
 /// The exit code of a process that ended as requested.
@@ -375,7 +375,7 @@ pub struct Parts {
     /// The command that starts a new process.
     pub launch: Launch,
     /// Returns everything that the new process receives. It is called when an offer begins.
-    pub legacy: Box<dyn Fn() -> Later<io::Result<Legacy>> + Send + Sync>,
+    pub handover: Box<dyn Fn() -> Later<io::Result<Handover>> + Send + Sync>,
     /// The service manager, which is notified of the end and receives watchdog pings.
     pub supervisor: Supervisor,
     /// The listening sockets, which are closed, offered and left to the new process.
@@ -435,7 +435,7 @@ struct Inbox {
 /// The handover that is in progress, and the state that belongs to it.
 #[derive(Default)]
 struct Work {
-    handover: Option<Handover>,
+    handover: Option<PendingHandover>,
     /// The caller that waits for the result; none after a signal.
     asker: Option<Asker>,
     /// Whether SIGHUP arrived meanwhile. The new process might have read the file before, so the process that serves
@@ -453,7 +453,7 @@ pub struct Outcome {
     handed_over: Arc<OnceCell<()>>,
 }
 
-type Handover = Later<Result<Heir, UpgradeError>>;
+type PendingHandover = Later<Result<Heir, UpgradeError>>;
 
 // === impl Timings ===
 
@@ -691,25 +691,25 @@ impl Signals {
         }
     }
 
-    fn hand_over(&self) -> Handover {
-        let ((path, window, legacy), about) = (self.offered(), self.parts.launch.about());
+    fn hand_over(&self) -> PendingHandover {
+        let ((path, window, handover), about) = (self.offered(), self.parts.launch.about());
         Box::pin(async move {
             let offer = Offer::open(&path)?.saying(about);
             log::info!("upgrade: sockets offered at {} for {window:?}", path.display());
-            offer.serve(legacy, window).await
+            offer.serve(handover, window).await
         })
     }
 
-    fn succeed(&self) -> Handover {
-        let ((path, window, legacy), launch) = (self.offered(), self.parts.launch.clone());
+    fn succeed(&self) -> PendingHandover {
+        let ((path, window, handover), launch) = (self.offered(), self.parts.launch.clone());
         Box::pin(async move {
-            let legacy = timeout(window, legacy).await.map_err(|_| UpgradeError::Busy(window))??;
-            successor::succeed(&launch, &path, legacy, window).await
+            let handover = timeout(window, handover).await.map_err(|_| UpgradeError::Busy(window))??;
+            successor::succeed(&launch, &path, handover, window).await
         })
     }
 
-    fn offered(&self) -> (PathBuf, Duration, Later<io::Result<Legacy>>) {
-        (self.parts.upgrade_sock.clone(), self.parts.window, (self.parts.legacy)())
+    fn offered(&self) -> (PathBuf, Duration, Later<io::Result<Handover>>) {
+        (self.parts.upgrade_sock.clone(), self.parts.window, (self.parts.handover)())
     }
 
     /// Ends the handover, and returns the event that follows from its result.
@@ -870,7 +870,7 @@ impl Outcome {
     }
 }
 
-async fn poll(handover: &mut Option<Handover>) -> Result<Heir, UpgradeError> {
+async fn poll(handover: &mut Option<PendingHandover>) -> Result<Heir, UpgradeError> {
     match handover {
         Some(handover) => handover.await,
         None => pending().await,
@@ -1206,7 +1206,7 @@ mod tests {
             upgrade_sock,
             window: WINDOW,
             launch: Launch::script(script, true),
-            legacy: Box::new(move || Box::pin(legacy(offered.clone()))),
+            handover: Box::new(move || Box::pin(handover(offered.clone()))),
             supervisor,
             sockets,
             early: Early::default(),
@@ -1221,8 +1221,8 @@ mod tests {
         (Arc::new(signals), seen)
     }
 
-    async fn legacy(sockets: Arc<Sockets>) -> io::Result<Legacy> {
-        Ok(Legacy::of(sockets.to_hand_over()?).await)
+    async fn handover(sockets: Arc<Sockets>) -> io::Result<Handover> {
+        Ok(Handover::of(sockets.to_hand_over()?).await)
     }
 
     fn signals(upgrade_sock: PathBuf) -> (Arc<Signals>, Seen) {

@@ -42,7 +42,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::pid_file::PidFile;
-use super::upgrade::{About, Heir, Legacy, Offer, UpgradeError};
+use super::upgrade::{About, Handover, Heir, Offer, UpgradeError};
 use super::{FileId, background, input, systemd, upgrade};
 
 /// The environment variable with the [`Predecessor`] of a new process.
@@ -127,7 +127,7 @@ pub fn hindrance(pid: u32) -> Option<&'static str> {
 pub async fn succeed(
     launch: &Launch,
     upgrade_sock: &Path,
-    legacy: Legacy,
+    handover: Handover,
     window: Duration,
 ) -> Result<Heir, UpgradeError> {
     let offer = Offer::open(upgrade_sock)?.saying(launch.about.clone());
@@ -137,7 +137,7 @@ pub async fn succeed(
         // If both are ready, the new process serves: our child can be a wrapper that ends while the daemon lives on.
         biased;
         // One limit for all of its steps.
-        served = timeout(window, offer.serve(ready(Ok(legacy)), Duration::MAX)) => {
+        served = timeout(window, offer.serve(ready(Ok(handover)), Duration::MAX)) => {
             served.unwrap_or(Err(UpgradeError::SuccessorSlow { pid: successor.pid, after: window }))
         }
         _ = successor.child.wait() => Err(UpgradeError::SuccessorEnded { pid: successor.pid }),
@@ -479,7 +479,7 @@ mod tests {
             predecessor.tell("the file is wrong");
         });
         let launch = Launch::script("exec sleep 60", false);
-        let failed = succeed(&launch, &sock, Legacy::of(Vec::new()).await, END).await.unwrap_err();
+        let failed = succeed(&launch, &sock, Handover::of(Vec::new()).await, END).await.unwrap_err();
         telling.await.unwrap();
         assert!(failed.to_string().ends_with("the file is wrong"), "{failed}");
     }
@@ -494,7 +494,7 @@ mod tests {
     async fn the_error_names_a_program_that_cannot_be_started() {
         let dir = tempfile::tempdir().unwrap();
         let launch = Launch { program: "/no/such/program".into(), ..Launch::script("", false) };
-        let failed = succeed(&launch, &dir.path().join("sock"), Legacy::of(Vec::new()).await, END)
+        let failed = succeed(&launch, &dir.path().join("sock"), Handover::of(Vec::new()).await, END)
             .await
             .unwrap_err()
             .to_string();
@@ -509,7 +509,7 @@ mod tests {
         let launch = Launch { directory: Some(gone.clone()), ..Launch::script("", false) };
         let sock = dir.path().join("sock");
         let failed =
-            succeed(&launch, &sock, Legacy::of(Vec::new()).await, END).await.unwrap_err().to_string();
+            succeed(&launch, &sock, Handover::of(Vec::new()).await, END).await.unwrap_err().to_string();
         assert!(failed.contains(&format!("cannot enter {}", gone.display())), "{failed}");
     }
 
@@ -547,7 +547,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let script = "i=0; while [ $i -lt 2000 ]; do echo line $i >&2; i=$((i+1)); done; exit 3";
         let launch = Launch::script(script, true);
-        let failed = succeed(&launch, &dir.path().join("sock"), Legacy::of(Vec::new()).await, END * 3)
+        let failed = succeed(&launch, &dir.path().join("sock"), Handover::of(Vec::new()).await, END * 3)
             .await
             .unwrap_err();
         let UpgradeError::SuccessorFailed { how, reason, .. } = failed else { panic!("{failed}") };

@@ -7,7 +7,7 @@
 //! checks the peer's user            <-----  Hello {version, pid}
 //! Hello {version, pid}              ----->
 //! finishes a change in progress
-//! Listeners, Heritage,              ----->  has the same kernel sockets from here on
+//! Listeners, State,                 ----->  has the same kernel sockets from here on
 //! the descriptors, 100 at a time
 //! continues to serve                        starts: adopts, binds new addresses, checks health
 //!                                   <-----  Ready
@@ -90,11 +90,11 @@ pub struct Offer {
 
 /// Everything that the new process receives.
 #[derive(Debug)]
-pub struct Legacy {
+pub struct Handover {
     /// The listening sockets.
     pub sockets: Vec<Inherited>,
     /// The run-time state, as text that this module does not interpret.
-    pub heritage: String,
+    pub state: String,
     /// The guard that blocks changes of the sockets and of the state.
     pub hold: Hold,
 }
@@ -118,7 +118,7 @@ pub struct Heir {
 pub struct Claim {
     stream: UnixStream,
     old_pid: u32,
-    heritage: String,
+    state: String,
     old: About,
     path: PathBuf,
 }
@@ -225,7 +225,7 @@ pub enum UpgradeFailed {
 enum Frame {
     Hello { version: u16, pid: u32, about: About },
     Listeners(Vec<String>),
-    Heritage(String),
+    State(String),
     Refused(String),
     Ready,
     Ack,
@@ -271,7 +271,7 @@ impl Offer {
         Self { about, ..self }
     }
 
-    /// Waits up to `window` for a new process, sends it the result of `legacy`, and returns once the new process serves
+    /// Waits up to `window` for a new process, sends it the result of `handover`, and returns once the new process serves
     /// and our acknowledgement is sent. Cancelling this future withdraws the offer.
     ///
     /// # Errors
@@ -279,7 +279,7 @@ impl Offer {
     /// before it receives the sockets (another user, another version, garbage) is logged and does not end the offer.
     pub async fn serve(
         self,
-        legacy: impl Future<Output = io::Result<Legacy>>,
+        handover: impl Future<Output = io::Result<Handover>>,
         window: Duration,
     ) -> Result<Heir, UpgradeError> {
         let greeted = async {
@@ -295,9 +295,9 @@ impl Offer {
         };
         let (mut stream, pid) =
             timeout(window, greeted).await.map_err(|_| UpgradeError::NoNewProcess(window))??;
-        let Legacy { sockets, heritage, hold } = bounded(window, async { Ok(legacy.await?) }).await?;
+        let Handover { sockets, state, hold } = bounded(window, async { Ok(handover.await?) }).await?;
         log::info!("upgrade: process {pid} takes {}", count_of(sockets.len(), "listener"));
-        bounded(RESPONSE_TIME, send(&mut stream, &sockets, heritage)).await?;
+        bounded(RESPONSE_TIME, send(&mut stream, &sockets, state)).await?;
         await_ready(&mut stream, pid, window).await?;
         // The offer ends before the acknowledgement, because the new process can offer at this path at any time after
         // it.
@@ -341,10 +341,10 @@ async fn greet(
 async fn send(
     stream: &mut tokio::net::UnixStream,
     sockets: &[Inherited],
-    heritage: String,
+    state: String,
 ) -> Result<(), UpgradeError> {
     let addresses = sockets.iter().map(|socket| socket.address.clone()).collect();
-    for frame in [Frame::Listeners(addresses), Frame::Heritage(heritage)] {
+    for frame in [Frame::Listeners(addresses), Frame::State(state)] {
         stream.write_all(&frame.encode()).await?;
     }
     let fds: Vec<BorrowedFd<'_>> = sockets.iter().map(|socket| socket.fd.as_fd()).collect();
@@ -494,8 +494,8 @@ impl Claim {
     }
 
     /// Returns the run-time state of the old process.
-    pub fn heritage(&self) -> &str {
-        &self.heritage
+    pub fn state(&self) -> &str {
+        &self.state
     }
 
     /// Reports to the old process that this one serves, and waits up to five seconds for its acknowledgement, after
@@ -560,12 +560,12 @@ fn take_from(
         _ => return Err(UpgradeError::Protocol("expected Listeners")),
     };
     stream.set_read_timeout(Some(RESPONSE_TIME))?;
-    let Frame::Heritage(heritage) = receive_blocking(&mut stream)? else {
-        return Err(UpgradeError::Protocol("expected Heritage"));
+    let Frame::State(state) = receive_blocking(&mut stream)? else {
+        return Err(UpgradeError::Protocol("expected State"));
     };
     let fds = receive_fds(&stream, addresses.len())?;
     let inherited = addresses.into_iter().zip(fds).map(|(address, fd)| Inherited { address, fd });
-    Ok((inherited.collect(), Claim { stream, old_pid, heritage, old, path: path.to_owned() }))
+    Ok((inherited.collect(), Claim { stream, old_pid, state, old, path: path.to_owned() }))
 }
 
 fn receive_blocking(stream: &mut UnixStream) -> Result<Frame, UpgradeError> {
@@ -643,7 +643,7 @@ impl Frame {
         match kind {
             b'H' => parse_hello(payload).ok_or(UpgradeError::Protocol("invalid Hello")),
             b'L' => parse_listeners(payload).ok_or(UpgradeError::Protocol("invalid list of listeners")),
-            b'C' => Ok(Self::Heritage(String::from_utf8_lossy(payload).into_owned())),
+            b'C' => Ok(Self::State(String::from_utf8_lossy(payload).into_owned())),
             b'X' => Ok(Self::Refused(String::from_utf8_lossy(payload).into_owned())),
             b'R' => Ok(Self::Ready),
             b'A' => Ok(Self::Ack),
@@ -670,7 +670,7 @@ impl Frame {
                 }
                 b'L'
             }
-            Self::Heritage(text) => {
+            Self::State(text) => {
                 payload.extend(text.as_bytes());
                 b'C'
             }
@@ -723,11 +723,11 @@ pub(super) fn take(
 }
 
 #[cfg(test)]
-impl Legacy {
+impl Handover {
     /// Creates a handover without run-time state.
     pub(super) async fn of(sockets: Vec<Inherited>) -> Self {
         let hold = std::sync::Arc::<tokio::sync::Mutex<()>>::default().lock_owned().await;
-        Self { sockets, heritage: String::new(), hold }
+        Self { sockets, state: String::new(), hold }
     }
 }
 
@@ -758,8 +758,8 @@ mod tests {
         (0..count).map(listener).collect()
     }
 
-    async fn legacy(sockets: Vec<Inherited>) -> io::Result<Legacy> {
-        Ok(Legacy { heritage: "drained".to_owned(), ..Legacy::of(sockets).await })
+    async fn handover(sockets: Vec<Inherited>) -> io::Result<Handover> {
+        Ok(Handover { state: "drained".to_owned(), ..Handover::of(sockets).await })
     }
 
     async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
@@ -778,7 +778,7 @@ mod tests {
             },
             Frame::Listeners(vec![]),
             Frame::Listeners(vec![String::new(), "[::1]:443".to_owned(), "/a path/ü".to_owned(), long]),
-            Frame::Heritage("{\"ü\": 1}".to_owned()),
+            Frame::State("{\"ü\": 1}".to_owned()),
             Frame::Refused("no".to_owned()),
             Frame::Ready,
             Frame::Ack,
@@ -839,10 +839,10 @@ mod tests {
 
         let name = |index| format!("/{}/{index}", "very-long".repeat(20));
         let (old, sockets): (Vec<_>, Vec<_>) = listeners(103, name).into_iter().unzip();
-        let serving = tokio::spawn(offer.serve(legacy(sockets), SOON));
+        let serving = tokio::spawn(offer.serve(handover(sockets), SOON));
         let at = path.clone();
         let (inherited, claim) = blocking(move || take(&at, None, SOON)).await.unwrap();
-        assert_eq!((claim.old_pid(), claim.heritage()), (std::process::id(), "drained"));
+        assert_eq!((claim.old_pid(), claim.state()), (std::process::id(), "drained"));
         assert_eq!(inherited.len(), 103);
         for (index, (socket, old)) in inherited.into_iter().zip(old).enumerate() {
             assert_eq!(socket.address, name(index));
@@ -866,7 +866,7 @@ mod tests {
         let taking =
             tokio::task::spawn_blocking(move || take(&at, None, SOON).map(|(_, claim)| claim.ready()));
         let offer = Offer::open(&path).unwrap();
-        offer.serve(legacy(Vec::new()), SOON).await.unwrap();
+        offer.serve(handover(Vec::new()), SOON).await.unwrap();
         taking.await.unwrap().unwrap().unwrap();
     }
 
@@ -875,7 +875,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("upgrade.sock");
         let (mut old, sockets): (Vec<_>, Vec<_>) = listeners(1, |_| "a".to_owned()).into_iter().unzip();
-        let serving = tokio::spawn(Offer::open(&path).unwrap().serve(legacy(sockets), SOON));
+        let serving = tokio::spawn(Offer::open(&path).unwrap().serve(handover(sockets), SOON));
         let at = path.clone();
         drop(blocking(move || take(&at, None, SOON)).await.unwrap());
         assert!(matches!(serving.await.unwrap(), Err(UpgradeError::SuccessorEnded { .. })));
@@ -885,7 +885,7 @@ mod tests {
         TcpStream::connect(old.local_addr().unwrap()).unwrap();
         let fd = old.try_clone().unwrap().into();
         let sockets = vec![Inherited { address: "a".to_owned(), fd }];
-        let serving = tokio::spawn(Offer::open(&path).unwrap().serve(legacy(sockets), SOON));
+        let serving = tokio::spawn(Offer::open(&path).unwrap().serve(handover(sockets), SOON));
         let (_, claim) = blocking(move || take(&path, None, SOON)).await.unwrap();
         blocking(move || claim.ready()).await.unwrap();
         serving.await.unwrap().unwrap();
@@ -895,7 +895,7 @@ mod tests {
     async fn an_offer_ends_if_no_process_connects() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("upgrade.sock");
-        let served = Offer::open(&path).unwrap().serve(legacy(Vec::new()), Duration::from_millis(20)).await;
+        let served = Offer::open(&path).unwrap().serve(handover(Vec::new()), Duration::from_millis(20)).await;
         assert!(matches!(served, Err(UpgradeError::NoNewProcess(_))));
         assert!(!path.exists());
     }
@@ -904,7 +904,7 @@ mod tests {
     async fn garbage_and_silence_do_not_end_an_offer() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("upgrade.sock");
-        let serving = tokio::spawn(Offer::open(&path).unwrap().serve(legacy(Vec::new()), SOON));
+        let serving = tokio::spawn(Offer::open(&path).unwrap().serve(handover(Vec::new()), SOON));
         drop(UnixStream::connect(&path).unwrap());
         UnixStream::connect(&path).unwrap().write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
         let (_, claim) = blocking(move || take(&path, None, SOON)).await.unwrap();
@@ -960,7 +960,7 @@ mod tests {
     async fn a_withdrawn_offer_is_not_mistaken_for_an_acknowledgement() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("upgrade.sock");
-        let serving = tokio::spawn(Offer::open(&path).unwrap().serve(legacy(Vec::new()), SOON));
+        let serving = tokio::spawn(Offer::open(&path).unwrap().serve(handover(Vec::new()), SOON));
         let at = path.clone();
         let (_, claim) = blocking(move || take(&at, None, SOON)).await.unwrap();
         serving.abort();
