@@ -20,7 +20,7 @@ use crate::process::logging::ErrorLog;
 use crate::process::pid_file::{PidFile, Prepared};
 use crate::process::sockets::Sockets;
 use crate::process::systemd::Supervisor;
-use crate::process::upgrade::{Claim, Hold};
+use crate::process::upgrade::{Hold, PredecessorLink};
 
 /// A Pingora service that runs once, when the listeners accept.
 pub(super) struct Announce {
@@ -35,7 +35,7 @@ pub(super) struct Announce {
 pub(super) struct Announcement {
     pub(super) announcer: Announcer,
     /// Present when the sockets were taken over.
-    pub(super) claim: Option<Claim>,
+    pub(super) link: Option<PredecessorLink>,
     pub(super) sockets: Arc<Sockets>,
     /// The listeners of the old process that have other addresses here.
     pub(super) moving: Moving,
@@ -138,12 +138,12 @@ pub(super) async fn never(_ready: ServiceReadyNotifier) {
 
 impl Announcement {
     fn announce(self) -> Result<(), String> {
-        let left = self.claim.as_ref().and_then(|claim| self.left_pid_file(claim));
+        let left = self.link.as_ref().and_then(|link| self.left_pid_file(link));
         let announcer = self.announcer.prepare();
         let announcer = announcer.map_err(|error| format!("cannot leave the terminal: {error}"))?;
-        if let Some(claim) = self.claim {
-            let old_pid = claim.old_pid();
-            claim.ready().map_err(|error| format!("upgrade: {error}"))?;
+        if let Some(link) = self.link {
+            let old_pid = link.old_pid();
+            link.ready().map_err(|error| format!("upgrade: {error}"))?;
             // From here on the old process drains: whatever fails now, this one goes on.
             self.sockets.own_files();
             match self.prepared.map(Prepared::take_over).transpose() {
@@ -172,8 +172,8 @@ impl Announcement {
 
     /// The pid file of the old process, if this one's does not take its place. A version before this one does not say which it is, and
     /// may have the common one.
-    fn left_pid_file(&self, claim: &Claim) -> Option<PathBuf> {
-        let old = claim.old();
+    fn left_pid_file(&self, link: &PredecessorLink) -> Option<PathBuf> {
+        let old = link.old();
         let left = if old.is_said { old.pid_file.clone() } else { Some(self.common_pid_file.clone()) };
         left.filter(|left| self.prepared.as_ref().is_none_or(|prepared| prepared.target() != left))
     }
@@ -186,8 +186,8 @@ impl Announcement {
 
     /// The old process goes on, for this reason.
     fn refuse(self, reason: &str) {
-        if let Some(claim) = self.claim {
-            claim.failed(reason);
+        if let Some(link) = self.link {
+            link.failed(reason);
         }
     }
 }

@@ -44,7 +44,9 @@ use crate::process::runtime::DirectoryError;
 use crate::process::sockets::{self, Class, Endpoint, Handed, Inherited, ListenError, ListenSpec, Sockets};
 use crate::process::successor::{Launch, Predecessor, Started};
 use crate::process::systemd::Supervisor;
-use crate::process::upgrade::{self, About as AboutProcess, Claim, Handover, Hold, Search, UpgradeError};
+use crate::process::upgrade::{
+    self, About as AboutProcess, Handover, Hold, PredecessorLink, Search, UpgradeError,
+};
 use announce::{Announce, Announcement};
 use gate::Gate;
 use logs::AccessLogs;
@@ -111,7 +113,7 @@ struct Held {
     /// Takes the place of the old process's, in an upgrade.
     prepared: Option<Prepared>,
     sockets: Arc<Sockets>,
-    claim: Option<Claim>,
+    link: Option<PredecessorLink>,
     announcer: Announcer,
     launch: Launch,
     supervisor: Supervisor,
@@ -219,8 +221,8 @@ fn start(plan: &Plan, how: Start<'_>, outset: Outset, extra: Box<Extra<'_>>) -> 
     let opened = logs.open(&plan.access_log, outset.identity.as_ref()).map_err(StartError::AccessLog)?;
     let held = Held::acquire(plan, &how, outset)?;
     let server = Server::new_with_opt_and_conf(None, server_conf(plan));
-    let inherited = |claim: &Claim| operator::inherited(plan, &held.verbosity, claim.state());
-    let inherited = held.claim.as_ref().map(inherited).unwrap_or_default();
+    let inherited = |link: &PredecessorLink| operator::inherited(plan, &held.verbosity, link.state());
+    let inherited = held.link.as_ref().map(inherited).unwrap_or_default();
     let (provenance, warnings, purpose) = (how.provenance, how.warnings, how.purpose.clone());
     let origin = Origin { provenance, warnings, purpose, inherited };
     let services = Services::compose(plan, &server.configuration, origin, &logs, opened, &held)?;
@@ -248,10 +250,10 @@ fn run(
     let signals = signals(plan, &services, &held);
     let outcome = signals.outcome();
     let (pid_file, sockets) = (held.pid_file.clone(), held.sockets.clone());
-    let (events, takes_over) = (services.operator.events().clone(), held.claim.is_some());
+    let (events, takes_over) = (services.operator.events().clone(), held.link.is_some());
     let verbosity = held.verbosity.clone();
     let serves = services.purpose.on(plan);
-    let earlier = earlier_aside(plan, held.claim.as_ref());
+    let earlier = earlier_aside(plan, held.link.as_ref());
     let begun = (services.hold.take(), std::mem::take(&mut services.moving));
     let announcement = held.announcement(plan, serves, events, begun);
     let announce = Arc::new(Announce::new(services.readiness.clone(), &signals, announcement));
@@ -312,18 +314,18 @@ impl Held {
             privileges::enter_directory(directory)?;
         }
         check_runtime_dir(plan, identity.as_ref(), mode.upgrade)?;
-        let (inherited, mut claim) = if mode.upgrade {
+        let (inherited, mut link) = if mode.upgrade {
             let search = search(plan, identity.as_ref(), predecessor.as_ref());
-            let (inherited, claim) = search.take(upgrade::SEARCH_TIME)?;
-            (inherited, Some(claim))
+            let (inherited, link) = search.take(upgrade::SEARCH_TIME)?;
+            (inherited, Some(link))
         } else {
             (Vec::new(), None)
         };
-        let files = take_files(plan, identity.as_ref(), inherited, claim.as_ref());
+        let files = take_files(plan, identity.as_ref(), inherited, link.as_ref());
         if let Err(error) = &files
-            && let Some(claim) = claim.take()
+            && let Some(link) = link.take()
         {
-            claim.failed(&error.to_string());
+            link.failed(&error.to_string());
         }
         let (pid_file, prepared, sockets) = files?;
         Ok(Self {
@@ -332,7 +334,7 @@ impl Held {
             pid_file: Arc::new(Mutex::new(pid_file)),
             prepared,
             sockets: Arc::new(sockets),
-            claim,
+            link,
             announcer,
             launch,
             supervisor: Supervisor::of(|name| std::env::var_os(name), mode.upgrade),
@@ -349,7 +351,7 @@ impl Held {
     ) -> Announcement {
         Announcement {
             announcer: self.announcer,
-            claim: self.claim,
+            link: self.link,
             sockets: self.sockets,
             prepared: self.prepared,
             pid_file: self.pid_file,
@@ -396,14 +398,14 @@ fn take_files(
     plan: &Plan,
     identity: Option<&Identity>,
     inherited: Vec<Inherited>,
-    claim: Option<&Claim>,
+    link: Option<&PredecessorLink>,
 ) -> Result<(Option<PidFile>, Option<Prepared>, Sockets), StartError> {
-    // Not before the claim: without it the directory belongs to a process that goes on.
-    take_runtime_dir(plan, identity, claim.is_some())?;
+    // Not before the link: without it the directory belongs to a process that goes on.
+    take_runtime_dir(plan, identity, link.is_some())?;
     let pid_path = plan.server.pid_file.as_deref();
-    let prepared = pid_path.zip(claim).map(|(path, claim)| PidFile::prepare(path, claim.old_pid()));
+    let prepared = pid_path.zip(link).map(|(path, link)| PidFile::prepare(path, link.old_pid()));
     let prepared = prepared.transpose()?;
-    let pid_file = pid_path.filter(|_| claim.is_none()).map(PidFile::acquire).transpose()?;
+    let pid_file = pid_path.filter(|_| link.is_none()).map(PidFile::acquire).transpose()?;
     let mut specs = endpoints(plan);
     specs.extend(control_spec(plan, &inherited));
     let sockets = Sockets::adopt(inherited, &specs)?;
@@ -614,12 +616,12 @@ fn control(
 
 /// Where the process before this one answers once it has handed over, if that is not beside this one's control socket. A version
 /// before this one says nothing of its socket and has the common name.
-fn earlier_aside(plan: &Plan, claim: Option<&Claim>) -> Option<PathBuf> {
-    let claim = claim?;
-    let old = claim.old();
+fn earlier_aside(plan: &Plan, link: Option<&PredecessorLink>) -> Option<PathBuf> {
+    let link = link?;
+    let old = link.old();
     let common = || (!old.is_said).then(|| plan.server.runtime.common().control_socket());
     let control = old.control.clone().or_else(common)?;
-    (control != plan.control.socket).then(|| before::socket_of(&control, claim.old_pid()))
+    (control != plan.control.socket).then(|| before::socket_of(&control, link.old_pid()))
 }
 
 /// What comes before what.

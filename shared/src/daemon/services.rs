@@ -142,7 +142,7 @@ impl Services {
         let timings = Timings::new(timing(plan));
         let (operator, changer, hold) = Operator::new(operator::Parts {
             running,
-            takes_over: held.claim.is_some(),
+            takes_over: held.link.is_some(),
             provenance,
             plan: written,
             warnings,

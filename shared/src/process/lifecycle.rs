@@ -41,7 +41,7 @@ use super::handlers::{Came, Early, Handlers, Source};
 use super::sockets::{Class, Sockets};
 use super::successor::{self, Launch};
 use super::systemd::{Pulse, Supervisor};
-use super::upgrade::{Handover, Heir, Hold, Offer, UpgradeError, UpgradeFailed, Upgraded};
+use super::upgrade::{Handover, Hold, Offer, ReadySuccessor, UpgradeError, UpgradeFailed, Upgraded};
 use crate::words::count_of;
 
 /// The exit code of a process that ended as requested.
@@ -453,7 +453,7 @@ pub struct Outcome {
     handed_over: Arc<OnceCell<()>>,
 }
 
-type PendingHandover = Later<Result<Heir, UpgradeError>>;
+type PendingHandover = Later<Result<ReadySuccessor, UpgradeError>>;
 
 // === impl Timings ===
 
@@ -713,11 +713,11 @@ impl Signals {
     }
 
     /// Ends the handover, and returns the event that follows from its result.
-    fn finish(&self, result: Result<Heir, UpgradeError>, work: &mut Work) -> Event {
+    fn finish(&self, result: Result<ReadySuccessor, UpgradeError>, work: &mut Work) -> Event {
         work.handover = None;
         let hangup = std::mem::take(&mut work.hangup);
         match result {
-            Ok(Heir { pid, hold }) => {
+            Ok(ReadySuccessor { pid, hold }) => {
                 log::info!("upgrade: process {pid} serves now");
                 if hangup {
                     hang_up(pid);
@@ -870,7 +870,7 @@ impl Outcome {
     }
 }
 
-async fn poll(handover: &mut Option<PendingHandover>) -> Result<Heir, UpgradeError> {
+async fn poll(handover: &mut Option<PendingHandover>) -> Result<ReadySuccessor, UpgradeError> {
     match handover {
         Some(handover) => handover.await,
         None => pending().await,
@@ -1283,10 +1283,10 @@ mod tests {
     async fn take_over(path: &std::path::Path, signals: &Signals) {
         let path = path.to_owned();
         let taking = tokio::task::spawn_blocking(move || upgrade::take(&path, None, Duration::from_secs(5)));
-        let (inherited, claim) = taking.await.unwrap().unwrap();
+        let (inherited, link) = taking.await.unwrap().unwrap();
         assert_eq!(inherited.len(), 2);
         assert!(!*signals.shutdown(Class::Traffic).borrow());
-        tokio::task::spawn_blocking(move || claim.ready()).await.unwrap().unwrap();
+        tokio::task::spawn_blocking(move || link.ready()).await.unwrap().unwrap();
     }
 
     async fn is_handed_over(signals: &Signals, seen: &Seen, running: Running) {

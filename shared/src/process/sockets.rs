@@ -310,7 +310,8 @@ impl Sockets {
     pub fn adopt(mut inherited: Vec<Inherited>, specs: &[ListenSpec]) -> Result<Self, ListenError> {
         let (mut open, mut files, mut addresses) = (Vec::new(), Files::default(), Vec::new());
         let mut clashes = Vec::new();
-        let claimed: Vec<_> = specs.iter().map(|spec| claim(&mut inherited, &spec.endpoint)).collect();
+        let claimed: Vec<_> =
+            specs.iter().map(|spec| take_inherited(&mut inherited, &spec.endpoint)).collect();
         let mut moves = Moves::default();
         for (spec, claimed) in specs.iter().zip(claimed) {
             let configured = spec.endpoint.configured();
@@ -769,7 +770,7 @@ const TCP_REMEDY: &str = "ports below 1024 need root or the capability CAP_NET_B
 const MOVE_REMEDY: &str = "ports below 1024 need root or the capability CAP_NET_BIND_SERVICE, which this process does not have: stop the daemon, then start it with the new file";
 const UNIX_REMEDY: &str = "the directory must be writable for this user";
 
-fn claim(inherited: &mut Vec<Inherited>, endpoint: &Endpoint) -> Option<OwnedFd> {
+fn take_inherited(inherited: &mut Vec<Inherited>, endpoint: &Endpoint) -> Option<OwnedFd> {
     let configured = endpoint.configured();
     let index = inherited.iter().position(|socket| socket.address == configured)?;
     let socket = inherited.remove(index);

@@ -42,7 +42,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::pid_file::PidFile;
-use super::upgrade::{About, Handover, Heir, Offer, UpgradeError};
+use super::upgrade::{About, Handover, Offer, ReadySuccessor, UpgradeError};
 use super::{FileId, background, input, systemd, upgrade};
 
 /// The environment variable with the [`Predecessor`] of a new process.
@@ -129,7 +129,7 @@ pub async fn succeed(
     upgrade_sock: &Path,
     handover: Handover,
     window: Duration,
-) -> Result<Heir, UpgradeError> {
+) -> Result<ReadySuccessor, UpgradeError> {
     let offer = Offer::open(upgrade_sock)?.saying(launch.about.clone());
     let mut successor = Successor::start(launch, upgrade_sock)?;
     log::info!("upgrade: process {} is started from {}", successor.pid, launch.program.display());
@@ -143,9 +143,9 @@ pub async fn succeed(
         _ = successor.child.wait() => Err(UpgradeError::SuccessorEnded { pid: successor.pid }),
     };
     match served {
-        Ok(heir) => {
+        Ok(ready) => {
             successor.release();
-            Ok(heir)
+            Ok(ready)
         }
         Err(error) => Err(successor.end(error).await),
     }

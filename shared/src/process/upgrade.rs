@@ -104,7 +104,7 @@ pub type Hold = OwnedMutexGuard<()>;
 
 /// A new process that serves.
 #[derive(Debug)]
-pub struct Heir {
+pub struct ReadySuccessor {
     /// Its PID.
     pub pid: u32,
     /// The guard of the handover. It must be dropped only after this process has begun to drain, so that a waiting
@@ -113,9 +113,9 @@ pub struct Heir {
 }
 
 /// The connection of the new process to the old one, from receiving the sockets to serving on them. If it is dropped
-/// without [`ready`](Claim::ready), the old process continues as before.
+/// without [`ready`](PredecessorLink::ready), the old process continues as before.
 #[derive(Debug)]
-pub struct Claim {
+pub struct PredecessorLink {
     stream: UnixStream,
     old_pid: u32,
     state: String,
@@ -281,7 +281,7 @@ impl Offer {
         self,
         handover: impl Future<Output = io::Result<Handover>>,
         window: Duration,
-    ) -> Result<Heir, UpgradeError> {
+    ) -> Result<ReadySuccessor, UpgradeError> {
         let greeted = async {
             loop {
                 let (mut stream, _) = self.listener.accept().await?;
@@ -303,7 +303,7 @@ impl Offer {
         // it.
         drop(self);
         bounded(RESPONSE_TIME, async { Ok(stream.write_all(&Frame::Ack.encode()).await?) }).await?;
-        Ok(Heir { pid, hold })
+        Ok(ReadySuccessor { pid, hold })
     }
 }
 
@@ -395,7 +395,7 @@ impl Search {
     /// # Errors
     /// Fails if there is no offer or the handover fails. An offer of a process with another file does not end the
     /// search, because the right process might still appear.
-    pub fn take(&self, limit: Duration) -> Result<(Vec<Inherited>, Claim), UpgradeError> {
+    pub fn take(&self, limit: Duration) -> Result<(Vec<Inherited>, PredecessorLink), UpgradeError> {
         let deadline = Instant::now() + limit;
         let mut refused = None;
         let mut attempts: Vec<_> = self.paths.iter().map(|path| (path, Instant::now())).collect();
@@ -419,7 +419,7 @@ impl Search {
     }
 
     /// Receives the sockets that are offered at a path. `None` means that there is no offer.
-    fn take_at(&self, path: &Path) -> Result<Option<(Vec<Inherited>, Claim)>, UpgradeError> {
+    fn take_at(&self, path: &Path) -> Result<Option<(Vec<Inherited>, PredecessorLink)>, UpgradeError> {
         let Some(stream) = connect(path)? else { return Ok(None) };
         let credentials = getsockopt(&stream, PeerCredentials).map_err(io::Error::from)?;
         let trusted: Vec<Uid> = [Uid::effective()].into_iter().chain(self.user).collect();
@@ -477,7 +477,7 @@ pub(super) fn refuse(path: &Path, reason: &str) {
     }
 }
 
-impl Claim {
+impl PredecessorLink {
     /// Returns the PID of the old process.
     pub fn old_pid(&self) -> u32 {
         self.old_pid
@@ -541,7 +541,7 @@ fn take_from(
     mut stream: UnixStream,
     version: u16,
     (about, path): (&About, &Path),
-) -> Result<(Vec<Inherited>, Claim), UpgradeError> {
+) -> Result<(Vec<Inherited>, PredecessorLink), UpgradeError> {
     stream.set_read_timeout(Some(RESPONSE_TIME))?;
     stream.set_write_timeout(Some(RESPONSE_TIME))?;
     let hello = Frame::Hello { version, pid: std::process::id(), about: about.clone() };
@@ -565,7 +565,7 @@ fn take_from(
     };
     let fds = receive_fds(&stream, addresses.len())?;
     let inherited = addresses.into_iter().zip(fds).map(|(address, fd)| Inherited { address, fd });
-    Ok((inherited.collect(), Claim { stream, old_pid, state, old, path: path.to_owned() }))
+    Ok((inherited.collect(), PredecessorLink { stream, old_pid, state, old, path: path.to_owned() }))
 }
 
 fn receive_blocking(stream: &mut UnixStream) -> Result<Frame, UpgradeError> {
@@ -718,7 +718,7 @@ pub(super) fn take(
     path: &Path,
     user: Option<Uid>,
     limit: Duration,
-) -> Result<(Vec<Inherited>, Claim), UpgradeError> {
+) -> Result<(Vec<Inherited>, PredecessorLink), UpgradeError> {
     Search { paths: vec![path.to_owned()], user, about: About::default() }.take(limit)
 }
 
@@ -841,8 +841,8 @@ mod tests {
         let (old, sockets): (Vec<_>, Vec<_>) = listeners(103, name).into_iter().unzip();
         let serving = tokio::spawn(offer.serve(handover(sockets), SOON));
         let at = path.clone();
-        let (inherited, claim) = blocking(move || take(&at, None, SOON)).await.unwrap();
-        assert_eq!((claim.old_pid(), claim.state()), (std::process::id(), "drained"));
+        let (inherited, link) = blocking(move || take(&at, None, SOON)).await.unwrap();
+        assert_eq!((link.old_pid(), link.state()), (std::process::id(), "drained"));
         assert_eq!(inherited.len(), 103);
         for (index, (socket, old)) in inherited.into_iter().zip(old).enumerate() {
             assert_eq!(socket.address, name(index));
@@ -853,7 +853,7 @@ mod tests {
             TcpStream::connect(address).unwrap();
             listener.accept().unwrap();
         }
-        blocking(move || claim.ready()).await.unwrap();
+        blocking(move || link.ready()).await.unwrap();
         assert_eq!(serving.await.unwrap().unwrap().pid, std::process::id());
         assert!(!path.exists());
     }
@@ -863,8 +863,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("upgrade.sock");
         let at = path.clone();
-        let taking =
-            tokio::task::spawn_blocking(move || take(&at, None, SOON).map(|(_, claim)| claim.ready()));
+        let taking = tokio::task::spawn_blocking(move || take(&at, None, SOON).map(|(_, link)| link.ready()));
         let offer = Offer::open(&path).unwrap();
         offer.serve(handover(Vec::new()), SOON).await.unwrap();
         taking.await.unwrap().unwrap().unwrap();
@@ -886,8 +885,8 @@ mod tests {
         let fd = old.try_clone().unwrap().into();
         let sockets = vec![Inherited { address: "a".to_owned(), fd }];
         let serving = tokio::spawn(Offer::open(&path).unwrap().serve(handover(sockets), SOON));
-        let (_, claim) = blocking(move || take(&path, None, SOON)).await.unwrap();
-        blocking(move || claim.ready()).await.unwrap();
+        let (_, link) = blocking(move || take(&path, None, SOON)).await.unwrap();
+        blocking(move || link.ready()).await.unwrap();
         serving.await.unwrap().unwrap();
     }
 
@@ -907,8 +906,8 @@ mod tests {
         let serving = tokio::spawn(Offer::open(&path).unwrap().serve(handover(Vec::new()), SOON));
         drop(UnixStream::connect(&path).unwrap());
         UnixStream::connect(&path).unwrap().write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
-        let (_, claim) = blocking(move || take(&path, None, SOON)).await.unwrap();
-        blocking(move || claim.ready()).await.unwrap();
+        let (_, link) = blocking(move || take(&path, None, SOON)).await.unwrap();
+        blocking(move || link.ready()).await.unwrap();
         serving.await.unwrap().unwrap();
     }
 
@@ -962,11 +961,11 @@ mod tests {
         let path = dir.path().join("upgrade.sock");
         let serving = tokio::spawn(Offer::open(&path).unwrap().serve(handover(Vec::new()), SOON));
         let at = path.clone();
-        let (_, claim) = blocking(move || take(&at, None, SOON)).await.unwrap();
+        let (_, link) = blocking(move || take(&at, None, SOON)).await.unwrap();
         serving.abort();
         assert!(serving.await.unwrap_err().is_cancelled());
         assert!(!path.exists());
-        let refused = blocking(move || claim.ready()).await;
+        let refused = blocking(move || link.ready()).await;
         assert!(matches!(refused, Err(UpgradeError::NotAcknowledged { .. })));
     }
 
