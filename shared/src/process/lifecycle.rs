@@ -250,7 +250,7 @@ impl Lifecycle {
                 vec![Action::Ignore("an upgrade is already in progress")]
             }
             (_, Event::Quit | Event::Upgrade) => vec![Action::Ignore("already shutting down")],
-            (State::HandingOver | State::Upgrading, Event::NewProcessReady) => self.succeed(now),
+            (State::HandingOver | State::Upgrading, Event::NewProcessReady) => self.hand_over(now),
             (State::HandingOver | State::Upgrading, Event::HandoverFailed) => {
                 self.state = State::Serving;
                 Vec::new()
@@ -285,7 +285,7 @@ impl Lifecycle {
         vec![Action::Enter(phase), Action::Close(Class::Traffic)]
     }
 
-    fn succeed(&mut self, now: Instant) -> Vec<Action> {
+    fn hand_over(&mut self, now: Instant) -> Vec<Action> {
         // Half of a short drain, so that a drain never times out only because of idle connections.
         let idle = IDLE.min(self.timing.drain / 2);
         let mut actions = vec![Action::LeaveFiles];
@@ -615,9 +615,13 @@ impl Signals {
     fn carry_out(&self, actions: Vec<Action>, work: &mut Work, mut asker: Option<Asker>) -> bool {
         for action in actions {
             match action {
-                Action::OpenOffer => work.handover = Some(self.hand_over()),
+                Action::OpenOffer => work.handover = Some(self.offer_sockets()),
                 Action::StartSuccessor => {
-                    *work = Work { handover: Some(self.succeed()), asker: asker.take(), ..Work::default() };
+                    *work = Work {
+                        handover: Some(self.start_successor()),
+                        asker: asker.take(),
+                        ..Work::default()
+                    };
                 }
                 Action::WithdrawOffer => work.give_up(),
                 Action::Ignore(reason) => ignore(reason, asker.take()),
@@ -691,7 +695,7 @@ impl Signals {
         }
     }
 
-    fn hand_over(&self) -> PendingHandover {
+    fn offer_sockets(&self) -> PendingHandover {
         let ((path, window, handover), about) = (self.offered(), self.parts.launch.about());
         Box::pin(async move {
             let offer = Offer::open(&path)?.saying(about);
@@ -700,11 +704,11 @@ impl Signals {
         })
     }
 
-    fn succeed(&self) -> PendingHandover {
+    fn start_successor(&self) -> PendingHandover {
         let ((path, window, handover), launch) = (self.offered(), self.parts.launch.clone());
         Box::pin(async move {
             let handover = timeout(window, handover).await.map_err(|_| UpgradeError::Busy(window))??;
-            successor::succeed(&launch, &path, handover, window).await
+            successor::start_and_hand_over(&launch, &path, handover, window).await
         })
     }
 

@@ -1,6 +1,6 @@
 //! The new process that an upgrade starts, until it serves.
 //!
-//! [`succeed`] carries out one upgrade: it opens the [offer](Offer), runs the executable once more, and waits until the
+//! [`start_and_hand_over`] carries out one upgrade: it opens the [offer](Offer), runs the executable once more, and waits until the
 //! new process serves or has failed. After any failure it ends the new process, waits for its end and withdraws the
 //! offer, so that nothing remains of the attempt.
 //!
@@ -124,7 +124,7 @@ pub fn hindrance(pid: u32) -> Option<&'static str> {
 ///
 /// # Errors
 /// Fails if the new process does not serve in time. This process is unchanged, and the new process has ended.
-pub async fn succeed(
+pub async fn start_and_hand_over(
     launch: &Launch,
     upgrade_sock: &Path,
     handover: Handover,
@@ -479,7 +479,8 @@ mod tests {
             predecessor.tell("the file is wrong");
         });
         let launch = Launch::script("exec sleep 60", false);
-        let failed = succeed(&launch, &sock, Handover::of(Vec::new()).await, END).await.unwrap_err();
+        let failed =
+            start_and_hand_over(&launch, &sock, Handover::of(Vec::new()).await, END).await.unwrap_err();
         telling.await.unwrap();
         assert!(failed.to_string().ends_with("the file is wrong"), "{failed}");
     }
@@ -494,10 +495,11 @@ mod tests {
     async fn the_error_names_a_program_that_cannot_be_started() {
         let dir = tempfile::tempdir().unwrap();
         let launch = Launch { program: "/no/such/program".into(), ..Launch::script("", false) };
-        let failed = succeed(&launch, &dir.path().join("sock"), Handover::of(Vec::new()).await, END)
-            .await
-            .unwrap_err()
-            .to_string();
+        let failed =
+            start_and_hand_over(&launch, &dir.path().join("sock"), Handover::of(Vec::new()).await, END)
+                .await
+                .unwrap_err()
+                .to_string();
         assert!(failed.contains("cannot start /no/such/program"), "{failed}");
         assert!(!dir.path().join("sock").exists());
     }
@@ -508,8 +510,10 @@ mod tests {
         let gone = dir.path().join("gone");
         let launch = Launch { directory: Some(gone.clone()), ..Launch::script("", false) };
         let sock = dir.path().join("sock");
-        let failed =
-            succeed(&launch, &sock, Handover::of(Vec::new()).await, END).await.unwrap_err().to_string();
+        let failed = start_and_hand_over(&launch, &sock, Handover::of(Vec::new()).await, END)
+            .await
+            .unwrap_err()
+            .to_string();
         assert!(failed.contains(&format!("cannot enter {}", gone.display())), "{failed}");
     }
 
@@ -547,9 +551,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let script = "i=0; while [ $i -lt 2000 ]; do echo line $i >&2; i=$((i+1)); done; exit 3";
         let launch = Launch::script(script, true);
-        let failed = succeed(&launch, &dir.path().join("sock"), Handover::of(Vec::new()).await, END * 3)
-            .await
-            .unwrap_err();
+        let failed =
+            start_and_hand_over(&launch, &dir.path().join("sock"), Handover::of(Vec::new()).await, END * 3)
+                .await
+                .unwrap_err();
         let UpgradeError::SuccessorFailed { how, reason, .. } = failed else { panic!("{failed}") };
         assert_eq!(how, "ended with exit code 3");
         assert!(reason.len() <= SAID && reason.ends_with("line 1999"), "{reason}");
