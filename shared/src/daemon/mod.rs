@@ -41,7 +41,9 @@ use crate::process::logging::{self, ErrorLog, LogError, Logging, Verbosity};
 use crate::process::pid_file::{PidFile, PidFileError, Prepared};
 use crate::process::privileges::{self, Identity, PrivilegeError};
 use crate::process::runtime::DirectoryError;
-use crate::process::sockets::{self, Class, Endpoint, Handed, Inherited, ListenError, ListenSpec, Sockets};
+use crate::process::sockets::{
+    self, Class, Endpoint, Handed, InheritedSocket, ListenError, ListenSpec, Sockets,
+};
 use crate::process::successor::{Launch, Predecessor, Started};
 use crate::process::systemd::Supervisor;
 use crate::process::upgrade::{
@@ -221,7 +223,7 @@ fn start(plan: &Plan, how: Start<'_>, outset: Outset, extra: Box<Extra<'_>>) -> 
     let opened = logs.open(&plan.access_log, outset.identity.as_ref()).map_err(StartError::AccessLog)?;
     let held = Held::acquire(plan, &how, outset)?;
     let server = Server::new_with_opt_and_conf(None, server_conf(plan));
-    let inherited = |link: &PredecessorLink| operator::inherited(plan, &held.verbosity, link.state());
+    let inherited = |link: &PredecessorLink| operator::restore(plan, &held.verbosity, link.state());
     let inherited = held.link.as_ref().map(inherited).unwrap_or_default();
     let (provenance, warnings, purpose) = (how.provenance, how.warnings, how.purpose.clone());
     let origin = Origin { provenance, warnings, purpose, inherited };
@@ -397,7 +399,7 @@ fn search(plan: &Plan, identity: Option<&Identity>, predecessor: Option<&Predece
 fn take_files(
     plan: &Plan,
     identity: Option<&Identity>,
-    inherited: Vec<Inherited>,
+    inherited: Vec<InheritedSocket>,
     link: Option<&PredecessorLink>,
 ) -> Result<(Option<PidFile>, Option<Prepared>, Sockets), StartError> {
     // Not before the link: without it the directory belongs to a process that goes on.
@@ -487,7 +489,7 @@ pub fn endpoints(plan: &Plan) -> Vec<ListenSpec> {
 }
 
 /// The control socket; none when nobody named it and another daemon has it: two of them may run beside each other.
-fn control_spec(plan: &Plan, inherited: &[Inherited]) -> Option<ListenSpec> {
+fn control_spec(plan: &Plan, inherited: &[InheritedSocket]) -> Option<ListenSpec> {
     let path = &plan.control.socket;
     let address = path.to_string_lossy();
     let is_inherited = inherited.iter().any(|socket| socket.address == address);

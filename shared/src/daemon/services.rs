@@ -32,7 +32,7 @@ use crate::config::{Plan, Problems};
 use crate::events::{self, Events};
 use crate::explain::{Conditions, ExplainSource};
 use crate::http_message::FILE_HEADER;
-use crate::operator::{self, Inherited, Operator, OperatorService, Provenance};
+use crate::operator::{self, Operator, OperatorService, Provenance, RestoredState};
 use crate::process::lifecycle::{Timing, Timings};
 use crate::process::logging::Verbosity;
 use crate::process::upgrade::Hold;
@@ -51,7 +51,7 @@ pub(super) struct Origin {
     /// What the author of the file should look at.
     pub(super) warnings: Problems,
     /// What is known from the process before.
-    pub(super) inherited: Inherited,
+    pub(super) inherited: RestoredState,
 }
 
 /// The three services and what they share.
@@ -108,7 +108,7 @@ impl Services {
         held: &Held,
     ) -> Result<Self, StartError> {
         let Origin { provenance, warnings, purpose, inherited } = origin;
-        let Inherited { runtime, times, ready: wanted, events } = inherited;
+        let RestoredState { runtime, times, ready: wanted, events } = inherited;
         let events = Events::continued(events, std::process::id());
         let written = plan.clone();
         let plan = &runtime.applied_to(plan);

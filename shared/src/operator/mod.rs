@@ -113,7 +113,7 @@ struct HandoverState {
 
 /// What this process has from the one before it.
 #[derive(Default)]
-pub struct Inherited {
+pub struct RestoredState {
     /// What operators changed, of the backends that there still are.
     pub runtime: Runtime,
     /// When.
@@ -243,7 +243,7 @@ impl BackgroundService for OperatorService {
 
 /// What this process has from the one before it, by its [state](Operator::handover_state): of the changed backends, those that `plan`
 /// has a place for. The log level is changed here and now.
-pub fn inherited(plan: &Plan, verbosity: &Verbosity, state: &str) -> Inherited {
+pub fn restore(plan: &Plan, verbosity: &Verbosity, state: &str) -> RestoredState {
     let state = serde_json::from_str(state).unwrap_or_else(|error| {
         log::error!(
             "upgrade: what operators have changed is lost, the program before says it otherwise: {error}"
@@ -259,7 +259,7 @@ pub fn inherited(plan: &Plan, verbosity: &Verbosity, state: &str) -> Inherited {
     let (kept, lost) = runtime.rebased(plan);
     lost.iter().for_each(|line| log::warn!("upgrade: no longer, since the file has changed: {line}"));
     let events = events.into_iter().filter_map(|event| serde_json::from_value(event).ok()).collect();
-    Inherited { runtime: kept, times, ready, events }
+    RestoredState { runtime: kept, times, ready, events }
 }
 
 const ENDING: &str =

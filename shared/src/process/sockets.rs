@@ -21,7 +21,7 @@
 //!
 //! # Socket files
 //!
-//! The file of a Unix socket outlives the socket. Files that we bound are removed with [`Sockets`]. Inherited files are
+//! The file of a Unix socket outlives the socket. Files that we bound are removed with [`Sockets`]. InheritedSocket files are
 //! removed only after the old process has gone ([`Sockets::own_files`]). Files that we have handed over are never
 //! removed ([`Sockets::keep_files`]).
 
@@ -119,7 +119,7 @@ pub struct Moved {
 
 /// A listening socket on its way from the old process to the new one.
 #[derive(Debug)]
-pub struct Inherited {
+pub struct InheritedSocket {
     /// The address as written in the configuration of the process that bound it. If the port was 0 there, it is 0 here.
     pub address: String,
     /// The listening socket.
@@ -307,7 +307,7 @@ impl Sockets {
 
     /// Takes inherited sockets by their configured addresses, binds the others, and closes inherited sockets that no
     /// spec names.
-    pub fn adopt(mut inherited: Vec<Inherited>, specs: &[ListenSpec]) -> Result<Self, ListenError> {
+    pub fn adopt(mut inherited: Vec<InheritedSocket>, specs: &[ListenSpec]) -> Result<Self, ListenError> {
         let (mut open, mut files, mut addresses) = (Vec::new(), Files::default(), Vec::new());
         let mut clashes = Vec::new();
         let claimed: Vec<_> =
@@ -486,10 +486,10 @@ impl Sockets {
     }
 
     /// Returns copies of the open sockets, for a new process.
-    pub fn to_hand_over(&self) -> io::Result<Vec<Inherited>> {
+    pub fn to_hand_over(&self) -> io::Result<Vec<InheritedSocket>> {
         let copy = |listening: &Listening| {
             let fd = listening.fd.try_clone()?;
-            Ok(Inherited { address: listening.configured.clone(), fd })
+            Ok(InheritedSocket { address: listening.configured.clone(), fd })
         };
         lock(&self.open).iter().map(copy).collect()
     }
@@ -551,7 +551,7 @@ impl Moves {
     fn bind(
         &mut self,
         spec: &ListenSpec,
-        inherited: &[Inherited],
+        inherited: &[InheritedSocket],
         files: &mut Vec<SocketFile>,
     ) -> Result<OwnedFd, ListenError> {
         let old = overlapping(inherited, &spec.endpoint);
@@ -770,7 +770,7 @@ const TCP_REMEDY: &str = "ports below 1024 need root or the capability CAP_NET_B
 const MOVE_REMEDY: &str = "ports below 1024 need root or the capability CAP_NET_BIND_SERVICE, which this process does not have: stop the daemon, then start it with the new file";
 const UNIX_REMEDY: &str = "the directory must be writable for this user";
 
-fn take_inherited(inherited: &mut Vec<Inherited>, endpoint: &Endpoint) -> Option<OwnedFd> {
+fn take_inherited(inherited: &mut Vec<InheritedSocket>, endpoint: &Endpoint) -> Option<OwnedFd> {
     let configured = endpoint.configured();
     let index = inherited.iter().position(|socket| socket.address == configured)?;
     let socket = inherited.remove(index);
@@ -786,7 +786,7 @@ fn check_listening(fd: &OwnedFd, address: &str) -> Result<(), ListenError> {
     }
 }
 
-fn unclaimed_file(socket: &Inherited) -> Option<SocketFile> {
+fn unclaimed_file(socket: &InheritedSocket) -> Option<SocketFile> {
     log::info!("listener {}: closed, because the configuration no longer has it", socket.address);
     let is_file = socket.address.parse::<SocketAddr>().is_err();
     is_file.then(|| SocketFile::at(Path::new(&socket.address))).flatten()
@@ -820,9 +820,9 @@ fn bind_tcp(address: SocketAddr) -> io::Result<Socket> {
 }
 
 /// Copies the inherited sockets whose addresses overlap with this endpoint.
-fn overlapping(inherited: &[Inherited], endpoint: &Endpoint) -> Vec<Moved> {
+fn overlapping(inherited: &[InheritedSocket], endpoint: &Endpoint) -> Vec<Moved> {
     let Endpoint::Tcp(to) = *endpoint else { return Vec::new() };
-    let moved = |socket: &Inherited| {
+    let moved = |socket: &InheritedSocket| {
         let from = socket.address.parse().ok().filter(|from| moves::overlap(*from, to))?;
         Some(Moved { from, to, fd: socket.fd.try_clone().ok()? })
     };
@@ -1071,7 +1071,7 @@ mod tests {
     #[test]
     fn an_inherited_descriptor_that_does_not_listen_is_an_error() {
         let (stream, _peer) = UnixStream::pair().unwrap();
-        let inherited = vec![Inherited { address: "127.0.0.1:0".to_owned(), fd: stream.into() }];
+        let inherited = vec![InheritedSocket { address: "127.0.0.1:0".to_owned(), fd: stream.into() }];
         assert!(matches!(Sockets::adopt(inherited, &[any_port()]), Err(ListenError::NotListening { .. })));
     }
 

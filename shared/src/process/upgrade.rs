@@ -52,7 +52,7 @@ use tokio::time::timeout;
 
 use super::create_private_dir;
 use super::files::check_creatable;
-use super::sockets::{Inherited, ListenError, SocketFile, clear_stale_socket};
+use super::sockets::{InheritedSocket, ListenError, SocketFile, clear_stale_socket};
 use crate::words::count_of;
 
 /// The lifetime of an offer, and the time limit for a new process from its connection until it serves.
@@ -92,7 +92,7 @@ pub struct Offer {
 #[derive(Debug)]
 pub struct Handover {
     /// The listening sockets.
-    pub sockets: Vec<Inherited>,
+    pub sockets: Vec<InheritedSocket>,
     /// The run-time state, as text that this module does not interpret.
     pub state: String,
     /// The guard that blocks changes of the sockets and of the state.
@@ -340,7 +340,7 @@ async fn greet(
 
 async fn send(
     stream: &mut tokio::net::UnixStream,
-    sockets: &[Inherited],
+    sockets: &[InheritedSocket],
     state: String,
 ) -> Result<(), UpgradeError> {
     let addresses = sockets.iter().map(|socket| socket.address.clone()).collect();
@@ -395,7 +395,7 @@ impl Search {
     /// # Errors
     /// Fails if there is no offer or the handover fails. An offer of a process with another file does not end the
     /// search, because the right process might still appear.
-    pub fn take(&self, limit: Duration) -> Result<(Vec<Inherited>, PredecessorLink), UpgradeError> {
+    pub fn take(&self, limit: Duration) -> Result<(Vec<InheritedSocket>, PredecessorLink), UpgradeError> {
         let deadline = Instant::now() + limit;
         let mut refused = None;
         let mut attempts: Vec<_> = self.paths.iter().map(|path| (path, Instant::now())).collect();
@@ -419,7 +419,7 @@ impl Search {
     }
 
     /// Receives the sockets that are offered at a path. `None` means that there is no offer.
-    fn take_at(&self, path: &Path) -> Result<Option<(Vec<Inherited>, PredecessorLink)>, UpgradeError> {
+    fn take_at(&self, path: &Path) -> Result<Option<(Vec<InheritedSocket>, PredecessorLink)>, UpgradeError> {
         let Some(stream) = connect(path)? else { return Ok(None) };
         let credentials = getsockopt(&stream, PeerCredentials).map_err(io::Error::from)?;
         let trusted: Vec<Uid> = [Uid::effective()].into_iter().chain(self.user).collect();
@@ -541,7 +541,7 @@ fn take_from(
     mut stream: UnixStream,
     version: u16,
     (about, path): (&About, &Path),
-) -> Result<(Vec<Inherited>, PredecessorLink), UpgradeError> {
+) -> Result<(Vec<InheritedSocket>, PredecessorLink), UpgradeError> {
     stream.set_read_timeout(Some(RESPONSE_TIME))?;
     stream.set_write_timeout(Some(RESPONSE_TIME))?;
     let hello = Frame::Hello { version, pid: std::process::id(), about: about.clone() };
@@ -564,7 +564,7 @@ fn take_from(
         return Err(UpgradeError::Protocol("expected State"));
     };
     let fds = receive_fds(&stream, addresses.len())?;
-    let inherited = addresses.into_iter().zip(fds).map(|(address, fd)| Inherited { address, fd });
+    let inherited = addresses.into_iter().zip(fds).map(|(address, fd)| InheritedSocket { address, fd });
     Ok((inherited.collect(), PredecessorLink { stream, old_pid, state, old, path: path.to_owned() }))
 }
 
@@ -718,14 +718,14 @@ pub(super) fn take(
     path: &Path,
     user: Option<Uid>,
     limit: Duration,
-) -> Result<(Vec<Inherited>, PredecessorLink), UpgradeError> {
+) -> Result<(Vec<InheritedSocket>, PredecessorLink), UpgradeError> {
     Search { paths: vec![path.to_owned()], user, about: About::default() }.take(limit)
 }
 
 #[cfg(test)]
 impl Handover {
     /// Creates a handover without run-time state.
-    pub(super) async fn of(sockets: Vec<Inherited>) -> Self {
+    pub(super) async fn of(sockets: Vec<InheritedSocket>) -> Self {
         let hold = std::sync::Arc::<tokio::sync::Mutex<()>>::default().lock_owned().await;
         Self { sockets, state: String::new(), hold }
     }
@@ -749,16 +749,16 @@ mod tests {
     }
 
     /// Creates listeners on ports that the system chooses, with the addresses that `name` returns.
-    fn listeners(count: usize, name: impl Fn(usize) -> String) -> Vec<(TcpListener, Inherited)> {
+    fn listeners(count: usize, name: impl Fn(usize) -> String) -> Vec<(TcpListener, InheritedSocket)> {
         let listener = |index| {
             let listener = TcpListener::bind("127.0.0.1:0").unwrap();
             let fd = listener.try_clone().unwrap().into();
-            (listener, Inherited { address: name(index), fd })
+            (listener, InheritedSocket { address: name(index), fd })
         };
         (0..count).map(listener).collect()
     }
 
-    async fn handover(sockets: Vec<Inherited>) -> io::Result<Handover> {
+    async fn handover(sockets: Vec<InheritedSocket>) -> io::Result<Handover> {
         Ok(Handover { state: "drained".to_owned(), ..Handover::of(sockets).await })
     }
 
@@ -883,7 +883,7 @@ mod tests {
         let old = old.pop().unwrap();
         TcpStream::connect(old.local_addr().unwrap()).unwrap();
         let fd = old.try_clone().unwrap().into();
-        let sockets = vec![Inherited { address: "a".to_owned(), fd }];
+        let sockets = vec![InheritedSocket { address: "a".to_owned(), fd }];
         let serving = tokio::spawn(Offer::open(&path).unwrap().serve(handover(sockets), SOON));
         let (_, link) = blocking(move || take(&path, None, SOON)).await.unwrap();
         blocking(move || link.ready()).await.unwrap();
