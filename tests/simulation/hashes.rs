@@ -28,12 +28,12 @@ fn keys_move_only_from_the_backend_that_is_down() {
     const KEYS: usize = 20_000;
     for (policy, factor) in [(Algorithm::ConsistentHash, 1.4), (Algorithm::Maglev, 1.15)] {
         for backends in [5, 10, 100] {
-            let (pool, registry, down, hands) =
+            let (pool, registry, down, clock) =
                 pool(&Scenario::even(backends, 0.5).policy(policy).settings, 1);
-            let before = owners(&pool, hands.now(), KEYS);
+            let before = owners(&pool, clock.now(), KEYS);
             down.set([address(3)]);
             probe(&registry);
-            let during = owners(&pool, hands.now(), KEYS);
+            let during = owners(&pool, clock.now(), KEYS);
             let moved: Vec<_> = (0..KEYS).filter(|index| before[*index] != during[*index]).collect();
             assert!(
                 moved.iter().all(|index| before[*index] == 3 && during[*index] != 3),
@@ -46,7 +46,7 @@ fn keys_move_only_from_the_backend_that_is_down() {
             assert!(heir * 2 < moved.len(), "{policy:?} of {backends}: one gets {heir} of {}", moved.len());
             down.set([]);
             probe(&registry);
-            assert_eq!(owners(&pool, hands.now(), KEYS), before, "{policy:?} of {backends}");
+            assert_eq!(owners(&pool, clock.now(), KEYS), before, "{policy:?} of {backends}");
         }
     }
 }
@@ -63,10 +63,10 @@ fn keys_of_the_others_hardly_move_when_a_backend_leaves_the_configuration() {
             let mut fewer = all.clone();
             let gone = fewer.backends.remove(backends - 1).address;
             assert_eq!(gone, address(backends - 1));
-            let (all, .., hands) = pool(&all, 1);
-            let before = owners(&all, hands.now(), KEYS);
-            let (fewer, .., hands) = pool(&fewer, 1);
-            let after = owners(&fewer, hands.now(), KEYS);
+            let (all, .., clock) = pool(&all, 1);
+            let before = owners(&all, clock.now(), KEYS);
+            let (fewer, .., clock) = pool(&fewer, 1);
+            let after = owners(&fewer, clock.now(), KEYS);
             let moved = (0..KEYS).filter(|i| before[*i] != backends - 1 && before[*i] != after[*i]).count();
             let share = moved as f64 / KEYS as f64;
             assert!(share <= others, "{policy:?} of {backends}: {share} of the keys of the others moved");

@@ -53,7 +53,7 @@ use announce::{Announce, Announcement};
 use gate::Gate;
 use logs::AccessLogs;
 use moving::Moving;
-use operations::Hands;
+use operations::DaemonControl;
 pub use pools::{Checked, Pools};
 pub use running::{Running, Staged};
 pub use services::Services;
@@ -601,7 +601,7 @@ fn control(
     let (path, upgrades, stops) = (plan.control.socket.clone(), signals.upgrades(), signals.stops());
     before::sweep(&path);
     let aside = Aside::new(before::socket_of(&path, std::process::id()), signals.outcome());
-    let hands = Hands {
+    let control = DaemonControl {
         operator,
         status,
         verbosity,
@@ -613,7 +613,7 @@ fn control(
         socket: path,
         earlier,
     };
-    Some(ControlService::new(socket, Arc::new(hands), signals.shutdown(Class::Admin)).or_aside(aside))
+    Some(ControlService::new(socket, Arc::new(control), signals.shutdown(Class::Admin)).or_aside(aside))
 }
 
 /// Where the process before this one answers once it has handed over, if that is not beside this one's control socket. A version

@@ -16,7 +16,7 @@ use crate::process::logging::{LogFilter, Verbosity};
 use crate::status::StatusSource;
 
 /// Who does what.
-pub(super) struct Hands {
+pub(super) struct DaemonControl {
     pub(super) operator: Operator,
     pub(super) status: Arc<StatusSource>,
     pub(super) verbosity: Verbosity,
@@ -34,7 +34,7 @@ pub(super) struct Hands {
 }
 
 #[async_trait]
-impl Operations for Hands {
+impl Operations for DaemonControl {
     async fn reload(&self, reload: Reload) -> Verdict {
         self.operator.reload(reload).await
     }
