@@ -41,10 +41,10 @@
 //! - [`client`] is the other side, for the verbs of the command line.
 
 pub mod api;
-pub mod before;
 pub mod client;
 pub mod farewell;
 pub mod find;
+pub mod predecessors;
 pub mod server;
 
 use std::net::SocketAddr;
@@ -57,7 +57,7 @@ use nix::unistd::Uid;
 pub use api::Call;
 pub use client::Client;
 pub use farewell::{Farewell, Farewells};
-pub use server::{Aside, ControlService};
+pub use server::{ControlService, DrainingSocket};
 
 use crate::events::Events;
 use crate::operator::{Order, Reload, Verdict};

@@ -35,11 +35,11 @@ use crate::process::sockets::SocketFile;
 pub struct ControlService {
     socket: Mutex<Option<OwnedFd>>,
     control: Arc<Control>,
-    aside: Option<Aside>,
+    draining_socket: Option<DrainingSocket>,
 }
 
 /// Where a process answers that has handed over its control socket, for as long as it works on requests.
-pub struct Aside {
+pub struct DrainingSocket {
     path: PathBuf,
     outcome: Outcome,
 }
@@ -90,13 +90,13 @@ impl ControlService {
     /// A service that listens on `socket` until `closes` turns true.
     pub fn new(socket: OwnedFd, operations: Arc<dyn Operations>, closes: watch::Receiver<bool>) -> Self {
         let control = Arc::new(Control::new(operations, closes, ARRIVAL));
-        Self { socket: Mutex::new(Some(socket)), control, aside: None }
+        Self { socket: Mutex::new(Some(socket)), control, draining_socket: None }
     }
 
     /// The same, and it goes on there when another process has the socket.
     #[must_use]
-    pub fn or_aside(self, aside: Aside) -> Self {
-        Self { aside: Some(aside), ..self }
+    pub fn with_draining_socket(self, draining_socket: DrainingSocket) -> Self {
+        Self { draining_socket: Some(draining_socket), ..self }
     }
 
     async fn run(&self) -> io::Result<()> {
@@ -105,7 +105,7 @@ impl ControlService {
         let mut requests = JoinSet::new();
         accept(StdListener::from(socket), &self.control, &mut requests).await?;
         // The file is removed when the process ends, and this with it.
-        if let Some((listener, _file)) = self.aside.as_ref().and_then(Aside::open) {
+        if let Some((listener, _file)) = self.draining_socket.as_ref().and_then(DrainingSocket::open) {
             let (_never, closes) = watch::channel(false);
             let Control { operations, arrival, .. } = &*self.control;
             let control = Arc::new(Control::new(operations.clone(), closes, *arrival));
@@ -148,7 +148,7 @@ async fn accept(listener: StdListener, control: &Arc<Control>, requests: &mut Jo
     Ok(())
 }
 
-impl Aside {
+impl DrainingSocket {
     /// At `path`, once `outcome` says that the process has handed over.
     pub fn new(path: PathBuf, outcome: Outcome) -> Self {
         Self { path, outcome }

@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, watch};
 use super::moving::Moving;
 use crate::events::{About, Events, Kind};
 use crate::process::background::Announcer;
-use crate::process::lifecycle::{Outset, Signals};
+use crate::process::lifecycle::{Signals, StartDecision};
 use crate::process::logging::ErrorLog;
 use crate::process::pid_file::{PidFile, Prepared};
 use crate::process::sockets::Sockets;
@@ -27,7 +27,7 @@ pub(super) struct Announce {
     readiness: Readiness,
     installed: watch::Receiver<bool>,
     failures: mpsc::UnboundedSender<String>,
-    outset: Outset,
+    decision: StartDecision,
     once: Mutex<Option<Announcement>>,
 }
 
@@ -63,7 +63,7 @@ impl Announce {
             readiness,
             installed: signals.installed(),
             failures: signals.failures(),
-            outset: signals.outset(),
+            decision: signals.start_decision(),
             once: Mutex::new(Some(once)),
         }
     }
@@ -91,7 +91,7 @@ impl Announce {
     pub(super) fn refuse(&self, problem: &str) {
         let once = self.once.lock().take();
         let Some(once) = once else { return };
-        if self.outset.decide() {
+        if self.decision.decide() {
             let error_log = once.error_log.clone();
             // First, or the old one would only see that this one has ended.
             once.refuse(problem);
@@ -117,7 +117,7 @@ impl Announce {
         let installed = self.installed.clone().wait_for(|installed| *installed).await.is_ok();
         let once = self.once.lock().take();
         let Some(once) = once.filter(|_| installed) else { return false };
-        if !self.outset.decide() {
+        if !self.decision.decide() {
             once.give_up();
             return false;
         }

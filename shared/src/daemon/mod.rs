@@ -27,7 +27,7 @@ use pingora::services::ServiceHandle;
 use pingora::services::background::{GenBackgroundService, background_service};
 
 use crate::config::{self, Plan, Problems};
-use crate::control::{Aside, ControlService, Farewells, before};
+use crate::control::{ControlService, DrainingSocket, Farewells, predecessors};
 use crate::events::{About, Events, Kind};
 use crate::operator::{self, ConfigFile, Provenance};
 use crate::places::Missing;
@@ -135,7 +135,7 @@ pub enum Purpose {
 }
 
 /// What a start has at hand before it acquires anything.
-struct Outset {
+struct StartContext {
     announcer: Announcer,
     error_log: Option<Arc<ErrorLog>>,
     verbosity: Verbosity,
@@ -187,7 +187,7 @@ pub fn serve(plan: &Plan, how: Start<'_>, extra: Box<Extra<'_>>) -> Result<u8, S
     // The last lines are written before anything else is, and before the process ends.
     let Logging { error_log, verbosity, guard: _guard } = logging;
     let error_log = error_log.map(Arc::new);
-    let outset = Outset {
+    let context = StartContext {
         announcer,
         error_log: error_log.clone(),
         verbosity,
@@ -195,7 +195,7 @@ pub fn serve(plan: &Plan, how: Start<'_>, extra: Box<Extra<'_>>) -> Result<u8, S
         is_relative: how.provenance.file().is_some_and(ConfigFile::is_relative),
         predecessor: how.predecessor.clone(),
     };
-    let started = start(plan, how, outset, extra);
+    let started = start(plan, how, context, extra);
     if let (Err(error), Some(error_log)) = (&started, &error_log) {
         // For the log; the caller tells the person who waits at the terminal.
         log::error!("{error}");
@@ -214,14 +214,19 @@ fn warn_without_log() {
     });
 }
 
-fn start(plan: &Plan, how: Start<'_>, outset: Outset, extra: Box<Extra<'_>>) -> Result<u8, StartError> {
+fn start(
+    plan: &Plan,
+    how: Start<'_>,
+    context: StartContext,
+    extra: Box<Extra<'_>>,
+) -> Result<u8, StartError> {
     for line in config::lines(&how.warnings) {
         log::warn!("{line}");
     }
     let logs = AccessLogs::without(how.silent);
     // Whatever the start fails at later, it leaves no file that the daemon could not open.
-    let opened = logs.open(&plan.access_log, outset.identity.as_ref()).map_err(StartError::AccessLog)?;
-    let held = Held::acquire(plan, &how, outset)?;
+    let opened = logs.open(&plan.access_log, context.identity.as_ref()).map_err(StartError::AccessLog)?;
+    let held = Held::acquire(plan, &how, context)?;
     let server = Server::new_with_opt_and_conf(None, server_conf(plan));
     let inherited = |link: &PredecessorLink| operator::restore(plan, &held.verbosity, link.state());
     let inherited = held.link.as_ref().map(inherited).unwrap_or_default();
@@ -255,7 +260,7 @@ fn run(
     let (events, takes_over) = (services.operator.events().clone(), held.link.is_some());
     let verbosity = held.verbosity.clone();
     let serves = services.purpose.on(plan);
-    let earlier = earlier_aside(plan, held.link.as_ref());
+    let earlier = earlier_draining_socket(plan, held.link.as_ref());
     let begun = (services.hold.take(), std::mem::take(&mut services.moving));
     let announcement = held.announcement(plan, serves, events, begun);
     let announce = Arc::new(Announce::new(services.readiness.clone(), &signals, announcement));
@@ -297,8 +302,8 @@ impl Purpose {
 // === impl Held ===
 
 impl Held {
-    fn acquire(plan: &Plan, how: &Start<'_>, outset: Outset) -> Result<Self, StartError> {
-        let Outset { announcer, error_log, verbosity, identity, is_relative, predecessor } = outset;
+    fn acquire(plan: &Plan, how: &Start<'_>, context: StartContext) -> Result<Self, StartError> {
+        let StartContext { announcer, error_log, verbosity, identity, is_relative, predecessor } = context;
         let (server, mode) = (&plan.server, how.mode);
         let early = Early::expect().map_err(StartError::Signals)?;
         let launch = Launch::of_this_process(&Started {
@@ -599,8 +604,9 @@ fn control(
     let (operator, status) = (services.operator.clone(), services.status.clone());
     let (explain, secret) = (services.explain.clone(), services.secret.clone());
     let (path, upgrades, stops) = (plan.control.socket.clone(), signals.upgrades(), signals.stops());
-    before::sweep(&path);
-    let aside = Aside::new(before::socket_of(&path, std::process::id()), signals.outcome());
+    predecessors::sweep(&path);
+    let draining_socket =
+        DrainingSocket::new(predecessors::socket_of(&path, std::process::id()), signals.outcome());
     let control = DaemonControl {
         operator,
         status,
@@ -613,17 +619,20 @@ fn control(
         socket: path,
         earlier,
     };
-    Some(ControlService::new(socket, Arc::new(control), signals.shutdown(Class::Admin)).or_aside(aside))
+    Some(
+        ControlService::new(socket, Arc::new(control), signals.shutdown(Class::Admin))
+            .with_draining_socket(draining_socket),
+    )
 }
 
 /// Where the process before this one answers once it has handed over, if that is not beside this one's control socket. A version
 /// before this one says nothing of its socket and has the common name.
-fn earlier_aside(plan: &Plan, link: Option<&PredecessorLink>) -> Option<PathBuf> {
+fn earlier_draining_socket(plan: &Plan, link: Option<&PredecessorLink>) -> Option<PathBuf> {
     let link = link?;
     let old = link.old();
     let common = || (!old.is_said).then(|| plan.server.runtime.common().control_socket());
     let control = old.control.clone().or_else(common)?;
-    (control != plan.control.socket).then(|| before::socket_of(&control, link.old_pid()))
+    (control != plan.control.socket).then(|| predecessors::socket_of(&control, link.old_pid()))
 }
 
 /// What comes before what.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use crate::control::{Farewells, Operations, before};
+use crate::control::{Farewells, Operations, predecessors};
 use crate::events::{About, Events, Kind};
 use crate::explain::{ExplainSource, Request};
 use crate::operator::{Operator, Order, Reload, Verdict};
@@ -47,7 +47,7 @@ impl Operations for DaemonControl {
     async fn idle(&self, pool: &str, backend: SocketAddr) -> Result<(), String> {
         self.operator.idle(pool, backend).await?;
         if !self.operator.is_draining() {
-            before::idle(self.predecessors(), pool, backend).await;
+            predecessors::idle(self.predecessors(), pool, backend).await;
         }
         Ok(())
     }
@@ -80,7 +80,7 @@ impl Operations for DaemonControl {
     }
 
     fn predecessors(&self) -> Vec<PathBuf> {
-        let beside = before::sockets(&self.socket).into_iter();
+        let beside = predecessors::sockets(&self.socket).into_iter();
         beside.chain(self.earlier.clone().filter(|socket| socket.exists())).collect()
     }
 

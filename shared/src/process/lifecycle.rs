@@ -355,9 +355,9 @@ impl<F: Fn() -> Pending + Send + Sync> InFlight for F {
 /// The decision whether this process begins to serve or is stopped before that. The first call decides. Clones share
 /// the decision.
 #[derive(Clone, Debug, Default)]
-pub struct Outset(Arc<AtomicBool>);
+pub struct StartDecision(Arc<AtomicBool>);
 
-impl Outset {
+impl StartDecision {
     /// Makes the decision, and returns whether this call was the first.
     pub fn decide(&self) -> bool {
         !self.0.swap(true, Ordering::AcqRel)
@@ -410,7 +410,7 @@ pub struct Signals {
     stops: Stops,
     inbox: Mutex<Option<Inbox>>,
     pulse: Pulse,
-    outset: Outset,
+    decision: StartDecision,
     outcome: Outcome,
 }
 
@@ -519,7 +519,7 @@ impl Signals {
             stops: Stops(stop),
             inbox: Mutex::new(Some(Inbox { failed, upgrades, stops })),
             pulse: Pulse::new(),
-            outset: Outset::default(),
+            decision: StartDecision::default(),
             outcome: Outcome::default(),
         }
     }
@@ -559,8 +559,8 @@ impl Signals {
     }
 
     /// Returns the decision whether this process serves, for the task that announces it.
-    pub fn outset(&self) -> Outset {
-        self.outset.clone()
+    pub fn start_decision(&self) -> StartDecision {
+        self.decision.clone()
     }
 
     /// Returns the outcome, which is set when `Server::run` returns.
@@ -676,7 +676,7 @@ impl Signals {
     fn apply(&self, action: Action) {
         match action {
             Action::Enter(phase) => {
-                self.outset.decide();
+                self.decision.decide();
                 self.tell_phase(phase);
                 (self.parts.on_phase)(phase);
             }

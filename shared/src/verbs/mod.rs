@@ -14,8 +14,8 @@ use serde_json::{Value, json};
 
 use crate::cli::{Ask, BackendArgs, ExplainArgs, Format, WaitArgs};
 use crate::control::Client;
-use crate::control::before;
 use crate::control::client::{Reply, Unreachable};
+use crate::control::predecessors;
 use crate::events::Event;
 use crate::http_message::{backend_target, query};
 use crate::operator::{Outcome, Verdict};
@@ -237,7 +237,7 @@ fn sockets_before(client: &Client) -> Result<Vec<PathBuf>, AskError> {
                 .map_err(|error| AskError::Failed(error.to_string()))?;
             Ok(sockets)
         }
-        _ => Ok(before::sockets(client.socket())),
+        _ => Ok(predecessors::sockets(client.socket())),
     }
 }
 

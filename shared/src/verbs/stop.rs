@@ -18,7 +18,7 @@ use serde_json::json;
 
 use super::{AskError, document, sockets_before};
 use crate::control::client::Unreachable;
-use crate::control::{Client, Farewell, before};
+use crate::control::{Client, Farewell, predecessors};
 use crate::words::count_of;
 
 /// Longer than any drain.
@@ -64,7 +64,8 @@ pub(super) fn run(
         (main, others)
     });
     // One that was just handing over when the others were asked has its socket by now.
-    let late = before::sockets(client.socket()).into_iter().filter(|socket| !predecessors.contains(socket));
+    let late =
+        predecessors::sockets(client.socket()).into_iter().filter(|socket| !predecessors.contains(socket));
     let late: Vec<_> = late.filter_map(|socket| stop.predecessor(&socket, owner)).collect();
     let results = main.into_iter().chain(others).chain(late).map(|answer| stop.report(answer, out));
     // All of them are reported, whatever has become of the first.

@@ -64,7 +64,7 @@ const OURS: [&str; 27] = [
     "lb_service::proxy",
     "metrics_service::endpoints",
     "metrics_service::process",
-    "shared::control::before",
+    "shared::control::predecessors",
     "shared::control::server",
     "shared::daemon",
     "shared::daemon::announce",
