@@ -19,17 +19,19 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use http::HeaderValue;
 use http::header::HeaderName;
-use http::{HeaderMap, HeaderValue};
 use ipnet::IpNet;
-use pingora::http::RequestHeader;
+
+use crate::head_edit::HeadEdit;
+use crate::pool::Fields;
 
 /// The chain of addresses that a request came through.
-pub const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+pub(crate) const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 /// The scheme of the client's request: `http` or `https`.
-pub const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+pub(crate) const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 /// The host that the client asked for.
-pub const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+pub(crate) const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 
 /// Related fields that are removed unless the peer is trusted.
 const RELATIVES: [&str; 5] =
@@ -51,18 +53,18 @@ pub struct Peer {
 
 /// The facts about the client that the connection itself gives.
 #[derive(Clone, Copy, Debug)]
-pub struct Downstream<'a> {
+pub(crate) struct Downstream<'a> {
     /// The peer. `None` on a Unix socket.
     pub peer: Option<&'a Peer>,
     /// The scheme.
     pub scheme: Scheme,
     /// The host that the client asked for, as it was sent.
-    pub host: Option<&'a HeaderValue>,
+    pub host: Option<&'a [u8]>,
 }
 
 /// The scheme of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Scheme {
+pub(crate) enum Scheme {
     /// HTTP without TLS.
     Http,
     /// HTTP over TLS.
@@ -71,7 +73,7 @@ pub enum Scheme {
 
 /// The treatment of one field of the request.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Edit {
+pub(crate) enum Edit {
     /// The field stays as the client sent it.
     Keep,
     /// This value replaces all that the client sent.
@@ -82,7 +84,7 @@ pub enum Edit {
 
 /// The fields about the client in the request to the backend.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Forwarded {
+pub(crate) struct Forwarded {
     /// `X-Forwarded-For`.
     pub addresses: Edit,
     /// `X-Forwarded-Proto`.
@@ -94,11 +96,14 @@ pub struct Forwarded {
 }
 
 /// Decides the fields for the backend from those that the client sent.
-pub fn decide(downstream: &Downstream<'_>, sent: &HeaderMap, trusted: &TrustedProxies) -> Forwarded {
+pub(crate) fn decide(downstream: &Downstream<'_>, sent: &impl Fields, trusted: &TrustedProxies) -> Forwarded {
     let own_proto = || Edit::Set(HeaderValue::from_static(downstream.scheme.as_str()));
-    let own_host = || downstream.host.cloned().map_or(Edit::Remove, Edit::Set);
+    let own_host = || {
+        let host = downstream.host.and_then(|host| HeaderValue::from_bytes(host).ok());
+        host.map_or(Edit::Remove, Edit::Set)
+    };
     let is_trusted = downstream.peer.is_some_and(|peer| trusted.trusts(peer.ip));
-    let keep = |name: &HeaderName| is_trusted && sent.contains_key(name);
+    let keep = |name: &HeaderName| is_trusted && sent.first(name).is_some();
     Forwarded {
         addresses: match downstream.peer {
             Some(peer) if keep(&X_FORWARDED_FOR) => Edit::Set(appended(sent, peer)),
@@ -112,10 +117,10 @@ pub fn decide(downstream: &Downstream<'_>, sent: &HeaderMap, trusted: &TrustedPr
 }
 
 /// Returns whether the client uses TLS, to us or to a trusted proxy that says so.
-pub fn is_https(downstream: &Downstream<'_>, sent: &HeaderMap, trusted: &TrustedProxies) -> bool {
+pub(crate) fn is_https(downstream: &Downstream<'_>, sent: &impl Fields, trusted: &TrustedProxies) -> bool {
     let is_trusted = || downstream.peer.is_some_and(|peer| trusted.trusts(peer.ip));
-    match sent.get(X_FORWARDED_PROTO) {
-        Some(proto) if is_trusted() => proto.as_bytes().eq_ignore_ascii_case(b"https"),
+    match sent.first(&X_FORWARDED_PROTO) {
+        Some(proto) if is_trusted() => proto.eq_ignore_ascii_case(b"https"),
         _ => downstream.scheme == Scheme::Https,
     }
 }
@@ -126,10 +131,10 @@ pub fn is_https(downstream: &Downstream<'_>, sent: &HeaderMap, trusted: &Trusted
 /// `sent` are the client's fields, whose `X-Forwarded-For` lines count as one. The walk ends at an entry that is not an
 /// address, because no trusted proxy wrote the entries to the left of it. If all addresses are trusted, the leftmost
 /// one is returned.
-pub fn client_ip(peer: IpAddr, sent: &HeaderMap, trusted: &TrustedProxies) -> IpAddr {
+pub(crate) fn client_ip(peer: IpAddr, sent: &impl Fields, trusted: &TrustedProxies) -> IpAddr {
     let mut client = peer.to_canonical();
-    let entries =
-        sent.get_all(X_FORWARDED_FOR).iter().rev().flat_map(|line| line.as_bytes().rsplit(|b| *b == b','));
+    let lines = sent.all(&X_FORWARDED_FOR).rev();
+    let entries = lines.flat_map(|line| line.rsplit(|byte| *byte == b','));
     for entry in entries {
         if !trusted.trusts(client) {
             break;
@@ -141,8 +146,9 @@ pub fn client_ip(peer: IpAddr, sent: &HeaderMap, trusted: &TrustedProxies) -> Ip
 }
 
 /// Returns the [`RELATIVES`] that the request has. One pass over the fields is cheaper than five lookups.
-fn relatives(headers: &HeaderMap) -> Vec<HeaderName> {
-    headers.keys().filter(|name| RELATIVES.contains(&name.as_str())).cloned().collect()
+fn relative(name: &[u8]) -> Option<HeaderName> {
+    let known = RELATIVES.into_iter().find(|relative| name.eq_ignore_ascii_case(relative.as_bytes()));
+    known.map(HeaderName::from_static)
 }
 
 /// Parses an address with or without a port. An IPv6 address with a port is in brackets.
@@ -157,10 +163,10 @@ fn parse_entry(entry: &[u8]) -> Option<IpAddr> {
 }
 
 /// Joins all values that the client sent and `peer` into one line.
-fn appended(sent: &HeaderMap, peer: &Peer) -> HeaderValue {
+fn appended(sent: &impl Fields, peer: &Peer) -> HeaderValue {
     let mut line = Vec::with_capacity(64);
-    for value in sent.get_all(X_FORWARDED_FOR).iter().filter(|value| !value.is_empty()) {
-        line.extend_from_slice(value.as_bytes());
+    for value in sent.all(&X_FORWARDED_FOR).filter(|value| !value.is_empty()) {
+        line.extend_from_slice(value);
         line.extend_from_slice(b", ");
     }
     line.extend_from_slice(peer.value.as_bytes());
@@ -207,33 +213,23 @@ impl Scheme {
 // === impl Forwarded ===
 
 impl Forwarded {
-    /// Applies the decision to the request to the backend.
-    ///
-    /// # Errors
-    ///
-    /// When Pingora cannot set a field, which does not happen for these.
-    pub fn apply(self, request: &mut RequestHeader) -> pingora::Result<()> {
-        self.addresses.apply(X_FORWARDED_FOR, request)?;
-        self.proto.apply(X_FORWARDED_PROTO, request)?;
-        self.host.apply(X_FORWARDED_HOST, request)?;
+    /// Applies the decision to the head that the backend gets, given what the client sent.
+    pub(crate) fn apply(self, sent: &impl Fields, request: &mut impl HeadEdit) {
+        self.addresses.apply(X_FORWARDED_FOR, request);
+        self.proto.apply(X_FORWARDED_PROTO, request);
+        self.host.apply(X_FORWARDED_HOST, request);
         if !self.keep_relatives {
-            for name in relatives(&request.headers) {
-                request.remove_header(&name);
-            }
+            sent.names().filter_map(relative).for_each(|name| request.remove(&name));
         }
-        Ok(())
     }
 }
 
 impl Edit {
-    fn apply(self, name: HeaderName, request: &mut RequestHeader) -> pingora::Result<()> {
+    fn apply(self, name: HeaderName, request: &mut impl HeadEdit) {
         match self {
-            Self::Keep => Ok(()),
-            Self::Set(value) => request.insert_header(name, value),
-            Self::Remove => {
-                request.remove_header(&name);
-                Ok(())
-            }
+            Self::Keep => {}
+            Self::Set(value) => request.set(name, value),
+            Self::Remove => request.remove(&name),
         }
     }
 }
@@ -241,6 +237,7 @@ impl Edit {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use http::HeaderMap;
     use proptest::collection::vec;
     use proptest::prelude::{any, prop_assert, prop_assert_eq, proptest};
 
@@ -255,26 +252,16 @@ mod tests {
         lines.iter().map(|(name, value)| (HeaderName::from_static(name), value.parse().unwrap())).collect()
     }
 
-    fn request(lines: &[(&'static str, &str)]) -> RequestHeader {
-        let mut request = RequestHeader::build("GET", b"/", None).unwrap();
-        for (name, value) in lines {
-            request.append_header(*name, *value).unwrap();
-        }
-        request
-    }
-
-    /// Returns the forwarding fields for a backend, in the order of their names.
+    /// The forwarding headers that a backend gets, in the order of their names.
     fn told(peer: Option<&str>, lines: &[(&'static str, &str)]) -> Vec<String> {
-        let host = HeaderValue::from_static("example.com");
         let peer = peer.map(|ip| Peer::new(ip.parse().unwrap()));
-        let downstream = Downstream { peer: peer.as_ref(), scheme: Scheme::Https, host: Some(&host) };
-        let mut request = request(lines);
-        decide(&downstream, &request.headers, &trusted()).apply(&mut request).unwrap();
-        let mut told: Vec<String> = request
-            .headers
-            .iter()
-            .map(|(name, value)| format!("{name}: {}", value.to_str().unwrap()))
-            .collect();
+        let downstream =
+            Downstream { peer: peer.as_ref(), scheme: Scheme::Https, host: Some(b"example.com") };
+        let sent = headers(lines);
+        let mut request = sent.clone();
+        decide(&downstream, &sent, &trusted()).apply(&sent, &mut request);
+        let mut told: Vec<String> =
+            request.iter().map(|(name, value)| format!("{name}: {}", value.to_str().unwrap())).collect();
         told.sort();
         told
     }

@@ -4,8 +4,10 @@
 //! upgrades; [`upgrade`] decides about the others.
 
 use http::header::{CONNECTION, HeaderName, UPGRADE};
-use http::{HeaderMap, HeaderValue, StatusCode, Version};
-use pingora::http::{RequestHeader, ResponseHeader};
+use http::{HeaderValue, StatusCode, Version};
+
+use crate::head_edit::HeadEdit;
+use crate::pool::{Fields, Head};
 
 /// Hop-by-hop fields even if `Connection` does not name them. `Transfer-Encoding` is missing because Pingora frames the
 /// response by it.
@@ -18,67 +20,65 @@ const NEVER: [HeaderName; 4] =
 /// Returns the protocol that a request asks to switch to, if it is one other than WebSocket that is forwarded.
 ///
 /// HTTP/2 in plain text is not forwarded: requests after such an upgrade would bypass the routes.
-pub fn upgrade(sent: &RequestHeader) -> Option<&HeaderValue> {
-    let protocol = sent.headers.get(UPGRADE)?;
-    let is_http2 = protocol.to_str().is_ok_and(|text| text.to_ascii_lowercase().contains("h2c"));
-    let asks = sent.version == Version::HTTP_11 && lists(&sent.headers, &UPGRADE);
-    (asks && !is_http2 && sent.headers.get_all(UPGRADE).iter().count() == 1).then_some(protocol)
-}
-
-/// Returns whether `Connection` names this field.
-fn lists(headers: &HeaderMap, name: &HeaderName) -> bool {
-    nominated(headers).any(|nominated| nominated == *name)
+pub(crate) fn upgrade(head: &impl Head) -> Option<HeaderValue> {
+    let mut protocols = head.all(&UPGRADE);
+    let protocol = protocols.next().filter(|_| protocols.next().is_none())?;
+    let is_http2 = str::from_utf8(protocol).is_ok_and(|text| text.to_ascii_lowercase().contains("h2c"));
+    let asks = head.version() == Version::HTTP_11 && nominated(head).any(|name| name == UPGRADE);
+    HeaderValue::from_bytes(protocol).ok().filter(|_| asks && !is_http2)
 }
 
 /// Drops the hop-by-hop fields of a response. A response that switches protocols, or demands it (426), keeps them,
 /// because the client needs them.
-pub fn strip(answer: &mut ResponseHeader) {
-    if matches!(answer.status, StatusCode::SWITCHING_PROTOCOLS | StatusCode::UPGRADE_REQUIRED) {
+pub(crate) fn strip(status: u16, response: &mut (impl Fields + HeadEdit)) {
+    if matches!(
+        StatusCode::from_u16(status),
+        Ok(StatusCode::SWITCHING_PROTOCOLS | StatusCode::UPGRADE_REQUIRED)
+    ) {
         return;
     }
-    for name in to_drop(&answer.headers) {
-        answer.remove_header(&name);
+    for name in to_drop(response) {
+        response.remove(&name);
     }
 }
 
 /// Looks at each field once. Most responses have nothing to drop and cost no allocation.
-fn to_drop(headers: &HeaderMap) -> Vec<HeaderName> {
-    let is_always = |name: &&HeaderName| ALWAYS.contains(&name.as_str());
-    let mut names: Vec<_> = headers.keys().filter(is_always).cloned().collect();
-    if headers.contains_key(CONNECTION) {
-        names.extend(nominated(headers));
-    }
+fn to_drop(fields: &impl Fields) -> Vec<HeaderName> {
+    let always = |name: &[u8]| ALWAYS.into_iter().find(|known| name.eq_ignore_ascii_case(known.as_bytes()));
+    let mut names: Vec<_> = fields.names().filter_map(always).map(HeaderName::from_static).collect();
+    names.extend(nominated(fields));
     names
 }
 
 /// Returns the fields that `Connection` names.
-fn nominated(headers: &HeaderMap) -> impl Iterator<Item = HeaderName> {
-    let named = headers.get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
+fn nominated(fields: &impl Fields) -> impl Iterator<Item = HeaderName> {
+    let named = fields.all(&CONNECTION).filter_map(|value| str::from_utf8(value).ok());
     named
         .flat_map(|value| value.split(','))
         .filter_map(|name| HeaderName::from_bytes(name.trim().as_bytes()).ok())
-        .filter(|name| headers.contains_key(name) && !NEVER.contains(name))
+        .filter(|name| fields.first(name).is_some() && !NEVER.contains(name))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use http::HeaderMap;
 
-    fn answer(status: u16, headers: &[(&'static str, &'static str)]) -> ResponseHeader {
-        let mut answer = ResponseHeader::build(status, None).unwrap();
-        for (name, value) in headers {
-            answer.append_header(*name, *value).unwrap();
-        }
-        strip(&mut answer);
-        answer
+    fn response(status: u16, lines: &[(&'static str, &'static str)]) -> HeaderMap {
+        let line = |(name, value): &(&'static str, &'static str)| {
+            (HeaderName::from_static(name), HeaderValue::from_static(value))
+        };
+        let mut response: HeaderMap = lines.iter().map(line).collect();
+        strip(status, &mut response);
+        response
     }
 
-    fn asks(headers: &[(&'static str, &'static str)]) -> Option<String> {
-        let mut request = RequestHeader::build("GET", b"/", None).unwrap();
-        for (name, value) in headers {
-            request.append_header(*name, *value).unwrap();
-        }
-        upgrade(&request).map(|protocol| protocol.to_str().unwrap().to_owned())
+    fn asks(lines: &[(&'static str, &'static str)]) -> Option<String> {
+        let request = lines
+            .iter()
+            .fold(http::Request::get("/"), |request, (name, value)| request.header(*name, *value));
+        let head = request.body(()).unwrap().into_parts().0;
+        upgrade(&head).map(|protocol| protocol.to_str().unwrap().to_owned())
     }
 
     #[test]
@@ -100,22 +100,22 @@ mod tests {
             ("keep-alive", "timeout=5"),
             ("x-public", "2"),
         ];
-        let answer = answer(200, &sent);
-        assert!(!answer.headers.contains_key("x-private"));
-        assert!(!answer.headers.contains_key("keep-alive"));
-        assert!(answer.headers.contains_key("x-public"));
+        let response = response(200, &sent);
+        assert!(!response.contains_key("x-private"));
+        assert!(!response.contains_key("keep-alive"));
+        assert!(response.contains_key("x-public"));
     }
 
     #[test]
     fn fields_that_frame_the_message_stay() {
         let sent = [("connection", "content-length, transfer-encoding"), ("content-length", "3")];
-        assert!(answer(200, &sent).headers.contains_key("content-length"));
+        assert!(response(200, &sent).contains_key("content-length"));
     }
 
     #[test]
     fn an_upgrade_field_stays_only_in_a_response_that_switches_protocols() {
         let sent = [("connection", "Upgrade"), ("upgrade", "websocket")];
-        assert!(answer(101, &sent).headers.contains_key("upgrade"));
-        assert!(!answer(200, &sent).headers.contains_key("upgrade"));
+        assert!(response(101, &sent).contains_key("upgrade"));
+        assert!(!response(200, &sent).contains_key("upgrade"));
     }
 }

@@ -30,45 +30,52 @@
 //!
 //! # How the proxy is made
 //!
-//! It speaks to the other services only in types of Pingora and of `prometheus`: whoever decides who is ready tells the pool's
-//! `LoadBalancer`, and whoever serves metrics passes a `Registry`.
+//! The crate exchanges only types of Pingora and of `prometheus` with the other services: health checks report to the
+//! pool's `LoadBalancer`, and the server of metrics passes a `Registry`.
 //!
 //! ```text
 //! Service<Frontend>                 accepts; counts connections                        service.rs, frontend.rs
 //! └── HttpProxy<Proxy>              Pingora's proxy with our callbacks                 proxy.rs
-//!     ├── Snapshot                      one per request                                    snapshot.rs
-//!     │   ├── Listeners             which listener a connection came through           listener.rs
-//!     │   ├── RouteTable            which pool a request goes to                       route.rs
-//!     │   ├── TrustedProxies        what backends are told about the client            forwarded.rs
-//!     │   └── Pool                  which backend, and how to connect to it            pool/
-//!     │       └── Arc<LoadBalancer<Policy>>   who is there and ready; who is next      policy/
-//!     ├── explain                   where a request would go, and how one was served       explain.rs
-//!     ├── Traffic                   what is counted, and when a drain is over          traffic.rs, stats.rs, metrics.rs
-//!     └── AccessLog                 one line per request                               access_log/, lines.rs
+//!     └── Exchange                  one request from its head to its log line          exchange/
+//!         ├── Snapshot              one per request                                    snapshot.rs
+//!         │   ├── Listeners         which listener a connection came through           listener.rs
+//!         │   ├── RouteTable        which pool a request goes to                       route.rs
+//!         │   ├── TrustedProxies    what backends are told about the client            forwarded.rs
+//!         │   ├── Pool              which backend, and how to connect to it            pool/
+//!         │   │   └── Arc<LoadBalancer<Policy>>   members, readiness, the next one     policy/
+//!         │   ├── TrafficCounters   what is counted                                    counters.rs, stats.rs, metrics.rs
+//!         │   └── AccessLog         one line per request                               access_log/, lines.rs
+//!         └── Dispatch              its way through its pool                           pool/
+//! Traffic                           open connections, and when a drain is over         traffic.rs
+//! Snapshot::explain                 where a request would go                           explain.rs
 //! ```
 //!
-//! What decides is plain functions over values; the callbacks only call them.
+//! Decisions are plain functions over values; the callbacks only call them.
 
 pub mod access_log;
 pub mod clock;
 pub mod config;
+mod counters;
+mod exchange;
 pub mod explain;
 pub mod failure;
 pub mod forwarded;
 pub mod frontend;
-pub mod hop_by_hop;
+mod head_edit;
+mod hop_by_hop;
 pub mod lines;
 pub mod listener;
 pub mod metrics;
 mod patience;
+mod pingora_types;
 pub mod policy;
 pub mod pool;
 pub mod proxy;
-mod request;
 pub mod route;
 pub mod service;
 pub mod snapshot;
 pub mod stats;
+mod token;
 pub mod traffic;
 mod upgraded;
 mod watched;

@@ -10,10 +10,10 @@ use prometheus::core::{Collector, Desc};
 use prometheus::proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType};
 use prometheus::{Registry, Result};
 
+use crate::counters::{ListenerTraffic, PoolTraffic};
 use crate::pool::{Backend, Pool, PoolId};
 use crate::snapshot::{CurrentSnapshot, Snapshot};
 use crate::stats::{BUCKETS, HistogramSnapshot};
-use crate::traffic::{ListenerTraffic, PoolTraffic};
 
 /// The collector of all metrics of the proxy.
 pub struct Metrics {

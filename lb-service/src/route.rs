@@ -16,7 +16,7 @@ use std::net::Ipv6Addr;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
 use crate::listener::ListenerId;
-use crate::pool::PoolId;
+use crate::pool::{Fields, Head, PoolId};
 
 /// A row of the table: the criteria, and the pool for requests that match them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -103,8 +103,8 @@ pub enum PathPattern {
 }
 
 /// The parts of a request that routes match on.
-#[derive(Clone, Copy, Debug)]
-pub struct RequestView<'a> {
+#[derive(Debug)]
+pub struct RequestView<'a, F = HeaderMap> {
     /// The listener that the client connected to.
     pub listener: ListenerId,
     /// The host that the client asked for, with or without a port. The caller decides whether it is the `Host` header
@@ -114,9 +114,24 @@ pub struct RequestView<'a> {
     pub path: &'a str,
     /// The method.
     pub method: &'a Method,
-    /// All headers.
-    pub headers: &'a HeaderMap,
+    /// All fields.
+    pub headers: &'a F,
 }
+
+impl<'a, H: Head> RequestView<'a, H> {
+    /// The view of a request that came through this listener.
+    pub fn of(listener: ListenerId, head: &'a H) -> Self {
+        Self { listener, host: head.host(), path: head.path(), method: head.method(), headers: head }
+    }
+}
+
+impl<F> Clone for RequestView<'_, F> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<F> Copy for RequestView<'_, F> {}
 
 /// Routes in the order in which they are tried.
 #[derive(Clone, Debug)]
@@ -173,19 +188,19 @@ impl RouteTable {
     }
 
     /// Returns the pool of the first route that matches.
-    pub fn find(&self, request: &RequestView<'_>) -> Option<PoolId> {
+    pub fn find(&self, request: &RequestView<'_, impl Fields>) -> Option<PoolId> {
         self.position(request).map(|index| self.0[index].pool)
     }
 
     /// Returns the index of the first route that matches.
-    pub fn position(&self, request: &RequestView<'_>) -> Option<usize> {
+    pub fn position(&self, request: &RequestView<'_, impl Fields>) -> Option<usize> {
         let host = request.host.and_then(Host::parse);
         self.0.iter().position(|route| route.mismatch(request, host).is_none())
     }
 
     /// Returns the relation of each route to a request, in the order of the table. At most one is [`RouteMatch::Taken`],
     /// the one that [`find`](Self::find) returns.
-    pub fn explain<'a>(&'a self, request: &RequestView<'_>) -> Vec<RouteMatch<'a>> {
+    pub fn explain<'a>(&'a self, request: &RequestView<'_, impl Fields>) -> Vec<RouteMatch<'a>> {
         let host = request.host.and_then(Host::parse);
         let mut taken = None;
         let verdict = |(index, route): (usize, &'a Route)| match (route.mismatch(request, host), taken) {
@@ -215,7 +230,11 @@ impl Route {
     }
 
     /// Returns the first criterion that the request does not match, `None` if it matches the route.
-    fn mismatch(&self, request: &RequestView<'_>, host: Option<Host<'_>>) -> Option<Mismatch<'_>> {
+    fn mismatch(
+        &self,
+        request: &RequestView<'_, impl Fields>,
+        host: Option<Host<'_>>,
+    ) -> Option<Mismatch<'_>> {
         if self.listener.is_some_and(|listener| listener != request.listener) {
             Some(Mismatch::Listener)
         } else if let Some(hosts) = self.host.as_ref().filter(|hosts| !is_any_host(hosts, host)) {
@@ -229,8 +248,8 @@ impl Route {
         }
     }
 
-    fn missing_header(&self, headers: &HeaderMap) -> Option<&HeaderName> {
-        let is_there = |name, value| headers.get_all(name).iter().any(|v| v == value);
+    fn missing_header(&self, fields: &impl Fields) -> Option<&HeaderName> {
+        let is_there = |name, value: &HeaderValue| fields.all(name).any(|found| found == value.as_bytes());
         self.headers.iter().find(|(name, value)| !is_there(name, value)).map(|(name, _)| name)
     }
 

@@ -1,7 +1,7 @@
 //! The configuration that a request uses from beginning to end: listeners, routes and pools, in one immutable snapshot.
 //!
-//! A request takes the [`CurrentSnapshot`] when it begins. A reload replaces that in one step. Requests that began before keep
-//! their own snapshot, which is dropped with the last of them.
+//! A request takes the [`CurrentSnapshot`] when it begins. A reload replaces that in one step. Requests that began
+//! before keep their own snapshot, which is dropped with the last of them.
 
 use std::fmt;
 use std::sync::Arc;
@@ -9,12 +9,12 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 
 use crate::access_log::AccessLog;
-use crate::explain::Token;
+use crate::counters::{ListenerTraffic, PoolTraffic, TrafficCounters};
 use crate::forwarded::TrustedProxies;
 use crate::listener::{Listener, ListenerId, Listeners};
 use crate::pool::{Pool, PoolId};
 use crate::route::RouteTable;
-use crate::traffic::{ListenerTraffic, PoolTraffic, Traffic};
+use crate::token::Token;
 
 /// Listeners, routes and pools that belong together.
 pub struct Snapshot {
@@ -64,7 +64,7 @@ struct ListenerEntry {
 
 impl Snapshot {
     /// Makes a snapshot whose requests are counted in `traffic`, under the names of its listeners and pools.
-    pub fn new(parts: SnapshotParts, traffic: &Traffic) -> Self {
+    pub fn new(parts: SnapshotParts, traffic: &TrafficCounters) -> Self {
         let SnapshotParts { listeners, routes, pools, trusted_proxies, explain_token, access_logs } = parts;
         let logs = access_logs.into_iter().chain(std::iter::repeat_with(AccessLog::off));
         let entry = |((_, listener), log): ((ListenerId, &Listener), AccessLog)| {

@@ -1,52 +1,26 @@
-//! What goes on between the clients and us: connections, requests in flight, answers; and when a drain is over.
+//! The connections of clients: which are open, on which a request is in flight, and when a drain is over.
 
-use std::ops::AddAssign;
+use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use crate::failure::Failure;
+pub use crate::counters::{Answers, ListenerTraffic, PoolTraffic, TrafficCounters};
+use crate::failure::{Failure, Rejection};
 use crate::forwarded::Peer;
 use crate::patience::Patience;
 use crate::snapshot::Snapshot;
-use crate::stats::{Codes, Counter, Gauge, Histogram};
+use crate::stats::Gauge;
 
-/// Everything the proxy counts about its clients. One per daemon.
+/// The counters and the open sockets of a daemon. One per daemon.
 #[derive(Debug, Default)]
 pub struct Traffic {
-    listeners: Mutex<Vec<Arc<ListenerTraffic>>>,
+    counters: TrafficCounters,
     doors: Mutex<Vec<Weak<Door>>>,
     draining: AtomicBool,
-    /// Of what was forgotten, so that the sums never become smaller.
-    forgotten: Mutex<Answers>,
-}
-
-/// Answers so far.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Answers {
-    /// All of them.
-    pub all: u64,
-    /// Those with a status of 500 or more, and those that broke off.
-    pub failed: u64,
-}
-
-/// The clients of one listener, by its name: whatever else of it changes, its counters go on.
-#[derive(Debug)]
-pub struct ListenerTraffic {
-    /// What the listener is called.
-    pub name: Arc<str>,
-    /// Connections accepted.
-    pub connections: Counter,
-    /// Connections open.
-    pub connections_active: Gauge,
-    /// Requests being worked on, upgraded connections included.
-    pub in_flight: Gauge,
-    rejected: [Counter; Rejection::ALL.len()],
-    by_pool: Mutex<Vec<(Arc<str>, Arc<PoolTraffic>)>>,
-    without_pool: Arc<PoolTraffic>,
 }
 
 /// One socket that clients connect to, from when it is opened until the last connection that came through it has ended.
@@ -63,36 +37,6 @@ pub struct Door {
     settled: watch::Sender<bool>,
     /// What its requests are served by when its listener is not configured any more.
     last_plan: OnceLock<Arc<Snapshot>>,
-}
-
-/// The requests of one listener to one pool.
-#[derive(Debug, Default)]
-pub struct PoolTraffic {
-    /// Answers by status.
-    pub answers: Codes,
-    /// Those of them that had begun well, with a status below 500, and then broke off.
-    pub broken_off: Counter,
-    /// From the head of the request to the end of the answer.
-    pub duration: Histogram,
-    /// Bytes of request bodies.
-    pub request_bytes: Counter,
-    /// Bytes of response bodies.
-    pub response_bytes: Counter,
-}
-
-/// Why the proxy answered a request itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Rejection {
-    /// No route matches.
-    NoRoute,
-    /// The pool has no backend that is available.
-    NoBackend,
-    /// All backends are full, and no place is left to wait for one.
-    QueueFull,
-    /// It waited for a backend for too long.
-    QueueTimeout,
-    /// It is not HTTP as Pingora takes it, or CONNECT.
-    Malformed,
 }
 
 /// One connection of a client; it counts as open until this is dropped.
@@ -135,45 +79,17 @@ impl Traffic {
         Arc::default()
     }
 
-    /// The clients of the listener of this name; always the same, as long as the traffic or anybody else knows it.
-    pub fn listener(&self, name: &str) -> Arc<ListenerTraffic> {
-        let mut listeners = lock(&self.listeners);
-        if let Some(known) = listeners.iter().find(|known| *known.name == *name) {
-            return known.clone();
-        }
-        let listener = Arc::new(ListenerTraffic::new(name));
-        listeners.push(listener.clone());
-        listener
-    }
-
-    /// Forgets the listeners that nobody uses, and the pools of the others that nobody uses.
+    /// Forgets the counters of listeners and pools that nothing uses any more.
     pub fn forget_unused(&self) {
-        let mut listeners = lock(&self.listeners);
-        let mut forgotten = lock(&self.forgotten);
-        let unused = listeners.extract_if(.., |listener| Arc::strong_count(listener) == 1);
-        unused.for_each(|listener| *forgotten += listener.answers());
-        listeners.iter().for_each(|listener| *forgotten += listener.forget_unused());
-        lock(&self.doors).retain(|door| door.strong_count() > 0);
+        self.counters.forget_unused();
+        self.doors.lock().retain(|door| door.strong_count() > 0);
     }
 
     /// A socket of this listener is opened.
     pub fn open(&self, listener: &str) -> Arc<Door> {
         let door = Arc::new(Door::new(self.listener(listener), self.is_draining()));
-        lock(&self.doors).push(Arc::downgrade(&door));
+        self.doors.lock().push(Arc::downgrade(&door));
         door
-    }
-
-    /// Requests being worked on, on all listeners.
-    pub fn in_flight(&self) -> u64 {
-        lock(&self.listeners).iter().map(|listener| listener.in_flight.get()).sum()
-    }
-
-    /// Answers so far, also on listeners and of pools that are gone.
-    pub fn answers(&self) -> Answers {
-        let listeners = lock(&self.listeners);
-        let mut answers = *lock(&self.forgotten);
-        listeners.iter().for_each(|listener| answers += listener.answers());
-        answers
     }
 
     /// The process is to end: from now on every answer says `Connection: close`, and idle connections are soon closed.
@@ -185,7 +101,7 @@ impl Traffic {
     /// until their next request is answered. A later [`drain`](Self::drain) makes it short.
     pub fn drain_patiently(&self, idle: Duration) {
         self.draining.store(true, Ordering::Release);
-        lock(&self.doors).iter().filter_map(Weak::upgrade).for_each(|door| {
+        self.doors.lock().iter().filter_map(Weak::upgrade).for_each(|door| {
             door.set_grace(idle);
             door.close();
         });
@@ -199,95 +115,20 @@ impl Traffic {
     /// Whether no client can send another request, once a drain has begun; before, nothing has to settle.
     pub fn is_settled(&self) -> bool {
         !self.is_draining()
-            || lock(&self.doors).iter().filter_map(Weak::upgrade).all(|door| door.is_settled())
+            || self.doors.lock().iter().filter_map(Weak::upgrade).all(|door| door.is_settled())
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // None of these is left half changed by a panic.
-    mutex.lock()
+impl Deref for Traffic {
+    type Target = TrafficCounters;
+
+    fn deref(&self) -> &TrafficCounters {
+        &self.counters
+    }
 }
 
 fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
-}
-
-// === impl ListenerTraffic ===
-
-impl ListenerTraffic {
-    fn new(name: &str) -> Self {
-        Self {
-            name: name.into(),
-            connections: Counter::default(),
-            connections_active: Gauge::default(),
-            in_flight: Gauge::default(),
-            rejected: Default::default(),
-            by_pool: Mutex::default(),
-            without_pool: Arc::default(),
-        }
-    }
-
-    /// Its requests to the pool of this name; always the same. Requests find it in their snapshot.
-    pub fn pool(&self, name: &Arc<str>) -> Arc<PoolTraffic> {
-        let mut pools = lock(&self.by_pool);
-        if let Some((_, known)) = pools.iter().find(|(known, _)| known == name) {
-            return known.clone();
-        }
-        let pool = Arc::new(PoolTraffic::default());
-        pools.push((name.clone(), pool.clone()));
-        pool
-    }
-
-    /// Its requests that no route sent anywhere.
-    pub fn without_pool(&self) -> &Arc<PoolTraffic> {
-        &self.without_pool
-    }
-
-    fn answers(&self) -> Answers {
-        let mut answers = self.without_pool.answered();
-        lock(&self.by_pool).iter().for_each(|(_, pool)| answers += pool.answered());
-        answers
-    }
-
-    /// The answers of what is forgotten.
-    fn forget_unused(&self) -> Answers {
-        let mut answers = Answers::default();
-        let mut pools = lock(&self.by_pool);
-        let unused = pools.extract_if(.., |(_, pool)| Arc::strong_count(pool) == 1);
-        unused.for_each(|(_, pool)| answers += pool.answered());
-        answers
-    }
-
-    /// Counts a request that the proxy answered itself.
-    pub fn reject(&self, reason: Rejection) {
-        self.rejected[reason as usize].increment();
-    }
-
-    /// Requests that the proxy answered itself, by reason.
-    pub fn rejected(&self) -> impl Iterator<Item = (Rejection, u64)> {
-        Rejection::ALL.into_iter().zip(self.rejected.iter().map(Counter::get))
-    }
-}
-
-// === impl PoolTraffic ===
-
-impl PoolTraffic {
-    fn answered(&self) -> Answers {
-        let mut answers = Answers { all: 0, failed: self.broken_off.get() };
-        for (status, count) in self.answers.counted() {
-            answers += Answers { all: count, failed: if status >= 500 { count } else { 0 } };
-        }
-        answers
-    }
-}
-
-// === impl Answers ===
-
-impl AddAssign for Answers {
-    fn add_assign(&mut self, more: Self) {
-        self.all += more.all;
-        self.failed += more.failed;
-    }
 }
 
 // === impl Door ===
@@ -372,25 +213,6 @@ impl Door {
         let grace = if self.fresh.get() > 0 { FRESH_GRACE.max(idle) } else { idle };
         // A connection accepted just before the socket closed may not be counted yet, hence at least one poll.
         since_closed < POLL || (self.open.get() > 0 && since_closed < grace)
-    }
-}
-
-// === impl Rejection ===
-
-impl Rejection {
-    /// All of them, in the order of their discriminants.
-    pub const ALL: [Self; 5] =
-        [Self::NoRoute, Self::NoBackend, Self::QueueFull, Self::QueueTimeout, Self::Malformed];
-
-    /// The `reason` label and the word in the access log.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::NoRoute => "no_route",
-            Self::NoBackend => "no_backend",
-            Self::QueueFull => "queue_full",
-            Self::QueueTimeout => "queue_timeout",
-            Self::Malformed => "malformed",
-        }
     }
 }
 

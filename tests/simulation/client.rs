@@ -1,13 +1,11 @@
 //! One request on its way through the pool: the very [`Dispatch`] that the proxy uses, without a proxy.
 
-use lb_service::pool::{Dispatch, Replayability, Waiter};
+use lb_service::pool::{Dispatch, Replayability};
 
 /// A request that has not ended.
 #[derive(Debug, Default)]
 pub(crate) struct Request {
     pub(crate) dispatch: Dispatch,
-    /// Its place in the queue of the pool.
-    pub(crate) waiter: Option<Waiter>,
 }
 
 /// All requests are idempotent and without a body, over connections made for them.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::Duration;
 
-use lb_service::pool::{Pool, UpstreamError};
+use lb_service::pool::{AdmissionError, Pool, UpstreamError};
 
 /// How a request ended for its client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,10 +13,8 @@ pub(crate) enum Ending {
     /// The answer of a backend was 503.
     Unavailable,
     Upstream(UpstreamError),
-    /// No backend was there for it.
-    Nobody,
-    QueueFull,
-    QueueTimeout,
+    /// It got no backend.
+    Rejected(AdmissionError),
 }
 
 /// What was measured.
@@ -48,9 +46,9 @@ impl Ending {
             Self::Good => "good",
             Self::Unavailable => "503",
             Self::Upstream(error) => error.as_str(),
-            Self::Nobody => "no_backend",
-            Self::QueueFull => "queue_full",
-            Self::QueueTimeout => "queue_timeout",
+            Self::Rejected(AdmissionError::Unavailable) => "no_backend",
+            Self::Rejected(AdmissionError::QueueFull) => "queue_full",
+            Self::Rejected(AdmissionError::QueueTimeout) => "queue_timeout",
         }
     }
 }

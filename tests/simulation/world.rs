@@ -17,8 +17,8 @@ use lb_service::PolicyConfig;
 use lb_service::clock::{Clock, ManualClock};
 use lb_service::policy::Algorithm;
 use lb_service::pool::{
-    Attempt, Backend, BackendSettings, Dispatch, Now, Passed, PickError, PickRequest, Pool, PoolSettings,
-    Tried, UpstreamError, Weight,
+    Admission, AdmissionError, Attempt, Backend, BackendSettings, Dispatch, Now, Passed, PickRequest, Pool,
+    PoolSettings, Tried, UpstreamError, Weight,
 };
 use pingora::lb::HealthRegistry;
 use pingora::lb::health_check::HealthCheck;
@@ -97,8 +97,8 @@ enum Event {
     Failure(Job, Trouble),
     /// A request is sent again.
     Again(usize),
-    /// A request has waited as long as it may.
-    QueueTimeout(usize),
+    /// A waiting request asks again whether it is placed.
+    AskAgain(usize),
     Probe,
 }
 
@@ -291,6 +291,12 @@ impl<'w> World<'w> {
         self.agenda.push(Reverse((self.now + (after * SECOND) as u64, self.planned, event)));
     }
 
+    fn plan_at(&mut self, at: Instant, event: Event) {
+        let after = u64::try_from((at - self.manual.now()).as_nanos()).expect("a run is short");
+        self.planned += 1;
+        self.agenda.push(Reverse((self.now + after, self.planned, event)));
+    }
+
     fn see(&mut self, moment: &Moment<'_>) {
         (self.witness)(moment, &self.pool, self.manual.now());
     }
@@ -301,7 +307,7 @@ impl<'w> World<'w> {
             Event::Done(backend, job) => self.done(backend, job),
             Event::Failure(job, trouble) => self.fail(job, trouble),
             Event::Again(client) => self.place(client),
-            Event::QueueTimeout(client) => self.give_up(client),
+            Event::AskAgain(client) => self.ask_again(client),
             Event::Probe => self.probe(),
         }
     }
@@ -318,76 +324,66 @@ impl<'w> World<'w> {
         self.place(self.clients.len() - 1);
     }
 
-    /// The proxy's `place`: at once, or after it has waited.
+    /// Does what its admission says, as the proxy does.
     fn place(&mut self, client: usize) {
         let Some(mut request) = self.clients[client].request.take() else { return };
-        let pool = self.pool.clone();
-        if !request.dispatch.is_first() || pool.queue().is_empty() {
-            match self.try_place(client, &mut request) {
-                Ok(()) => return self.send(client, request),
-                Err(PickError::Full) => {}
-                Err(PickError::Unavailable) => return self.end(client, Ending::Nobody),
+        let was_waiting = self.waiting.contains(&client);
+        match self.admit(client, &mut request) {
+            Admission::Placed => {
+                self.leave_queue(client, was_waiting, |waited| Moment::Served { request: client, waited });
+                self.send(client, request);
+            }
+            Admission::Wait { until } => {
+                self.clients[client].request = Some(request);
+                if !was_waiting {
+                    self.waiting.push(client);
+                }
+                self.plan_at(until, Event::AskAgain(client));
+            }
+            Admission::Rejected(why) => {
+                let gave_up = was_waiting && why == AdmissionError::QueueTimeout;
+                self.leave_queue(client, gave_up, |waited| Moment::GaveUp { waited });
+                self.end(client, Ending::Rejected(why));
             }
         }
-        let Ok(waiter) = pool.queue().join() else {
-            return self.end(client, Ending::QueueFull);
-        };
-        request.waiter = Some(waiter);
-        self.clients[client].request = Some(request);
-        self.waiting.push(client);
-        self.plan(pool.queue_timeout.as_secs_f64(), Event::QueueTimeout(client));
     }
 
-    /// The proxy's `queue`. Everyone is asked whether it was told, the last one first: the order is the
-    /// queue's doing.
+    /// Each request whose turn has come asks again. The last one is looked at first: the order is the queue's doing.
     fn give_turns(&mut self) {
         let mut place = self.waiting.len();
         while place > 0 {
             place -= 1;
             let client = self.waiting[place];
-            if self.has_turn(client) && self.take_turn(client) {
-                // Whoever was told by that may stand anywhere.
+            if self.has_turn(client) {
+                self.place(client);
+                // The request that has its turn now may stand anywhere.
                 place = self.waiting.len();
             }
         }
     }
 
-    fn has_turn(&mut self, client: usize) -> bool {
-        let waiter = self.clients[client].request.as_mut().and_then(|request| request.waiter.as_mut());
-        waiter.is_some_and(|waiter| waiter.turn().now_or_never().is_some())
+    fn has_turn(&self, client: usize) -> bool {
+        let turn = self.clients[client].request.as_ref().and_then(|request| request.dispatch.turn());
+        turn.is_some_and(|turn| turn.is_given())
     }
 
-    /// Whether it left the queue.
-    fn take_turn(&mut self, client: usize) -> bool {
-        let Some(mut request) = self.clients[client].request.take() else { return false };
-        match self.try_place(client, &mut request) {
-            Ok(()) => {
-                request.waiter = None;
-                self.waiting.retain(|waiting| *waiting != client);
-                let waited = self.waited(client);
-                self.see(&Moment::Served { request: client, waited });
-                self.send(client, request);
-                true
-            }
-            Err(PickError::Full) => {
-                self.clients[client].request = Some(request);
-                false
-            }
-            Err(PickError::Unavailable) => {
-                drop(request);
-                self.waiting.retain(|waiting| *waiting != client);
-                self.end(client, Ending::Nobody);
-                true
-            }
+    fn ask_again(&mut self, client: usize) {
+        if self.waiting.contains(&client) {
+            self.place(client);
         }
     }
 
-    fn give_up(&mut self, client: usize) {
-        if self.clients[client].request.as_ref().is_some_and(|request| request.waiter.is_some()) {
-            self.waiting.retain(|waiting| *waiting != client);
+    /// Takes a request out of those that wait, and shows it as this moment if it was seen to wait.
+    fn leave_queue(
+        &mut self,
+        client: usize,
+        is_seen: bool,
+        moment: impl FnOnce(Duration) -> Moment<'static>,
+    ) {
+        self.waiting.retain(|waiting| *waiting != client);
+        if is_seen {
             let waited = self.waited(client);
-            self.see(&Moment::GaveUp { waited });
-            self.end(client, Ending::QueueTimeout);
+            self.see(&moment(waited));
         }
     }
 
@@ -395,18 +391,18 @@ impl<'w> World<'w> {
         Duration::from_nanos(self.now - self.clients[client].arrived)
     }
 
-    fn try_place(&mut self, client: usize, request: &mut Request) -> Result<(), PickError> {
+    fn admit(&mut self, client: usize, request: &mut Request) -> Admission {
         let key = key(self.clients[client].key);
         let key: &[u8] = if self.pool.is_hashed() { &key } else { &[] };
         let before = self.pool.in_flight();
         let first = request.dispatch.tries == 0;
         let at = Now { time: self.manual.now(), draw: self.rng.f64() };
-        request.dispatch.place(&self.pool, key, at)?;
-        if let Some(attempt) = &request.dispatch.attempt {
+        let admission = request.dispatch.admit(&self.pool, key, at);
+        if let Some(attempt) = request.dispatch.attempt.as_ref().filter(|_| admission == Admission::Placed) {
             let moment = Moment::Placed { backend: &attempt.backend, before, first };
             (self.witness)(&moment, &self.pool, self.manual.now());
         }
-        Ok(())
+        admission
     }
 
     /// Its backend gets it.

@@ -10,6 +10,7 @@ use super::Pool;
 use super::attempt::Attempt;
 use super::backend::Backend;
 use super::pick::{Passed, PickError, PickRequest, Tried};
+use super::queue::Waiter;
 use super::reasons::{AttemptFailure, UpstreamError};
 use super::retry::{Failed, Retry, RetryPermit};
 use super::sticky::Session;
@@ -38,6 +39,8 @@ pub struct Dispatch {
     permit: Option<RetryPermit>,
     /// Whether its one replay on account of a stale connection is used up.
     replayed: bool,
+    /// Its place in the queue of its pool, while it waits.
+    pub(super) waiting: Option<Waiting>,
     /// Counts it as a request of its pool.
     counted: Option<Counted>,
 }
@@ -45,6 +48,13 @@ pub struct Dispatch {
 /// One request of a pool, until this is dropped.
 #[derive(Debug)]
 struct Counted(Arc<Pool>);
+
+/// A request in the queue of its pool, and how long it waits there at most.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    pub(super) waiter: Waiter,
+    pub(super) deadline: Instant,
+}
 
 /// What decides whether a request that a backend has failed can be sent again.
 #[derive(Clone, Copy, Debug)]

@@ -10,21 +10,11 @@ use std::io::Write;
 use std::net::IpAddr;
 use std::ops::Deref;
 
-use http::{HeaderMap, HeaderName, Uri, header};
+use http::{HeaderName, header};
 
+use super::head::Head;
 use super::settings::HashOn;
 use super::sticky::cookies;
-
-/// The parts of a request that can be hashed.
-#[derive(Clone, Copy, Debug)]
-pub struct KeySource<'a> {
-    /// The address of the client, as reported by a trusted proxy if there is one. `None` on Unix sockets.
-    pub client: Option<IpAddr>,
-    /// The request target.
-    pub uri: &'a Uri,
-    /// The header fields.
-    pub headers: &'a HeaderMap,
-}
 
 /// The bytes to hash, never empty.
 #[derive(Clone, Copy, Debug)]
@@ -41,24 +31,23 @@ enum Bytes<'a> {
 /// The longest text of an IP address: eight groups of four digits.
 const ADDRESS_TEXT: usize = 39;
 
-/// Returns the key of a request. `None` if the value is missing or empty.
-pub(super) fn key<'a>(on: &HashOn, source: &KeySource<'a>) -> Option<Key<'a>> {
+/// Returns the key of a request. `None` if the value is missing or empty. On Unix sockets there is no `client`.
+pub(super) fn key<'a>(on: &HashOn, client: Option<IpAddr>, head: &'a impl Head) -> Option<Key<'a>> {
     let sent = match on {
-        HashOn::ClientIp => return source.client.map(Key::of_address),
-        HashOn::Uri => source.uri.path_and_query().map(|path| path.as_str().as_bytes()),
-        HashOn::Header(name) => header_value(source, name),
-        HashOn::Cookie(name) => cookies(source.headers, name).next(),
-        HashOn::Query(name) => source.uri.query().and_then(|query| parameter(query, name)),
+        HashOn::ClientIp => return client.map(Key::of_address),
+        HashOn::Uri => head.path_and_query().map(str::as_bytes),
+        HashOn::Header(name) => header_value(head, name),
+        HashOn::Cookie(name) => cookies(head, name).next(),
+        HashOn::Query(name) => head.query().and_then(|query| parameter(query, name)),
     };
     sent.filter(|sent| !sent.is_empty()).map(|sent| Key(Bytes::Sent(sent)))
 }
 
 /// Returns the value of the first field with that name. HTTP/2 has `:authority` in place of `Host` (RFC 9113, section
 /// 8.3.1).
-fn header_value<'a>(source: &KeySource<'a>, name: &HeaderName) -> Option<&'a [u8]> {
-    let authority =
-        || source.uri.authority().filter(|_| *name == header::HOST).map(|host| host.as_str().as_bytes());
-    source.headers.get(name).map(http::HeaderValue::as_bytes).or_else(authority)
+fn header_value<'a>(head: &'a impl Head, name: &HeaderName) -> Option<&'a [u8]> {
+    let authority = || head.authority().filter(|_| *name == header::HOST).map(str::as_bytes);
+    head.first(name).or_else(authority)
 }
 
 /// Returns the value of the first `name=value`. Neither part is decoded, so two spellings of a value are two keys, as
@@ -96,21 +85,19 @@ impl Deref for Key<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use http::HeaderValue;
+    use http::request::Parts;
     use proptest::prelude::{any, prop_assert_eq, proptest};
 
-    fn headers(lines: &[(&'static str, &'static str)]) -> HeaderMap {
-        let line = |(name, value): &(&'static str, &'static str)| {
-            (HeaderName::from_static(name), HeaderValue::from_static(value))
-        };
-        lines.iter().map(line).collect()
+    fn head(uri: &str, lines: &[(&'static str, &'static str)]) -> Parts {
+        let request = http::Request::builder().uri(uri);
+        let request = lines.iter().fold(request, |request, (name, value)| request.header(*name, *value));
+        request.body(()).unwrap().into_parts().0
     }
 
     fn hashed(on: &HashOn, uri: &str, lines: &[(&'static str, &'static str)]) -> Option<String> {
-        let (uri, headers) = (uri.parse().unwrap(), headers(lines));
         let client = Some("192.0.2.7".parse().unwrap());
-        let source = KeySource { client, uri: &uri, headers: &headers };
-        key(on, &source).map(|key| String::from_utf8(key.to_vec()).unwrap())
+        let head = head(uri, lines);
+        key(on, client, &head).map(|key| String::from_utf8(key.to_vec()).unwrap())
     }
 
     fn address(client: &str) -> String {
@@ -134,9 +121,7 @@ mod tests {
 
     #[test]
     fn a_client_without_an_address_has_no_key() {
-        let (uri, headers) = (Uri::from_static("/"), HeaderMap::new());
-        let source = KeySource { client: None, uri: &uri, headers: &headers };
-        assert!(key(&HashOn::ClientIp, &source).is_none());
+        assert!(key(&HashOn::ClientIp, None, &head("/", &[])).is_none());
     }
 
     #[test]

@@ -45,12 +45,10 @@
 //!
 //! - **A key**, when the policy hashes: [`Pool::hash_key`], as the second argument of [`Dispatch::place`].
 //! - **A session**: [`Pool::session`] reads the cookie into [`Dispatch::session`], [`Pool::set_cookie`] writes it.
-//! - **Patience**, when `place` says [`PickError::Full`]: join [`Pool::queue`], and at each [`Waiter::turn`] place it again. A
-//!   request that [`is_first`](Dispatch::is_first) and finds somebody waiting joins at once. Look at [`Pool::next_return`]
-//!   as well: nobody is woken by an ejection that ends.
-//! - **Progress**: [`Attempt::connected`] counts connections; [`Pool::per_try`] is for the program to keep.
+//! - **A queue**: [`Dispatch::admit`] in place of [`Dispatch::place`] says whether the request is placed, waits or is rejected.
+//! - **Progress**: [`Attempt::connected`] counts connections; the program enforces [`Pool::per_try`].
 //!
-//! The proxy of this crate does all of this in `request.rs` and `proxy.rs`.
+//! The proxy of this crate does all of this.
 //!
 //! # How it is made
 //!
@@ -61,6 +59,8 @@
 //! ```text
 //! Dispatch                       one request, from its first attempt to its answer     dispatch.rs
 //!
+//! Dispatch::admit                it is placed, waits, or is rejected                    admission.rs
+//! ├── Queue                      requests that wait until a backend has room            queue.rs
 //! Pool::place                    a request gets a backend, or not                       pick.rs
 //! ├── Sticky                     the backend that a cookie names, if it may be used     sticky.rs, session_keys.rs
 //! ├── LoadBalancer<Policy>       the others, best first                                 ../policy/
@@ -74,15 +74,16 @@
 //! Pool::retry                    whether a failed request is sent again                 retry.rs
 //! └── retry::decide, Budget
 //! Pool::explain                  where a request would go, and why                      explain.rs
-//! Queue                          who waits until a backend has room                     queue.rs
 //! ```
 
+mod admission;
 mod attempt;
 mod availability;
 mod backend;
 mod dispatch;
 mod explain;
 mod hash_key;
+mod head;
 mod outlier;
 mod pick;
 mod queue;
@@ -107,14 +108,16 @@ use pingora::lb::health_check::HealthCheck;
 use pingora::lb::{Backends, HealthRegistry, LoadBalancer, discovery};
 
 pub use crate::clock::Now;
+pub use admission::{Admission, AdmissionError};
 pub use attempt::Attempt;
 pub use availability::{Availability, Level};
 pub use backend::{Backend, BackendState, History};
 pub use dispatch::{Dispatch, Replayability};
 pub use explain::{Explanation, Judged, Score};
-pub use hash_key::{Key, KeySource};
+pub use hash_key::Key;
+pub use head::{Fields, Head};
 pub use pick::{Passed, PickError, PickRequest, Tried};
-pub use queue::{Line, Queue, QueueFull, Ticket, Waiter};
+pub use queue::{Line, Queue, QueueFull, Ticket, Turn, Waiter};
 pub use reasons::{AttemptFailure, SkipReason, UpstreamError};
 pub use retry::{Budget, Decision, Failed, RetryPermit, WhyNot, backoff, decide};
 pub use session_keys::{SessionKeys, SessionKeysError};

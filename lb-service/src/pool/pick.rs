@@ -1,16 +1,17 @@
 //! Which backend a request goes to, and why the others were passed over.
 
 use std::cell::{Cell, RefCell};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
 
-use http::{HeaderMap, HeaderValue};
+use http::HeaderValue;
 
 use super::attempt::Attempt;
 use super::availability::{Availability, Level};
 use super::backend::Backend;
-use super::hash_key::{self, Key, KeySource};
+use super::hash_key::{self, Key};
+use super::head::{Fields, Head};
 use super::reasons::{AttemptFailure, SkipReason};
 use super::settings::Admin;
 use super::sticky::Session;
@@ -157,9 +158,10 @@ impl Pool {
         self.settings.hash_on.is_some()
     }
 
-    /// The key of a request for the policy, if that hashes and the request has one.
-    pub fn hash_key<'a>(&self, source: &KeySource<'a>) -> Option<Key<'a>> {
-        self.settings.hash_on.as_ref().and_then(|on| hash_key::key(on, source))
+    /// The key of a request for the policy, if that hashes and the request has one. The address of the `client` is the one
+    /// that a trusted proxy names, if there is such a proxy; it is missing on Unix sockets.
+    pub fn hash_key<'a>(&self, client: Option<IpAddr>, head: &'a impl Head) -> Option<Key<'a>> {
+        self.settings.hash_on.as_ref().and_then(|on| hash_key::key(on, client, head))
     }
 
     /// Whether clients are kept at their backends by a cookie.
@@ -167,9 +169,9 @@ impl Pool {
         self.sticky.is_some()
     }
 
-    /// What a cookie among these headers says; none: there is no cookie that names a backend of this pool.
-    pub fn session(&self, headers: &HeaderMap) -> Option<Session> {
-        self.sticky.as_ref()?.find(headers)
+    /// The session that a cookie among these fields names; none: no cookie names a backend of this pool.
+    pub fn session(&self, fields: &impl Fields) -> Option<Session> {
+        self.sticky.as_ref()?.find(fields)
     }
 
     /// The cookie that a response of `backend` sets, given the `session` that the request came with. There is none when

@@ -14,12 +14,14 @@
 //! a load.
 
 use std::collections::VecDeque;
+use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
+use std::task::{Context, Poll};
 
+use futures::task::AtomicWaker;
 use parking_lot::{Mutex, MutexGuard};
 use thiserror::Error;
-use tokio::sync::Notify;
 
 /// Requests that wait for a backend with a free place.
 #[derive(Debug)]
@@ -27,20 +29,33 @@ pub struct Queue {
     places: AtomicU32,
     /// As many as are in the line; written under its lock.
     waiting: AtomicU64,
-    line: Mutex<Line<Arc<Notify>>>,
+    line: Mutex<Line<Arc<Signal>>>,
 }
 
 /// A request in the line, until this is dropped.
 #[derive(Debug)]
 pub struct Waiter {
     ticket: Ticket,
-    told: Arc<Notify>,
+    told: Arc<Signal>,
     queue: Arc<Queue>,
 }
 
-/// As many requests wait as may.
+/// The turn of one waiting request: a future that completes when the turn is given. [`Waiter::take_turn`] takes it.
+///
+/// Only the task that polled last is woken.
+#[derive(Clone, Debug)]
+pub struct Turn(Arc<Signal>);
+
+/// Gives a waiting request its turn.
+#[derive(Debug, Default)]
+struct Signal {
+    is_given: AtomicBool,
+    waker: AtomicWaker,
+}
+
+/// The queue holds as many requests as it has places.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-#[error("as many requests wait for a backend as may")]
+#[error("the queue is full")]
 pub struct QueueFull;
 
 /// Who waits, in the order of arrival; `T` is how one of them is told that it is its turn.
@@ -101,14 +116,14 @@ impl Queue {
         if self.len() >= u64::from(self.places()) {
             return Err(QueueFull);
         }
-        let told = Arc::new(Notify::new());
+        let told = Arc::new(Signal::default());
         let mut line = self.line();
         let ticket = line.join(Arc::clone(&told)).ok_or(QueueFull)?;
         let is_front = line.len() == 1;
         self.publish(&line);
         drop(line);
         if is_front {
-            told.notify_one();
+            told.give();
         }
         // Pairs with the fence of `wake`: either the one who frees a place sees us waiting, or we see the
         // free place.
@@ -137,11 +152,11 @@ impl Queue {
         tell(next);
     }
 
-    fn publish(&self, line: &Line<Arc<Notify>>) {
+    fn publish(&self, line: &Line<Arc<Signal>>) {
         self.waiting.store(line.len() as u64, Ordering::Relaxed);
     }
 
-    fn line(&self) -> MutexGuard<'_, Line<Arc<Notify>>> {
+    fn line(&self) -> MutexGuard<'_, Line<Arc<Signal>>> {
         // No code that holds the lock can leave the line half changed.
         self.line.lock()
     }
@@ -149,26 +164,56 @@ impl Queue {
 
 /// Without the lock: this wakes a task, which is foreign code. Should the one who is told have left
 /// meanwhile, then its leaving told the next.
-fn tell(waiter: Option<Arc<Notify>>) {
+fn tell(waiter: Option<Arc<Signal>>) {
     if let Some(told) = waiter {
-        told.notify_one();
+        told.give();
     }
 }
 
 // === impl Waiter ===
 
 impl Waiter {
-    /// Returns each time that it is this waiter's turn to try: at once when it comes to the front, then after
-    /// each [`Queue::wake`]. What is told between two calls counts; told twice counts once. May be cancelled:
-    /// no turn is lost.
-    pub async fn turn(&mut self) {
-        self.told.notified().await;
+    /// The turn of this request. It comes when the request becomes the front, and then with each [`Queue::wake`].
+    pub fn turn(&self) -> Turn {
+        Turn(self.told.clone())
+    }
+
+    /// Whether its turn has come since this was last called. Turns that were not taken count once.
+    pub fn take_turn(&self) -> bool {
+        self.told.is_given.swap(false, Ordering::AcqRel)
     }
 }
 
 impl Drop for Waiter {
     fn drop(&mut self) {
         self.queue.leave(self.ticket);
+    }
+}
+
+// === impl Turn ===
+
+impl Turn {
+    /// Whether it has come and was not taken.
+    pub fn is_given(&self) -> bool {
+        self.0.is_given.load(Ordering::Acquire)
+    }
+}
+
+impl Future for Turn {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        self.0.waker.register(cx.waker());
+        if self.is_given() { Poll::Ready(()) } else { Poll::Pending }
+    }
+}
+
+// === impl Signal ===
+
+impl Signal {
+    fn give(&self) {
+        self.is_given.store(true, Ordering::Release);
+        self.waker.wake();
     }
 }
 
@@ -257,7 +302,7 @@ mod tests {
         async fn take_in_turn(&self, waiter: &mut Waiter) {
             loop {
                 waiter.turn().await;
-                if self.try_take() {
+                if waiter.take_turn() && self.try_take() {
                     return;
                 }
             }
@@ -265,7 +310,7 @@ mod tests {
     }
 
     fn has_turn(waiter: &mut Waiter) -> bool {
-        waiter.turn().now_or_never().is_some()
+        waiter.take_turn()
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! The named reasons for which a backend is passed over or fails a request. Logs, labels and explanations use their words.
+//! The named reasons for which a backend is passed over or fails a request. Logs, labels and explanations use their
+//! words.
 
 use std::borrow::Cow;
 
@@ -121,8 +122,8 @@ impl AttemptFailure {
         }
     }
 
-    /// The cause that `retries.when` names for it; none: it is not worth a retry. A failed TLS handshake counts as a failed
-    /// connection, and a response that is not HTTP as a reset.
+    /// The cause that `retries.when` names for it; none: it is not worth a retry. A failed TLS handshake counts as a
+    /// failed connection, and a response that is not HTTP as a reset.
     pub fn cause(self) -> Option<RetryCause> {
         match self {
             Self::Error(UpstreamError::Connect | UpstreamError::Tls) => Some(RetryCause::ConnectFailure),

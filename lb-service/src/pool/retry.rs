@@ -15,8 +15,8 @@
 //!   adds load where there is too much of it. It costs an attempt and a place in the [`Budget`].
 //!
 //! `Pool::retry` adds what the pool allows: another backend must be available, and a retry needs a place in the budget,
-//! with one exception. When a connection broke while another backend is well, one backend has ended, and everything that it
-//! was working on is sent again.
+//! with one exception. When a connection broke while another backend is well, one backend has ended, and everything
+//! that it was working on is sent again.
 //!
 //! The budget limits the retries in flight to a share of the requests in flight, as Envoy's retry budgets
 //! do (`source/common/upstream/upstream_impl.h`, `budget_percent` and `min_retry_concurrency`). The idea that
@@ -245,9 +245,9 @@ impl Pool {
         self.settings.retries.per_try
     }
 
-    /// Whether a retry needs a place in the budget. It needs none when a connection broke and another backend is available
-    /// that did not fail its latest request: then one backend has ended and this is no outage, and the requests that it was
-    /// working on may be more than the budget holds. A budget of 0 allows no retry at all.
+    /// Whether a retry needs a place in the budget. It needs none when a connection broke and another backend is
+    /// available that did not fail its latest request: then one backend has ended and this is no outage, and the
+    /// requests that it was working on may be more than the budget holds. A budget of 0 allows no retry at all.
     fn is_budgeted(&self, failed: &Failed, tried: &Tried, backend: &Backend, at: Now) -> bool {
         failed.cause != RetryCause::Reset
             || self.shared.budget.limit(u64::MAX) == 0

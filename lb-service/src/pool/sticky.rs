@@ -16,10 +16,11 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderValue, header};
+use http::{HeaderValue, header};
 use ring::hmac;
 use xxhash_rust::xxh3::xxh3_128_with_seed;
 
+use super::head::Fields;
 use super::session_keys::SessionKeys;
 use super::settings::StickySettings;
 
@@ -68,12 +69,11 @@ const DIGITS: usize = 32;
 ///
 /// Reads every `Cookie` field, of which HTTP/2 can have several (RFC 9113, section 8.2.3), as pairs of RFC 6265,
 /// section 4.2.1. Skips white space around names and values, and text that is not a pair. Names are case-sensitive.
-pub(super) fn cookies<'a, 'n>(
-    headers: &'a HeaderMap,
+pub(super) fn cookies<'a, 'n, F: Fields>(
+    fields: &'a F,
     name: &'n str,
-) -> impl Iterator<Item = &'a [u8]> + use<'a, 'n> {
-    let lines = headers.get_all(header::COOKIE).into_iter();
-    let pairs = lines.flat_map(|line| line.as_bytes().split(|byte| *byte == b';'));
+) -> impl Iterator<Item = &'a [u8]> + use<'a, 'n, F> {
+    let pairs = fields.all(&header::COOKIE).flat_map(|line| line.split(|byte| *byte == b';'));
     pairs.filter_map(move |pair| value_of(pair, name))
 }
 
@@ -120,8 +120,8 @@ impl Sticky {
 
     /// Returns the session of a request: the first cookie whose value is the id of a backend. Other values, such as the
     /// id of a backend that is gone, are ignored.
-    pub(super) fn find(&self, headers: &HeaderMap) -> Option<Session> {
-        cookies(headers, &self.cookie).find_map(|value| self.session_of(SessionId::parse(value)?))
+    pub(super) fn find(&self, fields: &impl Fields) -> Option<Session> {
+        cookies(fields, &self.cookie).find_map(|value| self.session_of(SessionId::parse(value)?))
     }
 
     /// Returns the `Set-Cookie` value that keeps a client at the backend with this index. `secure`: the request came
@@ -238,6 +238,7 @@ impl fmt::Debug for SessionId {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use http::HeaderMap;
     use proptest::collection::vec;
     use proptest::prelude::{Just, Strategy, any, prop_assert_eq, prop_oneof, proptest};
     use std::collections::HashSet;

@@ -1,0 +1,172 @@
+//! What the proxy counts about its clients: connections, requests in flight, responses.
+
+use std::ops::AddAssign;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use crate::failure::Rejection;
+use crate::stats::{Codes, Counter, Gauge, Histogram};
+
+/// The counters of all listeners.
+#[derive(Debug, Default)]
+pub struct TrafficCounters {
+    listeners: Mutex<Vec<Arc<ListenerTraffic>>>,
+    /// The responses of forgotten listeners and pools, so that the sums never become smaller.
+    forgotten: Mutex<Answers>,
+}
+
+/// Responses so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Answers {
+    /// All of them.
+    pub all: u64,
+    /// Responses with a status of 500 or more, and responses that broke off.
+    pub failed: u64,
+}
+
+/// The counters of one listener, kept by its name when anything else of it changes.
+#[derive(Debug)]
+pub struct ListenerTraffic {
+    /// What the listener is called.
+    pub name: Arc<str>,
+    /// Connections accepted.
+    pub connections: Counter,
+    /// Connections open.
+    pub connections_active: Gauge,
+    /// Requests being worked on, upgraded connections included.
+    pub in_flight: Gauge,
+    rejected: [Counter; Rejection::ALL.len()],
+    by_pool: Mutex<Vec<(Arc<str>, Arc<PoolTraffic>)>>,
+    without_pool: Arc<PoolTraffic>,
+}
+
+/// The requests of one listener to one pool.
+#[derive(Debug, Default)]
+pub struct PoolTraffic {
+    /// Answers by status.
+    pub answers: Codes,
+    /// Responses with a status below 500 that broke off.
+    pub broken_off: Counter,
+    /// From the head of the request to the end of the answer.
+    pub duration: Histogram,
+    /// Bytes of request bodies.
+    pub request_bytes: Counter,
+    /// Bytes of response bodies.
+    pub response_bytes: Counter,
+}
+
+// === impl TrafficCounters ===
+
+impl TrafficCounters {
+    /// The counters of the listener of this name. They are the same for each call, until they are forgotten.
+    pub fn listener(&self, name: &str) -> Arc<ListenerTraffic> {
+        let mut listeners = self.listeners.lock();
+        if let Some(known) = listeners.iter().find(|known| *known.name == *name) {
+            return known.clone();
+        }
+        let listener = Arc::new(ListenerTraffic::new(name));
+        listeners.push(listener.clone());
+        listener
+    }
+
+    /// Forgets the listeners that nothing uses, and the pools of the others that nothing uses.
+    pub(crate) fn forget_unused(&self) {
+        let mut listeners = self.listeners.lock();
+        let mut forgotten = self.forgotten.lock();
+        let unused = listeners.extract_if(.., |listener| Arc::strong_count(listener) == 1);
+        unused.for_each(|listener| *forgotten += listener.answers());
+        listeners.iter().for_each(|listener| *forgotten += listener.forget_unused());
+    }
+
+    /// Requests in flight on all listeners.
+    pub fn in_flight(&self) -> u64 {
+        self.listeners.lock().iter().map(|listener| listener.in_flight.get()).sum()
+    }
+
+    /// Responses so far, including those on listeners and of pools that are gone.
+    pub fn answers(&self) -> Answers {
+        let listeners = self.listeners.lock();
+        let mut answers = *self.forgotten.lock();
+        listeners.iter().for_each(|listener| answers += listener.answers());
+        answers
+    }
+}
+
+// === impl ListenerTraffic ===
+
+impl ListenerTraffic {
+    fn new(name: &str) -> Self {
+        Self {
+            name: name.into(),
+            connections: Counter::default(),
+            connections_active: Gauge::default(),
+            in_flight: Gauge::default(),
+            rejected: Default::default(),
+            by_pool: Mutex::default(),
+            without_pool: Arc::default(),
+        }
+    }
+
+    /// The counters of its requests to the pool of this name. Requests find them in their snapshot.
+    pub fn pool(&self, name: &Arc<str>) -> Arc<PoolTraffic> {
+        let mut pools = self.by_pool.lock();
+        if let Some((_, known)) = pools.iter().find(|(known, _)| known == name) {
+            return known.clone();
+        }
+        let pool = Arc::new(PoolTraffic::default());
+        pools.push((name.clone(), pool.clone()));
+        pool
+    }
+
+    /// The counters of its requests that no route matched.
+    pub fn without_pool(&self) -> &Arc<PoolTraffic> {
+        &self.without_pool
+    }
+
+    fn answers(&self) -> Answers {
+        let mut answers = self.without_pool.answered();
+        self.by_pool.lock().iter().for_each(|(_, pool)| answers += pool.answered());
+        answers
+    }
+
+    /// Returns the responses of what is forgotten.
+    fn forget_unused(&self) -> Answers {
+        let mut answers = Answers::default();
+        let mut pools = self.by_pool.lock();
+        let unused = pools.extract_if(.., |(_, pool)| Arc::strong_count(pool) == 1);
+        unused.for_each(|(_, pool)| answers += pool.answered());
+        answers
+    }
+
+    /// Counts a request that the proxy rejected.
+    pub fn reject(&self, reason: Rejection) {
+        self.rejected[reason as usize].increment();
+    }
+
+    /// Rejected requests by reason.
+    pub fn rejected(&self) -> impl Iterator<Item = (Rejection, u64)> {
+        Rejection::ALL.into_iter().zip(self.rejected.iter().map(Counter::get))
+    }
+}
+
+// === impl PoolTraffic ===
+
+impl PoolTraffic {
+    fn answered(&self) -> Answers {
+        let mut answers = Answers { all: 0, failed: self.broken_off.get() };
+        for (status, count) in self.answers.counted() {
+            answers += Answers { all: count, failed: if status >= 500 { count } else { 0 } };
+        }
+        answers
+    }
+}
+
+// === impl Answers ===
+
+impl AddAssign for Answers {
+    fn add_assign(&mut self, more: Self) {
+        self.all += more.all;
+        self.failed += more.failed;
+    }
+}

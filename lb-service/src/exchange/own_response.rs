@@ -1,0 +1,89 @@
+//! The response to a request that no backend has answered.
+
+use bytes::Bytes;
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
+use http::{HeaderName, HeaderValue, StatusCode};
+
+use crate::explain::X_LB_EXPLAIN;
+use crate::failure::{Failure, Rejection};
+
+/// A response that the proxy sends itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct OwnResponse {
+    /// The status.
+    pub(crate) status: StatusCode,
+    /// The fields of its head.
+    pub(crate) fields: Vec<(HeaderName, HeaderValue)>,
+    /// The body: the status in words. What is wrong behind the proxy is for its operator, not for its clients.
+    pub(crate) body: Bytes,
+}
+
+// === impl OwnResponse ===
+
+impl OwnResponse {
+    /// The response to a request that failed; none: no client is left to read it.
+    pub(crate) fn to(failure: Failure, explanation: Option<HeaderValue>) -> Option<Self> {
+        let status = failure.client_status()?;
+        let body = page(status);
+        let mut fields = vec![
+            (CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8")),
+            (CONTENT_LENGTH, HeaderValue::from(body.len())),
+        ];
+        fields.extend(failure.retry_after().map(|seconds| (RETRY_AFTER, HeaderValue::from(seconds))));
+        fields.extend(explanation.map(|explanation| (X_LB_EXPLAIN, explanation)));
+        Some(Self { status, fields, body })
+    }
+}
+
+/// Returns whether the client's connection can carry another request after this failure: only if no part of the request
+/// was passed on.
+pub(crate) fn keeps_connection(failure: Failure) -> bool {
+    failure == Failure::Rejected(Rejection::NoRoute)
+}
+
+/// The body: `502 Bad Gateway`.
+fn page(status: StatusCode) -> Bytes {
+    let reason = status.canonical_reason().unwrap_or("Error");
+    format!("{} {reason}\n", status.as_u16()).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pool::UpstreamError;
+
+    fn field(response: &OwnResponse, name: &HeaderName) -> Option<HeaderValue> {
+        response.fields.iter().find(|(known, _)| known == name).map(|(_, value)| value.clone())
+    }
+
+    #[test]
+    fn the_page_says_the_status_and_nothing_else() {
+        let response = OwnResponse::to(Failure::Upstream(UpstreamError::Tls), None).unwrap();
+        assert_eq!(
+            (response.status, &response.body[..]),
+            (StatusCode::BAD_GATEWAY, &b"502 Bad Gateway\n"[..])
+        );
+        assert_eq!(field(&response, &CONTENT_LENGTH).unwrap(), "16");
+        assert_eq!(field(&response, &RETRY_AFTER), None);
+    }
+
+    #[test]
+    fn a_full_queue_asks_the_client_to_come_back() {
+        let response = OwnResponse::to(Failure::Rejected(Rejection::QueueFull), None).unwrap();
+        assert_eq!(response.status, StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(field(&response, &RETRY_AFTER).unwrap(), "1");
+    }
+
+    #[test]
+    fn an_explanation_is_a_field() {
+        let explanation = HeaderValue::from_static("route=none");
+        let response =
+            OwnResponse::to(Failure::Rejected(Rejection::NoRoute), Some(explanation.clone())).unwrap();
+        assert_eq!(field(&response, &X_LB_EXPLAIN), Some(explanation));
+    }
+
+    #[test]
+    fn a_client_that_left_gets_no_response() {
+        assert_eq!(OwnResponse::to(Failure::ClientGone, None), None);
+    }
+}

@@ -1,0 +1,329 @@
+//! An exchange from its head to its log line, with a pool whose backends are only values.
+
+use http::request::Parts;
+use http::{HeaderMap, HeaderName};
+use pingora::lb::HealthRegistry;
+
+use super::*;
+use crate::access_log::format_json;
+use crate::explain::Token;
+use crate::forwarded::TrustedProxies;
+use crate::listener::{ListenAddress, Listener, Listeners};
+use crate::pool::{BackendSettings, PoolSettings, StickySettings, UpstreamError};
+use crate::route::{PathPattern, Route, RouteTable};
+use crate::snapshot::SnapshotParts;
+use crate::traffic::Traffic;
+
+const CLIENT: [u8; 4] = [192, 0, 2, 7];
+const UNTOUCHED: Progress = Progress { replayable: true, response_begun: false };
+
+/// Requests for `/api` go to a pool of two backends.
+struct Bench {
+    snapshot: Arc<Snapshot>,
+    now: Instant,
+}
+
+impl Bench {
+    fn new(change: impl FnOnce(&mut PoolSettings)) -> Self {
+        let backends = [1, 2].map(|last| BackendSettings::new(([10, 0, 0, last], 80).into()));
+        let mut settings = PoolSettings::new("api", backends.into());
+        change(&mut settings);
+        let listener =
+            Listener { name: "web".into(), address: ListenAddress::Tcp(([127, 0, 0, 1], 80).into()) };
+        let route = Route { path: PathPattern::Prefix("/api".into()).into(), ..Route::any(PoolId(0)) };
+        let parts = SnapshotParts {
+            listeners: Listeners::new([listener]),
+            routes: RouteTable::new(vec![route]),
+            pools: vec![Arc::new(Pool::new(&settings, Arc::new(HealthRegistry::new()), None))],
+            trusted_proxies: TrustedProxies::new(vec!["10.0.0.9/32".parse().unwrap()]),
+            explain_token: Some(Token::new("secret")),
+            access_logs: vec![],
+        };
+        Self { snapshot: Arc::new(Snapshot::new(parts, &Traffic::new())), now: Instant::now() }
+    }
+
+    fn at(&self) -> Now {
+        Now { time: self.now, draw: 0.0 }
+    }
+
+    fn begin(&self, head: &Parts) -> Exchange {
+        let peer = Some(Peer::new(CLIENT.into()));
+        let origin =
+            Origin { snapshot: self.snapshot.clone(), listener: ListenerId(0), peer, scheme: Scheme::Http };
+        Exchange::begin(origin, head, self.now)
+    }
+
+    /// At a backend.
+    fn placed(&self, head: &Parts) -> Exchange {
+        let mut exchange = self.begin(head);
+        exchange.route(head).unwrap();
+        assert_eq!(exchange.admit(head, self.at()), Admission::Placed);
+        exchange
+    }
+
+    fn end(&self, status: Option<u16>) -> End {
+        let at = self.now + Duration::from_millis(5);
+        End {
+            at,
+            time: SystemTime::UNIX_EPOCH + Duration::from_secs(100),
+            status,
+            request_bytes: 3,
+            response_bytes: 4,
+        }
+    }
+
+    /// How many responses with this status were counted, to requests with a pool or without one.
+    fn responses(&self, pool: Option<PoolId>, status: u16) -> u64 {
+        let counted = self.snapshot.requests(ListenerId(0), pool).answers.counted();
+        counted.filter(|(known, _)| *known == status).map(|(_, count)| count).sum()
+    }
+}
+
+fn head(method: &str, target: &str, fields: &[(&str, &str)]) -> Parts {
+    let request = http::Request::builder().method(method).uri(target).header(HOST, "example.com");
+    let request = fields.iter().fold(request, |request, (name, value)| request.header(*name, *value));
+    request.body(()).unwrap().into_parts().0
+}
+
+fn get() -> Parts {
+    head("GET", "/api", &[])
+}
+
+fn fields(lines: &[(&'static str, &'static str)]) -> HeaderMap {
+    let line = |(name, value): &(&'static str, &'static str)| {
+        (HeaderName::from_static(name), HeaderValue::from_static(value))
+    };
+    lines.iter().map(line).collect()
+}
+
+fn backend_fault(kind: FaultKind) -> Fault {
+    Fault { response_read: true, ..Fault::of_backend(kind) }
+}
+
+#[test]
+fn a_request_without_a_route_is_404_and_keeps_its_connection() {
+    let bench = Bench::new(|_| {});
+    let head = head("GET", "/other", &[]);
+    let mut exchange = bench.begin(&head);
+    let failure = exchange.route(&head).unwrap_err();
+    assert!(keeps_connection(failure));
+    assert_eq!(exchange.own_response(&head).unwrap().status, 404);
+    exchange.finish(&head, bench.end(Some(404)));
+    assert_eq!(bench.responses(None, 404), 1);
+    let rejected: u64 = bench.snapshot.traffic(ListenerId(0)).rejected().map(|(_, count)| count).sum();
+    assert_eq!(rejected, 1);
+}
+
+#[test]
+fn a_request_that_no_backend_takes_is_503() {
+    let bench = Bench::new(|settings| settings.backends.clear());
+    let mut exchange = bench.begin(&get());
+    exchange.route(&get()).unwrap();
+    assert_eq!(exchange.admit(&get(), bench.at()), Admission::Rejected(AdmissionError::Unavailable));
+    assert_eq!(exchange.failure(), Some(Failure::Rejected(Rejection::NoBackend)));
+    assert!(!keeps_connection(exchange.failure().unwrap()));
+    assert_eq!(exchange.own_response(&get()).unwrap().status, 503);
+}
+
+#[test]
+fn the_backend_gets_the_forwarded_fields_the_host_of_its_pool_and_no_question() {
+    let bench = Bench::new(|settings| settings.host = Some(HeaderValue::from_static("origin.test")));
+    let head = head("GET", "/api", &[("x-forwarded-for", "127.0.0.1"), ("x-lb-explain", "1")]);
+    let mut request = head.headers.clone();
+    bench.placed(&head).edit_request(&head, &mut request);
+    assert_eq!(request["x-forwarded-for"], "192.0.2.7");
+    assert_eq!(request["x-forwarded-host"], "example.com");
+    assert_eq!(request["x-forwarded-proto"], "http");
+    assert_eq!(request["host"], "origin.test");
+    assert!(!request.contains_key("x-lb-explain"));
+}
+
+#[test]
+fn an_upgrade_is_asked_of_the_backend() {
+    let bench = Bench::new(|_| {});
+    let head = head("GET", "/api", &[("connection", "Upgrade"), ("upgrade", "irc/6.9")]);
+    // The hop-by-hop fields are gone.
+    let mut request = HeaderMap::new();
+    bench.placed(&head).edit_request(&head, &mut request);
+    assert_eq!(
+        (&request["connection"], &request["upgrade"]),
+        (&"Upgrade".parse().unwrap(), &"irc/6.9".parse().unwrap())
+    );
+}
+
+#[test]
+fn a_response_loses_its_hop_by_hop_fields_and_gets_the_cookie_and_the_explanation() {
+    let bench = Bench::new(|settings| settings.sticky = Some(StickySettings::new("lb")));
+    let head = head("GET", "/api", &[("x-lb-explain", "secret")]);
+    let mut exchange = bench.placed(&head);
+    let mut response = fields(&[("keep-alive", "timeout=5"), ("x-kept", "1"), ("set-cookie", "a=b")]);
+    let found = exchange.respond(&head, 200, &mut response, UNTOUCHED, bench.at());
+    assert_eq!(found, Response::Final);
+    assert!(!response.contains_key("keep-alive") && response.contains_key("x-kept"));
+    let cookies: Vec<_> = response.get_all("set-cookie").iter().collect();
+    assert!(cookies.len() == 2 && cookies[1].to_str().unwrap().starts_with("lb="), "{cookies:?}");
+    assert!(response["x-lb-explain"].to_str().unwrap().contains("pool=api"));
+}
+
+#[test]
+fn a_client_without_the_token_gets_no_explanation() {
+    let bench = Bench::new(|_| {});
+    let head = head("GET", "/api", &[("x-lb-explain", "guess")]);
+    let mut response = HeaderMap::new();
+    bench.placed(&head).respond(&head, 200, &mut response, UNTOUCHED, bench.at());
+    assert!(response.is_empty());
+}
+
+#[test]
+fn an_informational_response_is_passed_on_and_the_request_goes_on() {
+    let bench = Bench::new(|_| {});
+    let mut exchange = bench.placed(&get());
+    let found = exchange.respond(&get(), 103, &mut HeaderMap::new(), UNTOUCHED, bench.at());
+    assert_eq!(found, Response::Informational);
+    let found = exchange.respond(&get(), 101, &mut HeaderMap::new(), UNTOUCHED, bench.at());
+    assert_eq!(found, Response::Final, "another protocol follows");
+}
+
+#[test]
+fn a_gateway_error_is_retried_and_the_last_one_is_passed_on() {
+    let bench = Bench::new(|_| {});
+    let mut exchange = bench.placed(&get());
+    let respond = |exchange: &mut Exchange, status| {
+        exchange.respond(&get(), status, &mut HeaderMap::new(), UNTOUCHED, bench.at())
+    };
+    assert_eq!(respond(&mut exchange, 503), Response::Retry);
+    exchange.end_attempt().expect("it is sent again");
+    assert_eq!(exchange.admit(&get(), bench.at()), Admission::Placed);
+    assert_eq!(respond(&mut exchange, 503), Response::Final);
+    assert_eq!(exchange.failure(), None);
+}
+
+#[test]
+fn a_post_is_retried_only_if_no_connection_was_made() {
+    let bench = Bench::new(|_| {});
+    let post = head("POST", "/api", &[]);
+    let retries = |kind| bench.placed(&post).fault(&post, backend_fault(kind), UNTOUCHED, bench.at());
+    assert!(retries(FaultKind::Connect) && retries(FaultKind::Tls));
+    assert!(!retries(FaultKind::Closed) && !retries(FaultKind::Protocol));
+}
+
+#[test]
+fn a_request_whose_response_has_begun_is_not_retried() {
+    let bench = Bench::new(|_| {});
+    let mut exchange = bench.placed(&get());
+    let begun = Progress { response_begun: true, ..UNTOUCHED };
+    assert!(!exchange.fault(&get(), backend_fault(FaultKind::Closed), begun, bench.at()));
+    exchange.finish(&get(), bench.end(Some(200)));
+    assert_eq!(bench.snapshot.requests(ListenerId(0), Some(PoolId(0))).broken_off.get(), 1);
+}
+
+#[test]
+fn a_stale_connection_is_replaced_without_blame() {
+    let bench = Bench::new(|settings| settings.retries.attempts = 0);
+    let mut exchange = bench.placed(&get());
+    let attempt = exchange.dispatch.attempt.as_mut().unwrap();
+    attempt.connected(true);
+    let backend = attempt.backend.clone();
+    assert!(exchange.fault(&get(), Fault::of_backend(FaultKind::Closed), UNTOUCHED, bench.at()));
+    assert_eq!(backend.consecutive_failures(), 0);
+}
+
+#[test]
+fn a_timeout_during_the_request_is_the_client_s_unless_it_waits_for_the_backend() {
+    let bench = Bench::new(|settings| settings.retries.attempts = 0);
+    let failure = |head: &Parts, is_complete: bool| {
+        let mut exchange = bench.placed(head);
+        exchange.body_follows();
+        if is_complete {
+            exchange.request_complete(bench.now);
+        }
+        exchange.fault(head, backend_fault(FaultKind::ReadTimeout), UNTOUCHED, bench.at());
+        exchange.failure().unwrap()
+    };
+    let post = head("POST", "/api", &[]);
+    assert_eq!(failure(&post, false), Failure::ClientTimeout);
+    assert_eq!(failure(&post, true), Failure::Upstream(UpstreamError::Timeout));
+    let expects = head("POST", "/api", &[("expect", "100-continue")]);
+    assert_eq!(failure(&expects, false), Failure::Upstream(UpstreamError::Timeout));
+}
+
+#[test]
+fn the_first_failure_is_the_reason_when_no_other_backend_takes_the_request() {
+    let bench = Bench::new(|_| {});
+    let mut exchange = bench.placed(&get());
+    assert!(exchange.fault(&get(), backend_fault(FaultKind::Connect), UNTOUCHED, bench.at()));
+    let gone = Fault { side: Side::Us, kind: FaultKind::Closed, response_read: false };
+    assert_eq!(exchange.end_with(gone), Failure::Upstream(UpstreamError::Connect));
+    assert_eq!(exchange.own_response(&get()).unwrap().status, 502);
+}
+
+#[test]
+fn an_attempt_is_limited_until_its_response_begins() {
+    let second = Duration::from_secs(1);
+    let bench = Bench::new(|settings| settings.retries.per_try = Some(second));
+    let mut exchange = bench.placed(&get());
+    assert_eq!(exchange.request_complete(bench.now), Some(second));
+    exchange.respond(&get(), 200, &mut HeaderMap::new(), UNTOUCHED, bench.at());
+    assert_eq!(exchange.request_complete(bench.now), None);
+}
+
+#[test]
+fn a_request_whose_pool_is_replaced_goes_on_with_the_successor() {
+    let bench = Bench::new(|_| {});
+    let pool = bench.snapshot.pools[0].clone();
+    let mut exchange = bench.begin(&get());
+    exchange.route(&get()).unwrap();
+    let settings = PoolSettings::new("api", vec![BackendSettings::new(([10, 0, 0, 3], 80).into())]);
+    let successor = Arc::new(pool.successor(&settings));
+    successor.enter(&pool);
+    assert_eq!(exchange.admit(&get(), bench.at()), Admission::Placed);
+    assert_eq!(&*exchange.dispatch.attempt.as_ref().unwrap().backend.label, "10.0.0.3:80");
+}
+
+#[test]
+fn a_request_is_counted_and_logged_with_what_the_client_saw() {
+    let bench = Bench::new(|_| {});
+    let exchange = bench.placed(&get());
+    let end = bench.end(Some(200));
+    let (head, mut line) = (get(), Vec::new());
+    format_json(&exchange.record(&head, 200, end), &mut line);
+    let line: serde_json::Value = serde_json::from_slice(&line).unwrap();
+    assert_eq!(
+        (&line["listener"], &line["pool"], &line["status"]),
+        (&"web".into(), &"api".into(), &200.into())
+    );
+    assert_eq!((&line["host"], &line["path"]), (&"example.com".into(), &"/api".into()));
+    exchange.finish(&get(), end);
+    let counted = bench.snapshot.requests(ListenerId(0), Some(PoolId(0)));
+    assert_eq!((bench.responses(Some(PoolId(0)), 200), counted.broken_off.get()), (1, 0));
+    assert_eq!((counted.request_bytes.get(), counted.response_bytes.get()), (3, 4));
+}
+
+#[test]
+fn a_client_that_leaves_before_the_response_is_counted_as_499() {
+    let bench = Bench::new(|_| {});
+    let mut exchange = bench.placed(&get());
+    exchange.fail(Failure::ClientGone);
+    assert_eq!(exchange.own_response(&get()), None);
+    exchange.finish(&get(), bench.end(None));
+    assert_eq!(bench.responses(Some(PoolId(0)), 499), 1);
+}
+
+#[test]
+fn a_client_of_http_1_0_gets_no_transfer_coding() {
+    let mut old = get();
+    old.version = Version::HTTP_10;
+    let mut response = fields(&[("transfer-encoding", "chunked")]);
+    assert!(!unframe(&get(), &mut response) && response.contains_key("transfer-encoding"));
+    assert!(unframe(&old, &mut response) && response.is_empty());
+    assert!(!unframe(&old, &mut response), "without a coding the connection stays");
+}
+
+#[test]
+fn a_refusing_backend_asks_for_a_pause_in_seconds() {
+    let pause = |status, value: &'static str| retry_after(status, &fields(&[("retry-after", value)]));
+    assert_eq!(pause(503, "7"), Some(Duration::from_secs(7)));
+    assert_eq!(pause(429, "Wed, 21 Oct 2026 07:28:00 GMT"), Some(Duration::from_secs(1)));
+    assert_eq!(pause(301, "7"), None);
+    assert_eq!(retry_after(503, &HeaderMap::new()), None);
+}
