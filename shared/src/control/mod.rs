@@ -27,7 +27,7 @@
 //! other daemon refuses it with 421.
 //!
 //! 200: done, or nothing to do. 400: the request cannot be understood. 404, 405, 413. 409: refused, nothing has changed. The answer
-//! to what changes something is a [`Verdict`]. `curl --unix-socket PATH http://localhost/v1/status` works.
+//! to what changes something is a [`ChangeResult`]. `curl --unix-socket PATH http://localhost/v1/status` works.
 //!
 //! A connection is for one request: each answer says `Connection: close`. A body is at most 64 KiB, and comes within
 //! 10 s. 64 requests are carried out at a time; beside them 512 only wait (for an event, or until a backend has no request
@@ -60,7 +60,7 @@ pub use farewell::{Farewell, Farewells};
 pub use server::{ControlService, DrainingSocket};
 
 use crate::events::Events;
-use crate::operator::{Order, Reload, Verdict};
+use crate::operator::{ChangeResult, Order, Reload};
 
 /// Whether a process of this user may be at the other end of a control socket: root, or this process's own user.
 fn is_trusted(peer: u32) -> bool {
@@ -72,10 +72,10 @@ fn is_trusted(peer: u32) -> bool {
 #[async_trait]
 pub trait Operations: Send + Sync {
     /// Reads the file again.
-    async fn reload(&self, reload: Reload) -> Verdict;
+    async fn reload(&self, reload: Reload) -> ChangeResult;
 
     /// Changes a backend.
-    async fn order(&self, order: Order) -> Verdict;
+    async fn order(&self, order: Order) -> ChangeResult;
 
     /// Returns when the backend works on no request. One that is not there works on none.
     ///

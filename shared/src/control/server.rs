@@ -27,7 +27,7 @@ use tokio::time::timeout;
 use super::api::{self, Call, Unclear};
 use super::{Operations, is_trusted};
 use crate::http_message::FILE_HEADER;
-use crate::operator::Verdict;
+use crate::operator::ChangeResult;
 use crate::process::lifecycle::Outcome;
 use crate::process::sockets::SocketFile;
 
@@ -296,8 +296,8 @@ impl Control {
                 Ok(filter) => Answer::json(&json!({"filter": filter})),
                 Err(problem) => Answer::bad(&problem),
             },
-            Call::Reload(reload) => Answer::verdict(&operations.reload(reload).await),
-            Call::Order(order) => Answer::verdict(&operations.order(order).await),
+            Call::Reload(reload) => Answer::change_result(&operations.reload(reload).await),
+            Call::Order(order) => Answer::change_result(&operations.order(order).await),
             // Of `answer`.
             Call::Stop { .. } => Answer::bad("a stop has no answer before the end"),
             Call::Upgrade => match operations.upgrade().await {
@@ -366,9 +366,9 @@ impl Answer {
         Self::ok(body + "\n")
     }
 
-    fn verdict(verdict: &Verdict) -> Self {
-        let status = if verdict.is_good() { StatusCode::OK } else { StatusCode::CONFLICT };
-        Self { status, ..Self::json(verdict) }
+    fn change_result(change_result: &ChangeResult) -> Self {
+        let status = if change_result.is_good() { StatusCode::OK } else { StatusCode::CONFLICT };
+        Self { status, ..Self::json(change_result) }
     }
 
     fn problem(status: StatusCode, problem: &str) -> Self {
@@ -422,16 +422,16 @@ mod tests {
 
     #[async_trait]
     impl Operations for Fake {
-        async fn reload(&self, _: Reload) -> Verdict {
+        async fn reload(&self, _: Reload) -> ChangeResult {
             self.asked.notify_one();
             self.through.notified().await;
             self.done.notify_one();
-            Verdict { problem: "no such file".into(), ..Verdict::of(operator::Outcome::Refused, 1) }
+            ChangeResult { problem: "no such file".into(), ..ChangeResult::of(operator::Outcome::Refused, 1) }
         }
 
-        async fn order(&self, order: Order) -> Verdict {
+        async fn order(&self, order: Order) -> ChangeResult {
             let changes = vec![format!("{order:?}")];
-            Verdict { changes, ..Verdict::of(operator::Outcome::Applied, 2) }
+            ChangeResult { changes, ..ChangeResult::of(operator::Outcome::Applied, 2) }
         }
 
         async fn idle(&self, pool: &str, _: SocketAddr) -> Result<(), String> {
@@ -543,11 +543,11 @@ mod tests {
     async fn each_answer_has_its_status() {
         let running = Running::start(ARRIVAL);
         assert_eq!(running.ask("GET /v1/status").await, (200, json!({"state": "serving"})));
-        let (status, verdict) = running.ask("POST /v1/pools/web/backends/10.0.0.1:80/drain").await;
-        assert_eq!((status, &verdict["result"]), (200, &json!("applied")));
+        let (status, change_result) = running.ask("POST /v1/pools/web/backends/10.0.0.1:80/drain").await;
+        assert_eq!((status, &change_result["result"]), (200, &json!("applied")));
         running.fake.through.notify_one();
-        let (status, verdict) = running.ask("POST /v1/reload").await;
-        assert_eq!((status, &verdict["problem"]), (409, &json!("no such file")));
+        let (status, change_result) = running.ask("POST /v1/reload").await;
+        assert_eq!((status, &change_result["problem"]), (409, &json!("no such file")));
         running.fake.through.notify_one();
         assert_eq!(running.ask("POST /v1/upgrade").await, (200, json!({"pid": 77})));
         assert_eq!(running.ask("POST /v1/stop").await, (200, Value::Null));

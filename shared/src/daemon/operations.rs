@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use crate::control::{Farewells, Operations, predecessors};
 use crate::events::{About, Events, Kind};
 use crate::explain::{ExplainSource, Request};
-use crate::operator::{Operator, Order, Reload, Verdict};
+use crate::operator::{ChangeResult, Operator, Order, Reload};
 use crate::process::lifecycle::{Stops, Upgrades};
 use crate::process::logging::{LogFilter, Verbosity};
 use crate::status::StatusSource;
@@ -35,11 +35,11 @@ pub(super) struct DaemonControl {
 
 #[async_trait]
 impl Operations for DaemonControl {
-    async fn reload(&self, reload: Reload) -> Verdict {
+    async fn reload(&self, reload: Reload) -> ChangeResult {
         self.operator.reload(reload).await
     }
 
-    async fn order(&self, order: Order) -> Verdict {
+    async fn order(&self, order: Order) -> ChangeResult {
         self.operator.order(order).await
     }
 

@@ -14,7 +14,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use super::diff::Diff;
 use super::file::ConfigFile;
 use super::keys::KeyFiles;
-use super::order::{Order, Outcome, Reload, Verdict};
+use super::order::{ChangeResult, Order, Outcome, Reload};
 use super::rollback::{Judgement, Past, Trial};
 use super::runtime::Runtime;
 use super::shown::{Shown, last_reload};
@@ -141,15 +141,15 @@ impl Changer {
     async fn follow(&mut self, command: Command) {
         match command {
             Command::Reload { reload, by, answer } => {
-                let verdict = self.reload(reload, by).await;
+                let change_result = self.reload(reload, by).await;
                 // The caller may have left: the change is made all the same.
                 if let Some(answer) = answer {
-                    let _ = answer.send(verdict);
+                    let _ = answer.send(change_result);
                 }
             }
             Command::Order { order, answer } => {
-                let verdict = self.order(&order).await;
-                let _ = answer.send(verdict);
+                let change_result = self.order(&order).await;
+                let _ = answer.send(change_result);
             }
         }
     }
@@ -221,10 +221,10 @@ impl Changer {
 
     // --- the file ---
 
-    async fn reload(&mut self, reload: Reload, by: &'static str) -> Verdict {
+    async fn reload(&mut self, reload: Reload, by: &'static str) -> ChangeResult {
         if reload.dry_run {
             let result = self.read_again(reload).await;
-            return self.dry_verdict(result);
+            return self.dry_result(result);
         }
         if let Some(file) = self.parts.provenance.file() {
             self.watch = Watch::new(Print::of(file.path()));
@@ -232,12 +232,12 @@ impl Changer {
         self.parts.supervisor.reloading();
         let result = self.read_again(reload).await;
         log::info!("reload: {by}");
-        let verdict = match result {
+        let change_result = match result {
             Ok(read) => self.reloaded(read),
             Err(refusal) => self.not_reloaded(&refusal),
         };
-        self.parts.supervisor.reloaded(&format!("configuration {} is in effect", verdict.generation));
-        verdict
+        self.parts.supervisor.reloaded(&format!("configuration {} is in effect", change_result.generation));
+        change_result
     }
 
     async fn read_again(&mut self, reload: Reload) -> Result<ReadAgain, Refusal> {
@@ -276,7 +276,7 @@ impl Changer {
         Some(format!("! log_level has no effect: RUST_LOG is set to `{variable}`, which wins"))
     }
 
-    fn reloaded(&mut self, read: ReadAgain) -> Verdict {
+    fn reloaded(&mut self, read: ReadAgain) -> ChangeResult {
         let ReadAgain { mut lines, lost, warnings } = read;
         let result = if lines.is_empty() { Outcome::Unchanged } else { Outcome::Applied };
         let word = if result == Outcome::Applied { "applied" } else { "unchanged" };
@@ -293,24 +293,24 @@ impl Changer {
         log::info!("reload: configuration {generation} is in effect");
         let changes = if lines.is_empty() { "nothing to change".into() } else { lines.join("; ") };
         self.note(Kind::Reload, format!("configuration {generation} is in effect: {changes}"));
-        Verdict { changes: lines, ..self.verdict(result) }.with_warnings(&warnings)
+        ChangeResult { changes: lines, ..self.change_result(result) }.with_warnings(&warnings)
     }
 
-    fn not_reloaded(&mut self, refusal: &Refusal) -> Verdict {
+    fn not_reloaded(&mut self, refusal: &Refusal) -> ChangeResult {
         let problem = refusal.text();
         self.show(Some(last_reload("refused", Some(problem.trim_end()))));
         self.parts.metrics.reloaded(Counted::Refused, self.shown.load().generation);
         log::error!("reload: refused, nothing has changed:\n{}", problem.trim_end());
         self.note(Kind::Reload, format!("refused: {}", refusal.summary()));
-        Verdict { problem, problems: refusal.problems(), ..self.verdict(Outcome::Refused) }
+        ChangeResult { problem, problems: refusal.problems(), ..self.change_result(Outcome::Refused) }
     }
 
-    fn dry_verdict(&self, result: Result<ReadAgain, Refusal>) -> Verdict {
+    fn dry_result(&self, result: Result<ReadAgain, Refusal>) -> ChangeResult {
         match result {
             Ok(ReadAgain { mut lines, lost, warnings }) => {
                 let result = if lines.is_empty() { Outcome::Unchanged } else { Outcome::WouldApply };
                 lines.extend(lost);
-                Verdict { changes: lines, ..self.verdict(result) }.with_warnings(&warnings)
+                ChangeResult { changes: lines, ..self.change_result(result) }.with_warnings(&warnings)
             }
             Err(refusal) => {
                 let (problem, problems) = (refusal.text(), refusal.problems());
@@ -318,17 +318,17 @@ impl Changer {
                     Refusal::Process { lines, .. } => lines,
                     _ => Vec::new(),
                 };
-                Verdict { changes, problem, problems, ..self.verdict(Outcome::Refused) }
+                ChangeResult { changes, problem, problems, ..self.change_result(Outcome::Refused) }
             }
         }
     }
 
     // --- orders ---
 
-    async fn order(&mut self, order: &Order) -> Verdict {
+    async fn order(&mut self, order: &Order) -> ChangeResult {
         match self.carry_out(order).await {
-            Err(refusal) => Verdict { problem: refusal.text(), ..self.verdict(Outcome::Refused) },
-            Ok(lines) if lines.is_empty() => self.verdict(Outcome::Unchanged),
+            Err(refusal) => ChangeResult { problem: refusal.text(), ..self.change_result(Outcome::Refused) },
+            Ok(lines) if lines.is_empty() => self.change_result(Outcome::Unchanged),
             Ok(mut lines) => {
                 self.show(self.shown.load().last_reload.clone());
                 self.parts.metrics.set_generation(self.shown.load().generation);
@@ -345,7 +345,7 @@ impl Changer {
                         without_subject(line, &order.pool, &backend),
                     );
                 }
-                Verdict { changes: lines, ..self.verdict(Outcome::Applied) }
+                ChangeResult { changes: lines, ..self.change_result(Outcome::Applied) }
             }
         }
     }
@@ -405,8 +405,8 @@ impl Changer {
         self.parts.events.note(kind, About::default(), text);
     }
 
-    fn verdict(&self, result: Outcome) -> Verdict {
-        Verdict::of(result, self.shown.load().generation)
+    fn change_result(&self, result: Outcome) -> ChangeResult {
+        ChangeResult::of(result, self.shown.load().generation)
     }
 
     // --- taking back ---
@@ -526,9 +526,9 @@ fn remedy(keys: &[&str]) -> &'static str {
     }
 }
 
-// === impl Verdict ===
+// === impl ChangeResult ===
 
-impl Verdict {
+impl ChangeResult {
     fn with_warnings(self, warnings: &Problems) -> Self {
         Self { warning: config::text(warnings, false), warnings: config::documents(warnings), ..self }
     }

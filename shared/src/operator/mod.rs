@@ -50,7 +50,7 @@ use changer::Changer;
 pub use diff::Diff;
 pub use file::{ConfigFile, Provenance};
 use keys::KeyFiles;
-pub use order::{Change, Joining, Order, Outcome, Reload, Verdict};
+pub use order::{Change, ChangeResult, Joining, Order, Outcome, Reload};
 pub use runtime::{Portable, Runtime, Times};
 pub use shown::Shown;
 
@@ -126,8 +126,8 @@ pub struct RestoredState {
 
 /// Somebody wants a change.
 enum Command {
-    Reload { reload: Reload, by: &'static str, answer: Option<oneshot::Sender<Verdict>> },
-    Order { order: Order, answer: oneshot::Sender<Verdict> },
+    Reload { reload: Reload, by: &'static str, answer: Option<oneshot::Sender<ChangeResult>> },
+    Order { order: Order, answer: oneshot::Sender<ChangeResult> },
 }
 
 // === impl Operator ===
@@ -150,7 +150,7 @@ impl Operator {
     }
 
     /// Reads the file again, and says what became of it.
-    pub async fn reload(&self, reload: Reload) -> Verdict {
+    pub async fn reload(&self, reload: Reload) -> ChangeResult {
         self.ask(|answer| Command::Reload { reload, by: "command", answer: Some(answer) }).await
     }
 
@@ -162,7 +162,7 @@ impl Operator {
     }
 
     /// Carries an order out.
-    pub async fn order(&self, order: Order) -> Verdict {
+    pub async fn order(&self, order: Order) -> ChangeResult {
         self.ask(|answer| Command::Order { order, answer }).await
     }
 
@@ -216,13 +216,13 @@ impl Operator {
         &self.events
     }
 
-    async fn ask(&self, command: impl FnOnce(oneshot::Sender<Verdict>) -> Command) -> Verdict {
+    async fn ask(&self, command: impl FnOnce(oneshot::Sender<ChangeResult>) -> Command) -> ChangeResult {
         let (answer, answered) = oneshot::channel();
         // Both fail when the process ends.
         let _ = self.commands.send(command(answer));
-        answered.await.unwrap_or_else(|_| Verdict {
+        answered.await.unwrap_or_else(|_| ChangeResult {
             problem: "the process is ending".into(),
-            ..Verdict::of(Outcome::Refused, self.shown.load().generation)
+            ..ChangeResult::of(Outcome::Refused, self.shown.load().generation)
         })
     }
 }

@@ -62,7 +62,7 @@ pub struct Reload {
 
 /// What became of an order or of a reload.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Verdict {
+pub struct ChangeResult {
     /// In a word.
     pub result: Outcome,
     /// The number of the configuration that is in effect now.
@@ -94,13 +94,13 @@ pub enum Outcome {
     Unchanged,
     /// It would be in effect: nothing has changed.
     WouldApply,
-    /// Nothing has changed, and the verdict says why.
+    /// Nothing has changed, and the result says why.
     Refused,
 }
 
-// === impl Verdict ===
+// === impl ChangeResult ===
 
-impl Verdict {
+impl ChangeResult {
     /// One that says nothing but this.
     pub fn of(result: Outcome, generation: u64) -> Self {
         Self {
@@ -125,15 +125,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_verdict_is_the_same_after_it_was_sent() {
-        let verdict = Verdict {
+    fn a_change_result_survives_serialisation() {
+        let change_result = ChangeResult {
             changes: vec!["pool web: backend 10.0.0.1:80 is added".into()],
             problem: "error[LB010]: unknown key `thread`".into(),
             problems: vec![serde_json::from_str(r#"{"id": "LB010"}"#).unwrap()],
-            ..Verdict::of(Outcome::Refused, 3)
+            ..ChangeResult::of(Outcome::Refused, 3)
         };
-        let text = serde_json::to_string(&verdict).unwrap();
-        assert_eq!(serde_json::from_str::<Verdict>(&text).unwrap(), verdict);
-        assert!(!verdict.is_good());
+        let text = serde_json::to_string(&change_result).unwrap();
+        assert_eq!(serde_json::from_str::<ChangeResult>(&text).unwrap(), change_result);
+        assert!(!change_result.is_good());
     }
 }

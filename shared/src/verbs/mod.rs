@@ -18,7 +18,7 @@ use crate::control::client::{Reply, Unreachable};
 use crate::control::predecessors;
 use crate::events::Event;
 use crate::http_message::{backend_target, query};
-use crate::operator::{Outcome, Verdict};
+use crate::operator::{ChangeResult, Outcome};
 use crate::screen::{self, Window};
 use crate::status_document::Status;
 
@@ -77,7 +77,7 @@ pub fn run(ask: &Ask, client: &Client, out: &mut impl Write) -> Result<(), AskEr
         Ask::Explain(args) => explain(client, args, out),
         Ask::Reload { dry_run, keep_runtime, .. } => {
             let body = json!({"dry_run": dry_run, "keep_runtime": keep_runtime});
-            verdict(client, "POST", "/v1/reload", &body, out)
+            change_result(client, "POST", "/v1/reload", &body, out)
         }
         Ask::Upgrade { .. } => upgrade(client, out),
         Ask::Stop { now, timeout, .. } => stop::run(client, *now, *timeout, out),
@@ -95,7 +95,7 @@ pub fn run(ask: &Ask, client: &Client, out: &mut impl Write) -> Result<(), AskEr
             let BackendArgs { pool, backend, .. } = backend;
             let body =
                 json!({"address": backend, "weight": weight, "backup": backup, "max_requests": max_requests});
-            verdict(client, "POST", &format!("/v1/pools/{pool}/backends"), &body, out)
+            change_result(client, "POST", &format!("/v1/pools/{pool}/backends"), &body, out)
         }
         Ask::Remove { backend, wait } => {
             order(client, backend, "DELETE", "", &json!({}), out)?;
@@ -116,10 +116,16 @@ fn order(
     body: &Value,
     out: &mut impl Write,
 ) -> Result<(), AskError> {
-    verdict(client, method, &format!("{}{verb}", backend_target(&backend.pool, backend.backend)), body, out)
+    change_result(
+        client,
+        method,
+        &format!("{}{verb}", backend_target(&backend.pool, backend.backend)),
+        body,
+        out,
+    )
 }
 
-fn verdict(
+fn change_result(
     client: &Client,
     method: &str,
     target: &str,
@@ -127,17 +133,21 @@ fn verdict(
     out: &mut impl Write,
 ) -> Result<(), AskError> {
     let reply = client.ask(method, target, &body.to_string(), LATER)?;
-    let Ok(verdict) = serde_json::from_str::<Verdict>(&reply.body) else { return Err(failure(&reply)) };
-    for line in &verdict.changes {
+    let Ok(change_result) = serde_json::from_str::<ChangeResult>(&reply.body) else {
+        return Err(failure(&reply));
+    };
+    for line in &change_result.changes {
         writeln!(out, "{line}")?;
     }
-    out.write_all(verdict.warning.as_bytes())?;
-    match verdict.result {
-        Outcome::Applied => writeln!(out, "configuration {} is in effect", verdict.generation)?,
+    out.write_all(change_result.warning.as_bytes())?;
+    match change_result.result {
+        Outcome::Applied => writeln!(out, "configuration {} is in effect", change_result.generation)?,
         Outcome::Unchanged => writeln!(out, "nothing to change")?,
         Outcome::WouldApply => writeln!(out, "nothing has changed: this was a dry run")?,
-        Outcome::Refused if verdict.problems.is_empty() => return Err(AskError::Refused(verdict.problem)),
-        Outcome::Refused => return Err(AskError::File(verdict.problem)),
+        Outcome::Refused if change_result.problems.is_empty() => {
+            return Err(AskError::Refused(change_result.problem));
+        }
+        Outcome::Refused => return Err(AskError::File(change_result.problem)),
     }
     Ok(())
 }
