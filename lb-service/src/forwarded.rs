@@ -202,7 +202,7 @@ impl TrustedProxies {
 
 impl Scheme {
     /// Returns the word for `X-Forwarded-Proto`.
-    pub fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Http => "http",
             Self::Https => "https",

@@ -10,7 +10,7 @@ use std::time::SystemTime;
 use jiff::Timestamp;
 
 use crate::config::ProblemDocument;
-use crate::status_document::{BackendStatus, ConfigStatus, ListenerStatus, PoolStatus, Problem, Status};
+use crate::status_document::{BackendStatus, ConfigDocument, ListenerStatus, PoolStatus, Problem, Status};
 use crate::words::{self, count, count_of};
 
 /// The size of a terminal, in characters.
@@ -112,9 +112,9 @@ fn level_source(source: &str) -> &str {
     }
 }
 
-// === impl ConfigStatus ===
+// === impl ConfigDocument ===
 
-impl ConfigStatus {
+impl ConfigDocument {
     fn write_warnings(&self, text: &mut String) -> std::fmt::Result {
         if self.warnings.is_empty() {
             return Ok(());

@@ -12,7 +12,7 @@ use pingora::protocols::l4::socket::SocketAddr as PingoraAddr;
 
 use crate::condition::{Condition, Moment};
 use crate::daemon::{Checked, Pools, Purpose};
-use crate::operator::{Operator, Shown};
+use crate::operator::{ConfigStatus, Operator};
 use crate::process::logging::Verbosity;
 use crate::status_document::{
     BackendStatus, KeyFileStatus, LastReload, ListenerStatus, PoolStatus, Problem, QueueStatus, Status,
@@ -47,11 +47,11 @@ impl StatusSource {
     /// The document as it is now.
     pub fn json(&self) -> String {
         let at = Moment::now();
-        let (plan, pools, shown) = (self.current.load(), self.pools.now(), self.operator.shown());
+        let (plan, pools, config) = (self.current.load(), self.pools.now(), self.operator.config_status());
         let not_ready = self.readiness.report().reasons();
-        let pools: Vec<_> = pools.iter().map(|checked| pool_status(checked, &shown, at)).collect();
+        let pools: Vec<_> = pools.iter().map(|checked| pool_status(checked, &config, at)).collect();
         let status = Status {
-            problems: Some(self.problems(&pools, &shown)),
+            problems: Some(self.problems(&pools, &config)),
             version: env!("CARGO_PKG_VERSION").into(),
             pid: std::process::id(),
             demo: self.purpose.is_demo(),
@@ -60,7 +60,7 @@ impl StatusSource {
             not_ready,
             started: rfc3339(self.started),
             uptime_seconds: at.since(self.started).as_secs(),
-            config: shown.document(self.verbosity.in_effect()),
+            config: config.document(self.verbosity.in_effect()),
             listeners: listeners(&plan),
             pools,
         };
@@ -79,7 +79,7 @@ impl StatusSource {
     }
 
     /// The worst first.
-    fn problems(&self, pools: &[PoolStatus], shown: &Shown) -> Vec<Problem> {
+    fn problems(&self, pools: &[PoolStatus], config: &ConfigStatus) -> Vec<Problem> {
         let mut problems = Vec::new();
         if let Purpose::Stopgap(missing) = &self.purpose {
             problems.push(Problem::new("this is the demo").because(missing.in_line()));
@@ -90,8 +90,8 @@ impl StatusSource {
         problems.extend(pools.iter().filter_map(PoolStatus::unready));
         problems.extend(pools.iter().filter_map(PoolStatus::panicking));
         problems.extend(pools.iter().filter_map(PoolStatus::on_backups));
-        problems.extend(shown.last_reload.as_ref().and_then(Problem::of_reload));
-        problems.extend(shown.key_files.iter().filter_map(Problem::of_keys));
+        problems.extend(config.last_reload.as_ref().and_then(Problem::of_reload));
+        problems.extend(config.key_files.iter().filter_map(Problem::of_keys));
         for state in [BackendState::Down, BackendState::Ejected] {
             let backends =
                 pools.iter().flat_map(|pool| pool.backends.iter().map(|backend| (&pool.name, backend)));
@@ -102,7 +102,7 @@ impl StatusSource {
     }
 }
 
-fn pool_status(checked: &Checked, shown: &Shown, at: Moment) -> PoolStatus {
+fn pool_status(checked: &Checked, config: &ConfigStatus, at: Moment) -> PoolStatus {
     let pool = &checked.pool;
     let availability = pool.availability(at.instant);
     let since = |since: Option<_>| since.map(|since| rfc3339(at.time_of(since)));
@@ -120,15 +120,15 @@ fn pool_status(checked: &Checked, shown: &Shown, at: Moment) -> PoolStatus {
         queue: QueueStatus { waiting: pool.queue().len(), places: pool.queue().places() },
         retries: pool.counters().retries.get(),
         retries_denied: pool.counters().retries_denied.get(),
-        backends: backends.map(|backend| backend_status(checked, backend, shown, at)).collect(),
+        backends: backends.map(|backend| backend_status(checked, backend, config, at)).collect(),
     }
 }
 
-fn backend_status(checked: &Checked, backend: &Backend, shown: &Shown, at: Moment) -> BackendStatus {
+fn backend_status(checked: &Checked, backend: &Backend, config: &ConfigStatus, at: Moment) -> BackendStatus {
     let Checked { pool, settings: _, verdicts } = checked;
     let verdict = verdicts.get(&PingoraAddr::Inet(backend.address));
     let state = pool.state(backend, at.instant);
-    let Condition { reason, since } = checked.condition(backend, state, shown, at);
+    let Condition { reason, since } = checked.condition(backend, state, config, at);
     BackendStatus {
         address: backend.label.to_string(),
         weight: backend.weight(),
@@ -136,7 +136,7 @@ fn backend_status(checked: &Checked, backend: &Backend, shown: &Shown, at: Momen
         state: state.as_str().into(),
         reason,
         since: rfc3339(since),
-        runtime: shown.runtime(&pool.name, backend.address),
+        runtime: config.runtime(&pool.name, backend.address),
         checked: verdict.map(|verdict| rfc3339(verdict.checked)),
         requests_in_flight: backend.load.in_flight(),
         max_requests: Some(backend.max_requests).filter(|max| *max < u64::MAX),

@@ -41,7 +41,7 @@ pub struct Status {
     #[serde(default)]
     pub uptime_seconds: u64,
     /// The configuration in effect.
-    pub config: ConfigStatus,
+    pub config: ConfigDocument,
     /// The listeners, in the order of the configuration.
     pub listeners: Vec<ListenerStatus>,
     /// The pools, in the order of the configuration.
@@ -66,7 +66,7 @@ pub struct Problem {
 
 /// The configuration in effect.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct ConfigStatus {
+pub struct ConfigDocument {
     /// The generation: 1 after the start, and one more after each change.
     pub generation: u64,
     /// The file as it was named. `None`: the configuration comes from the command line.

@@ -63,12 +63,12 @@ impl Operations for DaemonControl {
     }
 
     fn refusal(&self, wanted: &str) -> Option<String> {
-        let shown = self.operator.shown();
-        if shown.is_of(wanted.as_bytes()) {
+        let config = self.operator.config_status();
+        if config.is_of(wanted.as_bytes()) {
             return None;
         }
         let pid = std::process::id();
-        let runs = match &shown.canonical_file {
+        let runs = match &config.canonical_file {
             Some(own) => format!("runs with {}", own.display()),
             None => "runs without a configuration file".to_owned(),
         };

@@ -12,7 +12,7 @@ use pingora::protocols::l4::socket::SocketAddr as PingoraAddr;
 
 use crate::condition::{Condition, Known, Moment};
 use crate::config::Plan;
-use crate::operator::Shown;
+use crate::operator::ConfigStatus;
 
 /// The pools of the current plan, in its order. Clones share them.
 #[derive(Clone)]
@@ -74,11 +74,11 @@ impl Checked {
         &self,
         backend: &Backend,
         state: pool::BackendState,
-        shown: &Shown,
+        status: &ConfigStatus,
         at: Moment,
     ) -> Condition {
         let verdict = self.verdicts.get(&PingoraAddr::Inet(backend.address));
-        let changed = shown.changed(&self.pool.name, backend.address);
+        let changed = status.changed(&self.pool.name, backend.address);
         let known = Known { kind: &self.settings.kind, verdict: verdict.as_ref(), changed };
         Condition::of(backend, state, known, at)
     }

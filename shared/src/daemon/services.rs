@@ -200,9 +200,9 @@ fn follow(timings: Timings, readiness: Readiness, verbosity: Verbosity) -> Box<d
 /// What the status says of a backend, for explanations. A pool that has just been removed has no condition of its own.
 fn conditions(pools: Pools, operator: Operator) -> Conditions {
     Arc::new(move |pool, backend, state, at| {
-        let (pools, shown) = (pools.now(), operator.shown());
+        let (pools, status) = (pools.now(), operator.config_status());
         match pools.iter().find(|checked| *checked.pool.name == *pool) {
-            Some(checked) => checked.condition(backend, state, &shown, at),
+            Some(checked) => checked.condition(backend, state, &status, at),
             None => Condition::of(backend, state, Known::NOTHING, at),
         }
     })
@@ -253,11 +253,11 @@ fn readable(
 /// A health check of another configuration file may come here when both files have one metrics address.
 fn refusal(operator: Operator) -> impl Fn(&[u8]) -> Option<String> {
     move |wanted| {
-        let shown = operator.shown();
-        if shown.is_of(wanted) {
+        let status = operator.config_status();
+        if status.is_of(wanted) {
             return None;
         }
-        let runs = match &shown.canonical_file {
+        let runs = match &status.canonical_file {
             Some(own) => format!("with {}", own.display()),
             None => "without a configuration file".to_owned(),
         };

@@ -11,14 +11,14 @@ use nix::unistd::Uid;
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval};
 
+use super::config_status::{ConfigStatus, last_reload};
 use super::diff::Diff;
 use super::file::ConfigFile;
 use super::keys::KeyFiles;
 use super::order::{ChangeResult, Order, Outcome, Reload};
 use super::rollback::{Judgement, Past, Trial};
 use super::runtime::Runtime;
-use super::shown::{Shown, last_reload};
-use super::watch::{Print, Watch};
+use super::watch::{Fingerprint, Watch};
 use super::{Command, ENDING, Parts, TurnLock};
 use crate::config::{self, Loaded, Plan, ProblemDocument, Problems, RealFiles, Severity};
 use crate::events::{About, Kind};
@@ -29,7 +29,7 @@ use crate::status_document::LastReload;
 pub(super) struct Changer {
     parts: Parts,
     commands: mpsc::UnboundedReceiver<Command>,
-    shown: Arc<ArcSwap<Shown>>,
+    status: Arc<ArcSwap<ConfigStatus>>,
     turn: Arc<TurnLock>,
     wanted: Wanted,
     /// What is in effect.
@@ -78,7 +78,7 @@ impl Changer {
     pub(super) fn new(
         mut parts: Parts,
         commands: mpsc::UnboundedReceiver<Command>,
-        shown: Arc<ArcSwap<Shown>>,
+        status: Arc<ArcSwap<ConfigStatus>>,
         turn: Arc<TurnLock>,
     ) -> Self {
         let wanted = Wanted {
@@ -89,7 +89,7 @@ impl Changer {
         let watch = Watch::new(parts.provenance.file().and_then(ConfigFile::first_seen));
         let effective = wanted.effective();
         let (keys, past) = (KeyFiles::default(), Past::default());
-        Self { parts, commands, shown, turn, wanted, effective, watch, keys, past, trial: None }
+        Self { parts, commands, status, turn, wanted, effective, watch, keys, past, trial: None }
     }
 
     pub(super) async fn run(mut self) {
@@ -130,8 +130,9 @@ impl Changer {
         let _turn = self.turn.clone().lock_owned().await;
         let file = self.parts.provenance.file().filter(|_| self.parts.takes_over);
         // One that this user may not see is as it was, for all that is known.
-        let has_changed =
-            |file: &ConfigFile| Print::of(file.path()).is_some_and(|now| file.first_seen() != Some(now));
+        let has_changed = |file: &ConfigFile| {
+            Fingerprint::of(file.path()).is_some_and(|now| file.first_seen() != Some(now))
+        };
         if file.is_some_and(has_changed) {
             self.reload(Reload { keep_runtime: true, ..Reload::default() }, "the file has changed meanwhile")
                 .await;
@@ -164,7 +165,7 @@ impl Changer {
             return;
         }
         self.look_at_answers().await;
-        let now = self.parts.provenance.file().and_then(|file| Print::of(file.path()));
+        let now = self.parts.provenance.file().and_then(|file| Fingerprint::of(file.path()));
         if self.watch.look(now) && self.effective.reload.watch {
             self.reload(Reload::default(), "the file has changed").await;
         }
@@ -175,7 +176,7 @@ impl Changer {
 
     /// Reads the session keys whose file has changed. Nothing else changes, and what operators ordered stays.
     async fn look_at_keys(&mut self) {
-        for path in self.keys.due(&self.wanted.file.key_files, Print::of) {
+        for path in self.keys.due(&self.wanted.file.key_files, Fingerprint::of) {
             let uid = Uid::effective().as_raw();
             let result = match config::session_keys(&path, &RealFiles, uid) {
                 Ok(keys) => self.take_keys(&path, &keys).await.map_err(|refusal| refusal.text()),
@@ -205,15 +206,15 @@ impl Changer {
     fn tell_keys(&self, path: &Path, count: usize) {
         let keys = if count == 1 { "1 key is".to_owned() } else { format!("{count} keys are") };
         let text = format!("session keys of {}: {keys} in effect, the first signs", path.display());
-        self.show(self.shown.load().last_reload.clone());
-        self.parts.metrics.set_generation(self.shown.load().generation);
+        self.show(self.status.load().last_reload.clone());
+        self.parts.metrics.set_generation(self.status.load().generation);
         log::info!("{text}");
         self.note(Kind::Reload, text);
     }
 
     fn refuse_keys(&mut self, path: &Path, why: &str) {
         self.keys.failed(path, why, SystemTime::now());
-        self.show(self.shown.load().last_reload.clone());
+        self.show(self.status.load().last_reload.clone());
         let text = format!("session keys of {}: {why}; the keys read before stay in effect", path.display());
         log::error!("{text}");
         self.note(Kind::Reload, text);
@@ -227,7 +228,7 @@ impl Changer {
             return self.dry_result(result);
         }
         if let Some(file) = self.parts.provenance.file() {
-            self.watch = Watch::new(Print::of(file.path()));
+            self.watch = Watch::new(Fingerprint::of(file.path()));
         }
         self.parts.supervisor.reloading();
         let result = self.read_again(reload).await;
@@ -282,7 +283,7 @@ impl Changer {
         let word = if result == Outcome::Applied { "applied" } else { "unchanged" };
         lines.extend(lost);
         self.show(Some(last_reload(word, None)));
-        let generation = self.shown.load().generation;
+        let generation = self.status.load().generation;
         self.parts.metrics.reloaded(Counted::Applied, generation);
         for line in &lines {
             log::info!("reload: {line}");
@@ -299,7 +300,7 @@ impl Changer {
     fn not_reloaded(&mut self, refusal: &Refusal) -> ChangeResult {
         let problem = refusal.text();
         self.show(Some(last_reload("refused", Some(problem.trim_end()))));
-        self.parts.metrics.reloaded(Counted::Refused, self.shown.load().generation);
+        self.parts.metrics.reloaded(Counted::Refused, self.status.load().generation);
         log::error!("reload: refused, nothing has changed:\n{}", problem.trim_end());
         self.note(Kind::Reload, format!("refused: {}", refusal.summary()));
         ChangeResult { problem, problems: refusal.problems(), ..self.change_result(Outcome::Refused) }
@@ -330,8 +331,8 @@ impl Changer {
             Err(refusal) => ChangeResult { problem: refusal.text(), ..self.change_result(Outcome::Refused) },
             Ok(lines) if lines.is_empty() => self.change_result(Outcome::Unchanged),
             Ok(mut lines) => {
-                self.show(self.shown.load().last_reload.clone());
-                self.parts.metrics.set_generation(self.shown.load().generation);
+                self.show(self.status.load().last_reload.clone());
+                self.parts.metrics.set_generation(self.status.load().generation);
                 if self.parts.running.is_out_of_service(&order.pool) {
                     lines.push(format!("! pool {}: no backend is in service now", order.pool));
                 }
@@ -384,7 +385,7 @@ impl Changer {
         }
         (self.wanted, self.effective) = (wanted, effective);
         if !diff.lines.is_empty() {
-            self.shown.store(Arc::new(self.shown.load().next(SystemTime::now())));
+            self.status.store(Arc::new(self.status.load().next(SystemTime::now())));
         }
         Ok(diff.lines)
     }
@@ -395,10 +396,10 @@ impl Changer {
     }
 
     fn show(&self, last_reload: Option<LastReload>) {
-        let shown = self.shown.load().with_runtime(self.wanted.runtime.clone(), SystemTime::now());
-        let shown = shown.with_key_files(self.keys.shown(&self.wanted.file));
-        let shown = shown.with_warnings(self.wanted.warnings.clone());
-        self.shown.store(Arc::new(shown.with_last_reload(last_reload)));
+        let status = self.status.load().with_runtime(self.wanted.runtime.clone(), SystemTime::now());
+        let status = status.with_key_files(self.keys.status(&self.wanted.file));
+        let status = status.with_warnings(self.wanted.warnings.clone());
+        self.status.store(Arc::new(status.with_last_reload(last_reload)));
     }
 
     fn note(&self, kind: Kind, text: String) {
@@ -406,7 +407,7 @@ impl Changer {
     }
 
     fn change_result(&self, result: Outcome) -> ChangeResult {
-        ChangeResult::of(result, self.shown.load().generation)
+        ChangeResult::of(result, self.status.load().generation)
     }
 
     // --- taking back ---
@@ -443,7 +444,7 @@ impl Changer {
 
     async fn roll_back(&mut self, before: Wanted, reason: &str) {
         let undone = self.apply(before, false).await;
-        let generation = self.shown.load().generation;
+        let generation = self.status.load().generation;
         let text = match undone {
             Ok(_) => format!("taken back: {reason}; the configuration before is in effect as {generation}"),
             Err(refusal) => format!("{reason}, and it cannot be taken back: {}", refusal.text()),

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::watch::Print;
+use super::watch::Fingerprint;
 use crate::config::{self, Account, Context, Files, INPUT, Loaded, Problems, Protection, RealFiles};
 use crate::process::runtime::RuntimeFiles;
 
@@ -31,7 +31,7 @@ pub struct ConfigFile {
     cpus: usize,
     daemon: bool,
     loopback: IpAddr,
-    first_seen: Option<Print>,
+    first_seen: Option<Fingerprint>,
 }
 
 /// The file system as a process sees it that may have given up its rights: whether it can write to a directory says nothing
@@ -99,7 +99,7 @@ impl ConfigFile {
     pub fn new(path: &Path, context: &Context<'_>) -> io::Result<Self> {
         Ok(Self {
             name: path.display().to_string(),
-            first_seen: Print::of(path),
+            first_seen: Fingerprint::of(path),
             path: std::path::absolute(path)?,
             runtime: context.runtime.clone(),
             cpus: context.cpus,
@@ -123,7 +123,7 @@ impl ConfigFile {
         Path::new(&self.name).is_relative()
     }
 
-    pub(super) fn first_seen(&self) -> Option<Print> {
+    pub(super) fn first_seen(&self) -> Option<Fingerprint> {
         self.first_seen
     }
 

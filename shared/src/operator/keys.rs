@@ -10,7 +10,7 @@ use std::time::SystemTime;
 
 use lb_service::pool::SessionKeys;
 
-use super::watch::Print;
+use super::watch::Fingerprint;
 use crate::config::{KeyFile, Plan};
 use crate::status_document::KeyFileStatus;
 use crate::time::rfc3339;
@@ -22,9 +22,9 @@ pub(super) struct KeyFiles(BTreeMap<PathBuf, Seen>);
 /// What was seen of one file; absent while it is not there.
 #[derive(Debug, Default)]
 struct Seen {
-    latest: Option<Print>,
+    latest: Option<Fingerprint>,
     /// What there was when it was read last; `None` before that.
-    read: Option<Option<Print>>,
+    read: Option<Option<Fingerprint>>,
     problem: Option<KeyProblem>,
 }
 
@@ -38,13 +38,18 @@ struct KeyProblem {
 // === impl KeyFiles ===
 
 impl KeyFiles {
-    /// Looks at the files of a plan with `print`; those that are to be read.
-    pub(super) fn due(&mut self, files: &[KeyFile], print: impl Fn(&Path) -> Option<Print>) -> Vec<PathBuf> {
+    /// Looks at the files of a plan with `fingerprint`; those that are to be read.
+    pub(super) fn due(
+        &mut self,
+        files: &[KeyFile],
+        fingerprint: impl Fn(&Path) -> Option<Fingerprint>,
+    ) -> Vec<PathBuf> {
         self.0.retain(|path, _| files.iter().any(|file| file.path == *path));
         for file in files {
             self.0.entry(file.path.clone()).or_default();
         }
-        let changed = self.0.iter_mut().filter_map(|(path, seen)| seen.look(print(path)).then_some(path));
+        let changed =
+            self.0.iter_mut().filter_map(|(path, seen)| seen.look(fingerprint(path)).then_some(path));
         changed.cloned().collect()
     }
 
@@ -61,14 +66,14 @@ impl KeyFiles {
     }
 
     /// For the status: the files of a plan, each once.
-    pub(super) fn shown(&self, plan: &Plan) -> Vec<KeyFileStatus> {
+    pub(super) fn status(&self, plan: &Plan) -> Vec<KeyFileStatus> {
         let mut paths: Vec<_> = plan.key_files.iter().map(|file| file.path.as_path()).collect();
         paths.sort();
         paths.dedup();
-        paths.into_iter().map(|path| self.shown_of(path, plan)).collect()
+        paths.into_iter().map(|path| self.status_of(path, plan)).collect()
     }
 
-    fn shown_of(&self, path: &Path, plan: &Plan) -> KeyFileStatus {
+    fn status_of(&self, path: &Path, plan: &Plan) -> KeyFileStatus {
         let users = plan.key_files.iter().filter(|file| file.path == path);
         let pools: Vec<_> = users.map(|file| file.pool.to_string()).collect();
         let mut settings =
@@ -89,7 +94,7 @@ impl KeyFiles {
 
 impl Seen {
     /// Takes a look in; whether the file is to be read. That it is gone counts as a change.
-    fn look(&mut self, now: Option<Print>) -> bool {
+    fn look(&mut self, now: Option<Fingerprint>) -> bool {
         let is_settled = now == self.latest;
         self.latest = now;
         let is_new = is_settled && self.read != Some(now);

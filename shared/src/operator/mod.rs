@@ -16,13 +16,13 @@
 //! meanwhile waits.
 
 mod changer;
+mod config_status;
 mod diff;
 mod file;
 mod keys;
 mod order;
 mod rollback;
 mod runtime;
-mod shown;
 #[cfg(test)]
 mod testing;
 mod watch;
@@ -47,18 +47,18 @@ use crate::process::logging::{LogFilter, Verbosity};
 use crate::process::systemd::Supervisor;
 use crate::process::upgrade::Hold;
 use changer::Changer;
+pub use config_status::ConfigStatus;
 pub use diff::Diff;
 pub use file::{ConfigFile, Provenance};
 use keys::KeyFiles;
 pub use order::{Change, ChangeResult, Joining, Order, Outcome, Reload};
 pub use runtime::{Portable, Runtime, Times};
-pub use shown::Shown;
 
 /// Asks for changes, and knows what they led to. Clones ask the same daemon.
 #[derive(Clone)]
 pub struct Operator {
     commands: mpsc::UnboundedSender<Command>,
-    shown: Arc<ArcSwap<Shown>>,
+    status: Arc<ArcSwap<ConfigStatus>>,
     running: Running,
     events: Events,
     turn: Arc<TurnLock>,
@@ -137,16 +137,16 @@ impl Operator {
     /// the time of the start.
     pub fn new(parts: Parts) -> (Self, OperatorService, Hold) {
         let (commands, received) = mpsc::unbounded_channel();
-        let first = Shown::first(&parts.provenance, parts.runtime.clone(), parts.times.clone());
-        let first = first.with_key_files(KeyFiles::default().shown(&parts.plan));
+        let first = ConfigStatus::first(&parts.provenance, parts.runtime.clone(), parts.times.clone());
+        let first = first.with_key_files(KeyFiles::default().status(&parts.plan));
         let first = first.with_warnings(Arc::new(parts.warnings.clone()));
-        let shown = Arc::new(ArcSwap::from_pointee(first));
+        let status = Arc::new(ArcSwap::from_pointee(first));
         let (running, events) = (parts.running.clone(), parts.events.clone());
         let turn = Arc::<TurnLock>::default();
         let hold = turn.clone().try_lock_owned().expect("nobody else knows of it");
-        let changer = Changer::new(parts, received, shown.clone(), turn.clone());
+        let changer = Changer::new(parts, received, status.clone(), turn.clone());
         let service = OperatorService(Mutex::new(Some(changer)));
-        (Self { commands, shown, running, events, turn }, service, hold)
+        (Self { commands, status, running, events, turn }, service, hold)
     }
 
     /// Reads the file again, and says what became of it.
@@ -183,7 +183,7 @@ impl Operator {
     ) -> (String, Hold) {
         let hold = self.turn.clone().lock_owned().await;
         let state = HandoverState {
-            backends: self.shown.load().portable(),
+            backends: self.status.load().portable(),
             log_level: verbosity.ordered().map(|level| level.to_string()),
             ready: ready(),
             events: self.events.after(self.events.process(), 0).iter().map(|event| json!(event)).collect(),
@@ -207,8 +207,8 @@ impl Operator {
     }
 
     /// Which configuration is in effect.
-    pub fn shown(&self) -> Arc<Shown> {
-        self.shown.load_full()
+    pub fn config_status(&self) -> Arc<ConfigStatus> {
+        self.status.load_full()
     }
 
     /// What changed.
@@ -222,7 +222,7 @@ impl Operator {
         let _ = self.commands.send(command(answer));
         answered.await.unwrap_or_else(|_| ChangeResult {
             problem: "the process is ending".into(),
-            ..ChangeResult::of(Outcome::Refused, self.shown.load().generation)
+            ..ChangeResult::of(Outcome::Refused, self.status.load().generation)
         })
     }
 }

@@ -10,7 +10,7 @@ use std::path::Path;
 
 /// What tells one state of a file from another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Print {
+pub(super) struct Fingerprint {
     device: u64,
     inode: u64,
     size: u64,
@@ -22,13 +22,13 @@ pub(super) struct Print {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Watch {
     /// What was in effect, or was tried, last.
-    read: Option<Print>,
-    latest: Option<Print>,
+    read: Option<Fingerprint>,
+    latest: Option<Fingerprint>,
 }
 
-// === impl Print ===
+// === impl Fingerprint ===
 
-impl Print {
+impl Fingerprint {
     /// Of what `path` leads to now.
     pub(super) fn of(path: &Path) -> Option<Self> {
         std::fs::metadata(path).ok().map(|metadata| Self::new(&metadata))
@@ -49,12 +49,12 @@ impl Print {
 
 impl Watch {
     /// What there is now has been read.
-    pub(super) fn new(now: Option<Print>) -> Self {
+    pub(super) fn new(now: Option<Fingerprint>) -> Self {
         Self { read: now, latest: now }
     }
 
     /// Takes a look in; whether the file is to be read.
-    pub(super) fn look(&mut self, now: Option<Print>) -> bool {
+    pub(super) fn look(&mut self, now: Option<Fingerprint>) -> bool {
         let is_settled = now == self.latest;
         self.latest = now;
         let is_new = now.is_some() && is_settled && now != self.read;
@@ -70,8 +70,8 @@ pub(super) mod tests {
     use super::*;
 
     /// A file with this inode.
-    pub(in super::super) const fn seen(inode: u64) -> Print {
-        Print { device: 1, inode, size: 1, modified: (0, 0), changed: (0, 0) }
+    pub(in super::super) const fn seen(inode: u64) -> Fingerprint {
+        Fingerprint { device: 1, inode, size: 1, modified: (0, 0), changed: (0, 0) }
     }
 
     #[test]
@@ -104,14 +104,14 @@ pub(super) mod tests {
             std::fs::write(path(name), text).unwrap();
         }
         std::os::unix::fs::symlink(path("one"), path("conf")).unwrap();
-        let first = Print::of(&path("conf"));
+        let first = Fingerprint::of(&path("conf"));
         std::os::unix::fs::symlink(path("two"), path("next")).unwrap();
         std::fs::rename(path("next"), path("conf")).unwrap();
-        let second = Print::of(&path("conf"));
+        let second = Fingerprint::of(&path("conf"));
         std::fs::write(path("two"), "333").unwrap();
-        let third = Print::of(&path("conf"));
+        let third = Fingerprint::of(&path("conf"));
         std::fs::remove_file(path("two")).unwrap();
         assert!(first.is_some() && first != second && second != third);
-        assert_eq!(Print::of(&path("conf")), None);
+        assert_eq!(Fingerprint::of(&path("conf")), None);
     }
 }

@@ -11,12 +11,12 @@ use crate::config::{self, Problems};
 use crate::http_message::file_in_header;
 use crate::process::logging::{LevelSource, LogFilter};
 use crate::process::runtime::canonical;
-use crate::status_document::{ConfigStatus, KeyFileStatus, LastReload};
+use crate::status_document::{ConfigDocument, KeyFileStatus, LastReload};
 use crate::time::rfc3339;
 
 /// What is in effect. A new value takes the place of this one with each change.
 #[derive(Clone, Debug)]
-pub struct Shown {
+pub struct ConfigStatus {
     /// Its number; that of the start is 1.
     pub generation: u64,
     /// The file it was read from, or the name of standard input; absent: the command line.
@@ -36,9 +36,9 @@ pub struct Shown {
     pub key_files: Vec<KeyFileStatus>,
 }
 
-// === impl Shown ===
+// === impl ConfigStatus ===
 
-impl Shown {
+impl ConfigStatus {
     /// What the process starts with.
     pub(super) fn first(provenance: &Provenance, runtime: Runtime, times: Times) -> Self {
         let now = SystemTime::now();
@@ -107,9 +107,9 @@ impl Shown {
     }
 
     /// The part of the status, with what is logged and where that comes from.
-    pub fn document(&self, (level, source): (LogFilter, LevelSource)) -> ConfigStatus {
+    pub fn document(&self, (level, source): (LogFilter, LevelSource)) -> ConfigDocument {
         let ordered = (source == LevelSource::Operator).then(|| format!("the log level is {level}"));
-        ConfigStatus {
+        ConfigDocument {
             generation: self.generation,
             file: self.file.as_ref().map(|path| path.display().to_string()),
             canonical_file: self.canonical_file.as_ref().map(|path| path.display().to_string()),
@@ -157,12 +157,12 @@ mod tests {
         let first = Runtime::default().after(&order(one, Change::Drain), &file).unwrap();
         let second = first.after(&order(two, Change::Disable), &file).unwrap();
         let third = second.after(&order(two, Change::Weigh(Weight::MAX)), &file).unwrap();
-        let shown = Shown::first(&Provenance::Arguments, Runtime::default(), Times::new());
-        let shown = shown.with_runtime(first, at(1)).with_runtime(second, at(2)).with_runtime(third, at(3));
-        assert_eq!((shown.changed("web", one), shown.changed("web", two)), (Some(at(1)), Some(at(2))));
-        let fourth = shown.runtime.after(&order(one, Change::Disable), &file).unwrap();
-        let shown = shown.with_runtime(fourth, at(4));
-        assert_eq!(shown.changed("web", one), Some(at(4)));
-        assert_eq!(shown.with_runtime(Runtime::default(), at(5)).changed("web", one), None);
+        let status = ConfigStatus::first(&Provenance::Arguments, Runtime::default(), Times::new());
+        let status = status.with_runtime(first, at(1)).with_runtime(second, at(2)).with_runtime(third, at(3));
+        assert_eq!((status.changed("web", one), status.changed("web", two)), (Some(at(1)), Some(at(2))));
+        let fourth = status.runtime.after(&order(one, Change::Disable), &file).unwrap();
+        let status = status.with_runtime(fourth, at(4));
+        assert_eq!(status.changed("web", one), Some(at(4)));
+        assert_eq!(status.with_runtime(Runtime::default(), at(5)).changed("web", one), None);
     }
 }
