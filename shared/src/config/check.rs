@@ -25,13 +25,14 @@ use rustls_pki_types::pem::PemObject;
 pub(crate) use balancing::MAX_RING_WEIGHT;
 
 use super::context::{Account, Context, Denied, Wish};
-use super::decode::did_you_mean;
 use super::document::{Node, Step, Value};
 use super::plan;
 use super::problem::{Id, Problem, Span};
 use super::secrets::{SecretError, session_keys};
 use super::sections::Config;
-use crate::process::files::{reason, user_name};
+use crate::process::files::reason;
+use crate::process::privileges::user_name;
+use crate::words::did_you_mean;
 
 /// The most threads, or tasks, that any key can ask for.
 const MAX_THREADS: usize = 1024;

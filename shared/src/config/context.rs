@@ -13,8 +13,8 @@ use nix::unistd::{AccessFlags, Uid, access};
 use super::MAX_BYTES;
 use super::env::Lookup;
 use super::secrets::{MAX_LENGTH, Protection};
-use crate::process::files::{Unusable, check_writable, user_name};
-use crate::process::privileges::Identity;
+use crate::process::files::{Unusable, check_writable};
+use crate::process::privileges::{Identity, user_name};
 use crate::process::runtime::RuntimeFiles;
 
 /// The surroundings that a configuration is loaded in.

@@ -19,6 +19,7 @@ use super::document::{self, Entry, List, Node, Step, Value};
 use super::keys::keys;
 use super::problem::{Id, MAX_PROBLEMS, Problem};
 use super::{syntax, words};
+use crate::words::did_you_mean;
 
 /// Decodes a tree. What is wrong is reported and no longer in the tree afterwards; `None` when too little is left.
 pub(crate) fn decode<T: DeserializeOwned>(root: &mut Node, problems: &mut Vec<Problem>) -> Option<T> {
@@ -35,24 +36,6 @@ pub(crate) fn decode<T: DeserializeOwned>(root: &mut Node, problems: &mut Vec<Pr
         }
     }
     None
-}
-
-/// The word of `known` that was probably meant by `found`.
-pub(crate) fn did_you_mean<'a>(found: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    known
-        .into_iter()
-        .map(|word| (similarity(&found.to_lowercase(), &word.to_lowercase()), word))
-        .filter(|(score, _)| *score > 0.8)
-        .max_by(|(one, _), (other, _)| one.total_cmp(other))
-        .map(|(_, word)| word)
-}
-
-/// From 0 to 1. Two letters swapped in a short word count as much as a good beginning of a long one.
-fn similarity(one: &str, other: &str) -> f64 {
-    let slip = one.len() > 2 && strsim::osa_distance(one, other) == 1;
-    // A word that is only the beginning of a much longer one is another word: `upstreams`, `upstream_keepalive_pool_size`.
-    let alike = if other.len() <= 2 * one.len() { strsim::jaro_winkler(one, other) } else { 0.0 };
-    alike.max(if slip { 0.9 } else { 0.0 })
 }
 
 /// What a type said about a value, and where.
@@ -680,16 +663,5 @@ mod tests {
         assert_eq!(nested("pools.*.backends.*.weight"), "pools: {NAME: {backends: [{weight: …}]}}");
         assert_eq!(nested("routes.*.match.host"), "routes: [{match: {host: …}}]");
         assert_eq!(nested("shutdown.drain"), "shutdown: {drain: …}");
-    }
-
-    #[test]
-    fn a_word_is_guessed_only_when_it_is_close() {
-        let known = ["round_robin", "web", "api"];
-        assert_eq!(did_you_mean("roundrobin", known), Some("round_robin"));
-        assert_eq!(did_you_mean("wbe", known), Some("web"));
-        assert_eq!(did_you_mean("WEB", known), Some("web"));
-        assert_eq!(did_you_mean("x", known), None);
-        assert_eq!(did_you_mean("something", known), None);
-        assert_eq!(did_you_mean("upstreams", ["upstream_keepalive_pool_size"]), None);
     }
 }

@@ -41,7 +41,6 @@ use crate::places;
 use crate::process::files::reason;
 
 pub use context::{Account, Context, Denied, Files, RealFiles, Wish, loopback};
-pub(crate) use decode::did_you_mean;
 pub use env::Lookup;
 pub use keys::keys;
 pub use plan::{

@@ -20,7 +20,7 @@ use nix::unistd::Uid;
 use serde::Deserialize;
 
 use super::client::{Client, Unreachable};
-use crate::process::files::user_name;
+use crate::process::privileges::user_name;
 use crate::process::runtime::{ROOTS_DIRECTORY, RuntimeFiles, canonical, directories_of_users};
 use crate::process::sockets::{is_answered, probe};
 

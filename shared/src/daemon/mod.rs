@@ -407,7 +407,7 @@ fn take_files(
     inherited: Vec<InheritedSocket>,
     link: Option<&PredecessorLink>,
 ) -> Result<(Option<PidFile>, Option<Prepared>, Sockets), StartError> {
-    // Not before the link: without it the directory belongs to a process that goes on.
+    // The link comes first, because without it the directory belongs to a process that continues.
     take_runtime_dir(plan, identity, link.is_some())?;
     let pid_path = plan.server.pid_file.as_deref();
     let prepared = pid_path.zip(link).map(|(path, link)| PidFile::prepare(path, link.old_pid()));

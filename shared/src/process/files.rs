@@ -12,9 +12,9 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::libc::{O_NOFOLLOW, O_NONBLOCK};
-use nix::unistd::{AccessFlags, Uid, User, access};
+use nix::unistd::{AccessFlags, Uid, access};
 
-use super::privileges::Identity;
+use super::privileges::{Identity, user_name};
 
 /// The reason why a file cannot be opened for writing, with the remedy.
 #[derive(Debug)]
@@ -105,12 +105,6 @@ pub fn check_creatable(path: &Path) -> io::Result<()> {
 
 fn directory_of(path: &Path) -> &Path {
     path.parent().filter(|directory| !directory.as_os_str().is_empty()).unwrap_or(Path::new("."))
-}
-
-/// Returns the name of a user, or the UID of a user without a name.
-pub fn user_name(uid: Uid) -> String {
-    let user = User::from_uid(uid).ok().flatten();
-    user.map_or_else(|| uid.to_string(), |user| user.name)
 }
 
 /// Formats an error of the system for a message: in lower case and without its number.

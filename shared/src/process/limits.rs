@@ -2,6 +2,9 @@
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
+/// The backlog of a listening socket, as in Pingora. The kernel lowers it to `net.core.somaxconn`.
+pub(super) const BACKLOG: i32 = 65535;
+
 /// Raises the limit of open files to the hard limit, because each request can need two. The initial soft limit is low
 /// for the sake of programs that use `select`.
 pub fn raise_open_files() {

@@ -19,8 +19,8 @@ use std::time::Duration;
 use rustix::fs::fstat;
 use socket2::{Domain, SockRef, Socket, Type};
 
+use super::limits::BACKLOG;
 use super::privileges::Identity;
-use super::sockets::BACKLOG;
 
 /// The time for which a deaf socket stays open, for handshakes that have begun.
 pub const DEAF: Duration = Duration::from_secs(1);

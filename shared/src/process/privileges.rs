@@ -13,8 +13,6 @@ use std::path::Path;
 use nix::unistd::{Gid, Group, Uid, User};
 use rustix::thread;
 
-use super::files::user_name;
-
 /// A user and group as which the daemon runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
@@ -174,6 +172,12 @@ impl Identity {
         (Uid::current(), Uid::effective()) == (self.uid, self.uid)
             && (Gid::current(), Gid::effective()) == (self.gid, self.gid)
     }
+}
+
+/// Returns the name of a user, or the UID of a user without a name.
+pub fn user_name(uid: Uid) -> String {
+    let user = User::from_uid(uid).ok().flatten();
+    user.map_or_else(|| uid.to_string(), |user| user.name)
 }
 
 /// Enters the working directory, to which relative paths of the configuration then refer.

@@ -29,7 +29,8 @@ use nix::unistd::Uid;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::create_private_dir;
-use super::files::{check_creatable, open_untrusted, user_name};
+use super::files::{check_creatable, open_untrusted};
+use super::privileges::user_name;
 use super::sockets::is_answered;
 
 /// The standard configuration file. Its daemon uses the same names as a daemon without a file.

@@ -43,12 +43,10 @@ use tokio::sync::{mpsc, watch};
 
 use super::FileId;
 use super::files::check_creatable;
+use super::limits::BACKLOG;
 use super::moves::{self, Beside, MoveError};
 use super::privileges::{Identity, PrivilegeError};
 use super::systemd::Pulse;
-
-/// The backlog of a listening socket, as in Pingora. The kernel lowers it to `net.core.somaxconn`.
-pub(super) const BACKLOG: i32 = 65535;
 
 /// One listener that the configuration asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -17,7 +17,7 @@ use lb_service::config::FromText;
 use log::LevelFilter;
 use schemars::{Schema, json_schema};
 
-use crate::config::did_you_mean;
+use crate::words::did_you_mean;
 
 /// The level of all modules that a filter does not name.
 const DEFAULT_LEVEL: LevelFilter = LevelFilter::Info;
