@@ -201,11 +201,15 @@ impl PoolObserver for Events {
     fn observe(&self, pool: &str, event: &PoolEvent<'_>) {
         match *event {
             PoolEvent::Ejected { backend, time, why } => {
-                let text = format!("is ejected for {:.1} s: {why}", time.as_secs_f64());
+                let text = format!("is ejected and back in {:.1} s: {why}", time.as_secs_f64());
                 self.note(Kind::Ejection, About::backend(pool, backend), text);
             }
-            PoolEvent::Returned { backend } => {
-                self.note(Kind::Ejection, About::backend(pool, backend), "is back from its ejection");
+            PoolEvent::Returned { backend, is_ready } => {
+                let text = match is_ready {
+                    true => "its ejection is over",
+                    false => "its ejection is over, but its health checks fail",
+                };
+                self.note(Kind::Ejection, About::backend(pool, backend), text);
             }
             PoolEvent::Panic(true) => {
                 self.note(Kind::Panic, About::pool(pool), "too few backends are available, all are used");

@@ -161,7 +161,7 @@ impl PoolStatus {
             queue.waiting
         )?;
         let rows = backends.iter().map(|backend| backend.row(now));
-        let head = ["backend", "state", "for", "weight", "in flight", "requests", "failures", "answers in"];
+        let head = ["backend", "state", "for", "weight", "in flight", "requests", "failures", "cost"];
         table(text, &head.map(str::to_owned), &rows.collect::<Vec<_>>())
     }
 }
@@ -267,7 +267,7 @@ all is well
 listener web on 0.0.0.0:80: 5 connections, 4 requests in flight
 
 pool api: 2 of 2 ready, 4 requests in flight, 0 waiting
-  backend       state    for  weight  in flight  requests  failures  answers in
+  backend       state    for  weight  in flight  requests  failures  cost
   10.0.0.1:80   up     1h02m       1          2       120         3      3.3 ms
   10.0.0.22:80  up     1h02m       1          2       120         3      3.3 ms
 ";

@@ -190,7 +190,11 @@ impl Pool {
                 backend.history.comeback.came_back(now + time);
                 self.shared.changes.note();
                 let why = backend.ejected_for();
-                log::warn!("pool {}: backend {} is ejected for {time:.1?}: {why}", self.name, backend.label);
+                log::warn!(
+                    "pool {}: backend {} is ejected and back in {time:.1?}: {why}",
+                    self.name,
+                    backend.label
+                );
                 self.tell(&PoolEvent::Ejected { backend: &backend.label, time, why: &why });
                 // What it means for the pool begins now, and not with the next request.
                 self.look(now);

@@ -187,6 +187,8 @@ pub enum PoolEvent<'a> {
     Returned {
         /// Its address.
         backend: &'a str,
+        /// Whether it passes its health checks, so that it gets requests again.
+        is_ready: bool,
     },
     /// So few backends are available that all are used, or no longer.
     Panic(bool),
@@ -543,8 +545,10 @@ impl Pool {
 
     fn tell_returns(&self, now: Instant) {
         for backend in self.backends.iter().filter(|backend| backend.history.record.take_return(now)) {
-            log::info!("pool {}: backend {} is back from its ejection", self.name, backend.label);
-            self.tell(&PoolEvent::Returned { backend: &backend.label });
+            let is_ready = self.is_ready(backend);
+            let state = if is_ready { "" } else { ", but its health checks fail" };
+            log::info!("pool {}: the ejection of backend {} is over{state}", self.name, backend.label);
+            self.tell(&PoolEvent::Returned { backend: &backend.label, is_ready });
         }
     }
 
@@ -968,6 +972,25 @@ mod tests {
         let told = told.0.lock();
         let words: Vec<_> = told.iter().map(|event| event.split(' ').nth(1).unwrap()).collect();
         assert_eq!(words, ["Ejected", "Panic(true)", "Returned", "Panic(false)"], "{told:?}");
+    }
+
+    #[test]
+    fn the_end_of_an_ejection_says_whether_the_backend_passes_its_checks() {
+        for is_ready in [true, false] {
+            let told = Arc::new(Told::default());
+            let (clock, manual) = Clock::manual();
+            let registry = Arc::new(HealthRegistry::new());
+            let settings = settings(&[1, 1]);
+            let pool = Pool::with_policy(&settings, registry, None, PolicyConfig::default(), &clock);
+            let pool = pool.observed_by(told.clone());
+            eject(&pool, 1, &manual);
+            let ejected = pool.backends().iter().find(|backend| backend.ejections() > 0).unwrap();
+            pool.balancer.backends().set_enable(&ejected.identity, is_ready);
+            manual.advance(60 * SECOND);
+            let _ = pool.availability(manual.now());
+            let told = told.0.lock().join("\n");
+            assert!(told.contains(&format!("is_ready: {is_ready}")), "{told}");
+        }
     }
 
     #[tokio::test]

@@ -251,11 +251,10 @@ impl Changer {
             true => before.rebased(&plan),
             false => (Runtime::default(), before.lines()),
         };
-        let lost = lost.into_iter().map(|line| format!("! no longer, since the file is read again: {line}"));
-        let mut lost: Vec<_> = lost.collect();
         let before = self.wanted.clone();
         let wanted = Wanted { file: plan, warnings: warnings.clone(), runtime };
-        let lines = self.apply(wanted, reload.dry_run).await?;
+        let mut lines = self.apply(wanted, reload.dry_run).await?;
+        let mut lost = name_dropped(&mut lines, lost);
         lost.extend(self.level_of(&before.file, level.as_ref(), reload));
         if !reload.dry_run && !lines.is_empty() {
             self.begin_trial(before);
@@ -271,7 +270,7 @@ impl Changer {
             if !reload.dry_run {
                 verbosity.order(None);
             }
-            return Some(format!("! no longer, since the file is read again: the log level is {ordered}"));
+            return Some(format!("! dropped by this reload: the log level {ordered}"));
         }
         let variable = verbosity.by_variable().filter(|_| before.log_level.as_ref() != Some(level))?;
         Some(format!("! log_level has no effect: RUST_LOG is set to `{variable}`, which wins"))
@@ -535,9 +534,38 @@ impl ChangeResult {
     }
 }
 
+/// Marks the lines about backends whose run-time change is `dropped`. Returns a line for each dropped change that no other line is
+/// about, so that each change is listed once.
+fn name_dropped(lines: &mut [String], dropped: Vec<String>) -> Vec<String> {
+    let is_about = |line: &str, backend: &str| {
+        let rest = line.get(2..).and_then(|line| line.strip_prefix(backend));
+        rest.is_some_and(|rest| !rest.starts_with(|next: char| next.is_ascii_digit()))
+    };
+    let mut alone = Vec::new();
+    for change in dropped {
+        let (backend, what) = change.rsplit_once(": ").unwrap_or((&change, ""));
+        match lines.iter_mut().find(|line| is_about(line, backend)) {
+            Some(line) => line.push_str(&format!("; this reload drops the run-time change ({what})")),
+            None => alone.push(format!("! dropped by this reload: {change}")),
+        }
+    }
+    alone
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_dropped_change_is_listed_once() {
+        let drain = "~ pool web: backend 10.0.0.1:8: draining -> in service";
+        let mut lines = vec!["~ pool web: backend 10.0.0.1:80: weight 1 -> 2".to_owned(), drain.to_owned()];
+        let dropped = ["pool web: backend 10.0.0.1:8: draining", "pool old: backend 10.0.0.9:80: removed"];
+        let alone = name_dropped(&mut lines, dropped.map(str::to_owned).into());
+        assert_eq!(lines[0], "~ pool web: backend 10.0.0.1:80: weight 1 -> 2");
+        assert_eq!(lines[1], format!("{drain}; this reload drops the run-time change (draining)"));
+        assert_eq!(alone, ["! dropped by this reload: pool old: backend 10.0.0.9:80: removed"]);
+    }
 
     #[test]
     fn an_upgrade_is_not_advised_for_another_user() {

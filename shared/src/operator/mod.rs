@@ -257,7 +257,7 @@ pub fn restore(plan: &Plan, verbosity: &Verbosity, state: &str) -> RestoredState
     }
     let (runtime, times) = Runtime::from_portable(backends);
     let (kept, lost) = runtime.rebased(plan);
-    lost.iter().for_each(|line| log::warn!("upgrade: no longer, since the file has changed: {line}"));
+    lost.iter().for_each(|line| log::warn!("upgrade: dropped, since the file has changed: {line}"));
     let events = events.into_iter().filter_map(|event| serde_json::from_value(event).ok()).collect();
     RestoredState { runtime: kept, times, ready, events }
 }
