@@ -17,10 +17,10 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::check::{Check, connect_alike};
 use crate::metrics::{BackendSeries, Metrics};
-use crate::schedule::{Phase, pause};
+use crate::schedule::{SchedulePhase, pause};
 use crate::settings::Settings;
-use crate::state::{BackendHealth, Change, Outcome};
-use crate::verdicts::{Verdict, Verdicts};
+use crate::state::{BackendHealth, CheckOutcome, HealthVerdict, StateChange};
+use crate::verdicts::Verdicts;
 
 /// Is told when the health of a backend changes. The task that checks the backend waits for it.
 pub trait Observer: Send + Sync {
@@ -49,28 +49,28 @@ pub(crate) struct Procedure {
 
 /// One check that was made, and what it found.
 #[derive(Clone, Debug)]
-pub(crate) struct Finding {
+pub(crate) struct CheckResult {
     started: Instant,
     took: Duration,
     ended: SystemTime,
-    outcome: Outcome,
+    outcome: CheckOutcome,
 }
 
 /// What is known of a backend when its task begins.
-pub(crate) enum Beginning {
+pub(crate) enum InitialHealth {
     /// Nothing. The token is dropped when there is a verdict.
     Unchecked(Option<Pending>),
     /// What its first check found.
-    Checked(Finding),
+    Checked(CheckResult),
     /// The verdict so far: it stays, while the counting begins anew.
-    Known(Verdict),
+    Known(HealthVerdict),
 }
 
 /// Proof that something has not happened yet: whoever waits learns when all copies are dropped.
 pub(crate) type Pending = mpsc::Sender<Infallible>;
 
 /// What the task of one backend works with.
-pub(crate) struct Watch {
+pub(crate) struct BackendChecks {
     reports: Arc<Reports>,
     procedure: Arc<Procedure>,
     address: SocketAddr,
@@ -90,27 +90,27 @@ impl Procedure {
     }
 }
 
-// === impl Finding ===
+// === impl CheckResult ===
 
-impl Finding {
+impl CheckResult {
     /// Checks the backend at `address` once.
     pub(crate) async fn make(check: &dyn Check, address: &SocketAddr) -> Self {
         let started = Instant::now();
         let outcome = match check.check(address).await {
-            Ok(()) => Outcome::Passed,
-            Err(error) => Outcome::Failed(error.to_string()),
+            Ok(()) => CheckOutcome::Passed,
+            Err(error) => CheckOutcome::Failed(error.to_string()),
         };
         Self { started, took: started.elapsed(), ended: SystemTime::now(), outcome }
     }
 }
 
-// === impl Beginning ===
+// === impl InitialHealth ===
 
-impl Beginning {
+impl InitialHealth {
     /// A verdict says more than the `finding` of one check, which may be older.
     pub(crate) fn from(
-        verdict: Option<Verdict>,
-        finding: Option<Finding>,
+        verdict: Option<HealthVerdict>,
+        finding: Option<CheckResult>,
         unchecked: Option<&Pending>,
     ) -> Self {
         match (verdict, finding) {
@@ -121,9 +121,9 @@ impl Beginning {
     }
 }
 
-// === impl Watch ===
+// === impl BackendChecks ===
 
-impl Watch {
+impl BackendChecks {
     /// The checks of the backend at `address`, which do not begin yet.
     pub(crate) fn new(reports: &Arc<Reports>, procedure: &Arc<Procedure>, address: &SocketAddr) -> Self {
         let label = address.to_string();
@@ -137,16 +137,16 @@ impl Watch {
     }
 
     /// Takes in what is known, and goes on from there in a task.
-    pub(crate) fn begin(self, beginning: Beginning) -> Task {
+    pub(crate) fn begin(self, beginning: InitialHealth) -> Task {
         let thresholds = self.procedure.settings.thresholds;
         match beginning {
-            Beginning::Unchecked(unchecked) => {
+            InitialHealth::Unchecked(unchecked) => {
                 Task::spawn(self.run(BackendHealth::new(thresholds), unchecked))
             }
-            Beginning::Known(verdict) => {
+            InitialHealth::Known(verdict) => {
                 Task::spawn(self.run(BackendHealth::resumed(thresholds, verdict), None))
             }
-            Beginning::Checked(finding) => {
+            InitialHealth::Checked(finding) => {
                 let mut health = BackendHealth::new(thresholds);
                 self.take_in(&finding, &mut health);
                 Task::spawn(self.go_on(health, finding.started))
@@ -163,23 +163,23 @@ impl Watch {
     /// The checks after the first, which started at `started`.
     async fn go_on(self, mut health: BackendHealth, mut started: Instant) {
         let settings = &self.procedure.settings;
-        let mut phase = if health.is_changing() { Phase::Changing } else { Phase::First };
+        let mut phase = if health.is_changing() { SchedulePhase::Changing } else { SchedulePhase::First };
         loop {
             sleep_until(started + pause(settings, phase, fastrand::f64())).await;
             started = self.check(&mut health).await;
-            phase = if health.is_changing() { Phase::Changing } else { Phase::Steady };
+            phase = if health.is_changing() { SchedulePhase::Changing } else { SchedulePhase::Steady };
         }
     }
 
     /// Checks once and takes in the result. Returns when the check started.
     async fn check(&self, health: &mut BackendHealth) -> Instant {
-        let finding = Finding::make(&*self.procedure.check, &self.address).await;
+        let finding = CheckResult::make(&*self.procedure.check, &self.address).await;
         self.take_in(&finding, health);
         finding.started
     }
 
-    fn take_in(&self, finding: &Finding, health: &mut BackendHealth) {
-        self.series.checked(finding.outcome == Outcome::Passed, finding.took);
+    fn take_in(&self, finding: &CheckResult, health: &mut BackendHealth) {
+        self.series.checked(finding.outcome == CheckOutcome::Passed, finding.took);
         let change = health.observe(&finding.outcome, finding.ended);
         if let Some(verdict) = health.verdict() {
             self.reports.verdicts.set(&self.address, verdict.clone());
@@ -189,16 +189,16 @@ impl Watch {
         }
     }
 
-    fn announce(&self, change: &Change) {
+    fn announce(&self, change: &StateChange) {
         let (pool, address, reason) = (&self.reports.pool, &self.label, &change.reason);
         match change {
             // The balancer takes a backend for up until told otherwise: being found up at first is no change to it.
-            Change { up: true, first: true, .. } => {
+            StateChange { up: true, first: true, .. } => {
                 debug!("pool {pool}: backend {address} is up: {reason}");
                 return;
             }
-            Change { up: true, .. } => info!("pool {pool}: backend {address} is up: {reason}"),
-            Change { up: false, .. } => warn!("pool {pool}: backend {address} is down: {reason}"),
+            StateChange { up: true, .. } => info!("pool {pool}: backend {address} is up: {reason}"),
+            StateChange { up: false, .. } => warn!("pool {pool}: backend {address} is down: {reason}"),
         }
         self.series.changed();
         self.reports.changed.notify_one();
@@ -238,21 +238,21 @@ impl Drop for Task {
 mod tests {
     use super::*;
 
-    fn verdict() -> Verdict {
-        Verdict::entered(&Outcome::Passed, "1 check passed".to_owned(), SystemTime::UNIX_EPOCH)
+    fn verdict() -> HealthVerdict {
+        HealthVerdict::entered(&CheckOutcome::Passed, "1 check passed".to_owned(), SystemTime::UNIX_EPOCH)
     }
 
-    fn finding() -> Finding {
-        let outcome = Outcome::Failed("connection refused".to_owned());
-        Finding { started: Instant::now(), took: Duration::ZERO, ended: SystemTime::UNIX_EPOCH, outcome }
+    fn finding() -> CheckResult {
+        let outcome = CheckOutcome::Failed("connection refused".to_owned());
+        CheckResult { started: Instant::now(), took: Duration::ZERO, ended: SystemTime::UNIX_EPOCH, outcome }
     }
 
     #[test]
     fn a_task_begins_with_the_verdict_or_else_the_first_check_or_else_nothing() {
-        let beginning = |verdict, finding| Beginning::from(verdict, finding, None);
-        assert!(matches!(beginning(Some(verdict()), Some(finding())), Beginning::Known(_)));
-        assert!(matches!(beginning(Some(verdict()), None), Beginning::Known(_)));
-        assert!(matches!(beginning(None, Some(finding())), Beginning::Checked(_)));
-        assert!(matches!(beginning(None, None), Beginning::Unchecked(None)));
+        let beginning = |verdict, finding| InitialHealth::from(verdict, finding, None);
+        assert!(matches!(beginning(Some(verdict()), Some(finding())), InitialHealth::Known(_)));
+        assert!(matches!(beginning(Some(verdict()), None), InitialHealth::Known(_)));
+        assert!(matches!(beginning(None, Some(finding())), InitialHealth::Checked(_)));
+        assert!(matches!(beginning(None, None), InitialHealth::Unchecked(None)));
     }
 }

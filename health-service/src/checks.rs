@@ -5,7 +5,7 @@
 //! commit  the new set takes the place of the old one, and each balancer is told who is up
 //! ```
 //!
-//! What is staged leaves no trace when it is dropped, because the results are in the [`Staged`] value until the commit.
+//! What is staged leaves no trace when it is dropped, because the results are in the [`StagedChecks`] value until the commit.
 //! So commit first, and give requests to the new balancers after that: they know then who is up.
 
 use std::sync::Arc;
@@ -18,9 +18,9 @@ use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
-use crate::backend::{Finding, Procedure};
+use crate::backend::{CheckResult, Procedure};
 use crate::check::Checker;
-use crate::pool::{Balancer, Findings, Pool};
+use crate::pool::{Balancer, FirstResults, PoolSetup};
 use crate::settings::Settings;
 use crate::verdicts::Verdicts;
 
@@ -42,8 +42,8 @@ pub struct CheckedPool {
 
 /// A set of pools, ready to take the place of the one that is checked. Dropped, it never was.
 #[must_use = "nothing changes before the commit"]
-pub struct Staged {
-    pub(crate) pools: Vec<(Pool, Findings)>,
+pub struct StagedChecks {
+    pub(crate) pools: Vec<(PoolSetup, FirstResults)>,
 }
 
 /// The service that checks has ended, because the server shuts down.
@@ -53,7 +53,7 @@ pub struct Stopped;
 
 /// A set of pools on its way to the service.
 pub(crate) struct Commit {
-    pub(crate) staged: Staged,
+    pub(crate) staged: StagedChecks,
     pub(crate) done: oneshot::Sender<()>,
 }
 
@@ -64,7 +64,7 @@ impl Checks {
     ///
     /// It takes as long as the slowest of them, which is at most the longest timeout of the settings. Drop the future to
     /// give up.
-    pub async fn stage(&self, pools: impl IntoIterator<Item = CheckedPool>) -> Staged {
+    pub async fn stage(&self, pools: impl IntoIterator<Item = CheckedPool>) -> StagedChecks {
         stage(pools.into_iter().map(|pool| pool.checked_by(&self.connector)).collect()).await
     }
 
@@ -79,33 +79,33 @@ impl Checks {
     ///
     /// # Errors
     /// When the service has ended.
-    pub async fn commit(&self, staged: Staged) -> Result<(), Stopped> {
+    pub async fn commit(&self, staged: StagedChecks) -> Result<(), Stopped> {
         let (done, is_done) = oneshot::channel();
         self.commits.send(Commit { staged, done }).await.map_err(|_| Stopped)?;
         is_done.await.map_err(|_| Stopped)
     }
 }
 
-async fn stage(pools: Vec<Pool>) -> Staged {
+async fn stage(pools: Vec<PoolSetup>) -> StagedChecks {
     // Dropped with this future, which ends the checks.
     let mut checks = JoinSet::new();
     for (index, pool) in pools.iter().enumerate() {
         for address in pool.unchecked() {
             let check = Arc::clone(&pool.procedure.check);
             checks.spawn(async move {
-                let finding = Finding::make(&*check, &address).await;
+                let finding = CheckResult::make(&*check, &address).await;
                 (index, address, finding)
             });
         }
     }
-    let mut pools: Vec<_> = pools.into_iter().map(|pool| (pool, Findings::new())).collect();
+    let mut pools: Vec<_> = pools.into_iter().map(|pool| (pool, FirstResults::new())).collect();
     while let Some(done) = checks.join_next().await {
         // A check that panicked found nothing: the backend is checked once more after the commit.
         if let Ok((index, address, finding)) = done {
             pools[index].1.insert(address, finding);
         }
     }
-    Staged { pools }
+    StagedChecks { pools }
 }
 
 // === impl CheckedPool ===
@@ -128,10 +128,10 @@ impl CheckedPool {
         Self { name: name.to_owned(), balancer, settings, peer, verdicts }
     }
 
-    pub(crate) fn checked_by(self, connector: &Arc<TransportConnector>) -> Pool {
+    pub(crate) fn checked_by(self, connector: &Arc<TransportConnector>) -> PoolSetup {
         let Self { name, balancer, settings, peer, verdicts } = self;
         let check = Arc::new(Checker::new(Arc::clone(connector), peer.clone(), settings.clone()));
-        Pool { name, balancer, verdicts, procedure: Arc::new(Procedure { settings, peer, check }) }
+        PoolSetup { name, balancer, verdicts, procedure: Arc::new(Procedure { settings, peer, check }) }
     }
 }
 
@@ -152,8 +152,13 @@ mod tests {
     const TWO: &str = "10.0.0.2:80";
     const SECOND: Duration = Duration::from_secs(1);
 
-    async fn pool(name: &str, settings: Settings, backends: &[&'static str], script: &Arc<Script>) -> Pool {
-        Pool {
+    async fn pool(
+        name: &str,
+        settings: Settings,
+        backends: &[&'static str],
+        script: &Arc<Script>,
+    ) -> PoolSetup {
+        PoolSetup {
             name: name.to_owned(),
             balancer: members(backends, &registry()).await,
             verdicts: Verdicts::new(),
@@ -186,7 +191,7 @@ mod tests {
     async fn only_those_that_nobody_has_checked_are_checked() {
         let script = script();
         let web = pool("web", Settings::default(), &[ONE, TWO], &script).await;
-        let known = crate::Verdict {
+        let known = crate::HealthVerdict {
             up: true,
             reason: "1 check passed".to_owned(),
             since: std::time::SystemTime::UNIX_EPOCH,

@@ -6,17 +6,13 @@
 //! there can point at both places; the keys of one type are `Option`s so that "written" and "left out" can be told
 //! apart.
 
-mod scalar;
-mod values;
-
 use std::num::NonZeroU16;
 
-use http::uri::PathAndQuery;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::settings::{CheckKind, GrpcCheck, HttpCheck, Settings, Thresholds};
-pub use values::{CheckCount, CheckMethod, CheckPath, CheckType, DurationText, Percent, StatusRange};
+use crate::value::{self, CheckCount, CheckMethod, CheckPath, CheckType, DurationText, Percent, StatusRange};
 
 /// Health checks of the backends of a pool.
 #[derive(Deserialize, Serialize, JsonSchema, Clone, Debug)]
@@ -38,7 +34,7 @@ pub struct HealthCheckConfig {
     /// Largest random change of an interval, in percent.
     pub jitter: Percent,
     /// Port to check; default: the port of the backend.
-    #[serde(deserialize_with = "values::port", skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "value::port", skip_serializing_if = "Option::is_none")]
     pub port: Option<NonZeroU16>,
     /// Path of an HTTP check; default: `/`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -48,18 +44,18 @@ pub struct HealthCheckConfig {
     pub method: Option<CheckMethod>,
     /// `Host` header of an HTTP check, or authority of a gRPC check; default: the `sni` of the pool, or else the
     /// address of the backend.
-    #[serde(deserialize_with = "values::host", skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "value::host", skip_serializing_if = "Option::is_none")]
     pub host: Option<String>,
     /// Status codes that pass an HTTP check; default: `["200-399"]`.
-    #[serde(deserialize_with = "values::status_ranges", skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "value::status_ranges", skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1))]
     pub expect_status: Option<Vec<StatusRange>>,
     /// Text that the first 256 KiB of the response to an HTTP check must contain; default: any body passes.
-    #[serde(deserialize_with = "values::body_text", skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "value::body_text", skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1))]
     pub expect_body: Option<String>,
     /// Name of the service that a gRPC check asks for; default: the server as a whole.
-    #[serde(deserialize_with = "values::service", skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "value::service", skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1))]
     pub service: Option<String>,
 }
@@ -110,21 +106,32 @@ impl HealthCheckConfig {
         match self.r#type {
             CheckType::None => CheckKind::None,
             CheckType::Tcp => CheckKind::Tcp,
-            CheckType::Http => CheckKind::Http(HttpCheck {
-                method: self.method.as_ref().map_or(http::Method::GET, |method| method.get().clone()),
-                path: self.path.as_ref().map_or(PathAndQuery::from_static("/"), |path| path.get().clone()),
-                host: self.host.clone(),
-                expect_status: self
-                    .expect_status
-                    .clone()
-                    .unwrap_or_else(|| vec![StatusRange::SUCCESS_OR_REDIRECT]),
-                expect_body: self.expect_body.clone(),
-            }),
+            CheckType::Http => CheckKind::Http(self.http_check()),
             CheckType::Grpc => CheckKind::Grpc(GrpcCheck {
                 service: self.service.clone().unwrap_or_default(),
                 host: self.host.clone(),
             }),
         }
+    }
+
+    fn http_check(&self) -> HttpCheck {
+        let default = HttpCheck::default();
+        HttpCheck {
+            method: self.method.as_ref().map_or(default.method, |method| method.get().clone()),
+            path: self.path.as_ref().map_or(default.path, |path| path.get().clone()),
+            host: self.host.clone(),
+            expect_status: self.expect_status.clone().unwrap_or(default.expect_status),
+            expect_body: self.expect_body.clone(),
+        }
+    }
+}
+
+// === impl Settings ===
+
+impl Default for Settings {
+    /// The settings of an empty section.
+    fn default() -> Self {
+        HealthCheckConfig::default().plan()
     }
 }
 

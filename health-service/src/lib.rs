@@ -103,17 +103,17 @@ mod schedule;
 mod script;
 mod settings;
 mod state;
+mod value;
 mod verdicts;
 
 pub use backend::Observer;
 pub use check::{CheckError, Checker};
-pub use checks::{CheckedPool, Checks, Staged, Stopped};
-pub use config::{
-    CheckCount, CheckMethod, CheckPath, CheckType, DurationText, HealthCheckConfig, Percent, StatusRange,
-};
+pub use checks::{CheckedPool, Checks, StagedChecks, Stopped};
+pub use config::HealthCheckConfig;
 pub use metrics::Metrics;
 pub use prober::Prober;
-pub use schedule::{Phase, pause};
+pub use schedule::{SchedulePhase, pause};
 pub use settings::{CheckKind, GrpcCheck, HttpCheck, Settings, Thresholds};
-pub use state::{BackendHealth, Change, Outcome};
-pub use verdicts::{Verdict, Verdicts, registry};
+pub use state::{BackendHealth, CheckOutcome, HealthVerdict, StateChange};
+pub use value::{CheckCount, CheckMethod, CheckPath, CheckType, DurationText, Percent, StatusRange};
+pub use verdicts::{Verdicts, registry};

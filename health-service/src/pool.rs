@@ -26,7 +26,7 @@ use pingora::protocols::l4::socket::SocketAddr;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
-use crate::backend::{Beginning, Finding, Pending, Procedure, Reports, Task, Watch};
+use crate::backend::{BackendChecks, CheckResult, InitialHealth, Pending, Procedure, Reports, Task};
 use crate::settings::CheckKind;
 use crate::verdicts::Verdicts;
 
@@ -45,7 +45,7 @@ pub(crate) trait Balancer: Send + Sync {
 
 /// One pool, and how it is checked.
 #[derive(Clone)]
-pub(crate) struct Pool {
+pub(crate) struct PoolSetup {
     pub(crate) name: String,
     pub(crate) balancer: Arc<dyn Balancer>,
     pub(crate) verdicts: Verdicts,
@@ -53,12 +53,12 @@ pub(crate) struct Pool {
 }
 
 /// What first checks found, by the address of the backend.
-pub(crate) type Findings = HashMap<SocketAddr, Finding>;
+pub(crate) type FirstResults = HashMap<SocketAddr, CheckResult>;
 
 /// The checks of one pool, at work. They end when this is dropped.
 pub(crate) struct PoolTask {
     reports: Arc<Reports>,
-    orders: mpsc::Sender<Succession>,
+    orders: mpsc::Sender<Replacement>,
     task: Task,
 }
 
@@ -74,15 +74,15 @@ struct PoolChecks {
 }
 
 /// The order to go on with another balancer, or another way to check.
-struct Succession {
-    pool: Pool,
-    findings: Findings,
+struct Replacement {
+    pool: PoolSetup,
+    findings: FirstResults,
     done: oneshot::Sender<()>,
 }
 
 /// What becomes of the task of one backend. Without a step it stays.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Step {
+enum TaskStep {
     /// It begins, in place of the one that is there, if any.
     Begin,
     /// It ends, and what is known is forgotten.
@@ -109,7 +109,7 @@ where
 
 // === impl Pool ===
 
-impl Pool {
+impl PoolSetup {
     /// Whether there is anything to check.
     pub(crate) fn is_checked(&self) -> bool {
         self.procedure.settings.kind != CheckKind::None
@@ -136,8 +136,8 @@ impl PoolTask {
     /// Drops `first_round` when every backend that is there has a verdict and the balancer knows it.
     pub(crate) async fn begin(
         reports: Reports,
-        pool: Pool,
-        findings: Findings,
+        pool: PoolSetup,
+        findings: FirstResults,
         first_round: Option<Pending>,
     ) -> Self {
         let reports = Arc::new(reports);
@@ -158,15 +158,15 @@ impl PoolTask {
     }
 
     /// Whether `pool` is the same pool: what was found about its backends goes on to count.
-    pub(crate) fn is_continued_by(&self, pool: &Pool) -> bool {
+    pub(crate) fn is_continued_by(&self, pool: &PoolSetup) -> bool {
         self.reports.pool == pool.name && self.reports.verdicts.is(&pool.verdicts) && pool.is_checked()
     }
 
     /// Goes on with `pool`, which continues this one. Its balancer knows all verdicts when this returns.
-    pub(crate) async fn succeed(&self, pool: Pool, findings: Findings) {
+    pub(crate) async fn succeed(&self, pool: PoolSetup, findings: FirstResults) {
         let (done, is_done) = oneshot::channel();
         // An error means that the task is gone, which only a panic can have done: then there is nothing to change.
-        if self.orders.send(Succession { pool, findings, done }).await.is_ok() {
+        if self.orders.send(Replacement { pool, findings, done }).await.is_ok() {
             let _ = is_done.await;
         }
     }
@@ -186,7 +186,7 @@ impl PoolChecks {
     /// Checks the pool until nobody can give orders any more.
     async fn run(
         mut self,
-        mut orders: mpsc::Receiver<Succession>,
+        mut orders: mpsc::Receiver<Replacement>,
         mut all_checked: mpsc::Receiver<Infallible>,
         mut first_round: Option<Pending>,
     ) {
@@ -201,7 +201,7 @@ impl PoolChecks {
                 }
                 _ = cadence.tick() => self.look().await,
                 order = orders.recv() => match order {
-                    Some(Succession { pool, findings, done }) => {
+                    Some(Replacement { pool, findings, done }) => {
                         self.succeed(pool, findings).await;
                         // Whoever gave the order may have lost interest.
                         let _ = done.send(());
@@ -220,7 +220,7 @@ impl PoolChecks {
         let present = self.balancer.members();
         if !Arc::ptr_eq(&present, &self.members) {
             self.members = present;
-            self.follow(false, Findings::new(), None).await;
+            self.follow(false, FirstResults::new(), None).await;
             // A backend that went and came back began anew in the balancer.
             self.balancer.publish().await;
         }
@@ -238,7 +238,7 @@ impl PoolChecks {
         }
     }
 
-    async fn succeed(&mut self, pool: Pool, findings: Findings) {
+    async fn succeed(&mut self, pool: PoolSetup, findings: FirstResults) {
         let changed = !self.procedure.is_like(&pool.procedure);
         if changed {
             self.procedure = pool.procedure;
@@ -259,23 +259,28 @@ impl PoolChecks {
 
     /// Ends the tasks of backends that are gone, and begins one for each that is new, or for all if the way to check
     /// has `changed`.
-    async fn follow(&mut self, changed: bool, mut findings: Findings, unchecked: Option<&Pending>) {
+    async fn follow(&mut self, changed: bool, mut findings: FirstResults, unchecked: Option<&Pending>) {
         for (address, step) in steps(self.tasks.keys(), &addresses(&self.members), changed) {
             match step {
-                Step::Begin => self.begin(&address, findings.remove(&address), unchecked).await,
-                Step::End => self.end(&address).await,
+                TaskStep::Begin => self.begin(&address, findings.remove(&address), unchecked).await,
+                TaskStep::End => self.end(&address).await,
             }
         }
     }
 
-    async fn begin(&mut self, address: &SocketAddr, finding: Option<Finding>, unchecked: Option<&Pending>) {
+    async fn begin(
+        &mut self,
+        address: &SocketAddr,
+        finding: Option<CheckResult>,
+        unchecked: Option<&Pending>,
+    ) {
         // Made first, so that the series has a user at all times and goes on.
-        let watch = Watch::new(&self.reports, &self.procedure, address);
+        let watch = BackendChecks::new(&self.reports, &self.procedure, address);
         if let Some(before) = self.tasks.remove(address) {
             before.end().await;
         }
         let verdict = self.reports.verdicts.get(address);
-        let task = watch.begin(Beginning::from(verdict, finding, unchecked));
+        let task = watch.begin(InitialHealth::from(verdict, finding, unchecked));
         self.tasks.insert(address.clone(), task);
     }
 
@@ -297,12 +302,12 @@ fn steps<'a>(
     tasks: impl Iterator<Item = &'a SocketAddr>,
     members: &BTreeSet<SocketAddr>,
     changed: bool,
-) -> BTreeMap<SocketAddr, Step> {
+) -> BTreeMap<SocketAddr, TaskStep> {
     let tasks: BTreeSet<&SocketAddr> = tasks.collect();
     let gone = tasks.iter().filter(|address| !members.contains(**address));
     let begin = members.iter().filter(|address| changed || !tasks.contains(address));
-    let ends = gone.map(|address| ((*address).clone(), Step::End));
-    begin.map(|address| (address.clone(), Step::Begin)).chain(ends).collect()
+    let ends = gone.map(|address| ((*address).clone(), TaskStep::End));
+    begin.map(|address| (address.clone(), TaskStep::Begin)).chain(ends).collect()
 }
 
 #[cfg(test)]
@@ -317,18 +322,19 @@ mod tests {
     use super::*;
     use crate::backend::Observer;
     use crate::check::CheckError;
-    use crate::config::Percent;
     use crate::membership::{self, Membership, ready};
     use crate::metrics::Metrics;
     use crate::script::{Script, addr, procedure};
     use crate::settings::Settings;
-    use crate::verdicts::{Verdict, registry};
+    use crate::state::HealthVerdict;
+    use crate::value::Percent;
+    use crate::verdicts::registry;
 
     /// Changes of health, as they were told.
     #[derive(Default)]
-    struct Told(Mutex<Vec<String>>);
+    struct RecordingObserver(Mutex<Vec<String>>);
 
-    impl Observer for Told {
+    impl Observer for RecordingObserver {
         fn changed(&self, pool: &str, backend: &str, up: bool, reason: &str) {
             let state = if up { "up" } else { "down" };
             self.0.lock().expect("not poisoned").push(format!("{pool} {backend} {state}: {reason}"));
@@ -336,19 +342,19 @@ mod tests {
     }
 
     /// A pool under test, running.
-    struct Running {
+    struct RunningPool {
         membership: Membership,
         balancer: Arc<LoadBalancer<RoundRobin>>,
         health: Arc<HealthRegistry>,
         verdicts: Verdicts,
         registry: Registry,
         script: Arc<Script>,
-        told: Arc<Told>,
+        told: Arc<RecordingObserver>,
         first_round: mpsc::Receiver<Infallible>,
         task: PoolTask,
     }
 
-    impl Running {
+    impl RunningPool {
         async fn start(settings: Settings, backends: &[&'static str], script: Script) -> Self {
             let (membership, verdicts, health) = (Membership::default(), Verdicts::new(), registry());
             health.set_health_check(verdicts.publisher());
@@ -357,7 +363,7 @@ mod tests {
             balancer.update().await.expect("the membership is there");
             let (metrics, registry, script) = (Metrics::new(), Registry::new(), Arc::new(script));
             metrics.register(&registry).expect("an empty registry has no names yet");
-            let told = Arc::<Told>::default();
+            let told = Arc::<RecordingObserver>::default();
             let reports = Reports {
                 pool: "web".to_owned(),
                 verdicts: verdicts.clone(),
@@ -365,14 +371,14 @@ mod tests {
                 observer: Some(told.clone()),
                 changed: Notify::new(),
             };
-            let pool = Pool {
+            let pool = PoolSetup {
                 name: "web".to_owned(),
                 balancer: balancer.clone(),
                 verdicts: verdicts.clone(),
                 procedure: procedure(settings, &script),
             };
             let (pending, first_round) = mpsc::channel(1);
-            let task = PoolTask::begin(reports, pool, Findings::new(), Some(pending)).await;
+            let task = PoolTask::begin(reports, pool, FirstResults::new(), Some(pending)).await;
             Self { membership, balancer, health, verdicts, registry, script, told, first_round, task }
         }
 
@@ -389,15 +395,15 @@ mod tests {
             backends: &[&'static str],
         ) -> Arc<LoadBalancer<RoundRobin>> {
             let balancer = membership::members(backends, &self.health).await;
-            let pool = Pool {
+            let pool = PoolSetup {
                 name: "web".to_owned(),
                 balancer: balancer.clone(),
                 verdicts: self.verdicts.clone(),
                 procedure: procedure(settings, &self.script),
             };
-            let mut findings = Findings::new();
+            let mut findings = FirstResults::new();
             for address in pool.unchecked() {
-                let finding = Finding::make(&*self.script, &address).await;
+                let finding = CheckResult::make(&*self.script, &address).await;
                 findings.insert(address, finding);
             }
             assert!(self.task.is_continued_by(&pool));
@@ -409,7 +415,7 @@ mod tests {
             ready(&self.balancer)
         }
 
-        fn verdict(&self, address: &str) -> Verdict {
+        fn verdict(&self, address: &str) -> HealthVerdict {
             self.verdicts.get(&addr(address)).expect("it was checked")
         }
 
@@ -443,7 +449,7 @@ mod tests {
         script.answer(ONE, Duration::ZERO, Err(CheckError::Refused));
         script.answer(TWO, Duration::from_secs(2), Err(CheckError::Timeout(Duration::from_secs(2))));
         let begun = Instant::now();
-        let mut pool = Running::start(settings(5, 10), &[ONE, TWO], script).await;
+        let mut pool = RunningPool::start(settings(5, 10), &[ONE, TWO], script).await;
         assert_eq!(pool.first_round.recv().await, None);
         assert_eq!(begun.elapsed().as_secs(), 2);
         assert_eq!(pool.ready(), [false, false]);
@@ -453,7 +459,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_pool_without_backends_has_nothing_to_wait_for() {
-        let mut pool = Running::start(settings(5, 10), &[], Script::default()).await;
+        let mut pool = RunningPool::start(settings(5, 10), &[], Script::default()).await;
         assert_eq!(pool.first_round.recv().await, None);
     }
 
@@ -461,7 +467,7 @@ mod tests {
     async fn a_backend_that_hangs_delays_no_other() {
         let script = Script::default();
         script.answer(ONE, Duration::from_secs(1000), Ok(()));
-        let pool = Running::start(settings(5, 10), &[ONE, TWO], script).await;
+        let pool = RunningPool::start(settings(5, 10), &[ONE, TWO], script).await;
         seconds(100).await;
         let gaps = pool.script.gaps(TWO);
         assert!(gaps.len() >= 17, "{gaps:?}");
@@ -473,7 +479,7 @@ mod tests {
     async fn the_interval_counts_from_start_to_start() {
         let script = Script::default();
         script.answer(ONE, Duration::from_secs(3), Ok(()));
-        let pool = Running::start(settings(5, 0), &[ONE], script).await;
+        let pool = RunningPool::start(settings(5, 0), &[ONE], script).await;
         seconds(60).await;
         let gaps = pool.script.gaps(ONE);
         // Timers have a resolution of one millisecond.
@@ -484,7 +490,7 @@ mod tests {
     async fn a_check_longer_than_its_interval_is_followed_by_the_next_at_once() {
         let script = Script::default();
         script.answer(ONE, Duration::from_secs(7), Ok(()));
-        let pool = Running::start(settings(5, 0), &[ONE], script).await;
+        let pool = RunningPool::start(settings(5, 0), &[ONE], script).await;
         seconds(70).await;
         let gaps = pool.script.gaps(ONE);
         assert!(gaps.len() > 7 && gaps[1..].iter().all(|gap| (gap - 7.0).abs() < 0.01), "{gaps:?}");
@@ -492,7 +498,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_backend_that_is_changing_is_checked_at_the_fast_interval() {
-        let pool = Running::start(settings(10, 0), &[ONE], Script::default()).await;
+        let pool = RunningPool::start(settings(10, 0), &[ONE], Script::default()).await;
         seconds(30).await;
         assert_eq!(pool.ready(), [true]);
         pool.script.answer(ONE, Duration::ZERO, Err(CheckError::Refused));
@@ -518,7 +524,7 @@ mod tests {
     async fn a_new_weight_neither_loses_the_state_nor_restarts_the_checks() {
         let script = Script::default();
         script.answer(ONE, Duration::ZERO, Err(CheckError::Refused));
-        let pool = Running::start(settings(1000, 0), &[ONE], script).await;
+        let pool = RunningPool::start(settings(1000, 0), &[ONE], script).await;
         seconds(1).await;
         let (before, checks) = (pool.verdicts.get(&addr(ONE)), pool.script.starts(ONE).len());
         pool.change_members(&[(ONE, 9)]).await;
@@ -532,7 +538,7 @@ mod tests {
         let script = Script::default();
         script.answer(ONE, Duration::ZERO, Err(CheckError::Refused));
         script.answer(TWO, Duration::ZERO, Err(CheckError::NoRoute));
-        let pool = Running::start(settings(1000, 0), &[ONE], script).await;
+        let pool = RunningPool::start(settings(1000, 0), &[ONE], script).await;
         seconds(1).await;
         pool.change_members(&[(TWO, 1)]).await;
         assert_eq!(pool.verdicts.get(&addr(ONE)), None);
@@ -549,7 +555,7 @@ mod tests {
     async fn a_backend_that_went_and_came_back_between_two_looks_keeps_its_verdict() {
         let script = Script::default();
         script.answer(ONE, Duration::ZERO, Err(CheckError::Refused));
-        let mut pool = Running::start(settings(1000, 0), &[ONE], script).await;
+        let mut pool = RunningPool::start(settings(1000, 0), &[ONE], script).await;
         pool.first_round.recv().await;
         pool.membership.set([]);
         pool.balancer.update().await.expect("the membership is there");
@@ -559,7 +565,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn nothing_is_checked_once_the_pool_task_is_gone() {
-        let pool = Running::start(settings(1, 0), &[ONE, TWO], Script::default()).await;
+        let pool = RunningPool::start(settings(1, 0), &[ONE, TWO], Script::default()).await;
         seconds(5).await;
         drop(pool.task);
         seconds(1).await;
@@ -572,7 +578,7 @@ mod tests {
     async fn a_pool_that_ends_forgets_what_it_found() {
         let script = Script::default();
         script.answer(ONE, Duration::ZERO, Err(CheckError::Refused));
-        let mut pool = Running::start(settings(1, 0), &[ONE], script).await;
+        let mut pool = RunningPool::start(settings(1, 0), &[ONE], script).await;
         pool.first_round.recv().await;
         pool.task.end().await;
         assert_eq!(pool.verdicts.get(&addr(ONE)), None);
@@ -588,20 +594,23 @@ mod tests {
         let (one, two, three) = (addr(ONE), addr(TWO), addr("10.0.0.3:80"));
         let members = BTreeSet::from([two.clone(), three.clone()]);
         let steps = |changed| steps([&one, &two].into_iter(), &members, changed);
-        assert_eq!(steps(false), BTreeMap::from([(one.clone(), Step::End), (three.clone(), Step::Begin)]),);
+        assert_eq!(
+            steps(false),
+            BTreeMap::from([(one.clone(), TaskStep::End), (three.clone(), TaskStep::Begin)]),
+        );
         assert_eq!(
             steps(true),
             BTreeMap::from([
-                (one.clone(), Step::End),
-                (two.clone(), Step::Begin),
-                (three.clone(), Step::Begin)
+                (one.clone(), TaskStep::End),
+                (two.clone(), TaskStep::Begin),
+                (three.clone(), TaskStep::Begin)
             ]),
         );
     }
 
     #[tokio::test(start_paused = true)]
     async fn who_stays_does_not_notice_a_succession() {
-        let mut pool = Running::start(settings(5, 0), &[ONE, TWO], Script::default()).await;
+        let mut pool = RunningPool::start(settings(5, 0), &[ONE, TWO], Script::default()).await;
         seconds(12).await;
         pool.script.answer(ONE, Duration::ZERO, Err(CheckError::Refused));
         while pool.verdict(ONE).last_failure.is_none() {
@@ -624,7 +633,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn other_settings_keep_the_verdict_and_count_anew() {
-        let mut pool = Running::start(settings(5, 0), &[ONE], Script::default()).await;
+        let mut pool = RunningPool::start(settings(5, 0), &[ONE], Script::default()).await;
         pool.first_round.recv().await;
         let before = pool.verdict(ONE);
         pool.script.answer(ONE, Duration::ZERO, Err(CheckError::Refused));
@@ -651,7 +660,7 @@ mod tests {
     async fn a_backend_that_is_down_stays_down_by_other_settings() {
         let script = Script::default();
         script.answer(ONE, Duration::ZERO, Err(CheckError::Refused));
-        let mut pool = Running::start(settings(5, 0), &[ONE], script).await;
+        let mut pool = RunningPool::start(settings(5, 0), &[ONE], script).await;
         pool.first_round.recv().await;
         let before = pool.verdict(ONE);
         pool.script.answer(ONE, Duration::ZERO, Ok(()));
@@ -665,7 +674,7 @@ mod tests {
     async fn a_new_backend_that_is_dead_is_never_ready_in_the_new_balancer() {
         let script = Script::default();
         script.answer(TWO, Duration::ZERO, Err(CheckError::Refused));
-        let mut pool = Running::start(settings(5, 0), &[ONE], script).await;
+        let mut pool = RunningPool::start(settings(5, 0), &[ONE], script).await;
         pool.first_round.recv().await;
         pool.succeed(settings(5, 0), &[ONE, TWO]).await;
         assert_eq!(pool.ready(), [true, false]);
@@ -688,7 +697,7 @@ mod tests {
     async fn a_backend_that_is_gone_is_forgotten_but_not_up_for_requests_from_before() {
         let script = Script::default();
         script.answer(TWO, Duration::ZERO, Err(CheckError::Refused));
-        let mut pool = Running::start(settings(5, 0), &[ONE, TWO], script).await;
+        let mut pool = RunningPool::start(settings(5, 0), &[ONE, TWO], script).await;
         pool.first_round.recv().await;
         let before = pool.succeed(settings(5, 0), &[ONE]).await;
         assert_eq!(pool.verdicts.get(&addr(TWO)), None);
@@ -711,7 +720,7 @@ mod tests {
     async fn a_backend_that_is_gone_is_forgotten_although_a_balancer_without_it_is_still_in_use() {
         let script = Script::default();
         script.answer(TWO, Duration::ZERO, Err(CheckError::Refused));
-        let mut pool = Running::start(settings(5, 0), &[ONE], script).await;
+        let mut pool = RunningPool::start(settings(5, 0), &[ONE], script).await;
         pool.first_round.recv().await;
         let _eternal = pool.succeed(settings(5, 0), &[ONE, TWO]).await;
         seconds(12).await;
@@ -725,7 +734,7 @@ mod tests {
     async fn a_balancer_that_knows_nothing_is_told_everything_before_it_is_used() {
         let script = Script::default();
         script.answer(ONE, Duration::ZERO, Err(CheckError::Refused));
-        let mut pool = Running::start(settings(1000, 0), &[ONE], script).await;
+        let mut pool = RunningPool::start(settings(1000, 0), &[ONE], script).await;
         pool.first_round.recv().await;
         pool.health = registry();
         pool.health.set_health_check(pool.verdicts.publisher());
@@ -737,18 +746,18 @@ mod tests {
     async fn a_balancer_that_comes_back_is_no_predecessor_of_itself() {
         let script = Script::default();
         script.answer(TWO, Duration::ZERO, Err(CheckError::Refused));
-        let mut pool = Running::start(settings(5, 0), &[ONE, TWO], script).await;
+        let mut pool = RunningPool::start(settings(5, 0), &[ONE, TWO], script).await;
         pool.first_round.recv().await;
-        let pool_of = |balancer: &Arc<LoadBalancer<RoundRobin>>| Pool {
+        let pool_of = |balancer: &Arc<LoadBalancer<RoundRobin>>| PoolSetup {
             name: "web".to_owned(),
             balancer: balancer.clone(),
             verdicts: pool.verdicts.clone(),
             procedure: procedure(settings(5, 0), &pool.script),
         };
         let other = membership::members(&[ONE], &pool.health).await;
-        pool.task.succeed(pool_of(&other), Findings::new()).await;
+        pool.task.succeed(pool_of(&other), FirstResults::new()).await;
         assert_eq!(pool.verdicts.retired(), 1);
-        pool.task.succeed(pool_of(&pool.balancer), Findings::new()).await;
+        pool.task.succeed(pool_of(&pool.balancer), FirstResults::new()).await;
         drop(other);
         pool.change_members(&[(ONE, 1)]).await;
         assert_eq!(pool.verdicts.retired(), 0);

@@ -14,9 +14,9 @@ use pingora::upstreams::peer::HttpPeer;
 use tokio::sync::{Notify, mpsc};
 
 use crate::backend::{Observer, Pending, Reports};
-use crate::checks::{CheckedPool, Checks, Commit, Staged};
+use crate::checks::{CheckedPool, Checks, Commit, StagedChecks};
 use crate::metrics::Metrics;
-use crate::pool::{Findings, Pool, PoolTask};
+use crate::pool::{FirstResults, PoolSetup, PoolTask};
 use crate::settings::Settings;
 use crate::verdicts::Verdicts;
 
@@ -35,12 +35,12 @@ pub struct Prober {
 
 /// What the service takes over when it starts. It keeps nothing of it, so that a balancer lives no longer than its pool.
 struct Start {
-    pools: Vec<Pool>,
+    pools: Vec<PoolSetup>,
     commits: mpsc::Receiver<Commit>,
 }
 
 /// The pools that are checked.
-struct Running<'a> {
+struct RunningPools<'a> {
     prober: &'a Prober,
     tasks: Vec<PoolTask>,
 }
@@ -108,10 +108,10 @@ impl Prober {
             return;
         };
         // Dropped on return, which ends the task of each pool and with it those of its backends.
-        let mut running = Running { prober: self, tasks: Vec::new() };
+        let mut running = RunningPools { prober: self, tasks: Vec::new() };
         let (unchecked, mut all_checked) = mpsc::channel(1);
         for pool in pools {
-            running.begin(pool, Findings::new(), Some(&unchecked)).await;
+            running.begin(pool, FirstResults::new(), Some(&unchecked)).await;
         }
         drop(unchecked);
         let mut is_first_round = true;
@@ -154,11 +154,11 @@ async fn shut_down(shutdown: &mut ShutdownWatch) {
     }
 }
 
-// === impl Running ===
+// === impl RunningPools ===
 
-impl Running<'_> {
+impl RunningPools<'_> {
     /// Pools that stay go on, those that are gone end, and those that are new begin.
-    async fn change(&mut self, staged: Staged) {
+    async fn change(&mut self, staged: StagedChecks) {
         let mut staged = staged.pools;
         for task in std::mem::take(&mut self.tasks) {
             match staged.iter().position(|(pool, _)| task.is_continued_by(pool)) {
@@ -175,7 +175,7 @@ impl Running<'_> {
         }
     }
 
-    async fn begin(&mut self, pool: Pool, findings: Findings, first_round: Option<&Pending>) {
+    async fn begin(&mut self, pool: PoolSetup, findings: FirstResults, first_round: Option<&Pending>) {
         if !pool.is_checked() {
             // It may have been until now: then all of its backends count as up again.
             return pool.balancer.publish().await;

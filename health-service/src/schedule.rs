@@ -10,7 +10,7 @@ use crate::settings::Settings;
 
 /// Where a backend is in its schedule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Phase {
+pub enum SchedulePhase {
     /// Its first check is done.
     First,
     /// It keeps its state.
@@ -23,11 +23,11 @@ pub enum Phase {
 const SHORTEST: Duration = Duration::from_millis(1);
 
 /// Time from the start of one check to the start of the next. `random` is uniform in `0.0..1.0`.
-pub fn pause(settings: &Settings, phase: Phase, random: f64) -> Duration {
+pub fn pause(settings: &Settings, phase: SchedulePhase, random: f64) -> Duration {
     let pause = match phase {
-        Phase::First => settings.interval.mul_f64(random),
-        Phase::Steady => jittered(settings.interval, settings.jitter.as_fraction(), random),
-        Phase::Changing => jittered(settings.fast_interval, settings.jitter.as_fraction(), random),
+        SchedulePhase::First => settings.interval.mul_f64(random),
+        SchedulePhase::Steady => jittered(settings.interval, settings.jitter.as_fraction(), random),
+        SchedulePhase::Changing => jittered(settings.fast_interval, settings.jitter.as_fraction(), random),
     };
     pause.max(SHORTEST)
 }
@@ -42,7 +42,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::config::Percent;
+    use crate::value::Percent;
 
     fn settings(jitter: u8) -> Settings {
         Settings {
@@ -55,30 +55,30 @@ mod tests {
 
     #[test]
     fn the_second_check_falls_anywhere_within_one_interval() {
-        assert_eq!(pause(&settings(10), Phase::First, 0.0), SHORTEST);
-        assert_eq!(pause(&settings(10), Phase::First, 0.25), Duration::from_millis(2500));
-        assert!(pause(&settings(10), Phase::First, 0.999) < Duration::from_secs(10));
+        assert_eq!(pause(&settings(10), SchedulePhase::First, 0.0), SHORTEST);
+        assert_eq!(pause(&settings(10), SchedulePhase::First, 0.25), Duration::from_millis(2500));
+        assert!(pause(&settings(10), SchedulePhase::First, 0.999) < Duration::from_secs(10));
     }
 
     #[test]
     fn without_jitter_the_interval_is_kept_exactly() {
         for random in [0.0, 0.5, 0.99] {
-            assert_eq!(pause(&settings(0), Phase::Steady, random), Duration::from_secs(10));
-            assert_eq!(pause(&settings(0), Phase::Changing, random), Duration::from_secs(2));
+            assert_eq!(pause(&settings(0), SchedulePhase::Steady, random), Duration::from_secs(10));
+            assert_eq!(pause(&settings(0), SchedulePhase::Changing, random), Duration::from_secs(2));
         }
     }
 
     #[test]
     fn jitter_goes_both_ways() {
-        assert_eq!(pause(&settings(10), Phase::Steady, 0.0), Duration::from_secs(9));
-        assert_eq!(pause(&settings(10), Phase::Steady, 0.5), Duration::from_secs(10));
-        assert_eq!(pause(&settings(50), Phase::Changing, 0.0), Duration::from_secs(1));
+        assert_eq!(pause(&settings(10), SchedulePhase::Steady, 0.0), Duration::from_secs(9));
+        assert_eq!(pause(&settings(10), SchedulePhase::Steady, 0.5), Duration::from_secs(10));
+        assert_eq!(pause(&settings(50), SchedulePhase::Changing, 0.0), Duration::from_secs(1));
     }
 
     proptest! {
         #[test]
         fn a_pause_stays_within_its_jitter(jitter in 0_u8..=100, random in 0.0..1.0_f64) {
-            let pause = pause(&settings(jitter), Phase::Steady, random).as_secs_f64();
+            let pause = pause(&settings(jitter), SchedulePhase::Steady, random).as_secs_f64();
             let spread = 10.0 * f64::from(jitter) / 100.0;
             prop_assert!(pause >= (10.0 - spread - 1e-6).max(0.001) && pause <= 10.0 + spread + 1e-6);
         }

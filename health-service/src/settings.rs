@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use http::uri::PathAndQuery;
 
-use crate::config::{HealthCheckConfig, Percent, StatusRange};
+use crate::value::{Percent, StatusRange};
 
 /// How one pool is checked. The default is that of an empty section `health_check`.
 #[derive(Clone, Debug, PartialEq)]
@@ -82,14 +82,6 @@ pub struct Thresholds {
     pub rise: NonZeroU32,
     /// Failed checks that take a backend down.
     pub fall: NonZeroU32,
-}
-
-// === impl Settings ===
-
-impl Default for Settings {
-    fn default() -> Self {
-        HealthCheckConfig::default().plan()
-    }
 }
 
 // === impl HttpCheck ===

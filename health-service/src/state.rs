@@ -7,11 +7,10 @@
 use std::time::SystemTime;
 
 use crate::settings::Thresholds;
-use crate::verdicts::Verdict;
 
 /// The result of one check.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub enum CheckOutcome {
     /// The check passed.
     Passed,
     /// The check failed, for the reason given.
@@ -22,14 +21,15 @@ pub enum Outcome {
 #[derive(Clone, Debug)]
 pub struct BackendHealth {
     thresholds: Thresholds,
-    state: State,
+    /// None before the first result.
+    verdict: Option<HealthVerdict>,
     /// Results in a row that speak against the state.
     streak: u32,
 }
 
 /// A state that was entered.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Change {
+pub struct StateChange {
     /// Whether the backend is up now.
     pub up: bool,
     /// Whether nothing was known before.
@@ -38,10 +38,19 @@ pub struct Change {
     pub reason: String,
 }
 
-#[derive(Clone, Debug)]
-enum State {
-    Unknown,
-    Known(Verdict),
+/// The verdict on one backend.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HealthVerdict {
+    /// Whether the backend is up.
+    pub up: bool,
+    /// Why it came to be so: `3 checks failed: connection refused`.
+    pub reason: String,
+    /// Since when it has been so.
+    pub since: SystemTime,
+    /// When the latest check ended.
+    pub checked: SystemTime,
+    /// Why the latest check failed, if it did: a backend may be failing and not be down yet.
+    pub last_failure: Option<String>,
 }
 
 // === impl BackendHealth ===
@@ -49,28 +58,25 @@ enum State {
 impl BackendHealth {
     /// A backend that was not checked yet.
     pub fn new(thresholds: Thresholds) -> Self {
-        Self { thresholds, state: State::Unknown, streak: 0 }
+        Self { thresholds, verdict: None, streak: 0 }
     }
 
     /// A backend whose `verdict` was reached by other thresholds: it stays until these are reached.
-    pub fn resumed(thresholds: Thresholds, verdict: Verdict) -> Self {
-        Self { thresholds, state: State::Known(verdict), streak: 0 }
+    pub fn resumed(thresholds: Thresholds, verdict: HealthVerdict) -> Self {
+        Self { thresholds, verdict: Some(verdict), streak: 0 }
     }
 
     /// Takes in the result of a check that ended at `now`; says so when the state changes.
-    pub fn observe(&mut self, outcome: &Outcome, now: SystemTime) -> Option<Change> {
-        let passed = *outcome == Outcome::Passed;
-        let first = match &mut self.state {
-            State::Unknown => true,
-            State::Known(verdict) => {
-                verdict.note(outcome, now);
-                if verdict.up == passed {
-                    self.streak = 0;
-                    return None;
-                }
-                false
+    pub fn observe(&mut self, outcome: &CheckOutcome, now: SystemTime) -> Option<StateChange> {
+        let passed = *outcome == CheckOutcome::Passed;
+        let first = self.verdict.is_none();
+        if let Some(verdict) = &mut self.verdict {
+            verdict.note(outcome, now);
+            if verdict.up == passed {
+                self.streak = 0;
+                return None;
             }
-        };
+        }
         self.streak += 1;
         if !first && self.streak < self.threshold(passed) {
             return None;
@@ -84,31 +90,53 @@ impl BackendHealth {
     }
 
     /// The state, its reason and its times; `None` before the first result.
-    pub fn verdict(&self) -> Option<&Verdict> {
-        match &self.state {
-            State::Unknown => None,
-            State::Known(verdict) => Some(verdict),
-        }
+    pub fn verdict(&self) -> Option<&HealthVerdict> {
+        self.verdict.as_ref()
     }
 
     fn threshold(&self, passed: bool) -> u32 {
         if passed { self.thresholds.rise.get() } else { self.thresholds.fall.get() }
     }
 
-    fn enter(&mut self, outcome: &Outcome, first: bool, now: SystemTime) -> Change {
+    fn enter(&mut self, outcome: &CheckOutcome, first: bool, now: SystemTime) -> StateChange {
         let reason = reason(outcome, self.streak);
-        let up = *outcome == Outcome::Passed;
+        let up = *outcome == CheckOutcome::Passed;
         self.streak = 0;
-        self.state = State::Known(Verdict::entered(outcome, reason.clone(), now));
-        Change { up, first, reason }
+        self.verdict = Some(HealthVerdict::entered(outcome, reason.clone(), now));
+        StateChange { up, first, reason }
     }
 }
 
-fn reason(outcome: &Outcome, count: u32) -> String {
+// === impl HealthVerdict ===
+
+impl HealthVerdict {
+    pub(crate) fn entered(outcome: &CheckOutcome, reason: String, now: SystemTime) -> Self {
+        let mut verdict = Self {
+            up: *outcome == CheckOutcome::Passed,
+            reason,
+            since: now,
+            checked: now,
+            last_failure: None,
+        };
+        verdict.note(outcome, now);
+        verdict
+    }
+
+    /// Takes in the latest result, which may or may not agree with the verdict.
+    pub(crate) fn note(&mut self, outcome: &CheckOutcome, now: SystemTime) {
+        self.checked = now;
+        self.last_failure = match outcome {
+            CheckOutcome::Passed => None,
+            CheckOutcome::Failed(why) => Some(why.clone()),
+        };
+    }
+}
+
+fn reason(outcome: &CheckOutcome, count: u32) -> String {
     let checks = if count == 1 { "check" } else { "checks" };
     match outcome {
-        Outcome::Passed => format!("{count} {checks} passed"),
-        Outcome::Failed(why) => format!("{count} {checks} failed: {why}"),
+        CheckOutcome::Passed => format!("{count} {checks} passed"),
+        CheckOutcome::Failed(why) => format!("{count} {checks} failed: {why}"),
     }
 }
 
@@ -126,8 +154,8 @@ mod tests {
         Thresholds { rise: count(rise), fall: count(fall) }
     }
 
-    fn refused() -> Outcome {
-        Outcome::Failed("connection refused".to_owned())
+    fn refused() -> CheckOutcome {
+        CheckOutcome::Failed("connection refused".to_owned())
     }
 
     fn at(second: u64) -> SystemTime {
@@ -146,29 +174,29 @@ mod tests {
     #[test]
     fn one_success_is_enough_to_begin_as_up() {
         let mut health = BackendHealth::new(thresholds(2, 3));
-        let change = health.observe(&Outcome::Passed, at(1)).expect("the first result decides");
-        assert_eq!(change, Change { up: true, first: true, reason: "1 check passed".to_owned() });
+        let change = health.observe(&CheckOutcome::Passed, at(1)).expect("the first result decides");
+        assert_eq!(change, StateChange { up: true, first: true, reason: "1 check passed".to_owned() });
     }
 
     #[test]
     fn it_takes_fall_failures_to_go_down_and_rise_successes_to_come_up() {
         let mut health = BackendHealth::new(thresholds(2, 3));
-        health.observe(&Outcome::Passed, at(0));
+        health.observe(&CheckOutcome::Passed, at(0));
         assert_eq!(health.observe(&refused(), at(1)), None);
         assert!(health.is_changing());
         assert_eq!(health.observe(&refused(), at(2)), None);
         let down = health.observe(&refused(), at(3)).expect("the third failure takes it down");
         assert_eq!(down.reason, "3 checks failed: connection refused");
         assert!(!down.first);
-        assert_eq!(health.observe(&Outcome::Passed, at(4)), None);
-        let up = health.observe(&Outcome::Passed, at(5)).expect("the second success brings it up");
+        assert_eq!(health.observe(&CheckOutcome::Passed, at(4)), None);
+        let up = health.observe(&CheckOutcome::Passed, at(5)).expect("the second success brings it up");
         assert_eq!(up.reason, "2 checks passed");
     }
 
     #[test]
     fn a_success_in_between_begins_the_count_anew() {
         let mut health = BackendHealth::new(thresholds(2, 2));
-        for outcome in [Outcome::Passed, refused(), Outcome::Passed, refused()] {
+        for outcome in [CheckOutcome::Passed, refused(), CheckOutcome::Passed, refused()] {
             health.observe(&outcome, at(0));
         }
         assert!(health.verdict().is_some_and(|verdict| verdict.up));
@@ -178,7 +206,7 @@ mod tests {
     fn the_verdict_tells_since_when_and_what_came_last() {
         let mut health = BackendHealth::new(thresholds(2, 3));
         assert_eq!(health.verdict(), None);
-        health.observe(&Outcome::Passed, at(1));
+        health.observe(&CheckOutcome::Passed, at(1));
         health.observe(&refused(), at(2));
         let verdict = health.verdict().expect("there was a result");
         assert!(verdict.up);
@@ -190,7 +218,7 @@ mod tests {
     #[test]
     fn a_verdict_from_before_stays_until_the_new_thresholds_are_reached() {
         let mut before = BackendHealth::new(thresholds(2, 3));
-        before.observe(&Outcome::Passed, at(1));
+        before.observe(&CheckOutcome::Passed, at(1));
         before.observe(&refused(), at(2));
         before.observe(&refused(), at(3));
         let verdict = before.verdict().expect("there was a result").clone();
@@ -232,7 +260,7 @@ mod tests {
                 let (rise, fall) = (rise as usize, fall as usize);
                 let before = reference(&results[..end - 1], rise, fall);
                 let after = reference(&results[..end], rise, fall);
-                let outcome = if results[end - 1] { Outcome::Passed } else { refused() };
+                let outcome = if results[end - 1] { CheckOutcome::Passed } else { refused() };
                 let change = health.observe(&outcome, at(end as u64));
                 prop_assert_eq!(change.map(|change| change.up), after.filter(|_| before != after));
                 prop_assert_eq!(health.verdict().map(|verdict| verdict.up), after);

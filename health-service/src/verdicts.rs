@@ -10,7 +10,6 @@
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use async_trait::async_trait;
 use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -19,7 +18,7 @@ use pingora::lb::{Backend, HealthRegistry};
 use pingora::protocols::l4::socket::SocketAddr;
 use pingora::{Error, ErrorType};
 
-use crate::state::Outcome;
+use crate::state::HealthVerdict;
 
 /// The verdicts on the backends of one pool. Clones share their contents.
 #[derive(Clone, Debug, Default)]
@@ -27,24 +26,9 @@ pub struct Verdicts(Arc<RwLock<Contents>>);
 
 #[derive(Debug, Default)]
 struct Contents {
-    members: HashMap<SocketAddr, Verdict>,
+    members: HashMap<SocketAddr, HealthVerdict>,
     /// Why backends were down when they left the pool: balancers from before that still hold them learn nothing else.
     retired: HashMap<SocketAddr, String>,
-}
-
-/// The verdict on one backend.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Verdict {
-    /// Whether the backend is up.
-    pub up: bool,
-    /// Why it came to be so: `3 checks failed: connection refused`.
-    pub reason: String,
-    /// Since when it has been so.
-    pub since: SystemTime,
-    /// When the latest check ended.
-    pub checked: SystemTime,
-    /// Why the latest check failed, if it did: a backend may be failing and not be down yet.
-    pub last_failure: Option<String>,
 }
 
 /// A registry that keeps health by address, so that a change of weight keeps it.
@@ -68,7 +52,7 @@ impl Verdicts {
     }
 
     /// The verdict on the backend at `address`; `None` before its first check, and for pools without checks.
-    pub fn get(&self, address: &SocketAddr) -> Option<Verdict> {
+    pub fn get(&self, address: &SocketAddr) -> Option<HealthVerdict> {
         self.read().members.get(address).cloned()
     }
 
@@ -85,7 +69,7 @@ impl Verdicts {
         Arc::ptr_eq(&self.0, &other.0)
     }
 
-    pub(crate) fn set(&self, address: &SocketAddr, verdict: Verdict) {
+    pub(crate) fn set(&self, address: &SocketAddr, verdict: HealthVerdict) {
         let mut contents = self.write();
         contents.retired.remove(address);
         contents.members.insert(address.clone(), verdict);
@@ -136,26 +120,6 @@ impl Verdicts {
     }
 }
 
-// === impl Verdict ===
-
-impl Verdict {
-    pub(crate) fn entered(outcome: &Outcome, reason: String, now: SystemTime) -> Self {
-        let mut verdict =
-            Self { up: *outcome == Outcome::Passed, reason, since: now, checked: now, last_failure: None };
-        verdict.note(outcome, now);
-        verdict
-    }
-
-    /// Takes in the latest result, which may or may not agree with the verdict.
-    pub(crate) fn note(&mut self, outcome: &Outcome, now: SystemTime) {
-        self.checked = now;
-        self.last_failure = match outcome {
-            Outcome::Passed => None,
-            Outcome::Failed(why) => Some(why.clone()),
-        };
-    }
-}
-
 // === impl Publisher ===
 
 struct Publisher(Verdicts);
@@ -181,15 +145,22 @@ impl HealthCheck for Publisher {
 
 #[cfg(test)]
 mod tests {
+    use std::time::SystemTime;
+
     use pingora::lb::LoadBalancer;
     use pingora::lb::selection::RoundRobin;
 
     use super::*;
     use crate::membership::{Membership, balancer};
+    use crate::state::CheckOutcome;
 
-    fn down() -> Verdict {
-        let refused = Outcome::Failed("connection refused".to_owned());
-        Verdict::entered(&refused, "1 check failed: connection refused".to_owned(), SystemTime::UNIX_EPOCH)
+    fn down() -> HealthVerdict {
+        let refused = CheckOutcome::Failed("connection refused".to_owned());
+        HealthVerdict::entered(
+            &refused,
+            "1 check failed: connection refused".to_owned(),
+            SystemTime::UNIX_EPOCH,
+        )
     }
 
     fn ready(balancer: &LoadBalancer<RoundRobin>) -> Vec<(String, bool)> {
@@ -320,7 +291,7 @@ mod tests {
         let address = ONE.parse().expect("valid address");
         let balancer = members(&[ONE], &registry).await;
         verdicts.retire(&address);
-        verdicts.set(&address, Verdict { up: true, ..down() });
+        verdicts.set(&address, HealthVerdict { up: true, ..down() });
         registry.run_health_check(false).await;
         assert_eq!(readiness(&balancer), [true]);
     }

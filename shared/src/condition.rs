@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
-use health_service::{CheckKind, Verdict};
+use health_service::{CheckKind, HealthVerdict};
 use lb_service::pool::{Backend, BackendState};
 
 /// One moment, on both clocks.
@@ -29,7 +29,7 @@ pub struct Known<'a> {
     /// How it is checked.
     pub kind: &'a CheckKind,
     /// What its checks have found; none: it was not checked yet.
-    pub verdict: Option<&'a Verdict>,
+    pub verdict: Option<&'a HealthVerdict>,
     /// When an operator drained or disabled it, perhaps in a process before this one.
     pub changed: Option<SystemTime>,
 }
@@ -84,8 +84,8 @@ fn reason(backend: &Backend, state: BackendState, known: Known<'_>, at: Moment) 
 }
 
 /// A backend that is up may have failed its latest check, and one that is down may have passed it, or failed it in another way.
-fn judged(verdict: &Verdict) -> String {
-    let Verdict { up, reason, last_failure, .. } = verdict;
+fn judged(verdict: &HealthVerdict) -> String {
+    let HealthVerdict { up, reason, last_failure, .. } = verdict;
     match last_failure {
         Some(failure) if *up || !reason.ends_with(failure.as_str()) => {
             format!("{reason}; its latest check failed: {failure}")
@@ -124,16 +124,16 @@ mod tests {
         Pool::new(&PoolSettings::new("web", vec![backend]), Arc::new(HealthRegistry::new()), None)
     }
 
-    fn verdict(up: bool, since: SystemTime, last_failure: Option<&str>) -> Verdict {
+    fn verdict(up: bool, since: SystemTime, last_failure: Option<&str>) -> HealthVerdict {
         let reason = if up { "2 checks passed" } else { "3 checks failed: connection refused" };
         let last_failure = last_failure.map(str::to_owned);
-        Verdict { up, reason: reason.into(), since, checked: since, last_failure }
+        HealthVerdict { up, reason: reason.into(), since, checked: since, last_failure }
     }
 
     fn condition(
         pool: &Pool,
         state: BackendState,
-        verdict: Option<&Verdict>,
+        verdict: Option<&HealthVerdict>,
         changed: Option<SystemTime>,
     ) -> Condition {
         let at = Moment::now();

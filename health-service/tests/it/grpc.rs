@@ -22,7 +22,7 @@ use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
 
 use crate::origin::{Manner, Origin, eventually, refusing};
-use crate::prober::{Pool, Running, fast};
+use crate::prober::{RunningProber, TestPool, fast};
 use crate::tls;
 
 /// The reaction of a server to a request.
@@ -426,10 +426,10 @@ async fn one_connector_serves_checks_of_every_kind() {
 #[tokio::test]
 async fn the_prober_uses_the_result_of_the_health_service() {
     let (serving, not_serving) = (Server::start(SERVING).await, Server::start(Reply::Serving(2)).await);
-    let pool = Pool::of(&[serving.address, not_serving.address]).await;
+    let pool = TestPool::of(&[serving.address, not_serving.address]).await;
     let mut prober = Prober::new(Metrics::new());
     pool.add_to(&mut prober, "web", fast(CheckKind::Grpc(GrpcCheck::default())));
-    let mut running = Running::start(prober);
+    let mut running = RunningProber::start(prober);
     running.until_ready().await;
     assert!(pool.verdict(serving.address).up);
     assert_eq!(pool.verdict(not_serving.address).reason, "1 check failed: not serving");

@@ -8,7 +8,7 @@ use log::{Level, LevelFilter, Log, Metadata, Record};
 use tokio::net::TcpListener;
 
 use crate::origin::{eventually, refusing};
-use crate::prober::{Pool, Running, fast};
+use crate::prober::{RunningProber, TestPool, fast};
 
 /// A logger that stores all lines of this crate with their levels. A process has only one logger, so each test finds
 /// its own lines by the name of its pool.
@@ -40,12 +40,12 @@ async fn each_change_is_logged_in_one_line_with_its_reason() {
     };
 
     let (socket, address) = refusing();
-    let pool = Pool::of(&[address]).await;
+    let pool = TestPool::of(&[address]).await;
     let mut prober = Prober::new(Metrics::new());
     let two = NonZeroU32::new(2).expect("two is not zero");
     let settings = Settings { thresholds: Thresholds { rise: two, fall: two }, ..fast(CheckKind::Tcp) };
     pool.add_to(&mut prober, "logged", settings);
-    let mut running = Running::start(prober);
+    let mut running = RunningProber::start(prober);
     running.until_ready().await;
 
     let listener: TcpListener = socket.listen(16).expect("the address is ours");

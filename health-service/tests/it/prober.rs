@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use health_service::{
-    CheckKind, CheckedPool, HttpCheck, Metrics, Prober, Settings, Verdict, Verdicts, registry,
+    CheckKind, CheckedPool, HealthVerdict, HttpCheck, Metrics, Prober, Settings, Verdicts, registry,
 };
 use pingora::lb::discovery::Static;
 use pingora::lb::selection::RoundRobin;
@@ -20,13 +20,13 @@ use tokio::task::JoinHandle;
 use crate::origin::{Manner, Origin, PATIENCE, eventually, ok, refusing};
 
 /// A balancer with the verdicts on its backends.
-pub(crate) struct Pool {
+pub(crate) struct TestPool {
     pub(crate) balancer: Arc<LoadBalancer<RoundRobin>>,
     registry: Arc<HealthRegistry>,
     pub(crate) verdicts: Verdicts,
 }
 
-impl Pool {
+impl TestPool {
     pub(crate) async fn of(addresses: &[SocketAddr]) -> Self {
         let verdicts = Verdicts::new();
         let registry = registry();
@@ -55,7 +55,7 @@ impl Pool {
         CheckedPool::new(name, Arc::clone(&self.balancer), settings, plain(), self.verdicts.clone())
     }
 
-    pub(crate) fn verdict(&self, address: SocketAddr) -> Verdict {
+    pub(crate) fn verdict(&self, address: SocketAddr) -> HealthVerdict {
         self.verdicts.get(&address.into()).expect("the backend has been checked")
     }
 
@@ -67,13 +67,13 @@ impl Pool {
 }
 
 /// A running prober.
-pub(crate) struct Running {
+pub(crate) struct RunningProber {
     shutdown: watch::Sender<bool>,
     pub(crate) ready: watch::Receiver<bool>,
     task: JoinHandle<()>,
 }
 
-impl Running {
+impl RunningProber {
     pub(crate) fn start(prober: Prober) -> Self {
         let (shutdown, watch_shutdown) = watch::channel(false);
         let (ready_tx, ready) = watch::channel(false);
@@ -119,13 +119,14 @@ async fn the_prober_is_ready_once_every_backend_of_every_pool_is_checked() {
     let silent = Origin::start(Manner::Silence).await;
     let healthy = Origin::healthy("").await;
     let (_socket, refusing) = refusing();
-    let (web, api) = (Pool::of(&[silent.address, healthy.address]).await, Pool::of(&[refusing]).await);
+    let (web, api) =
+        (TestPool::of(&[silent.address, healthy.address]).await, TestPool::of(&[refusing]).await);
     let mut prober = Prober::new(Metrics::new());
     web.add_to(&mut prober, "web", Settings { timeout: Duration::from_millis(500), ..fast(http()) });
     api.add_to(&mut prober, "api", fast(CheckKind::Tcp));
 
     let begun = Instant::now();
-    let mut running = Running::start(prober);
+    let mut running = RunningProber::start(prober);
     running.until_ready().await;
     assert!(begun.elapsed() >= Duration::from_millis(500), "the prober must wait for the slowest check");
     assert_eq!((web.ready(), api.ready()), (1, 0));
@@ -137,11 +138,11 @@ async fn the_prober_is_ready_once_every_backend_of_every_pool_is_checked() {
 #[tokio::test]
 async fn the_same_address_has_a_state_in_each_pool() {
     let failing = Origin::answering("HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n").await;
-    let (strict, lenient) = (Pool::of(&[failing.address]).await, Pool::of(&[failing.address]).await);
+    let (strict, lenient) = (TestPool::of(&[failing.address]).await, TestPool::of(&[failing.address]).await);
     let mut prober = Prober::new(Metrics::new());
     strict.add_to(&mut prober, "strict", fast(http()));
     lenient.add_to(&mut prober, "lenient", fast(CheckKind::Tcp));
-    let mut running = Running::start(prober);
+    let mut running = RunningProber::start(prober);
     running.until_ready().await;
     assert_eq!((strict.ready(), lenient.ready()), (0, 1));
     assert!(!strict.verdict(failing.address).up && lenient.verdict(failing.address).up);
@@ -152,11 +153,11 @@ async fn the_same_address_has_a_state_in_each_pool() {
 async fn a_pool_without_checks_gets_no_verdict() {
     let origin = Origin::healthy("").await;
     let (_socket, refusing) = refusing();
-    let (checked, unchecked) = (Pool::of(&[origin.address]).await, Pool::of(&[refusing]).await);
+    let (checked, unchecked) = (TestPool::of(&[origin.address]).await, TestPool::of(&[refusing]).await);
     let mut prober = Prober::new(Metrics::new());
     unchecked.add_to(&mut prober, "static", fast(CheckKind::None));
     checked.add_to(&mut prober, "web", fast(http()));
-    let mut running = Running::start(prober);
+    let mut running = RunningProber::start(prober);
     running.until_ready().await;
     assert_eq!(unchecked.ready(), 1);
     assert_eq!(unchecked.verdicts.get(&refusing.into()), None);
@@ -166,10 +167,10 @@ async fn a_pool_without_checks_gets_no_verdict() {
 #[tokio::test]
 async fn checks_end_at_the_shutdown() {
     let origin = Origin::healthy("").await;
-    let pool = Pool::of(&[origin.address]).await;
+    let pool = TestPool::of(&[origin.address]).await;
     let mut prober = Prober::new(Metrics::new());
     pool.add_to(&mut prober, "web", fast(http()));
-    let running = Running::start(prober);
+    let running = RunningProber::start(prober);
     eventually("three checks have arrived", || origin.seen().len() >= 3).await;
     running.shut_down().await;
     let checks = origin.seen().len();
@@ -182,10 +183,10 @@ async fn checks_end_at_the_shutdown() {
 #[tokio::test]
 async fn a_shutdown_does_not_wait_for_a_check() {
     let silent = Origin::start(Manner::Silence).await;
-    let pool = Pool::of(&[silent.address]).await;
+    let pool = TestPool::of(&[silent.address]).await;
     let mut prober = Prober::new(Metrics::new());
     pool.add_to(&mut prober, "web", Settings { timeout: 10 * PATIENCE, ..fast(http()) });
-    let running = Running::start(prober);
+    let running = RunningProber::start(prober);
     eventually("a check has begun", || !silent.seen().is_empty()).await;
     running.shut_down().await;
 }
@@ -193,12 +194,12 @@ async fn a_shutdown_does_not_wait_for_a_check() {
 #[tokio::test]
 async fn checks_are_counted() {
     let origin = Origin::healthy("").await;
-    let pool = Pool::of(&[origin.address]).await;
+    let pool = TestPool::of(&[origin.address]).await;
     let (metrics, registry) = (Metrics::new(), Registry::new());
     metrics.register(&registry).expect("an empty registry has no names yet");
     let mut prober = Prober::new(metrics);
     pool.add_to(&mut prober, "web", Settings { interval: PATIENCE * 10, ..fast(http()) });
-    let mut running = Running::start(prober);
+    let mut running = RunningProber::start(prober);
     running.until_ready().await;
     let text = TextEncoder::new().encode_to_string(&registry.gather()).expect("metrics can be encoded");
     let line =
@@ -226,11 +227,11 @@ async fn fifty_hanging_backends_of_two_hundred_delay_no_check_of_the_others() {
     }
     let addresses: Vec<SocketAddr> =
         hanging.iter().chain(&healthy).map(|origin: &Origin| origin.address).collect();
-    let pool = Pool::of(&addresses).await;
+    let pool = TestPool::of(&addresses).await;
     let mut prober = Prober::new(Metrics::new());
     let settings = Settings { interval: INTERVAL, fast_interval: INTERVAL, timeout: TIMEOUT, ..fast(http()) };
     pool.add_to(&mut prober, "web", settings);
-    let mut running = Running::start(prober);
+    let mut running = RunningProber::start(prober);
     running.until_ready().await;
     assert_eq!(pool.ready(), 150);
 

@@ -8,7 +8,7 @@ use health_service::{CheckKind, HttpCheck, Metrics, Observer, Prober, Settings, 
 use prometheus::{Registry, TextEncoder};
 
 use crate::origin::{Manner, Origin, PATIENCE, eventually, refusing};
-use crate::prober::{Pool, Running, fast};
+use crate::prober::{RunningProber, TestPool, fast};
 
 fn tcp() -> Settings {
     fast(CheckKind::Tcp)
@@ -26,11 +26,11 @@ fn none() -> Settings {
 async fn a_new_backend_is_checked_before_it_is_ready_and_a_dead_one_never_is() {
     let (one, two) = (Origin::healthy("").await, Origin::healthy("").await);
     let (_socket, dead) = refusing();
-    let before = Pool::of(&[one.address]).await;
+    let before = TestPool::of(&[one.address]).await;
     let mut prober = Prober::new(Metrics::new());
     before.add_to(&mut prober, "web", tcp());
     let checks = prober.checks();
-    let mut running = Running::start(prober);
+    let mut running = RunningProber::start(prober);
     running.until_ready().await;
 
     let after = before.reloaded(&[one.address, two.address, dead]).await;
@@ -49,11 +49,11 @@ async fn a_dropped_stage_changes_nothing() {
     let (_socket, dead) = refusing();
     let (metrics, registry) = (Metrics::new(), Registry::new());
     metrics.register(&registry).expect("an empty registry has no names yet");
-    let before = Pool::of(&[one.address]).await;
+    let before = TestPool::of(&[one.address]).await;
     let mut prober = Prober::new(metrics);
     before.add_to(&mut prober, "web", tcp());
     let checks = prober.checks();
-    let mut running = Running::start(prober);
+    let mut running = RunningProber::start(prober);
     running.until_ready().await;
 
     let after = before.reloaded(&[dead]).await;
@@ -69,7 +69,7 @@ async fn a_dropped_stage_changes_nothing() {
 #[tokio::test]
 async fn staging_takes_no_longer_than_the_timeout_of_a_check() {
     let (silent, other) = (Origin::start(Manner::Silence).await, Origin::start(Manner::Silence).await);
-    let pool = Pool::of(&[silent.address, other.address]).await;
+    let pool = TestPool::of(&[silent.address, other.address]).await;
     let checks = Prober::new(Metrics::new()).checks();
     let begun = Instant::now();
     let settings = Settings { timeout: Duration::from_secs(1), ..http() };
@@ -84,11 +84,11 @@ async fn pools_can_be_added_and_removed() {
     let (one, two) = (Origin::healthy("").await, Origin::healthy("").await);
     let (metrics, registry) = (Metrics::new(), Registry::new());
     metrics.register(&registry).expect("an empty registry has no names yet");
-    let (web, api) = (Pool::of(&[one.address]).await, Pool::of(&[two.address]).await);
+    let (web, api) = (TestPool::of(&[one.address]).await, TestPool::of(&[two.address]).await);
     let mut prober = Prober::new(metrics);
     web.add_to(&mut prober, "web", tcp());
     let checks = prober.checks();
-    let mut running = Running::start(prober);
+    let mut running = RunningProber::start(prober);
     running.until_ready().await;
 
     let staged = checks.stage([api.checked("api", tcp())]).await;
@@ -107,11 +107,11 @@ async fn pools_can_be_added_and_removed() {
 #[tokio::test]
 async fn checks_of_a_pool_can_start_and_stop() {
     let (_socket, dead) = refusing();
-    let unchecked = Pool::of(&[dead]).await;
+    let unchecked = TestPool::of(&[dead]).await;
     let mut prober = Prober::new(Metrics::new());
     unchecked.add_to(&mut prober, "web", none());
     let checks = prober.checks();
-    let mut running = Running::start(prober);
+    let mut running = RunningProber::start(prober);
     running.until_ready().await;
     assert_eq!(unchecked.ready(), 1);
 
@@ -130,11 +130,11 @@ async fn checks_of_a_pool_can_start_and_stop() {
 #[tokio::test]
 async fn a_verdict_stays_until_changed_checks_have_decided() {
     let failing = Origin::answering("HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n").await;
-    let before = Pool::of(&[failing.address]).await;
+    let before = TestPool::of(&[failing.address]).await;
     let mut prober = Prober::new(Metrics::new());
     before.add_to(&mut prober, "web", tcp());
     let checks = prober.checks();
-    let mut running = Running::start(prober);
+    let mut running = RunningProber::start(prober);
     running.until_ready().await;
     let since = before.verdict(failing.address).since;
 
@@ -152,7 +152,7 @@ async fn a_verdict_stays_until_changed_checks_have_decided() {
 #[tokio::test]
 async fn commits_take_effect_in_order() {
     let origin = Origin::healthy("").await;
-    let first = Pool::of(&[]).await;
+    let first = TestPool::of(&[]).await;
     let mut prober = Prober::new(Metrics::new());
     first.add_to(&mut prober, "web", tcp());
     let checks = prober.checks();
@@ -162,7 +162,7 @@ async fn commits_take_effect_in_order() {
     let without = checks.stage([without.checked("web", tcp())]).await;
     let both = async { tokio::join!(checks.commit(with), checks.commit(without)) };
     // The commits wait for the start of the prober.
-    let start = async { Running::start(prober) };
+    let start = async { RunningProber::start(prober) };
     let (done, running) = tokio::join!(both, start);
     assert_eq!(done, (Ok(()), Ok(())));
     assert_eq!(first.verdicts.get(&origin.address.into()), None);
@@ -172,12 +172,12 @@ async fn commits_take_effect_in_order() {
 #[tokio::test]
 async fn no_stage_can_be_committed_after_the_shutdown() {
     let origin = Origin::healthy("").await;
-    let pool = Pool::of(&[origin.address]).await;
+    let pool = TestPool::of(&[origin.address]).await;
     let mut prober = Prober::new(Metrics::new());
     pool.add_to(&mut prober, "web", tcp());
     let checks = prober.checks();
     let staged = checks.stage([pool.checked("web", tcp())]).await;
-    let mut running = Running::start(prober);
+    let mut running = RunningProber::start(prober);
     running.until_ready().await;
     running.shut_down().await;
     assert_eq!(checks.commit(staged).await, Err(Stopped));
@@ -204,11 +204,11 @@ impl Observer for Changes {
 async fn an_observer_sees_all_changes_but_not_a_first_success() {
     let healthy = Origin::healthy("").await;
     let (socket, address) = refusing();
-    let pool = Pool::of(&[healthy.address, address]).await;
+    let pool = TestPool::of(&[healthy.address, address]).await;
     let changes = Arc::new(Changes::default());
     let mut prober = Prober::new(Metrics::new()).observed_by(changes.clone());
     pool.add_to(&mut prober, "web", tcp());
-    let mut running = Running::start(prober);
+    let mut running = RunningProber::start(prober);
     running.until_ready().await;
     let change = |address: SocketAddr, up, reason: &str| {
         ("web".to_owned(), address.to_string(), up, reason.to_owned())

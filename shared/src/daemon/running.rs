@@ -64,7 +64,7 @@ pub struct Staged {
     /// Closed addresses that overlap with opened ones.
     moved: Vec<ListenAddress>,
     pools: Vec<Checked>,
-    checks: health_service::Staged,
+    checks: health_service::StagedChecks,
     /// Each pool that takes the place of another, with that.
     successions: Vec<(Arc<Pool>, Arc<Pool>)>,
     served: Snapshot,

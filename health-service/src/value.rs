@@ -1,4 +1,6 @@
-//! The leaf values of the section. Each has no way to hold a bad value: it is refused where it is read.
+//! The leaf values of the section `health_check`. Each type refuses invalid input when it is read, so it holds only valid values.
+
+mod scalar;
 
 use std::borrow::Cow;
 use std::fmt;
@@ -11,7 +13,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use values::duration;
 
-use super::scalar::{self, FromScalar};
+use self::scalar::FromScalar;
 
 /// A length of time above zero, written `250ms`, `5s`, `1m` or `1h`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -324,7 +326,7 @@ impl FromScalar for Port {
     }
 }
 
-pub(super) fn port<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<NonZeroU16>, D::Error> {
+pub(crate) fn port<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<NonZeroU16>, D::Error> {
     scalar::read(deserializer).map(|Port(port)| Some(port))
 }
 
@@ -341,7 +343,7 @@ impl FromScalar for Host {
     }
 }
 
-pub(super) fn host<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+pub(crate) fn host<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
     scalar::read(deserializer).map(|Host(host)| Some(host))
 }
 
@@ -362,7 +364,7 @@ impl FromScalar for BodyText {
     }
 }
 
-pub(super) fn body_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+pub(crate) fn body_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
     scalar::read(deserializer).map(|BodyText(text)| Some(text))
 }
 
@@ -386,11 +388,11 @@ impl FromScalar for Service {
     }
 }
 
-pub(super) fn service<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+pub(crate) fn service<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
     scalar::read(deserializer).map(|Service(service)| Some(service))
 }
 
-pub(super) fn status_ranges<'de, D: Deserializer<'de>>(
+pub(crate) fn status_ranges<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Option<Vec<StatusRange>>, D::Error> {
     let ranges = Vec::deserialize(deserializer)?;
