@@ -205,7 +205,7 @@ fn impossible_changes_are_refused_with_a_remedy() {
     let origin = Origin::start("one");
     let daemon = lab.start(&pool(&[&origin], ""));
     let address = text(origin.address);
-    assert!(refused(&lab, &["drain", "api", &address]).contains("there is no pool api; there are: web"));
+    assert!(refused(&lab, &["drain", "api", &address]).contains("there is no pool api; the pools are: web"));
     assert!(refused(&lab, &["drain", "web", "10.9.9.9:80"]).contains(&format!("it has: {address}")));
     assert!(refused(&lab, &["remove", "web", &address]).contains("last backend"));
     assert!(refused(&lab, &["add", "web", &address]).contains("already"));
@@ -298,7 +298,7 @@ fn a_dry_run_reports_requests_in_flight_routes_and_listeners() {
     );
     let said = done(&lab, &["reload", "--dry-run"]);
     for line in [
-        format!("- pool web: backend {}; its request in flight is finished", two.address),
+        format!("- pool web: backend {}; its request in flight will complete", two.address),
         format!("~ pool web: backend {}: weight 1 -> 3", one.address),
         "+ route path_prefix /a to pool web".to_owned(),
     ] {
@@ -651,7 +651,7 @@ fn the_log_level_changes_while_the_daemon_runs() {
     let daemon = lab.start(&pool(&[&origin], "health_check: {type: tcp, interval: 100ms}"));
     assert!(done(&lab, &["log-level"]).starts_with("info"));
     done(&lab, &["log-level", "debug"]);
-    assert!(done(&lab, &["events"]).contains(" operator the log level is debug"));
+    assert!(done(&lab, &["events"]).contains(" operator log level debug"));
     daemon.logged(&["DEBUG"]);
     assert_eq!(done(&lab, &["log-level", "info"]), "info\n");
 }

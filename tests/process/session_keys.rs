@@ -100,7 +100,7 @@ fn keys_are_rotated_without_a_reload() {
     assert!(config["last_reload"].is_null(), "{config:#}");
     assert_eq!(config["runtime_changes"].as_array().map(Vec::len), Some(1), "{config:#}");
     let events = daemon.read("/api/v1/events").unwrap().text();
-    assert!(events.contains("2 keys are in effect, the first signs"), "{events}");
+    assert!(events.contains("2 keys are in effect; the first one signs"), "{events}");
 }
 
 #[test]

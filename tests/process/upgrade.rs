@@ -272,7 +272,7 @@ fn an_upgrade_keeps_changes_of_operators() {
     let drained = format!("pool web: backend {address}: draining");
     assert_eq!(lab.run(&["drain", "web", &address, "-c", path_str(&config)]).code, Some(0));
     assert_eq!(lab.run(&["log-level", "debug", "-c", path_str(&config)]).code, Some(0));
-    assert_eq!(changes(), json!([drained, "the log level is debug"]));
+    assert_eq!(changes(), json!([drained, "log level debug"]));
     let since = || old.backend_status("web", one.address)["since"].clone();
     let before = since();
     assert_eq!(upgrade_by_subcommand(&lab).code, Some(0), "{}", lab.error_log());
@@ -280,19 +280,19 @@ fn an_upgrade_keeps_changes_of_operators() {
     assert_eq!(since(), before, "the state keeps its time");
     assert!((0..6).all(|_| old.get("/").unwrap().origin() == "two"));
     assert_eq!(old.backend_status("web", one.address)["runtime"], "draining");
-    assert_eq!(changes(), json!([drained, "the log level is debug"]));
+    assert_eq!(changes(), json!([drained, "log level debug"]));
     assert_eq!(lab.run(&["log-level", "-c", path_str(&config)]).stdout, "debug\n");
     // The changes are also kept when the new process is started with `-u`.
     let before = lab.pid_in_file().unwrap();
     before.signal(Signal::SIGQUIT);
     let new = lab.daemonize_file(&config, &["-u"]);
     before.wait_gone(LONG);
-    assert_eq!(changes(), json!([drained, "the log level is debug"]));
+    assert_eq!(changes(), json!([drained, "log level debug"]));
     assert_eq!(new.backend_status("web", one.address)["state"], "draining");
     // The file does not set the log level, so the reload keeps it.
     assert_eq!(lab.run(&["reload", "-c", path_str(&config)]).code, Some(0));
     assert_eq!(old.backend_status("web", one.address)["state"], "up");
-    assert_eq!(changes(), json!(["the log level is debug"]));
+    assert_eq!(changes(), json!(["log level debug"]));
 }
 
 /// A daemon with the backends `one` and `two`, and a new process that has read its file. The health checks of the new

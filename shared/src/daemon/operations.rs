@@ -108,8 +108,8 @@ impl Operations for Hands {
         if let Some(filter) = filter {
             let _turn = self.operator.turn().await?;
             let filter = LogFilter::parse(filter).map_err(|problem| problem.replace('\n', "; "))?;
-            log::info!("operator: the log level is {filter}");
-            self.events().note(Kind::Operator, About::default(), format!("the log level is {filter}"));
+            log::info!("operator: log level {filter}");
+            self.events().note(Kind::Operator, About::default(), format!("log level {filter}"));
             self.verbosity.order(Some(filter));
         }
         Ok(self.verbosity.in_effect().0.to_string())
