@@ -143,7 +143,7 @@ fn drain_with_wait_returns_when_no_request_is_in_flight() {
     let held = Held::start();
     let late = subcommand(&held.lab, &["drain", "web", &held.address, "--wait", "--timeout", "200ms"]);
     assert_eq!(late.code, Some(1), "{late:?}");
-    assert!(late.stderr.contains("still works on requests"), "{late:?}");
+    assert!(late.stderr.contains("still has requests in flight"), "{late:?}");
     std::thread::scope(|scope| {
         let began = Instant::now();
         let waiting =
@@ -153,7 +153,7 @@ fn drain_with_wait_returns_when_no_request_is_in_flight() {
         held.gate.open();
         let (said, ended) = waiting.join().unwrap();
         assert!(ended >= opened, "the subcommand did not wait for the request");
-        assert!(said.contains("works on no request"), "{said}");
+        assert!(said.contains("is idle"), "{said}");
     });
     held.let_go();
 }
@@ -188,7 +188,7 @@ fn backends_are_added_and_removed_under_load_and_no_request_fails() {
         done(&lab, &["add", "web", &second, "--weight", "3"]);
         assert_eq!(names(&daemon, 40).len(), 2);
         let removed = done(&lab, &["remove", "web", &first, "--wait"]);
-        assert!(removed.contains("works on no request"), "{removed}");
+        assert!(removed.contains("is idle"), "{removed}");
         assert_eq!(names(&daemon, 3), counted(&[("two", 3)]));
         done(&lab, &["add", "web", &first]);
         done(&lab, &["remove", "web", &second, "--wait"]);
@@ -217,7 +217,7 @@ fn impossible_changes_are_refused_with_a_remedy() {
     assert_eq!(names(&daemon, 3), counted(&[("one", 3)]));
     let no_daemon = lab.run(&["drain", "web", &address, "--socket", "/nowhere/control.sock"]);
     assert_eq!(no_daemon.code, Some(1), "{no_daemon:?}");
-    assert!(no_daemon.stderr.contains("is it running"), "{no_daemon:?}");
+    assert!(no_daemon.stderr.contains("no daemon listens at"), "{no_daemon:?}");
 }
 
 #[test]
@@ -617,7 +617,7 @@ fn remove_with_wait_times_out_while_requests_are_in_flight() {
     let held = Held::start();
     let late = subcommand(&held.lab, &["remove", "web", &held.address, "--wait", "--timeout", "200ms"]);
     assert_eq!(late.code, Some(1), "{late:?}");
-    assert!(late.stderr.contains("still works on requests"), "{late:?}");
+    assert!(late.stderr.contains("still has requests in flight"), "{late:?}");
     held.let_go();
 }
 
