@@ -541,7 +541,7 @@ fn following_events_shows_those_of_the_new_process_at_once_and_none_twice() {
     assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
     let log = following.log();
     let line = |words: &str| log.lines().filter(|line| line.ends_with(words)).count();
-    assert_eq!((line("process  has handed over, and drains"), line(&told)), (1, 1), "{log}");
+    assert_eq!((line("process  has handed over and drains"), line(&told)), (1, 1), "{log}");
     assert_eq!(line(&format!("operator web {address} draining -> in service")), 2, "{log}");
     let (_, document) = curl(&lab, &[], "/v1/events");
     let events = document["events"].as_array().unwrap();

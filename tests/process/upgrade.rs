@@ -506,7 +506,7 @@ fn a_new_process_that_dies_after_taking_the_sockets_changes_nothing() {
     daemon.logged(&["upgrade failed", "continues to serve", "SIGKILL"]);
     wait::until(LONG, "the events report the failure", || {
         let events = daemon.read("/api/v1/events").map(|answer| answer.text());
-        events.is_ok_and(|events| events.contains("the upgrade has failed") && events.contains("SIGKILL"))
+        events.is_ok_and(|events| events.contains("the upgrade failed") && events.contains("SIGKILL"))
     });
     wait::until(LONG, "only the old process runs", || started_with(lab.directory()) == [daemon.process]);
     assert_eq!(daemon.get("/").unwrap().status, 200);
@@ -536,12 +536,12 @@ fn a_new_process_does_not_take_over_when_it_finds_no_ready_backend_and_the_old_o
     lab.config(&body("/status/404", ""));
     let refused = upgrade_by_subcommand(&lab);
     assert_eq!(refused.code, Some(1), "{refused:?}");
-    for said in ["no backend of pool web is ready", "the process before had some"] {
+    for said in ["no backend of pool web is ready", "the old process had one"] {
         assert!(refused.stderr.contains(said), "{refused:?}");
     }
     assert!(!refused.stderr.contains("dead,") && daemon.process.alive(), "{refused:?}");
     wait::until(LONG, "only the old process runs", || started_with(lab.directory()) == [daemon.process]);
-    assert!(daemon.read("/api/v1/events").unwrap().text().contains("the upgrade has failed"));
+    assert!(daemon.read("/api/v1/events").unwrap().text().contains("the upgrade failed"));
     // A pool that is down in both processes does not prevent the upgrade, and neither does a new pool that is down.
     let new = format!("  new: {{backends: [\"{dead}\"]}}\n");
     lab.config(
