@@ -242,7 +242,7 @@ fn reload_reports_an_invalid_file_as_check_does() {
     assert!(reloaded.stderr.contains("did you mean `policy`"), "{reloaded:?}");
     assert_eq!(daemon.status()["config"]["last_reload"]["result"], "refused");
     let screen = done(&lab, &["status"]);
-    assert!(screen.contains("1 thing is wrong") && screen.contains("the file was refused"), "{screen}");
+    assert!(screen.contains("1 problem:") && screen.contains("the last reload was refused"), "{screen}");
 }
 
 #[test]
@@ -608,7 +608,7 @@ fn requests_that_wait_do_not_block_other_operators() {
             connection
         })
         .collect();
-    assert!(done(&held.lab, &["status"]).contains("all is well"));
+    assert!(done(&held.lab, &["status"]).contains("no problems"));
     held.let_go();
 }
 
@@ -627,19 +627,19 @@ fn status_shows_what_is_wrong_since_when_and_why() {
     let (one, mut two) = (Origin::start("one"), Origin::start("two"));
     let check = "health_check: {type: tcp, interval: 100ms, fast_interval: 100ms, rise: 1, fall: 1}";
     let daemon = lab.start(&pool(&[&one, &two], check));
-    assert!(done(&lab, &["status"]).contains("all is well"));
+    assert!(done(&lab, &["status"]).contains("no problems"));
     two.refuse();
     wait::until(LONG, "two is down", || daemon.backend_status("web", two.address)["state"] == "down");
     let screen = done(&lab, &["status"]);
     let line = format!("! pool web: backend {} is down since", two.address);
-    assert!(screen.contains("1 thing is wrong") && screen.contains(&line), "{screen}");
+    assert!(screen.contains("1 problem:") && screen.contains(&line), "{screen}");
     assert!(screen.contains("connection refused"), "{screen}");
     let document: Value = serde_json::from_str(&done(&lab, &["status", "--format", "json"])).unwrap();
     assert_eq!(document["pools"][0]["ready"], 1);
     let mut watching = lab.spawn(&["status", "--watch", "-c", path_str(&lab.path("conf.yaml"))]);
-    watching.logged(&["1 thing is wrong"]);
+    watching.logged(&["1 problem:"]);
     two.come_back();
-    watching.logged(&["all is well"]);
+    watching.logged(&["no problems"]);
     watching.signal(Signal::SIGTERM);
     watching.wait_exit(LONG);
 }

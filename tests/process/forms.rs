@@ -141,7 +141,7 @@ fn check_takes_the_file_as_an_argument() {
     assert!(finished.stdout.contains(file), "{finished:?}");
     let finished = lab.run(&["check", file, "-c", file]);
     assert_eq!(finished.code, Some(2), "{finished:?}");
-    assert!(finished.stderr.contains("named twice"), "{finished:?}");
+    assert!(finished.stderr.contains("given twice"), "{finished:?}");
 }
 
 #[test]

@@ -124,7 +124,7 @@ fn invalid_keys_change_nothing_and_are_reported() {
         assert_sessions_stay(why, &daemon, &signed);
         daemon.logged(&["ERROR", "session keys of", why, "stay in effect"]);
         let screen = lab.run(&["status", "-c", path_str(&config)]).stdout;
-        assert!(screen.contains("  ! the session keys of ") && screen.contains(why), "{screen}");
+        assert!(screen.contains("  ! cannot use the session keys of ") && screen.contains(why), "{screen}");
         let events = lab.run(&["events", "-c", path_str(&config)]).stdout;
         assert!(events.contains(why), "{events}");
         let reload = lab.run(&["reload", "-c", path_str(&config)]);

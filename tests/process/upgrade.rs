@@ -373,7 +373,7 @@ fn a_backend_is_not_idle_while_an_old_process_has_a_request_in_flight() {
     assert_eq!(late.code, Some(1), "{late:?}");
     assert!(late.stderr.contains("still has requests in flight"), "{late:?}");
     let screen = lab.run(&["status", "-c", path_str(&config)]).stdout;
-    let line = format!("process {} has handed over and still works on 2 requests", first.process.0);
+    let line = format!("process {} has handed over and still has 2 requests in flight", first.process.0);
     assert!(screen.contains(&line), "{screen}");
     // A request that follows the events of the old process waits until the next event.
     let mut following =
