@@ -1,4 +1,4 @@
-//! What each verb of the command line does.
+//! Implementation of the subcommands.
 
 use std::io::{self, IsTerminal, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -25,15 +25,15 @@ use crate::process::successor::Predecessor;
 use crate::process::{systemd, write_message};
 use crate::verbs::{self, AskError};
 
-/// The exit code of something that failed while running.
+/// Exit code of a failure at run time.
 const FAILED: u8 = 1;
-/// The exit code of a wrong command line or configuration: starting again will not help.
+/// Exit code of an invalid command line or configuration, with which a restart fails again.
 const WRONG: u8 = 2;
 
-/// The exit code of a daemon that has cut requests, and of the subcommand that has told it to end.
+/// Exit code of a daemon that cut off requests, and of the subcommand that stopped it.
 const CUT: u8 = crate::process::lifecycle::CUT;
 
-/// Does what the command line says.
+/// Runs the command line.
 pub fn run(cli: Cli) -> ExitCode {
     if let Some(problem) = misplaced(&cli) {
         return ExitCode::from(complain(problem));
@@ -52,27 +52,29 @@ pub fn run(cli: Cli) -> ExitCode {
     ExitCode::from(code)
 }
 
-/// A flag that the verb would not look at.
+/// Returns the error for an option that the subcommand would ignore; `None` if there is none.
 fn misplaced(cli: &Cli) -> Option<&'static str> {
     let run = &cli.run;
     let of_a_start = run.daemon || run.test || run.upgrade;
     match &cli.verb {
         Some(Verb::Schema | Verb::Completions { .. } | Verb::Man) if run.conf.is_some() => {
-            Some("it is the same for every file: leave --conf out")
+            Some("the output does not depend on a configuration file: omit `--conf`")
         }
         Some(Verb::Check(check)) if run.conf.is_some() && check.file.is_some() => {
-            Some("the file is named twice: leave --conf out, or the argument FILE")
+            Some("the file is given twice: omit `--conf` or the argument FILE")
         }
         Some(Verb::Ask(Ask::Reload { .. } | Ask::Upgrade { .. })) if is_input(run) => Some(
-            "the text on standard input would not be used: the running daemon reads its own configuration; leave \
-             `--conf -` out, and name the daemon's control socket with --socket",
+            "the text on standard input would not be used, because the running daemon reads its own configuration; omit \
+             `--conf -`, and select the daemon with `--socket PATH`",
         ),
-        Some(Verb::Proxy(_)) if run.conf.is_some() => Some("proxy runs without a file: leave --conf out"),
+        Some(Verb::Proxy(_)) if run.conf.is_some() => {
+            Some("`proxy` runs without a configuration file: omit `--conf`")
+        }
         Some(Verb::Demo(_)) if run.conf.is_some() => {
-            Some("the demo has a configuration of its own: leave --conf out")
+            Some("the demo has its own configuration: omit `--conf`")
         }
         Some(verb) if of_a_start && !matches!(verb, Verb::Proxy(_)) => {
-            Some("--daemon, --test and --upgrade go with no subcommand, or with proxy")
+            Some("`--daemon`, `--test` and `--upgrade` require no subcommand, or `proxy`")
         }
         _ => None,
     }
@@ -89,7 +91,7 @@ fn run_file(args: &RunArgs) -> u8 {
     };
     let file = match with_context(args, Some(&path), |context| ConfigFile::new(&path, context)) {
         Ok(file) => file,
-        Err(error) => return fail(&format!("cannot tell the present directory: {error}")),
+        Err(error) => return fail(&format!("cannot determine the working directory: {error}")),
     };
     let (source, loaded) = match load(&path, args) {
         Ok(found) => found,
@@ -103,14 +105,14 @@ fn run_file(args: &RunArgs) -> u8 {
     serve(&loaded, args, provenance)
 }
 
-/// The demo takes the place of a configuration only for a person who tries the program, never where something relies on it.
+/// Runs the demo if there is no configuration file. This is for a person who tries the program; under a service manager
+/// and in tests, a missing file is an error.
 fn run_without_file(args: &RunArgs, missing: Missing) -> u8 {
     if args.test || args.upgrade {
         return complain(&no_configuration(&missing));
     }
     if systemd::is_expected(|name| std::env::var_os(name)) {
-        let manager =
-            "a service manager has started this (NOTIFY_SOCKET is set), so the demo does not take its place";
+        let manager = "the demo does not start instead, because a service manager started this process (NOTIFY_SOCKET is set)";
         return complain(&format!("{}\n{manager}", no_configuration(&missing)));
     }
     demo(args, &DemoArgs::default(), Purpose::Stopgap(missing))
@@ -143,11 +145,11 @@ fn mode(plan: &Plan, args: &RunArgs) -> Mode {
     Mode { daemon: plan.server.daemon, upgrade: args.upgrade }
 }
 
-/// Runs the daemon with a configuration of the demo's own, and the demo's services beside its own.
+/// Runs the daemon with the demo's configuration, together with the services of the demo.
 fn demo(run: &RunArgs, args: &DemoArgs, purpose: Purpose) -> u8 {
     let demo = match Demo::new() {
         Ok(demo) => Arc::new(demo),
-        Err(error) => return fail(&format!("no free port for the demo: {error}")),
+        Err(error) => return fail(&format!("cannot find a free port for the demo: {error}")),
     };
     let text = demo.configuration();
     let loaded = match with_context(run, None, |context| config::load_text("demo", &text, context)) {
@@ -166,7 +168,7 @@ fn demo(run: &RunArgs, args: &DemoArgs, purpose: Purpose) -> u8 {
         &loaded.plan,
         how,
         Box::new(|server, services| {
-            // Here only the process that serves says it, and not its parent as well.
+            // At this point only the serving process prints the notice, and not its parent as well.
             complain_as_is(&notice);
             let origins =
                 demo.origins.iter().map(|origin| server.add_service(origin.clone().service())).collect();
@@ -190,13 +192,13 @@ fn demo(run: &RunArgs, args: &DemoArgs, purpose: Purpose) -> u8 {
     }
 }
 
-/// Everything that a start would need; that the configuration itself is right is known.
+/// Checks whether a start would succeed with a valid configuration.
 fn test(name: &str, loaded: &Loaded, upgrade: bool) -> u8 {
     warn(&loaded.warnings);
     match daemon::preflight(&loaded.plan, upgrade) {
         Err(error) => complain(&error.to_string()),
         Ok(()) => {
-            print(format!("{name}: the configuration is right, and a start would succeed\n").as_bytes())
+            print(format!("{name}: the configuration is valid, and a start would succeed\n").as_bytes())
         }
     }
 }
@@ -225,11 +227,11 @@ fn check(run: &RunArgs, args: &CheckArgs) -> u8 {
 fn explain_problem(id: &str) -> u8 {
     match config::explain(id) {
         Some((severity, text)) => print(format!("{} ({severity}): {text}\n", id.to_uppercase()).as_bytes()),
-        None => complain(&format!("no problem has the id {id}")),
+        None => complain(&format!("there is no problem with the ID {id}")),
     }
 }
 
-/// A configuration that can be used; what is to be read by programs goes to standard output alone.
+/// Reports a valid configuration. Output for programs goes only to standard output.
 fn checked(name: &str, loaded: &Loaded, args: &CheckArgs) -> u8 {
     let warnings = &loaded.warnings;
     if args.format == Format::Text || args.print {
@@ -246,33 +248,33 @@ fn checked(name: &str, loaded: &Loaded, args: &CheckArgs) -> u8 {
 
 fn judgement(warnings: &Problems, strict: bool) -> String {
     match (warnings.is_empty(), strict) {
-        (true, _) => "the configuration is right".into(),
-        (false, false) => format!("the configuration can be used, with {}", config::counted(warnings)),
-        (false, true) => format!("{}, and --strict accepts none", config::counted(warnings)),
+        (true, _) => "the configuration is valid".into(),
+        (false, false) => format!("the configuration is valid, with {}", config::counted(warnings)),
+        (false, true) => format!("{}, which `--strict` rejects", config::counted(warnings)),
     }
 }
 
 fn print_json(problems: &Problems) -> u8 {
     if problems.is_cut_short {
-        complain_as_is("there may be more problems than these: the list ends here\n");
+        complain_as_is("the list of problems ends here; there might be more\n");
     }
     let json =
         serde_json::to_string_pretty(&config::documents(problems)).expect("texts and numbers are JSON");
     print((json + "\n").as_bytes())
 }
 
-/// Has the daemon of this configuration do something, or say something.
+/// Runs a subcommand against the daemon of this configuration.
 fn ask_daemon(run: &RunArgs, ask: &Ask) -> u8 {
     let client = match client(run, ask) {
         Ok(client) => client,
-        // The default would be another daemon's.
+        // The default socket would belong to another daemon.
         Err(Unclear::File(problems)) => return report(&problems),
         Err(Unclear::Daemon(error)) => return fail(&error.to_string()),
     };
     match verbs::run(ask, &client, &mut io::stdout().lock()) {
         Ok(()) => 0,
         Err(AskError::Write(error)) if error.kind() == io::ErrorKind::BrokenPipe => 0,
-        // The diagnostics of a file stand as they are; anything else is a sentence.
+        // The diagnostics of a file are printed as they are; any other error is a sentence.
         Err(AskError::File(problems)) => {
             complain_as_is(&problems);
             WRONG
@@ -286,13 +288,13 @@ fn ask_daemon(run: &RunArgs, ask: &Ask) -> u8 {
     }
 }
 
-/// Why it is not known which daemon is meant.
+/// Reason why the daemon cannot be determined.
 enum Unclear {
     File(Problems),
     Daemon(Unreachable),
 }
 
-/// For the daemon that is meant, see [`find`].
+/// Returns a client for the selected daemon, see [`find`].
 fn client(run: &RunArgs, ask: &Ask) -> Result<Client, Unclear> {
     let of = |client: Client, file: Option<&Path>| match runtime_files(file).configuration() {
         Some(file) => client.of_file(file.to_owned()),
@@ -327,20 +329,20 @@ fn healthcheck(run: &RunArgs) -> u8 {
 
 fn judge_health(reply: Option<Reply>, path: &Path, metrics: SocketAddr) -> u8 {
     let Some(Reply { status, body }) = reply else {
-        return fail(&format!("{metrics} is not the metrics address of a load_balancer"));
+        return fail(&format!("{metrics} is not the metrics address of a load_balancer daemon daemon"));
     };
     let body = body.trim_end();
     match status {
         200 => 0,
         421 => fail(&format!(
-            "the daemon at {metrics} does not run with {}: {body}; give each file a `metrics: {{address: …}}` of its own",
+            "the daemon at {metrics} does not run with {}: {body}; set a different `metrics: {{address: …}}` in each file",
             path.display()
         )),
         _ => fail(body),
     }
 }
 
-/// Asks for `/readyz`. A daemon that runs with another file and has this metrics address rejects the request.
+/// Requests `/readyz`. A daemon with this metrics address that runs with another file rejects the request.
 fn ready(metrics: SocketAddr, file: Option<&Path>) -> io::Result<Option<Reply>> {
     const TIMEOUT: Duration = Duration::from_secs(2);
     const MAX_RESPONSE: u64 = 64 * 1024;
@@ -352,14 +354,14 @@ fn ready(metrics: SocketAddr, file: Option<&Path>) -> io::Result<Option<Reply>> 
     Ok(Reply::parse(&response))
 }
 
-/// The file that is to be used: the one that was named, or the first that is there.
+/// Returns the configuration file: the one from the command line, or the first that exists.
 fn configuration(args: &RunArgs) -> Result<PathBuf, Missing> {
     let directory = std::env::current_dir().unwrap_or_else(|_| ".".into());
     args.conf.clone().map_or_else(|| places::find(std::env::var_os(places::VARIABLE), &directory), Ok)
 }
 
 fn no_configuration(missing: &Missing) -> String {
-    format!("{missing}\nname a file with -c, or put one at one of these places")
+    format!("{missing}\nselect a file with `-c FILE`, or create one at one of these paths")
 }
 
 fn load(path: &Path, args: &RunArgs) -> Result<(Source, Loaded), Problems> {
@@ -382,7 +384,8 @@ fn with_context<T>(args: &RunArgs, file: Option<&Path>, load: impl FnOnce(&Conte
     })
 }
 
-/// A successor uses the directory of the process before it, whoever it runs as.
+/// Returns the paths of runtime files. In an upgrade, the new process uses the directory of the old one, regardless of
+/// the user.
 fn runtime_files(file: Option<&Path>) -> RuntimeFiles {
     let own = || runtime_directory(Uid::effective().as_raw(), &|name| std::env::var(name).ok());
     let directory =
@@ -390,7 +393,7 @@ fn runtime_files(file: Option<&Path>) -> RuntimeFiles {
     RuntimeFiles::new(directory, file.filter(|file| !config::is_input(file)).and_then(known_as))
 }
 
-/// A file whose directory does not exist cannot be read either, which is said then.
+/// Returns the canonical path of a file. A missing directory is not an error here, because reading the file reports it.
 fn known_as(file: &Path) -> Option<PathBuf> {
     canonical(file).or_else(|_| std::path::absolute(file)).ok()
 }
@@ -402,7 +405,7 @@ fn report(problems: &Problems) -> u8 {
     WRONG
 }
 
-/// Warnings stand in the way of nothing.
+/// Prints warnings, which do not prevent anything.
 fn warn(warnings: &Problems) {
     if !warnings.is_empty() {
         report(warnings);
@@ -421,14 +424,15 @@ fn fail(problem: &str) -> u8 {
     FAILED
 }
 
-/// The process that has started this one as its successor passes it on to whoever asked for the upgrade.
+/// Reports the problem to the old process, which passes it on to the client that requested the upgrade.
 fn tell_predecessor(problem: &str) {
     if let Some(predecessor) = Predecessor::of_this_process() {
         predecessor.tell(problem.trim_end());
     }
 }
 
-/// By now signals that would end another program are handled by nobody: the message must not hold up the end for ever.
+/// Reports a failed start. Signals are blocked at this point, so a blocked write of the message must not prevent the
+/// end of the process.
 fn fail_to_start(error: &StartError) -> u8 {
     let text = error.to_string();
     write_message(move || {
@@ -437,7 +441,7 @@ fn fail_to_start(error: &StartError) -> u8 {
     FAILED
 }
 
-/// That standard error is gone is no reason to fail in another way.
+/// Writes to standard error. A closed standard error is ignored.
 fn complain_as_is(text: &str) {
     let _ = io::stderr().lock().write_all(text.as_bytes());
 }
@@ -446,7 +450,7 @@ fn print(text: &[u8]) -> u8 {
     print_with(|out| out.write_all(text))
 }
 
-/// A reader that has enough (`| head`) is not a failure.
+/// Writes to standard output. A closed pipe, as with `| head`, is not a failure.
 fn print_with(write: impl FnOnce(&mut io::StdoutLock<'static>) -> io::Result<()>) -> u8 {
     let mut out = io::stdout().lock();
     match write(&mut out).and_then(|()| out.flush()) {

@@ -1,60 +1,60 @@
-//! What is the matter with a backend, and since when: in the same words wherever it is said.
+//! Condition of a backend: the reason for its state, and since when it has this state, in one wording for all outputs.
 
 use std::time::{Duration, Instant, SystemTime};
 
 use health_service::{CheckKind, HealthVerdict};
 use lb_service::pool::{Backend, BackendState};
 
-/// One moment, on both clocks.
+/// Moment on both clocks.
 #[derive(Clone, Copy, Debug)]
 pub struct Moment {
-    /// The clock that only goes forward.
+    /// The time on the monotonic clock.
     pub instant: Instant,
-    /// The clock on the wall.
+    /// The time on the system clock.
     pub time: SystemTime,
 }
 
-/// Why a backend is what it is, and since when.
+/// Condition of a backend.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Condition {
-    /// Why: `3 checks failed: connection refused`.
+    /// The reason for the state: `3 checks failed: connection refused`.
     pub reason: String,
-    /// Since when.
+    /// The time since which the backend has this state.
     pub since: SystemTime,
 }
 
-/// What is known about a backend beside what its pool knows.
+/// Information about a backend that its pool does not have.
 #[derive(Clone, Copy, Debug)]
 pub struct Known<'a> {
-    /// How it is checked.
+    /// The kind of health check.
     pub kind: &'a CheckKind,
-    /// What its checks have found; none: it was not checked yet.
+    /// The result of its health checks; `None` before the first check.
     pub verdict: Option<&'a HealthVerdict>,
-    /// When an operator drained or disabled it, perhaps in a process before this one.
+    /// The time at which an operator drained or disabled it, possibly in an old process.
     pub changed: Option<SystemTime>,
 }
 
 // === impl Known ===
 
 impl Known<'_> {
-    /// Nothing is known.
+    /// No information.
     pub const NOTHING: Self = Self { kind: &CheckKind::None, verdict: None, changed: None };
 }
 
 // === impl Moment ===
 
 impl Moment {
-    /// This one.
+    /// Returns the current moment.
     pub fn now() -> Self {
         Self { instant: Instant::now(), time: SystemTime::now() }
     }
 
-    /// The time on the wall at `instant`, which is in the past.
+    /// Returns the system time at `instant`, which must be in the past.
     pub fn time_of(&self, instant: Instant) -> SystemTime {
         self.time - self.instant.saturating_duration_since(instant)
     }
 
-    /// How long it is since `time`.
+    /// Returns the duration since `time`.
     pub fn since(&self, time: SystemTime) -> Duration {
         self.time.duration_since(time).unwrap_or_default()
     }
@@ -63,7 +63,7 @@ impl Moment {
 // === impl Condition ===
 
 impl Condition {
-    /// Describes a backend that is in this `state` at this moment.
+    /// Returns the condition of a backend in this `state` at the moment `at`.
     pub fn of(backend: &Backend, state: BackendState, known: Known<'_>, at: Moment) -> Self {
         Self { reason: reason(backend, state, known, at), since: since(backend, state, known, at) }
     }
@@ -83,7 +83,8 @@ fn reason(backend: &Backend, state: BackendState, known: Known<'_>, at: Moment) 
     }
 }
 
-/// A backend that is up may have failed its latest check, and one that is down may have passed it, or failed it in another way.
+/// Returns the reason from health checks. It includes the latest check if that one contradicts the state or failed in
+/// another way.
 fn judged(verdict: &HealthVerdict) -> String {
     let HealthVerdict { up, reason, last_failure, .. } = verdict;
     match last_failure {
@@ -95,7 +96,7 @@ fn judged(verdict: &HealthVerdict) -> String {
     }
 }
 
-/// The latest of the changes that made it what it is.
+/// Returns the time of the latest change that led to the state.
 fn since(backend: &Backend, state: BackendState, known: Known<'_>, at: Moment) -> SystemTime {
     let settled = at.time_of(backend.since(at.instant));
     let judged = known.verdict.map(|verdict| verdict.since);
@@ -103,7 +104,7 @@ fn since(backend: &Backend, state: BackendState, known: Known<'_>, at: Moment) -
         BackendState::Up => judged.map_or(settled, |judged| judged.max(settled)),
         BackendState::Down => judged.unwrap_or(settled),
         BackendState::Ejected => backend.ejected_since(at.instant).map_or(settled, |since| at.time_of(since)),
-        // The operator's time goes with an upgrade, so the new process says what the old one said.
+        // An upgrade passes on the time of the operator's change, so the new process reports the same time.
         BackendState::Draining | BackendState::Disabled => known.changed.unwrap_or(settled),
     }
 }
@@ -141,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn a_backend_that_is_down_says_why_and_since_when() {
+    fn the_condition_of_a_down_backend_contains_reason_and_time() {
         let since = SystemTime::now() - 12 * SECOND;
         let down = verdict(false, since, Some("connection refused"));
         let found = condition(&pool(Admin::InService), BackendState::Down, Some(&down), None);
@@ -149,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn a_latest_check_that_disagrees_is_named() {
+    fn a_latest_check_that_contradicts_the_state_is_reported() {
         let now = SystemTime::now();
         let reason = |up, failure| {
             condition(&pool(Admin::InService), BackendState::Up, Some(&verdict(up, now, failure)), None)
@@ -164,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn a_backend_is_up_since_it_joined_or_its_checks_passed_whichever_is_later() {
+    fn a_backend_is_up_since_it_was_added_or_its_checks_passed_whichever_is_later() {
         let pool = pool(Admin::InService);
         let earlier = verdict(true, SystemTime::now() - 60 * SECOND, None);
         let joined = condition(&pool, BackendState::Up, Some(&earlier), None).since;
@@ -174,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn a_drain_that_an_operator_began_in_a_process_before_is_as_old_as_that() {
+    fn a_drain_keeps_its_start_time_over_an_upgrade() {
         let changed = SystemTime::now() - 60 * SECOND;
         assert_eq!(
             condition(&pool(Admin::Draining), BackendState::Draining, None, Some(changed)).since,

@@ -1,11 +1,11 @@
-//! What changed, when and why: the last thousand changes, for those who ask afterwards.
+//! Log of the last thousand events: changes of the daemon with their time and reason.
 //!
-//! Whoever changes something, or notices that something changed by itself, [notes](Events::note) it. Readers ask for what came
-//! [`after`](Events::after) the event that they saw last, and may [wait](Events::wait_after) for it, so none is shown twice and
-//! a reader that is too slow can see that it missed some: numbers go up by one.
+//! Code that changes something, or detects a change, [notes](Events::note) it. Readers request the events
+//! [`after`](Events::after) the last one that they received, and can [wait](Events::wait_after) for new ones, so no
+//! event is shown twice. Numbers increase by one, so a slow reader can detect that it missed events.
 //!
-//! A process that takes over goes on with the changes that the one before it kept. Each process numbers its own, so that what the
-//! old one notes while it finishes and what the new one notes are never taken for each other.
+//! A process that takes over continues the log of the old process. Each process numbers its own events, so that events
+//! of the draining process and of the new one cannot be confused.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -19,77 +19,79 @@ use tokio::sync::watch;
 use crate::http_message::parameters;
 use crate::time::rfc3339;
 
-/// So many are kept.
+/// Maximum number of events that are kept.
 pub const KEPT: usize = 1000;
-/// A longer text is cut, in bytes: what a reload of a long file changed is in the log.
+/// Maximum length of a text in bytes. A longer text is cut off, for example the changes by a reload of a long file; the
+/// log contains all of it.
 const LONGEST: usize = 2000;
 
-/// The latest changes. Clones share them.
+/// Log of the latest events. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Events(Arc<Inner>);
 
-/// One change.
+/// Event: one change.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Event {
-    /// Its number; the first of a process is 1.
+    /// The number; the first event of a process has number 1.
     pub id: u64,
-    /// The process that noted it.
+    /// The PID of the process that noted the event.
     #[serde(default)]
     pub process: u32,
-    /// When, in UTC.
+    /// The time in UTC.
     pub time: String,
-    /// What kind of change it is.
+    /// The kind of change.
     pub kind: Kind,
-    /// The pool that it is about.
+    /// The pool that changed; `None` if the event is not about a pool.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub pool: Option<String>,
-    /// The backend that it is about.
+    /// The backend that changed; `None` if the event is not about a backend.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub backend: Option<String>,
-    /// What and why, in words: `is down: 3 checks failed: connection refused`.
+    /// The change and its reason: `is down: 3 checks failed: connection refused`.
     pub text: String,
 }
 
-/// What kind of change it is.
+/// Kind of a change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
-    /// The process began to serve, drains, or has handed over.
+    /// The process started to serve, started to drain, or handed over.
     Process,
-    /// The checks of a backend changed their mind, or a pool came to have no ready backend, or has one again.
+    /// The health of a backend changed, or a pool lost its last ready backend or has one again.
     Health,
-    /// A backend was ejected, or came back.
+    /// A backend was ejected, or its ejection ended.
     Ejection,
-    /// A pool came to use all its backends, or ceased to.
+    /// A pool entered or left panic mode.
     Panic,
-    /// The configuration was read again: applied, refused or taken back.
+    /// A reload was applied, refused or rolled back.
     Reload,
     /// An operator changed something.
     Operator,
 }
 
-/// What an event is about, before it has a number and a time.
+/// Subject of an event.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct About<'a> {
-    /// The pool.
+    /// The pool; `None` if the event is not about a pool.
     pub pool: Option<&'a str>,
-    /// The backend.
+    /// The backend; `None` if the event is not about a backend.
     pub backend: Option<&'a str>,
 }
 
 #[derive(Debug)]
 struct Inner {
     process: u32,
-    /// Of processes before this one, then of this one.
+    /// The events of old processes, followed by those of this one.
     ring: Mutex<VecDeque<Event>>,
-    /// The number of the latest.
+    /// The number of the latest event.
     latest: watch::Sender<u64>,
 }
 
-/// The changes as a JSON document, all of them or those `after=N` of this process, or of `process=PID`.
+/// Returns the events as a JSON document: all of them, or with `after=N` those after number N of this process or of
+/// `process=PID`.
 ///
 /// # Errors
-/// What is wrong with the query.
+/// If the query is invalid.
 pub fn document(events: &Events, query: Option<&str>) -> Result<String, String> {
     let (mut process, mut after) = (events.process(), 0);
     for parameter in parameters(query.unwrap_or_default()) {
@@ -98,7 +100,7 @@ pub fn document(events: &Events, query: Option<&str>) -> Result<String, String> 
         match &*name {
             "after" => after = value.parse().map_err(wrong)?,
             "process" => process = value.parse().map_err(wrong)?,
-            _ => return Err(format!("unknown parameter `{name}`; there are after and process")),
+            _ => return Err(format!("unknown parameter `{name}`; the parameters are after and process")),
         }
     }
     let text = serde_json::to_string_pretty(&events.after(process, after));
@@ -108,24 +110,24 @@ pub fn document(events: &Events, query: Option<&str>) -> Result<String, String> 
 // === impl Events ===
 
 impl Events {
-    /// None yet.
+    /// Returns an empty log.
     pub fn new() -> Self {
         Self::continued(Vec::new(), std::process::id())
     }
 
-    /// Those of processes before this one, as they were handed over, until there are newer ones.
+    /// Returns a log that starts with the events of old processes. Newer events replace them.
     pub fn continued(before: Vec<Event>, process: u32) -> Self {
         let surplus = before.len().saturating_sub(KEPT);
         let ring = Mutex::new(before.into_iter().skip(surplus).collect());
         Self(Arc::new(Inner { process, ring, latest: watch::Sender::new(0) }))
     }
 
-    /// The process that notes here.
+    /// Returns the PID of the process that notes events here.
     pub fn process(&self) -> u32 {
         self.0.process
     }
 
-    /// Something changed just now.
+    /// Adds an event with the current time.
     pub fn note(&self, kind: Kind, about: About<'_>, text: impl Into<String>) {
         self.note_at(SystemTime::now(), kind, about, text.into());
     }
@@ -145,12 +147,12 @@ impl Events {
             backend: about.backend.map(str::to_owned),
             text: shortened(text),
         });
-        // Within the lock, so that numbers and order agree.
+        // This happens within the lock, so that numbers and order agree.
         self.0.latest.send_replace(id);
     }
 
-    /// Those that came after the event with this number, of this process or of one before; all that are kept when that is 0, a
-    /// number that this process has not come to, or one of a process of which nothing is known. The oldest is first.
+    /// Returns the events after the event `id` of `process`, oldest first. Returns all events if `id` is 0, if this
+    /// process has not reached this number, or if `process` is unknown.
     pub fn after(&self, process: u32, id: u64) -> Vec<Event> {
         let ring = self.ring();
         let is_to_come = process == self.0.process && id > *self.0.latest.borrow();
@@ -159,15 +161,17 @@ impl Events {
         ring.iter().skip(seen.map_or(0, |seen| seen + 1)).cloned().collect()
     }
 
-    /// The same, and waits for one for so long if there is none yet.
+    /// Returns the events after the event `id` of `process`. If there are none, this function waits for one, at most
+    /// for `patience`.
     pub async fn wait_after(&self, process: u32, id: u64, patience: Duration) -> Vec<Event> {
         let mut latest = self.0.latest.subscribe();
         let newer = async {
             loop {
-                // Marked as seen first: what comes while we look is a change.
+                // The number is marked as seen first, so that an event that arrives during the check counts as a
+                // change.
                 latest.mark_unchanged();
                 let newer = self.after(process, id);
-                // The sender lives as long as `self`.
+                // An error cannot occur, because the sender lives as long as `self`.
                 if !newer.is_empty() || latest.changed().await.is_err() {
                     return newer;
                 }
@@ -181,12 +185,12 @@ impl Events {
     }
 }
 
-/// At most [`LONGEST`] bytes of it.
+/// Cuts a text to [`LONGEST`] bytes.
 fn shortened(mut text: String) -> String {
     if text.len() > LONGEST {
         let more = text.len() - text.floor_char_boundary(LONGEST);
         text.truncate(text.len() - more);
-        text.push_str(&format!("... (and {more} bytes, which the log has)"));
+        text.push_str(&format!("... ({more} more bytes in the log)"));
     }
     text
 }
@@ -212,7 +216,7 @@ impl PoolObserver for Events {
                 self.note(Kind::Ejection, About::backend(pool, backend), text);
             }
             PoolEvent::Panic(true) => {
-                self.note(Kind::Panic, About::pool(pool), "too few backends are available, all are used");
+                self.note(Kind::Panic, About::pool(pool), "too few backends are available, so all are used");
             }
             PoolEvent::Panic(false) => self.note(Kind::Panic, About::pool(pool), "panic is over"),
             PoolEvent::Unready(true) => self.note(Kind::Health, About::pool(pool), "no backend is ready"),
@@ -233,7 +237,7 @@ impl health_service::Observer for Events {
 // === impl Kind ===
 
 impl Kind {
-    /// The word in texts and documents.
+    /// Returns the name in texts and documents.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Process => "process",
@@ -249,12 +253,12 @@ impl Kind {
 // === impl About ===
 
 impl<'a> About<'a> {
-    /// A backend of a pool.
+    /// Returns the subject for a backend of a pool.
     pub fn backend(pool: &'a str, backend: &'a str) -> Self {
         Self { pool: Some(pool), backend: Some(backend) }
     }
 
-    /// A pool.
+    /// Returns the subject for a pool.
     pub fn pool(pool: &'a str) -> Self {
         Self { pool: Some(pool), backend: None }
     }
@@ -263,7 +267,7 @@ impl<'a> About<'a> {
 // === impl Event ===
 
 impl std::fmt::Display for Event {
-    /// One line, as the terminal shows it.
+    /// Formats the event as one line for the terminal.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} {:<8} ", self.time, self.kind.as_str())?;
         match (&self.pool, &self.backend) {
@@ -284,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn the_latest_thousand_are_kept_in_order() {
+    fn the_latest_thousand_events_are_kept_in_order() {
         let events = Events::new();
         (1..=KEPT + 5).for_each(|n| events.note(Kind::Health, About::default(), n.to_string()));
         let kept = events.after(0, 0);
@@ -295,7 +299,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_waits_gets_the_next_or_nothing_in_time() {
+    async fn a_waiting_reader_gets_the_next_event_or_times_out() {
         let events = Events::new();
         let own = events.process();
         events.note(Kind::Process, About::default(), "serves");
@@ -311,20 +315,20 @@ mod tests {
     }
 
     #[test]
-    fn the_document_has_all_or_those_after_a_number() {
+    fn the_document_contains_all_events_or_those_after_a_number() {
         let events = Events::new();
         ["one", "two"].iter().for_each(|text| events.note(Kind::Process, About::default(), *text));
         let read =
             |query| document(&events, query).map(|text| serde_json::from_str::<Vec<Event>>(&text).unwrap());
         assert_eq!(read(None).unwrap().len(), 2);
         assert_eq!(texts(&read(Some("after=1")).unwrap()), ["two"]);
-        assert_eq!(read(Some("after=3")).unwrap().len(), 2, "a number of another process, so it seems");
-        assert_eq!(read(Some("after=1&process=1")).unwrap().len(), 2, "of a process that nobody knows");
+        assert_eq!(read(Some("after=3")).unwrap().len(), 2, "this process has not reached the number");
+        assert_eq!(read(Some("after=1&process=1")).unwrap().len(), 2, "the process is unknown");
         assert!(read(Some("after=x")).is_err() && read(Some("since=1")).is_err());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_followed_the_process_before_gets_what_it_has_not_seen() {
+    async fn a_reader_of_the_old_process_gets_only_new_events() {
         let old = Events::continued(Vec::new(), 7);
         ["1", "2", "3"].iter().for_each(|text| old.note(Kind::Health, About::default(), *text));
         let new = Events::continued(old.after(7, 0), 8);
@@ -333,25 +337,30 @@ mod tests {
         new.note(Kind::Process, About::default(), "serves");
         assert_eq!(texts(&new.after(8, 0)), ["1", "2", "3", "serves"]);
         assert_eq!(texts(&new.after(7, 2)), ["3", "serves"]);
-        assert_eq!(texts(&new.after(7, 4)), ["serves"], "the end of the old one was seen there");
+        assert_eq!(
+            texts(&new.after(7, 4)),
+            ["serves"],
+            "the reader saw the last event of the old process there"
+        );
         assert_eq!(texts(&new.wait_after(7, 4, Duration::from_secs(9)).await), ["serves"]);
         assert!(new.after(8, 1).is_empty());
-        assert_eq!(new.after(9, 5).len(), 4, "of a process that nobody knows");
+        assert_eq!(new.after(9, 5).len(), 4, "the process is unknown");
         (0..KEPT).for_each(|_| new.note(Kind::Health, About::default(), "more"));
         assert_eq!(new.after(7, 4).len(), KEPT);
         assert_eq!(Events::continued(new.after(8, 0), 9).after(8, KEPT as u64).len(), 1);
     }
 
-    /// Who looks for events holds none of the locks that who notes them needs. All are threads that a test may leave behind.
+    /// Reading events must not hold a lock that noting events needs. The test uses threads, so that it can end even if
+    /// they block.
     #[test]
-    fn who_waits_and_who_notes_do_not_wait_for_each_other() {
+    fn readers_and_writers_of_events_do_not_block_each_other() {
         const EACH: usize = 3000;
         let events = Events::continued(Vec::new(), 7);
         let follow = |events: Events| async move {
             let mut seen = 0;
             while seen < 2 * EACH as u64 {
                 let told = events.wait_after(7, seen, Duration::from_secs(20)).await;
-                seen = told.last().expect("one comes in time").id;
+                seen = told.last().expect("an event arrives in time").id;
             }
         };
         let (done, is_done) = std::sync::mpsc::channel();
@@ -368,20 +377,20 @@ mod tests {
             done.send(()).unwrap();
         });
         for _ in 0..3 {
-            is_done.recv_timeout(Duration::from_secs(20)).expect("nobody keeps the others from going on");
+            is_done.recv_timeout(Duration::from_secs(20)).expect("no thread blocks the others");
         }
     }
 
     #[test]
-    fn a_long_text_is_cut_between_characters() {
+    fn a_long_text_is_cut_at_a_character_boundary() {
         assert_eq!(shortened("short".into()), "short");
         let cut = shortened(format!("a{}", "ä".repeat(LONGEST)));
         assert!(cut.starts_with("aä") && cut.len() < LONGEST + 50, "{}", cut.len());
-        assert!(cut.ends_with("ä... (and 2002 bytes, which the log has)"), "{}", &cut[LONGEST - 20..]);
+        assert!(cut.ends_with("ä... (2002 more bytes in the log)"), "{}", &cut[LONGEST - 20..]);
     }
 
     #[test]
-    fn a_line_says_when_what_kind_whom_and_what() {
+    fn a_line_contains_time_kind_subject_and_text() {
         let events = Events::new();
         let about = About::backend("web", "10.0.0.1:80");
         events.note_at(SystemTime::UNIX_EPOCH, Kind::Health, about, "is down: refused".into());

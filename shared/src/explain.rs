@@ -1,10 +1,11 @@
-//! `/api/v1/explain` and the verb `explain`: where a request would go, and why, as JSON and as text.
+//! Explanations for `/api/v1/explain` and the subcommand `explain`: the backend that a request would go to and the
+//! reasons, as JSON and as text.
 //!
 //! ```text
 //! query or arguments ──> Request ──> Question ──> lb_service: Snapshot::explain ──> Document ──> JSON, text
 //! ```
 //!
-//! Invariant: asking changes nothing, and both forms say the same.
+//! Invariant: an explanation changes nothing, and both forms contain the same information.
 
 use std::fmt::Write as _;
 use std::net::IpAddr;
@@ -23,37 +24,38 @@ use crate::http_message::parameters;
 use crate::time::rfc3339;
 use crate::words::{count, span};
 
-/// Where explanations come from.
+/// Source of explanations.
 #[derive(Clone)]
 pub struct ExplainSource {
     current: CurrentSnapshot,
     conditions: Conditions,
 }
 
-/// Finds why a backend of the pool with this name is in this state, and since when.
+/// Function that returns the condition of a backend of the pool with this name: the reason for its state, and since
+/// when it has this state.
 pub type Conditions = Arc<dyn Fn(&str, &Backend, BackendState, Moment) -> Condition + Send + Sync>;
 
-/// A request that is asked about.
+/// Request to explain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Request {
-    /// The name of the listener that it comes through; absent: the first.
+    /// The name of the listener; `None` means the first one.
     pub listener: Option<String>,
-    /// The host that it asks for.
+    /// The host; `None` means no host.
     pub host: Option<String>,
-    /// Path and query.
+    /// The path and query.
     pub path: String,
     /// The method.
     pub method: String,
-    /// Names and values of headers.
+    /// The names and values of headers.
     pub headers: Vec<(String, String)>,
-    /// Who connects; absent: somebody on a Unix socket.
+    /// The address of the client; `None` means a client on a Unix socket.
     pub client: Option<IpAddr>,
 }
 
 /// The parameters of a query.
 const PARAMETERS: [&str; 6] = ["listener", "host", "path", "method", "header", "client"];
 
-/// The answer. What is absent is `null`, so that readers need not look for keys.
+/// Explanation as a JSON document. Absent values are `null`, so that every key exists.
 #[derive(Debug, Serialize)]
 struct Document {
     listener: String,
@@ -64,25 +66,25 @@ struct Document {
     route: RouteDocument,
     pool: Option<String>,
     policy: Option<&'static str>,
-    /// What the hash is made of.
+    /// The hash key.
     key: Option<String>,
-    /// The backend that the cookie names.
+    /// The backend from the session cookie.
     session: Option<String>,
     availability: Option<AvailabilityDocument>,
     queue: Option<QueueDocument>,
-    /// In the order in which they would be offered, or by address if it is a draw.
+    /// The backends in the order in which the policy would offer them, or by address if the policy is random.
     backends: Vec<BackendDocument>,
-    /// The backend that would be taken; absent as well if it is a draw.
+    /// The backend that would be selected; `None` also if the policy is random.
     taken: Option<String>,
-    /// Whether random numbers decide.
+    /// Whether the policy selects a backend at random.
     draw: bool,
-    /// `taken`, `draw`, `waits`, or why the request is refused, in the words of the access log.
+    /// The result: `taken`, `draw`, `waits`, or the reason for a rejection in the words of the access log.
     outcome: &'static str,
 }
 
 #[derive(Debug, Serialize)]
 struct RouteDocument {
-    /// From 0, in the order of the configuration.
+    /// The index in the order of the configuration, starting with 0.
     index: Option<usize>,
     others: Vec<OtherRoute>,
 }
@@ -110,12 +112,12 @@ struct BackendDocument {
     address: String,
     state: &'static str,
     candidate: bool,
-    /// The word of the access log for why it is none.
+    /// The reason for skipping the backend in the words of the access log; `None` for a candidate.
     refusal: Option<&'static str>,
     reason: String,
-    /// Since when it is in this state.
+    /// The time since which the backend has this state.
     since: String,
-    /// The reason for the text, with how long the backend has been in its state if that is what is wrong.
+    /// The reason for the text form, which includes the duration of the state if the state is the reason.
     #[serde(skip)]
     reason_in_text: String,
     score: ScoreDocument,
@@ -125,11 +127,11 @@ struct BackendDocument {
 #[derive(Clone, Copy, Debug, Serialize)]
 #[serde(rename_all = "snake_case")]
 enum ScoreDocument {
-    /// 1 is next.
+    /// The position in the rotation; 1 is next.
     Turn(usize),
-    /// 1 is the owner of the key.
+    /// The position for the key; 1 is the owner of the key.
     Position(usize),
-    /// From 0 to 1.
+    /// The probability, from 0 to 1.
     Chance(f64),
     InFlightOverWeight(f64),
     ExpectedMs(f64),
@@ -138,11 +140,11 @@ enum ScoreDocument {
 // === impl Request ===
 
 impl Request {
-    /// Reads a query such as `host=H&path=P&method=M&header=Name:Value&client=IP&listener=NAME`, in which values are
-    /// percent-encoded. All may be left out; `header` may come more than once.
+    /// Parses a query such as `host=H&path=P&method=M&header=Name:Value&client=IP&listener=NAME`, in which values are
+    /// percent-encoded. All parameters are optional; `header` can be repeated.
     ///
     /// # Errors
-    /// What is wrong, in words for whoever asked.
+    /// If the query is invalid.
     pub fn parse(query: Option<&str>) -> Result<Self, String> {
         let mut request = Self::default();
         for parameter in parameters(query.unwrap_or_default()) {
@@ -161,7 +163,10 @@ impl Request {
             "header" => self.headers.push(header(&value)?),
             "client" => self.client = Some(address(&value)?),
             unknown => {
-                return Err(format!("unknown parameter `{unknown}`; there are {}", PARAMETERS.join(", ")));
+                return Err(format!(
+                    "unknown parameter `{unknown}`; the parameters are {}",
+                    PARAMETERS.join(", ")
+                ));
             }
         }
         Ok(())
@@ -191,23 +196,23 @@ impl Request {
         found.ok_or_else(|| {
             let names: Vec<&str> = plan.listeners.iter().map(|(_, listener)| &*listener.name).collect();
             let meant = self.listener.as_deref().unwrap_or_default();
-            format!("no listener `{meant}`; there are {}", names.join(", "))
+            format!("there is no listener `{meant}`; the listeners are {}", names.join(", "))
         })
     }
 }
 
 impl Default for Request {
-    /// `GET /`.
+    /// Returns `GET /`.
     fn default() -> Self {
         let (path, method) = ("/".to_owned(), "GET".to_owned());
         Self { listener: None, host: None, path, method, headers: Vec::new(), client: None }
     }
 }
 
-/// `Name:Value`, with or without spaces around the value.
+/// Parses `Name:Value`, with or without spaces around the value.
 ///
 /// # Errors
-/// When there is no colon.
+/// If there is no colon.
 pub fn header(text: &str) -> Result<(String, String), String> {
     let (name, value) =
         text.split_once(':').ok_or_else(|| format!("`{text}` is not a header: write NAME:VALUE"))?;
@@ -221,25 +226,25 @@ fn address(text: &str) -> Result<IpAddr, String> {
 // === impl ExplainSource ===
 
 impl ExplainSource {
-    /// Explanations of what the `current` plan does.
+    /// Returns a source of explanations for the `current` snapshot.
     pub fn new(current: CurrentSnapshot, conditions: Conditions) -> Self {
         Self { current, conditions }
     }
 
-    /// The answer to a query, see [`Request::parse`].
+    /// Explains a query, see [`Request::parse`], as JSON.
     ///
     /// # Errors
-    /// What is wrong with the query, in words for whoever asked.
+    /// If the query is invalid.
     pub fn json(&self, query: Option<&str>) -> Result<String, String> {
         let document = self.document(&Request::parse(query)?)?;
         let json = serde_json::to_string_pretty(&document).expect("strings, numbers and lists are JSON");
         Ok(json + "\n")
     }
 
-    /// The same for a terminal.
+    /// Explains a request as text for a terminal.
     ///
     /// # Errors
-    /// What is wrong with the request, in words for whoever asked.
+    /// If the request is invalid.
     pub fn text(&self, request: &Request) -> Result<String, String> {
         self.document(request).map(|document| document.text())
     }
@@ -312,14 +317,14 @@ impl Document {
     }
 
     fn push_routes(&self, text: &mut String) {
-        let index = self.route.index.map_or_else(|| "none matches".to_owned(), |index| index.to_string());
+        let index = self.route.index.map_or_else(|| "no match".to_owned(), |index| index.to_string());
         line(text, "route", &index);
         for other in &self.route.others {
             line(text, "", &format!("not {}: {}", other.index, other.reason));
         }
     }
 
-    /// What beside the backends decides, if anything does.
+    /// Returns the other inputs of the selection: hash key, session, availability and queue.
     fn circumstances(&self) -> String {
         let mut words = String::new();
         let mut add = |word: &str| {
@@ -341,7 +346,7 @@ impl Document {
             }
         }
         if let Some(queue) = self.queue.as_ref().filter(|queue| queue.waiting > 0) {
-            add(&format!("{} of at most {} waiting", count(queue.waiting, "request"), queue.places));
+            add(&format!("{} waiting (limit {})", count(queue.waiting, "request"), queue.places));
         }
         words
     }
@@ -360,9 +365,9 @@ impl Document {
     fn verdict(&self) -> String {
         match (self.outcome, &self.taken) {
             (_, Some(taken)) => taken.clone(),
-            ("draw", None) => "a draw".to_owned(),
-            ("waits", None) => "it waits until a backend has room".to_owned(),
-            (refused, None) => format!("refused: {refused}"),
+            ("draw", None) => "a backend selected at random".to_owned(),
+            ("waits", None) => "waits until a backend is below its limit".to_owned(),
+            (refused, None) => format!("rejected: {refused}"),
         }
     }
 }
@@ -371,7 +376,7 @@ fn line(text: &mut String, title: &str, words: &str) {
     writeln!(text, "{title:8} {words}").expect("a String takes everything");
 }
 
-/// What becomes of the request. Whoever comes first waits behind those that wait already.
+/// Returns the result for the request. If other requests are waiting, it must wait behind them.
 fn outcome(pool: &InPool<'_>) -> &'static str {
     let (queue, explanation) = (pool.pool.queue(), &pool.explanation);
     let waits = || if queue.len() < queue.places().into() { "waits" } else { "queue_full" };
@@ -407,12 +412,12 @@ impl RouteDocument {
         let other = |(index, verdict): (usize, &RouteMatch<'_>)| {
             let reason = match verdict {
                 RouteMatch::Taken => return None,
-                RouteMatch::Behind(first) => format!("route {first} comes first"),
-                RouteMatch::Not(Mismatch::Listener) => "another listener".to_owned(),
+                RouteMatch::Behind(first) => format!("route {first} matches first"),
+                RouteMatch::Not(Mismatch::Listener) => "it requires another listener".to_owned(),
                 RouteMatch::Not(Mismatch::Host(hosts)) => none_of("host", hosts),
                 RouteMatch::Not(Mismatch::Path(paths)) => none_of("path", paths),
-                RouteMatch::Not(Mismatch::Method) => "another method".to_owned(),
-                RouteMatch::Not(Mismatch::Header(name)) => format!("header {name}"),
+                RouteMatch::Not(Mismatch::Method) => "it requires another method".to_owned(),
+                RouteMatch::Not(Mismatch::Header(name)) => format!("header {name} does not match"),
             };
             Some(OtherRoute { index, reason })
         };
@@ -421,7 +426,7 @@ impl RouteDocument {
     }
 }
 
-/// `its host is not a.test`, or `its host is none of a.test, b.test`.
+/// Returns a reason such as `its host is not a.test` or `its host is none of a.test, b.test`.
 fn none_of<T: ToString>(what: &str, patterns: &AnyOf<T>) -> String {
     let patterns: Vec<String> = patterns.as_slice().iter().map(ToString::to_string).collect();
     let word = if patterns.len() == 1 { "not" } else { "none of" };
@@ -453,20 +458,20 @@ impl BackendDocument {
     }
 }
 
-/// Why a backend is, or is not, a candidate. `state` is the clause that names its state, as `it is down`; `why` says why it is in
-/// that state.
+/// Returns the reason why a backend is or is not a candidate. `state` is a clause with its state, such as `it is down`;
+/// `why` is the reason for this state.
 fn reason(judged: &Judged, is_taken: bool, pool: &InPool<'_>, state: &str, why: &str) -> String {
     let Some(refusal) = judged.skip_reason else { return candidacy(judged, is_taken, pool, state, why) };
     let held = || count(judged.backend.load.in_flight(), "request");
     match refusal {
-        // Backups are left out also when they could not serve, which says more.
+        // A backup that is down is skipped for both reasons; its state says more.
         SkipReason::Ejected | SkipReason::Down | SkipReason::Backup if is_ill(judged) => {
             format!("{state}: {why}")
         }
-        SkipReason::Full => format!("it works on {}, and may on {}", held(), judged.backend.max_requests),
-        SkipReason::AboveBound => format!("it works on {}, more than its share", held()),
+        SkipReason::Full => format!("it has {} in flight (limit {})", held(), judged.backend.max_requests),
+        SkipReason::AboveBound => format!("it has {} in flight, more than its share", held()),
         SkipReason::SlowStart => slow(judged),
-        SkipReason::Backup => "it is a backup, and others are available".to_owned(),
+        SkipReason::Backup => "it is a backup, and other backends are available".to_owned(),
         SkipReason::Draining => "it is draining".to_owned(),
         SkipReason::Disabled => "it is disabled".to_owned(),
         SkipReason::Down => "its health checks fail".to_owned(),
@@ -481,11 +486,11 @@ fn is_ill(judged: &Judged) -> bool {
 fn candidacy(judged: &Judged, is_taken: bool, pool: &InPool<'_>, state: &str, why: &str) -> String {
     let explanation = &pool.explanation;
     let mut words = match (is_taken, explanation.by_session) {
-        (true, true) => "its session".to_owned(),
-        (true, false) => "it would be taken".to_owned(),
-        (false, true) => "the session is elsewhere".to_owned(),
-        (false, false) if explanation.draw => "it may be drawn".to_owned(),
-        (false, false) => "another one comes first".to_owned(),
+        (true, true) => "it has the session".to_owned(),
+        (true, false) => "it would be selected".to_owned(),
+        (false, true) => "another backend has the session".to_owned(),
+        (false, false) if explanation.draw => "it can be selected at random".to_owned(),
+        (false, false) => "another backend comes first".to_owned(),
     };
     if is_ill(judged) {
         write!(words, ", although {state}: panic ({why})").expect("a String takes everything");
@@ -497,7 +502,7 @@ fn candidacy(judged: &Judged, is_taken: bool, pool: &InPool<'_>, state: &str, wh
 }
 
 fn slow(judged: &Judged) -> String {
-    format!("it came back a moment ago, with {:.0} % of its share", judged.share * 100.0)
+    format!("it is in slow start, at {:.0} % of its share", judged.share * 100.0)
 }
 
 // === impl ScoreDocument ===
@@ -524,7 +529,7 @@ impl ScoreDocument {
     }
 }
 
-/// To three decimals.
+/// Rounds to three decimals.
 fn rounded(value: f64) -> f64 {
     (value * 1e3).round() / 1e3
 }
@@ -582,7 +587,7 @@ mod tests {
     }
 
     #[test]
-    fn a_query_is_read_with_its_encoding() {
+    fn a_percent_encoded_query_is_decoded() {
         let query = "host=a.test&path=%2Fa+b%3Fx%3D1%26y&method=PUT&header=X-One:%201&header=x:2&client=::1&listener=l";
         let read = Request::parse(Some(query)).unwrap();
         let header = |name: &str, value: &str| (name.to_owned(), value.to_owned());
@@ -599,7 +604,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_with_a_query_is_named() {
+    fn an_invalid_query_is_rejected_with_the_reason() {
         let source = source(Algorithm::RoundRobin);
         for (query, words) in [
             ("hots=a", "unknown parameter `hots`"),
@@ -610,7 +615,7 @@ mod tests {
             ("header=x", "`x` is not a header"),
             ("header=a%20b:1", "`a b:1` is not a header"),
             ("client=me", "`me` is not an IP address"),
-            ("listener=none", "no listener `none`; there are web, private"),
+            ("listener=none", "there is no listener `none`; the listeners are web, private"),
         ] {
             let problem = source.json(Some(query)).unwrap_err();
             assert!(problem.contains(words), "{query}: {problem}");
@@ -618,7 +623,7 @@ mod tests {
     }
 
     #[test]
-    fn the_document_says_all_of_it() {
+    fn the_document_contains_all_parts() {
         let source = source(Algorithm::RoundRobin);
         let document = json(&source, "host=b.test&path=/shop");
         assert_eq!(document["listener"], "web");
@@ -639,13 +644,13 @@ mod tests {
             })
         );
         let document = json(&source, "host=api.test&path=/shop");
-        assert_eq!(document["route"]["others"][0]["reason"], "route 0 comes first");
+        assert_eq!(document["route"]["others"][0]["reason"], "route 0 matches first");
         let document = json(&source, "path=/other");
         assert_eq!((&document["outcome"], &document["pool"]), (&json!("no_route"), &Value::Null));
     }
 
     #[test]
-    fn a_route_that_does_not_match_names_all_that_it_would_match() {
+    fn a_route_that_does_not_match_lists_its_patterns() {
         let hosts = AnyOf::new(["a.test", "*.b.test"].map(|host| HostPattern::parse(host).unwrap())).unwrap();
         assert_eq!(none_of("host", &hosts), "its host is none of a.test, *.b.test");
         let path = AnyOf::One(PathPattern::Prefix("/v1".into()));
@@ -653,7 +658,7 @@ mod tests {
     }
 
     #[test]
-    fn a_draw_names_nobody() {
+    fn a_random_policy_does_not_name_a_backend() {
         let document = json(&source(Algorithm::Random), "path=/shop");
         assert_eq!((&document["taken"], &document["draw"]), (&Value::Null, &json!(true)));
         assert_eq!(document["backends"][0]["score"], json!({"chance": 0.5}));
@@ -669,9 +674,9 @@ request  GET b.test/shop from 192.0.2.1 through web
 route    1
          not 0: its host is not api.test
 pool     shop, round_robin
-         10.0.0.1:80  up        turn 1  it would be taken
+         10.0.0.1:80  up        turn 1  it would be selected
          10.0.0.2:80  draining  turn 2  it is draining
-         10.0.0.3:80  up        turn 3  another one comes first
+         10.0.0.3:80  up        turn 3  another backend comes first
 outcome  10.0.0.1:80
 ";
         assert_eq!(text, expected);
@@ -679,7 +684,7 @@ outcome  10.0.0.1:80
 
     proptest! {
         #[test]
-        fn any_query_is_answered_or_refused(query in "[a-z=&%:/ +]{0,40}", text in any::<String>()) {
+        fn any_query_is_explained_or_rejected(query in "[a-z=&%:/ +]{0,40}", text in any::<String>()) {
             let source = source(Algorithm::Maglev);
             for query in [query, text.clone(), format!("path=/{text}")] {
                 let _ = source.json(Some(&query));

@@ -1,8 +1,8 @@
-//! HTTP/1.1 messages of the daemon's own endpoints, as bytes: the requests that the command line sends to a daemon, the responses that it
-//! reads, and the parameters of a query.
+//! HTTP/1.1 messages of the daemon's own endpoints as bytes: the requests that the command line sends, the responses
+//! that it reads, and the parameters of a query.
 //!
-//! The endpoints send a `Content-Length` with each response and close the connection after it, so a response is complete when its
-//! body has that length.
+//! The endpoints send a `Content-Length` with each response and close the connection after it, so a response is
+//! complete when its body has that length.
 
 use std::borrow::Cow;
 use std::net::SocketAddr;
@@ -11,25 +11,25 @@ use std::path::Path;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, percent_encode};
 
-/// The header that names the configuration file of the daemon that a request is for.
+/// Header with the configuration file of the daemon that must handle the request.
 pub(crate) const FILE_HEADER: &str = "Lb-Config-File";
 
-/// Everything but the unreserved characters of RFC 3986.
+/// Characters to escape in a query: all but the unreserved characters of RFC 3986.
 const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
-/// Everything that is escaped in the path of a file.
+/// Characters to escape in the path of a file.
 const NOT_IN_PATH: &AsciiSet = &RESERVED.remove(b'/');
 
-/// A request to one of the daemon's endpoints.
+/// Request to an endpoint of the daemon.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Request<'a> {
     pub(crate) method: &'a str,
     pub(crate) target: &'a str,
-    /// The configuration file of the daemon that is meant; `None`: any daemon.
+    /// The configuration file that the daemon must have; `None` accepts any daemon.
     pub(crate) file: Option<&'a Path>,
     pub(crate) body: &'a str,
 }
 
-/// A complete response.
+/// Complete response.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reply {
     /// The status code.
@@ -41,12 +41,12 @@ pub struct Reply {
 // === impl Request ===
 
 impl<'a> Request<'a> {
-    /// A GET request without a body.
+    /// Returns a GET request without a body.
     pub(crate) fn get(target: &'a str) -> Self {
         Self { method: "GET", target, file: None, body: "" }
     }
 
-    /// The bytes to send.
+    /// Returns the bytes to send.
     pub(crate) fn to_bytes(self) -> Vec<u8> {
         let Self { method, target, file, body } = self;
         let file =
@@ -62,7 +62,7 @@ impl<'a> Request<'a> {
 // === impl Reply ===
 
 impl Reply {
-    /// Reads a response up to the end of its connection. `None` if it is not a complete response of a daemon.
+    /// Parses a response. Returns `None` if it is not a complete response of a daemon.
     pub(crate) fn parse(bytes: &[u8]) -> Option<Self> {
         let text = std::str::from_utf8(bytes).ok()?;
         let (head, body) = text.split_once("\r\n\r\n")?;
@@ -77,31 +77,32 @@ impl Reply {
 
 // === targets ===
 
-/// The path of a configuration file as [`FILE_HEADER`] carries it.
+/// Returns the path of a configuration file as encoded in [`FILE_HEADER`].
 pub(crate) fn file_in_header(file: &Path) -> String {
     percent_encode(file.as_os_str().as_bytes(), NOT_IN_PATH).to_string()
 }
 
-/// The target of requests about one backend.
+/// Returns the target of requests about one backend.
 pub(crate) fn backend_target(pool: &str, backend: SocketAddr) -> String {
     let address = backend.to_string();
     format!("/v1/pools/{pool}/backends/{}", percent_encode(address.as_bytes(), NOT_IN_ADDRESS))
 }
 
-/// Everything that is escaped in the address of a backend: a colon may stand in a path segment.
+/// Characters to escape in the address of a backend. A colon is allowed in a path segment.
 const NOT_IN_ADDRESS: &AsciiSet = &RESERVED.remove(b':');
 
-/// Writes a query of parameters.
+/// Returns a query with these parameters.
 pub(crate) fn query(parameters: &[(&str, &str)]) -> String {
     let pair =
         |(name, value): &(&str, &str)| format!("{name}={}", percent_encode(value.as_bytes(), RESERVED));
     parameters.iter().map(pair).collect::<Vec<_>>().join("&")
 }
 
-/// Reads the parameters of a query, in their order. A parameter without `=` has an empty value. A `+` is a plus, as in a path.
+/// Parses the parameters of a query, in their order. A parameter without `=` has an empty value. A `+` is a plus sign,
+/// not a space.
 ///
 /// # Errors
-/// When a name or a value is not percent-encoded UTF-8.
+/// If a name or a value is not percent-encoded UTF-8.
 pub(crate) fn parameters(query: &str) -> impl Iterator<Item = Result<(Cow<'_, str>, Cow<'_, str>), String>> {
     let pairs = query.split('&').filter(|pair| !pair.is_empty());
     pairs.map(|pair| {
@@ -113,13 +114,13 @@ pub(crate) fn parameters(query: &str) -> impl Iterator<Item = Result<(Cow<'_, st
 /// Decodes percent-encoded UTF-8.
 ///
 /// # Errors
-/// When the text is not percent-encoded UTF-8.
+/// If the text is not percent-encoded UTF-8.
 pub(crate) fn decoded(text: &str) -> Result<Cow<'_, str>, String> {
     let decoded = percent_decode_str(text).decode_utf8().ok().filter(|_| escapes_are_complete(text));
     decoded.ok_or_else(|| format!("`{text}` is not percent-encoded UTF-8"))
 }
 
-/// Whether each `%` is followed by two hexadecimal digits; the decoder passes others through.
+/// Returns whether each `%` is followed by two hexadecimal digits. The decoder does not reject other escapes.
 fn escapes_are_complete(text: &str) -> bool {
     let mut pieces = text.split('%').skip(1);
     pieces.all(|piece| piece.len() >= 2 && piece.bytes().take(2).all(|digit| digit.is_ascii_hexdigit()))
@@ -140,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_names_the_configuration_file_in_ascii() {
+    fn a_request_contains_the_configuration_file_in_ascii() {
         let file = Some(Path::new("/etc/lb ä.yaml"));
         let request = Request { method: "POST", target: "/v1/stop", file, body: "{}" };
         let text = String::from_utf8(request.to_bytes()).unwrap();

@@ -1,4 +1,5 @@
-//! The composition root of the load balancer: configuration, command line, process, and the three services as one daemon.
+//! Composition root of the load balancer: the configuration, the command line, the process, and the three services as
+//! one daemon.
 //!
 //! [`run`] is the whole program. [`guide`] is the manual for its users, and `ARCHITECTURE.md` is the map of the code.
 

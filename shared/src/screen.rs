@@ -1,7 +1,7 @@
-//! The status on one screen: is anything wrong, since when, which pool, which backend, why; and then what is going on.
+//! Status on one screen: first the problems with their time and reason, then the listeners, pools and backends.
 //!
-//! [`render`] is a plain function of the status document and the time. What is wrong comes first, as the document lists it.
-//! [`redraw`] is the same picture over the one before it, on a terminal.
+//! [`render`] is a plain function of the status document and the time. Problems come first, in the order of the
+//! document. [`redraw`] draws a screen over the previous one on a terminal.
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -13,21 +13,21 @@ use crate::config::ProblemDocument;
 use crate::status_document::{BackendStatus, ConfigDocument, ListenerStatus, PoolStatus, Problem, Status};
 use crate::words::{self, count, count_of};
 
-/// The size of a terminal, in characters.
+/// Size of a terminal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Window {
-    /// Of a line.
+    /// The characters per line.
     pub columns: usize,
-    /// Lines.
+    /// The number of lines.
     pub rows: usize,
 }
 
-/// What draws `picture` over another one: no more of it than the window has room for, since the terminal would scroll, and
-/// nothing cleared before it is drawn over, since that would flicker.
+/// Returns the output that draws `picture` over another one. It draws only as much as fits into the window, because the
+/// terminal would scroll otherwise, and does not clear the window first, which would flicker.
 pub fn redraw(picture: &str, window: Window) -> String {
     let columns = window.columns.max(1);
     let mut drawn = String::from("\x1b[H");
-    // The line after the last one is where the cursor stands.
+    // The cursor needs the line after the last one.
     let mut room = window.rows.saturating_sub(1);
     let lines: Vec<_> = picture.lines().collect();
     for (at, line) in lines.iter().enumerate() {
@@ -40,7 +40,7 @@ pub fn redraw(picture: &str, window: Window) -> String {
         }
         room -= rows;
         drawn.push_str(line);
-        // A row that is full has nothing left of an old one.
+        // A full row overwrites the old one completely.
         if length == 0 || length % columns != 0 {
             drawn.push_str("\x1b[K");
         }
@@ -49,11 +49,10 @@ pub fn redraw(picture: &str, window: Window) -> String {
     drawn + "\x1b[J"
 }
 
-/// The screen, as text with lines of its own. `before` are the processes that have handed over and still work on requests, with where
-/// they can be asked.
+/// Returns the screen as text. `before` are the old processes that still drain, each with its control socket.
 pub fn render(status: &Status, before: &[(PathBuf, Status)], now: SystemTime) -> String {
     let mut text = String::new();
-    // Writing to a text cannot fail.
+    // Writing to a `String` cannot fail.
     let _ = status.write(&mut text, before, now);
     text
 }
@@ -85,7 +84,7 @@ impl Status {
         for (socket, process) in before {
             let requests: u64 = process.pools.iter().map(|pool| pool.requests_in_flight).sum();
             let requests = count(requests, "request");
-            write!(text, "\nprocess {} has handed over and still works on {requests}", process.pid)?;
+            write!(text, "\nprocess {} has handed over and still has {requests} in flight", process.pid)?;
             write!(text, " (status --socket {})", socket.display())?;
         }
         writeln!(text)?;
@@ -103,7 +102,7 @@ impl Status {
     }
 }
 
-/// Where the log level comes from, for people.
+/// Returns the source of the log level as text.
 fn level_source(source: &str) -> &str {
     match source {
         "operator" => "set at run time",
@@ -130,12 +129,11 @@ impl ConfigDocument {
 
 fn write_problems(problems: Option<&[Problem]>, text: &mut String, now: SystemTime) -> std::fmt::Result {
     let Some(problems) = problems else {
-        return writeln!(text, "\nthe process is of an older version, which does not say what is wrong");
+        return writeln!(text, "\nthe process runs an older version, which does not report problems");
     };
     match problems.len() {
-        0 => return writeln!(text, "\nall is well"),
-        1 => writeln!(text, "\n1 thing is wrong:")?,
-        more => writeln!(text, "\n{more} things are wrong:")?,
+        0 => return writeln!(text, "\nno problems"),
+        some => writeln!(text, "\n{}:", count_of(some, "problem"))?,
     }
     problems.iter().try_for_each(|problem| writeln!(text, "  ! {}", line(problem, now)))
 }
@@ -171,7 +169,7 @@ impl PoolStatus {
 impl BackendStatus {
     fn row(&self, now: SystemTime) -> [String; 8] {
         let max = self.max_requests.map(|max| format!("/{max}")).unwrap_or_default();
-        // Of one that is down it is what its failures count as.
+        // The value of a backend that is down comes from its failures and not from responses.
         let time = self.expected_answer_ms.filter(|_| self.state != "down");
         let marks = [self.backup.then_some(" backup"), self.runtime.as_ref().map(|_| " *")];
         [
@@ -187,7 +185,7 @@ impl BackendStatus {
     }
 }
 
-/// Columns as wide as their widest value; numbers end in line.
+/// Writes a table whose columns are as wide as their widest value; numbers are aligned to the right.
 fn table(text: &mut String, head: &[String; 8], rows: &[[String; 8]]) -> std::fmt::Result {
     const TEXTS: usize = 2;
     let lines = || std::iter::once(head).chain(rows);
@@ -206,7 +204,7 @@ fn table(text: &mut String, head: &[String; 8], rows: &[[String; 8]]) -> std::fm
     Ok(())
 }
 
-/// The time of day of a time in the document, which is in UTC.
+/// Returns the time of day of a time in the document, in UTC.
 fn clock(time: &str) -> String {
     let clock = time.split_once('T').and_then(|(_, clock)| clock.get(..8));
     clock.map_or_else(|| time.to_owned(), |clock| format!("{clock} UTC"))
@@ -216,7 +214,7 @@ fn ago(time: &str, now: SystemTime) -> String {
     format!("{} ago", span(time, now))
 }
 
-/// How long it is since a time in the document, roughly.
+/// Returns the approximate duration since a time in the document.
 fn span(time: &str, now: SystemTime) -> String {
     let (Ok(then), Ok(now)) = (time.parse::<Timestamp>(), Timestamp::try_from(now)) else {
         return "?".into();
@@ -258,43 +256,43 @@ mod tests {
     }
 
     #[test]
-    fn when_all_is_well_it_says_so_and_shows_what_goes_on() {
+    fn without_problems_the_screen_shows_listeners_pools_and_backends() {
         let expected = "\
 load_balancer 0.1.0, process 7, serving, started 2h02m ago; configuration 3 of /etc/lb.yaml, in effect since 09:30:00 UTC
 
-all is well
+no problems
 
 listener web on 0.0.0.0:80: 5 connections, 4 requests in flight
 
 pool api: 2 of 2 ready, 4 requests in flight, 0 waiting
-  backend       state    for  weight  in flight  requests  failures  cost
-  10.0.0.1:80   up     1h02m       1          2       120         3      3.3 ms
-  10.0.0.22:80  up     1h02m       1          2       120         3      3.3 ms
+  backend       state    for  weight  in flight  requests  failures  latency
+  10.0.0.1:80   up     1h02m       1          2       120         3   3.3 ms
+  10.0.0.22:80  up     1h02m       1          2       120         3   3.3 ms
 ";
         assert_eq!(screen(document()), expected);
     }
 
     #[test]
-    fn of_a_backend_that_does_not_answer_nobody_knows_how_long_it_takes() {
+    fn the_latency_of_a_backend_without_responses_is_a_dash() {
         let mut document = document();
         document["pools"][0]["backends"][0]["expected_answer_ms"].take();
         document["pools"][0]["backends"][1]["state"] = "down".into();
         let screen = screen(document);
-        assert_eq!(screen.lines().filter(|line| line.ends_with("  3           -")).count(), 2, "{screen}");
+        assert_eq!(screen.lines().filter(|line| line.ends_with("  3        -")).count(), 2, "{screen}");
     }
 
     #[test]
-    fn what_is_wrong_comes_first_in_the_order_of_the_document() {
+    fn problems_come_first_in_the_order_of_the_document() {
         let mut document = document();
         document["problems"] = json!([
             {"text": "pool api: no backend is ready", "since": "2026-01-02T10:30:00.000Z"},
-            {"text": "the file was refused", "at": "2026-01-02T11:00:00.000Z", "reason": "error[LB010]: unknown key\n --> a:1:1"},
+            {"text": "the last reload was refused", "at": "2026-01-02T11:00:00.000Z", "reason": "error[LB010]: unknown key\n --> a:1:1"},
             {"text": "this is the demo"},
         ]);
         let expected = "
-3 things are wrong:
+3 problems:
   ! pool api: no backend is ready since 10:30:00 UTC, 32m03s ago
-  ! the file was refused at 11:00:00 UTC, 2m03s ago: error[LB010]: unknown key
+  ! the last reload was refused at 11:00:00 UTC, 2m03s ago: error[LB010]: unknown key
        --> a:1:1
   ! this is the demo
 
@@ -304,15 +302,15 @@ listener ";
     }
 
     #[test]
-    fn an_older_process_is_not_taken_for_a_healthy_one() {
+    fn an_older_process_is_not_shown_as_healthy() {
         let mut document = document();
         document.as_object_mut().unwrap().remove("problems");
         let screen = screen(document);
-        assert!(!screen.contains("all is well") && screen.contains("older version"), "{screen}");
+        assert!(!screen.contains("no problems") && screen.contains("older version"), "{screen}");
     }
 
     #[test]
-    fn one_of_anything_is_singular() {
+    fn counts_of_one_are_singular() {
         let mut document = document();
         (document["listeners"][0]["connections_active"], document["listeners"][0]["requests_in_flight"]) =
             (1.into(), 1.into());
@@ -323,35 +321,39 @@ listener ";
     }
 
     #[test]
-    fn what_operators_changed_is_shown_and_is_nothing_wrong() {
+    fn changes_of_operators_are_shown_and_are_no_problem() {
         let mut document = document();
         document["config"]["runtime_changes"] = json!(["pool api: backend 10.0.0.1:80: draining"]);
         let backend = &mut document["pools"][0]["backends"][0];
         (backend["state"], backend["runtime"]) = ("draining".into(), "draining".into());
         let screen = screen(document);
-        assert!(screen.contains("all is well"), "{screen}");
+        assert!(screen.contains("no problems"), "{screen}");
         assert!(screen.contains("not in the file:\n  pool api: backend 10.0.0.1:80: draining\n"), "{screen}");
         assert!(screen.contains("10.0.0.1:80   draining *"), "{screen}");
     }
 
     #[test]
-    fn warnings_about_the_file_are_shown_and_are_nothing_wrong() {
+    fn warnings_about_the_file_are_shown_and_are_no_problem() {
         let mut document = document();
         let warning = |line: Value| json!({"id": "LB053", "line": line, "message": "`sticky` has no effect"});
         document["config"]["warnings"] = json!([warning(7.into()), warning(Value::Null)]);
         let screen = screen(document);
         let expected =
-            "all is well\n\n2 warnings about the file:\n  line 7: `sticky` has no effect (LB053)\n  `sticky`";
+            "no problems\n\n2 warnings about the file:\n  line 7: `sticky` has no effect (LB053)\n  `sticky`";
         assert!(screen.contains(expected), "{screen}");
     }
 
     #[test]
-    fn a_picture_is_drawn_over_another_one_as_far_as_there_is_room() {
+    fn a_screen_is_drawn_over_another_one_as_far_as_it_fits() {
         let draw = |picture, columns, rows| redraw(picture, Window { columns, rows });
         assert_eq!(draw("ab\n\nc\n", 80, 24), "\x1b[Hab\x1b[K\n\x1b[K\nc\x1b[K\n\x1b[J");
-        assert_eq!(draw("a\nb\nc\n", 80, 4), "\x1b[Ha\x1b[K\nb\x1b[K\nc\x1b[K\n\x1b[J", "it just fits");
+        assert_eq!(
+            draw("a\nb\nc\n", 80, 4),
+            "\x1b[Ha\x1b[K\nb\x1b[K\nc\x1b[K\n\x1b[J",
+            "the screen just fits"
+        );
         assert_eq!(draw("a\nb\nc\nd\n", 80, 4), "\x1b[Ha\x1b[K\nb\x1b[K\n… 2 more lines\x1b[K\n\x1b[J");
-        assert_eq!(draw("abcd\ne\n", 4, 24), "\x1b[Habcd\ne\x1b[K\n\x1b[J", "the last column is kept");
+        assert_eq!(draw("abcd\ne\n", 4, 24), "\x1b[Habcd\ne\x1b[K\n\x1b[J", "the last column is not cleared");
         assert_eq!(
             draw("abcdef\ng\nh\n", 4, 4),
             "\x1b[Habcdef\x1b[K\n… 2 more lines\x1b[K\n\x1b[J",

@@ -1,4 +1,4 @@
-//! `/api/v1/status`: what the daemon is doing, in one JSON document composed from what each service knows.
+//! Status document of the daemon for `/api/v1/status`: JSON composed from the state of all services.
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -19,7 +19,7 @@ use crate::status_document::{
 };
 use crate::time::rfc3339;
 
-/// Where the status is read from.
+/// Source of the status document.
 pub struct StatusSource {
     current: CurrentSnapshot,
     traffic: Arc<Traffic>,
@@ -34,7 +34,7 @@ pub struct StatusSource {
 // === impl StatusSource ===
 
 impl StatusSource {
-    /// A source over what the services share.
+    /// Returns a source that reads the shared state of the services.
     pub fn new(
         (current, traffic, pools): (CurrentSnapshot, Arc<Traffic>, Pools),
         operator: Operator,
@@ -44,7 +44,7 @@ impl StatusSource {
         Self { current, traffic, pools, operator, verbosity, readiness, purpose, started }
     }
 
-    /// The document as it is now.
+    /// Returns the current document as JSON.
     pub fn json(&self) -> String {
         let at = Moment::now();
         let (plan, pools, config) = (self.current.load(), self.pools.now(), self.operator.config_status());
@@ -78,7 +78,7 @@ impl StatusSource {
         }
     }
 
-    /// The worst first.
+    /// Returns the problems, the worst first.
     fn problems(&self, pools: &[PoolStatus], config: &ConfigStatus) -> Vec<Problem> {
         let mut problems = Vec::new();
         if let Purpose::Stopgap(missing) = &self.purpose {
@@ -179,20 +179,20 @@ impl Problem {
         Self { reason: Some(reason.into()), ..self }
     }
 
-    /// Session keys that are not in effect.
+    /// Returns the problem of session keys that are not in effect; `None` if they are.
     fn of_keys(keys: &KeyFileStatus) -> Option<Self> {
-        let why = format!("those read before stay in effect: {}", keys.problem.as_ref()?);
-        let problem = Self::new(format!("the session keys of {} cannot be used", keys.file)).because(why);
+        let why = format!("the previous keys stay in effect: {}", keys.problem.as_ref()?);
+        let problem = Self::new(format!("cannot use the session keys of {}", keys.file)).because(why);
         Some(problem.since(keys.since.clone()))
     }
 
-    /// A reload whose file is not in effect.
+    /// Returns the problem of a reload whose file is not in effect; `None` if it is.
     fn of_reload(reload: &LastReload) -> Option<Self> {
         let why = reload.problem.as_deref().unwrap_or_default();
         let problem = match &*reload.result {
-            "refused" => Self::new("the file was refused")
-                .because(format!("the previous one is still in effect: {why}")),
-            "rolled_back" => Self::new("the change was rolled back").because(why),
+            "refused" => Self::new("the last reload was refused")
+                .because(format!("the previous configuration is still in effect: {why}")),
+            "rolled_back" => Self::new("the last reload was rolled back").because(why),
             _ => return None,
         };
         Some(Self { at: Some(reload.time.clone()), ..problem })
@@ -209,7 +209,7 @@ impl PoolStatus {
 
     fn panicking(&self) -> Option<Problem> {
         let problem = || Problem::new(format!("pool {}: panic", self.name)).since(self.panic_since.clone());
-        self.panic.then(|| problem().because("all its backends are used, ready or not"))
+        self.panic.then(|| problem().because("all its backends are used, whether ready or not"))
     }
 
     fn on_backups(&self) -> Option<Problem> {

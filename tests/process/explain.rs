@@ -295,15 +295,19 @@ fn explain_shows_the_route_taken_and_why_the_others_are_not() {
     let routes = "routes:\n  - {match: {host: a.test, method: [PUT]}, pool: web}\n  - {match: {path_prefix: /v1, header: {X-Canary: \"1\"}}, pool: other}\n  - {match: {path_prefix: /v1}, pool: web}\n";
     let daemon = lab.start(&format!("{pools}{routes}"));
     let document = explain(&daemon, "host=a.test&path=/v1/x&header=X-Canary:1");
-    let others =
-        json!([{"index": 0, "reason": "another method"}, {"index": 2, "reason": "route 1 comes first"}]);
+    let others = json!([
+        {"index": 0, "reason": "it requires another method"},
+        {"index": 2, "reason": "route 1 matches first"},
+    ]);
     assert_eq!(document["route"], json!({"index": 1, "others": others}));
     assert_eq!((&document["pool"], &document["policy"]), (&json!("other"), &json!("round_robin")));
     let canary = daemon.connect().request("GET", "/v1/x", &[("X-Canary", "1")], b"").unwrap();
     assert_eq!(canary.origin(), "two");
     let document = explain(&daemon, "host=b.test&path=/v1");
-    let others =
-        json!([{"index": 0, "reason": "its host is not a.test"}, {"index": 1, "reason": "header x-canary"}]);
+    let others = json!([
+        {"index": 0, "reason": "its host is not a.test"},
+        {"index": 1, "reason": "header x-canary does not match"},
+    ]);
     assert_eq!((&document["route"]["others"], &document["pool"]), (&others, &json!("web")));
     let document = explain(&daemon, "host=b.test&path=/v2");
     assert_eq!((&document["route"]["index"], &document["outcome"]), (&Value::Null, &json!("no_route")));

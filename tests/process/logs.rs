@@ -249,7 +249,8 @@ fn a_start_in_the_background_without_an_error_log_warns() {
         let config = lab.write("conf.yaml", &file);
         let started = lab.run(&["-c", path_str(&config), "-d"]);
         assert_eq!(started.code, Some(0), "{started:?}");
-        let warning = started.stderr.contains("writes no log") && started.stderr.contains("error_log: /");
+        let warning = started.stderr.contains("runs in the background without a log")
+            && started.stderr.contains("error_log: /");
         assert_eq!(warning, warns, "{started:?}");
         assert_eq!(subcommand(&lab, &["stop"]).code, Some(0));
     }

@@ -94,7 +94,7 @@ fn an_invalid_file_changes_nothing_and_is_reported() {
     let problem = config["last_reload"]["problem"].as_str().unwrap();
     assert!(problem.contains("LB010") && problem.contains("did you mean `policy`"), "{problem}");
     assert!(problem.contains("conf.yaml:"), "{problem}");
-    daemon.logged(&["refused", "nothing has changed"]);
+    daemon.logged(&["refused", "nothing changed"]);
     assert_eq!(daemon.metric("lb_config_last_reload_successful", &[]), 0.0);
     assert_eq!(daemon.metric("lb_config_reloads_total", &["result=\"refused\""]), 1.0);
     assert_eq!(names(&daemon, 3), [("one".to_owned(), 3)]);
@@ -603,7 +603,7 @@ fn a_reload_is_rolled_back_when_requests_fail() {
     let load = LoadGenerator::start(lab.listener, 2, 0);
     wait::until(LONG, "100 requests have succeeded", || load.report().ok > 100);
     apply(&lab, &daemon, &body(&bad, "{error_rate: 30, window: 20s}"));
-    daemon.logged(&["taken back", "more than 30 %"]);
+    daemon.logged(&["rolled back", "limit: 30 %"]);
     wait::until(LONG, "the old configuration is in effect", || {
         daemon.get("/").is_ok_and(|answer| answer.origin() == "good")
     });
@@ -630,7 +630,7 @@ fn a_reload_is_rolled_back_when_responses_are_truncated() {
     let daemon = lab.start(&format!("{rule}{}", pool(&[&good], "")));
     apply(&lab, &daemon, &format!("{rule}{}", pool(&[&bad], "")));
     let load = LoadGenerator::start(lab.listener, 2, 0);
-    daemon.logged(&["taken back", "more than 30 %"]);
+    daemon.logged(&["rolled back", "limit: 30 %"]);
     drop(load.stop());
     assert_eq!(daemon.get("/").unwrap().origin(), "good");
     let ok = daemon.metric("lb_requests_total", &["code=\"200\""]);
@@ -666,7 +666,7 @@ fn a_rollback_keeps_changes_of_operators() {
     let config = lab.path("conf.yaml");
     assert_eq!(lab.run(&["drain", "web", &address, "-c", path_str(&config)]).code, Some(0));
     let load = LoadGenerator::start(lab.listener, 2, 0);
-    daemon.logged(&["taken back", "more than 30 %"]);
+    daemon.logged(&["rolled back", "limit: 30 %"]);
     drop(load.stop());
     assert!((0..6).all(|_| daemon.get("/").unwrap().origin() == "good"));
     assert_eq!(daemon.backend_status("web", other.address)["runtime"], "draining");

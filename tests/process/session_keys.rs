@@ -100,7 +100,7 @@ fn keys_are_rotated_without_a_reload() {
     assert!(config["last_reload"].is_null(), "{config:#}");
     assert_eq!(config["runtime_changes"].as_array().map(Vec::len), Some(1), "{config:#}");
     let events = daemon.read("/api/v1/events").unwrap().text();
-    assert!(events.contains("2 keys are in effect, the first signs"), "{events}");
+    assert!(events.contains("2 keys are in effect; the first one signs"), "{events}");
 }
 
 #[test]
@@ -124,7 +124,7 @@ fn invalid_keys_change_nothing_and_are_reported() {
         assert_sessions_stay(why, &daemon, &signed);
         daemon.logged(&["ERROR", "session keys of", why, "stay in effect"]);
         let screen = lab.run(&["status", "-c", path_str(&config)]).stdout;
-        assert!(screen.contains("  ! the session keys of ") && screen.contains(why), "{screen}");
+        assert!(screen.contains("  ! cannot use the session keys of ") && screen.contains(why), "{screen}");
         let events = lab.run(&["events", "-c", path_str(&config)]).stdout;
         assert!(events.contains(why), "{events}");
         let reload = lab.run(&["reload", "-c", path_str(&config)]);

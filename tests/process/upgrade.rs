@@ -272,7 +272,7 @@ fn an_upgrade_keeps_changes_of_operators() {
     let drained = format!("pool web: backend {address}: draining");
     assert_eq!(lab.run(&["drain", "web", &address, "-c", path_str(&config)]).code, Some(0));
     assert_eq!(lab.run(&["log-level", "debug", "-c", path_str(&config)]).code, Some(0));
-    assert_eq!(changes(), json!([drained, "the log level is debug"]));
+    assert_eq!(changes(), json!([drained, "log level debug"]));
     let since = || old.backend_status("web", one.address)["since"].clone();
     let before = since();
     assert_eq!(upgrade_by_subcommand(&lab).code, Some(0), "{}", lab.error_log());
@@ -280,19 +280,19 @@ fn an_upgrade_keeps_changes_of_operators() {
     assert_eq!(since(), before, "the state keeps its time");
     assert!((0..6).all(|_| old.get("/").unwrap().origin() == "two"));
     assert_eq!(old.backend_status("web", one.address)["runtime"], "draining");
-    assert_eq!(changes(), json!([drained, "the log level is debug"]));
+    assert_eq!(changes(), json!([drained, "log level debug"]));
     assert_eq!(lab.run(&["log-level", "-c", path_str(&config)]).stdout, "debug\n");
     // The changes are also kept when the new process is started with `-u`.
     let before = lab.pid_in_file().unwrap();
     before.signal(Signal::SIGQUIT);
     let new = lab.daemonize_file(&config, &["-u"]);
     before.wait_gone(LONG);
-    assert_eq!(changes(), json!([drained, "the log level is debug"]));
+    assert_eq!(changes(), json!([drained, "log level debug"]));
     assert_eq!(new.backend_status("web", one.address)["state"], "draining");
     // The file does not set the log level, so the reload keeps it.
     assert_eq!(lab.run(&["reload", "-c", path_str(&config)]).code, Some(0));
     assert_eq!(old.backend_status("web", one.address)["state"], "up");
-    assert_eq!(changes(), json!(["the log level is debug"]));
+    assert_eq!(changes(), json!(["log level debug"]));
 }
 
 /// A daemon with the backends `one` and `two`, and a new process that has read its file. The health checks of the new
@@ -371,9 +371,9 @@ fn a_backend_is_not_idle_while_an_old_process_has_a_request_in_flight() {
     };
     let late = drain(&["--timeout", "300ms"]);
     assert_eq!(late.code, Some(1), "{late:?}");
-    assert!(late.stderr.contains("still works on requests"), "{late:?}");
+    assert!(late.stderr.contains("still has requests in flight"), "{late:?}");
     let screen = lab.run(&["status", "-c", path_str(&config)]).stdout;
-    let line = format!("process {} has handed over and still works on 2 requests", first.process.0);
+    let line = format!("process {} has handed over and still has 2 requests in flight", first.process.0);
     assert!(screen.contains(&line), "{screen}");
     // A request that follows the events of the old process waits until the next event.
     let mut following =
@@ -506,7 +506,7 @@ fn a_new_process_that_dies_after_taking_the_sockets_changes_nothing() {
     daemon.logged(&["upgrade failed", "continues to serve", "SIGKILL"]);
     wait::until(LONG, "the events report the failure", || {
         let events = daemon.read("/api/v1/events").map(|answer| answer.text());
-        events.is_ok_and(|events| events.contains("the upgrade has failed") && events.contains("SIGKILL"))
+        events.is_ok_and(|events| events.contains("the upgrade failed") && events.contains("SIGKILL"))
     });
     wait::until(LONG, "only the old process runs", || started_with(lab.directory()) == [daemon.process]);
     assert_eq!(daemon.get("/").unwrap().status, 200);
@@ -536,12 +536,12 @@ fn a_new_process_does_not_take_over_when_it_finds_no_ready_backend_and_the_old_o
     lab.config(&body("/status/404", ""));
     let refused = upgrade_by_subcommand(&lab);
     assert_eq!(refused.code, Some(1), "{refused:?}");
-    for said in ["no backend of pool web is ready", "the process before had some"] {
+    for said in ["no backend of pool web is ready", "the old process had one"] {
         assert!(refused.stderr.contains(said), "{refused:?}");
     }
     assert!(!refused.stderr.contains("dead,") && daemon.process.alive(), "{refused:?}");
     wait::until(LONG, "only the old process runs", || started_with(lab.directory()) == [daemon.process]);
-    assert!(daemon.read("/api/v1/events").unwrap().text().contains("the upgrade has failed"));
+    assert!(daemon.read("/api/v1/events").unwrap().text().contains("the upgrade failed"));
     // A pool that is down in both processes does not prevent the upgrade, and neither does a new pool that is down.
     let new = format!("  new: {{backends: [\"{dead}\"]}}\n");
     lab.config(

@@ -1,4 +1,4 @@
-//! What a request on the control socket asks for.
+//! Requests on the control socket, parsed.
 
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
@@ -14,68 +14,69 @@ use crate::config::loopback;
 use crate::http_message::{decoded, parameters};
 use crate::operator::{Change, Joining, Order, Reload};
 
-/// The longest time that a request may wait for an event.
+/// Maximum time that a request can wait for an event.
 pub const MAX_WAIT: Duration = Duration::from_secs(60);
-/// The longest time that a request may wait for a backend.
+/// Maximum time that a request can wait for an idle backend.
 const MAX_IDLE_WAIT: Duration = Duration::from_secs(24 * 3600);
 
-/// What a request asks for.
+/// Call that a request makes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Call {
-    /// What the daemon is doing.
+    /// Return the status document.
     Status,
-    /// Where the processes before this one answer.
+    /// Return the sockets of old processes that still drain.
     Predecessors,
-    /// The changes after this number; waits so long for one.
+    /// Return the events after a number, and wait for one if there is none.
     Events {
-        /// The number of the event that was seen last; 0: none.
+        /// The number of the last event that the client received, or 0.
         after: u64,
-        /// The process that gave it; absent: this one. The numbers of another one say nothing: then all are meant.
+        /// The PID of the process that assigned the number; `None` means this process. Each process numbers its own
+        /// events, so the number of another process selects all events.
         process: Option<u32>,
-        /// At most a minute.
+        /// The time to wait for an event, at most [`MAX_WAIT`].
         wait: Duration,
     },
-    /// Where a request would go.
+    /// Explain how a request would be routed.
     Explain {
-        /// The request.
+        /// The request, as a query string.
         query: String,
-        /// Whether people are to read it.
+        /// Whether to return readable text instead of JSON.
         as_text: bool,
     },
-    /// What lets a request ask how it is served.
+    /// Return the token for the request header `X-Lb-Explain`.
     ExplainToken,
-    /// What is logged; with a filter, from now on that.
+    /// Return the log level, after setting it if there is a filter.
     LogLevel(Option<String>),
-    /// Read the file again.
+    /// Reload the configuration file.
     Reload(Reload),
     /// Hand over to a new process.
     Upgrade,
-    /// Drain and end.
+    /// Drain and end the process.
     Stop {
-        /// Do not drain.
+        /// Whether to end without a drain.
         now: bool,
     },
     /// Change a backend.
     Order(Order),
-    /// Wait until a backend works on no request.
+    /// Wait until a backend is idle.
     Idle {
-        /// The name of its pool.
+        /// The name of the pool.
         pool: String,
-        /// Its address.
+        /// The address of the backend.
         backend: SocketAddr,
-        /// How long.
+        /// The maximum time to wait.
         wait: Duration,
     },
 }
 
-/// Why a request asks for nothing.
+/// Reason why a request is rejected.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Unclear {
-    /// There is no such path.
+    /// The path does not exist.
     NotFound,
-    /// The path takes these methods.
+    /// The path supports only these methods.
     Method(&'static str),
-    /// In words.
+    /// The request is invalid for the given reason.
     Bad(String),
 }
 
@@ -109,7 +110,7 @@ struct Stop {
     now: bool,
 }
 
-/// Nothing may be said where nothing is read.
+/// Body of a request without fields; unknown fields are rejected.
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields)]
 struct Nothing {}
@@ -117,16 +118,16 @@ struct Nothing {}
 // === impl Call ===
 
 impl Call {
-    /// Whether it is of use only to whoever waits for the answer, and changes nothing.
+    /// Returns whether the call only waits and changes nothing, so that it can end when its client disconnects.
     pub fn only_waits(&self) -> bool {
         matches!(self, Self::Events { .. } | Self::Idle { .. })
     }
 }
 
-/// Reads a request.
+/// Parses a request.
 ///
 /// # Errors
-/// Why it asks for nothing.
+/// If the path, the method or the body is invalid.
 pub fn parse(method: &str, path: &str, query: &str, body: &[u8]) -> Result<Call, Unclear> {
     let segments: Vec<_> = path.split('/').skip(1).collect();
     match segments.as_slice() {
@@ -225,7 +226,7 @@ fn log_level(method: &str, body: &[u8]) -> Result<Call, Unclear> {
     }
 }
 
-/// The address of a backend, percent-encoded or not: `10.0.0.1:80`, `[::1]:80`, `%5B::1%5D:80`.
+/// Parses the address of a backend, percent-encoded or not: `10.0.0.1:80`, `[::1]:80`, `%5B::1%5D:80`.
 fn backend(text: &str) -> Result<SocketAddr, Unclear> {
     let address = BackendAddress::from_text(&decoded(text).map_err(bad)?);
     address.map(|address| address.resolve(loopback())).map_err(|problem| bad(problem.replace('\n', ": ")))
@@ -242,17 +243,17 @@ fn seconds(value: &str) -> Result<Duration, Unclear> {
 }
 
 fn unknown_parameter(name: &str) -> Unclear {
-    bad(format!("there is no parameter `{name}` here"))
+    bad(format!("unknown parameter `{name}`"))
 }
 
 fn none(body: &[u8]) -> Result<(), Unclear> {
     object(body).map(|Nothing {}| ())
 }
 
-/// The JSON object of a body; one that is empty stands for `{}`.
+/// Parses the JSON object of a body; an empty body counts as `{}`.
 fn object<T: DeserializeOwned>(body: &[u8]) -> Result<T, Unclear> {
     let body = if body.trim_ascii().is_empty() { b"{}" } else { body };
-    serde_json::from_slice(body).map_err(|error| bad(format!("the body: {error}")))
+    serde_json::from_slice(body).map_err(|error| bad(format!("cannot parse the body: {error}")))
 }
 
 fn bad(text: String) -> Unclear {
@@ -273,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn each_endpoint_asks_for_its_own() {
+    fn each_endpoint_has_its_own_call() {
         let of = "/v1/pools/web/backends/10.0.0.1:80";
         let weight = Weight::new(3).unwrap();
         let reload = Reload { dry_run: true, keep_runtime: false };
@@ -307,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn waiting_has_bounds() {
+    fn waiting_times_are_limited() {
         let events =
             |after, process, seconds| Ok(Call::Events { after, process, wait: Duration::from_secs(seconds) });
         assert_eq!(call("GET", "/v1/events", ""), events(0, None, 0));
@@ -320,14 +321,14 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_understood_is_told_why() {
+    fn invalid_requests_are_rejected_with_the_reason() {
         let why = |method, target, body| match call(method, target, body) {
             Err(Unclear::Bad(why)) => why,
             other => panic!("{other:?}"),
         };
         assert!(why("POST", "/v1/reload", r#"{"dry": true}"#).contains("unknown field `dry`"));
         assert!(why("POST", "/v1/upgrade", r#"{"now": true}"#).contains("unknown field `now`"));
-        assert!(why("GET", "/v1/events?since=3", "").contains("no parameter `since`"));
+        assert!(why("GET", "/v1/events?since=3", "").contains("unknown parameter `since`"));
         assert!(why("GET", "/v1/events?after=x", "").contains("not a number"));
         assert!(why("GET", "/v1/events?process=-1", "").contains("`process` is not a number"));
         assert!(why("GET", "/v1/events?wait=-1", "").contains("not a number"));
@@ -335,11 +336,11 @@ mod tests {
         let weight = why("PUT", "/v1/pools/web/backends/10.0.0.1:80/weight", r#"{"weight": 0}"#);
         assert!(weight.contains("1 to 1000"), "{weight}");
         let body = why("PUT", "/v1/pools/web/backends/10.0.0.1:80/weight", "weight=3");
-        assert!(body.starts_with("the body:"), "{body}");
+        assert!(body.starts_with("cannot parse the body:"), "{body}");
     }
 
     #[test]
-    fn other_paths_and_methods_are_refused() {
+    fn unknown_paths_and_methods_are_rejected() {
         for path in ["/", "/v1", "/v1/", "/v1/status/", "/v2/status", "/v1/pools/web", "/metrics"] {
             assert_eq!(call("GET", path, ""), Err(Unclear::NotFound), "{path}");
         }

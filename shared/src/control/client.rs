@@ -1,4 +1,4 @@
-//! The other side of the control socket: one request, one answer, blocking.
+//! Client of the control socket, which sends one request per connection and blocks for the response.
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -12,78 +12,79 @@ use super::find::Others;
 pub use crate::http_message::Reply;
 use crate::http_message::Request;
 
-/// Speaks to the daemon that has this socket.
+/// Client for the daemon at one socket.
 #[derive(Clone, Debug)]
 pub struct Client {
     socket: PathBuf,
-    /// The file of the daemon that is meant, if it is known.
+    /// The configuration file that the daemon must have; `None` accepts any daemon.
     file: Option<PathBuf>,
-    /// The users whose daemons are spoken to; none: any.
+    /// The users whose daemons are accepted; `None` accepts any user.
     trusted: Option<Vec<Uid>>,
 }
 
-/// Why there is no answer.
+/// Reason why there is no response.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages say it")]
 pub enum Unreachable {
-    #[error(
-        "no daemon listens at {path}: is it running, and with this configuration? (-c FILE or --socket PATH names another)"
-    )]
+    #[error("no daemon listens at {path}: start it, or select another one with `-c FILE` or `--socket PATH`")]
     Nobody { path: PathBuf },
     #[error("no daemon runs with {file}: no daemon listens at {path}{others}")]
     NobodyWithFile { file: PathBuf, path: PathBuf, others: Others },
     #[error("no daemon listens at {path}, the default{others}")]
     NobodyByDefault { path: PathBuf, others: Others },
-    #[error("this user may not speak to the daemon at {path}: be the user that it runs as, or root")]
+    #[error(
+        "cannot connect to the daemon at {path}: permission denied; run as root or as the user of the daemon"
+    )]
     Denied { path: PathBuf },
     #[error(
-        "the process at {path} runs as the user with uid {uid}, so nothing was sent to it; run this as that user if the \
-         daemon is meant, or remove the socket"
+        "the process at {path} runs as UID {uid}, so no request was sent; run this command as that user if this is the right \
+         daemon, otherwise remove the socket"
     )]
     Foreign { path: PathBuf, uid: Uid },
-    #[error("cannot speak to the daemon at {path}: {source}")]
+    #[error("cannot communicate with the daemon at {path}: {source}")]
     Io { path: PathBuf, source: io::Error },
-    #[error("the daemon at {path} has not answered within {patience:?}; it may still do what was asked")]
+    #[error("the daemon at {path} did not respond within {patience:?}; it might still execute the request")]
     Silent { path: PathBuf, patience: Duration },
-    #[error("the daemon at {path} has ended before it answered")]
+    #[error("the daemon at {path} ended before it responded")]
     Gone { path: PathBuf },
-    #[error("what answers at {path} is not a load_balancer daemon")]
+    #[error("{path} is not a load_balancer control socket")]
     Stranger { path: PathBuf },
 }
 
-/// The longest answer.
+/// Maximum size of a response, in bytes.
 const MAX_ANSWER: u64 = 64 * 1024 * 1024;
 
 // === impl Client ===
 
 impl Client {
-    /// One for the daemon at `socket`.
+    /// Returns a client for the daemon at `socket`.
     pub fn new(socket: &Path) -> Self {
         Self { socket: socket.to_owned(), file: None, trusted: None }
     }
 
-    /// The same, if it is the daemon of this file, by its canonical path; any other one refuses.
+    /// Restricts the client to the daemon of this file, given by its canonical path. A daemon with another file refuses
+    /// the requests.
     #[must_use]
     pub fn of_file(self, file: PathBuf) -> Self {
         Self { file: Some(file), ..self }
     }
 
-    /// The same, if it runs as root, as this user or as one of `others`.
+    /// Restricts the client to daemons that run as root, as the current user, or as one of `others`.
     #[must_use]
     pub fn trusting(self, others: &[Uid]) -> Self {
         let trusted = [Uid::from_raw(0), Uid::effective()].iter().chain(others).copied().collect();
         Self { trusted: Some(trusted), ..self }
     }
 
-    /// Where the daemon is.
+    /// Returns the path of the socket.
     pub fn socket(&self) -> &Path {
         &self.socket
     }
 
-    /// Sends a request; waits for its answer, at most so long.
+    /// Sends a request, and waits for the response for at most `patience`.
     ///
     /// # Errors
-    /// When there is nobody to answer, or no answer.
+    /// If no daemon can be reached, or if it does not respond in time.
     pub fn ask(
         &self,
         method: &str,
@@ -103,7 +104,7 @@ impl Client {
         Reply::parse(&answer).ok_or_else(|| Unreachable::Stranger { path: self.socket.clone() })
     }
 
-    /// The user at the other end, if it is none of those that are trusted.
+    /// Returns the user of the peer if it is not one of the accepted users.
     fn foreign(&self, stream: &UnixStream) -> io::Result<Option<Uid>> {
         let Some(trusted) = &self.trusted else { return Ok(None) };
         let peer = Uid::from_raw(getsockopt(stream, PeerCredentials)?.uid());
@@ -146,7 +147,7 @@ pub(super) mod tests {
     use super::*;
     use crate::process::privileges::Identity;
 
-    /// A socket at which a process of the user `nobody` listens. Only root can make one.
+    /// Creates a socket at which a process of the user `nobody` listens, which requires root.
     pub(in crate::control) fn foreign(socket: &Path) -> std::os::unix::net::UnixListener {
         let directory = socket.parent().unwrap();
         std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o777)).unwrap();
@@ -155,7 +156,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn nothing_is_sent_to_a_process_of_another_user() {
+    fn a_process_of_another_user_receives_no_request() {
         if !Uid::effective().is_root() {
             return;
         }
@@ -172,7 +173,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn one_that_says_nothing_is_told_from_one_that_has_ended() {
+    fn a_silent_daemon_is_distinguished_from_one_that_ended() {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("control.sock");
         let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
@@ -183,7 +184,7 @@ pub(super) mod tests {
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 let (mut stream, _) = listener.accept().unwrap();
-                // All of the request, so that the end is one and no reset.
+                // Reads the whole request, because closing earlier would send a reset.
                 while stream.read(&mut [0; 1024]).unwrap() == 1024 {}
             });
             let error = client.ask("GET", "/", "", Duration::from_secs(9)).unwrap_err();
@@ -192,7 +193,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn nobody_there_is_told_with_the_remedy() {
+    fn a_missing_daemon_is_reported_with_a_remedy() {
         let directory = tempfile::tempdir().unwrap();
         let client = Client::new(&directory.path().join("none.sock"));
         let error = client.ask("GET", "/", "", Duration::from_secs(1)).unwrap_err();

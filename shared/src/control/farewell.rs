@@ -1,7 +1,8 @@
-//! The answer to `stop`: given by the process when everything else is over.
+//! Response to `stop`, which the process sends after everything else is done.
 //!
-//! Only then is it known how the drain went. The connection stays open until the process is gone, so whoever waits for its end waits
-//! for that of the process. A process that is killed closes the connection without an answer.
+//! Only then is the result of the drain known. The connection stays open until the process has ended, so a client can
+//! wait for the end of the process by waiting for the end of the connection. A killed process closes the connection
+//! without a response.
 
 use std::io::Write;
 use std::os::fd::{IntoRawFd, OwnedFd};
@@ -14,32 +15,33 @@ use serde_json::json;
 
 use crate::process::lifecycle::Outcome;
 
-/// The connections that are answered at the end. Clones share them.
+/// Connections that receive a response at the end of the process. Clones share them.
 #[derive(Clone, Debug, Default)]
 pub struct Farewells(Arc<Mutex<Vec<UnixStream>>>);
 
-/// How a process has ended.
+/// Result of a stop.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Farewell {
-    /// Which process.
+    /// The PID of the process.
     pub pid: u32,
-    /// Why: `drained`, `out_of_time`, `at_once` or `failed`.
+    /// The reason for the end: `drained`, `out_of_time`, `at_once` or `failed`.
     pub reason: String,
-    /// Requests that were still in flight.
+    /// The number of requests that were still in flight.
     pub cut: usize,
-    /// Whether another process had taken over, so that this one was not the daemon any more.
+    /// Whether a new process had already taken over.
     pub handed_over: bool,
 }
 
 // === impl Farewells ===
 
 impl Farewells {
-    /// This connection is answered at the end.
+    /// Adds a connection that receives a response at the end.
     pub fn promise(&self, connection: OwnedFd) {
         self.connections().push(UnixStream::from(connection));
     }
 
-    /// Answers all of them. To be called last: the process holds nothing any more that a new one needs.
+    /// Sends the responses. Call this function last, when the process no longer holds anything that a new process
+    /// needs.
     pub fn say(&self, outcome: &Outcome) {
         let end = outcome.end();
         let farewell = Farewell {
@@ -54,9 +56,9 @@ impl Farewells {
             "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
         );
         for mut connection in self.connections().drain(..) {
-            // A client that has left does not read it.
+            // The write fails if the client has disconnected.
             let _ = connection.write_all(answer.as_bytes());
-            // The kernel closes it, with everything else of the process.
+            // The kernel closes the connection when the process has ended.
             let _open = connection.into_raw_fd();
         }
     }
@@ -73,13 +75,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_answer_comes_at_the_end_and_the_connection_stays_open() {
+    fn the_response_is_sent_at_the_end_and_the_connection_stays_open() {
         let (mut client, server) = UnixStream::pair().unwrap();
         client.set_nonblocking(true).unwrap();
         let farewells = Farewells::default();
         farewells.promise(server.into());
         let mut answer = [0; 1024];
-        assert!(client.read(&mut answer).is_err(), "no answer yet");
+        assert!(client.read(&mut answer).is_err(), "no response yet");
         farewells.say(&Outcome::default());
         let length = client.read(&mut answer).unwrap();
         let reply = crate::http_message::Reply::parse(&answer[..length]).unwrap();

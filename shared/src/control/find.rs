@@ -1,14 +1,15 @@
-//! Which daemon a subcommand speaks to.
+//! Selection of the daemon to which a subcommand sends its request.
 //!
-//! 1. `--socket` names it. With `-c` as well, the daemon there must run with that file.
-//! 2. The file names it: by its key `control.socket`, or by the default socket of this file. When no daemon has that socket, the
-//!    daemons in the runtime directory of this user and in root's are asked for their files. This finds the daemon of a version before
-//!    this one, which has the common default; one that another user has started, whose socket is in root's directory; and one whose
-//!    directory was a symbolic link that leads elsewhere now.
-//! 3. Without a file it is the one at the common default.
+//! 1. `--socket` selects the daemon at that path. With `-c` as well, this daemon must run with that file.
+//! 2. The file selects it by its key `control.socket`, or by the default socket of this file. If no daemon has that
+//!    socket, the daemons in the runtime directories of this user and of root are asked for their files. This search
+//!    finds a daemon of an older version, which uses the common default; a daemon that another user started, whose
+//!    socket is in root's directory; and a daemon whose directory was a symbolic link that has changed since.
+//! 3. Without a file, the daemon at the common default is selected.
 //!
-//! What is not found is an error that lists the daemons that are there. No request goes to a daemon of another file. Root is also
-//! shown the daemons in the directories of other users. These are listed and not asked, since any user can answer there.
+//! If no daemon is found, the error lists the running daemons. A daemon of another file never receives a request. For
+//! root the list also contains the daemons in the directories of other users; these are listed but not asked, because
+//! any user can listen there.
 
 use std::fmt;
 use std::io::ErrorKind;
@@ -24,14 +25,14 @@ use crate::process::privileges::user_name;
 use crate::process::runtime::{ROOTS_DIRECTORY, RuntimeFiles, canonical, directories_of_users};
 use crate::process::sockets::{is_answered, probe};
 
-/// How long a daemon may take to say which file it runs with.
+/// Time limit for a daemon to report its configuration file.
 const SOON: Duration = Duration::from_secs(2);
 
-/// Daemons that listen at sockets in runtime directories.
+/// Running daemons in the runtime directories.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Others(Vec<Found>);
 
-/// A daemon, by its socket.
+/// A running daemon and its socket.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Found {
     socket: PathBuf,
@@ -40,22 +41,22 @@ struct Found {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum FoundKind {
-    /// It says that it runs with this file, or with none.
+    /// The daemon reported this file; `None` means that it has no file.
     WithFile(Option<OwnFile>),
-    /// It is in the directory of another user and was not asked.
+    /// The daemon is in the directory of another user and was not asked.
     OfUser(Uid),
 }
 
 /// The configuration file of a daemon.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct OwnFile {
-    /// Its canonical path when the daemon was started.
+    /// The canonical path when the daemon was started.
     canonical: PathBuf,
-    /// The canonical path now of the path that the daemon was started with.
+    /// The current canonical path of the path that the daemon was started with.
     now: PathBuf,
 }
 
-/// The part of the status that is about the file.
+/// Section of the status document about the file.
 #[derive(Deserialize)]
 struct Status {
     config: Config,
@@ -64,7 +65,7 @@ struct Status {
 #[derive(Deserialize)]
 struct Config {
     file: Option<PathBuf>,
-    /// A version before this one does not say it.
+    /// The canonical path at the start; `None` from older versions.
     canonical_file: Option<PathBuf>,
 }
 
@@ -73,12 +74,9 @@ struct Config {
 impl fmt::Display for Others {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.0.is_empty() {
-            return write!(
-                f,
-                "; start one, or name another by its file (-c FILE) or its socket (--socket PATH)"
-            );
+            return write!(f, "; start it, or select another one with `-c FILE` or `--socket PATH`");
         }
-        write!(f, "; these daemons run, each named by -c FILE or --socket PATH:")?;
+        write!(f, "; these daemons are running (select one with `-c FILE` or `--socket PATH`):")?;
         self.0.iter().try_for_each(|Found { socket, kind }| {
             write!(f, "\n  {}", socket.display())?;
             match kind {
@@ -86,7 +84,7 @@ impl fmt::Display for Others {
                 FoundKind::WithFile(None) => write!(f, "  without a configuration file"),
                 FoundKind::OfUser(uid) => {
                     let user = user_name(*uid);
-                    write!(f, "  of the user `{user}`: name it by --socket, or run this as that user")
+                    write!(f, "  of the user `{user}`: use `--socket`, or run this command as that user")
                 }
             }
         })
@@ -107,17 +105,18 @@ impl Found {
 impl Config {
     fn own_file(self) -> Option<OwnFile> {
         let file = self.file?;
-        // Standard input has a name and no path.
+        // Standard input has a name but no path.
         let path = Some(&file).filter(|file| file.is_absolute());
         let now = path.and_then(|path| canonical(path).ok()).unwrap_or_else(|| file.clone());
         Some(OwnFile { canonical: self.canonical_file.unwrap_or_else(|| now.clone()), now })
     }
 }
 
-/// A client for the daemon at the default socket of a file, or of none. `files` are the names in the directory of this user.
+/// Returns a client for the daemon at the default socket of a file, or at the common default. `files` are the names in
+/// the directory of this user.
 ///
 /// # Errors
-/// When no daemon of this file is there.
+/// If no daemon runs with this file.
 pub fn by_default(files: &RuntimeFiles) -> Result<Client, Unreachable> {
     let (path, file) = (files.control_socket(), files.configuration());
     let client = |socket: &Path| match file {
@@ -137,14 +136,15 @@ pub fn by_default(files: &RuntimeFiles) -> Result<Client, Unreachable> {
     }
 }
 
-/// A client for a default socket. Another user may have made the runtime directory in a shared place before this user did; root's
-/// daemons may run as any user.
+/// Returns a client for a default socket. Another user might have created the runtime directory in a shared place
+/// before this user did, so the user of the daemon is checked, except for root's directory, whose daemons can run as
+/// any user.
 fn at(socket: &Path) -> Client {
     let client = Client::new(socket);
     if Uid::effective().is_root() { client } else { client.trusting(&[]) }
 }
 
-/// The daemons in the runtime directory of this user and in root's.
+/// Returns the daemons in the runtime directories of this user and of root.
 fn found(files: &RuntimeFiles) -> Vec<Found> {
     let mut sockets = files.control_sockets();
     sockets.extend(files.within(Path::new(ROOTS_DIRECTORY)).control_sockets());
@@ -154,7 +154,7 @@ fn found(files: &RuntimeFiles) -> Vec<Found> {
     sockets.into_iter().filter_map(ask).collect()
 }
 
-/// All daemons that this user can be shown.
+/// Returns all daemons that this user is allowed to see.
 fn listed(mut found: Vec<Found>) -> Others {
     if Uid::effective().is_root() {
         let directories = directories_of_users(&|name| std::env::var(name).ok());
@@ -163,7 +163,7 @@ fn listed(mut found: Vec<Found>) -> Others {
     Others(found)
 }
 
-/// The daemons in the runtime directory of another user.
+/// Returns the daemons in the runtime directory of another user.
 fn of_users(directory: &Path) -> Vec<Found> {
     let Ok(metadata) = directory.symlink_metadata() else { return Vec::new() };
     let kind = FoundKind::OfUser(Uid::from_raw(metadata.uid()));
@@ -172,12 +172,13 @@ fn of_users(directory: &Path) -> Vec<Found> {
     found.map(|socket| Found { socket, kind: kind.clone() }).collect()
 }
 
-/// Whether a daemon listens there. One that this user may not connect to is there.
+/// Returns whether a daemon listens at `socket`. A denied connection counts as a daemon.
 fn is_there(socket: &Path) -> bool {
     probe(socket).map_or_else(|error| error.kind() == ErrorKind::PermissionDenied, |()| true)
 }
 
-/// The configuration file of the daemon at a socket, if it has one; none when no daemon answers.
+/// Returns the configuration file of the daemon at a socket. The outer `None` means that no daemon responded, the inner
+/// one that it has no file.
 fn runs_with(socket: &Path) -> Option<Option<OwnFile>> {
     let reply = at(socket).ask("GET", "/v1/status", "", SOON).ok()?;
     serde_json::from_str(&reply.body).ok().map(|Status { config }| config.own_file())
@@ -188,7 +189,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_daemon_that_is_not_there_is_named_by_its_file() {
+    fn a_missing_daemon_is_reported_with_its_file() {
         let directory = tempfile::tempdir().unwrap();
         let files =
             |file: Option<&str>| RuntimeFiles::new(directory.path().to_owned(), file.map(PathBuf::from));
@@ -199,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn daemons_that_are_there_are_listed() {
+    fn running_daemons_are_listed() {
         let file = OwnFile { canonical: "/srv/a.yaml".into(), now: "/srv/b.yaml".into() };
         let found = |socket: &str, file| Found { socket: socket.into(), kind: FoundKind::WithFile(file) };
         let others = Others(vec![found("/run/a.sock", Some(file)), found("/run/b.sock", None)]).to_string();
@@ -211,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn a_daemon_is_found_by_its_path_at_the_start_and_by_where_a_moved_link_leads_now() {
+    fn a_daemon_is_found_by_its_original_path_and_by_its_path_after_a_link_moved() {
         let directory = tempfile::tempdir().unwrap();
         let real = directory.path().canonicalize().unwrap();
         for version in ["v1", "v2"] {

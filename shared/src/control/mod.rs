@@ -1,44 +1,46 @@
-//! The control socket: HTTP/1.1 with JSON inside, on a Unix socket that nobody but the daemon's user and root can open.
+//! The control socket: HTTP/1.1 with JSON inside, on a Unix socket that only the daemon's user and root can open.
 //!
 //! ```text
 //! GET    /v1/status                                     as /api/v1/status
-//! GET    /v1/events?after=N&process=PID&wait=SECONDS    {"process": PID, "events": […]}: changes after number N of this process, or
-//!                                                       of one before it; waits for one, at most 60 s
-//! GET    /v1/predecessors                               {"sockets": […]}: where processes answer that have handed over, directly or
-//!                                                       not, to this one and work on requests
+//! GET    /v1/events?after=N&process=PID&wait=SECONDS    {"process": PID, "events": […]}: the events after number N
+//!                                                       of the process PID; waits for one, at most 60 s
+//! GET    /v1/predecessors                               {"sockets": […]}: the sockets of old processes that drain
 //! GET    /v1/explain?host=H&path=P&…                    as /api/v1/explain
-//! GET    /v1/explain/text?…                             {"text": "…"}: the same for people
+//! GET    /v1/explain/text?…                             {"text": "…"}: the explanation as text
 //! GET    /v1/explain/token                              {"token": "…"}: for the header X-Lb-Explain of a request
 //! GET    /v1/log_level                                  {"filter": "info"}
 //! PUT    /v1/log_level                                  {"filter": "debug"}
 //! POST   /v1/reload                                     {"dry_run": false, "keep_runtime": false}
 //! POST   /v1/upgrade
-//! POST   /v1/stop                                       {"now": false}: drains and ends. The answer comes when all is over, and the
-//!                                                       connection ends with the process: {"pid": PID, "reason": "drained", "cut": 0,
-//!                                                       "handed_over": false}
-//! POST   /v1/pools/POOL/backends                        {"address": "10.0.0.1:80", "weight": 1, "backup": false, "max_requests": 9}
+//! POST   /v1/stop                                       {"now": false}: drains and ends; responds at the end with
+//!                                                       {"pid": PID, "reason": "drained", "cut": 0,
+//!                                                       "handed_over": false}, and closes with the process
+//! POST   /v1/pools/POOL/backends                        {"address": "10.0.0.1:80", "weight": 1, "backup": false,
+//!                                                       "max_requests": 9}
 //! DELETE /v1/pools/POOL/backends/ADDRESS
 //! PUT    /v1/pools/POOL/backends/ADDRESS/weight         {"weight": 3}
 //! POST   /v1/pools/POOL/backends/ADDRESS/drain          also undrain, enable, disable
-//! GET    /v1/pools/POOL/backends/ADDRESS/idle?wait=S    returns when it works on no request: 200, or 408 after S seconds
+//! GET    /v1/pools/POOL/backends/ADDRESS/idle?wait=S    200 when the backend is idle, or 408 after S seconds
 //! ```
 //!
-//! A request with the header `Lb-Config-File` is for the daemon of that file only, named by its canonical path, percent-encoded. Any
-//! other daemon refuses it with 421.
+//! The header `Lb-Config-File` contains the percent-encoded canonical path of a configuration file. A daemon with
+//! another file rejects such a request with 421.
 //!
-//! 200: done, or nothing to do. 400: the request cannot be understood. 404, 405, 413. 409: refused, nothing has changed. The answer
-//! to what changes something is a [`ChangeResult`]. `curl --unix-socket PATH http://localhost/v1/status` works.
+//! Status 200 means that the request was executed or that there was nothing to change, 400 that it is invalid, and 409
+//! that it was refused and nothing changed; 404, 405 and 413 have their usual meaning. The response to a change is a
+//! [`ChangeResult`]. `curl --unix-socket PATH http://localhost/v1/status` works.
 //!
-//! A connection is for one request: each answer says `Connection: close`. A body is at most 64 KiB, and comes within
-//! 10 s. 64 requests are carried out at a time; beside them 512 only wait (for an event, or until a backend has no request
-//! left), as long as whoever asked is there. What changes something goes on when that has left.
+//! A connection carries one request: each response contains `Connection: close`. A body has at most 64 KiB and must
+//! arrive within 10 s. The daemon executes up to 64 requests at a time. In addition, up to 512 requests can wait (for
+//! an event or for an idle backend); they end when their client disconnects. A change continues after its client has
+//! disconnected.
 //!
-//! - [`before`] knows of the processes before this one.
-//! - [`api`] reads requests: a plain function from method, path, query and body to a [`Call`].
-//! - [`server`] carries calls out by [`Operations`], and is the only place that touches the socket.
-//! - [`farewell`] answers who has told the process to end.
-//! - [`find`] says which daemon a subcommand is for.
-//! - [`client`] is the other side, for the verbs of the command line.
+//! - [`before`] finds and asks old processes.
+//! - [`api`] parses requests: a plain function from method, path, query and body to a [`Call`].
+//! - [`server`] executes calls through [`Operations`], and is the only module that uses the socket.
+//! - [`farewell`] sends the response to a stop.
+//! - [`find`] selects the daemon for a subcommand.
+//! - [`client`] sends the requests of subcommands.
 
 pub mod api;
 pub mod client;
@@ -62,70 +64,72 @@ pub use server::{ControlService, DrainingSocket};
 use crate::events::Events;
 use crate::operator::{ChangeResult, Order, Reload};
 
-/// Whether a process of this user may be at the other end of a control socket: root, or this process's own user.
+/// Returns whether a process of this user is accepted as peer of a control socket: root, or the user of this process.
 fn is_trusted(peer: u32) -> bool {
     let peer = Uid::from_raw(peer);
     peer.is_root() || peer == Uid::effective()
 }
 
-/// What can be asked of a daemon.
+/// Operations that the control socket offers.
 #[async_trait]
 pub trait Operations: Send + Sync {
-    /// Reads the file again.
+    /// Reloads the configuration file.
     async fn reload(&self, reload: Reload) -> ChangeResult;
 
     /// Changes a backend.
     async fn order(&self, order: Order) -> ChangeResult;
 
-    /// Returns when the backend works on no request. One that is not there works on none.
+    /// Returns when the backend is idle. A backend that does not exist counts as idle.
     ///
     /// # Errors
-    /// When there is no such pool.
+    /// If the pool does not exist.
     async fn idle(&self, pool: &str, backend: SocketAddr) -> Result<(), String>;
 
-    /// Starts a successor and hands over to it; its process id.
+    /// Starts a new process, hands over to it, and returns its PID.
     ///
     /// # Errors
-    /// Why there is none; this process goes on.
+    /// If the upgrade fails; this process then continues to serve.
     async fn upgrade(&self) -> Result<u32, String>;
 
-    /// Has the process drain and end, or end at once. The connection gets its [answer](Farewell) at the end.
+    /// Makes the process drain and end, or end immediately. The connection receives its [response](Farewell) at the
+    /// end.
     fn stop(&self, now: bool, connection: OwnedFd);
 
-    /// Why a request is refused that is meant for the daemon of another configuration file, which is written as in the header.
+    /// Returns the reason for rejecting a request for the daemon of the configuration file `_wanted`, encoded as in the
+    /// header; `None` if this daemon runs with that file.
     fn refusal(&self, _wanted: &str) -> Option<String> {
         None
     }
 
-    /// The sockets of the processes before this one that still work on requests.
+    /// Returns the control sockets of old processes that still drain.
     fn predecessors(&self) -> Vec<PathBuf> {
         Vec::new()
     }
 
-    /// What the daemon is doing, as JSON.
+    /// Returns the status document as JSON.
     fn status(&self) -> String;
 
-    /// What changed.
+    /// Returns the log of events.
     fn events(&self) -> &Events;
 
-    /// Where a request would go, as JSON.
+    /// Explains how a request would be routed, as JSON.
     ///
     /// # Errors
-    /// What is wrong with the query.
+    /// If the query is invalid.
     fn explain(&self, query: &str) -> Result<String, String>;
 
-    /// The same for people.
+    /// Explains how a request would be routed, as text.
     ///
     /// # Errors
-    /// What is wrong with the query.
+    /// If the query is invalid.
     fn explain_text(&self, query: &str) -> Result<String, String>;
 
-    /// What lets a request ask, by the header `X-Lb-Explain`, how it is served.
+    /// Returns the token that a request must have in the header `X-Lb-Explain` to get an explanation.
     fn explain_token(&self) -> String;
 
-    /// Sets what is logged, if there is a filter; returns the filter that is in effect.
+    /// Sets the log level if there is a filter, and returns the filter in effect.
     ///
     /// # Errors
-    /// What is wrong with the filter, or that the process is ending.
+    /// If the filter is invalid or the process is ending.
     async fn log_level(&self, filter: Option<&str>) -> Result<String, String>;
 }

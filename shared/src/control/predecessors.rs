@@ -1,6 +1,6 @@
-//! Processes that have handed over and finish their requests. Each goes on answering at a socket of its own, beside the control
-//! socket and named by its number (`control.sock.1234`), until it ends: so a backend is not said to be free that one of them still
-//! has a request at, and an operator can look at them.
+//! Old processes that have handed over and still drain. Each of them has a control socket of its own until it ends,
+//! next to the control socket and with its PID as suffix (`control.sock.1234`). A backend is therefore not reported as
+//! idle while an old process still has a request in flight to it, and operators can inspect these processes.
 
 use std::ffi::OsStr;
 use std::io;
@@ -15,24 +15,24 @@ use tokio::time::{sleep, timeout};
 use super::is_trusted;
 use crate::http_message::{Reply, Request, backend_target};
 
-/// How long until one is asked again that could not say that it is done.
+/// Pause before an old process is asked again.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// How long one waits for the backend to become idle before it answers that it is not.
+/// Time that an old process waits for the backend to become idle before it responds, in seconds.
 const WAIT_SECONDS: u64 = 30;
-/// How long an exchange may take; longer than that.
+/// Time limit for one exchange, which must be longer than `WAIT_SECONDS`.
 const DEADLINE: Duration = Duration::from_secs(WAIT_SECONDS + 10);
-/// The longest response.
+/// Maximum size of a response, in bytes.
 const MAX_RESPONSE: u64 = 64 * 1024;
 
-/// Where the process `pid` answers once it has handed over.
+/// Returns the path of the socket of process `pid` after it has handed over.
 pub fn socket_of(control: &Path, pid: u32) -> PathBuf {
     let mut name = control.as_os_str().to_owned();
     name.push(format!(".{pid}"));
     name.into()
 }
 
-/// Those that may still be there, but this process.
+/// Returns the sockets of old processes that might still run, without the one of this process.
 pub fn sockets(control: &Path) -> Vec<PathBuf> {
     let (Some(directory), Some(name)) = (control.parent(), control.file_name().and_then(OsStr::to_str))
     else {
@@ -47,22 +47,22 @@ pub fn sockets(control: &Path) -> Vec<PathBuf> {
     entries.filter(|entry| is_other(&entry.file_name())).map(|entry| entry.path()).collect()
 }
 
-/// Removes the files of those that were killed.
+/// Removes the socket files of processes that were killed.
 pub fn sweep(control: &Path) {
     for socket in sockets(control) {
         let nobody = std::os::unix::net::UnixStream::connect(&socket)
             .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
         if nobody && let Err(error) = std::fs::remove_file(&socket) {
-            log::warn!("control: {} is left over and cannot be removed: {error}", socket.display());
+            log::warn!("control: cannot remove the stale socket {}: {error}", socket.display());
         }
     }
 }
 
-/// Returns when none of them has a request at this backend.
+/// Returns when no process at `sockets` has a request in flight to this backend.
 pub async fn idle(sockets: impl IntoIterator<Item = PathBuf>, pool: &str, backend: SocketAddr) {
     let target = format!("{}/idle?wait={WAIT_SECONDS}", backend_target(pool, backend));
     for socket in sockets {
-        // One that is not there any more has none.
+        // A process that has ended has no requests.
         while let Ok(is_idle) = ask(&socket, &target).await
             && !is_idle
         {
@@ -71,8 +71,8 @@ pub async fn idle(sockets: impl IntoIterator<Item = PathBuf>, pool: &str, backen
     }
 }
 
-/// Whether it says that it is so. One whose pool has another name, or that ends before it answers, is asked again or is gone. In a
-/// directory that others may write to, a socket of another user is none of a process before this one.
+/// Asks the process at `socket` whether the backend is idle. A process without this pool counts as idle. A socket of
+/// another user is rejected: in a directory that others can write to, it does not belong to an old process.
 async fn ask(socket: &Path, target: &str) -> io::Result<bool> {
     let mut stream = UnixStream::connect(socket).await?;
     if !is_trusted(stream.peer_cred()?.uid()) {
@@ -86,7 +86,7 @@ async fn ask(socket: &Path, target: &str) -> io::Result<bool> {
     };
     let answered = timeout(DEADLINE, exchange).await.is_ok_and(|read| read.is_ok());
     let status = Reply::parse(&answer).filter(|_| answered).map(|reply| reply.status);
-    // 404: it has no such pool.
+    // 404: this process does not have the pool.
     Ok(matches!(status, Some(200 | 404)))
 }
 
@@ -95,7 +95,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_is_found_by_its_number_and_nothing_else_is() {
+    fn only_sockets_with_a_pid_as_suffix_are_found() {
         let directory = tempfile::tempdir().unwrap();
         let control = directory.path().join("control.sock");
         let own = std::process::id();
@@ -108,11 +108,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_that_is_gone_is_not_waited_for_and_is_swept() {
+    async fn the_socket_of_an_ended_process_is_ignored_and_removed() {
         let directory = tempfile::tempdir().unwrap();
         let control = directory.path().join("control.sock");
         drop(tokio::net::UnixListener::bind(socket_of(&control, 7)).unwrap());
-        assert_eq!(sockets(&control).len(), 1, "a process that was killed has left it");
+        assert_eq!(sockets(&control).len(), 1, "a killed process left its socket");
         idle(sockets(&control), "web", "10.0.0.1:80".parse().unwrap()).await;
         let _alive = tokio::net::UnixListener::bind(socket_of(&control, 8)).unwrap();
         sweep(&control);
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_response_without_end_is_not_read_to_its_end() {
+    async fn an_endless_response_is_not_read_completely() {
         let directory = tempfile::tempdir().unwrap();
         let socket = socket_of(&directory.path().join("control.sock"), 7);
         let listener = tokio::net::UnixListener::bind(&socket).unwrap();
@@ -129,11 +129,11 @@ mod tests {
             while stream.write_all(&[b'x'; 1024]).await.is_ok() {}
         };
         let ((), asked) = tokio::join!(endless, ask(&socket, "/"));
-        assert!(!asked.unwrap(), "it has said nothing that is understood");
+        assert!(!asked.unwrap(), "the response is invalid");
     }
 
     #[tokio::test]
-    async fn a_socket_of_another_user_is_none_of_a_process_before_this_one() {
+    async fn a_socket_of_another_user_is_ignored() {
         if !nix::unistd::Uid::effective().is_root() {
             return;
         }

@@ -31,69 +31,70 @@ use crate::operator::ChangeResult;
 use crate::process::lifecycle::Outcome;
 use crate::process::sockets::SocketFile;
 
-/// Answers on the control socket until it is told to close; what has been asked by then is answered.
+/// Service that serves the control socket until it must close. It completes the requests that have been accepted by
+/// then.
 pub struct ControlService {
     socket: Mutex<Option<OwnedFd>>,
     control: Arc<Control>,
     draining_socket: Option<DrainingSocket>,
 }
 
-/// Where a process answers that has handed over its control socket, for as long as it works on requests.
+/// Separate control socket of a process that has handed over the main one. It exists until the process has drained.
 pub struct DrainingSocket {
     path: PathBuf,
     outcome: Outcome,
 }
 
-/// From a request to its answer.
+/// Handler of requests.
 struct Control {
     operations: Arc<dyn Operations>,
     closes: watch::Receiver<bool>,
-    /// How long a request may take to arrive.
+    /// The time limit for a request to arrive.
     arrival: Duration,
-    /// The places of who only waits, apart from the others: who waits for long must not keep an operator out.
+    /// The places for calls that only wait. They are separate, so that long waits do not lock out operators.
     waits: Semaphore,
 }
 
-/// An answer before it is sent.
+/// Response before it is sent.
 struct Answer {
     status: StatusCode,
     body: String,
     allow: Option<&'static str>,
 }
 
-/// What became of a request on its way.
+/// Result of reading a request.
 enum Arrival {
-    /// All of it is there; its body.
+    /// The request is complete and has this body.
     Whole(BytesMut),
-    /// Its body is longer than is read.
+    /// The body is larger than `MAX_BODY`.
     TooLong,
-    /// There is none.
+    /// The connection closed without a request.
     Nothing,
-    /// It is no HTTP, or ends early.
+    /// The request is not HTTP, or it ends early.
     Broken(Box<pingora::Error>),
 }
 
-/// More bytes of a body are not read.
+/// Maximum size of a body, in bytes.
 const MAX_BODY: usize = 64 * 1024;
-/// How long a request may take to arrive, and its answer to be taken.
+/// Time limit for reading a request, and for writing its response.
 const ARRIVAL: Duration = Duration::from_secs(10);
-/// So many requests at a time that arrive or are carried out.
+/// Maximum number of requests that are read or executed at a time.
 const MAX_REQUESTS: usize = 64;
-/// So many at a time that only wait.
+/// Maximum number of requests that only wait at a time.
 const MAX_WAITS: usize = 512;
-/// How long nobody is accepted when the system is out of something.
+/// Pause after a failed `accept`, for example when file descriptors are exhausted.
 const PAUSE: Duration = Duration::from_millis(100);
 
 // === impl ControlService ===
 
 impl ControlService {
-    /// A service that listens on `socket` until `closes` turns true.
+    /// Returns a service that listens on `socket` until `closes` becomes true.
     pub fn new(socket: OwnedFd, operations: Arc<dyn Operations>, closes: watch::Receiver<bool>) -> Self {
         let control = Arc::new(Control::new(operations, closes, ARRIVAL));
         Self { socket: Mutex::new(Some(socket)), control, draining_socket: None }
     }
 
-    /// The same, and it goes on there when another process has the socket.
+    /// Adds a separate socket, which the service uses after a new process has taken over the main one.
     #[must_use]
     pub fn with_draining_socket(self, draining_socket: DrainingSocket) -> Self {
         Self { draining_socket: Some(draining_socket), ..self }
@@ -104,7 +105,7 @@ impl ControlService {
         let Some(socket) = socket else { return Ok(()) };
         let mut requests = JoinSet::new();
         accept(StdListener::from(socket), &self.control, &mut requests).await?;
-        // The file is removed when the process ends, and this with it.
+        // The file is removed with `_file` at the end of the process.
         if let Some((listener, _file)) = self.draining_socket.as_ref().and_then(DrainingSocket::open) {
             let (_never, closes) = watch::channel(false);
             let Control { operations, arrival, .. } = &*self.control;
@@ -116,7 +117,7 @@ impl ControlService {
     }
 }
 
-/// Until it is told to close.
+/// Accepts connections until the service must close.
 async fn accept(listener: StdListener, control: &Arc<Control>, requests: &mut JoinSet<()>) -> io::Result<()> {
     let mut closes = control.closes.clone();
     listener.set_nonblocking(true)?;
@@ -136,7 +137,7 @@ async fn accept(listener: StdListener, control: &Arc<Control>, requests: &mut Jo
         };
         match accepted {
             Ok((stream, _)) => {
-                let (control, place) = (control.clone(), place.expect("nobody closes it"));
+                let (control, place) = (control.clone(), place.expect("the semaphore is never closed"));
                 requests.spawn(async move { control.serve(stream, place).await });
             }
             Err(error) => {
@@ -149,7 +150,7 @@ async fn accept(listener: StdListener, control: &Arc<Control>, requests: &mut Jo
 }
 
 impl DrainingSocket {
-    /// At `path`, once `outcome` says that the process has handed over.
+    /// Returns a socket that is opened at `path` after the process has handed over according to `outcome`.
     pub fn new(path: PathBuf, outcome: Outcome) -> Self {
         Self { path, outcome }
     }
@@ -160,7 +161,9 @@ impl DrainingSocket {
         }
         let opened = SocketFile::listen(&self.path);
         opened
-            .inspect_err(|error| log::warn!("control: nobody can ask what is left to do here: {error}"))
+            .inspect_err(|error| {
+                log::warn!("control: cannot open the socket of the draining process: {error}");
+            })
             .ok()
     }
 }
@@ -181,20 +184,21 @@ impl Control {
         Self { operations, closes, arrival, waits: Semaphore::new(MAX_WAITS) }
     }
 
-    /// One request of who may make one.
+    /// Serves one request if the peer is accepted.
     async fn serve(&self, stream: UnixStream, place: OwnedSemaphorePermit) {
-        // The modes of the socket and of its directory keep others away already; a process that was given the socket has neither.
+        // The modes of the socket and of its directory already keep other users out, but a process that received an
+        // open descriptor bypasses them.
         match stream.peer_cred() {
             Ok(peer) if is_trusted(peer.uid()) => {
                 let connection = stream.as_fd().try_clone_to_owned();
                 let session = ServerSession::new_http1(Box::new(L4Stream::from(stream)));
                 if let Err(error) = self.exchange(session, connection, place).await {
-                    // Whoever asks sees that there is no answer, or has left.
+                    // The client sees that there is no response, or has disconnected.
                     log::debug!("control: {error}");
                 }
             }
-            Ok(peer) => log::warn!("control: uid {} is turned away", peer.uid()),
-            Err(error) => log::warn!("control: nobody knows who asks: {error}"),
+            Ok(peer) => log::warn!("control: rejected a connection of UID {}", peer.uid()),
+            Err(error) => log::warn!("control: cannot read the peer's credentials: {error}"),
         }
     }
 
@@ -208,7 +212,7 @@ impl Control {
         let answer = match timeout(self.arrival, arrival(&mut session)).await {
             Ok(Arrival::Whole(body)) => self.answer(&mut session, connection, &body, place).await,
             Ok(Arrival::TooLong) => {
-                Some(Answer::problem(StatusCode::PAYLOAD_TOO_LARGE, "a body has at most 64 KiB"))
+                Some(Answer::problem(StatusCode::PAYLOAD_TOO_LARGE, "the body is larger than 64 KiB"))
             }
             Ok(Arrival::Broken(error)) => return Err(error),
             Ok(Arrival::Nothing) | Err(_) => None,
@@ -219,7 +223,7 @@ impl Control {
         }
     }
 
-    /// None: whoever waited for it has left, or is answered at the end of the process.
+    /// Returns `None` if the client has disconnected, or receives its response at the end of the process.
     async fn answer(
         &self,
         session: &mut ServerSession,
@@ -256,7 +260,7 @@ impl Control {
 
     async fn wait(&self, session: &mut ServerSession, call: Call) -> Option<Answer> {
         let Ok(_place) = self.waits.try_acquire() else {
-            let problem = format!("{MAX_WAITS} wait already");
+            let problem = format!("{MAX_WAITS} requests already wait, which is the limit");
             return Some(Answer::problem(StatusCode::SERVICE_UNAVAILABLE, &problem));
         };
         tokio::select! {
@@ -266,7 +270,8 @@ impl Control {
         }
     }
 
-    /// Nobody is kept waiting by a process that is replaced. Each numbers its own, so a number is one of a process.
+    /// Waits for events. The wait ends early when the process is replaced. Each process numbers its own events, so a
+    /// number is valid only together with its process.
     async fn events(&self, after: u64, process: Option<u32>, wait: Duration) -> Answer {
         let events = self.operations.events();
         let process = process.unwrap_or_else(|| events.process());
@@ -298,8 +303,8 @@ impl Control {
             },
             Call::Reload(reload) => Answer::change_result(&operations.reload(reload).await),
             Call::Order(order) => Answer::change_result(&operations.order(order).await),
-            // Of `answer`.
-            Call::Stop { .. } => Answer::bad("a stop has no answer before the end"),
+            // `answer` handles this call.
+            Call::Stop { .. } => Answer::bad("a stop has no response before the end"),
             Call::Upgrade => match operations.upgrade().await {
                 Ok(pid) => Answer::json(&json!({"pid": pid})),
                 Err(problem) => Answer::problem(StatusCode::CONFLICT, &problem),
@@ -310,7 +315,7 @@ impl Control {
                     Ok(Err(problem)) => Answer::problem(StatusCode::NOT_FOUND, &problem),
                     Err(_) => Answer::problem(
                         StatusCode::REQUEST_TIMEOUT,
-                        &format!("it still works on requests after {wait:?}"),
+                        &format!("the backend still has requests in flight after {wait:?}"),
                     ),
                 }
             }
@@ -341,7 +346,7 @@ async fn arrival(session: &mut ServerSession) -> Arrival {
 impl Answer {
     async fn send(self, mut session: ServerSession) -> pingora::Result<()> {
         let Self { status, body, allow } = self;
-        // Only now: reading the request has set it to what that asks for.
+        // This call must come late, because reading the request sets keep-alive as the client asks.
         session.set_keepalive(None);
         let mut head = ResponseHeader::build(status, Some(4))?;
         head.insert_header(CONTENT_TYPE, "application/json")?;
@@ -381,10 +386,12 @@ impl Answer {
 
     fn unclear(unclear: Unclear) -> Self {
         match unclear {
-            Unclear::NotFound => Self::problem(StatusCode::NOT_FOUND, "there is nothing at this path"),
+            Unclear::NotFound => Self::problem(StatusCode::NOT_FOUND, "there is no such path"),
             Unclear::Method(allow) => {
-                let answer =
-                    Self::problem(StatusCode::METHOD_NOT_ALLOWED, &format!("this path takes {allow}"));
+                let answer = Self::problem(
+                    StatusCode::METHOD_NOT_ALLOWED,
+                    &format!("this path supports only {allow}"),
+                );
                 Self { allow: Some(allow), ..answer }
             }
             Unclear::Bad(problem) => Self::bad(&problem),
@@ -411,7 +418,7 @@ mod tests {
     const DEADLINE: Duration = Duration::from_secs(9);
     const IDLE: &str = "GET /v1/pools/web/backends/10.0.0.1:80/idle";
 
-    /// Changes take until they are let through; no backend is ever idle.
+    /// Operations in which changes wait for `through`, and no backend is ever idle.
     #[derive(Default)]
     struct Fake {
         events: Events,
@@ -481,7 +488,7 @@ mod tests {
         }
     }
 
-    /// The real service on a socket file.
+    /// Real service on a socket file.
     struct Running {
         fake: Arc<Fake>,
         control: Arc<Control>,
@@ -525,7 +532,7 @@ mod tests {
         }
     }
 
-    /// All that comes until the end of the connection, in time.
+    /// Reads until the end of the connection, with a deadline.
     async fn rest(mut stream: UnixStream) -> String {
         let mut text = String::new();
         timeout(DEADLINE, stream.read_to_string(&mut text)).await.expect("an end").unwrap();
@@ -540,7 +547,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn each_answer_has_its_status() {
+    async fn each_response_has_its_status() {
         let running = Running::start(ARRIVAL);
         assert_eq!(running.ask("GET /v1/status").await, (200, json!({"state": "serving"})));
         let (status, change_result) = running.ask("POST /v1/pools/web/backends/10.0.0.1:80/drain").await;
@@ -557,15 +564,18 @@ mod tests {
         assert_eq!(running.ask("GET /v1/explain/token").await, (200, json!({"token": "secret"})));
         assert_eq!(running.ask("GET /v1/pools/api/backends/10.0.0.1:80/idle").await.0, 404);
         let (status, problem) = running.ask(&format!("{IDLE}?wait=0.01")).await;
-        assert_eq!((status, &problem["problem"]), (408, &json!("it still works on requests after 10ms")));
+        assert_eq!(
+            (status, &problem["problem"]),
+            (408, &json!("the backend still has requests in flight after 10ms"))
+        );
         assert_eq!(running.ask("GET /").await.0, 404);
         let head = rest(running.begin("HEAD /v1/status").await).await;
         assert!(head.starts_with("HTTP/1.1 405 ") && head.to_lowercase().contains("allow: get"), "{head}");
-        assert!(head.ends_with("\r\n\r\n"), "an answer to HEAD has no body: {head}");
+        assert!(head.ends_with("\r\n\r\n"), "a response to HEAD has no body: {head}");
     }
 
     #[tokio::test]
-    async fn who_only_waits_keeps_nobody_else_out() {
+    async fn waiting_requests_do_not_block_other_requests() {
         let running = Running::start(ARRIVAL);
         let mut waiting = Vec::new();
         for _ in 0..=MAX_REQUESTS {
@@ -576,7 +586,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_only_waits_and_leaves_gives_up_the_place() {
+    async fn a_waiting_client_that_disconnects_frees_its_place() {
         let running = Running::start(ARRIVAL);
         let places = || running.control.waits.available_permits();
         let waits = running.begin(IDLE).await;
@@ -592,14 +602,17 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_wait_too_many_is_turned_away() {
+    async fn waiting_requests_above_the_limit_are_rejected() {
         let running = Running::start(ARRIVAL);
         let _all = running.control.waits.acquire_many(MAX_WAITS as u32).await.unwrap();
-        assert_eq!(running.ask(IDLE).await, (503, json!({"problem": "512 wait already"})));
+        assert_eq!(
+            running.ask(IDLE).await,
+            (503, json!({"problem": "512 requests already wait, which is the limit"}))
+        );
     }
 
     #[tokio::test]
-    async fn who_takes_all_places_is_waited_for() {
+    async fn a_request_waits_for_a_place_when_all_are_taken() {
         let running = Running::start(ARRIVAL);
         let mut silent = Vec::new();
         for _ in 0..MAX_REQUESTS {
@@ -611,7 +624,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_says_nothing_or_only_half_is_given_up() {
+    async fn silent_clients_and_incomplete_requests_time_out() {
         let running = Running::start(Duration::from_millis(50));
         assert_eq!(rest(running.connect().await).await, "");
         let mut slow = running.connect().await;
@@ -620,7 +633,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_change_goes_on_when_who_asked_for_it_has_left() {
+    async fn a_change_continues_after_its_client_has_disconnected() {
         let running = Running::start(ARRIVAL);
         let asking = running.begin("POST /v1/reload").await;
         running.fake.asked.notified().await;
@@ -631,26 +644,26 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_was_asked_before_the_end_is_answered() {
+    async fn requests_received_before_the_end_are_answered() {
         let running = Running::start(ARRIVAL);
         let upgrading = running.begin("POST /v1/upgrade").await;
         running.fake.asked.notified().await;
         let following = running.begin("GET /v1/events?wait=60").await;
-        // Accepted after the one before.
+        // This request is accepted after the previous one.
         running.ask("GET /v1/status").await;
         running.closing.send_replace(true);
         assert_eq!(answer(following).await, (200, json!({"process": std::process::id(), "events": []})));
         while UnixStream::connect(&running.socket).await.is_ok() {
             tokio::task::yield_now().await;
         }
-        assert!(!running.task.is_finished(), "it waits for the upgrade");
+        assert!(!running.task.is_finished(), "the service waits for the upgrade");
         running.fake.through.notify_one();
         assert_eq!(answer(upgrading).await, (200, json!({"pid": 77})));
         running.ended().await;
     }
 
     #[tokio::test]
-    async fn numbers_of_another_process_say_nothing() {
+    async fn event_numbers_of_another_process_are_ignored() {
         let running = Running::start(ARRIVAL);
         let own = std::process::id();
         running.fake.events.note(Kind::Process, About::default(), "serves");

@@ -1,4 +1,4 @@
-//! The end of the start: tells everybody who waits for it that the daemon serves.
+//! End of the start: notifies everything that waits for it that the daemon serves.
 
 use std::future::pending;
 use std::path::PathBuf;
@@ -22,7 +22,7 @@ use crate::process::sockets::Sockets;
 use crate::process::systemd::Supervisor;
 use crate::process::upgrade::{Hold, PredecessorLink};
 
-/// A Pingora service that runs once, when the listeners accept.
+/// Pingora service that runs once, when the listeners accept connections.
 pub(super) struct Announce {
     readiness: Readiness,
     installed: watch::Receiver<bool>,
@@ -31,27 +31,27 @@ pub(super) struct Announce {
     once: Mutex<Option<Announcement>>,
 }
 
-/// What is used up by it.
+/// Values that the announcement consumes.
 pub(super) struct Announcement {
     pub(super) announcer: Announcer,
-    /// Present when the sockets were taken over.
+    /// The connection to the old process; `None` unless this is an upgrade.
     pub(super) link: Option<PredecessorLink>,
     pub(super) sockets: Arc<Sockets>,
-    /// The listeners of the old process that have other addresses here.
+    /// The listeners of the old process that move to other addresses.
     pub(super) moving: Moving,
-    /// What becomes the pid file when the sockets were taken over.
+    /// The file that becomes the PID file; `None` unless this is an upgrade.
     pub(super) prepared: Option<Prepared>,
-    /// Where a pid file goes that is taken over.
+    /// The slot that receives the PID file of an upgrade.
     pub(super) pid_file: Arc<Mutex<Option<PidFile>>>,
-    /// The pid file that a version before this one may have.
+    /// The PID file that an older version might use.
     pub(super) common_pid_file: PathBuf,
-    /// What standard error has become, if anything.
+    /// The file that replaces standard error; `None` if it is unchanged.
     pub(super) error_log: Option<Arc<ErrorLog>>,
     pub(super) supervisor: Supervisor,
-    /// What is served where: `on 0.0.0.0:80`.
+    /// The served addresses, for messages: `on 0.0.0.0:80`.
     pub(super) serves: String,
     pub(super) events: Events,
-    /// Until it is over nothing is changed.
+    /// The lock that prevents changes until the announcement is complete.
     pub(super) hold: Option<Hold>,
 }
 
@@ -71,8 +71,8 @@ impl Announce {
 
 #[async_trait]
 impl BackgroundService for Announce {
-    /// Whoever depends on it starts when everybody has been told. In an upgrade that is when the old process has let go; should
-    /// it not, they never start.
+    /// Dependent services start after the announcement. In an upgrade they start when the old process has released the
+    /// sockets; if it does not, they never start.
     async fn start_with_ready_notifier(&self, _shutdown: ShutdownWatch, ready: ServiceReadyNotifier) {
         if self.announce().await {
             ready.notify_ready();
@@ -87,13 +87,13 @@ impl BackgroundService for Announce {
 }
 
 impl Announce {
-    /// Nothing will be announced, for this reason: the process before this one is told, and goes on; this one ends.
+    /// Cancels the announcement. The old process receives the reason and continues to serve; this process ends.
     pub(super) fn refuse(&self, problem: &str) {
         let once = self.once.lock().take();
         let Some(once) = once else { return };
         if self.decision.decide() {
             let error_log = once.error_log.clone();
-            // First, or the old one would only see that this one has ended.
+            // The reason must come first, or the old process would only see that this one has ended.
             once.refuse(problem);
             self.end(error_log, format!("upgrade: {problem}"));
         } else {
@@ -101,19 +101,19 @@ impl Announce {
         }
     }
 
-    /// The end of the process is to be seen where its start was asked for.
+    /// Ends the process, and reports the problem where the start was requested.
     fn end(&self, error_log: Option<Arc<ErrorLog>>, problem: String) {
         if let Some(Err(error)) = error_log.map(|log| log.restore_terminal()) {
             log::error!("{error}");
         }
-        // Nobody listens any more when the process ends anyway.
+        // Sending fails if the process is already ending.
         let _ = self.failures.send(problem);
     }
 
-    /// Called when the listeners accept; whether this process is the one that serves. It may block: a background service has a
-    /// thread of its own.
+    /// Announces the process when the listeners accept connections, and returns whether it serves. This function is
+    /// allowed to block, because a background service has its own thread.
     async fn announce(&self) -> bool {
-        // The signal handlers come first: who is told that we serve may at once tell us to stop.
+        // The signal handlers come first, because a stop signal can follow the announcement immediately.
         let installed = self.installed.clone().wait_for(|installed| *installed).await.is_ok();
         let once = self.once.lock().take();
         let Some(once) = once.filter(|_| installed) else { return false };
@@ -129,7 +129,7 @@ impl Announce {
     }
 }
 
-/// Nobody who depends on it starts. A notifier that is dropped says that its service is ready.
+/// Keeps dependent services from starting. Dropping the notifier would report the service as ready.
 pub(super) async fn never(_ready: ServiceReadyNotifier) {
     pending::<()>().await;
 }
@@ -140,11 +140,11 @@ impl Announcement {
     fn announce(self) -> Result<(), String> {
         let left = self.link.as_ref().and_then(|link| self.left_pid_file(link));
         let announcer = self.announcer.prepare();
-        let announcer = announcer.map_err(|error| format!("cannot leave the terminal: {error}"))?;
+        let announcer = announcer.map_err(|error| format!("cannot detach from the terminal: {error}"))?;
         if let Some(link) = self.link {
             let old_pid = link.old_pid();
             link.ready().map_err(|error| format!("upgrade: {error}"))?;
-            // From here on the old process drains: whatever fails now, this one goes on.
+            // From here on the old process drains, so this process continues even if a later step fails.
             self.sockets.own_files();
             match self.prepared.map(Prepared::take_over).transpose() {
                 Ok(taken) => *self.pid_file.lock() = taken,
@@ -158,33 +158,33 @@ impl Announcement {
         let serves = &self.serves;
         log::info!("process {} serves {serves}", std::process::id());
         self.events.note(Kind::Process, About::default(), format!("serves {serves}"));
-        // Before a parent ends that systemd may still take for the main process.
+        // This comes before the end of the parent, which systemd might still regard as the main process.
         self.supervisor.serves(&format!("serving {serves}"));
         if let Some(error_log) = &self.error_log {
             error_log.release_terminal();
         }
         if let Err(error) = announcer.announce(self.error_log.is_some()) {
-            log::error!("cannot leave the terminal: {error}");
+            log::error!("cannot detach from the terminal: {error}");
         }
         self.moving.end(self.hold);
         Ok(())
     }
 
-    /// The pid file of the old process, if this one's does not take its place. A version before this one does not say which it is, and
-    /// may have the common one.
+    /// Returns the PID file of the old process if the new one does not replace it. An older version does not report its
+    /// PID file and might use the common one.
     fn left_pid_file(&self, link: &PredecessorLink) -> Option<PathBuf> {
         let old = link.old();
         let left = if old.is_said { old.pid_file.clone() } else { Some(self.common_pid_file.clone()) };
         left.filter(|left| self.prepared.as_ref().is_none_or(|prepared| prepared.target() != left))
     }
 
-    /// The process was told to end before it served: the old one goes on.
+    /// Handles a request to end before the process served: the old process continues to serve.
     fn give_up(self) {
-        log::info!("told to end before it served");
-        self.refuse("it was told to end before it served");
+        log::info!("stopped before it served");
+        self.refuse("it was stopped before it served");
     }
 
-    /// The old process goes on, for this reason.
+    /// Cancels the upgrade for this reason; the old process continues to serve.
     fn refuse(self, reason: &str) {
         if let Some(link) = self.link {
             link.failed(reason);

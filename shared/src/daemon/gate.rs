@@ -1,7 +1,8 @@
-//! What a process that takes over waits for before it accepts: a pool that the one before it can serve must have a ready backend
-//! here as well. A file with a wrong check or a wrong CA would else put a process that answers 503 in the place of one that works.
+//! Gate of an upgrade: the new process accepts connections only when each pool that was ready in the old process has a
+//! ready backend. Otherwise, a file with a wrong health check or a wrong CA would replace a process that works by one
+//! that responds with 503.
 //!
-//! A pool that is down for both is no hindrance, nor is one that is new.
+//! A pool that is down in both processes does not block the upgrade, nor does a new pool.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,33 +17,35 @@ use tokio::time::{Instant, sleep};
 use super::announce::{Announce, never};
 use crate::process::sockets::Sockets;
 
-/// A Pingora service that runs once, after the first health checks: who depends on it starts when the gate is passed.
+/// Pingora service that runs once, after the first health checks. Dependent services start when the gate opens.
 pub(super) struct Gate {
-    /// The pools that have no ready backend now.
+    /// Function that returns the pools without a ready backend.
     unready: Box<dyn Fn() -> Vec<String> + Send + Sync>,
-    /// The pools that must have one.
+    /// The pools that must have a ready backend.
     wanted: Vec<String>,
-    /// Told why the gate is not passed.
+    /// Function that receives the reason when the gate does not open.
     refuse: Box<dyn Fn(&str) + Send + Sync>,
-    /// Those that listen only when the gate is passed.
+    /// The sockets that start to listen when the gate opens; `None` if there are none.
     sockets: Option<Arc<Sockets>>,
 }
 
-/// How long after its first check a backend may take to become ready: with the defaults it takes two more checks, after five
-/// seconds and one more. With longer intervals a first check that fails decides.
+/// Time that a backend has to become ready after its first check. With the defaults it takes two more checks, the first
+/// after five seconds and the second one second later. With longer intervals a failed first check decides.
 const PATIENCE: Duration = Duration::from_secs(10);
 const LOOK: Duration = Duration::from_millis(50);
 
 // === impl Gate ===
 
 impl Gate {
-    /// One that is passed when each pool in `wanted` has a ready backend; if that takes too long, nothing is announced.
+    /// Returns a gate that opens when each pool in `wanted` has a ready backend. If that takes too long, the
+    /// announcement is cancelled.
     pub(super) fn new(readiness: Readiness, wanted: Vec<String>, announce: Arc<Announce>) -> Self {
         let unready = Box::new(move || readiness.pools(false));
         Self { unready, wanted, refuse: Box::new(move |problem| announce.refuse(problem)), sockets: None }
     }
 
-    /// The same, for addresses that overlap with those of the old process: they listen when the gate is passed.
+    /// Adds sockets that start to listen when the gate opens, because their addresses overlap with those of the old
+    /// process.
     pub(super) fn opening(self, sockets: Arc<Sockets>) -> Self {
         Self { sockets: Some(sockets), ..self }
     }
@@ -56,7 +59,7 @@ impl Gate {
             }
             if Instant::now() >= ends {
                 return Err(format!(
-                    "no backend of pool {} is ready, but the process before had some: see its health_check, tls and addresses",
+                    "no backend of pool {} is ready, although the old process had one: check its `health_check`, `tls` and addresses",
                     unready.join(", ")
                 ));
             }
@@ -96,7 +99,8 @@ mod tests {
 
     const HOUR: Duration = Duration::from_secs(3600);
 
-    /// Whether who depends on the gate has started after an hour, when `down` has no ready backend for so long, and what was refused.
+    /// Returns whether dependent services have started after an hour if the pool `down` is not ready for the time
+    /// `recovery`, and the reported reasons.
     async fn after_an_hour(down: &'static str, recovery: Duration) -> (bool, Vec<String>) {
         let began = Instant::now();
         let refused = Arc::new(Mutex::new(Vec::new()));
@@ -112,7 +116,7 @@ mod tests {
         let (ready, is_ready) = watch::channel(false);
         let (_stop, shutdown) = watch::channel(false);
         let mut started = gate.start_with_ready_notifier(shutdown, ServiceReadyNotifier::new(ready));
-        // Looked at while a gate that is refused still stands: it is over when the gate is passed.
+        // A gate that does not open never returns, so this waits for an hour at most.
         let _ = timeout(HOUR, &mut started).await;
         let seen = *is_ready.borrow();
         let refused = refused.lock().unwrap().clone();
@@ -120,16 +124,20 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn it_opens_when_each_wanted_pool_is_ready() {
+    async fn the_gate_opens_when_each_wanted_pool_is_ready() {
         assert_eq!(after_an_hour("web", Duration::ZERO).await, (true, vec![]));
         assert_eq!(after_an_hour("web", PATIENCE / 2).await, (true, vec![]));
-        assert_eq!(after_an_hour("new", HOUR * 2).await, (true, vec![]), "nobody waits for this one");
+        assert_eq!(
+            after_an_hour("new", HOUR * 2).await,
+            (true, vec![]),
+            "a new pool does not block the gate"
+        );
     }
 
     #[tokio::test(start_paused = true)]
-    async fn it_stays_shut_when_one_is_not_ready_in_time() {
+    async fn the_gate_stays_closed_if_a_pool_is_not_ready_in_time() {
         let (is_open, refused) = after_an_hour("api", PATIENCE * 2).await;
-        assert!(!is_open, "who depends on it has started");
+        assert!(!is_open, "dependent services have started");
         assert!(refused.len() == 1 && refused[0].contains("pool api"), "{refused:?}");
     }
 }

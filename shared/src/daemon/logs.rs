@@ -1,4 +1,4 @@
-//! The access logs of the plan that is in effect, and of those before it as long as requests write to them.
+//! Access logs of the plan in effect, and of earlier plans while requests still write to them.
 
 use std::io;
 use std::path::Path;
@@ -11,23 +11,23 @@ use crate::config::Plan;
 use crate::process::files::{Unusable, check_writable, open_log};
 use crate::process::privileges::Identity;
 
-/// Keeps the writers. Clones share them; the last one that is dropped writes what is queued.
+/// Writers of all access logs. Clones share them; dropping the last clone writes the queued lines.
 #[derive(Clone, Debug, Default)]
 pub(super) struct AccessLogs {
-    /// Names of the listeners that have none, whatever the configuration says.
+    /// The names of listeners that never have an access log, regardless of the configuration.
     silent: Arc<[&'static str]>,
     kept: Arc<Mutex<Kept>>,
 }
 
-/// One log, not yet in use.
+/// Opened log that is not in use yet.
 #[derive(Debug)]
 pub(super) struct Opened {
     log: AccessLog,
-    /// None: there is one for the same target already, or the log is off.
+    /// The writer; `None` if one for the same target exists already, or if the log is off.
     writer: Option<Writer>,
 }
 
-/// One target that is written to.
+/// Writer for one target.
 #[derive(Debug)]
 struct Writer {
     target: Target,
@@ -38,25 +38,25 @@ struct Writer {
 #[derive(Debug, Default)]
 struct Kept {
     in_use: Option<AccessLog>,
-    /// Of the log in use, and of those that requests of earlier plans write to.
+    /// The writers of the log in use, and of logs to which requests of earlier plans write.
     writers: Vec<Writer>,
-    /// Lines that the writers before these did not write.
+    /// The number of lines that earlier writers dropped.
     dropped: u64,
 }
 
 // === impl AccessLogs ===
 
 impl AccessLogs {
-    /// Listeners of these names have no access log, whatever the configuration says.
+    /// Returns access logs without the listeners of these names, regardless of the configuration.
     pub(super) fn without(silent: &[&'static str]) -> Self {
         Self { silent: silent.into(), kept: Arc::default() }
     }
 
-    /// Opens the log that the settings name; a target that is written to already gets no second writer for another format. The
-    /// process will run as `user`, if there is one.
+    /// Opens the log of the settings. A target that is already open does not get a second writer for another format.
+    /// The process will run as `user`, if there is one.
     ///
     /// # Errors
-    /// When its target cannot be written to.
+    /// If the target cannot be opened for writing.
     pub(super) fn open(&self, settings: &Settings, user: Option<&Identity>) -> Result<Opened, Unusable> {
         let Settings { format, target } = settings;
         let same_target =
@@ -75,10 +75,11 @@ impl AccessLogs {
         Ok(Opened { log, writer })
     }
 
-    /// Whether the log that the settings name can be opened; nothing is made, and no reader of a FIFO sees it.
+    /// Checks that the log of the settings can be opened. This does not create a file, and the reader of a FIFO does
+    /// not notice it.
     ///
     /// # Errors
-    /// Why not.
+    /// If the log cannot be opened.
     pub(super) fn check(&self, settings: &Settings) -> Result<(), Unusable> {
         let path = match &settings.target {
             Target::File(path) if settings.format != Format::Off => path,
@@ -90,7 +91,7 @@ impl AccessLogs {
         check_writable(path).map_err(|error| Unusable::new(path, error))
     }
 
-    /// One log for each listener of `plan`: of `opened`, or of the one in use.
+    /// Returns one log for each listener of `plan`, from `opened` or from the log in use.
     pub(super) fn of(&self, plan: &Plan, opened: Option<&Opened>) -> Vec<AccessLog> {
         let kept = self.lock();
         let log = opened.map(|opened| &opened.log).or(kept.in_use.as_ref());
@@ -99,43 +100,43 @@ impl AccessLogs {
         plan.listeners.iter().map(|(_, listener)| of(&listener.name)).collect()
     }
 
-    /// From now on `opened` is in use. The writer of the one before lives as long as any plan has it.
+    /// Puts `opened` into use. The previous writer exists as long as any plan refers to it.
     pub(super) fn replace(&self, opened: Opened) {
         let mut kept = self.lock();
         kept.in_use = Some(opened.log);
         kept.writers.extend(opened.writer);
     }
 
-    /// Has all files opened anew; each writer logs how that went. Returns how many files there are.
+    /// Reopens all files and returns their number. Each writer logs the result.
     pub(super) fn reopen(&self) -> usize {
         let kept = self.lock();
         let files = kept.writers.iter().filter(|writer| matches!(writer.target, Target::File(_)));
         files.map(|writer| writer.log.reopen()).count()
     }
 
-    /// Lines that were not written, of all logs since the start.
+    /// Returns the number of lines that all logs dropped since the start.
     pub(super) fn dropped(&self) -> u64 {
         let kept = self.lock();
         kept.dropped + kept.writers.iter().map(|writer| writer.log.dropped()).sum::<u64>()
     }
 
-    /// Ends all writers, when they have written what is queued.
+    /// Writes the queued lines, and ends all writers.
     pub(super) fn end(&self) {
         let all = std::mem::take(&mut *self.lock());
         drop(all);
     }
 
-    /// Ends the writers that no plan has any more, be it an old one that a request still works by. It waits until they have
-    /// written what is queued.
+    /// Ends the writers to which no plan refers, including old plans that requests in flight still use. This function
+    /// waits until the queued lines are written.
     pub(super) fn end_unused(&self) {
         let mut kept = self.lock();
         let unused: Vec<_> = kept.writers.extract_if(.., |writer| writer.log.is_last()).collect();
-        // The count never goes down.
+        // The count must never decrease.
         kept.dropped += unused.iter().map(|writer| writer.log.dropped()).sum::<u64>();
         drop(kept);
         for Writer { log, guard, .. } in unused {
             let before = log.dropped();
-            // Outside of the lock: this waits.
+            // Dropping waits for the disk, so it must happen outside of the lock.
             drop(guard);
             self.lock().dropped += log.dropped() - before;
         }

@@ -1,7 +1,7 @@
-//! Looks at the pools when an ejection ends.
+//! Check of the pools at the end of each ejection.
 //!
-//! Everything else that changes which backends are available is noted by what changes it. An ejection ends by itself: without this
-//! its end, and the end of a panic with it, would be noted with the next request.
+//! Every other change of available backends is recorded by the code that makes it. An ejection ends by the passage of
+//! time: without this module, its end and the end of a panic would be recorded only with the next request.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -15,13 +15,13 @@ use tokio::time::sleep_until;
 
 use super::Pools;
 
-/// Passes on what happens in pools, and notices the beginning of each ejection.
+/// Observer that forwards the events of pools, and reports the start of each ejection.
 pub(super) struct Alarm<O> {
     observer: O,
     ejected: Arc<Notify>,
 }
 
-/// A Pingora service that looks at the pools at the end of each ejection.
+/// Pingora service that checks the pools at the end of each ejection.
 pub(super) struct Lookout {
     pools: Pools,
     ejected: Arc<Notify>,
@@ -30,12 +30,12 @@ pub(super) struct Lookout {
 // === impl Alarm ===
 
 impl<O: PoolObserver> Alarm<O> {
-    /// One that passes everything on to `observer`.
+    /// Returns an observer that forwards everything to `observer`.
     pub(super) fn new(observer: O) -> Self {
         Self { observer, ejected: Arc::default() }
     }
 
-    /// Raised by the beginning of an ejection.
+    /// Returns the notification of a started ejection.
     pub(super) fn ejected(&self) -> Arc<Notify> {
         self.ejected.clone()
     }
@@ -69,7 +69,7 @@ impl Lookout {
         }
     }
 
-    /// Looks at each pool, and says when it has to be looked at next.
+    /// Checks each pool, and returns the time of the next check; `None` if there is no ejection.
     fn next_return(&self) -> Option<Instant> {
         let now = Instant::now();
         self.pools.now().iter().filter_map(|checked| checked.pool.next_return(now)).min()

@@ -1,7 +1,7 @@
-//! The composition root: from a plan to a process that serves, and to its end.
+//! Composition root: starts a process that serves a plan, and runs it until its end.
 //!
-//! [`serve`] follows the order of events that [`crate::process`] describes. The three services are put together in
-//! `Services::compose`: each pool is one `Arc<LoadBalancer<Policy>>` that the proxy, the prober and the metrics hold.
+//! [`serve`] follows the order of steps that [`crate::process`] describes. `Services::compose` creates the three
+//! services: the proxy, the prober and the metrics share one `Arc<LoadBalancer<Policy>>` for each pool.
 
 mod announce;
 mod gate;
@@ -59,27 +59,27 @@ pub use running::{Running, Staged};
 pub use services::Services;
 use services::{Origin, server_conf};
 
-/// Nobody but the user that the daemon runs as, and root.
+/// Mode of the control socket: only root and the user of the daemon have access.
 const CONTROL_SOCKET_MODE: u32 = 0o600;
 
-/// How the process is to run.
+/// Mode in which the process runs.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Mode {
-    /// In the background.
+    /// Whether the process runs in the background.
     pub daemon: bool,
-    /// With the sockets of a running process.
+    /// Whether the process takes over the sockets of a running one.
     pub upgrade: bool,
 }
 
-/// Why the daemon did not start.
+/// Reason why the daemon did not start.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages say it")]
 pub enum StartError {
-    #[error("cannot go into the background: {0}")]
+    #[error("cannot run in the background: {0}")]
     Background(#[source] io::Error),
     #[error(transparent)]
     Log(#[from] LogError),
-    #[error("cannot handle signals: {0}")]
+    #[error("cannot install signal handlers: {0}")]
     Signals(#[source] io::Error),
     #[error("cannot find the executable of this process: {0}")]
     Executable(#[source] io::Error),
@@ -103,16 +103,16 @@ pub enum StartError {
     Metrics(#[from] prometheus::Error),
 }
 
-/// Adds services of its own to those of the daemon, as the demo does, and returns those that must be ready before the first
-/// health checks.
+/// Function that adds services to those of the daemon, as the demo does. It returns the services that must be ready
+/// before the first health checks.
 pub type Extra<'a> = dyn FnOnce(&mut Server, &Services) -> Vec<ServiceHandle> + 'a;
 
-/// What the process holds and lets go at its end.
+/// Resources that the process holds until its end.
 struct Held {
     early: Early,
     error_log: Option<Arc<ErrorLog>>,
     pid_file: Arc<Mutex<Option<PidFile>>>,
-    /// Takes the place of the old process's, in an upgrade.
+    /// The PID file that replaces the one of the old process; `None` unless this is an upgrade.
     prepared: Option<Prepared>,
     sockets: Arc<Sockets>,
     link: Option<PredecessorLink>,
@@ -122,52 +122,52 @@ struct Held {
     verbosity: Verbosity,
 }
 
-/// What the process is there for.
+/// Purpose of the process.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Purpose {
-    /// It serves what its configuration says.
+    /// The process serves its configuration.
     #[default]
     Service,
-    /// It shows the demo, as it was told to.
+    /// The process runs the demo on request.
     Demo,
-    /// It shows the demo, because there is no configuration at any of these places.
+    /// The process runs the demo because there is no configuration file at any of these paths.
     Stopgap(Missing),
 }
 
-/// What a start has at hand before it acquires anything.
+/// Values that a start has before it acquires resources.
 struct StartContext {
     announcer: Announcer,
     error_log: Option<Arc<ErrorLog>>,
     verbosity: Verbosity,
-    /// The user to run as; none when the configuration names none.
+    /// The user to run as; `None` if the configuration does not set one.
     identity: Option<Identity>,
-    /// Whether the configuration file was named from the directory of the start on.
+    /// Whether the path of the configuration file is relative to the working directory of the start.
     is_relative: bool,
-    /// What the process says that has started this one as its successor.
+    /// The description of the old process that started this one; `None` without an upgrade.
     predecessor: Option<Predecessor>,
 }
 
-/// How the daemon is started.
+/// Parameters of a start.
 #[derive(Default)]
 pub struct Start<'a> {
-    /// How the process is to run.
+    /// The mode in which the process runs.
     pub mode: Mode,
-    /// What it is there for.
+    /// The purpose of the process.
     pub purpose: Purpose,
-    /// Where the configuration came from.
+    /// The source of the configuration.
     pub provenance: Provenance,
-    /// What the author of the configuration should look at.
+    /// The warnings about the configuration.
     pub warnings: Problems,
-    /// Names of listeners that have no access log, whatever the configuration says.
+    /// The names of listeners that never have an access log, regardless of the configuration.
     pub silent: &'a [&'static str],
-    /// What the process says that has started this one as its successor.
+    /// The description of the old process that started this one; `None` without an upgrade.
     pub predecessor: Option<Predecessor>,
 }
 
-/// Serves by `plan` until the process is told to end; the exit code.
+/// Serves `plan` until the process must end, and returns the exit code.
 ///
 /// # Errors
-/// When it cannot start. Nothing of another process is touched then.
+/// If the daemon cannot start. A failed start does not affect other processes.
 pub fn serve(plan: &Plan, how: Start<'_>, extra: Box<Extra<'_>>) -> Result<u8, StartError> {
     let mode = how.mode;
     let input = how.provenance.input().cloned();
@@ -180,11 +180,11 @@ pub fn serve(plan: &Plan, how: Start<'_>, extra: Box<Extra<'_>>) -> Result<u8, S
         }
         Role::Serve(announcer) => announcer,
     };
-    // Before any file is created that would belong to the wrong user.
+    // The user must be known before a file is created, which would otherwise belong to the wrong user.
     let identity = Identity::required(plan.server.user.as_deref(), plan.server.group.as_deref())?;
     let logging =
         logging::init(plan.server.error_log.as_deref(), identity.as_ref(), plan.log_level.as_ref())?;
-    // The last lines are written before anything else is, and before the process ends.
+    // The guard writes the last lines before the process ends.
     let Logging { error_log, verbosity, guard: _guard } = logging;
     let error_log = error_log.map(Arc::new);
     let context = StartContext {
@@ -197,19 +197,19 @@ pub fn serve(plan: &Plan, how: Start<'_>, extra: Box<Extra<'_>>) -> Result<u8, S
     };
     let started = start(plan, how, context, extra);
     if let (Err(error), Some(error_log)) = (&started, &error_log) {
-        // For the log; the caller tells the person who waits at the terminal.
+        // This line is for the log; the caller prints the error on the terminal.
         log::error!("{error}");
         error_log.restore_terminal()?;
     }
     started
 }
 
-/// A daemon without a log is running now, and nothing that it says will be seen.
+/// Warns that the daemon now runs without a log, so that its messages are lost.
 fn warn_without_log() {
-    let text = "warning: the daemon runs in the background and writes no log; to have one, add a line such as \
+    let text = "warning: the daemon runs in the background without a log; to write one, add a line such as \
                 `error_log: /var/log/load_balancer/error.log` to the configuration\n";
     process::write_message(|| {
-        // A terminal that is gone does not need it.
+        // The write fails if the terminal has closed.
         let _ = io::stderr().lock().write_all(text.as_bytes());
     });
 }
@@ -224,7 +224,7 @@ fn start(
         log::warn!("{line}");
     }
     let logs = AccessLogs::without(how.silent);
-    // Whatever the start fails at later, it leaves no file that the daemon could not open.
+    // The log is opened early, so that a start that fails later does not leave a file that the daemon cannot open.
     let opened = logs.open(&plan.access_log, context.identity.as_ref()).map_err(StartError::AccessLog)?;
     let held = Held::acquire(plan, &how, context)?;
     let server = Server::new_with_opt_and_conf(None, server_conf(plan));
@@ -234,12 +234,12 @@ fn start(
     let origin = Origin { provenance, warnings, purpose, inherited };
     let services = Services::compose(plan, &server.configuration, origin, &logs, opened, &held)?;
     if matches!(how.purpose, Purpose::Stopgap(_)) && held.announcer.is_background() {
-        services.readiness.withhold("demo: it was started without a configuration");
+        services.readiness.withhold("demo: started without a configuration");
     }
     let farewells = Farewells::default();
     let outcome = run(plan, server, services, held, farewells.clone(), extra);
     logs.end();
-    // Nothing is left that the next start would stumble over.
+    // All resources have been released, so a new process can start.
     farewells.say(&outcome);
     Ok(outcome.exit_code())
 }
@@ -268,14 +268,14 @@ fn run(
     let first = Before { checks: &before_checks, takes_over };
     let announced = add_services(&mut server, services, first, &sockets, &signals, announce);
     if let Some(control) = control {
-        // Both processes of an upgrade have the socket: the new one takes no orders before it is the one.
+        // Both processes of an upgrade have the socket; the new one must not accept orders before it has taken over.
         server.add_service(background_service("control", control)).add_dependency(&announced);
     }
     server.run(RunArgs { shutdown_signal: Box::new(signals) });
     sockets.remove_files();
     let pid_file = pid_file.lock().take();
     if outcome.is_handed_over() {
-        // The successor replaces it; there is no moment without one.
+        // The new process replaces the file, so that the file always exists.
         if let Some(pid_file) = pid_file {
             pid_file.leave();
         }
@@ -286,12 +286,12 @@ fn run(
 // === impl Purpose ===
 
 impl Purpose {
-    /// Whether it is the demo.
+    /// Returns whether the process runs the demo.
     pub fn is_demo(&self) -> bool {
         *self != Self::Service
     }
 
-    /// What is served where, for texts that begin with "serves".
+    /// Returns the served addresses, for texts that begin with "serves".
     fn on(&self, plan: &Plan) -> String {
         let listeners = plan.listeners.iter().map(|(_, listener)| listener.address.to_string());
         let what = if self.is_demo() { "the demo on " } else { "on " };
@@ -373,21 +373,21 @@ impl Held {
     }
 }
 
-/// What a process with this plan says of itself in an upgrade.
+/// Returns the description of a process with this plan for an upgrade.
 fn about(plan: &Plan) -> AboutProcess {
     let server = &plan.server;
     let about = AboutProcess::new(server.runtime.configuration(), server.pid_file.as_deref());
     about.controlled_at(&plan.control.socket)
 }
 
-/// Where the process may offer its sockets that is to be replaced: at the path that it has named to a successor of its own, at the one
-/// that the file gives, or at the default one. A version before this one has the common default.
+/// Returns the paths at which the old process can offer its sockets: the path that it gave to the process it started,
+/// the path from the file, or the default. An older version uses the common default.
 fn search(plan: &Plan, identity: Option<&Identity>, predecessor: Option<&Predecessor>) -> Search {
     let server = &plan.server;
     let about = about(plan);
     let user = identity.map(Identity::uid);
     if let Some(predecessor) = predecessor {
-        // A file that has changed since may give another path.
+        // The file might have changed and contain another path.
         return Search { paths: vec![predecessor.upgrade_sock.clone()], user, about };
     }
     let (default, common) = (server.runtime.upgrade_sock(), server.runtime.common().upgrade_sock());
@@ -399,15 +399,15 @@ fn search(plan: &Plan, identity: Option<&Identity>, predecessor: Option<&Predece
     Search { paths, user, about: about.particular() }
 }
 
-/// Takes the runtime directory, the pid file (or what will become it, in an upgrade) and the sockets, gives what must be given to the user to run as,
-/// and becomes that one.
+/// Acquires the runtime directory, the PID file (in an upgrade, its replacement) and the sockets, changes their owner
+/// if necessary, and switches to the user to run as.
 fn take_files(
     plan: &Plan,
     identity: Option<&Identity>,
     inherited: Vec<InheritedSocket>,
     link: Option<&PredecessorLink>,
 ) -> Result<(Option<PidFile>, Option<Prepared>, Sockets), StartError> {
-    // The link comes first, because without it the directory belongs to a process that continues.
+    // The link must come first: without it, the directory belongs to a process that continues.
     take_runtime_dir(plan, identity, link.is_some())?;
     let pid_path = plan.server.pid_file.as_deref();
     let prepared = pid_path.zip(link).map(|(path, link)| PidFile::prepare(path, link.old_pid()));
@@ -425,10 +425,11 @@ fn take_files(
     Ok((pid_file, prepared, sockets))
 }
 
-/// Says what a start by `plan` would fail at, beside what the configuration itself tells. It leaves no trace.
+/// Checks whether a start with `plan` would succeed, beyond the checks of the configuration itself. It has no lasting
+/// effects.
 ///
 /// # Errors
-/// The first such thing.
+/// Returns the first problem.
 pub fn preflight(plan: &Plan, upgrade: bool) -> Result<(), StartError> {
     let server = &plan.server;
     let identity = Identity::required(server.user.as_deref(), server.group.as_deref())?;
@@ -440,18 +441,18 @@ pub fn preflight(plan: &Plan, upgrade: bool) -> Result<(), StartError> {
     }
     AccessLogs::default().check(&plan.access_log).map_err(StartError::AccessLog)?;
     if upgrade {
-        // The pid file and the ports of the process that is to be replaced are in use, and will be handed over.
+        // The PID file and the ports of the old process are in use and will be handed over.
         return Ok(());
     }
     server.pid_file.as_deref().map_or(Ok(()), PidFile::probe)?;
     let mut specs = endpoints(plan);
-    // The directory of one that nobody named may not be there before the start.
+    // The directory of the default socket might not exist before the start.
     specs.extend(control_spec(plan, &[]).filter(|_| plan.control.is_named));
     Ok(sockets::check(&specs)?)
 }
 
-/// The addresses to connect from must be this machine's, or no connection to a backend can be made. A start does not insist:
-/// an address that moves between machines may come later.
+/// Checks that the source addresses of connections to backends belong to this machine. A start does not require this,
+/// because an address that moves between machines can arrive later.
 fn check_sources(plan: &Plan) -> Result<(), StartError> {
     let (v4, v6) = (&plan.server.client_bind_to_ipv4, &plan.server.client_bind_to_ipv6);
     let addresses = v4.iter().copied().map(IpAddr::from).chain(v6.iter().copied().map(IpAddr::from));
@@ -460,7 +461,7 @@ fn check_sources(plan: &Plan) -> Result<(), StartError> {
     })
 }
 
-/// Fails when [`take_runtime_dir`] would, and changes nothing.
+/// Returns the error that [`take_runtime_dir`] would return, without changing anything.
 fn check_runtime_dir(
     plan: &Plan,
     identity: Option<&Identity>,
@@ -470,7 +471,7 @@ fn check_runtime_dir(
     if uses_runtime_dir(plan) { plan.server.runtime.check(owner, takes_over) } else { Ok(()) }
 }
 
-/// Makes the directory of files whose paths are not given, if there is one.
+/// Creates the directory of files without a configured path, if there is one.
 fn take_runtime_dir(
     plan: &Plan,
     identity: Option<&Identity>,
@@ -486,29 +487,30 @@ fn uses_runtime_dir(plan: &Plan) -> bool {
     files.into_iter().flatten().any(|file| file.parent() == Some(server.runtime.directory()))
 }
 
-/// Every socket that the daemon listens on.
+/// Returns all sockets on which the daemon listens.
 pub fn endpoints(plan: &Plan) -> Vec<ListenSpec> {
     let traffic = plan.listeners.iter().map(|(_, listener)| listen_spec(listener));
     let admin = ListenSpec::admin(Endpoint::Tcp(plan.metrics));
     traffic.chain([admin]).collect()
 }
 
-/// The control socket; none when nobody named it and another daemon has it: two of them may run beside each other.
+/// Returns the control socket; `None` if the default socket is in use by another daemon, so that two daemons can run
+/// side by side.
 fn control_spec(plan: &Plan, inherited: &[InheritedSocket]) -> Option<ListenSpec> {
     let path = &plan.control.socket;
     let address = path.to_string_lossy();
     let is_inherited = inherited.iter().any(|socket| socket.address == address);
     if !plan.control.is_named && !is_inherited && sockets::is_answered(path) {
         log::warn!(
-            "the control socket {address} is another process's: this one cannot be controlled; give it a \
-             `control: {{socket: /path}}` of its own"
+            "another process uses the control socket {address}, so this process has none; to control it, set \
+             `control: {{socket: /path}}`"
         );
         return None;
     }
     Some(ListenSpec::own(Endpoint::Unix { path: path.clone(), mode: CONTROL_SOCKET_MODE }))
 }
 
-/// What has to be bound for requests to come in at an address.
+/// Returns the socket to bind for a listener.
 fn listen_spec(listener: &Listener) -> ListenSpec {
     let spec = ListenSpec::traffic(match &listener.address {
         ListenAddress::Tcp(address) => Endpoint::Tcp(*address),
@@ -516,7 +518,7 @@ fn listen_spec(listener: &Listener) -> ListenSpec {
             Endpoint::Unix { path: path.clone(), mode: lb_service::service::UNIX_SOCKET_MODE }
         }
     });
-    // Without a name of its own a listener is called by its address.
+    // A listener without a name is called by its address.
     match *listener.name == *listener.address.to_string() {
         true => spec,
         false => spec.called(format!("listener `{}`", listener.name)),
@@ -532,7 +534,7 @@ fn signals(plan: &Plan, services: &Services, held: &Held) -> Signals {
     let on_phase = move |phase| match phase {
         Phase::Serving => {}
         Phase::Delaying => {
-            told("is no longer ready, and still accepts");
+            told("is no longer ready but still accepts connections");
             readiness.set_draining(true);
         }
         Phase::Draining => {
@@ -541,7 +543,7 @@ fn signals(plan: &Plan, services: &Services, held: &Held) -> Signals {
             draining.drain();
         }
         Phase::HandedOver { idle } => {
-            told("has handed over, and drains");
+            told("has handed over and drains");
             readiness.set_draining(true);
             draining.drain_patiently(idle);
         }
@@ -551,7 +553,7 @@ fn signals(plan: &Plan, services: &Services, held: &Held) -> Signals {
         let count = access_logs.reopen();
         match &error_log {
             Some(log) => log.reopen(),
-            None if count == 0 => log::info!("no log is written to a file: there is nothing to reopen"),
+            None if count == 0 => log::info!("there is no log file to reopen"),
             None => {}
         }
     };
@@ -577,7 +579,7 @@ fn signals(plan: &Plan, services: &Services, held: &Held) -> Signals {
         early: held.early.clone(),
         in_flight: Arc::new(move || pending(&traffic)),
         on_phase: Box::new(on_phase),
-        on_failed_upgrade: Box::new(move |error| told_too(&format!("the upgrade has failed: {error}"))),
+        on_failed_upgrade: Box::new(move |error| told_too(&format!("the upgrade failed: {error}"))),
         on_hangup: Box::new(move || operator.reload_by_signal()),
         reopen_logs: Box::new(reopen_logs),
     })
@@ -588,7 +590,7 @@ fn pending(traffic: &Traffic) -> Pending {
     Pending { requests, settling: !traffic.is_settled() }
 }
 
-/// What answers on the control socket; none when this process has none.
+/// Returns the service on the control socket; `None` if this process has no control socket.
 fn control(
     plan: &Plan,
     services: &Services,
@@ -625,8 +627,8 @@ fn control(
     )
 }
 
-/// Where the process before this one answers once it has handed over, if that is not beside this one's control socket. A version
-/// before this one says nothing of its socket and has the common name.
+/// Returns the base path of the old process's separate socket if it differs from this process's control socket. An
+/// older version does not report its socket and uses the common name.
 fn earlier_draining_socket(plan: &Plan, link: Option<&PredecessorLink>) -> Option<PathBuf> {
     let link = link?;
     let old = link.old();
@@ -635,18 +637,18 @@ fn earlier_draining_socket(plan: &Plan, link: Option<&PredecessorLink>) -> Optio
     (control != plan.control.socket).then(|| predecessors::socket_of(&control, link.old_pid()))
 }
 
-/// What comes before what.
+/// Constraints on the order of services.
 #[derive(Clone, Copy)]
 struct Before<'a> {
-    /// Services that must be ready before the first health checks.
+    /// The services that must be ready before the first health checks.
     checks: &'a [ServiceHandle],
-    /// Whether the sockets are another process's until this one is announced.
+    /// Whether the sockets belong to another process until this one is announced.
     takes_over: bool,
 }
 
-/// Adds the services in an order in which each finds what it needs: traffic is accepted after the first health checks, and, in an
-/// upgrade, no worse than by the old process; the start is announced after that. Metrics can be read at once, but in an upgrade the old process answers, which is ready, until
-/// the new one has been announced. Returns what has been announced when it is ready.
+/// Adds the services in the order of their dependencies, and returns the announcement. Traffic is accepted after the
+/// first health checks and, in an upgrade, after the gate has opened; the start is announced after that. Metrics can be
+/// read immediately, but in an upgrade the old process, which is ready, serves them until the announcement.
 fn add_services(
     server: &mut Server,
     services: Services,

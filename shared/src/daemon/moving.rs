@@ -1,8 +1,9 @@
-//! Listeners of the process before this one whose addresses overlap with those that the configuration has now.
+//! Listeners of the old process whose addresses overlap with those of the new configuration.
 //!
-//! This process accepts at the old socket too, from the moment when it accepts at all. When the old process has let go,
-//! no connection begins there any more, and those that have begun are accepted before it is closed; see
-//! [`moves`](crate::process::moves). As long as the upgrade may fail, nothing changes for the old process.
+//! The new process also accepts connections on the old socket, from the moment at which it accepts connections at all.
+//! After the old process has released the socket, no new connection starts there, and the pending ones are accepted
+//! before the socket closes; see [`moves`](crate::process::moves). Nothing changes for the old process while the
+//! upgrade can still fail.
 
 use std::os::fd::OwnedFd;
 
@@ -14,7 +15,7 @@ use crate::process::moves;
 use crate::process::sockets::{Moved, Sockets};
 use crate::process::upgrade::Hold;
 
-/// The old sockets, at which this process accepts for a while.
+/// Old sockets on which this process accepts connections for a short time.
 #[derive(Default)]
 pub(super) struct Moving {
     doors: Option<Doors>,
@@ -24,18 +25,18 @@ pub(super) struct Moving {
 // === impl Moving ===
 
 impl Moving {
-    /// Accepts at the sockets that the process before this one has and this one gives up.
+    /// Starts to accept connections on the sockets of the old process that this process will close.
     pub(super) fn begin(plan: &Plan, sockets: &Sockets, doors: &Doors) -> Self {
         let old = sockets.take_moved().into_iter().filter_map(|moved| open(plan, moved, doors)).collect();
         Self { doors: Some(doors.clone()), old }
     }
 
-    /// The old process accepts no more. The hold ends with the move.
+    /// Ends the move after the old process has stopped accepting connections. `hold` is dropped at the end of the move.
     pub(super) fn end(self, hold: Option<Hold>) {
         let Self { doors: Some(doors), old } = self else { return };
         for (address, socket) in &old {
             if let Err(error) = moves::deafen(socket) {
-                log::warn!("listener {address}: connections may be cut while it moves: {error}");
+                log::warn!("listener {address}: connections might be reset while it moves: {error}");
             }
         }
         if old.is_empty() {
@@ -49,7 +50,7 @@ impl Moving {
     }
 }
 
-/// Connections at the old address belong to the listener that takes its place.
+/// Assigns connections at the old address to the listener that replaces the old one.
 fn open(plan: &Plan, Moved { from, to, fd }: Moved, doors: &Doors) -> Option<(ListenAddress, OwnedFd)> {
     let to = ListenAddress::Tcp(to);
     let (_, listener) = plan.listeners.iter().find(|(_, listener)| listener.address == to)?;

@@ -1,4 +1,4 @@
-//! What the control socket can ask for, carried out by whoever does it.
+//! Operations of the control socket, forwarded to the components that execute them.
 
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -15,21 +15,21 @@ use crate::process::lifecycle::{Stops, Upgrades};
 use crate::process::logging::{LogFilter, Verbosity};
 use crate::status::StatusSource;
 
-/// Who does what.
+/// Handles of the components that execute operations.
 pub(super) struct DaemonControl {
     pub(super) operator: Operator,
     pub(super) status: Arc<StatusSource>,
     pub(super) verbosity: Verbosity,
     pub(super) explain: ExplainSource,
-    /// With which a request may ask how it is served.
+    /// The token that a request must have to get an explanation.
     pub(super) secret: Arc<str>,
     pub(super) upgrades: Upgrades,
     pub(super) stops: Stops,
-    /// The connections that get the outcome of the process.
+    /// The connections that receive the outcome of the process.
     pub(super) farewells: Farewells,
-    /// The control socket.
+    /// The path of the control socket.
     pub(super) socket: PathBuf,
-    /// Where the process before this one answers, if not beside that.
+    /// The base path of the old process's socket, if it differs from `socket`.
     pub(super) earlier: Option<PathBuf>,
 }
 
@@ -43,7 +43,7 @@ impl Operations for DaemonControl {
         self.operator.order(order).await
     }
 
-    /// Also in the processes before this one. They do not ask each other.
+    /// Waits for the backend in this process and in old processes. Old processes do not ask each other.
     async fn idle(&self, pool: &str, backend: SocketAddr) -> Result<(), String> {
         self.operator.idle(pool, backend).await?;
         if !self.operator.is_draining() {
@@ -73,8 +73,8 @@ impl Operations for DaemonControl {
             None => "runs without a configuration file".to_owned(),
         };
         Some(format!(
-            "process {pid} at {} {runs}, and not with that file; name the right daemon by its file (-c), or this one by \
-             --socket alone",
+            "process {pid} at {} {runs}, not with the requested file; select the right daemon with `-c FILE`, or this one with \
+             `--socket` alone",
             self.socket.display()
         ))
     }
@@ -108,8 +108,8 @@ impl Operations for DaemonControl {
         if let Some(filter) = filter {
             let _turn = self.operator.turn().await?;
             let filter = LogFilter::parse(filter).map_err(|problem| problem.replace('\n', "; "))?;
-            log::info!("operator: the log level is {filter}");
-            self.events().note(Kind::Operator, About::default(), format!("the log level is {filter}"));
+            log::info!("operator: log level {filter}");
+            self.events().note(Kind::Operator, About::default(), format!("log level {filter}"));
             self.verbosity.order(Some(filter));
         }
         Ok(self.verbosity.in_effect().0.to_string())

@@ -1,4 +1,4 @@
-//! The pools of the daemon, as the prober, the metrics and the status see them: with what is known of their health.
+//! Pools of the daemon together with the results of their health checks, for the prober, the metrics and the status.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -14,52 +14,52 @@ use crate::condition::{Condition, Known, Moment};
 use crate::config::Plan;
 use crate::operator::ConfigStatus;
 
-/// The pools of the current plan, in its order. Clones share them.
+/// Pools of the current plan, in the order of the plan. Clones share them.
 #[derive(Clone)]
 pub struct Pools {
     now: Arc<ArcSwap<Vec<Checked>>>,
     observer: Arc<dyn PoolObserver>,
 }
 
-/// One pool and what is known of its health. Clones share it.
+/// Pool with the results of its health checks. Clones share it.
 #[derive(Clone)]
 pub struct Checked {
-    /// What requests are given to.
+    /// The pool that requests use.
     pub pool: Arc<Pool>,
-    /// How its backends are checked.
+    /// The settings of its health checks.
     pub settings: health_service::Settings,
-    /// What was found, by address.
+    /// The results of its health checks, by address.
     pub verdicts: Verdicts,
 }
 
-/// A pool as the metrics see it: with the states that only the proxy knows of.
+/// View of a pool for the metrics, with the states that only the proxy has.
 struct ServedPool(Arc<Pool>);
 
 // === impl Pools ===
 
 impl Pools {
-    /// Those of `plan`, until others take their place; `observer` is told what happens in them.
+    /// Returns the pools of `plan`; `observer` receives their events.
     pub fn new(plan: &Plan, observer: Arc<dyn PoolObserver>) -> Self {
         let pools = plan.pools.iter().map(|(pool, health)| Checked::new(pool, health, observer.clone()));
         Self { now: Arc::new(ArcSwap::from_pointee(pools.collect())), observer }
     }
 
-    /// The pools now.
+    /// Returns the current pools.
     pub fn now(&self) -> Arc<Vec<Checked>> {
         self.now.load_full()
     }
 
-    /// From now on there are these.
+    /// Replaces all pools.
     pub fn replace(&self, pools: Vec<Checked>) {
         self.now.store(Arc::new(pools));
     }
 
-    /// Who is told what happens in them.
+    /// Returns the observer of the pools.
     pub fn observer(&self) -> Arc<dyn PoolObserver> {
         self.observer.clone()
     }
 
-    /// The same for the metrics.
+    /// Returns the current pools as views for the metrics.
     pub fn views(&self) -> Views {
         let pools = self.clone();
         Views::read_by(move || pools.now().iter().map(Checked::view).collect())
@@ -69,7 +69,8 @@ impl Pools {
 // === impl Checked ===
 
 impl Checked {
-    /// Why a backend of this pool is in this state, and since when.
+    /// Returns the condition of a backend of this pool: its state, the reason, and the time since which it has this
+    /// state.
     pub fn condition(
         &self,
         backend: &Backend,
@@ -83,7 +84,7 @@ impl Checked {
         Condition::of(backend, state, known, at)
     }
 
-    /// A pool that nobody knew before.
+    /// Returns a pool that did not exist before.
     pub fn new(
         pool: &PoolSettings,
         settings: &health_service::Settings,
@@ -95,8 +96,8 @@ impl Checked {
         Self { pool, settings: settings.clone(), verdicts }
     }
 
-    /// The one that takes the place of this one, which was made by the settings `was`. If only the checks are others, the
-    /// pool itself stays.
+    /// Returns the pool that replaces this one, which has the settings `was`. If only the health checks change, the
+    /// pool itself stays the same.
     pub fn successor(
         &self,
         was: &(PoolSettings, health_service::Settings),
@@ -117,7 +118,7 @@ impl Checked {
         Self { pool, settings: settings.clone(), verdicts }
     }
 
-    /// For the prober. All backends of a pool are spoken to in the same way; the address is replaced by each one's own.
+    /// Returns this pool for the prober. All backends of a pool are checked in the same way, each at its own address.
     pub(super) fn to_check(&self) -> Option<CheckedPool> {
         let Self { pool, settings, verdicts } = self;
         let peer = pool.backends().first()?.peer_of_pool();
@@ -129,7 +130,7 @@ impl Checked {
     }
 }
 
-/// What tells the pool the verdicts, if it is checked at all.
+/// Returns the callback that passes health check results to the pool; `None` if the pool has no health checks.
 fn publisher(
     settings: &health_service::Settings,
     verdicts: &Verdicts,

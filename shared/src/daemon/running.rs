@@ -1,17 +1,17 @@
-//! A daemon that serves, and how it comes to serve by another plan: everything that may fail is staged where nobody sees it, and
-//! is then put in place by steps that cannot fail.
+//! Running daemon and its change to another plan. Everything that can fail is staged without a visible effect, and is
+//! then committed by steps that cannot fail.
 //!
 //! ```text
-//! stage     new addresses bound, pools made, who is new in them checked, access log opened, addresses taken over that
-//!           overlap with those of listeners that close
-//! commit    the checks go on with the new pools, and tell them who is up ─> closed listeners keep the last plan that has them
-//!           ─> pools take over from their predecessors ─> requests take the new plan ─> listeners open and close
+//! stage     bind new addresses, create pools, check their new backends, open the access log, take over addresses
+//!           that overlap with those of listeners that close
+//! commit    health checks continue with the new pools ─> closed listeners keep the last plan that has them
+//!           ─> pools take over from their predecessors ─> requests use the new plan ─> listeners open and close
 //! ```
 //!
-//! A listener that moves to an address that overlaps with its old one has two sockets for a second, see
+//! A listener that moves to an overlapping address has two sockets for a second; see
 //! [`moves`](crate::process::moves).
 //!
-//! A [`Staged`] that is dropped leaves no trace: what it bound and opened is closed with it.
+//! Dropping a [`Staged`] closes everything that it bound and opened.
 
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -36,7 +36,7 @@ use crate::process::files::Unusable;
 use crate::process::moves;
 use crate::process::sockets::{self, Bound, Class, ListenSpec, Sockets};
 
-/// What a change of the plan touches. Clones share it.
+/// Parts of the daemon that a change of the plan affects. Clones share them.
 #[derive(Clone)]
 pub struct Running {
     pub(super) current: CurrentSnapshot,
@@ -47,45 +47,45 @@ pub struct Running {
     pub(super) sockets: Arc<Sockets>,
     pub(super) logs: AccessLogs,
     pub(super) token: Token,
-    /// Backends that are in no pool any more and still work on requests.
+    /// Removed backends that still have requests in flight.
     pub(super) leaving: Arc<Mutex<Vec<Leaving>>>,
 }
 
 /// A backend with the name of the pool that it was in.
 type Leaving = (Arc<str>, Arc<Backend>);
 
-/// Everything that a new plan needs, made and not in use.
+/// Everything that a new plan needs, created but not in use yet.
 pub struct Staged {
-    /// With the sockets that they are to listen on.
+    /// The listeners to open, with their sockets.
     opened: Vec<(Listener, OwnedFd)>,
     closed: Vec<Listener>,
     log: Option<Opened>,
     bound: Bound,
-    /// Closed addresses that overlap with opened ones.
+    /// The closed addresses that overlap with opened ones.
     moved: Vec<ListenAddress>,
     pools: Vec<Checked>,
     checks: health_service::StagedChecks,
-    /// Each pool that takes the place of another, with that.
+    /// The pools that replace others, each with the pool that it replaces.
     successions: Vec<(Arc<Pool>, Arc<Pool>)>,
     served: Snapshot,
 }
 
-/// Addresses that are to be bound.
+/// Addresses to bind.
 struct New {
     free: Vec<ListenSpec>,
-    /// Those that overlap with addresses that are given up.
+    /// The addresses that overlap with closed ones.
     beside: Vec<ListenSpec>,
-    /// The addresses that are given up.
+    /// The addresses to close.
     leaving: Vec<String>,
 }
 
-/// The listeners whose address is given up: those that are not only called otherwise.
+/// Returns the listeners whose address closes, without those that are only renamed.
 fn left(diff: &Diff) -> impl Iterator<Item = &Listener> {
     let is_kept = |closed: &&Listener| diff.opened.iter().any(|opened| opened.address == closed.address);
     diff.closed.iter().filter(move |closed| !is_kept(closed))
 }
 
-/// The addresses that are given up and overlap with one that is opened.
+/// Returns the closed addresses that overlap with an opened one.
 fn moved(diff: &Diff) -> Vec<ListenAddress> {
     let overlap = |one: &ListenAddress, other: &ListenAddress| match (one, other) {
         (ListenAddress::Tcp(one), ListenAddress::Tcp(other)) => moves::overlap(*one, *other),
@@ -96,7 +96,7 @@ fn moved(diff: &Diff) -> Vec<ListenAddress> {
     left(diff).filter(is_moved).map(|listener| listener.address.clone()).collect()
 }
 
-/// How often a backend is looked at that is to become idle.
+/// Interval between checks whether a backend is idle.
 const POLL: Duration = Duration::from_millis(10);
 
 fn no_log(error: &Unusable) -> String {
@@ -106,10 +106,10 @@ fn no_log(error: &Unusable) -> String {
 // === impl Running ===
 
 impl Running {
-    /// Makes everything that `new` needs beside what serves `old`. Nothing changes for any request.
+    /// Creates everything that `new` needs in addition to `old`. Nothing changes for requests.
     ///
     /// # Errors
-    /// What cannot be had, in words.
+    /// If a resource is not available.
     pub async fn stage(&self, old: &Plan, new: &Plan, diff: &Diff) -> Result<Staged, String> {
         let New { free, beside, leaving } = self.new_addresses(diff);
         let mut bound = self.sockets.bind_more(&free).map_err(|error| error.to_string())?;
@@ -129,13 +129,14 @@ impl Running {
             pools.push(checked);
         }
         let checks = self.checks.stage(pools.iter().filter_map(Checked::to_check)).await;
-        // Last of what may fail: a file that was opened is there, whatever becomes of the rest.
+        // The log comes last of the steps that can fail, because opening it creates a file that a later failure would
+        // leave behind.
         let log =
             (old.access_log != new.access_log).then(|| self.logs.open(&new.access_log, None)).transpose();
         let log = log.map_err(|error| no_log(&error))?;
         let logs = self.logs.of(new, log.as_ref());
         let served = services::served(new, &pools, logs, &self.traffic, &self.token);
-        // From here on connections may arrive at these, and they are lost if this is not put in place.
+        // From here on connections can arrive at these sockets; they would be lost without a commit.
         let taken = self.sockets.take_over(&beside, &leaving).map_err(|error| error.to_string())?;
         bound.append(taken);
         let opened = self.with_sockets(&diff.opened, &bound)?;
@@ -143,10 +144,10 @@ impl Running {
         Ok(Staged { opened, closed, log, bound, moved, pools, checks, successions, served })
     }
 
-    /// Says what [`stage`](Self::stage) would fail at, beside what comes of checks, and leaves nothing behind.
+    /// Checks whether [`stage`](Self::stage) would succeed, without health checks and without lasting effects.
     ///
     /// # Errors
-    /// What cannot be had, in words.
+    /// If a resource is not available.
     pub fn rehearse(&self, old: &Plan, new: &Plan, diff: &Diff) -> Result<(), String> {
         let New { free, beside, leaving } = self.new_addresses(diff);
         sockets::check(&free).map_err(|error| error.to_string())?;
@@ -157,10 +158,11 @@ impl Running {
         Ok(())
     }
 
-    /// Puts it in place of what was staged against.
+    /// Puts the staged plan into effect.
     pub async fn commit(&self, staged: Staged) {
         let Staged { opened, closed, log, bound, moved, pools, checks, successions, served } = staged;
-        // First, so that the new balancers know who is up. Without a prober the process is about to end.
+        // The health checks come first, so that the new pools receive the results. An error means that the process is
+        // about to end.
         let _ = self.checks.commit(checks).await;
         self.note_leaving(&pools);
         self.sockets.add(bound);
@@ -183,12 +185,12 @@ impl Running {
         opened.into_iter().for_each(|(listener, socket)| self.doors.open_on(listener, socket));
         self.leave(moved).await;
         if self.traffic.is_draining() {
-            // That has begun meanwhile, and has closed only what was there.
+            // The drain started in the meantime and closed only the older sockets.
             self.sockets.close(Class::Traffic);
         }
     }
 
-    /// Closes the old sockets of listeners that have moved, when each connection that has begun there is accepted.
+    /// Closes the old sockets of moved listeners after all their pending connections have been accepted.
     async fn leave(&self, moved: Vec<ListenAddress>) {
         if moved.is_empty() {
             return;
@@ -201,7 +203,7 @@ impl Running {
         }
     }
 
-    /// The addresses to be bound.
+    /// Returns the addresses to bind.
     fn new_addresses(&self, diff: &Diff) -> New {
         let is_bound = |listener: &&Listener| self.sockets.is_reachable(&listener.address.bind_key());
         let unbound = diff.opened.iter().filter(|listener| !is_bound(listener));
@@ -220,21 +222,21 @@ impl Running {
         opened.iter().map(with_socket).collect()
     }
 
-    /// Whether the process is about to end.
+    /// Returns whether the process is about to end.
     pub fn is_draining(&self) -> bool {
         self.traffic.is_draining()
     }
 
-    /// Requests that a backend works on, whether it is still in its pool or not.
+    /// Returns the number of requests in flight of a backend, even if it was removed from its pool.
     pub fn in_flight(&self, pool: &str, address: SocketAddr) -> u64 {
         self.backends(pool, address).iter().map(|backend| backend.load.in_flight()).max().unwrap_or(0)
     }
 
-    /// Returns when a backend works on no request. One that is not there, or not any more, works on none. In a process that has
-    /// handed over, clients may still send over connections that are idle; so it waits for their end, too.
+    /// Returns when a backend is idle. A backend that does not exist counts as idle. In a process that has handed over,
+    /// clients can still send requests over idle connections, so this function waits for their end as well.
     ///
     /// # Errors
-    /// When there is no such pool.
+    /// If the pool does not exist.
     pub async fn idle(&self, pool: &str, address: SocketAddr) -> Result<(), String> {
         if !self.pools.now().iter().any(|checked| *checked.pool.name == *pool) {
             return Err(format!("there is no pool {pool}"));
@@ -245,7 +247,7 @@ impl Running {
         Ok(())
     }
 
-    /// Whether a pool has nobody in service.
+    /// Returns whether a pool has no backend in service.
     pub fn is_out_of_service(&self, pool: &str) -> bool {
         let pools = self.pools.now();
         let pool = pools.iter().find(|checked| *checked.pool.name == *pool);
@@ -255,12 +257,12 @@ impl Running {
         })
     }
 
-    /// All answers so far.
+    /// Returns the counts of all responses since the start.
     pub fn answers(&self) -> Answers {
         self.traffic.answers()
     }
 
-    /// Lets go what no request uses any more. It may wait for a disk.
+    /// Releases everything that no request uses any more. This function can wait for a disk.
     pub fn tidy(&self) {
         self.logs.end_unused();
         self.traffic.forget_unused();

@@ -1,4 +1,4 @@
-//! The three services, put together over one `Arc<LoadBalancer<Policy>>` for each pool.
+//! Composition of the three services, which share one `Arc<LoadBalancer<Policy>>` for each pool.
 
 use std::fs::File;
 use std::io::Read;
@@ -38,67 +38,68 @@ use crate::process::logging::Verbosity;
 use crate::process::upgrade::Hold;
 use crate::status::StatusSource;
 
-/// How often Pingora may call for a backend in one request. What ends a request's tries is its pool, whose settings may change
-/// while this cannot; so this only must not end them earlier, and leaves room for connections that turn out to be closed when
-/// they are used again.
+/// Maximum number of times that Pingora asks for a backend in one request. The pool limits the attempts of a request,
+/// and its settings can change while this number cannot. This number must therefore never be the lower limit, and
+/// leaves room for reused connections that turn out to be closed.
 const TRIES: usize = 16 + MAX_ATTEMPTS as usize;
 
-/// Where the plan of a process comes from.
+/// Origin of the plan of a process.
 pub(super) struct Origin {
-    /// Where the configuration came from.
+    /// The source of the configuration.
     pub(super) provenance: Provenance,
     pub(super) purpose: Purpose,
-    /// What the author of the file should look at.
+    /// The warnings about the configuration file.
     pub(super) warnings: Problems,
-    /// What is known from the process before.
+    /// The state of the old process.
     pub(super) inherited: RestoredState,
 }
 
-/// The three services and what they share.
+/// The three services and the values that they share.
 pub struct Services {
-    /// What requests are served by.
+    /// The snapshot that new requests use.
     pub current: CurrentSnapshot,
-    /// What they count.
+    /// The counters of all requests.
     pub traffic: Arc<Traffic>,
     /// The pools of the current plan.
     pub pools: Pools,
-    /// Who changes it while the daemon runs.
+    /// The handle for changes while the daemon runs.
     pub operator: Operator,
-    /// What it is doing.
+    /// The source of the status document.
     pub status: Arc<StatusSource>,
-    /// Where requests would go.
+    /// The source of explanations.
     pub explain: ExplainSource,
-    /// With which a request may ask how it is served.
+    /// The token that a request must have to get an explanation.
     pub(super) secret: Arc<str>,
-    /// How long the end of the process may take.
+    /// The time limits for the end of the process.
     pub(super) timings: Timings,
     pub(super) readiness: Readiness,
     pub(super) purpose: Purpose,
-    /// The pools that must have a ready backend before a process takes over from one where they have.
+    /// The pools that must have a ready backend before this process takes over, because they had one in the old
+    /// process.
     pub(super) wanted: Vec<String>,
     pub(super) proxy: ProxyService,
     pub(super) prober: Prober,
     pub(super) metrics: Service<HttpServer<Endpoints>>,
     pub(super) changer: OperatorService,
     pub(super) lookout: Lookout,
-    /// Nothing is changed before the start is over.
+    /// The lock that prevents changes until the start is complete.
     pub(super) hold: Option<Hold>,
-    /// The listeners of the process before this one that have other addresses here.
+    /// The listeners of the old process that move to other addresses.
     pub(super) moving: Moving,
     pub(super) logs: AccessLogs,
 }
 
 impl Services {
-    /// Whether the daemon is ready.
+    /// Returns the readiness of the daemon.
     pub fn readiness(&self) -> Readiness {
         self.readiness.clone()
     }
 
-    /// The services of `plan`, not yet running. It is what the file of `origin` says, if there is one, with what operators
-    /// changed in a process before this one.
+    /// Composes the services for `plan` without starting them. `plan` is the plan of the file in `origin`, if there is
+    /// one, plus the changes that operators made in the old process.
     ///
     /// # Errors
-    /// When two of them have a metric of the same name, or the system has no random numbers.
+    /// If two services register a metric of the same name, or if the system provides no random numbers.
     pub(super) fn compose(
         plan: &Plan,
         conf: &Arc<ServerConf>,
@@ -188,7 +189,8 @@ fn timing(plan: &Plan) -> Timing {
     Timing { delay: plan.shutdown.delay, drain: plan.shutdown.drain }
 }
 
-/// Keeps the timings, the pools that readiness requires and the log level as the plan in effect has them.
+/// Returns a function that updates the time limits, the pools required for readiness, and the log level from a new
+/// plan.
 fn follow(timings: Timings, readiness: Readiness, verbosity: Verbosity) -> Box<dyn Fn(&Plan) + Send + Sync> {
     Box::new(move |plan| {
         timings.set(timing(plan));
@@ -197,7 +199,7 @@ fn follow(timings: Timings, readiness: Readiness, verbosity: Verbosity) -> Box<d
     })
 }
 
-/// What the status says of a backend, for explanations. A pool that has just been removed has no condition of its own.
+/// Returns the conditions of backends for explanations. A pool that has just been removed has no conditions.
 fn conditions(pools: Pools, operator: Operator) -> Conditions {
     Arc::new(move |pool, backend, state, at| {
         let (pools, status) = (pools.now(), operator.config_status());
@@ -213,7 +215,7 @@ fn log_collector(verbosity: &Verbosity, logs: &AccessLogs) -> LogCollector {
     LogCollector::new(move || verbosity.dropped(), move || logs.dropped())
 }
 
-/// With the metrics of everything but the prober and the operator, who register their own.
+/// Returns a registry with all metrics except those of the prober and the operator, which register their own.
 fn registry(current: &CurrentSnapshot, pools: &Pools, logs: LogCollector) -> prometheus::Result<Registry> {
     let registry = Registry::new();
     lb_service::metrics::Metrics::register(&registry, current.clone())?;
@@ -224,7 +226,7 @@ fn registry(current: &CurrentSnapshot, pools: &Pools, logs: LogCollector) -> pro
     Ok(registry)
 }
 
-/// 128 random bits that nobody can guess.
+/// Returns 128 random bits as a secret.
 fn secret() -> Result<Arc<str>, StartError> {
     let mut bytes = [0; 16];
     let read = File::open("/dev/urandom").and_then(|mut source| source.read_exact(&mut bytes));
@@ -232,7 +234,7 @@ fn secret() -> Result<Arc<str>, StartError> {
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>().into())
 }
 
-/// What is read on the metrics address.
+/// Returns the documents that the metrics address serves.
 fn readable(
     plan: &Plan,
     registry: Registry,
@@ -250,7 +252,8 @@ fn readable(
     metrics
 }
 
-/// A health check of another configuration file may come here when both files have one metrics address.
+/// Returns the check that rejects requests for the daemon of another configuration file, which can arrive here if both
+/// files have the same metrics address.
 fn refusal(operator: Operator) -> impl Fn(&[u8]) -> Option<String> {
     move |wanted| {
         let status = operator.config_status();
@@ -261,11 +264,11 @@ fn refusal(operator: Operator) -> impl Fn(&[u8]) -> Option<String> {
             Some(own) => format!("with {}", own.display()),
             None => "without a configuration file".to_owned(),
         };
-        Some(format!("process {} there runs {runs}", std::process::id()))
+        Some(format!("process {} at this address runs {runs}", std::process::id()))
     }
 }
 
-/// What requests are served by when they are served by `plan`.
+/// Returns the snapshot with which requests are served under `plan`.
 pub(super) fn served(
     plan: &Plan,
     pools: &[Checked],
@@ -284,8 +287,8 @@ pub(super) fn served(
     lb_service::snapshot::Snapshot::new(parts, traffic)
 }
 
-/// Pingora's configuration, as ours has it. What Pingora would do on its own (daemon, pid file, hand-over, waiting at the end)
-/// is off: [`crate::process`] does it.
+/// Returns Pingora's configuration for `plan`. Pingora's own daemon mode, PID file, handover and final wait are
+/// switched off, because [`crate::process`] implements them.
 pub(super) fn server_conf(plan: &Plan) -> ServerConf {
     let server = &plan.server;
     ServerConf {

@@ -1,4 +1,4 @@
-//! Who makes the changes: reads the file, carries orders out, watches, and takes back.
+//! Task that makes the changes: it reloads the file, executes orders, watches files, and rolls back.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -25,14 +25,14 @@ use crate::events::{About, Kind};
 use crate::process::logging::LogFilter;
 use crate::status_document::LastReload;
 
-/// Who makes the changes, and what is known to him alone.
+/// State of the task that makes the changes.
 pub(super) struct Changer {
     parts: Parts,
     commands: mpsc::UnboundedReceiver<Command>,
     status: Arc<ArcSwap<ConfigStatus>>,
     turn: Arc<TurnLock>,
     wanted: Wanted,
-    /// What is in effect.
+    /// The plan in effect.
     effective: Plan,
     watch: Watch,
     keys: KeyFiles,
@@ -40,36 +40,36 @@ pub(super) struct Changer {
     trial: Option<(Trial, Wanted)>,
 }
 
-/// What the plan in effect is made of.
+/// Inputs from which the plan in effect is computed.
 #[derive(Clone)]
 pub(super) struct Wanted {
     file: Plan,
-    /// What the author of the file should look at.
+    /// The warnings about the file.
     warnings: Arc<Problems>,
     runtime: Runtime,
 }
 
-/// What became of a file that was read again and can be used.
+/// Result of reading a valid file again.
 struct ReadAgain {
-    /// What changed, or would change.
+    /// The changes that were made, or would be made.
     lines: Vec<String>,
-    /// What was lost of what operators had changed.
+    /// The changes of operators that were dropped.
     lost: Vec<String>,
-    /// What its author should look at.
+    /// The warnings about the file.
     warnings: Arc<Problems>,
 }
 
-/// Why a change is not made.
+/// Reason why a change is not made.
 enum Refusal {
-    /// The file is wrong.
+    /// The file is invalid.
     File(Problems),
-    /// These keys need a new process; the lines say what else would change.
+    /// These keys need a new process; the lines describe the other changes.
     Process { keys: Vec<&'static str>, lines: Vec<String> },
-    /// In words.
+    /// Any other reason, as a sentence.
     Other(String),
 }
 
-/// How often the file and the answers are looked at.
+/// Interval between checks of the files and of the response counts.
 const LOOK: Duration = Duration::from_millis(500);
 
 // === impl Changer ===
@@ -114,7 +114,8 @@ impl Changer {
         }
     }
 
-    /// `reload.watch` is no error in a text that came from standard input: the same text may be a file elsewhere.
+    /// Warns if `reload.watch` has no effect. It is not an error in a text from standard input, because the same text
+    /// might be used as a file elsewhere.
     fn warn_of_vain_watch(&self) {
         if let (true, Err(reason)) = (self.effective.reload.watch, self.reloadable()) {
             log::warn!("reload: `watch` has no effect: {reason}");
@@ -125,17 +126,20 @@ impl Changer {
         self.parts.provenance.reloadable(std::process::id())
     }
 
-    /// The process before this one may have read the file once more after this one did.
+    /// Reloads a file that changed during the upgrade, because the old process might have read it after this one did.
     async fn catch_up(&mut self) {
         let _turn = self.turn.clone().lock_owned().await;
         let file = self.parts.provenance.file().filter(|_| self.parts.takes_over);
-        // One that this user may not see is as it was, for all that is known.
+        // A file that this user is not allowed to see counts as unchanged.
         let has_changed = |file: &ConfigFile| {
             Fingerprint::of(file.path()).is_some_and(|now| file.first_seen() != Some(now))
         };
         if file.is_some_and(has_changed) {
-            self.reload(Reload { keep_runtime: true, ..Reload::default() }, "the file has changed meanwhile")
-                .await;
+            self.reload(
+                Reload { keep_runtime: true, ..Reload::default() },
+                "the file changed during the upgrade",
+            )
+            .await;
         }
     }
 
@@ -143,7 +147,7 @@ impl Changer {
         match command {
             Command::Reload { reload, by, answer } => {
                 let change_result = self.reload(reload, by).await;
-                // The caller may have left: the change is made all the same.
+                // The caller might have gone away; the change is made anyway.
                 if let Some(answer) = answer {
                     let _ = answer.send(change_result);
                 }
@@ -155,11 +159,11 @@ impl Changer {
         }
     }
 
-    /// What is due without an order.
+    /// Does the periodic work.
     async fn look(&mut self) {
         let running = self.parts.running.clone();
         let tidied = running.clone();
-        // It waits for a disk when a log has ended; a panic in there is none of ours.
+        // This call waits for the disk when a log was closed. A panic in it does not end the changer.
         let _ = tokio::task::spawn_blocking(move || tidied.tidy()).await;
         if running.is_draining() {
             return;
@@ -167,14 +171,14 @@ impl Changer {
         self.look_at_answers().await;
         let now = self.parts.provenance.file().and_then(|file| Fingerprint::of(file.path()));
         if self.watch.look(now) && self.effective.reload.watch {
-            self.reload(Reload::default(), "the file has changed").await;
+            self.reload(Reload::default(), "the file changed").await;
         }
         self.look_at_keys().await;
     }
 
     // --- session keys ---
 
-    /// Reads the session keys whose file has changed. Nothing else changes, and what operators ordered stays.
+    /// Reads the session keys of files that changed. Nothing else changes; orders of operators stay in effect.
     async fn look_at_keys(&mut self) {
         for path in self.keys.due(&self.wanted.file.key_files, Fingerprint::of) {
             let uid = Uid::effective().as_raw();
@@ -194,7 +198,7 @@ impl Changer {
         let is_new = wanted.file != self.wanted.file;
         self.apply(wanted, false).await?;
         if let Some((_, before)) = &mut self.trial {
-            // What is taken back is the configuration, and not the keys.
+            // A rollback restores the configuration but not the keys.
             before.file = before.file.clone().with_session_keys(path, keys);
         }
         if self.keys.solved(path) || is_new {
@@ -205,7 +209,7 @@ impl Changer {
 
     fn tell_keys(&self, path: &Path, count: usize) {
         let keys = if count == 1 { "1 key is".to_owned() } else { format!("{count} keys are") };
-        let text = format!("session keys of {}: {keys} in effect, the first signs", path.display());
+        let text = format!("session keys of {}: {keys} in effect; the first one signs", path.display());
         self.show(self.status.load().last_reload.clone());
         self.parts.metrics.set_generation(self.status.load().generation);
         log::info!("{text}");
@@ -215,7 +219,7 @@ impl Changer {
     fn refuse_keys(&mut self, path: &Path, why: &str) {
         self.keys.failed(path, why, SystemTime::now());
         self.show(self.status.load().last_reload.clone());
-        let text = format!("session keys of {}: {why}; the keys read before stay in effect", path.display());
+        let text = format!("session keys of {}: {why}; the previous keys stay in effect", path.display());
         log::error!("{text}");
         self.note(Kind::Reload, text);
     }
@@ -262,7 +266,8 @@ impl Changer {
         Ok(ReadAgain { lines, lost, warnings })
     }
 
-    /// The log level that an operator has set lasts until a file is read that has one. Says what becomes of both.
+    /// Applies the rule that an operator's log level lasts until a file with a log level is loaded. Returns a line if
+    /// one of the two levels has no effect.
     fn level_of(&self, before: &Plan, level: Option<&LogFilter>, reload: Reload) -> Option<String> {
         let verbosity = &self.parts.verbosity;
         let level = level?;
@@ -273,7 +278,7 @@ impl Changer {
             return Some(format!("! dropped by this reload: the log level {ordered}"));
         }
         let variable = verbosity.by_variable().filter(|_| before.log_level.as_ref() != Some(level))?;
-        Some(format!("! log_level has no effect: RUST_LOG is set to `{variable}`, which wins"))
+        Some(format!("! log_level has no effect: RUST_LOG is set to `{variable}` and takes precedence"))
     }
 
     fn reloaded(&mut self, read: ReadAgain) -> ChangeResult {
@@ -291,7 +296,7 @@ impl Changer {
             log::warn!("{line}");
         }
         log::info!("reload: configuration {generation} is in effect");
-        let changes = if lines.is_empty() { "nothing to change".into() } else { lines.join("; ") };
+        let changes = if lines.is_empty() { "no changes".into() } else { lines.join("; ") };
         self.note(Kind::Reload, format!("configuration {generation} is in effect: {changes}"));
         ChangeResult { changes: lines, ..self.change_result(result) }.with_warnings(&warnings)
     }
@@ -300,7 +305,7 @@ impl Changer {
         let problem = refusal.text();
         self.show(Some(last_reload("refused", Some(problem.trim_end()))));
         self.parts.metrics.reloaded(Counted::Refused, self.status.load().generation);
-        log::error!("reload: refused, nothing has changed:\n{}", problem.trim_end());
+        log::error!("reload: refused, nothing changed:\n{}", problem.trim_end());
         self.note(Kind::Reload, format!("refused: {}", refusal.summary()));
         ChangeResult { problem, problems: refusal.problems(), ..self.change_result(Outcome::Refused) }
     }
@@ -362,7 +367,7 @@ impl Changer {
 
     // --- both ---
 
-    /// Puts what is wanted into effect; what has changed, or would.
+    /// Puts the wanted plan into effect, and returns the changes that were made or, in a dry run, would be made.
     async fn apply(&mut self, wanted: Wanted, dry_run: bool) -> Result<Vec<String>, Refusal> {
         let effective = wanted.effective();
         let running = &self.parts.running;
@@ -377,7 +382,7 @@ impl Changer {
         }
         if !diff.lines.is_empty() {
             let staged = running.stage(&self.effective, &effective, &diff).await.map_err(Refusal::Other)?;
-            // That may have taken a while.
+            // Staging can take long, so the process might have begun to drain.
             self.refuse_while_ending()?;
             running.commit(staged).await;
             (self.parts.observer)(&effective);
@@ -409,9 +414,9 @@ impl Changer {
         ChangeResult::of(result, self.status.load().generation)
     }
 
-    // --- taking back ---
+    // --- rollback ---
 
-    /// One that is judged already is not known to be good: with it goes what came after it.
+    /// Starts judging a reload. If the reload before it is still being judged, a rollback undoes both.
     fn begin_trial(&mut self, before: Wanted) {
         let (rule, open) = (self.effective.reload.rollback, self.trial.take());
         let answers = self.parts.running.answers();
@@ -445,8 +450,10 @@ impl Changer {
         let undone = self.apply(before, false).await;
         let generation = self.status.load().generation;
         let text = match undone {
-            Ok(_) => format!("taken back: {reason}; the configuration before is in effect as {generation}"),
-            Err(refusal) => format!("{reason}, and it cannot be taken back: {}", refusal.text()),
+            Ok(_) => format!(
+                "rolled back: {reason}; the previous configuration is in effect as configuration {generation}"
+            ),
+            Err(refusal) => format!("cannot roll back: {}; {reason}", refusal.text()),
         };
         self.show(Some(last_reload("rolled_back", Some(&text))));
         self.parts.metrics.reloaded(Counted::RolledBack, generation);
@@ -455,7 +462,7 @@ impl Changer {
     }
 }
 
-/// A line of a diff without what the event says already.
+/// Returns a line of a diff without the pool and the backend, which the event contains already.
 fn without_subject(line: &str, pool: &str, backend: &str) -> String {
     let text = line.replacen(&format!("pool {pool}: backend {backend}"), "", 1);
     match text.split_once(' ') {
@@ -473,7 +480,8 @@ impl Wanted {
         self.runtime.applied_to(&self.file)
     }
 
-    /// What was ordered since is not taken back with a reload, unless it is of a backend that the file before did not have.
+    /// Adds an order to the plan for a rollback, so that the rollback keeps it. An order for a backend that the
+    /// previous file does not have is dropped.
     fn follow(&mut self, order: &Order) {
         if let Ok(runtime) = self.runtime.after(order, &self.file) {
             self.runtime = runtime;
@@ -484,7 +492,7 @@ impl Wanted {
 // === impl Refusal ===
 
 impl Refusal {
-    /// As it is printed.
+    /// Returns the reason as it is printed.
     fn text(&self) -> String {
         match self {
             Self::File(problems) => config::text(problems, false),
@@ -495,7 +503,7 @@ impl Refusal {
         }
     }
 
-    /// In one line.
+    /// Returns the reason in one line.
     fn summary(&self) -> String {
         match self {
             Self::File(problems) => {
@@ -503,7 +511,7 @@ impl Refusal {
                 let first = errors.next().map(|problem| problem.message.as_str());
                 let more = errors.count();
                 let more = if more == 0 { String::new() } else { format!(", and {more} more") };
-                format!("{}{more}", first.unwrap_or("the file is wrong"))
+                format!("{}{more}", first.unwrap_or("the file is invalid"))
             }
             _ => self.text(),
         }
@@ -517,12 +525,12 @@ impl Refusal {
     }
 }
 
-/// How these keys are changed. An upgrade keeps the user and the group of the running process.
+/// Returns the command that changes these keys. An upgrade keeps the user and the group of the running process.
 fn remedy(keys: &[&str]) -> &'static str {
     if keys.iter().any(|key| ["user", "group"].contains(key)) {
-        "stop it and start it again"
+        "restart the daemon"
     } else {
-        "run `load_balancer upgrade`, which loses no request either"
+        "run `load_balancer upgrade`, which does not lose requests"
     }
 }
 
@@ -571,19 +579,19 @@ mod tests {
     fn an_upgrade_is_not_advised_for_another_user() {
         assert!(remedy(&["threads", "pid_file"]).contains("load_balancer upgrade"));
         for keys in [&["user"][..], &["threads", "group"]] {
-            assert_eq!(remedy(keys), "stop it and start it again");
+            assert_eq!(remedy(keys), "restart the daemon");
         }
     }
 
     #[test]
-    fn an_event_says_what_happens_and_leaves_out_whom() {
+    fn the_text_of_an_event_omits_the_pool_and_the_backend() {
         let text = |line: &str| without_subject(line, "web", "10.0.0.1:80");
         assert_eq!(text("+ pool web: backend 10.0.0.1:80"), "is added");
         assert_eq!(text("+ pool web: backend 10.0.0.1:80 (weight 2)"), "is added (weight 2)");
         assert_eq!(text("~ pool web: backend 10.0.0.1:80: weight 1 -> 3"), "weight 1 -> 3");
         assert_eq!(
-            text("- pool web: backend 10.0.0.1:80; its request in flight is finished"),
-            "is removed; its request in flight is finished"
+            text("- pool web: backend 10.0.0.1:80; its request in flight will complete"),
+            "is removed; its request in flight will complete"
         );
     }
 }

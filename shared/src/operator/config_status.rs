@@ -1,4 +1,4 @@
-//! What the status says about the configuration: which one is in effect, and what operators changed.
+//! Status of the configuration: the generation in effect, and the changes of operators.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -14,23 +14,23 @@ use crate::process::runtime::canonical;
 use crate::status_document::{ConfigDocument, KeyFileStatus, LastReload};
 use crate::time::rfc3339;
 
-/// What is in effect. A new value takes the place of this one with each change.
+/// Description of the configuration in effect. Each change replaces it with a new value.
 #[derive(Clone, Debug)]
 pub struct ConfigStatus {
-    /// Its number; that of the start is 1.
+    /// The generation; it is 1 at the start.
     pub generation: u64,
-    /// The file it was read from, or the name of standard input; absent: the command line.
+    /// The file that was read, or the name of standard input; `None` for the command line.
     pub file: Option<PathBuf>,
     /// The canonical path of the file when the process was started.
     pub canonical_file: Option<PathBuf>,
-    /// Since when it is in effect.
+    /// The time since which this configuration is in effect.
     pub since: SystemTime,
-    /// What became of the file when it was read again last.
+    /// The result of the last reload; `None` before the first.
     pub last_reload: Option<LastReload>,
-    /// What the author of the file in effect should look at.
+    /// The warnings about the file in effect.
     pub warnings: Arc<Problems>,
     pub(super) runtime: Runtime,
-    /// When each of these changes was made.
+    /// The times of the changes in `runtime`.
     changed: Times,
     /// The files of session keys.
     pub key_files: Vec<KeyFileStatus>,
@@ -39,7 +39,7 @@ pub struct ConfigStatus {
 // === impl ConfigStatus ===
 
 impl ConfigStatus {
-    /// What the process starts with.
+    /// Returns the description for the start of the process.
     pub(super) fn first(provenance: &Provenance, runtime: Runtime, times: Times) -> Self {
         let now = SystemTime::now();
         let first = Self {
@@ -56,17 +56,17 @@ impl ConfigStatus {
         first.with_runtime(runtime, now)
     }
 
-    /// For the next process.
+    /// Returns the changes in the form that an upgrade passes on.
     pub(super) fn portable(&self) -> Vec<Portable> {
         self.runtime.portable(&self.changed)
     }
 
-    /// Another configuration is in effect.
+    /// Returns the description of the next generation.
     pub(super) fn next(&self, now: SystemTime) -> Self {
         Self { generation: self.generation + 1, since: now, ..self.clone() }
     }
 
-    /// The same with these changes of operators.
+    /// Replaces the changes of operators.
     pub(super) fn with_runtime(&self, runtime: Runtime, now: SystemTime) -> Self {
         let time = |(key, changed): (&(String, SocketAddr), &Changed)| {
             let before = self.runtime.of(&key.0, key.1).filter(|before| before.admin() == changed.admin());
@@ -77,23 +77,24 @@ impl ConfigStatus {
         Self { runtime, changed, ..self.clone() }
     }
 
-    /// The same with what became of the file when it was read again last.
+    /// Replaces the result of the last reload.
     pub(super) fn with_last_reload(self, last_reload: Option<LastReload>) -> Self {
         Self { last_reload, ..self }
     }
 
-    /// The same with these files of session keys.
+    /// Replaces the status of the key files.
     pub(super) fn with_key_files(self, key_files: Vec<KeyFileStatus>) -> Self {
         Self { key_files, ..self }
     }
 
-    /// The same with what the author of the file in effect should look at.
+    /// Replaces the warnings about the file in effect.
     pub(super) fn with_warnings(self, warnings: Arc<Problems>) -> Self {
         Self { warnings, ..self }
     }
 
-    /// Whether this daemon is meant by a request for the daemon of a file, which is written as in the header. A daemon is meant by the
-    /// canonical path that its file had at the start, and by the one that it has now: a link on the way to it may lead elsewhere.
+    /// Returns whether a request for the daemon of the file `wanted` is meant for this daemon; `wanted` is encoded as
+    /// in the header. A daemon matches both the canonical path that its file had at the start and the current one,
+    /// because a link in the path can change.
     pub fn is_of(&self, wanted: &[u8]) -> bool {
         let is_wanted = |file: &Path| file_in_header(file).as_bytes() == wanted;
         let now =
@@ -101,14 +102,15 @@ impl ConfigStatus {
         self.canonical_file.as_deref().is_some_and(is_wanted) || now().is_some_and(|file| is_wanted(&file))
     }
 
-    /// When an operator drained or disabled a backend, if one did; a change of its weight since then leaves this as it is.
+    /// Returns the time at which an operator drained or disabled a backend; `None` if none did. Later changes of the
+    /// weight do not alter this time.
     pub fn changed(&self, pool: &str, backend: SocketAddr) -> Option<SystemTime> {
         self.changed.get(&(pool.to_owned(), backend)).copied()
     }
 
-    /// The part of the status, with what is logged and where that comes from.
+    /// Returns the section of the status document, with the log level and its source.
     pub fn document(&self, (level, source): (LogFilter, LevelSource)) -> ConfigDocument {
-        let ordered = (source == LevelSource::Operator).then(|| format!("the log level is {level}"));
+        let ordered = (source == LevelSource::Operator).then(|| format!("log level {level}"));
         ConfigDocument {
             generation: self.generation,
             file: self.file.as_ref().map(|path| path.display().to_string()),
@@ -123,7 +125,7 @@ impl ConfigStatus {
         }
     }
 
-    /// What operators changed about a backend.
+    /// Returns the changes of operators to a backend as text; `None` if there are none.
     pub fn runtime(&self, pool: &str, backend: SocketAddr) -> Option<String> {
         self.runtime.of(pool, backend).map(ToString::to_string)
     }
@@ -149,7 +151,7 @@ mod tests {
     use crate::operator::{Change, Order};
 
     #[test]
-    fn a_drained_backend_keeps_its_time_until_its_state_changes() {
+    fn a_drained_backend_keeps_its_timestamp_until_its_state_changes() {
         let file = plan("pools: {web: {backends: ['10.0.0.1:80', '10.0.0.2:80']}}");
         let (one, two) = ("10.0.0.1:80".parse().unwrap(), "10.0.0.2:80".parse().unwrap());
         let order = |backend, change| Order { pool: "web".into(), backend, change };

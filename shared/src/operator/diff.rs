@@ -1,7 +1,7 @@
-//! What differs between the plan that is in effect and one that is wanted, in words and as what has to be done.
+//! Difference between the plan in effect and the wanted plan, both as text and as the work that it requires.
 //!
-//! Plans are taken apart field by field, without `..`: a setting that is added to one of them does not compile here until it
-//! is said what a change of it means.
+//! Plans are destructured field by field, without `..`. A new field does not compile here until this module handles a
+//! change of it.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -18,23 +18,24 @@ use crate::words::count_of;
 /// The difference between two plans.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Diff {
-    /// Keys whose change needs a new process.
+    /// The changed keys that need a new process.
     pub needs_process: Vec<&'static str>,
-    /// Listeners to accept on.
+    /// The listeners to open.
     pub opened: Vec<Listener>,
-    /// Listeners to close. One that is only called otherwise is closed and opened, over the same socket.
+    /// The listeners to close. A renamed listener is closed and opened on the same socket.
     pub closed: Vec<Listener>,
-    /// Every change that needs no new process: a line each.
+    /// The changes that do not need a new process, one line each.
     pub lines: Vec<String>,
 }
 
-/// How many requests a backend is working on, by pool and address.
+/// Function that returns the number of requests in flight of a backend, by pool and address.
 type InFlight<'a> = &'a dyn Fn(&str, SocketAddr) -> u64;
 
 // === impl Diff ===
 
 impl Diff {
-    /// What makes `new` of `old`. `in_flight` tells what has to be finished by who leaves.
+    /// Returns the changes from `old` to `new`. The lines for removed backends contain the number of their requests
+    /// `in_flight`.
     pub fn between(old: &Plan, new: &Plan, in_flight: InFlight<'_>) -> Self {
         let mut diff = Self::default();
         let Plan {
@@ -68,7 +69,7 @@ impl Diff {
         diff
     }
 
-    /// Whether the plans are the same.
+    /// Returns whether the two plans are equal.
     pub fn is_empty(&self) -> bool {
         self.lines.is_empty() && self.needs_process.is_empty()
     }
@@ -78,7 +79,7 @@ impl Diff {
     }
 
     fn changed(&mut self, key: &str, differs: bool) {
-        self.lines.extend(differs.then(|| format!("{key} is changed")));
+        self.lines.extend(differs.then(|| format!("{key} changed")));
     }
 
     fn process(&mut self, old: &ServerPlan, new: &ServerPlan) {
@@ -98,7 +99,7 @@ impl Diff {
             client_bind_to_ipv6,
             upstream_keepalive_pool_size,
             upstream_connect_offload,
-            // Where files are whose paths are not given; it does not come from the configuration.
+            // The directory of files without a configured path; it does not come from the configuration.
             runtime: _,
         } = old;
         self.needs("daemon", *daemon != new.daemon);
@@ -110,7 +111,8 @@ impl Diff {
         self.needs("group", *group != new.group);
         self.needs("working_directory", *working_directory != new.working_directory);
         self.needs("listener_tasks_per_fd", *listener_tasks_per_fd != new.listener_tasks_per_fd);
-        // Unless it is given it follows from the threads, and is no change of the file's.
+        // The default of `work_stealing` follows from `threads`, so a change of `threads` alone is not reported for
+        // both.
         let stealing = *threads == new.threads && *work_stealing != new.work_stealing;
         self.needs("work_stealing", stealing);
         self.needs("ca_file", *ca_file != new.ca_file);
@@ -161,7 +163,8 @@ impl Diff {
         self.changed("reload.rollback", rollback != new.rollback);
     }
 
-    /// Of the pools that there are before and after; the keys themselves belong to the settings of the pool.
+    /// Compares the paths of key files for pools that exist before and after. The keys themselves belong to the
+    /// settings of the pool.
     fn key_files(&mut self, old: &[KeyFile], new: &[KeyFile]) {
         for KeyFile { pool, path } in new {
             let before = old.iter().find(|file| file.pool == *pool);
@@ -180,9 +183,9 @@ impl Diff {
         (self.closed, self.opened) = (differ(old, new), differ(new, old));
         for listener in &self.closed {
             self.lines.push(match self.opened.iter().find(|opened| opened.address == listener.address) {
-                Some(opened) => format!("~ listener {} is called {}", listener.name, opened.name),
+                Some(opened) => format!("~ listener {} is renamed to {}", listener.name, opened.name),
                 None => format!(
-                    "- listener {}: accepts no more, open connections end with their next answer",
+                    "- listener {}: accepts no more connections; open ones close after their next response",
                     on(listener)
                 ),
             });
@@ -208,7 +211,7 @@ impl Diff {
         let stays_before = before.iter().filter(|route| after.contains(route));
         let stays_after = after.iter().filter(|route| before.contains(route));
         if !stays_before.eq(stays_after) {
-            self.lines.push("~ routes are in another order: the first that matches is taken".into());
+            self.lines.push("~ routes are in a different order: the first match is used".into());
         }
     }
 
@@ -224,7 +227,9 @@ impl Diff {
         }
         for (pool, check) in new {
             match find(old, &pool.name) {
-                None => self.lines.push(format!("+ pool {} of {}", pool.name, backends(pool.backends.len()))),
+                None => {
+                    self.lines.push(format!("+ pool {} with {}", pool.name, backends(pool.backends.len())));
+                }
                 Some((before, checked_before)) => {
                     self.pool(before, pool, check != checked_before, in_flight);
                 }
@@ -269,8 +274,8 @@ fn backends(count: usize) -> String {
 fn to_finish(requests: u64) -> String {
     match requests {
         0 => String::new(),
-        1 => "; its request in flight is finished".into(),
-        more => format!("; its {more} requests in flight are finished"),
+        1 => "; its request in flight will complete".into(),
+        more => format!("; its {more} requests in flight will complete"),
     }
 }
 
@@ -315,7 +320,7 @@ fn changed_keys(old: &PoolSettings, new: &PoolSettings, check: bool) -> Vec<&'st
     changes.into_iter().filter_map(|(key, changed)| changed.then_some(key)).collect()
 }
 
-/// The cookie itself, whatever signs it.
+/// Returns the settings of the cookie without its keys.
 fn unkeyed(sticky: Option<&StickySettings>) -> Option<(&str, Option<Duration>)> {
     let StickySettings { cookie, ttl, keys: _ } = sticky?;
     Some((cookie, *ttl))
@@ -325,7 +330,7 @@ fn keys(sticky: Option<&StickySettings>) -> Option<&SessionKeys> {
     sticky?.keys.as_ref()
 }
 
-/// What is not usual about a backend.
+/// Returns the settings of a backend that differ from the defaults, as text.
 fn traits(backend: &BackendSettings) -> String {
     let BackendSettings { address: _, weight, backup, max_requests, admin } = backend;
     let mut words = Vec::new();
@@ -341,14 +346,14 @@ fn changed_traits(old: &BackendSettings, new: &BackendSettings) -> impl Iterator
     let max = |max: Option<_>| max.map_or("none".into(), |max: std::num::NonZeroU32| max.to_string());
     let weight = (*weight != new.weight).then(|| format!("weight {} -> {}", weight.get(), new.weight.get()));
     let backup = (*backup != new.backup)
-        .then(|| if new.backup { "it is a backup now".into() } else { "it is no longer a backup".into() });
+        .then(|| if new.backup { "now a backup".into() } else { "no longer a backup".into() });
     let limit = (*max_requests != new.max_requests)
         .then(|| format!("max_requests {} -> {}", max(*max_requests), max(new.max_requests)));
     let admin = (*admin != new.admin).then(|| format!("{} -> {}", state(*admin), state(new.admin)));
     [weight, backup, limit, admin].into_iter().flatten()
 }
 
-/// What an operator decided, in words.
+/// Returns the administrative state as text.
 pub(super) fn state(admin: Admin) -> &'static str {
     match admin {
         Admin::InService => "in service",
@@ -357,7 +362,7 @@ pub(super) fn state(admin: Admin) -> &'static str {
     }
 }
 
-/// A route as a line: what it matches, and where that goes.
+/// Returns a route as one line: its conditions and its pool.
 fn route(route: &Route, plan: &Plan) -> String {
     let Route { listener, host, path, methods, headers, pool } = route;
     let mut words = Vec::new();
@@ -370,14 +375,14 @@ fn route(route: &Route, plan: &Plan) -> String {
     words.extend(methods.iter().map(|method| format!("method {method}")));
     words.extend(headers.iter().map(|(name, value)| format!("header {name}: {value:?}")));
     if words.is_empty() {
-        words.push("of everything".into());
+        words.push("for all requests".into());
     }
     let PoolId(index) = *pool;
     let pool = plan.pools.get(index).map(|(pool, _)| pool.name.to_string()).unwrap_or_default();
     format!("{} to pool {pool}", words.join(", "))
 }
 
-/// The path as the configuration has it; `None` when every path matches.
+/// Returns the path condition as the configuration has it; `None` if every path matches.
 fn path_words(paths: &AnyOf<PathPattern>) -> Option<String> {
     let key = match paths.as_slice().first() {
         None | Some(PathPattern::Any) => return None,
@@ -413,17 +418,17 @@ routes: [{match: {path_prefix: /b}, pool: b}, {pool: a}]
     }
 
     #[test]
-    fn the_same_file_differs_in_nothing() {
+    fn equal_files_have_no_difference() {
         assert!(diff(BASE).is_empty());
     }
 
     #[test]
-    fn backends_come_go_and_change() {
+    fn added_removed_and_changed_backends_are_reported() {
         lines(
             &BASE.replace("'10.0.0.1:80', {address: '10.0.0.2:80', weight: 2}", "{address: '10.0.0.2:80', weight: 3, max_requests: 9}, {address: '10.0.0.3:80', backup: true}"),
             &[
                 "~ pool a: limits.queue changed",
-                "- pool a: backend 10.0.0.1:80; its 2 requests in flight are finished",
+                "- pool a: backend 10.0.0.1:80; its 2 requests in flight will complete",
                 "~ pool a: backend 10.0.0.2:80: weight 2 -> 3",
                 "~ pool a: backend 10.0.0.2:80: max_requests none -> 9",
                 "+ pool a: backend 10.0.0.3:80 (backup)",
@@ -432,8 +437,8 @@ routes: [{match: {path_prefix: /b}, pool: b}, {pool: a}]
     }
 
     #[test]
-    fn a_change_of_the_order_of_routes_is_said_whatever_else_changes() {
-        let reordered = "~ routes are in another order: the first that matches is taken";
+    fn a_new_order_of_routes_is_reported_together_with_other_changes() {
+        let reordered = "~ routes are in a different order: the first match is used";
         let (b, get, c, rest) = (
             "{match: {path_prefix: /b}, pool: b}, ",
             "{match: {method: GET}, pool: a}, ",
@@ -454,7 +459,7 @@ routes: [{match: {path_prefix: /b}, pool: b}, {pool: a}]
     }
 
     #[test]
-    fn pools_and_routes_come_and_go() {
+    fn added_and_removed_pools_and_routes_are_reported() {
         let new = "
 listeners: [{address: '127.0.0.1:8080', name: web}]
 pools:
@@ -465,9 +470,9 @@ routes: [{match: {host: 'c.example.com', path: [/x, /y], method: GET, header: {X
         lines(
             new,
             &[
-                "- pool b; its 2 requests in flight are finished",
+                "- pool b; its 2 requests in flight will complete",
                 "~ pool a: policy, health_check changed",
-                "+ pool c of 2 backends",
+                "+ pool c with 2 backends",
                 "- route path_prefix /b to pool b",
                 "+ route listener web, host c.example.com, path [/x, /y], method GET, header x-c: \"1\" to pool c",
             ],
@@ -475,12 +480,12 @@ routes: [{match: {host: 'c.example.com', path: [/x, /y], method: GET, header: {X
     }
 
     #[test]
-    fn a_pool_that_moves_up_in_the_order_changes_no_route() {
+    fn a_new_position_of_a_pool_does_not_change_routes() {
         lines(
             &BASE
                 .replace("  b:", "  aa: {backends: ['10.0.2.1:80']}\n  b:")
                 .replace("routes: [", "routes: [{match: {path: /aa}, pool: aa}, "),
-            &["+ pool aa of 1 backend", "+ route path /aa to pool aa"],
+            &["+ pool aa with 1 backend", "+ route path /aa to pool aa"],
         );
         let other = BASE.replace(
             "routes: [{match: {path_prefix: /b}, pool: b}, {pool: a}]",
@@ -490,38 +495,38 @@ routes: [{match: {host: 'c.example.com', path: [/x, /y], method: GET, header: {X
     }
 
     #[test]
-    fn listeners_are_opened_closed_and_renamed() {
+    fn opened_closed_and_renamed_listeners_are_reported() {
         let renamed = diff(&BASE.replace("name: web", "name: www"));
-        assert_eq!(renamed.lines, ["~ listener web is called www"]);
+        assert_eq!(renamed.lines, ["~ listener web is renamed to www"]);
         assert_eq!((renamed.opened.len(), renamed.closed.len()), (1, 1));
         lines(
             &BASE.replace("{address: '127.0.0.1:8080', name: web}", "{address: '127.0.0.1:8081'}"),
             &[
-                "- listener web on 127.0.0.1:8080: accepts no more, open connections end with their next answer",
+                "- listener web on 127.0.0.1:8080: accepts no more connections; open ones close after their next response",
                 "+ listener 127.0.0.1:8081",
             ],
         );
     }
 
     #[test]
-    fn what_concerns_the_whole_daemon_is_named() {
+    fn changes_of_the_whole_daemon_are_reported() {
         let more = "shutdown: {drain: 9s}\nreload: {watch: true, rollback: {error_rate: 5, window: 1s}}\n\
                     trusted_proxies: [10.0.0.0/8]\naccess_log: {format: json}\nreadiness: {pools: all}\n";
         lines(
             &format!("{BASE}{more}"),
             &[
-                "access_log is changed",
-                "trusted_proxies is changed",
+                "access_log changed",
+                "trusted_proxies changed",
                 "readiness.pools any -> all",
                 "shutdown.drain 25s -> 9s",
                 "reload.watch false -> true",
-                "reload.rollback is changed",
+                "reload.rollback changed",
             ],
         );
     }
 
     #[test]
-    fn what_needs_a_new_process_is_named_and_is_no_line() {
+    fn keys_that_need_a_new_process_are_listed_separately() {
         let more = "threads: 7\nmetrics: {address: '127.0.0.1:7'}\ncontrol: {socket: /tmp/c.sock}\n\
                     upgrade_sock: /tmp/u.sock\nlistener_tasks_per_fd: 2\nupstream_keepalive_pool_size: 5\n";
         let found = diff(&format!("{BASE}{more}"));
@@ -538,7 +543,7 @@ routes: [{match: {host: 'c.example.com', path: [/x, /y], method: GET, header: {X
     }
 
     #[test]
-    fn a_key_that_only_follows_from_another_one_is_not_named() {
+    fn a_default_that_follows_from_another_key_is_not_reported() {
         let one = plan(&format!("threads: 1\n{BASE}"));
         let keys = |new| Diff::between(&one, &plan(&format!("{new}{BASE}")), &|_, _| 0).needs_process;
         assert_eq!(keys("threads: 2\n"), ["threads"]);

@@ -1,4 +1,4 @@
-//! Where the configuration of a running daemon came from. A file can be read again, in the surroundings of the start.
+//! Source of a running daemon's configuration. A file can be reloaded in the same context as at the start.
 
 use std::io;
 use std::net::IpAddr;
@@ -9,22 +9,22 @@ use super::watch::Fingerprint;
 use crate::config::{self, Account, Context, Files, INPUT, Loaded, Problems, Protection, RealFiles};
 use crate::process::runtime::RuntimeFiles;
 
-/// Where the configuration came from.
+/// Source of the configuration.
 #[derive(Clone, Debug, Default)]
 pub enum Provenance {
-    /// The command line, or the program itself as in the demo.
+    /// The command line, or the program itself in the demo.
     #[default]
     Arguments,
-    /// Standard input, which had this text.
+    /// Standard input, with the text that was read.
     Input(Arc<str>),
     /// A file.
     File(ConfigFile),
 }
 
-/// A file that can be read again, whatever the process has become since: it may have another directory and another user.
+/// Configuration file that can be reloaded even after the process changed its working directory and its user.
 #[derive(Clone, Debug)]
 pub struct ConfigFile {
-    /// As the user wrote it, for messages.
+    /// The path as the operator wrote it, for messages.
     name: String,
     path: PathBuf,
     runtime: RuntimeFiles,
@@ -34,35 +34,35 @@ pub struct ConfigFile {
     first_seen: Option<Fingerprint>,
 }
 
-/// The file system as a process sees it that may have given up its rights: whether it can write to a directory says nothing
-/// about the files that it has open. What has to be opened is tried when it comes to that.
+/// File system as seen by a process that might have given up its privileges. Write permission for a directory says
+/// nothing about files that are already open, so files are checked only when they are opened.
 struct OpenFiles;
 
 // === impl Provenance ===
 
 impl Provenance {
-    /// The file that a reload reads.
+    /// Returns the file that a reload reads. `pid` is the PID of this process.
     ///
     /// # Errors
     ///
-    /// Why there is none, and what to do; `pid` is the id of this process.
+    /// If there is no file; the error contains the remedy.
     pub fn reloadable(&self, pid: u32) -> Result<&ConfigFile, String> {
         match self {
             Self::File(file) => Ok(file),
             Self::Arguments => {
-                Err("the daemon runs without a configuration file, so there is none to read again; \
+                Err("the daemon runs without a configuration file, so there is nothing to reload; \
                                     start it with `-c FILE`"
                     .into())
             }
             Self::Input(_) => Err(format!(
                 "the daemon read its configuration from standard input, which cannot be read again; start it with \
-                 `-c FILE`, or let a process with another text take over: `kill -QUIT {pid}`, then \
-                 `load_balancer -u -c -` with the options of this one"
+                 `-c FILE`, or start a new process with the new text: `kill -QUIT {pid}`, then \
+                  `load_balancer -u -c -` with the same options"
             )),
         }
     }
 
-    /// The file.
+    /// Returns the configuration file; `None` for other sources.
     pub fn file(&self) -> Option<&ConfigFile> {
         match self {
             Self::File(file) => Some(file),
@@ -70,7 +70,7 @@ impl Provenance {
         }
     }
 
-    /// The text of standard input, which another process of this program has to be given.
+    /// Returns the text that was read from standard input, which an upgrade must pass to the new process.
     pub fn input(&self) -> Option<&Arc<str>> {
         match self {
             Self::Input(text) => Some(text),
@@ -78,7 +78,7 @@ impl Provenance {
         }
     }
 
-    /// What the status calls it; `None` for arguments.
+    /// Returns the name of the source in the status; `None` for arguments.
     pub(super) fn shown(&self) -> Option<PathBuf> {
         match self {
             Self::Arguments => None,
@@ -91,11 +91,11 @@ impl Provenance {
 // === impl ConfigFile ===
 
 impl ConfigFile {
-    /// The file at `path`, which may be relative to the present directory; `context` is that of the start. To be called before it
-    /// is read, so that no change after that is missed.
+    /// Returns the file at `path`, which can be relative to the working directory; `context` is the one of the start.
+    /// Call this function before reading the file, so that no later change is missed.
     ///
     /// # Errors
-    /// When the present directory is unknown.
+    /// If the working directory cannot be determined.
     pub fn new(path: &Path, context: &Context<'_>) -> io::Result<Self> {
         Ok(Self {
             name: path.display().to_string(),
@@ -108,17 +108,17 @@ impl ConfigFile {
         })
     }
 
-    /// Where it is, from `/` on.
+    /// Returns the absolute path of the file.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Its canonical path at the start.
+    /// Returns the canonical path that the file had at the start.
     pub fn canonical(&self) -> Option<&Path> {
         self.runtime.configuration()
     }
 
-    /// Whether it was named by a path that starts in the directory of the start.
+    /// Returns whether the operator gave a relative path.
     pub fn is_relative(&self) -> bool {
         Path::new(&self.name).is_relative()
     }
@@ -127,18 +127,18 @@ impl ConfigFile {
         self.first_seen
     }
 
-    /// Its text as it is now.
+    /// Reads the current text of the file.
     ///
     /// # Errors
-    /// When it cannot be read.
+    /// If the file cannot be read.
     pub fn text(&self) -> io::Result<Vec<u8>> {
         std::fs::read(&self.path)
     }
 
-    /// What it says now.
+    /// Reads and checks the file as it is now.
     ///
     /// # Errors
-    /// Every problem of it, warnings included.
+    /// Returns all problems of an invalid file, including warnings.
     pub fn load(&self) -> Result<Loaded, Problems> {
         let context = Context {
             variables: &|name| std::env::var(name).ok(),

@@ -1,8 +1,8 @@
-//! The files of session keys, which are read again when they change, without a reload.
+//! Files of session keys, which are read again after a change without a reload.
 //!
-//! Each file is looked at as often as the configuration file. It is read when two looks in a row find the same, so that
-//! a file which is being written is not read half done. Keys that cannot be read change nothing: those that were read
-//! before stay in effect, and the status names the problem until it is solved.
+//! Each file is checked as often as the configuration file. It is read when two consecutive checks find the same state,
+//! so that a file is not read while it is being written. If the keys cannot be read, the previous keys stay in effect,
+//! and the status shows the problem until it is solved.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -15,20 +15,21 @@ use crate::config::{KeyFile, Plan};
 use crate::status_document::KeyFileStatus;
 use crate::time::rfc3339;
 
-/// What was seen of the key files.
+/// Observed states of all key files.
 #[derive(Debug, Default)]
 pub(super) struct KeyFiles(BTreeMap<PathBuf, Seen>);
 
-/// What was seen of one file; absent while it is not there.
+/// Observed state of one key file.
 #[derive(Debug, Default)]
 struct Seen {
     latest: Option<Fingerprint>,
-    /// What there was when it was read last; `None` before that.
+    /// The state at the last read; the outer `None` means that the file was not read yet, the inner `None` that it did
+    /// not exist.
     read: Option<Option<Fingerprint>>,
     problem: Option<KeyProblem>,
 }
 
-/// Why the keys that stand in a file are not in effect.
+/// Reason why the keys of a file are not in effect.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct KeyProblem {
     why: String,
@@ -38,7 +39,7 @@ struct KeyProblem {
 // === impl KeyFiles ===
 
 impl KeyFiles {
-    /// Looks at the files of a plan with `fingerprint`; those that are to be read.
+    /// Checks the files of a plan with `fingerprint` and returns those that must be read.
     pub(super) fn due(
         &mut self,
         files: &[KeyFile],
@@ -53,19 +54,19 @@ impl KeyFiles {
         changed.cloned().collect()
     }
 
-    /// The keys of a file are in effect; whether they were not before.
+    /// Records that the keys of a file are in effect, and returns whether this ends a problem.
     pub(super) fn solved(&mut self, path: &Path) -> bool {
         self.0.get_mut(path).and_then(|seen| seen.problem.take()).is_some()
     }
 
-    /// The keys that stand in a file are not in effect.
+    /// Records that the current keys of a file are not in effect.
     pub(super) fn failed(&mut self, path: &Path, why: &str, now: SystemTime) {
         let seen = self.0.entry(path.to_owned()).or_default();
         let since = seen.problem.as_ref().map_or(now, |problem| problem.since);
         seen.problem = Some(KeyProblem { why: why.to_owned(), since });
     }
 
-    /// For the status: the files of a plan, each once.
+    /// Returns the status of each file of a plan, each file once.
     pub(super) fn status(&self, plan: &Plan) -> Vec<KeyFileStatus> {
         let mut paths: Vec<_> = plan.key_files.iter().map(|file| file.path.as_path()).collect();
         paths.sort();
@@ -93,7 +94,7 @@ impl KeyFiles {
 // === impl Seen ===
 
 impl Seen {
-    /// Takes a look in; whether the file is to be read. That it is gone counts as a change.
+    /// Records the current state and returns whether the file must be read. A missing file counts as a change.
     fn look(&mut self, now: Option<Fingerprint>) -> bool {
         let is_settled = now == self.latest;
         self.latest = now;
@@ -123,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_read_when_it_has_settled_and_when_it_is_gone() {
+    fn a_file_is_read_after_it_has_settled_and_after_it_was_deleted() {
         let mut keys = KeyFiles::default();
         let one = files(&[FILE]);
         let looks =
@@ -133,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_of_two_pools_is_read_once_and_a_file_of_no_pool_is_forgotten() {
+    fn a_file_shared_by_two_pools_is_read_once_and_an_unused_file_is_forgotten() {
         let mut keys = KeyFiles::default();
         let both = files(&[FILE, FILE, "/other"]);
         keys.due(&both, |_| Some(seen(1)));
@@ -144,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn a_problem_has_the_time_of_its_beginning_until_it_is_solved() {
+    fn a_problem_keeps_its_start_time_until_it_is_solved() {
         let mut keys = KeyFiles::default();
         let (path, at) = (Path::new(FILE), |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
         keys.failed(path, "it has no key", at(1));

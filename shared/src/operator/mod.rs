@@ -1,4 +1,4 @@
-//! What changes while the daemon runs: a file that is read again, and what operators order.
+//! Changes while the daemon runs: reloads of the configuration file, and orders of operators.
 //!
 //! ```text
 //! file ── config::load ──> Plan ─┐
@@ -7,13 +7,13 @@
 //!                                                       in effect ─┘          (may fail, unseen)
 //! ```
 //!
-//! The plan in effect is always the file as it was read last, with what operators changed since. Either may change: then the
-//! difference is computed, everything that it needs is [staged](crate::daemon::Running::stage), and put in place at once. What
-//! cannot be staged changes nothing.
+//! The plan in effect is always the file as it was last read, plus the changes that operators made since. When one of
+//! the two changes, the difference is computed, everything that it needs is [staged](crate::daemon::Running::stage),
+//! and all of it is committed at once. If staging fails, nothing changes.
 //!
-//! **Invariant:** one task makes all changes, one after the other, so a change that is asked for by somebody who leaves meanwhile
-//! is neither lost nor half done. While a successor starts nothing is changed, since it would not know; what is asked for
-//! meanwhile waits.
+//! **Invariant:** one task makes all changes, one after the other, so a change is neither lost nor left half done when
+//! the client that requested it disconnects. Changes wait while a new process starts, because that process would miss
+//! them.
 
 mod changer;
 mod config_status;
@@ -54,7 +54,7 @@ use keys::KeyFiles;
 pub use order::{Change, ChangeResult, Joining, Order, Outcome, Reload};
 pub use runtime::{Portable, Runtime, Times};
 
-/// Asks for changes, and knows what they led to. Clones ask the same daemon.
+/// Handle that requests changes and gives access to their results. All clones refer to the same daemon.
 #[derive(Clone)]
 pub struct Operator {
     commands: mpsc::UnboundedSender<Command>,
@@ -64,67 +64,68 @@ pub struct Operator {
     turn: Arc<TurnLock>,
 }
 
-/// Who has it may change something.
+/// Lock that must be held while something is changed.
 type TurnLock = tokio::sync::Mutex<()>;
 
-/// Makes the changes: a service of its own, so that a change goes on when whoever asked for it has left.
+/// Service that makes the changes. It is separate, so that a change continues after the client that requested it has
+/// disconnected.
 pub struct OperatorService(Mutex<Option<Changer>>);
 
-/// What a changer works with.
+/// Everything that a [`Changer`] works with.
 pub struct Parts {
-    /// What serves.
+    /// The running configuration, to which changes are applied.
     pub running: Running,
-    /// Whether it takes over from another process.
+    /// Whether this process takes over from another process.
     pub takes_over: bool,
-    /// Where its configuration came from.
+    /// The source of the configuration.
     pub provenance: Provenance,
-    /// What the file says; with the next, it is in effect.
+    /// The plan from the configuration file. Together with `runtime` it is the plan in effect.
     pub plan: Plan,
-    /// What the author of the file should look at.
+    /// The warnings about the configuration file.
     pub warnings: Problems,
-    /// What operators had changed in the process before this one.
+    /// The changes that operators made in the old process.
     pub runtime: Runtime,
-    /// When.
+    /// The times of these changes.
     pub times: Times,
-    /// Where changes are told.
+    /// The log of events, to which changes are added.
     pub events: Events,
-    /// What is logged, by the file or by an operator.
+    /// The log level, which the file or an operator sets.
     pub verbosity: Verbosity,
-    /// Where reloads are counted.
+    /// The metrics that count reloads.
     pub metrics: ConfigMetrics,
-    /// Told when a reload begins and ends.
+    /// The service manager, which is notified when a reload begins and ends.
     pub supervisor: Supervisor,
-    /// Is told of each change that is in effect.
+    /// Function that is called with each new plan in effect.
     pub observer: Box<dyn Fn(&Plan) + Send + Sync>,
 }
 
-/// What is handed on. What a process before or after this one does not know is left out by it.
+/// State that an upgrade passes on. A process of another version ignores fields that it does not support.
 #[derive(Default, Serialize, Deserialize)]
 #[serde(default)]
 struct HandoverState {
-    /// What operators have changed.
+    /// The changes that operators made.
     backends: Vec<Portable>,
     log_level: Option<String>,
     /// The pools that have a ready backend.
     ready: Vec<String>,
-    /// Each by itself: one that is not understood is left out.
+    /// Events as separate JSON values, so that a process can skip those that it does not support.
     events: Vec<serde_json::Value>,
 }
 
-/// What this process has from the one before it.
+/// State that this process took over from the old process.
 #[derive(Default)]
 pub struct RestoredState {
-    /// What operators changed, of the backends that there still are.
+    /// The changes that operators made to backends that still exist.
     pub runtime: Runtime,
-    /// When.
+    /// The times of these changes.
     pub times: Times,
     /// The pools that had a ready backend.
     pub ready: Vec<String>,
-    /// What had changed.
+    /// The events of the old process.
     pub events: Vec<Event>,
 }
 
-/// Somebody wants a change.
+/// A request for a change.
 enum Command {
     Reload { reload: Reload, by: &'static str, answer: Option<oneshot::Sender<ChangeResult>> },
     Order { order: Order, answer: oneshot::Sender<ChangeResult> },
@@ -133,8 +134,8 @@ enum Command {
 // === impl Operator ===
 
 impl Operator {
-    /// One that changes what `parts` say, and the service that does it. It changes nothing as long as the hold lives: that is for
-    /// the time of the start.
+    /// Returns an operator for `parts` and the service that makes the changes. Nothing changes until the returned hold
+    /// is dropped, which happens at the end of the start.
     pub fn new(parts: Parts) -> (Self, OperatorService, Hold) {
         let (commands, received) = mpsc::unbounded_channel();
         let first = ConfigStatus::first(&parts.provenance, parts.runtime.clone(), parts.times.clone());
@@ -143,39 +144,39 @@ impl Operator {
         let status = Arc::new(ArcSwap::from_pointee(first));
         let (running, events) = (parts.running.clone(), parts.events.clone());
         let turn = Arc::<TurnLock>::default();
-        let hold = turn.clone().try_lock_owned().expect("nobody else knows of it");
+        let hold = turn.clone().try_lock_owned().expect("the lock is new");
         let changer = Changer::new(parts, received, status.clone(), turn.clone());
         let service = OperatorService(Mutex::new(Some(changer)));
         (Self { commands, status, running, events, turn }, service, hold)
     }
 
-    /// Reads the file again, and says what became of it.
+    /// Reloads the configuration file and returns the result.
     pub async fn reload(&self, reload: Reload) -> ChangeResult {
         self.ask(|answer| Command::Reload { reload, by: "command", answer: Some(answer) }).await
     }
 
-    /// The same for a signal, which nobody waits for.
+    /// Requests a reload because of a signal, and does not wait for it.
     pub fn reload_by_signal(&self) {
-        // A process that has no changer any more is about to end.
+        // A process without a changer is about to end.
         let reload = Reload::default();
-        let _ = self.commands.send(Command::Reload { reload, by: "signal HUP", answer: None });
+        let _ = self.commands.send(Command::Reload { reload, by: "SIGHUP", answer: None });
     }
 
-    /// Carries an order out.
+    /// Executes an order and returns the result.
     pub async fn order(&self, order: Order) -> ChangeResult {
         self.ask(|answer| Command::Order { order, answer }).await
     }
 
-    /// Returns when a backend works on no request. One that is not there works on none.
+    /// Returns when a backend is idle. A backend that does not exist counts as idle.
     ///
     /// # Errors
-    /// When there is no such pool.
+    /// If the pool does not exist.
     pub async fn idle(&self, pool: &str, backend: SocketAddr) -> Result<(), String> {
         self.running.idle(pool, backend).await
     }
 
-    /// What the process that takes over should know, as a text: beside what operators changed, which pools are `ready`. Nothing is
-    /// changed any more as long as the hold lives.
+    /// Returns the state for the new process as text: the changes of operators, the log level, the `ready` pools, and
+    /// the events. Nothing changes until the returned hold is dropped.
     pub async fn handover_state(
         &self,
         verbosity: &Verbosity,
@@ -191,37 +192,37 @@ impl Operator {
         (serde_json::to_string(&state).expect("texts and numbers are JSON"), hold)
     }
 
-    /// For a change that somebody else makes, which is to be made as long as the hold lives. Waits until no successor starts that
-    /// would not know of it.
+    /// Waits for permission to make a change outside the changer; the change must end before the hold is dropped. While
+    /// a new process starts, this function waits, because the new process would miss the change.
     ///
     /// # Errors
-    /// When the process is ending.
+    /// If the process is ending.
     pub async fn turn(&self) -> Result<Hold, String> {
         let hold = self.turn.clone().lock_owned().await;
         if self.running.is_draining() { Err(ENDING.into()) } else { Ok(hold) }
     }
 
-    /// Whether the process is about to end.
+    /// Returns whether the process is about to end.
     pub fn is_draining(&self) -> bool {
         self.running.is_draining()
     }
 
-    /// Which configuration is in effect.
+    /// Returns the description of the configuration in effect.
     pub fn config_status(&self) -> Arc<ConfigStatus> {
         self.status.load_full()
     }
 
-    /// What changed.
+    /// Returns the log of events.
     pub fn events(&self) -> &Events {
         &self.events
     }
 
     async fn ask(&self, command: impl FnOnce(oneshot::Sender<ChangeResult>) -> Command) -> ChangeResult {
         let (answer, answered) = oneshot::channel();
-        // Both fail when the process ends.
+        // Both operations fail when the process ends.
         let _ = self.commands.send(command(answer));
         answered.await.unwrap_or_else(|_| ChangeResult {
-            problem: "the process is ending".into(),
+            problem: "the process is shutting down".into(),
             ..ChangeResult::of(Outcome::Refused, self.status.load().generation)
         })
     }
@@ -241,26 +242,25 @@ impl BackgroundService for OperatorService {
     }
 }
 
-/// What this process has from the one before it, by its [state](Operator::handover_state): of the changed backends, those that `plan`
-/// has a place for. The log level is changed here and now.
+/// Restores the state of the old process from its [handover_state](Operator::handover_state). Changes of backends that `plan` does
+/// not have are dropped. The log level is set immediately.
 pub fn restore(plan: &Plan, verbosity: &Verbosity, state: &str) -> RestoredState {
     let state = serde_json::from_str(state).unwrap_or_else(|error| {
-        log::error!(
-            "upgrade: what operators have changed is lost, the program before says it otherwise: {error}"
-        );
+        log::error!("upgrade: cannot read the runtime changes of the old process, so they are lost: {error}");
         HandoverState::default()
     });
     let HandoverState { backends, log_level, ready, events } = state;
     match log_level.map(|level| LogFilter::parse(&level)).transpose() {
         Ok(level) => verbosity.order(level),
-        Err(problem) => log::error!("upgrade: the log level that an operator has set is lost: {problem}"),
+        Err(problem) => log::error!("upgrade: cannot restore the log level that an operator set: {problem}"),
     }
     let (runtime, times) = Runtime::from_portable(backends);
     let (kept, lost) = runtime.rebased(plan);
-    lost.iter().for_each(|line| log::warn!("upgrade: dropped, since the file has changed: {line}"));
+    lost.iter()
+        .for_each(|line| log::warn!("upgrade: dropped because the configuration file changed: {line}"));
     let events = events.into_iter().filter_map(|event| serde_json::from_value(event).ok()).collect();
     RestoredState { runtime: kept, times, ready, events }
 }
 
 const ENDING: &str =
-    "the process is draining and changes nothing any more: if it has a successor, ask that one";
+    "this process is draining and accepts no changes; if an upgrade is in progress, repeat the command";

@@ -1,4 +1,5 @@
-//! What an operator may order while the daemon runs, and what is answered: values that go over the control socket as JSON.
+//! Orders that an operator can give while the daemon runs, and their results. Both travel over the control socket as
+//! JSON.
 
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
@@ -11,97 +12,97 @@ use crate::config::ProblemDocument;
 /// A change of one backend.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Order {
-    /// The name of its pool.
+    /// The name of the pool.
     pub pool: String,
-    /// Its address.
+    /// The address of the backend.
     pub backend: SocketAddr,
-    /// What is to become of it.
+    /// The change.
     pub change: Change,
 }
 
-/// What is to become of a backend.
+/// Change that an operator orders for a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// It gets no new sessions; those that it has go on.
+    /// Stop sending new sessions to the backend; existing sessions continue.
     Drain,
-    /// It is used again.
+    /// End a drain: put the backend back in service.
     Undrain,
-    /// It is used again.
+    /// End a disablement: put the backend back in service.
     Enable,
-    /// It gets no requests.
+    /// Stop sending requests to the backend.
     Disable,
-    /// It gets this share.
+    /// Set the weight of the backend.
     Weigh(Weight),
-    /// It joins the pool.
+    /// Add the backend to the pool.
     Add(Joining),
-    /// It leaves the pool; its requests in flight are finished.
+    /// Remove the backend from the pool; its requests in flight complete.
     Remove,
 }
 
-/// What is known of a backend that joins.
+/// Settings of a backend that is added to a pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Joining {
-    /// Its share relative to the others.
+    /// The weight relative to the other backends.
     pub weight: Weight,
-    /// Whether it is used only when no other is available.
+    /// Whether the backend receives requests only when no other backend is available.
     pub backup: bool,
-    /// The most requests it is sent at a time; absent: the limit of the pool's settings for all, which is none when
-    /// they differ.
+    /// The maximum number of requests in flight. If it is `None`, the limit that all backends of the pool share
+    /// applies; if their limits differ, there is no limit.
     pub max_requests: Option<NonZeroU32>,
 }
 
-/// How the configuration file is to be read again.
+/// Options of a reload.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Reload {
-    /// Only say what would change.
+    /// Whether to report the changes without making them.
     pub dry_run: bool,
-    /// What operators changed at run time stays changed.
+    /// Whether to keep the changes that operators made at run time.
     pub keep_runtime: bool,
 }
 
-/// What became of an order or of a reload.
+/// Result of an order or a reload.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ChangeResult {
-    /// In a word.
+    /// The result in one word.
     pub result: Outcome,
-    /// The number of the configuration that is in effect now.
+    /// The generation of the configuration that is now in effect.
     pub generation: u64,
-    /// What changed, or would change: a line each.
+    /// The changes that were made, or would be made, one line each.
     #[serde(default)]
     pub changes: Vec<String>,
-    /// Why not: the diagnostics of the file as they are printed, or one sentence.
+    /// The reason for a refusal: the diagnostics of the file as they are printed, or one sentence.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub problem: String,
-    /// The same for programs, as `check --format json` prints them; empty unless the file is wrong.
+    /// The errors in the format of `check --format json`; empty unless the file is invalid.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub problems: Vec<ProblemDocument>,
-    /// What the author of the file should look at, although it is used: the diagnostics as they are printed.
+    /// The warnings about a file that is used, as they are printed.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub warning: String,
-    /// The warnings for programs, as `check --format json` prints them.
+    /// The warnings in the format of `check --format json`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<ProblemDocument>,
 }
 
-/// What became of it, in a word.
+/// Result of a change in one word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
-    /// It is in effect.
+    /// The change is in effect.
     Applied,
     /// There was nothing to change.
     Unchanged,
-    /// It would be in effect: nothing has changed.
+    /// The change would succeed; nothing changed, because it was a dry run.
     WouldApply,
-    /// Nothing has changed, and the result says why.
+    /// Nothing changed; the change_result contains the reason.
     Refused,
 }
 
 // === impl ChangeResult ===
 
 impl ChangeResult {
-    /// One that says nothing but this.
+    /// Returns a change_result with this result and no further details.
     pub fn of(result: Outcome, generation: u64) -> Self {
         Self {
             result,
@@ -114,7 +115,7 @@ impl ChangeResult {
         }
     }
 
-    /// Whether what was asked for is so now, or would be.
+    /// Returns whether the order succeeded, or would succeed without a dry run.
     pub fn is_good(&self) -> bool {
         self.result != Outcome::Refused
     }
@@ -125,7 +126,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_change_result_survives_serialisation() {
+    fn a_verdict_survives_serialisation() {
         let change_result = ChangeResult {
             changes: vec!["pool web: backend 10.0.0.1:80 is added".into()],
             problem: "error[LB010]: unknown key `thread`".into(),

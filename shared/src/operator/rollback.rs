@@ -1,8 +1,8 @@
-//! Whether a reload is to be taken back: what the answers of the last seconds say about it.
+//! Decision to roll back a reload, based on the responses of the last seconds.
 //!
-//! Answers are counted twice a second. A reload is judged until its window is over, and is blamed when more of the answers after
-//! it failed than the configuration allows, and more than did in as long a time before it: what was broken already is no
-//! reason to take back what may have been meant to mend it.
+//! Responses are counted twice a second. A reload is judged until its window ends. It is rolled back if the share of
+//! failed responses after it exceeds the configured limit and also exceeds the share in a window of equal length before
+//! it. A pool that failed before the reload is no reason for a rollback, because the reload might be the repair.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -11,12 +11,12 @@ use lb_service::traffic::Answers;
 
 use crate::config::RollbackPlan;
 
-/// Fewer answers say nothing.
+/// Minimum number of responses for a decision.
 const ENOUGH: u64 = 20;
-/// As far back as is ever asked for: the longest time that is kept.
+/// Maximum age of the counts that are kept; no window is longer.
 const LONGEST: Duration = Duration::from_secs(3600);
 
-/// Counts of the past.
+/// Past counts of responses.
 #[derive(Debug, Default)]
 pub(super) struct Past(VecDeque<(Instant, Answers)>);
 
@@ -26,30 +26,30 @@ pub(super) struct Trial {
     rule: RollbackPlan,
     began: Instant,
     before: Answers,
-    /// The share that had failed before, in percent.
+    /// The share of failed responses before the reload, in percent.
     rate_before: f64,
 }
 
-/// What is to be done about it.
+/// Judgement of a reload.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Judgement {
-    /// Wait: the window is not over.
+    /// The window has not ended yet.
     Open,
-    /// The window is over and it did no harm.
+    /// The window ended without too many failures.
     Acquitted,
-    /// It is to be taken back: so many percent failed.
+    /// The reload must be rolled back.
     Guilty {
-        /// In percent.
+        /// The share of failed responses, in percent.
         rate: f64,
     },
 }
 
-/// Those since `before`.
+/// Returns the counts since `before`.
 fn since(now: Answers, before: Answers) -> Answers {
     Answers { all: now.all - before.all, failed: now.failed - before.failed }
 }
 
-/// Which part of them failed, in percent; none of too few.
+/// Returns the share of failed responses in percent; `None` if there are fewer than `ENOUGH`.
 fn rate(answers: Answers) -> Option<f64> {
     #[expect(clippy::cast_precision_loss, reason = "counts of a window are far below 2^52")]
     (answers.all >= ENOUGH).then(|| 100.0 * answers.failed as f64 / answers.all as f64)
@@ -58,17 +58,17 @@ fn rate(answers: Answers) -> Option<f64> {
 // === impl Past ===
 
 impl Past {
-    /// Takes in a count. `keep`: how far back will be asked for.
+    /// Adds a count, and drops counts older than `keep`.
     pub(super) fn note(&mut self, now: Instant, answers: Answers, keep: Duration) {
         let keep = keep.min(LONGEST);
-        // One that is older than asked for stays, to count from.
+        // One older count stays as the starting point.
         while self.0.get(1).is_some_and(|(at, _)| now.saturating_duration_since(*at) >= keep) {
             self.0.pop_front();
         }
         self.0.push_back((now, answers));
     }
 
-    /// A reload by this rule has come into effect.
+    /// Starts the trial of a reload that is now in effect.
     pub(super) fn try_it(&self, rule: RollbackPlan, now: Instant, answers: Answers) -> Trial {
         let from = self.0.iter().find(|(at, _)| now.saturating_duration_since(*at) <= rule.window);
         let rate_before = from.and_then(|(_, then)| rate(since(answers, *then)));
@@ -79,20 +79,23 @@ impl Past {
 // === impl Trial ===
 
 impl Trial {
-    /// The same when one before it is still being judged: what failed since then was not so before.
+    /// Returns this trial with the earlier failure rate of `first`, a trial that is still open. Failures since `first`
+    /// began are not counted as older failures.
     #[must_use]
     pub(super) fn together_with(self, first: &Self) -> Self {
         Self { rate_before: first.rate_before, ..self }
     }
 
-    /// Why it is taken back, in words.
+    /// Returns the reason for the rollback as text.
     pub(super) fn reason(&self, rate: f64, now: Instant) -> String {
         let seconds = now.saturating_duration_since(self.began).as_secs_f64();
         let limit = self.rule.error_rate;
-        format!("{rate:.1} % of the requests of the {seconds:.1} s after it failed, more than {limit} %")
+        format!(
+            "{rate:.1} % of the requests failed in the {seconds:.1} s after the reload (limit: {limit} %)"
+        )
     }
 
-    /// Judges by what there is now.
+    /// Judges the reload by the current counts.
     pub(super) fn judge(&self, now: Instant, answers: Answers) -> Judgement {
         let rate = rate(since(answers, self.before)).unwrap_or(0.0);
         if rate > f64::from(self.rule.error_rate) && rate > self.rate_before {
@@ -115,7 +118,7 @@ mod tests {
         Answers { all, failed }
     }
 
-    /// A trial that begins after a past in which so many of 100 answers a second failed.
+    /// Returns a trial that begins after a past in which `failing` of 100 responses per second failed.
     fn trial(failing: u64) -> (Trial, Instant, Answers) {
         let (mut past, began) = (Past::default(), Instant::now());
         for second in 0..=20 {
@@ -130,18 +133,18 @@ mod tests {
     }
 
     #[test]
-    fn many_failures_are_blamed_at_once_and_few_never() {
+    fn many_failures_cause_an_immediate_rollback_and_few_never_do() {
         let (trial, now, before) = trial(0);
         let later = |all, failed| answers(before.all + all, before.failed + failed);
         let second = now + Duration::from_secs(1);
         assert_eq!(trial.judge(second, later(100, 50)), Judgement::Guilty { rate: 50.0 });
-        assert_eq!(trial.judge(second, later(100, 20)), Judgement::Open, "the limit itself is allowed");
+        assert_eq!(trial.judge(second, later(100, 20)), Judgement::Open, "a rate at the limit is allowed");
         assert_eq!(trial.judge(now + RULE.window, later(1000, 200)), Judgement::Acquitted);
         assert_eq!(trial.judge(now + RULE.window, later(1000, 201)), Judgement::Guilty { rate: 20.1 });
     }
 
     #[test]
-    fn a_handful_of_answers_says_nothing() {
+    fn a_few_responses_never_cause_a_rollback() {
         let (trial, now, before) = trial(0);
         let all_failed = |n| answers(before.all + n, before.failed + n);
         assert_eq!(trial.judge(now, all_failed(ENOUGH - 1)), Judgement::Open);
@@ -149,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_broken_before_is_not_blamed_on_the_reload() {
+    fn earlier_failures_do_not_cause_a_rollback() {
         let (trial, now, before) = trial(60);
         let later = |failed| answers(before.all + 100, before.failed + failed);
         assert_eq!(trial.judge(now, later(55)), Judgement::Open);
@@ -157,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn what_another_reload_has_broken_a_moment_ago_is_blamed_all_the_same() {
+    fn failures_after_a_previous_open_reload_cause_a_rollback() {
         let (first, ..) = trial(0);
         let (second, now, before) = trial(60);
         let second = second.together_with(&first);
@@ -166,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn no_more_of_the_past_is_kept_than_is_asked_for() {
+    fn counts_older_than_the_window_are_dropped() {
         let (mut past, began) = (Past::default(), Instant::now());
         for second in 0..1000 {
             past.note(began + Duration::from_secs(second), Answers::default(), RULE.window);

@@ -1,5 +1,5 @@
-//! What operators changed while the daemon runs, kept apart from the file: so it can be shown, and kept or dropped when the file
-//! is read again.
+//! Changes that operators make while the daemon runs. They are stored apart from the file, so that they can be shown,
+//! and kept or dropped by a reload.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,11 +14,11 @@ use super::diff;
 use super::order::{Change, Joining, Order};
 use crate::config::{MAX_RING_WEIGHT, Plan};
 
-/// The changes, by pool and backend. What is as the file has it is no change.
+/// Changes by operators, by pool and backend. Settings equal to those of the file are not stored.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Runtime(BTreeMap<(String, SocketAddr), Changed>);
 
-/// What is otherwise than the file says.
+/// Differences between a backend's settings and the file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Changed {
     presence: Option<Presence>,
@@ -32,38 +32,38 @@ enum Presence {
     Removed,
 }
 
-/// A change of one backend as it is handed to the next process.
+/// Change of one backend in the form that an upgrade passes to the new process.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Portable {
     pool: String,
     backend: SocketAddr,
     changed: Changed,
-    /// When it was made.
+    /// The time of the change.
     since: SystemTime,
 }
 
-/// When changes were made, by pool and backend.
+/// Times of changes, by pool and backend.
 pub type Times = BTreeMap<(String, SocketAddr), SystemTime>;
 
 // === impl Runtime ===
 
 impl Runtime {
-    /// Whether everything is as the file says.
+    /// Returns whether there are no changes.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// What is otherwise about this backend.
+    /// Returns the change of this backend; `None` if there is none.
     pub fn of(&self, pool: &str, backend: SocketAddr) -> Option<&Changed> {
         self.0.get(&(pool.to_owned(), backend))
     }
 
-    /// Each change, with the pool and the backend that it is of.
+    /// Iterates over the changes, with the pool and the backend of each.
     pub fn iter(&self) -> impl Iterator<Item = (&(String, SocketAddr), &Changed)> {
         self.0.iter()
     }
 
-    /// A line for each change.
+    /// Returns one line for each change.
     pub fn lines(&self) -> Vec<String> {
         let line = |((pool, backend), changed): (&(String, SocketAddr), &Changed)| {
             format!("pool {pool}: backend {backend}: {changed}")
@@ -71,10 +71,10 @@ impl Runtime {
         self.0.iter().map(line).collect()
     }
 
-    /// The changes after `order`, given the file.
+    /// Returns the changes after `order`, given the plan of the file.
     ///
     /// # Errors
-    /// Why it cannot be carried out, with the remedy.
+    /// If the order cannot be executed; the error contains the remedy.
     pub fn after(&self, order: &Order, file: &Plan) -> Result<Self, String> {
         let now = self.applied_to(file);
         let pool = pool(&now, &order.pool)?;
@@ -83,7 +83,7 @@ impl Runtime {
         let entry = next.0.entry((order.pool.clone(), order.backend)).or_default();
         match (order.change, there) {
             (Change::Add(_), Some(_)) => {
-                return Err(format!("pool {} has the backend {} already", order.pool, order.backend));
+                return Err(format!("pool {} already has backend {}", order.pool, order.backend));
             }
             (Change::Add(joining), None) => *entry = Changed::added(inherit(joining, pool)),
             (_, None) => return Err(unknown_backend(pool, order.backend)),
@@ -98,7 +98,7 @@ impl Runtime {
         Ok(next.without_what_the_file_says(file))
     }
 
-    /// `file` with the changes in effect. Changes of what it does not have are without effect.
+    /// Returns `file` with the changes applied. Changes of backends that `file` does not have are ignored.
     pub fn applied_to(&self, file: &Plan) -> Plan {
         let mut plan = file.clone();
         for ((name, address), changed) in &self.0 {
@@ -110,7 +110,8 @@ impl Runtime {
         plan
     }
 
-    /// The changes that can be kept when `file` takes the place of the one before, and a line for each that cannot.
+    /// Returns the changes that can be kept when `file` replaces the previous file, and one line for each dropped
+    /// change.
     pub fn rebased(&self, file: &Plan) -> (Self, Vec<String>) {
         let fits = |(name, address): &(String, SocketAddr), changed: &Changed| {
             let pool = file.pools.iter().map(|(pool, _)| pool).find(|pool| *pool.name == **name);
@@ -124,7 +125,7 @@ impl Runtime {
         lost.0.retain(|key, changed| !fits(key, changed));
         let mut lines = lost.lines();
         let mut kept = kept.without_what_the_file_says(file);
-        // No file in which a pool has nobody left: what would empty it is dropped.
+        // Changes that would leave a pool without backends are dropped.
         for (pool, _) in &kept.applied_to(file).pools {
             if pool.backends.iter().all(|backend| backend.backup) {
                 let mut removals = kept.clone();
@@ -136,7 +137,7 @@ impl Runtime {
         (kept, lines)
     }
 
-    /// For the next process.
+    /// Returns the changes in the form that an upgrade passes on.
     pub fn portable(&self, times: &Times) -> Vec<Portable> {
         let portable = |(key, changed): (&(String, SocketAddr), &Changed)| Portable {
             pool: key.0.clone(),
@@ -147,7 +148,7 @@ impl Runtime {
         self.0.iter().map(portable).collect()
     }
 
-    /// From the process before.
+    /// Restores the changes that an upgrade passed on.
     pub fn from_portable(changes: Vec<Portable>) -> (Self, Times) {
         let (mut runtime, mut times) = (BTreeMap::new(), Times::new());
         for Portable { pool, backend, changed, since } in changes {
@@ -173,7 +174,7 @@ fn pool<'a>(plan: &'a Plan, name: &str) -> Result<&'a PoolSettings, String> {
     let mut pools = plan.pools.iter().map(|(pool, _)| pool);
     pools.find(|pool| *pool.name == *name).ok_or_else(|| {
         let names: Vec<_> = plan.pools.iter().map(|(pool, _)| &*pool.name).collect();
-        format!("there is no pool {name}; there are: {}", names.join(", "))
+        format!("there is no pool {name}; the pools are: {}", names.join(", "))
     })
 }
 
@@ -193,7 +194,7 @@ fn refuse_last(pool: &PoolSettings, leaving: &BackendSettings) -> Result<(), Str
     ))
 }
 
-/// What the configuration would refuse as well.
+/// Rejects weights that the configuration would reject as well.
 fn refuse_overweight(plan: &Plan, name: &str) -> Result<(), String> {
     let pool = pool(plan, name)?;
     let sum: usize = pool.backends.iter().map(|backend| backend.weight.get()).sum();
@@ -201,7 +202,7 @@ fn refuse_overweight(plan: &Plan, name: &str) -> Result<(), String> {
         return Ok(());
     }
     Err(format!(
-        "the weights of pool {name} would add up to {sum}, and consistent_hash takes at most {MAX_RING_WEIGHT}"
+        "the weights of pool {name} would add up to {sum}; the maximum for `consistent_hash` is {MAX_RING_WEIGHT}"
     ))
 }
 
@@ -217,7 +218,7 @@ fn decide(change: Change, backend: &BackendSettings) -> Result<Admin, String> {
     }
 }
 
-/// One that joins without a limit has that of the others, if they all have the same.
+/// Gives a new backend without a limit the limit of the other backends, if they all have the same one.
 fn inherit(joining: Joining, pool: &PoolSettings) -> Joining {
     let mut limits = pool.backends.iter().map(|backend| backend.max_requests);
     let first = limits.next().flatten();
@@ -228,7 +229,7 @@ fn inherit(joining: Joining, pool: &PoolSettings) -> Joining {
 // === impl Changed ===
 
 impl Changed {
-    /// The state that an operator gave the backend.
+    /// Returns the administrative state that an operator set; `None` if none was set.
     pub fn admin(&self) -> Option<Admin> {
         self.admin
     }
@@ -317,7 +318,7 @@ mod tests {
         Change::Add(Joining { weight: weight(3), backup: false, max_requests: None })
     }
 
-    /// What is left after all these.
+    /// Returns the changes after all these orders.
     fn after(orders: &[Order]) -> Runtime {
         let file = plan(FILE);
         orders.iter().fold(Runtime::default(), |runtime, order| runtime.after(order, &file).unwrap())
@@ -334,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn each_order_changes_the_plan_and_is_told() {
+    fn each_order_changes_the_plan_and_is_listed() {
         let runtime = after(&[
             order("10.0.0.1:80", Change::Drain),
             order("10.0.0.1:80", Change::Weigh(weight(7))),
@@ -362,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_undone_is_no_change() {
+    fn orders_that_cancel_each_other_leave_no_change() {
         for orders in [
             vec![order("10.0.0.1:80", Change::Drain), order("10.0.0.1:80", Change::Undrain)],
             vec![order("10.0.0.1:80", Change::Disable), order("10.0.0.1:80", Change::Enable)],
@@ -382,9 +383,9 @@ mod tests {
     }
 
     #[test]
-    fn what_makes_no_sense_is_refused_with_the_remedy() {
-        let nobody = Order { pool: "api".into(), ..order("10.0.0.1:80", Change::Drain) };
-        assert_eq!(refusal(&[], &nobody), "there is no pool api; there are: web");
+    fn impossible_orders_are_refused_with_a_remedy() {
+        let unknown_pool = Order { pool: "api".into(), ..order("10.0.0.1:80", Change::Drain) };
+        assert_eq!(refusal(&[], &unknown_pool), "there is no pool api; the pools are: web");
         let unknown = refusal(&[], &order("10.9.9.9:80", Change::Drain));
         assert!(unknown.starts_with("pool web has no backend 10.9.9.9:80; it has: 10.0.0.1:80"), "{unknown}");
         let twice = refusal(&[], &order("10.0.0.1:80", joining()));
@@ -399,7 +400,7 @@ mod tests {
     }
 
     #[test]
-    fn a_backend_that_joins_has_the_limit_that_all_others_have() {
+    fn an_added_backend_gets_the_common_limit_of_the_others() {
         let file =
             plan("pools: {web: {backends: ['10.0.0.1:80', '10.0.0.2:80'], limits: {max_requests: 5}}}");
         let runtime = Runtime::default().after(&order("10.0.0.3:80", joining()), &file).unwrap();
@@ -408,7 +409,7 @@ mod tests {
     }
 
     #[test]
-    fn changes_are_kept_over_a_new_file_as_far_as_it_has_what_they_change() {
+    fn changes_are_kept_if_the_new_file_has_their_backends() {
         let runtime = after(&[
             order("10.0.0.1:80", Change::Drain),
             order("10.0.0.2:80", Change::Weigh(weight(4))),
@@ -426,7 +427,7 @@ mod tests {
     }
 
     #[test]
-    fn no_pool_is_left_without_backends_by_what_was_kept() {
+    fn kept_changes_never_leave_a_pool_without_backends() {
         let runtime = after(&[order("10.0.0.1:80", Change::Remove)]);
         let (kept, lost) = runtime.rebased(&plan("pools: {web: {backends: ['10.0.0.1:80']}}"));
         assert!(kept.is_empty());
@@ -434,7 +435,7 @@ mod tests {
     }
 
     #[test]
-    fn the_next_process_has_the_same_changes() {
+    fn the_new_process_restores_all_changes() {
         let runtime = after(&[
             order("10.0.0.1:80", Change::Drain),
             order("10.0.0.1:80", Change::Weigh(weight(7))),

@@ -3,7 +3,7 @@
 use crate::config::{Context, Plan, RealFiles, load_text};
 use crate::process::runtime::RuntimeFiles;
 
-/// The plan of this text.
+/// Returns the plan for this text.
 #[track_caller]
 pub(crate) fn plan(text: &str) -> Plan {
     let loopback = std::net::Ipv4Addr::LOCALHOST.into();

@@ -1,14 +1,15 @@
-//! Whether the configuration file has changed: decided by what its path leads to, looked at twice a second.
+//! Detection of changes of the configuration file. The file at the path is checked twice a second.
 //!
-//! The path is followed anew each time, so a file that an editor puts in place by renaming, a link that Kubernetes swaps, and a
-//! file on a network are all seen; nothing has to be registered, and nothing runs out. A file is read when two looks in a row
-//! find the same, so that one which is being written is not read half done.
+//! Each check resolves the path again, so it detects a file that an editor replaces by renaming, a link that Kubernetes
+//! swaps, and a change on a network file system. In contrast to inotify, there is nothing to register and no limit to
+//! reach. A file is read when two consecutive checks find the same state, so that it is not read while it is being
+//! written.
 
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-/// What tells one state of a file from another.
+/// Metadata that distinguishes one state of a file from another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Fingerprint {
     device: u64,
@@ -18,10 +19,10 @@ pub(super) struct Fingerprint {
     changed: (i64, i64),
 }
 
-/// What was seen of a file; absent while it is not there.
+/// Observed states of a file; `None` while the file does not exist.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Watch {
-    /// What was in effect, or was tried, last.
+    /// The state that was last read, whether or not it was valid.
     read: Option<Fingerprint>,
     latest: Option<Fingerprint>,
 }
@@ -29,7 +30,7 @@ pub(super) struct Watch {
 // === impl Fingerprint ===
 
 impl Fingerprint {
-    /// Of what `path` leads to now.
+    /// Reads the state of the file at `path`; `None` if it does not exist.
     pub(super) fn of(path: &Path) -> Option<Self> {
         std::fs::metadata(path).ok().map(|metadata| Self::new(&metadata))
     }
@@ -48,12 +49,12 @@ impl Fingerprint {
 // === impl Watch ===
 
 impl Watch {
-    /// What there is now has been read.
+    /// Creates a watch for a file that has been read in the state `now`.
     pub(super) fn new(now: Option<Fingerprint>) -> Self {
         Self { read: now, latest: now }
     }
 
-    /// Takes a look in; whether the file is to be read.
+    /// Records the current state and returns whether the file must be read.
     pub(super) fn look(&mut self, now: Option<Fingerprint>) -> bool {
         let is_settled = now == self.latest;
         self.latest = now;
@@ -69,7 +70,7 @@ impl Watch {
 pub(super) mod tests {
     use super::*;
 
-    /// A file with this inode.
+    /// Returns the state of a file with this inode.
     pub(in super::super) const fn seen(inode: u64) -> Fingerprint {
         Fingerprint { device: 1, inode, size: 1, modified: (0, 0), changed: (0, 0) }
     }
@@ -90,14 +91,14 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_file_that_is_gone_for_a_moment_is_no_news() {
+    fn a_short_absence_of_an_unchanged_file_does_not_cause_a_reload() {
         let mut watch = Watch::new(Some(seen(1)));
         let looks = [None, None, Some(seen(1)), Some(seen(1)), None, Some(seen(2)), Some(seen(2))];
         assert_eq!(looks.map(|look| watch.look(look)), [false, false, false, false, false, false, true]);
     }
 
     #[test]
-    fn renames_links_and_writes_are_seen() {
+    fn renames_links_and_writes_are_detected() {
         let directory = tempfile::tempdir().unwrap();
         let path = |name: &str| directory.path().join(name);
         for (name, text) in [("one", "1"), ("two", "22")] {

@@ -1,4 +1,4 @@
-//! The verbs that speak to a running daemon: each a request on its control socket, and its answer in words.
+//! Subcommands that talk to a running daemon. Each sends requests over the control socket and prints the responses.
 
 mod stop;
 
@@ -22,54 +22,55 @@ use crate::operator::{ChangeResult, Outcome};
 use crate::screen::{self, Window};
 use crate::status_document::Status;
 
-/// How long an answer may take that needs no waiting for anybody.
+/// Time limit for a response that the daemon can send without waiting.
 const SOON: Duration = Duration::from_secs(30);
-/// The same when health checks have to be made, or a process has to be started.
+/// Time limit for a response that needs health checks or the start of a process.
 const LATER: Duration = Duration::from_secs(300);
-/// How long one request waits for an event. Between two of them it is looked whether somebody still reads the output.
+/// Time for which one request waits for an event, in seconds. Between two requests the program checks whether its
+/// output is still read.
 const POLL_SECONDS: u64 = 2;
-/// Pause between two pictures of the status, and between attempts to reach a daemon that is being replaced.
+/// Pause between two screens of the status, and between attempts to reach a daemon that is being replaced.
 const PAUSE: Duration = Duration::from_secs(1);
-/// How long a daemon that was there may be away, while it is replaced.
+/// Time for which a daemon can be unreachable while it is being replaced.
 const ABSENCE: Duration = Duration::from_secs(10);
 
-/// Why a verb failed.
+/// Reason why a subcommand failed.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages say it")]
 pub enum AskError {
-    /// The configuration file is wrong; its diagnostics as they are printed.
+    /// The configuration file is invalid; the text contains its diagnostics as they are printed.
     #[error("{0}")]
     File(String),
-    /// The command line is wrong, or the change cannot be made.
+    /// The command line is invalid, or the change cannot be made.
     #[error("{0}")]
     Refused(String),
     #[error("{0}")]
     Failed(String),
     #[error(transparent)]
     Unreachable(#[from] Unreachable),
-    /// A daemon has ended, and requests with it.
+    /// The daemon ended and cut off requests.
     #[error("{0}")]
     Cut(String),
     #[error("cannot write: {0}")]
     Write(#[from] io::Error),
 }
 
-/// The processes before the daemon, as it lists them.
+/// Old processes as the daemon lists them.
 #[derive(Deserialize)]
 struct Before {
     sockets: Vec<PathBuf>,
 }
 
-/// The changes as the daemon tells them.
+/// Events as the daemon sends them.
 #[derive(Deserialize)]
 struct Told {
     events: Vec<Event>,
 }
 
-/// Asks the daemon that `client` speaks to; writes what it says to `out`.
+/// Runs a subcommand against the daemon of `client`, and writes the result to `out`.
 ///
 /// # Errors
-/// When it refuses or fails, or is not there.
+/// If the daemon refuses the request, fails, or cannot be reached.
 pub fn run(ask: &Ask, client: &Client, out: &mut impl Write) -> Result<(), AskError> {
     match ask {
         Ask::Status { watch, format, .. } => status(client, *watch, *format, out),
@@ -106,7 +107,7 @@ pub fn run(ask: &Ask, client: &Client, out: &mut impl Write) -> Result<(), AskEr
     }
 }
 
-// === what changes something ===
+// === subcommands that change something ===
 
 fn order(
     client: &Client,
@@ -143,7 +144,7 @@ fn change_result(
     match change_result.result {
         Outcome::Applied => writeln!(out, "configuration {} is in effect", change_result.generation)?,
         Outcome::Unchanged => writeln!(out, "nothing to change")?,
-        Outcome::WouldApply => writeln!(out, "nothing has changed: this was a dry run")?,
+        Outcome::WouldApply => writeln!(out, "nothing changed: this was a dry run")?,
         Outcome::Refused if change_result.problems.is_empty() => {
             return Err(AskError::Refused(change_result.problem));
         }
@@ -172,7 +173,7 @@ fn wait_idle(
     let target =
         format!("{}/idle?wait={}", backend_target(&backend.pool, backend.backend), patience.as_secs_f64());
     document(&client.ask("GET", &target, "", patience + SOON)?)?;
-    writeln!(out, "{} works on no request", backend.backend)?;
+    writeln!(out, "{} is idle", backend.backend)?;
     Ok(())
 }
 
@@ -185,7 +186,7 @@ fn log_level(client: &Client, filter: Option<&str>, out: &mut impl Write) -> Res
     Ok(())
 }
 
-// === what only looks ===
+// === subcommands that only read ===
 
 fn status(client: &Client, watch: bool, format: Format, out: &mut impl Write) -> Result<(), AskError> {
     if !watch {
@@ -209,7 +210,7 @@ fn status(client: &Client, watch: bool, format: Format, out: &mut impl Write) ->
     }
 }
 
-/// None: nobody looks, or the lines go on elsewhere.
+/// Returns the size of the terminal; `None` if standard output is not a terminal.
 fn window() -> Option<Window> {
     let size = rustix::termios::tcgetwinsize(io::stdout()).ok()?;
     Some(Window { columns: size.ws_col.into(), rows: size.ws_row.into() })
@@ -221,11 +222,11 @@ fn picture(client: &Client, reply: &Reply, format: Format) -> Result<String, Ask
         return Ok(format!("{document:#}\n"));
     }
     let status: Status = serde_json::from_value(document)
-        .map_err(|error| AskError::Failed(format!("the status of the daemon is not understood: {error}")))?;
+        .map_err(|error| AskError::Failed(format!("cannot parse the status of the daemon: {error}")))?;
     Ok(screen::render(&status, &predecessors(client), SystemTime::now()))
 }
 
-/// The processes before this one that still work on requests, each with where it can be asked.
+/// Returns the status of the old processes that still drain, each with its socket.
 fn predecessors(client: &Client) -> Vec<(PathBuf, Status)> {
     let ask = |socket: PathBuf| {
         let reply = Client::new(&socket).ask("GET", "/v1/status", "", PAUSE).ok()?;
@@ -234,11 +235,11 @@ fn predecessors(client: &Client) -> Vec<(PathBuf, Status)> {
     sockets_before(client).unwrap_or_default().into_iter().filter_map(ask).collect()
 }
 
-/// Where the processes before the daemon answer. A daemon that does not say so is of a version before this one, or has just ended;
-/// then they answer beside its socket.
+/// Returns the sockets of the old processes. A daemon of an older version, or one that has just ended, does not list
+/// them; the sockets are then searched next to its own.
 ///
 /// # Errors
-/// When the daemon is that of another file.
+/// If the daemon runs with another file.
 fn sockets_before(client: &Client) -> Result<Vec<PathBuf>, AskError> {
     match client.ask("GET", "/v1/predecessors", "", SOON) {
         Ok(reply) if reply.status == 421 => Err(failure(&reply)),
@@ -280,8 +281,8 @@ fn events(
     Ok(())
 }
 
-/// Whether the standard output is anything but a pipe or socket without a reader, as after `| head`. A write would tell,
-/// but there may be nothing to write for hours.
+/// Returns whether standard output is still read; it is not if it is a pipe or socket without a reader, as after `|
+/// head`. A write would fail as well, but there might be nothing to write for hours.
 fn is_read() -> bool {
     let output = io::stdout();
     let mut state = [PollFd::new(output.as_fd(), PollFlags::empty())];
@@ -289,12 +290,12 @@ fn is_read() -> bool {
     poll(&mut state, PollTimeout::ZERO).is_err() || !state[0].revents().is_some_and(|is| is.intersects(gone))
 }
 
-/// Which is the last one: its process and its number there.
+/// Returns the process and the number of the last event.
 fn latest(events: &[Event]) -> Option<(u32, u64)> {
     events.last().map(|event| (event.process, event.id))
 }
 
-/// What came after the event that was seen last.
+/// Requests the events after the last one that was received.
 fn told(client: &Client, seen: Option<(u32, u64)>, wait: u64) -> Result<Told, AskError> {
     let after = seen.map(|(process, id)| format!("&process={process}&after={id}")).unwrap_or_default();
     let target = format!("/v1/events?wait={wait}{after}");
@@ -375,7 +376,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_refusal_is_told_from_a_failure() {
+    fn refusals_are_distinguished_from_failures() {
         let reply = |status, body: &str| Reply { status, body: body.into() };
         let refused = failure(&reply(400, r#"{"problem": "no such parameter"}"#));
         assert!(matches!(&refused, AskError::Refused(problem) if problem == "no such parameter"));

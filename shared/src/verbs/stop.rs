@@ -1,8 +1,8 @@
-//! `stop`: has every process of the daemon end, and waits for that.
+//! Subcommand `stop`: makes every process of the daemon end, and waits for it.
 //!
-//! The process that serves is asked at the control socket. Those before it, which have handed over and finish their requests, have
-//! sockets of their own and are asked at the same time. A process that hands over just when it is asked answers so; its successor is
-//! asked then.
+//! The process that serves receives the request at the control socket. Old processes that still drain have separate
+//! sockets and receive the request at the same time. A process that hands over at this moment reports it in its
+//! response, and the new process then receives the request as well.
 
 use std::fmt;
 use std::io::Write;
@@ -21,16 +21,16 @@ use crate::control::client::Unreachable;
 use crate::control::{Client, Farewell, predecessors};
 use crate::words::count_of;
 
-/// Longer than any drain.
+/// Default time limit, which is longer than any drain.
 const PATIENCE: Duration = Duration::from_secs(48 * 3600);
-/// How long the kernel may take to remove a process that has closed everything.
+/// Time that the kernel has to remove a process after it closed its connections.
 const REMOVAL: Duration = Duration::from_secs(2);
 
-/// A length of time as people read it: `1.2s`.
+/// Duration that is displayed as `1.2s`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Took(Duration);
 
-/// What to ask for.
+/// Parameters of the request.
 #[derive(Clone, Copy)]
 struct Stop {
     now: bool,
@@ -38,20 +38,20 @@ struct Stop {
     patience: Duration,
 }
 
-/// What one process has answered.
+/// Response of one process.
 type Answer = Result<(Farewell, Took), AskError>;
 
-/// Asks the daemon at this socket to end, and waits; writes how it went.
+/// Stops the daemon of `client`, waits for its end, and writes the result to `out`.
 ///
 /// # Errors
-/// When it is not there, requests were cut that `now` did not ask for, or it has not ended in time.
+/// If the daemon cannot be reached, if it cut off requests without `now`, or if it does not end in time.
 pub(super) fn run(
     client: &Client,
     now: bool,
     timeout: Option<Duration>,
     out: &mut impl Write,
 ) -> Result<(), AskError> {
-    // Before any process is asked to end: those that have handed over do not say which file they are of.
+    // This comes before any stop: only the serving process can confirm the file, old processes do not report it.
     let predecessors = sockets_before(client)?;
     let stop = Stop { now, began: Instant::now(), patience: timeout.unwrap_or(PATIENCE) };
     let owner = owner_of(client.socket());
@@ -59,26 +59,26 @@ pub(super) fn run(
         let asked: Vec<_> =
             predecessors.iter().map(|socket| scope.spawn(move || stop.predecessor(socket, owner))).collect();
         let main = stop.main(client);
-        // A thread that panics has said so.
+        // A panic in a thread was already reported.
         let others: Vec<_> = asked.into_iter().filter_map(|thread| thread.join().ok().flatten()).collect();
         (main, others)
     });
-    // One that was just handing over when the others were asked has its socket by now.
+    // A process that was handing over during the first requests has its separate socket by now.
     let late =
         predecessors::sockets(client.socket()).into_iter().filter(|socket| !predecessors.contains(socket));
     let late: Vec<_> = late.filter_map(|socket| stop.predecessor(&socket, owner)).collect();
     let results = main.into_iter().chain(others).chain(late).map(|answer| stop.report(answer, out));
-    // All of them are reported, whatever has become of the first.
+    // All results are reported, even if the first one is an error.
     results.collect::<Vec<_>>().into_iter().collect()
 }
 
-/// The user that the daemon runs as: its control socket is given to it.
+/// Returns the user of the daemon, which is the owner of its control socket.
 fn owner_of(socket: &Path) -> Option<Uid> {
     socket.metadata().ok().map(|socket| Uid::from_raw(socket.uid()))
 }
 
 impl Stop {
-    /// The process that serves; before it, those that have handed over just now.
+    /// Stops the serving process. The result also contains processes that handed over in the meantime.
     fn main(self, client: &Client) -> Vec<Answer> {
         let mut answers = Vec::new();
         loop {
@@ -91,7 +91,8 @@ impl Stop {
         }
     }
 
-    /// `None`: it has left its socket behind, or ended by itself, or another user has put it there.
+    /// Stops an old process. Returns `None` if the socket is stale, if the process ended by itself, or if the socket
+    /// belongs to another user.
     fn predecessor(self, socket: &Path, owner: Option<Uid>) -> Option<Answer> {
         use Unreachable::{Foreign, Gone, Nobody};
         match self.ask(&Client::new(socket).trusting(owner.as_slice())) {
@@ -112,11 +113,11 @@ impl Stop {
     fn explain(self, error: Unreachable) -> AskError {
         match error {
             Unreachable::Silent { .. } => AskError::Failed(format!(
-                "the daemon still works on requests after {} and goes on finishing them; `stop --now` ends it at once",
+                "the daemon still has requests in flight after {} and continues to drain; `stop --now` ends it immediately",
                 Took(self.patience)
             )),
             Unreachable::Gone { .. } => AskError::Failed(
-                "the daemon has ended without saying how its drain went: it was killed, or has failed; look at its log"
+                "the daemon ended without reporting the result of its drain: it was killed or it failed; see its log"
                     .into(),
             ),
             error => error.into(),
@@ -126,28 +127,28 @@ impl Stop {
     fn report(self, answer: Answer, out: &mut impl Write) -> Result<(), AskError> {
         let (Farewell { pid, reason, cut, .. }, took) = answer?;
         let cut_words = count_of(cut, "request");
-        let was_cut =
-            |why| Err(AskError::Cut(format!("process {pid} ended after {took}, {why}: {cut_words} cut")));
+        let was_cut = |why| {
+            Err(AskError::Cut(format!("process {pid} ended after {took} because {why}; {cut_words} cut")))
+        };
         match reason.as_str() {
-            "failed" => {
-                Err(AskError::Failed(format!("process {pid} has failed: {cut_words} cut; look at its log")))
-            }
+            "failed" => Err(AskError::Failed(format!("process {pid} failed; {cut_words} cut; see its log"))),
             "drained" => Ok(writeln!(out, "process {pid} drained in {took}; {cut_words} cut")?),
             _ if cut == 0 || self.now => {
                 Ok(writeln!(out, "process {pid} ended after {took}; {cut_words} cut")?)
             }
-            "out_of_time" => was_cut("the drain ran out of time"),
-            _ => was_cut("it was ended at once by a signal or by `stop --now`"),
+            "out_of_time" => was_cut("the drain timed out"),
+            _ => was_cut("a signal or `stop --now` ended it immediately"),
         }
     }
 }
 
-/// The connection has ended before the kernel has removed the process. One that cannot be seen from here is not waited for.
+/// Waits until the kernel has removed the process, because its connection closes earlier. A process that is not visible
+/// from here is ignored.
 fn wait_removed(pid: u32) {
     let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
     let Some(Ok(process)) = pid.map(|pid| pidfd_open(pid, PidfdFlags::empty())) else { return };
     let timeout = PollTimeout::try_from(REMOVAL).unwrap_or(PollTimeout::ZERO);
-    // It is gone, or is not: nothing depends on it.
+    // The result does not matter.
     let _ = poll(&mut [PollFd::new(std::os::fd::AsFd::as_fd(&process), PollFlags::POLLIN)], timeout);
 }
 
@@ -170,12 +171,15 @@ mod tests {
     }
 
     #[test]
-    fn a_stop_says_how_it_went() {
+    fn a_stop_reports_the_result_of_the_drain() {
         assert_eq!(report(false, "drained", 0).unwrap(), "process 7 drained in 1.2s; 0 requests cut\n");
         assert_eq!(report(true, "at_once", 1).unwrap(), "process 7 ended after 1.2s; 1 request cut\n");
         let cut = report(false, "out_of_time", 2).unwrap_err();
-        assert_eq!(cut.to_string(), "process 7 ended after 1.2s, the drain ran out of time: 2 requests cut");
-        assert!(matches!(report(false, "at_once", 2), Err(AskError::Cut(_))), "by somebody else");
+        assert_eq!(cut.to_string(), "process 7 ended after 1.2s because the drain timed out; 2 requests cut");
+        assert!(
+            matches!(report(false, "at_once", 2), Err(AskError::Cut(_))),
+            "another stop cut off requests"
+        );
         assert!(matches!(report(false, "failed", 0), Err(AskError::Failed(_))));
     }
 }
