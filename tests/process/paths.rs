@@ -381,19 +381,42 @@ fn daemons_of_two_users_do_not_share_a_runtime_directory() {
 }
 
 #[test]
-fn a_failed_start_with_u_leaves_the_directory_to_the_running_daemon() {
+fn a_failed_start_leaves_directory_and_logs_to_the_running_daemon() {
     let Some(lab) = Lab::of_root() else { return };
     let origin = Origin::start("one");
     let daemon = of_nobody(&lab, &origin);
     let config = lab.path("conf.yaml");
     let text = fs::read_to_string(&config).unwrap();
     fs::write(&config, text.replace("user: nobody", "user: www-data")).unwrap();
-    let finished = lab.run(&["-d", "-u", "-c", path_str(&config)]);
-    assert_eq!(finished.code, Some(1), "{finished:?}");
-    assert_eq!(owner(&lab.runtime_directory()), nobody(), "{finished:?}");
-    assert!(daemon.process.alive());
+    for arguments in [&["-d", "-u"][..], &["-d"]] {
+        let finished = lab.run(&[arguments, &["-c", path_str(&config)]].concat());
+        assert_eq!(finished.code, Some(1), "{finished:?}");
+        assert!(daemon.process.alive());
+        for path in [lab.runtime_directory(), lab.path("error.log"), lab.path("access.log")] {
+            assert_eq!(owner(&path), nobody(), "{}: {finished:?}", path.display());
+        }
+    }
     let status = lab.finish(lab.command_as("nobody"), &["status", "-c", path_str(&config)]);
     assert_eq!(status.code, Some(0), "{status:?}");
+    fs::write(&config, text).unwrap();
+    let upgraded = lab.run(&["upgrade", "-c", path_str(&config)]);
+    assert_eq!(upgraded.code, Some(0), "{upgraded:?}");
+}
+
+#[test]
+fn a_start_takes_over_the_logs_of_a_stopped_daemon_of_another_user() {
+    let Some(lab) = Lab::of_root() else { return };
+    let origin = Origin::start("one");
+    let first = of_nobody(&lab, &origin);
+    first.process.signal(Signal::SIGTERM);
+    first.process.wait_gone(LONG);
+    let config = lab.path("conf.yaml");
+    let text = fs::read_to_string(&config).unwrap();
+    fs::write(&config, text.replace("user: nobody", "user: www-data")).unwrap();
+    let second = lab.daemonize_file(&config, &[]);
+    for log in ["error.log", "access.log"] {
+        assert_eq!(owner(&lab.path(log)), user(second.process), "{log}");
+    }
 }
 
 // === failed upgrades ===

@@ -64,11 +64,9 @@ impl AccessLogs {
         if let Some(log) = self.lock().writers.iter().find_map(same_target) {
             return Ok(Opened { log, writer: None });
         }
-        let opened = match target {
-            Target::File(path) if *format != Format::Off => {
-                open_log(path, user).and_then(|file| AccessLog::with_file(settings.clone(), file))
-            }
-            _ => AccessLog::open(settings.clone()),
+        let opened = match file_of(settings) {
+            Some(path) => open_log(path, user).and_then(|file| AccessLog::with_file(settings.clone(), file)),
+            None => AccessLog::open(settings.clone()),
         };
         let (log, guard) = opened.map_err(|error| unusable(&settings.target, error))?;
         let writer = log.is_on().then(|| Writer { target: target.clone(), log: log.clone(), guard });
@@ -81,10 +79,7 @@ impl AccessLogs {
     /// # Errors
     /// If the log cannot be opened.
     pub(super) fn check(&self, settings: &Settings) -> Result<(), Unusable> {
-        let path = match &settings.target {
-            Target::File(path) if settings.format != Format::Off => path,
-            _ => return Ok(()),
-        };
+        let Some(path) = file_of(settings) else { return Ok(()) };
         if self.lock().writers.iter().any(|writer| writer.target == settings.target) {
             return Ok(());
         }
@@ -144,6 +139,14 @@ impl AccessLogs {
 
     fn lock(&self) -> MutexGuard<'_, Kept> {
         self.kept.lock()
+    }
+}
+
+/// The file that a log with these settings is written to, if it is on.
+pub(super) fn file_of(settings: &Settings) -> Option<&Path> {
+    match &settings.target {
+        Target::File(path) if settings.format != Format::Off => Some(path),
+        _ => None,
     }
 }
 

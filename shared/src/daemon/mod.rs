@@ -33,7 +33,7 @@ use crate::operator::{self, ConfigFile, Provenance};
 use crate::places::Missing;
 use crate::process;
 use crate::process::background::{self, Announcer, Role};
-use crate::process::files::{Unusable, check_writable};
+use crate::process::files::{Unusable, check_writable, take_log};
 use crate::process::handlers::Early;
 use crate::process::lifecycle::{Later, Outcome, Parts, Pending, Phase, Signals};
 use crate::process::limits;
@@ -420,9 +420,21 @@ fn take_files(
         prepared.as_ref().map_or(Ok(()), |prepared| prepared.give_to(identity))?;
         pid_file.as_ref().map_or(Ok(()), |pid_file| pid_file.give_to(identity))?;
         sockets.give_to(identity)?;
+        take_logs(plan, identity)?;
         identity.assume()?;
     }
     Ok((pid_file, prepared, sockets))
+}
+
+/// Gives the logs of a third user to the user that the process will run as.
+fn take_logs(plan: &Plan, identity: &Identity) -> Result<(), StartError> {
+    if let Some(path) = &plan.server.error_log {
+        take_log(path, identity).map_err(|error| LogError::from(Unusable::new(path, error)))?;
+    }
+    if let Some(path) = logs::file_of(&plan.access_log) {
+        take_log(path, identity).map_err(|error| StartError::AccessLog(Unusable::new(path, error)))?;
+    }
+    Ok(())
 }
 
 /// Checks whether a start with `plan` would succeed, beyond the checks of the configuration itself. It has no lasting

@@ -43,14 +43,30 @@ pub fn open_or_create(path: &Path, options: &OpenOptions) -> io::Result<File> {
 ///
 /// With `user`, root opens it for this user, who might own the directory. The kernel applies the rights of the user
 /// first. Only if they do not suffice, the file is opened as root, and then a link that the user could have created is
-/// not followed.
+/// not followed. If root owns the file, the user becomes its owner. A file of a third user keeps its owner, because a
+/// running daemon might write to it and this start can still fail. [`take_log`] changes its owner later.
 ///
 /// # Errors
 /// Fails if the file cannot be opened or created.
 pub fn open_log(path: &Path, user: Option<&Identity>) -> io::Result<File> {
-    let mut options = OpenOptions::new();
-    options.append(true).mode(0o640).custom_flags(O_NONBLOCK);
-    let Some(user) = user else { return open_or_create(path, &options) };
+    match user {
+        Some(user) => open_for(user, path, Uid::is_root),
+        None => open_or_create(path, &log_options()),
+    }
+}
+
+/// Makes `user` the owner of a log that this user cannot write to, even if it belongs to a third user. The start must
+/// hold the pid file and the sockets by then, so that no running daemon needs the file.
+///
+/// # Errors
+/// Fails if the file cannot be opened or created, or if its owner cannot be changed.
+pub fn take_log(path: &Path, user: &Identity) -> io::Result<()> {
+    open_for(user, path, |_| true).map(drop)
+}
+
+/// Opens a log for a user. If the user cannot write to it and `may_give` accepts its owner, the user becomes the owner.
+fn open_for(user: &Identity, path: &Path, may_give: impl FnOnce(Uid) -> bool) -> io::Result<File> {
+    let mut options = log_options();
     let opened = user.act(|| open_or_create(path, &options))?;
     if !opened.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied) {
         return opened;
@@ -59,8 +75,16 @@ pub fn open_log(path: &Path, user: Option<&Identity>) -> io::Result<File> {
         return open_or_create(path, &options);
     }
     let file = open_or_create(path, options.custom_flags(O_NONBLOCK | O_NOFOLLOW))?;
-    user.give(&file)?;
+    if may_give(Uid::from_raw(file.metadata()?.uid())) {
+        user.give(&file)?;
+    }
     Ok(file)
+}
+
+fn log_options() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.append(true).mode(0o640).custom_flags(O_NONBLOCK);
+    options
 }
 
 /// Returns whether no user can create a link at this path. `/dev/stdout` and `/proc/self/fd/1` are links to open files
@@ -227,6 +251,11 @@ mod tests {
         assert_eq!(linked("to_log", &named("log")), Ok(()), "the user could follow this link too");
         open_log(&named("secret"), Some(&nobody)).unwrap();
         assert_eq!(owner(&named("secret")), nobody.uid().as_raw(), "a file that the configuration names");
+        std::os::unix::fs::chown(named("secret"), Some(12345), None).unwrap();
+        open_log(&named("secret"), Some(&nobody)).unwrap();
+        assert_eq!(owner(&named("secret")), 12345, "a daemon of this user might write to it");
+        take_log(&named("secret"), &nobody).unwrap();
+        assert_eq!(owner(&named("secret")), nobody.uid().as_raw());
         open_log(Path::new("/dev/null"), Some(&nobody)).unwrap();
         assert_eq!(owner(Path::new("/dev/null")), 0);
         open_log(Path::new("/proc/self/fd/1"), Some(&nobody)).unwrap();
