@@ -1,11 +1,11 @@
-//! The prober in a Pingora server of its own, with a bare `LoadBalancer`: no proxy, only the state of the backends.
+//! The prober in a Pingora server with a plain `LoadBalancer`: no proxy, only the state of the backends.
 //!
 //! ```text
 //! cargo run -p health-service --example prober -- 127.0.0.1:8081 127.0.0.1:8082
 //! ```
 //!
-//! Start and stop servers on these ports, and see the log. Ctrl-C ends it. With `--grpc` before the addresses it asks
-//! the health services of gRPC servers.
+//! Start and stop servers on these ports, and watch the log. Ctrl-C ends the program. With `--grpc` before the
+//! addresses, it queries the health services of gRPC servers.
 
 use std::error::Error;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use pingora::services::background::background_service;
 use pingora::upstreams::peer::HttpPeer;
 
 fn main() -> Result<(), Box<dyn Error>> {
-    // Pingora reports changes of health, too: ours is the line with the reason.
+    // Pingora also logs changes of health. Only our line has the reason.
     env_logger::Builder::new().parse_filters("info,pingora_load_balancing=error").init();
     let (options, mut addresses): (Vec<_>, Vec<_>) =
         std::env::args().skip(1).partition(|argument| argument == "--grpc");

@@ -1,8 +1,7 @@
-//! The checks of one backend: a task that checks, judges and sleeps, until it is ended.
+//! The checks of one backend: a task that checks the backend, applies the result and sleeps, until it is ended.
 //!
-//! It begins with what is known already: nothing, the result of a first check that somebody else made, or a verdict that
-//! was reached by other settings. What is known is taken in before the task exists, so whoever begins one can rely on
-//! the verdict at once.
+//! It starts from [`InitialHealth`]: nothing, the result of a staged first check, or a verdict of other settings. That
+//! is applied before the task starts, so the verdict is there as soon as [`BackendChecks::begin`] returns.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -22,21 +21,21 @@ use crate::settings::Settings;
 use crate::state::{BackendHealth, CheckOutcome, HealthVerdict, StateChange};
 use crate::verdicts::Verdicts;
 
-/// Is told when the health of a backend changes. The task that checks the backend waits for it.
+/// Receives changes of health. The task that checks the backend calls it and waits until it returns.
 pub trait Observer: Send + Sync {
-    /// A backend of the pool of this name is up or down from now on.
+    /// A backend of the pool with this name is now up or down.
     ///
-    /// Backends count as up until their first check: one that passes it has not changed, one that fails it has.
+    /// Backends count as up until their first check, so only a first check that fails is a change.
     fn changed(&self, pool: &str, backend: &str, up: bool, reason: &str);
 }
 
-/// Where the tasks of a pool's backends report to.
+/// The destinations of the results of a pool's checks.
 pub(crate) struct Reports {
     pub(crate) pool: String,
     pub(crate) verdicts: Verdicts,
     pub(crate) metrics: Metrics,
     pub(crate) observer: Option<Arc<dyn Observer>>,
-    /// Set when a verdict has changed and the balancer does not know yet.
+    /// Notified when a verdict has changed and is to be published to the balancer.
     pub(crate) changed: Notify,
 }
 
@@ -47,7 +46,7 @@ pub(crate) struct Procedure {
     pub(crate) check: Arc<dyn Check>,
 }
 
-/// One check that was made, and what it found.
+/// The result of one check, with its times.
 #[derive(Clone, Debug)]
 pub(crate) struct CheckResult {
     started: Instant,
@@ -56,20 +55,20 @@ pub(crate) struct CheckResult {
     outcome: CheckOutcome,
 }
 
-/// What is known of a backend when its task begins.
+/// What is known about a backend when its task starts.
 pub(crate) enum InitialHealth {
-    /// Nothing. The token is dropped when there is a verdict.
+    /// Nothing. The token is dropped after the first check.
     Unchecked(Option<Pending>),
-    /// What its first check found.
+    /// The result of its first check.
     Checked(CheckResult),
-    /// The verdict so far: it stays, while the counting begins anew.
+    /// An earlier verdict. It stays, and the count of results starts at zero.
     Known(HealthVerdict),
 }
 
-/// Proof that something has not happened yet: whoever waits learns when all copies are dropped.
+/// A token for something that has not happened yet. The receiver ends when all clones are dropped.
 pub(crate) type Pending = mpsc::Sender<Infallible>;
 
-/// What the task of one backend works with.
+/// The checks of one backend.
 pub(crate) struct BackendChecks {
     reports: Arc<Reports>,
     procedure: Arc<Procedure>,
@@ -78,13 +77,13 @@ pub(crate) struct BackendChecks {
     series: Arc<BackendSeries>,
 }
 
-/// A task that ends when this is dropped.
+/// A task that is aborted when this is dropped.
 pub(crate) struct Task(JoinHandle<()>);
 
 // === impl Procedure ===
 
 impl Procedure {
-    /// Whether a backend is checked in the same way by both.
+    /// Whether both check a backend in the same way.
     pub(crate) fn is_like(&self, other: &Self) -> bool {
         self.settings == other.settings && connect_alike(&self.peer, &other.peer)
     }
@@ -107,7 +106,7 @@ impl CheckResult {
 // === impl InitialHealth ===
 
 impl InitialHealth {
-    /// A verdict says more than the `finding` of one check, which may be older.
+    /// Prefers the verdict to the `finding` of one check, which may be older.
     pub(crate) fn from(
         verdict: Option<HealthVerdict>,
         finding: Option<CheckResult>,
@@ -124,7 +123,7 @@ impl InitialHealth {
 // === impl BackendChecks ===
 
 impl BackendChecks {
-    /// The checks of the backend at `address`, which do not begin yet.
+    /// The checks of the backend at `address`, not started yet.
     pub(crate) fn new(reports: &Arc<Reports>, procedure: &Arc<Procedure>, address: &SocketAddr) -> Self {
         let label = address.to_string();
         Self {
@@ -136,7 +135,7 @@ impl BackendChecks {
         }
     }
 
-    /// Takes in what is known, and goes on from there in a task.
+    /// Applies what is known, and starts the task.
     pub(crate) fn begin(self, beginning: InitialHealth) -> Task {
         let thresholds = self.procedure.settings.thresholds;
         match beginning {
@@ -171,7 +170,7 @@ impl BackendChecks {
         }
     }
 
-    /// Checks once and takes in the result. Returns when the check started.
+    /// Checks once and applies the result. Returns the time at which the check started.
     async fn check(&self, health: &mut BackendHealth) -> Instant {
         let finding = CheckResult::make(&*self.procedure.check, &self.address).await;
         self.take_in(&finding, health);
@@ -192,7 +191,7 @@ impl BackendChecks {
     fn announce(&self, change: &StateChange) {
         let (pool, address, reason) = (&self.reports.pool, &self.label, &change.reason);
         match change {
-            // The balancer takes a backend for up until told otherwise: being found up at first is no change to it.
+            // The balancer starts backends as up, so a first check that passes changes nothing.
             StateChange { up: true, first: true, .. } => {
                 debug!("pool {pool}: backend {address} is up: {reason}");
                 return;
@@ -215,7 +214,7 @@ impl Task {
         Self(tokio::spawn(future))
     }
 
-    /// Ends the task and waits until it has, so that nothing it does comes after this.
+    /// Aborts the task and waits until it has ended, so it does nothing after this returns.
     pub(crate) async fn end(self) {
         self.0.abort();
         self.ended().await;
@@ -223,7 +222,7 @@ impl Task {
 
     /// Waits until the task ends by itself.
     pub(crate) async fn ended(mut self) {
-        // Whether it finished, was cancelled or panicked: it is over.
+        // It has ended, whether it finished, was canceled or panicked.
         let _ = (&mut self.0).await;
     }
 }
@@ -248,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn a_task_begins_with_the_verdict_or_else_the_first_check_or_else_nothing() {
+    fn a_task_starts_from_the_verdict_otherwise_the_first_check_otherwise_nothing() {
         let beginning = |verdict, finding| InitialHealth::from(verdict, finding, None);
         assert!(matches!(beginning(Some(verdict()), Some(finding())), InitialHealth::Known(_)));
         assert!(matches!(beginning(Some(verdict()), None), InitialHealth::Known(_)));

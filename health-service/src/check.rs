@@ -1,9 +1,8 @@
-//! One check of one backend: the edge where sockets are.
+//! One check of one backend, with sockets.
 //!
-//! A [`Checker`] connects as the pool does: its peer template carries TLS or not, SNI, certificate authority and
-//! verification, and only the address is the backend's. Every check makes a connection of its own and closes it, so
-//! that a full accept queue or a broken firewall cannot hide behind a connection from better days. One timeout covers
-//! the whole check, whatever it is waiting for.
+//! A [`Checker`] connects as the pool does: TLS, SNI, certificate authorities and verification come from the peer
+//! template, and only the address is that of the backend. Every check makes a new connection and closes it, so an old
+//! connection cannot hide a full accept queue or a broken firewall. One timeout covers the whole check.
 
 mod grpc;
 mod http;
@@ -24,7 +23,7 @@ use thiserror::Error;
 
 use crate::settings::{CheckKind, Settings};
 
-/// What a backend finds in its log.
+/// The `User-Agent` of checks, by which the log of a backend identifies them.
 const USER_AGENT: &str = "load_balancer-health";
 
 /// Checks the backends of one pool.
@@ -34,71 +33,71 @@ pub struct Checker {
     settings: Settings,
 }
 
-/// Why a check failed, in the few words that stand in the log and in the status.
+/// Why a check failed. The text appears in the log and in the status.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum CheckError {
-    /// The check as a whole took longer than its timeout.
-    #[error("timeout after {0:?}")]
+    /// The whole check took longer than its timeout.
+    #[error("timed out after {0:?}")]
     Timeout(Duration),
-    /// Nobody listens at the address.
+    /// No process listens at the address.
     #[error("connection refused")]
     Refused,
-    /// The network does not know a way to the address.
+    /// The network has no route to the address.
     #[error("no route to host")]
     NoRoute,
     /// The TLS handshake failed.
     #[error("TLS: {0}")]
     Tls(String),
-    /// The backend closed the connection in mid-answer.
-    #[error("connection closed before the end of the answer")]
+    /// The backend closed the connection before the response was complete.
+    #[error("connection closed before the end of the response")]
     Closed,
-    /// The backend closed the connection before it said anything in HTTP/2.
-    #[error("connection closed without a word of HTTP/2")]
+    /// The backend closed the connection before it sent an HTTP/2 frame.
+    #[error("connection closed before any HTTP/2 frame")]
     ClosedAtOnce,
-    /// The backend speaks another protocol than HTTP/2.
+    /// The backend uses a protocol other than HTTP/2.
     #[error("the backend does not speak HTTP/2")]
     NotHttp2,
-    /// The backend ended the stream or the connection, or broke the rules of HTTP/2.
+    /// The backend ended the stream or the connection, or violated HTTP/2.
     #[error("HTTP/2: {0}")]
     Http2(String),
-    /// The answer is not HTTP.
-    #[error("answer is not valid HTTP")]
+    /// The response is not HTTP.
+    #[error("the response is not valid HTTP")]
     NotHttp,
-    /// The answer has a status that does not pass.
+    /// The response has an unexpected status.
     #[error("status {status}, expected {expected}")]
     Status {
-        /// Status of the answer.
+        /// Status of the response.
         status: u16,
         /// Statuses that pass: `200-399, 404`.
         expected: String,
     },
-    /// The body lacks the expected text.
+    /// The body does not contain the expected text.
     #[error("body does not contain {0:?}")]
     Body(String),
-    /// The answer is HTTP/2, but not the answer of a gRPC health service.
-    #[error("answer is not valid gRPC")]
+    /// The response is HTTP/2, but not that of a gRPC health service.
+    #[error("the response is not valid gRPC")]
     NotGrpc,
     /// The backend speaks gRPC, but has no health service.
-    #[error("no gRPC health service there (unimplemented)")]
+    #[error("the backend has no gRPC health service (unimplemented)")]
     NoHealthService,
-    /// The health service does not know this service; the name is empty for the server as a whole.
+    /// The health service has no status for this service; the name is empty for the whole server.
     #[error("{}", unknown_service(.0))]
     UnknownService(String),
-    /// The health service says that the service does not serve.
+    /// The health service reports NOT_SERVING.
     #[error("not serving")]
     NotServing,
-    /// The health service does not know whether the service serves.
-    #[error("the backend does not know whether it serves (status UNKNOWN)")]
+    /// The health service reports UNKNOWN.
+    #[error("serving status UNKNOWN")]
     ServingUnknown,
     /// The call failed with this gRPC status.
     #[error("gRPC status {0}")]
     Grpc(String),
-    /// Anything else, in Pingora's words.
+    /// Any other error, with Pingora's text.
     #[error("{0}")]
     Other(String),
 }
 
-/// Something that can check a backend. The seam between the schedule and the sockets.
+/// Checks a backend. Tests of the schedule implement it without sockets.
 #[async_trait]
 pub(crate) trait Check: Send + Sync {
     /// Checks the backend at `address` once.
@@ -108,8 +107,8 @@ pub(crate) trait Check: Send + Sync {
 // === impl Checker ===
 
 impl Checker {
-    /// A checker that connects like `peer`, whose address is only a placeholder. With TLS and an empty SNI, the
-    /// certificate of each backend must be for its address.
+    /// A checker that connects like `peer`, whose address is a placeholder. With TLS and an empty SNI, the certificate
+    /// of each backend must be for its address.
     pub fn new(connector: Arc<TransportConnector>, peer: HttpPeer, settings: Settings) -> Self {
         let peer = template(peer, &settings.kind);
         Self { connector, peer, settings }
@@ -118,7 +117,7 @@ impl Checker {
     /// Checks the backend at `address` once, within the timeout of the settings.
     ///
     /// # Errors
-    /// Says why the check failed. A pool without checks ([`CheckKind::None`]) passes always.
+    /// Why the check failed. With [`CheckKind::None`], the check always passes.
     pub async fn check(&self, address: &SocketAddr) -> Result<(), CheckError> {
         let timeout = self.settings.timeout;
         tokio::time::timeout(timeout, self.check_without_timeout(address))
@@ -143,7 +142,7 @@ impl Checker {
             peer._address.set_port(port.get());
         }
         if peer.is_tls() && peer.sni.is_empty() {
-            // rustls sends no address as a name. Pingora cannot connect with an empty name.
+            // Pingora cannot connect with an empty name. rustls verifies an address, but does not send it as SNI.
             peer.sni = ip_of(address).unwrap_or_default();
         }
         peer
@@ -157,8 +156,8 @@ impl Check for Checker {
     }
 }
 
-/// The peer as checks use it: without timeouts of its own, since a check has one for the whole, and with the version of
-/// HTTP that the check speaks.
+/// The peer as checks use it: without its own timeouts, because a check has one for the whole, and with the HTTP
+/// version of the check.
 fn template(mut peer: HttpPeer, kind: &CheckKind) -> HttpPeer {
     let options = &mut peer.options;
     options.connection_timeout = None;
@@ -169,12 +168,12 @@ fn template(mut peer: HttpPeer, kind: &CheckKind) -> HttpPeer {
     peer
 }
 
-/// Whether checks connect in the same way by both, as far as a pool says how; addresses are placeholders.
+/// Whether checks connect to both peers in the same way. Addresses are placeholders and do not count.
 pub(crate) fn connect_alike(one: &HttpPeer, other: &HttpPeer) -> bool {
     let hash = |peer: &HttpPeer| {
         let mut peer = peer.clone();
         peer._address = SocketAddr::Inet(std::net::SocketAddr::from(([0, 0, 0, 0], 0)));
-        // What keeps connections apart, of which authorities and source addresses are no part.
+        // The hash covers what separates connections, except for authorities and source addresses.
         peer.reuse_hash()
     };
     let source = |peer: &HttpPeer| peer.options.bind_to.as_ref().and_then(|bind_to| bind_to.addr);
@@ -189,7 +188,7 @@ fn ip_of(address: &SocketAddr) -> Option<String> {
     address.as_inet().map(|address| address.ip().to_canonical().to_string())
 }
 
-/// The host that a request names: the configured one, else the SNI, else the address.
+/// The authority of a request: the configured host, otherwise the SNI, otherwise the address.
 fn authority(host: Option<&str>, peer: &HttpPeer) -> String {
     let is_named = !peer.sni.is_empty() && ip_of(&peer._address).as_ref() != Some(&peer.sni);
     match (host, &peer._address) {
@@ -217,7 +216,7 @@ impl From<BError> for CheckError {
     }
 }
 
-/// The innermost error of the chain, which names the fact; those around it name Pingora's functions.
+/// The innermost error of the chain, which names the cause; the outer ones name Pingora's functions.
 fn root_cause(error: &pingora::Error) -> String {
     let Some(mut cause) = error.source() else {
         return error.to_string().trim().to_owned();
@@ -228,7 +227,7 @@ fn root_cause(error: &pingora::Error) -> String {
     cause.to_string().trim().to_owned()
 }
 
-/// Pingora keeps the cause of a failed handshake only as text within the context:
+/// The cause of a failed handshake, which Pingora keeps only as text in the context:
 /// `TLS connect() failed: … cause: invalid peer certificate: UnknownIssuer, SNI: example.com`.
 fn tls_cause(error: &pingora::Error) -> String {
     let Some(context) = &error.context else {
@@ -241,8 +240,8 @@ fn tls_cause(error: &pingora::Error) -> String {
 
 fn unknown_service(name: &str) -> String {
     match name {
-        "" => "there is no status for the server as a whole: name a service".to_owned(),
-        name => format!("the service {name} is not known there"),
+        "" => "the gRPC health service has no status for the whole server: set `service`".to_owned(),
+        name => format!("the gRPC health service has no service {name}"),
     }
 }
 
@@ -255,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn the_authority_is_the_configured_host_or_the_sni_or_the_address() {
+    fn the_authority_is_the_configured_host_otherwise_the_sni_otherwise_the_address() {
         assert_eq!(authority_of(Some("a.example"), "b.example"), "a.example");
         assert_eq!(authority_of(None, "b.example"), "b.example");
         assert_eq!(authority_of(None, ""), "10.0.0.1:8080");
@@ -263,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_name_each_backend_is_asked_for_its_own_address() {
+    fn without_an_sni_the_certificate_must_be_for_the_address_of_the_backend() {
         let checker = |is_tls, sni: &str| {
             let peer = HttpPeer::new("10.0.0.1:443", is_tls, sni.to_owned());
             Checker::new(Arc::new(TransportConnector::new(None)), peer, Settings::default())
@@ -277,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn peers_connect_alike_whatever_their_address_and_timeouts() {
+    fn address_and_timeouts_do_not_affect_whether_peers_connect_alike() {
         let peer = |address: &str, sni: &str| HttpPeer::new(address, true, sni.to_owned());
         let mut patient = peer("10.0.0.2:80", "a.example");
         patient.options.connection_timeout = Some(Duration::from_secs(1));
@@ -285,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn peers_with_another_name_or_trust_do_not_connect_alike() {
+    fn peers_with_different_names_or_trust_do_not_connect_alike() {
         let peer = |sni: &str| HttpPeer::new("10.0.0.1:80", true, sni.to_owned());
         let plain = HttpPeer::new("10.0.0.1:80", false, "a.example".to_owned());
         let mut trusting = peer("a.example");

@@ -1,12 +1,12 @@
-//! Changing what is checked while the [`Prober`](crate::Prober) runs.
+//! Changes of the checked pools while the [`Prober`](crate::Prober) runs.
 //!
 //! ```text
-//! stage   the backends that nobody has checked are checked once, all at a time; nothing that runs notices
-//! commit  the new set takes the place of the old one, and each balancer is told who is up
+//! stage   checks each backend without a verdict once, all in parallel; changes nothing that runs
+//! commit  replaces the old set of pools with the new one, and publishes the verdicts to each balancer
 //! ```
 //!
-//! What is staged leaves no trace when it is dropped, because the results are in the [`StagedChecks`] value until the commit.
-//! So commit first, and give requests to the new balancers after that: they know then who is up.
+//! Dropping [`StagedChecks`] has no effect, because it holds the results until the commit. Commit before the new
+//! balancers get requests: after the commit they have the state of each backend.
 
 use std::sync::Arc;
 
@@ -24,14 +24,14 @@ use crate::pool::{Balancer, FirstResults, PoolSetup};
 use crate::settings::Settings;
 use crate::verdicts::Verdicts;
 
-/// Says what a running [`Prober`](crate::Prober) checks. Clones speak to the same one.
+/// Controls what a running [`Prober`](crate::Prober) checks. Clones control the same prober.
 #[derive(Clone)]
 pub struct Checks {
     pub(crate) connector: Arc<TransportConnector>,
     pub(crate) commits: mpsc::Sender<Commit>,
 }
 
-/// One pool, and how it is checked: the arguments of [`Prober::add_pool`](crate::Prober::add_pool).
+/// A pool and its checks: the arguments of [`Prober::add_pool`](crate::Prober::add_pool).
 pub struct CheckedPool {
     name: String,
     balancer: Arc<dyn Balancer>,
@@ -40,13 +40,13 @@ pub struct CheckedPool {
     verdicts: Verdicts,
 }
 
-/// A set of pools, ready to take the place of the one that is checked. Dropped, it never was.
-#[must_use = "nothing changes before the commit"]
+/// A set of pools that is ready to replace the current one. Dropping it has no effect.
+#[must_use = "staged checks have no effect without a commit"]
 pub struct StagedChecks {
     pub(crate) pools: Vec<(PoolSetup, FirstResults)>,
 }
 
-/// The service that checks has ended, because the server shuts down.
+/// The prober has ended because the server shuts down.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[error("the health checks have ended")]
 pub struct Stopped;
@@ -60,22 +60,22 @@ pub(crate) struct Commit {
 // === impl Checks ===
 
 impl Checks {
-    /// Makes the first check of each backend that has no verdict, all at once.
+    /// Checks each backend without a verdict once, all in parallel.
     ///
-    /// It takes as long as the slowest of them, which is at most the longest timeout of the settings. Drop the future to
-    /// give up.
+    /// This takes as long as the slowest check, at most the longest timeout of the settings. Dropping the future ends
+    /// the checks.
     pub async fn stage(&self, pools: impl IntoIterator<Item = CheckedPool>) -> StagedChecks {
         stage(pools.into_iter().map(|pool| pool.checked_by(&self.connector)).collect()).await
     }
 
-    /// From now on these pools are checked, and no others. Returns when it is so; commits take effect in turn.
+    /// Checks these pools from now on, and no others. Returns when this is in effect; commits take effect in order.
     ///
-    /// A pool goes on where one of the same name with the same [`Verdicts`] was. Its backends that stay keep their
-    /// schedule and count if they are checked in the same way, and otherwise their verdict. The balancer of each pool
-    /// has been told all verdicts, so requests may be given to it. A predecessor of it over the same registry may go
-    /// on to be used: it does not learn that backends which are gone are up again.
+    /// A pool continues an earlier one of the same name with the same [`Verdicts`]. Backends that stay keep their
+    /// schedule and their count of results if they are checked in the same way; otherwise they keep their verdict only.
+    /// The verdicts have been published to the balancer of each pool, so requests may use it. An earlier balancer with
+    /// the same registry may stay in use: backends that were down when they left stay down in it.
     ///
-    /// Before the service has started, it waits for that. What is on its way is not called back by dropping the future.
+    /// If the service has not started yet, this waits until it has. Dropping the future does not cancel the commit.
     ///
     /// # Errors
     /// When the service has ended.
@@ -87,7 +87,7 @@ impl Checks {
 }
 
 async fn stage(pools: Vec<PoolSetup>) -> StagedChecks {
-    // Dropped with this future, which ends the checks.
+    // Dropping this future drops the set, which ends the checks.
     let mut checks = JoinSet::new();
     for (index, pool) in pools.iter().enumerate() {
         for address in pool.unchecked() {
@@ -100,7 +100,7 @@ async fn stage(pools: Vec<PoolSetup>) -> StagedChecks {
     }
     let mut pools: Vec<_> = pools.into_iter().map(|pool| (pool, FirstResults::new())).collect();
     while let Some(done) = checks.join_next().await {
-        // A check that panicked found nothing: the backend is checked once more after the commit.
+        // A check that panicked has no result: the backend is checked again after the commit.
         if let Ok((index, address, finding)) = done {
             pools[index].1.insert(address, finding);
         }
@@ -111,9 +111,8 @@ async fn stage(pools: Vec<PoolSetup>) -> StagedChecks {
 // === impl CheckedPool ===
 
 impl CheckedPool {
-    /// The backends of `balancer`, which has them already, are checked by `settings`; `verdicts` has the results.
-    ///
-    /// [`Prober::add_pool`](crate::Prober::add_pool) says more.
+    /// A pool whose backends, which `balancer` has already discovered, are checked with `settings`. The results go to
+    /// `verdicts`. See [`Prober::add_pool`](crate::Prober::add_pool).
     pub fn new<S>(
         name: &str,
         balancer: Arc<LoadBalancer<S>>,
@@ -166,7 +165,7 @@ mod tests {
         }
     }
 
-    /// Two backends that need a second and three; the second one is dead.
+    /// Two backends, whose checks take one second and three seconds. The second backend refuses connections.
     fn script() -> Arc<Script> {
         let script = Script::default();
         script.answer(ONE, SECOND, Ok(()));
@@ -175,7 +174,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn all_first_checks_are_made_at_the_same_time_and_leave_no_verdict() {
+    async fn staging_checks_all_backends_in_parallel_and_writes_no_verdict() {
         let script = script();
         let web = pool("web", Settings::default(), &[ONE, TWO], &script).await;
         let api = pool("api", Settings::default(), &[TWO], &script).await;
@@ -188,7 +187,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn only_those_that_nobody_has_checked_are_checked() {
+    async fn staging_checks_only_backends_without_a_verdict() {
         let script = script();
         let web = pool("web", Settings::default(), &[ONE, TWO], &script).await;
         let known = crate::HealthVerdict {
@@ -208,11 +207,11 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn whoever_gives_up_ends_the_checks() {
+    async fn dropping_the_stage_ends_its_checks() {
         let script = script();
         let web = pool("web", Settings::default(), &[ONE, TWO], &script).await;
         assert!(timeout(2 * SECOND, stage(vec![web])).await.is_err());
         tokio::time::sleep(10 * SECOND).await;
-        assert_eq!(script.ends(), 1, "the slow one did not go on");
+        assert_eq!(script.ends(), 1, "the slow check did not continue");
     }
 }

@@ -1,10 +1,9 @@
 //! The section `health_check` of a pool, as written in the configuration file.
 //!
-//! [`HealthCheckConfig`] is what was written, each value already parsed into a type that cannot hold a bad one.
-//! [`HealthCheckConfig::plan`] turns it into what was meant, [`Settings`]. Rules that span several keys (`timeout` at
-//! most `interval`, no HTTP keys in a check of another type) belong to whoever reads the whole file, since a refusal
-//! there can point at both places; the keys of one type are `Option`s so that "written" and "left out" can be told
-//! apart.
+//! [`HealthCheckConfig`] holds the keys as written, each parsed into a type that holds only valid values.
+//! [`HealthCheckConfig::plan`] turns it into [`Settings`]. Rules that span several keys (`timeout` at most `interval`,
+//! no HTTP keys in a check of another type) belong to the code that reads the whole file, because its diagnostics can
+//! point at both places. The keys of one type are `Option`s, so that rule can tell a written key from an absent one.
 
 use std::num::NonZeroU16;
 
@@ -84,8 +83,7 @@ impl Default for HealthCheckConfig {
 }
 
 impl HealthCheckConfig {
-    /// What the section means, with every default filled in. Checks that are turned off have the times of the defaults,
-    /// whatever is written.
+    /// The settings, with every default filled in. Disabled checks have the default times, whatever the section says.
     pub fn plan(&self) -> Settings {
         let kind = self.kind();
         if kind == CheckKind::None {
@@ -143,7 +141,7 @@ mod tests {
 
     use super::*;
 
-    /// Reads lines of `key: value`. A value that is no JSON is a text, which is what matters of YAML here.
+    /// Reads lines of `key: value`. A value that is not JSON is a text; these tests need no more of YAML.
     fn parse(text: &str) -> Result<HealthCheckConfig, String> {
         let value = |text: &str| serde_json::from_str(text).unwrap_or_else(|_| Value::from(text));
         let fields = text.lines().filter_map(|line| line.split_once(": "));
@@ -189,7 +187,7 @@ mod tests {
         assert_eq!(settings.timeout, Duration::from_secs(3600));
         assert_eq!(settings.port.map(NonZeroU16::get), Some(8081));
         let CheckKind::Http(check) = settings.kind else {
-            panic!("an HTTP check was asked for");
+            panic!("expected an HTTP check");
         };
         assert_eq!(check.method, http::Method::HEAD);
         assert_eq!(check.path.as_str(), "/healthz?deep=1");
@@ -199,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn a_grpc_check_asks_about_a_service_or_the_whole_server() {
+    fn a_grpc_check_queries_one_service_or_the_whole_server() {
         let settings = parse("type: grpc").expect("valid").plan();
         assert_eq!(settings.kind, CheckKind::Grpc(GrpcCheck::default()));
         let settings = parse("type: grpc\nservice: shop.Orders\nhost: a.example").expect("valid").plan();
@@ -208,12 +206,12 @@ mod tests {
     }
 
     #[test]
-    fn none_turns_checks_off() {
+    fn none_disables_checks() {
         assert_eq!(parse("type: none").expect("valid").plan().kind, CheckKind::None);
     }
 
     #[test]
-    fn refusals_say_what_was_expected_and_found() {
+    fn errors_say_what_was_expected_and_what_was_found() {
         for (text, expected) in [
             ("interval: 5", "\"5\" has no unit"),
             ("interval: \"5\"", "has no unit"),
@@ -247,7 +245,7 @@ mod tests {
             ("expect_status: [\"+99\"]", "found \"+99\""),
             ("expect_body: \"\"", "every body contains an empty text"),
             ("expect_body: 1", "put it in quotes"),
-            ("service: \"\"", "leave the key out to ask about the server as a whole"),
+            ("service: \"\"", "omit the key to check the whole server"),
             ("service: 1", "put it in quotes"),
             ("type: icmp", "unknown type of health check \"icmp\": expected tcp, http, grpc or none"),
             ("intervall: 5s", "unknown field `intervall`"),
@@ -258,14 +256,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_out_reads_back_the_same() {
+    fn a_serialized_section_parses_to_the_same_settings() {
         let text =
             "type: http\ninterval: 90s\ntimeout: 1500ms\nexpect_status: [\"200-299\", 304]\nhost: a.example";
         let config = parse(text).expect("valid");
         let written = serde_json::to_string(&config).expect("a configuration can be written");
         assert!(written.contains(r#""interval":"90s""#), "{written}");
         assert!(written.contains(r#""expect_status":["200-299","304"]"#), "{written}");
-        let again: HealthCheckConfig = serde_json::from_str(&written).expect("what is written is valid");
+        let again: HealthCheckConfig = serde_json::from_str(&written).expect("serialized text is valid");
         assert_eq!(again.plan(), config.plan());
     }
 

@@ -1,13 +1,13 @@
 //! Active health checks for any Pingora `LoadBalancer`.
 //!
-//! Pingora's own checks run in passes: a pass is as slow as its slowest check, all backends share one schedule, and
-//! traffic is accepted before the first pass. Here each backend has a schedule of its own, one timeout covers a whole
-//! check, and the service is ready only when every backend was checked once.
+//! Pingora's own checks run in passes. A pass takes as long as its slowest check, all backends share one schedule, and
+//! traffic is accepted before the first pass. Here each backend has its own schedule, one timeout covers a whole check,
+//! and the service is ready only after every backend has been checked once.
 //!
 //! # Use
 //!
-//! A [`Prober`] is a Pingora `BackgroundService`. Each pool has its [`Verdicts`], which the prober writes and anyone
-//! may read, and which tell the `LoadBalancer` who is up by standing in for its health check:
+//! A [`Prober`] is a Pingora `BackgroundService`. Each pool has its own [`Verdicts`], which the prober writes and any
+//! code may read. They also act as the health check of the `LoadBalancer`, which thus learns which backends are up:
 //!
 //! ```
 //! use std::sync::Arc;
@@ -20,7 +20,7 @@
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! # tokio::runtime::Runtime::new()?.block_on(async {
 //! let verdicts = Verdicts::new();
-//! let registry = registry(); // keeps health by address, so that a change of weight loses none
+//! let registry = registry(); // keeps health by address, so a change of weight does not reset it
 //! registry.set_health_check(verdicts.publisher());
 //! let discovery = discovery::Static::try_from_iter(["10.0.0.1:80", "10.0.0.2:80"])?;
 //! let balancer = LoadBalancer::<RoundRobin>::from_backends(Backends::new_with_health_registry(discovery, registry));
@@ -39,13 +39,13 @@
 //! # }
 //! ```
 //!
-//! `examples/prober.rs` is a whole program.
+//! `examples/prober.rs` is a complete program.
 //!
 //! # Changes while it runs
 //!
-//! [`Prober::checks`] gives a handle, before the prober becomes a service, by which its pools are replaced later, in two
-//! steps. *Stage* makes the first checks of backends that nobody has checked, and touches nothing that runs; *commit* puts
-//! the new set in the place of the old one. A balancer that takes the place of another shares its registry and verdicts:
+//! Before the prober becomes a service, [`Prober::checks`] returns a handle that replaces its pools later, in two
+//! steps. *Stage* checks each backend without a verdict once and changes nothing that runs; *commit* replaces the old
+//! set of pools with the new one. A balancer that replaces another one shares its registry and verdicts:
 //!
 //! ```
 //! # use std::sync::Arc;
@@ -61,33 +61,34 @@
 //! let balancer = Arc::new(balancer);
 //!
 //! let pool = CheckedPool::new("web", balancer.clone(), Settings::default(), peer, verdicts);
-//! let staged = checks.stage([pool]).await; // checks 10.0.0.3, which is new; dropped, it leaves no trace
-//! checks.commit(staged).await?; // from now on 10.0.0.1 is not checked any more
-//! // `balancer` knows who is up: requests may be given to it
+//! let staged = checks.stage([pool]).await; // checks 10.0.0.3, which is new; has no effect if it is dropped
+//! checks.commit(staged).await?; // 10.0.0.1 is no longer checked
+//! // `balancer` has the state of every backend, so requests may use it now
 //! # Ok(())
 //! # }
 //! ```
 //!
 //! # What a check does
 //!
-//! [`CheckKind`] says: connect (`Tcp`), send an HTTP/1.1 request and look at the answer (`Http`), or ask the backend's
-//! own health service over HTTP/2 (`Grpc`), by the protocol [`grpc.health.v1`]. Each is done with TLS when the peer has
-//! TLS; without it, `Grpc` takes for granted that the backend speaks HTTP/2 in plain text.
+//! Depending on [`CheckKind`], a check connects (`Tcp`), sends an HTTP/1.1 request and examines the response (`Http`),
+//! or queries the backend's own health service over HTTP/2 (`Grpc`) with the protocol [`grpc.health.v1`]. Each uses TLS
+//! if the peer has TLS. Without TLS, `Grpc` uses HTTP/2 with prior knowledge.
 //!
 //! [`grpc.health.v1`]: https://github.com/grpc/grpc/blob/master/doc/health-checking.md
 //!
 //! # How it works
 //!
-//! 1. A task for each backend checks it (`check`), judges the result (`state`), and sleeps until the next (`schedule`).
-//! 2. It writes the verdict to [`Verdicts`]; when the state changed, it logs one line, tells the [`Observer`] and wakes
-//!    the task of the pool.
-//! 3. The task of the pool has the `LoadBalancer` ask its health check, which is [`Verdicts::publisher`] and answers
-//!    at once. From then on `select` leaves the backend out, or takes it in again.
-//! 4. A commit goes to the service, and from there to the task of each pool, which keeps, begins and ends the tasks of
-//!    its backends.
+//! 1. Each backend has a task. It checks the backend (`check`), applies the result (`state`), and sleeps until the next
+//!    check (`schedule`).
+//! 2. The task writes the verdict to [`Verdicts`]. If the state has changed, it logs one line, calls the [`Observer`]
+//!    and wakes the task of the pool.
+//! 3. The task of the pool makes the `LoadBalancer` run its health check, [`Verdicts::publisher`], which returns at
+//!    once. From then on, `select` skips the backend or includes it again.
+//! 4. A commit goes to the service, which passes it to the task of each pool. That task keeps, starts and ends the
+//!    tasks of its backends.
 //!
-//! Pingora logs that, too, as `backend 10.0.0.1:80 becomes unhealthy`, from the target `pingora_load_balancing`. Log
-//! that target from `error` up to have one line for each change.
+//! Pingora also logs each change, as `backend 10.0.0.1:80 becomes unhealthy`, with the target `pingora_load_balancing`.
+//! Set that target to `error` to get one line per change.
 
 mod backend;
 mod check;

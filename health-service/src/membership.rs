@@ -1,4 +1,4 @@
-//! For the tests of this crate: a balancer whose backends can change.
+//! Test helper: a balancer whose backends can change.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex};
@@ -10,12 +10,12 @@ use pingora::lb::{Backend, Backends, HealthRegistry, LoadBalancer};
 
 use crate::verdicts::{Verdicts, registry};
 
-/// Backends that tests can change; the balancer sees it at its next `update`.
+/// Backends that tests can change. The balancer sees a change at its next `update`.
 #[derive(Clone, Default)]
 pub(crate) struct Membership(Arc<Mutex<BTreeSet<Backend>>>);
 
 impl Membership {
-    /// Replaces the backends by these addresses and weights.
+    /// Replaces the backends with these addresses and weights.
     pub(crate) fn set(&self, backends: impl IntoIterator<Item = (&'static str, usize)>) {
         *self.0.lock().expect("no test panics while it holds the lock") = backends
             .into_iter()
@@ -32,20 +32,20 @@ impl ServiceDiscovery for Membership {
     }
 }
 
-/// A balancer of `membership`, still without backends, that is told `verdicts`.
+/// A balancer of `membership`, still without backends, whose health check is the publisher of `verdicts`.
 pub(crate) fn balancer(membership: &Membership, verdicts: &Verdicts) -> LoadBalancer<RoundRobin> {
     let registry = registry();
     registry.set_health_check(verdicts.publisher());
     view(membership, &registry)
 }
 
-/// The same over a registry that others may share.
+/// A balancer of `membership`, still without backends, with a registry that may be shared.
 pub(crate) fn view(membership: &Membership, registry: &Arc<HealthRegistry>) -> LoadBalancer<RoundRobin> {
     let backends = Backends::new_with_health_registry(Box::new(membership.clone()), Arc::clone(registry));
     LoadBalancer::from_backends(backends)
 }
 
-/// A balancer of these addresses, which it has already.
+/// A balancer that has already discovered these addresses.
 pub(crate) async fn members(
     addresses: &[&'static str],
     registry: &Arc<HealthRegistry>,
@@ -53,7 +53,7 @@ pub(crate) async fn members(
     let membership = Membership::default();
     membership.set(addresses.iter().map(|address| (*address, 1)));
     let balancer = view(&membership, registry);
-    balancer.update().await.expect("the membership is there");
+    balancer.update().await.expect("the membership is known");
     Arc::new(balancer)
 }
 

@@ -4,11 +4,11 @@
 //! |---|---|---|
 //! | `lb_health_checks_total` | `pool`, `backend`, `result` (`pass`, `fail`) | checks done |
 //! | `lb_health_check_duration_seconds` | `pool`, `backend` | histogram of their duration |
-//! | `lb_backend_state_changes_total` | `pool`, `backend` | how often the backend went down or came up again |
+//! | `lb_backend_state_changes_total` | `pool`, `backend` | changes between up and down |
 //!
-//! The numbers are atomics of our own behind a `Collector` of our own: the label vectors of the crate `prometheus` take
-//! different series for one where label values run together. A series lives as long as the backend is checked, and is
-//! gone from the next scrape after that.
+//! The values are our own atomics behind our own `Collector`, because the label vectors of the crate `prometheus` merge
+//! different series whose label values run together. A series exists while the backend is checked, and is absent from
+//! the next scrape after that.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -22,17 +22,17 @@ use prometheus::core::{Collector, Desc};
 use prometheus::proto::{Bucket, Counter, Histogram, LabelPair, Metric, MetricFamily, MetricType};
 
 const CHECKS: &str = "lb_health_checks_total";
-const CHECKS_HELP: &str = "Health checks done, by their result.";
+const CHECKS_HELP: &str = "Completed health checks by result.";
 const DURATION: &str = "lb_health_check_duration_seconds";
-const DURATION_HELP: &str = "Duration of health checks, failed ones included.";
+const DURATION_HELP: &str = "Duration of health checks, including failed ones.";
 const CHANGES: &str = "lb_backend_state_changes_total";
-const CHANGES_HELP: &str = "Changes of the state of a backend between up and down; a backend begins as up.";
+const CHANGES_HELP: &str = "Changes of a backend between up and down; a backend starts as up.";
 
 /// Upper bounds of the buckets, in seconds.
 const BOUNDS: [f64; 14] =
     [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 
-/// The metrics of all checks of a process. Clones share their numbers.
+/// The metrics of all checks of a process. Clones share their values.
 #[derive(Clone)]
 pub struct Metrics {
     descriptions: Arc<[Desc; 3]>,
@@ -42,21 +42,21 @@ pub struct Metrics {
 /// Pool and backend.
 type SeriesKey = (String, String);
 
-/// The numbers of one backend in one pool; they are scraped as long as somebody holds them.
+/// The values of one backend in one pool. They are scraped while this is in use.
 #[derive(Debug, Default)]
 pub(crate) struct BackendSeries {
     passed: AtomicU64,
     failed: AtomicU64,
     changes: AtomicU64,
     duration_nanoseconds: AtomicU64,
-    /// Checks by duration: one count for each of [`BOUNDS`], and one for those beyond.
+    /// Checks by duration: one count for each of [`BOUNDS`], and one for longer checks.
     durations: [AtomicU64; BOUNDS.len() + 1],
 }
 
 // === impl Metrics ===
 
 impl Metrics {
-    /// Metrics of nothing yet.
+    /// Metrics without any series.
     pub fn new() -> Self {
         let description = |name: &str, help: &str, labels: &[&str]| {
             let labels = labels.iter().map(ToString::to_string).collect();
@@ -73,19 +73,19 @@ impl Metrics {
         }
     }
 
-    /// Makes the metrics part of what `registry` gathers.
+    /// Registers the metrics.
     ///
     /// # Errors
-    /// Fails when the registry has one of the names already.
+    /// Fails if the registry already has one of the names.
     pub fn register(&self, registry: &Registry) -> Result<(), prometheus::Error> {
         registry.register(Box::new(self.clone()))
     }
 
-    /// The numbers of one backend; those in use already, where there are some. Also drops those that nobody uses any more: there may
-    /// be nobody who reads the metrics.
+    /// The values of one backend; the existing ones, if they are in use. Sometimes also drops unused series, because
+    /// the metrics may never be scraped.
     pub(crate) fn series(&self, pool: &str, backend: &str) -> Arc<BackendSeries> {
         let mut all = self.series.lock();
-        // Now and then, so that many backends cost no more than twice as much.
+        // Only at powers of two, so the cost per backend stays constant on average.
         if all.len().is_power_of_two() {
             all.retain(|_, series| series.strong_count() > 0);
         }
@@ -97,7 +97,7 @@ impl Metrics {
         })
     }
 
-    /// All series in use, in the order of their labels. Drops those that nobody uses any more.
+    /// All series in use, in the order of their labels. Drops unused ones.
     fn live(&self) -> Vec<(SeriesKey, Arc<BackendSeries>)> {
         let mut all = self.series.lock();
         all.retain(|_, series| series.strong_count() > 0);
@@ -125,7 +125,7 @@ impl Collector for Metrics {
     fn collect(&self) -> Vec<MetricFamily> {
         let live = self.live();
         if live.is_empty() {
-            // The registry takes a family without a metric for a mistake.
+            // The registry treats a family without a metric as an error.
             return Vec::new();
         }
         let checks = live.iter().flat_map(|(key, series)| {
@@ -169,7 +169,7 @@ impl BackendSeries {
             bucket.set_cumulative_count(count);
             buckets.push(bucket);
         }
-        // The total is the sum of what was read, so that it agrees with the buckets while checks go on.
+        // The total is the sum of the values read, so it agrees with the buckets although checks continue.
         count += self.durations[BOUNDS.len()].load(Relaxed);
         let mut histogram = Histogram::default();
         histogram.set_bucket(buckets);
@@ -190,7 +190,7 @@ fn counter(count: &AtomicU64, labels: Vec<LabelPair>) -> Metric {
     metric
 }
 
-/// The labels in the order of their names, which the text format keeps.
+/// The labels in the order of their names, which the text format preserves.
 fn labels((pool, backend): &SeriesKey, result: Option<&str>) -> Vec<LabelPair> {
     [("backend", Some(backend.as_str())), ("pool", Some(pool.as_str())), ("result", result)]
         .into_iter()
@@ -224,7 +224,7 @@ mod tests {
 
     fn registered() -> (Metrics, Registry) {
         let (metrics, registry) = (Metrics::new(), Registry::new());
-        metrics.register(&registry).expect("an empty registry has no names yet");
+        metrics.register(&registry).expect("the registry is empty");
         (metrics, registry)
     }
 
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn backends_that_are_gone_are_forgotten_although_nobody_reads_the_metrics() {
+    fn series_of_removed_backends_are_dropped_without_a_scrape() {
         let metrics = Metrics::new();
         let stays = metrics.series("web", "10.0.0.1:80");
         for port in 0..1000 {
@@ -276,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn a_series_ends_with_its_last_user() {
+    fn a_series_is_dropped_with_its_last_user() {
         let (metrics, registry) = registered();
         let series = metrics.series("web", "10.0.0.1:80");
         let second_user = metrics.series("web", "10.0.0.1:80");
@@ -288,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn registering_twice_is_refused() {
+    fn registering_twice_fails() {
         let (metrics, registry) = registered();
         assert!(metrics.register(&registry).is_err());
     }

@@ -2,17 +2,17 @@
 //!
 //! ```text
 //! pool task ── follows the membership, publishes verdicts to the balancer
-//!   ├── backend task 10.0.0.1:80 ── check, judge, sleep, check, …
+//!   ├── backend task 10.0.0.1:80 ── check, apply the result, sleep, check, …
 //!   └── backend task 10.0.0.2:80 ── …
 //! ```
 //!
-//! A backend task waits for nobody but its own backend, so one that hangs delays no other. Only the pool task
-//! publishes: passes over the balancer never overlap, so an old verdict cannot overwrite a newer one, and many
-//! changes at a time make one pass.
+//! A backend task waits only for its own backend, so a hanging backend delays no other check. Only the pool task
+//! publishes. Its passes over the balancer never overlap, so an old verdict cannot overwrite a newer one, and many
+//! simultaneous changes need one pass.
 //!
-//! Another balancer, or another way to check, takes over while the tasks run ([`PoolTask::succeed`]). A backend that
-//! is there before and after, and is checked in the same way, does not notice. Requests that began with a balancer end
-//! with it, so the ones before stay in use for a while: what they know of a backend that is gone stays as it was.
+//! [`PoolTask::continue_with`] replaces the balancer or the way to check while the tasks run. A backend that stays and
+//! is checked in the same way keeps its task. A request uses one balancer until it ends, so earlier balancers stay in
+//! use for a while. In those, a backend that has left keeps its last state.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::convert::Infallible;
@@ -30,20 +30,20 @@ use crate::backend::{BackendChecks, CheckResult, InitialHealth, Pending, Procedu
 use crate::settings::CheckKind;
 use crate::verdicts::Verdicts;
 
-/// How often the membership of a pool is looked at. Looking costs one pointer comparison while nothing changes.
+/// Interval at which the membership of a pool is compared. It costs one pointer comparison while nothing changes.
 const MEMBERSHIP_CADENCE: Duration = Duration::from_millis(250);
 
-/// A `LoadBalancer`, whatever its policy.
+/// A `LoadBalancer` of any policy.
 #[async_trait]
 pub(crate) trait Balancer: Send + Sync {
-    /// Its present backends; the same `Arc` for as long as they are the same.
+    /// Its current backends; the `Arc` is the same until they change.
     fn members(&self) -> Arc<BTreeSet<Backend>>;
 
-    /// Has it ask the publisher about each of its backends.
+    /// Makes it read the verdict on each of its backends.
     async fn publish(&self);
 }
 
-/// One pool, and how it is checked.
+/// A pool and how it is checked.
 #[derive(Clone)]
 pub(crate) struct PoolSetup {
     pub(crate) name: String,
@@ -52,40 +52,40 @@ pub(crate) struct PoolSetup {
     pub(crate) procedure: Arc<Procedure>,
 }
 
-/// What first checks found, by the address of the backend.
+/// Results of staged first checks, by the address of the backend.
 pub(crate) type FirstResults = HashMap<SocketAddr, CheckResult>;
 
-/// The checks of one pool, at work. They end when this is dropped.
+/// The running checks of one pool. They end when this is dropped.
 pub(crate) struct PoolTask {
     reports: Arc<Reports>,
     orders: mpsc::Sender<Replacement>,
     task: Task,
 }
 
-/// What the pool task works with.
+/// The state of the pool task.
 struct PoolChecks {
     reports: Arc<Reports>,
     balancer: Arc<dyn Balancer>,
     procedure: Arc<Procedure>,
     members: Arc<BTreeSet<Backend>>,
     tasks: HashMap<SocketAddr, Task>,
-    /// The balancers before this one, until nobody uses them any more.
+    /// Earlier balancers that are still in use.
     predecessors: Vec<Weak<dyn Balancer>>,
 }
 
-/// The order to go on with another balancer, or another way to check.
+/// An order to continue with another balancer, or another way to check.
 struct Replacement {
     pool: PoolSetup,
     findings: FirstResults,
     done: oneshot::Sender<()>,
 }
 
-/// What becomes of the task of one backend. Without a step it stays.
+/// What happens to the task of one backend. A task without a step stays.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum TaskStep {
-    /// It begins, in place of the one that is there, if any.
+    /// Start a task, which replaces the existing one, if any.
     Begin,
-    /// It ends, and what is known is forgotten.
+    /// End the task and drop the verdict.
     End,
 }
 
@@ -102,7 +102,7 @@ where
     }
 
     async fn publish(&self) {
-        // In turn rather than in parallel: the publisher never waits, so a task for each backend would only cost.
+        // Sequentially: the publisher never waits, so a task for each backend would only add cost.
         self.backends().run_health_check(false).await;
     }
 }
@@ -110,12 +110,12 @@ where
 // === impl Pool ===
 
 impl PoolSetup {
-    /// Whether there is anything to check.
+    /// Whether the pool has health checks.
     pub(crate) fn is_checked(&self) -> bool {
         self.procedure.settings.kind != CheckKind::None
     }
 
-    /// The members that nobody has checked yet.
+    /// The members without a verdict.
     pub(crate) fn unchecked(&self) -> Vec<SocketAddr> {
         let mut unchecked = addresses(&self.balancer.members());
         unchecked.retain(|address| self.is_checked() && self.verdicts.get(address).is_none());
@@ -123,7 +123,7 @@ impl PoolSetup {
     }
 }
 
-/// Two backends may differ in weight only: they share one task.
+/// Two backends that differ only in weight share one task.
 fn addresses(members: &BTreeSet<Backend>) -> BTreeSet<SocketAddr> {
     members.iter().map(|backend| backend.addr.clone()).collect()
 }
@@ -131,9 +131,9 @@ fn addresses(members: &BTreeSet<Backend>) -> BTreeSet<SocketAddr> {
 // === impl PoolTask ===
 
 impl PoolTask {
-    /// Begins to check the `pool` that `reports` is about. The balancer knows of the `findings` when this returns.
+    /// Starts the checks of `pool`. The `findings` have been published to the balancer when this returns.
     ///
-    /// Drops `first_round` when every backend that is there has a verdict and the balancer knows it.
+    /// Drops `first_round` once every present backend has a verdict that has been published to the balancer.
     pub(crate) async fn begin(
         reports: Reports,
         pool: PoolSetup,
@@ -157,21 +157,21 @@ impl PoolTask {
         Self { reports, orders, task: Task::spawn(checks.run(received, all_checked, first_round)) }
     }
 
-    /// Whether `pool` is the same pool: what was found about its backends goes on to count.
+    /// Whether `pool` continues this pool, so the verdicts on its backends stay valid.
     pub(crate) fn is_continued_by(&self, pool: &PoolSetup) -> bool {
         self.reports.pool == pool.name && self.reports.verdicts.is(&pool.verdicts) && pool.is_checked()
     }
 
-    /// Goes on with `pool`, which continues this one. Its balancer knows all verdicts when this returns.
-    pub(crate) async fn succeed(&self, pool: PoolSetup, findings: FirstResults) {
+    /// Continues with `pool`. All verdicts have been published to its balancer when this returns.
+    pub(crate) async fn continue_with(&self, pool: PoolSetup, findings: FirstResults) {
         let (done, is_done) = oneshot::channel();
-        // An error means that the task is gone, which only a panic can have done: then there is nothing to change.
+        // An error means that the task is gone, which only a panic can cause. Then there is nothing to change.
         if self.orders.send(Replacement { pool, findings, done }).await.is_ok() {
             let _ = is_done.await;
         }
     }
 
-    /// Ends the checks and forgets what they found.
+    /// Ends the checks and drops their verdicts.
     pub(crate) async fn end(self) {
         let Self { reports, orders, task } = self;
         drop(orders);
@@ -183,7 +183,7 @@ impl PoolTask {
 // === impl PoolChecks ===
 
 impl PoolChecks {
-    /// Checks the pool until nobody can give orders any more.
+    /// Runs the checks until the sender of orders is dropped.
     async fn run(
         mut self,
         mut orders: mpsc::Receiver<Replacement>,
@@ -202,8 +202,8 @@ impl PoolChecks {
                 _ = cadence.tick() => self.look().await,
                 order = orders.recv() => match order {
                     Some(Replacement { pool, findings, done }) => {
-                        self.succeed(pool, findings).await;
-                        // Whoever gave the order may have lost interest.
+                        self.continue_with(pool, findings).await;
+                        // The caller may have stopped waiting.
                         let _ = done.send(());
                     }
                     None => break,
@@ -215,19 +215,19 @@ impl PoolChecks {
         }
     }
 
-    /// Looks whether the balancer has other members now, and whether its predecessors are still in use.
+    /// Follows a change of the members, and drops predecessors that are no longer in use.
     async fn look(&mut self) {
         let present = self.balancer.members();
         if !Arc::ptr_eq(&present, &self.members) {
             self.members = present;
             self.follow(false, FirstResults::new(), None).await;
-            // A backend that went and came back began anew in the balancer.
+            // A backend that left and joined again is a new one to the balancer.
             self.balancer.publish().await;
         }
         self.let_go();
     }
 
-    /// Forgets the predecessors that nobody uses any more, and what was kept for them only.
+    /// Drops the predecessors that are no longer in use, and the verdicts that were kept only for them.
     fn let_go(&mut self) {
         let before = self.predecessors.len();
         self.predecessors.retain(|balancer| balancer.strong_count() > 0);
@@ -238,7 +238,7 @@ impl PoolChecks {
         }
     }
 
-    async fn succeed(&mut self, pool: PoolSetup, findings: FirstResults) {
+    async fn continue_with(&mut self, pool: PoolSetup, findings: FirstResults) {
         let changed = !self.procedure.is_like(&pool.procedure);
         if changed {
             self.procedure = pool.procedure;
@@ -252,12 +252,12 @@ impl PoolChecks {
     fn replace_balancer(&mut self, balancer: Arc<dyn Balancer>) {
         let before = std::mem::replace(&mut self.balancer, balancer);
         self.predecessors.push(Arc::downgrade(&before));
-        // It may be the one that it was, or one from before: then it is in use, but no predecessor.
+        // The balancer may be the current one or a predecessor again. Then it is not a predecessor any more.
         let present = Arc::as_ptr(&self.balancer);
         self.predecessors.retain(|balancer| !std::ptr::addr_eq(balancer.as_ptr(), present));
     }
 
-    /// Ends the tasks of backends that are gone, and begins one for each that is new, or for all if the way to check
+    /// Ends the tasks of backends that are gone, and starts a task for each new backend, or for all if the way to check
     /// has `changed`.
     async fn follow(&mut self, changed: bool, mut findings: FirstResults, unchecked: Option<&Pending>) {
         for (address, step) in steps(self.tasks.keys(), &addresses(&self.members), changed) {
@@ -274,7 +274,7 @@ impl PoolChecks {
         finding: Option<CheckResult>,
         unchecked: Option<&Pending>,
     ) {
-        // Made first, so that the series has a user at all times and goes on.
+        // Created before the old task ends, so the metric series always has a user and continues.
         let watch = BackendChecks::new(&self.reports, &self.procedure, address);
         if let Some(before) = self.tasks.remove(address) {
             before.end().await;
@@ -291,13 +291,13 @@ impl PoolChecks {
         if self.predecessors.is_empty() {
             self.reports.verdicts.forget(address);
         } else {
-            // Requests that began with a predecessor must not take it for up because nothing is known any more.
+            // Without a verdict the backend would count as up in the predecessors, which requests still use.
             self.reports.verdicts.retire(address);
         }
     }
 }
 
-/// What becomes of the tasks there are, and which begin, so that there is one for each member.
+/// The steps after which there is one task for each member.
 fn steps<'a>(
     tasks: impl Iterator<Item = &'a SocketAddr>,
     members: &BTreeSet<SocketAddr>,
@@ -330,7 +330,7 @@ mod tests {
     use crate::value::Percent;
     use crate::verdicts::registry;
 
-    /// Changes of health, as they were told.
+    /// Records changes of health.
     #[derive(Default)]
     struct RecordingObserver(Mutex<Vec<String>>);
 
@@ -341,7 +341,7 @@ mod tests {
         }
     }
 
-    /// A pool under test, running.
+    /// A running pool under test.
     struct RunningPool {
         membership: Membership,
         balancer: Arc<LoadBalancer<RoundRobin>>,
@@ -360,7 +360,7 @@ mod tests {
             health.set_health_check(verdicts.publisher());
             membership.set(backends.iter().map(|address| (*address, 1)));
             let balancer = Arc::new(membership::view(&membership, &health));
-            balancer.update().await.expect("the membership is there");
+            balancer.update().await.expect("the membership is known");
             let (metrics, registry, script) = (Metrics::new(), Registry::new(), Arc::new(script));
             metrics.register(&registry).expect("an empty registry has no names yet");
             let told = Arc::<RecordingObserver>::default();
@@ -384,12 +384,12 @@ mod tests {
 
         async fn change_members(&self, backends: &[(&'static str, usize)]) {
             self.membership.set(backends.iter().copied());
-            self.balancer.update().await.expect("the membership is there");
+            self.balancer.update().await.expect("the membership is known");
             tokio::time::sleep(2 * MEMBERSHIP_CADENCE).await;
         }
 
-        /// Goes on with a new balancer of these backends over the same registry. Returns the one before.
-        async fn succeed(
+        /// Continues with a new balancer of these backends that has the same registry. Returns the old one.
+        async fn continue_with(
             &mut self,
             settings: Settings,
             backends: &[&'static str],
@@ -407,7 +407,7 @@ mod tests {
                 findings.insert(address, finding);
             }
             assert!(self.task.is_continued_by(&pool));
-            self.task.succeed(pool, findings).await;
+            self.task.continue_with(pool, findings).await;
             std::mem::replace(&mut self.balancer, balancer)
         }
 
@@ -454,7 +454,7 @@ mod tests {
         assert_eq!(begun.elapsed().as_secs(), 2);
         assert_eq!(pool.ready(), [false, false]);
         let verdict = pool.verdicts.get(&addr(TWO)).expect("it was checked");
-        assert_eq!(verdict.reason, "1 check failed: timeout after 2s");
+        assert_eq!(verdict.reason, "1 check failed: timed out after 2s");
     }
 
     #[tokio::test(start_paused = true)]
@@ -558,7 +558,7 @@ mod tests {
         let mut pool = RunningPool::start(settings(1000, 0), &[ONE], script).await;
         pool.first_round.recv().await;
         pool.membership.set([]);
-        pool.balancer.update().await.expect("the membership is there");
+        pool.balancer.update().await.expect("the membership is known");
         pool.change_members(&[(ONE, 1)]).await;
         assert_eq!(pool.ready(), [false]);
     }
@@ -618,7 +618,7 @@ mod tests {
         }
         // One of three failures; the count goes on in the midst of them.
         let checks = pool.script.starts(TWO).len();
-        pool.succeed(settings(5, 0), &[ONE, TWO, "10.0.0.3:80"]).await;
+        pool.continue_with(settings(5, 0), &[ONE, TWO, "10.0.0.3:80"]).await;
         assert_eq!(pool.script.starts(TWO).len(), checks);
         assert_eq!(pool.ready(), [true, true, true]);
         seconds(3).await;
@@ -632,7 +632,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn other_settings_keep_the_verdict_and_count_anew() {
+    async fn other_settings_keep_the_verdict_and_restart_the_count() {
         let mut pool = RunningPool::start(settings(5, 0), &[ONE], Script::default()).await;
         pool.first_round.recv().await;
         let before = pool.verdict(ONE);
@@ -642,7 +642,8 @@ mod tests {
         }
         // Two of three failures; by the new settings none.
         let checks = pool.script.starts(ONE).len();
-        pool.succeed(Settings { fast_interval: Duration::from_secs(2), ..settings(7, 0) }, &[ONE]).await;
+        pool.continue_with(Settings { fast_interval: Duration::from_secs(2), ..settings(7, 0) }, &[ONE])
+            .await;
         assert_eq!((pool.verdict(ONE).since, pool.ready()), (before.since, vec![true]));
         seconds(3).await;
         assert!(pool.verdict(ONE).up && pool.script.starts(ONE).len() == checks + 2);
@@ -664,7 +665,7 @@ mod tests {
         pool.first_round.recv().await;
         let before = pool.verdict(ONE);
         pool.script.answer(ONE, Duration::ZERO, Ok(()));
-        pool.succeed(settings(7, 0), &[ONE]).await;
+        pool.continue_with(settings(7, 0), &[ONE]).await;
         assert_eq!((pool.ready(), pool.verdict(ONE).reason), (vec![false], before.reason));
         seconds(2).await;
         assert_eq!((pool.ready(), pool.verdict(ONE).reason), (vec![true], "2 checks passed".to_owned()));
@@ -676,7 +677,7 @@ mod tests {
         script.answer(TWO, Duration::ZERO, Err(CheckError::Refused));
         let mut pool = RunningPool::start(settings(5, 0), &[ONE], script).await;
         pool.first_round.recv().await;
-        pool.succeed(settings(5, 0), &[ONE, TWO]).await;
+        pool.continue_with(settings(5, 0), &[ONE, TWO]).await;
         assert_eq!(pool.ready(), [true, false]);
         assert_eq!(pool.told(), ["web 10.0.0.2:80 down: 1 check failed: connection refused"]);
         let text = pool.scrape();
@@ -699,7 +700,7 @@ mod tests {
         script.answer(TWO, Duration::ZERO, Err(CheckError::Refused));
         let mut pool = RunningPool::start(settings(5, 0), &[ONE, TWO], script).await;
         pool.first_round.recv().await;
-        let before = pool.succeed(settings(5, 0), &[ONE]).await;
+        let before = pool.continue_with(settings(5, 0), &[ONE]).await;
         assert_eq!(pool.verdicts.get(&addr(TWO)), None);
         let text = pool.scrape();
         assert!(text.contains(ONE) && !text.contains(TWO), "{text}");
@@ -709,7 +710,7 @@ mod tests {
         pool.balancer.backends().run_health_check(false).await;
         assert_eq!(ready(&before), [true, false]);
 
-        // Once nobody uses the balancer from before, nothing is left of the backend.
+        // Once the old balancer is dropped, nothing is left of the backend.
         drop(before);
         assert_eq!(pool.verdicts.retired(), 1);
         tokio::time::sleep(2 * MEMBERSHIP_CADENCE).await;
@@ -722,23 +723,23 @@ mod tests {
         script.answer(TWO, Duration::ZERO, Err(CheckError::Refused));
         let mut pool = RunningPool::start(settings(5, 0), &[ONE], script).await;
         pool.first_round.recv().await;
-        let _eternal = pool.succeed(settings(5, 0), &[ONE, TWO]).await;
+        let _eternal = pool.continue_with(settings(5, 0), &[ONE, TWO]).await;
         seconds(12).await;
-        drop(pool.succeed(settings(5, 0), &[ONE]).await);
+        drop(pool.continue_with(settings(5, 0), &[ONE]).await);
         assert_eq!(pool.verdicts.retired(), 1);
         tokio::time::sleep(2 * MEMBERSHIP_CADENCE).await;
         assert_eq!(pool.verdicts.retired(), 0);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_balancer_that_knows_nothing_is_told_everything_before_it_is_used() {
+    async fn a_new_balancer_gets_all_verdicts_before_it_is_used() {
         let script = Script::default();
         script.answer(ONE, Duration::ZERO, Err(CheckError::Refused));
         let mut pool = RunningPool::start(settings(1000, 0), &[ONE], script).await;
         pool.first_round.recv().await;
         pool.health = registry();
         pool.health.set_health_check(pool.verdicts.publisher());
-        pool.succeed(settings(1000, 0), &[ONE]).await;
+        pool.continue_with(settings(1000, 0), &[ONE]).await;
         assert_eq!(pool.ready(), [false]);
     }
 
@@ -755,9 +756,9 @@ mod tests {
             procedure: procedure(settings(5, 0), &pool.script),
         };
         let other = membership::members(&[ONE], &pool.health).await;
-        pool.task.succeed(pool_of(&other), FirstResults::new()).await;
+        pool.task.continue_with(pool_of(&other), FirstResults::new()).await;
         assert_eq!(pool.verdicts.retired(), 1);
-        pool.task.succeed(pool_of(&pool.balancer), FirstResults::new()).await;
+        pool.task.continue_with(pool_of(&pool.balancer), FirstResults::new()).await;
         drop(other);
         pool.change_members(&[(ONE, 1)]).await;
         assert_eq!(pool.verdicts.retired(), 0);

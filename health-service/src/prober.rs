@@ -22,10 +22,11 @@ use crate::verdicts::Verdicts;
 
 /// Checks the backends of any number of pools, each backend on its own schedule.
 ///
-/// It signals that it is ready when every backend of every pool has had its first check, bounded by the timeout of
-/// each: a listening service that depends on it begins with knowing who is up. Backends that join later, by the
-/// discovery of a balancer, count as up until their first check, which begins at most 250 ms after they join. Those that
-/// join by [`Checks`] have had it before. Checks end when the server shuts down. It starts once.
+/// It signals readiness after the first check of every backend of every pool, which takes at most the longest timeout.
+/// A listening service that depends on it thus starts with the state of each backend. Backends that join later through
+/// the discovery of a balancer count as up until their first check, which starts within 250 ms. Backends that join
+/// through [`Checks`] have been checked before. Checks end when the server shuts down. The service can be started only
+/// once.
 pub struct Prober {
     metrics: Metrics,
     observer: Option<Arc<dyn Observer>>,
@@ -33,7 +34,7 @@ pub struct Prober {
     start: Mutex<Option<Start>>,
 }
 
-/// What the service takes over when it starts. It keeps nothing of it, so that a balancer lives no longer than its pool.
+/// The input of the service when it starts. The service keeps none of it, so a balancer is dropped with its pool.
 struct Start {
     pools: Vec<PoolSetup>,
     commits: mpsc::Receiver<Commit>,
@@ -48,12 +49,13 @@ struct RunningPools<'a> {
 // === impl Prober ===
 
 impl Prober {
-    /// A prober with no pools yet, which verifies certificates with those of the system unless a peer has its own.
+    /// A prober without pools. It verifies certificates with the certificate authorities of the system, unless a peer
+    /// has its own.
     pub fn new(metrics: Metrics) -> Self {
         Self::with_connector(metrics, TransportConnector::new(None))
     }
 
-    /// The same with a connector made by the caller, for its certificates or source addresses.
+    /// A prober that connects with this connector, which may have its own certificates or source addresses.
     pub fn with_connector(metrics: Metrics, connector: TransportConnector) -> Self {
         let (commits, received) = mpsc::channel(1);
         let checks = Checks { connector: Arc::new(connector), commits };
@@ -61,18 +63,18 @@ impl Prober {
         Self { metrics, observer: None, checks, start }
     }
 
-    /// The same, and whoever is told when the health of a backend changes.
+    /// Sets the observer that is called when the health of a backend changes.
     #[must_use]
     pub fn observed_by(mut self, observer: Arc<dyn Observer>) -> Self {
         self.observer = Some(observer);
         self
     }
 
-    /// Checks the backends of `balancer` from the start of the service on, and writes what it finds to `verdicts`.
+    /// Checks the backends of `balancer` once the service has started, and writes the results to `verdicts`.
     ///
-    /// `peer` says how to connect: TLS or not, SNI, certificates. Its address is a placeholder. The balancer's
-    /// health check must be the publisher of the same `verdicts`, so that it learns of them; its backends are read
-    /// when the service starts, so let it discover them before. A pool with [`CheckKind::None`] is not checked.
+    /// `peer` says how to connect: with TLS or without, SNI, certificates. Its address is a placeholder. The health
+    /// check of the balancer must be the publisher of the same `verdicts`. Its backends are read when the service
+    /// starts, so they must be discovered before. A pool with [`CheckKind::None`] is not checked.
     ///
     /// [`CheckKind::None`]: crate::CheckKind::None
     pub fn add_pool<S>(
@@ -89,7 +91,7 @@ impl Prober {
         self.add(CheckedPool::new(name, balancer, settings, peer, verdicts));
     }
 
-    /// The same.
+    /// As [`add_pool`](Self::add_pool), with its arguments as one value.
     pub fn add(&mut self, pool: CheckedPool) {
         let pool = pool.checked_by(&self.checks.connector);
         if let Some(start) = self.start.get_mut() {
@@ -97,7 +99,7 @@ impl Prober {
         }
     }
 
-    /// What changes the pools while the service runs.
+    /// The handle that changes the pools while the service runs.
     pub fn checks(&self) -> Checks {
         self.checks.clone()
     }
@@ -107,7 +109,7 @@ impl Prober {
         let Some(Start { pools, mut commits }) = start else {
             return;
         };
-        // Dropped on return, which ends the task of each pool and with it those of its backends.
+        // Dropping this on return ends the task of each pool, and with it the tasks of its backends.
         let mut running = RunningPools { prober: self, tasks: Vec::new() };
         let (unchecked, mut all_checked) = mpsc::channel(1);
         for pool in pools {
@@ -127,7 +129,7 @@ impl Prober {
                 }
                 Some(Commit { staged, done }) = commits.recv() => {
                     running.change(staged).await;
-                    // Whoever committed may have lost interest.
+                    // The caller may have stopped waiting.
                     let _ = done.send(());
                 }
             }
@@ -146,10 +148,10 @@ impl BackgroundService for Prober {
     }
 }
 
-/// Returns when shutdown is signalled.
+/// Returns when shutdown is signaled.
 async fn shut_down(shutdown: &mut ShutdownWatch) {
     if shutdown.wait_for(|&shutting_down| shutting_down).await.is_err() {
-        // Without a sender nobody can signal any more: that is no reason to stop.
+        // The sender is gone, so no signal can come any more. That is no reason to stop.
         std::future::pending::<()>().await;
     }
 }
@@ -157,14 +159,14 @@ async fn shut_down(shutdown: &mut ShutdownWatch) {
 // === impl RunningPools ===
 
 impl RunningPools<'_> {
-    /// Pools that stay go on, those that are gone end, and those that are new begin.
+    /// Continues the pools that stay, ends those that are gone, and starts those that are new.
     async fn change(&mut self, staged: StagedChecks) {
         let mut staged = staged.pools;
         for task in std::mem::take(&mut self.tasks) {
             match staged.iter().position(|(pool, _)| task.is_continued_by(pool)) {
                 Some(index) => {
                     let (pool, findings) = staged.swap_remove(index);
-                    task.succeed(pool, findings).await;
+                    task.continue_with(pool, findings).await;
                     self.tasks.push(task);
                 }
                 None => task.end().await,
@@ -177,7 +179,7 @@ impl RunningPools<'_> {
 
     async fn begin(&mut self, pool: PoolSetup, findings: FirstResults, first_round: Option<&Pending>) {
         if !pool.is_checked() {
-            // It may have been until now: then all of its backends count as up again.
+            // If it was checked until now, all of its backends count as up again.
             return pool.balancer.publish().await;
         }
         let reports = Reports {

@@ -1,8 +1,8 @@
 //! When the next check of a backend starts.
 //!
-//! Checks are counted from the **start** of the one before, so a slow check does not stretch the interval; a check
-//! that takes longer than its interval is followed by the next one at once, never by two at a time. The first checks
-//! of all backends run together, at once; the second ones are spread at random over one interval, and stay spread.
+//! An interval begins at the **start** of a check, so a slow check does not stretch it. A check that takes longer than
+//! its interval is followed by the next one at once; two checks of a backend never overlap. The first checks of all
+//! backends start together. The second checks are spread at random over one interval, and the later ones stay spread.
 
 use std::time::Duration;
 
@@ -11,15 +11,15 @@ use crate::settings::Settings;
 /// Where a backend is in its schedule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SchedulePhase {
-    /// Its first check is done.
+    /// Only its first check is done.
     First,
-    /// It keeps its state.
+    /// Recent results agree with its state.
     Steady,
-    /// Results speak against its state, but not enough of them yet.
+    /// Recent results contradict its state, but no threshold is reached yet.
     Changing,
 }
 
-/// No two checks of one backend start closer together than this, whatever the settings say.
+/// The shortest time between the starts of two checks of a backend, whatever the settings say.
 const SHORTEST: Duration = Duration::from_millis(1);
 
 /// Time from the start of one check to the start of the next. `random` is uniform in `0.0..1.0`.
@@ -32,7 +32,7 @@ pub fn pause(settings: &Settings, phase: SchedulePhase, random: f64) -> Duration
     pause.max(SHORTEST)
 }
 
-/// `interval`, shorter or longer by at most `jitter` of itself.
+/// `interval`, shortened or lengthened by at most the fraction `jitter`.
 fn jittered(interval: Duration, jitter: f64, random: f64) -> Duration {
     interval.mul_f64(1.0 + jitter * (2.0 * random - 1.0))
 }
@@ -54,14 +54,14 @@ mod tests {
     }
 
     #[test]
-    fn the_second_check_falls_anywhere_within_one_interval() {
+    fn the_second_check_starts_anywhere_within_one_interval() {
         assert_eq!(pause(&settings(10), SchedulePhase::First, 0.0), SHORTEST);
         assert_eq!(pause(&settings(10), SchedulePhase::First, 0.25), Duration::from_millis(2500));
         assert!(pause(&settings(10), SchedulePhase::First, 0.999) < Duration::from_secs(10));
     }
 
     #[test]
-    fn without_jitter_the_interval_is_kept_exactly() {
+    fn without_jitter_the_pause_is_exactly_the_interval() {
         for random in [0.0, 0.5, 0.99] {
             assert_eq!(pause(&settings(0), SchedulePhase::Steady, random), Duration::from_secs(10));
             assert_eq!(pause(&settings(0), SchedulePhase::Changing, random), Duration::from_secs(2));
@@ -69,7 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn jitter_goes_both_ways() {
+    fn jitter_shortens_and_lengthens_the_interval() {
         assert_eq!(pause(&settings(10), SchedulePhase::Steady, 0.0), Duration::from_secs(9));
         assert_eq!(pause(&settings(10), SchedulePhase::Steady, 0.5), Duration::from_secs(10));
         assert_eq!(pause(&settings(50), SchedulePhase::Changing, 0.0), Duration::from_secs(1));
@@ -77,7 +77,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_pause_stays_within_its_jitter(jitter in 0_u8..=100, random in 0.0..1.0_f64) {
+        fn a_pause_stays_within_the_jitter(jitter in 0_u8..=100, random in 0.0..1.0_f64) {
             let pause = pause(&settings(jitter), SchedulePhase::Steady, random).as_secs_f64();
             let spread = 10.0 * f64::from(jitter) / 100.0;
             prop_assert!(pause >= (10.0 - spread - 1e-6).max(0.001) && pause <= 10.0 + spread + 1e-6);

@@ -1,4 +1,4 @@
-//! For the tests of this crate: checks without sockets.
+//! Test helper: checks without sockets.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -13,10 +13,11 @@ use crate::backend::Procedure;
 use crate::check::{Check, CheckError};
 use crate::settings::Settings;
 
-/// How long a check takes, and what it finds.
+/// Duration and result of a check.
 type Answer = (Duration, Result<(), CheckError>);
 
-/// Each address has a duration and a result, and each start is noted. An address without them passes at once.
+/// Checks with a scripted duration and result for each address, which record their starts. Other addresses pass at
+/// once.
 #[derive(Default)]
 pub(crate) struct Script {
     answers: Mutex<HashMap<SocketAddr, Answer>>,
@@ -40,7 +41,7 @@ impl Script {
         starts.iter().filter(|(found, _)| *found == addr(address)).map(|(_, at)| *at).collect()
     }
 
-    /// How many checks went on to their end.
+    /// Number of checks that ran to their end.
     pub(crate) fn ends(&self) -> usize {
         *self.ends.lock().expect("not poisoned")
     }
@@ -62,7 +63,7 @@ pub(crate) fn addr(address: &str) -> SocketAddr {
     address.parse().expect("valid address")
 }
 
-/// Checks by `script`, as `settings` say.
+/// Checks by `script` with these `settings`.
 pub(crate) fn procedure(settings: Settings, script: &Arc<Script>) -> Arc<Procedure> {
     let peer = HttpPeer::new("0.0.0.0:1", false, String::new());
     Arc::new(Procedure { settings, peer, check: script.clone() })

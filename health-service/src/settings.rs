@@ -1,6 +1,6 @@
-//! What a health check is meant to do: [`Settings`], with every default filled in and nothing left to parse.
+//! The settings of a health check: [`Settings`] has every default filled in and nothing left to parse.
 //!
-//! Programs without a configuration file build one by hand:
+//! Programs without a configuration file construct it directly:
 //!
 //! ```
 //! use health_service::{CheckKind, HttpCheck, Settings};
@@ -19,22 +19,22 @@ use http::uri::PathAndQuery;
 
 use crate::value::{Percent, StatusRange};
 
-/// How one pool is checked. The default is that of an empty section `health_check`.
+/// The health checks of one pool. The default equals an empty section `health_check`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
     /// What a check does.
     pub kind: CheckKind,
-    /// Time between the starts of two checks of one backend.
+    /// Time from the start of one check of a backend to the start of the next.
     pub interval: Duration,
-    /// The same while the backend is changing its state.
+    /// Interval while recent results contradict the state of the backend, before a threshold is reached.
     pub fast_interval: Duration,
-    /// Time that a whole check may take.
+    /// Timeout of a whole check.
     pub timeout: Duration,
-    /// How many checks in a row change the state.
+    /// Numbers of consecutive results that change the state.
     pub thresholds: Thresholds,
-    /// By how much an interval may be shorter or longer, at random.
+    /// Percentage by which each interval is shortened or lengthened at random.
     pub jitter: Percent,
-    /// Port to check; `None`: the backend's own. Without effect on Unix sockets.
+    /// Port to check; `None`: the port of the backend. It has no effect on Unix sockets.
     pub port: Option<NonZeroU16>,
 }
 
@@ -43,44 +43,44 @@ pub struct Settings {
 pub enum CheckKind {
     /// No checks: every backend counts as up.
     None,
-    /// A connection can be made, with the TLS handshake where the peer has TLS.
+    /// Connect, with a TLS handshake if the peer has TLS.
     Tcp,
-    /// A request is answered as expected.
+    /// Send a request and compare the response with what is expected.
     Http(HttpCheck),
-    /// The backend's gRPC health service says that it serves.
+    /// Query the backend's gRPC health service, which must report SERVING.
     Grpc(GrpcCheck),
 }
 
-/// The request of an HTTP check, and the answer that passes it.
+/// The request of an HTTP check, and the response that passes it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct HttpCheck {
     /// Method of the request.
     pub method: http::Method,
     /// Path and query of the request.
     pub path: PathAndQuery,
-    /// Host header; `None`: the peer's SNI, else the address of the backend.
+    /// `Host` header; `None`: the peer's SNI, otherwise the address of the backend.
     pub host: Option<String>,
-    /// Status codes that pass; an empty list lets none pass.
+    /// Status codes that pass; an empty list fails every check.
     pub expect_status: Vec<StatusRange>,
-    /// Text that the body must contain, within its first 256 KiB.
+    /// Text that the first 256 KiB of the body must contain.
     pub expect_body: Option<String>,
 }
 
-/// The question of a gRPC check, by the protocol `grpc.health.v1`. The default asks about the server as a whole.
+/// The request of a gRPC check, in the protocol `grpc.health.v1`. The default checks the whole server.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct GrpcCheck {
-    /// Name of the service that is asked about; empty: the server as a whole.
+    /// Name of the service to check; empty: the whole server.
     pub service: String,
-    /// Authority of the request; `None`: the peer's SNI, else the address of the backend.
+    /// Authority of the request; `None`: the peer's SNI, otherwise the address of the backend.
     pub host: Option<String>,
 }
 
-/// How many checks in a row change the state of a backend.
+/// Numbers of consecutive results that change the state of a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Thresholds {
-    /// Passed checks that bring a backend up.
+    /// Consecutive passed checks that mark a backend up.
     pub rise: NonZeroU32,
-    /// Failed checks that take a backend down.
+    /// Consecutive failed checks that mark a backend down.
     pub fall: NonZeroU32,
 }
 
@@ -99,12 +99,12 @@ impl Default for HttpCheck {
 }
 
 impl HttpCheck {
-    /// Whether an answer with this status passes.
+    /// Whether a response with this status passes.
     pub fn expects_status(&self, status: u16) -> bool {
         self.expect_status.iter().any(|range| range.contains(status))
     }
 
-    /// The expected statuses as they are written: `200-399, 404`.
+    /// The expected statuses as text: `200-399, 404`.
     pub fn expected_statuses(&self) -> String {
         let ranges: Vec<String> = self.expect_status.iter().map(ToString::to_string).collect();
         ranges.join(", ")

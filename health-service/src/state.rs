@@ -1,8 +1,8 @@
 //! Up or down: the state machine of one backend.
 //!
-//! The first result decides at once: one failure is enough to begin as down, one success to begin as up. After that
-//! it takes [`Thresholds::fall`] failures in a row to go down and [`Thresholds::rise`] successes in a row to come up.
-//! There is no clock and no socket here; the caller says what happened and when.
+//! The first result decides at once whether the backend is up or down. After that, [`Thresholds::fall`] consecutive
+//! failures mark it down, and [`Thresholds::rise`] consecutive successes mark it up. There is no clock and no socket
+//! here: the caller passes the result and the time.
 
 use std::time::SystemTime;
 
@@ -13,60 +13,60 @@ use crate::settings::Thresholds;
 pub enum CheckOutcome {
     /// The check passed.
     Passed,
-    /// The check failed, for the reason given.
+    /// The check failed for this reason.
     Failed(String),
 }
 
-/// What is known about the health of one backend.
+/// The health of one backend, and the progress towards the next change.
 #[derive(Clone, Debug)]
 pub struct BackendHealth {
     thresholds: Thresholds,
     /// None before the first result.
     verdict: Option<HealthVerdict>,
-    /// Results in a row that speak against the state.
+    /// Number of consecutive results that contradict the state.
     streak: u32,
 }
 
-/// A state that was entered.
+/// A change between up and down, or the first result.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StateChange {
     /// Whether the backend is up now.
     pub up: bool,
-    /// Whether nothing was known before.
+    /// Whether this is the first result.
     pub first: bool,
     /// Why: `3 checks failed: connection refused`, `2 checks passed`.
     pub reason: String,
 }
 
-/// The verdict on one backend.
+/// The state of one backend, with its reason and times.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HealthVerdict {
     /// Whether the backend is up.
     pub up: bool,
-    /// Why it came to be so: `3 checks failed: connection refused`.
+    /// Why the backend entered this state: `3 checks failed: connection refused`.
     pub reason: String,
-    /// Since when it has been so.
+    /// When it entered this state.
     pub since: SystemTime,
     /// When the latest check ended.
     pub checked: SystemTime,
-    /// Why the latest check failed, if it did: a backend may be failing and not be down yet.
+    /// Why the latest check failed, if it did. A backend that is still up may already fail checks.
     pub last_failure: Option<String>,
 }
 
 // === impl BackendHealth ===
 
 impl BackendHealth {
-    /// A backend that was not checked yet.
+    /// A backend without any result.
     pub fn new(thresholds: Thresholds) -> Self {
         Self { thresholds, verdict: None, streak: 0 }
     }
 
-    /// A backend whose `verdict` was reached by other thresholds: it stays until these are reached.
+    /// A backend with the `verdict` of other thresholds, which holds until these thresholds are reached.
     pub fn resumed(thresholds: Thresholds, verdict: HealthVerdict) -> Self {
         Self { thresholds, verdict: Some(verdict), streak: 0 }
     }
 
-    /// Takes in the result of a check that ended at `now`; says so when the state changes.
+    /// Applies the result of a check that ended at `now`. Returns the change if the state changes.
     pub fn observe(&mut self, outcome: &CheckOutcome, now: SystemTime) -> Option<StateChange> {
         let passed = *outcome == CheckOutcome::Passed;
         let first = self.verdict.is_none();
@@ -84,12 +84,12 @@ impl BackendHealth {
         Some(self.enter(outcome, first, now))
     }
 
-    /// Whether results speak against the state, but not enough of them yet.
+    /// Whether recent results contradict the state, but no threshold is reached yet.
     pub fn is_changing(&self) -> bool {
         self.streak > 0
     }
 
-    /// The state, its reason and its times; `None` before the first result.
+    /// The verdict; `None` before the first result.
     pub fn verdict(&self) -> Option<&HealthVerdict> {
         self.verdict.as_ref()
     }
@@ -122,7 +122,7 @@ impl HealthVerdict {
         verdict
     }
 
-    /// Takes in the latest result, which may or may not agree with the verdict.
+    /// Records the latest result, which may or may not agree with the verdict.
     pub(crate) fn note(&mut self, outcome: &CheckOutcome, now: SystemTime) {
         self.checked = now;
         self.last_failure = match outcome {
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn one_failure_is_enough_to_begin_as_down() {
+    fn a_backend_is_down_after_a_failed_first_check() {
         let mut health = BackendHealth::new(thresholds(2, 3));
         let change = health.observe(&refused(), at(1)).expect("the first result decides");
         assert!(!change.up && change.first);
@@ -172,29 +172,29 @@ mod tests {
     }
 
     #[test]
-    fn one_success_is_enough_to_begin_as_up() {
+    fn a_backend_is_up_after_a_passed_first_check() {
         let mut health = BackendHealth::new(thresholds(2, 3));
         let change = health.observe(&CheckOutcome::Passed, at(1)).expect("the first result decides");
         assert_eq!(change, StateChange { up: true, first: true, reason: "1 check passed".to_owned() });
     }
 
     #[test]
-    fn it_takes_fall_failures_to_go_down_and_rise_successes_to_come_up() {
+    fn fall_failures_mark_a_backend_down_and_rise_successes_mark_it_up() {
         let mut health = BackendHealth::new(thresholds(2, 3));
         health.observe(&CheckOutcome::Passed, at(0));
         assert_eq!(health.observe(&refused(), at(1)), None);
         assert!(health.is_changing());
         assert_eq!(health.observe(&refused(), at(2)), None);
-        let down = health.observe(&refused(), at(3)).expect("the third failure takes it down");
+        let down = health.observe(&refused(), at(3)).expect("the third failure marks it down");
         assert_eq!(down.reason, "3 checks failed: connection refused");
         assert!(!down.first);
         assert_eq!(health.observe(&CheckOutcome::Passed, at(4)), None);
-        let up = health.observe(&CheckOutcome::Passed, at(5)).expect("the second success brings it up");
+        let up = health.observe(&CheckOutcome::Passed, at(5)).expect("the second success marks it up");
         assert_eq!(up.reason, "2 checks passed");
     }
 
     #[test]
-    fn a_success_in_between_begins_the_count_anew() {
+    fn a_success_resets_the_count_of_failures() {
         let mut health = BackendHealth::new(thresholds(2, 2));
         for outcome in [CheckOutcome::Passed, refused(), CheckOutcome::Passed, refused()] {
             health.observe(&outcome, at(0));
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn the_verdict_tells_since_when_and_what_came_last() {
+    fn the_verdict_has_the_time_of_the_change_and_the_latest_result() {
         let mut health = BackendHealth::new(thresholds(2, 3));
         assert_eq!(health.verdict(), None);
         health.observe(&CheckOutcome::Passed, at(1));
@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn a_verdict_from_before_stays_until_the_new_thresholds_are_reached() {
+    fn an_earlier_verdict_holds_until_the_new_thresholds_are_reached() {
         let mut before = BackendHealth::new(thresholds(2, 3));
         before.observe(&CheckOutcome::Passed, at(1));
         before.observe(&refused(), at(2));
@@ -226,11 +226,11 @@ mod tests {
         assert!(!health.is_changing());
         assert_eq!(health.observe(&refused(), at(4)), None);
         assert_eq!(health.verdict().map(|verdict| (verdict.up, verdict.since)), Some((true, at(1))));
-        let down = health.observe(&refused(), at(5)).expect("the second failure takes it down");
+        let down = health.observe(&refused(), at(5)).expect("the second failure marks it down");
         assert_eq!((down.first, down.reason.as_str()), (false, "2 checks failed: connection refused"));
     }
 
-    /// The state after `results`, found the slow way: look back over the whole history after each result.
+    /// The state after `results`, computed slowly from the whole history after each result.
     fn reference(results: &[bool], rise: usize, fall: usize) -> Option<bool> {
         let mut state = None;
         for end in 1..=results.len() {
@@ -250,7 +250,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_flips_exactly_when_the_reference_does(
+        fn the_state_changes_exactly_when_the_reference_does(
             results in prop::collection::vec(any::<bool>(), 1..60),
             rise in 1_u32..5,
             fall in 1_u32..5,

@@ -1,4 +1,5 @@
-//! The leaf values of the section `health_check`. Each type refuses invalid input when it is read, so it holds only valid values.
+//! The leaf values of the section `health_check`. Each type refuses invalid input when it is read, so it holds only
+//! valid values.
 
 mod scalar;
 
@@ -15,7 +16,7 @@ use values::duration;
 
 use self::scalar::FromScalar;
 
-/// A length of time above zero, written `250ms`, `5s`, `1m` or `1h`.
+/// A duration above zero, written `250ms`, `5s`, `1m` or `1h`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct DurationText(Duration);
 
@@ -23,11 +24,11 @@ pub struct DurationText(Duration);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Percent(u8);
 
-/// A number of checks in a row, at least 1.
+/// A number of consecutive checks, at least 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct CheckCount(NonZeroU32);
 
-/// A range of status codes, both ends included, written `200-399` or `204`.
+/// An inclusive range of status codes, written `200-399` or `204`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StatusRange {
     first: u16,
@@ -38,19 +39,19 @@ pub struct StatusRange {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CheckMethod(http::Method);
 
-/// The path of an HTTP check, with its query if any; begins with `/`.
+/// The path of an HTTP check, with an optional query; it begins with `/`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CheckPath(PathAndQuery);
 
 /// The kind of check as written: `tcp`, `http`, `grpc` or `none`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum CheckType {
-    /// A connection can be made (with the TLS handshake, where the pool speaks TLS).
+    /// Connect, with a TLS handshake if the pool uses TLS.
     #[default]
     Tcp,
-    /// A request is answered as expected.
+    /// Send a request and compare the response with what is expected.
     Http,
-    /// The backend's gRPC health service says that it serves.
+    /// Query the backend's gRPC health service.
     Grpc,
     /// No checks: every backend counts as up.
     None,
@@ -69,7 +70,7 @@ impl DurationText {
         Self(Duration::from_secs(seconds))
     }
 
-    /// The length of time, above zero.
+    /// The duration, above zero.
     pub fn get(self) -> Duration {
         self.0
     }
@@ -177,7 +178,7 @@ impl FromScalar for CheckCount {
 // === impl StatusRange ===
 
 impl StatusRange {
-    /// What counts as healthy unless the check says otherwise: 200 to 399.
+    /// The default of `expect_status`: 200 to 399.
     pub const SUCCESS_OR_REDIRECT: Self = Self { first: 200, last: 399 };
 
     /// `None` unless `100 <= first <= last <= 599`.
@@ -239,7 +240,7 @@ impl FromScalar for CheckMethod {
     fn from_text(text: &str) -> Result<Self, String> {
         let upper_case = text.bytes().all(|byte| byte.is_ascii_uppercase());
         match http::Method::from_bytes(text.as_bytes()) {
-            // CONNECT asks for a tunnel: it has no path and its answer no body.
+            // CONNECT opens a tunnel: the request has no path, and the response has no body.
             Ok(method) if upper_case && method != http::Method::CONNECT => Ok(Self(method)),
             Ok(_) if !upper_case => {
                 let upper = text.to_ascii_uppercase();
@@ -306,7 +307,7 @@ impl fmt::Display for CheckType {
     }
 }
 
-// === values that stay plain types once they are read ===
+// === values of plain types ===
 
 struct Port(NonZeroU16);
 
@@ -375,10 +376,7 @@ impl FromScalar for Service {
 
     fn from_text(text: &str) -> Result<Self, String> {
         if text.is_empty() {
-            return Err(format!(
-                "expected {}: leave the key out to ask about the server as a whole",
-                Self::EXPECTED
-            ));
+            return Err(format!("expected {}: omit the key to check the whole server", Self::EXPECTED));
         }
         Ok(Self(text.to_owned()))
     }
@@ -407,9 +405,9 @@ pub(crate) fn status_ranges<'de, D: Deserializer<'de>>(
 
 // === serde and schema ===
 
-/// Gives a leaf value its `Deserialize`, its `Serialize` (as it is written) and its schema.
+/// Implements `Deserialize`, `Serialize` (to the written form) and `JsonSchema` for a leaf value.
 ///
-/// Schemas are inlined, so that no name of ours meets a name of another crate's section.
+/// Schemas are inlined, so their names cannot collide with those of another crate's section.
 macro_rules! leaf {
     ($type:ident, $name:literal, |$value:ident| $written:expr, $schema:tt) => {
         impl<'de> Deserialize<'de> for $type {

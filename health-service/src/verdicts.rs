@@ -1,11 +1,11 @@
-//! What the checks of one pool have found, by the address of the backend.
+//! The results of the checks of one pool, by the address of the backend.
 //!
-//! [`Verdicts`] is the meeting point: the [`Prober`](crate::Prober) writes, the status page reads, and Pingora's
-//! `LoadBalancer` learns through [`Verdicts::publisher`], a `HealthCheck` that answers at once with what is already
-//! known. No request ever reads it.
+//! The [`Prober`](crate::Prober) writes [`Verdicts`] and the status page reads them. Pingora's `LoadBalancer` gets them
+//! through [`Verdicts::publisher`], a `HealthCheck` that returns the stored verdict at once. No request ever reads
+//! them.
 //!
-//! Verdicts are kept by **address**. Pingora's own identity of a backend includes its weight, so that a new weight would
-//! be a new backend, healthy until proven otherwise; [`registry`] makes Pingora, too, keep health by address.
+//! Verdicts are keyed by **address**. To Pingora, the weight is part of the identity of a backend, so a backend with a
+//! new weight would be a new one, which starts as healthy. [`registry`] makes Pingora key health by address, too.
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -27,13 +27,13 @@ pub struct Verdicts(Arc<RwLock<Contents>>);
 #[derive(Debug, Default)]
 struct Contents {
     members: HashMap<SocketAddr, HealthVerdict>,
-    /// Why backends were down when they left the pool: balancers from before that still hold them learn nothing else.
+    /// Why backends were down when they left the pool. Earlier balancers that still hold them keep this state.
     retired: HashMap<SocketAddr, String>,
 }
 
-/// A registry that keeps health by address, so that a change of weight keeps it.
+/// A registry that keys health by address, so a change of weight does not reset it.
 ///
-/// Give it to `Backends::new_with_health_registry`, one registry for each pool, and set its check to
+/// Pass it to `Backends::new_with_health_registry`, one registry for each pool, and set its check to
 /// [`Verdicts::publisher`].
 pub fn registry() -> Arc<HealthRegistry> {
     Arc::new(HealthRegistry::with_equivalence(|backend| {
@@ -46,25 +46,25 @@ pub fn registry() -> Arc<HealthRegistry> {
 // === impl Verdicts ===
 
 impl Verdicts {
-    /// Verdicts on nobody.
+    /// An empty store.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// The verdict on the backend at `address`; `None` before its first check, and for pools without checks.
+    /// The verdict on the backend at `address`; `None` before its first check and in pools without checks.
     pub fn get(&self, address: &SocketAddr) -> Option<HealthVerdict> {
         self.read().members.get(address).cloned()
     }
 
-    /// The check to set on the `LoadBalancer` of the pool, or on its registry.
+    /// The health check to set on the `LoadBalancer` of the pool, or on its registry.
     ///
-    /// It makes no connection: it tells Pingora the verdict, and each telling counts. A backend without a verdict
-    /// passes, which is how Pingora begins, too.
+    /// It makes no connection: it returns the stored verdict, and Pingora applies each result at once. A backend
+    /// without a verdict passes, since Pingora also starts backends as healthy.
     pub fn publisher(&self) -> Box<dyn HealthCheck + Send + Sync> {
         Box::new(Publisher(self.clone()))
     }
 
-    /// Whether both are the same, and not only equal.
+    /// Whether both share the same contents.
     pub(crate) fn is(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
     }
@@ -79,8 +79,8 @@ impl Verdicts {
         self.write().members.remove(address);
     }
 
-    /// Forgets the verdict, but goes on to publish that the backend is down, if it is, until it
-    /// [need not](Self::keep_retired).
+    /// Removes the verdict. If the backend is down, it is still published as down until
+    /// [`keep_retired`](Self::keep_retired) drops it.
     pub(crate) fn retire(&self, address: &SocketAddr) {
         let mut contents = self.write();
         if let Some(verdict) = contents.members.remove(address).filter(|verdict| !verdict.up) {
@@ -88,12 +88,12 @@ impl Verdicts {
         }
     }
 
-    /// Goes on to publish of those that have left only the backends that balancers from before still `hold`.
+    /// Drops each retired backend that no earlier balancer `hold`s any more.
     pub(crate) fn keep_retired(&self, hold: impl Fn(&SocketAddr) -> bool) {
         self.write().retired.retain(|address, _| hold(address));
     }
 
-    /// How many are retired.
+    /// Number of retired backends.
     #[cfg(test)]
     pub(crate) fn retired(&self) -> usize {
         self.read().retired.len()
@@ -137,7 +137,7 @@ impl HealthCheck for Publisher {
         format!("backend {}", target.addr)
     }
 
-    // The thresholds were applied on the way to the verdict.
+    // The verdict has already passed our own thresholds.
     fn health_threshold(&self, _success: bool) -> usize {
         1
     }
@@ -173,11 +173,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_pass_tells_the_balancer_each_verdict() {
+    async fn a_pass_publishes_each_verdict_to_the_balancer() {
         let (membership, verdicts) = (Membership::default(), Verdicts::new());
         membership.set([("10.0.0.1:80", 1), ("10.0.0.2:80", 1)]);
         let balancer = balancer(&membership, &verdicts);
-        balancer.update().await.expect("the membership is there");
+        balancer.update().await.expect("the membership is known");
 
         let first: SocketAddr = "10.0.0.1:80".parse().expect("valid address");
         verdicts.set(&first, down());
@@ -190,27 +190,27 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_change_of_weight_keeps_the_state_and_a_removal_forgets_it() {
+    async fn a_change_of_weight_keeps_the_state_and_a_removal_drops_it() {
         let (membership, verdicts) = (Membership::default(), Verdicts::new());
         membership.set([("10.0.0.1:80", 1)]);
         let balancer = balancer(&membership, &verdicts);
-        balancer.update().await.expect("the membership is there");
+        balancer.update().await.expect("the membership is known");
         verdicts.set(&"10.0.0.1:80".parse().expect("valid address"), down());
         balancer.backends().run_health_check(false).await;
 
         membership.set([("10.0.0.1:80", 7)]);
-        balancer.update().await.expect("the membership is there");
+        balancer.update().await.expect("the membership is known");
         assert_eq!(balancer.backends().get_backend().first().map(|backend| backend.weight), Some(7));
         assert_eq!(ready(&balancer), [("10.0.0.1:80".to_owned(), false)]);
 
         membership.set([]);
-        balancer.update().await.expect("the membership is there");
+        balancer.update().await.expect("the membership is known");
         membership.set([("10.0.0.1:80", 7)]);
-        balancer.update().await.expect("the membership is there");
+        balancer.update().await.expect("the membership is known");
         assert_eq!(ready(&balancer), [("10.0.0.1:80".to_owned(), true)]);
     }
 
-    // What Pingora's registry does when the balancer of a pool is replaced by another over the same registry.
+    // How Pingora's registry behaves when the balancer of a pool is replaced by another one with the same registry.
 
     use crate::membership::{members, ready as readiness};
 
@@ -218,7 +218,7 @@ mod tests {
     const TWO: &str = "10.0.0.2:80";
     const THREE: &str = "10.0.0.3:80";
 
-    /// Verdicts by which these are down, and a registry that is told them.
+    /// Verdicts with these backends down, and a registry that uses them.
     fn down_are(addresses: &[&str]) -> (Verdicts, Arc<HealthRegistry>) {
         let (verdicts, registry) = (Verdicts::new(), registry());
         registry.set_health_check(verdicts.publisher());
@@ -229,48 +229,48 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_second_balancer_has_the_health_of_those_that_stay_and_takes_the_new_ones_for_up() {
+    async fn a_second_balancer_keeps_the_health_of_known_backends_and_starts_new_ones_as_up() {
         let (verdicts, registry) = down_are(&[ONE]);
         let first = members(&[ONE, TWO], &registry).await;
         registry.run_health_check(false).await;
         let second = members(&[ONE, THREE], &registry).await;
-        assert_eq!(readiness(&second), [false, true], "a backend that is new begins as healthy");
-        assert_eq!(readiness(&first), [false, true], "the first balancer notices nothing");
+        assert_eq!(readiness(&second), [false, true], "a new backend starts as healthy");
+        assert_eq!(readiness(&first), [false, true], "the first balancer is unaffected");
 
         verdicts.set(&THREE.parse().expect("valid address"), down());
         first.backends().run_health_check(false).await;
-        assert_eq!(readiness(&second), [false, false], "a pass over one tells both");
+        assert_eq!(readiness(&second), [false, false], "a pass over one balancer updates both");
     }
 
     #[tokio::test]
-    async fn the_end_of_one_balancer_takes_no_health_from_the_other() {
+    async fn dropping_one_balancer_keeps_the_health_of_the_other() {
         let (_verdicts, registry) = down_are(&[ONE, TWO]);
         let first = members(&[ONE, TWO], &registry).await;
         registry.run_health_check(false).await;
         let second = members(&[ONE], &registry).await;
         drop(first);
-        assert_eq!(registry.target_count(), 1, "the registry forgets those that only the first one had");
+        assert_eq!(registry.target_count(), 1, "the registry drops backends that only the first one had");
         assert_eq!(readiness(&second), [false]);
         let third = members(&[ONE, TWO], &registry).await;
-        assert_eq!(readiness(&third), [false, true], "who comes back after that begins as healthy");
+        assert_eq!(readiness(&third), [false, true], "a backend that joins again starts as healthy");
     }
 
     #[tokio::test]
-    async fn fewer_members_in_one_balancer_take_no_health_from_the_other() {
+    async fn removing_members_from_one_balancer_keeps_the_health_of_the_other() {
         let (_verdicts, registry) = down_are(&[ONE]);
         let membership = Membership::default();
         membership.set([(ONE, 1), (TWO, 1)]);
         let first = crate::membership::view(&membership, &registry);
-        first.update().await.expect("the membership is there");
+        first.update().await.expect("the membership is known");
         let second = members(&[ONE, TWO], &registry).await;
         registry.run_health_check(false).await;
         membership.set([]);
-        first.update().await.expect("the membership is there");
+        first.update().await.expect("the membership is known");
         assert_eq!(readiness(&second), [false, true]);
     }
 
     #[tokio::test]
-    async fn a_backend_that_was_down_when_it_left_stays_down_for_balancers_from_before() {
+    async fn a_backend_that_was_down_when_it_left_stays_down_in_earlier_balancers() {
         let (verdicts, registry) = down_are(&[ONE, TWO]);
         let (one, two) = (ONE.parse().expect("valid address"), TWO.parse().expect("valid address"));
         let before = members(&[ONE, TWO], &registry).await;
@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_new_verdict_takes_the_place_of_the_one_from_before_the_backend_left() {
+    async fn a_new_verdict_replaces_the_one_that_was_retired() {
         let (verdicts, registry) = down_are(&[ONE]);
         let address = ONE.parse().expect("valid address");
         let balancer = members(&[ONE], &registry).await;

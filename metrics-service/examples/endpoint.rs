@@ -1,4 +1,4 @@
-//! A metrics endpoint in a Pingora `Server` of its own, over a bare Pingora load balancer.
+//! A metrics endpoint in a Pingora `Server`, for a plain Pingora load balancer.
 //!
 //! ```console
 //! $ cargo run -p metrics-service --example endpoint
@@ -6,8 +6,8 @@
 //! $ curl 127.0.0.1:6192/readyz
 //! ```
 //!
-//! The two backends are checked once a second: start something on one of them, for instance
-//! `python3 -m http.server 8081`, and see `lb_backend_up` change.
+//! The two backends are checked every second. Start a server on one of the ports, for example
+//! `python3 -m http.server 8081`, and `lb_backend_up` changes.
 
 use std::error::Error;
 use std::sync::Arc;

@@ -46,7 +46,7 @@ struct Address(SocketAddr);
 // === impl MetricsConfig ===
 
 impl MetricsConfig {
-    /// Where it is served; the port is above 0.
+    /// The address of the server; the port is above 0.
     pub fn address(&self) -> SocketAddr {
         self.address.0
     }
@@ -73,7 +73,7 @@ impl RequiredPools {
         }
     }
 
-    /// The one with this discriminant.
+    /// The variant with this discriminant.
     pub(crate) fn of(discriminant: u8) -> Self {
         match discriminant {
             all if all == Self::All as u8 => Self::All,
@@ -149,14 +149,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_required_is_found_by_its_discriminant() {
+    fn required_pools_are_found_by_their_discriminant() {
         for required in [RequiredPools::Any, RequiredPools::All, RequiredPools::None] {
             assert_eq!(RequiredPools::of(required as u8), required);
         }
     }
 
     #[test]
-    fn it_can_be_read_on_this_machine_only_unless_said_otherwise() {
+    fn the_default_address_is_loopback() {
         assert!(MetricsConfig::default().address().ip().is_loopback());
     }
 

@@ -1,14 +1,14 @@
-//! The HTTP side: which request gets which answer.
+//! The HTTP server: which request gets which response.
 //!
 //! ```text
 //! GET, HEAD  /metrics          Prometheus' text format
-//!            /livez            200 as long as the process answers at all
+//!            /livez            200 while the process responds at all
 //!            /readyz /healthz  200, or 503 with a reason per line; with ?verbose also a line for each pool
 //!            /api/v1/…         the JSON documents of the caller
 //! ```
 //!
-//! Any other path is 404, any other method 405, and a request that brings a body 413. The body is
-//! never read: the connection ends after the answer instead.
+//! Any other path gets 404, any other method 405, and a request with a body 413. The body is never read; the connection
+//! closes after the response instead.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,16 +28,16 @@ use crate::readiness::Readiness;
 const PLAIN: &str = "text/plain; charset=utf-8";
 const JSON: &str = "application/json";
 
-/// For how long a client may take in nothing of its answer before it is given up.
+/// Time without progress after which the response to a client is aborted.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Makes a document, which must be JSON, of the query of a request; or says what is wrong with the query.
+/// Returns a JSON document for the query of a request, or says what is wrong with the query.
 type Document = Arc<dyn Fn(Option<&str>) -> Result<String, String> + Send + Sync>;
 
-/// Why a request with this value of a header is refused; none when it is served.
+/// Why a request with this value of a header is refused; `None`: it is served.
 type Refusal = Box<dyn Fn(&[u8]) -> Option<String> + Send + Sync>;
 
-/// All that is read over HTTP, as an application for Pingora's [`HttpServer`].
+/// All endpoints, as an application for Pingora's [`HttpServer`].
 pub struct Endpoints {
     registry: Registry,
     readiness: Readiness,
@@ -47,7 +47,7 @@ pub struct Endpoints {
     refusal: Option<(&'static str, Refusal)>,
 }
 
-/// What a request gets, decided by its method and path alone.
+/// The endpoint of a request, chosen by its method and path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Answer {
     /// By index.
@@ -59,10 +59,10 @@ enum Answer {
     MethodNotAllowed,
 }
 
-/// An answer before it becomes a response: status, content type, body.
+/// Status, content type and body of a response.
 type Page = (StatusCode, &'static str, String);
 
-/// A service of one thread that answers as [`Endpoints`]. The caller adds the listeners.
+/// A service that serves [`Endpoints`] on one thread. The caller adds the listeners.
 pub fn service(endpoints: Endpoints, name: impl Into<String>) -> Service<HttpServer<Endpoints>> {
     let mut service = Service::new(name.into(), HttpServer::new_app(endpoints));
     service.threads = Some(1);
@@ -87,13 +87,13 @@ fn route(method: &Method, path: &str, documents: &[(&str, Document)]) -> Answer 
 // === impl Endpoints ===
 
 impl Endpoints {
-    /// Metrics and probes, and no documents yet.
+    /// Metrics and probes without documents.
     pub fn new(registry: Registry, readiness: Readiness) -> Self {
         Endpoints { registry, readiness, documents: Vec::new(), refusal: None }
     }
 
-    /// The same, and a JSON document at `path`. `document` is given the query of each request to it, on the service's only
-    /// thread: it must not block. What it refuses is answered with 400 and its words.
+    /// Adds a JSON document at `path`. `document` is called with the query of each request. It must not block, because
+    /// it runs on the only thread of the service. Its error becomes the body of a 400 response.
     #[must_use]
     pub fn with_document(
         mut self,
@@ -104,8 +104,8 @@ impl Endpoints {
         self
     }
 
-    /// The same, and a request with the header `name` is answered with 421 and the words of `refusal`, if it has any for the value of
-    /// the header. Requests without the header are served.
+    /// Refuses requests by the header `name`: if `refusal` returns a text for its value, the response is 421 with that
+    /// text. Requests without the header are served.
     #[must_use]
     pub fn refusing(
         self,
@@ -122,13 +122,13 @@ impl Endpoints {
         Some(response(status, content_type, body.len(), body.into_bytes()))
     }
 
-    /// The response to HEAD has the headers of that to GET. Pingora adds no `Content-Length`, and
-    /// without one it would send a body that only the end of the connection ends.
+    /// The response to HEAD has the same headers as that to GET. Pingora adds no `Content-Length`; without one, the
+    /// body would end only with the connection.
     fn respond(&self, method: &Method, uri: &Uri, brings_body: bool) -> Response<Vec<u8>> {
         let answer = route(method, uri.path(), &self.documents);
-        // A body with the wrong method goes unread as well, but the method is what is to be changed.
+        // With a wrong method, 405 says more than 413, and the body is not read either.
         let (status, content_type, body) = if brings_body && answer != Answer::MethodNotAllowed {
-            plain(StatusCode::PAYLOAD_TOO_LARGE, "send no body\n")
+            plain(StatusCode::PAYLOAD_TOO_LARGE, "the request must not have a body\n")
         } else {
             self.page(answer, uri.query())
         };
@@ -160,8 +160,8 @@ impl Endpoints {
         match exposition::text(&self.registry) {
             Ok(text) => (StatusCode::OK, TEXT_CONTENT_TYPE, text),
             Err(error) => {
-                log::error!("metrics: cannot encode: {error}");
-                let text = "cannot encode the metrics, see the log\n";
+                log::error!("metrics: cannot encode the metrics: {error}");
+                let text = "cannot encode the metrics; see the log\n";
                 plain(StatusCode::INTERNAL_SERVER_ERROR, text)
             }
         }
@@ -180,7 +180,7 @@ impl Endpoints {
     }
 }
 
-/// As Kubernetes' own probes are asked: `?verbose`, with or without a value.
+/// Whether the query has `verbose`, with or without a value, as the probes of Kubernetes have it.
 fn is_verbose(query: Option<&str>) -> bool {
     let mut names = query.unwrap_or_default().split('&').map(|pair| pair.split('=').next());
     names.any(|name| name == Some("verbose"))
@@ -190,7 +190,7 @@ fn plain(status: StatusCode, text: &str) -> Page {
     (status, PLAIN, text.to_owned())
 }
 
-/// `length` is that of the body for GET; the response to HEAD has no body and this length.
+/// `length` is the length of the body for GET. The response to HEAD has this length, but no body.
 fn response(
     status: StatusCode,
     content_type: &'static str,
@@ -206,9 +206,8 @@ fn response(
     response
 }
 
-/// Whether the connection must end after this request. Pingora's `HttpServer` sees to a client
-/// that says `Connection: close`, but keeps alive also those of HTTP/1.0 that never asked for it
-/// and that take the end of the connection for the end of the answer.
+/// Whether the connection must close after this request. Pingora's `HttpServer` obeys `Connection: close`, but also
+/// keeps connections of HTTP/1.0 clients alive that did not ask for it and that read until the connection closes.
 fn must_close(request: &RequestHeader, brings_body: bool) -> bool {
     let asks_to_stay = || {
         let connection = request.headers.get(CONNECTION);
@@ -221,7 +220,7 @@ fn must_close(request: &RequestHeader, brings_body: bool) -> bool {
 impl ServeHttp for Endpoints {
     async fn response(&self, session: &mut ServerSession) -> Response<Vec<u8>> {
         session.set_write_timeout(Some(WRITE_TIMEOUT));
-        // Judged by Content-Length and Transfer-Encoding: reads nothing.
+        // This checks Content-Length and Transfer-Encoding, and reads nothing.
         let brings_body = !session.is_body_empty();
         if must_close(session.req_header(), brings_body) {
             session.set_keepalive(None);
@@ -273,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_for_another_is_refused_by_its_header() {
+    fn a_request_is_refused_by_its_header() {
         let refusal = |value: &[u8]| (value != b"own").then(|| "it is another".to_owned());
         let endpoints = endpoints().refusing("For", refusal);
         let asked = |value: Option<&'static str>| {
@@ -291,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn each_path_has_its_answer() {
+    fn each_path_has_its_endpoint() {
         let documents = endpoints().documents;
         for (path, answer) in [
             ("/metrics", Answer::Metrics),
@@ -328,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn each_page_has_its_type_and_length_and_is_not_kept() {
+    fn each_response_has_a_type_and_a_length_and_is_not_cached() {
         for (path, status, content_type, text) in [
             ("/livez", 200, PLAIN, "ok\n"),
             ("/readyz", 200, PLAIN, "ok\n"),
@@ -351,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn reasons_for_not_being_ready_stand_one_per_line() {
+    fn each_reason_for_not_being_ready_has_a_line() {
         let pool = FixedPool::new("web", vec![member("a:1", 1, false)]);
         let readiness = Readiness::new(vec![Arc::new(pool) as Arc<dyn PoolView>]);
         readiness.set_listening(true);
@@ -366,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn a_verbose_answer_names_each_pool_also_when_the_process_is_ready() {
+    fn a_verbose_response_names_each_pool_even_when_the_process_is_ready() {
         let pools = [FixedPool::new("web", vec![member("a:1", 1, true)]), FixedPool::new("api", vec![])];
         let readiness = Readiness::new(crate::pools::tests::views(pools));
         readiness.set_listening(true);
@@ -408,7 +407,7 @@ mod tests {
     }
 
     #[test]
-    fn metrics_that_cannot_be_encoded_are_a_500() {
+    fn metrics_that_cannot_be_encoded_get_500() {
         let registry = Registry::new();
         registry.register(Box::new(untyped())).expect("registers");
         let endpoints = Endpoints::new(registry, Readiness::new(vec![]));
@@ -417,7 +416,7 @@ mod tests {
     }
 
     #[test]
-    fn the_connection_ends_after_bodies_and_plain_http_1_0() {
+    fn the_connection_closes_after_bodies_and_plain_http_1_0() {
         let request = |version, connection: Option<&str>| {
             let mut request = RequestHeader::build("GET", b"/metrics", None).expect("a request");
             request.set_version(version);

@@ -1,8 +1,8 @@
-//! Building blocks of our own collectors, and the text that a scrape gets.
+//! Building blocks of our collectors, and the text of a scrape.
 //!
-//! The label vectors of the crate `prometheus` find a series by a hash over its label values put
-//! end to end, so `{pool="web",backend="11"}` and `{pool="web1",backend="1"}` become one series.
-//! Collectors here build their families label by label instead; nothing is looked up by hash.
+//! The label vectors of the crate `prometheus` find a series by a hash over its concatenated label values, so
+//! `{pool="web",backend="11"}` and `{pool="web1",backend="1"}` become one series. Our collectors build their families
+//! label by label instead, without a hash.
 
 use std::collections::HashMap;
 
@@ -14,14 +14,14 @@ use thiserror::Error;
 /// The content type of [`text`].
 pub(crate) const TEXT_CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// Whether a family counts up for ever or goes both ways.
+/// Whether the values of a family only increase.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     Counter,
     Gauge,
 }
 
-/// One metric family: its name, help and label names, to which values are added at each scrape.
+/// Name, help and label names of a metric family. Each scrape adds the values.
 #[derive(Debug)]
 pub(crate) struct Family {
     name: &'static str,
@@ -31,11 +31,11 @@ pub(crate) struct Family {
     desc: Desc,
 }
 
-/// Why a scrape could not be answered.
+/// Why a scrape failed.
 #[derive(Debug, Error)]
 pub(crate) enum ExpositionError {
-    /// The text encoder panics on this type, so it is refused before it gets there.
-    #[error("family {0} is untyped, which the text format of this program cannot carry")]
+    /// The text encoder would panic on this type.
+    #[error("family {0} is untyped, which the text encoder does not support")]
     Untyped(String),
     #[error(transparent)]
     Encode(#[from] prometheus::Error),
@@ -44,7 +44,7 @@ pub(crate) enum ExpositionError {
 impl Family {
     /// # Panics
     ///
-    /// When a name is not valid in Prometheus. All names are constants of this crate.
+    /// Panics if a name is not valid in Prometheus. All names are constants of this crate.
     pub(crate) fn new(
         kind: Kind,
         name: &'static str,
@@ -61,7 +61,7 @@ impl Family {
         &self.desc
     }
 
-    /// One series of this family. `values` belong to the label names in their order.
+    /// A series of this family. The `values` are in the order of the label names.
     pub(crate) fn sample(&self, values: &[&str], value: f64) -> Metric {
         debug_assert_eq!(values.len(), self.labels.len(), "labels of {}", self.name);
         let mut metric = Metric::from_label(label_pairs(self.labels, values));
@@ -80,7 +80,7 @@ impl Family {
         metric
     }
 
-    /// The family as a collector hands it out.
+    /// The family with these samples, as a collector returns it.
     pub(crate) fn with(&self, samples: Vec<Metric>) -> MetricFamily {
         let mut family = MetricFamily::default();
         family.set_name(self.name.into());
@@ -94,11 +94,11 @@ impl Family {
     }
 }
 
-/// All that is registered, in Prometheus' text format.
+/// All registered metrics in Prometheus' text format.
 ///
 /// # Errors
 ///
-/// When a registered collector hands out a family that the format cannot carry.
+/// Fails if a registered collector returns a family that the format does not support.
 pub(crate) fn text(registry: &Registry) -> Result<String, ExpositionError> {
     let families = registry.gather();
     if let Some(family) = families.iter().find(|family| family.get_field_type() == MetricType::UNTYPED) {
@@ -122,14 +122,14 @@ pub(crate) mod tests {
     use super::*;
     use prometheus::core::Collector;
 
-    /// What a scrape of nothing but `collector` would get.
+    /// The text of a scrape of `collector` alone.
     pub(crate) fn scrape(collector: impl Collector + 'static) -> String {
         let registry = Registry::new();
         registry.register(Box::new(collector)).expect("registers");
         text(&registry).expect("encodes")
     }
 
-    /// Hands out one family, whatever it is.
+    /// A collector that returns this family.
     pub(crate) struct Fixed(pub(crate) Family, pub(crate) MetricFamily);
 
     impl Collector for Fixed {
@@ -150,7 +150,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn families_carry_help_type_labels_and_value() {
+    fn families_have_help_type_labels_and_values() {
         let family = Family::new(Kind::Counter, "lb_things_total", "Things.", &["pool", "kind"]);
         let collected = family.with(vec![family.sample(&["web", "a \"b\"\n"], 2.5)]);
         assert_eq!(
@@ -162,7 +162,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn an_untyped_family_is_an_error_and_no_panic() {
+    fn an_untyped_family_is_an_error_instead_of_a_panic() {
         let registry = Registry::new();
         registry.register(Box::new(untyped())).expect("registers");
         let error = text(&registry).expect_err("the encoder cannot write it");
@@ -180,7 +180,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn an_empty_registry_is_an_empty_text() {
+    fn an_empty_registry_has_an_empty_text() {
         assert_eq!(text(&Registry::new()).expect("encodes"), "");
     }
 }

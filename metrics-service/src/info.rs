@@ -1,11 +1,10 @@
-//! Series about the program itself: which build runs, with which configuration.
+//! Metrics of the program itself: its build and its configuration.
 
 use prometheus::{Error, Gauge, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 
-/// Which configuration is in effect, and what became of the others.
+/// Metrics of the configuration in effect and of reloads.
 ///
-/// The first configuration is generation 1, and having it loaded is a success; a program that
-/// never reloads stays there.
+/// The first configuration is generation 1 and counts as successful. A program that never reloads keeps these values.
 #[derive(Clone, Debug)]
 pub struct ConfigMetrics {
     generation: IntGauge,
@@ -14,14 +13,14 @@ pub struct ConfigMetrics {
     reloads: [IntCounter; Reload::ALL.len()],
 }
 
-/// What became of a configuration that was read again.
+/// The result of a reload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reload {
-    /// It is in effect.
+    /// The new configuration is in effect.
     Applied,
-    /// It is not, and the one before it stays in effect.
+    /// The new configuration was refused, and the old one stays in effect.
     Refused,
-    /// It was in effect, did harm, and the one before it is back.
+    /// The new configuration caused failures, and the old one is in effect again.
     RolledBack,
 }
 
@@ -29,10 +28,9 @@ pub enum Reload {
 ///
 /// # Errors
 ///
-/// When `registry` has it already.
+/// Fails if `registry` already has it.
 pub fn build_info(registry: &Registry, version: &str) -> Result<(), Error> {
-    let opts =
-        Opts::new("lb_build_info", "The build that is running; always 1.").const_label("version", version);
+    let opts = Opts::new("lb_build_info", "The running build; always 1.").const_label("version", version);
     let info = IntGauge::with_opts(opts)?;
     info.set(1);
     registry.register(Box::new(info))
@@ -46,23 +44,16 @@ impl ConfigMetrics {
     ///
     /// # Errors
     ///
-    /// When `registry` has series of these names already.
+    /// Fails if `registry` already has metrics of these names.
     pub fn register(registry: &Registry) -> Result<Self, Error> {
-        let generation = IntGauge::new(
-            "lb_config_generation",
-            "Number of the configuration in effect; the one read at the start is 1.",
-        )?;
+        let generation =
+            IntGauge::new("lb_config_generation", "Number of the configuration in effect; 1 at the start.")?;
         let last_reload_successful = Gauge::new(
             "lb_config_last_reload_successful",
-            "Whether the configuration read last is in effect (1) or was refused (0).",
+            "1 if the last reload was applied, 0 if it was refused or rolled back.",
         )?;
-        let reloads = IntCounterVec::new(
-            Opts::new(
-                "lb_config_reloads_total",
-                "Configurations that were read again, by what became of them.",
-            ),
-            &["result"],
-        )?;
+        let reloads =
+            IntCounterVec::new(Opts::new("lb_config_reloads_total", "Reloads by result."), &["result"])?;
         generation.set(1);
         last_reload_successful.set(1.0);
         registry.register(Box::new(generation.clone()))?;
@@ -72,14 +63,14 @@ impl ConfigMetrics {
         Ok(ConfigMetrics { generation, last_reload_successful, reloads })
     }
 
-    /// A configuration was read again, and this one is in effect now.
+    /// Counts a reload, after which this generation is in effect.
     pub fn reloaded(&self, result: Reload, generation: u64) {
         self.reloads[result as usize].inc();
         self.last_reload_successful.set(f64::from(u8::from(result == Reload::Applied)));
         self.set_generation(generation);
     }
 
-    /// This configuration is in effect now, for another reason than that one was read.
+    /// Sets the generation in effect after a change other than a reload.
     pub fn set_generation(&self, generation: u64) {
         self.generation.set(i64::try_from(generation).unwrap_or(i64::MAX));
     }
@@ -116,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_configuration_is_generation_one_and_a_success() {
+    fn the_first_configuration_is_generation_one_and_successful() {
         let registry = Registry::new();
         ConfigMetrics::register(&registry).expect("registers");
         let text = exposition::text(&registry).expect("encodes");
@@ -125,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reload_is_counted_by_its_result_and_the_last_one_shown() {
+    fn reloads_are_counted_by_result_and_the_last_one_is_shown() {
         let registry = Registry::new();
         let metrics = ConfigMetrics::register(&registry).expect("registers");
         let shows = |lines: &[&str]| {

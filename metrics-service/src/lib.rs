@@ -1,8 +1,7 @@
-//! What can be read from a load balancer over HTTP: `/metrics` for Prometheus, `/livez` and
-//! `/readyz` for orchestrators, JSON documents such as `/api/v1/status` for people and programs.
+//! The HTTP endpoints that describe a load balancer: `/metrics` for Prometheus, `/livez` and `/readyz` for
+//! orchestrators, and JSON documents such as `/api/v1/status` for people and programs.
 //!
-//! The crate speaks only in types of Pingora and of `prometheus`, so that it fits into any
-//! Pingora `Server`:
+//! The interface of the crate has only types of Pingora and of `prometheus`, so it fits into any Pingora `Server`:
 //!
 //! ```text
 //!   Registry <-- PoolCollector ----+
@@ -13,14 +12,12 @@
 //!   service() -> Service<HttpServer<Endpoints>>, to which the caller adds the listeners
 //! ```
 //!
-//! Nothing is copied in the background: membership, health and process numbers are read when a
-//! request asks for them. Hence a backend that left a pool is gone from the very next scrape.
+//! Nothing is copied in the background: membership, health and process metrics are read for each request. A backend
+//! that has left its pool is therefore absent from the next scrape.
 //!
-//! Nothing here changes the program it reports on: only GET and HEAD are answered, and the body
-//! of a request is never read.
+//! Nothing here changes the program: only GET and HEAD are allowed, and the body of a request is never read.
 //!
-//! `examples/endpoint.rs` shows the whole of it around a bare
-//! `LoadBalancer::<RoundRobin>::try_from_iter`.
+//! `examples/endpoint.rs` is a complete program with a plain `LoadBalancer::<RoundRobin>::try_from_iter`.
 
 pub mod config;
 mod endpoints;

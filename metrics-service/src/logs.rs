@@ -1,4 +1,4 @@
-//! `lb_*_lines_dropped_total`: lines of logs that were not written, because a log must not hold up anything else.
+//! `lb_*_lines_dropped_total`: lines of logs that were dropped, because a log must never block the program.
 
 use std::fmt;
 
@@ -7,17 +7,18 @@ use prometheus::proto::MetricFamily;
 
 use crate::exposition::{Family, Kind};
 
-/// The dropped lines of both logs. Read at each scrape from where they are counted.
+/// Counters of the dropped lines of both logs. Each scrape reads them from their source.
 pub struct LogCollector {
     log: Counted,
     access_log: Counted,
 }
 
-/// A family of one series, and where its value is read.
+/// A family of one series, and the source of its value.
 struct Counted(Family, Box<dyn Fn() -> u64 + Send + Sync>);
 
 impl LogCollector {
-    /// Reads the lines that the daemon's own log has dropped, and those of the access log; neither may go down.
+    /// The arguments return the numbers of dropped lines of the daemon's log and of the access log. Neither may
+    /// decrease.
     pub fn new(
         log: impl Fn() -> u64 + Send + Sync + 'static,
         access_log: impl Fn() -> u64 + Send + Sync + 'static,
@@ -25,11 +26,11 @@ impl LogCollector {
         let counter = |name, help| Family::new(Kind::Counter, name, help, &[]);
         let log_family = counter(
             "lb_log_lines_dropped_total",
-            "Lines of the log that were not written, because standard error did not take them.",
+            "Lines of the log that were dropped because standard error was blocked.",
         );
         let access_log_family = counter(
             "lb_access_log_lines_dropped_total",
-            "Lines of the access log that were not written, because its target did not take them.",
+            "Lines of the access log that were dropped because its target was blocked.",
         );
         Self {
             log: Counted(log_family, Box::new(log)),

@@ -1,4 +1,4 @@
-//! Pools as the metrics see them: who is there, with which weight, and who is ready.
+//! Pools as the metrics show them: their backends, weights and states.
 
 use std::sync::Arc;
 
@@ -9,52 +9,52 @@ use prometheus::proto::{Metric, MetricFamily};
 
 use crate::exposition::{Family, Kind};
 
-/// One backend of a pool, at one moment.
+/// A snapshot of one backend of a pool.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Member {
     /// `1.2.3.4:80`, `[::1]:80` or the path of a Unix socket.
     pub address: String,
     /// The configured weight.
     pub weight: usize,
-    /// What it is at the moment.
+    /// The current state.
     pub state: BackendState,
 }
 
-/// A pool that can be looked at while others use it.
+/// A pool that can be read while it is in use.
 pub trait PoolView: Send + Sync {
-    /// The pool's name, different from that of every other pool in the same program.
+    /// The name of the pool, which is unique in the program.
     fn name(&self) -> &str;
 
-    /// The backends now, each address once.
+    /// The current backends, each address once.
     fn members(&self) -> Vec<Member>;
 }
 
-/// The pools that there are at the moment: the same all the time, or what a function says. Clones share it.
+/// The current pools: a fixed list, or the result of a function. Clones share it.
 #[derive(Clone)]
 pub struct Views(Arc<dyn Fn() -> Vec<Arc<dyn PoolView>> + Send + Sync>);
 
 /// A Pingora [`LoadBalancer`] with the name of its pool.
 ///
-/// The balancer is the very one that the proxy picks from and the prober checks.
+/// The proxy and the prober use the same balancer.
 pub struct BalancedPool<S: BackendSelection> {
     name: String,
     balancer: Arc<LoadBalancer<S>>,
 }
 
-/// The states a backend can be in; in `lb_backend_state` each has a series, and exactly one is 1.
+/// The states of a backend. Each has a series in `lb_backend_state`, and exactly one series is 1.
 ///
-/// A bare Pingora balancer tells ready from not ready, so its backends are up or down.
+/// The backends of a plain Pingora balancer are either up or down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BackendState {
-    /// Requests are sent to it.
+    /// It gets requests.
     Up,
     /// Its health checks fail.
     Down,
-    /// An operator lets it finish.
+    /// An operator drains it.
     Draining,
-    /// It failed requests, and is left out for a while.
+    /// It failed requests or was too slow, and gets none until the ejection ends.
     Ejected,
-    /// An operator took it out.
+    /// An operator has disabled it.
     Disabled,
 }
 
@@ -69,7 +69,7 @@ pub struct PoolCollector {
 // === impl Views ===
 
 impl Views {
-    /// What `pools` returns whenever somebody looks.
+    /// Calls `pools` for each scrape.
     pub fn read_by(pools: impl Fn() -> Vec<Arc<dyn PoolView>> + Send + Sync + 'static) -> Self {
         Views(Arc::new(pools))
     }
@@ -88,7 +88,7 @@ impl From<Vec<Arc<dyn PoolView>>> for Views {
 // === impl BalancedPool ===
 
 impl<S: BackendSelection> BalancedPool<S> {
-    /// Shows `balancer` under the name `name`.
+    /// Shows `balancer` as the pool `name`.
     pub fn new(name: impl Into<String>, balancer: Arc<LoadBalancer<S>>) -> Self {
         BalancedPool { name: name.into(), balancer }
     }
@@ -115,11 +115,10 @@ where
     }
 }
 
-/// To Pingora one address with two weights is two backends. As two series of one name they would
-/// make Prometheus refuse the whole scrape, so they are shown as the one they are: with the sum of
-/// the weights, and up when either is.
+/// Merges backends with equal addresses into one, which has the sum of the weights and is up if either is.
 ///
-/// Equal addresses come next to each other, as the set of backends is ordered by address.
+/// To Pingora, one address with two weights is two backends. Prometheus would refuse a scrape with two series of the
+/// same labels. Equal addresses are adjacent, because the set of backends is ordered by address.
 fn merge_addresses(members: impl Iterator<Item = Member>) -> Vec<Member> {
     let mut merged: Vec<Member> = Vec::new();
     for member in members {
@@ -139,7 +138,7 @@ fn merge_addresses(members: impl Iterator<Item = Member>) -> Vec<Member> {
 // === impl Member ===
 
 impl Member {
-    /// Whether requests are sent to it.
+    /// Whether it gets requests.
     pub fn is_ready(&self) -> bool {
         self.state == BackendState::Up
     }
@@ -156,7 +155,7 @@ impl BackendState {
         BackendState::Disabled,
     ];
 
-    /// The state of a backend of which only this is known.
+    /// Up if the backend is ready, otherwise down.
     pub fn of(ready: bool) -> Self {
         if ready { BackendState::Up } else { BackendState::Down }
     }
@@ -176,14 +175,14 @@ impl BackendState {
 // === impl PoolCollector ===
 
 impl PoolCollector {
-    /// Reports on `pools`, whose names must differ.
+    /// Collects metrics of `pools`, whose names must be unique.
     pub fn new(pools: impl Into<Views>) -> Self {
         PoolCollector {
             pools: pools.into(),
             up: Family::new(
                 Kind::Gauge,
                 "lb_backend_up",
-                "Whether requests are sent to the backend (1) or not (0).",
+                "1 if the backend gets requests, otherwise 0.",
                 &["pool", "backend"],
             ),
             weight: Family::new(
@@ -195,7 +194,7 @@ impl PoolCollector {
             state: Family::new(
                 Kind::Gauge,
                 "lb_backend_state",
-                "1 for the state that the backend is in, 0 for the others.",
+                "1 for the current state of the backend, 0 for the others.",
                 &["pool", "backend", "state"],
             ),
         }
@@ -215,7 +214,7 @@ impl Collector for PoolCollector {
         vec![self.up.desc(), self.weight.desc(), self.state.desc()]
     }
 
-    /// Each pool is read once, so that the three families of one scrape agree with each other.
+    /// Reads each pool once, so the three families of a scrape are consistent.
     fn collect(&self) -> Vec<MetricFamily> {
         let (mut up, mut weight, mut state) = (Vec::new(), Vec::new(), Vec::new());
         for pool in self.pools.now() {
@@ -247,7 +246,7 @@ pub(crate) mod tests {
 
     use crate::exposition::tests::scrape;
 
-    /// A pool of given members.
+    /// A pool with these members.
     pub(crate) struct FixedPool {
         name: &'static str,
         members: Vec<Member>,
@@ -273,7 +272,7 @@ pub(crate) mod tests {
         Member { address: address.to_owned(), weight, state: BackendState::of(ready) }
     }
 
-    /// Finds whatever backends the test says there are.
+    /// Discovers the backends that a test sets.
     #[derive(Clone, Default)]
     struct Scripted(Arc<Mutex<BTreeSet<Backend>>>);
 
@@ -300,7 +299,7 @@ pub(crate) mod tests {
         (script, Arc::new(LoadBalancer::from_backends(backends)))
     }
 
-    /// For the types' sake: a list of views is not one of fixed pools.
+    /// Converts fixed pools to views.
     pub(crate) fn views<P: PoolView + 'static>(pools: impl IntoIterator<Item = P>) -> Vec<Arc<dyn PoolView>> {
         pools.into_iter().map(|pool| Arc::new(pool) as Arc<dyn PoolView>).collect()
     }
@@ -310,14 +309,14 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_bare_balancer_is_shown_as_it_is() {
+    fn a_plain_balancer_shows_its_backends_as_up_or_down() {
         let balancer = LoadBalancer::<RoundRobin>::try_from_iter(["127.0.0.1:2", "[::1]:1"]);
         let balancer = Arc::new(balancer.expect("addresses"));
         let down = Backend::new("[::1]:1").expect("an address");
         balancer.backends().set_enable(&down, false);
         assert_eq!(
             scrape(collector(BalancedPool::new("web", balancer))),
-            r#"# HELP lb_backend_state 1 for the state that the backend is in, 0 for the others.
+            r#"# HELP lb_backend_state 1 for the current state of the backend, 0 for the others.
 # TYPE lb_backend_state gauge
 lb_backend_state{pool="web",backend="127.0.0.1:2",state="disabled"} 0
 lb_backend_state{pool="web",backend="127.0.0.1:2",state="down"} 0
@@ -329,7 +328,7 @@ lb_backend_state{pool="web",backend="[::1]:1",state="down"} 1
 lb_backend_state{pool="web",backend="[::1]:1",state="draining"} 0
 lb_backend_state{pool="web",backend="[::1]:1",state="ejected"} 0
 lb_backend_state{pool="web",backend="[::1]:1",state="up"} 0
-# HELP lb_backend_up Whether requests are sent to the backend (1) or not (0).
+# HELP lb_backend_up 1 if the backend gets requests, otherwise 0.
 # TYPE lb_backend_up gauge
 lb_backend_up{pool="web",backend="127.0.0.1:2"} 1
 lb_backend_up{pool="web",backend="[::1]:1"} 0
@@ -342,7 +341,7 @@ lb_backend_weight{pool="web",backend="[::1]:1"} 1
     }
 
     #[test]
-    fn pools_that_come_and_go_are_seen_at_each_scrape() {
+    fn each_scrape_shows_the_current_pools() {
         let pools: Arc<Mutex<Vec<Arc<dyn PoolView>>>> = Arc::default();
         let seen = pools.clone();
         let shown = Views::read_by(move || seen.lock().expect("no test panics with it").clone());
@@ -358,7 +357,7 @@ lb_backend_weight{pool="web",backend="[::1]:1"} 1
     }
 
     #[tokio::test]
-    async fn a_backend_gone_from_the_pool_is_gone_from_the_next_scrape() {
+    async fn a_removed_backend_is_absent_from_the_next_scrape() {
         let (script, balancer) = scripted_balancer();
         let registry = prometheus::Registry::new();
         let pool = BalancedPool::new("web", Arc::clone(&balancer));
@@ -393,7 +392,7 @@ lb_backend_weight{pool="web",backend="[::1]:1"} 1
         );
     }
 
-    /// The label vectors of `prometheus` would make one series of these two.
+    /// The label vectors of `prometheus` would merge these two series.
     #[test]
     fn label_values_that_run_together_stay_two_series() {
         let text = scrape(PoolCollector::new(views([
@@ -413,7 +412,7 @@ lb_backend_weight{pool="web",backend="[::1]:1"} 1
     }
 
     #[test]
-    fn the_same_backend_in_two_pools_has_its_own_series_in_each() {
+    fn a_backend_in_two_pools_has_a_series_in_each() {
         let text = scrape(PoolCollector::new(views([
             FixedPool::new("a", vec![member("h:1", 1, true)]),
             FixedPool::new("b", vec![member("h:1", 2, false)]),

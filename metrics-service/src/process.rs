@@ -1,8 +1,8 @@
-//! `process_*`: what the kernel says of this process, read from `/proc/self` at each scrape.
+//! `process_*`: metrics of this process, read from `/proc/self` at each scrape.
 //!
-//! The collector of the crate `prometheus` counts CPU in whole seconds, which makes of every rate
-//! a staircase, and keeps the process id of the moment it was made, which is wrong after a fork
-//! into the background. This one has neither: the numbers are floats and no id is kept.
+//! The collector of the crate `prometheus` counts CPU time in whole seconds, so its rates change in steps. It also
+//! keeps the PID from its construction, which is wrong after a fork into the background. This collector uses fractions
+//! of a second and keeps no PID.
 
 use std::{fs, io};
 
@@ -12,11 +12,11 @@ use thiserror::Error;
 
 use crate::exposition::{Family, Kind};
 
-/// Ticks per second of the times in `/proc`. The kernel converts to this from its own clock, and
-/// it is 100 on every architecture that Rust's standard library runs on under Linux.
+/// Ticks per second of the times in `/proc`. It is 100 on every Linux architecture that Rust's standard library
+/// supports.
 const USER_HZ: f64 = 100.0;
 
-/// The process that scrapes are answered by: CPU, memory, file descriptors, threads, start.
+/// Metrics of this process: CPU, memory, file descriptors, threads, start time.
 ///
 /// On a system without `/proc` its series are absent.
 pub struct ProcessCollector {
@@ -29,13 +29,13 @@ pub struct ProcessCollector {
     threads: Family,
 }
 
-/// The fields that are used of `/proc/PID/stat`, in the kernel's units.
+/// The fields of `/proc/PID/stat` that are used, in the kernel's units.
 #[derive(Debug, PartialEq, Eq)]
 struct Stat {
     user_ticks: u64,
     system_ticks: u64,
     threads: u64,
-    /// Since the machine started.
+    /// Ticks since the machine started.
     start_ticks: u64,
     virtual_bytes: u64,
 }
@@ -46,43 +46,43 @@ struct Reading {
     stat: Stat,
     resident_bytes: u64,
     open_fds: u64,
-    /// `None` when there is no limit.
+    /// `None` if there is no limit.
     max_fds: Option<u64>,
     /// When the machine started, in Unix time.
     boot_seconds: u64,
 }
 
-/// Why a reading could not be taken.
+/// Why a reading failed.
 #[derive(Debug, Error)]
 enum ReadingError {
     #[error("cannot read {path}: {source}")]
     Read { path: &'static str, source: io::Error },
-    #[error("cannot make sense of {0}")]
+    #[error("{0} has an unexpected format")]
     Parse(&'static str),
 }
 
 // === impl ProcessCollector ===
 
 impl ProcessCollector {
-    /// Reads nothing yet, so it may be made before a fork.
+    /// Creates the collector. It reads nothing yet, so this may run before a fork.
     pub fn new() -> Self {
         let gauge = |name, help| Family::new(Kind::Gauge, name, help, &[]);
         ProcessCollector {
             cpu: Family::new(
                 Kind::Counter,
                 "process_cpu_seconds_total",
-                "User and system CPU time spent, in seconds.",
+                "User and system CPU time in seconds.",
                 &[],
             ),
-            resident: gauge("process_resident_memory_bytes", "Resident memory, in bytes."),
-            virtual_memory: gauge("process_virtual_memory_bytes", "Virtual memory, in bytes."),
+            resident: gauge("process_resident_memory_bytes", "Resident memory in bytes."),
+            virtual_memory: gauge("process_virtual_memory_bytes", "Virtual memory in bytes."),
             open_fds: gauge("process_open_fds", "Open file descriptors."),
-            max_fds: gauge("process_max_fds", "Most file descriptors that may be open."),
+            max_fds: gauge("process_max_fds", "Maximum number of open file descriptors."),
             start_time: gauge(
                 "process_start_time_seconds",
-                "When the process started, in seconds since the Unix epoch.",
+                "Start time of the process in seconds since the Unix epoch.",
             ),
-            threads: gauge("process_threads", "Threads of the process."),
+            threads: gauge("process_threads", "Number of threads."),
         }
     }
 
@@ -150,26 +150,26 @@ impl Reading {
 
 fn read<T>(path: &'static str, parse: fn(&str) -> Option<T>) -> Result<T, ReadingError> {
     let text = fs::read(path).map_err(|source| ReadingError::Read { path, source })?;
-    // The name of a process is whatever bytes it likes.
+    // The name of a process may contain any bytes.
     parse(&String::from_utf8_lossy(&text)).ok_or(ReadingError::Parse(path))
 }
 
 fn count_open_fds() -> Result<u64, ReadingError> {
     let path = "/proc/self/fd";
     let entries = fs::read_dir(path).map_err(|source| ReadingError::Read { path, source })?;
-    // One of them is the directory being read.
+    // One of them is the directory that is being read.
     Ok((entries.count() as u64).saturating_sub(1))
 }
 
 // === impl Stat ===
 
 impl Stat {
-    /// `text` is the line in `/proc/PID/stat`. Its second field, the name in parentheses, may
-    /// itself hold spaces and parentheses: only after the last `)` do fields stand between spaces.
+    /// Parses the line in `/proc/PID/stat`. Its second field, the name in parentheses, may contain spaces and
+    /// parentheses, so the other fields are split after the last `)`.
     fn parse(text: &str) -> Option<Self> {
         let (_, after_name) = text.rsplit_once(')')?;
         let fields: Vec<&str> = after_name.split_ascii_whitespace().collect();
-        // Numbered as in proc(5), where the state, the first one here, is field 3.
+        // The numbers are those of proc(5), in which the first field here, the state, is field 3.
         let field = |number: usize| fields.get(number - 3)?.parse().ok();
         Some(Stat {
             user_ticks: field(14)?,
@@ -181,14 +181,14 @@ impl Stat {
     }
 }
 
-/// `VmRSS` of `/proc/PID/status`. Unlike the count in `stat` it needs no page size.
+/// Reads `VmRSS` of `/proc/PID/status`. Unlike the value in `stat`, it needs no page size.
 fn resident_bytes(status: &str) -> Option<u64> {
     let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:"))?;
     let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim_end().parse().ok()?;
     kibibytes.checked_mul(1024)
 }
 
-/// The soft limit in the line `Max open files` of `/proc/PID/limits`; `Some(None)` for no limit.
+/// Reads the soft limit in the line `Max open files` of `/proc/PID/limits`; `Some(None)` if there is no limit.
 fn open_files_limit(limits: &str) -> Option<Option<u64>> {
     let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;
     match line.split_ascii_whitespace().next()? {
@@ -197,7 +197,7 @@ fn open_files_limit(limits: &str) -> Option<Option<u64>> {
     }
 }
 
-/// `btime` of `/proc/stat`.
+/// Reads `btime` of `/proc/stat`.
 fn boot_seconds(stat: &str) -> Option<u64> {
     let line = stat.lines().find_map(|line| line.strip_prefix("btime "))?;
     line.trim().parse().ok()
@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn stat_is_read_after_whatever_name() {
+    fn stat_is_parsed_after_any_name() {
         for name in ["cat", "a b", "a) S 1 2 (b", "(((", ")", "x) R 7 7 7 7", ""] {
             let line = format!("12693 ({name}) {FIELDS}\n");
             assert_eq!(Stat::parse(&line), Some(stat()), "{name}");
@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn stat_that_is_cut_short_or_odd_is_refused() {
+    fn a_truncated_or_malformed_stat_is_refused() {
         let line = format!("12693 (cat) {FIELDS}");
         let until_threads = line.find(" 100407").expect("it is there");
         for text in ["", "1 (cat", "1 (cat)", &line[..until_threads]] {
@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn the_soft_limit_of_open_files_counts() {
+    fn the_limit_of_open_files_is_the_soft_limit() {
         let line = |soft| format!("Limit  Soft Limit\nMax open files   {soft}   40000   files\n");
         assert_eq!(open_files_limit(&line("20000")), Some(Some(20_000)));
         assert_eq!(open_files_limit(&line("unlimited")), Some(None));
@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn cpu_and_start_have_parts_of_a_second() {
+    fn cpu_and_start_time_have_fractions_of_a_second() {
         let reading = Reading {
             stat: stat(),
             resident_bytes: 4096,
@@ -289,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn no_limit_is_no_series() {
+    fn without_a_limit_there_is_no_series() {
         let reading =
             Reading { stat: stat(), resident_bytes: 0, open_fds: 0, max_fds: None, boot_seconds: 0 };
         let families = ProcessCollector::new().families(&reading);
@@ -299,7 +299,7 @@ mod tests {
 
     #[cfg(target_os = "linux")]
     #[test]
-    fn this_very_process_can_be_read() {
+    fn this_process_can_be_read() {
         let held = fs::File::open("/proc/self/stat").expect("opens");
         let text = scrape(ProcessCollector::new());
         let value = |name: &str| -> f64 {

@@ -1,9 +1,9 @@
-//! Whether this process should be sent traffic, and if not, why.
+//! Whether this process should receive traffic, and if not, why.
 //!
-//! Readiness is about this process: it has its configuration, its first checks are done, its listeners accept, and it does not
-//! drain. Pools are shared: where several balancers stand in front of the same pools, one broken application must not take all of
-//! the balancers out of service. So [`RequiredPools`] says how far the pools count, and by default it is enough that one of them
-//! has a ready backend.
+//! Readiness describes this process: its configuration is loaded, its first checks are done, its listeners accept
+//! connections, and it is not draining. Pools are shared between load balancers, and one broken application must not
+//! take all of them out of service. Therefore [`RequiredPools`] says which pools count. By default, one pool with a
+//! ready backend is enough.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -13,8 +13,8 @@ use crate::pools::{Member, PoolView, Views};
 
 /// The conditions behind `/readyz`. Clones share them.
 ///
-/// Ready means all of: every listener accepts, no drain runs, and as many pools have a ready backend as [`RequiredPools`] says.
-/// Starts as not listening and not draining.
+/// The process is ready when every listener accepts connections, no drain runs, and the pools that [`RequiredPools`]
+/// names have a ready backend. At first it is neither listening nor draining.
 #[derive(Clone)]
 pub struct Readiness {
     conditions: Arc<Conditions>,
@@ -26,20 +26,20 @@ struct Conditions {
     required: AtomicU8,
     listening: AtomicBool,
     draining: AtomicBool,
-    /// Why the process is never ready.
+    /// Why the process is never ready, if it is not.
     withheld: OnceLock<&'static str>,
 }
 
 /// The conditions at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Report {
-    /// What the process itself lacks, a line each.
+    /// Why the process itself is not ready, one reason per line.
     process: Vec<String>,
     required: RequiredPools,
     pools: Vec<PoolReport>,
 }
 
-/// How many backends of a pool are ready.
+/// The number of ready backends of a pool.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct PoolReport {
     name: String,
@@ -50,7 +50,7 @@ struct PoolReport {
 // === impl Readiness ===
 
 impl Readiness {
-    /// One of `pools` must have a ready backend for the process to be ready, until [`require`](Self::require) says otherwise.
+    /// Requires a ready backend in one of `pools`, until [`require`](Self::require) changes that.
     pub fn new(pools: impl Into<Views>) -> Self {
         let conditions = Conditions {
             pools: pools.into(),
@@ -62,27 +62,27 @@ impl Readiness {
         Readiness { conditions: Arc::new(conditions) }
     }
 
-    /// From now on these pools must have a ready backend.
+    /// Sets the pools that must have a ready backend.
     pub fn require(&self, pools: RequiredPools) {
         self.conditions.required.store(pools as u8, Ordering::Release);
     }
 
-    /// To be called with `true` once every listener is bound and accepts.
+    /// Call this with `true` once every listener is bound and accepts connections.
     pub fn set_listening(&self, listening: bool) {
         self.conditions.listening.store(listening, Ordering::Release);
     }
 
-    /// To be called with `true` when a drain begins, before the listeners close.
+    /// Call this with `true` when a drain begins, before the listeners close.
     pub fn set_draining(&self, draining: bool) {
         self.conditions.draining.store(draining, Ordering::Release);
     }
 
-    /// For this reason the process is never ready, whatever its pools are. The first reason stays.
+    /// Makes the process never ready, for this reason. Only the first reason counts.
     pub fn withhold(&self, reason: &'static str) {
         let _ = self.conditions.withheld.set(reason);
     }
 
-    /// Whether every listener accepts.
+    /// Whether every listener accepts connections.
     pub fn is_listening(&self) -> bool {
         self.conditions.listening.load(Ordering::Acquire)
     }
@@ -92,7 +92,7 @@ impl Readiness {
         self.conditions.draining.load(Ordering::Acquire)
     }
 
-    /// All conditions as they are now.
+    /// The current conditions.
     pub fn report(&self) -> Report {
         let withheld = self.conditions.withheld.get().copied();
         let mut process: Vec<_> = withheld.into_iter().map(str::to_owned).collect();
@@ -109,13 +109,13 @@ impl Readiness {
 
     /// # Errors
     ///
-    /// Every reason for not being ready, each a line for a person to read.
+    /// Every reason why the process is not ready, one per line, for people to read.
     pub fn check(&self) -> Result<(), Vec<String>> {
         let reasons = self.report().reasons();
         if reasons.is_empty() { Ok(()) } else { Err(reasons) }
     }
 
-    /// The names of the pools that have a ready backend, or of those that have none; whether they are required or not.
+    /// The names of the pools with a ready backend, or of those without one, required or not.
     pub fn pools(&self, ready: bool) -> Vec<String> {
         let pools = self.report().pools.into_iter();
         pools.filter(|pool| (pool.ready > 0) == ready).map(|pool| pool.name).collect()
@@ -125,7 +125,7 @@ impl Readiness {
 // === impl Report ===
 
 impl Report {
-    /// Why the process is not ready, a line each; none: it is ready.
+    /// Why the process is not ready, one reason per line; empty if it is ready.
     pub fn reasons(&self) -> Vec<String> {
         let lacking = self.lacking().into_iter().map(PoolReport::line);
         self.process.iter().cloned().chain(lacking).collect()
@@ -139,7 +139,7 @@ impl Report {
         ok.into_iter().chain(self.process.iter().cloned()).chain(pools).collect()
     }
 
-    /// The pools whose missing backends make the process not ready.
+    /// The pools because of which the process is not ready.
     fn lacking(&self) -> Vec<&PoolReport> {
         let down: Vec<_> = self.pools.iter().filter(|pool| pool.ready == 0).collect();
         match self.required {
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn starts_as_not_listening() {
+    fn readiness_starts_as_not_listening() {
         let readiness = readiness(vec![healthy()]);
         let reasons = vec!["starting: the listeners do not accept yet".to_owned()];
         assert_eq!(readiness.check(), Err(reasons));
@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_required_can_change() {
+    fn the_required_pools_can_change() {
         let readiness = listening(RequiredPools::Any, vec![healthy(), down()]);
         readiness.clone().require(RequiredPools::All);
         assert_eq!(readiness.check(), no_backend(&["api"]));
@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn pools_are_named_whether_they_are_required_or_not() {
+    fn all_pools_are_named_required_or_not() {
         for required in [RequiredPools::Any, RequiredPools::All, RequiredPools::None] {
             let readiness = listening(required, vec![healthy(), down()]);
             assert_eq!(readiness.pools(true), ["web"]);
@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn all_lines_name_every_pool_and_those_without_a_ready_backend_first() {
+    fn the_lines_name_every_pool_and_start_with_those_without_a_ready_backend() {
         let readiness = listening(RequiredPools::Any, vec![healthy(), down()]);
         let pools = ["pool api: no backend is ready", "pool web: 1 of 2 backends is ready"];
         assert_eq!(readiness.report().lines(), [&["ok"], &pools[..]].concat());
@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn a_drain_is_seen_through_every_clone_and_can_be_taken_back() {
+    fn a_drain_is_visible_in_every_clone_and_can_be_cancelled() {
         let readiness = readiness(vec![healthy()]);
         readiness.set_listening(true);
         let clone = readiness.clone();

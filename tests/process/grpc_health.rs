@@ -85,7 +85,7 @@ fn service_names_the_service_to_check() {
     two.set("shop.Billing", Serving::Serving);
     let daemon = start(&lab, &[one.address, two.address], &check(", service: shop.Orders"));
     wait_up(&daemon, one.address, true);
-    wait_down(&daemon, two.address, "the service shop.Orders is not known there");
+    wait_down(&daemon, two.address, "the gRPC health service has no service shop.Orders");
     two.set("shop.Orders", Serving::Serving);
     wait_up(&daemon, two.address, true);
     assert_eq!(check_after(&one, 0).service, "shop.Orders");
@@ -153,7 +153,7 @@ fn a_backend_without_a_health_service_or_http_2_is_down_with_a_reason_in_the_log
     bare.behave(GrpcBehaviour::Unimplemented);
     let refusing = Origin::refusing("refusing");
     let daemon = start(&lab, &[bare.address, http1.address, refusing.address], &check(""));
-    wait_down(&daemon, bare.address, "no gRPC health service there (unimplemented)");
+    wait_down(&daemon, bare.address, "the backend has no gRPC health service (unimplemented)");
     wait_down(&daemon, http1.address, "the backend does not speak HTTP/2");
     wait_down(&daemon, refusing.address, "connection refused");
 }
@@ -166,8 +166,8 @@ fn a_backend_that_hangs_is_down_after_the_timeout_and_no_connection_is_left() {
     let more = "health_check: {type: grpc, interval: 60s, fast_interval: 60s, timeout: 500ms}";
     let begun = Instant::now();
     let daemon = start(&lab, &[hanging.address, unreachable.address], more);
-    wait_down(&daemon, hanging.address, "timeout after 500ms");
-    wait_down(&daemon, unreachable.address, "timeout after 500ms");
+    wait_down(&daemon, hanging.address, "timed out after 500ms");
+    wait_down(&daemon, unreachable.address, "timed out after 500ms");
     let took = begun.elapsed();
     assert!((Duration::from_millis(500)..Duration::from_secs(10)).contains(&took), "took {took:?}");
     wait::until(LONG, "no connection is open", || hanging.open_connections() == 0);

@@ -1,16 +1,16 @@
-//! The gRPC check: one question to the backend's own health service, on a connection of its own.
+//! The gRPC check: one request to the backend's own health service, on a new connection.
 //!
-//! The protocol is `grpc.health.v1`, its method `Check` (`health-checking.md` in the repository of gRPC), over HTTP/2:
-//! as agreed in the TLS handshake where the peer has TLS, and with prior knowledge where it has not.
+//! It calls the method `Check` of `grpc.health.v1` (`health-checking.md` in the repository of gRPC) over HTTP/2. With
+//! TLS, HTTP/2 is negotiated in the handshake; without TLS, it is used with prior knowledge.
 //!
 //! ```text
-//! check          connects, asks, closes
-//!   first_frame  notes whether the backend speaks HTTP/2 at all
-//!   message      question and answer as bytes
-//!   answer       what the answer, or the lack of one, means
+//! check          connects, sends the request, closes
+//!   first_frame  records whether the backend uses HTTP/2 at all
+//!   message      request and response as bytes
+//!   answer       what the response, or its absence, means
 //! ```
 //!
-//! The connection is driven by the check itself and not by a task, so nothing is left over when the check is given up.
+//! The check itself drives the connection, without a task, so nothing remains when the check is dropped.
 
 mod answer;
 mod first_frame;
@@ -34,13 +34,14 @@ use crate::settings::GrpcCheck;
 
 const PATH: &str = "/grpc.health.v1.Health/Check";
 
-/// How much of a body is read: two bytes say all, and fields to come are small.
+/// Limit on the body that is read. Two bytes are enough, and fields of later versions are small.
 const LONGEST_BODY: usize = 4 * 1024;
 
-/// How much head an answer may have.
+/// Limit on the head of a response.
 const LARGEST_HEAD: u32 = 16 * 1024;
 
-/// What the polite end of a connection may cost. It is written to a socket whose buffer is empty, so it costs nothing.
+/// Time limit for closing the connection cleanly. The frame goes into an empty socket buffer, so this takes no time in
+/// practice.
 const GOODBYE: Duration = Duration::from_millis(50);
 
 pub(super) async fn check(
@@ -55,7 +56,7 @@ pub(super) async fn check(
     answer::judge(&answer.map_err(|error| answer::failure(&error, &first))?, &check.service)
 }
 
-/// Connects, and makes sure that the backend agrees to HTTP/2 where that is a matter of agreement.
+/// Connects. With TLS, the backend must negotiate HTTP/2.
 async fn connect(connector: &TransportConnector, peer: &HttpPeer) -> Result<Stream, CheckError> {
     let stream = connector.new_stream(peer).await.map_err(|error| handshake_failure(error.into()))?;
     if peer.is_tls() && stream.selected_alpn_proto() != Some(ALPN::H2) {
@@ -64,7 +65,7 @@ async fn connect(connector: &TransportConnector, peer: &HttpPeer) -> Result<Stre
     Ok(stream)
 }
 
-/// A server that knows other protocols only may end the handshake for that reason (RFC 7301, section 3.2).
+/// A server without HTTP/2 may abort the handshake for that reason (RFC 7301, section 3.2).
 fn handshake_failure(error: CheckError) -> CheckError {
     match error {
         CheckError::Tls(cause) if cause.contains("NoApplicationProtocol") => CheckError::NotHttp2,
@@ -89,7 +90,7 @@ fn request(check: &GrpcCheck, peer: &HttpPeer) -> Result<Request<()>, CheckError
     request.map_err(|error| CheckError::Other(error.to_string()))
 }
 
-/// Sends the request, takes in the answer, and says goodbye.
+/// Sends the request, receives the response, and closes the connection.
 async fn ask(stream: Noting<Stream>, request: Request<()>, message: Bytes) -> Result<Answer, h2::Error> {
     let mut client = h2::client::Builder::new();
     client.enable_push(false).max_header_list_size(LARGEST_HEAD);
@@ -99,16 +100,16 @@ async fn ask(stream: Noting<Stream>, request: Request<()>, message: Bytes) -> Re
         tokio::select! {
             biased;
             answer = &mut answer => (answer, None),
-            // It ends first when it breaks, or when the backend ends it: after an answer or without one.
+            // It ends first if it breaks, or if the backend closes it, with or without a response.
             ended = &mut connection => (answer.await, Some(ended)),
         }
     };
-    // With nobody left who could send a request, the connection ends by itself, as agreed between the two sides.
+    // The last sender is dropped, so the connection closes itself with GOAWAY.
     let ended = match ended {
         Some(ended) => ended,
         None => tokio::time::timeout(GOODBYE, connection).await.unwrap_or(Ok(())),
     };
-    // A connection knows better than its stream why it ended.
+    // The error of the connection says more than the error of its stream.
     answer.map_err(|error| ended.err().unwrap_or(error))
 }
 
@@ -124,7 +125,7 @@ async fn exchange(
     Ok(Answer { status: head.status, headers: head.headers, body, trailers })
 }
 
-/// Reads the body and what comes after it, or as much of it as any answer may have.
+/// Reads the body and the trailers, or the body up to [`LONGEST_BODY`].
 async fn read(mut stream: RecvStream) -> Result<(Vec<u8>, Option<http::HeaderMap>), h2::Error> {
     let mut body = Vec::new();
     while let Some(part) = stream.data().await {
@@ -158,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn a_handshake_that_ends_for_want_of_a_common_protocol_is_told_as_such() {
+    fn a_handshake_without_a_common_protocol_means_no_http2() {
         let alert = CheckError::Tls("received fatal alert: NoApplicationProtocol".to_owned());
         assert_eq!(handshake_failure(alert), CheckError::NotHttp2);
         assert_eq!(handshake_failure(CheckError::Refused), CheckError::Refused);

@@ -1,4 +1,4 @@
-//! The HTTP check: a request of its own on a connection of its own, and a look at the answer.
+//! The HTTP check: one request on a new connection, and the examination of its response.
 
 use pingora::connectors::TransportConnector;
 use pingora::http::RequestHeader;
@@ -8,7 +8,7 @@ use pingora::upstreams::peer::HttpPeer;
 use super::{CheckError, USER_AGENT, authority};
 use crate::settings::HttpCheck;
 
-/// How much of a body is searched for the expected text.
+/// Limit on the part of a body that is searched for the expected text.
 const LONGEST_BODY: usize = 256 * 1024;
 
 pub(super) async fn check(
@@ -43,13 +43,13 @@ fn request(check: &HttpCheck, peer: &HttpPeer) -> Result<RequestHeader, CheckErr
         || check.method == http::Method::PUT
         || check.method == http::Method::PATCH
     {
-        // Servers may insist on being told that a body is empty, where the method usually has one.
+        // Some servers require a length with a method that usually has a body.
         request.insert_header("Content-Length", "0")?;
     }
     Ok(request)
 }
 
-/// Reads the head of the answer, past interim ones such as 103.
+/// Reads the status of the final response. Interim responses such as 103 are skipped.
 async fn read_status(session: &mut HttpSession) -> Result<u16, CheckError> {
     loop {
         session.read_response().await?;
@@ -67,7 +67,7 @@ async fn body_contains(session: &mut HttpSession, text: &[u8]) -> Result<bool, C
     while body.len() < LONGEST_BODY
         && let Some(part) = session.read_body_ref().await?
     {
-        // The text may begin in what came before: look again at as much of it as a match could reach back to.
+        // A match may begin in the previous part, so the search starts that far back.
         let unseen = body.len().saturating_sub(text.len().saturating_sub(1));
         let room = LONGEST_BODY - body.len();
         body.extend_from_slice(&part[..part.len().min(room)]);
@@ -87,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_text_is_found_anywhere() {
+    fn a_text_is_found_anywhere_in_the_body() {
         assert!(contains(b"status: ok\n", b"ok"));
         assert!(!contains(b"status: o", b"ok"));
         assert!(contains(b"", b""));

@@ -1,4 +1,4 @@
-//! The TCP check: a connection can be made, with the TLS handshake where the peer has TLS.
+//! The TCP check: connect, with a TLS handshake if the peer has TLS.
 
 use pingora::connectors::TransportConnector;
 use pingora::upstreams::peer::HttpPeer;
@@ -6,7 +6,7 @@ use pingora::upstreams::peer::HttpPeer;
 use super::CheckError;
 
 pub(super) async fn check(connector: &TransportConnector, peer: &HttpPeer) -> Result<(), CheckError> {
-    // The new connection is closed as it is dropped: it never enters the connector's pool.
+    // Dropping the new connection closes it. It never enters the pool of the connector.
     connector.new_stream(peer).await?;
     Ok(())
 }

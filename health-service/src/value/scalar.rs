@@ -1,7 +1,7 @@
-//! Reading one YAML scalar into a type of its own.
+//! Reads one YAML scalar into a type.
 //!
-//! Every leaf value of the section goes through [`read`], so that a refusal always quotes what was found and says
-//! what was expected, whether it was written as text (`5s`) or as a number (`5`).
+//! Every leaf value of the section goes through [`read`], so each error quotes what was found and says what was
+//! expected, whether the value is a text (`5s`) or a number (`5`).
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -10,18 +10,18 @@ use serde::de::{Deserializer, Error, Visitor};
 
 /// A value that is written as one scalar.
 pub(super) trait FromScalar: Sized {
-    /// What a refusal says was expected: `a duration such as 250ms or 5s`.
+    /// What an error says was expected: `a duration such as 250ms or 5s`.
     const EXPECTED: &'static str;
 
-    /// Reads the value as text. An error says what is wrong with the text.
+    /// Reads the value as text. The error says what is wrong with it.
     fn from_text(text: &str) -> Result<Self, String>;
 
-    /// Reads the value as a whole number; by default refused as a wrong kind of value.
+    /// Reads the value as an integer; by default an error.
     fn from_integer(number: i64) -> Result<Self, String> {
         Err(format!("expected {}, found {number}", Self::EXPECTED))
     }
 
-    /// Reads the value as any other number; by default refused as a wrong kind of value.
+    /// Reads the value as a number that is not an integer; by default an error.
     fn from_float(number: f64) -> Result<Self, String> {
         Err(format!("expected {}, found {number}", Self::EXPECTED))
     }

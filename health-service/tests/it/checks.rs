@@ -143,7 +143,7 @@ async fn the_timeout_covers_the_whole_check() {
     let begun = Instant::now();
     for address in [silent.address, trickling.address] {
         let settings = Settings { timeout: Duration::from_millis(250), ..with_body("ok") };
-        assert_eq!(reason(settings, address).await, "timeout after 250ms");
+        assert_eq!(reason(settings, address).await, "timed out after 250ms");
     }
     assert!(begun.elapsed() >= Duration::from_millis(500));
 }
@@ -151,7 +151,7 @@ async fn the_timeout_covers_the_whole_check() {
 #[tokio::test]
 async fn a_truncated_response_fails() {
     let without_answer = Origin::answering("").await;
-    let broken_off = "connection closed before the end of the answer";
+    let broken_off = "connection closed before the end of the response";
     assert_eq!(reason(http(HttpCheck::default()), without_answer.address).await, broken_off);
     let half_a_body = Origin::answering("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf").await;
     assert_eq!(reason(with_body("ok"), half_a_body.address).await, broken_off);
@@ -160,5 +160,5 @@ async fn a_truncated_response_fails() {
 #[tokio::test]
 async fn a_response_that_is_not_http_fails() {
     let origin = Origin::answering("220 mail.example.com ESMTP\r\n\r\n").await;
-    assert_eq!(reason(http(HttpCheck::default()), origin.address).await, "answer is not valid HTTP");
+    assert_eq!(reason(http(HttpCheck::default()), origin.address).await, "the response is not valid HTTP");
 }

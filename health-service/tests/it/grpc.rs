@@ -295,15 +295,15 @@ async fn any_other_response_fails_with_a_reason() {
     };
     for (reply, expected) in [
         (Reply::Serving(2), "not serving"),
-        (Reply::Serving(0), "the backend does not know whether it serves (status UNKNOWN)"),
-        (Reply::Serving(3), "the service shop is not known there"),
-        (head(&[("grpc-status", "5")]), "the service shop is not known there"),
-        (head(&[("grpc-status", "12")]), "no gRPC health service there (unimplemented)"),
+        (Reply::Serving(0), "serving status UNKNOWN"),
+        (Reply::Serving(3), "the gRPC health service has no service shop"),
+        (head(&[("grpc-status", "5")]), "the gRPC health service has no service shop"),
+        (head(&[("grpc-status", "12")]), "the backend has no gRPC health service (unimplemented)"),
         (head(&[("grpc-status", "14"), ("grpc-message", "full")]), "gRPC status unavailable: \"full\""),
         (Reply::OnlyHead(404, vec![]), "status 404, expected 200"),
-        (Reply::OnlyHead(200, vec![("content-type", "text/html")]), "answer is not valid gRPC"),
-        (Reply::NoTrailers, "answer is not valid gRPC"),
-        (Reply::Endless, "answer is not valid gRPC"),
+        (Reply::OnlyHead(200, vec![("content-type", "text/html")]), "the response is not valid gRPC"),
+        (Reply::NoTrailers, "the response is not valid gRPC"),
+        (Reply::Endless, "the response is not valid gRPC"),
     ] {
         assert_eq!(reason_for(reply.clone()).await, expected, "{reply:?}");
     }
@@ -320,7 +320,7 @@ async fn a_stream_or_connection_that_ends_without_a_response_fails() {
             Reply::GoAway(Reason::ENHANCE_YOUR_CALM),
             "HTTP/2: connection ended by the backend: detected excessive load generating behavior",
         ),
-        (Reply::Hangup, "connection closed before the end of the answer"),
+        (Reply::Hangup, "connection closed before the end of the response"),
     ] {
         assert_eq!(reason_for(reply.clone()).await, expected, "{reply:?}");
     }
@@ -342,7 +342,7 @@ async fn a_backend_of_another_protocol_fails_with_a_reason() {
     let mail = Origin::start(Manner::Banner(b"220 mail.example.com ESMTP\r\n".to_vec())).await;
     assert_eq!(reason(about(""), mail.address).await, not_http2);
     let closing = Origin::answering("").await;
-    assert_eq!(reason(about(""), closing.address).await, "connection closed without a word of HTTP/2");
+    assert_eq!(reason(about(""), closing.address).await, "connection closed before any HTTP/2 frame");
     let (_socket, refusing) = refusing();
     assert_eq!(reason(about(""), refusing).await, "connection refused");
 }
@@ -353,7 +353,7 @@ async fn the_timeout_covers_the_handshake_and_the_response() {
     let never = Server::start(Reply::Never).await;
     for address in [silent.address, never.address] {
         let settings = Settings { timeout: Duration::from_millis(250), ..about("") };
-        assert_eq!(reason(settings, address).await, "timeout after 250ms");
+        assert_eq!(reason(settings, address).await, "timed out after 250ms");
     }
 }
 

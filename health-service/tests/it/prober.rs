@@ -130,7 +130,7 @@ async fn the_prober_is_ready_once_every_backend_of_every_pool_is_checked() {
     running.until_ready().await;
     assert!(begun.elapsed() >= Duration::from_millis(500), "the prober must wait for the slowest check");
     assert_eq!((web.ready(), api.ready()), (1, 0));
-    assert_eq!(web.verdict(silent.address).reason, "1 check failed: timeout after 500ms");
+    assert_eq!(web.verdict(silent.address).reason, "1 check failed: timed out after 500ms");
     assert_eq!(api.verdict(refusing).reason, "1 check failed: connection refused");
     running.shut_down().await;
 }
@@ -247,7 +247,7 @@ async fn fifty_hanging_backends_of_two_hundred_delay_no_check_of_the_others() {
         assert!(verdict.up && verdict.last_failure.is_none(), "{verdict:?}");
     }
     for origin in &hanging {
-        assert_eq!(pool.verdict(origin.address).reason, "1 check failed: timeout after 4s");
+        assert_eq!(pool.verdict(origin.address).reason, "1 check failed: timed out after 4s");
     }
     assert_eq!(pool.ready(), 150);
     running.shut_down().await;

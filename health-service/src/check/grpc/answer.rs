@@ -1,8 +1,8 @@
-//! What an answer means, and what it means when there is none. Nothing here waits or reads.
+//! What a response, or its absence, means for the check. Nothing here does I/O.
 //!
 //! The rules are those of gRPC over HTTP/2 (`PROTOCOL-HTTP2.md` in the repository of gRPC): the HTTP status is 200, the
-//! content type says gRPC, and `grpc-status` stands in the trailers, or in the head where that is all there is. Only
-//! with a `grpc-status` of zero does the message count.
+//! content type is that of gRPC, and `grpc-status` is in the trailers, or in the head if there are no trailers. The
+//! message counts only if `grpc-status` is zero.
 
 use http::{HeaderMap, StatusCode};
 
@@ -10,7 +10,7 @@ use super::first_frame::FirstFrame;
 use super::message;
 use crate::check::CheckError;
 
-/// How much of a `grpc-message` goes into a reason.
+/// Number of characters of a `grpc-message` that a reason contains.
 const LONGEST_EXPLANATION: usize = 120;
 
 /// Names of the values of `grpc-status`, from 0.
@@ -38,7 +38,7 @@ const OK: usize = 0;
 const NOT_FOUND: usize = 5;
 const UNIMPLEMENTED: usize = 12;
 
-/// A whole answer.
+/// A complete response.
 #[derive(Debug, Default)]
 pub(super) struct Answer {
     pub(super) status: StatusCode,
@@ -47,7 +47,7 @@ pub(super) struct Answer {
     pub(super) trailers: Option<HeaderMap>,
 }
 
-/// Whether this answer to a question about `service` passes the check.
+/// Whether this response about `service` passes the check.
 pub(super) fn judge(answer: &Answer, service: &str) -> Result<(), CheckError> {
     if answer.status != StatusCode::OK {
         return Err(CheckError::Status { status: answer.status.as_u16(), expected: "200".to_owned() });
@@ -64,7 +64,7 @@ pub(super) fn judge(answer: &Answer, service: &str) -> Result<(), CheckError> {
     }
 }
 
-/// `ServingStatus` of the protocol.
+/// Judges the `ServingStatus` of the protocol.
 fn judge_serving(status: Option<u64>, service: &str) -> Result<(), CheckError> {
     match status {
         Some(0) => Err(CheckError::ServingUnknown),
@@ -75,7 +75,8 @@ fn judge_serving(status: Option<u64>, service: &str) -> Result<(), CheckError> {
     }
 }
 
-/// `application/grpc`, or with a message format or parameters behind it; not `application/grpc-web`.
+/// Whether the content type is `application/grpc`, with an optional format or parameters; `application/grpc-web` is
+/// not.
 fn is_grpc(headers: &HeaderMap) -> bool {
     let Some(content_type) = text(headers, "content-type") else { return false };
     let rest = content_type.strip_prefix("application/grpc");
@@ -86,7 +87,7 @@ fn grpc_status(headers: &HeaderMap) -> Option<usize> {
     text(headers, "grpc-status")?.parse().ok()
 }
 
-/// `unavailable: "no database"`. The words are the backend's own: quoted, and not too many of them.
+/// Formats `unavailable: "no database"`. The message comes from the backend, so it is quoted and truncated.
 fn describe(status: usize, headers: &HeaderMap) -> String {
     let name = STATUS_NAMES.get(status).map_or_else(|| status.to_string(), |&name| name.to_owned());
     match text(headers, "grpc-message") {
@@ -102,7 +103,7 @@ fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     headers.get(name)?.to_str().ok()
 }
 
-/// Why there is no answer.
+/// Why there is no response.
 pub(super) fn failure(error: &h2::Error, first: &FirstFrame) -> CheckError {
     match (first.is_settings(), error.reason()) {
         (Some(false), _) => CheckError::NotHttp2,
@@ -116,7 +117,7 @@ fn blame(error: &h2::Error) -> &'static str {
     match (error.is_remote(), error.is_go_away()) {
         (true, true) => "connection ended by the backend",
         (true, false) => "stream reset by the backend",
-        (false, _) => "broken answer",
+        (false, _) => "malformed response",
     }
 }
 
@@ -133,13 +134,13 @@ mod tests {
 
     const GRPC: (&str, &str) = ("content-type", "application/grpc");
 
-    /// An answer with this message, and the status 0 in its trailers.
+    /// A response with this message, and the status 0 in its trailers.
     fn saying(message: &[u8]) -> Answer {
         let trailers = Some(headers(&[("grpc-status", "0")]));
         Answer { headers: headers(&[GRPC]), body: message.to_vec(), trailers, ..Answer::default() }
     }
 
-    /// An answer that is only a head.
+    /// A response that consists of a head only.
     fn only_head(more: &[(&'static str, &'static str)]) -> Answer {
         Answer { headers: headers(&[&[GRPC], more].concat()), ..Answer::default() }
     }
@@ -152,32 +153,32 @@ mod tests {
     fn only_serving_passes() {
         assert_eq!(judge(&saying(b"\0\0\0\0\x02\x08\x01"), "shop"), Ok(()));
         assert_eq!(reason(&saying(b"\0\0\0\0\x02\x08\x02")), "not serving");
-        assert_eq!(reason(&saying(b"\0\0\0\0\x02\x08\x03")), "the service shop is not known there");
-        let unknown = "the backend does not know whether it serves (status UNKNOWN)";
+        assert_eq!(reason(&saying(b"\0\0\0\0\x02\x08\x03")), "the gRPC health service has no service shop");
+        let unknown = "serving status UNKNOWN";
         assert_eq!(reason(&saying(b"\0\0\0\0\0")), unknown);
         assert_eq!(reason(&saying(b"\0\0\0\0\x02\x08\x00")), unknown);
-        assert_eq!(reason(&saying(b"\0\0\0\0\x02\x08\x04")), "answer is not valid gRPC");
+        assert_eq!(reason(&saying(b"\0\0\0\0\x02\x08\x04")), "the response is not valid gRPC");
     }
 
     #[test]
-    fn a_failed_call_fails_wherever_its_status_stands() {
+    fn a_failed_call_fails_with_its_status_in_head_or_trailers() {
         let in_head = only_head(&[("grpc-status", "12"), ("grpc-message", "unknown service")]);
-        assert_eq!(reason(&in_head), "no gRPC health service there (unimplemented)");
+        assert_eq!(reason(&in_head), "the backend has no gRPC health service (unimplemented)");
         let in_trailers = Answer { trailers: Some(headers(&[("grpc-status", "5")])), ..only_head(&[]) };
-        assert_eq!(reason(&in_trailers), "the service shop is not known there");
+        assert_eq!(reason(&in_trailers), "the gRPC health service has no service shop");
         let whole_server = judge(&in_trailers, "").expect_err("it should fail").to_string();
-        assert_eq!(whole_server, "there is no status for the server as a whole: name a service");
+        assert_eq!(whole_server, "the gRPC health service has no status for the whole server: set `service`");
     }
 
     #[test]
-    fn a_status_that_failed_counts_even_when_a_message_came_before() {
+    fn a_failed_status_counts_even_after_a_message() {
         let trailers = Some(headers(&[("grpc-status", "14")]));
         let answer = Answer { trailers, ..saying(b"\0\0\0\0\x02\x08\x01") };
         assert_eq!(reason(&answer), "gRPC status unavailable");
     }
 
     #[test]
-    fn other_statuses_are_told_by_name_with_what_the_backend_says() {
+    fn other_statuses_are_named_with_the_message_of_the_backend() {
         let denied = only_head(&[("grpc-status", "7"), ("grpc-message", "no token")]);
         assert_eq!(reason(&denied), r#"gRPC status permission denied: "no token""#);
         assert_eq!(reason(&only_head(&[("grpc-status", "99")])), "gRPC status 99");
@@ -187,14 +188,14 @@ mod tests {
     }
 
     #[test]
-    fn another_status_of_http_fails() {
+    fn another_http_status_fails() {
         let answer = Answer { status: StatusCode::SERVICE_UNAVAILABLE, ..saying(b"\0\0\0\0\x02\x08\x01") };
         assert_eq!(reason(&answer), "status 503, expected 200");
     }
 
     #[test]
-    fn an_answer_that_is_not_grpc_fails() {
-        let not_grpc = "answer is not valid gRPC";
+    fn a_response_that_is_not_grpc_fails() {
+        let not_grpc = "the response is not valid gRPC";
         for content_type in ["text/html", "application/grpc-web", "application/grpcx"] {
             let head = headers(&[("content-type", content_type)]);
             assert_eq!(reason(&Answer { headers: head, ..saying(b"\0\0\0\0\x02\x08\x01") }), not_grpc);
@@ -217,11 +218,11 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_is_told_by_what_came_first() {
+    fn a_failure_depends_on_the_first_frame() {
         let broken = h2::Error::from(h2::Reason::FRAME_SIZE_ERROR);
         assert_eq!(failure(&broken, &FirstFrame::of(None)), CheckError::ClosedAtOnce);
         assert_eq!(failure(&broken, &FirstFrame::of(Some(b'P'))), CheckError::NotHttp2);
         let reason = failure(&broken, &FirstFrame::of(Some(4))).to_string();
-        assert_eq!(reason, "HTTP/2: broken answer: frame with invalid size");
+        assert_eq!(reason, "HTTP/2: malformed response: frame with invalid size");
     }
 }

@@ -1,8 +1,8 @@
-//! A stream that notes how the other side begins.
+//! A stream that records the type of the first frame it receives.
 //!
-//! Whoever speaks HTTP/2 begins with a frame of the type SETTINGS (RFC 9113, section 3.4). The `h2` crate reports
-//! anything else as a broken frame or as the end of the stream; what came first tells "speaks another protocol" from
-//! "speaks HTTP/2, but something went wrong".
+//! An HTTP/2 server starts with a SETTINGS frame (RFC 9113, section 3.4). The `h2` crate reports anything else as a
+//! broken frame or as the end of the stream. The first frame distinguishes a backend that uses another protocol from
+//! one whose HTTP/2 connection failed.
 
 use std::io;
 use std::pin::Pin;
@@ -11,17 +11,17 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// Where a frame has its type: after three bytes of length.
+/// Offset of the type of a frame, after three bytes of length.
 const TYPE: usize = 3;
 
-/// The type of a frame with settings.
+/// The type of a SETTINGS frame.
 const SETTINGS: u8 = 4;
 
-/// What is known of the first frame; clones share it.
+/// The type of the first frame, once it is known. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub(super) struct FirstFrame(Arc<OnceLock<u8>>);
 
-/// A stream whose first frame is noted.
+/// A stream that records the type of its first frame.
 #[derive(Debug)]
 pub(super) struct Noting<S> {
     stream: S,
@@ -33,7 +33,7 @@ pub(super) struct Noting<S> {
 // === impl FirstFrame ===
 
 impl FirstFrame {
-    /// Whether it has settings; `None` when it has not come.
+    /// Whether the first frame is SETTINGS; `None` before its type has arrived.
     pub(super) fn is_settings(&self) -> Option<bool> {
         self.0.get().map(|kind| *kind == SETTINGS)
     }
@@ -93,7 +93,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Noting<S> {
 mod tests {
     use super::*;
 
-    /// What is known after these reads.
+    /// The result after these reads.
     fn after(reads: &[&[u8]]) -> Option<bool> {
         let first = FirstFrame::default();
         let mut noting = Noting::new((), first.clone());
@@ -106,7 +106,7 @@ mod tests {
     const EMPTY_SETTINGS: &[u8] = &[0, 0, 0, 4, 0, 0, 0, 0, 0];
 
     #[test]
-    fn settings_are_recognised_however_they_arrive() {
+    fn settings_are_recognized_in_one_or_several_reads() {
         assert_eq!(after(&[EMPTY_SETTINGS]), Some(true));
         assert_eq!(after(&[&EMPTY_SETTINGS[..3], &EMPTY_SETTINGS[3..]]), Some(true));
         let bytes: Vec<&[u8]> = EMPTY_SETTINGS.chunks(1).collect();
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_known_before_the_type_has_come() {
+    fn the_result_is_unknown_before_the_type_has_arrived() {
         assert_eq!(after(&[]), None);
         assert_eq!(after(&[b"HTT"]), None);
     }

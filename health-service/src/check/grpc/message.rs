@@ -1,18 +1,18 @@
-//! The two messages of `grpc.health.v1`, as bytes: protobuf within the frame that gRPC gives each message.
+//! The two messages of `grpc.health.v1` as bytes: protobuf inside a gRPC frame.
 //!
-//! `HealthCheckRequest` is `{string service = 1}`, `HealthCheckResponse` is `{ServingStatus status = 1}`. That is little
-//! enough to write by hand; fields that a later version may add are passed over, as protobuf asks.
+//! `HealthCheckRequest` is `{string service = 1}`, and `HealthCheckResponse` is `{ServingStatus status = 1}`, so a
+//! hand-written codec is short. Unknown fields are skipped, as protobuf requires.
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-/// One byte that says whether the message is compressed, four with its length.
+/// One byte for the compression flag, four bytes for the length of the message.
 const FRAME_HEAD: usize = 5;
 
-/// Field 1 with the wire type of texts, and with that of numbers.
+/// Field 1 with the wire type of strings, and with that of integers.
 const SERVICE: u8 = 1 << 3 | 2;
 const STATUS: u64 = 1 << 3;
 
-/// The request that asks about `service`.
+/// The request about `service`.
 pub(super) fn request(service: &str) -> Bytes {
     let mut message = BytesMut::new();
     if !service.is_empty() {
@@ -27,7 +27,7 @@ pub(super) fn request(service: &str) -> Bytes {
     framed.freeze()
 }
 
-/// The number of the status in a response; `None` when the bytes are not one whole, uncompressed message.
+/// The status in a response; `None` if the bytes are not one complete, uncompressed message.
 pub(super) fn status(framed: &[u8]) -> Option<u64> {
     let (head, message) = framed.split_first_chunk::<FRAME_HEAD>()?;
     let [compressed, length @ ..] = *head;
@@ -35,7 +35,7 @@ pub(super) fn status(framed: &[u8]) -> Option<u64> {
     (compressed == 0 && is_whole).then(|| status_field(message)).flatten()
 }
 
-/// Protobuf leaves out a field that is zero, and lets the last one count where there are several.
+/// Reads field 1. Protobuf omits a field that is zero; if a field occurs several times, the last one counts.
 fn status_field(mut message: &[u8]) -> Option<u64> {
     let mut status = 0;
     while !message.is_empty() {
@@ -60,7 +60,7 @@ fn skip(bytes: &mut &[u8], count: u64) -> Option<()> {
     Some(())
 }
 
-/// Seven bits a byte, the lowest first; the eighth bit says that more follow.
+/// Writes seven bits per byte, the lowest first; the eighth bit says that more bytes follow.
 fn put_varint(bytes: &mut BytesMut, mut number: usize) {
     while number >= 0x80 {
         bytes.put_u8((number & 0x7f) as u8 | 0x80);
@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn requests_are_those_of_other_implementations() {
+    fn requests_equal_those_of_other_implementations() {
         assert_eq!(request("")[..], [0, 0, 0, 0, 0]);
         assert_eq!(request("shop")[..], *b"\x00\x00\x00\x00\x06\x0a\x04shop");
         let long = "x".repeat(300);
@@ -108,15 +108,11 @@ mod tests {
         assert_eq!(status(&framed(&[8, 3])), Some(3));
         assert_eq!(status(&framed(&[])), Some(0), "zero is left out");
         assert_eq!(status(&framed(&[8, 1, 8, 2])), Some(2), "the last one counts");
-        assert_eq!(
-            status(&framed(&[8, 0x81, 0x80, 0])),
-            Some(1),
-            "numbers may be written longer than need be"
-        );
+        assert_eq!(status(&framed(&[8, 0x81, 0x80, 0])), Some(1), "a varint may be longer than necessary");
     }
 
     #[test]
-    fn fields_that_are_not_known_are_passed_over() {
+    fn unknown_fields_are_skipped() {
         let others: [&[u8]; 4] =
             [&[0x10, 0x96, 1], &[0x19, 1, 2, 3, 4, 5, 6, 7, 8], b"\x22\x02ok", &[0x2d, 1, 2, 3, 4]];
         for other in others {
@@ -126,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_one_whole_message_has_no_status() {
+    fn bytes_that_are_not_one_complete_message_have_no_status() {
         let good = framed(&[8, 1]);
         let broken: [&[u8]; 9] = [
             b"",
@@ -146,13 +142,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_can_be_looked_at(bytes in prop::collection::vec(any::<u8>(), 0..40)) {
+        fn any_bytes_are_parsed_without_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..40)) {
             status(&bytes);
             status(&framed(&bytes));
         }
 
         #[test]
-        fn any_status_is_found_after_any_text(number in any::<u64>(), text in prop::collection::vec(any::<u8>(), 0..300)) {
+        fn any_status_is_found_after_any_string_field(number in any::<u64>(), text in prop::collection::vec(any::<u8>(), 0..300)) {
             let mut message = BytesMut::from(&[0x12_u8][..]);
             put_varint(&mut message, text.len());
             message.put_slice(&text);
