@@ -582,7 +582,7 @@ fn section(pattern: &str, found: &Value) -> Option<String> {
         }
         ("pools.*.retries", Value::Bool(false)) => "{attempts: 0}",
         ("pools.*.outlier_detection", Value::Bool(false)) => "{consecutive_failures: 0}",
-        ("pools.*.outlier_detection.gray", Value::Bool(true)) => "{}",
+        ("pools.*.outlier_detection.slow_backends", Value::Bool(true)) => "{}",
         ("access_log", Value::Bool(false)) => "{format: none}",
         ("readiness", Value::Bool(false)) => "{pools: none}",
         ("readiness", Value::Text { .. }) => "{pools: %}",
