@@ -55,7 +55,7 @@ pub(crate) enum Moment<'a> {
     Placed { backend: &'a Backend, before: u64, first: bool },
     /// A retry took its place in the budget.
     Repeats,
-    /// A request that waited this long was given to a backend; the number counts arrivals.
+    /// A request that waited in the queue this long was given to a backend; the number counts arrivals.
     Served { request: usize, waited: Duration },
     /// A request gave up waiting after so long.
     GaveUp { waited: Duration },
@@ -114,6 +114,8 @@ enum Trouble {
 /// A request and who sent it.
 struct Client {
     arrived: u64,
+    /// When it joined the queue last.
+    queued: u64,
     key: usize,
     /// None: it has its answer.
     request: Option<Request>,
@@ -320,7 +322,12 @@ impl<'w> World<'w> {
         self.plan(after, Event::Arrival);
         let is_hot = self.traffic.f64() < self.scenario.hot;
         let key = if is_hot { 0 } else { self.traffic.usize(..self.scenario.keys) };
-        self.clients.push(Client { arrived: self.now, key, request: Some(Request::default()) });
+        self.clients.push(Client {
+            arrived: self.now,
+            queued: self.now,
+            key,
+            request: Some(Request::default()),
+        });
         self.place(self.clients.len() - 1);
     }
 
@@ -337,6 +344,7 @@ impl<'w> World<'w> {
                 self.clients[client].request = Some(request);
                 if !was_waiting {
                     self.waiting.push(client);
+                    self.clients[client].queued = self.now;
                 }
                 self.plan_at(until, Event::AskAgain(client));
             }
@@ -388,7 +396,7 @@ impl<'w> World<'w> {
     }
 
     fn waited(&self, client: usize) -> Duration {
-        Duration::from_nanos(self.now - self.clients[client].arrived)
+        Duration::from_nanos(self.now - self.clients[client].queued)
     }
 
     fn admit(&mut self, client: usize, request: &mut Request) -> Admission {
