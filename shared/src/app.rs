@@ -431,8 +431,8 @@ fn tell_predecessor(problem: &str) {
     }
 }
 
-/// Reports a failed start. Signals are blocked at this point, so a blocked write of the message must not prevent the
-/// end of the process.
+/// Reports a failed start. Nothing reacts to signals at this point, so a blocked write of the message must not prevent
+/// the end of the process.
 fn fail_to_start(error: &StartError) -> u8 {
     let text = error.to_string();
     write_message(move || {

@@ -29,7 +29,7 @@ const LONGEST: usize = 2000;
 #[derive(Clone, Debug)]
 pub struct Events(Arc<Inner>);
 
-/// Event: one change.
+/// Event that describes one change.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Event {
     /// The number; the first event of a process has number 1.

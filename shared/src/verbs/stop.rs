@@ -51,7 +51,7 @@ pub(super) fn run(
     timeout: Option<Duration>,
     out: &mut impl Write,
 ) -> Result<(), AskError> {
-    // This comes before any stop: only the serving process can confirm the file, old processes do not report it.
+    // This comes before any stop: only the serving process can confirm the file; old processes do not report it.
     let predecessors = sockets_before(client)?;
     let stop = Stop { now, began: Instant::now(), patience: timeout.unwrap_or(PATIENCE) };
     let owner = owner_of(client.socket());
