@@ -15,7 +15,7 @@ use crate::cli::{self, Ask, CheckArgs, Cli, DemoArgs, Format, ProxyArgs, RunArgs
 use crate::config::{self, Context, Loaded, Plan, Problems, RealFiles, Source};
 use crate::control::client::Unreachable;
 use crate::control::{Client, find};
-use crate::daemon::{self, Mode, Purpose, Start, StartError};
+use crate::daemon::{self, Mode, Start, StartError};
 use crate::demo::{Demo, Once, POOL, Show};
 use crate::http_message::{Reply, Request};
 use crate::operator::{ConfigFile, Provenance};
@@ -23,6 +23,7 @@ use crate::places::{self, Missing};
 use crate::process::runtime::{RuntimeFiles, canonical, runtime_directory};
 use crate::process::successor::Predecessor;
 use crate::process::{systemd, write_message};
+use crate::purpose::Purpose;
 use crate::verbs::{self, AskError};
 
 /// Exit code of a failure at run time.

@@ -11,9 +11,10 @@ use metrics_service::Readiness;
 use pingora::protocols::l4::socket::SocketAddr as PingoraAddr;
 
 use crate::condition::{Condition, Moment};
-use crate::daemon::{Checked, Pools, Purpose};
 use crate::operator::{ConfigStatus, Operator};
 use crate::process::logging::Verbosity;
+use crate::purpose::Purpose;
+use crate::serving::{Checked, Pools};
 use crate::status_document::{
     BackendStatus, KeyFileStatus, LastReload, ListenerStatus, PoolStatus, Problem, QueueStatus, Status,
 };
@@ -128,7 +129,8 @@ fn backend_status(checked: &Checked, backend: &Backend, config: &ConfigStatus, a
     let Checked { pool, settings: _, verdicts } = checked;
     let verdict = verdicts.get(&PingoraAddr::Inet(backend.address));
     let state = pool.state(backend, at.instant);
-    let Condition { reason, since } = checked.condition(backend, state, config, at);
+    let Condition { reason, since } =
+        checked.condition(backend, state, config.changed(&pool.name, backend.address), at);
     BackendStatus {
         address: backend.label.to_string(),
         weight: backend.weight(),

@@ -13,9 +13,6 @@ use crate::{members, rust_files};
 /// Files of `lb-service` that the data path of our own replaces. Edges from them and to them do not count.
 const REPLACED_SOON: [&str; 6] = ["frontend", "patience", "proxy", "service", "upgraded", "watched"];
 
-/// Crates that still have cycles.
-const TANGLED: [&str; 1] = ["shared"];
-
 /// A module by its path from the root of its crate: `[]` is `lib.rs`, `["pool", "pick"]` is `pool/pick.rs`.
 type Module = Vec<String>;
 
@@ -23,11 +20,7 @@ type Module = Vec<String>;
 fn no_crate_has_a_cycle_of_modules() {
     for (name, source) in sources() {
         let cycles = cycles(&source, name == "lb-service");
-        if TANGLED.contains(&name.as_str()) {
-            assert!(!cycles.is_empty(), "{name} has no cycle any more: remove it from TANGLED");
-        } else {
-            assert!(cycles.is_empty(), "{name} has modules that use each other:\n{}", cycles.join("\n"));
-        }
+        assert!(cycles.is_empty(), "{name} has modules that use each other:\n{}", cycles.join("\n"));
     }
 }
 

@@ -12,10 +12,25 @@ use nix::unistd::{AccessFlags, Uid, access};
 
 use super::MAX_BYTES;
 use super::env::Lookup;
-use super::secrets::{MAX_LENGTH, Protection};
 use crate::process::files::{Unusable, check_writable};
 use crate::process::privileges::{Identity, user_name};
 use crate::process::runtime::RuntimeFiles;
+
+/// The longest file with a secret, in bytes.
+pub(super) const MAX_SECRET: u64 = 64 * 1024;
+
+/// The owner and the mode of a file, which decide whether it can hold a secret.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Protection {
+    /// Whether it is a regular file, and no directory, pipe or device.
+    pub is_file: bool,
+    /// Its length in bytes.
+    pub length: u64,
+    /// The id of the user that it belongs to.
+    pub owner: u32,
+    /// Its permission bits.
+    pub mode: u32,
+}
 
 /// The surroundings that a configuration is loaded in.
 #[derive(Clone, Copy)]
@@ -156,7 +171,7 @@ impl Files for RealFiles {
         let mut bytes = Vec::new();
         if metadata.is_file() {
             // One byte more than is allowed shows that it is too long.
-            file.take(MAX_LENGTH + 1).read_to_end(&mut bytes)?;
+            file.take(MAX_SECRET + 1).read_to_end(&mut bytes)?;
         }
         let protection = Protection {
             is_file: metadata.is_file(),
@@ -240,7 +255,7 @@ mod tests {
         let [file, fifo] = ["file", "fifo"].map(|name| directory.path().join(name));
         fs::write(&file, vec![b'a'; 1 << 20]).expect("a file can be written");
         let (protection, bytes) = RealFiles.read_secret(&file).expect("it can be read");
-        assert_eq!((protection.length, bytes.len() as u64), (1 << 20, MAX_LENGTH + 1));
+        assert_eq!((protection.length, bytes.len() as u64), (1 << 20, MAX_SECRET + 1));
         nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).expect("a FIFO can be made");
         let (protection, bytes) = RealFiles.read_secret(&fifo).expect("it does not block");
         assert!(!protection.is_file && bytes.is_empty());

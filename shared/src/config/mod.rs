@@ -28,6 +28,8 @@ mod schema;
 mod secrets;
 mod sections;
 mod syntax;
+#[cfg(test)]
+pub(crate) mod testing;
 mod words;
 
 use std::io;
@@ -40,7 +42,7 @@ use problem::{Id, Problem};
 use crate::places;
 use crate::process::files::reason;
 
-pub use context::{Account, Context, Denied, Files, RealFiles, Wish, loopback};
+pub use context::{Account, Context, Denied, Files, Protection, RealFiles, Wish, loopback};
 pub use env::Lookup;
 pub use keys::keys;
 pub use plan::{
@@ -49,7 +51,6 @@ pub use plan::{
 pub use problem::{Id as ProblemId, Problem as ConfigProblem, Problems, Severity, Source, Span, explain};
 pub use render::{ProblemDocument, counted, documents, lines, text};
 pub use schema::{schema, schema_text};
-pub use secrets::Protection;
 pub(crate) use secrets::session_keys;
 pub use sections::{Config, ControlConfig, Directory, ReloadConfig, RollbackConfig, ShutdownConfig};
 

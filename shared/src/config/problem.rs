@@ -249,12 +249,6 @@ impl Problems {
     }
 }
 
-impl fmt::Display for Problems {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&super::render::text(self, false))
-    }
-}
-
 impl std::error::Error for Problems {}
 
 // === impl Id ===

@@ -1,6 +1,7 @@
 //! Problems as text, in the style of rustc, and as documents.
 
 use std::borrow::Cow;
+use std::fmt;
 
 use annotate_snippets::{AnnotationKind, Group, Level, Origin, Renderer, Snippet};
 use serde::{Deserialize, Serialize};
@@ -66,6 +67,14 @@ pub fn counted(problems: &Problems) -> String {
     let more = problems.is_cut_short.then(|| "and perhaps more".to_owned());
     let parts: Vec<String> = [errors, warnings, more].into_iter().flatten().collect();
     parts.join(", ")
+}
+
+// === impl Problems ===
+
+impl fmt::Display for Problems {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&text(self, false))
+    }
 }
 
 fn summary(problems: &Problems) -> String {

@@ -8,21 +8,8 @@ use std::path::Path;
 
 use lb_service::pool::SessionKeys;
 
-use super::context::Files;
+use super::context::{Files, MAX_SECRET, Protection};
 use crate::process::files::reason;
-
-/// The owner and the mode of a file, which decide whether it can hold a secret.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Protection {
-    /// Whether it is a regular file, and no directory, pipe or device.
-    pub is_file: bool,
-    /// Its length in bytes.
-    pub length: u64,
-    /// The id of the user that it belongs to.
-    pub owner: u32,
-    /// Its permission bits.
-    pub mode: u32,
-}
 
 /// Why a file with a secret is not used.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,9 +19,6 @@ pub(crate) struct SecretError {
     /// What to do about it.
     pub(crate) remedy: String,
 }
-
-/// The longest file of keys, in bytes.
-pub(super) const MAX_LENGTH: u64 = 64 * 1024;
 
 const HOW_TO_MAKE_KEYS: &str = "write one key per line; `openssl rand -hex 32` makes one";
 
@@ -61,7 +45,7 @@ impl Protection {
         let path = path.display();
         let (why, remedy) = if !is_file {
             ("it is not a regular file".to_owned(), "name a file".to_owned())
-        } else if length > MAX_LENGTH {
+        } else if length > MAX_SECRET {
             (format!("it has {length} bytes, more than any list of keys"), HOW_TO_MAKE_KEYS.to_owned())
         } else if owner != 0 && owner != uid {
             let why = format!("it belongs to the user with the id {owner}, who can change it");

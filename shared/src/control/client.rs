@@ -8,7 +8,7 @@ use std::time::Duration;
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use nix::unistd::Uid;
 
-use super::find::Others;
+use super::others::Others;
 pub use crate::http_message::Reply;
 use crate::http_message::Request;
 

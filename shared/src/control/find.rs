@@ -11,7 +11,6 @@
 //! root the list also contains the daemons in the directories of other users; these are listed but not asked, because
 //! any user can listen there.
 
-use std::fmt;
 use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -21,40 +20,12 @@ use nix::unistd::Uid;
 use serde::Deserialize;
 
 use super::client::{Client, Unreachable};
-use crate::process::privileges::user_name;
+use super::others::{Found, FoundKind, Others, OwnFile};
 use crate::process::runtime::{ROOTS_DIRECTORY, RuntimeFiles, canonical, directories_of_users};
 use crate::process::sockets::{is_answered, probe};
 
 /// Time limit for a daemon to report its configuration file.
 const SOON: Duration = Duration::from_secs(2);
-
-/// Running daemons in the runtime directories.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Others(Vec<Found>);
-
-/// A running daemon and its socket.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Found {
-    socket: PathBuf,
-    kind: FoundKind,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum FoundKind {
-    /// The daemon reported this file; `None` means that it has no file.
-    WithFile(Option<OwnFile>),
-    /// The daemon is in the directory of another user and was not asked.
-    OfUser(Uid),
-}
-
-/// The configuration file of a daemon.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct OwnFile {
-    /// The canonical path when the daemon was started.
-    canonical: PathBuf,
-    /// The current canonical path of the path that the daemon was started with.
-    now: PathBuf,
-}
 
 /// Section of the status document about the file.
 #[derive(Deserialize)]
@@ -67,37 +38,6 @@ struct Config {
     file: Option<PathBuf>,
     /// The canonical path at the start; `None` from older versions.
     canonical_file: Option<PathBuf>,
-}
-
-// === impl Others ===
-
-impl fmt::Display for Others {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.0.is_empty() {
-            return write!(f, "; start it, or select another one with `-c FILE` or `--socket PATH`");
-        }
-        write!(f, "; these daemons are running (select one with `-c FILE` or `--socket PATH`):")?;
-        self.0.iter().try_for_each(|Found { socket, kind }| {
-            write!(f, "\n  {}", socket.display())?;
-            match kind {
-                FoundKind::WithFile(Some(file)) => write!(f, "  with {}", file.canonical.display()),
-                FoundKind::WithFile(None) => write!(f, "  without a configuration file"),
-                FoundKind::OfUser(uid) => {
-                    let user = user_name(*uid);
-                    write!(f, "  of the user `{user}`: use `--socket`, or run this command as that user")
-                }
-            }
-        })
-    }
-}
-
-// === impl Found ===
-
-impl Found {
-    fn is_of(&self, file: &Path) -> bool {
-        let FoundKind::WithFile(Some(own)) = &self.kind else { return false };
-        own.canonical == file || own.now == file
-    }
 }
 
 // === impl Config ===

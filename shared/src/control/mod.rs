@@ -39,13 +39,14 @@
 //! - [`api`] parses requests: a plain function from method, path, query and body to a [`Call`].
 //! - [`server`] executes calls through [`Operations`], and is the only module that uses the socket.
 //! - [`farewell`] sends the response to a stop.
-//! - [`find`] selects the daemon for a subcommand.
+//! - [`find`] selects the daemon for a subcommand, and [`others`] lists the ones that run.
 //! - [`client`] sends the requests of subcommands.
 
 pub mod api;
 pub mod client;
 pub mod farewell;
 pub mod find;
+mod others;
 pub mod predecessors;
 pub mod server;
 

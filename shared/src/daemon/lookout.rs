@@ -13,7 +13,7 @@ use pingora::services::background::BackgroundService;
 use tokio::sync::Notify;
 use tokio::time::sleep_until;
 
-use super::Pools;
+use crate::serving::Pools;
 
 /// Observer that forwards the events of pools, and reports the start of each ejection.
 pub(super) struct Alarm<O> {

@@ -5,12 +5,9 @@
 
 mod announce;
 mod gate;
-mod logs;
 mod lookout;
 mod moving;
 mod operations;
-mod pools;
-mod running;
 mod services;
 
 use std::io::{self, Write};
@@ -18,7 +15,6 @@ use std::net::{IpAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use lb_service::listener::{ListenAddress, Listener};
 use lb_service::traffic::Traffic;
 use nix::unistd::Uid;
 use parking_lot::Mutex;
@@ -30,7 +26,6 @@ use crate::config::{self, Plan, Problems};
 use crate::control::{ControlService, DrainingSocket, Farewells, predecessors};
 use crate::events::{About, Events, Kind};
 use crate::operator::{self, ConfigFile, Provenance};
-use crate::places::Missing;
 use crate::process;
 use crate::process::background::{self, Announcer, Role};
 use crate::process::files::{Unusable, check_writable, take_log};
@@ -49,13 +44,12 @@ use crate::process::systemd::Supervisor;
 use crate::process::upgrade::{
     self, About as AboutProcess, Handover, Hold, PredecessorLink, Search, UpgradeError,
 };
+use crate::purpose::Purpose;
+use crate::serving::{AccessLogs, listen_spec};
 use announce::{Announce, Announcement};
 use gate::Gate;
-use logs::AccessLogs;
 use moving::Moving;
 use operations::DaemonControl;
-pub use pools::{Checked, Pools};
-pub use running::{Running, Staged};
 pub use services::Services;
 use services::{Origin, server_conf};
 
@@ -120,18 +114,6 @@ struct Held {
     launch: Launch,
     supervisor: Supervisor,
     verbosity: Verbosity,
-}
-
-/// Purpose of the process.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum Purpose {
-    /// The process serves its configuration.
-    #[default]
-    Service,
-    /// The process runs the demo on request.
-    Demo,
-    /// The process runs the demo because there is no configuration file at any of these paths.
-    Stopgap(Missing),
 }
 
 /// Values that a start has before it acquires resources.
@@ -283,22 +265,6 @@ fn run(
     outcome
 }
 
-// === impl Purpose ===
-
-impl Purpose {
-    /// Returns whether the process runs the demo.
-    pub fn is_demo(&self) -> bool {
-        *self != Self::Service
-    }
-
-    /// Returns the served addresses, for texts that begin with "serves".
-    fn on(&self, plan: &Plan) -> String {
-        let listeners = plan.listeners.iter().map(|(_, listener)| listener.address.to_string());
-        let what = if self.is_demo() { "the demo on " } else { "on " };
-        format!("{what}{}", listeners.collect::<Vec<_>>().join(", "))
-    }
-}
-
 // === impl Held ===
 
 impl Held {
@@ -431,7 +397,7 @@ fn take_logs(plan: &Plan, identity: &Identity) -> Result<(), StartError> {
     if let Some(path) = &plan.server.error_log {
         take_log(path, identity).map_err(|error| LogError::from(Unusable::new(path, error)))?;
     }
-    if let Some(path) = logs::file_of(&plan.access_log) {
+    if let Some(path) = crate::serving::logs::file_of(&plan.access_log) {
         take_log(path, identity).map_err(|error| StartError::AccessLog(Unusable::new(path, error)))?;
     }
     Ok(())
@@ -520,21 +486,6 @@ fn control_spec(plan: &Plan, inherited: &[InheritedSocket]) -> Option<ListenSpec
         return None;
     }
     Some(ListenSpec::own(Endpoint::Unix { path: path.clone(), mode: CONTROL_SOCKET_MODE }))
-}
-
-/// Returns the socket to bind for a listener.
-fn listen_spec(listener: &Listener) -> ListenSpec {
-    let spec = ListenSpec::traffic(match &listener.address {
-        ListenAddress::Tcp(address) => Endpoint::Tcp(*address),
-        ListenAddress::Unix(path) => {
-            Endpoint::Unix { path: path.clone(), mode: lb_service::service::UNIX_SOCKET_MODE }
-        }
-    });
-    // A listener without a name is called by its address.
-    match *listener.name == *listener.address.to_string() {
-        true => spec,
-        false => spec.called(format!("listener `{}`", listener.name)),
-    }
 }
 
 fn signals(plan: &Plan, services: &Services, held: &Held) -> Signals {

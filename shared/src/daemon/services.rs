@@ -5,11 +5,8 @@ use std::io::Read;
 use std::sync::Arc;
 
 use health_service::Prober;
-use lb_service::access_log::AccessLog;
 use lb_service::config::MAX_ATTEMPTS;
 use lb_service::explain::Token;
-use lb_service::forwarded::TrustedProxies;
-use lb_service::route::RouteTable;
 use lb_service::service::ProxyService;
 use lb_service::snapshot::CurrentSnapshot;
 use lb_service::traffic::Traffic;
@@ -21,12 +18,9 @@ use pingora::server::configuration::ServerConf;
 use pingora::services::listening::Service;
 use prometheus::Registry;
 
-use super::logs::{AccessLogs, Opened};
 use super::lookout::{Alarm, Lookout};
 use super::moving::Moving;
-use super::pools::{Checked, Pools};
-use super::running::Running;
-use super::{Held, Purpose, StartError};
+use super::{Held, StartError};
 use crate::condition::{Condition, Known};
 use crate::config::{Plan, Problems};
 use crate::events::{self, Events};
@@ -36,6 +30,8 @@ use crate::operator::{self, Operator, OperatorService, Provenance, RestoredState
 use crate::process::lifecycle::{Timing, Timings};
 use crate::process::logging::Verbosity;
 use crate::process::upgrade::Hold;
+use crate::purpose::Purpose;
+use crate::serving::{AccessLogs, Checked, Opened, Pools, Running, served};
 use crate::status::StatusSource;
 
 /// Maximum number of times that Pingora asks for a backend in one request. The pool limits the attempts of a request,
@@ -204,7 +200,7 @@ fn conditions(pools: Pools, operator: Operator) -> Conditions {
     Arc::new(move |pool, backend, state, at| {
         let (pools, status) = (pools.now(), operator.config_status());
         match pools.iter().find(|checked| *checked.pool.name == *pool) {
-            Some(checked) => checked.condition(backend, state, &status, at),
+            Some(checked) => checked.condition(backend, state, status.changed(pool, backend.address), at),
             None => Condition::of(backend, state, Known::NOTHING, at),
         }
     })
@@ -266,25 +262,6 @@ fn refusal(operator: Operator) -> impl Fn(&[u8]) -> Option<String> {
         };
         Some(format!("process {} at this address runs {runs}", std::process::id()))
     }
-}
-
-/// Returns the snapshot with which requests are served under `plan`.
-pub(super) fn served(
-    plan: &Plan,
-    pools: &[Checked],
-    logs: Vec<AccessLog>,
-    traffic: &Traffic,
-    token: &Token,
-) -> lb_service::snapshot::Snapshot {
-    let parts = lb_service::snapshot::SnapshotParts {
-        listeners: plan.listeners.clone(),
-        routes: RouteTable::new(plan.routes.clone()),
-        pools: pools.iter().map(|checked| checked.pool.clone()).collect(),
-        trusted_proxies: TrustedProxies::new(plan.trusted_proxies.clone()),
-        explain_token: Some(token.clone()),
-        access_logs: logs,
-    };
-    lb_service::snapshot::Snapshot::new(parts, traffic)
 }
 
 /// Returns Pingora's configuration for `plan`. Pingora's own daemon mode, PID file, handover and final wait are

@@ -12,7 +12,6 @@ use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::config_status::{ConfigStatus, last_reload};
-use super::diff::Diff;
 use super::file::ConfigFile;
 use super::keys::KeyFiles;
 use super::order::{ChangeResult, Order, Outcome, Reload};
@@ -23,6 +22,7 @@ use super::{Command, ENDING, Parts, TurnLock};
 use crate::config::{self, Loaded, Plan, ProblemDocument, Problems, RealFiles, Severity};
 use crate::events::{About, Kind};
 use crate::process::logging::LogFilter;
+use crate::serving::Diff;
 use crate::status_document::LastReload;
 
 /// State of the task that makes the changes.

@@ -147,7 +147,7 @@ mod tests {
     use lb_service::pool::Weight;
 
     use super::*;
-    use crate::operator::testing::plan;
+    use crate::config::testing::plan;
     use crate::operator::{Change, Order};
 
     #[test]

@@ -8,7 +8,7 @@
 //! ```
 //!
 //! The plan in effect is always the file as it was last read, plus the changes that operators made since. When one of
-//! the two changes, the difference is computed, everything that it needs is [staged](crate::daemon::Running::stage),
+//! the two changes, the difference is computed, everything that it needs is [staged](crate::serving::Running::stage),
 //! and all of it is committed at once. If staging fails, nothing changes.
 //!
 //! **Invariant:** one task makes all changes, one after the other, so a change is neither lost nor left half done when
@@ -17,14 +17,11 @@
 
 mod changer;
 mod config_status;
-mod diff;
 mod file;
 mod keys;
 mod order;
 mod rollback;
 mod runtime;
-#[cfg(test)]
-mod testing;
 mod watch;
 
 use std::net::SocketAddr;
@@ -41,14 +38,13 @@ use serde_json::json;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::config::{Plan, Problems};
-use crate::daemon::Running;
 use crate::events::{Event, Events};
 use crate::process::logging::{LogFilter, Verbosity};
 use crate::process::systemd::Supervisor;
 use crate::process::upgrade::Hold;
+use crate::serving::Running;
 use changer::Changer;
 pub use config_status::ConfigStatus;
-pub use diff::Diff;
 pub use file::{ConfigFile, Provenance};
 use keys::KeyFiles;
 pub use order::{Change, ChangeResult, Joining, Order, Outcome, Reload};

@@ -10,9 +10,9 @@ use lb_service::Algorithm;
 use lb_service::pool::{Admin, BackendSettings, PoolSettings, Weight};
 use serde::{Deserialize, Serialize};
 
-use super::diff;
 use super::order::{Change, Joining, Order};
 use crate::config::{MAX_RING_WEIGHT, Plan};
+use crate::serving::diff;
 
 /// Changes by operators, by pool and backend. Settings equal to those of the file are not stored.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -301,7 +301,7 @@ impl Joining {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::operator::testing::plan;
+    use crate::config::testing::plan;
 
     const FILE: &str =
         "pools: {web: {backends: ['10.0.0.1:80', '10.0.0.2:80', {address: '10.0.0.9:80', backup: true}]}}";

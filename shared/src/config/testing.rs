@@ -1,6 +1,6 @@
 //! Plans for tests, from the text of a file.
 
-use crate::config::{Context, Plan, RealFiles, load_text};
+use super::{Context, Plan, RealFiles, load_text};
 use crate::process::runtime::RuntimeFiles;
 
 /// Returns the plan for this text.
@@ -11,5 +11,5 @@ pub(crate) fn plan(text: &str) -> Plan {
     let context =
         Context { variables: &|_| None, runtime, cpus: 2, daemon: false, loopback, files: &RealFiles };
     let loaded = load_text("test", text, &context);
-    loaded.unwrap_or_else(|problems| panic!("{}", crate::config::text(&problems, false))).plan
+    loaded.unwrap_or_else(|problems| panic!("{}", super::text(&problems, false))).plan
 }

@@ -13,7 +13,7 @@ use crate::process::privileges::Identity;
 
 /// Writers of all access logs. Clones share them; dropping the last clone writes the queued lines.
 #[derive(Clone, Debug, Default)]
-pub(super) struct AccessLogs {
+pub(crate) struct AccessLogs {
     /// The names of listeners that never have an access log, regardless of the configuration.
     silent: Arc<[&'static str]>,
     kept: Arc<Mutex<Kept>>,
@@ -21,7 +21,7 @@ pub(super) struct AccessLogs {
 
 /// Opened log that is not in use yet.
 #[derive(Debug)]
-pub(super) struct Opened {
+pub(crate) struct Opened {
     log: AccessLog,
     /// The writer; `None` if one for the same target exists already, or if the log is off.
     writer: Option<Writer>,
@@ -48,7 +48,7 @@ struct Kept {
 
 impl AccessLogs {
     /// Returns access logs without the listeners of these names, regardless of the configuration.
-    pub(super) fn without(silent: &[&'static str]) -> Self {
+    pub(crate) fn without(silent: &[&'static str]) -> Self {
         Self { silent: silent.into(), kept: Arc::default() }
     }
 
@@ -57,7 +57,7 @@ impl AccessLogs {
     ///
     /// # Errors
     /// If the target cannot be opened for writing.
-    pub(super) fn open(&self, settings: &Settings, user: Option<&Identity>) -> Result<Opened, Unusable> {
+    pub(crate) fn open(&self, settings: &Settings, user: Option<&Identity>) -> Result<Opened, Unusable> {
         let Settings { format, target } = settings;
         let same_target =
             |writer: &Writer| writer.log.in_format(*format).filter(|_| writer.target == *target);
@@ -78,7 +78,7 @@ impl AccessLogs {
     ///
     /// # Errors
     /// If the log cannot be opened.
-    pub(super) fn check(&self, settings: &Settings) -> Result<(), Unusable> {
+    pub(crate) fn check(&self, settings: &Settings) -> Result<(), Unusable> {
         let Some(path) = file_of(settings) else { return Ok(()) };
         if self.lock().writers.iter().any(|writer| writer.target == settings.target) {
             return Ok(());
@@ -87,7 +87,7 @@ impl AccessLogs {
     }
 
     /// Returns one log for each listener of `plan`, from `opened` or from the log in use.
-    pub(super) fn of(&self, plan: &Plan, opened: Option<&Opened>) -> Vec<AccessLog> {
+    pub(crate) fn of(&self, plan: &Plan, opened: Option<&Opened>) -> Vec<AccessLog> {
         let kept = self.lock();
         let log = opened.map(|opened| &opened.log).or(kept.in_use.as_ref());
         let log = log.cloned().unwrap_or_else(AccessLog::off);
@@ -96,34 +96,34 @@ impl AccessLogs {
     }
 
     /// Puts `opened` into use. The previous writer exists as long as any plan refers to it.
-    pub(super) fn replace(&self, opened: Opened) {
+    pub(crate) fn replace(&self, opened: Opened) {
         let mut kept = self.lock();
         kept.in_use = Some(opened.log);
         kept.writers.extend(opened.writer);
     }
 
     /// Reopens all files and returns their number. Each writer logs the result.
-    pub(super) fn reopen(&self) -> usize {
+    pub(crate) fn reopen(&self) -> usize {
         let kept = self.lock();
         let files = kept.writers.iter().filter(|writer| matches!(writer.target, Target::File(_)));
         files.map(|writer| writer.log.reopen()).count()
     }
 
     /// Returns the number of lines that all logs dropped since the start.
-    pub(super) fn dropped(&self) -> u64 {
+    pub(crate) fn dropped(&self) -> u64 {
         let kept = self.lock();
         kept.dropped + kept.writers.iter().map(|writer| writer.log.dropped()).sum::<u64>()
     }
 
     /// Writes the queued lines, and ends all writers.
-    pub(super) fn end(&self) {
+    pub(crate) fn end(&self) {
         let all = std::mem::take(&mut *self.lock());
         drop(all);
     }
 
     /// Ends the writers to which no plan refers, including old plans that requests in flight still use. This function
     /// waits until the queued lines are written.
-    pub(super) fn end_unused(&self) {
+    pub(crate) fn end_unused(&self) {
         let mut kept = self.lock();
         let unused: Vec<_> = kept.writers.extract_if(.., |writer| writer.log.is_last()).collect();
         // The count must never decrease.
@@ -143,7 +143,7 @@ impl AccessLogs {
 }
 
 /// The file that a log with these settings is written to, if it is on.
-pub(super) fn file_of(settings: &Settings) -> Option<&Path> {
+pub(crate) fn file_of(settings: &Settings) -> Option<&Path> {
     match &settings.target {
         Target::File(path) if settings.format != Format::Off => Some(path),
         _ => None,

@@ -354,7 +354,7 @@ fn changed_traits(old: &BackendSettings, new: &BackendSettings) -> impl Iterator
 }
 
 /// Returns the administrative state as text.
-pub(super) fn state(admin: Admin) -> &'static str {
+pub(crate) fn state(admin: Admin) -> &'static str {
     match admin {
         Admin::InService => "in service",
         Admin::Draining => "draining",
@@ -396,7 +396,7 @@ fn path_words(paths: &AnyOf<PathPattern>) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::operator::testing::plan;
+    use crate::config::testing::plan;
 
     const BASE: &str = "
 listeners: [{address: '127.0.0.1:8080', name: web}]

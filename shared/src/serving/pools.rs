@@ -1,7 +1,7 @@
 //! Pools of the daemon together with the results of their health checks, for the prober, the metrics and the status.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 use health_service::{CheckKind, CheckedPool, Verdicts};
@@ -12,7 +12,6 @@ use pingora::protocols::l4::socket::SocketAddr as PingoraAddr;
 
 use crate::condition::{Condition, Known, Moment};
 use crate::config::Plan;
-use crate::operator::ConfigStatus;
 
 /// Pools of the current plan, in the order of the plan. Clones share them.
 #[derive(Clone)]
@@ -70,16 +69,15 @@ impl Pools {
 
 impl Checked {
     /// Returns the condition of a backend of this pool: its state, the reason, and the time since which it has this
-    /// state.
+    /// state. `changed`: the time at which an operator changed its state.
     pub fn condition(
         &self,
         backend: &Backend,
         state: pool::BackendState,
-        status: &ConfigStatus,
+        changed: Option<SystemTime>,
         at: Moment,
     ) -> Condition {
         let verdict = self.verdicts.get(&PingoraAddr::Inet(backend.address));
-        let changed = status.changed(&self.pool.name, backend.address);
         let known = Known { kind: &self.settings.kind, verdict: verdict.as_ref(), changed };
         Condition::of(backend, state, known, at)
     }
@@ -119,7 +117,7 @@ impl Checked {
     }
 
     /// Returns this pool for the prober. All backends of a pool are checked in the same way, each at its own address.
-    pub(super) fn to_check(&self) -> Option<CheckedPool> {
+    pub(crate) fn to_check(&self) -> Option<CheckedPool> {
         let Self { pool, settings, verdicts } = self;
         let peer = pool.backends().first()?.peer_of_pool();
         Some(CheckedPool::new(&pool.name, pool.balancer.clone(), settings.clone(), peer, verdicts.clone()))

@@ -19,36 +19,38 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use health_service::Checks;
+use lb_service::access_log::AccessLog;
 use lb_service::explain::Token;
+use lb_service::forwarded::TrustedProxies;
 use lb_service::listener::{ListenAddress, Listener};
 use lb_service::pool::{Backend, Pool};
+use lb_service::route::RouteTable;
 use lb_service::service::Doors;
-use lb_service::snapshot::{CurrentSnapshot, Snapshot};
+use lb_service::snapshot::{CurrentSnapshot, Snapshot, SnapshotParts};
 use lb_service::traffic::{Answers, Traffic};
 use parking_lot::Mutex;
 
+use super::Diff;
 use super::logs::{AccessLogs, Opened};
 use super::pools::{Checked, Pools};
-use super::{listen_spec, services};
 use crate::config::Plan;
-use crate::operator::Diff;
 use crate::process::files::Unusable;
 use crate::process::moves;
-use crate::process::sockets::{self, Bound, Class, ListenSpec, Sockets};
+use crate::process::sockets::{self, Bound, Class, Endpoint, ListenSpec, Sockets};
 
 /// Parts of the daemon that a change of the plan affects. Clones share them.
 #[derive(Clone)]
 pub struct Running {
-    pub(super) current: CurrentSnapshot,
-    pub(super) traffic: Arc<Traffic>,
-    pub(super) pools: Pools,
-    pub(super) doors: Doors,
-    pub(super) checks: Checks,
-    pub(super) sockets: Arc<Sockets>,
-    pub(super) logs: AccessLogs,
-    pub(super) token: Token,
+    pub(crate) current: CurrentSnapshot,
+    pub(crate) traffic: Arc<Traffic>,
+    pub(crate) pools: Pools,
+    pub(crate) doors: Doors,
+    pub(crate) checks: Checks,
+    pub(crate) sockets: Arc<Sockets>,
+    pub(crate) logs: AccessLogs,
+    pub(crate) token: Token,
     /// Removed backends that still have requests in flight.
-    pub(super) leaving: Arc<Mutex<Vec<Leaving>>>,
+    pub(crate) leaving: Arc<Mutex<Vec<Leaving>>>,
 }
 
 /// A backend with the name of the pool that it was in.
@@ -135,7 +137,7 @@ impl Running {
             (old.access_log != new.access_log).then(|| self.logs.open(&new.access_log, None)).transpose();
         let log = log.map_err(|error| no_log(&error))?;
         let logs = self.logs.of(new, log.as_ref());
-        let served = services::served(new, &pools, logs, &self.traffic, &self.token);
+        let served = served(new, &pools, logs, &self.traffic, &self.token);
         // From here on connections can arrive at these sockets; they would be lost without a commit.
         let taken = self.sockets.take_over(&beside, &leaving).map_err(|error| error.to_string())?;
         bound.append(taken);
@@ -290,5 +292,39 @@ impl Running {
 
     fn leaving(&self) -> parking_lot::MutexGuard<'_, Vec<Leaving>> {
         self.leaving.lock()
+    }
+}
+
+/// Returns the snapshot with which requests are served under `plan`.
+pub(crate) fn served(
+    plan: &Plan,
+    pools: &[Checked],
+    logs: Vec<AccessLog>,
+    traffic: &Traffic,
+    token: &Token,
+) -> Snapshot {
+    let parts = SnapshotParts {
+        listeners: plan.listeners.clone(),
+        routes: RouteTable::new(plan.routes.clone()),
+        pools: pools.iter().map(|checked| checked.pool.clone()).collect(),
+        trusted_proxies: TrustedProxies::new(plan.trusted_proxies.clone()),
+        explain_token: Some(token.clone()),
+        access_logs: logs,
+    };
+    Snapshot::new(parts, traffic)
+}
+
+/// Returns the socket to bind for a listener.
+pub(crate) fn listen_spec(listener: &Listener) -> ListenSpec {
+    let spec = ListenSpec::traffic(match &listener.address {
+        ListenAddress::Tcp(address) => Endpoint::Tcp(*address),
+        ListenAddress::Unix(path) => {
+            Endpoint::Unix { path: path.clone(), mode: lb_service::service::UNIX_SOCKET_MODE }
+        }
+    });
+    // A listener without a name is called by its address.
+    match *listener.name == *listener.address.to_string() {
+        true => spec,
+        false => spec.called(format!("listener `{}`", listener.name)),
     }
 }
