@@ -95,14 +95,14 @@ pub enum Outcome {
     Unchanged,
     /// The change would succeed; nothing changed, because it was a dry run.
     WouldApply,
-    /// Nothing changed; the change_result contains the reason.
+    /// Nothing changed; the result contains the reason.
     Refused,
 }
 
 // === impl ChangeResult ===
 
 impl ChangeResult {
-    /// Returns a change_result with this result and no further details.
+    /// Returns a result with this outcome and no further details.
     pub fn of(result: Outcome, generation: u64) -> Self {
         Self {
             result,

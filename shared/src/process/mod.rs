@@ -17,8 +17,8 @@
 //! 5. It drops [privileges].
 //! 6. Pingora's `Server` starts the services, the signal handlers are installed, and the first health checks run. If
 //!    SIGHUP, SIGUSR1 or SIGUSR2 arrived since step 4, it is [carried out now](handlers::Early).
-//! 7. With `-u`, [`upgrade::PredecessorLink::ready`] notifies the old process, which then drains. After its acknowledgement the
-//!    new process takes over the pid file and the socket files ([`sockets::Sockets::own_files`]).
+//! 7. With `-u`, [`upgrade::PredecessorLink::ready`] notifies the old process, which then drains. After its
+//!    acknowledgement the new process takes over the pid file and the socket files ([`sockets::Sockets::own_files`]).
 //! 8. The daemon announces that it is ready: to systemd, with its PID ([`systemd::Supervisor`]), and to the parent
 //!    process that waits because of `-d` ([`background::Announcer`]), which then returns.
 //!

@@ -21,9 +21,9 @@
 //!
 //! # Socket files
 //!
-//! The file of a Unix socket outlives the socket. Files that we bound are removed with [`Sockets`]. InheritedSocket files are
-//! removed only after the old process has gone ([`Sockets::own_files`]). Files that we have handed over are never
-//! removed ([`Sockets::keep_files`]).
+//! The file of a Unix socket outlives the socket. Files that we bound are removed with [`Sockets`]. Inherited
+//! files are removed only after the old process has gone ([`Sockets::own_files`]). Files that we have handed over are
+//! never removed ([`Sockets::keep_files`]).
 
 use std::io;
 use std::net::SocketAddr;

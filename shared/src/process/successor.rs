@@ -1,8 +1,8 @@
 //! The new process that an upgrade starts, until it serves.
 //!
-//! [`start_and_hand_over`] carries out one upgrade: it opens the [offer](Offer), runs the executable once more, and waits until the
-//! new process serves or has failed. After any failure it ends the new process, waits for its end and withdraws the
-//! offer, so that nothing remains of the attempt.
+//! [`start_and_hand_over`] carries out one upgrade: it opens the [offer](Offer), runs the executable once more, and
+//! waits until the new process serves or has failed. After any failure it ends the new process, waits for its end and
+//! withdraws the offer, so that nothing remains of the attempt.
 //!
 //! The new process is started as this one was: with the same path (which might name another file by now), arguments,
 //! working directory and environment, with `-u` added, and with the same text on standard input if this process read

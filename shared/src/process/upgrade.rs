@@ -271,8 +271,8 @@ impl Offer {
         Self { about, ..self }
     }
 
-    /// Waits up to `window` for a new process, sends it the result of `handover`, and returns once the new process serves
-    /// and our acknowledgement is sent. Cancelling this future withdraws the offer.
+    /// Waits up to `window` for a new process, sends it the result of `handover`, and returns once the new process
+    /// serves and our acknowledgement is sent. Cancelling this future withdraws the offer.
     ///
     /// # Errors
     /// Fails if no new process serves in time. The offer is withdrawn and this process is unchanged. A peer that fails
