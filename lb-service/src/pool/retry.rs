@@ -157,25 +157,6 @@ pub fn backoff(retry: usize, random: f64) -> Duration {
     bound.mul_f64(random)
 }
 
-// === impl WhyNot ===
-
-impl WhyNot {
-    /// All of them, in the order of their discriminants.
-    pub const ALL: [Self; 5] =
-        [Self::Attempts, Self::NotConfigured, Self::NotIdempotent, Self::BodyGone, Self::ResponseBegun];
-
-    /// The word for it in logs and labels.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Attempts => "attempts",
-            Self::NotConfigured => "not_configured",
-            Self::NotIdempotent => "not_idempotent",
-            Self::BodyGone => "body_gone",
-            Self::ResponseBegun => "response_begun",
-        }
-    }
-}
-
 // === impl Budget ===
 
 impl Budget {
@@ -366,15 +347,6 @@ mod tests {
         assert_eq!(decide(&RetrySettings::default(), &post), Decision::GiveUp(WhyNot::NotIdempotent));
         let gone = Failed { stale: true, replayable: false, ..failed(RetryCause::Reset) };
         assert_eq!(decide(&RetrySettings::default(), &gone), Decision::GiveUp(WhyNot::BodyGone));
-    }
-
-    #[test]
-    fn reasons_have_words() {
-        let words: std::collections::BTreeSet<_> = WhyNot::ALL.into_iter().map(WhyNot::as_str).collect();
-        assert_eq!(words.len(), WhyNot::ALL.len());
-        for (index, why) in WhyNot::ALL.into_iter().enumerate() {
-            assert_eq!(why as usize, index);
-        }
     }
 
     #[test]

@@ -1,15 +1,13 @@
 //! Requests on the control socket, parsed.
 
 use std::net::SocketAddr;
-use std::num::NonZeroU32;
 use std::str::FromStr;
 use std::time::Duration;
 
 use lb_service::config::{BackendAddress, FromText};
-use lb_service::pool::Weight;
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
+use super::bodies::{Filter, NewBackend, NewWeight, Nothing, Stop};
 use crate::config::loopback;
 use crate::http_message::{decoded, parameters};
 use crate::operator::{Change, Joining, Order, Reload};
@@ -79,41 +77,6 @@ pub enum Unclear {
     /// The request is invalid for the given reason.
     Bad(String),
 }
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct NewBackend {
-    address: String,
-    #[serde(default)]
-    weight: Weight,
-    #[serde(default)]
-    backup: bool,
-    #[serde(default)]
-    max_requests: Option<NonZeroU32>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct NewWeight {
-    weight: Weight,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct NewFilter {
-    filter: String,
-}
-
-#[derive(Deserialize, Default)]
-#[serde(deny_unknown_fields, default)]
-struct Stop {
-    now: bool,
-}
-
-/// Body of a request without fields; unknown fields are rejected.
-#[derive(Deserialize, Default)]
-#[serde(deny_unknown_fields)]
-struct Nothing {}
 
 // === impl Call ===
 
@@ -221,7 +184,7 @@ fn explain(query: &str, as_text: bool) -> Call {
 fn log_level(method: &str, body: &[u8]) -> Result<Call, Unclear> {
     match method {
         "GET" => none(body).map(|()| Call::LogLevel(None)),
-        "PUT" => object(body).map(|NewFilter { filter }| Call::LogLevel(Some(filter))),
+        "PUT" => object(body).map(|Filter { filter }| Call::LogLevel(Some(filter))),
         _ => Err(Unclear::Method("GET, PUT")),
     }
 }
@@ -262,6 +225,10 @@ fn bad(text: String) -> Unclear {
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroU32;
+
+    use lb_service::pool::Weight;
+
     use super::*;
 
     fn call(method: &str, target: &str, body: &str) -> Result<Call, Unclear> {

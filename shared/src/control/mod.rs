@@ -37,12 +37,14 @@
 //!
 //! - [`before`] finds and asks old processes.
 //! - [`api`] parses requests: a plain function from method, path, query and body to a [`Call`].
+//! - [`bodies`] are the JSON bodies of requests and responses.
 //! - [`server`] executes calls through [`Operations`], and is the only module that uses the socket.
 //! - [`farewell`] sends the response to a stop.
 //! - [`find`] selects the daemon for a subcommand, and [`others`] lists the ones that run.
 //! - [`client`] sends the requests of subcommands.
 
 pub mod api;
+pub mod bodies;
 pub mod client;
 pub mod farewell;
 pub mod find;

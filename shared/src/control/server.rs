@@ -18,13 +18,13 @@ use pingora::protocols::l4::stream::Stream as L4Stream;
 use pingora::server::ShutdownWatch;
 use pingora::services::background::BackgroundService;
 use serde::Serialize;
-use serde_json::json;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::api::{self, Call, Unclear};
+use super::bodies::{EventList, ExplainToken, ExplainedText, Failure, Filter, Idle, Predecessors, Upgraded};
 use super::{Operations, is_trusted};
 use crate::http_message::FILE_HEADER;
 use crate::operator::ChangeResult;
@@ -280,25 +280,27 @@ impl Control {
             told = events.wait_after(process, after, wait) => told,
             _ = closes.wait_for(|closes| *closes) => events.after(process, after),
         };
-        Answer::json(&json!({"process": events.process(), "events": told}))
+        Answer::json(&EventList { process: events.process(), events: told })
     }
 
     async fn carry_out(&self, call: Call) -> Answer {
         let operations = &self.operations;
         match call {
             Call::Status => Answer::ok(operations.status()),
-            Call::Predecessors => Answer::json(&json!({"sockets": operations.predecessors()})),
+            Call::Predecessors => Answer::json(&Predecessors { sockets: operations.predecessors() }),
             Call::Events { after, process, wait } => self.events(after, process, wait).await,
             Call::Explain { query, as_text: false } => {
                 operations.explain(&query).map_or_else(|problem| Answer::bad(&problem), Answer::ok)
             }
             Call::Explain { query, as_text: true } => match operations.explain_text(&query) {
-                Ok(text) => Answer::json(&json!({"text": text})),
+                Ok(text) => Answer::json(&ExplainedText { text }),
                 Err(problem) => Answer::bad(&problem),
             },
-            Call::ExplainToken => Answer::json(&json!({"token": operations.explain_token()})),
+            Call::ExplainToken => {
+                Answer::json(&ExplainToken { token: operations.explain_token().to_string() })
+            }
             Call::LogLevel(filter) => match operations.log_level(filter.as_deref()).await {
-                Ok(filter) => Answer::json(&json!({"filter": filter})),
+                Ok(filter) => Answer::json(&Filter { filter: filter.to_string() }),
                 Err(problem) => Answer::bad(&problem),
             },
             Call::Reload(reload) => Answer::change_result(&operations.reload(reload).await),
@@ -306,12 +308,12 @@ impl Control {
             // `answer` handles this call.
             Call::Stop { .. } => Answer::bad("a stop has no response before the end"),
             Call::Upgrade => match operations.upgrade().await {
-                Ok(pid) => Answer::json(&json!({"pid": pid})),
+                Ok(pid) => Answer::json(&Upgraded { pid }),
                 Err(problem) => Answer::problem(StatusCode::CONFLICT, &problem),
             },
             Call::Idle { pool, backend, wait } => {
                 match timeout(wait, operations.idle(&pool, backend)).await {
-                    Ok(Ok(())) => Answer::json(&json!({"idle": true})),
+                    Ok(Ok(())) => Answer::json(&Idle { idle: true }),
                     Ok(Err(problem)) => Answer::problem(StatusCode::NOT_FOUND, &problem),
                     Err(_) => Answer::problem(
                         StatusCode::REQUEST_TIMEOUT,
@@ -377,7 +379,7 @@ impl Answer {
     }
 
     fn problem(status: StatusCode, problem: &str) -> Self {
-        Self { status, ..Self::json(&json!({"problem": problem})) }
+        Self { status, ..Self::json(&Failure { problem: problem.to_owned() }) }
     }
 
     fn bad(problem: &str) -> Self {
@@ -405,7 +407,7 @@ mod tests {
     use std::net::SocketAddr;
     use std::path::PathBuf;
 
-    use serde_json::Value;
+    use serde_json::{Value, json};
     use tempfile::TempDir;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::sync::Notify;

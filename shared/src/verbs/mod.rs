@@ -9,16 +9,21 @@ use std::thread::sleep;
 use std::time::{Duration, Instant, SystemTime};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use serde::Deserialize;
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 use crate::cli::{Ask, BackendArgs, ExplainArgs, Format, WaitArgs};
 use crate::control::Client;
+use crate::control::bodies::{
+    EventList, ExplainToken, ExplainedText, Failure, Filter, Idle, NewBackend, NewWeight, Nothing,
+    Predecessors, Upgraded,
+};
 use crate::control::client::{Reply, Unreachable};
 use crate::control::predecessors;
 use crate::events::Event;
 use crate::http_message::{backend_target, query};
-use crate::operator::{ChangeResult, Outcome};
+use crate::operator::{ChangeResult, Outcome, Reload};
 use crate::screen::{self, Window};
 use crate::status_document::Status;
 
@@ -55,18 +60,6 @@ pub enum AskError {
     Write(#[from] io::Error),
 }
 
-/// Old processes as the daemon lists them.
-#[derive(Deserialize)]
-struct Before {
-    sockets: Vec<PathBuf>,
-}
-
-/// Events as the daemon sends them.
-#[derive(Deserialize)]
-struct Told {
-    events: Vec<Event>,
-}
-
 /// Runs a subcommand against the daemon of `client`, and writes the result to `out`.
 ///
 /// # Errors
@@ -77,29 +70,29 @@ pub fn run(ask: &Ask, client: &Client, out: &mut impl Write) -> Result<(), AskEr
         Ask::Events { follow, last, format, .. } => events(client, *follow, *last, *format, out),
         Ask::Explain(args) => explain(client, args, out),
         Ask::Reload { dry_run, keep_runtime, .. } => {
-            let body = json!({"dry_run": dry_run, "keep_runtime": keep_runtime});
+            let body = Reload { dry_run: *dry_run, keep_runtime: *keep_runtime };
             change_result(client, "POST", "/v1/reload", &body, out)
         }
         Ask::Upgrade { .. } => upgrade(client, out),
         Ask::Stop { now, timeout, .. } => stop::run(client, *now, *timeout, out),
         Ask::Drain { backend, wait } => {
-            order(client, backend, "POST", "/drain", &json!({}), out)?;
+            order(client, backend, "POST", "/drain", &Nothing {}, out)?;
             wait_idle(client, backend, wait, out)
         }
-        Ask::Undrain(backend) => order(client, backend, "POST", "/undrain", &json!({}), out),
-        Ask::Enable(backend) => order(client, backend, "POST", "/enable", &json!({}), out),
-        Ask::Disable(backend) => order(client, backend, "POST", "/disable", &json!({}), out),
+        Ask::Undrain(backend) => order(client, backend, "POST", "/undrain", &Nothing {}, out),
+        Ask::Enable(backend) => order(client, backend, "POST", "/enable", &Nothing {}, out),
+        Ask::Disable(backend) => order(client, backend, "POST", "/disable", &Nothing {}, out),
         Ask::Weight { backend, weight } => {
-            order(client, backend, "PUT", "/weight", &json!({"weight": weight}), out)
+            order(client, backend, "PUT", "/weight", &NewWeight { weight: *weight }, out)
         }
         Ask::Add { backend, weight, backup, max_requests } => {
             let BackendArgs { pool, backend, .. } = backend;
-            let body =
-                json!({"address": backend, "weight": weight, "backup": backup, "max_requests": max_requests});
+            let (address, weight) = (backend.to_string(), *weight);
+            let body = NewBackend { address, weight, backup: *backup, max_requests: *max_requests };
             change_result(client, "POST", &format!("/v1/pools/{pool}/backends"), &body, out)
         }
         Ask::Remove { backend, wait } => {
-            order(client, backend, "DELETE", "", &json!({}), out)?;
+            order(client, backend, "DELETE", "", &Nothing {}, out)?;
             wait_idle(client, backend, wait, out)
         }
         Ask::LogLevel { filter, .. } => log_level(client, filter.as_deref(), out),
@@ -114,7 +107,7 @@ fn order(
     backend: &BackendArgs,
     method: &str,
     verb: &str,
-    body: &Value,
+    body: &impl Serialize,
     out: &mut impl Write,
 ) -> Result<(), AskError> {
     change_result(
@@ -130,10 +123,10 @@ fn change_result(
     client: &Client,
     method: &str,
     target: &str,
-    body: &Value,
+    body: &impl Serialize,
     out: &mut impl Write,
 ) -> Result<(), AskError> {
-    let reply = client.ask(method, target, &body.to_string(), LATER)?;
+    let reply = client.ask(method, target, &json(body), LATER)?;
     let Ok(change_result) = serde_json::from_str::<ChangeResult>(&reply.body) else {
         return Err(failure(&reply));
     };
@@ -155,7 +148,7 @@ fn change_result(
 
 fn upgrade(client: &Client, out: &mut impl Write) -> Result<(), AskError> {
     let reply = client.ask("POST", "/v1/upgrade", "", LATER)?;
-    let pid = document(&reply)?["pid"].clone();
+    let Upgraded { pid } = document(&reply)?;
     writeln!(out, "process {pid} has taken over")?;
     Ok(())
 }
@@ -172,7 +165,7 @@ fn wait_idle(
     let patience = wait.timeout.unwrap_or(Duration::from_secs(24 * 3600));
     let target =
         format!("{}/idle?wait={}", backend_target(&backend.pool, backend.backend), patience.as_secs_f64());
-    document(&client.ask("GET", &target, "", patience + SOON)?)?;
+    let Idle { .. } = document(&client.ask("GET", &target, "", patience + SOON)?)?;
     writeln!(out, "{} is idle", backend.backend)?;
     Ok(())
 }
@@ -180,9 +173,12 @@ fn wait_idle(
 fn log_level(client: &Client, filter: Option<&str>, out: &mut impl Write) -> Result<(), AskError> {
     let reply = match filter {
         None => client.ask("GET", "/v1/log_level", "", SOON)?,
-        Some(filter) => client.ask("PUT", "/v1/log_level", &json!({"filter": filter}).to_string(), LATER)?,
+        Some(filter) => {
+            client.ask("PUT", "/v1/log_level", &json(&Filter { filter: filter.to_owned() }), LATER)?
+        }
     };
-    writeln!(out, "{}", document(&reply)?["filter"].as_str().unwrap_or_default())?;
+    let Filter { filter } = document(&reply)?;
+    writeln!(out, "{filter}")?;
     Ok(())
 }
 
@@ -243,11 +239,7 @@ fn predecessors(client: &Client) -> Vec<(PathBuf, Status)> {
 fn sockets_before(client: &Client) -> Result<Vec<PathBuf>, AskError> {
     match client.ask("GET", "/v1/predecessors", "", SOON) {
         Ok(reply) if reply.status == 421 => Err(failure(&reply)),
-        Ok(reply) if reply.status == 200 => {
-            let Before { sockets } = serde_json::from_value(document(&reply)?)
-                .map_err(|error| AskError::Failed(error.to_string()))?;
-            Ok(sockets)
-        }
+        Ok(reply) if reply.status == 200 => document(&reply).map(|Predecessors { sockets }| sockets),
         _ => Ok(predecessors::sockets(client.socket())),
     }
 }
@@ -259,7 +251,7 @@ fn events(
     format: Format,
     out: &mut impl Write,
 ) -> Result<(), AskError> {
-    let Told { mut events } = told(client, None, 0)?;
+    let EventList { mut events, .. } = told(client, None, 0)?;
     let mut seen = latest(&events);
     events.drain(..events.len().saturating_sub(last.unwrap_or(usize::MAX)));
     write_events(&events, format, out)?;
@@ -296,18 +288,18 @@ fn latest(events: &[Event]) -> Option<(u32, u64)> {
 }
 
 /// Requests the events after the last one that was received.
-fn told(client: &Client, seen: Option<(u32, u64)>, wait: u64) -> Result<Told, AskError> {
+fn told(client: &Client, seen: Option<(u32, u64)>, wait: u64) -> Result<EventList, AskError> {
     let after = seen.map(|(process, id)| format!("&process={process}&after={id}")).unwrap_or_default();
     let target = format!("/v1/events?wait={wait}{after}");
     let reply = client.ask("GET", &target, "", Duration::from_secs(wait) + SOON)?;
-    serde_json::from_value(document(&reply)?).map_err(|error| AskError::Failed(error.to_string()))
+    document(&reply)
 }
 
 fn write_events(events: &[Event], format: Format, out: &mut impl Write) -> Result<(), AskError> {
     for event in events {
         match format {
             Format::Text => writeln!(out, "{event}")?,
-            Format::Json => writeln!(out, "{}", json!(event))?,
+            Format::Json => writeln!(out, "{}", json(event))?,
         }
     }
     Ok(out.flush()?)
@@ -315,8 +307,8 @@ fn write_events(events: &[Event], format: Format, out: &mut impl Write) -> Resul
 
 fn explain(client: &Client, args: &ExplainArgs, out: &mut impl Write) -> Result<(), AskError> {
     if args.token {
-        let token = document(&client.ask("GET", "/v1/explain/token", "", SOON)?)?;
-        writeln!(out, "{}", token["token"].as_str().unwrap_or_default())?;
+        let ExplainToken { token } = document(&client.ask("GET", "/v1/explain/token", "", SOON)?)?;
+        writeln!(out, "{token}")?;
         return Ok(());
     }
     let ExplainArgs { to: _, token: _, host, path, method, header, client: from, listener, format } = args;
@@ -327,27 +319,24 @@ fn explain(client: &Client, args: &ExplainArgs, out: &mut impl Write) -> Result<
     parameters.extend(listener.clone().map(|listener| ("listener", listener)));
     let parameters: Vec<_> = parameters.iter().map(|(name, value)| (*name, value.as_str())).collect();
     let path = if *format == Format::Text { "/v1/explain/text" } else { "/v1/explain" };
-    let document = document(&client.ask("GET", &format!("{path}?{}", query(&parameters)), "", SOON)?)?;
+    let reply = client.ask("GET", &format!("{path}?{}", query(&parameters)), "", SOON)?;
     match format {
-        Format::Text => out.write_all(document["text"].as_str().unwrap_or_default().as_bytes())?,
-        Format::Json => writeln!(out, "{document:#}")?,
+        Format::Text => {
+            let ExplainedText { text } = document(&reply)?;
+            out.write_all(text.as_bytes())?;
+        }
+        Format::Json => writeln!(out, "{:#}", document::<Value>(&reply)?)?,
     }
     Ok(())
 }
 
 fn names(client: &Client, pool: Option<&str>, out: &mut impl Write) -> Result<(), AskError> {
-    let document = document(&client.ask("GET", "/v1/status", "", SOON)?)?;
-    let empty = Vec::new();
-    let list = |value: &Value| value.as_array().cloned().unwrap_or_else(|| empty.clone());
-    for known in list(&document["pools"]) {
-        match pool {
-            None => writeln!(out, "{}", known["name"].as_str().unwrap_or_default())?,
-            Some(pool) if known["name"] == pool => {
-                for backend in list(&known["backends"]) {
-                    writeln!(out, "{}", backend["address"].as_str().unwrap_or_default())?;
-                }
-            }
-            Some(_) => {}
+    let Status { pools, .. } = document(&client.ask("GET", "/v1/status", "", SOON)?)?;
+    match pool {
+        None => pools.iter().try_for_each(|known| writeln!(out, "{}", known.name))?,
+        Some(pool) => {
+            let known = pools.iter().filter(|known| known.name == pool).flat_map(|known| &known.backends);
+            known.into_iter().try_for_each(|backend| writeln!(out, "{}", backend.address))?;
         }
     }
     Ok(())
@@ -355,16 +344,23 @@ fn names(client: &Client, pool: Option<&str>, out: &mut impl Write) -> Result<()
 
 // === answers ===
 
-fn document(reply: &Reply) -> Result<Value, AskError> {
-    match serde_json::from_str(&reply.body) {
-        Ok(document) if reply.status == 200 => Ok(document),
-        _ => Err(failure(reply)),
+/// Reads the body of a response.
+fn document<T: DeserializeOwned>(reply: &Reply) -> Result<T, AskError> {
+    if reply.status != 200 {
+        return Err(failure(reply));
     }
+    let problem = |error| AskError::Failed(format!("cannot read the response of the daemon: {error}"));
+    serde_json::from_str(&reply.body).map_err(problem)
+}
+
+/// Writes the body of a request.
+fn json(body: &impl Serialize) -> String {
+    serde_json::to_string(body).expect("texts, numbers and lists are JSON")
 }
 
 fn failure(reply: &Reply) -> AskError {
-    let document: Value = serde_json::from_str(&reply.body).unwrap_or_default();
-    let problem = document["problem"].as_str().unwrap_or(reply.body.trim()).to_owned();
+    let failure = serde_json::from_str(&reply.body);
+    let problem = failure.map_or_else(|_| reply.body.trim().to_owned(), |Failure { problem }| problem);
     match reply.status {
         400 | 404 | 405 | 421 => AskError::Refused(problem),
         _ => AskError::Failed(problem),

@@ -14,11 +14,10 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::Uid;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
-use serde_json::json;
 
-use super::{AskError, document, sockets_before};
+use super::{AskError, document, json, sockets_before};
 use crate::control::client::Unreachable;
-use crate::control::{Client, Farewell, predecessors};
+use crate::control::{Client, Farewell, bodies, predecessors};
 use crate::words::count_of;
 
 /// Default time limit, which is longer than any drain.
@@ -103,9 +102,8 @@ impl Stop {
 
     fn ask(self, client: &Client) -> Answer {
         let left = self.patience.saturating_sub(self.began.elapsed()).max(Duration::from_millis(1));
-        let reply = client.ask("POST", "/v1/stop", &json!({"now": self.now}).to_string(), left);
-        let farewell = serde_json::from_value(document(&reply.map_err(|error| self.explain(error))?)?);
-        let farewell: Farewell = farewell.map_err(|error| AskError::Failed(error.to_string()))?;
+        let reply = client.ask("POST", "/v1/stop", &json(&bodies::Stop { now: self.now }), left);
+        let farewell: Farewell = document(&reply.map_err(|error| self.explain(error))?)?;
         wait_removed(farewell.pid);
         Ok((farewell, Took(self.began.elapsed())))
     }
