@@ -1,9 +1,10 @@
-//! A pool: the backends that serve the same thing, how one of them is picked, and what happens when it fails.
+//! A pool: the backends that serve the same content, how one of them is selected, and what happens when it fails.
 //!
 //! # Use
 //!
-//! A [`Pool`] is made of [`PoolSettings`]. Each request is a [`Dispatch`], which is told what happens to the request,
-//! and says whether it is sent once more. It neither connects nor waits: that is left to the program.
+//! A [`Pool`] is made from [`PoolSettings`]. Each request has a [`Dispatch`]. The caller reports what happens to the
+//! request, and the dispatch returns whether the request is retried. It neither connects nor waits: the caller does
+//! both.
 //!
 //! ```
 //! use std::sync::Arc;
@@ -14,7 +15,7 @@
 //!
 //! let backends = ["10.0.0.1:80", "10.0.0.2:80"].map(|address| BackendSettings::new(address.parse().unwrap()));
 //! let settings = PoolSettings::new("web", backends.into());
-//! // No health check here. With one, whoever runs it does so on `pool.balancer`.
+//! // No health check here. Health checks run on `pool.balancer`.
 //! let pool = Arc::new(Pool::new(&settings, Arc::new(HealthRegistry::new()), None));
 //! let at = || Now { time: Instant::now(), draw: 0.5 }; // a random number, in a real program
 //!
@@ -23,57 +24,58 @@
 //! dispatch.place(&pool, b"", at()).expect("a backend is available");
 //! # let first = dispatch.attempt.as_ref().unwrap().backend.address;
 //!
-//! // In `error_while_proxy`, for a GET of which no byte of an answer was passed on:
+//! // In `error_while_proxy`, for a GET of which no byte of a response was passed on:
 //! let get = Replayability { idempotent: true, replayable: true, response_begun: false, stale: false };
-//! let again = dispatch.broke(&pool, UpstreamError::Reset, get, at());
-//! assert!(again, "there is another backend");
+//! let retry = dispatch.broke(&pool, UpstreamError::Reset, get, at());
+//! assert!(retry, "there is another backend");
 //!
-//! // In `upstream_peer` again: wait for so long, then it goes to another backend.
-//! let pause = dispatch.end_attempt().expect("it is sent again");
+//! // In `upstream_peer`: wait for the pause, then select another backend.
+//! let pause = dispatch.end_attempt().expect("the request is retried");
 //! # assert!(pause.as_millis() <= 25);
 //! dispatch.place(&pool, b"", at()).expect("another backend is available");
 //! # assert_ne!(dispatch.attempt.as_ref().unwrap().backend.address, first);
 //!
 //! // In `upstream_response_filter`, with the status and `Retry-After`:
-//! let again = dispatch.answered(&pool, 200, None, get, at());
-//! assert!(!again, "the client gets this answer");
-//! // When the body is whole, which is a success and forgives the backend its failures. If it breaks off: `broke`.
-//! dispatch.attempt.as_mut().expect("it is under way").finished();
+//! let retry = dispatch.answered(&pool, 200, None, get, at());
+//! assert!(!retry, "the client gets this response");
+//! // When the body is complete. This is a success and resets the failures of the backend. On an error: `broke`.
+//! dispatch.attempt.as_mut().expect("an attempt is in flight").finished();
 //! ```
 //!
-//! What else a request may need:
+//! Further parts of a request:
 //!
-//! - **A key**, when the policy hashes: [`Pool::hash_key`], as the second argument of [`Dispatch::place`].
+//! - **A key**, if the policy hashes: [`Pool::hash_key`] returns the second argument of [`Dispatch::place`].
 //! - **A session**: [`Pool::session`] reads the cookie into [`Dispatch::session`], [`Pool::set_cookie`] writes it.
-//! - **A queue**: [`Dispatch::admit`] in place of [`Dispatch::place`] says whether the request is placed, waits or is rejected.
-//! - **Progress**: [`Attempt::connected`] counts connections; the program enforces [`Pool::per_try`].
+//! - **A queue**: [`Dispatch::admit`] instead of [`Dispatch::place`] returns whether the request is placed, waits or is
+//!   rejected.
+//! - **Progress**: [`Attempt::connected`] counts connections; the caller enforces [`Pool::per_try`].
 //!
 //! The proxy of this crate does all of this.
 //!
-//! # How it is made
+//! # Structure
 //!
-//! Who is there and who is ready is in Pingora's [`LoadBalancer`], which the proxy, the prober and the metrics share as
-//! one `Arc`; who is next is in our [`Policy`]. What the proxy itself knows of a backend is in [`Backend`], kept by address
-//! beside the selector, because Pingora builds a new selector on every change.
+//! Pingora's [`LoadBalancer`] keeps the members and their readiness. The proxy, the health checks and the metrics share
+//! it as one `Arc`. Our [`Policy`] decides the order. The state that the proxy itself keeps about a backend is in
+//! [`Backend`], stored by address beside the selector, because Pingora builds a new selector on every change.
 //!
 //! ```text
-//! Dispatch                       one request, from its first attempt to its answer     dispatch.rs
+//! Dispatch                       one request, from its first attempt to its response   dispatch.rs
 //!
 //! Dispatch::admit                it is placed, waits, or is rejected                    admission.rs
 //! ├── Queue                      requests that wait until a backend has room            queue.rs
-//! Pool::place                    a request gets a backend, or not                       pick.rs
-//! ├── Sticky                     the backend that a cookie names, if it may be used     sticky.rs, session_keys.rs
+//! Pool::place                    selects a backend for a request                        pick.rs
+//! ├── Sticky                     the backend that a cookie names, if it can be used     sticky.rs, session_keys.rs
 //! ├── LoadBalancer<Policy>       the others, best first                                 ../policy/
-//! │   └── Pool::skip_reason      why a candidate is passed over                         pick.rs
+//! │   └── Pool::skip_reason      why a candidate is skipped                             pick.rs
 //! │       ├── Availability       backups, panic                                         availability.rs
-//! │       ├── OutlierRecord       ejected                                                outlier.rs
+//! │       ├── OutlierRecord      ejections                              outlier.rs
 //! │       └── Comeback           slow start                                             slow_start.rs
 //! └── Attempt                    one request at one backend, until it is dropped        attempt.rs
-//!     └── Ejector, SlowBackends          what its end says about the backend                    outlier.rs, slow_backends.rs
+//!     └── Ejector, SlowBackends  judge the backend when the attempt ends                outlier.rs, slow_backends.rs
 //!
-//! Pool::retry                    whether a failed request is sent again                 retry.rs
+//! Pool::retry                    whether a failed request is retried                    retry.rs
 //! └── retry::decide, Budget
-//! Pool::explain                  where a request would go, and why                      explain.rs
+//! Pool::explain                  the backend that a request would go to, and why        explain.rs
 //! ```
 
 mod admission;
@@ -136,67 +138,66 @@ use slow_backends::SlowBackends;
 pub use sticky::Session;
 use sticky::Sticky;
 
-/// A pool at work, shared by all requests as an `Arc`.
+/// A pool in use, shared by all requests as an `Arc`.
 ///
-/// It never changes. When its settings do, a [`successor`](Self::successor) takes its place, and a request that began with
-/// this one ends with this one; both count in the same values.
+/// A pool never changes. When its settings do, a [`successor`](Self::successor) replaces it. A request that began with
+/// the old pool also ends with it. Both pools use the same counters.
 pub struct Pool {
-    /// Its name in the configuration, metrics and logs.
+    /// The name in the configuration, metrics and logs.
     pub name: Arc<str>,
-    /// Membership, readiness and selection, shared with the prober and the metrics.
+    /// Membership, readiness and selection, shared with the health checks and the metrics.
     pub balancer: Arc<LoadBalancer<Policy>>,
-    /// The `Host` header sent to the backends; absent: the client's own.
+    /// The `Host` header sent to the backends; `None` means that the client's own is kept.
     pub host: Option<HeaderValue>,
-    /// How long requests wait at most in the [`queue`](Self::queue); it is for the program to keep.
+    /// The maximum time that a request waits in the [`queue`](Self::queue). The caller enforces it.
     pub queue_timeout: Duration,
     queue_places: u32,
     settings: Rules,
     sticky: Option<Sticky>,
     cache: AvailabilityCache,
-    /// Sorted by address, so that a pick finds its counters without hashing.
+    /// The backends, sorted by address, so that a pick finds its counters without hashing.
     backends: Box<[Arc<Backend>]>,
-    /// For explanations: the selector of the balancer once more, made when it is asked for, since Pingora shows its own to
-    /// nobody.
+    /// A second selector for explanations, made on first use, because Pingora does not expose its own.
     outlook: OnceLock<Arc<Policy>>,
     shared: SharedState,
 }
 
-/// Is told what happens in pools, at the moment in which it happens, by what makes it happen: a request, which it must not delay, a
-/// health check, or an operator.
+/// An observer of the events of pools. The caller of [`observe`](Self::observe) is the code that causes the event: a
+/// request, a health check, or a command of an operator. The observer must not delay it.
 ///
-/// Only the end of an ejection happens by itself: it is told by the next look at the pool ([`Pool::availability`]), which is due at
-/// [`Pool::next_return`].
+/// Only the end of an ejection has no cause of its own: the next look at the pool ([`Pool::availability`]) reports it.
+/// That look is due at [`Pool::next_return`].
 pub trait PoolObserver: Send + Sync {
-    /// Something happened in the pool of this name.
+    /// Receives an event of the pool with this name.
     fn observe(&self, pool: &str, event: &PoolEvent<'_>);
 }
 
-/// Something that happens in a pool without anybody's order.
+/// An event in a pool that no operator requested.
 #[derive(Clone, Copy, Debug)]
 pub enum PoolEvent<'a> {
-    /// A backend is left out.
+    /// A backend is ejected.
     Ejected {
-        /// Its address.
+        /// The address of the backend.
         backend: &'a str,
-        /// For how long.
+        /// The duration of the ejection.
         time: Duration,
-        /// What it did.
+        /// The cause, in words.
         why: &'a str,
     },
     /// The ejection of a backend is over.
     Returned {
-        /// Its address.
+        /// The address of the backend.
         backend: &'a str,
-        /// Whether it passes its health checks, so that it gets requests again.
+        /// Whether the backend passes its health checks, so that it gets requests again.
         is_ready: bool,
     },
-    /// So few backends are available that all are used, or no longer.
+    /// The pool enters panic mode, in which all backends are used, or leaves it.
     Panic(bool),
-    /// No backend is ready, or one is again.
+    /// The pool has no ready backend, or has one again.
     Unready(bool),
 }
 
-/// What a pool passes on to its successor. Clones share all of it.
+/// The state that a pool passes on to its successor. All clones share it.
 #[derive(Clone)]
 struct SharedState {
     counters: Arc<Counters>,
@@ -206,50 +207,52 @@ struct SharedState {
     slow_backends: Option<Arc<SlowBackends>>,
     changes: Arc<Changes>,
     degradation: Arc<Mutex<Degradation>>,
-    /// The last that has entered, or the first if it is observed. What is between may be gone before what it has taken the place of.
+    /// The pool that entered last, or the first one if it is observed. Pools in between can be dropped before their
+    /// predecessors.
     newest: Arc<Mutex<Weak<Pool>>>,
     histories: Histories,
-    /// The position of the policy, and what each backend is doing.
+    /// The position of the policy, and the load of each backend.
     policy: PolicyConfig,
-    /// Who passes the health checks.
+    /// The results of the health checks.
     registry: Arc<HealthRegistry>,
     clock: Clock,
     observer: Option<Arc<dyn PoolObserver>>,
 }
 
-/// What a pool counts. It goes on when the settings change.
+/// The counters of a pool. They continue when the settings change.
 #[derive(Debug, Default)]
 pub struct Counters {
-    /// How often so few backends were available that all were used.
+    /// Times that the pool entered panic mode.
     pub panics: Counter,
-    /// Attempts after the first. A replay over a new connection is none.
+    /// Attempts after the first. A replay over a new connection does not count.
     pub retries: Counter,
-    /// Attempts that were not made because the budget was used up.
+    /// Retries that were not made because the budget was used up.
     pub retries_denied: Counter,
-    /// Requests without what their hash is made of.
+    /// Requests that lack the value that is hashed.
     pub keys_missing: Counter,
-    /// Attempts at its backends.
+    /// Attempts in flight at the backends of the pool.
     in_flight: Gauge,
-    /// Requests, also those that pause between two attempts.
+    /// Requests in progress, including those that pause between two attempts.
     requests: Gauge,
 }
 
-/// Counts what may change who can be picked: a change of health, an ejection, a decision of an operator.
+/// A counter of the changes that affect which backends can be selected: a change of health, an ejection, a decision of
+/// an operator.
 #[derive(Debug)]
 struct Changes(AtomicU64);
 
-/// Since when a pool is in a bad way, as was seen last.
+/// The beginnings of the degraded states of a pool, as of the last look.
 #[derive(Debug, Default)]
 struct Degradation {
-    /// All backends are used, available or not.
+    /// The beginning of panic mode; `None` outside it.
     panic: Option<Instant>,
-    /// The backups are used.
+    /// The time since which the backups are used; `None` if they are not.
     backups: Option<Instant>,
-    /// No backend is ready.
+    /// The time since which no backend is ready; `None` if one is.
     unready: Option<Instant>,
 }
 
-/// What the configuration says about a pool and requests are decided by.
+/// The settings that decide about requests.
 #[derive(Debug)]
 struct Rules {
     hash_on: Option<HashOn>,
@@ -260,29 +263,29 @@ struct Rules {
     retries: RetrySettings,
 }
 
-/// What a pick may take for granted until something changes.
+/// The result of the last look at the backends, which is valid until something changes.
 #[derive(Debug)]
 struct AvailabilityCache {
     began: Instant,
-    /// The [`Availability`], packed.
+    /// The packed [`Availability`].
     availability: AtomicU64,
-    /// The [`Changes`] that it takes account of.
+    /// The value of [`Changes`] that the result includes.
     seen: AtomicU64,
-    /// Held while somebody looks, which happens once after each change.
+    /// The lock of the look, which happens once after each change.
     assessing: Mutex<()>,
-    /// A successor has taken its place, and speaks for the pool.
+    /// Whether a successor has replaced this pool and reports its events.
     is_superseded: AtomicBool,
-    /// When the next ejection ends, in nanoseconds after `began`; the largest number: none is under way.
+    /// The end of the next ejection, in nanoseconds after `began`; `u64::MAX` if no backend is ejected.
     next_return: AtomicU64,
 }
 
 // === impl Pool ===
 
 impl Pool {
-    /// A pool whose readiness is what `health_check` says; without one, every backend is always ready.
+    /// Returns a pool whose readiness comes from `health_check`. Without one, every backend is always ready.
     ///
-    /// Health is kept in `registry`, which decides which backends share a state: keyed by address, a change of weight
-    /// loses none.
+    /// The `registry` keeps the health and decides which backends share a state. It is keyed by address, so a change of
+    /// weight keeps the health.
     pub fn new(
         settings: &PoolSettings,
         registry: Arc<HealthRegistry>,
@@ -297,7 +300,7 @@ impl Pool {
         )
     }
 
-    /// The same, with a policy of one's own making and its clock: a simulation moves its manual.
+    /// Returns a pool with the given policy and its clock. A simulation passes a manual clock.
     pub fn with_policy(
         settings: &PoolSettings,
         registry: Arc<HealthRegistry>,
@@ -330,8 +333,8 @@ impl Pool {
         pool
     }
 
-    /// The same at work, with an observer of what happens in it and in its successors. From now on a change of health is looked at
-    /// when it happens, and not with the next request.
+    /// Puts the pool to use with an observer of its events and of those of its successors. From now on a change of
+    /// health is evaluated when it happens, and not with the next request.
     #[must_use]
     pub fn observed_by(mut self, observer: Arc<dyn PoolObserver>) -> Arc<Self> {
         self.shared.observer = Some(observer);
@@ -340,16 +343,16 @@ impl Pool {
         pool
     }
 
-    /// The pool that takes the place of this one, by new settings and under the same name. Nothing changes for this one, nor
-    /// for anybody else, before the successor [`enters`](Self::enter).
+    /// Returns a successor of this pool with new settings and the same name. Nothing changes for this pool or its
+    /// requests before the successor [`enters`](Self::enter).
     ///
-    /// What is known of an address stays: its health, ejections, load, estimates and counters, and when it came back. So do
-    /// the requests in flight, the line of those that wait, and the position of the policy.
+    /// The successor keeps the state of each address: health, ejections, load, estimates, counters, and the time of its
+    /// return. It also keeps the requests in flight, the queue, and the position of the policy.
     pub fn successor(&self, settings: &PoolSettings) -> Self {
         Self::build(settings, self.shared.successor(settings, &self.settings))
     }
 
-    /// The same, for a pool that begins or ceases to have health checks: what the old ones found does not count.
+    /// Returns a successor that starts or stops using health checks. The old results do not count.
     pub fn successor_with_health(
         &self,
         settings: &PoolSettings,
@@ -361,10 +364,10 @@ impl Pool {
         Self::build(settings, shared)
     }
 
-    /// Takes the place of `predecessor`, from which it was made: from now on requests are given to this one. Backends that
-    /// the other does not have start slowly, and what operators decided is in effect for both.
+    /// Replaces `predecessor`, from which this pool was made: from now on this pool receives the requests. Backends
+    /// that are new to the pool start slowly, and the decisions of operators are in effect for both pools.
     pub fn enter(self: &Arc<Self>, predecessor: &Self) {
-        // First where it is found, then that there is one to be looked for.
+        // First publish the pool, then mark the predecessor as superseded.
         *self.shared.newest() = Arc::downgrade(self);
         predecessor.cache.is_superseded.store(true, Ordering::Release);
         let is_new = |backend: &&Arc<Backend>| predecessor.backend(backend.address).is_none();
@@ -379,10 +382,10 @@ impl Pool {
         self.shared.queue.wake();
     }
 
-    /// What has taken its place; none: it is the pool of its name.
+    /// Returns the pool that has replaced this one; `None` means that this pool is the newest of its name.
     ///
-    /// A request that has waited, or is to be sent once more, goes on with that one: a backend that has left the pool gets nothing
-    /// more, and one that has joined is of use to those who wait.
+    /// A request that has waited or is retried continues with the newest pool: a backend that has left the pool gets no
+    /// more requests, and one that has joined can serve the waiting requests.
     pub fn newest(&self) -> Option<Arc<Self>> {
         if !self.cache.is_superseded.load(Ordering::Acquire) {
             return None;
@@ -419,67 +422,68 @@ impl Pool {
         self.backends.iter().for_each(|backend| backend.history.set_admin(backend.admin, now));
     }
 
-    /// The backend with this address.
+    /// Returns the backend with this address.
     pub fn backend(&self, address: SocketAddr) -> Option<&Arc<Backend>> {
         self.index(address).and_then(|index| self.backends.get(index))
     }
 
-    /// All backends, in the order of their addresses.
+    /// Returns all backends, in the order of their addresses.
     pub fn backends(&self) -> &[Arc<Backend>] {
         &self.backends
     }
 
-    /// What happened so far.
+    /// Returns the counters.
     pub fn counters(&self) -> &Counters {
         &self.shared.counters
     }
 
-    /// Who waits for a backend.
+    /// Returns the queue of requests that wait for a backend.
     pub fn queue(&self) -> &Arc<Queue> {
         &self.shared.queue
     }
 
-    /// Where its health is shared.
+    /// Returns the registry that shares the health of the backends.
     pub fn registry(&self) -> &Arc<HealthRegistry> {
         &self.shared.registry
     }
 
-    /// How the next backend is chosen.
+    /// Returns the algorithm that selects the next backend.
     pub fn policy(&self) -> Algorithm {
         self.shared.policy.algorithm()
     }
 
-    /// Requests that its backends are working on.
+    /// Returns the number of requests in flight at the backends.
     pub fn in_flight(&self) -> u64 {
         self.shared.counters.in_flight.get()
     }
 
-    /// Requests that it has not ended with, also those that pause between two attempts: what the budget is a share of.
+    /// Returns the number of requests in progress, including those that pause between two attempts. The retry budget is
+    /// a share of this number.
     pub fn requests(&self) -> u64 {
         self.shared.counters.requests.get()
     }
 
-    /// Those of them that are retries and have a place in the budget.
+    /// Returns the number of retries in flight that have a place in the budget.
     pub fn retries_in_flight(&self) -> u64 {
         self.shared.budget.active()
     }
 
-    /// Since when all backends are used, available or not; none: they are not.
+    /// Returns the beginning of panic mode; `None` outside it.
     pub fn panic_since(&self) -> Option<Instant> {
         self.degradation().panic
     }
 
-    /// Since when the backups are used; none: they are not.
+    /// Returns the time since which the backups are used; `None` if they are not.
     pub fn backups_since(&self) -> Option<Instant> {
         self.degradation().backups
     }
 
-    /// Since when no backend is ready; none: one is.
+    /// Returns the time since which no backend is ready; `None` if one is.
     pub fn unready_since(&self) -> Option<Instant> {
         self.degradation().unready
     }
 
-    /// Who may be picked: of the backends or of the backups, and whether readiness counts.
+    /// Returns which backends can be selected: primaries or backups, and whether readiness counts.
     pub fn availability(&self, now: Instant) -> Availability {
         if self.cache.is_stale(self.shared.changes.count(), now) {
             self.assess(now);
@@ -487,19 +491,19 @@ impl Pool {
         self.cache.availability()
     }
 
-    /// Has the pool of this name, which is this one unless another has taken its place, look at what has changed.
+    /// Updates the newest pool of this name after a change.
     fn look(&self, now: Instant) {
         self.newest().as_deref().unwrap_or(self).availability(now);
     }
 
-    /// When the next ejection ends, if one is under way.
+    /// Returns the end of the next ejection; `None` if no backend is ejected.
     pub fn next_return(&self, now: Instant) -> Option<Instant> {
-        // What has ended is forgotten by looking.
+        // The look removes ejections that have ended.
         self.availability(now);
         self.cache.next_return()
     }
 
-    /// The state that a backend is in.
+    /// Returns the state of a backend.
     pub fn state(&self, backend: &Backend, now: Instant) -> BackendState {
         backend.state(self.is_ready(backend), now)
     }
@@ -522,9 +526,10 @@ impl Pool {
         })
     }
 
-    /// Looks at every backend, and remembers what that means for the next picks.
+    /// Evaluates every backend and stores the result for the next picks.
     fn assess(&self, now: Instant) {
-        // One after the other, so that no older look is kept; first the mark, so that a change meanwhile is looked at again.
+        // The lock keeps an older result from replacing a newer one. The mark comes first, so that a change in the
+        // meantime causes another look.
         let _turn = self.cache.assessing.lock();
         self.cache.seen.store(self.shared.changes.count(), Ordering::Release);
         let returns =
@@ -538,7 +543,7 @@ impl Pool {
         }
     }
 
-    /// Who may be picked, without a word to anybody.
+    /// Computes which backends can be selected, without reporting events.
     fn assessed(&self, now: Instant) -> Availability {
         availability::assess(self.members(now), self.settings.panic_threshold)
     }
@@ -660,7 +665,7 @@ impl SharedState {
 // === impl Changes ===
 
 impl Changes {
-    /// One more: whoever picks next looks again.
+    /// Counts one change: the next pick evaluates the backends again.
     fn note(&self) {
         self.0.fetch_add(1, Ordering::AcqRel);
     }
@@ -671,7 +676,7 @@ impl Changes {
 }
 
 impl Default for Changes {
-    /// Not 0, which nobody has seen.
+    /// The counter begins above 0, the initial value of [`AvailabilityCache::seen`].
     fn default() -> Self {
         Self(AtomicU64::new(1))
     }
@@ -733,8 +738,8 @@ impl AvailabilityCache {
     }
 }
 
-/// A health check whose changes the pool and its successors notice: a backend that comes back starts slowly, and the others
-/// are looked at again.
+/// A health check that reports its changes to the pool and its successors: a backend that comes back starts slowly, and
+/// the availability is evaluated again.
 struct Observed {
     check: Box<dyn HealthCheck + Send + Sync>,
     changes: Arc<Changes>,
@@ -781,7 +786,7 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    /// Backends 127.0.0.1:1 and following, each with its weight.
+    /// Returns the settings of backends 127.0.0.1:1 and following, each with its weight.
     fn settings(weights: &[u64]) -> PoolSettings {
         let backend = |(index, weight): (usize, &u64)| BackendSettings {
             weight: Weight::new(*weight).unwrap(),
@@ -835,7 +840,7 @@ mod tests {
     }
 
     #[test]
-    fn a_successor_takes_turns_where_its_predecessor_was() {
+    fn a_successor_continues_the_rotation_of_its_predecessor() {
         let (pool, manual) = pool(&settings(&[1, 1, 1]));
         assert_eq!(ports(&pool, &manual, 2), [1, 2]);
         let pool = succeed(&pool, &settings(&[1, 1, 1]));
@@ -865,7 +870,7 @@ mod tests {
     }
 
     #[test]
-    fn the_newest_is_found_however_many_came_between() {
+    fn the_newest_pool_is_found_after_several_changes() {
         let (first, _) = pool(&settings(&[1, 1]));
         assert!(first.newest().is_none());
         let second = succeed(&first, &settings(&[1, 2]));
@@ -873,7 +878,7 @@ mod tests {
         let third = succeed(&second, &settings(&[1, 3]));
         drop(second);
         assert!(Arc::ptr_eq(&first.newest().unwrap(), &third) && third.newest().is_none());
-        // The pool is gone from the configuration: who began with it ends with it.
+        // The pool is removed from the configuration: its requests end with it.
         drop(third);
         assert!(first.newest().is_none());
     }
@@ -893,7 +898,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_operator_decides_holds_for_requests_that_began_before() {
+    fn a_decision_of_an_operator_applies_to_requests_that_began_before() {
         let mut changed = settings(&[1, 1]);
         changed.backends[0].admin = Admin::Draining;
         let (before, manual) = pool(&settings(&[1, 1]));
@@ -902,7 +907,7 @@ mod tests {
     }
 
     #[test]
-    fn a_backend_that_is_new_starts_slowly_and_the_others_do_not() {
+    fn only_a_new_backend_starts_slowly() {
         let slow = |weights| PoolSettings { slow_start: Some(10 * SECOND), ..settings(weights) };
         let (pool, manual) = pool(&slow(&[1, 1]));
         manual.advance(SECOND);
@@ -914,7 +919,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slow_start_that_is_over_does_not_begin_anew_with_another_weight() {
+    fn a_change_of_weight_does_not_restart_a_slow_start() {
         let slow = |weights| PoolSettings { slow_start: Some(10 * SECOND), ..settings(weights) };
         let (pool, manual) = pool(&slow(&[1, 1]));
         let pool = succeed(&pool, &slow(&[1, 1, 1]));
@@ -924,7 +929,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_that_comes_back_while_somebody_uses_it_is_the_same() {
+    fn an_address_that_returns_while_it_is_in_use_keeps_its_history() {
         let (pool, manual) = pool(&settings(&[1, 1]));
         let before = pool.backend(address(2)).unwrap().clone();
         let without = succeed(&pool, &settings(&[1]));
@@ -934,7 +939,7 @@ mod tests {
     }
 
     #[test]
-    fn panic_is_told_by_the_pool_in_use_only() {
+    fn only_the_pool_in_use_reports_panic() {
         let mut three = settings(&[1, 1, 1]);
         three.panic_threshold = 100;
         let (before, manual) = pool(&three);
@@ -956,7 +961,7 @@ mod tests {
     }
 
     #[test]
-    fn ejections_their_ends_and_panic_are_told_once() {
+    fn ejections_their_ends_and_panic_are_reported_once() {
         let told = Arc::new(Told::default());
         let mut three = settings(&[1, 1, 1]);
         three.panic_threshold = 100;
@@ -965,7 +970,7 @@ mod tests {
         let pool = Pool::with_policy(&three, registry, None, PolicyConfig::default(), &clock);
         let pool = pool.observed_by(told.clone());
         eject(&pool, 1, &manual);
-        assert_eq!(told.0.lock().len(), 2, "nothing has looked at the pool since");
+        assert_eq!(told.0.lock().len(), 2, "no look at the pool since then");
         let pool = succeed(&pool, &three);
         manual.advance(60 * SECOND);
         let _ = (pool.availability(manual.now()), pool.availability(manual.now()));
@@ -975,7 +980,7 @@ mod tests {
     }
 
     #[test]
-    fn the_end_of_an_ejection_says_whether_the_backend_passes_its_checks() {
+    fn the_event_of_a_return_says_whether_the_backend_passes_its_checks() {
         for is_ready in [true, false] {
             let told = Arc::new(Told::default());
             let (clock, manual) = Clock::manual();
@@ -1014,7 +1019,7 @@ mod tests {
         assert_eq!((pool.panic_since(), pool.unready_since()), (None, None));
     }
 
-    /// A check that fails while this is true.
+    /// A check that fails while the value is true.
     struct Switch(Arc<AtomicBool>);
 
     #[async_trait]
@@ -1032,7 +1037,7 @@ mod tests {
     }
 
     #[test]
-    fn a_backend_is_what_it_is_since_the_latest_change() {
+    fn the_state_of_a_backend_dates_from_its_latest_change() {
         let (pool, manual) = pool(&settings(&[1, 1, 1]));
         let since = |pool: &Pool, port| pool.backend(address(port)).unwrap().since(manual.now());
         let joined = manual.now();
@@ -1053,7 +1058,7 @@ mod tests {
     }
 
     #[test]
-    fn what_ejects_is_counted_as_failure() {
+    fn causes_of_ejection_count_as_failures() {
         let (pool, manual) = pool(&settings(&[1]));
         for status in [200, 404, 500, 502, 503, 504] {
             place(&pool, &manual).unwrap().answered(status, None, manual.now());
@@ -1064,7 +1069,7 @@ mod tests {
     }
 
     #[test]
-    fn another_policy_goes_on_with_what_is_known() {
+    fn another_policy_keeps_the_state_of_the_backends() {
         let (before, manual) = pool(&settings(&[1, 1]));
         let _attempt = place(&before, &manual).unwrap();
         let least = PoolSettings { policy: Algorithm::LeastRequest, ..settings(&[1, 1]) };

@@ -1,15 +1,15 @@
-//! Backends that fail requests, or are much slower than the others, are left out for a while.
+//! Outlier detection: backends that fail requests, or are much slower than the others, are ejected for a while.
 //!
-//! The algorithm is Envoy's ejection by consecutive failures (its documentation, "Outlier detection"): so
-//! many failures in a row eject a backend for the base time, the n-th ejection in a row for n times as long
-//! up to a maximum, and it comes back on its own. What Envoy does otherwise, and why not here:
+//! The algorithm is Envoy's ejection by consecutive failures (its documentation, "Outlier detection"). A number of
+//! failures in a row ejects a backend for the base time, and the n-th ejection in a row lasts n times as long, up to a
+//! maximum. The backend then returns without an action of an operator. The differences from Envoy are:
 //!
-//! - Its default of 10 % may be exceeded by one host, and then even the only one is ejected. Here the share
-//!   is rounded down and one available backend always remains.
-//! - A backend that came back needs as many failures as before. Here it is **on probation**: the first
-//!   failure ejects it again, for longer; one success forgives all failures.
-//! - Its count of ejections falls by one in each interval without failure. Here it starts anew when the
-//!   backend has shown that it is well again, as the count of failures does.
+//! - A single host can exceed Envoy's default of 10 %, so even the only host can be ejected. Here the share is rounded
+//!   down, and one available backend always remains.
+//! - In Envoy, a backend that returned needs as many failures as before. Here it is **on probation**: the first failure
+//!   ejects it again, for longer, and one success clears all failures.
+//! - Envoy's count of ejections falls by one in each interval without a failure. Here the count is reset when the
+//!   backend has shown that it is well again, like the count of failures.
 //!
 //! ```text
 //!              a cause                           the time is over
@@ -19,31 +19,30 @@
 //!     └────────────────────────── no doubt is left: n = 0 ─────────────────────────┘
 //! ```
 //!
-//! An ejection has one of two causes: failures, or slowness (a gray failure, which [`slow_backends`](super::slow_backends)
-//! finds). What ends probation has to answer the doubt: a backend that was ejected because it is slow gives
-//! good answers, so a success says nothing new about it. Therefore there are two doubts:
+//! An ejection has one of two causes: failures, or slowness (a gray failure, which
+//! [`slow_backends`](super::slow_backends) detects). Probation ends only when the cause is disproved: a backend that
+//! was ejected for slowness gives good responses, so a success proves nothing about its speed. Therefore there are two
+//! doubts:
 //!
-//! | doubt          | begins with              | ejects again     | ends with                                |
+//! | doubt about    | begins with               | ejects again     | ends with                                |
 //! |----------------|--------------------------|------------------|------------------------------------------|
-//! | of its answers | each ejection            | one failure      | one success                              |
-//! | of its speed   | an ejection for slowness | one slow window  | one window in which it is judged as fine |
+//! | its responses  | each ejection            | one failure      | one success                              |
+//! | its speed      | an ejection for slowness | one slow window  | one window in which it is judged as fine |
 //!
-//! - The count of ejections is one, whatever their causes, and starts anew when the last doubt ends.
-//! - Where there is no doubt of the kind, it takes what it takes in use: so many failures in a row, or two slow
-//!   windows. So one failure long after the return of a slow backend that gets too few requests to be judged
-//!   does not eject it.
-//! - A backend that was ejected for slowness, and then for a failure on probation, still has to answer both
-//!   doubts.
-//! - A success always starts the count of failures anew.
+//! - There is one count of ejections for both causes. It is reset when the last doubt ends.
+//! - Without a doubt, the thresholds of normal use apply: `consecutive_failures`, or two slow windows. So a single
+//!   failure long after the return does not eject a slow backend that gets too few requests to be judged.
+//! - A backend that was ejected for slowness, and then for a failure on probation, has to end both doubts.
+//! - A success always resets the count of failures.
 //!
-//! **What a request or a window says counts only if it began while the backend was in use, after its latest
-//! ejection.** A failure reported by a request that was sent before the ejection, or while it lasted (in a pool
-//! in panic), says nothing about the backend that came back: it neither extends the ejection nor ends the
-//! probation, and a late success does not either. Of a window in which the backend came back the rest may be
-//! short, and one pause would be all of it; the next window is the first that counts on probation.
+//! **The result of a request or a window counts only if it began while the backend was in use, after its latest
+//! ejection.** The failure of a request that was sent before or during the ejection (in a pool in panic) does not
+//! describe the backend that returned: it neither extends the ejection nor ends the probation, and neither does a late
+//! success. The window in which a backend returned does not count, because its rest can be so short that a single pause
+//! fills it. The next window is the first that counts on probation.
 //!
-//! Each backend has a [`OutlierRecord`], atomics that requests read and write without a lock. Only an [`Ejector`]
-//! can eject, and it does so one at a time: two requests that fail at once cannot together exceed the share.
+//! Each backend has an [`OutlierRecord`], a set of atomics that requests read and write without a lock. Only an
+//! [`Ejector`] can eject, one backend at a time: two simultaneous failures cannot together exceed the share.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -53,94 +52,94 @@ use parking_lot::Mutex;
 use super::settings::OutlierSettings;
 use crate::stats::Counter;
 
-/// What the requests to one backend say about it.
+/// The results of the requests to one backend.
 #[derive(Debug)]
 pub(super) struct OutlierRecord {
-    /// Times are kept in nanoseconds after this.
+    /// The instant from which all times are counted, in nanoseconds.
     epoch: Instant,
-    /// A [`Streak`], packed.
+    /// A packed [`Streak`].
     streak: AtomicU64,
-    /// The end of the latest ejection; 0: there was none. Written before the streak that goes with it.
+    /// The end of the latest ejection; 0 if there was none. It is written before the streak that belongs to it.
     until: AtomicU64,
     /// The beginning of the latest ejection.
     since: AtomicU64,
-    /// What the latest ejection was for: a [`Blame`], packed.
+    /// The cause of the latest ejection: a packed [`Blame`].
     blame: AtomicU64,
     ejections: Counter,
-    /// Whether it was ejected, and nobody was told yet that it is back.
+    /// Whether the backend was ejected and its return was not reported yet.
     is_away: AtomicBool,
 }
 
-/// What speaks against a backend and has not been refuted.
+/// The evidence against a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Streak {
-    /// Above 0, which it is as long as there is a doubt, the backend is ejected or on probation.
+    /// The ejections in a row. While this is above 0, the backend is ejected or on probation.
     ejections: u32,
-    /// It was ejected for slowness, and not found fine since: its speed is in doubt.
+    /// Whether the speed is in doubt: the backend was ejected for slowness and was not judged as fine since.
     slow: bool,
-    /// It was ejected, and there was no success since: its answers are in doubt.
+    /// Whether the responses are in doubt: the backend was ejected and had no success since.
     unproven: bool,
-    /// Since the latest ejection or success.
+    /// The failures since the latest ejection or success.
     failures: u32,
 }
 
-/// Why a backend is ejected.
+/// The cause of an ejection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Cause {
-    /// It failed requests.
+    /// The backend failed requests.
     Failures,
-    /// It is much slower than the others.
+    /// The backend is much slower than the others.
     Slowness,
 }
 
-/// What a backend was ejected for.
+/// The details of an ejection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Blame {
     cause: Cause,
-    /// In a row, at that time.
+    /// The failures in a row at that time.
     failures: u32,
-    /// It was on probation.
+    /// Whether the backend was on probation.
     again: bool,
 }
 
-/// What a window says about the speed of a backend. Of one that is not judged it says nothing.
+/// The speed of a backend in one window. A backend that is not judged has no verdict.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum SpeedVerdict {
-    /// It is about as fast as the others.
+    /// The backend is about as fast as the others.
     Fine,
-    /// It is much slower than the others.
+    /// The backend is much slower than the others.
     Slow,
 }
 
-/// Decides about the ejections of one pool, one after the other.
+/// The decisions about the ejections of one pool, one after the other.
 #[derive(Debug, Default)]
 pub(super) struct Ejector(Mutex<()>);
 
-/// How one backend of the pool stands when an ejection is decided.
+/// The state of one backend of the pool when an ejection is decided.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Candidate<'a> {
-    /// Its health checks pass, and no operator disabled it.
+    /// Whether the health checks pass and no operator disabled the backend.
     pub(super) ready: bool,
-    /// An operator takes it out.
+    /// Whether an operator drains the backend.
     pub(super) draining: bool,
-    /// What its requests say.
+    /// The results of its requests.
     pub(super) record: &'a OutlierRecord,
 }
 
-/// Why a backend is not ejected.
+/// The reason for not ejecting a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum NotEjected {
-    /// There is no such backend.
+    /// The pool has no such backend.
     Unknown,
-    /// It is already; the ejection is not extended.
+    /// The backend is already ejected; the ejection is not extended.
     AlreadyEjected,
     /// No other backend is available.
     LastOne,
-    /// As large a share of the pool as may be is ejected.
+    /// `max_ejected_percent` of the pool is ejected.
     Share,
 }
 
-/// From `epoch` to `at`, in nanoseconds; 0 if it is before. 584 years fit.
+/// Returns the nanoseconds from `epoch` to `at`; 0 if `at` is earlier. The number can express 584 years.
 pub(super) fn nanoseconds(epoch: Instant, at: Instant) -> u64 {
     saturated(at.saturating_duration_since(epoch).as_nanos())
 }
@@ -149,11 +148,11 @@ fn saturated(nanoseconds: u128) -> u64 {
     u64::try_from(nanoseconds).unwrap_or(u64::MAX)
 }
 
-/// How long the `n`-th ejection in a row lasts: `base × n` plus up to a tenth by `jitter` (0 to 1), so that
-/// backends that failed together do not come back together. Never longer than the maximum, jitter included:
-/// an operator who reads "at most five minutes" must not see more.
+/// Returns the duration of the `n`-th ejection in a row: `base × n` plus up to a tenth by `jitter` (0 to 1), so that
+/// backends that failed together do not return together. The maximum includes the jitter: an operator who reads "at
+/// most five minutes" must not see more.
 fn ejection(settings: &OutlierSettings, n: u32, jitter: f64) -> Duration {
-    // A cast to an integer makes 0 of NaN and of negative numbers.
+    // The cast to an integer turns NaN and negative numbers into 0.
     let thousandths = ((jitter * 1000.0) as u128).min(1000);
     let plain = settings.base_ejection.as_nanos().saturating_mul(u128::from(n));
     let longest = settings.max_ejection.as_nanos();
@@ -164,7 +163,7 @@ fn ejection(settings: &OutlierSettings, n: u32, jitter: f64) -> Duration {
 // === impl OutlierRecord ===
 
 impl OutlierRecord {
-    /// Nothing happened yet. No time it is told later should be before `epoch`.
+    /// Returns an empty record. Later times must not be before `epoch`.
     pub(super) fn new(epoch: Instant) -> Self {
         Self {
             epoch,
@@ -177,81 +176,82 @@ impl OutlierRecord {
         }
     }
 
-    /// Whether it is left out at this moment. One load for a backend that never was.
+    /// Returns whether the backend is ejected at this moment. This is one load if it was never ejected.
     pub(super) fn is_ejected(&self, now: Instant) -> bool {
         let until = self.until.load(Ordering::Acquire);
         until != 0 && nanoseconds(self.epoch, now) < until
     }
 
-    /// When it comes back, if it is left out at this moment.
+    /// Returns the end of the current ejection; `None` if the backend is not ejected.
     pub(super) fn ejected_until(&self, now: Instant) -> Option<Instant> {
         let until = self.until.load(Ordering::Acquire);
         let ejected = nanoseconds(self.epoch, now) < until;
         ejected.then(|| self.epoch.checked_add(Duration::from_nanos(until))).flatten()
     }
 
-    /// Since when it is ejected, if it is.
+    /// Returns the beginning of the current ejection; `None` if the backend is not ejected.
     pub(super) fn ejected_since(&self, now: Instant) -> Option<Instant> {
         let since = Duration::from_nanos(self.since.load(Ordering::Relaxed));
         self.is_ejected(now).then(|| self.epoch.checked_add(since)).flatten()
     }
 
-    /// What its latest ejection was for; without one it says nothing.
+    /// Returns the details of the latest ejection; they are empty if there was none.
     pub(super) fn blame(&self) -> Blame {
         Blame::unpack(self.blame.load(Ordering::Relaxed))
     }
 
-    /// When its latest ejection ended, if there was one and it is over.
+    /// Returns the end of the latest ejection; `None` if there was none or it is not over.
     pub(super) fn returned(&self, now: Instant) -> Option<Instant> {
         let until = self.until.load(Ordering::Acquire);
         let is_over = until != 0 && nanoseconds(self.epoch, now) >= until;
         is_over.then(|| self.epoch.checked_add(Duration::from_nanos(until))).flatten()
     }
 
-    /// Whether it came back since this was last asked.
+    /// Returns whether the backend returned since the last call.
     pub(super) fn take_return(&self, now: Instant) -> bool {
         self.is_away.load(Ordering::Relaxed)
             && !self.is_ejected(now)
             && self.is_away.swap(false, Ordering::Relaxed)
     }
 
-    /// Whether no ejection has begun or ended since; what began at this moment says something.
+    /// Returns whether no ejection has begun or ended since `began`. Only then the result of a request or window
+    /// counts.
     pub(super) fn was_in_use_since(&self, began: Instant) -> bool {
         nanoseconds(self.epoch, began) >= self.until.load(Ordering::Acquire)
     }
 
-    /// A request that was sent at `began` succeeded: all failures are forgiven, but not slowness. One load if
-    /// there is nothing to forgive.
+    /// Records that a request sent at `began` succeeded. This clears all failures, but not slowness. It is one load if
+    /// there is nothing to clear.
     pub(super) fn succeeded(&self, began: Instant) {
         if self.streak.load(Ordering::Relaxed) & Streak::FORGIVEN != 0 {
             self.update(began, Streak::succeeded);
         }
     }
 
-    /// A request that was sent at `began` failed. True: it is time to eject the backend.
+    /// Records that a request sent at `began` failed. Returns whether it is time to eject the backend.
     ///
-    /// Where the ejection is refused it is asked for again after as many failures more, not at each of them:
-    /// in an outage of the whole pool every request fails, and deciding takes a lock.
+    /// If the ejection is rejected, the next `true` comes only after as many failures as before: in an outage of the
+    /// whole pool every request fails, and each decision takes a lock.
     pub(super) fn failed(&self, settings: &OutlierSettings, began: Instant) -> bool {
         let enough = settings.consecutive_failures;
-        // Counted also where nobody is ejected: a retry prefers a backend without a failure.
+        // Failures are counted even if ejection is off: a retry prefers a backend without a failure.
         self.update(began, Streak::failed).is_some_and(|streak| enough > 0 && streak.is_time(enough))
     }
 
-    /// A window that began at `began` ended with this verdict. True: it is time to eject the backend, because
+    /// Records the verdict of a window that began at `began`. Returns whether it is time to eject the backend because
     /// its speed was in doubt.
     pub(super) fn judged(&self, verdict: SpeedVerdict, began: Instant) -> bool {
-        // Who is not in doubt, as nearly everyone, costs no exchange.
+        // A backend that is not in doubt, the usual case, needs no exchange.
         self.streak().slow
             && self.update(began, |streak| streak.judged(verdict)).is_some_and(|streak| streak.slow)
     }
 
-    /// How often it was ejected so far.
+    /// Returns the number of ejections so far.
     pub(super) fn ejections(&self) -> u64 {
         self.ejections.get()
     }
 
-    /// Failures in a row since its latest success or ejection.
+    /// Returns the failures in a row since the latest success or ejection.
     pub(super) fn consecutive_failures(&self) -> u32 {
         self.streak().failures
     }
@@ -260,10 +260,11 @@ impl OutlierRecord {
         Streak::unpack(self.streak.load(Ordering::Acquire))
     }
 
-    /// The new streak; `None` if the request or window says nothing because it began too early.
+    /// Changes the streak and returns the new one; `None` if the request or window does not count because it began too
+    /// early.
     ///
-    /// The streak is loaded first: whoever sees that of an ejection also sees its end, and whoever does not
-    /// fails to exchange it, because an ejection always changes it.
+    /// The streak is loaded first: a thread that sees the streak of an ejection also sees its end. A thread that does
+    /// not see it fails to exchange the streak, because an ejection always changes it.
     fn update(&self, began: Instant, change: impl Fn(Streak) -> Streak) -> Option<Streak> {
         let began = nanoseconds(self.epoch, began);
         let mut packed = self.streak.load(Ordering::Acquire);
@@ -282,7 +283,7 @@ impl OutlierRecord {
         None
     }
 
-    /// Leaves it out from `now` on. Only an [`Ejector`] may, while it holds its lock.
+    /// Ejects the backend from `now` on. The caller is an [`Ejector`] that holds its lock.
     fn eject(&self, settings: &OutlierSettings, cause: Cause, now: Instant, jitter: f64) -> Duration {
         let before = self.streak();
         let blame = Blame { cause, failures: before.failures, again: before.unproven };
@@ -292,8 +293,8 @@ impl OutlierRecord {
         self.since.store(nanoseconds(self.epoch, now), Ordering::Relaxed);
         self.blame.store(blame.pack(), Ordering::Relaxed);
         self.until.store(until, Ordering::Release);
-        // Overwrites what a request or a window said since the load. That began before the ejection; a moment
-        // later it would have said nothing.
+        // This overwrites results that were recorded since the load. They began before the ejection; a moment later
+        // they would not have counted.
         self.streak.store(streak.pack(), Ordering::Release);
         self.ejections.increment();
         self.is_away.store(true, Ordering::Relaxed);
@@ -305,12 +306,12 @@ impl OutlierRecord {
 
 impl Streak {
     const NONE: Self = Self { ejections: 0, slow: false, unproven: false, failures: 0 };
-    /// Where what follows the failures begins, which have the lowest 32 bits.
+    /// The position of the fields after the failures, which have the lowest 32 bits.
     const UNPROVEN: u32 = 32;
     const SLOW: u32 = 33;
     const EJECTIONS: u32 = 34;
     const MOST_EJECTIONS: u32 = u32::MAX >> (Self::EJECTIONS - 32);
-    /// The bits that a success clears. Where all of them are 0 it changes nothing.
+    /// The bits that a success clears. If all of them are 0, a success changes nothing.
     const FORGIVEN: u64 = (1 << (Self::UNPROVEN + 1)) - 1;
 
     fn pack(self) -> u64 {
@@ -350,14 +351,13 @@ impl Streak {
         }
     }
 
-    /// Without a doubt there is no reason to remember ejections.
+    /// Resets the count of ejections if no doubt is left.
     fn settled(self) -> Self {
         let is_in_doubt = self.slow || self.unproven;
         Self { ejections: if is_in_doubt { self.ejections } else { 0 }, ..self }
     }
 
-    /// Whether the failure counted last is one that ejects: the first of all since the return, or each
-    /// `enough`-th.
+    /// Returns whether the last failure ejects: the first one since the return, or each `enough`-th.
     fn is_time(self, enough: u32) -> bool {
         (self.unproven && self.failures == 1) || self.failures.is_multiple_of(enough)
     }
@@ -383,7 +383,7 @@ impl Blame {
         }
     }
 
-    /// In words. `latest` is how it failed the latest of these requests.
+    /// Describes the cause in words. `latest` describes the latest of these failures.
     pub(super) fn words(self, latest: &str) -> String {
         let Self { cause, failures, again } = self;
         match (cause, failures, again) {
@@ -398,15 +398,13 @@ impl Blame {
 // === impl Ejector ===
 
 impl Ejector {
-    /// Ejects the backend at index `which` of the pool's `members`, all of which must be there, backups
-    /// included.
+    /// Ejects the backend at index `which` of the pool's `members`, which must include all of them, also the backups.
     ///
-    /// It is ejected for the time returned, if afterwards at most `max_ejected_percent` of all members,
-    /// rounded down, are ejected and another one is available. `jitter` is a random number from 0 to 1.
+    /// Returns the duration of the ejection. After it, at most `max_ejected_percent` of all members, rounded down, are
+    /// ejected, and another member is available. `jitter` is a random number from 0 to 1.
     ///
-    /// Decisions of one `Ejector` come one after the other, so a pool has exactly one. A `now` from before
-    /// the wait for another decision is harmless: it makes for more ejected and fewer available ones, never
-    /// the other way round.
+    /// The decisions of one `Ejector` come one after the other, so a pool has exactly one. A `now` from before the wait
+    /// for the lock is harmless: it can only count too many ejected and too few available members.
     pub(super) fn eject(
         &self,
         settings: &OutlierSettings,
@@ -416,7 +414,7 @@ impl Ejector {
         now: Instant,
         jitter: f64,
     ) -> Result<Duration, NotEjected> {
-        // The lock guards no data that a panic could have left half written.
+        // The lock guards no data that a panic could leave half written.
         let _turn = self.0.lock();
         let record = members.get(which).ok_or(NotEjected::Unknown)?.record;
         refusal(settings, members, which, now)
@@ -444,7 +442,7 @@ fn refusal(
     }
 }
 
-/// How many of so many backends may be ejected at once.
+/// Returns the maximum number of backends that can be ejected at the same time.
 fn most(settings: &OutlierSettings, backends: usize) -> usize {
     backends.saturating_mul(usize::from(settings.max_ejected_percent.min(100))) / 100
 }
@@ -462,7 +460,7 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
     const NOBODY: [usize; 0] = [];
 
-    /// Three failures eject for 10 s times n, at most 35 s, at most half of the pool.
+    /// Returns settings with which three failures eject for 10 s times n, at most 35 s, and at most half of the pool.
     fn settings() -> OutlierSettings {
         OutlierSettings {
             consecutive_failures: 3,
@@ -518,7 +516,7 @@ mod tests {
             self.ejector.eject(&self.settings, &self.standings(), which, cause, self.now, 0.0)
         }
 
-        /// A window that begins and ends now with this verdict; what became of the ejection if it was time for one.
+        /// Ends a window with this verdict. Returns the result of the ejection if it was time for one.
         fn judge(&self, which: usize, verdict: SpeedVerdict) -> Option<Result<Duration, NotEjected>> {
             self.judge_since(which, verdict, self.now)
         }
@@ -532,7 +530,7 @@ mod tests {
             self.records[which].judged(verdict, began).then(|| self.eject_for(Cause::Slowness, which))
         }
 
-        /// Ejected for slowness, and back: its speed is in doubt.
+        /// Returns a bench whose first backend was ejected for slowness and is back: its speed is in doubt.
         fn with_a_slow_one() -> Self {
             let mut bench = Self::new(3);
             assert_eq!(bench.eject_for(Cause::Slowness, 0), Ok(10 * SECOND));
@@ -540,7 +538,7 @@ mod tests {
             bench
         }
 
-        /// A request that begins and fails now; what became of the ejection if it was time for one.
+        /// Begins and fails a request. Returns the result of the ejection if it was time for one.
         fn fail(&self, which: usize) -> Option<Result<Duration, NotEjected>> {
             self.fail_since(which, self.now)
         }
@@ -551,7 +549,7 @@ mod tests {
 
         fn fail_until_ejected(&self, which: usize) -> Duration {
             let outcome = (0..self.settings.consecutive_failures).find_map(|_| self.fail(which));
-            outcome.expect("so many failures are enough").expect("nothing speaks against it")
+            outcome.expect("the failures reach the threshold").expect("the ejection is possible")
         }
 
         fn ejected(&self) -> Vec<usize> {
@@ -560,7 +558,7 @@ mod tests {
     }
 
     #[test]
-    fn so_many_failures_in_a_row_eject() {
+    fn consecutive_failures_eject() {
         let bench = Bench::new(3);
         assert_eq!(bench.fail(1), None);
         assert_eq!(bench.fail(1), None);
@@ -574,7 +572,7 @@ mod tests {
     }
 
     #[test]
-    fn an_ejection_says_what_it_is_for() {
+    fn an_ejection_states_its_cause() {
         let mut bench = Bench::new(3);
         bench.fail_until_ejected(1);
         let words = |bench: &Bench| bench.records[1].blame().words("503");
@@ -592,7 +590,7 @@ mod tests {
     }
 
     #[test]
-    fn a_success_in_between_starts_the_count_anew() {
+    fn a_success_resets_the_count_of_failures() {
         let bench = Bench::new(3);
         for _ in 0..10 {
             assert_eq!((bench.fail(0), bench.fail(0)), (None, None));
@@ -602,13 +600,13 @@ mod tests {
     }
 
     #[test]
-    fn no_number_of_failures_ejects_when_that_is_off() {
+    fn no_number_of_failures_ejects_if_the_detection_is_off() {
         let bench = Bench::with(3, |settings| settings.consecutive_failures = 0);
         assert!((0..100).all(|_| bench.fail(0).is_none()));
     }
 
     #[test]
-    fn it_comes_back_on_its_own_and_not_before() {
+    fn a_backend_returns_exactly_when_its_ejection_ends() {
         let mut bench = Bench::new(3);
         bench.fail_until_ejected(0);
         bench.now += 10 * SECOND - Duration::from_nanos(1);
@@ -619,20 +617,20 @@ mod tests {
     }
 
     #[test]
-    fn on_probation_the_first_failure_ejects_for_longer_up_to_the_maximum() {
+    fn the_first_failure_on_probation_ejects_for_longer_up_to_the_maximum() {
         let mut bench = Bench::new(3);
         let first = bench.fail_until_ejected(0);
         let mut lasted = vec![first];
         for _ in 0..4 {
             bench.now += *lasted.last().unwrap();
-            lasted.push(bench.fail(0).expect("it is on probation").expect("nothing speaks against it"));
+            lasted.push(bench.fail(0).expect("it is on probation").expect("the ejection is possible"));
         }
         assert_eq!(lasted, [10, 20, 30, 35, 35].map(|seconds| seconds * SECOND));
         assert_eq!(bench.records[0].ejections(), 5);
     }
 
     #[test]
-    fn one_success_ends_probation_and_the_count_of_ejections() {
+    fn one_success_ends_probation_and_resets_the_count_of_ejections() {
         let mut bench = Bench::new(3);
         bench.fail_until_ejected(0);
         bench.now += 10 * SECOND;
@@ -642,13 +640,16 @@ mod tests {
     }
 
     #[test]
-    fn who_is_slow_all_the_time_is_ejected_for_longer_up_to_the_maximum() {
+    fn a_backend_that_stays_slow_is_ejected_for_longer_up_to_the_maximum() {
         let mut bench = Bench::with_a_slow_one();
         let mut lasted = Vec::new();
         for _ in 0..4 {
             bench.records[0].succeeded(bench.now);
             lasted.push(
-                bench.judge(0, SpeedVerdict::Slow).expect("its speed is in doubt").expect("no objection"),
+                bench
+                    .judge(0, SpeedVerdict::Slow)
+                    .expect("its speed is in doubt")
+                    .expect("the ejection is possible"),
             );
             bench.now += *lasted.last().unwrap();
         }
@@ -657,7 +658,7 @@ mod tests {
     }
 
     #[test]
-    fn a_window_in_which_it_is_fine_ends_the_doubt_of_its_speed() {
+    fn a_fine_window_ends_the_doubt_about_speed() {
         let bench = Bench::with_a_slow_one();
         bench.records[0].succeeded(bench.now);
         assert_eq!(bench.judge(0, SpeedVerdict::Fine), None);
@@ -665,17 +666,17 @@ mod tests {
         assert_eq!(
             bench.judge(0, SpeedVerdict::Slow),
             None,
-            "it takes two windows again, which are not counted here"
+            "two windows are needed again, which are not counted here"
         );
         assert_eq!(bench.eject_for(Cause::Slowness, 0), Ok(10 * SECOND));
     }
 
     #[test]
-    fn a_success_forgives_a_slow_one_its_failures_only() {
+    fn a_success_of_a_slow_backend_clears_only_its_failures() {
         let bench = Bench::with_a_slow_one();
         for _ in 0..10 {
             bench.records[0].succeeded(bench.now);
-            assert_eq!((bench.fail(0), bench.fail(0)), (None, None), "its answers are not in doubt");
+            assert_eq!((bench.fail(0), bench.fail(0)), (None, None), "its responses are not in doubt");
             assert_eq!(bench.records[0].consecutive_failures(), 2);
             bench.records[0].succeeded(bench.now);
             assert_eq!(bench.records[0].consecutive_failures(), 0);
@@ -684,7 +685,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slow_one_that_fails_first_when_it_is_back_has_to_answer_both_doubts() {
+    fn a_slow_backend_that_fails_after_its_return_has_to_end_both_doubts() {
         let slow_and_failed = || {
             let mut bench = Bench::with_a_slow_one();
             assert_eq!(bench.fail(0), Some(Ok(20 * SECOND)));
@@ -693,11 +694,11 @@ mod tests {
         };
         let bench = slow_and_failed();
         bench.records[0].succeeded(bench.now);
-        assert_eq!(bench.judge(0, SpeedVerdict::Slow), Some(Ok(30 * SECOND)), "it may still be slow");
+        assert_eq!(bench.judge(0, SpeedVerdict::Slow), Some(Ok(30 * SECOND)), "its speed is still in doubt");
 
         let bench = slow_and_failed();
         assert_eq!(bench.judge(0, SpeedVerdict::Fine), None);
-        assert_eq!(bench.fail(0), Some(Ok(30 * SECOND)), "it may still fail");
+        assert_eq!(bench.fail(0), Some(Ok(30 * SECOND)), "its responses are still in doubt");
 
         let bench = slow_and_failed();
         assert_eq!(bench.judge(0, SpeedVerdict::Fine), None);
@@ -706,7 +707,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slow_one_that_fails_later_is_ejected_for_longer() {
+    fn a_slow_backend_that_fails_later_is_ejected_for_longer() {
         let mut bench = Bench::with_a_slow_one();
         bench.records[0].succeeded(bench.now);
         assert_eq!(bench.fail_until_ejected(0), 20 * SECOND);
@@ -716,18 +717,18 @@ mod tests {
     }
 
     #[test]
-    fn who_was_ejected_for_failures_is_not_in_doubt_of_its_speed() {
+    fn an_ejection_for_failures_does_not_put_the_speed_in_doubt() {
         let mut bench = Bench::new(3);
         bench.fail_until_ejected(0);
         bench.now += 10 * SECOND;
         for verdict in [SpeedVerdict::Slow, SpeedVerdict::Fine] {
             assert_eq!(bench.judge(0, verdict), None);
         }
-        assert_eq!(bench.fail(0), Some(Ok(20 * SECOND)), "its answers still are in doubt");
+        assert_eq!(bench.fail(0), Some(Ok(20 * SECOND)), "its responses are still in doubt");
     }
 
     #[test]
-    fn a_window_that_began_before_the_end_of_the_ejection_says_nothing() {
+    fn a_window_that_began_before_the_end_of_the_ejection_does_not_count() {
         let mut bench = Bench::with_a_slow_one();
         let during = bench.now - Duration::from_nanos(1);
         bench.now += SECOND;
@@ -739,7 +740,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refused_ejection_of_a_slow_one_is_asked_for_after_each_window() {
+    fn a_rejected_ejection_for_slowness_is_requested_again_after_each_window() {
         let mut bench = Bench::with_a_slow_one();
         (bench.ready[1], bench.ready[2]) = (false, false);
         for _ in 0..3 {
@@ -750,7 +751,7 @@ mod tests {
     }
 
     #[test]
-    fn what_began_before_the_end_of_the_ejection_says_nothing() {
+    fn a_request_that_began_before_the_end_of_the_ejection_does_not_count() {
         let mut bench = Bench::new(3);
         let before = bench.now;
         bench.now += SECOND;
@@ -795,7 +796,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_available_one_stays() {
+    fn the_last_available_backend_is_not_ejected() {
         assert_eq!(Bench::new(1).eject(0), Err(NotEjected::LastOne));
         assert_eq!(Bench::new(0).eject(0), Err(NotEjected::Unknown));
 
@@ -811,7 +812,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refused_ejection_is_asked_for_again_now_and_then() {
+    fn a_rejected_ejection_is_requested_again_after_more_failures() {
         let mut bench = Bench::new(2);
         bench.ready[1] = false;
         let asked: Vec<_> = (0..9).map(|_| bench.fail(0).is_some()).collect();
@@ -835,7 +836,7 @@ mod tests {
     }
 
     #[test]
-    fn so_many_ejections_as_fit_are_counted() {
+    fn the_count_of_ejections_saturates() {
         let mut streak = Streak { ejections: Streak::MOST_EJECTIONS - 1, ..Streak::NONE };
         for _ in 0..3 {
             streak = streak.ejected(Cause::Slowness);
@@ -856,7 +857,7 @@ mod tests {
     }
 
     #[test]
-    fn failures_at_the_same_time_are_all_counted() {
+    fn simultaneous_failures_are_all_counted() {
         const THREADS: usize = 8;
         const EACH: usize = 3000;
         let bench = Bench::new(2);
@@ -875,7 +876,7 @@ mod tests {
     }
 
     #[test]
-    fn ejections_at_the_same_time_keep_the_share() {
+    fn simultaneous_ejections_do_not_exceed_the_share() {
         const THREADS: usize = 4;
         const BACKENDS: usize = 64;
         for _ in 0..100 {
@@ -898,7 +899,7 @@ mod tests {
     }
 
     #[test]
-    fn an_ejection_waits_until_another_is_decided() {
+    fn an_ejection_waits_for_the_decision_about_another() {
         let bench = Bench::new(3);
         let decision = bench.ejector.0.lock();
         std::thread::scope(|scope| {
@@ -927,16 +928,16 @@ mod tests {
                     bench.records[0].succeeded(bench.now);
                 });
                 start.wait();
-                bench.eject(0).expect("nothing speaks against it");
+                bench.eject(0).expect("the ejection is possible");
             });
             assert_eq!(bench.ejected(), [0]);
             bench.now += 10 * SECOND;
-            // Whichever came first: the backend is on probation.
+            // In either order, the backend is on probation.
             assert!(matches!(bench.fail(0), Some(Ok(_))));
         }
     }
 
-    /// The same in plain words and milliseconds, without atomics.
+    /// A model of one record in plain values and milliseconds, without atomics.
     #[derive(Clone, Default)]
     struct Model {
         failures: u32,
@@ -958,7 +959,7 @@ mod tests {
             which: usize,
             age: u64,
         },
-        /// It is slow in two windows.
+        /// The backend is slow in two windows.
         Slow {
             which: usize,
         },
@@ -1005,7 +1006,7 @@ mod tests {
         }
     }
 
-    /// What the model says about a failure: how long the ejection lasts, if it is one, in milliseconds.
+    /// Returns what the model expects of a failure: the duration of the ejection in milliseconds, or `None`.
     fn model_failure(bench: &Bench, models: &mut [Model], which: usize, began: u64, now: u64) -> Option<u64> {
         let model = &mut models[which];
         if began < model.until {
@@ -1016,7 +1017,7 @@ mod tests {
         is_time.then(|| model_ejection(bench, models, Cause::Failures, which, now)).flatten()
     }
 
-    /// The same of a window.
+    /// Returns what the model expects of a window.
     fn model_window(
         bench: &Bench,
         models: &mut [Model],
@@ -1120,14 +1121,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_streak_fits_and_a_success_is_skipped_only_where_it_changes_nothing(streak in any_streak()) {
+        fn a_streak_fits_and_a_success_is_skipped_only_if_it_changes_nothing(streak in any_streak()) {
             prop_assert_eq!(Streak::unpack(streak.pack()), streak);
             let is_skipped = streak.pack() & Streak::FORGIVEN == 0;
             prop_assert_eq!(is_skipped, streak.succeeded() == streak);
         }
 
         #[test]
-        fn any_sequence_does_what_a_simple_model_does((backends, percent, steps) in any_steps()) {
+        fn any_sequence_matches_a_simple_model((backends, percent, steps) in any_steps()) {
             check_against_model(backends, percent, steps)?;
         }
 
