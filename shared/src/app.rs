@@ -64,10 +64,12 @@ fn misplaced(cli: &Cli) -> Option<&'static str> {
         Some(Verb::Check(check)) if run.conf.is_some() && check.file.is_some() => {
             Some("the file is given twice: omit `--conf` or the argument FILE")
         }
-        Some(Verb::Ask(Ask::Reload { .. } | Ask::Upgrade { .. })) if is_input(run) => Some(
-            "the text on standard input would not be used, because the running daemon reads its own configuration; omit \
-             `--conf -`, and select the daemon with `--socket PATH`",
-        ),
+        Some(Verb::Ask(Ask::Reload { .. } | Ask::Upgrade { .. } | Ask::Stop { .. })) if is_input(run) => {
+            Some(
+                "the text on standard input would not be used, and does not identify a running daemon; omit `--conf -`, and \
+             select the daemon with `--socket PATH`",
+            )
+        }
         Some(Verb::Proxy(_)) if run.conf.is_some() => {
             Some("`proxy` runs without a configuration file: omit `--conf`")
         }

@@ -183,11 +183,14 @@ fn a_daemon_configured_from_standard_input_refuses_to_reload_and_says_what_to_do
     daemon.logged(&["SIGHUP"]);
     wait::until(LONG, "the refusal is logged", || daemon.log().matches(&take_over).count() >= 3);
     assert_eq!(daemon.get("/").unwrap().origin(), "one");
-    for subcommand in ["reload", "upgrade"] {
+    let refusals = ["reload", "upgrade", "stop"].map(|subcommand| {
         let finished = lab.run_with_input(&config, &[subcommand, "-c", "-"]);
         assert_eq!(finished.code, Some(2), "{finished:?}");
-        assert!(finished.stderr.contains("would not be used"), "{finished:?}");
-    }
+        assert!(finished.stderr.contains("select the daemon with `--socket PATH`"), "{finished:?}");
+        finished.stderr
+    });
+    assert!(refusals.iter().all(|refusal| *refusal == refusals[0]), "{refusals:?}");
+    assert!(daemon.process.alive());
     // Other subcommands find the daemon by a configuration from standard input as they do by a file.
     let finished = lab.run_with_input(&config, &["status", "-c", "-"]);
     assert_eq!(finished.code, Some(0), "{finished:?}");
