@@ -290,7 +290,7 @@ mod tests {
         let denied = || io::Error::from_raw_os_error(nix::libc::EACCES);
         let said = Unusable::new(&file, denied()).to_string();
         assert!(
-            said.contains("permission denied; the directory") && said.contains("may not create"),
+            said.contains("permission denied; the directory") && said.contains("cannot create"),
             "{said}"
         );
         std::fs::write(&file, "").unwrap();

@@ -76,6 +76,7 @@ pub mod handlers;
 mod input;
 pub mod lifecycle;
 pub mod limits;
+mod locks;
 pub mod logging;
 pub mod moves;
 pub mod pid_file;

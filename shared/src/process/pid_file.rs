@@ -7,12 +7,14 @@
 use std::ffi::OsStr;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::libc::{O_NOFOLLOW, O_NONBLOCK};
+use nix::unistd::Uid;
 
 use super::files::{check_creatable, check_writable, open_or_create, open_untrusted};
+use super::locks::users_with_lock;
 use super::privileges::Identity;
 use super::{FileId, create_private_dir};
 
@@ -72,7 +74,8 @@ impl PidFile {
         let failed = |source| PidFileError::Io { path: path.to_owned(), source };
         match open_untrusted(path) {
             Ok(file) => {
-                refuse_foreign(&mut lock(file, path)?, path)?;
+                let mut file = if is_locked_by_stranger(&file) { file } else { lock(file, path)? };
+                refuse_foreign(&mut file, path)?;
                 check_writable(path).map_err(failed)
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => check_creatable(path).map_err(failed),
@@ -81,7 +84,8 @@ impl PidFile {
     }
 
     /// Locks the file at `path` and writes the PID of this process into it. A pid file that no live process holds is
-    /// taken over silently. Missing parent directories are created with mode 0700.
+    /// taken over silently. If an unrelated user has locked it, it is replaced. Missing parent directories are created
+    /// with mode 0700.
     ///
     /// # Errors
     /// Fails with [`PidFileError::AlreadyRuns`] if a live process holds the file, and with [`PidFileError::Foreign`] if
@@ -90,7 +94,12 @@ impl PidFile {
         let failed = |source| PidFileError::Io { path: path.to_owned(), source };
         create_parent(path).map_err(failed)?;
         loop {
-            let file = open(path).map_err(failed)?;
+            let mut file = open(path).map_err(failed)?;
+            if is_locked_by_stranger(&file) && is_at(&file, path) {
+                refuse_foreign(&mut file, path)?;
+                std::fs::remove_file(path).map_err(failed)?;
+                continue;
+            }
             let mut file = lock(file, path)?;
             if is_at(&file, path) {
                 refuse_foreign(&mut file, path)?;
@@ -231,10 +240,11 @@ fn create_parent(path: &Path) -> io::Result<()> {
 }
 
 /// Opens a file without truncating it, since it might belong to a live process. A symbolic link is refused, because it
-/// could name a file that is not ours.
+/// could name a file that is not ours. Other users cannot open a new file, and thus cannot lock it, before this process
+/// has locked it.
 fn open(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
-    options.read(true).write(true).truncate(false).mode(0o644).custom_flags(O_NOFOLLOW | O_NONBLOCK);
+    options.read(true).write(true).truncate(false).mode(0o600).custom_flags(O_NOFOLLOW | O_NONBLOCK);
     open_or_create(path, &options)
 }
 
@@ -245,6 +255,18 @@ fn lock(mut file: File, path: &Path) -> Result<File, PidFileError> {
             Err(PidFileError::AlreadyRuns { path: path.to_owned(), holder: read_holder(&mut file) })
         }
         Err(TryLockError::Error(source)) => Err(PidFileError::Io { path: path.to_owned(), source }),
+    }
+}
+
+/// Returns whether all locks on a pid file belong to users who cannot run the daemon: neither root, nor the user of this
+/// process, nor the owner of the file. Such a user can lock the file only because everyone can read it.
+fn is_locked_by_stranger(file: &File) -> bool {
+    let Ok(owner) = file.metadata().map(|metadata| metadata.uid()) else { return false };
+    let is_stranger = |user: &u32| ![0, Uid::effective().as_raw(), owner].contains(user);
+    match users_with_lock(file) {
+        Ok(Some(users)) => !users.is_empty() && users.iter().all(is_stranger),
+        // Without evidence against it, the lock counts.
+        Ok(None) | Err(_) => false,
     }
 }
 
@@ -266,7 +288,10 @@ fn refuse_foreign(file: &mut File, path: &Path) -> Result<(), PidFileError> {
 
 /// Fails if a live process other than `expected` holds the file at `path`, or if the file is not a pid file.
 fn refuse_stranger(path: &Path, expected: u32) -> Result<(), PidFileError> {
-    let Ok(file) = open_untrusted(path) else { return Ok(()) };
+    let Ok(mut file) = open_untrusted(path) else { return Ok(()) };
+    if is_locked_by_stranger(&file) {
+        return refuse_foreign(&mut file, path);
+    }
     match lock(file, path) {
         Err(PidFileError::AlreadyRuns { path, holder }) if holder != Holder(Some(expected)) => {
             Err(PidFileError::AlreadyRuns { path, holder })
@@ -390,6 +415,34 @@ mod tests {
             PidFile::prepare(&path, 1).map(drop).unwrap();
             PidFile::acquire(&path).unwrap();
         }
+    }
+
+    #[test]
+    fn a_lock_of_an_unrelated_user_does_not_count() {
+        use std::os::unix::process::CommandExt;
+        if !Uid::effective().is_root() {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lb.pid");
+        std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+        std::fs::write(&path, "4000000\n").unwrap();
+        let mut command = std::process::Command::new("flock");
+        command.args(["--no-fork"]).arg(&path).args(["sleep", "60"]).uid(65534).gid(65534);
+        let mut stranger = command.spawn().unwrap();
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+        while !is_locked_by_stranger(&File::open(&path).unwrap()) {
+            assert!(std::time::Instant::now() < deadline, "the other user has not locked the file");
+            std::thread::yield_now();
+        }
+        PidFile::probe(&path).unwrap();
+        PidFile::prepare(&path, 1).map(drop).unwrap();
+        let _held = PidFile::acquire(&path).unwrap();
+        assert_eq!(contents(&path), own_pid());
+        let error = PidFile::acquire(&path).unwrap_err();
+        assert!(matches!(error, PidFileError::AlreadyRuns { .. }), "{error}");
+        stranger.kill().unwrap();
+        stranger.wait().unwrap();
     }
 
     #[test]
