@@ -69,6 +69,20 @@ fn runtime_files(lab: &Lab) -> Vec<String> {
 }
 
 #[test]
+fn a_second_start_with_the_same_file_names_the_running_process() {
+    let lab = lab();
+    let origin = Origin::start("one");
+    let a = instance(&lab, "a", &[&origin], "");
+    start(&lab, &a, &[]);
+    let first = process(&lab, &a.config);
+    let second = ask(&lab, &[], &a.config);
+    assert_eq!(second.code, Some(1), "{second:?}");
+    let said = format!("a daemon with {} already runs as process {}", a.config.display(), first.0);
+    assert!(second.stderr.contains(&said), "{second:?}");
+    assert!(second.stderr.contains("run `load_balancer upgrade`"), "{second:?}");
+}
+
+#[test]
 fn two_daemons_run_side_by_side_and_each_is_found_by_its_configuration_file() {
     let lab = lab();
     let (one, two) = (Origin::start("one"), Origin::start("two"));

@@ -40,6 +40,12 @@ struct Config {
     canonical_file: Option<PathBuf>,
 }
 
+/// The part of the status that is about the process.
+#[derive(Deserialize)]
+struct Process {
+    pid: u32,
+}
+
 // === impl Config ===
 
 impl Config {
@@ -122,6 +128,12 @@ fn is_there(socket: &Path) -> bool {
 fn runs_with(socket: &Path) -> Option<Option<OwnFile>> {
     let reply = at(socket).ask("GET", "/v1/status", "", SOON).ok()?;
     serde_json::from_str(&reply.body).ok().map(|Status { config }| config.own_file())
+}
+
+/// Returns the PID of the daemon at a default socket; `None` if it does not respond.
+pub fn process_at(socket: &Path) -> Option<u32> {
+    let reply = at(socket).ask("GET", "/v1/status", "", SOON).ok()?;
+    serde_json::from_str(&reply.body).ok().map(|Process { pid }| pid)
 }
 
 #[cfg(test)]

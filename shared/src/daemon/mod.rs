@@ -23,7 +23,7 @@ use pingora::services::ServiceHandle;
 use pingora::services::background::{GenBackgroundService, background_service};
 
 use crate::config::{self, Plan, Problems};
-use crate::control::{ControlService, DrainingSocket, Farewells, predecessors};
+use crate::control::{ControlService, DrainingSocket, Farewells, find, predecessors};
 use crate::events::{About, Events, Kind};
 use crate::operator::{self, ConfigFile, Provenance};
 use crate::process;
@@ -479,13 +479,24 @@ fn control_spec(plan: &Plan, inherited: &[InheritedSocket]) -> Option<ListenSpec
     let address = path.to_string_lossy();
     let is_inherited = inherited.iter().any(|socket| socket.address == address);
     if !plan.control.is_named && !is_inherited && sockets::is_answered(path) {
-        log::warn!(
-            "another process uses the control socket {address}, so this process has none; to control it, set \
-             `control: {{socket: /path}}`"
-        );
+        log::warn!("{}", socket_in_use(path, plan.server.runtime.configuration(), find::process_at(path)));
         return None;
     }
     Some(ListenSpec::own(Endpoint::Unix { path: path.clone(), mode: CONTROL_SOCKET_MODE }))
+}
+
+/// Returns the warning that another daemon, whose PID can be unknown, uses the default control socket of this file.
+fn socket_in_use(socket: &Path, file: Option<&Path>, pid: Option<u32>) -> String {
+    let daemon = match file {
+        Some(file) => format!("a daemon with {}", file.display()),
+        None => "a daemon without a configuration file".to_owned(),
+    };
+    let process = pid.map(|pid| format!(" as process {pid}")).unwrap_or_default();
+    format!(
+        "{daemon} already runs{process} and uses the control socket {}, so this process has none; to replace that daemon, \
+         run `load_balancer upgrade`; to run both, set `control: {{socket: /path}}` for one of them",
+        socket.display()
+    )
 }
 
 fn signals(plan: &Plan, services: &Services, held: &Held) -> Signals {
