@@ -250,6 +250,12 @@ fn upgrades_work_with_logs_in_a_directory_of_root_and_a_warning_about_rotation()
     assert_eq!((checked.code, checked.stderr.matches("warning[LB078]").count()), (Some(0), 2), "{checked:?}");
     assert!(checked.stderr.contains(&remedy), "{checked:?}");
     let old = lab.daemonize_file(&config, &[]);
+    let text = fs::read_to_string(&config).unwrap();
+    fs::write(&config, text + "log_level: debug\n").unwrap();
+    let reloaded = lab.run(&["reload", "-c", path_str(&config)]);
+    assert_eq!(reloaded.stdout.matches("warning[LB078]").count(), 2, "{reloaded:?}");
+    let status = lab.run(&["status", "-c", path_str(&config)]);
+    assert!(status.stdout.contains("2 warnings about the file"), "{status:?}");
     let upgraded = lab.run(&["upgrade", "-c", path_str(&config)]);
     assert_eq!(upgraded.code, Some(0), "{upgraded:?}");
     let new = lab.successor(old.process);

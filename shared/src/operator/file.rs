@@ -5,8 +5,12 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use nix::unistd::Uid;
+
 use super::watch::Fingerprint;
-use crate::config::{self, Account, Context, Files, INPUT, Loaded, Problems, Protection, RealFiles};
+use crate::config::{
+    self, Account, Context, Denied, Files, INPUT, Loaded, Problems, Protection, RealFiles, Wish,
+};
 use crate::process::runtime::RuntimeFiles;
 
 /// Source of the configuration.
@@ -179,6 +183,12 @@ impl Files for OpenFiles {
 
     fn is_directory(&self, path: &Path) -> bool {
         RealFiles.is_directory(path)
+    }
+
+    fn denied(&self, account: Account<'_>, wish: Wish<'_>) -> Option<Denied> {
+        // The rights of this process are those of the account only if it already runs as this user.
+        let runs_as_account = self.uid_of(account) == Uid::effective().as_raw();
+        runs_as_account.then(|| RealFiles.denied(account, wish)).flatten()
     }
 
     fn refuses_accounts(&self, _user: Option<&str>, _group: Option<&str>) -> Option<String> {
