@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, OnceLock};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::{Mutex, MutexGuard};
 
@@ -37,6 +37,15 @@ const REPORT: Duration = Duration::from_secs(1);
 
 /// The time after its deadline within which the thread must report that it has ended.
 const GRACE: Duration = Duration::from_millis(100);
+
+/// The failure to open a log again after a log rotation.
+#[derive(Clone, Debug)]
+pub struct ReopenFailure {
+    /// The time of the attempt.
+    pub time: SystemTime,
+    /// The reason, with the path.
+    pub reason: String,
+}
 
 /// The target of the lines. Only the writer thread calls it.
 pub trait Sink: Send + 'static {

@@ -3,11 +3,13 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use lb_service::lines::ReopenFailure;
 use lb_service::listener::Listener;
 use lb_service::pool::{Backend, BackendState, Level};
 use lb_service::snapshot::{CurrentSnapshot, Snapshot};
 use lb_service::traffic::Traffic;
 use metrics_service::Readiness;
+use parking_lot::Mutex;
 use pingora::protocols::l4::socket::SocketAddr as PingoraAddr;
 
 use crate::condition::{Condition, Moment};
@@ -30,7 +32,12 @@ pub struct StatusSource {
     readiness: Readiness,
     purpose: Purpose,
     started: SystemTime,
+    reopen_failures: ReopenFailures,
+    failed_upgrade: Mutex<Option<(SystemTime, String)>>,
 }
+
+/// Returns the failures to open logs again after the last log rotation.
+pub type ReopenFailures = Box<dyn Fn() -> Vec<ReopenFailure> + Send + Sync>;
 
 // === impl StatusSource ===
 
@@ -40,9 +47,30 @@ impl StatusSource {
         (current, traffic, pools): (CurrentSnapshot, Arc<Traffic>, Pools),
         operator: Operator,
         (verbosity, readiness, purpose): (Verbosity, Readiness, Purpose),
+        reopen_failures: ReopenFailures,
     ) -> Self {
-        let started = SystemTime::now();
-        Self { current, traffic, pools, operator, verbosity, readiness, purpose, started }
+        Self {
+            current,
+            traffic,
+            pools,
+            operator,
+            verbosity,
+            readiness,
+            purpose,
+            started: SystemTime::now(),
+            reopen_failures,
+            failed_upgrade: Mutex::default(),
+        }
+    }
+
+    /// Removes the problem of an earlier upgrade, because an upgrade begins.
+    pub fn upgrade_begins(&self) {
+        self.failed_upgrade.lock().take();
+    }
+
+    /// Reports a failed upgrade as a problem until the next one begins.
+    pub fn upgrade_failed(&self, reason: String) {
+        self.failed_upgrade.lock().replace((SystemTime::now(), reason));
     }
 
     /// Returns the current document as JSON.
@@ -92,6 +120,8 @@ impl StatusSource {
         problems.extend(pools.iter().filter_map(PoolStatus::panicking));
         problems.extend(pools.iter().filter_map(PoolStatus::on_backups));
         problems.extend(config.last_reload.as_ref().and_then(Problem::of_reload));
+        problems.extend(self.failed_upgrade.lock().as_ref().map(Problem::of_upgrade));
+        problems.extend((self.reopen_failures)().iter().map(Problem::of_log));
         problems.extend(config.key_files.iter().filter_map(Problem::of_keys));
         for state in [BackendState::Down, BackendState::Ejected] {
             let backends =
@@ -186,6 +216,22 @@ impl Problem {
         let why = format!("the previous keys stay in effect: {}", keys.problem.as_ref()?);
         let problem = Self::new(format!("cannot use the session keys of {}", keys.file)).because(why);
         Some(problem.since(keys.since.clone()))
+    }
+
+    /// Returns the problem of an upgrade that failed.
+    fn of_upgrade((time, reason): &(SystemTime, String)) -> Self {
+        let problem = Self::new("the last upgrade failed");
+        Self {
+            at: Some(rfc3339(*time)),
+            ..problem.because(format!("this process continues to serve: {reason}"))
+        }
+    }
+
+    /// Returns the problem of a log that could not be opened again.
+    fn of_log(failure: &ReopenFailure) -> Self {
+        let problem = Self::new("a log was not reopened after its rotation");
+        let why = format!("lines are still written to the old file: {}", failure.reason);
+        Self { at: Some(rfc3339(failure.time)), ..problem.because(why) }
     }
 
     /// Returns the problem of a reload whose file is not in effect; `None` if it is.

@@ -347,12 +347,21 @@ fn a_rotation_reports_which_log_could_not_be_reopened() {
     daemon.logged(&["access.log not reopened", "Permission denied"]);
     fs::rename(lab.path("error.log"), lab.path("error.log.1")).unwrap();
     daemon.process.signal(Signal::SIGUSR1);
+    let status = || lab.run(&["status", "-c", path_str(&lab.path("conf.yaml"))]).stdout;
+    wait::until(LONG, "both failures are in the status", || {
+        ["access.log: Permission denied", "error.log: permission denied"]
+            .iter()
+            .all(|said| status().contains(said))
+    });
     let log = || fs::read_to_string(lab.path("error.log.1")).unwrap();
     wait::until(LONG, "the failure is in the error log", || {
         log().contains("error_log: not reopened, the old file stays in use")
     });
     let said = log();
     assert!(!said.contains("log files reopened") && said.contains("cannot create files in it"), "{said}");
+    chmod(lab.directory(), 0o777);
+    daemon.process.signal(Signal::SIGUSR1);
+    wait::until(LONG, "the status has no problems", || status().contains("\nno problems"));
 }
 
 #[test]
@@ -436,12 +445,17 @@ fn an_upgrade_in_the_foreground_reports_why_it_fails() {
     assert_eq!(finished.code, Some(1), "{finished:?}");
     assert!(finished.stderr.contains("unknown key `polcy`"), "{finished:?}");
     daemon.logged(&["upgrade failed", "exit code 2", "unknown key `polcy`"]);
+    let problems = || daemon.status()["problems"].clone();
+    assert_eq!(problems()[0]["text"], "the last upgrade failed", "{}", problems());
+    assert!(problems()[0]["reason"].as_str().unwrap().contains("unknown key `polcy`"), "{}", problems());
     let taken = TcpListener::bind(tests::ports::free()).unwrap();
     let another = taken.local_addr().unwrap();
     let listeners = format!("listeners: [{{address: \"{}\"}}, {{address: \"{another}\"}}]\n", lab.listener);
     lab.config_with(&listeners, &pool(&[&origin], ""));
     let finished = lab.run(&["upgrade", "-c", path_str(&config)]);
     assert!(finished.stderr.contains(&format!("cannot listen on {another}")), "{finished:?}");
+    assert_eq!(problems().as_array().map(Vec::len), Some(1), "{}", problems());
+    assert!(problems()[0]["reason"].as_str().unwrap().contains("cannot listen on"), "{}", problems());
     assert_eq!(daemon.get("/").unwrap().status, 200);
 }
 

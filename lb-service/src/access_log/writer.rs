@@ -7,10 +7,13 @@ use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use parking_lot::Mutex;
 
 use super::{Format, Record, Settings, Target, format_json, format_text};
-use crate::lines::{Lines, LinesGuard, Pace, Sink};
+use crate::lines::{Lines, LinesGuard, Pace, ReopenFailure, Sink};
 
 /// The thread checks the queue every 10 ms, which costs less than a wake-up per line. At the end of the process it
 /// waits for a blocked target for at most two seconds.
@@ -25,7 +28,11 @@ pub struct AccessLog {
     format: Format,
     /// `None` if the log is off.
     lines: Option<Lines>,
+    reopening: Reopening,
 }
+
+/// The result of the last attempt to open the target again. `None`: there was no attempt, or it succeeded.
+type Reopening = Arc<Mutex<Option<ReopenFailure>>>;
 
 /// Keeps the writer thread alive. Dropping it writes the queued lines and ends the thread, or gives up after two
 /// seconds.
@@ -39,6 +46,7 @@ pub struct WriterGuard(Option<LinesGuard>);
 struct Opened {
     target: Target,
     file: File,
+    reopening: Reopening,
 }
 
 // === impl AccessLog ===
@@ -67,13 +75,15 @@ impl AccessLog {
     /// Fails if the thread cannot be started.
     pub fn with_file(settings: Settings, file: File) -> io::Result<(Self, WriterGuard)> {
         let Settings { format, target } = settings;
-        let (lines, guard) = Lines::start("access-log", Opened { target, file }, PACE)?;
-        Ok((Self { format, lines: Some(lines) }, WriterGuard(Some(guard))))
+        let reopening = Reopening::default();
+        let opened = Opened { target, file, reopening: reopening.clone() };
+        let (lines, guard) = Lines::start("access-log", opened, PACE)?;
+        Ok((Self { format, lines: Some(lines), reopening }, WriterGuard(Some(guard))))
     }
 
     /// Creates a log that writes nothing.
     pub fn off() -> Self {
-        Self { format: Format::Off, lines: None }
+        Self { format: Format::Off, lines: None, reopening: Reopening::default() }
     }
 
     /// Whether [`record`](Self::record) writes anything. If not, a caller need not build a record.
@@ -110,7 +120,7 @@ impl AccessLog {
     /// Returns a handle for the same target with another format, or `None` if this log or `format` is off.
     pub fn in_format(&self, format: Format) -> Option<Self> {
         let lines = self.lines.clone().filter(|_| format != Format::Off)?;
-        Some(Self { format, lines: Some(lines) })
+        Some(Self { format, lines: Some(lines), reopening: self.reopening.clone() })
     }
 
     /// Whether this is the last clone.
@@ -125,6 +135,11 @@ impl AccessLog {
         if let Some(lines) = &self.lines {
             lines.reopen();
         }
+    }
+
+    /// Returns the failure of the last [`reopen`](Self::reopen). `None` if it succeeded, or if there was none.
+    pub fn reopen_failure(&self) -> Option<ReopenFailure> {
+        self.reopening.lock().clone()
     }
 }
 
@@ -146,15 +161,19 @@ impl Sink for Opened {
     }
 
     fn reopen(&mut self) {
-        match open_target(&self.target) {
+        let failure = match open_target(&self.target) {
             Ok(file) => {
                 self.file = file;
                 log::info!("access log: {} reopened", self.target);
+                None
             }
             Err(error) => {
                 log::error!("access log: {} not reopened, the old file is kept: {error}", self.target);
+                let reason = format!("{}: {error}", self.target);
+                Some(ReopenFailure { time: SystemTime::now(), reason })
             }
-        }
+        };
+        *self.reopening.lock() = failure;
     }
 
     fn failed(&mut self, error: &io::Error) {

@@ -504,7 +504,7 @@ fn signals(plan: &Plan, services: &Services, held: &Held) -> Signals {
     let (readiness, draining) = (services.readiness.clone(), services.traffic.clone());
     let events = services.operator.events().clone();
     let told = move |text: &str| events.note(Kind::Process, About::default(), text);
-    let told_too = told.clone();
+    let (told_too, failing, beginning) = (told.clone(), services.status.clone(), services.status.clone());
     let on_phase = move |phase| match phase {
         Phase::Serving => {}
         Phase::Delaying => {
@@ -535,6 +535,7 @@ fn signals(plan: &Plan, services: &Services, held: &Held) -> Signals {
     let (sockets, verbosity) = (held.sockets.clone(), held.verbosity.clone());
     let ready = services.readiness.clone();
     let handover = move || -> Later<io::Result<Handover>> {
+        beginning.upgrade_begins();
         let (operator, sockets, verbosity) = (testator.clone(), sockets.clone(), verbosity.clone());
         let readiness = ready.clone();
         Box::pin(async move {
@@ -553,7 +554,10 @@ fn signals(plan: &Plan, services: &Services, held: &Held) -> Signals {
         early: held.early.clone(),
         in_flight: Arc::new(move || pending(&traffic)),
         on_phase: Box::new(on_phase),
-        on_failed_upgrade: Box::new(move |error| told_too(&format!("the upgrade failed: {error}"))),
+        on_failed_upgrade: Box::new(move |error| {
+            told_too(&format!("the upgrade failed: {error}"));
+            failing.upgrade_failed(error.to_string());
+        }),
         on_hangup: Box::new(move || operator.reload_by_signal()),
         reopen_logs: Box::new(reopen_logs),
     })

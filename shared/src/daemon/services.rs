@@ -32,7 +32,7 @@ use crate::process::logging::Verbosity;
 use crate::process::upgrade::Hold;
 use crate::purpose::Purpose;
 use crate::serving::{AccessLogs, Checked, Opened, Pools, Running, served};
-use crate::status::StatusSource;
+use crate::status::{ReopenFailures, StatusSource};
 
 /// Maximum number of times that Pingora asks for a backend in one request. The pool limits the attempts of a request,
 /// and its settings can change while this number cannot. This number must therefore never be the lower limit, and
@@ -153,7 +153,8 @@ impl Services {
         });
         let shared = (current.clone(), traffic.clone(), pools.clone());
         let process = (held.verbosity.clone(), readiness.clone(), purpose.clone());
-        let status = Arc::new(StatusSource::new(shared, operator.clone(), process));
+        let status =
+            Arc::new(StatusSource::new(shared, operator.clone(), process, reopen_failures(held, logs)));
         let explain = ExplainSource::new(current.clone(), conditions(pools.clone(), operator.clone()));
         let documents = (status.clone(), operator.clone(), explain.clone());
         let metrics = readable(plan, registry, &readiness, documents);
@@ -203,6 +204,14 @@ fn conditions(pools: Pools, operator: Operator) -> Conditions {
             Some(checked) => checked.condition(backend, state, status.changed(pool, backend.address), at),
             None => Condition::of(backend, state, Known::NOTHING, at),
         }
+    })
+}
+
+fn reopen_failures(held: &Held, logs: &AccessLogs) -> ReopenFailures {
+    let (error_log, logs) = (held.error_log.clone(), logs.clone());
+    Box::new(move || {
+        let of_error_log = error_log.as_ref().and_then(|log| log.reopen_failure());
+        of_error_log.into_iter().chain(logs.reopen_failures()).collect()
     })
 }
 

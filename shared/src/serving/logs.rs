@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use lb_service::access_log::{AccessLog, Format, Settings, Target, WriterGuard};
+use lb_service::lines::ReopenFailure;
 use parking_lot::{Mutex, MutexGuard};
 
 use crate::config::Plan;
@@ -107,6 +108,11 @@ impl AccessLogs {
         let kept = self.lock();
         let files = kept.writers.iter().filter(|writer| matches!(writer.target, Target::File(_)));
         files.map(|writer| writer.log.reopen()).count()
+    }
+
+    /// Returns the failures to open a file again after the last log rotation.
+    pub(super) fn reopen_failures(&self) -> Vec<ReopenFailure> {
+        self.lock().writers.iter().filter_map(|writer| writer.log.reopen_failure()).collect()
     }
 
     /// Returns the number of lines that all logs dropped since the start.

@@ -17,12 +17,12 @@ use std::io::{self, IsTerminal, Write};
 use std::panic::PanicHookInfo;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 use env_logger::{Builder, Logger, Target, TimestampPrecision, WriteStyle};
 pub use filter::LogFilter;
-use lb_service::lines::{Lines, LinesGuard, Pace, Sink};
+use lb_service::lines::{Lines, LinesGuard, Pace, ReopenFailure, Sink};
 use parking_lot::{Mutex, MutexGuard};
 
 use crate::words::count;
@@ -61,6 +61,8 @@ pub struct ErrorLog {
     path: PathBuf,
     /// The former standard error, for errors during the start. `None` means that it was released.
     terminal: Mutex<Option<File>>,
+    /// The failure of the last attempt to open the file again. `None`: there was no attempt, or it succeeded.
+    reopening: Mutex<Option<ReopenFailure>>,
 }
 
 /// The filter of the log, which can be changed at run time. Clones change the same logger.
@@ -314,16 +316,25 @@ impl ErrorLog {
         let file = open(path, user)?;
         let terminal = nix::unistd::dup(io::stderr()).map_err(redirect)?;
         become_stderr(&file)?;
-        Ok(Self { path: path.to_owned(), terminal: Mutex::new(Some(File::from(terminal))) })
+        let terminal = Mutex::new(Some(File::from(terminal)));
+        Ok(Self { path: path.to_owned(), terminal, reopening: Mutex::default() })
     }
 
     /// Opens the file again by its path, after log rotation has moved it, and logs the result. On failure the old file
     /// stays in use.
     pub fn reopen(&self) {
-        match open(&self.path, None).and_then(|file| become_stderr(&file)) {
+        let reopened = open(&self.path, None).and_then(|file| become_stderr(&file));
+        match &reopened {
             Ok(()) => log::info!("error_log: {} reopened", self.path.display()),
             Err(error) => log::error!("error_log: not reopened, the old file stays in use: {error}"),
         }
+        let failed = |error: LogError| ReopenFailure { time: SystemTime::now(), reason: error.to_string() };
+        *self.reopening.lock() = reopened.err().map(failed);
+    }
+
+    /// Returns the failure of the last [`reopen`](Self::reopen). `None` if it succeeded, or if there was none.
+    pub fn reopen_failure(&self) -> Option<ReopenFailure> {
+        self.reopening.lock().clone()
     }
 
     /// Closes the former standard error. It is called when the daemon serves, since errors no longer belong on the
