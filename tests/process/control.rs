@@ -421,7 +421,7 @@ fn another_user_is_refused() {
     assert_eq!(ask(), (false, 0), "the permissions of the socket deny access");
     open(&socket, 0o666);
     assert_eq!(ask(), (false, 0), "the daemon refuses the user");
-    daemon.logged(&["control", "uid 65534", "turned away"]);
+    daemon.logged(&["control", "rejected a connection of UID 65534"]);
 }
 
 #[test]
@@ -462,7 +462,7 @@ fn wrong_requests_get_the_right_status_and_a_reason() {
     let daemon = lab.start(&pool(&[&origin], ""));
     let huge = "x".repeat(70_000);
     let cases: [(&[&str], &str, u16, &str); 6] = [
-        (&[], "/v2/status", 404, "nothing at this path"),
+        (&[], "/v2/status", 404, "no such path"),
         (&["--request", "PATCH"], "/v1/reload", 405, "POST"),
         (&["--data", "{"], "/v1/reload", 400, "the body"),
         (&["--data", r#"{"dry": 1}"#], "/v1/reload", 400, "unknown field"),

@@ -59,7 +59,7 @@ fn a_backend_is_used_while_its_health_service_says_that_it_serves() {
     two.set("", Serving::Serving);
     wait_up(&daemon, two.address, true);
     two.set("", Serving::Unknown);
-    wait_down(&daemon, two.address, "does not know whether it serves");
+    wait_down(&daemon, two.address, "serving status UNKNOWN");
     assert!(one.asked().iter().all(|asked| asked.service.is_empty()));
     daemon.logged(&["backend", &two.address.to_string(), "is up: 1 check passed"]);
 }

@@ -292,7 +292,7 @@ fn root_is_shown_the_daemons_of_other_users_with_their_names() {
     let asked = |words: &[&str]| lab.run_with(words, &[("TMPDIR", &directory)]);
     let missed = asked(&["status", "-c", path_str(&a.config)]);
     assert_eq!(missed.code, Some(1), "{missed:?}");
-    assert!(missed.stderr.contains("of the user `nobody`: name it by --socket"), "{missed:?}");
+    assert!(missed.stderr.contains("of the user `nobody`: use `--socket`"), "{missed:?}");
     let socket = missed.stderr.split_whitespace().find(|word| word.contains("/load_balancer-")).unwrap();
     let stopped = asked(&["stop", "--socket", socket, "-c", path_str(&a.config)]);
     assert_eq!(stopped.code, Some(0), "{stopped:?}");

@@ -306,7 +306,7 @@ fn an_ejection_and_its_panic_mode_end_in_time_without_any_request() {
     let ejected = daemon.logged(&["WARN", &bad.address.to_string(), "is ejected", "2 failures in a row"]);
     let panic = daemon.logged(&["WARN", "pool web", "panic"]);
     assert!(milliseconds_between(time_of(&ejected), time_of(&panic)) <= 500, "{ejected}\n{panic}");
-    let back = daemon.logged(&["INFO", &bad.address.to_string(), "is back"]);
+    let back = daemon.logged(&["INFO", &bad.address.to_string(), "is over"]);
     let over = daemon.logged(&["INFO", "pool web", "panic is over"]);
     for line in [&back, &over] {
         let lasted = milliseconds_between(time_of(&ejected), time_of(line));
