@@ -111,7 +111,7 @@ impl AccessLogs {
     }
 
     /// Returns the failures to open a file again after the last log rotation.
-    pub(super) fn reopen_failures(&self) -> Vec<ReopenFailure> {
+    pub(crate) fn reopen_failures(&self) -> Vec<ReopenFailure> {
         self.lock().writers.iter().filter_map(|writer| writer.log.reopen_failure()).collect()
     }
 
