@@ -100,12 +100,12 @@ impl Default for HttpCheck {
 
 impl HttpCheck {
     /// Whether a response with this status passes.
-    pub fn expects_status(&self, status: u16) -> bool {
+    pub(crate) fn expects_status(&self, status: u16) -> bool {
         self.expect_status.iter().any(|range| range.contains(status))
     }
 
     /// The expected statuses as text: `200-399, 404`.
-    pub fn expected_statuses(&self) -> String {
+    pub(crate) fn expected_statuses(&self) -> String {
         let ranges: Vec<String> = self.expect_status.iter().map(ToString::to_string).collect();
         ranges.join(", ")
     }

@@ -62,7 +62,7 @@ impl BackendHealth {
     }
 
     /// A backend with the `verdict` of other thresholds, which holds until these thresholds are reached.
-    pub fn resumed(thresholds: Thresholds, verdict: HealthVerdict) -> Self {
+    pub(crate) fn resumed(thresholds: Thresholds, verdict: HealthVerdict) -> Self {
         Self { thresholds, verdict: Some(verdict), streak: 0 }
     }
 
@@ -85,7 +85,7 @@ impl BackendHealth {
     }
 
     /// Whether recent results contradict the state, but no threshold is reached yet.
-    pub fn is_changing(&self) -> bool {
+    pub(crate) fn is_changing(&self) -> bool {
         self.streak > 0
     }
 
@@ -123,7 +123,7 @@ impl HealthVerdict {
     }
 
     /// Records the latest result, which may or may not agree with the verdict.
-    pub(crate) fn note(&mut self, outcome: &CheckOutcome, now: SystemTime) {
+    pub fn note(&mut self, outcome: &CheckOutcome, now: SystemTime) {
         self.checked = now;
         self.last_failure = match outcome {
             CheckOutcome::Passed => None,

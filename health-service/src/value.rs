@@ -119,7 +119,7 @@ impl Percent {
     pub(crate) const TEN: Self = Self(10);
 
     /// The share as a number from 0.0 to 1.0.
-    pub fn as_fraction(self) -> f64 {
+    pub(crate) fn as_fraction(self) -> f64 {
         f64::from(self.0) / 100.0
     }
 
@@ -179,7 +179,7 @@ impl FromScalar for CheckCount {
 
 impl StatusRange {
     /// The default of `expect_status`: 200 to 399.
-    pub const SUCCESS_OR_REDIRECT: Self = Self { first: 200, last: 399 };
+    pub(crate) const SUCCESS_OR_REDIRECT: Self = Self { first: 200, last: 399 };
 
     /// `None` unless `100 <= first <= last <= 599`.
     pub fn new(first: u16, last: u16) -> Option<Self> {

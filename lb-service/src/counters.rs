@@ -120,7 +120,7 @@ impl ListenerTraffic {
     }
 
     /// The counters of its requests that no route matched.
-    pub fn without_pool(&self) -> &Arc<PoolTraffic> {
+    pub(crate) fn without_pool(&self) -> &Arc<PoolTraffic> {
         &self.without_pool
     }
 

@@ -14,7 +14,7 @@
 //!
 //! A client on a Unix socket has no address: it is not trusted, and `X-Forwarded-For` is omitted.
 //!
-//! [`decide`] must run after the hop-by-hop fields were removed, otherwise `Connection: X-Forwarded-For` would remove
+//! `decide` must run after the hop-by-hop fields were removed, otherwise `Connection: X-Forwarded-For` would remove
 //! the field that is set here.
 
 use std::net::{IpAddr, SocketAddr};
@@ -192,7 +192,7 @@ impl TrustedProxies {
     }
 
     /// Returns whether `address` is in one of the networks. An IPv4-mapped IPv6 address counts as IPv4.
-    pub fn trusts(&self, address: IpAddr) -> bool {
+    pub(crate) fn trusts(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();
         self.0.iter().any(|network| network.contains(&address))
     }

@@ -1,6 +1,6 @@
 //! One request, from its head to its log line, as Pingora's callbacks tell it.
 //!
-//! Each callback is a few lines that call what decides: [`crate::exchange`]. Nothing is decided here.
+//! Each callback is a few lines that call what decides: `exchange`. Nothing is decided here.
 
 use std::any::Any;
 use std::sync::Arc;

@@ -45,7 +45,7 @@ pub struct HistogramSnapshot {
 
 impl Counter {
     /// Adds one.
-    pub fn increment(&self) {
+    pub(crate) fn increment(&self) {
         self.add(1);
     }
 
@@ -86,7 +86,7 @@ impl Codes {
     const COUNT: usize = 500;
 
     /// Counts a response with this status; a status outside 100 to 599 counts as 599.
-    pub fn increment(&self, status: u16) {
+    pub(crate) fn increment(&self, status: u16) {
         let index = usize::from(status.wrapping_sub(Self::FIRST)).min(Self::COUNT - 1);
         self.0[index].increment();
     }

@@ -38,7 +38,7 @@ pub struct Known<'a> {
 
 impl Known<'_> {
     /// No information.
-    pub const NOTHING: Self = Self { kind: &CheckKind::None, verdict: None, changed: None };
+    pub(crate) const NOTHING: Self = Self { kind: &CheckKind::None, verdict: None, changed: None };
 }
 
 // === impl Moment ===

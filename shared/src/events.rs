@@ -116,7 +116,7 @@ impl Events {
     }
 
     /// Returns a log that starts with the events of old processes. Newer events replace them.
-    pub fn continued(before: Vec<Event>, process: u32) -> Self {
+    pub(crate) fn continued(before: Vec<Event>, process: u32) -> Self {
         let surplus = before.len().saturating_sub(KEPT);
         let ring = Mutex::new(before.into_iter().skip(surplus).collect());
         Self(Arc::new(Inner { process, ring, latest: watch::Sender::new(0) }))

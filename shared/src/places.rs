@@ -50,7 +50,7 @@ impl Missing {
     }
 
     /// Writes all places in one line.
-    pub fn in_line(&self) -> String {
+    pub(crate) fn in_line(&self) -> String {
         format!("found no configuration at {}", self.0.join(", "))
     }
 }

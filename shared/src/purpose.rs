@@ -19,7 +19,7 @@ pub enum Purpose {
 
 impl Purpose {
     /// Returns whether the process runs the demo.
-    pub fn is_demo(&self) -> bool {
+    pub(crate) fn is_demo(&self) -> bool {
         *self != Self::Service
     }
 

@@ -64,12 +64,12 @@ impl StatusSource {
     }
 
     /// Removes the problem of an earlier upgrade, because an upgrade begins.
-    pub fn upgrade_begins(&self) {
+    pub(crate) fn upgrade_begins(&self) {
         self.failed_upgrade.lock().take();
     }
 
     /// Reports a failed upgrade as a problem until the next one begins.
-    pub fn upgrade_failed(&self, reason: String) {
+    pub(crate) fn upgrade_failed(&self, reason: String) {
         self.failed_upgrade.lock().replace((SystemTime::now(), reason));
     }
 

@@ -248,7 +248,7 @@ impl Algorithm {
     ];
 
     /// Whether the algorithm chooses by the key of a request.
-    pub fn is_hash(self) -> bool {
+    pub(crate) fn is_hash(self) -> bool {
         matches!(self, Self::ConsistentHash | Self::Maglev)
     }
 
@@ -295,7 +295,7 @@ impl PolicyConfig {
 
     /// Replaces the algorithm and keeps the position and the loads.
     #[must_use]
-    pub fn with_algorithm(self, algorithm: Algorithm) -> Self {
+    pub(crate) fn with_algorithm(self, algorithm: Algorithm) -> Self {
         Self { algorithm, ..self }
     }
 
@@ -336,7 +336,7 @@ impl Policy {
 
     /// Returns the candidates that the next request with this key will be offered if nothing changes. The shared cursor
     /// stays where it is, so requests are not affected.
-    pub fn ahead(self: &Arc<Self>, key: &[u8]) -> Candidates {
+    pub(crate) fn ahead(self: &Arc<Self>, key: &[u8]) -> Candidates {
         self.ahead_from(key, self.cursor.next())
     }
 
@@ -352,7 +352,7 @@ impl Policy {
     }
 
     /// Whether the choice is random, so that equal requests may go to different backends.
-    pub fn is_drawn(&self) -> bool {
+    pub(crate) fn is_drawn(&self) -> bool {
         matches!(self.rule, Rule::Draws(_) | Rule::TwoChoices(_))
     }
 

@@ -82,7 +82,7 @@ pub enum Unclear {
 
 impl Call {
     /// Returns whether the call only waits and changes nothing, so that it can end when its client disconnects.
-    pub fn only_waits(&self) -> bool {
+    pub(crate) fn only_waits(&self) -> bool {
         matches!(self, Self::Events { .. } | Self::Idle { .. })
     }
 }

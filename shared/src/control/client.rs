@@ -71,7 +71,7 @@ impl Client {
 
     /// Restricts the client to daemons that run as root, as the current user, or as one of `others`.
     #[must_use]
-    pub fn trusting(self, others: &[Uid]) -> Self {
+    pub(crate) fn trusting(self, others: &[Uid]) -> Self {
         let trusted = [Uid::from_raw(0), Uid::effective()].iter().chain(others).copied().collect();
         Self { trusted: Some(trusted), ..self }
     }

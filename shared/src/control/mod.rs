@@ -35,12 +35,12 @@
 //! an event or for an idle backend); they end when their client disconnects. A change continues after its client has
 //! disconnected.
 //!
-//! - [`before`] finds and asks old processes.
+//! - [`predecessors`] finds and asks old processes.
 //! - [`api`] parses requests: a plain function from method, path, query and body to a [`Call`].
 //! - [`bodies`] are the JSON bodies of requests and responses.
 //! - [`server`] executes calls through [`Operations`], and is the only module that uses the socket.
 //! - [`farewell`] sends the response to a stop.
-//! - [`find`] selects the daemon for a subcommand, and [`others`] lists the ones that run.
+//! - [`find`] selects the daemon for a subcommand, and `others` lists the ones that run.
 //! - [`client`] sends the requests of subcommands.
 
 pub mod api;

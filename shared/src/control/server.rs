@@ -96,7 +96,7 @@ impl ControlService {
 
     /// Adds a separate socket, which the service uses after a new process has taken over the main one.
     #[must_use]
-    pub fn with_draining_socket(self, draining_socket: DrainingSocket) -> Self {
+    pub(crate) fn with_draining_socket(self, draining_socket: DrainingSocket) -> Self {
         Self { draining_socket: Some(draining_socket), ..self }
     }
 

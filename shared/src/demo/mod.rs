@@ -33,7 +33,7 @@ pub struct Demo {
 
 impl Demo {
     /// The listener of the demo's own traffic.
-    pub const TRAFFIC: &'static str = "traffic";
+    pub(crate) const TRAFFIC: &'static str = "traffic";
 
     /// Chooses free addresses, preferably the default ones.
     ///

@@ -57,12 +57,12 @@ impl Origin {
     }
 
     /// Returns whether the origin is broken.
-    pub fn is_broken(&self) -> bool {
+    pub(crate) fn is_broken(&self) -> bool {
         *self.broken.borrow()
     }
 
     /// Breaks the origin, which cuts its connections and refuses new ones, or repairs it.
-    pub fn set_broken(&self, broken: bool) {
+    pub(crate) fn set_broken(&self, broken: bool) {
         self.broken.send_replace(broken);
     }
 

@@ -95,7 +95,7 @@ impl ConfigStatus {
     /// Returns whether a request for the daemon of the file `wanted` is meant for this daemon; `wanted` is encoded as
     /// in the header. A daemon matches both the canonical path that its file had at the start and the current one,
     /// because a link in the path can change.
-    pub fn is_of(&self, wanted: &[u8]) -> bool {
+    pub(crate) fn is_of(&self, wanted: &[u8]) -> bool {
         let is_wanted = |file: &Path| file_in_header(file).as_bytes() == wanted;
         let now =
             || self.file.as_deref().filter(|file| file.is_absolute()).and_then(|file| canonical(file).ok());

@@ -50,7 +50,7 @@ impl Provenance {
     /// # Errors
     ///
     /// If there is no file; the error contains the remedy.
-    pub fn reloadable(&self, pid: u32) -> Result<&ConfigFile, String> {
+    pub(crate) fn reloadable(&self, pid: u32) -> Result<&ConfigFile, String> {
         match self {
             Self::File(file) => Ok(file),
             Self::Arguments => {
@@ -123,7 +123,7 @@ impl ConfigFile {
     }
 
     /// Returns whether the operator gave a relative path.
-    pub fn is_relative(&self) -> bool {
+    pub(crate) fn is_relative(&self) -> bool {
         Path::new(&self.name).is_relative()
     }
 

@@ -67,7 +67,7 @@ type TurnLock = tokio::sync::Mutex<()>;
 /// disconnected.
 pub struct OperatorService(Mutex<Option<Changer>>);
 
-/// Everything that a [`Changer`] works with.
+/// Everything that a changer works with.
 pub struct Parts {
     /// The running configuration, to which changes are applied.
     pub running: Running,
@@ -152,7 +152,7 @@ impl Operator {
     }
 
     /// Requests a reload because of a signal, and does not wait for it.
-    pub fn reload_by_signal(&self) {
+    pub(crate) fn reload_by_signal(&self) {
         // A process without a changer is about to end.
         let reload = Reload::default();
         let _ = self.commands.send(Command::Reload { reload, by: "SIGHUP", answer: None });
@@ -199,12 +199,12 @@ impl Operator {
     }
 
     /// Returns whether the process is about to end.
-    pub fn is_draining(&self) -> bool {
+    pub(crate) fn is_draining(&self) -> bool {
         self.running.is_draining()
     }
 
     /// Returns the description of the configuration in effect.
-    pub fn config_status(&self) -> Arc<ConfigStatus> {
+    pub(crate) fn config_status(&self) -> Arc<ConfigStatus> {
         self.status.load_full()
     }
 

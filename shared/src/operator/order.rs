@@ -116,7 +116,7 @@ impl ChangeResult {
     }
 
     /// Returns whether the order succeeded, or would succeed without a dry run.
-    pub fn is_good(&self) -> bool {
+    pub(crate) fn is_good(&self) -> bool {
         self.result != Outcome::Refused
     }
 }

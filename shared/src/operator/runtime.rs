@@ -99,7 +99,7 @@ impl Runtime {
     }
 
     /// Returns `file` with the changes applied. Changes of backends that `file` does not have are ignored.
-    pub fn applied_to(&self, file: &Plan) -> Plan {
+    pub(crate) fn applied_to(&self, file: &Plan) -> Plan {
         let mut plan = file.clone();
         for ((name, address), changed) in &self.0 {
             let pools = plan.pools.iter_mut().map(|(pool, _)| pool);
@@ -112,7 +112,7 @@ impl Runtime {
 
     /// Returns the changes that can be kept when `file` replaces the previous file, and one line for each dropped
     /// change.
-    pub fn rebased(&self, file: &Plan) -> (Self, Vec<String>) {
+    pub(crate) fn rebased(&self, file: &Plan) -> (Self, Vec<String>) {
         let fits = |(name, address): &(String, SocketAddr), changed: &Changed| {
             let pool = file.pools.iter().map(|(pool, _)| pool).find(|pool| *pool.name == **name);
             pool.is_some_and(|pool| {
@@ -138,7 +138,7 @@ impl Runtime {
     }
 
     /// Returns the changes in the form that an upgrade passes on.
-    pub fn portable(&self, times: &Times) -> Vec<Portable> {
+    pub(crate) fn portable(&self, times: &Times) -> Vec<Portable> {
         let portable = |(key, changed): (&(String, SocketAddr), &Changed)| Portable {
             pool: key.0.clone(),
             backend: key.1,
@@ -149,7 +149,7 @@ impl Runtime {
     }
 
     /// Restores the changes that an upgrade passed on.
-    pub fn from_portable(changes: Vec<Portable>) -> (Self, Times) {
+    pub(crate) fn from_portable(changes: Vec<Portable>) -> (Self, Times) {
         let (mut runtime, mut times) = (BTreeMap::new(), Times::new());
         for Portable { pool, backend, changed, since } in changes {
             runtime.insert((pool.clone(), backend), changed);
@@ -230,7 +230,7 @@ fn inherit(joining: Joining, pool: &PoolSettings) -> Joining {
 
 impl Changed {
     /// Returns the administrative state that an operator set; `None` if none was set.
-    pub fn admin(&self) -> Option<Admin> {
+    pub(crate) fn admin(&self) -> Option<Admin> {
         self.admin
     }
 

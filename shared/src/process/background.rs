@@ -70,7 +70,7 @@ pub fn enter(daemon: bool, input: Option<&str>) -> io::Result<Role> {
 
 impl Announcer {
     /// Returns whether a parent waits for the announcement.
-    pub fn is_background(&self) -> bool {
+    pub(crate) fn is_background(&self) -> bool {
         self.background
     }
 

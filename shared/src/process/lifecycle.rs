@@ -203,12 +203,12 @@ impl Lifecycle {
     }
 
     /// Sets the timing of delays and drains that begin from now on.
-    pub fn set_timing(&mut self, timing: Timing) {
+    pub(crate) fn set_timing(&mut self, timing: Timing) {
         self.timing = timing;
     }
 
     /// Returns whether [`Event::Tick`] can have an effect.
-    pub fn is_timed(&self) -> bool {
+    pub(crate) fn is_timed(&self) -> bool {
         matches!(self.state, State::Delaying { .. } | State::Draining { .. })
     }
 
@@ -535,7 +535,7 @@ impl Signals {
     }
 
     /// Returns the pulse, for the service whose runtime must respond for the process to count as alive.
-    pub fn pulse(&self) -> Pulse {
+    pub(crate) fn pulse(&self) -> Pulse {
         self.pulse.clone()
     }
 
@@ -559,7 +559,7 @@ impl Signals {
     }
 
     /// Returns the decision whether this process serves, for the task that announces it.
-    pub fn start_decision(&self) -> StartDecision {
+    pub(crate) fn start_decision(&self) -> StartDecision {
         self.decision.clone()
     }
 
@@ -864,7 +864,7 @@ impl Outcome {
     }
 
     /// Returns whether a new process has taken over, together with the pid file.
-    pub fn is_handed_over(&self) -> bool {
+    pub(crate) fn is_handed_over(&self) -> bool {
         self.handed_over.get().is_some()
     }
 

@@ -128,7 +128,7 @@ impl PidFile {
 
     /// Removes the file at `path` if it names the process `old_pid`. That process has handed over and leaves its file
     /// to this process, which has another pid file.
-    pub fn remove_of(path: &Path, old_pid: u32) {
+    pub(crate) fn remove_of(path: &Path, old_pid: u32) {
         let named = open_untrusted(path).map(|mut file| read_holder(&mut file));
         if named.is_ok_and(|holder| holder == Holder(Some(old_pid)))
             && let Err(error) = std::fs::remove_file(path)
@@ -141,7 +141,7 @@ impl PidFile {
     }
 
     /// Removes the file that the killed process `pid` has prepared for `path`.
-    pub fn remove_prepared(path: &Path, pid: u32) {
+    pub(crate) fn remove_prepared(path: &Path, pid: u32) {
         let beside = beside(path, pid);
         match std::fs::remove_file(&beside) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -158,13 +158,13 @@ impl PidFile {
     ///
     /// # Errors
     /// Fails if the owner cannot be changed.
-    pub fn give_to(&self, user: &Identity) -> Result<(), PidFileError> {
+    pub(crate) fn give_to(&self, user: &Identity) -> Result<(), PidFileError> {
         let failed = |source| PidFileError::Io { path: self.path.clone(), source };
         user.give(&self.file).map_err(failed)
     }
 
     /// Releases the lock without removing the file, because the new process replaces it.
-    pub fn leave(mut self) {
+    pub(crate) fn leave(mut self) {
         self.path = PathBuf::new();
     }
 
@@ -194,7 +194,7 @@ impl Prepared {
     ///
     /// # Errors
     /// Fails if the owner cannot be changed.
-    pub fn give_to(&self, user: &Identity) -> Result<(), PidFileError> {
+    pub(crate) fn give_to(&self, user: &Identity) -> Result<(), PidFileError> {
         self.pid_file.give_to(user)
     }
 

@@ -110,7 +110,7 @@ impl Identity {
     ///
     /// # Errors
     /// Fails if the thread cannot assume this identity.
-    pub fn act<T: Send>(&self, action: impl FnOnce() -> T + Send) -> io::Result<T> {
+    pub(crate) fn act<T: Send>(&self, action: impl FnOnce() -> T + Send) -> io::Result<T> {
         if !Uid::effective().is_root() || self.is_current() {
             return Ok(action());
         }
@@ -122,12 +122,12 @@ impl Identity {
     }
 
     /// Returns the user's name, or the UID of a user without a name.
-    pub fn user_name(&self) -> String {
+    pub(crate) fn user_name(&self) -> String {
         user_name(self.uid)
     }
 
     /// Returns the group's name, or the GID of a group without a name.
-    pub fn group_name(&self) -> String {
+    pub(crate) fn group_name(&self) -> String {
         let group = Group::from_gid(self.gid).ok().flatten();
         group.map_or_else(|| self.gid.to_string(), |group| group.name)
     }

@@ -121,7 +121,7 @@ impl RuntimeFiles {
     }
 
     /// Returns the path of the control socket.
-    pub fn control_socket(&self) -> PathBuf {
+    pub(crate) fn control_socket(&self) -> PathBuf {
         self.named("control", "sock")
     }
 
@@ -133,7 +133,7 @@ impl RuntimeFiles {
     }
 
     /// Returns the control sockets of all daemons in the directory. The daemon of a socket might have ended.
-    pub fn control_sockets(&self) -> Vec<PathBuf> {
+    pub(crate) fn control_sockets(&self) -> Vec<PathBuf> {
         let is_one = |name: &str| name.starts_with("control.") && name.ends_with(".sock");
         let entries = std::fs::read_dir(&self.directory).into_iter().flatten().flatten();
         let sockets = entries.filter(|entry| entry.file_name().to_str().is_some_and(is_one));

@@ -242,7 +242,7 @@ impl ListenSpec {
     }
 
     /// Creates a listener for operators and monitoring.
-    pub fn admin(endpoint: Endpoint) -> Self {
+    pub(crate) fn admin(endpoint: Endpoint) -> Self {
         Self { endpoint, class: Class::Admin, is_lent: true, name: "`metrics.address`".to_owned() }
     }
 
@@ -349,7 +349,7 @@ impl Sockets {
     }
 
     /// Takes the inherited sockets of listeners that have moved.
-    pub fn take_moved(&self) -> Vec<Moved> {
+    pub(crate) fn take_moved(&self) -> Vec<Moved> {
         std::mem::take(&mut lock(&self.moves).moved)
     }
 
@@ -368,7 +368,7 @@ impl Sockets {
     ///
     /// # Errors
     /// Fails at the first address that cannot be bound.
-    pub fn bind_more(&self, specs: &[ListenSpec]) -> Result<Bound, ListenError> {
+    pub(crate) fn bind_more(&self, specs: &[ListenSpec]) -> Result<Bound, ListenError> {
         let mut bound = Bound::default();
         for spec in specs {
             let fd = listen(spec, &mut bound.files)?;
@@ -379,7 +379,7 @@ impl Sockets {
     }
 
     /// Returns whether an address overlaps with an open socket whose address is in `leaving`.
-    pub fn overlaps(&self, spec: &ListenSpec, leaving: &[String]) -> bool {
+    pub(crate) fn overlaps(&self, spec: &ListenSpec, leaving: &[String]) -> bool {
         let Endpoint::Tcp(address) = spec.endpoint else { return false };
         lock(&self.open).iter().any(|listening| listening.is_left_for(address, leaving))
     }
@@ -406,7 +406,11 @@ impl Sockets {
     ///
     /// # Errors
     /// Fails at the first address that cannot be bound.
-    pub fn check_take_over(&self, specs: &[ListenSpec], leaving: &[String]) -> Result<(), ListenError> {
+    pub(crate) fn check_take_over(
+        &self,
+        specs: &[ListenSpec],
+        leaving: &[String],
+    ) -> Result<(), ListenError> {
         specs.iter().try_for_each(|spec| self.bind_beside(spec, leaving).map(drop))
     }
 
@@ -420,7 +424,7 @@ impl Sockets {
     }
 
     /// Makes the socket of an open address receive no new connections. Those that have begun can still be accepted.
-    pub fn deafen(&self, address: &str) {
+    pub(crate) fn deafen(&self, address: &str) {
         let open = lock(&self.open);
         for listening in open.iter().filter(|listening| listening.configured == address) {
             if let Err(error) = moves::deafen(&listening.fd) {
@@ -431,7 +435,7 @@ impl Sockets {
 
     /// Returns whether a socket is open at this address and can be reached. A Unix socket whose file is gone cannot be
     /// reached.
-    pub fn is_reachable(&self, address: &str) -> bool {
+    pub(crate) fn is_reachable(&self, address: &str) -> bool {
         let is_open = lock(&self.open).iter().any(|listening| listening.configured == address);
         let path = Path::new(address);
         let is_there = |file: &SocketFile| FileId::at(path).is_ok_and(|there| there == file.id);
@@ -484,7 +488,7 @@ impl Sockets {
     }
 
     /// Returns copies of the open sockets, for a new process.
-    pub fn to_hand_over(&self) -> io::Result<Vec<InheritedSocket>> {
+    pub(crate) fn to_hand_over(&self) -> io::Result<Vec<InheritedSocket>> {
         let copy = |listening: &Listening| {
             let fd = listening.fd.try_clone()?;
             Ok(InheritedSocket { address: listening.configured.clone(), fd })
@@ -514,13 +518,13 @@ impl Sockets {
 
     /// Removes the socket files of this process at its end. This must not be left to [`Drop`], because a task that was
     /// cut might still hold these sockets.
-    pub fn remove_files(&self) {
+    pub(crate) fn remove_files(&self) {
         drop(std::mem::take(&mut *lock(&self.files)));
     }
 
     /// Gives the sockets and their files to the user as whom the daemon will run. This user must be able to move a
     /// listener, and to change the mode of a file and remove it.
-    pub fn give_to(&self, identity: &Identity) -> Result<(), PrivilegeError> {
+    pub(crate) fn give_to(&self, identity: &Identity) -> Result<(), PrivilegeError> {
         let is_tcp = |listening: &&Listening| listening.configured.parse::<SocketAddr>().is_ok();
         let open = lock(&self.open);
         // Only root can give a socket away; for another user the sockets have the right owner already.

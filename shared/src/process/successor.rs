@@ -156,7 +156,7 @@ pub async fn start_and_hand_over(
 impl Predecessor {
     /// Reads the message of the process that has started this one in an upgrade. `None` means that this process was
     /// started otherwise. This is the only place that reads the variable.
-    pub fn of_this_process() -> Option<Self> {
+    pub(crate) fn of_this_process() -> Option<Self> {
         Self::parse(&std::env::var(PREDECESSOR).ok()?, parent_id())
     }
 
@@ -175,7 +175,7 @@ impl Predecessor {
 
 impl Launch {
     /// Records how this process was started. It must be called before the process changes its working directory.
-    pub fn of_this_process(started: &Started<'_>) -> io::Result<Self> {
+    pub(crate) fn of_this_process(started: &Started<'_>) -> io::Result<Self> {
         let mut arguments = std::env::args_os();
         let name = arguments.next().unwrap_or_default();
         let directory = std::env::current_dir().ok();
@@ -197,7 +197,7 @@ impl Launch {
     }
 
     /// Sets the text for the standard input of the new process, if this process read its configuration there.
-    pub fn with_input(self, input: Option<Arc<str>>) -> Self {
+    pub(crate) fn with_input(self, input: Option<Arc<str>>) -> Self {
         Self { input, ..self }
     }
 

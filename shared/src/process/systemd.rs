@@ -130,18 +130,18 @@ impl Supervisor {
     }
 
     /// Stops sending messages, because a new process is the main process now.
-    pub fn hand_over(&self) {
+    pub(crate) fn hand_over(&self) {
         self.advance(Stage::Silent, || None);
     }
 
     /// Returns the interval of [`ping`](Self::ping). `None` means that no pings are expected.
-    pub fn ping_interval(&self) -> Option<Duration> {
+    pub(crate) fn ping_interval(&self) -> Option<Duration> {
         self.0.as_ref().and_then(|link| link.watchdog)
     }
 
     /// Reports that the process still works. Before it serves, no ping is sent, since systemd waits for `READY=1` until
     /// then.
-    pub fn ping(&self) {
+    pub(crate) fn ping(&self) {
         self.say(|stage| (stage > Stage::Starting).then(|| "WATCHDOG=1".to_owned()));
     }
 

@@ -267,7 +267,7 @@ impl Offer {
 
     /// Sets the description of this process.
     #[must_use]
-    pub fn saying(self, about: About) -> Self {
+    pub(crate) fn saying(self, about: About) -> Self {
         Self { about, ..self }
     }
 
@@ -437,13 +437,13 @@ impl About {
 
     /// Sets the path of its control socket.
     #[must_use]
-    pub fn controlled_at(self, socket: &Path) -> Self {
+    pub(crate) fn controlled_at(self, socket: &Path) -> Self {
         Self { control: Some(socket.to_owned()), ..self }
     }
 
     /// Makes the process accept only a process with the same file.
     #[must_use]
-    pub fn particular(self) -> Self {
+    pub(crate) fn particular(self) -> Self {
         Self { is_particular: true, ..self }
     }
 
@@ -479,7 +479,7 @@ pub(super) fn refuse(path: &Path, reason: &str) {
 
 impl PredecessorLink {
     /// Returns the PID of the old process.
-    pub fn old_pid(&self) -> u32 {
+    pub(crate) fn old_pid(&self) -> u32 {
         self.old_pid
     }
 

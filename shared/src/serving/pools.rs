@@ -54,12 +54,12 @@ impl Pools {
     }
 
     /// Returns the observer of the pools.
-    pub fn observer(&self) -> Arc<dyn PoolObserver> {
+    pub(crate) fn observer(&self) -> Arc<dyn PoolObserver> {
         self.observer.clone()
     }
 
     /// Returns the current pools as views for the metrics.
-    pub fn views(&self) -> Views {
+    pub(crate) fn views(&self) -> Views {
         let pools = self.clone();
         Views::read_by(move || pools.now().iter().map(Checked::view).collect())
     }

@@ -150,7 +150,7 @@ impl Running {
     ///
     /// # Errors
     /// If a resource is not available.
-    pub fn rehearse(&self, old: &Plan, new: &Plan, diff: &Diff) -> Result<(), String> {
+    pub(crate) fn rehearse(&self, old: &Plan, new: &Plan, diff: &Diff) -> Result<(), String> {
         let New { free, beside, leaving } = self.new_addresses(diff);
         sockets::check(&free).map_err(|error| error.to_string())?;
         self.sockets.check_take_over(&beside, &leaving).map_err(|error| error.to_string())?;
@@ -161,7 +161,7 @@ impl Running {
     }
 
     /// Puts the staged plan into effect.
-    pub async fn commit(&self, staged: Staged) {
+    pub(crate) async fn commit(&self, staged: Staged) {
         let Staged { opened, closed, log, bound, moved, pools, checks, successions, served } = staged;
         // The health checks come first, so that the new pools receive the results. An error means that the process is
         // about to end.
@@ -225,7 +225,7 @@ impl Running {
     }
 
     /// Returns whether the process is about to end.
-    pub fn is_draining(&self) -> bool {
+    pub(crate) fn is_draining(&self) -> bool {
         self.traffic.is_draining()
     }
 
@@ -250,7 +250,7 @@ impl Running {
     }
 
     /// Returns whether a pool has no backend in service.
-    pub fn is_out_of_service(&self, pool: &str) -> bool {
+    pub(crate) fn is_out_of_service(&self, pool: &str) -> bool {
         let pools = self.pools.now();
         let pool = pools.iter().find(|checked| *checked.pool.name == *pool);
         pool.is_some_and(|checked| {
@@ -265,7 +265,7 @@ impl Running {
     }
 
     /// Releases everything that no request uses any more. This function can wait for a disk.
-    pub fn tidy(&self) {
+    pub(crate) fn tidy(&self) {
         self.logs.end_unused();
         self.traffic.forget_unused();
         self.leaving().retain(|(_, backend)| backend.load.in_flight() > 0);

@@ -146,7 +146,7 @@ impl LogFilter {
     /// Parses the variable `RUST_LOG`. Shells also export it for other programs, so invalid parts are ignored and
     /// returned as warnings. `None` means that no valid part is left. A general level applies to Pingora's crates too,
     /// as in any program.
-    pub fn of_variable(text: &str) -> (Option<Self>, Vec<String>) {
+    pub(crate) fn of_variable(text: &str) -> (Option<Self>, Vec<String>) {
         let (mut parts, mut warnings) = (Vec::new(), Vec::new());
         for word in words(text) {
             match Part::parse(word) {

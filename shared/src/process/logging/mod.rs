@@ -213,7 +213,7 @@ impl Verbosity {
 
     /// Returns the filter in `RUST_LOG`, which takes precedence over the file. `None` means that the variable has no
     /// valid filter.
-    pub fn by_variable(&self) -> Option<LogFilter> {
+    pub(crate) fn by_variable(&self) -> Option<LogFilter> {
         self.levels().variable.clone()
     }
 
@@ -228,7 +228,7 @@ impl Verbosity {
     }
 
     /// Sets the filter of the key `log_level`.
-    pub fn set_file(&self, filter: Option<LogFilter>) {
+    pub(crate) fn set_file(&self, filter: Option<LogFilter>) {
         self.change(|levels| levels.file = filter);
     }
 
@@ -312,7 +312,7 @@ impl Style {
 
 impl ErrorLog {
     /// Opens the file for the user as whom the process will run, and redirects standard error to it.
-    pub fn attach(path: &Path, user: Option<&Identity>) -> Result<Self, LogError> {
+    pub(crate) fn attach(path: &Path, user: Option<&Identity>) -> Result<Self, LogError> {
         let file = open(path, user)?;
         let terminal = nix::unistd::dup(io::stderr()).map_err(redirect)?;
         become_stderr(&file)?;
@@ -333,18 +333,18 @@ impl ErrorLog {
     }
 
     /// Returns the failure of the last [`reopen`](Self::reopen). `None` if it succeeded, or if there was none.
-    pub fn reopen_failure(&self) -> Option<ReopenFailure> {
+    pub(crate) fn reopen_failure(&self) -> Option<ReopenFailure> {
         self.reopening.lock().clone()
     }
 
     /// Closes the former standard error. It is called when the daemon serves, since errors no longer belong on the
     /// terminal.
-    pub fn release_terminal(&self) {
+    pub(crate) fn release_terminal(&self) {
         self.terminal().take();
     }
 
     /// Restores the former standard error, so that the error that ends the start is visible on the terminal.
-    pub fn restore_terminal(&self) -> Result<(), LogError> {
+    pub(crate) fn restore_terminal(&self) -> Result<(), LogError> {
         // Earlier log lines belong into the file.
         log::logger().flush();
         match self.terminal().take() {
