@@ -265,20 +265,20 @@ no problems
 listener web on 0.0.0.0:80: 5 connections, 4 requests in flight
 
 pool api: 2 of 2 ready, 4 requests in flight, 0 waiting
-  backend       state    for  weight  in flight  requests  failures  latency
-  10.0.0.1:80   up     1h02m       1          2       120         3   3.3 ms
-  10.0.0.22:80  up     1h02m       1          2       120         3   3.3 ms
+  backend       state    for  weight  in flight  requests  failures    cost
+  10.0.0.1:80   up     1h02m       1          2       120         3  3.3 ms
+  10.0.0.22:80  up     1h02m       1          2       120         3  3.3 ms
 ";
         assert_eq!(screen(document()), expected);
     }
 
     #[test]
-    fn the_latency_of_a_backend_without_responses_is_a_dash() {
+    fn the_cost_of_a_backend_without_responses_is_a_dash() {
         let mut document = document();
         document["pools"][0]["backends"][0]["expected_answer_ms"].take();
         document["pools"][0]["backends"][1]["state"] = "down".into();
         let screen = screen(document);
-        assert_eq!(screen.lines().filter(|line| line.ends_with("  3        -")).count(), 2, "{screen}");
+        assert_eq!(screen.lines().filter(|line| line.ends_with("  3       -")).count(), 2, "{screen}");
     }
 
     #[test]
