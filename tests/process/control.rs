@@ -212,7 +212,7 @@ fn impossible_changes_are_refused_with_a_remedy() {
     assert!(refused(&lab, &["add", "web", &address]).contains("already"));
     // The configuration file would be refused for these addresses too.
     assert!(refused(&lab, &["add", "web", "0.0.0.0:80"]).contains("name the address of one machine"));
-    assert!(refused(&lab, &["add", "web", "127.0.0.1:0"]).contains("the port must be given"));
+    assert!(refused(&lab, &["add", "web", "127.0.0.1:0"]).contains("the port must be from 1 to 65535"));
     assert!(refused(&lab, &["add", "web", "[::ffff:127.0.0.1]:80"]).contains("write 127.0.0.1:80"));
     assert!(refused(&lab, &["log-level", "shared=loud"]).contains("loud"));
     assert_eq!(names(&daemon, 3), counted(&[("one", 3)]));
@@ -365,7 +365,7 @@ fn an_unreadable_file_does_not_make_a_subcommand_use_the_default_socket() {
     let drained = || daemon.status()["pools"][0]["backends"][0]["state"].clone();
     let typo = lab.path("cnof.yaml");
     for (file, said) in
-        [(typo.as_path(), "name a file that exists"), (lab.directory(), "name the file in it")]
+        [(typo.as_path(), "name an existing file"), (lab.directory(), "name a file in this directory")]
     {
         let refused = lab.run(&["drain", "web", &address, "-c", path_str(file)]);
         assert_eq!((refused.code, refused.stdout.as_str()), (Some(2), ""), "{refused:?}");

@@ -133,11 +133,11 @@ fn a_check_finds_files_that_the_user_of_the_daemon_cannot_use() {
     let tls = |ca: &str| body(&format!("ca_file: {ca}\n"));
     checked(&tls(path_str(&ca)), 0o644, &[]);
     let who = "the user `nobody`, which the daemon runs as";
-    checked(&body(""), 0o600, &["conf.yaml cannot be read by", who, "chgrp nogroup"]);
+    checked(&body(""), 0o600, &[who, " cannot read ", "conf.yaml: ", "chgrp nogroup"]);
     chmod(&ca, 0o600);
-    checked(&tls(path_str(&ca)), 0o644, &["ca.pem cannot be read by", who, "ca_file:"]);
-    checked(&tls(&in_closed("ca.pem")), 0o644, &[who, "closed is closed to that user"]);
-    checked(&body(&format!("working_directory: {}\n", closed.display())), 0o644, &["entered by", who]);
+    checked(&tls(path_str(&ca)), 0o644, &[who, " cannot read ", "ca.pem: ", "ca_file:"]);
+    checked(&tls(&in_closed("ca.pem")), 0o644, &[who, "that user cannot enter the directory "]);
+    checked(&body(&format!("working_directory: {}\n", closed.display())), 0o644, &[who, " cannot enter "]);
 }
 
 // === another user with default paths ===

@@ -114,7 +114,7 @@ fn invalid_keys_change_nothing_and_are_reported() {
     let spoil: [(&dyn Fn(), &str); 4] = [
         (&|| drop(write_keys(&lab, &format!("{OLD}\n{half}\n"))), "line 2 has a key of 96 bits"),
         (&|| drop(write_keys(&lab, "# nothing yet\n")), "it has no key"),
-        (&|| set_mode(&write_keys(&lab, NEW), 0o644), "its mode 0644 lets others"),
+        (&|| set_mode(&write_keys(&lab, NEW), 0o644), "its mode 0644 lets other users"),
         (&|| fs::remove_file(&keys).unwrap(), "no such file"),
     ];
     for (spoil, why) in spoil {

@@ -229,7 +229,7 @@ impl BackendAddress {
 fn localhost(text: &str) -> Option<Result<u16, String>> {
     let (host, port) = text.split_once(':').unwrap_or((text, ""));
     host.eq_ignore_ascii_case("localhost").then(|| match port.parse() {
-        Ok(0) => Err(format!("{text:?}: the port must be given, from 1 to 65535")),
+        Ok(0) => Err(format!("{text:?}: the port must be from 1 to 65535")),
         Ok(port) => Ok(port),
         Err(_) if port.is_empty() => Err(format!("{text:?} has no port\nwrite {host}:80")),
         Err(_) => Err(format!("{port:?} is not a port for {host}\na port is a number from 1 to 65535")),
@@ -393,7 +393,7 @@ impl FromText for RequestPath {
         if !text.starts_with('/') {
             let hint = match text.starts_with(['~', '^']) {
                 true => {
-                    "there are no regular expressions here: write the beginning of the path as `path_prefix`"
+                    "regular expressions are not supported: write the beginning of the path as `path_prefix`"
                         .to_owned()
                 }
                 false => format!("write /{}", text.trim_start_matches(['*', '.'])),
@@ -444,7 +444,7 @@ impl FromText for HeaderName {
 }
 
 impl FromText for HeaderText {
-    const EXPECTED: &'static str = "a text";
+    const EXPECTED: &'static str = "a string";
 
     fn from_text(text: &str) -> Result<Self, String> {
         if text.trim() != text {
@@ -507,15 +507,15 @@ impl FromText for AbsolutePath {
     fn from_text(text: &str) -> Result<Self, String> {
         let path = readable_path(text)?;
         if ["stdout", "stderr", "none", "off", "-"].contains(&text) {
-            return Err(format!("{text:?} is not a path\nleave the key out"));
+            return Err(format!("{text:?} is not a path\nremove the key"));
         }
         if !path.is_absolute() {
             return Err(format!(
-                "the path {text:?} is relative\nwrite it from / on: a daemon runs in another directory"
+                "the path {text:?} is not absolute\nwrite the whole path, from `/`: a daemon runs in another directory"
             ));
         }
         if text.ends_with('/') || path.file_name().is_none() {
-            return Err(format!("{text:?} is a directory, and a file is asked for"));
+            return Err(format!("{text:?} is a directory, expected a file"));
         }
         Ok(Self(path.to_owned()))
     }

@@ -1,7 +1,7 @@
-//! Rules that span several keys. One function per rule; each reports all of its findings.
+//! Rules that span several keys. There is one function per rule, which reports all of its findings.
 //!
-//! The configuration has been decoded, but values that were wrong may be missing from it. A rule about what is *not*
-//! there therefore asks [`Node::is_damaged`] first.
+//! The configuration is decoded, but wrong values might have been removed from it. A rule about something that is
+//! *missing* must therefore call [`Node::is_damaged`] first.
 
 mod balancing;
 
@@ -34,17 +34,17 @@ use crate::process::files::reason;
 use crate::process::privileges::user_name;
 use crate::words::did_you_mean;
 
-/// The most threads, or tasks, that any key can ask for.
+/// The maximum number of threads or tasks of any key.
 const MAX_THREADS: usize = 1024;
 
-/// Keys of a health check that only requests over HTTP have a use for.
+/// The keys of a health check that apply to HTTP only.
 const HTTP_KEYS: [&str; 4] = ["path", "method", "expect_status", "expect_body"];
 
-/// What the checks found.
+/// The result of the checks.
 #[derive(Default)]
 pub(crate) struct Findings {
     pub(crate) problems: Vec<Problem>,
-    /// What was read from the files of each pool, by its name.
+    /// The files that were read for each pool, by its name.
     pub(crate) files: BTreeMap<String, PoolFiles>,
 }
 
@@ -104,7 +104,7 @@ impl Checker<'_> {
         self.root.get(path).is_some()
     }
 
-    /// Whether the list at the end of the path has one item only.
+    /// Returns whether the list at this path has exactly one item.
     fn is_written_alone(&self, path: &[Step]) -> bool {
         matches!(self.root.get(path).map(|node| &node.value), Some(Value::List(list)) if list.items.len() == 1)
     }
@@ -120,7 +120,7 @@ impl Checker<'_> {
         for (key, count) in counts {
             let count = count.map_or(0, NonZeroUsize::get);
             if count > MAX_THREADS && self.is_written(&path![key]) {
-                let message = format!("`{key}` is at most {MAX_THREADS}, found {count}");
+                let message = format!("`{key}` must be at most {MAX_THREADS}, found {count}");
                 self.report(&path![key], Problem::new(Id::InvalidValue, message));
             }
         }
@@ -159,7 +159,7 @@ impl Checker<'_> {
                 "no pool has `tls`",
                 "add `tls: {}` to the pools whose backends speak TLS, or remove the key",
             ),
-            Some(_) => ("every pool with `tls` has its own `ca`, or does not verify", "remove the key"),
+            Some(_) => ("every pool with `tls` has its own `ca` or `verify: false`", "remove the key"),
         };
         if !with_tls.any(|tls| tls.verify && tls.ca.is_none()) {
             let message = format!("`ca_file` has no effect: {why}");
@@ -167,7 +167,7 @@ impl Checker<'_> {
         }
     }
 
-    /// Addresses to connect from are only for backends of their own family.
+    /// Checks that there are backends in the address family of each local address.
     fn check_sources_used(&mut self) {
         let families = [("client_bind_to_ipv4", "IPv4", false), ("client_bind_to_ipv6", "IPv6", true)];
         let none_given = self.config.pools.values().all(|pool| pool.backends.is_empty());
@@ -180,29 +180,35 @@ impl Checker<'_> {
             if self.is_written(&path![key]) && !addresses.any(|address| address.is_ipv6() == is_ipv6) {
                 let message = format!("`{key}` has no effect: no backend has an {family} address");
                 let problem = Problem::new(Id::NothingToActOn, message);
-                self.report_key(&path![key], problem.hint("remove the key, unless such a backend may join"));
+                self.report_key(
+                    &path![key],
+                    problem.hint("remove the key, or keep it for backends that you add later"),
+                );
             }
         }
     }
 
-    /// Pingora ends the process when the file has anything but certificates.
+    /// Checks that the file contains nothing but certificates: Pingora ends the process otherwise.
     fn check_nothing_else(&mut self, at: &[Step], file: &Path) {
         let text = self.context.files.read(file).unwrap_or_default();
         let text = String::from_utf8_lossy(&text);
         let mut others = text.lines().filter_map(|line| line.trim().strip_prefix("-----BEGIN "));
         if let Some(other) = others.find(|label| *label != "CERTIFICATE-----") {
             let other = other.trim_end_matches('-');
-            let message = format!("{} has something that is no certificate: {other}", file.display());
+            let message = format!("{} contains something other than certificates: {other}", file.display());
             let problem = Problem::new(Id::Certificates, message);
-            self.report(at, problem.hint("keep the certificates only, and the rest in a file of its own"));
+            self.report(
+                at,
+                problem.hint("keep only the certificates in it, and move the rest to another file"),
+            );
         }
     }
 
     fn check_working_directory(&mut self) {
         let Some(directory) = &self.config.working_directory else { return };
         if !self.context.files.is_directory(&directory.get().0) {
-            let problem = Problem::new(Id::Directory, format!("there is no directory {directory}"));
-            self.report(&path!["working_directory"], problem.hint("create it, or name another"));
+            let problem = Problem::new(Id::Directory, format!("the directory {directory} does not exist"));
+            self.report(&path!["working_directory"], problem.hint("create it, or name another directory"));
         } else {
             self.check_allowed(&path!["working_directory"], Wish::Enter(&directory.get().0));
         }
@@ -213,12 +219,13 @@ impl Checker<'_> {
         for (key, user, group) in [("user", user, None), ("group", None, group)] {
             if let Some(reason) = self.context.files.refuses_accounts(user, group) {
                 let problem = Problem::new(Id::Account, reason);
-                self.report(&path![key], problem.hint("create it, or name another by its name or number"));
+                self.report(&path![key], problem.hint("create it, or use the name or ID of another one"));
             }
         }
     }
 
-    /// Root reads and writes everything at the start. A reload and an upgrade are the work of the user that the daemon runs as.
+    /// Checks that the user that the daemon runs as can read the configuration. At the start, root reads it; a reload
+    /// and an upgrade run as this user.
     fn check_access(&mut self) {
         if let Some(file) = self.context.runtime.configuration() {
             let key = if self.config.user.is_some() { "user" } else { "group" };
@@ -244,9 +251,12 @@ impl Checker<'_> {
                 Some(certificates)
             }
             Err(reason) => {
-                let message = format!("no certificates can be read from {}: {reason}", file.display());
+                let message = format!("cannot read certificates from {}: {reason}", file.display());
                 let problem = Problem::new(Id::Certificates, message);
-                self.report(at, problem.hint("name a PEM file with at least one `BEGIN CERTIFICATE`"));
+                self.report(
+                    at,
+                    problem.hint("name a PEM file that contains at least one `BEGIN CERTIFICATE`"),
+                );
                 None
             }
         }
@@ -257,13 +267,13 @@ fn not_allowed(wish: Wish<'_>, denied: &Denied) -> Problem {
     let Denied { user, group, reason } = denied;
     let (path, what, remedy) = match wish {
         Wish::Read(path) => (path, "read", "g+r"),
-        Wish::Enter(path) => (path, "entered", "g+rx"),
-        Wish::CreateIn(path) => (path, "written to", "g+rwx"),
+        Wish::Enter(path) => (path, "enter", "g+rx"),
+        Wish::CreateIn(path) => (path, "create files in", "g+rwx"),
     };
     let path = path.display();
-    let message = format!("{path} cannot be {what} by the user `{user}`, which the daemon runs as: {reason}");
+    let message = format!("the user `{user}`, which the daemon runs as, cannot {what} {path}: {reason}");
     let hint = format!(
-        "each reload would fail: run `chgrp {group} {path} && chmod {remedy} {path}`, or name another path"
+        "run `chgrp {group} {path} && chmod {remedy} {path}`, or name another path; otherwise each reload fails"
     );
     Problem::new(Id::NotAllowed, message).hint(hint)
 }
@@ -272,11 +282,11 @@ fn certificates(pem: &[u8]) -> Result<Vec<Vec<u8>>, String> {
     let parsed: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
     let certificates = parsed.map_err(|error| format!("it is not PEM: {error}"))?;
     if certificates.is_empty() {
-        return Err("it has none".to_owned());
+        return Err("it contains none".to_owned());
     }
     let mut store = RootCertStore::empty();
     for certificate in &certificates {
-        store.add(certificate.clone()).map_err(|error| format!("a certificate is broken: {error}"))?;
+        store.add(certificate.clone()).map_err(|error| format!("a certificate is invalid: {error}"))?;
     }
     Ok(certificates.iter().map(|certificate| certificate.to_vec()).collect())
 }
@@ -301,14 +311,15 @@ impl Checker<'_> {
             let Some(first) = names[..index].iter().position(|earlier| earlier == name) else { continue };
             let is_name = |at: usize| self.is_written(&path!["listeners", at, "name"]);
             if !is_name(index) || !is_name(first) {
-                // The same address twice: reported as such.
+                // The same address is used twice, which is reported as such.
                 continue;
             }
             let first = self.root.place(&path!["listeners", first, "name"]);
-            let problem = Problem::new(Id::DuplicateListener, format!("two listeners are called `{name}`"));
+            let problem =
+                Problem::new(Id::DuplicateListener, format!("two listeners have the name `{name}`"));
             self.report(
                 &path!["listeners", index, "name"],
-                problem.related(first, "the first one").hint("give each listener a name of its own"),
+                problem.related(first, "the first one").hint("give each listener its own name"),
             );
         }
     }
@@ -319,36 +330,41 @@ impl Checker<'_> {
             let conflict = used[..index].iter().find(|(_, earlier, _)| in_conflict(earlier, address));
             let Some((earlier_path, earlier, earlier_what)) = conflict else { continue };
             let message = match earlier == address {
-                true => format!("{what} cannot listen on {address}, which {earlier_what} has already"),
+                true => {
+                    format!("{what} cannot listen on {address}: {earlier_what} already uses this address")
+                }
                 false => {
-                    format!("{what} cannot listen on {address}: {earlier_what} has that port on {earlier}")
+                    format!(
+                        "{what} cannot listen on {address}: {earlier_what} already uses this port on {earlier}"
+                    )
                 }
             };
             let other = if matches!(address, ListenAddress::Unix(_)) { "path" } else { "port" };
             let hint = format!("give one of them another {other}");
             let mut problem = Problem::new(Id::AddressTaken, message).hint(hint);
             if self.is_written(earlier_path) {
-                problem = problem.related(self.root.place(earlier_path), "taken here");
+                problem = problem.related(self.root.place(earlier_path), "used here");
             }
             self.report(path, problem);
         }
     }
 
-    /// Where the address of a listener is written, in its long or its short form.
+    /// Returns the path of the address of a listener, in its long or its short form.
     fn listener_path(&self, index: usize) -> Vec<Step> {
         let long = path!["listeners", index, "address"];
         let path = if self.is_written(&long) { &long[..] } else { &long[..2] };
         path.to_vec()
     }
 
-    /// Everything that is listened on, with the place that says so.
+    /// Returns all listening addresses, with their paths in the file and the names of their owners.
     fn addresses(&self) -> Vec<(Vec<Step>, ListenAddress, &'static str)> {
         let listeners = self.config.listeners.iter().flatten().enumerate().map(|(index, listener)| {
             (self.listener_path(index), listener.address.get().clone(), "a listener")
         });
         let metrics = ListenAddress::Tcp(self.config.metrics.address());
         let metrics = (path!["metrics", "address"].to_vec(), metrics, "the metrics server");
-        // What is written is blamed on what is not: a default comes first.
+        // The problem is reported at the second address, so a default address, which has no place in the file, comes
+        // first.
         let (first, last) = match self.is_written(&metrics.0) {
             true => (None, Some(metrics)),
             false => (Some(metrics), None),
@@ -367,7 +383,7 @@ fn in_conflict(one: &ListenAddress, other: &ListenAddress) -> bool {
     }
 }
 
-/// Whether a socket bound to all addresses takes those of the other as well; `[::]` takes IPv4 too.
+/// Returns whether a socket bound to all addresses also covers the other address. `[::]` covers IPv4 as well.
 fn covers(all: &SocketAddr, other: &SocketAddr) -> bool {
     all.ip().is_unspecified() && (all.is_ipv6() || other.is_ipv4())
         || (all.ip().is_unspecified() && other.ip().is_unspecified())
@@ -380,8 +396,10 @@ type Pool = PoolConfig<HealthCheckConfig>;
 impl Checker<'_> {
     fn check_pools_given(&mut self) {
         if self.config.pools.is_empty() && !self.root.is_damaged(&path!["pools"]) {
-            let problem = Problem::new(Id::NoPools, "there are no pools, so no request could be answered");
-            let hint = "the smallest configuration is\n\npools:\n  web:\n    backends: [10.0.0.1:8080]";
+            let problem =
+                Problem::new(Id::NoPools, "there are no pools, so the daemon could not serve any request");
+            let hint =
+                "start with the smallest configuration:\n\npools:\n  web:\n    backends: [10.0.0.1:8080]";
             self.report_key(&path!["pools"], problem.hint(hint));
         }
     }
@@ -416,10 +434,10 @@ impl Checker<'_> {
                 continue;
             };
             let first = self.backend_place(name, *first);
-            let message = format!("the pool `{name}` names the backend {address} twice");
+            let message = format!("the pool `{name}` lists the backend {address} twice");
             let problem = Problem::new(Id::DuplicateBackend, message).at(self.backend_place(name, index));
-            let hint = format!("for a larger share write {{address: {address}, weight: 2}}");
-            self.findings.problems.push(problem.related(first, "first named here").hint(hint));
+            let hint = format!("to give it a larger share, write {{address: {address}, weight: 2}}");
+            self.findings.problems.push(problem.related(first, "first listed here").hint(hint));
         }
     }
 
@@ -428,7 +446,8 @@ impl Checker<'_> {
         self.root.place(if self.is_written(&long) { &long } else { &long[..4] })
     }
 
-    /// Without `sni`, certificates must be for addresses. With a `host`, that is most likely not what is meant.
+    /// Warns about a missing `sni`, without which certificates must be issued for IP addresses. A pool with a `host`
+    /// most likely needs it.
     fn check_tls_name(&mut self, name: &str, pool: &Pool, tls: &TlsConfig) {
         let path = path!["pools", name, "tls"];
         let host = pool.host.as_ref().map(|host| host.written().split(':').next().unwrap_or_default());
@@ -437,10 +456,14 @@ impl Checker<'_> {
         if self.root.is_damaged(&path) {
             return;
         }
-        let message = "`tls` has no `sni`, so certificates must be for the addresses of the backends";
+        let message =
+            "`tls` has no `sni`, so the certificates must be issued for the IP addresses of the backends";
         let named = self.root.place(&path!["pools", name, "host"]);
-        let problem = Problem::new(Id::MissingName, message).related(named, "a name is given here");
-        self.report_key(&path, problem.hint(format!("if they are for the name, add `sni: {host}`")));
+        let problem = Problem::new(Id::MissingName, message).related(named, "the name is given here");
+        self.report_key(
+            &path,
+            problem.hint(format!("if they are issued for a host name, add `sni: {host}`")),
+        );
     }
 
     fn check_tls_authorities(&mut self, name: &str, tls: &TlsConfig) {
@@ -453,7 +476,7 @@ impl Checker<'_> {
             );
             self.report_key(
                 &path,
-                problem.hint("remove `verify: false`: with `ca`, certificates can be verified"),
+                problem.hint("remove `verify: false` to verify certificates, or remove `ca`"),
             );
         }
         if let Some(certificates) = self.read_certificates(&path, &ca.get().0) {
@@ -498,8 +521,8 @@ impl Checker<'_> {
             let others = map.entries.iter().filter(|entry| entry.key != "type");
             let paths = others.map(|entry| [&section[..], &path![entry.key.as_str()]].concat());
             let paths: Vec<_> = paths.collect();
-            let hint = "to turn checks on, write `type: tcp`";
-            self.useless(Id::SwitchedOff, &paths, "`type: none` checks nothing", |problem| {
+            let hint = "to turn health checks on, write `type: tcp`";
+            self.useless(Id::SwitchedOff, &paths, "`type: none` turns health checks off", |problem| {
                 problem.hint(hint)
             });
             return;
@@ -507,13 +530,13 @@ impl Checker<'_> {
         for entry in &map.entries {
             let key = entry.key.as_str();
             let Some(hint) = without_effect(key, check.r#type) else { continue };
-            let message = format!("`{key}` has no effect on a health check of the type {}", check.r#type);
+            let message = format!("`{key}` has no effect on a health check of type {}", check.r#type);
             let problem = Problem::new(Id::WithoutEffect, message).at(entry.key_span).hint(hint);
             self.findings.problems.push(problem);
         }
     }
 
-    /// One problem for all of these keys that are written, at the first of them.
+    /// Reports one problem for all of these keys that are in the file, at the first of them.
     fn useless(&mut self, id: Id, paths: &[Vec<Step>], why: &str, rest: impl FnOnce(Problem) -> Problem) {
         let mut written: Vec<_> = paths.iter().filter(|path| self.is_written(path)).collect();
         written.sort_by_key(|path| self.root.key_place(path));
@@ -529,7 +552,7 @@ impl Checker<'_> {
     }
 }
 
-/// What to do about a key that a health check of this type has no use for.
+/// Returns the hint for a key that has no effect on a health check of this type. `None` means that it has one.
 fn without_effect(key: &str, kind: CheckType) -> Option<&'static str> {
     let is_http = HTTP_KEYS.contains(&key);
     match kind {
@@ -544,7 +567,7 @@ fn without_effect(key: &str, kind: CheckType) -> Option<&'static str> {
 // === routes ===
 
 impl Checker<'_> {
-    /// The names of pools in the file, those in which something is wrong included.
+    /// Returns the names of all pools in the file, including pools that are wrong.
     fn pool_names(&self) -> Vec<&str> {
         match self.root.get(&path!["pools"]).map(|node| &node.value) {
             Some(Value::Map(map)) => map.written_keys().collect(),
@@ -560,8 +583,8 @@ impl Checker<'_> {
         }
         let names = self.pool_names();
         let message = match names.len() {
-            0 | 1 => "the list of routes is empty, so no request goes anywhere".to_owned(),
-            count => format!("there are {count} pools, but no routes that say which requests go where"),
+            0 | 1 => "the list of routes is empty, so no request reaches a pool".to_owned(),
+            count => format!("there are {count} pools, but no routes that assign requests to them"),
         };
         let first = names.first().copied().unwrap_or("web").to_owned();
         let written = self.is_written(&path!["routes"]);
@@ -614,16 +637,16 @@ impl Checker<'_> {
             self.routes().filter(|(_, route)| both(&route.r#match)).map(|(index, _)| index).collect();
         for index in found {
             let path = path!["routes", index, "match", "path_prefix"];
-            let problem = Problem::new(Id::WithoutEffect, "`path_prefix` has no effect beside `path`");
+            let problem = Problem::new(Id::WithoutEffect, "`path_prefix` has no effect together with `path`");
             let whole = self.root.place(&path!["routes", index, "match", "path"]);
             self.report_key(
                 &path,
-                problem.related(whole, "the whole path is given here").hint("remove one of the two"),
+                problem.related(whole, "the full path is given here").hint("remove one of the two"),
             );
         }
     }
 
-    /// A path is compared as it is; people who know other products expect a pattern.
+    /// Warns about asterisks in paths. Other products treat them as patterns, but here they are compared literally.
     fn check_route_asterisks(&mut self) {
         let mut problems = Vec::new();
         for (index, route) in self.routes() {
@@ -639,15 +662,16 @@ impl Checker<'_> {
         self.findings.problems.extend(problems);
     }
 
-    /// `at` ends with the key and the place in its list, which a single path does not have.
+    /// Returns the warning for one path. `at` ends with the key and the index in its list, which does not exist for a
+    /// single path.
     fn literal_asterisk(&self, at: &[Step], text: &str) -> Option<Problem> {
         let (before, _) = text.split_once('*')?;
         let alone = &at[..at.len() - 1];
         let Some(Step::Key(key)) = alone.last() else { return None };
-        let message = format!("the asterisk in `{key}` stands for itself, not for any text");
+        let message =
+            format!("the asterisk in `{key}` matches only the character itself, not arbitrary text");
         let is_one_of_several = self.is_written(at) && !self.is_written_alone(alone);
-        let how =
-            if key == "path" && is_one_of_several { "give it a route of its own with" } else { "write" };
+        let how = if key == "path" && is_one_of_several { "give it its own route with" } else { "write" };
         let hint = format!("to match everything below, {how} `path_prefix: {}`", directory_of(before));
         let place = self.root.place(if self.is_written(at) { at } else { alone });
         Some(Problem::new(Id::LiteralAsterisk, message).at(place).hint(hint))
@@ -661,20 +685,20 @@ impl Checker<'_> {
             let catch_all =
                 self.config.routes.iter().flatten().nth(early).is_some_and(|route| route.r#match.is_empty());
             let why = match catch_all {
-                true => "this one matches every request",
-                false => "this one matches all that it matches",
+                true => "this route matches every request",
+                false => "this route already matches all of its requests",
             };
             let early = self.root.place(&path!["routes", early]);
             let problem =
                 Problem::new(Id::UnreachableRoute, "this route can never match").related(early, why);
             self.report(
                 &path!["routes", late],
-                problem.hint("the first match wins: move the route up, or remove it"),
+                problem.hint("move the route up, or remove it: the first match wins"),
             );
         }
     }
 
-    /// The route as far as matching goes: it counts even if its pool does not exist.
+    /// Returns the route for comparisons of its match only, even if its pool does not exist.
     fn without_target(&self, index: usize, route: &RouteConfig) -> Option<(usize, lb_service::route::Route)> {
         if self.root.is_damaged(&path!["routes", index]) {
             return None;
@@ -691,7 +715,7 @@ impl Checker<'_> {
         }
         let known = self.pool_names();
         let is_meant = |route: &RouteConfig, name: &str| {
-            // A pool that is misspelt is reported as such.
+            // A misspelt pool is reported separately.
             !known.contains(&route.pool.as_str()) && did_you_mean(&route.pool, [name]).is_some()
         };
         let leads = |route: &RouteConfig, name: &str| route.pool == name || is_meant(route, name);
@@ -704,7 +728,7 @@ impl Checker<'_> {
     }
 }
 
-/// The part of a path up to its last whole segment.
+/// Returns the directory part of a path.
 fn directory_of(path: &str) -> &str {
     match path.rsplit_once('/') {
         Some((directory, _)) if !directory.is_empty() => directory,
@@ -716,7 +740,7 @@ fn one_of(problem: Problem, found: &str, names: &[&str], what: &str) -> Problem 
     match did_you_mean(found, names.iter().copied()) {
         Some(meant) => problem.hint(format!("did you mean `{meant}`?")),
         None if names.is_empty() => problem,
-        None => problem.hint(format!("the {what} are {}", names.join(", "))),
+        None => problem.hint(format!("use one of these {what}: {}", names.join(", "))),
     }
 }
 
@@ -727,14 +751,17 @@ impl Checker<'_> {
         let Some(log) = &self.config.access_log else { return };
         let path = path!["access_log", "path"];
         if log.format == FormatConfig::None && log.path.is_some() {
-            let problem =
-                Problem::new(Id::SwitchedOff, "`path` has no effect: `format: none` writes nothing");
+            let problem = Problem::new(
+                Id::SwitchedOff,
+                "`path` has no effect: `format: none` turns the access log off",
+            );
             self.report_key(&path, problem.hint("remove `path`, or choose `text` or `json`"));
         }
         let to_stdout =
             log.format != FormatConfig::None && log.path.is_none() && !self.root.is_damaged(&path);
         if self.config.daemon && to_stdout {
-            let message = "a daemon has no standard output to write the access log to";
+            let message =
+                "the daemon runs in the background, so it has no standard output for the access log";
             let problem = Problem::new(Id::NoStandardOutput, message);
             self.report_key(
                 &path!["access_log"],
@@ -748,8 +775,8 @@ impl Checker<'_> {
         let runtime = self.context.runtime.directory();
         for (index, (path, file)) in files.iter().enumerate() {
             if let Some((earlier, _)) = files[..index].iter().find(|(_, earlier)| earlier == file) {
-                let message = format!("two keys name the file {}", file.display());
-                let problem = Problem::new(Id::PathTaken, message).hint("give each a file of its own");
+                let message = format!("two keys name the same file {}", file.display());
+                let problem = Problem::new(Id::PathTaken, message).hint("give each key its own file");
                 self.report(path, problem.related(self.root.place(earlier), "first named here"));
             } else {
                 self.check_not_read(path, file);
@@ -758,7 +785,7 @@ impl Checker<'_> {
         }
     }
 
-    /// Reports a file that is to be written, and is read for another purpose.
+    /// Reports a file that would be written although another key reads it.
     fn check_not_read(&mut self, path: &[Step], file: &Path) {
         let key = self.files_read().into_iter().find_map(|(key, read)| (read == file).then_some(key));
         let is_configuration = self.context.runtime.configuration() == Some(file);
@@ -767,7 +794,7 @@ impl Checker<'_> {
             None if is_configuration => "is the configuration file",
             None => return,
         };
-        let message = format!("{} {what}, and would be overwritten", file.display());
+        let message = format!("{} {what} and would be overwritten", file.display());
         let problem = Problem::new(Id::PathTaken, message).hint("name another file");
         let problem = match key {
             Some(key) => problem.related(self.root.place(&key), "named here"),
@@ -776,7 +803,7 @@ impl Checker<'_> {
         self.report(path, problem);
     }
 
-    /// The files that are read, and the keys that name them.
+    /// Returns the files that are read, with the keys that name them.
     fn files_read(&self) -> Vec<(Vec<Step>, PathBuf)> {
         let pools = self.config.pools.iter().flat_map(|(name, pool)| {
             let name = name.written();
@@ -799,7 +826,7 @@ impl Checker<'_> {
         let files = self.context.files;
         let is_log = path == path!["error_log"] || path == path!["access_log", "path"];
         if files.is_directory(file) {
-            let message = format!("{} is a directory, and a file is asked for", file.display());
+            let message = format!("{} is a directory, expected a file", file.display());
             self.report(path, Problem::new(Id::Directory, message).hint("name a file in it"));
         } else if is_log && let Some(is_regular) = files.is_regular_file(file) {
             self.check_existing_log(path, file);
@@ -815,14 +842,15 @@ impl Checker<'_> {
         }
     }
 
-    /// A log that exists is opened as it is, also where its directory takes no new files.
+    /// Checks an existing log. It needs write permission for the file only, not for its directory.
     fn check_existing_log(&mut self, path: &[Step], file: &Path) {
         if let Some(why) = self.context.files.refuses_writing(file) {
             self.report(path, Problem::new(Id::Directory, format!("cannot write to {why}")));
         }
     }
 
-    /// SIGUSR1 makes the daemon create a log that was moved, with the rights of its user.
+    /// Warns if the user of the daemon cannot create files next to a log: on SIGUSR1 the daemon creates a log that was
+    /// moved.
     fn check_rotation(&mut self, path: &[Step], directory: &Path) {
         if self.config.user.is_none() {
             return;
@@ -834,19 +862,20 @@ impl Checker<'_> {
                 directory.display()
             );
             let hint =
-                format!("SIGUSR1 cannot reopen a log that was moved: {}", self.directory_hint(directory));
+                format!("{}; otherwise SIGUSR1 cannot reopen a moved log", self.directory_hint(directory));
             self.report(path, Problem::new(Id::Rotation, message).hint(hint));
         }
     }
 
-    /// How the user that the daemon runs as gets a directory to write to. A directory near the root, such as `/var/log`, is
-    /// shared with other programs and keeps its owner.
+    /// Returns the hint that gives the user of the daemon a directory to write to. A directory near the root, such as
+    /// `/var/log`, is shared with other programs and must keep its owner.
     fn directory_hint(&self, directory: &Path) -> String {
         if self.context.files.is_regular_file(directory).is_some_and(|is_file| is_file) {
             return "name a file in a directory".to_owned();
         }
         if !self.context.files.is_directory(directory) {
-            return "create it for the user that the load balancer runs as, or name another".to_owned();
+            return "create it for the user that the load balancer runs as, or name another directory"
+                .to_owned();
         }
         let user = self.user();
         match directory.components().count() {
@@ -865,8 +894,8 @@ impl Checker<'_> {
         user_name(Uid::from_raw(self.context.files.uid_of(self.account())))
     }
 
-    /// The files that the configuration says are to be created. Two Unix sockets on one path count once: they are found
-    /// as addresses.
+    /// Returns the files that the daemon creates, with the keys that name them. Listeners with the same Unix socket
+    /// count once, since they are reported as addresses.
     fn files(&self) -> Vec<(Vec<Step>, PathBuf)> {
         let config = self.config;
         let path = |written: &Option<Text<AbsolutePath>>| written.as_ref().map(|path| path.get().0.clone());

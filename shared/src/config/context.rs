@@ -1,4 +1,4 @@
-//! What a configuration depends on beside its text: the process, the machine and its files.
+//! The surroundings of a configuration: the process, the machine and its files.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Read};
@@ -16,17 +16,17 @@ use crate::process::files::{Unusable, check_writable};
 use crate::process::privileges::{Identity, user_name};
 use crate::process::runtime::RuntimeFiles;
 
-/// The longest file with a secret, in bytes.
+/// The maximum length of a file with a secret, in bytes.
 pub(super) const MAX_SECRET: u64 = 64 * 1024;
 
 /// The owner and the mode of a file, which decide whether it can hold a secret.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Protection {
-    /// Whether it is a regular file, and no directory, pipe or device.
+    /// Whether it is a regular file.
     pub is_file: bool,
     /// Its length in bytes.
     pub length: u64,
-    /// The id of the user that it belongs to.
+    /// The user ID of its owner.
     pub owner: u32,
     /// Its permission bits.
     pub mode: u32,
@@ -37,82 +37,85 @@ pub struct Protection {
 pub struct Context<'a> {
     /// Looks environment variables up.
     pub variables: Lookup<'a>,
-    /// The names of files whose paths the configuration does not give.
+    /// The default paths of files that the configuration does not name.
     pub runtime: &'a RuntimeFiles,
     /// The number of CPUs; the default for `threads`.
     pub cpus: usize,
     /// Whether `-d` was given.
     pub daemon: bool,
-    /// What the name `localhost` means; see [`loopback`].
+    /// The address that `localhost` stands for; see [`loopback`].
     pub loopback: IpAddr,
     /// The files and accounts that the configuration names.
     pub files: &'a dyn Files,
 }
 
-/// What checking a configuration needs of the files of a machine, those of its users and groups among them.
+/// Access to the files and accounts of the machine, for the checks of a configuration.
 pub trait Files {
-    /// The content of a file.
+    /// Reads a file.
     ///
     /// # Errors
     ///
-    /// As reading a file does.
+    /// Returns the error of the system if the file cannot be read.
     fn read(&self, path: &Path) -> io::Result<Vec<u8>>;
 
-    /// All of standard input, for a configuration that is named `-`.
+    /// Reads standard input to its end, for a configuration with the name `-`.
     ///
     /// # Errors
     ///
-    /// As reading it does; by default there is none.
+    /// Returns the error of the system. The default implementation always fails with `Unsupported`.
     fn read_input(&self) -> io::Result<Vec<u8>> {
         Err(io::ErrorKind::Unsupported.into())
     }
 
-    /// The content of a file with a secret, and who may read the file. Both are of one file, even if the path comes to name another.
-    /// Of a file that is too long only the beginning is read, and nothing of what is no regular file.
+    /// Reads a file with a secret and its permissions. Both come from one open file, even if the path is replaced
+    /// meanwhile. If the file is too long, only its beginning is read. If it is not a regular file, nothing is read.
     ///
     /// # Errors
     ///
-    /// As reading a file does.
+    /// Returns the error of the system if the file cannot be read.
     fn read_secret(&self, path: &Path) -> io::Result<(Protection, Vec<u8>)>;
 
-    /// The id of the user that the daemon runs as; of the one that starts it if there is no such user.
+    /// Returns the ID of the user that the daemon runs as. If this user does not exist, it is the user that starts the
+    /// daemon.
     fn uid_of(&self, account: Account<'_>) -> u32;
 
-    /// Why no file can be created in a directory, in words; `None` if it can.
+    /// Returns the reason why a file cannot be created in a directory. `None` means that it can.
     fn refuses_new_files(&self, directory: &Path) -> Option<String>;
 
-    /// Whether what is at the path is a regular file; `None` if nothing is there.
+    /// Returns whether there is a regular file at the path. `None` means that nothing exists there.
     fn is_regular_file(&self, _path: &Path) -> Option<bool> {
         None
     }
 
-    /// Why an existing file cannot be written to, with its name and the remedy; `None` if it can.
+    /// Returns the reason why an existing file cannot be written to, with its name and the remedy. `None` means that it
+    /// can.
     fn refuses_writing(&self, _file: &Path) -> Option<String> {
         None
     }
 
-    /// Whether the path is that of an existing directory.
+    /// Returns whether there is a directory at the path.
     fn is_directory(&self, path: &Path) -> bool;
 
-    /// Why the user and group that the daemon runs as could not do this, in words; `None` if they could, or nobody can tell.
+    /// Returns the reason why the account that the daemon runs as cannot do this. `None` means that it can, or that
+    /// this process cannot find out.
     fn denied(&self, _account: Account<'_>, _wish: Wish<'_>) -> Option<Denied> {
         None
     }
 
-    /// Why the process cannot run as this user and group, in words, whoever starts it; `None` if there are such.
+    /// Returns the reason why no process can run as this user and group. `None` means that both exist.
     fn refuses_accounts(&self, user: Option<&str>, group: Option<&str>) -> Option<String>;
 }
 
-/// Whom the daemon runs as, as the configuration names them.
+/// The account that the daemon runs as, from the configuration.
 #[derive(Clone, Copy, Debug)]
 pub struct Account<'a> {
-    /// The user; absent: the one that starts it.
+    /// The user. `None` stands for the user that starts the daemon.
     pub user: Option<&'a str>,
-    /// The group; absent: the user's own.
+    /// The group. `None` stands for the group of the user.
     pub group: Option<&'a str>,
 }
 
-/// What the daemon will want to do.
+/// A later operation of the daemon that needs permission.
 #[derive(Clone, Copy, Debug)]
 pub enum Wish<'a> {
     /// Read a file.
@@ -123,14 +126,14 @@ pub enum Wish<'a> {
     CreateIn(&'a Path),
 }
 
-/// Why the daemon could not do what it will want to.
+/// An operation that the account of the daemon has no permission for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Denied {
-    /// The user that it runs as.
+    /// The user that the daemon runs as.
     pub user: String,
-    /// The group that it runs as.
+    /// The group that the daemon runs as.
     pub group: String,
-    /// In words.
+    /// The reason.
     pub reason: String,
 }
 
@@ -138,13 +141,14 @@ pub struct Denied {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RealFiles;
 
-/// The loopback address of this machine: 127.0.0.1, or ::1 where only that one can be used.
+/// Returns the loopback address of this machine: 127.0.0.1, or ::1 if only that works.
 pub fn loopback() -> IpAddr {
     let works = |address: IpAddr| UdpSocket::bind((address, 0)).is_ok();
     choose_loopback(works)
 }
 
-/// 127.0.0.1 is also chosen when neither address works, since its errors are the better known ones.
+/// Selects the loopback address. If neither address works it is 127.0.0.1, since operators recognise errors with that
+/// address.
 fn choose_loopback(works: impl Fn(IpAddr) -> bool) -> IpAddr {
     let (v4, v6) = (IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST));
     if !works(v4) && works(v6) { v6 } else { v4 }
@@ -159,7 +163,7 @@ impl Files for RealFiles {
 
     fn read_input(&self) -> io::Result<Vec<u8>> {
         let mut bytes = Vec::new();
-        // One byte more than is allowed shows that it is too long.
+        // One byte above the limit shows that the input is too long.
         io::stdin().lock().take(MAX_BYTES as u64 + 1).read_to_end(&mut bytes)?;
         Ok(bytes)
     }
@@ -170,7 +174,7 @@ impl Files for RealFiles {
         let metadata = file.metadata()?;
         let mut bytes = Vec::new();
         if metadata.is_file() {
-            // One byte more than is allowed shows that it is too long.
+            // One byte above the limit shows that the input is too long.
             file.take(MAX_SECRET + 1).read_to_end(&mut bytes)?;
         }
         let protection = Protection {
@@ -194,7 +198,7 @@ impl Files for RealFiles {
     fn refuses_new_files(&self, directory: &Path) -> Option<String> {
         match fs::metadata(directory) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Some("does not exist".to_owned()),
-            Err(error) => Some(format!("cannot be looked at: {error}")),
+            Err(error) => Some(format!("cannot be accessed: {error}")),
             Ok(metadata) if !metadata.is_dir() => Some("is not a directory".to_owned()),
             Ok(_) => match access(directory, AccessFlags::W_OK | AccessFlags::X_OK) {
                 Ok(()) => None,
@@ -213,7 +217,7 @@ impl Files for RealFiles {
 
     fn denied(&self, account: Account<'_>, wish: Wish<'_>) -> Option<Denied> {
         let identity = Identity::resolve(account.user, account.group).ok()??;
-        // Nobody but root can find out; anyone else could not start it as that user either.
+        // Only root can find out, and only root can start the daemon as another user.
         let reason = identity.act(|| obstacle(wish)).ok()??;
         Some(Denied { user: identity.user_name(), group: identity.group_name(), reason })
     }
@@ -228,7 +232,7 @@ fn not_writable(error: Errno) -> String {
     format!("cannot be written to by the user `{user}`: {}", error.desc().to_lowercase())
 }
 
-/// What stands in the way of this thread.
+/// Returns the reason why this thread has no permission. `None` means that it has.
 fn obstacle(wish: Wish<'_>) -> Option<String> {
     let (path, flags) = match wish {
         Wish::Read(path) => (path, AccessFlags::R_OK),
@@ -237,10 +241,10 @@ fn obstacle(wish: Wish<'_>) -> Option<String> {
     };
     let error = access(path, flags).err().filter(|error| *error == Errno::EACCES)?;
     let is_closed = |directory: &&Path| access(*directory, AccessFlags::X_OK) == Err(Errno::EACCES);
-    // The outermost: that is what has to be changed first.
+    // The outermost directory has to be changed first.
     let closed = path.ancestors().skip(1).collect::<Vec<_>>().into_iter().rev().find(is_closed);
     Some(match closed {
-        Some(directory) => format!("the directory {} is closed to that user", directory.display()),
+        Some(directory) => format!("that user cannot enter the directory {}", directory.display()),
         None => error.desc().to_lowercase(),
     })
 }

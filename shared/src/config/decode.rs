@@ -1,11 +1,10 @@
-//! The tree to typed sections, with every problem found rather than only the first.
+//! Decodes the tree into typed sections, and finds every problem instead of only the first.
 //!
-//! serde stops at the first error. [`decode`] notes where it was, takes that value out of the tree and decodes again,
-//! until it goes through or nothing is left. A gap is marked in the tree ([`Node::is_damaged`]), so that what only
-//! follows from it (`missing field`) is not reported.
+//! serde stops at the first error. [`decode`] reports this error, removes the value from the tree and decodes again,
+//! until decoding succeeds or nothing is left. The tree marks each gap ([`Node::is_damaged`]), so that a consequence of
+//! the gap, such as `missing field`, is not reported.
 //!
-//! A section's own types say what they want through serde's usual errors; a message that they make themselves may have
-//! a hint on a second line.
+//! The types of a section report errors through serde. A custom message can have a hint on a second line.
 
 use std::fmt;
 
@@ -21,7 +20,8 @@ use super::problem::{Id, MAX_PROBLEMS, Problem};
 use super::{syntax, words};
 use crate::words::did_you_mean;
 
-/// Decodes a tree. What is wrong is reported and no longer in the tree afterwards; `None` when too little is left.
+/// Decodes a tree. Wrong values are reported and removed from the tree. `None` means that the rest is not enough for
+/// the type.
 pub(crate) fn decode<T: DeserializeOwned>(root: &mut Node, problems: &mut Vec<Problem>) -> Option<T> {
     for _ in 0..MAX_PROBLEMS {
         match T::deserialize(&*root) {
@@ -38,13 +38,13 @@ pub(crate) fn decode<T: DeserializeOwned>(root: &mut Node, problems: &mut Vec<Pr
     None
 }
 
-/// What a type said about a value, and where.
+/// The error of a type about a value, and the place of the value.
 #[derive(Debug)]
 pub(crate) struct Error {
     fault: Fault,
-    /// From the value back to the root.
+    /// The steps from the value up to the root.
     upwards: Vec<Step>,
-    /// Whether it is about the last key of the path rather than its value.
+    /// Whether the error is about the last key of the path instead of its value.
     on_key: bool,
 }
 
@@ -78,7 +78,8 @@ impl Error {
         self.upwards.iter().rev().cloned().collect()
     }
 
-    /// `None` when it only follows from what was taken out before.
+    /// Converts the error into a problem. `None` means that it is only a consequence of a value that was removed
+    /// before.
     fn problem(&self, root: &Node, kind: Option<String>) -> Option<Problem> {
         let path = self.path();
         let place = if self.on_key { root.key_place(&path) } else { root.place(&path) };
@@ -95,8 +96,8 @@ impl Error {
         })
     }
 
-    /// What to write for a value of the wrong kind that would be right in another one, such as `"3"` for `3`. Each way to write it is
-    /// tried.
+    /// Returns the hint for a value that would be valid with another type, such as `3` for `"3"`. The notations of the
+    /// value are tried one by one.
     fn other_kind<T: DeserializeOwned>(&self, root: &mut Node) -> Option<String> {
         let path = self.path();
         let is_about_value = matches!(self.fault, Fault::WrongType { .. } | Fault::Invalid(_));
@@ -110,7 +111,7 @@ impl Error {
         right.map(|(_, hint)| hint)
     }
 
-    /// What to write for what another product, or another file format, would have there.
+    /// Returns the hint for the notation of another product or file format.
     fn newcomers_hint(&self, path: &[Step], root: &Node) -> Option<String> {
         let node = root.get(path);
         match &self.fault {
@@ -127,26 +128,27 @@ impl Error {
         }
     }
 
-    /// The keys of the mapping that is asked for.
+    /// Returns the hint with the keys of the mapping that is expected.
     fn keys_there(&self, path: &[Step]) -> Option<String> {
         match &self.fault {
             Fault::WrongType { expected, .. } if expected == "a mapping" && path.is_empty() => {
-                words::example("pools").map(|smallest| format!("the smallest configuration is{smallest}"))
+                words::example("pools")
+                    .map(|smallest| format!("start with the smallest configuration:{smallest}"))
             }
             Fault::WrongType { expected, .. } if expected == "a mapping" => keys_of(path),
             _ => None,
         }
     }
 
-    /// `false` when the root itself is wrong. A key in another spelling stays under its right name, so that its value is looked
-    /// at as well.
+    /// Removes the wrong value from the tree. A key in another spelling is renamed instead, so that its value is
+    /// checked as well. Returns `false` if the root itself is wrong.
     fn cut_out(&self, root: &mut Node) -> bool {
         let path = self.path();
         let meant = self.respelled(&path);
         meant.is_some_and(|meant| root.rename_wrong(&path, meant)) || root.remove_wrong(&path)
     }
 
-    /// The key that is meant by an unknown one, if that is only another spelling of it.
+    /// Returns the known key that an unknown key is another spelling of.
     fn respelled(&self, path: &[Step]) -> Option<&'static str> {
         let Fault::UnknownKey { found, known } = &self.fault else { return None };
         let (_, at) = path.split_last()?;
@@ -154,7 +156,7 @@ impl Error {
     }
 }
 
-/// A scalar as values of other kinds, each with what to write.
+/// Converts a scalar to values of other types, each with its hint.
 fn other_kinds(found: &Node) -> Vec<(Value, String)> {
     let mut ways = Vec::new();
     let text = match &found.value {
@@ -183,7 +185,7 @@ fn other_kinds(found: &Node) -> Vec<(Value, String)> {
     ways
 }
 
-/// Whether the key was there but was wrong, or is there under a misspelt name or that of another product.
+/// Returns whether the key was removed because it was wrong, misspelt, or under the name of another product.
 fn is_gap(node: &Node, path: &[Step], key: &str) -> bool {
     let is_it =
         |gone: &String| gone == key || did_you_mean(gone, [key]).is_some() || words::means(path, gone, key);
@@ -210,7 +212,7 @@ impl Fault {
             ),
             Self::MissingKey(key) => {
                 let example = words::example(key).map_or_else(|| format!("`{key}: …`"), str::to_owned);
-                Problem::new(Id::MissingKey, format!("the key `{key}` is missing here"))
+                Problem::new(Id::MissingKey, format!("the key `{key}` is missing"))
                     .hint(format!("add {example}"))
             }
             Self::WrongType { found, expected, hint } => {
@@ -225,7 +227,7 @@ impl Fault {
     }
 }
 
-/// What other load balancers call it, and its name here.
+/// The words of other load balancers, and the words used here.
 const ELSEWHERE: &[(&str, &str)] = &[
     ("least_conn", "least_request"),
     ("leastconn", "least_request"),
@@ -257,20 +259,21 @@ fn with_choices(problem: Problem, found: &str, known: &[&str], what: &str) -> Pr
     let here = names.find(|name| known.contains(name));
     match here.or_else(|| did_you_mean(found, known.iter().copied())) {
         Some(meant) => problem.hint(format!("did you mean `{meant}`?")),
-        None => problem.hint(format!("the {what} here are {}", known.join(", "))),
+        None => problem.hint(format!("use one of these {what}: {}", known.join(", "))),
     }
 }
 
-/// Where a key belongs that is known, but not here.
+/// Returns the hint for a key that belongs to another section.
 fn elsewhere(key: &str) -> Option<String> {
     let keys = keys();
     let places: Vec<&str> =
         keys.iter().filter(|path| path.rsplit('.').next() == Some(key)).map(String::as_str).collect();
     let places: Vec<String> = places.into_iter().map(nested).collect();
-    (!places.is_empty()).then(|| format!("it belongs elsewhere: `{}`", places.join("`, or `")))
+    (!places.is_empty()).then(|| format!("move it to `{}`", places.join("`, or `")))
 }
 
-/// A path such as `pools.*.backends.*.weight` as it is written: `pools: {NAME: {backends: [{weight: …}]}}`.
+/// Formats a path such as `pools.*.backends.*.weight` in the notation of the file: `pools: {NAME: {backends: [{weight:
+/// …}]}}`.
 fn nested(path: &str) -> String {
     let names: Vec<&str> = path.split('.').collect();
     let mut text = String::from("…");
@@ -290,7 +293,7 @@ fn nested(path: &str) -> String {
     text
 }
 
-/// The keys of the mapping that belongs at the end of `path`.
+/// Returns the hint with the keys of the mapping at `path`.
 fn keys_of(path: &[Step]) -> Option<String> {
     let fits = |(step, name): (&Step, &str)| name == "*" || matches!(step, Step::Key(key) if key == name);
     let keys = keys();
@@ -301,14 +304,14 @@ fn keys_of(path: &[Step]) -> Option<String> {
         is_here.then_some(*last)
     });
     let below: Vec<&str> = below.filter(|key| *key != "*").collect();
-    (!below.is_empty()).then(|| format!("the keys here are {}", below.join(", ")))
+    (!below.is_empty()).then(|| format!("use these keys: {}", below.join(", ")))
 }
 
-/// What to write instead of a value of the wrong type.
+/// Returns the hint for a value of the wrong type.
 fn remedy(found: Unexpected<'_>, expected: &str) -> Option<String> {
     match (expected, found) {
         (_, Unexpected::Unit) => Some("give the key a value, or remove it".to_owned()),
-        ("a text", _) => as_text(found).map(|text| format!("quote it: \"{text}\"")),
+        ("a string", _) => as_text(found).map(|text| format!("quote it: \"{text}\"")),
         ("a mapping", Unexpected::Str(text)) if text.len() < 100 => {
             syntax::with_colon(text).map(|right| format!("write `{right}`"))
         }
@@ -318,13 +321,13 @@ fn remedy(found: Unexpected<'_>, expected: &str) -> Option<String> {
         (_, Unexpected::Float(share))
             if expected.starts_with("a percentage") && (0.01..10.0).contains(&share) =>
         {
-            Some(format!("100 stands for the whole: write {:.0}", share * 100.0))
+            Some(format!("write {:.0}; 100 stands for the whole", share * 100.0))
         }
         _ => None,
     }
 }
 
-/// What YAML 1.1 reads a word as, and many people mean by it.
+/// Returns the boolean that a word such as `yes` stands for in YAML 1.1.
 fn meant(text: &str) -> Option<bool> {
     match text.to_ascii_lowercase().as_str() {
         "yes" | "on" | "y" => Some(true),
@@ -333,7 +336,7 @@ fn meant(text: &str) -> Option<bool> {
     }
 }
 
-/// What to write instead of a text that has a number.
+/// Returns the hint for a string that contains a number.
 fn as_number(text: &str) -> Option<String> {
     let thousands = |suffix: &[char]| text.strip_suffix(suffix)?.parse::<u32>().ok();
     if let Some(thousands) = thousands(&['k', 'K']) {
@@ -391,10 +394,10 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-/// serde's names of what a type takes, in the words of a configuration.
+/// Translates the type names of serde into the terms of a configuration.
 fn in_words(expected: &str) -> String {
     let words = match expected {
-        "a string" | "a borrowed string" => "a text",
+        "a string" | "a borrowed string" => "a string",
         "a boolean" => "true or false",
         "a sequence" => "a list",
         "a map" => "a mapping",
@@ -410,7 +413,7 @@ fn in_words(expected: &str) -> String {
 fn name(found: Unexpected<'_>) -> String {
     match found {
         Unexpected::Bool(value) => format!("`{value}`"),
-        Unexpected::Str(text) => format!("the text {text:?}"),
+        Unexpected::Str(text) => format!("the string {text:?}"),
         Unexpected::Unit | Unexpected::Option => "nothing".to_owned(),
         Unexpected::Seq => "a list".to_owned(),
         Unexpected::Map => "a mapping".to_owned(),
@@ -429,7 +432,7 @@ fn as_text(found: Unexpected<'_>) -> Option<String> {
     }
 }
 
-/// What serde calls a value.
+/// Converts a value into the form that the errors of serde use.
 fn unexpected(value: &Value) -> Unexpected<'_> {
     match value {
         Value::Null => Unexpected::Unit,
@@ -459,12 +462,12 @@ impl<'de> Deserializer<'de> for &'de Node {
         }
     }
 
-    /// A key without a value is never taken for a key that is left out: whoever wrote it meant something.
+    /// Never treats a key without a value as missing: a key that is present was written for a reason.
     fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
         visitor.visit_some(self)
     }
 
-    /// serde would also take a list, with the values of the keys in the order of the type.
+    /// Rejects a list, which serde would accept as the values of the keys in the order of the type.
     fn deserialize_struct<V: Visitor<'de>>(
         self,
         _: &'static str,
@@ -541,7 +544,7 @@ impl<'de> MapAccess<'de> for Entries<'de> {
     }
 }
 
-/// A variant without data: the only kind that configurations have.
+/// A variant without data, the only kind of variant in configurations.
 struct Word<'de>(&'de str);
 
 impl<'de> EnumAccess<'de> for Word<'de> {
@@ -617,7 +620,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_right_is_read() {
+    fn a_valid_section_is_decoded() {
         let (section, problems) = read("size: 3\nnames: [a]\ninner: {x: {on: true}}\ncolour: dark_green\n");
         assert_eq!(problems, [""; 0]);
         let section = section.expect("nothing is wrong");
@@ -626,7 +629,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_that_is_wrong_is_reported_where_it_is() {
+    fn every_problem_is_reported_at_its_place() {
         let (section, problems) = read(
             "size: 3\nnames: [a, 1, [b]]\ninner: {x: {on: maybe}, y: {}, z: {on: true, off: 1}}\ncolour: blue\nsiez: 4\n",
         );
@@ -634,10 +637,10 @@ mod tests {
         assert_eq!(
             problems,
             [
-                "1: expected a text, found the number 1",
-                "[b]: expected a text, found a list",
-                "maybe: expected true or false, found the text \"maybe\"",
-                "y: the key `on` is missing here",
+                "1: expected a string, found the number 1",
+                "[b]: expected a string, found a list",
+                "maybe: expected true or false, found the string \"maybe\"",
+                "y: the key `on` is missing",
                 "off: unknown key `off`",
                 "blue: unknown value `blue`",
                 "siez: unknown key `siez`",
@@ -646,7 +649,7 @@ mod tests {
     }
 
     #[test]
-    fn what_follows_from_a_problem_is_not_one() {
+    fn a_consequence_of_a_problem_is_not_reported() {
         let (section, problems) = read("size: 70000\n");
         assert_eq!((section, problems.len()), (None, 1));
         let (section, problems) = read("sizze: 3\n");

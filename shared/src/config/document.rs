@@ -1,9 +1,9 @@
-//! Text to a tree whose every key and value knows its place in the file.
+//! Parses text into a tree in which every key and value has its place in the file.
 //!
-//! The only module that knows the YAML parser. It works on the parser's events, since only they have the bytes of keys,
-//! and since every duplicate key can then be reported, not only the first one. YAML is taken in its version 1.2 (`yes`
-//! and `off` are texts), one document per file; anchors and aliases work, up to a number of values that no
-//! configuration needs.
+//! Only this module depends on the YAML parser. It works on the events of the parser for two reasons: only the events
+//! have the positions of keys, and all duplicate keys can be reported, not only the first one. The version is YAML 1.2,
+//! so `yes` and `off` are strings. A file has one document. Anchors and aliases are supported; a limit on the number of
+//! values stops documents that grow exponentially through aliases.
 
 use std::collections::HashMap;
 
@@ -12,9 +12,9 @@ use granit_parser::{Event, Parser, ScalarStyle, ScanError, StrInput};
 use super::problem::{Id, Problem, Span};
 use super::syntax;
 
-/// Values in a file, those that aliases repeat included.
+/// The maximum number of values in a file, including those that aliases repeat.
 const MAX_NODES: usize = 100_000;
-/// How deep values may lie in each other.
+/// The maximum nesting depth of values.
 const MAX_DEPTH: usize = 32;
 
 /// A value and its place.
@@ -22,11 +22,11 @@ const MAX_DEPTH: usize = 32;
 pub(crate) struct Node {
     /// The bytes of the value; of a block mapping, from its first key to the end of its last value.
     pub(crate) span: Span,
-    /// What it is.
+    /// The value itself.
     pub(crate) value: Value,
 }
 
-/// What a value is.
+/// A value of any type.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Value {
     /// `null`, `~` or nothing at all.
@@ -37,7 +37,7 @@ pub(crate) enum Value {
     Int(i64),
     /// Any other number.
     Float(f64),
-    /// A text; `plain` when it was written without quotes.
+    /// A string; `plain` if it was written without quotes.
     Text { text: String, plain: bool },
     /// A list.
     List(List),
@@ -49,17 +49,17 @@ pub(crate) enum Value {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct List {
     pub(crate) items: Vec<Node>,
-    /// Whether something in it was taken out because it was wrong.
+    /// Whether a wrong value was removed from it, at any depth.
     pub(crate) damaged: bool,
 }
 
-/// The entries of a mapping in the order of the file; no key twice.
+/// The entries of a mapping in the order of the file, with unique keys.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Map {
     pub(crate) entries: Vec<Entry>,
-    /// Keys that were taken out because something was wrong with them, here or further down.
+    /// The keys that were removed from this mapping because they were wrong.
     pub(crate) removed: Vec<String>,
-    /// Whether something in it was taken out because it was wrong.
+    /// Whether a wrong value was removed from it, at any depth.
     pub(crate) damaged: bool,
 }
 
@@ -74,9 +74,9 @@ pub(crate) struct Entry {
 /// One step from a value to one inside it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
-    /// Into a mapping.
+    /// A step into a mapping.
     Key(String),
-    /// Into a list.
+    /// A step into a list.
     Index(usize),
 }
 
@@ -92,7 +92,7 @@ impl From<usize> for Step {
     }
 }
 
-/// Reads the one document of a file. What can be read in spite of a problem is in the tree.
+/// Parses the only document of a file. The tree contains everything that can be read in spite of problems.
 pub(crate) fn parse(text: &str) -> (Option<Node>, Vec<Problem>) {
     let mut builder = Builder::new(text);
     let root = match builder.document() {
@@ -105,7 +105,7 @@ pub(crate) fn parse(text: &str) -> (Option<Node>, Vec<Problem>) {
     (root, builder.problems)
 }
 
-/// The type that YAML gives to a value written without quotes.
+/// Converts text without quotes to a value of the type that YAML gives it.
 pub(crate) fn resolve(text: &str) -> Value {
     match text {
         "" | "~" | "null" | "Null" | "NULL" => Value::Null,
@@ -123,7 +123,7 @@ fn number(text: &str) -> Option<Value> {
         return i64::from_str_radix(digits, 8).ok().map(Value::Int);
     }
     let has_digit = text.bytes().any(|byte| byte.is_ascii_digit());
-    // `inf` and `nan` are texts, although Rust reads them as numbers.
+    // `inf` and `nan` are strings in YAML, although Rust parses them as numbers.
     let numeric = text.bytes().all(|byte| byte.is_ascii_digit() || b"+-.eE".contains(&byte));
     if !has_digit || !numeric {
         return None;
@@ -138,13 +138,13 @@ fn given_twice(key: &str, first: Span, second: Span) -> Problem {
         .hint("remove one of the two, or put both values under one key")
 }
 
-/// An error that ends the reading; boxed, since it is rare and large.
+/// An error that stops the parsing. It is boxed because it is large and rare.
 type Fatal = Box<Problem>;
 
 struct Builder<'a> {
     text: &'a str,
     events: Parser<'a, StrInput<'a>>,
-    /// By the parser's number of the anchor; only those whose value is complete.
+    /// The complete values with an anchor, by the number that the parser gives the anchor.
     anchors: HashMap<usize, Node>,
     nodes: usize,
     problems: Vec<Problem>,
@@ -153,7 +153,7 @@ struct Builder<'a> {
 // === impl Node ===
 
 impl Node {
-    /// The value at the end of `path`.
+    /// Returns the value at `path`.
     pub(crate) fn get(&self, path: &[Step]) -> Option<&Self> {
         path.iter().try_fold(self, |node, step| node.child(step))
     }
@@ -176,7 +176,7 @@ impl Node {
         }
     }
 
-    /// The paths of everything that fits a path of keys, in which `*` stands for any key or item.
+    /// Returns the paths of all values that match a path of keys, in which `*` stands for any key or item.
     pub(crate) fn matching(&self, pattern: &[&str]) -> Vec<Vec<Step>> {
         let mut found = Vec::new();
         self.collect(pattern, &mut Vec::new(), &mut found);
@@ -210,7 +210,7 @@ impl Node {
         path.iter().try_fold(self, |node, step| node.child_mut(step))
     }
 
-    /// Gives a key of the mapping at the end of `path` another name; its place stays.
+    /// Renames a key of the mapping at `path`. The key keeps its place in the file.
     pub(crate) fn rename_key(&mut self, path: &[Step], old: &str, new: &str) {
         let Some(Value::Map(map)) = self.get_mut(path).map(|node| &mut node.value) else { return };
         for entry in map.entries.iter_mut().filter(|entry| entry.key == old) {
@@ -218,15 +218,15 @@ impl Node {
         }
     }
 
-    /// Puts another value at the end of `path`, in the place of the one that is there.
+    /// Replaces the value at `path`.
     pub(crate) fn replace(&mut self, path: &[Step], value: Value) {
         if let Some(node) = self.get_mut(path) {
             node.value = value;
         }
     }
 
-    /// Where to point for the value at the end of `path`: a scalar itself, else the key that leads to it. What is not
-    /// there is looked for one step up.
+    /// Returns the place to point at for the value at `path`: the value if it is a scalar, otherwise its key. If it
+    /// does not exist, the place of its parent is returned.
     pub(crate) fn place(&self, path: &[Step]) -> Span {
         let Some((last, parents)) = path.split_last() else { return self.first_line() };
         let Some(parent) = self.get(parents) else { return self.place(parents) };
@@ -244,7 +244,7 @@ impl Node {
         }
     }
 
-    /// Where the key at the end of `path` is written; the value's place if it has no key.
+    /// Returns the place of the key at `path`, or the place of the value if it has no key.
     pub(crate) fn key_place(&self, path: &[Step]) -> Span {
         let Some((Step::Key(key), parents)) = path.split_last() else { return self.place(path) };
         match self.get(parents).map(|parent| &parent.value) {
@@ -253,7 +253,8 @@ impl Node {
         }
     }
 
-    /// A mapping in block style is pointed at by its first key, everything else by all of it.
+    /// Returns the place to point at for this value: the first key of a mapping in block style, otherwise the whole
+    /// value.
     fn first_line(&self) -> Span {
         match &self.value {
             Value::Map(map) => match map.entries.first() {
@@ -268,9 +269,9 @@ impl Node {
         !matches!(self.value, Value::List(_) | Value::Map(_))
     }
 
-    /// Takes out what is at the end of `path` because it is wrong; `false` if there is nothing.
+    /// Removes the value at `path` because it is wrong. Returns `false` if it does not exist.
     ///
-    /// The containers on the way are marked, so that what follows from the gap is not reported as well.
+    /// The containers on the way are marked as damaged, so that consequences of the gap are not reported as well.
     pub(crate) fn remove_wrong(&mut self, path: &[Step]) -> bool {
         let Some((step, rest)) = path.split_first() else { return false };
         match &mut self.value {
@@ -284,9 +285,10 @@ impl Node {
         self.remove_child(step)
     }
 
-    /// Gives the key at the end of `path` another name because it is wrong; `false` if there is a key of that name already, or was.
+    /// Renames the key at `path` because it is wrong. Returns `false` if the mapping has or had a key with the new
+    /// name.
     ///
-    /// The containers on the way are marked, as by [`Self::remove_wrong`].
+    /// The containers on the way are marked as damaged, as in [`Self::remove_wrong`].
     pub(crate) fn rename_wrong(&mut self, path: &[Step], name: &str) -> bool {
         let Some((Step::Key(key), parents)) = path.split_last() else { return false };
         let parent = parents.iter().try_fold(&mut *self, |node, step| node.child_mut(step));
@@ -325,7 +327,7 @@ impl Node {
         }
     }
 
-    /// Whether something at or below the end of `path` was taken out because it was wrong.
+    /// Returns whether a wrong value was removed at `path` or below it.
     pub(crate) fn is_damaged(&self, path: &[Step]) -> bool {
         let Some((last, parents)) = path.split_last() else { return self.damaged() };
         let removed = match (self.get(parents).map(|parent| &parent.value), last) {
@@ -367,7 +369,7 @@ impl Map {
         self.entries.iter().find(|entry| entry.key == key)
     }
 
-    /// The keys in the file, those that were taken out included.
+    /// Returns the keys in the file, including those that were removed.
     pub(crate) fn written_keys(&self) -> impl Iterator<Item = &str> {
         self.entries.iter().map(|entry| entry.key.as_str()).chain(self.removed.iter().map(String::as_str))
     }
@@ -396,7 +398,7 @@ impl<'a> Builder<'a> {
         }
     }
 
-    /// The next event that carries data, with its place.
+    /// Returns the next event that carries data, with its place.
     fn next(&mut self) -> Result<Option<(Event<'a>, Span)>, Fatal> {
         loop {
             match self.events.next_event() {
@@ -411,7 +413,7 @@ impl<'a> Builder<'a> {
     fn need(&mut self) -> Result<(Event<'a>, Span), Fatal> {
         match self.next()? {
             Some(event) => Ok(event),
-            None => Err(Box::new(Problem::new(Id::Syntax, "the file ends too early").at(self.end()))),
+            None => Err(Box::new(Problem::new(Id::Syntax, "the file ends unexpectedly").at(self.end()))),
         }
     }
 
@@ -424,7 +426,7 @@ impl<'a> Builder<'a> {
             None => Ok(root),
             Some((_, span)) => {
                 let problem = Problem::new(Id::Document, "a second document begins here").at(span);
-                Err(Box::new(problem.hint("a configuration is one document: remove the `---`")))
+                Err(Box::new(problem.hint("remove the `---`: a configuration is a single document")))
             }
         }
     }
@@ -460,11 +462,12 @@ impl<'a> Builder<'a> {
     fn account(&mut self, nodes: usize, depth: usize, span: Span) -> Result<(), Fatal> {
         self.nodes += nodes;
         if self.nodes > MAX_NODES {
-            let message = format!("more than {MAX_NODES} values, those that aliases repeat included");
+            let message =
+                format!("the file has more than {MAX_NODES} values, including those that aliases repeat");
             return Err(Box::new(Problem::new(Id::Document, message).at(span)));
         }
         if depth > MAX_DEPTH {
-            let message = format!("values lie more than {MAX_DEPTH} deep in each other");
+            let message = format!("values are nested more than {MAX_DEPTH} levels deep");
             return Err(Box::new(Problem::new(Id::Document, message).at(span)));
         }
         Ok(())
@@ -475,7 +478,7 @@ impl<'a> Builder<'a> {
             return Ok(());
         }
         let problem = Problem::new(Id::Document, "a value has a YAML tag (`!…`)").at(span);
-        Err(Box::new(problem.hint("remove the tag; quote a value to make it a text")))
+        Err(Box::new(problem.hint("remove the tag; quote a value to make it a string")))
     }
 
     fn list(&mut self, start: Span, depth: usize) -> Result<Node, Fatal> {
@@ -505,7 +508,7 @@ impl<'a> Builder<'a> {
             let (event, value_span) = self.need()?;
             let mut node = self.node(event, value_span, depth + 1)?;
             if node.span.start == node.span.end {
-                // Nothing is written: the key has to stand for it.
+                // An empty value has no place of its own, so the place of the key is used.
                 node.span = span;
             }
             match seen.get(&key) {
@@ -526,11 +529,13 @@ impl<'a> Builder<'a> {
             }
             Event::Scalar(text, ..) => Ok(text.to_string()),
             _ => {
-                let problem = Problem::new(Id::Syntax, "a key must be a single word or text").at(span);
+                let problem = Problem::new(Id::Syntax, "a key must be a word or a string").at(span);
                 let hint = match self.text[span.start..].chars().next() {
-                    Some('[') => "quote a text that begins with `[`, such as the IPv6 address \"[::1]:80\"",
-                    Some('{') => "quote a text that begins with `{`; if this is a template, fill it in first",
-                    _ => "quote a text that begins with `{`, `[` or `*`",
+                    Some('[') => "quote a string that begins with `[`, such as the IPv6 address \"[::1]:80\"",
+                    Some('{') => {
+                        "quote a string that begins with `{`; if this is a template, fill it in first"
+                    }
+                    _ => "quote a string that begins with `{`, `[` or `*`",
                 };
                 Err(Box::new(problem.hint(hint)))
             }
@@ -539,8 +544,7 @@ impl<'a> Builder<'a> {
 
     fn alias(&mut self, anchor: usize, span: Span, depth: usize) -> Result<Node, Fatal> {
         let Some(node) = self.anchors.get(&anchor) else {
-            let problem =
-                Problem::new(Id::Syntax, "the alias stands inside the value that it repeats").at(span);
+            let problem = Problem::new(Id::Syntax, "the alias is inside the value that it repeats").at(span);
             return Err(Box::new(problem));
         };
         let node = node.clone();
@@ -548,7 +552,8 @@ impl<'a> Builder<'a> {
         Ok(node)
     }
 
-    /// From the first to the last byte: in flow style to the closing bracket, in block style to the end of the last value.
+    /// Returns the place of a container: in flow style up to the closing bracket, in block style up to the end of the
+    /// last value.
     fn container(&self, start: Span, end: Span, last: Option<Span>) -> Span {
         let closed = end.end > end.start;
         let end = if closed { end.end } else { last.map_or(start.end, |last| last.end) };
@@ -560,7 +565,7 @@ impl<'a> Builder<'a> {
         self.clamp(range.start, range.end)
     }
 
-    /// Within the text, on the boundaries of characters, without white space at the end.
+    /// Limits a range to the text and to character boundaries, and removes white space at its end.
     fn clamp(&self, start: usize, end: usize) -> Span {
         let start = self.text.floor_char_boundary(start);
         let end = self.text.floor_char_boundary(end).max(start);

@@ -1,19 +1,19 @@
-//! `${NAME}` and `${NAME:-default}` in values.
+//! Expansion of `${NAME}` and `${NAME:-default}` in values.
 //!
-//! Only values are expanded, never keys. The default is used when the variable is not set or empty, as in a shell.
-//! `$${` stands for `${`. A value without quotes takes the type of what it expands to, so `threads: ${N}` works.
+//! Only values are expanded, never keys. The default is used if the variable is not set or empty, as in a shell.
+//! `$${` stands for `${`. A value without quotes gets its type after the expansion, so `threads: ${N}` works.
 
 use super::document::{self, Node, Step, Value};
 use super::problem::{Id, Problem, Span};
 
-/// Looks an environment variable up.
+/// A function that looks up an environment variable.
 pub type Lookup<'a> = &'a dyn Fn(&str) -> Option<String>;
 
-/// Expands every value of the tree in place. A value that cannot be expanded is reported and taken out.
+/// Expands every value of the tree in place. A value that cannot be expanded is reported and removed.
 pub(crate) fn expand(root: &mut Node, lookup: Lookup<'_>, problems: &mut Vec<Problem>) {
     let mut expander = Expander { lookup, path: Vec::new(), faults: Vec::new() };
     expander.visit(root);
-    // From the end, so that the positions of the others in their lists stay true.
+    // The last value is removed first, so that the indexes of the others remain valid.
     for (path, fault) in expander.faults.into_iter().rev() {
         problems.push(fault.at(root.place(&path)));
         root.remove_wrong(&path);
@@ -22,7 +22,7 @@ pub(crate) fn expand(root: &mut Node, lookup: Lookup<'_>, problems: &mut Vec<Pro
 
 struct Expander<'a> {
     lookup: Lookup<'a>,
-    /// To the value that is being visited.
+    /// The path to the value that is being visited.
     path: Vec<Step>,
     faults: Vec<(Vec<Step>, Fault)>,
 }
@@ -114,13 +114,13 @@ impl Fault {
                     .at(span)
                     .hint(format!("set it, or give a default: ${{{name}:-default}}"))
             }
-            Self::Unclosed => Problem::new(Id::Variable, "`${` without `}`")
+            Self::Unclosed => Problem::new(Id::Variable, "`${` has no closing `}`")
                 .at(span)
                 .hint("write ${NAME}; write $${ for the two characters themselves"),
             Self::BadName(name) => {
                 Problem::new(Id::Variable, format!("`{name}` is not the name of an environment variable"))
                     .at(span)
-                    .hint("a name has letters, digits and `_`; write $${ for the two characters themselves")
+                    .hint("use letters, digits and `_`; write $${ for the two characters themselves")
             }
         }
     }

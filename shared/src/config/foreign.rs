@@ -1,6 +1,7 @@
-//! Files of other products, each recognised as such by what no configuration of ours has.
+//! Recognition of files of other products.
 //!
-//! Only a file in which something is wrong is looked at, and none that has the key `pools`: that one is meant to be ours.
+//! A product is recognised by a line that does not occur in a configuration of the load balancer. Only files with
+//! problems are examined. A file with the key `pools` is never treated as a file of another product.
 
 use std::net::SocketAddr;
 
@@ -13,39 +14,39 @@ struct Line<'a> {
     text: &'a str,
 }
 
-/// The index of the line that shows whose file it is.
+/// A function that returns the index of the line that identifies the product.
 type Recogniser = fn(&[Line<'_>]) -> Option<usize>;
 
-/// The most addresses of backends that a remedy takes over.
+/// The maximum number of backends that the hint takes from the file.
 const MAX_BACKENDS: usize = 8;
 
-/// The one problem of a file that is another product's, with the three lines that do what it is about.
+/// Returns the problem for a file of another product. The hint is a small configuration with the backends of the file.
 pub(super) fn recognise(text: &str) -> Option<Problem> {
     let lines = lines(text);
     if lines.iter().any(|line| line.text.starts_with("pools:") || line.text.starts_with("\"pools\"")) {
         return None;
     }
     let products: [(&str, Recogniser); 8] = [
-        ("a configuration of nginx", nginx),
-        ("a configuration of HAProxy", haproxy),
+        ("an nginx configuration", nginx),
+        ("an HAProxy configuration", haproxy),
         ("a Caddyfile", caddy),
-        ("a configuration of Envoy", envoy),
-        ("a configuration of Traefik", traefik),
-        ("a manifest of Kubernetes", kubernetes),
-        ("a file of Docker Compose", compose),
-        ("TOML or INI, and not YAML", toml),
+        ("an Envoy configuration", envoy),
+        ("a Traefik configuration", traefik),
+        ("a Kubernetes manifest", kubernetes),
+        ("a Docker Compose file", compose),
+        ("TOML or INI, not YAML", toml),
     ];
     let (product, index) = products.iter().find_map(|(product, is)| Some((*product, is(&lines)?)))?;
     let line = lines[index];
     let problem = Problem::new(Id::Foreign, format!("this is {product}"));
     let span = Span::new(line.start, line.start + line.text.len());
     Some(problem.at(span).hint(format!(
-        "the load balancer has a format of its own; the smallest file is\n\npools:\n  web:\n    backends: [{}]",
+        "write it in the format of the load balancer; the smallest file is\n\npools:\n  web:\n    backends: [{}]",
         backends(&lines).join(", ")
     )))
 }
 
-/// Those that the file names, if it names any by address.
+/// Returns the addresses of the backends in the file, or an example if there are none.
 fn backends(lines: &[Line<'_>]) -> Vec<String> {
     let is_backend = |line: &&Line<'_>| {
         let words = ["server ", "reverse_proxy ", "to ", "url", "- url", "proxy_pass "];
@@ -65,7 +66,7 @@ fn backends(lines: &[Line<'_>]) -> Vec<String> {
     if found.is_empty() { vec!["10.0.0.1:8080".to_owned()] } else { found }
 }
 
-// === the products: the index of the line that shows it ===
+// === the products ===
 
 fn nginx(lines: &[Line<'_>]) -> Option<usize> {
     let block = |line: &Line<'_>| {
@@ -131,7 +132,7 @@ fn toml(lines: &[Line<'_>]) -> Option<usize> {
     lines.first().filter(|line| is_table(line)).map(|_| 0).filter(|_| has_values)
 }
 
-/// The first line with one of these keys, in YAML or JSON.
+/// Returns the index of the first line with one of these keys, in YAML or JSON.
 fn any_key(lines: &[Line<'_>], keys: &[&str]) -> Option<usize> {
     let is_key = |line: &Line<'_>| {
         let text = line.text.trim_start_matches(['{', '-', ' ', '"']);
@@ -147,7 +148,7 @@ fn first_word(text: &str) -> &str {
     text.split_whitespace().next().unwrap_or_default()
 }
 
-/// The lines that are neither blank nor a comment, without white space around them.
+/// Returns the lines that are neither blank nor a comment, without white space around them.
 fn lines(text: &str) -> Vec<Line<'_>> {
     let mut start = 0;
     let mut lines = Vec::new();
@@ -192,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_of_ours_is_none_of_theirs() {
+    fn a_configuration_of_the_load_balancer_is_not_foreign() {
         for text in [
             "pools:\n  web:\n    backends: [10.0.0.1:80]\nservices:\n  image: x\n",
             "upstreams:\n  web:\n    servers: [10.0.0.1:80]\n",

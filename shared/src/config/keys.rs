@@ -1,4 +1,4 @@
-//! Every key that the configuration has, from its schema.
+//! The keys of the configuration, derived from its schema.
 
 use std::collections::BTreeSet;
 
@@ -6,7 +6,8 @@ use serde_json::{Map, Value};
 
 use super::schema::schema;
 
-/// The keys as paths, without the old names of those that were renamed; such as `pools.*.timeouts.connect`; `*` stands for any name or item. In alphabetical order.
+/// Returns the paths of all keys in alphabetical order, such as `pools.*.timeouts.connect`. `*` stands for any name or
+/// item. Old names of renamed keys are left out.
 pub fn keys() -> Vec<String> {
     let schema = schema();
     let mut found = BTreeSet::new();

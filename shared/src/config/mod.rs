@@ -1,14 +1,14 @@
-//! The configuration: from text to a [`Plan`], or to every problem that stands in the way.
+//! The configuration: converts text to a [`Plan`], or to all problems that prevent it.
 //!
 //! ```text
 //!  text ── document ──> tree with places ── env, renamed, refused ──> tree ── decode ──> Config (as written)
 //!                                                                                     │ plan::complete (defaults)
-//!          Problems <── every step adds its own; errors prevent a plan <─────── check │
+//!          Problems <── every step adds problems; errors prevent a plan <─────── check │
 //!             │ render                                                                v plan::plan
 //!         text or JSON                                                              Plan (as meant), and warnings
 //! ```
 //!
-//! Places in the file end with this module: what is wrong is known here, and types go on.
+//! Only this module handles places in the file: it reports all problems, and other modules receive typed values.
 
 mod check;
 mod context;
@@ -54,43 +54,43 @@ pub use schema::{schema, schema_text};
 pub(crate) use secrets::session_keys;
 pub use sections::{Config, ControlConfig, Directory, ReloadConfig, RollbackConfig, ShutdownConfig};
 
-/// The longest file that is read, in bytes.
+/// The maximum length of a file, in bytes.
 const MAX_BYTES: usize = 4 * 1024 * 1024;
 
-/// A configuration that can be used.
+/// A valid configuration.
 #[derive(Clone, Debug)]
 pub struct Loaded {
-    /// As written, with every default filled in.
+    /// The configuration as written, with all defaults.
     pub config: Config,
-    /// As meant.
+    /// The plan that follows from it.
     pub plan: Plan,
-    /// What its author should look at; often empty. Nothing in it is an error.
+    /// The warnings; often empty. None of these problems is an error.
     pub warnings: Problems,
 }
 
-/// What standard input is called in problems and in the status.
+/// The name of standard input in problems and in the status.
 pub const INPUT: &str = "<standard input>";
 
-/// Whether a path stands for standard input: `-c -`.
+/// Returns whether a path stands for standard input, as in `-c -`.
 pub fn is_input(path: &Path) -> bool {
     path == Path::new("-")
 }
 
-/// Reads a file and makes a plan of it.
+/// Reads a file and makes a plan from it.
 ///
 /// # Errors
 ///
-/// Every problem of the file, warnings included, or the one that it cannot be read.
+/// Returns all problems of the file, including warnings, or the problem that the file cannot be read.
 pub fn load(path: &Path, context: &Context<'_>) -> Result<Loaded, Problems> {
     let source = read_source(path, context)?;
     load_text(&source.name, &source.text, context)
 }
 
-/// Reads the text of a file, or of standard input.
+/// Reads the text of a file or of standard input.
 ///
 /// # Errors
 ///
-/// The problem that it cannot be read.
+/// Returns the problem that it cannot be read.
 pub fn read_source(path: &Path, context: &Context<'_>) -> Result<Source, Problems> {
     let name = if is_input(path) { INPUT.to_owned() } else { path.display().to_string() };
     let text = text_of(path, context).map_err(|problem| {
@@ -102,7 +102,7 @@ pub fn read_source(path: &Path, context: &Context<'_>) -> Result<Source, Problem
 fn text_of(path: &Path, context: &Context<'_>) -> Result<String, Box<Problem>> {
     let is_of_variable = (context.variables)(places::VARIABLE).is_some_and(|named| Path::new(&named) == path);
     let unreadable = |reason: &str, hint: &str| {
-        let problem = Problem::new(Id::Unreadable, format!("the configuration cannot be read: {reason}"));
+        let problem = Problem::new(Id::Unreadable, format!("cannot read the configuration: {reason}"));
         let variable = places::VARIABLE;
         let names = if is_of_variable { format!("; ${variable} names this file") } else { String::new() };
         Box::new(problem.hint(format!("{hint}{names}")))
@@ -111,7 +111,7 @@ fn text_of(path: &Path, context: &Context<'_>) -> Result<String, Box<Problem>> {
     let bytes = bytes.map_err(|error| unreadable(&reason(&error), remedy(&error)))?;
     if bytes.len() > MAX_BYTES {
         let reason = format!("it is longer than {MAX_BYTES} bytes");
-        return Err(unreadable(&reason, "name a configuration with -c"));
+        return Err(unreadable(&reason, "name a configuration with `-c`"));
     }
     String::from_utf8(bytes).map_err(|error| {
         let right = &error.as_bytes()[..error.utf8_error().valid_up_to()];
@@ -122,17 +122,17 @@ fn text_of(path: &Path, context: &Context<'_>) -> Result<String, Box<Problem>> {
 
 fn remedy(error: &io::Error) -> &'static str {
     match error.kind() {
-        io::ErrorKind::PermissionDenied => "run this as a user who may read it",
-        io::ErrorKind::IsADirectory => "name the file in it with -c",
-        _ => "name a file that exists with -c",
+        io::ErrorKind::PermissionDenied => "run as root or as a user that can read it",
+        io::ErrorKind::IsADirectory => "name a file in this directory with `-c`",
+        _ => "name an existing file with `-c`",
     }
 }
 
-/// Makes a plan of the text of a configuration; `name` stands for its path in problems.
+/// Makes a plan from the text of a configuration. `name` is its path in problems.
 ///
 /// # Errors
 ///
-/// Every problem of the text, warnings included.
+/// Returns all problems of the text, including warnings.
 pub fn load_text(name: &str, text: &str, context: &Context<'_>) -> Result<Loaded, Problems> {
     let mut problems = Vec::new();
     let read = read(text, context, &mut problems);
@@ -167,11 +167,12 @@ fn read(text: &str, context: &Context<'_>, problems: &mut Vec<Problem>) -> Optio
     })
 }
 
-/// Where the daemon of a configuration is told to change by its key `control.socket`, also when the file is wrong in other places: then
-/// the daemon's operator has to be told so. None without a file or key, and when the key names the default.
+/// Returns the value of the key `control.socket`, even if the rest of the file is wrong, since the daemon must be
+/// reached in that case as well. `None` means that there is no file or no such key, or that the key names the default.
 ///
 /// # Errors
-/// When the file cannot be read: then nobody knows which daemon is meant.
+///
+/// Returns the problem that the file cannot be read: without it, the socket of the daemon is unknown.
 pub fn control_socket_of(path: Option<&Path>, context: &Context<'_>) -> Result<Option<PathBuf>, Problems> {
     let source = path.map(|path| read_source(path, context)).transpose()?;
     let named = source.and_then(|source| {
@@ -185,13 +186,14 @@ pub fn control_socket_of(path: Option<&Path>, context: &Context<'_>) -> Result<O
     Ok(named.filter(|named| *named != context.runtime.control_socket()))
 }
 
-/// Whether a problem is over as soon as the others are: there is no pool because it has another name.
+/// Returns whether a problem is only a consequence of the others: there are no pools because the key `pools` has
+/// another name.
 fn follows(found: &Problem, problems: &[Problem]) -> bool {
     let names_pools = |problem: &Problem| problem.hint.as_ref().is_some_and(|hint| hint.contains("\npools:"));
     found.id == Id::NoPools && problems.iter().any(names_pools)
 }
 
-/// An empty file is a mapping without keys.
+/// Converts an empty file to a mapping without keys.
 fn root_mapping(root: Node) -> Node {
     match root.value {
         Value::Null => Node { span: root.span, value: Value::Map(Map::default()) },
@@ -202,7 +204,7 @@ fn root_mapping(root: Node) -> Node {
 // === impl Loaded ===
 
 impl Loaded {
-    /// The configuration in effect, as YAML that loads to the same plan.
+    /// Formats the configuration in effect as YAML, which gives the same plan when it is loaded.
     pub fn effective(&self) -> String {
         print::yaml(&self.config)
     }

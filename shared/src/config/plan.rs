@@ -1,4 +1,4 @@
-//! The configuration as meant: every default filled in, every name resolved, nothing left to parse.
+//! The configuration as typed values, with all defaults and with resolved names.
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -26,37 +26,37 @@ use super::sections::{Config, ReloadConfig, RollbackConfig, ShutdownConfig};
 use crate::process::logging::LogFilter;
 use crate::process::runtime::RuntimeFiles;
 
-/// Where the one listener listens when none is configured.
+/// The address of the default listener.
 const DEFAULT_LISTENER: &str = "0.0.0.0:6188";
 
-/// Everything that a start needs to know.
+/// The complete configuration of a daemon.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
-    /// The process and Pingora's own settings.
+    /// The settings of the process and of Pingora.
     pub server: ServerPlan,
-    /// How the process ends.
+    /// The shutdown of the process.
     pub shutdown: ShutdownPlan,
-    /// What is logged, unless the environment or an operator says otherwise.
+    /// The log level, unless the environment or an operator overrides it. `None` stands for the default.
     pub log_level: Option<LogFilter>,
-    /// Where clients connect; at least one.
+    /// The addresses that clients connect to, at least one.
     pub listeners: Listeners,
-    /// Indexed by [`PoolId`], in the order of their names; at least one.
+    /// The pools in the order of their names, indexed by [`PoolId`]; at least one.
     pub pools: Vec<(PoolSettings, CheckSettings)>,
-    /// In the order in which they are tried; at least one.
+    /// The routes in the order in which they are compared, at least one.
     pub routes: Vec<Route>,
-    /// Where metrics, probes and status are read.
+    /// The address that serves metrics, probes and status.
     pub metrics: SocketAddr,
-    /// Which pools must have a ready backend for the process to be ready.
+    /// The pools that must have an available backend for the process to be ready.
     pub readiness: RequiredPools,
-    /// What is written about each request.
+    /// The access log.
     pub access_log: access_log::Settings,
-    /// Whose `X-Forwarded-*` headers are believed.
+    /// The networks of proxies whose `X-Forwarded-*` headers are trusted.
     pub trusted_proxies: Vec<IpNet>,
-    /// Where the daemon is told to change.
+    /// The control socket.
     pub control: ControlPlan,
-    /// When the file is read again, and when that is taken back.
+    /// The automatic reload and rollback of the file.
     pub reload: ReloadPlan,
-    /// Where the keys of session cookies stand.
+    /// The files with the keys of session cookies.
     pub key_files: Vec<KeyFile>,
 }
 
@@ -65,96 +65,97 @@ pub struct Plan {
 pub struct KeyFile {
     /// The name of the pool.
     pub pool: Arc<str>,
-    /// Where it is.
+    /// The path of the file.
     pub path: PathBuf,
 }
 
-/// Where the daemon is told to change.
+/// The control socket of the daemon.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ControlPlan {
     /// The Unix socket.
     pub socket: PathBuf,
-    /// Whether it is another than the default. That one may be another daemon's, which is no reason not to serve.
+    /// Whether its path differs from the default. If it does not, a socket of another daemon at that path does not
+    /// prevent the start.
     pub is_named: bool,
 }
 
-/// When the file is read again, and when that is taken back.
+/// The automatic reload and rollback of the configuration file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReloadPlan {
-    /// Whether it is read again when it has changed.
+    /// Whether the daemon reloads the file whenever it changes.
     pub watch: bool,
-    /// When a reload is taken back; absent: never.
+    /// The condition that rolls a reload back. `None` means never.
     pub rollback: Option<RollbackPlan>,
 }
 
-/// When a reload is taken back.
+/// The condition that rolls a reload back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RollbackPlan {
-    /// The share of failed requests above which it is, in percent.
+    /// The percentage of failed requests above which the reload is rolled back.
     pub error_rate: u32,
-    /// How long after the reload requests are looked at.
+    /// The time after the reload in which requests are counted.
     pub window: Duration,
 }
 
-/// The process and Pingora's own settings.
+/// The settings of the process and of Pingora.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServerPlan {
-    /// Whether the configuration or `-d` asks for a daemon.
+    /// Whether the process runs in the background, by its configuration or by `-d`.
     pub daemon: bool,
-    /// Threads of each service.
+    /// The number of threads of each service.
     pub threads: usize,
-    /// Where the process id is written; absent in the foreground unless it is given.
+    /// The file for the PID. `None` means that no PID is written: in the foreground, if no file is given.
     pub pid_file: Option<PathBuf>,
-    /// Where a daemon writes its log; absent: the standard error.
+    /// The file for the log. `None` stands for standard error.
     pub error_log: Option<PathBuf>,
-    /// Where a new process takes the sockets over.
+    /// The socket through which a new process takes over the listening sockets.
     pub upgrade_sock: PathBuf,
-    /// The user to run as.
+    /// The user that the daemon runs as. `None` stands for the user that starts it.
     pub user: Option<String>,
-    /// The group to run as.
+    /// The group that the daemon runs as. `None` stands for the group of the user.
     pub group: Option<String>,
-    /// The directory to run in; absent: that of the start, and `/` for a daemon.
+    /// The working directory. `None` stands for the directory of the start, or `/` in the background.
     pub working_directory: Option<PathBuf>,
-    /// Tasks that accept connections, for each listener.
+    /// The number of tasks that accept connections, for each listener.
     pub listener_tasks_per_fd: usize,
     /// Whether the threads of a service take work from each other.
     pub work_stealing: bool,
-    /// The authorities to trust for backends; absent: the system's.
+    /// The file with the authorities that are trusted for backends. `None` stands for the authorities of the system.
     pub ca_file: Option<PathBuf>,
-    /// Addresses to connect to IPv4 backends from.
+    /// The local addresses for connections to IPv4 backends.
     pub client_bind_to_ipv4: Vec<Ipv4Addr>,
-    /// Addresses to connect to IPv6 backends from.
+    /// The local addresses for connections to IPv6 backends.
     pub client_bind_to_ipv6: Vec<Ipv6Addr>,
-    /// Idle connections to backends that each thread keeps.
+    /// The number of idle connections to backends that each thread keeps.
     pub upstream_keepalive_pool_size: usize,
-    /// Threads that only make connections to backends.
+    /// The threads that only open connections to backends. `None` means that there are no such threads.
     pub upstream_connect_offload: Option<ConnectOffload>,
-    /// The names of files whose paths are not given.
+    /// The default paths of files.
     pub runtime: RuntimeFiles,
 }
 
-/// Threads that only make connections to backends.
+/// The threads that only open connections to backends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConnectOffload {
-    /// Number of pools of threads.
+    /// The number of thread pools.
     pub pools: usize,
-    /// Threads in each of them.
+    /// The number of threads in each pool.
     pub threads_per_pool: usize,
 }
 
-/// How the process ends.
+/// The shutdown of the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ShutdownPlan {
-    /// How long it is not ready but still accepts requests.
+    /// The time during which the process is not ready but still accepts requests.
     pub delay: Duration,
-    /// How long requests in flight may take to finish.
+    /// The maximum time for requests in flight to finish.
     pub drain: Duration,
 }
 
 // === impl Plan ===
 
 impl Plan {
-    /// The same with these keys for the pools that have theirs in the file at `path`.
+    /// Replaces the session keys of all pools whose keys are in the file at `path`.
     #[must_use]
     pub fn with_session_keys(mut self, path: &Path, keys: &SessionKeys) -> Self {
         let users = self.key_files.iter().filter(|file| file.path == path);
@@ -173,8 +174,8 @@ pub(crate) fn complete(config: &mut Config, root: &Node, context: &Context<'_>) 
     let runtime = context.runtime;
     config.daemon |= context.daemon;
     config.threads = config.threads.or(NonZeroUsize::new(context.cpus));
-    // With several threads that share nothing, Pingora loses every tenth connection to a backend to a race between the
-    // one that watches it and the one that takes it again.
+    // If several threads do not share their work, Pingora loses every tenth connection to a backend. The cause is a
+    // race between the thread that watches the idle connection and the thread that reuses it.
     config.work_stealing.get_or_insert(config.threads.is_none_or(|threads| threads.get() > 1));
     if config.daemon {
         config.pid_file = config.pid_file.take().or_else(|| as_text(&runtime.pid_file()));
@@ -196,8 +197,8 @@ pub(crate) fn complete(config: &mut Config, root: &Node, context: &Context<'_>) 
     }
 }
 
-/// None when the runtime directory has a path that no key could be given, as one that is too long for a socket. Where the file is
-/// needed, that is an error then.
+/// Converts a path to the value of a key. `None` means that the path is not valid for the key, such as a runtime
+/// directory whose path is too long for a socket. It becomes an error when the file is needed.
 fn as_text<T: FromText>(path: &Path) -> Option<Text<T>> {
     Text::new(&path.to_string_lossy()).ok()
 }
@@ -206,13 +207,13 @@ fn default_listener() -> ListenerConfig {
     ListenerConfig { address: Text::new(DEFAULT_LISTENER).expect("it is an address"), name: None }
 }
 
-/// A daemon has no standard output, so its log is off unless it is given a path.
+/// Returns the default access log. A process in the background has no standard output, so the access log is off.
 fn default_access_log(daemon: bool) -> AccessLogConfig {
     let format = if daemon { FormatConfig::None } else { FormatConfig::Text };
     AccessLogConfig { format, path: None }
 }
 
-/// What is not written is at most the interval: `interval: 1s` alone makes sense.
+/// Limits missing durations to the interval, so that `interval: 1s` alone is valid.
 fn complete_check(check: &mut HealthCheckConfig, is_written: impl Fn(&str) -> bool) {
     if !is_written("timeout") {
         check.timeout = check.timeout.min(check.interval);
@@ -226,7 +227,8 @@ fn catch_all(pool: &Text<Name>) -> RouteConfig {
     RouteConfig { r#match: Default::default(), pool: pool.written().to_owned() }
 }
 
-/// The plan of a complete configuration in which nothing is wrong. `files` is what was read for each pool, by its name.
+/// Makes the plan of a complete and valid configuration. `files` contains the files that were read for each pool, by
+/// its name.
 pub(crate) fn plan(config: &Config, context: &Context<'_>, files: &mut BTreeMap<String, PoolFiles>) -> Plan {
     Plan {
         server: server(config, context),
@@ -310,7 +312,7 @@ fn listener(config: &ListenerConfig) -> Listener {
     Listener { name: config.name().into(), address }
 }
 
-/// `None` when it names a listener or a pool that does not exist.
+/// Converts a route. `None` means that it names a listener or a pool that does not exist.
 pub(crate) fn route(written: &RouteConfig, config: &Config) -> Option<Route> {
     let rule = &written.r#match;
     let listener = match &rule.listener {

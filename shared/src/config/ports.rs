@@ -1,36 +1,35 @@
-//! A port that stands in a key of its own, beside an address without one.
+//! Diagnostics for a port in a key of its own, next to an address without a port.
 //!
-//! Both keys are replaced by one problem, whose hint is the whole address. Otherwise each key would have a problem that says nothing of
-//! the value of the other.
+//! Both keys are replaced by one problem, whose hint contains the whole address. Otherwise each key would have a
+//! problem that does not consider the value of the other key.
 
 use std::net::{IpAddr, SocketAddr};
 
 use super::document::{Map, Node, Step, Value};
 use super::problem::{Id, Problem};
 
-/// The mappings that have an address.
+/// The mappings that contain an address.
 const PLACES: [&[&str]; 3] = [&["listeners", "*"], &["pools", "*", "backends", "*"], &["metrics"]];
 
-/// The keys in which other products write an address.
+/// The keys that other products use for an address.
 const ADDRESSES: [&str; 5] = ["address", "host", "ip", "addr", "hostname"];
 
-/// Reports every port beside an address, and takes both out of the tree.
+/// Reports every port next to an address, and removes both keys from the tree.
 pub(crate) fn refuse(root: &mut Node, problems: &mut Vec<Problem>) {
     let mappings: Vec<_> = PLACES.iter().flat_map(|place| root.matching(place)).collect();
     for path in mappings {
         let Some(Value::Map(map)) = root.get(&path).map(|node| &node.value) else { continue };
         let Some((key, address)) = joined(map) else { continue };
         let [port, host] = ["port", key].map(|key| [&path[..], &[Step::from(key)]].concat());
-        let problem =
-            Problem::new(Id::UnknownKey, "unknown key `port`: an address has its port after a colon");
+        let problem = Problem::new(Id::UnknownKey, "unknown key `port`: the port is a part of `address`");
         let problem = problem.at(root.key_place(&port)).related(root.key_place(&host), "the address is here");
-        problems.push(problem.hint(format!("write `address: {address}` in place of both keys")));
+        problems.push(problem.hint(format!("write `address: {address}` instead of both keys")));
         root.remove_wrong(&host);
         root.remove_wrong(&port);
     }
 }
 
-/// The key of the address, and the address together with the port.
+/// Returns the key of the address, and the address joined with the port.
 fn joined(map: &Map) -> Option<(&'static str, String)> {
     let port = port(&map.get("port")?.node.value)?;
     ADDRESSES.iter().find_map(|key| match &map.get(key)?.node.value {
@@ -39,7 +38,7 @@ fn joined(map: &Map) -> Option<(&'static str, String)> {
     })
 }
 
-/// The port that a value stands for.
+/// Returns the value as a port number above 0.
 pub(super) fn port(value: &Value) -> Option<u16> {
     let port = match value {
         Value::Int(port) => u16::try_from(*port).ok(),

@@ -6,17 +6,18 @@ use serde_json::Value;
 
 use super::sections::Config;
 
-/// Every key that has a value, defaults included.
+/// Formats every key that has a value, including defaults.
 pub(crate) fn yaml(config: &Config) -> String {
     let mut value =
-        serde_json::to_value(config).expect("a configuration has no maps with keys other than texts");
+        serde_json::to_value(config).expect("a configuration has no maps with keys other than strings");
     drop_times_of_no_check(&mut value);
     let mut text = String::new();
     block(&mut text, &value, 0);
     text
 }
 
-/// Checks that are turned off have no times, and the keys for them would be refused.
+/// Removes the durations of health checks that are turned off, since those keys are rejected together with `type:
+/// none`.
 fn drop_times_of_no_check(config: &mut Value) {
     let pools = config.get_mut("pools").and_then(Value::as_object_mut).into_iter().flatten();
     for (_, pool) in pools {
@@ -27,7 +28,7 @@ fn drop_times_of_no_check(config: &mut Value) {
     }
 }
 
-/// Writes a mapping or a list in block style, everything else on the same line.
+/// Writes a mapping or a list in block style, and any other value on one line.
 fn block(out: &mut String, value: &Value, indent: usize) {
     match value {
         Value::Object(map) if !map.is_empty() => {
@@ -57,7 +58,7 @@ fn nested(out: &mut String, value: &Value, indent: usize) {
     }
 }
 
-/// Whether a value reads well on one line: nothing in it has anything in it.
+/// Returns whether a value is short enough for one line: it contains a few scalars at most.
 fn is_short(value: &Value) -> bool {
     let scalar = |value: &Value| !value.is_object() && !value.is_array();
     match value {
@@ -81,23 +82,25 @@ fn flow(value: &Value) -> String {
     }
 }
 
-/// A text without quotes where YAML reads it as that very text; otherwise as in JSON, which YAML understands.
+/// Formats a scalar. A string stays without quotes if YAML reads it as that string. Otherwise it is written as in JSON,
+/// which YAML accepts.
 fn scalar(value: &Value) -> String {
     let Value::String(text) = value else { return value.to_string() };
-    // What is written out is what was meant: it must not be expanded again.
+    // The values are already expanded. They must not be expanded again when the output is loaded.
     let text = text.replace("${", "$${");
     let word = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '/');
     let plain = text.starts_with(word) && text.chars().all(|c| word(c) || c == '-') && is_text(&text);
     if plain { text } else { Value::from(text).to_string() }
 }
 
-/// Whether every version of YAML reads it as a text without quotes: what is printed may go through tools for YAML 1.1.
+/// Returns whether every version of YAML reads the text as a string. Tools for YAML 1.1 might process the output.
 fn is_text(text: &str) -> bool {
     matches!(super::document::resolve(text), super::document::Value::Text { .. })
         && !is_other_in_yaml_1_1(text)
 }
 
-/// Booleans that YAML 1.2 reads as texts, and numbers and dates, as far as their characters can tell.
+/// Returns whether YAML 1.1 would read the text as a boolean, a number or a date. Numbers and dates are recognised by
+/// their characters alone.
 fn is_other_in_yaml_1_1(text: &str) -> bool {
     const BOOLEANS: [&str; 6] = ["y", "n", "yes", "no", "on", "off"];
     const NUMBERS: [&str; 5] = ["0b", "0x", "0o", ".inf", ".nan"];
@@ -113,7 +116,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_some_version_of_yaml_reads_as_another_thing_is_quoted() {
+    fn a_string_that_some_version_of_yaml_reads_as_another_type_is_quoted() {
         for text in
             ["no", "Off", "y", "1_000", "2026-11-22", "0b11", ".inf", "1.5", "007", "true", "~", "200-399"]
         {

@@ -1,93 +1,93 @@
-//! What is wrong with a configuration: each [`Problem`] has a stable id, a place and a remedy.
+//! The problems of a configuration. Each [`Problem`] has a stable ID, a place and a remedy.
 
 use std::fmt;
 use std::ops::Range;
 
-/// How many problems are reported at most; a file with more of them is not a configuration.
+/// The maximum number of problems that are reported. A file with more problems is probably not a configuration.
 pub(crate) const MAX_PROBLEMS: usize = 100;
 
 /// A range of bytes of the file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Span {
-    /// The first byte.
+    /// The index of the first byte.
     pub start: usize,
-    /// One past the last byte.
+    /// The index after the last byte.
     pub end: usize,
 }
 
-/// One thing that is wrong, and what to do about it.
+/// A problem of a configuration, and its remedy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
-    /// The kind of problem; never changes its meaning.
+    /// The kind of problem. The meaning of a kind never changes.
     pub id: Id,
-    /// One sentence, lower-case, without a full stop.
+    /// The problem in one sentence, in lower case and without a full stop.
     pub message: String,
-    /// Where; `None` when it is about the file as a whole.
+    /// The place. `None` means that the problem concerns the whole file.
     pub span: Option<Span>,
-    /// A second place that has to do with it, and what to say there.
+    /// A second place that is related to the problem, with a label.
     pub related: Option<(Span, String)>,
-    /// What to do.
+    /// The remedy. `None` means that there is no simple one.
     pub hint: Option<String>,
 }
 
-/// The file that problems are about.
+/// The file that has the problems.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Source {
-    /// Its path as the user gave it.
+    /// Its path as it was given.
     pub name: String,
-    /// Its text; empty when it could not be read.
+    /// Its text, empty if it could not be read.
     pub text: String,
 }
 
-/// All problems of one file, in the order of their places. At least one of them is an error when they are returned as
-/// an error.
+/// All problems of one file, in the order of their places. If they are returned as an error, at least one of them has
+/// the severity [`Severity::Error`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Problems {
     /// The file.
     pub source: Source,
-    /// What is wrong with it; at most 100. Warnings are left out before errors are.
+    /// The problems, at most 100. If there are more, warnings are left out first.
     pub list: Vec<Problem>,
-    /// Whether there is more.
+    /// Whether problems were left out.
     pub is_cut_short: bool,
 }
 
-/// How bad a problem is.
+/// The severity of a problem.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Severity {
     /// The configuration cannot be used.
     Error,
-    /// The configuration is used as it is, and its author should look at it.
+    /// The configuration is used as it is, but its author should look at it.
     Warning,
 }
 
-/// Declares the ids: number, severity, name, one line that explains it.
+/// Declares the kinds of problems: number, severity, name and explanation.
 macro_rules! ids {
     ($($number:literal $severity:ident $name:ident $text:literal,)*) => {
-        /// The kinds of problems. The number of a kind never changes, and is never used again.
+        /// The kinds of problems. The number of a kind never changes and is never reused.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
         pub enum Id {
             $(#[doc = $text] $name,)*
         }
 
         impl Id {
-            /// Every kind.
+            /// All kinds.
             pub const ALL: &'static [Self] = &[$(Self::$name,)*];
 
-            /// As in `LB012`.
+            /// Returns the ID, such as `LB012`.
             pub fn as_str(self) -> &'static str {
                 match self {
                     $(Self::$name => concat!("LB", $number),)*
                 }
             }
 
-            /// How bad a problem of this kind is; always the same.
+            /// Returns the severity of all problems of this kind.
             pub fn severity(self) -> Severity {
                 match self {
                     $(Self::$name => Severity::$severity,)*
                 }
             }
 
-            /// One line that explains the kind.
+            /// Returns the explanation of the kind, in one line.
             pub fn explanation(self) -> &'static str {
                 match self {
                     $(Self::$name => $text,)*
@@ -98,52 +98,53 @@ macro_rules! ids {
 }
 
 ids! {
-    "001" Error Unreadable "The file cannot be read, or is not UTF-8 text.",
-    "002" Error Syntax "The file is not YAML.",
-    "003" Error DuplicateKey "A key is given twice in the same mapping; it is not clear which one is meant.",
-    "004" Error Document "The file uses a part of YAML that configurations do not need: several documents, tags, merge keys, or far too much of anything.",
-    "005" Error Variable "A `${NAME}` is malformed, or names an environment variable that is not set.",
+    "001" Error Unreadable "The file cannot be read, or it is not UTF-8 text.",
+    "002" Error Syntax "The file is not valid YAML.",
+    "003" Error DuplicateKey "A mapping has the same key twice, so it is not clear which value applies.",
+    "004" Error Document "The file uses a feature of YAML that is not supported (several documents, tags or merge keys), or it has too many or too deeply nested values.",
+    "005" Error Variable "A `${NAME}` is malformed, or the environment variable is not set.",
     "006" Error Foreign "The file is a configuration of another product.",
-    "010" Error UnknownKey "There is no such key here. A key that is not known is never ignored.",
-    "011" Error MissingKey "A key that is needed here is not given.",
-    "012" Error WrongType "The value is of another kind than the key takes, such as a number in place of a text.",
-    "013" Error InvalidValue "The value is of the right kind, but cannot be used.",
-    "014" Error UnknownChoice "The key takes one of a few words, and this is none of them.",
-    "015" Error NotSupportedYet "The key or value is planned, but this version does not have it.",
-    "016" Error NoSuchSetting "Pingora knows this key, but it has no effect in this program; another key does what is meant.",
-    "017" Warning Renamed "The key or value has a new name. The old one still works.",
-    "020" Error NoPools "There is no pool, so no request could be answered.",
+    "010" Error UnknownKey "This section has no such key. Unknown keys are rejected, so that a misspelt key is noticed.",
+    "011" Error MissingKey "A required key is missing.",
+    "012" Error WrongType "The value has the wrong type, such as a number instead of a string.",
+    "013" Error InvalidValue "The value has the right type, but it is not valid.",
+    "014" Error UnknownChoice "The value is not one of the words that the key accepts.",
+    "015" Error NotSupportedYet "The key or value is planned, but this version does not support it.",
+    "016" Error NoSuchSetting "Pingora has this key, but it has no effect in the load balancer.",
+    "017" Warning Renamed "The key or value has a new name. The old name still works.",
+    "020" Error NoPools "The configuration has no pool, so the daemon could not serve any request.",
     "021" Error NoBackends "A pool has no backends.",
-    "022" Error DuplicateBackend "A pool names the same backend twice; give it a weight instead.",
-    "023" Warning UnusedPool "No route leads to this pool, so it gets no requests.",
-    "024" Warning OnlyBackups "Every backend of a pool is a backup, so they are used all the time.",
-    "030" Error UnknownPool "A route leads to a pool that does not exist.",
+    "022" Error DuplicateBackend "A pool lists the same backend twice. To give a backend a larger share, set its weight.",
+    "023" Warning UnusedPool "No route leads to this pool, so it receives no requests.",
+    "024" Warning OnlyBackups "Every backend of a pool is a backup, so the backups receive all requests.",
+    "030" Error UnknownPool "A route names a pool that does not exist.",
     "031" Error UnknownListener "A route names a listener that does not exist.",
-    "032" Error NoRoutes "There are several pools, but no routes that say which requests go where.",
-    "033" Error UnreachableRoute "A route can never match, because an earlier one matches all that it matches.",
-    "034" Warning LiteralAsterisk "A path has an asterisk, which stands for itself and for nothing else.",
-    "040" Error NoListeners "The list of listeners is empty, so no request could arrive.",
+    "032" Error NoRoutes "There are several pools, but no routes that assign requests to them.",
+    "033" Error UnreachableRoute "A route can never match, because an earlier route already matches all of its requests.",
+    "034" Warning LiteralAsterisk "A path contains an asterisk, which matches only the character itself, not arbitrary text.",
+    "040" Error NoListeners "The list of listeners is empty, so no client could connect.",
     "041" Error DuplicateListener "Two listeners have the same name.",
-    "042" Error AddressTaken "Two parts of the configuration want to listen on the same address.",
-    "050" Error CheckTiming "The times of a health check contradict each other.",
-    "051" Error WithoutEffect "The key has no effect, because of another key.",
-    "052" Error EjectionTiming "The longest ejection is shorter than the first one.",
-    "053" Warning FewBackends "The key has no effect while the pool has so few backends. It takes effect as soon as there are more.",
-    "054" Warning NothingToActOn "The key has no effect, because the file has nothing that it acts on. It takes effect as soon as there is something.",
-    "055" Warning SwitchedOff "The key has no effect while another key turns off what it is about.",
-    "060" Warning MissingName "TLS to the backends verifies certificates, but no name is given that they must be for: they must be for the addresses.",
-    "061" Error Certificates "A file of certificates cannot be read, or holds none.",
-    "062" Error SessionKeys "The file with the keys of session cookies cannot be read, holds no keys, or is open to other users.",
-    "070" Error Directory "The directory of a file that is to be created is missing, or cannot be written to, or the file itself cannot.",
-    "071" Error PathTaken "Two parts of the configuration want to use the same file.",
-    "072" Error Incomplete "Two keys only work together, and one of them is missing.",
-    "073" Error NoStandardOutput "A daemon has no standard output to write the access log to.",
-    "074" Error Account "There is no such user, or no such group, on this machine.",
-    "077" Error NotAllowed "A file or directory that the daemon needs later is closed to the user that it runs as (`user`, `group`).",
-    "078" Warning Rotation "The user that the daemon runs as (`user`, `group`) cannot create files in the directory of a log, so a rotation that moves the log fails.",
+    "042" Error AddressTaken "Two parts of the configuration would listen on the same address.",
+    "050" Error CheckTiming "The durations of a health check contradict each other.",
+    "051" Error WithoutEffect "The key has no effect because of another key.",
+    "052" Error EjectionTiming "The longest ejection is shorter than the first ejection.",
+    "053" Warning FewBackends "The key has no effect because the pool has too few backends. It takes effect when the pool has more.",
+    "054" Warning NothingToActOn "The key has no effect because the file has nothing that it applies to. It takes effect when the file has it.",
+    "055" Warning SwitchedOff "The key has no effect because another key turns its feature off.",
+    "060" Warning MissingName "TLS to the backends verifies certificates, but `sni` is missing, so the certificates must be issued for the IP addresses.",
+    "061" Error Certificates "A certificate file cannot be read, or it contains no certificates.",
+    "062" Error SessionKeys "The file with the keys of session cookies cannot be read, contains no keys, or is accessible to other users.",
+    "070" Error Directory "A file cannot be created or written: its directory is missing or not writable, or the file itself is not writable.",
+    "071" Error PathTaken "Two parts of the configuration would use the same file.",
+    "072" Error Incomplete "Two keys must be given together, and one of them is missing.",
+    "073" Error NoStandardOutput "The daemon runs in the background, so it has no standard output for the access log.",
+    "074" Error Account "The user or the group does not exist on this machine.",
+    "077" Error NotAllowed "The user that the daemon runs as (`user`, `group`) cannot access a file or directory that the daemon needs after the start.",
+    "078" Warning Rotation "The user that the daemon runs as (`user`, `group`) cannot create files in the directory of a log, so the log cannot be reopened after a rotation has moved it.",
 }
 
-/// The severity of the kind with this id, such as `LB012`, and one line about it; `None` if there is no such kind.
+/// Returns the severity and the explanation of the kind with this ID, such as `LB012`. `None` means that there is no
+/// such kind.
 pub fn explain(id: &str) -> Option<(Severity, &'static str)> {
     let known = Id::ALL.iter().find(|known| known.as_str().eq_ignore_ascii_case(id))?;
     Some((known.severity(), known.explanation()))
@@ -152,7 +153,7 @@ pub fn explain(id: &str) -> Option<(Severity, &'static str)> {
 // === impl Span ===
 
 impl Span {
-    /// The bytes from `start` up to `end`.
+    /// Returns the range of bytes from `start` up to, but not including, `end`.
     pub fn new(start: usize, end: usize) -> Self {
         Self { start, end: end.max(start) }
     }
@@ -184,7 +185,7 @@ impl Problem {
         self
     }
 
-    /// How bad it is.
+    /// Returns the severity of the problem.
     pub fn severity(&self) -> Severity {
         self.id.severity()
     }
@@ -193,7 +194,7 @@ impl Problem {
 // === impl Severity ===
 
 impl Severity {
-    /// In a word.
+    /// Returns the severity as a word: `error` or `warning`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Error => "error",
@@ -211,7 +212,7 @@ impl fmt::Display for Severity {
 // === impl Source ===
 
 impl Source {
-    /// Line and column of a byte, both counted from 1, the column in characters.
+    /// Returns the line and the column of a byte, both from 1. The column counts characters.
     pub fn line_column(&self, offset: usize) -> (usize, usize) {
         let before = self.text.get(..offset).unwrap_or(&self.text);
         let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
@@ -233,17 +234,17 @@ impl Problems {
         Self { source, list, is_cut_short }
     }
 
-    /// Whether nothing is wrong at all.
+    /// Returns whether there are no problems.
     pub fn is_empty(&self) -> bool {
         self.list.is_empty()
     }
 
-    /// Whether something in it stands in the way of a plan.
+    /// Returns whether at least one problem is an error, which prevents a plan.
     pub fn has_errors(&self) -> bool {
         self.count(Severity::Error) > 0
     }
 
-    /// How many problems of a severity there are.
+    /// Returns the number of problems with this severity.
     pub fn count(&self, severity: Severity) -> usize {
         self.list.iter().filter(|problem| problem.severity() == severity).count()
     }

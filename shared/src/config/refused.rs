@@ -1,24 +1,24 @@
-//! Keys that are known but not available, each with the reason and what to do instead.
+//! Keys that are known but not available, each with the reason and a remedy.
 //!
-//! Two kinds: what the design names and a later version will bring, and keys of Pingora that have no effect here.
+//! There are two kinds: keys that are planned for a later version, and Pingora keys that have no effect here.
 
 use super::document::{Node, Step};
 use super::problem::{Id, Problem};
 
-/// One refusal.
+/// A key that is rejected.
 struct Refused {
-    /// Keys from the root; `*` stands for any key or item.
+    /// The path from the root; `*` stands for any key or item.
     path: &'static [&'static str],
     kind: Kind,
-    /// What to do instead.
+    /// The remedy.
     hint: &'static str,
 }
 
 #[derive(Clone, Copy)]
 enum Kind {
-    /// A later version will have it.
+    /// A key that is planned for a later version.
     Later,
-    /// Pingora's, without effect, for this reason.
+    /// A Pingora key without effect, and the reason.
     Pingora(&'static str),
 }
 
@@ -31,18 +31,18 @@ const fn pingora(key: &'static [&'static str], reason: &'static str, hint: &'sta
 }
 
 const REMOVE: &str = "remove the key";
-const DRAINED_BEFORE: &str = "requests are given their time before Pingora's own shutdown begins";
-const ALWAYS_WAITS: &str = "`-d` always waits until the daemon serves or has failed";
+const DRAINED_BEFORE: &str = "requests are drained before Pingora's own shutdown begins";
+const ALWAYS_WAITS: &str = "`-d` always waits until the daemon is ready or has failed";
 const NEEDS_TOKIO: &str = "it needs a special build of tokio";
 const NO_TLS_LISTENERS: &str = "listeners with TLS are not supported yet";
-const NOT_USED: &str = "nothing in this program uses what it sets";
+const NOT_USED: &str = "the load balancer does not use what it sets";
 
 const REFUSED: &[Refused] = &[
     pingora(&["grace_period_seconds"], DRAINED_BEFORE, "use `shutdown: {drain: 25s}`"),
     pingora(&["graceful_shutdown_timeout_seconds"], DRAINED_BEFORE, "use `shutdown: {drain: 25s}`"),
     pingora(
         &["max_retries"],
-        "each pool says how often it tries",
+        "each pool has its own limit of retries",
         "use `retries: {attempts: 1}` in the pools",
     ),
     pingora(&["upgrade_sock_connect_accept_max_retries"], "Pingora never reads it", REMOVE),
@@ -54,17 +54,17 @@ const REFUSED: &[Refused] = &[
     pingora(&["runtime_metrics_poll_time_histogram_scale"], NEEDS_TOKIO, REMOVE),
     pingora(&["runtime_metrics_poll_time_histogram_resolution_micros"], NEEDS_TOKIO, REMOVE),
     pingora(&["runtime_metrics_poll_time_histogram_buckets"], NEEDS_TOKIO, REMOVE),
-    pingora(&["s2n_config_cache_size"], "this program speaks TLS with rustls, not with s2n", REMOVE),
+    pingora(&["s2n_config_cache_size"], "the load balancer uses rustls for TLS, not s2n", REMOVE),
     pingora(&["downstream_tls_offload_threadpools"], NO_TLS_LISTENERS, REMOVE),
     pingora(&["downstream_tls_offload_thread_per_pool"], NO_TLS_LISTENERS, REMOVE),
     pingora(&["upstream_debug_ssl_keylog"], "Pingora does not write keys with rustls", REMOVE),
     pingora(&["max_blocking_threads"], NOT_USED, REMOVE),
     pingora(&["blocking_threads_ttl_seconds"], NOT_USED, REMOVE),
     pingora(&["fast_timeout_to_tokio_threshold_seconds"], NOT_USED, REMOVE),
-    later(&["listeners", "*", "tls"], "end TLS in front of the load balancer for now"),
+    later(&["listeners", "*", "tls"], "terminate TLS in front of the load balancer for now"),
 ];
 
-/// Reports everything in the tree that is refused, and takes it out.
+/// Reports all unavailable keys in the tree, and removes them.
 pub(crate) fn refuse(root: &mut Node, problems: &mut Vec<Problem>) {
     for refused in REFUSED {
         for path in root.matching(refused.path) {

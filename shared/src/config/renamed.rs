@@ -1,22 +1,22 @@
-//! Keys and values that have a new name. The old one still works, and is warned about.
+//! Keys and values with a new name. The old name still works and causes a warning.
 //!
-//! The tree is changed before anything else looks at it, so no other module knows the old names. A row may also name the
-//! boolean that YAML 1.1 makes of the old name: Ansible and PyYAML write it back as that, and then nothing says what was
-//! meant, so it is refused with the new name as the hint.
+//! The tree is changed before any other module reads it, so that no other module handles the old names. A row can also
+//! name the boolean that YAML 1.1 makes of the old name. Ansible and PyYAML write the name back as this boolean, whose
+//! meaning is then unclear, so it is rejected with the new name in the hint.
 
 use serde_json::{Value as Json, json};
 
 use super::document::{Node, Step, Value};
 use super::problem::{Id, Problem};
 
-/// One new name.
+/// A key or value that was renamed.
 struct Renamed {
-    /// The mapping that has the key, or the key that has the value; from the root, with `*` for any key or item.
+    /// The path of the mapping that contains the key, or of the value; `*` stands for any key or item.
     path: &'static [&'static str],
     what: What,
     old: &'static str,
     new: &'static str,
-    /// What YAML 1.1 reads the old name as, if it is another thing than a text.
+    /// The boolean that YAML 1.1 makes of the old name. `None` means that it remains a string.
     boolean: Option<bool>,
 }
 
@@ -50,7 +50,7 @@ const RENAMED: &[Renamed] = &[
     },
 ];
 
-/// Gives everything in the tree its new name, and reports what has an old one.
+/// Renames all old names in the tree, and reports each of them.
 pub(crate) fn rename(root: &mut Node, problems: &mut Vec<Problem>) {
     for renamed in RENAMED {
         for path in root.matching(renamed.path) {
@@ -62,7 +62,7 @@ pub(crate) fn rename(root: &mut Node, problems: &mut Vec<Problem>) {
     }
 }
 
-/// Adds the old names to the schema as deprecated, so that an editor does not call them wrong.
+/// Adds the old names to the schema as deprecated, so that editors do not report them as errors.
 pub(crate) fn describe(schema: &mut Json) {
     for renamed in RENAMED {
         let Some(pointer) = pointer_to(schema, renamed.path) else { continue };
@@ -87,7 +87,7 @@ pub(crate) fn describe(schema: &mut Json) {
     }
 }
 
-/// Where the schema at the end of a path of keys is, as a JSON pointer.
+/// Returns the JSON pointer of the schema at a path of keys.
 fn pointer_to(schema: &Json, path: &[&str]) -> Option<String> {
     let mut pointer = String::new();
     for step in path {
@@ -122,7 +122,7 @@ impl Renamed {
         let Some(Value::Map(map)) = root.get(path).map(|node| &node.value) else { return };
         let Some(first) = map.get(old).map(|entry| entry.key_span) else { return };
         if let Some(second) = map.get(new).map(|entry| entry.key_span) {
-            let message = format!("the key `{new}` is given twice, once by its old name `{old}`");
+            let message = format!("the key `{new}` is given twice, once under its old name `{old}`");
             let problem = Problem::new(Id::DuplicateKey, message).at(first).related(second, "given here");
             problems.push(problem.hint(format!("remove `{old}`")));
             root.remove_wrong(&under(path, old));
@@ -169,7 +169,7 @@ impl Renamed {
 
     fn boolean_hint(&self, what: &str) -> String {
         let Self { old, new, .. } = self;
-        format!("if it was `{old}` before a tool for YAML 1.1 wrote the file, the {what} is `{new}` now")
+        format!("write `{new}` if the {what} was `{old}` before a tool for YAML 1.1 wrote the file")
     }
 }
 
@@ -208,13 +208,13 @@ mod tests {
     }
 
     #[test]
-    fn both_names_are_a_contradiction() {
+    fn a_key_under_both_names_is_an_error() {
         let (_, problems) = renamed("pools: {a: {retries: {on: [reset], when: [timeout]}}}");
-        assert_eq!(problems, ["LB003 at on: the key `when` is given twice, once by its old name `on`"]);
+        assert_eq!(problems, ["LB003 at on: the key `when` is given twice, once under its old name `on`"]);
     }
 
     #[test]
-    fn what_yaml_1_1_makes_of_an_old_name_is_refused() {
+    fn the_boolean_that_yaml_1_1_makes_of_an_old_name_is_refused() {
         let (_, problems) = renamed("pools: {a: {retries: {true: [reset]}}}\naccess_log: {format: false}\n");
         assert_eq!(problems, ["LB010 at true: unknown key `true`", "LB014 at false: unknown value `false`"]);
     }

@@ -1,4 +1,4 @@
-//! Problems as text, in the style of rustc, and as documents.
+//! The output formats of problems: text in the style of rustc, single lines, and documents.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -12,7 +12,7 @@ use crate::words::count_of;
 /// A problem of a configuration, as `check --format json` prints it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProblemDocument {
-    /// The stable id: `LB012`.
+    /// The stable ID: `LB012`.
     pub id: Cow<'static, str>,
     /// `error` or `warning`.
     #[serde(default)]
@@ -20,21 +20,21 @@ pub struct ProblemDocument {
     /// The file.
     #[serde(default)]
     pub file: String,
-    /// The line, from 1. `None`: the problem is about the file as a whole.
+    /// The line, from 1. `None` means that the problem concerns the whole file.
     #[serde(default)]
     pub line: Option<usize>,
-    /// The column in characters, from 1.
+    /// The column in characters, from 1. `None` means that the problem concerns the whole file.
     #[serde(default)]
     pub column: Option<usize>,
     /// The problem.
     #[serde(default)]
     pub message: String,
-    /// The remedy, if there is a simple one.
+    /// The remedy. `None` means that there is no simple one.
     #[serde(default)]
     pub hint: Option<String>,
 }
 
-/// For a terminal or a log: each problem with its line and a caret.
+/// Formats the problems for a terminal, each with its line and a caret.
 pub fn text(problems: &Problems, colour: bool) -> String {
     let renderer = if colour { Renderer::styled() } else { Renderer::plain() };
     let mut text = String::new();
@@ -49,22 +49,22 @@ pub fn text(problems: &Problems, colour: bool) -> String {
     text
 }
 
-/// Returns the problems for programs.
+/// Returns the problems as documents for other programs.
 pub fn documents(problems: &Problems) -> Vec<ProblemDocument> {
     problems.list.iter().map(|problem| object(problem, &problems.source)).collect()
 }
 
-/// For a log: each problem on one line, with its place, its id and what to do.
+/// Formats the problems for a log: each on one line, with its place, its ID and its remedy.
 pub fn lines(problems: &Problems) -> Vec<String> {
     problems.list.iter().map(|problem| line(problem, &problems.source)).collect()
 }
 
-/// As in `2 problems, 1 warning`.
+/// Formats the number of problems, as in `2 problems, 1 warning`.
 pub fn counted(problems: &Problems) -> String {
     let number = |count: usize, what: &str| (count > 0).then(|| count_of(count, what));
     let errors = number(problems.count(Severity::Error), "problem");
     let warnings = number(problems.count(Severity::Warning), "warning");
-    let more = problems.is_cut_short.then(|| "and perhaps more".to_owned());
+    let more = problems.is_cut_short.then(|| "and possibly more".to_owned());
     let parts: Vec<String> = [errors, warnings, more].into_iter().flatten().collect();
     parts.join(", ")
 }

@@ -1,4 +1,4 @@
-//! The JSON Schema of the configuration, for editors and for whoever writes configurations by program.
+//! The JSON Schema of the configuration, for editors and for programs that write configurations.
 
 use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value, json};
@@ -6,10 +6,10 @@ use serde_json::{Map, Value, json};
 use super::renamed;
 use super::sections::Config;
 
-/// What any value may be instead: a text with a variable, whose meaning only the environment knows.
+/// A pattern for strings with a variable. Any value can be such a string, since its type depends on the environment.
 const VARIABLE: &str = r"\$\{";
 
-/// The schema of the whole file, draft 2020-12.
+/// Returns the schema of the whole file, draft 2020-12.
 pub fn schema() -> Value {
     let generator = SchemaSettings::draft2020_12().into_generator();
     let mut schema = generator.into_root_schema_for::<Config>().to_value();
@@ -20,7 +20,7 @@ pub fn schema() -> Value {
     in_reading_order(schema)
 }
 
-/// What a reader looks for first comes first.
+/// Moves the title and the description to the beginning, where readers look first.
 fn in_reading_order(mut schema: Value) -> Value {
     let first = ["$schema", "title", "description"].map(|key| (key.to_owned(), schema[key].take()));
     let rest =
@@ -28,14 +28,14 @@ fn in_reading_order(mut schema: Value) -> Value {
     first.into_iter().chain(rest).collect()
 }
 
-/// The schema as it is kept in `deploy/load_balancer.schema.json`.
+/// Returns the schema as text, as in `deploy/load_balancer.schema.json`.
 pub fn schema_text() -> String {
     let mut text = serde_json::to_string_pretty(&schema()).expect("a schema is JSON");
     text.push('\n');
     text
 }
 
-/// The type has a default for a file without pools, since that is refused with a message of its own.
+/// Marks `pools` as required. The type has a default for it, so that a missing key gets a diagnostic of its own.
 fn require_pools(schema: &mut Value) {
     schema["required"] = json!(["pools"]);
     if let Some(pools) = schema.pointer_mut("/properties/pools").and_then(Value::as_object_mut) {
@@ -44,7 +44,7 @@ fn require_pools(schema: &mut Value) {
     }
 }
 
-/// Says of a schema and all within it what the types cannot: no value may be null, and any may be a variable.
+/// Adds the rules that the types cannot express, recursively: a value is never null, and any value can be a variable.
 fn adjust(schema: &mut Value) {
     let Some(object) = schema.as_object_mut() else { return };
     refuse_null(object);
@@ -65,7 +65,7 @@ fn adjust(schema: &mut Value) {
     allow_variables(object);
 }
 
-/// A key without a value is refused, so what the types call optional is not nullable.
+/// Removes null from the types. An optional key can be left out, but a key without a value is rejected.
 fn refuse_null(object: &mut Map<String, Value>) {
     if let Some(types) = object.get_mut("type").and_then(Value::as_array_mut) {
         types.retain(|name| name != "null");

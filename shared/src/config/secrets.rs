@@ -1,8 +1,8 @@
-//! Files with secrets: who may read them, and the session keys that stand in them.
+//! Files with secrets: their permissions, and the session keys that they contain.
 //!
-//! A file with a secret belongs to root or to the user that the daemon runs as, and only that user can read it. A file
-//! of root may also be readable for its group: this is how a secret reaches a daemon that does not run as root where
-//! only root can own files, as in Kubernetes.
+//! A file with a secret must belong to root or to the user that the daemon runs as, and only its owner can have access.
+//! A file of root can also be readable for its group. In Kubernetes, only root can own such files, so this is the only
+//! way to give a secret to a daemon that does not run as root.
 
 use std::path::Path;
 
@@ -11,22 +11,22 @@ use lb_service::pool::SessionKeys;
 use super::context::{Files, MAX_SECRET, Protection};
 use crate::process::files::reason;
 
-/// Why a file with a secret is not used.
+/// The reason why a file with a secret is rejected.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct SecretError {
-    /// In words that follow a colon.
+    /// The reason, as words that follow a colon.
     pub(crate) why: String,
-    /// What to do about it.
+    /// The remedy.
     pub(crate) remedy: String,
 }
 
 const HOW_TO_MAKE_KEYS: &str = "write one key per line; `openssl rand -hex 32` makes one";
 
-/// The session keys in the file at `path`, for a daemon that runs as the user with the id `uid`.
+/// Reads the session keys in the file at `path`, for a daemon that runs as the user with the ID `uid`.
 pub(crate) fn session_keys(path: &Path, files: &dyn Files, uid: u32) -> Result<SessionKeys, SecretError> {
     let unreadable = |error: std::io::Error| SecretError {
         why: reason(&error),
-        remedy: format!("name a file that the user with the id {uid} can read"),
+        remedy: format!("name a file that the user with the ID {uid} can read"),
     };
     let (protection, text) = files.read_secret(path).map_err(unreadable)?;
     if let Some(refusal) = protection.refusal(path, uid) {
@@ -39,20 +39,24 @@ pub(crate) fn session_keys(path: &Path, files: &dyn Files, uid: u32) -> Result<S
 // === impl Protection ===
 
 impl Protection {
-    /// Why a secret in the file at `path` is not safe with a daemon that runs as `uid`.
+    /// Returns the reason why the file at `path` cannot hold a secret of a daemon that runs as `uid`. `None` means that
+    /// it can.
     fn refusal(self, path: &Path, uid: u32) -> Option<SecretError> {
         let Self { is_file, length, owner, mode } = self;
         let path = path.display();
         let (why, remedy) = if !is_file {
-            ("it is not a regular file".to_owned(), "name a file".to_owned())
+            ("it is not a regular file".to_owned(), "name a regular file".to_owned())
         } else if length > MAX_SECRET {
-            (format!("it has {length} bytes, more than any list of keys"), HOW_TO_MAKE_KEYS.to_owned())
+            (
+                format!("it has {length} bytes, more than the limit of {MAX_SECRET} bytes"),
+                HOW_TO_MAKE_KEYS.to_owned(),
+            )
         } else if owner != 0 && owner != uid {
-            let why = format!("it belongs to the user with the id {owner}, who can change it");
-            (why, format!("give it to the user of the load balancer: `chown {uid} {path}`"))
+            let why = format!("its owner, the user with the ID {owner}, can change it");
+            (why, format!("run `chown {uid} {path}` to give it to the user of the load balancer"))
         } else if mode & exposed(owner) != 0 {
-            let why = format!("its mode {:04o} lets others read or change it", mode & 0o7777);
-            (why, format!("run `chmod 600 {path}`, and make new keys if they may have been read"))
+            let why = format!("its mode {:04o} lets other users read or change it", mode & 0o7777);
+            (why, format!("run `chmod 600 {path}`, and replace the keys if other users could have read them"))
         } else {
             return None;
         };
@@ -60,7 +64,7 @@ impl Protection {
     }
 }
 
-/// The permissions that nobody may have.
+/// Returns the permission bits that must not be set.
 fn exposed(owner: u32) -> u32 {
     if owner == 0 { 0o037 } else { 0o077 }
 }
@@ -76,13 +80,13 @@ mod tests {
     }
 
     #[test]
-    fn a_file_of_root_or_of_the_daemon_that_nobody_else_reads_is_used() {
+    fn a_private_file_of_root_or_of_the_daemon_is_used() {
         for owner in [0, 7] {
             for mode in [0o600, 0o400, 0o100_600] {
                 assert_eq!(refusal(Protection { owner, mode, ..PRIVATE }), "");
             }
         }
-        assert!(refusal(Protection { owner: 8, ..PRIVATE }).contains("the user with the id 8"));
+        assert!(refusal(Protection { owner: 8, ..PRIVATE }).contains("the user with the ID 8"));
     }
 
     #[test]
@@ -100,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_list_of_keys_is_not_read() {
+    fn a_directory_and_a_long_file_are_refused() {
         assert!(refusal(Protection { is_file: false, ..PRIVATE }).contains("regular file"));
         assert!(refusal(Protection { length: 1 << 20, ..PRIVATE }).contains("bytes"));
     }

@@ -1,4 +1,4 @@
-//! The whole configuration as written: Pingora's keys, the sections of the services, and what belongs to neither.
+//! The configuration as written: the keys for Pingora, the sections of the services, and the keys of this crate.
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -182,7 +182,7 @@ fn version<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> 
     match i64::deserialize(deserializer)? {
         1 => Ok(1),
         other => Err(serde::de::Error::custom(format!(
-            "this program reads version 1 of the format, not {other}\nwrite `version: 1`, or remove the key"
+            "version {other} of the format is not supported\nwrite `version: 1`, or remove the key"
         ))),
     }
 }
@@ -204,7 +204,7 @@ impl Default for ShutdownConfig {
     }
 }
 
-// === texts ===
+// === strings ===
 
 impl FromText for SourceIpv4 {
     const EXPECTED: &'static str = "an IPv4 address without a port";
@@ -235,7 +235,7 @@ impl FromText for Directory {
 
     fn from_text(text: &str) -> Result<Self, String> {
         if !text.starts_with('/') || text.contains('\0') {
-            return Err(format!("the directory {text:?} is relative\nwrite it from / on"));
+            return Err(format!("the directory {text:?} is not absolute\nwrite the whole path, from `/`"));
         }
         Ok(Self(text.into()))
     }

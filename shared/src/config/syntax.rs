@@ -1,17 +1,17 @@
-//! What is wrong with a text that is not YAML, for somebody who writes a configuration.
+//! Diagnostics for text that is not YAML.
 //!
-//! The parser says where it could not go on. The cause often stands a line earlier, and is one of a few: a colon or a space that is
-//! missing, an indentation that fits no line before it, a text that YAML takes for something else. Each is a function that looks at
-//! the lines; where none of them applies, the parser's own words remain.
+//! The parser reports the position where it failed. The cause is often in an earlier line, and it is one of a few: a
+//! missing colon or space, an indentation that does not match any line above, or a string that YAML reads as something
+//! else. Each cause is a function that looks at the lines. If no cause applies, the message of the parser is used.
 
 use granit_parser::{ErrorKind, ScanError};
 
 use super::problem::{Id, Problem, Span};
 use crate::words::count_of;
 
-const NO_TABS: &str = "YAML is indented with spaces, never with tabs";
+const NO_TABS: &str = "indent with spaces: YAML does not allow tabs";
 
-/// A line of the text, without what ends it.
+/// A line of the text, without its line ending.
 #[derive(Clone, Copy)]
 struct Line<'a> {
     whole: &'a str,
@@ -19,7 +19,7 @@ struct Line<'a> {
     text: &'a str,
 }
 
-/// The problem that the parser's error stands for.
+/// Converts an error of the parser into a problem.
 pub(super) fn problem(text: &str, error: &ScanError) -> Problem {
     let offset = text.floor_char_boundary(error.marker().byte_offset().unwrap_or(text.len()));
     let line = Line::at(text, offset);
@@ -40,7 +40,7 @@ fn cause(line: Line<'_>, offset: usize, kind: &ErrorKind) -> Option<Problem> {
     line.before().and_then(unclosed).or_else(|| cause_here(line, offset, kind))
 }
 
-/// A list or mapping in brackets that has no closing bracket, and no comma that says that it goes on.
+/// Finds a list or mapping in brackets without a closing bracket, and without a comma that continues it.
 fn unclosed(line: Line<'_>) -> Option<Problem> {
     let content = line.content();
     let count = |bracket: char| content.matches(bracket).count();
@@ -66,45 +66,47 @@ fn cause_here(line: Line<'_>, offset: usize, kind: &ErrorKind) -> Option<Problem
     }
 }
 
-/// What to do where no cause was found.
+/// Returns the hint for an error whose cause was not found.
 fn remedy(kind: &ErrorKind) -> Option<&'static str> {
     match kind {
         ErrorKind::ExpectedBlockMappingKey
         | ErrorKind::InvalidIndentation
         | ErrorKind::ExpectedBlockSequenceEntry => {
-            Some("indent this line as the others that belong to the same mapping or list")
+            Some("indent this line like the other lines of the same mapping or list")
         }
         ErrorKind::MappingValueNotAllowed | ErrorKind::SimpleKeyExpected | ErrorKind::InvalidSimpleKey => {
-            Some("a key needs a colon and a space after it; quote a text that has them")
+            Some("put a colon and a space after a key; quote a string that contains them")
         }
         ErrorKind::UnknownAnchor => {
-            Some("no `&name` before it gives it a value; quote a text that begins with `*`")
+            Some("define it with `&name` further up, or quote a string that begins with `*`")
         }
         ErrorKind::TabNotAllowed | ErrorKind::TabInBlockIndentation | ErrorKind::TabInIndentation => {
             Some(NO_TABS)
         }
-        ErrorKind::UnclosedFlowCollection { .. } | ErrorKind::UnclosedQuotedScalar => Some("close it"),
-        ErrorKind::UnexpectedCharacter { .. } => Some("quote a text that begins with this character"),
+        ErrorKind::UnclosedFlowCollection { .. } | ErrorKind::UnclosedQuotedScalar => {
+            Some("add the closing bracket or quote")
+        }
+        ErrorKind::UnexpectedCharacter { .. } => Some("quote a string that begins with this character"),
         _ => None,
     }
 }
 
 // === the causes ===
 
-/// `web: backends: [10.0.0.1:80]`
+/// Finds two keys on one line, such as `web: backends: [10.0.0.1:80]`.
 fn two_keys(line: Line<'_>, offset: usize) -> Option<Problem> {
     let before = line.whole.get(line.start..offset)?;
     let (first, second) = before.rsplit_once(": ")?;
     let (first, key) = (first.trim().trim_start_matches("- "), second.trim());
     let at = offset - second.trim_start().len();
-    let problem = Problem::new(Id::Syntax, "there are two keys in one line").at(Span::new(at, offset));
+    let problem = Problem::new(Id::Syntax, "two keys are on one line").at(Span::new(at, offset));
     (is_word(first) && is_word(key)).then(|| {
         let spaces = line.indent() + 2;
         problem.hint(format!("write `{key}:` on the next line, indented by {spaces} spaces"))
     })
 }
 
-/// `web`, `threads = 2` or `threads:2`, in the place of a key.
+/// Finds a malformed key: `web`, `threads = 2` or `threads:2`.
 fn broken_key(line: Line<'_>) -> Option<Problem> {
     let content = line.content();
     let is_item = content.starts_with("- ");
@@ -119,23 +121,23 @@ fn broken_key(line: Line<'_>) -> Option<Problem> {
     Some(Problem::new(Id::Syntax, message).at(line.span()).hint(right))
 }
 
-/// A key under a line that has its value already.
+/// Finds a key below a line that already has a value.
 fn too_deep(line: Line<'_>) -> Option<Problem> {
     let before = line.before().filter(|before| line.indent() > before.indent())?;
     let content = before.content();
     if let Some(item) = content.strip_prefix("- ").filter(|item| !item.contains(": ")) {
-        let message = format!("this line belongs to an item that has its value already: {item}");
+        let message = format!("this line belongs to a list item that already has a value: {item}");
         let problem = Problem::new(Id::Syntax, message).at(line.span());
-        return Some(problem.hint(format!("give that a key too: `- address: {item}`")));
+        return Some(problem.hint(format!("give that value a key: `- address: {item}`")));
     }
     let (key, _) = content.split_once(": ")?;
-    let message = format!("this line is indented deeper than `{key}`, which has its value already");
+    let message = format!("this line is indented deeper than `{key}`, which already has a value");
     let spaces = counted(before.indent());
     let problem = Problem::new(Id::Syntax, message).at(line.span());
-    Some(problem.hint(format!("indent it by {spaces}, as `{key}` above")))
+    Some(problem.hint(format!("indent it by {spaces}, like `{key}` above")))
 }
 
-/// A line whose indentation is that of no line that it could belong to.
+/// Finds a line whose indentation does not match any line above it.
 fn misaligned(line: Line<'_>, offset: usize) -> Option<Problem> {
     let indent = line.indent();
     let above = line.outline();
@@ -145,39 +147,39 @@ fn misaligned(line: Line<'_>, offset: usize) -> Option<Problem> {
     }
     let nearest = above.iter().min_by_key(|above| above.indent().abs_diff(indent))?;
     let message = format!("this line is indented by {}, which matches no line above it", counted(indent));
-    let hint = format!("indent it by {}, as `{}` above", counted(nearest.indent()), nearest.label());
+    let hint = format!("indent it by {}, like `{}` above", counted(nearest.indent()), nearest.label());
     Some(Problem::new(Id::Syntax, message).at(line.span()).hint(hint))
 }
 
-/// The first key is indented, and the next one is not.
+/// Finds a file whose first key is indented while the next one is not.
 fn indented_start(line: Line<'_>) -> Option<Problem> {
     let first = line.before().and_then(|before| before.outline().pop().or(Some(before)))?;
     (first.indent() > 0 && line.indent() < first.indent()).then(|| {
         let message = format!("the first key is indented by {}", counted(first.indent()));
-        let hint = "remove the spaces in front of it, and as many in front of what belongs to it";
+        let hint = "remove these spaces, and the same number of spaces from the lines that belong to the key";
         Problem::new(Id::Syntax, message).at(first.span()).hint(hint)
     })
 }
 
-/// `host: *.example.com`
+/// Finds a string that YAML reads as an alias, such as `host: *.example.com`.
 fn alias(line: Line<'_>, offset: usize) -> Option<Problem> {
     let is_star = |at: &usize| line.whole.get(*at..).is_some_and(|rest| rest.starts_with('*'));
     let start = [offset, offset.saturating_sub(1)].into_iter().find(is_star)?;
     let rest = &line.whole[start..];
     let end = rest.find(|c: char| c.is_whitespace() || "[]{},".contains(c)).unwrap_or(rest.len());
     let text = &rest[..end];
-    let message = format!("`{text}` is an alias of YAML, and no `&{}` gives it a value", &text[1..]);
+    let message = format!("`{text}` is a YAML alias, and no `&{}` defines it", &text[1..]);
     let hint = match text {
-        "*" => "to match everything leave the key out; quote a text that begins with `*`".to_owned(),
+        "*" => "to match everything, remove the key; quote a string that begins with `*`".to_owned(),
         name if is_word(&name[1..]) => {
-            format!("write `&{}` in front of its value, or quote the text", &name[1..])
+            format!("write `&{}` in front of its value, or quote the string", &name[1..])
         }
         _ => format!("quote it: \"{text}\""),
     };
     Some(Problem::new(Id::Syntax, message).at(Span::new(start, start + end)).hint(hint))
 }
 
-/// `threads: 2` for `threads:2` and `threads = 2`.
+/// Converts `threads:2` and `threads = 2` to `threads: 2`.
 pub(super) fn with_colon(text: &str) -> Option<String> {
     let end = text.find([':', '='])?;
     let (key, rest) = text.split_at(end);
@@ -198,21 +200,22 @@ fn counted(spaces: usize) -> String {
 // === impl Line ===
 
 impl<'a> Line<'a> {
-    /// The line of a byte, or the last one with something in it if nothing follows.
+    /// Returns the line that contains this byte.
     fn at(whole: &'a str, offset: usize) -> Self {
         let start = whole[..offset].rfind('\n').map_or(0, |newline| newline + 1);
         let end = whole[start..].find('\n').map_or(whole.len(), |newline| start + newline);
         Self { whole, start, text: whole[start..end].trim_end_matches('\r') }
     }
 
-    /// The last line before this one that is neither blank nor a comment.
+    /// Returns the last line before this one that is neither blank nor a comment.
     fn before(self) -> Option<Self> {
         let end = self.start.checked_sub(1)?;
         let line = Self::at(self.whole, end);
         if line.content().is_empty() { line.before() } else { Some(line) }
     }
 
-    /// The lines above that this one could belong to, the nearest first: each is indented less than all after it.
+    /// Returns the lines above that this line could belong to, the nearest first. Each is indented less than the
+    /// previous one.
     fn outline(self) -> Vec<Self> {
         let mut lines: Vec<Self> = Vec::new();
         let mut next = self.before();
@@ -229,14 +232,14 @@ impl<'a> Line<'a> {
         self.text.len() - self.text.trim_start_matches(' ').len()
     }
 
-    /// Without indentation and comment.
+    /// Returns the line without indentation and comment.
     fn content(self) -> &'a str {
         let text = self.text.trim();
         let comment = if text.starts_with('#') { Some(0) } else { text.find(" #") };
         text[..comment.unwrap_or(text.len())].trim_end()
     }
 
-    /// What it is called in a message: its key, or all of it.
+    /// Returns the name of the line for messages: its key, or all of it.
     fn label(self) -> &'a str {
         let content = self.content();
         content.split_once(": ").map_or_else(|| content.trim_end_matches(':'), |(key, _)| key)
@@ -247,7 +250,7 @@ impl<'a> Line<'a> {
         Span::new(start, start + self.content().len())
     }
 
-    /// Whether it begins with white space that has a tab in it.
+    /// Returns whether the indentation contains a tab.
     fn has_tab(self) -> bool {
         self.text.chars().take_while(|c| matches!(c, ' ' | '\t')).any(|c| c == '\t')
     }

@@ -1,4 +1,4 @@
-//! Plans for tests, from the text of a file.
+//! Plans for tests, made from text.
 
 use super::{Context, Plan, RealFiles, load_text};
 use crate::process::runtime::RuntimeFiles;

@@ -1,23 +1,23 @@
-//! What newcomers write, in the words of other products, and what it is called here.
+//! Hints for keys and values in the words of other products.
 //!
-//! A key that is not known is looked up by the mapping that it stands in; each hint is what to write in its place. A section that
-//! was given one value instead of a mapping is written out with that value in the key that is most likely meant.
+//! An unknown key is looked up in the table of its mapping. Each hint says what to write instead. If a section has one
+//! value instead of a mapping, the hint shows a mapping that has this value in the most likely key.
 
 use std::net::SocketAddr;
 
 use super::document::{Map, Node, Step, Value};
 use super::{ports, syntax};
 
-/// Words of one mapping, each list with the hint for all of them.
+/// The words for one mapping: lists of words, each with one hint.
 type Words = &'static [(&'static [&'static str], &'static str)];
 
-const SMALLEST: &str = "backends stand in a pool:\n\npools:\n  web:\n    backends: [10.0.0.1:8080]";
-const NO_TLS: &str = "listeners with TLS are not supported yet: end TLS in front of the load balancer; `tls` of a pool is for its backends";
-const LEAVE_OUT: &str = "leave the key out";
+const SMALLEST: &str = "put the backends into a pool:\n\npools:\n  web:\n    backends: [10.0.0.1:8080]";
+const NO_TLS: &str = "terminate TLS in front of the load balancer: listeners do not support it yet; the `tls` of a pool is for its backends";
+const LEAVE_OUT: &str = "remove the key";
 const A_ROUTE: &str = "write `routes: [{match: {path_prefix: /}, pool: web}]`";
-const NO_REGEX: &str = "there are no regular expressions here: write `path_prefix: /v1`";
+const NO_REGEX: &str = "regular expressions are not supported: write `path_prefix: /v1`";
 
-/// By the path of the mapping, in which `*` stands for any name or item.
+/// The words by the path of the mapping, in which `*` stands for any name or item.
 const WORDS: &[(&str, Words)] = &[
     ("", ROOT),
     ("pools.*", POOL),
@@ -28,7 +28,7 @@ const WORDS: &[(&str, Words)] = &[
                 &["host", "hostname", "server", "url", "uri", "ip", "addr", "target", "endpoint", "port"],
                 "write `address: 10.0.0.1:8080`, with the port",
             ),
-            (&["name", "id"], "a backend has no name but its address: remove the key"),
+            (&["name", "id"], "remove the key: a backend is identified by its address"),
         ],
     ),
     (
@@ -84,7 +84,7 @@ const WORDS: &[(&str, Words)] = &[
                 &["ca_file", "ca_cert", "cacert", "ca_certificate", "trusted_ca", "root_ca", "cafile"],
                 "write `ca: /path/to/ca.pem`",
             ),
-            (&["enabled", "enable"], "a pool with `tls` uses it: remove the key"),
+            (&["enabled", "enable"], "remove the key: every pool with `tls` uses TLS"),
         ],
     ),
     (
@@ -102,7 +102,7 @@ const WORDS: &[(&str, Words)] = &[
                 "write `address: \"0.0.0.0:8080\"`",
             ),
             (&["ssl", "https", "cert", "certs", "certificate", "certificates", "key"], NO_TLS),
-            (&["protocol", "mode", "type"], "every listener speaks HTTP: remove the key"),
+            (&["protocol", "mode", "type"], "remove the key: every listener speaks HTTP"),
         ],
     ),
     (
@@ -135,7 +135,7 @@ const WORDS: &[(&str, Words)] = &[
                 ],
                 "write `pool: web`",
             ),
-            (&["name", "id"], "a route has no name: remove the key"),
+            (&["name", "id"], "remove the key: routes have no names"),
         ],
     ),
     (
@@ -147,7 +147,7 @@ const WORDS: &[(&str, Words)] = &[
             (&["regex", "regexp", "path_regex", "path_regexp", "pattern"], NO_REGEX),
             (
                 &["query", "queries", "query_string", "cookie", "source_ip", "client_ip", "remote_ip"],
-                "a route looks at listener, host, path, method and headers",
+                "match by `listener`, `host`, `path`, `path_prefix`, `method` or `header`",
             ),
         ],
     ),
@@ -155,8 +155,8 @@ const WORDS: &[(&str, Words)] = &[
         "metrics",
         &[
             (&["port", "listen", "bind", "host", "addr"], "write `address: \"127.0.0.1:6192\"`"),
-            (&["path", "url"], "the path is /metrics: remove the key"),
-            (&["enabled", "enable"], "metrics are always served: remove the key"),
+            (&["path", "url"], "remove the key: the path is always /metrics"),
+            (&["enabled", "enable"], "remove the key: metrics are always served"),
         ],
     ),
     (
@@ -284,16 +284,16 @@ const ROOT: Words = &[
             "keepalive",
             "keepalive_timeout",
         ],
-        "each pool has its own: `timeouts: {connect: 3s, response: 60s, idle: 60s}`",
+        "write it in each pool: `timeouts: {connect: 3s, response: 60s, idle: 60s}`",
     ),
     (
         &["health", "check", "checks", "health_check", "health_checks", "healthcheck", "healthchecks"],
-        "each pool has its own: `health_check: {type: http, path: /healthz}`",
+        "write it in each pool: `health_check: {type: http, path: /healthz}`",
     ),
-    (&["retry", "retries"], "each pool has its own: `retries: {attempts: 1}`"),
+    (&["retry", "retries"], "write it in each pool: `retries: {attempts: 1}`"),
     (
         &["algorithm", "balance", "lb_policy", "strategy", "load_balancing", "lb_method", "policy"],
-        "each pool has its own: `policy: round_robin`",
+        "write it in each pool: `policy: round_robin`",
     ),
     (
         &["drain", "drain_timeout", "graceful_shutdown", "grace_period", "shutdown_timeout", "stop_timeout"],
@@ -305,7 +305,7 @@ const ROOT: Words = &[
     ),
     (
         &["global", "defaults", "default", "settings", "config", "main", "general"],
-        "remove the key: what belongs to it stands at the top level here",
+        "remove the key, and write its keys at the top level",
     ),
 ];
 
@@ -347,7 +347,7 @@ const POOL: Words = &[
             "load_balancing",
             "method",
         ],
-        "write `policy: round_robin`, or random, least_request, peak_ewma, consistent_hash, maglev",
+        "write `policy: round_robin`, or random, least_request, peak_ewma, consistent_hash or maglev",
     ),
     (
         &[
@@ -363,7 +363,7 @@ const POOL: Words = &[
     (&["connect_timeout", "proxy_connect_timeout"], "write `timeouts: {connect: 3s}`"),
     (
         &["keepalive", "keep_alive", "idle_timeout", "keepalive_timeout", "keepalive_requests"],
-        "write `timeouts: {idle: 60s}`; `upstream_keepalive_pool_size` at the top level is how many are kept",
+        "write `timeouts: {idle: 60s}`; `upstream_keepalive_pool_size` at the top level limits how many are kept",
     ),
     (&["health", "check", "checks"], "write `health_check: {type: http, path: /healthz}`"),
     (&["retry", "tries", "max_retries"], "write `retries: {attempts: 1}`"),
@@ -388,7 +388,7 @@ const POOL: Words = &[
         &["fail_timeout", "ejection_time", "base_ejection_time"],
         "write `outlier_detection: {base_ejection: 30s}`",
     ),
-    (&["backup"], "write `backup: true` at a backend: `backends: [{address: 10.0.0.1:8080, backup: true}]`"),
+    (&["backup"], "write `backup: true` for a backend: `backends: [{address: 10.0.0.1:8080, backup: true}]`"),
     (
         &["max_fails", "circuit_breaker", "outlier", "passive_health_check", "ejection"],
         "write `outlier_detection: {consecutive_failures: 5}`",
@@ -398,12 +398,12 @@ const POOL: Words = &[
         &["max_requests", "max_conns", "maxconn", "max_connections", "max_concurrent_requests"],
         "write `limits: {max_requests: 100}`",
     ),
-    (&["name", "id"], "the name of a pool is its key: `pools: {web: {backends: [10.0.0.1:8080]}}`"),
-    (&["port"], "each backend has its port: `backends: [10.0.0.1:8080]`"),
+    (&["name", "id"], "use the name as the key of the pool: `pools: {web: {backends: [10.0.0.1:8080]}}`"),
+    (&["port"], "write the port after each address: `backends: [10.0.0.1:8080]`"),
     (&["host_header"], "write `host: example.com`"),
 ];
 
-/// Examples of keys that must be given.
+/// Examples of required keys.
 const EXAMPLES: &[(&str, &str)] = &[
     ("pools", "\n\npools:\n  web:\n    backends: [10.0.0.1:8080]"),
     ("backends", "`backends: [10.0.0.1:8080]`"),
@@ -415,7 +415,7 @@ const EXAMPLES: &[(&str, &str)] = &[
     ("window", "`window: 10s`"),
 ];
 
-/// The path of a mapping as the keys of the schema have it.
+/// Formats the path of a mapping like the keys of the schema, with `*` for names and items.
 pub(super) fn pattern(path: &[Step]) -> String {
     let is_name = |at: usize| at == 1 && path.first() == Some(&Step::from("pools"));
     let names = path.iter().enumerate().map(|(at, step)| match step {
@@ -425,7 +425,8 @@ pub(super) fn pattern(path: &[Step]) -> String {
     names.collect::<Vec<_>>().join(".")
 }
 
-/// What to write for the key `found`, which `at` does not have, if another product calls something so.
+/// Returns the hint for the unknown key `found` in the mapping at `at`. `None` means that no other product is known to
+/// use it.
 pub(super) fn for_key(at: &[Step], found: &str) -> Option<&'static str> {
     let (pattern, found) = (pattern(at), snake_case(found));
     let (_, words) = WORDS.iter().find(|(place, _)| *place == pattern)?;
@@ -433,14 +434,14 @@ pub(super) fn for_key(at: &[Step], found: &str) -> Option<&'static str> {
     words.iter().find(|(theirs, _)| known(theirs)).map(|(_, hint)| *hint)
 }
 
-/// The same with the value that was written, if it can stand where the example does.
+/// Returns the hint for an unknown key, with the value from the file if it fits in the place of the example value.
 pub(super) fn for_entry(at: &[Step], found: &str, value: Option<&Node>) -> Option<String> {
     let hint = for_key(at, found)?;
     let written = value.and_then(|node| with_value(hint, &node.value));
     Some(written.unwrap_or_else(|| hint.to_owned()))
 }
 
-/// A hint such as "write `path: /healthz`" with another value in the place of the last one of its snippet.
+/// Replaces the last value in the snippet of a hint such as "write `path: /healthz`".
 fn with_value(hint: &str, value: &Value) -> Option<String> {
     let (before, rest) = hint.strip_prefix("write `")?.split_once('`')?;
     let has_choices = rest.starts_with(", or") || rest.contains('`') || before.starts_with("routes:");
@@ -450,7 +451,7 @@ fn with_value(hint: &str, value: &Value) -> Option<String> {
     Some(format!("write `{}{written}{}`{rest}", &before[..at], &before[at + literal.len()..]))
 }
 
-/// The value as it is written, if it is of the kind of the example.
+/// Returns the value as text, if it has the type of the example.
 fn in_place_of(literal: &str, value: &Value) -> Option<String> {
     let text = text_of(value).filter(|text| !text.contains(char::is_whitespace))?;
     if let (Ok(mut address), Some(port)) = (literal.parse::<SocketAddr>(), ports::port(value)) {
@@ -470,30 +471,30 @@ fn in_place_of(literal: &str, value: &Value) -> Option<String> {
     fits.then_some(text)
 }
 
-/// The key of `known` that `found` is in another spelling: `headers` for `header`, `healthCheck` for `health_check`.
+/// Returns the known key that `found` is another spelling of: `header` for `headers`, `health_check` for `healthCheck`.
 pub(super) fn respelled(found: &str, known: &[&'static str]) -> Option<&'static str> {
     let bare = |text: &str| snake_case(text).replace('_', "").trim_end_matches('s').to_owned();
     known.iter().copied().find(|key| bare(key) == bare(found))
 }
 
-/// Whether the unknown key `found` was meant to be `key`.
+/// Returns whether the unknown key `found` was meant to be `key`.
 pub(super) fn means(at: &[Step], found: &str, key: &str) -> bool {
     let is_written = |hint: &str| hint.contains(&format!("`{key}: ")) || hint.contains(&format!("\n{key}:"));
     for_key(at, found).is_some_and(is_written) || split_address(found).is_some() && key == "address"
 }
 
-/// What is wrong with an unknown key whatever it is called: a character that looks like another, a comment of another language, an
-/// address that was split by a space, or a pool that stands beside `pools`.
+/// Returns the hint for an unknown key with a problem that does not depend on its name: a character that looks like
+/// another, a comment of another language, an address that was split by a space, or a pool next to `pools`.
 pub(super) fn oddity(at: &[Step], found: &str, value: Option<&Node>) -> Option<String> {
     if let Some(odd) = found.chars().find(|c| (c.is_whitespace() && *c != ' ') || "“”‘’".contains(*c))
     {
         let code = u32::from(odd);
         return Some(format!(
-            "it has the character U+{code:04X}, which looks like another: type the spaces and quotes again"
+            "type the spaces and quotes again: the key contains the character U+{code:04X}, which only looks like one of them"
         ));
     }
     if found.starts_with("//") || found.starts_with("/*") || found.starts_with("--") {
-        return Some("a comment begins with `#`".to_owned());
+        return Some("begin a comment with `#`".to_owned());
     }
     if let (Some(address), Some(Value::Int(port))) = (split_address(found), value.map(|node| &node.value)) {
         return Some(format!("write {address}:{port}, without a space after the colon"));
@@ -501,26 +502,26 @@ pub(super) fn oddity(at: &[Step], found: &str, value: Option<&Node>) -> Option<S
     let is_pool = |map: &Map| map.get("backends").is_some();
     match value.map(|node| &node.value) {
         Some(Value::Map(map)) if at.is_empty() && is_pool(map) => {
-            Some(format!("a pool stands under `pools`:\n\npools:\n  {found}:\n    backends: …"))
+            Some(format!("move the pool under `pools`:\n\npools:\n  {found}:\n    backends: …"))
         }
         _ => None,
     }
 }
 
-/// The address in a key that is one.
+/// Returns the key if it is an address without a port.
 fn split_address(key: &str) -> Option<String> {
     let is_local = key.eq_ignore_ascii_case("localhost");
     (is_local || key.parse::<std::net::Ipv4Addr>().is_ok()).then(|| key.to_owned())
 }
 
-/// What a key that must be there looks like.
+/// Returns an example of a required key.
 pub(super) fn example(key: &str) -> Option<&'static str> {
     EXAMPLES.iter().find(|(known, _)| *known == key).map(|(_, example)| *example)
 }
 
 // === values of the wrong type ===
 
-/// What to write for a value where a mapping is asked for.
+/// Returns the hint for a value in the place of a mapping.
 pub(super) fn for_mapping(path: &[Step], found: &Value) -> Option<String> {
     if *found == Value::Null {
         return match path.last() {
@@ -535,13 +536,13 @@ pub(super) fn for_mapping(path: &[Step], found: &Value) -> Option<String> {
         }
         Value::List(_) if pattern == "pools" => {
             return Some(
-                "each pool has a name, which is its key:\n\npools:\n  web:\n    backends: [10.0.0.1:8080]"
+                "give each pool a name, which is its key:\n\npools:\n  web:\n    backends: [10.0.0.1:8080]"
                     .to_owned(),
             );
         }
         Value::List(_) | Value::Map(_) => return None,
         Value::Bool(true) if section(&pattern, found).is_none() => {
-            return Some(format!("{LEAVE_OUT}: its defaults are in effect"));
+            return Some(format!("{LEAVE_OUT}: the defaults apply without it"));
         }
         Value::Bool(false) if section(&pattern, found).is_none() => return Some(LEAVE_OUT.to_owned()),
         scalar => section(&pattern, scalar)?,
@@ -553,8 +554,8 @@ pub(super) fn for_mapping(path: &[Step], found: &Value) -> Option<String> {
     })
 }
 
-/// `false` is written for what is not wanted. Where nothing is the default, the key is left out; a number or a duration has another
-/// default, so nothing is said about those.
+/// Returns the hint for `false` in the place of another value: remove the key. There is no hint for most numbers and
+/// durations, since without the key their default would apply.
 pub(super) fn for_false(path: &[Step], expected: &str, found: &Value) -> Option<String> {
     let nothing_by_default = ["pools.*.slow_start", "pools.*.bounded_load"].contains(&&*pattern(path));
     let has_default = ["number", "percent", "duration"].iter().any(|noun| expected.contains(noun));
@@ -567,7 +568,7 @@ fn is_text(node: &Node) -> bool {
     matches!(node.value, Value::Text { .. })
 }
 
-/// The section with the value in the key that is most likely meant.
+/// Returns the text of a section that has the value in the most likely key.
 fn section(pattern: &str, found: &Value) -> Option<String> {
     let text = text_of(found)?;
     let is_path = text.starts_with('/');
@@ -613,12 +614,12 @@ fn section(pattern: &str, found: &Value) -> Option<String> {
         }
         _ => return None,
     };
-    // `backends:[10.0.0.1:80]` is a key, and no value.
+    // `backends:[10.0.0.1:80]` is a key without a space, not a value.
     (syntax::with_colon(&text).is_none() || !text.contains(['[', '{', '=']))
         .then(|| template.replace('%', &text))
 }
 
-/// What to write for a value where a list is asked for.
+/// Returns the hint for a value in the place of a list.
 pub(super) fn for_list(path: &[Step], found: &Value) -> Option<String> {
     let pattern = pattern(path);
     match found {
@@ -648,7 +649,7 @@ pub(super) fn for_list(path: &[Step], found: &Value) -> Option<String> {
     }
 }
 
-/// Backends written as `{10.0.0.1:80: 2}`, with their weights.
+/// Returns the hint for backends written as a mapping of addresses to weights, such as `{10.0.0.1:80: 2}`.
 fn weights(map: &Map) -> String {
     let item = |(address, value): (&str, &Value)| match value {
         Value::Int(weight) => format!("{{address: {address}, weight: {weight}}}"),
@@ -663,7 +664,7 @@ fn weights(map: &Map) -> String {
     }
 }
 
-/// A text as an item of a list in brackets.
+/// Formats a string as an item of a list in brackets.
 fn quoted(text: &str) -> String {
     let is_plain = text.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '/');
     if is_plain { text.to_owned() } else { format!("\"{text}\"") }
@@ -678,7 +679,7 @@ fn text_of(value: &Value) -> Option<String> {
     }
 }
 
-/// `healthCheck` and `health-check` as `health_check`.
+/// Converts `healthCheck` and `health-check` to `health_check`.
 fn snake_case(text: &str) -> String {
     let mut snake = String::new();
     for (at, c) in text.char_indices() {
@@ -696,7 +697,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_are_looked_up_by_the_mapping_that_they_stand_in() {
+    fn words_are_looked_up_by_their_mapping() {
         let pool: [Step; 2] = ["pools".into(), "timeout".into()];
         assert_eq!(for_key(&[], "upstreams"), Some(SMALLEST));
         assert_eq!(for_key(&pool, "timeout"), Some("write `timeouts: {response: 60s}`"));
@@ -745,7 +746,7 @@ mod tests {
     }
 
     #[test]
-    fn other_ways_to_join_words_are_read_as_ours() {
+    fn camel_case_and_kebab_case_become_snake_case() {
         assert_eq!(snake_case("entryPoints"), "entry_points");
         assert_eq!(snake_case("read-timeout"), "read_timeout");
         assert_eq!(snake_case("TLS"), "tls");

@@ -119,8 +119,8 @@ fn warnings_are_shown_together_with_errors_and_one_per_line() {
     assert_eq!(
         lines(&problems),
         [
-            "a.yaml:4:5: warning[LB053]: `sticky` has no effect: every client has the same backend anyway; \
-             no change is needed if a second backend may join; otherwise remove it",
+            "a.yaml:4:5: warning[LB053]: `sticky` has no effect: every client uses the only backend anyway; \
+             remove it, or keep it for a second backend that you add later",
             "a.yaml:5:1: error[LB010]: unknown key `thread`; did you mean `threads`?",
         ]
     );

@@ -1,19 +1,20 @@
-//! What is wrong with a text that is not an address and port, and what to write instead.
+//! Diagnostics for text that is not an address with a port, and what to write instead.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
-/// What an address is for.
+/// The purpose of an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
-    /// Clients connect to it: an IP address and a port, a port alone, or a Unix socket.
+    /// The address that clients connect to: an IP address and a port, a port alone, or a Unix socket.
     Listener,
-    /// Requests are sent to it: an IP address or `localhost`, and a port.
+    /// The address that requests are sent to: an IP address or `localhost`, and a port.
     Backend,
-    /// Metrics are read on it: an IP address and a port.
+    /// The address that serves metrics: an IP address and a port.
     Metrics,
 }
 
-/// Why `text`, which is not an IP address with a port from 1 to 65535, is refused; on a second line what to write, if that can be told.
+/// Returns the reason why `text`, which is not an IP address with a port from 1 to 65535, is rejected. A second line
+/// says what to write, if that is clear.
 pub fn refusal(text: &str, purpose: Purpose) -> String {
     let reasons = [
         key,
@@ -36,13 +37,13 @@ pub fn refusal(text: &str, purpose: Purpose) -> String {
 
 // === the reasons ===
 
-/// `address:10.0.0.1:80`, which YAML takes for a text.
+/// Matches `address:10.0.0.1:80`, which YAML reads as a string.
 fn key(text: &str, purpose: Purpose) -> Option<String> {
     let address = text.strip_prefix("address:").filter(|address| accepts(address, purpose))?;
     Some(format!("{text:?} has no space after its key\nwrite {{address: {address}}}"))
 }
 
-/// `$NAME`, as a shell has it.
+/// Matches `$NAME`, the shell notation of a variable.
 fn variable(text: &str, _: Purpose) -> Option<String> {
     let rest = text.strip_prefix('$').filter(|rest| !rest.starts_with('{'))?;
     let end = rest.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(rest.len());
@@ -51,7 +52,7 @@ fn variable(text: &str, _: Purpose) -> Option<String> {
         .then(|| format!("{text:?}: an environment variable needs braces\nwrite ${{{name}}}{rest}"))
 }
 
-/// Quotes of a word processor, or the separator of another format at the end.
+/// Matches typographic quotes, and a trailing separator of another format.
 fn unclean(text: &str, purpose: Purpose) -> Option<String> {
     let clean = text.trim_matches(|c: char| "“”„‘’«»\"'`".contains(c)).trim_end_matches([',', ';', '/']);
     (clean != text && accepts(clean, purpose)).then(|| format!("{text:?} is not an address\nwrite {clean}"))
@@ -62,13 +63,13 @@ fn several(text: &str, purpose: Purpose) -> Option<String> {
         text.split([',', ' ', ';', '\n']).filter(|part| !part.is_empty() && *part != "-").collect();
     let all = parts.len() > 1 && parts.iter().all(|part| accepts(part, purpose));
     let separated = match text.contains("- ") {
-        true => "give each its own line, with the same indentation as the first".to_owned(),
+        true => "put each on its own line, with the same indentation as the first".to_owned(),
         false => format!("separate them by commas: [{}]", parts.join(", ")),
     };
-    all.then(|| format!("{text:?} is more than one address\n{separated}"))
+    all.then(|| format!("{text:?} has more than one address\n{separated}"))
 }
 
-/// As nginx and HAProxy write a weight.
+/// Matches an address with options, such as the weight in nginx and HAProxy.
 fn with_options(text: &str, purpose: Purpose) -> Option<String> {
     let (address, options) = text.split_once(' ')?;
     let weight = options.split([' ', '=']).skip_while(|word| *word != "weight").nth(1);
@@ -120,7 +121,7 @@ fn without_address(text: &str, purpose: Purpose) -> Option<String> {
     Some(format!("{text:?} has no {missing}\nwrite {right}"))
 }
 
-/// An IPv6 address with a port has brackets around the address.
+/// Matches an IPv6 address with a port and without brackets around the address.
 fn ipv6(text: &str, _: Purpose) -> Option<String> {
     let (address, port) = split_ipv6(text)?;
     Some(format!("{text:?} has no brackets around its IPv6 address\nwrite \"[{address}]:{port}\""))
@@ -147,13 +148,13 @@ fn bad_port(text: &str, purpose: Purpose) -> Option<String> {
         }
         None if port == "0" => {
             let right = SocketAddr::new(ip, purpose.port());
-            Some(format!("{text:?}: the port must be given, from 1 to 65535\nwrite {right}"))
+            Some(format!("{text:?}: the port must be from 1 to 65535\nwrite {right}"))
         }
         None => Some(format!("{port:?} is not a port for {ip}\na port is a number from 1 to 65535")),
     }
 }
 
-/// Four numbers, of which one is too large, or fewer of them.
+/// Matches numbers with dots that are not an IPv4 address: too few numbers, or one that is too large.
 fn bad_number(text: &str, _: Purpose) -> Option<String> {
     let host = text.split(':').next().unwrap_or_default();
     let is_number = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
@@ -162,7 +163,7 @@ fn bad_number(text: &str, _: Purpose) -> Option<String> {
         .then(|| format!("{host:?} is not an IPv4 address\nuse four numbers from 0 to 255, such as 10.0.0.1"))
 }
 
-/// The path of a Unix socket without its `unix:`.
+/// Matches the path of a Unix socket without `unix:`.
 fn socket(text: &str, purpose: Purpose) -> Option<String> {
     let is_path = text.starts_with('/') && purpose == Purpose::Listener;
     is_path.then(|| format!("{text:?} is a path\nwrite unix:{text} for a Unix socket"))
@@ -177,7 +178,9 @@ fn name(text: &str, purpose: Purpose) -> Option<String> {
     let remedy = match purpose {
         _ if host.eq_ignore_ascii_case("localhost") => format!("write 127.0.0.1:{port}"),
         Purpose::Backend => {
-            format!("use its IP address, such as 10.0.0.1:{port}; only `localhost` is known by name")
+            format!(
+                "use its IP address, such as 10.0.0.1:{port}; `localhost` is the only name that is accepted"
+            )
         }
         Purpose::Listener => {
             format!("use an IP address of this machine, or \":{port}\" for all of its IPv4 addresses")
@@ -187,14 +190,14 @@ fn name(text: &str, purpose: Purpose) -> Option<String> {
     Some(format!("{host:?} is a host name, and names are not resolved yet\n{remedy}"))
 }
 
-/// Whether a text looks like the name of a host.
+/// Returns whether a text looks like a host name.
 pub fn is_host_name(text: &str) -> bool {
     let letter = |c: char| c.is_ascii_alphabetic();
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
     text.contains(letter) && text.chars().all(allowed) && text.len() <= 253
 }
 
-/// Whether a text can be written where an address is asked for.
+/// Returns whether a text is a valid address for this purpose.
 fn accepts(text: &str, purpose: Purpose) -> bool {
     let is_local = |text: &str| {
         let (name, port) = text.split_once(':').unwrap_or((text, ""));
@@ -208,7 +211,7 @@ fn accepts(text: &str, purpose: Purpose) -> bool {
 // === impl Purpose ===
 
 impl Purpose {
-    /// What a refusal says was expected.
+    /// Returns the description of a valid address in diagnostics.
     pub const fn expected(self) -> &'static str {
         match self {
             Self::Listener => "an address such as 0.0.0.0:6188 or unix:/path",
@@ -240,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn backends_are_refused_with_what_to_write() {
+    fn diagnostics_of_backends_say_what_to_write() {
         let expected = Purpose::Backend.expected();
         refuses(
             Purpose::Backend,
@@ -268,7 +271,7 @@ mod tests {
                 ("$BACKEND:80", "needs braces", "write ${BACKEND}:80"),
                 ("10.0.0.256:80", "not an IPv4", "use four numbers from 0 to 255, such as 10.0.0.1"),
                 ("1.1.1:80", "not an IPv4", "use four numbers from 0 to 255, such as 10.0.0.1"),
-                ("10.0.0.1:0", "must be given", "write 10.0.0.1:80"),
+                ("10.0.0.1:0", "must be from 1 to 65535", "write 10.0.0.1:80"),
                 ("10.0.0.1:70000", "is not a port", "a port is a number from 1 to 65535"),
                 ("10.0.0.1:80 weight=3", "more than an address", "write {address: 10.0.0.1:80, weight: 3}"),
                 (
@@ -285,12 +288,12 @@ mod tests {
                 (
                     "10.0.0.1:80 - 10.0.0.2:80",
                     "more than one",
-                    "give each its own line, with the same indentation as the first",
+                    "put each on its own line, with the same indentation as the first",
                 ),
                 (
                     "app:8080",
                     "host name",
-                    "use its IP address, such as 10.0.0.1:8080; only `localhost` is known by name",
+                    "use its IP address, such as 10.0.0.1:8080; `localhost` is the only name that is accepted",
                 ),
             ],
         );
@@ -300,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn listeners_are_refused_with_what_to_write() {
+    fn diagnostics_of_listeners_say_what_to_write() {
         refuses(
             Purpose::Listener,
             &[
@@ -316,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn metrics_are_refused_with_what_to_write() {
+    fn diagnostics_of_metrics_say_what_to_write() {
         refuses(
             Purpose::Metrics,
             &[

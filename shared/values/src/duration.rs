@@ -1,36 +1,37 @@
-//! Lengths of time: `250ms`, `5s`, `1m`, `1h`.
+//! Durations: `250ms`, `5s`, `1m`, `1h`.
 
 use std::time::Duration;
 
-/// What a refusal says was expected.
+/// The description of a duration in diagnostics.
 pub const EXPECTED: &str = "a duration such as 250ms, 5s, 1m or 1h";
 
-/// The units, in milliseconds, the largest first.
+/// The units in milliseconds, in descending order.
 const UNITS: [(&str, u64); 4] = [("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)];
 
-/// A duration that is not written as it has to be.
+/// A duration in a notation that is understood but not accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Loose {
     milliseconds: u64,
-    /// The unit that it is best written with.
+    /// The unit for the suggested notation.
     unit: Unit,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Unit {
-    /// There was none.
+    /// The text has no unit.
     Missing,
-    /// The one that was written, in full or with a fraction.
+    /// The unit of the text, spelled out or with a fraction.
     Written(u64),
-    /// The largest one that leaves no fraction.
+    /// The largest unit that gives a whole number.
     Largest,
 }
 
-/// Reads a duration. `accept` refuses what is out of range, before anything is said about how it is written.
+/// Parses a duration. `accept` rejects values out of range. It is called before the notation is checked, so that a
+/// value out of range is reported as such.
 ///
 /// # Errors
 ///
-/// What is wrong with the text, and on a second line what to write.
+/// Returns the problem, and on a second line what to write instead.
 pub fn read<T>(text: &str, accept: impl Fn(Duration) -> Result<T, String>) -> Result<T, String> {
     if let Some(duration) = exact(text) {
         return accept(duration);
@@ -45,7 +46,7 @@ pub fn read<T>(text: &str, accept: impl Fn(Duration) -> Result<T, String>) -> Re
     Err(format!("{}\nwrite {}", unclear(), loose.spelled()))
 }
 
-/// A number and a unit. One that cannot be counted is the longest duration.
+/// Parses a whole number with a unit. An overflow becomes [`Duration::MAX`], which is then out of range.
 fn exact(text: &str) -> Option<Duration> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, name) = text.split_at(digits);
@@ -57,7 +58,7 @@ fn exact(text: &str) -> Option<Duration> {
     Some(milliseconds.map_or(Duration::MAX, Duration::from_millis))
 }
 
-/// What to write for a bare number: it may be meant in seconds or in milliseconds.
+/// Returns the hint for a number without a unit, which can mean seconds or milliseconds.
 fn with_unit(text: &str, loose: Loose, in_range: impl Fn(u64) -> bool) -> String {
     let is_whole = text.bytes().all(|byte| byte.is_ascii_digit());
     let seconds = loose.spelled();
@@ -68,7 +69,7 @@ fn with_unit(text: &str, loose: Loose, in_range: impl Fn(u64) -> bool) -> String
     }
 }
 
-/// Reads what people write elsewhere: `60sec`, `1 minute`, `1d`, `1m30s`, `1.5s`, `60`.
+/// Parses the notations of other products: `60sec`, `1 minute`, `1d`, `1m30s`, `1.5s`, `60`.
 fn loose(text: &str) -> Option<Loose> {
     let lower = text.trim().to_lowercase();
     if lower.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.') {
@@ -85,7 +86,8 @@ fn loose(text: &str) -> Option<Loose> {
     Some(Loose { milliseconds, unit })
 }
 
-/// The first number with its unit: the milliseconds that it stands for, the unit to write it with, and what follows.
+/// Splits off the first number with its unit. Returns its milliseconds, the unit for the suggested notation, and the
+/// rest of the text.
 fn part(text: &str) -> Option<(u64, u64, &str)> {
     let number = text.find(|c: char| !c.is_ascii_digit() && c != '.')?;
     let (number, rest) = text.split_at(number);
@@ -99,7 +101,7 @@ fn part(text: &str) -> Option<(u64, u64, &str)> {
         .then(|| (milliseconds / 1_000, unit, rest.trim_start_matches([' ', ','])))
 }
 
-/// The milliseconds of a unit in other spellings, and those of the unit to write instead.
+/// Returns the milliseconds of a unit in any spelling, and those of the unit to write instead.
 fn unit(name: &str) -> Option<(u64, u64)> {
     let unit = match name {
         "ms" | "msec" | "msecs" | "milli" | "millis" | "millisecond" | "milliseconds" => 1,
@@ -113,7 +115,7 @@ fn unit(name: &str) -> Option<(u64, u64)> {
     Some((unit, unit))
 }
 
-/// A number with up to three digits after its point, times a thousand.
+/// Parses a number with up to three decimals and multiplies it by 1000.
 fn thousandths(text: &str) -> Option<u64> {
     let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
     if fraction.len() > 3 || fraction.contains('.') || (whole.is_empty() && fraction.is_empty()) {

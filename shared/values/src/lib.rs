@@ -1,9 +1,9 @@
-//! Values of the configuration that more than one service reads, and what to write instead of a wrong one.
+//! Configuration values that more than one service reads, and the diagnostics for wrong values.
 //!
-//! A refusal is one sentence; a second line, if there is one, says what to write. Whatever that line says to write is accepted where
-//! the refused text stood.
+//! A diagnostic is one sentence. A second line, if present, says what to write. If the operator writes that in place of
+//! the rejected text, the value is accepted.
 //!
-//! This crate depends on no other crate of the workspace, and each of them may depend on it.
+//! This crate does not depend on any other crate of the workspace, so each of them can depend on it.
 
 pub mod address;
 pub mod duration;

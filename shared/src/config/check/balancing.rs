@@ -1,30 +1,32 @@
-//! Rules about how a pool chooses, ejects, retries and limits.
+//! Rules about policies, ejection, retries and limits of a pool.
 //!
-//! A key that has no effect is an error only when it contradicts another one. A generated file that is scaled must not
-//! become one: what has no effect with few backends, without a limit, or while something is turned off is a warning.
+//! A key without effect is an error only if it contradicts another key. A generated file must remain valid when the
+//! number of backends changes. Therefore a key that has no effect with few backends, without a limit, or because a
+//! feature is turned off causes only a warning.
 
 use health_service::CheckType;
 use lb_service::config::{Percent, PolicyName, RetryWord};
 
 use super::{Checker, Id, Pool, Problem, Step};
 
-/// The largest sum of weights of a pool on a ring: each makes 160 points, and there are at most 8 Mi of them.
+/// The maximum sum of weights of a pool with a hash ring: each unit adds 160 points, and the ring has at most 8 Mi
+/// points.
 pub(crate) const MAX_RING_WEIGHT: usize = 8 * 1024 * 1024 / 160;
 
-/// Keys of `outlier_detection` that say how long and how many are ejected.
+/// The keys of `outlier_detection` for the duration and the number of ejections.
 const EJECTION_KEYS: [&str; 3] = ["base_ejection", "max_ejection", "max_ejected_percent"];
 
-/// The other keys of `outlier_detection`, which turn ejection on.
+/// The keys of `outlier_detection` that turn ejection on.
 const EJECTION_CAUSES: [&str; 2] = ["consecutive_failures", "slow_backends"];
 
-/// As many backends are compared at least to find one that is much slower than the others.
+/// The minimum number of backends for the detection of slow backends.
 const MIN_COMPARED: usize = 3;
 
-/// Keys of `retries` that the budget is made of.
+/// The keys of `retries` that define the budget.
 const BUDGET_KEYS: [&str; 2] = ["budget_percent", "min_concurrent"];
 
-/// What to do about keys that only choose between backends.
-const ONE_BACKEND: &str = "no change is needed if a second backend may join; otherwise remove it";
+/// The hint for keys that need more than one backend.
+const ONE_BACKEND: &str = "remove it, or keep it for a second backend that you add later";
 
 /// A path from the root to a key of a pool.
 macro_rules! path {
@@ -55,13 +57,13 @@ impl Checker<'_> {
         self.report_key(path, Problem::new(id, message).hint(hint));
     }
 
-    /// How many backends there are; `None` when some of them were taken out because they were wrong, or none is given.
+    /// Returns the number of backends. `None` means that there are none, or that wrong ones were removed.
     fn count(&self, name: &str, pool: &Pool) -> Option<usize> {
         let damaged = self.root.is_damaged(&path![name, "backends"]);
         Some(pool.backends.len()).filter(|count| *count > 0 && !damaged)
     }
 
-    /// Keys without effect in a pool with one backend, for this reason.
+    /// Reports keys that have no effect in a pool with one backend.
     fn useless_alone(&mut self, name: &str, paths: &[Vec<Step>], why: &str) {
         let only = self.root.place(&path![name, "backends"]);
         self.useless(Id::FewBackends, paths, why, |problem| {
@@ -77,7 +79,7 @@ impl Checker<'_> {
             let problem = Problem::new(Id::OnlyBackups, message);
             self.report_key(
                 &path,
-                problem.hint("remove `backup: true` from those that are to be used first"),
+                problem.hint("remove `backup: true` from the backends that should be used first"),
             );
         }
     }
@@ -109,7 +111,7 @@ impl Checker<'_> {
             return;
         }
         let message = format!(
-            "the weights of the pool `{name}` add up to {sum}, and `consistent_hash` takes at most {MAX_RING_WEIGHT}"
+            "the weights of the pool `{name}` add up to {sum}, but `consistent_hash` accepts at most {MAX_RING_WEIGHT}"
         );
         let divisor = sum.div_ceil(MAX_RING_WEIGHT);
         let hint = format!("divide each weight by {divisor}, or use `policy: maglev`");
@@ -127,7 +129,7 @@ impl Checker<'_> {
 impl Checker<'_> {
     fn check_sticky(&mut self, name: &str, pool: &Pool) {
         if self.count(name, pool) == Some(1) {
-            let why = "every client has the same backend anyway";
+            let why = "every client uses the only backend anyway";
             self.useless_alone(name, &[path![name, "sticky"].to_vec()], why);
         }
     }
@@ -136,7 +138,7 @@ impl Checker<'_> {
 // === ejection ===
 
 impl Checker<'_> {
-    /// Keys of an ejection that never happens.
+    /// Reports keys of ejection if no backend can be ejected.
     fn check_ejections(&mut self, name: &str, pool: &Pool) {
         if self.count(name, pool) == Some(1) {
             self.check_ejections_of_one(name, pool);
@@ -150,20 +152,20 @@ impl Checker<'_> {
         if !config.counts_failures() && config.slow_backends.is_none() {
             let paths = EJECTION_KEYS.map(|key| path(key).to_vec());
             let hint = "to turn ejection on, write `consecutive_failures: 5`";
-            let why = "`consecutive_failures: 0` ejects no backend";
+            let why = "`consecutive_failures: 0` turns ejection off";
             self.useless(Id::SwitchedOff, &paths, why, |problem| problem.hint(hint));
             return;
         }
         let causes = EJECTION_CAUSES.into_iter().chain(["base_ejection", "max_ejection"]);
         let paths: Vec<_> = causes.map(|key| path(key).to_vec()).collect();
         let zero = self.root.place(&path("max_ejected_percent"));
-        let hint = "to turn ejection on, allow a share such as 50";
-        self.useless(Id::SwitchedOff, &paths, "`max_ejected_percent: 0` ejects no backend", |problem| {
-            problem.related(zero, "no backend is ejected").hint(hint)
+        let hint = "to turn ejection on, write `max_ejected_percent: 50`";
+        self.useless(Id::SwitchedOff, &paths, "`max_ejected_percent: 0` turns ejection off", |problem| {
+            problem.related(zero, "turns ejection off").hint(hint)
         });
     }
 
-    /// To turn ejection off is no mistake, even where there is none.
+    /// Reports keys of ejection in a pool with one backend. A key that turns ejection off is accepted.
     fn check_ejections_of_one(&mut self, name: &str, pool: &Pool) {
         let keys = EJECTION_CAUSES.into_iter().chain(EJECTION_KEYS);
         let off = !pool.outlier_detection.counts_failures();
@@ -172,7 +174,7 @@ impl Checker<'_> {
         self.useless_alone(name, &paths, "the last backend of a pool is never ejected");
     }
 
-    /// A share of the pool that is less than one backend.
+    /// Reports a maximum share of ejected backends that is less than one backend.
     fn check_share_ejected(&mut self, name: &str, pool: &Pool) {
         let path = path![name, "outlier_detection", "max_ejected_percent"];
         let Some(count) = self.count(name, pool).filter(|count| *count > 1) else { return };
@@ -183,18 +185,19 @@ impl Checker<'_> {
             return;
         }
         let least = 100_usize.div_ceil(count);
-        let message =
-            format!("`max_ejected_percent` ejects no backend: {percent} % of {count} is less than one");
+        let message = format!(
+            "`max_ejected_percent` prevents every ejection: {percent} % of {count} backends is less than one"
+        );
         self.report(&path, Problem::new(Id::FewBackends, message).hint(format!("write at least {least}")));
     }
 
     fn check_slow_backends(&mut self, name: &str, pool: &Pool) {
         let path = path![name, "outlier_detection", "slow_backends"];
-        // With one, nothing is ejected at all: reported as such.
+        // A single backend is never ejected, which is reported separately.
         let few = self.count(name, pool).filter(|count| (2..MIN_COMPARED).contains(count));
         if let Some(count) = few.filter(|_| self.is_written(&path)) {
             let message = format!(
-                "`slow_backends` has no effect: it compares at least {MIN_COMPARED} backends, and there are {count}"
+                "`slow_backends` has no effect: it needs at least {MIN_COMPARED} backends, and the pool has {count}"
             );
             self.without_effect(Id::FewBackends, &path, message, "remove the key, or add a backend");
         }
@@ -211,9 +214,8 @@ impl Checker<'_> {
         let returns =
             pool.health_check.r#type != CheckType::None || pool.outlier_detection.is_in_effect() || damaged;
         if self.is_written(&path) && !returns {
-            let message =
-                "`slow_start` has no effect: with neither health checks nor ejection no backend comes back";
-            let hint = "remove the key, or turn checks on with `type: tcp`";
+            let message = "`slow_start` has no effect: without health checks and ejection, no backend ever returns to the pool";
+            let hint = "remove the key, or turn health checks on with `type: tcp`";
             self.without_effect(Id::SwitchedOff, &path, message.to_owned(), hint);
         }
     }
@@ -238,14 +240,14 @@ impl Checker<'_> {
 // === retries ===
 
 impl Checker<'_> {
-    /// Keys about retries that never happen.
+    /// Reports keys of retries if there are no retries.
     fn check_retry_keys(&mut self, name: &str, pool: &Pool) {
         let path = |key: &str| path![name, "retries", key];
         let none = !pool.retries.is_in_effect();
         if self.count(name, pool) == Some(1) && !none {
             let keys = ["attempts"].into_iter().chain(BUDGET_KEYS).chain(["when"]);
             let paths: Vec<_> = keys.map(|key| path(key).to_vec()).collect();
-            self.useless_alone(name, &paths, "no backend is tried twice");
+            self.useless_alone(name, &paths, "a retry needs a second backend");
             return;
         }
         if self.root.is_damaged(&path("when")) {
@@ -255,13 +257,15 @@ impl Checker<'_> {
         let causes = ["when"].into_iter().filter(|_| none);
         let dead: Vec<_> = budget.chain(causes).map(|key| path(key).to_vec()).collect();
         let (id, why, hint) = match none {
-            true => {
-                (Id::SwitchedOff, "`attempts: 0` retries nothing", "to turn retries on, write `attempts: 1`")
-            }
+            true => (
+                Id::SwitchedOff,
+                "`attempts: 0` turns retries off",
+                "to turn retries on, write `attempts: 1`",
+            ),
             false => (
                 Id::NothingToActOn,
-                "a failed connection needs no budget, and `when` has nothing else",
-                "add other failures to `when`, or remove this",
+                "retries after a failed connection do not use the budget, and `when` has no other failure",
+                "add other failures to `when`, or remove the budget",
             ),
         };
         self.useless(id, &dead, why, |problem| problem.hint(hint));
@@ -291,12 +295,12 @@ impl Checker<'_> {
         let hint = format!("make `per_try` shorter than {response}, or `timeouts.response` longer");
         let mut problem = Problem::new(Id::WithoutEffect, message).hint(hint);
         if self.is_written(&path) {
-            problem = problem.related(self.root.place(&path), "ends every attempt");
+            problem = problem.related(self.root.place(&path), "limits every attempt");
         }
         self.report(&path![name, "retries", "per_try"], problem);
     }
 
-    /// Each attempt to connect ends with the attempt.
+    /// Reports a connect timeout above `per_try`: an attempt includes the time to connect.
     fn check_connect(&mut self, name: &str, pool: &Pool) {
         let path = path![name, "timeouts", "connect"];
         let Some((per_try, connect)) = pool.retries.per_try.as_ref().zip(pool.timeouts.connect.as_ref())
@@ -312,7 +316,7 @@ impl Checker<'_> {
         let hint = format!("make `connect` at most {per_try}, or remove the key");
         let ends = self.root.place(&path![name, "retries", "per_try"]);
         let problem = Problem::new(Id::WithoutEffect, message).hint(hint);
-        self.report(&path, problem.related(ends, "ends every attempt"));
+        self.report(&path, problem.related(ends, "limits every attempt"));
     }
 }
 
@@ -323,13 +327,14 @@ impl Checker<'_> {
         let path = path![name, "limits", "max_requests"];
         let damaged = self.root.is_damaged(&path![name, "backends"]);
         if self.is_written(&path) && pool.is_limited_by_backends() && !damaged {
-            let message = "`max_requests` has no effect: every backend of the pool has its own".to_owned();
-            let hint = "remove the key, or that of a backend";
+            let message =
+                "`max_requests` has no effect: every backend of the pool has its own limit".to_owned();
+            let hint = "remove the key, or the limit of a backend";
             self.without_effect(Id::NothingToActOn, &path, message, hint);
         }
     }
 
-    /// Whether no backend has a limit, and none lost its own because it was wrong.
+    /// Returns whether no backend has a limit. The result is `false` if wrong limits were removed.
     fn is_unlimited(&self, name: &str, pool: &Pool) -> bool {
         let damaged = ["backends", "limits"].iter().any(|key| self.root.is_damaged(&path![name, *key]));
         !pool.is_limited() && !damaged
@@ -339,7 +344,8 @@ impl Checker<'_> {
         let path = path![name, "limits", "queue"];
         let waits = pool.limits.queue.is_some_and(|queue| queue.get() > 0);
         if waits && self.is_unlimited(name, pool) {
-            let message = "`queue` has no effect without `max_requests`: no request waits for a backend without a limit";
+            let message =
+                "`queue` has no effect without `max_requests`: requests wait only for backends with a limit";
             let problem = Problem::new(Id::NothingToActOn, message);
             self.report_key(&path, problem.hint("add `max_requests: 100`, or remove the key"));
         }
@@ -353,11 +359,11 @@ impl Checker<'_> {
         }
         if self.is_written(&queue) {
             let problem = Problem::new(Id::SwitchedOff, "`queue` has no effect: `limits.queue` is 0");
-            let problem = problem.related(self.root.place(&queue), "no request waits");
+            let problem = problem.related(self.root.place(&queue), "turns the queue off");
             self.report_key(&timeout, problem.hint("remove one of the two"));
         } else if self.is_unlimited(name, pool) {
             let message =
-                "`queue` has no effect without `limits`: no request waits for a backend without a limit";
+                "`queue` has no effect without `limits`: requests wait only for backends with a limit";
             let problem = Problem::new(Id::NothingToActOn, message);
             self.report_key(&timeout, problem.hint("add `limits: {max_requests: 100}`, or remove the key"));
         }
