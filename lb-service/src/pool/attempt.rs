@@ -1,4 +1,4 @@
-//! One request at one backend: counted as long as it lasts, and judged when it ends.
+//! One request at one backend. It is counted while it lasts and judged when it ends.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,29 +10,29 @@ use super::settings::{Admin, RetryCause};
 use super::{Pool, PoolEvent, slow_start};
 use crate::policy::InFlight;
 
-/// One request being sent to one backend; it counts as in flight there until this is dropped.
+/// One attempt at a backend. It counts as in flight there until it is dropped.
 #[derive(Debug)]
 pub struct Attempt {
     /// The backend.
     pub backend: Arc<Backend>,
-    /// Whether the connection was kept alive from an earlier request; unknown until there is one.
+    /// Whether the connection was kept alive from an earlier request; `None` until there is a connection.
     pub reused: Option<bool>,
     started: Instant,
-    /// From when on the backend is what takes time; none while the client is still sending the body.
+    /// The time from which the delay is attributed to the backend; `None` while the client is still sending the body.
     sent: Option<Instant>,
     first_byte: Option<Duration>,
-    /// Whether the answer is a good one so far, which is said of the backend when it is whole.
+    /// Whether the head of the response counts as a success, which is recorded when the body is complete.
     promises: bool,
     place: Option<InFlight>,
     pool: Arc<Pool>,
 }
 
-/// What a backend that fails, or asks for a pause, is taken to cost at least, for [`peak_ewma`](crate::policy): a quick
-/// failure must not look like a quick answer.
+/// The minimum cost, for [`peak_ewma`](crate::policy), of a backend that fails or asks for a pause: a quick failure
+/// must not look like a quick response.
 const PENALTY: Duration = Duration::from_secs(1);
-/// What follows such a head is no answer any more, and may last for hours.
+/// The status after which another protocol follows, which can last for hours and is not part of the response.
 const SWITCHING_PROTOCOLS: u16 = 101;
-/// The most that a backend can ask for.
+/// The longest pause that a backend can ask for.
 const MAX_PENALTY: Duration = Duration::from_secs(60);
 
 // === impl Attempt ===
@@ -53,7 +53,7 @@ impl Attempt {
         }
     }
 
-    /// A connection is there; `reused`: it was kept alive from an earlier request.
+    /// Records that a connection was made; `reused` is true if it was kept alive from an earlier request.
     pub fn connected(&mut self, reused: bool) {
         self.reused = Some(reused);
         if reused {
@@ -63,24 +63,25 @@ impl Attempt {
         }
     }
 
-    /// The client has yet to send the body: until it is [`sent`](Self::sent), it is not the backend that takes time.
+    /// Records that the client has yet to send the body. Until it is [`sent`](Self::sent), the delay is not attributed
+    /// to the backend.
     pub fn uploading(&mut self) {
         self.sent = None;
     }
 
-    /// Whether the client has yet to send the body.
+    /// Returns whether the client has yet to send the body.
     pub fn is_uploading(&self) -> bool {
         self.sent.is_none()
     }
 
-    /// All of the request was passed on.
+    /// Records that the whole request was passed on.
     pub fn sent(&mut self, now: Instant) {
         if self.first_byte.is_none() {
             self.sent.get_or_insert(now);
         }
     }
 
-    /// The head of the final answer is there, or of a 101. `retry_after` is what it says in the header of that name;
+    /// Records the head of the final response, or of a 101. `retry_after` is the value of the header with that name;
     /// more than 60 s count as 60 s. A 502, 503 or 504 is a failure of the backend.
     pub fn answered(&mut self, status: u16, retry_after: Option<Duration>, now: Instant) {
         self.first_byte = Some(now.saturating_duration_since(self.started));
@@ -99,22 +100,23 @@ impl Attempt {
         }
     }
 
-    /// So long it was the backend that took time.
+    /// Records the time that is attributed to the backend.
     fn took(&self, time: Duration, now: Instant) {
         self.backend.history.time_to_first_byte.observe(time);
         self.backend.load.answered(time, now);
         self.pool.compare(&self.backend, time, now);
     }
 
-    /// The answer is whole: a success, if its head was one, which forgives the backend its failures. Dropping the attempt says
-    /// the same, unless it [`failed`](Self::failed) before: of an answer without a body, or one that its client did not wait for.
+    /// Records that the response is complete. This is a success if its head was one, and resets the failures of the
+    /// backend. Dropping the attempt has the same effect unless it [`failed`](Self::failed) before: the response had no
+    /// body, or its client disconnected.
     pub fn finished(&mut self) {
         if std::mem::take(&mut self.promises) {
             self.backend.history.record.succeeded(self.started);
         }
     }
 
-    /// The backend failed it, which may eject the backend.
+    /// Records a failure of the backend, which can eject it.
     pub fn failed(&mut self, error: UpstreamError, now: Instant) {
         self.backend.failed(error);
         let time = self.sent.map_or(Duration::ZERO, |sent| now.saturating_duration_since(sent));
@@ -123,7 +125,7 @@ impl Attempt {
         self.pool.judge_failure(self, AttemptFailure::Error(error), now);
     }
 
-    /// From the beginning of the attempt to the head of the answer, if that is there.
+    /// Returns the time from the beginning of the attempt to the head of the response; `None` if there was none.
     pub fn time_to_first_byte(&self) -> Option<Duration> {
         self.first_byte
     }
@@ -131,21 +133,21 @@ impl Attempt {
 
 impl Drop for Attempt {
     fn drop(&mut self) {
-        // An answer without a body, or one whose client left.
+        // The response had no body, or its client disconnected.
         self.finished();
-        // First the place is free, then who waits for it is told.
+        // Free the place before waking a request that waits for it.
         self.place = None;
         self.pool.shared.counters.in_flight.leave();
         self.pool.shared.queue.wake();
     }
 }
 
-/// Whether an answer speaks against the backend that gave it.
+/// Returns whether a response counts as a failure of its backend.
 fn is_failure(status: u16) -> bool {
     RetryCause::of_status(status).is_some()
 }
 
-/// What the backend that gave this answer costs at least.
+/// Returns the minimum cost of the backend after this response.
 fn penalty(status: u16, retry_after: Option<Duration>) -> Option<Duration> {
     let asked = retry_after.map(|pause| pause.min(MAX_PENALTY));
     asked.or((status == 429 || is_failure(status)).then_some(PENALTY))
@@ -154,7 +156,7 @@ fn penalty(status: u16, retry_after: Option<Duration>) -> Option<Duration> {
 // === impl Pool ===
 
 impl Pool {
-    /// Takes note that a backend failed a request, and ejects it if that was once too often.
+    /// Records that a backend failed a request, and ejects the backend if the threshold is reached.
     fn judge_failure(&self, attempt: &Attempt, failure: AttemptFailure, now: Instant) {
         attempt.backend.history.note_failure(failure);
         if attempt.backend.history.record.failed(&self.settings.outlier_detection, attempt.started) {
@@ -186,7 +188,7 @@ impl Pool {
         let settings = &self.settings.outlier_detection;
         match self.shared.ejector.eject(settings, &members, which, why, now, self.jitter(backend, now)) {
             Ok(time) => {
-                // It counts as back when the ejection ends, and starts slowly then.
+                // The backend counts as returned when the ejection ends, and starts slowly then.
                 backend.history.comeback.came_back(now + time);
                 self.shared.changes.note();
                 let why = backend.ejected_for();
@@ -196,14 +198,14 @@ impl Pool {
                     backend.label
                 );
                 self.tell(&PoolEvent::Ejected { backend: &backend.label, time, why: &why });
-                // What it means for the pool begins now, and not with the next request.
+                // The effect on the pool is evaluated now, and not with the next request.
                 self.look(now);
             }
             Err(refused) => log::debug!("pool {}: {} is not ejected: {refused:?}", self.name, backend.label),
         }
     }
 
-    /// From 0 to 1, different for backends that are ejected together.
+    /// Returns a number from 0 to 1 that differs between backends that are ejected together.
     fn jitter(&self, backend: &Backend, now: Instant) -> f64 {
         slow_start::draw_for_key(&self.cache.nanoseconds(now).to_le_bytes(), backend.address)
     }
@@ -214,7 +216,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_gateway_errors_speak_against_a_backend() {
+    fn only_gateway_errors_count_as_failures() {
         for status in [502, 503, 504] {
             assert!(is_failure(status));
         }
@@ -224,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn who_asks_for_a_pause_gets_one() {
+    fn a_backend_that_asks_for_a_pause_gets_one() {
         let seconds = Duration::from_secs;
         assert_eq!(penalty(200, None), None);
         assert_eq!(penalty(429, None), Some(PENALTY));

@@ -1,7 +1,7 @@
-//! What the proxy knows of one backend: how to connect to it, what it is doing, and what it did so far.
+//! One backend: its connection settings, its load, and its history.
 //!
-//! A [`Backend`] is what the configuration says, and never changes. Its [`History`] is what happens to the address: it stays
-//! when the configuration changes, and requests of before and after the change count in the same one.
+//! A [`Backend`] holds what the configuration says and never changes. Its [`History`] belongs to the address: it stays
+//! when the configuration changes, and requests from before and after the change use the same history.
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -27,55 +27,55 @@ use crate::stats::{Codes, Counter, Histogram};
 /// One backend of one pool.
 #[derive(Debug)]
 pub struct Backend {
-    /// Where it listens.
+    /// The address of the backend.
     pub address: SocketAddr,
-    /// The address as metrics and logs write it.
+    /// The address in the notation of metrics and logs.
     pub label: Arc<str>,
-    /// Whether it is used only when no other is available.
+    /// Whether the backend is used only if no primary is available.
     pub backup: bool,
-    /// The most requests that it is sent at a time; the largest number: no limit.
+    /// The maximum of requests in flight; `u64::MAX` means no limit.
     pub max_requests: u64,
-    /// What it is working on, and how quick it is. The policy looks at the same.
+    /// The requests in flight and the speed of the backend, shared with the policy.
     pub load: Arc<Load>,
-    /// What happened to it so far.
+    /// The history of the address.
     pub history: Arc<History>,
-    /// How Pingora knows it.
+    /// The backend as a Pingora type.
     pub(super) identity: pingora::lb::Backend,
-    /// What the settings say of it; in effect when its pool [`enters`](super::Pool::enter).
+    /// The state that the settings give the backend, in effect when its pool [`enters`](super::Pool::enter).
     pub(super) admin: Admin,
     peer: HttpPeer,
-    /// Whether the settings have a name for TLS.
+    /// Whether the settings have a server name for TLS.
     is_named: bool,
 }
 
-/// What happened to a backend, whatever the configuration says of it.
+/// The history of a backend, independent of its configuration.
 #[derive(Debug)]
 pub struct History {
-    /// Its answers by status.
+    /// Responses by status.
     pub answers: Codes,
-    /// From the choice of it for a request to the head of its answer.
+    /// The time from selecting the backend to the head of its response.
     pub time_to_first_byte: Histogram,
-    /// Requests that went over a connection made for them.
+    /// Requests over a new connection.
     pub connections_new: Counter,
-    /// Requests that went over a connection kept alive.
+    /// Requests over a connection that was kept alive.
     pub connections_reused: Counter,
-    /// Requests that were sent to it, or were to be sent.
+    /// Attempts at the backend, including those without a connection.
     pub attempts: Counter,
-    /// Requests that it failed, as they are judged for its ejection: an error, or an answer of 502, 503 or 504.
+    /// Failures that count for ejection: an error, or a response of 502, 503 or 504.
     pub failures: Counter,
     /// The latest of these failures: a status, or 1 more than an [`UpstreamError`]; 0: there was none.
     latest_failure: AtomicU16,
-    /// Its failures and ejections.
+    /// The record of failures and ejections.
     pub(super) record: OutlierRecord,
-    /// When it came back.
+    /// The time of the last return.
     pub(super) comeback: Comeback,
-    /// Its times in the current window.
+    /// The response times in the current window.
     pub(super) times: slow_backends::Samples,
-    /// An [`Admin`]. Here, because it holds at once, also for requests that began before it was decided.
+    /// An [`Admin`] value. It is here because it takes effect at once, also for requests that began before.
     admin: AtomicU8,
-    /// When it joined the pool.
+    /// The time when the backend joined the pool.
     joined: Instant,
-    /// When `admin` became what it is, in nanoseconds after `joined`.
+    /// The time of the last change of `admin`, in nanoseconds after `joined`.
     admin_since: AtomicU64,
     passed_over: [Counter; SkipReason::ALL.len()],
     /// Failures, by [`UpstreamError`].
@@ -86,18 +86,18 @@ pub struct History {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Histories(Arc<Mutex<HashMap<SocketAddr, Weak<History>>>>);
 
-/// What a backend is at the moment.
+/// The current state of a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BackendState {
-    /// Requests are sent to it.
+    /// The backend gets requests.
     Up,
-    /// Its health checks fail.
+    /// The health checks fail.
     Down,
-    /// An operator lets it finish.
+    /// An operator drains the backend.
     Draining,
-    /// It failed requests, and is left out for a while.
+    /// The backend failed requests and is ejected.
     Ejected,
-    /// An operator took it out.
+    /// An operator disabled the backend.
     Disabled,
 }
 
@@ -126,17 +126,17 @@ impl Backend {
         }
     }
 
-    /// Its configured share relative to the others.
+    /// Returns the configured share relative to the others.
     pub fn weight(&self) -> usize {
         self.identity.weight
     }
 
-    /// What an operator decided about it.
+    /// Returns the state that an operator set.
     pub fn admin(&self) -> Admin {
         self.history.admin()
     }
 
-    /// What it is at the moment, given that its health checks say whether it is ready.
+    /// Returns the current state. `ready` is the result of the health checks.
     pub(super) fn state(&self, ready: bool, now: Instant) -> BackendState {
         match self.admin() {
             Admin::Disabled => BackendState::Disabled,
@@ -147,35 +147,35 @@ impl Backend {
         }
     }
 
-    /// How often it was ejected.
+    /// Returns the number of ejections.
     pub fn ejections(&self) -> u64 {
         self.history.record.ejections()
     }
 
-    /// When its ejection ends; none: it is not ejected.
+    /// Returns the end of the current ejection; `None` if the backend is not ejected.
     pub fn ejected_until(&self, now: Instant) -> Option<Instant> {
         self.history.record.ejected_until(now)
     }
 
-    /// Since when it is ejected; none: it is not.
+    /// Returns the beginning of the current ejection; `None` if the backend is not ejected.
     pub fn ejected_since(&self, now: Instant) -> Option<Instant> {
         self.history.record.ejected_since(now)
     }
 
-    /// What its latest ejection was for, in words; without one it says nothing.
+    /// Returns the cause of the latest ejection in words; they mean nothing if there was none.
     pub fn ejected_for(&self) -> String {
         self.history.record.blame().words(&self.history.latest_failure())
     }
 
-    /// Since when it is what it is, whatever its checks say: the latest of when it joined, when an operator decided about it, and
-    /// the beginning or the end of its latest ejection.
+    /// Returns the time since which the state holds, apart from health checks: the latest of the joining, the last
+    /// decision of an operator, and the beginning or the end of the latest ejection.
     pub fn since(&self, now: Instant) -> Instant {
         let ejection = self.ejected_since(now).or_else(|| self.history.record.returned(now));
         let decided = self.history.admin_since();
         ejection.map_or(decided, |ejection| ejection.max(decided))
     }
 
-    /// Failures since its latest success, or since its latest ejection.
+    /// Returns the failures since the latest success or ejection.
     pub fn consecutive_failures(&self) -> u32 {
         self.history.record.consecutive_failures()
     }
@@ -184,18 +184,18 @@ impl Backend {
         self.history.passed_over[reason as usize].increment();
     }
 
-    /// How often it was the policy's choice and was not taken, by reason.
+    /// Returns how often the policy offered the backend and it was skipped, by reason.
     pub fn passed_over(&self) -> impl Iterator<Item = (SkipReason, u64)> {
         SkipReason::ALL.into_iter().zip(self.history.passed_over.iter().map(Counter::get))
     }
 
-    /// How to connect to it.
+    /// Returns the peer to connect to.
     pub fn peer(&self) -> &HttpPeer {
         &self.peer
     }
 
-    /// How to connect to any backend of its pool, when its address is put in. The SNI is empty when each backend is asked
-    /// for a certificate for its own address.
+    /// Returns a peer for any backend of the pool; the caller inserts the address. The SNI is empty if each backend has
+    /// a certificate for its own address.
     pub fn peer_of_pool(&self) -> HttpPeer {
         let mut peer = self.peer.clone();
         if !self.is_named {
@@ -209,7 +209,7 @@ impl Backend {
         self.history.errors[error as usize].increment();
     }
 
-    /// Failures so far, by kind.
+    /// Returns the failures so far, by kind.
     pub fn errors(&self) -> impl Iterator<Item = (UpstreamError, u64)> {
         UpstreamError::ALL.into_iter().zip(self.history.errors.iter().map(Counter::get))
     }
@@ -252,7 +252,7 @@ impl History {
         }
     }
 
-    /// When it joined, if nothing was decided about it since.
+    /// Returns the time of the last change of `admin`, or the time of joining if there was none.
     fn admin_since(&self) -> Instant {
         let since = Duration::from_nanos(self.admin_since.load(Ordering::Relaxed));
         self.joined.checked_add(since).unwrap_or(self.joined)
@@ -267,7 +267,7 @@ impl History {
         self.latest_failure.store(code, Ordering::Relaxed);
     }
 
-    /// The word of the access log for it.
+    /// Returns the word of the access log for the latest failure.
     fn latest_failure(&self) -> String {
         let code = self.latest_failure.load(Ordering::Relaxed);
         let error = usize::from(code).checked_sub(1).and_then(|index| UpstreamError::ALL.get(index));
@@ -278,13 +278,14 @@ impl History {
 // === impl Histories ===
 
 impl Histories {
-    /// That of the backend at `address`, made when nobody holds it.
+    /// Returns the history of the backend at `address`. It is created if none is in use.
     fn of(&self, address: SocketAddr, now: Instant) -> Arc<History> {
         let mut histories = self.0.lock();
         if let Some(history) = histories.get(&address).and_then(Weak::upgrade) {
             return history;
         }
-        // Now and then, so that many backends cost no more than twice as much.
+        // Unused entries are removed only at powers of two, so that the map has at most twice the necessary size at
+        // little cost.
         if histories.len().is_power_of_two() {
             histories.retain(|_, history| history.strong_count() > 0);
         }
@@ -293,13 +294,13 @@ impl Histories {
         history
     }
 
-    /// That of the backend at `address`, if anybody holds it.
+    /// Returns the history of the backend at `address`; `None` if none is in use.
     pub(super) fn find(&self, address: SocketAddr) -> Option<Arc<History>> {
         self.0.lock().get(&address).and_then(Weak::upgrade)
     }
 }
 
-/// How Pingora knows a backend.
+/// Returns the backend as a Pingora type.
 pub(super) fn identity(backend: &BackendSettings) -> pingora::lb::Backend {
     pingora::lb::Backend {
         addr: PingoraAddr::Inet(backend.address),
@@ -308,13 +309,13 @@ pub(super) fn identity(backend: &BackendSettings) -> pingora::lb::Backend {
     }
 }
 
-/// How the backends of `pool` are connected to, with the address of one of them.
+/// Returns the peer for a backend of `pool` at `address`.
 ///
-/// Pingora pools idle connections by address, SNI and `group_key`, but not by CA: two pools that trust different
-/// CAs must not share connections, nor one before and after it trusts another, hence the key.
+/// Pingora pools idle connections by address, SNI and `group_key`, but not by CA. The key keeps apart the connections
+/// of pools that trust different CAs, and those from before and after a change of the CA.
 ///
-/// Without a name in the settings, the address takes its place: rustls sends no address as a name, and verifies that the
-/// certificate is for it. Pingora would verify nothing with an empty name, and cannot even connect.
+/// Without a name in the settings, the address is the name: rustls sends no address as a name, and verifies that the
+/// certificate is for it. With an empty name, Pingora would verify nothing and could not even connect.
 fn peer(pool: &PoolSettings, address: SocketAddr) -> HttpPeer {
     let own = || address.ip().to_canonical().to_string();
     let sni = pool.tls.as_ref().map(|tls| tls.sni.clone().unwrap_or_else(own)).unwrap_or_default();
@@ -341,9 +342,9 @@ fn group_key(pool: &PoolSettings) -> u64 {
     hasher.finish()
 }
 
-/// A certificate whose key was thrown away. Pingora makes its verifier of the trusted authorities also when nothing is
-/// verified, and cannot make one of none: on a machine without authorities, as in a container made from scratch, no
-/// connection would succeed.
+/// A certificate whose key was deleted. Pingora builds its verifier from the trusted authorities even if nothing is
+/// verified, and fails if there are none. Without this certificate, no connection would succeed on a machine without
+/// authorities, for example in a minimal container.
 const ANY_AUTHORITY: &[u8] = include_bytes!("any_authority.der");
 
 fn trusted(tls: &UpstreamTls) -> Option<Arc<CaType>> {
@@ -357,10 +358,10 @@ fn trusted(tls: &UpstreamTls) -> Option<Arc<CaType>> {
 // === impl BackendState ===
 
 impl BackendState {
-    /// All of them.
+    /// All states.
     pub const ALL: [Self; 5] = [Self::Up, Self::Down, Self::Draining, Self::Ejected, Self::Disabled];
 
-    /// The word for it in status and metrics.
+    /// Returns the word for the state in status and metrics.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Up => "up",

@@ -1,7 +1,7 @@
-//! One request on its way through its pool: from its first attempt to the answer that its client gets.
+//! One request in its pool, from its first attempt to the response that its client gets.
 //!
-//! Whoever carries requests (the proxy, a simulation) says what happened, and is told whether there is to be another
-//! attempt. Nothing here waits, sends or looks at a clock. [`super`] has an example.
+//! The caller (the proxy, a simulation) reports what happens, and the dispatch returns whether there is to be another
+//! attempt. Nothing here waits, sends or reads a clock. [`super`] has an example.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,84 +16,84 @@ use super::retry::{Failed, Retry, RetryPermit};
 use super::sticky::Session;
 use crate::clock::Now;
 
-/// A request that has not ended. Dropping it ends it, and counts it out of its pool.
+/// A request in progress. Dropping it ends it, and removes it from the count of its pool.
 #[derive(Debug, Default)]
 pub struct Dispatch {
-    /// The attempt that is under way, or was the last.
+    /// The current or the last attempt.
     pub attempt: Option<Attempt>,
-    /// How often it was sent, or tried to be sent; replays are counted too.
+    /// The number of attempts, including replays and failed connections.
     pub tries: u32,
-    /// The backends that failed it, and after which another one was looked for.
+    /// The backends that failed the request and after which another one was selected.
     pub tried: Tried,
-    /// The backends that it could not go to.
+    /// The backends that were skipped.
     pub passed: Passed,
-    /// What its cookie says.
+    /// The session that the cookie names.
     pub session: Option<Session>,
-    /// The backend that failed it last, unless it is among the tried ones or another attempt has begun.
+    /// The backend that failed last, unless it is in `tried` or another attempt has begun.
     last: Option<(Arc<Backend>, AttemptFailure)>,
-    /// The backend whose connection turned out to be closed, if it was then sent to the same one over a new connection.
+    /// The backend whose idle connection was closed, if the request was then sent to it over a new connection.
     stale: Option<(Arc<Backend>, AttemptFailure)>,
-    /// How long to wait before the next attempt, if there is to be one.
+    /// The pause before the next attempt; `None` if there is to be none.
     next: Option<Duration>,
-    /// The place of this attempt in the budget for retries of its pool.
+    /// The place of this attempt in the retry budget of the pool.
     permit: Option<RetryPermit>,
-    /// Whether its one replay on account of a stale connection is used up.
+    /// Whether the one replay for a stale connection is used up.
     replayed: bool,
-    /// Its place in the queue of its pool, while it waits.
+    /// The place in the queue of the pool while the request waits.
     pub(super) waiting: Option<Waiting>,
-    /// Counts it as a request of its pool.
+    /// The guard that counts the request in its pool.
     counted: Option<Counted>,
 }
 
-/// One request of a pool, until this is dropped.
+/// The count of one request in its pool, until this is dropped.
 #[derive(Debug)]
 struct Counted(Arc<Pool>);
 
-/// A request in the queue of its pool, and how long it waits there at most.
+/// A place in the queue of the pool, and the deadline of the wait.
 #[derive(Debug)]
 pub(super) struct Waiting {
     pub(super) waiter: Waiter,
     pub(super) deadline: Instant,
 }
 
-/// What decides whether a request that a backend has failed can be sent again.
+/// The facts that decide whether a failed request can be sent again.
 #[derive(Clone, Copy, Debug)]
 pub struct Replayability {
-    /// Whether it may be sent twice (RFC 9110, 9.2.2).
+    /// Whether the request can be sent twice (RFC 9110, 9.2.2).
     pub idempotent: bool,
-    /// Whether its body can be sent again: there is none, or all that was read of it is kept.
+    /// Whether the body can be sent again: there is none, or all that was read of it is kept.
     pub replayable: bool,
     /// Whether bytes of a response, including one with a 1xx status, have reached the client.
     pub response_begun: bool,
-    /// Whether its connection had been kept alive and ended before the first byte of a response.
+    /// Whether the connection had been kept alive and ended before the first byte of a response.
     pub stale: bool,
 }
 
 // === impl Dispatch ===
 
 impl Dispatch {
-    /// Ends the attempt that was, if any; how long to wait before the next.
+    /// Ends the current attempt, if any, and returns the pause before the next one.
     pub fn end_attempt(&mut self) -> Option<Duration> {
         self.attempt = None;
         self.next.take()
     }
 
-    /// Whether it was never sent before.
+    /// Returns whether there was no attempt before.
     pub fn is_first(&self) -> bool {
         self.tries == 0
     }
 
-    /// The backends that failed it, each with how: the one whose connection turned out to be closed and that got it again, those
-    /// [`tried`](Self::tried), and the one that failed it last, after which no other was looked for.
+    /// Returns the backends that failed the request, each with its failure: the one with the stale connection that got
+    /// the request again, those in [`tried`](Self::tried), and the last one, after which no other was selected.
     pub fn failures(&self) -> impl Iterator<Item = (&Backend, AttemptFailure)> {
         let (first, last) = (self.stale.iter().map(named), self.last.iter().map(named));
         first.chain(self.tried.iter()).chain(last)
     }
 
-    /// Gives it to a backend. An empty `key` is none.
+    /// Places the request at a backend. An empty `key` means that there is none.
     ///
     /// # Errors
-    /// When no backend takes it.
+    /// If no backend is selected.
     pub fn place(&mut self, pool: &Arc<Pool>, key: &[u8], at: Now) -> Result<(), PickError> {
         let session = self.session.map(|session| session.backend);
         let request = PickRequest { key, session, tried: &self.tried, now: at.time, draw: at.draw };
@@ -104,7 +104,7 @@ impl Dispatch {
         Ok(())
     }
 
-    /// The head of the final answer is there. Whether it is left for another attempt, and is not to be passed on.
+    /// Records the head of the final response. Returns whether the response is dropped in favour of another attempt.
     pub fn answered(
         &mut self,
         pool: &Arc<Pool>,
@@ -120,7 +120,7 @@ impl Dispatch {
             self.remember(failure);
         }
         let Some(retry) = self.decide(pool, failure, sent, at) else {
-            // What follows may take hours, and is no load on an outage.
+            // The body might take hours, and adds no load to an outage.
             self.permit = None;
             return false;
         };
@@ -128,25 +128,25 @@ impl Dispatch {
         true
     }
 
-    /// The backend failed it. Whether there is to be another attempt.
+    /// Records a failure of the backend. Returns whether there is to be another attempt.
     pub fn broke(&mut self, pool: &Arc<Pool>, error: UpstreamError, sent: Replayability, at: Now) -> bool {
         let failure = AttemptFailure::Error(error);
         self.remember(failure);
         let retry = self.decide(pool, failure, sent, at);
         let is_replay = retry.as_ref().is_some_and(|retry| retry.replay);
-        // A connection that was closed while it was idle says nothing about the backend.
+        // A connection that was closed while it was idle is not a failure of the backend.
         if let Some(attempt) = self.attempt.as_mut().filter(|_| !is_replay && !sent.stale) {
             attempt.failed(error, at.time);
         }
         retry.map(|retry| self.take_up(pool, retry, failure, at.time)).is_some()
     }
 
-    /// Whether another attempt was decided on that has not begun.
+    /// Returns whether another attempt was decided that has not begun.
     pub fn goes_on(&self) -> bool {
         self.next.is_some()
     }
 
-    /// Whether this attempt, or the next one if it was decided on, counts towards the budget for retries.
+    /// Returns whether this attempt, or the next one if it was decided, counts towards the retry budget.
     pub fn is_retry(&self) -> bool {
         self.permit.is_some()
     }
@@ -167,7 +167,7 @@ impl Dispatch {
             stale: sent.stale,
             replayed: self.replayed,
         };
-        // The place of this attempt is free for the next.
+        // This releases the place for the next attempt.
         self.permit = None;
         let backend = &self.attempt.as_ref()?.backend;
         pool.retry(&failed, &self.tried, backend, at)
@@ -180,8 +180,8 @@ impl Dispatch {
         let Some(backend) = self.attempt.as_ref().map(|attempt| attempt.backend.clone()) else { return };
         let home = self.session.and_then(|session| pool.backends().get(session.backend));
         let is_home = home.is_some_and(|home| home.address == backend.address);
-        // Only a replay goes to the same backend again, over a new connection: when it is the home of the session, or the
-        // only one.
+        // Only a replay goes to the same backend again, over a new connection: if it is the backend of the session, or
+        // the only one.
         let stays = (retry.replay && is_home) || !pool.has_another(&self.tried, &backend, now);
         let last = self.last.take();
         if stays {

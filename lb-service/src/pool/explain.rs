@@ -1,10 +1,11 @@
-//! Where a request would go, and why not elsewhere, without sending it there.
+//! Explanations: the backend that a request would go to and the reasons against the others, without sending the
+//! request.
 //!
-//! An explanation is a pick ([`Pool::pick`]) with another purpose: the questions, their order and the candidates are those of
-//! a request, but no turn is taken, no place counted, and nobody is told. So the next request goes where the explanation says,
-//! unless something changes in between or random numbers decide ([`Explanation::draw`]).
+//! An explanation is a pick ([`Pool::pick`]) with another purpose: the checks, their order and the candidates are those
+//! of a request, but the policy does not advance, no place is counted, and no event is reported. So the next request
+//! goes to the explained backend, unless something changes in between or random numbers decide ([`Explanation::draw`]).
 //!
-//! Invariant: nothing that a request, a metric or a log could see is different afterwards.
+//! Invariant: an explanation changes nothing that a request, a metric or a log could see.
 
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;
@@ -19,14 +20,15 @@ use super::pick::{PickError, PickRequest, Purpose};
 use super::reasons::SkipReason;
 use crate::policy::{Policy, Preference};
 
-/// Where a request would go.
+/// The explained choice of a pool.
 #[derive(Clone, Debug)]
 pub struct Explanation {
-    /// Which backends are used at all.
+    /// The backends that are in use.
     pub availability: Availability,
-    /// The backend that would be taken, or why none would. A random number says so if it is a [`draw`](Self::draw).
+    /// The backend that would be selected, or the reason why none would. If [`draw`](Self::draw) is true, a random
+    /// number decides it.
     pub taken: Result<Arc<Backend>, PickError>,
-    /// Whether it is the session that says so.
+    /// Whether the session decides.
     pub by_session: bool,
     /// Whether random numbers decide among several.
     pub draw: bool,
@@ -34,49 +36,50 @@ pub struct Explanation {
     pub backends: Vec<Judged>,
 }
 
-/// What a request would find at a backend.
+/// The state of a backend as a request would find it.
 #[derive(Clone, Debug)]
 pub struct Judged {
     /// The backend.
     pub backend: Arc<Backend>,
-    /// What it is at the moment.
+    /// The current state.
     pub state: BackendState,
-    /// Why it would not be taken; none: it is a candidate.
+    /// The reason for skipping the backend; `None` means that it is a candidate.
     pub skip_reason: Option<SkipReason>,
-    /// The share of its weight that it has, from 0.1 to 1: less than 1 after it came back.
+    /// The share of its weight, from 0.1 to 1; it is less than 1 during slow start.
     pub share: f64,
-    /// What the policy compares.
+    /// The value that the policy compares.
     pub score: Score,
 }
 
-/// What a policy compares.
+/// The value that a policy compares.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Score {
-    /// The order of turns; 1 is next.
+    /// The position in the rotation; 1 is next.
     Rotation(usize),
-    /// The order of the key; 1 is its own.
+    /// The position for the key; 1 is the backend of the key.
     Position(usize),
-    /// The chance of a candidate to be drawn, from 0 to 1; about so while some start slowly.
+    /// The probability that the candidate is drawn, from 0 to 1; it is approximate during slow starts.
     Chance(f64),
-    /// Requests in flight over weight; the least is taken.
+    /// Requests in flight divided by the weight; the lowest value is selected.
     InFlight(f64),
-    /// What an answer is expected to cost, in seconds; the least is taken.
+    /// The expected cost of a response, in seconds; the lowest value is selected.
     Cost(f64),
 }
 
-/// A pick that leaves everything as it is.
+/// The purpose of a pick that changes nothing.
 struct Rehearse {
     policy: Arc<Policy>,
-    /// The step that it would take next.
+    /// The next step of the policy.
     step: Cell<usize>,
-    /// In the order in which they were passed over.
+    /// The skipped backends, in order.
     passed: RefCell<Vec<(Arc<Backend>, SkipReason)>>,
 }
 
 // === impl Pool ===
 
 impl Pool {
-    /// Where this request would go, and why not elsewhere. Whoever waits in the queue is not looked at.
+    /// Returns the backend that this request would go to, and the reasons against the others. Requests that wait in the
+    /// queue are ignored.
     pub fn explain(&self, request: &PickRequest<'_>) -> Explanation {
         let policy = self.outlook.get_or_init(|| self.another_selector());
         let availability = self.assessed(request.now);
@@ -105,7 +108,7 @@ impl Pool {
         Arc::new(Policy::build_with_config(&self.balancer.backends().get_backend(), &self.shared.policy))
     }
 
-    /// All backends, the one first that the next request with this key is offered first.
+    /// Returns all backends in the order in which the next request with this key would be offered them.
     fn in_order(&self, policy: &Arc<Policy>, key: &[u8]) -> Vec<Arc<Backend>> {
         let mut candidates = policy.ahead(key);
         let next = || {
@@ -126,7 +129,7 @@ impl Pool {
     ) -> Judged {
         let is_taken = taken.is_some_and(|taken| Arc::ptr_eq(taken, &backend));
         let skip_reason = (!is_taken).then(|| {
-            // Who was not asked, since another one was taken before it, is asked now.
+            // Backends after the selected one were not evaluated before, so they are evaluated now.
             let noted = rehearsal.skip_reason(&backend);
             noted.or_else(|| self.would_skip(&backend, availability, request, rehearsal))
         });
@@ -147,7 +150,8 @@ impl Pool {
         }
     }
 
-    /// Whether it is the draw of a slow start that this choice hangs on. For a key it is no draw: it is always the same.
+    /// Returns whether the draw of a slow start decides this choice. For a key there is no draw: the result is always
+    /// the same.
     fn slow_start_draws(
         &self,
         request: &PickRequest<'_>,
@@ -162,7 +166,7 @@ impl Pool {
     }
 }
 
-/// Candidates share by weight.
+/// Divides the probability between the candidates by weight.
 fn share_chances(backends: &mut [Judged]) {
     let part = |judged: &Judged| match judged.skip_reason {
         None => judged.backend.weight() as f64 * judged.share,
@@ -184,7 +188,7 @@ impl Rehearse {
         Self { step: Cell::new(policy.next_step()), policy, passed: RefCell::default() }
     }
 
-    /// Why a backend was passed over at last.
+    /// Returns the last reason for skipping a backend.
     fn skip_reason(&self, backend: &Arc<Backend>) -> Option<SkipReason> {
         let passed = self.passed.borrow();
         passed
@@ -245,7 +249,7 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    /// What may be the matter with a backend.
+    /// The possible states of a backend.
     #[derive(Clone, Debug)]
     struct Lot {
         weight: u64,
@@ -375,7 +379,7 @@ mod tests {
             PickRequest { key, session, tried, now: self.manual.now(), draw }
         }
 
-        /// Everything that is counted.
+        /// Returns all counters.
         fn counts(&self) -> Vec<u64> {
             let of_backend = |backend: &Arc<Backend>| {
                 let passed_over = backend.passed_over().map(|(_, count)| count);
@@ -410,7 +414,7 @@ mod tests {
     }
 
     #[test]
-    fn each_has_the_reason_that_a_request_would_find() {
+    fn each_backend_has_the_reason_that_a_request_would_find() {
         let (mut rules, mut lots) = three(Algorithm::RoundRobin);
         rules.panic_threshold = 0;
         lots.extend(vec![Lot::WELL; 3]);
@@ -427,7 +431,7 @@ mod tests {
     }
 
     #[test]
-    fn turns_are_told_in_their_order() {
+    fn the_rotation_is_explained_in_order() {
         let (rules, mut lots) = three(Algorithm::RoundRobin);
         lots[0].weight = 5;
         let bench = Bench::new(&rules, &lots);
@@ -438,7 +442,7 @@ mod tests {
     }
 
     #[test]
-    fn a_draw_has_chances_and_names_one_only_if_it_is_alone() {
+    fn a_draw_has_probabilities_and_names_only_a_single_candidate() {
         let (rules, mut lots) = three(Algorithm::Random);
         lots[0].weight = 3;
         lots[1].down = true;
@@ -458,7 +462,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slow_start_is_a_draw_for_turns_and_none_for_a_key() {
+    fn a_slow_start_is_a_draw_for_a_rotation_but_not_for_a_key() {
         let (mut rules, mut lots) = three(Algorithm::Maglev);
         rules.slow_start = Some(10 * SECOND);
         lots.iter_mut().for_each(|lot| lot.came_back = true);
@@ -468,7 +472,7 @@ mod tests {
     }
 
     #[test]
-    fn without_anybody_it_is_said_why() {
+    fn an_explanation_without_a_backend_gives_the_reason() {
         let (mut rules, mut lots) = three(Algorithm::LeastRequest);
         rules.panic_threshold = 0;
         lots.iter_mut().for_each(|lot| lot.down = true);
@@ -479,7 +483,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_next_request_goes_where_it_was_said_and_nothing_else_happens(
+        fn the_next_request_goes_to_the_explained_backend_and_nothing_else_changes(
             rules in any_rules(),
             lots in vec(any_lot(), 1..8),
             before in 0usize..20,

@@ -59,7 +59,7 @@
 //! [`Backend`], stored by address beside the selector, because Pingora builds a new selector on every change.
 //!
 //! ```text
-//! Dispatch                       one request, from its first attempt to its response   dispatch.rs
+//! Dispatch                       one request, from its first attempt to its response    dispatch.rs
 //!
 //! Dispatch::admit                it is placed, waits, or is rejected                    admission.rs
 //! ├── Queue                      requests that wait until a backend has room            queue.rs
@@ -68,7 +68,7 @@
 //! ├── LoadBalancer<Policy>       the others, best first                                 ../policy/
 //! │   └── Pool::skip_reason      why a candidate is skipped                             pick.rs
 //! │       ├── Availability       backups, panic                                         availability.rs
-//! │       ├── OutlierRecord      ejections                              outlier.rs
+//! │       ├── OutlierRecord      ejections                                              outlier.rs
 //! │       └── Comeback           slow start                                             slow_start.rs
 //! └── Attempt                    one request at one backend, until it is dropped        attempt.rs
 //!     └── Ejector, SlowBackends  judge the backend when the attempt ends                outlier.rs, slow_backends.rs

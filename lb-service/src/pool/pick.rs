@@ -1,4 +1,4 @@
-//! Which backend a request goes to, and why the others were passed over.
+//! The selection of a backend for a request, and the reasons for skipping the others.
 
 use std::cell::{Cell, RefCell};
 use std::net::{IpAddr, SocketAddr};
@@ -18,14 +18,14 @@ use super::sticky::Session;
 use super::{Pool, slow_start};
 use crate::policy::{InFlight, bound};
 
-/// What a request asks of its pool. A [`Dispatch`](super::Dispatch) makes it.
+/// The input of a pick. A [`Dispatch`](super::Dispatch) makes it.
 #[derive(Debug)]
 pub struct PickRequest<'a> {
-    /// What its hash is made of; empty: nothing.
+    /// The key to hash; empty if there is none.
     pub key: &'a [u8],
-    /// The backend that its cookie names, as an index of [`Pool::backends`].
+    /// The backend that the session cookie names, as an index of [`Pool::backends`].
     pub session: Option<usize>,
-    /// Where it was sent before.
+    /// The backends of the earlier attempts.
     pub tried: &'a Tried,
     /// The time.
     pub now: Instant,
@@ -33,66 +33,69 @@ pub struct PickRequest<'a> {
     pub draw: f64,
 }
 
-/// The backends that one request was sent to, and how each failed.
+/// The backends of the earlier attempts of a request, each with its failure.
 #[derive(Clone, Debug, Default)]
 pub struct Tried(Vec<(Arc<Backend>, AttemptFailure)>);
 
-/// The backends that a request could not go to, in the order of the policy. A backend that it was sent to is not among them.
+/// The backends that were skipped for a request, in the order of the policy. Backends of earlier attempts are not
+/// included.
 #[derive(Clone, Debug, Default)]
 pub struct Passed(Vec<(Arc<Backend>, SkipReason)>);
 
-/// Why no backend takes a request.
+/// The reason why no backend was selected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PickError {
-    /// Every backend that would take it has reached `max_requests`.
+    /// Every suitable backend has reached `max_requests`.
     Full,
     /// No backend is available.
     Unavailable,
 }
 
-/// So many are remembered: a log line has an end.
+/// The maximum number of skipped backends that are stored. It bounds the length of a log line.
 const MAX_PASSED: usize = 16;
 
-/// How strictly candidates are looked at.
+/// The strictness of one pass over the candidates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Pass {
-    /// None that failed its latest request.
+    /// Whether backends that failed their latest request are skipped.
     sound: bool,
-    /// Slow starts and bounds of hashed load, which only shift load, count.
+    /// Whether slow starts and bounds of hashed load count, which only shift load.
     shifts: bool,
 }
 
-/// What a pick is for: to serve a request, or to say how one would be served. Both ask the same questions in the same order.
+/// The purpose of a pick: to serve a request, or to explain how one would be served. Both apply the same checks in the
+/// same order.
 pub(super) trait Purpose {
-    /// What the request has at the backend that it goes to.
+    /// The place of the request at the selected backend.
     type Place;
 
-    /// Offers the candidates for a key, best first, each with whether it passes its checks, until `accept` takes one.
+    /// Offers the candidates for a key, best first, each with whether it passes its health checks, until `accept` takes
+    /// one.
     fn offer(&self, pool: &Pool, key: &[u8], accept: impl Fn(&pingora::lb::Backend, bool) -> bool);
 
-    /// A place at a backend that may hold less than `bound`.
+    /// Takes a place at a backend that can hold fewer than `bound` requests.
     fn reserve(&self, backend: &Backend, bound: u64) -> Result<Self::Place, SkipReason>;
 
-    /// A candidate was passed over.
+    /// Records that a candidate was skipped.
     fn note(&self, backend: &Arc<Backend>, skip_reason: SkipReason);
 
-    /// Whether some were passed over only to shift load.
+    /// Returns whether candidates were skipped only to shift load.
     fn has_shifted(&self) -> bool;
 }
 
-/// A request is served: its turn is taken, its place counted, and who is passed over as well.
+/// The purpose of serving a request: the policy advances, and the place and the skipped backends are counted.
 struct Serve<'a>(RefCell<&'a mut Passed>);
 
 // === impl Pool ===
 
 impl Pool {
-    /// Gives a request to the backend that its session or the policy names, and notes the backends that were passed over.
+    /// Places a request at the backend that its session or the policy selects, and records the skipped backends.
     ///
-    /// A retry prefers, also in panic, a backend that is available and did not fail its latest request, then any that is
-    /// available. Only then does panic offer it a backend that is not available.
+    /// A retry prefers, also in panic, an available backend that did not fail its latest request, then any available
+    /// one. Only after these does panic offer it a backend that is not available.
     ///
     /// # Errors
-    /// When no backend takes it: [`PickError::Full`] if one would, had it room; else [`PickError::Unavailable`].
+    /// If no backend is selected: [`PickError::Full`] if only the limits prevent it, else [`PickError::Unavailable`].
     pub fn place(
         self: &Arc<Self>,
         request: &PickRequest<'_>,
@@ -108,7 +111,7 @@ impl Pool {
         }
     }
 
-    /// The backend that a request goes to, and its place there.
+    /// Selects the backend for a request, and takes a place there.
     pub(super) fn pick<P: Purpose>(
         &self,
         request: &PickRequest<'_>,
@@ -119,24 +122,24 @@ impl Pool {
         let picked = self.continue_session(request, availability, purpose);
         let picked = picked.or_else(|| self.choose_for_retry(request, availability, purpose));
         let picked = picked.or_else(|| self.choose(request, availability, any, purpose));
-        // Better one that gets more than its share than none.
+        // A backend that gets more than its share is better than none.
         picked.or_else(|| {
             let pass = Pass { shifts: false, ..any };
             purpose.has_shifted().then(|| self.choose(request, availability, pass, purpose)).flatten()
         })
     }
 
-    /// Why nobody took a request.
+    /// Returns the reason why no backend was selected.
     pub(super) fn unplaced(&self, request: &PickRequest<'_>, availability: Availability) -> PickError {
         if self.has_full(request, availability) { PickError::Full } else { PickError::Unavailable }
     }
 
-    /// Whether a request that was sent to these would be taken by another backend.
+    /// Returns whether another backend would take a request after these attempts.
     pub(super) fn has_another(&self, tried: &Tried, also: &Backend, now: Instant) -> bool {
         self.others(tried, also, now).next().is_some()
     }
 
-    /// The backends that would take a request which was sent to these.
+    /// Returns the backends that would take a request after these attempts.
     pub(super) fn others(
         &self,
         tried: &Tried,
@@ -152,30 +155,31 @@ impl Pool {
         })
     }
 
-    /// Whether its policy hashes requests. One without a [`hash_key`](Self::hash_key) then takes turns, and is to be
-    /// counted in [`keys_missing`](super::Counters::keys_missing).
+    /// Returns whether the policy hashes requests. A request without a [`hash_key`](Self::hash_key) then falls back to
+    /// round robin, and the caller counts it in [`keys_missing`](super::Counters::keys_missing).
     pub fn is_hashed(&self) -> bool {
         self.settings.hash_on.is_some()
     }
 
-    /// The key of a request for the policy, if that hashes and the request has one. The address of the `client` is the one
-    /// that a trusted proxy names, if there is such a proxy; it is missing on Unix sockets.
+    /// Returns the key of a request for the policy; `None` if the policy does not hash or the request has no key. The
+    /// address of the `client` is the one that a trusted proxy reports, if there is such a proxy; it is missing on Unix
+    /// sockets.
     pub fn hash_key<'a>(&self, client: Option<IpAddr>, head: &'a impl Head) -> Option<Key<'a>> {
         self.settings.hash_on.as_ref().and_then(|on| hash_key::key(on, client, head))
     }
 
-    /// Whether clients are kept at their backends by a cookie.
+    /// Returns whether a cookie keeps clients at their backends.
     pub fn is_sticky(&self) -> bool {
         self.sticky.is_some()
     }
 
-    /// The session that a cookie among these fields names; none: no cookie names a backend of this pool.
+    /// Returns the session that a cookie among these fields names; `None` if no cookie names a backend of this pool.
     pub fn session(&self, fields: &impl Fields) -> Option<Session> {
         self.sticky.as_ref()?.find(fields)
     }
 
-    /// The cookie that a response of `backend` sets, given the `session` that the request came with. There is none when
-    /// the client has it already, or when its own backend is only busy and will be there for the next request.
+    /// Returns the cookie that a response of `backend` sets, given the `session` of the request. It is `None` if the
+    /// client has the cookie already, or if the backend of the session is only busy and can take the next request.
     pub fn set_cookie(
         &self,
         backend: &Backend,
@@ -192,7 +196,7 @@ impl Pool {
         (!stays && !has_it).then(|| sticky.set_cookie(index, secure))
     }
 
-    /// Whether a session stays with its backend, even if one request of it went elsewhere.
+    /// Returns whether a session stays with its backend although one of its requests went elsewhere.
     fn holds_session(&self, session: usize, now: Instant) -> bool {
         let availability = self.availability(now);
         self.backends
@@ -221,8 +225,9 @@ impl Pool {
         }
     }
 
-    /// For a retry: a backend that is not known to fail, first by its latest request and its checks, then by its checks alone.
-    /// In panic readiness is ignored because the checks may be wrong. If they are right after all, this attempt counts.
+    /// Selects a backend for a retry that is not known to fail: first by its latest request and its health checks, then
+    /// by its health checks alone. Panic ignores readiness because the health checks might be wrong. This pass covers
+    /// the case that they are right.
     fn choose_for_retry<P: Purpose>(
         &self,
         request: &PickRequest<'_>,
@@ -235,12 +240,12 @@ impl Pool {
         let checked = Availability { panic: false, ..availability };
         let pass = |sound| Pass { sound, shifts: !availability.panic };
         let sound = self.choose(request, checked, pass(true), purpose);
-        // Without panic, the next pass of `pick` asks for the same.
+        // Without panic, the next pass of `pick` does this.
         let is_left = sound.is_none() && availability.panic;
         sound.or_else(|| is_left.then(|| self.choose(request, checked, pass(false), purpose)).flatten())
     }
 
-    /// Whether somebody would take the request, had it room.
+    /// Returns whether a backend would take the request if it were not full.
     fn has_full(&self, request: &PickRequest<'_>, availability: Availability) -> bool {
         self.backends.iter().enumerate().any(|(index, backend)| {
             let skip_reason = match request.session == Some(index) {
@@ -251,7 +256,7 @@ impl Pool {
         })
     }
 
-    /// The policy's best candidate that may have the request.
+    /// Selects the policy's best candidate that can take the request.
     fn choose<P: Purpose>(
         &self,
         request: &PickRequest<'_>,
@@ -276,7 +281,7 @@ impl Pool {
         taken.into_inner()
     }
 
-    /// Why a backend would not take a request that the policy offers to it.
+    /// Returns why a backend would be skipped; `None` if it would take the request.
     pub(super) fn would_skip<P: Purpose>(
         &self,
         backend: &Backend,
@@ -288,7 +293,7 @@ impl Pool {
         self.take(backend, ready, availability, pass, request, purpose).err()
     }
 
-    /// A place at a candidate, or why there is none.
+    /// Takes a place at a candidate, or returns why it is skipped.
     fn take<P: Purpose>(
         &self,
         backend: &Backend,
@@ -314,7 +319,8 @@ impl Pool {
         purpose.reserve(backend, self.bound(backend, availability, request))
     }
 
-    /// The same for a session: it stays where it is while its backend drains, but not when that is gone as well.
+    /// Returns why the backend of a session is skipped. A session stays while its backend drains, but moves if the
+    /// backend is not available.
     fn session_skip_reason(
         &self,
         backend: &Backend,
@@ -333,7 +339,7 @@ impl Pool {
         skip_reason(backend, self.is_ready(backend), availability, now)
     }
 
-    /// The most that a backend may hold of hashed requests; the largest number: there is no bound.
+    /// Returns the maximum of hashed requests that a backend can hold; `u64::MAX` means that there is no bound.
     fn bound(&self, backend: &Backend, availability: Availability, request: &PickRequest<'_>) -> u64 {
         let percent = self.settings.bounded_load.filter(|_| !request.key.is_empty());
         percent.map_or(u64::MAX, |percent| {
@@ -341,8 +347,8 @@ impl Pool {
         })
     }
 
-    /// Whether a backend that came back a moment ago takes this request. By its key, if it has one: a key that comes back
-    /// to a backend stays there.
+    /// Returns whether a backend in slow start takes this request. If the request has a key, the key decides: a key
+    /// that has returned to a backend stays there.
     fn is_admitted(&self, backend: &Backend, request: &PickRequest<'_>) -> bool {
         let share = self.share(backend, request.now);
         let draw = || match request.key {
@@ -352,13 +358,13 @@ impl Pool {
         share >= 1.0 || slow_start::admits(share, draw())
     }
 
-    /// The share of its weight, from 0.1 to 1, that a backend has while it starts slowly.
+    /// Returns the share of its weight, from 0.1 to 1, that a backend has during slow start.
     pub(super) fn share(&self, backend: &Backend, now: Instant) -> f64 {
         self.settings.slow_start.map_or(1.0, |window| backend.history.comeback.share(now, window))
     }
 }
 
-/// Why a backend may not have a request, whatever the request is; `None` if it may.
+/// Returns why a backend is skipped for any request; `None` if it is not.
 fn skip_reason(
     backend: &Backend,
     ready: bool,
@@ -389,7 +395,7 @@ fn skipped_by_operator(backend: &Backend) -> Option<SkipReason> {
 // === impl Pass ===
 
 impl Pass {
-    /// All that may have a request; in panic load is not shifted.
+    /// Accepts every backend that can take a request; in panic, load is not shifted.
     fn any(availability: Availability) -> Self {
         Self { sound: false, shifts: !availability.panic }
     }
@@ -421,7 +427,7 @@ impl Purpose for Serve<'_> {
 // === impl Backend ===
 
 impl Backend {
-    /// The requests that it may hold when it is to hold less than `bound`, and what it is called when it does.
+    /// Returns the maximum of requests for a bound of `bound`, and the reason that applies when it is reached.
     pub(super) fn room(&self, bound: u64) -> (u64, SkipReason) {
         let skip_reason = if bound < self.max_requests { SkipReason::AboveBound } else { SkipReason::Full };
         (bound.min(self.max_requests), skip_reason)
@@ -431,32 +437,32 @@ impl Backend {
 // === impl Tried ===
 
 impl Tried {
-    /// None yet.
+    /// Returns an empty list.
     pub const fn new() -> Self {
         Self(Vec::new())
     }
 
-    /// Remembers that the request was sent to this backend, and what came of it.
+    /// Records a failed attempt at this backend.
     pub fn insert(&mut self, backend: Arc<Backend>, failure: AttemptFailure) {
         self.0.push((backend, failure));
     }
 
-    /// Whether the request was sent to this backend.
+    /// Returns whether an attempt was made at this backend.
     pub fn contains(&self, address: SocketAddr) -> bool {
         self.0.iter().any(|(backend, _)| backend.address == address)
     }
 
-    /// How many backends were tried.
+    /// Returns the number of backends with an attempt.
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// Whether none was.
+    /// Returns whether no attempt was made.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Each with how it failed.
+    /// Returns the backends, each with its failure.
     pub fn iter(&self) -> impl Iterator<Item = (&Backend, AttemptFailure)> {
         self.0.iter().map(|(backend, failure)| (&**backend, *failure))
     }
@@ -465,30 +471,31 @@ impl Tried {
 // === impl Passed ===
 
 impl Passed {
-    /// Nobody yet.
+    /// Returns an empty list.
     pub const fn new() -> Self {
         Self(Vec::new())
     }
 
-    /// Counts it at the backend, and remembers it for the log.
+    /// Counts the skip at the backend, and stores it for the log.
     fn note(&mut self, backend: &Arc<Backend>, skip_reason: SkipReason) {
         let is_known =
             self.0.iter().any(|(known, why)| *why == skip_reason && known.address == backend.address);
         if !is_known {
             backend.pass_over(skip_reason);
         }
-        // The last place is for what decides what becomes of the request.
+        // The last place is reserved for a reason that is not in the list yet, because that reason can decide the
+        // result.
         if !is_known && (self.0.len() < MAX_PASSED || !self.contains(skip_reason)) {
             self.0.push((backend.clone(), skip_reason));
         }
     }
 
-    /// The request goes to this backend after all: a later pass, or the queue, has found it.
+    /// Removes a backend that was selected after all, in a later pass or after waiting.
     fn forget(&mut self, backend: &Backend) {
         self.0.retain(|(known, _)| known.address != backend.address);
     }
 
-    /// Whether a backend was passed over for this reason.
+    /// Returns whether a backend was skipped for this reason.
     pub fn contains(&self, skip_reason: SkipReason) -> bool {
         self.0.iter().any(|(_, why)| *why == skip_reason)
     }
@@ -497,12 +504,12 @@ impl Passed {
         self.0.iter().any(|(_, why)| why.only_shifts())
     }
 
-    /// Whether no backend was passed over.
+    /// Returns whether no backend was skipped.
     pub fn is_empty(&self) -> bool {
         self.iter().next().is_none()
     }
 
-    /// Each with the reason, without those that the request was sent to before.
+    /// Returns the skipped backends, each with its reason, without those of earlier attempts.
     pub fn iter(&self) -> impl Iterator<Item = (&Backend, SkipReason)> {
         let listed = self.0.iter().filter(|(_, skip_reason)| *skip_reason != SkipReason::Tried);
         listed.map(|(backend, skip_reason)| (&**backend, *skip_reason))
@@ -522,14 +529,14 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
     const NOBODY: &Tried = &Tried::new();
 
-    /// A pool whose clock stands still, and whose health checks say what the test says.
+    /// A pool with a manual clock and manual results of health checks.
     struct Bench {
         pool: Arc<Pool>,
         manual: ManualClock,
         draw: f64,
     }
 
-    /// Backends 127.0.0.1:1 and following.
+    /// Returns the settings of backends 127.0.0.1:1 and following.
     fn settings(backends: u16) -> PoolSettings {
         let backend = |port| BackendSettings::new(SocketAddr::from(([127, 0, 0, 1], port)));
         PoolSettings::new("web", (1..=backends).map(backend).collect())
@@ -551,7 +558,7 @@ mod tests {
             self.pool.place(&self.request(key, None, NOBODY), &mut Passed::new())
         }
 
-        /// The ports that so many requests go to, one after the other.
+        /// Returns the ports that this number of requests go to, one after the other.
         fn ports(&self, requests: usize) -> Vec<u16> {
             (0..requests).map(|_| port(&self.place(b"").unwrap())).collect()
         }
@@ -584,7 +591,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tried_backend_is_not_picked_again() {
+    fn a_tried_backend_is_not_selected_again() {
         let bench = Bench::new(&settings(2));
         let mut tried = Tried::new();
         for expected in [1, 2] {
@@ -595,7 +602,7 @@ mod tests {
         let mut passed = Passed::new();
         let placed = bench.pool.place(&bench.request(b"", None, &tried), &mut passed);
         assert_eq!(placed.unwrap_err(), PickError::Unavailable);
-        assert!(passed.is_empty(), "a backend that was tried is not passed over as well");
+        assert!(passed.is_empty(), "a backend that was tried is not skipped as well");
     }
 
     #[test]
@@ -614,11 +621,11 @@ mod tests {
         assert!(passed.iter().all(|(backend, why)| backend.address.port() > 2 && why == SkipReason::Down));
         tried.insert(attempt.backend.clone(), AttemptFailure::Status(503));
         let attempt = bench.pool.place(&bench.request(b"", None, &tried), &mut passed).unwrap();
-        assert!(port(&attempt) > 2, "a backend whose checks fail is the last resort");
+        assert!(port(&attempt) > 2, "a backend whose checks fail is the last choice");
     }
 
     #[test]
-    fn a_backend_that_gets_the_request_is_not_passed_over() {
+    fn a_backend_that_gets_the_request_is_not_skipped() {
         let bench = Bench::new(&settings(2));
         bench.fail(2);
         let mut tried = Tried::new();
@@ -630,7 +637,7 @@ mod tests {
     }
 
     #[test]
-    fn each_that_is_passed_over_has_its_reason() {
+    fn each_skipped_backend_has_its_reason() {
         let mut settings = settings(5);
         settings.backends[4].backup = true;
         settings.backends[3].max_requests = std::num::NonZeroU32::new(1);
@@ -658,7 +665,7 @@ mod tests {
     }
 
     #[test]
-    fn backups_are_used_when_no_other_is_available() {
+    fn backups_are_used_if_no_primary_is_available() {
         let mut settings = settings(3);
         settings.backends[2].backup = true;
         let bench = Bench::new(&settings);
@@ -672,7 +679,7 @@ mod tests {
     }
 
     #[test]
-    fn in_panic_all_are_used_but_those_that_drain() {
+    fn in_panic_all_backends_are_used_except_draining_ones() {
         let bench = Bench::new(&settings(5));
         for port in 1..=3 {
             bench.set_ready(port, false);
@@ -686,7 +693,7 @@ mod tests {
     }
 
     #[test]
-    fn a_backend_that_comes_back_starts_slowly_unless_it_is_alone() {
+    fn a_backend_that_returns_starts_slowly_unless_it_is_alone() {
         let mut settings = settings(2);
         settings.slow_start = Some(10 * SECOND);
         let mut bench = Bench::new(&settings);
@@ -704,7 +711,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bound_sends_hashed_requests_on_when_their_backend_holds_too_many() {
+    fn a_bound_moves_hashed_requests_from_a_backend_that_holds_too_many() {
         let mut settings = settings(4);
         settings.policy = Algorithm::ConsistentHash;
         settings.bounded_load = Some(150);
@@ -771,7 +778,7 @@ mod tests {
     }
 
     #[test]
-    fn an_ejected_backend_comes_back_on_its_own() {
+    fn an_ejected_backend_returns_after_its_ejection() {
         let bench = Bench::new(&settings(2));
         for _ in 0..5 {
             bench.fail(1);

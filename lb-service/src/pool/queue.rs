@@ -1,17 +1,16 @@
-//! Requests that wait for a backend with a free place: first come, first served, and not more than fit.
+//! Requests that wait for a backend with a free place. The queue is bounded and first come, first served.
 //!
-//! A request that finds every backend full joins the [`Queue`] and tries again whenever it is told to. It
-//! stays in the line while it tries and leaves by being dropped: because it was placed, because it waited too
-//! long, or because its client went away. So an arrival that sees a line joins it, and nobody is overtaken.
+//! A request that finds every backend full joins the [`Queue`] and asks for a place whenever its turn comes. It stays
+//! in the queue while it asks. It leaves by being dropped: because it was placed, because it timed out, or because its
+//! client disconnected. A request that arrives while others wait joins behind them, so no request overtakes another.
 //!
-//! Only the front of the line is ever told to try. It is told when it becomes the front, because a place may
-//! have become free for the one before it, and whenever a place becomes free. If two places become free at
-//! once the front may be told once only; it takes one, leaves, and the next, told because it is the front
-//! now, takes the other. What is told while nobody listens is kept, so none of it is lost.
+//! Only the front of the queue gets turns: one when it becomes the front, because a place that became free for the
+//! previous front might still be free, and one whenever a place becomes free. If two places become free at once, the
+//! front might get only one turn. It takes one place and leaves; the next request becomes the front, gets a turn, and
+//! takes the other place. A turn that is given while no task polls is kept, so no turn is lost.
 //!
-//! [`Line`] is the order alone, without locks or tasks. [`Queue`] puts it behind a lock, which is taken only
-//! when somebody joins, leaves or waits: while the line is empty, a place that becomes free costs a fence and
-//! a load.
+//! [`Line`] is only the order, without locks or tasks. [`Queue`] puts it behind a lock, which is taken only when a
+//! request joins, leaves or waits: while the queue is empty, a place that becomes free costs a fence and a load.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -27,12 +26,12 @@ use thiserror::Error;
 #[derive(Debug)]
 pub struct Queue {
     places: AtomicU32,
-    /// As many as are in the line; written under its lock.
+    /// The length of the line; written under its lock.
     waiting: AtomicU64,
     line: Mutex<Line<Arc<Signal>>>,
 }
 
-/// A request in the line, until this is dropped.
+/// A waiting request. It leaves the queue when this is dropped.
 #[derive(Debug)]
 pub struct Waiter {
     ticket: Ticket,
@@ -46,37 +45,37 @@ pub struct Waiter {
 #[derive(Clone, Debug)]
 pub struct Turn(Arc<Signal>);
 
-/// Gives a waiting request its turn.
+/// The signal that gives a waiting request its turn.
 #[derive(Debug, Default)]
 struct Signal {
     is_given: AtomicBool,
     waker: AtomicWaker,
 }
 
-/// The queue holds as many requests as it has places.
+/// The error of a queue without a free place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("the queue is full")]
 pub struct QueueFull;
 
-/// Who waits, in the order of arrival; `T` is how one of them is told that it is its turn.
+/// The waiting requests in the order of arrival; `T` is the signal that gives a request its turn.
 ///
-/// Invariant: whoever is the front was told when it became the front, by whoever made the change.
+/// Invariant: the change that makes a request the front also gives it its turn.
 #[derive(Debug)]
 pub struct Line<T> {
     places: usize,
     next: u64,
-    /// Ascending by ticket.
+    /// The requests, ascending by ticket.
     waiting: VecDeque<(Ticket, T)>,
 }
 
-/// The number of one who waits; later arrivals have higher ones.
+/// The number of a waiting request; later arrivals have higher numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Ticket(u64);
 
 // === impl Queue ===
 
 impl Queue {
-    /// An empty line for at most `places` requests. With 0 nobody ever waits.
+    /// Returns an empty queue for at most `places` requests. With 0, no request waits.
     pub fn new(places: u32) -> Arc<Self> {
         Arc::new(Self {
             places: AtomicU32::new(places),
@@ -85,33 +84,33 @@ impl Queue {
         })
     }
 
-    /// How many requests may wait.
+    /// Returns the maximum number of waiting requests.
     pub fn places(&self) -> u32 {
         self.places.load(Ordering::Relaxed)
     }
 
-    /// From now on so many may wait. Who waits already stays.
+    /// Changes the maximum number of waiting requests. Requests that already wait stay.
     pub fn set_places(&self, places: u32) {
         self.line().set_places(places);
         self.places.store(places, Ordering::Relaxed);
     }
 
-    /// How many requests wait.
+    /// Returns the number of waiting requests.
     pub fn len(&self) -> u64 {
         self.waiting.load(Ordering::Relaxed)
     }
 
-    /// Whether no request waits; an arrival that finds one waiting joins the line before it tries.
+    /// Returns whether no request waits. If one does, a new request joins the queue before it asks for a place.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Goes to the end of the line.
+    /// Joins the end of the queue.
     ///
     /// # Errors
     ///
-    /// When as many requests wait as may. That is found without the lock, so that a flood of refusals hinders
-    /// nobody.
+    /// If the queue is full. This check does not take the lock, so that many rejections do not slow down other
+    /// requests.
     pub fn join(self: &Arc<Self>) -> Result<Waiter, QueueFull> {
         if self.len() >= u64::from(self.places()) {
             return Err(QueueFull);
@@ -125,13 +124,13 @@ impl Queue {
         if is_front {
             told.give();
         }
-        // Pairs with the fence of `wake`: either the one who frees a place sees us waiting, or we see the
-        // free place.
+        // Pairs with the fence of `wake`: either the thread that frees a place sees this request, or this request sees
+        // the free place.
         fence(Ordering::SeqCst);
         Ok(Waiter { ticket, told, queue: Arc::clone(self) })
     }
 
-    /// Tells the front of the line that a place may be free. To be called after a place became free.
+    /// Gives the front of the queue a turn. The caller has freed a place before.
     pub fn wake(&self) {
         if self.places() == 0 && self.is_empty() {
             return;
@@ -162,8 +161,8 @@ impl Queue {
     }
 }
 
-/// Without the lock: this wakes a task, which is foreign code. Should the one who is told have left
-/// meanwhile, then its leaving told the next.
+/// Gives a turn without holding the lock, because this wakes a task, which is foreign code. If the request has left in
+/// the meantime, its leaving gave the turn to the next one.
 fn tell(waiter: Option<Arc<Signal>>) {
     if let Some(told) = waiter {
         told.give();
@@ -173,12 +172,13 @@ fn tell(waiter: Option<Arc<Signal>>) {
 // === impl Waiter ===
 
 impl Waiter {
-    /// The turn of this request. It comes when the request becomes the front, and then with each [`Queue::wake`].
+    /// Returns the turn of this request. The turn comes when the request becomes the front, and then with each
+    /// [`Queue::wake`].
     pub fn turn(&self) -> Turn {
         Turn(self.told.clone())
     }
 
-    /// Whether its turn has come since this was last called. Turns that were not taken count once.
+    /// Returns whether the turn has come since the last call. Several turns that were not taken count once.
     pub fn take_turn(&self) -> bool {
         self.told.is_given.swap(false, Ordering::AcqRel)
     }
@@ -193,7 +193,7 @@ impl Drop for Waiter {
 // === impl Turn ===
 
 impl Turn {
-    /// Whether it has come and was not taken.
+    /// Returns whether the turn has come and was not taken.
     pub fn is_given(&self) -> bool {
         self.0.is_given.load(Ordering::Acquire)
     }
@@ -220,18 +220,18 @@ impl Signal {
 // === impl Line ===
 
 impl<T> Line<T> {
-    /// An empty line for at most `places`.
+    /// Returns an empty line for at most `places` requests.
     pub fn new(places: u32) -> Self {
         Self { places: usize::try_from(places).unwrap_or(usize::MAX), next: 0, waiting: VecDeque::new() }
     }
 
-    /// From now on at most so many join.
+    /// Changes the maximum length.
     pub fn set_places(&mut self, places: u32) {
         self.places = usize::try_from(places).unwrap_or(usize::MAX);
     }
 
-    /// Goes to the end; `None` when the line is full. Who is alone in the line is its front and is to be
-    /// told.
+    /// Joins the end of the line; `None` if it is full. A request that is alone is the front, and the caller gives it a
+    /// turn.
     pub fn join(&mut self, told: T) -> Option<Ticket> {
         if self.waiting.len() >= self.places {
             return None;
@@ -242,24 +242,25 @@ impl<T> Line<T> {
         Some(ticket)
     }
 
-    /// Takes one out, wherever it stands. Returns who became the front by that and is to be told.
+    /// Removes a request from any position. Returns the request that became the front by this, to which the caller
+    /// gives a turn.
     pub fn leave(&mut self, ticket: Ticket) -> Option<&T> {
         let place = self.waiting.binary_search_by_key(&ticket, |(ticket, _)| *ticket).ok()?;
         self.waiting.remove(place);
         if place == 0 { self.front() } else { None }
     }
 
-    /// Who is first, and is to be told when a place becomes free.
+    /// Returns the front, which gets a turn when a place becomes free.
     pub fn front(&self) -> Option<&T> {
         self.waiting.front().map(|(_, told)| told)
     }
 
-    /// How many wait.
+    /// Returns the length.
     pub fn len(&self) -> usize {
         self.waiting.len()
     }
 
-    /// Whether nobody waits.
+    /// Returns whether no request waits.
     pub fn is_empty(&self) -> bool {
         self.waiting.is_empty()
     }
@@ -278,7 +279,7 @@ mod tests {
 
     const DEADLINE: Duration = Duration::from_secs(30);
 
-    /// A backend with so many free places, and the line before it.
+    /// A backend with a number of free places, and the queue in front of it.
     struct Server {
         free: AtomicI64,
         queue: Arc<Queue>,
@@ -320,21 +321,24 @@ mod tests {
         assert!(has_turn(&mut front) && !has_turn(&mut front));
         queue.wake();
         queue.wake();
-        assert!(has_turn(&mut front) && !has_turn(&mut front), "two that nobody listened to count once");
+        assert!(has_turn(&mut front) && !has_turn(&mut front), "two turns that were not taken count once");
     }
 
     #[test]
-    fn only_the_front_is_told() {
+    fn only_the_front_gets_a_turn() {
         let queue = Queue::new(2);
         let (mut front, mut second) = (queue.join().unwrap(), queue.join().unwrap());
         queue.wake();
         assert!(has_turn(&mut front) && !has_turn(&mut second));
         drop(front);
-        assert!(has_turn(&mut second) && !has_turn(&mut second), "the next is told by the one who leaves");
+        assert!(
+            has_turn(&mut second) && !has_turn(&mut second),
+            "the leaving request gives a turn to the next one"
+        );
     }
 
     #[test]
-    fn a_turn_that_is_given_while_nobody_listens_is_kept() {
+    fn a_turn_that_is_given_while_no_task_polls_is_kept() {
         let queue = Queue::new(1);
         let mut front = queue.join().unwrap();
         assert!(has_turn(&mut front));
@@ -343,11 +347,11 @@ mod tests {
             assert!(listening.as_mut().now_or_never().is_none());
             queue.wake();
         }
-        assert!(has_turn(&mut front), "who was told and stopped listening before it heard is told again");
+        assert!(has_turn(&mut front), "a turn is kept when its future is dropped before it is polled");
     }
 
     #[test]
-    fn a_full_line_takes_nobody_until_somebody_leaves() {
+    fn a_full_queue_takes_no_request_until_one_leaves() {
         let queue = Queue::new(3);
         let mut waiters: Vec<_> = (0..3).map(|_| queue.join().unwrap()).collect();
         assert_eq!(queue.join().unwrap_err(), QueueFull);
@@ -365,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_waits_in_a_line_without_places() {
+    fn no_request_waits_in_a_queue_without_places() {
         let queue = Queue::new(0);
         assert!(queue.join().is_err());
         queue.wake();
@@ -394,7 +398,7 @@ mod tests {
         assert_eq!(server.free.load(Ordering::Relaxed), 2);
     }
 
-    /// One request of the stress test; every fifth gives up after some polls.
+    /// Runs one request of the stress test; every fifth request gives up after some polls.
     async fn request(server: &Server, number: usize) {
         if !(server.queue.is_empty() && server.try_take()) {
             let Ok(mut waiter) = server.queue.join() else { return };
@@ -431,7 +435,7 @@ mod tests {
         let all = (0..16).map(client).collect::<JoinSet<_>>().join_all();
         assert!(
             tokio::time::timeout(DEADLINE, all).await.is_ok(),
-            "somebody waits for ever: {:?}",
+            "a request waits forever: {:?}",
             server.queue
         );
         assert!(server.queue.is_empty());
@@ -443,7 +447,7 @@ mod tests {
         Join,
         Leave(usize),
         Wake,
-        /// The front listens, which uses up its turn.
+        /// The front polls, which uses up its turn.
         Listen,
     }
 
@@ -480,9 +484,9 @@ mod tests {
                         let (ticket, _) = model.remove(place % model.len()).unwrap();
                         let told = line.leave(ticket).copied();
                         let new_front = model.front().filter(|front| before.is_some_and(|b| b < **front));
-                        prop_assert_eq!(told, new_front.map(|(_, name)| *name), "who is to be told");
+                        prop_assert_eq!(told, new_front.map(|(_, name)| *name), "the request that gets a turn");
                         turns.extend(told);
-                        prop_assert_eq!(line.leave(ticket), None, "who has left does not leave again");
+                        prop_assert_eq!(line.leave(ticket), None, "a request leaves only once");
                     }
                     Step::Wake => {
                         turns.extend(line.front().copied());
@@ -499,10 +503,10 @@ mod tests {
                 prop_assert_eq!(line.is_empty(), model.is_empty());
                 prop_assert!(line.len() <= places as usize);
                 if let Some((_, front)) = front.filter(|_| must_have_turn || front != before) {
-                    prop_assert!(turns.contains(&front), "the front was not told");
+                    prop_assert!(turns.contains(&front), "the front did not get a turn");
                 }
                 let waits = |name: &usize| model.iter().skip(1).any(|(_, waiting)| waiting == name);
-                prop_assert!(!turns.iter().any(waits), "somebody was told who is not the front");
+                prop_assert!(!turns.iter().any(waits), "a request that is not the front got a turn");
             }
         }
     }

@@ -1,26 +1,25 @@
-//! Whether a failed request is sent again, after which pause, and how many retries a pool may have in flight.
+//! Retries: whether a failed request is sent again, after which pause, and how many retries a pool can have in flight.
 //!
-//! A request may be sent again only when that cannot do anything twice: either nothing of it was sent, or its
-//! method is idempotent, which a proxy must insist on (RFC 9110, 9.2.2). [`decide`] looks at the request and the
-//! settings, and distinguishes three ways:
+//! A request can be sent again only if that cannot repeat an effect: either no part of it was sent, or its method is
+//! idempotent, which a proxy must require (RFC 9110, 9.2.2). [`decide`] looks at the request and the settings, and
+//! distinguishes three ways:
 //!
-//! - **Replay**: a connection that was kept alive ended before the first byte of a response. Servers close
-//!   idle connections whenever they like, so this says nothing about the backend, and RFC 9112, 9.3.1 lets a
-//!   client send an idempotent request again over a new connection. It costs neither an attempt nor a place
-//!   in the budget. It is done once: an automatic retry that fails should not be retried automatically (RFC
-//!   9110, 9.2.2).
-//! - **Reconnect**: no connection could be made. Nothing was sent, so the method does not matter, and the
-//!   backend did not work for it: it costs an attempt, and no place in the budget.
-//! - **Retry**: everything else. A backend may have done the work already, so in an outage each of these
-//!   adds load where there is too much of it. It costs an attempt and a place in the [`Budget`].
+//! - **Replay**: a connection that was kept alive ended before the first byte of a response. Servers close idle
+//!   connections at any time, so this is not a failure of the backend, and RFC 9112, 9.3.1 lets a client send an
+//!   idempotent request again over a new connection. A replay uses neither an attempt nor a place in the budget. It is
+//!   done once: a client should not automatically retry a failed automatic retry (RFC 9110, 9.2.2).
+//! - **Reconnect**: no connection could be made. No part of the request was sent, so the method does not matter, and
+//!   the backend did no work. A reconnect uses an attempt, but no place in the budget.
+//! - **Retry**: everything else. The backend might have done the work already, so in an outage each retry adds load
+//!   where there is too much of it. A retry uses an attempt and a place in the [`Budget`].
 //!
-//! `Pool::retry` adds what the pool allows: another backend must be available, and a retry needs a place in the budget,
-//! with one exception. When a connection broke while another backend is well, one backend has ended, and everything
-//! that it was working on is sent again.
+//! `Pool::retry` adds the conditions of the pool: another backend must be available, and a retry needs a place in the
+//! budget, with one exception. If a connection broke while another backend is available, a single backend has ended,
+//! and all its requests in flight are retried.
 //!
-//! The budget limits the retries in flight to a share of the requests in flight, as Envoy's retry budgets
-//! do (`source/common/upstream/upstream_impl.h`, `budget_percent` and `min_retry_concurrency`). The idea that
-//! the allowance follows the traffic instead of being a number per request is Finagle's (`RetryBudget`).
+//! The budget limits the retries in flight to a share of the requests in flight, like Envoy's retry budgets
+//! (`source/common/upstream/upstream_impl.h`, `budget_percent` and `min_retry_concurrency`). The idea that the
+//! allowance follows the traffic instead of being a number per request comes from Finagle (`RetryBudget`).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -32,10 +31,10 @@ use super::pick::Tried;
 use super::settings::{RetryCause, RetrySettings};
 use crate::clock::Now;
 
-/// What is known about a request when an attempt has failed.
+/// The facts about a request after a failed attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Failed {
-    /// How it failed. That of a stale connection is [`RetryCause::Reset`].
+    /// The failure. A stale connection counts as [`RetryCause::Reset`].
     pub cause: RetryCause,
     /// Whether the method is idempotent (RFC 9110, 9.2.2).
     pub idempotent: bool,
@@ -44,7 +43,7 @@ pub struct Failed {
     pub replayable: bool,
     /// Whether bytes of a response, including one with a 1xx status, have reached the client.
     pub response_begun: bool,
-    /// Attempts so far, this one included. A replay is none.
+    /// The attempts so far, including this one. A replay does not count.
     pub tries: usize,
     /// Whether the connection was kept alive from an earlier request and ended before the first byte of a
     /// response.
@@ -53,67 +52,67 @@ pub struct Failed {
     pub replayed: bool,
 }
 
-/// What becomes of a request when an attempt has failed.
+/// The decision about a request after a failed attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decision {
-    /// The client is told of the failure.
+    /// The client gets an error.
     GiveUp(WhyNot),
-    /// It is sent again at once, free of attempts and budget.
+    /// The request is sent again at once and uses neither attempts nor budget.
     Replay,
-    /// It is sent to another backend after [`backoff`], outside the budget.
+    /// The request goes to another backend after [`backoff`], outside the budget.
     Reconnect,
-    /// It is sent to another backend after [`backoff`] if there is a place in the [`Budget`], or if the pool sees
-    /// that this is the end of one backend and not an outage.
+    /// The request goes to another backend after [`backoff`] if there is a place in the [`Budget`], or if the pool
+    /// finds that a single backend has ended and this is not an outage.
     Retry,
 }
 
-/// Why a request is not sent again.
+/// The reason for not retrying a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WhyNot {
-    /// It was tried as often as the settings allow.
+    /// All attempts of the settings are used up.
     Attempts,
-    /// The settings do not name this failure.
+    /// The settings do not include this failure.
     NotConfigured,
-    /// The backend may have acted on it, and acting twice is not the same as once.
+    /// The backend might have processed the request, and processing it twice can have another effect.
     NotIdempotent,
-    /// Its body was sent and is not kept any more.
+    /// The body was sent and is no longer kept.
     BodyGone,
     /// The client has received a part of a response.
     ResponseBegun,
 }
 
-/// Limits the retries that a pool may have in flight to a share of its requests.
+/// The limit of the retries in flight of a pool, as a share of its requests.
 #[derive(Debug)]
 pub struct Budget {
     percent: u32,
     min_concurrent: u32,
-    /// Shared with the budgets before and after this one.
+    /// The retries in flight, shared with the budgets before and after this one.
     active: Arc<AtomicU64>,
 }
 
-/// Another attempt that the pool has decided on.
+/// A further attempt that the pool has decided.
 #[derive(Debug)]
 pub(super) struct Retry {
-    /// How long to wait before it.
+    /// The pause before the attempt.
     pub(super) pause: Duration,
-    /// Its place in the budget, kept until the attempt ends.
+    /// The place in the budget, kept until the attempt ends.
     pub(super) permit: Option<RetryPermit>,
-    /// Whether it only replaces a connection that turned out to be closed.
+    /// Whether the attempt only replaces a stale connection.
     pub(super) replay: bool,
 }
 
-/// A retry in flight. It occupies its place in the budget until this is dropped.
+/// The place of a retry in the budget, until this is dropped.
 #[derive(Debug)]
 pub struct RetryPermit(Arc<Budget>);
 
-/// The longest wait before the first retry. It doubles with each further one.
+/// The longest pause before the first retry. It doubles with each further retry.
 const BACKOFF_BASE: Duration = Duration::from_millis(25);
-/// The longest wait of all.
+/// The longest pause before any retry.
 const BACKOFF_MAX: Duration = Duration::from_millis(250);
 
-/// What becomes of a request when an attempt has failed, as far as settings and request decide it.
+/// Decides about a request after a failed attempt, as far as the request and the settings matter.
 ///
-/// What the request itself rules out is said before what the settings rule out.
+/// Reasons of the request come before reasons of the settings.
 pub fn decide(settings: &RetrySettings, failed: &Failed) -> Decision {
     if failed.response_begun {
         return Decision::GiveUp(WhyNot::ResponseBegun);
@@ -145,11 +144,11 @@ fn refused_by(settings: &RetrySettings, failed: &Failed) -> Option<WhyNot> {
     }
 }
 
-/// How long the `retry`-th retry of a request waits, counted from 1, for a `random` from 0 up to
-/// and without 1; any other `random` counts as 0.
+/// Returns the pause before the `retry`-th retry of a request, counted from 1, for a `random` from 0 up to but
+/// excluding 1. Any other `random` counts as 0.
 ///
-/// Uniform between nothing and a bound that doubles: the "full jitter" of M. Brooker, "Exponential Backoff
-/// And Jitter", AWS Architecture Blog, 2015. Requests that failed together do not come back together.
+/// The pause is uniform between 0 and a bound that doubles: the "full jitter" of M. Brooker, "Exponential Backoff And
+/// Jitter", AWS Architecture Blog, 2015. So requests that failed together do not return together.
 pub fn backoff(retry: usize, random: f64) -> Duration {
     let doublings = u32::try_from(retry.saturating_sub(1)).unwrap_or(u32::MAX);
     let bound = BACKOFF_BASE.saturating_mul(2u32.saturating_pow(doublings)).min(BACKOFF_MAX);
@@ -160,41 +159,40 @@ pub fn backoff(retry: usize, random: f64) -> Duration {
 // === impl Budget ===
 
 impl Budget {
-    /// At most `percent` of the requests in flight, rounded down, but always `min_concurrent`.
+    /// Returns a budget of at most `percent` of the requests in flight, rounded down, but at least `min_concurrent`.
     pub fn new(percent: u32, min_concurrent: u32) -> Arc<Self> {
         Arc::new(Self { percent, min_concurrent, active: Arc::default() })
     }
 
-    /// The budget that these settings describe.
+    /// Returns the budget of these settings.
     pub fn of(settings: &RetrySettings) -> Arc<Self> {
         Self::new(settings.budget_percent, settings.min_concurrent)
     }
 
-    /// This budget with other bounds. The retries in flight still count.
+    /// Returns a budget with other limits that continues the count of retries in flight.
     pub(super) fn successor(&self, settings: &RetrySettings) -> Arc<Self> {
         let RetrySettings { budget_percent: percent, min_concurrent, .. } = *settings;
         Arc::new(Self { percent, min_concurrent, active: self.active.clone() })
     }
 
-    /// Takes a place for a retry while the pool has `in_flight` requests; `None` when there is none.
+    /// Takes a place for a retry while the pool has `in_flight` requests; `None` if there is none.
     ///
-    /// The bound is checked here only: retries that have begun stay when `in_flight` falls.
+    /// The limit is checked only here: retries that have begun continue when `in_flight` falls.
     pub fn try_begin(self: &Arc<Self>, in_flight: u64) -> Option<RetryPermit> {
         let limit = self.limit(in_flight);
-        // Nothing else is published with this number, so `Relaxed` is enough: every exchange sees the latest
-        // value.
+        // No other data is published with this number, so `Relaxed` is enough: every exchange sees the latest value.
         let taken =
             self.active.fetch_update(Relaxed, Relaxed, |active| (active < limit).then_some(active + 1));
         taken.is_ok().then(|| RetryPermit(Arc::clone(self)))
     }
 
-    /// How many retries may be in flight with this many requests in flight.
+    /// Returns the maximum of retries in flight for this number of requests in flight.
     pub fn limit(&self, in_flight: u64) -> u64 {
         let share = u128::from(in_flight) * u128::from(self.percent) / 100;
         u64::try_from(share).unwrap_or(u64::MAX).max(u64::from(self.min_concurrent))
     }
 
-    /// Retries in flight.
+    /// Returns the number of retries in flight.
     pub fn active(&self) -> u64 {
         self.active.load(Relaxed)
     }
@@ -203,7 +201,7 @@ impl Budget {
 // === impl Pool ===
 
 impl Pool {
-    /// The next attempt of a request that `backend` has failed, if there is to be one.
+    /// Decides the next attempt of a request that `backend` has failed; `None` if there is to be none.
     pub(super) fn retry(&self, failed: &Failed, tried: &Tried, backend: &Backend, at: Now) -> Option<Retry> {
         let decision = decide(&self.settings.retries, failed);
         if decision == Decision::Replay {
@@ -220,15 +218,15 @@ impl Pool {
         Some(Retry { pause: backoff(failed.tries, at.draw), permit, replay: false })
     }
 
-    /// How long one attempt may take from the end of the request to the head of its response, if that is limited. The
-    /// time to connect has the limit of [`Backend::peer`].
+    /// Returns the time limit from the end of the request to the head of its response, for one attempt; `None` if there
+    /// is none. [`Backend::peer`] limits the time to connect.
     pub fn per_try(&self) -> Option<Duration> {
         self.settings.retries.per_try
     }
 
-    /// Whether a retry needs a place in the budget. It needs none when a connection broke and another backend is
-    /// available that did not fail its latest request: then one backend has ended and this is no outage, and the
-    /// requests that it was working on may be more than the budget holds. A budget of 0 allows no retry at all.
+    /// Returns whether a retry needs a place in the budget. It needs none if a connection broke and another backend is
+    /// available that did not fail its latest request: then a single backend has ended and this is not an outage. The
+    /// requests in flight at that backend can be more than the budget. A budget of 0 allows no retry at all.
     fn is_budgeted(&self, failed: &Failed, tried: &Tried, backend: &Backend, at: Now) -> bool {
         failed.cause != RetryCause::Reset
             || self.shared.budget.limit(u64::MAX) == 0
@@ -262,7 +260,7 @@ mod tests {
     };
     use proptest::sample::select;
 
-    /// A GET without a body whose first attempt failed.
+    /// Returns a GET without a body whose first attempt failed.
     fn failed(cause: RetryCause) -> Failed {
         Failed {
             cause,
@@ -284,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn by_default_a_failed_request_has_one_more_attempt() {
+    fn a_failed_request_has_one_more_attempt_by_default() {
         let settings = RetrySettings::default();
         for cause in after_connecting() {
             assert_eq!(decide(&settings, &failed(cause)), Decision::Retry, "{cause:?}");
@@ -294,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_connection_is_outside_the_budget_whatever_the_method() {
+    fn a_failed_connection_is_outside_the_budget_for_every_method() {
         let post = Failed { idempotent: false, ..failed(RetryCause::ConnectFailure) };
         assert_eq!(decide(&RetrySettings::default(), &post), Decision::Reconnect);
         assert_eq!(
@@ -310,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_configured_is_not_sent_again() {
+    fn a_failure_that_is_not_configured_is_not_retried() {
         for cause in RetryCause::ALL {
             let others: Vec<_> = RetryCause::ALL.into_iter().filter(|other| *other != cause).collect();
             let decision = decide(&settings(5, &others), &failed(cause));
@@ -319,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn a_post_that_was_sent_is_not_sent_again() {
+    fn a_post_that_was_sent_is_not_retried() {
         for cause in after_connecting() {
             let post = Failed { idempotent: false, ..failed(cause) };
             assert_eq!(decide(&settings(5, &[cause]), &post), Decision::GiveUp(WhyNot::NotIdempotent));
@@ -368,12 +366,12 @@ mod tests {
     }
 
     #[test]
-    fn without_a_budget_nothing_is_repeated() {
+    fn without_a_budget_there_is_no_retry() {
         assert!(Budget::new(0, 0).try_begin(1_000_000).is_none());
     }
 
     #[test]
-    fn a_place_in_the_budget_is_free_again_when_its_guard_goes() {
+    fn a_place_in_the_budget_is_free_after_its_permit_is_dropped() {
         let budget = Budget::new(0, 1);
         let first = budget.try_begin(0);
         assert!(first.is_some() && budget.try_begin(0).is_none());
@@ -430,7 +428,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_happens_what_must_not_be_sent_twice_is_not(
+        fn a_request_that_must_not_be_sent_twice_is_never_retried(
             failed in any_failure(),
             attempts in 0usize..5,
             on in vec(select(&RetryCause::ALL[..]), 0..6),
@@ -459,7 +457,7 @@ mod tests {
         }
 
         #[test]
-        fn no_order_of_begins_and_ends_exceeds_the_budget(
+        fn no_order_of_beginnings_and_ends_exceeds_the_budget(
             percent in 0u32..200,
             min_concurrent in 0u32..10,
             steps in vec(step(), 0..200),
