@@ -1,14 +1,14 @@
 //! Whether a request is placed now, waits, or is rejected.
 //!
-//! [`Dispatch::admit`] decides. Whatever carries requests does what it returns:
+//! [`Dispatch::admit`] decides. Its caller acts on the result:
 //!
 //! - [`Placed`](Admission::Placed): send the request to the backend of [`Dispatch::attempt`].
 //! - [`Wait`](Admission::Wait): suspend the request until its [`turn`](Dispatch::turn) comes, but no longer than
 //!   `until`, and ask again.
 //! - [`Rejected`](Admission::Rejected): end the request.
 //!
-//! **Precedence.** A new request that finds others waiting joins the queue behind them. A retry came before them, so it
-//! is placed at once if a backend has room.
+//! **Precedence.** A new request that finds others waiting joins the queue behind them. A retry arrived before them, so
+//! it is placed at once if a backend has room.
 //!
 //! **Wake-up.** A place that becomes free and a change of health give the front of the queue its turn. The end of an
 //! ejection gives no turn, so every waiting request asks again at that moment, and the first one to ask gives the front
@@ -25,28 +25,28 @@ use super::pick::PickError;
 use super::queue::{QueueFull, Turn};
 use crate::clock::Now;
 
-/// What happens to a request that wants a backend.
+/// The decision about a request that needs a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Admission {
-    /// It has its attempt.
+    /// The request has an attempt.
     Placed,
-    /// It waits in the queue.
+    /// The request waits in the queue.
     Wait {
-        /// When to ask again if its turn has not come before.
+        /// The time to ask again if the turn has not come before.
         until: Instant,
     },
-    /// It does not get a backend.
+    /// The request does not get a backend.
     Rejected(AdmissionError),
 }
 
-/// Why a request does not get a backend.
+/// The reason why a request does not get a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AdmissionError {
     /// No backend is available.
     Unavailable,
     /// All backends are at their limits, and the queue is full.
     QueueFull,
-    /// It waited in the queue for as long as the pool allows.
+    /// The request waited in the queue for as long as the pool allows.
     QueueTimeout,
 }
 
@@ -78,7 +78,7 @@ impl Dispatch {
         }
     }
 
-    /// The turn of a waiting request; none: it does not wait.
+    /// Returns the turn of a waiting request; `None` if it does not wait.
     pub fn turn(&self) -> Option<Turn> {
         self.waiting.as_ref().map(|waiting| waiting.waiter.turn())
     }
@@ -131,7 +131,8 @@ mod tests {
     const GET: Replayability =
         Replayability { idempotent: true, replayable: true, response_begun: false, stale: false };
 
-    /// Backends that take one request at a time each, and a queue in which 2 requests wait for so long.
+    /// Returns backends that take one request at a time each, and a queue in which 2 requests can wait for the time
+    /// `queue`.
     fn pool(backends: u8, queue: Duration) -> (Arc<Pool>, ManualClock) {
         let backend = |last| BackendSettings {
             max_requests: NonZeroU32::new(1),
@@ -172,7 +173,7 @@ mod tests {
         admit(&mut front, &pool, &manual);
         assert!(
             matches!(admit(&mut front, &pool, &manual), Admission::Wait { .. }),
-            "its first turn is in vain"
+            "its first turn finds no place"
         );
         assert!(!has_turn(&front));
         drop(first);
@@ -183,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wait_ends_with_its_time() {
+    fn a_wait_ends_at_its_deadline() {
         let (pool, manual) = pool(1, SECOND);
         let [mut first, mut front]: [Dispatch; 2] = Default::default();
         admit(&mut first, &pool, &manual);

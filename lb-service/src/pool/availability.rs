@@ -1,59 +1,60 @@
 //! Availability: the backends of a pool that can be selected at all.
 //!
-//! The idea is Envoy's (its documentation, "Panic threshold" and "Priority levels"): when too few backends
-//! are available, the few would be buried under the load of all, so it is better to take no notice of health
-//! and use every one. Two levels stand for Envoy's priorities: backups serve when no primary is available,
-//! never beside one. Where this differs:
+//! The idea is Envoy's (its documentation, "Panic threshold" and "Priority levels"): if too few backends are available,
+//! the whole load would overload them, so it is better to ignore health and use every backend. Two levels replace
+//! Envoy's priorities: backups serve only if no primary is available, and never together with one. The differences from
+//! Envoy are:
 //!
-//! - A level is left as a whole. Envoy moves a growing part of the traffic to the next priority as the first
-//!   one loses hosts.
-//! - Backups come before panic: only the level in use can be in panic, so primaries that are all down stay
-//!   unused while a backup is available. Envoy sums the health of all priorities before any of them panics.
-//! - A draining backend never counts, neither as available nor as missing, and panic does not bring it back:
-//!   an operator took it out, not a check.
-//! - The share is compared in integers: 1 of 2 at a threshold of 50 is no panic, 1 of 3 is.
+//! - The level changes as a whole. Envoy moves a growing part of the traffic to the next priority as the first one
+//!   loses hosts.
+//! - Backups come before panic: only the level in use can be in panic, so primaries that are all down stay unused while
+//!   a backup is available. Envoy sums the health of all priorities before any of them panics.
+//! - A draining backend never counts, neither as available nor as missing, and panic does not use it: an operator
+//!   drains it, not a health check.
+//! - The share is compared in integers: at a threshold of 50, 1 of 2 is not panic and 1 of 3 is.
 
-/// One backend as this module sees it.
+/// The properties of a backend that availability depends on.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Member {
-    /// Its health checks pass, and no operator disabled it.
+    /// Whether the health checks pass and no operator disabled the backend.
     pub(super) ready: bool,
-    /// It failed too many requests and is left out for a while.
+    /// Whether the backend is ejected.
     pub(super) ejected: bool,
-    /// An operator takes it out.
+    /// Whether an operator drains the backend.
     pub(super) draining: bool,
-    /// It serves only when no primary is available.
+    /// Whether the backend serves only if no primary is available.
     pub(super) backup: bool,
-    /// Its share relative to the others.
+    /// The share relative to the other backends.
     pub(super) weight: usize,
 }
 
-/// Which backends of a pool are in use.
+/// The level of backends that is in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Level {
-    /// Those that are no backups.
+    /// The backends that are not backups.
     Primary,
     /// The backups, because no primary is available.
     Backup,
 }
 
-/// Who may be picked: a backend of the level, if it does not drain and is available or the pool is in panic.
+/// The backends that can be selected: those of the level that do not drain, if they are available or the pool is in
+/// panic.
 ///
-/// Available is who passes its health checks, is not ejected and does not drain. In panic less than
-/// [`panic_threshold`](super::PoolSettings::panic_threshold) percent of the level are, and all of it is used. Levels
-/// and panic are those of Envoy, simplified: backups serve only when no primary is available, and that is decided
-/// before panic.
+/// A backend is available if it passes its health checks, is not ejected and does not drain. In panic, less than
+/// [`panic_threshold`](super::PoolSettings::panic_threshold) percent of the level are available, and the whole level is
+/// used. Levels and panic are those of Envoy, simplified: backups serve only if no primary is available, and that is
+/// decided before panic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Availability {
     /// The level in use.
     pub level: Level,
     /// Whether readiness and ejections are ignored.
     pub panic: bool,
-    /// The sum of the weights of those that may be picked; 0: nobody may.
+    /// The sum of the weights of the backends that can be selected; 0 if there are none.
     pub weight: usize,
 }
 
-/// What one level has, among its members that do not drain.
+/// The numbers of one level, among its members that do not drain.
 #[derive(Clone, Copy, Debug, Default)]
 struct Tally {
     members: u64,
@@ -62,10 +63,10 @@ struct Tally {
     available_weight: usize,
 }
 
-/// Looks at every backend of a pool. `panic_threshold` is in percent; 0: never panic.
+/// Computes the availability from every backend of a pool. `panic_threshold` is in percent; 0 turns panic off.
 ///
-/// Without any primary that does not drain, the backups are the level in use also when none of them is available: they
-/// then panic as primaries would.
+/// If every primary drains, the backups are the level in use even if none of them is available: they then panic as
+/// primaries would.
 pub(super) fn assess(members: impl Iterator<Item = Member>, panic_threshold: u8) -> Availability {
     let (mut primaries, mut backups) = (Tally::default(), Tally::default());
     for member in members.filter(|member| !member.draining) {
@@ -85,7 +86,7 @@ pub(super) fn assess(members: impl Iterator<Item = Member>, panic_threshold: u8)
 // === impl Member ===
 
 impl Member {
-    /// Whether it may be picked without panic.
+    /// Returns whether the backend can be selected without panic.
     pub(super) fn is_available(self) -> bool {
         self.ready && !self.ejected && !self.draining
     }
@@ -116,14 +117,14 @@ impl Availability {
     const PANIC: u64 = 1 << 62;
     const WEIGHT: u64 = Self::PANIC - 1;
 
-    /// As one number, so that one atomic holds it. A weight of 2^62 or more becomes 2^62 - 1.
+    /// Returns the value as one number, so that one atomic holds it. A weight of 2^62 or more becomes 2^62 - 1.
     pub fn pack(self) -> u64 {
         let level = if self.level == Level::Backup { Self::BACKUP } else { 0 };
         let panic = if self.panic { Self::PANIC } else { 0 };
         level | panic | u64::try_from(self.weight).unwrap_or(u64::MAX).min(Self::WEIGHT)
     }
 
-    /// What [`Self::pack`] made one number of.
+    /// Returns the value that [`Self::pack`] packed.
     pub fn unpack(packed: u64) -> Self {
         Self {
             level: if packed & Self::BACKUP == 0 { Level::Primary } else { Level::Backup },
@@ -139,8 +140,8 @@ mod tests {
     use proptest::collection::vec;
     use proptest::prelude::{Strategy, any, prop_assert_eq, proptest};
 
-    /// One letter for each backend: `u`p, `d`own, `e`jected, draining `x` (ready) or `y` (not); capitals are
-    /// backups. The weight of the i-th is 2^i, so that a sum tells who is in it.
+    /// Returns one member for each letter: `u`p, `d`own, `e`jected, draining `x` (ready) or `y` (not); capitals are
+    /// backups. The weight of the i-th member is 2^i, so a sum identifies its members.
     fn members(letters: &str) -> Vec<Member> {
         let member = |(index, letter): (usize, char)| Member {
             ready: !matches!(letter.to_ascii_lowercase(), 'd' | 'y'),
@@ -165,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn backups_are_used_when_no_primary_is_available() {
+    fn backups_are_used_if_no_primary_is_available() {
         check("deU", 50, Level::Backup, false, 0b100);
         check("xxU", 50, Level::Backup, false, 0b100);
         check("dduU", 0, Level::Primary, false, 0b0100);
@@ -179,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn below_the_threshold_means_below() {
+    fn a_share_equal_to_the_threshold_is_not_panic() {
         check("ud", 50, Level::Primary, false, 0b01);
         check("ud", 51, Level::Primary, true, 0b11);
         check("udd", 50, Level::Primary, true, 0b111);
@@ -188,14 +189,14 @@ mod tests {
     }
 
     #[test]
-    fn a_pool_that_is_all_down_panics_over_its_primaries() {
+    fn a_pool_whose_backends_are_all_down_panics_with_its_primaries() {
         check("deDE", 50, Level::Primary, true, 0b0011);
         check("deDE", 1, Level::Primary, true, 0b0011);
         check("deDE", 0, Level::Primary, false, 0);
     }
 
     #[test]
-    fn backups_panic_when_they_are_all_down_and_there_is_no_primary() {
+    fn backups_panic_if_they_are_all_down_and_there_is_no_primary() {
         check("DE", 50, Level::Backup, true, 0b11);
         check("xyDE", 50, Level::Backup, true, 0b1100);
         check("DE", 0, Level::Backup, false, 0);
@@ -203,14 +204,14 @@ mod tests {
     }
 
     #[test]
-    fn a_threshold_of_100_panics_at_the_first_that_is_missing_and_not_before() {
+    fn a_threshold_of_100_panics_exactly_when_a_backend_is_missing() {
         check("uuu", 100, Level::Primary, false, 0b111);
         check("uuu", 255, Level::Primary, false, 0b111);
         check("uue", 100, Level::Primary, true, 0b111);
     }
 
     #[test]
-    fn a_draining_backend_neither_counts_nor_comes_back() {
+    fn a_draining_backend_does_not_count_and_is_not_used_in_panic() {
         check("uxxx", 50, Level::Primary, false, 0b0001);
         check("uyyy", 100, Level::Primary, false, 0b0001);
         check("dyx", 50, Level::Primary, true, 0b001);
@@ -236,7 +237,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_weight_is_that_of_all_who_may_be_picked(members in any_members(), threshold in 0u8..=100) {
+        fn the_weight_is_the_sum_of_all_backends_that_can_be_selected(members in any_members(), threshold in 0u8..=100) {
             let assessed = assess(members.iter().copied(), threshold);
             let backups = assessed.level == Level::Backup;
             let in_use = |member: &&Member| member.backup == backups && !member.draining;
@@ -250,7 +251,7 @@ mod tests {
         }
 
         #[test]
-        fn backups_are_used_if_and_only_if_they_alone_are_available_or_there(
+        fn backups_are_used_if_and_only_if_only_they_are_available_or_exist(
             members in any_members(), threshold in 0u8..=100,
         ) {
             let assessed = assess(members.iter().copied(), threshold);

@@ -1,4 +1,4 @@
-//! The head of a request, as sessions, hashes and routes read it, whatever holds it.
+//! The head of a request, as sessions, hashes and routes read it, independent of its storage.
 //!
 //! [`Head`] is implemented for `http::request::Parts`, which the heads of Pingora and of HTTP/2 are made of. A head
 //! that is an index over the bytes that arrived can implement it as well.
@@ -9,39 +9,40 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Version};
 
 /// The fields of a message.
 pub trait Fields {
-    /// The values of all lines of this name, in their order.
+    /// Returns the values of all lines of this name, in their order.
     fn all<'a>(&'a self, name: &HeaderName) -> impl DoubleEndedIterator<Item = &'a [u8]> + use<'a, Self>;
 
-    /// The value of the first line of this name.
+    /// Returns the value of the first line of this name.
     fn first(&self, name: &HeaderName) -> Option<&[u8]> {
         self.all(name).next()
     }
 
-    /// The name of each field. A name may come several times, and in any case.
+    /// Returns the name of each field. A name can occur several times, and in any case.
     fn names(&self) -> impl Iterator<Item = &[u8]>;
 }
 
 /// The head of a request.
 pub trait Head: Fields {
-    /// The method.
+    /// Returns the method.
     fn method(&self) -> &Method;
 
-    /// The version of HTTP that the client speaks.
+    /// Returns the version of HTTP that the client speaks.
     fn version(&self) -> Version;
 
-    /// The host and the port in the target, if it is absolute.
+    /// Returns the host and the port in the target; `None` if the target is not absolute.
     fn authority(&self) -> Option<&str>;
 
-    /// The path in the target, without the query.
+    /// Returns the path in the target, without the query.
     fn path(&self) -> &str;
 
-    /// The query in the target, without its `?`.
+    /// Returns the query in the target, without its `?`.
     fn query(&self) -> Option<&str>;
 
-    /// The path and the query as they were sent.
+    /// Returns the path and the query as they were sent.
     fn path_and_query(&self) -> Option<&str>;
 
-    /// The host that the request is for: of its target if that is absolute (RFC 9112, 3.2.2), else of its `Host` field.
+    /// Returns the host that the request is for: from its target if that is absolute (RFC 9112, 3.2.2), else from its
+    /// `Host` field.
     fn host(&self) -> Option<&str> {
         self.authority().or_else(|| str::from_utf8(self.first(&HOST)?).ok())
     }
@@ -112,14 +113,14 @@ mod tests {
     }
 
     #[test]
-    fn the_host_is_that_of_an_absolute_target_or_else_of_the_field() {
+    fn the_host_comes_from_an_absolute_target_or_else_from_the_field() {
         assert_eq!(head("/", Some("a.test")).host(), Some("a.test"));
         assert_eq!(head("http://b.test:81/x", Some("a.test")).host(), Some("b.test:81"));
         assert_eq!(head("/", None).host(), None);
     }
 
     #[test]
-    fn the_target_is_read_in_its_parts() {
+    fn the_target_is_split_into_its_parts() {
         let head = head("/a/b?c=d", None);
         assert_eq!((head.path(), head.query()), ("/a/b", Some("c=d")));
         assert_eq!(head.path_and_query(), Some("/a/b?c=d"));

@@ -1,63 +1,63 @@
-//! The named reasons for which a backend is passed over or fails a request. Logs, labels and explanations use their
+//! The named reasons for skipping a backend and for failures of backends. Logs, labels and explanations use their
 //! words.
 
 use std::borrow::Cow;
 
 use super::settings::RetryCause;
 
-/// Why a candidate of the policy was passed over.
+/// The reason for skipping a candidate of the policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SkipReason {
-    /// This request was already sent to it.
+    /// This request already had an attempt at the backend.
     Tried,
-    /// It is used only when no other is available.
+    /// The backend is used only if no primary is available.
     Backup,
-    /// An operator lets it finish.
+    /// An operator drains the backend.
     Draining,
-    /// Its health checks fail.
+    /// The health checks fail.
     Down,
-    /// It failed requests and is left out for a while.
+    /// The backend failed requests and is ejected.
     Ejected,
-    /// It failed its latest request. A request that has failed before prefers other backends.
+    /// The backend failed its latest request. A retry prefers other backends.
     Failing,
-    /// It has reached `max_requests`.
+    /// The backend has reached `max_requests`.
     Full,
-    /// It holds more than its share of hashed requests.
+    /// The backend holds more than its share of hashed requests.
     AboveBound,
-    /// It came back a moment ago and does not get its whole share yet.
+    /// The backend is in slow start and does not get its whole share yet.
     SlowStart,
-    /// An operator took it out.
+    /// An operator disabled the backend.
     Disabled,
 }
 
-/// How a backend failed a request.
+/// The kind of error with which a backend failed a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UpstreamError {
     /// No connection could be made.
     Connect,
     /// The TLS handshake failed.
     Tls,
-    /// It exceeded a timeout.
+    /// The backend timed out.
     Timeout,
     /// The connection broke.
     Reset,
-    /// It sent something that is not HTTP.
+    /// The backend sent something that is not HTTP.
     Protocol,
 }
 
-/// How one attempt at a backend failed.
+/// The failure of one attempt at a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AttemptFailure {
-    /// There was no whole response.
+    /// There was no complete response.
     Error(UpstreamError),
-    /// It responded with a status that is worth a retry.
+    /// The response had a status that can be retried.
     Status(u16),
 }
 
 // === impl SkipReason ===
 
 impl SkipReason {
-    /// All of them, in the order of their discriminants.
+    /// All reasons, in the order of their discriminants.
     pub const ALL: [Self; 10] = [
         Self::Tried,
         Self::Backup,
@@ -71,7 +71,7 @@ impl SkipReason {
         Self::Disabled,
     ];
 
-    /// The word for it in the access log and the status.
+    /// Returns the word for the reason in the access log and the status.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Tried => "tried",
@@ -87,7 +87,7 @@ impl SkipReason {
         }
     }
 
-    /// Whether it only shifts load: better that backend than none.
+    /// Returns whether the reason only shifts load: such a backend is better than none.
     pub(super) fn only_shifts(self) -> bool {
         matches!(self, Self::AboveBound | Self::SlowStart)
     }
@@ -96,10 +96,10 @@ impl SkipReason {
 // === impl UpstreamError ===
 
 impl UpstreamError {
-    /// All of them, in the order of their discriminants.
+    /// All errors, in the order of their discriminants.
     pub const ALL: [Self; 5] = [Self::Connect, Self::Tls, Self::Timeout, Self::Reset, Self::Protocol];
 
-    /// The `reason` label and the word in the access log.
+    /// Returns the `reason` label, which is also the word in the access log.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Connect => "connect",
@@ -114,7 +114,7 @@ impl UpstreamError {
 // === impl AttemptFailure ===
 
 impl AttemptFailure {
-    /// The word for it in the access log.
+    /// Returns the word for the failure in the access log.
     pub fn word(self) -> Cow<'static, str> {
         match self {
             Self::Error(error) => error.as_str().into(),
@@ -122,8 +122,8 @@ impl AttemptFailure {
         }
     }
 
-    /// The cause that `retries.when` names for it; none: it is not worth a retry. A failed TLS handshake counts as a
-    /// failed connection, and a response that is not HTTP as a reset.
+    /// Returns the cause that `retries.when` names for the failure; `None` if it is not retried. A failed TLS handshake
+    /// counts as a failed connection, and a response that is not HTTP as a reset.
     pub fn cause(self) -> Option<RetryCause> {
         match self {
             Self::Error(UpstreamError::Connect | UpstreamError::Tls) => Some(RetryCause::ConnectFailure),

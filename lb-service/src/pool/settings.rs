@@ -1,4 +1,4 @@
-//! What the configuration says about a pool.
+//! The settings of a pool.
 
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
@@ -11,50 +11,50 @@ use serde::{Deserialize, Serialize};
 use super::session_keys::SessionKeys;
 use crate::policy::Algorithm;
 
-/// Index of a pool in the plan; routes and metrics use it instead of the name.
+/// The index of a pool in the snapshot; routes and metrics use it instead of the name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct PoolId(pub usize);
 
-/// What the configuration says about a pool, checked and complete.
+/// The settings of a pool, validated and complete.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PoolSettings {
-    /// Its name in the configuration, metrics and logs.
+    /// The name in the configuration, metrics and logs.
     pub name: Arc<str>,
-    /// How the next backend is chosen.
+    /// The algorithm that selects the next backend.
     pub policy: Algorithm,
-    /// What of a request a hash is made of; only the policies that hash look at it.
+    /// The part of a request that is hashed; only the policies that hash use it.
     pub hash_on: HashOn,
-    /// The most that a hashed backend may hold, in percent of its share of the requests in flight, above 100; absent:
-    /// no bound. Consistent hashing with bounded loads (Mirrokni, Thorup, Zadimoghaddam, 2018).
+    /// The maximum that a hashed backend can hold, in percent of its share of the requests in flight, above 100; `None`
+    /// means no bound. Consistent hashing with bounded loads (Mirrokni, Thorup, Zadimoghaddam, 2018).
     pub bounded_load: Option<u32>,
-    /// The cookie that keeps a client at its backend; absent: nothing does.
+    /// The cookie that keeps a client at its backend; `None` means no sessions.
     pub sticky: Option<StickySettings>,
-    /// Never empty; no address twice; at least one is no backup.
+    /// The backends: never empty, no address twice, and at least one is not a backup.
     pub backends: Vec<BackendSettings>,
-    /// TLS towards the backends; absent: plain HTTP.
+    /// TLS towards the backends; `None` means plain HTTP.
     pub tls: Option<UpstreamTls>,
-    /// The `Host` header sent to the backends; absent: the client's own.
+    /// The `Host` header sent to the backends; `None` means that the client's own is kept.
     pub host: Option<http::HeaderValue>,
-    /// How long the backends may take.
+    /// The time limits of the backends.
     pub timeouts: Timeouts,
-    /// When a backend that fails requests is left out for a while.
+    /// The conditions for ejecting a backend.
     pub outlier_detection: OutlierSettings,
-    /// The share of backends that must be available, in percent, for the others to be left out, 0 to 100; 0: none.
-    /// Envoy's panic threshold; see [`Availability`](super::Availability).
+    /// The share of backends, in percent, that must be available for the others to be skipped, 0 to 100; 0 turns panic
+    /// mode off. This is Envoy's panic threshold; see [`Availability`](super::Availability).
     pub panic_threshold: u8,
-    /// How long a backend that comes back takes to get its whole share again, from a tenth of it; absent: it has it at
+    /// The time that a backend takes after its return to get its whole share again, from a tenth of it; `None` means at
     /// once. It never applies at the start of the process.
     pub slow_start: Option<Duration>,
-    /// Which requests that failed are sent again.
+    /// The conditions for retrying failed requests.
     pub retries: RetrySettings,
-    /// How many requests wait when every backend is at its `max_requests`; 0: none.
+    /// The maximum number of requests that wait if every backend is at its `max_requests`; 0 turns the queue off.
     pub queue: u32,
 }
 
-/// What of a request a hash is made of.
+/// The part of a request that is hashed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum HashOn {
-    /// The address of the client, as told by a trusted proxy if there is one.
+    /// The address of the client, as reported by a trusted proxy if there is one.
     #[default]
     ClientIp,
     /// Path and query, as sent.
@@ -67,67 +67,67 @@ pub enum HashOn {
     Query(Arc<str>),
 }
 
-/// The cookie that keeps a client at its backend.
+/// The settings of the session cookie, which keeps a client at its backend.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StickySettings {
-    /// Its name, a token of RFC 6265.
+    /// The name of the cookie, a token of RFC 6265.
     pub cookie: Arc<str>,
-    /// How long the client keeps it after its last request; absent: for its session.
+    /// The time that the client keeps the cookie after its last request; `None` means for its session.
     pub ttl: Option<Duration>,
-    /// The keys that it is signed with; absent: it is a hash without a key.
+    /// The keys that sign the cookie; `None` means that the cookie is a hash without a key.
     pub keys: Option<SessionKeys>,
 }
 
-/// When a backend that fails requests is left out for a while: Envoy's outlier detection by consecutive failures, with
+/// The conditions for ejecting a backend that fails requests: Envoy's outlier detection by consecutive failures, with
 /// probation.
 ///
-/// A failure is any [`UpstreamError`](super::UpstreamError), or an answer of 502, 503 or 504. Any other answer that
-/// is whole is a success, and clears the record. A backend comes back on its own; its first failure then ejects it
-/// again.
+/// A failure is any [`UpstreamError`](super::UpstreamError), or a response of 502, 503 or 504. Any other complete
+/// response is a success, and clears the record. A backend returns when its ejection ends; its first failure then
+/// ejects it again.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct OutlierSettings {
-    /// So many failures in a row eject a backend; 0: none do.
+    /// The number of failures in a row that ejects a backend; 0 turns this off.
     pub consecutive_failures: u32,
-    /// How long the first ejection lasts; the n-th in a row lasts n times as long. Up to a tenth is added at random.
+    /// The duration of the first ejection; the n-th in a row lasts n times as long. Up to a tenth is added at random.
     pub base_ejection: Duration,
-    /// The longest ejection.
+    /// The maximum duration of an ejection.
     pub max_ejection: Duration,
-    /// The largest share of a pool that is ejected at any moment, in percent, 0 to 100, rounded down to whole
-    /// backends. The last available one is never ejected.
+    /// The maximum share of a pool that is ejected at any moment, in percent, 0 to 100, rounded down to whole backends.
+    /// The last available backend is never ejected.
     pub max_ejected_percent: u8,
-    /// When a backend that is much slower than the others is ejected; absent: never.
+    /// The conditions for ejecting a backend that is much slower than the others; `None` means never.
     pub slow_backends: Option<SlowBackendSettings>,
 }
 
-/// When a backend that is much slower than the others is ejected: a gray failure (Huang et al., HotOS 2017), which no
-/// check finds.
+/// The conditions for ejecting a backend that is much slower than the others: a gray failure (Huang et al., HotOS
+/// 2017), which no health check finds.
 ///
-/// Means of the time to the first byte are compared. A backend is ejected when it is too slow in two windows one
-/// after the other, by 10 ms at least. At least three must be judged.
+/// The means of the time to the first byte are compared. A backend is ejected if it is too slow in two consecutive
+/// windows, by at least 10 ms. At least three backends must be judged.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SlowBackendSettings {
-    /// So many times the median of the pool is too slow; above 1.
+    /// The multiple of the pool's median above which a backend counts as slow; above 1.
     pub ratio: f64,
-    /// A backend with fewer answers in a window is not judged; at least 1.
+    /// The minimum of responses in a window, at least 1; a backend with fewer is not judged.
     pub min_samples: u32,
-    /// Times are compared over windows of this length.
+    /// The length of the windows over which times are compared.
     pub window: Duration,
 }
 
-/// Which requests that failed are sent again, to another backend.
+/// The conditions for retrying failed requests on another backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RetrySettings {
-    /// How many more backends are tried, each at most once.
+    /// The maximum number of further backends, each with at most one attempt.
     pub attempts: usize,
-    /// How long one attempt may take to connect, and then from the end of the request to the head of its answer;
-    /// absent: as long as [`Timeouts`] says.
+    /// The time limit of one attempt to connect, and then from the end of the request to the head of its response;
+    /// `None` means that the limits of [`Timeouts`] apply.
     pub per_try: Option<Duration>,
-    /// The share of the pool's requests in flight that may be retries, in percent, rounded down. Failed
-    /// connections do not count, nor do connections that broke while another backend is well.
+    /// The maximum share of retries in the pool's requests in flight, in percent, rounded down. Failed connections do
+    /// not count, nor do connections that broke while another backend is available.
     pub budget_percent: u32,
-    /// So many retries at a time are allowed whatever the budget says.
+    /// The number of simultaneous retries that are always allowed.
     pub min_concurrent: u32,
-    /// The failures that are worth another attempt.
+    /// The failures that are retried.
     pub on: RetryOn,
 }
 
@@ -135,48 +135,48 @@ pub struct RetrySettings {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RetryOn(u8);
 
-/// A failure that may be worth another attempt.
+/// A failure that can be retried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RetryCause {
-    /// No connection could be made, TLS included, so nothing was sent. The only one that is for every method.
+    /// No connection could be made, TLS included, so nothing was sent. Only this cause applies to every method.
     ConnectFailure,
-    /// The connection broke before the head of an answer, or what came was not HTTP.
+    /// The connection broke before the head of a response, or the response was not HTTP.
     Reset,
-    /// The head of the answer took too long.
+    /// The head of the response exceeded the time limit.
     Timeout,
-    /// The backend answered 502.
+    /// The response was 502.
     BadGateway,
-    /// The backend answered 503.
+    /// The response was 503.
     Unavailable,
-    /// The backend answered 504.
+    /// The response was 504.
     GatewayTimeout,
 }
 
-/// One backend of a pool.
+/// The settings of one backend of a pool.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BackendSettings {
-    /// Where it listens.
+    /// The address of the backend.
     pub address: SocketAddr,
-    /// Its share relative to the others.
+    /// The share relative to the other backends.
     pub weight: Weight,
-    /// Whether it is used only when no other is available.
+    /// Whether the backend is used only if no primary is available.
     pub backup: bool,
-    /// The most requests it is sent at a time; absent: no limit.
+    /// The maximum of requests in flight; `None` means no limit.
     pub max_requests: Option<NonZeroU32>,
-    /// What an operator decided about it. No key of the configuration: it is changed while the daemon runs.
+    /// The state that an operator set. It is not a key of the configuration file: it changes while the daemon runs.
     pub admin: Admin,
 }
 
-/// What an operator decided about a backend.
+/// The state of a backend that an operator set.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Admin {
-    /// It is used.
+    /// The backend is used.
     #[default]
     InService,
-    /// It gets no new sessions; those that it has go on.
+    /// The backend gets no new sessions; existing sessions continue.
     Draining,
-    /// It gets no requests.
+    /// The backend gets no requests.
     Disabled,
 }
 
@@ -185,36 +185,36 @@ pub enum Admin {
 #[serde(try_from = "u64", into = "u64")]
 pub struct Weight(u16);
 
-/// TLS towards the backends of a pool.
+/// The TLS settings for the backends of a pool.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UpstreamTls {
-    /// The name sent in the handshake, which the certificate must be for; absent: no name is sent, and the certificate
-    /// must be for the address of the backend.
+    /// The name sent in the handshake, for which the certificate must be valid. `None` means that no name is sent and
+    /// the certificate must be valid for the address of the backend.
     pub sni: Option<String>,
     /// Whether the certificate is verified.
     pub verify: bool,
-    /// Certificates that are trusted instead of the system's, DER encoded; empty: the system's.
+    /// The DER-encoded certificates that are trusted instead of the system's; empty means the system's.
     pub ca: Vec<Vec<u8>>,
 }
 
-/// How long the backends of a pool may take.
+/// The time limits of the backends of a pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timeouts {
-    /// To make a connection, TLS included.
+    /// The limit to make a connection, TLS included.
     pub connect: Duration,
-    /// To the head of the response, and between any two reads or writes after it.
+    /// The limit until the head of the response, and between any two reads or writes after it.
     pub response: Duration,
-    /// A connection that nothing used for this long is closed.
+    /// The time after which an idle connection is closed.
     pub idle: Duration,
-    /// How long a request waits at most for a backend that is below its `max_requests`.
+    /// The maximum time that a request waits for a backend below its `max_requests`.
     pub queue: Duration,
 }
 
 // === impl PoolSettings ===
 
 impl PoolSettings {
-    /// Plain HTTP to these backends, with the defaults of everything else: round robin, ejection after 5 failures,
-    /// one more attempt, panic below 50 %, no limits and no queue.
+    /// Returns a pool with plain HTTP to these backends and the defaults of everything else: round robin, ejection
+    /// after 5 failures, one retry, panic below 50 %, no limits and no queue.
     pub fn new(name: &str, backends: Vec<BackendSettings>) -> Self {
         Self {
             name: name.into(),
@@ -238,7 +238,7 @@ impl PoolSettings {
 // === impl BackendSettings ===
 
 impl BackendSettings {
-    /// A backend of weight 1, no backup, without a limit.
+    /// Returns a backend of weight 1 that is not a backup and has no limit.
     pub fn new(address: SocketAddr) -> Self {
         Self {
             address,
@@ -253,7 +253,7 @@ impl BackendSettings {
 // === impl StickySettings ===
 
 impl StickySettings {
-    /// A cookie of this name for the client's session, without keys.
+    /// Returns a session cookie with this name, without keys.
     pub fn new(cookie: &str) -> Self {
         Self { cookie: cookie.into(), ttl: None, keys: None }
     }
@@ -284,10 +284,10 @@ impl Default for RetrySettings {
 // === impl RetryOn ===
 
 impl RetryOn {
-    /// All of them.
+    /// All causes.
     pub const ALL: Self = Self((1 << RetryCause::ALL.len()) - 1);
 
-    /// Whether it holds this one.
+    /// Returns whether the set contains this cause.
     pub fn contains(self, cause: RetryCause) -> bool {
         self.0 & (1 << cause as u8) != 0
     }
@@ -302,7 +302,7 @@ impl FromIterator<RetryCause> for RetryOn {
 // === impl RetryCause ===
 
 impl RetryCause {
-    /// All of them, in the order of their discriminants.
+    /// All causes, in the order of their discriminants.
     pub const ALL: [Self; 6] = [
         Self::ConnectFailure,
         Self::Reset,
@@ -312,7 +312,7 @@ impl RetryCause {
         Self::GatewayTimeout,
     ];
 
-    /// The one that an answer with this status is.
+    /// Returns the cause for a response with this status; `None` if there is none.
     pub fn of_status(status: u16) -> Option<Self> {
         match status {
             502 => Some(Self::BadGateway),
@@ -326,17 +326,17 @@ impl RetryCause {
 // === impl Weight ===
 
 impl Weight {
-    /// The smallest.
+    /// The minimum.
     pub const MIN: Self = Self(1);
-    /// The largest.
+    /// The maximum.
     pub const MAX: Self = Self(1000);
 
-    /// `None` unless `value` is within 1 to 1000.
+    /// Returns a weight; `None` unless `value` is from 1 to 1000.
     pub fn new(value: u64) -> Option<Self> {
         u16::try_from(value).ok().map(Self).filter(|weight| (Self::MIN..=Self::MAX).contains(weight))
     }
 
-    /// The number itself.
+    /// Returns the number.
     pub fn get(self) -> usize {
         usize::from(self.0)
     }
