@@ -1,10 +1,10 @@
-//! Answers to "why?": where a request would go, and how one that was served came to its backend.
+//! Explanations: the backend that a request would go to, and how a served request came to its backend.
 //!
-//! [`Snapshot::explain`] answers a [`Question`] about a request that nobody sent. It asks what a request asks (routes, session, key,
-//! pool), in the same order and of the same functions, and changes nothing.
+//! [`Snapshot::explain`] explains a [`Question`], which is a request that is not sent. It applies the same checks as a
+//! real request (routes, session, key, pool), in the same order and with the same functions, and changes nothing.
 //!
-//! The header [`X_LB_EXPLAIN`] asks about the request that it comes with: its answer has a header of the same name, one line,
-//! such as
+//! The header [`X_LB_EXPLAIN`] asks for an explanation of the request that it comes with. The response has a header of
+//! the same name, with one line such as:
 //!
 //! ```text
 //! route=2 pool=api policy=least_request backend=10.0.0.1:80 tries=1 passed=10.0.0.2:80/down,10.0.0.3:80/full session=no
@@ -13,17 +13,18 @@
 //! | part | |
 //! |---|---|
 //! | `route` | index of the route, from 0; `none`: no route matches, and nothing follows but `reason` |
-//! | `pool`, `policy` | where it leads |
-//! | `backend` | who answered, or was tried last; `none`: nobody took it |
-//! | `tries` | how often it was sent, or tried to be sent |
-//! | `tried` | who failed it and how, if anybody did |
-//! | `passed` | who could not have it and why, if it was anybody's turn |
-//! | `session` | `no`: there are none here; `new`: it had none; `kept`: it is at its backend; `moved`: it is not |
-//! | `reason` | why the proxy itself answers |
+//! | `pool`, `policy` | the pool of the route, and its policy |
+//! | `backend` | the backend that responded, or that was tried last; `none`: no backend was selected |
+//! | `tries` | the number of attempts, including failed connections |
+//! | `tried` | the backends that failed, each with its failure |
+//! | `passed` | the backends that were skipped, each with the reason |
+//! | `session` | `no`: the pool has no sessions; `new`: the request had none; `kept`: it went to its backend; `moved`: it did not |
+//! | `reason` | why the proxy itself responds |
 //!
-//! Invariant: whoever is not trusted learns nothing. The question of a peer is honoured when it is one of the
-//! [`trusted_proxies`](Snapshot::trusted_proxies), or says the [`Token`]. It never reaches a backend, honoured or not: were it
-//! passed on, a client could ask a load balancer behind this one, which trusts this one.
+//! Invariant: only trusted clients get explanations. A request for one is honoured if the peer is one of the
+//! [`trusted_proxies`](Snapshot::trusted_proxies), or if the header contains the [`Token`]. The header never reaches a
+//! backend, honoured or not: otherwise a client could get an explanation from a load balancer behind this one, which
+//! trusts this one.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -39,61 +40,62 @@ use crate::route::{RequestView, RouteMatch};
 use crate::snapshot::Snapshot;
 pub use crate::token::Token;
 
-/// Asks how a request is served, and says it.
+/// The name of the header that asks for an explanation and of the one that contains it.
 pub const X_LB_EXPLAIN: HeaderName = HeaderName::from_static("x-lb-explain");
 
-/// A request that nobody sent.
+/// A request to explain, which is not sent.
 #[derive(Debug)]
 pub struct Question {
-    /// The listener that it would come through.
+    /// The listener that the request would come through.
     pub listener: ListenerId,
-    /// Who would connect; none: somebody on a Unix socket.
+    /// The address of the client; `None` means a Unix socket.
     pub peer: Option<IpAddr>,
     head: Parts,
 }
 
-/// Why a text cannot be part of a request.
+/// The reason why a text cannot be part of a request.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum QuestionError {
-    /// It is no target.
+    /// The text is not a target.
     #[error("`{0}` is not a path: it begins with `/`, and has no spaces")]
     Target(String),
-    /// It is no header.
+    /// The text is not a header.
     #[error("`{0}` is not a header: write NAME:VALUE")]
     Header(String),
 }
 
-/// Where a request would go.
+/// The explained route and pool of a request.
 #[derive(Debug)]
 pub struct Explained<'a> {
-    /// What each route is to it, in their order.
+    /// The match of each route, in their order.
     pub routes: Vec<RouteMatch<'a>>,
-    /// The index of the one that it takes.
+    /// The index of the route that the request takes; `None` if no route matches.
     pub route: Option<usize>,
-    /// Where that leads.
+    /// The pool of that route.
     pub pool: Option<InPool<'a>>,
 }
 
-/// What happens to a request in its pool.
+/// The explained choice of a backend in the pool.
 #[derive(Debug)]
 pub struct InPool<'a> {
     /// The pool.
     pub pool: &'a Arc<Pool>,
-    /// What its hash is made of, if the policy hashes and it has that.
+    /// The key that is hashed; `None` if the policy does not hash or the request has no key.
     pub key: Option<Vec<u8>>,
-    /// The backend that its cookie names, as an index of [`Pool::backends`].
+    /// The backend that the session cookie names, as an index of [`Pool::backends`].
     pub session: Option<usize>,
-    /// The choice.
+    /// The choice of the pool.
     pub explanation: Explanation,
 }
 
 // === impl Question ===
 
 impl Question {
-    /// A `GET` of `target` (a path and maybe a query) through a listener, by somebody on a Unix socket.
+    /// Returns a request with this method for `target` (a path and an optional query) through a listener, from a client
+    /// on a Unix socket.
     ///
     /// # Errors
-    /// When `target` is none.
+    /// If `target` is not a target.
     pub fn new(listener: ListenerId, method: Method, target: &str) -> Result<Self, QuestionError> {
         let no_target = |()| QuestionError::Target(target.to_owned());
         let has_good_start = target.starts_with('/') || target == "*";
@@ -105,10 +107,10 @@ impl Question {
         Ok(Self { listener, peer: None, head: request.into_parts().0 })
     }
 
-    /// The same with one more header.
+    /// Adds a header.
     ///
     /// # Errors
-    /// When name or value cannot be those of a header.
+    /// If the name or the value is not valid for a header.
     pub fn with_header(mut self, name: &str, value: &str) -> Result<Self, QuestionError> {
         let no_header = || QuestionError::Header(format!("{name}:{value}"));
         let parsed: HeaderName = name.parse().map_err(|_| no_header())?;
@@ -117,7 +119,7 @@ impl Question {
         Ok(self)
     }
 
-    /// The same from this address.
+    /// Sets the address of the client.
     #[must_use]
     pub fn from(self, peer: IpAddr) -> Self {
         Self { peer: Some(peer), ..self }
@@ -127,8 +129,8 @@ impl Question {
 // === impl Snapshot ===
 
 impl Snapshot {
-    /// Where the request in question would go at this moment, if it was the next one. Its listener must be one of this snapshot.
-    /// Where a random number decides, it is taken for 0, so who starts slowly takes the request.
+    /// Returns where the request would go at this moment if it were the next one. Its listener must be one of this
+    /// snapshot. Random numbers count as 0, so a backend in slow start takes the request.
     pub fn explain(&self, question: &Question, now: Instant) -> Explained<'_> {
         let routes = self.routes.explain(&RequestView::of(question.listener, &question.head));
         let route = routes.iter().position(|found| *found == RouteMatch::Taken);
@@ -172,7 +174,7 @@ mod tests {
         PoolSettings { policy, ..PoolSettings::new("api", backends) }
     }
 
-    /// `/api` leads to the pool, nothing else anywhere.
+    /// Returns a snapshot with a route from `/api` to the pool, and no other route.
     fn snapshot(settings: &PoolSettings) -> Snapshot {
         let pool = Pool::new(settings, Arc::new(HealthRegistry::new()), None);
         let listener = Listener { name: "web".into(), address: ListenAddress::Tcp(address(200)) };
@@ -208,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn the_key_is_that_of_the_client_whom_a_trusted_proxy_names() {
+    fn the_key_comes_from_the_client_that_a_trusted_proxy_reports() {
         let snapshot = snapshot(&settings(Algorithm::Maglev));
         let key = |question: &Question| snapshot.explain(question, Instant::now()).pool.unwrap().key;
         assert_eq!(key(&get("/api")), None);
@@ -219,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn a_session_and_a_key_lead_where_they_lead_requests() {
+    fn a_session_and_a_key_select_the_same_backend_as_for_a_request() {
         let mut settings = settings(Algorithm::ConsistentHash);
         settings.hash_on = HashOn::Query("user".into());
         settings.sticky = Some(StickySettings::new("lb"));
@@ -244,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_request_is_refused() {
+    fn an_invalid_request_is_rejected() {
         let target = |text| Question::new(ListenerId(0), Method::GET, text).unwrap_err();
         for text in ["", "path", "/a b", "http://host/"] {
             assert_eq!(target(text), QuestionError::Target(text.into()));

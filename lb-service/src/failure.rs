@@ -1,48 +1,48 @@
-//! What a failed request becomes: the status that the client sees, and the reason that log and counters say.
+//! Failures of requests: the status that the client gets, and the reason in log and counters.
 
 use http::StatusCode;
 
 use crate::pool::{AdmissionError, UpstreamError};
 
-/// Why a request got no response of a backend.
+/// The reason why a request got no response of a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Failure {
-    /// The proxy sent it nowhere.
+    /// The proxy sent the request to no backend.
     Rejected(Rejection),
-    /// The backend that it was sent to last failed.
+    /// The last backend failed.
     Upstream(UpstreamError),
-    /// The backend that it was sent to last gave an answer that was to be made good by another, but there was none.
+    /// The last backend sent a response that was to be replaced by a retry, but no other backend took the request.
     Answer(u16),
-    /// The client went away, or broke the connection.
+    /// The client disconnected.
     ClientGone,
-    /// The client took too long to send its request.
+    /// The client timed out while it sent its request.
     ClientTimeout,
     /// The client sent something that is not HTTP.
     BadRequest,
-    /// Something that must not happen.
+    /// An internal error.
     Internal,
 }
 
-/// Why the proxy sent a request to no backend and responded itself.
+/// The reason why the proxy sent a request to no backend and responded itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rejection {
     /// No route matches.
     NoRoute,
-    /// The pool has no backend that is available.
+    /// The pool has no available backend.
     NoBackend,
-    /// All backends are full, and no place is left to wait for one.
+    /// All backends are full, and the queue is full.
     QueueFull,
-    /// It waited for a backend for too long.
+    /// The request timed out in the queue.
     QueueTimeout,
-    /// It is not HTTP as Pingora takes it, or CONNECT.
+    /// The request is not HTTP as Pingora accepts it, or it is a CONNECT.
     Malformed,
 }
 
-/// The status that stands in metrics and log for a client that went away before it got an answer, as nginx has it.
+/// The status in metrics and log for a client that disconnected before it got a response, as in nginx.
 pub const CLIENT_CLOSED_REQUEST: u16 = 499;
 
 impl Failure {
-    /// The status that is counted and logged.
+    /// Returns the status that is counted and logged.
     pub fn status(self) -> u16 {
         match self {
             Self::Rejected(Rejection::NoRoute) => 404,
@@ -57,22 +57,22 @@ impl Failure {
         }
     }
 
-    /// The status of the response; `None`: no client is left to read one.
+    /// Returns the status of the response; `None` if no client is left to read one.
     pub(crate) fn client_status(self) -> Option<StatusCode> {
         StatusCode::from_u16(self.status()).ok().filter(|_| self != Self::ClientGone)
     }
 
-    /// Whether it ends an answer that has begun, through no fault of the client.
+    /// Returns whether the failure ends a response that has begun, without a fault of the client.
     pub(crate) fn breaks_off(self) -> bool {
         matches!(self, Self::Upstream(_) | Self::Internal)
     }
 
-    /// When a client may come again, in seconds, if that is soon.
+    /// Returns the time after which a client can retry, in seconds; `None` if no time is known.
     pub(crate) fn retry_after(self) -> Option<u32> {
         matches!(self, Self::Rejected(Rejection::QueueFull | Rejection::QueueTimeout)).then_some(1)
     }
 
-    /// The word for it in the access log.
+    /// Returns the word for the failure in the access log.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Rejected(rejection) => rejection.as_str(),
@@ -99,11 +99,11 @@ impl From<AdmissionError> for Rejection {
 // === impl Rejection ===
 
 impl Rejection {
-    /// All of them, in the order of their discriminants.
+    /// All reasons, in the order of their discriminants.
     pub const ALL: [Self; 5] =
         [Self::NoRoute, Self::NoBackend, Self::QueueFull, Self::QueueTimeout, Self::Malformed];
 
-    /// The `reason` label and the word in the access log.
+    /// Returns the `reason` label, which is also the word in the access log.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::NoRoute => "no_route",

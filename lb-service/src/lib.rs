@@ -1,15 +1,14 @@
-//! A load balancing proxy as a Pingora service, and its parts for Pingora programs of your own.
+//! A load-balancing proxy as a Pingora service, and its parts for your own Pingora programs.
 //!
 //! | you want | take | begin with |
 //! |---|---|---|
-//! | one policy, in a proxy that you have | [`Policy`] | [`policy`], and `examples/policy.rs`, a whole proxy in a hundred lines |
+//! | one policy, in an existing proxy | [`Policy`] | [`policy`], and `examples/policy.rs`, a complete proxy in a hundred lines |
 //! | ejection, retries, queues and sessions as well | [`Pool`](pool::Pool) | [`pool`] |
-//! | all of it | [`service::service`] | `examples/proxy.rs` |
+//! | everything | [`service::service`] | `examples/proxy.rs` |
 //!
 //! # One policy
 //!
-//! [`Policy`] stands where Pingora's own selection stands, in the type of the balancer. The rest of the program stays
-//! as it is:
+//! [`Policy`] replaces Pingora's own selection in the type of the balancer. The rest of the program does not change:
 //!
 //! ```
 //! use lb_service::policy::{Algorithm, Policy, PolicyConfig};
@@ -19,16 +18,16 @@
 //! let config = PolicyConfig::new(Algorithm::ConsistentHash);
 //! let balancer = LoadBalancer::<Policy>::from_backends_with_config(backends, Some(config));
 //! # futures::FutureExt::now_or_never(balancer.update()).unwrap().unwrap();
-//! // For each request, in `upstream_peer`; the key is what is to meet the same backend again.
-//! let backend = balancer.select(b"/images/cat.png", 2).expect("both are taken for healthy until a check fails");
+//! // For each request, in `upstream_peer`. Requests with the same key go to the same backend.
+//! let backend = balancer.select(b"/images/cat.png", 2).expect("backends are healthy until a check fails");
 //! # assert_eq!(balancer.select(b"/images/cat.png", 2), Some(backend));
 //! # Ok::<_, std::io::Error>(())
 //! ```
 //!
-//! [`policy`] says which of the six to choose, and what two of them have to be told. It uses nothing else of this
-//! crate but [`clock`].
+//! [`policy`] helps to choose one of the six policies, and describes the input that two of them need. It uses nothing
+//! else of this crate except [`clock`].
 //!
-//! # How the proxy is made
+//! # Structure of the proxy
 //!
 //! The crate exchanges only types of Pingora and of `prometheus` with the other services: health checks report to the
 //! pool's `LoadBalancer`, and the server of metrics passes a `Registry`.
@@ -40,14 +39,14 @@
 //!         ├── Snapshot              one per request                                    snapshot.rs
 //!         │   ├── Listeners         which listener a connection came through           listener.rs
 //!         │   ├── RouteTable        which pool a request goes to                       route.rs
-//!         │   ├── TrustedProxies    what backends are told about the client            forwarded.rs
+//!         │   ├── TrustedProxies    the client data that backends get                  forwarded.rs
 //!         │   ├── Pool              which backend, and how to connect to it            pool/
 //!         │   │   └── Arc<LoadBalancer<Policy>>   members, readiness, the next one     policy/
 //!         │   ├── TrafficCounters   what is counted                                    counters.rs, stats.rs, metrics.rs
 //!         │   └── AccessLog         one line per request                               access_log/, lines.rs
-//!         └── Dispatch              its way through its pool                           pool/
+//!         └── Dispatch              the attempts of the request in its pool            pool/
 //! Traffic                           open connections, and when a drain is over         traffic.rs
-//! Snapshot::explain                 where a request would go                           explain.rs
+//! Snapshot::explain                 the backend that a request would go to             explain.rs
 //! ```
 //!
 //! Decisions are plain functions over values; the callbacks only call them.

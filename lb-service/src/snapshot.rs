@@ -1,7 +1,7 @@
 //! The configuration that a request uses from beginning to end: listeners, routes and pools, in one immutable snapshot.
 //!
-//! A request takes the [`CurrentSnapshot`] when it begins. A reload replaces that in one step. Requests that began
-//! before keep their own snapshot, which is dropped with the last of them.
+//! A request takes the [`CurrentSnapshot`] when it begins. A reload replaces it in one step. Requests that began before
+//! keep their own snapshot, which is dropped with the last of them.
 
 use std::fmt;
 use std::sync::Arc;
@@ -18,33 +18,33 @@ use crate::token::Token;
 
 /// Listeners, routes and pools that belong together.
 pub struct Snapshot {
-    /// Where clients connect.
+    /// The listeners, to which clients connect.
     pub listeners: Listeners,
-    /// Which pool a request goes to.
+    /// The routes, which decide the pool of a request.
     pub routes: RouteTable,
-    /// Indexed by [`PoolId`].
+    /// The pools, indexed by [`PoolId`].
     pub pools: Box<[Arc<Pool>]>,
     /// The peers whose `X-Forwarded-*` headers are used.
     pub trusted_proxies: TrustedProxies,
-    /// Lets any client that sends it ask how a request was served; absent: only trusted proxies may ask.
+    /// The token with which any client can ask how a request was served; `None` means that only trusted proxies can.
     pub explain_token: Option<Token>,
-    /// Indexed by [`ListenerId`].
+    /// The data of each listener, indexed by [`ListenerId`].
     entries: Box<[ListenerEntry]>,
 }
 
 /// The parts of a [`Snapshot`].
 pub struct SnapshotParts {
-    /// Where clients connect.
+    /// The listeners, to which clients connect.
     pub listeners: Listeners,
-    /// Which pool a request goes to.
+    /// The routes, which decide the pool of a request.
     pub routes: RouteTable,
-    /// Indexed by [`PoolId`].
+    /// The pools, indexed by [`PoolId`].
     pub pools: Vec<Arc<Pool>>,
     /// The peers whose `X-Forwarded-*` headers are used.
     pub trusted_proxies: TrustedProxies,
-    /// Lets any client that sends it ask how a request was served; absent: only trusted proxies may ask.
+    /// The token with which any client can ask how a request was served; `None` means that only trusted proxies can.
     pub explain_token: Option<Token>,
-    /// One for each listener, in the order of their ids.
+    /// The access logs, one for each listener, in the order of their IDs.
     pub access_logs: Vec<AccessLog>,
 }
 
@@ -52,10 +52,10 @@ pub struct SnapshotParts {
 #[derive(Clone)]
 pub struct CurrentSnapshot(Arc<ArcSwap<Snapshot>>);
 
-/// What belongs to one listener.
+/// The data of one listener.
 struct ListenerEntry {
     traffic: Arc<ListenerTraffic>,
-    /// Indexed by [`PoolId`].
+    /// The counters of the pools, indexed by [`PoolId`].
     pools: Box<[Arc<PoolTraffic>]>,
     log: AccessLog,
 }
@@ -63,7 +63,7 @@ struct ListenerEntry {
 // === impl Snapshot ===
 
 impl Snapshot {
-    /// Makes a snapshot whose requests are counted in `traffic`, under the names of its listeners and pools.
+    /// Returns a snapshot whose requests are counted in `traffic`, under the names of its listeners and pools.
     pub fn new(parts: SnapshotParts, traffic: &TrafficCounters) -> Self {
         let SnapshotParts { listeners, routes, pools, trusted_proxies, explain_token, access_logs } = parts;
         let logs = access_logs.into_iter().chain(std::iter::repeat_with(AccessLog::off));
@@ -76,28 +76,28 @@ impl Snapshot {
         Self { listeners, routes, pools: pools.into(), trusted_proxies, explain_token, entries }
     }
 
-    /// The pool with this id, which must come from this snapshot's routes.
+    /// Returns the pool with this ID, which must come from this snapshot's routes.
     pub fn pool(&self, id: PoolId) -> &Arc<Pool> {
         &self.pools[id.0]
     }
 
-    /// The counters of the listener with this id.
+    /// Returns the counters of the listener with this ID.
     pub fn traffic(&self, id: ListenerId) -> &Arc<ListenerTraffic> {
         &self.entries[id.0].traffic
     }
 
-    /// The requests of a listener to a pool, or those that no route sent anywhere.
+    /// Returns the counters of the requests of a listener to a pool, or of those without a route if `pool` is `None`.
     pub fn requests(&self, listener: ListenerId, pool: Option<PoolId>) -> &PoolTraffic {
         let entry = &self.entries[listener.0];
         pool.map_or(entry.traffic.without_pool(), |pool| &entry.pools[pool.0])
     }
 
-    /// The access log of a listener.
+    /// Returns the access log of a listener.
     pub fn access_log(&self, id: ListenerId) -> &AccessLog {
         &self.entries[id.0].log
     }
 
-    /// The listener that counts in `traffic`.
+    /// Returns the listener that counts in `traffic`; `None` if there is none.
     pub(crate) fn listener_of(&self, traffic: &Arc<ListenerTraffic>) -> Option<ListenerId> {
         self.entries.iter().position(|entry| Arc::ptr_eq(&entry.traffic, traffic)).map(ListenerId)
     }
@@ -112,17 +112,17 @@ impl fmt::Debug for Snapshot {
 // === impl CurrentSnapshot ===
 
 impl CurrentSnapshot {
-    /// Starts with this snapshot.
+    /// Returns a current snapshot that begins with this one.
     pub fn new(snapshot: Snapshot) -> Self {
         Self(Arc::new(ArcSwap::from_pointee(snapshot)))
     }
 
-    /// The snapshot for a request that begins now.
+    /// Returns the snapshot for a request that begins now.
     pub fn load(&self) -> Arc<Snapshot> {
         self.0.load_full()
     }
 
-    /// Requests that begin from now on use `snapshot`.
+    /// Replaces the snapshot for requests that begin from now on.
     pub fn replace(&self, snapshot: Snapshot) {
         self.0.store(Arc::new(snapshot));
     }

@@ -1,4 +1,4 @@
-//! The connections of clients: which are open, on which a request is in flight, and when a drain is over.
+//! The connections of clients: their number, the requests in flight on them, and the end of a drain.
 
 use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
@@ -23,82 +23,85 @@ pub struct Traffic {
     draining: AtomicBool,
 }
 
-/// One socket that clients connect to, from when it is opened until the last connection that came through it has ended.
+/// One listening socket, from its opening to the end of its last connection.
 #[derive(Debug)]
 pub struct Door {
-    /// Whose clients come through it.
+    /// The counters of the listener of this socket.
     pub listener: Arc<ListenerTraffic>,
     open: Gauge,
     /// Connections on which no request has arrived yet.
     fresh: Gauge,
     closing: AtomicBool,
-    /// How long idle connections stay open once nobody accepts any more, in milliseconds.
+    /// The time that idle connections stay open after the socket is closed, in milliseconds.
     grace: AtomicU64,
     settled: watch::Sender<bool>,
-    /// What its requests are served by when its listener is not configured any more.
+    /// The snapshot for requests that arrive after the listener is removed from the configuration.
     last_plan: OnceLock<Arc<Snapshot>>,
 }
 
-/// One connection of a client; it counts as open until this is dropped.
+/// One connection of a client. It counts as open until it is dropped.
 #[derive(Debug)]
 pub struct Connection {
-    /// Where it came in.
+    /// The socket that accepted the connection.
     pub door: Arc<Door>,
-    /// Who made it; none on a Unix socket.
+    /// The client; `None` on a Unix socket.
     pub peer: Option<Peer>,
     fresh: AtomicBool,
     /// Whether a request has begun that the proxy has not seen yet.
     unseen: AtomicBool,
-    /// Whether the request is to be the last.
+    /// Whether the current request is the last on the connection.
     last: AtomicBool,
-    /// What its stream is to do while the proxy waits.
+    /// The limits of its stream while the proxy waits for a request.
     pub(crate) patience: Patience,
-    /// The status of an answer that was not ours, or what stands for one; 0 when there is none.
+    /// The status of a response that Pingora sent, or a value that stands for one; 0 if there is none.
     refused: AtomicU16,
 }
 
-/// A request being worked on, until this is dropped.
+/// A request in flight, until this is dropped.
 #[derive(Debug)]
 pub struct RequestGuard(Arc<Door>);
 
-/// How long a connection on which nothing has arrived yet may hold up a drain.
+/// The maximum time that a connection without a request can delay a drain.
 const FRESH_GRACE: Duration = Duration::from_secs(1);
-/// How long idle connections stay open when the process is to end: a request that is on its way arrives meanwhile, and is
-/// answered. Not longer, since whoever stops a process waits for it.
+/// The time that idle connections stay open when the process ends: a request that was already sent arrives in this time
+/// and is served. The time is short because it delays the end of the process.
 const IDLE_GRACE: Duration = Duration::from_millis(100);
-/// The same when only a listener is closed and the process goes on: a client that sends something every few seconds is told in an
-/// answer, and does not find its connection closed just when it sends.
+/// The time that idle connections stay open when only a listener is closed and the process continues: a client that
+/// sends a request every few seconds gets `Connection: close` in a response, and its connection is not closed at the
+/// moment of sending.
 const CLOSED_GRACE: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(10);
 
 // === impl Traffic ===
 
 impl Traffic {
-    /// Nothing yet.
+    /// Returns empty counters.
     pub fn new() -> Arc<Self> {
         Arc::default()
     }
 
-    /// Forgets the counters of listeners and pools that nothing uses any more.
+    /// Drops the counters of listeners and pools that are no longer used.
     pub fn forget_unused(&self) {
         self.counters.forget_unused();
         self.doors.lock().retain(|door| door.strong_count() > 0);
     }
 
-    /// A socket of this listener is opened.
+    /// Registers an open socket of this listener.
     pub fn open(&self, listener: &str) -> Arc<Door> {
         let door = Arc::new(Door::new(self.listener(listener), self.is_draining()));
         self.doors.lock().push(Arc::downgrade(&door));
         door
     }
 
-    /// The process is to end: from now on every answer says `Connection: close`, and idle connections are soon closed.
+    /// Begins the drain at the end of the process: from now on every response says `Connection: close`, and idle
+    /// connections are soon closed.
     pub fn drain(&self) {
         self.drain_patiently(IDLE_GRACE);
     }
 
-    /// Another process accepts in place of this one: as [`drain`](Self::drain), but idle connections stay open for so long, or
-    /// until their next request is answered. A later [`drain`](Self::drain) makes it short.
+    /// Begins the drain when another process accepts connections: like [`drain`](Self::drain), but idle connections
+    /// stay open for the time `idle`, or until their next request is served. A later [`drain`](Self::drain) shortens
+    /// this time.
     pub fn drain_patiently(&self, idle: Duration) {
         self.draining.store(true, Ordering::Release);
         self.doors.lock().iter().filter_map(Weak::upgrade).for_each(|door| {
@@ -107,12 +110,12 @@ impl Traffic {
         });
     }
 
-    /// Whether a drain has begun.
+    /// Returns whether a drain has begun.
     pub fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Acquire)
     }
 
-    /// Whether no client can send another request, once a drain has begun; before, nothing has to settle.
+    /// Returns whether no client can send another request after a drain has begun. It is false before the drain.
     pub fn is_settled(&self) -> bool {
         !self.is_draining()
             || self.doors.lock().iter().filter_map(Weak::upgrade).all(|door| door.is_settled())
@@ -146,7 +149,7 @@ impl Door {
         }
     }
 
-    /// A client connected.
+    /// Registers a connection of a client.
     pub fn accept(self: &Arc<Self>, peer: Option<Peer>) -> Arc<Connection> {
         self.listener.connections.increment();
         self.listener.connections_active.enter();
@@ -163,7 +166,7 @@ impl Door {
         })
     }
 
-    /// From now on every answer says `Connection: close`.
+    /// Makes every response from now on say `Connection: close`.
     pub fn close(&self) {
         self.closing.store(true, Ordering::Release);
     }
@@ -172,13 +175,13 @@ impl Door {
         self.grace.store(millis(idle), Ordering::Release);
     }
 
-    /// Whether it is closed, or about to be.
+    /// Returns whether the socket is closed or about to be closed.
     pub fn is_closing(&self) -> bool {
         self.closing.load(Ordering::Acquire)
     }
 
-    /// Called when nobody accepts any more. Returns when idle connections may be closed too: when each accepted
-    /// connection had the time to say what it wants.
+    /// Waits until idle connections can be closed, when each accepted connection had time to send a request. The caller
+    /// has stopped accepting connections.
     pub async fn settle(&self) {
         let closed = tokio::time::Instant::now();
         while self.must_wait(closed.elapsed()) {
@@ -187,7 +190,7 @@ impl Door {
         self.settled.send_replace(true);
     }
 
-    /// Returns when idle connections are to be closed.
+    /// Waits until idle connections are to be closed.
     pub async fn settled(&self) {
         // The sender lives as long as `self`, so this cannot fail.
         let _ = self.settled.subscribe().wait_for(|settled| *settled).await;
@@ -197,13 +200,13 @@ impl Door {
         *self.settled.borrow()
     }
 
-    /// No snapshot after `last` has its listener. Requests that still arrive on it use `last`.
+    /// Stores `last`, the last snapshot that has this listener. Requests that still arrive on it use `last`.
     pub fn retire(&self, last: &Arc<Snapshot>) {
-        // The first is the last that had the listener.
+        // The first call stores the last snapshot that had the listener.
         let _ = self.last_plan.set(last.clone());
     }
 
-    /// See [`Self::retire`].
+    /// Returns the snapshot that [`Self::retire`] stored.
     pub(crate) fn last_plan(&self) -> Option<&Arc<Snapshot>> {
         self.last_plan.get()
     }
@@ -211,7 +214,8 @@ impl Door {
     fn must_wait(&self, since_closed: Duration) -> bool {
         let idle = Duration::from_millis(self.grace.load(Ordering::Acquire));
         let grace = if self.fresh.get() > 0 { FRESH_GRACE.max(idle) } else { idle };
-        // A connection accepted just before the socket closed may not be counted yet, hence at least one poll.
+        // A connection that was accepted just before the socket closed might not be counted yet, so there is at least
+        // one poll.
         since_closed < POLL || (self.open.get() > 0 && since_closed < grace)
     }
 }
@@ -219,7 +223,8 @@ impl Door {
 // === impl Connection ===
 
 impl Connection {
-    /// The first bytes of a request arrived on it. From now on the request is in flight, so that a drain waits for it.
+    /// Records that the first bytes of a request arrived. From now on the request is in flight, so that a drain waits
+    /// for it.
     pub fn begin_request(&self) -> RequestGuard {
         self.leave_fresh();
         self.unseen.store(true, Ordering::Relaxed);
@@ -227,37 +232,38 @@ impl Connection {
         RequestGuard(self.door.clone())
     }
 
-    /// The proxy has the head of the request.
+    /// Records that the proxy has the head of the request.
     pub fn saw_head(&self) {
         self.unseen.store(false, Ordering::Relaxed);
     }
 
-    /// Whether a request has begun that the proxy has not seen yet.
+    /// Returns whether a request has begun that the proxy has not seen yet.
     pub fn is_unseen(&self) -> bool {
         self.unseen.load(Ordering::Relaxed)
     }
 
-    /// Whether the request is to be the last on this connection.
+    /// Sets whether the request is the last on this connection.
     pub fn set_last(&self, last: bool) {
         self.last.store(last, Ordering::Relaxed);
     }
 
-    /// Whether the request is to be the last, for this or because the door closes.
+    /// Returns whether the request is the last, because of [`set_last`](Self::set_last) or because the socket closes.
     pub fn is_last(&self) -> bool {
         self.last.load(Ordering::Relaxed) || self.door.is_closing()
     }
 
-    /// Pingora answered with this status before the proxy saw a request.
+    /// Records that Pingora sent this status before the proxy saw a request.
     pub(crate) fn refused(&self, status: u16) {
         self.refused.store(status, Ordering::Relaxed);
     }
 
-    /// The head of the request took too long.
+    /// Records that the head of the request timed out.
     pub(crate) fn timed_out(&self) {
         self.refused.store(Failure::ClientTimeout.status(), Ordering::Relaxed);
     }
 
-    /// The request that began and that the proxy has never seen, if there is one: the status that stands for it, and why.
+    /// Returns the status and the failure of a request that began and that the proxy has never seen; `None` if there is
+    /// no such request.
     pub(crate) fn unseen_request(&self) -> Option<(u16, Failure)> {
         self.is_unseen().then(|| match self.refused.load(Ordering::Relaxed) {
             0 => (Failure::ClientGone.status(), Failure::ClientGone),
@@ -294,7 +300,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn guards_count_down_whatever_happens_to_the_request() {
+    fn guards_count_down_at_every_end_of_a_request() {
         let traffic = Traffic::new();
         let door = traffic.open("web");
         let connection = door.accept(None);
@@ -309,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn counters_of_a_name_go_on_as_long_as_anybody_knows_them() {
+    fn counters_of_a_name_continue_while_they_are_in_use() {
         let traffic = Traffic::new();
         let pool: Arc<str> = "one".into();
         let door = traffic.open("web");
@@ -331,7 +337,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn without_connections_a_door_settles_at_once() {
+    async fn a_socket_without_connections_settles_at_once() {
         let traffic = Traffic::new();
         let door = traffic.open("web");
         let before = tokio::time::Instant::now();
@@ -341,7 +347,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn idle_connections_stay_for_a_moment_at_the_end_and_longer_otherwise() {
+    async fn idle_connections_stay_open_briefly_at_the_end_and_longer_otherwise() {
         for (drain, expected) in [
             (Some(IDLE_GRACE), IDLE_GRACE),
             (Some(Duration::from_secs(3)), Duration::from_secs(3)),
@@ -364,7 +370,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_end_that_comes_later_makes_a_patient_drain_short() {
+    async fn a_later_end_of_the_process_shortens_a_patient_drain() {
         let traffic = Traffic::new();
         let door = traffic.open("web");
         let idle = door.accept(None);
@@ -380,7 +386,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_connection_without_a_request_yet_is_waited_for_longer_but_not_for_ever() {
+    async fn a_connection_without_a_request_delays_a_drain_for_a_limited_time() {
         let door = Traffic::new().open("web");
         let _fresh = door.accept(None);
         let before = tokio::time::Instant::now();
@@ -389,7 +395,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn connections_of_another_door_hold_up_nobody() {
+    async fn connections_of_another_socket_do_not_delay_a_socket() {
         let traffic = Traffic::new();
         let (here, there) = (traffic.open("web"), traffic.open("web"));
         let _fresh = there.accept(None);
@@ -416,7 +422,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_that_the_proxy_never_saw_is_told_by_what_became_of_it() {
+    fn a_request_that_the_proxy_never_saw_is_reported_by_its_end() {
         let connection = Traffic::new().open("web").accept(None);
         assert_eq!(connection.unseen_request(), None, "nothing has begun");
         let _request = connection.begin_request();

@@ -1,4 +1,4 @@
-//! The field of a response that says how its request was served. [`crate::explain`] documents it.
+//! The field of a response that describes how its request was served. [`crate::explain`] documents it.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -11,18 +11,18 @@ use crate::forwarded::Peer;
 use crate::pool::{Dispatch, Fields, Pool};
 use crate::snapshot::Snapshot;
 
-/// Whether a request asks how it is served.
+/// Whether a request asks for an explanation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Asked {
-    /// It does not.
+    /// The request does not ask.
     No,
-    /// It asks, but is not allowed to.
+    /// The request asks, but is not allowed to.
     Denied,
-    /// It asks and gets an explanation.
+    /// The request asks and gets an explanation.
     Granted,
 }
 
-/// What has become of a request when its response begins.
+/// The state of a request when its response begins.
 pub(crate) struct Served<'a> {
     pub(crate) route: Option<usize>,
     pub(crate) pool: Option<&'a Arc<Pool>>,
@@ -33,7 +33,7 @@ pub(crate) struct Served<'a> {
 // === impl Asked ===
 
 impl Asked {
-    /// Given the headers of a request and who sent it.
+    /// Evaluates the fields of a request and its peer.
     pub(crate) fn of(fields: &impl Fields, peer: Option<&Peer>, snapshot: &Snapshot) -> Self {
         let Some(question) = fields.first(&X_LB_EXPLAIN) else { return Self::No };
         let is_trusted = peer.is_some_and(|peer| snapshot.trusted_proxies.trusts(peer.ip));
@@ -128,7 +128,7 @@ mod tests {
         PoolSettings { policy, ..PoolSettings::new("api", backends) }
     }
 
-    /// `/api` leads to the pool, nothing else anywhere.
+    /// Returns a snapshot with a route from `/api` to the pool, and no other route.
     fn snapshot(settings: &PoolSettings) -> Snapshot {
         let pool = Pool::new(settings, Arc::new(HealthRegistry::new()), None);
         let listener = Listener { name: "web".into(), address: ListenAddress::Tcp(address(200)) };
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn only_who_is_trusted_or_knows_the_token_may_ask() {
+    fn only_a_trusted_peer_or_the_token_gets_an_explanation() {
         let snapshot = snapshot(&settings(Algorithm::RoundRobin));
         let asked = |peer: Option<[u8; 4]>, value: Option<&'static str>| {
             let line = value.map(|value| (X_LB_EXPLAIN, HeaderValue::from_static(value)));
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn the_line_says_how_a_request_was_served() {
+    fn the_line_describes_how_a_request_was_served() {
         let mut settings = settings(Algorithm::RoundRobin);
         settings.backends[0].admin = Admin::Draining;
         let snapshot = snapshot(&settings);
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn the_line_says_what_became_of_a_session() {
+    fn the_line_describes_the_session() {
         let mut settings = settings(Algorithm::RoundRobin);
         settings.sticky = Some(StickySettings::new("lb"));
         settings.backends[2].admin = Admin::Disabled;

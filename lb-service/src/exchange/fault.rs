@@ -1,14 +1,14 @@
-//! What went wrong with an exchange, as its transport reports it, in words that every transport has.
+//! Faults of an exchange, as its transport reports them, in terms that apply to every transport.
 
 use crate::failure::Failure;
 use crate::pool::UpstreamError;
 
-/// Something that ended an exchange or one of its attempts.
+/// A fault that ended an exchange or one of its attempts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Fault {
-    /// Where it happened.
+    /// The side of the fault.
     pub(crate) side: Side,
-    /// What happened.
+    /// The kind of the fault.
     pub(crate) kind: FaultKind,
     /// Whether a byte of the response was read from the backend.
     pub(crate) response_read: bool,
@@ -45,12 +45,12 @@ pub(crate) enum FaultKind {
 // === impl Fault ===
 
 impl Fault {
-    /// A fault of the backend, before a byte of its response was read.
+    /// Returns a fault of the backend before a byte of its response was read.
     pub(crate) fn of_backend(kind: FaultKind) -> Self {
         Self { side: Side::Backend, kind, response_read: false }
     }
 
-    /// What it makes of the request.
+    /// Returns the failure of the request.
     pub(crate) fn failure(self) -> Failure {
         match (self.side, self.kind) {
             (Side::Backend, kind) => Failure::Upstream(kind.of_backend()),
@@ -61,7 +61,8 @@ impl Fault {
         }
     }
 
-    /// Whether a connection that was kept alive has turned out to be closed, given whether it was `reused`.
+    /// Returns whether the fault shows that an idle connection was closed. `reused` is true if the connection was kept
+    /// alive from an earlier request.
     pub(crate) fn is_stale(self, reused: bool) -> bool {
         self.side == Side::Backend && self.kind == FaultKind::Closed && reused && !self.response_read
     }
@@ -88,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slow_backend_is_504_and_any_other_fault_of_it_502() {
+    fn a_backend_that_times_out_is_504_and_any_other_backend_fault_is_502() {
         for kind in [FaultKind::ReadTimeout, FaultKind::WriteTimeout] {
             assert_eq!(failure(Side::Backend, kind).status(), 504);
         }
@@ -98,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_that_left_gets_no_response_and_a_slow_one_does() {
+    fn a_client_that_disconnected_gets_no_response_and_a_slow_client_gets_one() {
         assert_eq!(failure(Side::Client, FaultKind::Closed), Failure::ClientGone);
         assert_eq!(failure(Side::Client, FaultKind::WriteTimeout), Failure::ClientGone);
         assert_eq!(failure(Side::Client, FaultKind::ReadTimeout), Failure::ClientTimeout);
@@ -112,6 +113,9 @@ mod tests {
         assert!(!closed.is_stale(false));
         assert!(!Fault { response_read: true, ..closed }.is_stale(true));
         assert!(!Fault { side: Side::Client, ..closed }.is_stale(true));
-        assert!(!Fault::of_backend(FaultKind::ReadTimeout).is_stale(true), "a slow backend is slow");
+        assert!(
+            !Fault::of_backend(FaultKind::ReadTimeout).is_stale(true),
+            "a timeout is not a closed connection"
+        );
     }
 }

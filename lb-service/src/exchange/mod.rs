@@ -1,18 +1,18 @@
-//! One request from its head to its log line, whatever carries it.
+//! One request from its head to its log line, independent of the transport.
 //!
-//! An [`Exchange`] has no socket and never waits. What carries the request reports what happens and does what the
-//! exchange returns. The time and random draws are arguments.
+//! An [`Exchange`] has no socket and never waits. The transport reports what happens and acts on the results. The time
+//! and random draws are arguments.
 //!
 //! | what happens | call | what it decides |
 //! |---|---|---|
 //! | the head has arrived | [`Exchange::begin`], [`route`](Exchange::route) | the snapshot, the pool and the session |
-//! | a backend is wanted | [`admit`](Exchange::admit) | whether it is placed, waits or is rejected |
-//! | the head is passed on | [`edit_request`](Exchange::edit_request) | what the backend is told of the client |
-//! | the request has ended | [`request_complete`](Exchange::request_complete) | how long this attempt may still take |
+//! | a backend is needed | [`admit`](Exchange::admit) | whether the request is placed, waits or is rejected |
+//! | the head is passed on | [`edit_request`](Exchange::edit_request) | the fields about the client |
+//! | the request has ended | [`request_complete`](Exchange::request_complete) | the time limit of this attempt |
 //! | a head comes from the backend | [`respond`](Exchange::respond) | whether it is passed on, and with which fields |
 //! | something goes wrong | [`fault`](Exchange::fault) | whether there is a retry, or how the request fails |
-//! | it has failed | [`own_response`](Exchange::own_response) | what the client gets |
-//! | it is over | [`finish`](Exchange::finish) | the counters and the log line, once: it takes the exchange |
+//! | the request has failed | [`own_response`](Exchange::own_response) | the response to the client |
+//! | the exchange is over | [`finish`](Exchange::finish) | the counters and the log line, once: it takes the exchange |
 
 mod explanation;
 mod fault;
@@ -41,61 +41,61 @@ use crate::route::RequestView;
 use crate::snapshot::Snapshot;
 use explanation::{Asked, Served};
 
-/// A request that has not ended.
+/// A request in progress.
 pub(crate) struct Exchange {
-    /// Its way through its pool.
+    /// The attempts of the request in its pool.
     pub(crate) dispatch: Dispatch,
     from: Origin,
     arrived: Instant,
     pool: Option<PoolId>,
-    /// The pool that has taken the place of its pool since.
+    /// The successor that has replaced the pool of the request.
     newer: Option<Arc<Pool>>,
     failure: Option<Failure>,
     asked: Asked,
-    /// Whether all of the request has been passed on.
+    /// Whether the whole request was passed on.
     is_complete: bool,
     /// Whether it was counted as a request without a key.
     key_is_missing: bool,
 }
 
-/// Where a request comes from, and the snapshot that it uses.
+/// The origin of a request, and the snapshot that it uses.
 pub(crate) struct Origin {
     /// The snapshot.
     pub(crate) snapshot: Arc<Snapshot>,
     /// The listener, in this snapshot.
     pub(crate) listener: ListenerId,
-    /// The other end of the connection; none on a Unix socket.
+    /// The peer of the connection; `None` on a Unix socket.
     pub(crate) peer: Option<Peer>,
     /// Whether the client speaks TLS.
     pub(crate) scheme: Scheme,
 }
 
-/// How far a request has come, as far as its transport sees it.
+/// The progress of a request, as its transport reports it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Progress {
-    /// Whether its body can be sent again: there is none, or all that was read of it is kept.
+    /// Whether the body can be sent again: there is none, or all that was read of it is kept.
     pub(crate) replayable: bool,
     /// Whether bytes of a response, including one with a 1xx status, have reached the client.
     pub(crate) response_begun: bool,
 }
 
-/// What happens to the head of a backend's response.
+/// The decision about the head of a backend's response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Response {
-    /// It is passed on, and another one follows.
+    /// The head is passed on, and another one follows.
     Informational,
-    /// It is passed on, and its body follows.
+    /// The head is passed on, and its body follows.
     Final,
-    /// It is dropped, and the request is sent again.
+    /// The response is dropped, and the request is retried.
     Retry,
 }
 
-/// How a request has ended, as far as its transport sees it.
+/// The end of a request, as its transport reports it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct End {
-    /// When it ended.
+    /// The time of the end.
     pub(crate) at: Instant,
-    /// That moment on the calendar.
+    /// The time of the end as calendar time.
     pub(crate) time: SystemTime,
     /// The status of the final response whose head has reached the client.
     pub(crate) status: Option<u16>,
@@ -108,7 +108,7 @@ pub(crate) struct End {
 // === impl Exchange ===
 
 impl Exchange {
-    /// Begins with the head of the request.
+    /// Begins an exchange with the head of the request.
     pub(crate) fn begin(from: Origin, head: &impl Head, now: Instant) -> Self {
         Self {
             dispatch: Dispatch::default(),
@@ -126,7 +126,7 @@ impl Exchange {
     /// Finds the pool of the request and its session there.
     ///
     /// # Errors
-    /// When no route matches.
+    /// If no route matches.
     pub(crate) fn route(&mut self, head: &impl Head) -> Result<(), Failure> {
         self.pool = self.from.snapshot.routes.find(&RequestView::of(self.from.listener, head));
         let Some(pool) = self.pool() else { return Err(self.fail(Failure::Rejected(Rejection::NoRoute))) };
@@ -135,22 +135,22 @@ impl Exchange {
         Ok(())
     }
 
-    /// The pool that the request goes to.
+    /// Returns the pool of the request; `None` before a route was found.
     pub(crate) fn pool(&self) -> Option<&Arc<Pool>> {
         self.newer.as_ref().or_else(|| Some(self.from.snapshot.pool(self.pool?)))
     }
 
-    /// Ends an attempt that has failed; how long to wait before the next.
+    /// Ends a failed attempt, and returns the pause before the next one.
     pub(crate) fn end_attempt(&mut self) -> Option<Duration> {
         self.dispatch.end_attempt()
     }
 
-    /// Places the request, lets it wait, or rejects it. A request whose pool has a successor goes on with that.
+    /// Places the request, lets it wait, or rejects it. If the pool has a successor, the request continues there.
     pub(crate) fn admit(&mut self, head: &impl Head, at: Now) -> Admission {
         self.follow_successor(head);
         let admission = self.ask_pool(head, at);
         if let Admission::Rejected(why) = admission {
-            // If a backend failed it before, that is the reason.
+            // If a backend failed before, that failure is the reason.
             self.failure.get_or_insert(Failure::Rejected(why.into()));
         }
         admission
@@ -178,7 +178,7 @@ impl Exchange {
         self.dispatch.admit(&pool, key.as_deref().unwrap_or_default(), at)
     }
 
-    /// The client's address, as far as trusted proxies tell.
+    /// Returns the client's address, as trusted proxies report it.
     fn client(&self, head: &impl Head) -> Option<IpAddr> {
         let peer = self.from.peer.as_ref()?;
         Some(client_ip(peer.ip, head, &self.from.snapshot.trusted_proxies))
@@ -188,7 +188,7 @@ impl Exchange {
         Downstream { peer: self.from.peer.as_ref(), scheme: self.from.scheme, host: head.first(&HOST) }
     }
 
-    /// Changes the head that the backend gets, without its hop-by-hop fields. `head` is what the client sent.
+    /// Changes the head that the backend gets, without its hop-by-hop fields. `head` is the head that the client sent.
     pub(crate) fn edit_request(&self, head: &impl Head, request: &mut impl HeadEdit) {
         let trusted = &self.from.snapshot.trusted_proxies;
         forwarded::decide(&self.downstream(head), head, trusted).apply(head, request);
@@ -196,7 +196,7 @@ impl Exchange {
             request.set(CONNECTION, HeaderValue::from_static("Upgrade"));
             request.set(UPGRADE, protocol);
         }
-        // A load balancer behind this one may trust this one, so the question of a client must not reach it.
+        // A load balancer behind this one can trust this one, so the header of a client must not reach it.
         if self.asked != Asked::No {
             request.remove(&X_LB_EXPLAIN);
         }
@@ -205,15 +205,16 @@ impl Exchange {
         }
     }
 
-    /// A body follows the head, so the client is what takes time until [`request_complete`](Self::request_complete).
+    /// Records that a body follows the head. The client determines the delay until
+    /// [`request_complete`](Self::request_complete).
     pub(crate) fn body_follows(&mut self) {
         if let Some(attempt) = &mut self.dispatch.attempt {
             attempt.uploading();
         }
     }
 
-    /// All of the request has been passed on, so the backend is what takes time from now on. Returns how long it may
-    /// take until the head of the response, if this attempt has a limit.
+    /// Records that the whole request was passed on, so the backend determines the delay from now on. Returns the time
+    /// limit until the head of the response, if this attempt has one.
     pub(crate) fn request_complete(&mut self, now: Instant) -> Option<Duration> {
         self.is_complete = true;
         let attempt = self.dispatch.attempt.as_mut()?;
@@ -224,7 +225,7 @@ impl Exchange {
         self.pool().and_then(|pool| pool.per_try()).filter(|_| waits)
     }
 
-    /// The head of a response has come from the backend: decides what happens to it, and changes it for the client.
+    /// Decides what happens to the head of a backend's response, and changes it for the client.
     pub(crate) fn respond(
         &mut self,
         head: &impl Head,
@@ -260,12 +261,12 @@ impl Exchange {
         let Some(pool) = self.pool().cloned() else { return false };
         let replayability = progress.replayability(head, false);
         let retries = self.dispatch.answered(&pool, status, retry_after, replayability, at);
-        // This response replaces what went wrong before, unless it is to be replaced itself.
+        // This response replaces earlier failures, unless it is itself replaced by a retry.
         self.failure = retries.then_some(Failure::Answer(status));
         retries
     }
 
-    /// The cookie that the response sets, if any.
+    /// Returns the cookie that the response sets, if any.
     fn cookie(&self, head: &impl Head, now: Instant) -> Option<HeaderValue> {
         let pool = self.pool().filter(|pool| pool.is_sticky())?;
         let backend = &self.dispatch.attempt.as_ref()?.backend;
@@ -274,7 +275,7 @@ impl Exchange {
         pool.set_cookie(backend, self.dispatch.session, secure, now)
     }
 
-    /// How the request was served, if the client has asked and is allowed to.
+    /// Returns the explanation, if the client asked for it and is allowed to get it.
     fn explanation(&self, head: &impl Head) -> Option<HeaderValue> {
         if self.asked != Asked::Granted {
             return None;
@@ -289,14 +290,14 @@ impl Exchange {
         served.header()
     }
 
-    /// The body of the response is complete, so the backend has succeeded.
+    /// Records that the body of the response is complete, so the backend has succeeded.
     pub(crate) fn response_complete(&mut self) {
         if let Some(attempt) = &mut self.dispatch.attempt {
             attempt.finished();
         }
     }
 
-    /// Something has gone wrong with the attempt. Whether the request is sent again.
+    /// Records a fault of the attempt. Returns whether the request is retried.
     pub(crate) fn fault(&mut self, head: &impl Head, fault: Fault, progress: Progress, at: Now) -> bool {
         let fault = self.blamed(head, fault);
         if self.dispatch.goes_on() {
@@ -309,31 +310,31 @@ impl Exchange {
         self.dispatch.broke(&pool, error, replayability, at)
     }
 
-    /// Blames the client for a backend that seems slow but still waits for the rest of the request, unless the client
-    /// waits for the backend to ask for the body.
+    /// Attributes a timeout of the backend to the client if the backend still waits for the rest of the request, unless
+    /// the client waits for the backend to ask for the body.
     fn blamed(&self, head: &impl Head, fault: Fault) -> Fault {
         let is_slow_backend = fault.side == Side::Backend && fault.kind == FaultKind::ReadTimeout;
         let waits_for_client = !self.is_complete && head.first(&EXPECT).is_none();
         if is_slow_backend && waits_for_client { Fault { side: Side::Client, ..fault } } else { fault }
     }
 
-    /// The request ends without a response of a backend, for this reason.
+    /// Ends the request without a response of a backend, for this reason.
     pub(crate) fn fail(&mut self, failure: Failure) -> Failure {
         self.failure = Some(failure);
         failure
     }
 
-    /// The request has ended with a fault. An earlier failure is the reason, if there is one.
+    /// Ends the request with a fault. An earlier failure is the reason, if there is one.
     pub(crate) fn end_with(&mut self, fault: Fault) -> Failure {
         *self.failure.get_or_insert_with(|| fault.failure())
     }
 
-    /// Why the request has failed so far.
+    /// Returns the reason why the request has failed so far; `None` if it has not.
     pub(crate) fn failure(&self) -> Option<Failure> {
         self.failure
     }
 
-    /// The response that the client gets in place of a backend's; none: no client is left, or nothing has failed.
+    /// Returns the response that the proxy sends itself; `None` if no client is left or nothing has failed.
     pub(crate) fn own_response(&self, head: &impl Head) -> Option<OwnResponse> {
         OwnResponse::to(self.failure?, self.explanation(head))
     }
@@ -348,7 +349,7 @@ impl Exchange {
         }
     }
 
-    /// The status that the client saw, or what stands for it.
+    /// Returns the status that the client saw, or the status that stands for it.
     fn status(&self, end: End) -> u16 {
         end.status.or(self.failure.map(Failure::status)).unwrap_or(CLIENT_CLOSED_REQUEST)
     }
@@ -409,7 +410,7 @@ impl Progress {
     }
 }
 
-/// Whether a response ends its request, or hands the connection over to another protocol.
+/// Returns whether a response ends its request, or hands the connection over to another protocol.
 pub(crate) fn is_final(status: u16) -> bool {
     const SWITCHING_PROTOCOLS: u16 = 101;
     status >= 200 || status == SWITCHING_PROTOCOLS
@@ -425,7 +426,7 @@ pub(crate) fn unframe(head: &impl Head, response: &mut (impl Fields + HeadEdit))
     is_coded
 }
 
-/// Returns how long a backend that refuses a request asks for a pause. A date counts as one second.
+/// Returns the pause that a backend asks for in a rejection. A date counts as one second.
 fn retry_after(status: u16, response: &impl Fields) -> Option<Duration> {
     let value = response.first(&RETRY_AFTER).filter(|_| (400..600).contains(&status))?;
     let seconds = str::from_utf8(value).ok().and_then(|text| text.trim().parse().ok());

@@ -1,4 +1,4 @@
-//! The response to a request that no backend has answered.
+//! The response that the proxy sends itself if no backend responds.
 
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
@@ -14,14 +14,14 @@ pub(crate) struct OwnResponse {
     pub(crate) status: StatusCode,
     /// The fields of its head.
     pub(crate) fields: Vec<(HeaderName, HeaderValue)>,
-    /// The body: the status in words. What is wrong behind the proxy is for its operator, not for its clients.
+    /// The body, which contains only the status. Details of a failure are for the operator and not for clients.
     pub(crate) body: Bytes,
 }
 
 // === impl OwnResponse ===
 
 impl OwnResponse {
-    /// The response to a request that failed; none: no client is left to read it.
+    /// Returns the response to a failed request; `None` if no client is left to read it.
     pub(crate) fn to(failure: Failure, explanation: Option<HeaderValue>) -> Option<Self> {
         let status = failure.client_status()?;
         let body = page(status);
@@ -41,7 +41,7 @@ pub(crate) fn keeps_connection(failure: Failure) -> bool {
     failure == Failure::Rejected(Rejection::NoRoute)
 }
 
-/// The body: `502 Bad Gateway`.
+/// Returns the body, such as `502 Bad Gateway`.
 fn page(status: StatusCode) -> Bytes {
     let reason = status.canonical_reason().unwrap_or("Error");
     format!("{} {reason}\n", status.as_u16()).into()
@@ -57,7 +57,7 @@ mod tests {
     }
 
     #[test]
-    fn the_page_says_the_status_and_nothing_else() {
+    fn the_page_contains_only_the_status() {
         let response = OwnResponse::to(Failure::Upstream(UpstreamError::Tls), None).unwrap();
         assert_eq!(
             (response.status, &response.body[..]),
@@ -68,7 +68,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_queue_asks_the_client_to_come_back() {
+    fn the_response_of_a_full_queue_has_a_retry_after() {
         let response = OwnResponse::to(Failure::Rejected(Rejection::QueueFull), None).unwrap();
         assert_eq!(response.status, StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(field(&response, &RETRY_AFTER).unwrap(), "1");
@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_that_left_gets_no_response() {
+    fn a_client_that_disconnected_gets_no_response() {
         assert_eq!(OwnResponse::to(Failure::ClientGone, None), None);
     }
 }

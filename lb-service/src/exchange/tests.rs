@@ -1,4 +1,4 @@
-//! An exchange from its head to its log line, with a pool whose backends are only values.
+//! Tests of an exchange from its head to its log line, with a pool whose backends are only values.
 
 use http::request::Parts;
 use http::{HeaderMap, HeaderName};
@@ -17,7 +17,7 @@ use crate::traffic::Traffic;
 const CLIENT: [u8; 4] = [192, 0, 2, 7];
 const UNTOUCHED: Progress = Progress { replayable: true, response_begun: false };
 
-/// Requests for `/api` go to a pool of two backends.
+/// A bench whose requests for `/api` go to a pool of two backends.
 struct Bench {
     snapshot: Arc<Snapshot>,
     now: Instant,
@@ -53,7 +53,7 @@ impl Bench {
         Exchange::begin(origin, head, self.now)
     }
 
-    /// At a backend.
+    /// Returns an exchange that is placed at a backend.
     fn placed(&self, head: &Parts) -> Exchange {
         let mut exchange = self.begin(head);
         exchange.route(head).unwrap();
@@ -72,7 +72,7 @@ impl Bench {
         }
     }
 
-    /// How many responses with this status were counted, to requests with a pool or without one.
+    /// Returns the number of counted responses with this status, to requests with this pool or without one.
     fn responses(&self, pool: Option<PoolId>, status: u16) -> u64 {
         let counted = self.snapshot.requests(ListenerId(0), pool).answers.counted();
         counted.filter(|(known, _)| *known == status).map(|(_, count)| count).sum()
@@ -126,7 +126,7 @@ fn a_request_that_no_backend_takes_is_503() {
 }
 
 #[test]
-fn the_backend_gets_the_forwarded_fields_the_host_of_its_pool_and_no_question() {
+fn the_backend_gets_forwarded_fields_and_the_host_of_its_pool_but_no_explain_header() {
     let bench = Bench::new(|settings| settings.host = Some(HeaderValue::from_static("origin.test")));
     let head = head("GET", "/api", &[("x-forwarded-for", "127.0.0.1"), ("x-lb-explain", "1")]);
     let mut request = head.headers.clone();
@@ -139,10 +139,10 @@ fn the_backend_gets_the_forwarded_fields_the_host_of_its_pool_and_no_question() 
 }
 
 #[test]
-fn an_upgrade_is_asked_of_the_backend() {
+fn an_upgrade_is_passed_on_to_the_backend() {
     let bench = Bench::new(|_| {});
     let head = head("GET", "/api", &[("connection", "Upgrade"), ("upgrade", "irc/6.9")]);
-    // The hop-by-hop fields are gone.
+    // The head has no hop-by-hop fields at this point.
     let mut request = HeaderMap::new();
     bench.placed(&head).edit_request(&head, &mut request);
     assert_eq!(
@@ -175,7 +175,7 @@ fn a_client_without_the_token_gets_no_explanation() {
 }
 
 #[test]
-fn an_informational_response_is_passed_on_and_the_request_goes_on() {
+fn an_informational_response_is_passed_on_and_the_request_continues() {
     let bench = Bench::new(|_| {});
     let mut exchange = bench.placed(&get());
     let found = exchange.respond(&get(), 103, &mut HeaderMap::new(), UNTOUCHED, bench.at());
@@ -192,7 +192,7 @@ fn a_gateway_error_is_retried_and_the_last_one_is_passed_on() {
         exchange.respond(&get(), status, &mut HeaderMap::new(), UNTOUCHED, bench.at())
     };
     assert_eq!(respond(&mut exchange, 503), Response::Retry);
-    exchange.end_attempt().expect("it is sent again");
+    exchange.end_attempt().expect("the request is retried");
     assert_eq!(exchange.admit(&get(), bench.at()), Admission::Placed);
     assert_eq!(respond(&mut exchange, 503), Response::Final);
     assert_eq!(exchange.failure(), None);
@@ -218,7 +218,7 @@ fn a_request_whose_response_has_begun_is_not_retried() {
 }
 
 #[test]
-fn a_stale_connection_is_replaced_without_blame() {
+fn a_stale_connection_is_replaced_without_a_failure() {
     let bench = Bench::new(|settings| settings.retries.attempts = 0);
     let mut exchange = bench.placed(&get());
     let attempt = exchange.dispatch.attempt.as_mut().unwrap();
@@ -229,7 +229,7 @@ fn a_stale_connection_is_replaced_without_blame() {
 }
 
 #[test]
-fn a_timeout_during_the_request_is_the_client_s_unless_it_waits_for_the_backend() {
+fn a_timeout_during_the_request_is_a_client_timeout_unless_the_client_waits_for_the_backend() {
     let bench = Bench::new(|settings| settings.retries.attempts = 0);
     let failure = |head: &Parts, is_complete: bool| {
         let mut exchange = bench.placed(head);
@@ -268,7 +268,7 @@ fn an_attempt_is_limited_until_its_response_begins() {
 }
 
 #[test]
-fn a_request_whose_pool_is_replaced_goes_on_with_the_successor() {
+fn a_request_whose_pool_is_replaced_continues_with_the_successor() {
     let bench = Bench::new(|_| {});
     let pool = bench.snapshot.pools[0].clone();
     let mut exchange = bench.begin(&get());
@@ -300,7 +300,7 @@ fn a_request_is_counted_and_logged_with_what_the_client_saw() {
 }
 
 #[test]
-fn a_client_that_leaves_before_the_response_is_counted_as_499() {
+fn a_client_that_disconnects_before_the_response_is_counted_as_499() {
     let bench = Bench::new(|_| {});
     let mut exchange = bench.placed(&get());
     exchange.fail(Failure::ClientGone);
@@ -320,7 +320,7 @@ fn a_client_of_http_1_0_gets_no_transfer_coding() {
 }
 
 #[test]
-fn a_refusing_backend_asks_for_a_pause_in_seconds() {
+fn a_backend_can_ask_for_a_pause_in_seconds() {
     let pause = |status, value: &'static str| retry_after(status, &fields(&[("retry-after", value)]));
     assert_eq!(pause(503, "7"), Some(Duration::from_secs(7)));
     assert_eq!(pause(429, "Wed, 21 Oct 2026 07:28:00 GMT"), Some(Duration::from_secs(1)));

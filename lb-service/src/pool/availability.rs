@@ -237,7 +237,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_weight_is_the_sum_of_all_backends_that_can_be_selected(members in any_members(), threshold in 0u8..=100) {
+        fn the_weight_is_the_sum_of_all_selectable_backends(members in any_members(), threshold in 0u8..=100) {
             let assessed = assess(members.iter().copied(), threshold);
             let backups = assessed.level == Level::Backup;
             let in_use = |member: &&Member| member.backup == backups && !member.draining;
