@@ -18,7 +18,7 @@
 //! | `tries` | the number of attempts, including failed connections |
 //! | `tried` | the backends that failed, each with its failure |
 //! | `passed` | the backends that were skipped, each with the reason |
-//! | `session` | `no`: the pool has no sessions; `new`: the request had none; `kept`: it went to its backend; `moved`: it did not |
+//! | `session` | `no`: no sessions; `new`: the request had none; `kept`: it went to its backend; `moved`: it did not |
 //! | `reason` | why the proxy itself responds |
 //!
 //! Invariant: only trusted clients get explanations. A request for one is honoured if the peer is one of the

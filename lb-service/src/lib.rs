@@ -2,7 +2,7 @@
 //!
 //! | you want | take | begin with |
 //! |---|---|---|
-//! | one policy, in an existing proxy | [`Policy`] | [`policy`], and `examples/policy.rs`, a complete proxy in a hundred lines |
+//! | one policy, in an existing proxy | [`Policy`] | [`policy`], and `examples/policy.rs`, a proxy in 100 lines |
 //! | ejection, retries, queues and sessions as well | [`Pool`](pool::Pool) | [`pool`] |
 //! | everything | [`service::service`] | `examples/proxy.rs` |
 //!
