@@ -1,4 +1,4 @@
-//! A modelled backend: how long it works, on how many requests at once, and what is wrong with it, and when.
+//! The model of a backend: its service times, its capacity, and its faults over time.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -6,67 +6,67 @@ use std::time::Duration;
 
 use fastrand::Rng;
 
-/// How long a backend works on one request; each has this mean.
+/// The distribution of the service time of a request, with the given mean.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Service {
-    /// Always the same.
+    /// The time is constant.
     Constant(Duration),
-    /// Without memory: what queueing theory likes to reckon with.
+    /// The time is memoryless, as in most models of queueing theory.
     Exponential(Duration),
-    /// The usual shape of real answers, with a long tail. `sigma` is that of the logarithm.
+    /// The time has the usual shape of real response times, with a long tail. `sigma` is that of the logarithm.
     LogNormal { mean: Duration, sigma: f64 },
 }
 
-/// What is wrong with a backend, each as the share of the requests that meet it.
+/// The faults of a backend, each as the share of the requests that it affects.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Fault {
-    /// It works so many times longer, and so much more again: 9 is ten times as long.
+    /// The addition to the service time, as a multiple of it: 9 means ten times as long.
     pub(crate) slower: f64,
-    /// It takes no connection; its health checks fail when that is all of them.
+    /// The share of connections that are refused. If all are, the health checks fail.
     pub(crate) refuses: f64,
-    /// The connection breaks before an answer.
+    /// The share of connections that break before a response.
     pub(crate) resets: f64,
-    /// It answers 503, at once.
+    /// The share of requests that get a 503 at once.
     pub(crate) unavailable: f64,
-    /// It never answers.
+    /// The share of requests that never get a response.
     pub(crate) hangs: f64,
 }
 
-/// When it is wrong, in seconds of virtual time.
+/// The schedule of a fault, in seconds of virtual time.
 #[derive(Clone, Debug, Default)]
 pub(crate) enum When {
     #[default]
     Never,
     Always(Fault),
     During(Range<f64>, Fault),
-    /// Bad in every second interval of this length.
+    /// The fault applies in every second interval of this length.
     Flapping(f64, Fault),
 }
 
-/// What a backend is.
+/// The properties of a backend.
 #[derive(Clone, Debug)]
 pub(crate) struct Model {
-    /// Requests that it works on at once; the others wait inside it.
+    /// The number of requests that the backend serves at the same time; the others wait inside it.
     pub(crate) servers: usize,
     pub(crate) service: Service,
     pub(crate) when: When,
 }
 
-/// A request at a backend: its number, and which of its attempts this is.
+/// A request at a backend: its number and the number of its attempt.
 pub(crate) type Job = (usize, u32);
 
-/// What a request meets when it comes to a backend.
+/// The reception of a request at a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reception {
     Refused,
     Reset,
     Unavailable,
     Hung,
-    /// It is worked on, now or later.
+    /// The request is served, now or later.
     Taken,
 }
 
-/// A backend at work.
+/// A running backend.
 #[derive(Debug)]
 pub(crate) struct Origin {
     model: Model,
@@ -94,12 +94,12 @@ impl Service {
     }
 }
 
-/// Of mean 1: the time between two events of a Poisson process.
+/// Returns a random number with mean 1: the time between two events of a Poisson process.
 pub(crate) fn exponential(rng: &mut Rng) -> f64 {
     -(1.0 - rng.f64()).ln()
 }
 
-/// Of mean 0 and deviation 1 (Box and Muller, 1958).
+/// Returns a random number with mean 0 and deviation 1 (Box and Muller, 1958).
 fn normal(rng: &mut Rng) -> f64 {
     (-2.0 * (1.0 - rng.f64()).ln()).sqrt() * (std::f64::consts::TAU * rng.f64()).cos()
 }
@@ -138,7 +138,7 @@ impl Fault {
 // === impl When ===
 
 impl When {
-    /// Whether a request may wait for ever.
+    /// Returns whether a request can wait forever.
     pub(crate) fn may_hang(&self) -> bool {
         match self {
             Self::Never => false,
@@ -159,12 +159,12 @@ impl When {
 // === impl Model ===
 
 impl Model {
-    /// With exponential times of 10 ms in the mean, and nothing wrong.
+    /// Returns a backend with exponential times of 10 ms on average and without faults.
     pub(crate) fn new(servers: usize) -> Self {
         Self { servers, service: Service::Exponential(Duration::from_millis(10)), when: When::Never }
     }
 
-    /// The requests per second that it can answer when nothing is wrong.
+    /// Returns the requests per second that the backend can serve without faults.
     pub(crate) fn capacity(&self) -> f64 {
         self.servers as f64 / self.service.mean().as_secs_f64()
     }
@@ -185,12 +185,12 @@ impl Origin {
         &self.model
     }
 
-    /// What the next request meets.
+    /// Draws the reception of the next request.
     pub(crate) fn receive(&self, seconds: f64, rng: &mut Rng) -> Reception {
         self.model.when.fault(seconds).reception(rng.f64())
     }
 
-    /// Works on it, and says for how many seconds, unless it has to wait.
+    /// Takes a request and returns its service time in seconds, unless it has to wait.
     pub(crate) fn take(&mut self, job: Job, seconds: f64, rng: &mut Rng) -> Option<f64> {
         if self.busy == self.model.servers {
             self.waiting.push_back(job);
@@ -200,7 +200,7 @@ impl Origin {
         Some(self.work(seconds, rng))
     }
 
-    /// Is done with one; the one that it works on next, and for how many seconds.
+    /// Completes a request. Returns the next one and its service time in seconds.
     pub(crate) fn next(&mut self, seconds: f64, rng: &mut Rng) -> Option<(Job, f64)> {
         let Some(job) = self.waiting.pop_front() else {
             self.busy -= 1;

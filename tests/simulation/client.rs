@@ -1,13 +1,13 @@
-//! One request on its way through the pool: the very [`Dispatch`] that the proxy uses, without a proxy.
+//! One request in its pool, with the same [`Dispatch`] that the proxy uses.
 
 use lb_service::pool::{Dispatch, Replayability};
 
-/// A request that has not ended.
+/// A request in progress.
 #[derive(Debug, Default)]
 pub(crate) struct Request {
     pub(crate) dispatch: Dispatch,
 }
 
-/// All requests are idempotent and without a body, over connections made for them.
+/// The replayability of all requests: they are idempotent and without a body, over new connections.
 pub(crate) const SENT: Replayability =
     Replayability { idempotent: true, replayable: true, response_begun: false, stale: false };

@@ -1,4 +1,4 @@
-//! What failures cost: retries, ejections, and errors that look like speed.
+//! The cost of failures: retries, ejections, and errors that look like speed.
 
 use std::time::{Duration, Instant};
 
@@ -13,8 +13,7 @@ const SECOND: Duration = Duration::from_secs(1);
 
 // === Retries ===
 
-/// Whatever happens, when a retry begins there are no more of them than the budget allows for the
-/// requests in flight.
+/// At each beginning of a retry, the retries do not exceed the budget for the requests in flight.
 #[test]
 fn retries_never_exceed_the_budget() {
     let troubles = Fault { slower: 0.0, refuses: 0.05, resets: 0.2, unavailable: 0.3, hangs: 0.01 };
@@ -48,10 +47,10 @@ fn retries_never_exceed_the_budget() {
         });
         denied += report.retries_denied;
     }
-    assert!(begun > 1000 && denied > 1000, "{begun} retries, {denied} denied: the limit was hardly met");
+    assert!(begun > 1000 && denied > 1000, "{begun} retries, {denied} denied: the limit was hardly reached");
 }
 
-/// A pool whose backends all answer like this, with three more attempts for each request.
+/// Returns a pool whose backends all have this fault, with three retries for each request.
 fn outage(fault: Fault) -> Scenario {
     let mut models = vec![Model::new(8); 10];
     models.iter_mut().for_each(|model| model.when = When::Always(fault));
@@ -62,21 +61,20 @@ fn outage(fault: Fault) -> Scenario {
     })
 }
 
-/// Without a budget, three more attempts would make four requests of one. By Little's law (1961) the rate of
-/// retries r times how long one is under way (its pause p and its time at the backend s) is how many
-/// there are on average, at most the minimum of 3 or 20 % of what is in flight, which is s times the rate of
-/// all: r (p + s) <= 3 + 0.2 s (x + r). With a mean first pause of 12.5 ms that is at most 0.25 x, and 3 /
-/// 12.5 ms = 240 in each second.
+/// Without a budget, three retries would make four requests out of one. By Little's law (1961), the average number of
+/// retries is their rate r times the duration of one (its pause p and its time at the backend s). It is at most the
+/// minimum of 3 or 20 % of the requests in flight, which are s times the total rate: r (p + s) <= 3 + 0.2 s (x + r).
+/// With a mean first pause of 12.5 ms, r is at most 0.25 x, plus 3 / 12.5 ms = 240 in each second.
 ///
-/// For backends that answer 503 at once s is nearly nothing, and only the 240 remain; where the failure is a
-/// timeout of 100 ms the share counts, of which the pauses take a ninth.
+/// For backends that respond with 503 at once, s is nearly 0, and only the 240 remain. If the failure is a timeout of
+/// 100 ms, the share matters, of which the pauses take a ninth.
 #[test]
 fn a_total_outage_is_not_multiplied() {
     for (fault, factor) in [(Fault::unavailable(1.0), 1.0), (Fault { hangs: 1.0, ..Fault::default() }, 1.25)]
     {
         let scenario = outage(fault);
         let report = scenario.run();
-        assert_eq!(report.failed(), report.requests(), "it is total");
+        assert_eq!(report.failed(), report.requests(), "every request fails");
         let (sent, requests) = (report.sent.iter().sum::<u64>() as f64, report.requests() as f64);
         let allowed = factor * requests + 240.0 * scenario.seconds;
         assert!(sent <= allowed, "{sent} were sent of {requests}, {allowed} allowed");
@@ -86,8 +84,8 @@ fn a_total_outage_is_not_multiplied() {
 
 // === Ejections ===
 
-/// Random pools with random failures and flapping health checks: at every moment at most the share is
-/// ejected, rounded down, and at the moment of an ejection another backend is available.
+/// In random pools with random failures and flapping health checks, at most the share is ejected at every moment,
+/// rounded down, and another backend is available at the moment of an ejection.
 #[test]
 fn ejections_never_exceed_their_share_and_never_take_the_last() {
     let mut ejections = 0;
@@ -131,18 +129,18 @@ fn ejections_never_exceed_their_share_and_never_take_the_last() {
     assert!(ejections > 1000, "only {ejections} ejections were seen");
 }
 
-/// One of four that fails everything costs at most the failures that eject it, once in each ejection: 5, and
-/// then one for each time that it is tried again (30 s, 60 s, 90 s ...).
+/// One of four backends fails everything. It costs at most the failures that eject it, once in each ejection: 5, and
+/// then one for each return (30 s, 60 s, 90 s ...).
 #[test]
 fn a_backend_that_fails_everything_is_tried_once_in_each_longer_ejection() {
     let scenario = Scenario::even(4, 0.5).first_is(When::Always(Fault::unavailable(1.0)));
     let report = scenario.with(|scenario| {
         scenario.seconds = 200.0;
-        // All that it fails at the beginning is repeated at the same time.
+        // All its failures at the beginning are retried at the same time.
         scenario.settings.retries.min_concurrent = 10;
     });
     let report = report.run();
-    // Those that are under way when the fifth fails are not taken back: few, as it fails at once.
+    // The few requests in flight at the fifth failure also fail.
     assert!(report.sent[0] <= 5 + 3 + 3, "{:?}", report.sent);
     assert_eq!(report.ejections, [4, 0, 0, 0], "at 0, 30, 90 and 180 s");
     assert_eq!(report.failed(), 0, "{:?}", report.failures);
@@ -150,8 +148,8 @@ fn a_backend_that_fails_everything_is_tried_once_in_each_longer_ejection() {
 
 // === Ejection of slow backends ===
 
-/// Four backends with time to spare, of which the first answers ten times more slowly now and then, but always
-/// correctly. Windows of a second, ejections of 5 s times n up to 18 s.
+/// Returns four backends with spare capacity. The first is ten times slower at times, but always responds correctly.
+/// Windows last 1 s, and ejections 5 s times n, up to 18 s.
 fn slow_backends(when: When) -> Scenario {
     Scenario::new("slow_backends", vec![Model::new(20); 4], 0.05).first_is(when).with(|scenario| {
         scenario.seconds = 100.0;
@@ -164,12 +162,12 @@ fn slow_backends(when: When) -> Scenario {
 /// An ejection of the first backend.
 #[derive(Debug)]
 struct Ejection {
-    /// In seconds, and how long it lasts.
+    /// The time in seconds.
     at: f64,
     lasts: Duration,
 }
 
-/// Those of a scenario in which nothing fails and no other backend is ejected.
+/// Returns the ejections of a scenario in which nothing fails and no other backend is ejected.
 fn ejections_of_the_first(scenario: &Scenario) -> Vec<Ejection> {
     let (mut began, mut found) = (None, Vec::<(Instant, Instant)>::new());
     let report = scenario.watch(&mut |_, pool, now| {
@@ -188,10 +186,10 @@ fn ejections_of_the_first(scenario: &Scenario) -> Vec<Ejection> {
     found.into_iter().map(ejection).collect()
 }
 
-/// Who is slow all the time is tried for two windows at most, the one in which it comes back and a whole one,
-/// after each longer ejection.
+/// A backend that is always slow is used for at most two windows after each longer ejection: the one in which it
+/// returns and a whole one.
 #[test]
-fn a_backend_that_is_slow_all_the_time_is_ejected_for_longer_each_time() {
+fn a_backend_that_stays_slow_is_ejected_for_longer_each_time() {
     for policy in [Algorithm::RoundRobin, Algorithm::Random] {
         let ejections =
             ejections_of_the_first(&slow_backends(When::Always(Fault::slower(10.0))).policy(policy));
@@ -208,13 +206,13 @@ fn a_backend_that_is_slow_all_the_time_is_ejected_for_longer_each_time() {
     }
 }
 
-/// Slow from 30 s to 60 s and from 90 s on. In between it is found fine, so that nothing is left of the first time.
+/// The backend is slow from 30 s to 60 s and from 90 s on. In between it is judged as fine, so the count is reset.
 #[test]
 fn a_backend_that_was_fine_in_between_is_ejected_for_the_base_time_again() {
     let scenario =
         slow_backends(When::Flapping(30.0, Fault::slower(10.0))).with(|scenario| scenario.seconds = 110.0);
     let ejections = ejections_of_the_first(&scenario);
-    // How many times the base time each lasts; up to a tenth is added.
+    // The durations in multiples of the base time; up to a tenth is added.
     let times = |from: f64, to: f64| -> Vec<_> {
         let there = ejections.iter().filter(|ejection| (from..to).contains(&ejection.at));
         there.map(|ejection| ejection.lasts.as_secs() / 5).collect()
@@ -227,8 +225,8 @@ fn a_backend_that_was_fine_in_between_is_ejected_for_the_base_time_again() {
 
 // === Errors that look like speed ===
 
-/// A backend that answers 503 in a millisecond is the quickest of all. The penalty for failures has to
-/// outweigh that even where nobody is ejected, or most requests go where they fail.
+/// A backend that responds with 503 in 1 ms is the quickest of all. The penalty for failures has to outweigh that even
+/// without ejection, or most requests would go to the failing backend.
 #[test]
 fn peak_ewma_is_not_attracted_by_quick_failures() {
     for fault in [Fault::unavailable(1.0), Fault::refuses(), Fault { resets: 1.0, ..Fault::default() }] {
@@ -246,9 +244,10 @@ fn peak_ewma_is_not_attracted_by_quick_failures() {
 
 // === Panic ===
 
-/// Four of five are dead and the health checks know it; below the threshold the first attempt ignores them,
-/// because they may lie. The second must not: who was failed once goes where it is answered. Only those fail
-/// whose backend died under them or that found no other before the first check.
+/// Four of five backends are down, and the health checks find it. Below the threshold the first attempt ignores the
+/// health checks, because they might be wrong. The second attempt must use them: a failed request goes to a backend
+/// that responds. Only those requests fail whose backend went down during the request, or that found no other backend
+/// before the first check.
 #[test]
 fn retries_go_to_available_backends_even_in_panic() {
     for policy in Algorithm::ALL {

@@ -1,4 +1,4 @@
-//! Which keys move when a backend goes, and how much a popular key may take.
+//! The keys that move when a backend goes down, and the load of a popular key.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use crate::world::{Moment, Scenario, address, key, place, pool, probe};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Whose each key is.
+/// Returns the backend of each key.
 fn owners(pool: &Arc<Pool>, now: Instant, keys: usize) -> Vec<usize> {
     let owner = |number| {
         let attempt = place(pool, now, &key(number));
@@ -20,9 +20,9 @@ fn owners(pool: &Arc<Pool>, now: Instant, keys: usize) -> Vec<usize> {
     (0..keys).map(owner).collect()
 }
 
-/// When one of n goes down only its own keys move: about 1/n of them, by the evenness of the hash at most
-/// 1.4/n for ketama (four deviations of 8 %, and that of 20 000 keys) and 1.15/n for Maglev. They are spread
-/// over the others, and are all back when it is back.
+/// When one of n backends goes down, only its own keys move: about 1/n of them, and by the evenness of the hash at most
+/// 1.4/n for ketama (four deviations of 8 %, plus that of 20 000 keys) and 1.15/n for Maglev. They are spread over the
+/// other backends, and all return when the backend is up.
 #[test]
 fn keys_move_only_from_the_backend_that_is_down() {
     const KEYS: usize = 20_000;
@@ -51,11 +51,11 @@ fn keys_move_only_from_the_backend_that_is_down() {
     }
 }
 
-/// When one of n leaves the configuration, the ring is as if it had never been there: only its keys move.
-/// Maglev's table is filled anew, which moves a few of the others' (Eisenbud et al.: "Maglev", 2016, figure
-/// 12: below 2 to 3 % with a table of 65537 entries for up to 1000 backends).
+/// When one of n backends leaves the configuration, the ring is as if it had never been there: only its keys move.
+/// Maglev's table is filled again, which moves a few other keys (Eisenbud et al.: "Maglev", 2016, figure 12: below 2 to
+/// 3 % with a table of 65537 entries for up to 1000 backends).
 #[test]
-fn keys_of_the_others_hardly_move_when_a_backend_leaves_the_configuration() {
+fn few_other_keys_move_when_a_backend_leaves_the_configuration() {
     const KEYS: usize = 20_000;
     for (policy, others) in [(Algorithm::ConsistentHash, 0.0), (Algorithm::Maglev, 0.03)] {
         for backends in [5, 10, 100] {
@@ -74,10 +74,9 @@ fn keys_of_the_others_hardly_move_when_a_backend_leaves_the_configuration() {
     }
 }
 
-/// Whoever is given a first attempt holds afterwards at most its bound of what was in flight with it
-/// (Mirrokni, Thorup, Zadimoghaddam, 2018): at every placement, with one key that every third request has,
-/// unequal weights, and backends that come and go. A retry, which may not go where it was, and panic are
-/// the exceptions.
+/// A backend that gets a first attempt afterwards holds at most its bound of the requests in flight (Mirrokni, Thorup,
+/// Zadimoghaddam, 2018). This is checked at every placement, with one key that every third request has, unequal
+/// weights, and backends that go down and up. A retry, which cannot go to the same backend, and panic are exceptions.
 #[test]
 fn a_bounded_load_never_exceeds_its_bound() {
     let weights = [1, 1, 2, 2, 3, 3, 4, 8];

@@ -1,14 +1,13 @@
-//! The simulation: the very code of lb-service that places, judges, ejects, repeats and queues requests,
-//! driven in virtual time against modelled backends.
+//! The simulation: the code of lb-service that places, judges, ejects, retries and queues requests, driven in virtual
+//! time against models of backends.
 //!
 //! ```text
-//! cargo test -p tests --test simulation                               the promises
+//! cargo test -p tests --test simulation                               the tests
 //! cargo test -p tests --test simulation the_table -- --nocapture      the table
 //! ```
 //!
-//! Each test holds one promise of the theory against what the pool does. Bounds have a margin and say where
-//! they come from. No sockets, no threads, no sleep: a scenario of minutes takes a moment, and the same seed
-//! gives the same run.
+//! Each test compares one prediction of the theory with the pool. Bounds have a margin and cite their source. There are
+//! no sockets, threads or sleeps: a scenario of minutes takes a moment, and the same seed gives the same run.
 
 #![expect(clippy::unwrap_used, reason = "a test says what went wrong by panicking")]
 

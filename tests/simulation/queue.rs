@@ -1,4 +1,4 @@
-//! Who waits for a backend, how long, and in what order.
+//! Requests that wait for a backend: the time, and the order.
 
 use std::num::NonZeroU32;
 use std::time::Duration;
@@ -11,9 +11,9 @@ use crate::world::{Moment, Scenario, address, place, pool, probe};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Twice as many requests as the backends may have: those that are served are served in the order of arrival,
-/// no more wait than may, and none longer than it may; nobody waits while a backend has room; and what the
-/// backends may do is done all the time.
+/// There are twice as many requests as the backends can take. Served requests are served in the order of arrival; no
+/// more requests wait than the queue holds, and none for longer than the timeout; no request waits while a backend has
+/// room; and the capacity of the backends is always used.
 #[test]
 fn the_queue_is_first_come_first_served_bounded_and_timely() {
     for (policy, timeout) in [(Algorithm::LeastRequest, SECOND / 50), (Algorithm::RoundRobin, SECOND)] {
@@ -42,7 +42,7 @@ fn the_queue_is_first_come_first_served_bounded_and_timely() {
                 assert!(pool.queue().len() <= 50);
                 let room =
                     pool.backends().iter().any(|backend| backend.load.in_flight() < backend.max_requests);
-                assert!(pool.queue().is_empty() || !room, "somebody waits while there is room");
+                assert!(pool.queue().is_empty() || !room, "a request waits while there is room");
                 assert!(pool.backends().iter().all(|backend| backend.load.in_flight() <= 4));
             }
             Moment::Placed { .. } | Moment::Repeats => {}
@@ -51,13 +51,13 @@ fn the_queue_is_first_come_first_served_bounded_and_timely() {
         assert_eq!(gave_up > 0, timeout < SECOND, "50 wait at most 50 / (20 places / 10 ms) = 25 ms");
         assert!(report.failures.keys().all(|how| how.starts_with("queue_")), "{:?}", report.failures);
         let (_, mean) = report.most_and_mean();
-        assert!(mean > 3.9, "4 may be worked on at once, {mean} were");
+        assert!(mean > 3.9, "4 can be served at once, {mean} were");
     }
 }
 
-/// When half of the backends fail, what waits is served by the others, or fails in time.
+/// If half of the backends fail, waiting requests are served by the others, or fail in time.
 #[test]
-fn nobody_is_forgotten_in_the_queue_when_backends_come_and_go() {
+fn no_request_stays_in_the_queue_when_backends_go_down_and_up() {
     for seed in 0..20 {
         let mut scenario =
             Scenario::even(4, 1.5).policy(Algorithm::LeastRequest).requests(3000).with(|scenario| {
@@ -71,7 +71,7 @@ fn nobody_is_forgotten_in_the_queue_when_backends_come_and_go() {
             });
         scenario.models[0].when = When::Flapping(0.3, Fault::refuses());
         scenario.models[1].when = When::Flapping(0.2, Fault { resets: 0.5, ..Fault::default() });
-        // The run itself asserts that nothing waits and nothing is in flight when it is over.
+        // The run itself asserts that nothing waits and nothing is in flight at its end.
         let report = scenario.watch(&mut |moment, _, _| {
             if let Moment::Served { waited, .. } | Moment::GaveUp { waited } = moment {
                 assert!(*waited <= SECOND / 10 + SECOND / 1_000_000, "{waited:?}");
@@ -81,9 +81,9 @@ fn nobody_is_forgotten_in_the_queue_when_backends_come_and_go() {
     }
 }
 
-/// A request that waits because all were full must not go on waiting when all are gone.
+/// A request that waits because all backends are full must stop waiting when all are down.
 #[test]
-fn who_waits_is_told_at_once_that_nobody_is_left() {
+fn a_waiting_request_is_rejected_at_once_if_no_backend_is_left() {
     let mut settings = Scenario::even(2, 0.5).settings;
     settings.panic_threshold = 0;
     settings.backends.iter_mut().for_each(|backend| backend.max_requests = NonZeroU32::new(1));

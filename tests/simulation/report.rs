@@ -1,4 +1,4 @@
-//! What a run was like, for clients and for backends.
+//! The results of a run, for clients and for backends.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -6,31 +6,31 @@ use std::time::Duration;
 
 use lb_service::pool::{AdmissionError, Pool, UpstreamError};
 
-/// How a request ended for its client.
+/// The end of a request for its client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ending {
     Good,
-    /// The answer of a backend was 503.
+    /// The response of a backend was 503.
     Unavailable,
     Upstream(UpstreamError),
-    /// It got no backend.
+    /// The request got no backend.
     Rejected(AdmissionError),
 }
 
-/// What was measured.
+/// The measurements of a run.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Report {
-    /// In nanoseconds, from the arrival to the answer, of those that had a good one; sorted in the end.
+    /// The times from the arrival to a good response, in nanoseconds; sorted at the end.
     times: Vec<u64>,
-    /// Requests that failed, by how.
+    /// Failed requests, by kind.
     pub(crate) failures: BTreeMap<&'static str, usize>,
-    /// Requests that each backend was sent.
+    /// Requests sent to each backend.
     pub(crate) sent: Vec<u64>,
-    /// The same by second of virtual time, from the beginning.
+    /// Requests sent to each backend, by second of virtual time from the beginning.
     pub(crate) by_second: Vec<Vec<u32>>,
-    /// The most requests that each backend held.
+    /// The maximum of requests that each backend held.
     pub(crate) most: Vec<u64>,
-    /// Requests in flight times seconds, in all backends together.
+    /// Requests in flight times seconds, over all backends.
     held: f64,
     measured: f64,
     pub(crate) retries: u64,
@@ -60,7 +60,7 @@ impl Report {
         Self { sent: vec![0; backends], most: vec![0; backends], ..Self::default() }
     }
 
-    /// A backend was sent a request, and holds so many with it.
+    /// Records that a backend got a request and holds `holds` requests with it.
     pub(crate) fn sent(&mut self, backend: usize, holds: u64, seconds: f64, is_measured: bool) {
         let second = seconds as usize;
         if self.by_second.len() <= second {
@@ -73,7 +73,7 @@ impl Report {
         }
     }
 
-    /// So many requests were in flight for so many seconds.
+    /// Records that a number of requests was in flight for a number of seconds.
     pub(crate) fn in_flight_for(&mut self, requests: u64, seconds: f64) {
         self.held += requests as f64 * seconds;
         self.measured += seconds;
@@ -93,7 +93,7 @@ impl Report {
         self.ejections = pool.backends().iter().map(|backend| backend.ejections()).collect();
     }
 
-    /// All requests.
+    /// Returns the number of all requests.
     pub(crate) fn requests(&self) -> usize {
         self.times.len() + self.failed()
     }
@@ -102,24 +102,24 @@ impl Report {
         self.failures.values().sum()
     }
 
-    /// The time that this share of the good requests did not exceed.
+    /// Returns the time that this share of the good requests did not exceed.
     pub(crate) fn quantile(&self, share: f64) -> Duration {
         let index = (self.times.len() as f64 * share) as usize;
         let nanoseconds = self.times.get(index.min(self.times.len().saturating_sub(1)));
         Duration::from_nanos(nanoseconds.copied().unwrap_or_default())
     }
 
-    /// The mean time of the good requests.
+    /// Returns the mean time of the good requests.
     pub(crate) fn mean(&self) -> Duration {
         Duration::from_nanos(self.times.iter().sum::<u64>() / self.times.len().max(1) as u64)
     }
 
-    /// The share of all that was sent that this backend got.
+    /// Returns the share of this backend in all attempts.
     pub(crate) fn share(&self, backend: usize) -> f64 {
         self.sent[backend] as f64 / self.sent.iter().sum::<u64>().max(1) as f64
     }
 
-    /// The same in these seconds.
+    /// Returns the share of this backend in the attempts of these seconds.
     pub(crate) fn share_in(&self, backend: usize, seconds: Range<usize>) -> f64 {
         let rows = self.by_second.get(seconds).unwrap_or_default();
         let all: u32 = rows.iter().flatten().sum();
@@ -127,12 +127,12 @@ impl Report {
         f64::from(its) / f64::from(all.max(1))
     }
 
-    /// The largest share that one backend got.
+    /// Returns the largest share of a single backend.
     pub(crate) fn largest_share(&self) -> f64 {
         (0..self.sent.len()).map(|backend| self.share(backend)).fold(0.0, f64::max)
     }
 
-    /// The most that one backend held at any moment, and what one holds on average.
+    /// Returns the maximum of requests that one backend held at any moment, and the average per backend.
     pub(crate) fn most_and_mean(&self) -> (u64, f64) {
         let mean = self.held / self.measured.max(f64::MIN_POSITIVE) / self.sent.len() as f64;
         (self.most.iter().copied().max().unwrap_or_default(), mean)
@@ -144,7 +144,7 @@ pub(crate) const HEAD: &str = "\
 | policy | p50 ms | p99 ms | p99.9 ms | share | most / mean in flight | failed | retries (denied) | ejections |
 |---|---:|---:|---:|---:|---:|---:|---:|---:|";
 
-/// One line of it. The share is that of the backend `of`, or else the largest one.
+/// Returns one line of the table. The share is that of the backend `of`, or else the largest one.
 pub(crate) fn line(name: &str, report: &Report, of: Option<usize>) -> String {
     let [p50, p99, p999] = [0.5, 0.99, 0.999].map(|share| report.quantile(share).as_secs_f64() * 1000.0);
     let share = 100.0 * of.map_or_else(|| report.largest_share(), |backend| report.share(backend));
@@ -156,7 +156,7 @@ pub(crate) fn line(name: &str, report: &Report, of: Option<usize>) -> String {
     format!("| {name} | {times} | {share:.2} % | {most} / {mean:.1} | {failed} | {retries} | {ejections} |")
 }
 
-/// A table of what each backend got.
+/// Returns a table of the shares of each backend.
 pub(crate) fn shares(reports: &[(String, Report)]) -> String {
     let line = |(name, report): &(String, Report)| {
         let shares = (0..report.sent.len()).map(|backend| format!(" {:.1}", 100.0 * report.share(backend)));

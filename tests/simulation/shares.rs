@@ -1,4 +1,4 @@
-//! How evenly policies spread requests, by the weights and by what backends can do.
+//! The evenness of policies, by weights and by the capacity of backends.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -28,12 +28,13 @@ fn the_same_seed_gives_the_same_report() {
         assert_eq!(report, scenario.run(), "{policy:?}");
         assert_ne!(report, scenario.with(|scenario| scenario.seed = 2).run(), "{policy:?}");
     }
-    assert!(ejections > 10, "their jitter is a part of it: {ejections}");
+    assert!(ejections > 10, "the report includes their jitter: {ejections}");
 }
 
 // === Shares ===
 
-/// The most requests that a backend holds when so many are given out and none ends, for each seed.
+/// Returns the maximum of requests that a backend holds after this number of requests was placed and none has ended,
+/// for each seed.
 fn most_held(policy: Algorithm, backends: usize, requests: usize, seeds: u64) -> Vec<u64> {
     let run = |seed| {
         let (pool, _, _, manual) = pool(&Scenario::even(backends, 0.5).policy(policy).settings, seed);
@@ -43,11 +44,11 @@ fn most_held(policy: Algorithm, backends: usize, requests: usize, seeds: u64) ->
     (0..seeds).map(run).collect()
 }
 
-/// n requests on n backends: the fullest has ln n / ln ln n · (1 + o(1)) when each is drawn at random, but ln
-/// ln n / ln 2 + O(1) when the better of two is taken (Azar, Broder, Karlin, Upfal: "Balanced allocations",
-/// 1999; Mitzenmacher, 2001). For n = 1000 measured in the literature: 5 to 6 against 3, seldom 4.
+/// With n requests on n backends, the fullest backend has ln n / ln ln n · (1 + o(1)) if each is drawn at random, but
+/// ln ln n / ln 2 + O(1) if the better of two is selected (Azar, Broder, Karlin, Upfal: "Balanced allocations", 1999;
+/// Mitzenmacher, 2001). For n = 1000, the literature measured 5 to 6 against 3, and rarely 4.
 #[test]
-fn the_better_of_two_choices_holds_the_fullest_backend_down() {
+fn the_better_of_two_choices_limits_the_fullest_backend() {
     let two = most_held(Algorithm::LeastRequest, 1000, 1000, 20);
     let random = most_held(Algorithm::Random, 1000, 1000, 20);
     assert!(two.iter().all(|most| *most <= 4), "{two:?}");
@@ -55,8 +56,8 @@ fn the_better_of_two_choices_holds_the_fullest_backend_down() {
     assert!(mean(&random) >= mean(&two) + 1.5, "{random:?} at random, {two:?} of two");
 }
 
-/// With m = 10 n the fullest is still only O(log log n) above the mean (Berenbrink, Czumaj, Steger, Vöcking:
-/// "Balanced allocations: the heavily loaded case", 2000), at random about √(2 · 10 · ln 1000) = 11.7.
+/// With m = 10 n, the fullest backend is still only O(log log n) above the mean (Berenbrink, Czumaj, Steger, Vöcking:
+/// "Balanced allocations: the heavily loaded case", 2000). At random it is about √(2 · 10 · ln 1000) = 11.7 above.
 #[test]
 fn the_better_of_two_choices_stays_close_to_the_mean_under_load() {
     let two = most_held(Algorithm::LeastRequest, 1000, 10_000, 5);
@@ -65,12 +66,12 @@ fn the_better_of_two_choices_stays_close_to_the_mean_under_load() {
     assert!(random.iter().all(|most| *most >= 10 + 7), "{random:?}");
 }
 
-/// Poisson arrivals at n backends that work on one request at a time, for exponential times of mean 1,
-/// utilised to λ. At random each is a queue M/M/1, where a request takes 1 / (1 - λ): 5 at 0.8. With the
-/// better of two it takes the sum of λ^(2^i - 2) for i = 1, 2, ... as n grows: 1.95 (Mitzenmacher, 2001;
+/// Requests arrive as a Poisson process at n backends that serve one request at a time, with exponential times of mean
+/// 1, at utilisation λ. At random, each backend is a queue M/M/1, in which a request takes 1 / (1 - λ): 5 at 0.8. With
+/// the better of two it takes the sum of λ^(2^i - 2) for i = 1, 2, ... as n grows: 1.95 (Mitzenmacher, 2001;
 /// Vvedenskaya, Dobrushin, Karpelevich, 1996).
 #[test]
-fn waiting_is_what_the_supermarket_model_says() {
+fn waiting_times_match_the_supermarket_model() {
     let scenario = Scenario::new("supermarket", vec![Model::new(1); 200], 0.8).requests(150_000);
     let times = |policy| scenario.clone().policy(policy).run().mean().as_secs_f64() / 0.010;
     let two: f64 = (1..10).map(|i| 0.8f64.powi((1 << i) - 2)).sum();
@@ -80,8 +81,7 @@ fn waiting_is_what_the_supermarket_model_says() {
     }
 }
 
-/// Smooth weighted round robin: in any window as long as the sum of the weights everybody has exactly its
-/// weight.
+/// In smooth weighted round robin, each backend has exactly its weight in any window as long as the sum of the weights.
 #[test]
 fn round_robin_is_exact() {
     let weights = [1, 2, 3, 5, 8, 13];
@@ -100,10 +100,10 @@ fn round_robin_is_exact() {
     assert!(most - least <= 1, "{:?}", report.sent);
 }
 
-/// Shares are those of the weights: exactly for turns; within five deviations of a binomial for draws; for
-/// what looks at requests in flight over weight, within a tenth, as capacities are in proportion. A ketama
-/// ring of 160 points for each weight has shares with a deviation of 1/√(160 w) (about 8 % for weight 1), a
-/// Maglev table of 65537 entries is even to 1 %; both have the deviation of their 100 000 keys on top.
+/// Shares match the weights: exactly for rotations; within five deviations of a binomial for draws; and within a tenth
+/// for policies that use requests in flight over weight, because capacities are in proportion. A ketama ring of 160
+/// points for each weight has shares with a deviation of 1/√(160 w) (about 8 % for weight 1), and a Maglev table of
+/// 65537 entries is even to 1 %; both have the deviation of their 100 000 keys in addition.
 #[test]
 fn weights_are_respected_by_every_policy() {
     let weights = [1, 1, 2, 2, 4, 4, 8, 8];
@@ -135,12 +135,12 @@ fn weights_are_respected_by_every_policy() {
 
 // === Slow backends ===
 
-/// The decay of the peak EWMA is 10 s. One of ten becomes 20 times slower from 20 s to 50 s: the first
-/// answers that are slow raise its cost at once, so in the ten seconds after the first it gets less than 2 %
-/// instead of 10 %. While it is not asked its cost falls to 1/20 within 10 s · ln 20 = 30 s; so after the end
-/// of the slowness it has its share again within 40 s.
+/// The decay of the peak EWMA is 10 s. One of ten backends becomes 20 times slower from 20 s to 50 s. The first slow
+/// responses raise its cost at once, so in the next ten seconds it gets less than 2 % instead of 10 %. While it gets no
+/// requests, its cost falls to 1/20 within 10 s · ln 20 = 30 s, so it has its share again within 40 s after the end of
+/// the slowness.
 #[test]
-fn peak_ewma_moves_away_from_a_slow_backend_and_comes_back() {
+fn peak_ewma_avoids_a_slow_backend_until_it_is_fast_again() {
     let slow = When::During(20.0..50.0, Fault::slower(20.0));
     let report =
         Scenario::even(10, 0.5).first_is(slow).policy(Algorithm::PeakEwma).with(|s| s.seconds = 120.0).run();
@@ -153,10 +153,10 @@ fn peak_ewma_moves_away_from_a_slow_backend_and_comes_back() {
     assert!((0.07..0.13).contains(&after), "{after}");
 }
 
-/// A round robin would give it a tenth of everything and let those wait; least_request gives it no more than
-/// what it holds: about its capacity, a twentieth of the others'.
+/// Round robin would send a tenth of all requests to the slow backend and let them wait. least_request sends it no more
+/// than its capacity, about a twentieth of the others'.
 #[test]
-fn least_request_gives_a_slow_backend_what_it_can_do() {
+fn least_request_sends_a_slow_backend_no_more_than_its_capacity() {
     let slow = Scenario::even(10, 0.5).first_is(When::Always(Fault::slower(20.0))).requests(30_000);
     let report = slow.clone().policy(Algorithm::LeastRequest).run();
     assert!(report.share(0) < 0.02, "{}", report.share(0));

@@ -10,8 +10,7 @@ use crate::backend::{Fault, Model, Service, When};
 use crate::report::{HEAD, Report, line, shares};
 use crate::world::Scenario;
 
-/// A scenario, the backend that is special in it, and how many failed requests must not be exceeded, in a
-/// thousand.
+/// A scenario, its special backend, and the maximum of failed requests per thousand.
 struct Row {
     scenario: Scenario,
     special: Option<usize>,
@@ -24,14 +23,14 @@ fn row(scenario: Scenario, special: Option<usize>, may_fail: f64) -> Row {
     Row { scenario: scenario.requests(REQUESTS), special, may_fail }
 }
 
-/// So many backends that work on two requests at once, of which the first is ill.
+/// Returns backends that serve two requests at once, of which the first has a fault.
 fn one_ill(name: &'static str, backends: usize, utilisation: f64, when: When) -> Scenario {
     let mut models = vec![Model::new(2); backends];
     models[0].when = when;
     Scenario::new(name, models, utilisation)
 }
 
-/// Five backends of which all but the last refuse.
+/// Returns five backends of which all but the last refuse connections.
 fn dead(name: &'static str, panic_threshold: u8) -> Scenario {
     let mut scenario = one_ill(name, 5, 0.1, When::Never).with(|scenario| {
         scenario.probes = Some(Duration::from_secs(1));
@@ -105,7 +104,8 @@ fn rows() -> Vec<Row> {
             Some(0),
             10.0,
         ),
-        // In panic, which these settings make of it, the first attempt meets a dead one; the second believes the checks.
+        // In panic, which these settings cause, the first attempt goes to a backend that is down; the second one uses
+        // the health checks.
         row(dead("4 of 5 refuse, health checks every second", 50), Some(4), 5.0),
         row(dead("the same with panic_threshold: 0", 0), Some(4), 5.0),
         row(

@@ -1,8 +1,8 @@
 //! Virtual time: an agenda of events, and the loop of the proxy around the pool.
 //!
-//! A discrete-event simulation: the clock jumps from one event to the next. Everything that is random comes
-//! from the seed of the scenario, so a scenario always gives the same report. Two generators keep the traffic
-//! the same whatever the pool does: one for arrivals, one for the rest.
+//! This is a discrete-event simulation: the clock jumps from one event to the next. All random numbers come from the
+//! seed of the scenario, so a scenario always gives the same report. There are two generators, one for arrivals and one
+//! for the rest, so that the traffic does not depend on the pool.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap};
@@ -27,53 +27,53 @@ use crate::backend::{Job, Model, Origin, Reception, When, exponential};
 use crate::client::{Request, SENT};
 use crate::report::{Ending, Report};
 
-/// What is simulated.
+/// A scenario to simulate.
 #[derive(Clone, Debug)]
 pub(crate) struct Scenario {
     pub(crate) name: &'static str,
     pub(crate) seed: u64,
     pub(crate) settings: PoolSettings,
-    /// In the order of the backends of `settings`, which is that of their addresses.
+    /// The models, in the order of the backends of `settings`, which is that of their addresses.
     pub(crate) models: Vec<Model>,
     /// Requests per second, as a Poisson process: clients do not wait for each other.
     pub(crate) rate: f64,
-    /// For how many seconds requests arrive; those that have come are seen to their end.
+    /// The number of seconds in which requests arrive; requests that have arrived are completed.
     pub(crate) seconds: f64,
-    /// Nothing is measured before.
+    /// The time at which measuring begins.
     pub(crate) warm_up: f64,
-    /// How many different keys requests have.
+    /// The number of different keys.
     pub(crate) keys: usize,
-    /// The share of requests that have the first of them.
+    /// The share of requests that have the first key.
     pub(crate) hot: f64,
-    /// How often the health of all backends is checked; one check decides.
+    /// The interval of the health checks of all backends; one check decides.
     pub(crate) probes: Option<Duration>,
 }
 
-/// Something that a test may want to look at.
+/// A moment that a test can observe.
 pub(crate) enum Moment<'a> {
-    /// A request was given to a backend; before, so many were in flight in the pool.
+    /// A request was placed at a backend; `before` is the number of requests in flight before.
     Placed { backend: &'a Backend, before: u64, first: bool },
     /// A retry took its place in the budget.
     Repeats,
-    /// A request that waited in the queue this long was given to a backend; the number counts arrivals.
+    /// A request that waited in the queue for this time was placed; the number counts arrivals.
     Served { request: usize, waited: Duration },
-    /// A request gave up waiting after so long.
+    /// A request timed out in the queue after this time.
     GaveUp { waited: Duration },
-    /// An event is over.
+    /// An event was handled.
     Settled,
 }
 
-/// What looks at the moments of a run.
+/// An observer of the moments of a run.
 pub(crate) type Witness<'a> = dyn FnMut(&Moment<'_>, &Pool, Instant) + 'a;
 
-/// A simulation under way.
+/// A running simulation.
 pub(crate) struct World<'w> {
     scenario: Scenario,
     pub(crate) pool: Arc<Pool>,
     registry: Arc<HealthRegistry>,
     down: Down,
     manual: ManualClock,
-    /// Nanoseconds since the beginning.
+    /// The time in nanoseconds since the beginning.
     now: u64,
     agenda: BinaryHeap<Reverse<(u64, u64, Event)>>,
     planned: u64,
@@ -81,21 +81,21 @@ pub(crate) struct World<'w> {
     rng: Rng,
     origins: Vec<Origin>,
     clients: Vec<Client>,
-    /// Those that wait in the queue, in the order of arrival.
+    /// The requests in the queue, in the order of arrival.
     waiting: Vec<usize>,
     report: Report,
     witness: &'w mut Witness<'w>,
 }
 
-/// What comes next, and to whom.
+/// An event on the agenda.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Event {
     Arrival,
-    /// A backend is done with a request.
+    /// A backend completes a request.
     Done(usize, Job),
     /// A backend fails a request.
     Failure(Job, Trouble),
-    /// A request is sent again.
+    /// A request is retried.
     Again(usize),
     /// A waiting request asks again whether it is placed.
     AskAgain(usize),
@@ -107,17 +107,17 @@ enum Trouble {
     Refused,
     Reset,
     Unavailable,
-    /// It took as long as it may.
+    /// The attempt timed out.
     TimedOut,
 }
 
-/// A request and who sent it.
+/// A request and its client.
 struct Client {
     arrived: u64,
-    /// When it joined the queue last.
+    /// The time when it last joined the queue.
     queued: u64,
     key: usize,
-    /// None: it has its answer.
+    /// The request; `None` after its response.
     request: Option<Request>,
 }
 
@@ -125,18 +125,18 @@ struct Client {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Down(Arc<Mutex<BTreeSet<SocketAddr>>>);
 
-/// A health check that asks nobody.
+/// A health check that only reads the set of failing backends.
 struct Probe(Down);
 
-/// How long a backend takes to refuse, to break a connection, or to say that it is unavailable.
+/// The time in seconds that a backend takes to refuse, to break a connection, or to respond with 503.
 const QUICK: f64 = 0.001;
-/// In nanoseconds.
+/// One second in nanoseconds.
 const SECOND: f64 = 1e9;
 
 // === impl Scenario ===
 
 impl Scenario {
-    /// These backends, all of the same weight, at this utilisation, without health checks.
+    /// Returns a scenario with these backends, all of the same weight, at this utilisation, without health checks.
     pub(crate) fn new(name: &'static str, models: Vec<Model>, utilisation: f64) -> Self {
         let backends = (0..models.len()).map(|index| BackendSettings::new(address(index))).collect();
         let capacity: f64 = models.iter().map(Model::capacity).sum();
@@ -155,18 +155,18 @@ impl Scenario {
         }
     }
 
-    /// Backends that work on two requests at once each, and nothing wrong with them.
+    /// Returns a scenario with backends that serve two requests at once and have no faults.
     pub(crate) fn even(backends: usize, utilisation: f64) -> Self {
         Self::new("even", vec![Model::new(2); backends], utilisation)
     }
 
-    /// This is wrong with the first backend.
+    /// Gives the first backend this fault.
     pub(crate) fn first_is(mut self, when: When) -> Self {
         self.models[0].when = when;
         self
     }
 
-    /// Backends of this weight each.
+    /// Sets the weight of each backend.
     pub(crate) fn weights(mut self, weights: &[usize]) -> Self {
         for (backend, weight) in self.settings.backends.iter_mut().zip(weights) {
             backend.weight = Weight::new(*weight as u64).expect("the test gives valid weights");
@@ -179,7 +179,7 @@ impl Scenario {
         self
     }
 
-    /// As long as it takes for so many requests.
+    /// Sets the duration to the time that this number of requests takes.
     pub(crate) fn requests(mut self, requests: usize) -> Self {
         self.seconds = requests as f64 / self.rate;
         self.warm_up = self.seconds / 10.0;
@@ -200,12 +200,12 @@ impl Scenario {
     }
 }
 
-/// Of the backend with this index; the order of addresses is that of indexes.
+/// Returns the address of the backend with this index; the order of addresses is that of indexes.
 pub(crate) fn address(index: usize) -> SocketAddr {
     SocketAddr::from(([10, 0, (index / 250) as u8, (index % 250) as u8], 80))
 }
 
-/// A pool with a clock of its own and seeded randomness, and what its health checks say.
+/// Returns a pool with a manual clock and seeded randomness, and the results of its health checks.
 pub(crate) fn pool(
     settings: &PoolSettings,
     seed: u64,
@@ -218,7 +218,7 @@ pub(crate) fn pool(
     (Arc::new(pool), registry, down, manual)
 }
 
-/// Gives a request to a backend, while the clock stands still.
+/// Places a request at a backend while the clock stands still.
 pub(crate) fn place(pool: &Arc<Pool>, now: Instant, key: &[u8]) -> Attempt {
     let request = PickRequest { key, session: None, tried: &Tried::new(), now, draw: 0.5 };
     pool.place(&request, &mut Passed::new()).expect("a backend takes it")
@@ -257,7 +257,7 @@ impl<'w> World<'w> {
     fn run(mut self) -> Report {
         self.plan(0.0, Event::Arrival);
         if self.scenario.probes.is_some() {
-            // Not at the very moment at which something changes.
+            // The offset keeps the checks away from the moments of other changes.
             self.plan(0.0371, Event::Probe);
         }
         while let Some(Reverse((at, _, event))) = self.agenda.pop() {
@@ -331,7 +331,7 @@ impl<'w> World<'w> {
         self.place(self.clients.len() - 1);
     }
 
-    /// Does what its admission says, as the proxy does.
+    /// Acts on the admission of a request, as the proxy does.
     fn place(&mut self, client: usize) {
         let Some(mut request) = self.clients[client].request.take() else { return };
         let was_waiting = self.waiting.contains(&client);
@@ -356,7 +356,7 @@ impl<'w> World<'w> {
         }
     }
 
-    /// Each request whose turn has come asks again. The last one is looked at first: the order is the queue's doing.
+    /// Asks again for each request whose turn has come. The last one is first, so that the order comes from the queue.
     fn give_turns(&mut self) {
         let mut place = self.waiting.len();
         while place > 0 {
@@ -364,7 +364,7 @@ impl<'w> World<'w> {
             let client = self.waiting[place];
             if self.has_turn(client) {
                 self.place(client);
-                // The request that has its turn now may stand anywhere.
+                // The request whose turn comes now can stand anywhere.
                 place = self.waiting.len();
             }
         }
@@ -381,7 +381,7 @@ impl<'w> World<'w> {
         }
     }
 
-    /// Takes a request out of those that wait, and shows it as this moment if it was seen to wait.
+    /// Removes a request from the waiting ones, and reports this moment if the request was seen to wait.
     fn leave_queue(
         &mut self,
         client: usize,
@@ -413,7 +413,7 @@ impl<'w> World<'w> {
         admission
     }
 
-    /// Its backend gets it.
+    /// Sends a request to its backend.
     fn send(&mut self, client: usize, request: Request) {
         let Some(attempt) = &request.dispatch.attempt else { return };
         let backend = self.index(&attempt.backend);
@@ -445,7 +445,9 @@ impl<'w> World<'w> {
 
     fn index(&self, backend: &Backend) -> usize {
         let backends = self.pool.backends();
-        backends.binary_search_by_key(&backend.address, |backend| backend.address).expect("it is of the pool")
+        backends
+            .binary_search_by_key(&backend.address, |backend| backend.address)
+            .expect("the backend belongs to the pool")
     }
 
     fn done(&mut self, backend: usize, job: Job) {
@@ -472,8 +474,8 @@ impl<'w> World<'w> {
         self.judge(job, tell, Some(Ending::Upstream(error)));
     }
 
-    /// What becomes of a request whose attempt is over: another attempt, or its end, which is good unless
-    /// there is a `failure`. Nobody waits any more for what a backend does after a timeout.
+    /// Decides about a request whose attempt is over: another attempt, or its end, which is good unless there is a
+    /// `failure`. After a timeout, nothing waits for the backend any more.
     fn judge(
         &mut self,
         (client, attempt): Job,
@@ -516,7 +518,7 @@ impl<'w> World<'w> {
     }
 }
 
-/// The bytes of a key.
+/// Returns the bytes of a key.
 pub(crate) fn key(number: usize) -> Vec<u8> {
     format!("/images/{number}.png").into_bytes()
 }
@@ -524,7 +526,7 @@ pub(crate) fn key(number: usize) -> Vec<u8> {
 // === impl Down ===
 
 impl Down {
-    /// From now on these are down, and no others.
+    /// Sets the backends that are down.
     pub(crate) fn set(&self, down: impl IntoIterator<Item = SocketAddr>) {
         *self.0.lock().unwrap() = down.into_iter().collect();
     }
