@@ -39,7 +39,7 @@ pub(crate) struct Reports {
     pub(crate) changed: Notify,
 }
 
-/// How the backends of a pool are checked.
+/// The settings for the checks of a pool.
 pub(crate) struct Procedure {
     pub(crate) settings: Settings,
     pub(crate) peer: HttpPeer,
@@ -55,7 +55,7 @@ pub(crate) struct CheckResult {
     outcome: CheckOutcome,
 }
 
-/// What is known about a backend when its task starts.
+/// The state of a backend when its task starts.
 pub(crate) enum InitialHealth {
     /// Nothing. The token is dropped after the first check.
     Unchecked(Option<Pending>),

@@ -80,7 +80,7 @@ struct Replacement {
     done: oneshot::Sender<()>,
 }
 
-/// What happens to the task of one backend. A task without a step stays.
+/// A step of the task of one backend. A task without a step goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum TaskStep {
     /// Start a task, which replaces the existing one, if any.

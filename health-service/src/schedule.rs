@@ -1,4 +1,4 @@
-//! When the next check of a backend starts.
+//! The time of the next check of a backend.
 //!
 //! An interval begins at the **start** of a check, so a slow check does not stretch it. A check that takes longer than
 //! its interval is followed by the next one at once; two checks of a backend never overlap. The first checks of all
@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::settings::Settings;
 
-/// Where a backend is in its schedule.
+/// The position of a backend in its schedule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SchedulePhase {
     /// Only its first check is done.

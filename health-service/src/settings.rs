@@ -22,7 +22,7 @@ use crate::value::{Percent, StatusRange};
 /// The health checks of one pool. The default equals an empty section `health_check`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
-    /// What a check does.
+    /// The kind of a check.
     pub kind: CheckKind,
     /// Time from the start of one check of a backend to the start of the next.
     pub interval: Duration,
@@ -38,7 +38,7 @@ pub struct Settings {
     pub port: Option<NonZeroU16>,
 }
 
-/// What a check does.
+/// The kind of a check.
 #[derive(Clone, Debug, PartialEq)]
 pub enum CheckKind {
     /// No checks: every backend counts as up.

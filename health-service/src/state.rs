@@ -45,9 +45,9 @@ pub struct HealthVerdict {
     pub up: bool,
     /// Why the backend entered this state: `3 checks failed: connection refused`.
     pub reason: String,
-    /// When it entered this state.
+    /// The time at which it entered this state.
     pub since: SystemTime,
-    /// When the latest check ended.
+    /// The time at which the latest check ended.
     pub checked: SystemTime,
     /// Why the latest check failed, if it did. A backend that is still up may already fail checks.
     pub last_failure: Option<String>,

@@ -1,4 +1,4 @@
-//! What the proxy counts about its clients: connections, requests in flight, responses.
+//! The counters of the proxy about its clients: connections, requests in flight, responses.
 
 use std::ops::AddAssign;
 use std::sync::Arc;
@@ -28,7 +28,7 @@ pub struct Answers {
 /// The counters of one listener, kept by its name when anything else of it changes.
 #[derive(Debug)]
 pub struct ListenerTraffic {
-    /// What the listener is called.
+    /// The name of the listener.
     pub name: Arc<str>,
     /// Connections accepted.
     pub connections: Counter,

@@ -14,7 +14,7 @@ pub(crate) fn head(request: &RequestHeader) -> &Parts {
     request
 }
 
-/// What an error of Pingora says.
+/// The meaning of an error of Pingora.
 pub(crate) fn fault(error: &Error) -> Fault {
     let side = match error.esource() {
         ErrorSource::Upstream => Side::Backend,

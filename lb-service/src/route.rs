@@ -198,8 +198,8 @@ impl RouteTable {
         self.0.iter().position(|route| route.mismatch(request, host).is_none())
     }
 
-    /// Returns the relation of each route to a request, in the order of the table. At most one is [`RouteMatch::Taken`],
-    /// the one that [`find`](Self::find) returns.
+    /// Returns the relation of each route to a request, in the order of the table. At most one is
+    /// [`RouteMatch::Taken`], the one that [`find`](Self::find) returns.
     pub fn explain<'a>(&'a self, request: &RequestView<'_, impl Fields>) -> Vec<RouteMatch<'a>> {
         let host = request.host.and_then(Host::parse);
         let mut taken = None;

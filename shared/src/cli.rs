@@ -1,6 +1,6 @@
 //! The command line: Pingora's four flags, with the meaning that they have in its quick start, and our subcommands.
 //!
-//! What is printed about it (help, manual page, completions) comes from these types. It shows no subcommand that is
+//! Help, manual page and completions come from these types. It shows no subcommand that is
 //! hidden, and no option that a subcommand refuses.
 
 mod completion;

@@ -1,6 +1,7 @@
 //! The rules about the structure of the project, checked on its files: dependencies between crates, top-level folders,
 //! and what every crate and module must have.
 
+mod comments;
 mod modules;
 
 use std::collections::{BTreeMap, BTreeSet};

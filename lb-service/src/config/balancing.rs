@@ -56,7 +56,7 @@ pub enum HashOnConfig {
 pub struct StickyConfig {
     /// Name of the cookie.
     pub cookie: Text<CookieName>,
-    /// How long the client keeps the cookie after its last request; default: until the browser closes.
+    /// Time for which the client keeps the cookie after its last request; default: until the browser closes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ttl: Option<Text<CookieAge>>,
     /// A file with the keys that sign the cookie: one per line, in hex, of 128 bits or more. The first key signs, and

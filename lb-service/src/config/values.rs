@@ -80,7 +80,7 @@ pub struct HeaderText(pub HeaderValue);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CookieName(pub Arc<str>);
 
-/// How long a client keeps a cookie: whole seconds, at most 400 days.
+/// The lifetime of a cookie: whole seconds, at most 400 days.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CookieAge(pub Duration);
 

@@ -32,7 +32,7 @@ use std::time::{Duration, Instant};
 use super::outlier::{OutlierRecord, SpeedVerdict, nanoseconds};
 use super::settings::SlowBackendSettings;
 
-/// How far above the median an outlier is at least, in microseconds.
+/// The smallest distance of an outlier from the median, in microseconds.
 const MIN_EXCESS: f64 = 10_000.0;
 /// With fewer means none is above the median.
 const MIN_JUDGED: usize = 3;
@@ -47,16 +47,16 @@ pub(super) struct SlowBackends {
     began: AtomicU64,
 }
 
-/// How fast one backend answered in the window.
+/// The response times of one backend in the window.
 #[derive(Debug, Default)]
 pub(super) struct Samples {
     /// A [`Sum`], packed, so that the count and the sum always belong together.
     sum: AtomicU64,
-    /// It was an outlier in the window before.
+    /// Whether it was an outlier in the previous window.
     was_slow: AtomicBool,
 }
 
-/// So many answers, which took so long together.
+/// The number of responses in the window, and the sum of their times.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Sum {
     count: u64,
@@ -128,7 +128,7 @@ impl SlowBackends {
             .collect()
     }
 
-    /// When the window began, if it is over and nobody else turns it.
+    /// Returns the beginning of the window, if it is over and no other thread closes it.
     fn next_window(&self, now: u64) -> Option<Instant> {
         let began = self.began.load(Ordering::Relaxed);
         let is_over = u128::from(now.saturating_sub(began)) >= self.settings.window.as_nanos().max(1);
@@ -153,7 +153,7 @@ impl Samples {
         }
     }
 
-    /// What there was in the window; the next one begins with nothing.
+    /// Takes the samples of the window, so that the next one begins empty.
     fn take(&self) -> Sum {
         Sum::unpack(self.sum.swap(0, Ordering::Relaxed))
     }

@@ -4,7 +4,7 @@
 use clap::Command;
 use clap_complete::Shell;
 
-/// What clap cannot know: the pools and backends of the running daemon.
+/// The completions that clap does not have: the pools and backends of the running daemon.
 const LIVE_NAMES: &[u8] = include_bytes!("live_names.bash");
 
 /// The script for a shell.

@@ -56,7 +56,7 @@ impl Demo {
         let unready = if in_background { ", /readyz responds with 503" } else { "" };
         format!(
             "This is the demo{where_}, with built-in backends: http://{proxy}/, status at http://{metrics}/api/v1/status\
-             {unready}.\nTo serve your backends, name a file with -c, or put one at one of these places."
+             {unready}.\nTo serve your backends, select a file with `-c FILE`, or create one at one of these paths."
         )
     }
 

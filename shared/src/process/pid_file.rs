@@ -258,8 +258,8 @@ fn lock(mut file: File, path: &Path) -> Result<File, PidFileError> {
     }
 }
 
-/// Returns whether all locks on a pid file belong to users who cannot run the daemon: neither root, nor the user of this
-/// process, nor the owner of the file. Such a user can lock the file only because everyone can read it.
+/// Returns whether all locks on a pid file belong to users who cannot run the daemon: neither root, nor the user of
+/// this process, nor the owner of the file. Such a user can lock the file only because everyone can read it.
 fn is_locked_by_stranger(file: &File) -> bool {
     let Ok(owner) = file.metadata().map(|metadata| metadata.uid()) else { return false };
     let is_stranger = |user: &u32| ![0, Uid::effective().as_raw(), owner].contains(user);

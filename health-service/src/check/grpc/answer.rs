@@ -1,4 +1,4 @@
-//! What a response, or its absence, means for the check. Nothing here does I/O.
+//! The meaning of a response, or of its absence, for the check. Nothing here does I/O.
 //!
 //! The rules are those of gRPC over HTTP/2 (`PROTOCOL-HTTP2.md` in the repository of gRPC): the HTTP status is 200, the
 //! content type is that of gRPC, and `grpc-status` is in the trailers, or in the head if there are no trailers. The
