@@ -1,8 +1,8 @@
-//! The status document: the JSON of `/api/v1/status` and of `status --format json`, as types that the daemon writes and the command line
-//! reads.
+//! The status document: the JSON of `/api/v1/status` and of `status --format json`, as types that the daemon writes and
+//! the command line reads.
 //!
-//! A command line also talks to daemons of other versions. Fields that older daemons do not send have a default, and unknown fields are
-//! ignored. Times are in UTC, as RFC 3339 writes them.
+//! A command line also talks to daemons of other versions. Fields that older daemons do not send have a default, and
+//! unknown fields are ignored. Times are in UTC, as RFC 3339 writes them.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;

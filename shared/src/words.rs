@@ -30,10 +30,12 @@ pub(crate) fn did_you_mean<'a>(found: &str, known: impl IntoIterator<Item = &'a 
         .map(|(_, word)| word)
 }
 
-/// Returns the similarity of two words, from 0 to 1. A typing error in a short word counts as much as a long common prefix.
+/// Returns the similarity of two words, from 0 to 1. A typing error in a short word counts as much as a long common
+/// prefix.
 fn similarity(one: &str, other: &str) -> f64 {
     let slip = one.len() > 2 && strsim::osa_distance(one, other) == 1;
-    // A word that is only the beginning of a much longer one is another word: `upstreams`, `upstream_keepalive_pool_size`.
+    // A word that is only the beginning of a much longer one is another word: `upstreams`,
+    // `upstream_keepalive_pool_size`.
     let alike = if other.len() <= 2 * one.len() { strsim::jaro_winkler(one, other) } else { 0.0 };
     alike.max(if slip { 0.9 } else { 0.0 })
 }

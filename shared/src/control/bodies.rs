@@ -1,9 +1,9 @@
-//! The JSON bodies of the control socket, as types that both sides use: requests that the command line writes and the daemon reads, and
-//! responses that the daemon writes and the command line reads.
+//! The JSON bodies of the control socket, as types that both sides use: requests that the command line writes and the
+//! daemon reads, and responses that the daemon writes and the command line reads.
 //!
-//! Requests reject unknown fields, so that a misspelt one is never ignored. Responses ignore them, so that a daemon can be newer than the command
-//! line. The status is in [`status_document`](crate::status_document), a reload in [`Reload`](crate::operator::Reload), and the result of a
-//! change in [`ChangeResult`](crate::operator::ChangeResult).
+//! Requests reject unknown fields, so that a misspelt one is never ignored. Responses ignore them, so that a daemon can
+//! be newer than the command line. The status is in [`status_document`](crate::status_document), a reload in
+//! [`Reload`](crate::operator::Reload), and the result of a change in [`ChangeResult`](crate::operator::ChangeResult).
 
 use std::num::NonZeroU32;
 use std::path::PathBuf;

@@ -542,8 +542,8 @@ impl ChangeResult {
     }
 }
 
-/// Marks the lines about backends whose run-time change is `dropped`. Returns a line for each dropped change that no other line is
-/// about, so that each change is listed once.
+/// Marks the lines about backends whose run-time change is `dropped`. Returns a line for each dropped change that no
+/// other line is about, so that each change is listed once.
 fn name_dropped(lines: &mut [String], dropped: Vec<String>) -> Vec<String> {
     let is_about = |line: &str, backend: &str| {
         let rest = line.get(2..).and_then(|line| line.strip_prefix(backend));

@@ -238,8 +238,8 @@ impl BackgroundService for OperatorService {
     }
 }
 
-/// Restores the state of the old process from its [handover_state](Operator::handover_state). Changes of backends that `plan` does
-/// not have are dropped. The log level is set immediately.
+/// Restores the state of the old process from its [handover_state](Operator::handover_state). Changes of backends that
+/// `plan` does not have are dropped. The log level is set immediately.
 pub fn restore(plan: &Plan, verbosity: &Verbosity, state: &str) -> RestoredState {
     let state = serde_json::from_str(state).unwrap_or_else(|error| {
         log::error!("upgrade: cannot read the runtime changes of the old process, so they are lost: {error}");
