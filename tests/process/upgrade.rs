@@ -737,8 +737,8 @@ fn an_upgrade_without_root_privileges_keeps_the_user() {
     let another = format!("  - {{address: \"unix:{}/web.sock\"}}\n", closed.display());
     lab.config_with(&format!("listeners:\n  - {{address: \"{}\"}}\n{another}", lab.listener), &body);
     new.process.signal(Signal::SIGUSR2);
-    let reason = new
-        .logged(&["upgrade failed", "closed cannot be written to by the user `www-data`: permission denied"]);
+    let reason =
+        new.logged(&["upgrade failed", "closed: the user `www-data` cannot write to it: permission denied"]);
     assert!(reason.contains("ended with exit code"), "{reason}");
     assert_eq!(new.get("/").unwrap().status, 200);
 

@@ -232,7 +232,7 @@ fn localhost(text: &str) -> Option<Result<u16, String>> {
         Ok(0) => Err(format!("{text:?}: the port must be from 1 to 65535")),
         Ok(port) => Ok(port),
         Err(_) if port.is_empty() => Err(format!("{text:?} has no port\nwrite {host}:80")),
-        Err(_) => Err(format!("{port:?} is not a port for {host}\na port is a number from 1 to 65535")),
+        Err(_) => Err(format!("{port:?} is not a port for {host}\nuse a port from 1 to 65535")),
     })
 }
 

@@ -834,7 +834,7 @@ impl Checker<'_> {
                 self.check_rotation(path, directory);
             }
         } else if let Some(why) = files.refuses_new_files(directory) {
-            let message = format!("the directory {} {why}", directory.display());
+            let message = format!("cannot create a file in {}: {why}", directory.display());
             let hint = self.directory_hint(directory);
             self.report(path, Problem::new(Id::Directory, message).hint(hint));
         } else if is_log {

@@ -197,9 +197,9 @@ impl Files for RealFiles {
 
     fn refuses_new_files(&self, directory: &Path) -> Option<String> {
         match fs::metadata(directory) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Some("does not exist".to_owned()),
-            Err(error) => Some(format!("cannot be accessed: {error}")),
-            Ok(metadata) if !metadata.is_dir() => Some("is not a directory".to_owned()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Some("it does not exist".to_owned()),
+            Err(error) => Some(format!("it cannot be accessed: {error}")),
+            Ok(metadata) if !metadata.is_dir() => Some("it is not a directory".to_owned()),
             Ok(_) => match access(directory, AccessFlags::W_OK | AccessFlags::X_OK) {
                 Ok(()) => None,
                 Err(error) => Some(not_writable(error)),
@@ -229,7 +229,7 @@ impl Files for RealFiles {
 
 fn not_writable(error: Errno) -> String {
     let user = user_name(Uid::effective());
-    format!("cannot be written to by the user `{user}`: {}", error.desc().to_lowercase())
+    format!("the user `{user}` cannot write to it: {}", error.desc().to_lowercase())
 }
 
 /// Returns the reason why this thread has no permission. `None` means that it has.
@@ -281,7 +281,7 @@ mod tests {
         fs::write(&file, "").expect("a file can be written");
         assert_eq!(RealFiles.refuses_new_files(directory.path()), None);
         let why = |path: &Path| RealFiles.refuses_new_files(path);
-        assert_eq!(why(&file).as_deref(), Some("is not a directory"));
-        assert_eq!(why(&directory.path().join("none")).as_deref(), Some("does not exist"));
+        assert_eq!(why(&file).as_deref(), Some("it is not a directory"));
+        assert_eq!(why(&directory.path().join("none")).as_deref(), Some("it does not exist"));
     }
 }

@@ -343,8 +343,8 @@ fn as_number(text: &str) -> Option<String> {
         return Some(format!("write {thousands}000"));
     }
     let (number, what) = match (text.strip_suffix('%'), text.strip_suffix([';', ','])) {
-        (Some(number), _) => (number.trim_end(), "the sign"),
-        (_, Some(number)) => (number.trim_end(), "what follows"),
+        (Some(number), _) => (number.trim_end(), "the percent sign"),
+        (_, Some(number)) => (number.trim_end(), "the separator"),
         (None, None) => (text, "quotes"),
     };
     number.parse::<f64>().ok().map(|_| format!("write {number}, without {what}"))

@@ -146,7 +146,8 @@ fn misaligned(line: Line<'_>, offset: usize) -> Option<Problem> {
         return None;
     }
     let nearest = above.iter().min_by_key(|above| above.indent().abs_diff(indent))?;
-    let message = format!("this line is indented by {}, which matches no line above it", counted(indent));
+    let message =
+        format!("this line is indented by {}, which does not match any line above it", counted(indent));
     let hint = format!("indent it by {}, like `{}` above", counted(nearest.indent()), nearest.label());
     Some(Problem::new(Id::Syntax, message).at(line.span()).hint(hint))
 }

@@ -150,7 +150,7 @@ fn bad_port(text: &str, purpose: Purpose) -> Option<String> {
             let right = SocketAddr::new(ip, purpose.port());
             Some(format!("{text:?}: the port must be from 1 to 65535\nwrite {right}"))
         }
-        None => Some(format!("{port:?} is not a port for {ip}\na port is a number from 1 to 65535")),
+        None => Some(format!("{port:?} is not a port for {ip}\nuse a port from 1 to 65535")),
     }
 }
 
@@ -272,7 +272,7 @@ mod tests {
                 ("10.0.0.256:80", "not an IPv4", "use four numbers from 0 to 255, such as 10.0.0.1"),
                 ("1.1.1:80", "not an IPv4", "use four numbers from 0 to 255, such as 10.0.0.1"),
                 ("10.0.0.1:0", "must be from 1 to 65535", "write 10.0.0.1:80"),
-                ("10.0.0.1:70000", "is not a port", "a port is a number from 1 to 65535"),
+                ("10.0.0.1:70000", "is not a port", "use a port from 1 to 65535"),
                 ("10.0.0.1:80 weight=3", "more than an address", "write {address: 10.0.0.1:80, weight: 3}"),
                 (
                     "10.0.0.1:80 check weight 3",
