@@ -19,13 +19,13 @@ pub struct TrafficCounters {
 /// Responses so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Answers {
-    /// All of them.
+    /// All responses.
     pub all: u64,
     /// Responses with a status of 500 or more, and responses that broke off.
     pub failed: u64,
 }
 
-/// The counters of one listener, kept by its name when anything else of it changes.
+/// The counters of one listener, kept by its name when its other settings change.
 #[derive(Debug)]
 pub struct ListenerTraffic {
     /// The name of the listener.
@@ -34,7 +34,7 @@ pub struct ListenerTraffic {
     pub connections: Counter,
     /// Connections open.
     pub connections_active: Gauge,
-    /// Requests being worked on, upgraded connections included.
+    /// Requests in flight, including upgraded connections.
     pub in_flight: Gauge,
     rejected: [Counter; Rejection::ALL.len()],
     by_pool: Mutex<Vec<(Arc<str>, Arc<PoolTraffic>)>>,
@@ -44,11 +44,11 @@ pub struct ListenerTraffic {
 /// The requests of one listener to one pool.
 #[derive(Debug, Default)]
 pub struct PoolTraffic {
-    /// Answers by status.
+    /// Responses by status.
     pub answers: Codes,
     /// Responses with a status below 500 that broke off.
     pub broken_off: Counter,
-    /// From the head of the request to the end of the answer.
+    /// The time from the head of the request to the end of the response.
     pub duration: Histogram,
     /// Bytes of request bodies.
     pub request_bytes: Counter,
@@ -59,7 +59,7 @@ pub struct PoolTraffic {
 // === impl TrafficCounters ===
 
 impl TrafficCounters {
-    /// The counters of the listener of this name. They are the same for each call, until they are forgotten.
+    /// Returns the counters of the listener with this name. Each call returns the same counters until they are dropped.
     pub fn listener(&self, name: &str) -> Arc<ListenerTraffic> {
         let mut listeners = self.listeners.lock();
         if let Some(known) = listeners.iter().find(|known| *known.name == *name) {
@@ -70,7 +70,7 @@ impl TrafficCounters {
         listener
     }
 
-    /// Forgets the listeners that nothing uses, and the pools of the others that nothing uses.
+    /// Drops the listeners that are no longer used, and the unused pools of the others.
     pub(crate) fn forget_unused(&self) {
         let mut listeners = self.listeners.lock();
         let mut forgotten = self.forgotten.lock();
@@ -79,12 +79,12 @@ impl TrafficCounters {
         listeners.iter().for_each(|listener| *forgotten += listener.forget_unused());
     }
 
-    /// Requests in flight on all listeners.
+    /// Returns the requests in flight on all listeners.
     pub fn in_flight(&self) -> u64 {
         self.listeners.lock().iter().map(|listener| listener.in_flight.get()).sum()
     }
 
-    /// Responses so far, including those on listeners and of pools that are gone.
+    /// Returns the responses so far, including those on removed listeners and of removed pools.
     pub fn answers(&self) -> Answers {
         let listeners = self.listeners.lock();
         let mut answers = *self.forgotten.lock();
@@ -108,7 +108,7 @@ impl ListenerTraffic {
         }
     }
 
-    /// The counters of its requests to the pool of this name. Requests find them in their snapshot.
+    /// Returns the counters of requests to the pool with this name. Requests find them in their snapshot.
     pub fn pool(&self, name: &Arc<str>) -> Arc<PoolTraffic> {
         let mut pools = self.by_pool.lock();
         if let Some((_, known)) = pools.iter().find(|(known, _)| known == name) {
@@ -119,7 +119,7 @@ impl ListenerTraffic {
         pool
     }
 
-    /// The counters of its requests that no route matched.
+    /// Returns the counters of requests without a route.
     pub(crate) fn without_pool(&self) -> &Arc<PoolTraffic> {
         &self.without_pool
     }
@@ -130,7 +130,7 @@ impl ListenerTraffic {
         answers
     }
 
-    /// Returns the responses of what is forgotten.
+    /// Drops the unused pools and returns their responses.
     fn forget_unused(&self) -> Answers {
         let mut answers = Answers::default();
         let mut pools = self.by_pool.lock();
@@ -144,7 +144,7 @@ impl ListenerTraffic {
         self.rejected[reason as usize].increment();
     }
 
-    /// Rejected requests by reason.
+    /// Returns the rejected requests by reason.
     pub fn rejected(&self) -> impl Iterator<Item = (Rejection, u64)> {
         Rejection::ALL.into_iter().zip(self.rejected.iter().map(Counter::get))
     }

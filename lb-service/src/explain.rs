@@ -7,7 +7,7 @@
 //! the same name, with one line such as:
 //!
 //! ```text
-//! route=2 pool=api policy=least_request backend=10.0.0.1:80 tries=1 passed=10.0.0.2:80/down,10.0.0.3:80/full …
+//! route=2 pool=api policy=least_request backend=10.0.0.1:80 tries=1 passed=10.0.0.2:80/down session=no
 //! ```
 //!
 //! | part | |

@@ -52,7 +52,7 @@ pub trait Sink: Send + 'static {
     /// Writes a part of `bytes`, as [`io::Write::write`] does.
     ///
     /// # Errors
-    /// When the target cannot be written to. The rest of the batch is then dropped.
+    /// If the target cannot be written to. The rest of the batch is then dropped.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize>;
 
     /// Reopens the target.
@@ -136,7 +136,7 @@ impl Lines {
     /// Threads do not survive a fork, so a daemon calls this after it has gone into the background.
     ///
     /// # Errors
-    /// When the thread cannot be started.
+    /// If the thread cannot be started.
     pub fn start(name: &str, sink: impl Sink, pace: Pace) -> io::Result<(Self, LinesGuard)> {
         let (sender, receiver) = sync_channel(QUEUE);
         let lines = Self { sender, shared: Arc::default() };

@@ -152,7 +152,7 @@ impl Metrics {
     /// Registers the metrics of the current configuration with `registry`.
     ///
     /// # Errors
-    /// When `registry` has a family of the same name already.
+    /// If `registry` already has a family with the same name.
     pub fn register(registry: &Registry, current: CurrentSnapshot) -> Result<()> {
         let descriptions = FAMILIES.iter().map(|family| family.describe()).collect::<Result<_>>()?;
         registry.register(Box::new(Self { current, descriptions }))

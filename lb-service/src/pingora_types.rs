@@ -9,12 +9,12 @@ use crate::exchange::{Fault, FaultKind, Side};
 use crate::head_edit::HeadEdit;
 use crate::pool::Fields;
 
-/// The head that Pingora's type contains.
+/// Returns the head that Pingora's type contains.
 pub(crate) fn head(request: &RequestHeader) -> &Parts {
     request
 }
 
-/// The meaning of an error of Pingora.
+/// Converts an error of Pingora into a fault.
 pub(crate) fn fault(error: &Error) -> Fault {
     let side = match error.esource() {
         ErrorSource::Upstream => Side::Backend,
@@ -45,7 +45,8 @@ fn kind(error: &ErrorType) -> FaultKind {
     }
 }
 
-/// Whether a connection ended before the first byte of a response, which Pingora says in words only.
+/// Returns whether a connection ended before the first byte of a response, which Pingora reports only in the text of
+/// the error.
 fn nothing_was_read(error: &Error) -> bool {
     let says_so = |context: &str| context.ends_with("bytes already read: 0");
     error.retry == RetryType::ReusedOnly
@@ -62,7 +63,7 @@ impl Fields for ResponseHeader {
     }
 }
 
-// Pingora refuses a field only when the head has 32,768 of them, which it does not read in the first place.
+// Pingora rejects a field only if the head has 32,768 of them, and does not read such a head.
 
 impl HeadEdit for ResponseHeader {
     fn set(&mut self, name: HeaderName, value: HeaderValue) {

@@ -338,7 +338,7 @@ impl HostPattern {
     ///
     /// # Errors
     ///
-    /// When the text is none of these.
+    /// If the text is none of these.
     pub fn parse(text: &str) -> Result<Self, HostPatternError> {
         if let Ok(address) = text.parse() {
             return Ok(Self(HostRule::Ipv6(address)));

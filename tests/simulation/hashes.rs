@@ -20,7 +20,7 @@ fn owners(pool: &Arc<Pool>, now: Instant, keys: usize) -> Vec<usize> {
     (0..keys).map(owner).collect()
 }
 
-/// When one of n backends goes down, only its own keys move: about 1/n of them, and by the evenness of the hash at most
+/// If one of n backends goes down, only its own keys move: about 1/n of them, and by the evenness of the hash at most
 /// 1.4/n for ketama (four deviations of 8 %, plus that of 20 000 keys) and 1.15/n for Maglev. They are spread over the
 /// other backends, and all return when the backend is up.
 #[test]
@@ -51,7 +51,7 @@ fn keys_move_only_from_the_backend_that_is_down() {
     }
 }
 
-/// When one of n backends leaves the configuration, the ring is as if it had never been there: only its keys move.
+/// If one of n backends leaves the configuration, the ring is as if it had never been there: only its keys move.
 /// Maglev's table is filled again, which moves a few other keys (Eisenbud et al.: "Maglev", 2016, figure 12: below 2 to
 /// 3 % with a table of 65537 entries for up to 1000 backends).
 #[test]

@@ -55,7 +55,7 @@ impl SessionKeys {
     /// Parses a list with one key in hexadecimal per line. Blank lines and the text after a `#` are skipped.
     ///
     /// # Errors
-    /// When a line is not a key, or when there is no key or too many.
+    /// If a line is not a key, or if there is no key or too many.
     pub fn parse(text: &[u8]) -> Result<Self, SessionKeysError> {
         let mut keys: Vec<Box<[u8]>> = Vec::new();
         for (index, line) in text.split(|byte| *byte == b'\n').enumerate() {

@@ -32,16 +32,16 @@ use std::time::{Duration, Instant};
 use super::outlier::{OutlierRecord, SpeedVerdict, nanoseconds};
 use super::settings::SlowBackendSettings;
 
-/// The smallest distance of an outlier from the median, in microseconds.
+/// The minimum distance of an outlier above the median, in microseconds.
 const MIN_EXCESS: f64 = 10_000.0;
-/// With fewer means none is above the median.
+/// The minimum number of judged backends: with fewer means none can be an outlier.
 const MIN_JUDGED: usize = 3;
 
 /// The window of one pool.
 #[derive(Debug)]
 pub(super) struct SlowBackends {
     settings: SlowBackendSettings,
-    /// Times are kept in nanoseconds after this.
+    /// The instant from which all times are counted, in nanoseconds.
     epoch: Instant,
     /// The beginning of the window.
     began: AtomicU64,
@@ -50,20 +50,20 @@ pub(super) struct SlowBackends {
 /// The response times of one backend in the window.
 #[derive(Debug, Default)]
 pub(super) struct Samples {
-    /// A [`Sum`], packed, so that the count and the sum always belong together.
+    /// A packed [`Sum`], so that the count and the sum always belong together.
     sum: AtomicU64,
-    /// Whether it was an outlier in the previous window.
+    /// Whether the backend was an outlier in the previous window.
     was_slow: AtomicBool,
 }
 
-/// The number of responses in the window, and the sum of their times.
+/// The number of responses and the sum of their times.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Sum {
     count: u64,
     microseconds: u64,
 }
 
-/// Which of these mean times, in microseconds, are outliers. `None` is a backend that is not judged.
+/// Returns whether each mean time, in microseconds, is an outlier. `None` is a backend that is not judged.
 fn outliers(means: &[Option<f64>], ratio: f64) -> Vec<bool> {
     let mut judged: Vec<f64> = means.iter().flatten().copied().collect();
     judged.sort_unstable_by(f64::total_cmp);
@@ -74,7 +74,7 @@ fn outliers(means: &[Option<f64>], ratio: f64) -> Vec<bool> {
     means.iter().map(|mean| mean.is_some_and(is_outlier)).collect()
 }
 
-/// What these mean times say about each backend, if anything.
+/// Returns the verdict about each backend; `None` if it is not judged.
 fn verdicts(means: &[Option<f64>], ratio: f64) -> Vec<Option<SpeedVerdict>> {
     if means.iter().flatten().count() < MIN_JUDGED {
         return vec![None; means.len()];
@@ -84,8 +84,8 @@ fn verdicts(means: &[Option<f64>], ratio: f64) -> Vec<Option<SpeedVerdict>> {
     means.iter().zip(are_outliers).map(|(mean, is_outlier)| mean.map(|_| verdict(is_outlier))).collect()
 }
 
-/// Whether the verdict about the window that began at `began` is one that ejects. Both are told, because both
-/// remember it.
+/// Returns whether the verdict about the window that began at `began` ejects. It is passed to both the samples and the
+/// record, because both store it.
 fn is_time(
     (samples, record): (&Samples, &OutlierRecord),
     verdict: Option<SpeedVerdict>,
@@ -100,16 +100,16 @@ fn is_time(
 // === impl SlowBackends ===
 
 impl SlowBackends {
-    /// The first window begins now. No time it is told later should be before.
+    /// Begins the first window. Later times must not be before `now`.
     pub(super) fn new(settings: SlowBackendSettings, now: Instant) -> Self {
         Self { settings, epoch: now, began: AtomicU64::new(0) }
     }
 
-    /// The indices of the backends to eject. Empty, after one load, unless this call finds the window over; then
-    /// the next one begins.
+    /// Returns the indices of the backends to eject. The list is empty, after one load, unless this call finds that the
+    /// window is over; then the next one begins.
     ///
-    /// `members` are what all backends of the pool keep, always in the same order. Called after each answer: a
-    /// window without answers lasts until the next one.
+    /// `members` has an entry for each backend of the pool, always in the same order. The caller calls this after each
+    /// response: a window without responses lasts until the next one.
     pub(super) fn close_window<'a>(
         &self,
         now: Instant,
@@ -128,7 +128,7 @@ impl SlowBackends {
             .collect()
     }
 
-    /// Returns the beginning of the window, if it is over and no other thread closes it.
+    /// Returns the beginning of the window if it is over and no other thread ends it.
     fn next_window(&self, now: u64) -> Option<Instant> {
         let began = self.began.load(Ordering::Relaxed);
         let is_over = u128::from(now.saturating_sub(began)) >= self.settings.window.as_nanos().max(1);
@@ -136,7 +136,7 @@ impl SlowBackends {
         turns.then(|| self.epoch.checked_add(Duration::from_nanos(began))).flatten()
     }
 
-    /// Begins a window, unless another one has begun since the one at `began`.
+    /// Begins a window and returns true, unless another one has begun since the one at `began`.
     fn begin(&self, began: u64, now: u64) -> bool {
         self.began.compare_exchange(began, now, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
@@ -145,20 +145,20 @@ impl SlowBackends {
 // === impl Samples ===
 
 impl Samples {
-    /// One more answer. When the window holds as many as it can, half a million or 100 days of waiting, it
-    /// goes on without the rest: they would not change the mean.
+    /// Adds a response. A full window, which has half a million responses or 100 days of time, ignores further ones:
+    /// they would not change the mean.
     pub(super) fn observe(&self, time_to_first_byte: Duration) {
         if !Sum::unpack(self.sum.load(Ordering::Relaxed)).is_full() {
             self.sum.fetch_add(Sum::of(time_to_first_byte).pack(), Ordering::Relaxed);
         }
     }
 
-    /// Takes the samples of the window, so that the next one begins empty.
+    /// Takes the sum of the window; the next one begins at 0.
     fn take(&self) -> Sum {
         Sum::unpack(self.sum.swap(0, Ordering::Relaxed))
     }
 
-    /// Whether it is an outlier for the second time in a row. After that it takes two windows again.
+    /// Returns whether the backend is an outlier for the second time in a row. After that, two more windows are needed.
     fn stays_slow(&self, is_slow: bool) -> bool {
         let stays = is_slow && self.was_slow.load(Ordering::Relaxed);
         self.was_slow.store(is_slow && !stays, Ordering::Relaxed);
@@ -169,12 +169,13 @@ impl Samples {
 // === impl Sum ===
 
 impl Sum {
-    /// The sum has the lower bits, the count the 20 above them.
+    /// The width of the sum, in the lower bits. The count has the 20 bits above.
     const SUM_BITS: u32 = 44;
-    /// Half of what fits: requests that add at the same moment to what is nearly full find room.
+    /// The count at which a window is full. It is half of the range, so that threads that add to an almost full window
+    /// at the same moment do not overflow it.
     const FULL_COUNT: u64 = 1 << 19;
     const FULL_SUM: u64 = 1 << 43;
-    /// 71 minutes.
+    /// The longest time that is added, 71 minutes.
     const LONGEST: u64 = 1 << 32;
 
     fn of(duration: Duration) -> Self {
@@ -194,7 +195,7 @@ impl Sum {
         self.count >= Self::FULL_COUNT || self.microseconds >= Self::FULL_SUM
     }
 
-    /// In microseconds, unless there are too few.
+    /// Returns the mean in microseconds; `None` if there are too few responses.
     fn mean(self, min_samples: u32) -> Option<f64> {
         let enough = self.is_full() || self.count >= u64::from(min_samples.max(1));
         enough.then(|| self.microseconds as f64 / self.count as f64)
@@ -214,7 +215,7 @@ mod tests {
     const SLOW: [u64; 4] = [20, 20, 100, 20];
     const FINE: [u64; 4] = [20; 4];
 
-    /// Three times the median, 10 answers in 10 s.
+    /// Returns settings with a ratio of 3 and 10 responses in 10 s.
     fn settings() -> SlowBackendSettings {
         SlowBackendSettings { ratio: 3.0, min_samples: 10, window: WINDOW }
     }
@@ -252,7 +253,7 @@ mod tests {
             self.slow_backends.close_window(self.now, self.samples.iter().zip(&self.records))
         }
 
-        /// A window in which each backend gives 20 answers that take so many milliseconds.
+        /// Runs a window in which each backend sends 20 responses with these times in milliseconds.
         fn window(&mut self, millis: &[u64]) -> Vec<usize> {
             for (which, millis) in millis.iter().enumerate() {
                 self.answers(which, 20, *millis);
@@ -261,25 +262,24 @@ mod tests {
             self.close_window()
         }
 
-        /// For three windows times n, and without jitter.
+        /// Ejects a backend for three windows times n, without jitter.
         fn eject(&self, which: usize, cause: Cause) -> Duration {
             let settings =
                 OutlierSettings { base_ejection: 3 * WINDOW, max_ejection: 8 * WINDOW, ..Default::default() };
             let standing = |record| Candidate { ready: true, draining: false, record };
             let members: Vec<_> = self.records.iter().map(standing).collect();
             let ejected = self.ejector.eject(&settings, &members, which, cause, self.now, 0.0);
-            ejected.expect("nothing speaks against it")
+            ejected.expect("the ejection is possible")
         }
 
-        /// Ejected for so long at the end of a window, it comes back just after the beginning of another one,
-        /// which ends now.
+        /// Runs a window in which a backend returns just after its beginning, after an ejection of this duration.
         fn come_back(&mut self, after: Duration, millis: &[u64]) {
             self.now += after - Duration::from_nanos(1);
             self.close_window();
-            assert_eq!(self.window(millis), NOBODY, "in this window it came back");
+            assert_eq!(self.window(millis), NOBODY, "the backend returned in this window");
         }
 
-        /// The third of four was slow, was ejected, and is back.
+        /// Returns a bench whose third backend of four was slow, was ejected, and is back.
         fn with_one_that_was_slow() -> Self {
             let mut bench = Self::new(4);
             bench.window(&SLOW);
@@ -295,12 +295,12 @@ mod tests {
         let mut bench = Bench::new(4);
         assert_eq!(bench.window(&[20, 20, 100, 20]), NOBODY);
         assert_eq!(bench.window(&[20, 20, 100, 20]), [2]);
-        assert_eq!(bench.window(&[20, 20, 100, 20]), NOBODY, "it takes two windows again");
+        assert_eq!(bench.window(&[20, 20, 100, 20]), NOBODY, "two windows are needed again");
         assert_eq!(bench.window(&[20, 20, 100, 20]), [2]);
     }
 
     #[test]
-    fn a_window_in_between_that_is_not_slow_starts_anew() {
+    fn a_window_that_is_not_slow_resets_the_count() {
         let mut bench = Bench::new(3);
         for slow_or_not in [100, 20, 100, 20] {
             assert_eq!(bench.window(&[20, slow_or_not, 20]), NOBODY);
@@ -308,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn so_does_one_in_which_it_is_not_judged() {
+    fn a_window_in_which_the_backend_is_not_judged_resets_the_count() {
         let mut bench = Bench::new(4);
         assert_eq!(bench.window(&[20, 20, 20, 100]), NOBODY);
         bench.answers(3, 9, 100);
@@ -318,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_slow_all_the_time_is_ejected_for_longer_after_one_window_each() {
+    fn a_backend_that_stays_slow_is_ejected_for_longer_after_one_window_each() {
         let mut bench = Bench::new(4);
         bench.window(&SLOW);
         let mut lasted = Vec::new();
@@ -333,27 +333,27 @@ mod tests {
     }
 
     #[test]
-    fn a_window_that_is_fine_ends_probation() {
+    fn a_fine_window_ends_probation() {
         let mut bench = Bench::with_one_that_was_slow();
         bench.records[2].succeeded(bench.now);
         assert_eq!(bench.window(&FINE), NOBODY);
-        assert_eq!(bench.window(&SLOW), NOBODY, "it takes two windows again");
+        assert_eq!(bench.window(&SLOW), NOBODY, "two windows are needed again");
         assert_eq!(bench.window(&SLOW), [2]);
         assert_eq!(bench.eject(2, Cause::Slowness), 3 * WINDOW);
     }
 
     #[test]
-    fn a_window_in_which_it_is_not_judged_does_not_end_probation() {
+    fn a_window_in_which_the_backend_is_not_judged_does_not_end_probation() {
         let mut bench = Bench::with_one_that_was_slow();
         bench.records[2].succeeded(bench.now);
         bench.answers(2, 9, 20);
         bench.answers(3, 20, 20);
-        assert_eq!(bench.window(&[20, 20]), NOBODY, "its answers are too few");
+        assert_eq!(bench.window(&[20, 20]), NOBODY, "there are too few responses");
         assert_eq!(bench.window(&SLOW), [2]);
     }
 
     #[test]
-    fn a_window_in_which_fewer_than_three_are_judged_ends_no_probation() {
+    fn a_window_with_fewer_than_three_judged_backends_does_not_end_probation() {
         let mut bench = Bench::with_one_that_was_slow();
         bench.records[2].succeeded(bench.now);
         for which in [0, 2] {
@@ -364,14 +364,14 @@ mod tests {
     }
 
     #[test]
-    fn a_refused_ejection_is_asked_for_after_the_next_window() {
+    fn a_rejected_ejection_is_requested_again_after_the_next_window() {
         let mut bench = Bench::with_one_that_was_slow();
         assert_eq!(bench.window(&SLOW), [2]);
         assert_eq!(bench.window(&SLOW), [2]);
     }
 
     #[test]
-    fn a_failure_makes_nobody_slow() {
+    fn a_failure_does_not_count_as_slowness() {
         let mut bench = Bench::new(4);
         let lasts = bench.eject(2, Cause::Failures);
         bench.come_back(lasts, &SLOW);
@@ -381,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_judges_before_the_window_is_over_and_one_does_then() {
+    fn backends_are_judged_once_when_the_window_is_over() {
         let mut bench = Bench::new(3);
         bench.window(&[20, 20, 100]);
         (0..3).for_each(|which| bench.answers(which, 20, if which == 2 { 100 } else { 20 }));
@@ -394,10 +394,10 @@ mod tests {
     }
 
     #[test]
-    fn of_all_who_find_the_window_over_one_turns_it() {
+    fn only_one_thread_ends_a_window() {
         let slow_backends = SlowBackends::new(settings(), Instant::now());
         assert!(slow_backends.begin(0, 10));
-        assert!(!slow_backends.begin(0, 10), "this one found the same window over");
+        assert!(!slow_backends.begin(0, 10), "another thread has ended the same window");
         assert!(!slow_backends.begin(0, 11));
         assert!(slow_backends.begin(10, 20));
     }
@@ -411,28 +411,28 @@ mod tests {
     }
 
     #[test]
-    fn fewer_than_three_are_not_fine_either() {
+    fn fewer_than_three_backends_are_not_fine_either() {
         assert_eq!(verdicts(&[Some(1.0), None, Some(1.0)], 2.0), [None; 3]);
         let (fine, slow) = (Some(SpeedVerdict::Fine), Some(SpeedVerdict::Slow));
         assert_eq!(verdicts(&[Some(1.0), None, Some(1.0), Some(1e9)], 2.0), [fine, None, fine, slow]);
     }
 
     #[test]
-    fn a_few_milliseconds_are_no_reason() {
+    fn a_few_milliseconds_do_not_eject() {
         let means = |slow| [Some(1000.0), Some(1000.0), Some(slow)];
         assert_eq!(outliers(&means(10_999.0), 2.0), [false; 3]);
         assert_eq!(outliers(&means(11_000.0), 2.0), [false, false, true]);
     }
 
     #[test]
-    fn above_the_ratio_means_above() {
+    fn a_mean_equal_to_the_ratio_is_not_an_outlier() {
         let means = |slow| [Some(20_000.0), Some(20_000.0), Some(slow)];
         assert_eq!(outliers(&means(60_000.0), 3.0), [false; 3]);
         assert_eq!(outliers(&means(60_001.0), 3.0), [false, false, true]);
     }
 
     #[test]
-    fn in_a_pool_that_is_half_slow_slow_is_normal() {
+    fn in_a_pool_that_is_half_slow_no_backend_is_an_outlier() {
         let (fast, slow) = (Some(1000.0), Some(1_000_000.0));
         assert_eq!(outliers(&[fast, fast, slow, slow], 1.1), [false; 4]);
         assert_eq!(outliers(&[fast, slow, slow], 1.1), [false; 3]);
@@ -440,7 +440,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ratio_that_is_no_number_or_too_small_ejects_no_half() {
+    fn a_ratio_that_is_nan_or_too_small_ejects_less_than_half() {
         let means = [Some(0.0), Some(20_000.0), Some(40_000.0)];
         for odd in [f64::NAN, -5.0, 0.0] {
             assert_eq!(outliers(&means, odd), [false, false, true]);
@@ -456,7 +456,7 @@ mod tests {
         }
         let sum = samples.take();
         assert_eq!(sum.count, Sum::FULL_COUNT);
-        assert_eq!(sum.mean(u32::MAX), Some(7000.0), "more than fit cannot be asked for");
+        assert_eq!(sum.mean(u32::MAX), Some(7000.0), "the minimum is limited to a full window");
 
         for _ in 0..100_000 {
             samples.observe(Duration::MAX);
@@ -465,11 +465,11 @@ mod tests {
     }
 
     #[test]
-    fn no_answers_have_no_mean() {
+    fn a_window_without_responses_has_no_mean() {
         assert_eq!(Sum::default().mean(0), None);
     }
 
-    /// Means in microseconds, some of them missing.
+    /// Returns a strategy of means in microseconds, some of them missing.
     fn any_means() -> impl Strategy<Value = Vec<Option<f64>>> {
         let mean = (any::<bool>(), 0.0..7.0f64).prop_map(|(there, power)| there.then(|| 10f64.powf(power)));
         vec(mean, 0..30)
@@ -489,7 +489,7 @@ mod tests {
         }
 
         #[test]
-        fn noise_below_the_ratio_ejects_nobody(
+        fn noise_below_the_ratio_does_not_eject(
             base in 1.0..1e6f64, noise in vec(1.0..2.0f64, 3..30),
         ) {
             let means: Vec<_> = noise.iter().map(|factor| Some(base * factor)).collect();
@@ -497,7 +497,7 @@ mod tests {
         }
 
         #[test]
-        fn the_only_slow_one_is_found(
+        fn the_only_slow_backend_is_found(
             base in 100.0..1e5f64, noise in vec(1.0..1.5f64, 2..30), place in 0usize..30,
         ) {
             let mut means: Vec<_> = noise.iter().map(|factor| Some(base * factor)).collect();
@@ -508,7 +508,7 @@ mod tests {
         }
 
         #[test]
-        fn few_answers_never_eject(counts in vec(0usize..10, 3..8), slow in 0usize..8) {
+        fn few_responses_never_eject(counts in vec(0usize..10, 3..8), slow in 0usize..8) {
             let mut bench = Bench::new(counts.len());
             for _ in 0..4 {
                 for (which, count) in counts.iter().enumerate() {
@@ -520,7 +520,7 @@ mod tests {
         }
 
         #[test]
-        fn the_mean_is_that_of_what_was_observed(millis in vec(0u64..100_000, 1..200)) {
+        fn the_mean_is_that_of_the_observed_times(millis in vec(0u64..100_000, 1..200)) {
             let samples = Samples::default();
             millis.iter().for_each(|millis| samples.observe(Duration::from_millis(*millis)));
             let expected = millis.iter().sum::<u64>() as f64 * 1000.0 / millis.len() as f64;
