@@ -42,7 +42,7 @@
 //!         │   ├── TrustedProxies    the client data that backends get                  forwarded.rs
 //!         │   ├── Pool              which backend, and how to connect to it            pool/
 //!         │   │   └── Arc<LoadBalancer<Policy>>   members, readiness, the next one     policy/
-//!         │   ├── TrafficCounters   counters of clients and requests                   counters.rs, stats.rs, metrics.rs
+//!         │   ├── TrafficCounters   counters of clients and requests                   counters.rs, metrics.rs
 //!         │   └── AccessLog         one line per request                               access_log/, lines.rs
 //!         └── Dispatch              the attempts of the request in its pool            pool/
 //! Traffic                           open connections, and when a drain is over         traffic.rs
