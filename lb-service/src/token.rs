@@ -1,4 +1,4 @@
-//! The secret with which a client may ask how its request was served.
+//! The secret with which a client can ask how its request was served.
 
 use std::sync::Arc;
 

@@ -24,15 +24,15 @@ fn row(scenario: Scenario, special: Option<usize>, may_fail: f64) -> Row {
 }
 
 /// Returns backends that serve two requests at once, of which the first has a fault.
-fn one_ill(name: &'static str, backends: usize, utilisation: f64, when: When) -> Scenario {
+fn one_faulty(name: &'static str, backends: usize, utilisation: f64, when: When) -> Scenario {
     let mut models = vec![Model::new(2); backends];
     models[0].when = when;
     Scenario::new(name, models, utilisation)
 }
 
 /// Returns five backends of which all but the last refuse connections.
-fn dead(name: &'static str, panic_threshold: u8) -> Scenario {
-    let mut scenario = one_ill(name, 5, 0.1, When::Never).with(|scenario| {
+fn mostly_down(name: &'static str, panic_threshold: u8) -> Scenario {
+    let mut scenario = one_faulty(name, 5, 0.1, When::Never).with(|scenario| {
         scenario.probes = Some(Duration::from_secs(1));
         scenario.settings.panic_threshold = panic_threshold;
     });
@@ -45,19 +45,19 @@ fn rows() -> Vec<Row> {
     let heavy = Model { service, ..Model::new(2) };
     let uneven = [1, 1, 1, 2, 2, 2, 4, 4, 8, 8];
     let capacities = uneven.map(Model::new).to_vec();
-    let ill = |name, when| one_ill(name, 10, 0.6, when);
+    let faulty = |name, when| one_faulty(name, 10, 0.6, when);
     vec![
-        row(one_ill("10 even backends at 80 %", 10, 0.8, When::Never), None, 0.0),
-        row(Scenario::new("the same, answers with a long tail", vec![heavy; 10], 0.8), None, 0.0),
+        row(one_faulty("10 even backends at 80 %", 10, 0.8, When::Never), None, 0.0),
+        row(Scenario::new("the same with a long tail of response times", vec![heavy; 10], 0.8), None, 0.0),
         row(
             Scenario::new("capacities and weights 1 to 8, at 80 %", capacities.clone(), 0.8).weights(&uneven),
             None,
             0.0,
         ),
         row(Scenario::new("capacities 1 to 8 with equal weights, at 30 %", capacities, 0.3), Some(0), 0.0),
-        row(ill("one is 10 times slower, at 60 %", When::Always(Fault::slower(10.0))), Some(0), 0.0),
+        row(faulty("one is 10 times slower, at 60 %", When::Always(Fault::slower(10.0))), Some(0), 0.0),
         row(
-            ill("the same with ejection of slow backends", When::Always(Fault::slower(10.0))).with(
+            faulty("the same with ejection of slow backends", When::Always(Fault::slower(10.0))).with(
                 |scenario| {
                     let slow_backends =
                         SlowBackendSettings { ratio: 3.0, min_samples: 10, window: Duration::from_secs(1) };
@@ -67,14 +67,17 @@ fn rows() -> Vec<Row> {
             Some(0),
             0.0,
         ),
-        row(ill("one refuses, at 60 %", When::Always(Fault::refuses())), Some(0), 0.1),
+        row(faulty("one refuses connections, at 60 %", When::Always(Fault::refuses())), Some(0), 0.1),
         row(
-            ill("one refuses every second second, at 60 %", When::Flapping(1.0, Fault::refuses())),
+            faulty(
+                "one refuses connections in every second second, at 60 %",
+                When::Flapping(1.0, Fault::refuses()),
+            ),
             Some(0),
             0.1,
         ),
         row(
-            ill(
+            faulty(
                 "the same with health checks every 100 ms and slow start",
                 When::Flapping(1.0, Fault::refuses()),
             )
@@ -86,18 +89,21 @@ fn rows() -> Vec<Row> {
             0.1,
         ),
         row(
-            ill("one answers 20 % with 503, at once, at 60 %", When::Always(Fault::unavailable(0.2))),
+            faulty("one responds to 20 % with 503 at once, at 60 %", When::Always(Fault::unavailable(0.2))),
             Some(0),
             1.0,
         ),
         row(
-            ill("one answers everything with 503, at once, at 60 %", When::Always(Fault::unavailable(1.0))),
+            faulty(
+                "one responds to all requests with 503 at once, at 60 %",
+                When::Always(Fault::unavailable(1.0)),
+            ),
             Some(0),
             1.0,
         ),
         row(
-            ill(
-                "one never answers, per_try 200 ms, at 60 %",
+            faulty(
+                "one never responds, per_try 200 ms, at 60 %",
                 When::Always(Fault { hangs: 1.0, ..Fault::default() }),
             )
             .with(|scenario| scenario.settings.retries.per_try = Some(Duration::from_millis(200))),
@@ -106,10 +112,10 @@ fn rows() -> Vec<Row> {
         ),
         // In panic, which these settings cause, the first attempt goes to a backend that is down; the second one uses
         // the health checks.
-        row(dead("4 of 5 refuse, health checks every second", 50), Some(4), 5.0),
-        row(dead("the same with panic_threshold: 0", 0), Some(4), 5.0),
+        row(mostly_down("4 of 5 refuse connections, health checks every second", 50), Some(4), 5.0),
+        row(mostly_down("the same with panic_threshold: 0", 0), Some(4), 5.0),
         row(
-            one_ill("10 of max_requests: 2 and a queue of 50, at 95 %", 10, 0.95, When::Never).with(
+            one_faulty("10 of max_requests: 2 and a queue of 50, at 95 %", 10, 0.95, When::Never).with(
                 |scenario| {
                     scenario.settings.queue = 50;
                     for backend in &mut scenario.settings.backends {
@@ -120,9 +126,9 @@ fn rows() -> Vec<Row> {
             None,
             10.0,
         ),
-        row(one_ill("100 even backends at 80 %", 100, 0.8, When::Never), None, 0.0),
+        row(one_faulty("100 even backends at 80 %", 100, 0.8, When::Never), None, 0.0),
         Row {
-            scenario: one_ill("1000 even backends at 80 %", 1000, 0.8, When::Never).requests(150_000),
+            scenario: one_faulty("1000 even backends at 80 %", 1000, 0.8, When::Never).requests(150_000),
             special: None,
             may_fail: 0.0,
         },
@@ -154,7 +160,7 @@ fn the_table() {
         for (policy, report) in &reports {
             let allowed = (row.may_fail * report.requests() as f64 / 1000.0) as usize;
             let (failed, failures) = (report.failed(), &report.failures);
-            assert!(failed <= allowed, "{name}: {policy}: {failed} failed, {allowed} may: {failures:?}");
+            assert!(failed <= allowed, "{name}: {policy}: {failed} failed, {allowed} allowed: {failures:?}");
         }
     }
 }

@@ -201,7 +201,9 @@ impl Pool {
                 // The effect on the pool is evaluated now, and not with the next request.
                 self.look(now);
             }
-            Err(refused) => log::debug!("pool {}: {} is not ejected: {refused:?}", self.name, backend.label),
+            Err(refused) => {
+                log::debug!("pool {}: backend {} is not ejected: {refused:?}", self.name, backend.label)
+            }
         }
     }
 

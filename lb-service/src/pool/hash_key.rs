@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_may_stand_in_the_target() {
+    fn the_host_can_come_from_the_target() {
         let on = HashOn::Header(header::HOST);
         assert_eq!(hashed(&on, "https://a.example/", &[("host", "b.example")]).unwrap(), "b.example");
         assert_eq!(hashed(&on, "https://a.example/", &[]).unwrap(), "a.example");

@@ -600,7 +600,7 @@ impl Pool {
         if panic {
             self.shared.counters.panics.increment();
             log::warn!(
-                "pool {name}: panic: less than {threshold} % of its backends are available, all are used"
+                "pool {name}: panic: less than {threshold} % of its backends are available, so all are used"
             );
         } else {
             log::info!("pool {name}: panic is over");

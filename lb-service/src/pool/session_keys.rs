@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_that_cannot_be_used_is_refused_with_its_line() {
+    fn an_invalid_list_is_rejected_with_the_number_of_its_line() {
         use SessionKeysError::{Empty, HalfByte, Length, NotHex, TooMany};
         let many: String = (0..=SessionKeys::MAX).map(|key| format!("{key:032x}\n")).collect();
         for (text, why) in [
