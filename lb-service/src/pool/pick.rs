@@ -226,7 +226,7 @@ impl Pool {
     }
 
     /// Selects a backend for a retry that is not known to fail: first by its latest request and its health checks, then
-    /// by its health checks alone. Panic ignores readiness because the health checks might be wrong. This pass covers
+    /// by its health checks alone. Panic ignores the health checks because they might be wrong, but a retry first tries
     /// the case that they are right.
     fn choose_for_retry<P: Purpose>(
         &self,
@@ -319,8 +319,8 @@ impl Pool {
         purpose.reserve(backend, self.bound(backend, availability, request))
     }
 
-    /// Returns why the backend of a session is skipped. A session stays while its backend drains, but moves if the
-    /// backend is not available.
+    /// Returns why the backend of a session is skipped. A session stays while its backend drains, but moves if that
+    /// backend is also down or ejected.
     fn session_skip_reason(
         &self,
         backend: &Backend,
@@ -483,8 +483,7 @@ impl Passed {
         if !is_known {
             backend.pass_over(skip_reason);
         }
-        // The last place is reserved for a reason that is not in the list yet, because that reason can decide the
-        // result.
+        // A full list still takes a reason that it does not contain, because that reason can decide the result.
         if !is_known && (self.0.len() < MAX_PASSED || !self.contains(skip_reason)) {
             self.0.push((backend.clone(), skip_reason));
         }

@@ -211,7 +211,7 @@ mod tests {
     use proptest::prelude::{Strategy, any, prop_assert, prop_assert_eq, proptest};
 
     const WINDOW: Duration = Duration::from_secs(10);
-    const NOBODY: [usize; 0] = [];
+    const NONE_EJECTED: [usize; 0] = [];
     const SLOW: [u64; 4] = [20, 20, 100, 20];
     const FINE: [u64; 4] = [20; 4];
 
@@ -276,7 +276,7 @@ mod tests {
         fn come_back(&mut self, after: Duration, millis: &[u64]) {
             self.now += after - Duration::from_nanos(1);
             self.close_window();
-            assert_eq!(self.window(millis), NOBODY, "the backend returned in this window");
+            assert_eq!(self.window(millis), NONE_EJECTED, "the backend returned in this window");
         }
 
         /// Returns a bench whose third backend of four was slow, was ejected, and is back.
@@ -293,9 +293,9 @@ mod tests {
     #[test]
     fn a_backend_that_stays_slow_is_found_after_two_windows() {
         let mut bench = Bench::new(4);
-        assert_eq!(bench.window(&[20, 20, 100, 20]), NOBODY);
+        assert_eq!(bench.window(&[20, 20, 100, 20]), NONE_EJECTED);
         assert_eq!(bench.window(&[20, 20, 100, 20]), [2]);
-        assert_eq!(bench.window(&[20, 20, 100, 20]), NOBODY, "two windows are needed again");
+        assert_eq!(bench.window(&[20, 20, 100, 20]), NONE_EJECTED, "two windows are needed again");
         assert_eq!(bench.window(&[20, 20, 100, 20]), [2]);
     }
 
@@ -303,17 +303,17 @@ mod tests {
     fn a_window_that_is_not_slow_resets_the_count() {
         let mut bench = Bench::new(3);
         for slow_or_not in [100, 20, 100, 20] {
-            assert_eq!(bench.window(&[20, slow_or_not, 20]), NOBODY);
+            assert_eq!(bench.window(&[20, slow_or_not, 20]), NONE_EJECTED);
         }
     }
 
     #[test]
     fn a_window_in_which_the_backend_is_not_judged_resets_the_count() {
         let mut bench = Bench::new(4);
-        assert_eq!(bench.window(&[20, 20, 20, 100]), NOBODY);
+        assert_eq!(bench.window(&[20, 20, 20, 100]), NONE_EJECTED);
         bench.answers(3, 9, 100);
-        assert_eq!(bench.window(&[20, 20, 20]), NOBODY);
-        assert_eq!(bench.window(&[20, 20, 20, 100]), NOBODY);
+        assert_eq!(bench.window(&[20, 20, 20]), NONE_EJECTED);
+        assert_eq!(bench.window(&[20, 20, 20, 100]), NONE_EJECTED);
         assert_eq!(bench.window(&[20, 20, 20, 100]), [3]);
     }
 
@@ -336,8 +336,8 @@ mod tests {
     fn a_fine_window_ends_probation() {
         let mut bench = Bench::with_one_that_was_slow();
         bench.records[2].succeeded(bench.now);
-        assert_eq!(bench.window(&FINE), NOBODY);
-        assert_eq!(bench.window(&SLOW), NOBODY, "two windows are needed again");
+        assert_eq!(bench.window(&FINE), NONE_EJECTED);
+        assert_eq!(bench.window(&SLOW), NONE_EJECTED, "two windows are needed again");
         assert_eq!(bench.window(&SLOW), [2]);
         assert_eq!(bench.eject(2, Cause::Slowness), 3 * WINDOW);
     }
@@ -348,7 +348,7 @@ mod tests {
         bench.records[2].succeeded(bench.now);
         bench.answers(2, 9, 20);
         bench.answers(3, 20, 20);
-        assert_eq!(bench.window(&[20, 20]), NOBODY, "there are too few responses");
+        assert_eq!(bench.window(&[20, 20]), NONE_EJECTED, "there are too few responses");
         assert_eq!(bench.window(&SLOW), [2]);
     }
 
@@ -359,7 +359,7 @@ mod tests {
         for which in [0, 2] {
             bench.answers(which, 20, 20);
         }
-        assert_eq!(bench.window(&[]), NOBODY);
+        assert_eq!(bench.window(&[]), NONE_EJECTED);
         assert_eq!(bench.window(&SLOW), [2]);
     }
 
@@ -375,7 +375,7 @@ mod tests {
         let mut bench = Bench::new(4);
         let lasts = bench.eject(2, Cause::Failures);
         bench.come_back(lasts, &SLOW);
-        assert_eq!(bench.window(&SLOW), NOBODY);
+        assert_eq!(bench.window(&SLOW), NONE_EJECTED);
         assert_eq!(bench.window(&SLOW), [2]);
         assert_eq!(bench.eject(2, Cause::Slowness), 6 * WINDOW, "there was no success in between");
     }
@@ -386,10 +386,10 @@ mod tests {
         bench.window(&[20, 20, 100]);
         (0..3).for_each(|which| bench.answers(which, 20, if which == 2 { 100 } else { 20 }));
         bench.now += WINDOW - Duration::from_nanos(1);
-        assert_eq!(bench.close_window(), NOBODY);
+        assert_eq!(bench.close_window(), NONE_EJECTED);
         bench.now += Duration::from_nanos(1);
         assert_eq!(bench.close_window(), [2]);
-        assert_eq!(bench.close_window(), NOBODY);
+        assert_eq!(bench.close_window(), NONE_EJECTED);
         assert!(bench.samples.iter().all(|samples| samples.take() == Sum::default()));
     }
 
@@ -515,7 +515,7 @@ mod tests {
                     bench.answers(which, *count, if which == slow { 5000 } else { 1 });
                 }
                 bench.now += WINDOW;
-                prop_assert_eq!(bench.close_window(), NOBODY);
+                prop_assert_eq!(bench.close_window(), NONE_EJECTED);
             }
         }
 
