@@ -205,7 +205,7 @@ impl PoolObserver for Events {
     fn observe(&self, pool: &str, event: &PoolEvent<'_>) {
         match *event {
             PoolEvent::Ejected { backend, time, why } => {
-                let text = format!("is ejected and back in {:.1} s: {why}", time.as_secs_f64());
+                let text = format!("is ejected for the next {:.1} s: {why}", time.as_secs_f64());
                 self.note(Kind::Ejection, About::backend(pool, backend), text);
             }
             PoolEvent::Returned { backend, is_ready } => {

@@ -193,7 +193,7 @@ impl Pool {
                 self.shared.changes.note();
                 let why = backend.ejected_for();
                 log::warn!(
-                    "pool {}: backend {} is ejected and back in {time:.1?}: {why}",
+                    "pool {}: backend {} is ejected for the next {time:.1?}: {why}",
                     self.name,
                     backend.label
                 );
