@@ -202,7 +202,7 @@ impl Pool {
                 self.look(now);
             }
             Err(refused) => {
-                log::debug!("pool {}: backend {} is not ejected: {refused:?}", self.name, backend.label)
+                log::debug!("pool {}: backend {} is not ejected: {refused:?}", self.name, backend.label);
             }
         }
     }
