@@ -278,7 +278,7 @@ pool api: 2 of 2 ready, 4 requests in flight, 0 waiting
         document["pools"][0]["backends"][0]["expected_answer_ms"].take();
         document["pools"][0]["backends"][1]["state"] = "down".into();
         let screen = screen(document);
-        assert_eq!(screen.lines().filter(|line| line.ends_with("  3       -")).count(), 2, "{screen}");
+        assert_eq!(screen.lines().filter(|line| line.ends_with("  3     -")).count(), 2, "{screen}");
     }
 
     #[test]
