@@ -268,7 +268,7 @@ fn a_file_runs_after_its_hint_is_followed_once() {
     assert_eq!(only_hint(&lab, &format!("listeners: [\"::1:8080\"]\n{pools}")), "write \"[::1]:8080\"");
     assert!(only_hint(&lab, &pools.replace("pools:", "upstreams:")).contains("\n\npools:\n"));
     let deeper = pools.replace("    health_check", "      health_check");
-    assert!(only_hint(&lab, &deeper).contains("indent it by 4 spaces, as `backends` above"), "{deeper}");
+    assert!(only_hint(&lab, &deeper).contains("indent it by 4 spaces, like `backends` above"), "{deeper}");
 }
 
 #[test]

@@ -138,7 +138,7 @@ fn two_names_of_one_key_or_a_yaml_1_1_boolean_as_a_key_are_refused() {
     let (one, two) = (Origin::start("one"), Origin::start("two"));
     for (retries, said) in [
         ("{on: [503], when: [502]}", "LB003"),
-        ("{true: [503]}", "if it was `on` before a tool for YAML 1.1 wrote the file, the key is `when` now"),
+        ("{true: [503]}", "write `when` if the key was `on` before a tool for YAML 1.1 wrote the file"),
     ] {
         lab.config(&pool(&[&one, &two], &format!("retries: {retries}")));
         let finished = run(&lab, &["check"]);
