@@ -332,7 +332,7 @@ fn healthcheck(run: &RunArgs) -> u8 {
 
 fn judge_health(reply: Option<Reply>, path: &Path, metrics: SocketAddr) -> u8 {
     let Some(Reply { status, body }) = reply else {
-        return fail(&format!("{metrics} is not the metrics address of a load_balancer daemon daemon"));
+        return fail(&format!("{metrics} is not the metrics address of a load_balancer daemon"));
     };
     let body = body.trim_end();
     match status {

@@ -235,9 +235,10 @@ fn upgrade_waits_for_the_new_process_which_reads_the_new_file() {
     lab.config(&format!("threads: 1\n{}", pool(&[&two], "")));
     let finished = upgrade_by_subcommand(&lab);
     assert_eq!(finished.code, Some(0), "{finished:?}\n{}", lab.error_log());
+    // The new process replaces the PID file right after the old process has confirmed the handover.
+    wait::until(LONG, "the PID file names the new process", || lab.pid_in_file() != Some(old.process));
     let new = lab.pid_in_file().unwrap();
     assert!(finished.stdout.contains(&format!("process {} has taken over", new.0)), "{finished:?}");
-    assert_ne!(new, old.process);
     assert_eq!(old.get("/").unwrap().origin(), "two");
     old.process.wait_gone(LONG);
     // The new process can be controlled and upgraded like the old one.
