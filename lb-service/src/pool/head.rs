@@ -42,10 +42,16 @@ pub trait Head: Fields {
     fn path_and_query(&self) -> Option<&str>;
 
     /// Returns the host that the request is for: from its target if that is absolute (RFC 9112, 3.2.2), else from its
-    /// `Host` field.
+    /// `Host` field. A field with other bytes than visible ASCII and tabs names no host.
     fn host(&self) -> Option<&str> {
-        self.authority().or_else(|| str::from_utf8(self.first(&HOST)?).ok())
+        self.authority().or_else(|| visible_ascii(self.first(&HOST)?))
     }
+}
+
+/// Returns the value of a field as text, if it has only visible ASCII, spaces and tabs.
+fn visible_ascii(value: &[u8]) -> Option<&str> {
+    let is_visible = value.iter().all(|byte| matches!(byte, b'\t' | b' '..=b'~'));
+    str::from_utf8(value).ok().filter(|_| is_visible)
 }
 
 impl Fields for HeaderMap {
@@ -117,6 +123,15 @@ mod tests {
         assert_eq!(head("/", Some("a.test")).host(), Some("a.test"));
         assert_eq!(head("http://b.test:81/x", Some("a.test")).host(), Some("b.test:81"));
         assert_eq!(head("/", None).host(), None);
+    }
+
+    #[test]
+    fn a_host_field_with_other_bytes_than_visible_ascii_names_no_host() {
+        for bytes in [&b"\xc3\xa9.example.test"[..], b"a\xff"] {
+            let mut head = head("/", None);
+            head.headers.insert(HOST, HeaderValue::from_bytes(bytes).unwrap());
+            assert_eq!(head.host(), None, "{bytes:?}");
+        }
     }
 
     #[test]
