@@ -385,7 +385,7 @@ fn end(session: &Session) -> End {
     let status = session.response_written().map(|sent| sent.status.as_u16());
     End {
         at: Instant::now(),
-        time: SystemTime::now(),
+        clock: SystemTime::now,
         status: status.filter(|status| is_final(*status)),
         request_bytes: session.body_bytes_read() as u64,
         response_bytes: session.body_bytes_sent() as u64,

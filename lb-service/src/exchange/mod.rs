@@ -95,8 +95,8 @@ pub(crate) enum Response {
 pub(crate) struct End {
     /// The time of the end.
     pub(crate) at: Instant,
-    /// The time of the end as calendar time.
-    pub(crate) time: SystemTime,
+    /// The clock for calendar time, which is read only if the access log is on.
+    pub(crate) clock: fn() -> SystemTime,
     /// The status of the final response whose head has reached the client.
     pub(crate) status: Option<u16>,
     /// The bytes of the request body.
@@ -374,7 +374,7 @@ impl Exchange {
         let attempt = self.dispatch.attempt.as_ref();
         let passed = self.dispatch.passed.iter();
         Record {
-            time: end.time - duration,
+            time: (end.clock)() - duration,
             client: self.client(head),
             listener: &self.from.snapshot.traffic(self.from.listener).name,
             method: Some(head.method().as_str()),

@@ -65,7 +65,7 @@ impl Bench {
         let at = self.now + Duration::from_millis(5);
         End {
             at,
-            time: SystemTime::UNIX_EPOCH + Duration::from_secs(100),
+            clock: || SystemTime::UNIX_EPOCH + Duration::from_secs(100),
             status,
             request_bytes: 3,
             response_bytes: 4,

@@ -212,7 +212,9 @@ impl Future for Turn {
 
 impl Signal {
     fn give(&self) {
-        self.is_given.store(true, Ordering::Release);
+        // A swap continues the release sequence of an earlier turn that was not taken, so that the request also sees the
+        // places that were free then. A store would end it.
+        self.is_given.swap(true, Ordering::AcqRel);
         self.waker.wake();
     }
 }
