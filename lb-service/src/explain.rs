@@ -151,44 +151,11 @@ impl Snapshot {
 
 #[cfg(test)]
 mod tests {
-    use std::net::SocketAddr;
-
     use super::*;
-    use crate::forwarded::TrustedProxies;
-    use crate::listener::{ListenAddress, Listener, Listeners};
     use crate::policy::Algorithm;
-    use crate::pool::{BackendSettings, Dispatch, HashOn, Now, PoolId, PoolSettings, StickySettings};
-    use crate::route::{Mismatch, PathPattern, Route, RouteTable};
-    use crate::snapshot::SnapshotParts;
-    use crate::traffic::Traffic;
-    use pingora::lb::HealthRegistry;
-
-    const PROXY: [u8; 4] = [10, 0, 0, 9];
-
-    fn address(last: u8) -> SocketAddr {
-        SocketAddr::from(([10, 0, 0, last], 80))
-    }
-
-    fn settings(policy: Algorithm) -> PoolSettings {
-        let backends = (1..=3).map(|last| BackendSettings::new(address(last))).collect();
-        PoolSettings { policy, ..PoolSettings::new("api", backends) }
-    }
-
-    /// Returns a snapshot with a route from `/api` to the pool, and no other route.
-    fn snapshot(settings: &PoolSettings) -> Snapshot {
-        let pool = Pool::new(settings, Arc::new(HealthRegistry::new()), None);
-        let listener = Listener { name: "web".into(), address: ListenAddress::Tcp(address(200)) };
-        let route = Route { path: PathPattern::Prefix("/api".into()).into(), ..Route::any(PoolId(0)) };
-        let parts = SnapshotParts {
-            listeners: Listeners::new([listener]),
-            routes: RouteTable::new(vec![route]),
-            pools: vec![Arc::new(pool)],
-            trusted_proxies: TrustedProxies::new(vec!["10.0.0.9/32".parse().unwrap()]),
-            explain_token: Some(Token::new("secret")),
-            access_logs: vec![],
-        };
-        Snapshot::new(parts, &Traffic::new())
-    }
+    use crate::pool::{Dispatch, HashOn, Now, StickySettings};
+    use crate::route::{Mismatch, PathPattern};
+    use crate::snapshot::testing::{PROXY, settings, snapshot};
 
     fn get(target: &str) -> Question {
         Question::new(ListenerId(0), Method::GET, target).unwrap()

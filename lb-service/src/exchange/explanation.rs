@@ -98,51 +98,14 @@ fn push_all(line: &mut String, name: &str, values: impl Iterator<Item = String>)
 
 #[cfg(test)]
 mod tests {
-    use std::net::SocketAddr;
     use std::time::{Duration, Instant};
 
     use super::*;
-    use crate::explain::Token;
     use crate::failure::Rejection;
-    use crate::forwarded::TrustedProxies;
-    use crate::listener::{ListenAddress, Listener, Listeners};
     use crate::policy::Algorithm;
-    use crate::pool::{
-        Admin, BackendSettings, Now, PoolId, PoolSettings, Replayability, Session, StickySettings,
-        UpstreamError,
-    };
-    use crate::route::{PathPattern, Route, RouteTable};
-    use crate::snapshot::SnapshotParts;
-    use crate::traffic::Traffic;
+    use crate::pool::{Admin, Now, Replayability, Session, StickySettings, UpstreamError};
+    use crate::snapshot::testing::{PROXY, settings, snapshot};
     use http::HeaderMap;
-    use pingora::lb::HealthRegistry;
-
-    const PROXY: [u8; 4] = [10, 0, 0, 9];
-
-    fn address(last: u8) -> SocketAddr {
-        SocketAddr::from(([10, 0, 0, last], 80))
-    }
-
-    fn settings(policy: Algorithm) -> PoolSettings {
-        let backends = (1..=3).map(|last| BackendSettings::new(address(last))).collect();
-        PoolSettings { policy, ..PoolSettings::new("api", backends) }
-    }
-
-    /// Returns a snapshot with a route from `/api` to the pool, and no other route.
-    fn snapshot(settings: &PoolSettings) -> Snapshot {
-        let pool = Pool::new(settings, Arc::new(HealthRegistry::new()), None);
-        let listener = Listener { name: "web".into(), address: ListenAddress::Tcp(address(200)) };
-        let route = Route { path: PathPattern::Prefix("/api".into()).into(), ..Route::any(PoolId(0)) };
-        let parts = SnapshotParts {
-            listeners: Listeners::new([listener]),
-            routes: RouteTable::new(vec![route]),
-            pools: vec![Arc::new(pool)],
-            trusted_proxies: TrustedProxies::new(vec!["10.0.0.9/32".parse().unwrap()]),
-            explain_token: Some(Token::new("secret")),
-            access_logs: vec![],
-        };
-        Snapshot::new(parts, &Traffic::new())
-    }
 
     fn at() -> Now {
         Now { time: Instant::now(), draw: 0.5 }
