@@ -155,7 +155,7 @@ mod tests {
     use crate::policy::Algorithm;
     use crate::pool::{Dispatch, HashOn, Now, StickySettings};
     use crate::route::{Mismatch, PathPattern};
-    use crate::snapshot::testing::{PROXY, settings, snapshot};
+    use crate::testing::{PROXY, settings, snapshot};
 
     fn get(target: &str) -> Question {
         Question::new(ListenerId(0), Method::GET, target).unwrap()

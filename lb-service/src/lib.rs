@@ -74,6 +74,8 @@ pub mod route;
 pub mod service;
 pub mod snapshot;
 pub mod stats;
+#[cfg(test)]
+mod testing;
 mod token;
 pub mod traffic;
 mod upgraded;

@@ -104,7 +104,7 @@ mod tests {
     use crate::failure::Rejection;
     use crate::policy::Algorithm;
     use crate::pool::{Admin, Now, Replayability, Session, StickySettings, UpstreamError};
-    use crate::snapshot::testing::{PROXY, settings, snapshot};
+    use crate::testing::{PROXY, settings, snapshot};
     use http::HeaderMap;
 
     fn at() -> Now {

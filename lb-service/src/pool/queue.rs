@@ -212,8 +212,8 @@ impl Future for Turn {
 
 impl Signal {
     fn give(&self) {
-        // A swap continues the release sequence of an earlier turn that was not taken, so that the request also sees the
-        // places that were free then. A store would end it.
+        // A swap continues the release sequence of an earlier turn that was not taken, so that the request also sees
+        // the places that were free then. A store would end it.
         self.is_given.swap(true, Ordering::AcqRel);
         self.waker.wake();
     }

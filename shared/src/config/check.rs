@@ -311,7 +311,7 @@ impl Checker<'_> {
             let Some(first) = names[..index].iter().position(|earlier| earlier == name) else { continue };
             let is_name = |at: usize| self.is_written(&path!["listeners", at, "name"]);
             if !is_name(index) || !is_name(first) {
-                // The same address is used twice, which is reported as such.
+                // Two listeners with one address are reported by another rule.
                 continue;
             }
             let first = self.root.place(&path!["listeners", first, "name"]);
