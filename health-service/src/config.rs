@@ -5,58 +5,60 @@
 //! no HTTP keys in a check of another type) belong to the code that reads the whole file, because its diagnostics can
 //! point at both places. The keys of one type are `Option`s, so that rule can tell a written key from an absent one.
 
-use std::num::NonZeroU16;
+use std::num::NonZeroU32;
 
+use http::uri::PathAndQuery;
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
+use values::choice;
+use values::number::MAX_COUNT;
+use values::{HostHeader, Number, Percent, Port, PositiveDuration, Scalar, StatusRange, Text};
 
 use crate::settings::{CheckKind, GrpcCheck, HttpCheck, Settings, Thresholds};
-use crate::value::{self, CheckCount, CheckMethod, CheckPath, CheckType, DurationText, Percent, StatusRange};
+use crate::value::{BodyText, CheckMethod, CheckType, ServiceName};
 
 /// Health checks of the backends of a pool.
 #[derive(Deserialize, Serialize, JsonSchema, Clone, Debug)]
 #[serde(deny_unknown_fields, default)]
 pub struct HealthCheckConfig {
-    /// Kind of check: `tcp` connects (over TLS if the pool uses it), `http` sends a request, `grpc` calls the gRPC
-    /// health service, and `none` turns checks off.
+    /// Kind of check.
+    #[serde(deserialize_with = "choice::read")]
     pub r#type: CheckType,
     /// Time from the start of one check of a backend to the start of the next.
-    pub interval: DurationText,
+    pub interval: Text<PositiveDuration>,
     /// Interval while the backend is changing its state.
-    pub fast_interval: DurationText,
+    pub fast_interval: Text<PositiveDuration>,
     /// Timeout of a whole check, including the connection.
-    pub timeout: DurationText,
+    pub timeout: Text<PositiveDuration>,
     /// Number of checks in a row that must pass to bring a backend up.
-    pub rise: CheckCount,
+    pub rise: Number<1, MAX_COUNT>,
     /// Number of checks in a row that must fail to take a backend down.
-    pub fall: CheckCount,
+    pub fall: Number<1, MAX_COUNT>,
     /// Largest random change of an interval, in percent.
-    pub jitter: Percent,
+    pub jitter: Percent<0, 100>,
     /// Port to check; default: the port of the backend.
-    #[serde(deserialize_with = "value::port", skip_serializing_if = "Option::is_none")]
-    pub port: Option<NonZeroU16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub port: Option<Port>,
     /// Path of an HTTP check; default: `/`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub path: Option<CheckPath>,
+    pub path: Option<Text<PathAndQuery>>,
     /// Method of an HTTP check; default: `GET`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub method: Option<CheckMethod>,
+    pub method: Option<Text<CheckMethod>>,
     /// `Host` header of an HTTP check, or authority of a gRPC check; default: the `sni` of the pool, or else the
     /// address of the backend.
-    #[serde(deserialize_with = "value::host", skip_serializing_if = "Option::is_none")]
-    pub host: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub host: Option<Text<HostHeader>>,
     /// Status codes that pass an HTTP check; default: `["200-399"]`.
-    #[serde(deserialize_with = "value::status_ranges", skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "status_ranges", skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1))]
-    pub expect_status: Option<Vec<StatusRange>>,
+    pub expect_status: Option<Vec<Text<StatusRange>>>,
     /// Text that the first 256 KiB of the response to an HTTP check must contain; default: any body passes.
-    #[serde(deserialize_with = "value::body_text", skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1))]
-    pub expect_body: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expect_body: Option<Text<BodyText>>,
     /// Name of the service that a gRPC check asks for; default: the server as a whole.
-    #[serde(deserialize_with = "value::service", skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1))]
-    pub service: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub service: Option<Text<ServiceName>>,
 }
 
 // === impl HealthCheckConfig ===
@@ -65,12 +67,12 @@ impl Default for HealthCheckConfig {
     fn default() -> Self {
         Self {
             r#type: CheckType::Tcp,
-            interval: DurationText::from_secs(5),
-            fast_interval: DurationText::from_secs(1),
-            timeout: DurationText::from_secs(2),
-            rise: CheckCount::of(2),
-            fall: CheckCount::of(3),
-            jitter: Percent::TEN,
+            interval: Text::literal("5s"),
+            fast_interval: Text::literal("1s"),
+            timeout: Text::literal("2s"),
+            rise: Number::near(2),
+            fall: Number::near(3),
+            jitter: Percent::near(10),
             port: None,
             path: None,
             method: None,
@@ -91,12 +93,12 @@ impl HealthCheckConfig {
         }
         Settings {
             kind,
-            interval: self.interval.get(),
-            fast_interval: self.fast_interval.get(),
-            timeout: self.timeout.get(),
-            thresholds: Thresholds { rise: self.rise.get(), fall: self.fall.get() },
+            interval: self.interval.duration(),
+            fast_interval: self.fast_interval.duration(),
+            timeout: self.timeout.duration(),
+            thresholds: Thresholds { rise: count(self.rise), fall: count(self.fall) },
             jitter: self.jitter,
-            port: self.port,
+            port: self.port.map(Port::get),
         }
     }
 
@@ -106,8 +108,8 @@ impl HealthCheckConfig {
             CheckType::Tcp => CheckKind::Tcp,
             CheckType::Http => CheckKind::Http(self.http_check()),
             CheckType::Grpc => CheckKind::Grpc(GrpcCheck {
-                service: self.service.clone().unwrap_or_default(),
-                host: self.host.clone(),
+                service: self.service.as_ref().map(|service| service.get().0.clone()).unwrap_or_default(),
+                host: self.host(),
             }),
         }
     }
@@ -115,13 +117,38 @@ impl HealthCheckConfig {
     fn http_check(&self) -> HttpCheck {
         let default = HttpCheck::default();
         HttpCheck {
-            method: self.method.as_ref().map_or(default.method, |method| method.get().clone()),
+            method: self.method.as_ref().map_or(default.method, |method| method.get().0.clone()),
             path: self.path.as_ref().map_or(default.path, |path| path.get().clone()),
-            host: self.host.clone(),
-            expect_status: self.expect_status.clone().unwrap_or(default.expect_status),
-            expect_body: self.expect_body.clone(),
+            host: self.host(),
+            expect_status: self.statuses().unwrap_or(default.expect_status),
+            expect_body: self.expect_body.as_ref().map(|text| text.get().0.clone()),
         }
     }
+
+    fn host(&self) -> Option<String> {
+        self.host.as_ref().map(|host| host.get().as_str().to_owned())
+    }
+
+    fn statuses(&self) -> Option<Vec<StatusRange>> {
+        self.expect_status.as_ref().map(|ranges| ranges.iter().map(|range| *range.get()).collect())
+    }
+}
+
+fn count(number: Number<1, MAX_COUNT>) -> NonZeroU32 {
+    NonZeroU32::new(number.get()).expect("it is at least 1")
+}
+
+fn status_ranges<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<Vec<Text<StatusRange>>>, D::Error> {
+    let ranges = Vec::deserialize(deserializer)?;
+    if ranges.is_empty() {
+        return Err(serde::de::Error::custom(format!(
+            "an empty list would fail every check\nname {}, or remove the key",
+            StatusRange::expected()
+        )));
+    }
+    Ok(Some(ranges))
 }
 
 // === impl Settings ===
@@ -185,7 +212,7 @@ mod tests {
         let settings = config.plan();
         assert_eq!(settings.interval, Duration::from_millis(250));
         assert_eq!(settings.timeout, Duration::from_secs(3600));
-        assert_eq!(settings.port.map(NonZeroU16::get), Some(8081));
+        assert_eq!(settings.port.map(std::num::NonZeroU16::get), Some(8081));
         let CheckKind::Http(check) = settings.kind else {
             panic!("expected an HTTP check");
         };
@@ -215,26 +242,28 @@ mod tests {
         for (text, expected) in [
             ("interval: 5", "\"5\" has no unit"),
             ("interval: \"5\"", "has no unit"),
-            ("interval: 5d", "a duration such as 250ms, 5s, 1m or 1h, found \"5d\""),
+            ("interval: 1d", "a duration such as 250ms, 5s, 1m or 1h, found \"1d\"\nwrite 24h"),
             ("interval: 1.5s", "found \"1.5s\""),
             ("interval: 1.5", "\"1.5\" has no unit"),
             ("interval: -5s", "found \"-5s\""),
             ("interval: 0s", "must be above zero, found 0s"),
-            ("interval: 99999999999999999999s", "too long"),
+            ("interval: 99999999999999999999s", "longer than a day"),
+            ("interval: 48h", "the duration 48h is longer than a day\nwrite 24h, which is the longest"),
             ("interval: [5s]", "a duration such as"),
             ("timeout: soon", "found \"soon\""),
-            ("rise: 0", "a number of checks, at least 1, found 0"),
+            ("rise: 2.0", "floating point `2.0`, expected a whole number from 1 to 1000000\nwrite 2"),
+            ("rise: 0", "a whole number from 1 to 1000000, found 0"),
             ("fall: -1", "found -1"),
             ("fall: 4294967296", "found 4294967296"),
-            ("jitter: 101", "percent from 0 to 100, found 101"),
-            ("jitter: 10%", "found \"10%\""),
+            ("jitter: 101", "a percentage from 0 to 100, found 101"),
+            ("jitter: 10%", "write 10, without the percent sign"),
             ("port: 0", "a port from 1 to 65535, found 0"),
             ("port: 65536", "found 65536"),
             ("path: healthz", "begins with / such as /healthz, found \"healthz\""),
             ("path: \"/a b\"", "percent-encode"),
-            ("path: \"/a#b\"", "drop the #"),
-            ("method: get", "in upper case such as GET or HEAD, found \"get\""),
-            ("method: CONNECT", "found \"CONNECT\""),
+            ("path: \"/a#b\"", "write /a"),
+            ("method: get", "methods are case-sensitive, found \"get\"\ndid you mean GET?"),
+            ("method: CONNECT", "CONNECT opens a tunnel"),
             ("method: \"\"", "found \"\""),
             ("host: \"a b\"", "a host name"),
             ("host: \"user@example.com\"", "a host name"),
@@ -244,10 +273,15 @@ mod tests {
             ("expect_status: [\"2xx\"]", "found \"2xx\""),
             ("expect_status: [\"+99\"]", "found \"+99\""),
             ("expect_body: \"\"", "every body contains an empty text"),
-            ("expect_body: 1", "put it in quotes"),
-            ("service: \"\"", "omit the key to check the whole server"),
-            ("service: 1", "put it in quotes"),
-            ("type: icmp", "unknown type of health check \"icmp\": expected tcp, http, grpc or none"),
+            ("expect_body: 1", "expected a text that the body must contain"),
+            ("service: \"\"", "remove the key to check the whole server"),
+            ("service: 1", "expected the name of a gRPC service"),
+            (
+                "type: ftp",
+                "expected one of tcp, http, grpc, none\nuse one of these values: tcp, http, grpc, none",
+            ),
+            ("type: https", "write http; with `tls` in its pool, checks use TLS"),
+            ("type: htp", "did you mean `http`?"),
             ("intervall: 5s", "unknown field `intervall`"),
         ] {
             let message = refusal(text);
@@ -273,7 +307,9 @@ mod tests {
         assert_eq!(schema["additionalProperties"], false);
         assert_eq!(schema["properties"]["interval"]["default"], "5s");
         assert_eq!(schema["properties"]["interval"]["type"], "string");
-        assert_eq!(schema["properties"]["type"]["enum"], serde_json::json!(["tcp", "http", "grpc", "none"]));
+        let words = schema["properties"]["type"]["oneOf"].as_array().expect("it has choices");
+        let words: Vec<_> = words.iter().map(|word| &word["const"]).collect();
+        assert_eq!(words, ["tcp", "http", "grpc", "none"]);
         assert_eq!(schema["properties"]["rise"]["minimum"], 1);
         assert_eq!(schema["properties"]["jitter"]["maximum"], 100);
     }

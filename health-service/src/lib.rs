@@ -116,5 +116,5 @@ pub use prober::Prober;
 pub use schedule::{SchedulePhase, pause};
 pub use settings::{CheckKind, GrpcCheck, HttpCheck, Settings, Thresholds};
 pub use state::{BackendHealth, CheckOutcome, HealthVerdict, StateChange};
-pub use value::{CheckCount, CheckMethod, CheckPath, CheckType, DurationText, Percent, StatusRange};
+pub use value::{BodyText, CheckMethod, CheckType, ServiceName};
 pub use verdicts::{Verdicts, registry};

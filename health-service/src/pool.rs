@@ -327,8 +327,8 @@ mod tests {
     use crate::script::{Script, addr, procedure};
     use crate::settings::Settings;
     use crate::state::HealthVerdict;
-    use crate::value::Percent;
     use crate::verdicts::registry;
+    use values::Percent;
 
     /// Records changes of health.
     #[derive(Default)]
@@ -431,7 +431,7 @@ mod tests {
     fn settings(interval: u64, jitter: u8) -> Settings {
         Settings {
             interval: Duration::from_secs(interval),
-            jitter: Percent::new(jitter).expect("valid percentage"),
+            jitter: Percent::near(jitter.into()),
             ..Settings::default()
         }
     }

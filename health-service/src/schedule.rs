@@ -26,8 +26,8 @@ const SHORTEST: Duration = Duration::from_millis(1);
 pub fn pause(settings: &Settings, phase: SchedulePhase, random: f64) -> Duration {
     let pause = match phase {
         SchedulePhase::First => settings.interval.mul_f64(random),
-        SchedulePhase::Steady => jittered(settings.interval, settings.jitter.as_fraction(), random),
-        SchedulePhase::Changing => jittered(settings.fast_interval, settings.jitter.as_fraction(), random),
+        SchedulePhase::Steady => jittered(settings.interval, settings.jitter.fraction(), random),
+        SchedulePhase::Changing => jittered(settings.fast_interval, settings.jitter.fraction(), random),
     };
     pause.max(SHORTEST)
 }
@@ -40,15 +40,15 @@ fn jittered(interval: Duration, jitter: f64, random: f64) -> Duration {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use values::Percent;
 
     use super::*;
-    use crate::value::Percent;
 
     fn settings(jitter: u8) -> Settings {
         Settings {
             interval: Duration::from_secs(10),
             fast_interval: Duration::from_secs(2),
-            jitter: Percent::new(jitter).expect("tests use valid percentages"),
+            jitter: Percent::near(jitter.into()),
             ..Settings::default()
         }
     }

@@ -16,8 +16,7 @@ use std::num::{NonZeroU16, NonZeroU32};
 use std::time::Duration;
 
 use http::uri::PathAndQuery;
-
-use crate::value::{Percent, StatusRange};
+use values::{Percent, StatusRange};
 
 /// The health checks of one pool. The default equals an empty section `health_check`.
 #[derive(Clone, Debug, PartialEq)]
@@ -33,7 +32,7 @@ pub struct Settings {
     /// Numbers of consecutive results that change the state.
     pub thresholds: Thresholds,
     /// Percentage by which each interval is shortened or lengthened at random.
-    pub jitter: Percent,
+    pub jitter: Percent<0, 100>,
     /// Port to check; `None`: the port of the backend. It has no effect on Unix sockets.
     pub port: Option<NonZeroU16>,
 }

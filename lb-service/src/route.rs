@@ -73,7 +73,7 @@ pub enum HostPatternError {
     #[error("`*` can only stand for the first labels, as in `*.example.com`")]
     Wildcard,
     /// The text has a port, which would be ignored.
-    #[error("a host has no port here, because the port of a request is ignored")]
+    #[error("expected a host without a port, because routes ignore the port of a request")]
     Port,
     /// The brackets do not contain an IPv6 address.
     #[error("the text in brackets must be an IPv6 address")]

@@ -16,9 +16,9 @@ use std::time::Duration;
 use clap::error::{ContextKind, ContextValue};
 use clap::{Arg, Args, Command, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum, value_parser};
 use clap_complete::Shell;
-use lb_service::config::{BackendAddress, FromText, PositiveDuration};
 use lb_service::listener::ListenAddress;
 use lb_service::pool::Weight;
+use values::{BackendAddress, PositiveDuration, Refusal, Scalar};
 
 use crate::config::loopback;
 
@@ -319,12 +319,12 @@ fn weight(text: &str) -> Result<Weight, String> {
     text.parse().ok().and_then(Weight::new).ok_or_else(|| "a weight is 1 to 1000".to_owned())
 }
 
-fn backend(text: &str) -> Result<SocketAddr, String> {
+fn backend(text: &str) -> Result<SocketAddr, Refusal> {
     BackendAddress::from_text(text).map(|address| address.resolve(loopback()))
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
-    PositiveDuration::from_text(text).map(|PositiveDuration(duration)| duration)
+fn duration(text: &str) -> Result<Duration, Refusal> {
+    <PositiveDuration>::from_text(text).map(PositiveDuration::get)
 }
 
 /// Arguments of `proxy`.

@@ -15,10 +15,11 @@ use serde_json::Value;
 const FOLDERS: [&str; 6] = ["lb-service", "health-service", "metrics-service", "shared", "deploy", "tests"];
 
 /// The allowed dependencies between members of the workspace. `tests` may depend on any.
-const EDGES: [(&str, &str); 6] = [
+const EDGES: [(&str, &str); 7] = [
     ("shared", "lb-service"),
     ("shared", "health-service"),
     ("shared", "metrics-service"),
+    ("shared", "values"),
     ("lb-service", "values"),
     ("health-service", "values"),
     ("metrics-service", "values"),

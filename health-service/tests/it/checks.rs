@@ -5,9 +5,10 @@ use std::num::NonZeroU16;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use health_service::{CheckError, CheckKind, Checker, HttpCheck, Settings, StatusRange};
+use health_service::{CheckError, CheckKind, Checker, HttpCheck, Settings};
 use pingora::connectors::TransportConnector;
 use pingora::upstreams::peer::HttpPeer;
+use values::StatusRange;
 
 use crate::origin::{Manner, Origin, ok, refusing};
 

@@ -8,11 +8,9 @@ use std::num::NonZeroU32;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{self, Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize, Serializer};
+use values::number::{MAX_COUNT, Number};
+use values::{BackendAddress, Refusal, Scalar, Text};
 
-use super::MAX_COUNT;
-use super::number::Number;
-use super::text::{FromText, Text};
-use super::values::BackendAddress;
 use crate::pool::{Admin, BackendSettings, Weight};
 
 /// One backend of a pool.
@@ -48,6 +46,8 @@ struct BackendMapping {
 
 #[derive(Default)]
 struct WeightNumber(Weight);
+
+type WeightRange = Number<1, 1000>;
 
 // === impl BackendConfig ===
 
@@ -135,30 +135,37 @@ impl Serialize for WeightNumber {
     }
 }
 
-impl<'de> Deserialize<'de> for WeightNumber {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let number = i64::deserialize(deserializer)?;
-        let weight = u64::try_from(number).ok().and_then(Weight::new);
-        let refusal = || match number {
-            0 => "expected a weight from 1 to 1000, found 0\nremove a backend that should get no requests"
-                .to_owned(),
-            _ => format!("expected a weight from 1 to 1000, found {number}"),
-        };
-        weight.map(Self).ok_or_else(|| de::Error::custom(refusal()))
+impl Scalar for WeightNumber {
+    fn expected() -> Cow<'static, str> {
+        WeightRange::expected()
+    }
+
+    fn from_text(text: &str) -> Result<Self, Refusal> {
+        WeightRange::from_text(text).map(Self::from)
+    }
+
+    fn from_integer(number: i64) -> Result<Self, Refusal> {
+        if number == 0 {
+            let hint = "remove a backend that should get no requests";
+            return Err(format!("expected {}, found 0\n{hint}", Self::expected()).into());
+        }
+        WeightRange::from_integer(number).map(Self::from)
+    }
+
+    fn from_float(number: f64) -> Result<Self, Refusal> {
+        WeightRange::from_float(number).map(Self::from)
+    }
+
+    fn schema() -> Schema {
+        WeightRange::schema()
     }
 }
 
-impl JsonSchema for WeightNumber {
-    fn inline_schema() -> bool {
-        true
-    }
+values::scalar!(WeightNumber);
 
-    fn schema_name() -> Cow<'static, str> {
-        "Weight".into()
-    }
-
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({"type": "integer", "minimum": 1, "maximum": 1000})
+impl From<WeightRange> for WeightNumber {
+    fn from(number: WeightRange) -> Self {
+        Self(Weight::new(number.get().into()).expect("the bounds are those of a weight"))
     }
 }
 

@@ -5,11 +5,12 @@ use std::fmt;
 
 use http::HeaderName;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::de::{self, Deserializer, MapAccess, Visitor};
+use serde::de::{self, Deserializer, MapAccess, Unexpected, Visitor};
 use serde::{Deserialize, Serialize, Serializer};
+use values::choice::{self, Choice, OtherWords};
+use values::{AbsolutePath, Text};
 
-use super::text::Text;
-use super::values::{AbsolutePath, CookieAge, CookieName, QueryName};
+use super::scalars::{CookieAge, CookieName, QueryName};
 use crate::policy::Algorithm;
 use crate::pool::{HashOn, SessionKeys, StickySettings};
 
@@ -68,6 +69,104 @@ pub struct StickyConfig {
 
 // === impl PolicyName ===
 
+impl Choice for PolicyName {
+    const OTHER_WORDS: OtherWords = &[
+        (
+            &[
+                "leastconn",
+                "least_conn",
+                "least_connection",
+                "least_connections",
+                "least_requests",
+                "leastrequest",
+                "least_outstanding_requests",
+                "least_active",
+                "least_loaded",
+                "least_load",
+                "lc",
+                "wlc",
+                "p2c",
+                "power_of_two",
+                "power_of_two_choices",
+                "power_of_two_random_choices",
+                "random2",
+                "random_two",
+                "random_two_least_conn",
+                "random_choose",
+                "random_choose_2",
+                "random_2",
+                "random(2)",
+            ],
+            "least_request",
+        ),
+        (
+            &[
+                "ewma",
+                "least_time",
+                "leasttime",
+                "least_response_time",
+                "latency",
+                "fastest",
+                "response_time",
+                "peakewma",
+                "random_two_least_time",
+            ],
+            "peak_ewma",
+        ),
+        (&["maglev_hash", "maglevhash", "maglev_lb"], "maglev"),
+        (
+            &[
+                "rr",
+                "wrr",
+                "roundrobin",
+                "round",
+                "weighted",
+                "weighted_round_robin",
+                "static_rr",
+                "smooth",
+                "default",
+            ],
+            "round_robin",
+        ),
+        (&["rand", "weighted_random"], "random"),
+        (&["ring_hash", "ringhash", "ketama", "hash", "consistent", "hashing"], "consistent_hash"),
+        (
+            &[
+                "ip_hash",
+                "iphash",
+                "source",
+                "source_ip",
+                "source_hash",
+                "client_ip",
+                "client_ip_hash",
+                "remote_ip",
+                "sh",
+            ],
+            "write consistent_hash, which hashes the address of the client unless `hash_on` says otherwise",
+        ),
+        (
+            &["uri", "uri_hash", "url_hash", "url", "request_uri", "path_hash"],
+            "write consistent_hash, and `hash_on: uri` beside it",
+        ),
+        (
+            &["header", "hdr", "header_hash"],
+            "write consistent_hash, and `hash_on: {header: X-User}` beside it",
+        ),
+        (
+            &["query", "url_param", "query_hash"],
+            "write consistent_hash, and `hash_on: {query: id}` beside it",
+        ),
+        (
+            &["cookie", "cookie_hash", "sticky", "sticky_session", "session", "rdp_cookie"],
+            "remove the key, and write `sticky: {cookie: lb_session}` beside it",
+        ),
+        (
+            &["first", "failover", "priority", "active_passive"],
+            "remove the key, and write `backup: true` for all backends except the first",
+        ),
+    ];
+}
+
 impl PolicyName {
     /// Returns the algorithm.
     pub fn plan(self) -> Algorithm {
@@ -97,6 +196,32 @@ impl fmt::Display for PolicyName {
 
 /// The valid forms, for messages.
 const HASH_ON: &[&str] = &["client_ip", "uri", "{header: NAME}", "{cookie: NAME}", "{query: NAME}"];
+
+const OTHER_WORDS: OtherWords = &[
+    (
+        &[
+            "ip",
+            "client",
+            "clientip",
+            "remote_ip",
+            "remote_addr",
+            "remote_address",
+            "binary_remote_addr",
+            "source",
+            "source_ip",
+            "source_address",
+            "src",
+        ],
+        "client_ip",
+    ),
+    (&["url", "request_uri", "path", "full_path", "path_and_query"], "uri"),
+    (
+        &["query_string", "query_param", "query_parameter", "parameter", "param", "arg", "url_param"],
+        "write {query: id} with your name in place of id",
+    ),
+    (&["host", "hostname", "http_host"], "write {header: Host}"),
+    (&["hdr", "header_name", "http_header"], "write {header: X-User} with your name in place of X-User"),
+];
 
 /// The long form. It has exactly one of these keys.
 #[derive(Deserialize, Serialize, JsonSchema, Default)]
@@ -202,7 +327,10 @@ impl<'de> Visitor<'de> for HashOnVisitor {
             "header" => ("header", "X-User"),
             "cookie" => ("cookie", "session"),
             "query" => ("parameter", "id"),
-            _ => return Err(E::unknown_variant(text, HASH_ON)),
+            _ => {
+                let refusal = choice::refusal(text, HASH_ON, OTHER_WORDS);
+                return Err(refusal.into_error(Unexpected::Str(text), "client_ip, uri, or what to hash"));
+            }
         };
         Err(E::custom(format!(
             "`{text}` needs the name of a {what}\nwrite {{{text}: {name}}} with your name in place of {name}"
@@ -220,7 +348,7 @@ impl<'de> Visitor<'de> for HashOnVisitor {
 impl StickyConfig {
     /// Returns the settings, with the keys of the key file.
     pub fn plan(&self, keys: Option<SessionKeys>) -> StickySettings {
-        let ttl = self.ttl.as_ref().map(|ttl| ttl.get().0);
+        let ttl = self.ttl.as_ref().map(|ttl| ttl.get().get());
         StickySettings { cookie: self.cookie.get().0.clone(), ttl, keys }
     }
 }

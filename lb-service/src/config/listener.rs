@@ -6,9 +6,8 @@ use std::fmt;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{self, Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize, Serializer};
+use values::{Name, Scalar, Text};
 
-use super::text::{FromText, Text};
-use super::values::Name;
 use crate::listener::ListenAddress;
 
 /// An address that clients connect to.

@@ -7,11 +7,9 @@
 mod backend;
 mod balancing;
 mod listener;
-mod number;
 mod pool;
 mod resilience;
-mod text;
-mod values;
+mod scalars;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -21,25 +19,19 @@ use http::{HeaderName, Method};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{self, Deserializer, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize, Serializer};
+use values::choice::{self, Choice, OtherWords};
+use values::{AbsolutePath, HeaderText, RequestPath, Scalar, Text};
 
 use crate::access_log;
 use crate::route::{AnyOf, HostPattern, PathPattern};
 pub use backend::BackendConfig;
 pub use balancing::{HashOnConfig, PolicyName, StickyConfig};
 pub use listener::ListenerConfig;
-pub use number::{Number, Percent, Ratio};
 pub use pool::{LimitsConfig, PoolConfig, PoolFiles, TimeoutsConfig, TlsConfig};
 pub use resilience::{
     MAX_ATTEMPTS, OutlierConfig, RetriesConfig, RetryOnConfig, RetryWord, SlowBackendsConfig,
 };
-pub use text::{FromText, Text};
-pub use values::{
-    AbsolutePath, AnyDuration, BackendAddress, CookieAge, CookieName, HeaderText, HostHeader, Name,
-    PositiveDuration, QueryName, ReadPath, RequestPath, ServerName, SocketPath, TcpAddress,
-};
-
-/// The largest value of a key that counts requests.
-pub const MAX_COUNT: u32 = 1_000_000;
+pub use scalars::{CookieAge, CookieName, QueryName, ServerName};
 
 /// Sends the requests that match to a pool. The first route that matches a request decides.
 #[derive(Deserialize, Serialize, JsonSchema, Clone, Debug)]
@@ -82,10 +74,11 @@ pub struct MatchConfig {
 pub struct OneOrMany<T>(pub Vec<T>);
 
 /// The format and the target of the access log.
-#[derive(Deserialize, Serialize, JsonSchema, Clone, Debug)]
+#[derive(Deserialize, Serialize, JsonSchema, Clone, Debug, Default)]
 #[serde(deny_unknown_fields, default)]
 pub struct AccessLogConfig {
     /// The format of a line.
+    #[serde(deserialize_with = "choice::read")]
     pub format: FormatConfig,
     /// The file to append to; default: standard output.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -161,19 +154,19 @@ impl<T: Serialize> Serialize for OneOrMany<T> {
     }
 }
 
-impl<'de, T: FromText> Deserialize<'de> for OneOrMany<Text<T>> {
+impl<'de, T: Scalar> Deserialize<'de> for OneOrMany<Text<T>> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_any(OneOrManyVisitor(PhantomData))
     }
 }
 
-impl<T: FromText> JsonSchema for OneOrMany<Text<T>> {
+impl<T: Scalar> JsonSchema for OneOrMany<Text<T>> {
     fn inline_schema() -> bool {
         true
     }
 
     fn schema_name() -> std::borrow::Cow<'static, str> {
-        format!("{}, or a list", T::EXPECTED).into()
+        format!("{}, or a list", T::expected()).into()
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
@@ -183,11 +176,11 @@ impl<T: FromText> JsonSchema for OneOrMany<Text<T>> {
 
 struct OneOrManyVisitor<T>(PhantomData<T>);
 
-impl<'de, T: FromText> Visitor<'de> for OneOrManyVisitor<T> {
+impl<'de, T: Scalar> Visitor<'de> for OneOrManyVisitor<T> {
     type Value = OneOrMany<Text<T>>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}, or a list of them", T::EXPECTED)
+        write!(f, "{}, or a list of them", T::expected())
     }
 
     fn visit_str<E: de::Error>(self, text: &str) -> Result<Self::Value, E> {
@@ -206,13 +199,23 @@ impl<'de, T: FromText> Visitor<'de> for OneOrManyVisitor<T> {
     }
 }
 
-// === impl AccessLogConfig ===
+// === impl FormatConfig ===
 
-impl Default for AccessLogConfig {
-    fn default() -> Self {
-        Self { format: FormatConfig::Text, path: None }
-    }
+impl Choice for FormatConfig {
+    const OTHER_WORDS: OtherWords = &[
+        (
+            &[
+                "common", "combined", "clf", "plain", "console", "line", "main", "default", "apache",
+                "nginx", "httplog", "tcplog", "logfmt", "txt", "string",
+            ],
+            "text",
+        ),
+        (&["jsonl", "json_lines", "ndjson", "structured", "ecs"], "json"),
+        (&["disabled", "disable", "no", "never", "null"], "none"),
+    ];
 }
+
+// === impl AccessLogConfig ===
 
 impl AccessLogConfig {
     /// Returns the settings.

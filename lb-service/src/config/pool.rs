@@ -5,15 +5,15 @@ use std::sync::Arc;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use values::choice;
+use values::number::MAX_COUNT;
+use values::{HostHeader, Number, Percent, PositiveDuration, ReadPath, Text};
 
-use super::MAX_COUNT;
 use super::backend::BackendConfig;
 use super::balancing::{HashOnConfig, PolicyName, StickyConfig};
-use super::number::{Number, Percent};
 use super::resilience::{OutlierConfig, RetriesConfig};
-use super::text::Text;
-use super::values::{HostHeader, PositiveDuration, ReadPath, ServerName};
-use crate::pool::{HashOn, PoolSettings, SessionKeys, Timeouts, UpstreamTls};
+use super::scalars::ServerName;
+use crate::pool::{HashOn, PANIC_THRESHOLD, PoolSettings, SessionKeys, Timeouts, UpstreamTls};
 
 /// Backends that serve the same requests, and the settings for them.
 //
@@ -22,7 +22,7 @@ use crate::pool::{HashOn, PoolSettings, SessionKeys, Timeouts, UpstreamTls};
 #[serde(deny_unknown_fields)]
 pub struct PoolConfig<Check: Default> {
     /// The policy that chooses a backend for each request.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "choice::read")]
     pub policy: PolicyName,
     /// The part of a request that the policies `consistent_hash` and `maglev` hash; default: `client_ip`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -53,7 +53,7 @@ pub struct PoolConfig<Check: Default> {
     pub outlier_detection: OutlierConfig,
     /// If less than this percentage of the backends is available, the pool is in panic mode and uses all of them,
     /// healthy or not. 0: never.
-    #[serde(default = "half")]
+    #[serde(default = "panic_threshold")]
     pub panic_threshold: Percent<0, 100>,
     /// The time in which the share of a backend that has recovered rises from a tenth to its full size. Default: the
     /// backend gets its full share at once.
@@ -125,8 +125,8 @@ fn yes() -> bool {
     true
 }
 
-fn half() -> Percent<0, 100> {
-    Percent::near(50)
+fn panic_threshold() -> Percent<0, 100> {
+    Percent::near(PANIC_THRESHOLD.into())
 }
 
 // === impl PoolConfig ===
@@ -148,7 +148,7 @@ impl<Check: Default> PoolConfig<Check> {
             self.limits.queue = Some(queue);
         }
         if queue.get() > 0 && self.is_limited() {
-            self.timeouts.queue.get_or_insert(Text::literal("1s"));
+            self.timeouts.queue.get_or_insert_with(|| Text::of(Timeouts::default().queue));
         }
     }
 
@@ -187,7 +187,7 @@ impl<Check: Default> PoolConfig<Check> {
             timeouts: self.timeouts.plan(),
             outlier_detection: self.outlier_detection.plan(),
             panic_threshold: u8::try_from(self.panic_threshold.get()).expect("it is at most 100"),
-            slow_start: self.slow_start.as_ref().map(|duration| duration.get().0),
+            slow_start: self.slow_start.as_ref().map(Text::duration),
             retries: self.retries.plan(),
             queue: self.queue().get(),
         }
@@ -207,25 +207,26 @@ impl TlsConfig {
 
 impl Default for TimeoutsConfig {
     fn default() -> Self {
-        Self { connect: None, response: Text::literal("60s"), idle: Text::literal("60s"), queue: None }
+        let Timeouts { response, idle, .. } = Timeouts::default();
+        Self { connect: None, response: Text::of(response), idle: Text::of(idle), queue: None }
     }
 }
 
 impl TimeoutsConfig {
     /// Fills in the default for `connect`, which is at most `per_try`.
     fn complete(&mut self, per_try: Option<&Text<PositiveDuration>>) {
-        let default: Text<PositiveDuration> = Text::literal("3s");
-        let shorter = per_try.filter(|per_try| per_try.get().0 < default.get().0).cloned();
+        let default: Text<PositiveDuration> = Text::of(Timeouts::default().connect);
+        let shorter = per_try.filter(|per_try| per_try.duration() < default.duration()).cloned();
         self.connect.get_or_insert(shorter.unwrap_or(default));
     }
 
     fn plan(&self) -> Timeouts {
         let defaults = Timeouts::default();
         Timeouts {
-            connect: self.connect.as_ref().map_or(defaults.connect, |connect| connect.get().0),
-            response: self.response.get().0,
-            idle: self.idle.get().0,
-            queue: self.queue.as_ref().map_or(defaults.queue, |queue| queue.get().0),
+            connect: self.connect.as_ref().map_or(defaults.connect, Text::duration),
+            response: self.response.duration(),
+            idle: self.idle.duration(),
+            queue: self.queue.as_ref().map_or(defaults.queue, Text::duration),
         }
     }
 }

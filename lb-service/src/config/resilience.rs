@@ -4,13 +4,12 @@ use std::borrow::Cow;
 use std::fmt;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::de::{self, Deserializer, Visitor};
+use serde::de::{self, Deserializer};
 use serde::{Deserialize, Serialize, Serializer};
+use values::choice::{self, OtherWords};
+use values::number::MAX_COUNT;
+use values::{Number, Percent, PositiveDuration, Ratio, Refusal, Scalar, Text};
 
-use super::MAX_COUNT;
-use super::number::{Number, Percent, Ratio};
-use super::text::Text;
-use super::values::PositiveDuration;
 use crate::pool::{OutlierSettings, RetryCause, RetryOn, RetrySettings, SlowBackendSettings};
 
 /// Ejects a backend for some time when its requests fail.
@@ -119,9 +118,10 @@ impl OutlierConfig {
     /// Returns the shortest and the longest ejection. If only one is written, the default of the other is adjusted to
     /// it.
     fn lengths(&self) -> (Text<PositiveDuration>, Text<PositiveDuration>) {
-        let (base, max) = (Text::literal("30s"), Text::literal("300s"));
+        let OutlierSettings { base_ejection, max_ejection, .. } = OutlierSettings::default();
+        let (base, max) = (Text::of(base_ejection), Text::of(max_ejection));
         let is_longer =
-            |one: &Text<PositiveDuration>, other: &Text<PositiveDuration>| one.get().0 > other.get().0;
+            |one: &Text<PositiveDuration>, other: &Text<PositiveDuration>| one.duration() > other.duration();
         match (&self.base_ejection, &self.max_ejection) {
             (Some(base), Some(max)) => (base.clone(), max.clone()),
             (Some(base), None) => (base.clone(), if is_longer(base, &max) { base.clone() } else { max }),
@@ -139,8 +139,8 @@ impl OutlierConfig {
             consecutive_failures: self
                 .consecutive_failures
                 .map_or(defaults.consecutive_failures, Number::get),
-            base_ejection: base.get().0,
-            max_ejection: max.get().0,
+            base_ejection: base.duration(),
+            max_ejection: max.duration(),
             max_ejected_percent: percent.unwrap_or(defaults.max_ejected_percent),
             slow_backends: self.slow_backends.as_ref().map(SlowBackendsConfig::plan),
         }
@@ -160,7 +160,7 @@ impl SlowBackendsConfig {
         SlowBackendSettings {
             ratio: self.ratio.get(),
             min_samples: self.min_samples.get(),
-            window: self.window.get().0,
+            window: self.window.duration(),
         }
     }
 }
@@ -200,10 +200,9 @@ impl RetriesConfig {
     /// Returns the settings.
     pub(super) fn plan(&self) -> RetrySettings {
         let defaults = RetrySettings::default();
-        let attempts = self.attempts.map(Number::get);
         RetrySettings {
-            attempts: attempts.and_then(|count| count.try_into().ok()).unwrap_or(defaults.attempts),
-            per_try: self.per_try.as_ref().map(|duration| duration.get().0),
+            attempts: self.attempts.map_or(defaults.attempts, Number::as_usize),
+            per_try: self.per_try.as_ref().map(Text::duration),
             budget_percent: self.budget_percent.map_or(defaults.budget_percent, Percent::get),
             min_concurrent: self.min_concurrent.map_or(defaults.min_concurrent, Number::get),
             on: self.when.as_ref().map_or(defaults.on, RetryOnConfig::plan),
@@ -264,15 +263,73 @@ const NAMED: [(&str, RetryCause); 3] = [
 /// The valid values, for messages.
 const RETRY_ON: &[&str] = &["connect_failure", "reset", "timeout", "502", "503", "504"];
 
-const STATUSES: std::ops::RangeInclusive<u16> = 502..=504;
+const OTHER_WORDS: OtherWords = &[
+    (
+        &[
+            "connect",
+            "connection",
+            "conn_failure",
+            "connect_error",
+            "connection_error",
+            "connection_failure",
+            "connection_refused",
+            "refused",
+            "connect_timeout",
+            "connection_timeout",
+            "dial",
+            "network",
+        ],
+        "connect_failure",
+    ),
+    (
+        &[
+            "error",
+            "invalid_header",
+            "invalid_response",
+            "empty_response",
+            "junk_response",
+            "connection_reset",
+            "close",
+            "closed",
+            "eof",
+            "broken_pipe",
+            "reset_before_request",
+            "refused_stream",
+            "http3_post_connect_failure",
+        ],
+        "reset",
+    ),
+    (
+        &["response_timeout", "read_timeout", "timeouts", "per_try_timeout", "request_timeout", "deadline"],
+        "timeout",
+    ),
+    (&["http_502", "bad_gateway"], "502"),
+    (&["http_503", "service_unavailable", "unavailable"], "503"),
+    (&["http_504", "gateway_timeout"], "504"),
+    (
+        &["5xx", "server_error", "server_errors", "gateway_error", "gateway_errors", "http_5xx"],
+        "write 502, 503 and 504 instead: other statuses are not retried",
+    ),
+    (
+        &[
+            "4xx",
+            "retriable_4xx",
+            "retriable_status_codes",
+            "retriable_headers",
+            "http_500",
+            "http_403",
+            "http_404",
+            "http_429",
+            "internal_server_error",
+        ],
+        "use 502, 503 and 504: other statuses are not retried",
+    ),
+    (&["all", "any", "all_retryable_errors"], "remove `when` to retry all failures"),
+    (&["non_idempotent", "post"], "remove the word: only a failed connection is retried for every method"),
+    (&["none", "off", "never"], "write `attempts: 0` in place of `when` to switch retries off"),
+];
 
-impl RetryWord {
-    fn of_status<E: de::Error>(status: i64) -> Result<Self, E> {
-        let cause = u16::try_from(status).ok().and_then(RetryCause::of_status).map(Self);
-        let refusal = || format!("a response of {status} cannot be retried\nuse 502, 503 or 504");
-        cause.ok_or_else(|| E::custom(refusal()))
-    }
-}
+const STATUSES: std::ops::RangeInclusive<u16> = 502..=504;
 
 impl fmt::Display for RetryWord {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -290,22 +347,25 @@ impl Serialize for RetryWord {
     }
 }
 
-impl<'de> Deserialize<'de> for RetryWord {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(RetryWordVisitor)
-    }
-}
-
-impl JsonSchema for RetryWord {
-    fn inline_schema() -> bool {
-        true
+impl Scalar for RetryWord {
+    fn expected() -> Cow<'static, str> {
+        format!("one of {}", RETRY_ON.join(", ")).into()
     }
 
-    fn schema_name() -> Cow<'static, str> {
-        "RetryCause".into()
+    fn from_text(text: &str) -> Result<Self, Refusal> {
+        if let Ok(status) = text.parse() {
+            return Self::from_integer(status);
+        }
+        let named = NAMED.iter().find(|(word, _)| *word == text);
+        named.map(|(_, cause)| Self(*cause)).ok_or_else(|| choice::refusal(text, RETRY_ON, OTHER_WORDS))
     }
 
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+    fn from_integer(status: i64) -> Result<Self, Refusal> {
+        let cause = u16::try_from(status).ok().and_then(RetryCause::of_status).map(Self);
+        cause.ok_or_else(|| format!("a response of {status} cannot be retried\nuse 502, 503 or 504").into())
+    }
+
+    fn schema() -> Schema {
         json_schema!({"anyOf": [
             {"const": "connect_failure", "description": "No connection could be established, so nothing was sent."},
             {"const": "reset", "description": "The connection was reset or closed before a response, or the response is not HTTP."},
@@ -315,31 +375,7 @@ impl JsonSchema for RetryWord {
     }
 }
 
-struct RetryWordVisitor;
-
-impl Visitor<'_> for RetryWordVisitor {
-    type Value = RetryWord;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "one of {}", RETRY_ON.join(", "))
-    }
-
-    fn visit_str<E: de::Error>(self, text: &str) -> Result<RetryWord, E> {
-        if let Ok(status) = text.parse() {
-            return RetryWord::of_status(status);
-        }
-        let named = NAMED.iter().find(|(word, _)| *word == text);
-        named.map(|(_, cause)| RetryWord(*cause)).ok_or_else(|| E::unknown_variant(text, RETRY_ON))
-    }
-
-    fn visit_i64<E: de::Error>(self, status: i64) -> Result<RetryWord, E> {
-        RetryWord::of_status(status)
-    }
-
-    fn visit_u64<E: de::Error>(self, status: u64) -> Result<RetryWord, E> {
-        RetryWord::of_status(i64::try_from(status).unwrap_or(i64::MAX))
-    }
-}
+values::scalar!(RetryWord);
 
 #[cfg(test)]
 mod tests {
@@ -420,7 +456,8 @@ mod tests {
             ("[500]", "use 502, 503 or 504"),
             (r#"["500"]"#, "use 502, 503 or 504"),
             ("[-1]", "use 502, 503 or 504"),
-            (r#"["5xx"]"#, "unknown variant `5xx`"),
+            (r#"["5xx"]"#, "write 502, 503 and 504 instead"),
+            (r#"["rset"]"#, "did you mean `reset`?"),
         ] {
             let message = json::<RetryOnConfig>(text).expect_err("refused");
             assert!(message.contains(why), "{text}: {message}");

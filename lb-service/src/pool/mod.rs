@@ -123,6 +123,7 @@ pub use queue::{Line, Queue, QueueFull, Ticket, Turn, Waiter};
 pub use reasons::{AttemptFailure, SkipReason, UpstreamError};
 pub use retry::{Budget, Decision, Failed, RetryPermit, WhyNot, backoff, decide};
 pub use session_keys::{SessionKeys, SessionKeysError};
+pub(crate) use settings::PANIC_THRESHOLD;
 pub use settings::{
     Admin, BackendSettings, HashOn, OutlierSettings, PoolId, PoolSettings, RetryCause, RetryOn,
     RetrySettings, SlowBackendSettings, StickySettings, Timeouts, UpstreamTls, Weight,

@@ -210,6 +210,9 @@ pub struct Timeouts {
     pub queue: Duration,
 }
 
+/// The default of [`PoolSettings::panic_threshold`], in percent.
+pub(crate) const PANIC_THRESHOLD: u8 = 50;
+
 // === impl PoolSettings ===
 
 impl PoolSettings {
@@ -227,7 +230,7 @@ impl PoolSettings {
             host: None,
             timeouts: Timeouts::default(),
             outlier_detection: OutlierSettings::default(),
-            panic_threshold: 50,
+            panic_threshold: PANIC_THRESHOLD,
             slow_start: None,
             retries: RetrySettings::default(),
             queue: 0,

@@ -7,13 +7,11 @@ mod balancing;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
-use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 use health_service::{CheckType, HealthCheckConfig};
 use lb_service::config::{
-    AbsolutePath, FormatConfig, ListenerConfig, MatchConfig, PoolConfig, PoolFiles, RouteConfig, SocketPath,
-    Text, TlsConfig,
+    FormatConfig, ListenerConfig, MatchConfig, PoolConfig, PoolFiles, RouteConfig, TlsConfig,
 };
 use lb_service::listener::ListenAddress;
 use lb_service::route::shadowed_by;
@@ -21,6 +19,7 @@ use nix::unistd::Uid;
 use rustls::RootCertStore;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
+use values::{AbsolutePath, SocketPath, Text, did_you_mean};
 
 pub(crate) use balancing::MAX_RING_WEIGHT;
 
@@ -32,10 +31,6 @@ use super::secrets::{SecretError, session_keys};
 use super::sections::Config;
 use crate::process::files::reason;
 use crate::process::privileges::user_name;
-use crate::words::did_you_mean;
-
-/// The maximum number of threads or tasks of any key.
-const MAX_THREADS: usize = 1024;
 
 /// The keys of a health check that apply to HTTP only.
 const HTTP_KEYS: [&str; 4] = ["path", "method", "expect_status", "expect_body"];
@@ -51,7 +46,6 @@ pub(crate) struct Findings {
 /// Checks a complete configuration.
 pub(crate) fn check(config: &Config, root: &Node, context: &Context<'_>) -> Findings {
     let mut checker = Checker { config, root, context, findings: Findings::default() };
-    checker.check_threads();
     checker.check_offload();
     checker.check_ca_file();
     checker.check_ca_file_used();
@@ -107,23 +101,6 @@ impl Checker<'_> {
     /// Returns whether the list at this path has exactly one item.
     fn is_written_alone(&self, path: &[Step]) -> bool {
         matches!(self.root.get(path).map(|node| &node.value), Some(Value::List(list)) if list.items.len() == 1)
-    }
-
-    fn check_threads(&mut self) {
-        let config = self.config;
-        let counts = [
-            ("threads", config.threads),
-            ("listener_tasks_per_fd", Some(config.listener_tasks_per_fd)),
-            ("upstream_connect_offload_threadpools", config.upstream_connect_offload_threadpools),
-            ("upstream_connect_offload_thread_per_pool", config.upstream_connect_offload_thread_per_pool),
-        ];
-        for (key, count) in counts {
-            let count = count.map_or(0, NonZeroUsize::get);
-            if count > MAX_THREADS && self.is_written(&path![key]) {
-                let message = format!("`{key}` must be at most {MAX_THREADS}, found {count}");
-                self.report(&path![key], Problem::new(Id::InvalidValue, message));
-            }
-        }
     }
 
     fn check_offload(&mut self) {
@@ -504,8 +481,8 @@ impl Checker<'_> {
         if check.r#type == CheckType::None {
             return;
         }
-        for (key, duration) in [("timeout", check.timeout), ("fast_interval", check.fast_interval)] {
-            if duration > check.interval {
+        for (key, duration) in [("timeout", &check.timeout), ("fast_interval", &check.fast_interval)] {
+            if duration.duration() > check.interval.duration() {
                 let message = format!("`{key}` ({duration}) is longer than `interval` ({})", check.interval);
                 let problem = Problem::new(Id::CheckTiming, message);
                 let hint = format!("make `{key}` at most {}", check.interval);

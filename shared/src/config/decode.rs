@@ -13,12 +13,12 @@ use serde::de::{
     SeqAccess, Unexpected, VariantAccess, Visitor,
 };
 use serde::forward_to_deserialize_any;
+use values::{choice, did_you_mean, number};
 
 use super::document::{self, Entry, List, Node, Step, Value};
 use super::keys::keys;
 use super::problem::{Id, MAX_PROBLEMS, Problem};
 use super::{syntax, words};
-use crate::words::did_you_mean;
 
 /// Decodes a tree. Wrong values are reported and removed from the tree. `None` means that the rest is not enough for
 /// the type.
@@ -53,7 +53,7 @@ enum Fault {
     UnknownKey { found: String, known: &'static [&'static str] },
     MissingKey(&'static str),
     WrongType { found: String, expected: String, hint: Option<String> },
-    UnknownChoice { found: String, known: &'static [&'static str] },
+    UnknownChoice { found: String, hint: Option<String> },
     Invalid(String),
 }
 
@@ -201,15 +201,13 @@ impl Fault {
                     Some(places) if did_you_mean(found, known.iter().copied()).is_none() => {
                         problem.hint(places)
                     }
-                    _ => with_choices(problem, found, known, "keys"),
+                    _ => problem.hint(meant_key(found, known)),
                 }
             }
-            Self::UnknownChoice { found, known } => with_choices(
-                Problem::new(Id::UnknownChoice, format!("unknown value `{found}`")),
-                found,
-                known,
-                "values",
-            ),
+            Self::UnknownChoice { found, hint } => {
+                let problem = Problem::new(Id::UnknownChoice, format!("unknown value `{found}`"));
+                Problem { hint: hint.clone(), ..problem }
+            }
             Self::MissingKey(key) => {
                 let example = words::example(key).map_or_else(|| format!("`{key}: …`"), str::to_owned);
                 Problem::new(Id::MissingKey, format!("the key `{key}` is missing"))
@@ -227,39 +225,15 @@ impl Fault {
     }
 }
 
-/// The words of other load balancers, and the words used here.
-const ELSEWHERE: &[(&str, &str)] = &[
-    ("least_conn", "least_request"),
-    ("leastconn", "least_request"),
-    ("least_connections", "least_request"),
-    ("p2c", "least_request"),
-    ("least_time", "peak_ewma"),
-    ("leasttime", "peak_ewma"),
-    ("ewma", "peak_ewma"),
-    ("ring_hash", "consistent_hash"),
-    ("ip_hash", "consistent_hash"),
-    ("ketama", "consistent_hash"),
-    ("least_outstanding_requests", "least_request"),
-    ("source", "consistent_hash"),
-    ("hash", "consistent_hash"),
-    ("uri", "consistent_hash"),
-    ("url_hash", "consistent_hash"),
-    ("weighted_round_robin", "round_robin"),
-    ("wrr", "round_robin"),
-    ("rr", "round_robin"),
-    ("static_rr", "round_robin"),
-    ("weighted", "round_robin"),
-    ("max_conns", "max_requests"),
-    ("maxconn", "max_requests"),
-    ("max_connections", "max_requests"),
-];
+/// The words of other load balancers for the limits of a pool or of a backend.
+const ELSEWHERE: &[&str] = &["max_conns", "maxconn", "max_connections"];
 
-fn with_choices(problem: Problem, found: &str, known: &[&str], what: &str) -> Problem {
-    let mut names = ELSEWHERE.iter().filter(|(other, _)| *other == found).map(|(_, name)| *name);
-    let here = names.find(|name| known.contains(name));
-    match here.or_else(|| did_you_mean(found, known.iter().copied())) {
-        Some(meant) => problem.hint(format!("did you mean `{meant}`?")),
-        None => problem.hint(format!("use one of these {what}: {}", known.join(", "))),
+/// Returns the hint for an unknown key: the key that was meant, or else all keys.
+fn meant_key(found: &str, known: &[&str]) -> String {
+    let limit = known.iter().copied().find(|key| *key == "max_requests" && ELSEWHERE.contains(&found));
+    match limit.or_else(|| did_you_mean(found, known.iter().copied())) {
+        Some(meant) => format!("did you mean `{meant}`?"),
+        None => format!("use one of these keys: {}", known.join(", ")),
     }
 }
 
@@ -317,12 +291,7 @@ fn remedy(found: Unexpected<'_>, expected: &str) -> Option<String> {
         }
         ("a mapping", Unexpected::Seq) => Some("write `key: value`, without `-` and brackets".to_owned()),
         ("true or false", Unexpected::Str(text)) => meant(text).map(|meant| format!("write {meant}")),
-        (_, Unexpected::Str(text)) if is_numeric(expected) => as_number(text),
-        (_, Unexpected::Float(share))
-            if expected.starts_with("a percentage") && (0.01..10.0).contains(&share) =>
-        {
-            Some(format!("write {:.0}; 100 stands for the whole", share * 100.0))
-        }
+        (_, Unexpected::Str(text)) if expected.starts_with("a whole number") => number::hint(text, |_| true),
         _ => None,
     }
 }
@@ -336,22 +305,13 @@ fn meant(text: &str) -> Option<bool> {
     }
 }
 
-/// Returns the hint for a string that contains a number.
-fn as_number(text: &str) -> Option<String> {
-    let thousands = |suffix: &[char]| text.strip_suffix(suffix)?.parse::<u32>().ok();
-    if let Some(thousands) = thousands(&['k', 'K']) {
-        return Some(format!("write {thousands}000"));
+/// Splits off the second line, which is the hint of a type in the crate `values`.
+fn with_hint(expected: &dyn Expected) -> (String, Option<String>) {
+    let expected = expected.to_string();
+    match expected.split_once('\n') {
+        Some((expected, hint)) => (in_words(expected), Some(hint.to_owned())),
+        None => (in_words(&expected), None),
     }
-    let (number, what) = match (text.strip_suffix('%'), text.strip_suffix([';', ','])) {
-        (Some(number), _) => (number.trim_end(), "the percent sign"),
-        (_, Some(number)) => (number.trim_end(), "the separator"),
-        (None, None) => (text, "quotes"),
-    };
-    number.parse::<f64>().ok().map(|_| format!("write {number}, without {what}"))
-}
-
-fn is_numeric(expected: &str) -> bool {
-    ["a whole number", "a percentage", "a number"].iter().any(|noun| expected.starts_with(noun))
 }
 
 impl de::Error for Error {
@@ -360,21 +320,23 @@ impl de::Error for Error {
     }
 
     fn invalid_type(found: Unexpected<'_>, expected: &dyn Expected) -> Self {
-        let expected = in_words(&expected.to_string());
-        let hint = remedy(found, &expected);
+        let (expected, hint) = with_hint(expected);
+        let hint = hint.or_else(|| remedy(found, &expected));
         Self::new(Fault::WrongType { found: name(found), expected, hint })
     }
 
+    /// An [`Unexpected::Other`] is a word that is none of the accepted ones; see [`values::scalar::read`].
     fn invalid_value(found: Unexpected<'_>, expected: &dyn Expected) -> Self {
-        Self::new(Fault::Invalid(format!(
-            "expected {}, found {}",
-            in_words(&expected.to_string()),
-            name(found)
-        )))
+        let (expected, hint) = with_hint(expected);
+        Self::new(match found {
+            Unexpected::Other(word) => Fault::UnknownChoice { found: word.to_owned(), hint },
+            found => Fault::Invalid(format!("expected {expected}, found {}", name(found))),
+        })
     }
 
     fn unknown_variant(found: &str, known: &'static [&'static str]) -> Self {
-        Self::new(Fault::UnknownChoice { found: found.to_owned(), known })
+        let hint = Some(choice::hint(found, known, &[]));
+        Self::new(Fault::UnknownChoice { found: found.to_owned(), hint })
     }
 
     fn unknown_field(found: &str, known: &'static [&'static str]) -> Self {
@@ -402,7 +364,6 @@ fn in_words(expected: &str) -> String {
         "a sequence" => "a list",
         "a map" => "a mapping",
         "i64" | "u32" | "u64" | "usize" => "a whole number",
-        other if other.starts_with("a nonzero") => "a whole number above 0",
         other if other.starts_with("struct ") => "a mapping",
         other if other.starts_with("enum ") => "a word",
         other => other,

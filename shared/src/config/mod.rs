@@ -52,7 +52,7 @@ pub use problem::{Id as ProblemId, Problem as ConfigProblem, Problems, Severity,
 pub use render::{ProblemDocument, counted, documents, lines, text};
 pub use schema::{schema, schema_text};
 pub(crate) use secrets::session_keys;
-pub use sections::{Config, ControlConfig, Directory, ReloadConfig, RollbackConfig, ShutdownConfig};
+pub use sections::{Config, ControlConfig, ReloadConfig, RollbackConfig, ShutdownConfig};
 
 /// The maximum length of a file, in bytes.
 const MAX_BYTES: usize = 4 * 1024 * 1024;

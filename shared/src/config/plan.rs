@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,14 +10,12 @@ use health_service::HealthCheckConfig;
 use health_service::Settings as CheckSettings;
 use ipnet::IpNet;
 use lb_service::access_log;
-use lb_service::config::{
-    AbsolutePath, AccessLogConfig, FormatConfig, FromText, ListenerConfig, Name, PoolConfig, PoolFiles,
-    RouteConfig, SocketPath, Text,
-};
+use lb_service::config::{AccessLogConfig, FormatConfig, ListenerConfig, PoolConfig, PoolFiles, RouteConfig};
 use lb_service::listener::{ListenAddress, Listener, ListenerId, Listeners};
 use lb_service::pool::{PoolId, PoolSettings, SessionKeys};
 use lb_service::route::Route;
 use metrics_service::config::RequiredPools;
+use values::{AbsolutePath, Name, Number, Scalar, SocketPath, Text};
 
 use super::context::Context;
 use super::document::Node;
@@ -173,7 +170,7 @@ impl Plan {
 pub(crate) fn complete(config: &mut Config, root: &Node, context: &Context<'_>) {
     let runtime = context.runtime;
     config.daemon |= context.daemon;
-    config.threads = config.threads.or(NonZeroUsize::new(context.cpus));
+    config.threads.get_or_insert(Number::near(u32::try_from(context.cpus).unwrap_or(u32::MAX)));
     // If several threads do not share their work, Pingora loses every tenth connection to a backend. The cause is a
     // race between the thread that watches the idle connection and the thread that reuses it.
     config.work_stealing.get_or_insert(config.threads.is_none_or(|threads| threads.get() > 1));
@@ -199,12 +196,12 @@ pub(crate) fn complete(config: &mut Config, root: &Node, context: &Context<'_>) 
 
 /// Converts a path to the value of a key. `None` means that the path is not valid for the key, such as a runtime
 /// directory whose path is too long for a socket. It becomes an error when the file is needed.
-fn as_text<T: FromText>(path: &Path) -> Option<Text<T>> {
+fn as_text<T: Scalar>(path: &Path) -> Option<Text<T>> {
     Text::new(&path.to_string_lossy()).ok()
 }
 
 fn default_listener() -> ListenerConfig {
-    ListenerConfig { address: Text::new(DEFAULT_LISTENER).expect("it is an address"), name: None }
+    ListenerConfig { address: Text::literal(DEFAULT_LISTENER), name: None }
 }
 
 /// Returns the default access log. A process in the background has no standard output, so the access log is off.
@@ -215,11 +212,11 @@ fn default_access_log(daemon: bool) -> AccessLogConfig {
 
 /// Limits missing durations to the interval, so that `interval: 1s` alone is valid.
 fn complete_check(check: &mut HealthCheckConfig, is_written: impl Fn(&str) -> bool) {
-    if !is_written("timeout") {
-        check.timeout = check.timeout.min(check.interval);
-    }
-    if !is_written("fast_interval") {
-        check.fast_interval = check.fast_interval.min(check.interval);
+    let interval = &check.interval;
+    for (key, duration) in [("timeout", &mut check.timeout), ("fast_interval", &mut check.fast_interval)] {
+        if !is_written(key) && duration.duration() > interval.duration() {
+            duration.clone_from(interval);
+        }
     }
 }
 
@@ -272,7 +269,7 @@ fn socket(written: &Option<Text<SocketPath>>) -> Option<PathBuf> {
 fn reload(config: &ReloadConfig) -> ReloadPlan {
     let rollback = |rollback: &RollbackConfig| RollbackPlan {
         error_rate: rollback.error_rate.get(),
-        window: rollback.window.get().0,
+        window: rollback.window.duration(),
     };
     ReloadPlan { watch: config.watch, rollback: config.rollback.as_ref().map(rollback) }
 }
@@ -284,27 +281,29 @@ fn server(config: &Config, context: &Context<'_>) -> ServerPlan {
         config.upstream_connect_offload_threadpools.zip(config.upstream_connect_offload_thread_per_pool);
     ServerPlan {
         daemon: config.daemon,
-        threads: config.threads.map_or(1, NonZeroUsize::get),
+        threads: config.threads.map_or(1, Number::as_usize),
         pid_file: path(&config.pid_file),
         error_log: path(&config.error_log),
         upgrade_sock: socket(&config.upgrade_sock).unwrap_or_else(|| runtime.upgrade_sock()),
         user: config.user.clone(),
         group: config.group.clone(),
         working_directory: config.working_directory.as_ref().map(|directory| directory.get().0.clone()),
-        listener_tasks_per_fd: config.listener_tasks_per_fd.get(),
+        listener_tasks_per_fd: config.listener_tasks_per_fd.as_usize(),
         work_stealing: config.work_stealing.unwrap_or(true),
         ca_file: config.ca_file.as_ref().map(|path| path.get().0.clone()),
         client_bind_to_ipv4: config.client_bind_to_ipv4.iter().map(|source| source.get().0).collect(),
         client_bind_to_ipv6: config.client_bind_to_ipv6.iter().map(|source| source.get().0).collect(),
-        upstream_keepalive_pool_size: config.upstream_keepalive_pool_size.get(),
-        upstream_connect_offload: offload
-            .map(|(pools, threads)| ConnectOffload { pools: pools.get(), threads_per_pool: threads.get() }),
+        upstream_keepalive_pool_size: config.upstream_keepalive_pool_size.as_usize(),
+        upstream_connect_offload: offload.map(|(pools, threads)| ConnectOffload {
+            pools: pools.as_usize(),
+            threads_per_pool: threads.as_usize(),
+        }),
         runtime,
     }
 }
 
 fn shutdown(config: &ShutdownConfig) -> ShutdownPlan {
-    ShutdownPlan { delay: config.delay.get().0, drain: config.drain.get().0 }
+    ShutdownPlan { delay: config.delay.duration(), drain: config.drain.duration() }
 }
 
 fn listener(config: &ListenerConfig) -> Listener {

@@ -1,18 +1,20 @@
 //! The configuration as written: the keys for Pingora, the sections of the services, and the keys of this crate.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
-use std::num::NonZeroUsize;
 
 use health_service::HealthCheckConfig;
 use ipnet::IpNet;
-use lb_service::config::{
-    AbsolutePath, AccessLogConfig, AnyDuration, FromText, ListenerConfig, Name, Percent, PoolConfig,
-    PositiveDuration, ReadPath, RouteConfig, SocketPath, Text,
-};
+use lb_service::config::{AccessLogConfig, ListenerConfig, PoolConfig, RouteConfig};
 use metrics_service::config::{MetricsConfig, ReadinessConfig};
 use schemars::{JsonSchema, Schema, json_schema};
 use serde::{Deserialize, Deserializer, Serialize};
+use values::number::MAX_COUNT;
+use values::{
+    AbsolutePath, AnyDuration, Directory, Name, Number, Percent, PositiveDuration, ReadPath, Refusal, Scalar,
+    SocketPath, Text,
+};
 
 use crate::process::logging::LogFilter;
 
@@ -32,8 +34,7 @@ pub struct Config {
     pub daemon: bool,
     /// Number of threads of each service; default: the number of CPUs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(max = 1024))]
-    pub threads: Option<NonZeroUsize>,
+    pub threads: Option<Threads>,
     /// File for the PID; default: `load_balancer.pid` in the runtime directory, with the name of the configuration
     /// file inserted unless that is `/etc/load_balancer/load_balancer.yaml`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -61,8 +62,7 @@ pub struct Config {
     pub working_directory: Option<Text<Directory>>,
     /// Number of tasks per listener that accept connections.
     #[serde(default = "one")]
-    #[schemars(range(max = 1024))]
-    pub listener_tasks_per_fd: NonZeroUsize,
+    pub listener_tasks_per_fd: Threads,
     /// Whether the threads of a service take work from each other. With a single thread this only costs CPU time;
     /// default: `true` with more than one thread.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -78,16 +78,14 @@ pub struct Config {
     pub client_bind_to_ipv6: Vec<Text<SourceIpv6>>,
     /// Number of idle connections to backends that each thread keeps.
     #[serde(default = "keepalive_pool_size")]
-    pub upstream_keepalive_pool_size: NonZeroUsize,
+    pub upstream_keepalive_pool_size: Number<1, MAX_COUNT>,
     /// Number of thread pools that only open connections to backends. Requires
     /// `upstream_connect_offload_thread_per_pool`; default: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(max = 1024))]
-    pub upstream_connect_offload_threadpools: Option<NonZeroUsize>,
+    pub upstream_connect_offload_threadpools: Option<Threads>,
     /// Number of threads in each of the `upstream_connect_offload_threadpools`; default: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(max = 1024))]
-    pub upstream_connect_offload_thread_per_pool: Option<NonZeroUsize>,
+    pub upstream_connect_offload_thread_per_pool: Option<Threads>,
     /// Shutdown of the daemon after a signal or `stop`.
     #[serde(default)]
     pub shutdown: ShutdownConfig,
@@ -162,6 +160,9 @@ pub struct ShutdownConfig {
     pub drain: Text<AnyDuration>,
 }
 
+/// A number of threads or tasks.
+pub(super) type Threads = Number<1, 1024>;
+
 /// An IPv4 address of this machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SourceIpv4(pub Ipv4Addr);
@@ -169,10 +170,6 @@ pub struct SourceIpv4(pub Ipv4Addr);
 /// An IPv6 address of this machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SourceIpv6(pub Ipv6Addr);
-
-/// A directory, written as an absolute path.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Directory(pub std::path::PathBuf);
 
 fn first_version() -> u32 {
     1
@@ -187,30 +184,32 @@ fn version<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> 
     }
 }
 
-fn one() -> NonZeroUsize {
-    NonZeroUsize::MIN
+fn one() -> Threads {
+    Number::near(1)
 }
 
-fn keepalive_pool_size() -> NonZeroUsize {
-    NonZeroUsize::new(128).expect("128 is not 0")
+fn keepalive_pool_size() -> Number<1, MAX_COUNT> {
+    Number::near(128)
 }
 
 // === impl ShutdownConfig ===
 
 impl Default for ShutdownConfig {
     fn default() -> Self {
-        let duration = |text| Text::new(text).expect("a default is valid");
-        Self { delay: duration("0s"), drain: duration("25s") }
+        Self { delay: Text::literal("0s"), drain: Text::literal("25s") }
     }
 }
 
 // === strings ===
 
-impl FromText for SourceIpv4 {
-    const EXPECTED: &'static str = "an IPv4 address without a port";
+impl Scalar for SourceIpv4 {
+    fn expected() -> Cow<'static, str> {
+        "an IPv4 address without a port".into()
+    }
 
-    fn from_text(text: &str) -> Result<Self, String> {
-        text.parse().map(Self).map_err(|_| format!("expected {}, found {text:?}", Self::EXPECTED))
+    fn from_text(text: &str) -> Result<Self, Refusal> {
+        let address = text.parse().map(Self);
+        address.map_err(|_| format!("expected {}, found {text:?}", Self::expected()).into())
     }
 
     fn schema() -> Schema {
@@ -218,29 +217,17 @@ impl FromText for SourceIpv4 {
     }
 }
 
-impl FromText for SourceIpv6 {
-    const EXPECTED: &'static str = "an IPv6 address without a port";
+impl Scalar for SourceIpv6 {
+    fn expected() -> Cow<'static, str> {
+        "an IPv6 address without a port".into()
+    }
 
-    fn from_text(text: &str) -> Result<Self, String> {
-        text.parse().map(Self).map_err(|_| format!("expected {}, found {text:?}", Self::EXPECTED))
+    fn from_text(text: &str) -> Result<Self, Refusal> {
+        let address = text.parse().map(Self);
+        address.map_err(|_| format!("expected {}, found {text:?}", Self::expected()).into())
     }
 
     fn schema() -> Schema {
         json_schema!({"type": "string", "pattern": "^[0-9A-Fa-f.:]+$"})
-    }
-}
-
-impl FromText for Directory {
-    const EXPECTED: &'static str = "a directory such as /var/lib/load_balancer";
-
-    fn from_text(text: &str) -> Result<Self, String> {
-        if !text.starts_with('/') || text.contains('\0') {
-            return Err(format!("the directory {text:?} is not absolute\nwrite the whole path, from `/`"));
-        }
-        Ok(Self(text.into()))
-    }
-
-    fn schema() -> Schema {
-        json_schema!({"type": "string", "pattern": "^/"})
     }
 }

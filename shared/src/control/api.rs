@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 use std::str::FromStr;
 use std::time::Duration;
 
-use lb_service::config::{BackendAddress, FromText};
 use serde::de::DeserializeOwned;
+use values::{BackendAddress, Scalar};
 
 use super::bodies::{Filter, NewBackend, NewWeight, Nothing, Stop};
 use crate::config::loopback;
@@ -192,7 +192,9 @@ fn log_level(method: &str, body: &[u8]) -> Result<Call, Unclear> {
 /// Parses the address of a backend, percent-encoded or not: `10.0.0.1:80`, `[::1]:80`, `%5B::1%5D:80`.
 fn backend(text: &str) -> Result<SocketAddr, Unclear> {
     let address = BackendAddress::from_text(&decoded(text).map_err(bad)?);
-    address.map(|address| address.resolve(loopback())).map_err(|problem| bad(problem.replace('\n', ": ")))
+    address
+        .map(|address| address.resolve(loopback()))
+        .map_err(|problem| bad(problem.to_string().replace('\n', ": ")))
 }
 
 fn number<N: FromStr>(name: &str, value: &str) -> Result<N, Unclear> {

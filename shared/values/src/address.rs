@@ -1,6 +1,25 @@
-//! Diagnostics for text that is not an address with a port, and what to write instead.
+//! Addresses with a port. The refusal of another text says what to write instead.
 
+use std::borrow::Cow;
+use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+
+use schemars::{Schema, json_schema};
+
+use crate::scalar::{Refusal, Scalar};
+
+/// The address of a backend: an IP address or the name `localhost`, and a port above 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BackendAddress {
+    /// An address of one machine.
+    Ip(SocketAddr),
+    /// This port of the loopback address of the machine that the load balancer runs on.
+    Localhost(u16),
+}
+
+/// The address of the server for metrics: an IP address and a port above 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TcpAddress(pub SocketAddr);
 
 /// The purpose of an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,9 +32,19 @@ pub enum Purpose {
     Metrics,
 }
 
+/// Parses an IP address with a port above 0.
+///
+/// # Errors
+///
+/// Returns the reason why the text is rejected.
+pub fn parse(text: &str, purpose: Purpose) -> Result<SocketAddr, Refusal> {
+    let address = text.parse::<SocketAddr>().ok().filter(|address| address.port() > 0);
+    address.ok_or_else(|| refusal(text, purpose).into())
+}
+
 /// Returns the reason why `text`, which is not an IP address with a port from 1 to 65535, is rejected. A second line
 /// says what to write, if that is clear.
-pub fn refusal(text: &str, purpose: Purpose) -> String {
+fn refusal(text: &str, purpose: Purpose) -> String {
     let reasons = [
         key,
         variable,
@@ -187,7 +216,18 @@ fn name(text: &str, purpose: Purpose) -> Option<String> {
         }
         Purpose::Metrics => format!("use an IP address of this machine, such as 127.0.0.1:{port}"),
     };
-    Some(format!("{host:?} is a host name, and names are not resolved yet\n{remedy}"))
+    Some(format!("{host:?} is a host name, and host names are not supported\n{remedy}"))
+}
+
+/// Returns the port after the name `localhost`, or `None` if the text does not begin with that name.
+fn localhost(text: &str) -> Option<Result<u16, String>> {
+    let (host, port) = text.split_once(':').unwrap_or((text, ""));
+    host.eq_ignore_ascii_case("localhost").then(|| match port.parse() {
+        Ok(0) => Err(format!("{text:?}: the port must be from 1 to 65535")),
+        Ok(port) => Ok(port),
+        Err(_) if port.is_empty() => Err(format!("{text:?} has no port\nwrite {host}:80")),
+        Err(_) => Err(format!("{port:?} is not a port for {host}\nuse a port from 1 to 65535")),
+    })
 }
 
 /// Returns whether a text looks like a host name.
@@ -199,13 +239,85 @@ pub fn is_host_name(text: &str) -> bool {
 
 /// Returns whether a text is a valid address for this purpose.
 fn accepts(text: &str, purpose: Purpose) -> bool {
-    let is_local = |text: &str| {
-        let (name, port) = text.split_once(':').unwrap_or((text, ""));
-        purpose == Purpose::Backend
-            && name.eq_ignore_ascii_case("localhost")
-            && port.parse::<u16>().is_ok_and(|port| port > 0)
-    };
-    text.parse::<SocketAddr>().is_ok_and(|address| address.port() > 0) || is_local(text)
+    let is_local = purpose == Purpose::Backend && localhost(text).is_some_and(|port| port.is_ok());
+    text.parse::<SocketAddr>().is_ok_and(|address| address.port() > 0) || is_local
+}
+
+// === impl BackendAddress ===
+
+impl BackendAddress {
+    /// Returns the address to connect to, where `loopback` is the loopback address of this machine.
+    pub fn resolve(self, loopback: IpAddr) -> SocketAddr {
+        match self {
+            Self::Ip(address) => address,
+            Self::Localhost(port) => SocketAddr::new(loopback, port),
+        }
+    }
+}
+
+impl Scalar for BackendAddress {
+    const READS_NUMBERS: bool = true;
+
+    fn expected() -> Cow<'static, str> {
+        Purpose::Backend.expected().into()
+    }
+
+    fn from_text(text: &str) -> Result<Self, Refusal> {
+        if text.starts_with("unix:") {
+            let hint = "use an IP address and a port";
+            return Err(format!("{text:?}: backends on Unix sockets are not supported yet\n{hint}").into());
+        }
+        if let Some(port) = localhost(text) {
+            return Ok(Self::Localhost(port?));
+        }
+        let address = parse(text, Purpose::Backend)?;
+        let (ip, port) = (address.ip(), address.port());
+        if ip.is_unspecified() {
+            let hint = format!("name the address of one machine, such as 127.0.0.1:{port} for this one");
+            return Err(format!("a backend cannot have the address {ip}\n{hint}").into());
+        }
+        // Otherwise, one backend could appear twice under two spellings.
+        let canonical = SocketAddr::new(ip.to_canonical(), port);
+        if address.is_ipv6() && canonical.is_ipv4() {
+            let message = "is an IPv4 address in the form of IPv6";
+            return Err(format!("{text:?} {message}\nwrite {canonical}").into());
+        }
+        Ok(Self::Ip(address))
+    }
+
+    fn schema() -> Schema {
+        json_schema!({
+            "type": "string",
+            "pattern": "^([0-9A-Fa-f.:%\\[\\]]+|[Ll][Oo][Cc][Aa][Ll][Hh][Oo][Ss][Tt]):[0-9]{1,5}$",
+        })
+    }
+}
+
+impl fmt::Display for BackendAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ip(address) => address.fmt(f),
+            Self::Localhost(port) => write!(f, "localhost:{port}"),
+        }
+    }
+}
+
+// === impl TcpAddress ===
+
+impl Scalar for TcpAddress {
+    const READS_NUMBERS: bool = true;
+
+    fn expected() -> Cow<'static, str> {
+        Purpose::Metrics.expected().into()
+    }
+
+    fn from_text(text: &str) -> Result<Self, Refusal> {
+        parse(text, Purpose::Metrics).map(Self)
+    }
+
+    fn schema() -> Schema {
+        json_schema!({"type": "string", "pattern": "^[0-9A-Fa-f.:%\\[\\]]+:[0-9]{1,5}$"})
+    }
 }
 
 // === impl Purpose ===
@@ -231,6 +343,7 @@ impl Purpose {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing;
 
     #[track_caller]
     fn refuses(purpose: Purpose, cases: &[(&str, &str, &str)]) {
@@ -329,5 +442,40 @@ mod tests {
                 ("localhost:9090", "host name", "write 127.0.0.1:9090"),
             ],
         );
+    }
+
+    #[test]
+    fn addresses_are_numeric_and_have_a_port() {
+        testing::accepts::<BackendAddress>(&["1.1.1.1:443", "[::1]:80", "localhost:8081", "Localhost:1"]);
+        for (text, why) in [
+            ("example.com:80", "host names are not supported"),
+            ("localhost", "has no port\nwrite localhost:80"),
+            ("localhost:0", "must be from 1 to 65535"),
+            ("localhost:x", "is not a port for localhost"),
+            ("localhost.:80", "host names are not supported"),
+            ("http://1.1.1.1:80", "is a URL"),
+            ("1.1.1.1", "has no port\nwrite 1.1.1.1:80"),
+            ("::1", "has no port\nwrite [::1]:80"),
+            ("1.1.1.1:0", "must be from 1 to 65535"),
+            ("1.1.1.1:65536", "is not a port for 1.1.1.1"),
+            ("1.1.1.1:http", "is not a port for 1.1.1.1"),
+            ("0.0.0.0:80", "a backend cannot have the address 0.0.0.0"),
+            ("[::ffff:10.0.0.1]:80", "write 10.0.0.1:80"),
+            ("unix:/a", "not supported yet"),
+            ("1.1.1:80", "is not an IPv4 address"),
+            ("", "expected an address"),
+            (":80", "has no address"),
+        ] {
+            let refusal = testing::refusal::<BackendAddress>(text);
+            assert!(refusal.contains(why), "{text}: {refusal}");
+        }
+    }
+
+    #[test]
+    fn the_address_for_metrics_is_numeric_and_has_a_port() {
+        testing::accepts::<TcpAddress>(&["[::1]:9000"]);
+        for text in ["localhost:9000", "127.0.0.1:0", "9000"] {
+            testing::refusal::<TcpAddress>(text);
+        }
     }
 }

@@ -1,9 +1,26 @@
 //! Durations: `250ms`, `5s`, `1m`, `1h`.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
+use schemars::{Schema, json_schema};
+
+use crate::scalar::{Refusal, Scalar};
+use crate::text::Text;
+
 /// The description of a duration in diagnostics.
-pub const EXPECTED: &str = "a duration such as 250ms, 5s, 1m or 1h";
+const EXPECTED: &str = "a duration such as 250ms, 5s, 1m or 1h";
+
+/// The longest duration of a key that states no limit of its own, in hours.
+const DAY: u64 = 24;
+
+/// A duration above zero and of at most `MAX_HOURS`, by default a day.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PositiveDuration<const MAX_HOURS: u64 = DAY>(Duration);
+
+/// A duration of at most `MAX_HOURS`, by default a day. Zero is allowed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct AnyDuration<const MAX_HOURS: u64 = DAY>(Duration);
 
 /// The units in milliseconds, in descending order.
 const UNITS: [(&str, u64); 4] = [("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)];
@@ -32,9 +49,9 @@ enum Unit {
 /// # Errors
 ///
 /// Returns the problem, and on a second line what to write instead.
-pub fn read<T>(text: &str, accept: impl Fn(Duration) -> Result<T, String>) -> Result<T, String> {
+fn parse(text: &str, accept: impl Fn(Duration) -> Result<(), String>) -> Result<Duration, String> {
     if let Some(duration) = exact(text) {
-        return accept(duration);
+        return accept(duration).map(|()| duration);
     }
     let unclear = || format!("expected {EXPECTED}, found {text:?}");
     let loose = loose(text).ok_or_else(unclear)?;
@@ -44,6 +61,35 @@ pub fn read<T>(text: &str, accept: impl Fn(Duration) -> Result<T, String>) -> Re
     }
     accept(Duration::from_millis(loose.milliseconds))?;
     Err(format!("{}\nwrite {}", unclear(), loose.spelled()))
+}
+
+fn above_zero(text: &str, duration: Duration) -> Result<(), String> {
+    if duration.is_zero() { Err(format!("the duration must be above zero, found {text}")) } else { Ok(()) }
+}
+
+fn up_to(hours: u64, text: &str, duration: Duration) -> Result<(), String> {
+    if duration <= Duration::from_secs(hours * 3600) {
+        return Ok(());
+    }
+    let limit = match hours {
+        DAY => "a day".to_owned(),
+        hours if hours.is_multiple_of(DAY) => format!("{} days", hours / DAY),
+        hours => format!("{hours}h"),
+    };
+    Err(format!("the duration {text} is longer than {limit}\nwrite {hours}h, which is the longest"))
+}
+
+/// Returns the refusal of a boolean.
+fn of_bool(value: bool) -> Refusal {
+    Refusal::Type { hint: value.then(|| "write a duration such as 30s".to_owned()) }
+}
+
+/// Formats a default: in seconds, as most people write it, or else in milliseconds.
+fn spelled(duration: Duration) -> String {
+    match duration.subsec_nanos() {
+        0 => format!("{}s", duration.as_secs()),
+        _ => format!("{}ms", duration.as_millis()),
+    }
 }
 
 /// Parses a whole number with a unit. An overflow becomes [`Duration::MAX`], which is then out of range.
@@ -125,6 +171,91 @@ fn thousandths(text: &str) -> Option<u64> {
     whole.checked_mul(1_000)?.checked_add(format!("{fraction:0<3}").parse().ok()?)
 }
 
+// === impl PositiveDuration, AnyDuration ===
+
+impl<const MAX_HOURS: u64> PositiveDuration<MAX_HOURS> {
+    /// Returns the duration.
+    pub const fn get(self) -> Duration {
+        self.0
+    }
+}
+
+impl<const MAX_HOURS: u64> Scalar for PositiveDuration<MAX_HOURS> {
+    const READS_NUMBERS: bool = true;
+
+    fn expected() -> Cow<'static, str> {
+        EXPECTED.into()
+    }
+
+    fn from_text(text: &str) -> Result<Self, Refusal> {
+        let accept = |duration| above_zero(text, duration).and_then(|()| up_to(MAX_HOURS, text, duration));
+        Ok(Self(parse(text, accept)?))
+    }
+
+    fn from_bool(value: bool) -> Result<Self, Refusal> {
+        Err(of_bool(value))
+    }
+
+    fn schema() -> Schema {
+        json_schema!({"type": "string", "pattern": "^0*[1-9][0-9]*(ms|s|m|h)$"})
+    }
+}
+
+impl<const MAX_HOURS: u64> AnyDuration<MAX_HOURS> {
+    /// Returns the duration.
+    pub const fn get(self) -> Duration {
+        self.0
+    }
+}
+
+impl<const MAX_HOURS: u64> Scalar for AnyDuration<MAX_HOURS> {
+    const READS_NUMBERS: bool = true;
+
+    fn expected() -> Cow<'static, str> {
+        EXPECTED.into()
+    }
+
+    fn from_text(text: &str) -> Result<Self, Refusal> {
+        Ok(Self(parse(text, |duration| up_to(MAX_HOURS, text, duration))?))
+    }
+
+    fn from_bool(value: bool) -> Result<Self, Refusal> {
+        Err(of_bool(value))
+    }
+
+    fn schema() -> Schema {
+        json_schema!({"type": "string", "pattern": "^[0-9]+(ms|s|m|h)$"})
+    }
+}
+
+impl<const MAX_HOURS: u64> From<PositiveDuration<MAX_HOURS>> for Duration {
+    fn from(duration: PositiveDuration<MAX_HOURS>) -> Self {
+        duration.0
+    }
+}
+
+impl<const MAX_HOURS: u64> From<AnyDuration<MAX_HOURS>> for Duration {
+    fn from(duration: AnyDuration<MAX_HOURS>) -> Self {
+        duration.0
+    }
+}
+
+impl<T: Scalar + Copy + Into<Duration>> Text<T> {
+    /// Writes a default in the code.
+    ///
+    /// # Panics
+    ///
+    /// Panics if the default is out of range.
+    pub fn of(duration: Duration) -> Self {
+        Self::literal(&spelled(duration))
+    }
+
+    /// Returns the duration.
+    pub fn duration(&self) -> Duration {
+        (*self.get()).into()
+    }
+}
+
 // === impl Loose ===
 
 impl Loose {
@@ -143,25 +274,15 @@ impl Loose {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn up_to_a_day(duration: Duration) -> Result<Duration, String> {
-        if duration <= Duration::from_secs(86_400) {
-            Ok(duration)
-        } else {
-            Err("longer than a day".to_owned())
-        }
-    }
-
-    fn refusal(text: &str) -> String {
-        read(text, up_to_a_day).expect_err(text)
-    }
+    use crate::testing::{accepts, refusal};
 
     #[test]
     fn a_number_and_a_unit_are_read() {
         for (text, milliseconds) in
             [("250ms", 250), ("0s", 0), ("1m", 60_000), ("24h", 86_400_000), ("007s", 7_000)]
         {
-            assert_eq!(read(text, up_to_a_day), Ok(Duration::from_millis(milliseconds)), "{text}");
+            let duration = AnyDuration::<24>::from_text(text).map(AnyDuration::get);
+            assert_eq!(duration, Ok(Duration::from_millis(milliseconds)), "{text}");
         }
     }
 
@@ -185,35 +306,64 @@ mod tests {
             ("90min", "90m"),
             (" 5s", "5s"),
         ] {
-            let refusal = refusal(text);
+            let refusal = refusal::<AnyDuration>(text);
             assert_eq!(
                 refusal.split_once('\n').map(|(_, hint)| hint),
                 Some(&*format!("write {right}")),
                 "{text}"
             );
-            assert!(read(right, up_to_a_day).is_ok());
+            accepts::<AnyDuration>(&[right]);
         }
     }
 
     #[test]
     fn a_bare_number_lacks_a_unit() {
-        assert_eq!(refusal("60"), "\"60\" has no unit\nwrite 60s, or 60ms for milliseconds");
-        assert_eq!(refusal("0"), "\"0\" has no unit\nwrite 0s");
-        assert_eq!(refusal("0.5"), "\"0.5\" has no unit\nwrite 500ms");
-        assert_eq!(refusal("100000"), "\"100000\" has no unit\nwrite 100000ms");
+        assert_eq!(refusal::<AnyDuration>("60"), "\"60\" has no unit\nwrite 60s, or 60ms for milliseconds");
+        assert_eq!(refusal::<AnyDuration>("0"), "\"0\" has no unit\nwrite 0s");
+        assert_eq!(refusal::<AnyDuration>("0.5"), "\"0.5\" has no unit\nwrite 500ms");
+        assert_eq!(refusal::<AnyDuration>("100000"), "\"100000\" has no unit\nwrite 100000ms");
     }
 
     #[test]
     fn what_is_out_of_range_is_refused_as_that() {
         for text in ["25h", "2d", "1 week", "99999999999999999999h"] {
-            assert_eq!(refusal(text), "longer than a day", "{text}");
+            let message = refusal::<AnyDuration>(text);
+            let expected =
+                format!("the duration {text} is longer than a day\nwrite 24h, which is the longest");
+            assert_eq!(message, expected);
         }
     }
 
     #[test]
     fn what_is_no_duration_has_no_hint() {
         for text in ["", "s", "-5s", "+5s", "ms", "never", "5x", "1.2.3s", "1us", "0.0001s", "1m30", "é"] {
-            assert_eq!(refusal(text), format!("expected {EXPECTED}, found {text:?}"));
+            assert_eq!(refusal::<AnyDuration>(text), format!("expected {EXPECTED}, found {text:?}"));
+        }
+    }
+
+    #[test]
+    fn a_type_states_its_bounds() {
+        assert_eq!(refusal::<PositiveDuration>("0ms"), "the duration must be above zero, found 0ms");
+        accepts::<AnyDuration>(&["0s"]);
+        accepts::<PositiveDuration<9600>>(&["9600h"]);
+        assert!(refusal::<PositiveDuration<9600>>("9601h").contains("longer than 400 days\nwrite 9600h"));
+        assert!(refusal::<PositiveDuration<36>>("40h").contains("longer than 36h\nwrite 36h"));
+    }
+
+    #[test]
+    fn numbers_and_booleans_have_a_hint() {
+        let refusal = AnyDuration::<24>::from_float(1.0).map_err(|refusal| refusal.to_string());
+        assert_eq!(refusal, Err("\"1.0\" has no unit\nwrite 1s".to_owned()));
+        let hint = Some("write a duration such as 30s".to_owned());
+        assert_eq!(PositiveDuration::<24>::from_bool(true), Err(Refusal::Type { hint }));
+        assert_eq!(PositiveDuration::<24>::from_bool(false), Err(Refusal::TYPE));
+    }
+
+    #[test]
+    fn a_default_is_written_in_seconds_or_milliseconds() {
+        for (milliseconds, text) in [(0, "0s"), (250, "250ms"), (1_500, "1500ms"), (300_000, "300s")] {
+            let written = Text::<AnyDuration>::of(Duration::from_millis(milliseconds));
+            assert_eq!((written.written(), written.duration().as_millis()), (text, milliseconds.into()));
         }
     }
 }

@@ -1,9 +1,33 @@
-//! Configuration values that more than one service reads, and the diagnostics for wrong values.
+//! The values of the configuration: durations, numbers, addresses, paths and words, and the diagnostics for wrong ones.
 //!
-//! A diagnostic is one sentence. A second line, if present, says what to write. If the operator writes that in place of
-//! the rejected text, the value is accepted.
+//! A value is one scalar of YAML. Its type implements [`Scalar`], which has the one grammar of the value, the one text
+//! for messages, and the schema. Types with a serde implementation of their own use [`scalar!`]; all others are read as
+//! [`Text`], which also keeps what was written.
+//!
+//! A diagnostic is one sentence. A second line, if present, is the hint, which says what to write. If the operator
+//! writes that in place of the rejected value, the value is accepted.
 //!
 //! This crate does not depend on any other crate of the workspace, so each of them can depend on it.
 
 pub mod address;
+pub mod choice;
 pub mod duration;
+mod network;
+pub mod number;
+pub mod path;
+pub mod request;
+pub mod scalar;
+mod status;
+#[cfg(test)]
+mod testing;
+mod text;
+
+pub use address::{BackendAddress, TcpAddress};
+pub use choice::did_you_mean;
+pub use duration::{AnyDuration, PositiveDuration};
+pub use number::{Number, Percent, Port, Ratio};
+pub use path::{AbsolutePath, Directory, ReadPath, SocketPath};
+pub use request::{HeaderText, HostHeader, RequestPath};
+pub use scalar::{Refusal, Scalar};
+pub use status::StatusRange;
+pub use text::{Name, Text};

@@ -5,7 +5,8 @@
 //! feature is turned off causes only a warning.
 
 use health_service::CheckType;
-use lb_service::config::{Percent, PolicyName, RetryWord};
+use lb_service::config::{PolicyName, RetryWord};
+use values::Percent;
 
 use super::{Checker, Id, Pool, Problem, Step};
 
@@ -225,7 +226,7 @@ impl Checker<'_> {
         let Some((base, max)) = config.base_ejection.as_ref().zip(config.max_ejection.as_ref()) else {
             return;
         };
-        if max.get().0 >= base.get().0 {
+        if max.duration() >= base.duration() {
             return;
         }
         let path = |key: &str| path![name, "outlier_detection", key];
@@ -286,7 +287,7 @@ impl Checker<'_> {
         let Some(per_try) = &pool.retries.per_try else { return };
         let response = &pool.timeouts.response;
         let path = path![name, "timeouts", "response"];
-        if per_try.get().0 < response.get().0 || self.root.is_damaged(&path) {
+        if per_try.duration() < response.duration() || self.root.is_damaged(&path) {
             return;
         }
         let message = format!(
@@ -307,7 +308,7 @@ impl Checker<'_> {
         else {
             return;
         };
-        if !self.is_written(&path) || per_try.get().0 >= connect.get().0 {
+        if !self.is_written(&path) || per_try.duration() >= connect.duration() {
             return;
         }
         let message = format!(

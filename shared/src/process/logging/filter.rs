@@ -11,13 +11,13 @@
 //! module `warning`. A [`LogFilter`] contains only known levels and known modules. Modules that it does not name are
 //! logged at the [`DEFAULT_LEVEL`].
 
+use std::borrow::Cow;
 use std::fmt;
 
-use lb_service::config::FromText;
 use log::LevelFilter;
 use schemars::{Schema, json_schema};
-
-use crate::words::did_you_mean;
+use values::choice::{self, OtherWords};
+use values::{Refusal, Scalar, did_you_mean};
 
 /// The level of all modules that a filter does not name.
 const DEFAULT_LEVEL: LevelFilter = LevelFilter::Info;
@@ -31,28 +31,16 @@ const QUIET: [(&str, LevelFilter); 3] = [
     ("pingora_proxy", LevelFilter::Off),
 ];
 
-const LEVELS: &str = "none, error, warn, info, debug, trace";
+const LEVELS: [&str; 6] = ["none", "error", "warn", "info", "debug", "trace"];
 
-/// The words of other programs for a level, each with our word.
-const OTHER_WORDS: [(&str, &str); 17] = [
-    ("warning", "warn"),
-    ("notice", "info"),
-    ("information", "info"),
-    ("informational", "info"),
-    ("normal", "info"),
-    ("err", "error"),
-    ("crit", "error"),
-    ("critical", "error"),
-    ("alert", "error"),
-    ("emerg", "error"),
-    ("fatal", "error"),
-    ("panic", "error"),
-    ("verbose", "debug"),
-    ("all", "trace"),
-    ("silent", "none"),
-    ("quiet", "none"),
+const OTHER_WORDS: OtherWords = &[
+    (&["warning", "warnings"], "warn"),
+    (&["notice", "information", "informational", "normal", "default"], "info"),
+    (&["err", "crit", "critical", "alert", "emerg", "emergency", "fatal", "panic"], "error"),
+    (&["verbose", "dbg"], "debug"),
+    (&["all"], "trace"),
     // A tool for YAML 1.1 turns `off` into `false`.
-    ("false", "none"),
+    (&["silent", "quiet", "disabled", "false"], "none"),
 ];
 
 /// Our modules that log, by their paths.
@@ -135,7 +123,8 @@ impl LogFilter {
         let parts = words(text).map(Part::parse).collect::<Result<Vec<_>, _>>()?;
         if parts.is_empty() {
             return Err(format!(
-                "the filter is empty\nwrite a level ({LEVELS}), or `info,health_service=debug`"
+                "the filter is empty\nwrite a level ({}), or `info,health_service=debug`",
+                LEVELS.join(", ")
             ));
         }
         let parts = Parts::of(parts, pattern(text)?);
@@ -198,13 +187,15 @@ impl fmt::Display for LogFilter {
     }
 }
 
-impl FromText for LogFilter {
-    const EXPECTED: &'static str =
-        "a log level such as info, or levels of modules such as info,health_service=debug";
+impl Scalar for LogFilter {
     const READS_NUMBERS: bool = true;
 
-    fn from_text(text: &str) -> Result<Self, String> {
-        Self::parse(text)
+    fn expected() -> Cow<'static, str> {
+        "a log level such as info, or levels of modules such as info,health_service=debug".into()
+    }
+
+    fn from_text(text: &str) -> Result<Self, Refusal> {
+        Ok(Self::parse(text)?)
     }
 
     fn schema() -> Schema {
@@ -281,14 +272,12 @@ fn level_of(word: &str) -> Result<LevelFilter, String> {
 }
 
 fn meant_level(word: &str) -> Option<&'static str> {
-    let word = word.to_ascii_lowercase();
-    let other = OTHER_WORDS.iter().find(|(other, _)| *other == word).map(|(_, level)| *level);
-    other.or_else(|| did_you_mean(&word, LEVELS.split(", ")))
+    choice::meant(word, &LEVELS, OTHER_WORDS)
 }
 
 fn levels(meant: Option<&str>) -> String {
     let meant = meant.map(|meant| format!("did you mean `{meant}`? ")).unwrap_or_default();
-    format!("{meant}the levels are {LEVELS}")
+    format!("{meant}the levels are {}", LEVELS.join(", "))
 }
 
 // === modules ===
@@ -412,11 +401,13 @@ mod tests {
             let (alone, of_module) = (refusal(word), refusal(&format!("lb_service={word}")));
             for problem in [alone, of_module] {
                 assert!(problem.contains(&format!("did you mean `{meant}`?")), "{problem}");
-                assert!(problem.contains(word) && problem.contains(LEVELS), "{problem}");
+                assert!(problem.contains(word) && problem.contains(&LEVELS.join(", ")), "{problem}");
             }
         }
-        assert!(refusal("3").contains(LEVELS));
-        assert!(refusal("lb_service=").contains(LEVELS) && refusal("a=b=c").contains("no module `a`"));
+        assert!(refusal("3").contains(&LEVELS.join(", ")));
+        assert!(
+            refusal("lb_service=").contains(&LEVELS.join(", ")) && refusal("a=b=c").contains("no module `a`")
+        );
     }
 
     #[test]

@@ -1,0 +1,257 @@
+//! The scalars that only the sections of this crate have. None can hold an invalid value, because it is rejected while
+//! it is read.
+
+use std::borrow::Cow;
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use schemars::{Schema, json_schema};
+use values::address::{self, Purpose, is_host_name};
+use values::{PositiveDuration, Refusal, Scalar, path};
+
+use crate::listener::ListenAddress;
+use crate::route::HostPattern;
+
+/// The longest age of a cookie that browsers accept: 400 days, in hours.
+const MAX_COOKIE_AGE: u64 = 9600;
+
+/// A name in a certificate: a host name without wildcards, or an IP address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServerName(pub String);
+
+/// The name of a cookie: a token of RFC 6265.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CookieName(pub Arc<str>);
+
+/// The lifetime of a cookie: whole seconds, at most 400 days.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CookieAge(PositiveDuration<MAX_COOKIE_AGE>);
+
+/// The name of a query parameter, as it is sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QueryName(pub Arc<str>);
+
+// === listeners ===
+
+impl Scalar for ListenAddress {
+    const READS_NUMBERS: bool = true;
+
+    fn expected() -> Cow<'static, str> {
+        Purpose::Listener.expected().into()
+    }
+
+    fn from_text(text: &str) -> Result<Self, Refusal> {
+        if let Some(path) = text.strip_prefix("unix:") {
+            return path::unix_listener(path).map(Self::Unix);
+        }
+        match text.strip_prefix(':').map(str::parse) {
+            Some(Ok(port @ 1..)) => Ok(Self::Tcp((Ipv4Addr::UNSPECIFIED, port).into())),
+            _ => address::parse(text, Purpose::Listener).map(Self::Tcp),
+        }
+    }
+
+    fn schema() -> Schema {
+        json_schema!({"type": "string", "pattern": "^(unix:/\\S+|[0-9A-Fa-f.:%\\[\\]]*:[0-9]{1,5})$"})
+    }
+}
+
+// === hosts ===
+
+impl Scalar for HostPattern {
+    fn expected() -> Cow<'static, str> {
+        "a host such as example.com or *.example.com".into()
+    }
+
+    fn from_text(text: &str) -> Result<Self, Refusal> {
+        Self::parse(text).map_err(|error| {
+            let hint = host_hint(text).map(|hint| format!("\n{hint}")).unwrap_or_default();
+            let message = match text.contains("://") {
+                true => format!("{text:?} is a URL, and a host is asked for{hint}"),
+                false => format!("{error}, found {text:?}{hint}"),
+            };
+            message.into()
+        })
+    }
+
+    fn schema() -> Schema {
+        json_schema!({"type": "string", "minLength": 1})
+    }
+}
+
+/// Returns the hint for a host that was copied from another place, such as a URL.
+fn host_hint(text: &str) -> Option<String> {
+    if text == "*" {
+        return Some("remove `host` to match every host".to_owned());
+    }
+    let host = text.split_once("://").map_or(text, |(_, rest)| rest).split('/').next().unwrap_or_default();
+    let host =
+        host.rsplit_once(':').filter(|(_, port)| port.parse::<u16>().is_ok()).map_or(host, |(host, _)| host);
+    let is_right = host != text && HostPattern::parse(host).is_ok();
+    let quoted = if host.starts_with(['*', '[']) { format!("\"{host}\"") } else { host.to_owned() };
+    is_right.then(|| format!("write {quoted}"))
+}
+
+impl Scalar for ServerName {
+    fn expected() -> Cow<'static, str> {
+        "a host name such as example.com".into()
+    }
+
+    fn from_text(text: &str) -> Result<Self, Refusal> {
+        let is_address = text.parse::<IpAddr>().is_ok();
+        let empty_label = text.split('.').any(str::is_empty);
+        if text.contains('*') {
+            return Err(format!("{text:?}: one name is asked for, which cannot have a `*`").into());
+        }
+        if !is_address && (!is_host_name(text) || empty_label) {
+            return Err(format!("expected {}, found {text:?}", Self::expected()).into());
+        }
+        Ok(Self(text.to_owned()))
+    }
+
+    fn schema() -> Schema {
+        json_schema!({"type": "string", "pattern": "^[A-Za-z0-9._:-]+$"})
+    }
+}
+
+// === cookies and queries ===
+
+impl CookieAge {
+    /// Returns the lifetime.
+    pub fn get(self) -> Duration {
+        self.0.get()
+    }
+}
+
+impl Scalar for CookieAge {
+    const READS_NUMBERS: bool = true;
+
+    fn expected() -> Cow<'static, str> {
+        PositiveDuration::<MAX_COOKIE_AGE>::expected()
+    }
+
+    fn from_text(text: &str) -> Result<Self, Refusal> {
+        let age = PositiveDuration::from_text(text)?;
+        if age.get().subsec_nanos() > 0 {
+            return Err(format!("the age of a cookie is counted in whole seconds, found {text}").into());
+        }
+        Ok(Self(age))
+    }
+
+    fn from_bool(value: bool) -> Result<Self, Refusal> {
+        PositiveDuration::from_bool(value).map(Self)
+    }
+
+    fn schema() -> Schema {
+        PositiveDuration::<MAX_COOKIE_AGE>::schema()
+    }
+}
+
+impl Scalar for CookieName {
+    fn expected() -> Cow<'static, str> {
+        "the name of a cookie such as lb_session".into()
+    }
+
+    fn from_text(text: &str) -> Result<Self, Refusal> {
+        let allowed = |c: char| c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(c);
+        if text.is_empty() || text.len() > 128 || !text.chars().all(allowed) {
+            let hint = "use 1 to 128 letters, digits, `_` and `-`";
+            return Err(format!("{text:?} cannot be the name of a cookie\n{hint}").into());
+        }
+        Ok(Self(text.into()))
+    }
+
+    fn schema() -> Schema {
+        json_schema!({"type": "string", "pattern": "^[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}$"})
+    }
+}
+
+impl Scalar for QueryName {
+    fn expected() -> Cow<'static, str> {
+        "the name of a query parameter such as id".into()
+    }
+
+    fn from_text(text: &str) -> Result<Self, Refusal> {
+        let allowed = |c: char| c.is_ascii_graphic() && !"&=#\"<>".contains(c);
+        if text.is_empty() {
+            return Err(format!("expected {}, found an empty text", Self::expected()).into());
+        }
+        if !text.chars().all(allowed) {
+            let message = "has a character that the name of a query parameter cannot have";
+            return Err(format!("{text:?} {message}\nwrite it as it is sent: percent-encoded").into());
+        }
+        Ok(Self(text.into()))
+    }
+
+    fn schema() -> Schema {
+        json_schema!({"type": "string", "pattern": "^[^&=#\"<>\\s]+$"})
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn refusal<T: Scalar>(text: &str) -> String {
+        match T::from_text(text) {
+            Ok(_) => panic!("{text:?} was accepted"),
+            Err(refusal) => refusal.to_string(),
+        }
+    }
+
+    #[track_caller]
+    fn accepts<T: Scalar>(texts: &[&str]) {
+        for text in texts {
+            assert!(T::from_text(text).is_ok(), "{text}");
+        }
+    }
+
+    #[test]
+    fn cookies_have_a_valid_name_and_an_age_in_whole_seconds() {
+        accepts::<CookieName>(&["lb", "__Host-lb", "a.b"]);
+        for text in ["", "a b", "a=b", "a;b", "ä", "a\"", "a,b"] {
+            assert!(refusal::<CookieName>(text).contains("cannot be the name of a cookie"), "{text}");
+        }
+        accepts::<CookieAge>(&["1s", "1h", "168h", "9600h", "2000ms"]);
+        assert!(refusal::<CookieAge>("0s").contains("above zero"));
+        assert!(refusal::<CookieAge>("1500ms").contains("whole seconds"));
+        assert!(refusal::<CookieAge>("9601h").contains("400 days\nwrite 9600h"));
+        assert!(refusal::<CookieAge>("99999999999999999999h").contains("400 days"));
+        assert!(refusal::<CookieAge>("7d").ends_with("write 168h"));
+        assert!(refusal::<CookieAge>("500d").contains("400 days"));
+    }
+
+    #[test]
+    fn query_parameters_are_named_as_they_are_sent() {
+        accepts::<QueryName>(&["id", "a[]", "a%20b", "a?b"]);
+        assert!(refusal::<QueryName>("").contains("empty"));
+        for text in ["a b", "a=b", "a&b", "ä", "#"] {
+            assert!(refusal::<QueryName>(text).contains("percent-encoded"), "{text}");
+        }
+    }
+
+    #[test]
+    fn listeners_can_be_unix_sockets_with_an_absolute_path() {
+        accepts::<ListenAddress>(&["0.0.0.0:80", "[::]:80", ":80", "unix:/run/a.sock"]);
+        assert_eq!(ListenAddress::from_text(":80"), ListenAddress::from_text("0.0.0.0:80"));
+        assert!(refusal::<ListenAddress>("unix:a.sock").contains("absolute"));
+        assert!(refusal::<ListenAddress>("unix:/run/a b").contains("white space"));
+        assert!(refusal::<ListenAddress>(&format!("unix:/{}", "a".repeat(107))).contains("this one has 108"));
+        assert!(refusal::<ListenAddress>("*:80").contains("write \":80\""));
+    }
+
+    #[test]
+    fn hosts_have_neither_scheme_nor_port() {
+        assert!(refusal::<HostPattern>("https://a.com:80/x").ends_with("write a.com"));
+        assert!(refusal::<HostPattern>("*").ends_with("remove `host` to match every host"));
+        assert!(refusal::<HostPattern>("a.com:80").contains("expected a host without a port, because"));
+    }
+
+    #[test]
+    fn names_in_certificates_have_no_wildcard() {
+        accepts::<ServerName>(&["one.one.one.one", "127.0.0.1", "a_b.example"]);
+        assert!(refusal::<ServerName>("*.example.com").contains("cannot have a `*`"));
+        assert!(refusal::<ServerName>("a..b").contains("a host name"));
+    }
+}

@@ -1,0 +1,48 @@
+//! Networks, which are types of the crate `ipnet`.
+
+use std::borrow::Cow;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use schemars::{Schema, json_schema};
+
+use crate::scalar::{Refusal, Scalar};
+
+impl Scalar for IpNet {
+    fn expected() -> Cow<'static, str> {
+        "a network such as 10.0.0.0/8, or an address".into()
+    }
+
+    fn from_text(text: &str) -> Result<Self, Refusal> {
+        if let Ok(address) = text.parse::<IpAddr>() {
+            return Ok(address.into());
+        }
+        let Ok(network) = text.parse::<Self>() else {
+            let all = ["all", "any", "*"].contains(&text);
+            let hint = if all { "\nname the networks of the proxies" } else { "" };
+            return Err(format!("expected {}, found {text:?}{hint}", Self::expected()).into());
+        };
+        if network.addr() != network.network() {
+            let right = network.trunc();
+            return Err(format!("{text:?} has bits set beyond its prefix\ndid you mean {right}?").into());
+        }
+        Ok(network)
+    }
+
+    fn schema() -> Schema {
+        json_schema!({"type": "string", "pattern": "^[0-9A-Fa-f.:]+(/[0-9]{1,3})?$"})
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{accepts, refusal};
+
+    #[test]
+    fn networks_have_no_bits_beyond_their_prefix() {
+        accepts::<IpNet>(&["10.0.0.0/8", "10.0.0.1", "::1", "fd00::/8"]);
+        assert!(refusal::<IpNet>("10.0.0.1/8").contains("did you mean 10.0.0.0/8?"));
+        assert!(refusal::<IpNet>("10.0.0.0/33").contains("expected a network"));
+    }
+}

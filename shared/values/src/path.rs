@@ -1,0 +1,159 @@
+//! Paths of files, directories and sockets.
+
+use std::borrow::Cow;
+use std::path::{Path, PathBuf};
+
+use schemars::{Schema, json_schema};
+
+use crate::scalar::{Refusal, Scalar};
+
+/// The longest path that fits into a Unix socket address, in bytes.
+const MAX_UNIX_PATH: usize = 107;
+
+/// A path that does not depend on the working directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AbsolutePath(pub PathBuf);
+
+/// The path of a Unix socket, which does not depend on the working directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SocketPath(pub PathBuf);
+
+/// A path of a file that is read when the configuration is loaded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReadPath(pub PathBuf);
+
+/// A directory, written as an absolute path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Directory(pub PathBuf);
+
+impl Scalar for AbsolutePath {
+    fn expected() -> Cow<'static, str> {
+        "an absolute path such as /run/name.sock".into()
+    }
+
+    fn from_text(text: &str) -> Result<Self, Refusal> {
+        let path = readable_path(text)?;
+        if ["stdout", "stderr", "none", "off", "-"].contains(&text) {
+            return Err(format!("{text:?} is not a path\nremove the key").into());
+        }
+        if !path.is_absolute() {
+            return Err(format!(
+                "the path {text:?} is not absolute\nwrite the whole path, from `/`: a daemon runs in another directory"
+            )
+            .into());
+        }
+        if text.ends_with('/') || path.file_name().is_none() {
+            return Err(format!("{text:?} is a directory, expected a file").into());
+        }
+        Ok(Self(path.to_owned()))
+    }
+
+    fn schema() -> Schema {
+        json_schema!({"type": "string", "pattern": "^/.*[^/]$"})
+    }
+}
+
+impl Scalar for SocketPath {
+    fn expected() -> Cow<'static, str> {
+        AbsolutePath::expected()
+    }
+
+    fn from_text(text: &str) -> Result<Self, Refusal> {
+        let AbsolutePath(path) = AbsolutePath::from_text(text)?;
+        refuse_long(text)?;
+        Ok(Self(path))
+    }
+
+    fn schema() -> Schema {
+        json_schema!({"type": "string", "pattern": "^/.*[^/]$", "maxLength": MAX_UNIX_PATH})
+    }
+}
+
+impl Scalar for ReadPath {
+    fn expected() -> Cow<'static, str> {
+        "a path".into()
+    }
+
+    fn from_text(text: &str) -> Result<Self, Refusal> {
+        readable_path(text).map(|path| Self(path.to_owned()))
+    }
+
+    fn schema() -> Schema {
+        json_schema!({"type": "string", "minLength": 1})
+    }
+}
+
+impl Scalar for Directory {
+    fn expected() -> Cow<'static, str> {
+        "a directory such as /var/lib/load_balancer".into()
+    }
+
+    fn from_text(text: &str) -> Result<Self, Refusal> {
+        if !text.starts_with('/') || text.contains('\0') {
+            return Err(
+                format!("the directory {text:?} is not absolute\nwrite the whole path, from `/`").into()
+            );
+        }
+        Ok(Self(text.into()))
+    }
+
+    fn schema() -> Schema {
+        json_schema!({"type": "string", "pattern": "^/"})
+    }
+}
+
+fn readable_path(text: &str) -> Result<&Path, Refusal> {
+    if text.is_empty() || text.contains('\0') {
+        return Err(format!("{text:?} is not a path").into());
+    }
+    Ok(Path::new(text))
+}
+
+/// Parses the path of a Unix socket to listen on, which comes after `unix:`.
+///
+/// # Errors
+///
+/// Returns the reason why the path is rejected.
+pub fn unix_listener(path: &str) -> Result<PathBuf, Refusal> {
+    if !path.starts_with('/') {
+        let message = "the path of a Unix socket must be absolute";
+        return Err(format!("{message}, found {path:?}\nwrite unix:/path").into());
+    }
+    refuse_long(path)?;
+    if path.contains(|c: char| c.is_whitespace() || c.is_control()) {
+        return Err(format!("the path of a Unix socket cannot have white space, found {path:?}").into());
+    }
+    Ok(PathBuf::from(path))
+}
+
+fn refuse_long(socket: &str) -> Result<(), Refusal> {
+    let length = socket.len();
+    if length <= MAX_UNIX_PATH {
+        return Ok(());
+    }
+    let message =
+        format!("the path of a Unix socket has at most {MAX_UNIX_PATH} bytes, this one has {length}");
+    Err(message.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{accepts, refusal};
+
+    #[test]
+    fn paths_of_files_to_create_are_absolute() {
+        accepts::<AbsolutePath>(&["/run/a.pid"]);
+        assert!(refusal::<AbsolutePath>("a.pid").contains("not absolute"));
+        assert!(refusal::<AbsolutePath>("/run/").contains("directory"));
+        assert!(refusal::<AbsolutePath>("/").contains("directory"));
+        assert!(refusal::<ReadPath>("").contains("not a path"));
+        assert!(refusal::<Directory>("lib").contains("not absolute"));
+    }
+
+    #[test]
+    fn paths_of_sockets_fit_into_an_address() {
+        accepts::<SocketPath>(&["/run/a.sock"]);
+        assert!(refusal::<SocketPath>(&format!("/{}", "a".repeat(107))).contains("this one has 108"));
+    }
+}

@@ -1,0 +1,198 @@
+//! Parts of HTTP requests, some of which are types of the crate `http`.
+
+use std::borrow::Cow;
+
+use http::uri::{Authority, PathAndQuery};
+use http::{HeaderName, HeaderValue, Method};
+use schemars::{Schema, json_schema};
+
+use crate::scalar::{Refusal, Scalar};
+
+/// A host name with an optional port, as in a `Host` header.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostHeader(pub HeaderValue);
+
+/// The path of a request: begins with `/`, without query and fragment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RequestPath(pub String);
+
+/// The value of a request header.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HeaderText(pub HeaderValue);
+
+// === hosts ===
+
+impl HostHeader {
+    /// Returns the host, and the port if there is one.
+    pub fn as_str(&self) -> &str {
+        self.0.to_str().expect("the authority of a URI has visible ASCII characters only")
+    }
+}
+
+impl Scalar for HostHeader {
+    fn expected() -> Cow<'static, str> {
+        "a host name, with a port if need be".into()
+    }
+
+    fn from_text(text: &str) -> Result<Self, Refusal> {
+        let authority = Authority::try_from(text).ok();
+        let is_host = authority.is_some_and(|it| !it.host().is_empty() && !text.contains('@'));
+        let value = HeaderValue::from_str(text).ok().filter(|_| is_host);
+        value.map(Self).ok_or_else(|| format!("expected {}, found {text:?}", Self::expected()).into())
+    }
+
+    fn schema() -> Schema {
+        json_schema!({"type": "string", "minLength": 1})
+    }
+}
+
+// === paths ===
+
+impl Scalar for RequestPath {
+    fn expected() -> Cow<'static, str> {
+        "a path that begins with / such as /v1".into()
+    }
+
+    fn from_text(text: &str) -> Result<Self, Refusal> {
+        if text.starts_with(['~', '^']) {
+            let hint =
+                "regular expressions are not supported: write the beginning of the path as `path_prefix`";
+            return Err(format!("expected {}, found {text:?}\n{hint}", Self::expected()).into());
+        }
+        begins_with_slash::<Self>(text)?;
+        if text.contains(['?', '#']) {
+            return Err(format!("{text:?}: routes look at the path only\ndrop what follows the path").into());
+        }
+        target(text)?;
+        Ok(Self(text.to_owned()))
+    }
+
+    fn schema() -> Schema {
+        json_schema!({"type": "string", "pattern": "^/[^?#\\s]*$"})
+    }
+}
+
+impl Scalar for PathAndQuery {
+    fn expected() -> Cow<'static, str> {
+        "a path that begins with / such as /healthz".into()
+    }
+
+    fn from_text(text: &str) -> Result<Self, Refusal> {
+        begins_with_slash::<Self>(text)?;
+        if let Some((path, _)) = text.split_once('#') {
+            return Err(format!("{text:?} has a fragment, which is never sent\nwrite {path}").into());
+        }
+        target(text)
+    }
+
+    fn schema() -> Schema {
+        json_schema!({"type": "string", "pattern": "^/[^#\\s]*$"})
+    }
+}
+
+fn begins_with_slash<T: Scalar>(text: &str) -> Result<(), Refusal> {
+    if text.starts_with('/') {
+        return Ok(());
+    }
+    let right = text.trim_start_matches(['*', '.']);
+    Err(format!("expected {}, found {text:?}\nwrite /{right}", T::expected()).into())
+}
+
+fn target(text: &str) -> Result<PathAndQuery, Refusal> {
+    let error = || format!("{text:?} has a character that a path cannot have\npercent-encode it").into();
+    PathAndQuery::try_from(text).map_err(|_| error())
+}
+
+// === methods and headers ===
+
+impl Scalar for Method {
+    fn expected() -> Cow<'static, str> {
+        "a method in upper case such as GET or POST".into()
+    }
+
+    fn from_text(text: &str) -> Result<Self, Refusal> {
+        let upper = text.to_ascii_uppercase();
+        match Self::from_bytes(text.as_bytes()) {
+            Ok(method) if upper == text => Ok(method),
+            Ok(_) => Err(format!("methods are case-sensitive, found {text:?}\ndid you mean {upper}?").into()),
+            Err(_) => Err(format!("expected {}, found {text:?}", Self::expected()).into()),
+        }
+    }
+
+    fn schema() -> Schema {
+        json_schema!({"type": "string", "pattern": "^[^a-z\\s]+$"})
+    }
+}
+
+impl Scalar for HeaderName {
+    fn expected() -> Cow<'static, str> {
+        "the name of a header such as X-Canary".into()
+    }
+
+    fn from_text(text: &str) -> Result<Self, Refusal> {
+        let name = Self::from_bytes(text.as_bytes());
+        name.map_err(|_| format!("expected {}, found {text:?}", Self::expected()).into())
+    }
+
+    fn schema() -> Schema {
+        json_schema!({"type": "string", "pattern": "^[!#$%&'*+.^_`|~0-9A-Za-z-]+$"})
+    }
+}
+
+impl Scalar for HeaderText {
+    fn expected() -> Cow<'static, str> {
+        "a string".into()
+    }
+
+    fn from_text(text: &str) -> Result<Self, Refusal> {
+        if text.trim() != text {
+            let message = "white space around the value of a header is never sent";
+            return Err(format!("{message}, found {text:?}").into());
+        }
+        let value = HeaderValue::from_str(text);
+        value.map(Self).map_err(|_| format!("{text:?} has a character that a header cannot have").into())
+    }
+
+    fn schema() -> Schema {
+        json_schema!({"type": "string"})
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{accepts, refusal};
+
+    #[test]
+    fn methods_are_in_upper_case() {
+        accepts::<Method>(&["GET", "PATCH", "M-SEARCH"]);
+        assert!(refusal::<Method>("get").contains("did you mean GET?"));
+        assert!(refusal::<Method>("").contains("expected a method"));
+    }
+
+    #[test]
+    fn paths_begin_with_a_slash() {
+        accepts::<RequestPath>(&["/", "/a/b", "/a%20b"]);
+        assert!(refusal::<RequestPath>("a").ends_with("write /a"));
+        assert!(refusal::<RequestPath>("~ ^/a").contains("regular expressions are not supported"));
+        assert!(refusal::<RequestPath>("/a?b").contains("path only"));
+        assert!(refusal::<RequestPath>("/a b").contains("percent-encode"));
+        accepts::<PathAndQuery>(&["/", "/healthz?deep=1"]);
+        assert!(refusal::<PathAndQuery>("healthz").ends_with("write /healthz"));
+        assert!(refusal::<PathAndQuery>("/a#b").ends_with("write /a"));
+        assert!(refusal::<PathAndQuery>("/a b").contains("percent-encode"));
+    }
+
+    #[test]
+    fn hosts_can_have_a_port() {
+        accepts::<HostHeader>(&["example.com", "example.com:80", "[::1]:80"]);
+        assert!(refusal::<HostHeader>("a b").contains("a host name"));
+        assert!(refusal::<HostHeader>("me@example.com").contains("a host name"));
+    }
+
+    #[test]
+    fn headers_are_valid_in_a_request() {
+        assert!(refusal::<HeaderName>("X Canary").contains("the name of a header"));
+        assert!(refusal::<HeaderText>(" 1").contains("white space"));
+    }
+}
