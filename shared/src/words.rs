@@ -10,6 +10,15 @@ pub fn count_of(number: usize, noun: &str) -> String {
     count(u64::try_from(number).unwrap_or(u64::MAX), noun)
 }
 
+/// Formats names as an enumeration: "`a`, `b` and `c`".
+pub(crate) fn listed(names: &[&str]) -> String {
+    let quoted: Vec<String> = names.iter().map(|name| format!("`{name}`")).collect();
+    match quoted.split_last() {
+        Some((last, others)) if !others.is_empty() => format!("{} and {last}", others.join(", ")),
+        _ => quoted.concat(),
+    }
+}
+
 /// Formats a time span in its two largest units: `12s`, `1m05s`, `2h03m`, `5d01h`.
 pub fn span(seconds: u64) -> String {
     match (seconds / 86_400, seconds / 3600, seconds / 60) {

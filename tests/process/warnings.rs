@@ -145,3 +145,106 @@ fn two_names_of_one_key_or_a_yaml_1_1_boolean_as_a_key_are_refused() {
         assert!(finished.code == Some(2) && finished.stderr.contains(said), "{finished:?}");
     }
 }
+
+#[test]
+fn a_backend_that_is_this_daemon_itself_causes_a_warning() {
+    let lab = Lab::new();
+    let origin = Origin::start("one");
+    let text = pool(&[&origin], "");
+    let more = |own: &str| {
+        format!(
+            "  own:\n    backends: [\"{own}\"]\nroutes: [{{match: {{path: /}}, pool: own}}, {{pool: web}}]\n"
+        )
+    };
+    for (own, what) in [
+        ("127.0.0.1:7001", "listener"),
+        ("localhost:7002", "listener"),
+        ("[::1]:7003", "listener"),
+        ("127.0.0.1:7004", "metrics address"),
+    ] {
+        let listeners =
+            "listeners: [\"127.0.0.1:7001\", \":7002\", \"[::]:7003\"]\nmetrics: {address: 127.0.0.1:7004}\n";
+        std::fs::write(lab.path("conf.yaml"), format!("{listeners}{text}{}", more(own))).unwrap();
+        let lenient = run(&lab, &["check"]);
+        assert_eq!(lenient.code, Some(0), "{own}: {lenient:?}");
+        assert!(
+            lenient
+                .stderr
+                .contains(&format!("warning[LB025]: the backend {}", own.replace("localhost", "127.0.0.1"))),
+            "{lenient:?}"
+        );
+        assert!(lenient.stderr.contains(&format!("is this daemon's own {what}")), "{lenient:?}");
+        assert_eq!(run(&lab, &["check", "--strict"]).code, Some(2), "{own}");
+    }
+    let quick = [
+        "proxy",
+        "-t",
+        "--listen",
+        "127.0.0.1:7001",
+        "--metrics",
+        "127.0.0.1:7004",
+        "--to",
+        "127.0.0.1:7001",
+    ];
+    let quick = lab.run(&quick);
+    assert!(quick.stderr.contains("LB025"), "{quick:?}");
+}
+
+/// Runs the program with these two variables only, or without one of them if it is empty.
+fn run_with_authorities(lab: &Lab, words: &[&str], file: Option<&str>, directory: Option<&str>) -> Finished {
+    let mut command = lab.command();
+    command.env_remove("SSL_CERT_FILE").env_remove("SSL_CERT_DIR");
+    command.envs(file.map(|file| ("SSL_CERT_FILE", file)));
+    command.envs(directory.map(|directory| ("SSL_CERT_DIR", directory)));
+    lab.finish(command, &[words, &["-c", path_str(&lab.path("conf.yaml"))]].concat())
+}
+
+#[test]
+fn a_variable_that_names_no_authorities_is_an_error_and_not_a_panic() {
+    let lab = Lab::new();
+    let origin = Origin::start("one");
+    let none = lab.path("None");
+    let none = path_str(&none);
+    for more in ["", "tls: {}"] {
+        lab.config(&pool(&[&origin], more));
+        for words in [&["check"][..], &["-t"], &[]] {
+            for (file, directory, name) in
+                [(Some(none), None, "SSL_CERT_FILE"), (None, Some(none), "SSL_CERT_DIR")]
+            {
+                let wrong = run_with_authorities(&lab, words, file, directory);
+                assert_eq!(wrong.code, Some(2), "{words:?}: {wrong:?}");
+                assert!(
+                    wrong.stderr.contains("error[LB061]") && !wrong.stderr.contains("panicked"),
+                    "{wrong:?}"
+                );
+                assert!(
+                    wrong.stderr.contains(&format!("{name}={none}: no such file or directory")),
+                    "{wrong:?}"
+                );
+                assert!(
+                    wrong.stderr.contains(&format!("unset the environment variable {name}")),
+                    "{wrong:?}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn pools_that_verify_without_authorities_cause_a_warning() {
+    let lab = Lab::new();
+    let origin = Origin::start("one");
+    let check = |more: &str| {
+        lab.config(&pool(&[&origin], more));
+        run_with_authorities(&lab, &["check"], Some("/dev/null"), None)
+    };
+    let warned = check("tls: {}");
+    assert_eq!(warned.code, Some(0), "{warned:?}");
+    assert!(
+        warned.stderr.contains("warning[LB063]") && warned.stderr.contains("SSL_CERT_FILE=/dev/null"),
+        "{warned:?}"
+    );
+    for fine in ["", "tls: {verify: false}"] {
+        assert_eq!(check(fine).stderr, "", "{fine}");
+    }
+}

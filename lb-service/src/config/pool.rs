@@ -72,7 +72,7 @@ pub struct PoolConfig<Check: Default> {
 #[serde(deny_unknown_fields)]
 pub struct TlsConfig {
     /// The name that is sent in the handshake and that the certificate must match. Default: no name is sent, and the
-    /// certificate must match the address of the backend.
+    /// certificate must match the IP address of the backend, also for `localhost`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sni: Option<Text<ServerName>>,
     /// Whether the certificate is verified. `false` accepts any certificate.

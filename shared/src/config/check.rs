@@ -3,7 +3,9 @@
 //! The configuration is decoded, but wrong values might have been removed from it. A rule about something that is
 //! *missing* must therefore call [`Node::is_damaged`] first.
 
+mod authorities;
 mod balancing;
+mod loops;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -29,8 +31,12 @@ use super::plan;
 use super::problem::{Id, Problem, Span};
 use super::secrets::{SecretError, session_keys};
 use super::sections::Config;
+use super::words::for_nothing;
 use crate::process::files::reason;
 use crate::process::privileges::user_name;
+
+/// The maximum number of routes that a hint shows for pools, apart from the last route.
+const MAX_EXAMPLES: usize = 5;
 
 /// The keys of a health check that apply to HTTP only.
 const HTTP_KEYS: [&str; 4] = ["path", "method", "expect_status", "expect_body"];
@@ -49,6 +55,7 @@ pub(crate) fn check(config: &Config, root: &Node, context: &Context<'_>) -> Find
     checker.check_offload();
     checker.check_ca_file();
     checker.check_ca_file_used();
+    checker.check_system_authorities();
     checker.check_sources_used();
     checker.check_working_directory();
     checker.check_accounts();
@@ -196,7 +203,11 @@ impl Checker<'_> {
         for (key, user, group) in [("user", user, None), ("group", None, group)] {
             if let Some(reason) = self.context.files.refuses_accounts(user, group) {
                 let problem = Problem::new(Id::Account, reason);
-                self.report(&path![key], problem.hint("create it, or use the name or ID of another one"));
+                let written = user.or(group).map(|name| Value::Text { text: name.to_owned(), plain: true });
+                let absent = written.and_then(|written| for_nothing(&path![key], &written));
+                let hint =
+                    absent.unwrap_or_else(|| "create it, or use the name or ID of another one".to_owned());
+                self.report(&path![key], problem.hint(hint));
             }
         }
     }
@@ -384,6 +395,7 @@ impl Checker<'_> {
     fn check_pool(&mut self, name: &str, pool: &Pool) {
         self.check_backends_given(name, pool);
         self.check_backend_addresses(name, pool);
+        self.check_own_addresses(name, pool);
         self.check_balancing(name, pool);
         if let Some(tls) = &pool.tls {
             self.check_tls_name(name, pool, tls);
@@ -423,24 +435,36 @@ impl Checker<'_> {
         self.root.place(if self.is_written(&long) { &long } else { &long[..4] })
     }
 
-    /// Warns about a missing `sni`, without which certificates must be issued for IP addresses. A pool with a `host`
-    /// most likely needs it.
+    /// Warns about a missing `sni`, without which certificates must be issued for IP addresses. A pool that has a
+    /// `host`, or the backend `localhost`, most likely needs it.
     fn check_tls_name(&mut self, name: &str, pool: &Pool, tls: &TlsConfig) {
         let path = path!["pools", name, "tls"];
-        let host = pool.host.as_ref().map(|host| host.written().split(':').next().unwrap_or_default());
-        let host = host.filter(|host| host.contains(|c: char| c.is_ascii_alphabetic()));
-        let (true, None, Some(host)) = (tls.verify, &tls.sni, host) else { return };
-        if self.root.is_damaged(&path) {
+        if !tls.verify || tls.sni.is_some() || self.root.is_damaged(&path) {
             return;
         }
-        let message =
-            "`tls` has no `sni`, so the certificates must be issued for the IP addresses of the backends";
-        let named = self.root.place(&path!["pools", name, "host"]);
-        let problem = Problem::new(Id::MissingName, message).related(named, "the name is given here");
-        self.report_key(
-            &path,
-            problem.hint(format!("if they are issued for a host name, add `sni: {host}`")),
-        );
+        if let Some((host, place)) = self.name_of_backends(name, pool) {
+            let message =
+                "`tls` has no `sni`, so the certificates must be issued for the IP addresses of the backends";
+            let problem = Problem::new(Id::MissingName, message).related(place, "the name is given here");
+            self.report_key(
+                &path,
+                problem.hint(format!("if they are issued for a host name, add `sni: {host}`")),
+            );
+        }
+    }
+
+    /// Returns the host name that the backends most likely have in their certificates, and its place.
+    fn name_of_backends(&self, name: &str, pool: &Pool) -> Option<(String, Span)> {
+        let host_of = |address: &str| address.split(':').next().unwrap_or_default().to_owned();
+        let is_name = |host: &String| host.contains(|c: char| c.is_ascii_alphabetic());
+        let host = pool.host.as_ref().map(|host| host_of(host.written())).filter(is_name);
+        if let Some(host) = host {
+            return Some((host, self.root.place(&path!["pools", name, "host"])));
+        }
+        let is_local = |host: &String| host.eq_ignore_ascii_case("localhost");
+        let hosts = pool.backends.iter().map(|backend| host_of(backend.address.written()));
+        let (index, host) = hosts.enumerate().find(|(_, host)| is_local(host))?;
+        Some((host, self.backend_place(name, index)))
     }
 
     fn check_tls_authorities(&mut self, name: &str, tls: &TlsConfig) {
@@ -563,13 +587,10 @@ impl Checker<'_> {
             0 | 1 => "the list of routes is empty, so no request reaches a pool".to_owned(),
             count => format!("there are {count} pools, but no routes that assign requests to them"),
         };
-        let first = names.first().copied().unwrap_or("web").to_owned();
         let written = self.is_written(&path!["routes"]);
-        let place = if written { "routes" } else { "pools" };
-        self.report_key(
-            &path![place],
-            Problem::new(Id::NoRoutes, message).hint(format!("add\n\nroutes:\n  - pool: {first}")),
-        );
+        let (place, action) = if written { ("routes", "write") } else { ("pools", "add") };
+        let hint = format!("{action} a route for each pool, such as\n\nroutes:{}", routes_to(&names));
+        self.report_key(&path![place], Problem::new(Id::NoRoutes, message).hint(hint));
     }
 
     fn routes(&self) -> impl Iterator<Item = (usize, &'_ RouteConfig)> + use<'_> {
@@ -703,6 +724,15 @@ impl Checker<'_> {
             self.report_key(&path!["pools", name.as_str()], problem.hint("add a route, or remove the pool"));
         }
     }
+}
+
+/// Formats a route to each pool. The first pool gets the requests that match no other route, so its route is the last
+/// one.
+fn routes_to(pools: &[&str]) -> String {
+    let (first, others) = pools.split_first().unwrap_or((&"web", &[]));
+    let others = others.iter().take(MAX_EXAMPLES);
+    let others = others.map(|pool| format!("\n  - {{match: {{path_prefix: /{pool}}}, pool: {pool}}}"));
+    format!("{}\n  - pool: {first}", others.collect::<String>())
 }
 
 /// Returns the directory part of a path.

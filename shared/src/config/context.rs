@@ -9,6 +9,8 @@ use std::path::Path;
 use nix::errno::Errno;
 use nix::libc::O_NONBLOCK;
 use nix::unistd::{AccessFlags, Uid, access};
+use pingora::tls::load_native_certs;
+use rustls::RootCertStore;
 
 use super::MAX_BYTES;
 use super::env::Lookup;
@@ -74,6 +76,15 @@ pub trait Files {
     ///
     /// Returns the error of the system if the file cannot be read.
     fn read_secret(&self, path: &Path) -> io::Result<(Protection, Vec<u8>)>;
+
+    /// Loads the certificate authorities of the system, as Pingora does, and returns how many there are.
+    ///
+    /// # Errors
+    ///
+    /// Returns the reason if they cannot be loaded. The default implementation always finds one.
+    fn system_authorities(&self) -> Result<usize, String> {
+        Ok(1)
+    }
 
     /// Returns the ID of the user that the daemon runs as. If this user does not exist, it is the user that starts the
     /// daemon.
@@ -186,6 +197,16 @@ impl Files for RealFiles {
         Ok((protection, bytes))
     }
 
+    fn system_authorities(&self) -> Result<usize, String> {
+        let certificates = load_native_certs().map_err(|error| without_code(&error))?;
+        let mut store = RootCertStore::empty();
+        certificates
+            .into_iter()
+            .try_for_each(|certificate| store.add(certificate))
+            .map_err(|error| format!("a certificate is invalid: {error}"))?;
+        Ok(store.len())
+    }
+
     fn uid_of(&self, account: Account<'_>) -> u32 {
         let identity = Identity::resolve(account.user, account.group).ok().flatten();
         identity.map_or_else(Uid::effective, |identity| identity.uid()).as_raw()
@@ -225,6 +246,12 @@ impl Files for RealFiles {
     fn refuses_accounts(&self, user: Option<&str>, group: Option<&str>) -> Option<String> {
         Identity::resolve(user, group).err().map(|error| error.to_string())
     }
+}
+
+/// Formats an error without the error code of the system. The case of paths in it is kept.
+fn without_code(error: &io::Error) -> String {
+    let text = error.to_string();
+    text.split(" (os error").next().unwrap_or_default().to_owned()
 }
 
 fn not_writable(error: Errno) -> String {

@@ -19,6 +19,15 @@ use super::document::{self, Entry, List, Node, Step, Value};
 use super::keys::keys;
 use super::problem::{Id, MAX_PROBLEMS, Problem};
 use super::{syntax, words};
+<<<<<<< HEAD
+=======
+use crate::words::{did_you_mean, listed};
+
+/// Returns whether a tree can be decoded without a problem.
+pub(crate) fn is_valid<T: DeserializeOwned>(root: &Node) -> bool {
+    T::deserialize(root).is_ok()
+}
+>>>>>>> e128908 (Hints for wrong indentation, own addresses and missing authorities)
 
 /// Decodes a tree. Wrong values are reported and removed from the tree. `None` means that the rest is not enough for
 /// the type.
@@ -90,10 +99,53 @@ impl Error {
         };
         (!follows).then(|| {
             let problem = self.fault.problem().at(place);
-            let hint =
-                self.newcomers_hint(&path, root).or(problem.hint).or(kind).or_else(|| self.keys_there(&path));
-            Problem { hint, ..problem }
+            let hint = self
+                .newcomers_hint(&path, root)
+                .or(self.already_given(&path, root, problem.hint))
+                .or(kind)
+                .or_else(|| self.keys_there(&path));
+            self.as_one(&path, root, Problem { hint, explains: self.explains(&path, root), ..problem })
         })
+    }
+
+    /// Replaces the hint for a misspelt key if the key that was meant is given as well.
+    fn already_given(&self, path: &[Step], root: &Node, hint: Option<String>) -> Option<String> {
+        let (Fault::UnknownKey { found, .. }, Some((_, at))) = (&self.fault, path.split_last()) else {
+            return hint;
+        };
+        hint.map(|hint| words::beside(&hint, found, root.get(at)).unwrap_or(hint))
+    }
+
+    /// Returns the kind of problem that follows from this error.
+    fn explains(&self, path: &[Step], root: &Node) -> Option<Id> {
+        let Fault::UnknownKey { found, .. } = &self.fault else { return None };
+        let (_, at) = path.split_last()?;
+        words::is_for_pools(at, found, root.get(path)).then_some(Id::NoPools)
+    }
+
+    /// Reports an unknown key together with its twins, see [`Self::twins`].
+    fn as_one(&self, path: &[Step], root: &Node, problem: Problem) -> Problem {
+        let twins = self.twins(path, root);
+        let Some(first) = twins.first() else { return problem };
+        let keys: Vec<&str> = path[path.len() - 1..].iter().chain(&twins).filter_map(Step::key).collect();
+        let also = root.key_place(&[&path[..path.len() - 1], &[first.clone()]].concat());
+        let message = format!("unknown keys {}", listed(&keys));
+        Problem { message, ..problem }.related(also, "also unknown")
+    }
+
+    /// Returns the other unknown keys of the mapping that stand for the same key as the unknown key of this error, such
+    /// as `write_timeout` beside `read_timeout`. One problem reports all of them.
+    fn twins(&self, path: &[Step], root: &Node) -> Vec<Step> {
+        let (Fault::UnknownKey { found, known }, Some((_, at))) = (&self.fault, path.split_last()) else {
+            return Vec::new();
+        };
+        let hint = words::for_key(at, found).filter(|hint| hint.starts_with("write `"));
+        let Some((hint, Value::Map(map))) = hint.zip(root.get(at).map(|node| &node.value)) else {
+            return Vec::new();
+        };
+        let is_twin =
+            |key: &&str| key != found && !known.contains(key) && words::for_key(at, key) == Some(hint);
+        map.entries.iter().map(|entry| entry.key.as_str()).filter(is_twin).map(Step::from).collect()
     }
 
     /// Returns the hint for a value that would be valid with another type, such as `3` for `"3"`. The notations of the
@@ -117,13 +169,18 @@ impl Error {
         match &self.fault {
             Fault::UnknownKey { found, .. } => {
                 let (_, at) = path.split_last()?;
-                words::oddity(at, found, node).or_else(|| words::for_entry(at, found, node))
+                words::oddity(at, found, node)
+                    .or_else(|| words::for_entry(at, found, node))
+                    .map(|hint| words::beside(&hint, found, root.get(at)).unwrap_or(hint))
             }
             Fault::WrongType { expected, .. } if expected == "a mapping" => {
                 words::for_mapping(path, &node?.value)
             }
             Fault::WrongType { expected, .. } if expected == "a list" => words::for_list(path, &node?.value),
-            Fault::WrongType { expected, .. } => words::for_false(path, expected, &node?.value),
+            Fault::WrongType { expected, .. } => words::for_nothing(path, &node?.value)
+                .or_else(|| words::for_true(path, &node?.value))
+                .or_else(|| words::for_false(path, expected, &node?.value)),
+            Fault::Invalid(_) if !self.on_key => words::for_nothing(path, &node?.value),
             _ => None,
         }
     }
@@ -144,6 +201,11 @@ impl Error {
     /// checked as well. Returns `false` if the root itself is wrong.
     fn cut_out(&self, root: &mut Node) -> bool {
         let path = self.path();
+        if let Some((_, at)) = path.split_last() {
+            for twin in self.twins(&path, root) {
+                root.remove_wrong(&[at, &[twin]].concat());
+            }
+        }
         let meant = self.respelled(&path);
         meant.is_some_and(|meant| root.rename_wrong(&path, meant)) || root.remove_wrong(&path)
     }
@@ -242,8 +304,14 @@ fn elsewhere(key: &str) -> Option<String> {
     let keys = keys();
     let places: Vec<&str> =
         keys.iter().filter(|path| path.rsplit('.').next() == Some(key)).map(String::as_str).collect();
-    let places: Vec<String> = places.into_iter().map(nested).collect();
-    (!places.is_empty()).then(|| format!("move it to `{}`", places.join("`, or `")))
+    let places: Vec<String> = places.into_iter().map(place).collect();
+    (!places.is_empty()).then(|| format!("move it to {}", places.join(", or ")))
+}
+
+/// Formats a path as the place of a key.
+fn place(path: &str) -> String {
+    let top_level = if path.contains('.') { "" } else { " at the top level" };
+    format!("`{}`{top_level}", nested(path))
 }
 
 /// Formats a path such as `pools.*.backends.*.weight` in the notation of the file: `pools: {NAME: {backends: [{weight:

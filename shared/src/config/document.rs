@@ -92,6 +92,16 @@ impl From<usize> for Step {
     }
 }
 
+impl Step {
+    /// Returns the key of a step into a mapping.
+    pub(crate) fn key(&self) -> Option<&str> {
+        match self {
+            Self::Key(key) => Some(key),
+            Self::Index(_) => None,
+        }
+    }
+}
+
 /// Parses the only document of a file. The tree contains everything that can be read in spite of problems.
 pub(crate) fn parse(text: &str) -> (Option<Node>, Vec<Problem>) {
     let mut builder = Builder::new(text);
@@ -206,7 +216,7 @@ impl Node {
         }
     }
 
-    fn get_mut(&mut self, path: &[Step]) -> Option<&mut Self> {
+    pub(crate) fn get_mut(&mut self, path: &[Step]) -> Option<&mut Self> {
         path.iter().try_fold(self, |node, step| node.child_mut(step))
     }
 
@@ -303,7 +313,8 @@ impl Node {
         true
     }
 
-    fn mark_damaged(&mut self, path: &[Step]) {
+    /// Marks the containers from the root to `path` as damaged, as in [`Self::remove_wrong`].
+    pub(crate) fn mark_damaged(&mut self, path: &[Step]) {
         match &mut self.value {
             Value::Map(map) => map.damaged = true,
             Value::List(list) => list.damaged = true,

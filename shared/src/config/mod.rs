@@ -17,6 +17,7 @@ mod document;
 mod env;
 mod foreign;
 mod keys;
+mod nesting;
 mod plan;
 mod ports;
 mod print;
@@ -37,10 +38,12 @@ use std::path::{Path, PathBuf};
 
 pub(crate) use check::MAX_RING_WEIGHT;
 use document::{Map, Node, Value};
+use nix::unistd::Uid;
 use problem::{Id, Problem};
 
 use crate::places;
 use crate::process::files::reason;
+use crate::process::privileges::user_name;
 
 pub use context::{Account, Context, Denied, Files, Protection, RealFiles, Wish, loopback};
 pub use env::Lookup;
@@ -108,7 +111,7 @@ fn text_of(path: &Path, context: &Context<'_>) -> Result<String, Box<Problem>> {
         Box::new(problem.hint(format!("{hint}{names}")))
     };
     let bytes = if is_input(path) { context.files.read_input() } else { context.files.read(path) };
-    let bytes = bytes.map_err(|error| unreadable(&reason(&error), remedy(&error)))?;
+    let bytes = bytes.map_err(|error| unreadable(&reason(&error), &remedy(&error, context)))?;
     if bytes.len() > MAX_BYTES {
         let reason = format!("it is longer than {MAX_BYTES} bytes");
         return Err(unreadable(&reason, "name a configuration with `-c`"));
@@ -120,11 +123,17 @@ fn text_of(path: &Path, context: &Context<'_>) -> Result<String, Box<Problem>> {
     })
 }
 
-fn remedy(error: &io::Error) -> &'static str {
+/// Returns the remedy for a configuration that cannot be read. The reader can be a running daemon whose user differs
+/// from the operator, so the remedy names the user.
+fn remedy(error: &io::Error, context: &Context<'_>) -> String {
+    let uid = context.files.uid_of(Account { user: None, group: None });
     match error.kind() {
-        io::ErrorKind::PermissionDenied => "run as root or as a user that can read it",
-        io::ErrorKind::IsADirectory => "name a file in this directory with `-c`",
-        _ => "name an existing file with `-c`",
+        io::ErrorKind::PermissionDenied => {
+            let user = user_name(Uid::from_raw(uid));
+            format!("let the user `{user}` read it, or run as another user")
+        }
+        io::ErrorKind::IsADirectory => "name a file in this directory with `-c`".to_owned(),
+        _ => "name an existing file with `-c`".to_owned(),
     }
 }
 
@@ -155,6 +164,9 @@ fn read(text: &str, context: &Context<'_>, problems: &mut Vec<Problem>) -> Optio
     renamed::rename(&mut root, problems);
     refused::refuse(&mut root, problems);
     ports::refuse(&mut root, problems);
+    if !decode::is_valid::<Config>(&root) {
+        nesting::mend(&mut root, text, problems);
+    }
     let mut config: Config = decode::decode(&mut root, problems)?;
     plan::complete(&mut config, &root, context);
     let mut findings = check::check(&config, &root, context);
@@ -189,8 +201,7 @@ pub fn control_socket_of(path: Option<&Path>, context: &Context<'_>) -> Result<O
 /// Returns whether a problem is only a consequence of the others: there are no pools because the key `pools` has
 /// another name.
 fn follows(found: &Problem, problems: &[Problem]) -> bool {
-    let names_pools = |problem: &Problem| problem.hint.as_ref().is_some_and(|hint| hint.contains("\npools:"));
-    found.id == Id::NoPools && problems.iter().any(names_pools)
+    problems.iter().any(|problem| problem.explains == Some(found.id))
 }
 
 /// Converts an empty file to a mapping without keys.

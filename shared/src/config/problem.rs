@@ -28,6 +28,8 @@ pub struct Problem {
     pub related: Option<(Span, String)>,
     /// The remedy. `None` means that there is no simple one.
     pub hint: Option<String>,
+    /// The kind of problem that is only a consequence of this one and is therefore not reported.
+    pub(crate) explains: Option<Id>,
 }
 
 /// The file that has the problems.
@@ -117,6 +119,7 @@ ids! {
     "022" Error DuplicateBackend "A pool lists the same backend twice. To give a backend a larger share, set its weight.",
     "023" Warning UnusedPool "No route leads to this pool, so it receives no requests.",
     "024" Warning OnlyBackups "Every backend of a pool is a backup, so the backups receive all requests.",
+    "025" Warning OwnAddress "A backend has the address of a listener of this daemon, so requests can loop, or the metrics address of this daemon.",
     "030" Error UnknownPool "A route names a pool that does not exist.",
     "031" Error UnknownListener "A route names a listener that does not exist.",
     "032" Error NoRoutes "There are several pools, but no routes that assign requests to them.",
@@ -126,14 +129,15 @@ ids! {
     "041" Error DuplicateListener "Two listeners have the same name.",
     "042" Error AddressTaken "Two parts of the configuration would listen on the same address.",
     "050" Error CheckTiming "The durations of a health check contradict each other.",
-    "051" Error WithoutEffect "The key has no effect because of another key.",
+    "051" Error WithoutEffect "The key has no effect because it contradicts another key, such as `path_prefix` beside `path`, or `hash_on` beside a policy that does not hash. Remove one of the two, or change the other key.",
     "052" Error EjectionTiming "The longest ejection is shorter than the first ejection.",
     "053" Warning FewBackends "The key has no effect because the pool has too few backends. It takes effect when the pool has more.",
     "054" Warning NothingToActOn "The key has no effect because the file has nothing that it applies to. It takes effect when the file has it.",
     "055" Warning SwitchedOff "The key has no effect because another key turns its feature off.",
     "060" Warning MissingName "TLS to the backends verifies certificates, but `sni` is missing, so the certificates must be issued for the IP addresses.",
-    "061" Error Certificates "A certificate file cannot be read, or it contains no certificates.",
+    "061" Error Certificates "A certificate file cannot be read, or it contains no certificates. Without `ca_file`, the daemon also needs the certificate authorities of the system, or those that the environment variables SSL_CERT_FILE and SSL_CERT_DIR name.",
     "062" Error SessionKeys "The file with the keys of session cookies cannot be read, contains no keys, or is accessible to other users.",
+    "063" Warning NoAuthorities "TLS to the backends verifies certificates, but there are no certificate authorities to verify them with, so no connection to them can be made.",
     "070" Error Directory "A file cannot be created or written: its directory is missing or not writable, or the file itself is not writable.",
     "071" Error PathTaken "Two parts of the configuration would use the same file.",
     "072" Error Incomplete "Two keys must be given together, and one of them is missing.",
@@ -167,7 +171,7 @@ impl Span {
 
 impl Problem {
     pub(crate) fn new(id: Id, message: impl Into<String>) -> Self {
-        Self { id, message: message.into(), span: None, related: None, hint: None }
+        Self { id, message: message.into(), span: None, related: None, hint: None, explains: None }
     }
 
     pub(crate) fn at(mut self, span: Span) -> Self {

@@ -4,12 +4,15 @@
 //! A file of root can also be readable for its group. In Kubernetes, only root can own such files, so this is the only
 //! way to give a secret to a daemon that does not run as root.
 
+use std::io;
 use std::path::Path;
 
 use lb_service::pool::SessionKeys;
+use nix::unistd::Uid;
 
 use super::context::{Files, MAX_SECRET, Protection};
 use crate::process::files::reason;
+use crate::process::privileges::user_name;
 
 /// The reason why a file with a secret is rejected.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,13 +23,17 @@ pub(crate) struct SecretError {
     pub(crate) remedy: String,
 }
 
+const HOW_TO_CREATE: &str = "umask 077; openssl rand -hex 32 >";
 const HOW_TO_MAKE_KEYS: &str = "write one key per line; `openssl rand -hex 32` makes one";
 
 /// Reads the session keys in the file at `path`, for a daemon that runs as the user with the ID `uid`.
 pub(crate) fn session_keys(path: &Path, files: &dyn Files, uid: u32) -> Result<SessionKeys, SecretError> {
-    let unreadable = |error: std::io::Error| SecretError {
+    let unreadable = |error: io::Error| SecretError {
         why: reason(&error),
-        remedy: format!("name a file that the user with the ID {uid} can read"),
+        remedy: match error.kind() {
+            io::ErrorKind::NotFound => format!("create it with `{HOW_TO_CREATE} {}`", path.display()),
+            _ => format!("let the {} read it, or name another file", user(uid)),
+        },
     };
     let (protection, text) = files.read_secret(path).map_err(unreadable)?;
     if let Some(refusal) = protection.refusal(path, uid) {
@@ -52,7 +59,7 @@ impl Protection {
                 HOW_TO_MAKE_KEYS.to_owned(),
             )
         } else if owner != 0 && owner != uid {
-            let why = format!("its owner, the user with the ID {owner}, can change it");
+            let why = format!("its owner, the {}, can change it", user(owner));
             (why, format!("run `chown {uid} {path}` to give it to the user of the load balancer"))
         } else if mode & exposed(owner) != 0 {
             let why = format!("its mode {:04o} lets other users read or change it", mode & 0o7777);
@@ -61,6 +68,14 @@ impl Protection {
             return None;
         };
         Some(SecretError { why, remedy })
+    }
+}
+
+/// Formats a user for a message: "user `www-data` (ID 33)".
+fn user(uid: u32) -> String {
+    match user_name(Uid::from_raw(uid)) {
+        name if name == uid.to_string() => format!("user with the ID {uid}"),
+        name => format!("user `{name}` (ID {uid})"),
     }
 }
 
@@ -86,7 +101,11 @@ mod tests {
                 assert_eq!(refusal(Protection { owner, mode, ..PRIVATE }), "");
             }
         }
-        assert!(refusal(Protection { owner: 8, ..PRIVATE }).contains("the user with the ID 8"));
+        assert!(
+            refusal(Protection { owner: 1_999_999_999, ..PRIVATE })
+                .contains("the user with the ID 1999999999")
+        );
+        assert_eq!(user(0), "user `root` (ID 0)");
     }
 
     #[test]

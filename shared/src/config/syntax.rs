@@ -59,7 +59,9 @@ fn cause_here(line: Line<'_>, offset: usize, kind: &ErrorKind) -> Option<Problem
         }
         ErrorKind::ExpectedBlockMappingKey
         | ErrorKind::InvalidIndentation
-        | ErrorKind::ExpectedBlockSequenceEntry => misaligned(line, offset),
+        | ErrorKind::ExpectedBlockSequenceEntry => {
+            misaligned(line, offset).or_else(|| beside_item(line, offset))
+        }
         ErrorKind::ExpectedDocumentStart => indented_start(line),
         ErrorKind::UnknownAnchor | ErrorKind::MissingAnchorOrAliasName => alias(line, offset),
         _ => None,
@@ -152,6 +154,20 @@ fn misaligned(line: Line<'_>, offset: usize) -> Option<Problem> {
     Some(Problem::new(Id::Syntax, message).at(line.span()).hint(hint))
 }
 
+/// Finds a key that is aligned with the dash of a list item instead of with the keys of the item.
+fn beside_item(line: Line<'_>, offset: usize) -> Option<Problem> {
+    let indent = line.indent();
+    let item = line.outline().into_iter().find(|above| above.indent() == indent)?;
+    let first = item.content().strip_prefix('-')?;
+    let (key, _) = line.content().split_once(':').filter(|(key, _)| is_word(key))?;
+    let (first_key, _) = first.split_once(':')?;
+    let spaces = counted(indent + 1 + first.len() - first.trim_start().len());
+    let message = format!("`{key}` is indented like the `-` of a list item, not like the keys of the item");
+    let problem = Problem::new(Id::Syntax, message).at(line.span());
+    (offset == line.start + indent)
+        .then(|| problem.hint(format!("indent it by {spaces}, like `{}` above", first_key.trim())))
+}
+
 /// Finds a file whose first key is indented while the next one is not.
 fn indented_start(line: Line<'_>) -> Option<Problem> {
     let first = line.before().and_then(|before| before.outline().pop().or(Some(before)))?;
@@ -189,7 +205,21 @@ pub(super) fn with_colon(text: &str) -> Option<String> {
         .then(|| format!("{}: {rest}", key.trim_end()))
 }
 
-fn is_word(text: &str) -> bool {
+/// Returns the column of a key that is the first thing on its line, except for the dash of a list item. `None` means
+/// that something else is before it.
+pub(super) fn indentation(text: &str, offset: usize) -> Option<usize> {
+    let before = text.get(..offset)?.rsplit('\n').next()?;
+    before.chars().all(|c| matches!(c, ' ' | '-')).then_some(before.len())
+}
+
+/// Returns the indentation of the first indented line. `None` means that there is none.
+pub(super) fn usual_indent(text: &str) -> Option<usize> {
+    let indented = text.lines().filter(|line| !line.trim().is_empty() && !line.trim_start().starts_with('#'));
+    indented.map(|line| line.len() - line.trim_start_matches(' ').len()).find(|spaces| *spaces > 0)
+}
+
+/// Returns whether a text is a word of ASCII letters, digits, `_` and `-` that begins with a letter.
+pub(super) fn is_word(text: &str) -> bool {
     text.starts_with(|c: char| c.is_ascii_alphabetic())
         && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-'))
 }

@@ -5,7 +5,7 @@
 
 use std::net::SocketAddr;
 
-use super::document::{Map, Node, Step, Value};
+use super::document::{List, Map, Node, Step, Value};
 use super::{ports, syntax};
 
 /// The words for one mapping: lists of words, each with one hint.
@@ -62,7 +62,7 @@ const WORDS: &[(&str, Words)] = &[
                     "response_timeout",
                     "read_timeout",
                 ],
-                "write `response: 60s`",
+                "write `response: 60s`, which limits the wait for the response, and then each read and write",
             ),
             (&["connection", "dial"], "write `connect: 3s`"),
             (&["keepalive", "keep_alive"], "write `idle: 60s`"),
@@ -441,6 +441,37 @@ pub(super) fn for_entry(at: &[Step], found: &str, value: Option<&Node>) -> Optio
     Some(written.unwrap_or_else(|| hint.to_owned()))
 }
 
+/// Replaces a hint to write a key that the mapping already has, since a key must not be given twice. `None` means that
+/// the hint can be followed.
+pub(super) fn beside(hint: &str, found: &str, mapping: Option<&Node>) -> Option<String> {
+    let Value::Map(map) = &mapping?.value else { return None };
+    let is_given = |key: &str| key != found && map.written_keys().any(|written| written == key);
+    if hint == SMALLEST {
+        return is_given("pools").then(|| "move these backends into a pool of `pools`".to_owned());
+    }
+    if let Some(meant) = hint.strip_prefix("did you mean `").and_then(|rest| rest.strip_suffix("`?")) {
+        return is_given(meant).then(|| format!("remove the key: `{meant}` is given as well"));
+    }
+    let snippet = hint.strip_prefix("write `")?.split('`').next()?;
+    let (key, value) = snippet.split_once(": ").filter(|(key, _)| is_given(key))?;
+    if let Some(items) = value.strip_prefix('[').and_then(|value| value.strip_suffix(']')) {
+        let is_value = map.get(found).is_some_and(|entry| text_of(&entry.node.value).is_some());
+        return Some(match is_value {
+            true => format!("add `{items}` to `{key}`, or remove the key"),
+            false => format!("move its values to `{key}`, or remove the key"),
+        });
+    }
+    let Some(inner) = value.strip_prefix('{').and_then(|value| value.strip_suffix('}')) else {
+        return Some(format!("remove the key: `{key}` is given as well"));
+    };
+    let name = inner.split(':').next().unwrap_or_default();
+    let is_new = map.get(key).is_none_or(|entry| entry.node.get(&[name.into()]).is_none());
+    Some(match is_new {
+        true => format!("add `{inner}` to `{key}`"),
+        false => format!("remove the key: `{name}` is given in `{key}` as well"),
+    })
+}
+
 /// Replaces the last value in the snippet of a hint such as "write `path: /healthz`".
 fn with_value(hint: &str, value: &Value) -> Option<String> {
     let (before, rest) = hint.strip_prefix("write `")?.split_once('`')?;
@@ -483,6 +514,25 @@ pub(super) fn means(at: &[Step], found: &str, key: &str) -> bool {
     for_key(at, found).is_some_and(is_written) || split_address(found).is_some() && key == "address"
 }
 
+/// Returns whether an unknown key stands for `pools`, or for a pool that is not below `pools`.
+pub(super) fn is_for_pools(at: &[Step], found: &str, value: Option<&Node>) -> bool {
+    at.is_empty() && for_key(at, found) == Some(SMALLEST) || is_stray_pool(at, found, value)
+}
+
+/// Returns whether an unknown key is the name of a pool that is not below `pools`.
+fn is_stray_pool(at: &[Step], found: &str, value: Option<&Node>) -> bool {
+    let Some(node) = value.filter(|_| at.is_empty()) else { return false };
+    let has_backends = node.get(&["backends".into()]).is_some();
+    has_backends || for_key(at, found).is_none() && is_pool(node)
+}
+
+/// Returns whether a value is a pool: a mapping with backends, possibly under another name.
+pub(super) fn is_pool(node: &Node) -> bool {
+    let pool = [Step::from("pools"), Step::from("*")];
+    let is_backends = |key: &str| key == "backends" || means(&pool, key, "backends");
+    matches!(&node.value, Value::Map(map) if map.entries.iter().any(|entry| is_backends(&entry.key)))
+}
+
 /// Returns the hint for an unknown key with a problem that does not depend on its name: a character that looks like
 /// another, a comment of another language, an address that was split by a space, or a pool next to `pools`.
 pub(super) fn oddity(at: &[Step], found: &str, value: Option<&Node>) -> Option<String> {
@@ -499,13 +549,8 @@ pub(super) fn oddity(at: &[Step], found: &str, value: Option<&Node>) -> Option<S
     if let (Some(address), Some(Value::Int(port))) = (split_address(found), value.map(|node| &node.value)) {
         return Some(format!("write {address}:{port}, without a space after the colon"));
     }
-    let is_pool = |map: &Map| map.get("backends").is_some();
-    match value.map(|node| &node.value) {
-        Some(Value::Map(map)) if at.is_empty() && is_pool(map) => {
-            Some(format!("move the pool under `pools`:\n\npools:\n  {found}:\n    backends: …"))
-        }
-        _ => None,
-    }
+    is_stray_pool(at, found, value)
+        .then(|| format!("move the pool under `pools`:\n\npools:\n  {found}:\n    backends: …"))
 }
 
 /// Returns the key if it is an address without a port.
@@ -530,21 +575,28 @@ pub(super) fn for_mapping(path: &[Step], found: &Value) -> Option<String> {
         };
     }
     let pattern = pattern(path);
+    let found = if is_off(found) { &Value::Bool(false) } else { found };
     let written = match found {
         Value::List(list) if pattern == "pools.*" && list.items.iter().all(is_text) => {
-            "{backends: […]}".to_owned()
+            format!("{{backends: {}}}", in_brackets(list))
         }
-        Value::List(_) if pattern == "pools" => {
-            return Some(
-                "give each pool a name, which is its key:\n\npools:\n  web:\n    backends: [10.0.0.1:8080]"
-                    .to_owned(),
-            );
+        Value::List(list) if pattern == "pools" && list.items.iter().all(is_text) => {
+            return Some(format!(
+                "give the pool a name, which is its key:\n\npools:\n  web:\n    backends: {}",
+                in_brackets(list)
+            ));
+        }
+        Value::List(list) if pattern == "pools" => {
+            let pools: Vec<String> = list.items.iter().map(named_pool).collect();
+            return Some(format!("give each pool a name, which is its key:\n\npools:{}", pools.concat()));
         }
         Value::List(_) | Value::Map(_) => return None,
         Value::Bool(true) if section(&pattern, found).is_none() => {
             return Some(format!("{LEAVE_OUT}: the defaults apply without it"));
         }
-        Value::Bool(false) if section(&pattern, found).is_none() => return Some(LEAVE_OUT.to_owned()),
+        Value::Bool(false) if section(&pattern, found).is_none() => {
+            return for_nothing(path, found).or_else(|| Some(LEAVE_OUT.to_owned()));
+        }
         scalar => section(&pattern, scalar)?,
     };
     Some(match path.last() {
@@ -552,6 +604,74 @@ pub(super) fn for_mapping(path: &[Step], found: &Value) -> Option<String> {
         Some(Step::Key(key)) => format!("write `{key}: {written}`"),
         _ => format!("write {written}"),
     })
+}
+
+/// The keys that people turn off with a word, and the hint for each: what the daemon does without the key.
+const WITHOUT: &[(&str, &str)] = &[
+    (
+        "error_log",
+        "remove the key: the log then goes to standard error, and nowhere if the daemon is in the background",
+    ),
+    ("pid_file", "remove the key: a daemon in the foreground then writes no PID file"),
+    ("upgrade_sock", "remove the key: the daemon then chooses a path, because an upgrade needs this socket"),
+    ("control", "remove the key: the daemon always has a control socket, which subcommands need"),
+    (
+        "control.socket",
+        "remove the key: the daemon then chooses a path, because subcommands need this socket",
+    ),
+    ("ca_file", "remove the key: backends are then verified with the authorities of the system"),
+    ("pools.*.tls.ca", "remove the key: the authorities of the system, or `ca_file`, are then trusted"),
+    ("user", "remove the key: the daemon then runs as the user that starts it"),
+    ("group", "remove the key: the daemon then runs with the group of its user"),
+    (
+        "working_directory",
+        "remove the key: the daemon then stays in the directory of the start, or in / in the background",
+    ),
+    ("log_level", "write `log_level: error` for the fewest lines"),
+    ("access_log.path", "to turn the access log off, write `format: none` instead"),
+    ("metrics", "remove the key: metrics are always served, by default at 127.0.0.1:6192"),
+    ("listeners", "remove the key: the daemon then listens on 0.0.0.0:6188"),
+    ("routes", "remove the key: without routes, the only pool gets all requests"),
+    ("trusted_proxies", "remove the key: no proxy is trusted without it"),
+    ("shutdown", "write `shutdown: {drain: 0s}` to end without waiting for requests"),
+    ("pools.*.tls", "remove the key: without it, backends get plain HTTP"),
+    ("pools.*.sticky", "remove the key: without it, there are no sticky sessions"),
+    ("pools.*.host", "remove the key: backends then get the `Host` of the client"),
+    ("pools.*.limits", "remove the key: there are no limits without it"),
+    ("pools.*.slow_start", "remove the key: a backend that returns then gets its full share at once"),
+    ("pools.*.bounded_load", "remove the key: there is no bound without it"),
+    ("pools.*.outlier_detection.slow_backends", "remove the key: slow backends are not ejected without it"),
+    ("reload.rollback", "remove the key: a reload is not rolled back without it"),
+];
+
+/// Returns the hint for `false`, or for a word such as `off` or `none`, in the place of another value. It says what
+/// happens without the key.
+pub(super) fn for_nothing(path: &[Step], found: &Value) -> Option<String> {
+    let pattern = pattern(path);
+    let without = WITHOUT.iter().find(|(known, _)| *known == pattern).map(|(_, hint)| *hint);
+    let is_stream = matches!(found, Value::Text { text, .. } if ["stdout", "stderr", "console", "-"].contains(&text.as_str()));
+    let hint = match pattern.as_str() {
+        "access_log.path" if is_stream => Some("remove the key: the access log then goes to standard output"),
+        "error_log" if is_stream => without,
+        _ => without.filter(|_| is_off(found)),
+    };
+    hint.map(str::to_owned)
+}
+
+/// Returns the hint for `true` in the place of a value that is neither a section nor a boolean.
+pub(super) fn for_true(path: &[Step], found: &Value) -> Option<String> {
+    let is_level = pattern(path) == "log_level" && *found == Value::Bool(true);
+    is_level.then(|| "write `log_level: info`, or `log_level: debug` for more lines".to_owned())
+}
+
+/// Returns whether a value says that something is turned off or does not exist.
+fn is_off(value: &Value) -> bool {
+    match value {
+        Value::Text { text, .. } => {
+            ["false", "off", "no", "none", "never", "disabled"].contains(&text.to_ascii_lowercase().as_str())
+        }
+        other => *other == Value::Bool(false),
+    }
 }
 
 /// Returns the hint for `false` in the place of another value: remove the key. There is no hint for most numbers and
@@ -562,6 +682,29 @@ pub(super) fn for_false(path: &[Step], expected: &str, found: &Value) -> Option<
     let is_key = matches!(path.last(), Some(Step::Key(_)));
     (is_key && *found == Value::Bool(false) && (nothing_by_default || !has_default))
         .then(|| LEAVE_OUT.to_owned())
+}
+
+/// Formats an item of a list of pools as a key of `pools`, under the name that the item has.
+fn named_pool(item: &Node) -> String {
+    let text = |key: &str| text_of(&item.get(&[key.into()])?.value);
+    let backends = |pool: &Node| match pool.get(&["backends".into()]).map(|node| &node.value) {
+        Some(Value::List(list)) if list.items.iter().all(is_text) => in_brackets(list),
+        _ => "…".to_owned(),
+    };
+    let (name, backends) = match &item.value {
+        Value::Map(map) if map.entries.len() == 1 && is_pool(&map.entries[0].node) => {
+            (map.entries[0].key.clone(), backends(&map.entries[0].node))
+        }
+        _ => (text("name").or(text("id")).unwrap_or_else(|| "web".to_owned()), backends(item)),
+    };
+    format!("\n  {name}:\n    backends: {backends}")
+}
+
+/// Formats a list of strings in the notation with brackets.
+fn in_brackets(list: &List) -> String {
+    let items: Vec<String> = list.items.iter().filter_map(|item| text_of(&item.value)).collect();
+    let items: Vec<String> = items.iter().map(|item| quoted(item)).collect();
+    format!("[{}]", items.join(", "))
 }
 
 fn is_text(node: &Node) -> bool {
@@ -627,7 +770,7 @@ pub(super) fn for_list(path: &[Step], found: &Value) -> Option<String> {
             Some(Step::Key(key)) => example(key).map(|example| format!("write {example}")),
             _ => None,
         },
-        Value::Bool(false) => Some(LEAVE_OUT.to_owned()),
+        off if is_off(off) => for_nothing(path, off).or_else(|| Some(LEAVE_OUT.to_owned())),
         Value::Map(map) if pattern == "pools.*.backends" => Some(weights(map)),
         Value::Map(_) if pattern == "routes" => {
             Some("write a list: `- {match: {path_prefix: /}, pool: web}`".to_owned())
