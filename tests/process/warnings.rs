@@ -177,8 +177,8 @@ fn a_backend_that_is_this_daemon_itself_causes_a_warning() {
         assert_eq!(run(&lab, &["check", "--strict"]).code, Some(2), "{own}");
     }
     let quick = [
-        "proxy",
         "-t",
+        "proxy",
         "--listen",
         "127.0.0.1:7001",
         "--metrics",

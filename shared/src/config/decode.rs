@@ -133,18 +133,28 @@ impl Error {
         Problem { message, ..problem }.related(also, "also unknown")
     }
 
+    /// Returns the hint for an unknown key and its twins in the words of other products.
+    fn combined_hint(&self, path: &[Step], root: &Node) -> Option<String> {
+        let (last, at) = path.split_last()?;
+        let keys = [vec![last.clone()], self.twins(path, root)].concat();
+        let hint = |step: &Step| words::for_entry(at, step.key()?, root.get(&[at, &[step.clone()]].concat()));
+        words::combined(&keys.iter().filter_map(hint).collect::<Vec<_>>())
+    }
+
     /// Returns the other unknown keys of the mapping that stand for the same key as the unknown key of this error, such
     /// as `write_timeout` beside `read_timeout`. One problem reports all of them.
     fn twins(&self, path: &[Step], root: &Node) -> Vec<Step> {
         let (Fault::UnknownKey { found, known }, Some((_, at))) = (&self.fault, path.split_last()) else {
             return Vec::new();
         };
-        let hint = words::for_key(at, found).filter(|hint| hint.starts_with("write `"));
-        let Some((hint, Value::Map(map))) = hint.zip(root.get(at).map(|node| &node.value)) else {
+        let target = words::for_key(at, found).and_then(words::target);
+        let Some((target, Value::Map(map))) = target.zip(root.get(at).map(|node| &node.value)) else {
             return Vec::new();
         };
-        let is_twin =
-            |key: &&str| key != found && !known.contains(key) && words::for_key(at, key) == Some(hint);
+        let is_twin = |key: &&str| {
+            let other = || words::for_key(at, key).and_then(words::target);
+            key != found && !known.contains(key) && other() == Some(target)
+        };
         map.entries.iter().map(|entry| entry.key.as_str()).filter(is_twin).map(Step::from).collect()
     }
 
@@ -170,7 +180,7 @@ impl Error {
             Fault::UnknownKey { found, .. } => {
                 let (_, at) = path.split_last()?;
                 words::oddity(at, found, node)
-                    .or_else(|| words::for_entry(at, found, node))
+                    .or_else(|| self.combined_hint(path, root))
                     .map(|hint| words::beside(&hint, found, root.get(at)).unwrap_or(hint))
             }
             Fault::WrongType { expected, .. } if expected == "a mapping" => {
@@ -367,8 +377,8 @@ fn remedy(found: Unexpected<'_>, expected: &str) -> Option<String> {
 /// Returns the boolean that a word such as `yes` stands for in YAML 1.1.
 fn meant(text: &str) -> Option<bool> {
     match text.to_ascii_lowercase().as_str() {
-        "yes" | "on" | "y" => Some(true),
-        "no" | "off" | "n" => Some(false),
+        "yes" | "on" | "y" | "always" | "enabled" => Some(true),
+        "no" | "off" | "n" | "none" | "never" | "disabled" => Some(false),
         _ => None,
     }
 }

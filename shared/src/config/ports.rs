@@ -48,7 +48,8 @@ pub(super) fn port(value: &Value) -> Option<u16> {
     port.filter(|port| *port > 0)
 }
 
-fn with_port(host: &str, port: u16) -> Option<String> {
+/// Joins a host and a port to an address. `None` means that the host is neither an IP address nor `localhost`.
+pub(super) fn with_port(host: &str, port: u16) -> Option<String> {
     if host.eq_ignore_ascii_case("localhost") {
         return Some(format!("{host}:{port}"));
     }

@@ -88,6 +88,9 @@ fn remedy(kind: &ErrorKind) -> Option<&'static str> {
         ErrorKind::UnclosedFlowCollection { .. } | ErrorKind::UnclosedQuotedScalar => {
             Some("add the closing bracket or quote")
         }
+        ErrorKind::ExpectedFlowMappingSeparator | ErrorKind::ExpectedFlowSequenceSeparator => Some(
+            "separate the values in brackets with commas, and quote a value that contains brackets, such as \"${NAME}\"",
+        ),
         ErrorKind::UnexpectedCharacter { .. } => Some("quote a string that begins with this character"),
         _ => None,
     }

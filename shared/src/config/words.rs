@@ -5,7 +5,7 @@
 
 use std::net::SocketAddr;
 
-use super::document::{List, Map, Node, Step, Value};
+use super::document::{Entry, List, Map, Node, Step, Value};
 use super::{ports, syntax};
 
 /// The words for one mapping: lists of words, each with one hint.
@@ -14,6 +14,28 @@ type Words = &'static [(&'static [&'static str], &'static str)];
 const SMALLEST: &str = "put the backends into a pool:\n\npools:\n  web:\n    backends: [10.0.0.1:8080]";
 const NO_TLS: &str = "terminate TLS in front of the load balancer: listeners do not support it yet; the `tls` of a pool is for its backends";
 const LEAVE_OUT: &str = "remove the key";
+const NO_FEATURE: &str = "remove the key: the load balancer does not have this feature";
+/// The features of other products that do not exist here.
+const FEATURES: &[&str] = &[
+    "headers",
+    "add_headers",
+    "request_headers",
+    "response_headers",
+    "rewrite",
+    "strip_prefix",
+    "compression",
+    "compress",
+    "gzip",
+    "cache",
+    "caching",
+    "rate_limit",
+    "rate_limits",
+    "cors",
+    "auth",
+    "basic_auth",
+    "middlewares",
+    "plugins",
+];
 const A_ROUTE: &str = "write `routes: [{match: {path_prefix: /}, pool: web}]`";
 const NO_REGEX: &str = "regular expressions are not supported: write `path_prefix: /v1`";
 
@@ -73,6 +95,13 @@ const WORDS: &[(&str, Words)] = &[
         &[(&["count", "max", "num", "number", "tries", "limit", "max_retries"], "write `attempts: 1`")],
     ),
     (
+        "pools.*.outlier_detection",
+        &[
+            (&["interval"], "remove the key: each response is counted at once"),
+            (&["enabled", "enable"], "remove the key; to turn ejection off, write `consecutive_failures: 0`"),
+        ],
+    ),
+    (
         "pools.*.tls",
         &[
             (&["server_name", "servername", "name", "hostname", "host"], "write `sni: example.com`"),
@@ -92,6 +121,8 @@ const WORDS: &[(&str, Words)] = &[
         &[
             (&["name", "cookie_name"], "write `cookie: lb_session`"),
             (&["max_age", "expires", "age", "lifetime"], "write `ttl: 1h`"),
+            (&["enabled", "enable"], "remove the key: every pool with `sticky` has sticky sessions"),
+            (&["type", "mode", "kind"], "remove the key: sticky sessions always use a cookie"),
         ],
     ),
     (
@@ -108,6 +139,18 @@ const WORDS: &[(&str, Words)] = &[
     (
         "routes.*",
         &[
+            (
+                &[
+                    "rewrite",
+                    "strip_prefix",
+                    "headers_to_add",
+                    "rate_limit",
+                    "auth",
+                    "middlewares",
+                    "plugins",
+                ],
+                NO_FEATURE,
+            ),
             (&["path"], "write `match: {path: /v1}`"),
             (&["path_prefix", "prefix", "location", "url", "uri"], "write `match: {path_prefix: /v1}`"),
             (
@@ -174,6 +217,7 @@ const WORDS: &[(&str, Words)] = &[
 ];
 
 const ROOT: Words = &[
+    (FEATURES, NO_FEATURE),
     (
         &[
             "upstream",
@@ -305,11 +349,12 @@ const ROOT: Words = &[
     ),
     (
         &["global", "defaults", "default", "settings", "config", "main", "general"],
-        "remove the key, and write its keys at the top level",
+        "remove the key: write settings of the process at the top level, and settings for backends in each pool",
     ),
 ];
 
 const POOL: Words = &[
+    (FEATURES, NO_FEATURE),
     (
         &[
             "server",
@@ -332,6 +377,7 @@ const POOL: Words = &[
             "origins",
             "instances",
             "peers",
+            "load_balancer",
         ],
         "write `backends: [10.0.0.1:8080]`",
     ),
@@ -437,8 +483,46 @@ pub(super) fn for_key(at: &[Step], found: &str) -> Option<&'static str> {
 /// Returns the hint for an unknown key, with the value from the file if it fits in the place of the example value.
 pub(super) fn for_entry(at: &[Step], found: &str, value: Option<&Node>) -> Option<String> {
     let hint = for_key(at, found)?;
+    let is_rule = ["routes.*", "routes.*.match"].contains(&pattern(at).as_str());
+    if let Some(Value::Text { text, .. }) = value.map(|node| &node.value).filter(|_| is_rule) {
+        match text.strip_suffix('*') {
+            Some("" | "/") => return Some("remove the key: without it, every request matches".to_owned()),
+            Some(directory) if directory.starts_with('/') && hint.contains("path") => {
+                let directory = directory.trim_end_matches('/');
+                return Some(format!("write `match: {{path_prefix: {directory}}}`"));
+            }
+            _ => {}
+        }
+    }
     let written = value.and_then(|node| with_value(hint, &node.value));
     Some(written.unwrap_or_else(|| hint.to_owned()))
+}
+
+/// Returns the key that a hint such as "write `timeouts: {response: 60s}`" says to write.
+pub(super) fn target(hint: &str) -> Option<&str> {
+    Some(hint.strip_prefix("write `")?.split_once(": ")?.0)
+}
+
+/// Combines hints to write the same key: "write `timeouts: {response: 60s}`" and "write `timeouts: {connect: 3s}`"
+/// become "write `timeouts: {response: 60s, connect: 3s}`". Other hints give the first one.
+pub(super) fn combined(hints: &[String]) -> Option<String> {
+    let inner = |hint: &String| {
+        let (_, value) = hint.strip_prefix("write `")?.split('`').next()?.split_once(": ")?;
+        Some(value.strip_prefix('{')?.strip_suffix('}')?.to_owned())
+    };
+    let first = hints.first()?;
+    let Some(parts) = hints.iter().map(inner).collect::<Option<Vec<_>>>() else { return Some(first.clone()) };
+    let name = |part: &String| part.split(':').next().unwrap_or_default().to_owned();
+    let mut all: Vec<String> = Vec::new();
+    for part in parts {
+        if all.iter().all(|known| name(known) != name(&part)) {
+            all.push(part);
+        }
+    }
+    match all.len() {
+        1 => Some(first.clone()),
+        _ => Some(format!("write `{}: {{{}}}`", target(first)?, all.join(", "))),
+    }
 }
 
 /// Replaces a hint to write a key that the mapping already has, since a key must not be given twice. `None` means that
@@ -451,6 +535,9 @@ pub(super) fn beside(hint: &str, found: &str, mapping: Option<&Node>) -> Option<
     }
     if let Some(meant) = hint.strip_prefix("did you mean `").and_then(|rest| rest.strip_suffix("`?")) {
         return is_given(meant).then(|| format!("remove the key: `{meant}` is given as well"));
+    }
+    if ["ssl", "https"].contains(&found) && is_given("tls") {
+        return Some("remove the key: `tls` is given as well".to_owned());
     }
     let snippet = hint.strip_prefix("write `")?.split('`').next()?;
     let (key, value) = snippet.split_once(": ").filter(|(key, _)| is_given(key))?;
@@ -478,6 +565,8 @@ fn with_value(hint: &str, value: &Value) -> Option<String> {
     let has_choices = rest.starts_with(", or") || rest.contains('`') || before.starts_with("routes:");
     let literal = before.rsplit_once(": ")?.1.trim_matches(['{', '}', '[', ']', '"']);
     let written = in_place_of(literal, value).filter(|_| !has_choices)?;
+    let is_quoted = before.contains(&format!("\"{literal}\""));
+    let written = if is_quoted { written } else { quoted(&written) };
     let at = before.rfind(literal)?;
     Some(format!("write `{}{written}{}`{rest}", &before[..at], &before[at + literal.len()..]))
 }
@@ -590,6 +679,10 @@ pub(super) fn for_mapping(path: &[Step], found: &Value) -> Option<String> {
             let pools: Vec<String> = list.items.iter().map(named_pool).collect();
             return Some(format!("give each pool a name, which is its key:\n\npools:{}", pools.concat()));
         }
+        Value::List(_) if pattern == "routes.*.match" => {
+            let how = "write one mapping, with a list for a key that has several values";
+            return Some(format!("{how}: `match: {{host: [example.com, example.org]}}`"));
+        }
         Value::List(_) | Value::Map(_) => return None,
         Value::Bool(true) if section(&pattern, found).is_none() => {
             return Some(format!("{LEAVE_OUT}: the defaults apply without it"));
@@ -621,6 +714,7 @@ const WITHOUT: &[(&str, &str)] = &[
     ),
     ("ca_file", "remove the key: backends are then verified with the authorities of the system"),
     ("pools.*.tls.ca", "remove the key: the authorities of the system, or `ca_file`, are then trusted"),
+    ("threads", "remove the key: the daemon then uses one thread for each CPU"),
     ("user", "remove the key: the daemon then runs as the user that starts it"),
     ("group", "remove the key: the daemon then runs with the group of its user"),
     (
@@ -653,6 +747,7 @@ pub(super) fn for_nothing(path: &[Step], found: &Value) -> Option<String> {
     let hint = match pattern.as_str() {
         "access_log.path" if is_stream => Some("remove the key: the access log then goes to standard output"),
         "error_log" if is_stream => without,
+        "threads" if matches!(found, Value::Text { text, .. } if text == "auto") => without,
         _ => without.filter(|_| is_off(found)),
     };
     hint.map(str::to_owned)
@@ -730,6 +825,7 @@ fn section(pattern: &str, found: &Value) -> Option<String> {
         ("access_log", Value::Bool(false)) => "{format: none}",
         ("readiness", Value::Bool(false)) => "{pools: none}",
         ("readiness", Value::Text { .. }) => "{pools: %}",
+        ("reload.rollback", Value::Int(_)) => "{error_rate: %, window: 10s}",
         ("reload.rollback", Value::Bool(true)) => "{error_rate: 20, window: 10s}",
         ("pools.*.retries", Value::Int(_)) => "{attempts: %}",
         ("pools.*.sticky", Value::Bool(true)) => "{cookie: lb_session}",
@@ -745,6 +841,9 @@ fn section(pattern: &str, found: &Value) -> Option<String> {
         ("metrics", Value::Int(_)) => "{address: \"127.0.0.1:%\"}",
         ("metrics", Value::Text { .. }) => "{address: \"%\"}",
         ("access_log", Value::Text { .. }) if is_path => "{path: %}",
+        ("access_log", Value::Text { .. }) if text.contains(['/', '.']) => {
+            "{path: /var/log/load_balancer/access.log}"
+        }
         ("access_log", Value::Text { .. }) => "{format: %}",
         ("control", Value::Text { .. }) => "{socket: %}",
         ("reload", Value::Bool(_)) => "{watch: %}",
@@ -772,13 +871,15 @@ pub(super) fn for_list(path: &[Step], found: &Value) -> Option<String> {
         },
         off if is_off(off) => for_nothing(path, off).or_else(|| Some(LEAVE_OUT.to_owned())),
         Value::Map(map) if pattern == "pools.*.backends" => Some(weights(map)),
-        Value::Map(_) if pattern == "routes" => {
-            Some("write a list: `- {match: {path_prefix: /}, pool: web}`".to_owned())
-        }
+        Value::Map(map) if pattern == "routes" => Some(list_of_routes(map)),
         Value::Map(_) => Some("write a list: put `- ` in front of the first key of each item".to_owned()),
         Value::Int(port) if pattern == "listeners" => Some(format!("put it in brackets: [\":{port}\"]")),
         Value::Int(port) if pattern == "pools.*.backends" => {
             Some(format!("put it in brackets: [\"localhost:{port}\"]"))
+        }
+        Value::Text { text, .. } if pattern.ends_with(".expect_status") && text.ends_with("xx") => {
+            let class = text.trim_end_matches("xx");
+            Some(format!("put it in brackets: [\"{class}00-{class}99\"]"))
         }
         Value::Text { text, .. } if text.starts_with('-') => {
             Some(format!("put a space after the `-`: `- {}`", text.trim_start_matches('-')))
@@ -792,18 +893,37 @@ pub(super) fn for_list(path: &[Step], found: &Value) -> Option<String> {
     }
 }
 
-/// Returns the hint for backends written as a mapping of addresses to weights, such as `{10.0.0.1:80: 2}`.
-fn weights(map: &Map) -> String {
-    let item = |(address, value): (&str, &Value)| match value {
-        Value::Int(weight) => format!("{{address: {address}, weight: {weight}}}"),
-        _ => address.to_owned(),
+/// Returns the hint for routes written as a mapping of paths to pools. The longest paths come first, since the first
+/// match wins.
+fn list_of_routes(map: &Map) -> String {
+    let route = |entry: &Entry| match &entry.node.value {
+        Value::Text { text, .. } if entry.key.starts_with('/') => Some((entry.key.clone(), text.clone())),
+        _ => None,
     };
-    let are_addresses = map.entries.iter().all(|entry| entry.key.parse::<SocketAddr>().is_ok());
-    let items = map.entries.iter().map(|entry| item((&entry.key, &entry.node.value)));
-    let items = items.collect::<Vec<_>>().join(", ");
-    match are_addresses {
-        true => format!("write [{items}]"),
-        false => "write a list: put `- ` in front of the first key of each item".to_owned(),
+    let Some(mut routes) = map.entries.iter().map(route).collect::<Option<Vec<_>>>() else {
+        return "write a list: `- {match: {path_prefix: /}, pool: web}`".to_owned();
+    };
+    routes.sort_by_key(|(path, _)| std::cmp::Reverse(path.len()));
+    let line =
+        |(path, pool): &(String, String)| format!("\n  - {{match: {{path_prefix: {path}}}, pool: {pool}}}");
+    format!("write a list:\n\nroutes:{}", routes.iter().map(line).collect::<String>())
+}
+
+/// Returns the hint for backends written as a mapping: of addresses to weights, such as `{10.0.0.1:80: 2}`, of names to
+/// addresses, or of addresses to ports.
+fn weights(map: &Map) -> String {
+    let is_address = |text: &str| text.parse::<SocketAddr>().is_ok();
+    let item = |entry: &Entry| match &entry.node.value {
+        Value::Int(weight) if is_address(&entry.key) => {
+            Some(format!("{{address: {}, weight: {weight}}}", entry.key))
+        }
+        _ if is_address(&entry.key) => Some(quoted(&entry.key)),
+        Value::Text { text, .. } if is_address(text) => Some(quoted(text)),
+        port => ports::with_port(&entry.key, ports::port(port)?),
+    };
+    match map.entries.iter().map(item).collect::<Option<Vec<_>>>() {
+        Some(items) => format!("write [{}]", items.join(", ")),
+        None => "write a list: put `- ` in front of the first key of each item".to_owned(),
     }
 }
 
