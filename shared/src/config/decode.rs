@@ -128,7 +128,7 @@ impl Error {
         let twins = self.twins(path, root);
         let Some(first) = twins.first() else { return problem };
         let keys: Vec<&str> = path[path.len() - 1..].iter().chain(&twins).filter_map(Step::key).collect();
-        let also = root.key_place(&[&path[..path.len() - 1], &[first.clone()]].concat());
+        let also = root.key_place(&[&path[..path.len() - 1], std::slice::from_ref(first)].concat());
         let message = format!("unknown keys {}", listed(&keys));
         Problem { message, ..problem }.related(also, "also unknown")
     }
@@ -137,7 +137,9 @@ impl Error {
     fn combined_hint(&self, path: &[Step], root: &Node) -> Option<String> {
         let (last, at) = path.split_last()?;
         let keys = [vec![last.clone()], self.twins(path, root)].concat();
-        let hint = |step: &Step| words::for_entry(at, step.key()?, root.get(&[at, &[step.clone()]].concat()));
+        let hint = |step: &Step| {
+            words::for_entry(at, step.key()?, root.get(&[at, std::slice::from_ref(step)].concat()))
+        };
         words::combined(&keys.iter().filter_map(hint).collect::<Vec<_>>())
     }
 
