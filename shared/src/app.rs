@@ -79,6 +79,10 @@ fn misplaced(cli: &Cli) -> Option<&'static str> {
         Some(verb) if of_a_start && !matches!(verb, Verb::Proxy(_)) => {
             Some("`--daemon`, `--test` and `--upgrade` require no subcommand, or `proxy`")
         }
+        Some(Verb::Check(_)) if run.strict => Some("write `--strict` after `check`"),
+        _ if run.strict && !run.test => {
+            Some("`--strict` belongs to a test of the configuration: add `-t`, or write `check --strict`")
+        }
         _ => None,
     }
 }
@@ -101,7 +105,7 @@ fn run_file(args: &RunArgs) -> u8 {
         Err(problems) => return report(&problems),
     };
     if args.test {
-        return test(&source.name, &loaded, args.upgrade);
+        return test(&source.name, &loaded, args);
     }
     let provenance =
         if config::is_input(&path) { Provenance::Input(source.text.into()) } else { Provenance::File(file) };
@@ -131,7 +135,7 @@ fn proxy(run: &RunArgs, args: &ProxyArgs) -> u8 {
     );
     match with_context(run, None, |context| config::load_text("command line", &text, context)) {
         Err(problems) => report(&problems),
-        Ok(loaded) if run.test => test("the command line", &loaded, run.upgrade),
+        Ok(loaded) if run.test => test("the command line", &loaded, run),
         Ok(loaded) => serve(&loaded, run, Provenance::Arguments),
     }
 }
@@ -196,10 +200,15 @@ fn demo(run: &RunArgs, args: &DemoArgs, purpose: Purpose) -> u8 {
 }
 
 /// Checks whether a start would succeed with a valid configuration.
-fn test(name: &str, loaded: &Loaded, upgrade: bool) -> u8 {
+fn test(name: &str, loaded: &Loaded, run: &RunArgs) -> u8 {
     warn(&loaded.warnings);
-    match daemon::preflight(&loaded.plan, upgrade) {
+    let warnings = &loaded.warnings;
+    match daemon::preflight(&loaded.plan, run.upgrade) {
         Err(error) => complain(&error.to_string()),
+        Ok(()) if run.strict && !warnings.is_empty() => {
+            print(format!("{name}: {}\n", judgement(warnings, true)).as_bytes());
+            WRONG
+        }
         Ok(()) => {
             print(format!("{name}: the configuration is valid, and a start would succeed\n").as_bytes())
         }

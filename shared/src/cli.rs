@@ -5,6 +5,7 @@
 
 mod completion;
 mod manual;
+mod tips;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -13,7 +14,6 @@ use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use clap::error::{ContextKind, ContextValue};
 use clap::{Arg, Args, Command, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum, value_parser};
 use clap_complete::Shell;
 use lb_service::listener::ListenAddress;
@@ -24,9 +24,9 @@ use crate::config::loopback;
 
 /// Balance HTTP requests between backends, skip backends that fail, and lose no request on a change
 ///
-/// Without a subcommand, it runs with a configuration file: the one that --conf names, else $LB_CONFIG, else
-/// ./load_balancer.yaml, else /etc/load_balancer/load_balancer.yaml. If none of these exists, it runs the demo. The
-/// demo in the background always responds to /readyz with 503.
+/// Without a subcommand, the daemon starts with the configuration file that --conf names, else with $LB_CONFIG, else
+/// with ./load_balancer.yaml, else with /etc/load_balancer/load_balancer.yaml. If none of these exists, the demo starts.
+/// In the background, the demo always responds to /readyz with 503.
 #[derive(Debug, Parser)]
 #[expect(missing_docs, reason = "clap would print the fields' documentation in place of the program's")]
 #[command(name = "load_balancer", version, max_term_width = WIDTH, after_help = AFTER_HELP)]
@@ -40,7 +40,7 @@ pub struct Cli {
 /// Pingora's flags.
 #[derive(Args, Debug, Default, Clone)]
 pub struct RunArgs {
-    /// The configuration file, or - for standard input
+    /// The configuration file; - reads standard input
     #[arg(short, long, value_name = "FILE", global = true)]
     pub conf: Option<PathBuf>,
     /// Run in the background. The command returns when the daemon accepts requests, or prints why it cannot
@@ -53,6 +53,9 @@ pub struct RunArgs {
     /// requests and ends
     #[arg(short, long)]
     pub upgrade: bool,
+    /// With --test: exit with 2 if there are warnings
+    #[arg(long)]
+    pub strict: bool,
 }
 
 /// A subcommand.
@@ -62,9 +65,9 @@ pub enum Verb {
     Proxy(ProxyArgs),
     /// Show the load balancer at work on three built-in backends, one of which breaks from time to time
     Demo(DemoArgs),
-    /// Check the configuration and report every problem; unlike --test, do not look at ports
+    /// Check the configuration and report every problem; --test also checks whether the ports are free
     Check(CheckArgs),
-    /// Exit with 0 if the daemon of this configuration is ready, for containers
+    /// Test whether the daemon of this configuration is ready, and exit with 0 if it is; for containers
     Healthcheck,
     #[command(flatten)]
     #[expect(missing_docs, reason = "clap would print it")]
@@ -127,7 +130,7 @@ pub enum Ask {
         keep_runtime: bool,
     },
     /// Replace the running daemon with a new process of the current program and file, without losing a request. If the
-    /// new process fails, the old one goes on
+    /// new process fails, the old one continues to serve
     Upgrade {
         #[command(flatten)]
         to: Daemon,
@@ -139,28 +142,28 @@ pub enum Ask {
         /// End at once and cut off the requests in flight
         #[arg(long)]
         now: bool,
-        /// The longest time to wait, such as 90s; then the exit code is 1, and the daemon goes on draining
+        /// The longest time to wait, such as 90s. After it, the exit code is 1, and the daemon continues to drain
         #[arg(long, value_name = "TIME", value_parser = duration)]
         timeout: Option<Duration>,
     },
-    /// Send a backend no new sessions, but let existing sessions go on
+    /// Send a backend only requests of its existing sessions. In a pool without `sticky`, this equals `disable`
     Drain {
         #[command(flatten)]
         backend: BackendArgs,
         #[command(flatten)]
         wait: WaitArgs,
     },
-    /// Use a draining backend again
+    /// End the drain of a backend, which then gets all requests again
     Undrain(BackendArgs),
-    /// Use a disabled backend again
+    /// End `disable` for a backend, which then gets requests again
     Enable(BackendArgs),
-    /// Send a backend no requests
+    /// Send a backend no new requests, not even those of its sessions
     Disable(BackendArgs),
     /// Change the share of the traffic that a backend gets
     Weight {
         #[command(flatten)]
         backend: BackendArgs,
-        /// Its share relative to the others, 1 to 1000
+        /// The share of the backend relative to the others, 1 to 1000
         #[arg(value_parser = weight)]
         weight: Weight,
     },
@@ -168,13 +171,13 @@ pub enum Ask {
     Add {
         #[command(flatten)]
         backend: BackendArgs,
-        /// Its share relative to the others, 1 to 1000
+        /// The share of the backend relative to the others, 1 to 1000
         #[arg(long, value_parser = weight, default_value = "1")]
         weight: Weight,
         /// Use the backend only if no other one is available
         #[arg(long)]
         backup: bool,
-        /// The limit of its requests in flight; default: the limit of the pool's other backends
+        /// The limit of requests in flight at the backend; default: the limit of the pool's other backends
         #[arg(long, value_name = "N")]
         max_requests: Option<NonZeroU32>,
     },
@@ -189,8 +192,8 @@ pub enum Ask {
     LogLevel {
         #[command(flatten)]
         to: Daemon,
-        /// A level (none, error, warn, info, debug, trace), levels of single modules, or both:
-        /// `info,health_service=debug`
+        /// The new level (none, error, warn, info, debug, trace), levels of single modules, or both, such as
+        /// `info,health_service=debug`; without it, show the level in effect
         filter: Option<String>,
     },
     /// Print the names of the pools, or of the backends of a pool, for completion
@@ -217,9 +220,9 @@ pub struct BackendArgs {
     #[command(flatten)]
     #[expect(missing_docs, reason = "clap would print it")]
     pub to: Daemon,
-    /// The name of its pool
+    /// The name of the pool
     pub pool: String,
-    /// Its address, such as 10.0.0.1:8080 or localhost:8080
+    /// The address of the backend, such as 10.0.0.1:8080 or localhost:8080
     #[arg(value_parser = backend)]
     pub backend: SocketAddr,
 }
@@ -230,7 +233,7 @@ pub struct WaitArgs {
     /// Return when the backend has no request in flight
     #[arg(long)]
     pub wait: bool,
-    /// The longest time to wait, such as 90s; then the exit code is 1
+    /// The longest time to wait, such as 90s. After it, the exit code is 1
     #[arg(long, value_name = "TIME", requires = "wait", value_parser = duration)]
     pub timeout: Option<Duration>,
 }
@@ -262,7 +265,8 @@ pub struct ExplainArgs {
     /// The output format
     #[arg(long, value_enum, default_value_t = Format::Text)]
     pub format: Format,
-    /// Print only the token for the request header X-Lb-Explain, which makes a response say how it was routed
+    /// Print only the token for the request header X-Lb-Explain. With this header, a response says how its request was
+    /// routed
     #[arg(long)]
     pub token: bool,
 }
@@ -273,23 +277,14 @@ impl Cli {
     /// # Errors
     /// When the command line is wrong or asks for help.
     pub fn read(arguments: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
-        let matches = command().try_get_matches_from(arguments);
+        let (command, arguments) = (command(), arguments.into_iter().collect::<Vec<_>>());
+        let words: Vec<_> =
+            arguments.iter().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
+        let names: Vec<_> = command.get_subcommands().map(|one| one.get_name().to_owned()).collect();
+        let matches = command.try_get_matches_from(arguments);
         let cli = matches.and_then(|matches| Self::from_arg_matches(&matches));
-        cli.map_err(|error| with_tip(error, |word| Path::new(word).is_file()))
+        cli.map_err(|error| tips::add(error, &words, &names, |word| Path::new(word).is_file()))
     }
-}
-
-/// Adds a tip for a file without `-c`, which clap takes for a subcommand.
-fn with_tip(mut error: clap::Error, is_file: impl Fn(&str) -> bool) -> clap::Error {
-    let word = match error.get(ContextKind::InvalidSubcommand) {
-        Some(ContextValue::String(word)) => word.clone(),
-        _ => return error,
-    };
-    if is_file(&word) {
-        let tip = format!("to run with this file write: load_balancer -c {word}");
-        error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip.into()]));
-    }
-    error
 }
 
 impl Ask {
@@ -344,7 +339,7 @@ pub struct ProxyArgs {
 /// Arguments of `demo`.
 #[derive(Args, Debug, Default)]
 pub struct DemoArgs {
-    /// Check that every backend is used and that a broken one is skipped, then exit
+    /// Check that every backend is used and that a broken backend is skipped, then exit
     #[arg(long)]
     pub once: bool,
 }
@@ -352,18 +347,18 @@ pub struct DemoArgs {
 /// Arguments of `check`.
 #[derive(Args, Debug)]
 pub struct CheckArgs {
-    /// The file to check, as with --conf, or - for standard input
+    /// The file to check, as with --conf; - reads standard input
     pub file: Option<PathBuf>,
     /// The output format of the problems
     #[arg(long, value_enum, default_value_t = Format::Text)]
     pub format: Format,
-    /// Print the configuration with all defaults filled in
+    /// Print the configuration with all defaults filled in; defaults that depend on the machine are comments
     #[arg(long)]
     pub print: bool,
     /// Exit with 2 if there are warnings
     #[arg(long)]
     pub strict: bool,
-    /// Explain the problem with this id, such as LB001, and exit
+    /// Explain the problem with this ID, such as LB001, and exit
     #[arg(long, value_name = "ID")]
     pub explain: Option<String>,
 }
@@ -371,9 +366,9 @@ pub struct CheckArgs {
 /// An output format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Format {
-    /// For people
+    /// Text for people
     Text,
-    /// For programs
+    /// JSON for programs
     Json,
 }
 
@@ -440,16 +435,6 @@ mod tests {
         let cli = Cli::try_parse_from(["load_balancer", "-c", "conf.yaml", "-d", "-u"]).unwrap();
         assert_eq!(cli.run.conf, Some("conf.yaml".into()));
         assert!(cli.run.daemon && cli.run.upgrade && !cli.run.test && cli.verb.is_none());
-    }
-
-    #[test]
-    fn a_file_without_its_option_is_told_where_it_goes() {
-        let said = |is_file: bool| {
-            let error = Cli::try_parse_from(["load_balancer", "lb.yaml"]).unwrap_err();
-            with_tip(error, |word| is_file && word == "lb.yaml").to_string()
-        };
-        assert!(said(true).contains("load_balancer -c lb.yaml"), "{}", said(true));
-        assert!(!said(false).contains("-c lb.yaml"), "{}", said(false));
     }
 
     #[test]

@@ -74,6 +74,15 @@ fn check_and_option_t_print_warnings_and_only_strict_fails() {
     }
     let strict = run(&lab, &["check", "--strict"]);
     assert!(strict.code == Some(2) && strict.stderr.contains("LB053"), "{strict:?}");
+    let strict = run(&lab, &["-t", "--strict"]);
+    assert!(strict.code == Some(2) && strict.stderr.contains("LB053"), "{strict:?}");
+    assert!(strict.stdout.contains("1 warning, which `--strict` rejects"), "{strict:?}");
+    assert!(!strict.stdout.contains("would succeed"), "{strict:?}");
+    let start = run(&lab, &["--strict"]);
+    assert!(
+        start.code == Some(2) && start.stderr.contains("add `-t`, or write `check --strict`"),
+        "{start:?}"
+    );
     let report = run(&lab, &["check", "--format", "json"]);
     assert_eq!((report.code, report.stderr.as_str()), (Some(0), ""), "{report:?}");
     assert_eq!(ids(&serde_json::from_str(&report.stdout).unwrap()), ["LB053"]);
@@ -81,7 +90,9 @@ fn check_and_option_t_print_warnings_and_only_strict_fails() {
     let explained = run(&lab, &["check", "--explain", "lb053"]).stdout;
     assert!(explained.starts_with("LB053 (warning): "), "{explained}");
     lab.config(&pool(&[&origin], ""));
-    assert_eq!(run(&lab, &["check", "--strict"]).code, Some(0), "the file causes no warning");
+    for words in [&["check", "--strict"][..], &["-t", "--strict"]] {
+        assert_eq!(run(&lab, words).code, Some(0), "the file causes no warning");
+    }
 }
 
 #[test]

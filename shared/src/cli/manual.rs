@@ -16,16 +16,16 @@ const EXIT_STATUS: &Entries = &[
     ("2", "The command line or the configuration is wrong. A restart does not help."),
     (
         "3",
-        "The daemon ended with requests in flight: the drain ran out of time, or a second signal came. The subcommand \
-         stop exits with the same code, unless it was given --now.",
+        "The daemon cut off requests: the drain timed out, or a second signal arrived. The subcommand stop exits with \
+         the same code, unless --now was given.",
     ),
 ];
 
 const SIGNALS: &Entries = &[
     ("SIGTERM, SIGINT", "Drain and end. A second signal ends the process at once."),
     ("SIGHUP", "Reload the configuration file."),
-    ("SIGUSR1", "Reopen the error log and the access log, after they were renamed."),
-    ("SIGUSR2", "Upgrade: start a new process, and drain when it accepts requests."),
+    ("SIGUSR1", "Reopen the error log and the access log, for log rotation."),
+    ("SIGUSR2", "Upgrade: start a new process, and drain once that process accepts requests."),
     ("SIGQUIT", "Offer the listening sockets for one minute to a process that is started with --upgrade."),
 ];
 
@@ -33,36 +33,36 @@ const ENVIRONMENT: &Entries = &[
     ("LB_CONFIG", "The configuration file, unless --conf names one."),
     (
         "RUST_LOG",
-        "What is logged: a level (none, error, warn, info, debug, trace), levels of single modules, or both, such as \
-         info,health_service=debug. It wins over the key log_level of the configuration.",
+        "The log level: none, error, warn, info, debug, trace, levels of single modules, or both, such as \
+         info,health_service=debug. It overrides the key log_level of the configuration.",
     ),
     (
         "XDG_RUNTIME_DIR, TMPDIR",
-        "Where the runtime directory is for a user that is not root: $XDG_RUNTIME_DIR/load_balancer, or else \
+        "The place of the runtime directory for a user other than root: $XDG_RUNTIME_DIR/load_balancer, or else \
          load_balancer-UID in $TMPDIR or in /tmp.",
     ),
     (
         "NOTIFY_SOCKET, WATCHDOG_USEC",
-        "Set by systemd for a service of Type=notify; the daemon then reports its state.",
+        "Set by systemd for a service of Type=notify. The daemon then reports its state to systemd.",
     ),
     ("NO_COLOR", "If it is set, problems of the configuration are printed without colours."),
-    ("any other", "A value of the configuration can refer to any variable with ${NAME} or ${NAME:-default}."),
+    ("any other variable", "The configuration can use it in a value, as ${NAME} or ${NAME:-default}."),
 ];
 
 const FILES: &Entries = &[
     (
         "./load_balancer.yaml, /etc/load_balancer/load_balancer.yaml",
-        "The configuration, unless a file is named.",
+        "The configuration file, unless --conf or LB_CONFIG names one. The first that exists is used.",
     ),
     (
         "/run/load_balancer",
         "The runtime directory of a daemon that root has started. It belongs to the user that the daemon runs as. It has \
-         the files below, unless the configuration gives their paths. Their names contain a name that is made from the \
-         path of the configuration file, if that is not the one in /etc.",
+         the files below, unless the configuration gives their paths. If the configuration file is not the one in \
+         /etc, its name and a hash of its path are part of their names.",
     ),
     (
         "control.sock",
-        "The control socket, for the subcommands that talk to a running daemon (control.socket).",
+        "The control socket, through which subcommands reach the running daemon (control.socket).",
     ),
     ("load_balancer.pid", "The PID of a daemon in the background (pid_file)."),
     ("upgrade.sock", "The socket through which an upgrade passes the listening sockets (upgrade_sock)."),
