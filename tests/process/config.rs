@@ -71,6 +71,18 @@ fn check_print_shows_the_effective_configuration_as_a_valid_file() {
     let printed = lab.run(&["check", "--print", "-c", path_str(&file)]);
     assert_eq!(printed.code, Some(0), "{printed:?}");
     assert!(printed.stdout.contains("round_robin"), "{}", printed.stdout);
+    // Every key of the process is either a key or a comment.
+    let schema: Value = serde_json::from_str(&lab.run(&["schema"]).stdout).unwrap();
+    let dependent = ["access_log.path", "control.socket", "reload.rollback"];
+    let keys = schema["properties"].as_object().unwrap().keys().map(String::as_str);
+    for key in keys.chain(dependent) {
+        let is_of_key = |line: &str| line.trim_start_matches("# ").starts_with(&format!("{key}:"));
+        assert!(printed.stdout.lines().any(is_of_key), "{key}: {}", printed.stdout);
+    }
+    // A default that depends on the machine or on the path of the file does not become a key.
+    for key in ["threads", "pid_file", "upgrade_sock", "control.socket", "log_level"] {
+        assert!(printed.stdout.contains(&format!("\n# {key}: ")), "{key}: {}", printed.stdout);
+    }
     let again = lab.write("printed.yaml", &printed.stdout);
     let finished = lab.run(&["check", "-c", path_str(&again)]);
     assert_eq!(finished.code, Some(0), "{finished:?}\n{}", printed.stdout);

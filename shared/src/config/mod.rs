@@ -69,6 +69,8 @@ pub struct Loaded {
     pub plan: Plan,
     /// The warnings; often empty. None of these problems is an error.
     pub warnings: Problems,
+    /// The paths of the keys that the file does not give and whose default depends on the surroundings.
+    absent: Vec<&'static [&'static str]>,
 }
 
 /// The name of standard input in problems and in the status.
@@ -151,12 +153,18 @@ pub fn load_text(name: &str, text: &str, context: &Context<'_>) -> Result<Loaded
         problems = Problems::new(problems.source, vec![problem]);
     }
     match read {
-        Some((config, plan)) if !problems.has_errors() => Ok(Loaded { config, plan, warnings: problems }),
+        Some((config, plan, absent)) if !problems.has_errors() => {
+            Ok(Loaded { config, plan, warnings: problems, absent })
+        }
         _ => Err(problems),
     }
 }
 
-fn read(text: &str, context: &Context<'_>, problems: &mut Vec<Problem>) -> Option<(Config, Plan)> {
+fn read(
+    text: &str,
+    context: &Context<'_>,
+    problems: &mut Vec<Problem>,
+) -> Option<(Config, Plan, Vec<&'static [&'static str]>)> {
     let (root, faults) = document::parse(text);
     problems.extend(faults);
     let mut root = root_mapping(root?);
@@ -175,7 +183,7 @@ fn read(text: &str, context: &Context<'_>, problems: &mut Vec<Problem>) -> Optio
     let has_errors = problems.iter().any(|problem| problem.severity() == Severity::Error);
     (!has_errors).then(|| {
         let plan = plan::plan(&config, context, &mut findings.files);
-        (config, plan)
+        (config, plan, print::absent(&root))
     })
 }
 
@@ -215,9 +223,10 @@ fn root_mapping(root: Node) -> Node {
 // === impl Loaded ===
 
 impl Loaded {
-    /// Formats the configuration in effect as YAML, which gives the same plan when it is loaded.
+    /// Formats the configuration in effect as YAML, which gives the same plan when it is loaded. Keys of the process
+    /// without a value are comments.
     pub fn effective(&self) -> String {
-        print::yaml(&self.config)
+        print::yaml(&self.config, &self.plan, &self.absent)
     }
 }
 

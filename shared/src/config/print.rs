@@ -4,16 +4,94 @@ use std::fmt::Write;
 
 use serde_json::Value;
 
+use super::document::Node;
+use super::plan::Plan;
+use super::schema::schema;
 use super::sections::Config;
+use crate::process::logging::LogFilter;
 
-/// Formats every key that has a value, including defaults.
-pub(crate) fn yaml(config: &Config) -> String {
+/// The paths of the keys whose default depends on the machine or on the path of the file.
+const FROM_SURROUNDINGS: [&[&str]; 5] =
+    [&["threads"], &["pid_file"], &["upgrade_sock"], &["work_stealing"], &["control", "socket"]];
+
+/// Returns the [`FROM_SURROUNDINGS`] that a file does not give.
+pub(super) fn absent(root: &Node) -> Vec<&'static [&'static str]> {
+    let is_absent = |path: &&[&str]| {
+        let path: Vec<_> = path.iter().map(|key| (*key).into()).collect();
+        root.get(&path).is_none()
+    };
+    FROM_SURROUNDINGS.into_iter().filter(is_absent).collect()
+}
+
+/// Formats every key that has a value, including defaults. Keys of the process that have no value, and those in
+/// `absent`, are comments that say what applies. The text thus gives the right plan on another machine, too.
+pub(super) fn yaml(config: &Config, plan: &Plan, absent: &[&[&str]]) -> String {
     let mut value =
         serde_json::to_value(config).expect("a configuration has no maps with keys other than strings");
     drop_times_of_no_check(&mut value);
+    absent.iter().for_each(|path| remove(&mut value, path));
     let mut text = String::new();
-    block(&mut text, &value, 0);
+    for (key, about) in schema()["properties"].as_object().into_iter().flatten() {
+        match value.get(key) {
+            Some(value) => {
+                entry(&mut text, key, value, 0);
+                unset_within(key, value, plan).into_iter().for_each(|(key, effect)| {
+                    comment(&mut text, key, &effect);
+                });
+            }
+            // The old name of a key.
+            None if about["deprecated"] == true => {}
+            None => comment(&mut text, key, &unset(key, plan)),
+        }
+    }
     text
+}
+
+fn remove(value: &mut Value, path: &[&str]) {
+    let [sections @ .., key] = path else { return };
+    let section = sections.iter().try_fold(value, |value, section| value.get_mut(section));
+    section.and_then(Value::as_object_mut).and_then(|section| section.shift_remove(*key));
+}
+
+fn comment(out: &mut String, key: &str, effect: &str) {
+    let _ = writeln!(out, "# {key}: {effect} (default)");
+}
+
+/// Returns what applies if a key at the top level has no value.
+fn unset(key: &str, plan: &Plan) -> String {
+    let server = &plan.server;
+    let in_background = |yes: &str, no: &str| if server.daemon { yes } else { no }.to_owned();
+    match key {
+        "threads" => server.threads.to_string(),
+        "work_stealing" => server.work_stealing.to_string(),
+        "upgrade_sock" => server.upgrade_sock.display().to_string(),
+        "pid_file" => {
+            let path = server.runtime.pid_file().display().to_string();
+            in_background(&path, &format!("none in the foreground, {path} with -d"))
+        }
+        "error_log" => in_background("none in the background", "standard error"),
+        "log_level" => LogFilter::default().to_string(),
+        "user" => "the user that starts the daemon".to_owned(),
+        "group" => "the group of `user`".to_owned(),
+        "working_directory" => in_background("/", "the directory of the start"),
+        "ca_file" => "the authorities of the system".to_owned(),
+        "client_bind_to_ipv4" | "client_bind_to_ipv6" => "chosen by the system".to_owned(),
+        _ => "none".to_owned(),
+    }
+}
+
+/// Returns the key without a value in a section, and what applies instead.
+fn unset_within(section: &str, value: &Value, plan: &Plan) -> Option<(&'static str, String)> {
+    match section {
+        "access_log" if value.get("path").is_none() && value["format"] != "none" => {
+            Some(("access_log.path", "standard output".to_owned()))
+        }
+        "control" if value.get("socket").is_none() => {
+            Some(("control.socket", plan.control.socket.display().to_string()))
+        }
+        "reload" if value.get("rollback").is_none() => Some(("reload.rollback", "never".to_owned())),
+        _ => None,
+    }
 }
 
 /// Removes the durations of health checks that are turned off, since those keys are rejected together with `type:
@@ -33,8 +111,7 @@ fn block(out: &mut String, value: &Value, indent: usize) {
     match value {
         Value::Object(map) if !map.is_empty() => {
             for (key, value) in map {
-                let _ = write!(out, "{:indent$}{}:", "", scalar(&Value::from(key.as_str())));
-                nested(out, value, indent + 2);
+                entry(out, key, value, indent);
             }
         }
         Value::Array(items) if !items.is_empty() => {
@@ -47,6 +124,11 @@ fn block(out: &mut String, value: &Value, indent: usize) {
             let _ = writeln!(out, "{:indent$}{}", "", scalar(other));
         }
     }
+}
+
+fn entry(out: &mut String, key: &str, value: &Value, indent: usize) {
+    let _ = write!(out, "{:indent$}{}:", "", scalar(&Value::from(key)));
+    nested(out, value, indent + 2);
 }
 
 fn nested(out: &mut String, value: &Value, indent: usize) {
