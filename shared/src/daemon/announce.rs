@@ -141,7 +141,7 @@ impl Announcement {
         let left = self.link.as_ref().and_then(|link| self.left_pid_file(link));
         let announcer = self.announcer.prepare();
         let announcer = announcer.map_err(|error| format!("cannot detach from the terminal: {error}"))?;
-        if let Some(link) = self.link {
+        if let Some(mut link) = self.link {
             let old_pid = link.old_pid();
             link.ready().map_err(|error| format!("upgrade: {error}"))?;
             // From here on the old process drains, so this process continues even if a later step fails.
@@ -153,6 +153,8 @@ impl Announcement {
             if let Some(left) = left {
                 PidFile::remove_of(&left, old_pid);
             }
+            // The subcommand `upgrade` returns when the link is closed.
+            drop(link);
             log::info!("took over from process {old_pid}");
         }
         let serves = &self.serves;

@@ -41,7 +41,9 @@ use super::handlers::{Came, Early, Handlers, Source};
 use super::sockets::{Class, Sockets};
 use super::successor::{self, Launch};
 use super::systemd::{Pulse, Supervisor};
-use super::upgrade::{Handover, Hold, Offer, ReadySuccessor, UpgradeError, UpgradeFailed, Upgraded};
+use super::upgrade::{
+    Handover, Hold, Offer, ReadySuccessor, SuccessorLink, UpgradeError, UpgradeFailed, Upgraded,
+};
 use crate::words::count_of;
 
 /// The exit code of a process that ended as requested.
@@ -423,7 +425,7 @@ pub struct Upgrades(mpsc::UnboundedSender<Asker>);
 pub struct Stops(mpsc::UnboundedSender<Event>);
 
 /// The channel to the caller that waits for the result of an upgrade.
-type Asker = oneshot::Sender<Result<Upgraded, UpgradeFailed>>;
+type Asker = oneshot::Sender<Result<(Upgraded, SuccessorLink), UpgradeFailed>>;
 
 /// The messages from the rest of the process to the lifecycle.
 struct Inbox {
@@ -477,7 +479,8 @@ impl Timings {
 // === impl Upgrades ===
 
 impl Upgrades {
-    /// Starts a new process, and returns once the new process serves. This process then drains.
+    /// Starts a new process, and returns once the new process serves and its PID file is in place. This process drains
+    /// from the moment at which the new process serves.
     ///
     /// # Errors
     /// Fails if the new process does not serve or the upgrade is refused. This process continues as before, unless it
@@ -486,7 +489,10 @@ impl Upgrades {
         let (asker, answer) = oneshot::channel();
         // Once the lifecycle has ended, sending drops the asker, so that receiving fails.
         let _ = self.0.send(asker);
-        answer.await.unwrap_or(Err(UpgradeFailed::Refused("already shutting down")))
+        let answer = answer.await.unwrap_or(Err(UpgradeFailed::Refused("already shutting down")));
+        let (upgraded, link) = answer?;
+        link.settled().await;
+        Ok(upgraded)
     }
 }
 
@@ -721,13 +727,13 @@ impl Signals {
         work.handover = None;
         let hangup = std::mem::take(&mut work.hangup);
         match result {
-            Ok(ReadySuccessor { pid, hold }) => {
+            Ok(ReadySuccessor { pid, hold, link }) => {
                 log::info!("upgrade: process {pid} serves now");
                 if hangup {
                     hang_up(pid);
                 }
                 work.hold = Some(hold);
-                work.answer(Ok(Upgraded { pid }));
+                work.answer(Ok((Upgraded { pid }, link)));
                 Event::NewProcessReady
             }
             Err(error) => {
@@ -796,7 +802,7 @@ impl Work {
         self.answer(Err(UpgradeFailed::Failed("this process was stopped during the upgrade".to_owned())));
     }
 
-    fn answer(&mut self, answer: Result<Upgraded, UpgradeFailed>) {
+    fn answer(&mut self, answer: Result<(Upgraded, SuccessorLink), UpgradeFailed>) {
         if let Some(asker) = self.asker.take() {
             // Sending fails if the caller no longer waits.
             let _ = asker.send(answer);
@@ -1287,7 +1293,7 @@ mod tests {
     async fn take_over(path: &std::path::Path, signals: &Signals) {
         let path = path.to_owned();
         let taking = tokio::task::spawn_blocking(move || upgrade::take(&path, None, Duration::from_secs(5)));
-        let (inherited, link) = taking.await.unwrap().unwrap();
+        let (inherited, mut link) = taking.await.unwrap().unwrap();
         assert_eq!(inherited.len(), 2);
         assert!(!*signals.shutdown(Class::Traffic).borrow());
         tokio::task::spawn_blocking(move || link.ready()).await.unwrap().unwrap();

@@ -12,7 +12,8 @@
 //! continues to serve                        starts: adopts, binds new addresses, checks health
 //!                                   <-----  Ready
 //! withdraws the offer, Ack          ----->  takes over the pid file
-//! drains
+//! drains                            <-----  closes the connection
+//! `upgrade` returns
 //! ```
 //!
 //! A new process that fails in between sends `Refused {reason}` instead of `Ready`. If the old process started it and
@@ -110,7 +111,13 @@ pub struct ReadySuccessor {
     /// The guard of the handover. It must be dropped only after this process has begun to drain, so that a waiting
     /// change is rejected.
     pub hold: Hold,
+    /// The connection to it.
+    pub link: SuccessorLink,
 }
+
+/// The connection of the old process to a new one that serves. The new process closes it when its PID file is in place.
+#[derive(Debug)]
+pub struct SuccessorLink(tokio::net::UnixStream);
 
 /// The connection of the new process to the old one, from receiving the sockets to serving on them. If it is dropped
 /// without [`ready`](PredecessorLink::ready), the old process continues as before.
@@ -303,7 +310,14 @@ impl Offer {
         // it.
         drop(self);
         bounded(RESPONSE_TIME, async { Ok(stream.write_all(&Frame::Ack.encode()).await?) }).await?;
-        Ok(ReadySuccessor { pid, hold })
+        Ok(ReadySuccessor { pid, hold, link: SuccessorLink(stream) })
+    }
+}
+
+impl SuccessorLink {
+    /// Waits up to five seconds until the PID file of the new process is in place. The new process serves regardless.
+    pub async fn settled(mut self) {
+        let _ = timeout(RESPONSE_TIME, self.0.read_u8()).await;
     }
 }
 
@@ -499,12 +513,13 @@ impl PredecessorLink {
     }
 
     /// Reports to the old process that this one serves, and waits up to five seconds for its acknowledgement, after
-    /// which the old process drains. If the old process has ended, no acknowledgement is needed.
+    /// which the old process drains. If the old process has ended, no acknowledgement is needed. The old process reports
+    /// the upgrade as complete once this link is dropped.
     ///
     /// # Errors
     /// [`UpgradeError::NotAcknowledged`] if the old process has withdrawn its offer and continues. This process must
     /// then end.
-    pub fn ready(mut self) -> Result<(), UpgradeError> {
+    pub fn ready(&mut self) -> Result<(), UpgradeError> {
         let response = match self.stream.write_all(&Frame::Ready.encode()) {
             Ok(()) => receive_blocking(&mut self.stream),
             Err(error) => Err(error.into()),
@@ -841,7 +856,7 @@ mod tests {
         let (old, sockets): (Vec<_>, Vec<_>) = listeners(103, name).into_iter().unzip();
         let serving = tokio::spawn(offer.serve(handover(sockets), SOON));
         let at = path.clone();
-        let (inherited, link) = blocking(move || take(&at, None, SOON)).await.unwrap();
+        let (inherited, mut link) = blocking(move || take(&at, None, SOON)).await.unwrap();
         assert_eq!((link.old_pid(), link.state()), (std::process::id(), "drained"));
         assert_eq!(inherited.len(), 103);
         for (index, (socket, old)) in inherited.into_iter().zip(old).enumerate() {
@@ -863,7 +878,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("upgrade.sock");
         let at = path.clone();
-        let taking = tokio::task::spawn_blocking(move || take(&at, None, SOON).map(|(_, link)| link.ready()));
+        let taking =
+            tokio::task::spawn_blocking(move || take(&at, None, SOON).map(|(_, mut link)| link.ready()));
         let offer = Offer::open(&path).unwrap();
         offer.serve(handover(Vec::new()), SOON).await.unwrap();
         taking.await.unwrap().unwrap().unwrap();
@@ -885,7 +901,7 @@ mod tests {
         let fd = old.try_clone().unwrap().into();
         let sockets = vec![InheritedSocket { address: "a".to_owned(), fd }];
         let serving = tokio::spawn(Offer::open(&path).unwrap().serve(handover(sockets), SOON));
-        let (_, link) = blocking(move || take(&path, None, SOON)).await.unwrap();
+        let (_, mut link) = blocking(move || take(&path, None, SOON)).await.unwrap();
         blocking(move || link.ready()).await.unwrap();
         serving.await.unwrap().unwrap();
     }
@@ -906,7 +922,7 @@ mod tests {
         let serving = tokio::spawn(Offer::open(&path).unwrap().serve(handover(Vec::new()), SOON));
         drop(UnixStream::connect(&path).unwrap());
         UnixStream::connect(&path).unwrap().write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
-        let (_, link) = blocking(move || take(&path, None, SOON)).await.unwrap();
+        let (_, mut link) = blocking(move || take(&path, None, SOON)).await.unwrap();
         blocking(move || link.ready()).await.unwrap();
         serving.await.unwrap().unwrap();
     }
@@ -961,7 +977,7 @@ mod tests {
         let path = dir.path().join("upgrade.sock");
         let serving = tokio::spawn(Offer::open(&path).unwrap().serve(handover(Vec::new()), SOON));
         let at = path.clone();
-        let (_, link) = blocking(move || take(&at, None, SOON)).await.unwrap();
+        let (_, mut link) = blocking(move || take(&at, None, SOON)).await.unwrap();
         serving.abort();
         assert!(serving.await.unwrap_err().is_cancelled());
         assert!(!path.exists());
