@@ -101,17 +101,26 @@ fn log_level_applies_until_a_reload_an_operator_or_rust_log_overrides_it() {
 
     assert_eq!(subcommand(&lab, &["log-level", "warn"]).code, Some(0));
     file("");
-    assert!(reload(&[]).contains("log_level debug -> info (the default)"));
+    let stays = "! the log level stays warn: an operator set it at run time";
+    for arguments in [&["--dry-run"][..], &[]] {
+        let said = reload(arguments);
+        assert!(said.contains("log_level debug -> info (the default)") && said.contains(stays), "{said}");
+    }
     assert_eq!(
         level(&daemon.status()),
         ("warn", "operator"),
         "a file without the key does not change the level"
     );
+    file("log_level: debug");
+    assert!(reload(&["--keep-runtime"]).contains(stays));
+    assert_eq!(level(&daemon.status()), ("warn", "operator"));
     drop(daemon);
 
     let daemon = lab.start_with(&file("log_level: error"), &[("RUST_LOG", "info")]);
     assert_eq!(level(&daemon.status()), ("info", "RUST_LOG"));
     daemon.logged(&["WARN", "log_level has no effect", "RUST_LOG"]);
+    file("log_level: debug");
+    assert!(reload(&[]).contains("! the log level stays info: RUST_LOG takes precedence over the file"));
 }
 
 // ===== a log that is not read =====

@@ -270,15 +270,22 @@ impl Changer {
     /// one of the two levels has no effect.
     fn level_of(&self, before: &Plan, level: Option<&LogFilter>, reload: Reload) -> Option<String> {
         let verbosity = &self.parts.verbosity;
-        let level = level?;
-        if let Some(ordered) = verbosity.ordered().filter(|_| !reload.keep_runtime) {
-            if !reload.dry_run {
-                verbosity.order(None);
+        let is_changed = before.log_level.as_ref() != level;
+        match (verbosity.ordered(), verbosity.by_variable()) {
+            (Some(ordered), _) if level.is_some() && !reload.keep_runtime => {
+                if !reload.dry_run {
+                    verbosity.order(None);
+                }
+                Some(format!("! dropped by this reload: the log level {ordered}"))
             }
-            return Some(format!("! dropped by this reload: the log level {ordered}"));
+            (Some(ordered), _) if is_changed => {
+                Some(format!("! the log level stays {ordered}: an operator set it at run time"))
+            }
+            (None, Some(variable)) if is_changed => {
+                Some(format!("! the log level stays {variable}: RUST_LOG takes precedence over the file"))
+            }
+            _ => None,
         }
-        let variable = verbosity.by_variable().filter(|_| before.log_level.as_ref() != Some(level))?;
-        Some(format!("! log_level has no effect: RUST_LOG is set to `{variable}` and takes precedence"))
     }
 
     fn reloaded(&mut self, read: ReadAgain) -> ChangeResult {
