@@ -10,6 +10,7 @@
 use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use http::Method;
 use lb_service::explain::{Explained, InPool, Question};
@@ -134,7 +135,15 @@ enum ScoreDocument {
     /// The probability, from 0 to 1.
     Chance(f64),
     InFlightOverWeight(f64),
-    ExpectedMs(f64),
+    /// The expected cost of a response, in milliseconds.
+    Cost {
+        /// The cost, behind the requests in flight.
+        ms: f64,
+        /// The measured time to first byte; `None` if there is no response.
+        response_ms: Option<f64>,
+        /// The penalty for failures; `None` if there is none.
+        penalty_ms: Option<f64>,
+    },
 }
 
 // === impl Request ===
@@ -448,7 +457,7 @@ impl BackendDocument {
             reason: reason(&format!("it is {state}")),
             since: rfc3339(condition.since),
             reason_in_text: reason(&format!("it has been {state} for {lasting}")),
-            score: ScoreDocument::new(judged.score),
+            score: ScoreDocument::new(judged, at.instant),
             would_be_taken: is_taken,
         }
     }
@@ -508,13 +517,18 @@ fn slow(judged: &Judged) -> String {
 // === impl ScoreDocument ===
 
 impl ScoreDocument {
-    fn new(score: Score) -> Self {
-        match score {
+    fn new(judged: &Judged, now: Instant) -> Self {
+        let ms = |time: Duration| rounded(time.as_secs_f64() * 1e3);
+        match judged.score {
             Score::Rotation(turn) => Self::Turn(turn),
             Score::Position(position) => Self::Position(position),
             Score::Chance(chance) => Self::Chance(rounded(chance)),
             Score::InFlight(value) => Self::InFlightOverWeight(rounded(value)),
-            Score::Cost(seconds) => Self::ExpectedMs(rounded(seconds * 1e3)),
+            Score::Cost(seconds) => Self::Cost {
+                ms: rounded(seconds * 1e3),
+                response_ms: judged.backend.load.latest(now).map(ms),
+                penalty_ms: judged.backend.load.penalty(now).map(ms),
+            },
         }
     }
 
@@ -524,7 +538,11 @@ impl ScoreDocument {
             Self::Position(position) => format!("position {position}"),
             Self::Chance(chance) => format!("chance {:.1} %", chance * 100.0),
             Self::InFlightOverWeight(value) => format!("in flight/weight {value:.2}"),
-            Self::ExpectedMs(value) => format!("expected {value:.1} ms"),
+            Self::Cost { ms, response_ms, penalty_ms: Some(penalty) } => {
+                let response = response_ms.map(|time| format!("response {time:.1} ms, ")).unwrap_or_default();
+                format!("cost {ms:.1} ms ({response}penalty for failures {penalty:.1} ms)")
+            }
+            Self::Cost { ms, .. } => format!("cost {ms:.1} ms"),
         }
     }
 }

@@ -159,7 +159,7 @@ impl PoolStatus {
             queue.waiting
         )?;
         let rows = backends.iter().map(|backend| backend.row(now));
-        let head = ["backend", "state", "for", "weight", "in flight", "requests", "failures", "cost"];
+        let head = ["backend", "state", "for", "weight", "in flight", "requests", "failures", "response"];
         table(text, &head.map(str::to_owned), &rows.collect::<Vec<_>>())
     }
 }
@@ -169,8 +169,6 @@ impl PoolStatus {
 impl BackendStatus {
     fn row(&self, now: SystemTime) -> [String; 8] {
         let max = self.max_requests.map(|max| format!("/{max}")).unwrap_or_default();
-        // The value of a backend that is down comes from its failures and not from responses.
-        let time = self.expected_answer_ms.filter(|_| self.state != "down");
         let marks = [self.backup.then_some(" backup"), self.runtime.as_ref().map(|_| " *")];
         [
             self.address.clone(),
@@ -180,7 +178,7 @@ impl BackendStatus {
             format!("{}{max}", self.requests_in_flight),
             self.requests.to_string(),
             self.failures.to_string(),
-            time.map_or_else(|| "-".into(), |time| format!("{time:.1} ms")),
+            self.expected_answer_ms.map_or_else(|| "-".into(), |time| format!("{time:.1} ms")),
         ]
     }
 }
@@ -265,20 +263,19 @@ no problems
 listener web on 0.0.0.0:80: 5 connections, 4 requests in flight
 
 pool api: 2 of 2 ready, 4 requests in flight, 0 waiting
-  backend       state    for  weight  in flight  requests  failures    cost
-  10.0.0.1:80   up     1h02m       1          2       120         3  3.3 ms
-  10.0.0.22:80  up     1h02m       1          2       120         3  3.3 ms
+  backend       state    for  weight  in flight  requests  failures  response
+  10.0.0.1:80   up     1h02m       1          2       120         3    3.3 ms
+  10.0.0.22:80  up     1h02m       1          2       120         3    3.3 ms
 ";
         assert_eq!(screen(document()), expected);
     }
 
     #[test]
-    fn the_cost_of_a_backend_without_responses_is_a_dash() {
+    fn the_response_time_of_a_backend_without_responses_is_a_dash() {
         let mut document = document();
         document["pools"][0]["backends"][0]["expected_answer_ms"].take();
-        document["pools"][0]["backends"][1]["state"] = "down".into();
         let screen = screen(document);
-        assert_eq!(screen.lines().filter(|line| line.ends_with("  3     -")).count(), 2, "{screen}");
+        assert_eq!(screen.lines().filter(|line| line.ends_with("  3         -")).count(), 1, "{screen}");
     }
 
     #[test]

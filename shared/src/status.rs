@@ -1,7 +1,7 @@
 //! Status document of the daemon for `/api/v1/status`: JSON composed from the state of all services.
 
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use lb_service::lines::ReopenFailure;
 use lb_service::listener::Listener;
@@ -172,10 +172,8 @@ fn backend_status(checked: &Checked, backend: &Backend, config: &ConfigStatus, a
         checked: verdict.map(|verdict| rfc3339(verdict.checked)),
         requests_in_flight: backend.load.in_flight(),
         max_requests: Some(backend.max_requests).filter(|max| *max < u64::MAX),
-        expected_answer_ms: backend
-            .load
-            .latest(at.instant)
-            .map(|time| (time.as_secs_f64() * 1e6).round() / 1e3),
+        expected_answer_ms: backend.load.latest(at.instant).map(milliseconds),
+        penalty_ms: backend.load.penalty(at.instant).map(milliseconds),
         consecutive_failures: backend.consecutive_failures(),
         ejections: backend.ejections(),
         passed_over: backend
@@ -194,6 +192,10 @@ fn backend_status(checked: &Checked, backend: &Backend, config: &ConfigStatus, a
         connections_new: backend.history.connections_new.get(),
         connections_reused: backend.history.connections_reused.get(),
     }
+}
+
+fn milliseconds(time: Duration) -> f64 {
+    (time.as_secs_f64() * 1e6).round() / 1e3
 }
 
 // === impl Problem ===

@@ -225,6 +225,9 @@ pub struct BackendStatus {
     /// The expected time to first byte in milliseconds, from recent responses. `None` before the first response.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expected_answer_ms: Option<f64>,
+    /// The time in milliseconds that the policy `peak_ewma` adds for recent failures. `None` if it adds nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub penalty_ms: Option<f64>,
     /// Consecutive failures.
     #[serde(default)]
     pub consecutive_failures: u32,

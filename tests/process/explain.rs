@@ -221,13 +221,37 @@ fn explain_predicts_the_quickest_backend() {
     let in_flight = || daemon.metric("lb_upstream_requests_in_flight", &["pool=\"web\""]);
     for _ in 0..8 {
         let document = explain(&daemon, "path=/");
-        assert!(
-            of_backend(&document, origins[0].address)["score"]["expected_ms"].is_number(),
-            "{document:#}"
-        );
+        assert!(of_backend(&document, origins[0].address)["score"]["cost"]["ms"].is_number(), "{document:#}");
         assert_eq!(daemon.get("/").unwrap().origin(), predicted(&document, &origins));
         wait::until(LONG, "the request is complete", || in_flight() == 0.0);
     }
+}
+
+#[test]
+fn explain_shows_the_penalty_for_failures_apart_from_the_response_time() {
+    let (lab, origin, spare) = (Lab::new(), Origin::start("one"), Origin::start("two"));
+    let keys = "policy: peak_ewma\nretries: {attempts: 0}\noutlier_detection: {consecutive_failures: 1000}";
+    let daemon = lab.start(&pool(&[&origin, &spare], keys));
+    let config = lab.path("conf.yaml");
+    let score = || of_backend(&explain(&daemon, "path=/"), origin.address)["score"]["cost"].clone();
+    wait::until(LONG, "the backend has responded", || {
+        daemon.get("/").unwrap();
+        score()["response_ms"].is_number()
+    });
+    assert!(score()["penalty_ms"].is_null(), "{}", score());
+    let lasting = score()["response_ms"].as_f64().unwrap();
+    let spare = spare.address.to_string();
+    assert_eq!(lab.run(&["disable", "web", &spare, "-c", path_str(&config)]).code, Some(0));
+    origin.behave(Behaviour::Answer(Answer::status(503, "")));
+    assert_eq!(daemon.get("/").unwrap().status, 503);
+    let failed = score();
+    assert!(failed["penalty_ms"].as_f64().unwrap() > 500.0, "{failed}");
+    assert!(failed["response_ms"].as_f64().unwrap() < lasting + 500.0, "{failed}");
+    let text = lab.run(&["explain", "-c", path_str(&config)]).stdout;
+    assert!(text.contains(" ms, penalty for failures ") && text.contains("(response "), "{text}");
+    let status = daemon.backend_status("web", origin.address);
+    assert!(status["expected_answer_ms"].as_f64().unwrap() < lasting + 500.0, "{status:#}");
+    assert!(status["penalty_ms"].as_f64().unwrap() > 500.0, "{status:#}");
 }
 
 #[test]

@@ -32,6 +32,9 @@ const DEFAULT: f64 = 0.030;
 /// time would get every request until its first response.
 const FORGOTTEN: f64 = 12.0 * DECAY;
 
+/// The smallest penalty that is displayed, in seconds.
+const PERCEPTIBLE: f64 = 0.000_1;
+
 /// The limit in milliseconds up to which a stamp in the future counts as written by a faster thread, and not as 49 days
 /// old.
 const AHEAD: u32 = 60_000;
@@ -50,6 +53,8 @@ pub struct Load {
     in_flight: AtomicU64,
     /// An [`Estimate`] in one word, so that it changes atomically.
     estimate: AtomicU64,
+    /// The estimate without penalties, for display. 0 unless a penalty has raised `estimate`.
+    measured: AtomicU64,
     /// The time from which stamps count.
     epoch: Instant,
 }
@@ -76,7 +81,7 @@ pub(super) struct Loads(Arc<Mutex<HashMap<SocketAddr, Weak<Load>>>>);
 
 impl Load {
     pub(super) fn new(epoch: Instant) -> Self {
-        Self { in_flight: AtomicU64::new(0), estimate: AtomicU64::new(0), epoch }
+        Self { in_flight: AtomicU64::new(0), estimate: AtomicU64::new(0), measured: AtomicU64::new(0), epoch }
     }
 
     /// Returns the number of requests in flight.
@@ -102,19 +107,34 @@ impl Load {
     /// Records a response time, from the choice of the backend to the first byte. Call it once per request.
     pub fn answered(&self, after: Duration, now: Instant) {
         let after = after.as_secs_f64();
+        let (mut is_peak, stamp) = (false, self.stamp(now));
         self.change(now, |estimate, stamp| {
-            match estimate.map(|old| (old.decayed(stamp), old.fading(stamp))) {
-                Some((cost, fading)) if after < cost => cost + after * (1.0 - fading),
-                _ => after,
-            }
+            let moved = moved(estimate, after, stamp);
+            is_peak = moved <= after;
+            moved
         });
+        if let Some(measured) = self.measured_apart() {
+            let measured = measured.filter(|old| !old.is_forgotten(stamp));
+            // After a peak, nothing is left of a penalty.
+            let word = if is_peak { 0 } else { Estimate::new(moved(measured, after, stamp), stamp).word() };
+            self.measured.store(word, Ordering::Relaxed);
+        }
     }
 
     /// Records a rejection or a failure: raises the estimate to at least `cost`, from where it decays. Penalties do not
     /// add up.
     pub fn penalize(&self, cost: Duration, now: Instant) {
         let cost = cost.as_secs_f64();
-        self.change(now, |estimate, stamp| estimate.map_or(DEFAULT, |old| old.decayed(stamp)).max(cost));
+        let mut raised = None;
+        self.change(now, |estimate, stamp| {
+            let before = estimate.map_or(DEFAULT, |old| old.decayed(stamp));
+            raised = (before < cost).then_some(estimate);
+            before.max(cost)
+        });
+        // Concurrent changes can get lost here, because this value is only displayed.
+        if let (Some(before), None) = (raised, self.measured_apart()) {
+            self.measured.store(before.unwrap_or(Estimate::NONE).word(), Ordering::Relaxed);
+        }
     }
 
     /// Returns the expected response time including penalties, or 30 ms if there is no estimate.
@@ -122,9 +142,34 @@ impl Load {
         duration(self.seconds(now))
     }
 
-    /// Returns the estimate after the last response, without decay, for display. `None` if there is no estimate.
+    /// Returns the estimate after the last response, without decay and penalties, for display. `None` if there is no
+    /// estimate.
     pub fn latest(&self, now: Instant) -> Option<Duration> {
-        self.estimate(self.stamp(now)).map(|estimate| duration(estimate.cost.into()))
+        self.measured(self.stamp(now)).map(|estimate| duration(estimate.cost.into()))
+    }
+
+    /// Returns the part of the [`cost`](Self::cost) that comes from penalties. `None` if there is no such part.
+    pub fn penalty(&self, now: Instant) -> Option<Duration> {
+        let stamp = self.stamp(now);
+        self.measured_apart()?;
+        let measured = self.measured(stamp).map_or(0.0, |measured| measured.decayed(stamp));
+        let penalty = self.known(now)? - measured;
+        (penalty > PERCEPTIBLE).then(|| duration(penalty))
+    }
+
+    /// Returns the estimate without penalties. `None` if there is no response.
+    fn measured(&self, stamp: u32) -> Option<Estimate> {
+        match self.measured_apart() {
+            Some(measured) => measured.filter(|estimate| !estimate.is_forgotten(stamp)),
+            None => self.estimate(stamp),
+        }
+    }
+
+    /// Returns the estimate without penalties if a penalty has raised the estimate. The inner `None` means that there
+    /// was no response.
+    fn measured_apart(&self) -> Option<Option<Estimate>> {
+        let measured = Estimate::from_word(self.measured.load(Ordering::Relaxed))?;
+        Some((measured != Estimate::NONE).then_some(measured))
     }
 
     pub(super) fn seconds(&self, now: Instant) -> f64 {
@@ -146,7 +191,7 @@ impl Load {
     }
 
     /// Replaces the estimate by the result of `cost`.
-    fn change(&self, now: Instant, cost: impl Fn(Option<Estimate>, u32) -> f64) {
+    fn change(&self, now: Instant, mut cost: impl FnMut(Option<Estimate>, u32) -> f64) {
         let stamp = self.stamp(now);
         let next = |word| {
             let old = Estimate::from_word(word).filter(|estimate| !estimate.is_forgotten(stamp));
@@ -159,6 +204,14 @@ impl Load {
     fn stamp(&self, now: Instant) -> u32 {
         // The high bits are cut off on purpose, because stamps wrap around.
         now.saturating_duration_since(self.epoch).as_millis() as u32
+    }
+}
+
+/// Returns the estimate after a response that took `after` seconds.
+fn moved(estimate: Option<Estimate>, after: f64, stamp: u32) -> f64 {
+    match estimate.map(|old| (old.decayed(stamp), old.fading(stamp))) {
+        Some((cost, fading)) if after < cost => cost + after * (1.0 - fading),
+        _ => after,
     }
 }
 
@@ -184,6 +237,9 @@ impl Drop for InFlight {
 // === impl Estimate ===
 
 impl Estimate {
+    /// The placeholder for an estimate that does not exist.
+    const NONE: Self = Self { cost: f32::MIN_POSITIVE, stamp: 0 };
+
     fn new(seconds: f64, stamp: u32) -> Self {
         Self { cost: (seconds as f32).clamp(f32::MIN_POSITIVE, f32::MAX), stamp }
     }
@@ -360,6 +416,32 @@ mod tests {
         load.answered(MS, now + 1000 * MS);
         assert!(load.cost(now + 1000 * MS) > 4500 * MS);
         assert!(load.cost(now + 60_000 * MS) < 50 * MS);
+    }
+
+    #[test]
+    fn a_penalty_is_displayed_apart_from_the_response_time() {
+        let (load, now) = load();
+        load.penalize(1000 * MS, now);
+        assert_eq!(load.latest(now), None, "there was no response");
+        close(load.penalty(now).unwrap(), 1.0);
+        load.answered(3 * MS, now + 1000 * MS);
+        close(load.latest(now + 1000 * MS).unwrap(), 0.003);
+        load.penalize(1000 * MS, now + 1000 * MS);
+        close(load.latest(now + 1000 * MS).unwrap(), 0.003);
+        close(load.penalty(now + 1000 * MS).unwrap(), 0.997);
+        close(load.penalty(now + 11_000 * MS).unwrap(), 0.997 * (-1f64).exp());
+        load.answered(2000 * MS, now + 11_000 * MS);
+        assert_eq!(load.penalty(now + 11_000 * MS), None, "the response took longer than the penalty");
+        close(load.latest(now + 11_000 * MS).unwrap(), 2.0);
+    }
+
+    #[test]
+    fn a_penalty_below_the_response_time_is_not_displayed() {
+        let (load, now) = load();
+        load.answered(2000 * MS, now);
+        load.penalize(1000 * MS, now);
+        assert_eq!(load.penalty(now), None);
+        close(load.latest(now).unwrap(), 2.0);
     }
 
     #[test]
