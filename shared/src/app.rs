@@ -20,6 +20,7 @@ use crate::demo::{Demo, Once, POOL, Show};
 use crate::http_message::{Reply, Request};
 use crate::operator::{ConfigFile, Provenance};
 use crate::places::{self, Missing};
+use crate::process::files::reason;
 use crate::process::runtime::{RuntimeFiles, canonical, runtime_directory};
 use crate::process::successor::Predecessor;
 use crate::process::{systemd, write_message};
@@ -145,7 +146,25 @@ fn serve(loaded: &Loaded, args: &RunArgs, provenance: Provenance) -> u8 {
     let (mode, warnings, predecessor) = (mode(plan, args), warnings.clone(), Predecessor::of_this_process());
     let how = Start { mode, provenance, warnings, predecessor, ..Start::default() };
     let started = daemon::serve(plan, how, Box::new(|_, _| Vec::new()));
-    started.unwrap_or_else(|error| fail_to_start(&error))
+    started.unwrap_or_else(|error| fail_to_start(&explained(&error, plan, args)))
+}
+
+/// Returns the message for a failed start. If an address is in use because the daemon of this file already runs, the
+/// message says so first.
+fn explained(error: &StartError, plan: &Plan, args: &RunArgs) -> String {
+    let is_in_use = matches!(error, StartError::Listen(error) if error.is_in_use());
+    let file = plan.server.runtime.configuration().filter(|_| is_in_use && !args.upgrade);
+    let running = file.and_then(|file| Some((file, find::process_with(&plan.control.socket, file)?)));
+    running.map_or_else(
+        || error.to_string(),
+        |(file, pid)| {
+            let file = file.display();
+            format!(
+                "load_balancer already runs as process {pid} with {file}: run `load_balancer upgrade -c {file}` to replace it, \
+                 or `load_balancer check {file}` to check the file meanwhile\n  {error}"
+            )
+        },
+    )
 }
 
 fn mode(plan: &Plan, args: &RunArgs) -> Mode {
@@ -193,7 +212,7 @@ fn demo(run: &RunArgs, args: &DemoArgs, purpose: Purpose) -> u8 {
         }),
     );
     match started {
-        Err(error) => fail_to_start(&error),
+        Err(error) => fail_to_start(&error.to_string()),
         Ok(_) if outcome.is_some_and(|outcome| !outcome.passed()) => FAILED,
         Ok(code) => code,
     }
@@ -204,7 +223,7 @@ fn test(name: &str, loaded: &Loaded, run: &RunArgs) -> u8 {
     warn(&loaded.warnings);
     let warnings = &loaded.warnings;
     match daemon::preflight(&loaded.plan, run.upgrade) {
-        Err(error) => complain(&error.to_string()),
+        Err(error) => complain(&explained(&error, &loaded.plan, run)),
         Ok(()) if run.strict && !warnings.is_empty() => {
             print(format!("{name}: {}\n", judgement(warnings, true)).as_bytes());
             WRONG
@@ -334,7 +353,7 @@ fn healthcheck(run: &RunArgs) -> u8 {
         Err(problems) => report(&problems),
         Ok(plan) => match ready(plan.metrics, plan.server.runtime.configuration()) {
             Ok(reply) => judge_health(reply, &path, plan.metrics),
-            Err(error) => fail(&format!("cannot reach the daemon at {}: {error}", plan.metrics)),
+            Err(error) => fail(&format!("cannot reach the daemon at {}: {}", plan.metrics, reason(&error))),
         },
     }
 }
@@ -445,8 +464,8 @@ fn tell_predecessor(problem: &str) {
 
 /// Reports a failed start. Nothing reacts to signals at this point, so a blocked write of the message must not prevent
 /// the end of the process.
-fn fail_to_start(error: &StartError) -> u8 {
-    let text = error.to_string();
+fn fail_to_start(error: &str) -> u8 {
+    let text = error.to_owned();
     write_message(move || {
         fail(&text);
     });

@@ -18,6 +18,8 @@ use clap::{Arg, Args, Command, CommandFactory, FromArgMatches, Parser, Subcomman
 use clap_complete::Shell;
 use lb_service::listener::ListenAddress;
 use lb_service::pool::Weight;
+use metrics_service::config::MetricsConfig;
+use serde_json::json;
 use values::{BackendAddress, PositiveDuration, Refusal, Scalar};
 
 use crate::config::loopback;
@@ -25,8 +27,8 @@ use crate::config::loopback;
 /// Balance HTTP requests between backends, skip backends that fail, and lose no request on a change
 ///
 /// Without a subcommand, the daemon starts with the configuration file that --conf names, else with $LB_CONFIG, else
-/// with ./load_balancer.yaml, else with /etc/load_balancer/load_balancer.yaml. If none of these exists, the demo starts.
-/// In the background, the demo always responds to /readyz with 503.
+/// with ./load_balancer.yaml, else with /etc/load_balancer/load_balancer.yaml. If none of these exists, the demo
+/// starts. In the background, the demo always responds to /readyz with 503.
 #[derive(Debug, Parser)]
 #[expect(missing_docs, reason = "clap would print the fields' documentation in place of the program's")]
 #[command(name = "load_balancer", version, max_term_width = WIDTH, after_help = AFTER_HELP)]
@@ -110,7 +112,7 @@ pub enum Ask {
         #[arg(long)]
         follow: bool,
         /// Show only the last N events
-        #[arg(long, value_name = "N")]
+        #[arg(long, value_name = "N", value_parser = number)]
         last: Option<usize>,
         /// The output format, one line per event
         #[arg(long, value_enum, default_value_t = Format::Text)]
@@ -322,17 +324,35 @@ fn duration(text: &str) -> Result<Duration, Refusal> {
     <PositiveDuration>::from_text(text).map(PositiveDuration::get)
 }
 
+/// Parses one `--to`. The hint for several addresses in a configuration would be wrong here.
+fn backend_to(text: &str) -> Result<BackendAddress, Refusal> {
+    if text.contains(',') {
+        let each = text.split(',').map(|address| format!("--to {}", address.trim())).collect::<Vec<_>>();
+        return Err(format!("it has more than one address\nwrite {}", each.join(" ")).into());
+    }
+    BackendAddress::from_text(text)
+}
+
+fn metrics(text: &str) -> Result<SocketAddr, String> {
+    let config = serde_json::from_value::<MetricsConfig>(json!({"address": text}));
+    config.map(|config| config.address()).map_err(|error| error.to_string())
+}
+
+fn number(text: &str) -> Result<usize, String> {
+    text.parse().map_err(|_| "expected a number".to_owned())
+}
+
 /// Arguments of `proxy`.
 #[derive(Args, Debug)]
 pub struct ProxyArgs {
     /// A backend, such as 10.0.0.1:8080 or localhost:8080; can be repeated
-    #[arg(long, value_name = "ADDRESS", required = true, value_parser = BackendAddress::from_text)]
+    #[arg(long, value_name = "ADDRESS", required = true, value_parser = backend_to)]
     pub to: Vec<BackendAddress>,
     /// The address to listen on: an address and a port, :PORT for all IPv4 addresses, or unix:/path
     #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:6188", value_parser = ListenAddress::from_text)]
     pub listen: ListenAddress,
     /// The address of metrics, readiness and status
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:6192")]
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:6192", value_parser = metrics)]
     pub metrics: SocketAddr,
 }
 
@@ -454,6 +474,20 @@ mod tests {
             "load_balancer add web 10.0.0.1:80 --max-requests 0",
         ] {
             assert!(parse(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_value_is_rejected_with_the_right_one() {
+        for (words, said) in [
+            ("proxy --to 10.0.0.1:80,10.0.0.2:80", "write --to 10.0.0.1:80 --to 10.0.0.2:80"),
+            ("proxy --to 10.0.0.1:80 --metrics 9000", "write 127.0.0.1:9000"),
+            ("proxy --to 10.0.0.1:80 --metrics :9000", "write 127.0.0.1:9000"),
+            ("events --last x", "expected a number"),
+        ] {
+            let words = std::iter::once("load_balancer").chain(words.split(' '));
+            let error = Cli::try_parse_from(words).unwrap_err().to_string();
+            assert!(error.contains(said), "{error}");
         }
     }
 

@@ -126,6 +126,33 @@ fn two_daemons_run_side_by_side_and_each_is_found_by_its_configuration_file() {
 }
 
 #[test]
+fn a_second_start_with_the_same_file_says_that_the_daemon_already_runs() {
+    let lab = lab();
+    let origin = Origin::start("one");
+    let a = instance(&lab, "a", &[&origin], "");
+    let unready = ask(&lab, &["healthcheck"], &a.config);
+    assert!(unready.code == Some(1) && unready.stderr.ends_with(": connection refused\n"), "{unready:?}");
+    start(&lab, &a, &[]);
+    let pid = process(&lab, &a.config).0;
+    let file = path_str(&a.config);
+    for (arguments, code) in [(&[][..], 1), (&["-t"], 2)] {
+        let second = ask(&lab, arguments, &a.config);
+        assert_eq!(second.code, Some(code), "{second:?}");
+        let said = format!(
+            "error: load_balancer already runs as process {pid} with {file}: run `load_balancer upgrade"
+        );
+        assert!(second.stderr.contains(&said), "{second:?}");
+    }
+    let b = instance(&lab, "b", &[&origin], "");
+    let text = fs::read_to_string(&b.config).unwrap();
+    fs::write(&b.config, text.replace(&b.listener.to_string(), &a.listener.to_string())).unwrap();
+    let other = ask(&lab, &[], &b.config);
+    assert_eq!(other.code, Some(1), "{other:?}");
+    assert!(other.stderr.starts_with("error: cannot listen on "), "{other:?}");
+    assert_eq!(ask(&lab, &["stop"], &a.config).code, Some(0));
+}
+
+#[test]
 fn a_subcommand_never_reaches_the_daemon_of_another_file() {
     let lab = lab();
     let origin = Origin::start("one");

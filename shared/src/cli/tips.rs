@@ -16,8 +16,8 @@ struct Line<'a> {
 /// The endings of file names that are probably configurations.
 const ENDINGS: [&str; 6] = [".yaml", ".yml", ".conf", ".cfg", ".json", ".toml"];
 
-/// Adds tips to the error of a command line, in place of the ones from clap. `words` are the arguments after the name of
-/// the program, `subcommands` the names of all subcommands, and `is_file` returns whether a file exists.
+/// Adds tips to the error of a command line, in place of the ones from clap. `words` are the arguments after the name
+/// of the program, `subcommands` the names of all subcommands, and `is_file` returns whether a file exists.
 pub(super) fn add(
     mut error: Error,
     words: &[String],
@@ -105,7 +105,7 @@ impl Line<'_> {
             "quit" | "shutdown" | "exit" | "halt" | "end" | "down" | "terminate" => {
                 vec![to("finish the requests in flight and end", "stop")]
             }
-            "kill" => vec![to("end at once and cut off the requests in flight", "stop --now")],
+            "kill" => vec![to("end at once, without a drain", "stop --now")],
             "log" | "logs" | "tail" => vec![
                 to("follow changes of state", "events --follow"),
                 "the log is in the file of the key `error_log`, or on standard error".to_owned(),
@@ -125,6 +125,12 @@ impl Line<'_> {
         let tip = match (self.subcommand, word) {
             (_, "-f" | "--file" | "--config") => to("select the configuration file", "-c FILE"),
             (_, "-v") => to("print the version", "--version"),
+            (Some("proxy"), "-d" | "--daemon" | "-t" | "--test" | "-u" | "--upgrade") => {
+                format!("to use this option, write: load_balancer {word} proxy …")
+            }
+            (Some("check"), "-t" | "--test") => {
+                to("check everything that a start needs", &format!("-t -c {}", self.file()))
+            }
             (_, "-s" | "--signal") => return self.for_nginx_signal(),
             (
                 Some(name @ ("status" | "events" | "explain" | "check")),
@@ -158,7 +164,7 @@ impl Line<'_> {
         let tip = match self.after("-s").or_else(|| self.after("--signal")) {
             Some("reload") => to("apply changes of the configuration file", "reload"),
             Some("quit") => to("finish the requests in flight and end", "stop"),
-            Some("stop") => to("end at once and cut off the requests in flight", "stop --now"),
+            Some("stop") => to("end at once, without a drain", "stop --now"),
             Some("reopen") => reopen(),
             _ => return Vec::new(),
         };
@@ -219,6 +225,8 @@ mod tests {
             ("explain /b", "load_balancer explain --path /b"),
             ("drain 10.0.0.1:80", "load_balancer drain POOL 10.0.0.1:80"),
             ("lb.yaml", "load_balancer -c lb.yaml"),
+            ("proxy --to 10.0.0.1:80 -d", "load_balancer -d proxy …"),
+            ("check -t", "load_balancer -t -c FILE"),
         ] {
             let tips = tips(line);
             assert!(tips.first().is_some_and(|tip| tip.ends_with(command)), "{line}: {tips:?}");

@@ -19,15 +19,12 @@ use super::document::{self, Entry, List, Node, Step, Value};
 use super::keys::keys;
 use super::problem::{Id, MAX_PROBLEMS, Problem};
 use super::{syntax, words};
-<<<<<<< HEAD
-=======
-use crate::words::{did_you_mean, listed};
+use crate::words::listed;
 
 /// Returns whether a tree can be decoded without a problem.
 pub(crate) fn is_valid<T: DeserializeOwned>(root: &Node) -> bool {
     T::deserialize(root).is_ok()
 }
->>>>>>> e128908 (Hints for wrong indentation, own addresses and missing authorities)
 
 /// Decodes a tree. Wrong values are reported and removed from the tree. `None` means that the rest is not enough for
 /// the type.

@@ -11,6 +11,7 @@ use nix::unistd::Uid;
 use super::others::Others;
 pub use crate::http_message::Reply;
 use crate::http_message::Request;
+use crate::process::files::reason;
 
 /// Client for the daemon at one socket.
 #[derive(Clone, Debug)]
@@ -41,7 +42,7 @@ pub enum Unreachable {
          daemon, otherwise remove the socket"
     )]
     Foreign { path: PathBuf, uid: Uid },
-    #[error("cannot communicate with the daemon at {path}: {source}")]
+    #[error("cannot communicate with the daemon at {path}: {}", reason(source))]
     Io { path: PathBuf, source: io::Error },
     #[error("the daemon at {path} did not respond within {patience:?}; it might still execute the request")]
     Silent { path: PathBuf, patience: Duration },

@@ -136,6 +136,13 @@ pub fn process_at(socket: &Path) -> Option<u32> {
     serde_json::from_str(&reply.body).ok().map(|Process { pid }| pid)
 }
 
+/// Returns the PID of the daemon at a default socket that runs with this file; `None` if there is none.
+pub fn process_with(socket: &Path, file: &Path) -> Option<u32> {
+    let reply = at(socket).of_file(file.to_owned()).ask("GET", "/v1/status", "", SOON).ok()?;
+    let process = serde_json::from_str(&reply.body).ok().filter(|_| reply.status == 200);
+    process.map(|Process { pid }| pid)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use nix::libc::{O_NOFOLLOW, O_NONBLOCK};
 use nix::unistd::Uid;
 
-use super::files::{check_creatable, check_writable, open_or_create, open_untrusted};
+use super::files::{check_creatable, check_writable, open_or_create, open_untrusted, reason};
 use super::locks::users_with_lock;
 use super::privileges::Identity;
 use super::{FileId, create_private_dir};
@@ -47,7 +47,7 @@ pub enum PidFileError {
          file, or remove this one"
     )]
     Foreign { path: PathBuf },
-    #[error("cannot use the pid file {path}: {source}")]
+    #[error("cannot use the pid file {path} (`pid_file`): {}", reason(source))]
     Io { path: PathBuf, source: io::Error },
 }
 

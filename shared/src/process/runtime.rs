@@ -29,7 +29,7 @@ use nix::unistd::Uid;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::create_private_dir;
-use super::files::{check_creatable, open_untrusted};
+use super::files::{check_creatable, open_untrusted, reason};
 use super::privileges::user_name;
 use super::sockets::is_answered;
 
@@ -63,7 +63,11 @@ pub struct RuntimeFiles {
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages say it")]
 pub enum DirectoryError {
-    #[error("cannot use the runtime directory {directory}: {source}")]
+    #[error(
+        "cannot use the runtime directory {directory}: {}; set `pid_file`, `upgrade_sock` and `control: {{socket: PATH}}` to \
+         paths in a directory that this user can write to",
+        reason(source)
+    )]
     Io { directory: PathBuf, source: io::Error },
     #[error(
         "cannot use the runtime directory {directory}: it is not a directory that only the user `{user}` can use; remove \
@@ -337,6 +341,15 @@ mod tests {
         let files = RuntimeFiles::new(directory.into(), Some(file.into()));
         [files.pid_file(), files.upgrade_sock(), files.control_socket()]
             .map(|path| path.display().to_string())
+    }
+
+    #[test]
+    fn the_error_for_a_directory_that_cannot_be_created_names_the_keys_to_set() {
+        let source = io::Error::from_raw_os_error(30);
+        let error = DirectoryError::Io { directory: "/run/load_balancer".into(), source }.to_string();
+        let expected =
+            "cannot use the runtime directory /run/load_balancer: read-only file system; set `pid_file`,";
+        assert!(error.starts_with(expected), "{error}");
     }
 
     #[test]

@@ -42,7 +42,7 @@ use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 use tokio::sync::{mpsc, watch};
 
 use super::FileId;
-use super::files::check_creatable;
+use super::files::{check_creatable, reason};
 use super::limits::BACKLOG;
 use super::moves::{self, Beside, MoveError};
 use super::privileges::{Identity, PrivilegeError};
@@ -143,7 +143,7 @@ pub enum ListenError {
     NotLocal { address: String },
     #[error("cannot listen on {address}: the file is not a socket; remove it or use another path")]
     NotASocket { address: String },
-    #[error("cannot listen on {address}: {source}")]
+    #[error("cannot listen on {address}: {}", reason(source))]
     Io { address: String, source: io::Error },
     #[error("cannot listen on {address}: the descriptor from the old process is not a listening socket")]
     NotListening { address: String },
@@ -217,6 +217,15 @@ impl ListenError {
         match self {
             Self::InUse { address, .. } => Self::InUse { address, remedy },
             other => other,
+        }
+    }
+
+    /// Returns whether another process uses one of the addresses.
+    pub(crate) fn is_in_use(&self) -> bool {
+        match self {
+            Self::InUse { .. } => true,
+            Self::Several(errors) => errors.iter().any(Self::is_in_use),
+            _ => false,
         }
     }
 

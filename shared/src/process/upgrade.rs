@@ -52,7 +52,7 @@ use tokio::sync::OwnedMutexGuard;
 use tokio::time::timeout;
 
 use super::create_private_dir;
-use super::files::check_creatable;
+use super::files::{check_creatable, reason};
 use super::sockets::{InheritedSocket, ListenError, SocketFile, clear_stale_socket};
 use crate::words::count_of;
 
@@ -171,11 +171,12 @@ pub enum UpgradeError {
     #[error("the new process {pid} ended before it was ready")]
     SuccessorEnded { pid: u32 },
     #[error(
-        "cannot enter {}, where this process was started: {source}; start it in a directory that its user can enter",
-        directory.display()
+        "cannot enter {}, where this process was started: {}; start it in a directory that its user can enter",
+        directory.display(),
+        reason(source)
     )]
     Directory { directory: PathBuf, source: io::Error },
-    #[error("cannot start {}: {source}", program.display())]
+    #[error("cannot start {}: {}", program.display(), reason(source))]
     NotStarted { program: PathBuf, source: io::Error },
     #[error("the new process {pid} {how}: {reason}")]
     SuccessorFailed { pid: u32, how: String, reason: String },
@@ -192,7 +193,7 @@ pub enum UpgradeError {
          file, or give both files the same `upgrade_sock`"
     )]
     OtherFile { path: PathBuf, theirs: String, ours: String },
-    #[error("cannot connect to {path}: {source}")]
+    #[error("cannot connect to {path}: {}", reason(source))]
     Connect { path: PathBuf, source: io::Error },
     #[error("the other process runs as the user with UID {0}, which is neither this user nor root")]
     Untrusted(Uid),
@@ -206,7 +207,7 @@ pub enum UpgradeError {
     Protocol(&'static str),
     #[error("received only {got} of {announced} sockets; raise the limit of open files (`ulimit -n`)")]
     Truncated { got: usize, announced: usize },
-    #[error("the connection to the other process failed: {0}")]
+    #[error("the connection to the other process failed: {}", reason(.0))]
     Io(#[from] io::Error),
 }
 
@@ -513,8 +514,8 @@ impl PredecessorLink {
     }
 
     /// Reports to the old process that this one serves, and waits up to five seconds for its acknowledgement, after
-    /// which the old process drains. If the old process has ended, no acknowledgement is needed. The old process reports
-    /// the upgrade as complete once this link is dropped.
+    /// which the old process drains. If the old process has ended, no acknowledgement is needed. The old process
+    /// reports the upgrade as complete once this link is dropped.
     ///
     /// # Errors
     /// [`UpgradeError::NotAcknowledged`] if the old process has withdrawn its offer and continues. This process must
