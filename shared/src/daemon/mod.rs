@@ -5,6 +5,7 @@
 
 mod announce;
 mod gate;
+mod host;
 mod lookout;
 mod moving;
 mod operations;
@@ -15,7 +16,6 @@ use std::net::{IpAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use lb_service::traffic::Traffic;
 use nix::unistd::Uid;
 use parking_lot::Mutex;
 use pingora::server::{RunArgs, Server};
@@ -24,13 +24,13 @@ use pingora::services::background::{GenBackgroundService, background_service};
 
 use crate::config::{self, Plan, Problems};
 use crate::control::{ControlService, DrainingSocket, Farewells, find, predecessors};
-use crate::events::{About, Events, Kind};
+use crate::events::Events;
 use crate::operator::{self, ConfigFile, Provenance};
 use crate::process;
 use crate::process::background::{self, Announcer, Role};
 use crate::process::files::{Unusable, check_writable, take_log};
 use crate::process::handlers::Early;
-use crate::process::lifecycle::{Later, Outcome, Parts, Pending, Phase, Signals};
+use crate::process::lifecycle::{Outcome, Parts, Signals};
 use crate::process::limits;
 use crate::process::logging::{self, ErrorLog, LogError, Logging, Verbosity};
 use crate::process::pid_file::{PidFile, PidFileError, Prepared};
@@ -41,13 +41,12 @@ use crate::process::sockets::{
 };
 use crate::process::successor::{Launch, Predecessor, Started};
 use crate::process::systemd::Supervisor;
-use crate::process::upgrade::{
-    self, About as AboutProcess, Handover, Hold, PredecessorLink, Search, UpgradeError,
-};
+use crate::process::upgrade::{self, About as AboutProcess, Hold, PredecessorLink, Search, UpgradeError};
 use crate::purpose::Purpose;
 use crate::serving::{AccessLogs, listen_spec};
 use announce::{Announce, Announcement};
 use gate::Gate;
+use host::DaemonHost;
 use moving::Moving;
 use operations::DaemonControl;
 pub use services::Services;
@@ -500,72 +499,26 @@ fn socket_in_use(socket: &Path, file: Option<&Path>, pid: Option<u32>) -> String
 }
 
 fn signals(plan: &Plan, services: &Services, held: &Held) -> Signals {
-    let traffic = services.traffic.clone();
-    let (readiness, draining) = (services.readiness.clone(), services.traffic.clone());
-    let events = services.operator.events().clone();
-    let told = move |text: &str| events.note(Kind::Process, About::default(), text);
-    let (told_too, failing, beginning) = (told.clone(), services.status.clone(), services.status.clone());
-    let on_phase = move |phase| match phase {
-        Phase::Serving => {}
-        Phase::Delaying => {
-            told("is no longer ready but still accepts connections");
-            readiness.set_draining(true);
-        }
-        Phase::Draining => {
-            told("drains");
-            readiness.set_draining(true);
-            draining.drain();
-        }
-        Phase::HandedOver { idle } => {
-            told("has handed over and drains");
-            readiness.set_draining(true);
-            draining.drain_patiently(idle);
-        }
-    };
-    let (error_log, access_logs) = (held.error_log.clone(), services.logs.clone());
-    let reopen_logs = move || {
-        let count = access_logs.reopen();
-        match &error_log {
-            Some(log) => log.reopen(),
-            None if count == 0 => log::info!("there is no log file to reopen"),
-            None => {}
-        }
-    };
-    let (operator, testator) = (services.operator.clone(), services.operator.clone());
-    let (sockets, verbosity) = (held.sockets.clone(), held.verbosity.clone());
-    let ready = services.readiness.clone();
-    let handover = move || -> Later<io::Result<Handover>> {
-        beginning.upgrade_begins();
-        let (operator, sockets, verbosity) = (testator.clone(), sockets.clone(), verbosity.clone());
-        let readiness = ready.clone();
-        Box::pin(async move {
-            let (state, hold) = operator.handover_state(&verbosity, || readiness.pools(true)).await;
-            Ok(Handover { sockets: sockets.to_hand_over()?, state, hold })
-        })
+    let host = DaemonHost {
+        traffic: services.traffic.clone(),
+        readiness: services.readiness.clone(),
+        verbosity: held.verbosity.clone(),
+        operator: services.operator.clone(),
+        status: services.status.clone(),
+        error_log: held.error_log.clone(),
+        access_logs: services.logs.clone(),
+        sockets: held.sockets.clone(),
     };
     Signals::new(Parts {
         timings: services.timings.clone(),
         upgrade_sock: plan.server.upgrade_sock.clone(),
         window: upgrade::WINDOW,
         launch: held.launch.clone(),
-        handover: Box::new(handover),
         supervisor: held.supervisor.clone(),
         sockets: held.sockets.clone(),
         early: held.early.clone(),
-        in_flight: Arc::new(move || pending(&traffic)),
-        on_phase: Box::new(on_phase),
-        on_failed_upgrade: Box::new(move |error| {
-            told_too(&format!("the upgrade failed: {error}"));
-            failing.upgrade_failed(error.to_string());
-        }),
-        on_hangup: Box::new(move || operator.reload_by_signal()),
-        reopen_logs: Box::new(reopen_logs),
+        host: Arc::new(host),
     })
-}
-
-fn pending(traffic: &Traffic) -> Pending {
-    let requests = usize::try_from(traffic.in_flight()).unwrap_or(usize::MAX);
-    Pending { requests, settling: !traffic.is_settled() }
 }
 
 /// Returns the service on the control socket; `None` if this process has no control socket.

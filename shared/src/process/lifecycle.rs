@@ -342,16 +342,32 @@ impl End {
 
 // === carrying out the decisions ===
 
-/// A counter of the work that must not be cut.
-pub trait InFlight: Send + Sync {
+/// The program that runs in the process, as far as the lifecycle acts on it.
+#[async_trait]
+pub trait Host: Send + Sync {
     /// Returns the work that a drain waits for. It is called on each event, and every 10 ms during a drain.
     fn pending(&self) -> Pending;
-}
 
-impl<F: Fn() -> Pending + Send + Sync> InFlight for F {
-    fn pending(&self) -> Pending {
-        self()
-    }
+    /// Adopts a phase. Readiness and `Connection: close` depend on it.
+    fn enter(&self, phase: Phase);
+
+    /// Prepares for a handover that begins.
+    fn handover_begins(&self);
+
+    /// Returns everything that the new process receives.
+    ///
+    /// # Errors
+    /// If a socket cannot be copied.
+    async fn handover(&self) -> io::Result<Handover>;
+
+    /// Records that a handover has failed, whether a signal or a subcommand requested it.
+    fn handover_failed(&self, error: &UpgradeError);
+
+    /// Reloads the configuration because of SIGHUP. It must not block.
+    fn reload(&self);
+
+    /// Reopens the log files because of SIGUSR1, and logs the result for each file.
+    fn reopen_logs(&self);
 }
 
 /// The decision whether this process begins to serve or is stopped before that. The first call decides. Clones share
@@ -376,28 +392,15 @@ pub struct Parts {
     pub window: Duration,
     /// The command that starts a new process.
     pub launch: Launch,
-    /// Returns everything that the new process receives. It is called when an offer begins.
-    pub handover: Box<dyn Fn() -> Later<io::Result<Handover>> + Send + Sync>,
     /// The service manager, which is notified of the end and receives watchdog pings.
     pub supervisor: Supervisor,
     /// The listening sockets, which are closed, offered and left to the new process.
     pub sockets: Arc<Sockets>,
     /// The signals that arrived before the handlers were installed.
     pub early: Early,
-    /// Requests in flight.
-    pub in_flight: Arc<dyn InFlight>,
-    /// Called with each phase that is entered. Readiness and `Connection: close` depend on the phase.
-    pub on_phase: Box<dyn Fn(Phase) + Send + Sync>,
-    /// Called when an upgrade has failed, whether a signal or a subcommand requested it.
-    pub on_failed_upgrade: Box<dyn Fn(&UpgradeError) + Send + Sync>,
-    /// Called on SIGHUP. It must not block.
-    pub on_hangup: Box<dyn Fn() + Send + Sync>,
-    /// Called on SIGUSR1. It logs the result for each file.
-    pub reopen_logs: Box<dyn Fn() + Send + Sync>,
+    /// The program that runs in the process.
+    pub host: Arc<dyn Host>,
 }
-
-/// A boxed future.
-pub type Later<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 /// The signal watch of Pingora's server.
 ///
@@ -455,7 +458,7 @@ pub struct Outcome {
     handed_over: Arc<OnceCell<()>>,
 }
 
-type PendingHandover = Later<Result<ReadySuccessor, UpgradeError>>;
+type PendingHandover = Pin<Box<dyn Future<Output = Result<ReadySuccessor, UpgradeError>> + Send>>;
 
 // === impl Timings ===
 
@@ -607,7 +610,7 @@ impl Signals {
             };
             let Some(event) = event else { continue };
             lifecycle.set_timing(self.parts.timings.get());
-            let actions = lifecycle.on(event, Instant::now(), self.parts.in_flight.pending());
+            let actions = lifecycle.on(event, Instant::now(), self.parts.host.pending());
             if self.carry_out(actions, &mut work, asker) {
                 return Ok(());
             }
@@ -661,10 +664,10 @@ impl Signals {
                 log::info!("{came}: the reload waits for the end of the upgrade");
                 work.hangup = true;
             }
-            Came::Hup => (self.parts.on_hangup)(),
+            Came::Hup => self.parts.host.reload(),
             Came::Usr1 => {
                 log::info!("{came}: reopening the log files");
-                (self.parts.reopen_logs)();
+                self.parts.host.reopen_logs();
             }
         }
         None
@@ -684,7 +687,7 @@ impl Signals {
             Action::Enter(phase) => {
                 self.decision.decide();
                 self.tell_phase(phase);
-                (self.parts.on_phase)(phase);
+                self.parts.host.enter(phase);
             }
             Action::Close(class) => self.close(class),
             Action::LeaveFiles => {
@@ -702,24 +705,25 @@ impl Signals {
     }
 
     fn offer_sockets(&self) -> PendingHandover {
-        let ((path, window, handover), about) = (self.offered(), self.parts.launch.about());
+        self.parts.host.handover_begins();
+        let (path, window) = (self.parts.upgrade_sock.clone(), self.parts.window);
+        let (host, about) = (self.parts.host.clone(), self.parts.launch.about());
         Box::pin(async move {
             let offer = Offer::open(&path)?.saying(about);
             log::info!("upgrade: sockets offered at {} for {window:?}", path.display());
-            offer.serve(handover, window).await
+            offer.serve(host.handover(), window).await
         })
     }
 
     fn start_successor(&self) -> PendingHandover {
-        let ((path, window, handover), launch) = (self.offered(), self.parts.launch.clone());
+        self.parts.host.handover_begins();
+        let (path, window) = (self.parts.upgrade_sock.clone(), self.parts.window);
+        let (host, launch) = (self.parts.host.clone(), self.parts.launch.clone());
         Box::pin(async move {
-            let handover = timeout(window, handover).await.map_err(|_| UpgradeError::Busy(window))??;
+            let handover =
+                timeout(window, host.handover()).await.map_err(|_| UpgradeError::Busy(window))??;
             successor::start_and_hand_over(&launch, &path, handover, window).await
         })
-    }
-
-    fn offered(&self) -> (PathBuf, Duration, Later<io::Result<Handover>>) {
-        (self.parts.upgrade_sock.clone(), self.parts.window, (self.parts.handover)())
     }
 
     /// Ends the handover, and returns the event that follows from its result.
@@ -738,9 +742,9 @@ impl Signals {
             }
             Err(error) => {
                 log::error!("upgrade failed, this process continues to serve: {error}");
-                (self.parts.on_failed_upgrade)(&error);
+                self.parts.host.handover_failed(&error);
                 if hangup {
-                    (self.parts.on_hangup)();
+                    self.parts.host.reload();
                 }
                 work.answer(Err(UpgradeFailed::Failed(error.to_string())));
                 Event::HandoverFailed
@@ -774,7 +778,7 @@ impl Signals {
 
     fn tell_phase(&self, phase: Phase) {
         let Timing { delay, drain } = self.parts.timings.get();
-        let requests = count_of(self.parts.in_flight.pending().requests, "request");
+        let requests = count_of(self.parts.host.pending().requests, "request");
         match phase {
             Phase::Serving => {}
             Phase::Delaying => {
@@ -1193,49 +1197,71 @@ mod tests {
         assert_eq!(serving().on(Event::Tick, now + DRAIN, requests(0)), []);
     }
 
-    /// The observations of a test.
-    #[derive(Clone, Default)]
-    struct Seen {
-        requests: Arc<AtomicUsize>,
-        phases: Arc<Mutex<Vec<Phase>>>,
-        hangups: Arc<AtomicUsize>,
+    /// The host of a test, which records the calls.
+    struct Recorder {
+        sockets: Arc<Sockets>,
+        requests: AtomicUsize,
+        phases: Mutex<Vec<Phase>>,
+        hangups: AtomicUsize,
+    }
+
+    #[async_trait]
+    impl Host for Recorder {
+        fn pending(&self) -> Pending {
+            requests(self.requests.load(Ordering::Relaxed))
+        }
+
+        fn enter(&self, phase: Phase) {
+            self.phases.lock().push(phase);
+        }
+
+        fn handover_begins(&self) {}
+
+        async fn handover(&self) -> io::Result<Handover> {
+            Ok(Handover::of(self.sockets.to_hand_over()?).await)
+        }
+
+        fn handover_failed(&self, _error: &UpgradeError) {}
+
+        fn reload(&self) {
+            self.hangups.fetch_add(1, Ordering::Relaxed);
+        }
+
+        fn reopen_logs(&self) {}
     }
 
     /// The time limit for the new processes of these tests.
     const WINDOW: Duration = Duration::from_secs(2);
 
     /// Creates a signal watch over one traffic and one admin listener, with this script as its new process.
-    fn signals_with(upgrade_sock: PathBuf, script: &str, supervisor: Supervisor) -> (Arc<Signals>, Seen) {
+    fn signals_with(
+        upgrade_sock: PathBuf,
+        script: &str,
+        supervisor: Supervisor,
+    ) -> (Arc<Signals>, Arc<Recorder>) {
         let any = || Endpoint::Tcp("127.0.0.1:0".parse().unwrap());
         let sockets = Sockets::bind(&[ListenSpec::traffic(any()), ListenSpec::admin(any())]).unwrap();
         let sockets = Arc::new(sockets);
-        let (seen, offered) = (Seen::default(), sockets.clone());
-        let (requests, phases, hangups) = (seen.requests.clone(), seen.phases.clone(), seen.hangups.clone());
+        let host = Arc::new(Recorder {
+            sockets: sockets.clone(),
+            requests: AtomicUsize::default(),
+            phases: Mutex::default(),
+            hangups: AtomicUsize::default(),
+        });
         let signals = Signals::new(Parts {
             timings: Timings::new(TIMING),
             upgrade_sock,
             window: WINDOW,
             launch: Launch::script(script, true),
-            handover: Box::new(move || Box::pin(handover(offered.clone()))),
             supervisor,
             sockets,
             early: Early::default(),
-            in_flight: Arc::new(move || self::requests(requests.load(Ordering::Relaxed))),
-            on_phase: Box::new(move |phase| phases.lock().push(phase)),
-            on_failed_upgrade: Box::new(|_| {}),
-            reopen_logs: Box::new(|| {}),
-            on_hangup: Box::new(move || {
-                hangups.fetch_add(1, Ordering::Relaxed);
-            }),
+            host: host.clone(),
         });
-        (Arc::new(signals), seen)
+        (Arc::new(signals), host)
     }
 
-    async fn handover(sockets: Arc<Sockets>) -> io::Result<Handover> {
-        Ok(Handover::of(sockets.to_hand_over()?).await)
-    }
-
-    fn signals(upgrade_sock: PathBuf) -> (Arc<Signals>, Seen) {
+    fn signals(upgrade_sock: PathBuf) -> (Arc<Signals>, Arc<Recorder>) {
         signals_with(upgrade_sock, "exit 0", Supervisor::default())
     }
 
@@ -1299,7 +1325,7 @@ mod tests {
         tokio::task::spawn_blocking(move || link.ready()).await.unwrap().unwrap();
     }
 
-    async fn is_handed_over(signals: &Signals, seen: &Seen, running: Running) {
+    async fn is_handed_over(signals: &Signals, seen: &Recorder, running: Running) {
         signals.shutdown(Class::Admin).wait_for(|closed| *closed).await.unwrap();
         assert!(*signals.shutdown(Class::Traffic).borrow());
         seen.requests.store(0, Ordering::Relaxed);
