@@ -198,9 +198,9 @@ fn demo(run: &RunArgs, args: &DemoArgs, purpose: Purpose) -> u8 {
             complain_as_is(&notice);
             let origins =
                 demo.origins.iter().map(|origin| server.add_service(origin.clone().service())).collect();
-            let pool = services.current.load().pools.iter().find(|pool| &*pool.name == POOL).cloned();
+            let pool = services.core.current.load().pools.iter().find(|pool| &*pool.name == POOL).cloned();
             let Some(pool) = pool else { return origins };
-            let show = Show::new(demo.clone(), pool, services.readiness());
+            let show = Show::new(demo.clone(), pool, services.core.readiness.clone());
             if args.once {
                 let (once, result) = Once::new(show);
                 outcome = Some(result);

@@ -9,7 +9,6 @@
 
 use std::fmt::Write as _;
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::Method;
@@ -17,24 +16,26 @@ use lb_service::explain::{Explained, InPool, Question};
 use lb_service::listener::ListenerId;
 use lb_service::pool::{Backend, BackendState, Judged, Level, PickError, Score, SkipReason};
 use lb_service::route::{AnyOf, Mismatch, RouteMatch};
-use lb_service::snapshot::{CurrentSnapshot, Snapshot};
+use lb_service::snapshot::Snapshot;
 use serde::Serialize;
 
-use crate::condition::{Condition, Moment};
+use crate::condition::{Condition, Known, Moment};
 use crate::http_message::parameters;
+use crate::operator::Operator;
+use crate::serving::Core;
 use crate::time::rfc3339;
 use crate::words::{count, span};
 
 /// Source of explanations.
 #[derive(Clone)]
 pub struct ExplainSource {
-    current: CurrentSnapshot,
-    conditions: Conditions,
+    core: Core,
+    operator: Operator,
 }
 
 /// Function that returns the condition of a backend of the pool with this name: the reason for its state, and since
 /// when it has this state.
-pub type Conditions = Arc<dyn Fn(&str, &Backend, BackendState, Moment) -> Condition + Send + Sync>;
+type Conditions<'a> = &'a dyn Fn(&str, &Backend, BackendState, Moment) -> Condition;
 
 /// Request to explain.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -235,9 +236,9 @@ fn address(text: &str) -> Result<IpAddr, String> {
 // === impl ExplainSource ===
 
 impl ExplainSource {
-    /// Returns a source of explanations for the `current` snapshot.
-    pub fn new(current: CurrentSnapshot, conditions: Conditions) -> Self {
-        Self { current, conditions }
+    /// Returns a source of explanations for the current snapshot.
+    pub(crate) fn new(core: Core, operator: Operator) -> Self {
+        Self { core, operator }
     }
 
     /// Explains a query, see [`Request::parse`], as JSON.
@@ -259,22 +260,37 @@ impl ExplainSource {
     }
 
     fn document(&self, request: &Request) -> Result<Document, String> {
-        let (plan, at) = (self.current.load(), Moment::now());
-        let question = request.question(&plan)?;
-        let explained = plan.explain(&question, at.instant);
-        let listener = plan.listeners.get(question.listener).name.to_string();
-        Ok(Document::new(request, listener, &explained, &self.conditions, at))
+        let conditions = |pool: &str, backend: &Backend, state, at| self.condition(pool, backend, state, at);
+        Document::of(request, &self.core.current.load(), &conditions)
+    }
+
+    /// Returns the condition of a backend. A pool that has just been removed has no conditions.
+    fn condition(&self, pool: &str, backend: &Backend, state: BackendState, at: Moment) -> Condition {
+        let (pools, status) = (self.core.pools.now(), self.operator.config_status());
+        match pools.iter().find(|checked| *checked.pool.name == *pool) {
+            Some(checked) => checked.condition(backend, state, status.changed(pool, backend.address), at),
+            None => Condition::of(backend, state, Known::NOTHING, at),
+        }
     }
 }
 
 // === impl Document ===
 
 impl Document {
+    /// Explains a request that would begin now under the snapshot `plan`.
+    fn of(request: &Request, plan: &Snapshot, conditions: Conditions<'_>) -> Result<Self, String> {
+        let at = Moment::now();
+        let question = request.question(plan)?;
+        let explained = plan.explain(&question, at.instant);
+        let listener = plan.listeners.get(question.listener).name.to_string();
+        Ok(Self::new(request, listener, &explained, conditions, at))
+    }
+
     fn new(
         request: &Request,
         listener: String,
         explained: &Explained<'_>,
-        conditions: &Conditions,
+        conditions: Conditions<'_>,
         at: Moment,
     ) -> Self {
         let pool = explained.pool.as_ref();
@@ -402,7 +418,7 @@ fn session(pool: &InPool<'_>) -> Option<String> {
     pool.pool.backends().get(pool.session?).map(|backend| backend.label.to_string())
 }
 
-fn backends(pool: &InPool<'_>, conditions: &Conditions, at: Moment) -> Vec<BackendDocument> {
+fn backends(pool: &InPool<'_>, conditions: Conditions<'_>, at: Moment) -> Vec<BackendDocument> {
     let is_taken = |judged: &Judged| {
         let taken = pool.explanation.taken.as_ref();
         outcome(pool) == "taken" && taken.is_ok_and(|taken| taken.address == judged.backend.address)
@@ -554,8 +570,9 @@ fn rounded(value: f64) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
-    use crate::condition::Known;
     use lb_service::forwarded::TrustedProxies;
     use lb_service::listener::{ListenAddress, Listener, Listeners};
     use lb_service::policy::Algorithm;
@@ -567,7 +584,7 @@ mod tests {
     use proptest::prelude::{any, proptest};
     use serde_json::{Value, json};
 
-    fn source(policy: Algorithm) -> ExplainSource {
+    fn snapshot(policy: Algorithm) -> Snapshot {
         let mut backends: Vec<_> =
             (1..=3).map(|last| BackendSettings::new(([10, 0, 0, last], 80).into())).collect();
         backends[1].admin = Admin::Draining;
@@ -593,15 +610,17 @@ mod tests {
             explain_token: None,
             access_logs: vec![],
         };
-        let conditions: Conditions = Arc::new(|_, backend, state, at| {
-            let known = Known { kind: &health_service::CheckKind::Tcp, ..Known::NOTHING };
-            Condition::of(backend, state, known, at)
-        });
-        ExplainSource::new(CurrentSnapshot::new(Snapshot::new(parts, &Traffic::new())), conditions)
+        Snapshot::new(parts, &Traffic::new())
     }
 
-    fn json(source: &ExplainSource, query: &str) -> Value {
-        serde_json::from_str(&source.json(Some(query)).unwrap()).unwrap()
+    fn document(snapshot: &Snapshot, query: &str) -> Result<Document, String> {
+        let known = Known { kind: &health_service::CheckKind::Tcp, ..Known::NOTHING };
+        let conditions = |_: &str, backend: &Backend, state, at| Condition::of(backend, state, known, at);
+        Document::of(&Request::parse(Some(query))?, snapshot, &conditions)
+    }
+
+    fn json(snapshot: &Snapshot, query: &str) -> Value {
+        json!(document(snapshot, query).unwrap())
     }
 
     #[test]
@@ -623,7 +642,7 @@ mod tests {
 
     #[test]
     fn an_invalid_query_is_rejected_with_the_reason() {
-        let source = source(Algorithm::RoundRobin);
+        let snapshot = snapshot(Algorithm::RoundRobin);
         for (query, words) in [
             ("hots=a", "unknown parameter `hots`"),
             ("path=%zz", "`%zz`"),
@@ -635,15 +654,15 @@ mod tests {
             ("client=me", "`me` is not an IP address"),
             ("listener=none", "there is no listener `none`; the listeners are web, private"),
         ] {
-            let problem = source.json(Some(query)).unwrap_err();
+            let problem = document(&snapshot, query).expect_err(query);
             assert!(problem.contains(words), "{query}: {problem}");
         }
     }
 
     #[test]
     fn the_document_contains_all_parts() {
-        let source = source(Algorithm::RoundRobin);
-        let document = json(&source, "host=b.test&path=/shop");
+        let snapshot = snapshot(Algorithm::RoundRobin);
+        let document = json(&snapshot, "host=b.test&path=/shop");
         assert_eq!(document["listener"], "web");
         assert_eq!(
             document["route"],
@@ -661,9 +680,9 @@ mod tests {
                 "reason": "it is draining", "score": {"turn": 2}, "would_be_taken": false,
             })
         );
-        let document = json(&source, "host=api.test&path=/shop");
+        let document = json(&snapshot, "host=api.test&path=/shop");
         assert_eq!(document["route"]["others"][0]["reason"], "route 0 matches first");
-        let document = json(&source, "path=/other");
+        let document = json(&snapshot, "path=/other");
         assert_eq!((&document["outcome"], &document["pool"]), (&json!("no_route"), &Value::Null));
     }
 
@@ -677,7 +696,7 @@ mod tests {
 
     #[test]
     fn a_random_policy_does_not_name_a_backend() {
-        let document = json(&source(Algorithm::Random), "path=/shop");
+        let document = json(&snapshot(Algorithm::Random), "path=/shop");
         assert_eq!((&document["taken"], &document["draw"]), (&Value::Null, &json!(true)));
         assert_eq!(document["backends"][0]["score"], json!({"chance": 0.5}));
         assert!(document["backends"].as_array().unwrap().iter().all(|one| one["would_be_taken"] == false));
@@ -685,8 +704,8 @@ mod tests {
 
     #[test]
     fn the_text_is_aligned() {
-        let request = Request::parse(Some("host=b.test&path=/shop&client=192.0.2.1")).unwrap();
-        let text = source(Algorithm::RoundRobin).text(&request).unwrap();
+        let query = "host=b.test&path=/shop&client=192.0.2.1";
+        let text = document(&snapshot(Algorithm::RoundRobin), query).unwrap().text();
         let expected = "\
 request  GET b.test/shop from 192.0.2.1 through web
 route    1
@@ -703,9 +722,9 @@ outcome  10.0.0.1:80
     proptest! {
         #[test]
         fn any_query_is_explained_or_rejected(query in "[a-z=&%:/ +]{0,40}", text in any::<String>()) {
-            let source = source(Algorithm::Maglev);
+            let snapshot = snapshot(Algorithm::Maglev);
             for query in [query, text.clone(), format!("path=/{text}")] {
-                let _ = source.json(Some(&query));
+                let _ = document(&snapshot, &query);
             }
         }
     }

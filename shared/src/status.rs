@@ -1,22 +1,18 @@
 //! Status document of the daemon for `/api/v1/status`: JSON composed from the state of all services.
 
-use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use lb_service::lines::ReopenFailure;
 use lb_service::listener::Listener;
 use lb_service::pool::{Backend, BackendState, Level};
-use lb_service::snapshot::{CurrentSnapshot, Snapshot};
-use lb_service::traffic::Traffic;
-use metrics_service::Readiness;
+use lb_service::snapshot::Snapshot;
 use parking_lot::Mutex;
 use pingora::protocols::l4::socket::SocketAddr as PingoraAddr;
 
 use crate::condition::{Condition, Moment};
 use crate::operator::{ConfigStatus, Operator};
-use crate::process::logging::Verbosity;
 use crate::purpose::Purpose;
-use crate::serving::{Checked, Pools};
+use crate::serving::{Checked, Core, Logs};
 use crate::status_document::{
     BackendStatus, KeyFileStatus, LastReload, ListenerStatus, PoolStatus, Problem, QueueStatus, Status,
 };
@@ -24,43 +20,26 @@ use crate::time::rfc3339;
 
 /// Source of the status document.
 pub struct StatusSource {
-    current: CurrentSnapshot,
-    traffic: Arc<Traffic>,
-    pools: Pools,
+    core: Core,
     operator: Operator,
-    verbosity: Verbosity,
-    readiness: Readiness,
+    logs: Logs,
     purpose: Purpose,
     started: SystemTime,
-    reopen_failures: ReopenFailures,
-    failed_upgrade: Mutex<Option<(SystemTime, String)>>,
+    failed_upgrade: Mutex<Option<FailedUpgrade>>,
 }
 
-/// Returns the failures to open logs again after the last log rotation.
-pub type ReopenFailures = Box<dyn Fn() -> Vec<ReopenFailure> + Send + Sync>;
+/// The latest upgrade, which failed.
+struct FailedUpgrade {
+    time: SystemTime,
+    reason: String,
+}
 
 // === impl StatusSource ===
 
 impl StatusSource {
     /// Returns a source that reads the shared state of the services.
-    pub fn new(
-        (current, traffic, pools): (CurrentSnapshot, Arc<Traffic>, Pools),
-        operator: Operator,
-        (verbosity, readiness, purpose): (Verbosity, Readiness, Purpose),
-        reopen_failures: ReopenFailures,
-    ) -> Self {
-        Self {
-            current,
-            traffic,
-            pools,
-            operator,
-            verbosity,
-            readiness,
-            purpose,
-            started: SystemTime::now(),
-            reopen_failures,
-            failed_upgrade: Mutex::default(),
-        }
+    pub(crate) fn new(core: Core, operator: Operator, logs: Logs, purpose: Purpose) -> Self {
+        Self { core, operator, logs, purpose, started: SystemTime::now(), failed_upgrade: Mutex::default() }
     }
 
     /// Removes the problem of an earlier upgrade, because an upgrade begins.
@@ -70,14 +49,16 @@ impl StatusSource {
 
     /// Reports a failed upgrade as a problem until the next one begins.
     pub(crate) fn upgrade_failed(&self, reason: String) {
-        self.failed_upgrade.lock().replace((SystemTime::now(), reason));
+        self.failed_upgrade.lock().replace(FailedUpgrade { time: SystemTime::now(), reason });
     }
 
     /// Returns the current document as JSON.
     pub fn json(&self) -> String {
         let at = Moment::now();
-        let (plan, pools, config) = (self.current.load(), self.pools.now(), self.operator.config_status());
-        let not_ready = self.readiness.report().reasons();
+        let (plan, pools, config) =
+            (self.core.current.load(), self.core.pools.now(), self.operator.config_status());
+        let not_ready = self.core.readiness.report().reasons();
+        let (level, source) = self.core.verbosity.in_effect();
         let pools: Vec<_> = pools.iter().map(|checked| pool_status(checked, &config, at)).collect();
         let status = Status {
             problems: Some(self.problems(&pools, &config)),
@@ -89,7 +70,7 @@ impl StatusSource {
             not_ready,
             started: rfc3339(self.started),
             uptime_seconds: at.since(self.started).as_secs(),
-            config: config.document(self.verbosity.in_effect()),
+            config: config.document(&level, source),
             listeners: listeners(&plan),
             pools,
         };
@@ -98,9 +79,9 @@ impl StatusSource {
     }
 
     fn state(&self) -> &'static str {
-        if self.readiness.is_draining() || self.traffic.is_draining() {
+        if self.core.readiness.is_draining() || self.core.traffic.is_draining() {
             "draining"
-        } else if self.readiness.is_listening() {
+        } else if self.core.readiness.is_listening() {
             "serving"
         } else {
             "starting"
@@ -121,7 +102,7 @@ impl StatusSource {
         problems.extend(pools.iter().filter_map(PoolStatus::on_backups));
         problems.extend(config.last_reload.as_ref().and_then(Problem::of_reload));
         problems.extend(self.failed_upgrade.lock().as_ref().map(Problem::of_upgrade));
-        problems.extend((self.reopen_failures)().iter().map(Problem::of_log));
+        problems.extend(self.logs.reopen_failures().iter().map(Problem::of_log));
         problems.extend(config.key_files.iter().filter_map(Problem::of_keys));
         for state in [BackendState::Down, BackendState::Ejected] {
             let backends =
@@ -221,7 +202,7 @@ impl Problem {
     }
 
     /// Returns the problem of an upgrade that failed.
-    fn of_upgrade((time, reason): &(SystemTime, String)) -> Self {
+    fn of_upgrade(FailedUpgrade { time, reason }: &FailedUpgrade) -> Self {
         let problem = Self::new("the last upgrade failed");
         Self {
             at: Some(rfc3339(*time)),

@@ -1,4 +1,4 @@
-//! End of the start: notifies everything that waits for it that the daemon serves.
+//! Last step of a start: notifies everything that waits for it that the daemon serves.
 
 use std::future::pending;
 use std::path::PathBuf;
@@ -12,15 +12,17 @@ use pingora::services::ServiceReadyNotifier;
 use pingora::services::background::BackgroundService;
 use tokio::sync::{mpsc, watch};
 
+use super::acquire::{Files, Held};
+use super::compose::Beginning;
 use super::moving::Moving;
-use crate::events::{About, Events, Kind};
+use crate::config::Plan;
 use crate::process::background::Announcer;
 use crate::process::lifecycle::{Signals, StartDecision};
 use crate::process::logging::ErrorLog;
 use crate::process::pid_file::{PidFile, Prepared};
-use crate::process::sockets::Sockets;
 use crate::process::systemd::Supervisor;
 use crate::process::upgrade::{Hold, PredecessorLink};
+use crate::serving::Core;
 
 /// Pingora service that runs once, when the listeners accept connections.
 pub(super) struct Announce {
@@ -33,34 +35,37 @@ pub(super) struct Announce {
 
 /// Values that the announcement consumes.
 pub(super) struct Announcement {
-    pub(super) announcer: Announcer,
-    /// The connection to the old process; `None` unless this is an upgrade.
-    pub(super) link: Option<PredecessorLink>,
-    pub(super) sockets: Arc<Sockets>,
-    /// The listeners of the old process that move to other addresses.
-    pub(super) moving: Moving,
-    /// The file that becomes the PID file; `None` unless this is an upgrade.
-    pub(super) prepared: Option<Prepared>,
-    /// The slot that receives the PID file of an upgrade.
-    pub(super) pid_file: Arc<Mutex<Option<PidFile>>>,
-    /// The PID file that an older version might use.
-    pub(super) common_pid_file: PathBuf,
+    announcer: Announcer,
+    /// The takeover from the old process; `None` unless this is an upgrade.
+    takeover: Option<Takeover>,
     /// The file that replaces standard error; `None` if it is unchanged.
-    pub(super) error_log: Option<Arc<ErrorLog>>,
-    pub(super) supervisor: Supervisor,
+    error_log: Option<Arc<ErrorLog>>,
+    supervisor: Supervisor,
+    core: Core,
     /// The served addresses, for messages: `on 0.0.0.0:80`.
-    pub(super) serves: String,
-    pub(super) events: Events,
+    serves: String,
     /// The lock that prevents changes until the announcement is complete.
-    pub(super) hold: Option<Hold>,
+    hold: Hold,
+    /// The listeners of the old process that move to other addresses.
+    moving: Moving,
+}
+
+/// Takeover from the old process.
+struct Takeover {
+    link: PredecessorLink,
+    files: Files,
+    /// The file that becomes the PID file; `None` without a PID file.
+    prepared: Option<Prepared>,
+    /// The PID file that an older version might use.
+    common_pid_file: PathBuf,
 }
 
 // === impl Announce ===
 
 impl Announce {
-    pub(super) fn new(readiness: Readiness, signals: &Signals, once: Announcement) -> Self {
+    pub(super) fn new(signals: &Signals, once: Announcement) -> Self {
         Self {
-            readiness,
+            readiness: once.core.readiness.clone(),
             installed: signals.installed(),
             failures: signals.failures(),
             decision: signals.start_decision(),
@@ -137,29 +142,22 @@ pub(super) async fn never(_ready: ServiceReadyNotifier) {
 // === impl Announcement ===
 
 impl Announcement {
+    /// Returns the announcement of a process that holds these resources.
+    pub(super) fn new(plan: &Plan, held: Held, core: Core, beginning: Beginning) -> Self {
+        let Beginning { serves, hold, moving, .. } = beginning;
+        let Held { announcer, logs, supervisor, link, files, prepared, .. } = held;
+        let common_pid_file = plan.server.runtime.common().pid_file();
+        let takeover = link.map(|link| Takeover { link, files, prepared, common_pid_file });
+        Self { announcer, takeover, error_log: logs.error, supervisor, core, serves, hold, moving }
+    }
+
     fn announce(self) -> Result<(), String> {
-        let left = self.link.as_ref().and_then(|link| self.left_pid_file(link));
         let announcer = self.announcer.prepare();
         let announcer = announcer.map_err(|error| format!("cannot detach from the terminal: {error}"))?;
-        if let Some(mut link) = self.link {
-            let old_pid = link.old_pid();
-            link.ready().map_err(|error| format!("upgrade: {error}"))?;
-            // From here on the old process drains, so this process continues even if a later step fails.
-            self.sockets.own_files();
-            match self.prepared.map(Prepared::take_over).transpose() {
-                Ok(taken) => *self.pid_file.lock() = taken,
-                Err(error) => log::error!("{error}"),
-            }
-            if let Some(left) = left {
-                PidFile::remove_of(&left, old_pid);
-            }
-            // The subcommand `upgrade` returns when the link is closed.
-            drop(link);
-            log::info!("took over from process {old_pid}");
-        }
+        self.takeover.map_or(Ok(()), Takeover::complete)?;
         let serves = &self.serves;
         log::info!("process {} serves {serves}", std::process::id());
-        self.events.note(Kind::Process, About::default(), format!("serves {serves}"));
+        self.core.note(format!("serves {serves}"));
         // This comes before the end of the parent, which systemd might still regard as the main process.
         self.supervisor.serves(&format!("serving {serves}"));
         if let Some(error_log) = &self.error_log {
@@ -172,14 +170,6 @@ impl Announcement {
         Ok(())
     }
 
-    /// Returns the PID file of the old process if the new one does not replace it. An older version does not report its
-    /// PID file and might use the common one.
-    fn left_pid_file(&self, link: &PredecessorLink) -> Option<PathBuf> {
-        let old = link.old();
-        let left = if old.is_said { old.pid_file.clone() } else { Some(self.common_pid_file.clone()) };
-        left.filter(|left| self.prepared.as_ref().is_none_or(|prepared| prepared.target() != left))
-    }
-
     /// Handles a request to end before the process served: the old process continues to serve.
     fn give_up(self) {
         log::info!("stopped before it served");
@@ -188,8 +178,39 @@ impl Announcement {
 
     /// Cancels the upgrade for this reason; the old process continues to serve.
     fn refuse(self, reason: &str) {
-        if let Some(link) = self.link {
-            link.failed(reason);
+        if let Some(takeover) = self.takeover {
+            takeover.link.failed(reason);
         }
+    }
+}
+
+// === impl Takeover ===
+
+impl Takeover {
+    /// Reports to the old process that this one serves, and takes its files over once it drains.
+    fn complete(mut self) -> Result<(), String> {
+        let (left, old_pid) = (self.left_pid_file(), self.link.old_pid());
+        self.link.ready().map_err(|error| format!("upgrade: {error}"))?;
+        // From here on the old process drains, so this process continues even if a later step fails.
+        self.files.sockets.own_files();
+        match self.prepared.map(Prepared::take_over).transpose() {
+            Ok(taken) => *self.files.pid_file.lock() = taken,
+            Err(error) => log::error!("{error}"),
+        }
+        if let Some(left) = left {
+            PidFile::remove_of(&left, old_pid);
+        }
+        // The subcommand `upgrade` returns when the link is closed.
+        drop(self.link);
+        log::info!("took over from process {old_pid}");
+        Ok(())
+    }
+
+    /// Returns the PID file of the old process if the new one does not replace it. An older version does not report its
+    /// PID file and might use the common one.
+    fn left_pid_file(&self) -> Option<PathBuf> {
+        let old = self.link.old();
+        let left = if old.is_said { old.pid_file.clone() } else { Some(self.common_pid_file.clone()) };
+        left.filter(|left| self.prepared.as_ref().is_none_or(|prepared| prepared.target() != left))
     }
 }

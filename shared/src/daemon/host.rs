@@ -1,61 +1,68 @@
-//! The daemon as the host of its lifecycle.
+//! The daemon as the host of its lifecycle: the effect of signals and phases on the services.
 
 use std::io;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use lb_service::traffic::Traffic;
-use metrics_service::Readiness;
 
-use crate::events::{About, Kind};
+use super::acquire::Held;
+use super::compose::Services;
 use crate::operator::Operator;
 use crate::process::lifecycle::{Host, Pending, Phase};
-use crate::process::logging::{ErrorLog, Verbosity};
 use crate::process::sockets::Sockets;
 use crate::process::upgrade::{Handover, UpgradeError};
-use crate::serving::AccessLogs;
+use crate::serving::{Core, Logs};
 use crate::status::StatusSource;
 
 /// Handles of the components that the lifecycle acts on.
 pub(super) struct DaemonHost {
-    pub(super) traffic: Arc<Traffic>,
-    pub(super) readiness: Readiness,
-    pub(super) verbosity: Verbosity,
-    pub(super) operator: Operator,
-    pub(super) status: Arc<StatusSource>,
-    /// The file that replaces standard error; `None` if it is unchanged.
-    pub(super) error_log: Option<Arc<ErrorLog>>,
-    pub(super) access_logs: AccessLogs,
-    pub(super) sockets: Arc<Sockets>,
+    core: Core,
+    operator: Operator,
+    status: Arc<StatusSource>,
+    logs: Logs,
+    sockets: Arc<Sockets>,
 }
 
 // === impl DaemonHost ===
 
 impl DaemonHost {
-    fn note(&self, text: &str) {
-        self.operator.events().note(Kind::Process, About::default(), text);
+    pub(super) fn new(services: &Services, held: &Held) -> Self {
+        Self {
+            core: services.core.clone(),
+            operator: services.handles.operator.clone(),
+            status: services.handles.status.clone(),
+            logs: held.logs.clone(),
+            sockets: held.files.sockets.clone(),
+        }
     }
 }
 
 #[async_trait]
 impl Host for DaemonHost {
     fn pending(&self) -> Pending {
-        let requests = usize::try_from(self.traffic.in_flight()).unwrap_or(usize::MAX);
-        Pending { requests, settling: !self.traffic.is_settled() }
+        let traffic = &self.core.traffic;
+        let requests = usize::try_from(traffic.in_flight()).unwrap_or(usize::MAX);
+        Pending { requests, settling: !traffic.is_settled() }
     }
 
     fn enter(&self, phase: Phase) {
+        let Core { traffic, readiness, .. } = &self.core;
         match phase {
-            Phase::Serving => return,
-            Phase::Delaying => self.note("is no longer ready but still accepts connections"),
-            Phase::Draining => self.note("drains"),
-            Phase::HandedOver { .. } => self.note("has handed over and drains"),
-        }
-        self.readiness.set_draining(true);
-        match phase {
-            Phase::Serving | Phase::Delaying => {}
-            Phase::Draining => self.traffic.drain(),
-            Phase::HandedOver { idle } => self.traffic.drain_patiently(idle),
+            Phase::Serving => {}
+            Phase::Delaying => {
+                self.core.note("is no longer ready but still accepts connections");
+                readiness.set_draining(true);
+            }
+            Phase::Draining => {
+                self.core.note("drains");
+                readiness.set_draining(true);
+                traffic.drain();
+            }
+            Phase::HandedOver { idle } => {
+                self.core.note("has handed over and drains");
+                readiness.set_draining(true);
+                traffic.drain_patiently(idle);
+            }
         }
     }
 
@@ -64,13 +71,12 @@ impl Host for DaemonHost {
     }
 
     async fn handover(&self) -> io::Result<Handover> {
-        let (state, hold) =
-            self.operator.handover_state(&self.verbosity, || self.readiness.pools(true)).await;
+        let (state, hold) = self.operator.handover_state().await;
         Ok(Handover { sockets: self.sockets.to_hand_over()?, state, hold })
     }
 
     fn handover_failed(&self, error: &UpgradeError) {
-        self.note(&format!("the upgrade failed: {error}"));
+        self.core.note(format!("the upgrade failed: {error}"));
         self.status.upgrade_failed(error.to_string());
     }
 
@@ -79,11 +85,6 @@ impl Host for DaemonHost {
     }
 
     fn reopen_logs(&self) {
-        let count = self.access_logs.reopen();
-        match &self.error_log {
-            Some(log) => log.reopen(),
-            None if count == 0 => log::info!("there is no log file to reopen"),
-            None => {}
-        }
+        self.logs.reopen();
     }
 }

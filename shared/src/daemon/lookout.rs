@@ -35,6 +35,11 @@ impl<O: PoolObserver> Alarm<O> {
         Self { observer, ejected: Arc::default() }
     }
 
+    /// Returns the observer that receives the events.
+    pub(super) fn observer(&self) -> &O {
+        &self.observer
+    }
+
     /// Returns the notification of a started ejection.
     pub(super) fn ejected(&self) -> Arc<Notify> {
         self.ejected.clone()

@@ -16,9 +16,8 @@ use crate::process::sockets::{Moved, Sockets};
 use crate::process::upgrade::Hold;
 
 /// Old sockets on which this process accepts connections for a short time.
-#[derive(Default)]
 pub(super) struct Moving {
-    doors: Option<Doors>,
+    doors: Doors,
     old: Vec<(ListenAddress, OwnedFd)>,
 }
 
@@ -28,12 +27,12 @@ impl Moving {
     /// Starts to accept connections on the sockets of the old process that this process will close.
     pub(super) fn begin(plan: &Plan, sockets: &Sockets, doors: &Doors) -> Self {
         let old = sockets.take_moved().into_iter().filter_map(|moved| open(plan, moved, doors)).collect();
-        Self { doors: Some(doors.clone()), old }
+        Self { doors: doors.clone(), old }
     }
 
     /// Ends the move after the old process has stopped accepting connections. `hold` is dropped at the end of the move.
-    pub(super) fn end(self, hold: Option<Hold>) {
-        let Self { doors: Some(doors), old } = self else { return };
+    pub(super) fn end(self, hold: Hold) {
+        let Self { doors, old } = self;
         for (address, socket) in &old {
             if let Err(error) = moves::deafen(socket) {
                 log::warn!("listener {address}: connections might be reset while it moves: {error}");

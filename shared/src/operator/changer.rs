@@ -269,7 +269,7 @@ impl Changer {
     /// Applies the rule that an operator's log level lasts until a file with a log level is loaded. Returns a line if
     /// one of the two levels has no effect.
     fn level_of(&self, before: &Plan, level: Option<&LogFilter>, reload: Reload) -> Option<String> {
-        let verbosity = &self.parts.verbosity;
+        let verbosity = &self.parts.running.core.verbosity;
         let is_changed = before.log_level.as_ref() != level;
         match (verbosity.ordered(), verbosity.by_variable()) {
             (Some(ordered), _) if level.is_some() && !reload.keep_runtime => {
@@ -351,7 +351,7 @@ impl Changer {
                 for line in &lines {
                     log::info!("operator: {line}");
                     let about = About::backend(&order.pool, &backend);
-                    self.parts.events.note(
+                    self.parts.running.core.events.note(
                         Kind::Operator,
                         about,
                         without_subject(line, &order.pool, &backend),
@@ -392,7 +392,7 @@ impl Changer {
             // Staging can take long, so the process might have begun to drain.
             self.refuse_while_ending()?;
             running.commit(staged).await;
-            (self.parts.observer)(&effective);
+            running.adopt(&effective);
         }
         (self.wanted, self.effective) = (wanted, effective);
         if !diff.lines.is_empty() {
@@ -414,7 +414,7 @@ impl Changer {
     }
 
     fn note(&self, kind: Kind, text: String) {
-        self.parts.events.note(kind, About::default(), text);
+        self.parts.running.core.events.note(kind, About::default(), text);
     }
 
     fn change_result(&self, result: Outcome) -> ChangeResult {

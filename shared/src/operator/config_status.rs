@@ -109,7 +109,7 @@ impl ConfigStatus {
     }
 
     /// Returns the section of the status document, with the log level and its source.
-    pub fn document(&self, (level, source): (LogFilter, LevelSource)) -> ConfigDocument {
+    pub fn document(&self, level: &LogFilter, source: LevelSource) -> ConfigDocument {
         let ordered = (source == LevelSource::Operator).then(|| format!("log level {level}"));
         ConfigDocument {
             generation: self.generation,

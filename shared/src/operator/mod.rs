@@ -38,11 +38,11 @@ use serde_json::json;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::config::{Plan, Problems};
-use crate::events::{Event, Events};
+use crate::events::Event;
 use crate::process::logging::{LogFilter, Verbosity};
 use crate::process::systemd::Supervisor;
 use crate::process::upgrade::Hold;
-use crate::serving::Running;
+use crate::serving::{Core, Running};
 use changer::Changer;
 pub use config_status::ConfigStatus;
 pub use file::{ConfigFile, Provenance};
@@ -56,7 +56,6 @@ pub struct Operator {
     commands: mpsc::UnboundedSender<Command>,
     status: Arc<ArcSwap<ConfigStatus>>,
     running: Running,
-    events: Events,
     turn: Arc<TurnLock>,
 }
 
@@ -83,16 +82,10 @@ pub struct Parts {
     pub runtime: Runtime,
     /// The times of these changes.
     pub times: Times,
-    /// The log of events, to which changes are added.
-    pub events: Events,
-    /// The log level, which the file or an operator sets.
-    pub verbosity: Verbosity,
     /// The metrics that count reloads.
     pub metrics: ConfigMetrics,
     /// The service manager, which is notified when a reload begins and ends.
     pub supervisor: Supervisor,
-    /// Function that is called with each new plan in effect.
-    pub observer: Box<dyn Fn(&Plan) + Send + Sync>,
 }
 
 /// State that an upgrade passes on. A process of another version ignores fields that it does not support.
@@ -138,12 +131,12 @@ impl Operator {
         let first = first.with_key_files(KeyFiles::default().status(&parts.plan));
         let first = first.with_warnings(Arc::new(parts.warnings.clone()));
         let status = Arc::new(ArcSwap::from_pointee(first));
-        let (running, events) = (parts.running.clone(), parts.events.clone());
+        let running = parts.running.clone();
         let turn = Arc::<TurnLock>::default();
         let hold = turn.clone().try_lock_owned().expect("the lock is new");
         let changer = Changer::new(parts, received, status.clone(), turn.clone());
         let service = OperatorService(Mutex::new(Some(changer)));
-        (Self { commands, status, running, events, turn }, service, hold)
+        (Self { commands, status, running, turn }, service, hold)
     }
 
     /// Reloads the configuration file and returns the result.
@@ -171,19 +164,16 @@ impl Operator {
         self.running.idle(pool, backend).await
     }
 
-    /// Returns the state for the new process as text: the changes of operators, the log level, the `ready` pools, and
-    /// the events. Nothing changes until the returned hold is dropped.
-    pub async fn handover_state(
-        &self,
-        verbosity: &Verbosity,
-        ready: impl FnOnce() -> Vec<String>,
-    ) -> (String, Hold) {
+    /// Returns the state for the new process as text: the changes of operators, the log level, the pools that have a
+    /// ready backend, and the events. Nothing changes until the returned hold is dropped.
+    pub(crate) async fn handover_state(&self) -> (String, Hold) {
         let hold = self.turn.clone().lock_owned().await;
+        let Core { events, readiness, verbosity, .. } = &self.running.core;
         let state = HandoverState {
             backends: self.status.load().portable(),
             log_level: verbosity.ordered().map(|level| level.to_string()),
-            ready: ready(),
-            events: self.events.after(self.events.process(), 0).iter().map(|event| json!(event)).collect(),
+            ready: readiness.pools(true),
+            events: events.after(events.process(), 0).iter().map(|event| json!(event)).collect(),
         };
         (serde_json::to_string(&state).expect("texts and numbers are JSON"), hold)
     }
@@ -206,11 +196,6 @@ impl Operator {
     /// Returns the description of the configuration in effect.
     pub(crate) fn config_status(&self) -> Arc<ConfigStatus> {
         self.status.load_full()
-    }
-
-    /// Returns the log of events.
-    pub fn events(&self) -> &Events {
-        &self.events
     }
 
     async fn ask(&self, command: impl FnOnce(oneshot::Sender<ChangeResult>) -> Command) -> ChangeResult {
@@ -240,7 +225,7 @@ impl BackgroundService for OperatorService {
 
 /// Restores the state of the old process from its [handover_state](Operator::handover_state). Changes of backends that
 /// `plan` does not have are dropped. The log level is set immediately.
-pub fn restore(plan: &Plan, verbosity: &Verbosity, state: &str) -> RestoredState {
+pub(crate) fn restore(plan: &Plan, verbosity: &Verbosity, state: &str) -> RestoredState {
     let state = serde_json::from_str(state).unwrap_or_else(|error| {
         log::error!("upgrade: cannot read the runtime changes of the old process, so they are lost: {error}");
         HandoverState::default()

@@ -293,7 +293,7 @@ impl Offer {
         let greeted = async {
             loop {
                 let (mut stream, _) = self.listener.accept().await?;
-                match greet(&mut stream, VERSION, (&self.about, &self.path)).await {
+                match greet(&mut stream, VERSION, &self.about, &self.path).await {
                     Ok(pid) => return Ok::<_, UpgradeError>((stream, pid)),
                     // Only a process that this one has started sends `Refused` instead of `Hello`.
                     Err(error @ UpgradeError::Refused(_)) => return Err(error),
@@ -326,7 +326,8 @@ impl SuccessorLink {
 async fn greet(
     stream: &mut tokio::net::UnixStream,
     version: u16,
-    (about, path): (&About, &Path),
+    about: &About,
+    path: &Path,
 ) -> Result<u32, UpgradeError> {
     let credentials = getsockopt(stream, PeerCredentials).map_err(io::Error::from)?;
     check_user(credentials.uid(), &[Uid::effective()])?;
@@ -439,7 +440,7 @@ impl Search {
         let credentials = getsockopt(&stream, PeerCredentials).map_err(io::Error::from)?;
         let trusted: Vec<Uid> = [Uid::effective()].into_iter().chain(self.user).collect();
         check_user(credentials.uid(), &trusted)?;
-        take_from(stream, VERSION, (&self.about, path)).map(Some)
+        take_from(stream, VERSION, &self.about, path).map(Some)
     }
 }
 
@@ -556,7 +557,8 @@ fn connect(path: &Path) -> Result<Option<UnixStream>, UpgradeError> {
 fn take_from(
     mut stream: UnixStream,
     version: u16,
-    (about, path): (&About, &Path),
+    about: &About,
+    path: &Path,
 ) -> Result<(Vec<InheritedSocket>, PredecessorLink), UpgradeError> {
     stream.set_read_timeout(Some(RESPONSE_TIME))?;
     stream.set_write_timeout(Some(RESPONSE_TIME))?;
@@ -934,9 +936,9 @@ mod tests {
         old.set_nonblocking(true).unwrap();
         let mut old = tokio::net::UnixStream::from_std(old).unwrap();
         let taking =
-            tokio::task::spawn_blocking(move || take_from(new, 2, (&About::default(), Path::new("/sock"))));
+            tokio::task::spawn_blocking(move || take_from(new, 2, &About::default(), Path::new("/sock")));
         let greeted =
-            greet(&mut old, 1, (&About::default(), Path::new("/sock"))).await.unwrap_err().to_string();
+            greet(&mut old, 1, &About::default(), Path::new("/sock")).await.unwrap_err().to_string();
         let taken = taking.await.unwrap().unwrap_err().to_string();
         assert!(greeted.contains("version 2") && greeted.contains("this one version 1"), "{greeted}");
         assert!(taken.contains("version 1") && taken.contains("this one version 2"), "{taken}");
@@ -964,7 +966,7 @@ mod tests {
         let counting = async {
             for attempts in 1.. {
                 let (mut stream, _) = listener.accept().await.unwrap();
-                greet(&mut stream, VERSION, (&theirs, &path)).await.unwrap_err();
+                greet(&mut stream, VERSION, &theirs, &path).await.unwrap_err();
                 assert_eq!(attempts, 1);
             }
         };

@@ -10,7 +10,17 @@ use parking_lot::{Mutex, MutexGuard};
 
 use crate::config::Plan;
 use crate::process::files::{Unusable, check_writable, open_log};
+use crate::process::logging::ErrorLog;
 use crate::process::privileges::Identity;
+
+/// Log files of the process. Clones share them.
+#[derive(Clone, Debug)]
+pub(crate) struct Logs {
+    /// The file that replaces standard error; `None` if it is unchanged.
+    pub(crate) error: Option<Arc<ErrorLog>>,
+    /// The access logs.
+    pub(crate) access: AccessLogs,
+}
 
 /// Writers of all access logs. Clones share them; dropping the last clone writes the queued lines.
 #[derive(Clone, Debug, Default)]
@@ -43,6 +53,26 @@ struct Kept {
     writers: Vec<Writer>,
     /// The number of lines that earlier writers dropped.
     dropped: u64,
+}
+
+// === impl Logs ===
+
+impl Logs {
+    /// Opens all files again, after log rotation has moved them.
+    pub(crate) fn reopen(&self) {
+        let count = self.access.reopen();
+        match &self.error {
+            Some(log) => log.reopen(),
+            None if count == 0 => log::info!("there is no log file to reopen"),
+            None => {}
+        }
+    }
+
+    /// Returns the failures to open a file again after the last log rotation.
+    pub(crate) fn reopen_failures(&self) -> Vec<ReopenFailure> {
+        let of_error_log = self.error.as_ref().and_then(|log| log.reopen_failure());
+        of_error_log.into_iter().chain(self.access.reopen_failures()).collect()
+    }
 }
 
 // === impl AccessLogs ===

@@ -98,7 +98,7 @@ impl Checked {
     /// pool itself stays the same.
     pub fn successor(
         &self,
-        was: &(PoolSettings, health_service::Settings),
+        was: &PoolSettings,
         pool: &PoolSettings,
         settings: &health_service::Settings,
     ) -> Self {
@@ -108,7 +108,7 @@ impl Checked {
             let check = publisher(settings, &verdicts);
             let pool = self.pool.successor_with_health(pool, health_service::registry(), check);
             (verdicts, Arc::new(pool))
-        } else if was.0 == *pool {
+        } else if was == pool {
             (self.verdicts.clone(), self.pool.clone())
         } else {
             (self.verdicts.clone(), Arc::new(self.pool.successor(pool)))

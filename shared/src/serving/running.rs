@@ -26,24 +26,26 @@ use lb_service::listener::{ListenAddress, Listener};
 use lb_service::pool::{Backend, Pool};
 use lb_service::route::RouteTable;
 use lb_service::service::Doors;
-use lb_service::snapshot::{CurrentSnapshot, Snapshot, SnapshotParts};
+use lb_service::snapshot::{Snapshot, SnapshotParts};
 use lb_service::traffic::{Answers, Traffic};
 use parking_lot::Mutex;
 
-use super::Diff;
+use super::core::Core;
+use super::diff::Diff;
 use super::logs::{AccessLogs, Opened};
-use super::pools::{Checked, Pools};
+use super::pools::Checked;
 use crate::config::Plan;
 use crate::process::files::Unusable;
+use crate::process::lifecycle::{Timing, Timings};
 use crate::process::moves;
 use crate::process::sockets::{self, Bound, Class, Endpoint, ListenSpec, Sockets};
 
 /// Parts of the daemon that a change of the plan affects. Clones share them.
 #[derive(Clone)]
 pub struct Running {
-    pub(crate) current: CurrentSnapshot,
-    pub(crate) traffic: Arc<Traffic>,
-    pub(crate) pools: Pools,
+    pub(crate) core: Core,
+    /// The time limits for the end of the process.
+    pub(crate) timings: Timings,
     pub(crate) doors: Doors,
     pub(crate) checks: Checks,
     pub(crate) sockets: Arc<Sockets>,
@@ -116,14 +118,14 @@ impl Running {
         let New { free, beside, leaving } = self.new_addresses(diff);
         let mut bound = self.sockets.bind_more(&free).map_err(|error| error.to_string())?;
         self.sockets.check_take_over(&beside, &leaving).map_err(|error| error.to_string())?;
-        let before = self.pools.now();
+        let before = self.core.pools.now();
         let (mut pools, mut successions) = (Vec::new(), Vec::new());
         for (pool, check) in &new.pools {
             let predecessor = before.iter().find(|known| known.pool.name == pool.name);
             let was = old.pools.iter().find(|(known, _)| known.name == pool.name);
             let checked = match predecessor.zip(was) {
-                None => Checked::new(pool, check, self.pools.observer()),
-                Some((known, was)) => known.successor(was, pool, check),
+                None => Checked::new(pool, check, self.core.pools.observer()),
+                Some((known, (was, _))) => known.successor(was, pool, check),
             };
             if let Some(known) = predecessor.filter(|known| !Arc::ptr_eq(&known.pool, &checked.pool)) {
                 successions.push((checked.pool.clone(), known.pool.clone()));
@@ -137,7 +139,7 @@ impl Running {
             (old.access_log != new.access_log).then(|| self.logs.open(&new.access_log, None)).transpose();
         let log = log.map_err(|error| no_log(&error))?;
         let logs = self.logs.of(new, log.as_ref());
-        let served = served(new, &pools, logs, &self.traffic, &self.token);
+        let served = served(new, &pools, logs, &self.core.traffic, &self.token);
         // From here on connections can arrive at these sockets; they would be lost without a commit.
         let taken = self.sockets.take_over(&beside, &leaving).map_err(|error| error.to_string())?;
         bound.append(taken);
@@ -169,10 +171,10 @@ impl Running {
         self.note_leaving(&pools);
         self.sockets.add(bound);
         let closed: Vec<_> = closed.into_iter().map(|listener| listener.address).collect();
-        self.doors.retire(closed.clone(), self.current.load()).await;
+        self.doors.retire(closed.clone(), self.core.current.load()).await;
         successions.iter().for_each(|(pool, predecessor)| pool.enter(predecessor));
-        self.pools.replace(pools);
-        self.current.replace(served);
+        self.core.pools.replace(pools);
+        self.core.current.replace(served);
         if let Some(log) = log {
             self.logs.replace(log);
         }
@@ -186,10 +188,16 @@ impl Running {
         }
         opened.into_iter().for_each(|(listener, socket)| self.doors.open_on(listener, socket));
         self.leave(moved).await;
-        if self.traffic.is_draining() {
+        if self.core.traffic.is_draining() {
             // The drain started in the meantime and closed only the older sockets.
             self.sockets.close(Class::Traffic);
         }
+    }
+
+    /// Adopts the keys of a new plan that have an effect outside of the snapshot.
+    pub(crate) fn adopt(&self, plan: &Plan) {
+        self.timings.set(timing(plan));
+        self.core.adopt(plan);
     }
 
     /// Closes the old sockets of moved listeners after all their pending connections have been accepted.
@@ -226,7 +234,7 @@ impl Running {
 
     /// Returns whether the process is about to end.
     pub(crate) fn is_draining(&self) -> bool {
-        self.traffic.is_draining()
+        self.core.traffic.is_draining()
     }
 
     /// Returns the number of requests in flight of a backend, even if it was removed from its pool.
@@ -240,10 +248,10 @@ impl Running {
     /// # Errors
     /// If the pool does not exist.
     pub async fn idle(&self, pool: &str, address: SocketAddr) -> Result<(), String> {
-        if !self.pools.now().iter().any(|checked| *checked.pool.name == *pool) {
+        if !self.core.pools.now().iter().any(|checked| *checked.pool.name == *pool) {
             return Err(format!("there is no pool {pool}"));
         }
-        while self.in_flight(pool, address) > 0 || !self.traffic.is_settled() {
+        while self.in_flight(pool, address) > 0 || !self.core.traffic.is_settled() {
             tokio::time::sleep(POLL).await;
         }
         Ok(())
@@ -251,7 +259,7 @@ impl Running {
 
     /// Returns whether a pool has no backend in service.
     pub(crate) fn is_out_of_service(&self, pool: &str) -> bool {
-        let pools = self.pools.now();
+        let pools = self.core.pools.now();
         let pool = pools.iter().find(|checked| *checked.pool.name == *pool);
         pool.is_some_and(|checked| {
             let mut backends = checked.pool.backends().iter();
@@ -261,18 +269,18 @@ impl Running {
 
     /// Returns the counts of all responses since the start.
     pub fn answers(&self) -> Answers {
-        self.traffic.answers()
+        self.core.traffic.answers()
     }
 
     /// Releases everything that no request uses any more. This function can wait for a disk.
     pub(crate) fn tidy(&self) {
         self.logs.end_unused();
-        self.traffic.forget_unused();
+        self.core.traffic.forget_unused();
         self.leaving().retain(|(_, backend)| backend.load.in_flight() > 0);
     }
 
     fn backends(&self, pool: &str, address: SocketAddr) -> Vec<Arc<Backend>> {
-        let pools = self.pools.now();
+        let pools = self.core.pools.now();
         let there = pools.iter().filter(|checked| *checked.pool.name == *pool);
         let there = there.filter_map(|checked| checked.pool.backend(address).cloned());
         let leaving = self.leaving();
@@ -282,7 +290,7 @@ impl Running {
 
     fn note_leaving(&self, after: &[Checked]) {
         let mut leaving = self.leaving();
-        for checked in self.pools.now().iter() {
+        for checked in self.core.pools.now().iter() {
             let pool = after.iter().find(|known| known.pool.name == checked.pool.name);
             let stays = |backend: &Backend| pool.is_some_and(|p| p.pool.backend(backend.address).is_some());
             let left = checked.pool.backends().iter().filter(|backend| !stays(backend));
@@ -293,6 +301,11 @@ impl Running {
     fn leaving(&self) -> parking_lot::MutexGuard<'_, Vec<Leaving>> {
         self.leaving.lock()
     }
+}
+
+/// Returns the time limits for the end of the process under `plan`.
+pub(crate) fn timing(plan: &Plan) -> Timing {
+    Timing { delay: plan.shutdown.delay, drain: plan.shutdown.drain }
 }
 
 /// Returns the snapshot with which requests are served under `plan`.

@@ -44,7 +44,7 @@ const OTHER_WORDS: OtherWords = &[
 ];
 
 /// Our modules that log, by their paths.
-const OURS: [&str; 27] = [
+const OURS: [&str; 29] = [
     "health_service::backend",
     "lb_service::access_log::writer",
     "lb_service::pool",
@@ -54,10 +54,11 @@ const OURS: [&str; 27] = [
     "metrics_service::process",
     "shared::control::predecessors",
     "shared::control::server",
-    "shared::daemon",
+    "shared::daemon::acquire",
     "shared::daemon::announce",
     "shared::daemon::moving",
     "shared::daemon::operations",
+    "shared::daemon::resources",
     "shared::demo::origin",
     "shared::demo::show",
     "shared::operator",
@@ -72,6 +73,7 @@ const OURS: [&str; 27] = [
     "shared::process::successor",
     "shared::process::systemd",
     "shared::process::upgrade",
+    "shared::serving::logs",
 ];
 
 /// The crates of others that log. `pingora` stands for all of Pingora's crates. The HTTP/2 library and the runtime are
