@@ -125,7 +125,7 @@ impl InitialHealth {
 impl BackendChecks {
     /// The checks of the backend at `address`, not started yet.
     pub(crate) fn new(reports: &Arc<Reports>, procedure: &Arc<Procedure>, address: &SocketAddr) -> Self {
-        let label = address.to_string();
+        let label = label(address);
         Self {
             reports: Arc::clone(reports),
             procedure: Arc::clone(procedure),
@@ -207,6 +207,14 @@ impl BackendChecks {
     }
 }
 
+/// Returns an address as labels and logs write it: `10.0.0.1:80` or `unix:/path`.
+fn label(address: &SocketAddr) -> String {
+    match address {
+        SocketAddr::Inet(address) => address.to_string(),
+        SocketAddr::Unix(_) => format!("unix:{address}"),
+    }
+}
+
 // === impl Task ===
 
 impl Task {
@@ -253,5 +261,12 @@ mod tests {
         assert!(matches!(beginning(Some(verdict()), None), InitialHealth::Known(_)));
         assert!(matches!(beginning(None, Some(finding())), InitialHealth::Checked(_)));
         assert!(matches!(beginning(None, None), InitialHealth::Unchecked(None)));
+    }
+
+    #[test]
+    fn labels_are_written_as_in_the_configuration() {
+        for text in ["10.0.0.1:80", "[::1]:80", "unix:/run/app.sock"] {
+            assert_eq!(label(&text.parse().unwrap()), text);
+        }
     }
 }

@@ -23,7 +23,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut addresses = std::env::args().skip(1).map(|text| text.parse::<SocketAddr>());
     let listen = addresses.next().ok_or("usage: proxy LISTEN BACKEND...")??;
     let backends = addresses
-        .map(|address| Ok(BackendSettings::new(address?)))
+        .map(|address| Ok(BackendSettings::new(address?.into())))
         .collect::<Result<Vec<_>, std::net::AddrParseError>>()?;
 
     let pool = Pool::new(&PoolSettings::new("web", backends), Arc::new(HealthRegistry::new()), None);

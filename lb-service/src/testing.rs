@@ -22,7 +22,7 @@ fn address(last: u8) -> SocketAddr {
 }
 
 pub(crate) fn settings(policy: Algorithm) -> PoolSettings {
-    let backends = (1..=3).map(|last| BackendSettings::new(address(last))).collect();
+    let backends = (1..=3).map(|last| BackendSettings::new(address(last).into())).collect();
     PoolSettings { policy, ..PoolSettings::new("api", backends) }
 }
 

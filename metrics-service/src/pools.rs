@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use pingora::lb::LoadBalancer;
 use pingora::lb::selection::{BackendIter, BackendSelection};
+use pingora::protocols::l4::socket::SocketAddr;
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::{Metric, MetricFamily};
 
@@ -107,11 +108,19 @@ where
         let backends = self.balancer.backends();
         let members = backends.get_backend();
         let members = members.iter().map(|backend| Member {
-            address: backend.addr.to_string(),
+            address: label(&backend.addr),
             weight: backend.weight,
             state: BackendState::of(backends.ready(backend)),
         });
         merge_addresses(members)
+    }
+}
+
+/// Returns an address as labels and logs write it: `10.0.0.1:80` or `unix:/path`.
+fn label(address: &SocketAddr) -> String {
+    match address {
+        SocketAddr::Inet(address) => address.to_string(),
+        SocketAddr::Unix(_) => format!("unix:{address}"),
     }
 }
 
@@ -419,5 +428,12 @@ lb_backend_weight{pool="web",backend="[::1]:1"} 1
         ])));
         assert!(text.contains("lb_backend_up{pool=\"a\",backend=\"h:1\"} 1\n"));
         assert!(text.contains("lb_backend_up{pool=\"b\",backend=\"h:1\"} 0\n"));
+    }
+
+    #[test]
+    fn labels_are_written_as_in_the_configuration() {
+        for text in ["10.0.0.1:80", "[::1]:80", "unix:/run/app.sock"] {
+            assert_eq!(label(&text.parse().unwrap()), text);
+        }
     }
 }

@@ -17,7 +17,7 @@ use std::time::Duration;
 use clap::{Arg, Args, Command, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum, value_parser};
 use clap_complete::Shell;
 use lb_service::listener::ListenAddress;
-use lb_service::pool::Weight;
+use lb_service::pool::{UpstreamAddress, Weight};
 use metrics_service::config::MetricsConfig;
 use serde_json::json;
 use values::{BackendAddress, PositiveDuration, Refusal, Scalar};
@@ -226,7 +226,7 @@ pub struct BackendArgs {
     pub pool: String,
     /// The address of the backend, such as 10.0.0.1:8080 or localhost:8080
     #[arg(value_parser = backend)]
-    pub backend: SocketAddr,
+    pub backend: UpstreamAddress,
 }
 
 /// Whether to wait for a backend.
@@ -316,8 +316,8 @@ fn weight(text: &str) -> Result<Weight, String> {
     text.parse().ok().and_then(Weight::new).ok_or_else(|| "a weight is 1 to 1000".to_owned())
 }
 
-fn backend(text: &str) -> Result<SocketAddr, Refusal> {
-    BackendAddress::from_text(text).map(|address| address.resolve(loopback()))
+fn backend(text: &str) -> Result<UpstreamAddress, Refusal> {
+    BackendAddress::from_text(text).map(|address| address.resolve(loopback()).into())
 }
 
 fn duration(text: &str) -> Result<Duration, Refusal> {

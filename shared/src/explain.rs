@@ -268,7 +268,7 @@ impl ExplainSource {
     fn condition(&self, pool: &str, backend: &Backend, state: BackendState, at: Moment) -> Condition {
         let (pools, status) = (self.core.pools.now(), self.operator.config_status());
         match pools.iter().find(|checked| *checked.pool.name == *pool) {
-            Some(checked) => checked.condition(backend, state, status.changed(pool, backend.address), at),
+            Some(checked) => checked.condition(backend, state, status.changed(pool, &backend.address), at),
             None => Condition::of(backend, state, Known::NOTHING, at),
         }
     }

@@ -5,10 +5,10 @@
 //! complete when its body has that length.
 
 use std::borrow::Cow;
-use std::net::SocketAddr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use lb_service::pool::UpstreamAddress;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, percent_encode};
 
 /// Header with the configuration file of the daemon that must handle the request.
@@ -83,7 +83,7 @@ pub(crate) fn file_in_header(file: &Path) -> String {
 }
 
 /// Returns the target of requests about one backend.
-pub(crate) fn backend_target(pool: &str, backend: SocketAddr) -> String {
+pub(crate) fn backend_target(pool: &str, backend: &UpstreamAddress) -> String {
     let address = backend.to_string();
     format!("/v1/pools/{pool}/backends/{}", percent_encode(address.as_bytes(), NOT_IN_ADDRESS))
 }
@@ -170,12 +170,14 @@ mod tests {
     }
 
     #[test]
-    fn addresses_in_targets_have_no_brackets() {
-        let target = backend_target("web", "[::1]:80".parse().unwrap());
+    fn addresses_in_targets_have_no_brackets_and_no_slashes() {
+        let target = backend_target("web", &"[::1]:80".parse().unwrap());
         assert_eq!(target, "/v1/pools/web/backends/%5B::1%5D:80");
         assert_eq!(
-            backend_target("web", "10.0.0.1:80".parse().unwrap()),
+            backend_target("web", &"10.0.0.1:80".parse().unwrap()),
             "/v1/pools/web/backends/10.0.0.1:80"
         );
+        let target = backend_target("web", &"unix:/run/app.sock".parse().unwrap());
+        assert_eq!(target.split('/').count(), 6, "{target}");
     }
 }

@@ -7,7 +7,6 @@ use lb_service::listener::Listener;
 use lb_service::pool::{Backend, BackendState, Level};
 use lb_service::snapshot::Snapshot;
 use parking_lot::Mutex;
-use pingora::protocols::l4::socket::SocketAddr as PingoraAddr;
 
 use crate::condition::{Condition, Moment};
 use crate::operator::{ConfigStatus, Operator};
@@ -138,10 +137,10 @@ fn pool_status(checked: &Checked, config: &ConfigStatus, at: Moment) -> PoolStat
 
 fn backend_status(checked: &Checked, backend: &Backend, config: &ConfigStatus, at: Moment) -> BackendStatus {
     let Checked { pool, settings: _, verdicts } = checked;
-    let verdict = verdicts.get(&PingoraAddr::Inet(backend.address));
+    let verdict = verdicts.get(&backend.address.to_pingora());
     let state = pool.state(backend, at.instant);
     let Condition { reason, since } =
-        checked.condition(backend, state, config.changed(&pool.name, backend.address), at);
+        checked.condition(backend, state, config.changed(&pool.name, &backend.address), at);
     BackendStatus {
         address: backend.label.to_string(),
         weight: backend.weight(),
@@ -149,7 +148,7 @@ fn backend_status(checked: &Checked, backend: &Backend, config: &ConfigStatus, a
         state: state.as_str().into(),
         reason,
         since: rfc3339(since),
-        runtime: config.runtime(&pool.name, backend.address),
+        runtime: config.runtime(&pool.name, &backend.address),
         checked: verdict.map(|verdict| rfc3339(verdict.checked)),
         requests_in_flight: backend.load.in_flight(),
         max_requests: Some(backend.max_requests).filter(|max| *max < u64::MAX),

@@ -15,7 +15,7 @@ const SECOND: Duration = Duration::from_secs(1);
 fn owners(pool: &Arc<Pool>, now: Instant, keys: usize) -> Vec<usize> {
     let owner = |number| {
         let attempt = place(pool, now, &key(number));
-        pool.backends().binary_search_by_key(&attempt.backend.address, |backend| backend.address).unwrap()
+        pool.backends().binary_search_by_key(&&attempt.backend.address, |backend| &backend.address).unwrap()
     };
     (0..keys).map(owner).collect()
 }

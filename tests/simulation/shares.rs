@@ -91,7 +91,7 @@ fn round_robin_is_exact() {
     for _ in 0..5 {
         let mut counts = BTreeMap::new();
         for _ in 0..period {
-            *counts.entry(place(&pool, manual.now(), b"").backend.address).or_insert(0) += 1;
+            *counts.entry(place(&pool, manual.now(), b"").backend.address.clone()).or_insert(0) += 1;
         }
         assert_eq!(counts.into_values().collect::<Vec<_>>(), weights);
     }

@@ -6,7 +6,6 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap};
-use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -18,7 +17,7 @@ use lb_service::clock::{Clock, ManualClock};
 use lb_service::policy::Algorithm;
 use lb_service::pool::{
     Admission, AdmissionError, Attempt, Backend, BackendSettings, Dispatch, Now, Passed, PickRequest, Pool,
-    PoolSettings, Tried, UpstreamError, Weight,
+    PoolSettings, Tried, UpstreamAddress, UpstreamError, Weight,
 };
 use pingora::lb::HealthRegistry;
 use pingora::lb::health_check::HealthCheck;
@@ -123,7 +122,7 @@ struct Client {
 
 /// The backends whose health checks fail.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Down(Arc<Mutex<BTreeSet<SocketAddr>>>);
+pub(crate) struct Down(Arc<Mutex<BTreeSet<UpstreamAddress>>>);
 
 /// A health check that only reads the set of failing backends.
 struct Probe(Down);
@@ -201,8 +200,8 @@ impl Scenario {
 }
 
 /// Returns the address of the backend with this index; the order of addresses is that of indexes.
-pub(crate) fn address(index: usize) -> SocketAddr {
-    SocketAddr::from(([10, 0, (index / 250) as u8, (index % 250) as u8], 80))
+pub(crate) fn address(index: usize) -> UpstreamAddress {
+    ([10, 0, (index / 250) as u8, (index % 250) as u8], 80).into()
 }
 
 /// Returns a pool with a manual clock and seeded randomness, and the results of its health checks.
@@ -446,7 +445,7 @@ impl<'w> World<'w> {
     fn index(&self, backend: &Backend) -> usize {
         let backends = self.pool.backends();
         backends
-            .binary_search_by_key(&backend.address, |backend| backend.address)
+            .binary_search_by_key(&&backend.address, |backend| &backend.address)
             .expect("the backend belongs to the pool")
     }
 
@@ -527,7 +526,7 @@ pub(crate) fn key(number: usize) -> Vec<u8> {
 
 impl Down {
     /// Sets the backends that are down.
-    pub(crate) fn set(&self, down: impl IntoIterator<Item = SocketAddr>) {
+    pub(crate) fn set(&self, down: impl IntoIterator<Item = UpstreamAddress>) {
         *self.0.lock().unwrap() = down.into_iter().collect();
     }
 }
@@ -537,7 +536,7 @@ impl Down {
 #[async_trait]
 impl HealthCheck for Probe {
     async fn check(&self, target: &pingora::lb::Backend) -> pingora::Result<()> {
-        let address = target.addr.as_inet().copied();
+        let address = UpstreamAddress::from_pingora(&target.addr);
         match address.filter(|address| self.0.0.lock().unwrap().contains(address)) {
             Some(_) => pingora::Error::e_explain(pingora::ErrorType::ConnectRefused, "it is down"),
             None => Ok(()),

@@ -60,7 +60,7 @@ impl BackendConfig {
     /// Returns the settings, in a pool whose limit is `default` and on a machine with this loopback address.
     pub(super) fn plan(&self, default: Number<0, MAX_COUNT>, loopback: IpAddr) -> BackendSettings {
         BackendSettings {
-            address: self.address.get().resolve(loopback),
+            address: self.address.get().resolve(loopback).into(),
             weight: self.weight,
             backup: self.backup,
             max_requests: self.limit(default),

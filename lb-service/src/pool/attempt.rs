@@ -175,7 +175,7 @@ impl Pool {
     }
 
     fn eject(&self, backend: &Arc<Backend>, why: Cause, now: Instant) {
-        let Some(which) = self.index(backend.address) else { return };
+        let Some(which) = self.index(&backend.address) else { return };
         let members: Vec<_> = self
             .backends
             .iter()
@@ -209,7 +209,7 @@ impl Pool {
 
     /// Returns a number from 0 to 1 that differs between backends that are ejected together.
     fn jitter(&self, backend: &Backend, now: Instant) -> f64 {
-        slow_start::draw_for_key(&self.cache.nanoseconds(now).to_le_bytes(), backend.address)
+        slow_start::draw_for_key(&self.cache.nanoseconds(now).to_le_bytes(), &backend.address)
     }
 }
 

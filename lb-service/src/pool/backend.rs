@@ -11,11 +11,11 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use pingora::protocols::l4::socket::SocketAddr as PingoraAddr;
 use pingora::protocols::tls::CaType;
 use pingora::upstreams::peer::HttpPeer;
 use pingora::utils::tls::{WrappedX509, parse_x509};
 
+use super::address::UpstreamAddress;
 use super::outlier::{OutlierRecord, nanoseconds};
 use super::reasons::{AttemptFailure, SkipReason, UpstreamError};
 use super::settings::{Admin, BackendSettings, PoolSettings, UpstreamTls};
@@ -28,7 +28,7 @@ use crate::stats::{Codes, Counter, Histogram};
 #[derive(Debug)]
 pub struct Backend {
     /// The address of the backend.
-    pub address: SocketAddr,
+    pub address: UpstreamAddress,
     /// The address in the notation of metrics and logs.
     pub label: Arc<str>,
     /// Whether the backend is used only if no primary is available.
@@ -84,7 +84,7 @@ pub struct History {
 
 /// The histories of the backends of one pool, by address. Clones share them.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Histories(Arc<Mutex<HashMap<SocketAddr, Weak<History>>>>);
+pub(super) struct Histories(Arc<Mutex<HashMap<UpstreamAddress, Weak<History>>>>);
 
 /// The current state of a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,15 +113,15 @@ impl Backend {
     ) -> Self {
         let identity = identity(backend);
         Self {
-            address: backend.address,
+            address: backend.address.clone(),
             label: backend.address.to_string().into(),
             backup: backend.backup,
             max_requests: backend.max_requests.map_or(u64::MAX, |max| max.get().into()),
             load: policy.load(&identity.addr),
-            history: histories.of(backend.address, now),
+            history: histories.of(&backend.address, now),
             identity,
             admin: backend.admin,
-            peer: peer(pool, backend.address),
+            peer: peer(pool, &backend.address),
             is_named: pool.tls.as_ref().is_some_and(|tls| tls.sni.is_some()),
         }
     }
@@ -279,9 +279,9 @@ impl History {
 
 impl Histories {
     /// Returns the history of the backend at `address`. It is created if none is in use.
-    fn of(&self, address: SocketAddr, now: Instant) -> Arc<History> {
+    fn of(&self, address: &UpstreamAddress, now: Instant) -> Arc<History> {
         let mut histories = self.0.lock();
-        if let Some(history) = histories.get(&address).and_then(Weak::upgrade) {
+        if let Some(history) = histories.get(address).and_then(Weak::upgrade) {
             return history;
         }
         // Unused entries are removed only at powers of two, so that the map has at most twice the necessary size at
@@ -290,20 +290,20 @@ impl Histories {
             histories.retain(|_, history| history.strong_count() > 0);
         }
         let history = Arc::new(History::new(now));
-        histories.insert(address, Arc::downgrade(&history));
+        histories.insert(address.clone(), Arc::downgrade(&history));
         history
     }
 
     /// Returns the history of the backend at `address`; `None` if none is in use.
-    pub(super) fn find(&self, address: SocketAddr) -> Option<Arc<History>> {
-        self.0.lock().get(&address).and_then(Weak::upgrade)
+    pub(super) fn find(&self, address: &UpstreamAddress) -> Option<Arc<History>> {
+        self.0.lock().get(address).and_then(Weak::upgrade)
     }
 }
 
 /// Returns the backend as a Pingora type.
 pub(super) fn identity(backend: &BackendSettings) -> pingora::lb::Backend {
     pingora::lb::Backend {
-        addr: PingoraAddr::Inet(backend.address),
+        addr: backend.address.to_pingora(),
         weight: backend.weight.get(),
         ext: http::Extensions::new(),
     }
@@ -316,10 +316,13 @@ pub(super) fn identity(backend: &BackendSettings) -> pingora::lb::Backend {
 ///
 /// Without a name in the settings, the address is the name: rustls sends no address as a name, and verifies that the
 /// certificate is for it. With an empty name, Pingora would verify nothing and could not even connect.
-fn peer(pool: &PoolSettings, address: SocketAddr) -> HttpPeer {
-    let own = || address.ip().to_canonical().to_string();
+fn peer(pool: &PoolSettings, address: &UpstreamAddress) -> HttpPeer {
+    let own = || address.host();
     let sni = pool.tls.as_ref().map(|tls| tls.sni.clone().unwrap_or_else(own)).unwrap_or_default();
-    let mut peer = HttpPeer::new(address, pool.tls.is_some(), sni);
+    // Pingora has no constructor for both kinds of addresses, so the address is replaced afterwards.
+    let placeholder = SocketAddr::from(([0; 4], 0));
+    let mut peer = HttpPeer::new(placeholder, pool.tls.is_some(), sni);
+    peer._address = address.to_pingora();
     peer.group_key = group_key(pool);
     let connect =
         pool.retries.per_try.map_or(pool.timeouts.connect, |per_try| per_try.min(pool.timeouts.connect));

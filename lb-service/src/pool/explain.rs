@@ -11,7 +11,6 @@ use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 
 use pingora::lb::selection::{BackendIter, BackendSelection};
-use pingora::protocols::l4::socket::SocketAddr as PingoraAddr;
 
 use super::Pool;
 use super::availability::Availability;
@@ -92,7 +91,7 @@ impl Pool {
             offered.into_iter().enumerate().map(|(index, backend)| judge(index + 1, backend)).collect();
         if policy.is_drawn() {
             share_chances(&mut backends);
-            backends.sort_by_key(|judged| judged.backend.address);
+            backends.sort_by(|one, other| one.backend.address.cmp(&other.backend.address));
         }
         let home = request.session.and_then(|session| self.backends.get(session));
         let by_session = taken.as_ref().zip(home).is_some_and(|(taken, home)| Arc::ptr_eq(taken, home));
@@ -111,10 +110,7 @@ impl Pool {
     /// Returns all backends in the order in which the next request with this key would be offered them.
     fn in_order(&self, policy: &Arc<Policy>, key: &[u8]) -> Vec<Arc<Backend>> {
         let mut candidates = policy.ahead(key);
-        let next = || {
-            let address = *candidates.next()?.addr.as_inet()?;
-            self.backend(address).cloned()
-        };
+        let next = || self.offered(candidates.next()?).cloned();
         std::iter::from_fn(next).collect()
     }
 
@@ -133,8 +129,7 @@ impl Pool {
             let noted = rehearsal.skip_reason(&backend);
             noted.or_else(|| self.would_skip(&backend, availability, request, rehearsal))
         });
-        let address = PingoraAddr::Inet(backend.address);
-        let score = match rehearsal.policy.preference(&address) {
+        let score = match rehearsal.policy.preference(&backend.identity.addr) {
             Some(Preference::InFlight(value)) => Score::InFlight(value),
             Some(Preference::Cost(seconds)) => Score::Cost(seconds),
             Some(Preference::Draw) => Score::Chance(0.0),
@@ -230,7 +225,6 @@ impl Purpose for Rehearse {
 
 #[cfg(test)]
 mod tests {
-    use std::net::SocketAddr;
     use std::num::NonZeroU32;
     use std::time::Duration;
 
@@ -239,7 +233,7 @@ mod tests {
     use crate::policy::{Algorithm, InFlight, PolicyConfig};
     use crate::pool::{
         Admin, Attempt, AttemptFailure, BackendSettings, Passed, PoolSettings, StickySettings, Tried,
-        UpstreamError, Weight,
+        UpstreamAddress, UpstreamError, Weight,
     };
     use pingora::lb::HealthRegistry;
     use proptest::collection::vec;
@@ -287,8 +281,8 @@ mod tests {
         }
     }
 
-    fn address(index: usize) -> SocketAddr {
-        SocketAddr::from(([127, 0, 0, 1], u16::try_from(index + 1).unwrap()))
+    fn address(index: usize) -> UpstreamAddress {
+        ([127, 0, 0, 1], u16::try_from(index + 1).unwrap()).into()
     }
 
     fn any_lot() -> impl Strategy<Value = Lot> {

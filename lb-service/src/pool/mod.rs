@@ -22,7 +22,7 @@
 //! // In `upstream_peer`; the peer to connect to is `attempt.backend.peer()`.
 //! let mut dispatch = Dispatch::default(); // lives in the context of the request
 //! dispatch.place(&pool, b"", at()).expect("a backend is available");
-//! # let first = dispatch.attempt.as_ref().unwrap().backend.address;
+//! # let first = dispatch.attempt.as_ref().unwrap().backend.address.clone();
 //!
 //! // In `error_while_proxy`, for a GET of which no byte of a response was passed on:
 //! let get = Replayability { idempotent: true, replayable: true, response_begun: false, stale: false };
@@ -78,6 +78,7 @@
 //! Pool::explain                  the backend that a request would go to, and why        explain.rs
 //! ```
 
+mod address;
 mod admission;
 mod attempt;
 mod availability;
@@ -98,7 +99,6 @@ mod slow_start;
 mod sticky;
 
 use std::fmt;
-use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
@@ -110,6 +110,7 @@ use pingora::lb::health_check::HealthCheck;
 use pingora::lb::{Backends, HealthRegistry, LoadBalancer, discovery};
 
 pub use crate::clock::Now;
+pub use address::{AddressError, UnixPath, UpstreamAddress};
 pub use admission::{Admission, AdmissionError};
 pub use attempt::Attempt;
 pub use availability::{Availability, Level};
@@ -371,7 +372,7 @@ impl Pool {
         // First publish the pool, then mark the predecessor as superseded.
         *self.shared.newest() = Arc::downgrade(self);
         predecessor.cache.is_superseded.store(true, Ordering::Release);
-        let is_new = |backend: &&Arc<Backend>| predecessor.backend(backend.address).is_none();
+        let is_new = |backend: &&Arc<Backend>| predecessor.backend(&backend.address).is_none();
         for backend in self.backends.iter().filter(is_new) {
             backend.history.comeback.came_back(self.shared.clock.now());
         }
@@ -401,7 +402,7 @@ impl Pool {
             .iter()
             .map(|backend| Arc::new(Backend::new(settings, backend, &shared.policy, &shared.histories, now)));
         let mut backends: Box<[_]> = made.collect();
-        backends.sort_by_key(|backend| backend.address);
+        backends.sort_by(|one, other| one.address.cmp(&other.address));
         Self {
             name: settings.name.clone(),
             balancer: Arc::new(balancer(settings, &shared)),
@@ -410,7 +411,7 @@ impl Pool {
             queue_places: settings.queue,
             settings: Rules::new(settings),
             sticky: settings.sticky.as_ref().map(|sticky| {
-                Sticky::new(sticky, &settings.name, backends.iter().map(|backend| backend.address))
+                Sticky::new(sticky, &settings.name, backends.iter().map(|backend| &backend.address))
             }),
             cache: AvailabilityCache::new(now),
             backends,
@@ -424,7 +425,7 @@ impl Pool {
     }
 
     /// Returns the backend with this address.
-    pub fn backend(&self, address: SocketAddr) -> Option<&Arc<Backend>> {
+    pub fn backend(&self, address: &UpstreamAddress) -> Option<&Arc<Backend>> {
         self.index(address).and_then(|index| self.backends.get(index))
     }
 
@@ -509,8 +510,15 @@ impl Pool {
         backend.state(self.is_ready(backend), now)
     }
 
-    fn index(&self, address: SocketAddr) -> Option<usize> {
-        self.backends.binary_search_by_key(&address, |backend| backend.address).ok()
+    /// Returns the backend that Pingora offers as `candidate`.
+    fn offered(&self, candidate: &pingora::lb::Backend) -> Option<&Arc<Backend>> {
+        let index =
+            self.backends.binary_search_by(|known| known.address.cmp_pingora(&candidate.addr)).ok()?;
+        self.backends.get(index)
+    }
+
+    fn index(&self, address: &UpstreamAddress) -> Option<usize> {
+        self.backends.binary_search_by(|backend| backend.address.cmp(address)).ok()
     }
 
     fn is_ready(&self, backend: &Backend) -> bool {
@@ -757,8 +765,8 @@ impl HealthCheck for Observed {
     }
 
     async fn health_status_change(&self, target: &pingora::lb::Backend, healthy: bool) {
-        let address = target.addr.as_inet().filter(|_| healthy);
-        if let Some(history) = address.and_then(|address| self.histories.find(*address)) {
+        let address = UpstreamAddress::from_pingora(&target.addr).filter(|_| healthy);
+        if let Some(history) = address.and_then(|address| self.histories.find(&address)) {
             history.comeback.came_back(self.clock.now());
         }
         self.changes.note();
@@ -796,8 +804,8 @@ mod tests {
         PoolSettings::new("web", weights.iter().enumerate().map(backend).collect())
     }
 
-    fn address(port: usize) -> SocketAddr {
-        SocketAddr::from(([127, 0, 0, 1], u16::try_from(port).unwrap()))
+    fn address(port: usize) -> UpstreamAddress {
+        ([127, 0, 0, 1], u16::try_from(port).unwrap()).into()
     }
 
     fn pool(settings: &PoolSettings) -> (Arc<Pool>, ManualClock) {
@@ -824,7 +832,7 @@ mod tests {
     }
 
     fn state(pool: &Pool, port: usize, manual: &ManualClock) -> BackendState {
-        pool.state(pool.backend(address(port)).unwrap(), manual.now())
+        pool.state(pool.backend(&address(port)).unwrap(), manual.now())
     }
 
     fn eject(pool: &Arc<Pool>, port: usize, manual: &ManualClock) {
@@ -856,7 +864,7 @@ mod tests {
         let pool = succeed(&pool, &settings(&[5, 1, 1]));
         assert_eq!(state(&pool, 1, &manual), BackendState::Ejected);
         assert!(ports(&pool, &manual, 6).iter().all(|port| *port != 1));
-        assert_eq!(pool.backend(address(1)).unwrap().ejections(), 1);
+        assert_eq!(pool.backend(&address(1)).unwrap().ejections(), 1);
     }
 
     #[test]
@@ -865,7 +873,7 @@ mod tests {
         let attempt = place(&before, &manual).unwrap();
         let after = succeed(&before, &settings(&[1, 2]));
         assert_eq!((before.in_flight(), after.in_flight()), (1, 1));
-        assert_eq!(after.backend(attempt.backend.address).unwrap().load.in_flight(), 1);
+        assert_eq!(after.backend(&attempt.backend.address).unwrap().load.in_flight(), 1);
         drop(attempt);
         assert_eq!((before.in_flight(), after.in_flight()), (0, 0));
     }
@@ -929,13 +937,61 @@ mod tests {
         assert!(ports(&pool, &manual, 4).contains(&3));
     }
 
+    const SOCKETS: [&str; 3] = ["10.0.0.1:80", "unix:/run/a.sock", "unix:/run/b.sock"];
+
+    fn with_unix_sockets(policy: Algorithm) -> PoolSettings {
+        let backends = SOCKETS.map(|text| BackendSettings::new(text.parse().unwrap()));
+        let sticky = Some(StickySettings::new("lb"));
+        PoolSettings { policy, sticky, ..PoolSettings::new("web", backends.into()) }
+    }
+
+    #[test]
+    fn every_policy_selects_backends_on_unix_sockets() {
+        for policy in Algorithm::ALL {
+            let (pool, manual) = pool(&with_unix_sockets(policy));
+            let select = |key: u32| {
+                let (key, now) = (&key.to_le_bytes(), manual.now());
+                let request = PickRequest { key, session: None, tried: &Tried::new(), now, draw: 0.5 };
+                let attempt = pool.place(&request, &mut Passed::new()).unwrap();
+                let explained = pool.explain(&request).backends.len();
+                assert_eq!(explained, 3, "{policy:?}");
+                attempt.backend.label.to_string()
+            };
+            let selected: std::collections::BTreeSet<_> = (0..300).map(select).collect();
+            assert!(selected.iter().eq(SOCKETS), "{policy:?}: {selected:?}");
+        }
+    }
+
+    #[test]
+    fn a_backend_on_a_unix_socket_keeps_its_history_and_its_sessions() {
+        let settings = with_unix_sockets(Algorithm::RoundRobin);
+        let (old, manual) = pool(&settings);
+        let socket: UpstreamAddress = SOCKETS[1].parse().unwrap();
+        let backend = old.backend(&socket).unwrap();
+        assert_eq!((&*backend.label, &backend.peer()._address), (SOCKETS[1], &socket.to_pingora()));
+        let cookie = old.set_cookie(backend, None, false, manual.now()).unwrap();
+        let new = succeed(&old, &settings);
+        assert!(Arc::ptr_eq(&backend.history, &new.backend(&socket).unwrap().history));
+        let pair = cookie.to_str().unwrap().split(';').next().unwrap();
+        let fields = http::HeaderMap::from_iter([(http::header::COOKIE, pair.parse().unwrap())]);
+        let session = new.session(&fields).map(|session| session.backend);
+        for _ in 0..5 {
+            let request =
+                PickRequest { key: b"", session, tried: &Tried::new(), now: manual.now(), draw: 0.5 };
+            let mut attempt = new.place(&request, &mut Passed::new()).unwrap();
+            assert_eq!(attempt.backend.address, socket);
+            attempt.failed(UpstreamError::Connect, manual.now());
+        }
+        assert_eq!(new.state(new.backend(&socket).unwrap(), manual.now()), BackendState::Ejected);
+    }
+
     #[test]
     fn an_address_that_returns_while_it_is_in_use_keeps_its_history() {
         let (pool, manual) = pool(&settings(&[1, 1]));
-        let before = pool.backend(address(2)).unwrap().clone();
+        let before = pool.backend(&address(2)).unwrap().clone();
         let without = succeed(&pool, &settings(&[1]));
         let again = succeed(&without, &settings(&[1, 1]));
-        assert!(Arc::ptr_eq(&before.history, &again.backend(address(2)).unwrap().history));
+        assert!(Arc::ptr_eq(&before.history, &again.backend(&address(2)).unwrap().history));
         assert_eq!(ports(&again, &manual, 2).len(), 2);
     }
 
@@ -1040,14 +1096,14 @@ mod tests {
     #[test]
     fn the_state_of_a_backend_dates_from_its_latest_change() {
         let (pool, manual) = pool(&settings(&[1, 1, 1]));
-        let since = |pool: &Pool, port| pool.backend(address(port)).unwrap().since(manual.now());
+        let since = |pool: &Pool, port| pool.backend(&address(port)).unwrap().since(manual.now());
         let joined = manual.now();
         manual.advance(SECOND);
         eject(&pool, 1, &manual);
         let ejected = manual.now();
         assert_eq!((since(&pool, 1), since(&pool, 2)), (ejected, joined));
         manual.advance(60 * SECOND);
-        let back = pool.backend(address(1)).unwrap().since(manual.now());
+        let back = pool.backend(&address(1)).unwrap().since(manual.now());
         assert!(back >= ejected + 30 * SECOND && back <= ejected + 33 * SECOND, "{:?}", back - ejected);
         let mut drained = settings(&[1, 1, 1]);
         drained.backends[1].admin = Admin::Draining;
@@ -1065,7 +1121,7 @@ mod tests {
             place(&pool, &manual).unwrap().answered(status, None, manual.now());
         }
         place(&pool, &manual).unwrap().failed(UpstreamError::Reset, manual.now());
-        let history = &pool.backend(address(1)).unwrap().history;
+        let history = &pool.backend(&address(1)).unwrap().history;
         assert_eq!((history.attempts.get(), history.failures.get()), (7, 4));
     }
 

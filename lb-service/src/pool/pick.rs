@@ -1,12 +1,13 @@
 //! The selection of a backend for a request, and the reasons for skipping the others.
 
 use std::cell::{Cell, RefCell};
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
 use http::HeaderValue;
 
+use super::address::UpstreamAddress;
 use super::attempt::Attempt;
 use super::availability::{Availability, Level};
 use super::backend::Backend;
@@ -149,7 +150,7 @@ impl Pool {
         let availability = self.availability(now);
         self.backends.iter().filter(move |backend| {
             backend.address != also.address
-                && !tried.contains(backend.address)
+                && !tried.contains(&backend.address)
                 && self.skip_reason(backend, availability, now).is_none()
                 && (self.shared.queue.places() > 0 || backend.load.in_flight() < backend.max_requests)
         })
@@ -188,7 +189,7 @@ impl Pool {
         now: Instant,
     ) -> Option<HeaderValue> {
         let sticky = self.sticky.as_ref()?;
-        let index = self.index(backend.address)?;
+        let index = self.index(&backend.address)?;
         let is_elsewhere =
             |session: Session| session.backend != index && self.holds_session(session.backend, now);
         let stays = session.is_some_and(is_elsewhere);
@@ -211,7 +212,7 @@ impl Pool {
         purpose: &P,
     ) -> Option<(Arc<Backend>, P::Place)> {
         let backend = self.backends.get(request.session?)?;
-        let skip_reason = if request.tried.contains(backend.address) {
+        let skip_reason = if request.tried.contains(&backend.address) {
             Some(SkipReason::Tried)
         } else {
             self.session_skip_reason(backend, availability, request.now)
@@ -252,7 +253,7 @@ impl Pool {
                 true => self.session_skip_reason(backend, availability, request.now),
                 false => self.skip_reason(backend, availability, request.now),
             };
-            skip_reason.is_none() && !request.tried.contains(backend.address)
+            skip_reason.is_none() && !request.tried.contains(&backend.address)
         })
     }
 
@@ -266,9 +267,7 @@ impl Pool {
     ) -> Option<(Arc<Backend>, P::Place)> {
         let taken = Cell::new(None);
         purpose.offer(self, request.key, |candidate, ready| {
-            let Some(backend) = candidate.addr.as_inet().and_then(|address| self.backend(*address)) else {
-                return false;
-            };
+            let Some(backend) = self.offered(candidate) else { return false };
             match self.take(backend, ready, availability, pass, request, purpose) {
                 Ok(place) => taken.set(Some((backend.clone(), place))),
                 Err(skip_reason) => {
@@ -303,7 +302,7 @@ impl Pool {
         request: &PickRequest<'_>,
         purpose: &P,
     ) -> Result<P::Place, SkipReason> {
-        if request.tried.contains(backend.address) {
+        if request.tried.contains(&backend.address) {
             return Err(SkipReason::Tried);
         }
         skip_reason(backend, ready, availability, request.now).map_or(Ok(()), Err)?;
@@ -353,7 +352,7 @@ impl Pool {
         let share = self.share(backend, request.now);
         let draw = || match request.key {
             [] => request.draw,
-            key => slow_start::draw_for_key(key, backend.address),
+            key => slow_start::draw_for_key(key, &backend.address),
         };
         share >= 1.0 || slow_start::admits(share, draw())
     }
@@ -448,8 +447,8 @@ impl Tried {
     }
 
     /// Returns whether an attempt was made at this backend.
-    pub fn contains(&self, address: SocketAddr) -> bool {
-        self.0.iter().any(|(backend, _)| backend.address == address)
+    pub fn contains(&self, address: &UpstreamAddress) -> bool {
+        self.0.iter().any(|(backend, _)| backend.address == *address)
     }
 
     /// Returns the number of backends with an attempt.
@@ -537,7 +536,7 @@ mod tests {
 
     /// Returns the settings of backends 127.0.0.1:1 and following.
     fn settings(backends: u16) -> PoolSettings {
-        let backend = |port| BackendSettings::new(SocketAddr::from(([127, 0, 0, 1], port)));
+        let backend = |port| BackendSettings::new(([127, 0, 0, 1], port).into());
         PoolSettings::new("web", (1..=backends).map(backend).collect())
     }
 

@@ -1,6 +1,5 @@
 //! The settings of a pool.
 
-use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,6 +7,7 @@ use std::time::Duration;
 use http::HeaderName;
 use serde::{Deserialize, Serialize};
 
+use super::address::UpstreamAddress;
 use super::session_keys::SessionKeys;
 use crate::policy::Algorithm;
 
@@ -156,7 +156,7 @@ pub enum RetryCause {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BackendSettings {
     /// The address of the backend.
-    pub address: SocketAddr,
+    pub address: UpstreamAddress,
     /// The share relative to the other backends.
     pub weight: Weight,
     /// Whether the backend is used only if no primary is available.
@@ -242,7 +242,7 @@ impl PoolSettings {
 
 impl BackendSettings {
     /// Returns a backend of weight 1 that is not a backup and has no limit.
-    pub fn new(address: SocketAddr) -> Self {
+    pub fn new(address: UpstreamAddress) -> Self {
         Self {
             address,
             weight: Weight::default(),

@@ -10,10 +10,12 @@
 //! draw is computed from the key and the backend instead: a key that has moved back stays, because the share only
 //! grows.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
+use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use super::address::UpstreamAddress;
 use super::outlier::nanoseconds;
 
 /// The share of its weight with which a backend begins.
@@ -41,13 +43,20 @@ pub(super) fn admits(share: f64, draw: f64) -> bool {
 }
 
 /// Returns the draw, from 0 to below 1, of a key at a backend. It is the same in every process and on every machine.
-pub(super) fn draw_for_key(key: &[u8], address: SocketAddr) -> f64 {
-    let hash = match address.ip() {
+pub(super) fn draw_for_key(key: &[u8], address: &UpstreamAddress) -> f64 {
+    let hash = match address {
+        UpstreamAddress::Tcp(address) => fnv1a(hash_of_ip(address.ip()), &address.port().to_be_bytes()),
+        UpstreamAddress::Unix(path) => fnv1a(FNV_OFFSET, path.as_path().as_os_str().as_bytes()),
+    };
+    let hash = fnv1a(hash, key);
+    (scattered(hash) >> 11) as f64 / (1u64 << 53) as f64
+}
+
+fn hash_of_ip(ip: IpAddr) -> u64 {
+    match ip {
         IpAddr::V4(ip) => fnv1a(FNV_OFFSET, &ip.octets()),
         IpAddr::V6(ip) => fnv1a(FNV_OFFSET, &ip.octets()),
-    };
-    let hash = fnv1a(fnv1a(hash, &address.port().to_be_bytes()), key);
-    (scattered(hash) >> 11) as f64 / (1u64 << 53) as f64
+    }
 }
 
 /// A constant of 64-bit FNV (RFC 9923).
@@ -97,8 +106,8 @@ mod tests {
 
     const WINDOW: Duration = Duration::from_secs(30);
 
-    fn address(port: u16) -> SocketAddr {
-        SocketAddr::from(([10, 0, 0, 1], port))
+    fn address(port: u16) -> UpstreamAddress {
+        ([10, 0, 0, 1], port).into()
     }
 
     fn keys(count: u32) -> impl Iterator<Item = String> {
@@ -126,7 +135,7 @@ mod tests {
     fn many_keys_admit_the_share_at_every_backend() {
         for port in 1..20 {
             let admitted =
-                keys(20_000).filter(|key| admits(0.4, draw_for_key(key.as_bytes(), address(port))));
+                keys(20_000).filter(|key| admits(0.4, draw_for_key(key.as_bytes(), &address(port))));
             // The standard deviation is 69.
             assert!(admitted.count().abs_diff(8000) < 350, "port {port}");
         }
@@ -135,7 +144,7 @@ mod tests {
     #[test]
     fn backends_draw_independently() {
         let both = |key: &String| {
-            [1, 2].iter().all(|port| admits(0.4, draw_for_key(key.as_bytes(), address(*port))))
+            [1, 2].iter().all(|port| admits(0.4, draw_for_key(key.as_bytes(), &address(*port))))
         };
         let admitted = keys(20_000).filter(both).count();
         assert!(admitted.abs_diff(3200) < 300, "0.4 times 0.4 of the keys: {admitted}");
@@ -146,8 +155,10 @@ mod tests {
         assert_eq!(fnv1a(FNV_OFFSET, b""), 0xcbf2_9ce4_8422_2325);
         assert_eq!(fnv1a(FNV_OFFSET, b"a"), 0xaf63_dc4c_8601_ec8c);
         assert_eq!(fnv1a(FNV_OFFSET, b"foobar"), 0x8594_4171_f739_67e8);
-        let v6 = "[2001:db8::1]:443".parse().unwrap();
-        assert_eq!(draw_for_key(b"key", v6).to_bits(), draw_for_key(b"key", v6).to_bits());
+        for address in ["[2001:db8::1]:443", "unix:/run/app.sock"] {
+            let address = address.parse().unwrap();
+            assert_eq!(draw_for_key(b"key", &address).to_bits(), draw_for_key(b"key", &address).to_bits());
+        }
     }
 
     #[test]
@@ -191,7 +202,7 @@ mod tests {
         #[test]
         fn a_key_that_came_back_stays(key in any::<Vec<u8>>(), port: u16, a in 0u64..40, b in 0u64..40) {
             let admitted = |seconds| {
-                admits(share(Duration::from_secs(seconds), WINDOW), draw_for_key(&key, address(port)))
+                admits(share(Duration::from_secs(seconds), WINDOW), draw_for_key(&key, &address(port)))
             };
             prop_assert!(!admitted(a.min(b)) || admitted(a.max(b)));
             prop_assert!(admitted(30));
@@ -199,10 +210,10 @@ mod tests {
 
         #[test]
         fn a_draw_is_within_its_range(key in any::<Vec<u8>>(), ip: u128, port: u16) {
-            let address = SocketAddr::from((std::net::Ipv6Addr::from_bits(ip), port));
-            let draw = draw_for_key(&key, address);
+            let address = (std::net::Ipv6Addr::from_bits(ip), port).into();
+            let draw = draw_for_key(&key, &address);
             prop_assert!((0.0..1.0).contains(&draw));
-            prop_assert_eq!(draw.to_bits(), draw_for_key(&key, address).to_bits());
+            prop_assert_eq!(draw.to_bits(), draw_for_key(&key, &address).to_bits());
         }
     }
 }

@@ -14,12 +14,14 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
 
 use http::{HeaderValue, header};
 use ring::hmac;
 use xxhash_rust::xxh3::xxh3_128_with_seed;
 
+use super::address::UpstreamAddress;
 use super::head::Fields;
 use super::session_keys::SessionKeys;
 use super::settings::StickySettings;
@@ -96,15 +98,15 @@ impl Sticky {
     /// # Panics
     ///
     /// If the name of the cookie is not a token of RFC 6265.
-    pub(super) fn new(
+    pub(super) fn new<'a>(
         settings: &StickySettings,
         pool_name: &str,
-        addresses: impl Iterator<Item = SocketAddr>,
+        addresses: impl Iterator<Item = &'a UpstreamAddress>,
     ) -> Self {
         let addresses: Vec<_> = addresses.collect();
         let (current, former) = Maker::all(settings.keys.as_ref());
         let ids_of = |maker: &Maker| -> Vec<_> {
-            addresses.iter().map(|address| maker.id(pool_name, *address)).collect()
+            addresses.iter().map(|address| maker.id(pool_name, address)).collect()
         };
         let current = ids_of(&current);
         let mut ids = sessions(&current, true);
@@ -174,8 +176,8 @@ impl Maker {
     }
 
     /// Returns the id of a backend of a pool.
-    fn id(&self, pool_name: &str, address: SocketAddr) -> SessionId {
-        let mut input = fixed_bytes(address).to_vec();
+    fn id(&self, pool_name: &str, address: &UpstreamAddress) -> SessionId {
+        let mut input = address_bytes(address);
         input.extend_from_slice(pool_name.as_bytes());
         SessionId(match self {
             Self::Hash => xxh3_128_with_seed(&input, SEED),
@@ -197,6 +199,15 @@ impl SessionId {
             return None;
         }
         value.iter().try_fold(0, |number, digit| Some(number << 4 | hex(*digit)?)).map(Self)
+    }
+}
+
+/// Encodes an address so that the end of its bytes is clear, because the name of the pool follows.
+fn address_bytes(address: &UpstreamAddress) -> Vec<u8> {
+    match address {
+        UpstreamAddress::Tcp(address) => fixed_bytes(*address).to_vec(),
+        // The first byte differs from those of TCP addresses, and no path contains a zero byte.
+        UpstreamAddress::Unix(path) => [&[1], path.as_path().as_os_str().as_bytes(), &[0]].concat(),
     }
 }
 
@@ -246,23 +257,23 @@ mod tests {
     const HOUR: Duration = Duration::from_secs(3600);
     const ADDRESSES: [&str; 3] = ["10.0.0.1:8080", "10.0.0.2:8080", "[2001:db8::1]:443"];
 
-    fn addresses() -> impl Iterator<Item = SocketAddr> {
-        ADDRESSES.iter().map(|address| address.parse().unwrap())
+    fn addresses() -> Vec<UpstreamAddress> {
+        ADDRESSES.iter().map(|address| address.parse().unwrap()).collect()
     }
 
     fn sticky(ttl: Option<Duration>) -> Sticky {
-        Sticky::new(&StickySettings { ttl, ..StickySettings::new("lb_session") }, "web", addresses())
+        Sticky::new(&StickySettings { ttl, ..StickySettings::new("lb_session") }, "web", addresses().iter())
     }
 
     /// With these bytes, sixteen times each, as keys.
     fn keyed(keys: &[u8]) -> Sticky {
         let text: String = keys.iter().map(|key| format!("{key:02x}").repeat(16) + "\n").collect();
         let keys = Some(SessionKeys::parse(text.as_bytes()).unwrap());
-        Sticky::new(&StickySettings { keys, ..StickySettings::new("lb_session") }, "web", addresses())
+        Sticky::new(&StickySettings { keys, ..StickySettings::new("lb_session") }, "web", addresses().iter())
     }
 
     fn id(index: usize) -> String {
-        Maker::Hash.id("web", addresses().nth(index).unwrap()).to_string()
+        Maker::Hash.id("web", &addresses()[index]).to_string()
     }
 
     /// The cookie as a client sends it.
@@ -323,18 +334,25 @@ mod tests {
 
     #[test]
     fn every_pool_and_every_address_has_its_own_id() {
-        let others = ["10.0.0.1:8081", "[::ffff:10.0.0.1]:8080", "[fe80::1%1]:80", "[fe80::1%2]:80"];
-        let all: Vec<SocketAddr> =
-            addresses().chain(others.iter().map(|other| other.parse().unwrap())).collect();
+        let others = [
+            "10.0.0.1:8081",
+            "[::ffff:10.0.0.1]:8080",
+            "[fe80::1%1]:80",
+            "[fe80::1%2]:80",
+            "unix:/run/a",
+            "unix:/run/aw",
+        ];
+        let all: Vec<UpstreamAddress> =
+            addresses().into_iter().chain(others.iter().map(|other| other.parse().unwrap())).collect();
         let pools = ["web", "api", "", "w"];
         let ids: HashSet<_> =
-            pools.iter().flat_map(|pool| all.iter().map(|address| Maker::Hash.id(pool, *address))).collect();
+            pools.iter().flat_map(|pool| all.iter().map(|address| Maker::Hash.id(pool, address))).collect();
         assert_eq!(ids.len(), pools.len() * all.len());
     }
 
     #[test]
     fn no_address_can_be_read_in_a_cookie() {
-        for (index, address) in addresses().enumerate() {
+        for (index, address) in addresses().iter().filter_map(UpstreamAddress::tcp).enumerate() {
             let cookie = sticky(Some(HOUR)).set_cookie(index, true);
             let cookie = cookie.to_str().unwrap();
             let hex: String = fixed_bytes(address)[1..17].iter().map(|byte| format!("{byte:02x}")).collect();
@@ -404,7 +422,7 @@ mod tests {
 
     #[test]
     fn a_backend_that_is_gone_is_not_found() {
-        let fewer = Sticky::new(&StickySettings::new("lb_session"), "web", addresses().skip(1));
+        let fewer = Sticky::new(&StickySettings::new("lb_session"), "web", addresses().iter().skip(1));
         let cookie = |index| headers(&[&format!("lb_session={}", id(index))]);
         assert_eq!(fewer.find(&cookie(0)), None);
         let other = Session { backend: 1, is_current: true };

@@ -1,9 +1,9 @@
 //! Requests on the control socket, parsed.
 
-use std::net::SocketAddr;
 use std::str::FromStr;
 use std::time::Duration;
 
+use lb_service::pool::UpstreamAddress;
 use serde::de::DeserializeOwned;
 use values::{BackendAddress, Scalar};
 
@@ -61,7 +61,7 @@ pub enum Call {
         /// The name of the pool.
         pool: String,
         /// The address of the backend.
-        backend: SocketAddr,
+        backend: UpstreamAddress,
         /// The maximum time to wait.
         wait: Duration,
     },
@@ -190,10 +190,10 @@ fn log_level(method: &str, body: &[u8]) -> Result<Call, Unclear> {
 }
 
 /// Parses the address of a backend, percent-encoded or not: `10.0.0.1:80`, `[::1]:80`, `%5B::1%5D:80`.
-fn backend(text: &str) -> Result<SocketAddr, Unclear> {
+fn backend(text: &str) -> Result<UpstreamAddress, Unclear> {
     let address = BackendAddress::from_text(&decoded(text).map_err(bad)?);
     address
-        .map(|address| address.resolve(loopback()))
+        .map(|address| address.resolve(loopback()).into())
         .map_err(|problem| bad(problem.to_string().replace('\n', ": ")))
 }
 

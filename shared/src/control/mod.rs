@@ -52,11 +52,11 @@ mod others;
 pub mod predecessors;
 pub mod server;
 
-use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 use async_trait::async_trait;
+use lb_service::pool::UpstreamAddress;
 use nix::unistd::Uid;
 
 pub use api::Call;
@@ -86,7 +86,7 @@ pub trait Operations: Send + Sync {
     ///
     /// # Errors
     /// If the pool does not exist.
-    async fn idle(&self, pool: &str, backend: SocketAddr) -> Result<(), String>;
+    async fn idle(&self, pool: &str, backend: &UpstreamAddress) -> Result<(), String>;
 
     /// Starts a new process, hands over to it, and returns its PID.
     ///

@@ -4,10 +4,10 @@
 
 use std::ffi::OsStr;
 use std::io;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use lb_service::pool::UpstreamAddress;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::time::{sleep, timeout};
@@ -59,7 +59,7 @@ pub fn sweep(control: &Path) {
 }
 
 /// Returns when no process at `sockets` has a request in flight to this backend.
-pub async fn idle(sockets: impl IntoIterator<Item = PathBuf>, pool: &str, backend: SocketAddr) {
+pub async fn idle(sockets: impl IntoIterator<Item = PathBuf>, pool: &str, backend: &UpstreamAddress) {
     let target = format!("{}/idle?wait={WAIT_SECONDS}", backend_target(pool, backend));
     for socket in sockets {
         // A process that has ended has no requests.
@@ -113,7 +113,7 @@ mod tests {
         let control = directory.path().join("control.sock");
         drop(tokio::net::UnixListener::bind(socket_of(&control, 7)).unwrap());
         assert_eq!(sockets(&control).len(), 1, "a killed process left its socket");
-        idle(sockets(&control), "web", "10.0.0.1:80".parse().unwrap()).await;
+        idle(sockets(&control), "web", &"10.0.0.1:80".parse().unwrap()).await;
         let _alive = tokio::net::UnixListener::bind(socket_of(&control, 8)).unwrap();
         sweep(&control);
         assert_eq!(sockets(&control), [socket_of(&control, 8)]);
@@ -140,6 +140,6 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let control = directory.path().join("control.sock");
         let _foreign = crate::control::client::tests::foreign(&socket_of(&control, 7));
-        idle(sockets(&control), "web", "10.0.0.1:80".parse().unwrap()).await;
+        idle(sockets(&control), "web", &"10.0.0.1:80".parse().unwrap()).await;
     }
 }

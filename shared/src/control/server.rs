@@ -312,7 +312,7 @@ impl Control {
                 Err(problem) => Answer::problem(StatusCode::CONFLICT, &problem),
             },
             Call::Idle { pool, backend, wait } => {
-                match timeout(wait, operations.idle(&pool, backend)).await {
+                match timeout(wait, operations.idle(&pool, &backend)).await {
                     Ok(Ok(())) => Answer::json(&Idle { idle: true }),
                     Ok(Err(problem)) => Answer::problem(StatusCode::NOT_FOUND, &problem),
                     Err(_) => Answer::problem(
@@ -404,9 +404,9 @@ impl Answer {
 #[cfg(test)]
 mod tests {
     use std::io::Write as _;
-    use std::net::SocketAddr;
     use std::path::PathBuf;
 
+    use lb_service::pool::UpstreamAddress;
     use serde_json::{Value, json};
     use tempfile::TempDir;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -443,7 +443,7 @@ mod tests {
             ChangeResult { changes, ..ChangeResult::of(operator::Outcome::Applied, 2) }
         }
 
-        async fn idle(&self, pool: &str, _: SocketAddr) -> Result<(), String> {
+        async fn idle(&self, pool: &str, _: &UpstreamAddress) -> Result<(), String> {
             if pool != "web" {
                 return Err(format!("there is no pool {pool}"));
             }

@@ -1,11 +1,11 @@
 //! Operations of the control socket, forwarded to the components that execute them.
 
-use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use lb_service::pool::UpstreamAddress;
 
 use super::acquire::Held;
 use super::compose::{Handles, Services};
@@ -92,7 +92,7 @@ impl Operations for DaemonControl {
     }
 
     /// Waits for the backend in this process and in old processes. Old processes do not ask each other.
-    async fn idle(&self, pool: &str, backend: SocketAddr) -> Result<(), String> {
+    async fn idle(&self, pool: &str, backend: &UpstreamAddress) -> Result<(), String> {
         self.handles.operator.idle(pool, backend).await?;
         if !self.handles.operator.is_draining() {
             predecessors::idle(self.predecessors(), pool, backend).await;

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::io::Write as _;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -92,8 +93,10 @@ impl Show {
 
     /// Returns the number of responses of each backend so far, in the order of the demo's origins.
     fn answers(&self) -> Vec<u64> {
-        let answered = |address| {
-            self.pool.backend(address).map_or(0, |b| b.history.answers.counted().map(|(_, n)| n).sum())
+        let answered = |address: SocketAddr| {
+            self.pool
+                .backend(&address.into())
+                .map_or(0, |b| b.history.answers.counted().map(|(_, n)| n).sum())
         };
         self.demo.origins.iter().map(|origin| answered(origin.address())).collect()
     }

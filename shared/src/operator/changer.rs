@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
-use lb_service::pool::SessionKeys;
+use lb_service::pool::{SessionKeys, UpstreamAddress};
 use metrics_service::Reload as Counted;
 use nix::unistd::Uid;
 use tokio::sync::mpsc;
@@ -378,7 +378,7 @@ impl Changer {
     async fn apply(&mut self, wanted: Wanted, dry_run: bool) -> Result<Vec<String>, Refusal> {
         let effective = wanted.effective();
         let running = &self.parts.running;
-        let in_flight = |pool: &str, address| running.in_flight(pool, address);
+        let in_flight = |pool: &str, address: &UpstreamAddress| running.in_flight(pool, address);
         let diff = Diff::between(&self.effective, &effective, &in_flight);
         if !diff.needs_process.is_empty() {
             return Err(Refusal::Process { keys: diff.needs_process, lines: diff.lines });

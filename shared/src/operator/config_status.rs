@@ -1,9 +1,10 @@
 //! Status of the configuration: the generation in effect, and the changes of operators.
 
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
+
+use lb_service::pool::UpstreamAddress;
 
 use super::file::{ConfigFile, Provenance};
 use super::runtime::{Changed, Portable, Runtime, Times};
@@ -68,8 +69,8 @@ impl ConfigStatus {
 
     /// Replaces the changes of operators.
     pub(super) fn with_runtime(&self, runtime: Runtime, now: SystemTime) -> Self {
-        let time = |(key, changed): (&(String, SocketAddr), &Changed)| {
-            let before = self.runtime.of(&key.0, key.1).filter(|before| before.admin() == changed.admin());
+        let time = |(key, changed): (&(String, UpstreamAddress), &Changed)| {
+            let before = self.runtime.of(&key.0, &key.1).filter(|before| before.admin() == changed.admin());
             let since = before.and_then(|_| self.changed.get(key).copied());
             (key.clone(), since.unwrap_or(now))
         };
@@ -104,8 +105,8 @@ impl ConfigStatus {
 
     /// Returns the time at which an operator drained or disabled a backend; `None` if none did. Later changes of the
     /// weight do not alter this time.
-    pub fn changed(&self, pool: &str, backend: SocketAddr) -> Option<SystemTime> {
-        self.changed.get(&(pool.to_owned(), backend)).copied()
+    pub fn changed(&self, pool: &str, backend: &UpstreamAddress) -> Option<SystemTime> {
+        self.changed.get(&(pool.to_owned(), backend.clone())).copied()
     }
 
     /// Returns the section of the status document, with the log level and its source.
@@ -126,7 +127,7 @@ impl ConfigStatus {
     }
 
     /// Returns the changes of operators to a backend as text; `None` if there are none.
-    pub fn runtime(&self, pool: &str, backend: SocketAddr) -> Option<String> {
+    pub fn runtime(&self, pool: &str, backend: &UpstreamAddress) -> Option<String> {
         self.runtime.of(pool, backend).map(ToString::to_string)
     }
 }
@@ -154,17 +155,21 @@ mod tests {
     fn a_drained_backend_keeps_its_timestamp_until_its_state_changes() {
         let file = plan("pools: {web: {backends: ['10.0.0.1:80', '10.0.0.2:80']}}");
         let (one, two) = ("10.0.0.1:80".parse().unwrap(), "10.0.0.2:80".parse().unwrap());
-        let order = |backend, change| Order { pool: "web".into(), backend, change };
+        let order = |backend: &UpstreamAddress, change| Order {
+            pool: "web".into(),
+            backend: backend.clone(),
+            change,
+        };
         let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
-        let first = Runtime::default().after(&order(one, Change::Drain), &file).unwrap();
-        let second = first.after(&order(two, Change::Disable), &file).unwrap();
-        let third = second.after(&order(two, Change::Weigh(Weight::MAX)), &file).unwrap();
+        let first = Runtime::default().after(&order(&one, Change::Drain), &file).unwrap();
+        let second = first.after(&order(&two, Change::Disable), &file).unwrap();
+        let third = second.after(&order(&two, Change::Weigh(Weight::MAX)), &file).unwrap();
         let status = ConfigStatus::first(&Provenance::Arguments, Runtime::default(), Times::new());
         let status = status.with_runtime(first, at(1)).with_runtime(second, at(2)).with_runtime(third, at(3));
-        assert_eq!((status.changed("web", one), status.changed("web", two)), (Some(at(1)), Some(at(2))));
-        let fourth = status.runtime.after(&order(one, Change::Disable), &file).unwrap();
+        assert_eq!((status.changed("web", &one), status.changed("web", &two)), (Some(at(1)), Some(at(2))));
+        let fourth = status.runtime.after(&order(&one, Change::Disable), &file).unwrap();
         let status = status.with_runtime(fourth, at(4));
-        assert_eq!(status.changed("web", one), Some(at(4)));
-        assert_eq!(status.with_runtime(Runtime::default(), at(5)).changed("web", one), None);
+        assert_eq!(status.changed("web", &one), Some(at(4)));
+        assert_eq!(status.with_runtime(Runtime::default(), at(5)).changed("web", &one), None);
     }
 }

@@ -24,11 +24,11 @@ mod rollback;
 mod runtime;
 mod watch;
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
+use lb_service::pool::UpstreamAddress;
 use metrics_service::ConfigMetrics;
 use parking_lot::Mutex;
 use pingora::server::ShutdownWatch;
@@ -160,7 +160,7 @@ impl Operator {
     ///
     /// # Errors
     /// If the pool does not exist.
-    pub async fn idle(&self, pool: &str, backend: SocketAddr) -> Result<(), String> {
+    pub async fn idle(&self, pool: &str, backend: &UpstreamAddress) -> Result<(), String> {
         self.running.idle(pool, backend).await
     }
 

@@ -1,10 +1,9 @@
 //! Orders that an operator can give while the daemon runs, and their results. Both travel over the control socket as
 //! JSON.
 
-use std::net::SocketAddr;
 use std::num::NonZeroU32;
 
-use lb_service::pool::Weight;
+use lb_service::pool::{UpstreamAddress, Weight};
 use serde::{Deserialize, Serialize};
 
 use crate::config::ProblemDocument;
@@ -15,7 +14,7 @@ pub struct Order {
     /// The name of the pool.
     pub pool: String,
     /// The address of the backend.
-    pub backend: SocketAddr,
+    pub backend: UpstreamAddress,
     /// The change.
     pub change: Change,
 }

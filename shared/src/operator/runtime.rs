@@ -3,11 +3,10 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::SocketAddr;
 use std::time::SystemTime;
 
 use lb_service::Algorithm;
-use lb_service::pool::{Admin, BackendSettings, PoolSettings, Weight};
+use lb_service::pool::{Admin, BackendSettings, PoolSettings, UpstreamAddress, Weight};
 use serde::{Deserialize, Serialize};
 
 use super::order::{Change, Joining, Order};
@@ -16,7 +15,7 @@ use crate::serving::diff;
 
 /// Changes by operators, by pool and backend. Settings equal to those of the file are not stored.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Runtime(BTreeMap<(String, SocketAddr), Changed>);
+pub struct Runtime(BTreeMap<(String, UpstreamAddress), Changed>);
 
 /// Differences between a backend's settings and the file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,14 +35,14 @@ enum Presence {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Portable {
     pool: String,
-    backend: SocketAddr,
+    backend: UpstreamAddress,
     changed: Changed,
     /// The time of the change.
     since: SystemTime,
 }
 
 /// Times of changes, by pool and backend.
-pub type Times = BTreeMap<(String, SocketAddr), SystemTime>;
+pub type Times = BTreeMap<(String, UpstreamAddress), SystemTime>;
 
 // === impl Runtime ===
 
@@ -54,18 +53,18 @@ impl Runtime {
     }
 
     /// Returns the change of this backend; `None` if there is none.
-    pub fn of(&self, pool: &str, backend: SocketAddr) -> Option<&Changed> {
-        self.0.get(&(pool.to_owned(), backend))
+    pub fn of(&self, pool: &str, backend: &UpstreamAddress) -> Option<&Changed> {
+        self.0.get(&(pool.to_owned(), backend.clone()))
     }
 
     /// Iterates over the changes, with the pool and the backend of each.
-    pub fn iter(&self) -> impl Iterator<Item = (&(String, SocketAddr), &Changed)> {
+    pub fn iter(&self) -> impl Iterator<Item = (&(String, UpstreamAddress), &Changed)> {
         self.0.iter()
     }
 
     /// Returns one line for each change.
     pub fn lines(&self) -> Vec<String> {
-        let line = |((pool, backend), changed): (&(String, SocketAddr), &Changed)| {
+        let line = |((pool, backend), changed): (&(String, UpstreamAddress), &Changed)| {
             format!("pool {pool}: backend {backend}: {changed}")
         };
         self.0.iter().map(line).collect()
@@ -80,13 +79,13 @@ impl Runtime {
         let pool = pool(&now, &order.pool)?;
         let there = pool.backends.iter().find(|backend| backend.address == order.backend);
         let mut next = self.clone();
-        let entry = next.0.entry((order.pool.clone(), order.backend)).or_default();
+        let entry = next.0.entry((order.pool.clone(), order.backend.clone())).or_default();
         match (order.change, there) {
             (Change::Add(_), Some(_)) => {
                 return Err(format!("pool {} already has backend {}", order.pool, order.backend));
             }
             (Change::Add(joining), None) => *entry = Changed::added(inherit(joining, pool)),
-            (_, None) => return Err(unknown_backend(pool, order.backend)),
+            (_, None) => return Err(unknown_backend(pool, &order.backend)),
             (Change::Remove, Some(backend)) => {
                 refuse_last(pool, backend)?;
                 *entry = Changed { presence: Some(Presence::Removed), ..Changed::default() };
@@ -104,7 +103,7 @@ impl Runtime {
         for ((name, address), changed) in &self.0 {
             let pools = plan.pools.iter_mut().map(|(pool, _)| pool);
             for pool in pools.filter(|pool| *pool.name == **name) {
-                changed.apply(*address, &mut pool.backends);
+                changed.apply(address, &mut pool.backends);
             }
         }
         plan
@@ -113,7 +112,7 @@ impl Runtime {
     /// Returns the changes that can be kept when `file` replaces the previous file, and one line for each dropped
     /// change.
     pub(crate) fn rebased(&self, file: &Plan) -> (Self, Vec<String>) {
-        let fits = |(name, address): &(String, SocketAddr), changed: &Changed| {
+        let fits = |(name, address): &(String, UpstreamAddress), changed: &Changed| {
             let pool = file.pools.iter().map(|(pool, _)| pool).find(|pool| *pool.name == **name);
             pool.is_some_and(|pool| {
                 let is_there = pool.backends.iter().any(|backend| backend.address == *address);
@@ -139,9 +138,9 @@ impl Runtime {
 
     /// Returns the changes in the form that an upgrade passes on.
     pub(crate) fn portable(&self, times: &Times) -> Vec<Portable> {
-        let portable = |(key, changed): (&(String, SocketAddr), &Changed)| Portable {
+        let portable = |(key, changed): (&(String, UpstreamAddress), &Changed)| Portable {
             pool: key.0.clone(),
-            backend: key.1,
+            backend: key.1.clone(),
             changed: *changed,
             since: times.get(key).copied().unwrap_or_else(SystemTime::now),
         };
@@ -152,7 +151,7 @@ impl Runtime {
     pub(crate) fn from_portable(changes: Vec<Portable>) -> (Self, Times) {
         let (mut runtime, mut times) = (BTreeMap::new(), Times::new());
         for Portable { pool, backend, changed, since } in changes {
-            runtime.insert((pool.clone(), backend), changed);
+            runtime.insert((pool.clone(), backend.clone()), changed);
             times.insert((pool, backend), since);
         }
         (Self(runtime), times)
@@ -178,7 +177,7 @@ fn pool<'a>(plan: &'a Plan, name: &str) -> Result<&'a PoolSettings, String> {
     })
 }
 
-fn unknown_backend(pool: &PoolSettings, address: SocketAddr) -> String {
+fn unknown_backend(pool: &PoolSettings, address: &UpstreamAddress) -> String {
     let known: Vec<_> = pool.backends.iter().map(|backend| backend.address.to_string()).collect();
     format!("pool {} has no backend {address}; it has: {}", pool.name, known.join(", "))
 }
@@ -245,16 +244,16 @@ impl Changed {
         }
     }
 
-    fn apply(&self, address: SocketAddr, backends: &mut Vec<BackendSettings>) {
+    fn apply(&self, address: &UpstreamAddress, backends: &mut Vec<BackendSettings>) {
         match self.presence {
-            Some(Presence::Removed) => backends.retain(|backend| backend.address != address),
+            Some(Presence::Removed) => backends.retain(|backend| backend.address != *address),
             Some(Presence::Added(joining)) => {
-                backends.retain(|backend| backend.address != address);
-                backends.push(joining.settings(address));
+                backends.retain(|backend| backend.address != *address);
+                backends.push(joining.settings(address.clone()));
             }
             None => {}
         }
-        for backend in backends.iter_mut().filter(|backend| backend.address == address) {
+        for backend in backends.iter_mut().filter(|backend| backend.address == *address) {
             backend.weight = self.weight.unwrap_or(backend.weight);
             backend.admin = self.admin.unwrap_or(backend.admin);
         }
@@ -292,7 +291,7 @@ impl fmt::Display for Changed {
 // === impl Joining ===
 
 impl Joining {
-    fn settings(self, address: SocketAddr) -> BackendSettings {
+    fn settings(self, address: UpstreamAddress) -> BackendSettings {
         let Self { weight, backup, max_requests } = self;
         BackendSettings { address, weight, backup, max_requests, admin: Admin::InService }
     }
@@ -442,6 +441,7 @@ mod tests {
             order("10.0.0.2:80", Change::Disable),
             order("10.0.0.3:80", joining()),
             order("10.0.0.9:80", Change::Remove),
+            order("unix:/run/app.sock", joining()),
         ]);
         let times: Times = runtime
             .iter()
@@ -449,6 +449,7 @@ mod tests {
             .zip(std::iter::repeat(SystemTime::UNIX_EPOCH))
             .collect();
         let text = serde_json::to_string(&runtime.portable(&times)).unwrap();
+        assert!(text.contains(r#""backend":"10.0.0.1:80""#), "the version before reads this text: {text}");
         let portable: Vec<Portable> = serde_json::from_str(&text).unwrap();
         assert_eq!(Runtime::from_portable(portable), (runtime, times));
     }

@@ -8,7 +8,6 @@ use health_service::{CheckKind, CheckedPool, Verdicts};
 use lb_service::pool::{self, Backend, Pool, PoolObserver, PoolSettings};
 use metrics_service::{BackendState, Member, PoolView, Views};
 use pingora::lb::health_check::HealthCheck;
-use pingora::protocols::l4::socket::SocketAddr as PingoraAddr;
 
 use crate::condition::{Condition, Known, Moment};
 use crate::config::Plan;
@@ -77,7 +76,7 @@ impl Checked {
         changed: Option<SystemTime>,
         at: Moment,
     ) -> Condition {
-        let verdict = self.verdicts.get(&PingoraAddr::Inet(backend.address));
+        let verdict = self.verdicts.get(&backend.address.to_pingora());
         let known = Known { kind: &self.settings.kind, verdict: verdict.as_ref(), changed };
         Condition::of(backend, state, known, at)
     }

@@ -13,7 +13,6 @@
 //!
 //! Dropping a [`Staged`] closes everything that it bound and opened.
 
-use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,7 +22,7 @@ use lb_service::access_log::AccessLog;
 use lb_service::explain::Token;
 use lb_service::forwarded::TrustedProxies;
 use lb_service::listener::{ListenAddress, Listener};
-use lb_service::pool::{Backend, Pool};
+use lb_service::pool::{Backend, Pool, UpstreamAddress};
 use lb_service::route::RouteTable;
 use lb_service::service::Doors;
 use lb_service::snapshot::{Snapshot, SnapshotParts};
@@ -238,7 +237,7 @@ impl Running {
     }
 
     /// Returns the number of requests in flight of a backend, even if it was removed from its pool.
-    pub fn in_flight(&self, pool: &str, address: SocketAddr) -> u64 {
+    pub fn in_flight(&self, pool: &str, address: &UpstreamAddress) -> u64 {
         self.backends(pool, address).iter().map(|backend| backend.load.in_flight()).max().unwrap_or(0)
     }
 
@@ -247,7 +246,7 @@ impl Running {
     ///
     /// # Errors
     /// If the pool does not exist.
-    pub async fn idle(&self, pool: &str, address: SocketAddr) -> Result<(), String> {
+    pub async fn idle(&self, pool: &str, address: &UpstreamAddress) -> Result<(), String> {
         if !self.core.pools.now().iter().any(|checked| *checked.pool.name == *pool) {
             return Err(format!("there is no pool {pool}"));
         }
@@ -279,12 +278,12 @@ impl Running {
         self.leaving().retain(|(_, backend)| backend.load.in_flight() > 0);
     }
 
-    fn backends(&self, pool: &str, address: SocketAddr) -> Vec<Arc<Backend>> {
+    fn backends(&self, pool: &str, address: &UpstreamAddress) -> Vec<Arc<Backend>> {
         let pools = self.core.pools.now();
         let there = pools.iter().filter(|checked| *checked.pool.name == *pool);
         let there = there.filter_map(|checked| checked.pool.backend(address).cloned());
         let leaving = self.leaving();
-        let left = leaving.iter().filter(|(name, backend)| **name == *pool && backend.address == address);
+        let left = leaving.iter().filter(|(name, backend)| **name == *pool && backend.address == *address);
         there.chain(left.map(|(_, backend)| backend.clone())).collect()
     }
 
@@ -292,7 +291,7 @@ impl Running {
         let mut leaving = self.leaving();
         for checked in self.core.pools.now().iter() {
             let pool = after.iter().find(|known| known.pool.name == checked.pool.name);
-            let stays = |backend: &Backend| pool.is_some_and(|p| p.pool.backend(backend.address).is_some());
+            let stays = |backend: &Backend| pool.is_some_and(|p| p.pool.backend(&backend.address).is_some());
             let left = checked.pool.backends().iter().filter(|backend| !stays(backend));
             leaving.extend(left.map(|backend| (checked.pool.name.clone(), backend.clone())));
         }

@@ -113,7 +113,7 @@ fn order(
     change_result(
         client,
         method,
-        &format!("{}{verb}", backend_target(&backend.pool, backend.backend)),
+        &format!("{}{verb}", backend_target(&backend.pool, &backend.backend)),
         body,
         out,
     )
@@ -164,7 +164,7 @@ fn wait_idle(
     }
     let patience = wait.timeout.unwrap_or(Duration::from_secs(24 * 3600));
     let target =
-        format!("{}/idle?wait={}", backend_target(&backend.pool, backend.backend), patience.as_secs_f64());
+        format!("{}/idle?wait={}", backend_target(&backend.pool, &backend.backend), patience.as_secs_f64());
     let Idle { .. } = document(&client.ask("GET", &target, "", patience + SOON)?)?;
     writeln!(out, "{} is idle", backend.backend)?;
     Ok(())
