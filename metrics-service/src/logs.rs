@@ -29,7 +29,7 @@ impl LogCollector {
             "Lines of the log that were dropped because standard error was blocked.",
         );
         let access_log_family = counter(
-            "lb_access_log_lines_dropped_total",
+            "lb_access_log_dropped_total",
             "Lines of the access log that were dropped because its target was blocked.",
         );
         Self {
@@ -67,6 +67,6 @@ mod tests {
             .iter()
             .map(|family| (family.name(), family.get_metric()[0].get_counter().get_value()))
             .collect();
-        assert_eq!(found, [("lb_log_lines_dropped_total", 3.0), ("lb_access_log_lines_dropped_total", 5.0)]);
+        assert_eq!(found, [("lb_log_lines_dropped_total", 3.0), ("lb_access_log_dropped_total", 5.0)]);
     }
 }
