@@ -228,7 +228,7 @@ impl ProxyHttp for Proxy {
     ) -> Result<()> {
         // Also called for a request without a body. What the client takes its time for is no fault of the backend.
         if end_of_stream {
-            let limit = ctx.exchange()?.request_complete(Instant::now());
+            let limit = ctx.exchange()?.request_complete(Instant::now);
             if limit.is_some() {
                 ctx.limit_attempt(limit);
             }

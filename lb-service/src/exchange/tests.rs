@@ -235,7 +235,7 @@ fn a_timeout_during_the_request_is_a_client_timeout_unless_the_client_waits_for_
         let mut exchange = bench.placed(head);
         exchange.body_follows();
         if is_complete {
-            exchange.request_complete(bench.now);
+            exchange.request_complete(|| bench.now);
         }
         exchange.fault(head, backend_fault(FaultKind::ReadTimeout), UNTOUCHED, bench.at());
         exchange.failure().unwrap()
@@ -262,9 +262,9 @@ fn an_attempt_is_limited_until_its_response_begins() {
     let second = Duration::from_secs(1);
     let bench = Bench::new(|settings| settings.retries.per_try = Some(second));
     let mut exchange = bench.placed(&get());
-    assert_eq!(exchange.request_complete(bench.now), Some(second));
+    assert_eq!(exchange.request_complete(|| bench.now), Some(second));
     exchange.respond(&get(), 200, &mut HeaderMap::new(), UNTOUCHED, bench.at());
-    assert_eq!(exchange.request_complete(bench.now), None);
+    assert_eq!(exchange.request_complete(|| bench.now), None);
 }
 
 #[test]
@@ -326,4 +326,18 @@ fn a_backend_can_ask_for_a_pause_in_seconds() {
     assert_eq!(pause(429, "Wed, 21 Oct 2026 07:28:00 GMT"), Some(Duration::from_secs(1)));
     assert_eq!(pause(301, "7"), None);
     assert_eq!(retry_after(503, &HeaderMap::new()), None);
+}
+
+#[test]
+fn the_end_of_a_request_without_a_body_does_not_read_the_clock() {
+    let bench = Bench::new(|_| {});
+    let mut exchange = bench.placed(&get());
+    exchange.request_complete(|| unreachable!("the attempt began when the head was sent"));
+    exchange.body_follows();
+    let mut is_read = false;
+    exchange.request_complete(|| {
+        is_read = true;
+        bench.now
+    });
+    assert!(is_read, "the time of the backend begins when the body ends");
 }
