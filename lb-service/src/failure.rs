@@ -12,7 +12,7 @@ pub enum Failure {
     /// The last backend failed.
     Upstream(UpstreamError),
     /// The last backend sent a response that was to be replaced by a retry, but no other backend took the request.
-    Answer(u16),
+    Response(u16),
     /// The client disconnected.
     ClientGone,
     /// The client timed out while it sent its request.
@@ -47,7 +47,7 @@ impl Failure {
         match self {
             Self::Rejected(Rejection::NoRoute) => 404,
             Self::Rejected(Rejection::NoBackend | Rejection::QueueFull | Rejection::QueueTimeout) => 503,
-            Self::Answer(status) => status,
+            Self::Response(status) => status,
             Self::Upstream(UpstreamError::Timeout) => 504,
             Self::Upstream(_) => 502,
             Self::ClientGone => CLIENT_CLOSED_REQUEST,
@@ -77,7 +77,7 @@ impl Failure {
         match self {
             Self::Rejected(rejection) => rejection.as_str(),
             Self::Upstream(error) => error.as_str(),
-            Self::Answer(_) => "answer",
+            Self::Response(_) => "answer",
             Self::ClientGone => "client_gone",
             Self::ClientTimeout => "client_timeout",
             Self::BadRequest => "bad_request",

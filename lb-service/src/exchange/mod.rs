@@ -263,7 +263,7 @@ impl Exchange {
         let replayability = progress.replayability(head, false);
         let retries = self.dispatch.answered(&pool, status, retry_after, replayability, at);
         // This response replaces earlier failures, unless it is itself replaced by a retry.
-        self.failure = retries.then_some(Failure::Answer(status));
+        self.failure = retries.then_some(Failure::Response(status));
         retries
     }
 
