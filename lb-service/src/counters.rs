@@ -13,12 +13,12 @@ use crate::stats::{Codes, Counter, Gauge, Histogram};
 pub struct TrafficCounters {
     listeners: Mutex<Vec<Arc<ListenerTraffic>>>,
     /// The responses of forgotten listeners and pools, so that the sums never become smaller.
-    forgotten: Mutex<Answers>,
+    forgotten: Mutex<ResponseCounts>,
 }
 
 /// Responses so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Answers {
+pub struct ResponseCounts {
     /// All responses.
     pub all: u64,
     /// Responses with a status of 500 or more, and responses that broke off.
@@ -45,7 +45,7 @@ pub struct ListenerTraffic {
 #[derive(Debug, Default)]
 pub struct PoolTraffic {
     /// Responses by status.
-    pub answers: Codes,
+    pub responses: Codes,
     /// Responses with a status below 500 that broke off.
     pub broken_off: Counter,
     /// The time from the head of the request to the end of the response.
@@ -75,7 +75,7 @@ impl TrafficCounters {
         let mut listeners = self.listeners.lock();
         let mut forgotten = self.forgotten.lock();
         let unused = listeners.extract_if(.., |listener| Arc::strong_count(listener) == 1);
-        unused.for_each(|listener| *forgotten += listener.answers());
+        unused.for_each(|listener| *forgotten += listener.responses());
         listeners.iter().for_each(|listener| *forgotten += listener.forget_unused());
     }
 
@@ -85,11 +85,11 @@ impl TrafficCounters {
     }
 
     /// Returns the responses so far, including those on removed listeners and of removed pools.
-    pub fn answers(&self) -> Answers {
+    pub fn responses(&self) -> ResponseCounts {
         let listeners = self.listeners.lock();
-        let mut answers = *self.forgotten.lock();
-        listeners.iter().for_each(|listener| answers += listener.answers());
-        answers
+        let mut responses = *self.forgotten.lock();
+        listeners.iter().for_each(|listener| responses += listener.responses());
+        responses
     }
 }
 
@@ -124,19 +124,19 @@ impl ListenerTraffic {
         &self.without_pool
     }
 
-    fn answers(&self) -> Answers {
-        let mut answers = self.without_pool.answered();
-        self.by_pool.lock().iter().for_each(|(_, pool)| answers += pool.answered());
-        answers
+    fn responses(&self) -> ResponseCounts {
+        let mut responses = self.without_pool.responses();
+        self.by_pool.lock().iter().for_each(|(_, pool)| responses += pool.responses());
+        responses
     }
 
     /// Drops the unused pools and returns their responses.
-    fn forget_unused(&self) -> Answers {
-        let mut answers = Answers::default();
+    fn forget_unused(&self) -> ResponseCounts {
+        let mut responses = ResponseCounts::default();
         let mut pools = self.by_pool.lock();
         let unused = pools.extract_if(.., |(_, pool)| Arc::strong_count(pool) == 1);
-        unused.for_each(|(_, pool)| answers += pool.answered());
-        answers
+        unused.for_each(|(_, pool)| responses += pool.responses());
+        responses
     }
 
     /// Counts a request that the proxy rejected.
@@ -153,18 +153,18 @@ impl ListenerTraffic {
 // === impl PoolTraffic ===
 
 impl PoolTraffic {
-    fn answered(&self) -> Answers {
-        let mut answers = Answers { all: 0, failed: self.broken_off.get() };
-        for (status, count) in self.answers.counted() {
-            answers += Answers { all: count, failed: if status >= 500 { count } else { 0 } };
+    fn responses(&self) -> ResponseCounts {
+        let mut responses = ResponseCounts { all: 0, failed: self.broken_off.get() };
+        for (status, count) in self.responses.counted() {
+            responses += ResponseCounts { all: count, failed: if status >= 500 { count } else { 0 } };
         }
-        answers
+        responses
     }
 }
 
-// === impl Answers ===
+// === impl ResponseCounts ===
 
-impl AddAssign for Answers {
+impl AddAssign for ResponseCounts {
     fn add_assign(&mut self, more: Self) {
         self.all += more.all;
         self.failed += more.failed;

@@ -134,7 +134,7 @@ fn unseen(plan: &Snapshot, listener: ListenerId, connection: &Connection, (statu
     if let Failure::Rejected(reason) = failure {
         connection.door.listener.reject(reason);
     }
-    plan.requests(listener, None).answers.increment(status);
+    plan.requests(listener, None).responses.increment(status);
     plan.access_log(listener).record(&Record {
         client: connection.peer.as_ref().map(|peer| peer.ip),
         status: Some(status),

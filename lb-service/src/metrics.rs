@@ -180,7 +180,7 @@ impl View<'_> {
     fn request_families(&self) -> Vec<MetricFamily> {
         let cells: Vec<_> = self.cells().collect();
         let requests = cells.iter().flat_map(|(listener, pool, cell)| {
-            cell.answers.counted().map(move |(code, n)| (strings([listener, pool, &code.to_string()]), n))
+            cell.responses.counted().map(move |(code, n)| (strings([listener, pool, &code.to_string()]), n))
         });
         let bytes = |read: fn(&PoolTraffic) -> u64| {
             cells.iter().map(move |(listener, pool, cell)| (vec![*listener, *pool], read(cell)))
@@ -199,7 +199,7 @@ impl View<'_> {
         let answers = self.backends().flat_map(|(pool, backend)| {
             backend
                 .history
-                .answers
+                .responses
                 .counted()
                 .map(move |(code, n)| (strings([pool, &backend.label, &code.to_string()]), n))
         });

@@ -163,7 +163,7 @@ fn backend_status(checked: &Checked, backend: &Backend, config: &ConfigStatus, a
             .collect(),
         requests: backend.history.attempts.get(),
         failures: backend.history.failures.get(),
-        answers: backend.history.answers.counted().collect(),
+        answers: backend.history.responses.counted().collect(),
         errors: backend
             .errors()
             .filter(|(_, n)| *n > 0)

@@ -361,7 +361,7 @@ impl Exchange {
             snapshot.traffic(*listener).reject(reason);
         }
         let requests = snapshot.requests(*listener, self.pool);
-        requests.answers.increment(status);
+        requests.responses.increment(status);
         if status < 500 && self.failure.is_some_and(Failure::breaks_off) {
             requests.broken_off.increment();
         }

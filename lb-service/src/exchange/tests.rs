@@ -74,7 +74,7 @@ impl Bench {
 
     /// Returns the number of counted responses with this status, to requests with this pool or without one.
     fn responses(&self, pool: Option<PoolId>, status: u16) -> u64 {
-        let counted = self.snapshot.requests(ListenerId(0), pool).answers.counted();
+        let counted = self.snapshot.requests(ListenerId(0), pool).responses.counted();
         counted.filter(|(known, _)| *known == status).map(|(_, count)| count).sum()
     }
 }

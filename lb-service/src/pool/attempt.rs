@@ -85,7 +85,7 @@ impl Attempt {
     /// more than 60 s count as 60 s. A 502, 503 or 504 is a failure of the backend.
     pub fn answered(&mut self, status: u16, retry_after: Option<Duration>, now: Instant) {
         self.first_byte = Some(now.saturating_duration_since(self.started));
-        self.backend.history.answers.increment(status);
+        self.backend.history.responses.increment(status);
         if let Some(sent) = self.sent {
             self.took(now.saturating_duration_since(sent), now);
         }

@@ -52,7 +52,7 @@ pub struct Backend {
 #[derive(Debug)]
 pub struct History {
     /// Responses by status.
-    pub answers: Codes,
+    pub responses: Codes,
     /// The time from selecting the backend to the head of its response.
     pub time_to_first_byte: Histogram,
     /// Requests over a new connection.
@@ -220,7 +220,7 @@ impl Backend {
 impl History {
     fn new(now: Instant) -> Self {
         Self {
-            answers: Codes::default(),
+            responses: Codes::default(),
             time_to_first_byte: Histogram::default(),
             connections_new: Counter::default(),
             connections_reused: Counter::default(),

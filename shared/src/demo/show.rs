@@ -96,7 +96,7 @@ impl Show {
         let answered = |address: SocketAddr| {
             self.pool
                 .backend(&address.into())
-                .map_or(0, |b| b.history.answers.counted().map(|(_, n)| n).sum())
+                .map_or(0, |b| b.history.responses.counted().map(|(_, n)| n).sum())
         };
         self.demo.origins.iter().map(|origin| answered(origin.address())).collect()
     }

@@ -168,7 +168,7 @@ impl Changer {
         if running.is_draining() {
             return;
         }
-        self.look_at_answers().await;
+        self.look_at_responses().await;
         let now = self.parts.provenance.file().and_then(|file| Fingerprint::of(file.path()));
         if self.watch.look(now) && self.effective.reload.watch {
             self.reload(Reload::default(), "the file changed").await;
@@ -426,9 +426,9 @@ impl Changer {
     /// Starts judging a reload. If the reload before it is still being judged, a rollback undoes both.
     fn begin_trial(&mut self, before: Wanted) {
         let (rule, open) = (self.effective.reload.rollback, self.trial.take());
-        let answers = self.parts.running.answers();
+        let responses = self.parts.running.responses();
         self.trial = rule.map(|rule| {
-            let trial = self.past.try_it(rule, Instant::now(), answers);
+            let trial = self.past.try_it(rule, Instant::now(), responses);
             match open {
                 Some((first, before)) => (trial.together_with(&first), before),
                 None => (trial, before),
@@ -436,13 +436,13 @@ impl Changer {
         });
     }
 
-    async fn look_at_answers(&mut self) {
-        let (now, answers) = (Instant::now(), self.parts.running.answers());
+    async fn look_at_responses(&mut self) {
+        let (now, responses) = (Instant::now(), self.parts.running.responses());
         if let Some(rule) = self.effective.reload.rollback {
-            self.past.note(now, answers, rule.window);
+            self.past.note(now, responses, rule.window);
         }
         let Some((trial, _)) = &self.trial else { return };
-        match trial.judge(now, answers) {
+        match trial.judge(now, responses) {
             Judgement::Open => {}
             Judgement::Acquitted => self.trial = None,
             Judgement::Guilty { rate } => {

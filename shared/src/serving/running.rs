@@ -26,7 +26,7 @@ use lb_service::pool::{Backend, Pool, UpstreamAddress};
 use lb_service::route::RouteTable;
 use lb_service::service::Doors;
 use lb_service::snapshot::{Snapshot, SnapshotParts};
-use lb_service::traffic::{Answers, Traffic};
+use lb_service::traffic::{ResponseCounts, Traffic};
 use parking_lot::Mutex;
 
 use super::core::Core;
@@ -267,8 +267,8 @@ impl Running {
     }
 
     /// Returns the counts of all responses since the start.
-    pub fn answers(&self) -> Answers {
-        self.core.traffic.answers()
+    pub fn responses(&self) -> ResponseCounts {
+        self.core.traffic.responses()
     }
 
     /// Releases everything that no request uses any more. This function can wait for a disk.
