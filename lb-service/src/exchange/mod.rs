@@ -214,8 +214,8 @@ impl Exchange {
     }
 
     /// Records that the whole request was passed on, so the backend determines the delay from now on. Returns the time
-    /// limit until the head of the response, if this attempt has one. `now` is only called for a request with a body, so
-    /// the others do not read the clock.
+    /// limit until the head of the response, if this attempt has one. `now` is only called for a request with a body,
+    /// so the others do not read the clock.
     pub(crate) fn request_complete(&mut self, now: impl FnOnce() -> Instant) -> Option<Duration> {
         self.is_complete = true;
         let attempt = self.dispatch.attempt.as_mut()?;

@@ -70,7 +70,7 @@ impl UpstreamAddress {
         }
     }
 
-    /// Converts the address from Pingora's type. `None` means that the address is a Unix socket without a path of UTF-8.
+    /// Converts the address from Pingora's type. `None` means that it is a Unix socket without a path of UTF-8.
     pub fn from_pingora(address: &PingoraAddr) -> Option<Self> {
         match address {
             PingoraAddr::Inet(address) => Some(Self::Tcp(*address)),
