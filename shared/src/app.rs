@@ -11,7 +11,7 @@ use std::time::Duration;
 use nix::unistd::Uid;
 use pingora::services::background::background_service;
 
-use crate::cli::{self, Ask, CheckArgs, Cli, DemoArgs, Format, ProxyArgs, RunArgs, Verb};
+use crate::cli::{self, CheckArgs, Cli, CliCommand, DaemonCommand, DemoArgs, Format, ProxyArgs, RunArgs};
 use crate::config::{self, Context, Loaded, Plan, Problems, RealFiles, Source};
 use crate::control::client::Unreachable;
 use crate::control::{Client, find};
@@ -25,7 +25,7 @@ use crate::process::runtime::{RuntimeFiles, canonical, runtime_directory};
 use crate::process::successor::Predecessor;
 use crate::process::{systemd, write_message};
 use crate::purpose::Purpose;
-use crate::verbs::{self, AskError};
+use crate::subcommands::{self, CommandError};
 
 /// Exit code of a failure at run time.
 const FAILED: u8 = 1;
@@ -40,16 +40,16 @@ pub fn run(cli: Cli) -> ExitCode {
     if let Some(problem) = misplaced(&cli) {
         return ExitCode::from(complain(problem));
     }
-    let code = match cli.verb {
+    let code = match cli.command {
         None => run_file(&cli.run),
-        Some(Verb::Proxy(args)) => proxy(&cli.run, &args),
-        Some(Verb::Demo(args)) => demo(&cli.run, &args, Purpose::Demo),
-        Some(Verb::Check(args)) => check(&cli.run, &args),
-        Some(Verb::Healthcheck) => healthcheck(&cli.run),
-        Some(Verb::Ask(ask)) => ask_daemon(&cli.run, &ask),
-        Some(Verb::Schema) => print(config::schema_text().as_bytes()),
-        Some(Verb::Completions { shell }) => print(&cli::completions(shell)),
-        Some(Verb::Man) => print_with(cli::manual),
+        Some(CliCommand::Proxy(args)) => proxy(&cli.run, &args),
+        Some(CliCommand::Demo(args)) => demo(&cli.run, &args, Purpose::Demo),
+        Some(CliCommand::Check(args)) => check(&cli.run, &args),
+        Some(CliCommand::Healthcheck) => healthcheck(&cli.run),
+        Some(CliCommand::Daemon(command)) => run_on_daemon(&cli.run, &command),
+        Some(CliCommand::Schema) => print(config::schema_text().as_bytes()),
+        Some(CliCommand::Completions { shell }) => print(&cli::completions(shell)),
+        Some(CliCommand::Man) => print_with(cli::manual),
     };
     ExitCode::from(code)
 }
@@ -58,29 +58,29 @@ pub fn run(cli: Cli) -> ExitCode {
 fn misplaced(cli: &Cli) -> Option<&'static str> {
     let run = &cli.run;
     let of_a_start = run.daemon || run.test || run.upgrade;
-    match &cli.verb {
-        Some(Verb::Schema | Verb::Completions { .. } | Verb::Man) if run.conf.is_some() => {
+    match &cli.command {
+        Some(CliCommand::Schema | CliCommand::Completions { .. } | CliCommand::Man) if run.conf.is_some() => {
             Some("the output does not depend on a configuration file: omit `--conf`")
         }
-        Some(Verb::Check(check)) if run.conf.is_some() && check.file.is_some() => {
+        Some(CliCommand::Check(check)) if run.conf.is_some() && check.file.is_some() => {
             Some("the file is given twice: omit `--conf` or the argument FILE")
         }
-        Some(Verb::Ask(Ask::Reload { .. } | Ask::Upgrade { .. } | Ask::Stop { .. })) if is_input(run) => {
-            Some(
-                "the text on standard input would not be used, and does not identify a running daemon; omit `--conf -`, and \
+        Some(CliCommand::Daemon(
+            DaemonCommand::Reload { .. } | DaemonCommand::Upgrade { .. } | DaemonCommand::Stop { .. },
+        )) if is_input(run) => Some(
+            "the text on standard input would not be used, and does not identify a running daemon; omit `--conf -`, and \
              select the daemon with `--socket PATH`",
-            )
-        }
-        Some(Verb::Proxy(_)) if run.conf.is_some() => {
+        ),
+        Some(CliCommand::Proxy(_)) if run.conf.is_some() => {
             Some("`proxy` runs without a configuration file: omit `--conf`")
         }
-        Some(Verb::Demo(_)) if run.conf.is_some() => {
+        Some(CliCommand::Demo(_)) if run.conf.is_some() => {
             Some("the demo has its own configuration: omit `--conf`")
         }
-        Some(verb) if of_a_start && !matches!(verb, Verb::Proxy(_)) => {
+        Some(command) if of_a_start && !matches!(command, CliCommand::Proxy(_)) => {
             Some("`--daemon`, `--test` and `--upgrade` require no subcommand, or `proxy`")
         }
-        Some(Verb::Check(_)) if run.strict => Some("write `--strict` after `check`"),
+        Some(CliCommand::Check(_)) if run.strict => Some("write `--strict` after `check`"),
         _ if run.strict && !run.test => {
             Some("`--strict` belongs to a test of the configuration: add `-t`, or write `check --strict`")
         }
@@ -295,23 +295,23 @@ fn print_json(problems: &Problems) -> u8 {
 }
 
 /// Runs a subcommand against the daemon of this configuration.
-fn ask_daemon(run: &RunArgs, ask: &Ask) -> u8 {
-    let client = match client(run, ask) {
+fn run_on_daemon(run: &RunArgs, command: &DaemonCommand) -> u8 {
+    let client = match client(run, command) {
         Ok(client) => client,
         // The default socket would belong to another daemon.
         Err(Unclear::File(problems)) => return report(&problems),
         Err(Unclear::Daemon(error)) => return fail(&error.to_string()),
     };
-    match verbs::run(ask, &client, &mut io::stdout().lock()) {
+    match subcommands::run(command, &client, &mut io::stdout().lock()) {
         Ok(()) => 0,
-        Err(AskError::Write(error)) if error.kind() == io::ErrorKind::BrokenPipe => 0,
+        Err(CommandError::Write(error)) if error.kind() == io::ErrorKind::BrokenPipe => 0,
         // The diagnostics of a file are printed as they are; any other error is a sentence.
-        Err(AskError::File(problems)) => {
+        Err(CommandError::File(problems)) => {
             complain_as_is(&problems);
             WRONG
         }
-        Err(AskError::Refused(problem)) => complain(&problem),
-        Err(AskError::Cut(problem)) => {
+        Err(CommandError::Refused(problem)) => complain(&problem),
+        Err(CommandError::Cut(problem)) => {
             fail(&problem);
             CUT
         }
@@ -326,12 +326,12 @@ enum Unclear {
 }
 
 /// Returns a client for the selected daemon, see [`find`].
-fn client(run: &RunArgs, ask: &Ask) -> Result<Client, Unclear> {
+fn client(run: &RunArgs, command: &DaemonCommand) -> Result<Client, Unclear> {
     let of = |client: Client, file: Option<&Path>| match runtime_files(file).configuration() {
         Some(file) => client.of_file(file.to_owned()),
         None => client,
     };
-    if let Some(socket) = &ask.daemon().socket {
+    if let Some(socket) = &command.daemon().socket {
         return Ok(of(Client::new(socket), run.conf.as_deref()));
     }
     let file = configuration(run).ok();

@@ -36,7 +36,7 @@ pub struct Cli {
     #[command(flatten)]
     pub run: RunArgs,
     #[command(subcommand)]
-    pub verb: Option<Verb>,
+    pub command: Option<CliCommand>,
 }
 
 /// Pingora's flags.
@@ -62,7 +62,7 @@ pub struct RunArgs {
 
 /// A subcommand.
 #[derive(Debug, Subcommand)]
-pub enum Verb {
+pub enum CliCommand {
     /// Balance requests between the given backends, without a configuration file
     Proxy(ProxyArgs),
     /// Show the load balancer at work on three built-in backends, one of which breaks from time to time
@@ -73,7 +73,7 @@ pub enum Verb {
     Healthcheck,
     #[command(flatten)]
     #[expect(missing_docs, reason = "clap would print it")]
-    Ask(Ask),
+    Daemon(DaemonCommand),
     /// Print the JSON Schema of the configuration file, for editors
     Schema,
     /// Print a completion script for a shell
@@ -92,7 +92,7 @@ pub enum Verb {
     missing_docs,
     reason = "clap would print the documentation of the flattened fields instead of the subcommand's"
 )]
-pub enum Ask {
+pub enum DaemonCommand {
     /// Show the problems and the state of the running daemon
     Status {
         #[command(flatten)]
@@ -289,7 +289,7 @@ impl Cli {
     }
 }
 
-impl Ask {
+impl DaemonCommand {
     /// Returns the daemon that the subcommand is for.
     pub fn daemon(&self) -> &Daemon {
         match self {
@@ -454,14 +454,16 @@ mod tests {
     fn the_quick_starts_flags_mean_what_they_mean_there() {
         let cli = Cli::try_parse_from(["load_balancer", "-c", "conf.yaml", "-d", "-u"]).unwrap();
         assert_eq!(cli.run.conf, Some("conf.yaml".into()));
-        assert!(cli.run.daemon && cli.run.upgrade && !cli.run.test && cli.verb.is_none());
+        assert!(cli.run.daemon && cli.run.upgrade && !cli.run.test && cli.command.is_none());
     }
 
     #[test]
     fn orders_name_a_pool_and_an_address() {
         let parse = |words: &str| Cli::try_parse_from(words.split(' '));
         let cli = parse("load_balancer drain web 10.0.0.1:80 --wait --timeout 90s -c conf.yaml").unwrap();
-        let Some(Verb::Ask(Ask::Drain { backend, wait })) = cli.verb else { panic!("no drain") };
+        let Some(CliCommand::Daemon(DaemonCommand::Drain { backend, wait })) = cli.command else {
+            panic!("no drain")
+        };
         assert_eq!((backend.pool.as_str(), backend.backend), ("web", "10.0.0.1:80".parse().unwrap()));
         assert_eq!((wait.wait, wait.timeout), (true, Some(Duration::from_secs(90))));
         assert_eq!(cli.run.conf, Some("conf.yaml".into()));

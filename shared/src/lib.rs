@@ -22,8 +22,8 @@ pub mod screen;
 pub mod serving;
 pub mod status;
 pub mod status_document;
+pub mod subcommands;
 pub mod time;
-pub mod verbs;
 pub mod words;
 
 pub use app::run;

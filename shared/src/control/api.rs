@@ -115,8 +115,8 @@ pub fn parse(method: &str, path: &str, query: &str, body: &[u8]) -> Result<Call,
         ["v1", "pools", pool, "backends", address, "idle"] => {
             only(method, "GET", || idle(pool, address, query))
         }
-        ["v1", "pools", pool, "backends", address, verb] => {
-            let change = change(verb).ok_or(Unclear::NotFound)?;
+        ["v1", "pools", pool, "backends", address, action] => {
+            let change = change(action).ok_or(Unclear::NotFound)?;
             only(method, "POST", || none(body).and_then(|()| order(pool, address, change)))
         }
         _ => Err(Unclear::NotFound),
@@ -131,8 +131,8 @@ fn only(
     if method == allowed { call() } else { Err(Unclear::Method(allowed)) }
 }
 
-fn change(verb: &str) -> Option<Change> {
-    match verb {
+fn change(action: &str) -> Option<Change> {
+    match action {
         "drain" => Some(Change::Drain),
         "undrain" => Some(Change::Undrain),
         "enable" => Some(Change::Enable),
@@ -260,13 +260,13 @@ mod tests {
         assert_eq!(call("GET", "/v1/log_level", ""), Ok(Call::LogLevel(None)));
         let debug = Call::LogLevel(Some("debug".into()));
         assert_eq!(call("PUT", "/v1/log_level", r#"{"filter": "debug"}"#), Ok(debug));
-        for (verb, change) in [
+        for (action, change) in [
             ("drain", Change::Drain),
             ("undrain", Change::Undrain),
             ("enable", Change::Enable),
             ("disable", Change::Disable),
         ] {
-            assert_eq!(call("POST", &format!("{of}/{verb}"), ""), Ok(ordered(change)));
+            assert_eq!(call("POST", &format!("{of}/{action}"), ""), Ok(ordered(change)));
         }
         assert_eq!(call("DELETE", of, ""), Ok(ordered(Change::Remove)));
         let three = call("PUT", &format!("{of}/weight"), r#"{"weight": 3}"#);

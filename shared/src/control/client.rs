@@ -86,7 +86,7 @@ impl Client {
     ///
     /// # Errors
     /// If no daemon can be reached, or if it does not respond in time.
-    pub fn ask(
+    pub fn send(
         &self,
         method: &str,
         target: &str,
@@ -165,7 +165,7 @@ pub(super) mod tests {
         let socket = directory.path().join("control.sock");
         let listener = foreign(&socket);
         let client = Client::new(&socket).trusting(&[]);
-        let error = client.ask("GET", "/", "", Duration::from_secs(9)).unwrap_err();
+        let error = client.send("GET", "/", "", Duration::from_secs(9)).unwrap_err();
         assert!(matches!(error, Unreachable::Foreign { .. }), "{error}");
         drop(client);
         let mut sent = Vec::new();
@@ -179,7 +179,7 @@ pub(super) mod tests {
         let socket = directory.path().join("control.sock");
         let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
         let client = Client::new(&socket);
-        let error = client.ask("GET", "/", "", Duration::from_millis(20)).unwrap_err();
+        let error = client.send("GET", "/", "", Duration::from_millis(20)).unwrap_err();
         assert!(matches!(error, Unreachable::Silent { .. }), "{error}");
         drop(listener.accept().unwrap());
         std::thread::scope(|scope| {
@@ -188,7 +188,7 @@ pub(super) mod tests {
                 // Reads the whole request, because closing earlier would send a reset.
                 while stream.read(&mut [0; 1024]).unwrap() == 1024 {}
             });
-            let error = client.ask("GET", "/", "", Duration::from_secs(9)).unwrap_err();
+            let error = client.send("GET", "/", "", Duration::from_secs(9)).unwrap_err();
             assert!(matches!(error, Unreachable::Gone { .. }), "{error}");
         });
     }
@@ -197,7 +197,7 @@ pub(super) mod tests {
     fn a_missing_daemon_is_reported_with_a_remedy() {
         let directory = tempfile::tempdir().unwrap();
         let client = Client::new(&directory.path().join("none.sock"));
-        let error = client.ask("GET", "/", "", Duration::from_secs(1)).unwrap_err();
+        let error = client.send("GET", "/", "", Duration::from_secs(1)).unwrap_err();
         assert!(
             matches!(error, Unreachable::Nobody { .. }) && error.to_string().contains("-c FILE"),
             "{error}"

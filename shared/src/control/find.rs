@@ -96,8 +96,8 @@ fn found(files: &RuntimeFiles) -> Vec<Found> {
     sockets.extend(files.within(Path::new(ROOTS_DIRECTORY)).control_sockets());
     sockets.sort();
     sockets.dedup();
-    let ask = |socket: PathBuf| Some(Found { kind: FoundKind::WithFile(runs_with(&socket)?), socket });
-    sockets.into_iter().filter_map(ask).collect()
+    let found = |socket: PathBuf| Some(Found { kind: FoundKind::WithFile(runs_with(&socket)?), socket });
+    sockets.into_iter().filter_map(found).collect()
 }
 
 /// Returns all daemons that this user is allowed to see.
@@ -126,19 +126,19 @@ fn is_there(socket: &Path) -> bool {
 /// Returns the configuration file of the daemon at a socket. The outer `None` means that no daemon responded, the inner
 /// one that it has no file.
 fn runs_with(socket: &Path) -> Option<Option<OwnFile>> {
-    let reply = at(socket).ask("GET", "/v1/status", "", SOON).ok()?;
+    let reply = at(socket).send("GET", "/v1/status", "", SOON).ok()?;
     serde_json::from_str(&reply.body).ok().map(|Status { config }| config.own_file())
 }
 
 /// Returns the PID of the daemon at a default socket; `None` if it does not respond.
 pub fn process_at(socket: &Path) -> Option<u32> {
-    let reply = at(socket).ask("GET", "/v1/status", "", SOON).ok()?;
+    let reply = at(socket).send("GET", "/v1/status", "", SOON).ok()?;
     serde_json::from_str(&reply.body).ok().map(|Process { pid }| pid)
 }
 
 /// Returns the PID of the daemon at a default socket that runs with this file; `None` if there is none.
 pub fn process_with(socket: &Path, file: &Path) -> Option<u32> {
-    let reply = at(socket).of_file(file.to_owned()).ask("GET", "/v1/status", "", SOON).ok()?;
+    let reply = at(socket).of_file(file.to_owned()).send("GET", "/v1/status", "", SOON).ok()?;
     let process = serde_json::from_str(&reply.body).ok().filter(|_| reply.status == 200);
     process.map(|Process { pid }| pid)
 }

@@ -206,8 +206,9 @@ fn refuse_overweight(plan: &Plan, name: &str) -> Result<(), String> {
 }
 
 fn decide(change: Change, backend: &BackendSettings) -> Result<Admin, String> {
-    let otherwise =
-        |verb: &str| Err(format!("{} is {}: use {verb}", backend.address, diff::state(backend.admin)));
+    let otherwise = |subcommand: &str| {
+        Err(format!("{} is {}: use {subcommand}", backend.address, diff::state(backend.admin)))
+    };
     match (change, backend.admin) {
         (Change::Drain, _) => Ok(Admin::Draining),
         (Change::Disable, _) => Ok(Admin::Disabled),

@@ -15,7 +15,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::Uid;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use super::{AskError, document, json, sockets_before};
+use super::{CommandError, document, json, sockets_before};
 use crate::control::client::Unreachable;
 use crate::control::{Client, Farewell, bodies, predecessors};
 use crate::words::count_of;
@@ -38,7 +38,7 @@ struct Stop {
 }
 
 /// Response of one process.
-type Answer = Result<(Farewell, Took), AskError>;
+type Answer = Result<(Farewell, Took), CommandError>;
 
 /// Stops the daemon of `client`, waits for its end, and writes the result to `out`.
 ///
@@ -49,7 +49,7 @@ pub(super) fn run(
     now: bool,
     timeout: Option<Duration>,
     out: &mut impl Write,
-) -> Result<(), AskError> {
+) -> Result<(), CommandError> {
     // This comes before any stop: only the serving process can confirm the file; old processes do not report it.
     let predecessors = sockets_before(client)?;
     let stop = Stop { now, began: Instant::now(), patience: timeout.unwrap_or(PATIENCE) };
@@ -95,26 +95,26 @@ impl Stop {
     fn predecessor(self, socket: &Path, owner: Option<Uid>) -> Option<Answer> {
         use Unreachable::{Foreign, Gone, Nobody};
         match self.ask(&Client::new(socket).trusting(owner.as_slice())) {
-            Err(AskError::Unreachable(Nobody { .. } | Gone { .. } | Foreign { .. })) => None,
+            Err(CommandError::Unreachable(Nobody { .. } | Gone { .. } | Foreign { .. })) => None,
             answer => Some(answer),
         }
     }
 
     fn ask(self, client: &Client) -> Answer {
         let left = self.patience.saturating_sub(self.began.elapsed()).max(Duration::from_millis(1));
-        let reply = client.ask("POST", "/v1/stop", &json(&bodies::Stop { now: self.now }), left);
+        let reply = client.send("POST", "/v1/stop", &json(&bodies::Stop { now: self.now }), left);
         let farewell: Farewell = document(&reply.map_err(|error| self.explain(error))?)?;
         wait_removed(farewell.pid);
         Ok((farewell, Took(self.began.elapsed())))
     }
 
-    fn explain(self, error: Unreachable) -> AskError {
+    fn explain(self, error: Unreachable) -> CommandError {
         match error {
-            Unreachable::Silent { .. } => AskError::Failed(format!(
+            Unreachable::Silent { .. } => CommandError::Failed(format!(
                 "the daemon still has requests in flight after {} and continues to drain; `stop --now` ends it immediately",
                 Took(self.patience)
             )),
-            Unreachable::Gone { .. } => AskError::Failed(
+            Unreachable::Gone { .. } => CommandError::Failed(
                 "the daemon ended without reporting the result of its drain: it was killed or it failed; see its log"
                     .into(),
             ),
@@ -122,14 +122,16 @@ impl Stop {
         }
     }
 
-    fn report(self, answer: Answer, out: &mut impl Write) -> Result<(), AskError> {
+    fn report(self, answer: Answer, out: &mut impl Write) -> Result<(), CommandError> {
         let (Farewell { pid, reason, cut, .. }, took) = answer?;
         let cut_words = count_of(cut, "request");
         let was_cut = |why| {
-            Err(AskError::Cut(format!("process {pid} ended after {took} because {why}; {cut_words} cut")))
+            Err(CommandError::Cut(format!("process {pid} ended after {took} because {why}; {cut_words} cut")))
         };
         match reason.as_str() {
-            "failed" => Err(AskError::Failed(format!("process {pid} failed; {cut_words} cut; see its log"))),
+            "failed" => {
+                Err(CommandError::Failed(format!("process {pid} failed; {cut_words} cut; see its log")))
+            }
             "drained" => Ok(writeln!(out, "process {pid} drained in {took}; {cut_words} cut")?),
             _ if cut == 0 || self.now => {
                 Ok(writeln!(out, "process {pid} ended after {took}; {cut_words} cut")?)
@@ -160,7 +162,7 @@ impl fmt::Display for Took {
 mod tests {
     use super::*;
 
-    fn report(now: bool, reason: &str, cut: usize) -> Result<String, AskError> {
+    fn report(now: bool, reason: &str, cut: usize) -> Result<String, CommandError> {
         let stop = Stop { now, began: Instant::now(), patience: PATIENCE };
         let farewell = Farewell { pid: 7, reason: reason.into(), cut, handed_over: false };
         let mut out = Vec::new();
@@ -175,9 +177,9 @@ mod tests {
         let cut = report(false, "out_of_time", 2).unwrap_err();
         assert_eq!(cut.to_string(), "process 7 ended after 1.2s because the drain timed out; 2 requests cut");
         assert!(
-            matches!(report(false, "at_once", 2), Err(AskError::Cut(_))),
+            matches!(report(false, "at_once", 2), Err(CommandError::Cut(_))),
             "another stop cut off requests"
         );
-        assert!(matches!(report(false, "failed", 0), Err(AskError::Failed(_))));
+        assert!(matches!(report(false, "failed", 0), Err(CommandError::Failed(_))));
     }
 }

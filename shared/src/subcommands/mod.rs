@@ -13,7 +13,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::cli::{Ask, BackendArgs, ExplainArgs, Format, WaitArgs};
+use crate::cli::{BackendArgs, DaemonCommand, ExplainArgs, Format, WaitArgs};
 use crate::control::Client;
 use crate::control::bodies::{
     EventList, ExplainToken, ExplainedText, Failure, Filter, Idle, NewBackend, NewWeight, Nothing,
@@ -42,7 +42,7 @@ const ABSENCE: Duration = Duration::from_secs(10);
 /// Reason why a subcommand failed.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages say it")]
-pub enum AskError {
+pub enum CommandError {
     /// The configuration file is invalid; the text contains its diagnostics as they are printed.
     #[error("{0}")]
     File(String),
@@ -64,39 +64,39 @@ pub enum AskError {
 ///
 /// # Errors
 /// If the daemon refuses the request, fails, or cannot be reached.
-pub fn run(ask: &Ask, client: &Client, out: &mut impl Write) -> Result<(), AskError> {
-    match ask {
-        Ask::Status { watch, format, .. } => status(client, *watch, *format, out),
-        Ask::Events { follow, last, format, .. } => events(client, *follow, *last, *format, out),
-        Ask::Explain(args) => explain(client, args, out),
-        Ask::Reload { dry_run, keep_runtime, .. } => {
+pub fn run(command: &DaemonCommand, client: &Client, out: &mut impl Write) -> Result<(), CommandError> {
+    match command {
+        DaemonCommand::Status { watch, format, .. } => status(client, *watch, *format, out),
+        DaemonCommand::Events { follow, last, format, .. } => events(client, *follow, *last, *format, out),
+        DaemonCommand::Explain(args) => explain(client, args, out),
+        DaemonCommand::Reload { dry_run, keep_runtime, .. } => {
             let body = Reload { dry_run: *dry_run, keep_runtime: *keep_runtime };
             change_result(client, "POST", "/v1/reload", &body, out)
         }
-        Ask::Upgrade { .. } => upgrade(client, out),
-        Ask::Stop { now, timeout, .. } => stop::run(client, *now, *timeout, out),
-        Ask::Drain { backend, wait } => {
+        DaemonCommand::Upgrade { .. } => upgrade(client, out),
+        DaemonCommand::Stop { now, timeout, .. } => stop::run(client, *now, *timeout, out),
+        DaemonCommand::Drain { backend, wait } => {
             order(client, backend, "POST", "/drain", &Nothing {}, out)?;
             wait_idle(client, backend, wait, out)
         }
-        Ask::Undrain(backend) => order(client, backend, "POST", "/undrain", &Nothing {}, out),
-        Ask::Enable(backend) => order(client, backend, "POST", "/enable", &Nothing {}, out),
-        Ask::Disable(backend) => order(client, backend, "POST", "/disable", &Nothing {}, out),
-        Ask::Weight { backend, weight } => {
+        DaemonCommand::Undrain(backend) => order(client, backend, "POST", "/undrain", &Nothing {}, out),
+        DaemonCommand::Enable(backend) => order(client, backend, "POST", "/enable", &Nothing {}, out),
+        DaemonCommand::Disable(backend) => order(client, backend, "POST", "/disable", &Nothing {}, out),
+        DaemonCommand::Weight { backend, weight } => {
             order(client, backend, "PUT", "/weight", &NewWeight { weight: *weight }, out)
         }
-        Ask::Add { backend, weight, backup, max_requests } => {
+        DaemonCommand::Add { backend, weight, backup, max_requests } => {
             let BackendArgs { pool, backend, .. } = backend;
             let (address, weight) = (backend.to_string(), *weight);
             let body = NewBackend { address, weight, backup: *backup, max_requests: *max_requests };
             change_result(client, "POST", &format!("/v1/pools/{pool}/backends"), &body, out)
         }
-        Ask::Remove { backend, wait } => {
+        DaemonCommand::Remove { backend, wait } => {
             order(client, backend, "DELETE", "", &Nothing {}, out)?;
             wait_idle(client, backend, wait, out)
         }
-        Ask::LogLevel { filter, .. } => log_level(client, filter.as_deref(), out),
-        Ask::Names { pool, .. } => names(client, pool.as_deref(), out),
+        DaemonCommand::LogLevel { filter, .. } => log_level(client, filter.as_deref(), out),
+        DaemonCommand::Names { pool, .. } => names(client, pool.as_deref(), out),
     }
 }
 
@@ -106,14 +106,14 @@ fn order(
     client: &Client,
     backend: &BackendArgs,
     method: &str,
-    verb: &str,
+    suffix: &str,
     body: &impl Serialize,
     out: &mut impl Write,
-) -> Result<(), AskError> {
+) -> Result<(), CommandError> {
     change_result(
         client,
         method,
-        &format!("{}{verb}", backend_target(&backend.pool, &backend.backend)),
+        &format!("{}{suffix}", backend_target(&backend.pool, &backend.backend)),
         body,
         out,
     )
@@ -125,8 +125,8 @@ fn change_result(
     target: &str,
     body: &impl Serialize,
     out: &mut impl Write,
-) -> Result<(), AskError> {
-    let reply = client.ask(method, target, &json(body), LATER)?;
+) -> Result<(), CommandError> {
+    let reply = client.send(method, target, &json(body), LATER)?;
     let Ok(change_result) = serde_json::from_str::<ChangeResult>(&reply.body) else {
         return Err(failure(&reply));
     };
@@ -139,15 +139,15 @@ fn change_result(
         Outcome::Unchanged => writeln!(out, "nothing to change")?,
         Outcome::WouldApply => writeln!(out, "nothing changed: this was a dry run")?,
         Outcome::Refused if change_result.problems.is_empty() => {
-            return Err(AskError::Refused(change_result.problem));
+            return Err(CommandError::Refused(change_result.problem));
         }
-        Outcome::Refused => return Err(AskError::File(change_result.problem)),
+        Outcome::Refused => return Err(CommandError::File(change_result.problem)),
     }
     Ok(())
 }
 
-fn upgrade(client: &Client, out: &mut impl Write) -> Result<(), AskError> {
-    let reply = client.ask("POST", "/v1/upgrade", "", LATER)?;
+fn upgrade(client: &Client, out: &mut impl Write) -> Result<(), CommandError> {
+    let reply = client.send("POST", "/v1/upgrade", "", LATER)?;
     let Upgraded { pid } = document(&reply)?;
     writeln!(out, "process {pid} has taken over")?;
     Ok(())
@@ -158,23 +158,23 @@ fn wait_idle(
     backend: &BackendArgs,
     wait: &WaitArgs,
     out: &mut impl Write,
-) -> Result<(), AskError> {
+) -> Result<(), CommandError> {
     if !wait.wait {
         return Ok(());
     }
     let patience = wait.timeout.unwrap_or(Duration::from_secs(24 * 3600));
     let target =
         format!("{}/idle?wait={}", backend_target(&backend.pool, &backend.backend), patience.as_secs_f64());
-    let Idle { .. } = document(&client.ask("GET", &target, "", patience + SOON)?)?;
+    let Idle { .. } = document(&client.send("GET", &target, "", patience + SOON)?)?;
     writeln!(out, "{} is idle", backend.backend)?;
     Ok(())
 }
 
-fn log_level(client: &Client, filter: Option<&str>, out: &mut impl Write) -> Result<(), AskError> {
+fn log_level(client: &Client, filter: Option<&str>, out: &mut impl Write) -> Result<(), CommandError> {
     let reply = match filter {
-        None => client.ask("GET", "/v1/log_level", "", SOON)?,
+        None => client.send("GET", "/v1/log_level", "", SOON)?,
         Some(filter) => {
-            client.ask("PUT", "/v1/log_level", &json(&Filter { filter: filter.to_owned() }), LATER)?
+            client.send("PUT", "/v1/log_level", &json(&Filter { filter: filter.to_owned() }), LATER)?
         }
     };
     let Filter { filter } = document(&reply)?;
@@ -184,14 +184,14 @@ fn log_level(client: &Client, filter: Option<&str>, out: &mut impl Write) -> Res
 
 // === subcommands that only read ===
 
-fn status(client: &Client, watch: bool, format: Format, out: &mut impl Write) -> Result<(), AskError> {
+fn status(client: &Client, watch: bool, format: Format, out: &mut impl Write) -> Result<(), CommandError> {
     if !watch {
-        let reply = client.ask("GET", "/v1/status", "", SOON)?;
+        let reply = client.send("GET", "/v1/status", "", SOON)?;
         return Ok(out.write_all(picture(client, &reply, format)?.as_bytes())?);
     }
     let mut seen = None;
     loop {
-        match client.ask("GET", "/v1/status", "", SOON) {
+        match client.send("GET", "/v1/status", "", SOON) {
             Ok(reply) => {
                 seen = Some(Instant::now());
                 let picture = picture(client, &reply, format)?;
@@ -212,23 +212,23 @@ fn window() -> Option<Window> {
     Some(Window { columns: size.ws_col.into(), rows: size.ws_row.into() })
 }
 
-fn picture(client: &Client, reply: &Reply, format: Format) -> Result<String, AskError> {
+fn picture(client: &Client, reply: &Reply, format: Format) -> Result<String, CommandError> {
     let document = document(reply)?;
     if format == Format::Json {
         return Ok(format!("{document:#}\n"));
     }
     let status: Status = serde_json::from_value(document)
-        .map_err(|error| AskError::Failed(format!("cannot parse the status of the daemon: {error}")))?;
+        .map_err(|error| CommandError::Failed(format!("cannot parse the status of the daemon: {error}")))?;
     Ok(screen::render(&status, &predecessors(client), SystemTime::now()))
 }
 
 /// Returns the status of the old processes that still drain, each with its socket.
 fn predecessors(client: &Client) -> Vec<(PathBuf, Status)> {
-    let ask = |socket: PathBuf| {
-        let reply = Client::new(&socket).ask("GET", "/v1/status", "", PAUSE).ok()?;
+    let status = |socket: PathBuf| {
+        let reply = Client::new(&socket).send("GET", "/v1/status", "", PAUSE).ok()?;
         Some((socket, serde_json::from_str(&reply.body).ok()?))
     };
-    sockets_before(client).unwrap_or_default().into_iter().filter_map(ask).collect()
+    sockets_before(client).unwrap_or_default().into_iter().filter_map(status).collect()
 }
 
 /// Returns the sockets of the old processes. A daemon of an older version, or one that has just ended, does not list
@@ -236,8 +236,8 @@ fn predecessors(client: &Client) -> Vec<(PathBuf, Status)> {
 ///
 /// # Errors
 /// If the daemon runs with another file.
-fn sockets_before(client: &Client) -> Result<Vec<PathBuf>, AskError> {
-    match client.ask("GET", "/v1/predecessors", "", SOON) {
+fn sockets_before(client: &Client) -> Result<Vec<PathBuf>, CommandError> {
+    match client.send("GET", "/v1/predecessors", "", SOON) {
         Ok(reply) if reply.status == 421 => Err(failure(&reply)),
         Ok(reply) if reply.status == 200 => document(&reply).map(|Predecessors { sockets }| sockets),
         _ => Ok(predecessors::sockets(client.socket())),
@@ -250,7 +250,7 @@ fn events(
     last: Option<usize>,
     format: Format,
     out: &mut impl Write,
-) -> Result<(), AskError> {
+) -> Result<(), CommandError> {
     let EventList { mut events, .. } = told(client, None, 0)?;
     let mut seen = latest(&events);
     events.drain(..events.len().saturating_sub(last.unwrap_or(usize::MAX)));
@@ -266,7 +266,7 @@ fn events(
                 write_events(&told.events, format, out)?;
                 seen = latest(&told.events).or(seen);
             }
-            Err(AskError::Unreachable(_)) if answered.elapsed() < ABSENCE => sleep(PAUSE / 10),
+            Err(CommandError::Unreachable(_)) if answered.elapsed() < ABSENCE => sleep(PAUSE / 10),
             Err(error) => return Err(error),
         }
     }
@@ -288,14 +288,14 @@ fn latest(events: &[Event]) -> Option<(u32, u64)> {
 }
 
 /// Requests the events after the last one that was received.
-fn told(client: &Client, seen: Option<(u32, u64)>, wait: u64) -> Result<EventList, AskError> {
+fn told(client: &Client, seen: Option<(u32, u64)>, wait: u64) -> Result<EventList, CommandError> {
     let after = seen.map(|(process, id)| format!("&process={process}&after={id}")).unwrap_or_default();
     let target = format!("/v1/events?wait={wait}{after}");
-    let reply = client.ask("GET", &target, "", Duration::from_secs(wait) + SOON)?;
+    let reply = client.send("GET", &target, "", Duration::from_secs(wait) + SOON)?;
     document(&reply)
 }
 
-fn write_events(events: &[Event], format: Format, out: &mut impl Write) -> Result<(), AskError> {
+fn write_events(events: &[Event], format: Format, out: &mut impl Write) -> Result<(), CommandError> {
     for event in events {
         match format {
             Format::Text => writeln!(out, "{event}")?,
@@ -305,9 +305,9 @@ fn write_events(events: &[Event], format: Format, out: &mut impl Write) -> Resul
     Ok(out.flush()?)
 }
 
-fn explain(client: &Client, args: &ExplainArgs, out: &mut impl Write) -> Result<(), AskError> {
+fn explain(client: &Client, args: &ExplainArgs, out: &mut impl Write) -> Result<(), CommandError> {
     if args.token {
-        let ExplainToken { token } = document(&client.ask("GET", "/v1/explain/token", "", SOON)?)?;
+        let ExplainToken { token } = document(&client.send("GET", "/v1/explain/token", "", SOON)?)?;
         writeln!(out, "{token}")?;
         return Ok(());
     }
@@ -319,7 +319,7 @@ fn explain(client: &Client, args: &ExplainArgs, out: &mut impl Write) -> Result<
     parameters.extend(listener.clone().map(|listener| ("listener", listener)));
     let parameters: Vec<_> = parameters.iter().map(|(name, value)| (*name, value.as_str())).collect();
     let path = if *format == Format::Text { "/v1/explain/text" } else { "/v1/explain" };
-    let reply = client.ask("GET", &format!("{path}?{}", query(&parameters)), "", SOON)?;
+    let reply = client.send("GET", &format!("{path}?{}", query(&parameters)), "", SOON)?;
     match format {
         Format::Text => {
             let ExplainedText { text } = document(&reply)?;
@@ -330,8 +330,8 @@ fn explain(client: &Client, args: &ExplainArgs, out: &mut impl Write) -> Result<
     Ok(())
 }
 
-fn names(client: &Client, pool: Option<&str>, out: &mut impl Write) -> Result<(), AskError> {
-    let Status { pools, .. } = document(&client.ask("GET", "/v1/status", "", SOON)?)?;
+fn names(client: &Client, pool: Option<&str>, out: &mut impl Write) -> Result<(), CommandError> {
+    let Status { pools, .. } = document(&client.send("GET", "/v1/status", "", SOON)?)?;
     match pool {
         None => pools.iter().try_for_each(|known| writeln!(out, "{}", known.name))?,
         Some(pool) => {
@@ -345,11 +345,11 @@ fn names(client: &Client, pool: Option<&str>, out: &mut impl Write) -> Result<()
 // === answers ===
 
 /// Reads the body of a response.
-fn document<T: DeserializeOwned>(reply: &Reply) -> Result<T, AskError> {
+fn document<T: DeserializeOwned>(reply: &Reply) -> Result<T, CommandError> {
     if reply.status != 200 {
         return Err(failure(reply));
     }
-    let problem = |error| AskError::Failed(format!("cannot read the response of the daemon: {error}"));
+    let problem = |error| CommandError::Failed(format!("cannot read the response of the daemon: {error}"));
     serde_json::from_str(&reply.body).map_err(problem)
 }
 
@@ -358,12 +358,12 @@ fn json(body: &impl Serialize) -> String {
     serde_json::to_string(body).expect("texts, numbers and lists are JSON")
 }
 
-fn failure(reply: &Reply) -> AskError {
+fn failure(reply: &Reply) -> CommandError {
     let failure = serde_json::from_str(&reply.body);
     let problem = failure.map_or_else(|_| reply.body.trim().to_owned(), |Failure { problem }| problem);
     match reply.status {
-        400 | 404 | 405 | 421 => AskError::Refused(problem),
-        _ => AskError::Failed(problem),
+        400 | 404 | 405 | 421 => CommandError::Refused(problem),
+        _ => CommandError::Failed(problem),
     }
 }
 
@@ -375,8 +375,8 @@ mod tests {
     fn refusals_are_distinguished_from_failures() {
         let reply = |status, body: &str| Reply { status, body: body.into() };
         let refused = failure(&reply(400, r#"{"problem": "no such parameter"}"#));
-        assert!(matches!(&refused, AskError::Refused(problem) if problem == "no such parameter"));
-        assert!(matches!(failure(&reply(409, r#"{"problem": "it died"}"#)), AskError::Failed(_)));
-        assert!(matches!(failure(&reply(500, "oh")), AskError::Failed(problem) if problem == "oh"));
+        assert!(matches!(&refused, CommandError::Refused(problem) if problem == "no such parameter"));
+        assert!(matches!(failure(&reply(409, r#"{"problem": "it died"}"#)), CommandError::Failed(_)));
+        assert!(matches!(failure(&reply(500, "oh")), CommandError::Failed(problem) if problem == "oh"));
     }
 }
