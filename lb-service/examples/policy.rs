@@ -74,14 +74,14 @@ impl ProxyHttp for Proxy {
     async fn upstream_response_filter(
         &self,
         _session: &mut Session,
-        answer: &mut ResponseHeader,
+        response: &mut ResponseHeader,
         sent: &mut Self::CTX,
     ) -> Result<()> {
         if let Some(sent) = sent {
             let now = Instant::now();
-            sent.backend.load().answered(now - sent.began, now);
+            sent.backend.load().responded(now - sent.began, now);
             // Without a penalty, fast error responses would make this backend look like the fastest.
-            if answer.status == 429 || answer.status.is_server_error() {
+            if response.status == 429 || response.status.is_server_error() {
                 sent.backend.load().penalize(PENALTY, now);
             }
         }

@@ -1,6 +1,6 @@
 //! Explanations: the backend that a request would go to, and how a served request came to its backend.
 //!
-//! [`Snapshot::explain`] explains a [`Question`], which is a request that is not sent. It applies the same checks as a
+//! [`Snapshot::explain`] explains a [`SampleRequest`], which is a request that is not sent. It applies the same checks as a
 //! real request (routes, session, key, pool), in the same order and with the same functions, and changes nothing.
 //!
 //! The header [`X_LB_EXPLAIN`] asks for an explanation of the request that it comes with. The response has a header of
@@ -45,7 +45,7 @@ pub const X_LB_EXPLAIN: HeaderName = HeaderName::from_static("x-lb-explain");
 
 /// A request to explain, which is not sent.
 #[derive(Debug)]
-pub struct Question {
+pub struct SampleRequest {
     /// The listener that the request would come through.
     pub listener: ListenerId,
     /// The address of the client; `None` means a Unix socket.
@@ -55,7 +55,7 @@ pub struct Question {
 
 /// The reason why a text cannot be part of a request.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum QuestionError {
+pub enum RequestError {
     /// The text is not a target.
     #[error("`{0}` is not a path: it begins with `/`, and has no spaces")]
     Target(String),
@@ -88,16 +88,16 @@ pub struct InPool<'a> {
     pub explanation: Explanation,
 }
 
-// === impl Question ===
+// === impl SampleRequest ===
 
-impl Question {
+impl SampleRequest {
     /// Returns a request with this method for `target` (a path and an optional query) through a listener, from a client
     /// on a Unix socket.
     ///
     /// # Errors
     /// If `target` is not a target.
-    pub fn new(listener: ListenerId, method: Method, target: &str) -> Result<Self, QuestionError> {
-        let no_target = |()| QuestionError::Target(target.to_owned());
+    pub fn new(listener: ListenerId, method: Method, target: &str) -> Result<Self, RequestError> {
+        let no_target = |()| RequestError::Target(target.to_owned());
         let has_good_start = target.starts_with('/') || target == "*";
         has_good_start.then_some(()).ok_or(()).map_err(no_target)?;
         let target: Uri = target.parse().map_err(|_| no_target(()))?;
@@ -111,8 +111,8 @@ impl Question {
     ///
     /// # Errors
     /// If the name or the value is not valid for a header.
-    pub fn with_header(mut self, name: &str, value: &str) -> Result<Self, QuestionError> {
-        let no_header = || QuestionError::Header(format!("{name}:{value}"));
+    pub fn with_header(mut self, name: &str, value: &str) -> Result<Self, RequestError> {
+        let no_header = || RequestError::Header(format!("{name}:{value}"));
         let parsed: HeaderName = name.parse().map_err(|_| no_header())?;
         let value = HeaderValue::try_from(value).map_err(|_| no_header())?;
         self.head.headers.append(parsed, value);
@@ -131,16 +131,16 @@ impl Question {
 impl Snapshot {
     /// Returns where the request would go at this moment if it were the next one. Its listener must be one of this
     /// snapshot. Random numbers count as 0, so a backend in slow start takes the request.
-    pub fn explain(&self, question: &Question, now: Instant) -> Explained<'_> {
-        let routes = self.routes.explain(&RequestView::of(question.listener, &question.head));
+    pub fn explain(&self, sample: &SampleRequest, now: Instant) -> Explained<'_> {
+        let routes = self.routes.explain(&RequestView::of(sample.listener, &sample.head));
         let route = routes.iter().position(|found| *found == RouteMatch::Taken);
         let pool = route.map(|route| self.pool(self.routes.routes()[route].pool));
-        Explained { routes, route, pool: pool.map(|pool| self.in_pool(pool, question, now)) }
+        Explained { routes, route, pool: pool.map(|pool| self.in_pool(pool, sample, now)) }
     }
 
-    fn in_pool<'a>(&self, pool: &'a Arc<Pool>, question: &Question, now: Instant) -> InPool<'a> {
-        let head = &question.head;
-        let client = question.peer.map(|peer| client_ip(peer, head, &self.trusted_proxies));
+    fn in_pool<'a>(&self, pool: &'a Arc<Pool>, sample: &SampleRequest, now: Instant) -> InPool<'a> {
+        let head = &sample.head;
+        let client = sample.peer.map(|peer| client_ip(peer, head, &self.trusted_proxies));
         let key = pool.hash_key(client, head);
         let session = pool.session(head).map(|session| session.backend);
         let bytes = key.as_deref().unwrap_or_default();
@@ -157,8 +157,8 @@ mod tests {
     use crate::route::{Mismatch, PathPattern};
     use crate::testing::{PROXY, settings, snapshot};
 
-    fn get(target: &str) -> Question {
-        Question::new(ListenerId(0), Method::GET, target).unwrap()
+    fn get(target: &str) -> SampleRequest {
+        SampleRequest::new(ListenerId(0), Method::GET, target).unwrap()
     }
 
     fn at() -> Now {
@@ -179,7 +179,7 @@ mod tests {
     #[test]
     fn the_key_comes_from_the_client_that_a_trusted_proxy_reports() {
         let snapshot = snapshot(&settings(Algorithm::Maglev));
-        let key = |question: &Question| snapshot.explain(question, Instant::now()).pool.unwrap().key;
+        let key = |sample: &SampleRequest| snapshot.explain(sample, Instant::now()).pool.unwrap().key;
         assert_eq!(key(&get("/api")), None);
         let from =
             |ip: [u8; 4]| get("/api").with_header("X-Forwarded-For", "192.0.2.1").unwrap().from(ip.into());
@@ -195,8 +195,8 @@ mod tests {
         let snapshot = snapshot(&settings);
         let pool = &snapshot.pools[0];
         for number in 0..50 {
-            let question = get(&format!("/api?user={number}"));
-            let explained = snapshot.explain(&question, Instant::now()).pool.unwrap();
+            let sample = get(&format!("/api?user={number}"));
+            let explained = snapshot.explain(&sample, Instant::now()).pool.unwrap();
             let key = number.to_string();
             let mut dispatch = Dispatch::default();
             dispatch.place(pool, key.as_bytes(), at()).unwrap();
@@ -205,8 +205,8 @@ mod tests {
 
             let cookie = pool.set_cookie(&backend, None, false, Instant::now()).unwrap();
             let pair = cookie.to_str().unwrap().split(';').next().unwrap();
-            let question = get("/api?user=other").with_header("Cookie", pair).unwrap();
-            let explained = snapshot.explain(&question, Instant::now()).pool.unwrap();
+            let sample = get("/api?user=other").with_header("Cookie", pair).unwrap();
+            let explained = snapshot.explain(&sample, Instant::now()).pool.unwrap();
             assert!(explained.explanation.by_session);
             assert_eq!(explained.explanation.taken.unwrap().address, backend.address);
         }
@@ -214,9 +214,9 @@ mod tests {
 
     #[test]
     fn an_invalid_request_is_rejected() {
-        let target = |text| Question::new(ListenerId(0), Method::GET, text).unwrap_err();
+        let target = |text| SampleRequest::new(ListenerId(0), Method::GET, text).unwrap_err();
         for text in ["", "path", "/a b", "http://host/"] {
-            assert_eq!(target(text), QuestionError::Target(text.into()));
+            assert_eq!(target(text), RequestError::Target(text.into()));
         }
         for (name, value) in [("", "x"), ("a b", "x"), ("x", "a\nb")] {
             assert!(get("/").with_header(name, value).is_err(), "{name}:{value}");

@@ -253,17 +253,17 @@ mod tests {
     }
 
     /// The forwarding headers that a backend gets, in the order of their names.
-    fn told(peer: Option<&str>, lines: &[(&'static str, &str)]) -> Vec<String> {
+    fn forwarded_lines(peer: Option<&str>, lines: &[(&'static str, &str)]) -> Vec<String> {
         let peer = peer.map(|ip| Peer::new(ip.parse().unwrap()));
         let downstream =
             Downstream { peer: peer.as_ref(), scheme: Scheme::Https, host: Some(b"example.com") };
         let sent = headers(lines);
         let mut request = sent.clone();
         decide(&downstream, &sent, &trusted()).apply(&sent, &mut request);
-        let mut told: Vec<String> =
+        let mut sent: Vec<String> =
             request.iter().map(|(name, value)| format!("{name}: {}", value.to_str().unwrap())).collect();
-        told.sort();
-        told
+        sent.sort();
+        sent
     }
 
     fn client(peer: &str, lines: &[&str]) -> String {
@@ -275,8 +275,8 @@ mod tests {
     fn a_plain_request_gets_all_three_fields() {
         let expected =
             ["x-forwarded-for: 192.0.2.7", "x-forwarded-host: example.com", "x-forwarded-proto: https"];
-        assert_eq!(told(Some(STRANGER), &[]), expected);
-        assert_eq!(told(Some("::ffff:192.0.2.7"), &[]), expected);
+        assert_eq!(forwarded_lines(Some(STRANGER), &[]), expected);
+        assert_eq!(forwarded_lines(Some("::ffff:192.0.2.7"), &[]), expected);
     }
 
     #[test]
@@ -292,7 +292,7 @@ mod tests {
             ("x-forwarded-prefix", "/evil"),
             ("x-forwarded-server", "evil"),
         ];
-        assert_eq!(told(Some(STRANGER), &forged), told(Some(STRANGER), &[]));
+        assert_eq!(forwarded_lines(Some(STRANGER), &forged), forwarded_lines(Some(STRANGER), &[]));
     }
 
     #[test]
@@ -305,7 +305,7 @@ mod tests {
             ("x-real-ip", "192.0.2.1"),
         ];
         assert_eq!(
-            told(Some(PROXY), &sent),
+            forwarded_lines(Some(PROXY), &sent),
             [
                 "x-forwarded-for: 192.0.2.1, 192.0.2.2, 10.0.0.9, 10.0.0.1",
                 "x-forwarded-host: outside.example",
@@ -318,7 +318,7 @@ mod tests {
     #[test]
     fn fields_that_a_trusted_proxy_omits_are_set() {
         assert_eq!(
-            told(Some(PROXY), &[("x-forwarded-for", "")]),
+            forwarded_lines(Some(PROXY), &[("x-forwarded-for", "")]),
             ["x-forwarded-for: 10.0.0.1", "x-forwarded-host: example.com", "x-forwarded-proto: https"]
         );
     }
@@ -326,7 +326,7 @@ mod tests {
     #[test]
     fn unix_socket_client_has_no_address() {
         assert_eq!(
-            told(None, &[("x-forwarded-for", "127.0.0.1"), ("x-real-ip", "127.0.0.1")]),
+            forwarded_lines(None, &[("x-forwarded-for", "127.0.0.1"), ("x-real-ip", "127.0.0.1")]),
             ["x-forwarded-host: example.com", "x-forwarded-proto: https"]
         );
     }

@@ -196,7 +196,7 @@ impl View<'_> {
     }
 
     fn upstream_families(&self) -> Vec<MetricFamily> {
-        let answers = self.backends().flat_map(|(pool, backend)| {
+        let responses = self.backends().flat_map(|(pool, backend)| {
             backend
                 .history
                 .responses
@@ -213,7 +213,7 @@ impl View<'_> {
             backend.errors().map(move |(error, n)| (vec![pool, &*backend.label, error.as_str()], n))
         });
         vec![
-            UPSTREAM_REQUESTS.counter(answers),
+            UPSTREAM_REQUESTS.counter(responses),
             UPSTREAM_DURATION.histogram(
                 self.backends()
                     .map(|(pool, b)| (vec![pool, &*b.label], b.history.time_to_first_byte.snapshot())),

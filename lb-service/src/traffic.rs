@@ -47,14 +47,14 @@ pub struct Connection {
     /// The client; `None` on a Unix socket.
     pub peer: Option<Peer>,
     fresh: AtomicBool,
-    /// Whether a request has begun that the proxy has not seen yet.
+    /// Whether a request has begun that the proxy has not received yet.
     unseen: AtomicBool,
     /// Whether the current request is the last on the connection.
     last: AtomicBool,
     /// The limits of its stream while the proxy waits for a request.
     pub(crate) patience: Patience,
     /// The status of a response that Pingora sent, or a value that stands for one; 0 if there is none.
-    refused: AtomicU16,
+    pingora_status: AtomicU16,
 }
 
 /// A request in flight, until this is dropped.
@@ -162,7 +162,7 @@ impl Door {
             unseen: AtomicBool::new(false),
             last: AtomicBool::new(false),
             patience: Patience::new(),
-            refused: AtomicU16::new(0),
+            pingora_status: AtomicU16::new(0),
         })
     }
 
@@ -237,7 +237,7 @@ impl Connection {
         self.unseen.store(false, Ordering::Relaxed);
     }
 
-    /// Returns whether a request has begun that the proxy has not seen yet.
+    /// Returns whether a request has begun that the proxy has not received yet.
     pub fn is_unseen(&self) -> bool {
         self.unseen.load(Ordering::Relaxed)
     }
@@ -252,20 +252,20 @@ impl Connection {
         self.last.load(Ordering::Relaxed) || self.door.is_closing()
     }
 
-    /// Records that Pingora sent this status before the proxy saw a request.
-    pub(crate) fn refused(&self, status: u16) {
-        self.refused.store(status, Ordering::Relaxed);
+    /// Records that Pingora sent this status before the proxy received a request.
+    pub(crate) fn record_pingora_status(&self, status: u16) {
+        self.pingora_status.store(status, Ordering::Relaxed);
     }
 
     /// Records that the head of the request timed out.
     pub(crate) fn timed_out(&self) {
-        self.refused.store(Failure::ClientTimeout.status(), Ordering::Relaxed);
+        self.pingora_status.store(Failure::ClientTimeout.status(), Ordering::Relaxed);
     }
 
     /// Returns the status and the failure of a request that began and that the proxy has never seen; `None` if there is
     /// no such request.
     pub(crate) fn unseen_request(&self) -> Option<(u16, Failure)> {
-        self.is_unseen().then(|| match self.refused.load(Ordering::Relaxed) {
+        self.is_unseen().then(|| match self.pingora_status.load(Ordering::Relaxed) {
             0 => (Failure::ClientGone.status(), Failure::ClientGone),
             408 => (408, Failure::ClientTimeout),
             status => (status, Failure::Rejected(Rejection::Malformed)),
@@ -427,7 +427,7 @@ mod tests {
         assert_eq!(connection.unseen_request(), None, "nothing has begun");
         let _request = connection.begin_request();
         assert_eq!(connection.unseen_request(), Some((499, Failure::ClientGone)));
-        connection.refused(405);
+        connection.record_pingora_status(405);
         assert_eq!(connection.unseen_request(), Some((405, Failure::Rejected(Rejection::Malformed))));
         connection.timed_out();
         assert_eq!(connection.unseen_request(), Some((408, Failure::ClientTimeout)));

@@ -91,7 +91,7 @@ impl Watched {
         if self.connection.is_unseen()
             && let Some(status) = status(written)
         {
-            self.connection.refused(status);
+            self.connection.record_pingora_status(status);
         }
     }
 }

@@ -235,7 +235,7 @@ async fn latencies_survive_changes_of_membership_and_weight() {
     let config = PolicyConfig::new(Algorithm::PeakEwma).with_clock(clock.clone());
     let (balancer, membership) = balancer_with(config.clone(), &[A, B]).await;
     let a = load(&config, A);
-    a.answered(Duration::from_secs(1), clock.now());
+    a.responded(Duration::from_secs(1), clock.now());
     for members in [&[("10.0.0.1:1", 2), B][..], &[B], &[A, B, C], &[A, B]] {
         change(&balancer, &membership, members).await;
         assert!(!picks(&balancer, 10).contains('a'));
@@ -247,7 +247,7 @@ async fn latencies_survive_changes_of_membership_and_weight() {
 async fn a_removed_backend_loses_its_latencies() {
     let config = PolicyConfig::new(Algorithm::PeakEwma);
     let (balancer, membership) = balancer_with(config.clone(), &[A, B]).await;
-    load(&config, A).answered(Duration::from_secs(1), Clock::system().now());
+    load(&config, A).responded(Duration::from_secs(1), Clock::system().now());
     change(&balancer, &membership, &[B]).await;
     change(&balancer, &membership, &[A, B]).await;
     assert_eq!(load(&config, A).cost(Clock::system().now()), Duration::from_millis(30));

@@ -340,7 +340,7 @@ mod tests {
         assert_eq!(
             texts(&new.after(7, 4)),
             ["serves"],
-            "the reader saw the last event of the old process there"
+            "the reader received the last event of the old process there"
         );
         assert_eq!(texts(&new.wait_after(7, 4, Duration::from_secs(9)).await), ["serves"]);
         assert!(new.after(8, 1).is_empty());
@@ -359,8 +359,8 @@ mod tests {
         let follow = |events: Events| async move {
             let mut seen = 0;
             while seen < 2 * EACH as u64 {
-                let told = events.wait_after(7, seen, Duration::from_secs(20)).await;
-                seen = told.last().expect("an event arrives in time").id;
+                let received = events.wait_after(7, seen, Duration::from_secs(20)).await;
+                seen = received.last().expect("an event arrives in time").id;
             }
         };
         let (done, is_done) = std::sync::mpsc::channel();

@@ -2,7 +2,7 @@
 //! reasons, as JSON and as text.
 //!
 //! ```text
-//! query or arguments ──> Request ──> Question ──> lb_service: Snapshot::explain ──> Document ──> JSON, text
+//! query or arguments ──> Request ──> SampleRequest ──> lb_service: Snapshot::explain ──> Document ──> JSON, text
 //! ```
 //!
 //! Invariant: an explanation changes nothing, and both forms contain the same information.
@@ -12,7 +12,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use http::Method;
-use lb_service::explain::{Explained, InPool, Question};
+use lb_service::explain::{Explained, InPool, SampleRequest};
 use lb_service::listener::ListenerId;
 use lb_service::pool::{Backend, BackendState, Judged, Level, PickError, Score, SkipReason};
 use lb_service::route::{AnyOf, Mismatch, RouteMatch};
@@ -182,20 +182,20 @@ impl Request {
         Ok(())
     }
 
-    fn question(&self, plan: &Snapshot) -> Result<Question, String> {
+    fn sample(&self, plan: &Snapshot) -> Result<SampleRequest, String> {
         let listener = self.listener_of(plan)?;
         let method = Method::from_bytes(self.method.as_bytes())
             .map_err(|_| format!("`{}` is not a method", self.method))?;
-        let question = Question::new(listener, method, &self.path).map_err(|error| error.to_string())?;
+        let sample = SampleRequest::new(listener, method, &self.path).map_err(|error| error.to_string())?;
         let host = self.host.iter().map(|host| ("Host", host.as_str()));
         let headers = self.headers.iter().map(|(name, value)| (name.as_str(), value.as_str()));
-        let question = host
+        let sample = host
             .chain(headers)
-            .try_fold(question, |question, (name, value)| question.with_header(name, value))
+            .try_fold(sample, |sample, (name, value)| sample.with_header(name, value))
             .map_err(|error| error.to_string())?;
         Ok(match self.client {
-            Some(client) => question.from(client),
-            None => question,
+            Some(client) => sample.from(client),
+            None => sample,
         })
     }
 
@@ -280,9 +280,9 @@ impl Document {
     /// Explains a request that would begin now under the snapshot `plan`.
     fn of(request: &Request, plan: &Snapshot, conditions: Conditions<'_>) -> Result<Self, String> {
         let at = Moment::now();
-        let question = request.question(plan)?;
-        let explained = plan.explain(&question, at.instant);
-        let listener = plan.listeners.get(question.listener).name.to_string();
+        let sample = request.sample(plan)?;
+        let explained = plan.explain(&sample, at.instant);
+        let listener = plan.listeners.get(sample.listener).name.to_string();
         Ok(Self::new(request, listener, &explained, conditions, at))
     }
 

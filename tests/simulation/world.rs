@@ -454,7 +454,7 @@ impl<'w> World<'w> {
         if let Some((next, after)) = self.origins[backend].next(seconds, &mut self.rng) {
             self.plan(after, Event::Done(backend, next));
         }
-        self.judge(job, |dispatch, pool, at| dispatch.answered(pool, 200, None, SENT, at), None);
+        self.judge(job, |dispatch, pool, at| dispatch.responded(pool, 200, None, SENT, at), None);
     }
 
     fn fail(&mut self, job: Job, trouble: Trouble) {
@@ -464,7 +464,7 @@ impl<'w> World<'w> {
             Trouble::TimedOut => UpstreamError::Timeout,
             Trouble::Unavailable => {
                 let tell = |dispatch: &mut Dispatch, pool: &Arc<Pool>, at| {
-                    dispatch.answered(pool, 503, None, SENT, at)
+                    dispatch.responded(pool, 503, None, SENT, at)
                 };
                 return self.judge(job, tell, Some(Ending::Unavailable));
             }

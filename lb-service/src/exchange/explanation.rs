@@ -11,14 +11,14 @@ use crate::forwarded::Peer;
 use crate::pool::{Dispatch, Fields, Pool};
 use crate::snapshot::Snapshot;
 
-/// Whether a request asks for an explanation.
+/// Whether a request requests an explanation, and whether the client is allowed to get it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Asked {
-    /// The request does not ask.
+pub(crate) enum ExplainAccess {
+    /// The request has no header for it.
     No,
-    /// The request asks, but is not allowed to.
+    /// The client is not allowed to get an explanation.
     Denied,
-    /// The request asks and gets an explanation.
+    /// The client gets an explanation.
     Granted,
 }
 
@@ -30,14 +30,14 @@ pub(crate) struct Served<'a> {
     pub(crate) failure: Option<Failure>,
 }
 
-// === impl Asked ===
+// === impl ExplainAccess ===
 
-impl Asked {
+impl ExplainAccess {
     /// Evaluates the fields of a request and its peer.
     pub(crate) fn of(fields: &impl Fields, peer: Option<&Peer>, snapshot: &Snapshot) -> Self {
-        let Some(question) = fields.first(&X_LB_EXPLAIN) else { return Self::No };
+        let Some(value) = fields.first(&X_LB_EXPLAIN) else { return Self::No };
         let is_trusted = peer.is_some_and(|peer| snapshot.trusted_proxies.trusts(peer.ip));
-        let has_token = || snapshot.explain_token.as_ref().is_some_and(|token| token.is(question));
+        let has_token = || snapshot.explain_token.as_ref().is_some_and(|token| token.is(value));
         if is_trusted || has_token() { Self::Granted } else { Self::Denied }
     }
 }
@@ -114,21 +114,21 @@ mod tests {
     #[test]
     fn only_a_trusted_peer_or_the_token_gets_an_explanation() {
         let snapshot = snapshot(&settings(Algorithm::RoundRobin));
-        let asked = |peer: Option<[u8; 4]>, value: Option<&'static str>| {
+        let access = |peer: Option<[u8; 4]>, value: Option<&'static str>| {
             let line = value.map(|value| (X_LB_EXPLAIN, HeaderValue::from_static(value)));
-            Asked::of(
+            ExplainAccess::of(
                 &line.into_iter().collect::<HeaderMap>(),
                 peer.map(|ip| Peer::new(ip.into())).as_ref(),
                 &snapshot,
             )
         };
-        assert_eq!(asked(Some(PROXY), None), Asked::No);
-        assert_eq!(asked(Some(PROXY), Some("1")), Asked::Granted);
-        assert_eq!(asked(Some([192, 0, 2, 7]), Some("1")), Asked::Denied);
-        assert_eq!(asked(Some([192, 0, 2, 7]), Some("secret")), Asked::Granted);
-        assert_eq!(asked(None, Some("secret")), Asked::Granted);
+        assert_eq!(access(Some(PROXY), None), ExplainAccess::No);
+        assert_eq!(access(Some(PROXY), Some("1")), ExplainAccess::Granted);
+        assert_eq!(access(Some([192, 0, 2, 7]), Some("1")), ExplainAccess::Denied);
+        assert_eq!(access(Some([192, 0, 2, 7]), Some("secret")), ExplainAccess::Granted);
+        assert_eq!(access(None, Some("secret")), ExplainAccess::Granted);
         for wrong in ["", "secre", "secrets", "Secret"] {
-            assert_eq!(asked(None, Some(wrong)), Asked::Denied, "{wrong}");
+            assert_eq!(access(None, Some(wrong)), ExplainAccess::Denied, "{wrong}");
         }
     }
 

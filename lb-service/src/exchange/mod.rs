@@ -39,7 +39,7 @@ use crate::listener::ListenerId;
 use crate::pool::{Admission, AdmissionError, Attempt, Dispatch, Fields, Head, Pool, PoolId, Replayability};
 use crate::route::RequestView;
 use crate::snapshot::Snapshot;
-use explanation::{Asked, Served};
+use explanation::{ExplainAccess, Served};
 
 /// A request in progress.
 pub(crate) struct Exchange {
@@ -51,7 +51,7 @@ pub(crate) struct Exchange {
     /// The successor that has replaced the pool of the request.
     newer: Option<Arc<Pool>>,
     failure: Option<Failure>,
-    asked: Asked,
+    explain_access: ExplainAccess,
     /// Whether the whole request was passed on.
     is_complete: bool,
     /// Whether it was counted as a request without a key.
@@ -112,7 +112,7 @@ impl Exchange {
     pub(crate) fn begin(from: Origin, head: &impl Head, now: Instant) -> Self {
         Self {
             dispatch: Dispatch::default(),
-            asked: Asked::of(head, from.peer.as_ref(), &from.snapshot),
+            explain_access: ExplainAccess::of(head, from.peer.as_ref(), &from.snapshot),
             from,
             arrived: now,
             pool: None,
@@ -197,7 +197,7 @@ impl Exchange {
             request.set(UPGRADE, protocol);
         }
         // A load balancer behind this one can trust this one, so the header of a client must not reach it.
-        if self.asked != Asked::No {
+        if self.explain_access != ExplainAccess::No {
             request.remove(&X_LB_EXPLAIN);
         }
         if let Some(host) = self.pool().and_then(|pool| pool.host.clone()) {
@@ -261,7 +261,7 @@ impl Exchange {
     ) -> bool {
         let Some(pool) = self.pool().cloned() else { return false };
         let replayability = progress.replayability(head, false);
-        let retries = self.dispatch.answered(&pool, status, retry_after, replayability, at);
+        let retries = self.dispatch.responded(&pool, status, retry_after, replayability, at);
         // This response replaces earlier failures, unless it is itself replaced by a retry.
         self.failure = retries.then_some(Failure::Response(status));
         retries
@@ -276,9 +276,9 @@ impl Exchange {
         pool.set_cookie(backend, self.dispatch.session, secure, now)
     }
 
-    /// Returns the explanation, if the client asked for it and is allowed to get it.
+    /// Returns the explanation, if the client requested it and is allowed to get it.
     fn explanation(&self, head: &impl Head) -> Option<HeaderValue> {
-        if self.asked != Asked::Granted {
+        if self.explain_access != ExplainAccess::Granted {
             return None;
         }
         let Origin { snapshot, listener, .. } = &self.from;
@@ -350,7 +350,7 @@ impl Exchange {
         }
     }
 
-    /// Returns the status that the client saw, or the status that stands for it.
+    /// Returns the status that the client received, or the status that stands for it.
     fn status(&self, end: End) -> u16 {
         end.status.or(self.failure.map(Failure::status)).unwrap_or(CLIENT_CLOSED_REQUEST)
     }

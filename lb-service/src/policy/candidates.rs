@@ -35,7 +35,7 @@ pub struct Candidates {
     steps: Steps,
     /// The last candidate. It counts as rejected if the caller requests another one.
     current: Option<usize>,
-    refused: IndexSet,
+    rejected: IndexSet,
     /// The number of backends that have not been rejected.
     left: usize,
     steps_left: usize,
@@ -98,7 +98,7 @@ impl Candidates {
             walk,
             steps,
             current: None,
-            refused: IndexSet::default(),
+            rejected: IndexSet::default(),
             left: backends,
             steps_left,
             rest: None,
@@ -111,9 +111,9 @@ impl Candidates {
         self.steps.next()
     }
 
-    fn refuse_current(&mut self) {
+    fn reject_current(&mut self) {
         if let Some(index) = self.current.take() {
-            self.refused.insert(index);
+            self.rejected.insert(index);
             self.left -= 1;
         }
     }
@@ -129,8 +129,8 @@ impl Candidates {
     fn search(&mut self) -> Option<usize> {
         while self.steps_left > 0 {
             self.steps_left -= 1;
-            if let Some(index) = self.walk.step(&self.policy, &self.refused, &mut self.steps)
-                && !self.refused.contains(index)
+            if let Some(index) = self.walk.step(&self.policy, &self.rejected, &mut self.steps)
+                && !self.rejected.contains(index)
             {
                 return Some(index);
             }
@@ -139,14 +139,14 @@ impl Candidates {
     }
 
     fn next_of_rest(&mut self) -> Option<usize> {
-        let rest = || self.walk.rest(&self.policy, &self.refused, &mut self.steps).into_iter();
+        let rest = || self.walk.rest(&self.policy, &self.rejected, &mut self.steps).into_iter();
         self.rest.get_or_insert_with(rest).next()
     }
 }
 
 impl BackendIter for Candidates {
     fn next(&mut self) -> Option<&Backend> {
-        self.refuse_current();
+        self.reject_current();
         self.current = self.advance();
         self.current.map(|index| &self.policy.backends[index])
     }
@@ -175,17 +175,17 @@ impl Walk {
     }
 
     /// Takes a step and returns its backend, which may have been rejected before.
-    fn step(&mut self, policy: &Policy, refused: &IndexSet, steps: &mut Steps) -> Option<usize> {
+    fn step(&mut self, policy: &Policy, rejected: &IndexSet, steps: &mut Steps) -> Option<usize> {
         match (self, &policy.rule) {
             (Self::Draws(draws), Rule::Draws(alias)) => alias.at(draws.next()),
             (Self::Least { measure, start }, _) => {
-                if refused.contains(*start) {
-                    *start = another_start(policy, refused, steps).unwrap_or(*start);
+                if rejected.contains(*start) {
+                    *start = another_start(policy, rejected, steps).unwrap_or(*start);
                 }
-                least(policy, refused, *measure, *start)
+                least(policy, rejected, *measure, *start)
             }
             (Self::TwoChoices { measure, draws }, Rule::TwoChoices(alias)) => {
-                better_of_two(policy, refused, *measure, || alias.at(draws.next()))
+                better_of_two(policy, rejected, *measure, || alias.at(draws.next()))
             }
             (Self::Ring { point, .. }, Rule::Ring(ring)) => {
                 *point += 1;
@@ -198,8 +198,8 @@ impl Walk {
 
     /// Returns the backends that were not rejected, in a weighted random order. For a key, the order of two backends
     /// does not depend on the others (weighted rendezvous hashing).
-    fn rest(&self, policy: &Policy, refused: &IndexSet, steps: &mut Steps) -> Vec<usize> {
-        let indices = (0..policy.backends.len()).filter(|index| !refused.contains(*index));
+    fn rest(&self, policy: &Policy, rejected: &IndexSet, steps: &mut Steps) -> Vec<usize> {
+        let indices = (0..policy.backends.len()).filter(|index| !rejected.contains(*index));
         let weight = |index: usize| policy.backends[index].weight;
         match self {
             Self::Ring { key, .. } | Self::Table { key, .. } => weighted_shuffle(indices, weight, |index| {
@@ -214,17 +214,17 @@ impl Walk {
 }
 
 /// Returns the backend to start from if the one whose turn it was has been rejected: the next in the round robin.
-fn another_start(policy: &Policy, refused: &IndexSet, steps: &mut Steps) -> Option<usize> {
+fn another_start(policy: &Policy, rejected: &IndexSet, steps: &mut Steps) -> Option<usize> {
     let mut turns = (0..STEPS_PER_BACKEND * policy.backends.len()).filter_map(|_| policy.rotate(steps));
-    turns.find(|index| !refused.contains(*index))
+    turns.find(|index| !rejected.contains(*index))
 }
 
 /// Returns the least loaded backend, except for those that were rejected or have weight 0.
-fn least(policy: &Policy, refused: &IndexSet, measure: Measure, start: usize) -> Option<usize> {
+fn least(policy: &Policy, rejected: &IndexSet, measure: Measure, start: usize) -> Option<usize> {
     let backends = policy.backends.len();
     let candidates = (start..backends).chain(0..start).filter(|index| policy.weights[*index] > 0);
     let mut best: Option<(usize, Score)> = None;
-    for index in candidates.filter(|index| !refused.contains(*index)) {
+    for index in candidates.filter(|index| !rejected.contains(*index)) {
         let score = policy.score(index, measure);
         if best.is_none_or(|(_, best)| score.is_less_than(best)) {
             best = Some((index, score));
@@ -236,13 +236,13 @@ fn least(policy: &Policy, refused: &IndexSet, measure: Measure, start: usize) ->
 /// Draws two backends and returns the less loaded one, or the first in a tie.
 fn better_of_two(
     policy: &Policy,
-    refused: &IndexSet,
+    rejected: &IndexSet,
     measure: Measure,
     mut draw: impl FnMut() -> Option<usize>,
 ) -> Option<usize> {
-    let first = draw().filter(|index| !refused.contains(*index))?;
+    let first = draw().filter(|index| !rejected.contains(*index))?;
     let mut others = (0..SECOND_DRAWS).filter_map(|_| draw());
-    let Some(second) = others.find(|index| *index != first && !refused.contains(*index)) else {
+    let Some(second) = others.find(|index| *index != first && !rejected.contains(*index)) else {
         return Some(first);
     };
     let second_is_better = policy.score(second, measure).is_less_than(policy.score(first, measure));
@@ -538,7 +538,7 @@ mod tests {
         let (policy, config) = policy_of(Algorithm::PeakEwma, &[1, 1, 1]);
         let now = Instant::now();
         for (index, millis) in [(0, 100), (1, 10), (2, 45)] {
-            load(&config, index).answered(Duration::from_millis(millis), now);
+            load(&config, index).responded(Duration::from_millis(millis), now);
         }
         assert_eq!(order(&policy, b""), [1, 2, 0]);
         let _four = [(); 4].map(|()| load(&config, 1).enter());
@@ -553,12 +553,12 @@ mod tests {
         let config = PolicyConfig::new(Algorithm::PeakEwma).with_clock(clock.clone());
         let policy = Arc::new(Policy::build_with_config(&members(&[1, 1]), &config));
         let (slow, quick) = (load(&config, 0), load(&config, 1));
-        slow.answered(Duration::from_secs(1), clock.now());
-        quick.answered(Duration::from_millis(20), clock.now());
+        slow.responded(Duration::from_secs(1), clock.now());
+        quick.responded(Duration::from_millis(20), clock.now());
         let mut seconds = 0;
         while pick(&policy, &BTreeSet::new()) != Some(0) {
             manual.advance(Duration::from_secs(1));
-            quick.answered(Duration::from_millis(20), clock.now());
+            quick.responded(Duration::from_millis(20), clock.now());
             seconds += 1;
         }
         // 1 s · exp(-t / 10 s) falls below 20 ms after 39.1 s.
@@ -632,7 +632,7 @@ mod tests {
             for (index, (in_flight, cost)) in loads.iter().enumerate() {
                 let load = load(&config, index);
                 guards.extend((0..*in_flight).map(|_| load.enter()));
-                load.answered(Duration::from_millis(*cost), Instant::now());
+                load.responded(Duration::from_millis(*cost), Instant::now());
             }
             let mut offered = order(&policy, b"");
             offered.sort_unstable();

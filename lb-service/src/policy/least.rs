@@ -84,7 +84,7 @@ mod tests {
         let load = Arc::new(Load::new(Instant::now()));
         let score = |weight| Measure::Cost(Instant::now()).score(&load, weight, 2.0).amount / 0.030;
         assert_eq!([score(1), score(3)], [0.0, 0.0], "nothing is known yet");
-        load.answered(Duration::from_millis(30), Instant::now());
+        load.responded(Duration::from_millis(30), Instant::now());
         assert_eq!([score(1), score(3)].map(f64::round), [1.0, 1.0]);
         let _held = [(); 3].map(|()| load.enter());
         assert_eq!([score(1), score(3)].map(f64::round), [7.0, 3.0]);

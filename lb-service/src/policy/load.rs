@@ -45,7 +45,7 @@ const AHEAD: u32 = 60_000;
 /// decay of 10 s, and without responses it falls to `1/e` in 10 s. After 120 s without a response, there is no
 /// estimate, and the backend costs 30 ms.
 ///
-/// The program must call [`enter`](Self::enter) and [`answered`](Self::answered). Loads are stored by address outside
+/// The program must call [`enter`](Self::enter) and [`responded`](Self::responded). Loads are stored by address outside
 /// the selector ([`PolicyConfig::load`](super::PolicyConfig::load)), and survive changes of membership and weight while
 /// a reference exists.
 #[derive(Debug)]
@@ -105,7 +105,7 @@ impl Load {
     }
 
     /// Records a response time, from the choice of the backend to the first byte. Call it once per request.
-    pub fn answered(&self, after: Duration, now: Instant) {
+    pub fn responded(&self, after: Duration, now: Instant) {
         let after = after.as_secs_f64();
         let (mut is_peak, stamp) = (false, self.stamp(now));
         self.change(now, |estimate, stamp| {
@@ -349,7 +349,7 @@ mod tests {
     #[test]
     fn concurrent_threads_lose_no_measurement() {
         let (load, now) = load();
-        let work = |most| (1..=most).for_each(|ms| load.answered(ms * MS, now));
+        let work = |most| (1..=most).for_each(|ms| load.responded(ms * MS, now));
         thread::scope(|scope| [1000, 4030, 2000, 3000].map(|most| drop(scope.spawn(move || work(most)))));
         close(load.cost(now), 4.030);
     }
@@ -363,14 +363,14 @@ mod tests {
     #[test]
     fn a_slow_response_counts_at_once_and_a_fast_one_slowly() {
         let (load, now) = load();
-        load.answered(100 * MS, now);
+        load.responded(100 * MS, now);
         close(load.cost(now), 0.1);
-        load.answered(400 * MS, now);
+        load.responded(400 * MS, now);
         close(load.cost(now), 0.4);
-        load.answered(10 * MS, now);
+        load.responded(10 * MS, now);
         close(load.cost(now), 0.4);
         let later = now + Duration::from_secs(10);
-        load.answered(10 * MS, later);
+        load.responded(10 * MS, later);
         let left = (-1f64).exp();
         close(load.cost(later), 0.4 * left + 0.01 * (1.0 - left));
     }
@@ -379,7 +379,7 @@ mod tests {
     fn the_latest_estimate_does_not_decay_but_is_dropped() {
         let (load, now) = load();
         assert_eq!(load.latest(now), None);
-        load.answered(1000 * MS, now);
+        load.responded(1000 * MS, now);
         close(load.latest(now + 100_000 * MS).unwrap(), 1.0);
         assert_eq!(load.latest(now + 121_000 * MS), None);
     }
@@ -387,20 +387,20 @@ mod tests {
     #[test]
     fn the_first_response_replaces_the_default() {
         let (load, now) = load();
-        load.answered(MS, now);
+        load.responded(MS, now);
         close(load.cost(now), 0.001);
-        load.answered(Duration::ZERO, now);
+        load.responded(Duration::ZERO, now);
         assert!(load.cost(now) <= MS);
     }
 
     #[test]
     fn the_estimate_decays_and_is_dropped() {
         let (load, now) = load();
-        load.answered(1000 * MS, now);
+        load.responded(1000 * MS, now);
         close(load.cost(now + 5000 * MS), (-0.5f64).exp());
         close(load.cost(now + 100_000 * MS), (-10f64).exp());
         close(load.cost(now + 121_000 * MS), 0.030);
-        load.answered(2 * MS, now + 121_000 * MS);
+        load.responded(2 * MS, now + 121_000 * MS);
         close(load.cost(now + 121_000 * MS), 0.002);
     }
 
@@ -413,7 +413,7 @@ mod tests {
         load.penalize(MS, now);
         close(load.cost(now), 5.0);
         // A fast response after a penalty lowers the cost only slowly.
-        load.answered(MS, now + 1000 * MS);
+        load.responded(MS, now + 1000 * MS);
         assert!(load.cost(now + 1000 * MS) > 4500 * MS);
         assert!(load.cost(now + 60_000 * MS) < 50 * MS);
     }
@@ -424,13 +424,13 @@ mod tests {
         load.penalize(1000 * MS, now);
         assert_eq!(load.latest(now), None, "there was no response");
         close(load.penalty(now).unwrap(), 1.0);
-        load.answered(3 * MS, now + 1000 * MS);
+        load.responded(3 * MS, now + 1000 * MS);
         close(load.latest(now + 1000 * MS).unwrap(), 0.003);
         load.penalize(1000 * MS, now + 1000 * MS);
         close(load.latest(now + 1000 * MS).unwrap(), 0.003);
         close(load.penalty(now + 1000 * MS).unwrap(), 0.997);
         close(load.penalty(now + 11_000 * MS).unwrap(), 0.997 * (-1f64).exp());
-        load.answered(2000 * MS, now + 11_000 * MS);
+        load.responded(2000 * MS, now + 11_000 * MS);
         assert_eq!(load.penalty(now + 11_000 * MS), None, "the response took longer than the penalty");
         close(load.latest(now + 11_000 * MS).unwrap(), 2.0);
     }
@@ -438,7 +438,7 @@ mod tests {
     #[test]
     fn a_penalty_below_the_response_time_is_not_displayed() {
         let (load, now) = load();
-        load.answered(2000 * MS, now);
+        load.responded(2000 * MS, now);
         load.penalize(1000 * MS, now);
         assert_eq!(load.penalty(now), None);
         close(load.latest(now).unwrap(), 2.0);
@@ -448,7 +448,7 @@ mod tests {
     fn stamps_may_stand_still_go_back_or_wrap_around() {
         let (load, epoch) = load();
         let now = epoch + Duration::from_millis(u64::from(u32::MAX));
-        load.answered(100 * MS, now);
+        load.responded(100 * MS, now);
         close(load.cost(now - 50 * MS), 0.1);
         close(load.cost(now + 1000 * MS), 0.1 * (-0.1f64).exp());
         load.penalize(Duration::MAX, now);
@@ -477,13 +477,13 @@ mod tests {
         #[test]
         fn the_cost_is_always_finite_and_positive(changes in vec(any_change(), 0..30)) {
             let (load, mut now) = load();
-            for (answered, millis, after) in changes {
+            for (responded, millis, after) in changes {
                 now += Duration::from_millis(after);
                 let cost = Duration::from_millis(millis);
-                if answered { load.answered(cost, now) } else { load.penalize(cost, now) };
+                if responded { load.responded(cost, now) } else { load.penalize(cost, now) };
                 let seconds = load.seconds(now);
                 prop_assert!(seconds.is_finite() && seconds > 0.0, "{}", seconds);
-                let least = if answered { 0.0 } else { cost.as_secs_f64() };
+                let least = if responded { 0.0 } else { cost.as_secs_f64() };
                 prop_assert!(seconds >= least * 0.999_999);
             }
         }

@@ -20,7 +20,7 @@
 //! | [`RoundRobin`](Algorithm::RoundRobin) | requests cost about the same; it is the most even | nothing |
 //! | [`Random`](Algorithm::Random) | many independent balancers share the backends | nothing |
 //! | [`LeastRequest`](Algorithm::LeastRequest) | requests differ in cost, or are long | [`Load::enter`] |
-//! | [`PeakEwma`](Algorithm::PeakEwma) | backends differ in speed | `enter` and [`Load::answered`] |
+//! | [`PeakEwma`](Algorithm::PeakEwma) | backends differ in speed | `enter` and [`Load::responded`] |
 //! | [`ConsistentHash`](Algorithm::ConsistentHash) | a key should go to the same cache as with nginx | a key |
 //! | [`Maglev`](Algorithm::Maglev) | a key should go to the same cache, with an even distribution | a key |
 //!
@@ -51,7 +51,7 @@
 //! let in_flight = load.enter(); // counts the request until it is dropped
 //! let began = Instant::now();
 //! // ... the head of the response arrives:
-//! load.answered(began.elapsed(), Instant::now());
+//! load.responded(began.elapsed(), Instant::now());
 //! // ... if it is a 429 or 5xx, or has a Retry-After, or if there is no response:
 //! load.penalize(Duration::from_secs(5), Instant::now());
 //! // ... the request has ended:

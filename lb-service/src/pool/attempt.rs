@@ -83,7 +83,7 @@ impl Attempt {
 
     /// Records the head of the final response, or of a 101. `retry_after` is the value of the header with that name;
     /// more than 60 s count as 60 s. A 502, 503 or 504 is a failure of the backend.
-    pub fn answered(&mut self, status: u16, retry_after: Option<Duration>, now: Instant) {
+    pub fn responded(&mut self, status: u16, retry_after: Option<Duration>, now: Instant) {
         self.first_byte = Some(now.saturating_duration_since(self.started));
         self.backend.history.responses.increment(status);
         if let Some(sent) = self.sent {
@@ -103,7 +103,7 @@ impl Attempt {
     /// Records the time that is attributed to the backend.
     fn took(&self, time: Duration, now: Instant) {
         self.backend.history.time_to_first_byte.observe(time);
-        self.backend.load.answered(time, now);
+        self.backend.load.responded(time, now);
         self.pool.compare(&self.backend, time, now);
     }
 
@@ -149,8 +149,8 @@ fn is_failure(status: u16) -> bool {
 
 /// Returns the minimum cost of the backend after this response.
 fn penalty(status: u16, retry_after: Option<Duration>) -> Option<Duration> {
-    let asked = retry_after.map(|pause| pause.min(MAX_PENALTY));
-    asked.or((status == 429 || is_failure(status)).then_some(PENALTY))
+    let requested = retry_after.map(|pause| pause.min(MAX_PENALTY));
+    requested.or((status == 429 || is_failure(status)).then_some(PENALTY))
 }
 
 // === impl Pool ===
@@ -201,8 +201,8 @@ impl Pool {
                 // The effect on the pool is evaluated now, and not with the next request.
                 self.look(now);
             }
-            Err(refused) => {
-                log::debug!("pool {}: backend {} is not ejected: {refused:?}", self.name, backend.label);
+            Err(reason) => {
+                log::debug!("pool {}: backend {} is not ejected: {reason:?}", self.name, backend.label);
             }
         }
     }

@@ -105,7 +105,7 @@ impl Dispatch {
     }
 
     /// Records the head of the final response. Returns whether the response is dropped in favour of another attempt.
-    pub fn answered(
+    pub fn responded(
         &mut self,
         pool: &Arc<Pool>,
         status: u16,
@@ -114,7 +114,7 @@ impl Dispatch {
         at: Now,
     ) -> bool {
         let Some(attempt) = self.attempt.as_mut() else { return false };
-        attempt.answered(status, retry_after, at.time);
+        attempt.responded(status, retry_after, at.time);
         let failure = AttemptFailure::Status(status);
         if failure.cause().is_some() {
             self.remember(failure);

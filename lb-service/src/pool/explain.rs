@@ -156,8 +156,8 @@ impl Pool {
     ) -> bool {
         let starts_slowly = |backend: &Arc<Backend>| self.share(backend, request.now) < 1.0;
         let passed = rehearsal.passed.borrow();
-        let refused = passed.iter().any(|(_, skip_reason)| *skip_reason == SkipReason::SlowStart);
-        request.key.is_empty() && !availability.panic && (refused || taken.is_some_and(starts_slowly))
+        let was_skipped = passed.iter().any(|(_, skip_reason)| *skip_reason == SkipReason::SlowStart);
+        request.key.is_empty() && !availability.panic && (was_skipped || taken.is_some_and(starts_slowly))
     }
 }
 
@@ -254,7 +254,7 @@ mod tests {
         most: Option<u32>,
         fails: bool,
         came_back: bool,
-        answers_after: u64,
+        responds_after: u64,
     }
 
     impl Lot {
@@ -267,7 +267,7 @@ mod tests {
             most: None,
             fails: false,
             came_back: false,
-            answers_after: 0,
+            responds_after: 0,
         };
 
         fn settings(&self, index: usize) -> BackendSettings {
@@ -298,7 +298,7 @@ mod tests {
             0u64..200,
         )
             .prop_map(
-                |(weight, (backup, down, fails, came_back), admin, held, most, answers_after)| Lot {
+                |(weight, (backup, down, fails, came_back), admin, held, most, responds_after)| Lot {
                     weight,
                     backup,
                     down,
@@ -307,7 +307,7 @@ mod tests {
                     most,
                     fails,
                     came_back,
-                    answers_after,
+                    responds_after,
                 },
             )
     }
@@ -350,8 +350,8 @@ mod tests {
             let (backend, now) = (self.pool.backends()[index].clone(), self.manual.now());
             self._held.extend((0..lot.held).map(|_| backend.load.enter()));
             self.pool.balancer.backends().set_enable(&backend.identity, !lot.down);
-            if lot.answers_after > 0 {
-                backend.load.answered(Duration::from_millis(lot.answers_after), now);
+            if lot.responds_after > 0 {
+                backend.load.responded(Duration::from_millis(lot.responds_after), now);
             }
             for _ in 0..if lot.fails { 5 } else { 0 } {
                 let place = backend.load.enter();
@@ -508,11 +508,11 @@ mod tests {
             let said = explanation.taken.map(|backend| backend.address.port());
             prop_assert_eq!(placed.map(|attempt| attempt.backend.address.port()), said);
             for (backend, _) in passed.iter() {
-                let told = explanation.backends.iter().find(|judged| judged.backend.address == backend.address);
+                let explained = explanation.backends.iter().find(|judged| judged.backend.address == backend.address);
                 let reasons: Vec<_> =
                     passed.iter().filter(|(b, _)| b.address == backend.address).map(|(_, why)| Some(why)).collect();
                 let is_taken = said == Ok(backend.address.port());
-                prop_assert_eq!(reasons.contains(&told.unwrap().skip_reason), !is_taken);
+                prop_assert_eq!(reasons.contains(&explained.unwrap().skip_reason), !is_taken);
             }
         }
     }

@@ -36,7 +36,7 @@
 //! # assert_ne!(dispatch.attempt.as_ref().unwrap().backend.address, first);
 //!
 //! // In `upstream_response_filter`, with the status and `Retry-After`:
-//! let retry = dispatch.answered(&pool, 200, None, get, at());
+//! let retry = dispatch.responded(&pool, 200, None, get, at());
 //! assert!(!retry, "the client gets this response");
 //! // When the body is complete. This is a success and resets the failures of the backend. On an error: `broke`.
 //! dispatch.attempt.as_mut().expect("an attempt is in flight").finished();
@@ -1009,9 +1009,9 @@ mod tests {
     }
 
     #[derive(Default)]
-    struct Told(Mutex<Vec<String>>);
+    struct RecordedEvents(Mutex<Vec<String>>);
 
-    impl PoolObserver for Told {
+    impl PoolObserver for RecordedEvents {
         fn observe(&self, pool: &str, event: &PoolEvent<'_>) {
             self.0.lock().push(format!("{pool}: {event:?}"));
         }
@@ -1019,51 +1019,51 @@ mod tests {
 
     #[test]
     fn ejections_their_ends_and_panic_are_reported_once() {
-        let told = Arc::new(Told::default());
+        let recorded = Arc::new(RecordedEvents::default());
         let mut three = settings(&[1, 1, 1]);
         three.panic_threshold = 100;
         let (clock, manual) = Clock::manual();
         let registry = Arc::new(HealthRegistry::new());
         let pool = Pool::with_policy(&three, registry, None, PolicyConfig::default(), &clock);
-        let pool = pool.observed_by(told.clone());
+        let pool = pool.observed_by(recorded.clone());
         eject(&pool, 1, &manual);
-        assert_eq!(told.0.lock().len(), 2, "no look at the pool since then");
+        assert_eq!(recorded.0.lock().len(), 2, "no look at the pool since then");
         let pool = succeed(&pool, &three);
         manual.advance(60 * SECOND);
         let _ = (pool.availability(manual.now()), pool.availability(manual.now()));
-        let told = told.0.lock();
-        let words: Vec<_> = told.iter().map(|event| event.split(' ').nth(1).unwrap()).collect();
-        assert_eq!(words, ["Ejected", "Panic(true)", "Returned", "Panic(false)"], "{told:?}");
+        let recorded = recorded.0.lock();
+        let words: Vec<_> = recorded.iter().map(|event| event.split(' ').nth(1).unwrap()).collect();
+        assert_eq!(words, ["Ejected", "Panic(true)", "Returned", "Panic(false)"], "{recorded:?}");
     }
 
     #[test]
     fn the_event_of_a_return_says_whether_the_backend_passes_its_checks() {
         for is_ready in [true, false] {
-            let told = Arc::new(Told::default());
+            let recorded = Arc::new(RecordedEvents::default());
             let (clock, manual) = Clock::manual();
             let registry = Arc::new(HealthRegistry::new());
             let settings = settings(&[1, 1]);
             let pool = Pool::with_policy(&settings, registry, None, PolicyConfig::default(), &clock);
-            let pool = pool.observed_by(told.clone());
+            let pool = pool.observed_by(recorded.clone());
             eject(&pool, 1, &manual);
             let ejected = pool.backends().iter().find(|backend| backend.ejections() > 0).unwrap();
             pool.balancer.backends().set_enable(&ejected.identity, is_ready);
             manual.advance(60 * SECOND);
             let _ = pool.availability(manual.now());
-            let told = told.0.lock().join("\n");
-            assert!(told.contains(&format!("is_ready: {is_ready}")), "{told}");
+            let recorded = recorded.0.lock().join("\n");
+            assert!(recorded.contains(&format!("is_ready: {is_ready}")), "{recorded}");
         }
     }
 
     #[tokio::test]
     async fn a_change_of_health_is_noted_when_it_happens() {
-        let (told, down) = (Arc::new(Told::default()), Arc::new(AtomicBool::new(true)));
+        let (recorded, down) = (Arc::new(RecordedEvents::default()), Arc::new(AtomicBool::new(true)));
         let (clock, manual) = Clock::manual();
         let registry = Arc::new(HealthRegistry::new());
         let check = Some(Box::new(Switch(down.clone())) as Box<dyn HealthCheck + Send + Sync>);
         let pool = Pool::with_policy(&settings(&[1, 1]), registry, check, PolicyConfig::default(), &clock);
-        let pool = pool.observed_by(told.clone());
-        let words = || std::mem::take(&mut *told.0.lock());
+        let pool = pool.observed_by(recorded.clone());
+        let words = || std::mem::take(&mut *recorded.0.lock());
         manual.advance(SECOND);
         let first = manual.now();
         pool.balancer.backends().run_health_check(false).await;
@@ -1118,7 +1118,7 @@ mod tests {
     fn causes_of_ejection_count_as_failures() {
         let (pool, manual) = pool(&settings(&[1]));
         for status in [200, 404, 500, 502, 503, 504] {
-            place(&pool, &manual).unwrap().answered(status, None, manual.now());
+            place(&pool, &manual).unwrap().responded(status, None, manual.now());
         }
         place(&pool, &manual).unwrap().failed(UpstreamError::Reset, manual.now());
         let history = &pool.backend(&address(1)).unwrap().history;

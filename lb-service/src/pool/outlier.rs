@@ -790,8 +790,8 @@ mod tests {
             let outcomes: Vec<_> = (0..backends).map(|which| bench.eject(which)).collect();
             let ejected = outcomes.iter().filter(|outcome| outcome.is_ok()).count();
             assert_eq!(ejected, most, "{percent} % of {backends}: {outcomes:?}");
-            let refused = if most + 1 == backends { NotEjected::LastOne } else { NotEjected::Share };
-            assert_eq!(outcomes.last(), Some(&Err(refused)));
+            let reason = if most + 1 == backends { NotEjected::LastOne } else { NotEjected::Share };
+            assert_eq!(outcomes.last(), Some(&Err(reason)));
         }
     }
 
@@ -815,8 +815,8 @@ mod tests {
     fn a_rejected_ejection_is_requested_again_after_more_failures() {
         let mut bench = Bench::new(2);
         bench.ready[1] = false;
-        let asked: Vec<_> = (0..9).map(|_| bench.fail(0).is_some()).collect();
-        assert_eq!(asked, [false, false, true, false, false, true, false, false, true]);
+        let requested: Vec<_> = (0..9).map(|_| bench.fail(0).is_some()).collect();
+        assert_eq!(requested, [false, false, true, false, false, true, false, false, true]);
         bench.ready[1] = true;
         assert_eq!((bench.fail(0), bench.fail(0)), (None, None));
         assert_eq!(bench.fail(0), Some(Ok(10 * SECOND)));
@@ -865,9 +865,9 @@ mod tests {
         std::thread::scope(|scope| {
             for _ in 0..THREADS {
                 scope.spawn(|| {
-                    let asked =
+                    let requested =
                         (0..EACH).filter(|_| bench.records[0].failed(&bench.settings, bench.now)).count();
-                    times.fetch_add(asked, Ordering::Relaxed);
+                    times.fetch_add(requested, Ordering::Relaxed);
                 });
             }
         });

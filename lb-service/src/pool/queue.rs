@@ -35,7 +35,7 @@ pub struct Queue {
 #[derive(Debug)]
 pub struct Waiter {
     ticket: Ticket,
-    told: Arc<Signal>,
+    signal: Arc<Signal>,
     queue: Arc<Queue>,
 }
 
@@ -115,19 +115,19 @@ impl Queue {
         if self.len() >= u64::from(self.places()) {
             return Err(QueueFull);
         }
-        let told = Arc::new(Signal::default());
+        let signal = Arc::new(Signal::default());
         let mut line = self.line();
-        let ticket = line.join(Arc::clone(&told)).ok_or(QueueFull)?;
+        let ticket = line.join(Arc::clone(&signal)).ok_or(QueueFull)?;
         let is_front = line.len() == 1;
         self.publish(&line);
         drop(line);
         if is_front {
-            told.give();
+            signal.give();
         }
         // Pairs with the fence of `wake`: either the thread that frees a place sees this request, or this request sees
         // the free place.
         fence(Ordering::SeqCst);
-        Ok(Waiter { ticket, told, queue: Arc::clone(self) })
+        Ok(Waiter { ticket, signal, queue: Arc::clone(self) })
     }
 
     /// Gives the front of the queue a turn. The caller has freed a place before.
@@ -140,7 +140,7 @@ impl Queue {
             return;
         }
         let front = self.line().front().cloned();
-        tell(front);
+        give_turn(front);
     }
 
     fn leave(&self, ticket: Ticket) {
@@ -148,7 +148,7 @@ impl Queue {
         let next = line.leave(ticket).cloned();
         self.publish(&line);
         drop(line);
-        tell(next);
+        give_turn(next);
     }
 
     fn publish(&self, line: &Line<Arc<Signal>>) {
@@ -163,9 +163,9 @@ impl Queue {
 
 /// Gives a turn without holding the lock, because this wakes a task, which is foreign code. If the request has left in
 /// the meantime, its leaving gave the turn to the next one.
-fn tell(waiter: Option<Arc<Signal>>) {
-    if let Some(told) = waiter {
-        told.give();
+fn give_turn(waiter: Option<Arc<Signal>>) {
+    if let Some(signal) = waiter {
+        signal.give();
     }
 }
 
@@ -175,12 +175,12 @@ impl Waiter {
     /// Returns the turn of this request. The turn comes when the request becomes the front, and then with each
     /// [`Queue::wake`].
     pub fn turn(&self) -> Turn {
-        Turn(self.told.clone())
+        Turn(self.signal.clone())
     }
 
     /// Returns whether the turn has come since the last call. Several turns that were not taken count once.
     pub fn take_turn(&self) -> bool {
-        self.told.is_given.swap(false, Ordering::AcqRel)
+        self.signal.is_given.swap(false, Ordering::AcqRel)
     }
 }
 
@@ -234,13 +234,13 @@ impl<T> Line<T> {
 
     /// Joins the end of the line; `None` if it is full. A request that is alone is the front, and the caller gives it a
     /// turn.
-    pub fn join(&mut self, told: T) -> Option<Ticket> {
+    pub fn join(&mut self, signal: T) -> Option<Ticket> {
         if self.waiting.len() >= self.places {
             return None;
         }
         let ticket = Ticket(self.next);
         self.next += 1;
-        self.waiting.push_back((ticket, told));
+        self.waiting.push_back((ticket, signal));
         Some(ticket)
     }
 
@@ -254,7 +254,7 @@ impl<T> Line<T> {
 
     /// Returns the front, which gets a turn when a place becomes free.
     pub fn front(&self) -> Option<&T> {
-        self.waiting.front().map(|(_, told)| told)
+        self.waiting.front().map(|(_, signal)| signal)
     }
 
     /// Returns the length.
@@ -484,10 +484,10 @@ mod tests {
                     }
                     Step::Leave(place) if !model.is_empty() => {
                         let (ticket, _) = model.remove(place % model.len()).unwrap();
-                        let told = line.leave(ticket).copied();
+                        let next = line.leave(ticket).copied();
                         let new_front = model.front().filter(|front| before.is_some_and(|b| b < **front));
-                        prop_assert_eq!(told, new_front.map(|(_, name)| *name), "the request that gets a turn");
-                        turns.extend(told);
+                        prop_assert_eq!(next, new_front.map(|(_, name)| *name), "the request that gets a turn");
+                        turns.extend(next);
                         prop_assert_eq!(line.leave(ticket), None, "a request leaves only once");
                     }
                     Step::Wake => {

@@ -243,7 +243,7 @@ mod tests {
             }
         }
 
-        fn answers(&self, which: usize, count: usize, millis: u64) {
+        fn respond(&self, which: usize, count: usize, millis: u64) {
             for _ in 0..count {
                 self.samples[which].observe(Duration::from_millis(millis));
             }
@@ -256,7 +256,7 @@ mod tests {
         /// Runs a window in which each backend sends 20 responses with these times in milliseconds.
         fn window(&mut self, millis: &[u64]) -> Vec<usize> {
             for (which, millis) in millis.iter().enumerate() {
-                self.answers(which, 20, *millis);
+                self.respond(which, 20, *millis);
             }
             self.now += WINDOW;
             self.close_window()
@@ -311,7 +311,7 @@ mod tests {
     fn a_window_in_which_the_backend_is_not_judged_resets_the_count() {
         let mut bench = Bench::new(4);
         assert_eq!(bench.window(&[20, 20, 20, 100]), NONE_EJECTED);
-        bench.answers(3, 9, 100);
+        bench.respond(3, 9, 100);
         assert_eq!(bench.window(&[20, 20, 20]), NONE_EJECTED);
         assert_eq!(bench.window(&[20, 20, 20, 100]), NONE_EJECTED);
         assert_eq!(bench.window(&[20, 20, 20, 100]), [3]);
@@ -346,8 +346,8 @@ mod tests {
     fn a_window_in_which_the_backend_is_not_judged_does_not_end_probation() {
         let mut bench = Bench::with_one_that_was_slow();
         bench.records[2].succeeded(bench.now);
-        bench.answers(2, 9, 20);
-        bench.answers(3, 20, 20);
+        bench.respond(2, 9, 20);
+        bench.respond(3, 20, 20);
         assert_eq!(bench.window(&[20, 20]), NONE_EJECTED, "there are too few responses");
         assert_eq!(bench.window(&SLOW), [2]);
     }
@@ -357,7 +357,7 @@ mod tests {
         let mut bench = Bench::with_one_that_was_slow();
         bench.records[2].succeeded(bench.now);
         for which in [0, 2] {
-            bench.answers(which, 20, 20);
+            bench.respond(which, 20, 20);
         }
         assert_eq!(bench.window(&[]), NONE_EJECTED);
         assert_eq!(bench.window(&SLOW), [2]);
@@ -384,7 +384,7 @@ mod tests {
     fn backends_are_judged_once_when_the_window_is_over() {
         let mut bench = Bench::new(3);
         bench.window(&[20, 20, 100]);
-        (0..3).for_each(|which| bench.answers(which, 20, if which == 2 { 100 } else { 20 }));
+        (0..3).for_each(|which| bench.respond(which, 20, if which == 2 { 100 } else { 20 }));
         bench.now += WINDOW - Duration::from_nanos(1);
         assert_eq!(bench.close_window(), NONE_EJECTED);
         bench.now += Duration::from_nanos(1);
@@ -512,7 +512,7 @@ mod tests {
             let mut bench = Bench::new(counts.len());
             for _ in 0..4 {
                 for (which, count) in counts.iter().enumerate() {
-                    bench.answers(which, *count, if which == slow { 5000 } else { 1 });
+                    bench.respond(which, *count, if which == slow { 5000 } else { 1 });
                 }
                 bench.now += WINDOW;
                 prop_assert_eq!(bench.close_window(), NONE_EJECTED);

@@ -276,11 +276,11 @@ impl Control {
         let events = self.operations.events();
         let process = process.unwrap_or_else(|| events.process());
         let mut closes = self.closes.clone();
-        let told = tokio::select! {
-            told = events.wait_after(process, after, wait) => told,
+        let received = tokio::select! {
+            received = events.wait_after(process, after, wait) => received,
             _ = closes.wait_for(|closes| *closes) => events.after(process, after),
         };
-        Answer::json(&EventList { process: events.process(), events: told })
+        Answer::json(&EventList { process: events.process(), events: received })
     }
 
     async fn carry_out(&self, call: Call) -> Answer {
@@ -669,14 +669,14 @@ mod tests {
         let running = Running::start(ARRIVAL);
         let own = std::process::id();
         running.fake.events.note(Kind::Process, About::default(), "serves");
-        let told = |(status, document): (u16, Value)| {
+        let count = |(status, document): (u16, Value)| {
             assert_eq!(status, 200);
             document["events"].as_array().unwrap().len()
         };
-        assert_eq!(told(running.ask("GET /v1/events").await), 1);
-        assert_eq!(told(running.ask(&format!("GET /v1/events?after=1&process={own}")).await), 0);
-        assert_eq!(told(running.ask("GET /v1/events?after=1").await), 0);
+        assert_eq!(count(running.ask("GET /v1/events").await), 1);
+        assert_eq!(count(running.ask(&format!("GET /v1/events?after=1&process={own}")).await), 0);
+        assert_eq!(count(running.ask("GET /v1/events?after=1").await), 0);
         let other = format!("GET /v1/events?after=1&process={}&wait=60", own + 1);
-        assert_eq!(told(running.ask(&other).await), 1);
+        assert_eq!(count(running.ask(&other).await), 1);
     }
 }

@@ -104,13 +104,13 @@ mod tests {
     async fn after_an_hour(down: &'static str, recovery: Duration) -> (bool, Vec<String>) {
         let began = Instant::now();
         let refused = Arc::new(Mutex::new(Vec::new()));
-        let told = refused.clone();
+        let record = refused.clone();
         let gate = Gate {
             unready: Box::new(move || {
                 [down].map(str::to_owned).into_iter().filter(|_| began.elapsed() < recovery).collect()
             }),
             wanted: vec!["web".to_owned(), "api".to_owned()],
-            refuse: Box::new(move |problem| told.lock().unwrap().push(problem.to_owned())),
+            refuse: Box::new(move |problem| record.lock().unwrap().push(problem.to_owned())),
             sockets: None,
         };
         let (ready, is_ready) = watch::channel(false);

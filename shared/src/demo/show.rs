@@ -45,7 +45,7 @@ struct Second {
     at: u64,
     sent: u32,
     failed: u32,
-    answers: Vec<u64>,
+    responses: Vec<u64>,
 }
 
 /// Returns the backend that is broken in this second, if any.
@@ -92,13 +92,13 @@ impl Show {
     }
 
     /// Returns the number of responses of each backend so far, in the order of the demo's origins.
-    fn answers(&self) -> Vec<u64> {
-        let answered = |address: SocketAddr| {
+    fn responses(&self) -> Vec<u64> {
+        let count = |address: SocketAddr| {
             self.pool
                 .backend(&address.into())
                 .map_or(0, |b| b.history.responses.counted().map(|(_, n)| n).sum())
         };
-        self.demo.origins.iter().map(|origin| answered(origin.address())).collect()
+        self.demo.origins.iter().map(|origin| count(origin.address())).collect()
     }
 
     fn is_ready(&self, origin: usize) -> bool {
@@ -108,22 +108,22 @@ impl Show {
     }
 
     async fn second(&self, at: u64) -> Second {
-        let before = self.answers();
+        let before = self.responses();
         let mut pace = interval(Duration::from_secs(1) / RATE);
         let mut failed = 0;
         for _ in 0..RATE {
             pace.tick().await;
             failed += u32::from(!load::request(self.demo.traffic).await);
         }
-        let answers = self.answers().iter().zip(&before).map(|(now, then)| now - then).collect();
-        Second { at, sent: RATE, failed, answers }
+        let responses = self.responses().iter().zip(&before).map(|(now, then)| now - then).collect();
+        Second { at, sent: RATE, failed, responses }
     }
 
     fn line(&self, second: &Second) -> String {
         let mut line = format!("{:>8} {:>9} {:>7}", second.at, second.sent, second.failed);
-        for (origin, answers) in second.answers.iter().enumerate() {
+        for (origin, responses) in second.responses.iter().enumerate() {
             let state = if self.is_ready(origin) { "" } else { " down" };
-            let _ = write!(line, "{:>12}", format!("{answers}{state}"));
+            let _ = write!(line, "{:>12}", format!("{responses}{state}"));
         }
         line
     }
@@ -168,7 +168,7 @@ impl Once {
 
     async fn check(&self) -> Result<(), String> {
         self.show.ready().await;
-        let before = self.show.answers();
+        let before = self.show.responses();
         let all = self.send(RATE).await?;
         let unused = before.iter().zip(&all).any(|(before, after)| before == after);
         ensure(!unused, || format!("not every backend was used: {all:?}"))?;
@@ -179,7 +179,7 @@ impl Once {
         let down = Instant::now();
         self.until("the broken backend is skipped", || !self.show.is_ready(0)).await?;
         let left_out = down.elapsed();
-        let before = self.show.answers()[0];
+        let before = self.show.responses()[0];
         let after = self.send(RATE).await?[0];
         ensure(before == after, || format!("the broken backend was used: {before} responses, then {after}"))?;
         say(&format!(
@@ -199,7 +199,7 @@ impl Once {
         for request in 1..=requests {
             ensure(load::request(self.show.demo.traffic).await, || format!("request {request} failed"))?;
         }
-        Ok(self.show.answers())
+        Ok(self.show.responses())
     }
 
     async fn until(&self, what: &str, condition: impl Fn() -> bool) -> Result<(), String> {

@@ -251,22 +251,22 @@ fn events(
     format: Format,
     out: &mut impl Write,
 ) -> Result<(), CommandError> {
-    let EventList { mut events, .. } = told(client, None, 0)?;
+    let EventList { mut events, .. } = events_after(client, None, 0)?;
     let mut seen = latest(&events);
     events.drain(..events.len().saturating_sub(last.unwrap_or(usize::MAX)));
     write_events(&events, format, out)?;
     if !follow {
         return Ok(());
     }
-    let mut answered = Instant::now();
+    let mut responded = Instant::now();
     while is_read() {
-        match told(client, seen, POLL_SECONDS) {
-            Ok(told) => {
-                answered = Instant::now();
-                write_events(&told.events, format, out)?;
-                seen = latest(&told.events).or(seen);
+        match events_after(client, seen, POLL_SECONDS) {
+            Ok(received) => {
+                responded = Instant::now();
+                write_events(&received.events, format, out)?;
+                seen = latest(&received.events).or(seen);
             }
-            Err(CommandError::Unreachable(_)) if answered.elapsed() < ABSENCE => sleep(PAUSE / 10),
+            Err(CommandError::Unreachable(_)) if responded.elapsed() < ABSENCE => sleep(PAUSE / 10),
             Err(error) => return Err(error),
         }
     }
@@ -288,7 +288,7 @@ fn latest(events: &[Event]) -> Option<(u32, u64)> {
 }
 
 /// Requests the events after the last one that was received.
-fn told(client: &Client, seen: Option<(u32, u64)>, wait: u64) -> Result<EventList, CommandError> {
+fn events_after(client: &Client, seen: Option<(u32, u64)>, wait: u64) -> Result<EventList, CommandError> {
     let after = seen.map(|(process, id)| format!("&process={process}&after={id}")).unwrap_or_default();
     let target = format!("/v1/events?wait={wait}{after}");
     let reply = client.send("GET", &target, "", Duration::from_secs(wait) + SOON)?;
@@ -342,7 +342,7 @@ fn names(client: &Client, pool: Option<&str>, out: &mut impl Write) -> Result<()
     Ok(())
 }
 
-// === answers ===
+// === responses ===
 
 /// Reads the body of a response.
 fn document<T: DeserializeOwned>(reply: &Reply) -> Result<T, CommandError> {
