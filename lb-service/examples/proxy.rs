@@ -42,8 +42,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     let mut server = Server::new(None)?;
     server.bootstrap();
-    // `doors` opens and closes sockets while the server runs, and `current.replace` changes everything else.
-    let (proxy, _doors) = lb_service::service::service(&server.configuration, &current, &traffic);
+    // `acceptors` opens and closes sockets while the server runs, and `current.replace` changes everything else.
+    let (proxy, _acceptors) = lb_service::service::service(&server.configuration, &current, &traffic);
     server.add_service(proxy);
     server.run_forever();
 }

@@ -23,14 +23,14 @@ use crate::forwarded::Peer;
 use crate::listener::ListenerId;
 use crate::proxy::Proxy;
 use crate::snapshot::{CurrentSnapshot, Snapshot};
-use crate::traffic::{Connection, Door};
+use crate::traffic::{Acceptor, Connection};
 use crate::watched::Watched;
 
 /// Pingora's HTTP proxy behind one socket. All of them share the proxy, and with it the connections to the backends.
 pub(crate) struct Frontend {
     proxy: Arc<HttpProxy<Proxy>>,
     current: CurrentSnapshot,
-    door: Arc<Door>,
+    acceptor: Arc<Acceptor>,
 }
 
 /// What a request is served by, and the connection that it came over.
@@ -58,8 +58,12 @@ const HEAD: Duration = Duration::from_secs(10);
 const FIRST_READ: usize = 4096;
 
 impl Frontend {
-    pub(crate) fn new(proxy: Arc<HttpProxy<Proxy>>, current: CurrentSnapshot, door: Arc<Door>) -> Self {
-        Self { proxy, current, door }
+    pub(crate) fn new(
+        proxy: Arc<HttpProxy<Proxy>>,
+        current: CurrentSnapshot,
+        acceptor: Arc<Acceptor>,
+    ) -> Self {
+        Self { proxy, current, acceptor }
     }
 
     /// Feeds the requests of a connection to the proxy until there is none any more. What is left is a request that the proxy
@@ -73,7 +77,7 @@ impl Frontend {
         connection: &Arc<Connection>,
         shutdown: &ShutdownWatch,
     ) -> Option<(u16, Failure)> {
-        let mut farewell = pin!(self.door.settled());
+        let mut farewell = pin!(self.acceptor.settled());
         let timer = pin!(sleep(FIRST_REQUEST));
         let mut wait = Wait::new(timer);
         let mut settings: Option<HttpPersistentSettings> = None;
@@ -115,8 +119,10 @@ impl Frontend {
 
     /// `current`, if it has our listener; else the last plan that had it.
     fn with_listener(&self, current: Arc<Snapshot>) -> Option<(Arc<Snapshot>, ListenerId)> {
-        let plans = [current].into_iter().chain(self.door.last_plan().cloned());
-        plans.filter_map(|plan| plan.listener_of(&self.door.listener).map(|listener| (plan, listener))).next()
+        let plans = [current].into_iter().chain(self.acceptor.last_plan().cloned());
+        plans
+            .filter_map(|plan| plan.listener_of(&self.acceptor.listener).map(|listener| (plan, listener)))
+            .next()
     }
 }
 
@@ -132,14 +138,14 @@ impl Seat {
 /// Counts and logs a request that the proxy has never seen.
 fn unseen(plan: &Snapshot, listener: ListenerId, connection: &Connection, (status, failure): (u16, Failure)) {
     if let Failure::Rejected(reason) = failure {
-        connection.door.listener.reject(reason);
+        connection.acceptor.listener.reject(reason);
     }
     plan.requests(listener, None).responses.increment(status);
     plan.access_log(listener).record(&Record {
         client: connection.peer.as_ref().map(|peer| peer.ip),
         status: Some(status),
         failure: Some(failure.as_str()),
-        ..Record::new(SystemTime::now(), &connection.door.listener.name)
+        ..Record::new(SystemTime::now(), &connection.acceptor.listener.name)
     });
 }
 
@@ -246,7 +252,7 @@ fn peer(stream: &Stream) -> Option<Peer> {
 #[async_trait]
 impl ServerApp for Frontend {
     async fn process_new(self: &Arc<Self>, stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
-        let connection = self.door.accept(peer(&stream));
+        let connection = self.acceptor.accept(peer(&stream));
         let stream = Box::new(Watched::new(stream, connection.clone()));
         if let Some(failed) = self.serve(stream, &connection, shutdown).await
             && let Some((plan, listener)) = self.with_listener(self.current.load())
@@ -259,7 +265,7 @@ impl ServerApp for Frontend {
     /// The socket is closed: lets what is on its way arrive. The connections then end by themselves, the idle ones at
     /// once. Pingora's own clean-up would also cut those on which a request has begun.
     async fn cleanup(&self) {
-        self.door.settle().await;
+        self.acceptor.settle().await;
     }
 }
 

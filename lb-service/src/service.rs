@@ -1,7 +1,7 @@
 //! The proxy as a Pingora service whose sockets come and go while it runs.
 //!
 //! Pingora's services listen on what they are told at the start. Here each socket is a service of Pingora's own, with an end of
-//! its own, inside one that outlives them and that the [`Doors`] tell what to open and to close:
+//! its own, inside one that outlives them and that the [`Acceptors`] tell what to open and to close:
 //!
 //! ```text
 //! ProxyService                      one runtime, one HttpProxy, one pool of connections to backends
@@ -30,21 +30,21 @@ use crate::frontend::Frontend;
 use crate::listener::{ListenAddress, Listener};
 use crate::proxy::Proxy;
 use crate::snapshot::{CurrentSnapshot, Snapshot};
-use crate::traffic::{Door, Traffic};
+use crate::traffic::{Acceptor, Traffic};
 use crate::upgraded::Sources;
 
-/// Accepts on the sockets that its [`Doors`] open, and proxies by the current plan.
+/// Accepts on the sockets that its [`Acceptors`] open, and proxies by the current plan.
 pub struct ProxyService {
     proxy: Arc<HttpProxy<Proxy>>,
     current: CurrentSnapshot,
     traffic: Arc<Traffic>,
     orders: mpsc::UnboundedReceiver<Order>,
-    doors: HashMap<ListenAddress, Open>,
+    acceptors: HashMap<ListenAddress, Open>,
 }
 
 /// Opens and closes the sockets of a [`ProxyService`]. Clones do so for the same one.
 #[derive(Clone, Debug)]
-pub struct Doors(mpsc::UnboundedSender<Order>);
+pub struct Acceptors(mpsc::UnboundedSender<Order>);
 
 /// What a [`ProxyService`] is told.
 #[derive(Debug)]
@@ -56,14 +56,14 @@ enum Order {
 
 /// A socket that accepts.
 struct Open {
-    door: Arc<Door>,
+    acceptor: Arc<Acceptor>,
     closing: watch::Sender<bool>,
 }
 
 /// A socket that does not accept any more. Another one may have been opened at its address.
 struct Ended {
     address: ListenAddress,
-    door: Arc<Door>,
+    acceptor: Arc<Acceptor>,
 }
 
 /// Buffers of a client connection, in bytes. Pingora's 64 KiB for reading would be most of the memory of an idle connection,
@@ -84,23 +84,23 @@ pub fn service(
     conf: &Arc<ServerConf>,
     current: &CurrentSnapshot,
     traffic: &Arc<Traffic>,
-) -> (ProxyService, Doors) {
+) -> (ProxyService, Acceptors) {
     let (sender, orders) = mpsc::unbounded_channel();
-    let doors = Doors(sender);
-    current.load().listeners.iter().for_each(|(_, listener)| doors.open(listener.clone()));
+    let acceptors = Acceptors(sender);
+    current.load().listeners.iter().for_each(|(_, listener)| acceptors.open(listener.clone()));
     let service = ProxyService {
         proxy: Arc::new(http_proxy(conf, Proxy { sources: Sources::of(conf) })),
         current: current.clone(),
         traffic: traffic.clone(),
         orders,
-        doors: HashMap::new(),
+        acceptors: HashMap::new(),
     };
-    (service, doors)
+    (service, acceptors)
 }
 
-// === impl Doors ===
+// === impl Acceptors ===
 
-impl Doors {
+impl Acceptors {
     /// Accepts on the address of `listener`, which the current plan should have.
     pub fn open(&self, listener: Listener) {
         self.order(Order::Open(listener, None));
@@ -150,13 +150,13 @@ impl ProxyService {
                 tasks.spawn(task);
             }
             Order::Close(address) => {
-                if let Some(open) = self.doors.remove(&address) {
+                if let Some(open) = self.acceptors.remove(&address) {
                     open.close();
                 }
             }
             Order::Retire(addresses, last, done) => {
-                let doors = addresses.iter().filter_map(|address| self.doors.get(address));
-                doors.for_each(|open| open.door.retire(&last));
+                let acceptors = addresses.iter().filter_map(|address| self.acceptors.get(address));
+                acceptors.for_each(|open| open.acceptor.retire(&last));
                 // Whoever does not wait any more need not know.
                 let _ = done.send(());
             }
@@ -165,7 +165,7 @@ impl ProxyService {
 
     /// Whether it ended although nobody closed it.
     fn is_open(&self, ended: &Ended) -> bool {
-        self.doors.get(&ended.address).is_some_and(|open| Arc::ptr_eq(&open.door, &ended.door))
+        self.acceptors.get(&ended.address).is_some_and(|open| Arc::ptr_eq(&open.acceptor, &ended.acceptor))
     }
 
     /// What accepts on one socket until it is told to stop; it ends when the idle connections may be closed, too.
@@ -175,22 +175,22 @@ impl ProxyService {
         fds: Option<ListenFds>,
         tasks_per_fd: usize,
     ) -> impl Future<Output = Ended> + use<> {
-        let door = self.traffic.open(&listener.name);
+        let acceptor = self.traffic.open(&listener.name);
         let (closing, closes) = watch::channel(false);
-        let frontend = Frontend::new(self.proxy.clone(), self.current.clone(), door.clone());
+        let frontend = Frontend::new(self.proxy.clone(), self.current.clone(), acceptor.clone());
         let mut service = Service::new(listener.name.to_string(), frontend);
         service.add_listener(endpoint(&listener.address));
-        self.doors.insert(listener.address.clone(), Open { door: door.clone(), closing });
+        self.acceptors.insert(listener.address.clone(), Open { acceptor: acceptor.clone(), closing });
         async move {
             service.start_service(fds, closes, tasks_per_fd).await;
-            Ended { address: listener.address, door }
+            Ended { address: listener.address, acceptor }
         }
     }
 }
 
 impl Open {
     fn close(&self) {
-        self.door.close();
+        self.acceptor.close();
         self.closing.send_replace(true);
     }
 }
@@ -218,7 +218,7 @@ impl pingora::services::Service for ProxyService {
                 }
             }
         }
-        self.doors.drain().for_each(|(_, open)| open.close());
+        self.acceptors.drain().for_each(|(_, open)| open.close());
         while tasks.join_next().await.is_some() {}
     }
 

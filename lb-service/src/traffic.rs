@@ -19,13 +19,13 @@ use crate::stats::Gauge;
 #[derive(Debug, Default)]
 pub struct Traffic {
     counters: TrafficCounters,
-    doors: Mutex<Vec<Weak<Door>>>,
+    acceptors: Mutex<Vec<Weak<Acceptor>>>,
     draining: AtomicBool,
 }
 
 /// One listening socket, from its opening to the end of its last connection.
 #[derive(Debug)]
-pub struct Door {
+pub struct Acceptor {
     /// The counters of the listener of this socket.
     pub listener: Arc<ListenerTraffic>,
     open: Gauge,
@@ -43,7 +43,7 @@ pub struct Door {
 #[derive(Debug)]
 pub struct Connection {
     /// The socket that accepted the connection.
-    pub door: Arc<Door>,
+    pub acceptor: Arc<Acceptor>,
     /// The client; `None` on a Unix socket.
     pub peer: Option<Peer>,
     fresh: AtomicBool,
@@ -59,7 +59,7 @@ pub struct Connection {
 
 /// A request in flight, until this is dropped.
 #[derive(Debug)]
-pub struct RequestGuard(Arc<Door>);
+pub struct RequestGuard(Arc<Acceptor>);
 
 /// The maximum time that a connection without a request can delay a drain.
 const FRESH_GRACE: Duration = Duration::from_secs(1);
@@ -83,14 +83,14 @@ impl Traffic {
     /// Drops the counters of listeners and pools that are no longer used.
     pub fn forget_unused(&self) {
         self.counters.forget_unused();
-        self.doors.lock().retain(|door| door.strong_count() > 0);
+        self.acceptors.lock().retain(|acceptor| acceptor.strong_count() > 0);
     }
 
     /// Registers an open socket of this listener.
-    pub fn open(&self, listener: &str) -> Arc<Door> {
-        let door = Arc::new(Door::new(self.listener(listener), self.is_draining()));
-        self.doors.lock().push(Arc::downgrade(&door));
-        door
+    pub fn open(&self, listener: &str) -> Arc<Acceptor> {
+        let acceptor = Arc::new(Acceptor::new(self.listener(listener), self.is_draining()));
+        self.acceptors.lock().push(Arc::downgrade(&acceptor));
+        acceptor
     }
 
     /// Begins the drain at the end of the process: from now on every response says `Connection: close`, and idle
@@ -104,9 +104,9 @@ impl Traffic {
     /// this time.
     pub fn drain_patiently(&self, idle: Duration) {
         self.draining.store(true, Ordering::Release);
-        self.doors.lock().iter().filter_map(Weak::upgrade).for_each(|door| {
-            door.set_grace(idle);
-            door.close();
+        self.acceptors.lock().iter().filter_map(Weak::upgrade).for_each(|acceptor| {
+            acceptor.set_grace(idle);
+            acceptor.close();
         });
     }
 
@@ -118,7 +118,7 @@ impl Traffic {
     /// Returns whether no client can send another request after a drain has begun. It is false before the drain.
     pub fn is_settled(&self) -> bool {
         !self.is_draining()
-            || self.doors.lock().iter().filter_map(Weak::upgrade).all(|door| door.is_settled())
+            || self.acceptors.lock().iter().filter_map(Weak::upgrade).all(|acceptor| acceptor.is_settled())
     }
 }
 
@@ -134,9 +134,9 @@ fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
-// === impl Door ===
+// === impl Acceptor ===
 
-impl Door {
+impl Acceptor {
     fn new(listener: Arc<ListenerTraffic>, closing: bool) -> Self {
         Self {
             listener,
@@ -156,7 +156,7 @@ impl Door {
         self.open.enter();
         self.fresh.enter();
         Arc::new(Connection {
-            door: self.clone(),
+            acceptor: self.clone(),
             peer,
             fresh: AtomicBool::new(true),
             unseen: AtomicBool::new(false),
@@ -228,8 +228,8 @@ impl Connection {
     pub fn begin_request(&self) -> RequestGuard {
         self.leave_fresh();
         self.unseen.store(true, Ordering::Relaxed);
-        self.door.listener.in_flight.enter();
-        RequestGuard(self.door.clone())
+        self.acceptor.listener.in_flight.enter();
+        RequestGuard(self.acceptor.clone())
     }
 
     /// Records that the proxy has the head of the request.
@@ -249,7 +249,7 @@ impl Connection {
 
     /// Returns whether the request is the last, because of [`set_last`](Self::set_last) or because the socket closes.
     pub fn is_last(&self) -> bool {
-        self.last.load(Ordering::Relaxed) || self.door.is_closing()
+        self.last.load(Ordering::Relaxed) || self.acceptor.is_closing()
     }
 
     /// Records that Pingora sent this status before the proxy received a request.
@@ -274,7 +274,7 @@ impl Connection {
 
     fn leave_fresh(&self) {
         if self.fresh.swap(false, Ordering::Relaxed) {
-            self.door.fresh.leave();
+            self.acceptor.fresh.leave();
         }
     }
 }
@@ -282,8 +282,8 @@ impl Connection {
 impl Drop for Connection {
     fn drop(&mut self) {
         self.leave_fresh();
-        self.door.open.leave();
-        self.door.listener.connections_active.leave();
+        self.acceptor.open.leave();
+        self.acceptor.listener.connections_active.leave();
     }
 }
 
@@ -302,8 +302,8 @@ mod tests {
     #[test]
     fn guards_count_down_at_every_end_of_a_request() {
         let traffic = Traffic::new();
-        let door = traffic.open("web");
-        let connection = door.accept(None);
+        let acceptor = traffic.open("web");
+        let connection = acceptor.accept(None);
         let request = connection.begin_request();
         assert_eq!(traffic.in_flight(), 1);
         assert_eq!(traffic.listener("web").connections_active.get(), 1);
@@ -311,27 +311,27 @@ mod tests {
         drop(connection);
         assert_eq!(traffic.in_flight(), 0);
         assert_eq!(traffic.listener("web").connections_active.get(), 0);
-        assert_eq!((door.fresh.get(), door.open.get()), (0, 0));
+        assert_eq!((acceptor.fresh.get(), acceptor.open.get()), (0, 0));
     }
 
     #[test]
     fn counters_of_a_name_continue_while_they_are_in_use() {
         let traffic = Traffic::new();
         let pool: Arc<str> = "one".into();
-        let door = traffic.open("web");
-        drop(door.accept(None));
-        let used = door.listener.pool(&pool);
+        let acceptor = traffic.open("web");
+        drop(acceptor.accept(None));
+        let used = acceptor.listener.pool(&pool);
         used.responses.increment(200);
         used.responses.increment(503);
         used.broken_off.increment();
         traffic.forget_unused();
         assert_eq!(traffic.open("web").listener.connections.get(), 1);
-        assert_eq!(door.listener.pool(&pool).responses.counted().count(), 2);
+        assert_eq!(acceptor.listener.pool(&pool).responses.counted().count(), 2);
         assert_eq!(traffic.responses(), ResponseCounts { all: 2, failed: 2 });
         drop(used);
         traffic.forget_unused();
-        assert_eq!(door.listener.pool(&pool).responses.counted().count(), 0);
-        drop(door);
+        assert_eq!(acceptor.listener.pool(&pool).responses.counted().count(), 0);
+        drop(acceptor);
         traffic.forget_unused();
         assert_eq!(traffic.listener("web").connections.get(), 0);
     }
@@ -339,9 +339,9 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_socket_without_connections_settles_at_once() {
         let traffic = Traffic::new();
-        let door = traffic.open("web");
+        let acceptor = traffic.open("web");
         let before = tokio::time::Instant::now();
-        door.settle().await;
+        acceptor.settle().await;
         assert!(before.elapsed() <= 2 * POLL);
         assert!(traffic.is_settled());
     }
@@ -354,16 +354,16 @@ mod tests {
             (None, CLOSED_GRACE),
         ] {
             let traffic = Traffic::new();
-            let door = traffic.open("web");
-            let idle = door.accept(None);
+            let acceptor = traffic.open("web");
+            let idle = acceptor.accept(None);
             drop(idle.begin_request());
             match drain {
                 Some(patience) if patience == IDLE_GRACE => traffic.drain(),
                 Some(patience) => traffic.drain_patiently(patience),
-                None => door.close(),
+                None => acceptor.close(),
             }
             let before = tokio::time::Instant::now();
-            door.settle().await;
+            acceptor.settle().await;
             let took = before.elapsed();
             assert!(took >= expected && took <= expected + 2 * POLL, "{took:?} for {expected:?}");
         }
@@ -372,8 +372,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_later_end_of_the_process_shortens_a_patient_drain() {
         let traffic = Traffic::new();
-        let door = traffic.open("web");
-        let idle = door.accept(None);
+        let acceptor = traffic.open("web");
+        let idle = acceptor.accept(None);
         drop(idle.begin_request());
         traffic.drain_patiently(CLOSED_GRACE);
         let before = tokio::time::Instant::now();
@@ -381,16 +381,16 @@ mod tests {
             tokio::time::sleep(Duration::from_secs(1)).await;
             traffic.drain();
         };
-        tokio::join!(door.settle(), hurry);
+        tokio::join!(acceptor.settle(), hurry);
         assert!(before.elapsed() < Duration::from_millis(1100), "{:?}", before.elapsed());
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_connection_without_a_request_delays_a_drain_for_a_limited_time() {
-        let door = Traffic::new().open("web");
-        let _fresh = door.accept(None);
+        let acceptor = Traffic::new().open("web");
+        let _fresh = acceptor.accept(None);
         let before = tokio::time::Instant::now();
-        door.settle().await;
+        acceptor.settle().await;
         assert!(before.elapsed() >= FRESH_GRACE);
     }
 
@@ -408,14 +408,14 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_drain_is_not_over_while_a_request_is_in_flight() {
         let traffic = Traffic::new();
-        let door = traffic.open("web");
+        let acceptor = traffic.open("web");
         traffic.drain();
-        assert!(door.is_closing() && traffic.open("late").is_closing());
+        assert!(acceptor.is_closing() && traffic.open("late").is_closing());
         assert!(!traffic.is_settled(), "the listeners are still open");
         assert_eq!(traffic.in_flight(), 0);
-        let connection = door.accept(None);
+        let connection = acceptor.accept(None);
         let requests = [connection.begin_request(), connection.begin_request()];
-        door.settle().await;
+        acceptor.settle().await;
         assert_eq!((traffic.in_flight(), traffic.is_settled()), (2, true));
         drop(requests);
         assert_eq!(traffic.in_flight(), 0);

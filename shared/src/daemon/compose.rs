@@ -12,7 +12,7 @@ use std::sync::Arc;
 use health_service::Prober;
 use lb_service::config::MAX_ATTEMPTS;
 use lb_service::explain::Token;
-use lb_service::service::{Doors, ProxyService};
+use lb_service::service::{Acceptors, ProxyService};
 use lb_service::snapshot::CurrentSnapshot;
 use lb_service::traffic::Traffic;
 use metrics_service::{ConfigMetrics, Endpoints, LogCollector, PoolCollector, ProcessCollector, Readiness};
@@ -95,7 +95,7 @@ struct Foundation {
     registry: Registry,
     lookout: Lookout,
     proxy: ProxyService,
-    doors: Doors,
+    acceptors: Acceptors,
     prober: Prober,
     timings: Timings,
 }
@@ -130,7 +130,7 @@ impl Services {
         let (wanted, events) = (take(&mut restored.ready), take(&mut restored.events));
         let effective = restored.runtime.applied_to(plan);
         let base = Foundation::new(&effective, conf, events, held)?;
-        let moving = Moving::begin(&effective, &held.files.sockets, &base.doors);
+        let moving = Moving::begin(&effective, &held.files.sockets, &base.acceptors);
         let (operator, changer, hold) = base.operator(plan, start, restored, held)?;
         let handles = base.handles(operator, purpose, held);
         let metrics = metrics(&effective, &base, &handles);
@@ -151,9 +151,9 @@ impl Foundation {
         let lookout = Lookout::new(core.pools.clone(), ejected);
         let registry = registry(&core, &held.logs.access)?;
         let prober = prober(&core, conf, &registry)?;
-        let (proxy, doors) = lb_service::service::service(conf, &core.current, &core.traffic);
+        let (proxy, acceptors) = lb_service::service::service(conf, &core.current, &core.traffic);
         let timings = Timings::new(timing(plan));
-        Ok(Self { core, secret, registry, lookout, proxy, doors, prober, timings })
+        Ok(Self { core, secret, registry, lookout, proxy, acceptors, prober, timings })
     }
 
     /// Returns the operator, the service that makes changes, and the lock that prevents changes until the start is
@@ -183,7 +183,7 @@ impl Foundation {
         Running {
             core: self.core.clone(),
             timings: self.timings.clone(),
-            doors: self.doors.clone(),
+            acceptors: self.acceptors.clone(),
             checks: self.prober.checks(),
             sockets: held.files.sockets.clone(),
             logs: held.logs.access.clone(),

@@ -8,7 +8,7 @@
 use std::os::fd::OwnedFd;
 
 use lb_service::listener::{ListenAddress, Listener};
-use lb_service::service::Doors;
+use lb_service::service::Acceptors;
 
 use crate::config::Plan;
 use crate::process::moves;
@@ -17,7 +17,7 @@ use crate::process::upgrade::Hold;
 
 /// Old sockets on which this process accepts connections for a short time.
 pub(super) struct Moving {
-    doors: Doors,
+    acceptors: Acceptors,
     old: Vec<(ListenAddress, OwnedFd)>,
 }
 
@@ -25,14 +25,14 @@ pub(super) struct Moving {
 
 impl Moving {
     /// Starts to accept connections on the sockets of the old process that this process will close.
-    pub(super) fn begin(plan: &Plan, sockets: &Sockets, doors: &Doors) -> Self {
-        let old = sockets.take_moved().into_iter().filter_map(|moved| open(plan, moved, doors)).collect();
-        Self { doors: doors.clone(), old }
+    pub(super) fn begin(plan: &Plan, sockets: &Sockets, acceptors: &Acceptors) -> Self {
+        let old = sockets.take_moved().into_iter().filter_map(|moved| open(plan, moved, acceptors)).collect();
+        Self { acceptors: acceptors.clone(), old }
     }
 
     /// Ends the move after the old process has stopped accepting connections. `hold` is dropped at the end of the move.
     pub(super) fn end(self, hold: Hold) {
-        let Self { doors, old } = self;
+        let Self { acceptors, old } = self;
         for (address, socket) in &old {
             if let Err(error) = moves::deafen(socket) {
                 log::warn!("listener {address}: connections might be reset while it moves: {error}");
@@ -43,18 +43,22 @@ impl Moving {
         }
         tokio::spawn(async move {
             tokio::time::sleep(moves::DEAF).await;
-            old.into_iter().for_each(|(address, _)| doors.close(address));
+            old.into_iter().for_each(|(address, _)| acceptors.close(address));
             drop(hold);
         });
     }
 }
 
 /// Assigns connections at the old address to the listener that replaces the old one.
-fn open(plan: &Plan, Moved { from, to, fd }: Moved, doors: &Doors) -> Option<(ListenAddress, OwnedFd)> {
+fn open(
+    plan: &Plan,
+    Moved { from, to, fd }: Moved,
+    acceptors: &Acceptors,
+) -> Option<(ListenAddress, OwnedFd)> {
     let to = ListenAddress::Tcp(to);
     let (_, listener) = plan.listeners.iter().find(|(_, listener)| listener.address == to)?;
     let from = ListenAddress::Tcp(from);
     let copy = fd.try_clone().ok()?;
-    doors.open_on(Listener { name: listener.name.clone(), address: from.clone() }, copy);
+    acceptors.open_on(Listener { name: listener.name.clone(), address: from.clone() }, copy);
     Some((from, fd))
 }

@@ -24,7 +24,7 @@ use lb_service::forwarded::TrustedProxies;
 use lb_service::listener::{ListenAddress, Listener};
 use lb_service::pool::{Backend, Pool, UpstreamAddress};
 use lb_service::route::RouteTable;
-use lb_service::service::Doors;
+use lb_service::service::Acceptors;
 use lb_service::snapshot::{Snapshot, SnapshotParts};
 use lb_service::traffic::{ResponseCounts, Traffic};
 use parking_lot::Mutex;
@@ -45,7 +45,7 @@ pub struct Running {
     pub(crate) core: Core,
     /// The time limits for the end of the process.
     pub(crate) timings: Timings,
-    pub(crate) doors: Doors,
+    pub(crate) acceptors: Acceptors,
     pub(crate) checks: Checks,
     pub(crate) sockets: Arc<Sockets>,
     pub(crate) logs: AccessLogs,
@@ -170,7 +170,7 @@ impl Running {
         self.note_leaving(&pools);
         self.sockets.add(bound);
         let closed: Vec<_> = closed.into_iter().map(|listener| listener.address).collect();
-        self.doors.retire(closed.clone(), self.core.current.load()).await;
+        self.acceptors.retire(closed.clone(), self.core.current.load()).await;
         successions.iter().for_each(|(pool, predecessor)| pool.enter(predecessor));
         self.core.pools.replace(pools);
         self.core.current.replace(served);
@@ -183,9 +183,9 @@ impl Running {
             if !is_renamed(&address) {
                 self.sockets.remove(&address.bind_key());
             }
-            self.doors.close(address);
+            self.acceptors.close(address);
         }
-        opened.into_iter().for_each(|(listener, socket)| self.doors.open_on(listener, socket));
+        opened.into_iter().for_each(|(listener, socket)| self.acceptors.open_on(listener, socket));
         self.leave(moved).await;
         if self.core.traffic.is_draining() {
             // The drain started in the meantime and closed only the older sockets.
@@ -208,7 +208,7 @@ impl Running {
         tokio::time::sleep(moves::DEAF).await;
         for address in moved {
             self.sockets.remove(&address.bind_key());
-            self.doors.close(address);
+            self.acceptors.close(address);
         }
     }
 
