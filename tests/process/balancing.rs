@@ -11,7 +11,7 @@ use tests::client::head_bytes;
 use tests::daemon::View;
 use tests::tools::Server;
 use tests::wait::{self, LONG};
-use tests::{Answer, Behaviour, Connection, Daemon, Gate, Lab, Origin, Response};
+use tests::{Behaviour, CannedResponse, Connection, Daemon, Gate, Lab, Origin, Response};
 
 use crate::{pool, tally};
 
@@ -90,7 +90,7 @@ fn hold(daemon: &Daemon, origins: &[Origin], count: u64, target: &str) -> Vec<Co
 fn close_gates(origins: &[Origin]) -> Vec<Gate> {
     let close = |origin: &Origin| {
         let gate = Gate::closed();
-        origin.behave(Behaviour::Held(gate.clone(), Answer::ok(origin.name())));
+        origin.behave(Behaviour::Held(gate.clone(), CannedResponse::ok(origin.name())));
         gate
     };
     origins.iter().map(close).collect()
@@ -133,7 +133,7 @@ fn least_request_avoids_a_busy_backend() {
     println!("least_request: six held requests are {:?}", working(&origins));
     assert_eq!(working(&origins), [2, 2, 2]);
     for (origin, gate) in origins.iter().zip(&gates).skip(1) {
-        origin.behave(Behaviour::Answer(Answer::ok("")));
+        origin.behave(Behaviour::Respond(CannedResponse::ok("")));
         gate.open();
     }
     wait::until(LONG, "four requests are complete", || {
@@ -142,7 +142,7 @@ fn least_request_avoids_a_busy_backend() {
     let others = shares("least_request while o0 holds two", &daemon, 60);
     assert_eq!(share_of(&others, &origins[0]), 0);
     assert!(others.len() == 2 && others.values().all(|count| *count >= 10), "{others:?}");
-    origins[0].behave(Behaviour::Answer(Answer::ok("")));
+    origins[0].behave(Behaviour::Respond(CannedResponse::ok("")));
     gates[0].open();
     for client in &mut held {
         assert_eq!(client.response("GET").unwrap().status, 200);
@@ -188,7 +188,7 @@ fn least_request_among_many_backends_rarely_picks_the_busy_one() {
     }
     println!("least_request of 8: {} held requests are {:?}", held.len(), working(&origins));
     for (origin, gate) in origins.iter().zip(&gates).skip(1) {
-        origin.behave(Behaviour::Answer(Answer::ok("")));
+        origin.behave(Behaviour::Respond(CannedResponse::ok("")));
         gate.open();
     }
     let in_flight = || daemon.metric("lb_upstream_requests_in_flight", &["pool=\"web\""]);
@@ -214,7 +214,7 @@ fn least_request_among_many_backends_rarely_picks_the_busy_one() {
 fn share_after_a_change(behaviour: Behaviour) -> usize {
     let (lab, origins) = (Lab::new(), origins(3));
     for origin in &origins[1..] {
-        origin.behave(Behaviour::Slow(Duration::from_millis(300), Answer::ok("")));
+        origin.behave(Behaviour::Slow(Duration::from_millis(300), CannedResponse::ok("")));
     }
     let daemon = lab.start(&equal(&origins, "policy: peak_ewma\nretries: {attempts: 0}"));
     let before = shares("peak_ewma while o0 is quick", &daemon, 40);
@@ -226,22 +226,22 @@ fn share_after_a_change(behaviour: Behaviour) -> usize {
 
 #[test]
 fn peak_ewma_moves_away_from_a_backend_that_became_slow() {
-    let slow = Behaviour::Slow(Duration::from_millis(1500), Answer::ok(""));
+    let slow = Behaviour::Slow(Duration::from_millis(1500), CannedResponse::ok(""));
     let after = share_after_a_change(slow);
     assert!((1..=2).contains(&after), "{after}");
 }
 
 #[test]
 fn peak_ewma_moves_away_from_a_backend_that_sends_retry_after() {
-    let busy = Answer::status(429, "").with("Retry-After", "20");
-    let after = share_after_a_change(Behaviour::Answer(busy));
+    let busy = CannedResponse::status(429, "").with("Retry-After", "20");
+    let after = share_after_a_change(Behaviour::Respond(busy));
     assert!((1..=2).contains(&after), "{after}");
 }
 
 /// Shows that the test above observes the effect of the status and `Retry-After`, and not of any other property.
 #[test]
 fn peak_ewma_stays_with_a_quick_backend_that_sends_no_retry_after() {
-    let after = share_after_a_change(Behaviour::Answer(Answer::status(404, "")));
+    let after = share_after_a_change(Behaviour::Respond(CannedResponse::status(404, "")));
     assert!(after >= 9, "{after}");
 }
 
@@ -274,9 +274,9 @@ fn mapping(address: SocketAddr, keys: usize) -> Mapping {
     let mut client = Connection::open(address).unwrap();
     let mut ask = |number: usize| {
         let key = format!("key-{number}");
-        let answer = client.get(&format!("/?k={key}")).unwrap();
-        assert_eq!(answer.status, 200, "{key}");
-        (key, answer.origin().to_owned())
+        let response = client.get(&format!("/?k={key}")).unwrap();
+        assert_eq!(response.status, 200, "{key}");
+        (key, response.origin().to_owned())
     };
     (0..keys).map(&mut ask).collect()
 }
@@ -548,11 +548,11 @@ impl Visit {
 
     #[track_caller]
     fn pay_with(daemon: &View, headers: &[(&str, &str)]) -> Self {
-        let answer = daemon.connect().request("GET", "/", headers, b"").unwrap();
-        let cookies = answer.head.all("set-cookie");
+        let response = daemon.connect().request("GET", "/", headers, b"").unwrap();
+        let cookies = response.head.all("set-cookie");
         assert!(cookies.len() <= 1, "{cookies:?}");
         let set_cookie = cookies.first().map(|cookie| (*cookie).to_owned());
-        Self { status: answer.status, origin: answer.origin().to_owned(), set_cookie }
+        Self { status: response.status, origin: response.origin().to_owned(), set_cookie }
     }
 
     /// The name and the value of the cookie, as a client sends them.
@@ -731,7 +731,7 @@ fn a_session_moves_when_its_backend_is_ejected() {
     let more = format!("{STICKY}\nretries: {{attempts: 0}}\noutlier_detection: {{consecutive_failures: 2}}");
     let daemon = lab.start(&equal(&origins, &more));
     let cookies = cookies(&daemon, &origins);
-    origins[0].behave(Behaviour::Answer(Answer::status(503, "broken")));
+    origins[0].behave(Behaviour::Respond(CannedResponse::status(503, "broken")));
     let visits: Vec<_> = (0..3).map(|_| Visit::pay(&daemon, Some(&cookies[0]))).collect();
     let seen: Vec<_> = visits.iter().map(|visit| (visit.status, visit.origin.as_str())).collect();
     println!("o0 fails twice and is ejected: {seen:?}");

@@ -163,11 +163,11 @@ fn variables_are_expanded_in_values_and_may_have_defaults() {
     let mut command = lab.command();
     command.args(["-c", path_str(&config)]).env("TEST_BACKEND", origin.address.to_string());
     let mut child = command.spawn().unwrap();
-    let answer = wait::poll(LONG, || tests::get(lab.listener, "/expanded").ok());
+    let response = wait::poll(LONG, || tests::get(lab.listener, "/expanded").ok());
     let _ = child.kill();
     let _ = child.wait();
-    assert_eq!(answer.expect("the daemon serves").origin(), "one");
-    assert_eq!(origin.saw("/expanded").header("host"), Some("fallback.test"));
+    assert_eq!(response.expect("the daemon serves").origin(), "one");
+    assert_eq!(origin.received("/expanded").header("host"), Some("fallback.test"));
 
     let finished = lab.run(&["check", "-c", path_str(&config)]);
     assert_eq!(finished.code, Some(2), "an unset variable without a default: {finished:?}");

@@ -13,7 +13,7 @@ use tests::daemon::{Finished, View, path_str};
 use tests::process::listening_sockets;
 use tests::skip::unless_root;
 use tests::wait::{self, LONG};
-use tests::{Answer, Behaviour, Connection, Daemon, Gate, Lab, LoadGenerator, Origin, Signal, ports};
+use tests::{Behaviour, CannedResponse, Connection, Daemon, Gate, Lab, LoadGenerator, Origin, Signal, ports};
 
 use crate::{pool, tally};
 
@@ -122,10 +122,10 @@ impl Held {
         let (lab, origins, gate) = (Lab::new(), [Origin::start("one"), Origin::start("two")], Gate::closed());
         let daemon = lab.start(&pool(&[&origins[0], &origins[1]], ""));
         for origin in &origins {
-            origin.behave(Behaviour::Held(gate.clone(), Answer::ok("held")));
+            origin.behave(Behaviour::Held(gate.clone(), CannedResponse::ok("held")));
         }
         let requests = [daemon.begin("/held"), daemon.begin("/held")];
-        origins[0].saw("/held");
+        origins[0].received("/held");
         let address = text(origins[0].address);
         Self { lab, _daemon: daemon, address, gate, requests, _origins: origins }
     }
@@ -287,12 +287,12 @@ fn a_dry_run_reports_requests_in_flight_routes_and_listeners() {
         )
     };
     let gate = Gate::closed();
-    two.behave(Behaviour::Held(gate.clone(), Answer::ok("held")));
+    two.behave(Behaviour::Held(gate.clone(), CannedResponse::ok("held")));
     let more = format!(", \"{}\"", two.address);
     let config = lab.config_with(&on(&[lab.listener, first]), &weighted(1, &more, ""));
     let daemon = lab.start_file(&config);
     let mut held: Vec<_> = (0..2).map(|_| daemon.begin("/")).collect();
-    two.saw("/");
+    two.received("/");
     lab.config_with(
         &on(&[lab.listener, second]),
         &weighted(3, "", "{match: {path_prefix: /a}, pool: web}, "),
@@ -504,11 +504,11 @@ fn events_are_printed_as_text_and_json_and_followed() {
     assert_eq!((&event["kind"], last.lines().count()), (&json!("reload"), 1), "{last}");
     // With `--last 0`, earlier events are not printed.
     let mut late = lab.spawn(&["events", "--last", "0", "--follow", "-c", path_str(&lab.path("conf.yaml"))]);
-    let told = format!(" operator web {} draining -> in service", one.address);
+    let reported = format!(" operator web {} draining -> in service", one.address);
     wait::until(LONG, "a new event is printed", || {
         done(&lab, &["drain", "web", &text(one.address)]);
         done(&lab, &["undrain", "web", &text(one.address)]);
-        late.log().contains(&told)
+        late.log().contains(&reported)
     });
     let before = format!(" health   web {}", two.address);
     assert!(!late.log().contains(&before), "{}", late.log());
@@ -537,12 +537,12 @@ fn following_events_shows_those_of_the_new_process_at_once_and_none_twice() {
     let began = Instant::now();
     done(&lab, &["disable", "web", &address]);
     // The line has the format of `events`, not of the daemon's log.
-    let told = format!(" operator web {address} in service -> disabled");
-    following.logged(&[&told]);
+    let reported = format!(" operator web {address} in service -> disabled");
+    following.logged(&[&reported]);
     assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
     let log = following.log();
     let line = |words: &str| log.lines().filter(|line| line.ends_with(words)).count();
-    assert_eq!((line("process  has handed over and drains"), line(&told)), (1, 1), "{log}");
+    assert_eq!((line("process  has handed over and drains"), line(&reported)), (1, 1), "{log}");
     assert_eq!(line(&format!("operator web {address} draining -> in service")), 2, "{log}");
     let (_, document) = curl(&lab, &[], "/v1/events");
     let events = document["events"].as_array().unwrap();
@@ -563,7 +563,7 @@ fn a_removed_backend_gets_no_retry_of_an_earlier_request() {
     let daemon = lab.start(&pool(&[&origins[0], &origins[1]], ""));
     let gate = Gate::closed();
     for origin in &origins {
-        origin.behave(Behaviour::Held(gate.clone(), Answer::status(503, "no")));
+        origin.behave(Behaviour::Held(gate.clone(), CannedResponse::status(503, "no")));
     }
     let mut held = daemon.begin("/held");
     wait::until(LONG, "a backend has the request", || origins.iter().any(|origin| origin.requests() == 1));
@@ -581,9 +581,9 @@ fn a_queued_request_goes_to_a_backend_that_is_added() {
     let limits = "limits: {max_requests: 1, queue: 5}\ntimeouts: {queue: 20s}";
     let daemon = lab.start(&pool(&[&one], limits));
     let gate = Gate::closed();
-    one.behave(Behaviour::Held(gate.clone(), Answer::ok("held")));
+    one.behave(Behaviour::Held(gate.clone(), CannedResponse::ok("held")));
     let mut held = daemon.begin("/held");
-    one.saw("/held");
+    one.received("/held");
     let mut waits = daemon.begin("/waits");
     let waiting = || daemon.metric("lb_upstream_queue_length", &["pool=\"web\""]);
     wait::until(LONG, "the request is queued", || waiting() == 1.0);

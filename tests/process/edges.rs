@@ -30,8 +30,8 @@ fn a_request_whose_head_has_begun_is_served_during_a_drain() {
     });
     for client in [&mut fresh, &mut used] {
         client.send("st: a\r\n\r\n").unwrap();
-        let answer = client.response("GET").unwrap();
-        assert_eq!((answer.status, answer.closes()), (200, true));
+        let response = client.response("GET").unwrap();
+        assert_eq!((response.status, response.closes()), (200, true));
     }
     assert_eq!(daemon.wait_exit(LONG).code(), Some(0));
 }
@@ -77,8 +77,8 @@ fn the_response_to_the_first_of_two_pipelined_requests_closes_the_connection() {
     let mut client = daemon.connect();
     let request = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
     client.send([request, request].concat()).unwrap();
-    let answer = client.response("GET").unwrap();
-    assert_eq!((answer.status, answer.closes()), (200, true));
+    let response = client.response("GET").unwrap();
+    assert_eq!((response.status, response.closes()), (200, true));
     assert!(client.ends_within(LONG));
 }
 
@@ -90,8 +90,8 @@ fn a_response_that_ends_its_connection_has_connection_close() {
     let down = Origin::refusing("down");
     let daemon = lab.start(&pool(&[&down], ""));
     let mut client = daemon.connect();
-    let answer = client.get("/").unwrap();
-    assert_eq!((answer.status, answer.closes()), (502, true));
+    let response = client.get("/").unwrap();
+    assert_eq!((response.status, response.closes()), (502, true));
     assert!(client.ends_within(LONG));
 }
 
@@ -102,9 +102,9 @@ fn an_http_1_0_client_gets_no_transfer_encoding() {
     let daemon = lab.start(&pool(&[&origin], ""));
     let mut client = daemon.connect();
     client.send("GET / HTTP/1.0\r\nHost: a\r\nConnection: keep-alive\r\n\r\n").unwrap();
-    let answer = client.response("GET").unwrap();
-    assert_eq!((answer.text().as_str(), answer.header("transfer-encoding")), ("hello", None));
-    assert!(answer.closes());
+    let response = client.response("GET").unwrap();
+    assert_eq!((response.text().as_str(), response.header("transfer-encoding")), ("hello", None));
+    assert!(response.closes());
 }
 
 #[test]
@@ -259,7 +259,9 @@ fn signals_take_effect_as_soon_as_the_pid_file_exists() {
         process.signal(Signal::SIGUSR1);
         wait::until(LONG, "the log files are reopened", || daemon.log().contains("error.log reopened"));
         wait::until(LONG, "the configuration is reloaded", || daemon.log().contains("reload"));
-        wait::until(LONG, "the daemon serves", || daemon.get("/").is_ok_and(|answer| answer.status == 200));
+        wait::until(LONG, "the daemon serves", || {
+            daemon.get("/").is_ok_and(|response| response.status == 200)
+        });
         assert_eq!(lab.pid_in_file(), Some(process));
     }
 }

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use serde_json::{Value, json};
 use tests::daemon::path_str;
 use tests::wait::{self, LONG};
-use tests::{Answer, Behaviour, Daemon, Gate, Lab, Origin, Response};
+use tests::{Behaviour, CannedResponse, Daemon, Gate, Lab, Origin, Response};
 
 use crate::balancing::pool_with;
 use crate::{pool, pool_of};
@@ -20,9 +20,9 @@ const EXPLAIN: &str = "x-lb-explain";
 /// Sends a query to `/api/v1/explain`, and returns the document.
 #[track_caller]
 fn explain(daemon: &Daemon, query: &str) -> Value {
-    let answer = daemon.read(&format!("/api/v1/explain?{query}")).unwrap();
-    assert_eq!(answer.status, 200, "{}", answer.text());
-    serde_json::from_slice(&answer.body).unwrap()
+    let response = daemon.read(&format!("/api/v1/explain?{query}")).unwrap();
+    assert_eq!(response.status, 200, "{}", response.text());
+    serde_json::from_slice(&response.body).unwrap()
 }
 
 /// The part of the document about one backend.
@@ -92,9 +92,9 @@ fn send_as_predicted(
             (&dead["candidate"], &dead["refusal"], &dead["state"]),
             (&json!(false), &json!("down"), &json!("down"))
         );
-        let answer = send(number);
-        assert_eq!(answer.origin(), predicted(&document, origins), "request {number}: {document:#}");
-        answer.origin().to_owned()
+        let response = send(number);
+        assert_eq!(response.origin(), predicted(&document, origins), "request {number}: {document:#}");
+        response.origin().to_owned()
     };
     (0..requests).map(one).collect()
 }
@@ -107,7 +107,7 @@ fn kinds(names: &[String]) -> usize {
 fn a_backend_that_is_down_or_ejected_is_explained_with_reason_and_time() {
     let lab = Lab::new();
     let (up, bad, dead) = (Origin::start("up"), Origin::start("bad"), Origin::refusing("dead"));
-    bad.behave(Behaviour::Answer(Answer::status(503, "")));
+    bad.behave(Behaviour::Respond(CannedResponse::status(503, "")));
     let more = format!(
         "{CHECKED}\noutlier_detection: {{consecutive_failures: 2, base_ejection: 60s}}\npanic_threshold: 0"
     );
@@ -188,7 +188,7 @@ fn explain_predicts_the_least_busy_backend_and_shows_its_load() {
     let (lab, origins) = (Lab::new(), origins_and_a_dead_one(3));
     let daemon = checked(&lab, &origins, "policy: least_request");
     let gate = Gate::closed();
-    origins[0].behave(Behaviour::Held(gate.clone(), Answer::ok("")));
+    origins[0].behave(Behaviour::Held(gate.clone(), CannedResponse::ok("")));
     let mut held = Vec::new();
     while origins[0].working() == 0 {
         let taken = predicted(&explain(&daemon, "path=/"), &origins).to_owned();
@@ -205,9 +205,9 @@ fn explain_predicts_the_least_busy_backend_and_shows_its_load() {
     let in_flight = || daemon.metric("lb_upstream_requests_in_flight", &["pool=\"web\""]);
     wait::until(LONG, "only one request is in flight", || in_flight() == 1.0);
     let send = |_| {
-        let answer = daemon.get("/").unwrap();
+        let response = daemon.get("/").unwrap();
         wait::until(LONG, "the request is complete", || in_flight() == 1.0);
-        answer
+        response
     };
     let names = send_as_predicted(&daemon, &origins, 6, |_| "path=/".into(), send);
     assert!(!names.contains(&"o0".to_owned()), "{names:?}");
@@ -242,7 +242,7 @@ fn explain_shows_the_penalty_for_failures_apart_from_the_response_time() {
     let lasting = score()["response_ms"].as_f64().unwrap();
     let spare = spare.address.to_string();
     assert_eq!(lab.run(&["disable", "web", &spare, "-c", path_str(&config)]).code, Some(0));
-    origin.behave(Behaviour::Answer(Answer::status(503, "")));
+    origin.behave(Behaviour::Respond(CannedResponse::status(503, "")));
     assert_eq!(daemon.get("/").unwrap().status, 503);
     let failed = score();
     assert!(failed["penalty_ms"].as_f64().unwrap() > 500.0, "{failed}");
@@ -291,8 +291,8 @@ fn a_draining_backend_gets_its_sessions_and_no_other_requests() {
     let document = explain(&daemon, &format!("path=/&header=Cookie:{cookie}"));
     assert_eq!(document["taken"], home.address.to_string());
     assert_eq!(of_backend(&document, home.address)["candidate"], true);
-    let answer = daemon.connect().request("GET", "/", &[("Cookie", &cookie)], b"").unwrap();
-    assert_eq!(answer.origin(), home.name());
+    let response = daemon.connect().request("GET", "/", &[("Cookie", &cookie)], b"").unwrap();
+    assert_eq!(response.origin(), home.name());
 }
 
 #[test]
@@ -344,9 +344,9 @@ fn a_wrong_query_is_refused_with_a_reason() {
     let daemon = lab.start(&pool(&[&origin], ""));
     for (query, words) in [("hots=a", "unknown parameter `hots`"), ("client=me", "`me` is not an IP address")]
     {
-        let answer = daemon.read(&format!("/api/v1/explain?{query}")).unwrap();
-        assert_eq!(answer.status, 400);
-        assert!(answer.text().contains(words), "{}", answer.text());
+        let response = daemon.read(&format!("/api/v1/explain?{query}")).unwrap();
+        assert_eq!(response.status, 400);
+        assert!(response.text().contains(words), "{}", response.text());
     }
 }
 
@@ -372,8 +372,8 @@ fn a_response_to_a_trusted_proxy_explains_how_it_was_served() {
     let tried = format!("tries=2 tried={}/connect ", bad.address);
     assert_eq!(said.iter().filter(|line| line.contains(&tried)).count(), 1, "{said:?}");
     assert_eq!(daemon.get("/a").unwrap().header(EXPLAIN), None, "the request did not ask");
-    let answer = ask(&daemon, "/elsewhere");
-    assert_eq!((answer.status, answer.header(EXPLAIN)), (404, Some("route=none reason=no_route")));
+    let response = ask(&daemon, "/elsewhere");
+    assert_eq!((response.status, response.header(EXPLAIN)), (404, Some("route=none reason=no_route")));
     assert!(up.seen().iter().all(|seen| seen.header(EXPLAIN).is_none()), "a backend received the header");
 }
 
@@ -381,9 +381,9 @@ fn a_response_to_a_trusted_proxy_explains_how_it_was_served() {
 fn error_responses_of_the_daemon_are_explained_too() {
     let (lab, one, two) = (Lab::new(), Origin::refusing("one"), Origin::refusing("two"));
     let daemon = lab.start(&format!("{TRUSTED}{}", pool(&[&one, &two], "")));
-    let answer = ask(&daemon, "/");
-    assert_eq!(answer.status, 502);
-    let said = answer.header(EXPLAIN).unwrap();
+    let response = ask(&daemon, "/");
+    assert_eq!(response.status, 502);
+    let said = response.header(EXPLAIN).unwrap();
     assert!(said.contains("tries=2") && said.ends_with("reason=connect"), "{said}");
     for origin in [&one, &two] {
         assert!(said.contains(&format!("{}/connect", origin.address)), "{said}");
@@ -392,13 +392,13 @@ fn error_responses_of_the_daemon_are_explained_too() {
     let nowhere = nowhere.replace("health_check: {type: none}", CHECKED);
     let lab = Lab::new();
     let daemon = lab.start_listening(&format!("{TRUSTED}{nowhere}"));
-    let answer = ask(&daemon, "/");
+    let response = ask(&daemon, "/");
     let expected = format!("backend=none tries=0 passed={}/down session=no reason=no_backend", one.address);
-    assert_eq!(answer.status, 503);
+    assert_eq!(response.status, 503);
     assert!(
-        answer.header(EXPLAIN).is_some_and(|said| said.ends_with(&expected)),
+        response.header(EXPLAIN).is_some_and(|said| said.ends_with(&expected)),
         "{:?}",
-        answer.header(EXPLAIN)
+        response.header(EXPLAIN)
     );
 }
 
@@ -447,9 +447,9 @@ fn the_subcommand_explains_as_text_and_json_over_the_control_socket() {
     let taken = document["taken"].as_str().unwrap();
     let text = explain(&request);
     assert!(text.stdout.contains(taken) && text.stdout.contains("round_robin"), "{text:?}");
-    let answered = daemon.get("/").unwrap().origin().to_owned();
+    let actual = daemon.get("/").unwrap().origin().to_owned();
     let expected = [&one, &two].into_iter().find(|origin| origin.address.to_string() == taken).unwrap();
-    assert_eq!(answered, expected.name());
+    assert_eq!(actual, expected.name());
     let wrong = explain(&["--listener", "none"]);
     assert_eq!(wrong.code, Some(2), "{wrong:?}");
     assert!(wrong.stderr.contains("no listener `none`"), "{wrong:?}");
@@ -462,8 +462,8 @@ fn a_request_with_the_token_of_the_control_socket_is_explained() {
     let daemon = lab.start(&pool(&[&origin], ""));
     let token = lab.run(&["explain", "--token", "-c", path_str(&lab.path("conf.yaml"))]).stdout;
     let ask = |value: &str| {
-        let answer = daemon.connect().request("GET", "/", &[("X-Lb-Explain", value)], b"").unwrap();
-        answer.header("x-lb-explain").map(str::to_owned)
+        let response = daemon.connect().request("GET", "/", &[("X-Lb-Explain", value)], b"").unwrap();
+        response.header("x-lb-explain").map(str::to_owned)
     };
     assert!(ask(token.trim()).unwrap().contains(&format!("backend={}", origin.address)));
     assert_eq!(ask("1"), None);

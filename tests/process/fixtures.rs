@@ -71,8 +71,8 @@ fn assert_serves(daemon: &View, paths: &[String], name: &str, origins: &Origins)
     let up = || backends(&daemon.status()).iter().all(|backend| backend["state"] == "up");
     assert!(wait::poll(LONG, || up().then_some(())).is_some(), "{name}: {:#}", daemon.status());
     for path in paths {
-        let answer = daemon.get(path).unwrap();
-        assert_eq!(answer.status, 200, "{name}, {path}:\n{}", daemon.log());
+        let response = daemon.get(path).unwrap();
+        assert_eq!(response.status, 200, "{name}, {path}:\n{}", daemon.log());
     }
     let requests: u64 = origins.http.iter().map(Origin::requests).sum();
     assert!(requests >= paths.len() as u64, "{name}: {requests} requests for {paths:?}");

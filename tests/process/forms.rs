@@ -37,8 +37,8 @@ impl<'a> Isolated<'a> {
             let finished = self.lab.run(&arguments.each_ref().map(String::as_str));
             (finished.code == Some(0)).then(|| serde_json::from_str(&finished.stdout).unwrap())
         };
-        let answer = wait::poll(LONG, ask);
-        answer.unwrap_or_else(|| panic!("the daemon does not respond:\n{}", self.lab.error_log()))
+        let response = wait::poll(LONG, ask);
+        response.unwrap_or_else(|| panic!("the daemon does not respond:\n{}", self.lab.error_log()))
     }
 
     /// The addresses of the listening TCP sockets of the namespace, in the notation of `/proc/net/tcp`.
@@ -123,8 +123,8 @@ fn proxy_takes_localhost_as_a_backend() {
     let to = format!("localhost:{}", origin.address.port());
     let (listen, metrics) = (lab.listener.to_string(), lab.metrics.to_string());
     let _daemon = lab.spawn(&["proxy", "--to", &to, "--listen", &listen, "--metrics", &metrics]);
-    let answer = wait::poll(LONG, || tests::get(lab.listener, "/").ok());
-    assert_eq!(answer.expect("the daemon serves").origin(), "one");
+    let response = wait::poll(LONG, || tests::get(lab.listener, "/").ok());
+    assert_eq!(response.expect("the daemon serves").origin(), "one");
     let refused = lab.run(&["proxy", "--to", "example.com:80"]);
     assert_eq!(refused.code, Some(2), "{refused:?}");
     assert!(refused.stderr.contains("is a host name"), "{refused:?}");

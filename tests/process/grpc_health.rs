@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use tests::origin::Asked;
+use tests::origin::ReceivedCheck;
 use tests::wait::{self, LONG};
 use tests::{Authority, Daemon, GrpcBehaviour, GrpcOrigin, Lab, Origin, Serving, Unreachable, ports};
 
@@ -43,8 +43,8 @@ fn wait_down(daemon: &Daemon, backend: SocketAddr, reason: &str) {
 
 /// Waits for the check that follows `earlier` others, and returns it.
 #[track_caller]
-fn check_after(origin: &GrpcOrigin, earlier: usize) -> Asked {
-    wait::until_some(LONG, "another check has arrived", || origin.asked().get(earlier).cloned())
+fn check_after(origin: &GrpcOrigin, earlier: usize) -> ReceivedCheck {
+    wait::until_some(LONG, "another check has arrived", || origin.checks().get(earlier).cloned())
 }
 
 #[test]
@@ -60,7 +60,7 @@ fn a_backend_is_used_while_its_health_service_says_that_it_serves() {
     wait_up(&daemon, two.address, true);
     two.set("", Serving::Unknown);
     wait_down(&daemon, two.address, "serving status UNKNOWN");
-    assert!(one.asked().iter().all(|asked| asked.service.is_empty()));
+    assert!(one.checks().iter().all(|check| check.service.is_empty()));
     daemon.logged(&["backend", &two.address.to_string(), "is up: 1 check passed"]);
 }
 
@@ -100,7 +100,7 @@ fn the_authority_of_a_check_is_the_host_and_by_default_the_address() {
     drop(daemon);
     // The origin sees the end of a connection only some time after the daemon has exited.
     wait::until(LONG, "no connection is open", || origin.open_connections() == 0);
-    let earlier = origin.asked().len();
+    let earlier = origin.checks().len();
     let _daemon = start(&lab, &[origin.address], &check(""));
     assert_eq!(check_after(&origin, earlier).authority, origin.address.to_string());
 }
@@ -140,8 +140,8 @@ fn checks_use_tls_when_the_pool_does() {
     wait_up(&daemon, trusted.address, true);
     wait_down(&daemon, untrusted.address, "TLS: invalid peer certificate");
     wait_down(&daemon, http1.address, "the backend does not speak HTTP/2");
-    let asked = check_after(&trusted, 0);
-    assert_eq!((asked.sni.as_deref(), asked.authority.as_str()), (Some("a.test"), "a.test"));
+    let check = check_after(&trusted, 0);
+    assert_eq!((check.sni.as_deref(), check.authority.as_str()), (Some("a.test"), "a.test"));
     trusted.set("", Serving::NotServing);
     wait_down(&daemon, trusted.address, "not serving");
 }

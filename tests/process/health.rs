@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use tests::daemon::{View, path_str};
 use tests::wait::{self, LONG};
-use tests::{Answer, Authority, Behaviour, Daemon, Lab, Origin, Unreachable};
+use tests::{Authority, Behaviour, CannedResponse, Daemon, Lab, Origin, Unreachable};
 
 use crate::{pool, pool_of};
 
@@ -31,10 +31,10 @@ fn served_by(daemon: &Daemon) -> Vec<String> {
 /// Waits until an origin has received `count` requests for `path`, and returns the time of each.
 #[track_caller]
 fn check_times(origin: &Origin, path: &str, count: usize) -> Vec<Instant> {
-    let asked = || origin.seen().iter().filter(|seen| seen.target() == path).count();
-    let (mut known, mut times) = (asked(), Vec::new());
+    let checks = || origin.seen().iter().filter(|seen| seen.target() == path).count();
+    let (mut known, mut times) = (checks(), Vec::new());
     wait::until(LONG, &format!("{count} checks have arrived"), || {
-        let now = asked();
+        let now = checks();
         times.extend(std::iter::repeat_n(Instant::now(), now - known));
         known = now;
         times.len() >= count
@@ -64,7 +64,7 @@ fn http_checks_send_what_is_configured() {
     let origin = Origin::start("one");
     let more = "path: \"/health?deep=1\", method: HEAD, host: checked.test";
     let _daemon = lab.start(&pool(&[&origin], &check("http", more)));
-    let seen = origin.saw("/health?deep=1");
+    let seen = origin.received("/health?deep=1");
     assert_eq!((seen.method(), seen.header("host")), ("HEAD", Some("checked.test")));
 }
 
@@ -72,12 +72,12 @@ fn http_checks_send_what_is_configured() {
 fn http_checks_pass_when_the_status_is_expected() {
     let lab = Lab::new();
     let (one, two) = (Origin::start("one"), Origin::start("two"));
-    one.behave(Behaviour::Answer(Answer::status(204, "")));
-    two.behave(Behaviour::Answer(Answer::status(404, "missing")));
+    one.behave(Behaviour::Respond(CannedResponse::status(204, "")));
+    two.behave(Behaviour::Respond(CannedResponse::status(404, "missing")));
     let daemon = lab.start(&pool(&[&one, &two], &check("http", "expect_status: [\"404\", \"500-502\"]")));
     wait_up(&daemon, &one, false);
     wait_up(&daemon, &two, true);
-    one.behave(Behaviour::Answer(Answer::status(501, "")));
+    one.behave(Behaviour::Respond(CannedResponse::status(501, "")));
     wait_up(&daemon, &one, true);
 }
 
@@ -85,8 +85,8 @@ fn http_checks_pass_when_the_status_is_expected() {
 fn http_checks_pass_by_default_when_the_status_is_2xx_or_3xx() {
     let lab = Lab::new();
     let (one, two) = (Origin::start("one"), Origin::start("two"));
-    one.behave(Behaviour::Answer(Answer::status(302, "")));
-    two.behave(Behaviour::Answer(Answer::status(500, "")));
+    one.behave(Behaviour::Respond(CannedResponse::status(302, "")));
+    two.behave(Behaviour::Respond(CannedResponse::status(500, "")));
     let daemon = lab.start(&pool(&[&one, &two], &check("http", "path: /")));
     wait_up(&daemon, &one, true);
     wait_up(&daemon, &two, false);
@@ -96,8 +96,8 @@ fn http_checks_pass_by_default_when_the_status_is_2xx_or_3xx() {
 fn http_checks_pass_when_the_body_contains_the_expected_text() {
     let lab = Lab::new();
     let (one, two) = (Origin::start("one"), Origin::start("two"));
-    one.behave(Behaviour::Answer(Answer::ok("status: ok")));
-    two.behave(Behaviour::Answer(Answer::ok("status: bad")));
+    one.behave(Behaviour::Respond(CannedResponse::ok("status: ok")));
+    two.behave(Behaviour::Respond(CannedResponse::ok("status: bad")));
     let daemon = lab.start(&pool(&[&one, &two], &check("http", "expect_body: \"status: ok\"")));
     wait_up(&daemon, &one, true);
     wait_up(&daemon, &two, false);
@@ -118,7 +118,7 @@ fn checks_use_tls_when_the_pool_does() {
         wait_up(&daemon, &untrusted, false);
         assert_eq!(served_by(&daemon), ["trusted"]);
     }
-    assert_eq!(trusted.saw("/").sni.as_deref(), Some("a.test"));
+    assert_eq!(trusted.received("/").sni.as_deref(), Some("a.test"));
 }
 
 #[test]
@@ -144,13 +144,13 @@ fn a_backend_goes_down_after_fall_failures_and_comes_back_after_rise_successes()
     let (one, two) = (Origin::start("one"), Origin::start("two"));
     let daemon = lab.start(&pool(&[&one, &two], &check("http", "path: /check, rise: 4, fall: 3")));
     wait_up(&daemon, &two, true);
-    two.behave(Behaviour::Answer(Answer::status(500, "")));
+    two.behave(Behaviour::Respond(CannedResponse::status(500, "")));
     let failed_before = two.requests();
     wait_up(&daemon, &two, false);
     let failed = two.requests() - failed_before;
     assert!((3..=5).contains(&failed), "down after {failed} failures");
     daemon.logged(&[&two.address.to_string(), "3 checks failed"]);
-    two.behave(Behaviour::Answer(Answer::ok("")));
+    two.behave(Behaviour::Respond(CannedResponse::ok("")));
     let passed_before = two.requests();
     wait_up(&daemon, &two, true);
     let passed = two.requests() - passed_before;
@@ -175,7 +175,7 @@ fn checks_are_sent_at_the_fast_interval_while_the_state_changes() {
     let more =
         "health_check: {type: http, path: /check, interval: 2s, fast_interval: 100ms, fall: 10, jitter: 0}";
     let daemon = lab.start(&pool(&[&one, &two], more));
-    two.behave(Behaviour::Answer(Answer::status(500, "")));
+    two.behave(Behaviour::Respond(CannedResponse::status(500, "")));
     let begun = Instant::now();
     wait_up(&daemon, &two, false);
     // Ten checks at the slow interval would take 20 s.
@@ -200,7 +200,7 @@ fn a_check_fails_when_it_times_out() {
     let lab = Lab::new();
     let (one, two) = (Origin::start("one"), Origin::start("two"));
     for origin in [&one, &two] {
-        origin.behave(Behaviour::Slow(Duration::from_millis(600), Answer::ok("")));
+        origin.behave(Behaviour::Slow(Duration::from_millis(600), CannedResponse::ok("")));
     }
     let checks = |timeout: &str| {
         format!("health_check: {{type: http, interval: 10s, fast_interval: 1s, fall: 1, timeout: {timeout}}}")
@@ -273,8 +273,8 @@ fn two_pools(healthy: &Origin, broken: &Origin, more: &str) -> String {
 }
 
 fn probe(daemon: &View, target: &str) -> (u16, String) {
-    let answer = daemon.read(target).unwrap();
-    (answer.status, answer.text())
+    let response = daemon.read(target).unwrap();
+    (response.status, response.text())
 }
 
 #[test]

@@ -39,7 +39,7 @@ fn start(lab: &Lab, instance: &Instance, more: &[&str]) {
     let finished = lab.run(&[&["-d", "-c", path_str(&instance.config)], more].concat());
     assert_eq!(finished.code, Some(0), "{finished:?}");
     wait::until(LONG, "the daemon serves", || {
-        tests::get(instance.listener, "/").is_ok_and(|answer| answer.status == 200)
+        tests::get(instance.listener, "/").is_ok_and(|response| response.status == 200)
     });
 }
 
@@ -316,11 +316,11 @@ fn root_is_shown_the_daemons_of_other_users_with_their_names() {
     let started = lab.finish(lab.command_as("nobody"), &["-d", "-c", path_str(&a.config)]);
     assert_eq!(started.code, Some(0), "{started:?}");
     let directory = path_str(lab.directory()).to_owned();
-    let asked = |words: &[&str]| lab.run_with(words, &[("TMPDIR", &directory)]);
-    let missed = asked(&["status", "-c", path_str(&a.config)]);
+    let run_in = |words: &[&str]| lab.run_with(words, &[("TMPDIR", &directory)]);
+    let missed = run_in(&["status", "-c", path_str(&a.config)]);
     assert_eq!(missed.code, Some(1), "{missed:?}");
     assert!(missed.stderr.contains("of the user `nobody`: use `--socket`"), "{missed:?}");
     let socket = missed.stderr.split_whitespace().find(|word| word.contains("/load_balancer-")).unwrap();
-    let stopped = asked(&["stop", "--socket", socket, "-c", path_str(&a.config)]);
+    let stopped = run_in(&["stop", "--socket", socket, "-c", path_str(&a.config)]);
     assert_eq!(stopped.code, Some(0), "{stopped:?}");
 }

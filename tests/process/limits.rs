@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use tests::client::head_bytes;
 use tests::load::{Outcome, burst};
 use tests::wait::{self, LONG};
-use tests::{Answer, Behaviour, Connection, Daemon, Gate, Lab, Origin, Response, pattern};
+use tests::{Behaviour, CannedResponse, Connection, Daemon, Gate, Lab, Origin, Response, pattern};
 
 use crate::balancing::pool_with;
 use crate::retries::failing;
@@ -31,7 +31,7 @@ impl Narrow {
 
     fn before(origin: Origin, more: &str) -> Self {
         let (lab, gate) = (Lab::new(), Gate::closed());
-        origin.behave(Behaviour::Held(gate.clone(), Answer::ok("done")));
+        origin.behave(Behaviour::Held(gate.clone(), CannedResponse::ok("done")));
         let daemon = lab.start(&pool(&[&origin], more));
         Self { daemon, origin, gate, _lab: lab }
     }
@@ -60,7 +60,7 @@ impl Narrow {
     }
 
     fn respond_to_all(&self) {
-        self.open(Behaviour::Answer(Answer::ok("done")));
+        self.open(Behaviour::Respond(CannedResponse::ok("done")));
     }
 }
 
@@ -107,7 +107,7 @@ fn assert_all_served(clients: Vec<Connection>) {
 /// The highest number of requests in flight at one origin while 24 clients send ten requests each.
 fn most_at_once(more: &str) -> u64 {
     let (lab, origin) = (Lab::new(), Origin::start("one"));
-    origin.behave(Behaviour::Slow(Duration::from_millis(5), Answer::ok("")));
+    origin.behave(Behaviour::Slow(Duration::from_millis(5), CannedResponse::ok("")));
     let daemon = lab.start(&pool(&[&origin], more));
     let address = daemon.listener;
     let client = |_| {
@@ -139,7 +139,7 @@ fn a_backend_has_its_own_limit_or_that_of_the_pool() {
     let (lab, gate) = (Lab::new(), Gate::closed());
     let origins = ["own", "pool", "none"].map(Origin::start);
     for origin in &origins {
-        origin.behave(Behaviour::Held(gate.clone(), Answer::ok("")));
+        origin.behave(Behaviour::Held(gate.clone(), CannedResponse::ok("")));
     }
     let [own, of_pool, none] = &origins;
     let backends = [(own, "max_requests: 1"), (of_pool, ""), (none, "max_requests: 0")];
@@ -163,7 +163,7 @@ fn queued_requests_are_served_in_the_order_of_arrival() {
     let early: Vec<String> = (0..20).map(|number| format!("/early/{number}")).collect();
     clients.extend(early.iter().map(|target| narrow.join(target)));
     assert_eq!(queued(&narrow.daemon), 20.0);
-    narrow.open(Behaviour::Slow(Duration::from_millis(20), Answer::ok("")));
+    narrow.open(Behaviour::Slow(Duration::from_millis(20), CannedResponse::ok("")));
     // These arrive while places become free, and must not overtake the queued requests.
     let late: Vec<String> = (0..10).map(|number| format!("/late/{number}")).collect();
     clients.extend(late.iter().map(|target| narrow.daemon.begin(target)));
@@ -189,14 +189,14 @@ fn a_request_is_rejected_at_once_when_the_queue_is_full() {
         clients.extend((0..places).map(|_| narrow.join("/waits")));
         for count in 1..=3 {
             let begun = Instant::now();
-            let answer = narrow.daemon.get("/too-many").unwrap();
+            let response = narrow.daemon.get("/too-many").unwrap();
             let took = begun.elapsed();
             println!(
                 "{limits:?}: {} in {took:.1?}, Retry-After {:?}",
-                answer.status,
-                answer.header("retry-after")
+                response.status,
+                response.header("retry-after")
             );
-            assert_eq!((answer.status, answer.header("retry-after")), (503, Some("1")));
+            assert_eq!((response.status, response.header("retry-after")), (503, Some("1")));
             assert!(took < Duration::from_secs(5), "{took:?}");
             wait_rejected(&narrow.daemon, "queue_full", f64::from(count));
         }
@@ -213,12 +213,12 @@ fn queued_until_timeout(timeout: &str) -> (Response, Duration, Narrow) {
     let narrow = Narrow::start(&format!("limits: {{max_requests: 1}}\n{timeout}"));
     let clients = narrow.fill(1);
     let begun = Instant::now();
-    let answer = narrow.daemon.get("/waits").unwrap();
+    let response = narrow.daemon.get("/waits").unwrap();
     let took = begun.elapsed();
-    println!("{timeout:?}: {} after {took:.1?}", answer.status);
+    println!("{timeout:?}: {} after {took:.1?}", response.status);
     narrow.respond_to_all();
     assert_all_served(clients);
-    (answer, took, narrow)
+    (response, took, narrow)
 }
 
 #[test]
@@ -226,12 +226,12 @@ fn a_queued_request_is_rejected_after_the_queue_timeout() {
     for (timeout, least, most) in
         [("", 1000, 3000), ("timeouts: {queue: 200ms}", 200, 1000), ("timeouts: {queue: 4s}", 4000, 9000)]
     {
-        let (mut answer, mut took, mut narrow) = queued_until_timeout(timeout);
+        let (mut response, mut took, mut narrow) = queued_until_timeout(timeout);
         if took.as_millis() >= most {
             // A busy machine may respond late once.
-            (answer, took, narrow) = queued_until_timeout(timeout);
+            (response, took, narrow) = queued_until_timeout(timeout);
         }
-        assert_eq!((answer.status, answer.header("retry-after")), (503, Some("1")));
+        assert_eq!((response.status, response.header("retry-after")), (503, Some("1")));
         assert!((least..most).contains(&took.as_millis()), "{timeout}: {took:?}");
         wait_rejected(&narrow.daemon, "queue_timeout", 1.0);
         narrow.daemon.logged(&["/waits", "503", "queue_timeout"]);
@@ -288,7 +288,7 @@ fn a_client_that_leaves_the_queue_frees_its_place_at_once() {
     narrow.respond_to_all();
     assert_all_served(clients.into_iter().chain([waiting]).collect());
     let targets: Vec<String> = narrow.origin.seen().iter().map(|seen| seen.target().to_owned()).collect();
-    println!("the backend saw {targets:?}");
+    println!("the backend received {targets:?}");
     assert_eq!(targets, ["/held", "/last"]);
     // This counts the requests that found the queue full, but not the clients that disconnected.
     wait_rejected(&narrow.daemon, "queue_full", 6.0);
@@ -377,7 +377,7 @@ fn the_body_of_a_queued_request_arrives_unchanged() {
     for (target, length, sender) in senders {
         let mut client = sender.join().unwrap();
         assert_eq!(client.response("POST").unwrap().status, 200, "{target}");
-        let body = narrow.origin.saw(&target).body;
+        let body = narrow.origin.received(&target).body;
         println!("{target}: {} bytes, unchanged: {}", body.length, body.is_pattern);
         assert_eq!((body.length, body.is_pattern), (length, true), "{target}");
         // The next request on the connection is read correctly, too.
@@ -397,7 +397,7 @@ fn a_client_that_waits_for_100_continue_gets_it_after_the_queue() {
     assert_eq!(client.response_head().unwrap().0, 100);
     client.send("12345").unwrap();
     assert_eq!(client.response("PUT").unwrap().status, 200);
-    assert_eq!(narrow.origin.saw("/up").body.start, b"12345");
+    assert_eq!(narrow.origin.received("/up").body.start, b"12345");
     assert_all_served(clients);
     assert_nothing_leaks(&narrow.daemon);
 }
@@ -417,9 +417,9 @@ fn queued_requests_are_rejected_when_no_backend_is_left() {
     let mut waiting = narrow.join("/waits");
     let begun = Instant::now();
     drop(checked);
-    let answer = waiting.response("GET").unwrap();
-    println!("no backend is left: {} after {:.1?}", answer.status, begun.elapsed());
-    assert_eq!(answer.status, 503);
+    let response = waiting.response("GET").unwrap();
+    println!("no backend is left: {} after {:.1?}", response.status, begun.elapsed());
+    assert_eq!(response.status, 503);
     wait_rejected(&narrow.daemon, "no_backend", 1.0);
     narrow.respond_to_all();
     assert_all_served(clients);
@@ -429,7 +429,7 @@ fn queued_requests_are_rejected_when_no_backend_is_left() {
 #[test]
 fn no_place_leaks_when_clients_disconnect_at_any_moment() {
     let (lab, origin) = (Lab::new(), Origin::start("one"));
-    origin.behave(Behaviour::Slow(Duration::from_millis(3), Answer::ok("done")));
+    origin.behave(Behaviour::Slow(Duration::from_millis(3), CannedResponse::ok("done")));
     let more = "limits: {max_requests: 2, queue: 8}\ntimeouts: {queue: 20s}";
     let daemon = lab.start(&pool(&[&origin], more));
     let address = daemon.listener;
@@ -462,7 +462,7 @@ fn no_place_leaks_when_clients_disconnect_at_any_moment() {
     assert_nothing_leaks(&daemon);
     // Every place can be taken again: two requests are in flight, eight are queued, and the next is rejected.
     let gate = Gate::closed();
-    origin.behave(Behaviour::Held(gate.clone(), Answer::ok("done")));
+    origin.behave(Behaviour::Held(gate.clone(), CannedResponse::ok("done")));
     let clients: Vec<_> = (0..10).map(|_| daemon.begin("/held")).collect();
     wait_queued(&daemon, 8.0);
     wait::until(LONG, "two requests are in flight", || origin.working() == 2);
@@ -480,10 +480,10 @@ fn a_queued_request_goes_to_a_backend_whose_ejection_ends() {
     let more = "outlier_detection: {consecutive_failures: 1, base_ejection: 2s}\nretries: {attempts: 0}\n\
                 limits: {max_requests: 1}\ntimeouts: {queue: 15s}";
     let daemon = lab.start(&pool(&[&busy, &ejected], more));
-    ejected.behave(Behaviour::Answer(Answer::status(503, "")));
+    ejected.behave(Behaviour::Respond(CannedResponse::status(503, "")));
     wait::until(LONG, "one backend has failed", || daemon.get("/fails").unwrap().status == 503);
-    ejected.behave(Behaviour::Answer(Answer::ok("")));
-    busy.behave(Behaviour::Held(gate.clone(), Answer::ok("")));
+    ejected.behave(Behaviour::Respond(CannedResponse::ok("")));
+    busy.behave(Behaviour::Held(gate.clone(), CannedResponse::ok("")));
     let mut clients = vec![daemon.begin("/held")];
     wait::until(LONG, "the other backend is full", || {
         if busy.working() == 0 && ejected.requests() > clients.len() as u64 {
@@ -492,9 +492,14 @@ fn a_queued_request_goes_to_a_backend_whose_ejection_ends() {
         busy.working() == 1
     });
     let begun = Instant::now();
-    let answer = daemon.begin("/waits").response("GET").unwrap();
-    println!("the ejection ends: {} from {} after {:.1?}", answer.status, answer.origin(), begun.elapsed());
-    assert_eq!((answer.status, answer.origin()), (200, "ejected"));
+    let response = daemon.begin("/waits").response("GET").unwrap();
+    println!(
+        "the ejection ends: {} from {} after {:.1?}",
+        response.status,
+        response.origin(),
+        begun.elapsed()
+    );
+    assert_eq!((response.status, response.origin()), (200, "ejected"));
     gate.open();
     assert_all_served(clients);
     assert_nothing_leaks(&daemon);
@@ -507,7 +512,7 @@ fn a_queued_request_goes_to_a_backend_whose_ejection_ends() {
 fn a_retry_waits_for_another_backend_that_is_full() {
     for (how, bad) in [("refuses", failing("connect_failure")), ("resets", failing("reset"))] {
         let (lab, good) = (Lab::new(), Origin::start("good"));
-        good.behave(Behaviour::Slow(Duration::from_millis(50), Answer::ok("")));
+        good.behave(Behaviour::Slow(Duration::from_millis(50), CannedResponse::ok("")));
         let more = "limits: {max_requests: 2, queue: 50}\ntimeouts: {queue: 5s}\n\
                     outlier_detection: {consecutive_failures: 0}";
         let daemon = lab.start(&pool(&[&good, &bad], more));

@@ -157,11 +157,11 @@ impl Unread {
     }
 
     fn get(&self, target: &str) -> u16 {
-        tests::client::get(self.lab.listener, target).map_or(0, |answer| answer.status)
+        tests::client::get(self.lab.listener, target).map_or(0, |response| response.status)
     }
 
     fn read(&self, target: &str) -> String {
-        tests::client::get(self.lab.metrics, target).map(|answer| answer.text()).unwrap_or_default()
+        tests::client::get(self.lab.metrics, target).map(|response| response.text()).unwrap_or_default()
     }
 
     fn metric(&self, name: &str) -> f64 {

@@ -112,13 +112,13 @@ impl Counted {
             let (method, target) = TARGETS[(number + client) % TARGETS.len()];
             let body: &[u8] = if method == "POST" { b"some body" } else { b"" };
             let host = if target == "/no-route" { "nowhere.test" } else { "web.test" };
-            let answer = connection.request(method, target, &[("Host", host)], body).expect("a response");
-            *counted.codes.entry(answer.status).or_default() += 1;
-            counted.bytes += answer.length;
-            if !answer.origin().is_empty() {
-                *counted.origins.entry(answer.origin().to_owned()).or_default() += 1;
+            let response = connection.request(method, target, &[("Host", host)], body).expect("a response");
+            *counted.codes.entry(response.status).or_default() += 1;
+            counted.bytes += response.length;
+            if !response.origin().is_empty() {
+                *counted.origins.entry(response.origin().to_owned()).or_default() += 1;
             }
-            if answer.closes() {
+            if response.closes() {
                 connection = Connection::open(address).expect("the listener accepts");
             }
         }
@@ -190,8 +190,8 @@ fn prometheus_reports_the_totals_that_the_clients_counted() {
     let prometheus = Server::prometheus(&lab, lab.metrics);
     let counted = Counted::send(&daemon, 800);
     let query = |query: &str| -> Option<u64> {
-        let answer = get(prometheus.address, &format!("/api/v1/query?query={}", escape(query))).ok()?;
-        let value: Value = serde_json::from_slice(&answer.body).ok()?;
+        let response = get(prometheus.address, &format!("/api/v1/query?query={}", escape(query))).ok()?;
+        let value: Value = serde_json::from_slice(&response.body).ok()?;
         let sample = value["data"]["result"][0]["value"][1].as_str()?.parse::<f64>().ok()?;
         Some(sample as u64)
     };
@@ -205,8 +205,8 @@ fn prometheus_reports_the_totals_that_the_clients_counted() {
     }
     expected.push(("up{job=\"load_balancer\"}".to_owned(), 1));
     for (text, count) in expected {
-        let answer = wait::poll(LONG, || query(&text).filter(|answer| *answer == count));
-        assert_eq!(answer, Some(count), "{text}: Prometheus reports {:?}", query(&text));
+        let response = wait::poll(LONG, || query(&text).filter(|response| *response == count));
+        assert_eq!(response, Some(count), "{text}: Prometheus reports {:?}", query(&text));
     }
 }
 
@@ -226,7 +226,7 @@ fn a_request_is_no_longer_in_flight_after_its_client_disconnects() {
     let daemon = lab.start(&pool(&[&origin], ""));
     let mut client = daemon.connect();
     client.send("GET /left HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
-    origin.saw("/left");
+    origin.received("/left");
     assert_eq!(daemon.metric("lb_requests_in_flight", &[]), 1.0);
     drop(client);
     wait::until(LONG, "no request is in flight", || {
@@ -275,9 +275,9 @@ fn endpoints_respond_as_documented_and_anything_else_is_404_or_405() {
         assert_eq!(client.request("HEAD", target, &[], b"").unwrap().status, 200, "HEAD {target}");
         for method in ["POST", "PUT", "DELETE"] {
             let mut client = Connection::open(lab.metrics).unwrap();
-            let answer = client.request(method, target, &[], b"").unwrap();
-            assert_eq!(answer.status, 405, "{method} {target}");
-            assert!(answer.header("allow").is_some_and(|allow| allow.contains("GET")));
+            let response = client.request(method, target, &[], b"").unwrap();
+            assert_eq!(response.status, 405, "{method} {target}");
+            assert!(response.header("allow").is_some_and(|allow| allow.contains("GET")));
         }
     }
     for target in ["/", "/metrics/x", "/api/v1/nothing"] {
@@ -292,9 +292,9 @@ fn status_shows_pools_and_backends_with_state_reason_and_counters() {
     let (up, down) = (Origin::start("up"), Origin::refusing("down"));
     let daemon = lab.start(&pool(&[&up, &down], "health_check: {type: tcp, interval: 200ms, fall: 1}"));
     daemon.get("/").unwrap();
-    let answer = daemon.read("/api/v1/status").unwrap();
-    assert_eq!(answer.header("content-type"), Some("application/json"));
-    let status: Value = serde_json::from_slice(&answer.body).expect("JSON");
+    let response = daemon.read("/api/v1/status").unwrap();
+    assert_eq!(response.header("content-type"), Some("application/json"));
+    let status: Value = serde_json::from_slice(&response.body).expect("JSON");
     let pool = object_with(&status, "web").unwrap_or_else(|| panic!("no pool web in {status:#}"));
     let of = |origin: &Origin| {
         let backend = object_with(pool, &origin.address.to_string());
@@ -329,7 +329,7 @@ fn metrics_can_be_read_during_a_drain() {
     let mut daemon = lab.start(&format!("shutdown: {{drain: 5s}}\n{}", pool(&[&origin], "")));
     let mut client = daemon.connect();
     client.send("GET /held HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
-    origin.saw("/held");
+    origin.received("/held");
     daemon.signal(tests::Signal::SIGTERM);
     wait::until(LONG, "the listener is closed", || {
         matches!(Connection::open(lab.listener), Err(Failure::Connect(_)))

@@ -7,7 +7,7 @@ use tests::client::head_bytes;
 use tests::daemon::path_str;
 use tests::pattern;
 use tests::wait::{self, LONG};
-use tests::{Answer, Authority, Behaviour, Daemon, Gate, Lab, Origin, Unreachable, ports};
+use tests::{Authority, Behaviour, CannedResponse, Daemon, Gate, Lab, Origin, Unreachable, ports};
 
 use crate::{pool, pool_of, tally};
 
@@ -40,16 +40,16 @@ impl Proxied {
 #[test]
 fn requests_and_responses_pass_unchanged_and_connections_are_kept_on_both_sides() {
     let proxied =
-        Proxied::start(Behaviour::Answer(Answer::ok("hello").with("X-Two", "a").with("X-Two", "b")));
+        Proxied::start(Behaviour::Respond(CannedResponse::ok("hello").with("X-Two", "a").with("X-Two", "b")));
     let mut client = proxied.daemon.connect();
     for _ in 0..3 {
-        let answer =
+        let response =
             client.request("POST", "/path?q=1&r=%20", &[("X-In", "1"), ("X-In", "2")], b"sent").unwrap();
-        assert_eq!((answer.status, answer.text().as_str()), (200, "hello"));
-        assert_eq!(answer.head.all("x-two"), ["a", "b"]);
-        assert!(!answer.closes());
+        assert_eq!((response.status, response.text().as_str()), (200, "hello"));
+        assert_eq!(response.head.all("x-two"), ["a", "b"]);
+        assert!(!response.closes());
     }
-    let seen = proxied.origin.saw("/path?q=1&r=%20");
+    let seen = proxied.origin.received("/path?q=1&r=%20");
     assert_eq!((seen.method(), seen.body.start.as_slice()), ("POST", b"sent".as_slice()));
     assert_eq!(seen.head.all("x-in"), ["1", "2"]);
     assert_eq!((proxied.origin.requests(), proxied.origin.connections()), (3, 1));
@@ -57,7 +57,7 @@ fn requests_and_responses_pass_unchanged_and_connections_are_kept_on_both_sides(
 
 #[test]
 fn an_http_1_0_client_is_served() {
-    let proxied = Proxied::start(Behaviour::Answer(Answer::ok("hello")));
+    let proxied = Proxied::start(Behaviour::Respond(CannedResponse::ok("hello")));
     let mut client = proxied.daemon.connect();
     client.send("GET / HTTP/1.0\r\nHost: a\r\n\r\n").unwrap();
     assert_eq!(client.response("GET").unwrap().text(), "hello");
@@ -66,10 +66,10 @@ fn an_http_1_0_client_is_served() {
 
 #[test]
 fn connection_close_from_a_client_closes_the_connection() {
-    let proxied = Proxied::start(Behaviour::Answer(Answer::ok("hello")));
+    let proxied = Proxied::start(Behaviour::Respond(CannedResponse::ok("hello")));
     let mut client = proxied.daemon.connect();
-    let answer = client.request("GET", "/", &[("Connection", "close")], b"").unwrap();
-    assert!(answer.closes());
+    let response = client.request("GET", "/", &[("Connection", "close")], b"").unwrap();
+    assert!(response.closes());
     assert!(client.ends_within(LONG));
 }
 
@@ -94,7 +94,7 @@ fn chunked_bodies_pass_in_both_directions() {
     client.send(head_bytes("POST", "/c", &[("Transfer-Encoding", "chunked")], 0)).unwrap();
     client.send("3\r\nabc\r\n4\r\ndefg\r\n0\r\n\r\n").unwrap();
     assert_eq!(client.response("POST").unwrap().text(), "first second");
-    assert_eq!(proxied.origin.saw("/c").body.start, b"abcdefg");
+    assert_eq!(proxied.origin.received("/c").body.start, b"abcdefg");
     assert_eq!(client.get("/again").unwrap().text(), "first second");
 }
 
@@ -106,34 +106,34 @@ fn a_response_with_trailers_is_complete_without_them() {
     let proxied = Proxied::start(Behaviour::Chunked { chunks: vec![b"body".to_vec()], trailers });
     let mut client = proxied.daemon.connect();
     for _ in 0..3 {
-        let answer = client.request("GET", "/", &[("TE", "trailers")], b"").unwrap();
-        assert_eq!((answer.text().as_str(), answer.trailer("x-checksum")), ("body", None));
+        let response = client.request("GET", "/", &[("TE", "trailers")], b"").unwrap();
+        assert_eq!((response.text().as_str(), response.trailer("x-checksum")), ("body", None));
     }
 }
 
 #[test]
 fn a_request_with_trailers_is_complete_without_them() {
-    let proxied = Proxied::start(Behaviour::Answer(Answer::ok("")));
+    let proxied = Proxied::start(Behaviour::Respond(CannedResponse::ok("")));
     let mut client = proxied.daemon.connect();
     let headers = [("Transfer-Encoding", "chunked"), ("Trailer", "X-Checksum")];
     for path in ["/t/1", "/t/2", "/t/3"] {
         client.send(head_bytes("POST", path, &headers, 0)).unwrap();
         client.send("3\r\nabc\r\n0\r\nX-Checksum: 9\r\n\r\n").unwrap();
         assert_eq!(client.response("POST").unwrap().status, 200);
-        let seen = proxied.origin.saw(path);
+        let seen = proxied.origin.received(path);
         assert_eq!((&seen.body.start[..], seen.trailers.len()), (&b"abc"[..], 0));
     }
 }
 
 #[test]
 fn a_client_that_waits_for_100_continue_gets_it_and_then_the_response() {
-    let proxied = Proxied::start(Behaviour::Answer(Answer::ok("got it")));
+    let proxied = Proxied::start(Behaviour::Respond(CannedResponse::ok("got it")));
     let mut client = proxied.daemon.connect();
     client.send(head_bytes("PUT", "/up", &[("Expect", "100-continue")], 5)).unwrap();
     assert_eq!(client.response_head().unwrap().0, 100);
     client.send("12345").unwrap();
     assert_eq!(client.response("PUT").unwrap().text(), "got it");
-    assert_eq!(proxied.origin.saw("/up").body.start, b"12345");
+    assert_eq!(proxied.origin.received("/up").body.start, b"12345");
 }
 
 #[test]
@@ -157,7 +157,7 @@ fn an_upgrade_to_cleartext_http_2_does_not_pass() {
     let headers =
         [("Connection", "Upgrade, HTTP2-Settings"), ("Upgrade", "h2c"), ("HTTP2-Settings", "AAMAAABk")];
     assert_eq!(client.request("GET", "/h2c", &headers, b"").unwrap().status, 426);
-    let seen = proxied.origin.saw("/h2c");
+    let seen = proxied.origin.received("/h2c");
     assert_eq!((seen.header("upgrade"), seen.header("http2-settings")), (None, None));
 }
 
@@ -221,7 +221,7 @@ fn a_gibibyte_up_and_down_takes_less_than_20_mib_of_memory() {
         }
     };
 
-    proxied.origin.behave(Behaviour::Answer(Answer::ok("taken")));
+    proxied.origin.behave(Behaviour::Respond(CannedResponse::ok("taken")));
     client.send(head_bytes("PUT", "/up", &[], usize::try_from(GIB).unwrap())).unwrap();
     let (mut sent, mut pieces) = (0, 0);
     while sent < GIB {
@@ -233,7 +233,7 @@ fn a_gibibyte_up_and_down_takes_less_than_20_mib_of_memory() {
         watch(pieces);
     }
     assert_eq!(client.response("PUT").unwrap().text(), "taken");
-    let body = proxied.origin.saw("/up").body;
+    let body = proxied.origin.received("/up").body;
     assert_eq!((body.length, body.is_pattern), (GIB, true));
 
     proxied.origin.behave(Behaviour::Source(GIB));
@@ -258,12 +258,12 @@ fn a_gibibyte_up_and_down_takes_less_than_20_mib_of_memory() {
 
 #[test]
 fn hop_by_hop_headers_are_dropped_in_both_directions() {
-    let answer = Answer::ok("x")
+    let response = CannedResponse::ok("x")
         .with("Connection", "X-Hop-Out")
         .with("X-Hop-Out", "1")
         .with("Keep-Alive", "timeout=5")
         .with("X-End-Out", "1");
-    let proxied = Proxied::start(Behaviour::Answer(answer));
+    let proxied = Proxied::start(Behaviour::Respond(response));
     let headers = [
         ("Connection", "keep-alive, X-Hop-In"),
         ("X-Hop-In", "1"),
@@ -271,17 +271,17 @@ fn hop_by_hop_headers_are_dropped_in_both_directions() {
         ("Proxy-Connection", "keep-alive"),
         ("X-End-In", "1"),
     ];
-    let answer = proxied.daemon.connect().request("GET", "/hops", &headers, b"").unwrap();
-    let seen = proxied.origin.saw("/hops");
+    let response = proxied.daemon.connect().request("GET", "/hops", &headers, b"").unwrap();
+    let seen = proxied.origin.received("/hops");
     for dropped in ["x-hop-in", "keep-alive", "proxy-connection"] {
         assert_eq!(seen.header(dropped), None, "{dropped} reached the backend");
     }
     assert_eq!(seen.header("x-end-in"), Some("1"));
     for dropped in ["x-hop-out", "keep-alive"] {
-        assert_eq!(answer.header(dropped), None, "{dropped} reached the client");
+        assert_eq!(response.header(dropped), None, "{dropped} reached the client");
     }
-    assert!(!answer.head.lists("connection", "x-hop-out"));
-    assert_eq!(answer.header("x-end-out"), Some("1"));
+    assert!(!response.head.lists("connection", "x-hop-out"));
+    assert_eq!(response.header("x-end-out"), Some("1"));
 }
 
 const FORGED: [(&str, &str); 4] = [
@@ -293,9 +293,9 @@ const FORGED: [(&str, &str); 4] = [
 
 #[test]
 fn x_forwarded_headers_name_the_client_and_forged_ones_are_dropped() {
-    let proxied = Proxied::start(Behaviour::Answer(Answer::ok("x")));
+    let proxied = Proxied::start(Behaviour::Respond(CannedResponse::ok("x")));
     proxied.daemon.connect().request("GET", "/f", &FORGED, b"").unwrap();
-    let seen = proxied.origin.saw("/f");
+    let seen = proxied.origin.received("/f");
     assert_eq!(seen.head.all("x-forwarded-for"), ["127.0.0.1"]);
     assert_eq!(seen.head.all("x-forwarded-proto"), ["http"]);
     assert_eq!(seen.head.all("x-forwarded-host"), ["shop.test"]);
@@ -304,9 +304,9 @@ fn x_forwarded_headers_name_the_client_and_forged_ones_are_dropped() {
 #[test]
 fn x_forwarded_headers_of_a_trusted_proxy_are_kept() {
     let trusted = "trusted_proxies: [127.0.0.0/8]\n";
-    let proxied = Proxied::with(Behaviour::Answer(Answer::ok("x")), "", trusted);
+    let proxied = Proxied::with(Behaviour::Respond(CannedResponse::ok("x")), "", trusted);
     proxied.daemon.connect().request("GET", "/f", &FORGED, b"").unwrap();
-    let seen = proxied.origin.saw("/f");
+    let seen = proxied.origin.received("/f");
     let chain = seen.head.all("x-forwarded-for").join(", ").replace(' ', "");
     assert_eq!(chain, "6.6.6.6,127.0.0.1");
     assert_eq!(seen.head.all("x-forwarded-proto"), ["https"]);
@@ -315,13 +315,13 @@ fn x_forwarded_headers_of_a_trusted_proxy_are_kept() {
 
 #[test]
 fn a_backend_gets_the_host_of_the_client_unless_the_pool_sets_one() {
-    let proxied = Proxied::start(Behaviour::Answer(Answer::ok("x")));
+    let proxied = Proxied::start(Behaviour::Respond(CannedResponse::ok("x")));
     proxied.daemon.connect().request("GET", "/h", &[("Host", "shop.test")], b"").unwrap();
-    assert_eq!(proxied.origin.saw("/h").head.all("host"), ["shop.test"]);
+    assert_eq!(proxied.origin.received("/h").head.all("host"), ["shop.test"]);
 
-    let named = Proxied::with(Behaviour::Answer(Answer::ok("x")), "host: inner.test", "");
+    let named = Proxied::with(Behaviour::Respond(CannedResponse::ok("x")), "host: inner.test", "");
     named.daemon.connect().request("GET", "/h", &[("Host", "shop.test")], b"").unwrap();
-    let seen = named.origin.saw("/h");
+    let seen = named.origin.received("/h");
     assert_eq!(seen.head.all("host"), ["inner.test"]);
     assert_eq!(seen.header("x-forwarded-host"), Some("shop.test"));
 }
@@ -388,7 +388,7 @@ fn without_sni_the_certificate_must_be_for_the_address_and_no_name_is_sent() {
         let more = format!("tls: {{ca: {}}}\nhealth_check: {{type: {kind}}}", ca.display());
         let daemon = lab.start(&pool(&[&good], &more));
         assert_eq!(daemon.get("/good").unwrap().status, 200, "{kind}: {}", daemon.log());
-        assert_eq!(good.saw("/good").sni, None, "{kind}");
+        assert_eq!(good.received("/good").sni, None, "{kind}");
         drop(daemon);
         let daemon = lab.start_listening(&pool(&[&named], &more));
         assert_eq!(daemon.get("/named").unwrap().status, 502, "{kind}");
@@ -410,7 +410,7 @@ fn without_sni_and_verification_any_certificate_is_accepted() {
         let more = format!("tls: {{verify: false}}\nhealth_check: {{type: {kind}}}");
         let daemon = lab.start(&pool(&[&origin], &more));
         assert_eq!(daemon.get("/any").unwrap().status, 200, "{kind}: {}", daemon.log());
-        assert_eq!(origin.saw("/any").sni, None, "{kind}");
+        assert_eq!(origin.received("/any").sni, None, "{kind}");
     }
 }
 
@@ -435,9 +435,9 @@ fn without_verification_no_authorities_are_needed() {
 /// Sends one request, and asserts that it fails with this status, a short body and a line in the log.
 #[track_caller]
 fn fails_with(daemon: &Daemon, status: u16) {
-    let answer = daemon.get("/failing").unwrap();
-    assert_eq!(answer.status, status, "{}", daemon.log());
-    assert!((1..200).contains(&answer.length), "a short body: {:?}", answer.text());
+    let response = daemon.get("/failing").unwrap();
+    assert_eq!(response.status, status, "{}", daemon.log());
+    assert!((1..200).contains(&response.length), "a short body: {:?}", response.text());
     daemon.logged(&["/failing", &status.to_string()]);
 }
 
@@ -448,8 +448,8 @@ fn a_refused_connection_is_retried_at_another_backend() {
     let daemon = lab.start(&pool(&[&down, &up], ""));
     let mut client = daemon.connect();
     for _ in 0..10 {
-        let answer = client.request("POST", "/", &[], b"body").unwrap();
-        assert_eq!((answer.status, answer.origin()), (200, "up"));
+        let response = client.request("POST", "/", &[], b"body").unwrap();
+        assert_eq!((response.status, response.origin()), (200, "up"));
     }
     assert_eq!(up.requests(), 10);
     assert!(daemon.metric("lb_upstream_retries_total", &["pool=\"web\""]) >= 1.0);
@@ -505,7 +505,7 @@ fn the_status_is_504_when_a_backend_times_out() {
 
 #[test]
 fn a_slow_response_within_the_timeout_is_delivered() {
-    let slow = Behaviour::Slow(Duration::from_millis(700), Answer::ok("slow"));
+    let slow = Behaviour::Slow(Duration::from_millis(700), CannedResponse::ok("slow"));
     let proxied = Proxied::with(slow, "timeouts: {response: 20s}", "");
     assert_eq!(proxied.daemon.get("/").unwrap().text(), "slow");
 }
@@ -524,9 +524,9 @@ fn a_connection_to_a_backend_fails_after_the_connect_timeout() {
 
 #[test]
 fn an_idle_connection_to_a_backend_ends_after_the_idle_timeout() {
-    let answer = Behaviour::Answer(Answer::ok("x"));
-    let kept = Proxied::with(answer.clone(), "timeouts: {idle: 60s}", "");
-    let ended = Proxied::with(answer, "timeouts: {idle: 500ms}", "");
+    let response = Behaviour::Respond(CannedResponse::ok("x"));
+    let kept = Proxied::with(response.clone(), "timeouts: {idle: 60s}", "");
+    let ended = Proxied::with(response, "timeouts: {idle: 500ms}", "");
     for proxied in [&kept, &ended] {
         proxied.daemon.get("/").unwrap();
     }
@@ -540,7 +540,7 @@ fn a_backend_that_resets_or_does_not_speak_http_is_502_and_the_next_request_is_s
     fails_with(&proxied.daemon, 502);
     proxied.origin.behave(Behaviour::Garbage);
     fails_with(&proxied.daemon, 502);
-    proxied.origin.behave(Behaviour::Answer(Answer::ok("fine")));
+    proxied.origin.behave(Behaviour::Respond(CannedResponse::ok("fine")));
     assert_eq!(proxied.daemon.get("/").unwrap().text(), "fine");
 }
 
@@ -548,13 +548,13 @@ fn a_backend_that_resets_or_does_not_speak_http_is_502_and_the_next_request_is_s
 fn a_truncated_response_is_not_delivered_as_complete() {
     let proxied = Proxied::start(Behaviour::CutShort);
     assert!(proxied.daemon.get("/").is_err());
-    proxied.origin.behave(Behaviour::Answer(Answer::ok("fine")));
+    proxied.origin.behave(Behaviour::Respond(CannedResponse::ok("fine")));
     assert_eq!(proxied.daemon.get("/").unwrap().text(), "fine");
 }
 
 #[test]
 fn an_idle_connection_that_the_backend_closed_fails_no_request() {
-    let proxied = Proxied::start(Behaviour::Answer(Answer::ok("x")));
+    let proxied = Proxied::start(Behaviour::Respond(CannedResponse::ok("x")));
     for _ in 0..5 {
         assert_eq!(proxied.daemon.get("/").unwrap().status, 200);
         proxied.origin.cut_connections();
@@ -564,11 +564,11 @@ fn an_idle_connection_that_the_backend_closed_fails_no_request() {
 
 #[test]
 fn a_malformed_request_is_400_and_affects_no_other_client() {
-    let proxied = Proxied::start(Behaviour::Answer(Answer::ok("x")));
+    let proxied = Proxied::start(Behaviour::Respond(CannedResponse::ok("x")));
     let mut client = proxied.daemon.connect();
     client.send("this is not HTTP\r\n\r\n").unwrap();
-    let answer = client.response("GET");
-    assert_eq!(answer.unwrap().status, 400);
+    let response = client.response("GET");
+    assert_eq!(response.unwrap().status, 400);
     assert_eq!(proxied.daemon.get("/").unwrap().status, 200);
     assert_eq!(proxied.origin.requests(), 1);
     // Pingora responds by itself, before any callback of the proxy runs. The request is still counted and logged.
@@ -581,7 +581,7 @@ fn a_malformed_request_is_400_and_affects_no_other_client() {
 /// Pingora itself never closes an idle connection that has served a request.
 #[test]
 fn an_idle_client_connection_is_closed_75_seconds_after_its_last_request() {
-    let proxied = Proxied::start(Behaviour::Answer(Answer::ok("x")));
+    let proxied = Proxied::start(Behaviour::Respond(CannedResponse::ok("x")));
     let mut client = proxied.daemon.connect();
     assert!(!client.get("/").unwrap().closes());
     let idle_since = Instant::now();
@@ -628,22 +628,22 @@ fn websockets_go_to_tls_backends_and_come_from_the_configured_address() {
     assert_eq!(socket.response_head().unwrap().0, 101);
     socket.send("hello").unwrap();
     assert_eq!(socket.some_bytes(), b"hello");
-    assert_eq!(origin.saw("/ws").peer.unwrap().ip().to_string(), "127.0.0.77");
+    assert_eq!(origin.received("/ws").peer.unwrap().ip().to_string(), "127.0.0.77");
 }
 
 #[test]
 fn a_refused_or_failed_websocket_upgrade_is_handled_like_any_request() {
     let lab = Lab::new();
     let (mut dead, origin) = (Origin::start("dead"), Origin::start("one"));
-    origin.behave(Behaviour::Answer(Answer::status(403, "no")));
+    origin.behave(Behaviour::Respond(CannedResponse::status(403, "no")));
     dead.refuse();
     let daemon = lab.start(&pool(&[&dead, &origin], ""));
     let mut client = daemon.connect();
     for _ in 0..4 {
         let headers = [("Connection", "Upgrade"), ("Upgrade", "websocket")];
-        let answer = client.request("GET", "/ws", &headers, b"").unwrap();
-        assert_eq!((answer.status, answer.text().as_str()), (403, "no"));
-        if answer.closes() {
+        let response = client.request("GET", "/ws", &headers, b"").unwrap();
+        assert_eq!((response.status, response.text().as_str()), (403, "no"));
+        if response.closes() {
             client = daemon.connect();
         }
     }

@@ -9,7 +9,7 @@ use tests::client::Failure;
 use tests::daemon::path_str;
 use tests::tools::curl;
 use tests::wait::{self, LONG};
-use tests::{Answer, Authority, Behaviour, Connection, Gate, Lab, Origin, Signal};
+use tests::{Authority, Behaviour, CannedResponse, Connection, Gate, Lab, Origin, Signal};
 
 use crate::{pool, pool_of, tally};
 
@@ -50,8 +50,8 @@ fn backends_alternate_and_the_log_names_each_choice() {
     for _ in 0..6 {
         let named = |origin: &Origin| daemon.log().matches(&origin.address.to_string()).count();
         let before = [named(&backends.one), named(&backends.two)];
-        let answer = daemon.get("/").unwrap();
-        let (origin, before) = match answer.origin() {
+        let response = daemon.get("/").unwrap();
+        let (origin, before) = match response.origin() {
             "one" => (&backends.one, before[0]),
             _ => (&backends.two, before[1]),
         };
@@ -81,8 +81,9 @@ fn without_a_configuration_file_the_demo_serves() {
         let mut addresses = addresses.filter(|word| word.starts_with("127.0.0.1:"));
         addresses.find_map(|word| tests::get(word.trim_end_matches([':', '.']).parse().ok()?, "/").ok())
     };
-    let answer = wait::poll(LONG, &mut response).unwrap_or_else(|| panic!("no response:\n{}", daemon.log()));
-    assert_eq!(answer.status, 200);
+    let response =
+        wait::poll(LONG, &mut response).unwrap_or_else(|| panic!("no response:\n{}", daemon.log()));
+    assert_eq!(response.status, 200);
     daemon.signal(Signal::SIGINT);
     assert_eq!(daemon.wait_exit(LONG).code(), Some(0), "{}", daemon.log());
 }
@@ -178,7 +179,7 @@ fn proxy_runs_without_a_file() {
     let (first, second) = (one.address.to_string(), two.address.to_string());
     let daemon =
         lab.spawn(&["proxy", "--to", &first, "--to", &second, "--listen", &lab.listener.to_string()]);
-    wait::until(LONG, "the daemon serves", || daemon.get("/").is_ok_and(|answer| answer.status == 200));
+    wait::until(LONG, "the daemon serves", || daemon.get("/").is_ok_and(|response| response.status == 200));
     let names = (0..4).map(|_| daemon.get("/").unwrap().origin().to_owned());
     assert_eq!(tally(names), [("one".to_owned(), 2), ("two".to_owned(), 2)]);
 }
@@ -265,9 +266,9 @@ fn with_health_checks_no_request_fails_and_a_recovered_backend_is_used_after_one
     backends.broken.come_back();
     let back = Instant::now();
     wait::until(LONG, "the recovered backend is used", || {
-        let answer = daemon.get("/").unwrap();
-        assert_eq!(answer.status, 200);
-        answer.origin() == "broken"
+        let response = daemon.get("/").unwrap();
+        assert_eq!(response.status, 200);
+        response.origin() == "broken"
     });
     let took = back.elapsed();
     assert!(took < Duration::from_millis(2500), "checks run every second, but this took {took:?}");
@@ -368,11 +369,11 @@ fn a_second_start_on_the_same_port_fails_at_once_and_leaves_the_first_alone() {
 /// A daemon with one request in flight that the gate holds.
 fn with_a_request_in_flight(lab: &Lab, more: &str) -> (tests::Daemon, Origin, Gate, Connection) {
     let (origin, gate) = (Origin::start("one"), Gate::closed());
-    origin.behave(Behaviour::Held(gate.clone(), Answer::ok("held")));
+    origin.behave(Behaviour::Held(gate.clone(), CannedResponse::ok("held")));
     let daemon = lab.start(&format!("{more}{}", pool(&[&origin], "")));
     let mut client = daemon.connect();
     client.send("GET /held HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
-    origin.saw("/held");
+    origin.received("/held");
     (daemon, origin, gate, client)
 }
 
@@ -387,9 +388,9 @@ fn drains_after(signal: Signal) {
     });
     assert!(daemon.process.alive(), "the daemon ended with a request in flight");
     gate.open();
-    let answer = client.response("GET").expect("the request in flight gets a response");
-    assert_eq!((answer.status, answer.text().as_str()), (200, "held"));
-    assert!(answer.closes(), "no Connection: close in {:?}", answer.head);
+    let response = client.response("GET").expect("the request in flight gets a response");
+    assert_eq!((response.status, response.text().as_str()), (200, "held"));
+    assert!(response.closes(), "no Connection: close in {:?}", response.head);
     assert!(client.ends_within(LONG), "the connection stays open after Connection: close");
     let completed = Instant::now();
     assert_eq!(daemon.wait_exit(LONG).code(), Some(0), "{}", daemon.log());

@@ -11,7 +11,7 @@ use tests::daemon::{View, path_str};
 use tests::process::listening_sockets;
 use tests::skip::unless_root;
 use tests::wait::{self, LONG};
-use tests::{Answer, Behaviour, Connection, Daemon, Gate, Lab, LoadGenerator, Origin, Signal, ports};
+use tests::{Behaviour, CannedResponse, Connection, Daemon, Gate, Lab, LoadGenerator, Origin, Signal, ports};
 
 use crate::{pool, pool_of, tally};
 
@@ -148,9 +148,9 @@ fn a_reload_does_not_affect_open_requests_connections_and_websockets() {
     socket.send("GET /ws HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n").unwrap();
     assert_eq!(socket.response_head().unwrap().0, 101);
     let gate = Gate::closed();
-    one.behave(Behaviour::Held(gate.clone(), Answer::ok("held")));
+    one.behave(Behaviour::Held(gate.clone(), CannedResponse::ok("held")));
     let mut held = daemon.begin("/held");
-    one.saw("/held");
+    one.received("/held");
     apply(&lab, &daemon, &pool(&[&two], ""));
     for word in ["first", "second"] {
         socket.send(word).unwrap();
@@ -158,9 +158,9 @@ fn a_reload_does_not_affect_open_requests_connections_and_websockets() {
     }
     gate.open();
     assert_eq!(held.response("GET").unwrap().text(), "held");
-    let answer = idle.get("/").unwrap();
+    let response = idle.get("/").unwrap();
     assert_eq!(
-        (answer.origin(), answer.closes()),
+        (response.origin(), response.closes()),
         ("two", false),
         "the connection stays open and uses the new snapshot"
     );
@@ -321,13 +321,13 @@ fn a_client_of_a_removed_listener_gets_a_response_with_connection_close() {
     let body = pool(&[&origin], "");
     let daemon = lab.start(&body);
     let gate = Gate::closed();
-    origin.behave(Behaviour::Held(gate.clone(), Answer::ok("held")));
+    origin.behave(Behaviour::Held(gate.clone(), CannedResponse::ok("held")));
     let mut held = daemon.begin("/held");
-    origin.saw("/held");
+    origin.received("/held");
     listen(&lab, &daemon, &format!("listeners: [{{address: \"{}\"}}]\n", ports::free()), &body);
     gate.open();
-    let answer = held.response("GET").unwrap();
-    assert_eq!((answer.text().as_str(), answer.closes()), ("held", true));
+    let response = held.response("GET").unwrap();
+    assert_eq!((response.text().as_str(), response.closes()), ("held", true));
 }
 
 #[test]
@@ -346,7 +346,7 @@ fn a_reload_keeps_health_and_ejections_of_remaining_backends() {
     let daemon = lab.start(&more("1"));
     let state = |origin: &Origin| daemon.backend_status("web", origin.address)["state"].clone();
     assert_eq!(state(&down), "down");
-    ejected.behave(Behaviour::Answer(Answer::status(503, "")));
+    ejected.behave(Behaviour::Respond(CannedResponse::status(503, "")));
     wait::until(LONG, "a backend is ejected", || {
         daemon.get("/").unwrap();
         state(&ejected) == "ejected"
@@ -373,8 +373,8 @@ fn a_reload_keeps_sessions_on_their_backends() {
     apply(&lab, &daemon, &pool(&[&one, &two, &three], &format!("{sticky}\npolicy: random")));
     for _ in 0..10 {
         let mut connection = daemon.connect();
-        let answer = connection.request("GET", "/", &[("Cookie", &cookie)], b"").unwrap();
-        assert_eq!(answer.origin(), first.origin());
+        let response = connection.request("GET", "/", &[("Cookie", &cookie)], b"").unwrap();
+        assert_eq!(response.origin(), first.origin());
     }
 }
 
@@ -396,19 +396,19 @@ fn health_checks_follow_a_reload() {
     let lab = Lab::new();
     let (one, two) = (Origin::start("one"), Origin::start("two"));
     let daemon = lab.start(&pool(&[&one, &two], "health_check: {type: http, path: /a, interval: 100ms}"));
-    one.saw("/a");
+    one.received("/a");
     apply(&lab, &daemon, &pool(&[&one, &two], "health_check: {type: http, path: /b, interval: 100ms}"));
-    one.saw("/b");
-    let asked =
+    one.received("/b");
+    let checks =
         |origin: &Origin, path: &str| origin.seen().iter().filter(|seen| seen.target() == path).count();
-    let (a, b) = (asked(&one, "/a"), asked(&one, "/b"));
-    wait::until(LONG, "further checks have arrived", || asked(&one, "/b") > b + 3);
-    assert_eq!(asked(&one, "/a"), a, "the old checks have stopped");
+    let (a, b) = (checks(&one, "/a"), checks(&one, "/b"));
+    wait::until(LONG, "further checks have arrived", || checks(&one, "/b") > b + 3);
+    assert_eq!(checks(&one, "/a"), a, "the old checks have stopped");
     apply(&lab, &daemon, &pool(&[&one, &two], ""));
-    let mut quiet = asked(&one, "/b");
+    let mut quiet = checks(&one, "/b");
     let began = Instant::now();
     wait::until(LONG, "no more checks arrive", || {
-        let now = asked(&one, "/b");
+        let now = checks(&one, "/b");
         let is_quiet = now == quiet && began.elapsed() > Duration::from_millis(500);
         quiet = now;
         is_quiet
@@ -453,13 +453,13 @@ fn the_access_log_moves_and_no_line_is_lost() {
     let daemon = lab.start(&body("a.log"));
     let lines = |name: &str| fs::read_to_string(lab.path(name)).unwrap_or_default().lines().count();
     let gate = Gate::closed();
-    origin.behave(Behaviour::Held(gate.clone(), Answer::ok("held")));
+    origin.behave(Behaviour::Held(gate.clone(), CannedResponse::ok("held")));
     let mut held = daemon.begin("/held");
-    origin.saw("/held");
+    origin.received("/held");
     // No request uses this snapshot when the log moves.
     apply(&lab, &daemon, &format!("{}shutdown: {{drain: 7s}}\n", body("a.log")));
     apply(&lab, &daemon, &body("b.log"));
-    origin.behave(Behaviour::Answer(Answer::ok("new")));
+    origin.behave(Behaviour::Respond(CannedResponse::ok("new")));
     names(&daemon, 3);
     wait::throughout(Duration::from_millis(1200), "the old log gets no line yet", || lines("a.log") == 0);
     gate.open();
@@ -475,9 +475,9 @@ fn sigusr1_also_reopens_the_access_log_of_requests_from_before_a_reload() {
     let body = |name: &str| logged(&lab.path(name), "json", &origin);
     let daemon = lab.start(&body("a.log"));
     let gate = Gate::closed();
-    origin.behave(Behaviour::Held(gate.clone(), Answer::ok("held")));
+    origin.behave(Behaviour::Held(gate.clone(), CannedResponse::ok("held")));
     let mut held = daemon.begin("/held");
-    origin.saw("/held");
+    origin.received("/held");
     apply(&lab, &daemon, &body("b.log"));
     let rotated = lab.path("a.log.1");
     fs::rename(&path, &rotated).unwrap();
@@ -515,12 +515,12 @@ fn an_access_log_changes_its_format_and_has_one_writer() {
     let body = |format: &str| logged(&path, format, &origin);
     let daemon = lab.start(&body("json"));
     let gate = Gate::closed();
-    origin.behave(Behaviour::Held(gate.clone(), Answer::ok("held")));
+    origin.behave(Behaviour::Held(gate.clone(), CannedResponse::ok("held")));
     let mut held = daemon.begin("/held");
-    origin.saw("/held");
+    origin.received("/held");
     apply(&lab, &daemon, &body("text"));
     assert_eq!(daemon.process.threads_named("access-log"), 1);
-    origin.behave(Behaviour::Answer(Answer::ok("new")));
+    origin.behave(Behaviour::Respond(CannedResponse::ok("new")));
     names(&daemon, 1);
     gate.open();
     held.response("GET").unwrap();
@@ -544,7 +544,7 @@ fn a_watched_file_is_reloaded_however_it_is_replaced() {
     let body = |origin: &Origin| format!("reload: {{watch: true}}\n{}", pool(&[origin], ""));
     let daemon = lab.start(&body(&origins[0]));
     let serves = |name: &str| {
-        wait::until(LONG, name, || daemon.get("/").is_ok_and(|answer| answer.origin() == name));
+        wait::until(LONG, name, || daemon.get("/").is_ok_and(|response| response.origin() == name));
     };
     serves("one");
     // The file is written in place.
@@ -578,7 +578,7 @@ fn a_dry_run_does_not_prevent_the_reload_of_a_watched_file() {
     let dry_run = lab.run(&["reload", "--dry-run", "-c", path_str(&config)]);
     assert_eq!(dry_run.code, Some(0), "{dry_run:?}");
     wait::until(LONG, "the file is in effect", || {
-        daemon.get("/").is_ok_and(|answer| answer.origin() == "two")
+        daemon.get("/").is_ok_and(|response| response.origin() == "two")
     });
 }
 
@@ -589,7 +589,7 @@ fn a_file_that_is_not_watched_is_not_reloaded() {
     let daemon = lab.start(&pool(&[&one], ""));
     lab.config(&pool(&[&two], ""));
     wait::throughout(Duration::from_millis(1500), "the old file is in effect", || {
-        daemon.get("/").is_ok_and(|answer| answer.origin() == "one")
+        daemon.get("/").is_ok_and(|response| response.origin() == "one")
     });
 }
 
@@ -597,7 +597,7 @@ fn a_file_that_is_not_watched_is_not_reloaded() {
 fn a_reload_is_rolled_back_when_requests_fail() {
     let lab = Lab::new();
     let (good, bad) = (Origin::start("good"), Origin::start("bad"));
-    bad.behave(Behaviour::Answer(Answer::status(500, "broken")));
+    bad.behave(Behaviour::Respond(CannedResponse::status(500, "broken")));
     let body = |origin: &Origin, rule: &str| format!("reload: {{rollback: {rule}}}\n{}", pool(&[origin], ""));
     let daemon = lab.start(&body(&good, "{error_rate: 30, window: 20s}"));
     let load = LoadGenerator::start(lab.listener, 2, 0);
@@ -605,7 +605,7 @@ fn a_reload_is_rolled_back_when_requests_fail() {
     apply(&lab, &daemon, &body(&bad, "{error_rate: 30, window: 20s}"));
     daemon.logged(&["rolled back", "limit: 30 %"]);
     wait::until(LONG, "the old configuration is in effect", || {
-        daemon.get("/").is_ok_and(|answer| answer.origin() == "good")
+        daemon.get("/").is_ok_and(|response| response.origin() == "good")
     });
     let config = daemon.status()["config"].clone();
     assert_eq!(config["last_reload"]["result"], "rolled_back", "{config:#}");
@@ -641,7 +641,7 @@ fn a_reload_is_rolled_back_when_responses_are_truncated() {
 fn a_reload_that_renames_the_pool_can_be_rolled_back() {
     let lab = Lab::new();
     let (good, bad) = (Origin::start("good"), Origin::start("bad"));
-    bad.behave(Behaviour::Answer(Answer::status(500, "broken")));
+    bad.behave(Behaviour::Respond(CannedResponse::status(500, "broken")));
     let rule = "reload: {rollback: {error_rate: 30, window: 20s}}\n";
     let daemon = lab.start(&format!("{rule}{}", pool(&[&good], "")));
     assert!((0..2000).all(|_| daemon.get("/").unwrap().status == 200));
@@ -658,7 +658,7 @@ fn a_reload_that_renames_the_pool_can_be_rolled_back() {
 fn a_rollback_keeps_changes_of_operators() {
     let lab = Lab::new();
     let (good, other, bad) = (Origin::start("good"), Origin::start("other"), Origin::start("bad"));
-    bad.behave(Behaviour::Answer(Answer::status(500, "broken")));
+    bad.behave(Behaviour::Respond(CannedResponse::status(500, "broken")));
     let rule = "reload: {rollback: {error_rate: 30, window: 20s}}\n";
     let daemon = lab.start(&format!("{rule}{}", pool(&[&good, &other], "")));
     apply(&lab, &daemon, &format!("{rule}{}", pool(&[&good, &other, &bad], "policy: random")));
@@ -683,7 +683,7 @@ fn no_rollback_happens_after_its_window() {
     apply(&lab, &daemon, &body(&turns));
     let began = Instant::now();
     wait::until(LONG, "the window is over", || began.elapsed() > Duration::from_secs(2));
-    turns.behave(Behaviour::Answer(Answer::status(500, "broken")));
+    turns.behave(Behaviour::Respond(CannedResponse::status(500, "broken")));
     assert!((0..100).all(|_| daemon.get("/").unwrap().status == 500));
     wait::throughout(Duration::from_millis(1500), "the new configuration stays in effect", || {
         daemon.get("/").unwrap().status == 500
@@ -698,7 +698,7 @@ fn a_reload_changes_the_drain_timeout_in_place() {
     apply(&lab, &daemon, &format!("shutdown: {{drain: 200ms}}\n{}", pool(&[&origin], "")));
     origin.behave(Behaviour::Hang);
     let _hangs = daemon.begin("/hangs");
-    origin.saw("/hangs");
+    origin.received("/hangs");
     daemon.signal(Signal::SIGTERM);
     assert_eq!(daemon.wait_exit(Duration::from_secs(10)).code(), Some(3), "{}", daemon.log());
 }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tests::load::{Outcome, burst};
 use tests::wait::{self, LONG};
-use tests::{Answer, Behaviour, Daemon, Lab, LoadGenerator, Origin};
+use tests::{Behaviour, CannedResponse, Daemon, Lab, LoadGenerator, Origin};
 
 use crate::retries::{assert_no_failure, failing, status_of};
 use crate::{pool, pool_of, tally};
@@ -96,11 +96,11 @@ fn a_success_resets_the_count_of_failures() {
     let more = "retries: {attempts: 0}\noutlier_detection: {consecutive_failures: 3, base_ejection: 60s}";
     let daemon = lab.start(&pool(&[&bad, &up], more));
     for _ in 0..3 {
-        bad.behave(Behaviour::Answer(Answer::status(503, "")));
+        bad.behave(Behaviour::Respond(CannedResponse::status(503, "")));
         assert_eq!(statuses(&daemon, 4), [(200, 2), (503, 2)]);
         assert_eq!(daemon.backend_status("web", bad.address)["consecutive_failures"], 2);
         // A 500 is a fault of the request or of the application, and does not count as a failure of the backend.
-        bad.behave(Behaviour::Answer(Answer::status(500, "a bug")));
+        bad.behave(Behaviour::Respond(CannedResponse::status(500, "a bug")));
         assert_eq!(statuses(&daemon, 2), [(200, 1), (500, 1)]);
         wait::until(LONG, "the count of failures is reset", || {
             daemon.backend_status("web", bad.address)["consecutive_failures"] == 0
@@ -157,10 +157,10 @@ fn each_consecutive_ejection_lasts_longer_up_to_the_maximum() {
     println!("base 500 ms, max 1200 ms: {pauses:?}");
     assert_eq!(ejections(&daemon), 6.0);
 
-    bad.behave(Behaviour::Answer(Answer::ok("well again")));
+    bad.behave(Behaviour::Respond(CannedResponse::ok("well again")));
     wait::until(LONG, "the backend has recovered", || daemon.get("/").unwrap().text() == "well again");
     assert!(!is_ejected(&daemon, &bad));
-    bad.behave(Behaviour::Answer(Answer::status(503, "")));
+    bad.behave(Behaviour::Respond(CannedResponse::status(503, "")));
     next_with(&daemon, 503);
     assert!(!is_ejected(&daemon, &bad), "after a success, one failure must not eject the backend");
     let last = next_with(&daemon, 503);
@@ -211,8 +211,8 @@ fn a_backend_that_is_much_slower_than_the_others_is_ejected() {
     let lab = Lab::new();
     let origins = ["slow", "one", "two"].map(Origin::start);
     for (origin, millis) in origins.iter().zip([150, 15, 15]) {
-        let answer = Answer::ok(origin.name());
-        origin.behave(Behaviour::Slow(Duration::from_millis(millis), answer));
+        let response = CannedResponse::ok(origin.name());
+        origin.behave(Behaviour::Slow(Duration::from_millis(millis), response));
     }
     let addresses: Vec<String> = origins.iter().map(|origin| format!("\"{}\"", origin.address)).collect();
     let listeners = POOLS.map(|_| tests::ports::free());
@@ -331,10 +331,10 @@ impl Sick {
         let lab = Lab::new();
         let origins = ["a", "b", "c", "d"].map(Origin::start);
         for origin in &origins[well..] {
-            origin.behave(Behaviour::Answer(Answer::ok("sick")));
+            origin.behave(Behaviour::Respond(CannedResponse::ok("sick")));
         }
         for origin in &origins[..well] {
-            origin.behave(Behaviour::Answer(Answer::ok("well")));
+            origin.behave(Behaviour::Respond(CannedResponse::ok("well")));
         }
         let check = "health_check: {type: http, interval: 200ms, fast_interval: 200ms, rise: 1, fall: 1, expect_body: well}";
         let text = pool(&origins.each_ref(), &format!("{check}\n{more}"));
@@ -367,12 +367,12 @@ fn all_backends_are_used_when_too_few_are_available() {
     assert_eq!(sick.spread(), evenly);
     assert_eq!((sick.in_panic(), panics()), ((1.0, true.into()), 1.0));
     sick.daemon.logged(&["WARN", "pool web", "panic", "50 %"]);
-    sick.origins[1].behave(Behaviour::Answer(Answer::ok("well")));
+    sick.origins[1].behave(Behaviour::Respond(CannedResponse::ok("well")));
     wait::until(LONG, "panic is over", || sick.in_panic().0 == 0.0);
     sick.daemon.logged(&["INFO", "pool web", "panic is over"]);
     assert_eq!(sick.spread(), [("a".to_owned(), 20), ("b".to_owned(), 20)]);
     assert_eq!((sick.in_panic(), panics()), ((0.0, false.into()), 1.0));
-    sick.origins[1].behave(Behaviour::Answer(Answer::ok("sick")));
+    sick.origins[1].behave(Behaviour::Respond(CannedResponse::ok("sick")));
     wait::until(LONG, "the pool is in panic mode again", || sick.in_panic().0 == 1.0);
     assert_eq!(panics(), 2.0);
 }
@@ -454,12 +454,12 @@ const HELPFUL: &str = "retries: {per_try: 300ms, min_concurrent: 8}";
 
 #[test]
 fn one_failing_backend_of_three_fails_no_idempotent_request() {
-    let slow = Behaviour::Slow(Duration::from_millis(100), Answer::ok("slow"));
+    let slow = Behaviour::Slow(Duration::from_millis(100), CannedResponse::ok("slow"));
     for (name, behaviour) in [
         ("slow by 100 ms", slow),
         ("resetting on accept", Behaviour::Reset),
         ("resetting on request", Behaviour::ResetOnRequest),
-        ("lying with 503", Behaviour::Answer(Answer::status(503, ""))),
+        ("lying with 503", Behaviour::Respond(CannedResponse::status(503, ""))),
         ("hanging", Behaviour::Hang),
         ("garbage", Behaviour::Garbage),
     ] {
@@ -477,7 +477,7 @@ fn with_the_default_budget_one_failing_backend_of_three_fails_few_requests() {
     for (name, behaviour) in [
         ("resetting on accept, defaults", Behaviour::Reset),
         ("resetting on request, defaults", Behaviour::ResetOnRequest),
-        ("lying with 503, defaults", Behaviour::Answer(Answer::status(503, ""))),
+        ("lying with 503, defaults", Behaviour::Respond(CannedResponse::status(503, ""))),
         ("garbage, defaults", Behaviour::Garbage),
     ] {
         let scenario = Scenario::run(name, &one_of_three(behaviour), "", "GET");
@@ -504,7 +504,7 @@ fn one_backend_of_three_that_truncates_its_responses_is_ejected() {
 #[test]
 fn one_flapping_backend_of_three_fails_no_idempotent_request() {
     let lab = Lab::new();
-    let mut origins = one_of_three(Behaviour::Answer(Answer::ok("flapping")));
+    let mut origins = one_of_three(Behaviour::Respond(CannedResponse::ok("flapping")));
     let daemon = lab.start(&pool(&origins.each_ref(), "retries: {min_concurrent: 8}"));
     let (done, listener) = (AtomicBool::new(false), daemon.listener);
     let [flapping, ..] = &mut origins;

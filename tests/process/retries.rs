@@ -10,7 +10,7 @@ use tests::client::head_bytes;
 use tests::load::{Outcome, burst};
 use tests::pattern;
 use tests::wait::{self, LONG};
-use tests::{Answer, Behaviour, Connection, Daemon, Gate, Lab, Origin};
+use tests::{Behaviour, CannedResponse, Connection, Daemon, Gate, Lab, Origin};
 
 use crate::{pool, tally};
 
@@ -29,7 +29,7 @@ pub(crate) fn failing(how: &str) -> Origin {
         "connect_failure" => return Origin::refusing(how),
         "reset" => Behaviour::ResetOnRequest,
         "timeout" => Behaviour::Hang,
-        status => Behaviour::Answer(Answer::status(status.parse().unwrap(), status)),
+        status => Behaviour::Respond(CannedResponse::status(status.parse().unwrap(), status)),
     };
     let origin = Origin::start(how);
     origin.behave(behaviour);
@@ -89,9 +89,13 @@ fn no_backend_gets_two_attempts_of_one_request() {
     let all = [failing("503"), failing("502"), failing("504")];
     let origins = [&all[0], &all[1], &all[2]];
     let daemon = lab.start(&pool(&origins, &format!("{NO_EJECTION}\nretries: {{attempts: 10}}")));
-    let answer = daemon.get("/once").unwrap();
+    let response = daemon.get("/once").unwrap();
     assert_eq!(all.each_ref().map(Origin::requests), [1, 1, 1]);
-    assert_eq!(answer.status.to_string(), answer.text(), "the response of the last backend passes unchanged");
+    assert_eq!(
+        response.status.to_string(),
+        response.text(),
+        "the response of the last backend passes unchanged"
+    );
     drop(daemon);
 
     for attempts in 0..3 {
@@ -108,12 +112,13 @@ fn no_backend_gets_two_attempts_of_one_request() {
 #[test]
 fn the_error_response_of_the_only_backend_passes_unchanged() {
     let (lab, origin) = (Lab::new(), Origin::start("only"));
-    origin.behave(Behaviour::Answer(Answer::status(503, "closed for lunch").with("Retry-After", "7")));
+    origin
+        .behave(Behaviour::Respond(CannedResponse::status(503, "closed for lunch").with("Retry-After", "7")));
     let daemon = lab.start(&pool(&[&origin], ""));
     for request in 1..=10 {
-        let answer = daemon.get("/").unwrap();
-        assert_eq!((answer.status, answer.text().as_str()), (503, "closed for lunch"));
-        assert_eq!((answer.header("retry-after"), answer.origin()), (Some("7"), "only"));
+        let response = daemon.get("/").unwrap();
+        assert_eq!((response.status, response.text().as_str()), (503, "closed for lunch"));
+        assert_eq!((response.header("retry-after"), response.origin()), (Some("7"), "only"));
         assert_eq!(origin.requests(), request);
     }
     assert_eq!(daemon.metric("lb_upstream_retries_total", &[]), 0.0);
@@ -134,8 +139,8 @@ fn a_replay_after_a_stale_connection_does_not_count_as_a_retry() {
     let (first, second) = (index(0), index(1));
     origins[first].behave(Behaviour::ResetOnRequest);
     origins[second].refuse();
-    let answer = daemon.get("/replayed").unwrap();
-    assert_eq!((answer.status, answer.origin()), (200, order[2].as_str()), "{}", daemon.log());
+    let response = daemon.get("/replayed").unwrap();
+    assert_eq!((response.status, response.origin()), (200, order[2].as_str()), "{}", daemon.log());
 }
 
 // ===== requests that may be retried =====
@@ -146,7 +151,7 @@ fn a_post_is_retried_only_when_the_connection_failed() {
         let pair = Pair::start(failing(failure), "retries: {attempts: 5}");
         let statuses = pair.two("POST", b"body");
         let sent = pair.bad.requests() + pair.up.requests();
-        println!("POST, {failure}: {statuses:?}, the backends got {sent} of 2");
+        println!("POST, {failure}: {statuses:?}, the backends received {sent} of 2");
         assert_eq!(sent, 2, "{failure}: {statuses:?}");
         let expected = if failure == "connect_failure" {
             vec![(200, 2)]
@@ -237,7 +242,7 @@ fn a_partial_body_is_retried_and_arrives_complete_at_another_backend() {
         client.send(&body[20_000..]).unwrap();
         assert_eq!(client.response("PUT").unwrap().status, 200);
         assert_eq!(pair.up.requests(), requests + 1);
-        let seen = pair.up.saw("/halves");
+        let seen = pair.up.received("/halves");
         assert_eq!((seen.body.length, seen.body.is_pattern), (40_000, true));
     }
     assert!(pair.bad.connections() >= 1);
@@ -359,9 +364,9 @@ fn the_status_is_504_after_per_try_when_no_other_backend_exists() {
     let daemon = lab.start(&pool(&[&hanging], PATIENT));
     for (method, body) in [("GET", &b""[..]), ("POST", b"body"), ("PUT", b"body")] {
         let began = Instant::now();
-        let answer = daemon.connect().request(method, "/alone", &[], body).unwrap();
+        let response = daemon.connect().request(method, "/alone", &[], body).unwrap();
         let took = began.elapsed();
-        assert_eq!(answer.status, 504, "{method}");
+        assert_eq!(response.status, 504, "{method}");
         assert!(took >= PER_TRY && took < Duration::from_secs(5), "{method}: {took:?}");
     }
     assert_eq!(hanging.requests(), 3);
@@ -380,7 +385,7 @@ fn a_response_that_begins_in_time_may_last_longer_than_per_try() {
     gate.open();
     assert_eq!(client.rest_of_body(&head).unwrap(), b"begun, ended");
     // The limit does not apply to the idle time after its request.
-    origin.behave(Behaviour::Answer(Answer::ok("next")));
+    origin.behave(Behaviour::Respond(CannedResponse::ok("next")));
     thread::sleep(2 * PER_TRY);
     assert_eq!(client.get("/next").unwrap().text(), "next");
 }
@@ -424,7 +429,7 @@ fn a_slow_upload_does_not_count_toward_per_try() {
         let mut client = daemon.connect();
         upload_slowly(&mut client, method);
         assert_eq!(client.response(method).unwrap().status, 200, "{method}: {}", daemon.log());
-        assert_eq!(origin.saw("/up").body.start, b"slowly", "{method}");
+        assert_eq!(origin.received("/up").body.start, b"slowly", "{method}");
     }
     assert_eq!(daemon.metric("lb_upstream_errors_total", &[]), 0.0);
     assert_eq!(daemon.backend_status("web", origin.address)["consecutive_failures"], 0);
@@ -439,7 +444,7 @@ fn per_try_begins_when_the_request_is_complete() {
     let began = Instant::now();
     assert_eq!(client.response("POST").unwrap().status, 504);
     assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
-    assert_eq!(hanging.saw("/up").body.start, b"slowly");
+    assert_eq!(hanging.received("/up").body.start, b"slowly");
 }
 
 #[test]
@@ -473,7 +478,7 @@ const CLIENTS: usize = 50;
 const EACH: usize = 20;
 
 /// Sends requests from 50 clients to three backends that all have this behaviour, with these keys of `retries`. Returns
-/// the number of denied retries, and the number of requests that the backends got.
+/// the number of denied retries, and the number of requests that the backends received.
 #[track_caller]
 fn outage(behaviour: &Behaviour, retries: &str) -> (f64, u64) {
     let lab = Lab::new();
@@ -485,41 +490,41 @@ fn outage(behaviour: &Behaviour, retries: &str) -> (f64, u64) {
     let daemon = lab.start(&pool(&origins.each_ref(), &more));
     let outcomes = burst(daemon.listener, "GET", CLIENTS, EACH);
     assert!(outcomes.iter().all(|outcome| outcome.status() >= 502), "{}", daemon.log());
-    let saw = origins.iter().map(Origin::requests).sum();
+    let received = origins.iter().map(Origin::requests).sum();
     let metric = |name: &str| daemon.metric(name, &["pool=\"web\""]);
     let denied = metric("lb_upstream_retries_denied_total");
     println!(
-        "outage, {retries}: {} requests, {} retries, {denied} denied, the backends got {saw}",
+        "outage, {retries}: {} requests, {} retries, {denied} denied, the backends received {received}",
         outcomes.len(),
         metric("lb_upstream_retries_total")
     );
     assert_eq!(daemon.pool_status("web")["retries_denied"], denied as u64);
-    (denied, saw)
+    (denied, received)
 }
 
 #[test]
 fn retries_during_an_outage_stay_within_the_budget() {
     let requests = (CLIENTS * EACH) as u64;
-    let overloaded = Behaviour::Slow(Duration::from_millis(30), Answer::status(503, "overloaded"));
-    let (denied, saw) = outage(&overloaded, "attempts: 2");
+    let overloaded = Behaviour::Slow(Duration::from_millis(30), CannedResponse::status(503, "overloaded"));
+    let (denied, received) = outage(&overloaded, "attempts: 2");
     assert!(denied > 0.0);
-    assert!(saw <= requests * 120 / 100 + 20, "{saw} of {requests}");
-    assert!(saw > requests, "no request was retried");
+    assert!(received <= requests * 120 / 100 + 20, "{received} of {requests}");
+    assert!(received > requests, "no request was retried");
 
     let (_, generous) = outage(&overloaded, "attempts: 2, budget_percent: 100");
     assert!(generous > requests * 150 / 100, "{generous} of {requests}");
 
     let (denied, least) = outage(&overloaded, "attempts: 2, budget_percent: 0, min_concurrent: 1");
-    assert!(denied > 0.0 && least > requests && least < saw, "{least} of {requests}");
+    assert!(denied > 0.0 && least > requests && least < received, "{least} of {requests}");
 }
 
 /// The bound allows each client one retry before all backends have failed.
 #[test]
 fn retries_stay_within_the_budget_when_all_backends_reset() {
-    let (denied, saw) = outage(&Behaviour::ResetOnRequest, "attempts: 2");
+    let (denied, received) = outage(&Behaviour::ResetOnRequest, "attempts: 2");
     let requests = (CLIENTS * EACH) as u64;
     assert!(denied > 0.0);
-    assert!(saw <= requests * 120 / 100 + CLIENTS as u64, "{saw} of {requests}");
+    assert!(received <= requests * 120 / 100 + CLIENTS as u64, "{received} of {requests}");
 }
 
 #[test]
@@ -554,8 +559,8 @@ fn a_second_retry_does_not_compete_with_the_first_for_the_budget() {
     let origins = [failing("503"), failing("503"), Origin::start("up")];
     let daemon = lab.start(&pool(&origins.each_ref(), ONE_AT_A_TIME));
     for _ in 0..6 {
-        let answer = daemon.get("/third").unwrap();
-        assert_eq!((answer.status, answer.origin()), (200, "up"), "{}", daemon.log());
+        let response = daemon.get("/third").unwrap();
+        assert_eq!((response.status, response.origin()), (200, "up"), "{}", daemon.log());
     }
     assert_eq!(daemon.metric("lb_upstream_retries_denied_total", &[]), 0.0);
 }
@@ -576,7 +581,7 @@ fn a_retry_leaves_the_budget_when_its_response_begins() {
     // At least one of the two WebSockets went to the failing backend first, and both stay open.
     let mut sockets = [0, 1].map(open);
     assert!(daemon.metric("lb_upstream_retries_total", &[]) >= 1.0);
-    up.behave(Behaviour::Answer(Answer::ok("")));
+    up.behave(Behaviour::Respond(CannedResponse::ok("")));
     let statuses = tally((0..10).map(|_| daemon.get("/").unwrap().status));
     println!("while a retried WebSocket is open: {statuses:?}");
     assert_eq!(statuses, [(200, 10)], "{}", daemon.log());

@@ -30,9 +30,9 @@ impl Pools {
 
 /// Sends a request, and returns the name of the origin that serves it, or the status if none does.
 fn served_by(client: &mut Connection, method: &str, target: &str, headers: &[(&str, &str)]) -> String {
-    let answer = client.request(method, target, headers, b"").unwrap();
-    match answer.origin() {
-        "" => answer.status.to_string(),
+    let response = client.request(method, target, headers, b"").unwrap();
+    match response.origin() {
+        "" => response.status.to_string(),
         name => name.to_owned(),
     }
 }
@@ -54,9 +54,9 @@ fn the_first_matching_route_wins_and_no_matching_route_is_404() {
     let mut client = daemon.connect();
     assert_eq!(served_by(&mut client, "GET", "/a/b/c", &[]), "two");
     assert_eq!(served_by(&mut client, "GET", "/a/c", &[]), "one");
-    let answer = daemon.get("/b").unwrap();
-    assert_eq!(answer.status, 404);
-    assert!(answer.length < 200, "a short body: {}", answer.text());
+    let response = daemon.get("/b").unwrap();
+    assert_eq!(response.status, 404);
+    assert!(response.length < 200, "a short body: {}", response.text());
 }
 
 #[test]

@@ -103,7 +103,7 @@ fn connections_to_backends_come_from_the_configured_address() {
     let (lab, origin) = (Lab::new(), Origin::start("one"));
     let daemon = lab.start(&format!("client_bind_to_ipv4: [127.0.0.77]\n{}", pool(&[&origin], "")));
     assert_eq!(daemon.get("/bound").unwrap().status, 200);
-    assert_eq!(origin.saw("/bound").peer.unwrap().ip().to_string(), "127.0.0.77");
+    assert_eq!(origin.received("/bound").peer.unwrap().ip().to_string(), "127.0.0.77");
 }
 
 #[test]

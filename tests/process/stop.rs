@@ -5,7 +5,7 @@ use std::time::Duration;
 use tests::daemon::{Daemon, Finished, path_str};
 use tests::process::{listening_sockets, started_with};
 use tests::wait::{self, LONG};
-use tests::{Answer, Behaviour, Connection, Gate, Lab, Origin, Signal};
+use tests::{Behaviour, CannedResponse, Connection, Gate, Lab, Origin, Signal};
 
 use crate::pool;
 
@@ -19,7 +19,7 @@ struct Held {
 impl Held {
     fn new(more: &str) -> Self {
         let (lab, origin, gate) = (Lab::new(), Origin::start("one"), Gate::closed());
-        origin.behave(Behaviour::Held(gate.clone(), Answer::ok("held")));
+        origin.behave(Behaviour::Held(gate.clone(), CannedResponse::ok("held")));
         lab.config(&format!("{more}{}", pool(&[&origin], "")));
         Self { lab, origin, gate }
     }

@@ -101,7 +101,7 @@ fn systemd_follows_an_upgrade_to_the_new_process() {
     new.process.wait_gone(LONG);
 }
 
-/// If systemd saw the new process as the main process and it ended, systemd would end the old one, too.
+/// If systemd recorded the new process as the main process and it ended, systemd would end the old one, too.
 #[test]
 fn ending_the_new_process_before_it_serves_changes_nothing() {
     let lab = Lab::new();
@@ -109,11 +109,9 @@ fn ending_the_new_process_before_it_serves_changes_nothing() {
     let config = lab.config(&pool(&[&origin], ""));
     let old = lab.start_with(&config, &[("NOTIFY_SOCKET", &manager.path)]);
     manager.receives(&["READY=1"]);
-    let unanswered = tests::Unreachable::start();
-    let slow = pool_of(
-        &[origin.address, unanswered.address],
-        "health_check: {type: tcp, timeout: 3s, interval: 3s}",
-    );
+    let silent = tests::Unreachable::start();
+    let slow =
+        pool_of(&[origin.address, silent.address], "health_check: {type: tcp, timeout: 3s, interval: 3s}");
     lab.config(&format!("shutdown: {{delay: 5s}}\nreload: {{watch: true}}\n{slow}"));
     old.signal(Signal::SIGUSR2);
     old.logged(&["takes", "listeners"]);

@@ -11,7 +11,9 @@ use tests::daemon::{Finished, path_str};
 use tests::process::{Process, listening_sockets, started_with};
 use tests::skip::unless_root;
 use tests::wait::{self, LONG};
-use tests::{Answer, Background, Behaviour, Connection, Gate, Lab, LoadGenerator, Origin, Signal, ports};
+use tests::{
+    Background, Behaviour, CannedResponse, Connection, Gate, Lab, LoadGenerator, Origin, Signal, ports,
+};
 
 use crate::reload::{assert_second_daemon_fails, at, movable};
 use crate::{pool, pool_of};
@@ -53,12 +55,12 @@ fn ten_upgrades_under_load_fail_no_request_and_refuse_no_connection() {
 fn the_old_process_stays_until_its_last_request_ends() {
     let lab = Lab::new();
     let (origin, gate) = (Origin::start("one"), Gate::closed());
-    origin.behave(Behaviour::Held(gate.clone(), Answer::ok("held")));
+    origin.behave(Behaviour::Held(gate.clone(), CannedResponse::ok("held")));
     let old = lab.daemonize(&pool(&[&origin], ""));
     let mut client = old.connect();
     client.send("GET /held HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
-    origin.saw("/held");
-    origin.behave(Behaviour::Answer(Answer::ok("new")));
+    origin.received("/held");
+    origin.behave(Behaviour::Respond(CannedResponse::ok("new")));
     let new = upgrade(&lab, &old);
     assert_eq!(new.get("/").unwrap().text(), "new");
     assert!(old.process.alive(), "the old process ended with a request in flight");
@@ -116,7 +118,7 @@ fn a_failed_upgrade_does_not_move_a_listener() {
     assert_second_daemon_fails(&lab, &body);
     let report = load.stop();
     assert_eq!(report.failed, 0, "{report:?}");
-    assert!(old.get("/").is_ok_and(|answer| answer.status == 200 && !answer.closes()));
+    assert!(old.get("/").is_ok_and(|response| response.status == 200 && !response.closes()));
 }
 
 #[test]
@@ -140,12 +142,12 @@ fn the_old_process_keeps_serving_when_no_new_process_starts() {
     daemon.process.signal(Signal::SIGQUIT);
     // The wait is longer than the time for which the old process offers its sockets.
     wait::until(Duration::from_secs(90), "the log reports that no new process came", || {
-        let answer = daemon.get("/").expect("the old process serves");
-        assert!(answer.status == 200 && !answer.closes(), "{answer:?}");
+        let response = daemon.get("/").expect("the old process serves");
+        assert!(response.status == 200 && !response.closes(), "{response:?}");
         lab.error_log().contains("no process started with -u connected")
     });
     wait::throughout(Duration::from_secs(1), "the old process serves", || {
-        daemon.get("/").is_ok_and(|answer| answer.status == 200 && !answer.closes())
+        daemon.get("/").is_ok_and(|response| response.status == 200 && !response.closes())
     });
     assert_eq!(lab.pid_in_file(), Some(daemon.process));
     let new = upgrade(&lab, &daemon);
@@ -313,7 +315,7 @@ struct Busy {
     lab: Lab,
     daemon: Background,
     origins: [Origin; 2],
-    _unanswered: tests::Unreachable,
+    _silent: tests::Unreachable,
 }
 
 impl Busy {
@@ -321,12 +323,12 @@ impl Busy {
         let lab = Lab::new();
         let origins = [Origin::start("one"), Origin::start("two")];
         let daemon = lab.daemonize(&pool(&[&origins[0], &origins[1]], ""));
-        let unanswered = tests::Unreachable::start();
-        let all = [origins[0].address, origins[1].address, unanswered.address];
+        let silent = tests::Unreachable::start();
+        let all = [origins[0].address, origins[1].address, silent.address];
         lab.config(&pool_of(&all, "health_check: {type: tcp, timeout: 3s, interval: 3s}"));
         daemon.process.signal(Signal::SIGUSR2);
         daemon.logged(&["takes", "listeners"]);
-        Self { lab, daemon, origins, _unanswered: unanswered }
+        Self { lab, daemon, origins, _silent: silent }
     }
 
     /// Runs the subcommand that drains the first backend.
@@ -370,10 +372,10 @@ fn a_backend_is_not_idle_while_an_old_process_has_a_request_in_flight() {
     let (one, two, gate) = (Origin::start("one"), Origin::start("two"), Gate::closed());
     let first = lab.daemonize(&pool(&[&one, &two], ""));
     let config = lab.path("conf.yaml");
-    one.behave(Behaviour::Held(gate.clone(), Answer::ok("held")));
-    two.behave(Behaviour::Held(gate.clone(), Answer::ok("held")));
+    one.behave(Behaviour::Held(gate.clone(), CannedResponse::ok("held")));
+    two.behave(Behaviour::Held(gate.clone(), CannedResponse::ok("held")));
     let mut held = [first.begin("/held"), first.begin("/held")];
-    one.saw("/held");
+    one.received("/held");
     // After two upgrades, another process stands between the first one and the newest one.
     assert_eq!(upgrade_by_subcommand(&lab).code, Some(0), "{}", lab.error_log());
     assert_eq!(upgrade_by_subcommand(&lab).code, Some(0), "{}", lab.error_log());
@@ -414,7 +416,7 @@ fn a_reload_while_the_new_process_starts_is_done_by_the_new_process() {
     busy.daemon.process.signal(Signal::SIGHUP);
     let successor = busy.lab.successor(busy.daemon.process);
     wait::until(LONG, "the file is in effect", || {
-        (0..4).all(|_| successor.get("/").is_ok_and(|answer| answer.origin() == "two"))
+        (0..4).all(|_| successor.get("/").is_ok_and(|response| response.origin() == "two"))
     });
     // The new process loaded the changed file when its start was complete. The signal then finds nothing to change.
     wait::until(LONG, "the signal is passed on", || {
@@ -441,7 +443,7 @@ fn a_reload_before_the_handover_stays_in_effect_after_it() {
         let new = starting.join().unwrap();
         old.process.wait_gone(LONG);
         wait::until(LONG, "the file of the reload is in effect", || {
-            new.get("/").is_ok_and(|answer| answer.origin() == "two")
+            new.get("/").is_ok_and(|response| response.origin() == "two")
         });
     });
 }
@@ -449,16 +451,16 @@ fn a_reload_before_the_handover_stays_in_effect_after_it() {
 #[test]
 fn a_watched_file_that_changes_while_the_new_process_starts_is_loaded_by_it() {
     let lab = Lab::new();
-    let (one, two, unanswered) = (Origin::start("one"), Origin::start("two"), tests::Unreachable::start());
+    let (one, two, silent) = (Origin::start("one"), Origin::start("two"), tests::Unreachable::start());
     let watched = |body: &str| format!("reload: {{watch: true}}\n{body}");
     let check = "health_check: {type: tcp, timeout: 3s, interval: 3s}";
-    let daemon = lab.daemonize(&watched(&pool_of(&[one.address, unanswered.address], check)));
+    let daemon = lab.daemonize(&watched(&pool_of(&[one.address, silent.address], check)));
     daemon.process.signal(Signal::SIGUSR2);
     daemon.logged(&["takes", "listeners"]);
     lab.config(&watched(&pool(&[&two], "")));
     let successor = lab.successor(daemon.process);
     wait::until(LONG, "the file is in effect", || {
-        successor.get("/").is_ok_and(|answer| answer.origin() == "two")
+        successor.get("/").is_ok_and(|response| response.origin() == "two")
     });
     assert_eq!(successor.status()["config"]["last_reload"]["result"], "applied");
 }
@@ -506,9 +508,9 @@ fn a_new_process_that_dies_after_taking_the_sockets_changes_nothing() {
     let origin = Origin::start("one");
     let daemon = lab.daemonize(&pool(&[&origin], ""));
     // Health checks delay the new process, so that it can be killed before it is ready.
-    let unanswered = tests::Unreachable::start();
+    let silent = tests::Unreachable::start();
     let check = "health_check: {type: tcp, timeout: 5s, interval: 5s}";
-    lab.config(&pool_of(&[origin.address, unanswered.address], check));
+    lab.config(&pool_of(&[origin.address, silent.address], check));
     daemon.process.signal(Signal::SIGUSR2);
     daemon.logged(&["takes", "listeners"]);
     let new = wait::until_some(LONG, "the new process runs", || {
@@ -517,7 +519,7 @@ fn a_new_process_that_dies_after_taking_the_sockets_changes_nothing() {
     new.signal(Signal::SIGKILL);
     daemon.logged(&["upgrade failed", "continues to serve", "SIGKILL"]);
     wait::until(LONG, "the events report the failure", || {
-        let events = daemon.read("/api/v1/events").map(|answer| answer.text());
+        let events = daemon.read("/api/v1/events").map(|response| response.text());
         events.is_ok_and(|events| events.contains("the upgrade failed") && events.contains("SIGKILL"))
     });
     wait::until(LONG, "only the old process runs", || started_with(lab.directory()) == [daemon.process]);
@@ -543,7 +545,7 @@ fn a_new_process_does_not_take_over_when_it_finds_no_ready_backend_and_the_old_o
     };
     origin.behave(Behaviour::ByPath);
     let daemon = lab.start_listening(&body("/healthy", ""));
-    wait::until(LONG, "the backend is up", || daemon.get("/").is_ok_and(|answer| answer.status == 200));
+    wait::until(LONG, "the backend is up", || daemon.get("/").is_ok_and(|response| response.status == 200));
     let load = LoadGenerator::start(lab.listener, 2, 4);
     lab.config(&body("/status/404", ""));
     let refused = upgrade_by_subcommand(&lab);
@@ -569,13 +571,13 @@ fn a_second_upgrade_is_refused_while_one_is_in_progress() {
     let lab = Lab::new();
     let origin = Origin::start("one");
     let daemon = lab.daemonize(&pool(&[&origin], ""));
-    let unanswered = tests::Unreachable::start();
+    let silent = tests::Unreachable::start();
     let check = "health_check: {type: tcp, timeout: 3s, interval: 3s}";
-    lab.config(&pool_of(&[origin.address, unanswered.address], check));
+    lab.config(&pool_of(&[origin.address, silent.address], check));
     daemon.process.signal(Signal::SIGUSR2);
     daemon.logged(&["takes", "listeners"]);
     wait::throughout(Duration::from_millis(500), "the daemon is ready", || {
-        daemon.read("/readyz").is_ok_and(|answer| answer.status == 200)
+        daemon.read("/readyz").is_ok_and(|response| response.status == 200)
     });
     let second = upgrade_by_subcommand(&lab);
     assert_eq!(second.code, Some(1), "{second:?}");
@@ -620,9 +622,9 @@ fn a_briefly_idle_client_gets_a_response_with_connection_close_after_an_upgrade(
     assert_eq!(upgrade_by_subcommand(&lab).code, Some(0), "{}", lab.error_log());
     let began = Instant::now();
     wait::until(LONG, "a second has passed", || began.elapsed() > Duration::from_secs(1));
-    let answer = client.get("/").unwrap();
+    let response = client.get("/").unwrap();
     assert_eq!(
-        (answer.status, answer.closes()),
+        (response.status, response.closes()),
         (200, true),
         "the connection must stay open until a response with Connection: close"
     );
@@ -663,8 +665,8 @@ fn a_new_process_that_is_not_ready_after_a_minute_is_ended() {
     let hanging =
         wait::until_some(LONG, "the new process starts", || daemon.process.children().first().copied());
     wait::until(Duration::from_secs(90), "the start of the new process times out", || {
-        let answer = daemon.get("/").expect("the old process serves");
-        assert!(answer.status == 200 && !answer.closes(), "{answer:?}");
+        let response = daemon.get("/").expect("the old process serves");
+        assert!(response.status == 200 && !response.closes(), "{response:?}");
         lab.error_log().contains("was not ready within 60s")
     });
     assert!(begun.elapsed() >= Duration::from_secs(60));
@@ -679,9 +681,9 @@ fn ending_the_old_process_during_an_upgrade_also_ends_the_new_one() {
     let lab = Lab::new();
     let origin = Origin::start("one");
     let mut daemon = lab.start(&pool(&[&origin], ""));
-    let unanswered = tests::Unreachable::start();
+    let silent = tests::Unreachable::start();
     let check = "health_check: {type: tcp, timeout: 60s, interval: 60s}";
-    lab.config(&pool_of(&[origin.address, unanswered.address], check));
+    lab.config(&pool_of(&[origin.address, silent.address], check));
     daemon.signal(Signal::SIGUSR2);
     daemon.logged(&["takes", "listeners"]);
     let children = daemon.process.children();

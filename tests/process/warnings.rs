@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use tests::daemon::{Finished, path_str};
 use tests::wait::{self, LONG};
-use tests::{Answer, Behaviour, Daemon, Lab, Origin, Signal};
+use tests::{Behaviour, CannedResponse, Daemon, Lab, Origin, Signal};
 
 use crate::{pool, tally};
 
@@ -134,9 +134,9 @@ fn old_names_of_keys_and_values_still_work() {
     daemon.logged(&["WARN", "warning[LB017]", "the value `off` has a new name, `none`"]);
     // Every second request goes to the bad backend first.
     let two = || tally([(); 2].map(|()| daemon.get("/two").unwrap().status));
-    bad.behave(Behaviour::Answer(Answer::status(503, "bad")));
+    bad.behave(Behaviour::Respond(CannedResponse::status(503, "bad")));
     assert_eq!(two(), [(200, 2)]);
-    bad.behave(Behaviour::Answer(Answer::status(502, "bad")));
+    bad.behave(Behaviour::Respond(CannedResponse::status(502, "bad")));
     assert_eq!(two(), [(200, 1), (502, 1)], "only 503 is retried");
     assert!(!daemon.log().contains("/two"), "the access log is on:\n{}", daemon.log());
     let printed = run(&lab, &["check", "--print"]).stdout;

@@ -41,9 +41,13 @@ fn keys_move_only_from_the_backend_that_is_down() {
             );
             let share = moved.len() as f64 / KEYS as f64 * backends as f64;
             assert!((2.0 - factor..factor).contains(&share), "{policy:?}: {share}/n of the keys moved");
-            let heir =
+            let largest =
                 (0..backends).map(|b| moved.iter().filter(|i| during[**i] == b).count()).max().unwrap();
-            assert!(heir * 2 < moved.len(), "{policy:?} of {backends}: one gets {heir} of {}", moved.len());
+            assert!(
+                largest * 2 < moved.len(),
+                "{policy:?} of {backends}: one gets {largest} of {}",
+                moved.len()
+            );
             down.set([]);
             probe(&registry);
             assert_eq!(owners(&pool, clock.now(), KEYS), before, "{policy:?} of {backends}");

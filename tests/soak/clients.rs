@@ -79,7 +79,7 @@ struct Client {
 }
 
 /// A request and the expected response.
-struct Wish {
+struct PatternRequest {
     host: &'static str,
     seed: u64,
     length: u64,
@@ -166,13 +166,13 @@ impl Client {
     /// Sends one `GET` of this client's kind.
     fn get(&mut self) {
         let began = Instant::now();
-        let wish = self.wish();
-        let mut outcome = self.connection().and_then(|open| self.get_on(open, &wish));
+        let request = self.request();
+        let mut outcome = self.connection().and_then(|open| self.get_on(open, &request));
         if matches!(outcome, Err((Failure::Closed, true))) {
             self.ledger.found_closed(self.kind);
-            outcome = self.connection().and_then(|open| self.get_on(open, &wish));
+            outcome = self.connection().and_then(|open| self.get_on(open, &request));
         }
-        self.judge(began, outcome, wish.length);
+        self.judge(began, outcome, request.length);
     }
 
     /// Returns the idle connection or a new one, and whether it was used before.
@@ -191,7 +191,7 @@ impl Client {
         Ok(open)
     }
 
-    fn wish(&mut self) -> Wish {
+    fn request(&mut self) -> PatternRequest {
         let frail = matches!(self.kind, Kind::KeepAlive | Kind::Fresh) && self.random.bool();
         let (host, length) = match self.kind {
             Kind::SlowDownload => (WEB_HOST, SLOW_DOWNLOAD..SLOW_DOWNLOAD + 1),
@@ -199,18 +199,22 @@ impl Client {
             _ if frail => (FRAIL_HOST, SMALL),
             _ => (WEB_HOST, MIDDLING),
         };
-        Wish { host, seed: self.random.u64(..1_000_000), length: self.random.u64(length) }
+        PatternRequest { host, seed: self.random.u64(..1_000_000), length: self.random.u64(length) }
     }
 
     /// Sends one `GET` on this connection and checks every byte of the response. The error includes whether the
     /// connection was used before.
-    fn get_on(&mut self, (mut open, used): (Connection, bool), wish: &Wish) -> Result<(), (Failure, bool)> {
-        let target = format!("/pattern/{}/{}", wish.seed, wish.length);
-        let mut headers = vec![("Host", wish.host)];
+    fn get_on(
+        &mut self,
+        (mut open, used): (Connection, bool),
+        request: &PatternRequest,
+    ) -> Result<(), (Failure, bool)> {
+        let target = format!("/pattern/{}/{}", request.seed, request.length);
+        let mut headers = vec![("Host", request.host)];
         if self.kind == Kind::Fresh {
             headers.push(("Connection", "close"));
         }
-        let mut meter = Meter::at(wish.seed);
+        let mut meter = Meter::at(request.seed);
         let exchange = open.send(head_bytes("GET", &target, &headers, 0)).and_then(|()| {
             let (status, head) = open.response_head()?;
             open.pass_body(&head, &mut |piece| {
@@ -221,11 +225,11 @@ impl Client {
             Ok(head)
         });
         let head = exchange.map_err(|error| (error, used))?;
-        if !meter.is_pattern || meter.length != wish.length {
+        if !meter.is_pattern || meter.length != request.length {
             return Err((
                 wrong(format!(
                     "received {} bytes where {} were expected, or wrong bytes",
-                    meter.length, wish.length
+                    meter.length, request.length
                 )),
                 used,
             ));
@@ -297,13 +301,13 @@ impl Client {
         let body = pattern::bytes(seed, usize::try_from(length).expect("uploads fit into memory"));
         let outcome = self.connection().and_then(|(mut open, used)| {
             let head = head_bytes("POST", &format!("/digest/{seed}"), &[("Host", WEB_HOST)], body.len());
-            let answer = open.send(head).and_then(|()| send(&mut open, &body));
-            let answer = answer.and_then(|()| open.response("POST")).map_err(|error| (error, used))?;
-            right(answer.status, &answer.head).map_err(|error| (error, used))?;
-            if answer.text() != format!("{length} true") {
-                return Err((wrong(format!("the origin received wrong bytes: {}", answer.text())), used));
+            let response = open.send(head).and_then(|()| send(&mut open, &body));
+            let response = response.and_then(|()| open.response("POST")).map_err(|error| (error, used))?;
+            right(response.status, &response.head).map_err(|error| (error, used))?;
+            if response.text() != format!("{length} true") {
+                return Err((wrong(format!("the origin received wrong bytes: {}", response.text())), used));
             }
-            self.keep(open, &answer.head);
+            self.keep(open, &response.head);
             Ok(())
         });
         self.judge(began, outcome, length);
@@ -388,7 +392,7 @@ fn wrong(what: String) -> Failure {
 #[cfg(test)]
 mod checks {
     use tests::wait::{LONG, until};
-    use tests::{Answer, Behaviour, Origin};
+    use tests::{Behaviour, CannedResponse, Origin};
 
     use super::*;
 
@@ -419,7 +423,7 @@ mod checks {
         for kind in [Kind::KeepAlive, Kind::Fresh, Kind::Post, Kind::LongDownload] {
             until(LONG, kind.name(), || failed(kind));
         }
-        origin.behave(Behaviour::Answer(Answer::status(503, "")));
+        origin.behave(Behaviour::Respond(CannedResponse::status(503, "")));
         until(LONG, "a response with 503 is a failure", || {
             ledger.failures().iter().any(|failure| failure.text.contains("503"))
         });

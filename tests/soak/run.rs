@@ -346,7 +346,7 @@ impl Run<'_> {
         let mut last = String::new();
         let effect = wait::poll(PATIENCE, || {
             last = match ask(self.setup.listeners[0], MARKER_HOST) {
-                Ok(answer) => answer.text(),
+                Ok(response) => response.text(),
                 Err(error) => error,
             };
             (last == wanted).then_some(())
@@ -366,7 +366,7 @@ impl Run<'_> {
             Change::Listener if self.setup.has_extra => ask(self.setup.extra, MARKER_HOST).map(drop),
             Change::Listener => awaited("the listener is gone", || extra().is_err().then_some(())),
             Change::Route => awaited("the route is in effect", || {
-                canary().ok().filter(|answer| answer.origin().starts_with(responsible)).map(drop)
+                canary().ok().filter(|response| response.origin().starts_with(responsible)).map(drop)
             }),
             _ => Ok(()),
         }
@@ -413,6 +413,10 @@ impl Run<'_> {
 fn ask(address: SocketAddr, host: &str) -> Result<Response, String> {
     let mut connection = Connection::open(address).map_err(|error| error.to_string())?;
     let headers = [("Host", host), ("Connection", "close")];
-    let answer = connection.request("GET", "/host", &headers, b"").map_err(|error| error.to_string())?;
-    if answer.status == 200 { Ok(answer) } else { Err(format!("the response is {}", answer.head.start)) }
+    let response = connection.request("GET", "/host", &headers, b"").map_err(|error| error.to_string())?;
+    if response.status == 200 {
+        Ok(response)
+    } else {
+        Err(format!("the response is {}", response.head.start))
+    }
 }

@@ -516,11 +516,11 @@ impl View {
     /// Panics if they cannot be read.
     #[track_caller]
     pub fn metrics_text(&self) -> String {
-        let mut answer = Connection::open(self.metrics).expect("the metrics address accepts");
-        answer.send("GET /metrics HTTP/1.1\r\nHost: m\r\nConnection: close\r\n\r\n").expect("it reads");
-        let (status, head) = answer.response_head().expect("it responds");
+        let mut connection = Connection::open(self.metrics).expect("the metrics address accepts");
+        connection.send("GET /metrics HTTP/1.1\r\nHost: m\r\nConnection: close\r\n\r\n").expect("it reads");
+        let (status, head) = connection.response_head().expect("it responds");
         assert_eq!(status, 200, "{head:?}");
-        let bytes = answer.rest_of_body(&head).expect("a whole body");
+        let bytes = connection.rest_of_body(&head).expect("a whole body");
         String::from_utf8(bytes).expect("metrics are UTF-8")
     }
 
@@ -531,8 +531,8 @@ impl View {
     /// Panics if it cannot be read.
     #[track_caller]
     pub fn status(&self) -> Value {
-        let answer = self.read("/api/v1/status").expect("the metrics address responds");
-        serde_json::from_slice(&answer.body).expect("the status is JSON")
+        let response = self.read("/api/v1/status").expect("the metrics address responds");
+        serde_json::from_slice(&response.body).expect("the status is JSON")
     }
 
     /// Returns the part of the status about a pool.
@@ -578,10 +578,10 @@ impl View {
     }
 
     fn is(&self, state: Until) -> bool {
-        let answers_200 = |target| self.read(target).is_ok_and(|answer| answer.status == 200);
+        let is_200 = |target| self.read(target).is_ok_and(|response| response.status == 200);
         match state {
-            Until::Ready => answers_200("/readyz"),
-            Until::Listening => answers_200("/livez") && Connection::open(self.listener).is_ok(),
+            Until::Ready => is_200("/readyz"),
+            Until::Listening => is_200("/livez") && Connection::open(self.listener).is_ok(),
         }
     }
 }
@@ -623,7 +623,7 @@ impl Daemon {
             started,
             Some(true),
             "the daemon did not start (/readyz: {:?}):\n{}",
-            self.view.read("/readyz").map(|answer| answer.text()),
+            self.view.read("/readyz").map(|response| response.text()),
             self.log()
         );
     }

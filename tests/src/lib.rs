@@ -37,4 +37,4 @@ pub use client::{Connection, Response, get};
 pub use daemon::{Background, Daemon, Lab};
 pub use load::LoadGenerator;
 pub use nix::sys::signal::Signal;
-pub use origin::{Answer, Behaviour, Gate, GrpcBehaviour, GrpcOrigin, Origin, Serving, Unreachable};
+pub use origin::{Behaviour, CannedResponse, Gate, GrpcBehaviour, GrpcOrigin, Origin, Serving, Unreachable};

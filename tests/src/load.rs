@@ -39,7 +39,7 @@ pub struct Report {
 #[derive(Debug, Clone)]
 pub struct Outcome {
     /// The complete response, or the error.
-    pub answer: Result<Response, String>,
+    pub response: Result<Response, String>,
     /// The time from the request to the end of the response.
     pub took: Duration,
 }
@@ -74,12 +74,12 @@ pub fn burst(address: SocketAddr, method: &'static str, clients: usize, each: us
 fn one(address: SocketAddr, method: &str, connection: &mut Option<Connection>) -> Outcome {
     let began = Instant::now();
     let open = connection.take().map_or_else(|| Connection::open(address), Ok);
-    let answer = open.and_then(|mut open| {
-        let answer = open.request(method, "/burst", &[], b"")?;
-        *connection = Some(open).filter(|_| !answer.closes());
-        Ok(answer)
+    let response = open.and_then(|mut open| {
+        let response = open.request(method, "/burst", &[], b"")?;
+        *connection = Some(open).filter(|_| !response.closes());
+        Ok(response)
     });
-    Outcome { answer: answer.map_err(|error| error.to_string()), took: began.elapsed() }
+    Outcome { response: response.map_err(|error| error.to_string()), took: began.elapsed() }
 }
 
 // ===== impl Outcome =====
@@ -87,7 +87,7 @@ fn one(address: SocketAddr, method: &str, connection: &mut Option<Connection>) -
 impl Outcome {
     /// Returns the status of the response, or 0 if there is none.
     pub fn status(&self) -> u16 {
-        self.answer.as_ref().map_or(0, |answer| answer.status)
+        self.response.as_ref().map_or(0, |response| response.status)
     }
 }
 
@@ -196,14 +196,14 @@ impl Shared {
     /// Counts an outcome. Returns whether the connection must be dropped.
     fn count(&self, outcome: &Result<Response, Failure>) -> bool {
         match outcome {
-            Ok(answer) if answer.status == 200 => {
+            Ok(response) if response.status == 200 => {
                 self.ok.fetch_add(1, Ordering::Relaxed);
-                let closes = answer.closes();
+                let closes = response.closes();
                 self.announced_closes.fetch_add(u64::from(closes), Ordering::Relaxed);
                 closes
             }
-            Ok(answer) => {
-                self.fail(format!("response {} {}", answer.head.start, answer.text()));
+            Ok(response) => {
+                self.fail(format!("response {} {}", response.head.start, response.text()));
                 true
             }
             Err(error) => {
@@ -226,7 +226,7 @@ impl Shared {
 mod tests {
     use super::*;
     use crate::wait::{LONG, until};
-    use crate::{Answer, Behaviour, Origin};
+    use crate::{Behaviour, CannedResponse, Origin};
 
     #[test]
     fn a_connection_closed_while_idle_is_not_a_failure() {
@@ -242,7 +242,7 @@ mod tests {
     fn refused_connections_and_other_statuses_are_failures() {
         let mut origin = Origin::start("one");
         let load = LoadGenerator::start(origin.address, 1, 1);
-        origin.behave(Behaviour::Answer(Answer::status(503, "busy")));
+        origin.behave(Behaviour::Respond(CannedResponse::status(503, "busy")));
         until(LONG, "responses with 503 are counted", || load.report().failed > 2);
         origin.refuse();
         let before = load.report().failed;
@@ -263,7 +263,7 @@ mod tests {
     #[test]
     fn announced_closes_are_counted_separately() {
         let origin = Origin::start("one");
-        origin.behave(Behaviour::Answer(Answer::ok("").with("Connection", "close")));
+        origin.behave(Behaviour::Respond(CannedResponse::ok("").with("Connection", "close")));
         let load = LoadGenerator::start(origin.address, 1, 0);
         until(LONG, "closes are counted", || load.report().announced_closes > 2);
         let report = load.stop();

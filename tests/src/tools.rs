@@ -162,8 +162,8 @@ mod tests {
     fn nginx_responds_with_its_name_in_plain_text_and_over_tls() {
         let (lab, authority) = (Lab::new(), Authority::new());
         let plain = Server::nginx(&lab, "plain", None);
-        let answer = get(plain.address, "/").unwrap();
-        assert_eq!((answer.origin(), answer.text().as_str()), ("plain", "plain saw client.test\n"));
+        let response = get(plain.address, "/").unwrap();
+        assert_eq!((response.origin(), response.text().as_str()), ("plain", "plain saw client.test\n"));
         let secret = Server::nginx(&lab, "secret", Some((&authority, "a.test")));
         let ca = lab.path("ca.pem");
         authority.write(&ca).unwrap();
@@ -178,7 +178,7 @@ mod tests {
         let lab = Lab::new();
         let prometheus = Server::prometheus(&lab, lab.metrics);
         wait::until(wait::LONG, "it responds to a query", || {
-            get(prometheus.address, "/api/v1/query?query=up").is_ok_and(|answer| answer.status == 200)
+            get(prometheus.address, "/api/v1/query?query=up").is_ok_and(|response| response.status == 200)
         });
     }
 }

@@ -6,7 +6,7 @@
 use std::io::{self, Read, Write};
 use std::time::Duration;
 
-use tests::{Answer, Behaviour, Origin};
+use tests::{Behaviour, CannedResponse, Origin};
 
 fn main() -> io::Result<()> {
     let mut arguments = std::env::args().skip(1);
@@ -14,7 +14,7 @@ fn main() -> io::Result<()> {
     let delay =
         arguments.next().and_then(|delay| delay.parse().ok()).map_or(Duration::ZERO, Duration::from_millis);
     let origin = Origin::start(&name);
-    origin.behave(Behaviour::Slow(delay, Answer::ok(name)));
+    origin.behave(Behaviour::Slow(delay, CannedResponse::ok(name)));
     writeln!(io::stdout(), "{}", origin.address)?;
     io::stdin().read_to_end(&mut Vec::new()).map(drop)
 }

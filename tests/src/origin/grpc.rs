@@ -44,7 +44,7 @@ pub enum Serving {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum GrpcBehaviour {
     /// Responds with the status of the service.
-    Answer,
+    Respond,
     /// Responds like a server without a health service.
     Unimplemented,
     /// Accepts the request and never responds.
@@ -53,7 +53,7 @@ pub enum GrpcBehaviour {
 
 /// A health check that a gRPC origin has received.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Asked {
+pub struct ReceivedCheck {
     /// The service; empty for the whole server.
     pub service: String,
     /// The `:authority` of the request.
@@ -74,7 +74,7 @@ struct Shared {
     tls: Option<TlsAcceptor>,
     services: Mutex<HashMap<String, Serving>>,
     behaviour: Mutex<GrpcBehaviour>,
-    asked: Mutex<Vec<Asked>>,
+    checks: Mutex<Vec<ReceivedCheck>>,
     open: AtomicUsize,
 }
 
@@ -130,8 +130,8 @@ impl GrpcOrigin {
     }
 
     /// Returns the health checks so far, the oldest first.
-    pub fn asked(&self) -> Vec<Asked> {
-        lock(&self.shared.asked).clone()
+    pub fn checks(&self) -> Vec<ReceivedCheck> {
+        lock(&self.shared.checks).clone()
     }
 
     /// Returns the number of open connections.
@@ -144,8 +144,8 @@ impl GrpcOrigin {
         let shared = Arc::new(Shared {
             tls,
             services: Mutex::new(HashMap::from([(String::new(), Serving::Serving)])),
-            behaviour: Mutex::new(GrpcBehaviour::Answer),
-            asked: Mutex::default(),
+            behaviour: Mutex::new(GrpcBehaviour::Respond),
+            checks: Mutex::default(),
             open: AtomicUsize::new(0),
         });
         let listener = std::net::TcpListener::from(listen(address).expect("no other test uses the address"));
@@ -209,12 +209,12 @@ where
     let mut connection = h2::server::handshake(stream).await?;
     while let Some(request) = connection.accept().await {
         let (request, respond) = request?;
-        tokio::spawn(answer(request, respond, sni.clone(), Arc::clone(shared)));
+        tokio::spawn(respond_to(request, respond, sni.clone(), Arc::clone(shared)));
     }
     Ok(())
 }
 
-async fn answer(
+async fn respond_to(
     request: Request<RecvStream>,
     mut respond: SendResponse<Bytes>,
     sni: Option<String>,
@@ -227,15 +227,15 @@ async fn answer(
     }
     let service = service(&message);
     let authority = head.uri.authority().map(ToString::to_string).unwrap_or_default();
-    lock(&shared.asked).push(Asked { service: service.clone(), authority, sni });
+    lock(&shared.checks).push(ReceivedCheck { service: service.clone(), authority, sni });
     let behaviour = *lock(&shared.behaviour);
     let serving = lock(&shared.services).get(&service).copied();
     match (behaviour, serving) {
         (GrpcBehaviour::Hang, _) => future::pending().await,
         (GrpcBehaviour::Unimplemented, _) => refuse(&mut respond, UNIMPLEMENTED),
         _ if head.uri.path() != CHECK => refuse(&mut respond, UNIMPLEMENTED),
-        (GrpcBehaviour::Answer, None) => refuse(&mut respond, NOT_FOUND),
-        (GrpcBehaviour::Answer, Some(serving)) => say(&mut respond, serving),
+        (GrpcBehaviour::Respond, None) => refuse(&mut respond, NOT_FOUND),
+        (GrpcBehaviour::Respond, Some(serving)) => say(&mut respond, serving),
     }
 }
 

@@ -7,7 +7,7 @@ mod grpc;
 mod serve;
 mod unreachable;
 
-pub use grpc::{Asked, GrpcBehaviour, GrpcOrigin, Serving};
+pub use grpc::{GrpcBehaviour, GrpcOrigin, ReceivedCheck, Serving};
 pub use unreachable::Unreachable;
 
 use std::collections::VecDeque;
@@ -34,13 +34,13 @@ const KEPT_REQUESTS: usize = 2_000;
 #[derive(Debug, Clone)]
 pub enum Behaviour {
     /// Sends a response.
-    Answer(Answer),
+    Respond(CannedResponse),
     /// Sends a response whose body is the head of the request.
     Echo,
     /// Sends a response after a delay.
-    Slow(Duration, Answer),
+    Slow(Duration, CannedResponse),
     /// Reads the request, waits until the gate opens, then sends a response.
-    Held(Gate, Answer),
+    Held(Gate, CannedResponse),
     /// Sends the head and a first chunk, waits until the gate opens, then sends a second one.
     HeldWithin(Gate, [Vec<u8>; 2]),
     /// Accepts the connection and the request and never responds.
@@ -75,7 +75,7 @@ pub enum Behaviour {
 
 /// A complete response.
 #[derive(Debug, Clone)]
-pub struct Answer {
+pub struct CannedResponse {
     /// Status code.
     pub status: u16,
     /// Headers beside `Content-Length` and the name of the origin.
@@ -138,9 +138,9 @@ struct Listener {
     thread: thread::JoinHandle<()>,
 }
 
-// ===== impl Answer =====
+// ===== impl CannedResponse =====
 
-impl Answer {
+impl CannedResponse {
     /// Creates a response with status 200 and this body.
     pub fn ok(body: impl Into<Vec<u8>>) -> Self {
         Self::status(200, body)
@@ -305,7 +305,7 @@ impl Origin {
 
     /// Waits for a request with this target, and returns it.
     #[track_caller]
-    pub fn saw(&self, target: &str) -> Seen {
+    pub fn received(&self, target: &str) -> Seen {
         let what = format!("origin {} has received {target}", self.name());
         wait::until_some(wait::LONG, &what, || self.seen().into_iter().rev().find(|s| s.target() == target))
     }
@@ -345,7 +345,7 @@ impl Origin {
         let shared = Arc::new(Shared {
             name: name.to_owned(),
             tls,
-            behaviour: Mutex::new(Behaviour::Answer(Answer::ok(name))),
+            behaviour: Mutex::new(Behaviour::Respond(CannedResponse::ok(name))),
             connections: AtomicU64::new(0),
             requests: AtomicU64::new(0),
             working: AtomicU64::new(0),
@@ -488,7 +488,7 @@ mod tests {
         let posted = client.request("POST", "/b?c", &[("X-Two", "2")], b"body").unwrap();
         assert_eq!(posted.origin(), "one");
         assert_eq!((origin.connections(), origin.requests()), (1, 2));
-        let seen = origin.saw("/b?c");
+        let seen = origin.received("/b?c");
         assert_eq!((seen.method(), seen.header("x-two")), ("POST", Some("2")));
         assert_eq!(seen.body.start, b"body");
     }
@@ -535,10 +535,10 @@ mod tests {
     #[test]
     fn a_gate_holds_back_a_response_until_it_opens() {
         let gate = Gate::closed();
-        let origin = origin(Behaviour::Held(gate.clone(), Answer::ok("late")));
+        let origin = origin(Behaviour::Held(gate.clone(), CannedResponse::ok("late")));
         let mut client = Connection::open(origin.address).unwrap();
         client.send("GET /held HTTP/1.1\r\n\r\n").unwrap();
-        origin.saw("/held");
+        origin.received("/held");
         gate.open();
         assert_eq!(client.response("GET").unwrap().text(), "late");
     }
@@ -546,7 +546,7 @@ mod tests {
     #[test]
     fn an_origin_counts_concurrent_requests() {
         let gate = Gate::closed();
-        let origin = origin(Behaviour::Held(gate.clone(), Answer::ok("")));
+        let origin = origin(Behaviour::Held(gate.clone(), CannedResponse::ok("")));
         let clients = [(); 3].map(|()| {
             let mut client = Connection::open(origin.address).unwrap();
             client.send("GET / HTTP/1.1\r\n\r\n").unwrap();
@@ -567,9 +567,9 @@ mod tests {
         let mut client = Connection::open(origin.address).unwrap();
         let request = "POST /t HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\nX-In: 2\r\n\r\n";
         client.send(request).unwrap();
-        let answer = client.response("POST").unwrap();
-        assert_eq!((answer.text().as_str(), answer.trailer("x-sum")), ("abc", Some("1")));
-        assert_eq!(origin.saw("/t").trailers, [("X-In".to_owned(), "2".to_owned())]);
+        let response = client.response("POST").unwrap();
+        assert_eq!((response.text().as_str(), response.trailer("x-sum")), ("abc", Some("1")));
+        assert_eq!(origin.received("/t").trailers, [("X-In".to_owned(), "2".to_owned())]);
     }
 
     #[test]
@@ -579,9 +579,9 @@ mod tests {
         client.send("PUT /up HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n").unwrap();
         assert_eq!(client.response_head().unwrap().0, 100);
         client.send("abc").unwrap();
-        let answer = client.response("PUT").unwrap();
-        assert_eq!((answer.length, answer.is_pattern), (1_000_000, true));
-        assert_eq!(origin.saw("/up").body.length, 3);
+        let response = client.response("PUT").unwrap();
+        assert_eq!((response.length, response.is_pattern), (1_000_000, true));
+        assert_eq!(origin.received("/up").body.length, 3);
     }
 
     #[test]
@@ -606,7 +606,7 @@ mod tests {
         let output =
             crate::tools::curl(&["--cacert", &ca.display().to_string(), "--resolve", &resolve, &url]);
         assert_eq!(String::from_utf8_lossy(&output.stdout), "tls", "{output:?}");
-        assert_eq!(origin.saw("/secret").sni.as_deref(), Some("one.one.one.one"));
+        assert_eq!(origin.received("/secret").sni.as_deref(), Some("one.one.one.one"));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::thread;
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use socket2::SockRef;
 
-use super::{Answer, Behaviour, Busy, NAME_HEADER, Seen, Shared, Working, reset};
+use super::{Behaviour, Busy, CannedResponse, NAME_HEADER, Seen, Shared, Working, reset};
 use crate::pattern::{self, Meter};
 use crate::websocket;
 use crate::wire::{Framing, Head, Wire};
@@ -54,7 +54,7 @@ pub(super) fn connection(shared: &Shared, stream: TcpStream, number: u64) {
         hold_back(&behaviour);
         // This comes before the response, because the peer may send the next request as soon as it has the response.
         drop(working);
-        let after = answer(&behaviour, &shared.name, &mut wire, &seen);
+        let after = respond(&behaviour, &shared.name, &mut wire, &seen);
         drop(busy);
         match after {
             Ok(After::Keep) if !seen.head.lists("connection", "close") => {}
@@ -90,12 +90,12 @@ fn hold_back(behaviour: &Behaviour) {
     }
 }
 
-fn answer(behaviour: &Behaviour, name: &str, wire: &mut Wire<Stream>, seen: &Seen) -> io::Result<After> {
+fn respond(behaviour: &Behaviour, name: &str, wire: &mut Wire<Stream>, seen: &Seen) -> io::Result<After> {
     match behaviour {
-        Behaviour::Answer(answer) | Behaviour::Slow(_, answer) | Behaviour::Held(_, answer) => {
-            send(wire, seen, name, answer)
+        Behaviour::Respond(response) | Behaviour::Slow(_, response) | Behaviour::Held(_, response) => {
+            send(wire, seen, name, response)
         }
-        Behaviour::Echo => send(wire, seen, name, &Answer::ok(seen.head.raw.clone())),
+        Behaviour::Echo => send(wire, seen, name, &CannedResponse::ok(seen.head.raw.clone())),
         Behaviour::ByPath => send(wire, seen, name, &by_path(seen.target())),
         Behaviour::HeldWithin(gate, [first, second]) => {
             wire.send(chunked_head(name, &[]).as_bytes())?;
@@ -121,37 +121,37 @@ fn answer(behaviour: &Behaviour, name: &str, wire: &mut Wire<Stream>, seen: &See
     }
 }
 
-fn send(wire: &mut Wire<Stream>, seen: &Seen, name: &str, answer: &Answer) -> io::Result<After> {
-    let mut bytes = head_of(name, answer);
-    if seen.method() != "HEAD" && !matches!(answer.status, 204 | 304) {
-        bytes.extend_from_slice(&answer.body);
+fn send(wire: &mut Wire<Stream>, seen: &Seen, name: &str, response: &CannedResponse) -> io::Result<After> {
+    let mut bytes = head_of(name, response);
+    if seen.method() != "HEAD" && !matches!(response.status, 204 | 304) {
+        bytes.extend_from_slice(&response.body);
     }
     wire.send(&bytes).map(|()| After::Keep)
 }
 
-fn head_of(name: &str, answer: &Answer) -> Vec<u8> {
-    let mut head = format!("HTTP/1.1 {} Status\r\n{NAME_HEADER}: {name}\r\n", answer.status);
-    if answer.status != 204 {
-        head.push_str(&format!("Content-Length: {}\r\n", answer.body.len()));
+fn head_of(name: &str, response: &CannedResponse) -> Vec<u8> {
+    let mut head = format!("HTTP/1.1 {} Status\r\n{NAME_HEADER}: {name}\r\n", response.status);
+    if response.status != 204 {
+        head.push_str(&format!("Content-Length: {}\r\n", response.body.len()));
     }
-    for (name, value) in &answer.headers {
+    for (name, value) in &response.headers {
         head.push_str(&format!("{name}: {value}\r\n"));
     }
     head.push_str("\r\n");
     head.into_bytes()
 }
 
-fn by_path(target: &str) -> Answer {
+fn by_path(target: &str) -> CannedResponse {
     let path = target.split('?').next().unwrap_or_default();
     let number = |prefix| path.strip_prefix(prefix).and_then(|rest: &str| rest.parse::<u32>().ok());
     if let Some(status) = number("/status/").and_then(|status| u16::try_from(status).ok()) {
-        return Answer::status(status, if matches!(status, 204 | 304) { "" } else { "by path" });
+        return CannedResponse::status(status, if matches!(status, 204 | 304) { "" } else { "by path" });
     }
     if let Some(length) = number("/bytes/") {
         let body = (0..u64::from(length)).map(|offset| pattern::from(offset)[0]).collect::<Vec<_>>();
-        return Answer::ok(body);
+        return CannedResponse::ok(body);
     }
-    Answer::ok("by path")
+    CannedResponse::ok("by path")
 }
 
 fn send_chunks(
@@ -193,10 +193,12 @@ fn service(wire: &mut Wire<Stream>, name: &str, seen: &Seen) -> io::Result<After
         (Some("pattern"), Some(seed), Some(length)) => send_pattern(wire, name, seed, length),
         (Some("digest"), ..) => {
             let said = format!("{} {}", seen.body.length, seen.body.is_pattern);
-            send(wire, seen, name, &Answer::ok(said))
+            send(wire, seen, name, &CannedResponse::ok(said))
         }
-        (Some("host"), ..) => send(wire, seen, name, &Answer::ok(seen.header("host").unwrap_or_default())),
-        _ => send(wire, seen, name, &Answer::status(404, "the service has no such path")),
+        (Some("host"), ..) => {
+            send(wire, seen, name, &CannedResponse::ok(seen.header("host").unwrap_or_default()))
+        }
+        _ => send(wire, seen, name, &CannedResponse::status(404, "the service has no such path")),
     }
 }
 
