@@ -168,8 +168,8 @@ mod tests {
     /// Two backends, whose checks take one second and three seconds. The second backend refuses connections.
     fn script() -> Arc<Script> {
         let script = Script::default();
-        script.answer(ONE, SECOND, Ok(()));
-        script.answer(TWO, 3 * SECOND, Err(CheckError::Refused));
+        script.set(ONE, SECOND, Ok(()));
+        script.set(TWO, 3 * SECOND, Err(CheckError::Refused));
         Arc::new(script)
     }
 

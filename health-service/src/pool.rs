@@ -349,7 +349,7 @@ mod tests {
         verdicts: Verdicts,
         registry: Registry,
         script: Arc<Script>,
-        told: Arc<RecordingObserver>,
+        observer: Arc<RecordingObserver>,
         first_round: mpsc::Receiver<Infallible>,
         task: PoolTask,
     }
@@ -363,12 +363,12 @@ mod tests {
             balancer.update().await.expect("the membership is known");
             let (metrics, registry, script) = (Metrics::new(), Registry::new(), Arc::new(script));
             metrics.register(&registry).expect("an empty registry has no names yet");
-            let told = Arc::<RecordingObserver>::default();
+            let observer = Arc::<RecordingObserver>::default();
             let reports = Reports {
                 pool: "web".to_owned(),
                 verdicts: verdicts.clone(),
                 metrics,
-                observer: Some(told.clone()),
+                observer: Some(observer.clone()),
                 changed: Notify::new(),
             };
             let pool = PoolSetup {
@@ -379,7 +379,7 @@ mod tests {
             };
             let (pending, first_round) = mpsc::channel(1);
             let task = PoolTask::begin(reports, pool, FirstResults::new(), Some(pending)).await;
-            Self { membership, balancer, health, verdicts, registry, script, told, first_round, task }
+            Self { membership, balancer, health, verdicts, registry, script, observer, first_round, task }
         }
 
         async fn change_members(&self, backends: &[(&'static str, usize)]) {
@@ -419,8 +419,8 @@ mod tests {
             self.verdicts.get(&addr(address)).expect("it was checked")
         }
 
-        fn told(&self) -> Vec<String> {
-            self.told.0.lock().expect("not poisoned").clone()
+        fn reports(&self) -> Vec<String> {
+            self.observer.0.lock().expect("not poisoned").clone()
         }
 
         fn scrape(&self) -> String {
@@ -446,8 +446,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_first_round_ends_when_the_balancer_knows_every_result() {
         let script = Script::default();
-        script.answer(ONE, Duration::ZERO, Err(CheckError::Refused));
-        script.answer(TWO, Duration::from_secs(2), Err(CheckError::Timeout(Duration::from_secs(2))));
+        script.set(ONE, Duration::ZERO, Err(CheckError::Refused));
+        script.set(TWO, Duration::from_secs(2), Err(CheckError::Timeout(Duration::from_secs(2))));
         let begun = Instant::now();
         let mut pool = RunningPool::start(settings(5, 10), &[ONE, TWO], script).await;
         assert_eq!(pool.first_round.recv().await, None);
@@ -466,7 +466,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_backend_that_hangs_delays_no_other() {
         let script = Script::default();
-        script.answer(ONE, Duration::from_secs(1000), Ok(()));
+        script.set(ONE, Duration::from_secs(1000), Ok(()));
         let pool = RunningPool::start(settings(5, 10), &[ONE, TWO], script).await;
         seconds(100).await;
         let gaps = pool.script.gaps(TWO);
@@ -478,7 +478,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_interval_counts_from_start_to_start() {
         let script = Script::default();
-        script.answer(ONE, Duration::from_secs(3), Ok(()));
+        script.set(ONE, Duration::from_secs(3), Ok(()));
         let pool = RunningPool::start(settings(5, 0), &[ONE], script).await;
         seconds(60).await;
         let gaps = pool.script.gaps(ONE);
@@ -489,7 +489,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_check_longer_than_its_interval_is_followed_by_the_next_at_once() {
         let script = Script::default();
-        script.answer(ONE, Duration::from_secs(7), Ok(()));
+        script.set(ONE, Duration::from_secs(7), Ok(()));
         let pool = RunningPool::start(settings(5, 0), &[ONE], script).await;
         seconds(70).await;
         let gaps = pool.script.gaps(ONE);
@@ -501,7 +501,7 @@ mod tests {
         let pool = RunningPool::start(settings(10, 0), &[ONE], Script::default()).await;
         seconds(30).await;
         assert_eq!(pool.ready(), [true]);
-        pool.script.answer(ONE, Duration::ZERO, Err(CheckError::Refused));
+        pool.script.set(ONE, Duration::ZERO, Err(CheckError::Refused));
         seconds(14).await;
         assert_eq!(pool.ready(), [false]);
         let reason = pool.verdicts.get(&addr(ONE)).expect("it was checked").reason;
@@ -509,7 +509,7 @@ mod tests {
         let gaps = pool.script.gaps(ONE);
         assert_eq!(gaps[1..].iter().filter(|gap| (*gap - 1.0).abs() < 0.01).count(), 2, "{gaps:?}");
 
-        pool.script.answer(ONE, Duration::ZERO, Ok(()));
+        pool.script.set(ONE, Duration::ZERO, Ok(()));
         seconds(12).await;
         assert_eq!(pool.ready(), [true]);
         assert_eq!(pool.verdicts.get(&addr(ONE)).expect("it was checked").reason, "2 checks passed");
@@ -523,7 +523,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_new_weight_neither_loses_the_state_nor_restarts_the_checks() {
         let script = Script::default();
-        script.answer(ONE, Duration::ZERO, Err(CheckError::Refused));
+        script.set(ONE, Duration::ZERO, Err(CheckError::Refused));
         let pool = RunningPool::start(settings(1000, 0), &[ONE], script).await;
         seconds(1).await;
         let (before, checks) = (pool.verdicts.get(&addr(ONE)), pool.script.starts(ONE).len());
@@ -536,8 +536,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_removed_backend_is_forgotten_and_a_new_one_is_checked_at_once() {
         let script = Script::default();
-        script.answer(ONE, Duration::ZERO, Err(CheckError::Refused));
-        script.answer(TWO, Duration::ZERO, Err(CheckError::NoRoute));
+        script.set(ONE, Duration::ZERO, Err(CheckError::Refused));
+        script.set(TWO, Duration::ZERO, Err(CheckError::NoRoute));
         let pool = RunningPool::start(settings(1000, 0), &[ONE], script).await;
         seconds(1).await;
         pool.change_members(&[(TWO, 1)]).await;
@@ -554,7 +554,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_backend_that_went_and_came_back_between_two_looks_keeps_its_verdict() {
         let script = Script::default();
-        script.answer(ONE, Duration::ZERO, Err(CheckError::Refused));
+        script.set(ONE, Duration::ZERO, Err(CheckError::Refused));
         let mut pool = RunningPool::start(settings(1000, 0), &[ONE], script).await;
         pool.first_round.recv().await;
         pool.membership.set([]);
@@ -577,7 +577,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_pool_that_ends_forgets_what_it_found() {
         let script = Script::default();
-        script.answer(ONE, Duration::ZERO, Err(CheckError::Refused));
+        script.set(ONE, Duration::ZERO, Err(CheckError::Refused));
         let mut pool = RunningPool::start(settings(1, 0), &[ONE], script).await;
         pool.first_round.recv().await;
         pool.task.end().await;
@@ -612,7 +612,7 @@ mod tests {
     async fn who_stays_does_not_notice_a_succession() {
         let mut pool = RunningPool::start(settings(5, 0), &[ONE, TWO], Script::default()).await;
         seconds(12).await;
-        pool.script.answer(ONE, Duration::ZERO, Err(CheckError::Refused));
+        pool.script.set(ONE, Duration::ZERO, Err(CheckError::Refused));
         while pool.verdict(ONE).last_failure.is_none() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
@@ -628,7 +628,7 @@ mod tests {
         seconds(20).await;
         let gaps = pool.script.gaps(TWO);
         assert!(gaps.len() > 5 && gaps[1..].iter().all(|gap| (gap - 5.0).abs() < 0.01), "{gaps:?}");
-        assert_eq!(pool.ready(), [false, true, true], "the new balancer is told");
+        assert_eq!(pool.ready(), [false, true, true], "the new balancer has the results");
     }
 
     #[tokio::test(start_paused = true)]
@@ -636,7 +636,7 @@ mod tests {
         let mut pool = RunningPool::start(settings(5, 0), &[ONE], Script::default()).await;
         pool.first_round.recv().await;
         let before = pool.verdict(ONE);
-        pool.script.answer(ONE, Duration::ZERO, Err(CheckError::Refused));
+        pool.script.set(ONE, Duration::ZERO, Err(CheckError::Refused));
         while pool.script.starts(ONE).len() < 3 {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
@@ -660,11 +660,11 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_backend_that_is_down_stays_down_by_other_settings() {
         let script = Script::default();
-        script.answer(ONE, Duration::ZERO, Err(CheckError::Refused));
+        script.set(ONE, Duration::ZERO, Err(CheckError::Refused));
         let mut pool = RunningPool::start(settings(5, 0), &[ONE], script).await;
         pool.first_round.recv().await;
         let before = pool.verdict(ONE);
-        pool.script.answer(ONE, Duration::ZERO, Ok(()));
+        pool.script.set(ONE, Duration::ZERO, Ok(()));
         pool.continue_with(settings(7, 0), &[ONE]).await;
         assert_eq!((pool.ready(), pool.verdict(ONE).reason), (vec![false], before.reason));
         seconds(2).await;
@@ -674,12 +674,12 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_new_backend_that_is_dead_is_never_ready_in_the_new_balancer() {
         let script = Script::default();
-        script.answer(TWO, Duration::ZERO, Err(CheckError::Refused));
+        script.set(TWO, Duration::ZERO, Err(CheckError::Refused));
         let mut pool = RunningPool::start(settings(5, 0), &[ONE], script).await;
         pool.first_round.recv().await;
         pool.continue_with(settings(5, 0), &[ONE, TWO]).await;
         assert_eq!(pool.ready(), [true, false]);
-        assert_eq!(pool.told(), ["web 10.0.0.2:80 down: 1 check failed: connection refused"]);
+        assert_eq!(pool.reports(), ["web 10.0.0.2:80 down: 1 check failed: connection refused"]);
         let text = pool.scrape();
         for line in [
             r#"lb_health_checks_total{backend="10.0.0.2:80",pool="web",result="fail"} 1"#,
@@ -688,16 +688,16 @@ mod tests {
             assert!(text.contains(line), "no {line} in {text}");
         }
         assert_eq!(pool.script.starts(TWO).len(), 1, "its first check was made before");
-        pool.script.answer(TWO, Duration::ZERO, Ok(()));
+        pool.script.set(TWO, Duration::ZERO, Ok(()));
         seconds(12).await;
         assert_eq!(pool.ready(), [true, true]);
-        assert_eq!(pool.told()[1..], ["web 10.0.0.2:80 up: 2 checks passed"]);
+        assert_eq!(pool.reports()[1..], ["web 10.0.0.2:80 up: 2 checks passed"]);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_backend_that_is_gone_is_forgotten_but_not_up_for_requests_from_before() {
         let script = Script::default();
-        script.answer(TWO, Duration::ZERO, Err(CheckError::Refused));
+        script.set(TWO, Duration::ZERO, Err(CheckError::Refused));
         let mut pool = RunningPool::start(settings(5, 0), &[ONE, TWO], script).await;
         pool.first_round.recv().await;
         let before = pool.continue_with(settings(5, 0), &[ONE]).await;
@@ -720,7 +720,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_backend_that_is_gone_is_forgotten_although_a_balancer_without_it_is_still_in_use() {
         let script = Script::default();
-        script.answer(TWO, Duration::ZERO, Err(CheckError::Refused));
+        script.set(TWO, Duration::ZERO, Err(CheckError::Refused));
         let mut pool = RunningPool::start(settings(5, 0), &[ONE], script).await;
         pool.first_round.recv().await;
         let _eternal = pool.continue_with(settings(5, 0), &[ONE, TWO]).await;
@@ -734,7 +734,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_new_balancer_gets_all_verdicts_before_it_is_used() {
         let script = Script::default();
-        script.answer(ONE, Duration::ZERO, Err(CheckError::Refused));
+        script.set(ONE, Duration::ZERO, Err(CheckError::Refused));
         let mut pool = RunningPool::start(settings(1000, 0), &[ONE], script).await;
         pool.first_round.recv().await;
         pool.health = registry();
@@ -746,7 +746,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_balancer_that_comes_back_is_no_predecessor_of_itself() {
         let script = Script::default();
-        script.answer(TWO, Duration::ZERO, Err(CheckError::Refused));
+        script.set(TWO, Duration::ZERO, Err(CheckError::Refused));
         let mut pool = RunningPool::start(settings(5, 0), &[ONE, TWO], script).await;
         pool.first_round.recv().await;
         let pool_of = |balancer: &Arc<LoadBalancer<RoundRobin>>| PoolSetup {

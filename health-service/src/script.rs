@@ -14,20 +14,20 @@ use crate::check::{Check, CheckError};
 use crate::settings::Settings;
 
 /// Duration and result of a check.
-type Answer = (Duration, Result<(), CheckError>);
+type ScriptedResult = (Duration, Result<(), CheckError>);
 
 /// Checks with a scripted duration and result for each address, which record their starts. Other addresses pass at
 /// once.
 #[derive(Default)]
 pub(crate) struct Script {
-    answers: Mutex<HashMap<SocketAddr, Answer>>,
+    results: Mutex<HashMap<SocketAddr, ScriptedResult>>,
     starts: Mutex<Vec<(SocketAddr, Instant)>>,
     ends: Mutex<usize>,
 }
 
 impl Script {
-    pub(crate) fn answer(&self, address: &str, after: Duration, result: Result<(), CheckError>) {
-        self.answers.lock().expect("not poisoned").insert(addr(address), (after, result));
+    pub(crate) fn set(&self, address: &str, after: Duration, result: Result<(), CheckError>) {
+        self.results.lock().expect("not poisoned").insert(addr(address), (after, result));
     }
 
     /// Seconds from one start of a check of `address` to the next.
@@ -51,8 +51,8 @@ impl Script {
 impl Check for Script {
     async fn check(&self, address: &SocketAddr) -> Result<(), CheckError> {
         self.starts.lock().expect("not poisoned").push((address.clone(), Instant::now()));
-        let answer = self.answers.lock().expect("not poisoned").get(address).cloned();
-        let (after, result) = answer.unwrap_or((Duration::ZERO, Ok(())));
+        let scripted = self.results.lock().expect("not poisoned").get(address).cloned();
+        let (after, result) = scripted.unwrap_or((Duration::ZERO, Ok(())));
         tokio::time::sleep(after).await;
         *self.ends.lock().expect("not poisoned") += 1;
         result

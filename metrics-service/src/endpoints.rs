@@ -49,7 +49,7 @@ pub struct Endpoints {
 
 /// The endpoint of a request, chosen by its method and path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Answer {
+enum Target {
     /// By index.
     Document(usize),
     Metrics,
@@ -69,17 +69,17 @@ pub fn service(endpoints: Endpoints, name: impl Into<String>) -> Service<HttpSer
     service
 }
 
-fn route(method: &Method, path: &str, documents: &[(&str, Document)]) -> Answer {
+fn route(method: &Method, path: &str, documents: &[(&str, Document)]) -> Target {
     if method != Method::GET && method != Method::HEAD {
-        return Answer::MethodNotAllowed;
+        return Target::MethodNotAllowed;
     }
     match path {
-        "/metrics" => Answer::Metrics,
-        "/livez" => Answer::Live,
-        "/readyz" | "/healthz" => Answer::Ready,
+        "/metrics" => Target::Metrics,
+        "/livez" => Target::Live,
+        "/readyz" | "/healthz" => Target::Ready,
         _ => {
             let document = documents.iter().position(|(known, _)| *known == path);
-            document.map_or(Answer::NotFound, Answer::Document)
+            document.map_or(Target::NotFound, Target::Document)
         }
     }
 }
@@ -125,34 +125,34 @@ impl Endpoints {
     /// The response to HEAD has the same headers as that to GET. Pingora adds no `Content-Length`; without one, the
     /// body would end only with the connection.
     fn respond(&self, method: &Method, uri: &Uri, brings_body: bool) -> Response<Vec<u8>> {
-        let answer = route(method, uri.path(), &self.documents);
+        let target = route(method, uri.path(), &self.documents);
         // With a wrong method, 405 says more than 413, and the body is not read either.
-        let (status, content_type, body) = if brings_body && answer != Answer::MethodNotAllowed {
+        let (status, content_type, body) = if brings_body && target != Target::MethodNotAllowed {
             plain(StatusCode::PAYLOAD_TOO_LARGE, "the request must not have a body\n")
         } else {
-            self.page(answer, uri.query())
+            self.page(target, uri.query())
         };
         let length = body.len();
         let body = if *method == Method::HEAD { Vec::new() } else { body.into_bytes() };
 
         let mut response = response(status, content_type, length, body);
-        if answer == Answer::MethodNotAllowed {
+        if target == Target::MethodNotAllowed {
             response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
         }
         response
     }
 
-    fn page(&self, answer: Answer, query: Option<&str>) -> Page {
-        match answer {
-            Answer::Metrics => self.metrics(),
-            Answer::Live => plain(StatusCode::OK, "ok\n"),
-            Answer::Ready => self.ready(is_verbose(query)),
-            Answer::Document(index) => match (self.documents[index].1)(query) {
+    fn page(&self, target: Target, query: Option<&str>) -> Page {
+        match target {
+            Target::Metrics => self.metrics(),
+            Target::Live => plain(StatusCode::OK, "ok\n"),
+            Target::Ready => self.ready(is_verbose(query)),
+            Target::Document(index) => match (self.documents[index].1)(query) {
                 Ok(document) => (StatusCode::OK, JSON, document),
                 Err(problem) => plain(StatusCode::BAD_REQUEST, &format!("{problem}\n")),
             },
-            Answer::NotFound => plain(StatusCode::NOT_FOUND, "not found\n"),
-            Answer::MethodNotAllowed => plain(StatusCode::METHOD_NOT_ALLOWED, "use GET or HEAD\n"),
+            Target::NotFound => plain(StatusCode::NOT_FOUND, "not found\n"),
+            Target::MethodNotAllowed => plain(StatusCode::METHOD_NOT_ALLOWED, "use GET or HEAD\n"),
         }
     }
 
@@ -292,22 +292,22 @@ mod tests {
     #[test]
     fn each_path_has_its_endpoint() {
         let documents = endpoints().documents;
-        for (path, answer) in [
-            ("/metrics", Answer::Metrics),
-            ("/livez", Answer::Live),
-            ("/readyz", Answer::Ready),
-            ("/healthz", Answer::Ready),
-            (STATUS, Answer::Document(0)),
-            ("", Answer::NotFound),
-            ("/", Answer::NotFound),
-            ("/metrics/", Answer::NotFound),
-            ("/Metrics", Answer::NotFound),
-            ("//metrics", Answer::NotFound),
-            ("/metrics/../livez", Answer::NotFound),
-            ("/api/v1", Answer::NotFound),
+        for (path, target) in [
+            ("/metrics", Target::Metrics),
+            ("/livez", Target::Live),
+            ("/readyz", Target::Ready),
+            ("/healthz", Target::Ready),
+            (STATUS, Target::Document(0)),
+            ("", Target::NotFound),
+            ("/", Target::NotFound),
+            ("/metrics/", Target::NotFound),
+            ("/Metrics", Target::NotFound),
+            ("//metrics", Target::NotFound),
+            ("/metrics/../livez", Target::NotFound),
+            ("/api/v1", Target::NotFound),
         ] {
-            assert_eq!(route(&Method::GET, path, &documents), answer, "GET {path}");
-            assert_eq!(route(&Method::HEAD, path, &documents), answer, "HEAD {path}");
+            assert_eq!(route(&Method::GET, path, &documents), target, "GET {path}");
+            assert_eq!(route(&Method::HEAD, path, &documents), target, "HEAD {path}");
         }
     }
 
@@ -321,7 +321,7 @@ mod tests {
             odd,
         ]) {
             for path in ["/metrics", "/nowhere", ""] {
-                assert_eq!(route(&method, path, &[]), Answer::MethodNotAllowed);
+                assert_eq!(route(&method, path, &[]), Target::MethodNotAllowed);
             }
         }
     }
@@ -467,18 +467,18 @@ mod tests {
         async fn exchange(&self, request: &str) -> String {
             let mut stream = TcpStream::connect(self.address).await.expect("connects");
             stream.write_all(request.as_bytes()).await.expect("writes");
-            let mut answer = String::new();
-            tokio::time::timeout(DEADLINE, stream.read_to_string(&mut answer))
+            let mut response = String::new();
+            tokio::time::timeout(DEADLINE, stream.read_to_string(&mut response))
                 .await
                 .expect("the server closes the connection")
                 .expect("reads");
-            answer
+            response
         }
     }
 
     /// Status line and headers in lower case, and the body.
-    fn split(answer: &str) -> (String, &str) {
-        let (head, body) = answer.split_once("\r\n\r\n").expect("a whole head");
+    fn split(response: &str) -> (String, &str) {
+        let (head, body) = response.split_once("\r\n\r\n").expect("a whole head");
         (head.to_ascii_lowercase() + "\r\n", body)
     }
 
@@ -502,8 +502,8 @@ mod tests {
             (format!("GET /nowhere HTTP/1.1\r\n{close}"), 404),
             (format!("DELETE /metrics HTTP/1.1\r\n{close}"), 405),
         ] {
-            let answer = server.exchange(&request).await;
-            let (head, body) = split(&answer);
+            let response = server.exchange(&request).await;
+            let (head, body) = split(&response);
             assert!(head.starts_with(&format!("http/1.1 {status} ")), "{head}");
             assert!(head.contains("\r\nconnection: close\r\n"), "{head}");
             assert_eq!(content_length(&head), body.len());
@@ -513,14 +513,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_announced_body_is_refused_unread_and_ends_the_connection() {
+    async fn an_announced_body_is_rejected_unread_and_ends_the_connection() {
         let server = Running::start(endpoints());
-        // The bodies never come: an answer shows that nobody waits for them.
+        // The bodies never come: the response shows that the server does not wait for them.
         for announcement in ["Content-Length: 1000000", "Transfer-Encoding: chunked"] {
             for (method, status) in [("GET", 413), ("HEAD", 413), ("POST", 405)] {
                 let request = format!("{method} /metrics HTTP/1.1\r\nHost: x\r\n{announcement}\r\n\r\n");
-                let answer = server.exchange(&request).await;
-                let (head, _) = split(&answer);
+                let response = server.exchange(&request).await;
+                let (head, _) = split(&response);
                 assert!(head.starts_with(&format!("http/1.1 {status} ")), "{head}");
                 assert!(head.contains("\r\nconnection: close\r\n"), "{head}");
             }

@@ -7,14 +7,14 @@
 //! check          connects, sends the request, closes
 //!   first_frame  records whether the backend uses HTTP/2 at all
 //!   message      request and response as bytes
-//!   answer       what the response, or its absence, means
+//!   response     what the response, or its absence, means
 //! ```
 //!
 //! The check itself drives the connection, without a task, so nothing remains when the check is dropped.
 
-mod answer;
 mod first_frame;
 mod message;
+mod response;
 
 use std::time::Duration;
 
@@ -27,8 +27,8 @@ use pingora::connectors::TransportConnector;
 use pingora::protocols::{ALPN, Stream};
 use pingora::upstreams::peer::HttpPeer;
 
-use self::answer::Answer;
 use self::first_frame::{FirstFrame, Noting};
+use self::response::GrpcResponse;
 use super::{CheckError, USER_AGENT, authority};
 use crate::settings::GrpcCheck;
 
@@ -52,8 +52,9 @@ pub(super) async fn check(
     let request = request(check, peer)?;
     let stream = connect(connector, peer).await?;
     let first = FirstFrame::default();
-    let answer = ask(Noting::new(stream, first.clone()), request, message::request(&check.service)).await;
-    answer::judge(&answer.map_err(|error| answer::failure(&error, &first))?, &check.service)
+    let response =
+        exchange_on(Noting::new(stream, first.clone()), request, message::request(&check.service)).await;
+    response::judge(&response.map_err(|error| response::failure(&error, &first))?, &check.service)
 }
 
 /// Connects. With TLS, the backend must negotiate HTTP/2.
@@ -91,17 +92,21 @@ fn request(check: &GrpcCheck, peer: &HttpPeer) -> Result<Request<()>, CheckError
 }
 
 /// Sends the request, receives the response, and closes the connection.
-async fn ask(stream: Noting<Stream>, request: Request<()>, message: Bytes) -> Result<Answer, h2::Error> {
+async fn exchange_on(
+    stream: Noting<Stream>,
+    request: Request<()>,
+    message: Bytes,
+) -> Result<GrpcResponse, h2::Error> {
     let mut client = h2::client::Builder::new();
     client.enable_push(false).max_header_list_size(LARGEST_HEAD);
     let (sender, mut connection) = client.handshake(stream).await?;
-    let (answer, ended) = {
-        let mut answer = std::pin::pin!(exchange(sender, request, message));
+    let (response, ended) = {
+        let mut response = std::pin::pin!(exchange(sender, request, message));
         tokio::select! {
             biased;
-            answer = &mut answer => (answer, None),
+            response = &mut response => (response, None),
             // It ends first if it breaks, or if the backend closes it, with or without a response.
-            ended = &mut connection => (answer.await, Some(ended)),
+            ended = &mut connection => (response.await, Some(ended)),
         }
     };
     // The last sender is dropped, so the connection closes itself with GOAWAY.
@@ -110,19 +115,19 @@ async fn ask(stream: Noting<Stream>, request: Request<()>, message: Bytes) -> Re
         None => tokio::time::timeout(GOODBYE, connection).await.unwrap_or(Ok(())),
     };
     // The error of the connection says more than the error of its stream.
-    answer.map_err(|error| ended.err().unwrap_or(error))
+    response.map_err(|error| ended.err().unwrap_or(error))
 }
 
 async fn exchange(
     sender: SendRequest<Bytes>,
     request: Request<()>,
     message: Bytes,
-) -> Result<Answer, h2::Error> {
+) -> Result<GrpcResponse, h2::Error> {
     let (response, mut stream) = sender.ready().await?.send_request(request, false)?;
     stream.send_data(message, true)?;
     let (head, body) = response.await?.into_parts();
     let (body, trailers) = read(body).await?;
-    Ok(Answer { status: head.status, headers: head.headers, body, trailers })
+    Ok(GrpcResponse { status: head.status, headers: head.headers, body, trailers })
 }
 
 /// Reads the body and the trailers, or the body up to [`LONGEST_BODY`].

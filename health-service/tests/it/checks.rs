@@ -60,7 +60,7 @@ async fn the_port_of_the_settings_replaces_that_of_the_backend() {
 #[tokio::test]
 async fn every_check_opens_a_new_connection() {
     let origin =
-        Origin::answering("HTTP/1.1 200 OK\r\nConnection: keep-alive\r\nContent-Length: 0\r\n\r\n").await;
+        Origin::responding("HTTP/1.1 200 OK\r\nConnection: keep-alive\r\nContent-Length: 0\r\n\r\n").await;
     let checker = Checker::new(Arc::new(TransportConnector::new(None)), plain(), http(HttpCheck::default()));
     for _ in 0..3 {
         assert_eq!(checker.check(&origin.address.into()).await, Ok(()));
@@ -70,7 +70,7 @@ async fn every_check_opens_a_new_connection() {
 
 #[tokio::test]
 async fn the_request_matches_the_settings() {
-    let origin = Origin::answering("HTTP/1.1 204 No Content\r\n\r\n").await;
+    let origin = Origin::responding("HTTP/1.1 204 No Content\r\n\r\n").await;
     let settings = http(HttpCheck {
         method: http::Method::HEAD,
         path: "/healthz?deep=1".parse().expect("valid path"),
@@ -96,14 +96,14 @@ async fn without_a_host_the_address_is_the_host() {
 
 #[tokio::test]
 async fn a_status_out_of_range_fails() {
-    let origin = Origin::answering("HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n").await;
+    let origin = Origin::responding("HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n").await;
     assert_eq!(reason(http(HttpCheck::default()), origin.address).await, "status 503, expected 200-399");
 }
 
 #[tokio::test]
 async fn interim_responses_are_skipped() {
     let origin =
-        Origin::answering(format!("HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n{}", ok("ok"))).await;
+        Origin::responding(format!("HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n{}", ok("ok"))).await;
     assert_eq!(check(with_body("ok"), origin.address).await, Ok(()));
 }
 
@@ -116,7 +116,7 @@ async fn the_body_must_contain_the_text() {
 
 #[tokio::test]
 async fn the_text_may_be_split_over_chunks() {
-    let origin = Origin::answering(
+    let origin = Origin::responding(
         "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nall\r\n3\r\n is\r\n6\r\n well!\r\n0\r\n\r\n",
     )
     .await;
@@ -151,15 +151,15 @@ async fn the_timeout_covers_the_whole_check() {
 
 #[tokio::test]
 async fn a_truncated_response_fails() {
-    let without_answer = Origin::answering("").await;
+    let without_response = Origin::responding("").await;
     let broken_off = "connection closed before the end of the response";
-    assert_eq!(reason(http(HttpCheck::default()), without_answer.address).await, broken_off);
-    let half_a_body = Origin::answering("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf").await;
+    assert_eq!(reason(http(HttpCheck::default()), without_response.address).await, broken_off);
+    let half_a_body = Origin::responding("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf").await;
     assert_eq!(reason(with_body("ok"), half_a_body.address).await, broken_off);
 }
 
 #[tokio::test]
 async fn a_response_that_is_not_http_fails() {
-    let origin = Origin::answering("220 mail.example.com ESMTP\r\n\r\n").await;
+    let origin = Origin::responding("220 mail.example.com ESMTP\r\n\r\n").await;
     assert_eq!(reason(http(HttpCheck::default()), origin.address).await, "the response is not valid HTTP");
 }

@@ -337,11 +337,11 @@ async fn a_response_before_a_goaway_counts() {
 #[tokio::test]
 async fn a_backend_of_another_protocol_fails_with_a_reason() {
     let not_http2 = "the backend does not speak HTTP/2";
-    let http1 = Origin::answering("HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n").await;
+    let http1 = Origin::responding("HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n").await;
     assert_eq!(reason(about(""), http1.address).await, not_http2);
     let mail = Origin::start(Manner::Banner(b"220 mail.example.com ESMTP\r\n".to_vec())).await;
     assert_eq!(reason(about(""), mail.address).await, not_http2);
-    let closing = Origin::answering("").await;
+    let closing = Origin::responding("").await;
     assert_eq!(reason(about(""), closing.address).await, "connection closed before any HTTP/2 frame");
     let (_socket, refusing) = refusing();
     assert_eq!(reason(about(""), refusing).await, "connection refused");

@@ -30,7 +30,7 @@ pub(crate) struct Seen {
 #[derive(Clone)]
 pub(crate) enum Manner {
     /// Reads the head of a request, sends these bytes, and closes the connection.
-    Answer(Vec<u8>),
+    Respond(Vec<u8>),
     /// Reads the head of a request, sends these bytes, and then one more byte every 20 ms until the client closes.
     Trickle(Vec<u8>),
     /// Sends these bytes without reading a request, and waits until the client closes.
@@ -48,13 +48,13 @@ impl Origin {
         Self { address, seen, task }
     }
 
-    pub(crate) async fn answering(answer: impl Into<Vec<u8>>) -> Self {
-        Self::start(Manner::Answer(answer.into())).await
+    pub(crate) async fn responding(response: impl Into<Vec<u8>>) -> Self {
+        Self::start(Manner::Respond(response.into())).await
     }
 
     /// Starts an origin that responds with status 200 and this body.
     pub(crate) async fn healthy(body: &str) -> Self {
-        Self::answering(ok(body)).await
+        Self::responding(ok(body)).await
     }
 
     pub(crate) fn seen(&self) -> Vec<Seen> {
@@ -86,14 +86,14 @@ async fn serve(listener: TcpListener, manner: Manner, seen: Arc<Mutex<Vec<Seen>>
 
 async fn converse(mut stream: TcpStream, manner: Manner, note: impl Fn(String)) -> std::io::Result<()> {
     match manner {
-        Manner::Answer(answer) => {
+        Manner::Respond(response) => {
             note(read_head(&mut stream).await?);
-            stream.write_all(&answer).await?;
+            stream.write_all(&response).await?;
             stream.shutdown().await
         }
-        Manner::Trickle(answer) => {
+        Manner::Trickle(response) => {
             note(read_head(&mut stream).await?);
-            stream.write_all(&answer).await?;
+            stream.write_all(&response).await?;
             loop {
                 tokio::time::sleep(Duration::from_millis(20)).await;
                 stream.write_all(b".").await?;

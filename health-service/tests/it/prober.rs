@@ -137,7 +137,7 @@ async fn the_prober_is_ready_once_every_backend_of_every_pool_is_checked() {
 
 #[tokio::test]
 async fn the_same_address_has_a_state_in_each_pool() {
-    let failing = Origin::answering("HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n").await;
+    let failing = Origin::responding("HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n").await;
     let (strict, lenient) = (TestPool::of(&[failing.address]).await, TestPool::of(&[failing.address]).await);
     let mut prober = Prober::new(Metrics::new());
     strict.add_to(&mut prober, "strict", fast(http()));
@@ -222,7 +222,7 @@ async fn fifty_hanging_backends_of_two_hundred_delay_no_check_of_the_others() {
         if number % 4 == 0 {
             hanging.push(Origin::start(Manner::Silence).await);
         } else {
-            healthy.push(Origin::answering(ok("ok")).await);
+            healthy.push(Origin::responding(ok("ok")).await);
         }
     }
     let addresses: Vec<SocketAddr> =

@@ -129,7 +129,7 @@ async fn checks_of_a_pool_can_start_and_stop() {
 
 #[tokio::test]
 async fn a_verdict_stays_until_changed_checks_have_decided() {
-    let failing = Origin::answering("HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n").await;
+    let failing = Origin::responding("HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n").await;
     let before = TestPool::of(&[failing.address]).await;
     let mut prober = Prober::new(Metrics::new());
     before.add_to(&mut prober, "web", tcp());

@@ -712,10 +712,10 @@ impl AvailabilityCache {
     const NEVER: u64 = u64::MAX;
 
     fn new(now: Instant) -> Self {
-        let nobody = Availability { level: Level::Primary, panic: false, weight: 0 };
+        let empty = Availability { level: Level::Primary, panic: false, weight: 0 };
         Self {
             began: now,
-            availability: AtomicU64::new(nobody.pack()),
+            availability: AtomicU64::new(empty.pack()),
             seen: AtomicU64::new(0),
             assessing: Mutex::default(),
             is_superseded: AtomicBool::new(false),

@@ -458,7 +458,7 @@ mod tests {
     use proptest::test_runner::TestCaseError;
 
     const SECOND: Duration = Duration::from_secs(1);
-    const NOBODY: [usize; 0] = [];
+    const NONE: [usize; 0] = [];
 
     /// Returns settings with which three failures eject for 10 s times n, at most 35 s, and at most half of the pool.
     fn settings() -> OutlierSettings {
@@ -563,7 +563,7 @@ mod tests {
         assert_eq!(bench.fail(1), None);
         assert_eq!(bench.fail(1), None);
         assert_eq!(bench.records[1].consecutive_failures(), 2);
-        assert_eq!(bench.ejected(), NOBODY);
+        assert_eq!(bench.ejected(), NONE);
         assert_eq!(bench.fail(1), Some(Ok(10 * SECOND)));
         assert_eq!(bench.ejected(), [1]);
         assert_eq!(bench.records[1].ejected_until(bench.now), Some(bench.now + 10 * SECOND));
@@ -612,7 +612,7 @@ mod tests {
         bench.now += 10 * SECOND - Duration::from_nanos(1);
         assert_eq!(bench.ejected(), [0]);
         bench.now += Duration::from_nanos(1);
-        assert_eq!(bench.ejected(), NOBODY);
+        assert_eq!(bench.ejected(), NONE);
         assert_eq!(bench.records[0].ejected_until(bench.now), None);
     }
 
@@ -778,7 +778,7 @@ mod tests {
         bench.now += SECOND;
         assert_eq!(bench.eject(0), Err(NotEjected::AlreadyEjected));
         bench.now += 9 * SECOND;
-        assert_eq!(bench.ejected(), NOBODY);
+        assert_eq!(bench.ejected(), NONE);
     }
 
     #[test]

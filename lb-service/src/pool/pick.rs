@@ -525,7 +525,7 @@ mod tests {
     use pingora::lb::HealthRegistry;
 
     const SECOND: Duration = Duration::from_secs(1);
-    const NOBODY: &Tried = &Tried::new();
+    const UNTRIED: &Tried = &Tried::new();
 
     /// A pool with a manual clock and manual results of health checks.
     struct Bench {
@@ -553,7 +553,7 @@ mod tests {
         }
 
         fn place(&self, key: &[u8]) -> Result<Attempt, PickError> {
-            self.pool.place(&self.request(key, None, NOBODY), &mut Passed::new())
+            self.pool.place(&self.request(key, None, UNTRIED), &mut Passed::new())
         }
 
         /// Returns the ports that this number of requests go to, one after the other.
@@ -648,7 +648,7 @@ mod tests {
             bench.fail(3);
         }
         let mut passed = Passed::new();
-        let placed = bench.pool.place(&bench.request(b"", None, NOBODY), &mut passed);
+        let placed = bench.pool.place(&bench.request(b"", None, UNTRIED), &mut passed);
         assert_eq!(placed.unwrap_err(), PickError::Full);
         let mut reasons: Vec<_> = passed.iter().map(|(b, why)| (b.address.port(), why)).collect();
         reasons.sort_by_key(|(port, _)| *port);
@@ -728,7 +728,7 @@ mod tests {
         let bench = Bench::new(&settings);
         let session = Some(Session { backend: 1, is_current: true });
         let next = || {
-            let request = bench.request(b"", session.map(|session| session.backend), NOBODY);
+            let request = bench.request(b"", session.map(|session| session.backend), UNTRIED);
             bench.pool.place(&request, &mut Passed::new()).unwrap()
         };
         let moved = |attempt: &Attempt| {
@@ -755,7 +755,7 @@ mod tests {
         settings.backends[0].max_requests = std::num::NonZeroU32::new(1);
         let bench = Bench::new(&settings);
         let _busy = bench.pool.backends()[0].load.try_enter(1).unwrap();
-        let request = bench.request(b"", Some(0), NOBODY);
+        let request = bench.request(b"", Some(0), UNTRIED);
         let attempt = bench.pool.place(&request, &mut Passed::new()).unwrap();
         assert_eq!(port(&attempt), 2);
         let session = Some(Session { backend: 0, is_current: true });

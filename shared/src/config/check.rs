@@ -25,7 +25,7 @@ use values::{AbsolutePath, SocketPath, Text, did_you_mean};
 
 pub(crate) use balancing::MAX_RING_WEIGHT;
 
-use super::context::{Account, Context, Denied, Wish};
+use super::context::{Account, Context, Denied, FileAccess};
 use super::document::{Node, Step, Value};
 use super::plan;
 use super::problem::{Id, Problem, Span};
@@ -194,7 +194,7 @@ impl Checker<'_> {
             let problem = Problem::new(Id::Directory, format!("the directory {directory} does not exist"));
             self.report(&path!["working_directory"], problem.hint("create it, or name another directory"));
         } else {
-            self.check_allowed(&path!["working_directory"], Wish::Enter(&directory.get().0));
+            self.check_allowed(&path!["working_directory"], FileAccess::Enter(&directory.get().0));
         }
     }
 
@@ -217,7 +217,7 @@ impl Checker<'_> {
     fn check_access(&mut self) {
         if let Some(file) = self.context.runtime.configuration() {
             let key = if self.config.user.is_some() { "user" } else { "group" };
-            self.check_allowed(&path![key], Wish::Read(file));
+            self.check_allowed(&path![key], FileAccess::Read(file));
         }
     }
 
@@ -225,9 +225,9 @@ impl Checker<'_> {
         Account { user: self.config.user.as_deref(), group: self.config.group.as_deref() }
     }
 
-    fn check_allowed(&mut self, at: &[Step], wish: Wish<'_>) {
-        if let Some(denied) = self.context.files.denied(self.account(), wish) {
-            self.report(at, not_allowed(wish, &denied));
+    fn check_allowed(&mut self, at: &[Step], access: FileAccess<'_>) {
+        if let Some(denied) = self.context.files.denied(self.account(), access) {
+            self.report(at, not_allowed(access, &denied));
         }
     }
 
@@ -235,7 +235,7 @@ impl Checker<'_> {
         let read = self.context.files.read(file);
         match read.map_err(|error| reason(&error)).and_then(|pem| certificates(&pem)) {
             Ok(certificates) => {
-                self.check_allowed(at, Wish::Read(file));
+                self.check_allowed(at, FileAccess::Read(file));
                 Some(certificates)
             }
             Err(reason) => {
@@ -251,12 +251,12 @@ impl Checker<'_> {
     }
 }
 
-fn not_allowed(wish: Wish<'_>, denied: &Denied) -> Problem {
+fn not_allowed(access: FileAccess<'_>, denied: &Denied) -> Problem {
     let Denied { user, group, reason } = denied;
-    let (path, what, remedy) = match wish {
-        Wish::Read(path) => (path, "read", "g+r"),
-        Wish::Enter(path) => (path, "enter", "g+rx"),
-        Wish::CreateIn(path) => (path, "create files in", "g+rwx"),
+    let (path, what, remedy) = match access {
+        FileAccess::Read(path) => (path, "read", "g+r"),
+        FileAccess::Enter(path) => (path, "enter", "g+rx"),
+        FileAccess::CreateIn(path) => (path, "create files in", "g+rwx"),
     };
     let path = path.display();
     let message = format!("the user `{user}`, which the daemon runs as, cannot {what} {path}: {reason}");
@@ -491,7 +491,7 @@ impl Checker<'_> {
         let uid = self.context.files.uid_of(self.account());
         match session_keys(file, self.context.files, uid) {
             Ok(keys) => {
-                self.check_allowed(&path, Wish::Read(file));
+                self.check_allowed(&path, FileAccess::Read(file));
                 self.findings.files.entry(name.to_owned()).or_default().session_keys = Some(keys);
             }
             Err(SecretError { why, remedy }) => {
@@ -547,8 +547,8 @@ impl Checker<'_> {
             _ => None,
         });
         let keys: Vec<_> = keys.collect();
-        let verb = if keys.len() == 1 { "has" } else { "have" };
-        let message = format!("{} {verb} no effect: {why}", keys.join(", "));
+        let has = if keys.len() == 1 { "has" } else { "have" };
+        let message = format!("{} {has} no effect: {why}", keys.join(", "));
         self.report_key(first, rest(Problem::new(id, message)));
     }
 }
@@ -862,7 +862,7 @@ impl Checker<'_> {
         if self.config.user.is_none() {
             return;
         }
-        if let Some(denied) = self.context.files.denied(self.account(), Wish::CreateIn(directory)) {
+        if let Some(denied) = self.context.files.denied(self.account(), FileAccess::CreateIn(directory)) {
             let Denied { user, reason, .. } = denied;
             let message = format!(
                 "the user `{user}`, which the daemon runs as, cannot create files in {}: {reason}",

@@ -109,7 +109,7 @@ pub trait Files {
 
     /// Returns the reason why the account that the daemon runs as cannot do this. `None` means that it can, or that
     /// this process cannot find out.
-    fn denied(&self, _account: Account<'_>, _wish: Wish<'_>) -> Option<Denied> {
+    fn denied(&self, _account: Account<'_>, _access: FileAccess<'_>) -> Option<Denied> {
         None
     }
 
@@ -128,7 +128,7 @@ pub struct Account<'a> {
 
 /// A later operation of the daemon that needs permission.
 #[derive(Clone, Copy, Debug)]
-pub enum Wish<'a> {
+pub enum FileAccess<'a> {
     /// Read a file.
     Read(&'a Path),
     /// Enter a directory.
@@ -236,10 +236,10 @@ impl Files for RealFiles {
         path.is_dir()
     }
 
-    fn denied(&self, account: Account<'_>, wish: Wish<'_>) -> Option<Denied> {
+    fn denied(&self, account: Account<'_>, access: FileAccess<'_>) -> Option<Denied> {
         let identity = Identity::resolve(account.user, account.group).ok()??;
         // Only root can find out, and only root can start the daemon as another user.
-        let reason = identity.act(|| obstacle(wish)).ok()??;
+        let reason = identity.act(|| obstacle(access)).ok()??;
         Some(Denied { user: identity.user_name(), group: identity.group_name(), reason })
     }
 
@@ -260,11 +260,11 @@ fn not_writable(error: Errno) -> String {
 }
 
 /// Returns the reason why this thread has no permission. `None` means that it has.
-fn obstacle(wish: Wish<'_>) -> Option<String> {
-    let (path, flags) = match wish {
-        Wish::Read(path) => (path, AccessFlags::R_OK),
-        Wish::Enter(path) => (path, AccessFlags::X_OK),
-        Wish::CreateIn(path) => (path, AccessFlags::W_OK | AccessFlags::X_OK),
+fn obstacle(wanted: FileAccess<'_>) -> Option<String> {
+    let (path, flags) = match wanted {
+        FileAccess::Read(path) => (path, AccessFlags::R_OK),
+        FileAccess::Enter(path) => (path, AccessFlags::X_OK),
+        FileAccess::CreateIn(path) => (path, AccessFlags::W_OK | AccessFlags::X_OK),
     };
     let error = access(path, flags).err().filter(|error| *error == Errno::EACCES)?;
     let is_closed = |directory: &&Path| access(*directory, AccessFlags::X_OK) == Err(Errno::EACCES);

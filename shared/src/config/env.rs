@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn faults_are_told_apart() {
+    fn different_faults_get_different_messages() {
         assert_eq!(expanded("${PORT}"), Err(Fault::Unset("PORT".into())));
         assert_eq!(expanded("${PORT"), Err(Fault::Unclosed));
         assert_eq!(expanded("${}"), Err(Fault::BadName(String::new())));

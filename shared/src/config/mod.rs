@@ -45,7 +45,7 @@ use crate::places;
 use crate::process::files::reason;
 use crate::process::privileges::user_name;
 
-pub use context::{Account, Context, Denied, Files, Protection, RealFiles, Wish, loopback};
+pub use context::{Account, Context, Denied, FileAccess, Files, Protection, RealFiles, loopback};
 pub use env::Lookup;
 pub use keys::keys;
 pub use plan::{

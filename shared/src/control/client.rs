@@ -28,11 +28,11 @@ pub struct Client {
 #[expect(missing_docs, reason = "the messages say it")]
 pub enum Unreachable {
     #[error("no daemon listens at {path}: start it, or select another one with `-c FILE` or `--socket PATH`")]
-    Nobody { path: PathBuf },
+    NotListening { path: PathBuf },
     #[error("no daemon runs with {file}: no daemon listens at {path}{others}")]
-    NobodyWithFile { file: PathBuf, path: PathBuf, others: Others },
+    NotFoundForFile { file: PathBuf, path: PathBuf, others: Others },
     #[error("no daemon listens at {path}, the default{others}")]
-    NobodyByDefault { path: PathBuf, others: Others },
+    NotFoundByDefault { path: PathBuf, others: Others },
     #[error(
         "cannot connect to the daemon at {path}: permission denied; run as root or as the user of the daemon"
     )]
@@ -53,7 +53,7 @@ pub enum Unreachable {
 }
 
 /// Maximum size of a response, in bytes.
-const MAX_ANSWER: u64 = 64 * 1024 * 1024;
+const MAX_RESPONSE: u64 = 64 * 1024 * 1024;
 
 // === impl Client ===
 
@@ -98,11 +98,11 @@ impl Client {
         if let Some(uid) = self.foreign(&stream).map_err(explain)? {
             return Err(Unreachable::Foreign { path: self.socket.clone(), uid });
         }
-        let answer = self.exchange(stream, method, target, body, patience).map_err(explain)?;
-        if answer.is_empty() {
+        let response = self.exchange(stream, method, target, body, patience).map_err(explain)?;
+        if response.is_empty() {
             return Err(Unreachable::Gone { path: self.socket.clone() });
         }
-        Reply::parse(&answer).ok_or_else(|| Unreachable::Stranger { path: self.socket.clone() })
+        Reply::parse(&response).ok_or_else(|| Unreachable::Stranger { path: self.socket.clone() })
     }
 
     /// Returns the user of the peer if it is not one of the accepted users.
@@ -124,15 +124,15 @@ impl Client {
         stream.set_write_timeout(Some(patience))?;
         let request = Request { method, target, file: self.file.as_deref(), body };
         stream.write_all(&request.to_bytes())?;
-        let mut answer = Vec::new();
-        stream.take(MAX_ANSWER).read_to_end(&mut answer)?;
-        Ok(answer)
+        let mut response = Vec::new();
+        stream.take(MAX_RESPONSE).read_to_end(&mut response)?;
+        Ok(response)
     }
 
     fn explain(&self, source: io::Error, patience: Duration) -> Unreachable {
         let path = self.socket.clone();
         match source.kind() {
-            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Unreachable::Nobody { path },
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Unreachable::NotListening { path },
             io::ErrorKind::PermissionDenied => Unreachable::Denied { path },
             io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Unreachable::Silent { path, patience },
             io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => Unreachable::Gone { path },
@@ -199,7 +199,7 @@ pub(super) mod tests {
         let client = Client::new(&directory.path().join("none.sock"));
         let error = client.send("GET", "/", "", Duration::from_secs(1)).unwrap_err();
         assert!(
-            matches!(error, Unreachable::Nobody { .. }) && error.to_string().contains("-c FILE"),
+            matches!(error, Unreachable::NotListening { .. }) && error.to_string().contains("-c FILE"),
             "{error}"
         );
     }

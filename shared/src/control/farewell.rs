@@ -52,12 +52,12 @@ impl Farewells {
         };
         let body = json!(farewell).to_string();
         let length = body.len();
-        let answer = format!(
+        let response = format!(
             "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
         );
         for mut connection in self.connections().drain(..) {
             // The write fails if the client has disconnected.
-            let _ = connection.write_all(answer.as_bytes());
+            let _ = connection.write_all(response.as_bytes());
             // The kernel closes the connection when the process has ended.
             let _open = connection.into_raw_fd();
         }
@@ -80,13 +80,15 @@ mod tests {
         client.set_nonblocking(true).unwrap();
         let farewells = Farewells::default();
         farewells.promise(server.into());
-        let mut answer = [0; 1024];
-        assert!(client.read(&mut answer).is_err(), "no response yet");
+        let mut response = [0; 1024];
+        assert!(client.read(&mut response).is_err(), "no response yet");
         farewells.say(&Outcome::default());
-        let length = client.read(&mut answer).unwrap();
-        let reply = crate::http_message::Reply::parse(&answer[..length]).unwrap();
+        let length = client.read(&mut response).unwrap();
+        let reply = crate::http_message::Reply::parse(&response[..length]).unwrap();
         let farewell: Farewell = serde_json::from_str(&reply.body).unwrap();
         assert_eq!((farewell.pid, farewell.reason.as_str()), (std::process::id(), "failed"));
-        assert!(client.read(&mut answer).is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock));
+        assert!(
+            client.read(&mut response).is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock)
+        );
     }
 }

@@ -2,13 +2,13 @@
 //!
 //! 1. `--socket` selects the daemon at that path. With `-c` as well, this daemon must run with that file.
 //! 2. The file selects it by its key `control.socket`, or by the default socket of this file. If no daemon has that
-//!    socket, the daemons in the runtime directories of this user and of root are asked for their files. This search
+//!    socket, the daemons in the runtime directories of this user and of root are queried for their files. This search
 //!    finds a daemon of an older version, which uses the common default; a daemon that another user started, whose
 //!    socket is in root's directory; and a daemon whose directory was a symbolic link that has changed since.
 //! 3. Without a file, the daemon at the common default is selected.
 //!
 //! If no daemon is found, the error lists the running daemons. A daemon of another file never receives a request. For
-//! root the list also contains the daemons in the directories of other users; these are listed but not asked, because
+//! root the list also contains the daemons in the directories of other users; these are listed but not queried, because
 //! any user can listen there.
 
 use std::io::ErrorKind;
@@ -22,7 +22,7 @@ use serde::Deserialize;
 use super::client::{Client, Unreachable};
 use super::others::{Found, FoundKind, Others, OwnFile};
 use crate::process::runtime::{ROOTS_DIRECTORY, RuntimeFiles, canonical, directories_of_users};
-use crate::process::sockets::{is_answered, probe};
+use crate::process::sockets::{is_accepting, probe};
 
 /// Time limit for a daemon to report its configuration file.
 const SOON: Duration = Duration::from_secs(2);
@@ -74,11 +74,11 @@ pub fn by_default(files: &RuntimeFiles) -> Result<Client, Unreachable> {
     }
     let found = found(files);
     let Some(file) = file else {
-        return Err(Unreachable::NobodyByDefault { path, others: listed(found) });
+        return Err(Unreachable::NotFoundByDefault { path, others: listed(found) });
     };
     match found.iter().find(|daemon| daemon.is_of(file)) {
         Some(daemon) => Ok(client(&daemon.socket)),
-        None => Err(Unreachable::NobodyWithFile { file: file.to_owned(), path, others: listed(found) }),
+        None => Err(Unreachable::NotFoundForFile { file: file.to_owned(), path, others: listed(found) }),
     }
 }
 
@@ -96,8 +96,8 @@ fn found(files: &RuntimeFiles) -> Vec<Found> {
     sockets.extend(files.within(Path::new(ROOTS_DIRECTORY)).control_sockets());
     sockets.sort();
     sockets.dedup();
-    let found = |socket: PathBuf| Some(Found { kind: FoundKind::WithFile(runs_with(&socket)?), socket });
-    sockets.into_iter().filter_map(found).collect()
+    let with_file = |socket: PathBuf| Some(Found { kind: FoundKind::WithFile(runs_with(&socket)?), socket });
+    sockets.into_iter().filter_map(with_file).collect()
 }
 
 /// Returns all daemons that this user is allowed to see.
@@ -114,7 +114,7 @@ fn of_users(directory: &Path) -> Vec<Found> {
     let Ok(metadata) = directory.symlink_metadata() else { return Vec::new() };
     let kind = FoundKind::OfUser(Uid::from_raw(metadata.uid()));
     let sockets = RuntimeFiles::new(directory.to_owned(), None).control_sockets().into_iter();
-    let found = sockets.filter(|socket| is_answered(socket));
+    let found = sockets.filter(|socket| is_accepting(socket));
     found.map(|socket| Found { socket, kind: kind.clone() }).collect()
 }
 

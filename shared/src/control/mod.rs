@@ -35,7 +35,7 @@
 //! an event or for an idle backend); they end when their client disconnects. A change continues after its client has
 //! disconnected.
 //!
-//! - [`predecessors`] finds and asks old processes.
+//! - [`predecessors`] finds and queries old processes.
 //! - [`api`] parses requests: a plain function from method, path, query and body to a [`Call`].
 //! - [`bodies`] are the JSON bodies of requests and responses.
 //! - [`server`] executes calls through [`Operations`], and is the only module that uses the socket.

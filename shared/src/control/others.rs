@@ -22,7 +22,7 @@ pub(super) struct Found {
 pub(super) enum FoundKind {
     /// The daemon reported this file; `None` means that it has no file.
     WithFile(Option<OwnFile>),
-    /// The daemon is in the directory of another user and was not asked.
+    /// The daemon is in the directory of another user and was not queried.
     OfUser(Uid),
 }
 

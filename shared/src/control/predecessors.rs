@@ -15,7 +15,7 @@ use tokio::time::{sleep, timeout};
 use super::is_trusted;
 use crate::http_message::{Reply, Request, backend_target};
 
-/// Pause before an old process is asked again.
+/// Pause before an old process is queried again.
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// Time that an old process waits for the backend to become idle before it responds, in seconds.
@@ -50,9 +50,9 @@ pub fn sockets(control: &Path) -> Vec<PathBuf> {
 /// Removes the socket files of processes that were killed.
 pub fn sweep(control: &Path) {
     for socket in sockets(control) {
-        let nobody = std::os::unix::net::UnixStream::connect(&socket)
+        let is_stale = std::os::unix::net::UnixStream::connect(&socket)
             .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
-        if nobody && let Err(error) = std::fs::remove_file(&socket) {
+        if is_stale && let Err(error) = std::fs::remove_file(&socket) {
             log::warn!("control: cannot remove the stale socket {}: {error}", socket.display());
         }
     }
@@ -63,29 +63,29 @@ pub async fn idle(sockets: impl IntoIterator<Item = PathBuf>, pool: &str, backen
     let target = format!("{}/idle?wait={WAIT_SECONDS}", backend_target(pool, backend));
     for socket in sockets {
         // A process that has ended has no requests.
-        while let Ok(is_idle) = ask(&socket, &target).await
-            && !is_idle
+        while let Ok(idle) = is_idle(&socket, &target).await
+            && !idle
         {
             sleep(PAUSE).await;
         }
     }
 }
 
-/// Asks the process at `socket` whether the backend is idle. A process without this pool counts as idle. A socket of
+/// Returns whether the process at `socket` reports the backend as idle. A process without this pool counts as idle. A socket of
 /// another user is rejected: in a directory that others can write to, it does not belong to an old process.
-async fn ask(socket: &Path, target: &str) -> io::Result<bool> {
+async fn is_idle(socket: &Path, target: &str) -> io::Result<bool> {
     let mut stream = UnixStream::connect(socket).await?;
     if !is_trusted(stream.peer_cred()?.uid()) {
         return Err(io::ErrorKind::PermissionDenied.into());
     }
     let request = Request::get(target).to_bytes();
-    let mut answer = Vec::new();
+    let mut response = Vec::new();
     let exchange = async {
         stream.write_all(&request).await?;
-        stream.take(MAX_RESPONSE).read_to_end(&mut answer).await
+        stream.take(MAX_RESPONSE).read_to_end(&mut response).await
     };
-    let answered = timeout(DEADLINE, exchange).await.is_ok_and(|read| read.is_ok());
-    let status = Reply::parse(&answer).filter(|_| answered).map(|reply| reply.status);
+    let is_complete = timeout(DEADLINE, exchange).await.is_ok_and(|read| read.is_ok());
+    let status = Reply::parse(&response).filter(|_| is_complete).map(|reply| reply.status);
     // 404: this process does not have the pool.
     Ok(matches!(status, Some(200 | 404)))
 }
@@ -128,8 +128,8 @@ mod tests {
             let (mut stream, _) = listener.accept().await.unwrap();
             while stream.write_all(&[b'x'; 1024]).await.is_ok() {}
         };
-        let ((), asked) = tokio::join!(endless, ask(&socket, "/"));
-        assert!(!asked.unwrap(), "the response is invalid");
+        let ((), idle) = tokio::join!(endless, is_idle(&socket, "/"));
+        assert!(!idle.unwrap(), "the response is invalid");
     }
 
     #[tokio::test]

@@ -56,7 +56,7 @@ struct Control {
 }
 
 /// Response before it is sent.
-struct Answer {
+struct Response {
     status: StatusCode,
     body: String,
     allow: Option<&'static str>,
@@ -209,32 +209,32 @@ impl Control {
         place: OwnedSemaphorePermit,
     ) -> pingora::Result<()> {
         session.set_write_timeout(Some(ARRIVAL));
-        let answer = match timeout(self.arrival, arrival(&mut session)).await {
-            Ok(Arrival::Whole(body)) => self.answer(&mut session, connection, &body, place).await,
+        let response = match timeout(self.arrival, arrival(&mut session)).await {
+            Ok(Arrival::Whole(body)) => self.respond(&mut session, connection, &body, place).await,
             Ok(Arrival::TooLong) => {
-                Some(Answer::problem(StatusCode::PAYLOAD_TOO_LARGE, "the body is larger than 64 KiB"))
+                Some(Response::problem(StatusCode::PAYLOAD_TOO_LARGE, "the body is larger than 64 KiB"))
             }
             Ok(Arrival::Broken(error)) => return Err(error),
             Ok(Arrival::Nothing) | Err(_) => None,
         };
-        match answer {
-            Some(answer) => answer.send(session).await,
+        match response {
+            Some(response) => response.send(session).await,
             None => Ok(()),
         }
     }
 
     /// Returns `None` if the client has disconnected, or receives its response at the end of the process.
-    async fn answer(
+    async fn respond(
         &self,
         session: &mut ServerSession,
         connection: io::Result<OwnedFd>,
         body: &[u8],
         place: OwnedSemaphorePermit,
-    ) -> Option<Answer> {
+    ) -> Option<Response> {
         let request = session.req_header();
         let wanted = request.headers.get(FILE_HEADER).map(|value| String::from_utf8_lossy(value.as_bytes()));
         if let Some(refusal) = wanted.and_then(|wanted| self.operations.refusal(&wanted)) {
-            return Some(Answer::problem(StatusCode::MISDIRECTED_REQUEST, &refusal));
+            return Some(Response::problem(StatusCode::MISDIRECTED_REQUEST, &refusal));
         }
         let (path, query) = (request.uri.path(), request.uri.query().unwrap_or_default());
         match api::parse(request.method.as_str(), path, query, body) {
@@ -244,35 +244,35 @@ impl Control {
             }
             Ok(Call::Stop { now }) => self.stop(now, connection),
             Ok(call) => Some(self.carry_out(call).await),
-            Err(unclear) => Some(Answer::unclear(unclear)),
+            Err(unclear) => Some(Response::unclear(unclear)),
         }
     }
 
-    fn stop(&self, now: bool, connection: io::Result<OwnedFd>) -> Option<Answer> {
+    fn stop(&self, now: bool, connection: io::Result<OwnedFd>) -> Option<Response> {
         match connection {
             Ok(connection) => {
                 self.operations.stop(now, connection);
                 None
             }
-            Err(error) => Some(Answer::problem(StatusCode::SERVICE_UNAVAILABLE, &error.to_string())),
+            Err(error) => Some(Response::problem(StatusCode::SERVICE_UNAVAILABLE, &error.to_string())),
         }
     }
 
-    async fn wait(&self, session: &mut ServerSession, call: Call) -> Option<Answer> {
+    async fn wait(&self, session: &mut ServerSession, call: Call) -> Option<Response> {
         let Ok(_place) = self.waits.try_acquire() else {
             let problem = format!("{MAX_WAITS} requests already wait, which is the limit");
-            return Some(Answer::problem(StatusCode::SERVICE_UNAVAILABLE, &problem));
+            return Some(Response::problem(StatusCode::SERVICE_UNAVAILABLE, &problem));
         };
         tokio::select! {
             biased;
-            answer = self.carry_out(call) => Some(answer),
+            response = self.carry_out(call) => Some(response),
             _ = session.read_body_or_idle(true) => None,
         }
     }
 
     /// Waits for events. The wait ends early when the process is replaced. Each process numbers its own events, so a
     /// number is valid only together with its process.
-    async fn events(&self, after: u64, process: Option<u32>, wait: Duration) -> Answer {
+    async fn events(&self, after: u64, process: Option<u32>, wait: Duration) -> Response {
         let events = self.operations.events();
         let process = process.unwrap_or_else(|| events.process());
         let mut closes = self.closes.clone();
@@ -280,42 +280,42 @@ impl Control {
             received = events.wait_after(process, after, wait) => received,
             _ = closes.wait_for(|closes| *closes) => events.after(process, after),
         };
-        Answer::json(&EventList { process: events.process(), events: received })
+        Response::json(&EventList { process: events.process(), events: received })
     }
 
-    async fn carry_out(&self, call: Call) -> Answer {
+    async fn carry_out(&self, call: Call) -> Response {
         let operations = &self.operations;
         match call {
-            Call::Status => Answer::ok(operations.status()),
-            Call::Predecessors => Answer::json(&Predecessors { sockets: operations.predecessors() }),
+            Call::Status => Response::ok(operations.status()),
+            Call::Predecessors => Response::json(&Predecessors { sockets: operations.predecessors() }),
             Call::Events { after, process, wait } => self.events(after, process, wait).await,
             Call::Explain { query, as_text: false } => {
-                operations.explain(&query).map_or_else(|problem| Answer::bad(&problem), Answer::ok)
+                operations.explain(&query).map_or_else(|problem| Response::bad(&problem), Response::ok)
             }
             Call::Explain { query, as_text: true } => match operations.explain_text(&query) {
-                Ok(text) => Answer::json(&ExplainedText { text }),
-                Err(problem) => Answer::bad(&problem),
+                Ok(text) => Response::json(&ExplainedText { text }),
+                Err(problem) => Response::bad(&problem),
             },
             Call::ExplainToken => {
-                Answer::json(&ExplainToken { token: operations.explain_token().to_string() })
+                Response::json(&ExplainToken { token: operations.explain_token().to_string() })
             }
             Call::LogLevel(filter) => match operations.log_level(filter.as_deref()).await {
-                Ok(filter) => Answer::json(&Filter { filter: filter.to_string() }),
-                Err(problem) => Answer::bad(&problem),
+                Ok(filter) => Response::json(&Filter { filter: filter.to_string() }),
+                Err(problem) => Response::bad(&problem),
             },
-            Call::Reload(reload) => Answer::change_result(&operations.reload(reload).await),
-            Call::Order(order) => Answer::change_result(&operations.order(order).await),
-            // `answer` handles this call.
-            Call::Stop { .. } => Answer::bad("a stop has no response before the end"),
+            Call::Reload(reload) => Response::change_result(&operations.reload(reload).await),
+            Call::Order(order) => Response::change_result(&operations.order(order).await),
+            // `respond` handles this call.
+            Call::Stop { .. } => Response::bad("a stop has no response before the end"),
             Call::Upgrade => match operations.upgrade().await {
-                Ok(pid) => Answer::json(&Upgraded { pid }),
-                Err(problem) => Answer::problem(StatusCode::CONFLICT, &problem),
+                Ok(pid) => Response::json(&Upgraded { pid }),
+                Err(problem) => Response::problem(StatusCode::CONFLICT, &problem),
             },
             Call::Idle { pool, backend, wait } => {
                 match timeout(wait, operations.idle(&pool, &backend)).await {
-                    Ok(Ok(())) => Answer::json(&Idle { idle: true }),
-                    Ok(Err(problem)) => Answer::problem(StatusCode::NOT_FOUND, &problem),
-                    Err(_) => Answer::problem(
+                    Ok(Ok(())) => Response::json(&Idle { idle: true }),
+                    Ok(Err(problem)) => Response::problem(StatusCode::NOT_FOUND, &problem),
+                    Err(_) => Response::problem(
                         StatusCode::REQUEST_TIMEOUT,
                         &format!("the backend still has requests in flight after {wait:?}"),
                     ),
@@ -343,9 +343,9 @@ async fn arrival(session: &mut ServerSession) -> Arrival {
     }
 }
 
-// === impl Answer ===
+// === impl Response ===
 
-impl Answer {
+impl Response {
     async fn send(self, mut session: ServerSession) -> pingora::Result<()> {
         let Self { status, body, allow } = self;
         // This call must come late, because reading the request sets keep-alive as the client asks.
@@ -390,11 +390,11 @@ impl Answer {
         match unclear {
             Unclear::NotFound => Self::problem(StatusCode::NOT_FOUND, "there is no such path"),
             Unclear::Method(allow) => {
-                let answer = Self::problem(
+                let response = Self::problem(
                     StatusCode::METHOD_NOT_ALLOWED,
                     &format!("this path supports only {allow}"),
                 );
-                Self { allow: Some(allow), ..answer }
+                Self { allow: Some(allow), ..response }
             }
             Unclear::Bad(problem) => Self::bad(&problem),
         }
@@ -424,7 +424,7 @@ mod tests {
     #[derive(Default)]
     struct Fake {
         events: Events,
-        asked: Notify,
+        called: Notify,
         through: Notify,
         done: Notify,
     }
@@ -432,7 +432,7 @@ mod tests {
     #[async_trait]
     impl Operations for Fake {
         async fn reload(&self, _: Reload) -> ChangeResult {
-            self.asked.notify_one();
+            self.called.notify_one();
             self.through.notified().await;
             self.done.notify_one();
             ChangeResult { problem: "no such file".into(), ..ChangeResult::of(operator::Outcome::Refused, 1) }
@@ -447,12 +447,12 @@ mod tests {
             if pool != "web" {
                 return Err(format!("there is no pool {pool}"));
             }
-            self.asked.notify_one();
+            self.called.notify_one();
             std::future::pending().await
         }
 
         async fn upgrade(&self) -> Result<u32, String> {
-            self.asked.notify_one();
+            self.called.notify_one();
             self.through.notified().await;
             Ok(77)
         }
@@ -526,7 +526,7 @@ mod tests {
         }
 
         async fn ask(&self, request: &str) -> (u16, Value) {
-            answer(self.begin(request).await).await
+            read_response(self.begin(request).await).await
         }
 
         async fn ended(self) {
@@ -541,7 +541,7 @@ mod tests {
         text
     }
 
-    async fn answer(stream: UnixStream) -> (u16, Value) {
+    async fn read_response(stream: UnixStream) -> (u16, Value) {
         let text = rest(stream).await;
         let (head, body) = text.split_once("\r\n\r\n").expect(&text);
         assert!(head.to_lowercase().contains("connection: close"), "{head}");
@@ -582,7 +582,7 @@ mod tests {
         let mut waiting = Vec::new();
         for _ in 0..=MAX_REQUESTS {
             waiting.push(running.begin(IDLE).await);
-            running.fake.asked.notified().await;
+            running.fake.called.notified().await;
         }
         assert_eq!(running.ask("GET /v1/status").await.0, 200);
     }
@@ -592,7 +592,7 @@ mod tests {
         let running = Running::start(ARRIVAL);
         let places = || running.control.waits.available_permits();
         let waits = running.begin(IDLE).await;
-        running.fake.asked.notified().await;
+        running.fake.called.notified().await;
         assert_eq!(places(), MAX_WAITS - 1);
         drop(waits);
         let all_free = async {
@@ -622,7 +622,7 @@ mod tests {
         }
         let next = running.begin("GET /v1/status").await;
         drop(silent);
-        assert_eq!(answer(next).await.0, 200);
+        assert_eq!(read_response(next).await.0, 200);
     }
 
     #[tokio::test]
@@ -638,7 +638,7 @@ mod tests {
     async fn a_change_continues_after_its_client_has_disconnected() {
         let running = Running::start(ARRIVAL);
         let asking = running.begin("POST /v1/reload").await;
-        running.fake.asked.notified().await;
+        running.fake.called.notified().await;
         drop(asking);
         assert_eq!(running.ask("GET /v1/status").await.0, 200);
         running.fake.through.notify_one();
@@ -646,21 +646,24 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn requests_received_before_the_end_are_answered() {
+    async fn requests_received_before_the_end_get_responses() {
         let running = Running::start(ARRIVAL);
         let upgrading = running.begin("POST /v1/upgrade").await;
-        running.fake.asked.notified().await;
+        running.fake.called.notified().await;
         let following = running.begin("GET /v1/events?wait=60").await;
         // This request is accepted after the previous one.
         running.ask("GET /v1/status").await;
         running.closing.send_replace(true);
-        assert_eq!(answer(following).await, (200, json!({"process": std::process::id(), "events": []})));
+        assert_eq!(
+            read_response(following).await,
+            (200, json!({"process": std::process::id(), "events": []}))
+        );
         while UnixStream::connect(&running.socket).await.is_ok() {
             tokio::task::yield_now().await;
         }
         assert!(!running.task.is_finished(), "the service waits for the upgrade");
         running.fake.through.notify_one();
-        assert_eq!(answer(upgrading).await, (200, json!({"pid": 77})));
+        assert_eq!(read_response(upgrading).await, (200, json!({"pid": 77})));
         running.ended().await;
     }
 

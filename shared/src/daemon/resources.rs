@@ -53,7 +53,7 @@ pub(super) fn control_spec(plan: &Plan, inherited: &[InheritedSocket]) -> Option
     let path = &plan.control.socket;
     let address = path.to_string_lossy();
     let is_inherited = inherited.iter().any(|socket| socket.address == address);
-    if !plan.control.is_named && !is_inherited && sockets::is_answered(path) {
+    if !plan.control.is_named && !is_inherited && sockets::is_accepting(path) {
         log::warn!("{}", socket_in_use(path, plan.server.runtime.configuration(), find::process_at(path)));
         return None;
     }

@@ -145,16 +145,16 @@ impl Changer {
 
     async fn follow(&mut self, command: Command) {
         match command {
-            Command::Reload { reload, by, answer } => {
+            Command::Reload { reload, by, result } => {
                 let change_result = self.reload(reload, by).await;
                 // The caller might have gone away; the change is made anyway.
-                if let Some(answer) = answer {
-                    let _ = answer.send(change_result);
+                if let Some(result) = result {
+                    let _ = result.send(change_result);
                 }
             }
-            Command::Order { order, answer } => {
+            Command::Order { order, result } => {
                 let change_result = self.order(&order).await;
-                let _ = answer.send(change_result);
+                let _ = result.send(change_result);
             }
         }
     }

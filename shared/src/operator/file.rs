@@ -9,7 +9,7 @@ use nix::unistd::Uid;
 
 use super::watch::Fingerprint;
 use crate::config::{
-    self, Account, Context, Denied, Files, INPUT, Loaded, Problems, Protection, RealFiles, Wish,
+    self, Account, Context, Denied, FileAccess, Files, INPUT, Loaded, Problems, Protection, RealFiles,
 };
 use crate::process::runtime::RuntimeFiles;
 
@@ -185,10 +185,10 @@ impl Files for OpenFiles {
         RealFiles.is_directory(path)
     }
 
-    fn denied(&self, account: Account<'_>, wish: Wish<'_>) -> Option<Denied> {
+    fn denied(&self, account: Account<'_>, access: FileAccess<'_>) -> Option<Denied> {
         // The rights of this process are those of the account only if it already runs as this user.
         let runs_as_account = self.uid_of(account) == Uid::effective().as_raw();
-        runs_as_account.then(|| RealFiles.denied(account, wish)).flatten()
+        runs_as_account.then(|| RealFiles.denied(account, access)).flatten()
     }
 
     fn refuses_accounts(&self, _user: Option<&str>, _group: Option<&str>) -> Option<String> {

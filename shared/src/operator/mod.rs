@@ -116,8 +116,8 @@ pub struct RestoredState {
 
 /// A request for a change.
 enum Command {
-    Reload { reload: Reload, by: &'static str, answer: Option<oneshot::Sender<ChangeResult>> },
-    Order { order: Order, answer: oneshot::Sender<ChangeResult> },
+    Reload { reload: Reload, by: &'static str, result: Option<oneshot::Sender<ChangeResult>> },
+    Order { order: Order, result: oneshot::Sender<ChangeResult> },
 }
 
 // === impl Operator ===
@@ -141,19 +141,19 @@ impl Operator {
 
     /// Reloads the configuration file and returns the result.
     pub async fn reload(&self, reload: Reload) -> ChangeResult {
-        self.ask(|answer| Command::Reload { reload, by: "command", answer: Some(answer) }).await
+        self.request(|result| Command::Reload { reload, by: "command", result: Some(result) }).await
     }
 
     /// Requests a reload because of a signal, and does not wait for it.
     pub(crate) fn reload_by_signal(&self) {
         // A process without a changer is about to end.
         let reload = Reload::default();
-        let _ = self.commands.send(Command::Reload { reload, by: "SIGHUP", answer: None });
+        let _ = self.commands.send(Command::Reload { reload, by: "SIGHUP", result: None });
     }
 
     /// Executes an order and returns the result.
     pub async fn order(&self, order: Order) -> ChangeResult {
-        self.ask(|answer| Command::Order { order, answer }).await
+        self.request(|result| Command::Order { order, result }).await
     }
 
     /// Returns when a backend is idle. A backend that does not exist counts as idle.
@@ -198,11 +198,11 @@ impl Operator {
         self.status.load_full()
     }
 
-    async fn ask(&self, command: impl FnOnce(oneshot::Sender<ChangeResult>) -> Command) -> ChangeResult {
-        let (answer, answered) = oneshot::channel();
+    async fn request(&self, command: impl FnOnce(oneshot::Sender<ChangeResult>) -> Command) -> ChangeResult {
+        let (sender, receiver) = oneshot::channel();
         // Both operations fail when the process ends.
-        let _ = self.commands.send(command(answer));
-        answered.await.unwrap_or_else(|_| ChangeResult {
+        let _ = self.commands.send(command(sender));
+        receiver.await.unwrap_or_else(|_| ChangeResult {
             problem: "the process is shutting down".into(),
             ..ChangeResult::of(Outcome::Refused, self.status.load().generation)
         })

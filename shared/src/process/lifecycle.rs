@@ -421,19 +421,19 @@ pub struct Signals {
 
 /// A handle that orders upgrades of this process. Clones act on the same process.
 #[derive(Debug, Clone)]
-pub struct Upgrades(mpsc::UnboundedSender<Asker>);
+pub struct Upgrades(mpsc::UnboundedSender<ResultSender>);
 
 /// A handle that orders the end of this process. Clones act on the same process.
 #[derive(Debug, Clone)]
 pub struct Stops(mpsc::UnboundedSender<Event>);
 
 /// The channel to the caller that waits for the result of an upgrade.
-type Asker = oneshot::Sender<Result<(Upgraded, SuccessorLink), UpgradeFailed>>;
+type ResultSender = oneshot::Sender<Result<(Upgraded, SuccessorLink), UpgradeFailed>>;
 
 /// The messages from the rest of the process to the lifecycle.
 struct Inbox {
     failed: mpsc::UnboundedReceiver<String>,
-    upgrades: mpsc::UnboundedReceiver<Asker>,
+    upgrades: mpsc::UnboundedReceiver<ResultSender>,
     stops: mpsc::UnboundedReceiver<Event>,
 }
 
@@ -442,7 +442,7 @@ struct Inbox {
 struct Work {
     handover: Option<PendingHandover>,
     /// The caller that waits for the result; none after a signal.
-    asker: Option<Asker>,
+    caller: Option<ResultSender>,
     /// Whether SIGHUP arrived meanwhile. The new process might have read the file before, so the process that serves
     /// afterwards reloads it.
     hangup: bool,
@@ -489,11 +489,11 @@ impl Upgrades {
     /// Fails if the new process does not serve or the upgrade is refused. This process continues as before, unless it
     /// was already shutting down.
     pub async fn upgrade(&self) -> Result<Upgraded, UpgradeFailed> {
-        let (asker, answer) = oneshot::channel();
-        // Once the lifecycle has ended, sending drops the asker, so that receiving fails.
-        let _ = self.0.send(asker);
-        let answer = answer.await.unwrap_or(Err(UpgradeFailed::Refused("already shutting down")));
-        let (upgraded, link) = answer?;
+        let (sender, receiver) = oneshot::channel();
+        // Once the lifecycle has ended, sending drops the sender, so that receiving fails.
+        let _ = self.0.send(sender);
+        let result = receiver.await.unwrap_or(Err(UpgradeFailed::Refused("already shutting down")));
+        let (upgraded, link) = result?;
         link.settled().await;
         Ok(upgraded)
     }
@@ -587,11 +587,11 @@ impl Signals {
         let mut ticks = every(TICK);
         let mut pings = self.parts.supervisor.ping_interval().map(every);
         loop {
-            let (event, asker) = tokio::select! {
+            let (event, caller) = tokio::select! {
                 came = signals.next() => (self.translate(came, &mut work), None),
-                Some(asker) = inbox.upgrades.recv() => {
+                Some(caller) = inbox.upgrades.recv() => {
                     log::info!("upgrade: ordered");
-                    (Some(Event::Upgrade), Some(asker))
+                    (Some(Event::Upgrade), Some(caller))
                 }
                 Some(event) = inbox.stops.recv() => {
                     log::info!("stop: ordered{}", if event == Event::StopNow { ", at once" } else { "" });
@@ -611,7 +611,7 @@ impl Signals {
             let Some(event) = event else { continue };
             lifecycle.set_timing(self.parts.timings.get());
             let actions = lifecycle.on(event, Instant::now(), self.parts.host.pending());
-            if self.carry_out(actions, &mut work, asker) {
+            if self.carry_out(actions, &mut work, caller) {
                 return Ok(());
             }
             if work.handover.is_none() {
@@ -621,19 +621,19 @@ impl Signals {
     }
 
     /// Carries out the actions, and returns whether the process must end.
-    fn carry_out(&self, actions: Vec<Action>, work: &mut Work, mut asker: Option<Asker>) -> bool {
+    fn carry_out(&self, actions: Vec<Action>, work: &mut Work, mut caller: Option<ResultSender>) -> bool {
         for action in actions {
             match action {
                 Action::OpenOffer => work.handover = Some(self.offer_sockets()),
                 Action::StartSuccessor => {
                     *work = Work {
                         handover: Some(self.start_successor()),
-                        asker: asker.take(),
+                        caller: caller.take(),
                         ..Work::default()
                     };
                 }
                 Action::WithdrawOffer => work.give_up(),
-                Action::Ignore(reason) => ignore(reason, asker.take()),
+                Action::Ignore(reason) => ignore(reason, caller.take()),
                 Action::End(end) => {
                     self.end(end);
                     return true;
@@ -737,7 +737,7 @@ impl Signals {
                     hang_up(pid);
                 }
                 work.hold = Some(hold);
-                work.answer(Ok((Upgraded { pid }, link)));
+                work.report(Ok((Upgraded { pid }, link)));
                 Event::NewProcessReady
             }
             Err(error) => {
@@ -746,7 +746,7 @@ impl Signals {
                 if hangup {
                     self.parts.host.reload();
                 }
-                work.answer(Err(UpgradeFailed::Failed(error.to_string())));
+                work.report(Err(UpgradeFailed::Failed(error.to_string())));
                 Event::HandoverFailed
             }
         }
@@ -803,22 +803,22 @@ impl Work {
     /// Withdraws the offer and ends a new process that was started.
     fn give_up(&mut self) {
         self.handover = None;
-        self.answer(Err(UpgradeFailed::Failed("this process was stopped during the upgrade".to_owned())));
+        self.report(Err(UpgradeFailed::Failed("this process was stopped during the upgrade".to_owned())));
     }
 
-    fn answer(&mut self, answer: Result<(Upgraded, SuccessorLink), UpgradeFailed>) {
-        if let Some(asker) = self.asker.take() {
+    fn report(&mut self, result: Result<(Upgraded, SuccessorLink), UpgradeFailed>) {
+        if let Some(caller) = self.caller.take() {
             // Sending fails if the caller no longer waits.
-            let _ = asker.send(answer);
+            let _ = caller.send(result);
         }
     }
 }
 
 /// Reports to the log and to the caller that nothing is done.
-fn ignore(reason: &'static str, asker: Option<Asker>) {
+fn ignore(reason: &'static str, caller: Option<ResultSender>) {
     log::info!("ignored: {reason}");
-    if let Some(asker) = asker {
-        let _ = asker.send(Err(UpgradeFailed::Refused(reason)));
+    if let Some(caller) = caller {
+        let _ = caller.send(Err(UpgradeFailed::Refused(reason)));
     }
 }
 

@@ -31,7 +31,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::create_private_dir;
 use super::files::{check_creatable, open_untrusted, reason};
 use super::privileges::user_name;
-use super::sockets::is_answered;
+use super::sockets::is_accepting;
 
 /// The standard configuration file. Its daemon uses the same names as a daemon without a file.
 pub const STANDARD: &str = "/etc/load_balancer/load_balancer.yaml";
@@ -302,7 +302,7 @@ fn instance_name(file: &Path, room: usize) -> String {
 /// Returns whether a running process listens on a socket or holds the lock of a pid file.
 fn is_held(entry: &DirEntry) -> bool {
     match entry.file_type() {
-        Ok(kind) if kind.is_socket() => is_answered(&entry.path()),
+        Ok(kind) if kind.is_socket() => is_accepting(&entry.path()),
         Ok(kind) if kind.is_file() && is_pid_file(entry) => {
             open_untrusted(&entry.path()).is_ok_and(|file| file.try_lock().is_err())
         }

@@ -733,7 +733,7 @@ fn lines(errors: &[ListenError]) -> String {
 }
 
 /// Returns whether a process accepts connections on this socket file.
-pub fn is_answered(path: &Path) -> bool {
+pub fn is_accepting(path: &Path) -> bool {
     probe(path).is_ok()
 }
 

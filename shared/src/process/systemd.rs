@@ -66,8 +66,8 @@ pub struct Pulse(Arc<Heart>);
 
 #[derive(Debug)]
 struct Heart {
-    asked: watch::Sender<u64>,
-    answered: AtomicU64,
+    requested: watch::Sender<u64>,
+    responded: AtomicU64,
     /// Whether the task that beats has ended, so that no response is needed.
     ended: AtomicBool,
 }
@@ -224,28 +224,29 @@ fn monotonic_usec() -> i64 {
 impl Pulse {
     /// Creates a pulse without a task that beats. [`is_felt`](Self::is_felt) returns true once, then false.
     pub fn new() -> Self {
-        let asked = watch::Sender::new(0);
-        Self(Arc::new(Heart { asked, answered: AtomicU64::new(0), ended: AtomicBool::new(false) }))
+        let requested = watch::Sender::new(0);
+        Self(Arc::new(Heart { requested, responded: AtomicU64::new(0), ended: AtomicBool::new(false) }))
     }
 
     /// Responds as long as this future is polled. Once it is dropped, the pulse always counts as felt.
     pub async fn beat(&self) {
         let _ended = Ended(self);
-        let mut asked = self.0.asked.subscribe();
+        let mut requested = self.0.requested.subscribe();
         loop {
-            let now = *asked.borrow_and_update();
-            self.0.answered.store(now, Ordering::Relaxed);
+            let now = *requested.borrow_and_update();
+            self.0.responded.store(now, Ordering::Relaxed);
             // This cannot fail, because the sender lives as long as `self`.
-            let _ = asked.changed().await;
+            let _ = requested.changed().await;
         }
     }
 
-    /// Returns whether the task has responded since the last call, and asks again if it has.
+    /// Returns whether the task has responded since the last call, and requests another response if it has.
     pub fn is_felt(&self) -> bool {
-        let asked = *self.0.asked.borrow();
-        let felt = self.0.answered.load(Ordering::Relaxed) == asked || self.0.ended.load(Ordering::Relaxed);
+        let requested = *self.0.requested.borrow();
+        let felt =
+            self.0.responded.load(Ordering::Relaxed) == requested || self.0.ended.load(Ordering::Relaxed);
         if felt {
-            self.0.asked.send_replace(asked + 1);
+            self.0.requested.send_replace(requested + 1);
         }
         felt
     }
@@ -396,7 +397,7 @@ mod tests {
             assert!(futures_poll(&mut beating).await);
             assert!(pulse.is_felt());
         }
-        // The pulse was asked a fourth time, and the task has not been polled since.
+        // A response was requested a fourth time, and the task has not been polled since.
         assert!(!pulse.is_felt() && !pulse.is_felt());
         assert!(futures_poll(&mut beating).await);
         assert!(pulse.is_felt());

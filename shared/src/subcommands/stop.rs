@@ -38,7 +38,7 @@ struct Stop {
 }
 
 /// Response of one process.
-type Answer = Result<(Farewell, Took), CommandError>;
+type StopResult = Result<(Farewell, Took), CommandError>;
 
 /// Stops the daemon of `client`, waits for its end, and writes the result to `out`.
 ///
@@ -55,18 +55,18 @@ pub(super) fn run(
     let stop = Stop { now, began: Instant::now(), patience: timeout.unwrap_or(PATIENCE) };
     let owner = owner_of(client.socket());
     let (main, others) = thread::scope(|scope| {
-        let asked: Vec<_> =
+        let threads: Vec<_> =
             predecessors.iter().map(|socket| scope.spawn(move || stop.predecessor(socket, owner))).collect();
         let main = stop.main(client);
         // A panic in a thread was already reported.
-        let others: Vec<_> = asked.into_iter().filter_map(|thread| thread.join().ok().flatten()).collect();
+        let others: Vec<_> = threads.into_iter().filter_map(|thread| thread.join().ok().flatten()).collect();
         (main, others)
     });
     // A process that was handing over during the first requests has its separate socket by now.
     let late =
         predecessors::sockets(client.socket()).into_iter().filter(|socket| !predecessors.contains(socket));
     let late: Vec<_> = late.filter_map(|socket| stop.predecessor(&socket, owner)).collect();
-    let results = main.into_iter().chain(others).chain(late).map(|answer| stop.report(answer, out));
+    let results = main.into_iter().chain(others).chain(late).map(|result| stop.report(result, out));
     // All results are reported, even if the first one is an error.
     results.collect::<Vec<_>>().into_iter().collect()
 }
@@ -78,29 +78,29 @@ fn owner_of(socket: &Path) -> Option<Uid> {
 
 impl Stop {
     /// Stops the serving process. The result also contains processes that handed over in the meantime.
-    fn main(self, client: &Client) -> Vec<Answer> {
-        let mut answers = Vec::new();
+    fn main(self, client: &Client) -> Vec<StopResult> {
+        let mut results = Vec::new();
         loop {
-            let answer = self.ask(client);
-            let is_over = !matches!(&answer, Ok((farewell, _)) if farewell.handed_over);
-            answers.push(answer);
+            let result = self.request(client);
+            let is_over = !matches!(&result, Ok((farewell, _)) if farewell.handed_over);
+            results.push(result);
             if is_over {
-                return answers;
+                return results;
             }
         }
     }
 
     /// Stops an old process. Returns `None` if the socket is stale, if the process ended by itself, or if the socket
     /// belongs to another user.
-    fn predecessor(self, socket: &Path, owner: Option<Uid>) -> Option<Answer> {
-        use Unreachable::{Foreign, Gone, Nobody};
-        match self.ask(&Client::new(socket).trusting(owner.as_slice())) {
-            Err(CommandError::Unreachable(Nobody { .. } | Gone { .. } | Foreign { .. })) => None,
-            answer => Some(answer),
+    fn predecessor(self, socket: &Path, owner: Option<Uid>) -> Option<StopResult> {
+        use Unreachable::{Foreign, Gone, NotListening};
+        match self.request(&Client::new(socket).trusting(owner.as_slice())) {
+            Err(CommandError::Unreachable(NotListening { .. } | Gone { .. } | Foreign { .. })) => None,
+            result => Some(result),
         }
     }
 
-    fn ask(self, client: &Client) -> Answer {
+    fn request(self, client: &Client) -> StopResult {
         let left = self.patience.saturating_sub(self.began.elapsed()).max(Duration::from_millis(1));
         let reply = client.send("POST", "/v1/stop", &json(&bodies::Stop { now: self.now }), left);
         let farewell: Farewell = document(&reply.map_err(|error| self.explain(error))?)?;
@@ -122,8 +122,8 @@ impl Stop {
         }
     }
 
-    fn report(self, answer: Answer, out: &mut impl Write) -> Result<(), CommandError> {
-        let (Farewell { pid, reason, cut, .. }, took) = answer?;
+    fn report(self, result: StopResult, out: &mut impl Write) -> Result<(), CommandError> {
+        let (Farewell { pid, reason, cut, .. }, took) = result?;
         let cut_words = count_of(cut, "request");
         let was_cut = |why| {
             Err(CommandError::Cut(format!("process {pid} ended after {took} because {why}; {cut_words} cut")))

@@ -40,7 +40,7 @@ const UNIMPLEMENTED: usize = 12;
 
 /// A complete response.
 #[derive(Debug, Default)]
-pub(super) struct Answer {
+pub(super) struct GrpcResponse {
     pub(super) status: StatusCode,
     pub(super) headers: HeaderMap,
     pub(super) body: Vec<u8>,
@@ -48,16 +48,16 @@ pub(super) struct Answer {
 }
 
 /// Whether this response about `service` passes the check.
-pub(super) fn judge(answer: &Answer, service: &str) -> Result<(), CheckError> {
-    if answer.status != StatusCode::OK {
-        return Err(CheckError::Status { status: answer.status.as_u16(), expected: "200".to_owned() });
+pub(super) fn judge(response: &GrpcResponse, service: &str) -> Result<(), CheckError> {
+    if response.status != StatusCode::OK {
+        return Err(CheckError::Status { status: response.status.as_u16(), expected: "200".to_owned() });
     }
-    if !is_grpc(&answer.headers) {
+    if !is_grpc(&response.headers) {
         return Err(CheckError::NotGrpc);
     }
-    let end = answer.trailers.as_ref().unwrap_or(&answer.headers);
+    let end = response.trailers.as_ref().unwrap_or(&response.headers);
     match grpc_status(end).ok_or(CheckError::NotGrpc)? {
-        OK => judge_serving(message::status(&answer.body), service),
+        OK => judge_serving(message::status(&response.body), service),
         NOT_FOUND => Err(CheckError::UnknownService(service.to_owned())),
         UNIMPLEMENTED => Err(CheckError::NoHealthService),
         status => Err(CheckError::Grpc(describe(status, end))),
@@ -135,18 +135,23 @@ mod tests {
     const GRPC: (&str, &str) = ("content-type", "application/grpc");
 
     /// A response with this message, and the status 0 in its trailers.
-    fn saying(message: &[u8]) -> Answer {
+    fn saying(message: &[u8]) -> GrpcResponse {
         let trailers = Some(headers(&[("grpc-status", "0")]));
-        Answer { headers: headers(&[GRPC]), body: message.to_vec(), trailers, ..Answer::default() }
+        GrpcResponse {
+            headers: headers(&[GRPC]),
+            body: message.to_vec(),
+            trailers,
+            ..GrpcResponse::default()
+        }
     }
 
     /// A response that consists of a head only.
-    fn only_head(more: &[(&'static str, &'static str)]) -> Answer {
-        Answer { headers: headers(&[&[GRPC], more].concat()), ..Answer::default() }
+    fn only_head(more: &[(&'static str, &'static str)]) -> GrpcResponse {
+        GrpcResponse { headers: headers(&[&[GRPC], more].concat()), ..GrpcResponse::default() }
     }
 
-    fn reason(answer: &Answer) -> String {
-        judge(answer, "shop").expect_err("it should fail").to_string()
+    fn reason(response: &GrpcResponse) -> String {
+        judge(response, "shop").expect_err("it should fail").to_string()
     }
 
     #[test]
@@ -164,7 +169,7 @@ mod tests {
     fn a_failed_call_fails_with_its_status_in_head_or_trailers() {
         let in_head = only_head(&[("grpc-status", "12"), ("grpc-message", "unknown service")]);
         assert_eq!(reason(&in_head), "the backend has no gRPC health service (unimplemented)");
-        let in_trailers = Answer { trailers: Some(headers(&[("grpc-status", "5")])), ..only_head(&[]) };
+        let in_trailers = GrpcResponse { trailers: Some(headers(&[("grpc-status", "5")])), ..only_head(&[]) };
         assert_eq!(reason(&in_trailers), "the gRPC health service has no service shop");
         let whole_server = judge(&in_trailers, "").expect_err("it should fail").to_string();
         assert_eq!(whole_server, "the gRPC health service has no status for the whole server: set `service`");
@@ -173,8 +178,8 @@ mod tests {
     #[test]
     fn a_failed_status_counts_even_after_a_message() {
         let trailers = Some(headers(&[("grpc-status", "14")]));
-        let answer = Answer { trailers, ..saying(b"\0\0\0\0\x02\x08\x01") };
-        assert_eq!(reason(&answer), "gRPC status unavailable");
+        let response = GrpcResponse { trailers, ..saying(b"\0\0\0\0\x02\x08\x01") };
+        assert_eq!(reason(&response), "gRPC status unavailable");
     }
 
     #[test]
@@ -189,8 +194,9 @@ mod tests {
 
     #[test]
     fn another_http_status_fails() {
-        let answer = Answer { status: StatusCode::SERVICE_UNAVAILABLE, ..saying(b"\0\0\0\0\x02\x08\x01") };
-        assert_eq!(reason(&answer), "status 503, expected 200");
+        let response =
+            GrpcResponse { status: StatusCode::SERVICE_UNAVAILABLE, ..saying(b"\0\0\0\0\x02\x08\x01") };
+        assert_eq!(reason(&response), "status 503, expected 200");
     }
 
     #[test]
@@ -198,13 +204,13 @@ mod tests {
         let not_grpc = "the response is not valid gRPC";
         for content_type in ["text/html", "application/grpc-web", "application/grpcx"] {
             let head = headers(&[("content-type", content_type)]);
-            assert_eq!(reason(&Answer { headers: head, ..saying(b"\0\0\0\0\x02\x08\x01") }), not_grpc);
+            assert_eq!(reason(&GrpcResponse { headers: head, ..saying(b"\0\0\0\0\x02\x08\x01") }), not_grpc);
         }
-        assert_eq!(reason(&Answer::default()), not_grpc);
+        assert_eq!(reason(&GrpcResponse::default()), not_grpc);
         assert_eq!(reason(&only_head(&[])), not_grpc, "no grpc-status");
         assert_eq!(reason(&only_head(&[("grpc-status", "good")])), not_grpc);
         assert_eq!(reason(&only_head(&[("grpc-status", "0")])), not_grpc, "no message");
-        assert_eq!(reason(&Answer { trailers: None, ..saying(b"\0\0\0\0\x02\x08\x01") }), not_grpc);
+        assert_eq!(reason(&GrpcResponse { trailers: None, ..saying(b"\0\0\0\0\x02\x08\x01") }), not_grpc);
         assert_eq!(reason(&saying(b"\x01\0\0\0\x02\x08\x01")), not_grpc, "compressed");
     }
 
@@ -212,8 +218,8 @@ mod tests {
     fn content_types_with_a_format_or_parameters_are_grpc() {
         for content_type in ["application/grpc+proto", "application/grpc;charset=utf-8"] {
             let head = headers(&[("content-type", content_type)]);
-            let answer = Answer { headers: head, ..saying(b"\0\0\0\0\x02\x08\x01") };
-            assert_eq!(judge(&answer, "shop"), Ok(()));
+            let response = GrpcResponse { headers: head, ..saying(b"\0\0\0\0\x02\x08\x01") };
+            assert_eq!(judge(&response, "shop"), Ok(()));
         }
     }
 
