@@ -18,7 +18,7 @@ pub struct ConfigMetrics {
 pub enum Reload {
     /// The new configuration is in effect.
     Applied,
-    /// The new configuration was refused, and the old one stays in effect.
+    /// The new configuration was rejected, and the old one stays in effect.
     Refused,
     /// The new configuration caused failures, and the old one is in effect again.
     RolledBack,
@@ -50,7 +50,7 @@ impl ConfigMetrics {
             IntGauge::new("lb_config_generation", "Number of the configuration in effect; 1 at the start.")?;
         let last_reload_successful = Gauge::new(
             "lb_config_last_reload_successful",
-            "1 if the last reload was applied, 0 if it was refused or rolled back.",
+            "1 if the last reload was applied, 0 if it was rejected or rolled back.",
         )?;
         let reloads =
             IntCounterVec::new(Opts::new("lb_config_reloads_total", "Reloads by result."), &["result"])?;

@@ -24,11 +24,11 @@ use values::{BackendAddress, PositiveDuration, Refusal, Scalar};
 
 use crate::config::loopback;
 
-/// Balance HTTP requests between backends, skip backends that fail, and lose no request on a change
+/// Balance HTTP requests between backends, skip failing backends, and reload or upgrade without losing a request
 ///
-/// Without a subcommand, the daemon starts with the configuration file that --conf names, else with $LB_CONFIG, else
-/// with ./load_balancer.yaml, else with /etc/load_balancer/load_balancer.yaml. If none of these exists, the demo
-/// starts. In the background, the demo always responds to /readyz with 503.
+/// Without a subcommand, the daemon starts. It reads the file given with --conf, or else the file that the environment
+/// variable LB_CONFIG names, or else ./load_balancer.yaml, or else /etc/load_balancer/load_balancer.yaml. If no file is
+/// given and none exists, the demo starts. A demo in the background is never ready: its /readyz responds 503.
 #[derive(Debug, Parser)]
 #[expect(missing_docs, reason = "clap would print the fields' documentation in place of the program's")]
 #[command(name = "load_balancer", version, max_term_width = WIDTH, after_help = AFTER_HELP)]
@@ -65,11 +65,11 @@ pub struct RunArgs {
 pub enum CliCommand {
     /// Balance requests between the given backends, without a configuration file
     Proxy(ProxyArgs),
-    /// Show the load balancer at work on three built-in backends, one of which breaks from time to time
+    /// Run the load balancer in front of three built-in backends, one of which fails from time to time
     Demo(DemoArgs),
     /// Check the configuration and report every problem; --test also checks whether the ports are free
     Check(CheckArgs),
-    /// Test whether the daemon of this configuration is ready, and exit with 0 if it is; for containers
+    /// Test whether the daemon of this configuration is ready, and exit with 0 if so or with 1 if not; for containers
     Healthcheck,
     #[command(flatten)]
     #[expect(missing_docs, reason = "clap would print it")]
@@ -131,35 +131,36 @@ pub enum DaemonCommand {
         #[arg(long)]
         keep_runtime: bool,
     },
-    /// Replace the running daemon with a new process of the current program and file, without losing a request. If the
-    /// new process fails, the old one continues to serve
+    /// Replace the running daemon with a new process, which loads the current executable and file, without losing a
+    /// request. If the new process fails, the old one continues to serve
     Upgrade {
         #[command(flatten)]
         to: Daemon,
     },
-    /// Drain the running daemon and wait until it has ended
+    /// Drain the running daemon and wait until it has exited
     Stop {
         #[command(flatten)]
         to: Daemon,
-        /// End at once and cut off the requests in flight
+        /// Exit at once and cut off the requests in flight
         #[arg(long)]
         now: bool,
-        /// The longest time to wait, such as 90s. After it, the exit code is 1, and the daemon continues to drain
+        /// Wait for at most this time, such as 90s. Then exit with 1, while the daemon continues to drain
         #[arg(long, value_name = "TIME", value_parser = duration)]
         timeout: Option<Duration>,
     },
-    /// Send a backend only requests of its existing sessions. In a pool without `sticky`, this equals `disable`
+    /// Send a backend only the requests of its existing sessions. In a pool without `sticky`, `drain` has the same effect
+    /// as `disable`
     Drain {
         #[command(flatten)]
         backend: BackendArgs,
         #[command(flatten)]
         wait: WaitArgs,
     },
-    /// End the drain of a backend, which then gets all requests again
+    /// End the drain of a backend, so that it gets all requests again
     Undrain(BackendArgs),
-    /// End `disable` for a backend, which then gets requests again
+    /// Send requests to a disabled backend again
     Enable(BackendArgs),
-    /// Send a backend no new requests, not even those of its sessions
+    /// Stop sending requests to a backend, even those of its sessions
     Disable(BackendArgs),
     /// Change the share of the traffic that a backend gets
     Weight {
@@ -176,7 +177,7 @@ pub enum DaemonCommand {
         /// The share of the backend relative to the others, 1 to 1000
         #[arg(long, value_parser = weight, default_value = "1")]
         weight: Weight,
-        /// Use the backend only if no other one is available
+        /// Use the backend only while no other backend of the pool is available
         #[arg(long)]
         backup: bool,
         /// The limit of requests in flight at the backend; default: the limit of the pool's other backends
@@ -232,10 +233,10 @@ pub struct BackendArgs {
 /// Whether to wait for a backend.
 #[derive(Args, Debug)]
 pub struct WaitArgs {
-    /// Return when the backend has no request in flight
+    /// Wait until the backend has no request in flight
     #[arg(long)]
     pub wait: bool,
-    /// The longest time to wait, such as 90s. After it, the exit code is 1
+    /// Wait for at most this time, such as 90s. Then exit with 1
     #[arg(long, value_name = "TIME", requires = "wait", value_parser = duration)]
     pub timeout: Option<Duration>,
 }
@@ -267,8 +268,8 @@ pub struct ExplainArgs {
     /// The output format
     #[arg(long, value_enum, default_value_t = Format::Text)]
     pub format: Format,
-    /// Print only the token for the request header X-Lb-Explain. With this header, a response says how its request was
-    /// routed
+    /// Print only the token for the header X-Lb-Explain. The response to a request with this header says how the request
+    /// was routed
     #[arg(long)]
     pub token: bool,
 }
@@ -396,11 +397,11 @@ pub enum Format {
 const WIDTH: usize = 80;
 
 const AFTER_HELP: &str = "\
-Exit codes: 0 done; 1 the start or the command failed; 2 the command line or the configuration is wrong, so a restart \
-does not help; 3 requests were cut off because the drain timed out or a second signal arrived (`stop` \
-also exits with 3 then, unless --now was given).
+Exit codes: 0 success; 1 the start or the subcommand failed; 2 the command line or the configuration is wrong, so a \
+restart does not help; 3 requests were cut off because the drain timed out or a second signal arrived. `stop` exits \
+with 3 as well if requests were cut off, unless --now was given.
 
-Signals: SIGTERM and SIGINT drain the process, a second one ends it at once; SIGHUP reloads the configuration; \
+Signals: SIGTERM and SIGINT drain the process, and a second one ends it at once; SIGHUP reloads the configuration; \
 SIGUSR1 reopens the log files; SIGUSR2 upgrades; SIGQUIT offers the listening sockets to a process that is started \
 with --upgrade.";
 

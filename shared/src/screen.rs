@@ -283,13 +283,13 @@ pool api: 2 of 2 ready, 4 requests in flight, 0 waiting
         let mut document = document();
         document["problems"] = json!([
             {"text": "pool api: no backend is ready", "since": "2026-01-02T10:30:00.000Z"},
-            {"text": "the last reload was refused", "at": "2026-01-02T11:00:00.000Z", "reason": "error[LB010]: unknown key\n --> a:1:1"},
+            {"text": "the last reload was rejected", "at": "2026-01-02T11:00:00.000Z", "reason": "error[LB010]: unknown key\n --> a:1:1"},
             {"text": "this is the demo"},
         ]);
         let expected = "
 3 problems:
   ! pool api: no backend is ready since 10:30:00 UTC, 32m03s ago
-  ! the last reload was refused at 11:00:00 UTC, 2m03s ago: error[LB010]: unknown key
+  ! the last reload was rejected at 11:00:00 UTC, 2m03s ago: error[LB010]: unknown key
        --> a:1:1
   ! this is the demo
 

@@ -220,7 +220,7 @@ impl Problem {
     fn of_reload(reload: &LastReload) -> Option<Self> {
         let why = reload.problem.as_deref().unwrap_or_default();
         let problem = match &*reload.result {
-            "refused" => Self::new("the last reload was refused")
+            "refused" => Self::new("the last reload was rejected")
                 .because(format!("the previous configuration is still in effect: {why}")),
             "rolled_back" => Self::new("the last reload was rolled back").because(why),
             _ => return None,

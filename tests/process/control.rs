@@ -243,7 +243,7 @@ fn reload_reports_an_invalid_file_as_check_does() {
     assert!(reloaded.stderr.contains("did you mean `policy`"), "{reloaded:?}");
     assert_eq!(daemon.status()["config"]["last_reload"]["result"], "refused");
     let screen = done(&lab, &["status"]);
-    assert!(screen.contains("1 problem:") && screen.contains("the last reload was refused"), "{screen}");
+    assert!(screen.contains("1 problem:") && screen.contains("the last reload was rejected"), "{screen}");
 }
 
 #[test]

@@ -348,7 +348,7 @@ fn a_rotation_reports_which_log_could_not_be_reopened() {
     chmod(lab.directory(), 0o755);
     daemon.process.signal(Signal::SIGUSR1);
     daemon.logged(&["error_log: ", "error.log reopened"]);
-    daemon.logged(&["access.log not reopened", "Permission denied"]);
+    daemon.logged(&["cannot reopen", "access.log, the old file stays in use", "Permission denied"]);
     fs::rename(lab.path("error.log"), lab.path("error.log.1")).unwrap();
     daemon.process.signal(Signal::SIGUSR1);
     let status = || lab.run(&["status", "-c", path_str(&lab.path("conf.yaml"))]).stdout;
@@ -359,7 +359,7 @@ fn a_rotation_reports_which_log_could_not_be_reopened() {
     });
     let log = || fs::read_to_string(lab.path("error.log.1")).unwrap();
     wait::until(LONG, "the failure is in the error log", || {
-        log().contains("error_log: not reopened, the old file stays in use")
+        log().contains("error_log: cannot reopen it, the old file stays in use")
     });
     let said = log();
     assert!(!said.contains("log files reopened") && said.contains("cannot create files in it"), "{said}");

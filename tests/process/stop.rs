@@ -93,7 +93,9 @@ fn stop_finishes_the_requests_in_flight_and_removes_all_runtime_files() {
     let mut client = held.request();
     let (mut first, mut second) = (held.stopping(&[]), held.stopping(&[]));
     daemon.logged(&["draining"]);
-    wait::until(LONG, "both subcommands have arrived", || daemon.log().matches("stop: ordered").count() == 2);
+    wait::until(LONG, "both subcommands have arrived", || {
+        daemon.log().matches("stop: requested").count() == 2
+    });
     assert!(daemon.process.alive(), "the daemon ended with a request in flight");
     held.gate.open();
     assert_eq!(client.response("GET").unwrap().text(), "held");

@@ -122,7 +122,7 @@ fn ending_the_new_process_before_it_serves_changes_nothing() {
     // After the handover, the new process would report the reload, and would wait for five seconds before it ends.
     new.signal(Signal::SIGHUP);
     new.signal(Signal::SIGTERM);
-    old.logged(&["upgrade failed", "stopped before it served"]);
+    old.logged(&["upgrade failed", "stopped before it was ready"]);
     new.wait_gone(LONG);
     assert_eq!(old.get("/").unwrap().status, 200);
     assert_eq!(lab.pid_in_file(), Some(old.process));

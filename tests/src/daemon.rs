@@ -374,7 +374,7 @@ impl Lab {
     fn newer_than(&self, before: Option<Process>) -> Background {
         let changed = || self.pid_in_file().filter(|now| Some(*now) != before && now.alive());
         let Some(process) = wait::poll(LONG, changed) else {
-            panic!("the pid file names no new running process:\n{}", self.error_log());
+            panic!("the PID file names no new running process:\n{}", self.error_log());
         };
         let view = self.view(vec![self.path("error.log")]);
         let ready = wait::poll(LONG, || view.is(Until::Ready).then_some(()));

@@ -168,7 +168,7 @@ impl Sink for Opened {
                 None
             }
             Err(error) => {
-                log::error!("access log: {} not reopened, the old file is kept: {error}", self.target);
+                log::error!("access log: cannot reopen {}, the old file stays in use: {error}", self.target);
                 let reason = format!("{}: {error}", self.target);
                 Some(ReopenFailure { time: SystemTime::now(), reason })
             }

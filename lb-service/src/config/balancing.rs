@@ -270,9 +270,9 @@ impl HashOnMapping {
             (None, Some(name), None) => Ok(HashOnConfig::Cookie(name)),
             (None, None, Some(name)) => Ok(HashOnConfig::Query(name)),
             (None, None, None) => {
-                Err("`hash_on` names nothing to hash\nwrite {header: NAME}, or remove the key")
+                Err("`hash_on` does not say what to hash\nwrite {header: NAME}, or remove the key")
             }
-            _ => Err("`hash_on` takes one of header, cookie and query\nkeep one of them"),
+            _ => Err("`hash_on` takes only one of header, cookie and query\nkeep one of them"),
         }
     }
 }
@@ -395,8 +395,8 @@ mod tests {
         for (text, why) in [
             (r#""header""#, "write {header: X-User}"),
             (r#""ip""#, "client_ip"),
-            ("{}", "names nothing to hash"),
-            (r#"{"header":"a","query":"b"}"#, "takes one of"),
+            ("{}", "does not say what to hash"),
+            (r#"{"header":"a","query":"b"}"#, "takes only one of"),
             (r#"{"header":"a b"}"#, "the name of a header"),
             ("7", "client_ip, uri, or"),
         ] {

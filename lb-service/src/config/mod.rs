@@ -193,7 +193,9 @@ impl<'de, T: Scalar> Visitor<'de> for OneOrManyVisitor<T> {
             many.push(item);
         }
         if many.is_empty() {
-            return Err(de::Error::custom("an empty list never matches\nremove the key to match everything"));
+            return Err(de::Error::custom(
+                "an empty list does not match any request\nremove the key to match everything",
+            ));
         }
         Ok(OneOrMany(many))
     }

@@ -106,7 +106,7 @@ pub struct LimitsConfig {
     /// The most requests in flight at each backend that has no `max_requests` of its own. 0, the default: no limit.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_requests: Option<Number<0, MAX_COUNT>>,
-    /// The number of requests that may wait while every backend is at its limit. Further requests get a 503 at once. 0:
+    /// The number of requests that can wait while every backend is at its limit. Further requests get a 503 at once. 0:
     /// no request waits. Default: twice the sum of the limits.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub queue: Option<Number<0, MAX_COUNT>>,
@@ -162,7 +162,7 @@ impl<Check: Default> PoolConfig<Check> {
         !self.backends.is_empty() && self.backends.iter().all(|backend| backend.max_requests.is_some())
     }
 
-    /// Returns the number of requests that may wait: as written, or twice the sum of the limits.
+    /// Returns the number of requests that can wait: as written, or twice the sum of the limits.
     fn queue(&self) -> Number<0, MAX_COUNT> {
         let limits = self.backends.iter().filter_map(|backend| backend.limit(self.limits.each()));
         let twice = |sum: u32| sum.saturating_mul(2);

@@ -18,8 +18,8 @@ use crate::pool::{OutlierSettings, RetryCause, RetryOn, RetrySettings, SlowBacke
 #[derive(Deserialize, Serialize, JsonSchema, Clone, Debug, Default)]
 #[serde(deny_unknown_fields, default)]
 pub struct OutlierConfig {
-    /// The number of failures in a row that eject a backend; 0: never; default: 5. Failures are a failed connection or
-    /// TLS handshake, a reset, a timeout, a status of 502, 503 or 504, and a truncated response.
+    /// The number of failures in a row that eject a backend; 0: never; default: 5. A failure is a failed connection or TLS
+    /// handshake, a reset, a timeout, a status of 502, 503 or 504, or a truncated response.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub consecutive_failures: Option<Number<0, MAX_COUNT>>,
     /// The length of the first ejection; default: 30s. The second lasts twice as long, the third three times, and so
@@ -29,7 +29,7 @@ pub struct OutlierConfig {
     /// Longest duration of an ejection; default: `300s`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_ejection: Option<Text<PositiveDuration>>,
-    /// The most backends that may be ejected at the same time, in percent of the pool; default: 50. The last backend is
+    /// The most backends that can be ejected at the same time, in percent of the pool; default: 50. The last backend is
     /// never ejected.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_ejected_percent: Option<Percent<0, 100>>,
@@ -44,7 +44,7 @@ pub struct OutlierConfig {
 pub struct SlowBackendsConfig {
     /// The multiple of the pool's median time to first byte above which a backend counts as slow.
     pub ratio: Ratio,
-    /// The number of responses in a window below which a backend is not compared.
+    /// The number of responses that a backend must have in a window to be compared.
     pub min_samples: Number<1, MAX_COUNT>,
     /// The window over which backends are compared.
     pub window: Text<PositiveDuration>,
@@ -62,7 +62,7 @@ pub struct RetriesConfig {
     /// The most retries of a request, each at another backend; default: 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub attempts: Option<Number<0, MAX_ATTEMPTS>>,
-    /// The time that one attempt may take to connect, and then from the end of the request to the head of the response;
+    /// The time limit of each attempt to connect, and then from the end of the request to the head of the response;
     /// default: as in `timeouts`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub per_try: Option<Text<PositiveDuration>>,
@@ -70,7 +70,7 @@ pub struct RetriesConfig {
     /// connection do not count, nor do retries after a reset while another backend is available.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub budget_percent: Option<Percent<0, 100>>,
-    /// The number of concurrent retries that are allowed regardless of `budget_percent`; default: 3.
+    /// The number of retries in flight that are allowed regardless of `budget_percent`; default: 3.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub min_concurrent: Option<Number<0, 10_000>>,
     /// The failures that are retried; default: all. A failed connection is retried for every method, other failures

@@ -67,7 +67,7 @@ impl Scalar for HostPattern {
         Self::parse(text).map_err(|error| {
             let hint = host_hint(text).map(|hint| format!("\n{hint}")).unwrap_or_default();
             let message = match text.contains("://") {
-                true => format!("{text:?} is a URL, and a host is asked for{hint}"),
+                true => format!("{text:?} is a URL, but a host is expected{hint}"),
                 false => format!("{error}, found {text:?}{hint}"),
             };
             message.into()
@@ -101,7 +101,7 @@ impl Scalar for ServerName {
         let is_address = text.parse::<IpAddr>().is_ok();
         let empty_label = text.split('.').any(str::is_empty);
         if text.contains('*') {
-            return Err(format!("{text:?}: one name is asked for, which cannot have a `*`").into());
+            return Err(format!("expected a single host name, found {text:?} with a `*`").into());
         }
         if !is_address && (!is_host_name(text) || empty_label) {
             return Err(format!("expected {}, found {text:?}", Self::expected()).into());

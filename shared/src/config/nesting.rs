@@ -130,10 +130,10 @@ impl Mender<'_> {
     fn adopt(&mut self, owner: Owner, entry: &mut Entry, run: Vec<Entry>, at: &[Step]) {
         let keys: Vec<&str> = run.iter().map(|entry| entry.key.as_str()).collect();
         let (stands, is) = match keys.len() {
-            1 => ("stands", format!("it is {}", owner.of_one(&entry.key))),
-            _ => ("stand", format!("they are {}", owner.of_many(&entry.key))),
+            1 => ("is", format!("it is {}", owner.of_one(&entry.key))),
+            _ => ("are", format!("they are {}", owner.of_many(&entry.key))),
         };
-        let message = format!("{} {stands} beside `{}`, but {is}", listed(&keys), entry.key);
+        let message = format!("{} {stands} at the same level as `{}`, but {is}", listed(&keys), entry.key);
         let problem = Problem::new(Id::UnknownKey, message).hint(self.remedy(entry, &run));
         self.problems.push(problem.at(run[0].key_span).related(entry.key_span, "belongs here"));
         self.changed.push([at, &[entry.key.as_str().into()]].concat());

@@ -111,7 +111,7 @@ pub struct ServerPlan {
     pub user: Option<String>,
     /// The group that the daemon runs as. `None` stands for the group of the user.
     pub group: Option<String>,
-    /// The working directory. `None` stands for the directory of the start, or `/` in the background.
+    /// The working directory. `None` stands for the directory in which the daemon starts, or `/` in the background.
     pub working_directory: Option<PathBuf>,
     /// The number of tasks that accept connections, for each listener.
     pub listener_tasks_per_fd: usize,

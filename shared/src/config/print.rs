@@ -73,7 +73,7 @@ fn unset(key: &str, plan: &Plan) -> String {
         "log_level" => LogFilter::default().to_string(),
         "user" => "the user that starts the daemon".to_owned(),
         "group" => "the group of `user`".to_owned(),
-        "working_directory" => in_background("/", "the directory of the start"),
+        "working_directory" => in_background("/", "the directory in which the daemon starts"),
         "ca_file" => "the authorities of the system".to_owned(),
         "client_bind_to_ipv4" | "client_bind_to_ipv6" => "chosen by the system".to_owned(),
         _ => "none".to_owned(),

@@ -129,7 +129,7 @@ ids! {
     "041" Error DuplicateListener "Two listeners have the same name.",
     "042" Error AddressTaken "Two parts of the configuration would listen on the same address.",
     "050" Error CheckTiming "The durations of a health check contradict each other.",
-    "051" Error WithoutEffect "The key has no effect because it contradicts another key, such as `path_prefix` beside `path`, or `hash_on` beside a policy that does not hash. Remove one of the two, or change the other key.",
+    "051" Error WithoutEffect "The key has no effect because it contradicts another key, such as `path_prefix` together with `path`, or `hash_on` together with a policy that does not hash. Remove one of the two, or change the other key.",
     "052" Error EjectionTiming "The longest ejection is shorter than the first ejection.",
     "053" Warning FewBackends "The key has no effect because the pool has too few backends. It takes effect when the pool has more.",
     "054" Warning NothingToActOn "The key has no effect because the file has nothing that it applies to. It takes effect when the file has it.",

@@ -35,7 +35,7 @@ const DRAINED_BEFORE: &str = "requests are drained before Pingora's own shutdown
 const ALWAYS_WAITS: &str = "`-d` always waits until the daemon is ready or has failed";
 const NEEDS_TOKIO: &str = "it needs a special build of tokio";
 const NO_TLS_LISTENERS: &str = "listeners with TLS are not supported yet";
-const NOT_USED: &str = "the load balancer does not use what it sets";
+const NOT_USED: &str = "the load balancer has nothing that this setting applies to";
 
 const REFUSED: &[Refused] = &[
     pingora(&["grace_period_seconds"], DRAINED_BEFORE, "use `shutdown: {drain: 25s}`"),

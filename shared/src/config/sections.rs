@@ -50,14 +50,14 @@ pub struct Config {
     /// runtime directory, with a name as for `pid_file`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub upgrade_sock: Option<Text<SocketPath>>,
-    /// User that the daemon becomes after it has opened its ports and logs. It must be started as root; default: the
-    /// user that starts it.
+    /// User that the daemon runs as after it has opened its ports and logs. The daemon must be started as root; default:
+    /// the user that starts it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
-    /// Group that the daemon becomes after it has opened its ports and logs; default: the group of `user`.
+    /// Group that the daemon runs as after it has opened its ports and logs; default: the group of `user`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group: Option<String>,
-    /// Working directory; default: the directory of the start, and `/` in the background.
+    /// Working directory; default: the directory in which the daemon starts, and `/` in the background.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub working_directory: Option<Text<Directory>>,
     /// Number of tasks per listener that accept connections.

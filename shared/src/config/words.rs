@@ -703,7 +703,7 @@ pub(super) fn for_mapping(path: &[Step], found: &Value) -> Option<String> {
 const WITHOUT: &[(&str, &str)] = &[
     (
         "error_log",
-        "remove the key: the log then goes to standard error, and nowhere if the daemon is in the background",
+        "remove the key: the log then goes to standard error; in the background, nothing is logged",
     ),
     ("pid_file", "remove the key: a daemon in the foreground then writes no PID file"),
     ("upgrade_sock", "remove the key: the daemon then chooses a path, because an upgrade needs this socket"),
@@ -719,14 +719,14 @@ const WITHOUT: &[(&str, &str)] = &[
     ("group", "remove the key: the daemon then runs with the group of its user"),
     (
         "working_directory",
-        "remove the key: the daemon then stays in the directory of the start, or in / in the background",
+        "remove the key: the daemon then stays in the directory in which it was started, or in / if it is in the background",
     ),
     ("log_level", "write `log_level: error` for the fewest lines"),
     ("access_log.path", "to turn the access log off, write `format: none` instead"),
     ("metrics", "remove the key: metrics are always served, by default at 127.0.0.1:6192"),
     ("listeners", "remove the key: the daemon then listens on 0.0.0.0:6188"),
     ("routes", "remove the key: without routes, the only pool gets all requests"),
-    ("trusted_proxies", "remove the key: no proxy is trusted without it"),
+    ("trusted_proxies", "remove the key: without it, the daemon trusts no proxy"),
     ("shutdown", "write `shutdown: {drain: 0s}` to end without waiting for requests"),
     ("pools.*.tls", "remove the key: without it, backends get plain HTTP"),
     ("pools.*.sticky", "remove the key: without it, there are no sticky sessions"),

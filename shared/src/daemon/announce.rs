@@ -172,8 +172,8 @@ impl Announcement {
 
     /// Handles a request to end before the process served: the old process continues to serve.
     fn give_up(self) {
-        log::info!("stopped before it served");
-        self.refuse("it was stopped before it served");
+        log::info!("stopped before it was ready");
+        self.refuse("it was stopped before it was ready");
     }
 
     /// Cancels the upgrade for this reason; the old process continues to serve.

@@ -79,8 +79,8 @@ impl Show {
              \x20 proxy     http://{proxy}/               try: curl -i http://{proxy}/\n\
              \x20 metrics   http://{metrics}/metrics\n\
              \x20 status    http://{metrics}/api/v1/status\n\
-             \x20 yours     load_balancer proxy --to 10.0.0.1:8080 --to 10.0.0.2:8080\n\n\
-             {PER_SECOND} requests a second go to three backends. One of them breaks now and then: its health check\n\
+             \x20 your own  load_balancer proxy --to 10.0.0.1:8080 --to 10.0.0.2:8080\n\n\
+             {PER_SECOND} requests a second go to three backends. One of them breaks from time to time: its health check\n\
              fails, the others take over, and no request fails. Your own requests are shown as log lines.\n\n\
              {seconds:>8} {requests:>9} {failed:>7}{names}",
             version = env!("CARGO_PKG_VERSION"),

@@ -312,7 +312,7 @@ impl Changer {
         let problem = refusal.text();
         self.show(Some(last_reload("refused", Some(problem.trim_end()))));
         self.parts.metrics.reloaded(Counted::Refused, self.status.load().generation);
-        log::error!("reload: refused, nothing changed:\n{}", problem.trim_end());
+        log::error!("reload: rejected, nothing changed:\n{}", problem.trim_end());
         self.note(Kind::Reload, format!("refused: {}", refusal.summary()));
         ChangeResult { problem, problems: refusal.problems(), ..self.change_result(Outcome::Refused) }
     }

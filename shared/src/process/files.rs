@@ -56,7 +56,7 @@ pub fn open_log(path: &Path, user: Option<&Identity>) -> io::Result<File> {
 }
 
 /// Makes `user` the owner of a log that this user cannot write to, even if it belongs to a third user. The start must
-/// hold the pid file and the sockets by then, so that no running daemon needs the file.
+/// hold the PID file and the sockets by then, so that no running daemon needs the file.
 ///
 /// # Errors
 /// Fails if the file cannot be opened or created, or if its owner cannot be changed.

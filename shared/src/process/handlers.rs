@@ -1,7 +1,7 @@
 //! The source of signals: handlers in the runtime, and a record of the signals that arrive before there is a runtime.
 //!
 //! By default, SIGHUP, SIGUSR1 and SIGUSR2 end a process. The rotation of logs would end the daemon if it sent SIGUSR1
-//! in the milliseconds between the creation of the pid file and the installation of the handlers. From
+//! in the milliseconds between the creation of the PID file and the installation of the handlers. From
 //! [`Early::expect`] on these signals are recorded, and they are carried out once the handlers are installed. SIGTERM,
 //! SIGINT and SIGQUIT do end a process that does not serve yet.
 

@@ -129,7 +129,7 @@ pub enum Action {
     WithdrawOffer,
     /// Stop accepting on the listeners of this class.
     Close(Class),
-    /// Leave the socket files and the pid file to the new process.
+    /// Leave the socket files and the PID file to the new process.
     LeaveFiles,
     /// Change nothing, for this reason.
     Ignore(&'static str),
@@ -590,11 +590,11 @@ impl Signals {
             let (event, caller) = tokio::select! {
                 came = signals.next() => (self.translate(came, &mut work), None),
                 Some(caller) = inbox.upgrades.recv() => {
-                    log::info!("upgrade: ordered");
+                    log::info!("upgrade: requested");
                     (Some(Event::Upgrade), Some(caller))
                 }
                 Some(event) = inbox.stops.recv() => {
-                    log::info!("stop: ordered{}", if event == Event::StopNow { ", at once" } else { "" });
+                    log::info!("stop: requested{}", if event == Event::StopNow { ", at once" } else { "" });
                     (Some(event), None)
                 }
                 result = poll(&mut work.handover) => (Some(self.finish(result, &mut work)), None),
@@ -771,7 +771,7 @@ impl Signals {
                 log::warn!("drain timed out after {:?}: {cut} cut", self.parts.timings.get().drain);
             }
             EndReason::Hurried => log::warn!("ending at once: {cut} cut"),
-            EndReason::ServiceFailed => log::error!("ending, {cut} cut"),
+            EndReason::ServiceFailed => log::error!("ending because a service failed: {cut} cut"),
         }
         self.outcome.set(end);
     }
@@ -873,7 +873,7 @@ impl Outcome {
         self.end().exit_code()
     }
 
-    /// Returns whether a new process has taken over, together with the pid file.
+    /// Returns whether a new process has taken over, together with the PID file.
     pub(crate) fn is_handed_over(&self) -> bool {
         self.handed_over.get().is_some()
     }

@@ -1,6 +1,6 @@
 //! The users that have locked a file with `flock`, according to `/proc/locks`.
 //!
-//! Any user who can read a file can lock it. A lock on the pid file therefore shows a running daemon only if it belongs
+//! Any user who can read a file can lock it. A lock on the PID file therefore shows a running daemon only if it belongs
 //! to a user who can run the daemon.
 
 use std::fs::File;

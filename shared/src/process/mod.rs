@@ -1,7 +1,7 @@
 //! The process: how the daemon starts, ends, and hands its sockets over to a new process.
 //!
-//! This module wraps Pingora's `Server` but does not use its daemonizing, pid file, socket handover and grace period.
-//! Pingora's variants rename the pid file of a live process, shut down even when no process took the sockets, carry at
+//! This module wraps Pingora's `Server` but does not use its daemonizing, PID file, socket handover and grace period.
+//! Pingora's variants rename the PID file of a live process, shut down even when no process took the sockets, carry at
 //! most 32 sockets, and sleep for the whole grace period when there is nothing left to wait for. Pingora runs with
 //! `ServerConf.daemon = false` and `Opt.upgrade = false`, receives [listeners that are already bound](sockets), and
 //! ends when [our own signal watch](lifecycle::Signals) says so.
@@ -12,13 +12,13 @@
 //! 2. With `-d`, [`background::enter`] runs the program a second time, detached, and waits for it. The second process
 //!    carries out the following steps.
 //! 3. The daemon opens the [error log](logging) and enters the working directory.
-//! 4. Without `-u`, it locks the [pid file](pid_file), then binds every [listener](sockets). With `-u`, it
+//! 4. Without `-u`, it locks the [PID file](pid_file), then binds every [listener](sockets). With `-u`, it
 //!    [takes](upgrade::Search::take) the sockets of the running process and binds only the new ones.
 //! 5. It drops [privileges].
 //! 6. Pingora's `Server` starts the services, the signal handlers are installed, and the first health checks run. If
 //!    SIGHUP, SIGUSR1 or SIGUSR2 arrived since step 4, it is [carried out now](handlers::Early).
 //! 7. With `-u`, [`upgrade::PredecessorLink::ready`] notifies the old process, which then drains. After its
-//!    acknowledgement the new process takes over the pid file and the socket files ([`sockets::Sockets::own_files`]).
+//!    acknowledgement the new process takes over the PID file and the socket files ([`sockets::Sockets::own_files`]).
 //! 8. The daemon announces that it is ready: to systemd, with its PID ([`systemd::Supervisor`]), and to the parent
 //!    process that waits because of `-d` ([`background::Announcer`]), which then returns.
 //!
@@ -29,7 +29,7 @@
 //! 3. Responses contain `Connection: close`. Idle connections close after a tenth of a second, so that a request that
 //!    is on its way can arrive.
 //! 4. When no request is left, or after `shutdown.drain`, `Server::run` returns at once.
-//! 5. The daemon removes the pid file and the socket files. The exit code is 0, or 3 if requests were cut.
+//! 5. The daemon removes the PID file and the socket files. The exit code is 0, or 3 if requests were cut.
 //!
 //! A second SIGTERM or SIGINT ends the process at once. The subcommand `stop` drains as the first signal does, however
 //! often it is given; `stop --now` ends the process at once. Both get their response after step 5.
@@ -61,12 +61,12 @@
 //!
 //! # Invariants
 //!
-//! - The pid file names a live process that serves, or does not exist. No process removes or rewrites a pid file that
+//! - The PID file names a live process that serves, or does not exist. No process removes or rewrites a PID file that
 //!   another live process holds.
 //! - There is at most one new process at a time, and none remains after a failed upgrade.
 //! - At any moment of an upgrade at least one process accepts on every listener that both configurations have.
 //! - A socket file is removed only by the process that owns it, and only while the path still names this file.
-//! - A process that is killed during its start (by SIGTERM, SIGINT or SIGQUIT before step 6) leaves a pid file whose
+//! - A process that is killed during its start (by SIGTERM, SIGINT or SIGQUIT before step 6) leaves a PID file whose
 //!   lock is free and socket files that refuse connections. The next start recognises both and takes them over
 //!   silently.
 

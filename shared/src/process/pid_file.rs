@@ -1,4 +1,4 @@
-//! The pid file, which is locked as long as its process lives, so that a stale pid file can be recognised.
+//! The PID file, which is locked as long as its process lives, so that a stale PID file can be recognised.
 //!
 //! The lock (`flock`) belongs to the open file, not to the PID in it. It is released as soon as its process ends, for
 //! whatever reason. The path might name another file later (an upgrade renames the file of the new process to this
@@ -18,10 +18,10 @@ use super::locks::users_with_lock;
 use super::privileges::Identity;
 use super::{FileId, create_private_dir};
 
-/// The longest pid file, in bytes: a PID has at most ten digits.
+/// The longest PID file, in bytes: a PID has at most ten digits.
 const MAX_BYTES: u64 = 32;
 
-/// A pid file that names this process. Dropping it removes the file, unless the path names another file by then.
+/// A PID file that names this process. Dropping it removes the file, unless the path names another file by then.
 #[derive(Debug)]
 pub struct PidFile {
     path: PathBuf,
@@ -29,29 +29,29 @@ pub struct PidFile {
     file: File,
 }
 
-/// A pid file of a new process, beside the path that it takes over later. Dropping it removes the file.
+/// A PID file of a new process, beside the path that it takes over later. Dropping it removes the file.
 #[derive(Debug)]
 pub struct Prepared {
     pid_file: PidFile,
     path: PathBuf,
 }
 
-/// The reason why a pid file cannot be used.
+/// The reason why a PID file cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages say it")]
 pub enum PidFileError {
-    #[error("load_balancer already runs as {holder} (pid file {path})")]
+    #[error("load_balancer already runs as {holder} (PID file {path})")]
     AlreadyRuns { path: PathBuf, holder: Holder },
     #[error(
-        "the pid file {path} (`pid_file`) contains something other than a PID and would be overwritten; name another \
+        "the PID file {path} (`pid_file`) contains something other than a PID and would be overwritten; name another \
          file, or remove this one"
     )]
     Foreign { path: PathBuf },
-    #[error("cannot use the pid file {path} (`pid_file`): {}", reason(source))]
+    #[error("cannot use the PID file {path} (`pid_file`): {}", reason(source))]
     Io { path: PathBuf, source: io::Error },
 }
 
-/// The process that holds a pid file. `None` means that the PID is unknown: between locking and writing, the file is
+/// The process that holds a PID file. `None` means that the PID is unknown: between locking and writing, the file is
 /// empty.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Holder(pub Option<u32>);
@@ -83,13 +83,13 @@ impl PidFile {
         }
     }
 
-    /// Locks the file at `path` and writes the PID of this process into it. A pid file that no live process holds is
+    /// Locks the file at `path` and writes the PID of this process into it. A PID file that no live process holds is
     /// taken over silently. If an unrelated user has locked it, it is replaced. Missing parent directories are created
     /// with mode 0700.
     ///
     /// # Errors
     /// Fails with [`PidFileError::AlreadyRuns`] if a live process holds the file, and with [`PidFileError::Foreign`] if
-    /// it is not a pid file. The file is then unchanged.
+    /// it is not a PID file. The file is then unchanged.
     pub fn acquire(path: &Path) -> Result<Self, PidFileError> {
         let failed = |source| PidFileError::Io { path: path.to_owned(), source };
         create_parent(path).map_err(failed)?;
@@ -114,7 +114,7 @@ impl PidFile {
     ///
     /// # Errors
     /// Fails with [`PidFileError::AlreadyRuns`] if a live process other than `old_pid` holds the file, and with
-    /// [`PidFileError::Foreign`] if it is not a pid file.
+    /// [`PidFileError::Foreign`] if it is not a PID file.
     pub fn prepare(path: &Path, old_pid: u32) -> Result<Prepared, PidFileError> {
         let failed = |source| PidFileError::Io { path: path.to_owned(), source };
         create_parent(path).map_err(failed)?;
@@ -127,14 +127,14 @@ impl PidFile {
     }
 
     /// Removes the file at `path` if it names the process `old_pid`. That process has handed over and leaves its file
-    /// to this process, which has another pid file.
+    /// to this process, which has another PID file.
     pub(crate) fn remove_of(path: &Path, old_pid: u32) {
         let named = open_untrusted(path).map(|mut file| read_holder(&mut file));
         if named.is_ok_and(|holder| holder == Holder(Some(old_pid)))
             && let Err(error) = std::fs::remove_file(path)
         {
             log::warn!(
-                "pid file {}: cannot remove the file of the old process {old_pid}: {error}",
+                "PID file {}: cannot remove the file of the old process {old_pid}: {error}",
                 path.display()
             );
         }
@@ -146,7 +146,7 @@ impl PidFile {
         match std::fs::remove_file(&beside) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 log::warn!(
-                    "pid file {}: cannot remove the file of an ended process: {error}",
+                    "PID file {}: cannot remove the file of an ended process: {error}",
                     beside.display()
                 );
             }
@@ -227,7 +227,7 @@ impl Drop for PidFile {
         if is_at(&self.file, &self.path)
             && let Err(error) = std::fs::remove_file(&self.path)
         {
-            log::warn!("pid file {}: cannot remove it: {error}", self.path.display());
+            log::warn!("PID file {}: cannot remove it: {error}", self.path.display());
         }
     }
 }
@@ -258,7 +258,7 @@ fn lock(mut file: File, path: &Path) -> Result<File, PidFileError> {
     }
 }
 
-/// Returns whether all locks on a pid file belong to users who cannot run the daemon: neither root, nor the user of
+/// Returns whether all locks on a PID file belong to users who cannot run the daemon: neither root, nor the user of
 /// this process, nor the owner of the file. Such a user can lock the file only because everyone can read it.
 fn is_locked_by_stranger(file: &File) -> bool {
     let Ok(owner) = file.metadata().map(|metadata| metadata.uid()) else { return false };
@@ -286,7 +286,7 @@ fn refuse_foreign(file: &mut File, path: &Path) -> Result<(), PidFileError> {
     is_ours.then_some(()).ok_or_else(|| PidFileError::Foreign { path: path.to_owned() })
 }
 
-/// Fails if a live process other than `expected` holds the file at `path`, or if the file is not a pid file.
+/// Fails if a live process other than `expected` holds the file at `path`, or if the file is not a PID file.
 fn refuse_stranger(path: &Path, expected: u32) -> Result<(), PidFileError> {
     let Ok(mut file) = open_untrusted(path) else { return Ok(()) };
     if is_locked_by_stranger(&file) {
@@ -318,7 +318,7 @@ fn sweep(path: &Path) {
             && open_untrusted(&other).is_ok_and(|file| file.try_lock().is_ok())
             && let Err(error) = std::fs::remove_file(&other)
         {
-            log::warn!("pid file {}: cannot remove the file of an ended process: {error}", other.display());
+            log::warn!("PID file {}: cannot remove the file of an ended process: {error}", other.display());
         }
     }
 }
@@ -367,7 +367,7 @@ mod tests {
         let path = dir.path().join("lb.pid");
         let _held = PidFile::acquire(&path).unwrap();
         let error = PidFile::acquire(&path).unwrap_err().to_string();
-        let expected = format!("already runs as process {} (pid file {}", std::process::id(), path.display());
+        let expected = format!("already runs as process {} (PID file {}", std::process::id(), path.display());
         assert!(error.contains(&expected), "{error}");
         assert_eq!(contents(&path), own_pid());
     }

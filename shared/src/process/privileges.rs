@@ -1,7 +1,7 @@
 //! The keys `user`, `group` and `working_directory`: the identity of the daemon once its ports and logs are open.
 //!
 //! A process that gives up root cannot get it back, so this step follows everything that needs root. Files that the
-//! process must be able to change later (pid file, socket files, the directory of `upgrade_sock`) are first
+//! process must be able to change later (PID file, socket files, the directory of `upgrade_sock`) are first
 //! [given](Identity::own) to the new user.
 
 use std::ffi::CString;

@@ -114,7 +114,7 @@ impl RuntimeFiles {
         self.file.as_deref()
     }
 
-    /// Returns the path of the pid file.
+    /// Returns the path of the PID file.
     pub fn pid_file(&self) -> PathBuf {
         self.named("load_balancer", "pid")
     }
@@ -208,7 +208,7 @@ impl RuntimeFiles {
         others.find(is_held).map(|entry| entry.path())
     }
 
-    /// Gives the directory to `owner`. Sockets and pid files of stopped daemons of another user are removed: the daemon
+    /// Gives the directory to `owner`. Sockets and PID files of stopped daemons of another user are removed: the daemon
     /// could not replace them, and root must not change the owner of a file that another user can exchange.
     fn give(&self, owner: Uid) -> io::Result<()> {
         if std::fs::symlink_metadata(&self.directory)?.uid() != owner.as_raw() {
@@ -299,7 +299,7 @@ fn instance_name(file: &Path, room: usize) -> String {
     if stem.is_empty() { format!("{hash:08x}") } else { format!("{stem}-{hash:08x}") }
 }
 
-/// Returns whether a running process listens on a socket or holds the lock of a pid file.
+/// Returns whether a running process listens on a socket or holds the lock of a PID file.
 fn is_held(entry: &DirEntry) -> bool {
     match entry.file_type() {
         Ok(kind) if kind.is_socket() => is_accepting(&entry.path()),
@@ -310,7 +310,7 @@ fn is_held(entry: &DirEntry) -> bool {
     }
 }
 
-/// Returns whether this is a socket or a pid file of a daemon that has ended.
+/// Returns whether this is a socket or a PID file of a daemon that has ended.
 fn is_left_over(entry: &DirEntry) -> bool {
     let is_ours = entry.file_type().is_ok_and(|kind| kind.is_socket() || is_pid_file(entry));
     is_ours && !is_held(entry)

@@ -103,7 +103,7 @@ pub struct Predecessor {
 struct Successor {
     child: Child,
     pid: u32,
-    /// The path of the pid file that it takes over once it serves. `None` means that there is none.
+    /// The path of the PID file that it takes over once it serves. `None` means that there is none.
     pid_file: Option<PathBuf>,
     said: Arc<Mutex<Vec<u8>>>,
     /// The task that reads its standard error. `None` in the foreground.
@@ -333,7 +333,7 @@ impl Successor {
         if said.is_empty() { "it printed nothing; the log might have its messages".to_owned() } else { said }
     }
 
-    /// Kills the process, and removes the pid file that it has prepared and can no longer remove itself.
+    /// Kills the process, and removes the PID file that it has prepared and can no longer remove itself.
     fn kill(&self) {
         self.signal(Signal::SIGKILL);
         if let Some(path) = &self.pid_file {

@@ -11,7 +11,7 @@
 //! the descriptors, 100 at a time
 //! continues to serve                        starts: adopts, binds new addresses, checks health
 //!                                   <-----  Ready
-//! withdraws the offer, Ack          ----->  takes over the pid file
+//! withdraws the offer, Ack          ----->  takes over the PID file
 //! drains                            <-----  closes the connection
 //! `upgrade` returns
 //! ```
@@ -141,7 +141,7 @@ pub struct About {
     /// Whether it accepts only a process with the same file. It is set if only the file identifies the process that is
     /// meant.
     pub is_particular: bool,
-    /// The path of its pid file. `None` means that it has none.
+    /// The path of its PID file. `None` means that it has none.
     pub pid_file: Option<PathBuf>,
     /// The path of its control socket. `None` means that it has none.
     pub control: Option<PathBuf>,
@@ -445,7 +445,7 @@ impl Search {
 }
 
 impl About {
-    /// Creates the description of a process with this configuration file and this pid file.
+    /// Creates the description of a process with this configuration file and this PID file.
     pub fn new(file: Option<&Path>, pid_file: Option<&Path>) -> Self {
         let (file, pid_file) = (file.map(Path::to_owned), pid_file.map(Path::to_owned));
         Self { is_said: true, file, is_particular: false, pid_file, control: None }

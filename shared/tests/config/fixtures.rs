@@ -125,7 +125,7 @@ fn warnings_are_shown_together_with_errors_and_one_per_line() {
     assert_eq!(
         lines(&problems),
         [
-            "a.yaml:4:5: warning[LB053]: `sticky` has no effect: every client uses the only backend anyway; \
+            "a.yaml:4:5: warning[LB053]: `sticky` has no effect: all clients use the only backend in any case; \
              remove it, or keep it for a second backend that you add later",
             "a.yaml:5:1: error[LB010]: unknown key `thread`; did you mean `threads`?",
         ]

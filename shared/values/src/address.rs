@@ -109,7 +109,7 @@ fn with_options(text: &str, purpose: Purpose) -> Option<String> {
         None => address.to_owned(),
     };
     let is_backend = purpose == Purpose::Backend && accepts(address, purpose);
-    is_backend.then(|| format!("{text:?} is more than an address\nwrite {right}"))
+    is_backend.then(|| format!("{text:?} contains more than an address\nwrite {right}"))
 }
 
 fn url(text: &str, purpose: Purpose) -> Option<String> {

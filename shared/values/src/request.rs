@@ -31,7 +31,7 @@ impl HostHeader {
 
 impl Scalar for HostHeader {
     fn expected() -> Cow<'static, str> {
-        "a host name, with a port if need be".into()
+        "a host name with an optional port".into()
     }
 
     fn from_text(text: &str) -> Result<Self, Refusal> {
@@ -61,7 +61,10 @@ impl Scalar for RequestPath {
         }
         begins_with_slash::<Self>(text)?;
         if text.contains(['?', '#']) {
-            return Err(format!("{text:?}: routes look at the path only\ndrop what follows the path").into());
+            return Err(format!(
+                "{text:?}: routes match only the path, without the query\nremove the text after the path"
+            )
+            .into());
         }
         target(text)?;
         Ok(Self(text.to_owned()))
@@ -80,7 +83,7 @@ impl Scalar for PathAndQuery {
     fn from_text(text: &str) -> Result<Self, Refusal> {
         begins_with_slash::<Self>(text)?;
         if let Some((path, _)) = text.split_once('#') {
-            return Err(format!("{text:?} has a fragment, which is never sent\nwrite {path}").into());
+            return Err(format!("{text:?} has a fragment, which clients do not send\nwrite {path}").into());
         }
         target(text)
     }
@@ -146,7 +149,7 @@ impl Scalar for HeaderText {
 
     fn from_text(text: &str) -> Result<Self, Refusal> {
         if text.trim() != text {
-            let message = "white space around the value of a header is never sent";
+            let message = "the value of a header cannot begin or end with white space";
             return Err(format!("{message}, found {text:?}").into());
         }
         let value = HeaderValue::from_str(text);

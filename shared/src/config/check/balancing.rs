@@ -130,7 +130,7 @@ impl Checker<'_> {
 impl Checker<'_> {
     fn check_sticky(&mut self, name: &str, pool: &Pool) {
         if self.count(name, pool) == Some(1) {
-            let why = "every client uses the only backend anyway";
+            let why = "all clients use the only backend in any case";
             self.useless_alone(name, &[path![name, "sticky"].to_vec()], why);
         }
     }
@@ -265,7 +265,7 @@ impl Checker<'_> {
             ),
             false => (
                 Id::NothingToActOn,
-                "retries after a failed connection do not use the budget, and `when` has no other failure",
+                "retries after a failed connection do not use the budget, and `when` lists no other failure",
                 "add other failures to `when`, or remove the budget",
             ),
         };

@@ -296,7 +296,7 @@ fn module(name: &str) -> Result<&str, String> {
     if is_known(name) {
         return Ok(name);
     }
-    Err(format!("no module `{name}` logs anything\n{}", meant_module(name).unwrap_or_else(modules)))
+    Err(format!("there is no log module `{name}`\n{}", meant_module(name).unwrap_or_else(modules)))
 }
 
 /// Returns our modules that log, the crates and modules that contain them, and the crates of others.
@@ -326,7 +326,7 @@ fn neither(word: &str) -> String {
         (None, None) if word.starts_with(|first: char| first.is_ascii_digit()) => levels(None),
         (None, None) => format!("{}; {}", levels(None), modules()),
     };
-    format!("`{word}` is neither a log level nor a module that logs\n{hint}")
+    format!("`{word}` is neither a log level nor a log module\n{hint}")
 }
 
 #[cfg(test)]

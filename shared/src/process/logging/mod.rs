@@ -142,7 +142,7 @@ pub fn init(
         log::warn!("a part of {VARIABLE} is ignored: {warning}");
     }
     if let (Some(variable), true) = (verbosity.by_variable(), level.is_some()) {
-        log::warn!("log_level has no effect: {VARIABLE} is set to `{variable}`, which wins");
+        log::warn!("log_level has no effect: {VARIABLE} is set to `{variable}`, which takes precedence");
     }
     Ok(Logging { error_log, verbosity, guard })
 }
@@ -326,7 +326,7 @@ impl ErrorLog {
         let reopened = open(&self.path, None).and_then(|file| become_stderr(&file));
         match &reopened {
             Ok(()) => log::info!("error_log: {} reopened", self.path.display()),
-            Err(error) => log::error!("error_log: not reopened, the old file stays in use: {error}"),
+            Err(error) => log::error!("error_log: cannot reopen it, the old file stays in use: {error}"),
         }
         let failed = |error: LogError| ReopenFailure { time: SystemTime::now(), reason: error.to_string() };
         *self.reopening.lock() = reopened.err().map(failed);
