@@ -4,7 +4,7 @@
 //! read from the top, so a route is unreachable when an earlier one matches every request that it matches:
 //! [`shadowed_by`] finds such routes, and the configuration rejects them.
 //!
-//! Invariants: [`RouteTable::find`] allocates nothing and depends on its arguments alone. [`shadowed_by`] never reports
+//! Invariants: `RouteTable::find` allocates nothing and depends on its arguments alone. [`shadowed_by`] never reports
 //! a route that some request could reach.
 //!
 //! Paths are compared as the client sent them: case-sensitive, without decoding `%2F` and the like and
@@ -104,7 +104,7 @@ pub enum PathPattern {
 
 /// The parts of a request that routes match on.
 #[derive(Debug)]
-pub struct RequestView<'a, F = HeaderMap> {
+pub(crate) struct RequestView<'a, F = HeaderMap> {
     /// The listener that the client connected to.
     pub listener: ListenerId,
     /// The host that the client asked for, with or without a port. The caller decides whether it is the `Host` header
@@ -120,7 +120,7 @@ pub struct RequestView<'a, F = HeaderMap> {
 
 impl<'a, H: Head> RequestView<'a, H> {
     /// The view of a request that came through this listener.
-    pub fn of(listener: ListenerId, head: &'a H) -> Self {
+    pub(crate) fn of(listener: ListenerId, head: &'a H) -> Self {
         Self { listener, host: head.host(), path: head.path(), method: head.method(), headers: head }
     }
 }
@@ -188,19 +188,19 @@ impl RouteTable {
     }
 
     /// Returns the pool of the first route that matches.
-    pub fn find(&self, request: &RequestView<'_, impl Fields>) -> Option<PoolId> {
+    pub(crate) fn find(&self, request: &RequestView<'_, impl Fields>) -> Option<PoolId> {
         self.position(request).map(|index| self.0[index].pool)
     }
 
     /// Returns the index of the first route that matches.
-    pub fn position(&self, request: &RequestView<'_, impl Fields>) -> Option<usize> {
+    pub(crate) fn position(&self, request: &RequestView<'_, impl Fields>) -> Option<usize> {
         let host = request.host.and_then(Host::parse);
         self.0.iter().position(|route| route.mismatch(request, host).is_none())
     }
 
     /// Returns the relation of each route to a request, in the order of the table. At most one is
     /// [`RouteMatch::Taken`], the one that [`find`](Self::find) returns.
-    pub fn explain<'a>(&'a self, request: &RequestView<'_, impl Fields>) -> Vec<RouteMatch<'a>> {
+    pub(crate) fn explain<'a>(&'a self, request: &RequestView<'_, impl Fields>) -> Vec<RouteMatch<'a>> {
         let host = request.host.and_then(Host::parse);
         let mut taken = None;
         let verdict = |(index, route): (usize, &'a Route)| match (route.mismatch(request, host), taken) {

@@ -176,7 +176,7 @@ impl Acceptor {
     }
 
     /// Returns whether the socket is closed or about to be closed.
-    pub fn is_closing(&self) -> bool {
+    pub(crate) fn is_closing(&self) -> bool {
         self.closing.load(Ordering::Acquire)
     }
 
@@ -225,7 +225,7 @@ impl Acceptor {
 impl Connection {
     /// Records that the first bytes of a request arrived. From now on the request is in flight, so that a drain waits
     /// for it.
-    pub fn begin_request(&self) -> RequestGuard {
+    pub(crate) fn begin_request(&self) -> RequestGuard {
         self.leave_fresh();
         self.unseen.store(true, Ordering::Relaxed);
         self.acceptor.listener.in_flight.enter();
@@ -233,7 +233,7 @@ impl Connection {
     }
 
     /// Records that the proxy has the head of the request.
-    pub fn saw_head(&self) {
+    pub(crate) fn saw_head(&self) {
         self.unseen.store(false, Ordering::Relaxed);
     }
 

@@ -30,18 +30,17 @@ use crate::config::loopback;
 /// variable LB_CONFIG names, or else ./load_balancer.yaml, or else /etc/load_balancer/load_balancer.yaml. If no file is
 /// given and none exists, the demo starts. A demo in the background is never ready: its /readyz responds 503.
 #[derive(Debug, Parser)]
-#[expect(missing_docs, reason = "clap would print the fields' documentation in place of the program's")]
 #[command(name = "load_balancer", version, max_term_width = WIDTH, after_help = AFTER_HELP)]
 pub struct Cli {
     #[command(flatten)]
-    pub run: RunArgs,
+    pub(crate) run: RunArgs,
     #[command(subcommand)]
-    pub command: Option<CliCommand>,
+    pub(crate) command: Option<CliCommand>,
 }
 
 /// Pingora's flags.
 #[derive(Args, Debug, Default, Clone)]
-pub struct RunArgs {
+pub(crate) struct RunArgs {
     /// The configuration file; - reads standard input
     #[arg(short, long, value_name = "FILE", global = true)]
     pub conf: Option<PathBuf>,
@@ -62,7 +61,7 @@ pub struct RunArgs {
 
 /// A subcommand.
 #[derive(Debug, Subcommand)]
-pub enum CliCommand {
+pub(crate) enum CliCommand {
     /// Balance requests between the given backends, without a configuration file
     Proxy(ProxyArgs),
     /// Run the load balancer in front of three built-in backends, one of which fails from time to time
@@ -72,7 +71,6 @@ pub enum CliCommand {
     /// Test whether the daemon of this configuration is ready, and exit with 0 if so or with 1 if not; for containers
     Healthcheck,
     #[command(flatten)]
-    #[expect(missing_docs, reason = "clap would print it")]
     Daemon(DaemonCommand),
     /// Print the JSON Schema of the configuration file, for editors
     Schema,
@@ -88,11 +86,7 @@ pub enum CliCommand {
 /// A subcommand for a running daemon, which is found by the key `control.socket` of the configuration, even if other
 /// keys are wrong.
 #[derive(Debug, Subcommand)]
-#[expect(
-    missing_docs,
-    reason = "clap would print the documentation of the flattened fields instead of the subcommand's"
-)]
-pub enum DaemonCommand {
+pub(crate) enum DaemonCommand {
     /// Show the problems and the state of the running daemon
     Status {
         #[command(flatten)]
@@ -211,7 +205,7 @@ pub enum DaemonCommand {
 
 /// The daemon that a subcommand is for.
 #[derive(Args, Debug, Clone)]
-pub struct Daemon {
+pub(crate) struct Daemon {
     /// The control socket of the daemon; default: the one of its configuration
     #[arg(long, value_name = "PATH")]
     pub socket: Option<PathBuf>,
@@ -219,9 +213,8 @@ pub struct Daemon {
 
 /// One backend of the daemon.
 #[derive(Args, Debug)]
-pub struct BackendArgs {
+pub(crate) struct BackendArgs {
     #[command(flatten)]
-    #[expect(missing_docs, reason = "clap would print it")]
     pub to: Daemon,
     /// The name of the pool
     pub pool: String,
@@ -243,9 +236,8 @@ pub struct WaitArgs {
 
 /// Arguments of `explain`.
 #[derive(Args, Debug)]
-pub struct ExplainArgs {
+pub(crate) struct ExplainArgs {
     #[command(flatten)]
-    #[expect(missing_docs, reason = "clap would print it")]
     pub to: Daemon,
     /// The host of the request
     #[arg(long)]
@@ -292,7 +284,7 @@ impl Cli {
 
 impl DaemonCommand {
     /// Returns the daemon that the subcommand is for.
-    pub fn daemon(&self) -> &Daemon {
+    pub(crate) fn daemon(&self) -> &Daemon {
         match self {
             Self::Status { to, .. }
             | Self::Events { to, .. }
@@ -345,7 +337,7 @@ fn number(text: &str) -> Result<usize, String> {
 
 /// Arguments of `proxy`.
 #[derive(Args, Debug)]
-pub struct ProxyArgs {
+pub(crate) struct ProxyArgs {
     /// A backend, such as 10.0.0.1:8080 or localhost:8080; can be repeated
     #[arg(long, value_name = "ADDRESS", required = true, value_parser = backend_to)]
     pub to: Vec<BackendAddress>,
@@ -359,7 +351,7 @@ pub struct ProxyArgs {
 
 /// Arguments of `demo`.
 #[derive(Args, Debug, Default)]
-pub struct DemoArgs {
+pub(crate) struct DemoArgs {
     /// Check that every backend is used and that a broken backend is skipped, then exit
     #[arg(long)]
     pub once: bool,
@@ -367,7 +359,7 @@ pub struct DemoArgs {
 
 /// Arguments of `check`.
 #[derive(Args, Debug)]
-pub struct CheckArgs {
+pub(crate) struct CheckArgs {
     /// The file to check, as with --conf; - reads standard input
     pub file: Option<PathBuf>,
     /// The output format of the problems
@@ -386,7 +378,7 @@ pub struct CheckArgs {
 
 /// An output format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Format {
+pub(crate) enum Format {
     /// Text for people
     Text,
     /// JSON for programs
@@ -433,12 +425,12 @@ fn refused_file() -> Arg {
 ///
 /// # Errors
 /// When `out` cannot be written to.
-pub fn manual(out: &mut impl Write) -> io::Result<()> {
+pub(crate) fn manual(out: &mut impl Write) -> io::Result<()> {
     out.write_all(manual::page(command())?.as_bytes())
 }
 
 /// The completion script for `shell`.
-pub fn completions(shell: Shell) -> Vec<u8> {
+pub(crate) fn completions(shell: Shell) -> Vec<u8> {
     completion::script(shell, command())
 }
 

@@ -7,7 +7,7 @@ use lb_service::pool::{Backend, BackendState};
 
 /// Moment on both clocks.
 #[derive(Clone, Copy, Debug)]
-pub struct Moment {
+pub(crate) struct Moment {
     /// The time on the monotonic clock.
     pub instant: Instant,
     /// The time on the system clock.
@@ -16,7 +16,7 @@ pub struct Moment {
 
 /// Condition of a backend.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Condition {
+pub(crate) struct Condition {
     /// The reason for the state: `3 checks failed: connection refused`.
     pub reason: String,
     /// The time since which the backend has this state.
@@ -25,7 +25,7 @@ pub struct Condition {
 
 /// Information about a backend that its pool does not have.
 #[derive(Clone, Copy, Debug)]
-pub struct Known<'a> {
+pub(crate) struct Known<'a> {
     /// The kind of health check.
     pub kind: &'a CheckKind,
     /// The result of its health checks; `None` before the first check.
@@ -45,17 +45,17 @@ impl Known<'_> {
 
 impl Moment {
     /// Returns the current moment.
-    pub fn now() -> Self {
+    pub(crate) fn now() -> Self {
         Self { instant: Instant::now(), time: SystemTime::now() }
     }
 
     /// Returns the system time at `instant`, which must be in the past.
-    pub fn time_of(&self, instant: Instant) -> SystemTime {
+    pub(crate) fn time_of(&self, instant: Instant) -> SystemTime {
         self.time - self.instant.saturating_duration_since(instant)
     }
 
     /// Returns the duration since `time`.
-    pub fn since(&self, time: SystemTime) -> Duration {
+    pub(crate) fn since(&self, time: SystemTime) -> Duration {
         self.time.duration_since(time).unwrap_or_default()
     }
 }
@@ -64,7 +64,7 @@ impl Moment {
 
 impl Condition {
     /// Returns the condition of a backend in this `state` at the moment `at`.
-    pub fn of(backend: &Backend, state: BackendState, known: Known<'_>, at: Moment) -> Self {
+    pub(crate) fn of(backend: &Backend, state: BackendState, known: Known<'_>, at: Moment) -> Self {
         Self { reason: reason(backend, state, known, at), since: since(backend, state, known, at) }
     }
 }

@@ -20,18 +20,18 @@ use crate::http_message::parameters;
 use crate::time::rfc3339;
 
 /// Maximum number of events that are kept.
-pub const KEPT: usize = 1000;
+pub(crate) const KEPT: usize = 1000;
 /// Maximum length of a text in bytes. A longer text is cut off, for example the changes by a reload of a long file; the
 /// log contains all of it.
 const LONGEST: usize = 2000;
 
 /// Log of the latest events. Clones share it.
 #[derive(Clone, Debug)]
-pub struct Events(Arc<Inner>);
+pub(crate) struct Events(Arc<Inner>);
 
 /// Event that describes one change.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Event {
+pub(crate) struct Event {
     /// The number; the first event of a process has number 1.
     pub id: u64,
     /// The PID of the process that noted the event.
@@ -54,7 +54,7 @@ pub struct Event {
 /// Kind of a change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Kind {
+pub(crate) enum Kind {
     /// The process started to serve, started to drain, or handed over.
     Process,
     /// The health of a backend changed, or a pool lost its last ready backend or has one again.
@@ -71,7 +71,7 @@ pub enum Kind {
 
 /// Subject of an event.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct About<'a> {
+pub(crate) struct About<'a> {
     /// The pool; `None` if the event is not about a pool.
     pub pool: Option<&'a str>,
     /// The backend; `None` if the event is not about a backend.
@@ -92,7 +92,7 @@ struct Inner {
 ///
 /// # Errors
 /// If the query is invalid.
-pub fn document(events: &Events, query: Option<&str>) -> Result<String, String> {
+pub(crate) fn document(events: &Events, query: Option<&str>) -> Result<String, String> {
     let (mut process, mut after) = (events.process(), 0);
     for parameter in parameters(query.unwrap_or_default()) {
         let (name, value) = parameter?;
@@ -111,7 +111,7 @@ pub fn document(events: &Events, query: Option<&str>) -> Result<String, String> 
 
 impl Events {
     /// Returns an empty log.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self::continued(Vec::new(), std::process::id())
     }
 
@@ -123,12 +123,12 @@ impl Events {
     }
 
     /// Returns the PID of the process that notes events here.
-    pub fn process(&self) -> u32 {
+    pub(crate) fn process(&self) -> u32 {
         self.0.process
     }
 
     /// Adds an event with the current time.
-    pub fn note(&self, kind: Kind, about: About<'_>, text: impl Into<String>) {
+    pub(crate) fn note(&self, kind: Kind, about: About<'_>, text: impl Into<String>) {
         self.note_at(SystemTime::now(), kind, about, text.into());
     }
 
@@ -153,7 +153,7 @@ impl Events {
 
     /// Returns the events after the event `id` of `process`, oldest first. Returns all events if `id` is 0, if this
     /// process has not reached this number, or if `process` is unknown.
-    pub fn after(&self, process: u32, id: u64) -> Vec<Event> {
+    pub(crate) fn after(&self, process: u32, id: u64) -> Vec<Event> {
         let ring = self.ring();
         let is_to_come = process == self.0.process && id > *self.0.latest.borrow();
         let is_seen = |event: &Event| !is_to_come && event.process == process && event.id <= id;
@@ -163,7 +163,7 @@ impl Events {
 
     /// Returns the events after the event `id` of `process`. If there are none, this function waits for one, at most
     /// for `patience`.
-    pub async fn wait_after(&self, process: u32, id: u64, patience: Duration) -> Vec<Event> {
+    pub(crate) async fn wait_after(&self, process: u32, id: u64, patience: Duration) -> Vec<Event> {
         let mut latest = self.0.latest.subscribe();
         let newer = async {
             loop {
@@ -238,7 +238,7 @@ impl health_service::Observer for Events {
 
 impl Kind {
     /// Returns the name in texts and documents.
-    pub fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Process => "process",
             Self::Health => "health",
@@ -254,12 +254,12 @@ impl Kind {
 
 impl<'a> About<'a> {
     /// Returns the subject for a backend of a pool.
-    pub fn backend(pool: &'a str, backend: &'a str) -> Self {
+    pub(crate) fn backend(pool: &'a str, backend: &'a str) -> Self {
         Self { pool: Some(pool), backend: Some(backend) }
     }
 
     /// Returns the subject for a pool.
-    pub fn pool(pool: &'a str) -> Self {
+    pub(crate) fn pool(pool: &'a str) -> Self {
         Self { pool: Some(pool), backend: None }
     }
 }

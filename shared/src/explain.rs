@@ -28,7 +28,7 @@ use crate::words::{count, span};
 
 /// Source of explanations.
 #[derive(Clone)]
-pub struct ExplainSource {
+pub(crate) struct ExplainSource {
     core: Core,
     operator: Operator,
 }
@@ -39,7 +39,7 @@ type Conditions<'a> = &'a dyn Fn(&str, &Backend, BackendState, Moment) -> Condit
 
 /// Request to explain.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Request {
+pub(crate) struct Request {
     /// The name of the listener; `None` means the first one.
     pub listener: Option<String>,
     /// The host; `None` means no host.
@@ -155,7 +155,7 @@ impl Request {
     ///
     /// # Errors
     /// If the query is invalid.
-    pub fn parse(query: Option<&str>) -> Result<Self, String> {
+    pub(crate) fn parse(query: Option<&str>) -> Result<Self, String> {
         let mut request = Self::default();
         for parameter in parameters(query.unwrap_or_default()) {
             let (name, value) = parameter?;
@@ -223,7 +223,7 @@ impl Default for Request {
 ///
 /// # Errors
 /// If there is no colon.
-pub fn header(text: &str) -> Result<(String, String), String> {
+pub(crate) fn header(text: &str) -> Result<(String, String), String> {
     let (name, value) =
         text.split_once(':').ok_or_else(|| format!("`{text}` is not a header: write NAME:VALUE"))?;
     Ok((name.trim().to_owned(), value.trim().to_owned()))
@@ -245,7 +245,7 @@ impl ExplainSource {
     ///
     /// # Errors
     /// If the query is invalid.
-    pub fn json(&self, query: Option<&str>) -> Result<String, String> {
+    pub(crate) fn json(&self, query: Option<&str>) -> Result<String, String> {
         let document = self.document(&Request::parse(query)?)?;
         let json = serde_json::to_string_pretty(&document).expect("strings, numbers and lists are JSON");
         Ok(json + "\n")
@@ -255,7 +255,7 @@ impl ExplainSource {
     ///
     /// # Errors
     /// If the request is invalid.
-    pub fn text(&self, request: &Request) -> Result<String, String> {
+    pub(crate) fn text(&self, request: &Request) -> Result<String, String> {
         self.document(request).map(|document| document.text())
     }
 

@@ -31,7 +31,7 @@ pub(crate) struct Request<'a> {
 
 /// Complete response.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Reply {
+pub(crate) struct Reply {
     /// The status code.
     pub status: u16,
     /// The body, which is text.

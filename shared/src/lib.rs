@@ -3,27 +3,27 @@
 //!
 //! [`run`] is the whole program. [`guide`] is the manual for its users, and `ARCHITECTURE.md` is the map of the code.
 
-pub mod app;
+mod app;
 pub mod cli;
-pub mod condition;
+mod condition;
 pub mod config;
-pub mod control;
-pub mod daemon;
-pub mod demo;
-pub mod events;
-pub mod explain;
+mod control;
+mod daemon;
+mod demo;
+mod events;
+mod explain;
 pub mod guide;
 mod http_message;
-pub mod operator;
-pub mod places;
+mod operator;
+mod places;
 pub mod process;
-pub mod purpose;
-pub mod screen;
-pub mod serving;
-pub mod status;
-pub mod status_document;
-pub mod subcommands;
-pub mod time;
-pub mod words;
+mod purpose;
+mod screen;
+mod serving;
+mod status;
+mod status_document;
+mod subcommands;
+mod time;
+mod words;
 
 pub use app::run;

@@ -8,13 +8,13 @@ use std::path::{Path, PathBuf};
 use crate::process::runtime::STANDARD;
 
 /// The environment variable that names a file.
-pub const VARIABLE: &str = "LB_CONFIG";
+pub(crate) const VARIABLE: &str = "LB_CONFIG";
 /// The paths that are searched in this order.
 const PLACES: [&str; 2] = ["./load_balancer.yaml", STANDARD];
 
 /// The places without a configuration, displayed one per line with absolute paths.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Missing(Vec<String>);
+pub(crate) struct Missing(Vec<String>);
 
 /// Returns the file that `variable` names, or the first existing one of `PLACES`. An empty variable counts as unset,
 /// because Docker Compose sets variables without a value to "". Relative paths begin at `directory`.
@@ -23,7 +23,7 @@ pub struct Missing(Vec<String>);
 ///
 /// # Errors
 /// When there is no file: all places.
-pub fn find(variable: Option<OsString>, directory: &Path) -> Result<PathBuf, Missing> {
+pub(crate) fn find(variable: Option<OsString>, directory: &Path) -> Result<PathBuf, Missing> {
     if let Some(named) = variable.filter(|named| !named.is_empty()) {
         return Ok(named.into());
     }

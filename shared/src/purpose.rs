@@ -5,7 +5,7 @@ use crate::places::Missing;
 
 /// Purpose of the process.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum Purpose {
+pub(crate) enum Purpose {
     /// The process serves its configuration.
     #[default]
     Service,

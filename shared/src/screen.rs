@@ -15,7 +15,7 @@ use crate::words::{self, count, count_of};
 
 /// Size of a terminal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Window {
+pub(crate) struct Window {
     /// The characters per line.
     pub columns: usize,
     /// The number of lines.
@@ -24,7 +24,7 @@ pub struct Window {
 
 /// Returns the output that draws `picture` over another one. It draws only as much as fits into the window, because the
 /// terminal would scroll otherwise, and does not clear the window first, which would flicker.
-pub fn redraw(picture: &str, window: Window) -> String {
+pub(crate) fn redraw(picture: &str, window: Window) -> String {
     let columns = window.columns.max(1);
     let mut drawn = String::from("\x1b[H");
     // The cursor needs the line after the last one.
@@ -50,7 +50,7 @@ pub fn redraw(picture: &str, window: Window) -> String {
 }
 
 /// Returns the screen as text. `before` are the old processes that still drain, each with its control socket.
-pub fn render(status: &Status, before: &[(PathBuf, Status)], now: SystemTime) -> String {
+pub(crate) fn render(status: &Status, before: &[(PathBuf, Status)], now: SystemTime) -> String {
     let mut text = String::new();
     // Writing to a `String` cannot fail.
     let _ = status.write(&mut text, before, now);

@@ -18,7 +18,7 @@ use crate::status_document::{
 use crate::time::rfc3339;
 
 /// Source of the status document.
-pub struct StatusSource {
+pub(crate) struct StatusSource {
     core: Core,
     operator: Operator,
     logs: Logs,
@@ -52,7 +52,7 @@ impl StatusSource {
     }
 
     /// Returns the current document as JSON.
-    pub fn json(&self) -> String {
+    pub(crate) fn json(&self) -> String {
         let at = Moment::now();
         let (plan, pools, config) =
             (self.core.current.load(), self.core.pools.now(), self.operator.config_status());

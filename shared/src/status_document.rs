@@ -12,11 +12,11 @@ use serde::{Deserialize, Serialize};
 use crate::config::ProblemDocument;
 
 /// A word from a fixed set. It is text, so that a word of a newer daemon is no error.
-pub type Word = Cow<'static, str>;
+pub(crate) type Word = Cow<'static, str>;
 
 /// The state of the daemon.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Status {
+pub(crate) struct Status {
     /// Everything that is wrong, the worst first. `None`: the daemon has an older version that does not report it.
     #[serde(default)]
     pub problems: Option<Vec<Problem>>,
@@ -50,7 +50,7 @@ pub struct Status {
 
 /// One thing that is wrong.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Problem {
+pub(crate) struct Problem {
     /// The problem: `pool web: no backend is ready`.
     pub text: String,
     /// The time since when it lasts.
@@ -66,7 +66,7 @@ pub struct Problem {
 
 /// The configuration in effect.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct ConfigDocument {
+pub(crate) struct ConfigDocument {
     /// The generation: 1 after the start, and one more after each change.
     pub generation: u64,
     /// The file as it was named. `None`: the configuration comes from the command line.
@@ -99,7 +99,7 @@ pub struct ConfigDocument {
 
 /// The result of a reload.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct LastReload {
+pub(crate) struct LastReload {
     /// `applied`, `unchanged`, `refused` or `rolled_back`.
     pub result: Word,
     /// The time of the reload.
@@ -111,7 +111,7 @@ pub struct LastReload {
 
 /// A file of session keys.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct KeyFileStatus {
+pub(crate) struct KeyFileStatus {
     /// The path.
     pub file: String,
     /// The pools that use the file.
@@ -128,7 +128,7 @@ pub struct KeyFileStatus {
 
 /// A listener and its clients.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct ListenerStatus {
+pub(crate) struct ListenerStatus {
     /// The name.
     pub name: String,
     /// The address.
@@ -147,7 +147,7 @@ pub struct ListenerStatus {
 
 /// A pool and its backends.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct PoolStatus {
+pub(crate) struct PoolStatus {
     /// The name.
     pub name: String,
     /// The number of ready backends.
@@ -186,7 +186,7 @@ pub struct PoolStatus {
 
 /// The queue of a pool.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-pub struct QueueStatus {
+pub(crate) struct QueueStatus {
     /// Requests that wait.
     pub waiting: u64,
     /// The maximum number of requests that can wait.
@@ -196,7 +196,7 @@ pub struct QueueStatus {
 
 /// A backend of a pool.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct BackendStatus {
+pub(crate) struct BackendStatus {
     /// The address.
     pub address: String,
     /// The weight.

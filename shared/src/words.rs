@@ -1,12 +1,12 @@
 //! Numbers, times and similar words in messages.
 
 /// Formats a number with its noun: `1 request`, `2 requests`.
-pub fn count(number: u64, noun: &str) -> String {
+pub(crate) fn count(number: u64, noun: &str) -> String {
     if number == 1 { format!("1 {noun}") } else { format!("{number} {noun}s") }
 }
 
 /// Formats a length like [`count`].
-pub fn count_of(number: usize, noun: &str) -> String {
+pub(crate) fn count_of(number: usize, noun: &str) -> String {
     count(u64::try_from(number).unwrap_or(u64::MAX), noun)
 }
 
@@ -20,7 +20,7 @@ pub(crate) fn listed(names: &[&str]) -> String {
 }
 
 /// Formats a time span in its two largest units: `12s`, `1m05s`, `2h03m`, `5d01h`.
-pub fn span(seconds: u64) -> String {
+pub(crate) fn span(seconds: u64) -> String {
     match (seconds / 86_400, seconds / 3600, seconds / 60) {
         (0, 0, 0) => format!("{seconds}s"),
         (0, 0, minutes) => format!("{minutes}m{:02}s", seconds % 60),

@@ -21,7 +21,7 @@ use super::Record;
 /// ```
 ///
 /// An absent value is `-`. `"`, `\` and bytes other than printable ASCII are written as `\xHH`.
-pub fn format_text(record: &Record<'_>, line: &mut Vec<u8>) {
+pub(crate) fn format_text(record: &Record<'_>, line: &mut Vec<u8>) {
     push_time(line, record.time);
     line.push(b' ');
     push_or_dash(line, record.client, push_ip);
@@ -71,7 +71,7 @@ pub fn format_text(record: &Record<'_>, line: &mut Vec<u8>) {
 /// `bytes_in`, `bytes_out`, `duration_ms`, `pool`, `backend`, `ttfb_ms`, `tries`, `reused`, `tried`, `passed_over` and
 /// `reason`. All keys are always present, and an absent value is `null`. `tried` and `passed_over` are objects whose
 /// keys are backends. Bytes that are not UTF-8 become U+FFFD.
-pub fn format_json(record: &Record<'_>, line: &mut Vec<u8>) {
+pub(crate) fn format_json(record: &Record<'_>, line: &mut Vec<u8>) {
     line.extend_from_slice(b"{\"time\":\"");
     push_time(line, record.time);
     line.extend_from_slice(b"\",\"client\":");

@@ -1,6 +1,6 @@
 //! The access log: one line per request, written by a separate thread.
 //!
-//! A request formats its line ([`format_text`], [`format_json`]) and puts it into a bounded queue. Every few
+//! A request formats its line (`format_text`, `format_json`) and puts it into a bounded queue. Every few
 //! milliseconds, the writer thread takes all queued lines and writes them with one system call. A slow or blocked disk
 //! therefore delays no request: the queue fills up, and further lines are dropped and counted.
 
@@ -13,7 +13,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
-pub use format::{format_json, format_text};
+pub(crate) use format::{format_json, format_text};
 pub use writer::{AccessLog, WriterGuard};
 
 /// The format and the target of the access log.
@@ -31,9 +31,9 @@ pub enum Format {
     /// No access log.
     #[default]
     Off,
-    /// Plain text for people, see [`format_text`].
+    /// Plain text for people, see `format_text`.
     Text,
-    /// One JSON object per line, see [`format_json`].
+    /// One JSON object per line, see `format_json`.
     Json,
 }
 
@@ -51,7 +51,7 @@ pub enum Target {
 ///
 /// Values from the network are bytes, because a client may send anything.
 #[derive(Clone, Debug)]
-pub struct Record<'a> {
+pub(crate) struct Record<'a> {
     /// The time at which the request began.
     pub time: SystemTime,
     /// The client's IP address, as reported by trusted proxies. `None` on a Unix socket.
@@ -105,7 +105,7 @@ impl Settings {
 
 impl<'a> Record<'a> {
     /// Creates a record with only the time and the listener.
-    pub fn new(time: SystemTime, listener: &'a str) -> Self {
+    pub(crate) fn new(time: SystemTime, listener: &'a str) -> Self {
         Self {
             time,
             client: None,

@@ -86,13 +86,13 @@ impl AccessLog {
         Self { format: Format::Off, lines: None, reopening: Reopening::default() }
     }
 
-    /// Whether [`record`](Self::record) writes anything. If not, a caller need not build a record.
+    /// Whether `record` writes anything. If not, a caller need not build a record.
     pub fn is_on(&self) -> bool {
         self.lines.is_some()
     }
 
     /// Formats and queues the line of a request. Never blocks, and drops the line if the queue is full.
-    pub fn record(&self, record: &Record<'_>) {
+    pub(crate) fn record(&self, record: &Record<'_>) {
         if self.lines.is_some() {
             let mut line = Vec::with_capacity(USUAL_LINE);
             match self.format {

@@ -65,12 +65,12 @@ impl Attempt {
 
     /// Records that the client has yet to send the body. Until it is [`sent`](Self::sent), the delay is not attributed
     /// to the backend.
-    pub fn uploading(&mut self) {
+    pub(crate) fn uploading(&mut self) {
         self.sent = None;
     }
 
     /// Returns whether the client has yet to send the body.
-    pub fn is_uploading(&self) -> bool {
+    pub(crate) fn is_uploading(&self) -> bool {
         self.sent.is_none()
     }
 
@@ -126,7 +126,7 @@ impl Attempt {
     }
 
     /// Returns the time from the beginning of the attempt to the head of the response; `None` if there was none.
-    pub fn time_to_first_byte(&self) -> Option<Duration> {
+    pub(crate) fn time_to_first_byte(&self) -> Option<Duration> {
         self.first_byte
     }
 }

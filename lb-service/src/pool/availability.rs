@@ -125,7 +125,7 @@ impl Availability {
     }
 
     /// Returns the value that [`Self::pack`] packed.
-    pub fn unpack(packed: u64) -> Self {
+    pub(crate) fn unpack(packed: u64) -> Self {
         Self {
             level: if packed & Self::BACKUP == 0 { Level::Primary } else { Level::Backup },
             panic: packed & Self::PANIC != 0,

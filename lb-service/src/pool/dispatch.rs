@@ -79,13 +79,13 @@ impl Dispatch {
     }
 
     /// Returns whether there was no attempt before.
-    pub fn is_first(&self) -> bool {
+    pub(crate) fn is_first(&self) -> bool {
         self.tries == 0
     }
 
     /// Returns the backends that failed the request, each with its failure: the one with the stale connection that got
     /// the request again, those in [`tried`](Self::tried), and the last one, after which no other was selected.
-    pub fn failures(&self) -> impl Iterator<Item = (&Backend, AttemptFailure)> {
+    pub(crate) fn failures(&self) -> impl Iterator<Item = (&Backend, AttemptFailure)> {
         let (first, last) = (self.stale.iter().map(named), self.last.iter().map(named));
         first.chain(self.tried.iter()).chain(last)
     }

@@ -231,9 +231,10 @@ mod tests {
     use super::*;
     use crate::clock::{Clock, ManualClock};
     use crate::policy::{Algorithm, InFlight, PolicyConfig};
+    use crate::pool::reasons::AttemptFailure;
     use crate::pool::{
-        Admin, Attempt, AttemptFailure, BackendSettings, Passed, PoolSettings, StickySettings, Tried,
-        UpstreamAddress, UpstreamError, Weight,
+        Admin, Attempt, BackendSettings, Passed, PoolSettings, StickySettings, Tried, UpstreamAddress,
+        UpstreamError, Weight,
     };
     use pingora::lb::HealthRegistry;
     use proptest::collection::vec;

@@ -120,9 +120,9 @@ pub use explain::{Explanation, Judged, Score};
 pub use hash_key::Key;
 pub use head::{Fields, Head};
 pub use pick::{Passed, PickError, PickRequest, Tried};
-pub use queue::{Line, Queue, QueueFull, Ticket, Turn, Waiter};
-pub use reasons::{AttemptFailure, SkipReason, UpstreamError};
-pub use retry::{Budget, Decision, Failed, RetryPermit, WhyNot, backoff, decide};
+pub use queue::{Queue, QueueFull, Turn, Waiter};
+pub use reasons::{SkipReason, UpstreamError};
+pub(crate) use retry::Budget;
 pub use session_keys::{SessionKeys, SessionKeysError};
 pub(crate) use settings::PANIC_THRESHOLD;
 pub use settings::{
@@ -789,6 +789,7 @@ impl HealthCheck for Observed {
 
 #[cfg(test)]
 mod tests {
+    use super::reasons::AttemptFailure;
     use super::*;
 
     use crate::clock::ManualClock;

@@ -170,7 +170,7 @@ impl Pool {
     }
 
     /// Returns whether a cookie keeps clients at their backends.
-    pub fn is_sticky(&self) -> bool {
+    pub(crate) fn is_sticky(&self) -> bool {
         self.sticky.is_some()
     }
 
@@ -442,7 +442,7 @@ impl Tried {
     }
 
     /// Records a failed attempt at this backend.
-    pub fn insert(&mut self, backend: Arc<Backend>, failure: AttemptFailure) {
+    pub(crate) fn insert(&mut self, backend: Arc<Backend>, failure: AttemptFailure) {
         self.0.push((backend, failure));
     }
 
@@ -462,7 +462,7 @@ impl Tried {
     }
 
     /// Returns the backends, each with its failure.
-    pub fn iter(&self) -> impl Iterator<Item = (&Backend, AttemptFailure)> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&Backend, AttemptFailure)> {
         self.0.iter().map(|(backend, failure)| (&**backend, *failure))
     }
 }
@@ -508,7 +508,7 @@ impl Passed {
     }
 
     /// Returns the skipped backends, each with its reason, without those of earlier attempts.
-    pub fn iter(&self) -> impl Iterator<Item = (&Backend, SkipReason)> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&Backend, SkipReason)> {
         let listed = self.0.iter().filter(|(_, skip_reason)| *skip_reason != SkipReason::Tried);
         listed.map(|(backend, skip_reason)| (&**backend, *skip_reason))
     }

@@ -61,7 +61,7 @@ pub struct QueueFull;
 ///
 /// Invariant: the change that makes a request the front also gives it its turn.
 #[derive(Debug)]
-pub struct Line<T> {
+pub(super) struct Line<T> {
     places: usize,
     next: u64,
     /// The requests, ascending by ticket.
@@ -70,7 +70,7 @@ pub struct Line<T> {
 
 /// The number of a waiting request; later arrivals have higher numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Ticket(u64);
+pub(super) struct Ticket(u64);
 
 // === impl Queue ===
 
@@ -90,7 +90,7 @@ impl Queue {
     }
 
     /// Changes the maximum number of waiting requests. Requests that already wait stay.
-    pub fn set_places(&self, places: u32) {
+    pub(crate) fn set_places(&self, places: u32) {
         self.line().set_places(places);
         self.places.store(places, Ordering::Relaxed);
     }
@@ -223,18 +223,18 @@ impl Signal {
 
 impl<T> Line<T> {
     /// Returns an empty line for at most `places` requests.
-    pub fn new(places: u32) -> Self {
+    pub(super) fn new(places: u32) -> Self {
         Self { places: usize::try_from(places).unwrap_or(usize::MAX), next: 0, waiting: VecDeque::new() }
     }
 
     /// Changes the maximum length.
-    pub fn set_places(&mut self, places: u32) {
+    pub(crate) fn set_places(&mut self, places: u32) {
         self.places = usize::try_from(places).unwrap_or(usize::MAX);
     }
 
     /// Joins the end of the line; `None` if it is full. A request that is alone is the front, and the caller gives it a
     /// turn.
-    pub fn join(&mut self, signal: T) -> Option<Ticket> {
+    pub(super) fn join(&mut self, signal: T) -> Option<Ticket> {
         if self.waiting.len() >= self.places {
             return None;
         }
@@ -246,25 +246,20 @@ impl<T> Line<T> {
 
     /// Removes a request from any position. Returns the request that became the front by this, to which the caller
     /// gives a turn.
-    pub fn leave(&mut self, ticket: Ticket) -> Option<&T> {
+    pub(super) fn leave(&mut self, ticket: Ticket) -> Option<&T> {
         let place = self.waiting.binary_search_by_key(&ticket, |(ticket, _)| *ticket).ok()?;
         self.waiting.remove(place);
         if place == 0 { self.front() } else { None }
     }
 
     /// Returns the front, which gets a turn when a place becomes free.
-    pub fn front(&self) -> Option<&T> {
+    pub(super) fn front(&self) -> Option<&T> {
         self.waiting.front().map(|(_, signal)| signal)
     }
 
     /// Returns the length.
-    pub fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.waiting.len()
-    }
-
-    /// Returns whether no request waits.
-    pub fn is_empty(&self) -> bool {
-        self.waiting.is_empty()
     }
 }
 
@@ -502,7 +497,6 @@ mod tests {
                 let front = model.front().copied();
                 prop_assert_eq!(line.front().copied(), front.map(|(_, name)| name));
                 prop_assert_eq!(line.len(), model.len());
-                prop_assert_eq!(line.is_empty(), model.is_empty());
                 prop_assert!(line.len() <= places as usize);
                 if let Some((_, front)) = front.filter(|_| must_have_turn || front != before) {
                     prop_assert!(turns.contains(&front), "the front did not get a turn");

@@ -47,7 +47,7 @@ pub enum UpstreamError {
 
 /// The failure of one attempt at a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AttemptFailure {
+pub(crate) enum AttemptFailure {
     /// There was no complete response.
     Error(UpstreamError),
     /// The response had a status that can be retried.
@@ -115,7 +115,7 @@ impl UpstreamError {
 
 impl AttemptFailure {
     /// Returns the word for the failure in the access log.
-    pub fn word(self) -> Cow<'static, str> {
+    pub(crate) fn word(self) -> Cow<'static, str> {
         match self {
             Self::Error(error) => error.as_str().into(),
             Self::Status(status) => status.to_string().into(),
@@ -124,7 +124,7 @@ impl AttemptFailure {
 
     /// Returns the cause that `retries.when` names for the failure; `None` if it is not retried. A failed TLS handshake
     /// counts as a failed connection, and a response that is not HTTP as a reset.
-    pub fn cause(self) -> Option<RetryCause> {
+    pub(crate) fn cause(self) -> Option<RetryCause> {
         match self {
             Self::Error(UpstreamError::Connect | UpstreamError::Tls) => Some(RetryCause::ConnectFailure),
             Self::Error(UpstreamError::Timeout) => Some(RetryCause::Timeout),

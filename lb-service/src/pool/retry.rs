@@ -33,7 +33,7 @@ use crate::clock::Now;
 
 /// The facts about a request after a failed attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Failed {
+pub(super) struct Failed {
     /// The failure. A stale connection counts as [`RetryCause::Reset`].
     pub cause: RetryCause,
     /// Whether the method is idempotent (RFC 9110, 9.2.2).
@@ -54,7 +54,7 @@ pub struct Failed {
 
 /// The decision about a request after a failed attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Decision {
+pub(super) enum Decision {
     /// The client gets an error.
     GiveUp(WhyNot),
     /// The request is sent again at once and uses neither attempts nor budget.
@@ -68,7 +68,7 @@ pub enum Decision {
 
 /// The reason for not retrying a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum WhyNot {
+pub(crate) enum WhyNot {
     /// All attempts of the settings are used up.
     Attempts,
     /// The settings do not include this failure.
@@ -83,7 +83,7 @@ pub enum WhyNot {
 
 /// The limit of the retries in flight of a pool, as a share of its requests.
 #[derive(Debug)]
-pub struct Budget {
+pub(crate) struct Budget {
     percent: u32,
     min_concurrent: u32,
     /// The retries in flight, shared with the budgets before and after this one.
@@ -103,7 +103,7 @@ pub(super) struct Retry {
 
 /// The place of a retry in the budget, until this is dropped.
 #[derive(Debug)]
-pub struct RetryPermit(Arc<Budget>);
+pub(crate) struct RetryPermit(Arc<Budget>);
 
 /// The longest pause before the first retry. It doubles with each further retry.
 const BACKOFF_BASE: Duration = Duration::from_millis(25);
@@ -113,7 +113,7 @@ const BACKOFF_MAX: Duration = Duration::from_millis(250);
 /// Decides about a request after a failed attempt, as far as the request and the settings matter.
 ///
 /// Reasons of the request come before reasons of the settings.
-pub fn decide(settings: &RetrySettings, failed: &Failed) -> Decision {
+pub(super) fn decide(settings: &RetrySettings, failed: &Failed) -> Decision {
     if failed.response_begun {
         return Decision::GiveUp(WhyNot::ResponseBegun);
     }
@@ -149,7 +149,7 @@ fn refused_by(settings: &RetrySettings, failed: &Failed) -> Option<WhyNot> {
 ///
 /// The pause is uniform between 0 and a bound that doubles: the "full jitter" of M. Brooker, "Exponential Backoff And
 /// Jitter", AWS Architecture Blog, 2015. So requests that failed together do not return together.
-pub fn backoff(retry: usize, random: f64) -> Duration {
+pub(super) fn backoff(retry: usize, random: f64) -> Duration {
     let doublings = u32::try_from(retry.saturating_sub(1)).unwrap_or(u32::MAX);
     let bound = BACKOFF_BASE.saturating_mul(2u32.saturating_pow(doublings)).min(BACKOFF_MAX);
     let random = if (0.0..1.0).contains(&random) { random } else { 0.0 };
@@ -160,12 +160,12 @@ pub fn backoff(retry: usize, random: f64) -> Duration {
 
 impl Budget {
     /// Returns a budget of at most `percent` of the requests in flight, rounded down, but at least `min_concurrent`.
-    pub fn new(percent: u32, min_concurrent: u32) -> Arc<Self> {
+    pub(crate) fn new(percent: u32, min_concurrent: u32) -> Arc<Self> {
         Arc::new(Self { percent, min_concurrent, active: Arc::default() })
     }
 
     /// Returns the budget of these settings.
-    pub fn of(settings: &RetrySettings) -> Arc<Self> {
+    pub(crate) fn of(settings: &RetrySettings) -> Arc<Self> {
         Self::new(settings.budget_percent, settings.min_concurrent)
     }
 
@@ -178,7 +178,7 @@ impl Budget {
     /// Takes a place for a retry while the pool has `in_flight` requests; `None` if there is none.
     ///
     /// The limit is checked only here: retries that have begun continue when `in_flight` falls.
-    pub fn try_begin(self: &Arc<Self>, in_flight: u64) -> Option<RetryPermit> {
+    pub(crate) fn try_begin(self: &Arc<Self>, in_flight: u64) -> Option<RetryPermit> {
         let limit = self.limit(in_flight);
         // No other data is published with this number, so `Relaxed` is enough: every exchange sees the latest value.
         let taken =
@@ -187,13 +187,13 @@ impl Budget {
     }
 
     /// Returns the maximum of retries in flight for this number of requests in flight.
-    pub fn limit(&self, in_flight: u64) -> u64 {
+    pub(crate) fn limit(&self, in_flight: u64) -> u64 {
         let share = u128::from(in_flight) * u128::from(self.percent) / 100;
         u64::try_from(share).unwrap_or(u64::MAX).max(u64::from(self.min_concurrent))
     }
 
     /// Returns the number of retries in flight.
-    pub fn active(&self) -> u64 {
+    pub(crate) fn active(&self) -> u64 {
         self.active.load(Relaxed)
     }
 }

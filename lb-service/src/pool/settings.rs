@@ -316,7 +316,7 @@ impl RetryCause {
     ];
 
     /// Returns the cause for a response with this status; `None` if there is none.
-    pub fn of_status(status: u16) -> Option<Self> {
+    pub(crate) fn of_status(status: u16) -> Option<Self> {
         match status {
             502 => Some(Self::BadGateway),
             503 => Some(Self::Unavailable),

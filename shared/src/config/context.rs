@@ -153,7 +153,7 @@ pub struct Denied {
 pub struct RealFiles;
 
 /// Returns the loopback address of this machine: 127.0.0.1, or ::1 if only that works.
-pub fn loopback() -> IpAddr {
+pub(crate) fn loopback() -> IpAddr {
     let works = |address: IpAddr| UdpSocket::bind((address, 0)).is_ok();
     choose_loopback(works)
 }

@@ -45,17 +45,19 @@ use crate::places;
 use crate::process::files::reason;
 use crate::process::privileges::user_name;
 
-pub use context::{Account, Context, Denied, FileAccess, Files, Protection, RealFiles, loopback};
+pub(crate) use context::loopback;
+pub use context::{Account, Context, Denied, FileAccess, Files, Protection, RealFiles};
 pub use env::Lookup;
 pub use keys::keys;
-pub use plan::{
-    ConnectOffload, ControlPlan, KeyFile, Plan, ReloadPlan, RollbackPlan, ServerPlan, ShutdownPlan,
-};
-pub use problem::{Id as ProblemId, Problem as ConfigProblem, Problems, Severity, Source, Span, explain};
-pub use render::{ProblemDocument, counted, documents, lines, text};
+pub use plan::Plan;
+pub(crate) use plan::{ControlPlan, KeyFile, ReloadPlan, RollbackPlan, ServerPlan, ShutdownPlan};
+pub(crate) use problem::explain;
+pub use problem::{Id as ProblemId, Problem as ConfigProblem, Problems, Severity, Source, Span};
+pub(crate) use render::counted;
+pub use render::{ProblemDocument, documents, lines, text};
 pub use schema::{schema, schema_text};
 pub(crate) use secrets::session_keys;
-pub use sections::{Config, ControlConfig, ReloadConfig, RollbackConfig, ShutdownConfig};
+pub use sections::Config;
 
 /// The maximum length of a file, in bytes.
 const MAX_BYTES: usize = 4 * 1024 * 1024;
@@ -74,10 +76,10 @@ pub struct Loaded {
 }
 
 /// The name of standard input in problems and in the status.
-pub const INPUT: &str = "<standard input>";
+pub(crate) const INPUT: &str = "<standard input>";
 
 /// Returns whether a path stands for standard input, as in `-c -`.
-pub fn is_input(path: &Path) -> bool {
+pub(crate) fn is_input(path: &Path) -> bool {
     path == Path::new("-")
 }
 
@@ -86,7 +88,7 @@ pub fn is_input(path: &Path) -> bool {
 /// # Errors
 ///
 /// Returns all problems of the file, including warnings, or the problem that the file cannot be read.
-pub fn load(path: &Path, context: &Context<'_>) -> Result<Loaded, Problems> {
+pub(crate) fn load(path: &Path, context: &Context<'_>) -> Result<Loaded, Problems> {
     let source = read_source(path, context)?;
     load_text(&source.name, &source.text, context)
 }
@@ -96,7 +98,7 @@ pub fn load(path: &Path, context: &Context<'_>) -> Result<Loaded, Problems> {
 /// # Errors
 ///
 /// Returns the problem that it cannot be read.
-pub fn read_source(path: &Path, context: &Context<'_>) -> Result<Source, Problems> {
+pub(crate) fn read_source(path: &Path, context: &Context<'_>) -> Result<Source, Problems> {
     let name = if is_input(path) { INPUT.to_owned() } else { path.display().to_string() };
     let text = text_of(path, context).map_err(|problem| {
         Problems::new(Source { name: name.clone(), text: String::new() }, vec![*problem])
@@ -193,7 +195,10 @@ fn read(
 /// # Errors
 ///
 /// Returns the problem that the file cannot be read: without it, the socket of the daemon is unknown.
-pub fn control_socket_of(path: Option<&Path>, context: &Context<'_>) -> Result<Option<PathBuf>, Problems> {
+pub(crate) fn control_socket_of(
+    path: Option<&Path>,
+    context: &Context<'_>,
+) -> Result<Option<PathBuf>, Problems> {
     let source = path.map(|path| read_source(path, context)).transpose()?;
     let named = source.and_then(|source| {
         let mut root = document::parse(&source.text).0?;

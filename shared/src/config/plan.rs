@@ -30,36 +30,36 @@ const DEFAULT_LISTENER: &str = "0.0.0.0:6188";
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
     /// The settings of the process and of Pingora.
-    pub server: ServerPlan,
+    pub(crate) server: ServerPlan,
     /// The shutdown of the process.
-    pub shutdown: ShutdownPlan,
+    pub(crate) shutdown: ShutdownPlan,
     /// The log level, unless the environment or an operator overrides it. `None` stands for the default.
-    pub log_level: Option<LogFilter>,
+    pub(crate) log_level: Option<LogFilter>,
     /// The addresses that clients connect to, at least one.
-    pub listeners: Listeners,
+    pub(crate) listeners: Listeners,
     /// The pools in the order of their names, indexed by [`PoolId`]; at least one.
     pub pools: Vec<(PoolSettings, CheckSettings)>,
     /// The routes in the order in which they are compared, at least one.
-    pub routes: Vec<Route>,
+    pub(crate) routes: Vec<Route>,
     /// The address that serves metrics, probes and status.
-    pub metrics: SocketAddr,
+    pub(crate) metrics: SocketAddr,
     /// The pools that must have an available backend for the process to be ready.
-    pub readiness: RequiredPools,
+    pub(crate) readiness: RequiredPools,
     /// The access log.
-    pub access_log: access_log::Settings,
+    pub(crate) access_log: access_log::Settings,
     /// The networks of proxies whose `X-Forwarded-*` headers are trusted.
-    pub trusted_proxies: Vec<IpNet>,
+    pub(crate) trusted_proxies: Vec<IpNet>,
     /// The control socket.
-    pub control: ControlPlan,
+    pub(crate) control: ControlPlan,
     /// The automatic reload and rollback of the file.
-    pub reload: ReloadPlan,
+    pub(crate) reload: ReloadPlan,
     /// The files with the keys of session cookies.
-    pub key_files: Vec<KeyFile>,
+    pub(crate) key_files: Vec<KeyFile>,
 }
 
 /// The file with the session keys of a pool.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct KeyFile {
+pub(crate) struct KeyFile {
     /// The name of the pool.
     pub pool: Arc<str>,
     /// The path of the file.
@@ -68,7 +68,7 @@ pub struct KeyFile {
 
 /// The control socket of the daemon.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ControlPlan {
+pub(crate) struct ControlPlan {
     /// The Unix socket.
     pub socket: PathBuf,
     /// Whether its path differs from the default. If it does not, a socket of another daemon at that path does not
@@ -78,7 +78,7 @@ pub struct ControlPlan {
 
 /// The automatic reload and rollback of the configuration file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ReloadPlan {
+pub(crate) struct ReloadPlan {
     /// Whether the daemon reloads the file whenever it changes.
     pub watch: bool,
     /// The condition that rolls a reload back. `None` means never.
@@ -87,7 +87,7 @@ pub struct ReloadPlan {
 
 /// The condition that rolls a reload back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RollbackPlan {
+pub(crate) struct RollbackPlan {
     /// The percentage of failed requests above which the reload is rolled back.
     pub error_rate: u32,
     /// The time after the reload in which requests are counted.
@@ -96,7 +96,7 @@ pub struct RollbackPlan {
 
 /// The settings of the process and of Pingora.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ServerPlan {
+pub(crate) struct ServerPlan {
     /// Whether the process runs in the background, by its configuration or by `-d`.
     pub daemon: bool,
     /// The number of threads of each service.
@@ -133,7 +133,7 @@ pub struct ServerPlan {
 
 /// The threads that only open connections to backends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ConnectOffload {
+pub(crate) struct ConnectOffload {
     /// The number of thread pools.
     pub pools: usize,
     /// The number of threads in each pool.
@@ -142,7 +142,7 @@ pub struct ConnectOffload {
 
 /// The shutdown of the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ShutdownPlan {
+pub(crate) struct ShutdownPlan {
     /// The time during which the process is not ready but still accepts requests.
     pub delay: Duration,
     /// The maximum time for requests in flight to finish.
@@ -154,7 +154,7 @@ pub struct ShutdownPlan {
 impl Plan {
     /// Replaces the session keys of all pools whose keys are in the file at `path`.
     #[must_use]
-    pub fn with_session_keys(mut self, path: &Path, keys: &SessionKeys) -> Self {
+    pub(crate) fn with_session_keys(mut self, path: &Path, keys: &SessionKeys) -> Self {
         let users = self.key_files.iter().filter(|file| file.path == path);
         for KeyFile { pool: name, .. } in users {
             let pool = self.pools.iter_mut().find(|(pool, _)| pool.name == *name);

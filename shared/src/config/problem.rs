@@ -149,7 +149,7 @@ ids! {
 
 /// Returns the severity and the explanation of the kind with this ID, such as `LB012`. `None` means that there is no
 /// such kind.
-pub fn explain(id: &str) -> Option<(Severity, &'static str)> {
+pub(crate) fn explain(id: &str) -> Option<(Severity, &'static str)> {
     let known = Id::ALL.iter().find(|known| known.as_str().eq_ignore_ascii_case(id))?;
     Some((known.severity(), known.explanation()))
 }
@@ -158,7 +158,7 @@ pub fn explain(id: &str) -> Option<(Severity, &'static str)> {
 
 impl Span {
     /// Returns the range of bytes from `start` up to, but not including, `end`.
-    pub fn new(start: usize, end: usize) -> Self {
+    pub(crate) fn new(start: usize, end: usize) -> Self {
         Self { start, end: end.max(start) }
     }
 
@@ -217,7 +217,7 @@ impl fmt::Display for Severity {
 
 impl Source {
     /// Returns the line and the column of a byte, both from 1. The column counts characters.
-    pub fn line_column(&self, offset: usize) -> (usize, usize) {
+    pub(crate) fn line_column(&self, offset: usize) -> (usize, usize) {
         let before = self.text.get(..offset).unwrap_or(&self.text);
         let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
         let line = before.bytes().filter(|byte| *byte == b'\n').count() + 1;

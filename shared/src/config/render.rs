@@ -60,7 +60,7 @@ pub fn lines(problems: &Problems) -> Vec<String> {
 }
 
 /// Formats the number of problems, as in `2 problems, 1 warning`.
-pub fn counted(problems: &Problems) -> String {
+pub(crate) fn counted(problems: &Problems) -> String {
     let number = |count: usize, what: &str| (count > 0).then(|| count_of(count, what));
     let errors = number(problems.count(Severity::Error), "problem");
     let warnings = number(problems.count(Severity::Warning), "warning");

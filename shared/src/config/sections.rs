@@ -28,24 +28,24 @@ pub struct Config {
     /// The version of this format: 1.
     #[serde(default = "first_version", deserialize_with = "version")]
     #[schemars(range(min = 1, max = 1))]
-    pub version: u32,
+    pub(crate) version: u32,
     /// Whether the daemon runs in the background, as with `-d`.
     #[serde(default)]
-    pub daemon: bool,
+    pub(crate) daemon: bool,
     /// Number of threads of each service; default: the number of CPUs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub threads: Option<Threads>,
+    pub(crate) threads: Option<Threads>,
     /// File for the PID; default: `load_balancer.pid` in the runtime directory, with the name of the configuration
     /// file inserted unless that is `/etc/load_balancer/load_balancer.yaml`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub pid_file: Option<Text<AbsolutePath>>,
+    pub(crate) pid_file: Option<Text<AbsolutePath>>,
     /// File for the log; default: standard error, and no log in the background.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub error_log: Option<Text<AbsolutePath>>,
+    pub(crate) error_log: Option<Text<AbsolutePath>>,
     /// Log level: none, error, warn, info, debug or trace, also for single modules, as in
     /// `info,health_service=debug`. The environment variable `RUST_LOG` overrides it; default: `info`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub log_level: Option<Text<LogFilter>>,
+    pub(crate) log_level: Option<Text<LogFilter>>,
     /// Unix socket through which a new process takes over the listening sockets; default: `upgrade.sock` in the
     /// runtime directory, with a name as for `pid_file`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -59,69 +59,69 @@ pub struct Config {
     pub group: Option<String>,
     /// Working directory; default: the directory in which the daemon starts, and `/` in the background.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub working_directory: Option<Text<Directory>>,
+    pub(crate) working_directory: Option<Text<Directory>>,
     /// Number of tasks per listener that accept connections.
     #[serde(default = "one")]
-    pub listener_tasks_per_fd: Threads,
+    pub(crate) listener_tasks_per_fd: Threads,
     /// Whether the threads of a service take work from each other. With a single thread this only costs CPU time;
     /// default: `true` with more than one thread.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub work_stealing: Option<bool>,
+    pub(crate) work_stealing: Option<bool>,
     /// PEM file with the authorities that sign the certificates of backends; default: the authorities of the system.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub ca_file: Option<Text<ReadPath>>,
+    pub(crate) ca_file: Option<Text<ReadPath>>,
     /// Local IPv4 addresses for connections to backends; default: the system chooses.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub client_bind_to_ipv4: Vec<Text<SourceIpv4>>,
+    pub(crate) client_bind_to_ipv4: Vec<Text<SourceIpv4>>,
     /// Local IPv6 addresses for connections to backends; default: the system chooses.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub client_bind_to_ipv6: Vec<Text<SourceIpv6>>,
+    pub(crate) client_bind_to_ipv6: Vec<Text<SourceIpv6>>,
     /// Number of idle connections to backends that each thread keeps.
     #[serde(default = "keepalive_pool_size")]
-    pub upstream_keepalive_pool_size: Number<1, MAX_COUNT>,
+    pub(crate) upstream_keepalive_pool_size: Number<1, MAX_COUNT>,
     /// Number of thread pools that only open connections to backends. Requires
     /// `upstream_connect_offload_thread_per_pool`; default: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub upstream_connect_offload_threadpools: Option<Threads>,
+    pub(crate) upstream_connect_offload_threadpools: Option<Threads>,
     /// Number of threads in each of the `upstream_connect_offload_threadpools`; default: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub upstream_connect_offload_thread_per_pool: Option<Threads>,
+    pub(crate) upstream_connect_offload_thread_per_pool: Option<Threads>,
     /// Shutdown of the daemon after a signal or `stop`.
     #[serde(default)]
-    pub shutdown: ShutdownConfig,
+    pub(crate) shutdown: ShutdownConfig,
     /// Addresses that clients connect to; default: one listener, `0.0.0.0:6188`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub listeners: Option<Vec<ListenerConfig>>,
+    pub(crate) listeners: Option<Vec<ListenerConfig>>,
     /// Pools of backends, by name.
     #[serde(default)]
-    pub pools: BTreeMap<Text<Name>, PoolConfig<HealthCheckConfig>>,
+    pub(crate) pools: BTreeMap<Text<Name>, PoolConfig<HealthCheckConfig>>,
     /// Pool for each kind of request. The first matching route decides. Optional with a single pool.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub routes: Option<Vec<RouteConfig>>,
+    pub(crate) routes: Option<Vec<RouteConfig>>,
     /// Metrics, probes and status over HTTP.
     #[serde(default)]
-    pub metrics: MetricsConfig,
+    pub(crate) metrics: MetricsConfig,
     /// Condition under which `/readyz` responds 200.
     #[serde(default)]
-    pub readiness: ReadinessConfig,
+    pub(crate) readiness: ReadinessConfig,
     /// Log of the requests; default: text on standard output, and none in the background.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub access_log: Option<AccessLogConfig>,
+    pub(crate) access_log: Option<AccessLogConfig>,
     /// Networks of the proxies whose `X-Forwarded-*` headers are trusted; default: none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub trusted_proxies: Vec<Text<IpNet>>,
+    pub(crate) trusted_proxies: Vec<Text<IpNet>>,
     /// Control of the running daemon by subcommands.
     #[serde(default)]
-    pub control: ControlConfig,
+    pub(crate) control: ControlConfig,
     /// Automatic reload and rollback of the configuration file.
     #[serde(default)]
-    pub reload: ReloadConfig,
+    pub(crate) reload: ReloadConfig,
 }
 
 /// Control of the running daemon by subcommands.
 #[derive(Deserialize, Serialize, JsonSchema, Clone, Debug, Default)]
 #[serde(deny_unknown_fields, default)]
-pub struct ControlConfig {
+pub(crate) struct ControlConfig {
     /// Path of the control socket, which has mode 0600; default: `control.sock` in the runtime directory, with a name
     /// as for `pid_file`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -131,7 +131,7 @@ pub struct ControlConfig {
 /// Automatic reload and rollback of the configuration file.
 #[derive(Deserialize, Serialize, JsonSchema, Clone, Debug, Default)]
 #[serde(deny_unknown_fields, default)]
-pub struct ReloadConfig {
+pub(crate) struct ReloadConfig {
     /// Whether the daemon reloads the file whenever it changes.
     pub watch: bool,
     /// Condition that rolls a reload back; default: never.
@@ -142,7 +142,7 @@ pub struct ReloadConfig {
 /// Rollback of a reload after which too many requests fail.
 #[derive(Deserialize, Serialize, JsonSchema, Clone, Debug)]
 #[serde(deny_unknown_fields)]
-pub struct RollbackConfig {
+pub(crate) struct RollbackConfig {
     /// Percentage of requests with a status of 500 or more, or with a truncated response, above which the reload is
     /// rolled back.
     pub error_rate: Percent<1, 99>,
@@ -153,7 +153,7 @@ pub struct RollbackConfig {
 /// Shutdown of the daemon after a signal or `stop`.
 #[derive(Deserialize, Serialize, JsonSchema, Clone, Debug)]
 #[serde(deny_unknown_fields, default)]
-pub struct ShutdownConfig {
+pub(crate) struct ShutdownConfig {
     /// Time during which `/readyz` responds 503 and requests are still accepted.
     pub delay: Text<AnyDuration>,
     /// Longest time that requests in flight can take to finish. The process ends as soon as none is left.
@@ -165,11 +165,11 @@ pub(super) type Threads = Number<1, 1024>;
 
 /// An IPv4 address of this machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SourceIpv4(pub Ipv4Addr);
+pub(crate) struct SourceIpv4(pub Ipv4Addr);
 
 /// An IPv6 address of this machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SourceIpv6(pub Ipv6Addr);
+pub(crate) struct SourceIpv6(pub Ipv6Addr);
 
 fn first_version() -> u32 {
     1

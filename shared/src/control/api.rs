@@ -13,13 +13,13 @@ use crate::http_message::{decoded, parameters};
 use crate::operator::{Change, Joining, Order, Reload};
 
 /// Maximum time that a request can wait for an event.
-pub const MAX_WAIT: Duration = Duration::from_secs(60);
+pub(crate) const MAX_WAIT: Duration = Duration::from_secs(60);
 /// Maximum time that a request can wait for an idle backend.
 const MAX_IDLE_WAIT: Duration = Duration::from_secs(24 * 3600);
 
 /// Call that a request makes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Call {
+pub(crate) enum Call {
     /// Return the status document.
     Status,
     /// Return the sockets of old processes that still drain.
@@ -69,7 +69,7 @@ pub enum Call {
 
 /// Reason why a request is rejected.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Unclear {
+pub(crate) enum Unclear {
     /// The path does not exist.
     NotFound,
     /// The path supports only these methods.
@@ -91,7 +91,7 @@ impl Call {
 ///
 /// # Errors
 /// If the path, the method or the body is invalid.
-pub fn parse(method: &str, path: &str, query: &str, body: &[u8]) -> Result<Call, Unclear> {
+pub(crate) fn parse(method: &str, path: &str, query: &str, body: &[u8]) -> Result<Call, Unclear> {
     let segments: Vec<_> = path.split('/').skip(1).collect();
     match segments.as_slice() {
         ["v1", "status"] => only(method, "GET", || none(body).map(|()| Call::Status)),

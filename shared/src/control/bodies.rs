@@ -16,7 +16,7 @@ use crate::events::Event;
 /// A request that adds a backend.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct NewBackend {
+pub(crate) struct NewBackend {
     /// The address.
     pub address: String,
     /// The weight.
@@ -33,7 +33,7 @@ pub struct NewBackend {
 /// A request that changes a weight.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct NewWeight {
+pub(crate) struct NewWeight {
     /// The new weight.
     pub weight: Weight,
 }
@@ -41,7 +41,7 @@ pub struct NewWeight {
 /// The log filter: a request that changes it, and the response.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Filter {
+pub(crate) struct Filter {
     /// The filter, as `RUST_LOG` has it.
     pub filter: String,
 }
@@ -49,7 +49,7 @@ pub struct Filter {
 /// A request that stops the process.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Stop {
+pub(crate) struct Stop {
     /// Whether to end at once instead of draining.
     pub now: bool,
 }
@@ -57,18 +57,18 @@ pub struct Stop {
 /// A request without fields.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Nothing {}
+pub(crate) struct Nothing {}
 
 /// A response that says why a request failed.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Failure {
+pub(crate) struct Failure {
     /// The reason.
     pub problem: String,
 }
 
 /// The response with events.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct EventList {
+pub(crate) struct EventList {
     /// The PID of the daemon, whose numbers the events have.
     pub process: u32,
     /// The events, the oldest first.
@@ -77,35 +77,35 @@ pub struct EventList {
 
 /// The response with the control sockets of old processes.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Predecessors {
+pub(crate) struct Predecessors {
     /// The paths of the sockets.
     pub sockets: Vec<PathBuf>,
 }
 
 /// The response with an explanation as text.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct ExplainedText {
+pub(crate) struct ExplainedText {
     /// The explanation.
     pub text: String,
 }
 
 /// The response with the token of `X-Lb-Explain`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct ExplainToken {
+pub(crate) struct ExplainToken {
     /// The token.
     pub token: String,
 }
 
 /// The response to an upgrade.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-pub struct Upgraded {
+pub(crate) struct Upgraded {
     /// The PID of the new process.
     pub pid: u32,
 }
 
 /// The response when a backend is idle.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-pub struct Idle {
+pub(crate) struct Idle {
     /// Always true; a backend that is not idle in time gets status 408.
     pub idle: bool,
 }

@@ -9,13 +9,13 @@ use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use nix::unistd::Uid;
 
 use super::others::Others;
-pub use crate::http_message::Reply;
+pub(crate) use crate::http_message::Reply;
 use crate::http_message::Request;
 use crate::process::files::reason;
 
 /// Client for the daemon at one socket.
 #[derive(Clone, Debug)]
-pub struct Client {
+pub(crate) struct Client {
     socket: PathBuf,
     /// The configuration file that the daemon must have; `None` accepts any daemon.
     file: Option<PathBuf>,
@@ -25,8 +25,7 @@ pub struct Client {
 
 /// Reason why there is no response.
 #[derive(Debug, thiserror::Error)]
-#[expect(missing_docs, reason = "the messages say it")]
-pub enum Unreachable {
+pub(crate) enum Unreachable {
     #[error("no daemon listens at {path}: start it, or select another one with `-c FILE` or `--socket PATH`")]
     NotListening { path: PathBuf },
     #[error("no daemon runs with {file}: no daemon listens at {path}{others}")]
@@ -59,14 +58,14 @@ const MAX_RESPONSE: u64 = 64 * 1024 * 1024;
 
 impl Client {
     /// Returns a client for the daemon at `socket`.
-    pub fn new(socket: &Path) -> Self {
+    pub(crate) fn new(socket: &Path) -> Self {
         Self { socket: socket.to_owned(), file: None, trusted: None }
     }
 
     /// Restricts the client to the daemon of this file, given by its canonical path. A daemon with another file refuses
     /// the requests.
     #[must_use]
-    pub fn of_file(self, file: PathBuf) -> Self {
+    pub(crate) fn of_file(self, file: PathBuf) -> Self {
         Self { file: Some(file), ..self }
     }
 
@@ -78,7 +77,7 @@ impl Client {
     }
 
     /// Returns the path of the socket.
-    pub fn socket(&self) -> &Path {
+    pub(crate) fn socket(&self) -> &Path {
         &self.socket
     }
 
@@ -86,7 +85,7 @@ impl Client {
     ///
     /// # Errors
     /// If no daemon can be reached, or if it does not respond in time.
-    pub fn send(
+    pub(crate) fn send(
         &self,
         method: &str,
         target: &str,

@@ -17,11 +17,11 @@ use crate::process::lifecycle::Outcome;
 
 /// Connections that receive a response at the end of the process. Clones share them.
 #[derive(Clone, Debug, Default)]
-pub struct Farewells(Arc<Mutex<Vec<UnixStream>>>);
+pub(crate) struct Farewells(Arc<Mutex<Vec<UnixStream>>>);
 
 /// Result of a stop.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Farewell {
+pub(crate) struct Farewell {
     /// The PID of the process.
     pub pid: u32,
     /// The reason for the end: `drained`, `out_of_time`, `at_once` or `failed`.
@@ -36,13 +36,13 @@ pub struct Farewell {
 
 impl Farewells {
     /// Adds a connection that receives a response at the end.
-    pub fn promise(&self, connection: OwnedFd) {
+    pub(crate) fn promise(&self, connection: OwnedFd) {
         self.connections().push(UnixStream::from(connection));
     }
 
     /// Sends the responses. Call this function last, when the process no longer holds anything that a new process
     /// needs.
-    pub fn say(&self, outcome: &Outcome) {
+    pub(crate) fn say(&self, outcome: &Outcome) {
         let end = outcome.end();
         let farewell = Farewell {
             pid: std::process::id(),

@@ -63,7 +63,7 @@ impl Config {
 ///
 /// # Errors
 /// If no daemon runs with this file.
-pub fn by_default(files: &RuntimeFiles) -> Result<Client, Unreachable> {
+pub(crate) fn by_default(files: &RuntimeFiles) -> Result<Client, Unreachable> {
     let (path, file) = (files.control_socket(), files.configuration());
     let client = |socket: &Path| match file {
         Some(file) => at(socket).of_file(file.to_owned()),
@@ -131,13 +131,13 @@ fn runs_with(socket: &Path) -> Option<Option<OwnFile>> {
 }
 
 /// Returns the PID of the daemon at a default socket; `None` if it does not respond.
-pub fn process_at(socket: &Path) -> Option<u32> {
+pub(crate) fn process_at(socket: &Path) -> Option<u32> {
     let reply = at(socket).send("GET", "/v1/status", "", SOON).ok()?;
     serde_json::from_str(&reply.body).ok().map(|Process { pid }| pid)
 }
 
 /// Returns the PID of the daemon at a default socket that runs with this file; `None` if there is none.
-pub fn process_with(socket: &Path, file: &Path) -> Option<u32> {
+pub(crate) fn process_with(socket: &Path, file: &Path) -> Option<u32> {
     let reply = at(socket).of_file(file.to_owned()).send("GET", "/v1/status", "", SOON).ok()?;
     let process = serde_json::from_str(&reply.body).ok().filter(|_| reply.status == 200);
     process.map(|Process { pid }| pid)

@@ -43,14 +43,14 @@
 //! - [`find`] selects the daemon for a subcommand, and `others` lists the ones that run.
 //! - [`client`] sends the requests of subcommands.
 
-pub mod api;
-pub mod bodies;
-pub mod client;
-pub mod farewell;
-pub mod find;
+pub(crate) mod api;
+pub(crate) mod bodies;
+pub(crate) mod client;
+pub(crate) mod farewell;
+pub(crate) mod find;
 mod others;
-pub mod predecessors;
-pub mod server;
+pub(crate) mod predecessors;
+pub(crate) mod server;
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -59,10 +59,9 @@ use async_trait::async_trait;
 use lb_service::pool::UpstreamAddress;
 use nix::unistd::Uid;
 
-pub use api::Call;
-pub use client::Client;
-pub use farewell::{Farewell, Farewells};
-pub use server::{ControlService, DrainingSocket};
+pub(crate) use client::Client;
+pub(crate) use farewell::{Farewell, Farewells};
+pub(crate) use server::{ControlService, DrainingSocket};
 
 use crate::events::Events;
 use crate::operator::{ChangeResult, Order, Reload};
@@ -75,7 +74,7 @@ fn is_trusted(peer: u32) -> bool {
 
 /// Operations that the control socket offers.
 #[async_trait]
-pub trait Operations: Send + Sync {
+pub(crate) trait Operations: Send + Sync {
     /// Reloads the configuration file.
     async fn reload(&self, reload: Reload) -> ChangeResult;
 

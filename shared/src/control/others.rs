@@ -9,7 +9,7 @@ use crate::process::privileges::user_name;
 
 /// Running daemons in the runtime directories.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Others(pub(super) Vec<Found>);
+pub(crate) struct Others(pub(super) Vec<Found>);
 
 /// A running daemon and its socket.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -26,14 +26,14 @@ const DEADLINE: Duration = Duration::from_secs(WAIT_SECONDS + 10);
 const MAX_RESPONSE: u64 = 64 * 1024;
 
 /// Returns the path of the socket of process `pid` after it has handed over.
-pub fn socket_of(control: &Path, pid: u32) -> PathBuf {
+pub(crate) fn socket_of(control: &Path, pid: u32) -> PathBuf {
     let mut name = control.as_os_str().to_owned();
     name.push(format!(".{pid}"));
     name.into()
 }
 
 /// Returns the sockets of old processes that might still run, without the one of this process.
-pub fn sockets(control: &Path) -> Vec<PathBuf> {
+pub(crate) fn sockets(control: &Path) -> Vec<PathBuf> {
     let (Some(directory), Some(name)) = (control.parent(), control.file_name().and_then(OsStr::to_str))
     else {
         return Vec::new();
@@ -48,7 +48,7 @@ pub fn sockets(control: &Path) -> Vec<PathBuf> {
 }
 
 /// Removes the socket files of processes that were killed.
-pub fn sweep(control: &Path) {
+pub(crate) fn sweep(control: &Path) {
     for socket in sockets(control) {
         let is_stale = std::os::unix::net::UnixStream::connect(&socket)
             .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
@@ -59,7 +59,7 @@ pub fn sweep(control: &Path) {
 }
 
 /// Returns when no process at `sockets` has a request in flight to this backend.
-pub async fn idle(sockets: impl IntoIterator<Item = PathBuf>, pool: &str, backend: &UpstreamAddress) {
+pub(crate) async fn idle(sockets: impl IntoIterator<Item = PathBuf>, pool: &str, backend: &UpstreamAddress) {
     let target = format!("{}/idle?wait={WAIT_SECONDS}", backend_target(pool, backend));
     for socket in sockets {
         // A process that has ended has no requests.

@@ -33,14 +33,14 @@ use crate::process::sockets::SocketFile;
 
 /// Service that serves the control socket until it must close. It completes the requests that have been accepted by
 /// then.
-pub struct ControlService {
+pub(crate) struct ControlService {
     socket: Mutex<Option<OwnedFd>>,
     control: Arc<Control>,
     draining_socket: Option<DrainingSocket>,
 }
 
 /// Separate control socket of a process that has handed over the main one. It exists until the process has drained.
-pub struct DrainingSocket {
+pub(crate) struct DrainingSocket {
     path: PathBuf,
     outcome: Outcome,
 }
@@ -89,7 +89,11 @@ const PAUSE: Duration = Duration::from_millis(100);
 
 impl ControlService {
     /// Returns a service that listens on `socket` until `closes` becomes true.
-    pub fn new(socket: OwnedFd, operations: Arc<dyn Operations>, closes: watch::Receiver<bool>) -> Self {
+    pub(crate) fn new(
+        socket: OwnedFd,
+        operations: Arc<dyn Operations>,
+        closes: watch::Receiver<bool>,
+    ) -> Self {
         let control = Arc::new(Control::new(operations, closes, ARRIVAL));
         Self { socket: Mutex::new(Some(socket)), control, draining_socket: None }
     }
@@ -151,7 +155,7 @@ async fn accept(listener: StdListener, control: &Arc<Control>, requests: &mut Jo
 
 impl DrainingSocket {
     /// Returns a socket that is opened at `path` after the process has handed over according to `outcome`.
-    pub fn new(path: PathBuf, outcome: Outcome) -> Self {
+    pub(crate) fn new(path: PathBuf, outcome: Outcome) -> Self {
         Self { path, outcome }
     }
 

@@ -52,7 +52,7 @@ pub(super) struct Composed {
 }
 
 /// The services of the daemon, composed but not started.
-pub struct Services {
+pub(crate) struct Services {
     pub(crate) core: Core,
     pub(super) handles: Handles,
     pub(super) proxy: ProxyService,

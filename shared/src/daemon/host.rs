@@ -48,7 +48,6 @@ impl Host for DaemonHost {
     fn enter(&self, phase: Phase) {
         let Core { traffic, readiness, .. } = &self.core;
         match phase {
-            Phase::Serving => {}
             Phase::Delaying => {
                 self.core.note("is no longer ready but still accepts connections");
                 readiness.set_draining(true);

@@ -44,13 +44,13 @@ use crate::process::upgrade::UpgradeError;
 use crate::purpose::Purpose;
 use acquire::{Base, Held};
 use compose::Composed;
-pub use compose::Services;
+pub(crate) use compose::Services;
 use order::Ordered;
-pub use preflight::preflight;
+pub(crate) use preflight::preflight;
 
 /// Mode in which the process runs.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Mode {
+pub(crate) struct Mode {
     /// Whether the process runs in the background.
     pub daemon: bool,
     /// Whether the process takes over the sockets of a running one.
@@ -59,8 +59,7 @@ pub struct Mode {
 
 /// Reason why the daemon did not start.
 #[derive(Debug, thiserror::Error)]
-#[expect(missing_docs, reason = "the messages say it")]
-pub enum StartError {
+pub(crate) enum StartError {
     #[error("cannot run in the background: {0}")]
     Background(#[source] io::Error),
     #[error(transparent)]
@@ -91,11 +90,11 @@ pub enum StartError {
 
 /// Function that adds services to those of the daemon, as the demo does. It returns the services that must be ready
 /// before the first health checks.
-pub type Extra<'a> = dyn FnOnce(&mut Server, &Services) -> Vec<ServiceHandle> + 'a;
+pub(crate) type Extra<'a> = dyn FnOnce(&mut Server, &Services) -> Vec<ServiceHandle> + 'a;
 
 /// Parameters of a start.
 #[derive(Default)]
-pub struct Start<'a> {
+pub(crate) struct Start<'a> {
     /// The mode in which the process runs.
     pub mode: Mode,
     /// The purpose of the process.
@@ -114,7 +113,7 @@ pub struct Start<'a> {
 ///
 /// # Errors
 /// If the daemon cannot start. A failed start does not affect other processes.
-pub fn serve(plan: &Plan, start: Start<'_>, extra: Box<Extra<'_>>) -> Result<u8, StartError> {
+pub(crate) fn serve(plan: &Plan, start: Start<'_>, extra: Box<Extra<'_>>) -> Result<u8, StartError> {
     let announcer = match enter_background(plan, &start)? {
         Role::Parent(code) => return Ok(code),
         Role::Serve(announcer) => announcer,

@@ -17,7 +17,7 @@ use crate::serving::AccessLogs;
 ///
 /// # Errors
 /// Returns the first problem.
-pub fn preflight(plan: &Plan, upgrade: bool) -> Result<(), StartError> {
+pub(crate) fn preflight(plan: &Plan, upgrade: bool) -> Result<(), StartError> {
     let server = &plan.server;
     let identity = Identity::required(server.user.as_deref(), server.group.as_deref())?;
     check_sources(plan)?;

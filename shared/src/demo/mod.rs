@@ -9,18 +9,18 @@ mod show;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::Arc;
 
-pub use origin::Origin;
-pub use show::{Once, Outcome, Show};
+pub(crate) use origin::Origin;
+pub(crate) use show::{Once, Show};
 
 /// The port that the demo listens on if it is free.
 const PROXY_PORT: u16 = 6188;
 const METRICS_PORT: u16 = 6192;
 
 /// The pool that the demo balances over.
-pub const POOL: &str = "demo";
+pub(crate) const POOL: &str = "demo";
 
 /// The backends and the addresses of one demo.
-pub struct Demo {
+pub(crate) struct Demo {
     /// The backends inside this process.
     pub origins: Vec<Arc<Origin>>,
     /// The address for people.
@@ -39,7 +39,7 @@ impl Demo {
     ///
     /// # Errors
     /// When no port is free.
-    pub fn new() -> std::io::Result<Self> {
+    pub(crate) fn new() -> std::io::Result<Self> {
         let origins = ["north", "south", "west"].map(|name| Origin::new(name).map(Arc::new));
         Ok(Self {
             origins: origins.into_iter().collect::<Result<_, _>>()?,
@@ -50,7 +50,7 @@ impl Demo {
     }
 
     /// Returns the notice for a demo that runs because there is no configuration.
-    pub fn notice(&self, in_background: bool) -> String {
+    pub(crate) fn notice(&self, in_background: bool) -> String {
         let Self { proxy, metrics, .. } = self;
         let where_ = if in_background { " in the background" } else { "" };
         let unready = if in_background { ", /readyz responds with 503" } else { "" };
@@ -61,7 +61,7 @@ impl Demo {
     }
 
     /// Returns the demo's configuration file.
-    pub fn configuration(&self) -> String {
+    pub(crate) fn configuration(&self) -> String {
         let backends: Vec<_> = self.origins.iter().map(|origin| origin.address().to_string()).collect();
         format!(
             "listeners:\n\

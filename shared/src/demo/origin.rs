@@ -19,7 +19,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 /// One origin; a Pingora background service.
-pub struct Origin {
+pub(crate) struct Origin {
     name: &'static str,
     address: SocketAddr,
     /// A bound socket that does not listen: it reserves the port while the broken origin refuses connections.
@@ -35,24 +35,24 @@ impl Origin {
     ///
     /// # Errors
     /// When no port is free.
-    pub fn new(name: &'static str) -> std::io::Result<Self> {
+    pub(crate) fn new(name: &'static str) -> std::io::Result<Self> {
         let reservation = bind(SocketAddr::from(([127, 0, 0, 1], 0)))?;
         let address = reservation.local_addr()?.as_socket().ok_or(std::io::ErrorKind::AddrNotAvailable)?;
         Ok(Self { name, address, _reservation: reservation, broken: watch::Sender::new(false) })
     }
 
     /// Returns the origin as a service of a Pingora server.
-    pub fn service(self: Arc<Self>) -> GenBackgroundService<Self> {
+    pub(crate) fn service(self: Arc<Self>) -> GenBackgroundService<Self> {
         GenBackgroundService::new(format!("origin {}", self.name), self)
     }
 
     /// Returns the address, which refuses connections while the origin is broken.
-    pub fn address(&self) -> SocketAddr {
+    pub(crate) fn address(&self) -> SocketAddr {
         self.address
     }
 
     /// Returns the name in its responses.
-    pub fn name(&self) -> &'static str {
+    pub(crate) fn name(&self) -> &'static str {
         self.name
     }
 

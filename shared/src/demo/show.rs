@@ -24,21 +24,21 @@ const FIRST: u64 = 5;
 const BROKEN_FOR: u64 = 6;
 
 /// Shows traffic line by line until the process ends; a Pingora background service.
-pub struct Show {
+pub(crate) struct Show {
     demo: Arc<Demo>,
     pool: Arc<Pool>,
     readiness: Readiness,
 }
 
 /// Checks that every backend is used and that a broken one is skipped, then ends the process.
-pub struct Once {
+pub(crate) struct Once {
     show: Show,
     outcome: Arc<Outcome>,
 }
 
 /// The result of `demo --once`.
 #[derive(Debug, Default)]
-pub struct Outcome(AtomicBool);
+pub(crate) struct Outcome(AtomicBool);
 
 /// The line of the demo's output about one second.
 struct Second {
@@ -59,7 +59,7 @@ fn broken_at(second: u64, backends: usize) -> Option<usize> {
 
 impl Show {
     /// Creates the display of the demo's traffic through `pool`.
-    pub fn new(demo: Arc<Demo>, pool: Arc<Pool>, readiness: Readiness) -> Self {
+    pub(crate) fn new(demo: Arc<Demo>, pool: Arc<Pool>, readiness: Readiness) -> Self {
         Self { demo, pool, readiness }
     }
 
@@ -161,7 +161,7 @@ impl BackgroundService for Show {
 
 impl Once {
     /// Creates the check, and a handle to its outcome for the time after the process has ended.
-    pub fn new(show: Show) -> (Self, Arc<Outcome>) {
+    pub(crate) fn new(show: Show) -> (Self, Arc<Outcome>) {
         let outcome = Arc::new(Outcome::default());
         (Self { show, outcome: outcome.clone() }, outcome)
     }
@@ -234,7 +234,7 @@ fn end() {
 
 impl Outcome {
     /// Returns whether all checks passed.
-    pub fn passed(&self) -> bool {
+    pub(crate) fn passed(&self) -> bool {
         self.0.load(Ordering::Acquire)
     }
 }

@@ -17,7 +17,7 @@ use crate::time::rfc3339;
 
 /// Description of the configuration in effect. Each change replaces it with a new value.
 #[derive(Clone, Debug)]
-pub struct ConfigStatus {
+pub(crate) struct ConfigStatus {
     /// The generation; it is 1 at the start.
     pub generation: u64,
     /// The file that was read, or the name of standard input; `None` for the command line.
@@ -105,12 +105,12 @@ impl ConfigStatus {
 
     /// Returns the time at which an operator drained or disabled a backend; `None` if none did. Later changes of the
     /// weight do not alter this time.
-    pub fn changed(&self, pool: &str, backend: &UpstreamAddress) -> Option<SystemTime> {
+    pub(crate) fn changed(&self, pool: &str, backend: &UpstreamAddress) -> Option<SystemTime> {
         self.changed.get(&(pool.to_owned(), backend.clone())).copied()
     }
 
     /// Returns the section of the status document, with the log level and its source.
-    pub fn document(&self, level: &LogFilter, source: LevelSource) -> ConfigDocument {
+    pub(crate) fn document(&self, level: &LogFilter, source: LevelSource) -> ConfigDocument {
         let ordered = (source == LevelSource::Operator).then(|| format!("log level {level}"));
         ConfigDocument {
             generation: self.generation,
@@ -127,7 +127,7 @@ impl ConfigStatus {
     }
 
     /// Returns the changes of operators to a backend as text; `None` if there are none.
-    pub fn runtime(&self, pool: &str, backend: &UpstreamAddress) -> Option<String> {
+    pub(crate) fn runtime(&self, pool: &str, backend: &UpstreamAddress) -> Option<String> {
         self.runtime.of(pool, backend).map(ToString::to_string)
     }
 }

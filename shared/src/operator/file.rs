@@ -15,7 +15,7 @@ use crate::process::runtime::RuntimeFiles;
 
 /// Source of the configuration.
 #[derive(Clone, Debug, Default)]
-pub enum Provenance {
+pub(crate) enum Provenance {
     /// The command line, or the program itself in the demo.
     #[default]
     Arguments,
@@ -27,7 +27,7 @@ pub enum Provenance {
 
 /// Configuration file that can be reloaded even after the process changed its working directory and its user.
 #[derive(Clone, Debug)]
-pub struct ConfigFile {
+pub(crate) struct ConfigFile {
     /// The path as the operator wrote it, for messages.
     name: String,
     path: PathBuf,
@@ -67,7 +67,7 @@ impl Provenance {
     }
 
     /// Returns the configuration file; `None` for other sources.
-    pub fn file(&self) -> Option<&ConfigFile> {
+    pub(crate) fn file(&self) -> Option<&ConfigFile> {
         match self {
             Self::File(file) => Some(file),
             Self::Arguments | Self::Input(_) => None,
@@ -75,7 +75,7 @@ impl Provenance {
     }
 
     /// Returns the text that was read from standard input, which an upgrade must pass to the new process.
-    pub fn input(&self) -> Option<&Arc<str>> {
+    pub(crate) fn input(&self) -> Option<&Arc<str>> {
         match self {
             Self::Input(text) => Some(text),
             Self::Arguments | Self::File(_) => None,
@@ -100,7 +100,7 @@ impl ConfigFile {
     ///
     /// # Errors
     /// If the working directory cannot be determined.
-    pub fn new(path: &Path, context: &Context<'_>) -> io::Result<Self> {
+    pub(crate) fn new(path: &Path, context: &Context<'_>) -> io::Result<Self> {
         Ok(Self {
             name: path.display().to_string(),
             first_seen: Fingerprint::of(path),
@@ -113,12 +113,12 @@ impl ConfigFile {
     }
 
     /// Returns the absolute path of the file.
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
     /// Returns the canonical path that the file had at the start.
-    pub fn canonical(&self) -> Option<&Path> {
+    pub(crate) fn canonical(&self) -> Option<&Path> {
         self.runtime.configuration()
     }
 
@@ -131,19 +131,11 @@ impl ConfigFile {
         self.first_seen
     }
 
-    /// Reads the current text of the file.
-    ///
-    /// # Errors
-    /// If the file cannot be read.
-    pub fn text(&self) -> io::Result<Vec<u8>> {
-        std::fs::read(&self.path)
-    }
-
     /// Reads and checks the file as it is now.
     ///
     /// # Errors
     /// Returns all problems of an invalid file, including warnings.
-    pub fn load(&self) -> Result<Loaded, Problems> {
+    pub(crate) fn load(&self) -> Result<Loaded, Problems> {
         let context = Context {
             variables: &|name| std::env::var(name).ok(),
             runtime: &self.runtime,

@@ -44,15 +44,15 @@ use crate::process::systemd::Supervisor;
 use crate::process::upgrade::Hold;
 use crate::serving::{Core, Running};
 use changer::Changer;
-pub use config_status::ConfigStatus;
-pub use file::{ConfigFile, Provenance};
+pub(crate) use config_status::ConfigStatus;
+pub(crate) use file::{ConfigFile, Provenance};
 use keys::KeyFiles;
-pub use order::{Change, ChangeResult, Joining, Order, Outcome, Reload};
-pub use runtime::{Portable, Runtime, Times};
+pub(crate) use order::{Change, ChangeResult, Joining, Order, Outcome, Reload};
+pub(crate) use runtime::{Portable, Runtime, Times};
 
 /// Handle that requests changes and gives access to their results. All clones refer to the same daemon.
 #[derive(Clone)]
-pub struct Operator {
+pub(crate) struct Operator {
     commands: mpsc::UnboundedSender<Command>,
     status: Arc<ArcSwap<ConfigStatus>>,
     running: Running,
@@ -64,10 +64,10 @@ type TurnLock = tokio::sync::Mutex<()>;
 
 /// Service that makes the changes. It is separate, so that a change continues after the client that requested it has
 /// disconnected.
-pub struct OperatorService(Mutex<Option<Changer>>);
+pub(crate) struct OperatorService(Mutex<Option<Changer>>);
 
 /// Everything that a changer works with.
-pub struct Parts {
+pub(crate) struct Parts {
     /// The running configuration, to which changes are applied.
     pub running: Running,
     /// Whether this process takes over from another process.
@@ -103,7 +103,7 @@ struct HandoverState {
 
 /// State that this process took over from the old process.
 #[derive(Default)]
-pub struct RestoredState {
+pub(crate) struct RestoredState {
     /// The changes that operators made to backends that still exist.
     pub runtime: Runtime,
     /// The times of these changes.
@@ -125,7 +125,7 @@ enum Command {
 impl Operator {
     /// Returns an operator for `parts` and the service that makes the changes. Nothing changes until the returned hold
     /// is dropped, which happens at the end of the start.
-    pub fn new(parts: Parts) -> (Self, OperatorService, Hold) {
+    pub(crate) fn new(parts: Parts) -> (Self, OperatorService, Hold) {
         let (commands, received) = mpsc::unbounded_channel();
         let first = ConfigStatus::first(&parts.provenance, parts.runtime.clone(), parts.times.clone());
         let first = first.with_key_files(KeyFiles::default().status(&parts.plan));
@@ -140,7 +140,7 @@ impl Operator {
     }
 
     /// Reloads the configuration file and returns the result.
-    pub async fn reload(&self, reload: Reload) -> ChangeResult {
+    pub(crate) async fn reload(&self, reload: Reload) -> ChangeResult {
         self.request(|result| Command::Reload { reload, by: "command", result: Some(result) }).await
     }
 
@@ -152,7 +152,7 @@ impl Operator {
     }
 
     /// Executes an order and returns the result.
-    pub async fn order(&self, order: Order) -> ChangeResult {
+    pub(crate) async fn order(&self, order: Order) -> ChangeResult {
         self.request(|result| Command::Order { order, result }).await
     }
 
@@ -160,7 +160,7 @@ impl Operator {
     ///
     /// # Errors
     /// If the pool does not exist.
-    pub async fn idle(&self, pool: &str, backend: &UpstreamAddress) -> Result<(), String> {
+    pub(crate) async fn idle(&self, pool: &str, backend: &UpstreamAddress) -> Result<(), String> {
         self.running.idle(pool, backend).await
     }
 
@@ -183,7 +183,7 @@ impl Operator {
     ///
     /// # Errors
     /// If the process is ending.
-    pub async fn turn(&self) -> Result<Hold, String> {
+    pub(crate) async fn turn(&self) -> Result<Hold, String> {
         let hold = self.turn.clone().lock_owned().await;
         if self.running.is_draining() { Err(ENDING.into()) } else { Ok(hold) }
     }

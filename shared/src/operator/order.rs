@@ -10,7 +10,7 @@ use crate::config::ProblemDocument;
 
 /// A change of one backend.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Order {
+pub(crate) struct Order {
     /// The name of the pool.
     pub pool: String,
     /// The address of the backend.
@@ -21,7 +21,7 @@ pub struct Order {
 
 /// Change that an operator orders for a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Change {
+pub(crate) enum Change {
     /// Stop sending new sessions to the backend; existing sessions continue.
     Drain,
     /// End a drain: put the backend back in service.
@@ -40,7 +40,7 @@ pub enum Change {
 
 /// Settings of a backend that is added to a pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Joining {
+pub(crate) struct Joining {
     /// The weight relative to the other backends.
     pub weight: Weight,
     /// Whether the backend receives requests only when no other backend is available.
@@ -53,7 +53,7 @@ pub struct Joining {
 /// Options of a reload.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Reload {
+pub(crate) struct Reload {
     /// Whether to report the changes without making them.
     pub dry_run: bool,
     /// Whether to keep the changes that operators made at run time.
@@ -62,7 +62,7 @@ pub struct Reload {
 
 /// Result of an order or a reload.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ChangeResult {
+pub(crate) struct ChangeResult {
     /// The result in one word.
     pub result: Outcome,
     /// The generation of the configuration that is now in effect.
@@ -87,7 +87,7 @@ pub struct ChangeResult {
 /// Result of a change in one word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Outcome {
+pub(crate) enum Outcome {
     /// The change is in effect.
     Applied,
     /// There was nothing to change.
@@ -102,7 +102,7 @@ pub enum Outcome {
 
 impl ChangeResult {
     /// Returns a result with this outcome and no further details.
-    pub fn of(result: Outcome, generation: u64) -> Self {
+    pub(crate) fn of(result: Outcome, generation: u64) -> Self {
         Self {
             result,
             generation,

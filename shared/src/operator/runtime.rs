@@ -15,11 +15,11 @@ use crate::serving::diff;
 
 /// Changes by operators, by pool and backend. Settings equal to those of the file are not stored.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Runtime(BTreeMap<(String, UpstreamAddress), Changed>);
+pub(crate) struct Runtime(BTreeMap<(String, UpstreamAddress), Changed>);
 
 /// Differences between a backend's settings and the file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Changed {
+pub(crate) struct Changed {
     presence: Option<Presence>,
     weight: Option<Weight>,
     admin: Option<Admin>,
@@ -33,7 +33,7 @@ enum Presence {
 
 /// Change of one backend in the form that an upgrade passes to the new process.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Portable {
+pub(crate) struct Portable {
     pool: String,
     backend: UpstreamAddress,
     changed: Changed,
@@ -42,28 +42,23 @@ pub struct Portable {
 }
 
 /// Times of changes, by pool and backend.
-pub type Times = BTreeMap<(String, UpstreamAddress), SystemTime>;
+pub(crate) type Times = BTreeMap<(String, UpstreamAddress), SystemTime>;
 
 // === impl Runtime ===
 
 impl Runtime {
-    /// Returns whether there are no changes.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
     /// Returns the change of this backend; `None` if there is none.
-    pub fn of(&self, pool: &str, backend: &UpstreamAddress) -> Option<&Changed> {
+    pub(crate) fn of(&self, pool: &str, backend: &UpstreamAddress) -> Option<&Changed> {
         self.0.get(&(pool.to_owned(), backend.clone()))
     }
 
     /// Iterates over the changes, with the pool and the backend of each.
-    pub fn iter(&self) -> impl Iterator<Item = (&(String, UpstreamAddress), &Changed)> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&(String, UpstreamAddress), &Changed)> {
         self.0.iter()
     }
 
     /// Returns one line for each change.
-    pub fn lines(&self) -> Vec<String> {
+    pub(crate) fn lines(&self) -> Vec<String> {
         let line = |((pool, backend), changed): (&(String, UpstreamAddress), &Changed)| {
             format!("pool {pool}: backend {backend}: {changed}")
         };
@@ -74,7 +69,7 @@ impl Runtime {
     ///
     /// # Errors
     /// If the order cannot be executed; the error contains the remedy.
-    pub fn after(&self, order: &Order, file: &Plan) -> Result<Self, String> {
+    pub(crate) fn after(&self, order: &Order, file: &Plan) -> Result<Self, String> {
         let now = self.applied_to(file);
         let pool = pool(&now, &order.pool)?;
         let there = pool.backends.iter().find(|backend| backend.address == order.backend);
@@ -422,7 +417,7 @@ mod tests {
         );
         assert_eq!(lost, ["pool web: backend 10.0.0.1:80: draining"]);
         let (kept, lost) = runtime.rebased(&plan("pools: {api: {backends: ['10.0.0.2:80', '10.0.0.4:80']}}"));
-        assert!(kept.is_empty());
+        assert!(kept.0.is_empty());
         assert_eq!(lost.len(), 3);
     }
 
@@ -430,7 +425,7 @@ mod tests {
     fn kept_changes_never_leave_a_pool_without_backends() {
         let runtime = after(&[order("10.0.0.1:80", Change::Remove)]);
         let (kept, lost) = runtime.rebased(&plan("pools: {web: {backends: ['10.0.0.1:80']}}"));
-        assert!(kept.is_empty());
+        assert!(kept.0.is_empty());
         assert_eq!(lost, ["pool web: backend 10.0.0.1:80: removed"]);
     }
 

@@ -31,7 +31,7 @@ const FAILED: u8 = 1;
 
 /// The role of this process.
 #[derive(Debug)]
-pub enum Role {
+pub(crate) enum Role {
     /// It starts, serves, and announces that it serves.
     Serve(Announcer),
     /// It ends with this exit code, because the process in the background serves or has failed.
@@ -41,13 +41,13 @@ pub enum Role {
 /// The means to announce that the start is complete.
 #[derive(Debug)]
 #[must_use = "a parent waits for the announcement"]
-pub struct Announcer {
+pub(crate) struct Announcer {
     background: bool,
 }
 
 /// An announcement that can no longer fail for want of a file. In the background it contains the new standard output.
 #[derive(Debug)]
-pub struct Prepared(Option<File>);
+pub(crate) struct Prepared(Option<File>);
 
 /// Decides the role of this process: it serves in the foreground, waits for the process in the background, or is that
 /// process (with its own session and umask 027). `input` is the configuration that this process read from standard
@@ -55,7 +55,7 @@ pub struct Prepared(Option<File>);
 ///
 /// # Errors
 /// Fails if the program cannot be run a second time.
-pub fn enter(daemon: bool, input: Option<&str>) -> io::Result<Role> {
+pub(crate) fn enter(daemon: bool, input: Option<&str>) -> io::Result<Role> {
     if !daemon {
         return Ok(Role::Serve(Announcer { background: false }));
     }
@@ -78,7 +78,7 @@ impl Announcer {
     ///
     /// # Errors
     /// Fails if `/dev/null` cannot be opened.
-    pub fn prepare(self) -> io::Result<Prepared> {
+    pub(crate) fn prepare(self) -> io::Result<Prepared> {
         let open = || File::options().write(true).open("/dev/null");
         Ok(Prepared(self.background.then(open).transpose()?))
     }
@@ -89,7 +89,7 @@ impl Prepared {
     /// lines are lost, as with any daemon without a log file.
     ///
     /// In the foreground this does nothing.
-    pub fn announce(self, keep_stderr: bool) -> io::Result<()> {
+    pub(crate) fn announce(self, keep_stderr: bool) -> io::Result<()> {
         let Some(null) = self.0 else { return Ok(()) };
         // Earlier log lines belong on the terminal, before its prompt.
         log::logger().flush();

@@ -18,7 +18,7 @@ use super::privileges::{Identity, user_name};
 
 /// The reason why a file cannot be opened for writing, with the remedy.
 #[derive(Debug)]
-pub struct Unusable {
+pub(crate) struct Unusable {
     path: PathBuf,
     source: io::Error,
     remedy: Option<String>,
@@ -31,7 +31,7 @@ pub struct Unusable {
 ///
 /// # Errors
 /// Fails if the file cannot be opened or created.
-pub fn open_or_create(path: &Path, options: &OpenOptions) -> io::Result<File> {
+pub(crate) fn open_or_create(path: &Path, options: &OpenOptions) -> io::Result<File> {
     match options.clone().create(false).open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => options.clone().create(true).open(path),
         opened => opened,
@@ -48,7 +48,7 @@ pub fn open_or_create(path: &Path, options: &OpenOptions) -> io::Result<File> {
 ///
 /// # Errors
 /// Fails if the file cannot be opened or created.
-pub fn open_log(path: &Path, user: Option<&Identity>) -> io::Result<File> {
+pub(crate) fn open_log(path: &Path, user: Option<&Identity>) -> io::Result<File> {
     match user {
         Some(user) => open_for(user, path, Uid::is_root),
         None => open_or_create(path, &log_options()),
@@ -60,7 +60,7 @@ pub fn open_log(path: &Path, user: Option<&Identity>) -> io::Result<File> {
 ///
 /// # Errors
 /// Fails if the file cannot be opened or created, or if its owner cannot be changed.
-pub fn take_log(path: &Path, user: &Identity) -> io::Result<()> {
+pub(crate) fn take_log(path: &Path, user: &Identity) -> io::Result<()> {
     open_for(user, path, |_| true).map(drop)
 }
 
@@ -98,7 +98,7 @@ fn is_of_kernel(path: &Path) -> bool {
 ///
 /// # Errors
 /// Fails if the file cannot be opened.
-pub fn open_untrusted(path: &Path) -> io::Result<File> {
+pub(crate) fn open_untrusted(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).custom_flags(O_NOFOLLOW | O_NONBLOCK).open(path)
 }
 
@@ -106,7 +106,7 @@ pub fn open_untrusted(path: &Path) -> io::Result<File> {
 ///
 /// # Errors
 /// Returns the error that opening the file would return.
-pub fn check_writable(path: &Path) -> io::Result<()> {
+pub(crate) fn check_writable(path: &Path) -> io::Result<()> {
     match access(path, AccessFlags::W_OK) {
         Err(Errno::ENOENT) => Ok(access(directory_of(path), AccessFlags::W_OK | AccessFlags::X_OK)?),
         found => Ok(found?),
@@ -117,7 +117,7 @@ pub fn check_writable(path: &Path) -> io::Result<()> {
 ///
 /// # Errors
 /// Returns the error that creating the file would return.
-pub fn check_creatable(path: &Path) -> io::Result<()> {
+pub(crate) fn check_creatable(path: &Path) -> io::Result<()> {
     let mut directory = directory_of(path);
     loop {
         match access(directory, AccessFlags::W_OK | AccessFlags::X_OK) {
@@ -132,7 +132,7 @@ fn directory_of(path: &Path) -> &Path {
 }
 
 /// Formats an error of the system for a message: in lower case and without its number.
-pub fn reason(error: &io::Error) -> String {
+pub(crate) fn reason(error: &io::Error) -> String {
     let text = error.to_string();
     let end = text.find(" (os error").unwrap_or(text.len());
     text[..end].to_lowercase()
@@ -142,7 +142,7 @@ pub fn reason(error: &io::Error) -> String {
 
 impl Unusable {
     /// Creates the error for a file that could not be opened for writing.
-    pub fn new(path: &Path, source: io::Error) -> Self {
+    pub(crate) fn new(path: &Path, source: io::Error) -> Self {
         let remedy = remedy(path, &source, Uid::effective());
         Self { path: path.to_owned(), source, remedy }
     }

@@ -32,7 +32,7 @@ pub(super) trait Source: Send {
 
 /// The record of signals that arrive before the handlers are installed. Clones share it.
 #[derive(Debug, Clone, Default)]
-pub struct Early(Vec<Note>);
+pub(crate) struct Early(Vec<Note>);
 
 #[derive(Debug, Clone)]
 struct Note {
@@ -70,7 +70,7 @@ impl Early {
     ///
     /// # Errors
     /// Fails if the system refuses a handler.
-    pub fn expect() -> io::Result<Self> {
+    pub(crate) fn expect() -> io::Result<Self> {
         let kinds = [
             (Came::Hup, SignalKind::hangup()),
             (Came::Usr1, SignalKind::user_defined1()),

@@ -47,11 +47,11 @@ use super::upgrade::{
 use crate::words::count_of;
 
 /// The exit code of a process that ended as requested.
-pub const DONE: u8 = 0;
+pub(crate) const DONE: u8 = 0;
 /// The exit code of a process that could not continue.
-pub const FAILED: u8 = 1;
+pub(crate) const FAILED: u8 = 1;
 /// The exit code of a process that cut requests when it ended.
-pub const CUT: u8 = 3;
+pub(crate) const CUT: u8 = 3;
 
 /// The minimum duration of a drain, so that a request which a client had already sent when the listeners closed is read
 /// and counted.
@@ -61,11 +61,11 @@ const TICK: Duration = Duration::from_millis(10);
 /// The time for which idle connections stay open after a handover. Most clients that reuse their connection do so
 /// within this time, and client libraries usually close an idle connection after 5 s or less (Node.js, Gunicorn and
 /// others).
-pub const IDLE: Duration = Duration::from_secs(5);
+pub(crate) const IDLE: Duration = Duration::from_secs(5);
 
 /// The section `shutdown` of the configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Timing {
+pub(crate) struct Timing {
     /// The time for which the daemon is not ready but still accepts, so that a load balancer in front of it can notice.
     pub delay: Duration,
     /// The time limit for requests in flight once the listeners are closed.
@@ -74,13 +74,11 @@ pub struct Timing {
 
 /// The [`Timing`] of the configuration in effect, which is read when a delay or drain begins. Clones share it.
 #[derive(Debug, Clone)]
-pub struct Timings(Arc<Mutex<Timing>>);
+pub(crate) struct Timings(Arc<Mutex<Timing>>);
 
 /// The state that the rest of the process must adopt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Phase {
-    /// Accepting, and ready.
-    Serving,
+pub(crate) enum Phase {
     /// Accepting, but no longer ready.
     Delaying,
     /// Not accepting; requests in flight are finished. A process that has handed over enters it a second time when it
@@ -95,7 +93,7 @@ pub enum Phase {
 
 /// An event that the lifecycle might react to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Event {
+pub(crate) enum Event {
     /// SIGTERM or SIGINT.
     Terminate,
     /// The subcommand `stop`, which acts like the first SIGTERM, however often it is given.
@@ -118,7 +116,7 @@ pub enum Event {
 
 /// One step that [`Signals`] carries out. The order of the steps matters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Action {
+pub(crate) enum Action {
     /// Notify all parts of the process.
     Enter(Phase),
     /// Offer the sockets to a process started with `-u`.
@@ -139,7 +137,7 @@ pub enum Action {
 
 /// The end of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct End {
+pub(crate) struct End {
     /// The reason of the end.
     pub reason: EndReason,
     /// The number of requests that were still in flight.
@@ -148,7 +146,7 @@ pub struct End {
 
 /// The reason why a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum EndReason {
+pub(crate) enum EndReason {
     /// No request was left.
     Drained,
     /// `shutdown.drain` had elapsed.
@@ -161,7 +159,7 @@ pub enum EndReason {
 
 /// The work that a drain waits for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Pending {
+pub(crate) struct Pending {
     /// The number of requests in flight, which the end of the process would cut.
     pub requests: usize,
     /// Whether a request might still be on its way on some connection. It is not counted as cut.
@@ -170,7 +168,7 @@ pub struct Pending {
 
 /// The state machine.
 #[derive(Debug)]
-pub struct Lifecycle {
+pub(crate) struct Lifecycle {
     timing: Timing,
     hindrance: Option<&'static str>,
     state: State,
@@ -200,7 +198,7 @@ enum State {
 
 impl Lifecycle {
     /// Creates the lifecycle of a process that serves. A `hindrance` is the reason why this process cannot be upgraded.
-    pub fn new(timing: Timing, hindrance: Option<&'static str>) -> Self {
+    pub(crate) fn new(timing: Timing, hindrance: Option<&'static str>) -> Self {
         Self { timing, hindrance, state: State::Serving, signalled: false }
     }
 
@@ -215,7 +213,7 @@ impl Lifecycle {
     }
 
     /// Decides which actions follow from an event. `pending` is the work that the end of the process would cut.
-    pub fn on(&mut self, event: Event, now: Instant, pending: Pending) -> Vec<Action> {
+    pub(crate) fn on(&mut self, event: Event, now: Instant, pending: Pending) -> Vec<Action> {
         let signalled_again = event == Event::Terminate && std::mem::replace(&mut self.signalled, true);
         match (self.state, event) {
             (State::Done, _) => Vec::new(),
@@ -319,7 +317,7 @@ impl Lifecycle {
 
 impl EndReason {
     /// Returns the reason as one word, for programs.
-    pub fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Drained => "drained",
             Self::OutOfTime => "out_of_time",
@@ -331,7 +329,7 @@ impl EndReason {
 
 impl End {
     /// Returns the exit code of the process.
-    pub fn exit_code(self) -> u8 {
+    pub(crate) fn exit_code(self) -> u8 {
         match self {
             Self { reason: EndReason::ServiceFailed, .. } => FAILED,
             Self { cut: 0, .. } => DONE,
@@ -344,7 +342,7 @@ impl End {
 
 /// The program that runs in the process, as far as the lifecycle acts on it.
 #[async_trait]
-pub trait Host: Send + Sync {
+pub(crate) trait Host: Send + Sync {
     /// Returns the work that a drain waits for. It is called on each event, and every 10 ms during a drain.
     fn pending(&self) -> Pending;
 
@@ -373,17 +371,17 @@ pub trait Host: Send + Sync {
 /// The decision whether this process begins to serve or is stopped before that. The first call decides. Clones share
 /// the decision.
 #[derive(Clone, Debug, Default)]
-pub struct StartDecision(Arc<AtomicBool>);
+pub(crate) struct StartDecision(Arc<AtomicBool>);
 
 impl StartDecision {
     /// Makes the decision, and returns whether this call was the first.
-    pub fn decide(&self) -> bool {
+    pub(crate) fn decide(&self) -> bool {
         !self.0.swap(true, Ordering::AcqRel)
     }
 }
 
 /// The parts of the process that [`Signals`] acts on.
-pub struct Parts {
+pub(crate) struct Parts {
     /// `shutdown.delay` and `shutdown.drain`.
     pub timings: Timings,
     /// The socket on which the sockets are offered to a new process.
@@ -405,7 +403,7 @@ pub struct Parts {
 /// The signal watch of Pingora's server.
 ///
 /// Pass it to `Server::run`, which returns as soon as the process must end.
-pub struct Signals {
+pub(crate) struct Signals {
     parts: Parts,
     traffic: watch::Sender<bool>,
     admin: watch::Sender<bool>,
@@ -421,11 +419,11 @@ pub struct Signals {
 
 /// A handle that orders upgrades of this process. Clones act on the same process.
 #[derive(Debug, Clone)]
-pub struct Upgrades(mpsc::UnboundedSender<ResultSender>);
+pub(crate) struct Upgrades(mpsc::UnboundedSender<ResultSender>);
 
 /// A handle that orders the end of this process. Clones act on the same process.
 #[derive(Debug, Clone)]
-pub struct Stops(mpsc::UnboundedSender<Event>);
+pub(crate) struct Stops(mpsc::UnboundedSender<Event>);
 
 /// The channel to the caller that waits for the result of an upgrade.
 type ResultSender = oneshot::Sender<Result<(Upgraded, SuccessorLink), UpgradeFailed>>;
@@ -453,7 +451,7 @@ struct Work {
 
 /// The result of the lifecycle, which can be read once `Server::run` has returned.
 #[derive(Debug, Clone, Default)]
-pub struct Outcome {
+pub(crate) struct Outcome {
     end: Arc<OnceCell<End>>,
     handed_over: Arc<OnceCell<()>>,
 }
@@ -464,17 +462,17 @@ type PendingHandover = Pin<Box<dyn Future<Output = Result<ReadySuccessor, Upgrad
 
 impl Timings {
     /// Creates the timings with the values of the configuration.
-    pub fn new(timing: Timing) -> Self {
+    pub(crate) fn new(timing: Timing) -> Self {
         Self(Arc::new(Mutex::new(timing)))
     }
 
     /// Returns the timing in effect.
-    pub fn get(&self) -> Timing {
+    pub(crate) fn get(&self) -> Timing {
         *self.0.lock()
     }
 
     /// Sets the timing of delays and drains that begin from now on.
-    pub fn set(&self, timing: Timing) {
+    pub(crate) fn set(&self, timing: Timing) {
         *self.0.lock() = timing;
     }
 }
@@ -488,7 +486,7 @@ impl Upgrades {
     /// # Errors
     /// Fails if the new process does not serve or the upgrade is refused. This process continues as before, unless it
     /// was already shutting down.
-    pub async fn upgrade(&self) -> Result<Upgraded, UpgradeFailed> {
+    pub(crate) async fn upgrade(&self) -> Result<Upgraded, UpgradeFailed> {
         let (sender, receiver) = oneshot::channel();
         // Once the lifecycle has ended, sending drops the sender, so that receiving fails.
         let _ = self.0.send(sender);
@@ -504,7 +502,7 @@ impl Upgrades {
 impl Stops {
     /// Drains and ends the process, or ends it at once if `now` is set. Has no effect on a process that is already
     /// ending in this way.
-    pub fn stop(&self, now: bool) {
+    pub(crate) fn stop(&self, now: bool) {
         // Sending fails once the lifecycle has ended.
         let _ = self.0.send(if now { Event::StopNow } else { Event::Stop });
     }
@@ -514,7 +512,7 @@ impl Stops {
 
 impl Signals {
     /// Creates the signal watch. The signal handlers are installed when [`recv`](ShutdownSignalWatch::recv) runs.
-    pub fn new(parts: Parts) -> Self {
+    pub(crate) fn new(parts: Parts) -> Self {
         let (failures, failed) = mpsc::unbounded_channel();
         let (ordered, upgrades) = mpsc::unbounded_channel();
         let (stop, stops) = mpsc::unbounded_channel();
@@ -534,12 +532,12 @@ impl Signals {
     }
 
     /// Returns the handle that orders upgrades.
-    pub fn upgrades(&self) -> Upgrades {
+    pub(crate) fn upgrades(&self) -> Upgrades {
         self.upgrades.clone()
     }
 
     /// Returns the handle that orders the end of the process.
-    pub fn stops(&self) -> Stops {
+    pub(crate) fn stops(&self) -> Stops {
         self.stops.clone()
     }
 
@@ -549,7 +547,7 @@ impl Signals {
     }
 
     /// Returns the shutdown watch for the [`Handed`](super::sockets::Handed) services of a class.
-    pub fn shutdown(&self, class: Class) -> watch::Receiver<bool> {
+    pub(crate) fn shutdown(&self, class: Class) -> watch::Receiver<bool> {
         match class {
             Class::Traffic => self.traffic.subscribe(),
             Class::Admin => self.admin.subscribe(),
@@ -558,12 +556,12 @@ impl Signals {
 
     /// Returns the sender for the sentence that says why a service has ended unexpectedly. The process then ends with
     /// [`FAILED`].
-    pub fn failures(&self) -> mpsc::UnboundedSender<String> {
+    pub(crate) fn failures(&self) -> mpsc::UnboundedSender<String> {
         self.failures.clone()
     }
 
     /// Returns a watch that turns true when the signal handlers are installed. Readiness must not be announced earlier.
-    pub fn installed(&self) -> watch::Receiver<bool> {
+    pub(crate) fn installed(&self) -> watch::Receiver<bool> {
         self.installed.subscribe()
     }
 
@@ -573,7 +571,7 @@ impl Signals {
     }
 
     /// Returns the outcome, which is set when `Server::run` returns.
-    pub fn outcome(&self) -> Outcome {
+    pub(crate) fn outcome(&self) -> Outcome {
         self.outcome.clone()
     }
 
@@ -780,7 +778,6 @@ impl Signals {
         let Timing { delay, drain } = self.parts.timings.get();
         let requests = count_of(self.parts.host.pending().requests, "request");
         match phase {
-            Phase::Serving => {}
             Phase::Delaying => {
                 log::info!("no longer ready; still accepting for {delay:?}");
                 self.parts.supervisor.stopping("no longer ready, still accepting");
@@ -864,12 +861,12 @@ impl ShutdownSignalWatch for Signals {
 
 impl Outcome {
     /// Returns the end of the process: a failure if the server returned for a reason of its own.
-    pub fn end(&self) -> End {
+    pub(crate) fn end(&self) -> End {
         self.end.get().copied().unwrap_or(End { reason: EndReason::ServiceFailed, cut: 0 })
     }
 
     /// Returns the exit code.
-    pub fn exit_code(&self) -> u8 {
+    pub(crate) fn exit_code(&self) -> u8 {
         self.end().exit_code()
     }
 

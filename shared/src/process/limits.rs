@@ -7,7 +7,7 @@ pub(super) const BACKLOG: i32 = 65535;
 
 /// Raises the limit of open files to the hard limit, because each request can need two. The initial soft limit is low
 /// for the sake of programs that use `select`.
-pub fn raise_open_files() {
+pub(crate) fn raise_open_files() {
     let raised = getrlimit(Resource::RLIMIT_NOFILE)
         .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
     if let Err(error) = raised {

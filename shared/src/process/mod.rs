@@ -70,22 +70,22 @@
 //!   lock is free and socket files that refuse connections. The next start recognises both and takes them over
 //!   silently.
 
-pub mod background;
-pub mod files;
-pub mod handlers;
+pub(crate) mod background;
+pub(crate) mod files;
+pub(crate) mod handlers;
 mod input;
-pub mod lifecycle;
+pub(crate) mod lifecycle;
 pub mod limits;
 mod locks;
-pub mod logging;
-pub mod moves;
-pub mod pid_file;
-pub mod privileges;
+pub(crate) mod logging;
+pub(crate) mod moves;
+pub(crate) mod pid_file;
+pub(crate) mod privileges;
 pub mod runtime;
-pub mod sockets;
-pub mod successor;
-pub mod systemd;
-pub mod upgrade;
+pub(crate) mod sockets;
+pub(crate) mod successor;
+pub(crate) mod systemd;
+pub(crate) mod upgrade;
 
 use std::fs::DirBuilder;
 use std::io;
@@ -100,7 +100,7 @@ const MESSAGE: Duration = Duration::from_secs(1);
 
 /// Writes a message in a thread of its own and waits for it, for a second at most: otherwise a full pipe without a
 /// reader would delay the end of the process.
-pub fn write_message(write: impl FnOnce() + Send + 'static) {
+pub(crate) fn write_message(write: impl FnOnce() + Send + 'static) {
     let (done, written) = mpsc::channel();
     thread::spawn(move || {
         write();
@@ -111,7 +111,7 @@ pub fn write_message(write: impl FnOnce() + Send + 'static) {
 }
 
 /// Creates a directory and its missing parents with mode 0700. A directory that exists keeps its mode.
-pub fn create_private_dir(dir: &Path) -> io::Result<()> {
+pub(crate) fn create_private_dir(dir: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(dir)
 }
 

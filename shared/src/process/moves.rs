@@ -23,7 +23,7 @@ use super::limits::BACKLOG;
 use super::privileges::Identity;
 
 /// The time for which a deaf socket stays open, for handshakes that have begun.
-pub const DEAF: Duration = Duration::from_secs(1);
+pub(crate) const DEAF: Duration = Duration::from_secs(1);
 
 /// The index of an interface that does not exist: the largest one, since the kernel counts from 1.
 const NO_INTERFACE: u32 = i32::MAX.cast_unsigned();

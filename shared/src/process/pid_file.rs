@@ -23,7 +23,7 @@ const MAX_BYTES: u64 = 32;
 
 /// A PID file that names this process. Dropping it removes the file, unless the path names another file by then.
 #[derive(Debug)]
-pub struct PidFile {
+pub(crate) struct PidFile {
     path: PathBuf,
     /// The open file, which holds the lock.
     file: File,
@@ -31,15 +31,14 @@ pub struct PidFile {
 
 /// A PID file of a new process, beside the path that it takes over later. Dropping it removes the file.
 #[derive(Debug)]
-pub struct Prepared {
+pub(crate) struct Prepared {
     pid_file: PidFile,
     path: PathBuf,
 }
 
 /// The reason why a PID file cannot be used.
 #[derive(Debug, thiserror::Error)]
-#[expect(missing_docs, reason = "the messages say it")]
-pub enum PidFileError {
+pub(crate) enum PidFileError {
     #[error("load_balancer already runs as {holder} (PID file {path})")]
     AlreadyRuns { path: PathBuf, holder: Holder },
     #[error(
@@ -54,7 +53,7 @@ pub enum PidFileError {
 /// The process that holds a PID file. `None` means that the PID is unknown: between locking and writing, the file is
 /// empty.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Holder(pub Option<u32>);
+pub(crate) struct Holder(pub Option<u32>);
 
 impl std::fmt::Display for Holder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -70,7 +69,7 @@ impl PidFile {
     ///
     /// # Errors
     /// Fails with [`PidFileError::AlreadyRuns`], or if the file cannot be opened or created.
-    pub fn probe(path: &Path) -> Result<(), PidFileError> {
+    pub(crate) fn probe(path: &Path) -> Result<(), PidFileError> {
         let failed = |source| PidFileError::Io { path: path.to_owned(), source };
         match open_untrusted(path) {
             Ok(file) => {
@@ -90,7 +89,7 @@ impl PidFile {
     /// # Errors
     /// Fails with [`PidFileError::AlreadyRuns`] if a live process holds the file, and with [`PidFileError::Foreign`] if
     /// it is not a PID file. The file is then unchanged.
-    pub fn acquire(path: &Path) -> Result<Self, PidFileError> {
+    pub(crate) fn acquire(path: &Path) -> Result<Self, PidFileError> {
         let failed = |source| PidFileError::Io { path: path.to_owned(), source };
         create_parent(path).map_err(failed)?;
         loop {
@@ -115,7 +114,7 @@ impl PidFile {
     /// # Errors
     /// Fails with [`PidFileError::AlreadyRuns`] if a live process other than `old_pid` holds the file, and with
     /// [`PidFileError::Foreign`] if it is not a PID file.
-    pub fn prepare(path: &Path, old_pid: u32) -> Result<Prepared, PidFileError> {
+    pub(crate) fn prepare(path: &Path, old_pid: u32) -> Result<Prepared, PidFileError> {
         let failed = |source| PidFileError::Io { path: path.to_owned(), source };
         create_parent(path).map_err(failed)?;
         refuse_stranger(path, old_pid)?;
@@ -168,11 +167,6 @@ impl PidFile {
         self.path = PathBuf::new();
     }
 
-    /// Returns the path of the file.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
     fn write(mut file: File, path: &Path) -> io::Result<Self> {
         file.set_len(0)?;
         file.rewind()?;
@@ -199,13 +193,8 @@ impl Prepared {
     }
 
     /// Returns the path that it takes over later.
-    pub fn target(&self) -> &Path {
+    pub(crate) fn target(&self) -> &Path {
         &self.path
-    }
-
-    /// Returns its current path.
-    pub fn path(&self) -> &Path {
-        self.pid_file.path()
     }
 
     /// Makes the path name this process. At every moment the path names a process that serves.
@@ -213,7 +202,7 @@ impl Prepared {
     /// # Errors
     /// Fails if this process can no longer write to the directory. The process then continues, with its file beside the
     /// path.
-    pub fn take_over(self) -> Result<PidFile, PidFileError> {
+    pub(crate) fn take_over(self) -> Result<PidFile, PidFileError> {
         let Self { pid_file, path } = self;
         match std::fs::rename(&pid_file.path, &path) {
             Ok(()) => Ok(pid_file.renamed(&path)),

@@ -15,7 +15,7 @@ use rustix::thread;
 
 /// A user and group as which the daemon runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Identity {
+pub(crate) struct Identity {
     uid: Uid,
     gid: Gid,
     /// The user's name, for its supplementary groups. `None` means that only a group was named.
@@ -24,8 +24,7 @@ pub struct Identity {
 
 /// The reason why the process cannot run with the configured identity or directory.
 #[derive(Debug, thiserror::Error)]
-#[expect(missing_docs, reason = "the messages say it")]
-pub enum PrivilegeError {
+pub(crate) enum PrivilegeError {
     #[error("there is no user `{0}` on this machine")]
     UnknownUser(String),
     #[error("there is no group `{0}` on this machine")]
@@ -41,7 +40,7 @@ pub enum PrivilegeError {
 impl Identity {
     /// Looks up the names or IDs of the configuration. Without `group` the user's own group is used; without `user` the
     /// current user. `None` means that neither is configured.
-    pub fn resolve(user: Option<&str>, group: Option<&str>) -> Result<Option<Self>, PrivilegeError> {
+    pub(crate) fn resolve(user: Option<&str>, group: Option<&str>) -> Result<Option<Self>, PrivilegeError> {
         if user.is_none() && group.is_none() {
             return Ok(None);
         }
@@ -56,13 +55,13 @@ impl Identity {
     }
 
     /// Returns the UID of the user.
-    pub fn uid(&self) -> Uid {
+    pub(crate) fn uid(&self) -> Uid {
         self.uid
     }
 
     /// Checks whether this process has the privileges for [`assume`](Self::assume), so that an error is reported before
     /// the start.
-    pub fn check(&self) -> Result<(), PrivilegeError> {
+    pub(crate) fn check(&self) -> Result<(), PrivilegeError> {
         if Uid::effective().is_root() || self.is_current() {
             return Ok(());
         }
@@ -73,7 +72,7 @@ impl Identity {
     ///
     /// # Errors
     /// Fails if there is no such user or group, or if only root could assume it.
-    pub fn required(user: Option<&str>, group: Option<&str>) -> Result<Option<Self>, PrivilegeError> {
+    pub(crate) fn required(user: Option<&str>, group: Option<&str>) -> Result<Option<Self>, PrivilegeError> {
         let identity = Self::resolve(user, group)?;
         identity.iter().try_for_each(Self::check)?;
         Ok(identity)
@@ -85,7 +84,7 @@ impl Identity {
     ///
     /// # Errors
     /// Fails if the owner cannot be changed.
-    pub fn give(&self, file: &File) -> io::Result<()> {
+    pub(crate) fn give(&self, file: &File) -> io::Result<()> {
         let found = file.metadata()?;
         if !found.is_file() || found.uid() == self.uid.as_raw() {
             return Ok(());
@@ -94,7 +93,7 @@ impl Identity {
     }
 
     /// Gives a file or directory to this user and group. A path that does not exist is ignored.
-    pub fn own(&self, path: &Path) -> Result<(), PrivilegeError> {
+    pub(crate) fn own(&self, path: &Path) -> Result<(), PrivilegeError> {
         let what = || format!("give {} to the user with UID {}", path.display(), self.uid);
         match std::os::unix::fs::lchown(path, Some(self.uid.as_raw()), Some(self.gid.as_raw())) {
             Err(source) if source.kind() != io::ErrorKind::NotFound => {
@@ -150,7 +149,7 @@ impl Identity {
     }
 
     /// Assumes this identity permanently and in every thread. Does nothing if the process already has it.
-    pub fn assume(&self) -> Result<(), PrivilegeError> {
+    pub(crate) fn assume(&self) -> Result<(), PrivilegeError> {
         self.check()?;
         if self.is_current() {
             return Ok(());
@@ -175,13 +174,13 @@ impl Identity {
 }
 
 /// Returns the name of a user, or the UID of a user without a name.
-pub fn user_name(uid: Uid) -> String {
+pub(crate) fn user_name(uid: Uid) -> String {
     let user = User::from_uid(uid).ok().flatten();
     user.map_or_else(|| uid.to_string(), |user| user.name)
 }
 
 /// Enters the working directory, to which relative paths of the configuration then refer.
-pub fn enter_directory(directory: &Path) -> Result<(), PrivilegeError> {
+pub(crate) fn enter_directory(directory: &Path) -> Result<(), PrivilegeError> {
     std::env::set_current_dir(directory).map_err(|source| PrivilegeError::System {
         what: format!("enter working_directory {}", directory.display()),
         source,

@@ -34,9 +34,9 @@ use super::privileges::user_name;
 use super::sockets::is_accepting;
 
 /// The standard configuration file. Its daemon uses the same names as a daemon without a file.
-pub const STANDARD: &str = "/etc/load_balancer/load_balancer.yaml";
+pub(crate) const STANDARD: &str = "/etc/load_balancer/load_balancer.yaml";
 /// The runtime directory of root's daemons.
-pub const ROOTS_DIRECTORY: &str = "/run/load_balancer";
+pub(crate) const ROOTS_DIRECTORY: &str = "/run/load_balancer";
 /// The name of the runtime directory of another user, in the directory of the user's session.
 const SESSION_NAME: &str = "load_balancer";
 /// The name of the runtime directory of a user without a session, up to the UID.
@@ -61,8 +61,7 @@ pub struct RuntimeFiles {
 
 /// The reason why the runtime directory cannot be used.
 #[derive(Debug, thiserror::Error)]
-#[expect(missing_docs, reason = "the messages say it")]
-pub enum DirectoryError {
+pub(crate) enum DirectoryError {
     #[error(
         "cannot use the runtime directory {directory}: {}; set `pid_file`, `upgrade_sock` and `control: {{socket: PATH}}` to \
          paths in a directory that this user can write to",
@@ -95,22 +94,22 @@ impl RuntimeFiles {
     }
 
     /// Returns the names that do not depend on the configuration file. All daemons of earlier versions use them.
-    pub fn common(&self) -> Self {
+    pub(crate) fn common(&self) -> Self {
         Self { instance: None, ..self.clone() }
     }
 
     /// Returns the names for this configuration file in another directory.
-    pub fn within(&self, directory: &Path) -> Self {
+    pub(crate) fn within(&self, directory: &Path) -> Self {
         Self::new(directory.to_owned(), self.file.clone())
     }
 
     /// Returns the directory of the files.
-    pub fn directory(&self) -> &Path {
+    pub(crate) fn directory(&self) -> &Path {
         &self.directory
     }
 
     /// Returns the absolute path of the configuration file. `None` means that the daemon has no file.
-    pub fn configuration(&self) -> Option<&Path> {
+    pub(crate) fn configuration(&self) -> Option<&Path> {
         self.file.as_deref()
     }
 
@@ -120,7 +119,7 @@ impl RuntimeFiles {
     }
 
     /// Returns the path of the socket on which a new process takes over the listening sockets.
-    pub fn upgrade_sock(&self) -> PathBuf {
+    pub(crate) fn upgrade_sock(&self) -> PathBuf {
         self.named("upgrade", "sock")
     }
 
@@ -158,7 +157,7 @@ impl RuntimeFiles {
     ///
     /// # Errors
     /// See [`DirectoryError`].
-    pub fn check(&self, owner: Uid, takes_over: bool) -> Result<(), DirectoryError> {
+    pub(crate) fn check(&self, owner: Uid, takes_over: bool) -> Result<(), DirectoryError> {
         match std::fs::symlink_metadata(&self.directory) {
             Ok(found) => self.judge(&found, owner, takes_over),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -174,7 +173,7 @@ impl RuntimeFiles {
     ///
     /// # Errors
     /// See [`DirectoryError`]. A daemon that uses the directory is then unaffected.
-    pub fn take(&self, owner: Uid, takes_over: bool) -> Result<(), DirectoryError> {
+    pub(crate) fn take(&self, owner: Uid, takes_over: bool) -> Result<(), DirectoryError> {
         create_private_dir(&self.directory).map_err(|error| self.failed(error))?;
         self.check(owner, takes_over)?;
         if Uid::effective().is_root() {
@@ -234,7 +233,7 @@ type Lookup<'a> = &'a dyn Fn(&str) -> Option<String>;
 ///
 /// For root it is `/run/load_balancer`. For other users it is `$XDG_RUNTIME_DIR/load_balancer`, or else a private
 /// directory in `$TMPDIR`.
-pub fn runtime_directory(uid: u32, variables: Lookup<'_>) -> PathBuf {
+pub(crate) fn runtime_directory(uid: u32, variables: Lookup<'_>) -> PathBuf {
     if uid == 0 {
         return PathBuf::from(ROOTS_DIRECTORY);
     }
@@ -245,7 +244,7 @@ pub fn runtime_directory(uid: u32, variables: Lookup<'_>) -> PathBuf {
 }
 
 /// Returns the runtime directories of other users that this user can see.
-pub fn directories_of_users(variables: Lookup<'_>) -> Vec<PathBuf> {
+pub(crate) fn directories_of_users(variables: Lookup<'_>) -> Vec<PathBuf> {
     let is_of_user = |path: &PathBuf| {
         let name = path.file_name().and_then(OsStr::to_str);
         name.and_then(|name| name.strip_prefix(TEMPORARY_PREFIX))
@@ -274,7 +273,7 @@ fn entries(directory: &Path) -> impl Iterator<Item = PathBuf> + use<> {
 ///
 /// # Errors
 /// Fails if the directory does not exist or cannot be entered.
-pub fn canonical(file: &Path) -> io::Result<PathBuf> {
+pub(crate) fn canonical(file: &Path) -> io::Result<PathBuf> {
     let resolved = resolved(file)?;
     let is_standard =
         resolved == Path::new(STANDARD) || self::resolved(Path::new(STANDARD)).is_ok_and(|it| it == resolved);

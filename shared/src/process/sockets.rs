@@ -50,7 +50,7 @@ use super::systemd::Pulse;
 
 /// One listener that the configuration asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ListenSpec {
+pub(crate) struct ListenSpec {
     /// The address or the path to listen on.
     pub endpoint: Endpoint,
     /// The class, which decides when the listener closes.
@@ -63,7 +63,7 @@ pub struct ListenSpec {
 
 /// An address or a path to listen on.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Endpoint {
+pub(crate) enum Endpoint {
     /// An IP address and a port. With port 0 the system chooses one.
     Tcp(SocketAddr),
     /// A socket file. Pingora sets the mode once more when it takes the socket (0666, unless its `ListenerConfig`
@@ -78,7 +78,7 @@ pub enum Endpoint {
 
 /// The class of a listener, which decides when it closes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Class {
+pub(crate) enum Class {
     /// Closes when a drain begins.
     Traffic,
     /// Stays open during a drain, so that operators can watch it. Closes at once when a new process serves.
@@ -87,9 +87,8 @@ pub enum Class {
 
 /// The listening sockets of this process.
 #[derive(Debug)]
-pub struct Sockets {
+pub(crate) struct Sockets {
     table: Table,
-    addresses: Vec<String>,
     open: Mutex<Vec<Listening>>,
     files: Mutex<Files>,
     moves: Mutex<Moves>,
@@ -106,7 +105,7 @@ struct Moves {
 
 /// An inherited socket that is replaced by one with an overlapping address.
 #[derive(Debug)]
-pub struct Moved {
+pub(crate) struct Moved {
     /// The address on which it listens.
     pub from: SocketAddr,
     /// The address that replaces it, as written in the configuration.
@@ -117,7 +116,7 @@ pub struct Moved {
 
 /// A listening socket on its way from the old process to the new one.
 #[derive(Debug)]
-pub struct InheritedSocket {
+pub(crate) struct InheritedSocket {
     /// The address as written in the configuration of the process that bound it. If the port was 0 there, it is 0 here.
     pub address: String,
     /// The listening socket.
@@ -126,8 +125,7 @@ pub struct InheritedSocket {
 
 /// The reason why the daemon cannot listen on an address.
 #[derive(Debug, thiserror::Error)]
-#[expect(missing_docs, reason = "the messages say it")]
-pub enum ListenError {
+pub(crate) enum ListenError {
     #[error("cannot listen on {address}: it is in use by another process{remedy}")]
     InUse { address: String, remedy: &'static str },
     #[error("{}", lines(.0))]
@@ -151,7 +149,7 @@ pub enum ListenError {
 
 /// A Pingora service that starts with our sockets and our shutdown watch instead of the server's. It stops listening
 /// when [`super::lifecycle`] says so, while the server continues.
-pub struct Handed<S> {
+pub(crate) struct Handed<S> {
     inner: S,
     table: ListenFds,
     shutdown: watch::Receiver<bool>,
@@ -162,7 +160,7 @@ pub struct Handed<S> {
 /// The file of a Unix socket that this process created. Dropping it removes the file, if the path still names this
 /// file.
 #[derive(Debug)]
-pub struct SocketFile {
+pub(crate) struct SocketFile {
     path: PathBuf,
     id: FileId,
 }
@@ -188,14 +186,14 @@ struct Files {
 
 /// Sockets that are bound but that no service accepts on yet. Dropping this closes them and removes their files.
 #[derive(Debug, Default)]
-pub struct Bound {
+pub(crate) struct Bound {
     open: Vec<Listening>,
     files: Vec<SocketFile>,
 }
 
 impl Bound {
     /// Adds other sockets to these.
-    pub fn append(&mut self, mut other: Self) {
+    pub(crate) fn append(&mut self, mut other: Self) {
         self.open.append(&mut other.open);
         self.files.append(&mut other.files);
     }
@@ -246,7 +244,7 @@ impl ListenError {
 
 impl ListenSpec {
     /// Creates a listener for requests that are balanced.
-    pub fn traffic(endpoint: Endpoint) -> Self {
+    pub(crate) fn traffic(endpoint: Endpoint) -> Self {
         Self { endpoint, class: Class::Traffic, is_lent: true, name: "`listeners`".to_owned() }
     }
 
@@ -256,13 +254,13 @@ impl ListenSpec {
     }
 
     /// Creates an admin listener for a service that is not one of Pingora's.
-    pub fn own(endpoint: Endpoint) -> Self {
+    pub(crate) fn own(endpoint: Endpoint) -> Self {
         Self { is_lent: false, name: "`control.socket`".to_owned(), ..Self::admin(endpoint) }
     }
 
     /// Sets the name for messages.
     #[must_use]
-    pub fn called(self, name: String) -> Self {
+    pub(crate) fn called(self, name: String) -> Self {
         Self { name, ..self }
     }
 
@@ -307,14 +305,12 @@ impl Endpoint {
 }
 
 impl Sockets {
-    /// Binds every address and listens on it, or on none of them. The error names every address that cannot be bound.
-    pub fn bind(specs: &[ListenSpec]) -> Result<Self, ListenError> {
-        Self::adopt(Vec::new(), specs)
-    }
-
     /// Takes inherited sockets by their configured addresses, binds the others, and closes inherited sockets that no
-    /// spec names.
-    pub fn adopt(mut inherited: Vec<InheritedSocket>, specs: &[ListenSpec]) -> Result<Self, ListenError> {
+    /// spec names. The error names every address that cannot be bound.
+    pub(crate) fn adopt(
+        mut inherited: Vec<InheritedSocket>,
+        specs: &[ListenSpec],
+    ) -> Result<Self, ListenError> {
         let (mut open, mut files, mut addresses) = (Vec::new(), Files::default(), Vec::new());
         let mut clashes = Vec::new();
         let claimed: Vec<_> =
@@ -343,14 +339,14 @@ impl Sockets {
         files.unclaimed.extend(inherited.iter().filter_map(unclaimed_file));
         let table = lend(&addresses, &open)?;
         let (open, files, moves) = (Mutex::new(open), Mutex::new(files), Mutex::new(moves));
-        Ok(Self { table, addresses, open, files, moves })
+        Ok(Self { table, open, files, moves })
     }
 
     /// Starts to listen on the addresses of an upgrade that overlap with one of the old process.
     ///
     /// # Errors
     /// Fails at the first address that cannot be listened on.
-    pub fn listen_beside(&self) -> Result<(), ListenError> {
+    pub(crate) fn listen_beside(&self) -> Result<(), ListenError> {
         std::mem::take(&mut lock(&self.moves).waiting).into_iter().try_for_each(|beside| {
             let address = beside.address().to_string();
             beside.listen().map(drop).map_err(|error| cannot_move(error, address.clone(), address))
@@ -362,14 +358,8 @@ impl Sockets {
         std::mem::take(&mut lock(&self.moves).moved)
     }
 
-    /// Returns the addresses in the order of the specs, as Pingora's `Listeners` needs them. In place of port 0 they
-    /// have the port that the system chose.
-    pub fn addresses(&self) -> &[String] {
-        &self.addresses
-    }
-
     /// Returns the table in which all of Pingora's services find their sockets.
-    pub fn listen_fds(&self) -> ListenFds {
+    pub(crate) fn listen_fds(&self) -> ListenFds {
         Arc::clone(&self.table.0)
     }
 
@@ -397,7 +387,7 @@ impl Sockets {
     ///
     /// # Errors
     /// Fails at the first address that cannot be bound.
-    pub fn take_over(&self, specs: &[ListenSpec], leaving: &[String]) -> Result<Bound, ListenError> {
+    pub(crate) fn take_over(&self, specs: &[ListenSpec], leaving: &[String]) -> Result<Bound, ListenError> {
         let mut bound = Bound::default();
         for spec in specs {
             let beside = self.bind_beside(spec, leaving)?;
@@ -457,7 +447,7 @@ impl Sockets {
     ///
     /// # Errors
     /// Fails if there is no such socket or the process has too many open files.
-    pub fn copy_for(&self, address: &str, bound: &Bound) -> io::Result<OwnedFd> {
+    pub(crate) fn copy_for(&self, address: &str, bound: &Bound) -> io::Result<OwnedFd> {
         let new = bound.open.iter().find(|listening| listening.configured == address);
         match new {
             Some(listening) => listening.fd.try_clone(),
@@ -467,7 +457,7 @@ impl Sockets {
 
     /// Adds bound sockets, which are handed over and closed like all others. A socket replaces an open one with the
     /// same address.
-    pub fn add(&self, bound: Bound) {
+    pub(crate) fn add(&self, bound: Bound) {
         let Bound { open, files } = bound;
         let is_new = |address: &str| open.iter().any(|listening| listening.configured == address);
         lock(&self.open).retain(|listening| !is_new(&listening.configured));
@@ -480,7 +470,7 @@ impl Sockets {
     ///
     /// # Errors
     /// Fails if the process has too many open files.
-    pub fn copy(&self, address: &str) -> io::Result<Option<OwnedFd>> {
+    pub(crate) fn copy(&self, address: &str) -> io::Result<Option<OwnedFd>> {
         let open = lock(&self.open);
         let found = open.iter().find(|listening| listening.configured == address);
         found.map(|listening| listening.fd.try_clone()).transpose()
@@ -488,7 +478,7 @@ impl Sockets {
 
     /// Closes our descriptor of one address and removes its file. The port closes when Pingora's service has closed its
     /// copy.
-    pub fn remove(&self, address: &str) {
+    pub(crate) fn remove(&self, address: &str) {
         lock(&self.open).retain(|listening| listening.configured != address);
         let mut files = lock(&self.files);
         let Files { owned, inherited, unclaimed: _ } = &mut *files;
@@ -506,19 +496,19 @@ impl Sockets {
     }
 
     /// Closes our descriptors of a class. The ports close when Pingora's services have closed their copies.
-    pub fn close(&self, class: Class) {
+    pub(crate) fn close(&self, class: Class) {
         lock(&self.open).retain(|listening| listening.class != class);
     }
 
     /// Leaves the socket files to a new process, so that they are not removed when this process ends.
-    pub fn keep_files(&self) {
+    pub(crate) fn keep_files(&self) {
         let mut files = lock(&self.files);
         files.owned.drain(..).for_each(SocketFile::disown);
     }
 
     /// Takes over the socket files of the old process, which has handed over. They are removed when this process ends;
     /// those of listeners that our configuration no longer has are removed now.
-    pub fn own_files(&self) {
+    pub(crate) fn own_files(&self) {
         let mut files = lock(&self.files);
         let inherited = std::mem::take(&mut files.inherited);
         files.owned.extend(inherited);
@@ -599,7 +589,7 @@ impl Listening {
 impl<S> Handed<S> {
     /// Wraps a service. It stops listening when `shutdown` turns true. If it ends earlier (it could not build its
     /// listeners, or it panicked), a message with its name is sent to `failures`.
-    pub fn new(
+    pub(crate) fn new(
         inner: S,
         sockets: &Sockets,
         shutdown: watch::Receiver<bool>,
@@ -609,7 +599,7 @@ impl<S> Handed<S> {
     }
 
     /// Lets the service's runtime respond to this pulse, because the process depends on this runtime.
-    pub fn watched(self, pulse: Pulse) -> Self {
+    pub(crate) fn watched(self, pulse: Pulse) -> Self {
         Self { pulse: Some(pulse), ..self }
     }
 }
@@ -670,7 +660,7 @@ impl SocketFile {
     ///
     /// # Errors
     /// Fails if the socket cannot be bound.
-    pub fn listen(path: &Path) -> Result<(UnixListener, Self), ListenError> {
+    pub(crate) fn listen(path: &Path) -> Result<(UnixListener, Self), ListenError> {
         let mut files = Vec::new();
         let mode = 0o600;
         let spec = ListenSpec::own(Endpoint::Unix { path: path.to_owned(), mode });
@@ -711,7 +701,7 @@ impl std::fmt::Debug for Table {
 ///
 /// # Errors
 /// Names every address that cannot be bound.
-pub fn check(specs: &[ListenSpec]) -> Result<(), ListenError> {
+pub(crate) fn check(specs: &[ListenSpec]) -> Result<(), ListenError> {
     ListenError::all(specs.iter().filter_map(|spec| check_one(spec).err()).collect())
 }
 
@@ -733,7 +723,7 @@ fn lines(errors: &[ListenError]) -> String {
 }
 
 /// Returns whether a process accepts connections on this socket file.
-pub fn is_accepting(path: &Path) -> bool {
+pub(crate) fn is_accepting(path: &Path) -> bool {
     probe(path).is_ok()
 }
 
@@ -741,7 +731,7 @@ pub fn is_accepting(path: &Path) -> bool {
 ///
 /// # Errors
 /// Fails if no connection can be made.
-pub fn probe(path: &Path) -> io::Result<()> {
+pub(crate) fn probe(path: &Path) -> io::Result<()> {
     let stream = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     stream.set_nonblocking(true)?;
     match stream.connect(&SockAddr::unix(path)?) {
@@ -907,6 +897,22 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 #[cfg(test)]
+impl Sockets {
+    /// Binds every address, without inherited sockets.
+    pub(crate) fn bind(specs: &[ListenSpec]) -> Result<Self, ListenError> {
+        Self::adopt(Vec::new(), specs)
+    }
+
+    /// Returns the addresses in the order of the specs. In place of port 0 they have the port that the system chose.
+    fn addresses(&self) -> Vec<String> {
+        let bound = |open: &Listening| SockRef::from(&open.fd).local_addr().ok()?.as_socket();
+        let address =
+            |open| bound(open).map_or_else(|| open.configured.clone(), |address| address.to_string());
+        lock(&self.open).iter().map(address).collect()
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use std::io::Read;
     use std::net::TcpStream;
@@ -939,7 +945,7 @@ mod tests {
         let sockets = Sockets::bind(&[any_port(), any_port(), v6]).unwrap();
         for address in sockets.addresses() {
             assert!(!address.ends_with(":0"));
-            assert!(sockets.listen_fds().lock().get(address).is_some());
+            assert!(sockets.listen_fds().lock().get(&address).is_some());
             TcpStream::connect(address).unwrap();
         }
         assert!(sockets.addresses()[2].starts_with("[::1]:"));
@@ -1014,9 +1020,10 @@ mod tests {
         let admin = ListenSpec::admin(Endpoint::Tcp("127.0.0.1:0".parse().unwrap()));
         let sockets = Sockets::bind(&[any_port(), admin]).unwrap();
         close_table(&sockets);
+        let addresses = sockets.addresses();
         sockets.close(Class::Traffic);
-        assert!(TcpStream::connect(&sockets.addresses()[0]).is_err());
-        TcpStream::connect(&sockets.addresses()[1]).unwrap();
+        assert!(TcpStream::connect(&addresses[0]).is_err());
+        TcpStream::connect(&addresses[1]).unwrap();
     }
 
     #[test]

@@ -57,7 +57,7 @@ const SAID: usize = 2048;
 
 /// The command that runs this program once more as the new process.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Launch {
+pub(crate) struct Launch {
     program: PathBuf,
     name: OsString,
     arguments: Vec<OsString>,
@@ -74,7 +74,7 @@ pub struct Launch {
 
 /// The facts about the start of this process that the operating system does not store.
 #[derive(Clone, Debug)]
-pub struct Started<'a> {
+pub(crate) struct Started<'a> {
     /// Whether it was started with `-u`.
     pub upgraded: bool,
     /// Whether it runs in the background.
@@ -90,7 +90,7 @@ pub struct Started<'a> {
 /// The message of the old process to the new process that it starts, in an environment variable. It contains the PID of
 /// the sender, so that only a direct child uses it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Predecessor {
+pub(crate) struct Predecessor {
     parent: u32,
     /// The directory for files whose paths are not configured. It belongs to the user who started the first process;
     /// the new process might run as another user.
@@ -112,7 +112,7 @@ struct Successor {
 }
 
 /// Returns the reason why the process with this PID cannot be upgraded. `None` means that it can.
-pub fn hindrance(pid: u32) -> Option<&'static str> {
+pub(crate) fn hindrance(pid: u32) -> Option<&'static str> {
     (pid == 1).then_some(
         "this is process 1 of a container, and the container ends with it; start a container of the new image, then stop \
          this one, which drains",
@@ -124,7 +124,7 @@ pub fn hindrance(pid: u32) -> Option<&'static str> {
 ///
 /// # Errors
 /// Fails if the new process does not serve in time. This process is unchanged, and the new process has ended.
-pub async fn start_and_hand_over(
+pub(crate) async fn start_and_hand_over(
     launch: &Launch,
     upgrade_sock: &Path,
     handover: Handover,
@@ -166,7 +166,7 @@ impl Predecessor {
 
     /// Reports why this process ends instead of taking over. This is needed because the old process does not read the
     /// standard error of a new process in the foreground.
-    pub fn tell(&self, reason: &str) {
+    pub(crate) fn tell(&self, reason: &str) {
         upgrade::refuse(&self.upgrade_sock, reason);
     }
 }

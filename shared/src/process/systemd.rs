@@ -30,7 +30,7 @@ use tokio::sync::watch;
 
 /// The environment variable with the PID of the process that must ping. It is not passed on to a new process, which has
 /// another PID.
-pub const WATCHDOG_PID: &str = "WATCHDOG_PID";
+pub(crate) const WATCHDOG_PID: &str = "WATCHDOG_PID";
 const NOTIFY_SOCKET: &str = "NOTIFY_SOCKET";
 /// The time limit for sending a message. systemd reads at once; if it does not, the message is lost and the process
 /// continues.
@@ -38,7 +38,7 @@ const SEND_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The service manager that has started this process, if it expects messages. Clones send for the same process.
 #[derive(Clone, Debug, Default)]
-pub struct Supervisor(Option<Arc<Link>>);
+pub(crate) struct Supervisor(Option<Arc<Link>>);
 
 #[derive(Debug)]
 struct Link {
@@ -62,7 +62,7 @@ enum Stage {
 
 /// The pulse of the runtime in which [`beat`](Pulse::beat) runs.
 #[derive(Clone, Debug)]
-pub struct Pulse(Arc<Heart>);
+pub(crate) struct Pulse(Arc<Heart>);
 
 #[derive(Debug)]
 struct Heart {
@@ -73,7 +73,7 @@ struct Heart {
 }
 
 /// Returns whether a service manager expects a message when the process serves.
-pub fn is_expected(variables: impl Fn(&str) -> Option<OsString>) -> bool {
+pub(crate) fn is_expected(variables: impl Fn(&str) -> Option<OsString>) -> bool {
     variables(NOTIFY_SOCKET).is_some_and(|address| !address.is_empty())
 }
 
@@ -83,7 +83,7 @@ impl Supervisor {
     /// Creates the supervisor from the environment variables that systemd sets: `NOTIFY_SOCKET`, a path or an abstract
     /// name (`@…`), `WATCHDOG_USEC` and `WATCHDOG_PID`. An address that cannot be used is logged, and no messages are
     /// sent. `is_successor` says whether another process serves until this one [`serves`](Self::serves).
-    pub fn of(variables: impl Fn(&str) -> Option<OsString>, is_successor: bool) -> Self {
+    pub(crate) fn of(variables: impl Fn(&str) -> Option<OsString>, is_successor: bool) -> Self {
         let Some(address) = variables(NOTIFY_SOCKET).filter(|address| !address.is_empty()) else {
             return Self::default();
         };
@@ -98,12 +98,12 @@ impl Supervisor {
     }
 
     /// Reports that the process serves. `systemctl status` shows `status`.
-    pub fn serves(&self, status: &str) {
+    pub(crate) fn serves(&self, status: &str) {
         self.advance(Stage::Serving, || Some(self.ready(status)));
     }
 
     /// Reports the end of a reload, whether it succeeded or failed.
-    pub fn reloaded(&self, status: &str) {
+    pub(crate) fn reloaded(&self, status: &str) {
         self.say(|stage| (stage == Stage::Serving).then(|| self.ready(status)));
     }
 
@@ -116,14 +116,14 @@ impl Supervisor {
     }
 
     /// Reports that a reload begins. [`reloaded`](Self::reloaded) must follow.
-    pub fn reloading(&self) {
+    pub(crate) fn reloading(&self) {
         self.say(|stage| {
             (stage == Stage::Serving).then(|| format!("RELOADING=1\nMONOTONIC_USEC={}", monotonic_usec()))
         });
     }
 
     /// Reports that the process drains.
-    pub fn stopping(&self, status: &str) {
+    pub(crate) fn stopping(&self, status: &str) {
         if !self.advance_silently() {
             self.advance(Stage::Stopping, || Some(format!("STOPPING=1\n{}", status_line(status))));
         }
@@ -223,13 +223,13 @@ fn monotonic_usec() -> i64 {
 
 impl Pulse {
     /// Creates a pulse without a task that beats. [`is_felt`](Self::is_felt) returns true once, then false.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let requested = watch::Sender::new(0);
         Self(Arc::new(Heart { requested, responded: AtomicU64::new(0), ended: AtomicBool::new(false) }))
     }
 
     /// Responds as long as this future is polled. Once it is dropped, the pulse always counts as felt.
-    pub async fn beat(&self) {
+    pub(crate) async fn beat(&self) {
         let _ended = Ended(self);
         let mut requested = self.0.requested.subscribe();
         loop {
@@ -241,7 +241,7 @@ impl Pulse {
     }
 
     /// Returns whether the task has responded since the last call, and requests another response if it has.
-    pub fn is_felt(&self) -> bool {
+    pub(crate) fn is_felt(&self) -> bool {
         let requested = *self.0.requested.borrow();
         let felt =
             self.0.responded.load(Ordering::Relaxed) == requested || self.0.ended.load(Ordering::Relaxed);

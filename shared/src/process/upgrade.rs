@@ -57,9 +57,9 @@ use super::sockets::{InheritedSocket, ListenError, SocketFile, clear_stale_socke
 use crate::words::count_of;
 
 /// The lifetime of an offer, and the time limit for a new process from its connection until it serves.
-pub const WINDOW: Duration = Duration::from_secs(60);
+pub(crate) const WINDOW: Duration = Duration::from_secs(60);
 /// The time for which a process started with `-u` looks for an offer.
-pub const SEARCH_TIME: Duration = Duration::from_secs(10);
+pub(crate) const SEARCH_TIME: Duration = Duration::from_secs(10);
 
 /// The version of this protocol.
 const VERSION: u16 = 2;
@@ -81,7 +81,7 @@ const RETRY_OTHER_FILE: Duration = Duration::from_secs(1);
 
 /// The offer of the old process to a new one. Dropping it withdraws the offer.
 #[derive(Debug)]
-pub struct Offer {
+pub(crate) struct Offer {
     listener: tokio::net::UnixListener,
     path: PathBuf,
     about: About,
@@ -91,7 +91,7 @@ pub struct Offer {
 
 /// Everything that the new process receives.
 #[derive(Debug)]
-pub struct Handover {
+pub(crate) struct Handover {
     /// The listening sockets.
     pub sockets: Vec<InheritedSocket>,
     /// The run-time state, as text that this module does not interpret.
@@ -101,11 +101,11 @@ pub struct Handover {
 }
 
 /// A guard that blocks changes of the sockets and of the run-time state during a handover.
-pub type Hold = OwnedMutexGuard<()>;
+pub(crate) type Hold = OwnedMutexGuard<()>;
 
 /// A new process that serves.
 #[derive(Debug)]
-pub struct ReadySuccessor {
+pub(crate) struct ReadySuccessor {
     /// Its PID.
     pub pid: u32,
     /// The guard of the handover. It must be dropped only after this process has begun to drain, so that a waiting
@@ -117,23 +117,22 @@ pub struct ReadySuccessor {
 
 /// The connection of the old process to a new one that serves. The new process closes it when its PID file is in place.
 #[derive(Debug)]
-pub struct SuccessorLink(tokio::net::UnixStream);
+pub(crate) struct SuccessorLink(tokio::net::UnixStream);
 
 /// The connection of the new process to the old one, from receiving the sockets to serving on them. If it is dropped
 /// without [`ready`](PredecessorLink::ready), the old process continues as before.
 #[derive(Debug)]
-pub struct PredecessorLink {
+pub(crate) struct PredecessorLink {
     stream: UnixStream,
     old_pid: u32,
     state: String,
     old: About,
-    path: PathBuf,
 }
 
 /// The description of a process in its `Hello`, beside version and PID. Earlier versions do not send it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct About {
+pub(crate) struct About {
     /// Whether the process has sent a description.
     pub is_said: bool,
     /// The canonical path of its configuration file. `None` means that it has no file.
@@ -149,7 +148,7 @@ pub struct About {
 
 /// The search of a new process for an offer.
 #[derive(Clone, Debug, Default)]
-pub struct Search {
+pub(crate) struct Search {
     /// The paths at which an offer might be found. The first offer is taken.
     pub paths: Vec<PathBuf>,
     /// The user that the configuration names. `None` means that it names none.
@@ -160,8 +159,7 @@ pub struct Search {
 
 /// The reason why a handover failed.
 #[derive(Debug, thiserror::Error)]
-#[expect(missing_docs, reason = "the messages say it")]
-pub enum UpgradeError {
+pub(crate) enum UpgradeError {
     #[error("cannot offer the sockets: {0}")]
     Offer(#[from] ListenError),
     #[error("another change is still in progress after {0:?}")]
@@ -213,14 +211,14 @@ pub enum UpgradeError {
 
 /// The result of an upgrade that was requested and succeeded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Upgraded {
+pub(crate) struct Upgraded {
     /// The PID of the process that serves now.
     pub pid: u32,
 }
 
 /// The reason why a requested upgrade failed. This process continues as before.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum UpgradeFailed {
+pub(crate) enum UpgradeFailed {
     /// The upgrade was not started, for this reason.
     #[error("cannot upgrade now: {0}")]
     Refused(&'static str),
@@ -246,7 +244,7 @@ type Header = [u8; 5];
 ///
 /// # Errors
 /// Fails if the path names a file that is not a socket, or a socket cannot be created there.
-pub fn check_path(path: &Path) -> Result<(), UpgradeError> {
+pub(crate) fn check_path(path: &Path) -> Result<(), UpgradeError> {
     match std::fs::symlink_metadata(path) {
         Ok(there) if !there.file_type().is_socket() => {
             Err(ListenError::NotASocket { address: path.display().to_string() }.into())
@@ -261,7 +259,7 @@ impl Offer {
     /// Listens at `path`. Missing parent directories are created with mode 0700, and a stale socket is replaced.
     ///
     /// Must be called inside a tokio runtime.
-    pub fn open(path: &Path) -> Result<Self, UpgradeError> {
+    pub(crate) fn open(path: &Path) -> Result<Self, UpgradeError> {
         if let Some(dir) = path.parent().filter(|dir| !dir.as_os_str().is_empty()) {
             create_private_dir(dir)?;
         }
@@ -285,7 +283,7 @@ impl Offer {
     /// # Errors
     /// Fails if no new process serves in time. The offer is withdrawn and this process is unchanged. A peer that fails
     /// before it receives the sockets (another user, another version, garbage) is logged and does not end the offer.
-    pub async fn serve(
+    pub(crate) async fn serve(
         self,
         handover: impl Future<Output = io::Result<Handover>>,
         window: Duration,
@@ -317,7 +315,7 @@ impl Offer {
 
 impl SuccessorLink {
     /// Waits up to five seconds until the PID file of the new process is in place. The new process serves regardless.
-    pub async fn settled(mut self) {
+    pub(crate) async fn settled(mut self) {
         let _ = timeout(RESPONSE_TIME, self.0.read_u8()).await;
     }
 }
@@ -411,7 +409,10 @@ impl Search {
     /// # Errors
     /// Fails if there is no offer or the handover fails. An offer of a process with another file does not end the
     /// search, because the right process might still appear.
-    pub fn take(&self, limit: Duration) -> Result<(Vec<InheritedSocket>, PredecessorLink), UpgradeError> {
+    pub(crate) fn take(
+        &self,
+        limit: Duration,
+    ) -> Result<(Vec<InheritedSocket>, PredecessorLink), UpgradeError> {
         let deadline = Instant::now() + limit;
         let mut refused = None;
         let mut attempts: Vec<_> = self.paths.iter().map(|path| (path, Instant::now())).collect();
@@ -446,7 +447,7 @@ impl Search {
 
 impl About {
     /// Creates the description of a process with this configuration file and this PID file.
-    pub fn new(file: Option<&Path>, pid_file: Option<&Path>) -> Self {
+    pub(crate) fn new(file: Option<&Path>, pid_file: Option<&Path>) -> Self {
         let (file, pid_file) = (file.map(Path::to_owned), pid_file.map(Path::to_owned));
         Self { is_said: true, file, is_particular: false, pid_file, control: None }
     }
@@ -500,17 +501,12 @@ impl PredecessorLink {
     }
 
     /// Returns the description of the old process.
-    pub fn old(&self) -> &About {
+    pub(crate) fn old(&self) -> &About {
         &self.old
     }
 
-    /// Returns the path at which the sockets were offered.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
     /// Returns the run-time state of the old process.
-    pub fn state(&self) -> &str {
+    pub(crate) fn state(&self) -> &str {
         &self.state
     }
 
@@ -521,7 +517,7 @@ impl PredecessorLink {
     /// # Errors
     /// [`UpgradeError::NotAcknowledged`] if the old process has withdrawn its offer and continues. This process must
     /// then end.
-    pub fn ready(&mut self) -> Result<(), UpgradeError> {
+    pub(crate) fn ready(&mut self) -> Result<(), UpgradeError> {
         let response = match self.stream.write_all(&Frame::Ready.encode()) {
             Ok(()) => receive_blocking(&mut self.stream),
             Err(error) => Err(error.into()),
@@ -537,7 +533,7 @@ impl PredecessorLink {
     }
 
     /// Reports to the old process why this one ends instead of serving.
-    pub fn failed(mut self, reason: &str) {
+    pub(crate) fn failed(mut self, reason: &str) {
         // If the old process no longer reads, it notices the closed connection instead.
         let _ = self.stream.write_all(&Frame::Refused(reason.to_owned()).encode());
     }
@@ -583,7 +579,7 @@ fn take_from(
     };
     let fds = receive_fds(&stream, addresses.len())?;
     let inherited = addresses.into_iter().zip(fds).map(|(address, fd)| InheritedSocket { address, fd });
-    Ok((inherited.collect(), PredecessorLink { stream, old_pid, state, old, path: path.to_owned() }))
+    Ok((inherited.collect(), PredecessorLink { stream, old_pid, state, old }))
 }
 
 fn receive_blocking(stream: &mut UnixStream) -> Result<Frame, UpgradeError> {

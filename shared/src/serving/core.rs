@@ -13,7 +13,7 @@ use crate::process::logging::Verbosity;
 
 /// Handles that all parts of the daemon hold. They are created before the services. Clones share them.
 #[derive(Clone)]
-pub struct Core {
+pub(crate) struct Core {
     /// The snapshot that new requests use.
     pub(crate) current: CurrentSnapshot,
     /// The counters of all requests.

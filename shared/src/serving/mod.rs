@@ -10,9 +10,9 @@ pub(crate) mod logs;
 mod pools;
 mod running;
 
-pub use core::Core;
-pub use diff::Diff;
+pub(crate) use core::Core;
+pub(crate) use diff::Diff;
 pub(crate) use logs::{AccessLogs, Logs};
-pub use pools::{Checked, Pools};
-pub use running::{Running, Staged};
+pub(crate) use pools::{Checked, Pools};
+pub(crate) use running::Running;
 pub(crate) use running::{listen_spec, served, timing};

@@ -14,14 +14,14 @@ use crate::config::Plan;
 
 /// Pools of the current plan, in the order of the plan. Clones share them.
 #[derive(Clone)]
-pub struct Pools {
+pub(crate) struct Pools {
     now: Arc<ArcSwap<Vec<Checked>>>,
     observer: Arc<dyn PoolObserver>,
 }
 
 /// Pool with the results of its health checks. Clones share it.
 #[derive(Clone)]
-pub struct Checked {
+pub(crate) struct Checked {
     /// The pool that requests use.
     pub pool: Arc<Pool>,
     /// The settings of its health checks.
@@ -37,18 +37,18 @@ struct ServedPool(Arc<Pool>);
 
 impl Pools {
     /// Returns the pools of `plan`; `observer` receives their events.
-    pub fn new(plan: &Plan, observer: Arc<dyn PoolObserver>) -> Self {
+    pub(crate) fn new(plan: &Plan, observer: Arc<dyn PoolObserver>) -> Self {
         let pools = plan.pools.iter().map(|(pool, health)| Checked::new(pool, health, observer.clone()));
         Self { now: Arc::new(ArcSwap::from_pointee(pools.collect())), observer }
     }
 
     /// Returns the current pools.
-    pub fn now(&self) -> Arc<Vec<Checked>> {
+    pub(crate) fn now(&self) -> Arc<Vec<Checked>> {
         self.now.load_full()
     }
 
     /// Replaces all pools.
-    pub fn replace(&self, pools: Vec<Checked>) {
+    pub(crate) fn replace(&self, pools: Vec<Checked>) {
         self.now.store(Arc::new(pools));
     }
 
@@ -69,7 +69,7 @@ impl Pools {
 impl Checked {
     /// Returns the condition of a backend of this pool: its state, the reason, and the time since which it has this
     /// state. `changed`: the time at which an operator changed its state.
-    pub fn condition(
+    pub(crate) fn condition(
         &self,
         backend: &Backend,
         state: pool::BackendState,
@@ -82,7 +82,7 @@ impl Checked {
     }
 
     /// Returns a pool that did not exist before.
-    pub fn new(
+    pub(crate) fn new(
         pool: &PoolSettings,
         settings: &health_service::Settings,
         observer: Arc<dyn PoolObserver>,
@@ -95,7 +95,7 @@ impl Checked {
 
     /// Returns the pool that replaces this one, which has the settings `was`. If only the health checks change, the
     /// pool itself stays the same.
-    pub fn successor(
+    pub(crate) fn successor(
         &self,
         was: &PoolSettings,
         pool: &PoolSettings,

@@ -41,7 +41,7 @@ use crate::process::sockets::{self, Bound, Class, Endpoint, ListenSpec, Sockets}
 
 /// Parts of the daemon that a change of the plan affects. Clones share them.
 #[derive(Clone)]
-pub struct Running {
+pub(crate) struct Running {
     pub(crate) core: Core,
     /// The time limits for the end of the process.
     pub(crate) timings: Timings,
@@ -58,7 +58,7 @@ pub struct Running {
 type Leaving = (Arc<str>, Arc<Backend>);
 
 /// Everything that a new plan needs, created but not in use yet.
-pub struct Staged {
+pub(crate) struct Staged {
     /// The listeners to open, with their sockets.
     opened: Vec<(Listener, OwnedFd)>,
     closed: Vec<Listener>,
@@ -113,7 +113,7 @@ impl Running {
     ///
     /// # Errors
     /// If a resource is not available.
-    pub async fn stage(&self, old: &Plan, new: &Plan, diff: &Diff) -> Result<Staged, String> {
+    pub(crate) async fn stage(&self, old: &Plan, new: &Plan, diff: &Diff) -> Result<Staged, String> {
         let New { free, beside, leaving } = self.new_addresses(diff);
         let mut bound = self.sockets.bind_more(&free).map_err(|error| error.to_string())?;
         self.sockets.check_take_over(&beside, &leaving).map_err(|error| error.to_string())?;
@@ -237,7 +237,7 @@ impl Running {
     }
 
     /// Returns the number of requests in flight of a backend, even if it was removed from its pool.
-    pub fn in_flight(&self, pool: &str, address: &UpstreamAddress) -> u64 {
+    pub(crate) fn in_flight(&self, pool: &str, address: &UpstreamAddress) -> u64 {
         self.backends(pool, address).iter().map(|backend| backend.load.in_flight()).max().unwrap_or(0)
     }
 
@@ -246,7 +246,7 @@ impl Running {
     ///
     /// # Errors
     /// If the pool does not exist.
-    pub async fn idle(&self, pool: &str, address: &UpstreamAddress) -> Result<(), String> {
+    pub(crate) async fn idle(&self, pool: &str, address: &UpstreamAddress) -> Result<(), String> {
         if !self.core.pools.now().iter().any(|checked| *checked.pool.name == *pool) {
             return Err(format!("there is no pool {pool}"));
         }
@@ -267,7 +267,7 @@ impl Running {
     }
 
     /// Returns the counts of all responses since the start.
-    pub fn responses(&self) -> ResponseCounts {
+    pub(crate) fn responses(&self) -> ResponseCounts {
         self.core.traffic.responses()
     }
 

@@ -41,8 +41,7 @@ const ABSENCE: Duration = Duration::from_secs(10);
 
 /// Reason why a subcommand failed.
 #[derive(Debug, thiserror::Error)]
-#[expect(missing_docs, reason = "the messages say it")]
-pub enum CommandError {
+pub(crate) enum CommandError {
     /// The configuration file is invalid; the text contains its diagnostics as they are printed.
     #[error("{0}")]
     File(String),
@@ -64,7 +63,11 @@ pub enum CommandError {
 ///
 /// # Errors
 /// If the daemon refuses the request, fails, or cannot be reached.
-pub fn run(command: &DaemonCommand, client: &Client, out: &mut impl Write) -> Result<(), CommandError> {
+pub(crate) fn run(
+    command: &DaemonCommand,
+    client: &Client,
+    out: &mut impl Write,
+) -> Result<(), CommandError> {
     match command {
         DaemonCommand::Status { watch, format, .. } => status(client, *watch, *format, out),
         DaemonCommand::Events { follow, last, format, .. } => events(client, *follow, *last, *format, out),

@@ -93,7 +93,7 @@ const OTHERS: [&str; 10] = [
 
 /// A filter of the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LogFilter {
+pub(crate) struct LogFilter {
     written: String,
     /// The complete filter for `env_filter`.
     complete: String,
@@ -121,7 +121,7 @@ impl LogFilter {
     ///
     /// # Errors
     /// Returns the problem; a second line says what to write instead.
-    pub fn parse(text: &str) -> Result<Self, String> {
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
         let parts = words(text).map(Part::parse).collect::<Result<Vec<_>, _>>()?;
         if parts.is_empty() {
             return Err(format!(
@@ -164,11 +164,6 @@ impl LogFilter {
     fn checked(written: &str, complete: String) -> Result<Self, String> {
         env_filter::Builder::new().try_parse(&complete).map_err(|error| error.to_string())?;
         Ok(Self { written: written.trim().to_owned(), complete })
-    }
-
-    /// Returns the filter as it was written.
-    pub fn as_str(&self) -> &str {
-        &self.written
     }
 
     /// Returns the filter for `env_filter`, including the levels of everything that the filter does not name.

@@ -21,7 +21,7 @@ use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 use env_logger::{Builder, Logger, Target, TimestampPrecision, WriteStyle};
-pub use filter::LogFilter;
+pub(crate) use filter::LogFilter;
 use lb_service::lines::{Lines, LinesGuard, Pace, ReopenFailure, Sink};
 use parking_lot::{Mutex, MutexGuard};
 
@@ -39,7 +39,7 @@ const PACE: Pace = Pace { gather: Duration::ZERO, farewell: Duration::from_secs(
 
 /// The logging that a start has set up.
 #[derive(Debug)]
-pub struct Logging {
+pub(crate) struct Logging {
     /// The file that standard error writes to. `None` means that standard error was not redirected.
     pub error_log: Option<ErrorLog>,
     /// The filter of the log.
@@ -57,7 +57,7 @@ struct Queue(Lines);
 
 /// The file to which standard error is redirected.
 #[derive(Debug)]
-pub struct ErrorLog {
+pub(crate) struct ErrorLog {
     path: PathBuf,
     /// The former standard error, for errors during the start. `None` means that it was released.
     terminal: Mutex<Option<File>>,
@@ -67,7 +67,7 @@ pub struct ErrorLog {
 
 /// The filter of the log, which can be changed at run time. Clones change the same logger.
 #[derive(Clone)]
-pub struct Verbosity(Arc<Switch>);
+pub(crate) struct Verbosity(Arc<Switch>);
 
 struct Switch {
     style: Style,
@@ -88,7 +88,7 @@ struct Levels {
 
 /// The source of the filter in effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LevelSource {
+pub(crate) enum LevelSource {
     /// An operator has set it at run time.
     Operator,
     /// The environment variable `RUST_LOG` contains it.
@@ -108,8 +108,7 @@ struct Style {
 
 /// The reason why logging could not be set up.
 #[derive(Debug, thiserror::Error)]
-#[expect(missing_docs, reason = "the messages say it")]
-pub enum LogError {
+pub(crate) enum LogError {
     #[error("cannot open error_log {0}")]
     Open(#[from] Unusable),
     #[error("cannot redirect standard error: {0}")]
@@ -122,7 +121,7 @@ pub enum LogError {
 
 /// Starts logging. It must be called once, and early, so that messages of the start reach the file. The process will
 /// run as `user`; `level` is the key `log_level` of the configuration.
-pub fn init(
+pub(crate) fn init(
     error_log: Option<&Path>,
     user: Option<&Identity>,
     level: Option<&LogFilter>,
@@ -202,12 +201,12 @@ impl Verbosity {
     }
 
     /// Returns the filter in effect and its source.
-    pub fn in_effect(&self) -> (LogFilter, LevelSource) {
+    pub(crate) fn in_effect(&self) -> (LogFilter, LevelSource) {
         self.levels().in_effect()
     }
 
     /// Returns the filter that an operator has set. `None` means that no filter was set at run time.
-    pub fn ordered(&self) -> Option<LogFilter> {
+    pub(crate) fn ordered(&self) -> Option<LogFilter> {
         self.levels().order.clone()
     }
 
@@ -218,12 +217,12 @@ impl Verbosity {
     }
 
     /// Returns the number of lines that were dropped because standard error was too slow.
-    pub fn dropped(&self) -> u64 {
+    pub(crate) fn dropped(&self) -> u64 {
         self.0.style.lines.dropped()
     }
 
     /// Sets the filter of an operator. `None` restores the filter of the environment or of the file.
-    pub fn order(&self, filter: Option<LogFilter>) {
+    pub(crate) fn order(&self, filter: Option<LogFilter>) {
         self.change(|levels| levels.order = filter);
     }
 
@@ -287,7 +286,7 @@ impl Levels {
 
 impl LevelSource {
     /// Returns the source as one word, for the status.
-    pub fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Operator => "operator",
             Self::Environment => VARIABLE,
@@ -322,7 +321,7 @@ impl ErrorLog {
 
     /// Opens the file again by its path, after log rotation has moved it, and logs the result. On failure the old file
     /// stays in use.
-    pub fn reopen(&self) {
+    pub(crate) fn reopen(&self) {
         let reopened = open(&self.path, None).and_then(|file| become_stderr(&file));
         match &reopened {
             Ok(()) => log::info!("error_log: {} reopened", self.path.display()),
