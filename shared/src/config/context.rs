@@ -45,7 +45,7 @@ pub struct Context<'a> {
     pub cpus: usize,
     /// Whether `-d` was given.
     pub daemon: bool,
-    /// The address that `localhost` stands for; see [`loopback`].
+    /// The address that `localhost` stands for; see `loopback`.
     pub loopback: IpAddr,
     /// The files and accounts that the configuration names.
     pub files: &'a dyn Files,

@@ -9,7 +9,7 @@
 //! # Start
 //!
 //! 1. The daemon reads and checks the configuration. If the configuration is invalid, none of the following happens.
-//! 2. With `-d`, [`background::enter`] runs the program a second time, detached, and waits for it. The second process
+//! 2. With `-d`, `background::enter` runs the program a second time, detached, and waits for it. The second process
 //!    carries out the following steps.
 //! 3. The daemon opens the [error log](logging) and enters the working directory.
 //! 4. Without `-u`, it locks the [PID file](pid_file), then binds every [listener](sockets). With `-u`, it
@@ -17,10 +17,10 @@
 //! 5. It drops [privileges].
 //! 6. Pingora's `Server` starts the services, the signal handlers are installed, and the first health checks run. If
 //!    SIGHUP, SIGUSR1 or SIGUSR2 arrived since step 4, it is [carried out now](handlers::Early).
-//! 7. With `-u`, [`upgrade::PredecessorLink::ready`] notifies the old process, which then drains. After its
-//!    acknowledgement the new process takes over the PID file and the socket files ([`sockets::Sockets::own_files`]).
-//! 8. The daemon announces that it is ready: to systemd, with its PID ([`systemd::Supervisor`]), and to the parent
-//!    process that waits because of `-d` ([`background::Announcer`]), which then returns.
+//! 7. With `-u`, `upgrade::PredecessorLink::ready` notifies the old process, which then drains. After its
+//!    acknowledgement the new process takes over the PID file and the socket files (`sockets::Sockets::own_files`).
+//! 8. The daemon announces that it is ready: to systemd, with its PID (`systemd::Supervisor`), and to the parent
+//!    process that waits because of `-d` (`background::Announcer`), which then returns.
 //!
 //! # Drain (SIGTERM or SIGINT)
 //!
@@ -37,7 +37,7 @@
 //! # Upgrade (SIGUSR2 or an [order](lifecycle::Upgrades); or SIGQUIT, then a process started with `-u`)
 //!
 //! 1. The old process listens on `upgrade_sock` for up to a minute and continues to serve. After SIGUSR2 it also starts
-//!    the new process with its own arguments and `-u` ([`successor`]).
+//!    the new process with its own arguments and `-u` (`successor`).
 //! 2. The new process connects, both name their protocol version, and the old process sends its listening sockets. From
 //!    here on both hold the same kernel sockets, so no connection can be refused, whatever happens to either process.
 //! 3. The new process starts as above and reports that it is ready once each pool that has a ready backend in the old

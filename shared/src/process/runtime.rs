@@ -1,7 +1,7 @@
 //! The files of a process whose paths are not configured, and their directory.
 //!
 //! The directory depends on the user that *starts* the daemon, and belongs to the user as whom the daemon runs. In an
-//! upgrade the new process uses the directory of the old one, which [`Predecessor`](super::successor::Predecessor)
+//! upgrade the new process uses the directory of the old one, which `Predecessor`
 //! names.
 //!
 //! Daemons with different configuration files use different names in the directory, so that they can run side by side:
