@@ -1,7 +1,7 @@
 //! Explanations: the backend that a request would go to, and how a served request came to its backend.
 //!
-//! [`Snapshot::explain`] explains a [`SampleRequest`], which is a request that is not sent. It applies the same checks as a
-//! real request (routes, session, key, pool), in the same order and with the same functions, and changes nothing.
+//! [`Snapshot::explain`] explains a [`SampleRequest`], which is a request that is not sent. It applies the same checks
+//! as a real request (routes, session, key, pool), in the same order and with the same functions, and changes nothing.
 //!
 //! The header [`X_LB_EXPLAIN`] asks for an explanation of the request that it comes with. The response has a header of
 //! the same name, with one line such as:

@@ -403,7 +403,8 @@ mod tests {
         }
         assert!(refusal("3").contains(&LEVELS.join(", ")));
         assert!(
-            refusal("lb_service=").contains(&LEVELS.join(", ")) && refusal("a=b=c").contains("no module `a`")
+            refusal("lb_service=").contains(&LEVELS.join(", "))
+                && refusal("a=b=c").contains("no log module `a`")
         );
     }
 
@@ -415,7 +416,7 @@ mod tests {
         );
         let problem = refusal("sqlx=debug");
         assert!(problem.contains("lb_service, metrics_service, shared, pingora,"), "{problem}");
-        assert!(refusal("h2=debug").contains("no module `h2`"), "its messages are not read");
+        assert!(refusal("h2=debug").contains("no log module `h2`"), "its messages are not read");
     }
 
     #[test]
