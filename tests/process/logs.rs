@@ -57,7 +57,7 @@ fn an_unknown_word_in_rust_log_causes_a_warning_and_leaves_the_log_on() {
     let origin = Origin::start("one");
     for (variable, in_effect, warning) in [
         ("warning", ("info", "default"), "did you mean `warn`?"),
-        ("3", ("info", "default"), "neither a log level nor a module"),
+        ("3", ("info", "default"), "neither a log level nor a log module"),
         ("my_app=debug", ("info", "default"), "no log module `my_app`"),
         ("my_app=debug,info", ("my_app=debug,info", "RUST_LOG"), "no log module `my_app`"),
     ] {

@@ -94,7 +94,7 @@ fn an_invalid_file_changes_nothing_and_is_reported() {
     let problem = config["last_reload"]["problem"].as_str().unwrap();
     assert!(problem.contains("LB010") && problem.contains("did you mean `policy`"), "{problem}");
     assert!(problem.contains("conf.yaml:"), "{problem}");
-    daemon.logged(&["refused", "nothing changed"]);
+    daemon.logged(&["rejected", "nothing changed"]);
     assert_eq!(daemon.metric("lb_config_last_reload_successful", &[]), 0.0);
     assert_eq!(daemon.metric("lb_config_reloads_total", &["result=\"refused\""]), 1.0);
     assert_eq!(names(&daemon, 3), [("one".to_owned(), 3)]);
@@ -564,7 +564,7 @@ fn a_watched_file_is_reloaded_however_it_is_replaced() {
     serves("four");
     // An invalid file is reported and changes nothing.
     lab.write("next/conf.yaml", "pools: {");
-    daemon.logged(&["reload", "refused"]);
+    daemon.logged(&["reload", "rejected"]);
     serves("four");
 }
 

@@ -49,7 +49,7 @@ fn a_reload_that_leaves_one_backend_shows_warnings() {
     daemon.logged(&["WARN", "conf.yaml:", "warning[LB053]", "`sticky` has no effect"]);
     let screen = run(&lab, &["status"]).stdout;
     assert!(screen.contains("no problems") && screen.contains("4 warnings about the file"), "{screen}");
-    assert!(screen.contains("`sticky` has no effect: every client"), "{screen}");
+    assert!(screen.contains("`sticky` has no effect: all clients"), "{screen}");
     assert_eq!(daemon.get("/").unwrap().origin(), "two");
     // A reload with two backends removes the warnings.
     lab.config(&pool(&[&one, &two], FOR_SEVERAL));
