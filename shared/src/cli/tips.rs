@@ -152,7 +152,7 @@ impl Line<'_> {
                 to("select the configuration file", &format!("{name} -c {file}"))
             }
             (Some("proxy"), address) if !is_option(address) => {
-                to("name a backend", &format!("proxy --to {address}"))
+                to("name a backend", &format!("proxy --to {}", with_host(address)))
             }
             _ => return Vec::new(),
         };
@@ -178,6 +178,12 @@ impl Line<'_> {
         let tip = |address| to("name a backend", &format!("{name} POOL {address}"));
         address.filter(|_| name != "proxy").map(tip).into_iter().collect()
     }
+}
+
+/// Returns the address of a backend in the form that `--to` accepts. A port alone stands for this machine.
+fn with_host(address: &str) -> String {
+    let port = address.strip_prefix(':').unwrap_or(address);
+    if port.parse::<u16>().is_ok() { format!("localhost:{port}") } else { address.to_owned() }
 }
 
 fn reopen() -> String {
@@ -220,6 +226,8 @@ mod tests {
             ("status lb.yaml", "load_balancer status -c lb.yaml"),
             ("reload /etc/lb.yaml", "load_balancer reload -c /etc/lb.yaml"),
             ("proxy 127.0.0.1:8081", "load_balancer proxy --to 127.0.0.1:8081"),
+            ("proxy 8081", "load_balancer proxy --to localhost:8081"),
+            ("proxy :8081", "load_balancer proxy --to localhost:8081"),
             ("proxy lb.yaml", "load_balancer -c lb.yaml"),
             ("explain http://a.test/b", "load_balancer explain --host a.test --path /b"),
             ("explain /b", "load_balancer explain --path /b"),

@@ -269,7 +269,10 @@ impl Fault {
             Self::UnknownKey { found, known } => {
                 let problem = Problem::new(Id::UnknownKey, format!("unknown key `{found}`"));
                 match elsewhere(found) {
-                    Some(places) if did_you_mean(found, known.iter().copied()).is_none() => {
+                    Some(places)
+                        if is_at_top_level(found, known)
+                            || did_you_mean(found, known.iter().copied()).is_none() =>
+                    {
                         problem.hint(places)
                     }
                     _ => problem.hint(meant_key(found, known)),
@@ -306,6 +309,11 @@ fn meant_key(found: &str, known: &[&str]) -> String {
         Some(meant) => format!("did you mean `{meant}`?"),
         None => format!("use one of these keys: {}", known.join(", ")),
     }
+}
+
+/// Returns whether an unknown key belongs to the top level and is not another spelling of a known key.
+fn is_at_top_level(found: &str, known: &[&'static str]) -> bool {
+    keys().iter().any(|key| key == found) && words::respelled(found, known).is_none()
 }
 
 /// Returns the hint for a key that belongs to another section.

@@ -71,10 +71,12 @@ fn backends(lines: &[Line<'_>]) -> Vec<String> {
 fn nginx(lines: &[Line<'_>]) -> Option<usize> {
     let block = |line: &Line<'_>| {
         let words = ["server", "http", "events", "stream", "upstream", "location"];
-        words.iter().any(|word| first_word(line.text) == *word) && line.text.ends_with('{')
+        let head = line.text.split_once('{').map(|(head, _)| first_word(head));
+        head.is_some_and(|head| words.contains(&head)) && line.text.ends_with(['{', '}'])
     };
-    let has_statements = lines.iter().any(|line| line.text.ends_with(';') || line.text.ends_with("; }"));
-    lines.iter().position(block).filter(|_| has_statements)
+    // A block that is closed on its line, such as `events { }`, is sufficient.
+    let statement = |line: &Line<'_>| line.text.ends_with(';') || line.text.ends_with('}') && block(line);
+    lines.iter().position(block).filter(|_| lines.iter().any(statement))
 }
 
 fn haproxy(lines: &[Line<'_>]) -> Option<usize> {
@@ -176,6 +178,9 @@ mod tests {
         for (text, product) in [
             ("events {}\nhttp {\n  server { listen 80; }\n}\n", "nginx"),
             ("upstream a {\n  server 10.0.0.1:80;\n}\n", "nginx"),
+            ("worker_processes 1;\nevents { }\n", "nginx"),
+            ("events { } http { }\n", "nginx"),
+            ("events{}\n", "nginx"),
             ("global\n  maxconn 10\nbackend b\n  server a 10.0.0.1:80 check\n", "HAProxy"),
             ("listen web\n  bind *:80\n  server a 10.0.0.1:80\n", "HAProxy"),
             ("example.com\n\nreverse_proxy 10.0.0.1:80\n", "Caddyfile"),

@@ -27,6 +27,14 @@ pub(super) fn problem(text: &str, error: &ScanError) -> Problem {
         let width = text[offset..].chars().next().filter(|c| *c != '\n').map_or(0, char::len_utf8);
         Problem::new(Id::Syntax, error.info()).at(Span::new(offset, offset + width))
     };
+    let is_odd = |at: usize, c: char| is_control(c) || at == offset && is_invisible(c);
+    let mut places = line.text.char_indices().map(|(at, c)| (line.start + at, c));
+    if let Some((at, odd)) = places.find(|(at, c)| is_odd(*at, *c)) {
+        let code = u32::from(odd);
+        return Problem::new(Id::Syntax, format!("this line contains the invisible character U+{code:04X}"))
+            .at(Span::new(at, at + odd.len_utf8()))
+            .hint("remove this character");
+    }
     if line.has_tab() {
         return as_parsed().hint(NO_TABS);
     }
@@ -225,6 +233,19 @@ pub(super) fn usual_indent(text: &str) -> Option<usize> {
 pub(super) fn is_word(text: &str) -> bool {
     text.starts_with(|c: char| c.is_ascii_alphabetic())
         && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-'))
+}
+
+/// Returns whether a character is neither visible nor white space: a control character, or one that only formats text.
+pub(super) fn is_invisible(c: char) -> bool {
+    let is_format = matches!(
+        c,
+        '\u{ad}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}'
+    );
+    is_format || is_control(c)
+}
+
+fn is_control(c: char) -> bool {
+    c.is_control() && !c.is_whitespace()
 }
 
 fn counted(spaces: usize) -> String {

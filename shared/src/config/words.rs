@@ -3,7 +3,7 @@
 //! An unknown key is looked up in the table of its mapping. Each hint says what to write instead. If a section has one
 //! value instead of a mapping, the hint shows a mapping that has this value in the most likely key.
 
-use std::net::SocketAddr;
+use std::net::{Ipv6Addr, SocketAddr};
 
 use super::document::{Entry, List, Map, Node, Step, Value};
 use super::{ports, syntax};
@@ -622,9 +622,13 @@ pub(super) fn is_pool(node: &Node) -> bool {
     matches!(&node.value, Value::Map(map) if map.entries.iter().any(|entry| is_backends(&entry.key)))
 }
 
-/// Returns the hint for an unknown key with a problem that does not depend on its name: a character that looks like
-/// another, a comment of another language, an address that was split by a space, or a pool next to `pools`.
+/// Returns the hint for an unknown key with a problem that does not depend on its name: a character that is invisible
+/// or looks like another, a comment of another language, an address that was split by a space, or a pool next to `pools`.
 pub(super) fn oddity(at: &[Step], found: &str, value: Option<&Node>) -> Option<String> {
+    if let Some(hidden) = found.chars().find(|c| syntax::is_invisible(*c)) {
+        let code = u32::from(hidden);
+        return Some(format!("type the key again: it contains the invisible character U+{code:04X}"));
+    }
     if let Some(odd) = found.chars().find(|c| (c.is_whitespace() && *c != ' ') || "“”‘’".contains(*c))
     {
         let code = u32::from(odd);
@@ -885,11 +889,23 @@ pub(super) fn for_list(path: &[Step], found: &Value) -> Option<String> {
             Some(format!("put a space after the `-`: `- {}`", text.trim_start_matches('-')))
         }
         Value::Text { text, .. } => {
-            let items: Vec<String> =
-                text.split([',', ' ']).filter(|item| !item.is_empty()).map(quoted).collect();
+            let items = text.split([',', ' ']).filter(|item| !item.is_empty());
+            let items: Vec<String> = items.map(|item| quoted(&bracketed(&pattern, item))).collect();
             Some(format!("put it in brackets: [{}]", items.join(", ")))
         }
         _ => None,
+    }
+}
+
+/// Puts brackets around the IPv6 address of a listener or a backend, as in `[::1]:80`. Other texts are returned as they
+/// are.
+fn bracketed(pattern: &str, item: &str) -> String {
+    let is_address = ["listeners", "pools.*.backends"].contains(&pattern);
+    match item.rsplit_once(':').filter(|_| is_address) {
+        Some((address, port)) if address.parse::<Ipv6Addr>().is_ok() && port.parse::<u16>().is_ok() => {
+            format!("[{address}]:{port}")
+        }
+        _ => item.to_owned(),
     }
 }
 
@@ -996,6 +1012,27 @@ mod tests {
             assert_eq!(at(place, key, value), hint, "{key}");
         }
         assert!(at(&pool, "algorithm", text("rr")).starts_with("write `policy: round_robin`, or"));
+    }
+
+    #[test]
+    fn an_invisible_character_in_a_key_is_named() {
+        for (key, code) in
+            [("thr\u{200b}eads", "200B"), ("\u{202e}threads", "202E"), ("threads\u{feff}", "FEFF")]
+        {
+            let hint = oddity(&[], key, None).expect(code);
+            assert_eq!(hint, format!("type the key again: it contains the invisible character U+{code}"));
+        }
+        assert_eq!(oddity(&[], "threads", None), None);
+    }
+
+    #[test]
+    fn an_ipv6_address_in_place_of_a_list_gets_brackets() {
+        let hint = |key: &str, text: &str| {
+            for_list(&[key.into()], &Value::Text { text: text.to_owned(), plain: true }).expect(text)
+        };
+        assert_eq!(hint("listeners", "::1:8080"), "put it in brackets: [\"[::1]:8080\"]");
+        assert_eq!(hint("listeners", "10.0.0.1:80"), "put it in brackets: [10.0.0.1:80]");
+        assert_eq!(hint("trusted_proxies", "fd00::1:2"), "put it in brackets: [fd00::1:2]");
     }
 
     #[test]

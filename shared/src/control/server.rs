@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener as StdListener;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::BytesMut;
@@ -21,7 +21,7 @@ use serde::Serialize;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::api::{self, Call, Unclear};
 use super::bodies::{EventList, ExplainToken, ExplainedText, Failure, Filter, Idle, Predecessors, Upgraded};
@@ -78,11 +78,13 @@ enum Arrival {
 const MAX_BODY: usize = 64 * 1024;
 /// Time limit for reading a request, and for writing its response.
 const ARRIVAL: Duration = Duration::from_secs(10);
+/// Time limit for reading a request while `MAX_REQUESTS` connections are open.
+const CROWDED: Duration = Duration::from_secs(1);
 /// Maximum number of requests that are read or executed at a time.
 const MAX_REQUESTS: usize = 64;
 /// Maximum number of requests that only wait at a time.
 const MAX_WAITS: usize = 512;
-/// Pause after a failed `accept`, for example when file descriptors are exhausted.
+/// Pause after a failed `accept`, for example when file descriptors are exhausted, and between looks at the places.
 const PAUSE: Duration = Duration::from_millis(100);
 
 // === impl ControlService ===
@@ -146,7 +148,7 @@ async fn accept(listener: StdListener, control: &Arc<Control>, requests: &mut Jo
             }
             Err(error) => {
                 log::warn!("control: {error}");
-                tokio::time::sleep(PAUSE).await;
+                sleep(PAUSE).await;
             }
         }
     }
@@ -213,17 +215,32 @@ impl Control {
         place: OwnedSemaphorePermit,
     ) -> pingora::Result<()> {
         session.set_write_timeout(Some(ARRIVAL));
-        let response = match timeout(self.arrival, arrival(&mut session)).await {
-            Ok(Arrival::Whole(body)) => self.respond(&mut session, connection, &body, place).await,
-            Ok(Arrival::TooLong) => {
+        let arrived = tokio::select! {
+            biased;
+            arrived = arrival(&mut session) => arrived,
+            () = self.overdue(&place) => Arrival::Nothing,
+        };
+        let response = match arrived {
+            Arrival::Whole(body) => self.respond(&mut session, connection, &body, place).await,
+            Arrival::TooLong => {
                 Some(Response::problem(StatusCode::PAYLOAD_TOO_LARGE, "the body is larger than 64 KiB"))
             }
-            Ok(Arrival::Broken(error)) => return Err(error),
-            Ok(Arrival::Nothing) | Err(_) => None,
+            Arrival::Broken(error) => return Err(error),
+            Arrival::Nothing => None,
         };
         match response {
             Some(response) => response.send(session).await,
             None => Ok(()),
+        }
+    }
+
+    /// Waits until a request must have arrived. The time limit is shorter while all places are taken, so that
+    /// connections with incomplete requests do not lock out operators.
+    async fn overdue(&self, place: &OwnedSemaphorePermit) {
+        let begin = Instant::now();
+        sleep(self.arrival.min(CROWDED)).await;
+        while begin.elapsed() < self.arrival && place.semaphore().available_permits() > 0 {
+            sleep(PAUSE).await;
         }
     }
 
@@ -627,6 +644,18 @@ mod tests {
         let next = running.begin("GET /v1/status").await;
         drop(silent);
         assert_eq!(read_response(next).await.0, 200);
+    }
+
+    #[tokio::test]
+    async fn incomplete_requests_do_not_keep_all_places() {
+        let running = Running::start(Duration::from_secs(600));
+        let mut halves = Vec::new();
+        for _ in 0..MAX_REQUESTS + 6 {
+            let mut half = running.connect().await;
+            half.write_all(b"GET /v1").await.unwrap();
+            halves.push(half);
+        }
+        assert_eq!(running.ask("GET /v1/status").await.0, 200);
     }
 
     #[tokio::test]

@@ -127,6 +127,7 @@ impl Held {
         let logs = base.logs(plan, start.silent)?;
         let early = Early::expect().map_err(StartError::Signals)?;
         let launch = launch(plan, start, &announcer)?;
+        limits::check_open_files(endpoints(plan).len())?;
         limits::raise_open_files();
         enter_directory(plan, start.mode)?;
         check_runtime_dir(plan, identity, upgrade)?;

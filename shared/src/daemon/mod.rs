@@ -34,6 +34,7 @@ use crate::operator::Provenance;
 use crate::process;
 use crate::process::background::{self, Role};
 use crate::process::files::Unusable;
+use crate::process::limits::TooFewOpenFiles;
 use crate::process::logging::LogError;
 use crate::process::pid_file::PidFileError;
 use crate::process::privileges::PrivilegeError;
@@ -66,6 +67,8 @@ pub(crate) enum StartError {
     Log(#[from] LogError),
     #[error("cannot install signal handlers: {0}")]
     Signals(#[source] io::Error),
+    #[error(transparent)]
+    OpenFiles(#[from] TooFewOpenFiles),
     #[error("cannot find the executable of this process: {0}")]
     Executable(#[source] io::Error),
     #[error(transparent)]

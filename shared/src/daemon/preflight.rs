@@ -9,7 +9,7 @@ use crate::process::files::{Unusable, check_writable};
 use crate::process::logging::LogError;
 use crate::process::pid_file::PidFile;
 use crate::process::privileges::Identity;
-use crate::process::{sockets, upgrade};
+use crate::process::{limits, sockets, upgrade};
 use crate::serving::AccessLogs;
 
 /// Checks whether a start with `plan` would succeed, beyond the checks of the configuration itself. It has no lasting
@@ -19,6 +19,7 @@ use crate::serving::AccessLogs;
 /// Returns the first problem.
 pub(crate) fn preflight(plan: &Plan, upgrade: bool) -> Result<(), StartError> {
     let server = &plan.server;
+    limits::check_open_files(endpoints(plan).len())?;
     let identity = Identity::required(server.user.as_deref(), server.group.as_deref())?;
     check_sources(plan)?;
     check_runtime_dir(plan, identity.as_ref(), upgrade)?;

@@ -250,6 +250,8 @@ impl Changer {
         let file = self.reloadable().map_err(Refusal::Other)?;
         let Loaded { plan, warnings, .. } = file.load().map_err(Refusal::File)?;
         let (level, warnings) = (plan.log_level.clone(), Arc::new(warnings));
+        let verbosity = self.parts.running.core.verbosity.clone();
+        let ordered = verbosity.ordered().filter(|_| !reload.keep_runtime);
         let before = &self.wanted.runtime;
         let (runtime, lost) = match reload.keep_runtime {
             true => before.rebased(&plan),
@@ -263,6 +265,12 @@ impl Changer {
         if !reload.dry_run && !lines.is_empty() {
             self.begin_trial(before);
         }
+        lines.extend(dropped_level(
+            ordered.as_ref(),
+            verbosity.by_variable().as_ref(),
+            level.as_ref(),
+            &lines,
+        ));
         Ok(ReadAgain { lines, lost, warnings })
     }
 
@@ -567,9 +575,35 @@ fn name_dropped(lines: &mut [String], dropped: Vec<String>) -> Vec<String> {
     alone
 }
 
+/// Returns the line for a log level that changes because a reload drops the level of an operator. A changed key has its
+/// line in `lines` already. `variable` is the level in `RUST_LOG`, `level` the one in the file.
+fn dropped_level(
+    ordered: Option<&LogFilter>,
+    variable: Option<&LogFilter>,
+    level: Option<&LogFilter>,
+    lines: &[String],
+) -> Option<String> {
+    // Without the key, the level of the operator stays.
+    let (ordered, level) = ordered.zip(level)?;
+    let level = variable.unwrap_or(level);
+    let is_listed = lines.iter().any(|line| line.starts_with("log_level "));
+    (!is_listed && ordered != level).then(|| format!("log_level {ordered} -> {level}"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_dropped_log_level_is_a_change() {
+        let (debug, warn) = (LogFilter::parse("debug").unwrap(), LogFilter::parse("warn").unwrap());
+        let change = |variable, level, lines: &[String]| dropped_level(Some(&debug), variable, level, lines);
+        assert_eq!(change(None, Some(&warn), &[]).as_deref(), Some("log_level debug -> warn"));
+        assert_eq!(change(Some(&debug), Some(&warn), &[]), None, "RUST_LOG has the same level");
+        assert_eq!(change(None, None, &[]), None, "the level stays");
+        assert_eq!(change(None, Some(&warn), &["log_level info -> warn".to_owned()]), None);
+        assert_eq!(dropped_level(None, None, Some(&warn), &[]), None);
+    }
 
     #[test]
     fn a_dropped_change_is_listed_once() {
