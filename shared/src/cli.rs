@@ -142,8 +142,8 @@ pub(crate) enum DaemonCommand {
         #[arg(long, value_name = "TIME", value_parser = duration)]
         timeout: Option<Duration>,
     },
-    /// Send a backend only the requests of its existing sessions. In a pool without `sticky`, `drain` has the same effect
-    /// as `disable`
+    /// Send a backend only the requests of its existing sessions. In a pool without `sticky`, `drain` has the same
+    /// effect as `disable`
     Drain {
         #[command(flatten)]
         backend: BackendArgs,
@@ -260,8 +260,8 @@ pub(crate) struct ExplainArgs {
     /// The output format
     #[arg(long, value_enum, default_value_t = Format::Text)]
     pub format: Format,
-    /// Print only the token for the header X-Lb-Explain. The response to a request with this header says how the request
-    /// was routed
+    /// Print only the token for the header X-Lb-Explain. The response to a request with this header says how the
+    /// request was routed
     #[arg(long)]
     pub token: bool,
 }

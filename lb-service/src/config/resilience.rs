@@ -18,8 +18,8 @@ use crate::pool::{OutlierSettings, RetryCause, RetryOn, RetrySettings, SlowBacke
 #[derive(Deserialize, Serialize, JsonSchema, Clone, Debug, Default)]
 #[serde(deny_unknown_fields, default)]
 pub struct OutlierConfig {
-    /// The number of failures in a row that eject a backend; 0: never; default: 5. A failure is a failed connection or TLS
-    /// handshake, a reset, a timeout, a status of 502, 503 or 504, or a truncated response.
+    /// The number of failures in a row that eject a backend; 0: never; default: 5. A failure is a failed connection or
+    /// TLS handshake, a reset, a timeout, a status of 502, 503 or 504, or a truncated response.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub consecutive_failures: Option<Number<0, MAX_COUNT>>,
     /// The length of the first ejection; default: 30s. The second lasts twice as long, the third three times, and so

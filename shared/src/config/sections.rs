@@ -50,8 +50,8 @@ pub struct Config {
     /// runtime directory, with a name as for `pid_file`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub upgrade_sock: Option<Text<SocketPath>>,
-    /// User that the daemon runs as after it has opened its ports and logs. The daemon must be started as root; default:
-    /// the user that starts it.
+    /// User that the daemon runs as after it has opened its ports and logs. The daemon must be started as root;
+    /// default: the user that starts it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
     /// Group that the daemon runs as after it has opened its ports and logs; default: the group of `user`.

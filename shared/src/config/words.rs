@@ -623,7 +623,8 @@ pub(super) fn is_pool(node: &Node) -> bool {
 }
 
 /// Returns the hint for an unknown key with a problem that does not depend on its name: a character that is invisible
-/// or looks like another, a comment of another language, an address that was split by a space, or a pool next to `pools`.
+/// or looks like another, a comment of another language, an address that was split by a space, or a pool next to
+/// `pools`.
 pub(super) fn oddity(at: &[Step], found: &str, value: Option<&Node>) -> Option<String> {
     if let Some(hidden) = found.chars().find(|c| syntax::is_invisible(*c)) {
         let code = u32::from(hidden);

@@ -71,8 +71,8 @@ pub(crate) async fn idle(sockets: impl IntoIterator<Item = PathBuf>, pool: &str,
     }
 }
 
-/// Returns whether the process at `socket` reports the backend as idle. A process without this pool counts as idle. A socket of
-/// another user is rejected: in a directory that others can write to, it does not belong to an old process.
+/// Returns whether the process at `socket` reports the backend as idle. A process without this pool counts as idle. A
+/// socket of another user is rejected: in a directory that others can write to, it does not belong to an old process.
 async fn is_idle(socket: &Path, target: &str) -> io::Result<bool> {
     let mut stream = UnixStream::connect(socket).await?;
     if !is_trusted(stream.peer_cred()?.uid()) {

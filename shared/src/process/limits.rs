@@ -5,8 +5,8 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 /// The backlog of a listening socket, as in Pingora. The kernel lowers it to `net.core.somaxconn`.
 pub(super) const BACKLOG: i32 = 65535;
 
-/// The minimum for the limit of open files, in addition to the listening sockets: the runtimes, logs, control socket and
-/// health checks need fewer than 64, and the rest is for requests.
+/// The minimum for the limit of open files, in addition to the listening sockets: the runtimes, logs, control socket
+/// and health checks need fewer than 64, and the rest is for requests.
 const MIN_OPEN_FILES: u64 = 128;
 
 /// Error of a limit of open files that is too low for the daemon.
