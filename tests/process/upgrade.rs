@@ -4,6 +4,7 @@ use std::fs;
 use std::net::TcpListener;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::process::Command;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -356,7 +357,7 @@ fn a_change_while_the_new_process_starts_is_applied_when_the_upgrade_fails() {
         let all = started_with(busy.lab.directory()).into_iter();
         all.filter(|process| *process != busy.daemon.process).max_by_key(|process| process.0)
     });
-    let drained = std::thread::scope(|scope| {
+    let drained = thread::scope(|scope| {
         let draining = scope.spawn(|| busy.drain());
         wait::throughout(Duration::from_millis(300), "the subcommand waits", || !draining.is_finished());
         new.signal(Signal::SIGKILL);
@@ -394,7 +395,7 @@ fn a_backend_is_not_idle_while_an_old_process_has_a_request_in_flight() {
         Connection::open_unix(&lab.path(&format!("control.sock.{}", first.process.0))).unwrap();
     following.send("GET /v1/events?after=1000&wait=60 HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
     assert!(!following.ends_within(Duration::from_millis(300)));
-    std::thread::scope(|scope| {
+    thread::scope(|scope| {
         let draining = scope.spawn(|| drain(&[]));
         wait::throughout(Duration::from_millis(300), "the subcommand waits", || !draining.is_finished());
         gate.open();
@@ -431,7 +432,7 @@ fn a_reload_before_the_handover_stays_in_effect_after_it() {
     let (one, two) = (Origin::start("one"), Origin::start("two"));
     let old = lab.daemonize(&pool(&[&one], ""));
     let config = lab.path("conf.yaml");
-    std::thread::scope(|scope| {
+    thread::scope(|scope| {
         // The new process reads the file, and waits for the sockets.
         let starting = scope.spawn(|| lab.daemonize_file(&config, &["-u"]));
         wait::until(LONG, "the new process waits", || started_with(lab.directory()).len() > 1);
@@ -527,6 +528,75 @@ fn a_new_process_that_dies_after_taking_the_sockets_changes_nothing() {
     assert_eq!(lab.pid_in_file(), Some(daemon.process));
     lab.config(&pool(&[&origin], ""));
     upgrade_by_signal(&lab, &daemon);
+}
+
+/// The delays cover the whole start of the new process: before it connects, while it receives the sockets, during its
+/// first health checks, and after it has taken over.
+#[test]
+fn a_new_process_serves_if_the_old_one_is_killed_during_the_upgrade() {
+    let delays = [0, 3, 6, 9, 12, 15, 20, 25, 30, 45, 60].map(Duration::from_millis);
+    for (delay, in_background) in delays.into_iter().flat_map(|delay| [(delay, true), (delay, false)]) {
+        let lab = Lab::new();
+        let origin = Origin::start("one");
+        let body = pool(&[&origin], "");
+        let (mut foreground, mut background) = (None, None);
+        let old = if in_background {
+            background.insert(lab.daemonize(&body)).process
+        } else {
+            foreground.insert(lab.start(&body)).process
+        };
+        old.signal(Signal::SIGUSR2);
+        wait::until(LONG, "the new process runs", || started_with(lab.directory()).len() == 2);
+        thread::sleep(delay);
+        // In the foreground it stays a zombie, because the test does not reap it.
+        old.signal(Signal::SIGKILL);
+        let new = lab.successor(old);
+        assert_eq!(new.get("/").unwrap().status, 200, "{delay:?} {in_background}\n{}", lab.error_log());
+        assert_eq!(listening_sockets(lab.listener), 1);
+        wait::until(LONG, "only the new process runs", || started_with(lab.directory()) == [new.process]);
+        assert!(lab.run(&["status", "-c", path_str(&lab.path("conf.yaml"))]).code == Some(0));
+    }
+}
+
+/// The old process is killed while the new one waits at its gate, where it would otherwise wait for a ready backend and
+/// then give up.
+#[test]
+fn a_new_process_without_a_ready_backend_serves_if_the_old_one_is_killed() {
+    let lab = Lab::new();
+    let origin = Origin::start("one");
+    let old = lab.daemonize(&pool(&[&origin], ""));
+    lab.config(&pool_of(&[ports::free()], "health_check: {type: tcp, interval: 1s}"));
+    old.process.signal(Signal::SIGUSR2);
+    old.logged(&["pool", "no backend is ready"]);
+    old.process.signal(Signal::SIGKILL);
+    old.logged(&["WARN", "the old process has ended"]);
+    let new = || lab.pid_in_file().filter(|new| *new != old.process && new.alive());
+    wait::until(LONG, "the new process has the PID file", || new().is_some());
+    wait::until(LONG, "the new process serves", || old.get("/").is_ok());
+}
+
+/// A new process that must bind a port which it cannot bind ends, and the log says why.
+#[test]
+fn a_new_process_that_cannot_replace_a_killed_one_logs_the_reason() {
+    let lab = Lab::new();
+    let origin = Origin::start("one");
+    let (program, real, gate) = (lab.install(), lab.path("real"), lab.path("gate"));
+    fs::copy(program, &real).unwrap();
+    let old = lab.daemonize(&pool(&[&origin], ""));
+    // The new process starts only when the old one has ended and its port is taken.
+    let script =
+        format!("while [ ! -e {} ]; do sleep 0.01; done; exec {} \"$@\"", gate.display(), real.display());
+    lab.replace_program(Some(&script));
+    old.process.signal(Signal::SIGUSR2);
+    old.logged(&["is started from"]);
+    old.process.signal(Signal::SIGKILL);
+    old.process.wait_gone(LONG);
+    // The threads of a killed process end one after the other.
+    let _occupied = wait::until_some(LONG, "the port is free", || TcpListener::bind(lab.listener).ok());
+    fs::write(&gate, "").unwrap();
+    old.logged(&["WARN", "the old process ended before it handed over its sockets"]);
+    old.logged(&["ERROR", "cannot listen on", "in use by another process"]);
+    wait::until(LONG, "the new process has ended", || started_with(lab.directory()).is_empty());
 }
 
 /// This happens if the new file has a wrong path for the health check or a wrong CA.

@@ -23,7 +23,7 @@ use crate::process::privileges::{self, Identity};
 use crate::process::sockets::{InheritedSocket, Sockets};
 use crate::process::successor::{Launch, Predecessor, Started};
 use crate::process::systemd::Supervisor;
-use crate::process::upgrade::{self, About, PredecessorLink, Search};
+use crate::process::upgrade::{self, About, Found, PredecessorLink, Search};
 use crate::serving::logs::file_of;
 use crate::serving::{AccessLogs, Logs};
 
@@ -48,7 +48,7 @@ pub(super) struct Held {
     pub(super) files: Files,
     /// The PID file that replaces the one of the old process; `None` unless this is an upgrade.
     pub(super) prepared: Option<Prepared>,
-    /// The connection to the old process; `None` unless this is an upgrade.
+    /// The connection to the old process; `None` unless this is an upgrade, or if the old process has ended.
     pub(super) link: Option<PredecessorLink>,
 }
 
@@ -198,7 +198,7 @@ fn enter_directory(plan: &Plan, mode: Mode) -> Result<(), StartError> {
     Ok(directory.map_or(Ok(()), privileges::enter_directory)?)
 }
 
-/// Receives the sockets of the old process if this is an upgrade.
+/// Receives the sockets of the old process if this is an upgrade. There are none if the old process has ended.
 fn inherit(
     plan: &Plan,
     start: &Start<'_>,
@@ -208,8 +208,16 @@ fn inherit(
         return Ok((Vec::new(), None));
     }
     let search = search(plan, identity, start.predecessor.as_ref());
-    let (inherited, link) = search.take(upgrade::SEARCH_TIME)?;
-    Ok((inherited, Some(link)))
+    match search.take(upgrade::SEARCH_TIME)? {
+        Found::Handover(inherited, link) => Ok((inherited, Some(link))),
+        Found::Orphaned => {
+            log::warn!(
+                "upgrade: the old process ended before it handed over its sockets, so this process binds them; changes \
+                 made at run time are lost"
+            );
+            Ok((Vec::new(), None))
+        }
+    }
 }
 
 /// Returns the description of a process with this plan for an upgrade.
@@ -227,15 +235,16 @@ fn search(plan: &Plan, identity: Option<&Identity>, predecessor: Option<&Predece
     let user = identity.map(Identity::uid);
     if let Some(predecessor) = predecessor {
         // The file might have changed and contain another path.
-        return Search { paths: vec![predecessor.upgrade_sock.clone()], user, about };
+        let (paths, starter) = (vec![predecessor.upgrade_sock.clone()], Some(predecessor.process()));
+        return Search { paths, user, about, starter };
     }
     let (default, common) = (server.runtime.upgrade_sock(), server.runtime.common().upgrade_sock());
     if server.upgrade_sock != default {
-        return Search { paths: vec![server.upgrade_sock.clone()], user, about };
+        return Search { paths: vec![server.upgrade_sock.clone()], user, about, starter: None };
     }
     let mut paths = vec![default, common];
     paths.dedup();
-    Search { paths, user, about: about.particular() }
+    Search { paths, user, about: about.particular(), starter: None }
 }
 
 /// Acquires the runtime directory, the PID file (in an upgrade, its replacement) and the sockets, changes their owner

@@ -106,10 +106,13 @@ impl Announce {
         }
     }
 
-    /// Ends the process, and reports the problem where the start was requested.
+    /// Ends the process, and reports the problem in the error log and where the start was requested.
     fn end(&self, error_log: Option<Arc<ErrorLog>>, problem: String) {
-        if let Some(Err(error)) = error_log.map(|log| log.restore_terminal()) {
-            log::error!("{error}");
+        if let Some(error_log) = error_log {
+            log::error!("{problem}");
+            if let Err(error) = error_log.restore_terminal() {
+                log::error!("{error}");
+            }
         }
         // Sending fails if the process is already ending.
         let _ = self.failures.send(problem);

@@ -2,7 +2,8 @@
 //! ready backend. Otherwise, a file with a wrong health check or a wrong CA would replace a process that works by one
 //! that responds with 503.
 //!
-//! A pool that is down in both processes does not block the upgrade, nor does a new pool.
+//! A pool that is down in both processes does not block the upgrade, nor does a new pool. The gate also opens if the
+//! old process has ended: a process that responds with 503 is better than none.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +16,7 @@ use pingora::services::background::BackgroundService;
 use tokio::time::{Instant, sleep};
 
 use super::announce::{Announce, never};
+use crate::process::other::OtherProcess;
 use crate::process::sockets::Sockets;
 
 /// Pingora service that runs once, after the first health checks. Dependent services start when the gate opens.
@@ -25,6 +27,8 @@ pub(super) struct Gate {
     wanted: Vec<String>,
     /// Function that receives the reason when the gate does not open.
     refuse: Box<dyn Fn(&str) + Send + Sync>,
+    /// Function that returns whether the old process has ended.
+    is_alone: Box<dyn Fn() -> bool + Send + Sync>,
     /// The sockets that start to listen when the gate opens; `None` if there are none.
     sockets: Option<Arc<Sockets>>,
 }
@@ -41,7 +45,14 @@ impl Gate {
     /// announcement is cancelled.
     pub(super) fn new(readiness: Readiness, wanted: Vec<String>, announce: Arc<Announce>) -> Self {
         let unready = Box::new(move || readiness.pools(false));
-        Self { unready, wanted, refuse: Box::new(move |problem| announce.refuse(problem)), sockets: None }
+        let refuse = Box::new(move |problem: &str| announce.refuse(problem));
+        Self { unready, wanted, refuse, is_alone: Box::new(|| false), sockets: None }
+    }
+
+    /// Sets the old process. The gate opens if it ends. `None` means that there is no old process.
+    pub(super) fn beside(self, old: Option<OtherProcess>) -> Self {
+        let Some(old) = old else { return self };
+        Self { is_alone: Box::new(move || old.has_ended()), ..self }
     }
 
     /// Adds sockets that start to listen when the gate opens, because their addresses overlap with those of the old
@@ -57,10 +68,14 @@ impl Gate {
             if unready.is_empty() {
                 return Ok(());
             }
+            let pools = unready.join(", ");
+            if (self.is_alone)() {
+                log::warn!("upgrade: no backend of pool {pools} is ready, but the old process has ended");
+                return Ok(());
+            }
             if Instant::now() >= ends {
                 return Err(format!(
-                    "no backend of pool {} is ready, although the old process had one: check its `health_check`, `tls` and addresses",
-                    unready.join(", ")
+                    "no backend of pool {pools} is ready, although the old process had one: check its `health_check`, `tls` and addresses"
                 ));
             }
             sleep(LOOK).await;
@@ -102,6 +117,15 @@ mod tests {
     /// Returns whether dependent services have started after an hour if the pool `down` is not ready for the time
     /// `recovery`, and the reported reasons.
     async fn after_an_hour(down: &'static str, recovery: Duration) -> (bool, Vec<String>) {
+        after_an_hour_beside(|| false, down, recovery).await
+    }
+
+    /// Returns the result of [`after_an_hour`] if `is_alone` returns whether the old process has ended.
+    async fn after_an_hour_beside(
+        is_alone: impl Fn() -> bool + Send + Sync + 'static,
+        down: &'static str,
+        recovery: Duration,
+    ) -> (bool, Vec<String>) {
         let began = Instant::now();
         let refused = Arc::new(Mutex::new(Vec::new()));
         let record = refused.clone();
@@ -111,6 +135,7 @@ mod tests {
             }),
             wanted: vec!["web".to_owned(), "api".to_owned()],
             refuse: Box::new(move |problem| record.lock().unwrap().push(problem.to_owned())),
+            is_alone: Box::new(is_alone),
             sockets: None,
         };
         let (ready, is_ready) = watch::channel(false);
@@ -139,5 +164,10 @@ mod tests {
         let (is_open, refused) = after_an_hour("api", PATIENCE * 2).await;
         assert!(!is_open, "dependent services have started");
         assert!(refused.len() == 1 && refused[0].contains("pool api"), "{refused:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_gate_opens_for_any_pool_if_the_old_process_has_ended() {
+        assert_eq!(after_an_hour_beside(|| true, "api", HOUR * 2).await, (true, vec![]));
     }
 }

@@ -26,7 +26,7 @@ use crate::config::Plan;
 use crate::control::{ControlService, Farewells};
 use crate::process::lifecycle::{Outcome, Parts, Signals};
 use crate::process::sockets::{Class, Handed, Sockets};
-use crate::process::upgrade;
+use crate::process::upgrade::{self, PredecessorLink};
 use crate::serving::AccessLogs;
 
 /// The service of the metrics address.
@@ -125,9 +125,10 @@ impl Order<'_> {
     fn add(mut self, plan: &Plan, services: Services, held: Held, control: Option<ControlService>) {
         let Services { core, proxy, prober, metrics, changer, lookout, beginning, .. } = services;
         let (readiness, wanted) = (core.readiness.clone(), beginning.wanted.clone());
+        let old = held.link.as_ref().map(PredecessorLink::process);
         let announcement = Announcement::new(plan, held, core, beginning);
         let announce = Arc::new(Announce::new(self.signals, announcement));
-        let gate = Gate::new(readiness, wanted, announce.clone()).opening(self.sockets.clone());
+        let gate = Gate::new(readiness, wanted, announce.clone()).beside(old).opening(self.sockets.clone());
         self.service(background_service("operator", changer), &[]);
         self.service(background_service("lookout", lookout), &[]);
         let before_checks = take(&mut self.before_checks);

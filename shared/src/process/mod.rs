@@ -48,6 +48,9 @@
 //! 5. If the new process ends, or if none connects, the old process withdraws its offer and continues as before; a
 //!    later SIGQUIT or SIGUSR2 starts another upgrade. If the old process has started the new one, it ends it, waits
 //!    for its end, logs the reason and reports it to the caller.
+//! 6. If the old process is killed before step 4, the new process serves without it: with the sockets if it has received
+//!    them, otherwise as after a start without `-u`. A connection that a [living process](other) closes does not have
+//!    this effect.
 //!
 //! A process that gave up root (`user`) starts the new process as the user that it has become, which is enough for
 //! everything that is inherited. If something new needs root, the upgrade fails; SIGQUIT and a start with `-u` as root
@@ -79,6 +82,7 @@ pub mod limits;
 mod locks;
 pub(crate) mod logging;
 pub(crate) mod moves;
+pub(crate) mod other;
 pub(crate) mod pid_file;
 pub(crate) mod privileges;
 pub mod runtime;

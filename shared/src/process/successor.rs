@@ -41,6 +41,7 @@ use tokio::process::{Child, ChildStderr, Command};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
+use super::other::OtherProcess;
 use super::pid_file::PidFile;
 use super::upgrade::{About, Handover, Offer, ReadySuccessor, UpgradeError};
 use super::{FileId, background, input, systemd, upgrade};
@@ -88,7 +89,7 @@ pub(crate) struct Started<'a> {
 }
 
 /// The message of the old process to the new process that it starts, in an environment variable. It contains the PID of
-/// the sender, so that only a direct child uses it.
+/// the sender, so that only a direct child uses it, or a process whose sender has ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Predecessor {
     parent: u32,
@@ -161,7 +162,14 @@ impl Predecessor {
     }
 
     fn parse(text: &str, parent: u32) -> Option<Self> {
-        serde_json::from_str(text).ok().filter(|predecessor: &Self| predecessor.parent == parent)
+        // If the old process was killed, this process has another parent.
+        let is_meant = |predecessor: &Self| predecessor.parent == parent || predecessor.process().has_ended();
+        serde_json::from_str(text).ok().filter(is_meant)
+    }
+
+    /// Returns the old process.
+    pub(crate) fn process(&self) -> OtherProcess {
+        OtherProcess::of(self.parent)
     }
 
     /// Reports why this process ends instead of taking over. This is needed because the old process does not read the
@@ -458,12 +466,17 @@ mod tests {
     }
 
     #[test]
-    fn only_a_child_has_a_predecessor() {
-        let predecessor = Launch::script("", false).predecessor(Path::new("/run/a/upgrade.sock"));
+    fn a_child_of_the_old_process_has_a_predecessor_and_so_has_its_orphan() {
+        let mut predecessor = Launch::script("", false).predecessor(Path::new("/run/a/upgrade.sock"));
         let text = serde_json::to_string(&predecessor).unwrap();
-        assert_eq!(Predecessor::parse(&text, std::process::id()), Some(predecessor));
+        assert_eq!(Predecessor::parse(&text, std::process::id()).as_ref(), Some(&predecessor));
         assert_eq!(Predecessor::parse(&text, std::process::id() + 1), None);
         assert_eq!(Predecessor::parse("", std::process::id()), None);
+        let mut killed = std::process::Command::new("true").spawn().unwrap();
+        killed.wait().unwrap();
+        predecessor.parent = killed.id();
+        let text = serde_json::to_string(&predecessor).unwrap();
+        assert_eq!(Predecessor::parse(&text, std::process::id()), Some(predecessor));
     }
 
     #[tokio::test]

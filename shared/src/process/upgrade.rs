@@ -29,6 +29,9 @@
 //!
 //! The invariant: the old process serves until it has sent `Ack`. A failure before that (no process connects, the new
 //! process dies, another version, garbage) does not change the old process.
+//!
+//! If the old process is killed in between, no process would serve. The new process therefore serves without it, with
+//! the sockets if it has received them, or as after a start without `-u` ([`Search::take`]).
 
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
@@ -39,9 +42,8 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::kill;
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
-use nix::unistd::{Pid, Uid};
+use nix::unistd::Uid;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags,
@@ -53,6 +55,7 @@ use tokio::time::timeout;
 
 use super::create_private_dir;
 use super::files::{check_creatable, reason};
+use super::other::OtherProcess;
 use super::sockets::{InheritedSocket, ListenError, SocketFile, clear_stale_socket};
 use crate::words::count_of;
 
@@ -124,6 +127,7 @@ pub(crate) struct SuccessorLink(tokio::net::UnixStream);
 #[derive(Debug)]
 pub(crate) struct PredecessorLink {
     stream: UnixStream,
+    process: OtherProcess,
     old_pid: u32,
     state: String,
     old: About,
@@ -155,6 +159,44 @@ pub(crate) struct Search {
     pub user: Option<Uid>,
     /// The description of the new process.
     pub about: About,
+    /// The old process that has started this one. `None` means that it was started otherwise.
+    pub starter: Option<OtherProcess>,
+}
+
+/// The result of a [`Search`].
+#[derive(Debug)]
+pub(crate) enum Found {
+    /// The old process has sent its sockets.
+    Handover(Vec<InheritedSocket>, PredecessorLink),
+    /// The old process ended before it sent its sockets, so this process must bind them itself.
+    Orphaned,
+}
+
+/// The progress of a new process at the moment at which it finds no offer, or the connection to the old process fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Progress {
+    /// There is no offer yet.
+    Searching {
+        /// Whether the time for the search has elapsed.
+        is_late: bool,
+    },
+    /// The old process has accepted the connection.
+    Receiving,
+    /// The sockets have arrived.
+    Holding,
+}
+
+/// The course that a new process takes at this moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Course {
+    /// Look for the offer once more.
+    Retry,
+    /// Bind the sockets, as without an old process.
+    StartAlone,
+    /// Serve with the sockets of the old process.
+    Serve,
+    /// End. The old process continues to serve, or there never was one.
+    Fail,
 }
 
 /// The reason why a handover failed.
@@ -409,10 +451,7 @@ impl Search {
     /// # Errors
     /// Fails if there is no offer or the handover fails. An offer of a process with another file does not end the
     /// search, because the right process might still appear.
-    pub(crate) fn take(
-        &self,
-        limit: Duration,
-    ) -> Result<(Vec<InheritedSocket>, PredecessorLink), UpgradeError> {
+    pub(crate) fn take(&self, limit: Duration) -> Result<Found, UpgradeError> {
         let deadline = Instant::now() + limit;
         let mut refused = None;
         let mut attempts: Vec<_> = self.paths.iter().map(|path| (path, Instant::now())).collect();
@@ -420,7 +459,7 @@ impl Search {
             for (path, next) in attempts.iter_mut().filter(|(_, next)| *next <= Instant::now()) {
                 match self.take_at(path) {
                     Ok(None) => {}
-                    Ok(Some(taken)) => return Ok(taken),
+                    Ok(Some(found)) => return Ok(found),
                     Err(error @ UpgradeError::OtherFile { .. }) => {
                         refused = Some(error);
                         *next = Instant::now() + RETRY_OTHER_FILE;
@@ -428,20 +467,57 @@ impl Search {
                     Err(error) => return Err(error),
                 }
             }
-            if Instant::now() >= deadline {
-                return Err(refused.unwrap_or_else(|| UpgradeError::NoOffer { path: either(&self.paths) }));
+            let progress = Progress::Searching { is_late: Instant::now() >= deadline };
+            match course(progress, self.starter.as_ref().is_some_and(OtherProcess::has_ended)) {
+                Course::Retry => std::thread::sleep(RETRY),
+                Course::StartAlone | Course::Serve => return Ok(Found::Orphaned),
+                Course::Fail => {
+                    return Err(
+                        refused.unwrap_or_else(|| UpgradeError::NoOffer { path: either(&self.paths) })
+                    );
+                }
             }
-            std::thread::sleep(RETRY);
         }
     }
 
     /// Receives the sockets that are offered at a path. `None` means that there is no offer.
-    fn take_at(&self, path: &Path) -> Result<Option<(Vec<InheritedSocket>, PredecessorLink)>, UpgradeError> {
+    fn take_at(&self, path: &Path) -> Result<Option<Found>, UpgradeError> {
         let Some(stream) = connect(path)? else { return Ok(None) };
         let credentials = getsockopt(&stream, PeerCredentials).map_err(io::Error::from)?;
         let trusted: Vec<Uid> = [Uid::effective()].into_iter().chain(self.user).collect();
         check_user(credentials.uid(), &trusted)?;
-        take_from(stream, VERSION, &self.about, path).map(Some)
+        // A PID of 0 means that the process is not visible from here.
+        let old = OtherProcess::of(u32::try_from(credentials.pid()).unwrap_or(0));
+        match take_from(stream, &old, VERSION, &self.about, path) {
+            Ok((sockets, link)) => Ok(Some(Found::Handover(sockets, link))),
+            Err(error)
+                if error.is_of_connection()
+                    && course(Progress::Receiving, old.has_ended()) == Course::StartAlone =>
+            {
+                Ok(Some(Found::Orphaned))
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Decides what a new process does without a connection to the old process. Only the end of the old process makes it
+/// serve; a connection that a living process has closed is a refusal.
+fn course(progress: Progress, old_has_ended: bool) -> Course {
+    match (progress, old_has_ended) {
+        (Progress::Searching { .. } | Progress::Receiving, true) => Course::StartAlone,
+        (Progress::Holding, true) => Course::Serve,
+        (Progress::Searching { is_late: false }, false) => Course::Retry,
+        (Progress::Searching { is_late: true } | Progress::Receiving | Progress::Holding, false) => {
+            Course::Fail
+        }
+    }
+}
+
+impl UpgradeError {
+    /// Returns whether the connection failed, and not what the other process has sent over it.
+    fn is_of_connection(&self) -> bool {
+        matches!(self, Self::Io(_) | Self::Truncated { .. })
     }
 }
 
@@ -500,6 +576,11 @@ impl PredecessorLink {
         self.old_pid
     }
 
+    /// Returns the old process.
+    pub(crate) fn process(&self) -> OtherProcess {
+        self.process.clone()
+    }
+
     /// Returns the description of the old process.
     pub(crate) fn old(&self) -> &About {
         &self.old
@@ -522,14 +603,14 @@ impl PredecessorLink {
             Ok(()) => receive_blocking(&mut self.stream),
             Err(error) => Err(error.into()),
         };
-        match response {
-            Ok(Frame::Ack) => Ok(()),
-            _ if is_gone(self.old_pid) => {
-                log::warn!("upgrade: the old process {} has ended, this process continues", self.old_pid);
-                Ok(())
-            }
-            _ => Err(UpgradeError::NotAcknowledged { old_pid: self.old_pid }),
+        if response.is_ok_and(|frame| frame == Frame::Ack) {
+            return Ok(());
         }
+        if course(Progress::Holding, self.process.has_ended()) != Course::Serve {
+            return Err(UpgradeError::NotAcknowledged { old_pid: self.old_pid });
+        }
+        log::warn!("upgrade: the old process {} has ended, so this process serves without it", self.old_pid);
+        Ok(())
     }
 
     /// Reports to the old process why this one ends instead of serving.
@@ -552,6 +633,7 @@ fn connect(path: &Path) -> Result<Option<UnixStream>, UpgradeError> {
 
 fn take_from(
     mut stream: UnixStream,
+    process: &OtherProcess,
     version: u16,
     about: &About,
     path: &Path,
@@ -579,7 +661,8 @@ fn take_from(
     };
     let fds = receive_fds(&stream, addresses.len())?;
     let inherited = addresses.into_iter().zip(fds).map(|(address, fd)| InheritedSocket { address, fd });
-    Ok((inherited.collect(), PredecessorLink { stream, old_pid, state, old }))
+    let process = process.clone();
+    Ok((inherited.collect(), PredecessorLink { stream, process, old_pid, state, old }))
 }
 
 fn receive_blocking(stream: &mut UnixStream) -> Result<Frame, UpgradeError> {
@@ -588,12 +671,6 @@ fn receive_blocking(stream: &mut UnixStream) -> Result<Frame, UpgradeError> {
     let mut payload = vec![0; payload_len(header)?];
     stream.read_exact(&mut payload)?;
     Frame::parse(header[0], &payload)
-}
-
-fn is_gone(pid: u32) -> bool {
-    let pid = i32::try_from(pid).ok().filter(|pid| *pid > 0);
-    // A process that we are not allowed to signal exists.
-    pid.is_some_and(|pid| kill(Pid::from_raw(pid), None) == Err(nix::errno::Errno::ESRCH))
 }
 
 // === both ===
@@ -733,7 +810,11 @@ pub(super) fn take(
     user: Option<Uid>,
     limit: Duration,
 ) -> Result<(Vec<InheritedSocket>, PredecessorLink), UpgradeError> {
-    Search { paths: vec![path.to_owned()], user, about: About::default() }.take(limit)
+    let search = Search { paths: vec![path.to_owned()], user, ..Search::default() };
+    match search.take(limit)? {
+        Found::Handover(sockets, link) => Ok((sockets, link)),
+        Found::Orphaned => panic!("there is no old process that could end"),
+    }
 }
 
 #[cfg(test)]
@@ -931,8 +1012,10 @@ mod tests {
         let (old, new) = UnixStream::pair().unwrap();
         old.set_nonblocking(true).unwrap();
         let mut old = tokio::net::UnixStream::from_std(old).unwrap();
-        let taking =
-            tokio::task::spawn_blocking(move || take_from(new, 2, &About::default(), Path::new("/sock")));
+        let taking = tokio::task::spawn_blocking(move || {
+            let own = OtherProcess::of(std::process::id());
+            take_from(new, &own, 2, &About::default(), Path::new("/sock"))
+        });
         let greeted =
             greet(&mut old, 1, &About::default(), Path::new("/sock")).await.unwrap_err().to_string();
         let taken = taking.await.unwrap().unwrap_err().to_string();
@@ -957,7 +1040,7 @@ mod tests {
         let listener = tokio::net::UnixListener::bind(&path).unwrap();
         let about = |file| About::new(Some(Path::new(file)), None);
         let (theirs, ours) = (about("/a.yaml"), about("/b.yaml").particular());
-        let search = Search { paths: vec![path.clone()], user: None, about: ours };
+        let search = Search { paths: vec![path.clone()], about: ours, ..Search::default() };
         let searching = blocking(move || search.take(RETRY * 5));
         let counting = async {
             for attempts in 1.. {
@@ -995,12 +1078,29 @@ mod tests {
     }
 
     #[test]
-    fn a_process_that_has_ended_is_distinguished_from_one_that_runs() {
-        let mut child = std::process::Command::new("true").spawn().unwrap();
-        let pid = child.id();
-        child.wait().unwrap();
-        assert!(is_gone(pid));
-        assert!(!is_gone(std::process::id()));
-        assert!(!is_gone(0) && !is_gone(u32::MAX));
+    fn a_new_process_serves_without_the_old_one_only_if_that_has_ended() {
+        let searching = |is_late| Progress::Searching { is_late };
+        for (progress, if_ended, if_running) in [
+            (searching(false), Course::StartAlone, Course::Retry),
+            (searching(true), Course::StartAlone, Course::Fail),
+            (Progress::Receiving, Course::StartAlone, Course::Fail),
+            (Progress::Holding, Course::Serve, Course::Fail),
+        ] {
+            assert_eq!(course(progress, true), if_ended, "{progress:?}");
+            assert_eq!(course(progress, false), if_running, "{progress:?}");
+        }
+    }
+
+    #[test]
+    fn a_search_ends_at_once_if_the_process_that_started_it_has_ended() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut killed = std::process::Command::new("true").spawn().unwrap();
+        killed.wait().unwrap();
+        let paths = vec![dir.path().join("upgrade.sock")];
+        let search = Search { paths, starter: Some(OtherProcess::of(killed.id())), ..Search::default() };
+        assert!(matches!(search.take(SOON), Ok(Found::Orphaned)));
+        let own = Some(OtherProcess::of(std::process::id()));
+        let search = Search { starter: own, ..search };
+        assert!(matches!(search.take(Duration::ZERO), Err(UpgradeError::NoOffer { .. })));
     }
 }

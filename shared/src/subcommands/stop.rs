@@ -11,19 +11,16 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::Uid;
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::{CommandError, document, json, sockets_before};
 use crate::control::client::Unreachable;
 use crate::control::{Client, Farewell, bodies, predecessors};
+use crate::process::other::OtherProcess;
 use crate::words::count_of;
 
 /// Default time limit, which is longer than any drain.
 const PATIENCE: Duration = Duration::from_secs(48 * 3600);
-/// Time that the kernel has to remove a process after it closed its connections.
-const REMOVAL: Duration = Duration::from_secs(2);
 
 /// Duration that is displayed as `1.2s`.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -104,7 +101,8 @@ impl Stop {
         let left = self.patience.saturating_sub(self.began.elapsed()).max(Duration::from_millis(1));
         let reply = client.send("POST", "/v1/stop", &json(&bodies::Stop { now: self.now }), left);
         let farewell: Farewell = document(&reply.map_err(|error| self.explain(error))?)?;
-        wait_removed(farewell.pid);
+        // The connection of a process closes before its end. A process that is not visible from here is ignored.
+        OtherProcess::of(farewell.pid).ends_soon();
         Ok((farewell, Took(self.began.elapsed())))
     }
 
@@ -140,16 +138,6 @@ impl Stop {
             _ => was_cut("a signal or `stop --now` ended it immediately"),
         }
     }
-}
-
-/// Waits until the kernel has removed the process, because its connection closes earlier. A process that is not visible
-/// from here is ignored.
-fn wait_removed(pid: u32) {
-    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
-    let Some(Ok(process)) = pid.map(|pid| pidfd_open(pid, PidfdFlags::empty())) else { return };
-    let timeout = PollTimeout::try_from(REMOVAL).unwrap_or(PollTimeout::ZERO);
-    // The result does not matter.
-    let _ = poll(&mut [PollFd::new(std::os::fd::AsFd::as_fd(&process), PollFlags::POLLIN)], timeout);
 }
 
 impl fmt::Display for Took {

@@ -44,7 +44,7 @@ const OTHER_WORDS: OtherWords = &[
 ];
 
 /// Our modules that log, by their paths.
-const OURS: [&str; 29] = [
+const OURS: [&str; 30] = [
     "health_service::backend",
     "lb_service::access_log::writer",
     "lb_service::pool",
@@ -56,6 +56,7 @@ const OURS: [&str; 29] = [
     "shared::control::server",
     "shared::daemon::acquire",
     "shared::daemon::announce",
+    "shared::daemon::gate",
     "shared::daemon::moving",
     "shared::daemon::operations",
     "shared::daemon::resources",
