@@ -55,7 +55,7 @@ struct Reading {
 /// Why a reading failed.
 #[derive(Debug, Error)]
 enum ReadingError {
-    #[error("cannot read {path}: {source}")]
+    #[error("cannot read {path}: {}", values::reason(source))]
     Read { path: &'static str, source: io::Error },
     #[error("{0} has an unexpected format")]
     Parse(&'static str),

@@ -99,7 +99,7 @@ fn run_file(args: &RunArgs) -> u8 {
     };
     let file = match with_context(args, Some(&path), |context| ConfigFile::new(&path, context)) {
         Ok(file) => file,
-        Err(error) => return fail(&format!("cannot determine the working directory: {error}")),
+        Err(error) => return fail(&format!("cannot determine the working directory: {}", reason(&error))),
     };
     let (source, loaded) = match load(&path, args) {
         Ok(found) => found,
@@ -160,8 +160,9 @@ fn explained(error: &StartError, plan: &Plan, args: &RunArgs) -> String {
         |(file, pid)| {
             let file = file.display();
             format!(
-                "load_balancer already runs as process {pid} with {file}: run `load_balancer upgrade -c {file}` to replace it, \
-                 or `load_balancer check {file}` to check the file meanwhile\n  {error}"
+                "load_balancer already runs as process {pid} with {file}: run `load_balancer reload -c {file}` to apply a changed \
+                 file, `load_balancer upgrade -c {file}` to replace the process, or `load_balancer stop -c {file}` to end \
+                 it\n  {error}"
             )
         },
     )
@@ -175,7 +176,7 @@ fn mode(plan: &Plan, args: &RunArgs) -> Mode {
 fn demo(run: &RunArgs, args: &DemoArgs, purpose: Purpose) -> u8 {
     let demo = match Demo::new() {
         Ok(demo) => Arc::new(demo),
-        Err(error) => return fail(&format!("cannot find a free port for the demo: {error}")),
+        Err(error) => return fail(&format!("cannot find a free port for the demo: {}", reason(&error))),
     };
     let text = demo.configuration();
     let loaded = match with_context(run, None, |context| config::load_text("demo", &text, context)) {
@@ -487,6 +488,6 @@ fn print_with(write: impl FnOnce(&mut io::StdoutLock<'static>) -> io::Result<()>
     match write(&mut out).and_then(|()| out.flush()) {
         Ok(()) => 0,
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => 0,
-        Err(error) => fail(&format!("cannot write: {error}")),
+        Err(error) => fail(&format!("cannot write: {}", reason(&error))),
     }
 }

@@ -1,6 +1,10 @@
 //! Misbehaving clients, and failures at inconvenient moments.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use tests::client::head_bytes;
@@ -263,5 +267,92 @@ fn signals_take_effect_as_soon_as_the_pid_file_exists() {
             daemon.get("/").is_ok_and(|response| response.status == 200)
         });
         assert_eq!(lab.pid_in_file(), Some(process));
+    }
+}
+
+/// Makes one thing of each kind that a path can name, and returns their paths.
+fn things(lab: &Lab) -> Vec<(&'static str, PathBuf)> {
+    let [file, directory, fifo, socket] = ["file", "directory", "fifo", "socket"].map(|name| lab.path(name));
+    fs::write(&file, "text").unwrap();
+    fs::create_dir(&directory).unwrap();
+    assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    drop(UnixListener::bind(&socket).unwrap());
+    vec![
+        ("a file", file),
+        ("a directory", directory),
+        ("a FIFO", fifo),
+        ("a socket", socket),
+        ("a missing directory", lab.path("missing/name")),
+    ]
+}
+
+#[test]
+fn option_t_and_a_start_give_the_same_verdict_on_each_path() {
+    let origin = Origin::start("one");
+    for key in ["upgrade_sock", "control", "pid_file", "error_log", "access_log"] {
+        for number in 0..5 {
+            let lab = Lab::new();
+            let text = fs::read_to_string(lab.config(&pool(&[&origin], ""))).unwrap();
+            let (kind, path) = things(&lab).swap_remove(number);
+            let path = path.display();
+            let line = match key {
+                "control" => format!("control: {{socket: {path}}}\n"),
+                "access_log" => format!("access_log: {{path: {path}}}\n"),
+                _ => format!("{key}: {path}\n"),
+            };
+            let others = text.split_inclusive('\n').filter(|line| !line.starts_with(&format!("{key}:")));
+            let config = lab.write("conf.yaml", &others.chain([&*line]).collect::<String>());
+            let before = files(&lab);
+            let checked = lab.run(&["-c", path_str(&config), "-t"]);
+            assert_eq!(files(&lab), before, "{key} is {kind}: -t leaves a trace");
+            let started = lab.run(&["-c", path_str(&config), "-d"]);
+            let agree = (checked.code == Some(0)) == (started.code == Some(0));
+            assert!(agree, "{key} is {kind}:\n{checked:?}\n{started:?}\n{}", lab.error_log());
+        }
+    }
+}
+
+/// Returns the names of the files in the directory of the test. The harness creates files for the output of programs.
+fn files(lab: &Lab) -> Vec<String> {
+    let names = fs::read_dir(lab.directory()).unwrap().map(|entry| entry.unwrap().file_name());
+    let mut names: Vec<_> = names.map(|name| name.to_string_lossy().into_owned()).collect();
+    names.retain(|name| !name.starts_with("std"));
+    names.sort();
+    names
+}
+
+#[test]
+fn a_second_start_only_says_that_the_daemon_runs_and_what_to_do() {
+    let (lab, origin) = (Lab::new(), Origin::start("one"));
+    // A pool without a route is a warning.
+    let unused = format!("  unused: {{backends: [\"{}\"]}}\nroutes: [{{pool: web}}]\n", origin.address);
+    let daemon = lab.daemonize(&(pool(&[&origin], "") + &unused));
+    let second = lab.run(&["-c", path_str(&lab.path("conf.yaml")), "-d"]);
+    assert_eq!(second.code, Some(1), "{second:?}");
+    let first = format!("error: load_balancer already runs as process {}", daemon.process.0);
+    assert!(second.stderr.starts_with(&first), "{second:?}");
+    for said in ["`load_balancer reload`", "`load_balancer upgrade`", "`load_balancer stop`"] {
+        assert!(second.stderr.contains(said), "{second:?}");
+    }
+}
+
+#[test]
+fn a_low_limit_of_threads_is_an_error_with_a_remedy() {
+    let Some(lab) = Lab::of_root() else { return };
+    let origin = Origin::start("one");
+    let body = format!("access_log: {{path: access.log}}\n{}", pool(&[&origin], ""));
+    let config = lab.config(&body.replace("access.log", path_str(&lab.path("access.log"))));
+    fs::set_permissions(&config, fs::Permissions::from_mode(0o644)).unwrap();
+    for (threads, option) in [(3, "-c"), (8, "-c"), (8, "-tc")] {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid", "nobody", "--regid", "nogroup", "--clear-groups", "prlimit"]);
+        command.arg(format!("--nproc={threads}")).arg(lab.path("load_balancer"));
+        command.current_dir(lab.directory());
+        let finished = lab.finish(command, &[option, path_str(&config)]);
+        assert!([Some(1), Some(2)].contains(&finished.code), "{threads}: {finished:?}");
+        for said in ["thread", "the limit of processes and threads is reached", "ulimit -u"] {
+            assert!(finished.stderr.contains(said), "{threads}: {finished:?}");
+        }
+        assert!(!finished.stderr.contains("panicked"), "{threads}: {finished:?}");
     }
 }

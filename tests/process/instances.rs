@@ -77,9 +77,10 @@ fn a_second_start_with_the_same_file_names_the_running_process() {
     let first = process(&lab, &a.config);
     let second = ask(&lab, &[], &a.config);
     assert_eq!(second.code, Some(1), "{second:?}");
-    let said = format!("a daemon with {} already runs as process {}", a.config.display(), first.0);
-    assert!(second.stderr.contains(&said), "{second:?}");
-    assert!(second.stderr.contains("run `load_balancer upgrade`"), "{second:?}");
+    let file = a.config.display();
+    let said = format!("error: load_balancer already runs as process {} with {file}: run", first.0);
+    assert!(second.stderr.starts_with(&said), "{second:?}");
+    assert!(second.stderr.contains(&format!("`load_balancer upgrade -c {file}`")), "{second:?}");
 }
 
 #[test]
@@ -139,7 +140,7 @@ fn a_second_start_with_the_same_file_says_that_the_daemon_already_runs() {
         let second = ask(&lab, arguments, &a.config);
         assert_eq!(second.code, Some(code), "{second:?}");
         let said = format!(
-            "error: load_balancer already runs as process {pid} with {file}: run `load_balancer upgrade"
+            "error: load_balancer already runs as process {pid} with {file}: run `load_balancer reload"
         );
         assert!(second.stderr.contains(&said), "{second:?}");
     }

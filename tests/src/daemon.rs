@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::OnceLock;
 use std::time::Duration;
-use std::{env, io};
+use std::{env, io, thread};
 
 use serde_json::Value;
 use tempfile::TempDir;
@@ -283,7 +283,9 @@ impl Lab {
             end(&mut child);
             panic!("{arguments:?} did not end within {LONG:?}:\n{}{}", text(&stdout), text(&stderr));
         };
-        Finished { code: status.code(), stdout: text(&stdout), stderr: text(&stderr) }
+        let finished = Finished { code: status.code(), stdout: text(&stdout), stderr: text(&stderr) };
+        assert_no_numbers(&finished.stderr);
+        finished
     }
 
     /// Starts a daemon in the foreground and waits until it is ready.
@@ -409,7 +411,17 @@ impl Drop for Lab {
         for process in process::started_with(self.directory()) {
             process.signal(Signal::SIGKILL);
         }
+        if !thread::panicking() {
+            assert_no_numbers(&self.error_log());
+        }
     }
+}
+
+/// Asserts that messages name the reason of an error without the number of the system.
+#[track_caller]
+fn assert_no_numbers(messages: &str) {
+    let line = messages.lines().find(|line| line.contains("(os error"));
+    assert!(line.is_none(), "a message has the number of an error: {line:?}");
 }
 
 // ===== impl OwnRun =====

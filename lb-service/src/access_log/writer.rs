@@ -58,7 +58,7 @@ impl AccessLog {
     ///
     /// # Errors
     ///
-    /// Fails if the target cannot be opened (a FIFO needs a reader), or if the thread cannot be started.
+    /// Fails if the target cannot be opened, or if the thread cannot be started.
     pub fn open(settings: Settings) -> io::Result<(Self, WriterGuard)> {
         if settings.format == Format::Off {
             return Ok((Self::off(), WriterGuard(None)));
@@ -168,16 +168,16 @@ impl Sink for Opened {
                 None
             }
             Err(error) => {
-                log::error!("access log: cannot reopen {}, the old file stays in use: {error}", self.target);
-                let reason = format!("{}: {error}", self.target);
-                Some(ReopenFailure { time: SystemTime::now(), reason })
+                let reason = values::reason(&error);
+                log::error!("access log: cannot reopen {}, the old file stays in use: {reason}", self.target);
+                Some(ReopenFailure { time: SystemTime::now(), reason: format!("{}: {reason}", self.target) })
             }
         };
         *self.reopening.lock() = failure;
     }
 
     fn failed(&mut self, error: &io::Error) {
-        log::error!("access log: {}: {error}", self.target);
+        log::error!("access log: {}: {}", self.target, values::reason(error));
     }
 
     fn dropped(&mut self, lines: u64) {
@@ -197,7 +197,9 @@ fn open_target(target: &Target) -> io::Result<File> {
 
 /// Opens a file or a FIFO for appending.
 ///
-/// `O_NONBLOCK` has no effect on a file, but makes a FIFO without a reader an error instead of a start that hangs.
+/// `O_NONBLOCK` has no effect on a file, but the open of a FIFO does not hang. A FIFO without a reader is opened at
+/// both ends, because it cannot be opened for writing alone; its lines wait for the reader, or are dropped when it is
+/// full.
 /// `O_CREAT` is omitted for an existing file, because with it the kernel denies even root a file of another user in a
 /// sticky directory (`fs.protected_regular`).
 fn open_file(path: &Path) -> io::Result<File> {
@@ -205,6 +207,7 @@ fn open_file(path: &Path) -> io::Result<File> {
     options.append(true).mode(0o640).custom_flags(libc::O_NONBLOCK);
     match options.open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => options.create(true).open(path),
+        Err(error) if error.raw_os_error() == Some(libc::ENXIO) => options.read(true).open(path),
         opened => opened,
     }
 }
@@ -351,9 +354,8 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("fifo");
         assert!(Command::new("mkfifo").arg(&path).status().unwrap().success());
-        assert!(
-            AccessLog::open(Settings { format: Format::Json, target: Target::File(path.clone()) }).is_err()
-        );
+        // Without a reader, the open does not fail either.
+        drop(open(&path));
 
         let reader = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(&path).unwrap();
         let (log, guard) = open(&path);

@@ -14,6 +14,7 @@ use tokio::time::{sleep, timeout};
 
 use super::is_trusted;
 use crate::http_message::{Reply, Request, backend_target};
+use crate::process::files::reason;
 
 /// Pause before an old process is queried again.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -53,7 +54,7 @@ pub(crate) fn sweep(control: &Path) {
         let is_stale = std::os::unix::net::UnixStream::connect(&socket)
             .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
         if is_stale && let Err(error) = std::fs::remove_file(&socket) {
-            log::warn!("control: cannot remove the stale socket {}: {error}", socket.display());
+            log::warn!("control: cannot remove the stale socket {}: {}", socket.display(), reason(&error));
         }
     }
 }

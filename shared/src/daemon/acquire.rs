@@ -8,7 +8,9 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::resources::{check_runtime_dir, control_spec, endpoints, take_runtime_dir};
+use super::resources::{
+    check_runtime_dir, control_spec, endpoints, take_runtime_dir, threads, warn_without_control,
+};
 use super::{Mode, Start, StartError};
 use crate::config::{self, Plan};
 use crate::operator::{self, ConfigFile, RestoredState};
@@ -18,7 +20,7 @@ use crate::process::handlers::Early;
 use crate::process::lifecycle::Outcome;
 use crate::process::limits;
 use crate::process::logging::{self, ErrorLog, LogError, Logging, Verbosity};
-use crate::process::pid_file::{PidFile, Prepared};
+use crate::process::pid_file::{PidFile, PidFileError, Prepared};
 use crate::process::privileges::{self, Identity};
 use crate::process::sockets::{InheritedSocket, Sockets};
 use crate::process::successor::{Launch, Predecessor, Started};
@@ -123,7 +125,9 @@ impl Held {
         base: &Base,
     ) -> Result<Self, StartError> {
         let (identity, upgrade) = (base.identity.as_ref(), start.mode.upgrade);
+        refuse_second_daemon(plan, upgrade)?;
         config::lines(&start.warnings).iter().for_each(|line| log::warn!("{line}"));
+        limits::check_threads(threads(plan))?;
         let logs = base.logs(plan, start.silent)?;
         let early = Early::expect().map_err(StartError::Signals)?;
         let launch = launch(plan, start, &announcer)?;
@@ -131,6 +135,7 @@ impl Held {
         limits::raise_open_files();
         enter_directory(plan, start.mode)?;
         check_runtime_dir(plan, identity, upgrade)?;
+        upgrade::check_path(&plan.server.upgrade_sock)?;
         let Taken { files, prepared, link } = Taken::take(plan, start, identity)?;
         let supervisor = Supervisor::of(|name| std::env::var_os(name), upgrade);
         let verbosity = base.verbosity.clone();
@@ -176,6 +181,16 @@ impl Taken {
                 Err(error)
             }
         }
+    }
+}
+
+/// Fails if a daemon with this PID file runs. This comes before any warning, because none matters then.
+fn refuse_second_daemon(plan: &Plan, upgrade: bool) -> Result<(), PidFileError> {
+    let path = plan.server.pid_file.as_deref().filter(|_| !upgrade);
+    match path.map_or(Ok(()), PidFile::probe) {
+        Err(error @ PidFileError::AlreadyRuns { .. }) => Err(error),
+        // A later step reports any other problem.
+        _ => Ok(()),
     }
 }
 
@@ -258,14 +273,20 @@ fn take_files(
     // The link must come first: without it, the directory belongs to a process that continues.
     take_runtime_dir(plan, identity, link.is_some())?;
     let pid_files = PidFiles::take(plan.server.pid_file.as_deref(), link)?;
-    let mut specs = endpoints(plan);
-    specs.extend(control_spec(plan, &inherited));
+    let (mut specs, control) = (endpoints(plan), control_spec(plan, &inherited));
+    let has_control = control.is_some();
+    specs.extend(control);
     let sockets = Sockets::adopt(inherited, &specs)?;
+    if !has_control {
+        warn_without_control(plan);
+    }
     if let Some(identity) = identity {
         pid_files.give_to(identity)?;
         sockets.give_to(identity)?;
         take_logs(plan, identity)?;
         identity.assume()?;
+        // The limit of threads is that of the user.
+        limits::check_threads(threads(plan))?;
     }
     Ok((pid_files, sockets))
 }

@@ -17,6 +17,7 @@ use super::compose::Beginning;
 use super::moving::Moving;
 use crate::config::Plan;
 use crate::process::background::Announcer;
+use crate::process::files::reason;
 use crate::process::lifecycle::{Signals, StartDecision};
 use crate::process::logging::ErrorLog;
 use crate::process::pid_file::{PidFile, Prepared};
@@ -156,7 +157,8 @@ impl Announcement {
 
     fn announce(self) -> Result<(), String> {
         let announcer = self.announcer.prepare();
-        let announcer = announcer.map_err(|error| format!("cannot detach from the terminal: {error}"))?;
+        let announcer =
+            announcer.map_err(|error| format!("cannot detach from the terminal: {}", reason(&error)))?;
         self.takeover.map_or(Ok(()), Takeover::complete)?;
         let serves = &self.serves;
         log::info!("process {} serves {serves}", std::process::id());
@@ -167,7 +169,7 @@ impl Announcement {
             error_log.release_terminal();
         }
         if let Err(error) = announcer.announce(self.error_log.is_some()) {
-            log::error!("cannot detach from the terminal: {error}");
+            log::error!("cannot detach from the terminal: {}", reason(&error));
         }
         self.moving.end(self.hold);
         Ok(())

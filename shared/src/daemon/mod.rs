@@ -33,8 +33,8 @@ use crate::config::{Plan, Problems};
 use crate::operator::Provenance;
 use crate::process;
 use crate::process::background::{self, Role};
-use crate::process::files::Unusable;
-use crate::process::limits::TooFewOpenFiles;
+use crate::process::files::{Unusable, reason};
+use crate::process::limits::{TooFewOpenFiles, TooFewThreads, no_thread};
 use crate::process::logging::LogError;
 use crate::process::pid_file::PidFileError;
 use crate::process::privileges::PrivilegeError;
@@ -61,19 +61,21 @@ pub(crate) struct Mode {
 /// Reason why the daemon did not start.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StartError {
-    #[error("cannot run in the background: {0}")]
+    #[error("cannot run in the background: {}", no_thread(.0))]
     Background(#[source] io::Error),
     #[error(transparent)]
     Log(#[from] LogError),
-    #[error("cannot install signal handlers: {0}")]
+    #[error("cannot install signal handlers: {}", reason(.0))]
     Signals(#[source] io::Error),
     #[error(transparent)]
     OpenFiles(#[from] TooFewOpenFiles),
-    #[error("cannot find the executable of this process: {0}")]
+    #[error(transparent)]
+    Threads(#[from] TooFewThreads),
+    #[error("cannot find the executable of this process: {}", reason(.0))]
     Executable(#[source] io::Error),
     #[error(transparent)]
     RuntimeDirectory(#[from] DirectoryError),
-    #[error("cannot connect to backends from {address}: {source}")]
+    #[error("cannot connect to backends from {address}: {}", reason(source))]
     Source { address: IpAddr, source: io::Error },
     #[error("cannot open the access log {0}")]
     AccessLog(#[source] Unusable),
@@ -85,7 +87,7 @@ pub(crate) enum StartError {
     Listen(#[from] ListenError),
     #[error(transparent)]
     Upgrade(#[from] UpgradeError),
-    #[error("cannot read random numbers from /dev/urandom: {0}")]
+    #[error("cannot read random numbers from /dev/urandom: {}", reason(.0))]
     Random(#[source] io::Error),
     #[error("cannot register metrics: {0}")]
     Metrics(#[from] prometheus::Error),

@@ -11,6 +11,7 @@ use lb_service::listener::{ListenAddress, Listener};
 use lb_service::service::Acceptors;
 
 use crate::config::Plan;
+use crate::process::files::reason;
 use crate::process::moves;
 use crate::process::sockets::{Moved, Sockets};
 use crate::process::upgrade::Hold;
@@ -35,7 +36,10 @@ impl Moving {
         let Self { acceptors, old } = self;
         for (address, socket) in &old {
             if let Err(error) = moves::deafen(socket) {
-                log::warn!("listener {address}: connections might be reset while it moves: {error}");
+                log::warn!(
+                    "listener {address}: connections might be reset while it moves: {}",
+                    reason(&error)
+                );
             }
         }
         if old.is_empty() {

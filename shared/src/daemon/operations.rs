@@ -14,6 +14,7 @@ use crate::control::{ControlService, DrainingSocket, Farewells, Operations, pred
 use crate::events::{About, Events, Kind};
 use crate::explain::Request;
 use crate::operator::{ChangeResult, Order, Reload};
+use crate::process::files::reason;
 use crate::process::lifecycle::{Signals, Stops, Upgrades};
 use crate::process::logging::LogFilter;
 use crate::process::sockets::Class;
@@ -45,7 +46,7 @@ pub(super) fn control(
     let path = &plan.control.socket;
     let socket = held.files.sockets.copy(&path.to_string_lossy());
     let socket = socket.unwrap_or_else(|error| {
-        log::error!("control: {error}");
+        log::error!("control: cannot copy the socket: {}", reason(&error));
         None
     })?;
     predecessors::sweep(path);

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, TcpListener};
 
 use super::StartError;
-use super::resources::{check_runtime_dir, control_spec, endpoints};
+use super::resources::{check_runtime_dir, control_spec, endpoints, threads};
 use crate::config::Plan;
 use crate::process::files::{Unusable, check_writable};
 use crate::process::logging::LogError;
@@ -20,6 +20,7 @@ use crate::serving::AccessLogs;
 pub(crate) fn preflight(plan: &Plan, upgrade: bool) -> Result<(), StartError> {
     let server = &plan.server;
     limits::check_open_files(endpoints(plan).len())?;
+    limits::check_threads(threads(plan))?;
     let identity = Identity::required(server.user.as_deref(), server.group.as_deref())?;
     check_sources(plan)?;
     check_runtime_dir(plan, identity.as_ref(), upgrade)?;
@@ -34,8 +35,7 @@ pub(crate) fn preflight(plan: &Plan, upgrade: bool) -> Result<(), StartError> {
     }
     server.pid_file.as_deref().map_or(Ok(()), PidFile::probe)?;
     let mut specs = endpoints(plan);
-    // The directory of the default socket might not exist before the start.
-    specs.extend(control_spec(plan, &[]).filter(|_| plan.control.is_named));
+    specs.extend(control_spec(plan, &[]));
     Ok(sockets::check(&specs)?)
 }
 

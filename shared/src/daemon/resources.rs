@@ -53,11 +53,21 @@ pub(super) fn control_spec(plan: &Plan, inherited: &[InheritedSocket]) -> Option
     let path = &plan.control.socket;
     let address = path.to_string_lossy();
     let is_inherited = inherited.iter().any(|socket| socket.address == address);
-    if !plan.control.is_named && !is_inherited && sockets::is_accepting(path) {
-        log::warn!("{}", socket_in_use(path, plan.server.runtime.configuration(), find::process_at(path)));
-        return None;
-    }
-    Some(ListenSpec::own(Endpoint::Unix { path: path.clone(), mode: CONTROL_SOCKET_MODE }))
+    let is_free = plan.control.is_named || is_inherited || !sockets::is_accepting(path);
+    is_free.then(|| ListenSpec::own(Endpoint::Unix { path: path.clone(), mode: CONTROL_SOCKET_MODE }))
+}
+
+/// Warns that this process has no control socket, because another daemon uses the default one.
+pub(super) fn warn_without_control(plan: &Plan) {
+    let path = &plan.control.socket;
+    log::warn!("{}", socket_in_use(path, plan.server.runtime.configuration(), find::process_at(path)));
+}
+
+/// Returns the number of threads that serve requests.
+pub(super) fn threads(plan: &Plan) -> usize {
+    let offload = plan.server.upstream_connect_offload;
+    let connecting = offload.map_or(0, |offload| offload.pools.saturating_mul(offload.threads_per_pool));
+    plan.server.threads.saturating_add(connecting)
 }
 
 /// Returns the warning that another daemon, whose PID can be unknown, uses the default control socket of this file.

@@ -18,6 +18,8 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use crate::process::files::reason;
+
 /// One origin; a Pingora background service.
 pub(crate) struct Origin {
     name: &'static str,
@@ -110,7 +112,7 @@ impl Origin {
 impl BackgroundService for Origin {
     async fn start_with_ready_notifier(&self, shutdown: ShutdownWatch, ready: ServiceReadyNotifier) {
         if let Err(error) = self.run(&shutdown, ready).await {
-            log::error!("demo: backend {} on {}: {error}", self.name, self.address);
+            log::error!("demo: backend {} on {}: {}", self.name, self.address, reason(&error));
         }
     }
 }

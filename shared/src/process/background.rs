@@ -20,6 +20,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 
 use nix::sys::stat::{Mode, umask};
 
+use super::files::reason;
 use super::{input, systemd};
 
 /// The environment variable with the PID of the parent whose second process, or new process, must run in the
@@ -94,7 +95,7 @@ impl Prepared {
         // Earlier log lines belong on the terminal, before its prompt.
         log::logger().flush();
         if let Err(error) = writeln!(io::stdout().lock(), "{READY}") {
-            log::warn!("background: the parent process no longer waits for the start: {error}");
+            log::warn!("background: the parent process no longer waits for the start: {}", reason(&error));
         }
         nix::unistd::dup2_stdout(&null)?;
         if !keep_stderr {

@@ -7,13 +7,15 @@
 use std::fmt;
 use std::fs::{File, Metadata, OpenOptions};
 use std::io;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::libc::{O_NOFOLLOW, O_NONBLOCK};
 use nix::unistd::{AccessFlags, Uid, access};
+pub(crate) use values::reason;
 
+use super::limits;
 use super::privileges::{Identity, user_name};
 
 /// The reason why a file cannot be opened for writing, with the remedy.
@@ -38,8 +40,8 @@ pub(crate) fn open_or_create(path: &Path, options: &OpenOptions) -> io::Result<F
     }
 }
 
-/// Opens a file to append log lines to, and creates it with mode 0640 if it does not exist. A FIFO without a reader is
-/// an error.
+/// Opens a file to append log lines to, and creates it with mode 0640 if it does not exist. A FIFO needs no reader: its
+/// lines wait until it has one, or are dropped when it is full.
 ///
 /// With `user`, root opens it for this user, who might own the directory. The kernel applies the rights of the user
 /// first. Only if they do not suffice, the file is opened as root, and then a link that the user could have created is
@@ -51,7 +53,16 @@ pub(crate) fn open_or_create(path: &Path, options: &OpenOptions) -> io::Result<F
 pub(crate) fn open_log(path: &Path, user: Option<&Identity>) -> io::Result<File> {
     match user {
         Some(user) => open_for(user, path, Uid::is_root),
-        None => open_or_create(path, &log_options()),
+        None => open_to_append(path, &log_options()),
+    }
+}
+
+/// Opens a log. A FIFO without a reader is opened at both ends, because it cannot be opened for writing alone, and a
+/// check cannot find out whether there is a reader without disturbing it.
+fn open_to_append(path: &Path, options: &OpenOptions) -> io::Result<File> {
+    match open_or_create(path, options) {
+        Err(error) if error.raw_os_error() == Some(nix::libc::ENXIO) => options.clone().read(true).open(path),
+        opened => opened,
     }
 }
 
@@ -67,14 +78,14 @@ pub(crate) fn take_log(path: &Path, user: &Identity) -> io::Result<()> {
 /// Opens a log for a user. If the user cannot write to it and `may_give` accepts its owner, the user becomes the owner.
 fn open_for(user: &Identity, path: &Path, may_give: impl FnOnce(Uid) -> bool) -> io::Result<File> {
     let mut options = log_options();
-    let opened = user.act(|| open_or_create(path, &options))?;
+    let opened = user.act(|| open_to_append(path, &options))?;
     if !opened.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied) {
         return opened;
     }
     if is_of_kernel(path) {
-        return open_or_create(path, &options);
+        return open_to_append(path, &options);
     }
-    let file = open_or_create(path, options.custom_flags(O_NONBLOCK | O_NOFOLLOW))?;
+    let file = open_to_append(path, options.custom_flags(O_NONBLOCK | O_NOFOLLOW))?;
     if may_give(Uid::from_raw(file.metadata()?.uid())) {
         user.give(&file)?;
     }
@@ -102,14 +113,23 @@ pub(crate) fn open_untrusted(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).custom_flags(O_NOFOLLOW | O_NONBLOCK).open(path)
 }
 
-/// Checks whether this thread could open the file for writing, or create it in its directory, which must exist.
+/// Checks whether this thread could open the file for writing, or create it in its directory, which must exist. It does
+/// not open the file, which the reader of a FIFO would notice.
 ///
 /// # Errors
 /// Returns the error that opening the file would return.
 pub(crate) fn check_writable(path: &Path) -> io::Result<()> {
     match access(path, AccessFlags::W_OK) {
         Err(Errno::ENOENT) => Ok(access(directory_of(path), AccessFlags::W_OK | AccessFlags::X_OK)?),
-        found => Ok(found?),
+        found => Ok(found.and_then(|()| check_type(path))?),
+    }
+}
+
+fn check_type(path: &Path) -> nix::Result<()> {
+    match std::fs::metadata(path).map(|metadata| metadata.file_type()) {
+        Ok(there) if there.is_dir() => Err(Errno::EISDIR),
+        Ok(there) if there.is_socket() => Err(Errno::ENXIO),
+        _ => Ok(()),
     }
 }
 
@@ -129,13 +149,6 @@ pub(crate) fn check_creatable(path: &Path) -> io::Result<()> {
 
 fn directory_of(path: &Path) -> &Path {
     path.parent().filter(|directory| !directory.as_os_str().is_empty()).unwrap_or(Path::new("."))
-}
-
-/// Formats an error of the system for a message: in lower case and without its number.
-pub(crate) fn reason(error: &io::Error) -> String {
-    let text = error.to_string();
-    let end = text.find(" (os error").unwrap_or(text.len());
-    text[..end].to_lowercase()
 }
 
 // === impl Unusable ===
@@ -167,7 +180,9 @@ fn remedy(path: &Path, error: &io::Error, user: Uid) -> Option<String> {
         io::ErrorKind::NotFound => Some(format!("create the directory {directory}")),
         io::ErrorKind::PermissionDenied => Some(permission_remedy(path, user)),
         _ => match error.raw_os_error() {
-            Some(nix::libc::ENXIO) => Some("it is a FIFO without a reader; start its reader first".to_owned()),
+            Some(nix::libc::ENXIO) => Some("it is a socket; name a file or a FIFO".to_owned()),
+            Some(nix::libc::EISDIR) => Some("name a file in this directory".to_owned()),
+            Some(nix::libc::EAGAIN) => Some(limits::MORE_THREADS.to_owned()),
             Some(nix::libc::ELOOP) => Some(
                 "it is a symbolic link to a file that the user of the load balancer cannot write to; give that file to this \
                  user, or name it instead of the link"
@@ -203,6 +218,7 @@ fn permission_remedy(path: &Path, user: Uid) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Write};
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
@@ -262,14 +278,31 @@ mod tests {
     }
 
     #[test]
-    fn a_log_that_is_a_fifo_without_a_reader_is_an_error() {
+    fn a_log_can_be_a_fifo_whose_reader_starts_later() {
         let directory = tempfile::tempdir().unwrap();
         let fifo = directory.path().join("fifo");
         nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
-        let said = Unusable::new(&fifo, open_log(&fifo, None).unwrap_err()).to_string();
-        assert!(said.contains("start its reader first"), "{said}");
-        let _reader = open_untrusted(&fifo).unwrap();
+        check_writable(&fifo).unwrap();
+        let mut log = open_log(&fifo, None).unwrap();
+        log.write_all(b"line").unwrap();
+        let mut read = [0; 4];
+        open_untrusted(&fifo).unwrap().read_exact(&mut read).unwrap();
+        assert_eq!(&read, b"line");
         open_log(&fifo, None).unwrap();
+    }
+
+    #[test]
+    fn a_check_rejects_what_a_log_cannot_be() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("socket");
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        for (path, said) in [(&*socket, "it is a socket"), (directory.path(), "is a directory; name a file")]
+        {
+            let [checked, opened] = [check_writable(path), open_log(path, None).map(drop)]
+                .map(|result| Unusable::new(path, result.unwrap_err()).to_string());
+            assert_eq!(checked, opened);
+            assert!(checked.contains(said), "{checked}");
+        }
     }
 
     #[test]

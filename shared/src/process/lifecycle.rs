@@ -37,6 +37,7 @@ use pingora::server::{ShutdownSignal, ShutdownSignalWatch};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Interval, MissedTickBehavior, interval, timeout};
 
+use super::files::reason;
 use super::handlers::{Came, Early, Handlers, Source};
 use super::sockets::{Class, Sockets};
 use super::successor::{self, Launch};
@@ -851,7 +852,7 @@ impl ShutdownSignalWatch for Signals {
             Err(error) => Err(error),
         };
         if let Err(error) = ended {
-            log::error!("cannot handle signals: {error}");
+            log::error!("cannot handle signals: {}", reason(&error));
             self.outcome.set(End { reason: EndReason::ServiceFailed, cut: 0 });
         }
         // The drain is over, so the server must not wait any longer.

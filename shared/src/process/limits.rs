@@ -1,6 +1,11 @@
 //! Limits of the system that a proxy reaches, and one that the daemon sets itself.
 
+use std::io;
+use std::thread;
+
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use parking_lot::Mutex;
+use values::reason;
 
 /// The backlog of a listening socket, as in Pingora. The kernel lowers it to `net.core.somaxconn`.
 pub(super) const BACKLOG: i32 = 65535;
@@ -20,13 +25,56 @@ pub(crate) struct TooFewOpenFiles {
     needed: u64,
 }
 
+/// The number of threads that the daemon needs in addition to those for requests: one for each other service, for the
+/// runtime of the server, for each log, and a few that block.
+const MIN_THREADS: usize = 16;
+
+/// The remedy if the system does not start another thread.
+pub(super) const MORE_THREADS: &str = "the limit of processes and threads is reached; raise it, for example with `ulimit -u 4096`, or with \
+    `LimitNPROC=` and `TasksMax=` in the systemd unit";
+
+/// Error of a system that does not start all threads of the daemon.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot start {needed} threads, only {started}: {}", no_thread(source))]
+pub(crate) struct TooFewThreads {
+    needed: usize,
+    started: usize,
+    source: io::Error,
+}
+
+/// Checks that the daemon can start its threads, of which `serving` are for requests. A thread that cannot be started
+/// later would be a panic.
+///
+/// # Errors
+/// If the system does not start all of them.
+pub(crate) fn check_threads(serving: usize) -> Result<(), TooFewThreads> {
+    let (needed, gate) = (serving.saturating_add(MIN_THREADS), Mutex::new(()));
+    thread::scope(|scope| {
+        // All threads exist at the same time, until the gate opens.
+        let closed = gate.lock();
+        let start = |_| thread::Builder::new().spawn_scoped(scope, || drop(gate.lock())).map(drop);
+        let failed =
+            (0..needed).map(start).enumerate().find_map(|(started, result)| Some((started, result.err()?)));
+        drop(closed);
+        failed.map_or(Ok(()), |(started, source)| Err(TooFewThreads { needed, started, source }))
+    })
+}
+
+/// Returns the reason why a thread or a process was not started, with the remedy.
+pub(crate) fn no_thread(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::WouldBlock => MORE_THREADS.to_owned(),
+        _ => reason(error),
+    }
+}
+
 /// Raises the limit of open files to the hard limit, because each request can need two. The initial soft limit is low
 /// for the sake of programs that use `select`.
 pub(crate) fn raise_open_files() {
     let raised = getrlimit(Resource::RLIMIT_NOFILE)
         .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
     if let Err(error) = raised {
-        log::warn!("cannot raise the limit of open files: {error}");
+        log::warn!("cannot raise the limit of open files: {}", reason(&error.into()));
     }
 }
 
@@ -67,5 +115,13 @@ mod tests {
         assert_eq!(is_sufficient(130, 2), Ok(()));
         assert_eq!(is_sufficient(1024, 100), Ok(()));
         assert_eq!(check_open_files(1), Ok(()));
+    }
+
+    #[test]
+    fn a_system_without_more_threads_is_an_error_with_a_remedy() {
+        check_threads(1).expect("this system starts some threads");
+        let source = io::Error::from_raw_os_error(nix::libc::EAGAIN);
+        let text = TooFewThreads { needed: 17, started: 3, source }.to_string();
+        assert!(text.contains("17 threads, only 3") && text.contains("ulimit -u"), "{text}");
     }
 }

@@ -48,9 +48,9 @@
 //! 5. If the new process ends, or if none connects, the old process withdraws its offer and continues as before; a
 //!    later SIGQUIT or SIGUSR2 starts another upgrade. If the old process has started the new one, it ends it, waits
 //!    for its end, logs the reason and reports it to the caller.
-//! 6. If the old process is killed before step 4, the new process serves without it: with the sockets if it has received
-//!    them, otherwise as after a start without `-u`. A connection that a [living process](other) closes does not have
-//!    this effect.
+//! 6. If the old process is killed before step 4, the new process serves without it: with the sockets if it has
+//!    received them, otherwise as after a start without `-u`. A connection that a [living process](other) closes does
+//!    not have this effect.
 //!
 //! A process that gave up root (`user`) starts the new process as the user that it has become, which is enough for
 //! everything that is inherited. If something new needs root, the upgrade fails; SIGQUIT and a start with `-u` as root
@@ -95,7 +95,7 @@ use std::fs::DirBuilder;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::Path;
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -103,15 +103,22 @@ use std::time::Duration;
 const MESSAGE: Duration = Duration::from_secs(1);
 
 /// Writes a message in a thread of its own and waits for it, for a second at most: otherwise a full pipe without a
-/// reader would delay the end of the process.
-pub(crate) fn write_message(write: impl FnOnce() + Send + 'static) {
+/// reader would delay the end of the process. If no thread can be started, this thread writes it.
+pub(crate) fn write_message(write: impl Fn() + Send + Sync + 'static) {
     let (done, written) = mpsc::channel();
-    thread::spawn(move || {
-        write();
-        // The receiver is gone if the write took too long.
-        let _ = done.send(());
+    let write = Arc::new(write);
+    let started = thread::Builder::new().spawn({
+        let write = write.clone();
+        move || {
+            write();
+            // The receiver is gone if the write took too long.
+            let _ = done.send(());
+        }
     });
-    let _ = written.recv_timeout(MESSAGE);
+    match started {
+        Ok(_) => drop(written.recv_timeout(MESSAGE)),
+        Err(_) => write(),
+    }
 }
 
 /// Creates a directory and its missing parents with mode 0700. A directory that exists keeps its mode.

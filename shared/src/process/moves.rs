@@ -19,6 +19,7 @@ use std::time::Duration;
 use rustix::fs::fstat;
 use socket2::{Domain, SockRef, Socket, Type};
 
+use super::files::reason;
 use super::limits::BACKLOG;
 use super::privileges::Identity;
 
@@ -133,7 +134,8 @@ impl Drop for Shared<'_> {
         for socket in &self.0 {
             if let Err(error) = socket.set_reuse_port(false) {
                 log::error!(
-                    "a listening socket keeps SO_REUSEPORT, so another process of this user can share its port: {error}"
+                    "a listening socket keeps SO_REUSEPORT, so another process of this user can share its port: {}",
+                    reason(&error)
                 );
             }
         }

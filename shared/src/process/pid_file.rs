@@ -39,7 +39,10 @@ pub(crate) struct Prepared {
 /// The reason why a PID file cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PidFileError {
-    #[error("load_balancer already runs as {holder} (PID file {path})")]
+    #[error(
+        "load_balancer already runs as {holder} (PID file {path}): run `load_balancer reload` to apply a changed file, \
+         `load_balancer upgrade` to replace the process, or `load_balancer stop` to end it"
+    )]
     AlreadyRuns { path: PathBuf, holder: Holder },
     #[error(
         "the PID file {path} (`pid_file`) contains something other than a PID and would be overwritten; name another \
@@ -133,8 +136,9 @@ impl PidFile {
             && let Err(error) = std::fs::remove_file(path)
         {
             log::warn!(
-                "PID file {}: cannot remove the file of the old process {old_pid}: {error}",
-                path.display()
+                "PID file {}: cannot remove the file of the old process {old_pid}: {}",
+                path.display(),
+                reason(&error)
             );
         }
     }
@@ -145,8 +149,9 @@ impl PidFile {
         match std::fs::remove_file(&beside) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 log::warn!(
-                    "PID file {}: cannot remove the file of an ended process: {error}",
-                    beside.display()
+                    "PID file {}: cannot remove the file of an ended process: {}",
+                    beside.display(),
+                    reason(&error)
                 );
             }
             _ => {}
@@ -216,7 +221,7 @@ impl Drop for PidFile {
         if is_at(&self.file, &self.path)
             && let Err(error) = std::fs::remove_file(&self.path)
         {
-            log::warn!("PID file {}: cannot remove it: {error}", self.path.display());
+            log::warn!("PID file {}: cannot remove it: {}", self.path.display(), reason(&error));
         }
     }
 }
@@ -307,7 +312,8 @@ fn sweep(path: &Path) {
             && open_untrusted(&other).is_ok_and(|file| file.try_lock().is_ok())
             && let Err(error) = std::fs::remove_file(&other)
         {
-            log::warn!("PID file {}: cannot remove the file of an ended process: {error}", other.display());
+            let (file, reason) = (other.display(), reason(&error));
+            log::warn!("PID file {file}: cannot remove the file of an ended process: {reason}");
         }
     }
 }

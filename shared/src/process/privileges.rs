@@ -12,6 +12,7 @@ use std::path::Path;
 
 use nix::unistd::{Gid, Group, Uid, User};
 use rustix::thread;
+use values::reason;
 
 /// A user and group as which the daemon runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,7 +34,7 @@ pub(crate) enum PrivilegeError {
         "user/group: only root can run as another user, but this is the user with UID {0}; start as root or remove the keys"
     )]
     NotRoot(Uid),
-    #[error("cannot {what}: {source}")]
+    #[error("cannot {what}: {}", reason(source))]
     System { what: String, source: io::Error },
 }
 

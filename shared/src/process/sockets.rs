@@ -427,7 +427,7 @@ impl Sockets {
         let open = lock(&self.open);
         for listening in open.iter().filter(|listening| listening.configured == address) {
             if let Err(error) = moves::deafen(&listening.fd) {
-                log::warn!("listener {address}: connections might be cut while it moves: {error}");
+                log::warn!("listener {address}: connections might be cut while it moves: {}", reason(&error));
             }
         }
     }
@@ -685,7 +685,7 @@ impl Drop for SocketFile {
         if FileId::at(&self.path).is_ok_and(|there| there == self.id)
             && let Err(error) = std::fs::remove_file(&self.path)
         {
-            log::warn!("socket {}: cannot remove it: {error}", self.path.display());
+            log::warn!("socket {}: cannot remove it: {}", self.path.display(), reason(&error));
         }
     }
 }

@@ -41,6 +41,7 @@ use tokio::process::{Child, ChildStderr, Command};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
+use super::files::reason;
 use super::other::OtherProcess;
 use super::pid_file::PidFile;
 use super::upgrade::{About, Handover, Offer, ReadySuccessor, UpgradeError};
@@ -322,7 +323,7 @@ impl Successor {
             return error;
         };
         self.is_running = false;
-        let how = status.map_or_else(|error| format!("has ended: {error}"), describe);
+        let how = status.map_or_else(|error| format!("has ended: {}", reason(&error)), describe);
         let reason = match error {
             UpgradeError::Refused(reason) => reason,
             _ => self.last_words().await,

@@ -28,6 +28,8 @@ use parking_lot::{Mutex, MutexGuard};
 use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::watch;
 
+use super::files::reason;
+
 /// The environment variable with the PID of the process that must ping. It is not passed on to a new process, which has
 /// another PID.
 pub(crate) const WATCHDOG_PID: &str = "WATCHDOG_PID";
@@ -91,7 +93,7 @@ impl Supervisor {
         match Link::open(&address, watchdog, is_successor) {
             Ok(link) => Self(Some(Arc::new(link))),
             Err(error) => {
-                log::warn!("systemd: cannot use NOTIFY_SOCKET {}: {error}", address.display());
+                log::warn!("systemd: cannot use NOTIFY_SOCKET {}: {}", address.display(), reason(&error));
                 Self::default()
             }
         }
@@ -191,7 +193,8 @@ impl Link {
     fn send(&self, text: Option<String>) {
         let Some(text) = text else { return };
         if let Err(error) = self.socket.send_to_addr(text.as_bytes(), &self.address) {
-            log::warn!("systemd: cannot send {:?}: {error}", text.lines().next().unwrap_or_default());
+            let first = text.lines().next().unwrap_or_default();
+            log::warn!("systemd: cannot send {first:?}: {}", reason(&error));
         }
     }
 

@@ -35,6 +35,7 @@ use super::logs::{AccessLogs, Opened};
 use super::pools::Checked;
 use crate::config::Plan;
 use crate::process::files::Unusable;
+use crate::process::files::reason;
 use crate::process::lifecycle::{Timing, Timings};
 use crate::process::moves;
 use crate::process::sockets::{self, Bound, Class, Endpoint, ListenSpec, Sockets};
@@ -225,7 +226,8 @@ impl Running {
     fn with_sockets(&self, opened: &[Listener], bound: &Bound) -> Result<Vec<(Listener, OwnedFd)>, String> {
         let with_socket = |listener: &Listener| {
             let socket = self.sockets.copy_for(&listener.address.bind_key(), bound);
-            let socket = socket.map_err(|error| format!("cannot listen on {}: {error}", listener.address))?;
+            let socket = socket
+                .map_err(|error| format!("cannot listen on {}: {}", listener.address, reason(&error)))?;
             Ok((listener.clone(), socket))
         };
         opened.iter().map(with_socket).collect()

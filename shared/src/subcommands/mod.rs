@@ -24,6 +24,7 @@ use crate::control::predecessors;
 use crate::events::Event;
 use crate::http_message::{backend_target, query};
 use crate::operator::{ChangeResult, Outcome, Reload};
+use crate::process::files::reason;
 use crate::screen::{self, Window};
 use crate::status_document::Status;
 
@@ -55,7 +56,7 @@ pub(crate) enum CommandError {
     /// The daemon ended and cut off requests.
     #[error("{0}")]
     Cut(String),
-    #[error("cannot write: {0}")]
+    #[error("cannot write: {}", reason(.0))]
     Write(#[from] io::Error),
 }
 

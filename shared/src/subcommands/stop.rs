@@ -22,7 +22,7 @@ use crate::words::count_of;
 /// Default time limit, which is longer than any drain.
 const PATIENCE: Duration = Duration::from_secs(48 * 3600);
 
-/// Duration that is displayed as `1.2s`.
+/// Measured duration, which is displayed as `1.2 s`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Took(Duration);
 
@@ -109,8 +109,8 @@ impl Stop {
     fn explain(self, error: Unreachable) -> CommandError {
         match error {
             Unreachable::Silent { .. } => CommandError::Failed(format!(
-                "the daemon still has requests in flight after {} and continues to drain; `stop --now` ends it immediately",
-                Took(self.patience)
+                "the daemon still has requests in flight after {:?} and continues to drain; `stop --now` ends it immediately",
+                self.patience
             )),
             Unreachable::Gone { .. } => CommandError::Failed(
                 "the daemon ended without reporting the result of its drain: it was killed or it failed; see its log"
@@ -142,7 +142,7 @@ impl Stop {
 
 impl fmt::Display for Took {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:.1}s", self.0.as_secs_f64())
+        write!(f, "{:.1} s", self.0.as_secs_f64())
     }
 }
 
@@ -160,10 +160,13 @@ mod tests {
 
     #[test]
     fn a_stop_reports_the_result_of_the_drain() {
-        assert_eq!(report(false, "drained", 0).unwrap(), "process 7 drained in 1.2s; 0 requests cut\n");
-        assert_eq!(report(true, "at_once", 1).unwrap(), "process 7 ended after 1.2s; 1 request cut\n");
+        assert_eq!(report(false, "drained", 0).unwrap(), "process 7 drained in 1.2 s; 0 requests cut\n");
+        assert_eq!(report(true, "at_once", 1).unwrap(), "process 7 ended after 1.2 s; 1 request cut\n");
         let cut = report(false, "out_of_time", 2).unwrap_err();
-        assert_eq!(cut.to_string(), "process 7 ended after 1.2s because the drain timed out; 2 requests cut");
+        assert_eq!(
+            cut.to_string(),
+            "process 7 ended after 1.2 s because the drain timed out; 2 requests cut"
+        );
         assert!(
             matches!(report(false, "at_once", 2), Err(CommandError::Cut(_))),
             "another stop cut off requests"

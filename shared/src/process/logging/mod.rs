@@ -27,7 +27,8 @@ use parking_lot::{Mutex, MutexGuard};
 
 use crate::words::count;
 
-use super::files::{Unusable, open_log};
+use super::files::{Unusable, open_log, reason};
+use super::limits::no_thread;
 use super::privileges::Identity;
 
 /// The environment variable with a filter.
@@ -111,9 +112,9 @@ struct Style {
 pub(crate) enum LogError {
     #[error("cannot open error_log {0}")]
     Open(#[from] Unusable),
-    #[error("cannot redirect standard error: {0}")]
+    #[error("cannot redirect standard error: {}", reason(.0))]
     Redirect(#[source] io::Error),
-    #[error("cannot start the thread that writes the log: {0}")]
+    #[error("cannot start the thread that writes the log: {}", no_thread(.0))]
     Thread(#[source] io::Error),
     #[error("a logger is already set up: {0}")]
     Logger(#[from] log::SetLoggerError),
