@@ -700,6 +700,20 @@ fn socket_of(lab: &Lab) -> String {
     format!("--socket {}", lab.path("control.sock").display())
 }
 
+#[test]
+fn an_added_backend_that_is_the_daemon_itself_is_a_warning() {
+    let (lab, origin) = (Lab::new(), Origin::start("one"));
+    let daemon = lab.start(&pool(&[&origin], ""));
+    for (address, said) in [
+        (daemon.listener, "this daemon's own listener, so requests can loop"),
+        (daemon.metrics, "this daemon's own metrics address, which serves no application"),
+    ] {
+        let added = done(&lab, &["add", "web", &address.to_string()]);
+        assert!(added.contains(&format!("! pool web: backend {address} is {said}")), "{added}");
+        daemon.logged(&["operator: ! pool web", said]);
+    }
+}
+
 #[track_caller]
 fn done_without_config(lab: &Lab, words: &[&str]) -> String {
     let finished = lab.run(words);

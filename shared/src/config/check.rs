@@ -24,6 +24,7 @@ use rustls_pki_types::pem::PemObject;
 use values::{AbsolutePath, SocketPath, Text, did_you_mean};
 
 pub(crate) use balancing::MAX_RING_WEIGHT;
+pub(crate) use loops::own_address;
 
 use super::context::{Account, Context, Denied, FileAccess};
 use super::document::{Node, Step, Value};

@@ -36,7 +36,7 @@ mod words;
 use std::io;
 use std::path::{Path, PathBuf};
 
-pub(crate) use check::MAX_RING_WEIGHT;
+pub(crate) use check::{MAX_RING_WEIGHT, own_address};
 use document::{Map, Node, Value};
 use nix::unistd::Uid;
 use problem::{Id, Problem};

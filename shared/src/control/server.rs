@@ -5,13 +5,14 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener as StdListener;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::BytesMut;
 use http::header::{ALLOW, CONTENT_LENGTH, CONTENT_TYPE};
 use http::{Method, StatusCode};
 use parking_lot::Mutex;
+use pingora::ErrorType;
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::ServerSession;
 use pingora::protocols::l4::stream::Stream as L4Stream;
@@ -19,7 +20,7 @@ use pingora::server::ShutdownWatch;
 use pingora::services::background::BackgroundService;
 use serde::Serialize;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
@@ -28,6 +29,7 @@ use super::bodies::{EventList, ExplainToken, ExplainedText, Failure, Filter, Idl
 use super::{Operations, is_trusted};
 use crate::http_message::FILE_HEADER;
 use crate::operator::ChangeResult;
+use crate::process::files::reason;
 use crate::process::lifecycle::Outcome;
 use crate::process::sockets::SocketFile;
 
@@ -53,6 +55,8 @@ struct Control {
     arrival: Duration,
     /// The places for calls that only wait. They are separate, so that long waits do not lock out operators.
     waits: Semaphore,
+    /// Notifies all requests that are being read when the last place is taken.
+    crowded: Notify,
 }
 
 /// Response before it is sent.
@@ -70,7 +74,9 @@ enum Arrival {
     TooLong,
     /// The connection closed without a request.
     Nothing,
-    /// The request is not HTTP, or it ends early.
+    /// The request did not arrive in time.
+    Late,
+    /// The request is not valid HTTP, or it ends early.
     Broken(Box<pingora::Error>),
 }
 
@@ -84,7 +90,7 @@ const CROWDED: Duration = Duration::from_secs(1);
 const MAX_REQUESTS: usize = 64;
 /// Maximum number of requests that only wait at a time.
 const MAX_WAITS: usize = 512;
-/// Pause after a failed `accept`, for example when file descriptors are exhausted, and between looks at the places.
+/// Pause after a failed `accept`, for example when file descriptors are exhausted.
 const PAUSE: Duration = Duration::from_millis(100);
 
 // === impl ControlService ===
@@ -136,6 +142,9 @@ async fn accept(listener: StdListener, control: &Arc<Control>, requests: &mut Jo
             Some(_) = requests.join_next() => continue,
             place = places.clone().acquire_owned() => place,
         };
+        if places.available_permits() == 0 {
+            control.crowded.notify_waiters();
+        }
         let accepted = tokio::select! {
             biased;
             _ = closes.wait_for(|closes| *closes) => break,
@@ -147,7 +156,7 @@ async fn accept(listener: StdListener, control: &Arc<Control>, requests: &mut Jo
                 requests.spawn(async move { control.serve(stream, place).await });
             }
             Err(error) => {
-                log::warn!("control: {error}");
+                log::warn!("control: cannot accept a connection: {}", reason(&error));
                 sleep(PAUSE).await;
             }
         }
@@ -178,7 +187,7 @@ impl DrainingSocket {
 impl BackgroundService for ControlService {
     async fn start(&self, _shutdown: ShutdownWatch) {
         if let Err(error) = self.run().await {
-            log::error!("control: {error}");
+            log::error!("control: cannot serve the control socket: {}", reason(&error));
         }
     }
 }
@@ -187,7 +196,7 @@ impl BackgroundService for ControlService {
 
 impl Control {
     fn new(operations: Arc<dyn Operations>, closes: watch::Receiver<bool>, arrival: Duration) -> Self {
-        Self { operations, closes, arrival, waits: Semaphore::new(MAX_WAITS) }
+        Self { operations, closes, arrival, waits: Semaphore::new(MAX_WAITS), crowded: Notify::new() }
     }
 
     /// Serves one request if the peer is accepted.
@@ -204,7 +213,9 @@ impl Control {
                 }
             }
             Ok(peer) => log::warn!("control: rejected a connection of UID {}", peer.uid()),
-            Err(error) => log::warn!("control: cannot read the peer's credentials: {error}"),
+            Err(error) => {
+                log::warn!("control: cannot read the peer's credentials: {}", reason(&error));
+            }
         }
     }
 
@@ -218,18 +229,16 @@ impl Control {
         let arrived = tokio::select! {
             biased;
             arrived = arrival(&mut session) => arrived,
-            () = self.overdue(&place) => Arrival::Nothing,
+            () = self.overdue(&place) => Arrival::Late,
         };
+        // The head of any other request might be missing.
+        let is_head = matches!(arrived, Arrival::Whole(_)) && session.req_header().method == Method::HEAD;
         let response = match arrived {
             Arrival::Whole(body) => self.respond(&mut session, connection, &body, place).await,
-            Arrival::TooLong => {
-                Some(Response::problem(StatusCode::PAYLOAD_TOO_LARGE, "the body is larger than 64 KiB"))
-            }
-            Arrival::Broken(error) => return Err(error),
-            Arrival::Nothing => None,
+            arrived => arrived.rejected(),
         };
         match response {
-            Some(response) => response.send(session).await,
+            Some(response) => response.send(session, is_head).await,
             None => Ok(()),
         }
     }
@@ -237,10 +246,20 @@ impl Control {
     /// Waits until a request must have arrived. The time limit is shorter while all places are taken, so that
     /// connections with incomplete requests do not lock out operators.
     async fn overdue(&self, place: &OwnedSemaphorePermit) {
-        let begin = Instant::now();
         sleep(self.arrival.min(CROWDED)).await;
-        while begin.elapsed() < self.arrival && place.semaphore().available_permits() > 0 {
-            sleep(PAUSE).await;
+        let rest = self.arrival.saturating_sub(CROWDED);
+        // Both results mean that the time is over.
+        let _ = timeout(rest, self.all_taken(place.semaphore())).await;
+    }
+
+    async fn all_taken(&self, places: &Semaphore) {
+        loop {
+            // This must come before the check, or a notification between the two would be lost.
+            let taken = self.crowded.notified();
+            if places.available_permits() == 0 {
+                return;
+            }
+            taken.await;
         }
     }
 
@@ -275,7 +294,7 @@ impl Control {
                 self.operations.stop(now, connection);
                 None
             }
-            Err(error) => Some(Response::problem(StatusCode::SERVICE_UNAVAILABLE, &error.to_string())),
+            Err(error) => Some(Response::problem(StatusCode::SERVICE_UNAVAILABLE, &reason(&error))),
         }
     }
 
@@ -364,10 +383,35 @@ async fn arrival(session: &mut ServerSession) -> Arrival {
     }
 }
 
+// === impl Arrival ===
+
+impl Arrival {
+    /// Returns the response to a request that has not arrived completely, and logs why. `None` means that there is
+    /// nothing to respond to.
+    fn rejected(self) -> Option<Response> {
+        let (status, problem) = match self {
+            Self::Whole(_) | Self::Nothing => return None,
+            Self::TooLong => (StatusCode::PAYLOAD_TOO_LARGE, "the body is larger than 64 KiB".to_owned()),
+            Self::Late => (StatusCode::REQUEST_TIMEOUT, "the request did not arrive in time".to_owned()),
+            Self::Broken(error) => (StatusCode::BAD_REQUEST, not_http(&error)),
+        };
+        log::warn!("control: rejected a request: {problem}");
+        Some(Response::problem(status, &problem))
+    }
+}
+
+/// Returns the problem of a request that cannot be read. The error of Pingora also contains the bytes.
+fn not_http(error: &pingora::Error) -> String {
+    match error.etype() {
+        ErrorType::ConnectionClosed | ErrorType::ReadError => "the request is incomplete".to_owned(),
+        _ => "the request is not valid HTTP/1.1".to_owned(),
+    }
+}
+
 // === impl Response ===
 
 impl Response {
-    async fn send(self, mut session: ServerSession) -> pingora::Result<()> {
+    async fn send(self, mut session: ServerSession, is_head: bool) -> pingora::Result<()> {
         let Self { status, body, allow } = self;
         // This call must come late, because reading the request sets keep-alive as the client asks.
         session.set_keepalive(None);
@@ -377,7 +421,6 @@ impl Response {
         if let Some(allow) = allow {
             head.insert_header(ALLOW, allow)?;
         }
-        let is_head = session.req_header().method == Method::HEAD;
         session.write_response_header(Box::new(head)).await?;
         if !is_head {
             session.write_response_body(body.into(), true).await?;
@@ -555,11 +598,13 @@ mod tests {
         }
     }
 
-    /// Reads until the end of the connection, with a deadline.
+    /// Reads until the end of the connection, with a deadline. The end is a reset if the service has not read the whole
+    /// request.
     async fn rest(mut stream: UnixStream) -> String {
-        let mut text = String::new();
-        timeout(DEADLINE, stream.read_to_string(&mut text)).await.expect("an end").unwrap();
-        text
+        let mut text = Vec::new();
+        let read = timeout(DEADLINE, stream.read_to_end(&mut text)).await.expect("an end");
+        assert!(read.is_ok() || !text.is_empty(), "{read:?}");
+        String::from_utf8(text).unwrap()
     }
 
     async fn read_response(stream: UnixStream) -> (u16, Value) {
@@ -661,10 +706,36 @@ mod tests {
     #[tokio::test]
     async fn silent_clients_and_incomplete_requests_time_out() {
         let running = Running::start(Duration::from_millis(50));
-        assert_eq!(rest(running.connect().await).await, "");
+        let late = (408, json!({"problem": "the request did not arrive in time"}));
+        assert_eq!(read_response(running.connect().await).await, late);
         let mut slow = running.connect().await;
         slow.write_all(b"POST /v1/reload HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n{").await.unwrap();
-        assert_eq!(rest(slow).await, "");
+        assert_eq!(read_response(slow).await, late);
+    }
+
+    #[tokio::test]
+    async fn malformed_requests_get_a_response_with_the_problem() {
+        let running = Running::start(ARRIVAL);
+        let head = |fields: &str| format!("POST /v1/reload HTTP/1.1\r\nHost: a\r\n{fields}\r\n");
+        let long = format!("GET /v1/status HTTP/1.1\r\nX: {}", "x".repeat(2 << 20));
+        let chunk = head("Transfer-Encoding: chunked\r\n") + "nonsense\r\n\r\n";
+        let (invalid, incomplete) = ("the request is not valid HTTP/1.1", "the request is incomplete");
+        for (request, status, problem) in [
+            ("nonsense\r\n\r\n", 400, invalid),
+            ("GET /v1/status HTTP/9.9\r\n\r\n", 400, invalid),
+            (&long, 400, invalid),
+            (&chunk, 400, invalid),
+            ("GET /v1/sta", 400, incomplete),
+            (&(head("Content-Length: 9\r\n") + "{"), 400, incomplete),
+            (&head("Content-Length: 99999\r\n"), 413, "the body is larger than 64 KiB"),
+        ] {
+            let mut stream = running.connect().await;
+            let more = if status == 413 { "x".repeat(70_000) } else { String::new() };
+            // The service can respond before it has read everything.
+            let _ = stream.write_all((request.to_owned() + &more).as_bytes()).await;
+            let _ = stream.shutdown().await;
+            assert_eq!(read_response(stream).await, (status, json!({"problem": problem})), "{request:.40}");
+        }
     }
 
     #[tokio::test]

@@ -14,7 +14,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use super::config_status::{ConfigStatus, last_reload};
 use super::file::ConfigFile;
 use super::keys::KeyFiles;
-use super::order::{ChangeResult, Order, Outcome, Reload};
+use super::order::{Change, ChangeResult, Order, Outcome, Reload};
 use super::rollback::{Judgement, Past, Trial};
 use super::runtime::Runtime;
 use super::watch::{Fingerprint, Watch};
@@ -57,6 +57,30 @@ struct ReadAgain {
     lost: Vec<String>,
     /// The warnings about the file.
     warnings: Arc<Problems>,
+}
+
+/// Log levels of a reload. An operator's level lasts until a file with a level is loaded.
+#[derive(Default)]
+struct LevelChange {
+    /// The level that an operator has set.
+    ordered: Option<LogFilter>,
+    /// The level in `RUST_LOG`.
+    variable: Option<LogFilter>,
+    /// The level in the previous file.
+    before: Option<LogFilter>,
+    /// The level in the new file.
+    file: Option<LogFilter>,
+    /// Whether the reload keeps the changes of operators.
+    keeps_order: bool,
+}
+
+/// Lines about the log level in the result of a reload.
+#[derive(Debug, Default, PartialEq)]
+struct LevelLines {
+    /// The change of the level in effect that is not a change of the file.
+    change: Option<String>,
+    /// The level that has no effect, or is dropped.
+    note: Option<String>,
 }
 
 /// Reason why a change is not made.
@@ -250,8 +274,7 @@ impl Changer {
         let file = self.reloadable().map_err(Refusal::Other)?;
         let Loaded { plan, warnings, .. } = file.load().map_err(Refusal::File)?;
         let (level, warnings) = (plan.log_level.clone(), Arc::new(warnings));
-        let verbosity = self.parts.running.core.verbosity.clone();
-        let ordered = verbosity.ordered().filter(|_| !reload.keep_runtime);
+        let level = self.level_change(level, reload);
         let before = &self.wanted.runtime;
         let (runtime, lost) = match reload.keep_runtime {
             true => before.rebased(&plan),
@@ -261,38 +284,27 @@ impl Changer {
         let wanted = Wanted { file: plan, warnings: warnings.clone(), runtime };
         let mut lines = self.apply(wanted, reload.dry_run).await?;
         let mut lost = name_dropped(&mut lines, lost);
-        lost.extend(self.level_of(&before.file, level.as_ref(), reload));
         if !reload.dry_run && !lines.is_empty() {
             self.begin_trial(before);
         }
-        lines.extend(dropped_level(
-            ordered.as_ref(),
-            verbosity.by_variable().as_ref(),
-            level.as_ref(),
-            &lines,
-        ));
+        let LevelLines { change, note } = level.lines();
+        lines.extend(change.filter(|_| !lines.iter().any(|line| line.starts_with("log_level "))));
+        lost.extend(note);
+        if level.drops_order() && !reload.dry_run {
+            self.parts.running.core.verbosity.order(None);
+        }
         Ok(ReadAgain { lines, lost, warnings })
     }
 
-    /// Applies the rule that an operator's log level lasts until a file with a log level is loaded. Returns a line if
-    /// one of the two levels has no effect.
-    fn level_of(&self, before: &Plan, level: Option<&LogFilter>, reload: Reload) -> Option<String> {
+    /// Returns the log levels before and after a reload of a file with this `level`.
+    fn level_change(&self, level: Option<LogFilter>, reload: Reload) -> LevelChange {
         let verbosity = &self.parts.running.core.verbosity;
-        let is_changed = before.log_level.as_ref() != level;
-        match (verbosity.ordered(), verbosity.by_variable()) {
-            (Some(ordered), _) if level.is_some() && !reload.keep_runtime => {
-                if !reload.dry_run {
-                    verbosity.order(None);
-                }
-                Some(format!("! dropped by this reload: the log level {ordered}"))
-            }
-            (Some(ordered), _) if is_changed => {
-                Some(format!("! the log level stays {ordered}: an operator set it at run time"))
-            }
-            (None, Some(variable)) if is_changed => {
-                Some(format!("! the log level stays {variable}: RUST_LOG takes precedence over the file"))
-            }
-            _ => None,
+        LevelChange {
+            ordered: verbosity.ordered(),
+            variable: verbosity.by_variable(),
+            before: self.wanted.file.log_level.clone(),
+            file: level,
+            keeps_order: reload.keep_runtime,
         }
     }
 
@@ -352,6 +364,7 @@ impl Changer {
             Ok(mut lines) => {
                 self.show(self.status.load().last_reload.clone());
                 self.parts.metrics.set_generation(self.status.load().generation);
+                lines.extend(own_address(&self.effective, order));
                 if self.parts.running.is_out_of_service(&order.pool) {
                     lines.push(format!("! pool {}: no backend is in service now", order.pool));
                 }
@@ -483,9 +496,16 @@ fn without_subject(line: &str, pool: &str, backend: &str) -> String {
     match text.split_once(' ') {
         Some(("+", rest)) => format!("is added{rest}"),
         Some(("-", rest)) => format!("is removed{rest}"),
-        Some((_, rest)) => rest.trim_start_matches(": ").to_owned(),
+        Some((_, rest)) => rest.trim_start_matches([':', ' ']).to_owned(),
         None => text,
     }
+}
+
+/// Returns a warning about an added backend that is this daemon itself, as LB025 is for the file.
+fn own_address(plan: &Plan, order: &Order) -> Option<String> {
+    let Change::Add(_) = order.change else { return None };
+    let consequence = config::own_address(plan, &order.backend)?;
+    Some(format!("! pool {}: backend {} is {consequence}", order.pool, order.backend))
 }
 
 // === impl Wanted ===
@@ -575,19 +595,40 @@ fn name_dropped(lines: &mut [String], dropped: Vec<String>) -> Vec<String> {
     alone
 }
 
-/// Returns the line for a log level that changes because a reload drops the level of an operator. A changed key has its
-/// line in `lines` already. `variable` is the level in `RUST_LOG`, `level` the one in the file.
-fn dropped_level(
-    ordered: Option<&LogFilter>,
-    variable: Option<&LogFilter>,
-    level: Option<&LogFilter>,
-    lines: &[String],
-) -> Option<String> {
-    // Without the key, the level of the operator stays.
-    let (ordered, level) = ordered.zip(level)?;
-    let level = variable.unwrap_or(level);
-    let is_listed = lines.iter().any(|line| line.starts_with("log_level "));
-    (!is_listed && ordered != level).then(|| format!("log_level {ordered} -> {level}"))
+// === impl LevelChange ===
+
+impl LevelChange {
+    /// Returns whether the reload drops the level of the operator.
+    fn drops_order(&self) -> bool {
+        self.ordered.is_some() && self.file.is_some() && !self.keeps_order
+    }
+
+    fn lines(&self) -> LevelLines {
+        let is_changed = self.before != self.file;
+        match (&self.ordered, &self.variable, &self.file) {
+            (Some(ordered), variable, Some(file)) if self.drops_order() => {
+                let level = variable.as_ref().unwrap_or(file);
+                let change = (ordered != level).then(|| format!("log_level {ordered} -> {level}"));
+                LevelLines {
+                    change,
+                    note: Some(format!("! dropped by this reload: the log level {ordered}")),
+                }
+            }
+            (Some(ordered), _, _) if is_changed => {
+                LevelLines::note(format!("! the log level stays {ordered}: an operator set it at run time"))
+            }
+            (None, Some(variable), _) if is_changed => LevelLines::note(format!(
+                "! the log level stays {variable}: RUST_LOG takes precedence over the file"
+            )),
+            _ => LevelLines::default(),
+        }
+    }
+}
+
+impl LevelLines {
+    fn note(note: String) -> Self {
+        Self { change: None, note: Some(note) }
+    }
 }
 
 #[cfg(test)]
@@ -595,14 +636,30 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_dropped_log_level_is_a_change() {
-        let (debug, warn) = (LogFilter::parse("debug").unwrap(), LogFilter::parse("warn").unwrap());
-        let change = |variable, level, lines: &[String]| dropped_level(Some(&debug), variable, level, lines);
-        assert_eq!(change(None, Some(&warn), &[]).as_deref(), Some("log_level debug -> warn"));
-        assert_eq!(change(Some(&debug), Some(&warn), &[]), None, "RUST_LOG has the same level");
-        assert_eq!(change(None, None, &[]), None, "the level stays");
-        assert_eq!(change(None, Some(&warn), &["log_level info -> warn".to_owned()]), None);
-        assert_eq!(dropped_level(None, None, Some(&warn), &[]), None);
+    fn a_reload_lists_each_log_level_that_changes_is_dropped_or_has_no_effect() {
+        let level = |text: &str| (!text.is_empty()).then(|| LogFilter::parse(text).unwrap());
+        let lines = |ordered, variable, before, file, keeps_order| {
+            let (ordered, variable, before, file) =
+                (level(ordered), level(variable), level(before), level(file));
+            let LevelLines { change, note } =
+                LevelChange { ordered, variable, before, file, keeps_order }.lines();
+            [change.unwrap_or_default(), note.unwrap_or_default()]
+        };
+        let dropped = "! dropped by this reload: the log level debug";
+        let stays = "! the log level stays debug: an operator set it at run time";
+        let variable = "! the log level stays warn: RUST_LOG takes precedence over the file";
+        assert_eq!(lines("debug", "", "info", "warn", false), ["log_level debug -> warn", dropped]);
+        assert_eq!(
+            lines("debug", "debug", "info", "warn", false),
+            ["", dropped],
+            "RUST_LOG has the same level"
+        );
+        assert_eq!(lines("debug", "", "warn", "warn", false), ["log_level debug -> warn", dropped]);
+        assert_eq!(lines("debug", "", "info", "", false), ["", stays], "the file has no level");
+        assert_eq!(lines("debug", "", "info", "warn", true), ["", stays]);
+        assert_eq!(lines("debug", "", "warn", "warn", true), ["", ""]);
+        assert_eq!(lines("", "warn", "info", "error", false), ["", variable]);
+        assert_eq!(lines("", "", "info", "error", false), ["", ""]);
     }
 
     #[test]

@@ -7,6 +7,9 @@
 use std::net::SocketAddr;
 
 use lb_service::listener::ListenAddress;
+use lb_service::pool::UpstreamAddress;
+
+use crate::config::Plan;
 
 use super::{Checker, Id, Pool, Problem, Step, covers};
 
@@ -46,6 +49,16 @@ impl Checker<'_> {
             false => problem,
         }
     }
+}
+
+/// Returns what a backend is if it is the daemon of `plan` itself, with the consequence.
+pub(crate) fn own_address(plan: &Plan, backend: &UpstreamAddress) -> Option<&'static str> {
+    let address = backend.tcp()?;
+    if reaches(address, &ListenAddress::Tcp(plan.metrics)) {
+        return Some("this daemon's own metrics address, which serves no application");
+    }
+    let is_reached = plan.listeners.iter().any(|(_, listener)| reaches(address, &listener.address));
+    is_reached.then_some("this daemon's own listener, so requests can loop")
 }
 
 /// Returns whether a connection to `address` certainly arrives at the socket that is bound to `listen`.
