@@ -11,7 +11,7 @@ use tests::{Connection, Lab, Origin, Signal};
 use crate::{pool, pool_of};
 
 /// A daemon in its own network namespace, where it can bind any address and is not reachable from outside.
-struct Isolated<'a> {
+pub(crate) struct Isolated<'a> {
     lab: &'a Lab,
     child: Child,
 }
@@ -19,11 +19,16 @@ struct Isolated<'a> {
 impl<'a> Isolated<'a> {
     /// Starts the daemon with `conf.yaml` once the loopback interface is up and the shell command `prepare` has run.
     fn start(lab: &'a Lab, prepare: &str) -> Self {
-        let script = format!("ip link set lo up && {prepare} && exec \"$0\" -c \"$1\"");
+        Self::start_with(lab, prepare, &["-c", path_str(&lab.path("conf.yaml"))])
+    }
+
+    /// Starts the daemon like [`Isolated::start`], with these arguments. Programs that `prepare` starts end with it.
+    pub(crate) fn start_with(lab: &'a Lab, prepare: &str, arguments: &[&str]) -> Self {
+        let script = format!("ip link set lo up && {prepare} && exec \"$0\" \"$@\"");
         let program = lab.install();
         let mut unshare = Command::new("unshare");
-        unshare.args(["--user", "--map-root-user", "--net", "sh", "-c", &script]);
-        unshare.arg(program).arg(lab.path("conf.yaml"));
+        unshare.args(["--user", "--map-root-user", "--net", "--pid", "--kill-child", "sh", "-c", &script]);
+        unshare.arg(program).args(arguments).current_dir(lab.directory());
         let child = unshare.spawn().expect("util-linux and iproute2 are installed");
         Self { lab, child }
     }
@@ -42,7 +47,7 @@ impl<'a> Isolated<'a> {
     }
 
     /// The addresses of the listening TCP sockets of the namespace, in the notation of `/proc/net/tcp`.
-    fn listens(&self, table: &str) -> Vec<String> {
+    pub(crate) fn listens(&self, table: &str) -> Vec<String> {
         let text = std::fs::read_to_string(format!("/proc/{}/net/{table}", self.child.id())).unwrap();
         let rows = text.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>());
         rows.filter(|row| row[3] == "0A").map(|row| row[1].to_owned()).collect()

@@ -11,6 +11,7 @@ use tests::tools::curl;
 use tests::wait::{self, LONG};
 use tests::{Authority, Behaviour, CannedResponse, Connection, Gate, Lab, Origin, Signal};
 
+use crate::forms::Isolated;
 use crate::{pool, pool_of, tally};
 
 const SNI: &str = "one.one.one.one";
@@ -174,14 +175,35 @@ fn demo_once_checks_itself_and_exits() {
 
 #[test]
 fn proxy_runs_without_a_file() {
-    let lab = Lab::new();
-    let (one, two) = (Origin::start("one"), Origin::start("two"));
-    let (first, second) = (one.address.to_string(), two.address.to_string());
-    let daemon =
-        lab.spawn(&["proxy", "--to", &first, "--to", &second, "--listen", &lab.listener.to_string()]);
-    wait::until(LONG, "the daemon serves", || daemon.get("/").is_ok_and(|response| response.status == 200));
-    let names = (0..4).map(|_| daemon.get("/").unwrap().origin().to_owned());
+    let (lab, listener) = (Lab::new(), "proxy.sock");
+    let (directory, socket) = (lab.directory().display(), lab.path(listener));
+    let server =
+        |port: u16, name: &str| format!("server {{ listen 127.0.0.1:{port}; return 200 {name}; }}\n");
+    let temporary = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
+        .map(|kind| format!("{kind}_temp_path {directory}/{kind};\n"))
+        .concat();
+    let nginx = lab.write(
+        "nginx.conf",
+        &format!(
+            "user root;\nmaster_process off;\npid {directory}/nginx.pid;\nerror_log {directory}/nginx.log;\nevents {{}}\n\
+             http {{\naccess_log off;\n{temporary}{}{}}}\n",
+            server(8081, "one"),
+            server(8082, "two")
+        ),
+    );
+    // The default metrics port might be in use on this machine, so everything runs in a network namespace.
+    let to = ["--to", "127.0.0.1:8081", "--to", "127.0.0.1:8082"];
+    let listen = format!("unix:{}", socket.display());
+    let daemon = Isolated::start_with(
+        &lab,
+        &format!("nginx -c {}", nginx.display()),
+        &[&["proxy"], &to[..], &["--listen", &listen]].concat(),
+    );
+    let get = || Connection::open_unix(&socket)?.get("/");
+    wait::until(LONG, "the daemon serves", || get().is_ok_and(|response| response.status == 200));
+    let names = (0..4).map(|_| get().unwrap().text());
     assert_eq!(tally(names), [("one".to_owned(), 2), ("two".to_owned(), 2)]);
+    assert!(daemon.listens("tcp").contains(&"0100007F:1830".to_owned()), "the default metrics address");
 }
 
 // ===== 2. the final program as configuration =====
