@@ -227,3 +227,74 @@ fn two_listeners_on_one_address_are_refused() {
     let finished = lab.run(&["check", "-c", path_str(&config)]);
     assert_eq!(finished.code, Some(2), "{finished:?}");
 }
+
+#[test]
+fn a_file_without_an_end_is_an_error_that_names_the_limit() {
+    let lab = Lab::new();
+    let origin = Origin::start("one");
+    for arguments in [&["check", "/dev/zero"][..], &["-t", "-c", "/dev/zero"], &["-c", "/dev/zero"]] {
+        let finished = lab.run(arguments);
+        assert_eq!(finished.code, Some(2), "{arguments:?}: {finished:?}");
+        assert!(
+            finished.stderr.contains("/dev/zero") && finished.stderr.contains("longer than 4 MiB"),
+            "{finished:?}"
+        );
+    }
+    let sticky = "sticky: {cookie: lb, key_file: /dev/zero}";
+    for (text, said) in [
+        (
+            format!("ca_file: /dev/zero\n{}", pool(&[&origin], "tls: {}")),
+            "/dev/zero: it is longer than 4 MiB",
+        ),
+        (pool(&[&origin], sticky), "/dev/zero: it is not a regular file"),
+    ] {
+        let finished = lab.run(&["check", "-c", path_str(&lab.config(&text))]);
+        assert_eq!(finished.code, Some(2), "{finished:?}");
+        assert!(finished.stderr.contains(said), "{finished:?}");
+    }
+    let config = lab.config(&pool(&[&origin], ""));
+    let endless = lab.run_with(&["check", "-c", path_str(&config)], &[("SSL_CERT_FILE", "/dev/zero")]);
+    assert_eq!(endless.code, Some(2), "{endless:?}");
+    assert!(endless.stderr.contains("SSL_CERT_FILE=/dev/zero: it is longer than 4 MiB"), "{endless:?}");
+}
+
+#[test]
+fn a_reload_of_a_file_without_an_end_fails_and_the_daemon_continues() {
+    let lab = Lab::new();
+    let origin = Origin::start("one");
+    let daemon = lab.start(&pool(&[&origin], ""));
+    let config = lab.path("conf.yaml");
+    let socket = lab.path("control.sock");
+    fs::remove_file(&config).unwrap();
+    std::os::unix::fs::symlink("/dev/zero", &config).unwrap();
+    let reload = lab.run(&["reload", "--socket", path_str(&socket)]);
+    assert_eq!(reload.code, Some(2), "{reload:?}");
+    assert!(reload.stderr.contains("longer than 4 MiB"), "{reload:?}");
+    assert_eq!(daemon.get("/").unwrap().status, 200);
+}
+
+#[test]
+fn a_configuration_can_be_a_fifo_with_a_writer_and_one_without_a_writer_is_an_error() {
+    let lab = Lab::new();
+    let fifo = lab.path("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let alone = lab.run(&["check", path_str(&fifo)]);
+    assert_eq!(alone.code, Some(2), "{alone:?}");
+    assert!(alone.stderr.contains("it is a FIFO without a writer"), "{alone:?}");
+    let writer = std::thread::spawn({
+        let fifo = fifo.clone();
+        move || fs::write(fifo, THREE_LINES)
+    });
+    let written = lab.run(&["check", path_str(&fifo)]);
+    writer.join().unwrap().unwrap();
+    assert_eq!(written.code, Some(0), "{written:?}");
+}
+
+#[test]
+fn a_directory_in_place_of_a_configuration_is_an_error_with_the_file_to_name() {
+    let lab = Lab::new();
+    let finished = lab.run(&["check", path_str(lab.directory())]);
+    assert_eq!(finished.code, Some(2), "{finished:?}");
+    let hint = format!("-c {}", lab.path("load_balancer.yaml").display());
+    assert!(finished.stderr.contains("is a directory") && finished.stderr.contains(&hint), "{finished:?}");
+}

@@ -476,3 +476,27 @@ fn an_upgrade_finds_the_old_process_although_the_file_names_another_socket() {
     old.process.wait_gone(LONG);
     assert_eq!(new.get("/").unwrap().status, 200);
 }
+
+#[test]
+fn authorities_of_a_variable_are_read_as_the_user_of_the_daemon() {
+    let Some(lab) = Lab::of_root() else { return };
+    let origin = Origin::start("one");
+    let closed = lab.path("closed");
+    fs::create_dir(&closed).unwrap();
+    let ca = closed.join("ca.pem");
+    Authority::new().write(&ca).unwrap();
+    let config = lab.config_by_default("conf.yaml", &format!("user: nobody\n{}", pool(&[&origin], "")));
+    chmod(&config, 0o644);
+    for (mode, code) in [(0o700, 2), (0o755, 0)] {
+        chmod(&closed, mode);
+        for (name, path) in [("SSL_CERT_FILE", &ca), ("SSL_CERT_DIR", &closed)] {
+            for arguments in [&["check"][..], &["-t"]] {
+                let finished = lab
+                    .run_with(&[arguments, &["-c", path_str(&config)]].concat(), &[(name, path_str(path))]);
+                assert_eq!(finished.code, Some(code), "{arguments:?} {name}: {finished:?}");
+                let said = format!("{name}={}, as the user `nobody`: permission denied", path.display());
+                assert_eq!(finished.stderr.contains(&said), code == 2, "{finished:?}");
+            }
+        }
+    }
+}

@@ -1,20 +1,21 @@
 //! The surroundings of a configuration: the process, the machine and its files.
 
-use std::fs::{self, OpenOptions};
-use std::io::{self, Read};
+use std::fs;
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use nix::errno::Errno;
-use nix::libc::O_NONBLOCK;
 use nix::unistd::{AccessFlags, Uid, access};
 use pingora::tls::load_native_certs;
 use rustls::RootCertStore;
 
-use super::MAX_BYTES;
 use super::env::Lookup;
-use crate::process::files::{Unusable, check_writable};
+use super::{MAX_BYTES, is_input};
+use crate::process::files::{
+    Unusable, check_writable, open_for_reading, open_rereadable, read_within, reason,
+};
 use crate::process::privileges::{Identity, user_name};
 use crate::process::runtime::RuntimeFiles;
 
@@ -26,8 +27,6 @@ pub(super) const MAX_SECRET: u64 = 64 * 1024;
 pub struct Protection {
     /// Whether it is a regular file.
     pub is_file: bool,
-    /// Its length in bytes.
-    pub length: u64,
     /// The user ID of its owner.
     pub owner: u32,
     /// Its permission bits.
@@ -53,36 +52,38 @@ pub struct Context<'a> {
 
 /// Access to the files and accounts of the machine, for the checks of a configuration.
 pub trait Files {
-    /// Reads a file.
+    /// Reads a file that is read more than once, such as a file with certificates.
     ///
     /// # Errors
     ///
-    /// Returns the error of the system if the file cannot be read.
+    /// Returns the reason if the file cannot be read, is a FIFO, or is longer than 4 MiB.
     fn read(&self, path: &Path) -> io::Result<Vec<u8>>;
 
-    /// Reads standard input to its end, for a configuration with the name `-`.
+    /// Reads the text of a configuration: a file, a FIFO with a writer, or standard input for the name `-`. The default
+    /// implementation calls [`read`](Self::read).
     ///
     /// # Errors
     ///
-    /// Returns the error of the system. The default implementation always fails with `Unsupported`.
-    fn read_input(&self) -> io::Result<Vec<u8>> {
-        Err(io::ErrorKind::Unsupported.into())
+    /// Returns the reason if the text cannot be read, or is longer than 4 MiB.
+    fn read_configuration(&self, path: &Path) -> io::Result<Vec<u8>> {
+        self.read(path)
     }
 
     /// Reads a file with a secret and its permissions. Both come from one open file, even if the path is replaced
-    /// meanwhile. If the file is too long, only its beginning is read. If it is not a regular file, nothing is read.
+    /// meanwhile. If it is not a regular file, nothing is read.
     ///
     /// # Errors
     ///
-    /// Returns the error of the system if the file cannot be read.
+    /// Returns the reason if the file cannot be read, or is longer than 64 KiB.
     fn read_secret(&self, path: &Path) -> io::Result<(Protection, Vec<u8>)>;
 
-    /// Loads the certificate authorities of the system, as Pingora does, and returns how many there are.
+    /// Loads the certificate authorities of the system, as Pingora does with the rights of this account, and returns
+    /// how many there are.
     ///
     /// # Errors
     ///
     /// Returns the reason if they cannot be loaded. The default implementation always finds one.
-    fn system_authorities(&self) -> Result<usize, String> {
+    fn system_authorities(&self, _account: Account<'_>) -> Result<usize, String> {
         Ok(1)
     }
 
@@ -169,42 +170,30 @@ fn choose_loopback(works: impl Fn(IpAddr) -> bool) -> IpAddr {
 
 impl Files for RealFiles {
     fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
-        fs::read(path)
+        read_within(MAX_BYTES, open_rereadable(path)?)
     }
 
-    fn read_input(&self) -> io::Result<Vec<u8>> {
-        let mut bytes = Vec::new();
-        // One byte above the limit shows that the input is too long.
-        io::stdin().lock().take(MAX_BYTES as u64 + 1).read_to_end(&mut bytes)?;
-        Ok(bytes)
+    fn read_configuration(&self, path: &Path) -> io::Result<Vec<u8>> {
+        match is_input(path) {
+            true => read_within(MAX_BYTES, io::stdin().lock()),
+            false => read_within(MAX_BYTES, open_for_reading(path)?),
+        }
     }
 
     fn read_secret(&self, path: &Path) -> io::Result<(Protection, Vec<u8>)> {
-        // A FIFO must not block.
-        let file = OpenOptions::new().read(true).custom_flags(O_NONBLOCK).open(path)?;
+        let file = open_rereadable(path)?;
         let metadata = file.metadata()?;
-        let mut bytes = Vec::new();
-        if metadata.is_file() {
-            // One byte above the limit shows that the input is too long.
-            file.take(MAX_SECRET + 1).read_to_end(&mut bytes)?;
-        }
-        let protection = Protection {
-            is_file: metadata.is_file(),
-            length: metadata.len().max(bytes.len() as u64),
-            owner: metadata.uid(),
-            mode: metadata.mode(),
-        };
+        let is_file = metadata.is_file();
+        let protection = Protection { is_file, owner: metadata.uid(), mode: metadata.mode() };
+        let bytes = if is_file { read_within(MAX_SECRET, file)? } else { Vec::new() };
         Ok((protection, bytes))
     }
 
-    fn system_authorities(&self) -> Result<usize, String> {
-        let certificates = load_native_certs().map_err(|error| without_code(&error))?;
-        let mut store = RootCertStore::empty();
-        certificates
-            .into_iter()
-            .try_for_each(|certificate| store.add(certificate))
-            .map_err(|error| format!("a certificate is invalid: {error}"))?;
-        Ok(store.len())
+    fn system_authorities(&self, account: Account<'_>) -> Result<usize, String> {
+        match Identity::resolve(account.user, account.group) {
+            Ok(Some(identity)) => identity.act(load_authorities).map_err(|error| reason(&error))?,
+            _ => load_authorities(),
+        }
     }
 
     fn uid_of(&self, account: Account<'_>) -> u32 {
@@ -248,10 +237,28 @@ impl Files for RealFiles {
     }
 }
 
-/// Formats an error without the error code of the system. The case of paths in it is kept.
-fn without_code(error: &io::Error) -> String {
-    let text = error.to_string();
-    text.split(" (os error").next().unwrap_or_default().to_owned()
+/// Loads the certificate authorities of the system with the rights of this thread.
+fn load_authorities() -> Result<usize, String> {
+    check_named_authorities()?;
+    let certificates = load_native_certs().map_err(|error| reason(&error))?;
+    let mut store = RootCertStore::empty();
+    certificates
+        .into_iter()
+        .try_for_each(|certificate| store.add(certificate))
+        .map_err(|error| format!("a certificate is invalid: {error}"))?;
+    Ok(store.len())
+}
+
+/// Checks that the file of `SSL_CERT_FILE` has an end. Reading it never returns otherwise.
+fn check_named_authorities() -> Result<(), String> {
+    let Some(file) = std::env::var_os("SSL_CERT_FILE") else { return Ok(()) };
+    match RealFiles.read(Path::new(&file)) {
+        // The other errors are those of the system, which are reported when the certificates are loaded.
+        Err(error) if error.raw_os_error().is_none() => {
+            Err(format!("cannot read {}: {}", file.display(), reason(&error)))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn not_writable(error: Errno) -> String {
@@ -281,14 +288,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_secret_is_read_from_a_regular_file_and_not_beyond_the_limit() {
+    fn a_secret_is_read_from_a_regular_file_within_the_limit() {
         let directory = tempfile::tempdir().expect("a directory can be made");
         let [file, fifo] = ["file", "fifo"].map(|name| directory.path().join(name));
-        fs::write(&file, vec![b'a'; 1 << 20]).expect("a file can be written");
-        let (protection, bytes) = RealFiles.read_secret(&file).expect("it can be read");
-        assert_eq!((protection.length, bytes.len() as u64), (1 << 20, MAX_SECRET + 1));
+        for (length, is_read) in [(64 << 10, true), (1 << 20, false)] {
+            fs::write(&file, vec![b'a'; length]).expect("a file can be written");
+            let read = RealFiles.read_secret(&file);
+            assert_eq!(read.is_ok_and(|(protection, _)| protection.is_file), is_read, "{length}");
+        }
         nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).expect("a FIFO can be made");
-        let (protection, bytes) = RealFiles.read_secret(&fifo).expect("it does not block");
+        assert!(RealFiles.read_secret(&fifo).is_err());
+        let (protection, bytes) = RealFiles.read_secret(Path::new("/dev/zero")).expect("it can be opened");
         assert!(!protection.is_file && bytes.is_empty());
     }
 

@@ -60,7 +60,7 @@ pub(crate) use secrets::session_keys;
 pub use sections::Config;
 
 /// The maximum length of a file, in bytes.
-const MAX_BYTES: usize = 4 * 1024 * 1024;
+const MAX_BYTES: u64 = 4 * 1024 * 1024;
 
 /// A valid configuration.
 #[derive(Clone, Debug)]
@@ -114,12 +114,8 @@ fn text_of(path: &Path, context: &Context<'_>) -> Result<String, Box<Problem>> {
         let names = if is_of_variable { format!("; ${variable} names this file") } else { String::new() };
         Box::new(problem.hint(format!("{hint}{names}")))
     };
-    let bytes = if is_input(path) { context.files.read_input() } else { context.files.read(path) };
-    let bytes = bytes.map_err(|error| unreadable(&reason(&error), &remedy(&error, context)))?;
-    if bytes.len() > MAX_BYTES {
-        let reason = format!("it is longer than {MAX_BYTES} bytes");
-        return Err(unreadable(&reason, "name a configuration with `-c`"));
-    }
+    let bytes = context.files.read_configuration(path);
+    let bytes = bytes.map_err(|error| unreadable(&reason(&error), &remedy(path, &error, context)))?;
     String::from_utf8(bytes).map_err(|error| {
         let right = &error.as_bytes()[..error.utf8_error().valid_up_to()];
         let line = 1 + right.iter().filter(|byte| **byte == b'\n').count();
@@ -129,14 +125,16 @@ fn text_of(path: &Path, context: &Context<'_>) -> Result<String, Box<Problem>> {
 
 /// Returns the remedy for a configuration that cannot be read. The reader can be a running daemon whose user differs
 /// from the operator, so the remedy names the user.
-fn remedy(error: &io::Error, context: &Context<'_>) -> String {
+fn remedy(path: &Path, error: &io::Error, context: &Context<'_>) -> String {
     let uid = context.files.uid_of(Account { user: None, group: None });
     match error.kind() {
         io::ErrorKind::PermissionDenied => {
             let user = user_name(Uid::from_raw(uid));
             format!("let the user `{user}` read it, or run as another user")
         }
-        io::ErrorKind::IsADirectory => "name a file in this directory with `-c`".to_owned(),
+        io::ErrorKind::IsADirectory => {
+            format!("name a file, for example with `-c {}`", path.join("load_balancer.yaml").display())
+        }
         _ => "name an existing file with `-c`".to_owned(),
     }
 }

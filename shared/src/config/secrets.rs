@@ -10,7 +10,7 @@ use std::path::Path;
 use lb_service::pool::SessionKeys;
 use nix::unistd::Uid;
 
-use super::context::{Files, MAX_SECRET, Protection};
+use super::context::{Files, Protection};
 use crate::process::files::reason;
 use crate::process::privileges::user_name;
 
@@ -32,6 +32,7 @@ pub(crate) fn session_keys(path: &Path, files: &dyn Files, uid: u32) -> Result<S
         why: reason(&error),
         remedy: match error.kind() {
             io::ErrorKind::NotFound => format!("create it with `{HOW_TO_CREATE} {}`", path.display()),
+            io::ErrorKind::FileTooLarge => HOW_TO_MAKE_KEYS.to_owned(),
             _ => format!("let the {} read it, or name another file", user(uid)),
         },
     };
@@ -49,15 +50,10 @@ impl Protection {
     /// Returns the reason why the file at `path` cannot hold a secret of a daemon that runs as `uid`. `None` means that
     /// it can.
     fn refusal(self, path: &Path, uid: u32) -> Option<SecretError> {
-        let Self { is_file, length, owner, mode } = self;
+        let Self { is_file, owner, mode } = self;
         let path = path.display();
         let (why, remedy) = if !is_file {
             ("it is not a regular file".to_owned(), "name a regular file".to_owned())
-        } else if length > MAX_SECRET {
-            (
-                format!("it has {length} bytes, more than the limit of {MAX_SECRET} bytes"),
-                HOW_TO_MAKE_KEYS.to_owned(),
-            )
         } else if owner != 0 && owner != uid {
             let why = format!("its owner, the {}, can change it", user(owner));
             (why, format!("run `chown {uid} {path}` to give it to the user of the load balancer"))
@@ -88,7 +84,7 @@ fn exposed(owner: u32) -> u32 {
 mod tests {
     use super::*;
 
-    const PRIVATE: Protection = Protection { is_file: true, length: 65, owner: 0, mode: 0o600 };
+    const PRIVATE: Protection = Protection { is_file: true, owner: 0, mode: 0o600 };
 
     fn refusal(protection: Protection) -> String {
         protection.refusal(Path::new("/keys"), 7).map(|error| error.why).unwrap_or_default()
@@ -123,8 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_and_a_long_file_are_refused() {
+    fn a_directory_is_refused() {
         assert!(refusal(Protection { is_file: false, ..PRIVATE }).contains("regular file"));
-        assert!(refusal(Protection { length: 1 << 20, ..PRIVATE }).contains("bytes"));
     }
 }

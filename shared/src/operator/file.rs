@@ -161,6 +161,10 @@ impl Files for OpenFiles {
         RealFiles.read(path)
     }
 
+    fn read_configuration(&self, path: &Path) -> io::Result<Vec<u8>> {
+        RealFiles.read_configuration(path)
+    }
+
     fn read_secret(&self, path: &Path) -> io::Result<(Protection, Vec<u8>)> {
         RealFiles.read_secret(path)
     }

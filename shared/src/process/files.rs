@@ -1,22 +1,26 @@
-//! The files that the configuration names and the process writes: opening them, checking them beforehand, and the
-//! remedies for errors.
+//! The files that the operator names: reading them within limits, opening them for writing, checking them beforehand,
+//! and the remedies for errors.
 //!
 //! [`check_writable`] and [`check_creatable`] ask the kernel and change nothing. A check of the configuration therefore
 //! does not create a file or directory, which would belong to the wrong user.
 
 use std::fmt;
 use std::fs::{File, Metadata, OpenOptions};
-use std::io;
+use std::io::{self, Read};
+use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::libc::{O_NOFOLLOW, O_NONBLOCK};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::{AccessFlags, Uid, access};
+use rustix::fs::{OFlags, fcntl_setfl};
 pub(crate) use values::reason;
 
 use super::limits;
 use super::privileges::{Identity, user_name};
+use crate::words::size;
 
 /// The reason why a file cannot be opened for writing, with the remedy.
 #[derive(Debug)]
@@ -24,6 +28,65 @@ pub(crate) struct Unusable {
     path: PathBuf,
     source: io::Error,
     remedy: Option<String>,
+}
+
+/// The time within which the writer of a FIFO must open it, in milliseconds.
+const WRITER_LIMIT: u16 = 2000;
+
+/// Reads a file or another source to its end. A source without an end, such as `/dev/zero`, is an error.
+///
+/// # Errors
+/// Fails if the source cannot be read, or if it is longer than `limit` bytes.
+pub(crate) fn read_within(limit: u64, source: impl Read) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    // One byte above the limit shows that the source is too long.
+    let length = source.take(limit + 1).read_to_end(&mut bytes)? as u64;
+    if length > limit {
+        let reason = format!("it is longer than {}", size(limit));
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, reason));
+    }
+    Ok(bytes)
+}
+
+/// Opens a file for reading. A FIFO without a writer is an error; opening it in the usual way would block.
+///
+/// # Errors
+/// Fails if the file cannot be opened.
+pub(crate) fn open_for_reading(path: &Path) -> io::Result<impl Read> {
+    let file = OpenOptions::new().read(true).custom_flags(O_NONBLOCK).open(path)?;
+    let first = if is_fifo(&file)? { first_byte(&file)? } else { None };
+    fcntl_setfl(&file, OFlags::empty())?;
+    Ok(io::Cursor::new(Vec::from_iter(first)).chain(file))
+}
+
+/// Reads the first byte of a FIFO that has a writer; `None` if the writer has not written it yet.
+fn first_byte(mut fifo: &File) -> io::Result<Option<u8>> {
+    let mut first = [0];
+    // The result of the read also shows whether the wait has failed.
+    let _ = poll(&mut [PollFd::new(fifo.as_fd(), PollFlags::POLLIN)], PollTimeout::from(WRITER_LIMIT));
+    match fifo.read(&mut first) {
+        Ok(0) => Err(io::Error::other("it is a FIFO without a writer; start its writer first")),
+        Ok(_) => Ok(Some(first[0])),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Opens a file that is read more than once, which a FIFO does not allow.
+///
+/// # Errors
+/// Fails if the file cannot be opened, or if it is a FIFO.
+pub(crate) fn open_rereadable(path: &Path) -> io::Result<File> {
+    let file = OpenOptions::new().read(true).custom_flags(O_NONBLOCK).open(path)?;
+    if is_fifo(&file)? {
+        return Err(io::Error::other("it is a FIFO, which cannot be read more than once"));
+    }
+    fcntl_setfl(&file, OFlags::empty())?;
+    Ok(file)
+}
+
+fn is_fifo(file: &File) -> io::Result<bool> {
+    Ok(file.metadata()?.file_type().is_fifo())
 }
 
 /// Opens a file with these options, and creates it if it does not exist.
@@ -231,6 +294,30 @@ mod tests {
         check_creatable(&deep).unwrap();
         assert_eq!(check_writable(&deep).unwrap_err().kind(), io::ErrorKind::NotFound);
         assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_source_without_an_end_is_an_error_that_names_the_limit() {
+        let zero = open_for_reading(Path::new("/dev/zero")).unwrap();
+        assert_eq!(reason(&read_within(4 << 20, zero).unwrap_err()), "it is longer than 4 MiB");
+        assert_eq!(read_within(3, &b"abc"[..]).unwrap(), b"abc");
+        assert!(read_within(2, &b"abc"[..]).is_err());
+    }
+
+    #[test]
+    fn a_fifo_is_read_if_it_has_a_writer_and_otherwise_does_not_block() {
+        let directory = tempfile::tempdir().unwrap();
+        let fifo = directory.path().join("Fifo");
+        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let refused = |opened: io::Result<()>| reason(&opened.unwrap_err());
+        assert!(refused(open_for_reading(&fifo).map(drop)).starts_with("it is a FIFO without a writer"));
+        assert!(refused(open_rereadable(&fifo).map(drop)).starts_with("it is a FIFO, which"));
+        let writer = std::thread::spawn({
+            let fifo = fifo.clone();
+            move || std::fs::write(fifo, "pools: {}")
+        });
+        assert_eq!(read_within(100, open_for_reading(&fifo).unwrap()).unwrap(), b"pools: {}");
+        writer.join().unwrap().unwrap();
     }
 
     #[test]

@@ -45,7 +45,7 @@ impl Files for EveryFile {
     }
 
     fn read_secret(&self, path: &Path) -> io::Result<(Protection, Vec<u8>)> {
-        Ok((Protection { is_file: true, length: 64, owner: 0, mode: 0o600 }, self.read(path)?))
+        Ok((Protection { is_file: true, owner: 0, mode: 0o600 }, self.read(path)?))
     }
 
     fn uid_of(&self, _: Account<'_>) -> u32 {

@@ -3,6 +3,7 @@
 //! If loading them fails, Pingora panics, even if no pool uses TLS. Therefore each check loads them in the same way.
 
 use super::{Checker, Id, Problem, Step};
+use crate::words::uncapitalised;
 
 /// The environment variables that name authorities instead of the usual places, and the kind of file that each names.
 const VARIABLES: [(&str, &str); 2] =
@@ -14,7 +15,7 @@ impl Checker<'_> {
         if self.config.ca_file.is_some() || self.root.is_damaged(&path) {
             return;
         }
-        match self.context.files.system_authorities() {
+        match self.context.files.system_authorities(self.account()) {
             Err(reason) => {
                 let problem = self.unusable_authorities(&reason);
                 self.findings.problems.push(problem);
@@ -32,15 +33,18 @@ impl Checker<'_> {
     fn unusable_authorities(&self, reason: &str) -> Problem {
         let named = self.variables().find_map(|(name, value, kind)| {
             let (_, reason) = reason.split_once(&format!(" {value}: "))?;
-            Some((name, value, kind, reason.to_lowercase()))
+            Some((name, value, kind, uncapitalised(reason)))
         });
+        let user = self.config.user.as_ref().map(|user| format!(", as the user `{user}`"));
+        let readable = if user.is_some() { " that this user can read" } else { "" };
+        let user = user.unwrap_or_default();
         let (message, hint) = match named {
             Some((name, value, kind, reason)) => (
-                format!("cannot load certificate authorities from {name}={value}: {reason}"),
-                format!("unset the environment variable {name}, or let it name {kind}"),
+                format!("cannot load certificate authorities from {name}={value}{user}: {reason}"),
+                format!("unset the environment variable {name}, or let it name {kind}{readable}"),
             ),
             None => (
-                format!("cannot load the certificate authorities of the system: {reason}"),
+                format!("cannot load the certificate authorities of the system{user}: {reason}"),
                 "repair or replace that file, or name another one with `ca_file: /path/to/ca.pem`".to_owned(),
             ),
         };
