@@ -397,6 +397,9 @@ Signals: SIGTERM and SIGINT drain the process, and a second one ends it at once;
 SIGUSR1 reopens the log files; SIGUSR2 upgrades; SIGQUIT offers the listening sockets to a process that is started \
 with --upgrade.";
 
+/// Subcommands that reject `--conf -`: standard input does not identify a running daemon.
+const WITHOUT_INPUT: [&str; 3] = ["reload", "upgrade", "stop"];
+
 /// Subcommands that reject `--conf`. They parse it so that the error can say why.
 const WITHOUT_FILE: [&str; 5] = ["proxy", "demo", "schema", "completions", "man"];
 
@@ -407,18 +410,20 @@ fn command() -> Command {
         command.get_subcommands().map(|subcommand| subcommand.get_name().to_owned()).collect();
     // All of them are changed, because a changed subcommand moves to the end.
     names.into_iter().fold(command, |command, name| {
-        let refuses = WITHOUT_FILE.contains(&name.as_str());
-        command.mut_subcommand(
-            name,
-            |subcommand| {
-                if refuses { subcommand.arg(refused_file()) } else { subcommand }
-            },
-        )
+        let conf = match name.as_str() {
+            name if WITHOUT_FILE.contains(&name) => Some(conf().hide(true)),
+            name if WITHOUT_INPUT.contains(&name) => {
+                Some(conf().help("The configuration file of the daemon"))
+            }
+            _ => None,
+        };
+        command.mut_subcommand(name, |subcommand| subcommand.args(conf))
     })
 }
 
-fn refused_file() -> Arg {
-    Arg::new("conf").short('c').long("conf").value_parser(value_parser!(PathBuf)).hide(true)
+/// Returns the option `--conf` for a subcommand whose help differs.
+fn conf() -> Arg {
+    Arg::new("conf").short('c').long("conf").value_name("FILE").value_parser(value_parser!(PathBuf))
 }
 
 /// Writes the manual page in roff.
@@ -519,5 +524,20 @@ mod tests {
         }
         let help = run("load_balancer status --help").unwrap_err().to_string();
         assert!(help.contains("--conf"), "{help}");
+    }
+
+    #[test]
+    fn a_subcommand_that_refuses_standard_input_does_not_offer_it_and_still_reads_a_file() {
+        let run = |words: &str| Cli::read(words.split(' ').map(OsString::from));
+        for name in WITHOUT_INPUT {
+            let help = run(&format!("load_balancer {name} --help")).unwrap_err().to_string();
+            assert!(help.contains("--conf <FILE>") && !help.contains("standard input"), "{help}");
+            for words in
+                [format!("load_balancer {name} -c a.yaml"), format!("load_balancer -c a.yaml {name}")]
+            {
+                assert_eq!(run(&words).unwrap().run.conf, Some("a.yaml".into()), "{words}");
+            }
+        }
+        assert!(run("load_balancer check --help").unwrap_err().to_string().contains("standard input"));
     }
 }

@@ -1,8 +1,11 @@
 //! The completion scripts: those that clap makes, without what is hidden, and for Bash the pools and backends of the
 //! running daemon.
 
-use clap::Command;
+use clap::builder::PossibleValuesParser;
+use clap::{Arg, Command};
 use clap_complete::Shell;
+
+use crate::process::logging::LEVELS;
 
 /// The completions that clap does not have: the pools and backends of the running daemon.
 const LIVE_NAMES: &[u8] = include_bytes!("live_names.bash");
@@ -29,10 +32,16 @@ fn shown(command: &Command) -> Command {
     let about = command.get_about().cloned().unwrap_or_default();
     let arguments = command.get_arguments().filter(|argument| !argument.is_hide_set());
     let subcommands = command.get_subcommands().filter(|subcommand| !subcommand.is_hide_set());
-    bare.version(version)
-        .about(about)
-        .args(arguments.map(|argument| argument.clone().global(false)))
-        .subcommands(subcommands.map(shown))
+    bare.version(version).about(about).args(arguments.map(offered)).subcommands(subcommands.map(shown))
+}
+
+/// The argument with the values to offer. A log filter can be a level, and much else that is not offered.
+fn offered(argument: &Arg) -> Arg {
+    let argument = argument.clone().global(false);
+    match argument.get_id().as_str() {
+        "filter" => argument.value_parser(PossibleValuesParser::new(LEVELS)),
+        _ => argument,
+    }
 }
 
 #[cfg(test)]
@@ -54,6 +63,13 @@ mod tests {
             }
             let clap = text.split("# Pools and backends are those").next().unwrap();
             assert!(!clap.contains("for completion"), "{shell} offers the hidden subcommand");
+        }
+    }
+
+    #[test]
+    fn the_levels_of_the_log_are_offered() {
+        for shell in [Shell::Bash, Shell::Zsh] {
+            assert!(text(shell).contains("none error warn info debug trace"), "{shell}");
         }
     }
 

@@ -31,7 +31,8 @@ const QUIET: [(&str, LevelFilter); 3] = [
     ("pingora_proxy", LevelFilter::Off),
 ];
 
-const LEVELS: [&str; 6] = ["none", "error", "warn", "info", "debug", "trace"];
+/// The log levels, from no lines to all lines.
+pub(crate) const LEVELS: [&str; 6] = ["none", "error", "warn", "info", "debug", "trace"];
 
 const OTHER_WORDS: OtherWords = &[
     (&["warning", "warnings"], "warn"),
@@ -103,7 +104,7 @@ pub(crate) struct LogFilter {
 /// The parts of a filter.
 #[derive(Debug, Default)]
 struct Parts<'a> {
-    general: Option<LevelFilter>,
+    general: Option<(LevelFilter, &'a str)>,
     modules: Vec<(&'a str, LevelFilter)>,
     /// The regular expression. `None` means that the filter has none.
     pattern: Option<&'a str>,
@@ -123,48 +124,29 @@ impl LogFilter {
     /// # Errors
     /// Returns the problem; a second line says what to write instead.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
-        let parts = words(text).map(Part::parse).collect::<Result<Vec<_>, _>>()?;
-        if parts.is_empty() {
-            return Err(format!(
-                "the filter is empty\nwrite a level ({}), or `info,health_service=debug`",
-                LEVELS.join(", ")
-            ));
+        let (parts, problems) = Parts::of(text);
+        if let Some(problem) = problems.into_iter().next() {
+            return Err(problem);
         }
-        let parts = Parts::of(parts, pattern(text)?);
-        let quiet = parts.general.is_none_or(|level| level <= DEFAULT_LEVEL);
-        Self::checked(text, parts.complete(quiet))
+        let quiet = parts.general.is_none_or(|(level, _)| level <= DEFAULT_LEVEL);
+        Ok(Self::new(text, &parts, quiet))
     }
 
     /// Parses the variable `RUST_LOG`. Shells also export it for other programs, so invalid parts are ignored and
     /// returned as warnings. `None` means that no valid part is left. A general level applies to Pingora's crates too,
     /// as in any program.
     pub(crate) fn of_variable(text: &str) -> (Option<Self>, Vec<String>) {
-        let (mut parts, mut warnings) = (Vec::new(), Vec::new());
-        for word in words(text) {
-            match Part::parse(word) {
-                Ok(part) => parts.push(part),
-                Err(problem) => warnings.push(problem.replace('\n', "; ")),
-            }
+        if text.trim().is_empty() {
+            return (None, Vec::new());
         }
-        if parts.is_empty() {
-            return (None, warnings);
-        }
-        let pattern = pattern(text).unwrap_or_else(|problem| {
-            warnings.push(problem.replace('\n', "; "));
-            None
-        });
-        let parts = Parts::of(parts, pattern);
-        let quiet = parts.general.is_none();
-        match Self::checked(text, parts.complete(quiet)) {
-            Ok(filter) => (Some(filter), warnings),
-            Err(problem) => (None, [warnings, vec![problem.replace('\n', "; ")]].concat()),
-        }
+        let (parts, problems) = Parts::of(text);
+        let warnings = problems.iter().map(|problem| problem.replace('\n', "; ")).collect();
+        let is_valid = parts.general.is_some() || !parts.modules.is_empty();
+        (is_valid.then(|| Self::new(text, &parts, parts.general.is_none())), warnings)
     }
 
-    /// Checks the regular expression in `complete`, and creates the filter.
-    fn checked(written: &str, complete: String) -> Result<Self, String> {
-        env_filter::Builder::new().try_parse(&complete).map_err(|error| error.to_string())?;
-        Ok(Self { written: written.trim().to_owned(), complete })
+    fn new(written: &str, parts: &Parts<'_>, quiet: bool) -> Self {
+        Self { written: written.trim().to_owned(), complete: parts.complete(quiet) }
     }
 
     /// Returns the filter for `env_filter`, including the levels of everything that the filter does not name.
@@ -203,26 +185,40 @@ impl Scalar for LogFilter {
 
 // === the parts of a text ===
 
-fn words(text: &str) -> impl Iterator<Item = &str> {
-    let modules = text.split_once('/').map_or(text, |(modules, _)| modules);
-    modules.split(',').map(str::trim).filter(|word| !word.is_empty())
-}
-
-fn pattern(text: &str) -> Result<Option<&str>, String> {
-    match text.split_once('/') {
-        Some((_, pattern)) if pattern.contains('/') => {
-            Err("a filter has one regular expression, after its only `/`\nwrite `info/10\\.0\\.0\\.1`"
-                .to_owned())
-        }
-        Some((_, pattern)) => Ok(Some(pattern)),
-        None => Ok(None),
+/// Checks the regular expression of a filter.
+fn check_pattern(pattern: &str) -> Result<(), String> {
+    const EXAMPLE: &str = "write a level and a regular expression, such as `info/10\\.0\\.0\\.1`";
+    if pattern.is_empty() {
+        return Err(format!("the regular expression after `/` is empty\n{EXAMPLE}"));
     }
+    if pattern.contains('/') {
+        return Err(format!("a filter has one regular expression, after its only `/`\n{EXAMPLE}"));
+    }
+    let checked = env_filter::Builder::new().try_parse(&format!("info/{pattern}")).map(|_| ());
+    checked.map_err(|error| {
+        // The last line of the error says what is wrong. The others show the expression.
+        let error = error.to_string();
+        let reason = error.lines().last().unwrap_or_default();
+        format!(
+            "`{pattern}` is not a regular expression: {}\n{EXAMPLE}",
+            reason.trim_start_matches("error: ")
+        )
+    })
 }
 
 impl<'a> Part<'a> {
     fn parse(word: &'a str) -> Result<Self, String> {
-        match word.split_once('=') {
-            Some((name, level)) => Ok(Self::Module(module(name.trim())?, level_of(level.trim())?)),
+        match word.split_once('=').map(|(name, level)| (name.trim(), level.trim())) {
+            None if word.is_empty() => {
+                Err(format!("a part of the filter is empty\nremove the extra comma; {}", levels(None)))
+            }
+            Some(("", level)) => Err(format!(
+                "there is no module before `={level}`\nwrite a level, or a module and its level, such as \
+                 `lb_service=debug`; {}",
+                levels(None)
+            )),
+            Some((name, "")) => Err(format!("there is no log level after `{name}=`\n{}", levels(None))),
+            Some((name, level)) => Ok(Self::Module(module(name)?, level_of(level)?)),
             None => match known_level(word) {
                 Some(level) => Ok(Self::General(level)),
                 None if is_known(word) => Ok(Self::Module(word, LevelFilter::Trace)),
@@ -233,21 +229,45 @@ impl<'a> Part<'a> {
 }
 
 impl<'a> Parts<'a> {
-    fn of(parts: Vec<Part<'a>>, pattern: Option<&'a str>) -> Self {
-        let mut all = Self { pattern, ..Self::default() };
-        for part in parts {
-            match part {
-                Part::General(level) => all.general = Some(level),
-                Part::Module(name, level) => all.modules.push((name, level)),
+    /// Splits a filter into its parts, and returns the problems of the others. The last of two contradictory levels
+    /// applies, as in other programs.
+    fn of(text: &'a str) -> (Self, Vec<String>) {
+        let (modules, pattern) =
+            text.split_once('/').map_or((text, None), |(text, pattern)| (text, Some(pattern)));
+        let (mut all, mut problems) = (Self::default(), Vec::new());
+        for word in modules.split(',').map(str::trim) {
+            problems.extend(all.add(word).err());
+        }
+        match pattern.map(check_pattern) {
+            Some(Err(problem)) => problems.push(problem),
+            _ => all.pattern = pattern,
+        }
+        (all, problems)
+    }
+
+    fn add(&mut self, word: &'a str) -> Result<(), String> {
+        match Part::parse(word)? {
+            Part::General(level) => match self.general.replace((level, word)) {
+                Some((_, earlier)) => Err(format!(
+                    "the general level `{earlier}` has no effect, because `{word}` follows it\nwrite one general level; {}",
+                    levels(None)
+                )),
+                None => Ok(()),
+            },
+            Part::Module(name, level) => {
+                let is_second = self.modules.iter().any(|(earlier, _)| *earlier == name);
+                self.modules.push((name, level));
+                let problem =
+                    || format!("the level of `{name}` is given twice\nwrite one level for each module");
+                if is_second { Err(problem()) } else { Ok(()) }
             }
         }
-        all
     }
 
     /// Adds the levels of everything that is not named. If `quiet` is set, this includes the lower levels of Pingora's
     /// crates.
     fn complete(&self, quiet: bool) -> String {
-        let general = self.general.unwrap_or(DEFAULT_LEVEL);
+        let general = self.general.map_or(DEFAULT_LEVEL, |(level, _)| level);
         let is_named = |quiet: &str| self.modules.iter().any(|(name, _)| quiet.starts_with(name));
         let quiet = QUIET.iter().filter(|(name, _)| quiet && !is_named(name));
         let quiet = quiet.map(|(name, level)| (*name, general.min(*level)));
@@ -283,7 +303,8 @@ fn levels(meant: Option<&str>) -> String {
 /// Returns whether this module, or a module below it, logs. Every module of another crate that logs is accepted.
 fn is_known(name: &str) -> bool {
     let is_within = |path: &str, name: &str| {
-        path.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
+        let below = |rest: &str| rest.strip_prefix("::").is_some_and(|module| !module.is_empty());
+        path.strip_prefix(name).is_some_and(|rest| rest.is_empty() || below(rest))
     };
     OURS.iter().any(|ours| is_within(ours, name)) || OTHERS.iter().any(|other| is_within(name, other))
 }
@@ -422,10 +443,40 @@ mod tests {
 
     #[test]
     fn an_empty_filter_and_an_invalid_expression_are_rejected() {
-        for invalid in ["", "  ", ",", "info/a/b", "info/("] {
+        for invalid in ["", "  ", ",", "/a", "info/a/b", "info/"] {
             assert!(LogFilter::parse(invalid).is_err(), "{invalid}");
         }
+        let problem = refusal("info/(");
+        assert!(problem.starts_with("`(` is not a regular expression: unclosed group\n"), "{problem}");
         assert!(LogFilter::parse("info/10\\.0").is_ok());
+    }
+
+    #[test]
+    fn an_incomplete_or_contradictory_filter_is_rejected_and_white_space_is_ignored() {
+        for (text, problem) in [
+            ("=debug", "no module before `=debug`"),
+            ("lb_service=", "no log level after `lb_service=`"),
+            ("info,", "a part of the filter is empty"),
+            (",info", "a part of the filter is empty"),
+            ("info,,debug", "a part of the filter is empty"),
+            ("info,debug", "`info` has no effect, because `debug` follows it"),
+            ("lb_service=info,lb_service=debug", "the level of `lb_service` is given twice"),
+            ("pingora_core::=debug", "no log module `pingora_core::`"),
+        ] {
+            let refusal = refusal(text);
+            let hint = refusal.lines().nth(1).expect("there is a hint");
+            assert!(refusal.contains(problem), "{text}: {refusal}");
+            assert!(
+                hint.contains(&LEVELS.join(", ")) || hint.contains("module") || hint.contains("did you mean")
+            );
+            let warnings = LogFilter::of_variable(text).1;
+            assert!(warnings.iter().any(|warning| warning.contains(problem)), "{text}: {warnings:?}");
+        }
+        for text in [" info", "info ", " info , lb_service = debug "] {
+            assert_eq!(LogFilter::parse(text).unwrap().to_string(), text.trim());
+        }
+        let (last, _) = LogFilter::of_variable("info,debug");
+        assert!(shows(&last.unwrap(), "lb_service", Level::Debug), "as in other programs");
     }
 
     #[test]

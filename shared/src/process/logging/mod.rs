@@ -21,7 +21,7 @@ use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 use env_logger::{Builder, Logger, Target, TimestampPrecision, WriteStyle};
-pub(crate) use filter::LogFilter;
+pub(crate) use filter::{LEVELS, LogFilter};
 use lb_service::lines::{Lines, LinesGuard, Pace, ReopenFailure, Sink};
 use parking_lot::{Mutex, MutexGuard};
 
