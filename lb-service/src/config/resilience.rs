@@ -62,8 +62,8 @@ pub struct RetriesConfig {
     /// The most retries of a request, each at another backend; default: 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub attempts: Option<Number<0, MAX_ATTEMPTS>>,
-    /// The time limit of each attempt to connect, and then from the end of the request to the head of the response;
-    /// default: as in `timeouts`.
+    /// The time limit of each attempt to connect, and then from the end of the request to the head of the response.
+    /// Default: the limits of `timeouts`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub per_try: Option<Text<PositiveDuration>>,
     /// The most retries in flight, in percent of the pool's requests in flight; default: 20. Retries after a failed

@@ -133,7 +133,11 @@ impl Scalar for CookieAge {
     fn from_text(text: &str) -> Result<Self, Refusal> {
         let age = PositiveDuration::from_text(text)?;
         if age.get().subsec_nanos() > 0 {
-            return Err(format!("the age of a cookie is counted in whole seconds, found {text}").into());
+            let right = age.get().as_secs() + 1;
+            return Err(format!(
+                "the age of a cookie is counted in whole seconds, found {text}\nwrite {right}s"
+            )
+            .into());
         }
         Ok(Self(age))
     }

@@ -737,6 +737,10 @@ const WITHOUT: &[(&str, &str)] = &[
     ("pools.*.sticky", "remove the key: without it, there are no sticky sessions"),
     ("pools.*.host", "remove the key: backends then get the `Host` of the client"),
     ("pools.*.limits", "remove the key: there are no limits without it"),
+    ("pools.*.health_check.interval", "to turn the health checks off, write `type: none` instead"),
+    ("pools.*.retries.per_try", "remove the key: the limits of `timeouts` then apply to each attempt"),
+    ("pools.*.sticky.ttl", "remove the key: clients then keep the cookie until the browser closes"),
+    ("pools.*.timeouts.queue", "to let no request wait, write `limits: {queue: 0}` instead"),
     ("pools.*.slow_start", "remove the key: a backend that returns then gets its full share at once"),
     ("pools.*.bounded_load", "remove the key: there is no bound without it"),
     ("pools.*.outlier_detection.slow_backends", "remove the key: slow backends are not ejected without it"),
@@ -768,9 +772,10 @@ pub(super) fn for_true(path: &[Step], found: &Value) -> Option<String> {
 fn is_off(value: &Value) -> bool {
     match value {
         Value::Text { text, .. } => {
-            ["false", "off", "no", "none", "never", "disabled"].contains(&text.to_ascii_lowercase().as_str())
+            let words = ["false", "off", "no", "none", "never", "disabled", "0s", "0ms", "0m", "0h"];
+            words.contains(&text.to_ascii_lowercase().as_str())
         }
-        other => *other == Value::Bool(false),
+        other => [Value::Bool(false), Value::Int(0)].contains(other),
     }
 }
 

@@ -14,13 +14,22 @@ const EXPECTED: &str = "a duration such as 250ms, 5s, 1m or 1h";
 /// The longest duration of a key that states no limit of its own, in hours.
 const DAY: u64 = 24;
 
-/// A duration above zero and of at most `MAX_HOURS`, by default a day.
+/// A duration of at least `MIN` milliseconds and at most `MAX_HOURS`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct PositiveDuration<const MAX_HOURS: u64 = DAY>(Duration);
+pub struct BoundedDuration<const MIN: u64, const MAX_HOURS: u64>(Duration);
+
+/// A duration above zero and of at most `MAX_HOURS`, by default a day.
+pub type PositiveDuration<const MAX_HOURS: u64 = DAY> = BoundedDuration<1, MAX_HOURS>;
 
 /// A duration of at most `MAX_HOURS`, by default a day. Zero is allowed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct AnyDuration<const MAX_HOURS: u64 = DAY>(Duration);
+pub type AnyDuration<const MAX_HOURS: u64 = DAY> = BoundedDuration<0, MAX_HOURS>;
+
+/// Words of other products for the absence of a limit.
+const UNLIMITED: [&str; 9] =
+    ["never", "infinite", "infinity", "inf", "indefinite", "forever", "unlimited", "max", "-1"];
+
+/// Words of other products for something that is turned off.
+const OFF: [&str; 6] = ["off", "none", "no", "false", "disable", "disabled"];
 
 /// The units in milliseconds, in descending order.
 const UNITS: [(&str, u64); 4] = [("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)];
@@ -43,40 +52,74 @@ enum Unit {
     Largest,
 }
 
-/// Parses a duration. `accept` rejects values out of range. It is called before the notation is checked, so that a
-/// value out of range is reported as such.
-///
-/// # Errors
-///
-/// Returns the problem, and on a second line what to write instead.
-fn parse(text: &str, accept: impl Fn(Duration) -> Result<(), String>) -> Result<Duration, String> {
-    if let Some(duration) = exact(text) {
-        return accept(duration).map(|()| duration);
-    }
-    let unclear = || format!("expected {EXPECTED}, found {text:?}");
-    let loose = loose(text).ok_or_else(unclear)?;
-    let in_range = |milliseconds| accept(Duration::from_millis(milliseconds)).is_ok();
-    if loose.unit == Unit::Missing {
-        return Err(format!("{text:?} has no unit\n{}", with_unit(text, loose, in_range)));
-    }
-    accept(Duration::from_millis(loose.milliseconds))?;
-    Err(format!("{}\nwrite {}", unclear(), loose.spelled()))
+/// The bounds of a duration: milliseconds, and hours.
+#[derive(Clone, Copy)]
+struct Bounds {
+    min: u64,
+    max_hours: u64,
 }
 
-fn above_zero(text: &str, duration: Duration) -> Result<(), String> {
-    if duration.is_zero() { Err(format!("the duration must be above zero, found {text}")) } else { Ok(()) }
-}
-
-fn up_to(hours: u64, text: &str, duration: Duration) -> Result<(), String> {
-    if duration <= Duration::from_secs(hours * 3600) {
-        return Ok(());
+impl Bounds {
+    /// Parses a duration. Values out of range are reported as such, even in a notation that is not accepted.
+    ///
+    /// # Errors
+    ///
+    /// Returns the problem, and on a second line what to write instead.
+    fn parse(self, text: &str) -> Result<Duration, String> {
+        if let Some(duration) = exact(text) {
+            return self.check(text, duration).map(|()| duration);
+        }
+        let unclear = format!("expected {EXPECTED}, found {text:?}");
+        let Some(loose) = loose(text) else { return Err(unclear + &self.for_word(text)) };
+        let in_seconds = Duration::from_millis(loose.milliseconds);
+        let whole = text.parse::<u64>().ok().filter(|_| loose.unit == Unit::Missing);
+        let in_range = |duration| self.check(text, duration).is_ok();
+        match whole {
+            Some(number) if !in_range(in_seconds) && in_range(Duration::from_millis(number)) => {
+                return Err(format!("{text:?} has no unit\nwrite {number}ms"));
+            }
+            _ => self.check(text, in_seconds)?,
+        }
+        let spelled = loose.spelled();
+        match (loose.unit, whole) {
+            (Unit::Missing, Some(number @ 1..)) => {
+                Err(format!("{text:?} has no unit\nwrite {spelled}, or {number}ms for milliseconds"))
+            }
+            (Unit::Missing, _) => Err(format!("{text:?} has no unit\nwrite {spelled}")),
+            _ => Err(format!("{unclear}\nwrite {spelled}")),
+        }
     }
-    let limit = match hours {
-        DAY => "a day".to_owned(),
-        hours if hours.is_multiple_of(DAY) => format!("{} days", hours / DAY),
-        hours => format!("{hours}h"),
-    };
-    Err(format!("the duration {text} is longer than {limit}\nwrite {hours}h, which is the longest"))
+
+    fn check(self, text: &str, duration: Duration) -> Result<(), String> {
+        let Self { min, max_hours } = self;
+        if duration < Duration::from_millis(min) {
+            let shortest =
+                format!("write {min}ms, which is the shortest, or {max_hours}h, which is the longest");
+            return Err(format!("the duration must be above zero, found {text}\n{shortest}"));
+        }
+        if duration <= Duration::from_secs(max_hours * 3600) {
+            return Ok(());
+        }
+        let limit = match max_hours {
+            DAY => "a day".to_owned(),
+            hours if hours.is_multiple_of(DAY) => format!("{} days", hours / DAY),
+            hours => format!("{hours}h"),
+        };
+        Err(format!("the duration {text} is longer than {limit}\nwrite {max_hours}h, which is the longest"))
+    }
+
+    /// Returns the line with the hint for a word in the place of a duration. It is empty for unknown words.
+    fn for_word(self, text: &str) -> String {
+        let lower = text.trim().to_lowercase();
+        let is_one_of = |words: &[&str]| words.contains(&lower.as_str());
+        match self.min {
+            0 if is_one_of(&OFF) => "\nwrite 0s".to_owned(),
+            _ if is_one_of(&UNLIMITED) || is_one_of(&OFF) => {
+                format!("\nwrite {}h, which is the longest", self.max_hours)
+            }
+            _ => String::new(),
+        }
+    }
 }
 
 /// Returns the refusal of a boolean.
@@ -104,22 +147,12 @@ fn exact(text: &str) -> Option<Duration> {
     Some(milliseconds.map_or(Duration::MAX, Duration::from_millis))
 }
 
-/// Returns the hint for a number without a unit, which can mean seconds or milliseconds.
-fn with_unit(text: &str, loose: Loose, in_range: impl Fn(u64) -> bool) -> String {
-    let is_whole = text.bytes().all(|byte| byte.is_ascii_digit());
-    let seconds = loose.spelled();
-    match text.parse::<u64>() {
-        Ok(number) if is_whole && !in_range(loose.milliseconds) => format!("write {number}ms"),
-        Ok(number @ 1..) if is_whole => format!("write {seconds}, or {number}ms for milliseconds"),
-        _ => format!("write {seconds}"),
-    }
-}
-
-/// Parses the notations of other products: `60sec`, `1 minute`, `1d`, `1m30s`, `1.5s`, `60`.
+/// Parses the notations of other products: `60sec`, `1 minute`, `1d`, `1m30s`, `1.5s`, `500us`, `60`. Fractions of a
+/// millisecond are rounded up.
 fn loose(text: &str) -> Option<Loose> {
     let lower = text.trim().to_lowercase();
     if lower.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.') {
-        return Some(Loose { milliseconds: thousandths(&lower)?, unit: Unit::Missing });
+        return Some(Loose { milliseconds: in_milliseconds(&lower, 1_000_000_000)?, unit: Unit::Missing });
     }
     let (mut rest, mut milliseconds, mut parts, mut last) = (lower.as_str(), 0_u64, 0, 0);
     while !rest.is_empty() {
@@ -140,47 +173,52 @@ fn part(text: &str) -> Option<(u64, u64, &str)> {
     let rest = rest.trim_start();
     let name = rest.find(|c: char| !c.is_alphabetic()).unwrap_or(rest.len());
     let (name, rest) = rest.split_at(name);
-    let (factor, unit) = unit(name)?;
-    let milliseconds = thousandths(number)?.checked_mul(factor)?;
-    milliseconds
-        .is_multiple_of(1_000)
-        .then(|| (milliseconds / 1_000, unit, rest.trim_start_matches([' ', ','])))
+    let (nanoseconds, unit) = unit(name)?;
+    Some((in_milliseconds(number, nanoseconds)?, unit, rest.trim_start_matches([' ', ','])))
 }
 
-/// Returns the milliseconds of a unit in any spelling, and those of the unit to write instead.
+/// Returns the nanoseconds of a unit in any spelling, and the milliseconds of the unit to write instead.
 fn unit(name: &str) -> Option<(u64, u64)> {
-    let unit = match name {
+    let milliseconds = match name {
+        "ns" | "nsec" | "nsecs" | "nanosecond" | "nanoseconds" => return Some((1, 1)),
+        "us" | "µs" | "μs" | "usec" | "usecs" | "micros" | "microsecond" | "microseconds" => {
+            return Some((1_000, 1));
+        }
         "ms" | "msec" | "msecs" | "milli" | "millis" | "millisecond" | "milliseconds" => 1,
         "s" | "sec" | "secs" | "second" | "seconds" => 1_000,
         "m" | "min" | "mins" | "minute" | "minutes" => 60_000,
         "h" | "hr" | "hrs" | "hour" | "hours" => 3_600_000,
-        "d" | "day" | "days" => return Some((86_400_000, 3_600_000)),
-        "w" | "week" | "weeks" => return Some((604_800_000, 3_600_000)),
+        "d" | "day" | "days" => return Some((86_400_000_000_000, 3_600_000)),
+        "w" | "week" | "weeks" => return Some((604_800_000_000_000, 3_600_000)),
         _ => return None,
     };
-    Some((unit, unit))
+    Some((milliseconds * 1_000_000, milliseconds))
 }
 
-/// Parses a number with up to three decimals and multiplies it by 1000.
-fn thousandths(text: &str) -> Option<u64> {
+/// Converts a number with up to nine decimals, in units of this many nanoseconds, to milliseconds. Fractions of a
+/// millisecond are rounded up.
+fn in_milliseconds(text: &str, nanoseconds: u64) -> Option<u64> {
+    const BILLION: u128 = 1_000_000_000;
     let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
-    if fraction.len() > 3 || fraction.contains('.') || (whole.is_empty() && fraction.is_empty()) {
+    if fraction.len() > 9 || fraction.contains('.') || (whole.is_empty() && fraction.is_empty()) {
         return None;
     }
     let whole: u64 = if whole.is_empty() { 0 } else { whole.parse().ok()? };
-    whole.checked_mul(1_000)?.checked_add(format!("{fraction:0<3}").parse().ok()?)
+    let billionths = u128::from(whole) * BILLION + format!("{fraction:0<9}").parse::<u128>().ok()?;
+    let milliseconds = billionths.checked_mul(nanoseconds.into())?.div_ceil(BILLION * 1_000_000);
+    milliseconds.try_into().ok()
 }
 
-// === impl PositiveDuration, AnyDuration ===
+// === impl BoundedDuration ===
 
-impl<const MAX_HOURS: u64> PositiveDuration<MAX_HOURS> {
+impl<const MIN: u64, const MAX_HOURS: u64> BoundedDuration<MIN, MAX_HOURS> {
     /// Returns the duration.
     pub const fn get(self) -> Duration {
         self.0
     }
 }
 
-impl<const MAX_HOURS: u64> Scalar for PositiveDuration<MAX_HOURS> {
+impl<const MIN: u64, const MAX_HOURS: u64> Scalar for BoundedDuration<MIN, MAX_HOURS> {
     const READS_NUMBERS: bool = true;
 
     fn expected() -> Cow<'static, str> {
@@ -188,8 +226,7 @@ impl<const MAX_HOURS: u64> Scalar for PositiveDuration<MAX_HOURS> {
     }
 
     fn from_text(text: &str) -> Result<Self, Refusal> {
-        let accept = |duration| above_zero(text, duration).and_then(|()| up_to(MAX_HOURS, text, duration));
-        Ok(Self(parse(text, accept)?))
+        Ok(Self(Bounds { min: MIN, max_hours: MAX_HOURS }.parse(text)?))
     }
 
     fn from_bool(value: bool) -> Result<Self, Refusal> {
@@ -197,45 +234,13 @@ impl<const MAX_HOURS: u64> Scalar for PositiveDuration<MAX_HOURS> {
     }
 
     fn schema() -> Schema {
-        json_schema!({"type": "string", "pattern": "^0*[1-9][0-9]*(ms|s|m|h)$"})
+        let digits = if MIN == 0 { "[0-9]+" } else { "0*[1-9][0-9]*" };
+        json_schema!({"type": "string", "pattern": format!("^{digits}(ms|s|m|h)$")})
     }
 }
 
-impl<const MAX_HOURS: u64> AnyDuration<MAX_HOURS> {
-    /// Returns the duration.
-    pub const fn get(self) -> Duration {
-        self.0
-    }
-}
-
-impl<const MAX_HOURS: u64> Scalar for AnyDuration<MAX_HOURS> {
-    const READS_NUMBERS: bool = true;
-
-    fn expected() -> Cow<'static, str> {
-        EXPECTED.into()
-    }
-
-    fn from_text(text: &str) -> Result<Self, Refusal> {
-        Ok(Self(parse(text, |duration| up_to(MAX_HOURS, text, duration))?))
-    }
-
-    fn from_bool(value: bool) -> Result<Self, Refusal> {
-        Err(of_bool(value))
-    }
-
-    fn schema() -> Schema {
-        json_schema!({"type": "string", "pattern": "^[0-9]+(ms|s|m|h)$"})
-    }
-}
-
-impl<const MAX_HOURS: u64> From<PositiveDuration<MAX_HOURS>> for Duration {
-    fn from(duration: PositiveDuration<MAX_HOURS>) -> Self {
-        duration.0
-    }
-}
-
-impl<const MAX_HOURS: u64> From<AnyDuration<MAX_HOURS>> for Duration {
-    fn from(duration: AnyDuration<MAX_HOURS>) -> Self {
+impl<const MIN: u64, const MAX_HOURS: u64> From<BoundedDuration<MIN, MAX_HOURS>> for Duration {
+    fn from(duration: BoundedDuration<MIN, MAX_HOURS>) -> Self {
         duration.0
     }
 }
@@ -305,6 +310,13 @@ mod tests {
             ("2 minutes", "2m"),
             ("90min", "90m"),
             (" 5s", "5s"),
+            ("500000us", "500ms"),
+            ("250000 µs", "250ms"),
+            ("1us", "1ms"),
+            ("0.0001s", "1ms"),
+            ("2000000000ns", "2000ms"),
+            ("1h30m", "90m"),
+            ("5 s", "5s"),
         ] {
             let refusal = refusal::<AnyDuration>(text);
             assert_eq!(
@@ -322,6 +334,24 @@ mod tests {
         assert_eq!(refusal::<AnyDuration>("0"), "\"0\" has no unit\nwrite 0s");
         assert_eq!(refusal::<AnyDuration>("0.5"), "\"0.5\" has no unit\nwrite 500ms");
         assert_eq!(refusal::<AnyDuration>("100000"), "\"100000\" has no unit\nwrite 100000ms");
+        assert!(
+            refusal::<AnyDuration>("100000000")
+                .ends_with("longer than a day\nwrite 24h, which is the longest")
+        );
+    }
+
+    #[test]
+    fn words_for_no_limit_are_refused_with_the_nearest_bound() {
+        let hint = |refusal: String| refusal.lines().nth(1).map(str::to_owned);
+        let longest = Some("write 24h, which is the longest".to_owned());
+        for text in ["never", "infinite", "Unlimited", "-1"] {
+            assert_eq!(hint(refusal::<AnyDuration>(text)), longest, "{text}");
+            assert_eq!(hint(refusal::<PositiveDuration>(text)), longest, "{text}");
+        }
+        for text in ["off", "none", "disabled"] {
+            assert_eq!(hint(refusal::<AnyDuration>(text)), Some("write 0s".to_owned()), "{text}");
+            assert_eq!(hint(refusal::<PositiveDuration>(text)), longest, "{text}");
+        }
     }
 
     #[test]
@@ -336,14 +366,19 @@ mod tests {
 
     #[test]
     fn what_is_no_duration_has_no_hint() {
-        for text in ["", "s", "-5s", "+5s", "ms", "never", "5x", "1.2.3s", "1us", "0.0001s", "1m30", "é"] {
+        for text in ["", "s", "-5s", "+5s", "ms", "soon", "5x", "1.2.3s", "1m30", "é"] {
             assert_eq!(refusal::<AnyDuration>(text), format!("expected {EXPECTED}, found {text:?}"));
         }
     }
 
     #[test]
     fn a_type_states_its_bounds() {
-        assert_eq!(refusal::<PositiveDuration>("0ms"), "the duration must be above zero, found 0ms");
+        for zero in ["0", "0ms", "0 s"] {
+            let expected = format!(
+                "the duration must be above zero, found {zero}\nwrite 1ms, which is the shortest, or 24h, which is the longest"
+            );
+            assert_eq!(refusal::<PositiveDuration>(zero), expected);
+        }
         accepts::<AnyDuration>(&["0s"]);
         accepts::<PositiveDuration<9600>>(&["9600h"]);
         assert!(refusal::<PositiveDuration<9600>>("9601h").contains("longer than 400 days\nwrite 9600h"));
