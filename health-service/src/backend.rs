@@ -14,7 +14,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 
-use crate::check::{Check, connect_alike};
+use crate::check::{Check, CheckError, connect_alike};
 use crate::metrics::{BackendSeries, Metrics};
 use crate::schedule::{SchedulePhase, pause};
 use crate::settings::Settings;
@@ -97,6 +97,7 @@ impl CheckResult {
         let started = Instant::now();
         let outcome = match check.check(address).await {
             Ok(()) => CheckOutcome::Passed,
+            Err(error @ CheckError::Shortage(_)) => CheckOutcome::NotMade(error.to_string()),
             Err(error) => CheckOutcome::Failed(error.to_string()),
         };
         Self { started, took: started.elapsed(), ended: SystemTime::now(), outcome }
@@ -178,13 +179,24 @@ impl BackendChecks {
     }
 
     fn take_in(&self, finding: &CheckResult, health: &mut BackendHealth) {
-        self.series.checked(finding.outcome == CheckOutcome::Passed, finding.took);
+        match &finding.outcome {
+            CheckOutcome::NotMade(reason) => self.warn_once(reason, health),
+            outcome => self.series.checked(*outcome == CheckOutcome::Passed, finding.took),
+        }
         let change = health.observe(&finding.outcome, finding.ended);
         if let Some(verdict) = health.verdict() {
             self.reports.verdicts.set(&self.address, verdict.clone());
         }
         if let Some(change) = change {
             self.announce(&change);
+        }
+    }
+
+    /// Warns that a check could not be made, unless this is also the reason of the check before.
+    fn warn_once(&self, reason: &str, health: &BackendHealth) {
+        let earlier = health.verdict().and_then(|verdict| verdict.last_failure.as_deref());
+        if earlier != Some(reason) {
+            warn!("pool {}: backend {} was not checked: {reason}", self.reports.pool, self.label);
         }
     }
 

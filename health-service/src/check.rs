@@ -7,8 +7,9 @@
 mod grpc;
 mod http;
 mod tcp;
+mod tls;
 
-use std::error::Error as _;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -45,6 +46,9 @@ pub enum CheckError {
     /// The network has no route to the address.
     #[error("no route to host")]
     NoRoute,
+    /// This process has no resources for a connection. This says nothing about the backend.
+    #[error("this process cannot open a connection: {0}")]
+    Shortage(String),
     /// The TLS handshake failed.
     #[error("TLS: {0}")]
     Tls(String),
@@ -203,11 +207,14 @@ fn authority(host: Option<&str>, peer: &HttpPeer) -> String {
 
 impl From<BError> for CheckError {
     fn from(error: BError) -> Self {
+        if let Some(shortage) = shortage(&error) {
+            return Self::Shortage(shortage);
+        }
         match error.etype() {
             ErrorType::ConnectRefused => Self::Refused,
             ErrorType::ConnectNoRoute => Self::NoRoute,
             ErrorType::TLSHandshakeFailure | ErrorType::InvalidCert | ErrorType::HandshakeError => {
-                Self::Tls(tls_cause(&error))
+                Self::Tls(tls::cause(&error))
             }
             ErrorType::ConnectionClosed | ErrorType::ReadError | ErrorType::WriteError => Self::Closed,
             ErrorType::InvalidHTTPHeader | ErrorType::H1Error => Self::NotHttp,
@@ -216,26 +223,23 @@ impl From<BError> for CheckError {
     }
 }
 
-/// The innermost error of the chain, which names the cause; the outer ones name Pingora's functions.
+/// The text of the innermost error, without the error code of the system. The outer ones name Pingora's functions.
 fn root_cause(error: &pingora::Error) -> String {
-    let Some(mut cause) = error.source() else {
-        return error.to_string().trim().to_owned();
-    };
-    while let Some(inner) = cause.source() {
-        cause = inner;
-    }
-    cause.to_string().trim().to_owned()
+    let cause = error.root_cause();
+    let context = cause.downcast_ref::<pingora::Error>().and_then(|error| error.context.as_ref());
+    let text = context.map_or_else(|| cause.to_string(), |context| context.as_str().to_owned());
+    text.split(" (os error").next().unwrap_or_default().trim().to_owned()
 }
 
-/// The cause of a failed handshake, which Pingora keeps only as text in the context:
-/// `TLS connect() failed: … cause: invalid peer certificate: UnknownIssuer, SNI: example.com`.
-fn tls_cause(error: &pingora::Error) -> String {
-    let Some(context) = &error.context else {
-        return root_cause(error);
+/// The resource that this process lacks; `None` for any other error.
+fn shortage(error: &pingora::Error) -> Option<String> {
+    let missing = match error.root_cause().downcast_ref::<io::Error>()?.raw_os_error()? {
+        libc::EMFILE => "it has too many open files: raise `LimitNOFILE=` of the service, or `ulimit -n`",
+        libc::ENFILE => "the system has too many open files: raise `fs.file-max`",
+        libc::ENOBUFS | libc::ENOMEM => "the system has no memory for it",
+        _ => return None,
     };
-    let text = context.as_str();
-    let text = text.rsplit_once(", SNI: ").map_or(text, |(text, _)| text);
-    text.rsplit_once("cause: ").map_or(text, |(_, cause)| cause).trim().to_owned()
+    Some(missing.to_owned())
 }
 
 fn unknown_service(name: &str) -> String {
@@ -273,6 +277,24 @@ mod tests {
         assert_eq!(sni(&unnamed, "[fd00::2]:443"), "fd00::2");
         assert_eq!(sni(&checker(true, "a.example"), "10.0.0.2:443"), "a.example");
         assert_eq!(sni(&checker(false, ""), "10.0.0.2:443"), "");
+    }
+
+    #[test]
+    fn a_lack_of_descriptors_is_a_shortage_of_this_process_and_not_a_fault_of_the_backend() {
+        let error = |code| {
+            let inner = pingora::Error::because(
+                ErrorType::SocketError,
+                "failed to create socket",
+                io::Error::from_raw_os_error(code),
+            );
+            CheckError::from(pingora::Error::because(ErrorType::InternalError, "Fail to connect", inner))
+        };
+        assert!(matches!(error(libc::EMFILE), CheckError::Shortage(why) if why.contains("LimitNOFILE")));
+        assert!(matches!(error(libc::ENFILE), CheckError::Shortage(_)));
+        assert_eq!(
+            error(libc::EADDRNOTAVAIL),
+            CheckError::Other("Cannot assign requested address".to_owned())
+        );
     }
 
     #[test]

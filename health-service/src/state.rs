@@ -15,6 +15,8 @@ pub enum CheckOutcome {
     Passed,
     /// The check failed for this reason.
     Failed(String),
+    /// The check could not be made, for a reason that lies in this process. It does not change the state.
+    NotMade(String),
 }
 
 /// The health of one backend, and the progress towards the next change.
@@ -49,7 +51,7 @@ pub struct HealthVerdict {
     pub since: SystemTime,
     /// The time at which the latest check ended.
     pub checked: SystemTime,
-    /// Why the latest check failed, if it did. A backend that is still up may already fail checks.
+    /// Why the latest check failed or could not be made, if so. A backend that is still up can already fail checks.
     pub last_failure: Option<String>,
 }
 
@@ -72,10 +74,13 @@ impl BackendHealth {
         let first = self.verdict.is_none();
         if let Some(verdict) = &mut self.verdict {
             verdict.note(outcome, now);
-            if verdict.up == passed {
-                self.streak = 0;
-                return None;
-            }
+        }
+        if matches!(outcome, CheckOutcome::NotMade(_)) {
+            return None;
+        }
+        if self.verdict.as_ref().is_some_and(|verdict| verdict.up == passed) {
+            self.streak = 0;
+            return None;
         }
         self.streak += 1;
         if !first && self.streak < self.threshold(passed) {
@@ -127,7 +132,7 @@ impl HealthVerdict {
         self.checked = now;
         self.last_failure = match outcome {
             CheckOutcome::Passed => None,
-            CheckOutcome::Failed(why) => Some(why.clone()),
+            CheckOutcome::Failed(why) | CheckOutcome::NotMade(why) => Some(why.clone()),
         };
     }
 }
@@ -136,7 +141,7 @@ fn reason(outcome: &CheckOutcome, count: u32) -> String {
     let checks = if count == 1 { "check" } else { "checks" };
     match outcome {
         CheckOutcome::Passed => format!("{count} {checks} passed"),
-        CheckOutcome::Failed(why) => format!("{count} {checks} failed: {why}"),
+        CheckOutcome::Failed(why) | CheckOutcome::NotMade(why) => format!("{count} {checks} failed: {why}"),
     }
 }
 
@@ -200,6 +205,23 @@ mod tests {
             health.observe(&outcome, at(0));
         }
         assert!(health.verdict().is_some_and(|verdict| verdict.up));
+    }
+
+    #[test]
+    fn a_check_that_could_not_be_made_is_shown_and_does_not_change_the_state() {
+        let mut health = BackendHealth::new(thresholds(1, 2));
+        let not_made = CheckOutcome::NotMade("too many open files".to_owned());
+        assert_eq!((health.observe(&not_made, at(1)), health.verdict()), (None, None));
+        health.observe(&CheckOutcome::Passed, at(2));
+        for outcome in [&refused(), &not_made, &not_made] {
+            assert_eq!(health.observe(outcome, at(3)), None);
+        }
+        let verdict = health.verdict().expect("there was a result");
+        assert_eq!((verdict.up, verdict.last_failure.as_deref()), (true, Some("too many open files")));
+        assert!(
+            health.observe(&refused(), at(4)).is_some_and(|change| !change.up),
+            "the second failure in a row"
+        );
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Health checks and their effects on traffic, metrics and readiness.
 
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use tests::daemon::{View, path_str};
@@ -337,4 +338,44 @@ fn readyz_is_503_while_the_only_pool_has_no_ready_backend() {
     assert!(daemon.read("/readyz").unwrap().text().contains("web"));
     origin.come_back();
     wait::until(LONG, "/readyz is 200", || daemon.read("/readyz").unwrap().status == 200);
+}
+
+#[test]
+fn a_lack_of_file_descriptors_is_reported_and_does_not_take_backends_down() {
+    let lab = Lab::new();
+    let origin = Origin::start("one");
+    let daemon = lab.start(&pool(&[&origin], &check("tcp", "rise: 1, fall: 1")));
+    let limit = |limit: &str| {
+        let pid = daemon.process.0.to_string();
+        let done = Command::new("prlimit").args(["--pid", &pid, &format!("--nofile={limit}:")]).status();
+        assert!(done.expect("prlimit can be started").success());
+    };
+    limit("1");
+    daemon.logged(&["WARN", "pool web", "was not checked", "too many open files", "LimitNOFILE"]);
+    limit("1024");
+    let address = origin.address;
+    let latest = || daemon.backend_status("web", address)["reason"].as_str().unwrap_or_default().to_owned();
+    wait::until(LONG, "a check has been made", || !latest().contains("too many open files"));
+    assert!(!daemon.log().contains("is down"), "{}", daemon.log());
+}
+
+#[test]
+fn a_wrong_certificate_is_described_in_plain_words() {
+    let lab = Lab::new();
+    let (authority, other) = (Authority::new(), Authority::new());
+    let ca = lab.path("ca.pem");
+    authority.write(&ca).unwrap();
+    let named = Origin::start_tls("named", authority.certify(&["b.test"]).server());
+    let stranger = Origin::start_tls("stranger", other.certify(&["a.test"]).server());
+    let plain = Origin::start("plain");
+    let tls = format!("tls: {{sni: a.test, ca: {}}}\n{}", ca.display(), check("tcp", "rise: 1, fall: 1"));
+    let config = lab.config(&pool(&[&named, &stranger, &plain], &tls));
+    let daemon = lab.spawn(&["-c", path_str(&config)]);
+    for (origin, reason) in [
+        (&named, "TLS: the certificate is not valid for a.test, only for b.test"),
+        (&stranger, "TLS: the certificate is not signed by the trusted authority"),
+        (&plain, "TLS: the backend does not respond with TLS"),
+    ] {
+        daemon.logged(&[&origin.address.to_string(), reason]);
+    }
 }

@@ -69,7 +69,7 @@ async fn connect(connector: &TransportConnector, peer: &HttpPeer) -> Result<Stre
 /// A server without HTTP/2 may abort the handshake for that reason (RFC 7301, section 3.2).
 fn handshake_failure(error: CheckError) -> CheckError {
     match error {
-        CheckError::Tls(cause) if cause.contains("NoApplicationProtocol") => CheckError::NotHttp2,
+        CheckError::Tls(cause) if cause.contains("no application protocol") => CheckError::NotHttp2,
         other => other,
     }
 }
@@ -165,7 +165,7 @@ mod tests {
 
     #[test]
     fn a_handshake_without_a_common_protocol_means_no_http2() {
-        let alert = CheckError::Tls("received fatal alert: NoApplicationProtocol".to_owned());
+        let alert = CheckError::Tls("received fatal alert: no application protocol".to_owned());
         assert_eq!(handshake_failure(alert), CheckError::NotHttp2);
         assert_eq!(handshake_failure(CheckError::Refused), CheckError::Refused);
     }

@@ -393,7 +393,10 @@ async fn with_tls_http2_is_negotiated_in_the_handshake() {
     assert_eq!(request.uri().to_string(), "https://origin.example/grpc.health.v1.Health/Check");
     let (_, another) = tls::server_config();
     let error = check_as(tls::trusting(&another, tls::NAME), about("shop"), server.address).await;
-    assert_eq!(error, Err(CheckError::Tls("invalid peer certificate: BadSignature".to_owned())));
+    assert!(
+        matches!(&error, Err(CheckError::Tls(why)) if why.contains("not signed by the trusted authority")),
+        "{error:?}"
+    );
 }
 
 #[tokio::test]

@@ -91,7 +91,8 @@ async fn a_trusted_backend_passes() {
 async fn an_unknown_issuer_fails_unless_verification_is_off() {
     let (origin, other) = (TlsOrigin::start(), TlsOrigin::start());
     let reason = check(CheckKind::Tcp, other.peer(NAME), origin.address).await.map_err(|e| e.to_string());
-    assert_eq!(reason, Err("TLS: invalid peer certificate: BadSignature".to_owned()));
+    let reason = reason.expect_err("the authority is another one");
+    assert!(reason.starts_with("TLS: the certificate is not signed by the trusted authority"), "{reason}");
     let mut trusting = other.peer(NAME);
     trusting.options.verify_cert = false;
     assert_eq!(check(CheckKind::Tcp, trusting, origin.address).await, Ok(()));
@@ -102,7 +103,7 @@ async fn a_certificate_for_another_name_fails() {
     let origin = TlsOrigin::start();
     let error = check(CheckKind::Tcp, origin.peer("other.example"), origin.address).await;
     let reason = error.expect_err("the name does not match").to_string();
-    assert!(reason.starts_with("TLS: invalid peer certificate: certificate not valid for name"), "{reason}");
+    assert_eq!(reason, format!("TLS: the certificate is not valid for other.example, only for {NAME}"));
 }
 
 #[tokio::test]
@@ -110,7 +111,7 @@ async fn a_backend_that_does_not_speak_tls_fails() {
     let origin = Origin::start(Manner::Banner(b"220 mail.example.com ESMTP\r\n".to_vec())).await;
     let error = check(CheckKind::Tcp, TlsOrigin::start().peer(NAME), origin.address).await;
     let reason = error.expect_err("the banner is not a TLS handshake").to_string();
-    assert!(reason.starts_with("TLS: received corrupt message"), "{reason}");
+    assert_eq!(reason, "TLS: the backend does not respond with TLS");
 }
 
 #[tokio::test]
