@@ -12,7 +12,7 @@ use nix::unistd::Uid;
 use pingora::services::background::background_service;
 
 use crate::cli::{self, CheckArgs, Cli, CliCommand, DaemonCommand, DemoArgs, Format, ProxyArgs, RunArgs};
-use crate::config::{self, Context, Loaded, Plan, Problems, RealFiles, Source};
+use crate::config::{self, Context, Loaded, Plan, Problems, RealFiles, Severity, Source};
 use crate::control::client::Unreachable;
 use crate::control::{Client, find};
 use crate::daemon::{self, Mode, Start, StartError};
@@ -26,6 +26,7 @@ use crate::process::successor::Predecessor;
 use crate::process::{systemd, write_message};
 use crate::purpose::Purpose;
 use crate::subcommands::{self, CommandError};
+use crate::words::count_of;
 
 /// Exit code of a failure at run time.
 const FAILED: u8 = 1;
@@ -222,17 +223,17 @@ fn demo(run: &RunArgs, args: &DemoArgs, purpose: Purpose) -> u8 {
 /// Checks whether a start would succeed with a valid configuration.
 fn test(name: &str, loaded: &Loaded, run: &RunArgs) -> u8 {
     warn(&loaded.warnings);
-    let warnings = &loaded.warnings;
-    match daemon::preflight(&loaded.plan, run.upgrade) {
-        Err(error) => complain(&explained(&error, &loaded.plan, run)),
-        Ok(()) if run.strict && !warnings.is_empty() => {
-            print(format!("{name}: {}\n", judgement(warnings, true)).as_bytes());
-            WRONG
-        }
-        Ok(()) => {
-            print(format!("{name}: the configuration is valid, and a start would succeed\n").as_bytes())
-        }
+    let more = match daemon::preflight(&loaded.plan, run.upgrade) {
+        Ok(warnings) => warnings,
+        Err(error) => return complain(&explained(&error, &loaded.plan, run)),
+    };
+    more.iter().for_each(|warning| complain_as_is(&format!("warning: {warning}\n")));
+    let count = loaded.warnings.count(Severity::Warning) + more.len();
+    if run.strict && count > 0 {
+        print(format!("{name}: {}, which `--strict` rejects\n", count_of(count, "warning")).as_bytes());
+        return WRONG;
     }
+    print(format!("{name}: the configuration is valid, and a start would succeed\n").as_bytes())
 }
 
 fn check(run: &RunArgs, args: &CheckArgs) -> u8 {

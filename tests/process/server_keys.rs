@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
+use tests::daemon::path_str;
 use tests::skip::is_root;
 use tests::wait::{self, LONG};
 use tests::{Authority, Daemon, Lab, Origin, Signal};
@@ -146,7 +147,7 @@ fn working_directory_sets_the_directory_of_the_process() {
 fn the_key_daemon_has_the_effect_of_the_option() {
     let (lab, origin) = (Lab::new(), Origin::start("one"));
     let config = lab.config(&format!("daemon: true\n{}", pool(&[&origin], "")));
-    let finished = lab.run(&["-c", tests::daemon::path_str(&config)]);
+    let finished = lab.run(&["-c", path_str(&config)]);
     assert_eq!(finished.code, Some(0), "{finished:?}");
     let process = lab.pid_in_file().expect("the daemon has written its PID file");
     assert!(process.alive());
@@ -162,7 +163,7 @@ fn user_and_group_set_the_ids_of_the_process() {
     let text = format!("user: www-data\ngroup: nogroup\n{}", pool(&[&origin], ""));
     if !is_root() {
         let config = lab.config(&text);
-        let finished = lab.run(&["-c", tests::daemon::path_str(&config)]);
+        let finished = lab.run(&["-c", path_str(&config)]);
         assert!(matches!(finished.code, Some(1 | 2)), "{finished:?}");
         assert!((finished.stderr + &lab.error_log()).contains("www-data"), "the message must name the user");
         return;
@@ -186,7 +187,24 @@ fn version_accepts_only_1() {
     let lab = Lab::new();
     for (version, code) in [("1", 0), ("2", 2)] {
         let config = lab.config(&format!("version: {version}\n{}", pool_of(&[tests::ports::free()], "")));
-        let finished = lab.run(&["-c", tests::daemon::path_str(&config), "-t"]);
+        let finished = lab.run(&["-c", path_str(&config), "-t"]);
         assert_eq!(finished.code, Some(code), "version {version}: {finished:?}");
     }
+}
+
+#[test]
+fn a_source_address_that_the_machine_does_not_have_is_a_warning_in_a_test_and_at_the_start() {
+    let lab = Lab::new();
+    let origin = Origin::start("one");
+    let config = lab.config(&format!("client_bind_to_ipv4: [203.0.113.7]\n{}", pool(&[&origin], "")));
+    let warning = "client_bind_to_ipv4: this machine does not have the address 203.0.113.7";
+    for (options, code) in [(&["-t"][..], 0), (&["-t", "--strict"], 2)] {
+        let tested = lab.run(&[options, &["-c", path_str(&config)]].concat());
+        assert_eq!(tested.code, Some(code), "{tested:?}");
+        assert!(tested.stderr.contains(&format!("warning: {warning}")), "{tested:?}");
+    }
+    let checked = lab.run(&["check", "-c", path_str(&config)]);
+    assert!(checked.code == Some(0) && checked.stderr.is_empty(), "another machine can have it: {checked:?}");
+    let daemon = lab.start_file(&config);
+    daemon.logged(&["WARN", warning]);
 }

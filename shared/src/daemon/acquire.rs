@@ -9,7 +9,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::resources::{
-    check_runtime_dir, control_spec, endpoints, take_runtime_dir, threads, warn_without_control,
+    absent_sources, check_runtime_dir, control_spec, endpoints, take_runtime_dir, threads, warn_without_control,
 };
 use super::{Mode, Start, StartError};
 use crate::config::{self, Plan};
@@ -128,6 +128,7 @@ impl Held {
         refuse_second_daemon(plan, upgrade)?;
         config::lines(&start.warnings).iter().for_each(|line| log::warn!("{line}"));
         limits::check_threads(threads(plan))?;
+        absent_sources(plan).iter().for_each(|warning| log::warn!("{warning}"));
         let logs = base.logs(plan, start.silent)?;
         let early = Early::expect().map_err(StartError::Signals)?;
         let launch = launch(plan, start, &announcer)?;

@@ -24,7 +24,6 @@ mod preflight;
 mod resources;
 
 use std::io::{self, Write};
-use std::net::IpAddr;
 
 use pingora::server::Server;
 use pingora::services::ServiceHandle;
@@ -75,8 +74,6 @@ pub(crate) enum StartError {
     Executable(#[source] io::Error),
     #[error(transparent)]
     RuntimeDirectory(#[from] DirectoryError),
-    #[error("cannot connect to backends from {address}: {}", reason(source))]
-    Source { address: IpAddr, source: io::Error },
     #[error("cannot open the access log {0}")]
     AccessLog(#[source] Unusable),
     #[error(transparent)]

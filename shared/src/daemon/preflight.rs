@@ -1,9 +1,7 @@
 //! Check whether a start would succeed, for `-t` and `check`.
 
-use std::net::{IpAddr, TcpListener};
-
 use super::StartError;
-use super::resources::{check_runtime_dir, control_spec, endpoints, threads};
+use super::resources::{absent_sources, check_runtime_dir, control_spec, endpoints, threads};
 use crate::config::Plan;
 use crate::process::files::{Unusable, check_writable};
 use crate::process::logging::LogError;
@@ -12,17 +10,16 @@ use crate::process::privileges::Identity;
 use crate::process::{limits, sockets, upgrade};
 use crate::serving::AccessLogs;
 
-/// Checks whether a start with `plan` would succeed, beyond the checks of the configuration itself. It has no lasting
-/// effects.
+/// Checks whether a start with `plan` would succeed, beyond the checks of the configuration itself, and returns the
+/// warnings of such a start. It has no lasting effects.
 ///
 /// # Errors
 /// Returns the first problem.
-pub(crate) fn preflight(plan: &Plan, upgrade: bool) -> Result<(), StartError> {
+pub(crate) fn preflight(plan: &Plan, upgrade: bool) -> Result<Vec<String>, StartError> {
     let server = &plan.server;
     limits::check_open_files(endpoints(plan).len())?;
     limits::check_threads(threads(plan))?;
     let identity = Identity::required(server.user.as_deref(), server.group.as_deref())?;
-    check_sources(plan)?;
     check_runtime_dir(plan, identity.as_ref(), upgrade)?;
     upgrade::check_path(&server.upgrade_sock)?;
     if let Some(path) = &server.error_log {
@@ -31,20 +28,11 @@ pub(crate) fn preflight(plan: &Plan, upgrade: bool) -> Result<(), StartError> {
     AccessLogs::default().check(&plan.access_log).map_err(StartError::AccessLog)?;
     if upgrade {
         // The PID file and the ports of the old process are in use and will be handed over.
-        return Ok(());
+        return Ok(absent_sources(plan));
     }
     server.pid_file.as_deref().map_or(Ok(()), PidFile::probe)?;
     let mut specs = endpoints(plan);
     specs.extend(control_spec(plan, &[]));
-    Ok(sockets::check(&specs)?)
-}
-
-/// Checks that the source addresses of connections to backends belong to this machine. A start does not require this,
-/// because an address that moves between machines can arrive later.
-fn check_sources(plan: &Plan) -> Result<(), StartError> {
-    let (v4, v6) = (&plan.server.client_bind_to_ipv4, &plan.server.client_bind_to_ipv6);
-    let addresses = v4.iter().copied().map(IpAddr::from).chain(v6.iter().copied().map(IpAddr::from));
-    addresses.into_iter().try_for_each(|address| {
-        TcpListener::bind((address, 0)).map(drop).map_err(|source| StartError::Source { address, source })
-    })
+    sockets::check(&specs)?;
+    Ok(absent_sources(plan))
 }

@@ -1,5 +1,6 @@
 //! Files and sockets that a start acquires and that a check before the start looks at.
 
+use std::net::{IpAddr, UdpSocket};
 use std::path::Path;
 
 use nix::unistd::Uid;
@@ -45,6 +46,22 @@ pub(super) fn endpoints(plan: &Plan) -> Vec<ListenSpec> {
     let traffic = plan.listeners.iter().map(|(_, listener)| listen_spec(listener));
     let admin = ListenSpec::admin(Endpoint::Tcp(plan.metrics));
     traffic.chain([admin]).collect()
+}
+
+/// Returns a warning for each source address of connections to backends that this machine does not have. It is not an
+/// error, because an address that moves between machines can arrive later.
+pub(super) fn absent_sources(plan: &Plan) -> Vec<String> {
+    let (v4, v6) = (&plan.server.client_bind_to_ipv4, &plan.server.client_bind_to_ipv6);
+    let v4 = v4.iter().map(|address| ("client_bind_to_ipv4", IpAddr::from(*address)));
+    let v6 = v6.iter().map(|address| ("client_bind_to_ipv6", IpAddr::from(*address)));
+    let is_absent = |address: IpAddr| UdpSocket::bind((address, 0)).is_err();
+    let absent = v4.chain(v6).filter(|(_, address)| is_absent(*address));
+    let warning = |(key, address)| {
+        format!(
+            "{key}: this machine does not have the address {address}, so connections from it to backends fail"
+        )
+    };
+    absent.map(warning).collect()
 }
 
 /// Returns the control socket; `None` if the default socket is in use by another daemon, so that two daemons can run
