@@ -367,14 +367,12 @@ fn a_wrong_certificate_is_described_in_plain_words() {
     authority.write(&ca).unwrap();
     let named = Origin::start_tls("named", authority.certify(&["b.test"]).server());
     let stranger = Origin::start_tls("stranger", other.certify(&["a.test"]).server());
-    let plain = Origin::start("plain");
     let tls = format!("tls: {{sni: a.test, ca: {}}}\n{}", ca.display(), check("tcp", "rise: 1, fall: 1"));
-    let config = lab.config(&pool(&[&named, &stranger, &plain], &tls));
+    let config = lab.config(&pool(&[&named, &stranger], &tls));
     let daemon = lab.spawn(&["-c", path_str(&config)]);
     for (origin, reason) in [
         (&named, "TLS: the certificate is not valid for a.test, only for b.test"),
         (&stranger, "TLS: the certificate is not signed by the trusted authority"),
-        (&plain, "TLS: the backend does not respond with TLS"),
     ] {
         daemon.logged(&[&origin.address.to_string(), reason]);
     }
