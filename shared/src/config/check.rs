@@ -35,6 +35,7 @@ use super::sections::Config;
 use super::words::for_nothing;
 use crate::process::files::reason;
 use crate::process::privileges::user_name;
+use crate::words::listed;
 
 /// The maximum number of routes that a hint shows for pools, apart from the last route.
 const MAX_EXAMPLES: usize = 5;
@@ -544,12 +545,12 @@ impl Checker<'_> {
         written.sort_by_key(|path| self.root.key_place(path));
         let Some(first) = written.first() else { return };
         let keys = written.iter().filter_map(|path| match path.last() {
-            Some(Step::Key(key)) => Some(format!("`{key}`")),
+            Some(Step::Key(key)) => Some(key.as_str()),
             _ => None,
         });
         let keys: Vec<_> = keys.collect();
         let has = if keys.len() == 1 { "has" } else { "have" };
-        let message = format!("{} {has} no effect: {why}", keys.join(", "));
+        let message = format!("{} {has} no effect: {why}", listed(&keys));
         self.report_key(first, rest(Problem::new(id, message)));
     }
 }
@@ -736,6 +737,19 @@ fn routes_to(pools: &[&str]) -> String {
     format!("{}\n  - pool: {first}", others.collect::<String>())
 }
 
+/// Returns a value for the key at `path`: a file in this directory under its usual name.
+fn example_in(directory: &Path, path: &[Step]) -> String {
+    let (prefix, name) = match path.last().and_then(Step::key) {
+        Some("pid_file") => ("", "load_balancer.pid"),
+        Some("error_log") => ("", "error.log"),
+        Some("path") => ("", "access.log"),
+        Some("upgrade_sock") => ("", "upgrade.sock"),
+        Some("socket") => ("", "control.sock"),
+        _ => ("unix:", "http.sock"),
+    };
+    format!("{prefix}{}", directory.join(name).display())
+}
+
 /// Returns the directory part of a path.
 fn directory_of(path: &str) -> &str {
     match path.rsplit_once('/') {
@@ -835,7 +849,8 @@ impl Checker<'_> {
         let is_log = path == path!["error_log"] || path == path!["access_log", "path"];
         if files.is_directory(file) {
             let message = format!("{} is a directory, expected a file", file.display());
-            self.report(path, Problem::new(Id::Directory, message).hint("name a file in it"));
+            let hint = format!("write {}", example_in(file, path));
+            self.report(path, Problem::new(Id::Directory, message).hint(hint));
         } else if is_log && let Some(is_regular) = files.is_regular_file(file) {
             self.check_existing_log(path, file);
             if is_regular {
@@ -843,7 +858,7 @@ impl Checker<'_> {
             }
         } else if let Some(why) = files.refuses_new_files(directory) {
             let message = format!("cannot create a file in {}: {why}", directory.display());
-            let hint = self.directory_hint(directory);
+            let hint = self.directory_hint(path, directory);
             self.report(path, Problem::new(Id::Directory, message).hint(hint));
         } else if is_log {
             self.check_rotation(path, directory);
@@ -869,17 +884,19 @@ impl Checker<'_> {
                 "the user `{user}`, which the daemon runs as, cannot create files in {}: {reason}",
                 directory.display()
             );
-            let hint =
-                format!("{}; otherwise SIGUSR1 cannot reopen a moved log", self.directory_hint(directory));
+            let hint = format!(
+                "{}; otherwise SIGUSR1 cannot reopen a moved log",
+                self.directory_hint(path, directory)
+            );
             self.report(path, Problem::new(Id::Rotation, message).hint(hint));
         }
     }
 
     /// Returns the hint that gives the user of the daemon a directory to write to. A directory near the root, such as
     /// `/var/log`, is shared with other programs and must keep its owner.
-    fn directory_hint(&self, directory: &Path) -> String {
+    fn directory_hint(&self, path: &[Step], directory: &Path) -> String {
         if self.context.files.is_regular_file(directory).is_some_and(|is_file| is_file) {
-            return "name a file in a directory".to_owned();
+            return format!("write {}", example_in(directory.parent().unwrap_or(directory), path));
         }
         if !self.context.files.is_directory(directory) {
             return "create it for the user that the load balancer runs as, or name another directory"
@@ -888,8 +905,9 @@ impl Checker<'_> {
         let user = self.user();
         match directory.components().count() {
             ..=3 => format!(
-                "run `install -d -o {user} {}/load_balancer` as root, and name a file in it",
-                directory.display().to_string().trim_end_matches('/')
+                "run `install -d -o {user} {}` as root, and write {}",
+                directory.join("load_balancer").display(),
+                example_in(&directory.join("load_balancer"), path),
             ),
             _ => format!(
                 "run `install -d -o {user} {}` as root, or name another directory",

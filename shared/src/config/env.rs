@@ -109,11 +109,14 @@ impl Expander<'_> {
 impl Fault {
     fn at(self, span: Span) -> Problem {
         match self {
-            Self::Unset(name) => {
-                Problem::new(Id::Variable, format!("the environment variable `{name}` is not set"))
-                    .at(span)
-                    .hint(format!("set it, or give a default: ${{{name}:-default}}"))
-            }
+            Self::Unset(name) => Problem::new(
+                Id::Variable,
+                format!("the environment variable `{name}` is not set"),
+            )
+            .at(span)
+            .hint(format!(
+                "set {name} where the daemon is started, or write ${{{name}:-default}} with a default value"
+            )),
             Self::Unclosed => Problem::new(Id::Variable, "`${` has no closing `}`")
                 .at(span)
                 .hint("write ${NAME}; write $${ for the two characters themselves"),

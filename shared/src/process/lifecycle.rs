@@ -709,7 +709,10 @@ impl Signals {
         let (host, about) = (self.parts.host.clone(), self.parts.launch.about());
         Box::pin(async move {
             let offer = Offer::open(&path)?.saying(about);
-            log::info!("upgrade: sockets offered at {} for {window:?}", path.display());
+            log::info!(
+                "upgrade: a new process can take the sockets over at {} within {window:?}",
+                path.display()
+            );
             offer.serve(host.handover(), window).await
         })
     }
@@ -784,11 +787,13 @@ impl Signals {
                 self.parts.supervisor.stopping("no longer ready, still accepting");
             }
             Phase::Draining => {
-                log::info!("draining: listeners closed, {requests} in flight, at most {drain:?}");
+                log::info!("draining: listeners closed, {requests} in flight, for at most {drain:?}");
                 self.parts.supervisor.stopping(&format!("draining: {requests} in flight"));
             }
             Phase::HandedOver { .. } => {
-                log::info!("handed over, draining: {requests} in flight, at most {drain:?}");
+                log::info!(
+                    "draining: the new process serves; {requests} in flight here, for at most {drain:?}"
+                );
                 self.parts.supervisor.hand_over();
             }
         }
