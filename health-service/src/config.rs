@@ -262,7 +262,7 @@ mod tests {
             ("path: healthz", "begins with / such as /healthz, found \"healthz\""),
             ("path: \"/a b\"", "percent-encode"),
             ("path: \"/a#b\"", "write /a"),
-            ("method: get", "methods are case-sensitive, found \"get\"\ndid you mean GET?"),
+            ("method: get", "expected a method in upper case such as GET or POST, found \"get\"\nwrite GET"),
             ("method: CONNECT", "CONNECT opens a tunnel"),
             ("method: \"\"", "found \"\""),
             ("host: \"a b\"", "a host name"),

@@ -1,14 +1,13 @@
 //! The scalars that only the section `health_check` has. None can hold an invalid value, because it is rejected while
 //! it is read.
 
-use std::borrow::Cow;
 use std::fmt;
 
 use http::Method;
 use schemars::{JsonSchema, Schema, json_schema};
 use serde::{Deserialize, Serialize};
 use values::choice::{Choice, OtherWords};
-use values::{Refusal, Scalar};
+use values::{Refusal, Scalar, TextScalar};
 
 /// The kind of check as written: `tcp`, `http`, `grpc` or `none`.
 #[derive(Deserialize, Serialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -130,12 +129,10 @@ impl fmt::Display for CheckType {
 
 // === impl CheckMethod ===
 
-impl Scalar for CheckMethod {
-    fn expected() -> Cow<'static, str> {
-        Method::expected()
-    }
+impl TextScalar for CheckMethod {
+    const EXPECTED: &'static str = <Method as TextScalar>::EXPECTED;
 
-    fn from_text(text: &str) -> Result<Self, Refusal> {
+    fn parse(text: &str) -> Result<Self, Refusal> {
         match Method::from_text(text)? {
             Method::CONNECT => {
                 let why = "CONNECT opens a tunnel, so it has no path and no response to check";
@@ -145,7 +142,7 @@ impl Scalar for CheckMethod {
         }
     }
 
-    fn schema() -> Schema {
+    fn text_schema() -> Schema {
         let mut schema = Method::schema();
         schema.insert("not".to_owned(), json_schema!({"const": "CONNECT"}).to_value());
         schema
@@ -154,40 +151,28 @@ impl Scalar for CheckMethod {
 
 // === impl BodyText ===
 
-impl Scalar for BodyText {
-    fn expected() -> Cow<'static, str> {
-        "a text that the body must contain".into()
-    }
+impl TextScalar for BodyText {
+    const EXPECTED: &'static str = "a text that the body must contain";
 
-    fn from_text(text: &str) -> Result<Self, Refusal> {
+    fn parse(text: &str) -> Result<Self, Refusal> {
         if text.is_empty() {
             let message = format!("expected {}, found an empty text", Self::expected());
             return Err(format!("{message}\nremove the key: every body contains an empty text").into());
         }
         Ok(Self(text.to_owned()))
     }
-
-    fn schema() -> Schema {
-        json_schema!({"type": "string", "minLength": 1})
-    }
 }
 
 // === impl ServiceName ===
 
-impl Scalar for ServiceName {
-    fn expected() -> Cow<'static, str> {
-        "the name of a gRPC service such as shop.Orders".into()
-    }
+impl TextScalar for ServiceName {
+    const EXPECTED: &'static str = "the name of a gRPC service such as shop.Orders";
 
-    fn from_text(text: &str) -> Result<Self, Refusal> {
+    fn parse(text: &str) -> Result<Self, Refusal> {
         if text.is_empty() {
             let message = format!("expected {}, found an empty text", Self::expected());
             return Err(format!("{message}\nremove the key to check the whole server").into());
         }
         Ok(Self(text.to_owned()))
-    }
-
-    fn schema() -> Schema {
-        json_schema!({"type": "string", "minLength": 1})
     }
 }

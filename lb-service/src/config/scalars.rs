@@ -6,9 +6,9 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use schemars::{Schema, json_schema};
+use schemars::Schema;
 use values::address::{self, Purpose, is_host_name};
-use values::{PositiveDuration, Refusal, Scalar, path};
+use values::{PositiveDuration, Refusal, Scalar, TextScalar, path};
 
 use crate::listener::ListenAddress;
 use crate::route::HostPattern;
@@ -34,14 +34,12 @@ pub struct QueryName(pub Arc<str>);
 
 // === listeners ===
 
-impl Scalar for ListenAddress {
+impl TextScalar for ListenAddress {
     const READS_NUMBERS: bool = true;
+    const EXPECTED: &'static str = Purpose::Listener.expected();
+    const PATTERN: &'static str = "^(unix:/\\S+|[0-9A-Fa-f.:%\\[\\]]*:[0-9]{1,5})$";
 
-    fn expected() -> Cow<'static, str> {
-        Purpose::Listener.expected().into()
-    }
-
-    fn from_text(text: &str) -> Result<Self, Refusal> {
+    fn parse(text: &str) -> Result<Self, Refusal> {
         if let Some(path) = text.strip_prefix("unix:") {
             return path::unix_listener(path).map(Self::Unix);
         }
@@ -50,20 +48,14 @@ impl Scalar for ListenAddress {
             _ => address::parse(text, Purpose::Listener).map(Self::Tcp),
         }
     }
-
-    fn schema() -> Schema {
-        json_schema!({"type": "string", "pattern": "^(unix:/\\S+|[0-9A-Fa-f.:%\\[\\]]*:[0-9]{1,5})$"})
-    }
 }
 
 // === hosts ===
 
-impl Scalar for HostPattern {
-    fn expected() -> Cow<'static, str> {
-        "a host such as example.com or *.example.com".into()
-    }
+impl TextScalar for HostPattern {
+    const EXPECTED: &'static str = "a host such as example.com or *.example.com";
 
-    fn from_text(text: &str) -> Result<Self, Refusal> {
+    fn parse(text: &str) -> Result<Self, Refusal> {
         Self::parse(text).map_err(|error| {
             let hint = host_hint(text).map(|hint| format!("\n{hint}")).unwrap_or_default();
             let message = match text.contains("://") {
@@ -72,10 +64,6 @@ impl Scalar for HostPattern {
             };
             message.into()
         })
-    }
-
-    fn schema() -> Schema {
-        json_schema!({"type": "string", "minLength": 1})
     }
 }
 
@@ -92,25 +80,20 @@ fn host_hint(text: &str) -> Option<String> {
     is_right.then(|| format!("write {quoted}"))
 }
 
-impl Scalar for ServerName {
-    fn expected() -> Cow<'static, str> {
-        "a host name such as example.com".into()
-    }
+impl TextScalar for ServerName {
+    const EXPECTED: &'static str = "a host name such as example.com";
+    const PATTERN: &'static str = "^[A-Za-z0-9._:-]+$";
 
-    fn from_text(text: &str) -> Result<Self, Refusal> {
+    fn parse(text: &str) -> Result<Self, Refusal> {
         let is_address = text.parse::<IpAddr>().is_ok();
         let empty_label = text.split('.').any(str::is_empty);
         if text.contains('*') {
             return Err(format!("expected a single host name, found {text:?} with a `*`").into());
         }
         if !is_address && (!is_host_name(text) || empty_label) {
-            return Err(format!("expected {}, found {text:?}", Self::expected()).into());
+            return Err(Self::unexpected(text).into());
         }
         Ok(Self(text.to_owned()))
-    }
-
-    fn schema() -> Schema {
-        json_schema!({"type": "string", "pattern": "^[A-Za-z0-9._:-]+$"})
     }
 }
 
@@ -151,12 +134,11 @@ impl Scalar for CookieAge {
     }
 }
 
-impl Scalar for CookieName {
-    fn expected() -> Cow<'static, str> {
-        "the name of a cookie such as lb_session".into()
-    }
+impl TextScalar for CookieName {
+    const EXPECTED: &'static str = "the name of a cookie such as lb_session";
+    const PATTERN: &'static str = "^[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}$";
 
-    fn from_text(text: &str) -> Result<Self, Refusal> {
+    fn parse(text: &str) -> Result<Self, Refusal> {
         let allowed = |c: char| c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(c);
         if text.is_empty() || text.len() > 128 || !text.chars().all(allowed) {
             let hint = "use 1 to 128 letters, digits, `_` and `-`";
@@ -164,18 +146,13 @@ impl Scalar for CookieName {
         }
         Ok(Self(text.into()))
     }
-
-    fn schema() -> Schema {
-        json_schema!({"type": "string", "pattern": "^[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}$"})
-    }
 }
 
-impl Scalar for QueryName {
-    fn expected() -> Cow<'static, str> {
-        "the name of a query parameter such as id".into()
-    }
+impl TextScalar for QueryName {
+    const EXPECTED: &'static str = "the name of a query parameter such as id";
+    const PATTERN: &'static str = "^[^&=#\"<>\\s]+$";
 
-    fn from_text(text: &str) -> Result<Self, Refusal> {
+    fn parse(text: &str) -> Result<Self, Refusal> {
         let allowed = |c: char| c.is_ascii_graphic() && !"&=#\"<>".contains(c);
         if text.is_empty() {
             return Err(format!("expected {}, found an empty text", Self::expected()).into());
@@ -185,10 +162,6 @@ impl Scalar for QueryName {
             return Err(format!("{text:?} {message}\nwrite it as it is sent: percent-encoded").into());
         }
         Ok(Self(text.into()))
-    }
-
-    fn schema() -> Schema {
-        json_schema!({"type": "string", "pattern": "^[^&=#\"<>\\s]+$"})
     }
 }
 

@@ -1,6 +1,5 @@
 //! The configuration as written: the keys for Pingora, the sections of the services, and the keys of this crate.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -8,12 +7,12 @@ use health_service::HealthCheckConfig;
 use ipnet::IpNet;
 use lb_service::config::{AccessLogConfig, ListenerConfig, PoolConfig, RouteConfig};
 use metrics_service::config::{MetricsConfig, ReadinessConfig};
-use schemars::{JsonSchema, Schema, json_schema};
+use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
 use values::number::MAX_COUNT;
 use values::{
     AbsolutePath, AnyDuration, Directory, Name, Number, Percent, PositiveDuration, ReadPath, Refusal, Scalar,
-    SocketPath, Text,
+    SocketPath, Text, TextScalar,
 };
 
 use crate::process::logging::LogFilter;
@@ -202,32 +201,22 @@ impl Default for ShutdownConfig {
 
 // === strings ===
 
-impl Scalar for SourceIpv4 {
-    fn expected() -> Cow<'static, str> {
-        "an IPv4 address without a port".into()
-    }
+impl TextScalar for SourceIpv4 {
+    const EXPECTED: &'static str = "an IPv4 address without a port";
+    const PATTERN: &'static str = "^[0-9.]+$";
 
-    fn from_text(text: &str) -> Result<Self, Refusal> {
+    fn parse(text: &str) -> Result<Self, Refusal> {
         let address = text.parse().map(Self);
-        address.map_err(|_| format!("expected {}, found {text:?}", Self::expected()).into())
-    }
-
-    fn schema() -> Schema {
-        json_schema!({"type": "string", "pattern": "^[0-9.]+$"})
+        address.map_err(|_| Self::unexpected(text).into())
     }
 }
 
-impl Scalar for SourceIpv6 {
-    fn expected() -> Cow<'static, str> {
-        "an IPv6 address without a port".into()
-    }
+impl TextScalar for SourceIpv6 {
+    const EXPECTED: &'static str = "an IPv6 address without a port";
+    const PATTERN: &'static str = "^[0-9A-Fa-f.:]+$";
 
-    fn from_text(text: &str) -> Result<Self, Refusal> {
+    fn parse(text: &str) -> Result<Self, Refusal> {
         let address = text.parse().map(Self);
-        address.map_err(|_| format!("expected {}, found {text:?}", Self::expected()).into())
-    }
-
-    fn schema() -> Schema {
-        json_schema!({"type": "string", "pattern": "^[0-9A-Fa-f.:]+$"})
+        address.map_err(|_| Self::unexpected(text).into())
     }
 }

@@ -1,12 +1,9 @@
 //! Addresses with a port. The refusal of another text says what to write instead.
 
-use std::borrow::Cow;
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
-use schemars::{Schema, json_schema};
-
-use crate::scalar::{Refusal, Scalar};
+use crate::scalar::{Refusal, TextScalar};
 
 /// The address of a backend: an IP address or the name `localhost`, and a port above 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -255,14 +252,12 @@ impl BackendAddress {
     }
 }
 
-impl Scalar for BackendAddress {
+impl TextScalar for BackendAddress {
     const READS_NUMBERS: bool = true;
+    const EXPECTED: &'static str = Purpose::Backend.expected();
+    const PATTERN: &'static str = "^([0-9A-Fa-f.:%\\[\\]]+|[Ll][Oo][Cc][Aa][Ll][Hh][Oo][Ss][Tt]):[0-9]{1,5}$";
 
-    fn expected() -> Cow<'static, str> {
-        Purpose::Backend.expected().into()
-    }
-
-    fn from_text(text: &str) -> Result<Self, Refusal> {
+    fn parse(text: &str) -> Result<Self, Refusal> {
         if text.starts_with("unix:") {
             let hint = "use an IP address and a port";
             return Err(format!("{text:?}: backends on Unix sockets are not supported yet\n{hint}").into());
@@ -284,13 +279,6 @@ impl Scalar for BackendAddress {
         }
         Ok(Self::Ip(address))
     }
-
-    fn schema() -> Schema {
-        json_schema!({
-            "type": "string",
-            "pattern": "^([0-9A-Fa-f.:%\\[\\]]+|[Ll][Oo][Cc][Aa][Ll][Hh][Oo][Ss][Tt]):[0-9]{1,5}$",
-        })
-    }
 }
 
 impl fmt::Display for BackendAddress {
@@ -304,19 +292,13 @@ impl fmt::Display for BackendAddress {
 
 // === impl TcpAddress ===
 
-impl Scalar for TcpAddress {
+impl TextScalar for TcpAddress {
     const READS_NUMBERS: bool = true;
+    const EXPECTED: &'static str = Purpose::Metrics.expected();
+    const PATTERN: &'static str = "^[0-9A-Fa-f.:%\\[\\]]+:[0-9]{1,5}$";
 
-    fn expected() -> Cow<'static, str> {
-        Purpose::Metrics.expected().into()
-    }
-
-    fn from_text(text: &str) -> Result<Self, Refusal> {
+    fn parse(text: &str) -> Result<Self, Refusal> {
         parse(text, Purpose::Metrics).map(Self)
-    }
-
-    fn schema() -> Schema {
-        json_schema!({"type": "string", "pattern": "^[0-9A-Fa-f.:%\\[\\]]+:[0-9]{1,5}$"})
     }
 }
 

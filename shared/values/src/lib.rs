@@ -1,8 +1,8 @@
 //! The values of the configuration: durations, numbers, addresses, paths and words, and the diagnostics for wrong ones.
 //!
 //! A value is one scalar of YAML. Its type implements [`Scalar`], which has the one grammar of the value, the one text
-//! for messages, and the schema. Types with a serde implementation of their own use [`scalar!`]; all others are read as
-//! [`Text`], which also keeps what was written.
+//! for messages, and the schema; [`TextScalar`] is the short form for texts. Types with a serde implementation of their
+//! own use [`scalar!`]; all others are read as [`Text`], which also keeps what was written.
 //!
 //! A diagnostic is one sentence. A second line, if present, is the hint, which says what to write. If the operator
 //! writes that in place of the rejected value, the value is accepted.
@@ -30,6 +30,6 @@ pub use number::{Number, Percent, Port, Ratio};
 pub use path::{AbsolutePath, Directory, ReadPath, SocketPath};
 pub use reason::reason;
 pub use request::{HeaderText, HostHeader, RequestPath};
-pub use scalar::{Refusal, Scalar};
+pub use scalar::{Refusal, Scalar, TextScalar};
 pub use status::StatusRange;
 pub use text::{Name, Text};

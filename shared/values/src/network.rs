@@ -1,19 +1,16 @@
 //! Networks, which are types of the crate `ipnet`.
 
-use std::borrow::Cow;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use schemars::{Schema, json_schema};
 
-use crate::scalar::{Refusal, Scalar};
+use crate::scalar::{Refusal, Scalar, TextScalar};
 
-impl Scalar for IpNet {
-    fn expected() -> Cow<'static, str> {
-        "a network such as 10.0.0.0/8, or an address".into()
-    }
+impl TextScalar for IpNet {
+    const EXPECTED: &'static str = "a network such as 10.0.0.0/8, or an address";
+    const PATTERN: &'static str = "^[0-9A-Fa-f.:]+(/[0-9]{1,3})?$";
 
-    fn from_text(text: &str) -> Result<Self, Refusal> {
+    fn parse(text: &str) -> Result<Self, Refusal> {
         if let Ok(address) = text.parse::<IpAddr>() {
             return Ok(address.into());
         }
@@ -27,10 +24,6 @@ impl Scalar for IpNet {
             return Err(format!("{text:?} has bits set beyond its prefix\ndid you mean {right}?").into());
         }
         Ok(network)
-    }
-
-    fn schema() -> Schema {
-        json_schema!({"type": "string", "pattern": "^[0-9A-Fa-f.:]+(/[0-9]{1,3})?$"})
     }
 }
 

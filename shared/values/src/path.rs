@@ -1,11 +1,10 @@
 //! Paths of files, directories and sockets.
 
-use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 use schemars::{Schema, json_schema};
 
-use crate::scalar::{Refusal, Scalar};
+use crate::scalar::{Refusal, Scalar, TextScalar};
 
 /// The longest path that fits into a Unix socket address, in bytes.
 const MAX_UNIX_PATH: usize = 107;
@@ -26,12 +25,11 @@ pub struct ReadPath(pub PathBuf);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Directory(pub PathBuf);
 
-impl Scalar for AbsolutePath {
-    fn expected() -> Cow<'static, str> {
-        "an absolute path such as /run/name.sock".into()
-    }
+impl TextScalar for AbsolutePath {
+    const EXPECTED: &'static str = "an absolute path such as /run/name.sock";
+    const PATTERN: &'static str = "^/.*[^/]$";
 
-    fn from_text(text: &str) -> Result<Self, Refusal> {
+    fn parse(text: &str) -> Result<Self, Refusal> {
         let path = readable_path(text)?;
         if ["stdout", "stderr", "none", "off", "-"].contains(&text) {
             return Err(format!("{text:?} is not a path\nremove the key").into());
@@ -47,58 +45,41 @@ impl Scalar for AbsolutePath {
         }
         Ok(Self(path.to_owned()))
     }
-
-    fn schema() -> Schema {
-        json_schema!({"type": "string", "pattern": "^/.*[^/]$"})
-    }
 }
 
-impl Scalar for SocketPath {
-    fn expected() -> Cow<'static, str> {
-        AbsolutePath::expected()
-    }
+impl TextScalar for SocketPath {
+    const EXPECTED: &'static str = <AbsolutePath as TextScalar>::EXPECTED;
 
-    fn from_text(text: &str) -> Result<Self, Refusal> {
+    fn parse(text: &str) -> Result<Self, Refusal> {
         let AbsolutePath(path) = AbsolutePath::from_text(text)?;
         refuse_long(text)?;
         Ok(Self(path))
     }
 
-    fn schema() -> Schema {
+    fn text_schema() -> Schema {
         json_schema!({"type": "string", "pattern": "^/.*[^/]$", "maxLength": MAX_UNIX_PATH})
     }
 }
 
-impl Scalar for ReadPath {
-    fn expected() -> Cow<'static, str> {
-        "a path".into()
-    }
+impl TextScalar for ReadPath {
+    const EXPECTED: &'static str = "a path";
 
-    fn from_text(text: &str) -> Result<Self, Refusal> {
+    fn parse(text: &str) -> Result<Self, Refusal> {
         readable_path(text).map(|path| Self(path.to_owned()))
-    }
-
-    fn schema() -> Schema {
-        json_schema!({"type": "string", "minLength": 1})
     }
 }
 
-impl Scalar for Directory {
-    fn expected() -> Cow<'static, str> {
-        "a directory such as /var/lib/load_balancer".into()
-    }
+impl TextScalar for Directory {
+    const EXPECTED: &'static str = "a directory such as /var/lib/load_balancer";
+    const PATTERN: &'static str = "^/";
 
-    fn from_text(text: &str) -> Result<Self, Refusal> {
+    fn parse(text: &str) -> Result<Self, Refusal> {
         if !text.starts_with('/') || text.contains('\0') {
             return Err(
                 format!("the directory {text:?} is not absolute\nwrite the whole path, from `/`").into()
             );
         }
         Ok(Self(text.into()))
-    }
-
-    fn schema() -> Schema {
-        json_schema!({"type": "string", "pattern": "^/"})
     }
 }
 

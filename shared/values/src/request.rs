@@ -1,12 +1,10 @@
 //! Parts of HTTP requests, some of which are types of the crate `http`.
 
-use std::borrow::Cow;
-
 use http::uri::{Authority, PathAndQuery};
 use http::{HeaderName, HeaderValue, Method};
 use schemars::{Schema, json_schema};
 
-use crate::scalar::{Refusal, Scalar};
+use crate::scalar::{Refusal, Scalar, TextScalar};
 
 /// A host name with an optional port, as in a `Host` header.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,31 +27,24 @@ impl HostHeader {
     }
 }
 
-impl Scalar for HostHeader {
-    fn expected() -> Cow<'static, str> {
-        "a host name with an optional port".into()
-    }
+impl TextScalar for HostHeader {
+    const EXPECTED: &'static str = "a host name with an optional port";
 
-    fn from_text(text: &str) -> Result<Self, Refusal> {
+    fn parse(text: &str) -> Result<Self, Refusal> {
         let authority = Authority::try_from(text).ok();
         let is_host = authority.is_some_and(|it| !it.host().is_empty() && !text.contains('@'));
         let value = HeaderValue::from_str(text).ok().filter(|_| is_host);
-        value.map(Self).ok_or_else(|| format!("expected {}, found {text:?}", Self::expected()).into())
-    }
-
-    fn schema() -> Schema {
-        json_schema!({"type": "string", "minLength": 1})
+        value.map(Self).ok_or_else(|| Self::unexpected(text).into())
     }
 }
 
 // === paths ===
 
-impl Scalar for RequestPath {
-    fn expected() -> Cow<'static, str> {
-        "a path that begins with / such as /v1".into()
-    }
+impl TextScalar for RequestPath {
+    const EXPECTED: &'static str = "a path that begins with / such as /v1";
+    const PATTERN: &'static str = "^/[^?#\\s]*$";
 
-    fn from_text(text: &str) -> Result<Self, Refusal> {
+    fn parse(text: &str) -> Result<Self, Refusal> {
         if text.starts_with(['~', '^']) {
             let hint =
                 "regular expressions are not supported: write the beginning of the path as `path_prefix`";
@@ -69,27 +60,18 @@ impl Scalar for RequestPath {
         target(text)?;
         Ok(Self(text.to_owned()))
     }
-
-    fn schema() -> Schema {
-        json_schema!({"type": "string", "pattern": "^/[^?#\\s]*$"})
-    }
 }
 
-impl Scalar for PathAndQuery {
-    fn expected() -> Cow<'static, str> {
-        "a path that begins with / such as /healthz".into()
-    }
+impl TextScalar for PathAndQuery {
+    const EXPECTED: &'static str = "a path that begins with / such as /healthz";
+    const PATTERN: &'static str = "^/[^#\\s]*$";
 
-    fn from_text(text: &str) -> Result<Self, Refusal> {
+    fn parse(text: &str) -> Result<Self, Refusal> {
         begins_with_slash::<Self>(text)?;
         if let Some((path, _)) = text.split_once('#') {
             return Err(format!("{text:?} has a fragment, which clients do not send\nwrite {path}").into());
         }
         target(text)
-    }
-
-    fn schema() -> Schema {
-        json_schema!({"type": "string", "pattern": "^/[^#\\s]*$"})
     }
 }
 
@@ -108,46 +90,34 @@ fn target(text: &str) -> Result<PathAndQuery, Refusal> {
 
 // === methods and headers ===
 
-impl Scalar for Method {
-    fn expected() -> Cow<'static, str> {
-        "a method in upper case such as GET or POST".into()
-    }
+impl TextScalar for Method {
+    const EXPECTED: &'static str = "a method in upper case such as GET or POST";
+    const PATTERN: &'static str = "^[^a-z\\s]+$";
 
-    fn from_text(text: &str) -> Result<Self, Refusal> {
+    fn parse(text: &str) -> Result<Self, Refusal> {
         let upper = text.to_ascii_uppercase();
         match Self::from_bytes(text.as_bytes()) {
             Ok(method) if upper == text => Ok(method),
-            Ok(_) => Err(format!("methods are case-sensitive, found {text:?}\ndid you mean {upper}?").into()),
-            Err(_) => Err(format!("expected {}, found {text:?}", Self::expected()).into()),
+            Ok(_) => Err(format!("expected {}, found {text:?}\nwrite {upper}", Self::expected()).into()),
+            Err(_) => Err(Self::unexpected(text).into()),
         }
     }
-
-    fn schema() -> Schema {
-        json_schema!({"type": "string", "pattern": "^[^a-z\\s]+$"})
-    }
 }
 
-impl Scalar for HeaderName {
-    fn expected() -> Cow<'static, str> {
-        "the name of a header such as X-Canary".into()
-    }
+impl TextScalar for HeaderName {
+    const EXPECTED: &'static str = "the name of a header such as X-Canary";
+    const PATTERN: &'static str = "^[!#$%&'*+.^_`|~0-9A-Za-z-]+$";
 
-    fn from_text(text: &str) -> Result<Self, Refusal> {
+    fn parse(text: &str) -> Result<Self, Refusal> {
         let name = Self::from_bytes(text.as_bytes());
-        name.map_err(|_| format!("expected {}, found {text:?}", Self::expected()).into())
-    }
-
-    fn schema() -> Schema {
-        json_schema!({"type": "string", "pattern": "^[!#$%&'*+.^_`|~0-9A-Za-z-]+$"})
+        name.map_err(|_| Self::unexpected(text).into())
     }
 }
 
-impl Scalar for HeaderText {
-    fn expected() -> Cow<'static, str> {
-        "a string".into()
-    }
+impl TextScalar for HeaderText {
+    const EXPECTED: &'static str = "a string";
 
-    fn from_text(text: &str) -> Result<Self, Refusal> {
+    fn parse(text: &str) -> Result<Self, Refusal> {
         if text.trim() != text {
             let message = "the value of a header cannot begin or end with white space";
             return Err(format!("{message}, found {text:?}").into());
@@ -156,7 +126,7 @@ impl Scalar for HeaderText {
         value.map(Self).map_err(|_| format!("{text:?} has a character that a header cannot have").into())
     }
 
-    fn schema() -> Schema {
+    fn text_schema() -> Schema {
         json_schema!({"type": "string"})
     }
 }
@@ -169,7 +139,7 @@ mod tests {
     #[test]
     fn methods_are_in_upper_case() {
         accepts::<Method>(&["GET", "PATCH", "M-SEARCH"]);
-        assert!(refusal::<Method>("get").contains("did you mean GET?"));
+        assert!(refusal::<Method>("get").ends_with("write GET"));
         assert!(refusal::<Method>("").contains("expected a method"));
     }
 

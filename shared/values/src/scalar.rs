@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::marker::PhantomData;
 
-use schemars::Schema;
+use schemars::{Schema, json_schema};
 use serde::de::{Deserializer, Error, Unexpected, Visitor};
 
 /// A value that is written as one scalar: a text, a number or a boolean.
@@ -52,6 +52,54 @@ pub trait Scalar: Sized {
 
     /// Returns the JSON Schema of the value.
     fn schema() -> Schema;
+
+    /// Returns the message for a text that is not valid. A hint can follow on a second line.
+    fn unexpected(found: &str) -> String {
+        format!("expected {}, found {found:?}", Self::expected())
+    }
+}
+
+/// A value that is only written as a text. Its constants describe it, and it implements [`Scalar`].
+pub trait TextScalar: Sized {
+    /// [`Scalar::READS_NUMBERS`]
+    const READS_NUMBERS: bool = false;
+
+    /// The description of a valid value in messages: `a path that begins with / such as /v1`.
+    const EXPECTED: &'static str;
+
+    /// The regular expression for the schema. An empty one stands for any text that is not empty.
+    const PATTERN: &'static str = "";
+
+    /// Parses a text.
+    ///
+    /// # Errors
+    ///
+    /// Returns the reason why the text is rejected.
+    fn parse(text: &str) -> Result<Self, Refusal>;
+
+    /// Returns the JSON Schema of the value.
+    fn text_schema() -> Schema {
+        match Self::PATTERN {
+            "" => json_schema!({"type": "string", "minLength": 1}),
+            pattern => json_schema!({"type": "string", "pattern": pattern}),
+        }
+    }
+}
+
+impl<T: TextScalar> Scalar for T {
+    const READS_NUMBERS: bool = <T as TextScalar>::READS_NUMBERS;
+
+    fn expected() -> Cow<'static, str> {
+        T::EXPECTED.into()
+    }
+
+    fn from_text(text: &str) -> Result<Self, Refusal> {
+        T::parse(text)
+    }
+
+    fn schema() -> Schema {
+        T::text_schema()
+    }
 }
 
 fn of_digits<T: Scalar>(digits: &str) -> Result<T, Refusal> {

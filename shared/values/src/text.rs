@@ -4,10 +4,10 @@ use std::borrow::Cow;
 use std::cmp::Ordering;
 use std::fmt;
 
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::scalar::{self, Refusal, Scalar};
+use crate::scalar::{self, Refusal, Scalar, TextScalar};
 
 /// A value together with its original text. Two of them are equal if their texts are.
 #[derive(Clone)]
@@ -162,22 +162,17 @@ impl fmt::Display for Name {
     }
 }
 
-impl Scalar for Name {
-    fn expected() -> Cow<'static, str> {
-        "a name of letters, digits, `.`, `_` and `-`".into()
-    }
+impl TextScalar for Name {
+    const EXPECTED: &'static str = "a name of letters, digits, `.`, `_` and `-`";
+    const PATTERN: &'static str = "^[A-Za-z0-9._-]{1,64}$";
 
-    fn from_text(text: &str) -> Result<Self, Refusal> {
+    fn parse(text: &str) -> Result<Self, Refusal> {
         let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
         if text.is_empty() || text.len() > 64 || !text.chars().all(allowed) {
             let hint = "use 1 to 64 letters, digits, `.`, `_` and `-`";
             return Err(format!("{text:?} cannot be a name\n{hint}").into());
         }
         Ok(Self(text.into()))
-    }
-
-    fn schema() -> Schema {
-        json_schema!({"type": "string", "pattern": "^[A-Za-z0-9._-]{1,64}$"})
     }
 }
 

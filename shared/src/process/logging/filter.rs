@@ -11,13 +11,11 @@
 //! module `warning`. A [`LogFilter`] contains only known levels and known modules. Modules that it does not name are
 //! logged at the [`DEFAULT_LEVEL`].
 
-use std::borrow::Cow;
 use std::fmt;
 
 use log::LevelFilter;
-use schemars::{Schema, json_schema};
 use values::choice::{self, OtherWords};
-use values::{Refusal, Scalar, did_you_mean};
+use values::{Refusal, TextScalar, did_you_mean};
 
 /// The level of all modules that a filter does not name.
 const DEFAULT_LEVEL: LevelFilter = LevelFilter::Info;
@@ -167,19 +165,13 @@ impl fmt::Display for LogFilter {
     }
 }
 
-impl Scalar for LogFilter {
+impl TextScalar for LogFilter {
     const READS_NUMBERS: bool = true;
+    const EXPECTED: &'static str =
+        "a log level such as info, or levels of modules such as info,health_service=debug";
 
-    fn expected() -> Cow<'static, str> {
-        "a log level such as info, or levels of modules such as info,health_service=debug".into()
-    }
-
-    fn from_text(text: &str) -> Result<Self, Refusal> {
+    fn parse(text: &str) -> Result<Self, Refusal> {
         Ok(Self::parse(text)?)
-    }
-
-    fn schema() -> Schema {
-        json_schema!({"type": "string", "minLength": 1})
     }
 }
 
