@@ -365,7 +365,7 @@ fn an_unreadable_file_does_not_make_a_subcommand_use_the_default_socket() {
     let drained = || daemon.status()["pools"][0]["backends"][0]["state"].clone();
     let typo = lab.path("cnof.yaml");
     for (file, said) in
-        [(typo.as_path(), "name an existing file"), (lab.directory(), "name a file in this directory")]
+        [(typo.as_path(), "name an existing file"), (lab.directory(), "name a file, for example")]
     {
         let refused = lab.run(&["drain", "web", &address, "-c", path_str(file)]);
         assert_eq!((refused.code, refused.stdout.as_str()), (Some(2), ""), "{refused:?}");
