@@ -24,8 +24,8 @@ pub(crate) fn upgrade(head: &impl Head) -> Option<HeaderValue> {
     let mut protocols = head.all(&UPGRADE);
     let protocol = protocols.next().filter(|_| protocols.next().is_none())?;
     let is_http2 = str::from_utf8(protocol).is_ok_and(|text| text.to_ascii_lowercase().contains("h2c"));
-    let asks = head.version() == Version::HTTP_11 && nominated(head).any(|name| name == UPGRADE);
-    HeaderValue::from_bytes(protocol).ok().filter(|_| asks && !is_http2)
+    let is_upgrade = head.version() == Version::HTTP_11 && nominated(head).any(|name| name == UPGRADE);
+    HeaderValue::from_bytes(protocol).ok().filter(|_| is_upgrade && !is_http2)
 }
 
 /// Drops the hop-by-hop fields of a response. A response that switches protocols, or demands it (426), keeps them,
@@ -73,7 +73,7 @@ mod tests {
         response
     }
 
-    fn asks(lines: &[(&'static str, &'static str)]) -> Option<String> {
+    fn requested(lines: &[(&'static str, &'static str)]) -> Option<String> {
         let request = lines
             .iter()
             .fold(http::Request::get("/"), |request, (name, value)| request.header(*name, *value));
@@ -84,12 +84,12 @@ mod tests {
     #[test]
     fn an_upgrade_is_one_protocol_that_connection_names_and_not_http_2() {
         let connection = ("connection", "keep-alive, Upgrade");
-        assert_eq!(asks(&[connection, ("upgrade", "irc/6.9")]).as_deref(), Some("irc/6.9"));
-        assert_eq!(asks(&[("upgrade", "irc/6.9")]), None);
-        assert_eq!(asks(&[connection]), None);
-        assert_eq!(asks(&[connection, ("upgrade", "h2c")]), None);
-        assert_eq!(asks(&[connection, ("upgrade", "irc/6.9, H2C")]), None);
-        assert_eq!(asks(&[connection, ("upgrade", "irc/6.9"), ("upgrade", "h2c")]), None);
+        assert_eq!(requested(&[connection, ("upgrade", "irc/6.9")]).as_deref(), Some("irc/6.9"));
+        assert_eq!(requested(&[("upgrade", "irc/6.9")]), None);
+        assert_eq!(requested(&[connection]), None);
+        assert_eq!(requested(&[connection, ("upgrade", "h2c")]), None);
+        assert_eq!(requested(&[connection, ("upgrade", "irc/6.9, H2C")]), None);
+        assert_eq!(requested(&[connection, ("upgrade", "irc/6.9"), ("upgrade", "h2c")]), None);
     }
 
     #[test]

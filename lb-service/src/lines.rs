@@ -179,15 +179,15 @@ impl Lines {
         self.wake();
     }
 
-    /// Waits until all lines queued so far have been written or dropped, at most for `patience`. Returns whether that
+    /// Waits until all lines queued so far have been written or dropped, at most for `limit`. Returns whether that
     /// happened in time.
-    pub fn flush(&self, patience: Duration) -> bool {
+    pub fn flush(&self, limit: Duration) -> bool {
         let (done, flushed) = sync_channel(1);
         self.shared.flushes().push(done);
         if !self.wake() {
             return false;
         }
-        flushed.recv_timeout(patience).is_ok()
+        flushed.recv_timeout(limit).is_ok()
     }
 
     /// Returns whether this is the last clone that can queue a line, apart from the guard's.
@@ -214,8 +214,8 @@ impl LinesGuard {
         let deadline = *self.lines.shared.stop.get_or_init(|| Instant::now() + self.farewell);
         self.lines.wake();
         // The thread keeps the deadline unless it hangs in a system call, so it gets a little more time to report.
-        let patience = deadline.saturating_duration_since(Instant::now()) + GRACE;
-        self.ended.recv_timeout(patience) != Err(RecvTimeoutError::Timeout)
+        let limit = deadline.saturating_duration_since(Instant::now()) + GRACE;
+        self.ended.recv_timeout(limit) != Err(RecvTimeoutError::Timeout)
     }
 }
 
@@ -357,7 +357,7 @@ mod tests {
     use super::*;
 
     const PACE: Pace = Pace { gather: Duration::ZERO, farewell: Duration::from_millis(50) };
-    const PATIENCE: Duration = Duration::from_secs(10);
+    const LIMIT: Duration = Duration::from_secs(10);
 
     /// A sink that records what is written and reported. While `closed` is set, a write hangs.
     #[derive(Default)]
@@ -382,7 +382,7 @@ mod tests {
 
         fn wait(&self, condition: impl Fn(&State) -> bool) {
             let mut state = self.state.lock();
-            let waited = self.changed.wait_while_for(&mut state, |state| !condition(state), PATIENCE);
+            let waited = self.changed.wait_while_for(&mut state, |state| !condition(state), LIMIT);
             assert!(!waited.timed_out());
         }
     }
@@ -420,7 +420,7 @@ mod tests {
         for number in 0..1000 {
             lines.push(format!("{number}\n").into_bytes());
         }
-        assert!(lines.flush(PATIENCE));
+        assert!(lines.flush(LIMIT));
         assert!(target.state.lock().text.ends_with("\n999\n"));
     }
 
@@ -451,7 +451,7 @@ mod tests {
         assert_eq!(target.state.lock().dropped, [0; 0]);
         target.close(false);
         target.wait(|state| state.dropped == [10]);
-        assert!(lines.flush(PATIENCE));
+        assert!(lines.flush(LIMIT));
         assert_eq!(lines.dropped(), 10);
     }
 
@@ -461,7 +461,7 @@ mod tests {
         lines.push(b"last\n".to_vec());
         assert!(guard.end());
         let began = Instant::now();
-        assert!(!lines.flush(PATIENCE));
-        assert!(began.elapsed() < PATIENCE);
+        assert!(!lines.flush(LIMIT));
+        assert!(began.elapsed() < LIMIT);
     }
 }

@@ -358,8 +358,8 @@ mod tests {
             let idle = acceptor.accept(None);
             drop(idle.begin_request());
             match drain {
-                Some(patience) if patience == IDLE_GRACE => traffic.drain(),
-                Some(patience) => traffic.drain_patiently(patience),
+                Some(grace) if grace == IDLE_GRACE => traffic.drain(),
+                Some(grace) => traffic.drain_patiently(grace),
                 None => acceptor.close(),
             }
             let before = tokio::time::Instant::now();

@@ -105,7 +105,7 @@ fn free_address(address: &str) -> Option<SocketAddr> {
 
 impl Client {
     /// Sends a request with this key, and returns the backend that serves it.
-    fn ask(&mut self, key: &str) -> String {
+    fn send(&mut self, key: &str) -> String {
         let request = format!("GET /?k={key} HTTP/1.1\r\nHost: test\r\n\r\n");
         self.reader.get_mut().write_all(request.as_bytes()).unwrap();
         let (mut line, mut length) = (String::new(), 0);
@@ -140,7 +140,7 @@ fn compare(backends: &[(SocketAddr, usize)]) {
     for number in 0..KEYS {
         let key = format!("customer-{number}");
         let ours = policy.iter(key.as_bytes()).next().unwrap().addr.to_string();
-        assert_eq!(client.ask(&key), ours, "{key}");
+        assert_eq!(client.send(&key), ours, "{key}");
         seen.insert(ours);
     }
     assert_eq!(seen.len(), backends.len(), "some backends got no key");

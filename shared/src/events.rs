@@ -162,8 +162,8 @@ impl Events {
     }
 
     /// Returns the events after the event `id` of `process`. If there are none, this function waits for one, at most
-    /// for `patience`.
-    pub(crate) async fn wait_after(&self, process: u32, id: u64, patience: Duration) -> Vec<Event> {
+    /// for `limit`.
+    pub(crate) async fn wait_after(&self, process: u32, id: u64, limit: Duration) -> Vec<Event> {
         let mut latest = self.0.latest.subscribe();
         let newer = async {
             loop {
@@ -177,7 +177,7 @@ impl Events {
                 }
             }
         };
-        tokio::time::timeout(patience, newer).await.unwrap_or_default()
+        tokio::time::timeout(limit, newer).await.unwrap_or_default()
     }
 
     fn ring(&self) -> MutexGuard<'_, VecDeque<Event>> {

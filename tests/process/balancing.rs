@@ -272,13 +272,13 @@ fn least_request_is_even_between_idle_backends_when_another_is_down() {
 #[track_caller]
 fn mapping(address: SocketAddr, keys: usize) -> Mapping {
     let mut client = Connection::open(address).unwrap();
-    let mut ask = |number: usize| {
+    let mut send = |number: usize| {
         let key = format!("key-{number}");
         let response = client.get(&format!("/?k={key}")).unwrap();
         assert_eq!(response.status, 200, "{key}");
         (key, response.origin().to_owned())
     };
-    (0..keys).map(&mut ask).collect()
+    (0..keys).map(&mut send).collect()
 }
 
 /// The keys that moved to another origin, each with the origin it had before.
@@ -375,7 +375,7 @@ fn maglev_moves_few_other_keys_when_a_backend_is_removed_and_none_when_it_is_dow
 }
 
 /// Sends a request whose key stands where `source` looks for it.
-fn ask(client: &mut Connection, source: &str, key: Option<&str>) -> Response {
+fn send(client: &mut Connection, source: &str, key: Option<&str>) -> Response {
     let value = key.unwrap_or_default();
     let cookie = format!("a=b; room={value}");
     let (target, query) = (format!("/{value}"), format!("/?a=b&room={value}"));
@@ -396,7 +396,7 @@ fn mapping_by(daemon: &Daemon, source: &str) -> Vec<String> {
     let mut client = daemon.connect();
     let mut round = || -> Vec<String> {
         let keys = (0..40).map(|number| format!("10.1.2.{number}"));
-        keys.map(|key| ask(&mut client, source, Some(&key)).origin().to_owned()).collect()
+        keys.map(|key| send(&mut client, source, Some(&key)).origin().to_owned()).collect()
     };
     let (first, second) = (round(), round());
     assert_eq!(first, second, "{source}");
@@ -423,7 +423,7 @@ fn hash_on_decides_which_part_of_a_request_is_its_key() {
         let mut client = daemon.connect();
         let other = sources[usize::from(*source == sources[0])];
         let elsewhere = (0..40).map(|number| format!("10.1.3.{number}"));
-        let elsewhere = elsewhere.map(|key| ask(&mut client, other, Some(&key)).origin().to_owned());
+        let elsewhere = elsewhere.map(|key| send(&mut client, other, Some(&key)).origin().to_owned());
         let spread = tally(elsewhere).len();
         match *source {
             "client_ip" | "uri" => assert_eq!(spread, 1, "{source}, sent with {other}"),
@@ -442,7 +442,7 @@ fn client_ip_ignores_x_forwarded_for_of_an_untrusted_peer() {
     let daemon = lab.start(&equal(&origins, "policy: consistent_hash\nhash_on: client_ip"));
     let mut client = daemon.connect();
     let names = (0..40)
-        .map(|number| ask(&mut client, "client_ip", Some(&format!("10.1.2.{number}"))).origin().to_owned());
+        .map(|number| send(&mut client, "client_ip", Some(&format!("10.1.2.{number}"))).origin().to_owned());
     let counts = tally(names);
     println!("hash_on client_ip without trusted proxies: 40 addresses on {counts:?}");
     assert_eq!(counts.len(), 1, "{counts:?}");
@@ -457,12 +457,12 @@ fn requests_without_a_key_fall_back_to_round_robin_and_are_counted() {
             let daemon = lab.start(&equal(&origins, &more));
             let mut client = daemon.connect();
             let missing = || daemon.metric("lb_hash_keys_missing_total", &["pool=\"web\""]);
-            assert_eq!(ask(&mut client, source, Some("x")).status, 200);
+            assert_eq!(send(&mut client, source, Some("x")).status, 200);
             assert_eq!(missing(), 0.0);
             let mut names: Vec<_> =
-                (0..27).map(|_| ask(&mut client, source, None).origin().to_owned()).collect();
+                (0..27).map(|_| send(&mut client, source, None).origin().to_owned()).collect();
             // An empty key counts as no key.
-            names.extend((0..3).map(|_| ask(&mut client, source, Some("")).origin().to_owned()));
+            names.extend((0..3).map(|_| send(&mut client, source, Some("")).origin().to_owned()));
             let counts = tally(names);
             println!("{policy} on {source}: 30 requests without a key on {counts:?}, {} counted", missing());
             assert!(counts.len() == 3 && counts.iter().all(|(_, count)| *count == 10), "{counts:?}");

@@ -400,7 +400,7 @@ fn another_user_is_refused() {
     let open = |path: &Path, mode| {
         fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
     };
-    let ask = || {
+    let request = || {
         let mut command = Command::new("setpriv");
         command.args([
             "--reuid=65534",
@@ -416,11 +416,11 @@ fn another_user_is_refused() {
         (output.status.success(), output.stdout.len())
     };
     open(directory, 0o700);
-    assert_eq!(ask(), (false, 0), "the permissions of the directory deny access");
+    assert_eq!(request(), (false, 0), "the permissions of the directory deny access");
     open(directory, 0o755);
-    assert_eq!(ask(), (false, 0), "the permissions of the socket deny access");
+    assert_eq!(request(), (false, 0), "the permissions of the socket deny access");
     open(&socket, 0o666);
-    assert_eq!(ask(), (false, 0), "the daemon refuses the user");
+    assert_eq!(request(), (false, 0), "the daemon refuses the user");
     daemon.logged(&["control", "rejected a connection of UID 65534"]);
 }
 

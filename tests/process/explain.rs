@@ -39,13 +39,13 @@ fn counts(daemon: &Daemon) -> Vec<String> {
     daemon.metrics_text().lines().filter(of_traffic).map(str::to_owned).collect()
 }
 
-/// Calls `ask`, asserts that it changes no metric of traffic, and returns its document. Repeats this if metrics of
+/// Calls `explain`, asserts that it changes no metric of traffic, and returns its document. Repeats this if metrics of
 /// earlier requests change meanwhile.
 #[track_caller]
-fn uncounted(daemon: &Daemon, ask: impl Fn() -> Value) -> Value {
+fn uncounted(daemon: &Daemon, explain: impl Fn() -> Value) -> Value {
     wait::until_some(LONG, "explaining changes no metric", || {
         let before = counts(daemon);
-        let document = ask();
+        let document = explain();
         (counts(daemon) == before).then_some(document)
     })
 }
@@ -354,7 +354,7 @@ fn a_wrong_query_is_refused_with_a_reason() {
 
 const TRUSTED: &str = "trusted_proxies: [127.0.0.0/8]\n";
 
-fn ask(daemon: &Daemon, target: &str) -> Response {
+fn explained(daemon: &Daemon, target: &str) -> Response {
     daemon.connect().request("GET", target, &[("X-Lb-Explain", "1")], b"").unwrap()
 }
 
@@ -366,13 +366,13 @@ fn a_response_to_a_trusted_proxy_explains_how_it_was_served() {
     let pools = pool(&[&up, &bad], "outlier_detection: {consecutive_failures: 0}");
     let daemon = lab.start(&format!("{TRUSTED}{pools}{routes}"));
     let said: Vec<String> =
-        (0..2).map(|_| ask(&daemon, "/a").header(EXPLAIN).unwrap_or_default().to_owned()).collect();
+        (0..2).map(|_| explained(&daemon, "/a").header(EXPLAIN).unwrap_or_default().to_owned()).collect();
     let start = format!("route=1 pool=web policy=round_robin backend={} tries=", up.address);
     assert!(said.iter().all(|line| line.starts_with(&start) && line.ends_with("session=no")), "{said:?}");
     let tried = format!("tries=2 tried={}/connect ", bad.address);
     assert_eq!(said.iter().filter(|line| line.contains(&tried)).count(), 1, "{said:?}");
     assert_eq!(daemon.get("/a").unwrap().header(EXPLAIN), None, "the request did not ask");
-    let response = ask(&daemon, "/elsewhere");
+    let response = explained(&daemon, "/elsewhere");
     assert_eq!((response.status, response.header(EXPLAIN)), (404, Some("route=none reason=no_route")));
     assert!(up.seen().iter().all(|seen| seen.header(EXPLAIN).is_none()), "a backend received the header");
 }
@@ -381,7 +381,7 @@ fn a_response_to_a_trusted_proxy_explains_how_it_was_served() {
 fn error_responses_of_the_daemon_are_explained_too() {
     let (lab, one, two) = (Lab::new(), Origin::refusing("one"), Origin::refusing("two"));
     let daemon = lab.start(&format!("{TRUSTED}{}", pool(&[&one, &two], "")));
-    let response = ask(&daemon, "/");
+    let response = explained(&daemon, "/");
     assert_eq!(response.status, 502);
     let said = response.header(EXPLAIN).unwrap();
     assert!(said.contains("tries=2") && said.ends_with("reason=connect"), "{said}");
@@ -392,7 +392,7 @@ fn error_responses_of_the_daemon_are_explained_too() {
     let nowhere = nowhere.replace("health_check: {type: none}", CHECKED);
     let lab = Lab::new();
     let daemon = lab.start_listening(&format!("{TRUSTED}{nowhere}"));
-    let response = ask(&daemon, "/");
+    let response = explained(&daemon, "/");
     let expected = format!("backend=none tries=0 passed={}/down session=no reason=no_backend", one.address);
     assert_eq!(response.status, 503);
     assert!(
@@ -406,8 +406,8 @@ fn error_responses_of_the_daemon_are_explained_too() {
 fn an_untrusted_client_gets_no_explanation_and_its_header_is_not_forwarded() {
     let (lab, origin) = (Lab::new(), Origin::start("one"));
     let daemon = lab.start(&pool(&[&origin], ""));
-    assert_eq!(ask(&daemon, "/").header(EXPLAIN), None);
-    assert_eq!(ask(&daemon, "/").status, 200);
+    assert_eq!(explained(&daemon, "/").header(EXPLAIN), None);
+    assert_eq!(explained(&daemon, "/").status, 200);
     let seen = origin.seen();
     assert_eq!(seen.len(), 2);
     assert!(seen.iter().all(|seen| seen.header(EXPLAIN).is_none()));
@@ -461,15 +461,15 @@ fn a_request_with_the_token_of_the_control_socket_is_explained() {
     let origin = Origin::start("one");
     let daemon = lab.start(&pool(&[&origin], ""));
     let token = lab.run(&["explain", "--token", "-c", path_str(&lab.path("conf.yaml"))]).stdout;
-    let ask = |value: &str| {
+    let explanation = |value: &str| {
         let response = daemon.connect().request("GET", "/", &[("X-Lb-Explain", value)], b"").unwrap();
         response.header("x-lb-explain").map(str::to_owned)
     };
-    assert!(ask(token.trim()).unwrap().contains(&format!("backend={}", origin.address)));
-    assert_eq!(ask("1"), None);
+    assert!(explanation(token.trim()).unwrap().contains(&format!("backend={}", origin.address)));
+    assert_eq!(explanation("1"), None);
     assert!(origin.seen().iter().all(|seen| seen.header("x-lb-explain").is_none()));
     // A reload keeps the token.
     lab.config(&pool(&[&origin], "policy: random"));
     assert_eq!(lab.run(&["reload", "-c", path_str(&lab.path("conf.yaml"))]).code, Some(0));
-    assert!(ask(token.trim()).unwrap().contains("policy=random"));
+    assert!(explanation(token.trim()).unwrap().contains("policy=random"));
 }

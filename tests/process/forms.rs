@@ -38,11 +38,11 @@ impl<'a> Isolated<'a> {
     fn status(&self) -> Value {
         let arguments =
             ["status", "--format", "json", "-c", path_str(&self.lab.path("conf.yaml"))].map(str::to_owned);
-        let ask = || {
+        let send = || {
             let finished = self.lab.run(&arguments.each_ref().map(String::as_str));
             (finished.code == Some(0)).then(|| serde_json::from_str(&finished.stdout).unwrap())
         };
-        let response = wait::poll(LONG, ask);
+        let response = wait::poll(LONG, send);
         response.unwrap_or_else(|| panic!("the daemon does not respond:\n{}", self.lab.error_log()))
     }
 

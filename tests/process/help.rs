@@ -58,7 +58,7 @@ fn bash_completion_offers_all_subcommands_and_their_options() {
     let lab = Lab::new();
     let script = lab.run(&["completions", "bash"]).stdout;
     let path = lab.write("completions.bash", &script);
-    let ask = |words: &str| {
+    let completed = |words: &str| {
         let count = words.split(' ').count() - 1;
         let program = format!(
             "source {}; COMP_WORDS=({}); COMP_CWORD={count}; COMP_LINE='{words}'; _load_balancer load_balancer \
@@ -69,13 +69,13 @@ fn bash_completion_offers_all_subcommands_and_their_options() {
         let output = Command::new("bash").args(["--norc", "-c", &program]).output().unwrap();
         String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect::<Vec<_>>()
     };
-    let offered = ask("load_balancer ");
+    let offered = completed("load_balancer ");
     for name in &subcommands(&lab) {
         assert!(offered.contains(name), "{name}: {offered:?}");
     }
     assert!(!offered.contains(&"names".to_owned()), "{offered:?}");
-    assert!(ask("load_balancer status --").contains(&"--conf".to_owned()));
-    assert!(!ask("load_balancer schema --").contains(&"--conf".to_owned()));
+    assert!(completed("load_balancer status --").contains(&"--conf".to_owned()));
+    assert!(!completed("load_balancer schema --").contains(&"--conf".to_owned()));
 }
 
 /// Runs the program, reads the first line of its output, and closes the pipe. The program must then end by itself

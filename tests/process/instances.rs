@@ -43,14 +43,14 @@ fn start(lab: &Lab, instance: &Instance, more: &[&str]) {
     });
 }
 
-fn ask(lab: &Lab, words: &[&str], config: &Path) -> Finished {
+fn run_for(lab: &Lab, words: &[&str], config: &Path) -> Finished {
     lab.run(&[words, &["-c", path_str(config)]].concat())
 }
 
 /// The status of the daemon with this configuration file.
 #[track_caller]
 fn status(lab: &Lab, config: &Path) -> Value {
-    let finished = ask(lab, &["status", "--format", "json"], config);
+    let finished = run_for(lab, &["status", "--format", "json"], config);
     assert_eq!(finished.code, Some(0), "{finished:?}");
     serde_json::from_str(&finished.stdout).unwrap()
 }
@@ -75,7 +75,7 @@ fn a_second_start_with_the_same_file_names_the_running_process() {
     let a = instance(&lab, "a", &[&origin], "");
     start(&lab, &a, &[]);
     let first = process(&lab, &a.config);
-    let second = ask(&lab, &[], &a.config);
+    let second = run_for(&lab, &[], &a.config);
     assert_eq!(second.code, Some(1), "{second:?}");
     let file = a.config.display();
     let said = format!("error: load_balancer already runs as process {} with {file}: run", first.0);
@@ -98,16 +98,16 @@ fn two_daemons_run_side_by_side_and_each_is_found_by_its_configuration_file() {
     }
     // A subcommand reaches the daemon whose file it names.
     let state = |config: &Path| status(&lab, config)["pools"][0]["backends"][0]["state"].clone();
-    let drained = ask(&lab, &["drain", "web", &one.address.to_string()], &b.config);
+    let drained = run_for(&lab, &["drain", "web", &one.address.to_string()], &b.config);
     assert_eq!(drained.code, Some(0), "{drained:?}");
     assert_eq!((state(&a.config) == "draining", state(&b.config) == "draining"), (false, true));
     let text = fs::read_to_string(&b.config).unwrap();
     fs::write(&b.config, text.replace(&format!("\"{}\", ", one.address), "")).unwrap();
-    assert_eq!(ask(&lab, &["reload"], &b.config).code, Some(0));
+    assert_eq!(run_for(&lab, &["reload"], &b.config).code, Some(0));
     let backends = |config: &Path| status(&lab, config)["pools"][0]["backends"].as_array().map(Vec::len);
     assert_eq!((backends(&a.config), backends(&b.config)), (Some(2), Some(1)));
     // An upgrade replaces one daemon and leaves the other alone.
-    let upgraded = ask(&lab, &["upgrade"], &b.config);
+    let upgraded = run_for(&lab, &["upgrade"], &b.config);
     assert_eq!(upgraded.code, Some(0), "{upgraded:?}");
     second.wait_gone(LONG);
     assert_eq!(process(&lab, &a.config), first);
@@ -115,7 +115,7 @@ fn two_daemons_run_side_by_side_and_each_is_found_by_its_configuration_file() {
     start(&lab, &a, &["-u"]);
     first.wait_gone(LONG);
     let (first, second) = (process(&lab, &a.config), process(&lab, &b.config));
-    let stopped = ask(&lab, &["stop"], &b.config);
+    let stopped = run_for(&lab, &["stop"], &b.config);
     assert_eq!(stopped.code, Some(0), "{stopped:?}");
     second.wait_gone(LONG);
     let left = runtime_files(&lab);
@@ -131,13 +131,13 @@ fn a_second_start_with_the_same_file_says_that_the_daemon_already_runs() {
     let lab = lab();
     let origin = Origin::start("one");
     let a = instance(&lab, "a", &[&origin], "");
-    let unready = ask(&lab, &["healthcheck"], &a.config);
+    let unready = run_for(&lab, &["healthcheck"], &a.config);
     assert!(unready.code == Some(1) && unready.stderr.ends_with(": connection refused\n"), "{unready:?}");
     start(&lab, &a, &[]);
     let pid = process(&lab, &a.config).0;
     let file = path_str(&a.config);
     for (arguments, code) in [(&[][..], 1), (&["-t"], 2)] {
-        let second = ask(&lab, arguments, &a.config);
+        let second = run_for(&lab, arguments, &a.config);
         assert_eq!(second.code, Some(code), "{second:?}");
         let said = format!(
             "error: load_balancer already runs as process {pid} with {file}: run `load_balancer reload"
@@ -147,10 +147,10 @@ fn a_second_start_with_the_same_file_says_that_the_daemon_already_runs() {
     let b = instance(&lab, "b", &[&origin], "");
     let text = fs::read_to_string(&b.config).unwrap();
     fs::write(&b.config, text.replace(&b.listener.to_string(), &a.listener.to_string())).unwrap();
-    let other = ask(&lab, &[], &b.config);
+    let other = run_for(&lab, &[], &b.config);
     assert_eq!(other.code, Some(1), "{other:?}");
     assert!(other.stderr.starts_with("error: cannot listen on "), "{other:?}");
-    assert_eq!(ask(&lab, &["stop"], &a.config).code, Some(0));
+    assert_eq!(run_for(&lab, &["stop"], &a.config).code, Some(0));
 }
 
 #[test]
@@ -163,21 +163,21 @@ fn a_subcommand_never_reaches_the_daemon_of_another_file() {
     let generation = || status(&lab, &a.config)["config"]["last_reload"].clone();
     let before = generation();
     let (a_file, b_file) = (path_str(&a.config), path_str(&b.config));
-    let missed = ask(&lab, &["reload"], &b.config);
+    let missed = run_for(&lab, &["reload"], &b.config);
     assert_eq!(missed.code, Some(1), "{missed:?}");
     for said in [&format!("no daemon runs with {b_file}"), "control.a-", &format!("with {a_file}")] {
         assert!(missed.stderr.contains(said), "{said}: {missed:?}");
     }
     let socket =
         missed.stderr.split_whitespace().find(|word| word.contains("control.a-")).unwrap().to_owned();
-    let refused = ask(&lab, &["reload", "--socket", &socket], &b.config);
+    let refused = run_for(&lab, &["reload", "--socket", &socket], &b.config);
     assert_eq!(refused.code, Some(2), "{refused:?}");
     assert!(refused.stderr.contains(a_file) && refused.stderr.contains("--socket"), "{refused:?}");
     // The key `control.socket` leads to the daemon, too.
     let keyed = instance(&lab, "keyed", &[&origin], &format!("control: {{socket: {socket}}}\n"));
-    let refused = ask(&lab, &["upgrade"], &keyed.config);
+    let refused = run_for(&lab, &["upgrade"], &keyed.config);
     assert_eq!(refused.code, Some(2), "{refused:?}");
-    let refused = ask(&lab, &["stop"], &keyed.config);
+    let refused = run_for(&lab, &["stop"], &keyed.config);
     assert_eq!(refused.code, Some(2), "{refused:?}");
     assert_eq!(generation(), before, "the daemon has not reloaded");
     let alone = lab.run(&["reload", "--socket", &socket]);
@@ -243,7 +243,7 @@ fn a_daemon_with_the_file_names_of_the_previous_version_is_found_and_leaves_no_f
     let old = process(&lab, &a.config);
     assert_eq!(runtime_files(&lab), ["control.sock", "load_balancer.pid"]);
     let other = instance(&lab, "b", &[&origin], "");
-    assert_eq!(ask(&lab, &["reload"], &other.config).code, Some(1), "the daemon uses another file");
+    assert_eq!(run_for(&lab, &["reload"], &other.config).code, Some(1), "the daemon uses another file");
     old.signal(Signal::SIGQUIT);
     let refused = lab.run(&["-u", "-c", path_str(&other.config)]);
     assert_eq!(refused.code, Some(1), "{refused:?}");
@@ -304,7 +304,7 @@ fn a_daemon_is_found_after_the_link_to_the_directory_of_its_file_was_moved() {
     assert_eq!(status(&lab, &a.config)["pid"], first["pid"]);
     assert_eq!(status(&lab, &canonical)["pid"], first["pid"]);
     for words in [&["reload"][..], &["healthcheck"], &["stop"]] {
-        let finished = ask(&lab, words, &a.config);
+        let finished = run_for(&lab, words, &a.config);
         assert_eq!(finished.code, Some(0), "{words:?}: {finished:?}");
     }
 }

@@ -437,7 +437,7 @@ fn no_place_leaks_when_clients_disconnect_at_any_moment() {
         thread::spawn(move || {
             for step in 0..60u64 {
                 let mut client = Connection::open(address).unwrap();
-                let (head, patience) = match step % 3 {
+                let (head, pause) = match step % 3 {
                     0 => (head_bytes("GET", "/leaves", &[], 0), step * 7 + number),
                     1 => (head_bytes("POST", "/leaves", &[], 100), step * 11 + number),
                     _ => (head_bytes("GET", "/stays", &[], 0), 0),
@@ -446,7 +446,7 @@ fn no_place_leaks_when_clients_disconnect_at_any_moment() {
                 match step % 3 {
                     2 => assert!(matches!(client.response("GET").unwrap().status, 200 | 503)),
                     // These clients disconnect between immediately and after their turn.
-                    _ => thread::sleep(Duration::from_millis(patience % 23)),
+                    _ => thread::sleep(Duration::from_millis(pause % 23)),
                 }
             }
         })

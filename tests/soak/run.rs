@@ -17,7 +17,7 @@ use crate::clients::{Crowd, Load};
 use crate::ledger::{Kind, Ledger};
 use crate::script::{Plan, Step};
 use crate::setup::{CANARY_HOST, Change, Group, MARKER_HOST, Order, Origins, Setup};
-use crate::subject::{Ordered, PATIENCE, Shape, Subject, awaited};
+use crate::subject::{LIMIT, Ordered, Shape, Subject, awaited};
 use crate::watch::{Seen, Watch};
 
 /// The time for which a drained backend must have no request before it is killed.
@@ -313,7 +313,7 @@ impl Run<'_> {
         what: impl FnOnce(&mut Self) -> Result<(), String>,
     ) -> Result<(), String> {
         let at = self.ledger.now();
-        self.events.push(Event { at, took: PATIENCE, text, drain });
+        self.events.push(Event { at, took: LIMIT, text, drain });
         let outcome = what(self);
         let took = self.ledger.now() - at;
         if let Some(event) = self.events.iter_mut().rev().find(|event| event.at == at) {
@@ -344,15 +344,15 @@ impl Run<'_> {
     fn await_effect(&self) -> Result<(), String> {
         let wanted = format!("generation-{}.test", self.setup.generation);
         let mut last = String::new();
-        let effect = wait::poll(PATIENCE, || {
-            last = match ask(self.setup.listeners[0], MARKER_HOST) {
+        let effect = wait::poll(LIMIT, || {
+            last = match send(self.setup.listeners[0], MARKER_HOST) {
                 Ok(response) => response.text(),
                 Err(error) => error,
             };
             (last == wanted).then_some(())
         });
         effect.ok_or_else(|| {
-            format!("{wanted} was not in effect within {PATIENCE:?}; the last result was: {last}")
+            format!("{wanted} was not in effect within {LIMIT:?}; the last result was: {last}")
         })
     }
 
@@ -360,10 +360,10 @@ impl Run<'_> {
     /// connections for a short time after its reload.
     fn look_at(&self, change: Change) -> Result<(), String> {
         let extra = || Connection::open(self.setup.extra);
-        let canary = || ask(self.setup.listeners[1], CANARY_HOST);
+        let canary = || send(self.setup.listeners[1], CANARY_HOST);
         let responsible = if self.setup.has_canary { "sockets" } else { "web" };
         match change {
-            Change::Listener if self.setup.has_extra => ask(self.setup.extra, MARKER_HOST).map(drop),
+            Change::Listener if self.setup.has_extra => send(self.setup.extra, MARKER_HOST).map(drop),
             Change::Listener => awaited("the listener is gone", || extra().is_err().then_some(())),
             Change::Route => awaited("the route is in effect", || {
                 canary().ok().filter(|response| response.origin().starts_with(responsible)).map(drop)
@@ -410,7 +410,7 @@ impl Run<'_> {
 }
 
 /// Sends one `GET /host` on a new connection.
-fn ask(address: SocketAddr, host: &str) -> Result<Response, String> {
+fn send(address: SocketAddr, host: &str) -> Result<Response, String> {
     let mut connection = Connection::open(address).map_err(|error| error.to_string())?;
     let headers = [("Host", host), ("Connection", "close")];
     let response = connection.request("GET", "/host", &headers, b"").map_err(|error| error.to_string())?;

@@ -17,7 +17,7 @@ use prometheus::{Registry, TextEncoder};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::origin::{Manner, Origin, PATIENCE, eventually, ok, refusing};
+use crate::origin::{LIMIT, Manner, Origin, eventually, ok, refusing};
 
 /// A balancer with the verdicts on its backends.
 pub(crate) struct TestPool {
@@ -84,13 +84,13 @@ impl RunningProber {
     }
 
     pub(crate) async fn until_ready(&mut self) {
-        let ready = tokio::time::timeout(PATIENCE, self.ready.wait_for(|ready| *ready)).await;
+        let ready = tokio::time::timeout(LIMIT, self.ready.wait_for(|ready| *ready)).await;
         ready.expect("the prober is ready in time").expect("the prober notifies before it ends");
     }
 
     pub(crate) async fn shut_down(self) {
         self.shutdown.send(true).expect("the prober runs");
-        let ended = tokio::time::timeout(PATIENCE, self.task).await;
+        let ended = tokio::time::timeout(LIMIT, self.task).await;
         ended.expect("the prober ends in time").expect("the prober does not panic");
     }
 }
@@ -185,7 +185,7 @@ async fn a_shutdown_does_not_wait_for_a_check() {
     let silent = Origin::start(Manner::Silence).await;
     let pool = TestPool::of(&[silent.address]).await;
     let mut prober = Prober::new(Metrics::new());
-    pool.add_to(&mut prober, "web", Settings { timeout: 10 * PATIENCE, ..fast(http()) });
+    pool.add_to(&mut prober, "web", Settings { timeout: 10 * LIMIT, ..fast(http()) });
     let running = RunningProber::start(prober);
     eventually("a check has begun", || !silent.seen().is_empty()).await;
     running.shut_down().await;
@@ -198,7 +198,7 @@ async fn checks_are_counted() {
     let (metrics, registry) = (Metrics::new(), Registry::new());
     metrics.register(&registry).expect("an empty registry has no names yet");
     let mut prober = Prober::new(metrics);
-    pool.add_to(&mut prober, "web", Settings { interval: PATIENCE * 10, ..fast(http()) });
+    pool.add_to(&mut prober, "web", Settings { interval: LIMIT * 10, ..fast(http()) });
     let mut running = RunningProber::start(prober);
     running.until_ready().await;
     let text = TextEncoder::new().encode_to_string(&registry.gather()).expect("metrics can be encoded");

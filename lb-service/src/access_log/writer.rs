@@ -224,7 +224,7 @@ mod tests {
 
     use super::*;
 
-    const PATIENCE: Duration = Duration::from_secs(10);
+    const LIMIT: Duration = Duration::from_secs(10);
 
     fn open(path: &Path) -> (AccessLog, WriterGuard) {
         AccessLog::open(Settings { format: Format::Text, target: Target::File(path.into()) }).unwrap()
@@ -239,7 +239,7 @@ mod tests {
     }
 
     fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + LIMIT;
         while !condition() {
             assert!(Instant::now() < deadline, "timed out while waiting until {what}");
             thread::sleep(Duration::from_millis(1));
@@ -367,7 +367,7 @@ mod tests {
         assert!(log.dropped() > 50_000, "{}", log.dropped());
 
         drop(guard);
-        assert!(start.elapsed() < Duration::from_secs(1) + PACE.farewell + PATIENCE);
+        assert!(start.elapsed() < Duration::from_secs(1) + PACE.farewell + LIMIT);
         // All lines that were not written are counted, except for the start of the batch that fills the pipe.
         wait_until("the rest is counted", || log.dropped() > 99_000);
         drop(reader);

@@ -904,8 +904,8 @@ mod tests {
         let decision = bench.ejector.0.lock();
         std::thread::scope(|scope| {
             let waiting = scope.spawn(|| bench.eject(1));
-            let patience = Instant::now() + Duration::from_millis(30);
-            while Instant::now() < patience && !waiting.is_finished() {
+            let deadline = Instant::now() + Duration::from_millis(30);
+            while Instant::now() < deadline && !waiting.is_finished() {
                 std::thread::yield_now();
             }
             bench.records[0].eject(&bench.settings, Cause::Failures, bench.now, 0.0);

@@ -399,7 +399,7 @@ mod tests {
     async fn request(server: &Server, number: usize) {
         if !(server.queue.is_empty() && server.try_take()) {
             let Ok(mut waiter) = server.queue.join() else { return };
-            let patience = async {
+            let time_limit = async {
                 for _ in 0..number % 40 {
                     tokio::task::yield_now().await;
                 }
@@ -409,7 +409,7 @@ mod tests {
             };
             tokio::select! {
                 () = server.take_in_turn(&mut waiter) => {}
-                () = patience => return,
+                () = time_limit => return,
             }
         }
         if number.is_multiple_of(3) {

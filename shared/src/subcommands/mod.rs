@@ -166,10 +166,10 @@ fn wait_idle(
     if !wait.wait {
         return Ok(());
     }
-    let patience = wait.timeout.unwrap_or(Duration::from_secs(24 * 3600));
+    let limit = wait.timeout.unwrap_or(Duration::from_secs(24 * 3600));
     let target =
-        format!("{}/idle?wait={}", backend_target(&backend.pool, &backend.backend), patience.as_secs_f64());
-    let Idle { .. } = document(&client.send("GET", &target, "", patience + SOON)?)?;
+        format!("{}/idle?wait={}", backend_target(&backend.pool, &backend.backend), limit.as_secs_f64());
+    let Idle { .. } = document(&client.send("GET", &target, "", limit + SOON)?)?;
     writeln!(out, "{} is idle", backend.backend)?;
     Ok(())
 }

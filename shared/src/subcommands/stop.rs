@@ -20,7 +20,7 @@ use crate::process::other::OtherProcess;
 use crate::words::count_of;
 
 /// Default time limit, which is longer than any drain.
-const PATIENCE: Duration = Duration::from_secs(48 * 3600);
+const LIMIT: Duration = Duration::from_secs(48 * 3600);
 
 /// Measured duration, which is displayed as `1.2 s`.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -31,7 +31,7 @@ struct Took(Duration);
 struct Stop {
     now: bool,
     began: Instant,
-    patience: Duration,
+    limit: Duration,
 }
 
 /// Response of one process.
@@ -49,7 +49,7 @@ pub(super) fn run(
 ) -> Result<(), CommandError> {
     // This comes before any stop: only the serving process can confirm the file; old processes do not report it.
     let predecessors = sockets_before(client)?;
-    let stop = Stop { now, began: Instant::now(), patience: timeout.unwrap_or(PATIENCE) };
+    let stop = Stop { now, began: Instant::now(), limit: timeout.unwrap_or(LIMIT) };
     let owner = owner_of(client.socket());
     let (main, others) = thread::scope(|scope| {
         let threads: Vec<_> =
@@ -98,7 +98,7 @@ impl Stop {
     }
 
     fn request(self, client: &Client) -> StopResult {
-        let left = self.patience.saturating_sub(self.began.elapsed()).max(Duration::from_millis(1));
+        let left = self.limit.saturating_sub(self.began.elapsed()).max(Duration::from_millis(1));
         let reply = client.send("POST", "/v1/stop", &json(&bodies::Stop { now: self.now }), left);
         let farewell: Farewell = document(&reply.map_err(|error| self.explain(error))?)?;
         // The connection of a process closes before its end. A process that is not visible from here is ignored.
@@ -109,8 +109,8 @@ impl Stop {
     fn explain(self, error: Unreachable) -> CommandError {
         match error {
             Unreachable::Silent { .. } => CommandError::Failed(format!(
-                "the daemon still has requests in flight after {:?} and continues to drain; `stop --now` ends it immediately",
-                self.patience
+                "the daemon still has requests in flight after {} and continues to drain; `stop --now` ends it immediately",
+                Took(self.limit)
             )),
             Unreachable::Gone { .. } => CommandError::Failed(
                 "the daemon ended without reporting the result of its drain: it was killed or it failed; see its log"
@@ -151,7 +151,7 @@ mod tests {
     use super::*;
 
     fn report(now: bool, reason: &str, cut: usize) -> Result<String, CommandError> {
-        let stop = Stop { now, began: Instant::now(), patience: PATIENCE };
+        let stop = Stop { now, began: Instant::now(), limit: LIMIT };
         let farewell = Farewell { pid: 7, reason: reason.into(), cut, handed_over: false };
         let mut out = Vec::new();
         stop.report(Ok((farewell, Took(Duration::from_millis(1234)))), &mut out)?;

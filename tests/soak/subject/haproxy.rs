@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 
 use tests::{Lab, Signal, wait};
 
-use super::{Ordered, PATIENCE, Place, Shape, Subject, awaited, fill, finish};
+use super::{LIMIT, Ordered, Place, Shape, Subject, awaited, fill, finish};
 use crate::setup::{Order, Policy, Pool, Setup};
 
 /// The configuration. Names between `@` are replaced by values.
@@ -139,7 +139,7 @@ impl Subject for Haproxy {
     fn stop(&mut self) {
         if let Some(master) = &mut self.master {
             tests::process::Process(master.id()).signal(Signal::SIGUSR1);
-            let _ = wait::poll(PATIENCE, || master.try_wait().ok().flatten());
+            let _ = wait::poll(LIMIT, || master.try_wait().ok().flatten());
         }
     }
 }

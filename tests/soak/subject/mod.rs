@@ -19,7 +19,7 @@ pub(crate) use load_balancer::LoadBalancer;
 pub(crate) use nginx::Nginx;
 
 /// The longest time that a change may take.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const LIMIT: Duration = Duration::from_secs(30);
 
 /// A load balancer under test. An error contains the output of the program.
 pub(crate) trait Subject {
@@ -115,8 +115,7 @@ fn finish(program: &str, arguments: &[&str], directory: &Path) -> Result<String,
     if output.status.success() { Ok(said) } else { Err(format!("{program} {arguments:?}: {}", said.trim())) }
 }
 
-/// Waits until `attempt` returns a value, with [`PATIENCE`] as the deadline.
+/// Waits until `attempt` returns a value, with [`LIMIT`] as the deadline.
 pub(crate) fn awaited<T>(what: &str, attempt: impl FnMut() -> Option<T>) -> Result<T, String> {
-    wait::poll(PATIENCE, attempt)
-        .ok_or_else(|| format!("timed out after {PATIENCE:?} while waiting until {what}"))
+    wait::poll(LIMIT, attempt).ok_or_else(|| format!("timed out after {LIMIT:?} while waiting until {what}"))
 }
