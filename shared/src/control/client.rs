@@ -43,8 +43,8 @@ pub(crate) enum Unreachable {
     Foreign { path: PathBuf, uid: Uid },
     #[error("cannot communicate with the daemon at {path}: {}", reason(source))]
     Io { path: PathBuf, source: io::Error },
-    #[error("the daemon at {path} did not respond within {patience:?}; it might still execute the request")]
-    Silent { path: PathBuf, patience: Duration },
+    #[error("the daemon at {path} did not respond within {limit:?}; it might still execute the request")]
+    Silent { path: PathBuf, limit: Duration },
     #[error("the daemon at {path} ended before it responded")]
     Gone { path: PathBuf },
     #[error("{path} is not a load_balancer control socket")]
@@ -81,7 +81,7 @@ impl Client {
         &self.socket
     }
 
-    /// Sends a request, and waits for the response for at most `patience`.
+    /// Sends a request, and waits for the response for at most `limit`.
     ///
     /// # Errors
     /// If no daemon can be reached, or if it does not respond in time.
@@ -90,14 +90,14 @@ impl Client {
         method: &str,
         target: &str,
         body: &str,
-        patience: Duration,
+        limit: Duration,
     ) -> Result<Reply, Unreachable> {
-        let explain = |error| self.explain(error, patience);
+        let explain = |error| self.explain(error, limit);
         let stream = UnixStream::connect(&self.socket).map_err(explain)?;
         if let Some(uid) = self.foreign(&stream).map_err(explain)? {
             return Err(Unreachable::Foreign { path: self.socket.clone(), uid });
         }
-        let response = self.exchange(stream, method, target, body, patience).map_err(explain)?;
+        let response = self.exchange(stream, method, target, body, limit).map_err(explain)?;
         if response.is_empty() {
             return Err(Unreachable::Gone { path: self.socket.clone() });
         }
@@ -117,10 +117,10 @@ impl Client {
         method: &str,
         target: &str,
         body: &str,
-        patience: Duration,
+        limit: Duration,
     ) -> io::Result<Vec<u8>> {
-        stream.set_read_timeout(Some(patience))?;
-        stream.set_write_timeout(Some(patience))?;
+        stream.set_read_timeout(Some(limit))?;
+        stream.set_write_timeout(Some(limit))?;
         let request = Request { method, target, file: self.file.as_deref(), body };
         stream.write_all(&request.to_bytes())?;
         let mut response = Vec::new();
@@ -128,12 +128,12 @@ impl Client {
         Ok(response)
     }
 
-    fn explain(&self, source: io::Error, patience: Duration) -> Unreachable {
+    fn explain(&self, source: io::Error, limit: Duration) -> Unreachable {
         let path = self.socket.clone();
         match source.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Unreachable::NotListening { path },
             io::ErrorKind::PermissionDenied => Unreachable::Denied { path },
-            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Unreachable::Silent { path, patience },
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Unreachable::Silent { path, limit },
             io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => Unreachable::Gone { path },
             _ => Unreachable::Io { path, source },
         }

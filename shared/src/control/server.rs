@@ -589,7 +589,7 @@ mod tests {
             stream
         }
 
-        async fn ask(&self, request: &str) -> (u16, Value) {
+        async fn send(&self, request: &str) -> (u16, Value) {
             read_response(self.begin(request).await).await
         }
 
@@ -617,26 +617,26 @@ mod tests {
     #[tokio::test]
     async fn each_response_has_its_status() {
         let running = Running::start(ARRIVAL);
-        assert_eq!(running.ask("GET /v1/status").await, (200, json!({"state": "serving"})));
-        let (status, change_result) = running.ask("POST /v1/pools/web/backends/10.0.0.1:80/drain").await;
+        assert_eq!(running.send("GET /v1/status").await, (200, json!({"state": "serving"})));
+        let (status, change_result) = running.send("POST /v1/pools/web/backends/10.0.0.1:80/drain").await;
         assert_eq!((status, &change_result["result"]), (200, &json!("applied")));
         running.fake.through.notify_one();
-        let (status, change_result) = running.ask("POST /v1/reload").await;
+        let (status, change_result) = running.send("POST /v1/reload").await;
         assert_eq!((status, &change_result["problem"]), (409, &json!("no such file")));
         running.fake.through.notify_one();
-        assert_eq!(running.ask("POST /v1/upgrade").await, (200, json!({"pid": 77})));
-        assert_eq!(running.ask("POST /v1/stop").await, (200, Value::Null));
-        assert_eq!(running.ask("GET /v1/log_level").await, (200, json!({"filter": "info"})));
-        assert_eq!(running.ask("GET /v1/explain?a").await, (400, json!({"problem": "what is a?"})));
-        assert_eq!(running.ask("GET /v1/explain/text?a").await, (200, json!({"text": "a"})));
-        assert_eq!(running.ask("GET /v1/explain/token").await, (200, json!({"token": "secret"})));
-        assert_eq!(running.ask("GET /v1/pools/api/backends/10.0.0.1:80/idle").await.0, 404);
-        let (status, problem) = running.ask(&format!("{IDLE}?wait=0.01")).await;
+        assert_eq!(running.send("POST /v1/upgrade").await, (200, json!({"pid": 77})));
+        assert_eq!(running.send("POST /v1/stop").await, (200, Value::Null));
+        assert_eq!(running.send("GET /v1/log_level").await, (200, json!({"filter": "info"})));
+        assert_eq!(running.send("GET /v1/explain?a").await, (400, json!({"problem": "what is a?"})));
+        assert_eq!(running.send("GET /v1/explain/text?a").await, (200, json!({"text": "a"})));
+        assert_eq!(running.send("GET /v1/explain/token").await, (200, json!({"token": "secret"})));
+        assert_eq!(running.send("GET /v1/pools/api/backends/10.0.0.1:80/idle").await.0, 404);
+        let (status, problem) = running.send(&format!("{IDLE}?wait=0.01")).await;
         assert_eq!(
             (status, &problem["problem"]),
             (408, &json!("the backend still has requests in flight after 10ms"))
         );
-        assert_eq!(running.ask("GET /").await.0, 404);
+        assert_eq!(running.send("GET /").await.0, 404);
         let head = rest(running.begin("HEAD /v1/status").await).await;
         assert!(head.starts_with("HTTP/1.1 405 ") && head.to_lowercase().contains("allow: get"), "{head}");
         assert!(head.ends_with("\r\n\r\n"), "a response to HEAD has no body: {head}");
@@ -650,7 +650,7 @@ mod tests {
             waiting.push(running.begin(IDLE).await);
             running.fake.called.notified().await;
         }
-        assert_eq!(running.ask("GET /v1/status").await.0, 200);
+        assert_eq!(running.send("GET /v1/status").await.0, 200);
     }
 
     #[tokio::test]
@@ -674,7 +674,7 @@ mod tests {
         let running = Running::start(ARRIVAL);
         let _all = running.control.waits.acquire_many(MAX_WAITS as u32).await.unwrap();
         assert_eq!(
-            running.ask(IDLE).await,
+            running.send(IDLE).await,
             (503, json!({"problem": "512 requests already wait, which is the limit"}))
         );
     }
@@ -700,7 +700,7 @@ mod tests {
             half.write_all(b"GET /v1").await.unwrap();
             halves.push(half);
         }
-        assert_eq!(running.ask("GET /v1/status").await.0, 200);
+        assert_eq!(running.send("GET /v1/status").await.0, 200);
     }
 
     #[tokio::test]
@@ -744,7 +744,7 @@ mod tests {
         let asking = running.begin("POST /v1/reload").await;
         running.fake.called.notified().await;
         drop(asking);
-        assert_eq!(running.ask("GET /v1/status").await.0, 200);
+        assert_eq!(running.send("GET /v1/status").await.0, 200);
         running.fake.through.notify_one();
         timeout(DEADLINE, running.fake.done.notified()).await.expect("it is done");
     }
@@ -756,7 +756,7 @@ mod tests {
         running.fake.called.notified().await;
         let following = running.begin("GET /v1/events?wait=60").await;
         // This request is accepted after the previous one.
-        running.ask("GET /v1/status").await;
+        running.send("GET /v1/status").await;
         running.closing.send_replace(true);
         assert_eq!(
             read_response(following).await,
@@ -780,10 +780,10 @@ mod tests {
             assert_eq!(status, 200);
             document["events"].as_array().unwrap().len()
         };
-        assert_eq!(count(running.ask("GET /v1/events").await), 1);
-        assert_eq!(count(running.ask(&format!("GET /v1/events?after=1&process={own}")).await), 0);
-        assert_eq!(count(running.ask("GET /v1/events?after=1").await), 0);
+        assert_eq!(count(running.send("GET /v1/events").await), 1);
+        assert_eq!(count(running.send(&format!("GET /v1/events?after=1&process={own}")).await), 0);
+        assert_eq!(count(running.send("GET /v1/events?after=1").await), 0);
         let other = format!("GET /v1/events?after=1&process={}&wait=60", own + 1);
-        assert_eq!(count(running.ask(&other).await), 1);
+        assert_eq!(count(running.send(&other).await), 1);
     }
 }

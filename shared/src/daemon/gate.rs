@@ -35,7 +35,7 @@ pub(super) struct Gate {
 
 /// Time that a backend has to become ready after its first check. With the defaults it takes two more checks, the first
 /// after five seconds and the second one second later. With longer intervals a failed first check decides.
-const PATIENCE: Duration = Duration::from_secs(10);
+const LIMIT: Duration = Duration::from_secs(10);
 const LOOK: Duration = Duration::from_millis(50);
 
 // === impl Gate ===
@@ -62,7 +62,7 @@ impl Gate {
     }
 
     async fn pass(&self) -> Result<(), String> {
-        let ends = Instant::now() + PATIENCE;
+        let ends = Instant::now() + LIMIT;
         loop {
             let unready = self.unready();
             if unready.is_empty() {
@@ -151,7 +151,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_gate_opens_when_each_wanted_pool_is_ready() {
         assert_eq!(after_an_hour("web", Duration::ZERO).await, (true, vec![]));
-        assert_eq!(after_an_hour("web", PATIENCE / 2).await, (true, vec![]));
+        assert_eq!(after_an_hour("web", LIMIT / 2).await, (true, vec![]));
         assert_eq!(
             after_an_hour("new", HOUR * 2).await,
             (true, vec![]),
@@ -161,7 +161,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_gate_stays_closed_if_a_pool_is_not_ready_in_time() {
-        let (is_open, refused) = after_an_hour("api", PATIENCE * 2).await;
+        let (is_open, refused) = after_an_hour("api", LIMIT * 2).await;
         assert!(!is_open, "dependent services have started");
         assert!(refused.len() == 1 && refused[0].contains("pool api"), "{refused:?}");
     }
