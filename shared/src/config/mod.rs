@@ -135,7 +135,8 @@ fn remedy(path: &Path, error: &io::Error, context: &Context<'_>) -> String {
         io::ErrorKind::IsADirectory => {
             format!("name a file, for example with `-c {}`", path.join("load_balancer.yaml").display())
         }
-        _ => "name an existing file with `-c`".to_owned(),
+        io::ErrorKind::NotFound => "name an existing file with `-c`".to_owned(),
+        _ => "name a configuration file with `-c`".to_owned(),
     }
 }
 
