@@ -491,8 +491,9 @@ fn authorities_of_a_variable_are_read_as_the_user_of_the_daemon() {
         chmod(&closed, mode);
         for (name, path) in [("SSL_CERT_FILE", &ca), ("SSL_CERT_DIR", &closed)] {
             for arguments in [&["check"][..], &["-t"]] {
-                let finished = lab
-                    .run_with(&[arguments, &["-c", path_str(&config)]].concat(), &[(name, path_str(path))]);
+                let mut command = lab.command();
+                command.env_remove("SSL_CERT_FILE").env_remove("SSL_CERT_DIR").env(name, path);
+                let finished = lab.finish(command, &[arguments, &["-c", path_str(&config)]].concat());
                 assert_eq!(finished.code, Some(code), "{arguments:?} {name}: {finished:?}");
                 let said = format!("{name}={}, as the user `nobody`: permission denied", path.display());
                 assert_eq!(finished.stderr.contains(&said), code == 2, "{finished:?}");
