@@ -176,7 +176,7 @@ mod tests {
         serde_json::from_value(Value::Object(section)).map_err(|error| error.to_string())
     }
 
-    fn refusal(text: &str) -> String {
+    fn rejection(text: &str) -> String {
         match parse(text) {
             Ok(config) => panic!("{text} was accepted as {config:?}"),
             Err(message) => message,
@@ -284,7 +284,7 @@ mod tests {
             ("type: htp", "did you mean `http`?"),
             ("intervall: 5s", "unknown field `intervall`"),
         ] {
-            let message = refusal(text);
+            let message = rejection(text);
             assert!(message.contains(expected), "{text}: {message:?} does not say {expected:?}");
         }
     }

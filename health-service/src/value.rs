@@ -7,7 +7,7 @@ use http::Method;
 use schemars::{JsonSchema, Schema, json_schema};
 use serde::{Deserialize, Serialize};
 use values::choice::{Choice, OtherWords};
-use values::{Refusal, Scalar, TextScalar};
+use values::{Rejection, Scalar, TextScalar};
 
 /// The kind of check as written: `tcp`, `http`, `grpc` or `none`.
 #[derive(Deserialize, Serialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -132,7 +132,7 @@ impl fmt::Display for CheckType {
 impl TextScalar for CheckMethod {
     const EXPECTED: &'static str = <Method as TextScalar>::EXPECTED;
 
-    fn parse(text: &str) -> Result<Self, Refusal> {
+    fn parse(text: &str) -> Result<Self, Rejection> {
         match Method::from_text(text)? {
             Method::CONNECT => {
                 let why = "CONNECT opens a tunnel, so it has no path and no response to check";
@@ -154,7 +154,7 @@ impl TextScalar for CheckMethod {
 impl TextScalar for BodyText {
     const EXPECTED: &'static str = "a text that the body must contain";
 
-    fn parse(text: &str) -> Result<Self, Refusal> {
+    fn parse(text: &str) -> Result<Self, Rejection> {
         if text.is_empty() {
             let message = format!("expected {}, found an empty text", Self::expected());
             return Err(format!("{message}\nremove the key: every body contains an empty text").into());
@@ -168,7 +168,7 @@ impl TextScalar for BodyText {
 impl TextScalar for ServiceName {
     const EXPECTED: &'static str = "the name of a gRPC service such as shop.Orders";
 
-    fn parse(text: &str) -> Result<Self, Refusal> {
+    fn parse(text: &str) -> Result<Self, Rejection> {
         if text.is_empty() {
             let message = format!("expected {}, found an empty text", Self::expected());
             return Err(format!("{message}\nremove the key to check the whole server").into());

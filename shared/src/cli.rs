@@ -1,7 +1,7 @@
 //! The command line: Pingora's four flags, with the meaning that they have in its quick start, and our subcommands.
 //!
 //! Help, manual page and completions come from these types. It shows no subcommand that is
-//! hidden, and no option that a subcommand refuses.
+//! hidden, and no option that a subcommand rejects.
 
 mod completion;
 mod manual;
@@ -20,7 +20,7 @@ use lb_service::listener::ListenAddress;
 use lb_service::pool::{UpstreamAddress, Weight};
 use metrics_service::config::MetricsConfig;
 use serde_json::json;
-use values::{BackendAddress, PositiveDuration, Refusal, Scalar};
+use values::{BackendAddress, PositiveDuration, Rejection, Scalar};
 
 use crate::config::loopback;
 
@@ -309,16 +309,16 @@ fn weight(text: &str) -> Result<Weight, String> {
     text.parse().ok().and_then(Weight::new).ok_or_else(|| "a weight is 1 to 1000".to_owned())
 }
 
-fn backend(text: &str) -> Result<UpstreamAddress, Refusal> {
+fn backend(text: &str) -> Result<UpstreamAddress, Rejection> {
     BackendAddress::from_text(text).map(|address| address.resolve(loopback()).into())
 }
 
-fn duration(text: &str) -> Result<Duration, Refusal> {
+fn duration(text: &str) -> Result<Duration, Rejection> {
     <PositiveDuration>::from_text(text).map(PositiveDuration::get)
 }
 
 /// Parses one `--to`. The hint for several addresses in a configuration would be wrong here.
-fn backend_to(text: &str) -> Result<BackendAddress, Refusal> {
+fn backend_to(text: &str) -> Result<BackendAddress, Rejection> {
     if text.contains(',') {
         let each = text.split(',').map(|address| format!("--to {}", address.trim())).collect::<Vec<_>>();
         return Err(format!("it has more than one address\nwrite {}", each.join(" ")).into());
@@ -513,7 +513,7 @@ mod tests {
     }
 
     #[test]
-    fn a_subcommand_that_refuses_the_file_does_not_show_it_and_still_reads_it() {
+    fn a_subcommand_that_rejects_the_file_does_not_show_it_and_still_reads_it() {
         let run = |words: &str| Cli::read(words.split(' ').map(OsString::from));
         for name in WITHOUT_FILE {
             let help = run(&format!("load_balancer {name} --help")).unwrap_err().to_string();
@@ -527,7 +527,7 @@ mod tests {
     }
 
     #[test]
-    fn a_subcommand_that_refuses_standard_input_does_not_offer_it_and_still_reads_a_file() {
+    fn a_subcommand_that_rejects_standard_input_does_not_offer_it_and_still_reads_a_file() {
         let run = |words: &str| Cli::read(words.split(' ').map(OsString::from));
         for name in WITHOUT_INPUT {
             let help = run(&format!("load_balancer {name} --help")).unwrap_err().to_string();

@@ -9,7 +9,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{self, Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize, Serializer};
 use values::number::{MAX_COUNT, Number};
-use values::{BackendAddress, Refusal, Scalar, Text};
+use values::{BackendAddress, Rejection, Scalar, Text};
 
 use crate::pool::{Admin, BackendSettings, Weight};
 
@@ -140,11 +140,11 @@ impl Scalar for WeightNumber {
         WeightRange::expected()
     }
 
-    fn from_text(text: &str) -> Result<Self, Refusal> {
+    fn from_text(text: &str) -> Result<Self, Rejection> {
         WeightRange::from_text(text).map(Self::from)
     }
 
-    fn from_integer(number: i64) -> Result<Self, Refusal> {
+    fn from_integer(number: i64) -> Result<Self, Rejection> {
         if number == 0 {
             let hint = "remove a backend that should get no requests";
             return Err(format!("expected {}, found 0\n{hint}", Self::expected()).into());
@@ -152,7 +152,7 @@ impl Scalar for WeightNumber {
         WeightRange::from_integer(number).map(Self::from)
     }
 
-    fn from_float(number: f64) -> Result<Self, Refusal> {
+    fn from_float(number: f64) -> Result<Self, Rejection> {
         WeightRange::from_float(number).map(Self::from)
     }
 
@@ -189,9 +189,9 @@ mod tests {
         assert_eq!(plan(&short), BackendSettings::new(([10, 0, 0, 1], 80).into()));
         for weight in ["0", "1001", "-1"] {
             let text = format!(r#"{{"address": "10.0.0.1:80", "weight": {weight}}}"#);
-            assert!(json(&text).expect_err("refused").contains("from 1 to 1000"), "{weight}");
+            assert!(json(&text).expect_err("rejected").contains("from 1 to 1000"), "{weight}");
         }
-        assert!(json("true").expect_err("refused").contains("an address such as"));
+        assert!(json("true").expect_err("rejected").contains("an address such as"));
     }
 
     #[test]

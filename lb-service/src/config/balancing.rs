@@ -328,8 +328,8 @@ impl<'de> Visitor<'de> for HashOnVisitor {
             "cookie" => ("cookie", "session"),
             "query" => ("parameter", "id"),
             _ => {
-                let refusal = choice::refusal(text, HASH_ON, OTHER_WORDS);
-                return Err(refusal.into_error(Unexpected::Str(text), "client_ip, uri, or what to hash"));
+                let rejection = choice::rejection(text, HASH_ON, OTHER_WORDS);
+                return Err(rejection.into_error(Unexpected::Str(text), "client_ip, uri, or what to hash"));
             }
         };
         Err(E::custom(format!(
@@ -400,7 +400,7 @@ mod tests {
             (r#"{"header":"a b"}"#, "the name of a header"),
             ("7", "client_ip, uri, or"),
         ] {
-            let message = json::<HashOnConfig>(text).expect_err("refused");
+            let message = json::<HashOnConfig>(text).expect_err("rejected");
             assert!(message.contains(why), "{text}: {message}");
         }
     }
@@ -412,6 +412,6 @@ mod tests {
             sticky.plan(None),
             StickySettings { ttl: Some(Duration::from_secs(3600)), ..StickySettings::new("lb") }
         );
-        assert!(json::<StickyConfig>("{}").expect_err("refused").contains("cookie"));
+        assert!(json::<StickyConfig>("{}").expect_err("rejected").contains("cookie"));
     }
 }

@@ -124,7 +124,7 @@ mod tests {
             assert_eq!(short_form.address.get(), long_form.address.get());
             assert_eq!(short_form.name(), address);
         }
-        assert!(json("true").expect_err("refused").contains("an address such as"));
+        assert!(json("true").expect_err("rejected").contains("an address such as"));
     }
 
     #[test]

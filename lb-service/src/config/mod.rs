@@ -250,7 +250,7 @@ mod tests {
         assert_eq!(methods(r#"{"method": "GET"}"#), Ok(vec![Method::GET]));
         assert_eq!(methods(r#"{"method": ["GET", "POST"]}"#), Ok(vec![Method::GET, Method::POST]));
         assert_eq!(methods("{}"), Ok(vec![]));
-        assert!(methods(r#"{"method": []}"#).expect_err("refused").contains("does not match any request"));
+        assert!(methods(r#"{"method": []}"#).expect_err("rejected").contains("does not match any request"));
     }
 
     #[test]
@@ -269,8 +269,8 @@ mod tests {
         assert_eq!(read(r#"{"path": "/a"}"#).paths(), AnyOf::One(PathPattern::Exact("/a".into())));
         assert_eq!(read("{}").paths(), AnyOf::One(PathPattern::Any));
         for key in ["host", "path", "path_prefix"] {
-            let refusal = json::<MatchConfig>(&format!(r#"{{"{key}": []}}"#)).expect_err("refused");
-            assert!(refusal.contains("does not match any request"), "{refusal}");
+            let rejection = json::<MatchConfig>(&format!(r#"{{"{key}": []}}"#)).expect_err("rejected");
+            assert!(rejection.contains("does not match any request"), "{rejection}");
         }
     }
 

@@ -8,7 +8,7 @@ use serde::de::{self, Deserializer};
 use serde::{Deserialize, Serialize, Serializer};
 use values::choice::{self, OtherWords};
 use values::number::MAX_COUNT;
-use values::{Number, Percent, PositiveDuration, Ratio, Refusal, Scalar, Text};
+use values::{Number, Percent, PositiveDuration, Ratio, Rejection, Scalar, Text};
 
 use crate::pool::{OutlierSettings, RetryCause, RetryOn, RetrySettings, SlowBackendSettings};
 
@@ -352,15 +352,15 @@ impl Scalar for RetryWord {
         format!("one of {}", RETRY_ON.join(", ")).into()
     }
 
-    fn from_text(text: &str) -> Result<Self, Refusal> {
+    fn from_text(text: &str) -> Result<Self, Rejection> {
         if let Ok(status) = text.parse() {
             return Self::from_integer(status);
         }
         let named = NAMED.iter().find(|(word, _)| *word == text);
-        named.map(|(_, cause)| Self(*cause)).ok_or_else(|| choice::refusal(text, RETRY_ON, OTHER_WORDS))
+        named.map(|(_, cause)| Self(*cause)).ok_or_else(|| choice::rejection(text, RETRY_ON, OTHER_WORDS))
     }
 
-    fn from_integer(status: i64) -> Result<Self, Refusal> {
+    fn from_integer(status: i64) -> Result<Self, Rejection> {
         let cause = u16::try_from(status).ok().and_then(RetryCause::of_status).map(Self);
         cause.ok_or_else(|| format!("a response of {status} cannot be retried\nuse 502, 503 or 504").into())
     }
@@ -459,7 +459,7 @@ mod tests {
             (r#"["5xx"]"#, "write 502, 503 and 504 instead"),
             (r#"["rset"]"#, "did you mean `reset`?"),
         ] {
-            let message = json::<RetryOnConfig>(text).expect_err("refused");
+            let message = json::<RetryOnConfig>(text).expect_err("rejected");
             assert!(message.contains(why), "{text}: {message}");
         }
     }

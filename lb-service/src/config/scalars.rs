@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use schemars::Schema;
 use values::address::{self, Purpose, is_host_name};
-use values::{PositiveDuration, Refusal, Scalar, TextScalar, path};
+use values::{PositiveDuration, Rejection, Scalar, TextScalar, path};
 
 use crate::listener::ListenAddress;
 use crate::route::HostPattern;
@@ -39,7 +39,7 @@ impl TextScalar for ListenAddress {
     const EXPECTED: &'static str = Purpose::Listener.expected();
     const PATTERN: &'static str = "^(unix:/\\S+|[0-9A-Fa-f.:%\\[\\]]*:[0-9]{1,5})$";
 
-    fn parse(text: &str) -> Result<Self, Refusal> {
+    fn parse(text: &str) -> Result<Self, Rejection> {
         if let Some(path) = text.strip_prefix("unix:") {
             return path::unix_listener(path).map(Self::Unix);
         }
@@ -55,7 +55,7 @@ impl TextScalar for ListenAddress {
 impl TextScalar for HostPattern {
     const EXPECTED: &'static str = "a host such as example.com or *.example.com";
 
-    fn parse(text: &str) -> Result<Self, Refusal> {
+    fn parse(text: &str) -> Result<Self, Rejection> {
         Self::parse(text).map_err(|error| {
             let hint = host_hint(text).map(|hint| format!("\n{hint}")).unwrap_or_default();
             let message = match text.contains("://") {
@@ -84,7 +84,7 @@ impl TextScalar for ServerName {
     const EXPECTED: &'static str = "a host name such as example.com";
     const PATTERN: &'static str = "^[A-Za-z0-9._:-]+$";
 
-    fn parse(text: &str) -> Result<Self, Refusal> {
+    fn parse(text: &str) -> Result<Self, Rejection> {
         let is_address = text.parse::<IpAddr>().is_ok();
         let empty_label = text.split('.').any(str::is_empty);
         if text.contains('*') {
@@ -113,7 +113,7 @@ impl Scalar for CookieAge {
         PositiveDuration::<MAX_COOKIE_AGE>::expected()
     }
 
-    fn from_text(text: &str) -> Result<Self, Refusal> {
+    fn from_text(text: &str) -> Result<Self, Rejection> {
         let age = PositiveDuration::from_text(text)?;
         if age.get().subsec_nanos() > 0 {
             let right = age.get().as_secs() + 1;
@@ -125,7 +125,7 @@ impl Scalar for CookieAge {
         Ok(Self(age))
     }
 
-    fn from_bool(value: bool) -> Result<Self, Refusal> {
+    fn from_bool(value: bool) -> Result<Self, Rejection> {
         PositiveDuration::from_bool(value).map(Self)
     }
 
@@ -138,7 +138,7 @@ impl TextScalar for CookieName {
     const EXPECTED: &'static str = "the name of a cookie such as lb_session";
     const PATTERN: &'static str = "^[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}$";
 
-    fn parse(text: &str) -> Result<Self, Refusal> {
+    fn parse(text: &str) -> Result<Self, Rejection> {
         let allowed = |c: char| c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(c);
         if text.is_empty() || text.len() > 128 || !text.chars().all(allowed) {
             let hint = "use 1 to 128 letters, digits, `_` and `-`";
@@ -152,7 +152,7 @@ impl TextScalar for QueryName {
     const EXPECTED: &'static str = "the name of a query parameter such as id";
     const PATTERN: &'static str = "^[^&=#\"<>\\s]+$";
 
-    fn parse(text: &str) -> Result<Self, Refusal> {
+    fn parse(text: &str) -> Result<Self, Rejection> {
         let allowed = |c: char| c.is_ascii_graphic() && !"&=#\"<>".contains(c);
         if text.is_empty() {
             return Err(format!("expected {}, found an empty text", Self::expected()).into());
@@ -170,10 +170,10 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn refusal<T: Scalar>(text: &str) -> String {
+    fn rejection<T: Scalar>(text: &str) -> String {
         match T::from_text(text) {
             Ok(_) => panic!("{text:?} was accepted"),
-            Err(refusal) => refusal.to_string(),
+            Err(rejection) => rejection.to_string(),
         }
     }
 
@@ -188,23 +188,23 @@ mod tests {
     fn cookies_have_a_valid_name_and_an_age_in_whole_seconds() {
         accepts::<CookieName>(&["lb", "__Host-lb", "a.b"]);
         for text in ["", "a b", "a=b", "a;b", "ä", "a\"", "a,b"] {
-            assert!(refusal::<CookieName>(text).contains("cannot be the name of a cookie"), "{text}");
+            assert!(rejection::<CookieName>(text).contains("cannot be the name of a cookie"), "{text}");
         }
         accepts::<CookieAge>(&["1s", "1h", "168h", "9600h", "2000ms"]);
-        assert!(refusal::<CookieAge>("0s").contains("above zero"));
-        assert!(refusal::<CookieAge>("1500ms").contains("whole seconds"));
-        assert!(refusal::<CookieAge>("9601h").contains("400 days\nwrite 9600h"));
-        assert!(refusal::<CookieAge>("99999999999999999999h").contains("400 days"));
-        assert!(refusal::<CookieAge>("7d").ends_with("write 168h"));
-        assert!(refusal::<CookieAge>("500d").contains("400 days"));
+        assert!(rejection::<CookieAge>("0s").contains("above zero"));
+        assert!(rejection::<CookieAge>("1500ms").contains("whole seconds"));
+        assert!(rejection::<CookieAge>("9601h").contains("400 days\nwrite 9600h"));
+        assert!(rejection::<CookieAge>("99999999999999999999h").contains("400 days"));
+        assert!(rejection::<CookieAge>("7d").ends_with("write 168h"));
+        assert!(rejection::<CookieAge>("500d").contains("400 days"));
     }
 
     #[test]
     fn query_parameters_are_named_as_they_are_sent() {
         accepts::<QueryName>(&["id", "a[]", "a%20b", "a?b"]);
-        assert!(refusal::<QueryName>("").contains("empty"));
+        assert!(rejection::<QueryName>("").contains("empty"));
         for text in ["a b", "a=b", "a&b", "ä", "#"] {
-            assert!(refusal::<QueryName>(text).contains("percent-encoded"), "{text}");
+            assert!(rejection::<QueryName>(text).contains("percent-encoded"), "{text}");
         }
     }
 
@@ -212,23 +212,25 @@ mod tests {
     fn listeners_can_be_unix_sockets_with_an_absolute_path() {
         accepts::<ListenAddress>(&["0.0.0.0:80", "[::]:80", ":80", "unix:/run/a.sock"]);
         assert_eq!(ListenAddress::from_text(":80"), ListenAddress::from_text("0.0.0.0:80"));
-        assert!(refusal::<ListenAddress>("unix:a.sock").contains("absolute"));
-        assert!(refusal::<ListenAddress>("unix:/run/a b").contains("white space"));
-        assert!(refusal::<ListenAddress>(&format!("unix:/{}", "a".repeat(107))).contains("this one has 108"));
-        assert!(refusal::<ListenAddress>("*:80").contains("write \":80\""));
+        assert!(rejection::<ListenAddress>("unix:a.sock").contains("absolute"));
+        assert!(rejection::<ListenAddress>("unix:/run/a b").contains("white space"));
+        assert!(
+            rejection::<ListenAddress>(&format!("unix:/{}", "a".repeat(107))).contains("this one has 108")
+        );
+        assert!(rejection::<ListenAddress>("*:80").contains("write \":80\""));
     }
 
     #[test]
     fn hosts_have_neither_scheme_nor_port() {
-        assert!(refusal::<HostPattern>("https://a.com:80/x").ends_with("write a.com"));
-        assert!(refusal::<HostPattern>("*").ends_with("remove `host` to match every host"));
-        assert!(refusal::<HostPattern>("a.com:80").contains("expected a host without a port, because"));
+        assert!(rejection::<HostPattern>("https://a.com:80/x").ends_with("write a.com"));
+        assert!(rejection::<HostPattern>("*").ends_with("remove `host` to match every host"));
+        assert!(rejection::<HostPattern>("a.com:80").contains("expected a host without a port, because"));
     }
 
     #[test]
     fn names_in_certificates_have_no_wildcard() {
         accepts::<ServerName>(&["one.one.one.one", "127.0.0.1", "a_b.example"]);
-        assert!(refusal::<ServerName>("*.example.com").contains("with a `*`"));
-        assert!(refusal::<ServerName>("a..b").contains("a host name"));
+        assert!(rejection::<ServerName>("*.example.com").contains("with a `*`"));
+        assert!(rejection::<ServerName>("a..b").contains("a host name"));
     }
 }

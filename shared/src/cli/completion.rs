@@ -74,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refused_option_is_not_offered() {
+    fn a_rejected_option_is_not_offered() {
         let bash = text(Shell::Bash);
         let options = |name: &str| {
             let case = format!("load_balancer__subcmd__{name})");

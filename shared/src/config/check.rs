@@ -203,7 +203,7 @@ impl Checker<'_> {
     fn check_accounts(&mut self) {
         let (user, group) = (self.config.user.as_deref(), self.config.group.as_deref());
         for (key, user, group) in [("user", user, None), ("group", None, group)] {
-            if let Some(reason) = self.context.files.refuses_accounts(user, group) {
+            if let Some(reason) = self.context.files.account_error(user, group) {
                 let problem = Problem::new(Id::Account, reason);
                 let written = user.or(group).map(|name| Value::Text { text: name.to_owned(), plain: true });
                 let absent = written.and_then(|written| for_nothing(&path![key], &written));
@@ -856,7 +856,7 @@ impl Checker<'_> {
             if is_regular {
                 self.check_rotation(path, directory);
             }
-        } else if let Some(why) = files.refuses_new_files(directory) {
+        } else if let Some(why) = files.creation_error(directory) {
             let message = format!("cannot create a file in {}: {why}", directory.display());
             let hint = self.directory_hint(path, directory);
             self.report(path, Problem::new(Id::Directory, message).hint(hint));
@@ -867,7 +867,7 @@ impl Checker<'_> {
 
     /// Checks an existing log. It needs write permission for the file only, not for its directory.
     fn check_existing_log(&mut self, path: &[Step], file: &Path) {
-        if let Some(why) = self.context.files.refuses_writing(file) {
+        if let Some(why) = self.context.files.write_error(file) {
             self.report(path, Problem::new(Id::Directory, format!("cannot write to {why}")));
         }
     }

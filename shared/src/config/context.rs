@@ -92,7 +92,7 @@ pub trait Files {
     fn uid_of(&self, account: Account<'_>) -> u32;
 
     /// Returns the reason why a file cannot be created in a directory. `None` means that it can.
-    fn refuses_new_files(&self, directory: &Path) -> Option<String>;
+    fn creation_error(&self, directory: &Path) -> Option<String>;
 
     /// Returns whether there is a regular file at the path. `None` means that nothing exists there.
     fn is_regular_file(&self, _path: &Path) -> Option<bool> {
@@ -101,7 +101,7 @@ pub trait Files {
 
     /// Returns the reason why an existing file cannot be written to, with its name and the remedy. `None` means that it
     /// can.
-    fn refuses_writing(&self, _file: &Path) -> Option<String> {
+    fn write_error(&self, _file: &Path) -> Option<String> {
         None
     }
 
@@ -115,7 +115,7 @@ pub trait Files {
     }
 
     /// Returns the reason why no process can run as this user and group. `None` means that both exist.
-    fn refuses_accounts(&self, user: Option<&str>, group: Option<&str>) -> Option<String>;
+    fn account_error(&self, user: Option<&str>, group: Option<&str>) -> Option<String>;
 }
 
 /// The account that the daemon runs as, from the configuration.
@@ -205,7 +205,7 @@ impl Files for RealFiles {
         fs::metadata(path).ok().map(|metadata| metadata.is_file())
     }
 
-    fn refuses_new_files(&self, directory: &Path) -> Option<String> {
+    fn creation_error(&self, directory: &Path) -> Option<String> {
         match fs::metadata(directory) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Some("it does not exist".to_owned()),
             Err(error) => Some(format!("it cannot be accessed: {error}")),
@@ -217,7 +217,7 @@ impl Files for RealFiles {
         }
     }
 
-    fn refuses_writing(&self, file: &Path) -> Option<String> {
+    fn write_error(&self, file: &Path) -> Option<String> {
         check_writable(file).err().map(|source| Unusable::new(file, source).to_string())
     }
 
@@ -232,7 +232,7 @@ impl Files for RealFiles {
         Some(Denied { user: identity.user_name(), group: identity.group_name(), reason })
     }
 
-    fn refuses_accounts(&self, user: Option<&str>, group: Option<&str>) -> Option<String> {
+    fn account_error(&self, user: Option<&str>, group: Option<&str>) -> Option<String> {
         Identity::resolve(user, group).err().map(|error| error.to_string())
     }
 }
@@ -312,12 +312,12 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_that_is_missing_or_a_file_refuses_new_files() {
+    fn a_directory_that_is_missing_or_a_file_has_a_creation_error() {
         let directory = tempfile::tempdir().expect("a directory can be made");
         let file = directory.path().join("file");
         fs::write(&file, "").expect("a file can be written");
-        assert_eq!(RealFiles.refuses_new_files(directory.path()), None);
-        let why = |path: &Path| RealFiles.refuses_new_files(path);
+        assert_eq!(RealFiles.creation_error(directory.path()), None);
+        let why = |path: &Path| RealFiles.creation_error(path);
         assert_eq!(why(&file).as_deref(), Some("it is not a directory"));
         assert_eq!(why(&directory.path().join("none")).as_deref(), Some("it does not exist"));
     }

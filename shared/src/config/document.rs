@@ -446,7 +446,7 @@ impl<'a> Builder<'a> {
         self.account(1, depth, span)?;
         let (node, anchor) = match event {
             Event::Scalar(text, style, anchor, tag) => {
-                self.refuse_tag(tag.is_some(), span)?;
+                self.reject_tag(tag.is_some(), span)?;
                 let value = match style {
                     ScalarStyle::Plain => resolve(&text),
                     _ => Value::Text { text: text.into_owned(), plain: false },
@@ -454,11 +454,11 @@ impl<'a> Builder<'a> {
                 (Node { span, value }, anchor)
             }
             Event::SequenceStart(_, anchor, tag) => {
-                self.refuse_tag(tag.is_some(), span)?;
+                self.reject_tag(tag.is_some(), span)?;
                 (self.list(span, depth)?, anchor)
             }
             Event::MappingStart(_, anchor, tag) => {
-                self.refuse_tag(tag.is_some(), span)?;
+                self.reject_tag(tag.is_some(), span)?;
                 (self.map(span, depth)?, anchor)
             }
             Event::Alias(anchor) => (self.alias(anchor, span, depth)?, 0),
@@ -484,7 +484,7 @@ impl<'a> Builder<'a> {
         Ok(())
     }
 
-    fn refuse_tag(&self, tagged: bool, span: Span) -> Result<(), Fatal> {
+    fn reject_tag(&self, tagged: bool, span: Span) -> Result<(), Fatal> {
         if !tagged {
             return Ok(());
         }

@@ -1,7 +1,7 @@
 //! The configuration: converts text to a [`Plan`], or to all problems that prevent it.
 //!
 //! ```text
-//!  text ── document ──> tree with places ── env, renamed, refused ──> tree ── decode ──> Config (as written)
+//!  text ── document ──> tree with places ── env, renamed, rejected ─> tree ── decode ──> Config (as written)
 //!                                                                                     │ plan::complete (defaults)
 //!          Problems <── every step adds problems; errors prevent a plan <─────── check │
 //!             │ render                                                                v plan::plan
@@ -22,7 +22,7 @@ mod plan;
 mod ports;
 mod print;
 mod problem;
-mod refused;
+mod rejected;
 mod renamed;
 mod render;
 mod schema;
@@ -171,8 +171,8 @@ fn read(
     let mut root = root_mapping(root?);
     env::expand(&mut root, context.variables, problems);
     renamed::rename(&mut root, problems);
-    refused::refuse(&mut root, problems);
-    ports::refuse(&mut root, problems);
+    rejected::reject(&mut root, problems);
+    ports::reject(&mut root, problems);
     if !decode::is_valid::<Config>(&root) {
         nesting::mend(&mut root, text, problems);
     }

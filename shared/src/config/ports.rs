@@ -15,7 +15,7 @@ const PLACES: [&[&str]; 3] = [&["listeners", "*"], &["pools", "*", "backends", "
 const ADDRESSES: [&str; 5] = ["address", "host", "ip", "addr", "hostname"];
 
 /// Reports every port next to an address, and removes both keys from the tree.
-pub(crate) fn refuse(root: &mut Node, problems: &mut Vec<Problem>) {
+pub(crate) fn reject(root: &mut Node, problems: &mut Vec<Problem>) {
     let mappings: Vec<_> = PLACES.iter().flat_map(|place| root.matching(place)).collect();
     for path in mappings {
         let Some(Value::Map(map)) = root.get(&path).map(|node| &node.value) else { continue };

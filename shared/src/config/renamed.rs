@@ -118,7 +118,7 @@ fn pointer_to(schema: &Json, path: &[&str]) -> Option<String> {
 impl Renamed {
     fn rename_key(&self, root: &mut Node, path: &[Step], problems: &mut Vec<Problem>) {
         let Self { old, new, .. } = self;
-        self.refuse_boolean_key(root, path, problems);
+        self.reject_boolean_key(root, path, problems);
         let Some(Value::Map(map)) = root.get(path).map(|node| &node.value) else { return };
         let Some(first) = map.get(old).map(|entry| entry.key_span) else { return };
         if let Some(second) = map.get(new).map(|entry| entry.key_span) {
@@ -132,7 +132,7 @@ impl Renamed {
         root.rename_key(path, old, new);
     }
 
-    fn refuse_boolean_key(&self, root: &mut Node, path: &[Step], problems: &mut Vec<Problem>) {
+    fn reject_boolean_key(&self, root: &mut Node, path: &[Step], problems: &mut Vec<Problem>) {
         let Some(boolean) = self.boolean.map(|boolean| boolean.to_string()) else { return };
         let path = under(path, &boolean);
         if root.get(&path).is_some() {
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn the_boolean_that_yaml_1_1_makes_of_an_old_name_is_refused() {
+    fn the_boolean_that_yaml_1_1_makes_of_an_old_name_is_rejected() {
         let (_, problems) = renamed("pools: {a: {retries: {true: [reset]}}}\naccess_log: {format: false}\n");
         assert_eq!(problems, ["LB010 at true: unknown key `true`", "LB014 at false: unknown value `false`"]);
     }

@@ -47,7 +47,7 @@ fn require_pools(schema: &mut Value) {
 /// Adds the rules that the types cannot express, recursively: a value is never null, and any value can be a variable.
 fn adjust(schema: &mut Value) {
     let Some(object) = schema.as_object_mut() else { return };
-    refuse_null(object);
+    reject_null(object);
     for part in ["properties", "patternProperties", "$defs"] {
         object
             .get_mut(part)
@@ -66,7 +66,7 @@ fn adjust(schema: &mut Value) {
 }
 
 /// Removes null from the types. An optional key can be left out, but a key without a value is rejected.
-fn refuse_null(object: &mut Map<String, Value>) {
+fn reject_null(object: &mut Map<String, Value>) {
     if let Some(types) = object.get_mut("type").and_then(Value::as_array_mut) {
         types.retain(|name| name != "null");
         if let [only] = types.as_slice() {

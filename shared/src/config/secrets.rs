@@ -37,8 +37,8 @@ pub(crate) fn session_keys(path: &Path, files: &dyn Files, uid: u32) -> Result<S
         },
     };
     let (protection, text) = files.read_secret(path).map_err(unreadable)?;
-    if let Some(refusal) = protection.refusal(path, uid) {
-        return Err(refusal);
+    if let Some(rejection) = protection.rejection(path, uid) {
+        return Err(rejection);
     }
     SessionKeys::parse(&text)
         .map_err(|error| SecretError { why: error.to_string(), remedy: HOW_TO_MAKE_KEYS.to_owned() })
@@ -49,7 +49,7 @@ pub(crate) fn session_keys(path: &Path, files: &dyn Files, uid: u32) -> Result<S
 impl Protection {
     /// Returns the reason why the file at `path` cannot hold a secret of a daemon that runs as `uid`. `None` means that
     /// it can.
-    fn refusal(self, path: &Path, uid: u32) -> Option<SecretError> {
+    fn rejection(self, path: &Path, uid: u32) -> Option<SecretError> {
         let Self { is_file, owner, mode } = self;
         let path = path.display();
         let (why, remedy) = if !is_file {
@@ -86,19 +86,19 @@ mod tests {
 
     const PRIVATE: Protection = Protection { is_file: true, owner: 0, mode: 0o600 };
 
-    fn refusal(protection: Protection) -> String {
-        protection.refusal(Path::new("/keys"), 7).map(|error| error.why).unwrap_or_default()
+    fn rejection(protection: Protection) -> String {
+        protection.rejection(Path::new("/keys"), 7).map(|error| error.why).unwrap_or_default()
     }
 
     #[test]
     fn a_private_file_of_root_or_of_the_daemon_is_used() {
         for owner in [0, 7] {
             for mode in [0o600, 0o400, 0o100_600] {
-                assert_eq!(refusal(Protection { owner, mode, ..PRIVATE }), "");
+                assert_eq!(rejection(Protection { owner, mode, ..PRIVATE }), "");
             }
         }
         assert!(
-            refusal(Protection { owner: 1_999_999_999, ..PRIVATE })
+            rejection(Protection { owner: 1_999_999_999, ..PRIVATE })
                 .contains("the user with the ID 1999999999")
         );
         assert_eq!(user(0), "user `root` (ID 0)");
@@ -106,20 +106,20 @@ mod tests {
 
     #[test]
     fn a_group_reads_only_the_files_of_root() {
-        assert_eq!(refusal(Protection { mode: 0o640, ..PRIVATE }), "");
-        assert!(refusal(Protection { owner: 7, mode: 0o640, ..PRIVATE }).contains("mode 0640"));
+        assert_eq!(rejection(Protection { mode: 0o640, ..PRIVATE }), "");
+        assert!(rejection(Protection { owner: 7, mode: 0o640, ..PRIVATE }).contains("mode 0640"));
     }
 
     #[test]
-    fn a_file_that_others_read_or_change_is_refused() {
+    fn a_file_that_others_read_or_change_is_rejected() {
         for mode in [0o604, 0o644, 0o602, 0o601, 0o620, 0o660, 0o610, 0o666] {
-            let refused = refusal(Protection { mode, ..PRIVATE });
-            assert!(refused.contains(&format!("mode {mode:04o} ")), "{refused}");
+            let rejected = rejection(Protection { mode, ..PRIVATE });
+            assert!(rejected.contains(&format!("mode {mode:04o} ")), "{rejected}");
         }
     }
 
     #[test]
-    fn a_directory_is_refused() {
-        assert!(refusal(Protection { is_file: false, ..PRIVATE }).contains("regular file"));
+    fn a_directory_is_rejected() {
+        assert!(rejection(Protection { is_file: false, ..PRIVATE }).contains("regular file"));
     }
 }

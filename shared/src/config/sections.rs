@@ -11,8 +11,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
 use values::number::MAX_COUNT;
 use values::{
-    AbsolutePath, AnyDuration, Directory, Name, Number, Percent, PositiveDuration, ReadPath, Refusal, Scalar,
-    SocketPath, Text, TextScalar,
+    AbsolutePath, AnyDuration, Directory, Name, Number, Percent, PositiveDuration, ReadPath, Rejection,
+    Scalar, SocketPath, Text, TextScalar,
 };
 
 use crate::process::logging::LogFilter;
@@ -205,7 +205,7 @@ impl TextScalar for SourceIpv4 {
     const EXPECTED: &'static str = "an IPv4 address without a port";
     const PATTERN: &'static str = "^[0-9.]+$";
 
-    fn parse(text: &str) -> Result<Self, Refusal> {
+    fn parse(text: &str) -> Result<Self, Rejection> {
         let address = text.parse().map(Self);
         address.map_err(|_| Self::unexpected(text).into())
     }
@@ -215,7 +215,7 @@ impl TextScalar for SourceIpv6 {
     const EXPECTED: &'static str = "an IPv6 address without a port";
     const PATTERN: &'static str = "^[0-9A-Fa-f.:]+$";
 
-    fn parse(text: &str) -> Result<Self, Refusal> {
+    fn parse(text: &str) -> Result<Self, Rejection> {
         let address = text.parse().map(Self);
         address.map_err(|_| Self::unexpected(text).into())
     }

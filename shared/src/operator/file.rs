@@ -173,7 +173,7 @@ impl Files for OpenFiles {
         RealFiles.uid_of(account)
     }
 
-    fn refuses_new_files(&self, _directory: &Path) -> Option<String> {
+    fn creation_error(&self, _directory: &Path) -> Option<String> {
         None
     }
 
@@ -187,7 +187,7 @@ impl Files for OpenFiles {
         runs_as_account.then(|| RealFiles.denied(account, access)).flatten()
     }
 
-    fn refuses_accounts(&self, _user: Option<&str>, _group: Option<&str>) -> Option<String> {
+    fn account_error(&self, _user: Option<&str>, _group: Option<&str>) -> Option<String> {
         None
     }
 }

@@ -112,7 +112,7 @@ impl Files for NoFiles {
         1000
     }
 
-    fn refuses_new_files(&self, _: &Path) -> Option<String> {
+    fn creation_error(&self, _: &Path) -> Option<String> {
         None
     }
 
@@ -120,7 +120,7 @@ impl Files for NoFiles {
         false
     }
 
-    fn refuses_accounts(&self, _: Option<&str>, _: Option<&str>) -> Option<String> {
+    fn account_error(&self, _: Option<&str>, _: Option<&str>) -> Option<String> {
         None
     }
 }

@@ -52,7 +52,7 @@ impl Files for EveryFile {
         1000
     }
 
-    fn refuses_new_files(&self, _: &Path) -> Option<String> {
+    fn creation_error(&self, _: &Path) -> Option<String> {
         None
     }
 
@@ -60,7 +60,7 @@ impl Files for EveryFile {
         path.extension().is_none()
     }
 
-    fn refuses_accounts(&self, _: Option<&str>, _: Option<&str>) -> Option<String> {
+    fn account_error(&self, _: Option<&str>, _: Option<&str>) -> Option<String> {
         None
     }
 }

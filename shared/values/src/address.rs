@@ -1,9 +1,9 @@
-//! Addresses with a port. The refusal of another text says what to write instead.
+//! Addresses with a port. The rejection of another text says what to write instead.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
-use crate::scalar::{Refusal, TextScalar};
+use crate::scalar::{Rejection, TextScalar};
 
 /// The address of a backend: an IP address or the name `localhost`, and a port above 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,14 +34,14 @@ pub enum Purpose {
 /// # Errors
 ///
 /// Returns the reason why the text is rejected.
-pub fn parse(text: &str, purpose: Purpose) -> Result<SocketAddr, Refusal> {
+pub fn parse(text: &str, purpose: Purpose) -> Result<SocketAddr, Rejection> {
     let address = text.parse::<SocketAddr>().ok().filter(|address| address.port() > 0);
-    address.ok_or_else(|| refusal(text, purpose).into())
+    address.ok_or_else(|| rejection(text, purpose).into())
 }
 
 /// Returns the reason why `text`, which is not an IP address with a port from 1 to 65535, is rejected. A second line
 /// says what to write, if that is clear.
-fn refusal(text: &str, purpose: Purpose) -> String {
+fn rejection(text: &str, purpose: Purpose) -> String {
     let reasons = [
         key,
         variable,
@@ -257,7 +257,7 @@ impl TextScalar for BackendAddress {
     const EXPECTED: &'static str = Purpose::Backend.expected();
     const PATTERN: &'static str = "^([0-9A-Fa-f.:%\\[\\]]+|[Ll][Oo][Cc][Aa][Ll][Hh][Oo][Ss][Tt]):[0-9]{1,5}$";
 
-    fn parse(text: &str) -> Result<Self, Refusal> {
+    fn parse(text: &str) -> Result<Self, Rejection> {
         if text.starts_with("unix:") {
             let hint = "use an IP address and a port";
             return Err(format!("{text:?}: backends on Unix sockets are not supported yet\n{hint}").into());
@@ -297,7 +297,7 @@ impl TextScalar for TcpAddress {
     const EXPECTED: &'static str = Purpose::Metrics.expected();
     const PATTERN: &'static str = "^[0-9A-Fa-f.:%\\[\\]]+:[0-9]{1,5}$";
 
-    fn parse(text: &str) -> Result<Self, Refusal> {
+    fn parse(text: &str) -> Result<Self, Rejection> {
         parse(text, Purpose::Metrics).map(Self)
     }
 }
@@ -328,9 +328,9 @@ mod tests {
     use crate::testing;
 
     #[track_caller]
-    fn refuses(purpose: Purpose, cases: &[(&str, &str, &str)]) {
+    fn rejects(purpose: Purpose, cases: &[(&str, &str, &str)]) {
         for (text, reason, hint) in cases {
-            let said = refusal(text, purpose);
+            let said = rejection(text, purpose);
             let (first, second) = said.split_once('\n').unwrap_or((&said, ""));
             assert!(first.contains(reason), "{text}: {said}");
             assert_eq!(second, *hint, "{text}: {said}");
@@ -340,7 +340,7 @@ mod tests {
     #[test]
     fn diagnostics_of_backends_say_what_to_write() {
         let expected = Purpose::Backend.expected();
-        refuses(
+        rejects(
             Purpose::Backend,
             &[
                 ("1.1.1.1", "no port", "write 1.1.1.1:80"),
@@ -393,13 +393,13 @@ mod tests {
             ],
         );
         for text in ["", "a b", "ü:80"] {
-            assert_eq!(refusal(text, Purpose::Backend), format!("expected {expected}, found {text:?}"));
+            assert_eq!(rejection(text, Purpose::Backend), format!("expected {expected}, found {text:?}"));
         }
     }
 
     #[test]
     fn diagnostics_of_listeners_say_what_to_write() {
-        refuses(
+        rejects(
             Purpose::Listener,
             &[
                 ("8080", "no address", "write \":8080\" for all IPv4 addresses of this machine"),
@@ -415,7 +415,7 @@ mod tests {
 
     #[test]
     fn diagnostics_of_metrics_say_what_to_write() {
-        refuses(
+        rejects(
             Purpose::Metrics,
             &[
                 (":9090", "no address", "write 127.0.0.1:9090"),
@@ -448,8 +448,8 @@ mod tests {
             ("", "expected an address"),
             (":80", "has no address"),
         ] {
-            let refusal = testing::refusal::<BackendAddress>(text);
-            assert!(refusal.contains(why), "{text}: {refusal}");
+            let rejection = testing::rejection::<BackendAddress>(text);
+            assert!(rejection.contains(why), "{text}: {rejection}");
         }
     }
 
@@ -457,7 +457,7 @@ mod tests {
     fn the_address_for_metrics_is_numeric_and_has_a_port() {
         testing::accepts::<TcpAddress>(&["[::1]:9000"]);
         for text in ["localhost:9000", "127.0.0.1:0", "9000"] {
-            testing::refusal::<TcpAddress>(text);
+            testing::rejection::<TcpAddress>(text);
         }
     }
 }

@@ -9,7 +9,7 @@ use std::marker::PhantomData;
 use serde::de::value::StrDeserializer;
 use serde::de::{self, DeserializeOwned, Deserializer, IntoDeserializer, Unexpected, Visitor};
 
-use crate::scalar::Refusal;
+use crate::scalar::Rejection;
 
 /// Words of other products, in lower case and with `_` between words, each list with the accepted word that was meant
 /// or with a hint.
@@ -30,9 +30,9 @@ pub fn read<'de, D: Deserializer<'de>, T: Choice>(deserializer: D) -> Result<T, 
     deserializer.deserialize_str(WordVisitor(PhantomData))
 }
 
-/// Returns the refusal of a word.
-pub fn refusal(found: &str, known: &[&str], others: OtherWords) -> Refusal {
-    Refusal::Word { found: found.to_owned(), hint: hint(found, known, others) }
+/// Returns the rejection of a word.
+pub fn rejection(found: &str, known: &[&str], others: OtherWords) -> Rejection {
+    Rejection::Word { found: found.to_owned(), hint: hint(found, known, others) }
 }
 
 /// Returns the hint for an unknown word: the word that was meant, or else all words.
@@ -99,7 +99,7 @@ impl<T: Choice> Visitor<'_> for WordVisitor<T> {
 
     fn visit_str<E: de::Error>(self, word: &str) -> Result<T, E> {
         from_word(word).map_err(|WordError(known)| {
-            refusal(word, known, T::OTHER_WORDS).into_error(Unexpected::Str(word), &expected(known))
+            rejection(word, known, T::OTHER_WORDS).into_error(Unexpected::Str(word), &expected(known))
         })
     }
 }

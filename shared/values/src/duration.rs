@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use schemars::{Schema, json_schema};
 
-use crate::scalar::{Refusal, Scalar};
+use crate::scalar::{Rejection, Scalar};
 use crate::text::Text;
 
 /// The description of a duration in diagnostics.
@@ -122,9 +122,9 @@ impl Bounds {
     }
 }
 
-/// Returns the refusal of a boolean.
-fn of_bool(value: bool) -> Refusal {
-    Refusal::Type { hint: value.then(|| "write a duration such as 30s".to_owned()) }
+/// Returns the rejection of a boolean.
+fn of_bool(value: bool) -> Rejection {
+    Rejection::Type { hint: value.then(|| "write a duration such as 30s".to_owned()) }
 }
 
 /// Formats a default: in seconds, as most people write it, or else in milliseconds.
@@ -225,11 +225,11 @@ impl<const MIN: u64, const MAX_HOURS: u64> Scalar for BoundedDuration<MIN, MAX_H
         EXPECTED.into()
     }
 
-    fn from_text(text: &str) -> Result<Self, Refusal> {
+    fn from_text(text: &str) -> Result<Self, Rejection> {
         Ok(Self(Bounds { min: MIN, max_hours: MAX_HOURS }.parse(text)?))
     }
 
-    fn from_bool(value: bool) -> Result<Self, Refusal> {
+    fn from_bool(value: bool) -> Result<Self, Rejection> {
         Err(of_bool(value))
     }
 
@@ -279,7 +279,7 @@ impl Loose {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{accepts, refusal};
+    use crate::testing::{accepts, rejection};
 
     #[test]
     fn a_number_and_a_unit_are_read() {
@@ -292,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn other_spellings_are_refused_with_the_right_one() {
+    fn other_spellings_are_rejected_with_the_right_one() {
         for (text, right) in [
             ("60sec", "60s"),
             ("60 s", "60s"),
@@ -318,9 +318,9 @@ mod tests {
             ("1h30m", "90m"),
             ("5 s", "5s"),
         ] {
-            let refusal = refusal::<AnyDuration>(text);
+            let rejection = rejection::<AnyDuration>(text);
             assert_eq!(
-                refusal.split_once('\n').map(|(_, hint)| hint),
+                rejection.split_once('\n').map(|(_, hint)| hint),
                 Some(&*format!("write {right}")),
                 "{text}"
             );
@@ -330,34 +330,34 @@ mod tests {
 
     #[test]
     fn a_bare_number_lacks_a_unit() {
-        assert_eq!(refusal::<AnyDuration>("60"), "\"60\" has no unit\nwrite 60s, or 60ms for milliseconds");
-        assert_eq!(refusal::<AnyDuration>("0"), "\"0\" has no unit\nwrite 0s");
-        assert_eq!(refusal::<AnyDuration>("0.5"), "\"0.5\" has no unit\nwrite 500ms");
-        assert_eq!(refusal::<AnyDuration>("100000"), "\"100000\" has no unit\nwrite 100000ms");
+        assert_eq!(rejection::<AnyDuration>("60"), "\"60\" has no unit\nwrite 60s, or 60ms for milliseconds");
+        assert_eq!(rejection::<AnyDuration>("0"), "\"0\" has no unit\nwrite 0s");
+        assert_eq!(rejection::<AnyDuration>("0.5"), "\"0.5\" has no unit\nwrite 500ms");
+        assert_eq!(rejection::<AnyDuration>("100000"), "\"100000\" has no unit\nwrite 100000ms");
         assert!(
-            refusal::<AnyDuration>("100000000")
+            rejection::<AnyDuration>("100000000")
                 .ends_with("longer than a day\nwrite 24h, which is the longest")
         );
     }
 
     #[test]
-    fn words_for_no_limit_are_refused_with_the_nearest_bound() {
-        let hint = |refusal: String| refusal.lines().nth(1).map(str::to_owned);
+    fn words_for_no_limit_are_rejected_with_the_nearest_bound() {
+        let hint = |rejection: String| rejection.lines().nth(1).map(str::to_owned);
         let longest = Some("write 24h, which is the longest".to_owned());
         for text in ["never", "infinite", "Unlimited", "-1"] {
-            assert_eq!(hint(refusal::<AnyDuration>(text)), longest, "{text}");
-            assert_eq!(hint(refusal::<PositiveDuration>(text)), longest, "{text}");
+            assert_eq!(hint(rejection::<AnyDuration>(text)), longest, "{text}");
+            assert_eq!(hint(rejection::<PositiveDuration>(text)), longest, "{text}");
         }
         for text in ["off", "none", "disabled"] {
-            assert_eq!(hint(refusal::<AnyDuration>(text)), Some("write 0s".to_owned()), "{text}");
-            assert_eq!(hint(refusal::<PositiveDuration>(text)), longest, "{text}");
+            assert_eq!(hint(rejection::<AnyDuration>(text)), Some("write 0s".to_owned()), "{text}");
+            assert_eq!(hint(rejection::<PositiveDuration>(text)), longest, "{text}");
         }
     }
 
     #[test]
-    fn what_is_out_of_range_is_refused_as_that() {
+    fn what_is_out_of_range_is_rejected_as_that() {
         for text in ["25h", "2d", "1 week", "99999999999999999999h"] {
-            let message = refusal::<AnyDuration>(text);
+            let message = rejection::<AnyDuration>(text);
             let expected =
                 format!("the duration {text} is longer than a day\nwrite 24h, which is the longest");
             assert_eq!(message, expected);
@@ -367,7 +367,7 @@ mod tests {
     #[test]
     fn what_is_no_duration_has_no_hint() {
         for text in ["", "s", "-5s", "+5s", "ms", "soon", "5x", "1.2.3s", "1m30", "é"] {
-            assert_eq!(refusal::<AnyDuration>(text), format!("expected {EXPECTED}, found {text:?}"));
+            assert_eq!(rejection::<AnyDuration>(text), format!("expected {EXPECTED}, found {text:?}"));
         }
     }
 
@@ -377,21 +377,21 @@ mod tests {
             let expected = format!(
                 "the duration must be above zero, found {zero}\nwrite 1ms, which is the shortest, or 24h, which is the longest"
             );
-            assert_eq!(refusal::<PositiveDuration>(zero), expected);
+            assert_eq!(rejection::<PositiveDuration>(zero), expected);
         }
         accepts::<AnyDuration>(&["0s"]);
         accepts::<PositiveDuration<9600>>(&["9600h"]);
-        assert!(refusal::<PositiveDuration<9600>>("9601h").contains("longer than 400 days\nwrite 9600h"));
-        assert!(refusal::<PositiveDuration<36>>("40h").contains("longer than 36h\nwrite 36h"));
+        assert!(rejection::<PositiveDuration<9600>>("9601h").contains("longer than 400 days\nwrite 9600h"));
+        assert!(rejection::<PositiveDuration<36>>("40h").contains("longer than 36h\nwrite 36h"));
     }
 
     #[test]
     fn numbers_and_booleans_have_a_hint() {
-        let refusal = AnyDuration::<24>::from_float(1.0).map_err(|refusal| refusal.to_string());
-        assert_eq!(refusal, Err("\"1.0\" has no unit\nwrite 1s".to_owned()));
+        let rejection = AnyDuration::<24>::from_float(1.0).map_err(|rejection| rejection.to_string());
+        assert_eq!(rejection, Err("\"1.0\" has no unit\nwrite 1s".to_owned()));
         let hint = Some("write a duration such as 30s".to_owned());
-        assert_eq!(PositiveDuration::<24>::from_bool(true), Err(Refusal::Type { hint }));
-        assert_eq!(PositiveDuration::<24>::from_bool(false), Err(Refusal::TYPE));
+        assert_eq!(PositiveDuration::<24>::from_bool(true), Err(Rejection::Type { hint }));
+        assert_eq!(PositiveDuration::<24>::from_bool(false), Err(Rejection::TYPE));
     }
 
     #[test]

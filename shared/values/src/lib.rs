@@ -30,6 +30,6 @@ pub use number::{Number, Percent, Port, Ratio};
 pub use path::{AbsolutePath, Directory, ReadPath, SocketPath};
 pub use reason::reason;
 pub use request::{HeaderText, HostHeader, RequestPath};
-pub use scalar::{Refusal, Scalar, TextScalar};
+pub use scalar::{Rejection, Scalar, TextScalar};
 pub use status::StatusRange;
 pub use text::{Name, Text};

@@ -8,7 +8,7 @@ use std::ops::RangeInclusive;
 use schemars::{Schema, json_schema};
 use serde::{Serialize, Serializer};
 
-use crate::scalar::{Refusal, Scalar};
+use crate::scalar::{Rejection, Scalar};
 
 /// The largest value of a key that counts something.
 pub const MAX_COUNT: u32 = 1_000_000;
@@ -65,19 +65,19 @@ macro_rules! whole {
                 format!("{} from {MIN} to {MAX}", $noun).into()
             }
 
-            fn from_text(text: &str) -> Result<Self, Refusal> {
+            fn from_text(text: &str) -> Result<Self, Rejection> {
                 let within = |number: f64| is_whole_in(number, &(MIN..=MAX));
-                Err(Refusal::Type { hint: hint(text, within) })
+                Err(Rejection::Type { hint: hint(text, within) })
             }
 
-            fn from_integer(number: i64) -> Result<Self, Refusal> {
+            fn from_integer(number: i64) -> Result<Self, Rejection> {
                 let within = u32::try_from(number).ok().filter(|number| (MIN..=MAX).contains(number));
                 within.map(Self).ok_or_else(|| out_of_bounds::<Self>(number))
             }
 
-            fn from_float(number: f64) -> Result<Self, Refusal> {
+            fn from_float(number: f64) -> Result<Self, Rejection> {
                 let whole = is_whole_in(number, &(MIN..=MAX)).then(|| format!("write {number}"));
-                Err(Refusal::Type { hint: whole.or_else(|| $fraction(number, MIN..=MAX)) })
+                Err(Rejection::Type { hint: whole.or_else(|| $fraction(number, MIN..=MAX)) })
             }
 
             fn schema() -> Schema {
@@ -111,7 +111,7 @@ fn is_whole_in(number: f64, bounds: &RangeInclusive<u32>) -> bool {
     number.fract() == 0.0 && within.contains(&number)
 }
 
-fn out_of_bounds<T: Scalar>(number: impl std::fmt::Display) -> Refusal {
+fn out_of_bounds<T: Scalar>(number: impl std::fmt::Display) -> Rejection {
     format!("expected {}, found {number}", T::expected()).into()
 }
 
@@ -168,16 +168,16 @@ impl Scalar for Ratio {
         "a number above 1, at most 1000".into()
     }
 
-    fn from_text(text: &str) -> Result<Self, Refusal> {
-        Err(Refusal::Type { hint: hint(text, |number| Self::of(number).is_some()) })
+    fn from_text(text: &str) -> Result<Self, Rejection> {
+        Err(Rejection::Type { hint: hint(text, |number| Self::of(number).is_some()) })
     }
 
-    fn from_integer(number: i64) -> Result<Self, Refusal> {
+    fn from_integer(number: i64) -> Result<Self, Rejection> {
         let whole = i32::try_from(number).ok().and_then(|number| Self::of(number.into()));
         whole.ok_or_else(|| out_of_bounds::<Self>(number))
     }
 
-    fn from_float(number: f64) -> Result<Self, Refusal> {
+    fn from_float(number: f64) -> Result<Self, Rejection> {
         Self::of(number).ok_or_else(|| out_of_bounds::<Self>(format!("{number:?}")))
     }
 
@@ -208,11 +208,11 @@ impl Scalar for Port {
         "a port from 1 to 65535".into()
     }
 
-    fn from_text(text: &str) -> Result<Self, Refusal> {
-        Err(Refusal::Type { hint: hint(text, |number| is_whole_in(number, &(1..=65535))) })
+    fn from_text(text: &str) -> Result<Self, Rejection> {
+        Err(Rejection::Type { hint: hint(text, |number| is_whole_in(number, &(1..=65535))) })
     }
 
-    fn from_integer(number: i64) -> Result<Self, Refusal> {
+    fn from_integer(number: i64) -> Result<Self, Rejection> {
         let port = u16::try_from(number).ok().and_then(NonZeroU16::new);
         port.map(Self).ok_or_else(|| out_of_bounds::<Self>(number))
     }
@@ -232,8 +232,8 @@ mod tests {
     type Few = Number<1, 10>;
     type Share = Percent<0, 100>;
 
-    fn hinted<T>(hint: &str) -> Result<T, Refusal> {
-        Err(Refusal::Type { hint: Some(hint.to_owned()) })
+    fn hinted<T>(hint: &str) -> Result<T, Rejection> {
+        Err(Rejection::Type { hint: Some(hint.to_owned()) })
     }
 
     #[test]
@@ -261,11 +261,11 @@ mod tests {
         assert_eq!(Ratio::from_text("5"), hinted("write 5, without quotes"));
         assert_eq!(Port::from_text("8080"), hinted("write 8080, without quotes"));
         for text in ["11", "1.5", "many", "", "-1", "inf", "1e0", "10k"] {
-            assert_eq!(Few::from_text(text), Err(Refusal::TYPE), "{text}");
+            assert_eq!(Few::from_text(text), Err(Rejection::TYPE), "{text}");
         }
-        assert_eq!(Few::from_float(2.5), Err(Refusal::TYPE));
-        assert_eq!(Few::from_float(f64::NAN), Err(Refusal::TYPE));
-        assert_eq!(Share::from_float(1.5), Err(Refusal::TYPE));
+        assert_eq!(Few::from_float(2.5), Err(Rejection::TYPE));
+        assert_eq!(Few::from_float(f64::NAN), Err(Rejection::TYPE));
+        assert_eq!(Share::from_float(1.5), Err(Rejection::TYPE));
     }
 
     #[test]

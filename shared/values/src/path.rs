@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use schemars::{Schema, json_schema};
 
-use crate::scalar::{Refusal, Scalar, TextScalar};
+use crate::scalar::{Rejection, Scalar, TextScalar};
 
 /// The longest path that fits into a Unix socket address, in bytes.
 const MAX_UNIX_PATH: usize = 107;
@@ -29,7 +29,7 @@ impl TextScalar for AbsolutePath {
     const EXPECTED: &'static str = "an absolute path such as /run/name.sock";
     const PATTERN: &'static str = "^/.*[^/]$";
 
-    fn parse(text: &str) -> Result<Self, Refusal> {
+    fn parse(text: &str) -> Result<Self, Rejection> {
         let path = readable_path(text)?;
         if ["stdout", "stderr", "none", "off", "-"].contains(&text) {
             return Err(format!("{text:?} is not a path\nremove the key").into());
@@ -50,9 +50,9 @@ impl TextScalar for AbsolutePath {
 impl TextScalar for SocketPath {
     const EXPECTED: &'static str = <AbsolutePath as TextScalar>::EXPECTED;
 
-    fn parse(text: &str) -> Result<Self, Refusal> {
+    fn parse(text: &str) -> Result<Self, Rejection> {
         let AbsolutePath(path) = AbsolutePath::from_text(text)?;
-        refuse_long(text)?;
+        reject_long(text)?;
         Ok(Self(path))
     }
 
@@ -64,7 +64,7 @@ impl TextScalar for SocketPath {
 impl TextScalar for ReadPath {
     const EXPECTED: &'static str = "a path";
 
-    fn parse(text: &str) -> Result<Self, Refusal> {
+    fn parse(text: &str) -> Result<Self, Rejection> {
         readable_path(text).map(|path| Self(path.to_owned()))
     }
 }
@@ -73,7 +73,7 @@ impl TextScalar for Directory {
     const EXPECTED: &'static str = "a directory such as /var/lib/load_balancer";
     const PATTERN: &'static str = "^/";
 
-    fn parse(text: &str) -> Result<Self, Refusal> {
+    fn parse(text: &str) -> Result<Self, Rejection> {
         if !text.starts_with('/') || text.contains('\0') {
             return Err(
                 format!("the directory {text:?} is not absolute\nwrite the whole path, from `/`").into()
@@ -83,7 +83,7 @@ impl TextScalar for Directory {
     }
 }
 
-fn readable_path(text: &str) -> Result<&Path, Refusal> {
+fn readable_path(text: &str) -> Result<&Path, Rejection> {
     if text.is_empty() || text.contains('\0') {
         return Err(format!("{text:?} is not a path").into());
     }
@@ -95,19 +95,19 @@ fn readable_path(text: &str) -> Result<&Path, Refusal> {
 /// # Errors
 ///
 /// Returns the reason why the path is rejected.
-pub fn unix_listener(path: &str) -> Result<PathBuf, Refusal> {
+pub fn unix_listener(path: &str) -> Result<PathBuf, Rejection> {
     if !path.starts_with('/') {
         let message = "the path of a Unix socket must be absolute";
         return Err(format!("{message}, found {path:?}\nwrite unix:/path").into());
     }
-    refuse_long(path)?;
+    reject_long(path)?;
     if path.contains(|c: char| c.is_whitespace() || c.is_control()) {
         return Err(format!("the path of a Unix socket cannot have white space, found {path:?}").into());
     }
     Ok(PathBuf::from(path))
 }
 
-fn refuse_long(socket: &str) -> Result<(), Refusal> {
+fn reject_long(socket: &str) -> Result<(), Rejection> {
     let length = socket.len();
     if length <= MAX_UNIX_PATH {
         return Ok(());
@@ -120,21 +120,21 @@ fn refuse_long(socket: &str) -> Result<(), Refusal> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{accepts, refusal};
+    use crate::testing::{accepts, rejection};
 
     #[test]
     fn paths_of_files_to_create_are_absolute() {
         accepts::<AbsolutePath>(&["/run/a.pid"]);
-        assert!(refusal::<AbsolutePath>("a.pid").contains("not absolute"));
-        assert!(refusal::<AbsolutePath>("/run/").contains("directory"));
-        assert!(refusal::<AbsolutePath>("/").contains("directory"));
-        assert!(refusal::<ReadPath>("").contains("not a path"));
-        assert!(refusal::<Directory>("lib").contains("not absolute"));
+        assert!(rejection::<AbsolutePath>("a.pid").contains("not absolute"));
+        assert!(rejection::<AbsolutePath>("/run/").contains("directory"));
+        assert!(rejection::<AbsolutePath>("/").contains("directory"));
+        assert!(rejection::<ReadPath>("").contains("not a path"));
+        assert!(rejection::<Directory>("lib").contains("not absolute"));
     }
 
     #[test]
     fn paths_of_sockets_fit_into_an_address() {
         accepts::<SocketPath>(&["/run/a.sock"]);
-        assert!(refusal::<SocketPath>(&format!("/{}", "a".repeat(107))).contains("this one has 108"));
+        assert!(rejection::<SocketPath>(&format!("/{}", "a".repeat(107))).contains("this one has 108"));
     }
 }

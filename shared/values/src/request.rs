@@ -4,7 +4,7 @@ use http::uri::{Authority, PathAndQuery};
 use http::{HeaderName, HeaderValue, Method};
 use schemars::{Schema, json_schema};
 
-use crate::scalar::{Refusal, Scalar, TextScalar};
+use crate::scalar::{Rejection, Scalar, TextScalar};
 
 /// A host name with an optional port, as in a `Host` header.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,7 +30,7 @@ impl HostHeader {
 impl TextScalar for HostHeader {
     const EXPECTED: &'static str = "a host name with an optional port";
 
-    fn parse(text: &str) -> Result<Self, Refusal> {
+    fn parse(text: &str) -> Result<Self, Rejection> {
         let authority = Authority::try_from(text).ok();
         let is_host = authority.is_some_and(|it| !it.host().is_empty() && !text.contains('@'));
         let value = HeaderValue::from_str(text).ok().filter(|_| is_host);
@@ -44,7 +44,7 @@ impl TextScalar for RequestPath {
     const EXPECTED: &'static str = "a path that begins with / such as /v1";
     const PATTERN: &'static str = "^/[^?#\\s]*$";
 
-    fn parse(text: &str) -> Result<Self, Refusal> {
+    fn parse(text: &str) -> Result<Self, Rejection> {
         if text.starts_with(['~', '^']) {
             let hint =
                 "regular expressions are not supported: write the beginning of the path as `path_prefix`";
@@ -66,7 +66,7 @@ impl TextScalar for PathAndQuery {
     const EXPECTED: &'static str = "a path that begins with / such as /healthz";
     const PATTERN: &'static str = "^/[^#\\s]*$";
 
-    fn parse(text: &str) -> Result<Self, Refusal> {
+    fn parse(text: &str) -> Result<Self, Rejection> {
         begins_with_slash::<Self>(text)?;
         if let Some((path, _)) = text.split_once('#') {
             return Err(format!("{text:?} has a fragment, which clients do not send\nwrite {path}").into());
@@ -75,7 +75,7 @@ impl TextScalar for PathAndQuery {
     }
 }
 
-fn begins_with_slash<T: Scalar>(text: &str) -> Result<(), Refusal> {
+fn begins_with_slash<T: Scalar>(text: &str) -> Result<(), Rejection> {
     if text.starts_with('/') {
         return Ok(());
     }
@@ -83,7 +83,7 @@ fn begins_with_slash<T: Scalar>(text: &str) -> Result<(), Refusal> {
     Err(format!("expected {}, found {text:?}\nwrite /{right}", T::expected()).into())
 }
 
-fn target(text: &str) -> Result<PathAndQuery, Refusal> {
+fn target(text: &str) -> Result<PathAndQuery, Rejection> {
     let error = || format!("{text:?} has a character that a path cannot have\npercent-encode it").into();
     PathAndQuery::try_from(text).map_err(|_| error())
 }
@@ -94,7 +94,7 @@ impl TextScalar for Method {
     const EXPECTED: &'static str = "a method in upper case such as GET or POST";
     const PATTERN: &'static str = "^[^a-z\\s]+$";
 
-    fn parse(text: &str) -> Result<Self, Refusal> {
+    fn parse(text: &str) -> Result<Self, Rejection> {
         let upper = text.to_ascii_uppercase();
         match Self::from_bytes(text.as_bytes()) {
             Ok(method) if upper == text => Ok(method),
@@ -108,7 +108,7 @@ impl TextScalar for HeaderName {
     const EXPECTED: &'static str = "the name of a header such as X-Canary";
     const PATTERN: &'static str = "^[!#$%&'*+.^_`|~0-9A-Za-z-]+$";
 
-    fn parse(text: &str) -> Result<Self, Refusal> {
+    fn parse(text: &str) -> Result<Self, Rejection> {
         let name = Self::from_bytes(text.as_bytes());
         name.map_err(|_| Self::unexpected(text).into())
     }
@@ -117,7 +117,7 @@ impl TextScalar for HeaderName {
 impl TextScalar for HeaderText {
     const EXPECTED: &'static str = "a string";
 
-    fn parse(text: &str) -> Result<Self, Refusal> {
+    fn parse(text: &str) -> Result<Self, Rejection> {
         if text.trim() != text {
             let message = "the value of a header cannot begin or end with white space";
             return Err(format!("{message}, found {text:?}").into());
@@ -134,38 +134,38 @@ impl TextScalar for HeaderText {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{accepts, refusal};
+    use crate::testing::{accepts, rejection};
 
     #[test]
     fn methods_are_in_upper_case() {
         accepts::<Method>(&["GET", "PATCH", "M-SEARCH"]);
-        assert!(refusal::<Method>("get").ends_with("write GET"));
-        assert!(refusal::<Method>("").contains("expected a method"));
+        assert!(rejection::<Method>("get").ends_with("write GET"));
+        assert!(rejection::<Method>("").contains("expected a method"));
     }
 
     #[test]
     fn paths_begin_with_a_slash() {
         accepts::<RequestPath>(&["/", "/a/b", "/a%20b"]);
-        assert!(refusal::<RequestPath>("a").ends_with("write /a"));
-        assert!(refusal::<RequestPath>("~ ^/a").contains("regular expressions are not supported"));
-        assert!(refusal::<RequestPath>("/a?b").contains("only the path"));
-        assert!(refusal::<RequestPath>("/a b").contains("percent-encode"));
+        assert!(rejection::<RequestPath>("a").ends_with("write /a"));
+        assert!(rejection::<RequestPath>("~ ^/a").contains("regular expressions are not supported"));
+        assert!(rejection::<RequestPath>("/a?b").contains("only the path"));
+        assert!(rejection::<RequestPath>("/a b").contains("percent-encode"));
         accepts::<PathAndQuery>(&["/", "/healthz?deep=1"]);
-        assert!(refusal::<PathAndQuery>("healthz").ends_with("write /healthz"));
-        assert!(refusal::<PathAndQuery>("/a#b").ends_with("write /a"));
-        assert!(refusal::<PathAndQuery>("/a b").contains("percent-encode"));
+        assert!(rejection::<PathAndQuery>("healthz").ends_with("write /healthz"));
+        assert!(rejection::<PathAndQuery>("/a#b").ends_with("write /a"));
+        assert!(rejection::<PathAndQuery>("/a b").contains("percent-encode"));
     }
 
     #[test]
     fn hosts_can_have_a_port() {
         accepts::<HostHeader>(&["example.com", "example.com:80", "[::1]:80"]);
-        assert!(refusal::<HostHeader>("a b").contains("a host name"));
-        assert!(refusal::<HostHeader>("me@example.com").contains("a host name"));
+        assert!(rejection::<HostHeader>("a b").contains("a host name"));
+        assert!(rejection::<HostHeader>("me@example.com").contains("a host name"));
     }
 
     #[test]
     fn headers_are_valid_in_a_request() {
-        assert!(refusal::<HeaderName>("X Canary").contains("the name of a header"));
-        assert!(refusal::<HeaderText>(" 1").contains("white space"));
+        assert!(rejection::<HeaderName>("X Canary").contains("the name of a header"));
+        assert!(rejection::<HeaderText>(" 1").contains("white space"));
     }
 }

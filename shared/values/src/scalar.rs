@@ -21,14 +21,14 @@ pub trait Scalar: Sized {
     /// # Errors
     ///
     /// Returns the reason why the text is rejected.
-    fn from_text(text: &str) -> Result<Self, Refusal>;
+    fn from_text(text: &str) -> Result<Self, Rejection>;
 
     /// Parses an integer.
     ///
     /// # Errors
     ///
     /// Returns the reason why the integer is rejected: by default, because of its type.
-    fn from_integer(number: i64) -> Result<Self, Refusal> {
+    fn from_integer(number: i64) -> Result<Self, Rejection> {
         of_digits(&number.to_string())
     }
 
@@ -37,7 +37,7 @@ pub trait Scalar: Sized {
     /// # Errors
     ///
     /// Returns the reason why the number is rejected: by default, because of its type.
-    fn from_float(number: f64) -> Result<Self, Refusal> {
+    fn from_float(number: f64) -> Result<Self, Rejection> {
         of_digits(&format!("{number:?}"))
     }
 
@@ -46,8 +46,8 @@ pub trait Scalar: Sized {
     /// # Errors
     ///
     /// Returns the reason why the boolean is rejected: by default, because of its type.
-    fn from_bool(_: bool) -> Result<Self, Refusal> {
-        Err(Refusal::TYPE)
+    fn from_bool(_: bool) -> Result<Self, Rejection> {
+        Err(Rejection::TYPE)
     }
 
     /// Returns the JSON Schema of the value.
@@ -75,7 +75,7 @@ pub trait TextScalar: Sized {
     /// # Errors
     ///
     /// Returns the reason why the text is rejected.
-    fn parse(text: &str) -> Result<Self, Refusal>;
+    fn parse(text: &str) -> Result<Self, Rejection>;
 
     /// Returns the JSON Schema of the value.
     fn text_schema() -> Schema {
@@ -93,7 +93,7 @@ impl<T: TextScalar> Scalar for T {
         T::EXPECTED.into()
     }
 
-    fn from_text(text: &str) -> Result<Self, Refusal> {
+    fn from_text(text: &str) -> Result<Self, Rejection> {
         T::parse(text)
     }
 
@@ -102,13 +102,13 @@ impl<T: TextScalar> Scalar for T {
     }
 }
 
-fn of_digits<T: Scalar>(digits: &str) -> Result<T, Refusal> {
-    if T::READS_NUMBERS { T::from_text(digits) } else { Err(Refusal::TYPE) }
+fn of_digits<T: Scalar>(digits: &str) -> Result<T, Rejection> {
+    if T::READS_NUMBERS { T::from_text(digits) } else { Err(Rejection::TYPE) }
 }
 
 /// The reason why a scalar is rejected.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Refusal {
+pub enum Rejection {
     /// The value has another type than expected.
     Type {
         /// The hint. `None` means that it is not clear what to write.
@@ -168,13 +168,13 @@ struct ScalarVisitor<T>(PhantomData<T>);
 /// An expected value with the hint on a second line.
 struct Hinted<'a>(&'a str, Option<&'a str>);
 
-// === impl Refusal ===
+// === impl Rejection ===
 
-impl Refusal {
+impl Rejection {
     /// The value has another type, and no hint applies.
     pub const TYPE: Self = Self::Type { hint: None };
 
-    /// Converts the refusal of `found` into an error of serde, as [`read`] describes it.
+    /// Converts the rejection of `found` into an error of serde, as [`read`] describes it.
     pub fn into_error<E: Error>(self, found: Unexpected<'_>, expected: &str) -> E {
         match self {
             Self::Type { hint } => E::invalid_type(found, &Hinted(expected, hint.as_deref()).text().as_str()),
@@ -186,13 +186,13 @@ impl Refusal {
     }
 }
 
-impl From<String> for Refusal {
+impl From<String> for Rejection {
     fn from(message: String) -> Self {
         Self::Value(message)
     }
 }
 
-impl fmt::Display for Refusal {
+impl fmt::Display for Rejection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Type { hint } => {
@@ -204,7 +204,7 @@ impl fmt::Display for Refusal {
     }
 }
 
-impl std::error::Error for Refusal {}
+impl std::error::Error for Rejection {}
 
 impl Hinted<'_> {
     fn text(&self) -> String {
@@ -216,8 +216,8 @@ impl Hinted<'_> {
 // === impl ScalarVisitor ===
 
 impl<T: Scalar> ScalarVisitor<T> {
-    fn finish<E: Error>(read: Result<T, Refusal>, found: Unexpected<'_>) -> Result<T, E> {
-        read.map_err(|refusal| refusal.into_error(found, &T::expected()))
+    fn finish<E: Error>(read: Result<T, Rejection>, found: Unexpected<'_>) -> Result<T, E> {
+        read.map_err(|rejection| rejection.into_error(found, &T::expected()))
     }
 }
 

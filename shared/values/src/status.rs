@@ -5,7 +5,7 @@ use std::fmt;
 
 use schemars::{Schema, json_schema};
 
-use crate::scalar::{Refusal, Scalar};
+use crate::scalar::{Rejection, Scalar};
 
 /// An inclusive range of status codes, written `200-399` or `204`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,7 +42,7 @@ impl Scalar for StatusRange {
         "a status code such as 204 or a range such as 200-399, within 100 to 599".into()
     }
 
-    fn from_text(text: &str) -> Result<Self, Refusal> {
+    fn from_text(text: &str) -> Result<Self, Rejection> {
         let (first, last) = text.split_once('-').unwrap_or((text, text));
         // `u16::from_str` takes a leading `+`; a status code has none.
         let code = |text: &str| (text.len() == 3).then(|| text.parse().ok()).flatten();
@@ -52,7 +52,7 @@ impl Scalar for StatusRange {
         })
     }
 
-    fn from_integer(number: i64) -> Result<Self, Refusal> {
+    fn from_integer(number: i64) -> Result<Self, Rejection> {
         let code = u16::try_from(number).ok().and_then(|code| Self::new(code, code));
         code.ok_or_else(|| format!("expected {}, found {number}", Self::expected()).into())
     }
@@ -80,16 +80,16 @@ impl fmt::Display for StatusRange {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{accepts, refusal};
+    use crate::testing::{accepts, rejection};
 
     #[test]
     fn a_range_has_one_or_two_codes_of_three_digits() {
         accepts::<StatusRange>(&["200-399", "204", "100-599"]);
         for text in ["399-200", "600", "+99", "20", "0200", "200-", ""] {
-            assert!(refusal::<StatusRange>(text).contains("a status code such as 204"), "{text}");
+            assert!(rejection::<StatusRange>(text).contains("a status code such as 204"), "{text}");
         }
-        assert!(refusal::<StatusRange>("2xx").ends_with("write \"200-299\""));
-        assert!(!refusal::<StatusRange>("6xx").contains("write"));
+        assert!(rejection::<StatusRange>("2xx").ends_with("write \"200-299\""));
+        assert!(!rejection::<StatusRange>("6xx").contains("write"));
         assert_eq!(StatusRange::from_integer(204), Ok(StatusRange { first: 204, last: 204 }));
         assert!(StatusRange::from_integer(600).is_err());
     }

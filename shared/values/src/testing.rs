@@ -4,12 +4,12 @@ use serde::de::DeserializeOwned;
 
 use crate::Scalar;
 
-/// Returns the refusal of a text, with the hint on the second line.
+/// Returns the rejection of a text, with the hint on the second line.
 #[track_caller]
-pub(crate) fn refusal<T: Scalar>(text: &str) -> String {
+pub(crate) fn rejection<T: Scalar>(text: &str) -> String {
     match T::from_text(text) {
         Ok(_) => panic!("{text:?} was accepted"),
-        Err(refusal) => refusal.to_string(),
+        Err(rejection) => rejection.to_string(),
     }
 }
 
@@ -17,8 +17,8 @@ pub(crate) fn refusal<T: Scalar>(text: &str) -> String {
 #[track_caller]
 pub(crate) fn accepts<T: Scalar>(texts: &[&str]) {
     for text in texts {
-        if let Err(refusal) = T::from_text(text) {
-            panic!("{text:?}: {refusal}");
+        if let Err(rejection) = T::from_text(text) {
+            panic!("{text:?}: {rejection}");
         }
     }
 }

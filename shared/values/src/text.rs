@@ -7,7 +7,7 @@ use std::fmt;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::scalar::{self, Refusal, Scalar, TextScalar};
+use crate::scalar::{self, Rejection, Scalar, TextScalar};
 
 /// A value together with its original text. Two of them are equal if their texts are.
 #[derive(Clone)]
@@ -27,8 +27,8 @@ impl<T: Scalar> Text<T> {
     ///
     /// # Errors
     ///
-    /// Returns the refusal of [`Scalar::from_text`].
-    pub fn new(written: &str) -> Result<Self, Refusal> {
+    /// Returns the rejection of [`Scalar::from_text`].
+    pub fn new(written: &str) -> Result<Self, Rejection> {
         Ok(Self { written: written.to_owned(), value: T::from_text(written)? })
     }
 
@@ -100,19 +100,19 @@ impl<T: Scalar> Scalar for Text<T> {
         T::expected()
     }
 
-    fn from_text(text: &str) -> Result<Self, Refusal> {
+    fn from_text(text: &str) -> Result<Self, Rejection> {
         Self::new(text)
     }
 
-    fn from_integer(number: i64) -> Result<Self, Refusal> {
+    fn from_integer(number: i64) -> Result<Self, Rejection> {
         Ok(Self { value: T::from_integer(number)?, written: number.to_string() })
     }
 
-    fn from_float(number: f64) -> Result<Self, Refusal> {
+    fn from_float(number: f64) -> Result<Self, Rejection> {
         Ok(Self { value: T::from_float(number)?, written: format!("{number:?}") })
     }
 
-    fn from_bool(value: bool) -> Result<Self, Refusal> {
+    fn from_bool(value: bool) -> Result<Self, Rejection> {
         Ok(Self { value: T::from_bool(value)?, written: value.to_string() })
     }
 
@@ -166,7 +166,7 @@ impl TextScalar for Name {
     const EXPECTED: &'static str = "a name of letters, digits, `.`, `_` and `-`";
     const PATTERN: &'static str = "^[A-Za-z0-9._-]{1,64}$";
 
-    fn parse(text: &str) -> Result<Self, Refusal> {
+    fn parse(text: &str) -> Result<Self, Rejection> {
         let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
         if text.is_empty() || text.len() > 64 || !text.chars().all(allowed) {
             let hint = "use 1 to 64 letters, digits, `.`, `_` and `-`";
@@ -179,14 +179,14 @@ impl TextScalar for Name {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{accepts, refusal};
+    use crate::testing::{accepts, rejection};
 
     #[test]
     fn names_are_short_and_plain() {
         accepts::<Name>(&["web", "web-1.eu_west"]);
         for text in ["", "a b", "a/b", "ä"] {
-            assert!(refusal::<Name>(text).contains("cannot be a name"), "{text}");
+            assert!(rejection::<Name>(text).contains("cannot be a name"), "{text}");
         }
-        assert!(refusal::<Name>(&"a".repeat(65)).contains("cannot be a name"));
+        assert!(rejection::<Name>(&"a".repeat(65)).contains("cannot be a name"));
     }
 }

@@ -15,7 +15,7 @@ use std::fmt;
 
 use log::LevelFilter;
 use values::choice::{self, OtherWords};
-use values::{Refusal, TextScalar, did_you_mean};
+use values::{Rejection, TextScalar, did_you_mean};
 
 /// The level of all modules that a filter does not name.
 const DEFAULT_LEVEL: LevelFilter = LevelFilter::Info;
@@ -170,7 +170,7 @@ impl TextScalar for LogFilter {
     const EXPECTED: &'static str =
         "a log level such as info, or levels of modules such as info,health_service=debug";
 
-    fn parse(text: &str) -> Result<Self, Refusal> {
+    fn parse(text: &str) -> Result<Self, Rejection> {
         Ok(Self::parse(text)?)
     }
 }
@@ -357,7 +357,7 @@ mod tests {
         LogFilter::parse(text).unwrap()
     }
 
-    fn refusal(text: &str) -> String {
+    fn rejection(text: &str) -> String {
         LogFilter::parse(text).unwrap_err()
     }
 
@@ -409,28 +409,28 @@ mod tests {
         let words = [("warning", "warn"), ("notice", "info"), ("verbose", "debug"), ("inof", "info")];
         for (word, meant) in words.into_iter().chain(["false", "silent", "quiet"].map(|word| (word, "none")))
         {
-            let (alone, of_module) = (refusal(word), refusal(&format!("lb_service={word}")));
+            let (alone, of_module) = (rejection(word), rejection(&format!("lb_service={word}")));
             for problem in [alone, of_module] {
                 assert!(problem.contains(&format!("did you mean `{meant}`?")), "{problem}");
                 assert!(problem.contains(word) && problem.contains(&LEVELS.join(", ")), "{problem}");
             }
         }
-        assert!(refusal("3").contains(&LEVELS.join(", ")));
+        assert!(rejection("3").contains(&LEVELS.join(", ")));
         assert!(
-            refusal("lb_service=").contains(&LEVELS.join(", "))
-                && refusal("a=b=c").contains("no log module `a`")
+            rejection("lb_service=").contains(&LEVELS.join(", "))
+                && rejection("a=b=c").contains("no log module `a`")
         );
     }
 
     #[test]
     fn an_unknown_module_is_rejected_with_a_suggestion_or_with_all_names() {
-        assert!(refusal("helth_service=debug").contains("did you mean `health_service`?"));
+        assert!(rejection("helth_service=debug").contains("did you mean `health_service`?"));
         assert!(
-            refusal("health_service::backends=debug").contains("did you mean `health_service::backend`?")
+            rejection("health_service::backends=debug").contains("did you mean `health_service::backend`?")
         );
-        let problem = refusal("sqlx=debug");
+        let problem = rejection("sqlx=debug");
         assert!(problem.contains("lb_service, metrics_service, shared, pingora,"), "{problem}");
-        assert!(refusal("h2=debug").contains("no log module `h2`"), "its messages are not read");
+        assert!(rejection("h2=debug").contains("no log module `h2`"), "its messages are not read");
     }
 
     #[test]
@@ -438,7 +438,7 @@ mod tests {
         for invalid in ["", "  ", ",", "/a", "info/a/b", "info/"] {
             assert!(LogFilter::parse(invalid).is_err(), "{invalid}");
         }
-        let problem = refusal("info/(");
+        let problem = rejection("info/(");
         assert!(problem.starts_with("`(` is not a regular expression: unclosed group\n"), "{problem}");
         assert!(LogFilter::parse("info/10\\.0").is_ok());
     }
@@ -455,9 +455,9 @@ mod tests {
             ("lb_service=info,lb_service=debug", "the level of `lb_service` is given twice"),
             ("pingora_core::=debug", "no log module `pingora_core::`"),
         ] {
-            let refusal = refusal(text);
-            let hint = refusal.lines().nth(1).expect("there is a hint");
-            assert!(refusal.contains(problem), "{text}: {refusal}");
+            let rejection = rejection(text);
+            let hint = rejection.lines().nth(1).expect("there is a hint");
+            assert!(rejection.contains(problem), "{text}: {rejection}");
             assert!(
                 hint.contains(&LEVELS.join(", ")) || hint.contains("module") || hint.contains("did you mean")
             );

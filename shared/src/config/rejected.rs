@@ -6,7 +6,7 @@ use super::document::{Node, Step};
 use super::problem::{Id, Problem};
 
 /// A key that is rejected.
-struct Refused {
+struct Rejected {
     /// The path from the root; `*` stands for any key or item.
     path: &'static [&'static str],
     kind: Kind,
@@ -22,12 +22,12 @@ enum Kind {
     Pingora(&'static str),
 }
 
-const fn later(path: &'static [&'static str], hint: &'static str) -> Refused {
-    Refused { path, kind: Kind::Later, hint }
+const fn later(path: &'static [&'static str], hint: &'static str) -> Rejected {
+    Rejected { path, kind: Kind::Later, hint }
 }
 
-const fn pingora(key: &'static [&'static str], reason: &'static str, hint: &'static str) -> Refused {
-    Refused { path: key, kind: Kind::Pingora(reason), hint }
+const fn pingora(key: &'static [&'static str], reason: &'static str, hint: &'static str) -> Rejected {
+    Rejected { path: key, kind: Kind::Pingora(reason), hint }
 }
 
 const REMOVE: &str = "remove the key";
@@ -37,7 +37,7 @@ const NEEDS_TOKIO: &str = "it needs a special build of tokio";
 const NO_TLS_LISTENERS: &str = "listeners with TLS are not supported yet";
 const NOT_USED: &str = "the load balancer has nothing that this setting applies to";
 
-const REFUSED: &[Refused] = &[
+const REJECTED: &[Rejected] = &[
     pingora(&["grace_period_seconds"], DRAINED_BEFORE, "use `shutdown: {drain: 25s}`"),
     pingora(&["graceful_shutdown_timeout_seconds"], DRAINED_BEFORE, "use `shutdown: {drain: 25s}`"),
     pingora(
@@ -65,18 +65,18 @@ const REFUSED: &[Refused] = &[
 ];
 
 /// Reports all unavailable keys in the tree, and removes them.
-pub(crate) fn refuse(root: &mut Node, problems: &mut Vec<Problem>) {
-    for refused in REFUSED {
-        for path in root.matching(refused.path) {
-            problems.push(refused.problem(root, &path));
+pub(crate) fn reject(root: &mut Node, problems: &mut Vec<Problem>) {
+    for rejected in REJECTED {
+        for path in root.matching(rejected.path) {
+            problems.push(rejected.problem(root, &path));
             root.remove_wrong(&path);
         }
     }
 }
 
-// === impl Refused ===
+// === impl Rejected ===
 
-impl Refused {
+impl Rejected {
     fn problem(&self, root: &Node, path: &[Step]) -> Problem {
         let key = self.path.last().expect("no path in the table is empty");
         let (id, message) = match self.kind {
