@@ -34,8 +34,8 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Returns a JSON document for the query of a request, or says what is wrong with the query.
 type Document = Arc<dyn Fn(Option<&str>) -> Result<String, String> + Send + Sync>;
 
-/// Why a request with this value of a header is refused; `None`: it is served.
-type Refusal = Box<dyn Fn(&[u8]) -> Option<String> + Send + Sync>;
+/// Why a request with this value of a header is rejected; `None`: it is served.
+type Rejection = Box<dyn Fn(&[u8]) -> Option<String> + Send + Sync>;
 
 /// All endpoints, as an application for Pingora's [`HttpServer`].
 pub struct Endpoints {
@@ -44,7 +44,7 @@ pub struct Endpoints {
     /// By path.
     documents: Vec<(&'static str, Document)>,
     /// With the name of the header.
-    refusal: Option<(&'static str, Refusal)>,
+    rejection: Option<(&'static str, Rejection)>,
 }
 
 /// The endpoint of a request, chosen by its method and path.
@@ -89,7 +89,7 @@ fn route(method: &Method, path: &str, documents: &[(&str, Document)]) -> Target 
 impl Endpoints {
     /// Metrics and probes without documents.
     pub fn new(registry: Registry, readiness: Readiness) -> Self {
-        Endpoints { registry, readiness, documents: Vec::new(), refusal: None }
+        Endpoints { registry, readiness, documents: Vec::new(), rejection: None }
     }
 
     /// Adds a JSON document at `path`. `document` is called with the query of each request. It must not block, because
@@ -104,20 +104,20 @@ impl Endpoints {
         self
     }
 
-    /// Refuses requests by the header `name`: if `refusal` returns a text for its value, the response is 421 with that
+    /// Rejects requests by the header `name`: if `rejection` returns a text for its value, the response is 421 with that
     /// text. Requests without the header are served.
     #[must_use]
-    pub fn refusing(
+    pub fn rejecting(
         self,
         name: &'static str,
-        refusal: impl Fn(&[u8]) -> Option<String> + Send + Sync + 'static,
+        rejection: impl Fn(&[u8]) -> Option<String> + Send + Sync + 'static,
     ) -> Self {
-        Self { refusal: Some((name, Box::new(refusal))), ..self }
+        Self { rejection: Some((name, Box::new(rejection))), ..self }
     }
 
     fn misdirected(&self, headers: &HeaderMap) -> Option<Response<Vec<u8>>> {
-        let (name, refusal) = self.refusal.as_ref()?;
-        let problem = refusal(headers.get(*name)?.as_bytes())?;
+        let (name, rejection) = self.rejection.as_ref()?;
+        let problem = rejection(headers.get(*name)?.as_bytes())?;
         let (status, content_type, body) = plain(StatusCode::MISDIRECTED_REQUEST, &format!("{problem}\n"));
         Some(response(status, content_type, body.len(), body.into_bytes()))
     }
@@ -226,8 +226,8 @@ impl ServeHttp for Endpoints {
             session.set_keepalive(None);
         }
         let request = session.req_header();
-        let refused = self.misdirected(&request.headers);
-        refused.unwrap_or_else(|| self.respond(&request.method, &request.uri, brings_body))
+        let rejected = self.misdirected(&request.headers);
+        rejected.unwrap_or_else(|| self.respond(&request.method, &request.uri, brings_body))
     }
 }
 
@@ -272,17 +272,17 @@ mod tests {
     }
 
     #[test]
-    fn a_request_is_refused_by_its_header() {
-        let refusal = |value: &[u8]| (value != b"own").then(|| "it is another".to_owned());
-        let endpoints = endpoints().refusing("For", refusal);
+    fn a_request_is_rejected_by_its_header() {
+        let rejection = |value: &[u8]| (value != b"own").then(|| "it is another".to_owned());
+        let endpoints = endpoints().rejecting("For", rejection);
         let asked = |value: Option<&'static str>| {
             let headers = value.map(|value| (http::header::HeaderName::from_static("for"), value));
             let headers = headers.map(|(name, value)| (name, HeaderValue::from_static(value)));
             endpoints.misdirected(&headers.into_iter().collect())
         };
         assert!(asked(None).is_none() && asked(Some("own")).is_none());
-        let refused = asked(Some("other")).expect("it is refused");
-        assert_eq!((refused.status().as_u16(), body(&refused)), (421, "it is another\n"));
+        let rejected = asked(Some("other")).expect("it is rejected");
+        assert_eq!((rejected.status().as_u16(), body(&rejected)), (421, "it is another\n"));
     }
 
     fn body(response: &Response<Vec<u8>>) -> &str {
@@ -395,7 +395,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_with_a_body_is_refused() {
+    fn a_request_with_a_body_is_rejected() {
         let endpoints = endpoints();
         for path in ["/metrics", "/nowhere"] {
             let response = endpoints.respond(&Method::GET, &Uri::from_static(path), true);

@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn a_truncated_or_malformed_stat_is_refused() {
+    fn a_truncated_or_malformed_stat_is_rejected() {
         let line = format!("12693 (cat) {FIELDS}");
         let until_threads = line.find(" 100407").expect("it is there");
         for text in ["", "1 (cat", "1 (cat)", &line[..until_threads]] {

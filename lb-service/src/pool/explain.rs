@@ -400,12 +400,12 @@ mod tests {
         (PoolSettings { policy, ..PoolSettings::new("web", vec![]) }, vec![Lot::WELL; 3])
     }
 
-    fn refusals(explanation: &Explanation) -> Vec<(u16, Option<&'static str>)> {
+    fn skip_reasons(explanation: &Explanation) -> Vec<(u16, Option<&'static str>)> {
         let one =
             |judged: &Judged| (judged.backend.address.port(), judged.skip_reason.map(SkipReason::as_str));
-        let mut refusals: Vec<_> = explanation.backends.iter().map(one).collect();
-        refusals.sort_unstable();
-        refusals
+        let mut skip_reasons: Vec<_> = explanation.backends.iter().map(one).collect();
+        skip_reasons.sort_unstable();
+        skip_reasons
     }
 
     #[test]
@@ -419,8 +419,8 @@ mod tests {
         lots[3].backup = true;
         let explanation = Bench::new(&rules, &lots).explain(b"");
         let expected = [(1, Some("down")), (2, Some("draining")), (3, Some("full")), (4, Some("backup"))];
-        assert_eq!(refusals(&explanation)[..4], expected);
-        assert_eq!(refusals(&explanation)[4..], [(5, None), (6, None)]);
+        assert_eq!(skip_reasons(&explanation)[..4], expected);
+        assert_eq!(skip_reasons(&explanation)[4..], [(5, None), (6, None)]);
         assert_eq!(explanation.taken.unwrap().address.port(), 5);
         assert!(!explanation.draw);
     }

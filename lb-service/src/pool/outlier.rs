@@ -417,12 +417,13 @@ impl Ejector {
         // The lock guards no data that a panic could leave half written.
         let _turn = self.0.lock();
         let record = members.get(which).ok_or(NotEjected::Unknown)?.record;
-        refusal(settings, members, which, now)
+        obstacle(settings, members, which, now)
             .map_or_else(|| Ok(record.eject(settings, cause, now, jitter)), Err)
     }
 }
 
-fn refusal(
+/// Returns the reason why this member cannot be ejected now. `None` means that it can.
+fn obstacle(
     settings: &OutlierSettings,
     members: &[Candidate<'_>],
     which: usize,

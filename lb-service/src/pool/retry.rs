@@ -127,14 +127,15 @@ pub(super) fn decide(settings: &RetrySettings, failed: &Failed) -> Decision {
     if !nothing_sent && failed.stale && !failed.replayed {
         return Decision::Replay;
     }
-    match refused_by(settings, failed) {
+    match obstacle(settings, failed) {
         Some(why) => Decision::GiveUp(why),
         None if nothing_sent => Decision::Reconnect,
         None => Decision::Retry,
     }
 }
 
-fn refused_by(settings: &RetrySettings, failed: &Failed) -> Option<WhyNot> {
+/// Returns the setting that excludes a retry. `None` means that the settings allow it.
+fn obstacle(settings: &RetrySettings, failed: &Failed) -> Option<WhyNot> {
     if !settings.on.contains(failed.cause) {
         Some(WhyNot::NotConfigured)
     } else if failed.tries > settings.attempts {

@@ -94,13 +94,13 @@ impl BackgroundService for Announce {
 
 impl Announce {
     /// Cancels the announcement. The old process receives the reason and continues to serve; this process ends.
-    pub(super) fn refuse(&self, problem: &str) {
+    pub(super) fn cancel(&self, problem: &str) {
         let once = self.once.lock().take();
         let Some(once) = once else { return };
         if self.decision.decide() {
             let error_log = once.error_log.clone();
             // The reason must come first, or the old process would only see that this one has ended.
-            once.refuse(problem);
+            once.cancel(problem);
             self.end(error_log, format!("upgrade: {problem}"));
         } else {
             once.give_up();
@@ -178,11 +178,11 @@ impl Announcement {
     /// Handles a request to end before the process served: the old process continues to serve.
     fn give_up(self) {
         log::info!("stopped before it was ready");
-        self.refuse("it was stopped before it was ready");
+        self.cancel("it was stopped before it was ready");
     }
 
     /// Cancels the upgrade for this reason; the old process continues to serve.
-    fn refuse(self, reason: &str) {
+    fn cancel(self, reason: &str) {
         if let Some(takeover) = self.takeover {
             takeover.link.failed(reason);
         }

@@ -248,7 +248,7 @@ fn metrics(plan: &Plan, base: &Foundation, handles: &Handles) -> Service<HttpSer
         .with_document("/api/v1/status", move |_| Ok(status.json()))
         .with_document("/api/v1/events", move |query| events::document(&events, query))
         .with_document("/api/v1/explain", move |query| explain.json(query))
-        .refusing(FILE_HEADER, refusal(operator));
+        .rejecting(FILE_HEADER, of_another_file(operator));
     let mut metrics = metrics_service::service(endpoints, "metrics");
     metrics.add_listener(ListenerConfig::tcp(plan.metrics.to_string()));
     metrics
@@ -256,7 +256,7 @@ fn metrics(plan: &Plan, base: &Foundation, handles: &Handles) -> Service<HttpSer
 
 /// Returns the check that rejects requests for the daemon of another configuration file, which can arrive here if both
 /// files have the same metrics address.
-fn refusal(operator: Operator) -> impl Fn(&[u8]) -> Option<String> {
+fn of_another_file(operator: Operator) -> impl Fn(&[u8]) -> Option<String> {
     move |wanted| {
         let status = operator.config_status();
         if status.is_of(wanted) {

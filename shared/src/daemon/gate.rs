@@ -26,7 +26,7 @@ pub(super) struct Gate {
     /// The pools that must have a ready backend.
     wanted: Vec<String>,
     /// Function that receives the reason when the gate does not open.
-    refuse: Box<dyn Fn(&str) + Send + Sync>,
+    cancel: Box<dyn Fn(&str) + Send + Sync>,
     /// Function that returns whether the old process has ended.
     is_alone: Box<dyn Fn() -> bool + Send + Sync>,
     /// The sockets that start to listen when the gate opens; `None` if there are none.
@@ -45,8 +45,8 @@ impl Gate {
     /// announcement is cancelled.
     pub(super) fn new(readiness: Readiness, wanted: Vec<String>, announce: Arc<Announce>) -> Self {
         let unready = Box::new(move || readiness.pools(false));
-        let refuse = Box::new(move |problem: &str| announce.refuse(problem));
-        Self { unready, wanted, refuse, is_alone: Box::new(|| false), sockets: None }
+        let cancel = Box::new(move |problem: &str| announce.cancel(problem));
+        Self { unready, wanted, cancel, is_alone: Box::new(|| false), sockets: None }
     }
 
     /// Sets the old process. The gate opens if it ends. `None` means that there is no old process.
@@ -96,7 +96,7 @@ impl BackgroundService for Gate {
         match self.pass().await.and_then(|()| open().map_err(|error| error.to_string())) {
             Ok(()) => ready.notify_ready(),
             Err(problem) => {
-                (self.refuse)(&problem);
+                (self.cancel)(&problem);
                 never(ready).await;
             }
         }
@@ -127,14 +127,14 @@ mod tests {
         recovery: Duration,
     ) -> (bool, Vec<String>) {
         let began = Instant::now();
-        let refused = Arc::new(Mutex::new(Vec::new()));
-        let record = refused.clone();
+        let cancelled = Arc::new(Mutex::new(Vec::new()));
+        let record = cancelled.clone();
         let gate = Gate {
             unready: Box::new(move || {
                 [down].map(str::to_owned).into_iter().filter(|_| began.elapsed() < recovery).collect()
             }),
             wanted: vec!["web".to_owned(), "api".to_owned()],
-            refuse: Box::new(move |problem| record.lock().unwrap().push(problem.to_owned())),
+            cancel: Box::new(move |problem| record.lock().unwrap().push(problem.to_owned())),
             is_alone: Box::new(is_alone),
             sockets: None,
         };
@@ -144,8 +144,8 @@ mod tests {
         // A gate that does not open never returns, so this waits for an hour at most.
         let _ = timeout(HOUR, &mut started).await;
         let seen = *is_ready.borrow();
-        let refused = refused.lock().unwrap().clone();
-        (seen, refused)
+        let cancelled = cancelled.lock().unwrap().clone();
+        (seen, cancelled)
     }
 
     #[tokio::test(start_paused = true)]
@@ -161,9 +161,9 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_gate_stays_closed_if_a_pool_is_not_ready_in_time() {
-        let (is_open, refused) = after_an_hour("api", LIMIT * 2).await;
+        let (is_open, cancelled) = after_an_hour("api", LIMIT * 2).await;
         assert!(!is_open, "dependent services have started");
-        assert!(refused.len() == 1 && refused[0].contains("pool api"), "{refused:?}");
+        assert!(cancelled.len() == 1 && cancelled[0].contains("pool api"), "{cancelled:?}");
     }
 
     #[tokio::test(start_paused = true)]
