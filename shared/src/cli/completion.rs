@@ -15,10 +15,18 @@ pub(super) fn script(shell: Shell, mut command: Command) -> Vec<u8> {
     command.build();
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut shown(&command), "load_balancer", &mut script);
-    if shell == Shell::Bash {
-        script.extend_from_slice(LIVE_NAMES);
+    match shell {
+        Shell::Bash => script.extend_from_slice(LIVE_NAMES),
+        Shell::Fish => script.extend_from_slice(levels_for_fish().as_bytes()),
+        _ => {}
     }
     script
+}
+
+/// The line that offers the log levels. clap offers the values of options only.
+fn levels_for_fish() -> String {
+    let condition = "__fish_load_balancer_using_subcommand log-level";
+    format!("complete -c load_balancer -n \"{condition}\" -f -a \"{}\"\n", LEVELS.join(" "))
 }
 
 /// The command without hidden subcommands and options: clap offers them.
@@ -68,7 +76,7 @@ mod tests {
 
     #[test]
     fn the_levels_of_the_log_are_offered() {
-        for shell in [Shell::Bash, Shell::Zsh] {
+        for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
             assert!(text(shell).contains("none error warn info debug trace"), "{shell}");
         }
     }
