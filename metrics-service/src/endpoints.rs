@@ -104,8 +104,8 @@ impl Endpoints {
         self
     }
 
-    /// Rejects requests by the header `name`: if `rejection` returns a text for its value, the response is 421 with that
-    /// text. Requests without the header are served.
+    /// Rejects requests by the header `name`: if `rejection` returns a text for its value, the response is 421 with
+    /// that text. Requests without the header are served.
     #[must_use]
     pub fn rejecting(
         self,
