@@ -9,7 +9,8 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::resources::{
-    absent_sources, check_runtime_dir, control_spec, endpoints, take_runtime_dir, threads, warn_without_control,
+    absent_sources, check_runtime_dir, control_spec, endpoints, take_runtime_dir, threads,
+    warn_without_control,
 };
 use super::{Mode, Start, StartError};
 use crate::config::{self, Plan};
