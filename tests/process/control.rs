@@ -476,7 +476,10 @@ fn wrong_requests_get_the_right_status_and_a_reason() {
     }
     let mut garbage = Connection::open_unix(&lab.path("control.sock")).unwrap();
     garbage.send("\x00\x01 nonsense\r\n\r\n").unwrap();
-    assert!(garbage.ends_within(LONG));
+    let response = garbage.response("POST").unwrap();
+    assert_eq!(response.status, 400);
+    assert!(response.text().contains("not valid HTTP"), "{response:?}");
+    daemon.logged(&["WARN", "control: rejected a request"]);
     assert_eq!(daemon.get("/").unwrap().status, 200);
 }
 
