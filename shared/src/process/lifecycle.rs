@@ -215,61 +215,75 @@ impl Lifecycle {
 
     /// Decides which actions follow from an event. `pending` is the work that the end of the process would cut.
     pub(crate) fn on(&mut self, event: Event, now: Instant, pending: Pending) -> Vec<Action> {
-        let signalled_again = event == Event::Terminate && std::mem::replace(&mut self.signalled, true);
-        match (self.state, event) {
-            (State::Done, _) => Vec::new(),
-            (_, Event::ServiceFailed) => self.end(EndReason::ServiceFailed, pending.requests),
-            (State::HandingOver | State::Upgrading, Event::StopNow) => {
-                let mut actions = vec![Action::WithdrawOffer];
-                actions.append(&mut self.end(EndReason::Hurried, pending.requests));
-                actions
+        let is_second = event == Event::Terminate && std::mem::replace(&mut self.signalled, true);
+        match event {
+            _ if self.state == State::Done => Vec::new(),
+            Event::ServiceFailed => self.end(EndReason::ServiceFailed, pending.requests),
+            Event::StopNow => {
+                let withdrawn = self.withdraw();
+                [withdrawn, self.end(EndReason::Hurried, pending.requests)].concat()
             }
-            (_, Event::StopNow) => self.end(EndReason::Hurried, pending.requests),
-            (State::Serving, Event::Terminate | Event::Stop) => self.delay(now),
-            (State::HandingOver | State::Upgrading, Event::Terminate | Event::Stop) => {
-                let mut actions = vec![Action::WithdrawOffer];
-                actions.append(&mut self.delay(now));
-                actions
+            Event::Terminate | Event::Stop => self.stop(is_second, now, pending.requests),
+            Event::Quit => self.begin_handover(State::HandingOver, Action::OpenOffer),
+            Event::Upgrade => self.upgrade(),
+            Event::NewProcessReady => self.hand_over(now),
+            Event::HandoverFailed => {
+                self.withdraw();
+                Vec::new()
             }
-            (State::Draining { settled, until, terminated: false }, Event::Terminate | Event::Stop) => {
+            Event::Tick => self.tick(now, pending),
+        }
+    }
+
+    fn stop(&mut self, is_second: bool, now: Instant, requests: usize) -> Vec<Action> {
+        match self.state {
+            State::Serving | State::HandingOver | State::Upgrading => {
+                let withdrawn = self.withdraw();
+                [withdrawn, self.delay(now)].concat()
+            }
+            State::Draining { settled, until, terminated: false } => {
                 // The process drains because it has handed over, and this is its first stop.
                 self.state = State::Draining { settled, until, terminated: true };
                 vec![Action::Enter(Phase::Draining)]
             }
-            (State::Delaying { .. } | State::Draining { .. }, Event::Terminate) if signalled_again => {
-                self.end(EndReason::Hurried, pending.requests)
+            State::Delaying { .. } | State::Draining { .. } if is_second => {
+                self.end(EndReason::Hurried, requests)
             }
-            (State::Serving, Event::Quit) => {
-                self.state = State::HandingOver;
-                vec![Action::OpenOffer]
-            }
-            (State::Serving, Event::Upgrade) => self.upgrade(),
-            (State::HandingOver, Event::Quit | Event::Upgrade) => {
-                vec![Action::Ignore("the sockets are already offered to a process started with -u")]
-            }
-            (State::Upgrading, Event::Quit | Event::Upgrade) => {
-                vec![Action::Ignore("an upgrade is already in progress")]
-            }
-            (_, Event::Quit | Event::Upgrade) => vec![Action::Ignore("already shutting down")],
-            (State::HandingOver | State::Upgrading, Event::NewProcessReady) => self.hand_over(now),
-            (State::HandingOver | State::Upgrading, Event::HandoverFailed) => {
-                self.state = State::Serving;
-                Vec::new()
-            }
-            // No handover is in progress, or the process is already ending.
-            (_, Event::NewProcessReady | Event::HandoverFailed | Event::Terminate | Event::Stop) => {
-                Vec::new()
-            }
-            (_, Event::Tick) => self.tick(now, pending),
+            State::Delaying { .. } | State::Draining { .. } | State::Done => Vec::new(),
         }
     }
 
-    fn upgrade(&mut self) -> Vec<Action> {
-        if let Some(hindrance) = self.hindrance {
-            return vec![Action::Ignore(hindrance)];
+    /// Ends the handover that is in progress, if there is one.
+    fn withdraw(&mut self) -> Vec<Action> {
+        if !self.is_handing_over() {
+            return Vec::new();
         }
-        self.state = State::Upgrading;
-        vec![Action::StartSuccessor]
+        self.state = State::Serving;
+        vec![Action::WithdrawOffer]
+    }
+
+    fn is_handing_over(&self) -> bool {
+        matches!(self.state, State::HandingOver | State::Upgrading)
+    }
+
+    fn upgrade(&mut self) -> Vec<Action> {
+        match self.hindrance {
+            Some(hindrance) if self.state == State::Serving => vec![Action::Ignore(hindrance)],
+            _ => self.begin_handover(State::Upgrading, Action::StartSuccessor),
+        }
+    }
+
+    fn begin_handover(&mut self, state: State, action: Action) -> Vec<Action> {
+        let reason = match self.state {
+            State::Serving => {
+                self.state = state;
+                return vec![action];
+            }
+            State::HandingOver => "the sockets are already offered to a process started with -u",
+            State::Upgrading => "an upgrade is already in progress",
+            State::Delaying { .. } | State::Draining { .. } | State::Done => "already shutting down",
+        };
+        vec![Action::Ignore(reason)]
     }
 
     fn delay(&mut self, now: Instant) -> Vec<Action> {
@@ -287,6 +301,9 @@ impl Lifecycle {
     }
 
     fn hand_over(&mut self, now: Instant) -> Vec<Action> {
+        if !self.is_handing_over() {
+            return Vec::new();
+        }
         // Half of a short drain, so that a drain never times out only because of idle connections.
         let idle = IDLE.min(self.timing.drain / 2);
         let mut actions = vec![Action::LeaveFiles];
@@ -436,6 +453,14 @@ struct Inbox {
     stops: mpsc::UnboundedReceiver<Event>,
 }
 
+/// The timers of the loop.
+struct Timers {
+    /// The checks of a delay and a drain.
+    ticks: Interval,
+    /// The pings of the service manager. `None` means that it receives none.
+    pings: Option<Interval>,
+}
+
 /// The handover that is in progress, and the state that belongs to it.
 #[derive(Default)]
 struct Work {
@@ -583,30 +608,11 @@ impl Signals {
         let hindrance = successor::hindrance(std::process::id());
         let mut lifecycle = Lifecycle::new(self.parts.timings.get(), hindrance);
         let mut work = Work::default();
-        let mut ticks = every(TICK);
-        let mut pings = self.parts.supervisor.ping_interval().map(every);
+        let pings = self.parts.supervisor.ping_interval().map(every);
+        let mut timers = Timers { ticks: every(TICK), pings };
         loop {
-            let (event, caller) = tokio::select! {
-                came = signals.next() => (self.translate(came, &mut work), None),
-                Some(caller) = inbox.upgrades.recv() => {
-                    log::info!("upgrade: requested");
-                    (Some(Event::Upgrade), Some(caller))
-                }
-                Some(event) = inbox.stops.recv() => {
-                    log::info!("stop: requested{}", if event == Event::StopNow { ", at once" } else { "" });
-                    (Some(event), None)
-                }
-                result = poll(&mut work.handover) => (Some(self.finish(result, &mut work)), None),
-                Some(problem) = inbox.failed.recv() => {
-                    log::error!("{problem}");
-                    (Some(Event::ServiceFailed), None)
-                }
-                () = next(&mut pings) => {
-                    self.ping();
-                    (None, None)
-                }
-                _ = ticks.tick(), if lifecycle.is_timed() => (Some(Event::Tick), None),
-            };
+            let timed = lifecycle.is_timed();
+            let (event, caller) = self.next(&mut signals, &mut inbox, &mut work, &mut timers, timed).await;
             let Some(event) = event else { continue };
             lifecycle.set_timing(self.parts.timings.get());
             let actions = lifecycle.on(event, Instant::now(), self.parts.host.pending());
@@ -617,6 +623,40 @@ impl Signals {
                 work.hold = None;
             }
         }
+    }
+
+    /// Waits for the next event, which is `None` if what happened does not concern the lifecycle. `timed` says whether
+    /// ticks do.
+    async fn next(
+        &self,
+        signals: &mut impl Source,
+        inbox: &mut Inbox,
+        work: &mut Work,
+        timers: &mut Timers,
+        timed: bool,
+    ) -> (Option<Event>, Option<ResultSender>) {
+        let event = tokio::select! {
+            came = signals.next() => self.translate(came, work),
+            Some(caller) = inbox.upgrades.recv() => {
+                log::info!("upgrade: requested");
+                return (Some(Event::Upgrade), Some(caller));
+            }
+            Some(event) = inbox.stops.recv() => {
+                log::info!("stop: requested{}", if event == Event::StopNow { ", at once" } else { "" });
+                Some(event)
+            }
+            result = poll(&mut work.handover) => Some(self.finish(result, work)),
+            Some(problem) = inbox.failed.recv() => {
+                log::error!("{problem}");
+                Some(Event::ServiceFailed)
+            }
+            () = next(&mut timers.pings) => {
+                self.ping();
+                None
+            }
+            _ = timers.ticks.tick(), if timed => Some(Event::Tick),
+        };
+        (event, None)
     }
 
     /// Carries out the actions, and returns whether the process must end.

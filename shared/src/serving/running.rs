@@ -69,8 +69,8 @@ pub(crate) struct Staged {
     moved: Vec<ListenAddress>,
     pools: Vec<Checked>,
     checks: health_service::StagedChecks,
-    /// The pools that replace others, each with the pool that it replaces.
-    successions: Vec<(Arc<Pool>, Arc<Pool>)>,
+    /// The pools that replace others.
+    successions: Vec<Succession>,
     served: Snapshot,
 }
 
@@ -100,6 +100,9 @@ fn moved(diff: &Diff) -> Vec<ListenAddress> {
     left(diff).filter(is_moved).map(|listener| listener.address.clone()).collect()
 }
 
+/// Pool that replaces another one, and the pool that it replaces.
+type Succession = (Arc<Pool>, Arc<Pool>);
+
 /// Interval between checks whether a backend is idle.
 const POLL: Duration = Duration::from_millis(10);
 
@@ -118,20 +121,7 @@ impl Running {
         let New { free, beside, leaving } = self.new_addresses(diff);
         let mut bound = self.sockets.bind_more(&free).map_err(|error| error.to_string())?;
         self.sockets.check_take_over(&beside, &leaving).map_err(|error| error.to_string())?;
-        let before = self.core.pools.now();
-        let (mut pools, mut successions) = (Vec::new(), Vec::new());
-        for (pool, check) in &new.pools {
-            let predecessor = before.iter().find(|known| known.pool.name == pool.name);
-            let was = old.pools.iter().find(|(known, _)| known.name == pool.name);
-            let checked = match predecessor.zip(was) {
-                None => Checked::new(pool, check, self.core.pools.observer()),
-                Some((known, (was, _))) => known.successor(was, pool, check),
-            };
-            if let Some(known) = predecessor.filter(|known| !Arc::ptr_eq(&known.pool, &checked.pool)) {
-                successions.push((checked.pool.clone(), known.pool.clone()));
-            }
-            pools.push(checked);
-        }
+        let (pools, successions) = self.create_pools(old, new);
         let checks = self.checks.stage(pools.iter().filter_map(Checked::to_check)).await;
         // The log comes last of the steps that can fail, because opening it creates a file that a later failure would
         // leave behind.
@@ -146,6 +136,25 @@ impl Running {
         let opened = self.with_sockets(&diff.opened, &bound)?;
         let (closed, moved) = (diff.closed.clone(), moved(diff));
         Ok(Staged { opened, closed, log, bound, moved, pools, checks, successions, served })
+    }
+
+    /// Returns the pools of `new`, and each new pool with its predecessor.
+    fn create_pools(&self, old: &Plan, new: &Plan) -> (Vec<Checked>, Vec<Succession>) {
+        let before = self.core.pools.now();
+        let (mut pools, mut successions) = (Vec::new(), Vec::new());
+        for (pool, check) in &new.pools {
+            let predecessor = before.iter().find(|known| known.pool.name == pool.name);
+            let was = old.pools.iter().find(|(known, _)| known.name == pool.name);
+            let checked = match predecessor.zip(was) {
+                None => Checked::new(pool, check, self.core.pools.observer()),
+                Some((known, (was, _))) => known.successor(was, pool, check),
+            };
+            if let Some(known) = predecessor.filter(|known| !Arc::ptr_eq(&known.pool, &checked.pool)) {
+                successions.push((checked.pool.clone(), known.pool.clone()));
+            }
+            pools.push(checked);
+        }
+        (pools, successions)
     }
 
     /// Checks whether [`stage`](Self::stage) would succeed, without health checks and without lasting effects.
@@ -178,19 +187,22 @@ impl Running {
         if let Some(log) = log {
             self.logs.replace(log);
         }
-        let is_renamed =
-            |address: &ListenAddress| opened.iter().any(|(listener, _)| listener.address == *address);
-        for address in closed.into_iter().filter(|address| !moved.contains(address)) {
-            if !is_renamed(&address) {
-                self.sockets.remove(&address.bind_key());
-            }
-            self.acceptors.close(address);
-        }
+        self.close(closed.into_iter().filter(|address| !moved.contains(address)), &opened);
         opened.into_iter().for_each(|(listener, socket)| self.acceptors.open_on(listener, socket));
         self.leave(moved).await;
         if self.core.traffic.is_draining() {
             // The drain started in the meantime and closed only the older sockets.
             self.sockets.close(Class::Traffic);
+        }
+    }
+
+    /// Closes listeners. The socket of a listener that is opened under another name stays.
+    fn close(&self, closed: impl Iterator<Item = ListenAddress>, opened: &[(Listener, OwnedFd)]) {
+        for address in closed {
+            if !opened.iter().any(|(listener, _)| listener.address == address) {
+                self.sockets.remove(&address.bind_key());
+            }
+            self.acceptors.close(address);
         }
     }
 
