@@ -348,12 +348,12 @@ fn a_rotation_reports_which_log_could_not_be_reopened() {
     chmod(lab.directory(), 0o755);
     daemon.process.signal(Signal::SIGUSR1);
     daemon.logged(&["error_log: ", "error.log reopened"]);
-    daemon.logged(&["cannot reopen", "access.log, the old file stays in use", "Permission denied"]);
+    daemon.logged(&["cannot reopen", "access.log, the old file stays in use", "permission denied"]);
     fs::rename(lab.path("error.log"), lab.path("error.log.1")).unwrap();
     daemon.process.signal(Signal::SIGUSR1);
     let status = || lab.run(&["status", "-c", path_str(&lab.path("conf.yaml"))]).stdout;
     wait::until(LONG, "both failures are in the status", || {
-        ["access.log: Permission denied", "error.log: permission denied"]
+        ["access.log: permission denied", "error.log: permission denied"]
             .iter()
             .all(|said| status().contains(said))
     });
