@@ -30,7 +30,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let settings = access_log::Settings { format: Format::Text, target: Target::Stdout };
     let (log, _flush_at_end) = AccessLog::open(settings)?;
     let parts = SnapshotParts {
-        listeners: Listeners::new([Listener { name: "web".into(), address: ListenAddress::Tcp(listen) }]),
+        listeners: Listeners::new([Listener::new("web", ListenAddress::Tcp(listen))]),
         routes: RouteTable::new(vec![Route::any(PoolId(0))]),
         pools: vec![Arc::new(pool)],
         trusted_proxies: TrustedProxies::default(),

@@ -36,7 +36,7 @@ pub struct ListenerTraffic {
     pub connections_active: Gauge,
     /// Requests in flight, including upgraded connections.
     pub in_flight: Gauge,
-    rejected: [Counter; Rejection::ALL.len()],
+    rejected: [Counter; Rejection::COUNT],
     by_pool: Mutex<Vec<(Arc<str>, Arc<PoolTraffic>)>>,
     without_pool: Arc<PoolTraffic>,
 }
@@ -102,7 +102,7 @@ impl ListenerTraffic {
             connections: Counter::default(),
             connections_active: Gauge::default(),
             in_flight: Gauge::default(),
-            rejected: Default::default(),
+            rejected: std::array::from_fn(|_| Counter::default()),
             by_pool: Mutex::default(),
             without_pool: Arc::default(),
         }
@@ -141,12 +141,12 @@ impl ListenerTraffic {
 
     /// Counts a request that the proxy rejected.
     pub fn reject(&self, reason: Rejection) {
-        self.rejected[reason as usize].increment();
+        self.rejected[reason.index()].increment();
     }
 
     /// Returns the rejected requests by reason.
     pub fn rejected(&self) -> impl Iterator<Item = (Rejection, u64)> {
-        Rejection::ALL.into_iter().zip(self.rejected.iter().map(Counter::get))
+        Rejection::all().zip(self.rejected.iter().map(Counter::get))
     }
 }
 

@@ -3,6 +3,7 @@
 use http::StatusCode;
 
 use crate::pool::{AdmissionError, UpstreamError};
+use crate::wire::rejection as wire;
 
 /// The reason why a request got no response of a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,6 +20,9 @@ pub enum Failure {
     ClientTimeout,
     /// The client sent something that is not HTTP.
     BadRequest,
+    /// The last backend paused for too long in the middle of its response. This is no failure of the backend: what it
+    /// sends may have its own pace.
+    ResponseStalled,
     /// An internal error.
     Internal,
 }
@@ -34,8 +38,10 @@ pub enum Rejection {
     QueueFull,
     /// The request timed out in the queue.
     QueueTimeout,
-    /// The request is not HTTP as Pingora accepts it, or it is a CONNECT.
-    Malformed,
+    /// The body of the request is larger than the listener allows.
+    BodyTooLarge,
+    /// The request does not follow the grammar, or exceeds a limit.
+    Wire(wire::Rejection),
 }
 
 /// The status in metrics and log for a client that disconnected before it got a response, as in nginx.
@@ -48,11 +54,13 @@ impl Failure {
             Self::Rejected(Rejection::NoRoute) => 404,
             Self::Rejected(Rejection::NoBackend | Rejection::QueueFull | Rejection::QueueTimeout) => 503,
             Self::Response(status) => status,
-            Self::Upstream(UpstreamError::Timeout) => 504,
+            Self::Rejected(Rejection::BodyTooLarge) => 413,
+            Self::Upstream(UpstreamError::Timeout) | Self::ResponseStalled => 504,
             Self::Upstream(_) => 502,
             Self::ClientGone => CLIENT_CLOSED_REQUEST,
             Self::ClientTimeout => 408,
-            Self::BadRequest | Self::Rejected(Rejection::Malformed) => 400,
+            Self::BadRequest => 400,
+            Self::Rejected(Rejection::Wire(reason)) => reason.status(),
             Self::Internal => 500,
         }
     }
@@ -81,6 +89,7 @@ impl Failure {
             Self::ClientGone => "client_gone",
             Self::ClientTimeout => "client_timeout",
             Self::BadRequest => "bad_request",
+            Self::ResponseStalled => "response_stalled",
             Self::Internal => "internal",
         }
     }
@@ -99,9 +108,16 @@ impl From<AdmissionError> for Rejection {
 // === impl Rejection ===
 
 impl Rejection {
-    /// All reasons, in the order of their discriminants.
-    pub const ALL: [Self; 5] =
-        [Self::NoRoute, Self::NoBackend, Self::QueueFull, Self::QueueTimeout, Self::Malformed];
+    /// The number of reasons.
+    pub const COUNT: usize = Self::OWN.len() + wire::Rejection::ALL.len();
+
+    const OWN: [Self; 5] =
+        [Self::NoRoute, Self::NoBackend, Self::QueueFull, Self::QueueTimeout, Self::BodyTooLarge];
+
+    /// Returns all reasons.
+    pub fn all() -> impl Iterator<Item = Self> {
+        Self::OWN.into_iter().chain(wire::Rejection::ALL.into_iter().map(Self::Wire))
+    }
 
     /// Returns the `reason` label, which is also the word in the access log.
     pub fn as_str(self) -> &'static str {
@@ -110,7 +126,20 @@ impl Rejection {
             Self::NoBackend => "no_backend",
             Self::QueueFull => "queue_full",
             Self::QueueTimeout => "queue_timeout",
-            Self::Malformed => "malformed",
+            Self::BodyTooLarge => "body_too_large",
+            Self::Wire(reason) => reason.as_str(),
+        }
+    }
+
+    /// The place of the reason in [`all`](Self::all).
+    pub(crate) fn index(self) -> usize {
+        match self {
+            Self::NoRoute => 0,
+            Self::NoBackend => 1,
+            Self::QueueFull => 2,
+            Self::QueueTimeout => 3,
+            Self::BodyTooLarge => 4,
+            Self::Wire(reason) => Self::OWN.len() + reason as usize,
         }
     }
 }

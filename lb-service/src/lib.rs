@@ -33,8 +33,9 @@
 //! pool's `LoadBalancer`, and the server of metrics passes a `Registry`.
 //!
 //! ```text
-//! Service<Frontend>                 accepts; counts connections                        service.rs, frontend.rs
-//! └── HttpProxy<Proxy>              Pingora's proxy with our callbacks                 proxy.rs
+//! ProxyService                      opens and closes sockets                           service.rs
+//! └── transport                     connections of clients and to backends             transport/
+//!     ├── wire                      messages as bytes: grammar and framing             wire/
 //!     └── Exchange                  one request from its head to its log line          exchange/
 //!         ├── Snapshot              one per request                                    snapshot.rs
 //!         │   ├── Listeners         which listener a connection came through           listener.rs
@@ -49,7 +50,7 @@
 //! Snapshot::explain                 the backend that a request would go to             explain.rs
 //! ```
 //!
-//! Decisions are plain functions over values; the callbacks only call them.
+//! Decisions are plain functions over values; the transport only calls them.
 
 pub mod access_log;
 pub mod clock;
@@ -59,17 +60,12 @@ mod exchange;
 pub mod explain;
 pub mod failure;
 pub mod forwarded;
-pub mod frontend;
 mod head_edit;
-mod hop_by_hop;
 pub mod lines;
 pub mod listener;
 pub mod metrics;
-mod patience;
-mod pingora_types;
 pub mod policy;
 pub mod pool;
-pub mod proxy;
 pub mod route;
 pub mod service;
 pub mod snapshot;
@@ -78,7 +74,8 @@ pub mod stats;
 mod testing;
 mod token;
 pub mod traffic;
-mod upgraded;
-mod watched;
+mod transport;
+mod upgrade;
+pub mod wire;
 
 pub use policy::{Algorithm, InFlight, Load, Policy, PolicyConfig};

@@ -324,6 +324,8 @@ impl<S: Sink> Writer<S> {
     fn report(&mut self) {
         let dropped = self.shared.dropped.load(Ordering::Relaxed);
         if dropped > self.reported && !self.failing {
+            // The report might be a line of this queue, which might be full again.
+            self.drain();
             self.sink.dropped(dropped - self.reported);
             self.reported = dropped;
             self.report_after = Instant::now() + REPORT;
@@ -372,6 +374,8 @@ mod tests {
         hanging: bool,
         text: String,
         dropped: Vec<u64>,
+        /// The queue that gets a line about each report.
+        log: Option<Lines>,
     }
 
     impl Target {
@@ -403,7 +407,9 @@ mod tests {
         }
 
         fn dropped(&mut self, lines: u64) {
-            self.state.lock().dropped.push(lines);
+            let mut state = self.state.lock();
+            state.dropped.push(lines);
+            state.log.iter().for_each(|log| log.push(b"a report\n".to_vec()));
             self.changed.notify_all();
         }
     }
@@ -437,6 +443,18 @@ mod tests {
         assert!(!lines.flush(Duration::from_millis(10)), "the queue is full and nothing moves");
         assert!(!guard.end());
         target.close(false);
+    }
+
+    #[test]
+    fn a_report_that_is_a_line_of_the_full_queue_is_not_dropped() {
+        let (target, lines, _guard) = start();
+        target.state.lock().log = Some(lines.clone());
+        target.close(true);
+        lines.push(b"first\n".to_vec());
+        target.wait(|state| state.hanging);
+        (0..QUEUE + 10).for_each(|_| lines.push(b"x\n".to_vec()));
+        target.close(false);
+        target.wait(|state| state.text.contains("a report"));
     }
 
     #[test]

@@ -2,8 +2,12 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::num::{NonZeroU32, NonZeroU64};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
+
+pub use crate::wire::scan::Limits as HeadLimits;
 
 /// The index of a listener in [`Listeners`]. Metrics and routes use it instead of the name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -25,11 +29,82 @@ pub struct Listener {
     pub name: Arc<str>,
     /// The address that it listens on.
     pub address: ListenAddress,
+    /// The limits for its clients.
+    pub limits: ClientLimits,
+    /// The deadlines for its clients.
+    pub timeouts: ClientTimeouts,
 }
+
+/// The limits for the clients of a listener.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClientLimits {
+    /// The connections at a time; `None` means no limit.
+    pub connections: Option<NonZeroU32>,
+    /// The size of the head of a request.
+    pub head: HeadLimits,
+    /// The bytes of the body of a request; `None` means no limit.
+    pub body: Option<NonZeroU64>,
+    /// The requests on one connection; `None` means no limit.
+    pub requests: Option<NonZeroU32>,
+    /// The lowest average speed, in bytes per second, at which a client sends a body or reads a response. The average
+    /// is over the time in which the proxy waits for the client, and counts after 10 s; 0 means any speed.
+    pub min_rate: u64,
+}
+
+/// The deadlines for the clients of a listener.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClientTimeouts {
+    /// The longest time until a request begins, including the first on a connection.
+    pub idle: Duration,
+    /// The longest time from the first byte of a request to the end of its head.
+    pub head: Duration,
+    /// The longest pause while the client sends or reads a body.
+    pub body: Duration,
+}
+
+/// The mode of Unix socket files: as with a TCP port, any local user that can enter the directory can connect.
+pub const UNIX_SOCKET_MODE: u32 = 0o666;
 
 /// All listeners, in the order of the configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listeners(Box<[Listener]>);
+
+// === impl Listener ===
+
+impl Listener {
+    /// Returns a listener with the default limits and deadlines.
+    pub fn new(name: impl Into<Arc<str>>, address: ListenAddress) -> Self {
+        Self {
+            name: name.into(),
+            address,
+            limits: ClientLimits::default(),
+            timeouts: ClientTimeouts::default(),
+        }
+    }
+
+    /// Returns whether both have the same address and name, so that a reload keeps the socket and its connections.
+    pub fn is_same_socket(&self, other: &Self) -> bool {
+        self.name == other.name && self.address == other.address
+    }
+}
+
+// === impl ClientLimits ===
+
+impl Default for ClientLimits {
+    fn default() -> Self {
+        let head = HeadLimits { head: 64 * 1024, fields: 128, target: 16 * 1024 };
+        Self { connections: None, head, body: None, requests: None, min_rate: 240 }
+    }
+}
+
+// === impl ClientTimeouts ===
+
+impl Default for ClientTimeouts {
+    fn default() -> Self {
+        let seconds = Duration::from_secs;
+        Self { idle: seconds(75), head: seconds(10), body: seconds(60) }
+    }
+}
 
 // === impl ListenAddress ===
 

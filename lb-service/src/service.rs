@@ -1,54 +1,46 @@
-//! The proxy as a Pingora service whose sockets come and go while it runs.
+//! The proxy as a Pingora service whose sockets are opened and closed while it runs.
 //!
-//! Pingora's services listen on what they are told at the start. Here each socket is a service of Pingora's own, with an end of
-//! its own, inside one that outlives them and that the [`Acceptors`] tell what to open and to close:
+//! Pingora's own services listen on the addresses that they get at the start. This one follows the [`Acceptors`]:
 //!
 //! ```text
-//! ProxyService                      one runtime, one HttpProxy, one pool of connections to backends
-//! ├── Service<Frontend>             a socket: accepts until it is closed
-//! └── Service<Frontend>             another one, opened by a reload
+//! ProxyService                one runtime, one connector to backends
+//! ├── listen::accept          a socket: accepts until it is closed
+//! └── listen::accept          another one, opened by a reload
 //! ```
 
 use std::collections::HashMap;
-use std::fs::Permissions;
-use std::os::fd::{IntoRawFd, OwnedFd};
-use std::os::unix::fs::PermissionsExt;
+use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use pingora::listeners::ListenerConfig;
-use pingora::protocols::l4::stream::L4BufferSettings;
-use pingora::proxy::{HttpProxy, http_proxy};
 use pingora::server::configuration::ServerConf;
-use pingora::server::{Fds, ListenFds, ShutdownWatch};
-use pingora::services::Service as _;
-use pingora::services::listening::Service;
+use pingora::server::{ListenFds, ShutdownWatch};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
-use crate::frontend::Frontend;
 use crate::listener::{ListenAddress, Listener};
-use crate::proxy::Proxy;
 use crate::snapshot::{CurrentSnapshot, Snapshot};
 use crate::traffic::{Acceptor, Traffic};
-use crate::upgraded::Sources;
+use crate::transport::listen::{self, Acceptance, ListenSocket};
+use crate::transport::upstream::{self, Connector};
 
-/// Accepts on the sockets that its [`Acceptors`] open, and proxies by the current plan.
+/// A service that accepts on the sockets that its [`Acceptors`] open, and proxies by the current snapshot.
 pub struct ProxyService {
-    proxy: Arc<HttpProxy<Proxy>>,
     current: CurrentSnapshot,
     traffic: Arc<Traffic>,
-    orders: mpsc::UnboundedReceiver<Order>,
-    acceptors: HashMap<ListenAddress, Open>,
+    connector: Connector,
+    commands: mpsc::UnboundedReceiver<Command>,
+    open: HashMap<ListenAddress, Open>,
 }
 
-/// Opens and closes the sockets of a [`ProxyService`]. Clones do so for the same one.
+/// Opens and closes the sockets of a [`ProxyService`]. Clones control the same service.
 #[derive(Clone, Debug)]
-pub struct Acceptors(mpsc::UnboundedSender<Order>);
+pub struct Acceptors(mpsc::UnboundedSender<Command>);
 
-/// What a [`ProxyService`] is told.
+/// A command for a [`ProxyService`].
 #[derive(Debug)]
-enum Order {
+enum Command {
     Open(Listener, Option<OwnedFd>),
     Close(ListenAddress),
     Retire(Vec<ListenAddress>, Arc<Snapshot>, oneshot::Sender<()>),
@@ -60,130 +52,125 @@ struct Open {
     closing: watch::Sender<bool>,
 }
 
-/// A socket that does not accept any more. Another one may have been opened at its address.
+/// A socket that no longer accepts. Another one may have been opened at its address.
 struct Ended {
     address: ListenAddress,
     acceptor: Arc<Acceptor>,
 }
 
-/// Buffers of a client connection, in bytes. Pingora's 64 KiB for reading would be most of the memory of an idle connection,
-/// and everything that reads has a buffer of its own. What is written is gathered, so that the head of an answer does not
-/// travel alone.
-const READ_BUFFER: usize = 0;
-const WRITE_BUFFER: usize = 1460;
-
-/// The mode of Unix socket files: whoever may enter their directory may connect, as with a TCP port.
-pub const UNIX_SOCKET_MODE: u32 = 0o666;
-
-/// A service that proxies by the `current` plan, and what opens and closes its sockets. Those of the plan are opened when it
-/// starts.
-///
-/// A socket is looked for by its address among those that the service is started with ([`ListenFds`]), and bound when it is
-/// not there.
+/// Returns a service that proxies by the `current` snapshot, and the handle that opens and closes its sockets. The
+/// service binds the addresses of the snapshot's listeners when it starts.
 pub fn service(
-    conf: &Arc<ServerConf>,
+    conf: &ServerConf,
     current: &CurrentSnapshot,
     traffic: &Arc<Traffic>,
 ) -> (ProxyService, Acceptors) {
-    let (sender, orders) = mpsc::unbounded_channel();
-    let acceptors = Acceptors(sender);
+    let (service, acceptors) = service_without_sockets(conf, current, traffic);
     current.load().listeners.iter().for_each(|(_, listener)| acceptors.open(listener.clone()));
+    (service, acceptors)
+}
+
+/// Returns a service as [`service`] does, except that it has no sockets until [`Acceptors::open`] or
+/// [`Acceptors::open_on`] adds them.
+pub fn service_without_sockets(
+    conf: &ServerConf,
+    current: &CurrentSnapshot,
+    traffic: &Arc<Traffic>,
+) -> (ProxyService, Acceptors) {
+    let (sender, commands) = mpsc::unbounded_channel();
     let service = ProxyService {
-        proxy: Arc::new(http_proxy(conf, Proxy { sources: Sources::of(conf) })),
         current: current.clone(),
         traffic: traffic.clone(),
-        orders,
-        acceptors: HashMap::new(),
+        connector: Connector::of(conf),
+        commands,
+        open: HashMap::new(),
     };
-    (service, acceptors)
+    (service, Acceptors(sender))
 }
 
 // === impl Acceptors ===
 
 impl Acceptors {
-    /// Accepts on the address of `listener`, which the current plan should have.
+    /// Binds the address of `listener`, which must be in the current snapshot, and accepts on it.
     pub fn open(&self, listener: Listener) {
-        self.order(Order::Open(listener, None));
+        self.send(Command::Open(listener, None));
     }
 
-    /// The same, on a socket that listens there already.
+    /// Starts accepting on an already listening socket.
     pub fn open_on(&self, listener: Listener, socket: OwnedFd) {
-        self.order(Order::Open(listener, Some(socket)));
+        self.send(Command::Open(listener, Some(socket)));
     }
 
-    /// Accepts no more on this address. Connections that are open end with their next answer, idle ones in a moment.
+    /// Stops accepting on this address. Open connections end with their next response, idle ones after a moment.
     pub fn close(&self, address: ListenAddress) {
-        self.order(Order::Close(address));
+        self.send(Command::Close(address));
     }
 
-    /// To be called before a plan without the listeners at these addresses becomes the current one: what comes through them
-    /// from then on is served by `last`. Returns when that is so.
+    /// Makes requests that still arrive at these addresses use the snapshot `last`. Call it before a snapshot without
+    /// their listeners becomes the current one. Returns when the change is in effect.
     pub async fn retire(&self, addresses: Vec<ListenAddress>, last: Arc<Snapshot>) {
         let (done, is_done) = oneshot::channel();
-        self.order(Order::Retire(addresses, last, done));
-        // Without a service nothing comes through them.
+        self.send(Command::Retire(addresses, last, done));
+        // It fails if the service has ended; then no requests arrive.
         let _ = is_done.await;
     }
 
-    fn order(&self, order: Order) {
-        // A service that has ended has closed everything.
-        let _ = self.0.send(order);
+    fn send(&self, command: Command) {
+        // It fails if the service has ended, which has closed all sockets.
+        let _ = self.0.send(command);
     }
 }
 
 // === impl ProxyService ===
 
 impl ProxyService {
-    fn follow(
-        &mut self,
-        order: Order,
-        tasks: &mut JoinSet<Ended>,
-        fds: Option<&ListenFds>,
-        tasks_per_fd: usize,
-    ) {
-        match order {
-            Order::Open(listener, socket) => {
-                // What others have is none of its business: an entry that was taken once names a descriptor that may be another's
-                // by now.
-                let own = socket.map(|socket| table(&listener.address, socket));
-                let task = self.open(listener, own.or_else(|| fds.cloned()), tasks_per_fd);
-                tasks.spawn(task);
+    fn follow(&mut self, command: Command, accepting: &mut JoinSet<io::Result<Ended>>, tasks: usize) {
+        match command {
+            Command::Open(listener, socket) => {
+                accepting.spawn(self.open(listener, socket, tasks));
             }
-            Order::Close(address) => {
-                if let Some(open) = self.acceptors.remove(&address) {
+            Command::Close(address) => {
+                if let Some(open) = self.open.remove(&address) {
                     open.close();
                 }
             }
-            Order::Retire(addresses, last, done) => {
-                let acceptors = addresses.iter().filter_map(|address| self.acceptors.get(address));
-                acceptors.for_each(|open| open.acceptor.retire(&last));
-                // Whoever does not wait any more need not know.
+            Command::Retire(addresses, last, done) => {
+                let open = addresses.iter().filter_map(|address| self.open.get(address));
+                open.for_each(|open| open.acceptor.retire(&last));
+                // The caller may no longer wait for it.
                 let _ = done.send(());
             }
         }
     }
 
-    /// Whether it ended although nobody closed it.
+    /// Returns whether the socket ended although nothing has closed it.
     fn is_open(&self, ended: &Ended) -> bool {
-        self.acceptors.get(&ended.address).is_some_and(|open| Arc::ptr_eq(&open.acceptor, &ended.acceptor))
+        self.open.get(&ended.address).is_some_and(|open| Arc::ptr_eq(&open.acceptor, &ended.acceptor))
     }
 
-    /// What accepts on one socket until it is told to stop; it ends when the idle connections may be closed, too.
+    /// Returns the future that accepts on one socket until it is closed. It ends when idle connections may be closed as
+    /// well.
     fn open(
         &mut self,
         listener: Listener,
-        fds: Option<ListenFds>,
-        tasks_per_fd: usize,
-    ) -> impl Future<Output = Ended> + use<> {
+        socket: Option<OwnedFd>,
+        tasks: usize,
+    ) -> impl Future<Output = io::Result<Ended>> + use<> {
         let acceptor = self.traffic.open(&listener.name);
         let (closing, closes) = watch::channel(false);
-        let frontend = Frontend::new(self.proxy.clone(), self.current.clone(), acceptor.clone());
-        let mut service = Service::new(listener.name.to_string(), frontend);
-        service.add_listener(endpoint(&listener.address));
-        self.acceptors.insert(listener.address.clone(), Open { acceptor: acceptor.clone(), closing });
+        self.open.insert(listener.address.clone(), Open { acceptor: acceptor.clone(), closing });
+        let acceptance = Acceptance {
+            current: self.current.clone(),
+            acceptor: acceptor.clone(),
+            connector: self.connector.clone(),
+        };
         async move {
-            service.start_service(fds, closes, tasks_per_fd).await;
-            Ended { address: listener.address, acceptor }
+            let address = listener.address;
+            let socket = socket.map_or_else(|| ListenSocket::bind(&address), ListenSocket::from_fd);
+            let socket = socket
+                .inspect_err(|error| log::error!("cannot listen on {address}: {}", values::reason(error)))?;
+            listen::accept(socket, acceptance, closes, tasks).await;
+            Ok(Ended { address, acceptor })
         }
     }
 }
@@ -197,29 +184,33 @@ impl Open {
 
 #[async_trait]
 impl pingora::services::Service for ProxyService {
-    /// Ends when `shutdown` says so, or when a socket could not be opened.
+    /// Runs until `shutdown` asks for the end, or until a socket cannot be opened.
+    ///
+    /// The descriptors of Pingora's own upgrade are not used: they are numbers, which safe code cannot own.
     async fn start_service(
         &mut self,
-        fds: Option<ListenFds>,
+        _: Option<ListenFds>,
         mut shutdown: ShutdownWatch,
         listeners_per_fd: usize,
     ) {
-        let mut tasks = JoinSet::new();
+        let mut accepting = JoinSet::new();
+        let sweeper = tokio::spawn(upstream::sweep(self.current.clone()));
         loop {
             tokio::select! {
                 biased;
                 _ = shutdown.wait_for(|closes| *closes) => break,
-                Some(order) = self.orders.recv() => {
-                    self.follow(order, &mut tasks, fds.as_ref(), listeners_per_fd);
+                Some(command) = self.commands.recv() => {
+                    self.follow(command, &mut accepting, listeners_per_fd);
                 }
-                Some(ended) = tasks.join_next() => match ended {
-                    Ok(ended) if !self.is_open(&ended) => {}
+                Some(ended) = accepting.join_next() => match ended {
+                    Ok(Ok(ended)) if !self.is_open(&ended) => {}
                     _ => break,
                 }
             }
         }
-        self.acceptors.drain().for_each(|(_, open)| open.close());
-        while tasks.join_next().await.is_some() {}
+        self.open.drain().for_each(|(_, open)| open.close());
+        while accepting.join_next().await.is_some() {}
+        sweeper.abort();
     }
 
     fn name(&self) -> &str {
@@ -227,25 +218,7 @@ impl pingora::services::Service for ProxyService {
     }
 
     fn listen_addresses(&self) -> Option<Vec<String>> {
-        let plan = self.current.load();
-        Some(plan.listeners.iter().map(|(_, listener)| listener.address.bind_key()).collect())
+        let snapshot = self.current.load();
+        Some(snapshot.listeners.iter().map(|(_, listener)| listener.address.bind_key()).collect())
     }
-}
-
-/// In which Pingora finds one socket.
-fn table(address: &ListenAddress, socket: OwnedFd) -> ListenFds {
-    let mut fds = Fds::new();
-    fds.add(address.bind_key(), socket.into_raw_fd());
-    Arc::new(fds.into())
-}
-
-fn endpoint(address: &ListenAddress) -> ListenerConfig {
-    let key = address.bind_key();
-    let config = match address {
-        ListenAddress::Tcp(_) => ListenerConfig::tcp(key),
-        ListenAddress::Unix(_) => {
-            ListenerConfig::uds(key).permissions(Permissions::from_mode(UNIX_SOCKET_MODE))
-        }
-    };
-    config.l4_buffer(L4BufferSettings::new(READ_BUFFER, WRITE_BUFFER))
 }

@@ -29,7 +29,7 @@ pub(crate) fn settings(policy: Algorithm) -> PoolSettings {
 /// Returns a snapshot with a route from `/api` to the pool, and no other route.
 pub(crate) fn snapshot(settings: &PoolSettings) -> Snapshot {
     let pool = Pool::new(settings, Arc::new(HealthRegistry::new()), None);
-    let listener = Listener { name: "web".into(), address: ListenAddress::Tcp(address(200)) };
+    let listener = Listener::new("web", ListenAddress::Tcp(address(200)));
     let route = Route { path: PathPattern::Prefix("/api".into()).into(), ..Route::any(PoolId(0)) };
     let parts = SnapshotParts {
         listeners: Listeners::new([listener]),

@@ -1,17 +1,16 @@
 //! The connections of clients: their number, the requests in flight on them, and the end of a drain.
 
+use std::num::NonZeroU32;
 use std::ops::Deref;
-use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 pub use crate::counters::{ListenerTraffic, PoolTraffic, ResponseCounts, TrafficCounters};
-use crate::failure::{Failure, Rejection};
 use crate::forwarded::Peer;
-use crate::patience::Patience;
 use crate::snapshot::Snapshot;
 use crate::stats::Gauge;
 
@@ -31,6 +30,12 @@ pub struct Acceptor {
     open: Gauge,
     /// Connections on which no request has arrived yet.
     fresh: Gauge,
+    /// Connections that have ended, except that the client may still send.
+    lingering: Gauge,
+    /// Notified when a connection ends or begins to linger.
+    left: Notify,
+    /// Notified when a lingering connection is to make room for another one.
+    room_needed: Notify,
     closing: AtomicBool,
     /// The time that idle connections stay open after the socket is closed, in milliseconds.
     grace: AtomicU64,
@@ -47,15 +52,11 @@ pub struct Connection {
     /// The client; `None` on a Unix socket.
     pub peer: Option<Peer>,
     fresh: AtomicBool,
-    /// Whether a request has begun that the proxy has not received yet.
-    unseen: AtomicBool,
-    /// Whether the current request is the last on the connection.
-    last: AtomicBool,
-    /// The limits of its stream while the proxy waits for a request.
-    pub(crate) patience: Patience,
-    /// The status of a response that Pingora sent, or a value that stands for one; 0 if there is none.
-    pingora_status: AtomicU16,
 }
+
+/// A connection that only waits for the client to stop sending, until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Lingering<'a>(&'a Acceptor);
 
 /// A request in flight, until this is dropped.
 #[derive(Debug)]
@@ -142,6 +143,9 @@ impl Acceptor {
             listener,
             open: Gauge::default(),
             fresh: Gauge::default(),
+            lingering: Gauge::default(),
+            left: Notify::new(),
+            room_needed: Notify::new(),
             closing: AtomicBool::new(closing),
             grace: AtomicU64::new(millis(if closing { IDLE_GRACE } else { CLOSED_GRACE })),
             settled: watch::Sender::new(false),
@@ -155,15 +159,33 @@ impl Acceptor {
         self.listener.connections_active.enter();
         self.open.enter();
         self.fresh.enter();
-        Arc::new(Connection {
-            acceptor: self.clone(),
-            peer,
-            fresh: AtomicBool::new(true),
-            unseen: AtomicBool::new(false),
-            last: AtomicBool::new(false),
-            patience: Patience::new(),
-            pingora_status: AtomicU16::new(0),
-        })
+        Arc::new(Connection { acceptor: self.clone(), peer, fresh: AtomicBool::new(true) })
+    }
+
+    /// Waits until the listener has fewer open connections than this. A lingering one makes room at once.
+    pub(crate) async fn room(&self, limit: NonZeroU32) {
+        loop {
+            let left = self.left.notified();
+            if self.listener.connections_active.get() < limit.get().into() {
+                return;
+            }
+            if self.lingering.get() > 0 {
+                self.room_needed.notify_one();
+            }
+            left.await;
+        }
+    }
+
+    /// Records a connection that only waits for the client to stop sending, until the result is dropped.
+    pub(crate) fn linger(&self) -> Lingering<'_> {
+        self.lingering.enter();
+        self.left.notify_waiters();
+        Lingering(self)
+    }
+
+    /// Waits until a lingering connection is to make room for another one.
+    pub(crate) async fn room_needed(&self) {
+        self.room_needed.notified().await;
     }
 
     /// Makes every response from now on say `Connection: close`.
@@ -216,7 +238,9 @@ impl Acceptor {
         let grace = if self.fresh.get() > 0 { FRESH_GRACE.max(idle) } else { idle };
         // A connection that was accepted just before the socket closed might not be counted yet, so there is at least
         // one poll.
-        since_closed < POLL || (self.open.get() > 0 && since_closed < grace)
+        // No request can arrive on a connection that only lingers.
+        let is_used = self.open.get() > self.lingering.get();
+        since_closed < POLL || (is_used && since_closed < grace)
     }
 }
 
@@ -227,49 +251,13 @@ impl Connection {
     /// for it.
     pub(crate) fn begin_request(&self) -> RequestGuard {
         self.leave_fresh();
-        self.unseen.store(true, Ordering::Relaxed);
         self.acceptor.listener.in_flight.enter();
         RequestGuard(self.acceptor.clone())
     }
 
-    /// Records that the proxy has the head of the request.
-    pub(crate) fn saw_head(&self) {
-        self.unseen.store(false, Ordering::Relaxed);
-    }
-
-    /// Returns whether a request has begun that the proxy has not received yet.
-    pub fn is_unseen(&self) -> bool {
-        self.unseen.load(Ordering::Relaxed)
-    }
-
-    /// Sets whether the request is the last on this connection.
-    pub fn set_last(&self, last: bool) {
-        self.last.store(last, Ordering::Relaxed);
-    }
-
-    /// Returns whether the request is the last, because of [`set_last`](Self::set_last) or because the socket closes.
+    /// Returns whether the current request is the last, because the socket closes.
     pub fn is_last(&self) -> bool {
-        self.last.load(Ordering::Relaxed) || self.acceptor.is_closing()
-    }
-
-    /// Records that Pingora sent this status before the proxy received a request.
-    pub(crate) fn record_pingora_status(&self, status: u16) {
-        self.pingora_status.store(status, Ordering::Relaxed);
-    }
-
-    /// Records that the head of the request timed out.
-    pub(crate) fn timed_out(&self) {
-        self.pingora_status.store(Failure::ClientTimeout.status(), Ordering::Relaxed);
-    }
-
-    /// Returns the status and the failure of a request that began and that the proxy has never seen; `None` if there is
-    /// no such request.
-    pub(crate) fn unseen_request(&self) -> Option<(u16, Failure)> {
-        self.is_unseen().then(|| match self.pingora_status.load(Ordering::Relaxed) {
-            0 => (Failure::ClientGone.status(), Failure::ClientGone),
-            408 => (408, Failure::ClientTimeout),
-            status => (status, Failure::Rejected(Rejection::Malformed)),
-        })
+        self.acceptor.is_closing()
     }
 
     fn leave_fresh(&self) {
@@ -284,6 +272,15 @@ impl Drop for Connection {
         self.leave_fresh();
         self.acceptor.open.leave();
         self.acceptor.listener.connections_active.leave();
+        self.acceptor.left.notify_waiters();
+    }
+}
+
+// === impl Lingering ===
+
+impl Drop for Lingering<'_> {
+    fn drop(&mut self) {
+        self.0.lingering.leave();
     }
 }
 
@@ -370,6 +367,17 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_connection_that_only_lingers_does_not_delay_a_drain() {
+        let acceptor = Traffic::new().open("web");
+        let ended = acceptor.accept(None);
+        drop(ended.begin_request());
+        let _lingering = acceptor.linger();
+        let before = tokio::time::Instant::now();
+        acceptor.settle().await;
+        assert!(before.elapsed() <= 2 * POLL);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_later_end_of_the_process_shortens_a_patient_drain() {
         let traffic = Traffic::new();
         let acceptor = traffic.open("web");
@@ -419,19 +427,5 @@ mod tests {
         assert_eq!((traffic.in_flight(), traffic.is_settled()), (2, true));
         drop(requests);
         assert_eq!(traffic.in_flight(), 0);
-    }
-
-    #[test]
-    fn a_request_that_the_proxy_never_saw_is_reported_by_its_end() {
-        let connection = Traffic::new().open("web").accept(None);
-        assert_eq!(connection.unseen_request(), None, "nothing has begun");
-        let _request = connection.begin_request();
-        assert_eq!(connection.unseen_request(), Some((499, Failure::ClientGone)));
-        connection.record_pingora_status(405);
-        assert_eq!(connection.unseen_request(), Some((405, Failure::Rejected(Rejection::Malformed))));
-        connection.timed_out();
-        assert_eq!(connection.unseen_request(), Some((408, Failure::ClientTimeout)));
-        connection.saw_head();
-        assert_eq!(connection.unseen_request(), None);
     }
 }

@@ -593,10 +593,8 @@ mod tests {
             Arc::new(HealthRegistry::new()),
             None,
         );
-        let listener = |name: &str, port| Listener {
-            name: name.into(),
-            address: ListenAddress::Tcp(([127, 0, 0, 1], port).into()),
-        };
+        let listener =
+            |name: &str, port| Listener::new(name, ListenAddress::Tcp(([127, 0, 0, 1], port).into()));
         let api = HostPattern::parse("api.test").unwrap();
         let routes = vec![
             Route { host: Some(api.into()), ..Route::any(PoolId(0)) },

@@ -1,7 +1,6 @@
 //! The style of comments that `CONTRIBUTING.md` asks for, as far as a program can tell.
 
 use std::fs;
-use std::path::Path;
 
 use super::{root, rust_files};
 
@@ -20,10 +19,6 @@ const DANGLING: [&str; 24] = [
 
 /// The members whose comments are checked.
 const MEMBERS: [&str; 5] = ["lb-service", "health-service", "metrics-service", "shared", "tests"];
-
-/// Files that the next data path replaces; they keep their text until then.
-const LEGACY: [&str; 6] =
-    ["frontend.rs", "proxy.rs", "watched.rs", "patience.rs", "upgraded.rs", "service.rs"];
 
 /// A comment line of a file: its text without the marker, and what precedes it.
 struct Comment<'a> {
@@ -60,8 +55,7 @@ fn openings_are_whole_words_at_the_beginning_of_a_paragraph() {
 
 /// Each comment line that `is_wrong` matches, as `path:line: text`.
 fn findings(is_wrong: impl Fn(&str, &Comment) -> bool) -> Vec<String> {
-    let directories = MEMBERS.iter().map(|member| root().join(member));
-    let files = directories.flat_map(|directory| rust_files(&directory)).filter(|file| !is_legacy(file));
+    let files = MEMBERS.iter().map(|member| root().join(member)).flat_map(|directory| rust_files(&directory));
     let mut found = Vec::new();
     for file in files {
         let text = fs::read_to_string(&file).expect("a source file can be read");
@@ -70,10 +64,6 @@ fn findings(is_wrong: impl Fn(&str, &Comment) -> bool) -> Vec<String> {
         found.extend(wrong.map(|(number, line, _)| format!("{file}:{number}: {}", line.trim())));
     }
     found
-}
-
-fn is_legacy(file: &Path) -> bool {
-    LEGACY.iter().any(|name| file.ends_with(Path::new("lb-service/src").join(name)))
 }
 
 /// The comment lines of a file, each with its number from 1 and its whole line.

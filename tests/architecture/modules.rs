@@ -10,16 +10,13 @@ use std::path::Path;
 
 use crate::{members, rust_files};
 
-/// Files of `lb-service` that the data path of our own replaces. Edges from them and to them do not count.
-const REPLACED_SOON: [&str; 6] = ["frontend", "patience", "proxy", "service", "upgraded", "watched"];
-
 /// A module by its path from the root of its crate: `[]` is `lib.rs`, `["pool", "pick"]` is `pool/pick.rs`.
 type Module = Vec<String>;
 
 #[test]
 fn no_crate_has_a_cycle_of_modules() {
     for (name, source) in sources() {
-        let cycles = cycles(&source, name == "lb-service");
+        let cycles = cycles(&source);
         assert!(cycles.is_empty(), "{name} has modules that use each other:\n{}", cycles.join("\n"));
     }
 }
@@ -34,7 +31,7 @@ fn a_cycle_is_found_through_a_re_export_and_a_parent_is_none() {
         (module("c"), "use std::fmt;\n"),
     ];
     let source = files.map(|(module, text)| (module, text.to_owned())).into();
-    assert_eq!(cycles(&source, false), ["a -> b (a), b -> a (b)"]);
+    assert_eq!(cycles(&source), ["a -> b (a), b -> a (b)"]);
 }
 
 /// The modules of each crate, with their text.
@@ -64,14 +61,11 @@ fn module(path: &str) -> Module {
 }
 
 /// Each cycle as one line: its edges, each with the files that it comes from.
-fn cycles(source: &BTreeMap<Module, String>, skips_replaced: bool) -> Vec<String> {
+fn cycles(source: &BTreeMap<Module, String>) -> Vec<String> {
     let mut levels: BTreeMap<Module, Edges> = BTreeMap::new();
     for (from, to) in uses(source) {
         let Some((parent, edge)) = between_siblings(&from, &to) else { continue };
-        let is_replaced = |name: &String| parent.is_empty() && REPLACED_SOON.contains(&name.as_str());
-        if !(skips_replaced && (is_replaced(&edge.0) || is_replaced(&edge.1))) {
-            levels.entry(parent).or_default().entry(edge).or_default().insert(from.join("/"));
-        }
+        levels.entry(parent).or_default().entry(edge).or_default().insert(from.join("/"));
     }
     levels.values().filter_map(cycle).collect()
 }

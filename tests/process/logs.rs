@@ -179,11 +179,13 @@ impl Unread {
         wait::until(LONG, "the daemon serves", || self.get("/") == 200);
     }
 
-    /// Sends requests until lines of the log have been dropped.
+    /// Sends requests until lines of the log have been dropped. At this level, each look at the state of the process
+    /// writes some.
     #[track_caller]
     fn drops_lines(&self) {
         wait::until(Duration::from_secs(60), "lines of the log are dropped", || {
             assert!((0..100).all(|_| self.get("/") == 200), "a request has failed");
+            assert!((0..100).all(|_| !self.read("/livez").is_empty()), "the process is not live");
             self.metric("lb_log_lines_dropped_total") > 0.0
         });
     }

@@ -6,6 +6,7 @@
 
 mod access_log;
 mod balancing;
+mod clients;
 mod config;
 mod control;
 mod edges;

@@ -567,3 +567,44 @@ fn a_start_with_an_invalid_file_exits_with_2() {
     let finished = lab.run(&["-c", path_str(&config)]);
     assert_eq!(finished.code, Some(2), "{finished:?}");
 }
+
+// ===== the quick start's program with our parts =====
+
+/// A running example program, which ends with this.
+struct Example(std::process::Child);
+
+impl Drop for Example {
+    fn drop(&mut self) {
+        // Both calls fail only if the program has already ended.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn the_quick_starts_program_runs_with_our_policy_checks_and_metrics() {
+    let (lab, authority) = (Lab::new(), Authority::new());
+    let ca = lab.path("ca.pem");
+    authority.write(&ca).unwrap();
+    let server = authority.certify(&[SNI]).server();
+    let (one, two) = (Origin::start_tls("one", server.clone()), Origin::start_tls("two", server.clone()));
+    let broken = Origin::refusing_tls("broken", server);
+    let conf = lab.write("pingora.yaml", &format!("version: 1\nca_file: {}\n", ca.display()));
+    let upstreams = [&one, &two, &broken].map(|origin| origin.address.to_string()).join(",");
+    let _program = Example(
+        std::process::Command::new(tests::daemon::example("quick_start"))
+            .args(["-c", path_str(&conf)])
+            .envs([("UPSTREAMS", &upstreams), ("LISTEN", &lab.listener.to_string())])
+            .env("METRICS", lab.metrics.to_string())
+            .spawn()
+            .unwrap(),
+    );
+    let up = |origin: &Origin| {
+        let line = format!("lb_backend_up{{pool=\"quick_start\",backend=\"{}\"}} 1", origin.address);
+        tests::get(lab.metrics, "/metrics").is_ok_and(|metrics| metrics.text().contains(&line))
+    };
+    wait::until(LONG, "the checks have found the backends", || up(&one) && up(&two) && !up(&broken));
+    let names = (0..20).map(|_| tests::get(lab.listener, "/").unwrap().origin().to_owned());
+    assert_eq!(tally(names), [("one".to_owned(), 10), ("two".to_owned(), 10)]);
+    assert_eq!(one.seen()[0].header("host"), Some(SNI));
+}

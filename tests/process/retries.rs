@@ -450,7 +450,9 @@ fn per_try_begins_when_the_request_is_complete() {
 #[test]
 fn a_stalled_upload_is_not_a_failure_of_the_backend() {
     let (lab, origin) = (Lab::new(), Origin::start("one"));
-    let daemon = lab.start(&pool(&[&origin], "timeouts: {response: 1s}"));
+    let listeners = format!("listeners: [{{address: \"{}\", timeouts: {{body: 1s}}}}]\n", lab.listener);
+    let daemon =
+        lab.start_file(&lab.config_with(&listeners, &pool(&[&origin], "timeouts: {response: 500ms}")));
     let mut client = daemon.connect();
     client.send(head_bytes("POST", "/stalls", &[], 10)).unwrap();
     client.send("1").unwrap();

@@ -677,18 +677,27 @@ impl Drop for Background {
 /// test.
 fn binary() -> &'static Path {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
-    BINARY.get_or_init(|| env::var_os("LOAD_BALANCER_BIN").map_or_else(build, PathBuf::from))
+    BINARY.get_or_init(|| {
+        let given = env::var_os("LOAD_BALANCER_BIN").map(PathBuf::from);
+        given.unwrap_or_else(|| build("--bin", "load_balancer").join("load_balancer"))
+    })
 }
 
-fn build() -> PathBuf {
+/// Returns the path of an example of the crate `shared`, which cargo builds in the profile of this test.
+pub fn example(name: &str) -> PathBuf {
+    build("--example", name).join("examples").join(name)
+}
+
+/// Builds a program of the crate `shared`, and returns the directory of its profile.
+fn build(kind: &str, name: &str) -> PathBuf {
     let test = env::current_exe().expect("the path of this test can be read");
     let profile = test.parent().and_then(Path::parent).expect("a test is in target/PROFILE/deps");
     let target = profile.parent().expect("a profile is in the target directory");
-    let name = profile.file_name().and_then(|name| name.to_str()).expect("a profile's name is text");
+    let of_test = profile.file_name().and_then(|name| name.to_str()).expect("a profile's name is text");
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
-    command.args(["build", "--quiet", "--package", "shared", "--bin", "load_balancer", "--target-dir"]);
-    command.arg(target).args(["--profile", if name == "debug" { "dev" } else { name }]);
+    command.args(["build", "--quiet", "--package", "shared", kind, name, "--target-dir"]);
+    command.arg(target).args(["--profile", if of_test == "debug" { "dev" } else { of_test }]);
     command.current_dir(env!("CARGO_MANIFEST_DIR"));
     // The variables that cargo sets for a test would change the inputs of build scripts and so rebuild most crates.
     let about_the_test = |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
@@ -696,8 +705,8 @@ fn build() -> PathBuf {
         command.env_remove(name);
     }
     let status = command.status().expect("cargo can be run");
-    assert!(status.success(), "the daemon does not build");
-    profile.join("load_balancer")
+    assert!(status.success(), "{name} does not build");
+    profile.to_owned()
 }
 
 fn create(path: &Path) -> File {

@@ -2,13 +2,15 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::num::{NonZeroU32, NonZeroU64};
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{self, Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize, Serializer};
-use values::{Name, Scalar, Text};
+use values::number::MAX_COUNT;
+use values::{Name, Number, PositiveDuration, Scalar, Size, Text};
 
-use crate::listener::ListenAddress;
+use crate::listener::{ClientLimits, ClientTimeouts, HeadLimits, ListenAddress, Listener};
 
 /// An address that clients connect to.
 #[derive(Clone, Debug)]
@@ -17,7 +19,52 @@ pub struct ListenerConfig {
     pub address: Text<ListenAddress>,
     /// The name in routes, metrics and the access log. `None` means the address.
     pub name: Option<Text<Name>>,
+    /// The limits for its clients.
+    pub limits: ClientLimitsConfig,
+    /// The deadlines for its clients.
+    pub timeouts: ClientTimeoutsConfig,
+    /// The lowest average speed of its clients, per second.
+    pub min_rate: Text<Rate>,
 }
+
+/// Limits for the clients of a listener.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ClientLimitsConfig {
+    /// The connections at a time; 0: no limit. At the limit, further clients wait until a connection ends.
+    pub connections: Number<0, MAX_COUNT>,
+    /// The size of the head of a request: the request line and the fields together. A larger one is rejected with 431.
+    pub head: Text<Size<1024, MAX_HEAD>>,
+    /// The number of fields of a request. A request with more is rejected with 431.
+    pub fields: Number<8, 1024>,
+    /// The size of the target in the request line. A longer one is rejected with 414.
+    pub target: Text<Size<256, MAX_HEAD>>,
+    /// The size of the body of a request; 0: no limit. A larger one is rejected with 413.
+    pub body: Text<Size<0, MAX_BODY>>,
+    /// The requests on one connection; 0: no limit. The response to the last one closes the connection.
+    pub requests: Number<0, MAX_COUNT>,
+}
+
+/// Deadlines for the clients of a listener.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ClientTimeoutsConfig {
+    /// The time until a request begins, including the first one on a connection. Then the connection is closed.
+    pub idle: Text<PositiveDuration>,
+    /// The time from the first byte of a request to the end of its head. Then the response is 408.
+    pub head: Text<PositiveDuration>,
+    /// The longest pause while the client sends the body of a request or reads a response. Then the response is 408, or
+    /// the connection is closed.
+    pub body: Text<PositiveDuration>,
+}
+
+/// The size of a head that is allowed at most.
+const MAX_HEAD: u64 = 1 << 20;
+/// The limit of a body that can be set at most.
+const MAX_BODY: u64 = 1 << 40;
+
+/// The bytes that a client moves in a second.
+type Rate = Size<0, { 1 << 30 }>;
 
 /// Long form of a listener.
 #[derive(Deserialize, Serialize, JsonSchema)]
@@ -29,14 +76,41 @@ struct ListenerMapping {
     /// The name in routes, metrics and the access log; default: the address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     name: Option<Text<Name>>,
+    /// The limits for its clients.
+    #[serde(default)]
+    limits: ClientLimitsConfig,
+    /// The deadlines for its clients.
+    #[serde(default)]
+    timeouts: ClientTimeoutsConfig,
+    /// The lowest average speed, per second, at which a client sends the body of a request or reads a response. It
+    /// counts after 10 s, and only the time in which the daemon waits for the client. 0: any speed.
+    #[serde(default = "min_rate")]
+    min_rate: Text<Rate>,
 }
 
 // === impl ListenerConfig ===
 
 impl ListenerConfig {
+    /// Returns a listener at this address, with defaults for everything else.
+    pub fn at(address: Text<ListenAddress>) -> Self {
+        let (limits, timeouts) = (ClientLimitsConfig::default(), ClientTimeoutsConfig::default());
+        Self { address, name: None, limits, timeouts, min_rate: min_rate() }
+    }
+
     /// Returns the name in routes, metrics and the access log.
     pub fn name(&self) -> String {
         self.name.as_ref().map_or_else(|| self.address.get().to_string(), |name| name.written().to_owned())
+    }
+
+    /// Returns the settings.
+    pub fn plan(&self) -> Listener {
+        let min_rate = self.min_rate.get().get();
+        Listener {
+            name: self.name().into(),
+            address: self.address.get().clone(),
+            limits: self.limits.plan(min_rate),
+            timeouts: self.timeouts.plan(),
+        }
     }
 
     /// Whether `text` refers to this listener: by its name, or by any spelling of its address if it has no name.
@@ -49,8 +123,8 @@ impl ListenerConfig {
 
 impl From<ListenerMapping> for ListenerConfig {
     fn from(mapping: ListenerMapping) -> Self {
-        let ListenerMapping { address, name } = mapping;
-        Self { address, name }
+        let ListenerMapping { address, name, limits, timeouts, min_rate } = mapping;
+        Self { address, name, limits, timeouts, min_rate }
     }
 }
 
@@ -62,8 +136,8 @@ impl<'de> Deserialize<'de> for ListenerConfig {
 
 impl Serialize for ListenerConfig {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let Self { address, name } = self.clone();
-        ListenerMapping { address, name }.serialize(serializer)
+        let Self { address, name, limits, timeouts, min_rate } = self.clone();
+        ListenerMapping { address, name, limits, timeouts, min_rate }.serialize(serializer)
     }
 }
 
@@ -82,6 +156,58 @@ impl JsonSchema for ListenerConfig {
     }
 }
 
+fn min_rate() -> Text<Rate> {
+    Text::size(ClientLimits::default().min_rate)
+}
+
+// === impl ClientLimitsConfig ===
+
+impl ClientLimitsConfig {
+    fn plan(&self, min_rate: u64) -> ClientLimits {
+        ClientLimits {
+            connections: NonZeroU32::new(self.connections.get()),
+            head: HeadLimits {
+                head: self.head.get().as_usize(),
+                fields: self.fields.as_usize(),
+                target: self.target.get().as_usize(),
+            },
+            body: NonZeroU64::new(self.body.get().get()),
+            requests: NonZeroU32::new(self.requests.get()),
+            min_rate,
+        }
+    }
+}
+
+impl Default for ClientLimitsConfig {
+    fn default() -> Self {
+        let ClientLimits { head: HeadLimits { head, fields, target }, .. } = ClientLimits::default();
+        Self {
+            connections: Number::near(0),
+            head: Text::size(head as u64),
+            fields: Number::near(u32::try_from(fields).expect("the default is small")),
+            target: Text::size(target as u64),
+            body: Text::size(0),
+            requests: Number::near(0),
+        }
+    }
+}
+
+// === impl ClientTimeoutsConfig ===
+
+impl ClientTimeoutsConfig {
+    fn plan(&self) -> ClientTimeouts {
+        let Self { idle, head, body } = self;
+        ClientTimeouts { idle: idle.duration(), head: head.duration(), body: body.duration() }
+    }
+}
+
+impl Default for ClientTimeoutsConfig {
+    fn default() -> Self {
+        let ClientTimeouts { idle, head, body } = ClientTimeouts::default();
+        Self { idle: Text::of(idle), head: Text::of(head), body: Text::of(body) }
+    }
+}
+
 struct ListenerVisitor;
 
 impl<'de> Visitor<'de> for ListenerVisitor {
@@ -92,8 +218,7 @@ impl<'de> Visitor<'de> for ListenerVisitor {
     }
 
     fn visit_str<E: de::Error>(self, text: &str) -> Result<ListenerConfig, E> {
-        let address = Text::new(text).map_err(E::custom)?;
-        Ok(ListenerConfig { address, name: None })
+        Text::new(text).map(ListenerConfig::at).map_err(E::custom)
     }
 
     fn visit_i64<E: de::Error>(self, number: i64) -> Result<ListenerConfig, E> {

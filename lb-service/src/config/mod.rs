@@ -26,12 +26,12 @@ use crate::access_log;
 use crate::route::{AnyOf, HostPattern, PathPattern};
 pub use backend::BackendConfig;
 pub use balancing::{HashOnConfig, PolicyName, StickyConfig};
-pub use listener::ListenerConfig;
+pub use listener::{ClientLimitsConfig, ClientTimeoutsConfig, ListenerConfig};
 pub use pool::{LimitsConfig, PoolConfig, PoolFiles, TimeoutsConfig, TlsConfig};
 pub use resilience::{
     MAX_ATTEMPTS, OutlierConfig, RetriesConfig, RetryOnConfig, RetryWord, SlowBackendsConfig,
 };
-pub use scalars::{CookieAge, CookieName, QueryName, ServerName};
+pub use scalars::{CookieAge, CookieName, QueryName, ServerName, UpgradeProtocol};
 
 /// Sends the requests that match to a pool. The first route that matches a request decides.
 #[derive(Deserialize, Serialize, JsonSchema, Clone, Debug)]

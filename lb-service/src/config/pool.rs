@@ -2,17 +2,18 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use values::choice;
 use values::number::MAX_COUNT;
-use values::{HostHeader, Number, Percent, PositiveDuration, ReadPath, Text};
+use values::{AnyDuration, HostHeader, Number, Percent, PositiveDuration, ReadPath, Text};
 
 use super::backend::BackendConfig;
 use super::balancing::{HashOnConfig, PolicyName, StickyConfig};
 use super::resilience::{OutlierConfig, RetriesConfig};
-use super::scalars::ServerName;
+use super::scalars::{ServerName, UpgradeProtocol};
 use crate::pool::{HashOn, PANIC_THRESHOLD, PoolSettings, SessionKeys, Timeouts, UpstreamTls};
 
 /// Backends that serve the same requests, and the settings for them.
@@ -42,6 +43,10 @@ pub struct PoolConfig<Check: Default> {
     /// The `Host` header for the backends; default: as sent by the client.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host: Option<Text<HostHeader>>,
+    /// The protocols that a client can switch its connection to, such as `[websocket]`; `[]`: none. Default: any single
+    /// protocol except versions of HTTP and TLS.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub upgrades: Option<Vec<Text<UpgradeProtocol>>>,
     /// The timeouts for the backends.
     #[serde(default)]
     pub timeouts: TimeoutsConfig,
@@ -90,10 +95,19 @@ pub struct TimeoutsConfig {
     /// The time to establish a connection, including TLS; default: 3s, or `retries.per_try` if that is shorter.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub connect: Option<Text<PositiveDuration>>,
-    /// The time until the head of the response, and then between any two reads or writes.
+    /// The time from the end of the request to the head of the response, and the longest pause while the backend reads
+    /// the request.
     pub response: Text<PositiveDuration>,
+    /// The longest pause in the body of the response; 0s: no limit. `tunnel` applies to streams of events
+    /// (`text/event-stream`) and to gRPC.
+    pub body: Text<AnyDuration>,
+    /// The longest time in which both sides of a WebSocket or of another tunnel, or the backend in a stream of events,
+    /// send nothing; 0s: no limit.
+    pub tunnel: Text<AnyDuration>,
     /// The time after which an idle connection to a backend is closed.
     pub idle: Text<PositiveDuration>,
+    /// The age up to which a connection to a backend is used again. It is shortened by up to 10 % at random.
+    pub max_age: Text<PositiveDuration>,
     /// The time that a request waits for a backend below its `max_requests`; default: 1s.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub queue: Option<Text<PositiveDuration>>,
@@ -184,6 +198,10 @@ impl<Check: Default> PoolConfig<Check> {
             backends: backends.collect(),
             tls: self.tls.as_ref().map(|tls| tls.plan(ca)),
             host: self.host.as_ref().map(|host| host.get().0.clone()),
+            upgrades: self
+                .upgrades
+                .as_ref()
+                .map(|protocols| protocols.iter().map(|protocol| protocol.get().0.clone()).collect()),
             timeouts: self.timeouts.plan(),
             outlier_detection: self.outlier_detection.plan(),
             panic_threshold: u8::try_from(self.panic_threshold.get()).expect("it is at most 100"),
@@ -207,8 +225,16 @@ impl TlsConfig {
 
 impl Default for TimeoutsConfig {
     fn default() -> Self {
-        let Timeouts { response, idle, .. } = Timeouts::default();
-        Self { connect: None, response: Text::of(response), idle: Text::of(idle), queue: None }
+        let Timeouts { response, body, tunnel, idle, max_age, .. } = Timeouts::default();
+        Self {
+            connect: None,
+            response: Text::of(response),
+            body: Text::of(body.unwrap_or_default()),
+            tunnel: Text::of(tunnel.unwrap_or_default()),
+            idle: Text::of(idle),
+            max_age: Text::of(max_age),
+            queue: None,
+        }
     }
 }
 
@@ -225,10 +251,18 @@ impl TimeoutsConfig {
         Timeouts {
             connect: self.connect.as_ref().map_or(defaults.connect, Text::duration),
             response: self.response.duration(),
+            body: unless_zero(&self.body),
+            tunnel: unless_zero(&self.tunnel),
+            max_age: self.max_age.duration(),
             idle: self.idle.duration(),
             queue: self.queue.as_ref().map_or(defaults.queue, Text::duration),
         }
     }
+}
+
+/// Returns the limit; `None` if it is 0, which means that there is none.
+fn unless_zero(limit: &Text<AnyDuration>) -> Option<Duration> {
+    Some(limit.duration()).filter(|limit| !limit.is_zero())
 }
 
 // === impl LimitsConfig ===

@@ -12,6 +12,7 @@ use values::{PositiveDuration, Rejection, Scalar, TextScalar, path};
 
 use crate::listener::ListenAddress;
 use crate::route::HostPattern;
+use crate::upgrade;
 
 /// The longest age of a cookie that browsers accept: 400 days, in hours.
 const MAX_COOKIE_AGE: u64 = 9600;
@@ -31,6 +32,33 @@ pub struct CookieAge(PositiveDuration<MAX_COOKIE_AGE>);
 /// The name of a query parameter, as it is sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct QueryName(pub Arc<str>);
+
+/// A protocol that a connection can switch to, as in the field `Upgrade`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UpgradeProtocol(pub Arc<str>);
+
+// === upgrades ===
+
+impl TextScalar for UpgradeProtocol {
+    const EXPECTED: &'static str = "a protocol such as websocket";
+    const PATTERN: &'static str = "^[!#$%&'*+.^_`|~0-9A-Za-z-]+(/[!#$%&'*+.^_`|~0-9A-Za-z-]+)?$";
+
+    fn parse(text: &str) -> Result<Self, Rejection> {
+        let is_token = |part: &str| !part.is_empty() && part.bytes().all(is_token_byte);
+        if !text.splitn(2, '/').all(is_token) {
+            return Err(Self::unexpected(text).into());
+        }
+        if !upgrade::may_pass(text.as_bytes()) {
+            return Err(format!("{text} cannot be passed on: later requests would bypass the routes").into());
+        }
+        Ok(Self(text.into()))
+    }
+}
+
+/// Returns whether the byte can be part of a token (RFC 9110, section 5.6.2).
+fn is_token_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+}
 
 // === listeners ===
 

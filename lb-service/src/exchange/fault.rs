@@ -1,7 +1,8 @@
 //! Faults of an exchange, as its transport reports them, in terms that apply to every transport.
 
-use crate::failure::Failure;
+use crate::failure::{Failure, Rejection};
 use crate::pool::UpstreamError;
+use crate::wire::rejection as wire;
 
 /// A fault that ended an exchange or one of its attempts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,8 +22,6 @@ pub(crate) enum Side {
     Client,
     /// The connection to the backend.
     Backend,
-    /// The proxy itself.
-    Us,
 }
 
 /// The kind of a fault.
@@ -40,6 +39,12 @@ pub(crate) enum FaultKind {
     Closed,
     /// The peer sent something that is not HTTP.
     Protocol,
+    /// The peer sent nothing for too long in the middle of a body.
+    Stalled,
+    /// The client sent a body that does not follow the grammar.
+    Rejected(wire::Rejection),
+    /// The peer sent a larger body than is allowed.
+    TooLarge,
 }
 
 // === impl Fault ===
@@ -53,11 +58,13 @@ impl Fault {
     /// Returns the failure of the request.
     pub(crate) fn failure(self) -> Failure {
         match (self.side, self.kind) {
+            (Side::Backend, FaultKind::Stalled) => Failure::ResponseStalled,
             (Side::Backend, kind) => Failure::Upstream(kind.of_backend()),
-            (Side::Client, FaultKind::ReadTimeout) => Failure::ClientTimeout,
+            (Side::Client, FaultKind::Rejected(reason)) => Failure::Rejected(Rejection::Wire(reason)),
+            (Side::Client, FaultKind::TooLarge) => Failure::Rejected(Rejection::BodyTooLarge),
+            (Side::Client, FaultKind::ReadTimeout | FaultKind::Stalled) => Failure::ClientTimeout,
             (Side::Client, FaultKind::Closed | FaultKind::WriteTimeout) => Failure::ClientGone,
             (Side::Client, _) => Failure::BadRequest,
-            (Side::Us, _) => Failure::Internal,
         }
     }
 
@@ -73,9 +80,9 @@ impl FaultKind {
         match self {
             Self::Connect => UpstreamError::Connect,
             Self::Tls => UpstreamError::Tls,
-            Self::ReadTimeout | Self::WriteTimeout => UpstreamError::Timeout,
+            Self::ReadTimeout | Self::WriteTimeout | Self::Stalled => UpstreamError::Timeout,
             Self::Closed => UpstreamError::Reset,
-            Self::Protocol => UpstreamError::Protocol,
+            Self::Protocol | Self::Rejected(_) | Self::TooLarge => UpstreamError::Protocol,
         }
     }
 }

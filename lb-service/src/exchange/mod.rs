@@ -14,6 +14,7 @@
 //! | the request has failed | [`own_response`](Exchange::own_response) | the response to the client |
 //! | the exchange is over | [`finish`](Exchange::finish) | the counters and the log line, once: it takes the exchange |
 
+mod deadlines;
 mod explanation;
 mod fault;
 mod own_response;
@@ -22,9 +23,10 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use http::header::{CONNECTION, EXPECT, HOST, RETRY_AFTER, SET_COOKIE, TRANSFER_ENCODING, UPGRADE};
-use http::{HeaderValue, Version};
+use http::HeaderValue;
+use http::header::{EXPECT, HOST, RETRY_AFTER, SET_COOKIE};
 
+pub(crate) use deadlines::{Direction, Wait};
 pub(crate) use fault::{Fault, FaultKind, Side};
 pub(crate) use own_response::{OwnResponse, keeps_connection};
 
@@ -34,11 +36,11 @@ use crate::explain::X_LB_EXPLAIN;
 use crate::failure::{CLIENT_CLOSED_REQUEST, Failure, Rejection};
 use crate::forwarded::{self, Downstream, Peer, Scheme, client_ip};
 use crate::head_edit::HeadEdit;
-use crate::hop_by_hop;
 use crate::listener::ListenerId;
 use crate::pool::{Admission, AdmissionError, Attempt, Dispatch, Fields, Head, Pool, PoolId, Replayability};
 use crate::route::RequestView;
 use crate::snapshot::Snapshot;
+use crate::upgrade;
 use explanation::{ExplainAccess, Served};
 
 /// A request in progress.
@@ -192,10 +194,6 @@ impl Exchange {
     pub(crate) fn edit_request(&self, head: &impl Head, request: &mut impl HeadEdit) {
         let trusted = &self.from.snapshot.trusted_proxies;
         forwarded::decide(&self.downstream(head), head, trusted).apply(head, request);
-        if let Some(protocol) = hop_by_hop::upgrade(head) {
-            request.set(CONNECTION, HeaderValue::from_static("Upgrade"));
-            request.set(UPGRADE, protocol);
-        }
         // A load balancer behind this one can trust this one, so the header of a client must not reach it.
         if self.explain_access != ExplainAccess::No {
             request.remove(&X_LB_EXPLAIN);
@@ -203,6 +201,13 @@ impl Exchange {
         if let Some(host) = self.pool().and_then(|pool| pool.host.clone()) {
             request.set(HOST, host);
         }
+    }
+
+    /// Returns the protocol that the request asks to switch to, if the pool passes it on.
+    pub(crate) fn upgrade(&self, head: &impl Head) -> Option<HeaderValue> {
+        let pool = self.pool();
+        upgrade::requested(head)
+            .filter(|protocol| pool.is_none_or(|pool| pool.allows_upgrade(protocol.as_bytes())))
     }
 
     /// Records that a body follows the head. The client determines the delay until
@@ -235,7 +240,6 @@ impl Exchange {
         progress: Progress,
         at: Now,
     ) -> Response {
-        hop_by_hop::strip(status, response);
         if !is_final(status) {
             return Response::Informational;
         }
@@ -325,11 +329,6 @@ impl Exchange {
         failure
     }
 
-    /// Ends the request with a fault. An earlier failure is the reason, if there is one.
-    pub(crate) fn end_with(&mut self, fault: Fault) -> Failure {
-        *self.failure.get_or_insert_with(|| fault.failure())
-    }
-
     /// Returns the reason why the request has failed so far; `None` if it has not.
     pub(crate) fn failure(&self) -> Option<Failure> {
         self.failure
@@ -415,16 +414,6 @@ impl Progress {
 pub(crate) fn is_final(status: u16) -> bool {
     const SWITCHING_PROTOCOLS: u16 = 101;
     status >= 200 || status == SWITCHING_PROTOCOLS
-}
-
-/// Frames a response for a client of HTTP/1.0, which cannot decode transfer codings: the end of the connection ends its
-/// body (RFC 9112, section 6.1). Returns whether the connection has to be closed for that.
-pub(crate) fn unframe(head: &impl Head, response: &mut (impl Fields + HeadEdit)) -> bool {
-    let is_coded = head.version() == Version::HTTP_10 && response.first(&TRANSFER_ENCODING).is_some();
-    if is_coded {
-        response.remove(&TRANSFER_ENCODING);
-    }
-    is_coded
 }
 
 /// Returns the pause that a backend asks for in a rejection. A date counts as one second.

@@ -1,7 +1,7 @@
 //! The response that the proxy sends itself if no backend responds.
 
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
+use http::header::{ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderName, HeaderValue, StatusCode};
 
 use crate::explain::X_LB_EXPLAIN;
@@ -18,6 +18,9 @@ pub(crate) struct OwnResponse {
     pub(crate) body: Bytes,
 }
 
+/// The methods that a client can use instead of one that is refused here. Backends may know more.
+const ALLOWED: &str = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS";
+
 // === impl OwnResponse ===
 
 impl OwnResponse {
@@ -26,19 +29,27 @@ impl OwnResponse {
         let status = failure.client_status()?;
         let body = page(status);
         let mut fields = vec![
+            (CACHE_CONTROL, HeaderValue::from_static("no-store")),
             (CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8")),
             (CONTENT_LENGTH, HeaderValue::from(body.len())),
         ];
         fields.extend(failure.retry_after().map(|seconds| (RETRY_AFTER, HeaderValue::from(seconds))));
+        fields.extend(
+            (status == StatusCode::METHOD_NOT_ALLOWED).then(|| (ALLOW, HeaderValue::from_static(ALLOWED))),
+        );
         fields.extend(explanation.map(|explanation| (X_LB_EXPLAIN, explanation)));
         Some(Self { status, fields, body })
     }
 }
 
-/// Returns whether the client's connection can carry another request after this failure: only if no part of the request
-/// was passed on.
+/// Returns whether the client's connection can carry another request after this failure: not if the client itself broke
+/// the protocol or was too slow, because the end of its request is then unknown.
 pub(crate) fn keeps_connection(failure: Failure) -> bool {
-    failure == Failure::Rejected(Rejection::NoRoute)
+    match failure {
+        Failure::Rejected(rejection) => !matches!(rejection, Rejection::Wire(_) | Rejection::BodyTooLarge),
+        Failure::Upstream(_) | Failure::Response(_) | Failure::ResponseStalled => true,
+        Failure::ClientGone | Failure::ClientTimeout | Failure::BadRequest | Failure::Internal => false,
+    }
 }
 
 /// Returns the body, such as `502 Bad Gateway`.

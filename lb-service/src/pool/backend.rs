@@ -3,24 +3,28 @@
 //! A [`Backend`] holds what the configuration says and never changes. Its [`History`] belongs to the address: it stays
 //! when the configuration changes, and requests from before and after the change use the same history.
 
-use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
 use pingora::protocols::tls::CaType;
 use pingora::upstreams::peer::HttpPeer;
 use pingora::utils::tls::{WrappedX509, parse_x509};
+use rustls::ClientConfig;
+use rustls_pki_types::ServerName;
 
 use super::address::UpstreamAddress;
+use super::by_address::ByAddress;
+use super::idle::IdleConnections;
 use super::outlier::{OutlierRecord, nanoseconds};
 use super::reasons::{AttemptFailure, SkipReason, UpstreamError};
 use super::settings::{Admin, BackendSettings, PoolSettings, UpstreamTls};
 use super::slow_backends;
 use super::slow_start::Comeback;
+use super::tls;
+use super::upstreams::Upstreams;
 use crate::policy::{Load, PolicyConfig};
 use crate::stats::{Codes, Counter, Histogram};
 
@@ -44,8 +48,31 @@ pub struct Backend {
     /// The state that the settings give the backend, in effect when its pool [`enters`](super::Pool::enter).
     pub(super) admin: Admin,
     peer: HttpPeer,
+    target: Target,
+    idle: Arc<IdleConnections>,
     /// Whether the settings have a server name for TLS.
     is_named: bool,
+}
+
+/// How to connect to a backend, and how long to wait for it.
+#[derive(Clone, Debug)]
+pub struct Target {
+    /// The address.
+    pub address: UpstreamAddress,
+    /// The settings of TLS, and the name that the certificate must have; `None` means plain text.
+    pub tls: Option<(Arc<ClientConfig>, ServerName<'static>)>,
+    /// The longest time until there is a connection, with TLS if there is any.
+    pub connect_timeout: Duration,
+    /// The longest time from the end of the request to the head of the response.
+    pub response_timeout: Duration,
+    /// The longest pause in the body of the response; `None` means no limit.
+    pub body_timeout: Option<Duration>,
+    /// The longest time in which a tunnel or a stream of events is quiet; `None` means no limit.
+    pub tunnel_timeout: Option<Duration>,
+    /// The longest time for which a connection is idle.
+    pub idle_timeout: Duration,
+    /// The longest time from the creation of a connection to its last use.
+    pub max_age: Duration,
 }
 
 /// The history of a backend, independent of its configuration.
@@ -82,9 +109,14 @@ pub struct History {
     errors: [Counter; UpstreamError::ALL.len()],
 }
 
-/// The histories of the backends of one pool, by address. Clones share them.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Histories(Arc<Mutex<HashMap<UpstreamAddress, Weak<History>>>>);
+/// What the backends of one pool keep across reloads. Clones share it.
+#[derive(Clone, Debug)]
+pub(super) struct Kept {
+    /// The histories of the backends.
+    pub(super) histories: Arc<ByAddress<History>>,
+    /// What their connections share.
+    pub(super) upstreams: Arc<Upstreams>,
+}
 
 /// The current state of a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,7 +140,7 @@ impl Backend {
         pool: &PoolSettings,
         backend: &BackendSettings,
         policy: &PolicyConfig,
-        histories: &Histories,
+        kept: &Kept,
         now: Instant,
     ) -> Self {
         let identity = identity(backend);
@@ -118,10 +150,12 @@ impl Backend {
             backup: backend.backup,
             max_requests: backend.max_requests.map_or(u64::MAX, |max| max.get().into()),
             load: policy.load(&identity.addr),
-            history: histories.of(&backend.address, now),
+            history: kept.histories.of(&backend.address, || History::new(now)),
             identity,
             admin: backend.admin,
             peer: peer(pool, &backend.address),
+            target: Target::of(pool, &backend.address, &kept.upstreams),
+            idle: kept.upstreams.idle(&backend.address),
             is_named: pool.tls.as_ref().is_some_and(|tls| tls.sni.is_some()),
         }
     }
@@ -189,6 +223,16 @@ impl Backend {
         SkipReason::ALL.into_iter().zip(self.history.passed_over.iter().map(Counter::get))
     }
 
+    /// Returns how to connect to the backend.
+    pub fn target(&self) -> &Target {
+        &self.target
+    }
+
+    /// Returns the idle connections to the backend.
+    pub fn idle(&self) -> &IdleConnections {
+        &self.idle
+    }
+
     /// Returns the peer to connect to.
     pub fn peer(&self) -> &HttpPeer {
         &self.peer
@@ -212,6 +256,25 @@ impl Backend {
     /// Returns the failures so far, by kind.
     pub fn errors(&self) -> impl Iterator<Item = (UpstreamError, u64)> {
         UpstreamError::ALL.into_iter().zip(self.history.errors.iter().map(Counter::get))
+    }
+}
+
+// === impl Target ===
+
+impl Target {
+    fn of(pool: &PoolSettings, address: &UpstreamAddress, upstreams: &Upstreams) -> Self {
+        let timeouts = &pool.timeouts;
+        let connect = timeouts.connect;
+        Self {
+            address: address.clone(),
+            tls: upstreams.tls.as_ref().map(|(tls, config)| (config.clone(), tls::server_name(tls, address))),
+            connect_timeout: pool.retries.per_try.map_or(connect, |per_try| per_try.min(connect)),
+            response_timeout: timeouts.response,
+            body_timeout: timeouts.body,
+            tunnel_timeout: timeouts.tunnel,
+            idle_timeout: timeouts.idle,
+            max_age: timeouts.max_age,
+        }
     }
 }
 
@@ -272,31 +335,6 @@ impl History {
         let code = self.latest_failure.load(Ordering::Relaxed);
         let error = usize::from(code).checked_sub(1).and_then(|index| UpstreamError::ALL.get(index));
         error.map_or_else(|| code.to_string(), |error| error.as_str().to_owned())
-    }
-}
-
-// === impl Histories ===
-
-impl Histories {
-    /// Returns the history of the backend at `address`. It is created if none is in use.
-    fn of(&self, address: &UpstreamAddress, now: Instant) -> Arc<History> {
-        let mut histories = self.0.lock();
-        if let Some(history) = histories.get(address).and_then(Weak::upgrade) {
-            return history;
-        }
-        // Unused entries are removed only at powers of two, so that the map has at most twice the necessary size at
-        // little cost.
-        if histories.len().is_power_of_two() {
-            histories.retain(|_, history| history.strong_count() > 0);
-        }
-        let history = Arc::new(History::new(now));
-        histories.insert(address.clone(), Arc::downgrade(&history));
-        history
-    }
-
-    /// Returns the history of the backend at `address`; `None` if none is in use.
-    pub(super) fn find(&self, address: &UpstreamAddress) -> Option<Arc<History>> {
-        self.0.lock().get(address).and_then(Weak::upgrade)
     }
 }
 

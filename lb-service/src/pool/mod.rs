@@ -83,10 +83,12 @@ mod admission;
 mod attempt;
 mod availability;
 mod backend;
+mod by_address;
 mod dispatch;
 mod explain;
 mod hash_key;
 mod head;
+mod idle;
 mod outlier;
 mod pick;
 mod queue;
@@ -97,6 +99,8 @@ mod settings;
 mod slow_backends;
 mod slow_start;
 mod sticky;
+mod tls;
+mod upstreams;
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -114,11 +118,12 @@ pub use address::{AddressError, UnixPath, UpstreamAddress};
 pub use admission::{Admission, AdmissionError};
 pub use attempt::Attempt;
 pub use availability::{Availability, Level};
-pub use backend::{Backend, BackendState, History};
+pub use backend::{Backend, BackendState, History, Target};
 pub use dispatch::{Dispatch, Replayability};
 pub use explain::{Explanation, Judged, Score};
 pub use hash_key::Key;
 pub use head::{Fields, Head};
+pub use idle::{IdleBudget, IdleConnections, Parked, RuntimeId};
 pub use pick::{Passed, PickError, PickRequest, Tried};
 pub use queue::{Queue, QueueFull, Turn, Waiter};
 pub use reasons::{SkipReason, UpstreamError};
@@ -134,11 +139,13 @@ use crate::clock::Clock;
 use crate::policy::{Algorithm, Policy, PolicyConfig};
 use crate::stats::{Counter, Gauge};
 use availability::Member;
-use backend::Histories;
+use backend::Kept;
+use by_address::ByAddress;
 use outlier::Ejector;
 use slow_backends::SlowBackends;
 pub use sticky::Session;
 use sticky::Sticky;
+use upstreams::Upstreams;
 
 /// A pool in use, shared by all requests as an `Arc`.
 ///
@@ -151,6 +158,8 @@ pub struct Pool {
     pub balancer: Arc<LoadBalancer<Policy>>,
     /// The `Host` header sent to the backends; `None` means that the client's own is kept.
     pub host: Option<HeaderValue>,
+    /// The protocols that clients can switch to; `None` means any that can be passed on.
+    upgrades: Option<Vec<Arc<str>>>,
     /// The maximum time that a request waits in the [`queue`](Self::queue). The caller enforces it.
     pub queue_timeout: Duration,
     queue_places: u32,
@@ -212,7 +221,7 @@ struct SharedState {
     /// The pool that entered last, or the first one if it is observed. Pools in between can be dropped before their
     /// predecessors.
     newest: Arc<Mutex<Weak<Pool>>>,
-    histories: Histories,
+    kept: Kept,
     /// The position of the policy, and the load of each backend.
     policy: PolicyConfig,
     /// The results of the health checks.
@@ -322,7 +331,7 @@ impl Pool {
             changes: Arc::default(),
             degradation: Arc::default(),
             newest: Arc::default(),
-            histories: Histories::default(),
+            kept: Kept { histories: Arc::default(), upstreams: Upstreams::new(settings.tls.as_ref()) },
             policy: policy.with_clock(clock.clone()),
             registry: Arc::new(HealthRegistry::new()),
             clock: clock.clone(),
@@ -384,6 +393,12 @@ impl Pool {
         self.shared.queue.wake();
     }
 
+    /// Returns whether clients can switch to this protocol.
+    pub fn allows_upgrade(&self, protocol: &[u8]) -> bool {
+        let is_named = |allowed: &Arc<str>| allowed.as_bytes().eq_ignore_ascii_case(protocol);
+        self.upgrades.as_ref().is_none_or(|upgrades| upgrades.iter().any(is_named))
+    }
+
     /// Returns the pool that has replaced this one; `None` means that this pool is the newest of its name.
     ///
     /// A request that has waited or is retried continues with the newest pool: a backend that has left the pool gets no
@@ -400,13 +415,14 @@ impl Pool {
         let made = settings
             .backends
             .iter()
-            .map(|backend| Arc::new(Backend::new(settings, backend, &shared.policy, &shared.histories, now)));
+            .map(|backend| Arc::new(Backend::new(settings, backend, &shared.policy, &shared.kept, now)));
         let mut backends: Box<[_]> = made.collect();
         backends.sort_by(|one, other| one.address.cmp(&other.address));
         Self {
             name: settings.name.clone(),
             balancer: Arc::new(balancer(settings, &shared)),
             host: settings.host.clone(),
+            upgrades: settings.upgrades.clone(),
             queue_timeout: settings.timeouts.queue,
             queue_places: settings.queue,
             settings: Rules::new(settings),
@@ -644,7 +660,9 @@ impl SharedState {
 
     fn successor(&self, settings: &PoolSettings, before: &Rules) -> Self {
         let slow_backends = settings.outlier_detection.slow_backends;
+        let histories = self.kept.histories.clone();
         Self {
+            kept: Kept { histories, upstreams: self.kept.upstreams.successor(settings.tls.as_ref()) },
             budget: self.budget.successor(&settings.retries),
             policy: self.policy.clone().with_algorithm(settings.policy),
             slow_backends: if slow_backends == before.outlier_detection.slow_backends {
@@ -663,7 +681,7 @@ impl SharedState {
         check: Option<Box<dyn HealthCheck + Send + Sync>>,
     ) {
         if let Some(check) = check {
-            let (changes, histories) = (self.changes.clone(), self.histories.clone());
+            let (changes, histories) = (self.changes.clone(), self.kept.histories.clone());
             let (queue, clock, newest) = (self.queue.clone(), self.clock.clone(), self.newest.clone());
             registry.set_health_check(Box::new(Observed { check, changes, histories, queue, clock, newest }));
         }
@@ -752,7 +770,7 @@ impl AvailabilityCache {
 struct Observed {
     check: Box<dyn HealthCheck + Send + Sync>,
     changes: Arc<Changes>,
-    histories: Histories,
+    histories: Arc<ByAddress<History>>,
     queue: Arc<Queue>,
     clock: Clock,
     newest: Arc<Mutex<Weak<Pool>>>,

@@ -35,6 +35,8 @@ pub struct PoolSettings {
     pub tls: Option<UpstreamTls>,
     /// The `Host` header sent to the backends; `None` means that the client's own is kept.
     pub host: Option<http::HeaderValue>,
+    /// The protocols that clients can switch to; `None` means any that can be passed on.
+    pub upgrades: Option<Vec<Arc<str>>>,
     /// The time limits of the backends.
     pub timeouts: Timeouts,
     /// The conditions for ejecting a backend.
@@ -202,8 +204,17 @@ pub struct UpstreamTls {
 pub struct Timeouts {
     /// The limit to make a connection, TLS included.
     pub connect: Duration,
-    /// The limit until the head of the response, and between any two reads or writes after it.
+    /// The limit from the end of the request to the head of the response, and for a pause of the backend while it reads
+    /// the request.
     pub response: Duration,
+    /// The longest pause in the body of the response; `None` means no limit.
+    pub body: Option<Duration>,
+    /// The longest time in which a tunnel, a stream of events, or a body that flows in both directions is quiet; `None`
+    /// means no limit.
+    pub tunnel: Option<Duration>,
+    /// The longest time from the creation of a connection to its last use, shortened by up to 10 % at random so that
+    /// connections do not end together.
+    pub max_age: Duration,
     /// The time after which an idle connection is closed.
     pub idle: Duration,
     /// The maximum time that a request waits for a backend below its `max_requests`.
@@ -228,6 +239,7 @@ impl PoolSettings {
             backends,
             tls: None,
             host: None,
+            upgrades: None,
             timeouts: Timeouts::default(),
             outlier_detection: OutlierSettings::default(),
             panic_threshold: PANIC_THRESHOLD,
@@ -372,6 +384,9 @@ impl Default for Timeouts {
         Self {
             connect: Duration::from_secs(3),
             response: Duration::from_secs(60),
+            body: Some(Duration::from_secs(60)),
+            tunnel: Some(Duration::from_secs(3600)),
+            max_age: Duration::from_secs(3600),
             idle: Duration::from_secs(60),
             queue: Duration::from_secs(1),
         }

@@ -54,7 +54,6 @@ pub(crate) struct Findings {
 /// Checks a complete configuration.
 pub(crate) fn check(config: &Config, root: &Node, context: &Context<'_>) -> Findings {
     let mut checker = Checker { config, root, context, findings: Findings::default() };
-    checker.check_offload();
     checker.check_ca_file();
     checker.check_ca_file_used();
     checker.check_system_authorities();
@@ -65,6 +64,7 @@ pub(crate) fn check(config: &Config, root: &Node, context: &Context<'_>) -> Find
     checker.check_listeners_given();
     checker.check_listener_names();
     checker.check_addresses();
+    checker.check_head_limits();
     checker.check_pools_given();
     for (name, pool) in &config.pools {
         checker.check_pool(name.written(), pool);
@@ -112,25 +112,20 @@ impl Checker<'_> {
         matches!(self.root.get(path).map(|node| &node.value), Some(Value::List(list)) if list.items.len() == 1)
     }
 
-    fn check_offload(&mut self) {
-        let pools = "upstream_connect_offload_threadpools";
-        let threads = "upstream_connect_offload_thread_per_pool";
-        for (given, missing) in [(pools, threads), (threads, pools)] {
-            let is_missing = !self.is_written(&path![missing]) && !self.root.is_damaged(&path![missing]);
-            if self.is_written(&path![given]) && is_missing {
-                let problem =
-                    Problem::new(Id::Incomplete, format!("`{given}` has no effect without `{missing}`"));
-                self.report_key(&path![given], problem.hint(format!("add `{missing}: 1`")));
-            }
+    fn check_ca_file(&mut self) {
+        let Some(path) = &self.config.ca_file else { return };
+        if let Some(certificates) = self.read_certificates(&path!["ca_file"], &path.get().0) {
+            self.trust_in_pools(&certificates);
+            self.check_nothing_else(&path!["ca_file"], &path.get().0);
         }
     }
 
-    fn check_ca_file(&mut self) {
-        if let Some(path) = &self.config.ca_file {
-            let certificates = self.read_certificates(&path!["ca_file"], &path.get().0);
-            if certificates.is_some() {
-                self.check_nothing_else(&path!["ca_file"], &path.get().0);
-            }
+    /// Makes the pools without a `ca` of their own trust these certificates.
+    fn trust_in_pools(&mut self, certificates: &[Vec<u8>]) {
+        let pools = self.config.pools.iter();
+        let pools = pools.filter(|(_, pool)| pool.tls.as_ref().is_some_and(|tls| tls.ca.is_none()));
+        for (name, _) in pools {
+            self.findings.files.entry(name.to_string()).or_default().ca = certificates.to_vec();
         }
     }
 
@@ -311,6 +306,21 @@ impl Checker<'_> {
                 &path!["listeners", index, "name"],
                 problem.related(first, "the first one").hint("give each listener its own name"),
             );
+        }
+    }
+
+    fn check_head_limits(&mut self) {
+        let limits = self.config.listeners.iter().flatten().map(|listener| listener.limits.clone());
+        for (index, limits) in limits.collect::<Vec<_>>().into_iter().enumerate() {
+            let at = path!["listeners", index, "limits", "target"];
+            if self.is_written(&at) && limits.target.get().get() > limits.head.get().get() {
+                let message = format!(
+                    "`target` ({}) has no effect: `head` ({}), which includes the target, is smaller",
+                    limits.target, limits.head
+                );
+                let hint = format!("write `target: {}`, or a larger `head`", limits.head);
+                self.report(&at, Problem::new(Id::WithoutEffect, message).hint(hint));
+            }
         }
     }
 

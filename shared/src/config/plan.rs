@@ -11,7 +11,7 @@ use health_service::Settings as CheckSettings;
 use ipnet::IpNet;
 use lb_service::access_log;
 use lb_service::config::{AccessLogConfig, FormatConfig, ListenerConfig, PoolConfig, PoolFiles, RouteConfig};
-use lb_service::listener::{ListenAddress, Listener, ListenerId, Listeners};
+use lb_service::listener::{ListenerId, Listeners};
 use lb_service::pool::{PoolId, PoolSettings, SessionKeys};
 use lb_service::route::Route;
 use metrics_service::config::RequiredPools;
@@ -125,19 +125,8 @@ pub(crate) struct ServerPlan {
     pub client_bind_to_ipv6: Vec<Ipv6Addr>,
     /// The number of idle connections to backends that each thread keeps.
     pub upstream_keepalive_pool_size: usize,
-    /// The threads that only open connections to backends. `None` means that there are no such threads.
-    pub upstream_connect_offload: Option<ConnectOffload>,
     /// The default paths of files.
     pub runtime: RuntimeFiles,
-}
-
-/// The threads that only open connections to backends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct ConnectOffload {
-    /// The number of thread pools.
-    pub pools: usize,
-    /// The number of threads in each pool.
-    pub threads_per_pool: usize,
 }
 
 /// The shutdown of the process.
@@ -201,7 +190,7 @@ fn as_text<T: Scalar>(path: &Path) -> Option<Text<T>> {
 }
 
 fn default_listener() -> ListenerConfig {
-    ListenerConfig { address: Text::literal(DEFAULT_LISTENER), name: None }
+    ListenerConfig::at(Text::literal(DEFAULT_LISTENER))
 }
 
 /// Returns the default access log. A process in the background has no standard output, so the access log is off.
@@ -231,7 +220,7 @@ pub(crate) fn plan(config: &Config, context: &Context<'_>, files: &mut BTreeMap<
         server: server(config, context),
         shutdown: shutdown(&config.shutdown),
         log_level: config.log_level.as_ref().map(|level| level.get().clone()),
-        listeners: Listeners::new(config.listeners.iter().flatten().map(listener)),
+        listeners: Listeners::new(config.listeners.iter().flatten().map(ListenerConfig::plan)),
         pools: config
             .pools
             .iter()
@@ -277,8 +266,6 @@ fn reload(config: &ReloadConfig) -> ReloadPlan {
 fn server(config: &Config, context: &Context<'_>) -> ServerPlan {
     let runtime = context.runtime.clone();
     let path = |written: &Option<Text<AbsolutePath>>| written.as_ref().map(|path| path.get().0.clone());
-    let offload =
-        config.upstream_connect_offload_threadpools.zip(config.upstream_connect_offload_thread_per_pool);
     ServerPlan {
         daemon: config.daemon,
         threads: config.threads.map_or(1, Number::as_usize),
@@ -294,21 +281,12 @@ fn server(config: &Config, context: &Context<'_>) -> ServerPlan {
         client_bind_to_ipv4: config.client_bind_to_ipv4.iter().map(|source| source.get().0).collect(),
         client_bind_to_ipv6: config.client_bind_to_ipv6.iter().map(|source| source.get().0).collect(),
         upstream_keepalive_pool_size: config.upstream_keepalive_pool_size.as_usize(),
-        upstream_connect_offload: offload.map(|(pools, threads)| ConnectOffload {
-            pools: pools.as_usize(),
-            threads_per_pool: threads.as_usize(),
-        }),
         runtime,
     }
 }
 
 fn shutdown(config: &ShutdownConfig) -> ShutdownPlan {
     ShutdownPlan { delay: config.delay.duration(), drain: config.drain.duration() }
-}
-
-fn listener(config: &ListenerConfig) -> Listener {
-    let address: ListenAddress = config.address.get().clone();
-    Listener { name: config.name().into(), address }
 }
 
 /// Converts a route. `None` means that it names a listener or a pool that does not exist.

@@ -140,7 +140,6 @@ ids! {
     "063" Warning NoAuthorities "TLS to the backends verifies certificates, but there are no certificate authorities to verify them with, so no connection to them can be made.",
     "070" Error Directory "A file cannot be created or written: its directory is missing or not writable, or the file itself is not writable.",
     "071" Error PathTaken "Two parts of the configuration would use the same file.",
-    "072" Error Incomplete "Two keys must be given together, and one of them is missing.",
     "073" Error NoStandardOutput "The daemon runs in the background, so it has no standard output for the access log.",
     "074" Error Account "The user or the group does not exist on this machine.",
     "077" Error NotAllowed "The user that the daemon runs as (`user`, `group`) cannot access a file or directory that the daemon needs after the start.",

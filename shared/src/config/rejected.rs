@@ -35,6 +35,7 @@ const DRAINED_BEFORE: &str = "requests are drained before Pingora's own shutdown
 const ALWAYS_WAITS: &str = "`-d` always waits until the daemon is ready or has failed";
 const NEEDS_TOKIO: &str = "it needs a special build of tokio";
 const NO_TLS_LISTENERS: &str = "listeners with TLS are not supported yet";
+const OPENED_WHERE_USED: &str = "each thread opens the connections to backends that it uses";
 const NOT_USED: &str = "the load balancer has nothing that this setting applies to";
 
 const REJECTED: &[Rejected] = &[
@@ -57,6 +58,8 @@ const REJECTED: &[Rejected] = &[
     pingora(&["s2n_config_cache_size"], "the load balancer uses rustls for TLS, not s2n", REMOVE),
     pingora(&["downstream_tls_offload_threadpools"], NO_TLS_LISTENERS, REMOVE),
     pingora(&["downstream_tls_offload_thread_per_pool"], NO_TLS_LISTENERS, REMOVE),
+    pingora(&["upstream_connect_offload_threadpools"], OPENED_WHERE_USED, REMOVE),
+    pingora(&["upstream_connect_offload_thread_per_pool"], OPENED_WHERE_USED, REMOVE),
     pingora(&["upstream_debug_ssl_keylog"], "Pingora does not write keys with rustls", REMOVE),
     pingora(&["max_blocking_threads"], NOT_USED, REMOVE),
     pingora(&["blocking_threads_ttl_seconds"], NOT_USED, REMOVE),

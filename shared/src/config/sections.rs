@@ -78,13 +78,6 @@ pub struct Config {
     /// Number of idle connections to backends that each thread keeps.
     #[serde(default = "keepalive_pool_size")]
     pub(crate) upstream_keepalive_pool_size: Number<1, MAX_COUNT>,
-    /// Number of thread pools that only open connections to backends. Requires
-    /// `upstream_connect_offload_thread_per_pool`; default: none.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) upstream_connect_offload_threadpools: Option<Threads>,
-    /// Number of threads in each of the `upstream_connect_offload_threadpools`; default: none.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) upstream_connect_offload_thread_per_pool: Option<Threads>,
     /// Shutdown of the daemon after a signal or `stop`.
     #[serde(default)]
     pub(crate) shutdown: ShutdownConfig,

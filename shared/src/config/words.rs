@@ -133,7 +133,26 @@ const WORDS: &[(&str, Words)] = &[
                 "write `address: \"0.0.0.0:8080\"`",
             ),
             (&["ssl", "https", "cert", "certs", "certificate", "certificates", "key"], NO_TLS),
-            (&["protocol", "mode", "type"], "remove the key: every listener speaks HTTP"),
+            (&["protocol", "type"], "remove the key: every listener speaks HTTP"),
+            (
+                &["client_max_body_size", "max_body_size", "body_limit", "max_request_bytes"],
+                "write `limits: {body: 100MiB}`",
+            ),
+            (
+                &["large_client_header_buffers", "client_header_buffer_size", "max_header_size"],
+                "write `limits: {head: 64KiB}`",
+            ),
+            (&["maxconn", "max_connections", "connection_limit"], "write `limits: {connections: 10000}`"),
+            (&["keepalive_requests"], "write `limits: {requests: 1000}`"),
+            (&["keepalive_timeout", "idle_timeout", "timeout"], "write `timeouts: {idle: 75s}`"),
+            (
+                &["client_header_timeout", "request_headers_timeout", "read_header_timeout"],
+                "write `timeouts: {head: 10s}`",
+            ),
+            (
+                &["client_body_timeout", "send_timeout", "read_timeout", "write_timeout"],
+                "write `timeouts: {body: 60s}`",
+            ),
         ],
     ),
     (
@@ -329,6 +348,10 @@ const ROOT: Words = &[
             "keepalive_timeout",
         ],
         "write it in each pool: `timeouts: {connect: 3s, response: 60s, idle: 60s}`",
+    ),
+    (
+        &["client_max_body_size", "max_body_size", "client_header_timeout", "client_body_timeout", "maxconn"],
+        "write it in each listener, such as `limits: {body: 100MiB, connections: 10000}` and `timeouts: {head: 10s, body: 60s}`",
     ),
     (
         &["health", "check", "checks", "health_check", "health_checks", "healthcheck", "healthchecks"],

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use health_service::Prober;
 use lb_service::config::MAX_ATTEMPTS;
 use lb_service::explain::Token;
-use lb_service::service::{Acceptors, ProxyService};
+use lb_service::service::{Acceptors, ProxyService, service_without_sockets};
 use lb_service::snapshot::CurrentSnapshot;
 use lb_service::traffic::Traffic;
 use metrics_service::{ConfigMetrics, Endpoints, LogCollector, PoolCollector, ProcessCollector, Readiness};
@@ -35,6 +35,7 @@ use crate::http_message::FILE_HEADER;
 use crate::operator::{self, Operator, OperatorService, RestoredState};
 use crate::process::lifecycle::Timings;
 use crate::process::logging::Verbosity;
+use crate::process::sockets::Sockets;
 use crate::process::upgrade::Hold;
 use crate::purpose::Purpose;
 use crate::serving::{AccessLogs, Checked, Core, Pools, Running, served, timing};
@@ -151,7 +152,7 @@ impl Foundation {
         let lookout = Lookout::new(core.pools.clone(), ejected);
         let registry = registry(&core, &held.logs.access)?;
         let prober = prober(&core, conf, &registry)?;
-        let (proxy, acceptors) = lb_service::service::service(conf, &core.current, &core.traffic);
+        let (proxy, acceptors) = proxy(conf, &core, &held.files.sockets)?;
         let timings = Timings::new(timing(plan));
         Ok(Self { core, secret, registry, lookout, proxy, acceptors, prober, timings })
     }
@@ -282,13 +283,22 @@ fn server_conf(plan: &Plan) -> ServerConf {
         client_bind_to_ipv4: server.client_bind_to_ipv4.iter().map(ToString::to_string).collect(),
         client_bind_to_ipv6: server.client_bind_to_ipv6.iter().map(ToString::to_string).collect(),
         upstream_keepalive_pool_size: server.upstream_keepalive_pool_size,
-        upstream_connect_offload_threadpools: server.upstream_connect_offload.map(|offload| offload.pools),
-        upstream_connect_offload_thread_per_pool: server
-            .upstream_connect_offload
-            .map(|offload| offload.threads_per_pool),
         max_retries: TRIES,
         ..ServerConf::default()
     }
+}
+
+/// Returns the service that proxies, on copies of the sockets that this process has bound.
+fn proxy(conf: &ServerConf, core: &Core, sockets: &Sockets) -> Result<(ProxyService, Acceptors), StartError> {
+    let (service, acceptors) = service_without_sockets(conf, &core.current, &core.traffic);
+    for (_, listener) in core.current.load().listeners.iter() {
+        let socket = sockets.copy(&listener.address.bind_key()).map_err(StartError::Descriptors)?;
+        match socket {
+            Some(socket) => acceptors.open_on(listener.clone(), socket),
+            None => acceptors.open(listener.clone()),
+        }
+    }
+    Ok((service, acceptors))
 }
 
 fn prober(core: &Core, conf: &ServerConf, registry: &Registry) -> prometheus::Result<Prober> {

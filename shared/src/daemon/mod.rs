@@ -86,6 +86,8 @@ pub(crate) enum StartError {
     Upgrade(#[from] UpgradeError),
     #[error("cannot read random numbers from /dev/urandom: {}", reason(.0))]
     Random(#[source] io::Error),
+    #[error("cannot copy the descriptor of a listener: {0}")]
+    Descriptors(#[source] io::Error),
     #[error("cannot register metrics: {0}")]
     Metrics(#[from] prometheus::Error),
 }

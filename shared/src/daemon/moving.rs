@@ -63,6 +63,6 @@ fn open(
     let (_, listener) = plan.listeners.iter().find(|(_, listener)| listener.address == to)?;
     let from = ListenAddress::Tcp(from);
     let copy = fd.try_clone().ok()?;
-    acceptors.open_on(Listener { name: listener.name.clone(), address: from.clone() }, copy);
+    acceptors.open_on(Listener { address: from.clone(), ..listener.clone() }, copy);
     Some((from, fd))
 }

@@ -82,9 +82,7 @@ pub(super) fn warn_without_control(plan: &Plan) {
 
 /// Returns the number of threads that serve requests.
 pub(super) fn threads(plan: &Plan) -> usize {
-    let offload = plan.server.upstream_connect_offload;
-    let connecting = offload.map_or(0, |offload| offload.pools.saturating_mul(offload.threads_per_pool));
-    plan.server.threads.saturating_add(connecting)
+    plan.server.threads
 }
 
 /// Returns the warning that another daemon, whose PID can be unknown, uses the default control socket of this file.

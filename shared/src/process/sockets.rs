@@ -7,11 +7,10 @@
 //! # Descriptors
 //!
 //! For each address there are two descriptors of one kernel socket: ours (to hand over to a new process) and a copy
-//! that a Pingora service takes, and closes when it stops accepting. The copies of the start are in the
-//! [table](Sockets::listen_fds), by address; the copy of a listener that a reload opens is [made for its
-//! service](Sockets::copy_for). A port closes when both descriptors are closed, so [`Sockets::close`] and the service's
-//! shutdown watch belong together. Every address of the start must be given to exactly one service; otherwise its copy
-//! would stay open.
+//! that a service takes, and closes when it stops accepting. The proxy gets [copies](Sockets::copy) that it owns. The
+//! copy for a service of Pingora is in the [table](Sockets::listen_fds), by address, and must be given to exactly one
+//! service; otherwise it would stay open. A port closes when both descriptors are closed, so [`Sockets::close`] and
+//! the end of the service belong together.
 //!
 //! # Addresses that overlap
 //!
@@ -245,7 +244,7 @@ impl ListenError {
 impl ListenSpec {
     /// Creates a listener for requests that are balanced.
     pub(crate) fn traffic(endpoint: Endpoint) -> Self {
-        Self { endpoint, class: Class::Traffic, is_lent: true, name: "`listeners`".to_owned() }
+        Self { endpoint, class: Class::Traffic, is_lent: false, name: "`listeners`".to_owned() }
     }
 
     /// Creates a listener for operators and monitoring.
@@ -945,7 +944,8 @@ mod tests {
         let sockets = Sockets::bind(&[any_port(), any_port(), v6]).unwrap();
         for address in sockets.addresses() {
             assert!(!address.ends_with(":0"));
-            assert!(sockets.listen_fds().lock().get(&address).is_some());
+            let is_lent = address.starts_with("[::1]");
+            assert_eq!(sockets.listen_fds().lock().get(&address).is_some(), is_lent);
             TcpStream::connect(address).unwrap();
         }
         assert!(sockets.addresses()[2].starts_with("[::1]:"));
@@ -1115,7 +1115,8 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
     async fn a_pingora_service_takes_the_socket_and_closes_it_when_it_is_stopped() {
-        let sockets = Sockets::bind(&[any_port()]).unwrap();
+        let spec = ListenSpec::admin(Endpoint::Tcp("127.0.0.1:0".parse().unwrap()));
+        let sockets = Sockets::bind(&[spec]).unwrap();
         let address = sockets.addresses()[0].clone();
         let mut listener = Listener::new("test".to_owned(), Hello);
         listener.add_tcp(&address);
@@ -1134,7 +1135,7 @@ mod tests {
         });
         assert_eq!(read.await.unwrap().unwrap(), 0);
 
-        sockets.close(Class::Traffic);
+        sockets.close(Class::Admin);
         stop.send(true).unwrap();
         running.await.unwrap();
         assert!(refused_by(Instant::now() + Duration::from_secs(5), &address));

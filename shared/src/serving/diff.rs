@@ -90,11 +90,11 @@ impl Diff {
             working_directory,
             listener_tasks_per_fd,
             work_stealing,
-            ca_file,
+            // Its certificates are part of the pools.
+            ca_file: _,
             client_bind_to_ipv4,
             client_bind_to_ipv6,
             upstream_keepalive_pool_size,
-            upstream_connect_offload,
             // The directory of files without a configured path; it does not come from the configuration.
             runtime: _,
         } = old;
@@ -111,13 +111,10 @@ impl Diff {
         // both.
         let stealing = *threads == new.threads && *work_stealing != new.work_stealing;
         self.needs("work_stealing", stealing);
-        self.needs("ca_file", *ca_file != new.ca_file);
         self.needs("client_bind_to_ipv4", *client_bind_to_ipv4 != new.client_bind_to_ipv4);
         self.needs("client_bind_to_ipv6", *client_bind_to_ipv6 != new.client_bind_to_ipv6);
         let size = *upstream_keepalive_pool_size != new.upstream_keepalive_pool_size;
         self.needs("upstream_keepalive_pool_size", size);
-        let offload = *upstream_connect_offload != new.upstream_connect_offload;
-        self.needs("upstream_connect_offload_threadpools", offload);
     }
 
     fn control(&mut self, old: &ControlPlan, new: &ControlPlan) {
@@ -173,7 +170,9 @@ impl Diff {
 
     fn listeners(&mut self, old: &Listeners, new: &Listeners) {
         let differ = |one: &Listeners, other: &Listeners| -> Vec<Listener> {
-            let only = one.iter().filter(|(_, listener)| !other.iter().any(|(_, known)| known == *listener));
+            let only = one
+                .iter()
+                .filter(|(_, listener)| !other.iter().any(|(_, known)| known.is_same_socket(listener)));
             only.map(|(_, listener)| listener.clone()).collect()
         };
         (self.closed, self.opened) = (differ(old, new), differ(new, old));
@@ -185,6 +184,11 @@ impl Diff {
                     on(listener)
                 ),
             });
+        }
+        for (_, listener) in new.iter() {
+            let before = old.iter().map(|(_, before)| before).find(|before| before.is_same_socket(listener));
+            let differs = before.is_some_and(|before| before != listener);
+            self.changed(&format!("~ listener {}: its limits or timeouts", listener.name), differs);
         }
         let is_new = |opened: &&Listener| !self.closed.iter().any(|closed| closed.address == opened.address);
         self.lines
@@ -290,6 +294,7 @@ fn changed_keys(old: &PoolSettings, new: &PoolSettings, check: bool) -> Vec<&'st
         backends: _,
         tls,
         host,
+        upgrades,
         timeouts,
         outlier_detection,
         panic_threshold,
@@ -305,6 +310,7 @@ fn changed_keys(old: &PoolSettings, new: &PoolSettings, check: bool) -> Vec<&'st
         ("session keys", keys(sticky.as_ref()) != keys(new.sticky.as_ref())),
         ("tls", *tls != new.tls),
         ("host", *host != new.host),
+        ("upgrades", *upgrades != new.upgrades),
         ("timeouts", *timeouts != new.timeouts),
         ("health_check", check),
         ("outlier_detection", *outlier_detection != new.outlier_detection),

@@ -345,7 +345,7 @@ pub(crate) fn listen_spec(listener: &Listener) -> ListenSpec {
     let spec = ListenSpec::traffic(match &listener.address {
         ListenAddress::Tcp(address) => Endpoint::Tcp(*address),
         ListenAddress::Unix(path) => {
-            Endpoint::Unix { path: path.clone(), mode: lb_service::service::UNIX_SOCKET_MODE }
+            Endpoint::Unix { path: path.clone(), mode: lb_service::listener::UNIX_SOCKET_MODE }
         }
     });
     // A listener without a name is called by its address.

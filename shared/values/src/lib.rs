@@ -18,6 +18,7 @@ pub mod path;
 mod reason;
 pub mod request;
 pub mod scalar;
+mod size;
 mod status;
 #[cfg(test)]
 mod testing;
@@ -31,5 +32,6 @@ pub use path::{AbsolutePath, Directory, ReadPath, SocketPath};
 pub use reason::reason;
 pub use request::{HeaderText, HostHeader, RequestPath};
 pub use scalar::{Rejection, Scalar, TextScalar};
+pub use size::Size;
 pub use status::StatusRange;
 pub use text::{Name, Text};

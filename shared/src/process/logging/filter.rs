@@ -43,12 +43,15 @@ const OTHER_WORDS: OtherWords = &[
 ];
 
 /// Our modules that log, by their paths.
-const OURS: [&str; 30] = [
+const OURS: [&str; 33] = [
     "health_service::backend",
     "lb_service::access_log::writer",
     "lb_service::pool",
     "lb_service::pool::attempt",
-    "lb_service::proxy",
+    "lb_service::pool::tls",
+    "lb_service::service",
+    "lb_service::transport::http1::serve",
+    "lb_service::transport::listen",
     "metrics_service::endpoints",
     "metrics_service::process",
     "shared::control::predecessors",

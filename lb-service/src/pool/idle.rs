@@ -1,0 +1,265 @@
+//! The idle connections of one backend: which one is used again, and which one is closed.
+//!
+//! The newest connection is used first, so that the others become old and are closed when the load falls. A transport
+//! parks its connections here; what they are is its own business.
+
+use std::any::Any;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+/// A connection that can be parked.
+pub trait Parked: Any + Send + fmt::Debug {
+    /// Returns whether the backend has neither closed the connection nor sent a byte. Does not wait.
+    fn is_quiet(&mut self) -> bool;
+
+    /// Returns the time after which the connection is not used any more.
+    fn expires(&self) -> Instant;
+}
+
+/// The runtime whose reactor a connection is registered with. A connection is only used on its own runtime.
+pub type RuntimeId = tokio::runtime::Id;
+
+/// The number of idle connections to all backends, and its limit. Clones share it.
+#[derive(Clone, Debug)]
+pub struct IdleBudget(Arc<Budget>);
+
+#[derive(Debug)]
+struct Budget {
+    max: usize,
+    count: AtomicUsize,
+}
+
+/// A place of an idle connection, until it is dropped.
+#[derive(Debug)]
+struct Place(IdleBudget);
+
+/// The idle connections of one backend.
+#[derive(Debug, Default)]
+pub struct IdleConnections {
+    /// In the order in which they became idle.
+    parked: Mutex<Vec<Idle>>,
+}
+
+#[derive(Debug)]
+struct Idle {
+    connection: Box<dyn Parked>,
+    runtime: RuntimeId,
+    since: Instant,
+    place: Place,
+}
+
+// === impl IdleBudget ===
+
+impl IdleBudget {
+    /// Returns a budget of `max` connections.
+    pub fn new(max: usize) -> Self {
+        Self(Arc::new(Budget { max, count: AtomicUsize::new(0) }))
+    }
+
+    /// Returns the number of idle connections.
+    pub fn count(&self) -> usize {
+        self.0.count.load(Ordering::Relaxed)
+    }
+
+    fn place(&self) -> Option<Place> {
+        let below_max = |count| (count < self.0.max).then_some(count + 1);
+        let result = self.0.count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, below_max);
+        result.ok().map(|_| Place(self.clone()))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.0.count.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+// === impl IdleConnections ===
+
+impl IdleConnections {
+    /// Takes the newest connection of this runtime that is still usable. Connections that are not are closed.
+    pub fn take(&self, runtime: RuntimeId, limit: Duration, now: Instant) -> Option<Box<dyn Parked>> {
+        loop {
+            let mut idle = self.pop(runtime)?;
+            // The probe and the close happen without the lock.
+            if idle.is_within(limit, now) && idle.connection.is_quiet() {
+                return Some(idle.connection);
+            }
+        }
+    }
+
+    /// Parks a connection. If the budget is used up, it replaces the oldest one of this backend, or is closed.
+    pub fn park(&self, connection: Box<dyn Parked>, runtime: RuntimeId, budget: &IdleBudget, now: Instant) {
+        let Some(place) = budget.place().or_else(|| self.place_of_oldest()) else { return };
+        self.parked.lock().push(Idle { connection, runtime, since: now, place });
+    }
+
+    /// Closes the connections that are too old, or that their backend has closed.
+    pub fn sweep(&self, limit: Duration, now: Instant) {
+        let is_over = |idle: &mut Idle| !(idle.is_within(limit, now) && idle.connection.is_quiet());
+        let over: Vec<_> = self.parked.lock().extract_if(.., is_over).collect();
+        // They are closed without the lock.
+        drop(over);
+    }
+
+    /// Returns the number of connections.
+    pub fn len(&self) -> usize {
+        self.parked.lock().len()
+    }
+
+    /// Returns whether there is no connection.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn pop(&self, runtime: RuntimeId) -> Option<Idle> {
+        let mut parked = self.parked.lock();
+        let newest = parked.iter().rposition(|idle| idle.runtime == runtime)?;
+        Some(parked.remove(newest))
+    }
+
+    fn place_of_oldest(&self) -> Option<Place> {
+        let oldest = {
+            let mut parked = self.parked.lock();
+            if parked.is_empty() { None } else { Some(parked.remove(0)) }
+        };
+        oldest.map(|idle| idle.place)
+    }
+}
+
+// === impl Idle ===
+
+impl Idle {
+    fn is_within(&self, limit: Duration, now: Instant) -> bool {
+        now.saturating_duration_since(self.since) < limit && now < self.connection.expires()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+    const LIMIT: Duration = Duration::from_secs(10);
+
+    #[derive(Debug)]
+    struct Fake {
+        number: u32,
+        is_closed: Arc<AtomicBool>,
+        expires: Instant,
+    }
+
+    impl Parked for Fake {
+        fn is_quiet(&mut self) -> bool {
+            !self.is_closed.load(Ordering::Relaxed)
+        }
+
+        fn expires(&self) -> Instant {
+            self.expires
+        }
+    }
+
+    struct Fixture {
+        connections: IdleConnections,
+        budget: IdleBudget,
+        runtime: tokio::runtime::Runtime,
+        now: Instant,
+    }
+
+    fn runtime() -> tokio::runtime::Runtime {
+        tokio::runtime::Builder::new_current_thread().build().expect("a runtime without drivers")
+    }
+
+    impl Fixture {
+        fn new(max: usize) -> Self {
+            Self {
+                runtime: runtime(),
+                connections: IdleConnections::default(),
+                budget: IdleBudget::new(max),
+                now: Instant::now(),
+            }
+        }
+
+        fn here(&self) -> RuntimeId {
+            self.runtime.handle().id()
+        }
+
+        fn park(&self, number: u32, after: u32) -> Arc<AtomicBool> {
+            let (closed, now) = (Arc::default(), self.now + SECOND * after);
+            self.park_fake(Fake { number, is_closed: Arc::clone(&closed), expires: now + SECOND * 60 }, now);
+            closed
+        }
+
+        fn park_fake(&self, fake: Fake, now: Instant) {
+            self.connections.park(Box::new(fake), self.here(), &self.budget, now);
+        }
+
+        fn take(&self, after: u32) -> Option<u32> {
+            let taken = self.connections.take(self.here(), LIMIT, self.now + SECOND * after)?;
+            let connection: Box<dyn Any> = taken;
+            connection.downcast::<Fake>().ok().map(|fake| fake.number)
+        }
+    }
+
+    #[test]
+    fn the_newest_connection_is_used_first() {
+        let fixture = Fixture::new(10);
+        (1..=3).for_each(|number| drop(fixture.park(number, number)));
+        assert_eq!(
+            [fixture.take(4), fixture.take(4), fixture.take(4), fixture.take(4)],
+            [Some(3), Some(2), Some(1), None]
+        );
+        assert_eq!(fixture.budget.count(), 0);
+    }
+
+    #[test]
+    fn a_connection_that_is_closed_or_too_old_is_not_used() {
+        let fixture = Fixture::new(10);
+        fixture.park(1, 0);
+        fixture.park(2, 5).store(true, Ordering::Relaxed);
+        assert_eq!(fixture.take(9), Some(1));
+        fixture.park(3, 0);
+        assert_eq!(fixture.take(10), None);
+        let expires = fixture.now + SECOND * 60;
+        fixture.park_fake(Fake { number: 4, is_closed: Arc::default(), expires }, fixture.now + SECOND * 55);
+        assert_eq!(fixture.take(60), None, "it is idle for 5 s, but it has expired");
+    }
+
+    #[test]
+    fn a_connection_is_used_on_its_own_runtime_only() {
+        let fixture = Fixture::new(10);
+        fixture.park(1, 0);
+        assert!(fixture.connections.take(runtime().handle().id(), LIMIT, fixture.now).is_none());
+        assert_eq!(fixture.take(0), Some(1));
+    }
+
+    #[test]
+    fn beyond_the_budget_the_oldest_connection_of_the_backend_is_replaced() {
+        let fixture = Fixture::new(2);
+        (1..=3).for_each(|number| drop(fixture.park(number, number)));
+        assert_eq!((fixture.connections.len(), fixture.budget.count()), (2, 2));
+        let other = IdleConnections::default();
+        let fake = Fake { number: 4, is_closed: Arc::default(), expires: fixture.now + SECOND * 60 };
+        other.park(Box::new(fake), fixture.here(), &fixture.budget, fixture.now);
+        assert!(other.is_empty(), "it has none to replace");
+        assert_eq!([fixture.take(4), fixture.take(4)], [Some(3), Some(2)]);
+    }
+
+    #[test]
+    fn a_sweep_closes_what_is_over() {
+        let fixture = Fixture::new(10);
+        fixture.park(1, 0);
+        fixture.park(2, 5);
+        fixture.park(3, 6).store(true, Ordering::Relaxed);
+        fixture.connections.sweep(LIMIT, fixture.now + SECOND * 10);
+        assert_eq!((fixture.connections.len(), fixture.budget.count()), (1, 1));
+        drop(fixture.connections);
+        assert_eq!(fixture.budget.count(), 0);
+    }
+}

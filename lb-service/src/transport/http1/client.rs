@@ -1,0 +1,107 @@
+//! The side of the client: its bytes in both directions, and the time that it takes.
+
+use std::io;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use super::super::input::Input;
+use super::super::output::Output;
+use super::super::stream::Stream;
+use super::super::timer::Timer;
+use crate::exchange::{Fault, FaultKind, Side};
+
+/// The connection of a client.
+#[derive(Debug)]
+pub(super) struct Client {
+    pub(super) stream: Stream,
+    pub(super) input: Input,
+    pub(super) output: Output,
+    /// The timer for everything that the connection waits for.
+    pub(super) timer: Timer,
+    /// The longest time in which the client reads nothing of a response.
+    pub(super) pause: Duration,
+}
+
+/// The bytes that are read ahead while the proxy waits for something else. A client that sends more is no longer
+/// watched for a disconnect.
+const READ_AHEAD: usize = 64 * 1024;
+
+// === impl Client ===
+
+impl Client {
+    pub(super) fn new(stream: Stream, pause: Duration) -> Self {
+        Self { stream, input: Input::default(), output: Output::default(), timer: Timer::new(), pause }
+    }
+
+    /// Is ready when the client has left. Bytes that arrive are kept.
+    pub(super) fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        while self.input.bytes().len() < READ_AHEAD {
+            match ready!(self.input.poll_fill(&mut self.stream, cx)) {
+                Ok(true) => {}
+                Ok(false) | Err(_) => return Poll::Ready(()),
+            }
+        }
+        Poll::Pending
+    }
+
+    /// Is ready when the connection is broken. A client that has sent its last byte may still read (RFC 9112, section
+    /// 9.6).
+    pub(super) fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        while self.input.bytes().len() < READ_AHEAD && !self.input.has_ended() {
+            match ready!(self.input.poll_fill(&mut self.stream, cx)) {
+                Ok(_) => {}
+                Err(_) => return Poll::Ready(()),
+            }
+        }
+        Poll::Pending
+    }
+
+    /// Waits for `done`, but no longer than the client: `None` if the client left.
+    pub(super) async fn unless_gone<T>(&mut self, done: impl Future<Output = T>) -> Option<T> {
+        let mut done = std::pin::pin!(done);
+        std::future::poll_fn(|cx| match done.as_mut().poll(cx) {
+            Poll::Ready(value) => Poll::Ready(Some(value)),
+            Poll::Pending => self.poll_gone(cx).map(|()| None),
+        })
+        .await
+    }
+
+    /// Writes everything that waits.
+    ///
+    /// # Errors
+    ///
+    /// If the client has left, or reads nothing for too long.
+    pub(super) async fn flush(&mut self) -> Result<(), Fault> {
+        self.timer.set(Some(self.pause));
+        std::future::poll_fn(|cx| self.poll_flush(cx)).await
+    }
+
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Fault>> {
+        while !self.output.is_empty() {
+            match self.output.poll_write(&mut self.stream, cx) {
+                Poll::Ready(Ok(_)) => self.timer.set(Some(self.pause)),
+                Poll::Ready(Err(_)) => return Poll::Ready(Err(fault(FaultKind::Closed))),
+                Poll::Pending => {
+                    ready!(self.timer.poll_expired(cx));
+                    return Poll::Ready(Err(fault(FaultKind::WriteTimeout)));
+                }
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Reads bytes of the request.
+    ///
+    /// # Errors
+    ///
+    /// If the client has left, or has sent its last byte.
+    pub(super) fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Fault>> {
+        let filled: io::Result<bool> = ready!(self.input.poll_fill(&mut self.stream, cx));
+        Poll::Ready(if filled.unwrap_or(false) { Ok(()) } else { Err(fault(FaultKind::Closed)) })
+    }
+}
+
+/// Returns a fault of the client.
+pub(super) fn fault(kind: FaultKind) -> Fault {
+    Fault { side: Side::Client, kind, response_read: false }
+}

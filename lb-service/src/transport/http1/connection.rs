@@ -1,0 +1,270 @@
+//! A client's connection: its requests one after the other, and its end.
+
+use std::num::NonZeroU32;
+use std::pin::{Pin, pin};
+use std::sync::{Arc, Weak};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant, SystemTime};
+
+use bytes::Bytes;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::runtime::Handle;
+
+use super::super::stream::Stream;
+use super::super::upstream::Connector;
+use super::client::Client;
+use super::serve::{Next, Surroundings, own_head, serve};
+use crate::access_log::Record;
+use crate::exchange::{Exchange, Origin, OwnResponse};
+use crate::failure::{Failure, Rejection};
+use crate::forwarded::Scheme;
+use crate::listener::{HeadLimits, Listener, ListenerId};
+use crate::snapshot::{CurrentSnapshot, Snapshot};
+use crate::traffic::{Acceptor, Connection};
+use crate::wire::request::RequestHead;
+use crate::wire::scan::{Found, Scan};
+use crate::wire::write::Persistence;
+
+/// What the connections of one socket share.
+#[derive(Clone)]
+pub(crate) struct Acceptance {
+    pub(crate) current: CurrentSnapshot,
+    pub(crate) acceptor: Arc<Acceptor>,
+    pub(crate) connector: Connector,
+}
+
+/// The snapshot and the listener of the latest request. A connection that waits keeps no snapshot alive.
+struct Seat {
+    snapshot: Weak<Snapshot>,
+    listener: ListenerId,
+}
+
+/// The snapshot that a request uses, and its listener there.
+struct Place {
+    snapshot: Arc<Snapshot>,
+    listener: ListenerId,
+}
+
+/// The longest time for which bytes are discarded after the last response, and the longest silence in it.
+const LINGER: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(5));
+
+/// Serves the requests of a connection until it ends.
+pub(crate) async fn run(acceptance: &Acceptance, stream: Stream, connection: &Arc<Connection>) {
+    let Some(first) = acceptance.place(&mut None) else { return };
+    let timeouts = first.listener().timeouts;
+    drop(first);
+    let mut client = Client::new(stream, timeouts.body);
+    match requests(acceptance, &mut client, connection, timeouts.idle).await {
+        Next::Keep | Next::Drop => {}
+        Next::Close => linger(&mut client, &acceptance.acceptor).await,
+        Next::Reset => client.stream.reset_on_close(),
+    }
+}
+
+/// Serves requests until one of them ends the connection.
+async fn requests(
+    acceptance: &Acceptance,
+    client: &mut Client,
+    connection: &Arc<Connection>,
+    mut idle: Duration,
+) -> Next {
+    let (mut seat, runtime) = (None, Handle::current().id());
+    for served in 1_u32.. {
+        if !begins(acceptance, client, idle).await {
+            return Next::Drop;
+        }
+        let _in_flight = connection.begin_request();
+        let begun = Instant::now();
+        let Some(place) = acceptance.place(&mut seat) else { return Next::Drop };
+        let Listener { limits, timeouts, .. } = *place.listener();
+        (client.pause, idle) = (timeouts.body, timeouts.idle);
+        let head = match read_head(client, &limits.head, timeouts.head).await {
+            Ok(head) => head,
+            Err(failure) => return reject(&place, client, connection, failure, begun).await,
+        };
+        let (peer, scheme) = (connection.peer.clone(), Scheme::Http);
+        let origin = Origin { snapshot: place.snapshot, listener: place.listener, peer, scheme };
+        let exchange = Exchange::begin(origin, &head, begun);
+        let is_last = limits.requests.is_some_and(|limit| served >= limit.get());
+        let connector = &acceptance.connector;
+        let around = Surroundings { connection, connector, runtime, limits, timeouts, is_last };
+        // In a box, so that a waiting connection has no room for it.
+        match Box::pin(serve(around, client, head, exchange)).await {
+            Next::Keep => client.input.release(),
+            next => return next,
+        }
+        // Another request may already be there. Other connections get their turn first.
+        if !client.input.bytes().is_empty() {
+            tokio::task::yield_now().await;
+        }
+    }
+    Next::Close
+}
+
+/// Waits until a request begins. `false`: the client leaves, takes too long, or has to be sent away.
+async fn begins(acceptance: &Acceptance, client: &mut Client, idle: Duration) -> bool {
+    client.timer.set(Some(idle));
+    let mut settled = pin!(acceptance.acceptor.settled());
+    std::future::poll_fn(|cx| {
+        if let Poll::Ready(read) = client.input.poll_first(&mut client.stream, cx) {
+            return Poll::Ready(read.unwrap_or(false));
+        }
+        let is_over = client.timer.poll_expired(cx).is_ready() || settled.as_mut().poll(cx).is_ready();
+        if is_over { Poll::Ready(false) } else { Poll::Pending }
+    })
+    .await
+}
+
+/// Reads the head of a request.
+async fn read_head(
+    client: &mut Client,
+    limits: &HeadLimits,
+    limit: Duration,
+) -> Result<RequestHead, Failure> {
+    let mut scan = Scan::default();
+    client.timer.set(Some(limit));
+    let bytes = std::future::poll_fn(|cx| poll_head(client, &mut scan, limits, cx)).await?;
+    RequestHead::parse(&bytes, limits).map_err(|rejection| Failure::Rejected(Rejection::Wire(rejection)))
+}
+
+fn poll_head(
+    client: &mut Client,
+    scan: &mut Scan,
+    limits: &HeadLimits,
+    cx: &mut Context<'_>,
+) -> Poll<Result<Bytes, Failure>> {
+    loop {
+        let found = scan.request(client.input.bytes(), limits);
+        match found.map_err(|error| Failure::Rejected(Rejection::Wire(error.into())))? {
+            Found::Head { start, end } => return Poll::Ready(Ok(client.input.take(end).slice(start..))),
+            Found::Incomplete => {}
+        }
+        match client.poll_more(cx) {
+            Poll::Ready(Ok(())) => {}
+            Poll::Ready(Err(_)) => return Poll::Ready(Err(Failure::ClientGone)),
+            Poll::Pending => {
+                std::task::ready!(client.timer.poll_expired(cx));
+                return Poll::Ready(Err(Failure::ClientTimeout));
+            }
+        }
+    }
+}
+
+/// Counts, logs and responds to a request whose head cannot be read.
+async fn reject(
+    place: &Place,
+    client: &mut Client,
+    connection: &Connection,
+    failure: Failure,
+    begun: Instant,
+) -> Next {
+    let next = match OwnResponse::to(failure, None) {
+        Some(own) => respond(client, own).await,
+        None => Next::Drop,
+    };
+    let snapshot = &place.snapshot;
+    if let Failure::Rejected(reason) = failure {
+        connection.acceptor.listener.reject(reason);
+    }
+    snapshot.requests(place.listener, None).responses.increment(failure.status());
+    let duration = begun.elapsed();
+    snapshot.access_log(place.listener).record(&Record {
+        client: connection.peer.as_ref().map(|peer| peer.ip),
+        status: Some(failure.status()),
+        failure: Some(failure.as_str()),
+        duration,
+        ..Record::new(SystemTime::now() - duration, &connection.acceptor.listener.name)
+    });
+    next
+}
+
+async fn respond(client: &mut Client, own: OwnResponse) -> Next {
+    let out = client.output.text();
+    own_head(out, &own, Persistence::Close);
+    out.extend_from_slice(&own.body);
+    if client.flush().await.is_ok() { Next::Close } else { Next::Drop }
+}
+
+/// Ends the sending half, and discards what the client still sends, so that the last response is not destroyed by a
+/// reset (RFC 9112, section 9.6). Ends early if the listener needs room for another connection.
+async fn linger(client: &mut Client, acceptor: &Acceptor) {
+    let stream = &mut client.stream;
+    if std::future::poll_fn(|cx| Pin::new(&mut *stream).poll_shutdown(cx)).await.is_err() {
+        return;
+    }
+    if client.input.has_ended() {
+        return;
+    }
+    let _lingering = acceptor.linger();
+    tokio::select! {
+        () = discard(stream) => {}
+        () = acceptor.room_needed() => {}
+    }
+}
+
+/// Discards bytes until the client has sent its last one or takes too long.
+async fn discard(stream: &mut Stream) {
+    let (total, silence) = LINGER;
+    let end = tokio::time::Instant::now() + total;
+    loop {
+        let limit = end.min(tokio::time::Instant::now() + silence);
+        let read = std::future::poll_fn(|cx| poll_discard(stream, cx));
+        match tokio::time::timeout_at(limit, read).await {
+            Ok(true) => {}
+            Ok(false) | Err(_) => return,
+        }
+    }
+}
+
+/// Discards some bytes; `false` at the end.
+fn poll_discard(stream: &mut Stream, cx: &mut Context<'_>) -> Poll<bool> {
+    let mut space = [0; 4096];
+    let mut read = ReadBuf::new(&mut space);
+    Pin::new(stream).poll_read(cx, &mut read).map(|result| result.is_ok() && !read.filled().is_empty())
+}
+
+// === impl Acceptance ===
+
+impl Acceptance {
+    /// Returns the limit of connections that the listener has now.
+    pub(crate) fn max_connections(&self) -> Option<NonZeroU32> {
+        self.place(&mut None)?.listener().limits.connections
+    }
+
+    /// Returns the snapshot for a request that begins now. `None`: its listener was removed before it was ever served.
+    fn place(&self, seat: &mut Option<Seat>) -> Option<Place> {
+        let current = self.current.load();
+        if let Some(Seat { listener, .. }) = seat.as_ref().filter(|seat| seat.is_of(&current)) {
+            return Some(Place { snapshot: current, listener: *listener });
+        }
+        let place = self.with_listener(current)?;
+        *seat = Some(Seat { snapshot: Arc::downgrade(&place.snapshot), listener: place.listener });
+        Some(place)
+    }
+
+    /// Returns `current`, if it has our listener; else the last snapshot that had it.
+    fn with_listener(&self, current: Arc<Snapshot>) -> Option<Place> {
+        let snapshots = [current].into_iter().chain(self.acceptor.last_plan().cloned());
+        let places = snapshots.filter_map(|snapshot| {
+            snapshot.listener_of(&self.acceptor.listener).map(|listener| Place { snapshot, listener })
+        });
+        { places }.next()
+    }
+}
+
+// === impl Place ===
+
+impl Place {
+    fn listener(&self) -> &Listener {
+        self.snapshot.listeners.get(self.listener)
+    }
+}
+
+// === impl Seat ===
+
+impl Seat {
+    fn is_of(&self, snapshot: &Arc<Snapshot>) -> bool {
+        // Another snapshot cannot have the memory of this one while it is remembered here.
+        std::ptr::eq(self.snapshot.as_ptr(), Arc::as_ptr(snapshot))
+    }
+}

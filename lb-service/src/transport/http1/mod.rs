@@ -1,0 +1,16 @@
+//! HTTP/1 between clients and backends.
+//!
+//! | file | content |
+//! |---|---|
+//! | `connection.rs` | a client's connection: its requests one after the other, and its end |
+//! | `serve.rs` | one request: its attempts, its response, and what becomes of both connections |
+//! | `relay.rs` | one attempt: bytes in both directions between the client and a backend |
+//! | `tunnel.rs` | bytes in both directions after a change of protocol |
+//! | `client.rs`, `request_body.rs` | the side of the client |
+
+mod client;
+pub(super) mod connection;
+mod relay;
+mod request_body;
+mod serve;
+mod tunnel;

@@ -1,0 +1,470 @@
+//! One attempt: bytes in both directions between a client and a backend.
+//!
+//! Nothing here is dropped halfway: each direction keeps what the other side has not taken yet, so a step can be
+//! interrupted at any time. Both directions flow at the same time, because a backend may respond before the request
+//! has ended.
+
+use std::num::NonZeroUsize;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use super::super::upstream::Upstream;
+use super::client::{Client, fault};
+use super::request_body::{Piece, Place, RequestBody};
+use crate::exchange::{Direction, Fault, FaultKind, Side, Wait};
+use crate::wire::body::{BodyReader, BodyWriter};
+use crate::wire::chunked::Step;
+use crate::wire::fields::FieldLines;
+use crate::wire::response::{LIMITS, ResponseHead};
+use crate::wire::scan::{Found, Scan};
+use crate::wire::write;
+
+/// The time limits of an attempt.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    /// The longest pause of the client while it sends or reads a body.
+    pub(super) client: Duration,
+    /// The lowest average speed of the client, in bytes per second; 0 means any.
+    pub(super) min_rate: u64,
+    /// The longest pause of the backend while it reads the request.
+    pub(super) backend: Duration,
+    /// The longest pause of the client in the body of its request after the head of the response was passed on, when
+    /// both may be a stream; `None` means no limit.
+    pub(super) stream: Option<Duration>,
+    /// Whether the client sends the body only when the backend asks for it.
+    pub(super) holds_body: bool,
+}
+
+/// One attempt at a backend.
+#[derive(Debug)]
+pub(super) struct Relay<'a> {
+    pub(super) client: &'a mut Client,
+    pub(super) upstream: &'a mut Upstream,
+    pub(super) body: &'a mut RequestBody,
+    limits: Limits,
+    upload: Upload,
+    scan: Scan,
+    /// Whether a byte of the response has arrived.
+    response_read: bool,
+    /// The latest time for the head of the response; `None` while the request is on its way.
+    respond_by: Option<Instant>,
+}
+
+/// The request on its way to the backend.
+#[derive(Debug)]
+struct Upload {
+    writer: BodyWriter,
+    place: Place,
+    state: UploadState,
+    /// The writes that the backend has taken.
+    writes: u64,
+    direction: Direction,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum UploadState {
+    /// Parts of the body have not arrived.
+    Reading,
+    /// Everything has arrived, and the backend has not taken all of it.
+    Writing,
+    /// The backend has taken everything.
+    Done,
+    /// The backend takes nothing more.
+    Broken,
+}
+
+/// The body of the response on its way to the client.
+#[derive(Debug)]
+pub(super) struct Download {
+    reader: BodyReader,
+    writer: BodyWriter,
+    passes_trailers: bool,
+    /// The longest pause of the backend; `None` means no limit.
+    pause: Option<Duration>,
+    is_done: bool,
+    /// The reads and writes so far.
+    steps: u64,
+    /// The bytes that the client has taken.
+    taken: u64,
+    direction: Direction,
+    /// The bytes of the body that were queued for the client.
+    pub(super) bytes: u64,
+}
+
+/// What happened while the relay waited for the head of the response.
+#[derive(Debug)]
+pub(super) enum Event {
+    /// The backend has taken the whole request.
+    RequestComplete,
+    /// A head has arrived.
+    Head(ResponseHead),
+}
+
+/// The time for which a response is awaited after the backend has stopped to take the request. Servers that reject a
+/// body respond and close.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+// === impl Relay ===
+
+impl<'a> Relay<'a> {
+    /// Begins an attempt. The head of the request is in the output of `upstream`.
+    pub(super) fn new(
+        client: &'a mut Client,
+        upstream: &'a mut Upstream,
+        body: &'a mut RequestBody,
+        writer: BodyWriter,
+        limits: Limits,
+    ) -> Self {
+        let direction = Direction::new(Instant::now());
+        let upload =
+            Upload { writer, place: Place::default(), state: UploadState::Reading, writes: 0, direction };
+        let scan = Scan::default();
+        Self { client, upstream, body, limits, upload, scan, response_read: false, respond_by: None }
+    }
+
+    /// Sends the request, and waits for the next head of the response.
+    ///
+    /// # Errors
+    ///
+    /// If one of the two sides fails.
+    pub(super) async fn next_event(&mut self) -> Result<Event, Fault> {
+        std::future::poll_fn(|cx| self.poll_event(cx)).await
+    }
+
+    /// Allows this time until the head of the response.
+    pub(super) fn await_response(&mut self, limit: Duration) {
+        self.respond_by = Some(Instant::now() + limit);
+    }
+
+    /// Returns whether a byte of the response has arrived, and the fault that a bad response is.
+    pub(super) fn bad_response(&self) -> Fault {
+        self.backend_fault(FaultKind::Protocol)
+    }
+
+    /// Returns whether the whole request was sent.
+    pub(super) fn is_sent(&self) -> bool {
+        self.upload.state == UploadState::Done
+    }
+
+    fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Result<Event, Fault>> {
+        let was_sent = self.is_sent();
+        if self.poll_upload(cx)?.is_ready() && self.is_sent() && !was_sent {
+            return Poll::Ready(Ok(Event::RequestComplete));
+        }
+        if let Poll::Ready(head) = self.poll_head(cx) {
+            return Poll::Ready(head.map(Event::Head));
+        }
+        self.poll_informational(cx)?;
+        if self.upload.state != UploadState::Reading {
+            // While the body is read, its reader notices that the client leaves.
+            if self.client.poll_gone(cx).is_ready() {
+                return Poll::Ready(Err(fault(FaultKind::Closed)));
+            }
+        }
+        self.poll_deadline(None, cx).map(Err)
+    }
+
+    /// Is ready when a side has taken too long. `download` is the response, once its head was passed on.
+    fn poll_deadline(&mut self, download: Option<&mut Download>, cx: &mut Context<'_>) -> Poll<Fault> {
+        let now = Instant::now();
+        let is_stream = download.is_some();
+        let progress = self.body.read + self.upload.writes;
+        self.upload.direction.update(self.upload_wait(is_stream), progress, self.body.read, now);
+        let upload = self.upload.direction.deadline().map(|(at, side)| (at, self.upload_fault(side)));
+        let response = match download {
+            Some(download) => {
+                let wait = self.download_wait(download);
+                download.direction.update(wait, download.steps, download.taken, now);
+                download.direction.deadline().map(|(at, side)| (at, self.download_fault(side)))
+            }
+            None => self.respond_by.map(|at| (at, self.late_response())),
+        };
+        let Some((at, fault)) = [upload, response].into_iter().flatten().min_by_key(|(at, _)| *at) else {
+            return Poll::Pending;
+        };
+        self.client.timer.set_at(at);
+        self.client.timer.poll_expired(cx).map(|()| fault)
+    }
+
+    fn upload_wait(&self, is_stream: bool) -> Option<Wait> {
+        let Limits { client, min_rate, backend, stream, holds_body } = self.limits;
+        let backend = Wait { side: Side::Backend, pause: Some(backend), min_rate: 0 };
+        match self.upload.state {
+            UploadState::Done | UploadState::Broken => None,
+            UploadState::Reading if self.upstream.output.is_empty() => Some(match is_stream {
+                true => Wait { side: Side::Client, pause: stream, min_rate: 0 },
+                false if holds_body && self.body.read == 0 => backend,
+                false => Wait { side: Side::Client, pause: Some(client), min_rate },
+            }),
+            UploadState::Reading | UploadState::Writing => Some(backend),
+        }
+    }
+
+    fn upload_fault(&self, side: Side) -> Fault {
+        match side {
+            Side::Client => fault(FaultKind::ReadTimeout),
+            Side::Backend if self.upstream.output.is_empty() => self.backend_fault(FaultKind::ReadTimeout),
+            Side::Backend => self.backend_fault(FaultKind::WriteTimeout),
+        }
+    }
+
+    fn download_wait(&self, download: &Download) -> Option<Wait> {
+        let Limits { client, min_rate, .. } = self.limits;
+        match self.client.output.is_empty() {
+            false => Some(Wait { side: Side::Client, pause: Some(client), min_rate }),
+            true if download.is_done => None,
+            true => Some(Wait { side: Side::Backend, pause: download.pause, min_rate: 0 }),
+        }
+    }
+
+    fn download_fault(&self, side: Side) -> Fault {
+        match side {
+            Side::Client => fault(FaultKind::WriteTimeout),
+            Side::Backend => self.backend_fault(FaultKind::Stalled),
+        }
+    }
+
+    fn late_response(&self) -> Fault {
+        match self.upload.state {
+            UploadState::Broken => self.backend_fault(FaultKind::Closed),
+            _ => self.backend_fault(FaultKind::ReadTimeout),
+        }
+    }
+
+    /// Writes informational responses, which nothing waits for.
+    fn poll_informational(&mut self, cx: &mut Context<'_>) -> Result<(), Fault> {
+        while !self.client.output.is_empty() {
+            match self.client.output.poll_write(&mut self.client.stream, cx) {
+                Poll::Ready(Ok(_)) => {}
+                Poll::Ready(Err(_)) => return Err(fault(FaultKind::Closed)),
+                Poll::Pending => break,
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends what has arrived of the request. A backend that takes nothing more is no error, because it may have
+    /// responded.
+    fn poll_upload(&mut self, cx: &mut Context<'_>) -> Result<Poll<()>, Fault> {
+        loop {
+            let reads = self.upload.state == UploadState::Reading && self.upstream.output.has_room();
+            let piece = match reads {
+                true => self.body.poll_piece(&mut self.upload.place, self.client, cx),
+                false => Poll::Pending,
+            };
+            match piece {
+                Poll::Ready(piece) => self.queue(piece?)?,
+                Poll::Pending if self.upstream.output.is_empty() => return Ok(self.settled(cx)),
+                Poll::Pending => match self.upstream.output.poll_write(&mut self.upstream.stream, cx) {
+                    Poll::Ready(Ok(_)) => self.upload.writes += 1,
+                    Poll::Ready(Err(_)) => self.give_up_upload(),
+                    Poll::Pending => return Ok(Poll::Pending),
+                },
+            }
+        }
+    }
+
+    fn settled(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match self.upload.state {
+            UploadState::Reading => Poll::Pending,
+            UploadState::Writing => {
+                let flushed = self.upstream.output.poll_flush(&mut self.upstream.stream, cx);
+                match ready!(flushed) {
+                    Ok(()) => self.upload.state = UploadState::Done,
+                    Err(_) => self.give_up_upload(),
+                }
+                Poll::Ready(())
+            }
+            UploadState::Done | UploadState::Broken => Poll::Ready(()),
+        }
+    }
+
+    fn queue(&mut self, piece: Piece) -> Result<(), Fault> {
+        match piece {
+            Piece::Data(data) => {
+                if let Some(size) = NonZeroUsize::new(data.len()) {
+                    let frame = self.upload.writer.frame(size).map_err(|_| fault(FaultKind::Protocol))?;
+                    self.upstream.output.push(frame, data);
+                }
+            }
+            Piece::End => {
+                if self.upload.writer == BodyWriter::Chunked {
+                    write::last_chunk(self.upstream.output.text(), self.body.trailers());
+                }
+                self.upload.state = UploadState::Writing;
+            }
+        }
+        Ok(())
+    }
+
+    fn give_up_upload(&mut self) {
+        self.upstream.output.clear();
+        self.upload.state = UploadState::Broken;
+        self.await_response(LAST_WORDS);
+    }
+
+    fn backend_fault(&self, kind: FaultKind) -> Fault {
+        Fault { side: Side::Backend, kind, response_read: self.response_read }
+    }
+
+    fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<ResponseHead, Fault>> {
+        loop {
+            let found = self.scan.response(self.upstream.input.bytes(), &LIMITS);
+            match found.map_err(|_| self.backend_fault(FaultKind::Protocol))? {
+                Found::Head { start, end } => {
+                    self.scan = Scan::default();
+                    let bytes = self.upstream.input.take(end).slice(start..);
+                    let head = ResponseHead::parse(bytes);
+                    return Poll::Ready(head.map_err(|_| self.backend_fault(FaultKind::Protocol)));
+                }
+                Found::Incomplete => {
+                    let filled = ready!(self.upstream.input.poll_fill(&mut self.upstream.stream, cx));
+                    if !filled.unwrap_or(false) {
+                        return Poll::Ready(Err(self.backend_fault(FaultKind::Closed)));
+                    }
+                    self.response_read = true;
+                }
+            }
+        }
+    }
+
+    /// Passes the body of the response on, and what is left of the request, until the client has all of the response.
+    ///
+    /// # Errors
+    ///
+    /// If one of the two sides fails.
+    pub(super) async fn bodies(&mut self, download: &mut Download) -> Result<(), Fault> {
+        std::future::poll_fn(|cx| self.poll_bodies(download, cx)).await
+    }
+
+    fn poll_bodies(&mut self, download: &mut Download, cx: &mut Context<'_>) -> Poll<Result<(), Fault>> {
+        let _ = self.poll_upload(cx)?;
+        if self.upload.state != UploadState::Reading && self.client.poll_reset(cx).is_ready() {
+            return Poll::Ready(Err(fault(FaultKind::Closed)));
+        }
+        if let Poll::Ready(result) = self.poll_download(download, cx) {
+            return Poll::Ready(result);
+        }
+        self.poll_deadline(Some(download), cx).map(Err)
+    }
+
+    fn poll_download(&mut self, download: &mut Download, cx: &mut Context<'_>) -> Poll<Result<(), Fault>> {
+        loop {
+            let piece = match download.is_done || !self.client.output.has_room() {
+                true => Poll::Pending,
+                false => self.poll_response_piece(download, cx),
+            };
+            match piece {
+                Poll::Ready(piece) => {
+                    download
+                        .queue(piece?, self.client)
+                        .map_err(|()| self.backend_fault(FaultKind::Protocol))?;
+                }
+                Poll::Pending if self.client.output.is_empty() => {
+                    return if download.is_done { Poll::Ready(Ok(())) } else { Poll::Pending };
+                }
+                Poll::Pending => match ready!(self.client.output.poll_write(&mut self.client.stream, cx)) {
+                    Ok(written) => download.took(written),
+                    Err(_) => return Poll::Ready(Err(fault(FaultKind::Closed))),
+                },
+            }
+        }
+    }
+
+    fn poll_response_piece(
+        &mut self,
+        download: &mut Download,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<ResponsePiece, Fault>> {
+        loop {
+            let input = &mut self.upstream.input;
+            let reader = &mut download.reader;
+            let step = reader.step(input.bytes());
+            match step.map_err(|_| self.backend_fault(FaultKind::Protocol))? {
+                Step::Incomplete => {
+                    let input = &mut self.upstream.input;
+                    input.skip(input.bytes().len());
+                    let filled = ready!(input.poll_fill(&mut self.upstream.stream, cx));
+                    match filled {
+                        Ok(true) => download.steps += 1,
+                        Ok(false) if reader.ends_with_connection() => {
+                            return Poll::Ready(Ok(ResponsePiece::End(None)));
+                        }
+                        Ok(false) | Err(_) => {
+                            return Poll::Ready(Err(self.backend_fault(FaultKind::Closed)));
+                        }
+                    }
+                }
+                Step::Data { start, end } => {
+                    return Poll::Ready(Ok(ResponsePiece::Data(
+                        self.upstream.input.take(end).slice(start..),
+                    )));
+                }
+                Step::End { end } => {
+                    self.upstream.input.skip(end);
+                    let trailers = reader.take_trailers();
+                    let trailers = trailers.map_err(|_| self.backend_fault(FaultKind::Protocol))?;
+                    return Poll::Ready(Ok(ResponsePiece::End(trailers)));
+                }
+            }
+        }
+    }
+}
+
+/// The next part of the body of a response.
+#[derive(Debug)]
+enum ResponsePiece {
+    Data(Bytes),
+    End(Option<FieldLines>),
+}
+
+// === impl Download ===
+
+impl Download {
+    /// Returns the body of a response. `passes_trailers` says whether the client can get trailers.
+    pub(super) fn new(reader: BodyReader, writer: BodyWriter, pause: Option<Duration>) -> Self {
+        let (passes_trailers, direction) = (writer == BodyWriter::Chunked, Direction::new(Instant::now()));
+        Self {
+            reader,
+            writer,
+            passes_trailers,
+            pause,
+            is_done: false,
+            steps: 0,
+            taken: 0,
+            direction,
+            bytes: 0,
+        }
+    }
+
+    fn took(&mut self, written: usize) {
+        self.steps += 1;
+        self.taken += written as u64;
+    }
+
+    /// Returns whether the body is complete, and the client has it.
+    pub(super) fn is_done(&self) -> bool {
+        self.is_done
+    }
+
+    fn queue(&mut self, piece: ResponsePiece, client: &mut Client) -> Result<(), ()> {
+        match piece {
+            ResponsePiece::Data(data) => {
+                let Some(size) = NonZeroUsize::new(data.len()) else { return Ok(()) };
+                let frame = self.writer.frame(size).map_err(|_| ())?;
+                self.bytes += size.get() as u64;
+                client.output.push(frame, data);
+            }
+            ResponsePiece::End(trailers) => {
+                if self.writer == BodyWriter::Chunked {
+                    let trailers = trailers.as_ref().filter(|_| self.passes_trailers);
+                    write::last_chunk(client.output.text(), trailers);
+                }
+                self.is_done = true;
+            }
+        }
+        Ok(())
+    }
+}

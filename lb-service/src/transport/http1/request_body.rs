@@ -1,0 +1,154 @@
+//! The body of a request: decoded as it arrives, and kept for another attempt as long as it is small.
+
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+
+use super::client::{Client, fault};
+use crate::exchange::{Fault, FaultKind};
+use crate::wire::body::BodyReader;
+use crate::wire::chunked::{BadBody, Sender, Step};
+use crate::wire::fields::FieldLines;
+use crate::wire::framing::Length;
+
+/// The body of one request.
+#[derive(Debug)]
+pub(super) struct RequestBody {
+    reader: BodyReader,
+    has_ended: bool,
+    trailers: Option<FieldLines>,
+    /// The bytes of the body that have arrived.
+    pub(super) read: u64,
+    /// The pieces that have arrived, for another attempt.
+    kept: Vec<Bytes>,
+    kept_bytes: usize,
+    /// Whether a piece that arrived is not kept.
+    is_lost: bool,
+    /// The largest number of bytes; `None` means no limit.
+    limit: Option<u64>,
+    /// The number of bytes that the head announced, or 0.
+    announced: u64,
+}
+
+/// The next part of a body.
+#[derive(Debug)]
+pub(super) enum Piece {
+    /// Some bytes.
+    Data(Bytes),
+    /// The body is complete.
+    End,
+}
+
+/// The place of one attempt in the kept pieces.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Place(usize);
+
+/// The bytes that are kept for another attempt. A longer body is sent once.
+const KEPT: usize = 64 * 1024;
+
+// === impl RequestBody ===
+
+impl RequestBody {
+    /// Returns the body of a request whose head announced this length, with at most `limit` bytes.
+    pub(super) fn new(length: Length, limit: Option<u64>) -> Self {
+        let announced = if let Length::Known(length) = length { length } else { 0 };
+        Self {
+            reader: BodyReader::new(length, Sender::Client),
+            has_ended: length == Length::None,
+            trailers: None,
+            read: 0,
+            kept: Vec::new(),
+            kept_bytes: 0,
+            is_lost: false,
+            limit,
+            announced,
+        }
+    }
+
+    /// Returns whether the head announced more bytes than are allowed.
+    pub(super) fn is_announced_too_large(&self) -> bool {
+        self.limit.is_some_and(|limit| self.announced > limit)
+    }
+
+    /// Returns whether all of it has arrived.
+    pub(super) fn has_ended(&self) -> bool {
+        self.has_ended
+    }
+
+    /// Returns whether another attempt can send all of it.
+    pub(super) fn is_replayable(&self) -> bool {
+        !self.is_lost
+    }
+
+    /// Returns the trailers, once it has ended.
+    pub(super) fn trailers(&self) -> Option<&FieldLines> {
+        self.trailers.as_ref()
+    }
+
+    /// Returns the next piece for an attempt.
+    ///
+    /// # Errors
+    ///
+    /// If the client leaves, or sends something else than the head announced.
+    pub(super) fn poll_piece(
+        &mut self,
+        place: &mut Place,
+        client: &mut Client,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Piece, Fault>> {
+        if let Some(kept) = self.kept.get(place.0) {
+            place.0 += 1;
+            return Poll::Ready(Ok(Piece::Data(kept.clone())));
+        }
+        let piece = ready!(self.poll_arriving(client, cx))?;
+        if let Piece::Data(data) = &piece {
+            self.keep(data);
+            place.0 = self.kept.len();
+        }
+        Poll::Ready(Ok(piece))
+    }
+
+    fn poll_arriving(&mut self, client: &mut Client, cx: &mut Context<'_>) -> Poll<Result<Piece, Fault>> {
+        loop {
+            if self.has_ended {
+                return Poll::Ready(Ok(Piece::End));
+            }
+            let step = self.reader.step(client.input.bytes());
+            match step.map_err(rejected)? {
+                Step::Incomplete => {
+                    client.input.skip(client.input.bytes().len());
+                    ready!(client.poll_more(cx))?;
+                }
+                Step::Data { start, end } => {
+                    let data = client.input.take(end).slice(start..);
+                    self.read += data.len() as u64;
+                    if self.limit.is_some_and(|limit| self.read > limit) {
+                        return Poll::Ready(Err(fault(FaultKind::TooLarge)));
+                    }
+                    return Poll::Ready(Ok(Piece::Data(data)));
+                }
+                Step::End { end } => {
+                    client.input.skip(end);
+                    self.has_ended = true;
+                    let trailers = self.reader.take_trailers();
+                    self.trailers = trailers.map_err(rejected)?;
+                }
+            }
+        }
+    }
+
+    fn keep(&mut self, data: &Bytes) {
+        self.is_lost |= self.kept_bytes + data.len() > KEPT;
+        if self.is_lost {
+            self.kept = Vec::new();
+            return;
+        }
+        self.kept_bytes += data.len();
+        self.kept.push(data.clone());
+    }
+}
+
+/// Returns the fault of a client whose body does not follow the grammar.
+fn rejected(reason: BadBody) -> Fault {
+    fault(FaultKind::Rejected(reason.into()))
+}

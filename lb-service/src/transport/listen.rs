@@ -1,0 +1,171 @@
+//! Accepts connections on one socket, and starts a task for each of them.
+//!
+//! The runtime of a service may be one of several threads without work stealing. A connection is registered with the
+//! reactor of the thread that serves it, so the accepted socket moves there as a plain descriptor.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use pingora_runtime::current_handle;
+use rustix::net::SocketFlags;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use super::http1::connection;
+pub(crate) use super::http1::connection::Acceptance;
+use super::stream::{Socket, Stream};
+use crate::forwarded::Peer;
+use crate::listener::{ListenAddress, UNIX_SOCKET_MODE};
+
+/// A socket that accepts connections.
+#[derive(Debug)]
+pub(crate) struct ListenSocket(AsyncFd<OwnedFd>);
+
+/// A connection that was accepted, not registered with any reactor.
+struct Accepted {
+    socket: OwnedFd,
+    /// The address of the client; `None` on a Unix socket.
+    peer: Option<IpAddr>,
+}
+
+/// The length of the queue of connections that the system has established and we have not accepted.
+const BACKLOG: i32 = 4096;
+/// The pause after a failure to accept. The usual reason is that the process has no descriptor left.
+const PAUSE: Duration = Duration::from_millis(100);
+
+// === impl ListenSocket ===
+
+impl ListenSocket {
+    /// Returns the socket of a descriptor that already listens.
+    ///
+    /// # Errors
+    ///
+    /// If the descriptor cannot be registered with the runtime.
+    #[expect(
+        deprecated,
+        reason = "unsound for types that can close their descriptor early, which OwnedFd cannot"
+    )]
+    pub(crate) fn from_fd(fd: OwnedFd) -> io::Result<Self> {
+        rustix::io::ioctl_fionbio(&fd, true)?;
+        AsyncFd::with_interest(fd, Interest::READABLE).map(Self)
+    }
+
+    /// Binds the address.
+    ///
+    /// # Errors
+    ///
+    /// If the address cannot be bound.
+    pub(crate) fn bind(address: &ListenAddress) -> io::Result<Self> {
+        match address {
+            ListenAddress::Tcp(address) => {
+                let domain = socket2::Domain::for_address(*address);
+                let socket = socket2::Socket::new(domain, socket2::Type::STREAM, None)?;
+                socket.set_reuse_address(true)?;
+                socket.bind(&(*address).into())?;
+                socket.listen(BACKLOG)?;
+                Self::from_fd(socket.into())
+            }
+            ListenAddress::Unix(path) => {
+                let socket = std::os::unix::net::UnixListener::bind(path)?;
+                std::fs::set_permissions(path, std::fs::Permissions::from_mode(UNIX_SOCKET_MODE))?;
+                Self::from_fd(socket.into())
+            }
+        }
+    }
+
+    async fn accept(&self) -> io::Result<Accepted> {
+        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+        let accept = |fd: &OwnedFd| Ok(rustix::net::acceptfrom_with(fd, flags)?);
+        let (socket, peer) = self.0.async_io(Interest::READABLE, accept).await?;
+        let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok()).map(|peer| peer.ip());
+        Ok(Accepted { socket, peer })
+    }
+}
+
+/// Accepts connections in this number of tasks until `closes` turns true. Returns when idle connections may be closed
+/// as well.
+pub(crate) async fn accept(
+    socket: ListenSocket,
+    acceptance: Acceptance,
+    closes: watch::Receiver<bool>,
+    tasks: usize,
+) {
+    let socket = Arc::new(socket);
+    let accepting: JoinSet<()> =
+        (0..tasks).map(|_| accept_until(socket.clone(), acceptance.clone(), closes.clone())).collect();
+    accepting.join_all().await;
+    drop(socket);
+    acceptance.acceptor.settle().await;
+}
+
+async fn accept_until(socket: Arc<ListenSocket>, acceptance: Acceptance, mut closes: watch::Receiver<bool>) {
+    let name = &acceptance.acceptor.listener.name;
+    log::debug!("accepting on {name}");
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            _ = closes.wait_for(|closes| *closes) => break,
+            accepted = accept_one(&socket, &acceptance) => accepted,
+        };
+        match accepted {
+            Ok(accepted) => start(&acceptance, accepted),
+            Err(error) if is_of_connection(&error) => {
+                log::debug!("a client of {name} left before it was accepted: {error}");
+            }
+            Err(error) => {
+                log::warn!("cannot accept a connection on {name}: {error}");
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Accepts a connection once the listener has room for it.
+async fn accept_one(socket: &ListenSocket, acceptance: &Acceptance) -> io::Result<Accepted> {
+    if let Some(limit) = acceptance.max_connections() {
+        acceptance.acceptor.room(limit).await;
+    }
+    socket.accept().await
+}
+
+/// Returns whether the error concerns one connection, and not the socket that accepts.
+fn is_of_connection(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset)
+}
+
+fn start(acceptance: &Acceptance, accepted: Accepted) {
+    let connection = acceptance.acceptor.accept(accepted.peer.map(Peer::new));
+    let acceptance = acceptance.clone();
+    current_handle().spawn(async move {
+        match accepted.into_stream() {
+            Ok(stream) => connection::run(&acceptance, stream, &connection).await,
+            Err(error) => log::warn!("cannot serve a connection: {error}"),
+        }
+    });
+}
+
+// === impl Accepted ===
+
+impl Accepted {
+    /// Registers the connection with the reactor of this thread.
+    fn into_stream(self) -> io::Result<Stream> {
+        let socket = match self.peer {
+            Some(_) => {
+                let stream = TcpStream::from_std(self.socket.into())?;
+                // Without it a response waits for the acknowledgement of the previous one. It can only fail if the
+                // client has already left.
+                let _ = stream.set_nodelay(true);
+                Socket::Tcp(stream)
+            }
+            None => Socket::Unix(UnixStream::from_std(self.socket.into())?),
+        };
+        Ok(Stream::Plain(socket))
+    }
+}

@@ -1,0 +1,209 @@
+//! Bytes on their way to a peer.
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, Bytes};
+use tokio::io::AsyncWrite;
+
+use crate::wire::body::Frame;
+use crate::wire::chunked::CHUNK_END;
+
+/// Bytes that wait for the peer to take them, in order: the front, the data, the back.
+///
+/// Heads, frames and small pieces are gathered in the front and the back. A large piece of a body is not copied.
+#[derive(Debug, Default)]
+pub(crate) struct Output {
+    front: Vec<u8>,
+    data: Bytes,
+    back: Vec<u8>,
+    /// The bytes of the front that the peer has taken.
+    taken: usize,
+}
+
+/// A piece of a body that is not larger is copied, so that it leaves in one packet with its head.
+const COPIED: usize = 2048;
+/// The front takes no more pieces when it has this many bytes.
+const FULL: usize = 16 * 1024;
+
+// === impl Output ===
+
+impl Output {
+    /// Returns whether the peer has taken everything.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.front.is_empty() && self.data.is_empty() && self.back.is_empty()
+    }
+
+    /// Returns whether another piece can be added before the peer takes some.
+    pub(crate) fn has_room(&self) -> bool {
+        self.data.is_empty() && self.front.len() < FULL
+    }
+
+    /// Returns the bytes to which a head or the end of a body is appended.
+    pub(crate) fn text(&mut self) -> &mut Vec<u8> {
+        if self.data.is_empty() { &mut self.front } else { &mut self.back }
+    }
+
+    /// Adds a piece of a body. There must be [room](Self::has_room) for it.
+    pub(crate) fn push(&mut self, frame: Frame, data: Bytes) {
+        if let Frame::Chunk(head) = &frame {
+            self.text().extend_from_slice(head.as_bytes());
+        }
+        if data.len() <= COPIED || !self.data.is_empty() {
+            self.text().extend_from_slice(&data);
+        } else {
+            self.data = data;
+        }
+        if let Frame::Chunk(_) = frame {
+            self.text().extend_from_slice(CHUNK_END);
+        }
+    }
+
+    /// Forgets everything that the peer has not taken.
+    pub(crate) fn clear(&mut self) {
+        *self = Self::default();
+    }
+
+    /// Writes until the peer has taken everything. The result is the number of bytes that were written, which is not
+    /// lost when the write is interrupted: see [`poll_write`](Self::poll_write).
+    pub(crate) fn poll_flush(
+        &mut self,
+        stream: &mut (impl AsyncWrite + Unpin),
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<()>> {
+        while !self.is_empty() {
+            ready!(self.poll_write(stream, cx))?;
+        }
+        Pin::new(stream).poll_flush(cx)
+    }
+
+    /// Writes once, as much as the peer takes. Returns the number of bytes, which is not 0.
+    pub(crate) fn poll_write(
+        &mut self,
+        stream: &mut (impl AsyncWrite + Unpin),
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<usize>> {
+        let slices =
+            [IoSlice::new(&self.front[self.taken..]), IoSlice::new(&self.data), IoSlice::new(&self.back)];
+        let written = if self.data.is_empty() && self.back.is_empty() {
+            ready!(Pin::new(stream).poll_write(cx, &slices[0]))?
+        } else {
+            ready!(Pin::new(stream).poll_write_vectored(cx, &slices))?
+        };
+        if written == 0 {
+            return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+        }
+        self.take(written);
+        Poll::Ready(Ok(written))
+    }
+
+    fn take(&mut self, written: usize) {
+        let of_front = written.min(self.front.len() - self.taken);
+        self.taken += of_front;
+        if self.taken < self.front.len() {
+            return;
+        }
+        self.front.clear();
+        let of_data = (written - of_front).min(self.data.len());
+        self.data.advance(of_data);
+        self.taken = written - of_front - of_data;
+        if self.data.is_empty() {
+            // The back moves to the front, where more can be appended.
+            std::mem::swap(&mut self.front, &mut self.back);
+            if self.taken == self.front.len() {
+                self.front.clear();
+                self.taken = 0;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroUsize;
+
+    use futures::task::noop_waker_ref;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::wire::chunked::ChunkHead;
+
+    /// Takes a few bytes with each write.
+    struct Slow(Vec<u8>, usize);
+
+    impl AsyncWrite for Slow {
+        fn poll_write(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            bytes: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            let take = bytes.len().min(self.1);
+            self.0.extend_from_slice(&bytes[..take]);
+            Poll::Ready(Ok(take))
+        }
+
+        fn poll_write_vectored(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            slices: &[IoSlice<'_>],
+        ) -> Poll<io::Result<usize>> {
+            let bytes: Vec<u8> = slices.iter().flat_map(|slice| slice.iter().copied()).collect();
+            let take = bytes.len().min(self.1);
+            self.0.extend_from_slice(&bytes[..take]);
+            Poll::Ready(Ok(take))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    fn frame(is_chunk: bool, size: usize) -> Frame {
+        match NonZeroUsize::new(size).filter(|_| is_chunk) {
+            Some(size) => Frame::Chunk(ChunkHead::new(size)),
+            None => Frame::Plain,
+        }
+    }
+
+    #[test]
+    fn a_peer_that_takes_nothing_is_an_error() {
+        let (mut output, mut cx) = (Output::default(), Context::from_waker(noop_waker_ref()));
+        output.text().push(b'a');
+        let Poll::Ready(Err(error)) = output.poll_flush(&mut Slow(Vec::new(), 0), &mut cx) else {
+            panic!("an error")
+        };
+        assert_eq!(error.kind(), io::ErrorKind::WriteZero);
+    }
+
+    proptest! {
+        #[test]
+        fn bytes_leave_in_order_however_many_the_peer_takes(
+            pieces in prop::collection::vec((0_usize..5000, any::<bool>()), 0..8),
+            step in 1_usize..3000,
+        ) {
+            let mut cx = Context::from_waker(noop_waker_ref());
+            let (mut output, mut peer, mut expected) = (Output::default(), Slow(Vec::new(), step), Vec::new());
+            for (index, (size, is_chunk)) in pieces.into_iter().enumerate() {
+                while !output.has_room() {
+                    prop_assert!(output.poll_write(&mut peer, &mut cx).is_ready());
+                }
+                output.text().extend_from_slice(b"head");
+                let data = vec![index as u8; size];
+                output.push(frame(is_chunk, size), data.clone().into());
+                expected.extend_from_slice(b"head");
+                let head = NonZeroUsize::new(size).filter(|_| is_chunk).map(ChunkHead::new);
+                expected.extend_from_slice(head.as_ref().map_or(b"", |head| head.as_bytes()));
+                expected.extend_from_slice(&data);
+                expected.extend_from_slice(head.map_or(b"", |_| CHUNK_END));
+            }
+            let Poll::Ready(Ok(())) = output.poll_flush(&mut peer, &mut cx) else { panic!("it takes everything") };
+            prop_assert!(output.is_empty());
+            prop_assert_eq!(peer.0, expected);
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! A connection as bytes: TCP, a Unix socket, or TLS over either.
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::client::TlsStream;
+
+/// A connected socket.
+#[derive(Debug)]
+pub(crate) enum Socket {
+    /// A TCP connection.
+    Tcp(TcpStream),
+    /// A connection on a Unix socket.
+    Unix(UnixStream),
+}
+
+/// A connection to a client or to a backend.
+#[derive(Debug)]
+pub(crate) enum Stream {
+    /// Without TLS.
+    Plain(Socket),
+    /// TLS in which we are the client.
+    Tls(Box<TlsStream<Socket>>),
+}
+
+/// What [`Socket`] and [`Stream`] pass their calls on to.
+trait Duplex: AsyncRead + AsyncWrite + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> Duplex for T {}
+
+// === impl Socket ===
+
+impl Socket {
+    fn inner(&mut self) -> Pin<&mut dyn Duplex> {
+        match self {
+            Self::Tcp(stream) => Pin::new(stream),
+            Self::Unix(stream) => Pin::new(stream),
+        }
+    }
+
+    /// Makes the close of the connection a reset, by which the peer sees that what it got is incomplete.
+    fn reset_on_close(&self) {
+        if let Self::Tcp(stream) = self {
+            // Without the option the peer sees an end instead of a reset. There is no better way then.
+            let _ = socket2::SockRef::from(stream).set_linger(Some(std::time::Duration::ZERO));
+        }
+    }
+}
+
+// === impl Stream ===
+
+impl Stream {
+    fn inner(&mut self) -> Pin<&mut dyn Duplex> {
+        match self {
+            Self::Plain(socket) => socket.inner(),
+            Self::Tls(stream) => Pin::new(&mut **stream),
+        }
+    }
+
+    /// Makes the close of the connection a reset, by which the peer sees that what it got is incomplete.
+    pub(crate) fn reset_on_close(&self) {
+        match self {
+            Self::Plain(socket) => socket.reset_on_close(),
+            Self::Tls(stream) => stream.get_ref().0.reset_on_close(),
+        }
+    }
+}
+
+/// Implements reading and writing for a type with a method `inner`.
+macro_rules! passes_on {
+    ($kind:ident) => {
+        impl AsyncRead for $kind {
+            fn poll_read(
+                self: Pin<&mut Self>,
+                cx: &mut Context<'_>,
+                buf: &mut ReadBuf<'_>,
+            ) -> Poll<io::Result<()>> {
+                self.get_mut().inner().poll_read(cx, buf)
+            }
+        }
+
+        impl AsyncWrite for $kind {
+            fn poll_write(
+                self: Pin<&mut Self>,
+                cx: &mut Context<'_>,
+                bytes: &[u8],
+            ) -> Poll<io::Result<usize>> {
+                self.get_mut().inner().poll_write(cx, bytes)
+            }
+
+            fn poll_write_vectored(
+                self: Pin<&mut Self>,
+                cx: &mut Context<'_>,
+                slices: &[IoSlice<'_>],
+            ) -> Poll<io::Result<usize>> {
+                self.get_mut().inner().poll_write_vectored(cx, slices)
+            }
+
+            fn is_write_vectored(&self) -> bool {
+                // Sockets and rustls gather what is written.
+                true
+            }
+
+            fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+                self.get_mut().inner().poll_flush(cx)
+            }
+
+            fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+                self.get_mut().inner().poll_shutdown(cx)
+            }
+        }
+    };
+}
+
+passes_on!(Socket);
+passes_on!(Stream);

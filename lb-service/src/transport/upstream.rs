@@ -1,0 +1,193 @@
+//! A connection to a backend, from its making to its last use.
+
+use std::any::Any;
+use std::future::poll_fn;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use futures::task::noop_waker_ref;
+use pingora::server::configuration::ServerConf;
+use rustls::ClientConfig;
+use rustls_pki_types::ServerName;
+use tokio::io::{AsyncRead, ReadBuf};
+use tokio::net::{TcpSocket, TcpStream, UnixStream};
+use tokio::task::coop::unconstrained;
+use tokio_rustls::TlsConnector;
+
+use super::input::Input;
+use super::output::Output;
+use super::stream::{Socket, Stream};
+use crate::exchange::FaultKind;
+use crate::pool::{Backend, IdleBudget, Parked, RuntimeId, UpstreamAddress};
+use crate::snapshot::CurrentSnapshot;
+
+/// A connection to a backend that carries one request at a time.
+#[derive(Debug)]
+pub(crate) struct Upstream {
+    pub(crate) stream: Stream,
+    pub(crate) input: Input,
+    pub(crate) output: Output,
+    /// Whether the connection has carried a request before.
+    pub(crate) reused: bool,
+    expires: Instant,
+}
+
+/// Makes connections, and keeps the idle ones.
+#[derive(Clone, Debug)]
+pub(crate) struct Connector {
+    /// The addresses to connect from.
+    pub(crate) sources: Sources,
+    pub(crate) budget: IdleBudget,
+}
+
+/// The addresses to connect to backends from.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Sources {
+    pub(crate) v4: Option<IpAddr>,
+    pub(crate) v6: Option<IpAddr>,
+}
+
+/// The reason why there is no connection.
+#[derive(Debug)]
+pub(crate) struct ConnectError {
+    /// The kind of the fault.
+    pub(crate) kind: FaultKind,
+    /// The reason, for the log.
+    pub(crate) reason: io::Error,
+}
+
+// === impl Connector ===
+
+impl Connector {
+    /// Returns the connector of a process with this configuration.
+    pub(crate) fn of(conf: &ServerConf) -> Self {
+        let first = |addresses: &[String]| addresses.first().and_then(|address| address.parse().ok());
+        let sources = Sources { v4: first(&conf.client_bind_to_ipv4), v6: first(&conf.client_bind_to_ipv6) };
+        let idle = conf.upstream_keepalive_pool_size.saturating_mul(conf.threads);
+        Self { sources, budget: IdleBudget::new(idle) }
+    }
+
+    /// Takes an idle connection to this backend, if there is one.
+    pub(crate) fn idle(&self, backend: &Backend, runtime: RuntimeId, now: Instant) -> Option<Box<Upstream>> {
+        let connection: Box<dyn Any> = backend.idle().take(runtime, backend.target().idle_timeout, now)?;
+        // Only `keep` parks connections.
+        let mut upstream = connection.downcast::<Upstream>().ok()?;
+        upstream.reused = true;
+        Some(upstream)
+    }
+
+    /// Makes a new connection to this backend, with TLS if its pool has it.
+    ///
+    /// # Errors
+    ///
+    /// If the backend cannot be reached in time, or the handshake fails.
+    pub(crate) async fn connect(&self, backend: &Backend) -> Result<Box<Upstream>, ConnectError> {
+        let target = backend.target();
+        let connecting = self.stream(&target.address, target.tls.as_ref());
+        let stream = match tokio::time::timeout(target.connect_timeout, connecting).await {
+            Ok(connected) => connected?,
+            Err(_) => {
+                return Err(ConnectError {
+                    kind: FaultKind::Connect,
+                    reason: io::ErrorKind::TimedOut.into(),
+                });
+            }
+        };
+        let (input, output) = (Input::default(), Output::default());
+        let expires = Instant::now() + jittered(target.max_age, fastrand::f64());
+        Ok(Box::new(Upstream { stream, input, output, reused: false, expires }))
+    }
+
+    async fn stream(
+        &self,
+        address: &UpstreamAddress,
+        tls: Option<&(Arc<ClientConfig>, ServerName<'static>)>,
+    ) -> Result<Stream, ConnectError> {
+        let socket = self.socket(address).await;
+        let socket = socket.map_err(|reason| ConnectError { kind: FaultKind::Connect, reason })?;
+        let Some((config, name)) = tls else { return Ok(Stream::Plain(socket)) };
+        let handshake = TlsConnector::from(config.clone()).connect(name.clone(), socket).await;
+        let stream = handshake.map_err(|reason| ConnectError { kind: FaultKind::Tls, reason })?;
+        Ok(Stream::Tls(Box::new(stream)))
+    }
+
+    async fn socket(&self, address: &UpstreamAddress) -> io::Result<Socket> {
+        let address = match address {
+            UpstreamAddress::Unix(path) => {
+                return UnixStream::connect(path.as_path()).await.map(Socket::Unix);
+            }
+            UpstreamAddress::Tcp(address) => *address,
+        };
+        let stream = match self.sources.to(address) {
+            Some(source) => {
+                let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+                socket.bind(SocketAddr::new(source, 0))?;
+                socket.connect(address).await
+            }
+            None => TcpStream::connect(address).await,
+        }?;
+        stream.set_nodelay(true)?;
+        Ok(Socket::Tcp(stream))
+    }
+
+    /// Keeps a connection for another request.
+    pub(crate) fn keep(&self, upstream: Box<Upstream>, backend: &Backend, runtime: RuntimeId, now: Instant) {
+        backend.idle().park(upstream, runtime, &self.budget, now);
+    }
+}
+
+/// Closes idle connections that are too old or that their backend has closed, once a second.
+pub(crate) async fn sweep(current: CurrentSnapshot) {
+    let mut every = tokio::time::interval(Duration::from_secs(1));
+    loop {
+        every.tick().await;
+        let (snapshot, now) = (current.load(), Instant::now());
+        let backends = snapshot.pools.iter().flat_map(|pool| pool.backends());
+        backends.for_each(|backend| backend.idle().sweep(backend.target().idle_timeout, now));
+    }
+}
+
+/// Returns the age, shortened by up to 10 %, so that connections that were made together do not end together.
+fn jittered(age: Duration, draw: f64) -> Duration {
+    age.mul_f64(1.0 - draw / 10.0)
+}
+
+// === impl Sources ===
+
+impl Sources {
+    fn to(self, backend: SocketAddr) -> Option<IpAddr> {
+        if backend.is_ipv4() { self.v4 } else { self.v6 }
+    }
+}
+
+// === impl Upstream ===
+
+impl Upstream {
+    /// Returns whether the backend has sent nothing that was not used, and has not closed the connection.
+    pub(crate) fn is_clean(&self) -> bool {
+        self.input.bytes().is_empty() && !self.input.has_ended() && self.output.is_empty()
+    }
+}
+
+impl Parked for Upstream {
+    fn expires(&self) -> Instant {
+        self.expires
+    }
+
+    fn is_quiet(&mut self) -> bool {
+        if !self.is_clean() {
+            return false;
+        }
+        let mut byte = [0];
+        let mut buf = ReadBuf::new(&mut byte);
+        let mut cx = Context::from_waker(noop_waker_ref());
+        let stream = &mut self.stream;
+        // Without `unconstrained`, a task that has used up its budget would see nothing.
+        let mut probe = unconstrained(poll_fn(|cx| Pin::new(&mut *stream).poll_read(cx, &mut buf)));
+        matches!(Future::poll(Pin::new(&mut probe), &mut cx), Poll::Pending)
+    }
+}

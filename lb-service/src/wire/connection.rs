@@ -1,0 +1,137 @@
+//! The `Connection` field: whether the connection is kept, and which fields are for the next hop only (RFC 9110,
+//! section 7.6.1).
+
+use super::fields::FieldLines;
+use super::grammar::{is_token, members};
+use super::known::Known;
+
+/// What the `Connection` fields of a message say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Options {
+    /// The connection ends with this message. It takes precedence over [`keep_alive`](Self::keep_alive).
+    pub close: bool,
+    /// The connection is kept, although the version is HTTP/1.0.
+    pub keep_alive: bool,
+    /// The `Upgrade` field counts.
+    pub upgrade: bool,
+    /// Other fields are named, so each field of the message must be compared with [`names`].
+    pub names_fields: bool,
+}
+
+/// The `Connection` field is not a list of tokens, is too long, or names a field that it must not name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BadConnection;
+
+/// The largest number of options. No message needs more than a few, and each is compared with each field.
+const MAX_OPTIONS: usize = 16;
+
+/// Fields that a request carries along its whole path. Naming one would make the proxy drop what it has added itself,
+/// or what the backend must see (CVE-2022-31813, CVE-2024-45410).
+const END_TO_END: [&[u8]; 11] = [
+    b"host",
+    b"content-length",
+    b"content-type",
+    b"cookie",
+    b"authorization",
+    b"cache-control",
+    b"forwarded",
+    b"x-real-ip",
+    b"x-request-id",
+    b"via",
+    b"expect",
+];
+
+// === impl Options ===
+
+impl Options {
+    /// Reads the options of a request.
+    ///
+    /// # Errors
+    ///
+    /// If a member is not a token, if there are more than 16, or if one is a field that a request carries along its
+    /// whole path.
+    pub fn of_request(fields: &FieldLines) -> Result<Self, BadConnection> {
+        let mut options = Self::default();
+        for (index, option) in names(fields).enumerate() {
+            if index >= MAX_OPTIONS || !is_token(option) || is_end_to_end(option) {
+                return Err(BadConnection);
+            }
+            options.add(option);
+        }
+        Ok(options)
+    }
+
+    /// Reads the options of a response. A member that is not a token is ignored.
+    pub fn of_response(fields: &FieldLines) -> Self {
+        let mut options = Self::default();
+        names(fields).filter(|option| is_token(option)).for_each(|option| options.add(option));
+        options
+    }
+
+    fn add(&mut self, option: &[u8]) {
+        match () {
+            () if option.eq_ignore_ascii_case(b"close") => self.close = true,
+            () if option.eq_ignore_ascii_case(b"keep-alive") => self.keep_alive = true,
+            () if option.eq_ignore_ascii_case(b"upgrade") => self.upgrade = true,
+            () => self.names_fields = true,
+        }
+    }
+}
+
+/// Returns the members of all `Connection` fields.
+pub fn names(fields: &FieldLines) -> impl Iterator<Item = &[u8]> {
+    fields.values(Known::Connection).flat_map(members)
+}
+
+fn is_end_to_end(name: &[u8]) -> bool {
+    const X_FORWARDED: &[u8] = b"x-forwarded-";
+    let prefix = name.get(..X_FORWARDED.len());
+    prefix.is_some_and(|prefix| prefix.eq_ignore_ascii_case(X_FORWARDED))
+        || END_TO_END.iter().any(|known| name.eq_ignore_ascii_case(known))
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+
+    fn fields(text: &str) -> FieldLines {
+        FieldLines::parse(Bytes::copy_from_slice(text.as_bytes()), 0).unwrap()
+    }
+
+    fn of(text: &str) -> Result<Options, BadConnection> {
+        Options::of_request(&fields(text))
+    }
+
+    #[test]
+    fn options_of_all_lines_count() {
+        let both = Options { close: true, keep_alive: true, ..Options::default() };
+        assert_eq!(of("Connection: Keep-Alive\r\nConnection: ,CLOSE,\r\n"), Ok(both));
+        assert_eq!(of("A: b\r\n"), Ok(Options::default()));
+        let named = Options { upgrade: true, names_fields: true, ..Options::default() };
+        assert_eq!(of("Connection: upgrade, X-Private\r\n"), Ok(named));
+    }
+
+    #[test]
+    fn an_option_is_a_token_and_there_are_few() {
+        assert_eq!(of("Connection: a b\r\n"), Err(BadConnection));
+        assert_eq!(of("Connection: :authority\r\n"), Err(BadConnection));
+        let options = |count| format!("Connection: {}\r\n", vec!["a"; count].join(","));
+        assert!(of(&options(16)).is_ok());
+        assert_eq!(of(&options(17)), Err(BadConnection));
+    }
+
+    #[test]
+    fn a_request_cannot_drop_fields_that_backends_rely_on() {
+        for name in ["Host", "x-forwarded-for", "X-Forwarded-Anything", "Cookie", "VIA"] {
+            assert_eq!(of(&format!("Connection: close, {name}\r\n")), Err(BadConnection), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_response_with_odd_options_is_read_as_far_as_possible() {
+        let options = Options::of_response(&fields("Connection: a b, close, host\r\n"));
+        assert_eq!(options, Options { close: true, names_fields: true, ..Options::default() });
+    }
+}

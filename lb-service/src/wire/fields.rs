@@ -1,0 +1,163 @@
+//! The fields of a message, as an index over the bytes that arrived.
+
+use bytes::Bytes;
+use memchr::memchr;
+
+use super::grammar::{is_token, is_value, trim};
+use super::known::Known;
+
+/// The fields of a head or of trailers, in the order in which they arrived.
+#[derive(Clone, Debug)]
+pub struct FieldLines {
+    bytes: Bytes,
+    lines: Vec<Line>,
+}
+
+/// One field.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Field<'a> {
+    /// The name, as it was sent.
+    pub name: &'a [u8],
+    /// The value, without spaces and tabs around it.
+    pub value: &'a [u8],
+    /// The meaning of the name.
+    pub known: Known,
+}
+
+/// A line that is not a field.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BadField;
+
+#[derive(Clone, Copy, Debug)]
+struct Line {
+    name: Span,
+    value: Span,
+    known: Known,
+}
+
+/// A range of bytes in a head, which is shorter than 4 GiB.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Span {
+    start: u32,
+    len: u32,
+}
+
+// === impl Span ===
+
+impl Span {
+    /// Returns the place of `part`, which must be a slice of `whole`.
+    pub(super) fn of(part: &[u8], whole: &[u8]) -> Self {
+        let start = part.as_ptr().addr() - whole.as_ptr().addr();
+        let place = |number: usize| u32::try_from(number).expect("a head is shorter than 4 GiB");
+        Self { start: place(start), len: place(part.len()) }
+    }
+
+    pub(super) fn within(self, whole: &[u8]) -> &[u8] {
+        let start = self.start as usize;
+        &whole[start..start + self.len as usize]
+    }
+}
+
+// === impl FieldLines ===
+
+impl FieldLines {
+    /// Parses lines that each end with CR LF; the last one may be empty. `bytes` is the whole that the lines are a part
+    /// of.
+    pub(super) fn parse(bytes: Bytes, mut from: usize) -> Result<Self, BadField> {
+        // Most heads have between 5 and 15 fields. One allocation is enough for them.
+        let mut lines = Vec::with_capacity(16);
+        while let Some(at) = memchr(b'\n', &bytes[from..]) {
+            let line = bytes[from..from + at].strip_suffix(b"\r").ok_or(BadField)?;
+            from += at + 1;
+            if !line.is_empty() {
+                lines.push(Line::parse(line, &bytes)?);
+            }
+        }
+        Ok(Self { bytes, lines })
+    }
+
+    /// Returns the fields in their order.
+    pub fn iter(&self) -> impl DoubleEndedIterator<Item = Field<'_>> + ExactSizeIterator + Clone {
+        self.lines.iter().map(|line| line.within(&self.bytes))
+    }
+
+    /// Returns the values of all fields with this meaning.
+    pub fn values(&self, known: Known) -> impl DoubleEndedIterator<Item = &[u8]> + Clone {
+        let lines = self.lines.iter().filter(move |line| line.known == known);
+        lines.map(|line| line.value.within(&self.bytes))
+    }
+
+    /// Returns the value of the only field with this meaning; an error if there are several.
+    pub(super) fn only(&self, known: Known) -> Result<Option<&[u8]>, Repeated> {
+        let mut values = self.values(known);
+        let first = values.next();
+        if values.next().is_some() { Err(Repeated) } else { Ok(first) }
+    }
+
+    pub(super) fn bytes(&self) -> &Bytes {
+        &self.bytes
+    }
+}
+
+/// A field that may occur once occurs several times.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Repeated;
+
+// === impl Line ===
+
+impl Line {
+    fn parse(line: &[u8], whole: &[u8]) -> Result<Self, BadField> {
+        let colon = memchr(b':', line).ok_or(BadField)?;
+        let (name, value) = (&line[..colon], trim(&line[colon + 1..]));
+        if !is_token(name) || !is_value(value) {
+            return Err(BadField);
+        }
+        Ok(Self { name: Span::of(name, whole), value: Span::of(value, whole), known: Known::of(name) })
+    }
+
+    fn within(self, bytes: &[u8]) -> Field<'_> {
+        Field { name: self.name.within(bytes), value: self.value.within(bytes), known: self.known }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &'static str) -> Result<FieldLines, BadField> {
+        FieldLines::parse(Bytes::from_static(text.as_bytes()), 0)
+    }
+
+    #[test]
+    fn fields_keep_their_order_and_their_case() {
+        let fields = parse("Host: a\r\nx-B:\t c d \t\r\nEmpty:\r\nHost:b\r\n\r\n").unwrap();
+        let lines: Vec<_> = fields.iter().map(|field| (field.name, field.value)).collect();
+        assert_eq!(lines, [(&b"Host"[..], &b"a"[..]), (b"x-B", b"c d"), (b"Empty", b""), (b"Host", b"b")]);
+        assert_eq!(fields.values(Known::Host).collect::<Vec<_>>(), [b"a", b"b"]);
+        assert_eq!(fields.only(Known::Host), Err(Repeated));
+        assert_eq!(fields.only(Known::Te), Ok(None));
+    }
+
+    #[test]
+    fn a_line_that_is_not_a_field_is_rejected() {
+        for text in [
+            "no colon\r\n",
+            ": no name\r\n",
+            "a : b\r\n",
+            " a: b\r\n",
+            "a: b\r\n c\r\n",
+            "a\0: b\r\n",
+            "a: b\0\r\n",
+            "a: b\rc\r\n",
+            "a: \x7f\r\n",
+            "a: b\n",
+        ] {
+            assert_eq!(parse(text).map(drop), Err(BadField), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_value_may_have_bytes_above_ascii() {
+        assert!(parse("a: \u{e9}\r\n").is_ok());
+    }
+}
