@@ -187,7 +187,8 @@ impl Exchange {
     }
 
     fn downstream<'a>(&'a self, head: &'a impl Head) -> Downstream<'a> {
-        Downstream { peer: self.from.peer.as_ref(), scheme: self.from.scheme, host: head.first(&HOST) }
+        let host = head.first(&HOST).or_else(|| head.authority().map(str::as_bytes));
+        Downstream { peer: self.from.peer.as_ref(), scheme: self.from.scheme, host }
     }
 
     /// Changes the head that the backend gets, without its hop-by-hop fields. `head` is the head that the client sent.
@@ -198,7 +199,7 @@ impl Exchange {
         if self.explain_access != ExplainAccess::No {
             request.remove(&X_LB_EXPLAIN);
         }
-        if let Some(host) = self.pool().and_then(|pool| pool.host.clone()) {
+        if let Some(host) = self.other_host(head) {
             request.set(HOST, host);
         }
     }
@@ -208,6 +209,19 @@ impl Exchange {
         let pool = self.pool();
         upgrade::requested(head)
             .filter(|protocol| pool.is_none_or(|pool| pool.allows_upgrade(protocol.as_bytes())))
+    }
+
+    /// Returns the `Host` for the backend, unless it is the one that the client sent. A request of HTTP/1.0 may have
+    /// none, but what leaves is HTTP/1.1, in which a server refuses that.
+    fn other_host(&self, head: &impl Head) -> Option<HeaderValue> {
+        let of_pool = self.pool().and_then(|pool| pool.host.clone());
+        if of_pool.is_some() || head.first(&HOST).is_some() {
+            return of_pool;
+        }
+        let of_backend =
+            || self.dispatch.attempt.as_ref().map(|attempt| attempt.backend.target().address.authority());
+        let host = head.authority().map(str::to_owned).or_else(of_backend)?;
+        HeaderValue::try_from(host).ok()
     }
 
     /// Records that a body follows the head. The client determines the delay until

@@ -315,3 +315,27 @@ fn the_end_of_a_request_without_a_body_does_not_read_the_clock() {
     });
     assert!(is_read, "the time of the backend begins when the body ends");
 }
+
+/// Returns the `Host` and the `X-Forwarded-Host` that a backend gets.
+fn hosts(bench: &Bench, head: &Parts) -> [Option<String>; 2] {
+    let mut request = head.headers.clone();
+    bench.placed(head).edit_request(head, &mut request);
+    ["host", "x-forwarded-host"].map(|name| Some(request.get(name)?.to_str().ok()?.to_owned()))
+}
+
+#[test]
+fn a_request_without_a_host_gets_the_host_of_its_target_of_the_pool_or_of_the_backend() {
+    let hostless = |target: &str| http::Request::get(target).body(()).unwrap().into_parts().0;
+    let bench = Bench::new(|settings| settings.backends.truncate(1));
+    let (some, path) = (|text: &str| Some(text.to_owned()), hostless("/api"));
+    assert_eq!(hosts(&bench, &get()), [some("example.com"), some("example.com")]);
+    assert_eq!(hosts(&bench, &path), [some("10.0.0.1:80"), None]);
+    assert_eq!(hosts(&bench, &hostless("http://a.test:81/api")), [some("a.test:81"), some("a.test:81")]);
+    let bench = Bench::new(|settings| settings.host = Some(HeaderValue::from_static("b.test")));
+    assert_eq!(hosts(&bench, &path), [some("b.test"), None]);
+    assert_eq!(hosts(&bench, &get()), [some("b.test"), some("example.com")]);
+    let bench = Bench::new(|settings| {
+        settings.backends = vec![BackendSettings::new("unix:/run/a.sock".parse().unwrap())];
+    });
+    assert_eq!(hosts(&bench, &path), [some("localhost"), None]);
+}

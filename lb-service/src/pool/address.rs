@@ -88,6 +88,15 @@ impl UpstreamAddress {
         }
     }
 
+    /// Returns the `Host` of a request that names no host.
+    pub(crate) fn authority(&self) -> String {
+        match self {
+            // A zone is of no use to the backend.
+            Self::Tcp(address) => SocketAddr::new(address.ip(), address.port()).to_string(),
+            Self::Unix(_) => self.host(),
+        }
+    }
+
     /// Returns the name for which a certificate must be valid if the settings do not name one.
     pub(super) fn host(&self) -> String {
         match self {

@@ -60,6 +60,13 @@ impl Output {
         }
     }
 
+    /// Gives the memory back if there are no bytes.
+    pub(crate) fn release(&mut self) {
+        if self.is_empty() {
+            self.clear();
+        }
+    }
+
     /// Forgets everything that the peer has not taken.
     pub(crate) fn clear(&mut self) {
         *self = Self::default();
@@ -168,6 +175,17 @@ mod tests {
             Some(size) => Frame::Chunk(ChunkHead::new(size)),
             None => Frame::Plain,
         }
+    }
+
+    #[test]
+    fn an_output_without_bytes_gives_its_memory_back() {
+        let (mut output, mut cx) = (Output::default(), Context::from_waker(noop_waker_ref()));
+        output.text().extend_from_slice(&[b'a'; 100_000]);
+        output.release();
+        assert!(!output.is_empty(), "it has bytes for the peer");
+        assert!(output.poll_flush(&mut Slow(Vec::new(), 70_000), &mut cx).is_ready());
+        output.release();
+        assert_eq!((output.front.capacity(), output.back.capacity()), (0, 0));
     }
 
     #[test]

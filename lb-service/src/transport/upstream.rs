@@ -135,7 +135,15 @@ impl Connector {
     }
 
     /// Keeps a connection for another request.
-    pub(crate) fn keep(&self, upstream: Box<Upstream>, backend: &Backend, runtime: RuntimeId, now: Instant) {
+    pub(crate) fn keep(
+        &self,
+        mut upstream: Box<Upstream>,
+        backend: &Backend,
+        runtime: RuntimeId,
+        now: Instant,
+    ) {
+        upstream.input.release();
+        upstream.output.release();
         backend.idle().park(upstream, runtime, &self.budget, now);
     }
 }

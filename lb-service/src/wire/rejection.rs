@@ -74,6 +74,8 @@ pub enum BadResponse {
     HeadTooLarge,
     /// The head has too many fields.
     TooManyFields,
+    /// Too many informational responses came before the final one.
+    TooManyInformational,
     /// The `Content-Length` fields differ or are not numbers.
     ContentLength,
     /// The body has a transfer coding other than `chunked`.

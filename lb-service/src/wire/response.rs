@@ -20,7 +20,17 @@ pub struct ResponseHead {
     options: Options,
 }
 
-/// The limits of the head of a response. They hold for all informational responses before it as well.
+/// The informational responses before a final one. A flood of them is no response, so they are limited.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Informational {
+    count: usize,
+    bytes: usize,
+}
+
+/// The largest number of informational responses before a final one.
+const MAX_INFORMATIONAL: usize = 16;
+
+/// The limits of the head of a response. The informational responses before it have the same size together.
 pub const LIMITS: Limits = Limits { head: 64 * 1024, fields: 256, target: usize::MAX };
 
 // === impl ResponseHead ===
@@ -76,6 +86,25 @@ impl ResponseHead {
         let framing = framing::of_response(&self.fields, self.status, to_head)?;
         let is_odd = self.version == Version::HTTP_10 && framing.length == framing::Length::Chunked;
         Ok(ResponseFraming { is_ambiguous: framing.is_ambiguous || is_odd, ..framing })
+    }
+}
+
+// === impl Informational ===
+
+impl Informational {
+    /// Records another informational response.
+    ///
+    /// # Errors
+    ///
+    /// If there are too many, or if they are too large together.
+    pub fn add(&mut self, head: &ResponseHead) -> Result<(), BadResponse> {
+        self.count += 1;
+        self.bytes += head.fields.bytes().len();
+        match () {
+            () if self.count > MAX_INFORMATIONAL => Err(BadResponse::TooManyInformational),
+            () if self.bytes > LIMITS.head => Err(BadResponse::HeadTooLarge),
+            () => Ok(()),
+        }
     }
 }
 
@@ -176,6 +205,17 @@ mod tests {
         let keeps = |text: &str| parse(&format!("{text}\r\n\r\n")).unwrap().keeps_alive();
         assert!(keeps("HTTP/1.1 200 OK") && keeps("HTTP/1.0 200 OK\r\nConnection: keep-alive"));
         assert!(!keeps("HTTP/1.0 200 OK") && !keeps("HTTP/1.1 200 OK\r\nConnection: close"));
+    }
+
+    #[test]
+    fn informational_responses_are_limited_in_number_and_in_size() {
+        let small = parse("HTTP/1.1 103 Early Hints\r\n\r\n").unwrap();
+        let mut seen = Informational::default();
+        assert!((0..MAX_INFORMATIONAL).all(|_| seen.add(&small).is_ok()));
+        assert_eq!(seen.add(&small), Err(BadResponse::TooManyInformational));
+        let large = parse(&format!("HTTP/1.1 103 E\r\nA: {}\r\n\r\n", "a".repeat(40_000))).unwrap();
+        let mut seen = Informational::default();
+        assert_eq!((seen.add(&large), seen.add(&large)), (Ok(()), Err(BadResponse::HeadTooLarge)));
     }
 
     #[test]

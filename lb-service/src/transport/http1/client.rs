@@ -33,6 +33,12 @@ impl Client {
         Self { stream, input: Input::default(), output: Output::default(), timer: Timer::new(), pause }
     }
 
+    /// Gives the memory back of buffers without bytes.
+    pub(super) fn release(&mut self) {
+        self.input.release();
+        self.output.release();
+    }
+
     /// Is ready when the client has left. Bytes that arrive are kept.
     pub(super) fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         while self.input.bytes().len() < READ_AHEAD {

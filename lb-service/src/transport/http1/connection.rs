@@ -90,7 +90,7 @@ async fn requests(
         let around = Surroundings { connection, connector, runtime, limits, timeouts, is_last };
         // In a box, so that a waiting connection has no room for it.
         match Box::pin(serve(around, client, head, exchange)).await {
-            Next::Keep => client.input.release(),
+            Next::Keep => client.release(),
             next => return next,
         }
         // Another request may already be there. Other connections get their turn first.

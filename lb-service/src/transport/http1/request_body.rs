@@ -19,10 +19,10 @@ pub(super) struct RequestBody {
     trailers: Option<FieldLines>,
     /// The bytes of the body that have arrived.
     pub(super) read: u64,
-    /// The pieces that have arrived, for another attempt.
-    kept: Vec<Bytes>,
-    kept_bytes: usize,
-    /// Whether a piece that arrived is not kept.
+    /// The bytes that have arrived, for another attempt. They are copied: a piece would keep the whole buffer that it
+    /// was read into.
+    kept: Vec<u8>,
+    /// Whether a byte that arrived is not kept.
     is_lost: bool,
     /// The largest number of bytes; `None` means no limit.
     limit: Option<u64>,
@@ -39,7 +39,7 @@ pub(super) enum Piece {
     End,
 }
 
-/// The place of one attempt in the kept pieces.
+/// The place of one attempt in the kept bytes.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Place(usize);
 
@@ -58,7 +58,6 @@ impl RequestBody {
             trailers: None,
             read: 0,
             kept: Vec::new(),
-            kept_bytes: 0,
             is_lost: false,
             limit,
             announced,
@@ -96,9 +95,10 @@ impl RequestBody {
         client: &mut Client,
         cx: &mut Context<'_>,
     ) -> Poll<Result<Piece, Fault>> {
-        if let Some(kept) = self.kept.get(place.0) {
-            place.0 += 1;
-            return Poll::Ready(Ok(Piece::Data(kept.clone())));
+        let rest = self.kept.get(place.0..).unwrap_or_default();
+        if !rest.is_empty() {
+            place.0 = self.kept.len();
+            return Poll::Ready(Ok(Piece::Data(Bytes::copy_from_slice(rest))));
         }
         let piece = ready!(self.poll_arriving(client, cx))?;
         if let Piece::Data(data) = &piece {
@@ -138,17 +138,49 @@ impl RequestBody {
     }
 
     fn keep(&mut self, data: &Bytes) {
-        self.is_lost |= self.kept_bytes + data.len() > KEPT;
+        self.is_lost |= self.announced > KEPT as u64 || self.kept.len() + data.len() > KEPT;
         if self.is_lost {
             self.kept = Vec::new();
-            return;
+        } else {
+            self.kept.extend_from_slice(data);
         }
-        self.kept_bytes += data.len();
-        self.kept.push(data.clone());
     }
 }
 
 /// Returns the fault of a client whose body does not follow the grammar.
 fn rejected(reason: BadBody) -> Fault {
     fault(FaultKind::Rejected(reason.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn body(length: Length) -> RequestBody {
+        RequestBody::new(length, None)
+    }
+
+    #[test]
+    fn small_pieces_of_a_large_buffer_are_kept_in_one_small_buffer() {
+        let mut body = body(Length::Chunked);
+        for _ in 0..1000 {
+            let read = Bytes::from(vec![b'a'; 16 * 1024]);
+            body.keep(&read.slice(..1));
+        }
+        assert!(body.is_replayable() && body.kept.len() == 1000);
+        assert!(body.kept.capacity() < 4096, "{}", body.kept.capacity());
+    }
+
+    #[test]
+    fn a_body_is_kept_up_to_a_limit() {
+        let mut chunked = body(Length::Chunked);
+        chunked.keep(&Bytes::from(vec![b'a'; KEPT]));
+        assert!(chunked.is_replayable());
+        chunked.keep(&Bytes::from_static(b"a"));
+        assert!(!chunked.is_replayable() && chunked.kept.capacity() == 0);
+        let mut announced = body(Length::Known(KEPT as u64 + 1));
+        assert!(announced.is_replayable(), "no byte of it was sent");
+        announced.keep(&Bytes::from_static(b"a"));
+        assert!(!announced.is_replayable() && announced.kept.capacity() == 0);
+    }
 }

@@ -26,7 +26,7 @@ use crate::wire::chunked::Sender;
 use crate::wire::framing::{Length, ResponseFraming};
 use crate::wire::known::Known;
 use crate::wire::request::RequestHead;
-use crate::wire::response::ResponseHead;
+use crate::wire::response::{Informational, ResponseHead};
 use crate::wire::write::{self, Framing, Outgoing, Persistence};
 
 /// What a request needs of its connection.
@@ -59,7 +59,8 @@ struct Story {
     status: Option<u16>,
     /// Whether bytes of a response, including an informational one, were queued for the client.
     has_begun: bool,
-    informational: usize,
+    /// The informational responses of this attempt.
+    informational: Informational,
     response_bytes: u64,
     /// The bytes that a tunnel carried to the backend.
     tunnel_bytes: u64,
@@ -108,9 +109,6 @@ struct Passing {
     /// Whether the backend's connection can carry another request after the response.
     keeps_upstream: bool,
 }
-
-/// The largest number of informational responses before the final one.
-const MAX_INFORMATIONAL: usize = 16;
 
 /// Serves a request to its end, and counts it.
 pub(super) async fn serve(
@@ -306,7 +304,7 @@ impl Story {
             exchange,
             status: None,
             has_begun: false,
-            informational: 0,
+            informational: Informational::default(),
             response_bytes: 0,
             tunnel_bytes: 0,
         }
@@ -333,6 +331,7 @@ impl Story {
     }
 
     fn write_request(&mut self, upstream: &mut Upstream) {
+        self.informational = Informational::default();
         let mut fields = Outgoing::request(&self.head);
         self.exchange.edit_request(&self.head, &mut fields);
         let upgrade = self.exchange.upgrade(&self.head);
@@ -378,10 +377,7 @@ impl Story {
 
     /// Passes an informational response on, unless the client speaks HTTP/1.0.
     fn inform(&mut self, response: &ResponseHead, relay: &mut Relay<'_>) -> Result<Decision, Fault> {
-        self.informational += 1;
-        if self.informational > MAX_INFORMATIONAL {
-            return Err(relay.bad_response());
-        }
+        self.informational.add(response).map_err(|_| relay.bad_response())?;
         if self.head.version() == Version::HTTP_11 && !(response.status() == 100 && relay.body.has_ended()) {
             let fields = Outgoing::response(response);
             let out = relay.client.output.text();
