@@ -32,6 +32,8 @@ pub struct ListenerTraffic {
     pub name: Arc<str>,
     /// Connections accepted.
     pub connections: Counter,
+    /// Failures to accept a connection.
+    pub accept_errors: Counter,
     /// Connections open.
     pub connections_active: Gauge,
     /// Requests in flight, including upgraded connections.
@@ -100,6 +102,7 @@ impl ListenerTraffic {
         Self {
             name: name.into(),
             connections: Counter::default(),
+            accept_errors: Counter::default(),
             connections_active: Gauge::default(),
             in_flight: Gauge::default(),
             rejected: std::array::from_fn(|_| Counter::default()),

@@ -39,6 +39,7 @@ use crate::pool::{Explanation, PickRequest, Pool, Tried};
 use crate::route::{RequestView, RouteMatch};
 use crate::snapshot::Snapshot;
 pub use crate::token::Token;
+use crate::wire::without_dot_segments;
 
 /// The name of the header that asks for an explanation and of the one that contains it.
 pub const X_LB_EXPLAIN: HeaderName = HeaderName::from_static("x-lb-explain");
@@ -51,13 +52,15 @@ pub struct SampleRequest {
     /// The address of the client; `None` means a Unix socket.
     pub peer: Option<IpAddr>,
     head: Parts,
+    /// The path without dot segments, if it has some: routes are found by it.
+    clean_path: Option<String>,
 }
 
 /// The reason why a text cannot be part of a request.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RequestError {
     /// The text is not a target.
-    #[error("`{0}` is not a path: it begins with `/`, and has no spaces")]
+    #[error("`{0}` is not a path: it begins with `/`, has no spaces, and does not leave `/` by `..`")]
     Target(String),
     /// The text is not a header.
     #[error("`{0}` is not a header: write NAME:VALUE")]
@@ -100,11 +103,13 @@ impl SampleRequest {
         let no_target = |()| RequestError::Target(target.to_owned());
         let has_good_start = target.starts_with('/') || target == "*";
         has_good_start.then_some(()).ok_or(()).map_err(no_target)?;
+        let path = target.split('?').next().unwrap_or_default();
+        let clean_path = without_dot_segments(path).map_err(|_| no_target(()))?;
         let target: Uri = target.parse().map_err(|_| no_target(()))?;
         let mut request = http::Request::new(());
         *request.method_mut() = method;
         *request.uri_mut() = target;
-        Ok(Self { listener, peer: None, head: request.into_parts().0 })
+        Ok(Self { listener, peer: None, head: request.into_parts().0, clean_path })
     }
 
     /// Adds a header.
@@ -117,6 +122,11 @@ impl SampleRequest {
         let value = HeaderValue::try_from(value).map_err(|_| no_header())?;
         self.head.headers.append(parsed, value);
         Ok(self)
+    }
+
+    fn view(&self) -> RequestView<'_, Parts> {
+        let view = RequestView::of(self.listener, &self.head);
+        RequestView { path: self.clean_path.as_deref().unwrap_or(view.path), ..view }
     }
 
     /// Sets the address of the client.
@@ -132,7 +142,7 @@ impl Snapshot {
     /// Returns where the request would go at this moment if it were the next one. Its listener must be one of this
     /// snapshot. Random numbers count as 0, so a backend in slow start takes the request.
     pub fn explain(&self, sample: &SampleRequest, now: Instant) -> Explained<'_> {
-        let routes = self.routes.explain(&RequestView::of(sample.listener, &sample.head));
+        let routes = self.routes.explain(&sample.view());
         let route = routes.iter().position(|found| *found == RouteMatch::Taken);
         let pool = route.map(|route| self.pool(self.routes.routes()[route].pool));
         Explained { routes, route, pool: pool.map(|pool| self.in_pool(pool, sample, now)) }
@@ -174,6 +184,15 @@ mod tests {
             [RouteMatch::Not(Mismatch::Path(&PathPattern::Prefix("/api".into()).into()))]
         );
         assert!(explained.route.is_none() && explained.pool.is_none());
+    }
+
+    #[test]
+    fn a_route_is_found_by_the_path_without_dot_segments() {
+        let snapshot = snapshot(&settings(Algorithm::RoundRobin));
+        let route = |target| snapshot.explain(&get(target), Instant::now()).route;
+        assert_eq!((route("/other/../api?a=/.."), route("/api/%2e%2e/other")), (Some(0), None));
+        let outside = SampleRequest::new(ListenerId(0), Method::GET, "/..");
+        assert!(matches!(outside, Err(RequestError::Target(_))));
     }
 
     #[test]

@@ -40,6 +40,8 @@ pub enum Rejection {
     QueueTimeout,
     /// The body of the request is larger than the listener allows.
     BodyTooLarge,
+    /// An OPTIONS request is not to be forwarded, because its `Max-Forwards` is 0 (RFC 9110, section 7.6.2).
+    LastHop,
     /// The request does not follow the grammar, or exceeds a limit.
     Wire(wire::Rejection),
 }
@@ -51,6 +53,7 @@ impl Failure {
     /// Returns the status that is counted and logged.
     pub fn status(self) -> u16 {
         match self {
+            Self::Rejected(Rejection::LastHop) => 200,
             Self::Rejected(Rejection::NoRoute) => 404,
             Self::Rejected(Rejection::NoBackend | Rejection::QueueFull | Rejection::QueueTimeout) => 503,
             Self::Response(status) => status,
@@ -111,8 +114,14 @@ impl Rejection {
     /// The number of reasons.
     pub const COUNT: usize = Self::OWN.len() + wire::Rejection::ALL.len();
 
-    const OWN: [Self; 5] =
-        [Self::NoRoute, Self::NoBackend, Self::QueueFull, Self::QueueTimeout, Self::BodyTooLarge];
+    const OWN: [Self; 6] = [
+        Self::NoRoute,
+        Self::NoBackend,
+        Self::QueueFull,
+        Self::QueueTimeout,
+        Self::BodyTooLarge,
+        Self::LastHop,
+    ];
 
     /// Returns all reasons.
     pub fn all() -> impl Iterator<Item = Self> {
@@ -127,6 +136,7 @@ impl Rejection {
             Self::QueueFull => "queue_full",
             Self::QueueTimeout => "queue_timeout",
             Self::BodyTooLarge => "body_too_large",
+            Self::LastHop => "last_hop",
             Self::Wire(reason) => reason.as_str(),
         }
     }
@@ -139,6 +149,7 @@ impl Rejection {
             Self::QueueFull => 2,
             Self::QueueTimeout => 3,
             Self::BodyTooLarge => 4,
+            Self::LastHop => 5,
             Self::Wire(reason) => Self::OWN.len() + reason as usize,
         }
     }

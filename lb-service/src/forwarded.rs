@@ -5,8 +5,8 @@
 //!
 //! | field | from a trusted proxy | from any other client |
 //! |---|---|---|
-//! | `X-Forwarded-For` | kept, the peer appended | replaced by the peer |
-//! | `X-Forwarded-Proto`, `X-Forwarded-Host` | kept; ours if absent | replaced by ours |
+//! | `X-Forwarded-For` | kept, the peer appended; 400 if it has more than 64 entries | replaced by the peer |
+//! | `X-Forwarded-Proto`, `X-Forwarded-Host` | kept; ours if absent, repeated or invalid | replaced by ours |
 //! | `Forwarded`, `X-Real-IP`, `X-Forwarded-Port`, `X-Forwarded-Prefix`, `X-Forwarded-Server` | kept | removed |
 //!
 //! The daemon never creates the fields of the last row. It removes them so that a client cannot mislead a backend that
@@ -25,6 +25,7 @@ use ipnet::IpNet;
 
 use crate::head_edit::HeadEdit;
 use crate::pool::Fields;
+use crate::wire;
 
 /// The chain of addresses that a request came through.
 pub(crate) const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -110,19 +111,40 @@ pub(crate) fn decide(downstream: &Downstream<'_>, sent: &impl Fields, trusted: &
             Some(peer) => Edit::Set(peer.value.clone()),
             None => Edit::Remove,
         },
-        proto: if keep(&X_FORWARDED_PROTO) { Edit::Keep } else { own_proto() },
-        host: if keep(&X_FORWARDED_HOST) { Edit::Keep } else { own_host() },
+        proto: if is_trusted && proto_of(sent).is_some() { Edit::Keep } else { own_proto() },
+        host: if is_trusted && has_valid_host(sent) { Edit::Keep } else { own_host() },
         keep_relatives: is_trusted,
     }
+}
+
+/// Returns whether `X-Forwarded-For` has more entries than a chain of proxies, which a loop produces.
+pub(crate) fn has_too_many(sent: &impl Fields) -> bool {
+    const MAX: usize = 64;
+    let entries = sent.all(&X_FORWARDED_FOR).flat_map(|line| line.split(|byte| *byte == b','));
+    entries.take(MAX + 1).count() > MAX
+}
+
+/// Returns the value of a field that occurs once.
+fn only<'a>(sent: &'a impl Fields, name: &HeaderName) -> Option<&'a [u8]> {
+    let mut lines = sent.all(name);
+    lines.next().filter(|_| lines.next().is_none())
+}
+
+/// Returns the scheme in `X-Forwarded-Proto`; `None` if it is absent or not one scheme.
+fn proto_of(sent: &impl Fields) -> Option<Scheme> {
+    let value = only(sent, &X_FORWARDED_PROTO)?;
+    let schemes = [Scheme::Http, Scheme::Https];
+    schemes.into_iter().find(|scheme| value.eq_ignore_ascii_case(scheme.as_str().as_bytes()))
+}
+
+fn has_valid_host(sent: &impl Fields) -> bool {
+    only(sent, &X_FORWARDED_HOST).is_some_and(wire::is_host)
 }
 
 /// Returns whether the client uses TLS, to us or to a trusted proxy that says so.
 pub(crate) fn is_https(downstream: &Downstream<'_>, sent: &impl Fields, trusted: &TrustedProxies) -> bool {
     let is_trusted = || downstream.peer.is_some_and(|peer| trusted.trusts(peer.ip));
-    match sent.first(&X_FORWARDED_PROTO) {
-        Some(proto) if is_trusted() => proto.eq_ignore_ascii_case(b"https"),
-        _ => downstream.scheme == Scheme::Https,
-    }
+    proto_of(sent).filter(|_| is_trusted()).unwrap_or(downstream.scheme) == Scheme::Https
 }
 
 /// Returns the client's address as reported by trusted proxies: the rightmost address in `X-Forwarded-For` that is not
@@ -269,6 +291,30 @@ mod tests {
     fn client(peer: &str, lines: &[&str]) -> String {
         let lines: Vec<_> = lines.iter().map(|value| ("x-forwarded-for", *value)).collect();
         client_ip(peer.parse().unwrap(), &headers(&lines), &trusted()).to_string()
+    }
+
+    #[test]
+    fn fields_of_a_trusted_proxy_are_kept_only_if_they_are_valid() {
+        let ours = ["x-forwarded-for: 10.0.0.1", "x-forwarded-host: example.com", "x-forwarded-proto: https"];
+        for wrong in [
+            &[("x-forwarded-proto", "ftp")][..],
+            &[("x-forwarded-proto", "http, https")],
+            &[("x-forwarded-proto", "http"), ("x-forwarded-proto", "http")],
+            &[("x-forwarded-host", "a/b")],
+            &[("x-forwarded-host", "a"), ("x-forwarded-host", "b")],
+            &[("x-forwarded-host", "")],
+        ] {
+            assert_eq!(forwarded_lines(Some(PROXY), wrong), ours, "{wrong:?}");
+        }
+        let kept =
+            forwarded_lines(Some(PROXY), &[("x-forwarded-host", "a:1"), ("x-forwarded-proto", "http")]);
+        assert_eq!(kept[1..], ["x-forwarded-host: a:1", "x-forwarded-proto: http"]);
+    }
+
+    #[test]
+    fn a_chain_has_at_most_64_entries() {
+        let entries = |count: usize| headers(&[("x-forwarded-for", &vec!["10.0.0.2"; count].join(","))]);
+        assert!(!has_too_many(&entries(64)) && has_too_many(&entries(65)));
     }
 
     #[test]

@@ -58,6 +58,11 @@ const IN_FLIGHT: Family = Family {
 };
 const CONNECTIONS: Family =
     Family { name: "lb_connections_total", help: "Accepted client connections.", labels: &["listener"] };
+const ACCEPT_ERRORS: Family = Family {
+    name: "lb_accept_errors_total",
+    help: "Failures to accept a client connection, usually because no file descriptor was left.",
+    labels: &["listener"],
+};
 const CONNECTIONS_ACTIVE: Family =
     Family { name: "lb_connections_active", help: "Open client connections.", labels: &["listener"] };
 const REJECTED: Family = Family {
@@ -123,13 +128,14 @@ const HASH_KEYS_MISSING: Family = Family {
     labels: &["pool"],
 };
 
-const FAMILIES: [&Family; 20] = [
+const FAMILIES: [&Family; 21] = [
     &REQUESTS,
     &REQUEST_DURATION,
     &REQUEST_BYTES,
     &RESPONSE_BYTES,
     &IN_FLIGHT,
     &CONNECTIONS,
+    &ACCEPT_ERRORS,
     &CONNECTIONS_ACTIVE,
     &REJECTED,
     &UPSTREAM_REQUESTS,
@@ -172,6 +178,7 @@ impl View<'_> {
         vec![
             IN_FLIGHT.gauge(per_listener(|listener| listener.in_flight.get())),
             CONNECTIONS.counter(per_listener(|listener| listener.connections.get())),
+            ACCEPT_ERRORS.counter(per_listener(|listener| listener.accept_errors.get())),
             CONNECTIONS_ACTIVE.gauge(per_listener(|listener| listener.connections_active.get())),
             REJECTED.counter(rejected),
         ]

@@ -4,7 +4,7 @@ use std::num::NonZeroU32;
 use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
@@ -36,6 +36,8 @@ pub struct Acceptor {
     left: Notify,
     /// Notified when a lingering connection is to make room for another one.
     room_needed: Notify,
+    /// The time of the latest failure to accept a connection.
+    shortage: Mutex<Option<Instant>>,
     closing: AtomicBool,
     /// The time that idle connections stay open after the socket is closed, in milliseconds.
     grace: AtomicU64,
@@ -71,6 +73,8 @@ const IDLE_GRACE: Duration = Duration::from_millis(100);
 /// sends a request every few seconds gets `Connection: close` in a response, and its connection is not closed at the
 /// moment of sending.
 const CLOSED_GRACE: Duration = Duration::from_secs(5);
+/// The time without a failure to accept after which the next one begins another shortage.
+const SHORTAGE_END: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(10);
 
 // === impl Traffic ===
@@ -146,6 +150,7 @@ impl Acceptor {
             lingering: Gauge::default(),
             left: Notify::new(),
             room_needed: Notify::new(),
+            shortage: Mutex::default(),
             closing: AtomicBool::new(closing),
             grace: AtomicU64::new(millis(if closing { IDLE_GRACE } else { CLOSED_GRACE })),
             settled: watch::Sender::new(false),
@@ -160,6 +165,13 @@ impl Acceptor {
         self.open.enter();
         self.fresh.enter();
         Arc::new(Connection { acceptor: self.clone(), peer, fresh: AtomicBool::new(true) })
+    }
+
+    /// Counts a failure to accept a connection. Returns whether a shortage begins with it, usually of descriptors.
+    pub(crate) fn cannot_accept(&self, now: Instant) -> bool {
+        self.listener.accept_errors.increment();
+        let before = self.shortage.lock().replace(now);
+        before.is_none_or(|before| now.saturating_duration_since(before) > SHORTAGE_END)
     }
 
     /// Waits until the listener has fewer open connections than this. A lingering one makes room at once.
@@ -331,6 +343,14 @@ mod tests {
         drop(acceptor);
         traffic.forget_unused();
         assert_eq!(traffic.listener("web").connections.get(), 0);
+    }
+
+    #[test]
+    fn a_shortage_begins_once() {
+        let (acceptor, now) = (Traffic::new().open("web"), Instant::now());
+        let begins = |seconds| acceptor.cannot_accept(now + Duration::from_secs(seconds));
+        assert_eq!([0, 1, 60, 120, 181].map(begins), [true, false, false, false, true]);
+        assert_eq!(acceptor.listener.accept_errors.get(), 5);
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,19 +1,22 @@
 //! Requests for another protocol on the same connection (RFC 9110, section 7.8), such as WebSocket.
 
 use http::header::{CONNECTION, UPGRADE};
-use http::{HeaderValue, Version};
+use http::{HeaderValue, Method, Version};
 
 use crate::pool::Head;
 
 /// Returns the protocol that a request asks to switch to, if the proxy passes that on. A request that it does not pass
 /// on is served as if it had not asked.
 ///
-/// Versions of HTTP and TLS are not passed on: requests after such an upgrade would bypass the routes.
-pub(crate) fn requested(head: &impl Head) -> Option<HeaderValue> {
+/// Versions of HTTP and TLS are not passed on: requests after such an upgrade would bypass the routes. A request for
+/// WebSocket has the method GET and no body (RFC 6455, section 4.1); other protocols may begin after a body.
+pub(crate) fn requested(head: &impl Head, has_body: bool) -> Option<HeaderValue> {
     let mut protocols = head.all(&UPGRADE);
     let protocol = protocols.next().filter(|_| protocols.next().is_none())?;
     let asks = head.version() == Version::HTTP_11 && connection_names_upgrade(head);
-    HeaderValue::from_bytes(protocol).ok().filter(|_| asks && may_pass(protocol))
+    let is_plain_get = *head.method() == Method::GET && !has_body;
+    let is_complete = is_plain_get || !protocol.eq_ignore_ascii_case(b"websocket");
+    HeaderValue::from_bytes(protocol).ok().filter(|_| asks && is_complete && may_pass(protocol))
 }
 
 fn connection_names_upgrade(head: &impl Head) -> bool {
@@ -38,7 +41,7 @@ mod tests {
             .iter()
             .fold(http::Request::get("/"), |request, (name, value)| request.header(*name, *value));
         let head = request.body(()).unwrap().into_parts().0;
-        requested(&head).map(|protocol| protocol.to_str().unwrap().to_owned())
+        requested(&head, false).map(|protocol| protocol.to_str().unwrap().to_owned())
     }
 
     #[test]
@@ -51,6 +54,18 @@ mod tests {
         assert_eq!(asks(&[connection]), None);
         assert_eq!(asks(&[connection, ("upgrade", "irc/6.9, websocket")]), None);
         assert_eq!(asks(&[connection, ("upgrade", "irc/6.9"), ("upgrade", "websocket")]), None);
+    }
+
+    #[test]
+    fn a_websocket_begins_with_a_get_without_a_body() {
+        let asks = |method, protocol, has_body| {
+            let request = http::Request::builder().method(method).uri("/").header("connection", "upgrade");
+            let head = request.header("upgrade", protocol).body(()).unwrap().into_parts().0;
+            requested(&head, has_body).is_some()
+        };
+        assert!(asks("GET", "websocket", false));
+        assert!(!asks("GET", "websocket", true) && !asks("POST", "WebSocket", false));
+        assert!(asks("POST", "tcp", true), "docker and kubectl do this");
     }
 
     #[test]

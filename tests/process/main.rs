@@ -9,6 +9,7 @@ mod balancing;
 mod clients;
 mod config;
 mod control;
+mod data_path;
 mod edges;
 mod explain;
 mod fixtures;

@@ -9,5 +9,10 @@ pub(crate) struct Request {
 }
 
 /// The replayability of all requests: they are idempotent and without a body, over new connections.
-pub(crate) const SENT: Replayability =
-    Replayability { idempotent: true, replayable: true, response_begun: false, stale: false };
+pub(crate) const SENT: Replayability = Replayability {
+    idempotent: true,
+    replayable: true,
+    response_begun: false,
+    stale: false,
+    nothing_sent: false,
+};

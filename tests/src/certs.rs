@@ -60,6 +60,19 @@ impl Default for Authority {
 }
 
 impl Certified {
+    /// Makes a certificate for these names that no authority has signed. It expired long ago if `is_expired`.
+    pub fn self_signed(names: &[&str], is_expired: bool) -> Self {
+        let names: Vec<String> = names.iter().map(ToString::to_string).collect();
+        let mut params = CertificateParams::new(names).expect("the names of a test are valid");
+        if is_expired {
+            params.not_after = rcgen::date_time_ymd(2001, 1, 1);
+            params.not_before = rcgen::date_time_ymd(2000, 1, 1);
+        }
+        let key = KeyPair::generate().expect("a key can be generated");
+        let certificate = params.self_signed(&key).expect("a key can sign its own certificate");
+        Self { certificate, key }
+    }
+
     /// Writes the certificate and the key as PEM files, for a server that reads files.
     ///
     /// # Errors

@@ -146,7 +146,13 @@ mod tests {
         let start = "route=0 pool=api policy=round_robin";
         let passed = "passed=10.0.0.1:80/draining session=no";
         assert_eq!(line(&dispatch, None), format!("{start} backend=10.0.0.2:80 tries=1 {passed}"));
-        let sent = Replayability { idempotent: true, replayable: true, response_begun: false, stale: false };
+        let sent = Replayability {
+            idempotent: true,
+            replayable: true,
+            response_begun: false,
+            stale: false,
+            nothing_sent: false,
+        };
         assert!(dispatch.broke(pool, UpstreamError::Reset, sent, at()));
         assert!(dispatch.end_attempt().is_some_and(|pause| pause < Duration::from_secs(1)));
         dispatch.place(pool, b"", at()).unwrap();

@@ -1,5 +1,6 @@
 //! Faults of an exchange, as its transport reports them, in terms that apply to every transport.
 
+use super::Progress;
 use crate::failure::{Failure, Rejection};
 use crate::pool::UpstreamError;
 use crate::wire::rejection as wire;
@@ -13,6 +14,8 @@ pub(crate) struct Fault {
     pub(crate) kind: FaultKind,
     /// Whether a byte of the response was read from the backend.
     pub(crate) response_read: bool,
+    /// Whether the backend certainly has no byte of the request.
+    pub(crate) nothing_sent: bool,
 }
 
 /// The side on which a fault happened.
@@ -52,7 +55,17 @@ pub(crate) enum FaultKind {
 impl Fault {
     /// Returns a fault of the backend before a byte of its response was read.
     pub(crate) fn of_backend(kind: FaultKind) -> Self {
-        Self { side: Side::Backend, kind, response_read: false }
+        Self { side: Side::Backend, kind, response_read: false, nothing_sent: false }
+    }
+
+    /// Returns a fault of the backend before a byte of the request was sent.
+    pub(crate) fn before_request(kind: FaultKind) -> Self {
+        Self { nothing_sent: true, ..Self::of_backend(kind) }
+    }
+
+    /// Returns a fault of the client.
+    pub(crate) fn of_client(kind: FaultKind) -> Self {
+        Self { side: Side::Client, ..Self::of_backend(kind) }
     }
 
     /// Returns the failure of the request.
@@ -66,6 +79,14 @@ impl Fault {
             (Side::Client, FaultKind::Closed | FaultKind::WriteTimeout) => Failure::ClientGone,
             (Side::Client, _) => Failure::BadRequest,
         }
+    }
+
+    /// Returns the fault with regard to the progress of the response: a client that ends its request in the middle of
+    /// the body gets a reason, unless it has left after a part of a response.
+    pub(crate) fn since(self, progress: Progress) -> Self {
+        let is_truncated = self.kind == FaultKind::Rejected(wire::Rejection::TruncatedBody);
+        let kind = if is_truncated && progress.response_begun { FaultKind::Closed } else { self.kind };
+        Self { kind, ..self }
     }
 
     /// Returns whether the fault shows that an idle connection was closed. `reused` is true if the connection was kept
@@ -92,7 +113,7 @@ mod tests {
     use super::*;
 
     fn failure(side: Side, kind: FaultKind) -> Failure {
-        Fault { side, kind, response_read: false }.failure()
+        Fault { side, ..Fault::of_backend(kind) }.failure()
     }
 
     #[test]
@@ -111,6 +132,15 @@ mod tests {
         assert_eq!(failure(Side::Client, FaultKind::WriteTimeout), Failure::ClientGone);
         assert_eq!(failure(Side::Client, FaultKind::ReadTimeout), Failure::ClientTimeout);
         assert_eq!(failure(Side::Client, FaultKind::Protocol), Failure::BadRequest);
+    }
+
+    #[test]
+    fn a_truncated_request_is_400_unless_a_response_has_begun() {
+        let truncated = Fault::of_client(FaultKind::Rejected(wire::Rejection::TruncatedBody));
+        let failure =
+            |response_begun| truncated.since(Progress { replayable: true, response_begun }).failure();
+        assert_eq!(failure(false).status(), 400);
+        assert_eq!(failure(true), Failure::ClientGone);
     }
 
     #[test]

@@ -23,8 +23,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use http::HeaderValue;
-use http::header::{EXPECT, HOST, RETRY_AFTER, SET_COOKIE};
+use http::header::{EXPECT, HOST, MAX_FORWARDS, RETRY_AFTER, SET_COOKIE};
+use http::{HeaderValue, Method};
 
 pub(crate) use deadlines::{Direction, Wait};
 pub(crate) use fault::{Fault, FaultKind, Side};
@@ -41,6 +41,8 @@ use crate::pool::{Admission, AdmissionError, Attempt, Dispatch, Fields, Head, Po
 use crate::route::RequestView;
 use crate::snapshot::Snapshot;
 use crate::upgrade;
+use crate::wire::rejection::Rejection as WireRejection;
+use crate::wire::request as wire;
 use explanation::{ExplainAccess, Served};
 
 /// A request in progress.
@@ -107,6 +109,10 @@ pub(crate) struct End {
     pub(crate) response_bytes: u64,
 }
 
+/// The longest time for which a connection may have been idle that gets a request which cannot be sent twice. The
+/// backend may be about to close an older one.
+const MAX_IDLE: Duration = Duration::from_secs(5);
+
 // === impl Exchange ===
 
 impl Exchange {
@@ -123,6 +129,31 @@ impl Exchange {
             is_complete: false,
             key_is_missing: false,
         }
+    }
+
+    /// Checks what the grammar of the head cannot: the connection, the trust in its peer, and the number of hops.
+    /// `named` is the scheme that the target names.
+    ///
+    /// # Errors
+    /// If the request goes to no backend.
+    pub(crate) fn check(&mut self, head: &impl Head, named: Option<wire::Scheme>) -> Result<(), Failure> {
+        let is_trusted = self.is_trusted();
+        let is_raised = named == Some(wire::Scheme::Https) && self.from.scheme == Scheme::Http;
+        let rejection = match () {
+            // Somebody on the way could have raised the scheme.
+            () if is_raised && !is_trusted => Rejection::Wire(WireRejection::SchemeMismatch),
+            () if is_trusted && forwarded::has_too_many(head) => {
+                Rejection::Wire(WireRejection::TooManyForwarded)
+            }
+            () if hops_left(head) == Some(0) => Rejection::LastHop,
+            () => return Ok(()),
+        };
+        Err(self.fail(Failure::Rejected(rejection)))
+    }
+
+    fn is_trusted(&self) -> bool {
+        let Origin { peer, snapshot, .. } = &self.from;
+        peer.as_ref().is_some_and(|peer| snapshot.trusted_proxies.trusts(peer.ip))
     }
 
     /// Finds the pool of the request and its session there.
@@ -199,15 +230,18 @@ impl Exchange {
         if self.explain_access != ExplainAccess::No {
             request.remove(&X_LB_EXPLAIN);
         }
+        if let Some(hops) = hops_left(head) {
+            request.set(MAX_FORWARDS, hops.saturating_sub(1).into());
+        }
         if let Some(host) = self.other_host(head) {
             request.set(HOST, host);
         }
     }
 
     /// Returns the protocol that the request asks to switch to, if the pool passes it on.
-    pub(crate) fn upgrade(&self, head: &impl Head) -> Option<HeaderValue> {
+    pub(crate) fn upgrade(&self, head: &impl Head, has_body: bool) -> Option<HeaderValue> {
         let pool = self.pool();
-        upgrade::requested(head)
+        upgrade::requested(head, has_body)
             .filter(|protocol| pool.is_none_or(|pool| pool.allows_upgrade(protocol.as_bytes())))
     }
 
@@ -316,16 +350,32 @@ impl Exchange {
         }
     }
 
+    /// Returns the longest time for which a connection may have been idle that this attempt uses; `None` if it needs a
+    /// new one, because an idle connection has just failed it (RFC 9112, section 9.3.1).
+    pub(crate) fn max_idle(&self, head: &impl Head) -> Option<Duration> {
+        match () {
+            () if self.dispatch.is_replayed() => None,
+            () if head.method().is_idempotent() => Some(Duration::MAX),
+            () => Some(MAX_IDLE),
+        }
+    }
+
     /// Records a fault of the attempt. Returns whether the request is retried.
     pub(crate) fn fault(&mut self, head: &impl Head, fault: Fault, progress: Progress, at: Now) -> bool {
-        let fault = self.blamed(head, fault);
+        let fault = self.blamed(head, fault).since(progress);
         if self.dispatch.goes_on() {
             return true;
         }
         let failure = self.fail(fault.failure());
+        if let (Failure::ResponseStalled, Some(attempt)) = (failure, &mut self.dispatch.attempt) {
+            attempt.cancelled();
+        }
         let (Failure::Upstream(error), Some(pool)) = (failure, self.pool().cloned()) else { return false };
         let reused = self.dispatch.attempt.as_ref().and_then(|attempt| attempt.reused) == Some(true);
-        let replayability = progress.replayability(head, fault.is_stale(reused));
+        let replayability = Replayability {
+            nothing_sent: fault.nothing_sent,
+            ..progress.replayability(head, fault.is_stale(reused))
+        };
         self.dispatch.broke(&pool, error, replayability, at)
     }
 
@@ -420,8 +470,17 @@ impl Progress {
             replayable: self.replayable,
             response_begun: self.response_begun,
             stale,
+            nothing_sent: false,
         }
     }
+}
+
+/// Returns how often an OPTIONS request may still be forwarded (RFC 9110, section 7.6.2); `None` means no limit.
+fn hops_left(head: &impl Head) -> Option<u64> {
+    if *head.method() != Method::OPTIONS {
+        return None;
+    }
+    str::from_utf8(head.first(&MAX_FORWARDS)?).ok()?.parse().ok()
 }
 
 /// Returns whether a response ends its request, or hands the connection over to another protocol.

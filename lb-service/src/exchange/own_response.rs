@@ -27,7 +27,8 @@ impl OwnResponse {
     /// Returns the response to a failed request; `None` if no client is left to read it.
     pub(crate) fn to(failure: Failure, explanation: Option<HeaderValue>) -> Option<Self> {
         let status = failure.client_status()?;
-        let body = page(status);
+        // A response about the server itself has no page.
+        let body = if status.is_success() { Bytes::new() } else { page(status) };
         let mut fields = vec![
             (CACHE_CONTROL, HeaderValue::from_static("no-store")),
             (CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8")),
@@ -83,6 +84,13 @@ mod tests {
         let response = OwnResponse::to(Failure::Rejected(Rejection::QueueFull), None).unwrap();
         assert_eq!(response.status, StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(field(&response, &RETRY_AFTER).unwrap(), "1");
+    }
+
+    #[test]
+    fn the_response_to_a_request_about_this_server_is_empty() {
+        let response = OwnResponse::to(Failure::Rejected(Rejection::LastHop), None).unwrap();
+        assert_eq!((response.status, response.body.len()), (StatusCode::OK, 0));
+        assert_eq!(field(&response, &CONTENT_LENGTH).unwrap(), "0");
     }
 
     #[test]

@@ -339,3 +339,90 @@ fn a_request_without_a_host_gets_the_host_of_its_target_of_the_pool_or_of_the_ba
     });
     assert_eq!(hosts(&bench, &path), [some("localhost"), None]);
 }
+
+#[test]
+fn an_options_request_loses_a_hop_and_ends_here_at_the_last_one() {
+    let bench = Bench::new(|_| {});
+    let hops = |method, hops| head(method, "/api", &[("max-forwards", hops)]);
+    let checked = |head: &Parts| bench.begin(head).check(head, None);
+    assert_eq!(checked(&hops("OPTIONS", "0")), Err(Failure::Rejected(Rejection::LastHop)));
+    let forwarded = |head: &Parts| {
+        checked(head).unwrap();
+        let mut request = head.headers.clone();
+        bench.placed(head).edit_request(head, &mut request);
+        request["max-forwards"].to_str().unwrap().to_owned()
+    };
+    assert_eq!(forwarded(&hops("OPTIONS", "7")), "6");
+    assert_eq!(forwarded(&hops("GET", "0")), "0", "only OPTIONS and TRACE have hops");
+}
+
+#[test]
+fn a_target_with_https_needs_tls_or_a_trusted_peer() {
+    let bench = Bench::new(|_| {});
+    let checked = |peer: [u8; 4], scheme, named| {
+        let peer = Some(Peer::new(peer.into()));
+        let snapshot = bench.snapshot.clone();
+        let origin = Origin { snapshot, listener: ListenerId(0), peer, scheme };
+        Exchange::begin(origin, &get(), bench.now).check(&get(), Some(named))
+    };
+    let mismatch = Failure::Rejected(Rejection::Wire(WireRejection::SchemeMismatch));
+    assert_eq!(checked(CLIENT, Scheme::Http, wire::Scheme::Https), Err(mismatch));
+    assert!(!keeps_connection(mismatch));
+    assert_eq!(checked(CLIENT, Scheme::Https, wire::Scheme::Https), Ok(()));
+    assert_eq!(checked(CLIENT, Scheme::Http, wire::Scheme::Http), Ok(()));
+    assert_eq!(checked([10, 0, 0, 9], Scheme::Http, wire::Scheme::Https), Ok(()));
+}
+
+#[test]
+fn a_request_that_cannot_be_sent_twice_uses_only_connections_that_were_just_used() {
+    let bench = Bench::new(|_| {});
+    let post = head("POST", "/api", &[]);
+    assert_eq!(bench.placed(&get()).max_idle(&get()), Some(Duration::MAX));
+    assert_eq!(bench.placed(&post).max_idle(&post), Some(MAX_IDLE));
+}
+
+#[test]
+fn the_replay_after_a_stale_connection_uses_a_new_one() {
+    let bench = Bench::new(|_| {});
+    let mut exchange = bench.placed(&get());
+    exchange.dispatch.attempt.as_mut().unwrap().connected(true);
+    assert!(exchange.fault(&get(), Fault::of_backend(FaultKind::Closed), UNTOUCHED, bench.at()));
+    exchange.end_attempt();
+    assert_eq!(exchange.admit(&get(), bench.at()), Admission::Placed);
+    assert_eq!(exchange.max_idle(&get()), None);
+}
+
+#[test]
+fn a_post_of_which_no_byte_was_sent_goes_to_another_connection() {
+    let bench = Bench::new(|_| {});
+    let post = head("POST", "/api", &[]);
+    for (reused, expected) in [(true, true), (false, true)] {
+        let mut exchange = bench.placed(&post);
+        exchange.dispatch.attempt.as_mut().unwrap().connected(reused);
+        let fault = Fault::before_request(FaultKind::Closed);
+        assert_eq!(exchange.fault(&post, fault, UNTOUCHED, bench.at()), expected, "{reused}");
+    }
+    let mut exchange = bench.placed(&post);
+    exchange.dispatch.attempt.as_mut().unwrap().connected(true);
+    assert!(!exchange.fault(&post, Fault::of_backend(FaultKind::Closed), UNTOUCHED, bench.at()));
+}
+
+#[test]
+fn a_response_that_stalls_is_neither_a_success_nor_a_failure_of_its_backend() {
+    let bench = Bench::new(|settings| settings.backends.truncate(1));
+    let end = |fault: Option<FaultKind>| {
+        let mut exchange = bench.placed(&get());
+        exchange.respond(&get(), 200, &mut HeaderMap::new(), UNTOUCHED, bench.at());
+        if let Some(kind) = fault {
+            let begun = Progress { response_begun: true, ..UNTOUCHED };
+            assert!(!exchange.fault(&get(), backend_fault(kind), begun, bench.at()));
+        }
+    };
+    let failures = || bench.snapshot.pools[0].backends()[0].consecutive_failures();
+    end(Some(FaultKind::Closed));
+    assert_eq!(failures(), 1);
+    end(Some(FaultKind::Stalled));
+    assert_eq!(failures(), 1);
+    end(None);
+    assert_eq!(failures(), 0);
+}

@@ -128,8 +128,13 @@ mod tests {
     use crate::pool::{BackendSettings, PoolSettings, Replayability, UpstreamError};
 
     const SECOND: Duration = Duration::from_secs(1);
-    const GET: Replayability =
-        Replayability { idempotent: true, replayable: true, response_begun: false, stale: false };
+    const GET: Replayability = Replayability {
+        idempotent: true,
+        replayable: true,
+        response_begun: false,
+        stale: false,
+        nothing_sent: false,
+    };
 
     /// Returns backends that take one request at a time each, and a queue in which 2 requests can wait for the time
     /// `queue`.

@@ -116,6 +116,11 @@ impl Attempt {
         }
     }
 
+    /// Records that the response ended before its end through no fault of the backend. This is no success either.
+    pub(crate) fn cancelled(&mut self) {
+        self.promises = false;
+    }
+
     /// Records a failure of the backend, which can eject it.
     pub fn failed(&mut self, error: UpstreamError, now: Instant) {
         self.backend.failed(error);

@@ -67,6 +67,8 @@ pub struct Replayability {
     pub response_begun: bool,
     /// Whether the connection had been kept alive and ended before the first byte of a response.
     pub stale: bool,
+    /// Whether the backend certainly has no byte of the request.
+    pub nothing_sent: bool,
 }
 
 // === impl Dispatch ===
@@ -81,6 +83,11 @@ impl Dispatch {
     /// Returns whether there was no attempt before.
     pub(crate) fn is_first(&self) -> bool {
         self.tries == 0
+    }
+
+    /// Returns whether an idle connection was closed under the request.
+    pub(crate) fn is_replayed(&self) -> bool {
+        self.replayed
     }
 
     /// Returns the backends that failed the request, each with its failure: the one with the stale connection that got
@@ -165,6 +172,7 @@ impl Dispatch {
             response_begun: sent.response_begun,
             tries: (self.tries - u32::from(self.replayed)) as usize,
             stale: sent.stale,
+            nothing_sent: sent.nothing_sent,
             replayed: self.replayed,
         };
         // This releases the place for the next attempt.

@@ -81,10 +81,17 @@ impl Drop for Place {
 // === impl IdleConnections ===
 
 impl IdleConnections {
-    /// Takes the newest connection of this runtime that is still usable. Connections that are not are closed.
-    pub fn take(&self, runtime: RuntimeId, limit: Duration, now: Instant) -> Option<Box<dyn Parked>> {
+    /// Takes the newest connection of this runtime that is still usable, if it was in use in this `recent` time.
+    /// Connections that are not usable within `limit` are closed.
+    pub fn take(
+        &self,
+        runtime: RuntimeId,
+        limit: Duration,
+        recent: Duration,
+        now: Instant,
+    ) -> Option<Box<dyn Parked>> {
         loop {
-            let mut idle = self.pop(runtime)?;
+            let mut idle = self.pop(runtime, recent, now)?;
             // The probe and the close happen without the lock.
             if idle.is_within(limit, now) && idle.connection.is_quiet() {
                 return Some(idle.connection);
@@ -100,10 +107,13 @@ impl IdleConnections {
 
     /// Closes the connections that are too old, or that their backend has closed.
     pub fn sweep(&self, limit: Duration, now: Instant) {
-        let is_over = |idle: &mut Idle| !(idle.is_within(limit, now) && idle.connection.is_quiet());
-        let over: Vec<_> = self.parked.lock().extract_if(.., is_over).collect();
-        // They are closed without the lock.
-        drop(over);
+        // They are looked at and closed without the lock. A request that comes in this moment makes a new connection.
+        let mut kept = std::mem::take(&mut *self.parked.lock());
+        kept.retain_mut(|idle| idle.is_within(limit, now) && idle.connection.is_quiet());
+        let mut parked = self.parked.lock();
+        // Those that were parked in the meantime are the newest.
+        kept.append(&mut parked);
+        *parked = kept;
     }
 
     /// Returns the number of connections.
@@ -116,10 +126,11 @@ impl IdleConnections {
         self.len() == 0
     }
 
-    fn pop(&self, runtime: RuntimeId) -> Option<Idle> {
+    fn pop(&self, runtime: RuntimeId, recent: Duration, now: Instant) -> Option<Idle> {
         let mut parked = self.parked.lock();
         let newest = parked.iter().rposition(|idle| idle.runtime == runtime)?;
-        Some(parked.remove(newest))
+        let is_recent = now.saturating_duration_since(parked[newest].since) < recent;
+        is_recent.then(|| parked.remove(newest))
     }
 
     fn place_of_oldest(&self) -> Option<Place> {
@@ -201,7 +212,11 @@ mod tests {
         }
 
         fn take(&self, after: u32) -> Option<u32> {
-            let taken = self.connections.take(self.here(), LIMIT, self.now + SECOND * after)?;
+            self.take_recent(after, Duration::MAX)
+        }
+
+        fn take_recent(&self, after: u32, recent: Duration) -> Option<u32> {
+            let taken = self.connections.take(self.here(), LIMIT, recent, self.now + SECOND * after)?;
             let connection: Box<dyn Any> = taken;
             connection.downcast::<Fake>().ok().map(|fake| fake.number)
         }
@@ -232,10 +247,17 @@ mod tests {
     }
 
     #[test]
+    fn a_connection_that_was_not_used_recently_can_be_left_for_another_request() {
+        let fixture = Fixture::new(10);
+        fixture.park(1, 0);
+        assert_eq!((fixture.take_recent(5, SECOND * 5), fixture.take_recent(5, SECOND * 6)), (None, Some(1)));
+    }
+
+    #[test]
     fn a_connection_is_used_on_its_own_runtime_only() {
         let fixture = Fixture::new(10);
         fixture.park(1, 0);
-        assert!(fixture.connections.take(runtime().handle().id(), LIMIT, fixture.now).is_none());
+        assert!(fixture.connections.take(runtime().handle().id(), LIMIT, LIMIT, fixture.now).is_none());
         assert_eq!(fixture.take(0), Some(1));
     }
 
@@ -249,6 +271,30 @@ mod tests {
         other.park(Box::new(fake), fixture.here(), &fixture.budget, fixture.now);
         assert!(other.is_empty(), "it has none to replace");
         assert_eq!([fixture.take(4), fixture.take(4)], [Some(3), Some(2)]);
+    }
+
+    /// A connection that takes the lock of its list when it is looked at.
+    #[derive(Debug)]
+    struct Nosy(Arc<IdleConnections>, Instant);
+
+    impl Parked for Nosy {
+        fn is_quiet(&mut self) -> bool {
+            self.0.is_empty()
+        }
+
+        fn expires(&self) -> Instant {
+            self.1
+        }
+    }
+
+    #[test]
+    fn a_sweep_looks_at_connections_without_the_lock() {
+        let (connections, fixture) = (Arc::new(IdleConnections::default()), Fixture::new(10));
+        let nosy = Nosy(connections.clone(), fixture.now + LIMIT);
+        connections.park(Box::new(nosy), fixture.here(), &fixture.budget, fixture.now);
+        connections.sweep(LIMIT, fixture.now);
+        assert_eq!(connections.len(), 1);
+        connections.sweep(Duration::ZERO, fixture.now);
     }
 
     #[test]

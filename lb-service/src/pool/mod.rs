@@ -25,7 +25,7 @@
 //! # let first = dispatch.attempt.as_ref().unwrap().backend.address.clone();
 //!
 //! // In `error_while_proxy`, for a GET of which no byte of a response was passed on:
-//! let get = Replayability { idempotent: true, replayable: true, response_begun: false, stale: false };
+//! let get = Replayability { idempotent: true, replayable: true, response_begun: false, stale: false, nothing_sent: false };
 //! let retry = dispatch.broke(&pool, UpstreamError::Reset, get, at());
 //! assert!(retry, "there is another backend");
 //!

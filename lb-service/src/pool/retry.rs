@@ -6,9 +6,9 @@
 //!
 //! - **Replay**: a connection that was kept alive ended before the first byte of a response. Servers close idle
 //!   connections at any time, so this is not a failure of the backend, and RFC 9112, 9.3.1 lets a client send an
-//!   idempotent request again over a new connection. A replay uses neither an attempt nor a place in the budget. It is
+//!   idempotent request again over a new connection, as well as any request of which no byte was sent. A replay uses neither an attempt nor a place in the budget. It is
 //!   done once: a client should not automatically retry a failed automatic retry (RFC 9110, 9.2.2).
-//! - **Reconnect**: no connection could be made. No part of the request was sent, so the method does not matter, and
+//! - **Reconnect**: no connection could be made, or it ended before the first byte of the request. No part of the request was sent, so the method does not matter, and
 //!   the backend did no work. A reconnect uses an attempt, but no place in the budget.
 //! - **Retry**: everything else. The backend might have done the work already, so in an outage each retry adds load
 //!   where there is too much of it. A retry uses an attempt and a place in the [`Budget`].
@@ -48,6 +48,8 @@ pub(super) struct Failed {
     /// Whether the connection was kept alive from an earlier request and ended before the first byte of a
     /// response.
     pub stale: bool,
+    /// Whether the backend certainly has no byte of the request.
+    pub nothing_sent: bool,
     /// Whether this request was already replayed because of a stale connection.
     pub replayed: bool,
 }
@@ -117,14 +119,14 @@ pub(super) fn decide(settings: &RetrySettings, failed: &Failed) -> Decision {
     if failed.response_begun {
         return Decision::GiveUp(WhyNot::ResponseBegun);
     }
-    let nothing_sent = failed.cause == RetryCause::ConnectFailure;
+    let nothing_sent = failed.nothing_sent || failed.cause == RetryCause::ConnectFailure;
     if !nothing_sent && !failed.idempotent {
         return Decision::GiveUp(WhyNot::NotIdempotent);
     }
     if !failed.replayable {
         return Decision::GiveUp(WhyNot::BodyGone);
     }
-    if !nothing_sent && failed.stale && !failed.replayed {
+    if failed.cause != RetryCause::ConnectFailure && failed.stale && !failed.replayed {
         return Decision::Replay;
     }
     match obstacle(settings, failed) {
@@ -270,6 +272,7 @@ mod tests {
             response_begun: false,
             tries: 1,
             stale: false,
+            nothing_sent: false,
             replayed: false,
         }
     }
@@ -338,6 +341,15 @@ mod tests {
             "the second time it is a reset like any other"
         );
         assert_eq!(decide(&settings(1, &[RetryCause::Reset]), &again), Decision::Retry);
+    }
+
+    #[test]
+    fn a_request_of_which_no_byte_was_sent_is_sent_again_whatever_its_method() {
+        let post = Failed { nothing_sent: true, idempotent: false, ..failed(RetryCause::Reset) };
+        assert_eq!(decide(&RetrySettings::default(), &post), Decision::Reconnect);
+        assert_eq!(decide(&settings(0, &[]), &Failed { stale: true, ..post }), Decision::Replay);
+        let gone = Failed { replayable: false, ..post };
+        assert_eq!(decide(&RetrySettings::default(), &gone), Decision::GiveUp(WhyNot::BodyGone));
     }
 
     #[test]
@@ -420,10 +432,11 @@ mod tests {
     prop_compose! {
         fn any_failure()(
             cause in select(&RetryCause::ALL[..]),
-            (idempotent, replayable, response_begun, stale, replayed) in any::<(bool, bool, bool, bool, bool)>(),
+            (idempotent, replayable, response_begun) in any::<(bool, bool, bool)>(),
+            (stale, nothing_sent, replayed) in any::<(bool, bool, bool)>(),
             tries in 1usize..6,
         ) -> Failed {
-            Failed { cause, idempotent, replayable, response_begun, tries, stale, replayed }
+            Failed { cause, idempotent, replayable, response_begun, tries, stale, nothing_sent, replayed }
         }
     }
 
@@ -441,7 +454,8 @@ mod tests {
                 return Ok(());
             }
             prop_assert!(!failed.response_begun && failed.replayable);
-            prop_assert!(failed.idempotent || failed.cause == RetryCause::ConnectFailure);
+            let nothing_sent = failed.nothing_sent || failed.cause == RetryCause::ConnectFailure;
+            prop_assert!(failed.idempotent || nothing_sent);
             match decision {
                 Decision::Replay => prop_assert!(failed.stale && !failed.replayed),
                 _ => prop_assert!(on.contains(failed.cause) && failed.tries <= attempts),

@@ -6,8 +6,9 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::client::{WebPkiServerVerifier, verify_server_name};
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms};
 use rustls::server::ParsedCertificate;
-use rustls::{ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::address::UpstreamAddress;
 use super::settings::UpstreamTls;
@@ -84,13 +85,14 @@ impl ServerCertVerifier for Verifier {
             Trust::Only { certificates, .. } if certificates.contains(end_entity) => {
                 let certificate = ParsedCertificate::try_from(end_entity)?;
                 verify_server_name(&certificate, server_name)?;
+                verify_dates(end_entity, now)?;
                 Ok(ServerCertVerified::assertion())
             }
             Trust::Only { authorities: Some(authorities), .. } => {
                 authorities.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
             }
             Trust::Only { authorities: None, .. } => {
-                Err(Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer))
+                Err(Error::InvalidCertificate(CertificateError::UnknownIssuer))
             }
         }
     }
@@ -131,6 +133,22 @@ impl Trust {
         });
         let authorities = WebPkiServerVerifier::builder_with_provider(roots.into(), provider.clone());
         Self::Only { authorities: authorities.build().ok(), certificates }
+    }
+}
+
+/// Verifies the dates of a certificate that is named itself; the usual verification does so for all others.
+fn verify_dates(certificate: &CertificateDer<'_>, now: UnixTime) -> Result<(), Error> {
+    let parsed = X509Certificate::from_der(certificate);
+    let (_, parsed) = parsed.map_err(|_| Error::InvalidCertificate(CertificateError::BadEncoding))?;
+    let (validity, now) = (parsed.validity(), i64::try_from(now.as_secs()).unwrap_or(i64::MAX));
+    match () {
+        () if now < validity.not_before.timestamp() => {
+            Err(Error::InvalidCertificate(CertificateError::NotValidYet))
+        }
+        () if now > validity.not_after.timestamp() => {
+            Err(Error::InvalidCertificate(CertificateError::Expired))
+        }
+        () => Ok(()),
     }
 }
 

@@ -66,14 +66,14 @@ impl Input {
         Poll::Ready(Ok(read > 0))
     }
 
-    /// Reads the first bytes of a message, as [`poll_fill`](Self::poll_fill) does, without a buffer while it waits.
+    /// Reads the first bytes of a message, as [`poll_fill`](Self::poll_fill) does, with no large buffer while it waits.
     pub(crate) fn poll_first(
         &mut self,
         stream: &mut (impl AsyncRead + Unpin),
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<bool>> {
-        if !self.bytes.is_empty() {
-            return Poll::Ready(Ok(true));
+        if self.has_ended {
+            return Poll::Ready(Ok(false));
         }
         let mut space = [const { MaybeUninit::uninit() }; FIRST_STEP];
         let mut read = ReadBuf::uninit(&mut space);

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use pingora_runtime::current_handle;
 use rustix::net::SocketFlags;
+use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::net::{TcpStream, UnixStream};
@@ -20,7 +21,7 @@ use tokio::task::JoinSet;
 
 use super::http1::connection;
 pub(crate) use super::http1::connection::Acceptance;
-use super::stream::{Socket, Stream};
+use super::stream::{Socket, Stream, keepalive};
 use crate::forwarded::Peer;
 use crate::listener::{ListenAddress, UNIX_SOCKET_MODE};
 
@@ -54,6 +55,8 @@ impl ListenSocket {
     )]
     pub(crate) fn from_fd(fd: OwnedFd) -> io::Result<Self> {
         rustix::io::ioctl_fionbio(&fd, true)?;
+        // Accepted connections inherit it. It fails on a Unix socket, which needs none.
+        let _ = SockRef::from(&fd).set_tcp_keepalive(&keepalive());
         AsyncFd::with_interest(fd, Interest::READABLE).map(Self)
     }
 
@@ -120,7 +123,9 @@ async fn accept_until(socket: Arc<ListenSocket>, acceptance: Acceptance, mut clo
                 log::debug!("a client of {name} left before it was accepted: {error}");
             }
             Err(error) => {
-                log::warn!("cannot accept a connection on {name}: {error}");
+                if acceptance.acceptor.cannot_accept(std::time::Instant::now()) {
+                    log::warn!("cannot accept connections on {name}: {}; they wait", values::reason(&error));
+                }
                 tokio::time::sleep(PAUSE).await;
             }
         }

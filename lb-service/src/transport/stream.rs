@@ -1,9 +1,12 @@
 //! A connection as bytes: TCP, a Unix socket, or TLS over either.
 
 use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
+use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::client::TlsStream;
@@ -15,6 +18,12 @@ pub(crate) enum Socket {
     Tcp(TcpStream),
     /// A connection on a Unix socket.
     Unix(UnixStream),
+}
+
+/// Returns the probes of a silent TCP connection, by which the end of a peer that has lost its power or its network is
+/// noticed: a tunnel may be silent for an hour otherwise.
+pub(crate) fn keepalive() -> TcpKeepalive {
+    TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(15))
 }
 
 /// A connection to a client or to a backend.
@@ -41,11 +50,18 @@ impl Socket {
         }
     }
 
+    fn with<T>(&self, call: impl FnOnce(SockRef<'_>) -> T) -> T {
+        call(match self {
+            Self::Tcp(stream) => SockRef::from(stream),
+            Self::Unix(stream) => SockRef::from(stream),
+        })
+    }
+
     /// Makes the close of the connection a reset, by which the peer sees that what it got is incomplete.
     fn reset_on_close(&self) {
         if let Self::Tcp(stream) = self {
             // Without the option the peer sees an end instead of a reset. There is no better way then.
-            let _ = socket2::SockRef::from(stream).set_linger(Some(std::time::Duration::ZERO));
+            let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
         }
     }
 }
@@ -53,6 +69,29 @@ impl Socket {
 // === impl Stream ===
 
 impl Stream {
+    /// Returns whether the connection has TLS.
+    pub(crate) fn is_tls(&self) -> bool {
+        matches!(self, Self::Tls(_))
+    }
+
+    /// Returns whether the connection is broken. A peer that has only sent its last byte has not broken it.
+    pub(crate) fn is_broken(&self) -> bool {
+        self.socket().with(|socket| socket.take_error()).is_ok_and(|error| error.is_some())
+    }
+
+    /// Returns whether the system has bytes of the peer that were not read, or its end.
+    pub(crate) fn has_input(&self) -> bool {
+        let peeked = self.socket().with(|socket| socket.peek(&mut [MaybeUninit::uninit()]));
+        !matches!(peeked, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+    }
+
+    fn socket(&self) -> &Socket {
+        match self {
+            Self::Plain(socket) => socket,
+            Self::Tls(stream) => stream.get_ref().0,
+        }
+    }
+
     fn inner(&mut self) -> Pin<&mut dyn Duplex> {
         match self {
             Self::Plain(socket) => socket.inner(),
@@ -62,10 +101,7 @@ impl Stream {
 
     /// Makes the close of the connection a reset, by which the peer sees that what it got is incomplete.
     pub(crate) fn reset_on_close(&self) {
-        match self {
-            Self::Plain(socket) => socket.reset_on_close(),
-            Self::Tls(stream) => stream.get_ref().0.reset_on_close(),
-        }
+        self.socket().reset_on_close();
     }
 }
 

@@ -13,6 +13,7 @@ use futures::task::noop_waker_ref;
 use pingora::server::configuration::ServerConf;
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
+use socket2::SockRef;
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::{TcpSocket, TcpStream, UnixStream};
 use tokio::task::coop::unconstrained;
@@ -20,7 +21,7 @@ use tokio_rustls::TlsConnector;
 
 use super::input::Input;
 use super::output::Output;
-use super::stream::{Socket, Stream};
+use super::stream::{Socket, Stream, keepalive};
 use crate::exchange::FaultKind;
 use crate::pool::{Backend, IdleBudget, Parked, RuntimeId, UpstreamAddress};
 use crate::snapshot::CurrentSnapshot;
@@ -71,9 +72,16 @@ impl Connector {
         Self { sources, budget: IdleBudget::new(idle) }
     }
 
-    /// Takes an idle connection to this backend, if there is one.
-    pub(crate) fn idle(&self, backend: &Backend, runtime: RuntimeId, now: Instant) -> Option<Box<Upstream>> {
-        let connection: Box<dyn Any> = backend.idle().take(runtime, backend.target().idle_timeout, now)?;
+    /// Takes an idle connection to this backend, if there is one that was in use in this `recent` time.
+    pub(crate) fn idle(
+        &self,
+        backend: &Backend,
+        runtime: RuntimeId,
+        recent: Duration,
+        now: Instant,
+    ) -> Option<Box<Upstream>> {
+        let limit = backend.target().idle_timeout;
+        let connection: Box<dyn Any> = backend.idle().take(runtime, limit, recent, now)?;
         // Only `keep` parks connections.
         let mut upstream = connection.downcast::<Upstream>().ok()?;
         upstream.reused = true;
@@ -99,7 +107,7 @@ impl Connector {
         };
         let (input, output) = (Input::default(), Output::default());
         let expires = Instant::now() + jittered(target.max_age, fastrand::f64());
-        Ok(Box::new(Upstream { stream, input, output, reused: false, expires }))
+        Upstream { stream, input, output, reused: false, expires }.untouched().map(Box::new)
     }
 
     async fn stream(
@@ -131,6 +139,7 @@ impl Connector {
             None => TcpStream::connect(address).await,
         }?;
         stream.set_nodelay(true)?;
+        SockRef::from(&stream).set_tcp_keepalive(&keepalive())?;
         Ok(Socket::Tcp(stream))
     }
 
@@ -181,6 +190,20 @@ impl Upstream {
     }
 }
 
+impl Upstream {
+    /// Returns the new connection, unless the backend has already closed it or sent a byte: that would pass for the
+    /// response to our request.
+    fn untouched(mut self) -> Result<Self, ConnectError> {
+        // With TLS, the bytes may be tickets.
+        let has_input = !self.stream.is_tls() && self.stream.has_input();
+        if !has_input && self.is_quiet() {
+            return Ok(self);
+        }
+        let reason = io::Error::other("it closed the connection or sent bytes before the request");
+        Err(ConnectError { kind: FaultKind::Closed, reason })
+    }
+}
+
 impl Parked for Upstream {
     fn expires(&self) -> Instant {
         self.expires
@@ -197,5 +220,39 @@ impl Parked for Upstream {
         // Without `unconstrained`, a task that has used up its budget would see nothing.
         let mut probe = unconstrained(poll_fn(|cx| Pin::new(&mut *stream).poll_read(cx, &mut buf)));
         matches!(Future::poll(Pin::new(&mut probe), &mut cx), Poll::Pending)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+    use std::net::TcpListener;
+
+    use super::*;
+
+    /// Returns a connection whose backend has sent these bytes, or has closed it, before a request.
+    async fn connected(bytes: &[u8], closes: bool) -> Result<Upstream, ConnectError> {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (mut backend, _) = listener.accept().unwrap();
+        backend.write_all(bytes).unwrap();
+        let backend = (!closes).then_some(backend);
+        if closes || !bytes.is_empty() {
+            stream.peek(&mut [0]).await.unwrap();
+        }
+        let (input, output) = (Input::default(), Output::default());
+        let stream = Stream::Plain(Socket::Tcp(stream));
+        let upstream = Upstream { stream, input, output, reused: false, expires: Instant::now() };
+        let result = upstream.untouched();
+        drop(backend);
+        result
+    }
+
+    #[tokio::test]
+    async fn a_connection_on_which_the_backend_came_first_is_not_used() {
+        assert!(connected(b"", false).await.is_ok());
+        let kind = |result: Result<Upstream, ConnectError>| result.map(drop).map_err(|error| error.kind);
+        assert_eq!(kind(connected(b"HTTP/1.1 200 OK\r\n", false).await), Err(FaultKind::Closed));
+        assert_eq!(kind(connected(b"", true).await), Err(FaultKind::Closed));
     }
 }

@@ -83,6 +83,24 @@ pub fn names(fields: &FieldLines) -> impl Iterator<Item = &[u8]> {
     fields.values(Known::Connection).flat_map(members)
 }
 
+/// The fields that a message names in `Connection`, for its trailers: these do not pass either.
+#[derive(Clone, Debug, Default)]
+pub struct Named(Option<FieldLines>);
+
+// === impl Named ===
+
+impl Named {
+    /// Returns the fields that the head of a message names.
+    pub fn of(fields: &FieldLines, options: Options) -> Self {
+        Self(options.names_fields.then(|| fields.clone()))
+    }
+
+    /// Returns whether this field is named.
+    pub fn contains(&self, name: &[u8]) -> bool {
+        self.0.iter().flat_map(names).any(|named| named.eq_ignore_ascii_case(name))
+    }
+}
+
 fn is_end_to_end(name: &[u8]) -> bool {
     const X_FORWARDED: &[u8] = b"x-forwarded-";
     let prefix = name.get(..X_FORWARDED.len());

@@ -22,6 +22,11 @@ pub(super) fn split(text: &str) -> Option<(&str, Option<u16>)> {
     is_valid.then_some((host, port))
 }
 
+/// Returns whether a value is a host with an optional port.
+pub(crate) fn is_host(value: &[u8]) -> bool {
+    str::from_utf8(value).is_ok_and(|text| split(text).is_some())
+}
+
 /// Returns whether two hosts are the same. A missing port is `default`.
 pub(super) fn is_same(one: &str, other: &str, default: u16) -> bool {
     let (Some((one, one_port)), Some((other, other_port))) = (split(one), split(other)) else { return false };

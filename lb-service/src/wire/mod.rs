@@ -35,3 +35,6 @@ pub mod scan;
 mod target;
 pub mod trailers;
 pub mod write;
+
+pub(crate) use host::is_host;
+pub(crate) use target::without_dot_segments;

@@ -59,6 +59,14 @@ pub enum Rejection {
     Chunk,
     /// The trailers do not follow the grammar, or they are larger than the limit.
     Trailers,
+    /// The client has sent its last byte, and a part of the body is missing.
+    TruncatedBody,
+    /// The request asks for another protocol, and a field about it is repeated.
+    Upgrade,
+    /// The target names the scheme `https`, and the connection has no TLS.
+    SchemeMismatch,
+    /// The `X-Forwarded-For` field of a trusted proxy has too many entries. It is most likely a loop.
+    TooManyForwarded,
 }
 
 /// The reason why the response of a backend cannot be passed on.
@@ -98,7 +106,7 @@ impl From<BadBody> for Rejection {
 impl From<ScanError> for Rejection {
     fn from(error: ScanError) -> Self {
         match error {
-            ScanError::Start => Self::RequestLine,
+            ScanError::Start | ScanError::RequestLine => Self::RequestLine,
             ScanError::LineEnd => Self::LineEnd,
             ScanError::TooLarge => Self::HeadTooLarge,
             ScanError::TooManyFields => Self::TooManyFields,
@@ -111,7 +119,7 @@ impl From<ScanError> for Rejection {
 
 impl Rejection {
     /// All reasons, in the order of their discriminants.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 29] = [
         Self::RequestLine,
         Self::Method,
         Self::MethodTooLong,
@@ -137,6 +145,10 @@ impl Rejection {
         Self::MaxForwards,
         Self::Chunk,
         Self::Trailers,
+        Self::TruncatedBody,
+        Self::Upgrade,
+        Self::SchemeMismatch,
+        Self::TooManyForwarded,
     ];
 
     /// Returns the status of the response.
@@ -158,8 +170,8 @@ impl Rejection {
             Self::RequestLine => "bad_request_line",
             Self::Method => "bad_method",
             Self::MethodTooLong => "method_too_long",
-            Self::Connect => "connect",
-            Self::Trace => "trace",
+            Self::Connect => "connect_method",
+            Self::Trace => "trace_method",
             Self::Target => "bad_target",
             Self::TargetTooLong => "target_too_long",
             Self::Version => "bad_version",
@@ -180,6 +192,10 @@ impl Rejection {
             Self::MaxForwards => "bad_max_forwards",
             Self::Chunk => "bad_chunk",
             Self::Trailers => "bad_trailers",
+            Self::TruncatedBody => "truncated_body",
+            Self::Upgrade => "bad_upgrade",
+            Self::SchemeMismatch => "scheme_mismatch",
+            Self::TooManyForwarded => "too_many_forwarded",
         }
     }
 }
@@ -202,6 +218,6 @@ mod tests {
     #[test]
     fn limits_and_missing_features_have_statuses_of_their_own() {
         let of = |status| Rejection::ALL.into_iter().filter(move |reason| reason.status() == status).count();
-        assert_eq!([400, 405, 414, 417, 431, 501, 505].map(of), [16, 2, 1, 1, 2, 2, 1]);
+        assert_eq!([400, 405, 414, 417, 431, 501, 505].map(of), [20, 2, 1, 1, 2, 2, 1]);
     }
 }

@@ -77,6 +77,7 @@ impl RequestHead {
         head.check_body()?;
         head.check_expectation()?;
         head.check_max_forwards()?;
+        head.check_upgrade()?;
         Ok(head)
     }
 
@@ -135,11 +136,16 @@ impl RequestHead {
     /// A body in a request of HTTP/1.0 whose method has none is framed wrongly more often than not.
     fn check_body(&self) -> Result<(), Rejection> {
         let has_none = [Method::GET, Method::HEAD, Method::DELETE].contains(&self.method);
-        let is_odd = self.version == Version::HTTP_10 && has_none && self.length != Length::None;
+        let is_empty = matches!(self.length, Length::None | Length::Known(0));
+        let is_odd = self.version == Version::HTTP_10 && has_none && !is_empty;
         if is_odd { Err(Rejection::UnexpectedBody) } else { Ok(()) }
     }
 
     fn check_expectation(&self) -> Result<(), Rejection> {
+        // RFC 9110, section 10.1.1: a server ignores it in HTTP/1.0.
+        if self.version == Version::HTTP_10 {
+            return Ok(());
+        }
         let expected = self.fields.only(Known::Expect).map_err(|_| Rejection::Expect)?;
         let is_known = expected.is_none_or(|expected| expected.eq_ignore_ascii_case(b"100-continue"));
         if is_known { Ok(()) } else { Err(Rejection::Expect) }
@@ -152,6 +158,16 @@ impl RequestHead {
         let limit = self.fields.only(Known::MaxForwards).map_err(|_| Rejection::MaxForwards)?;
         let is_number = limit.is_none_or(|limit| decimal(limit).is_some());
         if is_number { Ok(()) } else { Err(Rejection::MaxForwards) }
+    }
+
+    /// The fields that decide about another protocol must have one meaning.
+    fn check_upgrade(&self) -> Result<(), Rejection> {
+        if self.version != Version::HTTP_11 || !self.options.upgrade {
+            return Ok(());
+        }
+        let is_repeated = |known| self.fields.only(known).is_err();
+        let is_bad = is_repeated(Known::Upgrade) || is_repeated(Known::SecWebsocketKey);
+        if is_bad { Err(Rejection::Upgrade) } else { Ok(()) }
     }
 
     fn text(&self, span: Span) -> &str {
@@ -297,6 +313,32 @@ mod tests {
         );
         assert_eq!(head.names().next(), Some(&b"HOST"[..]));
         assert!(head.keeps_alive() && !head.expects_continue());
+    }
+
+    #[test]
+    fn a_request_for_another_protocol_has_one_of_each_field() {
+        let upgrade = "Connection: upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: a\r\n";
+        assert!(with_fields(upgrade).is_ok());
+        for second in ["Upgrade: irc\r\n", "Sec-WebSocket-Key: a\r\n"] {
+            let twice = format!("{upgrade}{second}");
+            assert_eq!(with_fields(&twice).map(drop), Err(Rejection::Upgrade), "{second}");
+        }
+        assert!(with_fields("Upgrade: a\r\nUpgrade: b\r\n").is_ok(), "no upgrade is asked for");
+    }
+
+    #[test]
+    fn an_expectation_counts_in_http_1_1_only() {
+        let old =
+            |expect| parse(&format!("POST / HTTP/1.0\r\nContent-Length: 1\r\nExpect: {expect}\r\n\r\n"));
+        assert!(old("x").is_ok_and(|head| !head.expects_continue()));
+        assert!(old("100-continue").is_ok_and(|head| !head.expects_continue()));
+        assert_eq!(with_fields("Expect: x\r\n").map(drop), Err(Rejection::Expect));
+    }
+
+    #[test]
+    fn an_empty_body_is_no_body_in_http_1_0() {
+        let get = |length| parse(&format!("GET / HTTP/1.0\r\nContent-Length: {length}\r\n\r\n")).map(drop);
+        assert_eq!((get("0"), get("1")), (Ok(()), Err(Rejection::UnexpectedBody)));
     }
 
     #[test]

@@ -127,7 +127,7 @@ impl From<ScanError> for BadResponse {
             ScanError::TooLarge => Self::HeadTooLarge,
             ScanError::TooManyFields => Self::TooManyFields,
             // Only the head of a request causes the others.
-            ScanError::Start | ScanError::TargetTooLong => Self::StatusLine,
+            ScanError::Start | ScanError::TargetTooLong | ScanError::RequestLine => Self::StatusLine,
         }
     }
 }

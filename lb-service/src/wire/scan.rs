@@ -59,6 +59,8 @@ pub enum ScanError {
     TooManyFields,
     /// The target is longer than [`Limits::target`].
     TargetTooLong,
+    /// The first line of a request has ended, and single spaces do not split it into three parts.
+    RequestLine,
 }
 
 // === impl Scan ===
@@ -80,7 +82,7 @@ impl Scan {
         if !bytes[self.start].is_ascii_uppercase() {
             return Err(ScanError::Start);
         }
-        self.lines(bytes, limits, limits.target.saturating_add(AROUND_TARGET))
+        self.lines(bytes, limits, Some(limits.target.saturating_add(AROUND_TARGET)))
     }
 
     /// Continues the search for the head of a response, as [`request`](Self::request) does for a request.
@@ -89,12 +91,7 @@ impl Scan {
     ///
     /// If the bytes cannot become a head.
     pub fn response(&mut self, bytes: &[u8], limits: &Limits) -> Result<Found, ScanError> {
-        self.lines(bytes, limits, usize::MAX)
-    }
-
-    /// Returns whether a byte of the head has arrived.
-    pub fn has_begun(&self, bytes: &[u8]) -> bool {
-        bytes.len() > self.start
+        self.lines(bytes, limits, None)
     }
 
     /// Skips an empty line before the head. Returns whether a byte of the head is there.
@@ -106,17 +103,26 @@ impl Scan {
                 None => return Ok(false),
             }
         }
-        Ok(self.has_begun(bytes))
+        Ok(bytes.len() > self.start)
     }
 
-    fn lines(&mut self, bytes: &[u8], limits: &Limits, first_line: usize) -> Result<Found, ScanError> {
+    /// Searches line by line. `request_line` is the largest length of the first line if it is one of a request.
+    fn lines(
+        &mut self,
+        bytes: &[u8],
+        limits: &Limits,
+        request_line: Option<usize>,
+    ) -> Result<Found, ScanError> {
         let limit = self.start.saturating_add(limits.head);
         let within = &bytes[..bytes.len().min(limit)];
         while let Some(at) = memchr(b'\n', &within[self.searched..]) {
             let end = self.searched + at + 1;
-            self.check_first_line(end, first_line)?;
+            self.check_length(end, request_line)?;
             if is_empty_line(&within[self.line..end])? {
                 return Ok(Found::Head { start: self.start, end });
+            }
+            if request_line.is_some() && self.lines == 0 && !has_three_parts(&within[self.line..end]) {
+                return Err(ScanError::RequestLine);
             }
             // The first line is not a field.
             if self.lines > limits.fields {
@@ -125,15 +131,26 @@ impl Scan {
             (self.searched, self.line, self.lines) = (end, end, self.lines + 1);
         }
         self.searched = within.len();
-        self.check_first_line(within.len(), first_line)?;
+        self.check_length(within.len(), request_line)?;
         if bytes.len() > limit { Err(ScanError::TooLarge) } else { Ok(Found::Incomplete) }
     }
 
     /// Checks the length of the first line, which reaches at least to `end` if no line has ended yet.
-    fn check_first_line(&self, end: usize, limit: usize) -> Result<(), ScanError> {
-        let is_too_long = self.lines == 0 && end - self.start > limit;
+    fn check_length(&self, end: usize, request_line: Option<usize>) -> Result<(), ScanError> {
+        let is_too_long = self.lines == 0 && request_line.is_some_and(|limit| end - self.start > limit);
         if is_too_long { Err(ScanError::TargetTooLong) } else { Ok(()) }
     }
+}
+
+/// Returns whether a request has begun: an empty line before it is no part of it (RFC 9112, section 2.2).
+pub fn has_begun(bytes: &[u8]) -> bool {
+    !matches!(bytes, b"" | b"\r" | b"\r\n")
+}
+
+/// Returns whether a line can be a method, a target and a version. A request of HTTP/0.9 has no version, and nothing
+/// may follow it, so a wait for fields would be in vain.
+fn has_three_parts(line: &[u8]) -> bool {
+    memchr::memchr_iter(b' ', line).count() == 2
 }
 
 /// Returns whether a line is empty, which includes its line feed.
@@ -189,6 +206,21 @@ mod tests {
         assert_eq!(whole(b"GET / HTTP/1.1\n"), Err(ScanError::LineEnd));
         assert_eq!(whole(b"GET / HTTP/1.1\r\nHost: a\n"), Err(ScanError::LineEnd));
         assert_eq!(whole(b"GET / HTTP/1.1\r\n\n"), Err(ScanError::LineEnd));
+    }
+
+    #[test]
+    fn a_request_line_without_three_parts_is_rejected_at_its_end() {
+        for line in ["GET /", "GET / HTTP/1.1 ", "GET  / HTTP/1.1", "GET"] {
+            assert_eq!(whole(format!("{line}\r\n").as_bytes()), Err(ScanError::RequestLine), "{line:?}");
+        }
+        assert_eq!(whole(b"GET / HTTP/0.9\r\n"), Ok(Found::Incomplete), "its version is looked at later");
+        assert_eq!(Scan::default().response(b"HTTP/1.1 200\r\n", &LIMITS), Ok(Found::Incomplete));
+    }
+
+    #[test]
+    fn an_empty_line_does_not_begin_a_request() {
+        assert!(!has_begun(b"") && !has_begun(b"\r") && !has_begun(b"\r\n"));
+        assert!(has_begun(b"\r\n\r") && has_begun(b"G") && has_begun(b"\n") && has_begun(b"\r\nG"));
     }
 
     #[test]

@@ -104,7 +104,7 @@ fn scheme(text: &str) -> Option<(Scheme, &str)> {
 /// # Errors
 ///
 /// If the path leaves its root.
-pub(super) fn without_dot_segments(path: &str) -> Result<Option<String>, Rejection> {
+pub(crate) fn without_dot_segments(path: &str) -> Result<Option<String>, Rejection> {
     if !may_have_dot_segments(path) {
         return Ok(None);
     }

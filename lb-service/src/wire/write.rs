@@ -6,7 +6,7 @@
 
 use http::{HeaderName, HeaderValue};
 
-use super::connection;
+use super::connection::{self, Named};
 use super::fields::{Field, FieldLines};
 use super::framing::Length;
 use super::grammar::members;
@@ -22,6 +22,8 @@ pub struct Outgoing<'a> {
     received: &'a FieldLines,
     /// Whether `Connection` names fields, which then do not pass.
     names_fields: bool,
+    /// Whether the server that gets the request is to say whether it wants the body.
+    expects: bool,
     removed: Vec<HeaderName>,
     added: Vec<(HeaderName, HeaderValue)>,
 }
@@ -61,7 +63,8 @@ const CRLF: &[u8] = b"\r\n";
 impl<'a> Outgoing<'a> {
     /// Returns the fields of a request that is passed on.
     pub fn request(head: &'a RequestHead) -> Self {
-        Self::new(head.fields(), head.options().names_fields)
+        let expects = head.expects_continue();
+        Self { expects, ..Self::new(head.fields(), head.options().names_fields) }
     }
 
     /// Returns the fields of a response that is passed on.
@@ -70,7 +73,7 @@ impl<'a> Outgoing<'a> {
     }
 
     fn new(received: &'a FieldLines, names_fields: bool) -> Self {
-        Self { received, names_fields, removed: Vec::new(), added: Vec::new() }
+        Self { received, names_fields, expects: true, removed: Vec::new(), added: Vec::new() }
     }
 
     /// Returns the received fields that pass.
@@ -93,12 +96,15 @@ impl<'a> Outgoing<'a> {
             | Known::TransferEncoding
             | Known::Upgrade
             | Known::ContentLength => false,
+            Known::Expect if !self.expects => false,
             _ => !is_named() && !self.removed.iter().any(is_removed),
         }
     }
 
-    fn write_fields(&self, out: &mut Vec<u8>) {
-        for field in self.passed() {
+    /// Writes the fields. Trailers are announced only if they can follow.
+    fn write_fields(&self, out: &mut Vec<u8>, framing: Framing) {
+        let may_announce = framing == Framing::Chunked;
+        for field in self.passed().filter(|field| may_announce || field.known != Known::Trailer) {
             write_field(out, field.name, field.value);
         }
         for (name, value) in &self.added {
@@ -144,7 +150,7 @@ pub fn request(out: &mut Vec<u8>, head: &RequestHead, fields: &Outgoing<'_>, upg
     for part in [head.method().as_str().as_bytes(), b" ", head.target().as_bytes(), b" HTTP/1.1\r\n"] {
         out.extend_from_slice(part);
     }
-    fields.write_fields(out);
+    fields.write_fields(out, request_framing(head));
     write_framing(out, request_framing(head));
     write_request_connection(out, head, upgrade);
     out.extend_from_slice(CRLF);
@@ -188,7 +194,7 @@ pub fn response(
 ) {
     out.reserve(fields.received.bytes().len() + 256);
     write_status_line(out, status, reason);
-    fields.write_fields(out);
+    fields.write_fields(out, framing);
     if status == UPGRADE_REQUIRED {
         write_demanded_protocols(out, fields.received);
     }
@@ -209,7 +215,7 @@ fn write_demanded_protocols(out: &mut Vec<u8>, received: &FieldLines) {
 /// Writes the head of a response that switches protocols.
 pub fn switching(out: &mut Vec<u8>, reason: &[u8], fields: &Outgoing<'_>, protocol: &[u8]) {
     write_status_line(out, 101, reason);
-    fields.write_fields(out);
+    fields.write_fields(out, Framing::None);
     write_field(out, b"Connection", b"Upgrade");
     write_field(out, b"Upgrade", protocol);
     out.extend_from_slice(CRLF);
@@ -231,10 +237,11 @@ pub fn own_response(
     out.extend_from_slice(CRLF);
 }
 
-/// Writes the end of a chunked body, with the trailers that may pass.
-pub fn last_chunk(out: &mut Vec<u8>, trailers: Option<&FieldLines>) {
+/// Writes the end of a chunked body, with the trailers that may pass. Those that the head names in `Connection` may not.
+pub fn last_chunk(out: &mut Vec<u8>, trailers: Option<&FieldLines>, named: &Named) {
     out.extend_from_slice(super::chunked::LAST_CHUNK);
-    for field in trailers.into_iter().flat_map(FieldLines::iter).filter(super::trailers::may_pass) {
+    let may_pass = |field: &Field<'_>| super::trailers::may_pass(field) && !named.contains(field.name);
+    for field in trailers.into_iter().flat_map(FieldLines::iter).filter(may_pass) {
         write_field(out, field.name, field.value);
     }
     out.extend_from_slice(CRLF);
@@ -362,6 +369,26 @@ mod tests {
     }
 
     #[test]
+    fn trailers_are_announced_only_if_they_can_follow() {
+        let of_length =
+            |length| forwarded(&format!("POST / HTTP/1.1\r\nHost: a\r\nTrailer: b\r\n{length}\r\n"));
+        assert!(of_length("Transfer-Encoding: chunked\r\n").contains("Trailer: b"));
+        assert!(!of_length("Content-Length: 1\r\n").contains("Trailer"));
+        let text = "HTTP/1.1 200 OK\r\nTrailer: b\r\n\r\n";
+        assert!(returned(text, Framing::Chunked, Persistence::Implied).contains("Trailer: b"));
+        assert!(!returned(text, Framing::UntilClose, Persistence::Close).contains("Trailer"));
+    }
+
+    #[test]
+    fn an_expectation_passes_only_if_a_body_waits_for_it() {
+        let with = |line: &str| forwarded(&format!("{line}\r\nHost: a\r\nExpect: 100-continue\r\n\r\n"));
+        let with_body = |version| with(&format!("POST / {version}\r\nContent-Length: 1"));
+        assert!(with_body("HTTP/1.1").contains("Expect"));
+        assert!(!with_body("HTTP/1.0").contains("Expect"));
+        assert!(!with("POST / HTTP/1.1").contains("Expect"));
+    }
+
+    #[test]
     fn fields_are_replaced_added_and_removed() {
         let head = read("GET / HTTP/1.1\r\nHost: a\r\nX-Private: 1\r\nX-Private: 2\r\n\r\n");
         let mut fields = Outgoing::request(&head);
@@ -396,12 +423,15 @@ mod tests {
 
     #[test]
     fn the_last_chunk_has_the_trailers_that_may_pass() {
-        let trailers = super::super::trailers::parse(Bytes::from_static(b"a: b\r\nHost: c\r\n\r\n")).unwrap();
+        let trailers = Bytes::from_static(b"a: b\r\nHost: c\r\nX-Private: d\r\n\r\n");
+        let trailers = super::super::trailers::parse(trailers).unwrap();
+        let head = read("GET / HTTP/1.1\r\nHost: a\r\nConnection: x-private\r\n\r\n");
+        let named = Named::of(head.fields(), head.options());
         let mut out = Vec::new();
-        last_chunk(&mut out, Some(&trailers));
+        last_chunk(&mut out, Some(&trailers), &named);
         assert_eq!(out, b"0\r\na: b\r\n\r\n");
         out.clear();
-        last_chunk(&mut out, None);
+        last_chunk(&mut out, None, &named);
         assert_eq!(out, b"0\r\n\r\n");
     }
 

@@ -8,7 +8,7 @@ use super::super::input::Input;
 use super::super::output::Output;
 use super::super::stream::Stream;
 use super::super::timer::Timer;
-use crate::exchange::{Fault, FaultKind, Side};
+use crate::exchange::{Fault, FaultKind};
 
 /// The connection of a client.
 #[derive(Debug)]
@@ -62,6 +62,11 @@ impl Client {
         Poll::Pending
     }
 
+    /// Returns whether so much was read ahead that nothing more is read now.
+    pub(super) fn is_unwatched(&self) -> bool {
+        self.input.bytes().len() >= READ_AHEAD
+    }
+
     /// Waits for `done`, but no longer than the client: `None` if the client left.
     pub(super) async fn unless_gone<T>(&mut self, done: impl Future<Output = T>) -> Option<T> {
         let mut done = std::pin::pin!(done);
@@ -109,5 +114,5 @@ impl Client {
 
 /// Returns a fault of the client.
 pub(super) fn fault(kind: FaultKind) -> Fault {
-    Fault { side: Side::Client, kind, response_read: false }
+    Fault::of_client(kind)
 }

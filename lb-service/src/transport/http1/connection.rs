@@ -22,7 +22,7 @@ use crate::listener::{HeadLimits, Listener, ListenerId};
 use crate::snapshot::{CurrentSnapshot, Snapshot};
 use crate::traffic::{Acceptor, Connection};
 use crate::wire::request::RequestHead;
-use crate::wire::scan::{Found, Scan};
+use crate::wire::scan::{Found, Scan, has_begun};
 use crate::wire::write::Persistence;
 
 /// What the connections of one socket share.
@@ -106,8 +106,16 @@ async fn begins(acceptance: &Acceptance, client: &mut Client, idle: Duration) ->
     client.timer.set(Some(idle));
     let mut settled = pin!(acceptance.acceptor.settled());
     std::future::poll_fn(|cx| {
-        if let Poll::Ready(read) = client.input.poll_first(&mut client.stream, cx) {
-            return Poll::Ready(read.unwrap_or(false));
+        // An empty line before a request neither begins it nor restarts the deadline.
+        while !has_begun(client.input.bytes()) {
+            match client.input.poll_first(&mut client.stream, cx) {
+                Poll::Ready(Ok(true)) => {}
+                Poll::Ready(_) => return Poll::Ready(false),
+                Poll::Pending => break,
+            }
+        }
+        if has_begun(client.input.bytes()) {
+            return Poll::Ready(true);
         }
         let is_over = client.timer.poll_expired(cx).is_ready() || settled.as_mut().poll(cx).is_ready();
         if is_over { Poll::Ready(false) } else { Poll::Pending }

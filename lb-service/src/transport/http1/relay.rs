@@ -16,6 +16,7 @@ use super::request_body::{Piece, Place, RequestBody};
 use crate::exchange::{Direction, Fault, FaultKind, Side, Wait};
 use crate::wire::body::{BodyReader, BodyWriter};
 use crate::wire::chunked::Step;
+use crate::wire::connection::Named;
 use crate::wire::fields::FieldLines;
 use crate::wire::response::{LIMITS, ResponseHead};
 use crate::wire::scan::{Found, Scan};
@@ -56,6 +57,7 @@ pub(super) struct Relay<'a> {
 #[derive(Debug)]
 struct Upload {
     writer: BodyWriter,
+    named: Named,
     place: Place,
     state: UploadState,
     /// The writes that the backend has taken.
@@ -80,7 +82,7 @@ enum UploadState {
 pub(super) struct Download {
     reader: BodyReader,
     writer: BodyWriter,
-    passes_trailers: bool,
+    named: Named,
     /// The longest pause of the backend; `None` means no limit.
     pause: Option<Duration>,
     is_done: bool,
@@ -102,6 +104,8 @@ pub(super) enum Event {
     Head(ResponseHead),
 }
 
+/// The pause between two looks at the connection of a client that is not read.
+const LOOK: Duration = Duration::from_secs(1);
 /// The time for which a response is awaited after the backend has stopped to take the request. Servers that reject a
 /// body respond and close.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -109,17 +113,18 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 // === impl Relay ===
 
 impl<'a> Relay<'a> {
-    /// Begins an attempt. The head of the request is in the output of `upstream`.
+    /// Begins an attempt. The head of the request is in the output of `upstream`, and `named` has the fields that it
+    /// names in `Connection`.
     pub(super) fn new(
         client: &'a mut Client,
         upstream: &'a mut Upstream,
         body: &'a mut RequestBody,
         writer: BodyWriter,
+        named: Named,
         limits: Limits,
     ) -> Self {
-        let direction = Direction::new(Instant::now());
-        let upload =
-            Upload { writer, place: Place::default(), state: UploadState::Reading, writes: 0, direction };
+        let (place, direction) = (Place::default(), Direction::new(Instant::now()));
+        let upload = Upload { writer, named, place, state: UploadState::Reading, writes: 0, direction };
         let scan = Scan::default();
         Self { client, upstream, body, limits, upload, scan, response_read: false, respond_by: None }
     }
@@ -157,11 +162,9 @@ impl<'a> Relay<'a> {
             return Poll::Ready(head.map(Event::Head));
         }
         self.poll_informational(cx)?;
-        if self.upload.state != UploadState::Reading {
-            // While the body is read, its reader notices that the client leaves.
-            if self.client.poll_gone(cx).is_ready() {
-                return Poll::Ready(Err(fault(FaultKind::Closed)));
-            }
+        // While the body is read, its reader notices that the client leaves.
+        if !self.reads_body() && self.client.poll_gone(cx).is_ready() {
+            return Poll::Ready(Err(self.body.gone(self.client)));
         }
         self.poll_deadline(None, cx).map(Err)
     }
@@ -181,11 +184,28 @@ impl<'a> Relay<'a> {
             }
             None => self.respond_by.map(|at| (at, self.late_response())),
         };
-        let Some((at, fault)) = [upload, response].into_iter().flatten().min_by_key(|(at, _)| *at) else {
-            return Poll::Pending;
-        };
+        let deadline = [upload, response].into_iter().flatten().min_by_key(|(at, _)| *at);
+        self.poll_until(deadline, now, cx)
+    }
+
+    /// Is ready at the deadline, or if a client that is not read has reset its connection. No event reports that while
+    /// bytes of the client wait in the system, so its connection is looked at from time to time.
+    fn poll_until(
+        &mut self,
+        deadline: Option<(Instant, Fault)>,
+        now: Instant,
+        cx: &mut Context<'_>,
+    ) -> Poll<Fault> {
+        let is_unwatched = self.client.is_unwatched();
+        if is_unwatched && self.client.stream.is_broken() {
+            return Poll::Ready(fault(FaultKind::Closed));
+        }
+        let look = is_unwatched.then(|| now + LOOK);
+        let Some(at) = deadline.iter().map(|(at, _)| *at).chain(look).min() else { return Poll::Pending };
         self.client.timer.set_at(at);
-        self.client.timer.poll_expired(cx).map(|()| fault)
+        ready!(self.client.timer.poll_expired(cx));
+        // The next look lies in the future, so it was the deadline.
+        deadline.map_or(Poll::Pending, |(_, fault)| Poll::Ready(fault))
     }
 
     fn upload_wait(&self, is_stream: bool) -> Option<Wait> {
@@ -249,36 +269,38 @@ impl<'a> Relay<'a> {
     /// responded.
     fn poll_upload(&mut self, cx: &mut Context<'_>) -> Result<Poll<()>, Fault> {
         loop {
-            let reads = self.upload.state == UploadState::Reading && self.upstream.output.has_room();
-            let piece = match reads {
+            let piece = match self.reads_body() {
                 true => self.body.poll_piece(&mut self.upload.place, self.client, cx),
                 false => Poll::Pending,
             };
             match piece {
                 Poll::Ready(piece) => self.queue(piece?)?,
-                Poll::Pending if self.upstream.output.is_empty() => return Ok(self.settled(cx)),
+                Poll::Pending if self.upstream.output.is_empty() => return self.settled(cx),
                 Poll::Pending => match self.upstream.output.poll_write(&mut self.upstream.stream, cx) {
                     Poll::Ready(Ok(_)) => self.upload.writes += 1,
-                    Poll::Ready(Err(_)) => self.give_up_upload(),
+                    Poll::Ready(Err(_)) => self.give_up_upload()?,
                     Poll::Pending => return Ok(Poll::Pending),
                 },
             }
         }
     }
 
-    fn settled(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    /// Returns whether more of the body is read now. The client has to wait while the backend does not read.
+    fn reads_body(&self) -> bool {
+        self.upload.state == UploadState::Reading && self.upstream.output.has_room()
+    }
+
+    fn settled(&mut self, cx: &mut Context<'_>) -> Result<Poll<()>, Fault> {
         match self.upload.state {
-            UploadState::Reading => Poll::Pending,
-            UploadState::Writing => {
-                let flushed = self.upstream.output.poll_flush(&mut self.upstream.stream, cx);
-                match ready!(flushed) {
-                    Ok(()) => self.upload.state = UploadState::Done,
-                    Err(_) => self.give_up_upload(),
-                }
-                Poll::Ready(())
-            }
-            UploadState::Done | UploadState::Broken => Poll::Ready(()),
+            UploadState::Reading => return Ok(Poll::Pending),
+            UploadState::Writing => match self.upstream.output.poll_flush(&mut self.upstream.stream, cx) {
+                Poll::Ready(Ok(())) => self.upload.state = UploadState::Done,
+                Poll::Ready(Err(_)) => self.give_up_upload()?,
+                Poll::Pending => return Ok(Poll::Pending),
+            },
+            UploadState::Done | UploadState::Broken => {}
         }
+        Ok(Poll::Ready(()))
     }
 
     fn queue(&mut self, piece: Piece) -> Result<(), Fault> {
@@ -291,7 +313,7 @@ impl<'a> Relay<'a> {
             }
             Piece::End => {
                 if self.upload.writer == BodyWriter::Chunked {
-                    write::last_chunk(self.upstream.output.text(), self.body.trailers());
+                    write::last_chunk(self.upstream.output.text(), self.body.trailers(), &self.upload.named);
                 }
                 self.upload.state = UploadState::Writing;
             }
@@ -299,14 +321,26 @@ impl<'a> Relay<'a> {
         Ok(())
     }
 
-    fn give_up_upload(&mut self) {
+    /// Stops the upload. The backend may have responded, unless it has nothing of the request.
+    fn give_up_upload(&mut self) -> Result<(), Fault> {
+        if self.nothing_sent() {
+            return Err(self.backend_fault(FaultKind::Closed));
+        }
         self.upstream.output.clear();
         self.upload.state = UploadState::Broken;
         self.await_response(LAST_WORDS);
+        Ok(())
+    }
+
+    /// Returns whether the backend certainly has no byte of the request. With TLS, a part of a failed write may have
+    /// left.
+    fn nothing_sent(&self) -> bool {
+        self.upload.writes == 0 && !self.upstream.stream.is_tls()
     }
 
     fn backend_fault(&self, kind: FaultKind) -> Fault {
-        Fault { side: Side::Backend, kind, response_read: self.response_read }
+        let (response_read, nothing_sent) = (self.response_read, self.nothing_sent());
+        Fault { response_read, nothing_sent, ..Fault::of_backend(kind) }
     }
 
     fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<ResponseHead, Fault>> {
@@ -341,7 +375,7 @@ impl<'a> Relay<'a> {
 
     fn poll_bodies(&mut self, download: &mut Download, cx: &mut Context<'_>) -> Poll<Result<(), Fault>> {
         let _ = self.poll_upload(cx)?;
-        if self.upload.state != UploadState::Reading && self.client.poll_reset(cx).is_ready() {
+        if !self.reads_body() && self.client.poll_reset(cx).is_ready() {
             return Poll::Ready(Err(fault(FaultKind::Closed)));
         }
         if let Poll::Ready(result) = self.poll_download(download, cx) {
@@ -423,20 +457,10 @@ enum ResponsePiece {
 // === impl Download ===
 
 impl Download {
-    /// Returns the body of a response. `passes_trailers` says whether the client can get trailers.
-    pub(super) fn new(reader: BodyReader, writer: BodyWriter, pause: Option<Duration>) -> Self {
-        let (passes_trailers, direction) = (writer == BodyWriter::Chunked, Direction::new(Instant::now()));
-        Self {
-            reader,
-            writer,
-            passes_trailers,
-            pause,
-            is_done: false,
-            steps: 0,
-            taken: 0,
-            direction,
-            bytes: 0,
-        }
+    /// Returns the body of a response whose head names these fields in `Connection`.
+    pub(super) fn new(reader: BodyReader, writer: BodyWriter, named: Named, pause: Option<Duration>) -> Self {
+        let direction = Direction::new(Instant::now());
+        Self { reader, writer, named, pause, is_done: false, steps: 0, taken: 0, direction, bytes: 0 }
     }
 
     fn took(&mut self, written: usize) {
@@ -459,8 +483,7 @@ impl Download {
             }
             ResponsePiece::End(trailers) => {
                 if self.writer == BodyWriter::Chunked {
-                    let trailers = trailers.as_ref().filter(|_| self.passes_trailers);
-                    write::last_chunk(client.output.text(), trailers);
+                    write::last_chunk(client.output.text(), trailers.as_ref(), &self.named);
                 }
                 self.is_done = true;
             }

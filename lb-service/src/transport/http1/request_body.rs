@@ -10,6 +10,7 @@ use crate::wire::body::BodyReader;
 use crate::wire::chunked::{BadBody, Sender, Step};
 use crate::wire::fields::FieldLines;
 use crate::wire::framing::Length;
+use crate::wire::rejection::Rejection;
 
 /// The body of one request.
 #[derive(Debug)]
@@ -79,6 +80,14 @@ impl RequestBody {
         !self.is_lost
     }
 
+    /// Returns the fault of a client that is gone. One that has ended its request before the end of the body may still
+    /// read a response.
+    pub(super) fn gone(&self, client: &Client) -> Fault {
+        let arrived = self.read + client.input.bytes().len() as u64;
+        let is_truncated = client.input.has_ended() && arrived < self.announced;
+        fault(if is_truncated { FaultKind::Rejected(Rejection::TruncatedBody) } else { FaultKind::Closed })
+    }
+
     /// Returns the trailers, once it has ended.
     pub(super) fn trailers(&self) -> Option<&FieldLines> {
         self.trailers.as_ref()
@@ -117,7 +126,7 @@ impl RequestBody {
             match step.map_err(rejected)? {
                 Step::Incomplete => {
                     client.input.skip(client.input.bytes().len());
-                    ready!(client.poll_more(cx))?;
+                    ready!(client.poll_more(cx)).map_err(|fault| truncated(client, fault))?;
                 }
                 Step::Data { start, end } => {
                     let data = client.input.take(end).slice(start..);
@@ -145,6 +154,12 @@ impl RequestBody {
             self.kept.extend_from_slice(data);
         }
     }
+}
+
+/// Returns the fault of a client whose next bytes could not be read. It may still read a response if it has only ended
+/// its own direction.
+fn truncated(client: &Client, broken: Fault) -> Fault {
+    if client.input.has_ended() { fault(FaultKind::Rejected(Rejection::TruncatedBody)) } else { broken }
 }
 
 /// Returns the fault of a client whose body does not follow the grammar.

@@ -1,5 +1,6 @@
 //! One request: its attempts, its response, and what becomes of the connections of both sides.
 
+use std::io;
 use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -23,6 +24,7 @@ use crate::pool::{Admission, Backend, Fields, Head, RuntimeId, Target};
 use crate::traffic::Connection;
 use crate::wire::body::{BodyReader, BodyWriter, Frame};
 use crate::wire::chunked::Sender;
+use crate::wire::connection::Named;
 use crate::wire::framing::{Length, ResponseFraming};
 use crate::wire::known::Known;
 use crate::wire::request::RequestHead;
@@ -136,6 +138,7 @@ impl Serving<'_> {
     ///
     /// If no response can be passed on.
     async fn attempts(&mut self) -> Result<Next, Failure> {
+        self.story.exchange.check(&self.story.head, self.story.head.scheme())?;
         self.story.exchange.route(&self.story.head)?;
         if self.body.is_announced_too_large() {
             return Err(self.story.exchange.fail(Failure::Rejected(Rejection::BodyTooLarge)));
@@ -172,17 +175,19 @@ impl Serving<'_> {
     /// Waits, but no longer than the client does.
     async fn unless_gone<T>(&mut self, done: impl Future<Output = T>) -> Result<T, Failure> {
         let done = self.client.unless_gone(done).await;
-        done.ok_or_else(|| self.story.exchange.fail(Failure::ClientGone))
+        done.ok_or_else(|| self.story.exchange.fail(self.body.gone(self.client).failure()))
     }
 
     /// Connects to the backend; `None` if that failed and there is to be another attempt.
     async fn connect(&mut self, backend: &Backend) -> Result<Option<Box<Upstream>>, Failure> {
         let Surroundings { connector, runtime, .. } = self.around;
-        let connected = match connector.idle(backend, runtime, Instant::now()) {
-            Some(upstream) => Ok(upstream),
-            // In a box, because most requests need no new connection.
-            None => self.unless_gone(Box::pin(connector.connect(backend))).await?,
-        };
+        let recent = self.story.exchange.max_idle(&self.story.head);
+        let connected =
+            match recent.and_then(|recent| connector.idle(backend, runtime, recent, Instant::now())) {
+                Some(upstream) => Ok(upstream),
+                // In a box, because most requests need no new connection.
+                None => self.unless_gone(Box::pin(connector.connect(backend))).await?,
+            };
         match connected {
             Ok(upstream) => {
                 self.story.connected(upstream.reused);
@@ -190,7 +195,7 @@ impl Serving<'_> {
             }
             Err(error) => {
                 log::debug!("cannot connect to {}: {}", backend.label, error.reason);
-                self.story.fault(Fault::of_backend(error.kind), &self.body).map(|()| None)
+                self.story.fault(Fault::before_request(error.kind), &self.body).map(|()| None)
             }
         }
     }
@@ -204,7 +209,8 @@ impl Serving<'_> {
     ) -> Result<(Attempt, bool), Failure> {
         self.story.write_request(upstream);
         let (limits, writer) = (self.limits(backend.target()), request_writer(self.story.head.length()));
-        let mut relay = Relay::new(self.client, upstream, &mut self.body, writer, limits);
+        let named = Named::of(self.story.head.fields(), self.story.head.options());
+        let mut relay = Relay::new(self.client, upstream, &mut self.body, writer, named, limits);
         let decision = loop {
             match self.story.next(&mut relay, backend, &self.around).await {
                 Ok(Decision::More) => {}
@@ -264,12 +270,17 @@ impl Serving<'_> {
     async fn tunnel(&mut self, upstream: &mut Upstream, quiet: Option<Duration>) -> Next {
         let mut carried = Carried::default();
         let result = tunnel::run(self.client, upstream, quiet, &mut carried).await;
-        if let Err(error) = result {
-            log::debug!("a tunnel ended: {error}");
-        }
         self.story.response_bytes = carried.to_client;
         self.story.tunnel_bytes = carried.to_backend;
-        Next::Drop
+        match result {
+            Err(error) if error.kind() != io::ErrorKind::TimedOut => {
+                log::debug!("a tunnel broke: {error}");
+                // Neither side takes it for an end.
+                upstream.stream.reset_on_close();
+                Next::Reset
+            }
+            _ => Next::Drop,
+        }
     }
 
     /// Sends a response of our own, if no response has begun.
@@ -334,11 +345,16 @@ impl Story {
         self.informational = Informational::default();
         let mut fields = Outgoing::request(&self.head);
         self.exchange.edit_request(&self.head, &mut fields);
-        let upgrade = self.exchange.upgrade(&self.head);
+        let upgrade = self.upgrade();
         write::request(upstream.output.text(), &self.head, &fields, upgrade.as_ref());
         if self.head.length() != Length::None {
             self.exchange.body_follows();
         }
+    }
+
+    /// Returns the protocol that the client asks for, if that is passed on.
+    fn upgrade(&self) -> Option<HeaderValue> {
+        self.exchange.upgrade(&self.head, self.head.length() != Length::None)
     }
 
     fn progress(&self, body: &RequestBody) -> Progress {
@@ -396,7 +412,7 @@ impl Story {
 
     /// Accepts the change to the protocol that the client has asked for, after the whole request was sent.
     fn switch(&mut self, response: &ResponseHead, relay: &mut Relay<'_>) -> Result<Decision, Fault> {
-        let asked = self.exchange.upgrade(&self.head);
+        let asked = self.upgrade();
         let agreed = response.first(&UPGRADE).filter(|_| response.options().upgrade);
         let is_asked =
             asked.zip(agreed).is_some_and(|(asked, agreed)| agreed.eq_ignore_ascii_case(asked.as_bytes()));
@@ -461,12 +477,13 @@ impl Story {
             Length::Chunked | Length::UntilClose => (BodyWriter::UntilClose, true),
         };
         let reader = BodyReader::new(framing.length, Sender::Backend);
+        let named = Named::of(response.fields(), response.options());
         let keeps_upstream = is_sent
             && response.keeps_alive()
             && !framing.is_ambiguous
             && framing.length != Length::UntilClose;
         Passing {
-            download: Download::new(reader, writer, pause),
+            download: Download::new(reader, writer, named, pause),
             next: if keeps && !is_undelimited { Next::Keep } else { Next::Close },
             is_undelimited,
             keeps_upstream,
@@ -476,7 +493,9 @@ impl Story {
     /// Returns whether the client's connection can carry another request, as far as the request decides that.
     fn keeps_client(&self, body: &RequestBody, client: &Client, around: &Surroundings<'_>) -> bool {
         let is_last = around.is_last || around.connection.is_last();
-        self.head.keeps_alive() && body.has_ended() && !client.input.has_ended() && !is_last
+        // Bytes behind a request for another protocol were meant for that protocol, which was refused.
+        let is_followed = || !client.input.bytes().is_empty() && self.upgrade().is_some();
+        self.head.keeps_alive() && body.has_ended() && !client.input.has_ended() && !is_last && !is_followed()
     }
 
     fn persistence(&self, next: Next) -> Persistence {
