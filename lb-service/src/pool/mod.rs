@@ -25,7 +25,8 @@
 //! # let first = dispatch.attempt.as_ref().unwrap().backend.address.clone();
 //!
 //! // In `error_while_proxy`, for a GET of which no byte of a response was passed on:
-//! let get = Replayability { idempotent: true, replayable: true, response_begun: false, stale: false, nothing_sent: false };
+//! let (replayable, response_begun, stale, nothing_sent) = (true, false, false, false);
+//! let get = Replayability { idempotent: true, replayable, response_begun, stale, nothing_sent };
 //! let retry = dispatch.broke(&pool, UpstreamError::Reset, get, at());
 //! assert!(retry, "there is another backend");
 //!

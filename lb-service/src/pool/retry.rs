@@ -6,10 +6,12 @@
 //!
 //! - **Replay**: a connection that was kept alive ended before the first byte of a response. Servers close idle
 //!   connections at any time, so this is not a failure of the backend, and RFC 9112, 9.3.1 lets a client send an
-//!   idempotent request again over a new connection, as well as any request of which no byte was sent. A replay uses neither an attempt nor a place in the budget. It is
-//!   done once: a client should not automatically retry a failed automatic retry (RFC 9110, 9.2.2).
-//! - **Reconnect**: no connection could be made, or it ended before the first byte of the request. No part of the request was sent, so the method does not matter, and
-//!   the backend did no work. A reconnect uses an attempt, but no place in the budget.
+//!   idempotent request again over a new connection, as well as any request of which no byte was sent. A replay uses
+//!   neither an attempt nor a place in the budget. It is done once: a client should not automatically retry a failed
+//!   automatic retry (RFC 9110, 9.2.2).
+//! - **Reconnect**: no connection could be made, or it ended before the first byte of the request. No part of the
+//!   request was sent, so the method does not matter, and the backend did no work. A reconnect uses an attempt, but no
+//!   place in the budget.
 //! - **Retry**: everything else. The backend might have done the work already, so in an outage each retry adds load
 //!   where there is too much of it. A retry uses an attempt and a place in the [`Budget`].
 //!
