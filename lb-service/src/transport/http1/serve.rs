@@ -90,6 +90,10 @@ enum Attempt {
 }
 
 /// The decision about a head of a response.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "one lives at a time, and a box would cost an allocation per response"
+)]
 enum Decision {
     /// Another head follows.
     More,
