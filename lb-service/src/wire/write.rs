@@ -237,7 +237,8 @@ pub fn own_response(
     out.extend_from_slice(CRLF);
 }
 
-/// Writes the end of a chunked body, with the trailers that may pass. Those that the head names in `Connection` may not.
+/// Writes the end of a chunked body, with the trailers that may pass. Those that the head names in `Connection` may
+/// not.
 pub fn last_chunk(out: &mut Vec<u8>, trailers: Option<&FieldLines>, named: &Named) {
     out.extend_from_slice(super::chunked::LAST_CHUNK);
     let may_pass = |field: &Field<'_>| super::trailers::may_pass(field) && !named.contains(field.name);
