@@ -293,8 +293,13 @@ fn a_client_that_leaves_the_queue_frees_its_place_at_once() {
     let targets: Vec<String> = narrow.origin.seen().iter().map(|seen| seen.target().to_owned()).collect();
     println!("the backend received {targets:?}");
     assert_eq!(targets, ["/held", "/last"]);
-    // This counts the requests that found the queue full, but not the clients that disconnected.
-    wait_rejected(&narrow.daemon, "queue_full", 6.0);
+    // Each request found the queue full once. Of the clients that disconnected, only those with a truncated body count.
+    for (reason, count) in [("queue_full", 6.0), ("truncated_body", 2.0)] {
+        let label = format!("reason=\"{reason}\"");
+        let rejected = || narrow.daemon.metric("lb_rejected_total", &[&label]);
+        wait::until(LONG, &format!("{count} requests are rejected for {reason}"), || rejected() >= count);
+        assert_eq!(rejected(), count, "{reason}");
+    }
     assert_nothing_leaks(&narrow.daemon);
 }
 
