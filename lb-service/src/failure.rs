@@ -4,6 +4,7 @@ use http::StatusCode;
 
 use crate::pool::{AdmissionError, UpstreamError};
 use crate::wire::rejection as wire;
+pub use crate::wire::rejection::Rejection as WireRejection;
 
 /// The reason why a request got no response of a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

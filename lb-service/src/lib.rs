@@ -76,6 +76,6 @@ mod token;
 pub mod traffic;
 mod transport;
 mod upgrade;
-pub mod wire;
+mod wire;
 
 pub use policy::{Algorithm, InFlight, Load, Policy, PolicyConfig};

@@ -1,11 +1,11 @@
 //! Limits and deadlines for the clients of a listener, and the deadlines of a pool after the head of a response.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::TcpListener;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use tests::client::head_bytes;
+use tests::client::{Failure, head_bytes};
 use tests::wait::{self, LONG};
 use tests::{Behaviour, Connection, Daemon, Lab, Origin};
 
@@ -210,6 +210,12 @@ fn a_client_that_does_not_read_a_response_is_reset_after_the_body_timeout() {
             && served.daemon.metric("lb_connections_active", &[]) == 0.0
     });
     served.daemon.logged(&["200", "client_gone"]);
+    // A plain close would deliver what is in the queue of the system, and then the end.
+    let result = client.response("GET").map(|response| response.status);
+    assert!(
+        matches!(&result, Err(Failure::Broken(error)) if error.kind() == ErrorKind::ConnectionReset),
+        "{result:?}"
+    );
 }
 
 /// Each byte comes soon enough, but all of them together take too long. The speed counts after 10 s.

@@ -83,13 +83,11 @@ pub(crate) struct Progress {
     pub(crate) response_begun: bool,
 }
 
-/// The decision about the head of a backend's response.
+/// The decision about the head of a backend's [final](is_final) response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Response {
-    /// The head is passed on, and another one follows.
-    Informational,
     /// The head is passed on, and its body follows.
-    Final,
+    PassOn,
     /// The response is dropped, and the request is retried.
     Retry,
 }
@@ -279,7 +277,7 @@ impl Exchange {
         self.pool().and_then(|pool| pool.per_try()).filter(|_| waits)
     }
 
-    /// Decides what happens to the head of a backend's response, and changes it for the client.
+    /// Decides what happens to the head of a backend's [final](is_final) response, and changes it for the client.
     pub(crate) fn respond(
         &mut self,
         head: &impl Head,
@@ -288,9 +286,6 @@ impl Exchange {
         progress: Progress,
         at: Now,
     ) -> Response {
-        if !is_final(status) {
-            return Response::Informational;
-        }
         if self.is_retried(head, status, retry_after(status, response), progress, at) {
             return Response::Retry;
         }
@@ -300,7 +295,7 @@ impl Exchange {
         if let Some(explanation) = self.explanation(head) {
             response.set(X_LB_EXPLAIN, explanation);
         }
-        Response::Final
+        Response::PassOn
     }
 
     fn is_retried(

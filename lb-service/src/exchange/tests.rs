@@ -144,7 +144,7 @@ fn a_response_gets_the_cookie_and_the_explanation() {
     let mut exchange = bench.placed(&head);
     let mut response = fields(&[("set-cookie", "a=b")]);
     let found = exchange.respond(&head, 200, &mut response, UNTOUCHED, bench.at());
-    assert_eq!(found, Response::Final);
+    assert_eq!(found, Response::PassOn);
     let cookies: Vec<_> = response.get_all("set-cookie").iter().collect();
     assert!(cookies.len() == 2 && cookies[1].to_str().unwrap().starts_with("lb="), "{cookies:?}");
     assert!(response["x-lb-explain"].to_str().unwrap().contains("pool=api"));
@@ -160,13 +160,12 @@ fn a_client_without_the_token_gets_no_explanation() {
 }
 
 #[test]
-fn an_informational_response_is_passed_on_and_the_request_continues() {
+fn an_informational_response_is_not_final_except_a_change_of_protocol() {
     let bench = Bench::new(|_| {});
     let mut exchange = bench.placed(&get());
-    let found = exchange.respond(&get(), 103, &mut HeaderMap::new(), UNTOUCHED, bench.at());
-    assert_eq!(found, Response::Informational);
+    assert!(!is_final(100) && !is_final(103) && is_final(101) && is_final(200));
     let found = exchange.respond(&get(), 101, &mut HeaderMap::new(), UNTOUCHED, bench.at());
-    assert_eq!(found, Response::Final, "another protocol follows");
+    assert_eq!(found, Response::PassOn, "another protocol follows");
 }
 
 #[test]
@@ -179,7 +178,7 @@ fn a_gateway_error_is_retried_and_the_last_one_is_passed_on() {
     assert_eq!(respond(&mut exchange, 503), Response::Retry);
     exchange.end_attempt().expect("the request is retried");
     assert_eq!(exchange.admit(&get(), bench.at()), Admission::Placed);
-    assert_eq!(respond(&mut exchange, 503), Response::Final);
+    assert_eq!(respond(&mut exchange, 503), Response::PassOn);
     assert_eq!(exchange.failure(), None);
 }
 

@@ -8,7 +8,7 @@ use super::framing::Length;
 
 /// A reader of one body.
 #[derive(Debug)]
-pub enum BodyReader {
+pub(crate) enum BodyReader {
     /// The body has this many bytes left.
     Length(u64),
     /// The body is a series of chunks.
@@ -19,7 +19,7 @@ pub enum BodyReader {
 
 /// The framing of one body that leaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BodyWriter {
+pub(crate) enum BodyWriter {
     /// The head announced this many more bytes.
     Length(u64),
     /// Each piece is a chunk.
@@ -30,7 +30,7 @@ pub enum BodyWriter {
 
 /// The bytes around a piece of data that leaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Frame {
+pub(crate) enum Frame {
     /// The data leaves as it is.
     Plain,
     /// The data leaves as a chunk, between this line and [`CHUNK_END`](super::chunked::CHUNK_END).
@@ -39,13 +39,13 @@ pub enum Frame {
 
 /// A body is longer or shorter than its head announced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct WrongLength;
+pub(crate) struct WrongLength;
 
 // === impl BodyReader ===
 
 impl BodyReader {
     /// Returns a reader for a body of this length.
-    pub fn new(length: Length, sender: Sender) -> Self {
+    pub(crate) fn new(length: Length, sender: Sender) -> Self {
         match length {
             Length::None => Self::Length(0),
             Length::Known(length) => Self::Length(length),
@@ -59,7 +59,7 @@ impl BodyReader {
     /// # Errors
     ///
     /// If the bytes do not follow the framing.
-    pub fn step(&mut self, bytes: &[u8]) -> Result<Step, BadBody> {
+    pub(crate) fn step(&mut self, bytes: &[u8]) -> Result<Step, BadBody> {
         match self {
             Self::Length(0) => Ok(Step::End { end: 0 }),
             Self::Chunked(decoder) => decoder.step(bytes),
@@ -73,8 +73,9 @@ impl BodyReader {
         }
     }
 
+    #[cfg(test)]
     /// Returns whether the body has ended. A body that ends with the connection never has.
-    pub fn is_done(&self) -> bool {
+    pub(crate) fn is_done(&self) -> bool {
         match self {
             Self::Length(left) => *left == 0,
             Self::Chunked(decoder) => decoder.is_done(),
@@ -83,7 +84,7 @@ impl BodyReader {
     }
 
     /// Returns whether the end of the connection ends the body as it should.
-    pub fn ends_with_connection(&self) -> bool {
+    pub(crate) fn ends_with_connection(&self) -> bool {
         matches!(self, Self::UntilClose)
     }
 
@@ -92,7 +93,7 @@ impl BodyReader {
     /// # Errors
     ///
     /// If they do not follow the grammar.
-    pub fn take_trailers(&mut self) -> Result<Option<FieldLines>, BadBody> {
+    pub(crate) fn take_trailers(&mut self) -> Result<Option<FieldLines>, BadBody> {
         match self {
             Self::Chunked(decoder) => decoder.take_trailers().map(Some),
             _ => Ok(None),
@@ -108,7 +109,7 @@ impl BodyWriter {
     /// # Errors
     ///
     /// If the body is longer than announced.
-    pub fn frame(&mut self, size: NonZeroUsize) -> Result<Frame, WrongLength> {
+    pub(crate) fn frame(&mut self, size: NonZeroUsize) -> Result<Frame, WrongLength> {
         match self {
             Self::Length(left) => {
                 *left = left.checked_sub(size.get() as u64).ok_or(WrongLength)?;
@@ -124,7 +125,7 @@ impl BodyWriter {
     /// # Errors
     ///
     /// If it is shorter than announced.
-    pub fn end(self) -> Result<(), WrongLength> {
+    pub(crate) fn end(self) -> Result<(), WrongLength> {
         if matches!(self, Self::Length(1..)) { Err(WrongLength) } else { Ok(()) }
     }
 }

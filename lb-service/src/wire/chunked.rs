@@ -10,7 +10,7 @@ use super::trailers;
 
 /// A decoder of one body, whose bytes arrive in pieces.
 #[derive(Debug)]
-pub struct Decoder {
+pub(crate) struct Decoder {
     state: State,
     sender: Sender,
     /// The bytes of the extensions of this line, and of the whole body.
@@ -21,7 +21,7 @@ pub struct Decoder {
 
 /// The sender of a body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Sender {
+pub(crate) enum Sender {
     /// A client, which is read strictly.
     Client,
     /// A backend, which may write spaces behind the size of a chunk, as some old ones do.
@@ -30,7 +30,7 @@ pub enum Sender {
 
 /// What the decoder found at the start of the bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Step {
+pub(crate) enum Step {
     /// All bytes were framing. More are needed.
     Incomplete,
     /// Data lies from `start` to `end`. The decoder has consumed everything before `end`.
@@ -49,7 +49,7 @@ pub enum Step {
 
 /// Why a body cannot be decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BadBody {
+pub(crate) enum BadBody {
     /// A chunk does not follow the grammar.
     Chunk,
     /// The trailers do not follow the grammar, or they are too large.
@@ -108,7 +108,7 @@ const MAX_BODY_EXTENSIONS: usize = 16 * 1024;
 
 impl Decoder {
     /// Returns a decoder for the body of a message from `sender`.
-    pub fn new(sender: Sender) -> Self {
+    pub(crate) fn new(sender: Sender) -> Self {
         Self { state: State::START, sender, extensions: (0, 0), trailers: Vec::new() }
     }
 
@@ -117,7 +117,7 @@ impl Decoder {
     /// # Errors
     ///
     /// If the bytes are not a chunked body.
-    pub fn step(&mut self, bytes: &[u8]) -> Result<Step, BadBody> {
+    pub(crate) fn step(&mut self, bytes: &[u8]) -> Result<Step, BadBody> {
         let mut at = 0;
         loop {
             match self.state {
@@ -135,8 +135,9 @@ impl Decoder {
         }
     }
 
+    #[cfg(test)]
     /// Returns whether the body has ended.
-    pub fn is_done(&self) -> bool {
+    pub(crate) fn is_done(&self) -> bool {
         self.state == State::Done
     }
 
@@ -145,7 +146,7 @@ impl Decoder {
     /// # Errors
     ///
     /// If they do not follow the grammar.
-    pub fn take_trailers(&mut self) -> Result<FieldLines, BadBody> {
+    pub(crate) fn take_trailers(&mut self) -> Result<FieldLines, BadBody> {
         let bytes = Bytes::from(std::mem::take(&mut self.trailers));
         trailers::parse(bytes).map_err(|_| BadBody::Trailers)
     }
@@ -250,22 +251,22 @@ impl Quote {
 
 /// The line before the data of a chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ChunkHead {
+pub(crate) struct ChunkHead {
     /// The digits at the end, and CR LF.
     text: [u8; 18],
     start: u8,
 }
 
 /// The bytes behind the data of a chunk.
-pub const CHUNK_END: &[u8] = b"\r\n";
+pub(crate) const CHUNK_END: &[u8] = b"\r\n";
 /// The chunk that ends a body. Trailers and an empty line follow.
-pub const LAST_CHUNK: &[u8] = b"0\r\n";
+pub(crate) const LAST_CHUNK: &[u8] = b"0\r\n";
 
 // === impl ChunkHead ===
 
 impl ChunkHead {
     /// Returns the line before `size` bytes of data. There must be some, because an empty chunk would end the body.
-    pub fn new(size: std::num::NonZeroUsize) -> Self {
+    pub(crate) fn new(size: std::num::NonZeroUsize) -> Self {
         let (mut text, mut start, mut rest) = (*b"................\r\n", 16_u8, size.get());
         while rest > 0 {
             start -= 1;
@@ -276,7 +277,7 @@ impl ChunkHead {
     }
 
     /// Returns the bytes of the line.
-    pub fn as_bytes(&self) -> &[u8] {
+    pub(crate) fn as_bytes(&self) -> &[u8] {
         &self.text[usize::from(self.start)..]
     }
 }

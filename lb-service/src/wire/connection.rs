@@ -7,20 +7,20 @@ use super::known::Known;
 
 /// What the `Connection` fields of a message say.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Options {
+pub(crate) struct Options {
     /// The connection ends with this message. It takes precedence over [`keep_alive`](Self::keep_alive).
-    pub close: bool,
+    pub(crate) close: bool,
     /// The connection is kept, although the version is HTTP/1.0.
-    pub keep_alive: bool,
+    pub(crate) keep_alive: bool,
     /// The `Upgrade` field counts.
-    pub upgrade: bool,
+    pub(crate) upgrade: bool,
     /// Other fields are named, so each field of the message must be compared with [`names`].
-    pub names_fields: bool,
+    pub(crate) names_fields: bool,
 }
 
 /// The `Connection` field is not a list of tokens, is too long, or names a field that it must not name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BadConnection;
+pub(crate) struct BadConnection;
 
 /// The largest number of options. No message needs more than a few, and each is compared with each field.
 const MAX_OPTIONS: usize = 16;
@@ -50,7 +50,7 @@ impl Options {
     ///
     /// If a member is not a token, if there are more than 16, or if one is a field that a request carries along its
     /// whole path.
-    pub fn of_request(fields: &FieldLines) -> Result<Self, BadConnection> {
+    pub(crate) fn of_request(fields: &FieldLines) -> Result<Self, BadConnection> {
         let mut options = Self::default();
         for (index, option) in names(fields).enumerate() {
             if index >= MAX_OPTIONS || !is_token(option) || is_end_to_end(option) {
@@ -62,7 +62,7 @@ impl Options {
     }
 
     /// Reads the options of a response. A member that is not a token is ignored.
-    pub fn of_response(fields: &FieldLines) -> Self {
+    pub(crate) fn of_response(fields: &FieldLines) -> Self {
         let mut options = Self::default();
         names(fields).filter(|option| is_token(option)).for_each(|option| options.add(option));
         options
@@ -79,24 +79,24 @@ impl Options {
 }
 
 /// Returns the members of all `Connection` fields.
-pub fn names(fields: &FieldLines) -> impl Iterator<Item = &[u8]> {
+pub(crate) fn names(fields: &FieldLines) -> impl Iterator<Item = &[u8]> {
     fields.values(Known::Connection).flat_map(members)
 }
 
 /// The fields that a message names in `Connection`, for its trailers: these do not pass either.
 #[derive(Clone, Debug, Default)]
-pub struct Named(Option<FieldLines>);
+pub(crate) struct Named(Option<FieldLines>);
 
 // === impl Named ===
 
 impl Named {
     /// Returns the fields that the head of a message names.
-    pub fn of(fields: &FieldLines, options: Options) -> Self {
+    pub(crate) fn of(fields: &FieldLines, options: Options) -> Self {
         Self(options.names_fields.then(|| fields.clone()))
     }
 
     /// Returns whether this field is named.
-    pub fn contains(&self, name: &[u8]) -> bool {
+    pub(crate) fn contains(&self, name: &[u8]) -> bool {
         self.0.iter().flat_map(names).any(|named| named.eq_ignore_ascii_case(name))
     }
 }

@@ -8,25 +8,25 @@ use super::known::Known;
 
 /// The fields of a head or of trailers, in the order in which they arrived.
 #[derive(Clone, Debug)]
-pub struct FieldLines {
+pub(crate) struct FieldLines {
     bytes: Bytes,
     lines: Vec<Line>,
 }
 
 /// One field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Field<'a> {
+pub(crate) struct Field<'a> {
     /// The name, as it was sent.
-    pub name: &'a [u8],
+    pub(crate) name: &'a [u8],
     /// The value, without spaces and tabs around it.
-    pub value: &'a [u8],
+    pub(crate) value: &'a [u8],
     /// The meaning of the name.
-    pub known: Known,
+    pub(crate) known: Known,
 }
 
 /// A line that is not a field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BadField;
+pub(crate) struct BadField;
 
 #[derive(Clone, Copy, Debug)]
 struct Line {
@@ -77,12 +77,12 @@ impl FieldLines {
     }
 
     /// Returns the fields in their order.
-    pub fn iter(&self) -> impl DoubleEndedIterator<Item = Field<'_>> + ExactSizeIterator + Clone {
+    pub(crate) fn iter(&self) -> impl DoubleEndedIterator<Item = Field<'_>> + ExactSizeIterator + Clone {
         self.lines.iter().map(|line| line.within(&self.bytes))
     }
 
     /// Returns the values of all fields with this meaning.
-    pub fn values(&self, known: Known) -> impl DoubleEndedIterator<Item = &[u8]> + Clone {
+    pub(crate) fn values(&self, known: Known) -> impl DoubleEndedIterator<Item = &[u8]> + Clone {
         let lines = self.lines.iter().filter(move |line| line.known == known);
         lines.map(|line| line.value.within(&self.bytes))
     }

@@ -9,7 +9,7 @@ use super::rejection::{BadResponse, Rejection};
 
 /// The length of a body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Length {
+pub(crate) enum Length {
     /// There is no body.
     None,
     /// The body has this many bytes, at most 2^63 - 1.
@@ -22,13 +22,13 @@ pub enum Length {
 
 /// The framing of a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ResponseFraming {
+pub(crate) struct ResponseFraming {
     /// The length of the body.
-    pub length: Length,
+    pub(crate) length: Length,
     /// The length that the head announces, for a response without a body to HEAD or with the status 304.
-    pub announced: Option<u64>,
+    pub(crate) announced: Option<u64>,
     /// Whether the head has both a length and a transfer coding, so the connection to the backend cannot be used again.
-    pub is_ambiguous: bool,
+    pub(crate) is_ambiguous: bool,
 }
 
 // === requests ===
@@ -38,7 +38,7 @@ pub struct ResponseFraming {
 /// # Errors
 ///
 /// If a sender could mean another length.
-pub fn of_request(fields: &FieldLines, version: Version) -> Result<Length, Rejection> {
+pub(crate) fn of_request(fields: &FieldLines, version: Version) -> Result<Length, Rejection> {
     let length = fields.only(Known::ContentLength).map_err(|_| Rejection::ContentLength)?;
     let coding = fields.only(Known::TransferEncoding).map_err(|_| Rejection::TransferEncoding)?;
     match (length, coding) {
@@ -77,7 +77,11 @@ fn is_chunked(coding: &[u8]) -> bool {
 /// # Errors
 ///
 /// If the length is invalid, or the body has another transfer coding than `chunked`.
-pub fn of_response(fields: &FieldLines, status: u16, to_head: bool) -> Result<ResponseFraming, BadResponse> {
+pub(crate) fn of_response(
+    fields: &FieldLines,
+    status: u16,
+    to_head: bool,
+) -> Result<ResponseFraming, BadResponse> {
     let announced = announced(fields)?;
     let is_chunked = is_chunked_response(fields)?;
     let is_ambiguous = is_chunked && announced.is_some();

@@ -2,7 +2,7 @@
 
 /// A name that the proxy acts on. Names are compared without regard to case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Known {
+pub(crate) enum Known {
     /// `Connection`
     Connection,
     /// `Content-Length`
@@ -38,7 +38,7 @@ pub enum Known {
 /// Names that backends trust, because a proxy sets them or the proxy frames messages by them. Programs that use CGI or
 /// WSGI read every byte of a name that is not a letter or a digit as `_`, so a client could send these under another
 /// spelling.
-pub const TRUSTED: [&[u8]; 13] = [
+pub(crate) const TRUSTED: [&[u8]; 13] = [
     b"connection",
     b"content-length",
     b"forwarded",
@@ -61,7 +61,7 @@ const X_FORWARDED: &[u8] = b"x-forwarded-";
 
 impl Known {
     /// Returns the meaning of a name.
-    pub fn of(name: &[u8]) -> Self {
+    pub(crate) fn of(name: &[u8]) -> Self {
         let known = match name.len() {
             2 => Self::if_is(name, b"te", Self::Te),
             4 => Self::if_is(name, b"host", Self::Host).or_if(name, b"date", Self::Date),

@@ -20,21 +20,21 @@
 //! if a sender could mean something else by it than what was read. The sources are RFC 9110 and RFC 9112; a comment
 //! names the section where the code is stricter or looser than its letter.
 
-pub mod body;
-pub mod chunked;
-pub mod connection;
-pub mod fields;
-pub mod framing;
+pub(crate) mod body;
+pub(crate) mod chunked;
+pub(crate) mod connection;
+pub(crate) mod fields;
+pub(crate) mod framing;
 mod grammar;
 mod host;
-pub mod known;
-pub mod rejection;
-pub mod request;
-pub mod response;
-pub mod scan;
+pub(crate) mod known;
+pub(crate) mod rejection;
+pub(crate) mod request;
+pub(crate) mod response;
+pub(crate) mod scan;
 mod target;
-pub mod trailers;
-pub mod write;
+pub(crate) mod trailers;
+pub(crate) mod write;
 
 pub(crate) use host::is_host;
 pub(crate) use target::without_dot_segments;

@@ -71,7 +71,7 @@ pub enum Rejection {
 
 /// The reason why the response of a backend cannot be passed on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum BadResponse {
+pub(crate) enum BadResponse {
     /// The first line is not a version, a status of three digits and a reason.
     StatusLine,
     /// A line of the head does not end with CR LF.
@@ -88,23 +88,21 @@ pub enum BadResponse {
     ContentLength,
     /// The body has a transfer coding other than `chunked`.
     TransferEncoding,
-    /// A chunk of the body does not follow the grammar.
-    Chunk,
-    /// The trailers do not follow the grammar, or they are larger than the limit.
-    Trailers,
 }
 
-impl From<BadBody> for Rejection {
-    fn from(reason: BadBody) -> Self {
+// === impl Rejection ===
+
+impl Rejection {
+    /// Returns the reason for a body that does not follow the grammar.
+    pub(crate) fn of_body(reason: BadBody) -> Self {
         match reason {
             BadBody::Chunk => Self::Chunk,
             BadBody::Trailers => Self::Trailers,
         }
     }
-}
 
-impl From<ScanError> for Rejection {
-    fn from(error: ScanError) -> Self {
+    /// Returns the reason for bytes that cannot become a head.
+    pub(crate) fn of_head(error: ScanError) -> Self {
         match error {
             ScanError::Start | ScanError::RequestLine => Self::RequestLine,
             ScanError::LineEnd => Self::LineEnd,
@@ -113,13 +111,9 @@ impl From<ScanError> for Rejection {
             ScanError::TargetTooLong => Self::TargetTooLong,
         }
     }
-}
 
-// === impl Rejection ===
-
-impl Rejection {
     /// All reasons, in the order of their discriminants.
-    pub const ALL: [Self; 29] = [
+    pub(crate) const ALL: [Self; 29] = [
         Self::RequestLine,
         Self::Method,
         Self::MethodTooLong,
@@ -152,7 +146,7 @@ impl Rejection {
     ];
 
     /// Returns the status of the response.
-    pub const fn status(self) -> u16 {
+    pub(crate) const fn status(self) -> u16 {
         match self {
             Self::Connect | Self::Trace => 405,
             Self::TargetTooLong => 414,
@@ -165,7 +159,7 @@ impl Rejection {
     }
 
     /// Returns the word for the access log, which is also the `reason` label.
-    pub const fn as_str(self) -> &'static str {
+    pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::RequestLine => "bad_request_line",
             Self::Method => "bad_method",

@@ -13,13 +13,13 @@ use super::host;
 use super::known::Known;
 use super::rejection::Rejection;
 use super::scan::Limits;
-pub use super::target::Scheme;
+pub(crate) use super::target::Scheme;
 use super::target::{Target, path, without_dot_segments};
 use crate::pool::{Fields, Head};
 
 /// The head of a request, as an index over the bytes that arrived.
 #[derive(Clone, Debug)]
-pub struct RequestHead {
+pub(crate) struct RequestHead {
     method: Method,
     version: Version,
     scheme: Option<Scheme>,
@@ -52,7 +52,7 @@ impl RequestHead {
     /// # Errors
     ///
     /// If the head is not valid, or if it could be read in two ways.
-    pub fn parse(bytes: &Bytes, limits: &Limits) -> Result<Self, Rejection> {
+    pub(crate) fn parse(bytes: &Bytes, limits: &Limits) -> Result<Self, Rejection> {
         let line = memchr::memchr(b'\n', bytes).ok_or(Rejection::RequestLine)?;
         let [method, target, version] = split_line(&bytes[..line])?;
         let (method, version) = (read_method(method)?, read_version(version)?);
@@ -82,38 +82,38 @@ impl RequestHead {
     }
 
     /// Returns the length of the body.
-    pub fn length(&self) -> Length {
+    pub(crate) fn length(&self) -> Length {
         self.length
     }
 
     /// Returns what the `Connection` field says.
-    pub fn options(&self) -> Options {
+    pub(crate) fn options(&self) -> Options {
         self.options
     }
 
     /// Returns the fields in their order.
-    pub fn fields(&self) -> &FieldLines {
+    pub(crate) fn fields(&self) -> &FieldLines {
         &self.fields
     }
 
     /// Returns the scheme of a target in absolute form.
-    pub fn scheme(&self) -> Option<Scheme> {
+    pub(crate) fn scheme(&self) -> Option<Scheme> {
         self.scheme
     }
 
     /// Returns whether the client waits for a response with the status 100 before it sends the body.
-    pub fn expects_continue(&self) -> bool {
+    pub(crate) fn expects_continue(&self) -> bool {
         let is_understood = self.version == Version::HTTP_11 && self.length != Length::None;
         is_understood && self.fields.values(Known::Expect).next().is_some()
     }
 
     /// Returns whether the client wants to send another request on the connection.
-    pub fn keeps_alive(&self) -> bool {
+    pub(crate) fn keeps_alive(&self) -> bool {
         !self.options.close && (self.version == Version::HTTP_11 || self.options.keep_alive)
     }
 
     /// Returns the path and the query as they were sent, `/` if the target has no path, or `*`.
-    pub fn target(&self) -> &str {
+    pub(crate) fn target(&self) -> &str {
         match &self.target {
             TargetText::Sent(span) => self.text(*span),
             TargetText::Completed(text) => text,

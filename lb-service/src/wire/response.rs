@@ -12,7 +12,7 @@ use crate::pool::Fields;
 
 /// The head of a response, as an index over the bytes that arrived.
 #[derive(Clone, Debug)]
-pub struct ResponseHead {
+pub(crate) struct ResponseHead {
     version: Version,
     status: u16,
     reason: Span,
@@ -22,7 +22,7 @@ pub struct ResponseHead {
 
 /// The informational responses before a final one. A flood of them is no response, so they are limited.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Informational {
+pub(crate) struct Informational {
     count: usize,
     bytes: usize,
 }
@@ -31,7 +31,7 @@ pub struct Informational {
 const MAX_INFORMATIONAL: usize = 16;
 
 /// The limits of the head of a response. The informational responses before it have the same size together.
-pub const LIMITS: Limits = Limits { head: 64 * 1024, fields: 256, target: usize::MAX };
+pub(crate) const LIMITS: Limits = Limits { head: 64 * 1024, fields: 256, target: usize::MAX };
 
 // === impl ResponseHead ===
 
@@ -41,7 +41,7 @@ impl ResponseHead {
     /// # Errors
     ///
     /// If the head is not valid.
-    pub fn parse(bytes: Bytes) -> Result<Self, BadResponse> {
+    pub(crate) fn parse(bytes: Bytes) -> Result<Self, BadResponse> {
         let end = memchr::memchr(b'\n', &bytes).ok_or(BadResponse::StatusLine)?;
         let line = bytes[..end].strip_suffix(b"\r").ok_or(BadResponse::LineEnd)?;
         let (version, status, reason) = split_line(line).ok_or(BadResponse::StatusLine)?;
@@ -52,27 +52,27 @@ impl ResponseHead {
     }
 
     /// Returns the status, from 100 to 999.
-    pub fn status(&self) -> u16 {
+    pub(crate) fn status(&self) -> u16 {
         self.status
     }
 
     /// Returns the reason as it was sent; it can be empty.
-    pub fn reason(&self) -> &[u8] {
+    pub(crate) fn reason(&self) -> &[u8] {
         self.reason.within(self.fields.bytes())
     }
 
     /// Returns the fields in their order.
-    pub fn fields(&self) -> &FieldLines {
+    pub(crate) fn fields(&self) -> &FieldLines {
         &self.fields
     }
 
     /// Returns what the `Connection` field says.
-    pub fn options(&self) -> Options {
+    pub(crate) fn options(&self) -> Options {
         self.options
     }
 
     /// Returns whether the backend keeps the connection open after this response.
-    pub fn keeps_alive(&self) -> bool {
+    pub(crate) fn keeps_alive(&self) -> bool {
         !self.options.close && (self.version == Version::HTTP_11 || self.options.keep_alive)
     }
 
@@ -82,7 +82,7 @@ impl ResponseHead {
     /// # Errors
     ///
     /// If the length is invalid.
-    pub fn framing(&self, to_head: bool) -> Result<ResponseFraming, BadResponse> {
+    pub(crate) fn framing(&self, to_head: bool) -> Result<ResponseFraming, BadResponse> {
         let framing = framing::of_response(&self.fields, self.status, to_head)?;
         let is_odd = self.version == Version::HTTP_10 && framing.length == framing::Length::Chunked;
         Ok(ResponseFraming { is_ambiguous: framing.is_ambiguous || is_odd, ..framing })
@@ -97,7 +97,7 @@ impl Informational {
     /// # Errors
     ///
     /// If there are too many, or if they are too large together.
-    pub fn add(&mut self, head: &ResponseHead) -> Result<(), BadResponse> {
+    pub(crate) fn add(&mut self, head: &ResponseHead) -> Result<(), BadResponse> {
         self.count += 1;
         self.bytes += head.fields.bytes().len();
         match () {

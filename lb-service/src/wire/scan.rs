@@ -21,7 +21,7 @@ const AROUND_TARGET: usize = 32 + 2 + 8 + 2;
 
 /// The search for the end of a head, which continues where it stopped.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Scan {
+pub(crate) struct Scan {
     /// The start of the head, behind an empty line that precedes it.
     start: usize,
     /// The bytes that were searched.
@@ -34,7 +34,7 @@ pub struct Scan {
 
 /// The result of a search.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Found {
+pub(crate) enum Found {
     /// The end of the head has not arrived.
     Incomplete,
     /// The head lies in this range. It includes the empty line at its end.
@@ -48,7 +48,7 @@ pub enum Found {
 
 /// The reason why the bytes cannot become a head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ScanError {
+pub(crate) enum ScanError {
     /// The first byte cannot begin a head.
     Start,
     /// A line does not end with CR LF.
@@ -75,7 +75,7 @@ impl Scan {
     /// # Errors
     ///
     /// If the bytes cannot become a head.
-    pub fn request(&mut self, bytes: &[u8], limits: &Limits) -> Result<Found, ScanError> {
+    pub(crate) fn request(&mut self, bytes: &[u8], limits: &Limits) -> Result<Found, ScanError> {
         if !self.skip_empty_line(bytes)? {
             return Ok(Found::Incomplete);
         }
@@ -90,7 +90,7 @@ impl Scan {
     /// # Errors
     ///
     /// If the bytes cannot become a head.
-    pub fn response(&mut self, bytes: &[u8], limits: &Limits) -> Result<Found, ScanError> {
+    pub(crate) fn response(&mut self, bytes: &[u8], limits: &Limits) -> Result<Found, ScanError> {
         self.lines(bytes, limits, None)
     }
 
@@ -143,7 +143,7 @@ impl Scan {
 }
 
 /// Returns whether a request has begun: an empty line before it is no part of it (RFC 9112, section 2.2).
-pub fn has_begun(bytes: &[u8]) -> bool {
+pub(crate) fn has_begun(bytes: &[u8]) -> bool {
     !matches!(bytes, b"" | b"\r" | b"\r\n")
 }
 

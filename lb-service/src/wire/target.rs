@@ -27,7 +27,7 @@ pub(super) struct Absolute<'a> {
 
 /// The scheme of a target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Scheme {
+pub(crate) enum Scheme {
     /// `http`
     Http,
     /// `https`
@@ -38,7 +38,7 @@ pub enum Scheme {
 
 impl Scheme {
     /// Returns the port that a host without a port has.
-    pub fn default_port(self) -> u16 {
+    pub(crate) fn default_port(self) -> u16 {
         match self {
             Self::Http => 80,
             Self::Https => 443,

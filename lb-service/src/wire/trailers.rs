@@ -6,13 +6,13 @@ use super::fields::{Field, FieldLines};
 use super::known::Known;
 
 /// The largest size of trailers, in bytes.
-pub const MAX_SIZE: usize = 16 * 1024;
+pub(crate) const MAX_SIZE: usize = 16 * 1024;
 /// The largest number of trailers.
-pub const MAX_FIELDS: usize = 64;
+pub(crate) const MAX_FIELDS: usize = 64;
 
 /// The trailers do not follow the grammar, or they are larger than the limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BadTrailers;
+pub(crate) struct BadTrailers;
 
 /// Fields that are never passed on as trailers, besides those that [`Known`] names: they frame the message, choose its
 /// route, authenticate, or say how it is read (RFC 9110, section 6.5.1).
@@ -45,7 +45,7 @@ const NEVER_PREFIXES: [&[u8]; 3] = [b"if-", b"proxy-", b"x-forwarded-"];
 /// # Errors
 ///
 /// If a line is not a field, or if there are too many.
-pub fn parse(bytes: Bytes) -> Result<FieldLines, BadTrailers> {
+pub(crate) fn parse(bytes: Bytes) -> Result<FieldLines, BadTrailers> {
     if bytes.len() > MAX_SIZE {
         return Err(BadTrailers);
     }
@@ -54,7 +54,7 @@ pub fn parse(bytes: Bytes) -> Result<FieldLines, BadTrailers> {
 }
 
 /// Returns whether a field may be passed on as a trailer.
-pub fn may_pass(field: &Field<'_>) -> bool {
+pub(crate) fn may_pass(field: &Field<'_>) -> bool {
     let starts_with = |prefix: &&[u8]| {
         field.name.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix))
     };

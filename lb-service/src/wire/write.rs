@@ -18,7 +18,7 @@ use crate::pool::{Fields, Head};
 
 /// The fields of a message that leaves.
 #[derive(Debug)]
-pub struct Outgoing<'a> {
+pub(crate) struct Outgoing<'a> {
     received: &'a FieldLines,
     /// Whether `Connection` names fields, which then do not pass.
     names_fields: bool,
@@ -30,7 +30,7 @@ pub struct Outgoing<'a> {
 
 /// The framing of a message that leaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Framing {
+pub(crate) enum Framing {
     /// There is no body, and no field describes one.
     None,
     /// The body has this length. A response to HEAD may announce one without a body.
@@ -43,7 +43,7 @@ pub enum Framing {
 
 /// What the `Connection` field of a message that leaves says, besides the fields that it names.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Persistence {
+pub(crate) enum Persistence {
     /// The connection is kept, as the version implies.
     #[default]
     Implied,
@@ -62,13 +62,13 @@ const CRLF: &[u8] = b"\r\n";
 
 impl<'a> Outgoing<'a> {
     /// Returns the fields of a request that is passed on.
-    pub fn request(head: &'a RequestHead) -> Self {
+    pub(crate) fn request(head: &'a RequestHead) -> Self {
         let expects = head.expects_continue();
         Self { expects, ..Self::new(head.fields(), head.options().names_fields) }
     }
 
     /// Returns the fields of a response that is passed on.
-    pub fn response(head: &'a ResponseHead) -> Self {
+    pub(crate) fn response(head: &'a ResponseHead) -> Self {
         Self::new(head.fields(), head.options().names_fields)
     }
 
@@ -77,7 +77,7 @@ impl<'a> Outgoing<'a> {
     }
 
     /// Returns the received fields that pass.
-    pub fn passed(&self) -> impl Iterator<Item = Field<'a>> {
+    pub(crate) fn passed(&self) -> impl Iterator<Item = Field<'a>> {
         self.received.iter().filter(|field| self.passes(field))
     }
 
@@ -145,7 +145,12 @@ impl HeadEdit for Outgoing<'_> {
 
 /// Writes the head of a request for a backend. `upgrade` is the protocol that the client asks for, if that is passed
 /// on.
-pub fn request(out: &mut Vec<u8>, head: &RequestHead, fields: &Outgoing<'_>, upgrade: Option<&HeaderValue>) {
+pub(crate) fn request(
+    out: &mut Vec<u8>,
+    head: &RequestHead,
+    fields: &Outgoing<'_>,
+    upgrade: Option<&HeaderValue>,
+) {
     out.reserve(head.fields().bytes().len() + 256);
     for part in [head.method().as_str().as_bytes(), b" ", head.target().as_bytes(), b" HTTP/1.1\r\n"] {
         out.extend_from_slice(part);
@@ -184,7 +189,7 @@ fn write_request_connection(out: &mut Vec<u8>, head: &RequestHead, upgrade: Opti
 // === responses ===
 
 /// Writes the head of a response for a client.
-pub fn response(
+pub(crate) fn response(
     out: &mut Vec<u8>,
     status: u16,
     reason: &[u8],
@@ -213,7 +218,7 @@ fn write_demanded_protocols(out: &mut Vec<u8>, received: &FieldLines) {
 }
 
 /// Writes the head of a response that switches protocols.
-pub fn switching(out: &mut Vec<u8>, reason: &[u8], fields: &Outgoing<'_>, protocol: &[u8]) {
+pub(crate) fn switching(out: &mut Vec<u8>, reason: &[u8], fields: &Outgoing<'_>, protocol: &[u8]) {
     write_status_line(out, 101, reason);
     fields.write_fields(out, Framing::None);
     write_field(out, b"Connection", b"Upgrade");
@@ -222,7 +227,7 @@ pub fn switching(out: &mut Vec<u8>, reason: &[u8], fields: &Outgoing<'_>, protoc
 }
 
 /// Writes the head of a response of our own, which has these fields.
-pub fn own_response(
+pub(crate) fn own_response(
     out: &mut Vec<u8>,
     status: u16,
     reason: &str,
@@ -239,7 +244,7 @@ pub fn own_response(
 
 /// Writes the end of a chunked body, with the trailers that may pass. Those that the head names in `Connection` may
 /// not.
-pub fn last_chunk(out: &mut Vec<u8>, trailers: Option<&FieldLines>, named: &Named) {
+pub(crate) fn last_chunk(out: &mut Vec<u8>, trailers: Option<&FieldLines>, named: &Named) {
     out.extend_from_slice(super::chunked::LAST_CHUNK);
     let may_pass = |field: &Field<'_>| super::trailers::may_pass(field) && !named.contains(field.name);
     for field in trailers.into_iter().flat_map(FieldLines::iter).filter(may_pass) {

@@ -16,7 +16,7 @@ use super::client::Client;
 use super::serve::{Next, Surroundings, own_head, serve};
 use crate::access_log::Record;
 use crate::exchange::{Exchange, Origin, OwnResponse};
-use crate::failure::{Failure, Rejection};
+use crate::failure::{Failure, Rejection, WireRejection};
 use crate::forwarded::Scheme;
 use crate::listener::{HeadLimits, Listener, ListenerId};
 use crate::snapshot::{CurrentSnapshot, Snapshot};
@@ -143,7 +143,7 @@ fn poll_head(
 ) -> Poll<Result<Bytes, Failure>> {
     loop {
         let found = scan.request(client.input.bytes(), limits);
-        match found.map_err(|error| Failure::Rejected(Rejection::Wire(error.into())))? {
+        match found.map_err(|error| Failure::Rejected(Rejection::Wire(WireRejection::of_head(error))))? {
             Found::Head { start, end } => return Poll::Ready(Ok(client.input.take(end).slice(start..))),
             Found::Incomplete => {}
         }

@@ -312,6 +312,7 @@ impl<'a> Relay<'a> {
                 }
             }
             Piece::End => {
+                self.upload.writer.end().map_err(|_| fault(FaultKind::Protocol))?;
                 if self.upload.writer == BodyWriter::Chunked {
                     write::last_chunk(self.upstream.output.text(), self.body.trailers(), &self.upload.named);
                 }
@@ -482,6 +483,7 @@ impl Download {
                 client.output.push(frame, data);
             }
             ResponsePiece::End(trailers) => {
+                self.writer.end().map_err(|_| ())?;
                 if self.writer == BodyWriter::Chunked {
                     write::last_chunk(client.output.text(), trailers.as_ref(), &self.named);
                 }

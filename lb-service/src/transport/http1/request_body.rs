@@ -164,7 +164,7 @@ fn truncated(client: &Client, broken: Fault) -> Fault {
 
 /// Returns the fault of a client whose body does not follow the grammar.
 fn rejected(reason: BadBody) -> Fault {
-    fault(FaultKind::Rejected(reason.into()))
+    fault(FaultKind::Rejected(Rejection::of_body(reason)))
 }
 
 #[cfg(test)]
