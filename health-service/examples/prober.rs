@@ -11,7 +11,7 @@ use std::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
 
-use health_service::{CheckKind, GrpcCheck, Metrics, Prober, Settings, Verdicts};
+use health_service::{CheckKind, GrpcCheck, Metrics, PeerConnect, Prober, Settings, Verdicts};
 use pingora::lb::LoadBalancer;
 use pingora::lb::selection::RoundRobin;
 use pingora::server::Server;
@@ -37,7 +37,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut prober = Prober::new(metrics);
     let settings = Settings { kind, interval: Duration::from_secs(1), ..Settings::default() };
     let plain = HttpPeer::new("0.0.0.0:1", false, String::new());
-    prober.add_pool("example", Arc::new(balancer), settings, plain, verdicts);
+    let connect = Arc::new(PeerConnect::new(plain));
+    prober.add_pool("example", Arc::new(balancer), settings, connect, verdicts);
 
     let mut server = Server::new(None)?;
     server.bootstrap();

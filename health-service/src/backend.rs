@@ -9,12 +9,12 @@ use std::time::{Duration, SystemTime};
 
 use log::{debug, info, warn};
 use pingora::protocols::l4::socket::SocketAddr;
-use pingora::upstreams::peer::HttpPeer;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 
-use crate::check::{Check, CheckError, connect_alike};
+use crate::check::{Check, CheckError};
+use crate::connect::Connect;
 use crate::metrics::{BackendSeries, Metrics};
 use crate::schedule::{SchedulePhase, pause};
 use crate::settings::Settings;
@@ -42,7 +42,7 @@ pub(crate) struct Reports {
 /// The settings for the checks of a pool.
 pub(crate) struct Procedure {
     pub(crate) settings: Settings,
-    pub(crate) peer: HttpPeer,
+    pub(crate) connect: Arc<dyn Connect>,
     pub(crate) check: Arc<dyn Check>,
 }
 
@@ -85,7 +85,7 @@ pub(crate) struct Task(JoinHandle<()>);
 impl Procedure {
     /// Whether both check a backend in the same way.
     pub(crate) fn is_like(&self, other: &Self) -> bool {
-        self.settings == other.settings && connect_alike(&self.peer, &other.peer)
+        self.settings == other.settings && self.connect.is_like(&*other.connect)
     }
 }
 

@@ -10,16 +10,15 @@
 
 use std::sync::Arc;
 
-use pingora::connectors::TransportConnector;
 use pingora::lb::LoadBalancer;
 use pingora::lb::selection::{BackendIter, BackendSelection};
-use pingora::upstreams::peer::HttpPeer;
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
 use crate::backend::{CheckResult, Procedure};
 use crate::check::Checker;
+use crate::connect::Connect;
 use crate::pool::{Balancer, FirstResults, PoolSetup};
 use crate::settings::Settings;
 use crate::verdicts::Verdicts;
@@ -27,7 +26,6 @@ use crate::verdicts::Verdicts;
 /// Controls what a running [`Prober`](crate::Prober) checks. Clones control the same prober.
 #[derive(Clone)]
 pub struct Checks {
-    pub(crate) connector: Arc<TransportConnector>,
     pub(crate) commits: mpsc::Sender<Commit>,
 }
 
@@ -36,7 +34,7 @@ pub struct CheckedPool {
     name: String,
     balancer: Arc<dyn Balancer>,
     settings: Settings,
-    peer: HttpPeer,
+    connect: Arc<dyn Connect>,
     verdicts: Verdicts,
 }
 
@@ -65,7 +63,7 @@ impl Checks {
     /// This takes as long as the slowest check, at most the longest timeout of the settings. Dropping the future ends
     /// the checks.
     pub async fn stage(&self, pools: impl IntoIterator<Item = CheckedPool>) -> StagedChecks {
-        stage(pools.into_iter().map(|pool| pool.checked_by(&self.connector)).collect()).await
+        stage(pools.into_iter().map(CheckedPool::setup).collect()).await
     }
 
     /// Checks these pools from now on, and no others. Returns when this is in effect; commits take effect in order.
@@ -117,20 +115,20 @@ impl CheckedPool {
         name: &str,
         balancer: Arc<LoadBalancer<S>>,
         settings: Settings,
-        peer: HttpPeer,
+        connect: Arc<dyn Connect>,
         verdicts: Verdicts,
     ) -> Self
     where
         S: BackendSelection + Send + Sync + 'static,
         S::Iter: BackendIter,
     {
-        Self { name: name.to_owned(), balancer, settings, peer, verdicts }
+        Self { name: name.to_owned(), balancer, settings, connect, verdicts }
     }
 
-    pub(crate) fn checked_by(self, connector: &Arc<TransportConnector>) -> PoolSetup {
-        let Self { name, balancer, settings, peer, verdicts } = self;
-        let check = Arc::new(Checker::new(Arc::clone(connector), peer.clone(), settings.clone()));
-        PoolSetup { name, balancer, verdicts, procedure: Arc::new(Procedure { settings, peer, check }) }
+    pub(crate) fn setup(self) -> PoolSetup {
+        let Self { name, balancer, settings, connect, verdicts } = self;
+        let check = Arc::new(Checker::new(Arc::clone(&connect), settings.clone()));
+        PoolSetup { name, balancer, verdicts, procedure: Arc::new(Procedure { settings, connect, check }) }
     }
 }
 

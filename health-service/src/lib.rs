@@ -12,7 +12,7 @@
 //! ```
 //! use std::sync::Arc;
 //!
-//! use health_service::{Metrics, Prober, Settings, Verdicts, registry};
+//! use health_service::{Metrics, PeerConnect, Prober, Settings, Verdicts, registry};
 //! use pingora::lb::{Backends, LoadBalancer, discovery, selection::RoundRobin};
 //! use pingora::services::background::background_service;
 //! use pingora::upstreams::peer::HttpPeer;
@@ -29,8 +29,9 @@
 //! let metrics = Metrics::new();
 //! metrics.register(&prometheus::Registry::new())?;
 //! let peer = HttpPeer::new("0.0.0.0:1", false, String::new()); // how to connect; the address is a placeholder
+//! let connect = Arc::new(PeerConnect::new(peer));
 //! let mut prober = Prober::new(metrics);
-//! prober.add_pool("web", Arc::new(balancer), Settings::default(), peer, verdicts.clone());
+//! prober.add_pool("web", Arc::new(balancer), Settings::default(), connect, verdicts.clone());
 //! let service = background_service("health checks", prober);
 //! // server.add_service(service); and let the listening services depend on it
 //! # drop(service);
@@ -49,18 +50,17 @@
 //!
 //! ```
 //! # use std::sync::Arc;
-//! # use health_service::{CheckedPool, Checks, Settings, Stopped, Verdicts};
+//! # use health_service::{CheckedPool, Checks, Connect, Settings, Stopped, Verdicts};
 //! # use pingora::lb::{Backends, HealthRegistry, LoadBalancer, discovery, selection::RoundRobin};
-//! # use pingora::upstreams::peer::HttpPeer;
 //! # async fn reload(
-//! #     checks: Checks, registry: Arc<HealthRegistry>, verdicts: Verdicts, peer: HttpPeer,
+//! #     checks: Checks, registry: Arc<HealthRegistry>, verdicts: Verdicts, connect: Arc<dyn Connect>,
 //! # ) -> Result<(), Box<dyn std::error::Error>> {
 //! let discovery = discovery::Static::try_from_iter(["10.0.0.2:80", "10.0.0.3:80"])?;
 //! let balancer = LoadBalancer::<RoundRobin>::from_backends(Backends::new_with_health_registry(discovery, registry));
 //! balancer.update().await?;
 //! let balancer = Arc::new(balancer);
 //!
-//! let pool = CheckedPool::new("web", balancer.clone(), Settings::default(), peer, verdicts);
+//! let pool = CheckedPool::new("web", balancer.clone(), Settings::default(), connect, verdicts);
 //! let staged = checks.stage([pool]).await; // checks 10.0.0.3, which is new; has no effect if it is dropped
 //! checks.commit(staged).await?; // 10.0.0.1 is no longer checked
 //! // `balancer` has the state of every backend, so requests may use it now
@@ -71,8 +71,12 @@
 //! # What a check does
 //!
 //! Depending on [`CheckKind`], a check connects (`Tcp`), sends an HTTP/1.1 request and examines the response (`Http`),
-//! or queries the backend's own health service over HTTP/2 (`Grpc`) with the protocol [`grpc.health.v1`]. Each uses TLS
-//! if the peer has TLS. Without TLS, `Grpc` uses HTTP/2 with prior knowledge.
+//! or queries the backend's own health service over HTTP/2 (`Grpc`) with the protocol [`grpc.health.v1`]. Without TLS,
+//! `Grpc` uses HTTP/2 with prior knowledge.
+//!
+//! Checks connect through [`Connect`]. [`PeerConnect`] connects as Pingora's proxy does, with TLS if the peer has TLS.
+//! A program that connects in another way implements the trait, so that checks and requests use the same TLS and
+//! sockets.
 //!
 //! [`grpc.health.v1`]: https://github.com/grpc/grpc/blob/master/doc/health-checking.md
 //!
@@ -94,6 +98,7 @@ mod backend;
 mod check;
 mod checks;
 mod config;
+mod connect;
 #[cfg(test)]
 mod membership;
 mod metrics;
@@ -111,6 +116,7 @@ pub use backend::Observer;
 pub use check::{CheckError, Checker};
 pub use checks::{CheckedPool, Checks, StagedChecks, Stopped};
 pub use config::HealthCheckConfig;
+pub use connect::{ByteStream, Connect, ConnectError, Connection, PeerConnect, Protocol};
 pub use metrics::Metrics;
 pub use prober::Prober;
 pub use schedule::{SchedulePhase, pause};

@@ -4,17 +4,16 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
-use pingora::connectors::TransportConnector;
 use pingora::lb::LoadBalancer;
 use pingora::lb::selection::{BackendIter, BackendSelection};
 use pingora::server::ShutdownWatch;
 use pingora::services::ServiceReadyNotifier;
 use pingora::services::background::BackgroundService;
-use pingora::upstreams::peer::HttpPeer;
 use tokio::sync::{Notify, mpsc};
 
 use crate::backend::{Observer, Pending, Reports};
 use crate::checks::{CheckedPool, Checks, Commit, StagedChecks};
+use crate::connect::Connect;
 use crate::metrics::Metrics;
 use crate::pool::{FirstResults, PoolSetup, PoolTask};
 use crate::settings::Settings;
@@ -49,16 +48,10 @@ struct RunningPools<'a> {
 // === impl Prober ===
 
 impl Prober {
-    /// A prober without pools. It verifies certificates with the certificate authorities of the system, unless a peer
-    /// has its own.
+    /// A prober without pools.
     pub fn new(metrics: Metrics) -> Self {
-        Self::with_connector(metrics, TransportConnector::new(None))
-    }
-
-    /// A prober that connects with this connector, which may have its own certificates or source addresses.
-    pub fn with_connector(metrics: Metrics, connector: TransportConnector) -> Self {
         let (commits, received) = mpsc::channel(1);
-        let checks = Checks { connector: Arc::new(connector), commits };
+        let checks = Checks { commits };
         let start = Mutex::new(Some(Start { pools: Vec::new(), commits: received }));
         Self { metrics, observer: None, checks, start }
     }
@@ -72,30 +65,30 @@ impl Prober {
 
     /// Checks the backends of `balancer` once the service has started, and writes the results to `verdicts`.
     ///
-    /// `peer` says how to connect: with TLS or without, SNI, certificates. Its address is a placeholder. The health
-    /// check of the balancer must be the publisher of the same `verdicts`. Its backends are read when the service
-    /// starts, so they must be discovered before. A pool with [`CheckKind::None`] is not checked.
+    /// `connect` makes the connections; a program that connects with Pingora passes a [`PeerConnect`]. The health check
+    /// of the balancer must be the publisher of the same `verdicts`. Its backends are read when the service starts, so
+    /// they must be discovered before. A pool with [`CheckKind::None`] is not checked.
     ///
+    /// [`PeerConnect`]: crate::PeerConnect
     /// [`CheckKind::None`]: crate::CheckKind::None
     pub fn add_pool<S>(
         &mut self,
         name: &str,
         balancer: Arc<LoadBalancer<S>>,
         settings: Settings,
-        peer: HttpPeer,
+        connect: Arc<dyn Connect>,
         verdicts: Verdicts,
     ) where
         S: BackendSelection + Send + Sync + 'static,
         S::Iter: BackendIter,
     {
-        self.add(CheckedPool::new(name, balancer, settings, peer, verdicts));
+        self.add(CheckedPool::new(name, balancer, settings, connect, verdicts));
     }
 
     /// As [`add_pool`](Self::add_pool), with its arguments as one value.
     pub fn add(&mut self, pool: CheckedPool) {
-        let pool = pool.checked_by(&self.checks.connector);
         if let Some(start) = self.start.get_mut() {
-            start.pools.push(pool);
+            start.pools.push(pool.setup());
         }
     }
 

@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use pingora::protocols::l4::socket::SocketAddr;
-use pingora::upstreams::peer::HttpPeer;
 use tokio::time::Instant;
 
 use crate::backend::Procedure;
 use crate::check::{Check, CheckError};
+use crate::connect::{Connect, ConnectError, Connection, Protocol};
 use crate::settings::Settings;
 
 /// Duration and result of a check.
@@ -59,12 +59,33 @@ impl Check for Script {
     }
 }
 
+/// Connects to nothing, because scripted checks do not connect.
+struct Unused;
+
+#[async_trait]
+impl Connect for Unused {
+    async fn connect(&self, _: &SocketAddr, _: Protocol) -> Result<Connection, ConnectError> {
+        Err(ConnectError::Refused)
+    }
+
+    fn is_tls(&self) -> bool {
+        false
+    }
+
+    fn server_name(&self) -> Option<&str> {
+        None
+    }
+
+    fn is_like(&self, _: &dyn Connect) -> bool {
+        true
+    }
+}
+
 pub(crate) fn addr(address: &str) -> SocketAddr {
     address.parse().expect("valid address")
 }
 
 /// Checks by `script` with these `settings`.
 pub(crate) fn procedure(settings: Settings, script: &Arc<Script>) -> Arc<Procedure> {
-    let peer = HttpPeer::new("0.0.0.0:1", false, String::new());
-    Arc::new(Procedure { settings, peer, check: script.clone() })
+    Arc::new(Procedure { settings, connect: Arc::new(Unused), check: script.clone() })
 }

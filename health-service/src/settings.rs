@@ -42,7 +42,7 @@ pub struct Settings {
 pub enum CheckKind {
     /// No checks: every backend counts as up.
     None,
-    /// Connect, with a TLS handshake if the peer has TLS.
+    /// Connect, with a TLS handshake if the pool has TLS.
     Tcp,
     /// Send a request and compare the response with what is expected.
     Http(HttpCheck),
@@ -57,7 +57,7 @@ pub struct HttpCheck {
     pub method: http::Method,
     /// Path and query of the request.
     pub path: PathAndQuery,
-    /// `Host` header; `None`: the peer's SNI, otherwise the address of the backend.
+    /// `Host` header; `None`: the server name of TLS, otherwise the address of the backend.
     pub host: Option<String>,
     /// Status codes that pass; an empty list fails every check.
     pub expect_status: Vec<StatusRange>,
@@ -70,7 +70,7 @@ pub struct HttpCheck {
 pub struct GrpcCheck {
     /// Name of the service to check; empty: the whole server.
     pub service: String,
-    /// Authority of the request; `None`: the peer's SNI, otherwise the address of the backend.
+    /// Authority of the request; `None`: the server name of TLS, otherwise the address of the backend.
     pub host: Option<String>,
 }
 

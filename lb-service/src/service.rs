@@ -22,8 +22,10 @@ use tokio::task::JoinSet;
 use crate::listener::{ListenAddress, Listener};
 use crate::snapshot::{CurrentSnapshot, Snapshot};
 use crate::traffic::{Acceptor, Traffic};
+pub use crate::transport::dialer::{DialError, Dialer};
 use crate::transport::listen::{self, Acceptance, ListenSocket};
-use crate::transport::upstream::{self, Connector};
+use crate::transport::upstream;
+pub use crate::transport::upstream::Connector;
 
 /// A service that accepts on the sockets that its [`Acceptors`] open, and proxies by the current snapshot.
 pub struct ProxyService {

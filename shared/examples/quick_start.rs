@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use health_service::{CheckKind, Metrics, Prober, Settings, Verdicts};
+use health_service::{CheckKind, Metrics, PeerConnect, Prober, Settings, Verdicts};
 use lb_service::{Algorithm, Policy, PolicyConfig};
 use metrics_service::{BalancedPool, Endpoints, PoolCollector, PoolView, Readiness};
 use pingora::connectors::{ConnectorOptions, TransportConnector};
@@ -78,10 +78,12 @@ fn main() -> std::result::Result<(), Box<dyn Error>> {
     let metrics = Metrics::new();
     metrics.register(&registry)?;
     let options = ConnectorOptions::from_server_conf(&server.configuration);
-    let mut prober = Prober::with_connector(metrics, TransportConnector::new(Some(options)));
+    let connector = Arc::new(TransportConnector::new(Some(options)));
+    let mut prober = Prober::new(metrics);
     let settings = Settings { kind: CheckKind::Tcp, interval: Duration::from_secs(1), ..Settings::default() };
     let peer = HttpPeer::new("0.0.0.0:443", true, NAME.to_owned());
-    prober.add_pool("quick_start", balancer.clone(), settings, peer, verdicts);
+    let connect = Arc::new(PeerConnect::with_connector(connector, peer));
+    prober.add_pool("quick_start", balancer.clone(), settings, connect, verdicts);
 
     let pools: Vec<Arc<dyn PoolView>> = vec![Arc::new(BalancedPool::new("quick_start", balancer.clone()))];
     registry.register(Box::new(PoolCollector::new(pools.clone())))?;

@@ -23,13 +23,12 @@ use h2::RecvStream;
 use h2::client::SendRequest;
 use http::uri::Scheme;
 use http::{Method, Request, Uri, Version, header};
-use pingora::connectors::TransportConnector;
-use pingora::protocols::{ALPN, Stream};
-use pingora::upstreams::peer::HttpPeer;
+use pingora::protocols::l4::socket::SocketAddr;
 
 use self::first_frame::{FirstFrame, Noting};
 use self::response::GrpcResponse;
 use super::{CheckError, USER_AGENT, authority};
+use crate::connect::{ByteStream, Connect, Protocol};
 use crate::settings::GrpcCheck;
 
 const PATH: &str = "/grpc.health.v1.Health/Check";
@@ -45,12 +44,13 @@ const LARGEST_HEAD: u32 = 16 * 1024;
 const GOODBYE: Duration = Duration::from_millis(50);
 
 pub(super) async fn check(
-    connector: &TransportConnector,
-    peer: &HttpPeer,
+    connect: &dyn Connect,
+    address: &SocketAddr,
     check: &GrpcCheck,
 ) -> Result<(), CheckError> {
-    let request = request(check, peer)?;
-    let stream = connect(connector, peer).await?;
+    let authority = authority(check.host.as_deref(), connect.server_name(), address);
+    let request = request(connect.is_tls(), authority)?;
+    let stream = connect_http2(connect, address).await?;
     let first = FirstFrame::default();
     let response =
         exchange_on(Noting::new(stream, first.clone()), request, message::request(&check.service)).await;
@@ -58,12 +58,16 @@ pub(super) async fn check(
 }
 
 /// Connects. With TLS, the backend must negotiate HTTP/2.
-async fn connect(connector: &TransportConnector, peer: &HttpPeer) -> Result<Stream, CheckError> {
-    let stream = connector.new_stream(peer).await.map_err(|error| handshake_failure(error.into()))?;
-    if peer.is_tls() && stream.selected_alpn_proto() != Some(ALPN::H2) {
+async fn connect_http2(
+    connect: &dyn Connect,
+    address: &SocketAddr,
+) -> Result<Box<dyn ByteStream>, CheckError> {
+    let connected = connect.connect(address, Protocol::Http2).await;
+    let connection = connected.map_err(|error| handshake_failure(error.into()))?;
+    if connect.is_tls() && connection.protocol != Some(Protocol::Http2) {
         return Err(CheckError::NotHttp2);
     }
-    Ok(stream)
+    Ok(connection.stream)
 }
 
 /// A server without HTTP/2 may abort the handshake for that reason (RFC 7301, section 3.2).
@@ -74,10 +78,10 @@ fn handshake_failure(error: CheckError) -> CheckError {
     }
 }
 
-fn request(check: &GrpcCheck, peer: &HttpPeer) -> Result<Request<()>, CheckError> {
+fn request(is_tls: bool, authority: String) -> Result<Request<()>, CheckError> {
     let uri = Uri::builder()
-        .scheme(if peer.is_tls() { Scheme::HTTPS } else { Scheme::HTTP })
-        .authority(authority(check.host.as_deref(), peer))
+        .scheme(if is_tls { Scheme::HTTPS } else { Scheme::HTTP })
+        .authority(authority)
         .path_and_query(PATH)
         .build();
     let request = Request::builder()
@@ -93,7 +97,7 @@ fn request(check: &GrpcCheck, peer: &HttpPeer) -> Result<Request<()>, CheckError
 
 /// Sends the request, receives the response, and closes the connection.
 async fn exchange_on(
-    stream: Noting<Stream>,
+    stream: Noting<Box<dyn ByteStream>>,
     request: Request<()>,
     message: Bytes,
 ) -> Result<GrpcResponse, h2::Error> {
@@ -148,15 +152,11 @@ mod tests {
 
     #[test]
     fn the_request_is_that_of_a_grpc_client() {
-        let named = GrpcCheck { host: Some("a.example".to_owned()), ..GrpcCheck::default() };
-        let plain = HttpPeer::new("10.0.0.1:8080", false, String::new());
-        let tls = HttpPeer::new("10.0.0.1:8080", true, "b.example".to_owned());
-        for (check, peer, uri) in [
-            (&named, &plain, "http://a.example/grpc.health.v1.Health/Check"),
-            (&GrpcCheck::default(), &plain, "http://10.0.0.1:8080/grpc.health.v1.Health/Check"),
-            (&GrpcCheck::default(), &tls, "https://b.example/grpc.health.v1.Health/Check"),
+        for (is_tls, authority, uri) in [
+            (false, "10.0.0.1:8080", "http://10.0.0.1:8080/grpc.health.v1.Health/Check"),
+            (true, "b.example", "https://b.example/grpc.health.v1.Health/Check"),
         ] {
-            let request = request(check, peer).expect("a valid request");
+            let request = request(is_tls, authority.to_owned()).expect("a valid request");
             assert_eq!((request.method(), request.uri().to_string()), (&Method::POST, uri.to_owned()));
             assert_eq!(request.headers()["content-type"], "application/grpc");
             assert_eq!(request.headers()["te"], "trailers");

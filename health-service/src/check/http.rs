@@ -1,24 +1,29 @@
 //! The HTTP check: one request on a new connection, and the examination of its response.
 
-use pingora::connectors::TransportConnector;
+use std::io;
+
 use pingora::http::RequestHeader;
 use pingora::protocols::http::v1::client::HttpSession;
-use pingora::upstreams::peer::HttpPeer;
+use pingora::protocols::l4::socket::SocketAddr;
+use pingora::protocols::l4::stream::Stream;
+use pingora::protocols::l4::virt::{VirtualSockOpt, VirtualSocket, VirtualSocketStream};
 
 use super::{CheckError, USER_AGENT, authority};
+use crate::connect::{ByteStream, Connect, Protocol};
 use crate::settings::HttpCheck;
 
 /// Limit on the part of a body that is searched for the expected text.
 const LONGEST_BODY: usize = 256 * 1024;
 
 pub(super) async fn check(
-    connector: &TransportConnector,
-    peer: &HttpPeer,
+    connect: &dyn Connect,
+    address: &SocketAddr,
     check: &HttpCheck,
 ) -> Result<(), CheckError> {
-    let request = request(check, peer)?;
-    let stream = connector.new_stream(peer).await?;
-    let mut session = HttpSession::new_with_options(stream, peer);
+    let host = authority(check.host.as_deref(), connect.server_name(), address);
+    let request = request(check, &host)?;
+    let connection = connect.connect(address, Protocol::Http1).await?;
+    let mut session = session(connection.stream);
     session.write_request_header(Box::new(request)).await?;
     session.finish_body().await?;
     let status = read_status(&mut session).await?;
@@ -33,9 +38,20 @@ pub(super) async fn check(
     }
 }
 
-fn request(check: &HttpCheck, peer: &HttpPeer) -> Result<RequestHeader, CheckError> {
+fn session(stream: Box<dyn ByteStream>) -> HttpSession {
+    HttpSession::new(Box::new(Stream::from(VirtualSocketStream::new(Box::new(stream)))))
+}
+
+impl VirtualSocket for Box<dyn ByteStream> {
+    fn set_socket_option(&self, _: VirtualSockOpt) -> io::Result<()> {
+        // The options are set where the connection is made.
+        Ok(())
+    }
+}
+
+fn request(check: &HttpCheck, host: &str) -> Result<RequestHeader, CheckError> {
     let mut request = RequestHeader::build(check.method.clone(), check.path.as_str().as_bytes(), None)?;
-    request.insert_header("Host", authority(check.host.as_deref(), peer))?;
+    request.insert_header("Host", host)?;
     request.insert_header("User-Agent", USER_AGENT)?;
     request.insert_header("Accept", "*/*")?;
     request.insert_header("Connection", "close")?;

@@ -1,12 +1,12 @@
-//! The TCP check: connect, with a TLS handshake if the peer has TLS.
+//! The TCP check: connect, with a TLS handshake if the pool has TLS.
 
-use pingora::connectors::TransportConnector;
-use pingora::upstreams::peer::HttpPeer;
+use pingora::protocols::l4::socket::SocketAddr;
 
 use super::CheckError;
+use crate::connect::{Connect, Protocol};
 
-pub(super) async fn check(connector: &TransportConnector, peer: &HttpPeer) -> Result<(), CheckError> {
-    // Dropping the new connection closes it. It never enters the pool of the connector.
-    connector.new_stream(peer).await?;
+pub(super) async fn check(connect: &dyn Connect, address: &SocketAddr) -> Result<(), CheckError> {
+    // Dropping the connection closes it.
+    connect.connect(address, Protocol::Http1).await?;
     Ok(())
 }

@@ -1,7 +1,5 @@
 //! Why a TLS handshake failed, in plain words. rustls writes most causes as the names of its enum variants.
 
-use super::root_cause;
-
 /// The causes of rustls that operators meet, by the beginning of the text, and what they mean.
 const CAUSES: [(&str, &str); 14] = [
     ("certificate expired", "the certificate has expired"),
@@ -26,19 +24,8 @@ const CAUSES: [(&str, &str); 14] = [
     ("peer doesn't support any known protocol", "the backend does not support the protocol of the check"),
 ];
 
-/// Returns the cause of a failed handshake. Pingora keeps it only as text in the context:
-/// `TLS connect() failed: … cause: invalid peer certificate: UnknownIssuer, SNI: example.com`.
-pub(super) fn cause(error: &pingora::Error) -> String {
-    let text = error.context.as_ref().map_or("", |context| context.as_str());
-    let text = text.rsplit_once(", SNI: ").map_or(text, |(text, _)| text);
-    match text.rsplit_once("cause: ") {
-        Some((_, cause)) => in_words(cause.trim()),
-        None => in_words(&root_cause(error)),
-    }
-}
-
 /// Returns a cause of rustls in plain words.
-fn in_words(cause: &str) -> String {
+pub(super) fn in_words(cause: &str) -> String {
     let (cause, _) = cause.split_once(" (os error").unwrap_or((cause, ""));
     let bare = cause.trim_start_matches("invalid peer certificate: ");
     let bare = bare.trim_start_matches("Other(OtherError(").trim_end_matches(')');

@@ -5,15 +5,14 @@ use std::num::NonZeroU16;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use health_service::{CheckError, CheckKind, Checker, HttpCheck, Settings};
-use pingora::connectors::TransportConnector;
+use health_service::{CheckError, CheckKind, Checker, HttpCheck, PeerConnect, Settings};
 use pingora::upstreams::peer::HttpPeer;
 use values::StatusRange;
 
 use crate::origin::{Manner, Origin, ok, refusing};
 
-fn plain() -> HttpPeer {
-    HttpPeer::new("0.0.0.0:1", false, String::new())
+fn plain() -> Arc<PeerConnect> {
+    Arc::new(PeerConnect::new(HttpPeer::new("0.0.0.0:1", false, String::new())))
 }
 
 fn tcp() -> Settings {
@@ -29,7 +28,7 @@ fn with_body(text: &str) -> Settings {
 }
 
 async fn check(settings: Settings, address: SocketAddr) -> Result<(), CheckError> {
-    Checker::new(Arc::new(TransportConnector::new(None)), plain(), settings).check(&address.into()).await
+    Checker::new(plain(), settings).check(&address.into()).await
 }
 
 async fn reason(settings: Settings, address: SocketAddr) -> String {
@@ -61,7 +60,7 @@ async fn the_port_of_the_settings_replaces_that_of_the_backend() {
 async fn every_check_opens_a_new_connection() {
     let origin =
         Origin::responding("HTTP/1.1 200 OK\r\nConnection: keep-alive\r\nContent-Length: 0\r\n\r\n").await;
-    let checker = Checker::new(Arc::new(TransportConnector::new(None)), plain(), http(HttpCheck::default()));
+    let checker = Checker::new(plain(), http(HttpCheck::default()));
     for _ in 0..3 {
         assert_eq!(checker.check(&origin.address.into()).await, Ok(()));
     }

@@ -11,10 +11,11 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use h2::server::{Connection, SendResponse};
 use h2::{Reason, RecvStream};
-use health_service::{CheckError, CheckKind, Checker, GrpcCheck, HttpCheck, Metrics, Prober, Settings};
+use health_service::{
+    CheckError, CheckKind, Checker, GrpcCheck, HttpCheck, Metrics, PeerConnect, Prober, Settings,
+};
 use http::uri::Authority;
 use http::{HeaderMap, Request, Response};
-use pingora::connectors::TransportConnector;
 use pingora::upstreams::peer::HttpPeer;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
@@ -245,7 +246,7 @@ fn plain() -> HttpPeer {
 }
 
 async fn check_as(peer: HttpPeer, settings: Settings, address: SocketAddr) -> Result<(), CheckError> {
-    Checker::new(Arc::new(TransportConnector::new(None)), peer, settings).check(&address.into()).await
+    Checker::new(Arc::new(PeerConnect::new(peer)), settings).check(&address.into()).await
 }
 
 async fn check(settings: Settings, address: SocketAddr) -> Result<(), CheckError> {
@@ -415,13 +416,12 @@ async fn one_connector_serves_checks_of_every_kind() {
     let (mut config, certificate) = tls::server_config();
     config.alpn_protocols = vec![b"h2".to_vec()];
     let server = Server::start_tls(SERVING, config).await;
-    let connector = Arc::new(TransportConnector::new(None));
-    let peer = || tls::trusting(&certificate, tls::NAME);
+    let connect = Arc::new(PeerConnect::new(tls::trusting(&certificate, tls::NAME)));
     let http = Settings { kind: CheckKind::Http(HttpCheck::default()), ..about("") };
     for _ in 0..2 {
-        let checker = Checker::new(Arc::clone(&connector), peer(), http.clone());
+        let checker = Checker::new(connect.clone(), http.clone());
         assert!(checker.check(&server.address.into()).await.is_err(), "the server speaks HTTP/2 only");
-        let checker = Checker::new(Arc::clone(&connector), peer(), about(""));
+        let checker = Checker::new(connect.clone(), about(""));
         assert_eq!(checker.check(&server.address.into()).await, Ok(()));
     }
 }

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use health_service::{
-    CheckKind, CheckedPool, HealthVerdict, HttpCheck, Metrics, Prober, Settings, Verdicts, registry,
+    CheckKind, CheckedPool, Connect, HealthVerdict, HttpCheck, Metrics, PeerConnect, Prober, Settings,
+    Verdicts, registry,
 };
 use pingora::lb::discovery::Static;
 use pingora::lb::selection::RoundRobin;
@@ -23,6 +24,7 @@ use crate::origin::{LIMIT, Manner, Origin, eventually, ok, refusing};
 pub(crate) struct TestPool {
     pub(crate) balancer: Arc<LoadBalancer<RoundRobin>>,
     registry: Arc<HealthRegistry>,
+    connect: Arc<dyn Connect>,
     pub(crate) verdicts: Verdicts,
 }
 
@@ -31,28 +33,36 @@ impl TestPool {
         let verdicts = Verdicts::new();
         let registry = registry();
         registry.set_health_check(verdicts.publisher());
-        Self::over(addresses, registry, verdicts).await
+        let connect = PeerConnect::new(HttpPeer::new("0.0.0.0:1", false, String::new()));
+        Self::over(addresses, registry, Arc::new(connect), verdicts).await
     }
 
     /// The pool after a reload, with other backends and the health of the old pool.
     pub(crate) async fn reloaded(&self, addresses: &[SocketAddr]) -> Self {
-        Self::over(addresses, Arc::clone(&self.registry), self.verdicts.clone()).await
+        let (registry, connect) = (Arc::clone(&self.registry), Arc::clone(&self.connect));
+        Self::over(addresses, registry, connect, self.verdicts.clone()).await
     }
 
-    async fn over(addresses: &[SocketAddr], registry: Arc<HealthRegistry>, verdicts: Verdicts) -> Self {
+    async fn over(
+        addresses: &[SocketAddr],
+        registry: Arc<HealthRegistry>,
+        connect: Arc<dyn Connect>,
+        verdicts: Verdicts,
+    ) -> Self {
         let backends = Static::try_from_iter(addresses).expect("addresses need no resolving");
         let backends = Backends::new_with_health_registry(backends, Arc::clone(&registry));
         let balancer = LoadBalancer::from_backends(backends);
         balancer.update().await.expect("a static membership never fails");
-        Self { balancer: Arc::new(balancer), registry, verdicts }
+        Self { balancer: Arc::new(balancer), registry, connect, verdicts }
     }
 
     pub(crate) fn add_to(&self, prober: &mut Prober, name: &str, settings: Settings) {
-        prober.add_pool(name, Arc::clone(&self.balancer), settings, plain(), self.verdicts.clone());
+        prober.add(self.checked(name, settings));
     }
 
     pub(crate) fn checked(&self, name: &str, settings: Settings) -> CheckedPool {
-        CheckedPool::new(name, Arc::clone(&self.balancer), settings, plain(), self.verdicts.clone())
+        let (balancer, connect) = (Arc::clone(&self.balancer), Arc::clone(&self.connect));
+        CheckedPool::new(name, balancer, settings, connect, self.verdicts.clone())
     }
 
     pub(crate) fn verdict(&self, address: SocketAddr) -> HealthVerdict {
@@ -93,10 +103,6 @@ impl RunningProber {
         let ended = tokio::time::timeout(LIMIT, self.task).await;
         ended.expect("the prober ends in time").expect("the prober does not panic");
     }
-}
-
-fn plain() -> HttpPeer {
-    HttpPeer::new("0.0.0.0:1", false, String::new())
 }
 
 /// Settings with short intervals.

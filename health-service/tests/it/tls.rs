@@ -5,8 +5,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 
-use health_service::{CheckError, CheckKind, Checker, HttpCheck, Settings};
-use pingora::connectors::TransportConnector;
+use health_service::{CheckError, CheckKind, Checker, HttpCheck, PeerConnect, Settings};
 use pingora::upstreams::peer::HttpPeer;
 use pingora::utils::tls::{WrappedX509, parse_x509};
 use rustls::pki_types::PrivateKeyDer;
@@ -73,7 +72,7 @@ fn serve(listener: &TcpListener, config: &Arc<rustls::ServerConfig>) {
 
 async fn check(kind: CheckKind, peer: HttpPeer, address: SocketAddr) -> Result<(), CheckError> {
     let settings = Settings { kind, timeout: Duration::from_secs(10), ..Settings::default() };
-    Checker::new(Arc::new(TransportConnector::new(None)), peer, settings).check(&address.into()).await
+    Checker::new(Arc::new(PeerConnect::new(peer)), settings).check(&address.into()).await
 }
 
 fn http_ok() -> CheckKind {
@@ -120,6 +119,6 @@ async fn the_timeout_covers_the_handshake() {
     let timeout = Duration::from_millis(250);
     let settings = Settings { timeout, ..Settings::default() };
     let peer = TlsOrigin::start().peer(NAME);
-    let checker = Checker::new(Arc::new(TransportConnector::new(None)), peer, settings);
+    let checker = Checker::new(Arc::new(PeerConnect::new(peer)), settings);
     assert_eq!(checker.check(&origin.address.into()).await, Err(CheckError::Timeout(timeout)));
 }

@@ -93,14 +93,6 @@ impl UpstreamAddress {
         match self {
             // A zone is of no use to the backend.
             Self::Tcp(address) => SocketAddr::new(address.ip(), address.port()).to_string(),
-            Self::Unix(_) => self.host(),
-        }
-    }
-
-    /// Returns the name for which a certificate must be valid if the settings do not name one.
-    pub(super) fn host(&self) -> String {
-        match self {
-            Self::Tcp(address) => address.ip().to_canonical().to_string(),
             Self::Unix(_) => "localhost".to_owned(),
         }
     }

@@ -3,15 +3,10 @@
 //! A [`Backend`] holds what the configuration says and never changes. Its [`History`] belongs to the address: it stays
 //! when the configuration changes, and requests from before and after the change use the same history.
 
-use std::hash::{DefaultHasher, Hash, Hasher};
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use pingora::protocols::tls::CaType;
-use pingora::upstreams::peer::HttpPeer;
-use pingora::utils::tls::{WrappedX509, parse_x509};
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
 
@@ -20,10 +15,9 @@ use super::by_address::ByAddress;
 use super::idle::IdleConnections;
 use super::outlier::{OutlierRecord, nanoseconds};
 use super::reasons::{AttemptFailure, SkipReason, UpstreamError};
-use super::settings::{Admin, BackendSettings, PoolSettings, UpstreamTls};
+use super::settings::{Admin, BackendSettings, PoolSettings};
 use super::slow_backends;
 use super::slow_start::Comeback;
-use super::tls;
 use super::upstreams::Upstreams;
 use crate::policy::{Load, PolicyConfig};
 use crate::stats::{Codes, Counter, Histogram};
@@ -47,11 +41,8 @@ pub struct Backend {
     pub(super) identity: pingora::lb::Backend,
     /// The state that the settings give the backend, in effect when its pool [`enters`](super::Pool::enter).
     pub(super) admin: Admin,
-    peer: HttpPeer,
     target: Target,
     idle: Arc<IdleConnections>,
-    /// Whether the settings have a server name for TLS.
-    is_named: bool,
 }
 
 /// How to connect to a backend, and how long to wait for it.
@@ -153,10 +144,8 @@ impl Backend {
             history: kept.histories.of(&backend.address, || History::new(now)),
             identity,
             admin: backend.admin,
-            peer: peer(pool, &backend.address),
             target: Target::of(pool, &backend.address, &kept.upstreams),
             idle: kept.upstreams.idle(&backend.address),
-            is_named: pool.tls.as_ref().is_some_and(|tls| tls.sni.is_some()),
         }
     }
 
@@ -233,21 +222,6 @@ impl Backend {
         &self.idle
     }
 
-    /// Returns the peer to connect to.
-    pub fn peer(&self) -> &HttpPeer {
-        &self.peer
-    }
-
-    /// Returns a peer for any backend of the pool; the caller inserts the address. The SNI is empty if each backend has
-    /// a certificate for its own address.
-    pub fn peer_of_pool(&self) -> HttpPeer {
-        let mut peer = self.peer.clone();
-        if !self.is_named {
-            peer.sni.clear();
-        }
-        peer
-    }
-
     /// Counts a failure.
     pub fn failed(&self, error: UpstreamError) {
         self.history.errors[error as usize].increment();
@@ -267,7 +241,7 @@ impl Target {
         let connect = timeouts.connect;
         Self {
             address: address.clone(),
-            tls: upstreams.tls.as_ref().map(|(tls, config)| (config.clone(), tls::server_name(tls, address))),
+            tls: upstreams.tls_to(address),
             connect_timeout: pool.retries.per_try.map_or(connect, |per_try| per_try.min(connect)),
             response_timeout: timeouts.response,
             body_timeout: timeouts.body,
@@ -345,55 +319,6 @@ pub(super) fn identity(backend: &BackendSettings) -> pingora::lb::Backend {
         weight: backend.weight.get(),
         ext: http::Extensions::new(),
     }
-}
-
-/// Returns the peer for a backend of `pool` at `address`.
-///
-/// Pingora pools idle connections by address, SNI and `group_key`, but not by CA. The key keeps apart the connections
-/// of pools that trust different CAs, and those from before and after a change of the CA.
-///
-/// Without a name in the settings, the address is the name: rustls sends no address as a name, and verifies that the
-/// certificate is for it. With an empty name, Pingora would verify nothing and could not even connect.
-fn peer(pool: &PoolSettings, address: &UpstreamAddress) -> HttpPeer {
-    let own = || address.host();
-    let sni = pool.tls.as_ref().map(|tls| tls.sni.clone().unwrap_or_else(own)).unwrap_or_default();
-    // Pingora has no constructor for both kinds of addresses, so the address is replaced afterwards.
-    let placeholder = SocketAddr::from(([0; 4], 0));
-    let mut peer = HttpPeer::new(placeholder, pool.tls.is_some(), sni);
-    peer._address = address.to_pingora();
-    peer.group_key = group_key(pool);
-    let connect =
-        pool.retries.per_try.map_or(pool.timeouts.connect, |per_try| per_try.min(pool.timeouts.connect));
-    peer.options.connection_timeout = Some(connect);
-    peer.options.total_connection_timeout = Some(connect);
-    peer.options.read_timeout = Some(pool.timeouts.response);
-    peer.options.write_timeout = Some(pool.timeouts.response);
-    peer.options.idle_timeout = Some(pool.timeouts.idle);
-    if let Some(tls) = &pool.tls {
-        peer.options.verify_cert = tls.verify;
-        peer.options.verify_hostname = tls.verify;
-        peer.options.ca = trusted(tls);
-    }
-    peer
-}
-
-fn group_key(pool: &PoolSettings) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    (&pool.name, pool.tls.as_ref().map(|tls| (tls.verify, &tls.ca))).hash(&mut hasher);
-    hasher.finish()
-}
-
-/// A certificate whose key was deleted. Pingora builds its verifier from the trusted authorities even if nothing is
-/// verified, and fails if there are none. Without this certificate, no connection would succeed on a machine without
-/// authorities, for example in a minimal container.
-const ANY_AUTHORITY: &[u8] = include_bytes!("any_authority.der");
-
-fn trusted(tls: &UpstreamTls) -> Option<Arc<CaType>> {
-    if !tls.verify {
-        return Some(Arc::new([WrappedX509::new(ANY_AUTHORITY.to_vec(), parse_x509)]));
-    }
-    let certificates = tls.ca.iter().map(|der| WrappedX509::new(der.clone(), parse_x509));
-    (!tls.ca.is_empty()).then(|| certificates.collect())
 }
 
 // === impl BackendState ===

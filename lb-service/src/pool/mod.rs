@@ -19,7 +19,7 @@
 //! let pool = Arc::new(Pool::new(&settings, Arc::new(HealthRegistry::new()), None));
 //! let at = || Now { time: Instant::now(), draw: 0.5 }; // a random number, in a real program
 //!
-//! // In `upstream_peer`; the peer to connect to is `attempt.backend.peer()`.
+//! // In `upstream_peer`; the address to connect to is `attempt.backend.address.to_pingora()`.
 //! let mut dispatch = Dispatch::default(); // lives in the context of the request
 //! dispatch.place(&pool, b"", at()).expect("a backend is available");
 //! # let first = dispatch.attempt.as_ref().unwrap().backend.address.clone();
@@ -146,7 +146,7 @@ use outlier::Ejector;
 use slow_backends::SlowBackends;
 pub use sticky::Session;
 use sticky::Sticky;
-use upstreams::Upstreams;
+pub(crate) use upstreams::Upstreams;
 
 /// A pool in use, shared by all requests as an `Arc`.
 ///
@@ -444,6 +444,11 @@ impl Pool {
     /// Returns the backend with this address.
     pub fn backend(&self, address: &UpstreamAddress) -> Option<&Arc<Backend>> {
         self.index(address).and_then(|index| self.backends.get(index))
+    }
+
+    /// Returns what the connections to the backends share.
+    pub(crate) fn upstreams(&self) -> &Arc<Upstreams> {
+        &self.shared.kept.upstreams
     }
 
     /// Returns all backends, in the order of their addresses.
@@ -988,7 +993,7 @@ mod tests {
         let (old, manual) = pool(&settings);
         let socket: UpstreamAddress = SOCKETS[1].parse().unwrap();
         let backend = old.backend(&socket).unwrap();
-        assert_eq!((&*backend.label, &backend.peer()._address), (SOCKETS[1], &socket.to_pingora()));
+        assert_eq!((&*backend.label, &backend.target().address), (SOCKETS[1], &socket));
         let cookie = old.set_cookie(backend, None, false, manual.now()).unwrap();
         let new = succeed(&old, &settings);
         assert!(Arc::ptr_eq(&backend.history, &new.backend(&socket).unwrap().history));

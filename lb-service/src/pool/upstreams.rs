@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use rustls::ClientConfig;
+use rustls_pki_types::ServerName;
 
 use super::address::UpstreamAddress;
 use super::by_address::ByAddress;
@@ -13,9 +14,9 @@ use super::tls;
 /// What the connections to the backends of a pool share. A reload keeps it unless it changes TLS: connections that were
 /// made with other settings must not be used.
 #[derive(Debug)]
-pub(super) struct Upstreams {
+pub(crate) struct Upstreams {
     /// The settings, and what rustls made of them; `None` means plain text.
-    pub(super) tls: Option<(UpstreamTls, Arc<ClientConfig>)>,
+    tls: Option<(UpstreamTls, Arc<ClientConfig>)>,
     idle: ByAddress<IdleConnections>,
 }
 
@@ -29,6 +30,26 @@ impl Upstreams {
     /// Returns the one for these settings of TLS: this one if they have not changed.
     pub(super) fn successor(self: &Arc<Self>, tls: Option<&UpstreamTls>) -> Arc<Self> {
         if self.tls.as_ref().map(|(tls, _)| tls) == tls { self.clone() } else { Self::new(tls) }
+    }
+
+    /// Returns whether connections use TLS.
+    pub(crate) fn is_tls(&self) -> bool {
+        self.tls.is_some()
+    }
+
+    /// Returns the name of all backends in TLS. `None` means that there is no TLS, or that each certificate is for the
+    /// address of its backend.
+    pub(crate) fn server_name(&self) -> Option<&str> {
+        self.tls.as_ref()?.0.sni.as_deref()
+    }
+
+    /// Returns the settings of TLS for the backend at `address`, and the name that its certificate must have.
+    pub(crate) fn tls_to(
+        &self,
+        address: &UpstreamAddress,
+    ) -> Option<(Arc<ClientConfig>, ServerName<'static>)> {
+        let (tls, config) = self.tls.as_ref()?;
+        Some((config.clone(), tls::server_name(tls, address)))
     }
 
     /// Returns the idle connections to the backend at `address`.

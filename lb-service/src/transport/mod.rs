@@ -5,6 +5,7 @@
 //! | `listen.rs` | accepts connections on one socket |
 //! | `http1/` | HTTP/1 on a client's connection |
 //! | `upstream.rs` | connections to backends: new, idle, and in use |
+//! | `dialer.rs` | connections to backends for other purposes than requests |
 //! | `stream.rs`, `input.rs`, `output.rs`, `timer.rs` | the parts of a connection |
 //!
 //! One future serves one connection. While it waits for a request, it holds no buffer, no snapshot and no state of a
@@ -14,6 +15,7 @@
 //! [`Input`]: input::Input
 //! [`Output`]: output::Output
 
+pub(crate) mod dialer;
 mod http1;
 mod input;
 pub(crate) mod listen;

@@ -99,6 +99,14 @@ impl Stream {
         }
     }
 
+    /// Returns the protocol that the TLS handshake negotiated, if any.
+    pub(crate) fn alpn_protocol(&self) -> Option<&[u8]> {
+        match self {
+            Self::Plain(_) => None,
+            Self::Tls(stream) => stream.get_ref().1.alpn_protocol(),
+        }
+    }
+
     /// Makes the close of the connection a reset, by which the peer sees that what it got is incomplete.
     pub(crate) fn reset_on_close(&self) {
         self.socket().reset_on_close();

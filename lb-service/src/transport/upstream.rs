@@ -39,14 +39,14 @@ pub(crate) struct Upstream {
 
 /// Makes connections, and keeps the idle ones.
 #[derive(Clone, Debug)]
-pub(crate) struct Connector {
+pub struct Connector {
     /// The addresses to connect from.
     pub(crate) sources: Sources,
     pub(crate) budget: IdleBudget,
 }
 
 /// The addresses to connect to backends from.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Sources {
     pub(crate) v4: Option<IpAddr>,
     pub(crate) v6: Option<IpAddr>,
@@ -65,7 +65,7 @@ pub(crate) struct ConnectError {
 
 impl Connector {
     /// Returns the connector of a process with this configuration.
-    pub(crate) fn of(conf: &ServerConf) -> Self {
+    pub fn of(conf: &ServerConf) -> Self {
         let first = |addresses: &[String]| addresses.first().and_then(|address| address.parse().ok());
         let sources = Sources { v4: first(&conf.client_bind_to_ipv4), v6: first(&conf.client_bind_to_ipv6) };
         let idle = conf.upstream_keepalive_pool_size.saturating_mul(conf.threads);
@@ -110,7 +110,8 @@ impl Connector {
         Upstream { stream, input, output, reused: false, expires }.untouched().map(Box::new)
     }
 
-    async fn stream(
+    /// Makes a new connection without a time limit, with TLS if there are settings for it.
+    pub(super) async fn stream(
         &self,
         address: &UpstreamAddress,
         tls: Option<&(Arc<ClientConfig>, ServerName<'static>)>,

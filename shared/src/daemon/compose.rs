@@ -12,12 +12,11 @@ use std::sync::Arc;
 use health_service::Prober;
 use lb_service::config::MAX_ATTEMPTS;
 use lb_service::explain::Token;
-use lb_service::service::{Acceptors, ProxyService, service_without_sockets};
+use lb_service::service::{Acceptors, Connector, ProxyService, service_without_sockets};
 use lb_service::snapshot::CurrentSnapshot;
 use lb_service::traffic::Traffic;
 use metrics_service::{ConfigMetrics, Endpoints, LogCollector, PoolCollector, ProcessCollector, Readiness};
 use pingora::apps::http_app::HttpServer;
-use pingora::connectors::{ConnectorOptions, TransportConnector};
 use pingora::listeners::ListenerConfig;
 use pingora::server::Server;
 use pingora::server::configuration::ServerConf;
@@ -38,7 +37,7 @@ use crate::process::logging::Verbosity;
 use crate::process::sockets::Sockets;
 use crate::process::upgrade::Hold;
 use crate::purpose::Purpose;
-use crate::serving::{AccessLogs, Checked, Core, Pools, Running, served, timing};
+use crate::serving::{AccessLogs, Core, Pools, Running, served, timing};
 use crate::status::StatusSource;
 
 /// Maximum number of times that Pingora asks for a backend in one request. The pool limits the attempts of a request,
@@ -98,6 +97,7 @@ struct Foundation {
     proxy: ProxyService,
     acceptors: Acceptors,
     prober: Prober,
+    connector: Connector,
     timings: Timings,
 }
 
@@ -151,10 +151,11 @@ impl Foundation {
         let core = core(plan, Pools::new(plan, Arc::new(alarm)), events, &Token::new(&*secret), held);
         let lookout = Lookout::new(core.pools.clone(), ejected);
         let registry = registry(&core, &held.logs.access)?;
-        let prober = prober(&core, conf, &registry)?;
+        let connector = Connector::of(conf);
+        let prober = prober(&core, &connector, &registry)?;
         let (proxy, acceptors) = proxy(conf, &core, &held.files.sockets)?;
         let timings = Timings::new(timing(plan));
-        Ok(Self { core, secret, registry, lookout, proxy, acceptors, prober, timings })
+        Ok(Self { core, secret, registry, lookout, proxy, acceptors, prober, connector, timings })
     }
 
     /// Returns the operator, the service that makes changes, and the lock that prevents changes until the start is
@@ -186,6 +187,7 @@ impl Foundation {
             timings: self.timings.clone(),
             acceptors: self.acceptors.clone(),
             checks: self.prober.checks(),
+            connector: self.connector.clone(),
             sockets: held.files.sockets.clone(),
             logs: held.logs.access.clone(),
             token: Token::new(&*self.secret),
@@ -301,11 +303,10 @@ fn proxy(conf: &ServerConf, core: &Core, sockets: &Sockets) -> Result<(ProxyServ
     Ok((service, acceptors))
 }
 
-fn prober(core: &Core, conf: &ServerConf, registry: &Registry) -> prometheus::Result<Prober> {
+fn prober(core: &Core, connector: &Connector, registry: &Registry) -> prometheus::Result<Prober> {
     let metrics = health_service::Metrics::new();
     metrics.register(registry)?;
-    let connector = TransportConnector::new(Some(ConnectorOptions::from_server_conf(conf)));
-    let mut prober = Prober::with_connector(metrics, connector).observed_by(Arc::new(core.events.clone()));
-    core.pools.now().iter().filter_map(Checked::to_check).for_each(|pool| prober.add(pool));
+    let mut prober = Prober::new(metrics).observed_by(Arc::new(core.events.clone()));
+    core.pools.now().iter().for_each(|pool| prober.add(pool.to_check(connector)));
     Ok(prober)
 }

@@ -4,6 +4,7 @@
 //! commits the difference, [`Pools`] are the pools with the results of their health checks, and `Logs` are the open log
 //! files.
 
+mod connect;
 mod core;
 pub(crate) mod diff;
 pub(crate) mod logs;

@@ -6,9 +6,11 @@ use std::time::{Instant, SystemTime};
 use arc_swap::ArcSwap;
 use health_service::{CheckKind, CheckedPool, Verdicts};
 use lb_service::pool::{self, Backend, Pool, PoolObserver, PoolSettings};
+use lb_service::service::Connector;
 use metrics_service::{BackendState, Member, PoolView, Views};
 use pingora::lb::health_check::HealthCheck;
 
+use super::connect::PoolConnect;
 use crate::condition::{Condition, Known, Moment};
 use crate::config::Plan;
 
@@ -115,11 +117,11 @@ impl Checked {
         Self { pool, settings: settings.clone(), verdicts }
     }
 
-    /// Returns this pool for the prober. All backends of a pool are checked in the same way, each at its own address.
-    pub(crate) fn to_check(&self) -> Option<CheckedPool> {
+    /// Returns this pool for the prober. Its checks connect as requests do with `connector`.
+    pub(crate) fn to_check(&self, connector: &Connector) -> CheckedPool {
         let Self { pool, settings, verdicts } = self;
-        let peer = pool.backends().first()?.peer_of_pool();
-        Some(CheckedPool::new(&pool.name, pool.balancer.clone(), settings.clone(), peer, verdicts.clone()))
+        let connect = Arc::new(PoolConnect(connector.dialer(pool)));
+        CheckedPool::new(&pool.name, pool.balancer.clone(), settings.clone(), connect, verdicts.clone())
     }
 
     fn view(&self) -> Arc<dyn PoolView> {

@@ -24,7 +24,7 @@ use lb_service::forwarded::TrustedProxies;
 use lb_service::listener::{ListenAddress, Listener};
 use lb_service::pool::{Backend, Pool, UpstreamAddress};
 use lb_service::route::RouteTable;
-use lb_service::service::Acceptors;
+use lb_service::service::{Acceptors, Connector};
 use lb_service::snapshot::{Snapshot, SnapshotParts};
 use lb_service::traffic::{ResponseCounts, Traffic};
 use parking_lot::Mutex;
@@ -48,6 +48,8 @@ pub(crate) struct Running {
     pub(crate) timings: Timings,
     pub(crate) acceptors: Acceptors,
     pub(crate) checks: Checks,
+    /// Makes the connections of the health checks.
+    pub(crate) connector: Connector,
     pub(crate) sockets: Arc<Sockets>,
     pub(crate) logs: AccessLogs,
     pub(crate) token: Token,
@@ -122,7 +124,8 @@ impl Running {
         let mut bound = self.sockets.bind_more(&free).map_err(|error| error.to_string())?;
         self.sockets.check_take_over(&beside, &leaving).map_err(|error| error.to_string())?;
         let (pools, successions) = self.create_pools(old, new);
-        let checks = self.checks.stage(pools.iter().filter_map(Checked::to_check)).await;
+        let checks = pools.iter().map(|pool| pool.to_check(&self.connector));
+        let checks = self.checks.stage(checks).await;
         // The log comes last of the steps that can fail, because opening it creates a file that a later failure would
         // leave behind.
         let log =
