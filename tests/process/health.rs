@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use tests::daemon::{View, path_str};
 use tests::wait::{self, LONG};
-use tests::{Authority, Behaviour, CannedResponse, Daemon, Lab, Origin, Unreachable};
+use tests::{Authority, Behaviour, CannedResponse, Certified, Daemon, Lab, Origin, Unreachable};
 
 use crate::{pool, pool_of};
 
@@ -120,6 +120,31 @@ fn checks_use_tls_when_the_pool_does() {
         assert_eq!(served_by(&daemon), ["trusted"]);
     }
     assert_eq!(trusted.received("/").sni.as_deref(), Some("a.test"));
+}
+
+#[test]
+fn a_self_signed_certificate_that_ca_names_passes_the_check_and_serves() {
+    let lab = Lab::new();
+    let certificate = Certified::self_signed_authority(&["a.test"]);
+    let ca = lab.path("ca.pem");
+    certificate.write(&ca, &lab.path("key.pem")).unwrap();
+    let origin = Origin::start_tls("one", certificate.server());
+    for kind in ["tcp", "http"] {
+        let more = format!("tls: {{sni: a.test, ca: {}}}\n{}", ca.display(), check(kind, "rise: 1, fall: 1"));
+        let daemon = lab.start(&pool(&[&origin], &more));
+        wait_up(&daemon, &origin, true);
+        assert_eq!(daemon.get("/").unwrap().status, 200, "{kind}");
+        assert!(!daemon.log().contains("is down"), "{kind}: {}", daemon.log());
+    }
+}
+
+#[test]
+fn checks_come_from_the_configured_source_address() {
+    let (lab, origin) = (Lab::new(), Origin::start("one"));
+    let more = check("http", "path: /healthz");
+    let daemon = lab.start(&format!("client_bind_to_ipv4: [127.0.0.77]\n{}", pool(&[&origin], &more)));
+    wait_up(&daemon, &origin, true);
+    assert_eq!(origin.received("/healthz").peer.unwrap().ip().to_string(), "127.0.0.77");
 }
 
 #[test]

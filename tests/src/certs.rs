@@ -73,6 +73,16 @@ impl Certified {
         Self { certificate, key }
     }
 
+    /// Makes a self-signed certificate for these names that is also that of an authority, as `openssl req -x509` does.
+    pub fn self_signed_authority(names: &[&str]) -> Self {
+        let names: Vec<String> = names.iter().map(ToString::to_string).collect();
+        let mut params = CertificateParams::new(names).expect("the names of a test are valid");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().expect("a key can be generated");
+        let certificate = params.self_signed(&key).expect("a key can sign its own certificate");
+        Self { certificate, key }
+    }
+
     /// Writes the certificate and the key as PEM files, for a server that reads files.
     ///
     /// # Errors
