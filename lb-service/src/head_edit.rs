@@ -4,6 +4,9 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 
 /// The head of a message that is about to be sent.
 pub(crate) trait HeadEdit {
+    /// Returns whether a line of this name is sent.
+    fn contains(&self, name: &HeaderName) -> bool;
+
     /// Replaces all lines of this name by one.
     fn set(&mut self, name: HeaderName, value: HeaderValue);
 
@@ -15,6 +18,10 @@ pub(crate) trait HeadEdit {
 }
 
 impl HeadEdit for HeaderMap {
+    fn contains(&self, name: &HeaderName) -> bool {
+        self.contains_key(name)
+    }
+
     fn set(&mut self, name: HeaderName, value: HeaderValue) {
         self.insert(name, value);
     }

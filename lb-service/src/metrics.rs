@@ -13,7 +13,7 @@ use prometheus::{Registry, Result};
 use crate::counters::{ListenerTraffic, PoolTraffic};
 use crate::pool::{Backend, Pool, PoolId};
 use crate::snapshot::{CurrentSnapshot, Snapshot};
-use crate::stats::{BUCKETS, HistogramSnapshot};
+use crate::stats::{BUCKETS, Codes, HistogramSnapshot};
 
 /// The collector of all metrics of the proxy.
 pub struct Metrics {
@@ -187,7 +187,7 @@ impl View<'_> {
     fn request_families(&self) -> Vec<MetricFamily> {
         let cells: Vec<_> = self.cells().collect();
         let requests = cells.iter().flat_map(|(listener, pool, cell)| {
-            cell.responses.counted().map(move |(code, n)| (strings([listener, pool, &code.to_string()]), n))
+            cell.responses.counted().map(move |(code, n)| (strings([listener, pool, &code_label(code)]), n))
         });
         let bytes = |read: fn(&PoolTraffic) -> u64| {
             cells.iter().map(move |(listener, pool, cell)| (vec![*listener, *pool], read(cell)))
@@ -208,7 +208,7 @@ impl View<'_> {
                 .history
                 .responses
                 .counted()
-                .map(move |(code, n)| (strings([pool, &backend.label, &code.to_string()]), n))
+                .map(move |(code, n)| (strings([pool, &backend.label, &code_label(code)]), n))
         });
         let connections = self.backends().flat_map(|(pool, backend)| {
             [
@@ -366,4 +366,9 @@ fn histogram(seen: &HistogramSnapshot) -> Histogram {
 
 fn strings<const N: usize>(values: [&str; N]) -> Vec<String> {
     values.iter().map(ToString::to_string).collect()
+}
+
+/// Returns the label of a counted status. A backend can send any number up to 999, so most of them share one.
+fn code_label(code: u16) -> String {
+    if code == Codes::OTHER { "other".to_owned() } else { code.to_string() }
 }

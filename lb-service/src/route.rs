@@ -7,8 +7,8 @@
 //! Invariants: `RouteTable::find` allocates nothing and depends on its arguments alone. [`shadowed_by`] never reports
 //! a route that some request could reach.
 //!
-//! Paths are compared as the client sent them: case-sensitive, without decoding `%2F` and the like and
-//! without resolving `..`. A route is therefore not an access control for a backend that decodes them.
+//! Paths are compared without their dot segments, otherwise as the client sent them: case-sensitive, and without
+//! decoding `%2F` and the like. A route is therefore not an access control for a backend that decodes them.
 
 use std::fmt;
 use std::net::Ipv6Addr;

@@ -14,7 +14,7 @@ pub struct Counter(AtomicU64);
 #[derive(Debug, Default)]
 pub struct Gauge(AtomicI64);
 
-/// Counts of responses by status code, 100 to 599.
+/// Counts of responses by status code, 100 to 599, and of all others together.
 #[derive(Debug)]
 pub struct Codes(Box<[Counter; Codes::COUNT]>);
 
@@ -83,15 +83,17 @@ impl Gauge {
 
 impl Codes {
     const FIRST: u16 = 100;
-    const COUNT: usize = 500;
+    const COUNT: usize = 501;
+    /// Stands for every status outside 100 to 599.
+    pub(crate) const OTHER: u16 = Self::FIRST + Self::COUNT as u16 - 1;
 
-    /// Counts a response with this status; a status outside 100 to 599 counts as 599.
+    /// Counts a response with this status.
     pub(crate) fn increment(&self, status: u16) {
         let index = usize::from(status.wrapping_sub(Self::FIRST)).min(Self::COUNT - 1);
         self.0[index].increment();
     }
 
-    /// Returns each counted status with its count, in ascending order.
+    /// Returns each counted status with its count, in ascending order. 600 stands for every status outside 100 to 599.
     pub fn counted(&self) -> impl Iterator<Item = (u16, u64)> {
         let read = |(counter, status): (&Counter, u16)| (status, counter.get());
         self.0.iter().zip(Self::FIRST..).map(read).filter(|(_, n)| *n > 0)
@@ -136,7 +138,7 @@ mod tests {
         for status in [100, 200, 200, 599, 0, 999] {
             codes.increment(status);
         }
-        assert_eq!(codes.counted().collect::<Vec<_>>(), [(100, 1), (200, 2), (599, 3)]);
+        assert_eq!(codes.counted().collect::<Vec<_>>(), [(100, 1), (200, 2), (599, 1), (Codes::OTHER, 2)]);
     }
 
     #[test]

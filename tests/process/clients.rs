@@ -9,7 +9,7 @@ use tests::client::{Failure, head_bytes};
 use tests::wait::{self, LONG};
 use tests::{Behaviour, Connection, Daemon, Lab, Origin};
 
-use crate::pool;
+use crate::{pool, pool_of};
 
 /// A daemon with one origin.
 struct Served {
@@ -216,6 +216,50 @@ fn a_client_that_does_not_read_a_response_is_reset_after_the_body_timeout() {
         matches!(&result, Err(Failure::Broken(error)) if error.kind() == ErrorKind::ConnectionReset),
         "{result:?}"
     );
+}
+
+/// Returns a socket for which the system keeps few bytes that were not read.
+fn narrow_socket() -> socket2::Socket {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    socket.set_recv_buffer_size(64 * 1024).unwrap();
+    socket
+}
+
+/// Reads 200 kB per second for longer than any limit of these tests.
+fn read_steadily(mut stream: impl Read) -> std::io::Result<()> {
+    let (began, mut bytes) = (Instant::now(), [0; 20_000]);
+    while began.elapsed() < Duration::from_secs(6) {
+        stream.read_exact(&mut bytes)?;
+        thread::sleep(Duration::from_millis(100));
+    }
+    Ok(())
+}
+
+/// The system reports room for a write when a third of its buffer is free. At this speed, that takes longer than the
+/// limit, although the client reads all the time.
+#[test]
+fn a_client_that_reads_slowly_but_steadily_keeps_its_response() {
+    let served = Served::with_listener("timeouts: {body: 1s}");
+    served.origin.behave(Behaviour::Source(50_000_000));
+    let mut client = narrow_socket();
+    client.connect(&served.daemon.listener.into()).unwrap();
+    client.write_all(&head_bytes("GET", "/", &[], 0)).unwrap();
+    read_steadily(client).unwrap();
+}
+
+#[test]
+fn a_backend_that_reads_slowly_but_steadily_gets_its_request() {
+    let socket = narrow_socket();
+    socket.bind(&std::net::SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    socket.listen(16).unwrap();
+    let listener = TcpListener::from(socket);
+    let address = listener.local_addr().unwrap();
+    let lab = Lab::new();
+    let daemon = lab.start(&pool_of(&[address], "timeouts: {response: 1s}"));
+    let mut client = std::net::TcpStream::connect(daemon.listener).unwrap();
+    client.write_all(&head_bytes("POST", "/", &[], 50_000_000)).unwrap();
+    thread::spawn(move || client.write_all(&vec![b'x'; 50_000_000]));
+    read_steadily(listener.accept().unwrap().0).unwrap();
 }
 
 /// Each byte comes soon enough, but all of them together take too long. The speed counts after 10 s.

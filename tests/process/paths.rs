@@ -75,7 +75,8 @@ fn a_check_changes_no_files() {
 fn a_check_as_root_creates_no_runtime_directory() {
     let Some(lab) = Lab::of_root() else { return };
     let origin = Origin::start("one");
-    let config = lab.config_by_default("conf.yaml", &format!("user: nobody\n{}", pool(&[&origin], "")));
+    let config =
+        lab.config_by_default("conf.yaml", &format!("user: nobody\n{}", pool(&[&origin], "tls: {}")));
     let finished = lab.run(&["-t", "-d", "-c", path_str(&config)]);
     assert_eq!(finished.code, Some(0), "{finished:?}");
     assert!(!lab.runtime_directory().exists() && !lab.path("error.log").exists());
@@ -485,7 +486,8 @@ fn authorities_of_a_variable_are_read_as_the_user_of_the_daemon() {
     fs::create_dir(&closed).unwrap();
     let ca = closed.join("ca.pem");
     Authority::new().write(&ca).unwrap();
-    let config = lab.config_by_default("conf.yaml", &format!("user: nobody\n{}", pool(&[&origin], "")));
+    let config =
+        lab.config_by_default("conf.yaml", &format!("user: nobody\n{}", pool(&[&origin], "tls: {}")));
     chmod(&config, 0o644);
     for (mode, code) in [(0o700, 2), (0o755, 0)] {
         chmod(&closed, mode);

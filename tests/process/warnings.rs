@@ -216,28 +216,29 @@ fn a_variable_that_names_no_authorities_is_an_error_and_not_a_panic() {
     let origin = Origin::start("one");
     let none = lab.path("None");
     let none = path_str(&none);
-    for more in ["", "tls: {}"] {
-        lab.config(&pool(&[&origin], more));
-        for words in [&["check"][..], &["-t"], &[]] {
-            for (file, directory, name) in
-                [(Some(none), None, "SSL_CERT_FILE"), (None, Some(none), "SSL_CERT_DIR")]
-            {
-                let wrong = run_with_authorities(&lab, words, file, directory);
-                assert_eq!(wrong.code, Some(2), "{words:?}: {wrong:?}");
-                assert!(
-                    wrong.stderr.contains("error[LB061]") && !wrong.stderr.contains("panicked"),
-                    "{wrong:?}"
-                );
-                assert!(
-                    wrong.stderr.contains(&format!("{name}={none}: no such file or directory")),
-                    "{wrong:?}"
-                );
-                assert!(
-                    wrong.stderr.contains(&format!("unset the environment variable {name}")),
-                    "{wrong:?}"
-                );
-            }
+    lab.config(&pool(&[&origin], "tls: {}"));
+    for words in [&["check"][..], &["-t"], &[]] {
+        for (file, directory, name) in
+            [(Some(none), None, "SSL_CERT_FILE"), (None, Some(none), "SSL_CERT_DIR")]
+        {
+            let wrong = run_with_authorities(&lab, words, file, directory);
+            assert_eq!(wrong.code, Some(2), "{words:?}: {wrong:?}");
+            assert!(wrong.stderr.contains("error[LB061]") && !wrong.stderr.contains("panicked"), "{wrong:?}");
+            assert!(wrong.stderr.contains(&format!("{name}={none}: no such file or directory")), "{wrong:?}");
+            let unset = format!("unset the environment variable {name}");
+            assert!(wrong.stderr.contains(&unset), "{wrong:?}");
         }
+    }
+}
+
+#[test]
+fn authorities_are_not_read_if_no_pool_needs_them() {
+    let lab = Lab::new();
+    let origin = Origin::start("one");
+    for more in ["", "tls: {verify: false}"] {
+        lab.config(&pool(&[&origin], more));
+        let fine = run_with_authorities(&lab, &["check"], Some(path_str(&lab.path("None"))), None);
+        assert_eq!((fine.code, &*fine.stderr), (Some(0), ""), "{more}: {fine:?}");
     }
 }
 

@@ -13,6 +13,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::Record;
 
+/// The longest path that is logged whole, in bytes.
+const MAX_PATH: usize = 2048;
+
 /// Appends a line of plain text for people, such as this one (wrapped here):
 ///
 /// ```text
@@ -87,7 +90,7 @@ pub(crate) fn format_json(record: &Record<'_>, line: &mut Vec<u8>) {
     line.extend_from_slice(b",\"host\":");
     push_or_null(line, record.host, push_json_string);
     line.extend_from_slice(b",\"path\":");
-    push_or_null(line, record.path, push_json_string);
+    push_or_null(line, record.path, |line, path| push_json_string(line, &shortened(path)));
     line.extend_from_slice(b",\"protocol\":");
     push_or_null(line, record.version.map(protocol), |line, name| push_json_string(line, name.as_bytes()));
     line.extend_from_slice(b",\"status\":");
@@ -159,9 +162,20 @@ fn push_request(line: &mut Vec<u8>, record: &Record<'_>) {
     push_or_dash(line, record.method, |line, method| push_quoted_text(line, method.as_bytes()));
     line.push(b' ');
     push_or_dash(line, record.host, push_quoted_text);
-    push_or_dash(line, record.path, push_quoted_text);
+    push_or_dash(line, record.path, |line, path| push_quoted_text(line, &shortened(path)));
     line.push(b' ');
     push_or_dash(line, record.version.map(protocol), |line, name| line.extend_from_slice(name.as_bytes()));
+}
+
+/// Returns a path as it is logged. A long one ends with its length, such as `/a...(9000B)`, because a client could fill
+/// the disk otherwise.
+fn shortened(path: &[u8]) -> Cow<'_, [u8]> {
+    match path.get(..MAX_PATH) {
+        Some(start) if path.len() > MAX_PATH => {
+            Cow::Owned([start, format!("...({}B)", path.len()).as_bytes()].concat())
+        }
+        _ => Cow::Borrowed(path),
+    }
 }
 
 fn protocol(version: http::Version) -> &'static str {
@@ -460,6 +474,16 @@ mod tests {
         assert!(line.contains(r"/\x22 200\x0a2026"), "{line}");
         let value = json(&Record { path: Some(path), ..complete() });
         assert_eq!(value["path"].as_str().unwrap().as_bytes(), path);
+    }
+
+    #[test]
+    fn a_long_path_is_cut_and_its_length_is_logged() {
+        let path = vec![b'a'; 9000];
+        let cut = format!("{}...(9000B)", "a".repeat(2048));
+        let record = Record { path: Some(&path), ..complete() };
+        assert!(text(&record).contains(&format!("{cut} ")));
+        assert_eq!(json(&record)["path"], cut);
+        assert_eq!(shortened(&path[..2048]).len(), 2048);
     }
 
     #[test]

@@ -2,7 +2,10 @@
 
 use std::time::{Duration, Instant};
 
+use http::header::CONTENT_TYPE;
+
 use super::Side;
+use crate::pool::{Fields, Target};
 
 /// What one direction waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,6 +68,19 @@ impl Direction {
     }
 }
 
+/// Returns the longest pause of a backend in the body of this response; `None` means no limit. A stream of events or
+/// calls may be quiet for as long as a tunnel.
+pub(crate) fn body_pause(response: &impl Fields, target: &Target) -> Option<Duration> {
+    if is_stream(response) { target.tunnel_timeout } else { target.body_timeout }
+}
+
+fn is_stream(response: &impl Fields) -> bool {
+    let kind = response.first(&CONTENT_TYPE).unwrap_or_default().trim_ascii_start();
+    let begins =
+        |prefix: &[u8]| kind.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix));
+    begins(b"text/event-stream") || begins(b"application/grpc")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -87,6 +103,17 @@ mod tests {
             direction.update(*wait, *progress, *bytes, began + SECOND * *second);
         }
         direction.deadline().map(|(at, side)| ((at - began).as_secs(), side))
+    }
+
+    #[test]
+    fn events_and_calls_are_streams() {
+        let of = |kind: &'static str| {
+            let line = (CONTENT_TYPE, http::HeaderValue::from_static(kind));
+            is_stream(&http::HeaderMap::from_iter([line]))
+        };
+        assert!(of("text/event-stream") && of("Text/Event-Stream; charset=utf-8"));
+        assert!(of("application/grpc") && of("application/grpc+proto"));
+        assert!(!of("text/plain") && !of("") && !is_stream(&http::HeaderMap::new()));
     }
 
     #[test]

@@ -12,8 +12,9 @@
 //! | a head comes from the backend | [`respond`](Exchange::respond) | whether it is passed on, and with which fields |
 //! | something goes wrong | [`fault`](Exchange::fault) | whether there is a retry, or how the request fails |
 //! | the request has failed | [`own_response`](Exchange::own_response) | the response to the client |
-//! | the exchange is over | [`finish`](Exchange::finish) | the counters and the log line, once: it takes the exchange |
+//! | the exchange is over | [`finish`](Exchange::finish) | the counters and the log line; called once |
 
+pub(crate) mod date;
 mod deadlines;
 mod explanation;
 mod fault;
@@ -23,10 +24,10 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use http::header::{EXPECT, HOST, MAX_FORWARDS, RETRY_AFTER, SET_COOKIE};
+use http::header::{HOST, MAX_FORWARDS, RETRY_AFTER, SET_COOKIE};
 use http::{HeaderValue, Method};
 
-pub(crate) use deadlines::{Direction, Wait};
+pub(crate) use deadlines::{Direction, Wait, body_pause};
 pub(crate) use fault::{Fault, FaultKind, Side};
 pub(crate) use own_response::{OwnResponse, keeps_connection};
 
@@ -239,8 +240,7 @@ impl Exchange {
     /// Returns the protocol that the request asks to switch to, if the pool passes it on.
     pub(crate) fn upgrade(&self, head: &impl Head, has_body: bool) -> Option<HeaderValue> {
         let pool = self.pool();
-        upgrade::requested(head, has_body)
-            .filter(|protocol| pool.is_none_or(|pool| pool.allows_upgrade(protocol.as_bytes())))
+        upgrade::requested(head, has_body, |protocol| pool.is_none_or(|pool| pool.allows_upgrade(protocol)))
     }
 
     /// Returns the `Host` for the backend, unless it is the one that the client sent. A request of HTTP/1.0 may have
@@ -357,7 +357,7 @@ impl Exchange {
 
     /// Records a fault of the attempt. Returns whether the request is retried.
     pub(crate) fn fault(&mut self, head: &impl Head, fault: Fault, progress: Progress, at: Now) -> bool {
-        let fault = self.blamed(head, fault).since(progress);
+        let fault = fault.since(progress);
         if self.dispatch.goes_on() {
             return true;
         }
@@ -374,14 +374,6 @@ impl Exchange {
         self.dispatch.broke(&pool, error, replayability, at)
     }
 
-    /// Attributes a timeout of the backend to the client if the backend still waits for the rest of the request, unless
-    /// the client waits for the backend to ask for the body.
-    fn blamed(&self, head: &impl Head, fault: Fault) -> Fault {
-        let is_slow_backend = fault.side == Side::Backend && fault.kind == FaultKind::ReadTimeout;
-        let waits_for_client = !self.is_complete && head.first(&EXPECT).is_none();
-        if is_slow_backend && waits_for_client { Fault { side: Side::Client, ..fault } } else { fault }
-    }
-
     /// Ends the request without a response of a backend, for this reason.
     pub(crate) fn fail(&mut self, failure: Failure) -> Failure {
         self.failure = Some(failure);
@@ -394,12 +386,12 @@ impl Exchange {
     }
 
     /// Returns the response that the proxy sends itself; `None` if no client is left or nothing has failed.
-    pub(crate) fn own_response(&self, head: &impl Head) -> Option<OwnResponse> {
-        OwnResponse::to(self.failure?, self.explanation(head))
+    pub(crate) fn own_response(&self, head: &impl Head, clock: fn() -> SystemTime) -> Option<OwnResponse> {
+        OwnResponse::to(self.failure?, self.explanation(head), clock)
     }
 
     /// Counts the request and writes its log line.
-    pub(crate) fn finish(self, head: &impl Head, end: End) {
+    pub(crate) fn finish(&self, head: &impl Head, end: End) {
         let status = self.status(end);
         self.count(status, end);
         let log = self.from.snapshot.access_log(self.from.listener);

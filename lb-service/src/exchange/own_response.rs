@@ -1,9 +1,12 @@
 //! The response that the proxy sends itself if no backend responds.
 
+use std::time::SystemTime;
+
 use bytes::Bytes;
-use http::header::{ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
+use http::header::{ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, DATE, RETRY_AFTER};
 use http::{HeaderName, HeaderValue, StatusCode};
 
+use super::date;
 use crate::explain::X_LB_EXPLAIN;
 use crate::failure::{Failure, Rejection};
 
@@ -25,7 +28,11 @@ const ALLOWED: &str = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS";
 
 impl OwnResponse {
     /// Returns the response to a failed request; `None` if no client is left to read it.
-    pub(crate) fn to(failure: Failure, explanation: Option<HeaderValue>) -> Option<Self> {
+    pub(crate) fn to(
+        failure: Failure,
+        explanation: Option<HeaderValue>,
+        clock: fn() -> SystemTime,
+    ) -> Option<Self> {
         let status = failure.client_status()?;
         // A response about the server itself has no page.
         let body = if status.is_success() { Bytes::new() } else { page(status) };
@@ -39,6 +46,7 @@ impl OwnResponse {
             (status == StatusCode::METHOD_NOT_ALLOWED).then(|| (ALLOW, HeaderValue::from_static(ALLOWED))),
         );
         fields.extend(explanation.map(|explanation| (X_LB_EXPLAIN, explanation)));
+        fields.push((DATE, date::value(clock())));
         Some(Self { status, fields, body })
     }
 }
@@ -64,31 +72,36 @@ mod tests {
     use super::*;
     use crate::pool::UpstreamError;
 
+    fn own_response(failure: Failure, explanation: Option<HeaderValue>) -> Option<OwnResponse> {
+        OwnResponse::to(failure, explanation, || SystemTime::UNIX_EPOCH)
+    }
+
     fn field(response: &OwnResponse, name: &HeaderName) -> Option<HeaderValue> {
         response.fields.iter().find(|(known, _)| known == name).map(|(_, value)| value.clone())
     }
 
     #[test]
     fn the_page_contains_only_the_status() {
-        let response = OwnResponse::to(Failure::Upstream(UpstreamError::Tls), None).unwrap();
+        let response = own_response(Failure::Upstream(UpstreamError::Tls), None).unwrap();
         assert_eq!(
             (response.status, &response.body[..]),
             (StatusCode::BAD_GATEWAY, &b"502 Bad Gateway\n"[..])
         );
         assert_eq!(field(&response, &CONTENT_LENGTH).unwrap(), "16");
         assert_eq!(field(&response, &RETRY_AFTER), None);
+        assert_eq!(field(&response, &DATE).unwrap(), "Thu, 01 Jan 1970 00:00:00 GMT");
     }
 
     #[test]
     fn the_response_of_a_full_queue_has_a_retry_after() {
-        let response = OwnResponse::to(Failure::Rejected(Rejection::QueueFull), None).unwrap();
+        let response = own_response(Failure::Rejected(Rejection::QueueFull), None).unwrap();
         assert_eq!(response.status, StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(field(&response, &RETRY_AFTER).unwrap(), "1");
     }
 
     #[test]
     fn the_response_to_a_request_about_this_server_is_empty() {
-        let response = OwnResponse::to(Failure::Rejected(Rejection::LastHop), None).unwrap();
+        let response = own_response(Failure::Rejected(Rejection::LastHop), None).unwrap();
         assert_eq!((response.status, response.body.len()), (StatusCode::OK, 0));
         assert_eq!(field(&response, &CONTENT_LENGTH).unwrap(), "0");
     }
@@ -97,12 +110,12 @@ mod tests {
     fn an_explanation_is_a_field() {
         let explanation = HeaderValue::from_static("route=none");
         let response =
-            OwnResponse::to(Failure::Rejected(Rejection::NoRoute), Some(explanation.clone())).unwrap();
+            own_response(Failure::Rejected(Rejection::NoRoute), Some(explanation.clone())).unwrap();
         assert_eq!(field(&response, &X_LB_EXPLAIN), Some(explanation));
     }
 
     #[test]
     fn a_client_that_disconnected_gets_no_response() {
-        assert_eq!(OwnResponse::to(Failure::ClientGone, None), None);
+        assert_eq!(own_response(Failure::ClientGone, None), None);
     }
 }

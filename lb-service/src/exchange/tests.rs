@@ -106,7 +106,7 @@ fn a_request_without_a_route_is_404_and_keeps_its_connection() {
     let mut exchange = bench.begin(&head);
     let failure = exchange.route(&head).unwrap_err();
     assert!(keeps_connection(failure));
-    assert_eq!(exchange.own_response(&head).unwrap().status, 404);
+    assert_eq!(exchange.own_response(&head, || SystemTime::UNIX_EPOCH).unwrap().status, 404);
     exchange.finish(&head, bench.end(Some(404)));
     assert_eq!(bench.responses(None, 404), 1);
     let rejected: u64 = bench.snapshot.traffic(ListenerId(0)).rejected().map(|(_, count)| count).sum();
@@ -121,7 +121,7 @@ fn a_request_that_no_backend_takes_is_503() {
     assert_eq!(exchange.admit(&get(), bench.at()), Admission::Rejected(AdmissionError::Unavailable));
     assert_eq!(exchange.failure(), Some(Failure::Rejected(Rejection::NoBackend)));
     assert!(keeps_connection(exchange.failure().unwrap()));
-    assert_eq!(exchange.own_response(&get()).unwrap().status, 503);
+    assert_eq!(exchange.own_response(&get(), || SystemTime::UNIX_EPOCH).unwrap().status, 503);
 }
 
 #[test]
@@ -213,22 +213,20 @@ fn a_stale_connection_is_replaced_without_a_failure() {
 }
 
 #[test]
-fn a_timeout_during_the_request_is_a_client_timeout_unless_the_client_waits_for_the_backend() {
+fn a_timeout_is_a_failure_of_the_side_that_was_waited_for() {
     let bench = Bench::new(|settings| settings.retries.attempts = 0);
-    let failure = |head: &Parts, is_complete: bool| {
-        let mut exchange = bench.placed(head);
+    let failure = |fault: Fault| {
+        let head = head("POST", "/api", &[]);
+        let mut exchange = bench.placed(&head);
         exchange.body_follows();
-        if is_complete {
-            exchange.request_complete(|| bench.now);
-        }
-        exchange.fault(head, backend_fault(FaultKind::ReadTimeout), UNTOUCHED, bench.at());
+        exchange.fault(&head, fault, UNTOUCHED, bench.at());
         exchange.failure().unwrap()
     };
-    let post = head("POST", "/api", &[]);
-    assert_eq!(failure(&post, false), Failure::ClientTimeout);
-    assert_eq!(failure(&post, true), Failure::Upstream(UpstreamError::Timeout));
-    let expects = head("POST", "/api", &[("expect", "100-continue")]);
-    assert_eq!(failure(&expects, false), Failure::Upstream(UpstreamError::Timeout));
+    assert_eq!(failure(Fault::of_client(FaultKind::ReadTimeout)), Failure::ClientTimeout);
+    for kind in [FaultKind::ReadTimeout, FaultKind::WriteTimeout] {
+        assert_eq!(failure(backend_fault(kind)), Failure::Upstream(UpstreamError::Timeout));
+    }
+    assert_eq!(failure(backend_fault(FaultKind::Stalled)), Failure::ResponseStalled);
 }
 
 #[test]
@@ -237,7 +235,7 @@ fn the_first_failure_is_the_reason_when_no_other_backend_takes_the_request() {
     let mut exchange = bench.placed(&get());
     assert!(exchange.fault(&get(), backend_fault(FaultKind::Connect), UNTOUCHED, bench.at()));
     assert_eq!(exchange.failure(), Some(Failure::Upstream(UpstreamError::Connect)));
-    assert_eq!(exchange.own_response(&get()).unwrap().status, 502);
+    assert_eq!(exchange.own_response(&get(), || SystemTime::UNIX_EPOCH).unwrap().status, 502);
 }
 
 #[test]
@@ -287,7 +285,7 @@ fn a_client_that_disconnects_before_the_response_is_counted_as_499() {
     let bench = Bench::new(|_| {});
     let mut exchange = bench.placed(&get());
     exchange.fail(Failure::ClientGone);
-    assert_eq!(exchange.own_response(&get()), None);
+    assert_eq!(exchange.own_response(&get(), || SystemTime::UNIX_EPOCH), None);
     exchange.finish(&get(), bench.end(None));
     assert_eq!(bench.responses(Some(PoolId(0)), 499), 1);
 }

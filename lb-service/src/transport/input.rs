@@ -62,8 +62,7 @@ impl Input {
         }
         self.bytes.reserve(STEP);
         let read = ready!(poll_read_buf(Pin::new(stream), cx, &mut self.bytes))?;
-        self.has_ended = read == 0;
-        Poll::Ready(Ok(read > 0))
+        Poll::Ready(Ok(self.has_read(read)))
     }
 
     /// Reads the first bytes of a message, as [`poll_fill`](Self::poll_fill) does, with no large buffer while it waits.
@@ -79,7 +78,12 @@ impl Input {
         let mut read = ReadBuf::uninit(&mut space);
         ready!(Pin::new(stream).poll_read(cx, &mut read))?;
         self.bytes.extend_from_slice(read.filled());
-        self.has_ended = read.filled().is_empty();
-        Poll::Ready(Ok(!self.has_ended))
+        Poll::Ready(Ok(self.has_read(read.filled().len())))
+    }
+
+    /// Records the result of a read, and returns whether there were any bytes.
+    fn has_read(&mut self, length: usize) -> bool {
+        self.has_ended = length == 0;
+        !self.has_ended
     }
 }

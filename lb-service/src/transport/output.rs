@@ -7,6 +7,7 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf, Bytes};
 use tokio::io::AsyncWrite;
 
+use super::stream::{Sent, Stream};
 use crate::wire::body::Frame;
 use crate::wire::chunked::CHUNK_END;
 
@@ -91,8 +92,7 @@ impl Output {
         stream: &mut (impl AsyncWrite + Unpin),
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<usize>> {
-        let slices =
-            [IoSlice::new(&self.front[self.taken..]), IoSlice::new(&self.data), IoSlice::new(&self.back)];
+        let slices = self.slices();
         let written = if self.data.is_empty() && self.back.is_empty() {
             ready!(Pin::new(stream).poll_write(cx, &slices[0]))?
         } else {
@@ -103,6 +103,21 @@ impl Output {
         }
         self.take(written);
         Poll::Ready(Ok(written))
+    }
+
+    /// Writes once without asking the runtime whether the system has room, and never waits. Returns the number of bytes
+    /// that the system has taken, which is 0 if it has no room or the connection is broken.
+    pub(crate) fn write_now(&mut self, stream: &mut Stream) -> usize {
+        if self.is_empty() && !stream.is_tls() {
+            return 0;
+        }
+        let Sent { plain, total } = stream.send_now(&self.slices()).unwrap_or_default();
+        self.take(plain);
+        total
+    }
+
+    fn slices(&self) -> [IoSlice<'_>; 3] {
+        [IoSlice::new(&self.front[self.taken..]), IoSlice::new(&self.data), IoSlice::new(&self.back)]
     }
 
     fn take(&mut self, written: usize) {

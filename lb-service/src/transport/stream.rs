@@ -1,6 +1,6 @@
 //! A connection as bytes: TCP, a Unix socket, or TLS over either.
 
-use std::io::{self, IoSlice};
+use std::io::{self, IoSlice, Write};
 use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -34,6 +34,18 @@ pub(crate) enum Stream {
     /// TLS in which we are the client.
     Tls(Box<TlsStream<Socket>>),
 }
+
+/// The bytes that the system has taken in one write.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Sent {
+    /// The bytes that need not be written again. With TLS there are none: what is sent then was taken before.
+    pub(crate) plain: usize,
+    /// All bytes, which with TLS are those of records.
+    pub(crate) total: usize,
+}
+
+/// Writes to a socket without asking the runtime whether there is room.
+struct Direct<'a>(&'a Socket);
 
 /// What [`Socket`] and [`Stream`] pass their calls on to.
 trait Duplex: AsyncRead + AsyncWrite + Unpin {}
@@ -85,6 +97,25 @@ impl Stream {
         !matches!(peeked, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
     }
 
+    /// Writes as much as the system takes now.
+    ///
+    /// # Errors
+    ///
+    /// If the system has no room, or the connection is broken.
+    pub(crate) fn send_now(&mut self, slices: &[IoSlice<'_>]) -> io::Result<Sent> {
+        match self {
+            Self::Plain(socket) => {
+                let plain = Direct(socket).write_vectored(slices)?;
+                Ok(Sent { plain, total: plain })
+            }
+            Self::Tls(stream) => {
+                let (socket, session) = stream.get_mut();
+                let total = session.write_tls(&mut Direct(socket))?;
+                Ok(Sent { plain: 0, total })
+            }
+        }
+    }
+
     fn socket(&self) -> &Socket {
         match self {
             Self::Plain(socket) => socket,
@@ -110,6 +141,22 @@ impl Stream {
     /// Makes the close of the connection a reset, by which the peer sees that what it got is incomplete.
     pub(crate) fn reset_on_close(&self) {
         self.socket().reset_on_close();
+    }
+}
+
+// === impl Direct ===
+
+impl Write for Direct<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.with(|socket| socket.send(bytes))
+    }
+
+    fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        self.0.with(|socket| socket.send_vectored(slices))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 

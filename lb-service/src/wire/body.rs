@@ -7,7 +7,7 @@ use super::fields::FieldLines;
 use super::framing::Length;
 
 /// A reader of one body.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum BodyReader {
     /// The body has this many bytes left.
     Length(u64),

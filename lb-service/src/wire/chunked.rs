@@ -9,7 +9,7 @@ use super::fields::FieldLines;
 use super::trailers;
 
 /// A decoder of one body, whose bytes arrive in pieces.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Decoder {
     state: State,
     sender: Sender,

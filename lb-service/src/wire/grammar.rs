@@ -56,7 +56,7 @@ fn is_of(byte: u8, class: u8) -> bool {
 }
 
 /// Returns whether the text is a token.
-pub(super) fn is_token(text: &[u8]) -> bool {
+pub(crate) fn is_token(text: &[u8]) -> bool {
     !text.is_empty() && text.iter().all(|byte| is_of(*byte, TOKEN))
 }
 
@@ -106,7 +106,7 @@ pub(super) fn decimal(text: &[u8]) -> Option<u64> {
 }
 
 /// Returns the members of a comma-separated list, without the empty ones (RFC 9110, section 5.6.1.2).
-pub(super) fn members(list: &[u8]) -> impl Iterator<Item = &[u8]> {
+pub(crate) fn members(list: &[u8]) -> impl Iterator<Item = &[u8]> {
     list.split(|byte| *byte == b',').map(trim).filter(|member| !member.is_empty())
 }
 

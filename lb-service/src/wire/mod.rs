@@ -15,6 +15,7 @@
 //! | `trailers.rs` | the fields behind a chunked body |
 //! | `rejection.rs` | the reasons to reject a message |
 //! | `write.rs` | the head of a message that leaves |
+//! | `delivery.rs` | the framing of a response that leaves, by the version of the client |
 //!
 //! Two rules stand behind all of them. A recipient of what leaves has exactly one way to read it. A message is rejected
 //! if a sender could mean something else by it than what was read. The sources are RFC 9110 and RFC 9112; a comment
@@ -23,6 +24,7 @@
 pub(crate) mod body;
 pub(crate) mod chunked;
 pub(crate) mod connection;
+pub(crate) mod delivery;
 pub(crate) mod fields;
 pub(crate) mod framing;
 mod grammar;
@@ -36,5 +38,6 @@ mod target;
 pub(crate) mod trailers;
 pub(crate) mod write;
 
+pub(crate) use grammar::{is_token, members};
 pub(crate) use host::is_host;
 pub(crate) use target::without_dot_segments;

@@ -108,6 +108,7 @@ impl Rejection {
             ScanError::LineEnd => Self::LineEnd,
             ScanError::TooLarge => Self::HeadTooLarge,
             ScanError::TooManyFields => Self::TooManyFields,
+            ScanError::MethodTooLong => Self::MethodTooLong,
             ScanError::TargetTooLong => Self::TargetTooLong,
         }
     }

@@ -12,7 +12,7 @@ use super::grammar::decimal;
 use super::host;
 use super::known::Known;
 use super::rejection::Rejection;
-use super::scan::Limits;
+use super::scan::{Limits, MAX_METHOD};
 pub(crate) use super::target::Scheme;
 use super::target::{Target, path, without_dot_segments};
 use crate::pool::{Fields, Head};
@@ -40,9 +40,6 @@ enum TargetText {
     /// The target names a host and has no path.
     Completed(Box<str>),
 }
-
-/// The longest method that is forwarded, in bytes.
-const MAX_METHOD: usize = 32;
 
 // === impl RequestHead ===
 
@@ -101,9 +98,14 @@ impl RequestHead {
         self.scheme
     }
 
+    /// Returns whether a body with at least one byte, or of unknown length, follows.
+    pub(crate) fn has_body(&self) -> bool {
+        !matches!(self.length, Length::None | Length::Known(0))
+    }
+
     /// Returns whether the client waits for a response with the status 100 before it sends the body.
     pub(crate) fn expects_continue(&self) -> bool {
-        let is_understood = self.version == Version::HTTP_11 && self.length != Length::None;
+        let is_understood = self.version == Version::HTTP_11 && self.has_body();
         is_understood && self.fields.values(Known::Expect).next().is_some()
     }
 

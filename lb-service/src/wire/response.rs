@@ -5,7 +5,7 @@ use http::{HeaderName, Version};
 
 use super::connection::Options;
 use super::fields::{Field, FieldLines, Span};
-use super::framing::{self, ResponseFraming};
+use super::framing::{self, Length, ResponseFraming};
 use super::rejection::BadResponse;
 use super::scan::{Limits, ScanError};
 use crate::pool::Fields;
@@ -71,8 +71,12 @@ impl ResponseHead {
         self.options
     }
 
-    /// Returns whether the backend keeps the connection open after this response.
-    pub(crate) fn keeps_alive(&self) -> bool {
+    /// Returns whether the backend keeps the connection open after this response, and its end is beyond doubt.
+    pub(crate) fn is_reusable(&self, framing: ResponseFraming) -> bool {
+        self.keeps_alive() && !framing.is_ambiguous && framing.length != Length::UntilClose
+    }
+
+    fn keeps_alive(&self) -> bool {
         !self.options.close && (self.version == Version::HTTP_11 || self.options.keep_alive)
     }
 
@@ -84,7 +88,7 @@ impl ResponseHead {
     /// If the length is invalid.
     pub(crate) fn framing(&self, to_head: bool) -> Result<ResponseFraming, BadResponse> {
         let framing = framing::of_response(&self.fields, self.status, to_head)?;
-        let is_odd = self.version == Version::HTTP_10 && framing.length == framing::Length::Chunked;
+        let is_odd = self.version == Version::HTTP_10 && framing.length == Length::Chunked;
         Ok(ResponseFraming { is_ambiguous: framing.is_ambiguous || is_odd, ..framing })
     }
 }
@@ -127,7 +131,10 @@ impl From<ScanError> for BadResponse {
             ScanError::TooLarge => Self::HeadTooLarge,
             ScanError::TooManyFields => Self::TooManyFields,
             // Only the head of a request causes the others.
-            ScanError::Start | ScanError::TargetTooLong | ScanError::RequestLine => Self::StatusLine,
+            ScanError::Start
+            | ScanError::MethodTooLong
+            | ScanError::TargetTooLong
+            | ScanError::RequestLine => Self::StatusLine,
         }
     }
 }

@@ -16,8 +16,10 @@ pub struct Limits {
     pub target: usize,
 }
 
+/// The bytes of the longest method.
+pub(super) const MAX_METHOD: usize = 32;
 /// The bytes of a request line besides its target: the longest method, two spaces, the version and the line end.
-const AROUND_TARGET: usize = 32 + 2 + 8 + 2;
+const AROUND_TARGET: usize = MAX_METHOD + 2 + 8 + 2;
 
 /// The search for the end of a head, which continues where it stopped.
 #[derive(Clone, Copy, Debug, Default)]
@@ -57,6 +59,8 @@ pub(crate) enum ScanError {
     TooLarge,
     /// The head has more fields than [`Limits::fields`].
     TooManyFields,
+    /// The method is longer than any that there is.
+    MethodTooLong,
     /// The target is longer than [`Limits::target`].
     TargetTooLong,
     /// The first line of a request has ended, and single spaces do not split it into three parts.
@@ -117,7 +121,7 @@ impl Scan {
         let within = &bytes[..bytes.len().min(limit)];
         while let Some(at) = memchr(b'\n', &within[self.searched..]) {
             let end = self.searched + at + 1;
-            self.check_length(end, request_line)?;
+            self.check_length(&within[..end], request_line)?;
             if is_empty_line(&within[self.line..end])? {
                 return Ok(Found::Head { start: self.start, end });
             }
@@ -131,14 +135,19 @@ impl Scan {
             (self.searched, self.line, self.lines) = (end, end, self.lines + 1);
         }
         self.searched = within.len();
-        self.check_length(within.len(), request_line)?;
+        self.check_length(within, request_line)?;
         if bytes.len() > limit { Err(ScanError::TooLarge) } else { Ok(Found::Incomplete) }
     }
 
-    /// Checks the length of the first line, which reaches at least to `end` if no line has ended yet.
-    fn check_length(&self, end: usize, request_line: Option<usize>) -> Result<(), ScanError> {
-        let is_too_long = self.lines == 0 && request_line.is_some_and(|limit| end - self.start > limit);
-        if is_too_long { Err(ScanError::TargetTooLong) } else { Ok(()) }
+    /// Checks the length of the first line, which reaches at least to the end of `bytes` if no line has ended yet.
+    fn check_length(&self, bytes: &[u8], request_line: Option<usize>) -> Result<(), ScanError> {
+        let line = &bytes[self.start..];
+        let is_too_long = self.lines == 0 && request_line.is_some_and(|limit| line.len() > limit);
+        match () {
+            () if !is_too_long => Ok(()),
+            () if memchr(b' ', &line[..=MAX_METHOD]).is_none() => Err(ScanError::MethodTooLong),
+            () => Err(ScanError::TargetTooLong),
+        }
     }
 }
 
@@ -192,6 +201,15 @@ mod tests {
         for bytes in [&b"\r\n\r\nGET"[..], b"\nGET", b"\rGET"] {
             assert_eq!(whole(bytes), Err(ScanError::Start), "{bytes:?}");
         }
+    }
+
+    #[test]
+    fn a_line_without_a_space_has_a_method_that_is_too_long() {
+        let line =
+            |method: usize, target: usize| [vec![b'A'; method], vec![b' '], vec![b'/'; target]].concat();
+        assert_eq!(one_by_one(&line(100, 0)), Err(ScanError::MethodTooLong));
+        assert_eq!(one_by_one(&line(33, 100)), Err(ScanError::MethodTooLong));
+        assert_eq!(one_by_one(&line(32, 100)), Err(ScanError::TargetTooLong));
     }
 
     #[test]

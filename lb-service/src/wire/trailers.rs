@@ -16,7 +16,7 @@ pub(crate) struct BadTrailers;
 
 /// Fields that are never passed on as trailers, besides those that [`Known`] names: they frame the message, choose its
 /// route, authenticate, or say how it is read (RFC 9110, section 6.5.1).
-const NEVER: [&[u8]; 20] = [
+const NEVER: [&[u8]; 21] = [
     b"age",
     b"authorization",
     b"cache-control",
@@ -33,6 +33,7 @@ const NEVER: [&[u8]; 20] = [
     b"vary",
     b"via",
     b"www-authenticate",
+    b"x-lb-explain",
     b"x-real-ip",
     b"x-request-id",
     b"content-location",

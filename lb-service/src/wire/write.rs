@@ -126,6 +126,12 @@ impl<'r> Fields for Outgoing<'r> {
 }
 
 impl HeadEdit for Outgoing<'_> {
+    fn contains(&self, name: &HeaderName) -> bool {
+        let is_passed =
+            || { self.passed() }.any(|field| field.name.eq_ignore_ascii_case(name.as_str().as_bytes()));
+        self.added.iter().any(|(added, _)| added == name) || is_passed()
+    }
+
     fn set(&mut self, name: HeaderName, value: HeaderValue) {
         HeadEdit::remove(self, &name);
         self.added.push((name, value));

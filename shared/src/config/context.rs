@@ -77,8 +77,7 @@ pub trait Files {
     /// Returns the reason if the file cannot be read, or is longer than 64 KiB.
     fn read_secret(&self, path: &Path) -> io::Result<(Protection, Vec<u8>)>;
 
-    /// Loads the certificate authorities of the system, as Pingora does with the rights of this account, and returns
-    /// how many there are.
+    /// Loads the certificate authorities of the system with the rights of this account, and returns how many there are.
     ///
     /// # Errors
     ///

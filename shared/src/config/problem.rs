@@ -135,7 +135,7 @@ ids! {
     "054" Warning NothingToActOn "The key has no effect because the file has nothing that it applies to. It takes effect when the file has it.",
     "055" Warning SwitchedOff "The key has no effect because another key turns its feature off.",
     "060" Warning MissingName "TLS to the backends verifies certificates, but `sni` is missing, so the certificates must be issued for the IP addresses.",
-    "061" Error Certificates "A certificate file cannot be read, or it contains no certificates. Without `ca_file`, the daemon also needs the certificate authorities of the system, or those that the environment variables SSL_CERT_FILE and SSL_CERT_DIR name.",
+    "061" Error Certificates "A certificate file cannot be read, or it contains no certificates. A pool with `tls` and without `ca` or `ca_file` needs the certificate authorities of the system, or those that the environment variables SSL_CERT_FILE and SSL_CERT_DIR name.",
     "062" Error SessionKeys "The file with the keys of session cookies cannot be read, contains no keys, or is accessible to other users.",
     "063" Warning NoAuthorities "TLS to the backends verifies certificates, but there are no certificate authorities to verify them with, so no connection to them can be made.",
     "070" Error Directory "A file cannot be created or written: its directory is missing or not writable, or the file itself is not writable.",

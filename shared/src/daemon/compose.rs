@@ -281,7 +281,6 @@ fn server_conf(plan: &Plan) -> ServerConf {
         threads: server.threads,
         listener_tasks_per_fd: server.listener_tasks_per_fd,
         work_stealing: server.work_stealing,
-        ca_file: server.ca_file.as_ref().map(|path| path.display().to_string()),
         client_bind_to_ipv4: server.client_bind_to_ipv4.iter().map(ToString::to_string).collect(),
         client_bind_to_ipv6: server.client_bind_to_ipv6.iter().map(ToString::to_string).collect(),
         upstream_keepalive_pool_size: server.upstream_keepalive_pool_size,

@@ -26,6 +26,9 @@ pub(super) struct Client {
 /// watched for a disconnect.
 const READ_AHEAD: usize = 64 * 1024;
 
+/// The longest pause between two looks at connections on which no event may happen.
+pub(super) const LOOK: Duration = Duration::from_secs(1);
+
 // === impl Client ===
 
 impl Client {
@@ -62,9 +65,10 @@ impl Client {
         Poll::Pending
     }
 
-    /// Returns whether so much was read ahead that nothing more is read now.
+    /// Returns whether no read notices that the client leaves: so much was read ahead that nothing more is read now, or
+    /// the client has sent its last byte.
     pub(super) fn is_unwatched(&self) -> bool {
-        self.input.bytes().len() >= READ_AHEAD
+        self.input.bytes().len() >= READ_AHEAD || self.input.has_ended()
     }
 
     /// Waits for `done`, but no longer than the client: `None` if the client left.
@@ -72,9 +76,23 @@ impl Client {
         let mut done = std::pin::pin!(done);
         std::future::poll_fn(|cx| match done.as_mut().poll(cx) {
             Poll::Ready(value) => Poll::Ready(Some(value)),
-            Poll::Pending => self.poll_gone(cx).map(|()| None),
+            Poll::Pending => self.poll_gone_or_broken(cx).map(|()| None),
         })
         .await
+    }
+
+    /// Is ready when the client has left. A client that is not read is looked at from time to time.
+    fn poll_gone_or_broken(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            if self.poll_gone(cx).is_ready() || self.stream.is_broken() {
+                return Poll::Ready(());
+            }
+            if !self.is_unwatched() {
+                return Poll::Pending;
+            }
+            self.timer.set(Some(LOOK));
+            ready!(self.timer.poll_expired(cx));
+        }
     }
 
     /// Writes everything that waits.
@@ -94,7 +112,10 @@ impl Client {
                 Poll::Ready(Err(_)) => return Poll::Ready(Err(fault(FaultKind::Closed))),
                 Poll::Pending => {
                     ready!(self.timer.poll_expired(cx));
-                    return Poll::Ready(Err(fault(FaultKind::WriteTimeout)));
+                    if self.output.write_now(&mut self.stream) == 0 {
+                        return Poll::Ready(Err(fault(FaultKind::WriteTimeout)));
+                    }
+                    self.timer.set(Some(self.pause));
                 }
             }
         }

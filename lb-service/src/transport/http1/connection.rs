@@ -13,7 +13,8 @@ use tokio::runtime::Handle;
 use super::super::stream::Stream;
 use super::super::upstream::Connector;
 use super::client::Client;
-use super::serve::{Next, Surroundings, own_head, serve};
+use super::serve::{own_head, serve};
+use super::story::{Next, Surroundings};
 use crate::access_log::Record;
 use crate::exchange::{Exchange, Origin, OwnResponse};
 use crate::failure::{Failure, Rejection, WireRejection};
@@ -166,7 +167,7 @@ async fn reject(
     failure: Failure,
     begun: Instant,
 ) -> Next {
-    let next = match OwnResponse::to(failure, None) {
+    let next = match OwnResponse::to(failure, None, SystemTime::now) {
         Some(own) => respond(client, own).await,
         None => Next::Drop,
     };

@@ -3,7 +3,8 @@
 //! | file | content |
 //! |---|---|
 //! | `connection.rs` | a client's connection: its requests one after the other, and its end |
-//! | `serve.rs` | one request: its attempts, its response, and what becomes of both connections |
+//! | `serve.rs` | one request: its attempts, and what becomes of both connections |
+//! | `story.rs` | the exchange of a request, and the heads of its response |
 //! | `relay.rs` | one attempt: bytes in both directions between the client and a backend |
 //! | `tunnel.rs` | bytes in both directions after a change of protocol |
 //! | `client.rs`, `request_body.rs` | the side of the client |
@@ -13,4 +14,5 @@ pub(super) mod connection;
 mod relay;
 mod request_body;
 mod serve;
+mod story;
 mod tunnel;

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::super::upstream::Upstream;
-use super::client::{Client, fault};
+use super::client::{Client, LOOK, fault};
 use super::request_body::{Piece, Place, RequestBody};
 use crate::exchange::{Direction, Fault, FaultKind, Side, Wait};
 use crate::wire::body::{BodyReader, BodyWriter};
@@ -31,8 +31,8 @@ pub(super) struct Limits {
     pub(super) min_rate: u64,
     /// The longest pause of the backend while it reads the request.
     pub(super) backend: Duration,
-    /// The longest pause of the client in the body of its request after the head of the response was passed on, when
-    /// both may be a stream; `None` means no limit.
+    /// The longest pause of either side in the body of the request after the head of the response was passed on, when
+    /// both bodies may be streams; `None` means no limit.
     pub(super) stream: Option<Duration>,
     /// Whether the client sends the body only when the backend asks for it.
     pub(super) holds_body: bool,
@@ -51,6 +51,8 @@ pub(super) struct Relay<'a> {
     response_read: bool,
     /// The latest time for the head of the response; `None` while the request is on its way.
     respond_by: Option<Instant>,
+    /// The next look at connections on which no event may happen.
+    look_at: Instant,
 }
 
 /// The request on its way to the backend.
@@ -60,6 +62,8 @@ struct Upload {
     named: Named,
     place: Place,
     state: UploadState,
+    /// Whether the backend's socket has everything that has arrived.
+    is_flushed: bool,
     /// The writes that the backend has taken.
     writes: u64,
     direction: Direction,
@@ -104,8 +108,6 @@ pub(super) enum Event {
     Head(ResponseHead),
 }
 
-/// The pause between two looks at the connection of a client that is not read.
-const LOOK: Duration = Duration::from_secs(1);
 /// The time for which a response is awaited after the backend has stopped to take the request. Servers that reject a
 /// body respond and close.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -123,10 +125,19 @@ impl<'a> Relay<'a> {
         named: Named,
         limits: Limits,
     ) -> Self {
-        let (place, direction) = (Place::default(), Direction::new(Instant::now()));
-        let upload = Upload { writer, named, place, state: UploadState::Reading, writes: 0, direction };
-        let scan = Scan::default();
-        Self { client, upstream, body, limits, upload, scan, response_read: false, respond_by: None }
+        let now = Instant::now();
+        let (place, direction) = (Place::default(), Direction::new(now));
+        let upload = Upload {
+            writer,
+            named,
+            place,
+            state: UploadState::Reading,
+            is_flushed: false,
+            writes: 0,
+            direction,
+        };
+        let (scan, response_read, respond_by) = (Scan::default(), false, None);
+        Self { client, upstream, body, limits, upload, scan, response_read, respond_by, look_at: now + LOOK }
     }
 
     /// Sends the request, and waits for the next head of the response.
@@ -141,6 +152,11 @@ impl<'a> Relay<'a> {
     /// Allows this time until the head of the response.
     pub(super) fn await_response(&mut self, limit: Duration) {
         self.respond_by = Some(Instant::now() + limit);
+    }
+
+    /// Records that the backend has asked for the body.
+    pub(super) fn continued(&mut self) {
+        self.limits.holds_body = false;
     }
 
     /// Returns whether a byte of the response has arrived, and the fault that a bad response is.
@@ -169,13 +185,60 @@ impl<'a> Relay<'a> {
         self.poll_deadline(None, cx).map(Err)
     }
 
-    /// Is ready when a side has taken too long. `download` is the response, once its head was passed on.
-    fn poll_deadline(&mut self, download: Option<&mut Download>, cx: &mut Context<'_>) -> Poll<Fault> {
+    /// Is ready when a side has taken too long, or the client has left unnoticed. `download` is the response, once its
+    /// head was passed on.
+    fn poll_deadline(&mut self, mut download: Option<&mut Download>, cx: &mut Context<'_>) -> Poll<Fault> {
         let now = Instant::now();
+        let is_stuck = self.is_stuck();
+        if is_stuck && now >= self.look_at {
+            self.look_at = now + LOOK.min(self.limits.client).min(self.limits.backend);
+            if self.client.is_unwatched() && self.client.stream.is_broken() {
+                return Poll::Ready(fault(FaultKind::Closed));
+            }
+            self.nudge(download.as_deref_mut());
+        }
+        let deadline = self.deadline(download, now);
+        let look_at = is_stuck.then_some(self.look_at);
+        let Some(at) = deadline.iter().map(|(at, _)| *at).chain(look_at).min() else { return Poll::Pending };
+        self.client.timer.set_at(at);
+        ready!(self.client.timer.poll_expired(cx));
+        match deadline {
+            Some((at, fault)) if at <= now => Poll::Ready(fault),
+            // Time has passed since `now`, so a look or the deadline is due at the next poll.
+            _ => {
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            }
+        }
+    }
+
+    /// Returns whether no event might report what a peer does. No event reports a reset by a client whose bytes wait in
+    /// the system, or which has sent its last byte. Room for a write is reported only when a third of the system's
+    /// buffer is free, which can be megabytes, so a peer that reads steadily can seem to read nothing for minutes.
+    fn is_stuck(&self) -> bool {
+        let is_uploading = matches!(self.upload.state, UploadState::Reading | UploadState::Writing);
+        let is_unsent = is_uploading && !self.upload.is_flushed;
+        self.client.is_unwatched() || !self.client.output.is_empty() || is_unsent
+    }
+
+    /// Writes what the peers take now, although no event has reported room.
+    fn nudge(&mut self, download: Option<&mut Download>) {
+        let to_client = self.client.output.write_now(&mut self.client.stream);
+        if let Some(download) = download.filter(|_| to_client > 0) {
+            download.took(to_client);
+        }
+        if self.upstream.output.write_now(&mut self.upstream.stream) > 0 {
+            self.upload.writes += 1;
+        }
+    }
+
+    /// Returns the earliest time at which a side takes too long, and the fault that it then is.
+    fn deadline(&mut self, download: Option<&mut Download>, now: Instant) -> Option<(Instant, Fault)> {
         let is_stream = download.is_some();
         let progress = self.body.read + self.upload.writes;
         self.upload.direction.update(self.upload_wait(is_stream), progress, self.body.read, now);
-        let upload = self.upload.direction.deadline().map(|(at, side)| (at, self.upload_fault(side)));
+        let upload =
+            self.upload.direction.deadline().map(|(at, side)| (at, self.upload_fault(side, is_stream)));
         let response = match download {
             Some(download) => {
                 let wait = self.download_wait(download);
@@ -184,48 +247,32 @@ impl<'a> Relay<'a> {
             }
             None => self.respond_by.map(|at| (at, self.late_response())),
         };
-        let deadline = [upload, response].into_iter().flatten().min_by_key(|(at, _)| *at);
-        self.poll_until(deadline, now, cx)
-    }
-
-    /// Is ready at the deadline, or if a client that is not read has reset its connection. No event reports that while
-    /// bytes of the client wait in the system, so its connection is looked at from time to time.
-    fn poll_until(
-        &mut self,
-        deadline: Option<(Instant, Fault)>,
-        now: Instant,
-        cx: &mut Context<'_>,
-    ) -> Poll<Fault> {
-        let is_unwatched = self.client.is_unwatched();
-        if is_unwatched && self.client.stream.is_broken() {
-            return Poll::Ready(fault(FaultKind::Closed));
-        }
-        let look = is_unwatched.then(|| now + LOOK);
-        let Some(at) = deadline.iter().map(|(at, _)| *at).chain(look).min() else { return Poll::Pending };
-        self.client.timer.set_at(at);
-        ready!(self.client.timer.poll_expired(cx));
-        // The next look lies in the future, so it was the deadline.
-        deadline.map_or(Poll::Pending, |(_, fault)| Poll::Ready(fault))
+        [upload, response].into_iter().flatten().min_by_key(|(at, _)| *at)
     }
 
     fn upload_wait(&self, is_stream: bool) -> Option<Wait> {
         let Limits { client, min_rate, backend, stream, holds_body } = self.limits;
-        let backend = Wait { side: Side::Backend, pause: Some(backend), min_rate: 0 };
+        let of_client = |pause, min_rate| Wait { side: Side::Client, pause, min_rate };
         match self.upload.state {
             UploadState::Done | UploadState::Broken => None,
-            UploadState::Reading if self.upstream.output.is_empty() => Some(match is_stream {
-                true => Wait { side: Side::Client, pause: stream, min_rate: 0 },
-                false if holds_body && self.body.read == 0 => backend,
-                false => Wait { side: Side::Client, pause: Some(client), min_rate },
+            UploadState::Reading if self.upload.is_flushed => Some(match is_stream {
+                true => of_client(stream, 0),
+                // The client may wait until the backend asks for the body, or decide not to send it.
+                false if holds_body && self.body.read == 0 => of_client(Some(client.min(backend)), 0),
+                false => of_client(Some(client), min_rate),
             }),
-            UploadState::Reading | UploadState::Writing => Some(backend),
+            UploadState::Reading | UploadState::Writing => {
+                let pause = if is_stream { stream } else { Some(backend) };
+                Some(Wait { side: Side::Backend, pause, min_rate: 0 })
+            }
         }
     }
 
-    fn upload_fault(&self, side: Side) -> Fault {
+    fn upload_fault(&self, side: Side, is_stream: bool) -> Fault {
         match side {
             Side::Client => fault(FaultKind::ReadTimeout),
-            Side::Backend if self.upstream.output.is_empty() => self.backend_fault(FaultKind::ReadTimeout),
+            // It has responded, and need not read the rest of the request.
+            Side::Backend if is_stream => self.backend_fault(FaultKind::Stalled),
             Side::Backend => self.backend_fault(FaultKind::WriteTimeout),
         }
     }
@@ -274,7 +321,10 @@ impl<'a> Relay<'a> {
                 false => Poll::Pending,
             };
             match piece {
-                Poll::Ready(piece) => self.queue(piece?)?,
+                Poll::Ready(piece) => {
+                    self.upload.is_flushed = false;
+                    self.queue(piece?)?;
+                }
                 Poll::Pending if self.upstream.output.is_empty() => return self.settled(cx),
                 Poll::Pending => match self.upstream.output.poll_write(&mut self.upstream.stream, cx) {
                     Poll::Ready(Ok(_)) => self.upload.writes += 1,
@@ -290,15 +340,20 @@ impl<'a> Relay<'a> {
         self.upload.state == UploadState::Reading && self.upstream.output.has_room()
     }
 
+    /// Sends what TLS holds back, also while more of the body is to come: the client may wait for the response to what
+    /// it has sent.
     fn settled(&mut self, cx: &mut Context<'_>) -> Result<Poll<()>, Fault> {
-        match self.upload.state {
-            UploadState::Reading => return Ok(Poll::Pending),
-            UploadState::Writing => match self.upstream.output.poll_flush(&mut self.upstream.stream, cx) {
-                Poll::Ready(Ok(())) => self.upload.state = UploadState::Done,
-                Poll::Ready(Err(_)) => self.give_up_upload()?,
-                Poll::Pending => return Ok(Poll::Pending),
-            },
-            UploadState::Done | UploadState::Broken => {}
+        if let UploadState::Done | UploadState::Broken = self.upload.state {
+            return Ok(Poll::Ready(()));
+        }
+        let flushed = self.upstream.output.poll_flush(&mut self.upstream.stream, cx);
+        self.upload.is_flushed = flushed.is_ready();
+        match flushed {
+            Poll::Ready(Err(_)) => self.give_up_upload()?,
+            Poll::Ready(Ok(())) if self.upload.state == UploadState::Writing => {
+                self.upload.state = UploadState::Done;
+            }
+            Poll::Ready(Ok(())) | Poll::Pending => return Ok(Poll::Pending),
         }
         Ok(Poll::Ready(()))
     }

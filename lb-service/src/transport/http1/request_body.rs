@@ -55,7 +55,7 @@ impl RequestBody {
         let announced = if let Length::Known(length) = length { length } else { 0 };
         Self {
             reader: BodyReader::new(length, Sender::Client),
-            has_ended: length == Length::None,
+            has_ended: matches!(length, Length::None | Length::Known(0)),
             trailers: None,
             read: 0,
             kept: Vec::new(),
@@ -83,9 +83,21 @@ impl RequestBody {
     /// Returns the fault of a client that is gone. One that has ended its request before the end of the body may still
     /// read a response.
     pub(super) fn gone(&self, client: &Client) -> Fault {
-        let arrived = self.read + client.input.bytes().len() as u64;
-        let is_truncated = client.input.has_ended() && arrived < self.announced;
+        let is_truncated = client.input.has_ended() && !self.ends_within(client.input.bytes());
         fault(if is_truncated { FaultKind::Rejected(Rejection::TruncatedBody) } else { FaultKind::Closed })
+    }
+
+    /// Returns whether the body ends within these bytes, which are the next ones.
+    fn ends_within(&self, mut bytes: &[u8]) -> bool {
+        let mut reader = self.reader.clone();
+        while !self.has_ended {
+            match reader.step(bytes) {
+                Ok(Step::Data { end, .. }) => bytes = &bytes[end..],
+                Ok(Step::Incomplete) => return false,
+                Ok(Step::End { .. }) | Err(_) => return true,
+            }
+        }
+        true
     }
 
     /// Returns the trailers, once it has ended.
@@ -184,6 +196,16 @@ mod tests {
         }
         assert!(body.is_replayable() && body.kept.len() == 1000);
         assert!(body.kept.capacity() < 4096, "{}", body.kept.capacity());
+    }
+
+    #[test]
+    fn the_end_of_a_body_is_found_without_reading_it() {
+        let chunked = body(Length::Chunked);
+        assert!(chunked.ends_within(b"2\r\nab\r\n0\r\n\r\nGET"));
+        assert!(!chunked.ends_within(b"2\r\nab\r\n0\r\n") && !chunked.ends_within(b""));
+        let known = body(Length::Known(3));
+        assert!(known.ends_within(b"abc") && !known.ends_within(b"ab"));
+        assert!(body(Length::None).ends_within(b"") && body(Length::Known(0)).ends_within(b""));
     }
 
     #[test]

@@ -6,7 +6,7 @@
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::AsyncWrite;
 
@@ -14,7 +14,7 @@ use super::super::input::Input;
 use super::super::output::Output;
 use super::super::stream::Stream;
 use super::super::upstream::Upstream;
-use super::client::Client;
+use super::client::{Client, LOOK};
 use crate::wire::body::Frame;
 
 /// The bytes that a tunnel has carried.
@@ -46,7 +46,7 @@ pub(super) async fn run(
     carried: &mut Carried,
 ) -> io::Result<()> {
     let mut ended = (false, false);
-    client.timer.set(quiet);
+    let mut quiet_until = quiet.map(|quiet| Instant::now() + quiet);
     std::future::poll_fn(|cx| {
         loop {
             let before = (carried.to_backend, carried.to_client);
@@ -71,11 +71,23 @@ pub(super) async fn run(
             if up.is_ready() && down.is_ready() {
                 return Poll::Ready(Ok(()));
             }
-            if before == (carried.to_backend, carried.to_client) {
-                ready!(client.timer.poll_expired(cx));
+            let now = Instant::now();
+            if before != (carried.to_backend, carried.to_client) {
+                quiet_until = quiet.map(|quiet| now + quiet);
+                continue;
+            }
+            if quiet_until.is_some_and(|until| until <= now) {
                 return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
             }
-            client.timer.set(quiet);
+            // A side that has sent its last byte is not read, so no event reports that it has left.
+            let is_half_closed = up.is_ready() || down.is_ready();
+            if is_half_closed && (client.stream.is_broken() || upstream.stream.is_broken()) {
+                return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+            }
+            let look_at = is_half_closed.then(|| now + LOOK);
+            let Some(at) = [quiet_until, look_at].into_iter().flatten().min() else { return Poll::Pending };
+            client.timer.set_at(at);
+            ready!(client.timer.poll_expired(cx));
         }
     })
     .await

@@ -1,6 +1,4 @@
-//! Rules about the certificate authorities of the system, which Pingora loads at the start if there is no `ca_file`.
-//!
-//! If loading them fails, Pingora panics, even if no pool uses TLS. Therefore each check loads them in the same way.
+//! Rules about the certificate authorities of the system, which pools with `tls` trust if no `ca` or `ca_file` is set.
 
 use super::{Checker, Id, Problem, Step};
 use crate::words::uncapitalised;
@@ -10,9 +8,11 @@ const VARIABLES: [(&str, &str); 2] =
     [("SSL_CERT_FILE", "a PEM file with certificates"), ("SSL_CERT_DIR", "a directory with certificates")];
 
 impl Checker<'_> {
+    /// Checks that the authorities can be loaded if a pool needs them. The daemon would otherwise start, and no
+    /// connection to its backends could be made.
     pub(super) fn check_system_authorities(&mut self) {
-        let path = [Step::from("ca_file")];
-        if self.config.ca_file.is_some() || self.root.is_damaged(&path) {
+        let paths = self.with_system_authorities();
+        if paths.is_empty() || self.root.is_damaged(&[Step::from("ca_file")]) {
             return;
         }
         match self.context.files.system_authorities(self.account()) {
@@ -20,9 +20,21 @@ impl Checker<'_> {
                 let problem = self.unusable_authorities(&reason);
                 self.findings.problems.push(problem);
             }
-            Ok(0) => self.check_authorities_needed(),
+            Ok(0) => self.report_no_authorities(&paths),
             Ok(_) => {}
         }
+    }
+
+    /// Returns the paths of `tls` in the pools that verify certificates with the authorities of the system.
+    fn with_system_authorities(&self) -> Vec<[Step; 3]> {
+        if self.config.ca_file.is_some() {
+            return Vec::new();
+        }
+        let pools = self.config.pools.iter();
+        let needing = pools
+            .filter(|(_, pool)| pool.tls.as_ref().is_some_and(|tls| tls.verify && tls.ca.is_none()))
+            .map(|(name, _)| ["pools", name.written(), "tls"].map(Step::from));
+        needing.filter(|path| !self.root.is_damaged(path)).collect()
     }
 
     /// Returns the environment variables that are set, each with its value and the kind of file that it must name.
@@ -52,20 +64,13 @@ impl Checker<'_> {
     }
 
     /// Warns about pools that verify certificates although there are no authorities.
-    fn check_authorities_needed(&mut self) {
-        let needed = self
-            .config
-            .pools
-            .iter()
-            .filter(|(_, pool)| pool.tls.as_ref().is_some_and(|tls| tls.verify && tls.ca.is_none()));
-        let paths: Vec<_> =
-            needed.map(|(name, _)| ["pools", name.written(), "tls"].map(Step::from)).collect();
+    fn report_no_authorities(&mut self, paths: &[[Step; 3]]) {
         let named: Vec<_> = self.variables().map(|(name, value, _)| format!("{name}={value}")).collect();
         let why = match named.is_empty() {
             true => "this machine has no certificate authorities".to_owned(),
             false => format!("there are no certificate authorities in {}", named.join(" and ")),
         };
-        for path in paths.iter().filter(|path| !self.root.is_damaged(&path[..])) {
+        for path in paths {
             let message = format!("no connection to these backends can be made: {why}");
             let hint = match named.is_empty() {
                 true => "install the package `ca-certificates`, or add `ca: /path/to/ca.pem`",

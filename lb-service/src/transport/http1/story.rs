@@ -1,0 +1,286 @@
+//! One request: its exchange, and what the client has got of its response so far.
+
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use http::header::UPGRADE;
+use http::{HeaderValue, Method, Version};
+
+use super::super::upstream::{Connector, Upstream};
+use super::client::Client;
+use super::relay::{Download, Event, Relay};
+use super::request_body::RequestBody;
+use crate::clock::Now;
+use crate::exchange::{End, Exchange, Fault, Progress, Response, body_pause, date, is_final};
+use crate::failure::Failure;
+use crate::listener::{ClientLimits, ClientTimeouts};
+use crate::pool::{Admission, Backend, Fields, Head, RuntimeId, Target};
+use crate::traffic::Connection;
+use crate::upgrade;
+use crate::wire::body::BodyReader;
+use crate::wire::chunked::Sender;
+use crate::wire::connection::Named;
+use crate::wire::delivery::Delivery;
+use crate::wire::framing::Length;
+use crate::wire::request::RequestHead;
+use crate::wire::response::{Informational, ResponseHead};
+use crate::wire::write::{self, Framing, Outgoing, Persistence};
+
+/// A request and what has become of it.
+pub(super) struct Story {
+    pub(super) head: RequestHead,
+    pub(super) exchange: Exchange,
+    /// The status of the final response, once its head was queued for the client.
+    pub(super) status: Option<u16>,
+    /// Whether bytes of a response, including an informational one, were queued for the client.
+    has_begun: bool,
+    /// The informational responses of this attempt.
+    informational: Informational,
+    pub(super) response_bytes: u64,
+    /// The bytes that a tunnel carried to the backend.
+    pub(super) tunnel_bytes: u64,
+}
+
+/// What a request needs of its connection.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Surroundings<'a> {
+    pub(super) connection: &'a Connection,
+    pub(super) connector: &'a Connector,
+    pub(super) runtime: RuntimeId,
+    /// The limits of the listener.
+    pub(super) limits: ClientLimits,
+    /// The deadlines of the listener.
+    pub(super) timeouts: ClientTimeouts,
+    /// Whether the connection has carried as many requests as the listener allows, with this one.
+    pub(super) is_last: bool,
+}
+
+/// What becomes of the connection of the client after a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Next {
+    /// It waits for another request.
+    Keep,
+    /// It is closed when the client has read the response.
+    Close,
+    /// It is closed at once: the client has left, or nothing is on its way.
+    Drop,
+    /// It is reset, by which the client sees that the response is incomplete.
+    Reset,
+}
+
+/// The decision about a head of a response.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "one lives at a time, and a box would cost an allocation per response"
+)]
+pub(super) enum Decision {
+    /// Another head follows.
+    More,
+    /// The response is replaced by a retry.
+    Retry,
+    /// The body is passed on.
+    PassOn(Passing),
+    /// The connection changes its protocol.
+    Switch,
+}
+
+/// A response whose head was queued for the client.
+pub(super) struct Passing {
+    pub(super) download: Download,
+    /// What becomes of the client's connection if the response is complete.
+    pub(super) next: Next,
+    /// Whether the client cannot tell the end of the response from a broken connection.
+    pub(super) is_undelimited: bool,
+    /// Whether the backend's connection can carry another request after the response.
+    pub(super) keeps_upstream: bool,
+}
+
+// === impl Story ===
+
+impl Story {
+    pub(super) fn new(head: RequestHead, exchange: Exchange) -> Self {
+        Self {
+            head,
+            exchange,
+            status: None,
+            has_begun: false,
+            informational: Informational::default(),
+            response_bytes: 0,
+            tunnel_bytes: 0,
+        }
+    }
+
+    /// Places the request at a backend.
+    ///
+    /// # Errors
+    ///
+    /// If it has to wait, or is rejected.
+    pub(super) fn admit(&mut self) -> Result<Arc<Backend>, Admission> {
+        match self.exchange.admit(&self.head, now()) {
+            Admission::Placed => {
+                let attempt = self.exchange.dispatch.attempt.as_ref();
+                Ok(attempt.expect("the request was placed").backend.clone())
+            }
+            other => Err(other),
+        }
+    }
+
+    pub(super) fn failure(&self) -> Failure {
+        self.exchange.failure().unwrap_or(Failure::Internal)
+    }
+
+    pub(super) fn connected(&mut self, reused: bool) {
+        if let Some(attempt) = &mut self.exchange.dispatch.attempt {
+            attempt.connected(reused);
+        }
+    }
+
+    pub(super) fn write_request(&mut self, upstream: &mut Upstream) {
+        self.informational = Informational::default();
+        let mut fields = Outgoing::request(&self.head);
+        self.exchange.edit_request(&self.head, &mut fields);
+        let upgrade = self.upgrade();
+        write::request(upstream.output.text(), &self.head, &fields, upgrade.as_ref());
+        if self.head.length() != Length::None {
+            self.exchange.body_follows();
+        }
+    }
+
+    /// Returns the protocol that the client asks for, if that is passed on.
+    fn upgrade(&self) -> Option<HeaderValue> {
+        self.exchange.upgrade(&self.head, self.head.has_body())
+    }
+
+    fn progress(&self, body: &RequestBody) -> Progress {
+        Progress { replayable: body.is_replayable(), response_begun: self.has_begun }
+    }
+
+    /// Records a fault.
+    ///
+    /// # Errors
+    ///
+    /// If there is no other attempt.
+    pub(super) fn fault(&mut self, fault: Fault, body: &RequestBody) -> Result<(), Failure> {
+        let progress = self.progress(body);
+        let is_retried = self.exchange.fault(&self.head, fault, progress, now());
+        if is_retried { Ok(()) } else { Err(self.failure()) }
+    }
+
+    /// Waits for the next head of the response, and decides about it.
+    pub(super) async fn next(
+        &mut self,
+        relay: &mut Relay<'_>,
+        backend: &Backend,
+        around: &Surroundings<'_>,
+    ) -> Result<Decision, Fault> {
+        match relay.next_event().await? {
+            Event::RequestComplete => {
+                let limit = self.exchange.request_complete(Instant::now);
+                relay.await_response(limit.unwrap_or(backend.target().response_timeout));
+                Ok(Decision::More)
+            }
+            Event::Head(response) if !is_final(response.status()) => self.inform(&response, relay),
+            Event::Head(response) if response.status() == 101 => self.switch(&response, relay),
+            Event::Head(response) => self.decide(&response, relay, backend.target(), around),
+        }
+    }
+
+    /// Passes an informational response on, unless the client speaks HTTP/1.0 or no longer waits for it.
+    fn inform(&mut self, response: &ResponseHead, relay: &mut Relay<'_>) -> Result<Decision, Fault> {
+        self.informational.add(response).map_err(|_| relay.bad_response())?;
+        if response.status() == 100 {
+            relay.continued();
+        }
+        let is_useless = response.status() == 100 && relay.body.has_ended();
+        if self.head.version() == Version::HTTP_11 && !is_useless {
+            let (fields, out) = (Outgoing::response(response), relay.client.output.text());
+            let (status, reason) = (response.status(), response.reason());
+            write::response(out, status, reason, &fields, Framing::None, Persistence::Implied);
+            self.has_begun = true;
+        }
+        Ok(Decision::More)
+    }
+
+    /// Accepts the change to the protocol that the client has asked for, after the whole request was sent.
+    fn switch(&mut self, response: &ResponseHead, relay: &mut Relay<'_>) -> Result<Decision, Fault> {
+        let is_accepted = self.upgrade().is_some_and(|asked| upgrade::is_accepted(&asked, response));
+        if !is_accepted || !relay.is_sent() {
+            return Err(relay.bad_response());
+        }
+        let mut fields = Outgoing::response(response);
+        let progress = self.progress(relay.body);
+        let _ = self.exchange.respond(&self.head, response.status(), &mut fields, progress, now());
+        let protocol = response.first(&UPGRADE).unwrap_or_default();
+        write::switching(relay.client.output.text(), response.reason(), &fields, protocol);
+        self.begin(response.status());
+        Ok(Decision::Switch)
+    }
+
+    fn begin(&mut self, status: u16) {
+        self.status = Some(status);
+        self.has_begun = true;
+    }
+
+    /// Decides about the head of a final response, and queues it for the client if it is passed on.
+    fn decide(
+        &mut self,
+        response: &ResponseHead,
+        relay: &mut Relay<'_>,
+        target: &Target,
+        around: &Surroundings<'_>,
+    ) -> Result<Decision, Fault> {
+        let framing = response.framing(*self.head.method() == Method::HEAD);
+        let framing = framing.map_err(|_| relay.bad_response())?;
+        let mut fields = Outgoing::response(response);
+        let progress = self.progress(relay.body);
+        let decision = self.exchange.respond(&self.head, response.status(), &mut fields, progress, now());
+        if decision == Response::Retry {
+            return Ok(Decision::Retry);
+        }
+        date::complete(&mut fields, SystemTime::now);
+        let delivery = Delivery::new(framing, self.head.version());
+        let keeps = !delivery.is_undelimited() && self.keeps_client(relay.body, relay.client, around);
+        let persistence = Persistence::new(keeps, self.head.version());
+        let (status, out) = (response.status(), relay.client.output.text());
+        write::response(out, status, response.reason(), &fields, delivery.framing, persistence);
+        self.begin(status);
+        let reader = BodyReader::new(framing.length, Sender::Backend);
+        let named = Named::of(response.fields(), response.options());
+        Ok(Decision::PassOn(Passing {
+            download: Download::new(reader, delivery.writer, named, body_pause(response, target)),
+            next: if keeps { Next::Keep } else { Next::Close },
+            is_undelimited: delivery.is_undelimited(),
+            keeps_upstream: relay.is_sent() && response.is_reusable(framing),
+        }))
+    }
+
+    /// Returns whether the client's connection can carry another request, as far as the request decides that.
+    pub(super) fn keeps_client(
+        &self,
+        body: &RequestBody,
+        client: &Client,
+        around: &Surroundings<'_>,
+    ) -> bool {
+        let is_last = around.is_last || around.connection.is_last();
+        // Bytes behind a request for another protocol were meant for that protocol, which was refused.
+        let is_followed = || !client.input.bytes().is_empty() && self.upgrade().is_some();
+        self.head.keeps_alive() && body.has_ended() && !client.input.has_ended() && !is_last && !is_followed()
+    }
+
+    /// Counts the request, of whose body so many bytes were read, and writes its log line.
+    pub(super) fn finish(&self, body_bytes: u64) {
+        let end = End {
+            at: Instant::now(),
+            clock: SystemTime::now,
+            status: self.status,
+            request_bytes: body_bytes + self.tunnel_bytes,
+            response_bytes: self.response_bytes,
+        };
+        self.exchange.finish(&self.head, end);
+    }
+}
+
+/// Returns the time, and a random number.
+fn now() -> Now {
+    Now { time: Instant::now(), draw: fastrand::f64() }
+}
