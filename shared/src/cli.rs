@@ -218,7 +218,7 @@ pub(crate) struct BackendArgs {
     pub to: Daemon,
     /// The name of the pool
     pub pool: String,
-    /// The address of the backend, such as 10.0.0.1:8080 or localhost:8080
+    /// The address of the backend, such as 10.0.0.1:8080, localhost:8080 or unix:/path
     #[arg(value_parser = backend)]
     pub backend: UpstreamAddress,
 }
@@ -310,7 +310,7 @@ fn weight(text: &str) -> Result<Weight, String> {
 }
 
 fn backend(text: &str) -> Result<UpstreamAddress, Rejection> {
-    BackendAddress::from_text(text).map(|address| address.resolve(loopback()).into())
+    BackendAddress::from_text(text).map(|address| UpstreamAddress::resolve(&address, loopback()))
 }
 
 fn duration(text: &str) -> Result<Duration, Rejection> {
@@ -338,7 +338,7 @@ fn number(text: &str) -> Result<usize, String> {
 /// Arguments of `proxy`.
 #[derive(Args, Debug)]
 pub(crate) struct ProxyArgs {
-    /// A backend, such as 10.0.0.1:8080 or localhost:8080; can be repeated
+    /// A backend, such as 10.0.0.1:8080, localhost:8080 or unix:/path; can be repeated
     #[arg(long, value_name = "ADDRESS", required = true, value_parser = backend_to)]
     pub to: Vec<BackendAddress>,
     /// The address to listen on: an address and a port, :PORT for all IPv4 addresses, or unix:/path

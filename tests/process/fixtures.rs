@@ -12,10 +12,13 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 use tests::daemon::{View, path_str};
 use tests::wait::{self, LONG};
-use tests::{Authority, Certified, GrpcOrigin, Lab, Origin, Serving, ports};
+use tests::{Authority, Certified, GrpcOrigin, Lab, Origin, Serving, UnixBridge, ports};
 
 /// The prefixes of all backend addresses in the fixtures.
-const PLACEHOLDERS: [&str; 3] = ["10.0.0.", "localhost:", "LocalHost:"];
+const PLACEHOLDERS: [&str; 4] = ["10.0.0.", "localhost:", "LocalHost:", SOCKET];
+
+/// The beginning of the Unix sockets of backends in the fixtures.
+const SOCKET: &str = "unix:/run/app";
 
 /// The ports of listeners that have no IP address in the fixtures.
 const PORTS: [&str; 3] = [":8080", ":8081", ":8082"];
@@ -25,6 +28,8 @@ const PORTS: [&str; 3] = [":8080", ":8081", ":8082"];
 struct Origins {
     http: Vec<Origin>,
     grpc: Vec<GrpcOrigin>,
+    sockets: Vec<UnixBridge>,
+    directory: PathBuf,
 }
 
 /// The certificate authorities that sign the certificates of origins.
@@ -47,7 +52,8 @@ fn every_valid_configuration_runs_with_backends_of_its_kind() {
 
 #[track_caller]
 fn run(fixture: &Path) {
-    let (lab, mut origins) = (Lab::new(), Origins::default());
+    let lab = Lab::new();
+    let mut origins = Origins { directory: lab.directory().to_owned(), ..Origins::default() };
     let authorities = Authorities { trusted: Authority::new(), unknown: Authority::new() };
     authorities.trusted.write(&lab.path("ca.pem")).unwrap();
     let text = fs::read_to_string(fixture).unwrap();
@@ -128,6 +134,12 @@ impl Origins {
             let is_local = placeholder.ends_with(':');
             let address = if is_local { ports::free_on_localhost() } else { ports::free() };
             self.start(address, is_grpc, block, authorities);
+            if placeholder == SOCKET {
+                let (name, length) = self.bridge(&rest[at..], address);
+                text.push_str(&format!("{}{name}", &rest[..at]));
+                rest = &rest[at + length..];
+                continue;
+            }
             // The port may follow a variable. A host name stays in the text.
             let start = at + if is_local { placeholder.len() } else { 0 };
             let part = |c: char| c.is_ascii_digit() || ".:}".contains(c);
@@ -147,6 +159,15 @@ impl Origins {
             }
             None => text,
         }
+    }
+
+    /// Puts a Unix socket in front of the origin at `address`. Returns the address of the socket, and the length of the
+    /// address at the beginning of `text`, which it replaces.
+    fn bridge(&mut self, text: &str, address: SocketAddr) -> (String, usize) {
+        let length = text.find([',', ']', '}', '"', '\n']).unwrap_or(text.len());
+        let path = self.directory.join(format!("{}.sock", self.sockets.len()));
+        self.sockets.push(UnixBridge::start(&path, address));
+        (format!("unix:{}", path.display()), length)
     }
 
     fn start(&mut self, address: SocketAddr, is_grpc: bool, pool: &str, authorities: &Authorities) {

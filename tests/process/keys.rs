@@ -44,6 +44,10 @@ const TESTED: &[(&str, &str)] = &[
     ),
     ("pools.*.backends.*.address", "proxying::weights_give_the_smooth_round_robin_sequence"),
     ("pools.*.backends.*.address", "forms::localhost_is_a_backend_in_the_file_and_on_the_command_line"),
+    (
+        "pools.*.backends.*.address",
+        "unix_backends::requests_and_checks_of_each_type_reach_backends_on_unix_sockets",
+    ),
     ("pools.*.backends.*.backup", "balancing::backups_are_used_only_when_no_other_backend_is_available"),
     ("pools.*.backends.*.max_requests", "limits::a_backend_has_its_own_limit_or_that_of_the_pool"),
     ("pools.*.backends.*.weight", "proxying::weights_give_the_smooth_round_robin_sequence"),

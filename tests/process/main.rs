@@ -35,6 +35,7 @@ mod server_keys;
 mod session_keys;
 mod stop;
 mod systemd;
+mod unix_backends;
 mod upgrade;
 mod warnings;
 

@@ -37,4 +37,6 @@ pub use client::{Connection, Response, get};
 pub use daemon::{Background, Daemon, Lab};
 pub use load::LoadGenerator;
 pub use nix::sys::signal::Signal;
-pub use origin::{Behaviour, CannedResponse, Gate, GrpcBehaviour, GrpcOrigin, Origin, Serving, Unreachable};
+pub use origin::{
+    Behaviour, CannedResponse, Gate, GrpcBehaviour, GrpcOrigin, Origin, Serving, UnixBridge, Unreachable,
+};

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize, Serializer};
 use values::number::{MAX_COUNT, Number};
 use values::{BackendAddress, Rejection, Scalar, Text};
 
-use crate::pool::{Admin, BackendSettings, Weight};
+use crate::pool::{Admin, BackendSettings, UpstreamAddress, Weight};
 
 /// One backend of a pool.
 #[derive(Clone, Debug)]
@@ -30,7 +30,7 @@ pub struct BackendConfig {
 #[derive(Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct BackendMapping {
-    /// The address of the backend.
+    /// The address of the backend: an IP address or `localhost` with a port, such as `10.0.0.1:8080`, or `unix:/path`.
     address: Text<BackendAddress>,
     /// The share of requests relative to the other backends of the pool: a backend of weight 2 gets twice as many as
     /// one of weight 1. From 1 to 1000.
@@ -60,7 +60,7 @@ impl BackendConfig {
     /// Returns the settings, in a pool whose limit is `default` and on a machine with this loopback address.
     pub(super) fn plan(&self, default: Number<0, MAX_COUNT>, loopback: IpAddr) -> BackendSettings {
         BackendSettings {
-            address: self.address.get().resolve(loopback).into(),
+            address: UpstreamAddress::resolve(self.address.get(), loopback),
             weight: self.weight,
             backup: self.backup,
             max_requests: self.limit(default),
@@ -110,7 +110,7 @@ impl<'de> Visitor<'de> for BackendVisitor {
     type Value = BackendConfig;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an address such as 10.0.0.1:8080, or {address: 10.0.0.1:8080, weight: 2}")
+        f.write_str("an address such as 10.0.0.1:8080 or unix:/path, or {address: 10.0.0.1:8080, weight: 2}")
     }
 
     fn visit_str<E: de::Error>(self, text: &str) -> Result<BackendConfig, E> {
@@ -192,6 +192,14 @@ mod tests {
             assert!(json(&text).expect_err("rejected").contains("from 1 to 1000"), "{weight}");
         }
         assert!(json("true").expect_err("rejected").contains("an address such as"));
+    }
+
+    #[test]
+    fn a_backend_can_be_on_a_unix_socket() {
+        for text in [r#""unix:/run/app.sock""#, r#"{"address": "unix:/run/app.sock"}"#] {
+            let backend = json(text).expect("it is valid").plan(Number::near(0), Ipv4Addr::LOCALHOST.into());
+            assert_eq!(backend.address, UpstreamAddress::unix("/run/app.sock").expect("it is a path"));
+        }
     }
 
     #[test]

@@ -35,7 +35,8 @@ pub struct PoolConfig<Check: Default> {
     /// The cookie that keeps a client at one backend; default: no sticky sessions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sticky: Option<StickyConfig>,
-    /// Backends, such as `10.0.0.1:8080`, `localhost:8080` or `{address: 10.0.0.1:8080, weight: 2}`.
+    /// Backends, such as `10.0.0.1:8080`, `localhost:8080`, `unix:/run/app.sock` or `{address: 10.0.0.1:8080, weight:
+    /// 2}`.
     pub backends: Vec<BackendConfig>,
     /// TLS for connections to backends; default: plain HTTP.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -76,8 +77,8 @@ pub struct PoolConfig<Check: Default> {
 #[derive(Deserialize, Serialize, JsonSchema, Clone, Debug)]
 #[serde(deny_unknown_fields)]
 pub struct TlsConfig {
-    /// The name that is sent in the handshake and that the certificate must match. Default: no name is sent, and the
-    /// certificate must match the IP address of the backend, also for `localhost`.
+    /// The name that is sent in the handshake and that the certificate must match. Backends on Unix sockets need it.
+    /// Default: no name is sent, and the certificate must match the IP address of the backend, also for `localhost`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sni: Option<Text<ServerName>>,
     /// Whether the certificate is verified. `false` accepts any certificate.

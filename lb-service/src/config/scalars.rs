@@ -69,7 +69,7 @@ impl TextScalar for ListenAddress {
 
     fn parse(text: &str) -> Result<Self, Rejection> {
         if let Some(path) = text.strip_prefix("unix:") {
-            return path::unix_listener(path).map(Self::Unix);
+            return path::unix_address(path).map(|path| Self::Unix(path.as_path().to_owned()));
         }
         match text.strip_prefix(':').map(str::parse) {
             Some(Ok(port @ 1..)) => Ok(Self::Tcp((Ipv4Addr::UNSPECIFIED, port).into())),

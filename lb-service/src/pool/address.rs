@@ -4,13 +4,12 @@ use std::cmp::Ordering;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::net::SocketAddr as UnixAddr;
-use std::path::Path;
 use std::str::FromStr;
-use std::sync::Arc;
 
 use pingora::protocols::l4::socket::SocketAddr as PingoraAddr;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+use values::{BackendAddress, UnixPath};
 
 /// The address of a backend. It is written `10.0.0.1:80` or `unix:/path`, and TCP ports come before Unix sockets.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -21,10 +20,6 @@ pub enum UpstreamAddress {
     /// A Unix socket.
     Unix(UnixPath),
 }
-
-/// A path that a Unix socket can have: UTF-8 text that is neither empty nor too long.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct UnixPath(Arc<Path>);
 
 /// The reason why a text is not the address of a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -45,7 +40,16 @@ impl UpstreamAddress {
     /// # Errors
     /// If no Unix socket can have this path.
     pub fn unix(path: &str) -> Result<Self, AddressError> {
-        UnixPath::new(path).map(Self::Unix)
+        UnixPath::new(path).map(Self::Unix).ok_or(AddressError::Path)
+    }
+
+    /// Returns the address of a backend of the configuration, on a machine with this loopback address.
+    pub fn resolve(address: &BackendAddress, loopback: IpAddr) -> Self {
+        match address {
+            BackendAddress::Ip(address) => Self::Tcp(*address),
+            BackendAddress::Localhost(port) => Self::Tcp(SocketAddr::new(loopback, *port)),
+            BackendAddress::Unix(path) => Self::Unix(path.clone()),
+        }
     }
 
     /// Returns the TCP address. `None` means that this is a Unix socket.
@@ -66,7 +70,7 @@ impl UpstreamAddress {
     pub fn to_pingora(&self) -> PingoraAddr {
         match self {
             Self::Tcp(address) => PingoraAddr::Inet(*address),
-            Self::Unix(path) => PingoraAddr::Unix(path.to_socket()),
+            Self::Unix(path) => PingoraAddr::Unix(socket_of(path)),
         }
     }
 
@@ -144,25 +148,8 @@ impl fmt::Display for UpstreamAddress {
     }
 }
 
-// === impl UnixPath ===
-
-impl UnixPath {
-    fn new(path: &str) -> Result<Self, AddressError> {
-        // An empty path would be an unnamed socket, which Pingora cannot hash.
-        match UnixAddr::from_pathname(path) {
-            Ok(_) if !path.is_empty() => Ok(Self(Path::new(path).into())),
-            _ => Err(AddressError::Path),
-        }
-    }
-
-    /// Returns the path.
-    pub fn as_path(&self) -> &Path {
-        &self.0
-    }
-
-    fn to_socket(&self) -> UnixAddr {
-        UnixAddr::from_pathname(&self.0).expect("`new` rejects the paths that a socket cannot have")
-    }
+fn socket_of(path: &UnixPath) -> UnixAddr {
+    UnixAddr::from_pathname(path.as_path()).expect("a `UnixPath` fits into the address of a socket")
 }
 
 #[cfg(test)]

@@ -115,7 +115,7 @@ use pingora::lb::health_check::HealthCheck;
 use pingora::lb::{Backends, HealthRegistry, LoadBalancer, discovery};
 
 pub use crate::clock::Now;
-pub use address::{AddressError, UnixPath, UpstreamAddress};
+pub use address::{AddressError, UpstreamAddress};
 pub use admission::{Admission, AdmissionError};
 pub use attempt::Attempt;
 pub use availability::{Availability, Level};

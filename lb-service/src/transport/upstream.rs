@@ -4,6 +4,7 @@ use std::any::Any;
 use std::future::poll_fn;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -25,6 +26,9 @@ use super::stream::{Socket, Stream, keepalive};
 use crate::exchange::FaultKind;
 use crate::pool::{Backend, IdleBudget, Parked, RuntimeId, UpstreamAddress};
 use crate::snapshot::CurrentSnapshot;
+
+/// The pause before another attempt to connect to a Unix socket whose queue of connections is full.
+const FULL_QUEUE: Duration = Duration::from_millis(5);
 
 /// A connection to a backend that carries one request at a time.
 #[derive(Debug)]
@@ -127,7 +131,7 @@ impl Connector {
     async fn socket(&self, address: &UpstreamAddress) -> io::Result<Socket> {
         let address = match address {
             UpstreamAddress::Unix(path) => {
-                return UnixStream::connect(path.as_path()).await.map(Socket::Unix);
+                return connect_unix(path.as_path()).await.map(Socket::Unix);
             }
             UpstreamAddress::Tcp(address) => *address,
         };
@@ -156,6 +160,29 @@ impl Connector {
         upstream.output.release();
         backend.idle().park(upstream, runtime, &self.budget, now);
     }
+}
+
+/// Connects to a Unix socket. While its queue of connections is full, this waits, as TCP does.
+async fn connect_unix(path: &Path) -> io::Result<UnixStream> {
+    loop {
+        match UnixStream::connect(path).await {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => tokio::time::sleep(FULL_QUEUE).await,
+            result => return result.map_err(in_words),
+        }
+    }
+}
+
+/// Returns the error with words that fit a Unix socket.
+fn in_words(error: io::Error) -> io::Error {
+    let words = match error.kind() {
+        io::ErrorKind::NotFound => "the socket does not exist",
+        io::ErrorKind::PermissionDenied => {
+            "permission denied; the user that the daemon runs as needs write permission for the socket, and access to \
+             its directory"
+        }
+        _ => return error,
+    };
+    io::Error::new(error.kind(), words)
 }
 
 /// Closes idle connections that are too old or that their backend has closed, once a second.
@@ -247,6 +274,36 @@ mod tests {
         let result = upstream.untouched();
         drop(backend);
         result
+    }
+
+    #[tokio::test]
+    async fn a_full_queue_of_a_unix_socket_delays_the_connection() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("app.sock");
+        let socket = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None).unwrap();
+        socket.bind(&socket2::SockAddr::unix(&path).unwrap()).unwrap();
+        socket.listen(0).unwrap();
+        let mut waiting = Vec::new();
+        let full = loop {
+            match UnixStream::connect(&path).await {
+                Ok(connection) => waiting.push(connection),
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(full.kind(), io::ErrorKind::WouldBlock);
+        let mut connecting = Box::pin(connect_unix(&path));
+        assert!(futures::poll!(&mut connecting).is_pending());
+        socket.accept().unwrap();
+        connecting.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn the_error_of_a_missing_socket_names_the_socket() {
+        let error = connect_unix(Path::new("/no/such/app.sock")).await.unwrap_err();
+        assert_eq!(
+            (error.kind(), error.to_string().as_str()),
+            (io::ErrorKind::NotFound, "the socket does not exist")
+        );
     }
 
     #[tokio::test]

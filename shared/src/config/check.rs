@@ -13,9 +13,10 @@ use std::path::{Path, PathBuf};
 
 use health_service::{CheckType, HealthCheckConfig};
 use lb_service::config::{
-    FormatConfig, ListenerConfig, MatchConfig, PoolConfig, PoolFiles, RouteConfig, TlsConfig,
+    BackendConfig, FormatConfig, ListenerConfig, MatchConfig, PoolConfig, PoolFiles, RouteConfig, TlsConfig,
 };
 use lb_service::listener::ListenAddress;
+use lb_service::pool::UpstreamAddress;
 use lb_service::route::shadowed_by;
 use nix::unistd::Uid;
 use rustls::RootCertStore;
@@ -156,7 +157,7 @@ impl Checker<'_> {
         }
         for (key, family, is_ipv6) in families {
             let backends = self.config.pools.values().flat_map(|pool| &pool.backends);
-            let mut addresses = backends.map(|backend| backend.address.get().resolve(self.context.loopback));
+            let mut addresses = backends.filter_map(|backend| self.address_of(backend).tcp());
             if self.is_written(&path![key]) && !addresses.any(|address| address.is_ipv6() == is_ipv6) {
                 let message = format!("`{key}` has no effect: no backend has an {family} address");
                 let problem = Problem::new(Id::NothingToActOn, message);
@@ -394,11 +395,13 @@ impl Checker<'_> {
         self.check_balancing(name, pool);
         if let Some(tls) = &pool.tls {
             self.check_tls_name(name, pool, tls);
+            self.check_tls_name_of_sockets(name, pool, tls);
             self.check_tls_authorities(name, tls);
         }
         self.check_session_keys(name, pool);
         self.check_check_times(name, &pool.health_check);
         self.check_check_keys(name, &pool.health_check);
+        self.check_check_port(name, pool);
     }
 
     fn check_backends_given(&mut self, name: &str, pool: &Pool) {
@@ -410,9 +413,9 @@ impl Checker<'_> {
     }
 
     fn check_backend_addresses(&mut self, name: &str, pool: &Pool) {
-        let mut seen: BTreeMap<SocketAddr, usize> = BTreeMap::new();
+        let mut seen: BTreeMap<UpstreamAddress, usize> = BTreeMap::new();
         for (index, backend) in pool.backends.iter().enumerate() {
-            let address = backend.address.get().resolve(self.context.loopback);
+            let address = self.address_of(backend);
             let Some(first) = seen.get(&address) else {
                 seen.insert(address, index);
                 continue;
@@ -425,6 +428,10 @@ impl Checker<'_> {
         }
     }
 
+    fn address_of(&self, backend: &BackendConfig) -> UpstreamAddress {
+        UpstreamAddress::resolve(backend.address.get(), self.context.loopback)
+    }
+
     fn backend_place(&self, pool: &str, index: usize) -> Span {
         let long = path!["pools", pool, "backends", index, "address"];
         self.root.place(if self.is_written(&long) { &long } else { &long[..4] })
@@ -434,7 +441,8 @@ impl Checker<'_> {
     /// `host`, or the backend `localhost`, most likely needs it.
     fn check_tls_name(&mut self, name: &str, pool: &Pool, tls: &TlsConfig) {
         let path = path!["pools", name, "tls"];
-        if !tls.verify || tls.sni.is_some() || self.root.is_damaged(&path) {
+        let has_socket = pool.backends.iter().any(|backend| self.address_of(backend).tcp().is_none());
+        if !tls.verify || tls.sni.is_some() || has_socket || self.root.is_damaged(&path) {
             return;
         }
         if let Some((host, place)) = self.name_of_backends(name, pool) {
@@ -446,6 +454,23 @@ impl Checker<'_> {
                 problem.hint(format!("if they are issued for a host name, add `sni: {host}`")),
             );
         }
+    }
+
+    /// Checks that `sni` names what the certificate of a backend on a Unix socket must be issued for.
+    fn check_tls_name_of_sockets(&mut self, name: &str, pool: &Pool, tls: &TlsConfig) {
+        let path = path!["pools", name, "tls"];
+        let socket = pool.backends.iter().position(|backend| self.address_of(backend).tcp().is_none());
+        let Some(socket) = socket.filter(|_| tls.verify && tls.sni.is_none()) else { return };
+        if self.root.is_damaged(&path) {
+            return;
+        }
+        let message = format!(
+            "`tls` has no `sni`, and the backend {} has no IP address that its certificate could be issued for",
+            pool.backends[socket].address
+        );
+        let problem =
+            Problem::new(Id::SocketName, message).related(self.backend_place(name, socket), "this backend");
+        self.report_key(&path, problem.hint("add `sni: NAME`, such as `sni: localhost`, or `verify: false`"));
     }
 
     /// Returns the host name that the backends most likely have in their certificates, and its place.
@@ -529,6 +554,20 @@ impl Checker<'_> {
             let message = format!("`{key}` has no effect on a health check of type {}", check.r#type);
             let problem = Problem::new(Id::WithoutEffect, message).at(entry.key_span).hint(hint);
             self.findings.problems.push(problem);
+        }
+    }
+
+    fn check_check_port(&mut self, name: &str, pool: &Pool) {
+        let path = path!["pools", name, "health_check", "port"];
+        let is_off = pool.health_check.r#type == CheckType::None || pool.backends.is_empty();
+        let has_port = pool.backends.iter().any(|backend| self.address_of(backend).tcp().is_some());
+        if self.is_written(&path) && !is_off && !has_port && !self.root.is_damaged(&path!["pools", name]) {
+            let message = "`port` has no effect: every backend of the pool is a Unix socket";
+            let problem = Problem::new(Id::NothingToActOn, message);
+            self.report_key(
+                &path,
+                problem.hint("remove the key, or keep it for backends that you add later"),
+            );
         }
     }
 

@@ -5,6 +5,8 @@
 
 use std::net::SocketAddr;
 
+use values::{BackendAddress, Scalar};
+
 use super::problem::{Id, Problem, Span};
 
 /// A line of a text, with its place.
@@ -56,14 +58,26 @@ fn backends(lines: &[Line<'_>]) -> Vec<String> {
         line.text.split(|c: char| c.is_whitespace() || ";,\"'=/".contains(c)).collect::<Vec<_>>()
     });
     let addresses = tokens.filter_map(|token| token.parse::<SocketAddr>().ok());
+    let addresses = addresses.filter(|address| !address.ip().is_unspecified() && address.port() > 0);
+    let addresses = addresses.map(|address| match address {
+        SocketAddr::V4(_) => address.to_string(),
+        SocketAddr::V6(_) => format!("\"{address}\""),
+    });
+    let words = lines.iter().filter(is_backend).flat_map(|line| line.text.split([' ', '\t', ';', ',']));
     let mut found: Vec<String> = Vec::new();
-    for address in addresses.filter(|address| !address.ip().is_unspecified() && address.port() > 0) {
-        let text = if address.is_ipv6() { format!("\"{address}\"") } else { address.to_string() };
+    for text in addresses.chain(words.filter_map(unix_socket)) {
         if !found.contains(&text) && found.len() < MAX_BACKENDS {
             found.push(text);
         }
     }
     if found.is_empty() { vec!["10.0.0.1:8080".to_owned()] } else { found }
+}
+
+/// Returns the Unix socket in a word such as `unix:/path` or `http://unix:/path:/` of nginx.
+fn unix_socket(word: &str) -> Option<String> {
+    let (_, path) = word.split_once("unix:")?;
+    let address = format!("unix:{}", path.split(':').next()?);
+    BackendAddress::from_text(&address).is_ok().then_some(address)
 }
 
 // === the products ===

@@ -138,6 +138,7 @@ ids! {
     "061" Error Certificates "A certificate file cannot be read, or it contains no certificates. A pool with `tls` and without `ca` or `ca_file` needs the certificate authorities of the system, or those that the environment variables SSL_CERT_FILE and SSL_CERT_DIR name.",
     "062" Error SessionKeys "The file with the keys of session cookies cannot be read, contains no keys, or is accessible to other users.",
     "063" Warning NoAuthorities "TLS to the backends verifies certificates, but there are no certificate authorities to verify them with, so no connection to them can be made.",
+    "064" Error SocketName "TLS to a backend on a Unix socket verifies its certificate, but `sni` is missing. Unlike an IP address, the path of a socket cannot be the name in a certificate.",
     "070" Error Directory "A file cannot be created or written: its directory is missing or not writable, or the file itself is not writable.",
     "071" Error PathTaken "Two parts of the configuration would use the same file.",
     "073" Error NoStandardOutput "The daemon runs in the background, so it has no standard output for the access log.",

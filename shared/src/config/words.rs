@@ -50,6 +50,10 @@ const WORDS: &[(&str, Words)] = &[
                 &["host", "hostname", "server", "url", "uri", "ip", "addr", "target", "endpoint", "port"],
                 "write `address: 10.0.0.1:8080`, with the port",
             ),
+            (
+                &["socket", "unix", "unix_socket", "path", "pipe", "sock"],
+                "write `address: unix:/run/app.sock`",
+            ),
             (&["name", "id"], "remove the key: a backend is identified by its address"),
         ],
     ),
@@ -600,6 +604,10 @@ fn in_place_of(literal: &str, value: &Value) -> Option<String> {
     if let (Ok(mut address), Some(port)) = (literal.parse::<SocketAddr>(), ports::port(value)) {
         address.set_port(port);
         return Some(address.to_string());
+    }
+    if literal.starts_with("unix:") {
+        let path = text.trim_start_matches("unix:");
+        return path.starts_with('/').then(|| format!("unix:{path}"));
     }
     let is_number = literal.parse::<u64>().is_ok();
     let is_time = literal.ends_with(['s', 'h']) && literal.starts_with(|c: char| c.is_ascii_digit());

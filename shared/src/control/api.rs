@@ -193,7 +193,7 @@ fn log_level(method: &str, body: &[u8]) -> Result<Call, Unclear> {
 fn backend(text: &str) -> Result<UpstreamAddress, Unclear> {
     let address = BackendAddress::from_text(&decoded(text).map_err(bad)?);
     address
-        .map(|address| address.resolve(loopback()).into())
+        .map(|address| UpstreamAddress::resolve(&address, loopback()))
         .map_err(|problem| bad(problem.to_string().replace('\n', ": ")))
 }
 
@@ -283,10 +283,14 @@ mod tests {
         assert_eq!(call("GET", "/v1/events", ""), events(0, None, 0));
         assert_eq!(call("GET", "/v1/events?after=7&process=9&wait=3", ""), events(7, Some(9), 3));
         assert_eq!(call("GET", "/v1/events?wait=1e9", ""), events(0, None, 60));
-        let idle = call("GET", "/v1/pools/web/backends/%5B::1%5D:80/idle?wait=0.5", "");
-        let backend = "[::1]:80".parse().unwrap();
         let wait = Duration::from_millis(500);
-        assert_eq!(idle, Ok(Call::Idle { pool: "web".into(), backend, wait }));
+        for (address, backend) in
+            [("%5B::1%5D:80", "[::1]:80"), ("unix:%2Frun%2Fapp.sock", "unix:/run/app.sock")]
+        {
+            let idle = call("GET", &format!("/v1/pools/web/backends/{address}/idle?wait=0.5"), "");
+            let backend = backend.parse().unwrap();
+            assert_eq!(idle, Ok(Call::Idle { pool: "web".into(), backend, wait }));
+        }
     }
 
     #[test]

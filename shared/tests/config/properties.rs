@@ -127,6 +127,7 @@ const BACKENDS: &[&str] = &[
     "{address: 10.0.0.5:80, backup: true, max_requests: 3}",
     "{address: 10.0.0.6:80, max_requests: 0}",
     "{address: 10.0.0.7:80, max_requests: 1000000}",
+    "unix:/run/app.sock",
 ];
 
 /// The texts of the fixtures and of the shipped configurations.

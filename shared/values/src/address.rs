@@ -2,16 +2,20 @@
 
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
 
+use crate::path::{UnixPath, unix_address};
 use crate::scalar::{Rejection, TextScalar};
 
-/// The address of a backend: an IP address or the name `localhost`, and a port above 0.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The address of a backend: an IP address or the name `localhost`, and a port above 0, or a Unix socket.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BackendAddress {
     /// An address of one machine.
     Ip(SocketAddr),
     /// This port of the loopback address of the machine that the load balancer runs on.
     Localhost(u16),
+    /// A Unix socket, written `unix:/path`.
+    Unix(UnixPath),
 }
 
 /// The address of the server for metrics: an IP address and a port above 0.
@@ -23,7 +27,7 @@ pub struct TcpAddress(pub SocketAddr);
 pub enum Purpose {
     /// The address that clients connect to: an IP address and a port, a port alone, or a Unix socket.
     Listener,
-    /// The address that requests are sent to: an IP address or `localhost`, and a port.
+    /// The address that requests are sent to: an IP address or `localhost` and a port, or a Unix socket.
     Backend,
     /// The address that serves metrics: an IP address and a port.
     Metrics,
@@ -48,6 +52,7 @@ fn rejection(text: &str, purpose: Purpose) -> String {
         unclean,
         several,
         with_options,
+        other_socket,
         url,
         without_port,
         without_address,
@@ -99,6 +104,10 @@ fn several(text: &str, purpose: Purpose) -> Option<String> {
 fn with_options(text: &str, purpose: Purpose) -> Option<String> {
     let (address, options) = text.split_once(' ')?;
     let weight = options.split([' ', '=']).skip_while(|word| *word != "weight").nth(1);
+    // A path can contain a space.
+    if text.starts_with("unix:") && weight.is_none() {
+        return None;
+    }
     let weight =
         weight.and_then(|weight| weight.parse::<u16>().ok()).filter(|weight| (1..=1000).contains(weight));
     let right = match weight {
@@ -107,6 +116,16 @@ fn with_options(text: &str, purpose: Purpose) -> Option<String> {
     };
     let is_backend = purpose == Purpose::Backend && accepts(address, purpose);
     is_backend.then(|| format!("{text:?} contains more than an address\nwrite {right}"))
+}
+
+/// Matches a Unix socket in the notation of another product: `http://unix:/path:/` of nginx, `unix@/path` of HAProxy,
+/// `unix//path` of Caddy.
+fn other_socket(text: &str, purpose: Purpose) -> Option<String> {
+    let notations = ["http://unix:", "https://unix:", "unix@", "unix/"];
+    let path = notations.iter().find_map(|notation| text.strip_prefix(notation))?;
+    let address = format!("unix:{}", path.split(':').next().unwrap_or_default());
+    accepts(&address, purpose)
+        .then(|| format!("{text:?} is not the notation of a Unix socket\nwrite {address}"))
 }
 
 fn url(text: &str, purpose: Purpose) -> Option<String> {
@@ -191,7 +210,7 @@ fn bad_number(text: &str, _: Purpose) -> Option<String> {
 
 /// Matches the path of a Unix socket without `unix:`.
 fn socket(text: &str, purpose: Purpose) -> Option<String> {
-    let is_path = text.starts_with('/') && purpose == Purpose::Listener;
+    let is_path = text.starts_with('/') && accepts(&format!("unix:{text}"), purpose);
     is_path.then(|| format!("{text:?} is a path\nwrite unix:{text} for a Unix socket"))
 }
 
@@ -237,30 +256,39 @@ pub fn is_host_name(text: &str) -> bool {
 /// Returns whether a text is a valid address for this purpose.
 fn accepts(text: &str, purpose: Purpose) -> bool {
     let is_local = purpose == Purpose::Backend && localhost(text).is_some_and(|port| port.is_ok());
-    text.parse::<SocketAddr>().is_ok_and(|address| address.port() > 0) || is_local
+    let is_socket = || text.strip_prefix("unix:").is_some_and(|path| unix_address(path).is_ok());
+    text.parse::<SocketAddr>().is_ok_and(|address| address.port() > 0)
+        || is_local
+        || purpose != Purpose::Metrics && is_socket()
+}
+
+/// Parses the address of a backend on a Unix socket, which comes after `unix:`. One spelling of each path is accepted;
+/// otherwise, one backend could appear twice.
+fn unix_backend(text: &str, path: &str) -> Result<UnixPath, Rejection> {
+    let slips = [unclean, several, with_options];
+    if let Some(slip) = slips.iter().find_map(|slip| slip(text, Purpose::Backend)) {
+        return Err(slip.into());
+    }
+    let socket = unix_address(path)?;
+    let plain: PathBuf = Path::new(path).components().collect();
+    if plain.as_os_str() != path {
+        let plain = plain.display();
+        return Err(format!("the path {path:?} has unnecessary characters\nwrite unix:{plain}").into());
+    }
+    Ok(socket)
 }
 
 // === impl BackendAddress ===
 
-impl BackendAddress {
-    /// Returns the address to connect to, where `loopback` is the loopback address of this machine.
-    pub fn resolve(self, loopback: IpAddr) -> SocketAddr {
-        match self {
-            Self::Ip(address) => address,
-            Self::Localhost(port) => SocketAddr::new(loopback, port),
-        }
-    }
-}
-
 impl TextScalar for BackendAddress {
     const READS_NUMBERS: bool = true;
     const EXPECTED: &'static str = Purpose::Backend.expected();
-    const PATTERN: &'static str = "^([0-9A-Fa-f.:%\\[\\]]+|[Ll][Oo][Cc][Aa][Ll][Hh][Oo][Ss][Tt]):[0-9]{1,5}$";
+    const PATTERN: &'static str =
+        "^(unix:/\\S+|([0-9A-Fa-f.:%\\[\\]]+|[Ll][Oo][Cc][Aa][Ll][Hh][Oo][Ss][Tt]):[0-9]{1,5})$";
 
     fn parse(text: &str) -> Result<Self, Rejection> {
-        if text.starts_with("unix:") {
-            let hint = "use an IP address and a port";
-            return Err(format!("{text:?}: backends on Unix sockets are not supported yet\n{hint}").into());
+        if let Some(path) = text.strip_prefix("unix:") {
+            return unix_backend(text, path).map(Self::Unix);
         }
         if let Some(port) = localhost(text) {
             return Ok(Self::Localhost(port?));
@@ -286,6 +314,7 @@ impl fmt::Display for BackendAddress {
         match self {
             Self::Ip(address) => address.fmt(f),
             Self::Localhost(port) => write!(f, "localhost:{port}"),
+            Self::Unix(path) => write!(f, "unix:{}", path.as_path().display()),
         }
     }
 }
@@ -309,7 +338,7 @@ impl Purpose {
     pub const fn expected(self) -> &'static str {
         match self {
             Self::Listener => "an address such as 0.0.0.0:6188 or unix:/path",
-            Self::Backend => "an address such as 10.0.0.1:8080",
+            Self::Backend => "an address such as 10.0.0.1:8080 or unix:/path",
             Self::Metrics => "an address such as 127.0.0.1:6192",
         }
     }
@@ -357,6 +386,11 @@ mod tests {
                 ("https://10.0.0.1", "is a URL", "write 10.0.0.1:443, and `tls: {sni: NAME}` in the pool"),
                 ("http://localhost:3000/", "is a URL", "write localhost:3000"),
                 ("http://app", "is a URL", &format!("use {expected}")),
+                ("/run/app.sock", "is a path", "write unix:/run/app.sock for a Unix socket"),
+                ("http://unix:/run/app.sock:/", "notation of a Unix socket", "write unix:/run/app.sock"),
+                ("unix@/run/app.sock", "notation of a Unix socket", "write unix:/run/app.sock"),
+                ("unix//run/app.sock", "notation of a Unix socket", "write unix:/run/app.sock"),
+                ("address:unix:/a", "no space", "write {address: unix:/a}"),
                 ("10.0.0.1:80/", "is not an address", "write 10.0.0.1:80"),
                 ("10.0.0.1:80;", "is not an address", "write 10.0.0.1:80"),
                 ("“10.0.0.1:80”", "is not an address", "write 10.0.0.1:80"),
@@ -428,7 +462,14 @@ mod tests {
 
     #[test]
     fn addresses_are_numeric_and_have_a_port() {
-        testing::accepts::<BackendAddress>(&["1.1.1.1:443", "[::1]:80", "localhost:8081", "Localhost:1"]);
+        testing::accepts::<BackendAddress>(&[
+            "1.1.1.1:443",
+            "[::1]:80",
+            "localhost:8081",
+            "Localhost:1",
+            "unix:/run/app.sock",
+            "unix:/run/a,b.sock",
+        ]);
         for (text, why) in [
             ("example.com:80", "host names are not supported"),
             ("localhost", "has no port\nwrite localhost:80"),
@@ -443,7 +484,16 @@ mod tests {
             ("1.1.1.1:http", "is not a port for 1.1.1.1"),
             ("0.0.0.0:80", "a backend cannot have the address 0.0.0.0"),
             ("[::ffff:10.0.0.1]:80", "write 10.0.0.1:80"),
-            ("unix:/a", "not supported yet"),
+            ("unix:app.sock", "must be absolute"),
+            ("unix:", "must be absolute"),
+            ("unix:@app", "abstract namespace"),
+            ("unix:///run/app.sock", "write unix:/run/app.sock"),
+            ("unix:/run//app.sock", "write unix:/run/app.sock"),
+            ("unix:/run/app.sock/", "write unix:/run/app.sock"),
+            ("unix:/run/app.sock;", "write unix:/run/app.sock"),
+            ("unix:/run/app.sock weight=2", "write {address: unix:/run/app.sock, weight: 2}"),
+            ("unix:/run/a.sock,unix:/run/b.sock", "[unix:/run/a.sock, unix:/run/b.sock]"),
+            (&format!("unix:/{}", "a".repeat(107)), "this one has 108"),
             ("1.1.1:80", "is not an IPv4 address"),
             ("", "expected an address"),
             (":80", "has no address"),

@@ -28,7 +28,7 @@ pub use address::{BackendAddress, TcpAddress};
 pub use choice::did_you_mean;
 pub use duration::{AnyDuration, PositiveDuration};
 pub use number::{Number, Percent, Port, Ratio};
-pub use path::{AbsolutePath, Directory, ReadPath, SocketPath};
+pub use path::{AbsolutePath, Directory, ReadPath, SocketPath, UnixPath};
 pub use reason::reason;
 pub use request::{HeaderText, HostHeader, RequestPath};
 pub use scalar::{Rejection, Scalar, TextScalar};

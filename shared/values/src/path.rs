@@ -1,6 +1,7 @@
 //! Paths of files, directories and sockets.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use schemars::{Schema, json_schema};
 
@@ -16,6 +17,10 @@ pub struct AbsolutePath(pub PathBuf);
 /// The path of a Unix socket, which does not depend on the working directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SocketPath(pub PathBuf);
+
+/// A path that a Unix socket can have: UTF-8 text that is neither empty nor too long.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct UnixPath(Arc<Path>);
 
 /// A path of a file that is read when the configuration is loaded.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,12 +95,16 @@ fn readable_path(text: &str) -> Result<&Path, Rejection> {
     Ok(Path::new(text))
 }
 
-/// Parses the path of a Unix socket to listen on, which comes after `unix:`.
+/// Parses the path of a Unix socket in an address, which comes after `unix:`.
 ///
 /// # Errors
 ///
 /// Returns the reason why the path is rejected.
-pub fn unix_listener(path: &str) -> Result<PathBuf, Rejection> {
+pub fn unix_address(path: &str) -> Result<UnixPath, Rejection> {
+    if path.starts_with('@') {
+        let message = "sockets in the abstract namespace are not supported";
+        return Err(format!("{message}, found {path:?}\nwrite unix:/path").into());
+    }
     if !path.starts_with('/') {
         let message = "the path of a Unix socket must be absolute";
         return Err(format!("{message}, found {path:?}\nwrite unix:/path").into());
@@ -104,7 +113,7 @@ pub fn unix_listener(path: &str) -> Result<PathBuf, Rejection> {
     if path.contains(|c: char| c.is_whitespace() || c.is_control()) {
         return Err(format!("the path of a Unix socket cannot have white space, found {path:?}").into());
     }
-    Ok(PathBuf::from(path))
+    UnixPath::new(path).ok_or_else(|| format!("{path:?} is not a path").into())
 }
 
 fn reject_long(socket: &str) -> Result<(), Rejection> {
@@ -115,6 +124,21 @@ fn reject_long(socket: &str) -> Result<(), Rejection> {
     let message =
         format!("the path of a Unix socket has at most {MAX_UNIX_PATH} bytes, this one has {length}");
     Err(message.into())
+}
+
+// === impl UnixPath ===
+
+impl UnixPath {
+    /// Returns the path. `None` means that no Unix socket can have it.
+    pub fn new(path: &str) -> Option<Self> {
+        let is_possible = !path.is_empty() && path.len() <= MAX_UNIX_PATH && !path.contains('\0');
+        is_possible.then(|| Self(Path::new(path).into()))
+    }
+
+    /// Returns the path.
+    pub fn as_path(&self) -> &Path {
+        &self.0
+    }
 }
 
 #[cfg(test)]
@@ -135,6 +159,8 @@ mod tests {
     #[test]
     fn paths_of_sockets_fit_into_an_address() {
         accepts::<SocketPath>(&["/run/a.sock"]);
+        assert!(UnixPath::new(&"/".repeat(107)).is_some() && UnixPath::new(&"/".repeat(108)).is_none());
+        assert!(UnixPath::new("").is_none() && UnixPath::new("/a\0").is_none());
         assert!(rejection::<SocketPath>(&format!("/{}", "a".repeat(107))).contains("this one has 108"));
     }
 }

@@ -3,10 +3,12 @@
 //! One thread accepts connections, and one thread per connection serves it. An origin records each request for the
 //! test: its head byte by byte, the length and pattern of its body, and the TLS server name of its connection.
 
+mod bridge;
 mod grpc;
 mod serve;
 mod unreachable;
 
+pub use bridge::UnixBridge;
 pub use grpc::{GrpcBehaviour, GrpcOrigin, ReceivedCheck, Serving};
 pub use unreachable::Unreachable;
 

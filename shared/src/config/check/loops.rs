@@ -18,16 +18,16 @@ impl Checker<'_> {
     pub(super) fn check_own_addresses(&mut self, name: &str, pool: &Pool) {
         let own = self.addresses();
         for (index, backend) in pool.backends.iter().enumerate() {
-            let address = backend.address.get().resolve(self.context.loopback);
-            if let Some((path, listen, _)) = own.iter().find(|(_, listen, _)| reaches(address, listen)) {
+            let address = self.address_of(backend);
+            if let Some((path, listen, _)) = own.iter().find(|(_, listen, _)| reaches(&address, listen)) {
                 let place = self.backend_place(name, index);
-                let problem = self.own_address(address, path, listen).at(place);
+                let problem = self.own_address(&address, path, listen).at(place);
                 self.findings.problems.push(problem);
             }
         }
     }
 
-    fn own_address(&self, address: SocketAddr, path: &[Step], listen: &ListenAddress) -> Problem {
+    fn own_address(&self, address: &UpstreamAddress, path: &[Step], listen: &ListenAddress) -> Problem {
         let (what, consequence, hint) = match path.first() == Some(&Step::from("metrics")) {
             true => (
                 "metrics address",
@@ -53,17 +53,23 @@ impl Checker<'_> {
 
 /// Returns what a backend is if it is the daemon of `plan` itself, with the consequence.
 pub(crate) fn own_address(plan: &Plan, backend: &UpstreamAddress) -> Option<&'static str> {
-    let address = backend.tcp()?;
-    if reaches(address, &ListenAddress::Tcp(plan.metrics)) {
+    if reaches(backend, &ListenAddress::Tcp(plan.metrics)) {
         return Some("this daemon's own metrics address, which serves no application");
     }
-    let is_reached = plan.listeners.iter().any(|(_, listener)| reaches(address, &listener.address));
+    let is_reached = plan.listeners.iter().any(|(_, listener)| reaches(backend, &listener.address));
     is_reached.then_some("this daemon's own listener, so requests can loop")
 }
 
 /// Returns whether a connection to `address` certainly arrives at the socket that is bound to `listen`.
-fn reaches(address: SocketAddr, listen: &ListenAddress) -> bool {
-    let ListenAddress::Tcp(listen) = listen else { return false };
+fn reaches(address: &UpstreamAddress, listen: &ListenAddress) -> bool {
+    match (address, listen) {
+        (UpstreamAddress::Tcp(address), ListenAddress::Tcp(listen)) => reaches_port(*address, listen),
+        (UpstreamAddress::Unix(path), ListenAddress::Unix(listen)) => path.as_path() == listen,
+        _ => false,
+    }
+}
+
+fn reaches_port(address: SocketAddr, listen: &SocketAddr) -> bool {
     let address = SocketAddr::new(address.ip().to_canonical(), address.port());
     let is_here = address.ip().is_loopback() && covers(listen, &address);
     address.port() == listen.port() && (address == *listen || is_here)
@@ -71,11 +77,13 @@ fn reaches(address: SocketAddr, listen: &ListenAddress) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use values::Scalar;
+
     use super::*;
 
     fn reached(address: &str, listen: &str) -> bool {
-        let listen = ListenAddress::Tcp(listen.parse().expect("it is an address"));
-        reaches(address.parse().expect("it is an address"), &listen)
+        let listen = ListenAddress::from_text(listen).expect("it is an address");
+        reaches(&address.parse().expect("it is an address"), &listen)
     }
 
     #[test]
@@ -83,6 +91,9 @@ mod tests {
         assert!(reached("10.0.0.1:80", "10.0.0.1:80"));
         assert!(!reached("10.0.0.1:80", "10.0.0.1:81"));
         assert!(!reached("10.0.0.2:80", "10.0.0.1:80"));
+        assert!(reached("unix:/run/lb.sock", "unix:/run/lb.sock"));
+        assert!(!reached("unix:/run/app.sock", "unix:/run/lb.sock"));
+        assert!(!reached("unix:/run/lb.sock", "0.0.0.0:80"));
     }
 
     #[test]
