@@ -29,6 +29,8 @@ pub struct Listener {
     pub name: Arc<str>,
     /// The address that it listens on.
     pub address: ListenAddress,
+    /// The permission bits of the file of a Unix socket. They have no meaning for a TCP port.
+    pub mode: u32,
     /// The limits for its clients.
     pub limits: ClientLimits,
     /// The deadlines for its clients.
@@ -62,7 +64,7 @@ pub struct ClientTimeouts {
     pub body: Duration,
 }
 
-/// The mode of Unix socket files: as with a TCP port, any local user that can enter the directory can connect.
+/// The default mode of Unix socket files: as with a TCP port, any local user that can enter the directory can connect.
 pub const UNIX_SOCKET_MODE: u32 = 0o666;
 
 /// All listeners, in the order of the configuration.
@@ -77,6 +79,7 @@ impl Listener {
         Self {
             name: name.into(),
             address,
+            mode: UNIX_SOCKET_MODE,
             limits: ClientLimits::default(),
             timeouts: ClientTimeouts::default(),
         }

@@ -167,8 +167,8 @@ impl ProxyService {
             connector: self.connector.clone(),
         };
         async move {
+            let socket = socket.map_or_else(|| ListenSocket::bind(&listener), ListenSocket::from_fd);
             let address = listener.address;
-            let socket = socket.map_or_else(|| ListenSocket::bind(&address), ListenSocket::from_fd);
             let socket = socket
                 .inspect_err(|error| log::error!("cannot listen on {address}: {}", values::reason(error)))?;
             listen::accept(socket, acceptance, closes, tasks).await;

@@ -36,6 +36,8 @@ const TESTED: &[(&str, &str)] = &[
     ("listeners.*.timeouts.head", "clients::a_head_that_takes_longer_than_its_timeout_is_408"),
     ("listeners.*.timeouts.idle", "clients::a_connection_without_a_request_ends_after_the_idle_timeout"),
     ("listeners.*.name", "routing::tcp_and_unix_listeners_have_their_own_routes"),
+    ("listeners.*.mode", "reload::a_reload_changes_the_mode_of_a_unix_listener_and_keeps_its_connections"),
+    ("listeners.*.mode", "reload::a_user_without_permission_for_the_socket_cannot_connect"),
     ("log_level", "logs::log_level_applies_until_a_reload_an_operator_or_rust_log_overrides_it"),
     ("metrics.address", "metrics::endpoints_respond_as_documented_and_anything_else_is_404_or_405"),
     (

@@ -4,6 +4,7 @@ use std::fs;
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -225,6 +226,61 @@ fn a_reload_opens_closes_and_renames_listeners() {
     wait::until(LONG, "the first listener is back", || serves(first));
     wait::until(LONG, "the second listener is closed", || listening_sockets(second) == 0);
     assert_eq!(listening_sockets(first), 1);
+}
+
+/// The permission bits of a file.
+pub(crate) fn mode_of(path: &Path) -> u32 {
+    fs::metadata(path).unwrap().permissions().mode() & 0o777
+}
+
+#[test]
+fn a_reload_changes_the_mode_of_a_unix_listener_and_keeps_its_connections() {
+    let (lab, origin) = (Lab::new(), Origin::start("one"));
+    let (open, closed, body) = (lab.path("open.sock"), lab.path("closed.sock"), pool(&[&origin], ""));
+    let listeners = |mode: &str| {
+        let (open, closed, tcp) = (open.display(), closed.display(), lab.listener);
+        format!("listeners: [{tcp}, \"unix:{open}\", {{address: \"unix:{closed}\", mode: \"{mode}\"}}]\n")
+    };
+    let daemon = lab.start_file(&lab.config_with(&listeners("0600"), &body));
+    assert_eq!((mode_of(&open), mode_of(&closed)), (0o666, 0o600));
+    let mut client = Connection::open_unix(&closed).unwrap();
+    assert_eq!(client.get("/").unwrap().status, 200);
+
+    lab.config_with(&listeners("0660"), &body);
+    let dry_run = lab.run(&["reload", "--dry-run", "-c", path_str(&lab.path("conf.yaml"))]);
+    assert!(dry_run.stdout.contains("mode 0600 -> 0660"), "{dry_run:?}");
+    assert_eq!(mode_of(&closed), 0o600);
+    listen(&lab, &daemon, &listeners("0660"), &body);
+    assert_eq!((mode_of(&open), mode_of(&closed)), (0o666, 0o660));
+    assert_eq!(client.get("/").unwrap().status, 200);
+    assert_eq!(Connection::open_unix(&closed).unwrap().get("/").unwrap().status, 200);
+}
+
+#[test]
+fn a_user_without_permission_for_the_socket_cannot_connect() {
+    if unless_root("only root can become another user") {
+        return;
+    }
+    let (lab, origin) = (Lab::new(), Origin::start("one"));
+    fs::set_permissions(lab.directory(), fs::Permissions::from_mode(0o755)).unwrap();
+    let (socket, body) = (lab.path("web.sock"), pool(&[&origin], ""));
+    let listeners = |mode: &str| {
+        format!(
+            "listeners: [{}, {{address: \"unix:{}\", mode: \"{mode}\"}}]\n",
+            lab.listener,
+            socket.display()
+        )
+    };
+    let daemon = lab.start_file(&lab.config_with(&listeners("0660"), &body));
+    let curl = ["--silent", "--output", "/dev/null", "--unix-socket", path_str(&socket), "http://localhost/"];
+    let connects = || {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid", "nobody", "--regid", "nogroup", "--clear-groups", "curl"]).args(curl);
+        command.status().unwrap().success()
+    };
+    assert!(!connects());
+    listen(&lab, &daemon, &listeners("0666"), &body);
+    assert!(connects());
 }
 
 /// A lab whose listener has a port that is free on all addresses.

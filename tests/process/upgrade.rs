@@ -16,7 +16,7 @@ use tests::{
     Background, Behaviour, CannedResponse, Connection, Gate, Lab, LoadGenerator, Origin, Signal, ports,
 };
 
-use crate::reload::{assert_second_daemon_fails, at, movable};
+use crate::reload::{assert_second_daemon_fails, at, mode_of, movable};
 use crate::{pool, pool_of};
 
 /// Upgrades `old` as the quick start does, with SIGQUIT and `-u`, and returns the new process.
@@ -87,6 +87,23 @@ fn unix_sockets_are_handed_over_too() {
     old.process.wait_gone(LONG);
     assert_eq!(Connection::open_unix(&socket).unwrap().get("/").unwrap().status, 200);
     drop(new);
+}
+
+#[test]
+fn an_upgrade_sets_the_new_mode_of_a_unix_listener() {
+    let (lab, origin) = (Lab::new(), Origin::start("one"));
+    let (socket, body) = (lab.path("web.sock"), pool(&[&origin], ""));
+    let listeners =
+        |mode: &str| format!("listeners: [{{address: \"unix:{}\", mode: \"{mode}\"}}]\n", socket.display());
+    let mut old = lab.daemonize_file(&lab.config_with(&listeners("0600"), &body), &[]);
+    for (mode, bits) in [("0600", 0o600), ("0660", 0o660)] {
+        lab.config_with(&listeners(mode), &body);
+        let new = upgrade(&lab, &old);
+        old.process.wait_gone(LONG);
+        assert_eq!(mode_of(&socket), bits);
+        assert_eq!(Connection::open_unix(&socket).unwrap().get("/").unwrap().status, 200);
+        old = new;
+    }
 }
 
 #[test]

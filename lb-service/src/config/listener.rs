@@ -8,9 +8,9 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{self, Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize, Serializer};
 use values::number::MAX_COUNT;
-use values::{Name, Number, PositiveDuration, Scalar, Size, Text};
+use values::{Name, Number, PositiveDuration, Scalar, Size, SocketMode, Text};
 
-use crate::listener::{ClientLimits, ClientTimeouts, HeadLimits, ListenAddress, Listener};
+use crate::listener::{ClientLimits, ClientTimeouts, HeadLimits, ListenAddress, Listener, UNIX_SOCKET_MODE};
 
 /// An address that clients connect to.
 #[derive(Clone, Debug)]
@@ -19,6 +19,8 @@ pub struct ListenerConfig {
     pub address: Text<ListenAddress>,
     /// The name in routes, metrics and the access log. `None` means the address.
     pub name: Option<Text<Name>>,
+    /// The permissions of the file of a Unix socket. `None` means the default, or a TCP port.
+    pub mode: Option<Text<SocketMode>>,
     /// The limits for its clients.
     pub limits: ClientLimitsConfig,
     /// The deadlines for its clients.
@@ -76,6 +78,10 @@ struct ListenerMapping {
     /// The name in routes, metrics and the access log; default: the address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     name: Option<Text<Name>>,
+    /// The permissions of the file of a Unix socket, as octal digits in quotes. A client needs write permission to
+    /// connect, and access to the directory. Default: `"0666"`, any user.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    mode: Option<Text<SocketMode>>,
     /// The limits for its clients.
     #[serde(default)]
     limits: ClientLimitsConfig,
@@ -94,12 +100,19 @@ impl ListenerConfig {
     /// Returns a listener at this address, with defaults for everything else.
     pub fn at(address: Text<ListenAddress>) -> Self {
         let (limits, timeouts) = (ClientLimitsConfig::default(), ClientTimeoutsConfig::default());
-        Self { address, name: None, limits, timeouts, min_rate: min_rate() }
+        Self { address, name: None, mode: None, limits, timeouts, min_rate: min_rate() }
     }
 
     /// Returns the name in routes, metrics and the access log.
     pub fn name(&self) -> String {
         self.name.as_ref().map_or_else(|| self.address.get().to_string(), |name| name.written().to_owned())
+    }
+
+    /// Fills in the default mode of a Unix socket.
+    pub fn complete(&mut self) {
+        if matches!(self.address.get(), ListenAddress::Unix(_)) {
+            self.mode.get_or_insert_with(|| Text::literal(&format!("{UNIX_SOCKET_MODE:04o}")));
+        }
     }
 
     /// Returns the settings.
@@ -108,6 +121,7 @@ impl ListenerConfig {
         Listener {
             name: self.name().into(),
             address: self.address.get().clone(),
+            mode: self.mode.as_ref().map_or(UNIX_SOCKET_MODE, |mode| mode.get().get()),
             limits: self.limits.plan(min_rate),
             timeouts: self.timeouts.plan(),
         }
@@ -123,8 +137,8 @@ impl ListenerConfig {
 
 impl From<ListenerMapping> for ListenerConfig {
     fn from(mapping: ListenerMapping) -> Self {
-        let ListenerMapping { address, name, limits, timeouts, min_rate } = mapping;
-        Self { address, name, limits, timeouts, min_rate }
+        let ListenerMapping { address, name, mode, limits, timeouts, min_rate } = mapping;
+        Self { address, name, mode, limits, timeouts, min_rate }
     }
 }
 
@@ -136,8 +150,8 @@ impl<'de> Deserialize<'de> for ListenerConfig {
 
 impl Serialize for ListenerConfig {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let Self { address, name, limits, timeouts, min_rate } = self.clone();
-        ListenerMapping { address, name, limits, timeouts, min_rate }.serialize(serializer)
+        let Self { address, name, mode, limits, timeouts, min_rate } = self.clone();
+        ListenerMapping { address, name, mode, limits, timeouts, min_rate }.serialize(serializer)
     }
 }
 
@@ -250,6 +264,19 @@ mod tests {
             assert_eq!(short_form.name(), address);
         }
         assert!(json("true").expect_err("rejected").contains("an address such as"));
+    }
+
+    #[test]
+    fn the_mode_is_that_of_a_unix_socket() {
+        let complete = |text: &str| {
+            let mut listener = json(text).expect("it is valid");
+            listener.complete();
+            (listener.mode.as_ref().map(ToString::to_string), listener.plan().mode)
+        };
+        assert_eq!(complete(r#""unix:/run/a""#), (Some("0666".to_owned()), 0o666));
+        let given = complete(r#"{"address": "unix:/run/a", "mode": "0600"}"#);
+        assert_eq!(given, (Some("0600".to_owned()), 0o600));
+        assert_eq!(complete(r#"":80""#).0, None);
     }
 
     #[test]

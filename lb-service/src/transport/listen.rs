@@ -23,7 +23,7 @@ use super::http1::connection;
 pub(crate) use super::http1::connection::Acceptance;
 use super::stream::{Socket, Stream, keepalive};
 use crate::forwarded::Peer;
-use crate::listener::{ListenAddress, UNIX_SOCKET_MODE};
+use crate::listener::{ListenAddress, Listener};
 
 /// A socket that accepts connections.
 #[derive(Debug)]
@@ -60,13 +60,13 @@ impl ListenSocket {
         AsyncFd::with_interest(fd, Interest::READABLE).map(Self)
     }
 
-    /// Binds the address.
+    /// Binds the address of the listener.
     ///
     /// # Errors
     ///
     /// If the address cannot be bound.
-    pub(crate) fn bind(address: &ListenAddress) -> io::Result<Self> {
-        match address {
+    pub(crate) fn bind(listener: &Listener) -> io::Result<Self> {
+        match &listener.address {
             ListenAddress::Tcp(address) => {
                 let domain = socket2::Domain::for_address(*address);
                 let socket = socket2::Socket::new(domain, socket2::Type::STREAM, None)?;
@@ -76,8 +76,11 @@ impl ListenSocket {
                 Self::from_fd(socket.into())
             }
             ListenAddress::Unix(path) => {
-                let socket = std::os::unix::net::UnixListener::bind(path)?;
-                std::fs::set_permissions(path, std::fs::Permissions::from_mode(UNIX_SOCKET_MODE))?;
+                let socket = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None)?;
+                socket.bind(&socket2::SockAddr::unix(path)?)?;
+                // The mode is set before listening, so that no client connects while it is still the default.
+                std::fs::set_permissions(path, std::fs::Permissions::from_mode(listener.mode))?;
+                socket.listen(BACKLOG)?;
                 Self::from_fd(socket.into())
             }
         }

@@ -65,6 +65,7 @@ pub(crate) fn check(config: &Config, root: &Node, context: &Context<'_>) -> Find
     checker.check_listeners_given();
     checker.check_listener_names();
     checker.check_addresses();
+    checker.check_modes();
     checker.check_head_limits();
     checker.check_pools_given();
     for (name, pool) in &config.pools {
@@ -290,6 +291,17 @@ impl Checker<'_> {
                 &path!["listeners", index, "name"],
                 problem.related(first, "the first one").hint("give each listener its own name"),
             );
+        }
+    }
+
+    fn check_modes(&mut self) {
+        for (index, listener) in self.config.listeners.iter().flatten().enumerate() {
+            let (path, address) = (path!["listeners", index, "mode"], &listener.address);
+            if matches!(address.get(), ListenAddress::Tcp(_)) && self.is_written(&path) {
+                let message = format!("`mode` has no effect: {address} is a TCP port, which has no file");
+                let problem = Problem::new(Id::WithoutEffect, message);
+                self.report_key(&path, problem.hint("remove the key, or listen on `unix:/path`"));
+            }
         }
     }
 

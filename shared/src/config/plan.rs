@@ -168,7 +168,8 @@ pub(crate) fn complete(config: &mut Config, root: &Node, context: &Context<'_>) 
     }
     config.upgrade_sock = config.upgrade_sock.take().or_else(|| as_text(&runtime.upgrade_sock()));
     config.control.socket = config.control.socket.take().or_else(|| as_text(&runtime.control_socket()));
-    config.listeners.get_or_insert_with(|| vec![default_listener()]);
+    let listeners = config.listeners.get_or_insert_with(|| vec![default_listener()]);
+    listeners.iter_mut().for_each(ListenerConfig::complete);
     let daemon = config.daemon;
     config.access_log.get_or_insert_with(|| default_access_log(daemon));
     for (name, pool) in &mut config.pools {

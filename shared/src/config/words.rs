@@ -146,6 +146,10 @@ const WORDS: &[(&str, Words)] = &[
                 &["large_client_header_buffers", "client_header_buffer_size", "max_header_size"],
                 "write `limits: {head: 64KiB}`",
             ),
+            (
+                &["permissions", "permission", "perm", "perms", "chmod", "umask", "socket_mode", "file_mode"],
+                "write `mode: \"0660\"`",
+            ),
             (&["maxconn", "max_connections", "connection_limit"], "write `limits: {connections: 10000}`"),
             (&["keepalive_requests"], "write `limits: {requests: 1000}`"),
             (&["keepalive_timeout", "idle_timeout", "timeout"], "write `timeouts: {idle: 75s}`"),

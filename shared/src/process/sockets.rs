@@ -65,8 +65,7 @@ pub(crate) struct ListenSpec {
 pub(crate) enum Endpoint {
     /// An IP address and a port. With port 0 the system chooses one.
     Tcp(SocketAddr),
-    /// A socket file. Pingora sets the mode once more when it takes the socket (0666, unless its `ListenerConfig`
-    /// contains the same permissions).
+    /// A socket file.
     Unix {
         /// The path of the file.
         path: PathBuf,
@@ -177,8 +176,9 @@ struct Listening {
 struct Files {
     /// The files that belong to this process and are removed at its end.
     owned: Vec<SocketFile>,
-    /// The files that belong to the old process as long as it might continue to serve.
-    inherited: Vec<SocketFile>,
+    /// The files that belong to the old process as long as it might continue to serve, with the mode that each gets
+    /// when it belongs to this one.
+    inherited: Vec<(SocketFile, u32)>,
     /// The files of the old process whose listeners our configuration no longer has.
     unclaimed: Vec<SocketFile>,
 }
@@ -295,6 +295,14 @@ impl Endpoint {
         }
     }
 
+    /// Returns the file of an inherited socket, with its mode.
+    fn inherited_file(&self) -> Option<(SocketFile, u32)> {
+        match self {
+            Self::Tcp(_) => None,
+            Self::Unix { path, mode } => SocketFile::at(path).map(|file| (file, *mode)),
+        }
+    }
+
     fn path(&self) -> Option<&Path> {
         match self {
             Self::Tcp(_) => None,
@@ -320,7 +328,7 @@ impl Sockets {
             let fd = match claimed {
                 Some(fd) => {
                     check_listening(&fd, &configured)?;
-                    files.inherited.extend(spec.endpoint.path().and_then(SocketFile::at));
+                    files.inherited.extend(spec.endpoint.inherited_file());
                     fd
                 }
                 None => match moves.bind(spec, &inherited, &mut files.owned) {
@@ -438,7 +446,7 @@ impl Sockets {
         let path = Path::new(address);
         let is_there = |file: &SocketFile| FileId::at(path).is_ok_and(|there| there == file.id);
         let files = lock(&self.files);
-        let mut of_it = files.owned.iter().chain(&files.inherited).filter(|file| file.path == path);
+        let mut of_it = files.all().filter(|file| file.path == path);
         is_open && (!path.is_absolute() || of_it.any(is_there))
     }
 
@@ -482,7 +490,13 @@ impl Sockets {
         let mut files = lock(&self.files);
         let Files { owned, inherited, unclaimed: _ } = &mut *files;
         owned.retain(|file| file.path != Path::new(address));
-        inherited.retain(|file| file.path != Path::new(address));
+        inherited.retain(|(file, _)| file.path != Path::new(address));
+    }
+
+    /// Sets the mode of the socket file at this address.
+    pub(crate) fn set_mode(&self, address: &str, mode: u32) {
+        let files = lock(&self.files);
+        files.all().filter(|file| file.path == Path::new(address)).for_each(|file| file.set_mode(mode));
     }
 
     /// Returns copies of the open sockets, for a new process.
@@ -506,11 +520,12 @@ impl Sockets {
     }
 
     /// Takes over the socket files of the old process, which has handed over. They are removed when this process ends;
-    /// those of listeners that our configuration no longer has are removed now.
+    /// those of listeners that our configuration no longer has are removed now. The others get their configured mode.
     pub(crate) fn own_files(&self) {
         let mut files = lock(&self.files);
         let inherited = std::mem::take(&mut files.inherited);
-        files.owned.extend(inherited);
+        inherited.iter().for_each(|(file, mode)| file.set_mode(*mode));
+        files.owned.extend(inherited.into_iter().map(|(file, _)| file));
         files.unclaimed.clear();
     }
 
@@ -534,14 +549,22 @@ impl Sockets {
                 .map_err(|source| PrivilegeError::System { what: what(), source })?;
         }
         let files = lock(&self.files);
-        files.owned.iter().chain(&files.inherited).try_for_each(|file| identity.own(&file.path))
+        files.all().try_for_each(|file| identity.own(&file.path))
+    }
+}
+
+impl Files {
+    /// Returns the files of our listeners.
+    fn all(&self) -> impl Iterator<Item = &SocketFile> {
+        self.owned.iter().chain(self.inherited.iter().map(|(file, _)| file))
     }
 }
 
 impl Drop for Files {
     fn drop(&mut self) {
         // The handover was not completed, so the old process might still serve on these files.
-        self.inherited.drain(..).chain(self.unclaimed.drain(..)).for_each(SocketFile::disown);
+        let inherited = self.inherited.drain(..).map(|(file, _)| file);
+        inherited.chain(self.unclaimed.drain(..)).for_each(SocketFile::disown);
     }
 }
 
@@ -672,6 +695,16 @@ impl SocketFile {
     /// Returns the file that `path` names now. `None` means that there is no file.
     pub(super) fn at(path: &Path) -> Option<Self> {
         FileId::at(path).ok().map(|id| Self { path: path.to_owned(), id })
+    }
+
+    /// Sets the mode, if the path still names this file.
+    fn set_mode(&self, mode: u32) {
+        let is_ours = FileId::at(&self.path).is_ok_and(|there| there == self.id);
+        let permissions = std::fs::Permissions::from_mode(mode);
+        if is_ours && let Err(error) = std::fs::set_permissions(&self.path, permissions) {
+            let path = self.path.display();
+            log::error!("socket {path}: cannot set its mode to {mode:04o}: {}", reason(&error));
+        }
     }
 
     fn disown(mut self) {
@@ -1064,11 +1097,17 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (kept, gone) = (dir.path().join("kept"), dir.path().join("gone"));
         let old = Sockets::bind(&[any_port(), unix(&kept), unix(&gone), any_port()]).unwrap();
-        let new = Sockets::adopt(old.to_hand_over().unwrap(), &[unix(&kept), any_port()]).unwrap();
+        let private = ListenSpec::traffic(Endpoint::Unix { path: kept.clone(), mode: 0o600 });
+        let new = Sockets::adopt(old.to_hand_over().unwrap(), &[private, any_port()]).unwrap();
         assert_eq!(new.addresses()[0], old.addresses()[1]);
         assert_eq!(new.addresses()[1], old.addresses()[0], "port 0 is inherited in order");
 
+        let mode = || std::fs::metadata(&kept).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(), 0o660, "until the handover is complete, the old process decides");
         new.own_files();
+        assert_eq!(mode(), 0o600);
+        new.set_mode(kept.to_str().unwrap(), 0o622);
+        assert_eq!(mode(), 0o622);
         old.keep_files();
         drop(old);
         assert!(kept.exists() && !gone.exists());

@@ -25,6 +25,8 @@ pub(crate) struct Diff {
     pub opened: Vec<Listener>,
     /// The listeners to close. A renamed listener is closed and opened on the same socket.
     pub closed: Vec<Listener>,
+    /// The listeners whose socket file gets another mode.
+    pub modes: Vec<Listener>,
     /// The changes that do not need a new process, one line each.
     pub lines: Vec<String>,
 }
@@ -187,12 +189,25 @@ impl Diff {
         }
         for (_, listener) in new.iter() {
             let before = old.iter().map(|(_, before)| before).find(|before| before.is_same_socket(listener));
-            let differs = before.is_some_and(|before| before != listener);
+            let limits = |listener: &Listener| (listener.limits, listener.timeouts);
+            let differs = before.is_some_and(|before| limits(before) != limits(listener));
             self.changed(&format!("~ listener {}: its limits or timeouts", listener.name), differs);
         }
+        self.modes(old, new);
         let is_new = |opened: &&Listener| !self.closed.iter().any(|closed| closed.address == opened.address);
         self.lines
             .extend(self.opened.iter().filter(is_new).map(|opened| format!("+ listener {}", on(opened))));
+    }
+
+    fn modes(&mut self, old: &Listeners, new: &Listeners) {
+        for (_, listener) in new.iter() {
+            let before = old.iter().find(|(_, before)| before.address == listener.address);
+            if let Some((_, before)) = before.filter(|(_, before)| before.mode != listener.mode) {
+                let (was, is) = (before.mode, listener.mode);
+                self.lines.push(format!("~ listener {}: mode {was:04o} -> {is:04o}", listener.name));
+                self.modes.push(listener.clone());
+            }
+        }
     }
 
     fn routes(&mut self, old: &Plan, new: &Plan) {

@@ -69,6 +69,8 @@ pub(crate) struct Staged {
     bound: Bound,
     /// The closed addresses that overlap with opened ones.
     moved: Vec<ListenAddress>,
+    /// The listeners whose socket file gets another mode.
+    modes: Vec<Listener>,
     pools: Vec<Checked>,
     checks: health_service::StagedChecks,
     /// The pools that replace others.
@@ -137,8 +139,8 @@ impl Running {
         let taken = self.sockets.take_over(&beside, &leaving).map_err(|error| error.to_string())?;
         bound.append(taken);
         let opened = self.with_sockets(&diff.opened, &bound)?;
-        let (closed, moved) = (diff.closed.clone(), moved(diff));
-        Ok(Staged { opened, closed, log, bound, moved, pools, checks, successions, served })
+        let (closed, moved, modes) = (diff.closed.clone(), moved(diff), diff.modes.clone());
+        Ok(Staged { opened, closed, log, bound, moved, modes, pools, checks, successions, served })
     }
 
     /// Returns the pools of `new`, and each new pool with its predecessor.
@@ -176,12 +178,13 @@ impl Running {
 
     /// Puts the staged plan into effect.
     pub(crate) async fn commit(&self, staged: Staged) {
-        let Staged { opened, closed, log, bound, moved, pools, checks, successions, served } = staged;
+        let Staged { opened, closed, log, bound, moved, modes, pools, checks, successions, served } = staged;
         // The health checks come first, so that the new pools receive the results. An error means that the process is
         // about to end.
         let _ = self.checks.commit(checks).await;
         self.note_leaving(&pools);
         self.sockets.add(bound);
+        modes.iter().for_each(|listener| self.sockets.set_mode(&listener.address.bind_key(), listener.mode));
         let closed: Vec<_> = closed.into_iter().map(|listener| listener.address).collect();
         self.acceptors.retire(closed.clone(), self.core.current.load()).await;
         successions.iter().for_each(|(pool, predecessor)| pool.enter(predecessor));
@@ -347,9 +350,7 @@ pub(crate) fn served(
 pub(crate) fn listen_spec(listener: &Listener) -> ListenSpec {
     let spec = ListenSpec::traffic(match &listener.address {
         ListenAddress::Tcp(address) => Endpoint::Tcp(*address),
-        ListenAddress::Unix(path) => {
-            Endpoint::Unix { path: path.clone(), mode: lb_service::listener::UNIX_SOCKET_MODE }
-        }
+        ListenAddress::Unix(path) => Endpoint::Unix { path: path.clone(), mode: listener.mode },
     });
     // A listener without a name is called by its address.
     match *listener.name == *listener.address.to_string() {

@@ -12,6 +12,7 @@
 pub mod address;
 pub mod choice;
 pub mod duration;
+mod mode;
 mod network;
 pub mod number;
 pub mod path;
@@ -27,6 +28,7 @@ mod text;
 pub use address::{BackendAddress, TcpAddress};
 pub use choice::did_you_mean;
 pub use duration::{AnyDuration, PositiveDuration};
+pub use mode::SocketMode;
 pub use number::{Number, Percent, Port, Ratio};
 pub use path::{AbsolutePath, Directory, ReadPath, SocketPath, UnixPath};
 pub use reason::reason;
