@@ -79,3 +79,5 @@ mod upgrade;
 mod wire;
 
 pub use policy::{Algorithm, InFlight, Load, Policy, PolicyConfig};
+#[cfg(any(test, fuzzing))]
+pub use wire::fuzzing;

@@ -13,9 +13,10 @@
 //! | `framing.rs` | the length of a body, by the head |
 //! | `body.rs`, `chunked.rs` | the end of a body in bytes that arrive in pieces, and the chunked coding |
 //! | `trailers.rs` | the fields behind a chunked body |
-//! | `rejection.rs` | the reasons to reject a message |
+//! | `rejection.rs`, `offset.rs` | the reasons to reject a message, and their places |
 //! | `write.rs` | the head of a message that leaves |
 //! | `delivery.rs` | the framing of a response that leaves, by the version of the client |
+//! | `fuzzing/` | properties of all of them, for tests and fuzz targets |
 //!
 //! Two rules stand behind all of them. A recipient of what leaves has exactly one way to read it. A message is rejected
 //! if a sender could mean something else by it than what was read. The sources are RFC 9110 and RFC 9112; a comment
@@ -27,6 +28,8 @@ pub(crate) mod connection;
 pub(crate) mod delivery;
 pub(crate) mod fields;
 pub(crate) mod framing;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod grammar;
 mod host;
 pub(crate) mod known;
