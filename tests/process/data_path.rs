@@ -174,6 +174,22 @@ fn only_one_key_may_ask_for_a_websocket() {
 }
 
 #[test]
+fn an_expectation_that_is_repeated_is_a_bad_request() {
+    let lab = Echoing::start();
+    let twice = "Expect: 100-continue\r\nExpect: 100-continue\r\n";
+    lab.refuses(
+        &format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n{twice}\r\na"),
+        400,
+        "repeated_expect",
+    );
+    lab.refuses(
+        "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nExpect: other\r\n\r\na",
+        417,
+        "bad_expect",
+    );
+}
+
+#[test]
 fn a_websocket_with_a_body_is_an_ordinary_request() {
     let lab = Echoing::start();
     let head = lab.forwarded(&format!("POST / HTTP/1.1\r\n{UPGRADE}Content-Length: 1\r\n\r\na"));

@@ -262,13 +262,14 @@ fn the_metric_of_the_queue_length_goes_up_and_down() {
 fn a_client_that_leaves_the_queue_frees_its_place_at_once() {
     let narrow = Narrow::start("limits: {max_requests: 1, queue: 1}\ntimeouts: {queue: 20s}");
     let clients = narrow.fill(1);
-    // Requests without a body, with a complete body, with an incomplete body, with chunks, and with `Expect`.
+    // Requests without a body, with complete and incomplete bodies, with chunks, and with `Expect`.
     let requests = [
         ("GET", "/get", "Accept", "*/*", String::new()),
         ("POST", "/whole", "Content-Length", "5", "whole".to_owned()),
         ("POST", "/large", "Content-Length", "40000", "x".repeat(40_000)),
         ("POST", "/begun", "Content-Length", "40000", "begun".to_owned()),
         ("POST", "/chunks", "Transfer-Encoding", "chunked", "3\r\nabc\r\n".to_owned()),
+        ("POST", "/whole-chunks", "Transfer-Encoding", "chunked", "3\r\nabc\r\n0\r\n\r\n".to_owned()),
         ("PUT", "/expects", "Expect", "100-continue\r\nContent-Length: 9", String::new()),
     ];
     for (method, target, header, value, body) in requests {
@@ -282,8 +283,7 @@ fn a_client_that_leaves_the_queue_frees_its_place_at_once() {
         wait_queued(&narrow.daemon, 0.0);
         println!("{method} {target}: the place is free after {:.1?}", left.elapsed());
         assert!(left.elapsed() < Duration::from_secs(5), "{:?}", left.elapsed());
-        // Only a known length shows that a part of the body is missing.
-        let is_truncated = ["/begun", "/expects"].contains(&target);
+        let is_truncated = ["/begun", "/chunks", "/expects"].contains(&target);
         let [status, reason] = if is_truncated { ["400", "truncated_body"] } else { ["499", "client_gone"] };
         narrow.daemon.logged(&[target, status, reason]);
     }
@@ -294,7 +294,7 @@ fn a_client_that_leaves_the_queue_frees_its_place_at_once() {
     println!("the backend received {targets:?}");
     assert_eq!(targets, ["/held", "/last"]);
     // Each request found the queue full once. Of the clients that disconnected, only those with a truncated body count.
-    for (reason, count) in [("queue_full", 6.0), ("truncated_body", 2.0)] {
+    for (reason, count) in [("queue_full", 7.0), ("truncated_body", 3.0)] {
         let label = format!("reason=\"{reason}\"");
         let rejected = || narrow.daemon.metric("lb_rejected_total", &[&label]);
         wait::until(LONG, &format!("{count} requests are rejected for {reason}"), || rejected() >= count);

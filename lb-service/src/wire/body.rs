@@ -83,6 +83,23 @@ impl BodyReader {
         }
     }
 
+    /// Returns whether these bytes, which stay unread, have the end of the body. A body that ends with the connection
+    /// has its end nowhere else.
+    ///
+    /// # Errors
+    ///
+    /// If the bytes do not follow the framing.
+    pub(crate) fn ends_within(&self, mut bytes: &[u8]) -> Result<bool, BadBody> {
+        let mut reader = self.clone();
+        loop {
+            match reader.step(bytes)? {
+                Step::Incomplete => return Ok(false),
+                Step::Data { end, .. } => bytes = &bytes[end..],
+                Step::End { .. } => return reader.take_trailers().map(|_| true),
+            }
+        }
+    }
+
     /// Returns whether the end of the connection ends the body as it should.
     pub(crate) fn ends_with_connection(&self) -> bool {
         matches!(self, Self::UntilClose)
@@ -155,6 +172,21 @@ mod tests {
         let mut body = reader(Length::UntilClose);
         assert_eq!(body.step(b"abc"), Ok(Step::Data { start: 0, end: 3 }));
         assert!(!body.is_done() && body.ends_with_connection());
+    }
+
+    #[test]
+    fn the_end_of_a_body_is_seen_in_bytes_that_stay_unread() {
+        let mut body = reader(Length::Known(5));
+        assert_eq!((body.ends_within(b"abcd"), body.ends_within(b"abcdef")), (Ok(false), Ok(true)));
+        assert_eq!(body.step(b"abc"), Ok(Step::Data { start: 0, end: 3 }));
+        assert_eq!((body.ends_within(b"d"), body.ends_within(b"de")), (Ok(false), Ok(true)));
+        let chunked = reader(Length::Chunked);
+        assert_eq!(chunked.ends_within(b"1\r\na\r\n0\r\n"), Ok(false));
+        assert_eq!(chunked.ends_within(b"1\r\na\r\n0\r\n\r\nGET"), Ok(true));
+        assert_eq!(chunked.ends_within(b"x"), Err(BadBody::Chunk));
+        assert_eq!(chunked.ends_within(b"0\r\na\r\n\r\n"), Err(BadBody::Trailers));
+        assert_eq!(reader(Length::UntilClose).ends_within(b"a"), Ok(false));
+        assert_eq!(reader(Length::None).ends_within(b""), Ok(true));
     }
 
     #[test]

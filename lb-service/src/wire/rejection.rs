@@ -53,6 +53,8 @@ pub enum Rejection {
     Connection,
     /// The `Expect` field asks for something other than `100-continue`.
     Expect,
+    /// The `Expect` field is repeated.
+    RepeatedExpect,
     /// The `Max-Forwards` field of an OPTIONS request is not a number.
     MaxForwards,
     /// A chunk of the body does not follow the grammar.
@@ -114,7 +116,7 @@ impl Rejection {
     }
 
     /// All reasons, in the order of their discriminants.
-    pub(crate) const ALL: [Self; 29] = [
+    pub(crate) const ALL: [Self; 30] = [
         Self::RequestLine,
         Self::Method,
         Self::MethodTooLong,
@@ -137,6 +139,7 @@ impl Rejection {
         Self::UnexpectedBody,
         Self::Connection,
         Self::Expect,
+        Self::RepeatedExpect,
         Self::MaxForwards,
         Self::Chunk,
         Self::Trailers,
@@ -184,6 +187,7 @@ impl Rejection {
             Self::UnexpectedBody => "unexpected_body",
             Self::Connection => "bad_connection",
             Self::Expect => "bad_expect",
+            Self::RepeatedExpect => "repeated_expect",
             Self::MaxForwards => "bad_max_forwards",
             Self::Chunk => "bad_chunk",
             Self::Trailers => "bad_trailers",
@@ -213,6 +217,6 @@ mod tests {
     #[test]
     fn limits_and_missing_features_have_statuses_of_their_own() {
         let of = |status| Rejection::ALL.into_iter().filter(move |reason| reason.status() == status).count();
-        assert_eq!([400, 405, 414, 417, 431, 501, 505].map(of), [20, 2, 1, 1, 2, 2, 1]);
+        assert_eq!([400, 405, 414, 417, 431, 501, 505].map(of), [21, 2, 1, 1, 2, 2, 1]);
     }
 }
