@@ -7,6 +7,7 @@ use http::{HeaderValue, Version};
 use super::super::body::{BodyReader, BodyWriter};
 use super::super::chunked::{Sender, Step};
 use super::super::connection::Named;
+use super::super::delivery::Delivery;
 use super::super::fields::FieldLines;
 use super::super::framing::{Length, ResponseFraming};
 use super::super::known::Known;
@@ -187,7 +188,7 @@ fn check_response(
     to_head: bool,
     version: Version,
 ) {
-    let (mut writer, framing) = framing_for(received, version);
+    let Delivery { mut writer, framing } = Delivery::new(received, version);
     let persistence =
         if writer == BodyWriter::UntilClose { Persistence::Close } else { Persistence::Implied };
     let mut out = written_response_head(head, framing, persistence);
@@ -212,8 +213,8 @@ fn check_again(head: &ResponseHead, framing: Framing, to_head: bool, version: Ve
     let out = written_response_head(head, framing, Persistence::Implied);
     let again = ResponseHead::parse(Bytes::copy_from_slice(&out)).expect("what leaves is accepted");
     let received = again.framing(to_head).expect("what leaves has a length");
-    assert!(!received.is_ambiguous && again.keeps_alive());
-    assert_eq!(framing_for(received, version).1, framing);
+    assert!(again.is_reusable(received));
+    assert_eq!(Delivery::new(received, version).framing, framing);
     assert_eq!(written_response_head(&again, framing, Persistence::Implied), out);
 }
 
@@ -221,16 +222,6 @@ fn written_response_head(head: &ResponseHead, framing: Framing, persistence: Per
     let mut out = Vec::new();
     write::response(&mut out, head.status(), head.reason(), &Outgoing::response(head), framing, persistence);
     out
-}
-
-/// Returns the framing that a client of this version gets.
-fn framing_for(received: ResponseFraming, version: Version) -> (BodyWriter, Framing) {
-    match received.length {
-        Length::None => (BodyWriter::Length(0), received.announced.map_or(Framing::None, Framing::Length)),
-        Length::Known(length) => (BodyWriter::Length(length), Framing::Length(length)),
-        _ if version == Version::HTTP_11 => (BodyWriter::Chunked, Framing::Chunked),
-        Length::Chunked | Length::UntilClose => (BodyWriter::UntilClose, Framing::UntilClose),
-    }
 }
 
 // === both ===
