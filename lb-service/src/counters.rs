@@ -25,6 +25,19 @@ pub struct ResponseCounts {
     pub failed: u64,
 }
 
+/// The end of a staged close: the last response was sent, and what the client still sent was discarded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CloseEnd {
+    /// The client closed the connection.
+    Closed,
+    /// The client sent nothing for some seconds.
+    Quiet,
+    /// The client was still sending after the longest time.
+    Timeout,
+    /// The listener needed room for another connection.
+    Evicted,
+}
+
 /// The counters of one listener, kept by its name when its other settings change.
 #[derive(Debug)]
 pub struct ListenerTraffic {
@@ -38,7 +51,12 @@ pub struct ListenerTraffic {
     pub connections_active: Gauge,
     /// Requests in flight, including upgraded connections.
     pub in_flight: Gauge,
+    /// Fields of requests that were dropped because some backends read their names as trusted ones.
+    pub look_alikes: Counter,
+    /// Fields of requests that were dropped because `Connection` named them.
+    pub nominated: Counter,
     rejected: [Counter; Rejection::COUNT],
+    staged_closes: [Counter; CloseEnd::ALL.len()],
     by_pool: Mutex<Vec<(Arc<str>, Arc<PoolTraffic>)>>,
     without_pool: Arc<PoolTraffic>,
 }
@@ -50,6 +68,10 @@ pub struct PoolTraffic {
     pub responses: Codes,
     /// Responses with a status below 500 that broke off.
     pub broken_off: Counter,
+    /// Requests whose client did not send all of the body.
+    pub truncated_requests: Counter,
+    /// Responses whose backend did not send all of the body after its head was passed on.
+    pub truncated_responses: Counter,
     /// The time from the head of the request to the end of the response.
     pub duration: Histogram,
     /// Bytes of request bodies.
@@ -105,7 +127,10 @@ impl ListenerTraffic {
             accept_errors: Counter::default(),
             connections_active: Gauge::default(),
             in_flight: Gauge::default(),
+            look_alikes: Counter::default(),
+            nominated: Counter::default(),
             rejected: std::array::from_fn(|_| Counter::default()),
+            staged_closes: Default::default(),
             by_pool: Mutex::default(),
             without_pool: Arc::default(),
         }
@@ -147,9 +172,36 @@ impl ListenerTraffic {
         self.rejected[reason.index()].increment();
     }
 
+    /// Counts a staged close.
+    pub(crate) fn closed(&self, end: CloseEnd) {
+        self.staged_closes[end as usize].increment();
+    }
+
+    /// Returns the staged closes by their end.
+    pub fn staged_closes(&self) -> impl Iterator<Item = (CloseEnd, u64)> {
+        CloseEnd::ALL.into_iter().zip(self.staged_closes.iter().map(Counter::get))
+    }
+
     /// Returns the rejected requests by reason.
     pub fn rejected(&self) -> impl Iterator<Item = (Rejection, u64)> {
         Rejection::all().zip(self.rejected.iter().map(Counter::get))
+    }
+}
+
+// === impl CloseEnd ===
+
+impl CloseEnd {
+    /// All ends, in the order of their discriminants.
+    pub const ALL: [Self; 4] = [Self::Closed, Self::Quiet, Self::Timeout, Self::Evicted];
+
+    /// Returns the `end` label.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Closed => "closed",
+            Self::Quiet => "quiet",
+            Self::Timeout => "timeout",
+            Self::Evicted => "evicted",
+        }
     }
 }
 

@@ -79,6 +79,11 @@ impl Failure {
         matches!(self, Self::Upstream(_) | Self::Internal)
     }
 
+    /// Returns whether the client ended the request, which is a truncation if a part of the body is missing.
+    pub(crate) fn is_truncation(self) -> bool {
+        matches!(self, Self::ClientGone | Self::Rejected(Rejection::Wire(wire::Rejection::TruncatedBody)))
+    }
+
     /// Returns the time after which a client can retry, in seconds; `None` if no time is known.
     pub(crate) fn retry_after(self) -> Option<u32> {
         matches!(self, Self::Rejected(Rejection::QueueFull | Rejection::QueueTimeout)).then_some(1)

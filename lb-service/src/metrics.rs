@@ -70,6 +70,21 @@ const REJECTED: Family = Family {
     help: "Requests rejected by the load balancer without being sent to a backend, by reason.",
     labels: &["listener", "reason"],
 };
+const HEADERS_DROPPED: Family = Family {
+    name: "lb_headers_dropped_total",
+    help: "Headers of requests that were not passed on, by reason.",
+    labels: &["listener", "reason"],
+};
+const STAGED_CLOSES: Family = Family {
+    name: "lb_staged_closes_total",
+    help: "Client connections that were read to their end after the last response, by what ended this.",
+    labels: &["listener", "end"],
+};
+const TRUNCATED: Family = Family {
+    name: "lb_truncated_bodies_total",
+    help: "Bodies that broke off: of requests (side `client`), and of responses that had begun (side `backend`).",
+    labels: &["listener", "pool", "side"],
+};
 const UPSTREAM_REQUESTS: Family = Family {
     name: "lb_upstream_requests_total",
     help: "Responses of backends, by status.",
@@ -89,6 +104,16 @@ const UPSTREAM_CONNECTIONS: Family = Family {
     name: "lb_upstream_connections_total",
     help: "Requests sent to backends, by whether their connection was reused.",
     labels: &["pool", "backend", "reused"],
+};
+const UPSTREAM_INFORMATIONAL: Family = Family {
+    name: "lb_upstream_informational_total",
+    help: "Informational (1xx) responses of backends.",
+    labels: &["pool", "backend"],
+};
+const UPSTREAM_POISONED: Family = Family {
+    name: "lb_upstream_connections_poisoned_total",
+    help: "Connections to backends that were closed because a further response could not be told apart, by reason.",
+    labels: &["pool", "backend", "reason"],
 };
 const UPSTREAM_ERRORS: Family = Family {
     name: "lb_upstream_errors_total",
@@ -128,7 +153,7 @@ const HASH_KEYS_MISSING: Family = Family {
     labels: &["pool"],
 };
 
-const FAMILIES: [&Family; 21] = [
+const FAMILIES: [&Family; 26] = [
     &REQUESTS,
     &REQUEST_DURATION,
     &REQUEST_BYTES,
@@ -138,10 +163,15 @@ const FAMILIES: [&Family; 21] = [
     &ACCEPT_ERRORS,
     &CONNECTIONS_ACTIVE,
     &REJECTED,
+    &HEADERS_DROPPED,
+    &STAGED_CLOSES,
+    &TRUNCATED,
     &UPSTREAM_REQUESTS,
     &UPSTREAM_DURATION,
     &UPSTREAM_IN_FLIGHT,
     &UPSTREAM_CONNECTIONS,
+    &UPSTREAM_INFORMATIONAL,
+    &UPSTREAM_POISONED,
     &UPSTREAM_ERRORS,
     &RETRIES,
     &RETRIES_DENIED,
@@ -175,7 +205,16 @@ impl View<'_> {
         let rejected = self.listeners().flat_map(|(name, listener)| {
             listener.rejected().map(move |(reason, n)| (vec![name, reason.as_str()], n))
         });
+        let dropped = self.listeners().flat_map(|(name, listener)| {
+            let by_reason = [("look_alike", &listener.look_alikes), ("nominated", &listener.nominated)];
+            by_reason.map(|(reason, counter)| (vec![name, reason], counter.get()))
+        });
+        let closes = self.listeners().flat_map(|(name, listener)| {
+            listener.staged_closes().map(move |(end, n)| (vec![name, end.as_str()], n))
+        });
         vec![
+            HEADERS_DROPPED.counter(dropped),
+            STAGED_CLOSES.counter(closes),
             IN_FLIGHT.gauge(per_listener(|listener| listener.in_flight.get())),
             CONNECTIONS.counter(per_listener(|listener| listener.connections.get())),
             ACCEPT_ERRORS.counter(per_listener(|listener| listener.accept_errors.get())),
@@ -194,7 +233,12 @@ impl View<'_> {
         };
         let durations =
             cells.iter().map(|(listener, pool, cell)| (vec![*listener, *pool], cell.duration.snapshot()));
+        let truncated = cells.iter().flat_map(|(listener, pool, cell)| {
+            let by_side = [("client", &cell.truncated_requests), ("backend", &cell.truncated_responses)];
+            by_side.map(|(side, counter)| (vec![*listener, *pool, side], counter.get()))
+        });
         vec![
+            TRUNCATED.counter(truncated),
             REQUESTS.counter(requests),
             REQUEST_DURATION.histogram(durations),
             REQUEST_BYTES.counter(bytes(|cell| cell.request_bytes.get())),
@@ -219,7 +263,15 @@ impl View<'_> {
         let errors = self.backends().flat_map(|(pool, backend)| {
             backend.errors().map(move |(error, n)| (vec![pool, &*backend.label, error.as_str()], n))
         });
+        let poisoned = self.backends().flat_map(|(pool, backend)| {
+            let by_reason = backend.history.poisoned();
+            by_reason.map(move |(reason, n)| (vec![pool, &*backend.label, reason.as_str()], n))
+        });
         vec![
+            UPSTREAM_POISONED.counter(poisoned),
+            UPSTREAM_INFORMATIONAL.counter(
+                self.backends().map(|(pool, b)| (vec![pool, &*b.label], b.history.informational.get())),
+            ),
             UPSTREAM_REQUESTS.counter(responses),
             UPSTREAM_DURATION.histogram(
                 self.backends()

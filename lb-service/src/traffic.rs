@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
-pub use crate::counters::{ListenerTraffic, PoolTraffic, ResponseCounts, TrafficCounters};
+pub use crate::counters::{CloseEnd, ListenerTraffic, PoolTraffic, ResponseCounts, TrafficCounters};
 use crate::forwarded::Peer;
 use crate::snapshot::Snapshot;
 use crate::stats::Gauge;

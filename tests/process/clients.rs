@@ -153,6 +153,7 @@ fn at_the_limit_a_connection_that_only_lingers_makes_room() {
     let began = Instant::now();
     assert_eq!(served.daemon.get("/").unwrap().status, 200);
     assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
+    assert_eq!(served.daemon.metric("lb_staged_closes_total", &["end=\"evicted\""]), 1.0);
 }
 
 #[test]

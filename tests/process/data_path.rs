@@ -2,8 +2,9 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::{Arc, Barrier};
-use std::time::Duration;
+use std::sync::mpsc;
+use std::sync::{Arc, Barrier, Mutex};
+use std::time::{Duration, Instant};
 use std::{fs, thread};
 
 use socket2::SockRef;
@@ -211,7 +212,7 @@ fn bytes_behind_a_refused_upgrade_are_no_request() {
 #[test]
 fn a_reset_of_one_side_of_a_tunnel_resets_the_other() {
     let switching = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
-    let (sender, seen) = std::sync::mpsc::channel();
+    let (sender, seen) = mpsc::channel();
     let address = backend(move |_, mut stream| {
         let Some(head) = read_head(&mut stream) else { return };
         stream.write_all(switching).unwrap();
@@ -288,6 +289,42 @@ fn a_flood_of_informational_responses_is_no_response() {
     let daemon = lab.start(&pool_of(&[address], ""));
     let response = daemon.get("/").unwrap();
     assert_eq!((response.status, response.informational.as_slice()), (502, &[103][..]));
+    assert_eq!(daemon.metric("lb_upstream_informational_total", &[]), 2.0, "the second one was too much");
+}
+
+#[test]
+fn bodies_that_break_off_are_counted_by_their_side() {
+    let address = backend(|_, mut stream| {
+        if read_head(&mut stream).is_some_and(|head| head.starts_with("GET")) {
+            stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc").unwrap();
+        } else {
+            let _ = stream.read(&mut [0; 100]);
+        }
+    });
+    let lab = Lab::new();
+    let daemon = lab.start(&pool_of(&[address], "retries: {attempts: 1}"));
+    let truncated = |side: &str| daemon.metric("lb_truncated_bodies_total", &[&format!("side=\"{side}\"")]);
+    assert!(daemon.get("/").is_err(), "the body is incomplete");
+    wait::until(LONG, "the response is counted", || truncated("backend") == 1.0);
+    let mut client = daemon.connect();
+    client.send(head_bytes("POST", "/", &[("Content-Length", "10")], 3)).unwrap();
+    client.send("abc").unwrap();
+    client.finish_sending();
+    assert_eq!(client.response("POST").unwrap().status, 400);
+    wait::until(LONG, "the request is counted", || truncated("client") == 1.0);
+    assert_eq!(truncated("backend"), 1.0);
+}
+
+#[test]
+fn dropped_headers_are_counted() {
+    let lab = Echoing::start();
+    let dropped =
+        |reason: &str| lab.daemon.metric("lb_headers_dropped_total", &[&format!("reason=\"{reason}\"")]);
+    let head = "GET / HTTP/1.1\r\nHost: a\r\nX_Forwarded_For: b\r\nx.real.ip: c\r\napi_key: d\r\n";
+    lab.forwarded(&format!("{head}Connection: x-own, te, x-absent\r\nX-Own: e\r\nTE: trailers\r\n\r\n"));
+    assert_eq!((dropped("look_alike"), dropped("nominated")), (2.0, 1.0));
+    lab.forwarded("GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nKeep-Alive: b\r\n\r\n");
+    assert_eq!((dropped("look_alike"), dropped("nominated")), (2.0, 1.0));
 }
 
 // ===== connections =====
@@ -318,6 +355,76 @@ fn a_replay_uses_a_new_connection_although_others_are_idle() {
     daemon.settle();
     assert_eq!(daemon.get("/").unwrap().status, 200, "{}", daemon.log());
     assert_eq!(daemon.metric("lb_upstream_connections_total", &["reused=\"true\""]), 1.0);
+}
+
+/// A backend that ends its first three connections in different ways after a good response, and the times when it saw
+/// their ends.
+#[test]
+fn a_connection_to_a_backend_that_says_too_much_is_closed_and_counted() {
+    let (send, ended) = mpsc::channel();
+    let (idle, waits) = mpsc::channel();
+    let waits = Mutex::new(waits);
+    let address = backend(move |index, mut stream| {
+        while read_head(&mut stream).is_some() {
+            match index {
+                0 => stream.write_all(&[OK, b"!"].concat()).unwrap(),
+                1 => {
+                    let both = "HTTP/1.1 200 OK\r\nContent-Length: 9\r\nTransfer-Encoding: chunked\r\n\r\n";
+                    stream.write_all(format!("{both}2\r\nok\r\n0\r\n\r\n").as_bytes()).unwrap();
+                }
+                2 | 3 => {
+                    stream.write_all(OK).unwrap();
+                    waits.lock().unwrap().recv().unwrap();
+                    if index == 2 {
+                        stream.write_all(b"!").unwrap();
+                    } else {
+                        stream.shutdown(Shutdown::Write).unwrap();
+                    }
+                }
+                _ => stream.write_all(OK).unwrap(),
+            }
+        }
+        send.send(index).unwrap();
+    });
+    let lab = Lab::new();
+    let daemon = lab.start(&pool_of(&[address], ""));
+    let get = || {
+        let response = daemon.get("/").unwrap();
+        assert_eq!((response.status, response.text().as_str()), (200, "ok"));
+        daemon.settle();
+    };
+    for index in [0, 1] {
+        get();
+        assert_eq!(ended.recv_timeout(LONG), Ok(index));
+    }
+    for index in [2, 3] {
+        get();
+        idle.send(()).unwrap();
+        // No request comes, so the sweep has to notice it.
+        let began = Instant::now();
+        assert_eq!(ended.recv_timeout(LONG), Ok(index));
+        assert!(began.elapsed() < Duration::from_secs(5), "connection {index}: {:?}", began.elapsed());
+    }
+    get();
+    for reason in ["late_bytes", "ambiguous_length", "early_bytes"] {
+        let label = format!("reason=\"{reason}\"");
+        let count = daemon.metric("lb_upstream_connections_poisoned_total", &[&label]);
+        assert_eq!(count, 1.0, "{reason}");
+    }
+}
+
+#[test]
+fn a_staged_close_is_counted_by_its_end() {
+    let lab = Echoing::start();
+    let closes = |end: &str| lab.daemon.metric("lb_staged_closes_total", &[&format!("end=\"{end}\"")]);
+    let close = "GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+    lab.forwarded(close);
+    wait::until(LONG, "the client has closed", || closes("closed") == 1.0);
+    let mut silent = lab.daemon.connect();
+    silent.send(close).unwrap();
+    assert_eq!(silent.response("GET").unwrap().status, 200);
+    wait::until(LONG, "the client is silent", || closes("quiet") == 1.0);
+    assert_eq!((closes("closed"), closes("timeout"), closes("evicted")), (1.0, 0.0, 0.0));
 }
 
 #[test]

@@ -59,6 +59,10 @@ pub(crate) struct Exchange {
     explain_access: ExplainAccess,
     /// Whether the whole request was passed on.
     is_complete: bool,
+    /// Whether the head of a backend's response was passed on.
+    is_passed_on: bool,
+    /// Whether the backend broke off the response after that.
+    is_truncated: bool,
     /// Whether it was counted as a request without a key.
     key_is_missing: bool,
 }
@@ -104,6 +108,8 @@ pub(crate) struct End {
     pub(crate) status: Option<u16>,
     /// The bytes of the request body.
     pub(crate) request_bytes: u64,
+    /// Whether the whole request has arrived.
+    pub(crate) has_whole_request: bool,
     /// The bytes of the response body.
     pub(crate) response_bytes: u64,
 }
@@ -126,6 +132,8 @@ impl Exchange {
             newer: None,
             failure: None,
             is_complete: false,
+            is_passed_on: false,
+            is_truncated: false,
             key_is_missing: false,
         }
     }
@@ -289,6 +297,7 @@ impl Exchange {
         if self.is_retried(head, status, retry_after(status, response), progress, at) {
             return Response::Retry;
         }
+        self.is_passed_on = true;
         if let Some(cookie) = self.cookie(head, at.time) {
             response.add(SET_COOKIE, cookie);
         }
@@ -358,6 +367,7 @@ impl Exchange {
     /// Records a fault of the attempt. Returns whether the request is retried.
     pub(crate) fn fault(&mut self, head: &impl Head, fault: Fault, progress: Progress, at: Now) -> bool {
         let fault = fault.since(progress);
+        self.is_truncated |= self.is_passed_on && fault.side == Side::Backend;
         if self.dispatch.goes_on() {
             return true;
         }
@@ -414,6 +424,12 @@ impl Exchange {
         requests.responses.increment(status);
         if status < 500 && self.failure.is_some_and(Failure::breaks_off) {
             requests.broken_off.increment();
+        }
+        if self.is_truncated {
+            requests.truncated_responses.increment();
+        }
+        if !end.has_whole_request && self.failure.is_some_and(Failure::is_truncation) {
+            requests.truncated_requests.increment();
         }
         requests.duration.observe(end.at.saturating_duration_since(self.arrived));
         requests.request_bytes.add(end.request_bytes);

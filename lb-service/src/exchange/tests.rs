@@ -67,6 +67,7 @@ impl Bench {
             clock: || SystemTime::UNIX_EPOCH + Duration::from_secs(100),
             status,
             request_bytes: 3,
+            has_whole_request: true,
             response_bytes: 4,
         }
     }
@@ -259,6 +260,34 @@ fn a_request_whose_pool_is_replaced_continues_with_the_successor() {
     successor.enter(&pool);
     assert_eq!(exchange.admit(&get(), bench.at()), Admission::Placed);
     assert_eq!(&*exchange.dispatch.attempt.as_ref().unwrap().backend.label, "10.0.0.3:80");
+}
+
+#[test]
+fn a_body_that_breaks_off_is_counted_by_its_side() {
+    let bench = Bench::new(|_| {});
+    let begun = Progress { response_begun: true, ..UNTOUCHED };
+    let counted = || {
+        let counted = bench.snapshot.requests(ListenerId(0), Some(PoolId(0)));
+        (counted.truncated_requests.get(), counted.truncated_responses.get())
+    };
+    let ended = |fault: Fault, is_passed_on: bool, has_whole_request: bool| {
+        let mut exchange = bench.placed(&get());
+        if is_passed_on {
+            let decision = exchange.respond(&get(), 200, &mut fields(&[]), UNTOUCHED, bench.at());
+            assert_eq!(decision, Response::PassOn);
+        }
+        exchange.fault(&get(), fault, begun, bench.at());
+        exchange.finish(&get(), End { has_whole_request, ..bench.end(Some(200)) });
+    };
+    ended(backend_fault(FaultKind::Closed), false, true);
+    assert_eq!(counted(), (0, 0), "no head was passed on");
+    ended(backend_fault(FaultKind::Closed), true, true);
+    ended(backend_fault(FaultKind::Stalled), true, false);
+    assert_eq!(counted(), (0, 2));
+    ended(Fault::of_client(FaultKind::Closed), true, true);
+    assert_eq!(counted(), (0, 2), "the whole request has arrived");
+    ended(Fault::of_client(FaultKind::Closed), false, false);
+    assert_eq!(counted(), (1, 2));
 }
 
 #[test]

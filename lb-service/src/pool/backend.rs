@@ -14,7 +14,7 @@ use super::address::UpstreamAddress;
 use super::by_address::ByAddress;
 use super::idle::IdleConnections;
 use super::outlier::{OutlierRecord, nanoseconds};
-use super::reasons::{AttemptFailure, SkipReason, UpstreamError};
+use super::reasons::{AttemptFailure, Poison, SkipReason, UpstreamError};
 use super::settings::{Admin, BackendSettings, PoolSettings};
 use super::slow_backends;
 use super::slow_start::Comeback;
@@ -77,6 +77,8 @@ pub struct History {
     pub connections_new: Counter,
     /// Requests over a connection that was kept alive.
     pub connections_reused: Counter,
+    /// Responses with a status from 100 to 199.
+    pub informational: Counter,
     /// Attempts at the backend, including those without a connection.
     pub attempts: Counter,
     /// Failures that count for ejection: an error, or a response of 502, 503 or 504.
@@ -98,6 +100,8 @@ pub struct History {
     passed_over: [Counter; SkipReason::ALL.len()],
     /// Failures, by [`UpstreamError`].
     errors: [Counter; UpstreamError::ALL.len()],
+    /// Connections that were not used again, by [`Poison`].
+    poisoned: [Counter; Poison::ALL.len()],
 }
 
 /// What the backends of one pool keep across reloads. Clones share it.
@@ -255,12 +259,13 @@ impl Target {
 // === impl History ===
 
 impl History {
-    fn new(now: Instant) -> Self {
+    pub(crate) fn new(now: Instant) -> Self {
         Self {
             responses: Codes::default(),
             time_to_first_byte: Histogram::default(),
             connections_new: Counter::default(),
             connections_reused: Counter::default(),
+            informational: Counter::default(),
             attempts: Counter::default(),
             failures: Counter::default(),
             latest_failure: AtomicU16::new(0),
@@ -272,7 +277,18 @@ impl History {
             admin_since: AtomicU64::new(0),
             passed_over: Default::default(),
             errors: Default::default(),
+            poisoned: Default::default(),
         }
+    }
+
+    /// Counts a connection that is not used again.
+    pub(crate) fn poison(&self, reason: Poison) {
+        self.poisoned[reason as usize].increment();
+    }
+
+    /// Returns the connections that were not used again, by reason.
+    pub fn poisoned(&self) -> impl Iterator<Item = (Poison, u64)> {
+        Poison::ALL.into_iter().zip(self.poisoned.iter().map(Counter::get))
     }
 
     fn admin(&self) -> Admin {

@@ -127,7 +127,7 @@ pub use head::{Fields, Head};
 pub use idle::{IdleBudget, IdleConnections, Parked, RuntimeId};
 pub use pick::{Passed, PickError, PickRequest, Tried};
 pub use queue::{Queue, QueueFull, Turn, Waiter};
-pub use reasons::{SkipReason, UpstreamError};
+pub use reasons::{Poison, SkipReason, UpstreamError};
 pub(crate) use retry::Budget;
 pub use session_keys::{SessionKeys, SessionKeysError};
 pub(crate) use settings::PANIC_THRESHOLD;

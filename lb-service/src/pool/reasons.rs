@@ -45,6 +45,17 @@ pub enum UpstreamError {
     Protocol,
 }
 
+/// The reason why the connection to a backend is not used again although it is open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Poison {
+    /// The backend sent a byte before the request.
+    EarlyBytes,
+    /// The backend sent a byte after the response.
+    LateBytes,
+    /// The length of the response was given twice, or in a way that its version does not have.
+    AmbiguousLength,
+}
+
 /// The failure of one attempt at a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum AttemptFailure {
@@ -107,6 +118,22 @@ impl UpstreamError {
             Self::Timeout => "timeout",
             Self::Reset => "reset",
             Self::Protocol => "protocol",
+        }
+    }
+}
+
+// === impl Poison ===
+
+impl Poison {
+    /// All reasons, in the order of their discriminants.
+    pub const ALL: [Self; 3] = [Self::EarlyBytes, Self::LateBytes, Self::AmbiguousLength];
+
+    /// Returns the `reason` label.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::EarlyBytes => "early_bytes",
+            Self::LateBytes => "late_bytes",
+            Self::AmbiguousLength => "ambiguous_length",
         }
     }
 }

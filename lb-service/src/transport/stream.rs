@@ -91,10 +91,14 @@ impl Stream {
         self.socket().with(|socket| socket.take_error()).is_ok_and(|error| error.is_some())
     }
 
-    /// Returns whether the system has bytes of the peer that were not read, or its end.
-    pub(crate) fn has_input(&self) -> bool {
-        let peeked = self.socket().with(|socket| socket.peek(&mut [MaybeUninit::uninit()]));
-        !matches!(peeked, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+    /// Returns whether the system has a byte of the peer that was not read (`true`), or its end (`false`); `None` if it
+    /// has neither.
+    pub(crate) fn arrived(&self) -> Option<bool> {
+        match self.socket().with(|socket| socket.peek(&mut [MaybeUninit::uninit()])) {
+            Ok(count) => Some(count > 0),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
+            Err(_) => Some(false),
+        }
     }
 
     /// Writes as much as the system takes now.

@@ -24,7 +24,7 @@ use super::input::Input;
 use super::output::Output;
 use super::stream::{Socket, Stream, keepalive};
 use crate::exchange::FaultKind;
-use crate::pool::{Backend, IdleBudget, Parked, RuntimeId, UpstreamAddress};
+use crate::pool::{Backend, History, IdleBudget, Parked, Poison, RuntimeId, UpstreamAddress};
 use crate::snapshot::CurrentSnapshot;
 
 /// The pause before another attempt to connect to a Unix socket whose queue of connections is full.
@@ -39,6 +39,19 @@ pub(crate) struct Upstream {
     /// Whether the connection has carried a request before.
     pub(crate) reused: bool,
     expires: Instant,
+    /// The history of the backend.
+    history: Arc<History>,
+}
+
+/// What the backend has done on a connection that waits for a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Waiting {
+    /// Nothing.
+    Quiet,
+    /// The backend has sent a byte.
+    Spoken,
+    /// The backend has closed the connection.
+    Closed,
 }
 
 /// Makes connections, and keeps the idle ones.
@@ -111,7 +124,8 @@ impl Connector {
         };
         let (input, output) = (Input::default(), Output::default());
         let expires = Instant::now() + jittered(target.max_age, fastrand::f64());
-        Upstream { stream, input, output, reused: false, expires }.untouched().map(Box::new)
+        let history = backend.history.clone();
+        Upstream { stream, input, output, reused: false, expires, history }.untouched().map(Box::new)
     }
 
     /// Makes a new connection without a time limit, with TLS if there are settings for it.
@@ -222,10 +236,12 @@ impl Upstream {
     /// Returns the new connection, unless the backend has already closed it or sent a byte: that would pass for the
     /// response to our request.
     fn untouched(mut self) -> Result<Self, ConnectError> {
-        // With TLS, the bytes may be tickets.
-        let has_input = !self.stream.is_tls() && self.stream.has_input();
-        if !has_input && self.is_quiet() {
-            return Ok(self);
+        // With TLS, the bytes may be tickets. Without it, no event may have reported them yet.
+        match self.stream.arrived().filter(|_| !self.stream.is_tls()) {
+            Some(true) => self.history.poison(Poison::EarlyBytes),
+            Some(false) => {}
+            None if self.is_quiet() => return Ok(self),
+            None => {}
         }
         let reason = io::Error::other("it closed the connection or sent bytes before the request");
         Err(ConnectError { kind: FaultKind::Closed, reason })
@@ -238,8 +254,19 @@ impl Parked for Upstream {
     }
 
     fn is_quiet(&mut self) -> bool {
+        let waiting = self.waiting();
+        if waiting == Waiting::Spoken {
+            self.history.poison(Poison::EarlyBytes);
+        }
+        waiting == Waiting::Quiet
+    }
+}
+
+impl Upstream {
+    /// Looks at a connection that has no request, without waiting.
+    fn waiting(&mut self) -> Waiting {
         if !self.is_clean() {
-            return false;
+            return Waiting::Closed;
         }
         let mut byte = [0];
         let mut buf = ReadBuf::new(&mut byte);
@@ -247,7 +274,11 @@ impl Parked for Upstream {
         let stream = &mut self.stream;
         // Without `unconstrained`, a task that has used up its budget would see nothing.
         let mut probe = unconstrained(poll_fn(|cx| Pin::new(&mut *stream).poll_read(cx, &mut buf)));
-        matches!(Future::poll(Pin::new(&mut probe), &mut cx), Poll::Pending)
+        match Future::poll(Pin::new(&mut probe), &mut cx) {
+            Poll::Pending => Waiting::Quiet,
+            Poll::Ready(Ok(())) if !buf.filled().is_empty() => Waiting::Spoken,
+            Poll::Ready(_) => Waiting::Closed,
+        }
     }
 }
 
@@ -270,8 +301,11 @@ mod tests {
         }
         let (input, output) = (Input::default(), Output::default());
         let stream = Stream::Plain(Socket::Tcp(stream));
-        let upstream = Upstream { stream, input, output, reused: false, expires: Instant::now() };
+        let (expires, history) = (Instant::now(), Arc::new(History::new(Instant::now())));
+        let upstream = Upstream { stream, input, output, reused: false, expires, history: history.clone() };
         let result = upstream.untouched();
+        let counted: Vec<_> = history.poisoned().map(|(_, count)| count).collect();
+        assert_eq!(counted, [u64::from(!bytes.is_empty()), 0, 0]);
         drop(backend);
         result
     }

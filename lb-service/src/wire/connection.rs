@@ -83,6 +83,15 @@ pub(crate) fn names(fields: &FieldLines) -> impl Iterator<Item = &[u8]> {
     fields.values(Known::Connection).flat_map(members)
 }
 
+/// Returns the number of fields that do not pass because `Connection` names them.
+pub(crate) fn count_named(fields: &FieldLines, options: Options) -> usize {
+    if !options.names_fields {
+        return 0;
+    }
+    let is_named = |name: &[u8]| names(fields).any(|named| named.eq_ignore_ascii_case(name));
+    fields.iter().filter(|field| !field.known.never_passes() && is_named(field.name)).count()
+}
+
 /// The fields that a message names in `Connection`, for its trailers: these do not pass either.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Named(Option<FieldLines>);
@@ -145,6 +154,16 @@ mod tests {
         for name in ["Host", "x-forwarded-for", "X-Forwarded-Anything", "Cookie", "VIA"] {
             assert_eq!(of(&format!("Connection: close, {name}\r\n")), Err(BadConnection), "{name}");
         }
+    }
+
+    #[test]
+    fn fields_that_are_named_are_counted_unless_they_never_pass() {
+        let count = |text| {
+            let fields = fields(text);
+            count_named(&fields, Options::of_request(&fields).unwrap())
+        };
+        assert_eq!(count("Connection: x-a, TE, x-c\r\nX-A: 1\r\nx-a: 2\r\nTE: trailers\r\nX-B: 3\r\n"), 2);
+        assert_eq!(count("Connection: close\r\nX-A: 1\r\n"), 0);
     }
 
     #[test]

@@ -11,6 +11,8 @@ use super::known::Known;
 pub(crate) struct FieldLines {
     bytes: Bytes,
     lines: Vec<Line>,
+    /// The number of names that some backends read as others.
+    pub(crate) look_alikes: usize,
 }
 
 /// One field.
@@ -65,15 +67,17 @@ impl FieldLines {
     /// of.
     pub(super) fn parse(bytes: Bytes, mut from: usize) -> Result<Self, BadField> {
         // Most heads have between 5 and 15 fields. One allocation is enough for them.
-        let mut lines = Vec::with_capacity(16);
+        let (mut lines, mut look_alikes) = (Vec::with_capacity(16), 0);
         while let Some(at) = memchr(b'\n', &bytes[from..]) {
             let line = bytes[from..from + at].strip_suffix(b"\r").ok_or(BadField)?;
             from += at + 1;
             if !line.is_empty() {
-                lines.push(Line::parse(line, &bytes)?);
+                let line = Line::parse(line, &bytes)?;
+                look_alikes += usize::from(line.known == Known::LookAlike);
+                lines.push(line);
             }
         }
-        Ok(Self { bytes, lines })
+        Ok(Self { bytes, lines, look_alikes })
     }
 
     /// Returns the fields in their order.
@@ -136,6 +140,7 @@ mod tests {
         assert_eq!(fields.values(Known::Host).collect::<Vec<_>>(), [b"a", b"b"]);
         assert_eq!(fields.only(Known::Host), Err(Repeated));
         assert_eq!(fields.only(Known::Te), Ok(None));
+        assert_eq!((fields.look_alikes, parse("X_Real_IP: a\r\nb_c: d\r\n").unwrap().look_alikes), (0, 1));
     }
 
     #[test]

@@ -60,6 +60,22 @@ const X_FORWARDED: &[u8] = b"x-forwarded-";
 // === impl Known ===
 
 impl Known {
+    /// Returns whether a field with this name never leaves as it came: it is for this hop only, or it could deceive the
+    /// next one.
+    pub(crate) fn never_passes(self) -> bool {
+        matches!(
+            self,
+            Self::Connection
+                | Self::HopByHop
+                | Self::LookAlike
+                | Self::Proxy
+                | Self::Te
+                | Self::TransferEncoding
+                | Self::Upgrade
+                | Self::ContentLength
+        )
+    }
+
     /// Returns the meaning of a name.
     pub(crate) fn of(name: &[u8]) -> Self {
         let known = match name.len() {

@@ -88,14 +88,7 @@ impl<'a> Outgoing<'a> {
         };
         let is_removed = |name: &HeaderName| field.name.eq_ignore_ascii_case(name.as_str().as_bytes());
         match field.known {
-            Known::Connection
-            | Known::HopByHop
-            | Known::LookAlike
-            | Known::Proxy
-            | Known::Te
-            | Known::TransferEncoding
-            | Known::Upgrade
-            | Known::ContentLength => false,
+            known if known.never_passes() => false,
             Known::Expect if !self.expects => false,
             _ => !is_named() && !self.removed.iter().any(is_removed),
         }

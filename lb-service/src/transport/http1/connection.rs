@@ -21,7 +21,9 @@ use crate::failure::{Failure, Rejection, WireRejection};
 use crate::forwarded::Scheme;
 use crate::listener::{HeadLimits, Listener, ListenerId};
 use crate::snapshot::{CurrentSnapshot, Snapshot};
-use crate::traffic::{Acceptor, Connection};
+use crate::traffic::{Acceptor, CloseEnd, Connection, ListenerTraffic};
+use crate::wire::connection::count_named;
+use crate::wire::offset;
 use crate::wire::request::RequestHead;
 use crate::wire::scan::{Found, Scan, has_begun};
 use crate::wire::write::Persistence;
@@ -81,8 +83,9 @@ async fn requests(
         (client.pause, idle) = (timeouts.body, timeouts.idle);
         let head = match read_head(client, &limits.head, timeouts.head).await {
             Ok(head) => head,
-            Err(failure) => return reject(&place, client, connection, failure, begun).await,
+            Err(bad) => return reject(&place, client, connection, bad, begun).await,
         };
+        count_dropped(&head, &connection.acceptor.listener);
         let (peer, scheme) = (connection.peer.clone(), Scheme::Http);
         let origin = Origin { snapshot: place.snapshot, listener: place.listener, peer, scheme };
         let exchange = Exchange::begin(origin, &head, begun);
@@ -159,6 +162,16 @@ fn poll_head(
     }
 }
 
+/// Counts the fields that are not passed on.
+fn count_dropped(head: &RequestHead, listener: &ListenerTraffic) {
+    if head.fields().look_alikes > 0 {
+        listener.look_alikes.add(head.fields().look_alikes as u64);
+    }
+    if head.options().names_fields {
+        listener.nominated.add(count_named(head.fields(), head.options()) as u64);
+    }
+}
+
 /// Counts, logs and responds to a request whose head cannot be read.
 async fn reject(
     place: &Place,
@@ -205,14 +218,15 @@ async fn linger(client: &mut Client, acceptor: &Acceptor) {
         return;
     }
     let _lingering = acceptor.linger();
-    tokio::select! {
-        () = discard(stream) => {}
-        () = acceptor.room_needed() => {}
-    }
+    let end = tokio::select! {
+        end = discard(stream) => end,
+        () = acceptor.room_needed() => CloseEnd::Evicted,
+    };
+    acceptor.listener.closed(end);
 }
 
 /// Discards bytes until the client has sent its last one or takes too long.
-async fn discard(stream: &mut Stream) {
+async fn discard(stream: &mut Stream) -> CloseEnd {
     let (total, silence) = LINGER;
     let end = tokio::time::Instant::now() + total;
     loop {
@@ -220,7 +234,9 @@ async fn discard(stream: &mut Stream) {
         let read = std::future::poll_fn(|cx| poll_discard(stream, cx));
         match tokio::time::timeout_at(limit, read).await {
             Ok(true) => {}
-            Ok(false) | Err(_) => return,
+            Ok(false) => return CloseEnd::Closed,
+            Err(_) if limit == end => return CloseEnd::Timeout,
+            Err(_) => return CloseEnd::Quiet,
         }
     }
 }

@@ -16,7 +16,7 @@ use super::story::{Decision, Next, Passing, Story, Surroundings};
 use super::tunnel::{self, Carried};
 use crate::exchange::{Exchange, Fault, FaultKind, OwnResponse, Side, keeps_connection};
 use crate::failure::{Failure, Rejection};
-use crate::pool::{Admission, Backend, Head, Target};
+use crate::pool::{Admission, Backend, Head, Poison, Target};
 use crate::wire::body::{BodyWriter, Frame};
 use crate::wire::connection::Named;
 use crate::wire::framing::Length;
@@ -57,7 +57,7 @@ pub(super) async fn serve(
 /// The end of the process can cut a request off at any point, and that counts, too.
 impl Drop for Serving<'_> {
     fn drop(&mut self) {
-        self.story.finish(self.body.read);
+        self.story.finish(&self.body);
     }
 }
 
@@ -155,6 +155,9 @@ impl Serving<'_> {
         match decision {
             Decision::PassOn(mut passing) => {
                 let result = relay.bodies(&mut passing.download).await;
+                if result.is_ok() && !relay.upstream.input.bytes().is_empty() {
+                    backend.history.poison(Poison::LateBytes);
+                }
                 let is_kept =
                     result.is_ok() && passing.keeps_upstream && relay.is_sent() && upstream.is_clean();
                 Ok((Outcome::Done(self.end(passing, result).await), is_kept))

@@ -14,7 +14,7 @@ use crate::clock::Now;
 use crate::exchange::{End, Exchange, Fault, Progress, Response, body_pause, date, is_final};
 use crate::failure::Failure;
 use crate::listener::{ClientLimits, ClientTimeouts};
-use crate::pool::{Admission, Backend, Fields, Head, RuntimeId, Target};
+use crate::pool::{Admission, Backend, Fields, Head, Poison, RuntimeId};
 use crate::traffic::Connection;
 use crate::upgrade;
 use crate::wire::body::BodyReader;
@@ -179,9 +179,12 @@ impl Story {
                 relay.await_response(limit.unwrap_or(backend.target().response_timeout));
                 Ok(Decision::More)
             }
-            Event::Head(response) if !is_final(response.status()) => self.inform(&response, relay),
+            Event::Head(response) if !is_final(response.status()) => {
+                backend.history.informational.increment();
+                self.inform(&response, relay)
+            }
             Event::Head(response) if response.status() == 101 => self.switch(&response, relay),
-            Event::Head(response) => self.decide(&response, relay, backend.target(), around),
+            Event::Head(response) => self.decide(&response, relay, backend, around),
         }
     }
 
@@ -226,11 +229,14 @@ impl Story {
         &mut self,
         response: &ResponseHead,
         relay: &mut Relay<'_>,
-        target: &Target,
+        backend: &Backend,
         around: &Surroundings<'_>,
     ) -> Result<Decision, Fault> {
         let framing = response.framing(*self.head.method() == Method::HEAD);
         let framing = framing.map_err(|_| relay.bad_response())?;
+        if framing.is_ambiguous {
+            backend.history.poison(Poison::AmbiguousLength);
+        }
         let mut fields = Outgoing::response(response);
         let progress = self.progress(relay.body);
         let decision = self.exchange.respond(&self.head, response.status(), &mut fields, progress, now());
@@ -247,7 +253,7 @@ impl Story {
         let reader = BodyReader::new(framing.length, Sender::Backend);
         let named = Named::of(response.fields(), response.options());
         Ok(Decision::PassOn(Passing {
-            download: Download::new(reader, delivery.writer, named, body_pause(response, target)),
+            download: Download::new(reader, delivery.writer, named, body_pause(response, backend.target())),
             next: if keeps { Next::Keep } else { Next::Close },
             is_undelimited: delivery.is_undelimited(),
             keeps_upstream: relay.is_sent() && response.is_reusable(framing),
@@ -267,13 +273,14 @@ impl Story {
         self.head.keeps_alive() && body.has_ended() && !client.input.has_ended() && !is_last && !is_followed()
     }
 
-    /// Counts the request, of whose body so many bytes were read, and writes its log line.
-    pub(super) fn finish(&self, body_bytes: u64) {
+    /// Counts the request, and writes its log line.
+    pub(super) fn finish(&self, body: &RequestBody) {
         let end = End {
             at: Instant::now(),
             clock: SystemTime::now,
             status: self.status,
-            request_bytes: body_bytes + self.tunnel_bytes,
+            request_bytes: body.read + self.tunnel_bytes,
+            has_whole_request: body.has_ended(),
             response_bytes: self.response_bytes,
         };
         self.exchange.finish(&self.head, end);
